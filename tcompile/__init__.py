@@ -1,0 +1,29 @@
+"""tcompile: compile vision transformers so that they carry fewer tokens.
+
+The public API is re-exported lazily (PEP 562), so `import tcompile` costs next to nothing and needs
+no optional dependency.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from tcompile._version import __version__
+
+# In a checkout the sibling folders (passes/, plugins/, targets/, models/) are our subpackages;
+# an installed package has them inside and this does nothing.
+_root = Path(__file__).resolve().parent.parent
+if (_root / "pyproject.toml").is_file() and (_root / "passes").is_dir():
+    __path__.append(str(_root))
+
+_LAZY: dict[str, str] = {}
+
+__all__ = ["__version__", *_LAZY]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'tcompile' has no attribute {name!r}")

@@ -1,0 +1,61 @@
+"""The errors people see: what went wrong, where, and what to do about it.
+
+Exit codes: 2 when the person can mend it (arguments, input file, missing extra), 1 when the fault
+is ours or a check failed.
+"""
+
+from __future__ import annotations
+
+
+class TcompileError(Exception):
+    """Base of every error raised on purpose.
+
+    Args:
+        what: one sentence, what is wrong.
+        where: file, node or option it is about; may be empty.
+        hint: what to do; may be empty.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: str = "", hint: str = "") -> None:
+        self.what, self.where, self.hint = what, where, hint
+        super().__init__(self.one_line())
+
+    def one_line(self) -> str:
+        """`where: what (hint)`, on a single line."""
+        text = f"{self.where}: {self.what}" if self.where else self.what
+        text = f"{text} ({self.hint})" if self.hint else text
+        return " ".join(text.split())
+
+
+class UsageError(TcompileError):
+    """An argument or option that cannot be honoured."""
+
+    exit_code = 2
+
+
+class ModelError(TcompileError):
+    """A model file that cannot be read, or that holds nothing we can reduce."""
+
+    exit_code = 2
+
+
+class MissingExtraError(TcompileError):
+    """An optional dependency is needed and not installed."""
+
+    exit_code = 2
+
+    def __init__(self, module: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs '{module}', which is not installed",
+            hint=f"pip install 'tcompile[{extra}]'",
+        )
+
+
+class VerificationError(TcompileError):
+    """A check of what was built did not hold."""
+
+
+class InternalError(TcompileError):
+    """A state that should be impossible: a bug in tcompile."""
