@@ -1,0 +1,98 @@
+"""One tiny model a family, straight from its library, for the oracles' own tests.
+
+Sizes are odd on purpose: 5 heads of 8 and 36 or 25 patches coincide with nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+IMAGE = 48
+
+
+def _timm(name: str, **overrides: Any) -> nn.Module:
+    import timm
+
+    plan = {"img_size": IMAGE, "depth": 4, "embed_dim": 40, "num_heads": 5, "num_classes": 7}
+    # DINOv2 has no classifier, and asks for patches of 14 where the others have 16.
+    return timm.create_model(name, pretrained=False, **{**plan, "patch_size": 8, **overrides})
+
+
+def _hf(model: str, config: str, **overrides: Any) -> nn.Module:
+    import transformers
+
+    plan = {
+        "hidden_size": 40,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 5,
+        "intermediate_size": 96,
+        "image_size": IMAGE,
+        "patch_size": 8,
+        "projection_dim": 24,
+        "num_labels": 7,
+    }
+    made = getattr(transformers, config)(**{**plan, **overrides})
+    return getattr(transformers, model)(made)
+
+
+def _open_clip(**overrides: Any) -> nn.Module:
+    from open_clip.transformer import VisionTransformer
+
+    plan: dict[str, Any] = {
+        "image_size": IMAGE,
+        "patch_size": 8,
+        "width": 40,
+        "layers": 4,
+        "heads": 5,
+        "mlp_ratio": 2.0,
+        "output_dim": 24,
+    }
+    return VisionTransformer(**{**plan, **overrides})
+
+
+def _torchvision() -> nn.Module:
+    from torchvision.models.vision_transformer import VisionTransformer
+
+    return VisionTransformer(
+        image_size=IMAGE,
+        patch_size=8,
+        num_layers=4,
+        num_heads=5,
+        hidden_dim=40,
+        mlp_dim=96,
+        num_classes=7,
+    )
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "timm-vit": lambda: _timm("vit_tiny_patch16_224"),
+    "timm-vit-features": lambda: _timm("vit_tiny_patch16_224", global_pool="", num_classes=0),
+    "timm-vit-qknorm": lambda: _timm("vit_tiny_patch16_224", qk_norm=True),
+    "timm-gap": lambda: _timm("vit_base_patch16_gap_224"),
+    "timm-reg4-gap": lambda: _timm("vit_medium_patch16_reg4_gap_256"),
+    "timm-deit-distilled": lambda: _timm("deit_tiny_distilled_patch16_224"),
+    "timm-deit3": lambda: _timm("deit3_small_patch16_224"),
+    "timm-dinov2": lambda: _timm("vit_small_patch14_dinov2"),
+    "timm-dinov2-reg4": lambda: _timm("vit_small_patch14_reg4_dinov2"),
+    "timm-clip": lambda: _timm("vit_base_patch16_clip_224"),
+    "timm-siglip": lambda: _timm("vit_base_patch16_siglip_224"),
+    "hf-vit": lambda: _hf("ViTModel", "ViTConfig"),
+    "hf-vit-classifier": lambda: _hf("ViTForImageClassification", "ViTConfig"),
+    "hf-deit": lambda: _hf("DeiTModel", "DeiTConfig"),
+    "hf-deit-classifier": lambda: _hf("DeiTForImageClassification", "DeiTConfig"),
+    "hf-deit-teacher": lambda: _hf("DeiTForImageClassificationWithTeacher", "DeiTConfig"),
+    "hf-clip": lambda: _hf("CLIPVisionModel", "CLIPVisionConfig"),
+    "hf-clip-projection": lambda: _hf("CLIPVisionModelWithProjection", "CLIPVisionConfig"),
+    "hf-siglip": lambda: _hf("SiglipVisionModel", "SiglipVisionConfig"),
+    "hf-dinov2": lambda: _hf("Dinov2Model", "Dinov2Config"),
+    "hf-dinov2-classifier": lambda: _hf("Dinov2ForImageClassification", "Dinov2Config"),
+    "hf-dinov2-registers": lambda: _hf(
+        "Dinov2WithRegistersModel", "Dinov2WithRegistersConfig", num_register_tokens=4
+    ),
+    "open-clip": _open_clip,
+    "open-clip-tokens": lambda: _open_clip(output_tokens=True),
+    "torchvision": _torchvision,
+}
