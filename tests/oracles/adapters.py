@@ -387,6 +387,33 @@ def _torchvision(model: Any) -> Encoder:
     )
 
 
+# ---- our own -------------------------------------------------------------------------------------
+
+
+def _glyphs(model: Any) -> Encoder:
+    def block(layer: Any) -> Block:
+        attn = layer.attn
+
+        def qkv(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            q, k, v = (_heads(part, attn.heads) for part in attn.qkv(layer.norm1(x)).chunk(3, -1))
+            return q, k, v
+
+        return Block(
+            qkv=qkv,
+            scale=(attn.qkv.in_features // attn.heads) ** -0.5,
+            attend=lambda x, context: x + attn.proj(context),
+            mlp=lambda x: x + layer.mlp(layer.norm2(x)),
+        )
+
+    def head(stream: Stream) -> tuple[Output, ...]:
+        x = model.norm(stream.x)
+        return Output(model.head(x[:, 0])), Output(model.patch_head(x[:, 1:]), 1)
+
+    return Encoder(
+        embed=model.embed, prefix=1, cls=True, blocks=tuple(map(block, model.blocks)), head=head
+    )
+
+
 _ADAPTERS: dict[str, Callable[[Any], Encoder]] = {
     "timm.VisionTransformerDistilled": _timm_distilled,
     "timm.VisionTransformer": _timm,
@@ -404,4 +431,5 @@ _ADAPTERS: dict[str, Callable[[Any], Encoder]] = {
     "transformers.Dinov2WithRegistersForImageClassification": _hf_dinov2_classifier,
     "open_clip.VisionTransformer": _open_clip,
     "torchvision.VisionTransformer": _torchvision,
+    "tcompile.GlyphViT": _glyphs,
 }

@@ -67,6 +67,12 @@ def _torchvision() -> nn.Module:
     )
 
 
+def _glyphs() -> nn.Module:
+    from tcompile.models.glyphs.model import GlyphConfig, GlyphViT
+
+    return GlyphViT(GlyphConfig(image_size=IMAGE, width=40, depth=4, heads=5))
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "timm-vit": lambda: _timm("vit_tiny_patch16_224"),
     "timm-vit-features": lambda: _timm("vit_tiny_patch16_224", global_pool="", num_classes=0),
@@ -95,4 +101,5 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "open-clip": _open_clip,
     "open-clip-tokens": lambda: _open_clip(output_tokens=True),
     "torchvision": _torchvision,
+    "glyphs": _glyphs,
 }
