@@ -1,0 +1,131 @@
+"""Writing the file: dims as asked for, metadata, one file where it fits, all or nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnx
+
+from tcompile.errors import ModelError
+from tcompile.models.preprocess import PREPROCESS_KEY, SOURCE_KEY
+from tcompile.models.report import Dims
+from tcompile.models.source import LoadedModel
+
+# Protobuf's limit is 2 GiB; the graph itself and the framing need some of it.
+_INLINE_LIMIT = 2_000_000_000
+_DROPPED_METADATA = ("pkg.torch.export.ExportedProgram.graph_signature",)
+
+
+def settle_inputs(
+    proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]], batch: int | str
+) -> None:
+    """Make the file's input dims those that were asked for, or fail.
+
+    transformers' exporter writes static dims as strings of digits; every exporter names the free
+    batch its own way; some freeze it and say nothing.
+
+    Raises:
+        ModelError: an input is missing, or has other dims than were asked for.
+    """
+    inputs = {value.name: value for value in proto.graph.input}
+    if set(inputs) != set(shapes):
+        raise ModelError(f"has inputs {sorted(inputs)}, not {sorted(shapes)}")
+    renamed: dict[str, str] = {}
+    for name in shapes:
+        found = _value_dims(inputs[name])
+        first = found[0] if found else None
+        if batch == "dynamic" and isinstance(first, str) and not first.isdigit():
+            renamed[first] = "batch"
+    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param.isdigit():
+                dim.dim_value = int(dim.dim_param)
+            elif dim.dim_param in renamed:
+                dim.dim_param = renamed[dim.dim_param]
+    for name, shape in shapes.items():
+        wanted: Dims = ("batch", *shape[1:]) if batch == "dynamic" else shape
+        found = _value_dims(inputs[name])
+        if found != wanted:
+            raise ModelError(f"wrote input '{name}' as {list(found)}, not as {list(wanted)}")
+
+
+def settle_outputs(proto: onnx.ModelProto, wanted: Sequence[Dims]) -> None:
+    """Give the outputs the dims PyTorch has: TorchScript leaves static ones as made-up symbols.
+
+    Raises:
+        ModelError: another number of outputs, or a static dim that differs.
+    """
+    if len(proto.graph.output) != len(wanted):
+        raise ModelError(f"has {len(proto.graph.output)} outputs where PyTorch has {len(wanted)}")
+    for value, shape in zip(proto.graph.output, wanted, strict=True):
+        found = _value_dims(value)
+        if len(found) != len(shape) or any(
+            isinstance(ours, int) and ours != theirs
+            for ours, theirs in zip(found, shape, strict=True)
+        ):
+            raise ModelError(f"wrote output '{value.name}' as {list(found)}, not as {list(shape)}")
+        for dim, size in zip(value.type.tensor_type.shape.dim, shape, strict=True):
+            if isinstance(size, int):
+                dim.dim_value = size
+            else:
+                dim.dim_param = size
+
+
+def metadata(proto: onnx.ModelProto, loaded: LoadedModel) -> None:
+    """Record where the model comes from and how to prepare an image for it."""
+    ours = {
+        SOURCE_KEY: loaded.source,
+        PREPROCESS_KEY: json.dumps(dict(loaded.preprocessing), ensure_ascii=False),
+    }
+    kept = [
+        (entry.key, entry.value)
+        for entry in proto.metadata_props
+        if entry.key not in ours and entry.key not in _DROPPED_METADATA
+    ]
+    del proto.metadata_props[:]
+    for key, value in (*kept, *ours.items()):
+        proto.metadata_props.add(key=key, value=value)
+
+
+@contextmanager
+def staged(proto: onnx.ModelProto, target: Path) -> Iterator[tuple[Path, tuple[Path, ...]]]:
+    """Write beside `target`, give the written file to be checked, then move it into place.
+
+    Gives (the written file, the files that will exist in the end). If the body raises, nothing
+    is left behind and what `target` was before stays.
+    """
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.absolute().parent))
+    written, data = folder / target.name, folder / f"{target.name}.data"
+    beside = target.with_name(data.name)
+    try:
+        if proto.ByteSize() < _INLINE_LIMIT:
+            onnx.save(proto, written)
+        else:
+            onnx.save(proto, written, save_as_external_data=True, location=data.name)
+        yield written, (target, beside) if data.exists() else (target,)
+        if data.exists():
+            data.replace(beside)
+        written.replace(target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def dims(values: Iterable[onnx.ValueInfoProto]) -> dict[str, Dims]:
+    """Dims by name; a free one as its symbol."""
+    return {value.name: _value_dims(value) for value in values}
+
+
+def opset_of(proto: onnx.ModelProto) -> int:
+    """The opset of the default domain."""
+    found = [entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")]
+    return int(found[0]) if found else 0
+
+
+def _value_dims(value: onnx.ValueInfoProto) -> Dims:
+    shape = value.type.tensor_type.shape.dim
+    return tuple(d.dim_value if d.HasField("dim_value") else (d.dim_param or "?") for d in shape)

@@ -1,0 +1,87 @@
+"""From an image file to the model's input, with pillow and numpy alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tcompile.errors import MissingExtraError, ModelError, UsageError
+
+if TYPE_CHECKING:
+    import onnx
+    from numpy.typing import NDArray
+
+PREPROCESS_KEY = "tcompile.preprocess"
+SOURCE_KEY = "tcompile.source"
+
+
+def read_preprocessing(model: onnx.ModelProto) -> dict[str, Any] | None:
+    """What `export` recorded in the model's metadata, or None.
+
+    Raises:
+        ModelError: the entry is there but is not what we write.
+    """
+    for entry in model.metadata_props:
+        if entry.key == PREPROCESS_KEY:
+            try:
+                read = json.loads(entry.value)
+            except json.JSONDecodeError:
+                read = None
+            if not isinstance(read, dict):
+                raise ModelError(f"its metadata '{PREPROCESS_KEY}' is not a JSON object")
+            return read
+    return None
+
+
+def load_image(path: str | Path, preprocessing: Mapping[str, Any]) -> NDArray[np.float32]:
+    """Read an image as the model wants it: [1, 3, H, W] float32.
+
+    The shorter side is resized to `size / crop_pct` and the middle cut out ("crop"), or the whole
+    image is squashed to `size` ("squash"); pixels in 0..1 are then normalised by `mean` and `std`.
+
+    Args:
+        path: any image that pillow reads.
+        preprocessing: see `LoadedModel.preprocessing`.
+
+    Raises:
+        UsageError: not an image, or the preprocessing says too little.
+        MissingExtraError: pillow is not installed.
+    """
+    try:
+        from PIL import Image, UnidentifiedImageError
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("pillow", "export", "reading images") from error
+    try:
+        height, width = (int(v) for v in preprocessing["size"])
+        mean = np.asarray(preprocessing["mean"], dtype=np.float32)
+        std = np.asarray(preprocessing["std"], dtype=np.float32)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(
+            "the model does not say how images are prepared for it",
+            hint="give the input as .npy or .npz",
+        ) from error
+    names = {r.name.lower(): r for r in Image.Resampling}
+    resample = names.get(str(preprocessing.get("interpolation", "bicubic")), names["bicubic"])
+    try:
+        with Image.open(path) as opened:
+            image = opened.convert("RGB")
+    except FileNotFoundError as error:
+        raise UsageError("no such file", where=str(path)) from error
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+        raise UsageError("is not an image that can be read", where=str(path)) from error
+    if preprocessing.get("resize", "crop") == "squash":
+        image = image.resize((width, height), resample)
+    else:
+        crop = float(preprocessing.get("crop_pct", 1.0)) or 1.0
+        scale = max(width / image.width, height / image.height) / crop
+        new = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
+        image = image.resize(new, resample)
+        left, top = (new[0] - width) // 2, (new[1] - height) // 2
+        image = image.crop((left, top, left + width, top + height))
+    pixels = np.asarray(image, dtype=np.float32) / np.float32(255.0)
+    normal = (pixels - mean) / std
+    return np.ascontiguousarray(normal.transpose(2, 0, 1)[None], dtype=np.float32)

@@ -1,0 +1,69 @@
+"""timm models: `timm:NAME`, options being the model's own arguments (`?global_pool=avg`)."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from tcompile.models.source import LoadedModel, Request, cannot_build, require, unknown_name
+
+
+def load(request: Request) -> LoadedModel:
+    """Build a timm model, with its classification head unless `num_classes=0` is asked for.
+
+    Raises:
+        ModelError: unknown name, or arguments the model does not take.
+        MissingExtraError: timm is not installed.
+    """
+    timm = require("timm", f"loading {request.source.text}")
+    from tcompile.models.outputs import example_image
+
+    name = request.source.name
+    if name.split(".")[0] not in timm.list_models() and "/" not in name:
+        raise unknown_name(request, timm.list_models())
+    arguments = dict(request.options)
+    if request.image_size is not None:
+        arguments["img_size"] = request.image_size
+    try:
+        module = timm.create_model(name, pretrained=not request.random_weights, **arguments)
+    except Exception as error:  # libraries raise anything on a bad argument
+        raise cannot_build(request, error) from error
+    cfg: dict[str, Any] = dict(module.pretrained_cfg)
+    height, width = _image_size(module, request.image_size, cfg)
+    channels = int(cfg.get("input_size", (3, 0, 0))[0])
+    return LoadedModel(
+        module=module,
+        base=module,
+        example_inputs={"image": example_image(height, width, channels)},
+        output_names=("logits",) if module.num_classes > 0 else ("features",),
+        source=request.source.text,
+        library="timm",
+        preprocessing={
+            "input": "image",
+            "mean": [float(v) for v in cfg["mean"]],
+            "std": [float(v) for v in cfg["std"]],
+            "size": [height, width],
+            "interpolation": str(cfg.get("interpolation", "bicubic")),
+            "crop_pct": float(cfg.get("crop_pct") or 1.0),
+            "resize": "squash" if cfg.get("crop_mode") == "squash" else "crop",
+            **({} if request.random_weights else _labels(module, str(cfg.get("tag", "")))),
+        },
+    )
+
+
+def _image_size(module: Any, asked: int | None, cfg: dict[str, Any]) -> tuple[int, int]:
+    built = getattr(getattr(module, "patch_embed", None), "img_size", None)
+    if built is not None:
+        return int(built[0]), int(built[1])
+    if asked is not None:
+        return asked, asked
+    return int(cfg["input_size"][1]), int(cfg["input_size"][2])
+
+
+def _labels(module: Any, tag: str) -> dict[str, list[str]]:
+    """ImageNet names, when the head is one of timm's ImageNet heads."""
+    from timm.data import ImageNetInfo
+
+    if module.num_classes != 1000 or not re.search(r"in1k", tag):
+        return {}
+    return {"labels": list(ImageNetInfo("imagenet-1k").label_descriptions(detailed=False))}
