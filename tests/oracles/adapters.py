@@ -324,6 +324,13 @@ def _hf_clip_projection(model: Any) -> Encoder:
     )
 
 
+def _hf_siglip_classifier(model: Any) -> Encoder:
+    return _with_head(
+        _hf_siglip(model.vision_model),
+        lambda stream, out: (Output(model.classifier(pooled_mean(out[0].value, stream.sizes))),),
+    )
+
+
 def _hf_dinov2_classifier(model: Any) -> Encoder:
     encoder = _hf_dinov2(getattr(model, model.base_model_prefix))
 
@@ -425,6 +432,7 @@ _ADAPTERS: dict[str, Callable[[Any], Encoder]] = {
     "transformers.CLIPVisionModel": _hf_clip,
     "transformers.CLIPVisionModelWithProjection": _hf_clip_projection,
     "transformers.SiglipVisionModel": _hf_siglip,
+    "transformers.SiglipForImageClassification": _hf_siglip_classifier,
     "transformers.Dinov2Model": _hf_dinov2,
     "transformers.Dinov2ForImageClassification": _hf_dinov2_classifier,
     "transformers.Dinov2WithRegistersModel": _hf_dinov2,

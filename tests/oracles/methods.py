@@ -38,11 +38,16 @@ class Reduction:
 
 @dataclass(frozen=True)
 class Margin:
-    """How clear the closest decision of one reduction was; the unit is that of the score."""
+    """How clear the closest decision of one reduction was, for each image: gap [B].
+
+    what: `kept` or `merged`, the last that was against the first that was not, in that score's unit
+    (attention probability, cosine); `target` or `owner`, the nearest token against the second
+    nearest, as cosines.
+    """
 
     site: str
     what: str
-    gap: float
+    gap: Tensor
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ class Step:
     sizes: Tensor | None
     source: Tensor
     owner: Tensor
-    margins: tuple[tuple[str, float], ...]
+    margins: tuple[tuple[str, Tensor], ...]
 
 
 @dataclass(frozen=True)
@@ -112,17 +117,14 @@ def attn_score(
 # ---- reducers ------------------------------------------------------------------------------------
 
 
-def _best(score: Tensor, keep: int) -> tuple[Tensor, float]:
+def _best(score: Tensor, keep: int) -> tuple[Tensor, Tensor]:
     """The `keep` largest of each row in ascending position, and the smallest gap at the boundary.
 
     Equal scores: the lower position wins, as in ONNX.
     """
     order = score.argsort(dim=1, descending=True, stable=True)
     ranked = gather(score, order)
-    gap = (
-        (ranked[:, keep - 1] - ranked[:, keep]).min().item() if keep < score.shape[1] else math.inf
-    )
-    return order[:, :keep].sort(dim=1).values, gap
+    return order[:, :keep].sort(dim=1).values, ranked[:, keep - 1] - ranked[:, keep]
 
 
 def _two_best(edges: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -142,9 +144,8 @@ def topk(x: Tensor, sizes: Tensor | None, score: Tensor, keep: int) -> Step:
     unit = F.normalize(x, dim=-1)
     cosine = unit @ gather(unit, kept).transpose(1, 2)
     _, owner, behind = _two_best(cosine)
-    dropped = torch.ones_like(score, dtype=torch.bool).scatter(1, kept, False)
     owner = owner.scatter(1, kept, torch.arange(keep).expand_as(kept))
-    nearest = behind[dropped].min().item() if bool(dropped.any()) else math.inf
+    nearest = behind.scatter(1, kept, math.inf).amin(dim=1)
     return Step(
         x=gather(x, kept),
         sizes=None if sizes is None else gather(sizes, kept),
@@ -189,9 +190,9 @@ def tome(x: Tensor, sizes: Tensor | None, keys: Tensor, keep: int) -> Step:
     order = best.argsort(dim=1, descending=True, stable=True)
     merged, alone = order[:, :remove], order[:, remove:].sort(dim=1).values
     ranked = gather(best, order)
-    boundary = math.inf
+    boundary = torch.full_like(ranked[:, 0], math.inf)
     if remove < order.shape[1]:
-        boundary = (ranked[:, remove - 1] - ranked[:, remove]).min().item()
+        boundary = ranked[:, remove - 1] - ranked[:, remove]
 
     weighted = x * sizes.unsqueeze(-1)
     sums, counts = weighted[:, 1::2].clone(), sizes[:, 1::2].clone()
@@ -214,7 +215,7 @@ def tome(x: Tensor, sizes: Tensor | None, keys: Tensor, keep: int) -> Step:
         owner=owner,
         margins=(
             ("merged", boundary),
-            ("target", gather(behind, merged).min().item()),
+            ("target", gather(behind, merged).amin(dim=1)),
         ),
     )
 

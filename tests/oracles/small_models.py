@@ -21,19 +21,20 @@ def _timm(name: str, **overrides: Any) -> nn.Module:
     return timm.create_model(name, pretrained=False, **{**plan, "patch_size": 8, **overrides})
 
 
+_TOWER = {
+    "hidden_size": 40,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 5,
+    "intermediate_size": 96,
+    "image_size": IMAGE,
+    "patch_size": 8,
+}
+
+
 def _hf(model: str, config: str, **overrides: Any) -> nn.Module:
     import transformers
 
-    plan = {
-        "hidden_size": 40,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 5,
-        "intermediate_size": 96,
-        "image_size": IMAGE,
-        "patch_size": 8,
-        "projection_dim": 24,
-        "num_labels": 7,
-    }
+    plan = {**_TOWER, "projection_dim": 24, "num_labels": 7}
     made = getattr(transformers, config)(**{**plan, **overrides})
     return getattr(transformers, model)(made)
 
@@ -93,6 +94,9 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "hf-clip": lambda: _hf("CLIPVisionModel", "CLIPVisionConfig"),
     "hf-clip-projection": lambda: _hf("CLIPVisionModelWithProjection", "CLIPVisionConfig"),
     "hf-siglip": lambda: _hf("SiglipVisionModel", "SiglipVisionConfig"),
+    "hf-siglip-classifier": lambda: _hf(
+        "SiglipForImageClassification", "SiglipConfig", vision_config=_TOWER
+    ),
     "hf-dinov2": lambda: _hf("Dinov2Model", "Dinov2Config"),
     "hf-dinov2-classifier": lambda: _hf("Dinov2ForImageClassification", "Dinov2Config"),
     "hf-dinov2-registers": lambda: _hf(
