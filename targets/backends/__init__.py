@@ -1,0 +1,113 @@
+"""One thin backend a runtime: compile this model for that target, and say what came of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+
+from tcompile.errors import UsageError
+from tcompile.targets.backends import jetson, ort, rtx, tensorrt
+from tcompile.targets.backends.base import Batch, Emitted, FusedAttention, TensorInfo
+from tcompile.targets.backends.fusion import fused_attention
+from tcompile.targets.target import Precision, Target
+
+__all__ = ["Batch", "Emitted", "FusedAttention", "TensorInfo", "emit"]
+
+
+def emit(
+    model_path: Path,
+    directory: Path,
+    *,
+    target: Target,
+    precision: Precision,
+    batch: tuple[int, int, int] | None = None,
+) -> Emitted:
+    """Write what the target needs beside a lowered model.
+
+    Args:
+        model_path: the lowered model, inside `directory`.
+        directory: the artifact.
+        target: what to compile for.
+        precision: the precision the model was lowered to.
+        batch: (smallest, typical, largest) for a model with a symbolic batch; (1, 1, 8) unless
+            given. A model with a fixed batch does not use it.
+
+    Raises:
+        UsageError: the target does not know the precision, or the sizes are not in order.
+        MissingExtraError: the package that the target is built with is not installed.
+        ModelError: the runtime does not accept the model; names the node.
+        TcompileError: the runtime accepts the model and cannot build it.
+    """
+    check_precision(target, precision)
+    sizes = Batch(*batch) if batch else Batch()
+    if target.runtime == "onnxruntime":
+        return _for_onnxruntime(model_path)
+    if target.runtime == "tensorrt-rtx":
+        return _for_rtx(model_path, directory, target, precision, sizes)
+    return _for_jetson(model_path, directory, target, sizes)
+
+
+def check_precision(target: Target, precision: str) -> None:
+    """Raise UsageError unless the target may be built in that precision."""
+    if precision not in target.precisions:
+        raise UsageError(
+            f"target {target.name} has no precision '{precision}'",
+            where="--precision",
+            hint=f"one of {', '.join(target.precisions)}",
+        )
+
+
+def _for_onnxruntime(model_path: Path) -> Emitted:
+    # Opening a session is what compiling means there: it proves that the file is accepted.
+    ort.OrtRunner(model_path)
+    return Emitted(versions={"onnxruntime": ort.version()})
+
+
+def _for_rtx(
+    model_path: Path, directory: Path, target: Target, precision: Precision, batch: Batch
+) -> Emitted:
+    capability = target.compute_capability or ""
+    plan = rtx.build(model_path, capability, batch=batch)
+    name = f"engine/model.{rtx.sm(capability)}.engine"
+    _write(directory / name, plan)
+    versions = {"tensorrt_rtx": rtx.version()}
+    if precision == "fp32":
+        note = "TensorRT has no fused attention in fp32: nothing was counted"
+        return Emitted((name,), versions=versions, notes=(note,))
+    fused = fused_attention(plan, onnx.load(str(model_path), load_external_data=False))
+    return Emitted((name,), fused, versions)
+
+
+def _for_jetson(model_path: Path, directory: Path, target: Target, batch: Batch) -> Emitted:
+    model = onnx.load(str(model_path), load_external_data=False)
+    name = model_path.resolve().relative_to(directory.resolve()).as_posix()
+    files = jetson.write_bundle(directory, name, _inputs(model), target=target, batch=batch)
+    if not jetson.is_jetson():
+        note = f"the engine is built on the device: run {jetson.SCRIPT} there"
+        return Emitted(files, notes=(note,))
+    version = tensorrt.version()
+    engine = f"engine/model.trt{'.'.join(version.split('.')[:2])}.engine"
+    _write(directory / engine, tensorrt.build(model_path, batch=batch))
+    return Emitted((*files, engine), versions={"tensorrt": version})
+
+
+def _write(path: Path, plan: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(plan)
+
+
+def _inputs(model: onnx.ModelProto) -> tuple[TensorInfo, ...]:
+    constants = {tensor.name for tensor in model.graph.initializer}
+    infos = []
+    for value in model.graph.input:
+        if value.name in constants:
+            continue
+        tensor = value.type.tensor_type
+        dims = tuple(
+            dim.dim_value if dim.HasField("dim_value") else (dim.dim_param or "?")
+            for dim in tensor.shape.dim
+        )
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+        infos.append(TensorInfo(value.name, dtype, dims))
+    return tuple(infos)

@@ -1,0 +1,206 @@
+"""A Jetson bundle: the model, and what turns it into an engine on the device.
+
+No supported way builds a Jetson engine elsewhere. `trtexec` comes with every JetPack, so the bundle
+needs no Python there.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tcompile.errors import ModelError
+from tcompile.targets.backends.base import Batch, TensorInfo
+from tcompile.targets.jetpack import JetPack, jetpacks_for
+from tcompile.targets.target import Target
+
+SCRIPT, README, LINES = "build_engine.sh", "README.txt", "trtexec.json"
+_BOARD = Path("/proc/device-tree/model")
+
+
+@dataclass(frozen=True)
+class Line:
+    """The trtexec command for one JetPack."""
+
+    jetpack: JetPack
+    arguments: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """The command as one would type it."""
+        return " ".join(["trtexec", *(shlex.quote(each) for each in self.arguments)])
+
+
+def is_jetson() -> bool:
+    """Whether this machine is a Jetson."""
+    try:
+        return "Jetson" in _BOARD.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+
+
+def shape_flags(inputs: tuple[TensorInfo, ...], batch: Batch) -> tuple[str, ...]:
+    """`--minShapes --optShapes --maxShapes` for inputs with a symbolic batch; nothing without.
+
+    Raises:
+        ModelError: an axis other than the batch is free.
+    """
+    free = [info for info in inputs if any(isinstance(dim, str) for dim in info.shape)]
+    for info in free:
+        if any(isinstance(dim, str) for dim in info.shape[1:]):
+            raise ModelError(
+                f"input '{info.name}' has a free axis other than the batch: {list(info.shape)}",
+                hint="give it a fixed size when exporting",
+            )
+    if not free:
+        return ()
+
+    def shapes(size: int) -> str:
+        return ",".join(f"{i.name}:{'x'.join(map(str, (size, *i.shape[1:])))}" for i in free)
+
+    return (
+        f"--minShapes={shapes(batch.smallest)}",
+        f"--optShapes={shapes(batch.typical)}",
+        f"--maxShapes={shapes(batch.largest)}",
+    )
+
+
+def precision_flags(tensorrt_major: int) -> tuple[str, ...]:
+    """What makes trtexec keep to the graph's types: a flag in TensorRT 10, the only way in 11."""
+    return ("--stronglyTyped",) if tensorrt_major < 11 else ()
+
+
+def lines(
+    target: Target, model: str, inputs: tuple[TensorInfo, ...], batch: Batch
+) -> tuple[Line, ...]:
+    """The trtexec command for each JetPack that the target may run."""
+    shapes = shape_flags(inputs, batch)
+    result = []
+    for jetpack in jetpacks_for(target):
+        major, minor = jetpack.trt_version
+        flags = (
+            f"--onnx={model}",
+            f"--saveEngine=engine/model.trt{major}.{minor}.engine",
+            *precision_flags(major),
+            *shapes,
+            "--profilingVerbosity=detailed",
+            "--skipInference",
+        )
+        result.append(Line(jetpack, flags))
+    return tuple(result)
+
+
+def write_bundle(
+    directory: Path,
+    model: str,
+    inputs: tuple[TensorInfo, ...],
+    *,
+    target: Target,
+    batch: Batch,
+) -> tuple[str, ...]:
+    """Write the script, the commands and a README beside the model.
+
+    Args:
+        directory: the artifact.
+        model: the model file, relative to it.
+        inputs: the model's inputs.
+        target: a Jetson.
+        batch: sizes for a symbolic batch.
+
+    Returns:
+        The files written, relative to `directory`.
+    """
+    commands = lines(target, model, inputs, batch)
+    script = directory / SCRIPT
+    script.write_text(_script(model, shape_flags(inputs, batch)), encoding="utf-8", newline="\n")
+    script.chmod(0o755)
+    data: list[dict[str, Any]] = [
+        {
+            "jetpack": line.jetpack.jetpack,
+            "tensorrt": line.jetpack.tensorrt,
+            "source": line.jetpack.source,
+            "confidence": line.jetpack.confidence,
+            "command": line.text,
+        }
+        for line in commands
+    ]
+    (directory / LINES).write_text(
+        json.dumps({"target": target.name, "commands": data}, indent=1) + "\n", encoding="utf-8"
+    )
+    (directory / README).write_text(_readme(target, commands), encoding="utf-8", newline="\n")
+    return (SCRIPT, LINES, README)
+
+
+def _script(model: str, shapes: tuple[str, ...]) -> str:
+    arguments = " ".join(shlex.quote(each) for each in (f"--onnx={model}", *shapes))
+    return f"""\
+#!/bin/sh
+# Builds engine/model.trtX.Y.engine from {model} with the TensorRT of this Jetson.
+# Further arguments go to trtexec as they are. TRTEXEC=/path/to/trtexec chooses another one.
+set -eu
+cd "$(dirname "$0")"
+
+trtexec=${{TRTEXEC:-$(command -v trtexec || echo /usr/src/tensorrt/bin/trtexec)}}
+if ! [ -x "$trtexec" ]; then
+    echo "no trtexec found: install it with 'sudo apt install libnvinfer-bin', or set TRTEXEC" >&2
+    exit 2
+fi
+
+# The first line it prints reads '... [TensorRT v100300] ...': two digits each from version 10 on.
+number=$("$trtexec" --help 2>&1 | sed -n 's/.*\\[TensorRT v\\([0-9]*\\)\\].*/\\1/p' | head -n 1)
+if [ -z "$number" ]; then
+    echo "cannot tell the TensorRT version of $trtexec" >&2
+    exit 2
+fi
+if [ "$number" -lt 100000 ]; then
+    echo "this model needs TensorRT 10.3 or newer (JetPack 6.1 or newer)" >&2
+    exit 2
+fi
+major=$((number / 10000))
+minor=$((number / 100 % 100))
+
+# The graph says the precision of every tensor. TensorRT 10 has to be told; 11 knows no other way.
+typed=
+if [ "$major" -lt 11 ]; then typed={precision_flags(10)[0]}; fi
+
+mkdir -p engine
+engine=engine/model.trt$major.$minor.engine
+"$trtexec" {arguments} --saveEngine="$engine.part" $typed \\
+    --profilingVerbosity=detailed --skipInference "$@"
+mv "$engine.part" "$engine"
+echo "$engine"
+"""
+
+
+def _readme(target: Target, commands: tuple[Line, ...]) -> str:
+    same: dict[str, list[JetPack]] = {}
+    for line in commands:
+        same.setdefault(line.text, []).append(line.jetpack)
+    shown = "\n\n".join(
+        f"JetPack {', '.join(each.jetpack for each in packs)} (TensorRT {packs[0].tensorrt})\n"
+        + "".join(f"  {each.note}\n" for each in packs if each.note)
+        + f"  {text}"
+        for text, packs in same.items()
+    )
+    return f"""\
+A model for {target.title}, compiled by tcompile.
+
+Copy this folder to the device and run
+
+  ./build_engine.sh
+
+It finds trtexec, sees which TensorRT it belongs to, and writes engine/model.trtX.Y.engine.
+An engine runs only on the TensorRT version and the kind of device that built it.
+
+Or run trtexec by hand, from this folder, after `mkdir -p engine`:
+
+{shown}
+
+To measure, with the clocks locked (sudo nvpmodel -m 0; sudo jetson_clocks):
+
+  TensorRT 10:  trtexec --loadEngine=ENGINE --noDataTransfers --useSpinWait --useCudaGraph
+  TensorRT 11:  trtexec --loadEngine=ENGINE
+"""

@@ -1,0 +1,115 @@
+"""ONNX Runtime: runs models on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tcompile.errors import ModelError, UsageError
+from tcompile.targets.backends.base import TensorInfo
+from tcompile.targets.backends.extras import require
+
+Array = npt.NDArray[Any]
+
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(int8)": "int8",
+    "tensor(uint8)": "uint8",
+    "tensor(bool)": "bool",
+}
+
+
+def version() -> str:
+    """The installed ONNX Runtime's version."""
+    return str(require("onnxruntime", "cpu", "running a model").__version__)
+
+
+class OrtRunner:
+    """One model in one ONNX Runtime session on the CPU.
+
+    Args:
+        path: the .onnx file; external data lies beside it.
+        threads: threads inside an operator; None leaves it to ONNX Runtime.
+        optimize: False runs the graph exactly as it is written.
+
+    Raises:
+        MissingExtraError: onnxruntime is not installed.
+        ModelError: ONNX Runtime does not accept the file.
+    """
+
+    def __init__(
+        self, path: str | Path, threads: int | None = None, *, optimize: bool = True
+    ) -> None:
+        ort = require("onnxruntime", "cpu", "running a model")
+        options = ort.SessionOptions()
+        options.log_severity_level = 3  # warnings about unused initialisers help nobody
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        if not optimize:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        try:
+            self._session = ort.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # its exceptions share no base class but Exception
+            raise ModelError(
+                f"ONNX Runtime does not accept the model: {_first_line(error)}", where=str(path)
+            ) from error
+        self.path = Path(path)
+        self.inputs = tuple(_info(value) for value in self._session.get_inputs())
+        self.outputs = tuple(_info(value) for value in self._session.get_outputs())
+
+    def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the model once.
+
+        Args:
+            feed: an array for each input, by name; floats are cast to the input's precision.
+
+        Returns:
+            An array for each output, by name.
+
+        Raises:
+            UsageError: an input is missing, unknown, or has the wrong shape.
+        """
+        names = {info.name for info in self.inputs}
+        if set(feed) != names:
+            raise UsageError(
+                f"inputs given: {', '.join(sorted(feed)) or 'none'}; "
+                f"the model has: {', '.join(sorted(names))}",
+                where=str(self.path),
+            )
+        arrays = {info.name: _fit(feed[info.name], info, self.path) for info in self.inputs}
+        values = self._session.run([info.name for info in self.outputs], arrays)
+        return {info.name: np.asarray(v) for info, v in zip(self.outputs, values, strict=True)}
+
+
+def _fit(array: Array, info: TensorInfo, path: Path) -> Array:
+    matches = len(array.shape) == len(info.shape) and all(
+        isinstance(want, str) or want == got
+        for got, want in zip(array.shape, info.shape, strict=True)
+    )
+    if not matches:
+        raise UsageError(
+            f"input '{info.name}' has shape {list(array.shape)}, the model wants "
+            f"{list(info.shape)}",
+            where=str(path),
+        )
+    return np.ascontiguousarray(array, dtype=np.dtype(info.dtype))
+
+
+def _info(value: Any) -> TensorInfo:
+    # ONNX Runtime gives None for a dim without a name.
+    shape = tuple(d if isinstance(d, int) else str(d or "?") for d in value.shape)
+    return TensorInfo(value.name, _DTYPES.get(value.type, str(value.type)), shape)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,139 @@
+"""What `tensorrt` and `tensorrt_rtx` share: an ONNX file in, a serialised engine out.
+
+Both packages have the same API for this. Networks are strongly typed on both (DESIGN 5.7): every
+precision is in the graph.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from tcompile.errors import ModelError, TcompileError
+from tcompile.targets.backends.base import Batch
+
+logger = logging.getLogger("tcompile.tensorrt")
+
+
+def build_plan(
+    trt: ModuleType,
+    model_path: Path,
+    *,
+    batch: Batch | None = None,
+    configure: Callable[[Any], None] = lambda config: None,
+) -> bytes:
+    """Compile an ONNX file with one of the two packages.
+
+    Args:
+        trt: `tensorrt` or `tensorrt_rtx`.
+        model_path: the .onnx file; external data lies beside it.
+        batch: sizes for a symbolic batch; None takes the defaults of `Batch`.
+        configure: sets what differs between the two on the builder configuration.
+
+    Returns:
+        The serialised engine.
+
+    Raises:
+        ModelError: the parser does not accept the model; names the node.
+        TcompileError: the parser accepts it, and no engine can be built.
+    """
+    log = _log_of(trt)
+    log.recent_errors.clear()
+    builder = trt.Builder(log.native)
+    if builder is None:
+        raise TcompileError(f"{trt.__name__} cannot create a builder", hint=_last(log))
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, log.native)
+    if not parser.parse_from_file(str(model_path)):
+        raise _parse_failure(trt, parser, model_path)
+    config = builder.create_builder_config()
+    # Node names in the plan are what tells which attention was fused.
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    configure(config)
+    profile = _profile(builder, network, batch or Batch(), model_path)
+    if profile is not None:
+        config.add_optimization_profile(profile)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise TcompileError(
+            f"{trt.__name__} {trt.__version__} cannot build an engine",
+            where=str(model_path),
+            hint=_last(log),
+        )
+    return bytes(plan)
+
+
+def _profile(builder: Any, network: Any, batch: Batch, model_path: Path) -> Any | None:
+    """An optimisation profile for inputs with a symbolic batch, or None when there are none."""
+    free = False
+    profile = builder.create_optimization_profile()
+    for index in range(network.num_inputs):
+        tensor = network.get_input(index)
+        shape = tuple(tensor.shape)
+        if -1 not in shape:
+            continue
+        if -1 in shape[1:]:
+            raise ModelError(
+                f"input '{tensor.name}' has a free axis other than the batch: {list(shape)}",
+                where=str(model_path),
+                hint="give it a fixed size when exporting",
+            )
+        sizes = (batch.smallest, batch.typical, batch.largest)
+        profile.set_shape(tensor.name, *[(size, *shape[1:]) for size in sizes])
+        free = True
+    return profile if free else None
+
+
+def _parse_failure(trt: ModuleType, parser: Any, model_path: Path) -> ModelError:
+    if not parser.num_errors:
+        return ModelError(f"{trt.__name__} cannot parse the model", where=str(model_path))
+    error = parser.get_error(0)
+    name, operator = error.node_name(), error.node_operator()
+    node = f"node '{name}' ({operator})" if name or operator else "the model"
+    return ModelError(
+        f"{trt.__name__} {trt.__version__} does not accept {node}: {error.desc()}",
+        where=str(model_path),
+    )
+
+
+class _Log:
+    """Passes TensorRT's messages to `logging`, and remembers errors for our own messages."""
+
+    def __init__(self, trt: ModuleType) -> None:
+        self.recent_errors: list[str] = []
+        levels = {
+            trt.ILogger.INTERNAL_ERROR: logging.ERROR,
+            trt.ILogger.ERROR: logging.ERROR,
+            trt.ILogger.WARNING: logging.WARNING,
+            # What TensorRT calls information is progress, step by step.
+            trt.ILogger.INFO: logging.DEBUG,
+            trt.ILogger.VERBOSE: logging.DEBUG - 5,
+        }
+        remember = self.recent_errors
+
+        class Bridge(trt.ILogger):  # type: ignore[misc,name-defined]
+            def __init__(self) -> None:
+                trt.ILogger.__init__(self)
+
+            def log(self, severity: Any, message: str) -> None:
+                level = levels.get(severity, logging.DEBUG)
+                if level >= logging.ERROR:
+                    remember.append(" ".join(message.split()))
+                    level = logging.DEBUG  # the exception we raise carries it
+                logger.log(level, "%s", message)
+
+        self.native = Bridge()
+
+
+@lru_cache(maxsize=2)
+def _log_of(trt: ModuleType) -> _Log:
+    # TensorRT keeps the first logger it is given for the whole process and ignores later ones.
+    return _Log(trt)
+
+
+def _last(log: _Log) -> str:
+    return log.recent_errors[-1] if log.recent_errors else "it gave no reason"
