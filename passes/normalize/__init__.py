@@ -1,0 +1,73 @@
+"""The normal form: one spelling per idea, whatever exporter wrote the file (DESIGN 5.13).
+
+Local functions inlined; input dims bound; shapes inferred and folded to a fixed point; constant
+sub-graphs evaluated; no-ops and all-true masks gone; explicit dims in every Reshape. Nothing is
+fused. Static, dynamic, TorchScript and transformers exports of one model become the same graph.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx
+import onnx.inliner
+import onnx_graphsurgeon as gs
+
+from tcompile.errors import ModelError
+from tcompile.ir import unique_names
+from tcompile.passes.normalize.batch import check_known, explicit_reshapes, free_batch
+from tcompile.passes.normalize.bind import Shapes, bind_inputs
+from tcompile.passes.normalize.fold import fold_constants, fold_shapes, inline_ifs
+from tcompile.passes.normalize.infer import infer
+from tcompile.passes.normalize.simplify import simplify
+
+_ROUNDS = 64
+
+
+@dataclass(frozen=True)
+class Normalized:
+    """A graph in normal form.
+
+    Attributes:
+        graph: shapes known on every tensor; a free batch is the dim `batch`.
+        symbolic_batch: whether the batch is free.
+        metadata: the model's metadata_props, which the IR does not carry.
+    """
+
+    graph: gs.Graph
+    symbolic_batch: bool
+    metadata: dict[str, str]
+
+
+def normalize(model: onnx.ModelProto, *, shapes: Shapes | None = None) -> Normalized:
+    """Bring a model into normal form. The model given is used up.
+
+    Args:
+        shapes: input name → dims, to bind dynamic dims by hand.
+
+    Raises:
+        ModelError: a dim other than the batch stays dynamic, or shapes contradict each other.
+    """
+    metadata = {p.key: p.value for p in model.metadata_props}
+    if model.functions:
+        model = onnx.inliner.inline_local_functions(model)
+    graph = gs.import_onnx(model)
+    for node in graph.nodes:
+        node.domain = None if node.domain in ("", "ai.onnx") else node.domain
+    unique_names(graph)
+    symbolic = bind_inputs(graph, shapes)
+    graph.cleanup(remove_unused_graph_inputs=False).toposort()
+    for _ in range(_ROUNDS):
+        infer(graph)
+        changed = fold_shapes(graph) + inline_ifs(graph) + fold_constants(graph)
+        changed += simplify(graph)
+        if not changed:
+            break
+    else:
+        raise ModelError("did not reach a normal form")
+    unique_names(graph)
+    check_known(graph)
+    explicit_reshapes(graph)
+    if symbolic:
+        free_batch(graph)
+    return Normalized(graph, symbolic, metadata)

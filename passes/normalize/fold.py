@@ -1,0 +1,161 @@
+"""Evaluate what is constant: shapes by inference, the rest in ONNX Runtime without optimisation.
+
+graphsurgeon's own folder ignores the start/end attributes of Shape and corrupts dynamic exports
+(DESIGN 5.13), so it is not used.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
+
+from tcompile.errors import MissingExtraError
+from tcompile.ir import BATCH_SENTINEL, attr, is_const, opset_imports, replace_uses, value
+
+#: A folded tensor larger than this (bytes) is kept as its sub-graph, unless its inputs are as large.
+SIZE_CAP = 64 << 20
+
+_NEVER = {
+    "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial",
+    "Bernoulli", "Loop", "Scan", "If", "QuantizeLinear", "DequantizeLinear",
+}  # fmt: skip
+
+
+def fold_shapes(graph: gs.Graph) -> int:
+    """Replace Shape and Size of tensors whose shape is known by constants. Returns how many."""
+    count = 0
+    for node in graph.nodes:
+        if node.op not in ("Shape", "Size") or node.domain not in (None, "", "ai.onnx"):
+            continue
+        source = node.inputs[0]
+        if source.shape is None or any(not isinstance(d, (int, np.integer)) for d in source.shape):
+            continue
+        dims = [int(d) for d in source.shape]
+        if node.op == "Shape":
+            folded = np.asarray(dims[attr(node, "start", 0) : attr(node, "end")], dtype=np.int64)
+        else:
+            folded = np.asarray(np.prod(dims, dtype=np.int64), dtype=np.int64)
+        _store(node.outputs[0], folded)
+        count += 1
+    _drop_dead(graph)
+    return count
+
+
+def fold_constants(graph: gs.Graph) -> int:
+    """Evaluate every sub-graph of constants. Returns the number of nodes that went."""
+    known: set[str] = set()
+    foldable: list[gs.Node] = []
+    for node in graph.nodes:
+        if _foldable(node, known):
+            foldable.append(node)
+            known.update(t.name for t in node.outputs)
+    if not foldable:
+        return 0
+    inside = {id(n) for n in foldable}
+    wanted = [
+        t
+        for n in foldable
+        for t in n.outputs
+        if t.name
+        and (any(id(c) not in inside for c in t.outputs) or any(t is o for o in graph.outputs))
+    ]
+    outputs = [o.name for o in graph.outputs]
+    for tensor, result in zip(wanted, _evaluate(graph, foldable, wanted), strict=True):
+        if tensor.name in outputs:
+            continue  # a constant graph output keeps its node
+        _store(tensor, result)
+    before = len(graph.nodes)
+    _drop_dead(graph)
+    return before - len(graph.nodes)
+
+
+def _foldable(node: gs.Node, known: set[str]) -> bool:
+    if node.op in _NEVER or node.domain not in (None, "", "ai.onnx", "com.microsoft"):
+        return False
+    if any(isinstance(a, gs.Graph) for a in node.attrs.values()):
+        return False
+    inputs = [t for t in node.inputs if not t.is_empty()]
+    if not all(is_const(t) or t.name in known for t in inputs):
+        return False
+    for tensor in node.outputs:
+        if tensor.is_empty():
+            continue
+        if tensor.shape is None:
+            return node.op not in ("ConstantOfShape", "Expand", "Tile", "Range")
+        # What carries the free batch stays live: its size is known at run time only.
+        if any(d and d % BATCH_SENTINEL == 0 for d in tensor.shape):
+            return False
+        size = int(np.prod(tensor.shape, dtype=np.int64)) * 4
+        if size > SIZE_CAP and size > 4 * sum(_elements(t) for t in inputs):
+            return False
+    return True
+
+
+def _elements(tensor: gs.Tensor) -> int:
+    return int(np.prod(tensor.shape or [1], dtype=np.int64))
+
+
+def _evaluate(
+    graph: gs.Graph, nodes: list[gs.Node], wanted: list[gs.Tensor]
+) -> list[np.ndarray[Any, Any]]:
+    try:
+        import onnxruntime as ort
+    except ImportError as error:
+        raise MissingExtraError("onnxruntime", "cpu", "reading a model") from error
+    if not wanted:
+        return []
+    constants = {t.name: t for n in nodes for t in n.inputs if is_const(t)}
+    proto = onnx.helper.make_graph(
+        [OnnxExporter.export_node(n) for n in nodes],
+        "constants",
+        [],
+        [onnx.helper.make_empty_tensor_value_info(t.name) for t in wanted],
+        initializer=[OnnxExporter.export_tensor_proto(t) for t in constants.values()],
+    )
+    model = onnx.helper.make_model(
+        proto, opset_imports=opset_imports(graph), ir_version=graph.ir_version or 10
+    )
+    # ONNX Runtime wants typed outputs.
+    inferred = onnx.shape_inference.infer_shapes(model)
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    session = ort.InferenceSession(
+        inferred.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return [np.asarray(r) for r in session.run([t.name for t in wanted], {})]
+
+
+def _store(tensor: gs.Tensor, result: np.ndarray[Any, Any]) -> None:
+    tensor.inputs.clear()
+    tensor.to_constant(np.ascontiguousarray(result) if result.ndim else result)
+
+
+def _drop_dead(graph: gs.Graph) -> None:
+    """Remove nodes that nothing reads, repeatedly, without touching graph inputs."""
+    graph.cleanup(remove_unused_graph_inputs=False)
+
+
+def inline_ifs(graph: gs.Graph) -> int:
+    """Replace each `If` with a constant condition by the branch taken. Returns how many."""
+    count = 0
+    for node in [n for n in graph.nodes if n.op == "If" and is_const(n.inputs[0])]:
+        taken = node.attrs["then_branch" if bool(value(node.inputs[0])) else "else_branch"]
+        position = next(i for i, n in enumerate(graph.nodes) if n is node)
+        for inner in taken.tensors().values():
+            if not any(inner is t for t in graph.tensors().values()) and inner.inputs:
+                inner.name = f"{node.name}/{inner.name}"
+        outputs = list(node.outputs)
+        node.outputs.clear()
+        graph.nodes[position : position + 1] = list(taken.nodes)
+        for old, new in zip(outputs, taken.outputs, strict=True):
+            if any(old is o for o in graph.outputs):
+                graph.outputs[[old is o for o in graph.outputs].index(True)] = new
+                new.name = old.name
+            replace_uses(old, new)
+        count += 1
+    return count

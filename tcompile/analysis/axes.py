@@ -1,0 +1,226 @@
+"""The algebra of axes: what index set a tensor's axis runs over, and how views split and join it.
+
+An `Axis` is a row-major product of `Digit`s; the empty product is an axis of size 1. A digit is one
+digit of the mixed-radix expansion of a `Root`, the index set that some op introduced:
+`index = (root index // stride) % size`. So Reshape can split `w` into `(w//7, w%7)` and join the two
+again, and the algebra notices. A root made by Concat is a list of `Piece`s, intervals of other axes,
+so that slicing it gives back exactly what was concatenated: prefix tokens and patches stay apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Literal
+
+#: `batch`: the batch. `data`: born from an input's or a convolution's spatial axis. `fixed`: the
+#: positions of a side input that does not depend on the image (CLS, registers). `weak`: features,
+#: heads, axes of weights, whose identity nothing depends on.
+Kind = Literal["batch", "data", "fixed", "weak"]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The interval [start, stop) of an axis, as one part of a concatenation."""
+
+    axis: tuple[Digit, ...]
+    start: int
+    stop: int
+
+    @property
+    def size(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def full(self) -> bool:
+        return self.start == 0 and self.stop == size(self.axis)
+
+    @property
+    def fixed(self) -> bool:
+        """Whether these positions hold prefix tokens."""
+        return any(d.root.kind == "fixed" for d in self.axis)
+
+
+@dataclass(frozen=True)
+class Root:
+    """An index set. Roots of concatenations are equal when their pieces are."""
+
+    name: str
+    size: int
+    kind: Kind
+    pieces: tuple[Piece, ...] = ()
+    _hash: int = field(init=False, repr=False, compare=False, default=0)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_hash", hash((self.name, self.size, self.kind, self.pieces)))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+
+@dataclass(frozen=True)
+class Digit:
+    """(index // stride) % size of a root's index."""
+
+    root: Root
+    stride: int
+    size: int
+
+    @property
+    def whole(self) -> bool:
+        return self.stride == 1 and self.size == self.root.size
+
+
+Axis = tuple[Digit, ...]
+Axes = tuple[Axis, ...]
+ONE: Axis = ()
+
+
+def new(name: str, length: int, kind: Kind, pieces: tuple[Piece, ...] = ()) -> Axis:
+    """A fresh axis of its own root. Size 1 keeps its identity only where it is a prefix token."""
+    if length == 1 and kind != "fixed":
+        return ONE
+    return (Digit(Root(name, length, kind, pieces), 1, length),)
+
+
+def size(axis: Axis) -> int:
+    """How many positions the axis has."""
+    return prod(d.size for d in axis)
+
+
+def strong(axis: Axis) -> bool:
+    """Whether the axis runs over batch, image positions or tokens, not over features."""
+    return any(d.root.kind != "weak" for d in axis)
+
+
+def has_batch(axis: Axis) -> bool:
+    """Whether batch is a factor of the axis."""
+    return any(d.root.kind == "batch" for d in axis)
+
+
+def roots(axis: Axis) -> set[Root]:
+    """Every root the axis stands on, through concatenations."""
+    found: set[Root] = set()
+    for digit in axis:
+        found.add(digit.root)
+        for piece in digit.root.pieces:
+            found |= roots(piece.axis)
+    return found
+
+
+def normal(digits: Iterable[Digit]) -> Axis:
+    """Join neighbouring digits that are one digit of one root."""
+    out: list[Digit] = []
+    for digit in digits:
+        last = out[-1] if out else None
+        if last and last.root == digit.root and last.stride == digit.stride * digit.size:
+            out[-1] = Digit(digit.root, digit.stride, last.size * digit.size)
+        else:
+            out.append(digit)
+    return tuple(out)
+
+
+def regroup(axes: Sequence[Axis], dims: Sequence[int]) -> Axes | None:
+    """Reshape: the same digits under new dims, splitting a digit where it divides.
+
+    Returns None where a new dim cuts across digits, so that no product describes it.
+    """
+    pending = [d for axis in axes for d in axis]
+    pending.reverse()
+    result: list[Axis] = []
+    for dim in dims:
+        taken: list[Digit] = []
+        if dim == 1:
+            if pending and pending[-1].size == 1:
+                taken.append(pending.pop())
+            result.append(tuple(taken))
+            continue
+        room = dim
+        while room > 1:
+            if not pending:
+                return None
+            digit = pending.pop()
+            if digit.size == 1:
+                continue
+            if room % digit.size == 0:
+                taken.append(digit)
+                room //= digit.size
+            elif digit.size % room == 0:
+                rest = digit.size // room
+                taken.append(Digit(digit.root, digit.stride * rest, room))
+                pending.append(Digit(digit.root, digit.stride, rest))
+                room = 1
+            else:
+                return None
+        result.append(normal(taken))
+    return tuple(result) if all(d.size == 1 for d in pending) else None
+
+
+def pieces(axis: Axis) -> tuple[Piece, ...]:
+    """What the axis was concatenated from; an axis that was not is one piece."""
+    if len(axis) == 1 and axis[0].whole and axis[0].root.pieces:
+        return axis[0].root.pieces
+    return (Piece(axis, 0, size(axis)),)
+
+
+def from_pieces(parts: Sequence[Piece]) -> Axis:
+    """The concatenation of the parts; one that gives back a whole axis is that axis."""
+    merged: list[Piece] = []
+    for part in parts:
+        if part.size == 0:
+            continue
+        last = merged[-1] if merged else None
+        if last and last.axis == part.axis and last.stop == part.start:
+            merged[-1] = Piece(part.axis, last.start, part.stop)
+        else:
+            merged.append(part)
+    if len(merged) == 1 and merged[0].full:
+        return merged[0].axis
+    length = sum(p.size for p in merged)
+    kinds = {d.root.kind for p in merged for d in p.axis}
+    kind: Kind = "data" if "data" in kinds or "batch" in kinds else "weak"
+    if kinds == {"fixed"}:
+        kind = "fixed"
+    return new("concat", length, kind, tuple(merged))
+
+
+def concat(axes: Sequence[Axis]) -> Axis:
+    """The axis of a concatenation along it."""
+    return from_pieces([p for axis in axes for p in pieces(axis)])
+
+
+def sliced(axis: Axis, start: int, stop: int) -> Axis:
+    """Positions [start, stop) of the axis."""
+    taken: list[Piece] = []
+    offset = 0
+    for part in pieces(axis):
+        low, high = max(start, offset), min(stop, offset + part.size)
+        if low < high:
+            base = part.start - offset
+            taken.append(Piece(part.axis, low + base, high + base))
+        offset += part.size
+    return from_pieces(taken) if taken else ONE
+
+
+def unify(a: Axis, b: Axis) -> tuple[Axis, bool]:
+    """The axis of an elementwise result, and whether the operands contradict each other."""
+    if a == b:
+        return a, False
+    if size(a) == 1 or size(b) == 1:
+        if size(a) == size(b):
+            return (a or b), False
+        return (b if size(a) == 1 else a), False
+    if not strong(a):
+        return b, False
+    if not strong(b):
+        return a, False
+    return a, True
+
+
+def show(axis: Axis) -> str:
+    """For messages: `(h=14, w=14)`."""
+    if not axis:
+        return "1"
+    names = [f"{d.root.name.rsplit('/', 1)[-1]}={d.size}" for d in axis]
+    return "(" + ", ".join(names) + ")" if len(names) > 1 else names[0]

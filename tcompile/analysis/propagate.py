@@ -1,0 +1,107 @@
+"""Forward propagation of axes through the graph, one transfer function per op kind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import onnx_graphsurgeon as gs
+
+from tcompile.analysis import axes as ax
+from tcompile.analysis.axes import Axes
+from tcompile.errors import InternalError
+from tcompile.ir import BATCH_SENTINEL, is_const, shape
+
+
+@dataclass
+class Facts:
+    """What is known of every tensor, by name.
+
+    Attributes:
+        axes: the axis of each dim.
+        live: tensors whose value depends on a graph input.
+        opaque: tensors whose axes were lost, with the node that lost them and why.
+        conflicts: node name → the two claims that contradict each other.
+    """
+
+    axes: dict[str, Axes] = field(default_factory=dict)
+    live: set[str] = field(default_factory=set)
+    opaque: dict[str, str] = field(default_factory=dict)
+    conflicts: dict[str, str] = field(default_factory=dict)
+
+    def of(self, tensor: gs.Tensor) -> Axes:
+        """Axes of a tensor; those of a constant are weak."""
+        known = self.axes.get(tensor.name)
+        if known is None:
+            known = tuple(
+                ax.new(f"{tensor.name}/{i}", d, "weak") for i, d in enumerate(shape(tensor))
+            )
+            self.axes[tensor.name] = known
+        return known
+
+    def is_live(self, tensor: gs.Tensor) -> bool:
+        return tensor.name in self.live
+
+    def unify(self, node: gs.Node, a: ax.Axis, b: ax.Axis) -> ax.Axis:
+        """Elementwise: the common axis; a contradiction is recorded."""
+        axis, conflict = ax.unify(a, b)
+        if conflict:
+            self.conflicts[node.name] = f"{ax.show(a)} against {ax.show(b)}"
+        return axis
+
+
+def propagate(graph: gs.Graph) -> Facts:
+    """Axes of every tensor of a normalised graph (all shapes known, nodes in order).
+
+    The first dim of every input is the batch; its other dims are `data`.
+    """
+    from tcompile.analysis.transfer import TRANSFER
+
+    facts = Facts()
+    for tensor in graph.inputs:
+        dims = shape(tensor)
+        facts.live.add(tensor.name)
+        facts.axes[tensor.name] = tuple(
+            ax.new("batch", d, "batch")
+            if i == 0 and (d == BATCH_SENTINEL or len(dims) >= 3)
+            else ax.new(f"{tensor.name}/{i}", d, "data")
+            for i, d in enumerate(dims)
+        )
+    for node in graph.nodes:
+        transfer = TRANSFER.get(node.op) if node.domain in (None, "", "ai.onnx") else None
+        result = transfer(node, facts) if transfer else None
+        live = node.op not in ("Shape", "Size") and any(facts.is_live(t) for t in node.inputs)
+        for i, out in enumerate(node.outputs):
+            if out.is_empty():
+                continue
+            if out.shape is None:
+                raise InternalError(f"the shape of '{out.name}' is unknown", where=node.name)
+            known = result[i] if result is not None and i < len(result) else None
+            if known is not None and tuple(map(ax.size, known)) != shape(out):
+                raise InternalError(
+                    f"axes {[ax.show(a) for a in known]} do not fit shape {list(out.shape)}",
+                    where=f"{node.op} '{node.name}'",
+                )
+            facts.axes[out.name] = known if known is not None else _fresh(out, live)
+            if known is None and live:
+                why = "no transfer function" if transfer is None else "axes cannot be followed"
+                facts.opaque[out.name] = f"{node.op} '{node.name}': {why}"
+            if live:
+                facts.live.add(out.name)
+    return facts
+
+
+def _fresh(tensor: gs.Tensor, live: bool) -> Axes:
+    """Axes of a tensor nothing is known of: of their own, strong where data may hide in them."""
+    found: list[ax.Axis] = []
+    for i, dim in enumerate(shape(tensor)):
+        if dim and dim % BATCH_SENTINEL == 0:
+            rest = ax.new(f"{tensor.name}/{i}", dim // BATCH_SENTINEL, "data")
+            found.append(ax.new("batch", BATCH_SENTINEL, "batch") + rest)
+        else:
+            found.append(ax.new(f"{tensor.name}/{i}", dim, "data" if live else "weak"))
+    return tuple(found)
+
+
+def is_side(facts: Facts, tensor: gs.Tensor) -> bool:
+    """Whether the tensor is a side input: stored, or computed from nothing but constants."""
+    return is_const(tensor) or not facts.is_live(tensor)
