@@ -1,0 +1,1 @@
+"""Planning: from a budget and a method to a schedule."""

@@ -1,0 +1,174 @@
+"""The schedule: which tokens leave where. The same JSON is printed by `plan` and read by `build`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tcompile.errors import UsageError
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A score or reducer by name, with its parameters."""
+
+    name: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, **self.parameters}
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """One point where tokens leave.
+
+    Attributes:
+        site: `attn:3`, `block:3` or `output`.
+        score: importance per token; None where the reducer needs none (ToMe).
+        reducer: what happens to the tokens that leave.
+        keep: non-prefix tokens that go on, a fused one included.
+    """
+
+    site: str
+    score: Spec | None
+    reducer: Spec
+    keep: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "site": self.site,
+            "score": self.score.to_json() if self.score else None,
+            "reducer": self.reducer.to_json(),
+            "keep": self.keep,
+        }
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a schedule is for: token counts and number of blocks."""
+
+    tokens: int
+    prefix: int
+    patches: int
+    blocks: int
+
+
+@dataclass(frozen=True)
+class BlockTokens:
+    """Tokens entering a block's attention and its MLP, prefix included."""
+
+    block: int
+    attention: int
+    mlp: int
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A method's reductions on a model of a given shape, in execution order."""
+
+    method: str
+    model: Shape
+    reductions: tuple[Reduction, ...]
+
+    def tokens_per_block(self) -> tuple[BlockTokens, ...]:
+        """Tokens entering each block's attention and MLP, prefix included."""
+        fixed = self.model.tokens - self.model.patches
+        keep = {r.site: r.keep for r in self.reductions}
+        count, rows = self.model.patches, []
+        for block in range(self.model.blocks):
+            attention = count
+            count = keep.get(f"attn:{block}", count)
+            rows.append(BlockTokens(block, attention + fixed, count + fixed))
+            count = keep.get(f"block:{block}", count)
+        return tuple(rows)
+
+    @property
+    def final(self) -> int:
+        """Non-prefix tokens that leave the encoder."""
+        return self.reductions[-1].keep if self.reductions else self.model.patches
+
+    def to_json(self) -> dict[str, Any]:
+        """The document that `from_json` reads."""
+        return {
+            "schema": SCHEMA,
+            "method": self.method,
+            "model": vars(self.model).copy(),
+            "reductions": [r.to_json() for r in self.reductions],
+            "tokens_per_block": [vars(b).copy() for b in self.tokens_per_block()],
+        }
+
+    @staticmethod
+    def from_json(document: Mapping[str, Any], where: str = "schedule") -> Schedule:
+        """Read a schedule; `tokens_per_block` is derived and ignored.
+
+        Raises:
+            UsageError: a field is missing or of the wrong type.
+        """
+        try:
+            if document["schema"] != SCHEMA:
+                raise UsageError(f"schema {document['schema']} is not {SCHEMA}", where=where)
+            reductions = tuple(
+                Reduction(
+                    str(r["site"]),
+                    _spec(r["score"]) if r.get("score") else None,
+                    _spec(r["reducer"]),
+                    int(r["keep"]),
+                )
+                for r in document["reductions"]
+            )
+            fields = ("tokens", "prefix", "patches", "blocks")
+            shape = Shape(*(int(document["model"][k]) for k in fields))
+            return Schedule(str(document.get("method", "custom")), shape, reductions)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UsageError(
+                f"not a schedule: {type(error).__name__} {error}",
+                where=where,
+                hint="see `tcompile plan --json` for the form",
+            ) from error
+
+
+def _spec(document: Mapping[str, Any]) -> Spec:
+    parameters = {k: v for k, v in document.items() if k != "name"}
+    return Spec(str(document["name"]), parameters)
+
+
+def read_schedule(path: str | Path) -> Schedule:
+    """Read a schedule file, JSON or YAML.
+
+    Raises:
+        UsageError: no such file, or not a schedule.
+        MissingExtraError: a YAML file without PyYAML.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError("cannot be read", where=str(path)) from error
+    try:
+        document = json.loads(text)
+    except json.JSONDecodeError as error:
+        if path.suffix not in (".yaml", ".yml"):
+            raise UsageError(f"not JSON: {error}", where=str(path)) from error
+        document = _yaml(text, path)
+    if not isinstance(document, dict):
+        raise UsageError("not a schedule", where=str(path))
+    return Schedule.from_json(document.get("schedule", document), str(path))
+
+
+def _yaml(text: str, path: Path) -> Any:
+    from tcompile.errors import MissingExtraError
+
+    try:
+        import yaml
+    except ImportError as error:
+        raise MissingExtraError("pyyaml", "yaml", "reading a YAML schedule") from error
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"not YAML: {' '.join(str(error).split())}", where=str(path)) from error
