@@ -152,38 +152,55 @@ class GraphWriter:
         flat = self.op("Reshape", joined, self.const([0, tokens, width]))
         return self.linear(flat, f"{name}.proj")
 
-    def block(self, x: str, name: str, tokens: int, width: int, heads: int) -> str:
-        """One pre-norm transformer layer."""
+    def block(
+        self,
+        x: str,
+        name: str,
+        tokens: int,
+        width: int,
+        heads: int,
+        mlp: tuple[str, str] = ("mlp.fc1", "mlp.fc2"),
+    ) -> str:
+        """One pre-norm transformer layer; `mlp` is what its two linear layers are called."""
         attended = self.attention(
             self.layer_norm(x, f"{name}.norm1"), f"{name}.attn", tokens, width, heads
         )
         x = self.op("Add", x, attended)
-        hidden = self.linear(self.layer_norm(x, f"{name}.norm2"), f"{name}.mlp.fc1")
-        return self.op("Add", x, self.linear(self.gelu(hidden), f"{name}.mlp.fc2"))
+        hidden = self.linear(self.layer_norm(x, f"{name}.norm2"), f"{name}.{mlp[0]}")
+        return self.op("Add", x, self.linear(self.gelu(hidden), f"{name}.{mlp[1]}"))
 
     def model(
-        self, image: int, output: str, name: str, shape: list[int | str],
+        self,
+        image: int,
+        outputs: Mapping[str, tuple[str, list[int | str]]],
         metadata: Mapping[str, str] | None = None,
-    ) -> onnx.ModelProto:  # fmt: skip
-        """Close the graph: input `image` [shape[0], 3, image, image], one output called `name`."""
+    ) -> onnx.ModelProto:
+        """Close the graph.
+
+        Args:
+            image: side of the input `image` [B, 3, image, image].
+            outputs: tensor and shape by name; the first axis is the batch everywhere.
+            metadata: entries for metadata_props.
+        """
         import onnx
         from onnx import TensorProto, helper, numpy_helper
 
-        self.nodes.append(helper.make_node("Identity", [output], [name], name="output"))
+        batch = next(iter(outputs.values()))[1][0]
+        for name, (tensor, _) in outputs.items():
+            self.nodes.append(helper.make_node("Identity", [tensor], [name], name=f"out_{name}"))
+
+        def value(name: str, shape: list[int | str]) -> onnx.ValueInfoProto:
+            return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
         graph = helper.make_graph(
             self.nodes,
             "vit",
-            [
-                helper.make_tensor_value_info(
-                    "image", TensorProto.FLOAT, [shape[0], 3, image, image]
-                )
-            ],
-            [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)],
+            [value("image", [batch, 3, image, image])],
+            [value(name, shape) for name, (_, shape) in outputs.items()],
             [numpy_helper.from_array(a, n) for n, a in self.initializers.items()],
         )
-        model = helper.make_model(
-            graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9
-        )
+        opset = helper.make_opsetid("", OPSET)
+        model = helper.make_model(graph, opset_imports=[opset], ir_version=9)
         helper.set_model_props(model, dict(metadata or {}))
         onnx.checker.check_model(model, full_check=True)
         return model
@@ -196,7 +213,7 @@ def build_vit(
     batch: int | None = 1,
     metadata: Mapping[str, str] | None = None,
 ) -> onnx.ModelProto:
-    """A checked ONNX model (opset 17 form): `image` [B, 3, image, image] to `logits` [B, classes] or `tokens`.
+    """A checked ONNX model: `image` [B, 3, S, S] to `logits` [B, classes] or `tokens` [B, N, C].
 
     Args:
         weights: timm-named arrays; random ones if left out.
@@ -212,10 +229,10 @@ def build_vit(
     if spec.pool == "none":
         x = writer.layer_norm(x, "norm")
         shape = [rows, spec.tokens, spec.width]
-        return writer.model(spec.image, x, "tokens", shape, metadata)
+        return writer.model(spec.image, {"tokens": (x, shape)}, metadata)
     pooled = pool(writer, spec, writer.layer_norm(x, "norm"))
     logits = writer.linear(pooled, "head")
-    return writer.model(spec.image, logits, "logits", [rows, spec.classes], metadata)
+    return writer.model(spec.image, {"logits": (logits, [rows, spec.classes])}, metadata)
 
 
 def patch_tokens(writer: GraphWriter, spec: VitSpec, image: str) -> str:

@@ -1,0 +1,89 @@
+"""The command line: thin calls of the public API.
+
+Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 our fault or a check failed,
+2 yours to mend, 130 interrupted. Only click is imported before a command runs.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from types import FrameType
+
+import click
+
+from tcompile._version import __version__
+from tcompile.cli import bench, build, demo, export, inspect, methods, plan, run, targets, verify
+from tcompile.cli.common import State, common_options
+from tcompile.cli.failures import explain
+
+COMMANDS = (
+    export.export,
+    inspect.inspect,
+    methods.methods,
+    targets.targets,
+    plan.plan,
+    build.build,
+    verify.verify,
+    bench.bench,
+    run.run,
+    demo.demo,
+)
+
+
+class _InOrder(click.Group):
+    """Lists commands in the order of the work, not of the alphabet."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=_InOrder, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="tcompile")
+@common_options
+def tcompile() -> None:
+    """Compile vision transformers so that they carry fewer tokens.
+
+    ONNX in, ONNX and TensorRT out, nothing retrained.
+
+    \b
+      tcompile demo                                      see it work
+      tcompile export timm:vit_base_patch16_224 -o vit.onnx
+      tcompile build vit.onnx --target cpu --keep 0.6    the job
+    """
+
+
+for _command in COMMANDS:
+    tcompile.add_command(_command)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
+    state = State()
+    _stop_on_sigterm()
+    try:
+        code = tcompile.main(
+            args=None if arguments is None else list(arguments),
+            prog_name="tcompile",
+            standalone_mode=False,
+            obj=state,
+        )
+        sys.stdout.flush()
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 1
+    except BaseException as error:  # every way out ends in one line and an exit code
+        return explain(error, debug=state.debug)
+    return code if isinstance(code, int) else 0
+
+
+def _stop_on_sigterm() -> None:
+    """Let SIGTERM unwind the stack as Ctrl-C does, so that nothing half-written stays."""
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + signum)
+
+    # Outside the main thread this raises ValueError: whoever calls us minds the signals.
+    with suppress(ValueError):
+        signal.signal(signal.SIGTERM, stop)

@@ -1,0 +1,66 @@
+"""`tcompile bench`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from tcompile.cli.common import (
+    AGAINST,
+    JSON,
+    THREADS,
+    common_options,
+    print_json,
+    print_table,
+    progress,
+)
+
+if TYPE_CHECKING:
+    from tcompile.bench import Benchmark
+
+
+@click.command(short_help="Measure dense against reduced on this machine.")
+@click.argument("artifact", type=click.Path(path_type=Path))
+@AGAINST
+@click.option("--rounds", type=click.IntRange(min=5), default=50, show_default=True,
+              help="Timed runs of each model.")  # fmt: skip
+@THREADS
+@JSON
+@common_options
+def bench(
+    artifact: Path, against: Path | None, rounds: int, threads: int | None, as_json: bool
+) -> None:
+    """Measure the dense and the reduced model on this machine, interleaved, on ONNX Runtime.
+
+    \b
+    Example:
+      taskset -c 0,1 tcompile bench vit-cpu --rounds 100
+    """
+    from tcompile.bench import bench as run_bench
+
+    with progress() as say:
+        result = run_bench(artifact, against=against, rounds=rounds, threads=threads, progress=say)
+    if as_json:
+        print_json(result.to_json())
+    else:
+        print_benchmark(result)
+
+
+def print_benchmark(result: Benchmark) -> None:
+    """The figures as a table, and under which conditions they hold."""
+    rows = [
+        (name, f"{t.median:.3g}", f"{t.lower:.3g} to {t.upper:.3g}")
+        for name, t in (("dense", result.dense), ("reduced", result.reduced))
+    ]
+    print_table(("model", "median, ms", "quartiles, ms"), rows)
+    s = result.speedup
+    ideal = f"; by FLOPs alone {result.flop_ideal:.2f}" if result.flop_ideal else ""
+    click.echo(f"speed-up {s.ratio:.2f} [{s.lower:.2f}, {s.upper:.2f}] (95 %){ideal}")
+    click.echo(
+        f"measured: batch {result.batch}, {result.rounds} interleaved rounds, "
+        f"{result.threads} threads, {result.runtime}, {result.machine}"
+    )
+    if result.note:
+        click.echo(f"note: {result.note}")

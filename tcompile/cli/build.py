@@ -1,0 +1,124 @@
+"""`tcompile build`."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import click
+
+from tcompile.cli.common import (
+    JSON,
+    common_options,
+    print_json,
+    print_table,
+    progress,
+    schedule_options,
+)
+
+
+@click.command(short_help="Compile a model to carry fewer tokens; write an artifact.")
+@click.argument("model", type=click.Path(path_type=Path))
+@schedule_options
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16"]),
+    help="[default: the target's; fp16 on GPUs, fp32 on CPUs]",
+)
+@click.option(
+    "--outputs",
+    type=click.Choice(["reduced", "restored"]),
+    default="reduced",
+    show_default=True,
+    help="An output with a token axis holds the kept tokens (and the model says which they are), "
+    "or is spread back over all tokens.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="The artifact's directory [default: beside MODEL, named after it and the target].",
+)
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Replace an artifact even if files in it were changed. What is not an artifact is never "
+    "replaced.",
+)
+@JSON
+@common_options
+def build(
+    model: Path,
+    target: str,
+    keep: Fraction | None,
+    method: str,
+    schedule: Path | None,
+    precision: str | None,
+    outputs: str,
+    output: Path | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Compile MODEL to carry fewer tokens on a device, and write the artifact.
+
+    The artifact is a directory with the reduced model, an engine where one can be built here, a
+    manifest and a report. It appears when it is complete, or not at all.
+
+    \b
+    Examples:
+      tcompile build vit.onnx --target cpu --keep 0.6
+      tcompile build vit.onnx --target rtx-4090 --method tome:r=13 -o vit-4090
+    """
+    from tcompile.artifact import load_artifact
+    from tcompile.pipeline import build as build_artifact
+
+    with progress() as say:
+        directory = build_artifact(
+            model,
+            target=target,
+            keep=keep,
+            method=method,
+            schedule=schedule,
+            precision=precision,
+            outputs=outputs,
+            output=output,
+            force=force,
+            progress=say,
+        )
+    manifest = load_artifact(directory).manifest
+    if as_json:
+        print_json({"artifact": str(directory), "manifest": manifest.to_json()})
+    else:
+        print_summary(directory)
+
+
+def print_summary(directory: Path) -> None:
+    """What was built, in a few rows."""
+    from tcompile.artifact import load_artifact
+    from tcompile.report import giga
+
+    m = load_artifact(directory).manifest
+    first, last = m.tokens_per_block[0], m.tokens_per_block[-1]
+    rows: list[tuple[str, str]] = [
+        ("tokens", f"{first.attention} enter the first block, {last.mlp} the last MLP"),
+        ("FLOPs", f"{giga(m.flops.dense)} dense, {giga(m.flops.reduced)} reduced "
+                  f"({m.flops.dense / max(m.flops.reduced, 1):.2f} x fewer)"),
+    ]  # fmt: skip
+    for figure in m.latency:
+        where = f"{figure.device}, {figure.runtime}"
+        rows.append((f"{figure.model}, {figure.kind}", f"{figure.milliseconds:.3g} ms ({where})"))
+    if m.fidelity:
+        for out in m.fidelity.outputs:
+            top1 = (
+                "" if out.top1_agreement is None else f", top-1 {out.top1_agreement:.0%} the same"
+            )
+            text = f"cosine {out.cosine_mean:.4f} to dense on {out.compared}{top1}"
+            rows.append((f"output {out.output}", f"{text}; {m.fidelity.data}"))
+    if m.fused_attention:
+        fused = m.fused_attention
+        rows.append(("fused attention", f"{fused.found} of {fused.expected} layers"))
+    rows += [("note", note) for note in m.notes]
+    rows.append(("files", ", ".join(f.path for f in m.files)))
+    print_table(("", ""), rows, title=f"{directory}: {m.source.file} for {m.target.name}, "
+                f"{m.precision}, {m.schedule.get('method')}")  # fmt: skip

@@ -1,0 +1,175 @@
+"""What the commands share: options, output, progress."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+Progress = Callable[[str], None]
+
+JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+THREADS = click.option(
+    "--threads", type=click.IntRange(min=1), help="CPU threads [default: all usable cores]."
+)
+AGAINST = click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    metavar="MODEL",
+    help="The dense ONNX model [default: the source, if it still is where it was].",
+)
+
+
+@dataclass
+class State:
+    """What -v and --debug ask for; one a process."""
+
+    verbose: bool = False
+    debug: bool = False
+
+
+def common_options(command: F) -> F:
+    """Add -v and --debug, which may stand before or after the command's name."""
+
+    def store(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+        state = ctx.ensure_object(State)
+        if value and parameter.name:
+            setattr(state, parameter.name, True)
+        # Libraries below us log and warn a great deal, none of it about what was asked for.
+        if state.verbose or state.debug:
+            level = logging.DEBUG if state.debug else logging.INFO
+            logging.basicConfig(level=level, stream=sys.stderr, force=True)
+        else:
+            warnings.simplefilter("ignore")
+            logging.disable(logging.WARNING)
+
+    for flags, text in (
+        (("--debug",), "Show a traceback with an error."),
+        (("-v", "--verbose"), "Tell on stderr what is being done."),
+    ):
+        command = click.option(*flags, is_flag=True, expose_value=False, callback=store, help=text)(
+            command
+        )
+    return command
+
+
+if TYPE_CHECKING:
+    # Generic to type checkers from click 8.2 on; older ones cannot be subscripted when running.
+    _KeepBase = click.ParamType[Fraction]
+else:
+    _KeepBase = click.ParamType
+
+
+class Keep(_KeepBase):
+    """The share of patch tokens to keep, exact: `0.6` is 3/5 and not a float near it."""
+
+    name = "R"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Fraction:
+        """Text such as `0.6`, `3/5` or `60%` to a fraction in (0, 1]."""
+        text = str(value).strip()
+        try:
+            keep = Fraction(text[:-1]) / 100 if text.endswith("%") else Fraction(text)
+        except (ValueError, ZeroDivisionError):
+            self.fail(f"{text!r} is not a number; try 0.6", param, ctx)
+        if not 0 < keep <= 1:
+            self.fail(f"{text} is not in (0, 1]; 0.6 keeps 60 % of the patch tokens", param, ctx)
+        return keep
+
+
+def schedule_options(command: F) -> F:
+    """Add what says how many tokens leave where, and for which device."""
+    for option in reversed(
+        (
+            click.option(
+                "--target", required=True, metavar="T", help="The device; see `tcompile targets`."
+            ),
+            click.option(
+                "--keep",
+                type=Keep(),
+                help="Share of the patch tokens that leave the encoder, in (0, 1]: "
+                "ceil(R x patch tokens), exact on the decimal you typed; prefix tokens (CLS, "
+                "registers) always stay. 1 gives back the dense model.",
+            ),
+            click.option(
+                "--method",
+                default="topk",
+                show_default=True,
+                metavar="M",
+                help="How tokens are chosen and what happens to those that leave; see `tcompile "
+                "methods`. With the method's own parameters (evit:rate=0.7, tome:r=13) it needs "
+                "no --keep.",
+            ),
+            click.option(
+                "--schedule",
+                type=click.Path(path_type=Path),
+                metavar="FILE",
+                help="A schedule as `tcompile plan --json` prints it (JSON, or YAML), perhaps "
+                "edited, in place of --keep and --method.",
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+@contextmanager
+def progress() -> Iterator[Progress]:
+    """A callback for lines of progress, shown on stderr: a spinner for people, lines with -v.
+
+    Silent when stderr is no terminal and -v was not given, so that logs hold errors alone.
+    """
+    ctx = click.get_current_context(silent=True)
+    state = ctx.find_object(State) if ctx else None
+    if state is not None and (state.verbose or state.debug):
+        start = time.perf_counter()
+        yield lambda line: click.echo(f"[{time.perf_counter() - start:6.1f} s] {line}", err=True)
+    elif sys.stderr.isatty():
+        from rich.console import Console
+
+        with Console(stderr=True).status("starting") as status:
+            yield lambda line: status.update(line.replace("[", r"\["))
+    else:
+        yield lambda line: None
+
+
+def print_json(document: Any) -> None:
+    """One JSON document on stdout."""
+    click.echo(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def print_table(head: Sequence[str], rows: Sequence[Sequence[object]], title: str = "") -> None:
+    """A table on stdout. Columns whose every cell is a number are set flush right."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    texts = [["" if cell is None else str(cell) for cell in row] for row in rows]
+    table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
+    for i, name in enumerate(head):
+        numbers = bool(texts) and all(_is_number(row[i]) for row in texts)
+        table.add_column(name, justify="right" if numbers else "left", overflow="fold")
+    for row in texts:
+        table.add_row(*(cell.replace("[", r"\[") for cell in row))
+    # Piped output is for other programs: never cut to the width of a terminal that is not there.
+    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160)
+    with console.capture() as drawn:
+        console.print(table)
+    click.echo("\n".join(line.rstrip() for line in drawn.get().strip("\n ").splitlines()))
+
+
+def _is_number(text: str) -> bool:
+    return not text or text[0].isdigit() or (text[0] in "+-~" and text[1:2].isdigit())

@@ -1,0 +1,238 @@
+"""What a build knows about its result: the contents of an artifact's manifest.json.
+
+The JSON schema people may rely on is published beside this file, `manifest.schema.json`; the
+dataclasses here are the same thing for Python. `Manifest.from_json(m.to_json()) == m`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tcompile._version import __version__
+from tcompile.jsonform import decode
+
+if TYPE_CHECKING:
+    import onnx
+
+SCHEMA = "tcompile.manifest/1"
+FigureKind = Literal["measured", "modelled"]
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A file: path relative to the folder that names it, with forward slashes."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """The model that was compiled. `file` is the path as it was given, `external_data` the weight
+    files it refers to (paths relative to the model's folder)."""
+
+    file: str
+    bytes: int
+    sha256: str
+    external_data: tuple[FileEntry, ...] = ()
+
+
+@dataclass(frozen=True)
+class TargetEntry:
+    """The device compiled for."""
+
+    name: str
+    runtime: str
+    compute_capability: str | None = None
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """A graph input or output. A dimension is a number, or the name of a symbolic one."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class BlockTokens:
+    """Tokens (prefix included) that enter the attention and the MLP of one block."""
+
+    block: int
+    attention: int
+    mlp: int
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Floating-point operations for one image; a multiply-add counts as two."""
+
+    dense: int
+    reduced: int
+
+
+@dataclass(frozen=True)
+class Latency:
+    """One latency figure, and where it comes from. `spread` is the quartiles, measured only."""
+
+    model: Literal["dense", "reduced"]
+    kind: FigureKind
+    milliseconds: float
+    device: str
+    runtime: str
+    batch: int = 1
+    spread: tuple[float, float] | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class OutputFidelity:
+    """How far one output moved from the dense model's.
+
+    `compared` says on what: `all` (same shape), `kept tokens` (rows that are tokens of the dense
+    model) or `restored tokens` (every original token against the one that now stands for it).
+    """
+
+    output: str
+    compared: Literal["all", "kept tokens", "restored tokens"]
+    cosine_mean: float
+    cosine_min: float
+    top1_agreement: float | None = None
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """Reduced model against dense model, on `samples` inputs described by `data`."""
+
+    data: str
+    samples: int
+    outputs: tuple[OutputFidelity, ...]
+
+
+@dataclass(frozen=True)
+class FusedAttentionEntry:
+    """Attention layers in the graph, fused kernels in the engine, names of the layers left out."""
+
+    expected: int
+    found: int
+    missing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """See `manifest.schema.json` for what each field means to a reader."""
+
+    source: Source
+    target: TargetEntry
+    precision: Literal["fp32", "fp16"]
+    outputs_mode: Literal["reduced", "restored"]
+    inputs: tuple[TensorEntry, ...]
+    outputs: tuple[TensorEntry, ...]
+    schedule: dict[str, Any]
+    tokens_per_block: tuple[BlockTokens, ...]
+    flops: Flops
+    versions: dict[str, str]
+    latency: tuple[Latency, ...] = ()
+    fidelity: Fidelity | None = None
+    fused_attention: FusedAttentionEntry | None = None
+    notes: tuple[str, ...] = ()
+    files: tuple[FileEntry, ...] = ()
+    tool: str = f"tcompile {__version__}"
+    schema: str = SCHEMA
+
+    def to_json(self) -> dict[str, Any]:
+        """The document, as JSON values; `schema` and `tool` come first."""
+        document = asdict(self)
+        first = {"schema": document.pop("schema"), "tool": document.pop("tool")}
+        return {**first, **document}
+
+    @classmethod
+    def from_json(cls, document: Any) -> Manifest:
+        """Read a document. Raises `ValueError` naming the first field that is wrong."""
+        manifest = decode(cls, document)
+        if manifest.schema != SCHEMA:
+            raise ValueError(f"schema: {manifest.schema!r}, this tcompile reads {SCHEMA!r}")
+        for entry in manifest.files:
+            path = Path(entry.path)
+            if path.is_absolute() or ".." in path.parts:
+                raise ValueError(f"files: path {entry.path!r} leaves the artifact")
+        return manifest
+
+    def with_files(self, files: Iterable[FileEntry]) -> Manifest:
+        """A copy that lists these files."""
+        return replace(self, files=tuple(files))
+
+
+def file_entry(path: Path, folder: Path) -> FileEntry:
+    """Size and digest of a file, named relative to `folder`."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    name = path.relative_to(folder).as_posix()
+    return FileEntry(path=name, bytes=path.stat().st_size, sha256=digest.hexdigest())
+
+
+def describe_source(path: str | Path) -> Source:
+    """Digests of a model file and of the external-data files it names inside its own folder."""
+    path = Path(path)
+    own = file_entry(path, path.parent)
+    external = [path.parent / name for name in sorted(_external_locations(path))]
+    entries = tuple(file_entry(p, path.parent) for p in external if p.is_file())
+    return Source(file=str(path), bytes=own.bytes, sha256=own.sha256, external_data=entries)
+
+
+def _external_locations(path: Path) -> set[str]:
+    import onnx
+    from onnx.external_data_helper import uses_external_data
+
+    model = onnx.load(str(path), load_external_data=False)
+    names = {
+        entry.value
+        for tensor in model.graph.initializer
+        if uses_external_data(tensor)
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    # A path that climbs out of the folder is refused by the loader; never follow one here.
+    return {n for n in names if not Path(n).is_absolute() and ".." not in Path(n).parts}
+
+
+def describe_tensors(
+    model: onnx.ModelProto,
+) -> tuple[tuple[TensorEntry, ...], tuple[TensorEntry, ...]]:
+    """The real inputs (no initialisers) and the outputs of a model."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    inputs = tuple(_tensor(v) for v in model.graph.input if v.name not in weights)
+    return inputs, tuple(_tensor(v) for v in model.graph.output)
+
+
+def _tensor(value: onnx.ValueInfoProto) -> TensorEntry:
+    import onnx
+
+    tensor = value.type.tensor_type
+    dtype = str(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+    shape = tuple(
+        d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in tensor.shape.dim
+    )
+    return TensorEntry(name=value.name, dtype=dtype, shape=shape)
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that had a hand in a build, where installed."""
+    versions = {"python": platform.python_version(), "tcompile": __version__}
+    for package in ("onnx", "onnx-graphsurgeon", "polygraphy", "numpy", "onnxruntime",
+                    "onnxruntime-gpu", "tensorrt", "tensorrt-rtx"):  # fmt: skip
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions

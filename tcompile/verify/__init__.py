@@ -1,0 +1,145 @@
+"""Checks of what was built, each answering one question (DESIGN 5.11)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tcompile.artifact import Artifact, load_artifact
+from tcompile.errors import VerificationError
+from tcompile.manifest import Fidelity, FusedAttentionEntry
+from tcompile.verify.fidelity import compare
+from tcompile.verify.fusion import fused_attention, fusion_fault
+from tcompile.verify.metrics import not_finite
+from tcompile.verify.numerics import TOLERANCES, Numerics, compare_numerics
+from tcompile.verify.reference import DenseModel, find_dense, reduced_reference
+from tcompile.verify.runs import Samples, run_all, samples_for, signature
+
+__all__ = ["Check", "Verification", "verify"]
+
+Outcome = Literal["passed", "failed", "skipped"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question and its answer; `detail` is a sentence."""
+
+    name: str
+    outcome: Outcome
+    detail: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Everything `verify` found out. Fidelity is a figure, not a check."""
+
+    artifact: str
+    checks: tuple[Check, ...]
+    numerics: Numerics | None
+    fidelity: Fidelity | None
+    fused_attention: FusedAttentionEntry | None
+
+    @property
+    def passed(self) -> bool:
+        """Whether no check failed."""
+        return all(check.outcome != "failed" for check in self.checks)
+
+    def require(self) -> None:
+        """Raise `VerificationError` with the first failure, if there is one."""
+        for check in self.checks:
+            if check.outcome == "failed":
+                raise VerificationError(check.detail, where=f"{self.artifact}: {check.name}")
+
+    def to_json(self) -> dict[str, Any]:
+        """The findings as JSON values."""
+        return {"passed": self.passed, **asdict(self)}
+
+
+def verify(
+    artifact: str | Path,
+    *,
+    against: str | Path | None = None,
+    data: str | Path | None = None,
+    samples: int = 8,
+    seed: int = 0,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Verification:
+    """Check an artifact: its files, its numerics, its fused attention; and measure its fidelity.
+
+    Args:
+        against: the dense model; by default the source, where the manifest says it lies.
+        data: images in a folder, .npy or .npz; by default `samples` random inputs from `seed`.
+
+    Raises:
+        UsageError, ModelError: something given cannot be used. A check that does not hold is not an
+            exception here: see `Verification.require`.
+    """
+    opened = load_artifact(artifact)
+    model = signature(opened.model)
+    inputs = samples_for(model, data, count=samples, seed=seed)
+    dense = find_dense(opened, against)
+    progress(f"running {opened.model} on {inputs.source}")
+    actual = run_all(opened.model, inputs)
+    checks = [_files(opened), _finite(actual)]
+    numerics = None
+    if dense is not None and dense.same:
+        progress("making the fp32 reference again from the source")
+        with reduced_reference(opened, dense.path) as path:
+            tolerance = TOLERANCES[opened.manifest.precision]
+            numerics = compare_numerics(run_all(path, inputs), actual, tolerance)
+    checks.append(_numerics(numerics, dense, opened))
+    fused = fused_attention(opened)
+    checks.append(_fusion(fused))
+    fidelity = _fidelity(dense, inputs, actual, progress)
+    return Verification(str(artifact), tuple(checks), numerics, fidelity, fused)
+
+
+def _files(artifact: Artifact) -> Check:
+    changed = artifact.changed_files()
+    if changed:
+        return Check("files", "failed", f"not as they were written: {', '.join(changed)}")
+    count = len(artifact.manifest.files)
+    return Check("files", "passed", f"{count} files are as they were written")
+
+
+def _finite(outputs: dict[str, Any]) -> Check:
+    faults = not_finite(outputs)
+    if faults:
+        return Check("finite", "failed", "; ".join(faults))
+    return Check("finite", "passed", "no NaN or Inf in any output")
+
+
+def _numerics(numerics: Numerics | None, dense: DenseModel | None, artifact: Artifact) -> Check:
+    if numerics is None:
+        why = "the source was not found" if dense is None else f"{dense.path} is not the source"
+        how = f"give {artifact.manifest.source.file} as --against"
+        return Check("numerics", "skipped", f"{why}; {how}")
+    if not numerics.passed:
+        return Check("numerics", "failed", "; ".join(numerics.faults))
+    worst = max((o.error for o in numerics.outputs), default=0.0)
+    tokens = f"{numerics.token_overlap:.1%} of tokens the same, " if numerics.outputs else ""
+    detail = f"{tokens}relative error {worst:.1e} against the fp32 reduced graph"
+    return Check("numerics", "passed", detail)
+
+
+def _fusion(fused: FusedAttentionEntry | None) -> Check:
+    if fused is None:
+        return Check("fused attention", "skipped", "no engine in this artifact")
+    fault = fusion_fault(fused)
+    if fault:
+        return Check("fused attention", "failed", fault)
+    return Check("fused attention", "passed", f"all {fused.expected} attention layers are fused")
+
+
+def _fidelity(
+    dense: DenseModel | None,
+    inputs: Samples,
+    actual: dict[str, Any],
+    progress: Callable[[str], None],
+) -> Fidelity | None:
+    if dense is None:
+        return None
+    progress(f"running the dense model {dense.path}")
+    return compare(run_all(dense.path, inputs), actual, inputs)

@@ -1,0 +1,28 @@
+"""Are all attention layers of an artifact's engine fused kernels? Counted in the engine itself."""
+
+from __future__ import annotations
+
+from tcompile.artifact import Artifact
+from tcompile.manifest import FusedAttentionEntry
+
+
+def fused_attention(artifact: Artifact) -> FusedAttentionEntry | None:
+    """Expected, found and missing attention kernels; None for an artifact without an engine."""
+    engines = sorted(artifact.directory.glob("engine/*.engine"))
+    if not engines:
+        return None
+    from tcompile.loading import load
+    from tcompile.targets.backends.fusion import fused_attention as count
+
+    found = count(engines[0].read_bytes(), load(artifact.model))
+    return FusedAttentionEntry(found.expected, found.found, found.missing)
+
+
+def fusion_fault(fused: FusedAttentionEntry) -> str:
+    """A sentence naming the layers that are not fused; empty when all are."""
+    if not fused.missing and fused.found >= fused.expected:
+        return ""
+    layers = f": {', '.join(fused.missing)}" if fused.missing else ""
+    return (
+        f"{fused.expected - fused.found} of {fused.expected} attention layers are not fused{layers}"
+    )

@@ -1,0 +1,77 @@
+"""Distances between outputs of two models. Arrays are numpy, rows are samples."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def cosine(a: Array, b: Array) -> Array:
+    """Cosine of each sample, all its other axes flattened: two [B, …] arrays to [B].
+
+    Two zero vectors agree (1), one zero vector agrees with nothing (0).
+    """
+    import numpy as np
+
+    a, b = (x.reshape(len(x), -1).astype(np.float64) for x in (a, b))
+    dots = (a * b).sum(axis=1)
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    both_zero = ~a.any(axis=1) & ~b.any(axis=1)
+    result = np.divide(dots, norms, out=np.zeros_like(dots), where=norms > 0)
+    return np.clip(np.where(both_zero, 1.0, result), -1.0, 1.0)
+
+
+def top1_agreement(a: Array, b: Array) -> float:
+    """Share of samples whose largest class is the same in both [B, classes] arrays."""
+    return float((a.argmax(axis=-1) == b.argmax(axis=-1)).mean())
+
+
+def jaccard(a: Array, b: Array) -> Array:
+    """Overlap of two sets of token indices for each sample: two [B, K] arrays to [B].
+
+    Negative entries are padding and belong to neither.
+    """
+    import numpy as np
+
+    def one(x: Array, y: Array) -> float:
+        first, second = ({int(i) for i in z.ravel() if i >= 0} for z in (x, y))
+        union = first | second
+        return len(first & second) / len(union) if union else 1.0
+
+    return np.array([one(x, y) for x, y in zip(a, b, strict=True)])
+
+
+def same_owner(a: Array, b: Array) -> Array:
+    """Share of tokens that two owner maps group alike: two [B, N] arrays to [B].
+
+    A group is named by its first member, so that a shift in slot numbers changes nothing.
+    """
+    import numpy as np
+
+    def canonical(owner: Array) -> Array:
+        first: dict[int, int] = {}
+        for token, slot in enumerate(owner.tolist()):
+            first.setdefault(slot, token)
+        return np.array([first[s] if s >= 0 else -1 for s in owner.tolist()])
+
+    pairs = zip(a, b, strict=True)
+    return np.array([(canonical(x) == canonical(y)).mean() for x, y in pairs])
+
+
+def not_finite(outputs: dict[str, Array]) -> list[str]:
+    """Plain sentences about NaN and Inf, one an output that has any."""
+    import numpy as np
+
+    found = []
+    for name, array in outputs.items():
+        if not np.issubdtype(array.dtype, np.floating):
+            continue
+        nan, inf = int(np.isnan(array).sum()), int(np.isinf(array).sum())
+        if nan or inf:
+            kinds = [f"{n} {k}" for n, k in ((nan, "NaN"), (inf, "Inf")) if n]
+            found.append(f"output '{name}' has {' and '.join(kinds)} among {array.size} values")
+    return found

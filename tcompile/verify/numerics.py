@@ -1,0 +1,147 @@
+"""Does the artifact's model compute what the reduced graph says?
+
+The reference is the reduced graph in fp32, before lowering, on the same inputs. Polygraphy's
+comparator does the comparing. Where reduced precision flips a token at the edge of the budget, two
+outputs hold different tokens and comparing them element by element means nothing; such samples
+answer to the overlap of their token sets and to the cosine of the tokens both have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from tcompile.verify.fidelity import INDEX, OWNER, SIZE
+from tcompile.verify.metrics import cosine, jaccard, not_finite, same_owner
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What counts as the same. Errors are relative to the largest magnitude in the output.
+
+    `statistic` is what must stay within `error`: the largest element-wise difference, or the mean.
+    """
+
+    error: float
+    statistic: Literal["max", "mean"]
+    cosine: float
+    token_overlap: float
+
+
+TOLERANCES = {
+    # ONNX Runtime against itself: only the order of additions may differ.
+    "fp32": Tolerance(error=2e-5, statistic="max", cosine=0.99999, token_overlap=0.99),
+    # NVIDIA's guidance for engines (rtol = atol = 1e-2 on the mean), and a bound on direction.
+    "fp16": Tolerance(error=1e-2, statistic="mean", cosine=0.999, token_overlap=0.95),
+}
+
+
+@dataclass(frozen=True)
+class OutputNumerics:
+    """One output. `error` is relative to its largest magnitude, over comparable samples."""
+
+    output: str
+    error: float
+    cosine: float
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """The comparison as a whole; `faults` says in a sentence each what did not hold."""
+
+    samples: int
+    same_tokens: int
+    token_overlap: float
+    outputs: tuple[OutputNumerics, ...]
+    faults: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether everything held."""
+        return not self.faults
+
+
+def compare_numerics(
+    reference: Mapping[str, Array], actual: Mapping[str, Array], tolerance: Tolerance
+) -> Numerics:
+    """Compare the outputs of two runs on the same samples, [B, …] each."""
+    missing = sorted(set(reference) - set(actual))
+    faults = [f"output '{name}' is missing" for name in missing] + not_finite(dict(actual))
+    overlap = _token_overlap(reference, actual)
+    same = overlap == 1.0
+    if overlap.mean() < tolerance.token_overlap:
+        faults.append(
+            f"keeps other tokens than the reference: {overlap.mean():.1%} the same, "
+            f"{tolerance.token_overlap:.0%} wanted"
+        )
+    outputs = []
+    for name, want in reference.items():
+        if name in missing or name in (INDEX, OWNER, SIZE) or want.dtype.kind != "f":
+            continue
+        if want.shape != actual[name].shape:
+            faults.append(f"output '{name}' is {actual[name].shape}, reference {want.shape}")
+            continue
+        result = _compare_output(name, want, actual[name], same, tolerance)
+        outputs.append(result)
+        if not result.passed:
+            faults.append(
+                f"output '{name}' is off by {result.error:.2g} ({tolerance.statistic}, relative; "
+                f"{tolerance.error:.0e} allowed), cosine {result.cosine:.6f} "
+                f"({tolerance.cosine} wanted)"
+            )
+    return Numerics(
+        len(overlap), int(same.sum()), float(overlap.mean()), tuple(outputs), tuple(faults)
+    )
+
+
+def _token_overlap(reference: Mapping[str, Array], actual: Mapping[str, Array]) -> Array:
+    """For each sample, how far both agree on which tokens stay; 1 where the model does not say."""
+    import numpy as np
+
+    samples = len(next(iter(reference.values())))
+    overlap = np.ones(samples)
+    for name, measure in ((INDEX, jaccard), (OWNER, same_owner)):
+        if name in reference and name in actual:
+            overlap = np.minimum(overlap, measure(reference[name], actual[name]))
+    return overlap
+
+
+def _compare_output(
+    name: str, want: Array, have: Array, same: Array, tolerance: Tolerance
+) -> OutputNumerics:
+    similar = cosine(want, have)
+    # Where the tokens differ, rows do not line up: only outputs without a token axis still compare.
+    lowest = similar[same] if want.ndim > 2 else similar
+    floor = float(lowest.min()) if lowest.size else 1.0
+    if not same.any():
+        return OutputNumerics(name, 0.0, floor, floor >= tolerance.cosine)
+    scale = float(abs(want[same]).max()) or 1.0
+    error, within = _polygraphy(want[same] / scale, have[same] / scale, tolerance)
+    return OutputNumerics(name, error, floor, within and floor >= tolerance.cosine)
+
+
+def _polygraphy(want: Array, have: Array, tolerance: Tolerance) -> tuple[float, bool]:
+    """The statistic polygraphy's comparator finds, and whether it is within tolerance."""
+    import numpy as np
+    from polygraphy.comparator import Comparator, CompareFunc, RunResults
+    from polygraphy.logger import G_LOGGER
+
+    results = RunResults()
+    for runner, array in (("artifact", have), ("reference", want)):
+        results.add([{"output": array.astype(np.float32)}], runner_name=runner)
+    function = CompareFunc.simple(
+        atol=tolerance.error, rtol=0.0, check_error_stat=tolerance.statistic
+    )
+    with G_LOGGER.verbosity():  # it reports on stdout, which is for our results
+        accuracy = Comparator.compare_accuracy(results, compare_func=function)
+    (iteration,) = next(iter(accuracy.values()))
+    found = iteration["output"]
+    error = found.max_absdiff if tolerance.statistic == "max" else found.mean_absdiff
+    return float(error), bool(found)
