@@ -1,4 +1,4 @@
-"""The devices tcompile compiles for: data in `devices/`, a thin backend a runtime in `backends/`."""
+"""The devices tcompile compiles for: data in `devices/`, one backend a runtime in `backends/`."""
 
 from __future__ import annotations
 

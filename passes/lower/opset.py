@@ -1,0 +1,71 @@
+"""Declare an older opset where the graph uses nothing newer.
+
+TensorRT 10.3 (JetPack 6) was made for opset 20. Most of what later opsets changed is which element
+types an operator takes (4-bit, 8-bit and bfloat16 floats), and our graphs use none of those, so the
+same nodes mean the same under the older number.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+import onnx
+import onnx_graphsurgeon as gs
+
+logger = logging.getLogger(__name__)
+
+#: Operators whose meaning changed in a newer opset, not only their types.
+_CHANGED_MEANING = {"GroupNormalization"}
+#: The ONNX file format that goes with opset 21 and older.
+_IR_VERSION = 10
+
+
+def lower_opset(graph: gs.Graph, opset: int) -> tuple[str, ...]:
+    """Declare `opset` on the graph and its functions, in place, if every node allows it.
+
+    Returns:
+        The operators that do not; the graph is unchanged unless it is empty.
+    """
+    bodies = [graph, *graph.functions]
+    stubborn = sorted({op for body in bodies for op in _newer(body.nodes, body.opset, opset)})
+    if stubborn:
+        logger.warning(
+            "the model stays at opset %d: %s cannot be declared at %d",
+            graph.opset,
+            ", ".join(stubborn),
+            opset,
+        )
+        return tuple(stubborn)
+    for body in bodies:
+        if body.opset > opset:
+            others = [each for each in body.import_domains or [] if each.domain]
+            body.opset = opset
+            body.import_domains = [onnx.helper.make_opsetid("", opset), *others]
+    graph.ir_version = min(graph.ir_version or _IR_VERSION, _IR_VERSION)
+    return ()
+
+
+def _newer(nodes: Iterable[gs.Node], declared: int, opset: int) -> set[str]:
+    """The operators among `nodes` that `opset` does not have in the same meaning."""
+    return {
+        node.op
+        for node in nodes
+        if not node.domain and declared > opset and not _means_the_same(node, declared, opset)
+    }
+
+
+def _means_the_same(node: gs.Node, declared: int, opset: int) -> bool:
+    try:
+        now = onnx.defs.get_schema(node.op, declared, "")
+        then = onnx.defs.get_schema(node.op, opset, "")
+    except onnx.defs.SchemaError:
+        return False
+    if now.since_version == then.since_version:
+        return True
+    return (
+        node.op not in _CHANGED_MEANING
+        and set(node.attrs) <= set(then.attributes)
+        and len(node.inputs) <= then.max_input
+        and len(node.outputs) <= then.max_output
+    )
