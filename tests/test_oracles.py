@@ -183,19 +183,19 @@ def test_the_site_output_is_the_end_of_the_last_block() -> None:
     torch.testing.assert_close(restored[:, rows], dense[:, rows])
 
 
-def test_dropping_in_the_model_equals_masking_them_out() -> None:
-    """METHODS' second oracle: the dense model with -inf on the dropped keys of later blocks."""
-    module = _model("timm-vit").double()
+@pytest.mark.parametrize("name", ["timm-vit", "biased"])
+def test_dropping_in_the_model_equals_masking_them_out(name: str) -> None:
+    """The dense model with -inf on the dropped keys of every later block."""
+    module = _model(name).double()
     encoder, image = adapt(module), _image(2, dtype=torch.float64)
     result = methods.run(encoder, image, [Reduction("attn:1", "topk", 15)])
     dropped = torch.ones(2, 37, dtype=torch.bool).scatter(1, result.index, False)
-    bias = torch.zeros(2, 37, dtype=torch.float64).masked_fill(dropped, -torch.inf)
+    mask = torch.zeros(2, 37, dtype=torch.float64).masked_fill(dropped, -torch.inf)[:, None, None]
     x = encoder.embed(image)
     for i, block in enumerate(encoder.blocks):
-        x = block.attend(
-            x,
-            methods.attention(*block.qkv(x), block.scale, bias[:, None, None] if i > 1 else None),
-        )
+        bias = 0 * mask.clamp(min=0) if block.bias is None else block.bias
+        bias = bias + mask if i > 1 else bias
+        x = block.attend(x, methods.attention(*block.qkv(x), block.scale, bias))
         x = block.mlp(x)
     logits = encoder.head(methods.Stream(x))[0].value
     torch.testing.assert_close(result.outputs[0].value, logits)

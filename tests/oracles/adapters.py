@@ -46,7 +46,7 @@ def select_outputs(encoder: Encoder, module: nn.Module, image: Tensor, atol: flo
     x = encoder.embed(image)
     for block in encoder.blocks:
         q, k, v = block.qkv(x)
-        x = block.mlp(block.attend(x, attention(q, k, v, block.scale)))
+        x = block.mlp(block.attend(x, attention(q, k, v, block.scale, block.bias)))
     candidates = encoder.head(Stream(x))
     chosen = []
     for number, value in enumerate(flatten(module(image))):
@@ -397,6 +397,29 @@ def _torchvision(model: Any) -> Encoder:
 # ---- our own -------------------------------------------------------------------------------------
 
 
+def _biased(model: Any) -> Encoder:
+    def block(layer: Any) -> Block:
+        def qkv(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            q, k, v = (_heads(part, layer.heads) for part in layer.qkv(layer.norm1(x)).chunk(3, -1))
+            return q, k, v
+
+        return Block(
+            qkv=qkv,
+            scale=(layer.qkv.in_features // layer.heads) ** -0.5,
+            attend=lambda x, context: x + layer.proj(context),
+            mlp=lambda x: x + layer.mlp(layer.norm2(x)),
+            bias=layer.bias,
+        )
+
+    def head(stream: Stream) -> tuple[Output, ...]:
+        x = model.norm(stream.x)
+        return Output(model.head(x[:, 0])), Output(x, 0)
+
+    return Encoder(
+        embed=model.embed, prefix=1, cls=True, blocks=tuple(map(block, model.blocks)), head=head
+    )
+
+
 def _glyphs(model: Any) -> Encoder:
     def block(layer: Any) -> Block:
         attn = layer.attn
@@ -440,4 +463,5 @@ _ADAPTERS: dict[str, Callable[[Any], Encoder]] = {
     "open_clip.VisionTransformer": _open_clip,
     "torchvision.VisionTransformer": _torchvision,
     "tcompile.GlyphViT": _glyphs,
+    "tests.BiasedViT": _biased,
 }

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.oracles.stream import Encoder, Output, Stream, attention, gather
+from tests.oracles.stream import Block, Encoder, Output, Stream, attention, gather
 
 
 @dataclass(frozen=True)
@@ -92,25 +92,25 @@ class Result:
 
 
 def cls_score(
-    q: Tensor, k: Tensor, scale: float, prefix: int, key_bias: Tensor | None = None
+    q: Tensor, k: Tensor, scale: float, prefix: int, bias: Tensor | None = None
 ) -> Tensor:
     """Mean over heads of what the class token (position 0) attends to, among all keys."""
     logits = q[:, :, :1] @ k.transpose(-1, -2) * scale
-    if key_bias is not None:
-        logits = logits + key_bias
+    if bias is not None:
+        logits = logits + (bias if bias.shape[-2] == 1 else bias[..., :1, :])
     return logits.softmax(dim=-1)[:, :, 0, prefix:].mean(dim=1)
 
 
 def attn_score(
-    q: Tensor, k: Tensor, scale: float, prefix: int, key_bias: Tensor | None = None
+    q: Tensor, k: Tensor, scale: float, prefix: int, bias: Tensor | None = None
 ) -> Tensor:
     """Mean attention received from ceil(sqrt(T)) patches, evenly strided at half-step offsets."""
     patches = q.shape[2] - prefix
     m = math.isqrt(patches - 1) + 1
     rows = [prefix + ((2 * i + 1) * patches) // (2 * m) for i in range(m)]
     logits = q[:, :, rows] @ k.transpose(-1, -2) * scale
-    if key_bias is not None:
-        logits = logits + key_bias
+    if bias is not None:
+        logits = logits + (bias if bias.shape[-2] == 1 else bias[..., rows, :])
     return logits.softmax(dim=-1)[..., prefix:].mean(dim=(1, 2))
 
 
@@ -243,7 +243,7 @@ def run(encoder: Encoder, image: Tensor, reductions: Sequence[Reduction]) -> Res
     entering: list[tuple[int, int]] = []
     for i, block in enumerate(encoder.blocks):
         arriving = stream.x.shape[1]
-        bias = stream.key_bias()
+        bias = _bias(block, stream, index)
         q, k, v = block.qkv(stream.x)
         after = block.attend(stream.x, attention(q, k, v, block.scale, bias))
         stream = Stream(after, stream.sizes)
@@ -260,6 +260,19 @@ def run(encoder: Encoder, image: Tensor, reductions: Sequence[Reduction]) -> Res
             margins += [Margin(cut.site, what, gap) for what, gap in step.margins]
             stream, index, owner, size = _apply(encoder.prefix, stream, step, index, owner, size)
     return Result(encoder.head(stream), index, owner, size, tuple(entering), tuple(margins))
+
+
+def _bias(block: Block, stream: Stream, index: Tensor) -> Tensor | None:
+    """The block's bias for the tokens that are left, and the sizes of the keys."""
+    sizes = stream.key_bias()
+    if block.bias is None:
+        return sizes
+    if bool((index < 0).any()):
+        raise ValueError("a token that was made of others has no row in the bias")
+    rows, columns = index[:, None, :, None], index[:, None, None, :]
+    heads = torch.arange(len(block.bias))[None, :, None, None]
+    own = block.bias[heads, rows, columns]
+    return own if sizes is None else own + sizes
 
 
 def _reduce(

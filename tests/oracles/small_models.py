@@ -74,6 +74,12 @@ def _glyphs() -> nn.Module:
     return GlyphViT(GlyphConfig(image_size=IMAGE, width=40, depth=4, heads=5))
 
 
+def _biased() -> nn.Module:
+    from tests.oracles.biased_vit import BiasedViT
+
+    return BiasedViT(IMAGE)
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "timm-vit": lambda: _timm("vit_tiny_patch16_224"),
     "timm-vit-features": lambda: _timm("vit_tiny_patch16_224", global_pool="", num_classes=0),
@@ -106,4 +112,5 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "open-clip-tokens": lambda: _open_clip(output_tokens=True),
     "torchvision": _torchvision,
     "glyphs": _glyphs,
+    "biased": _biased,
 }

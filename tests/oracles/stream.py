@@ -36,12 +36,14 @@ class Block:
     scale: what the logits q·k are multiplied by.
     attend: (stream tensor, context [B, N, H*d]) -> stream tensor after the attention residual.
     mlp: stream tensor -> stream tensor after the MLP residual.
+    bias: [H, N, N] added to the logits, a mask or relative-position table of the N original tokens.
     """
 
     qkv: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
     scale: float
     attend: Callable[[Tensor, Tensor], Tensor]
     mlp: Callable[[Tensor], Tensor]
+    bias: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -66,13 +68,14 @@ class Encoder:
     head: Callable[[Stream], tuple[Output, ...]]
 
 
-def attention(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, key_bias: Tensor | None = None
-) -> Tensor:
-    """softmax(scale * q k^T + key_bias) v, heads joined: [B, H, N, d] -> [B, N, H*d]."""
+def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None = None) -> Tensor:
+    """softmax(scale * q k^T + bias) v, heads joined: [B, H, N, d] -> [B, N, H*d].
+
+    bias: whatever broadcasts to [B, H, N, N], for instance `Stream.key_bias()`.
+    """
     logits = q @ k.transpose(-1, -2) * scale
-    if key_bias is not None:
-        logits = logits + key_bias
+    if bias is not None:
+        logits = logits + bias
     context = logits.softmax(dim=-1) @ v
     return context.transpose(1, 2).flatten(2)
 

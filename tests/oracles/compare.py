@@ -1,0 +1,225 @@
+"""Holding a rewritten ONNX model against the oracle: structure, decisions, numbers.
+
+Tolerances come from the dense export itself: the reduced graph may be ten times as far from the
+oracle as the dense file is from the dense model, both against float64, on the same images. A fixed
+tolerance would be too loose to see a wrong row and too tight for a deep model (EXPORTS section 5).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from tests.oracles.adapters import adapt, select_outputs
+from tests.oracles.methods import Reduction, Result, run
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+#: How many times the dense export's own error is allowed.
+FACTOR = 10.0
+#: Dense error below this fraction of the output's largest magnitude is taken for this: one more
+#: operation in float32 costs about as much.
+FLOOR = 1e-6
+#: The least margin of a decision (see `methods.Margin`) at which it is beyond doubt. In float32 the
+#: scores of these models are off by up to 2e-8 and cosines by up to 1e-6, so this is some fifty
+#: times the noise. Images whose decisions are closer are not used.
+CLEAR = {"kept": 1e-6, "merged": 5e-5, "target": 5e-5, "owner": 5e-5}
+#: Images to choose from.
+POOL = 32
+EXTRA = ("token_index", "token_owner", "token_size")
+
+
+class MismatchError(AssertionError):
+    """The model does not do what the oracle does."""
+
+
+class Subject:
+    """A module, the float64 oracle of it, and images on which the oracle has no doubts."""
+
+    def __init__(self, module: nn.Module, image_shape: Sequence[int]) -> None:
+        """image_shape: [3, H, W]. Raises AssertionError when the adapter is not the module."""
+        generator = torch.Generator().manual_seed(7)
+        self.pool = torch.randn(POOL, *image_shape, generator=generator)
+        with torch.no_grad():
+            self.chosen = select_outputs(adapt(module), module, self.pool[:1], atol=1e-5)
+        self.encoder = adapt(copy.deepcopy(module).double())
+
+    @property
+    def patches(self) -> int:
+        """Tokens besides the prefix."""
+        with torch.no_grad():
+            return self.encoder.embed(self.pool[:1].double()).shape[1] - self.encoder.prefix
+
+    @property
+    def score(self) -> str:
+        """The score that the methods use on this model."""
+        return "cls" if self.encoder.cls else "attn"
+
+    def run(self, images: Tensor, reductions: Sequence[Reduction] = ()) -> Result:
+        """The oracle on float32 images, in float64; outputs are those of the module, in order."""
+        with torch.no_grad():
+            result = run(self.encoder, images.double(), reductions)
+        outputs = tuple(result.outputs[i] for i in self.chosen)
+        return Result(
+            outputs, result.index, result.owner, result.size, result.entering, result.margins
+        )
+
+    def images(
+        self, reductions: Sequence[Reduction], count: int, *, owners: bool = False
+    ) -> Tensor:
+        """The first `count` images of the pool, [count, 3, H, W], whose decisions are all clear.
+
+        owners: whether it matters, too, who owns a dropped token. Raises MismatchError when
+        there are not so many: the test could then not tell an error from a tie.
+        """
+        clear = torch.ones(POOL, dtype=torch.bool)
+        for margin in self.run(self.pool, reductions).margins:
+            if owners or margin.what != "owner":
+                clear &= margin.gap > CLEAR[margin.what]
+        rows = clear.nonzero().flatten()[:count]
+        if len(rows) < count:
+            raise MismatchError(
+                f"undecidable: {len(rows)} of {POOL} images are clear, {count} needed"
+            )
+        return self.pool[rows]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """error and tolerance: the largest absolute difference of each output, and what is allowed."""
+
+    error: tuple[float, ...]
+    tolerance: tuple[float, ...]
+
+
+def infer(model: onnx.ModelProto, feed: Arrays) -> Arrays:
+    """Run a model in ONNX Runtime on one thread, by output name."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, feed), strict=True))
+
+
+def feed_of(model: onnx.ModelProto, images: Tensor) -> Arrays:
+    """The images under the name of the model's only input."""
+    (only,) = model.graph.input
+    return {only.name: images.numpy()}
+
+
+def infer_in_batches(model: onnx.ModelProto, images: Tensor) -> Arrays:
+    """Run all images, at the batch size that a static model insists on."""
+    dim = model.graph.input[0].type.tensor_type.shape.dim[0]
+    step = dim.dim_value or len(images)
+    if len(images) % step:
+        raise ValueError(f"{len(images)} images do not fill batches of {step}")
+    parts = [infer(model, feed_of(model, part)) for part in images.split(step)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def dense_errors(dense: onnx.ModelProto, subject: Subject, images: Tensor) -> tuple[float, ...]:
+    """How far the dense file is from the dense model, output by output: largest difference."""
+    found = list(infer_in_batches(dense, images).values())
+    truth = subject.run(images).outputs
+    if len(found) != len(truth):
+        raise MismatchError(f"the dense file has {len(found)} outputs, the module {len(truth)}")
+    return tuple(_distance(f, t.value.numpy(), "dense") for f, t in zip(found, truth, strict=True))
+
+
+def check(
+    model: onnx.ModelProto,
+    subject: Subject,
+    images: Tensor,
+    reductions: Sequence[Reduction],
+    dense_error: Sequence[float],
+    outputs: str = "reduced",
+) -> Verdict:
+    """Compare a reduced model with the oracle. Raises MismatchError, saying where they differ."""
+    result = subject.run(images, reductions)
+    found = infer_in_batches(model, images)
+    extra = {name: found.pop(name) for name in EXTRA if name in found}
+    if len(found) != len(result.outputs):
+        raise MismatchError(f"outputs {list(found)} where the model has {len(result.outputs)}")
+    _check_tokens(extra, result, outputs)
+    errors, tolerances = [], []
+    pairs = zip(found.items(), result.outputs, dense_error, strict=True)
+    for (name, value), output, dense in pairs:
+        expected = (result.restored(output) if outputs == "restored" else output.value).numpy()
+        errors.append(_distance(value, expected, name))
+        tolerances.append(FACTOR * max(dense, FLOOR * float(np.abs(expected).max())))
+        if not errors[-1] <= tolerances[-1]:  # so that NaN is a mismatch
+            raise MismatchError(f"{name}: error {errors[-1]:.2e}, allowed {tolerances[-1]:.2e}")
+    return Verdict(tuple(errors), tuple(tolerances))
+
+
+def _check_tokens(extra: Arrays, result: Result, outputs: str) -> None:
+    """The token outputs are there when an output has a token axis, and say what the oracle says."""
+    with_tokens = [o for o in result.outputs if o.first is not None]
+    if outputs == "restored" or not with_tokens:
+        return
+    if "token_index" not in extra:
+        raise MismatchError(
+            f"an output has a token axis, but of {EXTRA} there is only {list(extra)}"
+        )
+    first = with_tokens[0].first or 0
+    expected = {
+        "token_index": torch.where(result.index < 0, -1, result.index - first)[:, first:],
+        "token_owner": result.owner[:, first:] - first,
+        "token_size": result.size[:, first:],
+    }
+    for name, value in extra.items():
+        want = expected[name].numpy()
+        if value.shape != want.shape or not np.array_equal(value, want):
+            raise MismatchError(
+                f"{name} differs: {value.tolist()} where the oracle has {want.tolist()}"
+            )
+
+
+def _distance(found: np.ndarray[Any, Any], expected: np.ndarray[Any, Any], name: str) -> float:
+    if found.shape != expected.shape:
+        raise MismatchError(f"{name}: shape {found.shape}, expected {expected.shape}")
+    return float(np.abs(found.astype(np.float64) - expected).max())
+
+
+def check_structure(model: onnx.ModelProto) -> None:
+    """`onnx.checker` in full, and every shape known once the batch is. Raises MismatchError."""
+    onnx.checker.check_model(model, full_check=True)
+    for batch in (1, 3):
+        bound = onnx.ModelProto()
+        bound.CopyFrom(model)
+        dim = bound.graph.input[0].type.tensor_type.shape.dim[0]
+        if dim.dim_value and dim.dim_value != batch:
+            continue
+        symbol = dim.dim_param
+        dim.dim_value = batch
+        del bound.graph.value_info[:]
+        for output in bound.graph.output:
+            for d in output.type.tensor_type.shape.dim:
+                if d.dim_param == symbol and symbol:
+                    d.dim_value = batch
+        inferred = onnx.shape_inference.infer_shapes(
+            bound, check_type=True, strict_mode=True, data_prop=True
+        )
+        known = {
+            info.name: info.type.tensor_type
+            for info in (*inferred.graph.value_info, *inferred.graph.output)
+        }
+        for node in inferred.graph.node:
+            for name in filter(None, node.output):
+                if name not in known or not known[name].HasField("shape"):
+                    raise MismatchError(f"{node.op_type} {node.name}: shape of {name} is unknown")
+                dims = known[name].shape.dim
+                if not all(d.HasField("dim_value") for d in dims):
+                    text = [d.dim_value or d.dim_param or "?" for d in dims]
+                    raise MismatchError(f"{node.op_type} {node.name}: {name} has shape {text}")

@@ -1,0 +1,81 @@
+"""Exports of the matrix with weights that make mistakes show, each written once for all workers."""
+
+from __future__ import annotations
+
+import os
+import time
+from functools import lru_cache
+from pathlib import Path
+
+from tcompile.models import LoadedModel, export, load_source
+
+from tests.oracles.compare import Subject
+from tests.oracles.weights import stir
+from tests.support.zoo_matrix import BY_ID, Case, Variant, variants
+
+
+@lru_cache(maxsize=2)
+def stirred(case_id: str) -> LoadedModel:
+    """The model of a case with its weights redrawn (`stir`), the same every time."""
+    case = BY_ID[case_id]
+    loaded = load_source(
+        case.source,
+        random_weights=True,
+        image_size=case.image_size,
+        overrides=case.overrides,
+    )
+    stir(loaded.module, seed=len(case_id))
+    return loaded
+
+
+@lru_cache(maxsize=2)
+def subject(case_id: str) -> Subject:
+    """The oracle's view of a case."""
+    loaded = stirred(case_id)
+    (example,) = loaded.example_inputs.values()
+    return Subject(loaded.module, tuple(example.shape[1:]))
+
+
+def selection(case: Case) -> list[Variant]:
+    """A few variants of a case: of each exporter one, and of dynamo one below and one from opset
+    23 on, where attention is a single op. Which one moves on from case to case, so that over all
+    cases every attention, batch and opset of the matrix meets every kind of model."""
+    turn = list(BY_ID).index(case.id)
+    groups: dict[str, list[Variant]] = {}
+    for variant in variants(case):
+        single = variant.opset >= 23
+        key = f"{variant.exporter}-{single}" if variant.exporter == "dynamo" else variant.exporter
+        groups.setdefault(key, []).append(variant)
+    return [group[turn % len(group)] for group in groups.values()]
+
+
+def exported(case: Case, variant: Variant, cache: Path, patience: float = 300.0) -> Path:
+    """The .onnx file. Of several workers that ask, the first writes and the others wait.
+
+    Raises TimeoutError when the one that writes takes longer than `patience` seconds.
+    """
+    path = cache / f"{case.id}-{variant.id}.onnx"
+    lock = path.with_suffix(".lock")
+    until = time.monotonic() + patience
+    while not path.exists():
+        try:
+            os.close(os.open(lock, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            if time.monotonic() > until:
+                raise TimeoutError(f"{lock} is still there") from None
+            time.sleep(0.05)
+            continue
+        try:
+            mine = path.with_name(f"{path.stem}.{os.getpid()}.onnx")
+            export(
+                stirred(case.id),
+                mine,
+                batch=variant.batch,
+                exporter=variant.exporter,
+                opset=variant.opset,
+                attention=variant.attention,
+            )
+            mine.replace(path)
+        finally:
+            lock.unlink()
+    return path
