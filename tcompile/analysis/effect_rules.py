@@ -61,6 +61,7 @@ class Walker:
         except _BarrierError as error:
             self.result.barriers.append(Barrier(node.name, node.op, str(error)))
         for out in node.outputs:
+            self.result.dims[out.name] = self.all_dims(out)
             if not out.is_empty() and any(self._patchy(d) for d in self.dims(out)):
                 self.result.stage[out.name] = stage
         return stage
@@ -74,6 +75,10 @@ class Walker:
                 locate(a, self.space) for a in self.facts.of(tensor)
             )
         return self._dims[tensor.name]
+
+    def all_dims(self, tensor: gs.Tensor) -> tuple[Dim, ...]:
+        """Dims of a tensor; one that cannot be located (a barrier was raised) counts as size 1."""
+        return tuple(d or Dim(1, False, None) for d in self.dims(tensor))
 
     def _patchy(self, dim: Dim | None) -> bool:
         return dim is None or (dim.run is not None and dim.run.patches(self.space))

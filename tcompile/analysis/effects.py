@@ -164,10 +164,20 @@ class Barrier:
 
 @dataclass
 class Effects:
-    """Edits by node name, the stage of every tensor, and the first barriers met."""
+    """What a walk found.
+
+    Attributes:
+        edits: by node name.
+        stage: of every tensor that carries patches, where not 0.
+        node_stage: of the inputs of every node, where not 0.
+        dims: of every tensor after the first cut.
+        barriers, merge_barriers: in execution order.
+    """
 
     edits: dict[str, list[Edit]] = field(default_factory=dict)
     stage: dict[str, int] = field(default_factory=dict)
+    node_stage: dict[str, int] = field(default_factory=dict)
+    dims: dict[str, tuple[Dim, ...]] = field(default_factory=dict)
     barriers: list[Barrier] = field(default_factory=list)
     merge_barriers: list[Barrier] = field(default_factory=list)
 
@@ -187,6 +197,8 @@ def effects(
     number = {name: i + 1 for i, name in enumerate(cuts)}
     for node in graph.nodes:
         stage = walker.visit(node)
+        if stage:
+            result.node_stage[node.name] = stage
         for out in node.outputs:
             if out.name in number:
                 if stage != number[out.name] - 1:
@@ -194,4 +206,5 @@ def effects(
                         Barrier(node.name, node.op, "does not follow the reduction before it")
                     )
                 result.stage[out.name] = number[out.name]
+                result.dims[out.name] = walker.all_dims(out)
     return result

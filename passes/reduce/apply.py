@@ -1,0 +1,214 @@
+"""The reduce pass: one walk in execution order over a copy of the graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_graphsurgeon as gs
+
+from tcompile.analysis.effects import Effects, effects
+from tcompile.analysis.model import Analysis, Site, stream_layout
+from tcompile.errors import InternalError, UsageError
+from tcompile.ir import BATCH_SENTINEL, int_to_dim, is_const, shape
+from tcompile.passes.normalize.infer import infer
+from tcompile.passes.reduce.builder import Builder
+from tcompile.passes.reduce.core import Core
+from tcompile.passes.reduce.edits import Editor, redirect
+from tcompile.passes.reduce.outputs import carried, token_outputs
+from tcompile.passes.reduce.reducers import ReducerInput, find_reducer
+from tcompile.passes.reduce.scores import ScoreInput, find_score
+from tcompile.passes.reduce.stage import Stage
+from tcompile.planning.schedule import Reduction, Schedule
+from tcompile.plugins.spec import add_functions
+
+
+@dataclass(frozen=True)
+class ReducedGraph:
+    """The result of the reduce pass.
+
+    Attributes:
+        graph: a new graph; shapes static but for a free batch.
+        fp32_nodes: nodes that must stay in fp32 in an fp16 graph.
+        edits: node name → kinds of edits made, for reports.
+    """
+
+    graph: gs.Graph
+    fp32_nodes: frozenset[str]
+    edits: dict[str, list[str]]
+
+
+def reduce_graph(
+    dense: gs.Graph, analysis: Analysis, schedule: Schedule, *, outputs: str = "reduced"
+) -> ReducedGraph:
+    """Apply a schedule. The dense graph is left as it is.
+
+    Raises:
+        UsageError: the schedule does not fit the model, or a site is illegal.
+    """
+    if outputs not in ("reduced", "restored"):
+        raise UsageError(f"'{outputs}' is not reduced or restored", where="--outputs")
+    sites = check_schedule(analysis, schedule)
+    graph = dense.copy()
+    if not schedule.reductions:
+        return ReducedGraph(graph, frozenset(), {})
+    cuts = [s.tensor for s in sites]
+    found = effects(graph, analysis.facts, analysis.space, analysis.attentions, cuts)
+    _raise_on_barrier(found, schedule)
+    rewriter = _Rewriter(graph, analysis, found)
+    rewriter.run(list(zip(sites, schedule.reductions, strict=True)), outputs)
+    edits = {n: [type(e).__name__ for e in es] for n, es in found.edits.items()}
+    return ReducedGraph(graph, frozenset(rewriter.b.fp32), edits)
+
+
+def check_schedule(analysis: Analysis, schedule: Schedule) -> list[Site]:
+    """The sites of a schedule, in order.
+
+    Raises:
+        UsageError: for another model, unknown or illegal site, counts that do not shrink.
+    """
+    if schedule.model != analysis.shape:
+        raise UsageError(
+            f"made for {schedule.model}, the model has {analysis.shape}", where="schedule"
+        )
+    order = {s.name: i for i, s in enumerate(analysis.sites)}
+    count, last, sites = analysis.shape.patches, -1, []
+    for step in schedule.reductions:
+        site = analysis.site(step.site)
+        if site is None:
+            raise UsageError(f"no site '{step.site}'", where="schedule",
+                             hint="`tcompile inspect` lists them")  # fmt: skip
+        reason = site.merge_reason if step.reducer.name == "merge" else site.reason
+        if reason:
+            raise UsageError(
+                f"site '{site.name}' is illegal: {reason}", where="schedule",
+                hint=_nearest_legal(analysis, site, step.reducer.name == "merge"),
+            )  # fmt: skip
+        if not 1 <= step.keep < count:
+            raise UsageError(
+                f"site '{site.name}' keeps {step.keep} of {count} tokens; it must keep fewer, and "
+                "at least one",
+                where="schedule",
+            )
+        if order[site.name] <= last:
+            raise UsageError(f"site '{site.name}' is out of order", where="schedule")
+        if step.score is not None and sites and sites[-1].block == site.block:
+            raise UsageError(
+                f"site '{site.name}' scores by an attention whose tokens were already reduced at "
+                f"'{sites[-1].name}'",
+                where="schedule",
+            )
+        count, last = step.keep, order[site.name]
+        sites.append(site)
+    return sites
+
+
+def _nearest_legal(analysis: Analysis, site: Site, merge: bool) -> str:
+    names = [s.name for s in analysis.sites]
+    here = names.index(site.name)
+    legal = [i for i, s in enumerate(analysis.sites) if not (s.merge_reason if merge else s.reason)]
+    if not legal:
+        return "this model has no legal site"
+    return f"the nearest legal site is '{names[min(legal, key=lambda i: abs(i - here))]}'"
+
+
+def _raise_on_barrier(found: Effects, schedule: Schedule) -> None:
+    merges = any(r.reducer.name == "merge" for r in schedule.reductions)
+    barriers = found.barriers + (found.merge_barriers if merges else [])
+    if barriers:
+        raise UsageError(f"tokens cannot leave as scheduled: {barriers[0]}", where="schedule")
+
+
+class _Rewriter:
+    """State of the walk."""
+
+    def __init__(self, graph: gs.Graph, analysis: Analysis, found: Effects) -> None:
+        self.graph, self.analysis, self.found = graph, analysis, found
+        self.b = Builder(graph)
+        self.nodes = {n.name: n for n in graph.nodes}
+        self.readers = {t.name: list(t.outputs) for t in graph.tensors().values()}
+        first = graph.inputs[0].shape[0]
+        self.batch = first if isinstance(first, int) else None
+        self.stages = [Stage(analysis.space.patches)]
+        inputs = {n.name: n.inputs[0].name for n in graph.nodes if n.inputs}
+        self.editor = Editor(self.b, analysis.space, self.batch, analysis.facts, inputs)
+
+    def run(self, steps: list[tuple[Site, Reduction]], outputs: str) -> None:
+        pending = {site.tensor: (site, step) for site, step in steps}
+        dense_outputs = [o.name for o in self.graph.outputs]
+        for node in list(self.graph.nodes):
+            stage = self.stages[self.found.node_stage.get(node.name, 0)]
+            for edit in self.found.edits.get(node.name, []):
+                self.editor.apply(node, edit, stage)
+            for out in list(node.outputs):
+                if out.name in self.found.dims:
+                    out.shape = self._shape(out.name, stage)
+                if out.name in pending:
+                    self._reduce_at(out, *pending.pop(out.name))
+        if pending:
+            raise InternalError(f"sites {list(pending)} were not reached")
+        self._outputs(dense_outputs, outputs)
+        add_functions(self.graph)
+        self.graph.cleanup(remove_unused_graph_inputs=False).toposort()
+        predicted = {n: t.shape for n, t in self.graph.tensors().items() if n in self.found.dims}
+        self._infer(predicted)
+
+    def _shape(self, name: str, stage: Stage) -> list[int | str]:
+        batch = self.batch or BATCH_SENTINEL
+        dims = self.found.dims[name]
+        return [int_to_dim(d.size(self.analysis.space, stage.count, batch)) for d in dims]
+
+    def _reduce_at(self, stream: gs.Tensor, site: Site, step: Reduction) -> None:
+        b, space, stage = self.b, self.analysis.space, self.stages[-1]
+        name = str(stream.name)
+        layout = stream_layout(self.analysis.facts, stream, space)
+        if layout is None:
+            raise InternalError("a legal site has no stream layout", where=site.name)
+        readers = self.readers[name]
+        b.scope(f"{site.name.replace(':', '_')}/score")
+        attention = self.analysis.blocks[site.block].attention
+        core = Core(b, attention, self.nodes, self.batch)
+        score = None
+        if step.score is not None:
+            score = find_score(step.score.name)(ScoreInput(b, core, space.prefix, stage.count))
+        b.scope(f"{site.name.replace(':', '_')}/{step.reducer.name}")
+        x = b.transpose(stream, layout, fp32=False)
+        given = ReducerInput(
+            b, x, score, core, stage, space.prefix, space.suffix, space.patches, step.keep,
+            step.reducer.parameters,
+        )  # fmt: skip
+        reduced, after = find_reducer(step.reducer.name)(given)
+        new = b.transpose(reduced, [layout.index(i) for i in range(3)], fp32=False)
+        self.stages.append(after)
+        new.shape = self._shape(name, after)
+        redirect(stream, new, readers, self.graph)
+
+    def _outputs(self, dense: list[str], mode: str) -> None:
+        wanted = {}
+        for name in dense:
+            stage = self.found.stage.get(name, 0)
+            place = carried(self.found.dims[name], self.analysis.space) if stage else None
+            if place is not None:
+                axis, run = place
+                batch_axis = self.editor.batch_axis(name)
+                wanted[name] = (axis, run, self.stages[stage], batch_axis)
+        token_outputs(self.b, self.analysis.space, wanted, mode)
+
+    def _infer(self, predicted: dict[str, list[int | str]]) -> None:
+        """Infer shapes with the batch bound, then compare with what the analysis predicts.
+
+        A Reshape whose −1 hides a missed fix would show here.
+        """
+        for tensor in self.graph.inputs:
+            tensor.shape = list(shape(tensor))
+        infer(self.graph, symbolic=True)
+        for tensor in self.graph.inputs:
+            tensor.shape = [int_to_dim(d) for d in tensor.shape]
+        for name, tensor in self.graph.tensors().items():
+            if is_const(tensor):
+                continue
+            if tensor.shape is None:
+                raise InternalError(f"the shape of '{name}' is unknown after reduction")
+            if name in predicted and list(tensor.shape) != list(predicted[name]):
+                raise InternalError(
+                    f"'{name}' has shape {tensor.shape}, the analysis predicts {predicted[name]}"
+                )

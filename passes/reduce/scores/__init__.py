@@ -1,0 +1,46 @@
+"""Scores: importance per patch token, [B, T] fp32, larger = keep. The list below is the registry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import onnx_graphsurgeon as gs
+
+from tcompile.errors import UsageError
+from tcompile.passes.reduce.builder import Builder
+from tcompile.passes.reduce.core import Core
+from tcompile.passes.reduce.scores.attn import attn
+from tcompile.passes.reduce.scores.cls import cls
+
+
+@dataclass(frozen=True)
+class ScoreInput:
+    """What a score may read.
+
+    Attributes:
+        b: where to write nodes.
+        core: the attention of the site's block.
+        prefix: fixed tokens before the patches; `count` patches follow.
+    """
+
+    b: Builder
+    core: Core
+    prefix: int
+    count: int
+
+
+Score = Callable[[ScoreInput], gs.Tensor]
+
+SCORES: Mapping[str, Score] = {"cls": cls, "attn": attn}
+
+
+def find_score(name: str) -> Score:
+    """The score of that name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if name not in SCORES:
+        raise UsageError(f"unknown score '{name}'", hint=f"there are: {', '.join(SCORES)}")
+    return SCORES[name]

@@ -1,0 +1,24 @@
+"""`attn`: attention received from evenly strided patch queries, for encoders without a CLS token."""
+
+from __future__ import annotations
+
+from math import isqrt
+from typing import TYPE_CHECKING
+
+import onnx_graphsurgeon as gs
+
+if TYPE_CHECKING:
+    from tcompile.passes.reduce.scores import ScoreInput
+
+
+def attn(given: ScoreInput) -> gs.Tensor:
+    """score_j = mean over heads and m queries i of softmax(q_i·Kᵀ/√d)[h, j]: [B, T].
+
+    m = ⌈√T⌉ patch queries at floor((i+½)·T/m): the strided form of the attention column sum
+    (METHODS 2.1 `colsum`), which leaves the attention fused and costs m/N of Q·Kᵀ.
+    """
+    b, count = given.b, given.count
+    queries = isqrt(count - 1) + 1
+    positions = [given.prefix + ((2 * i + 1) * count) // (2 * queries) for i in range(queries)]
+    mean = b.reduce("Mean", given.core.rows(positions), [1, 2])
+    return b.slice(mean, 1, given.prefix, given.prefix + count)

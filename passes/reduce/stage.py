@@ -1,0 +1,113 @@
+"""What is known of the tokens between two reductions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from tcompile.analysis.effects import Run
+from tcompile.analysis.structure import TokenSpace
+from tcompile.passes.reduce.builder import Builder
+
+
+@dataclass
+class Stage:
+    """The patch tokens after a number of reductions; tensors are [B, ...] with B free or literal.
+
+    Attributes:
+        count: how many patch tokens there are (a fused one included).
+        index: [B, count] i64, the original patch each one is (−1: a fused token); None: all, in
+            order.
+        size: [B, count] f32, how many original patches each stands for; None: 1 each.
+        owner: [B, T] i64, the current token that represents each original patch; None: itself.
+        positioned: whether every token still has a position of its own (no fused token).
+        prop_attn: whether later attentions are to add log size.
+    """
+
+    count: int
+    index: gs.Tensor | None = None
+    size: gs.Tensor | None = None
+    owner: gs.Tensor | None = None
+    positioned: bool = True
+    prop_attn: bool = False
+    cache: dict[str, gs.Tensor] = field(default_factory=dict)
+
+
+def on_run(
+    b: Builder, space: TokenSpace, run: Run, patches: gs.Tensor, fixed: list[np.ndarray | None]
+) -> gs.Tensor:
+    """[B, count] values of the patches, extended to all tokens of a run.
+
+    Args:
+        patches: [B, count].
+        fixed: for each piece of the space, the values of its tokens (None at the patches).
+    """
+    parts: list[gs.Tensor] = []
+    for i in range(run.first, run.last):
+        if i == space.patch:
+            parts.append(patches)
+            continue
+        values = fixed[i]
+        assert values is not None
+        # 0·patches[:, :1] + constant gives the constant the batch of the patches.
+        first = b.slice(patches, 1, 0, 1)
+        zero = b.op("Sub", first, first, dtype=patches.dtype)
+        row = b.const(values[None], patches.dtype)
+        parts.append(b.op("Add", zero, row, dtype=patches.dtype))
+    return b.concat(parts, 1)
+
+
+def sizes_on_run(b: Builder, space: TokenSpace, stage: Stage, run: Run) -> gs.Tensor:
+    """[B, n] f32 sizes of a run's tokens; prefix tokens have size 1."""
+    key = f"size{run}"
+    if key not in stage.cache:
+        assert stage.size is not None
+        ones = [None if i == space.patch else np.ones(p.size, np.float32)
+                for i, p in enumerate(space.pieces)]  # fmt: skip
+        stage.cache[key] = on_run(b, space, run, stage.size, ones)
+    return stage.cache[key]
+
+
+def index_on_run(b: Builder, space: TokenSpace, stage: Stage, run: Run) -> gs.Tensor:
+    """[B, n] i64: for each token of the run, its position in the dense run."""
+    key = f"index{run}"
+    if key not in stage.cache:
+        assert stage.index is not None
+        offset, fixed, patch_offset = 0, [], 0
+        for i, piece in enumerate(space.pieces):
+            inside = run.first <= i < run.last
+            fixed.append(np.arange(offset, offset + piece.size) if i != space.patch else None)
+            if i == space.patch:
+                patch_offset = offset
+            offset += piece.size if inside else 0
+        index = stage.index
+        if patch_offset:
+            shifted = b.op("Add", index, [patch_offset], dtype=np.int64)
+            if not stage.positioned:
+                negative = b.op("Less", index, [0], dtype=np.bool_)
+                shifted = b.op("Where", negative, index, shifted, dtype=np.int64)
+            index = shifted
+        stage.cache[key] = on_run(b, space, run, index, fixed)
+    return stage.cache[key]
+
+
+def owner_on_run(b: Builder, space: TokenSpace, stage: Stage, run: Run) -> gs.Tensor:
+    """[B, n dense] i64: for each dense token of the run, its owner's position in the reduced run."""
+    key = f"owner{run}"
+    if key not in stage.cache:
+        assert stage.owner is not None
+        offset, fixed, patch_offset = 0, [], 0
+        for i, piece in enumerate(space.pieces):
+            inside = run.first <= i < run.last
+            fixed.append(np.arange(offset, offset + piece.size) if i != space.patch else None)
+            if i == space.patch:
+                patch_offset = offset
+            if inside:
+                offset += stage.count if i == space.patch else piece.size
+        owner = stage.owner
+        if patch_offset:
+            owner = b.op("Add", owner, [patch_offset], dtype=np.int64)
+        stage.cache[key] = on_run(b, space, run, owner, fixed)
+    return stage.cache[key]
