@@ -183,6 +183,8 @@ def read_safetensors(path: str | Path) -> dict[str, Array]:
     try:
         raw = Path(path).read_bytes()
         (length,) = struct.unpack_from("<Q", raw)
+        if length > len(raw) - 8:
+            raise ValueError("its header is longer than the file")
         header = json.loads(raw[8 : 8 + length])
         header.pop("__metadata__", None)
         body, found = raw[8 + length :], {}

@@ -79,15 +79,10 @@ class Keep(_KeepBase):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> Fraction:
-        """Text such as `0.6`, `3/5` or `60%` to a fraction in (0, 1]."""
-        text = str(value).strip()
-        try:
-            keep = Fraction(text[:-1]) / 100 if text.endswith("%") else Fraction(text)
-        except (ValueError, ZeroDivisionError):
-            self.fail(f"{text!r} is not a number; try 0.6", param, ctx)
-        if not 0 < keep <= 1:
-            self.fail(f"{text} is not in (0, 1]; 0.6 keeps 60 % of the patch tokens", param, ctx)
-        return keep
+        """Text such as `0.6` or `3/5` to a fraction in (0, 1]; raises `UsageError`."""
+        from tcompile.planning.methods import parse_keep
+
+        return parse_keep(value)
 
 
 def schedule_options(command: F) -> F:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from tcompile.cli.common import JSON, common_options, print_json, print_table
+from tcompile.cli.common import JSON, common_options, print_json
 
 
 @click.command(short_help="List the token-reduction methods.")
@@ -17,11 +17,16 @@ def methods(as_json: bool) -> None:
     Example:
       tcompile build vit.onnx --target cpu --method tome:r=13
     """
-    from tcompile.planning import list_methods
+    from tcompile.planning.methods import METHODS
 
-    known = list_methods()
     if as_json:
-        print_json([method.to_json() for method in known])
+        print_json([method.to_json() for method in METHODS])
         return
-    rows = [(m.name, m.summary, ", ".join(m.parameters), m.paper) for m in known]
-    print_table(("method", "what it does", "parameters", "paper"), rows)
+    for method in METHODS:
+        click.echo(f"{method.name}: {method.summary}")
+        click.echo(f"  {method.formula}")
+        click.echo(f"  {method.reference}")
+        for name, (_, default, meaning) in method.parameters.items():
+            shown = "" if default is None else f" [default: {default}]"
+            budget = "; sets the budget without --keep" if name in method.budget else ""
+            click.echo(f"    {name}: {meaning}{shown}{budget}")

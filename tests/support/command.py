@@ -1,0 +1,42 @@
+"""The command line in this process: exit code, stdout and stderr as a shell would see them."""
+
+from __future__ import annotations
+
+import json
+import signal
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from tcompile.cli import main
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command did."""
+
+    code: int
+    out: str
+    err: str
+
+    def json(self) -> Any:
+        """Stdout as the one JSON document it should be."""
+        return json.loads(self.out)
+
+
+class Command:
+    """Call with the arguments of the command line."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self.capsys = capsys
+
+    def __call__(self, *arguments: object) -> Outcome:
+        self.capsys.readouterr()
+        handler = signal.getsignal(signal.SIGTERM)
+        try:
+            code = main([str(a) for a in arguments])
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+        captured = self.capsys.readouterr()
+        return Outcome(code, captured.out, captured.err)
