@@ -10,6 +10,7 @@ from tcompile.analysis.effects import Effects, effects
 from tcompile.analysis.model import Analysis, Site, stream_layout
 from tcompile.errors import InternalError, UsageError
 from tcompile.ir import BATCH_SENTINEL, int_to_dim, is_const, shape
+from tcompile.passes.lower.attention import decompose_attention
 from tcompile.passes.normalize.infer import infer
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.core import Core
@@ -149,8 +150,24 @@ class _Rewriter:
         self._outputs(dense_outputs, outputs)
         add_functions(self.graph)
         self.graph.cleanup(remove_unused_graph_inputs=False).toposort()
+        self._spell_out_biased()
         predicted = {n: t.shape for n, t in self.graph.tensors().items() if n in self.found.dims}
         self._infer(predicted)
+
+    def _spell_out_biased(self) -> None:
+        """Decompose each `Attention` that was given a bias shared by all queries.
+
+        ONNX lets the mask broadcast; ONNX Runtime refuses it, and a full [N, N] one would cost more
+        than the attention. The spelled-out form is fused by TensorRT all the same.
+        """
+        names = {
+            a.node for a in self.analysis.attentions
+            if a.form == "op" and self.nodes[a.node].name in self.editor.biased
+        }  # fmt: skip
+        if names:
+            infer(self.graph)
+            decompose_attention(self.graph, lambda node: node.name in names)
+            self.graph.toposort()
 
     def _shape(self, name: str, stage: Stage) -> list[int | str]:
         batch = self.batch or BATCH_SENTINEL

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -26,6 +26,7 @@ class Editor:
         batch: literal batch, or None when it is free.
         facts: of the dense graph.
         first_input: node → name of its first input in the dense graph.
+        biased: `Attention` nodes that were given log sizes.
     """
 
     b: Builder
@@ -33,6 +34,7 @@ class Editor:
     batch: int | None
     facts: Facts
     first_input: Mapping[str, str]
+    biased: set[str] = field(default_factory=set)
 
     def batch_axis(self, name: str) -> int | None:
         """The axis of a dense tensor that is exactly the batch, or None."""
@@ -205,6 +207,7 @@ class Editor:
                 bias = self._per_head(bias, edit.attention.heads, columns.run, stage)
             node.inputs[0] = b.op("Add", logits, bias, dtype=logits.dtype, fp32=False)
             return
+        self.biased.add(node.name)
         mask = node.inputs[3] if len(node.inputs) > 3 else None
         if mask is not None and not mask.is_empty():
             if mask.dtype == np.bool_:

@@ -57,6 +57,11 @@ class Attention:
         """Queries and keys are the same tokens."""
         return self.rows == self.columns and ax.strong(self.rows)
 
+    @property
+    def query_rows(self) -> int:
+        """How many queries it has; one in an attention-pool head."""
+        return ax.size(self.rows)
+
 
 def find_attention(graph: gs.Graph, facts: Facts) -> list[Attention]:
     """Every attention of the graph, in execution order."""

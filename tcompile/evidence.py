@@ -1,0 +1,86 @@
+"""What a build measures about itself: the normal form is the source, fidelity, latency on a CPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tcompile.errors import InternalError, ModelError
+from tcompile.manifest import Fidelity, Latency
+from tcompile.targets import Target
+from tcompile.verify.fidelity import measure_fidelity
+from tcompile.verify.runs import run_all, samples_for, signature
+
+#: Largest difference, relative to the largest value, that reordering fp32 sums may make.
+_TOLERANCE = 1e-3
+_ROUNDS = 7
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Figures for the manifest."""
+
+    fidelity: Fidelity
+    latency: tuple[Latency, ...]
+    notes: tuple[str, ...]
+
+
+def check_normal_form(source: Path, normal: Path) -> None:
+    """Run the source and its normal form on the same input; they must agree.
+
+    Raises:
+        ModelError: ONNX Runtime rejects the source (a broken export).
+        InternalError: they differ.
+    """
+    import numpy as np
+
+    samples = samples_for(signature(normal), count=1)
+    try:
+        expected = run_all(source, samples)
+    except ModelError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(
+            f"ONNX Runtime rejects it: {reason}", where=str(source), hint="the export is broken"
+        ) from error
+    actual = run_all(normal, samples)
+    for name, want in expected.items():
+        if want.dtype.kind != "f":
+            continue
+        scale = max(float(np.abs(want).max(initial=0)), 1e-6)
+        error_size = float(np.abs(want - actual[name]).max(initial=0)) / scale
+        if not error_size <= _TOLERANCE:
+            raise InternalError(
+                f"normalising changed output '{name}' by {error_size:.1e}", where=str(source)
+            )
+
+
+def measure(source: Path, reduced: Path, target: Target, *, samples: int = 4) -> Evidence:
+    """Fidelity of the reduced model on seeded inputs; on `cpu`, also how long both take.
+
+    A reduced model that is no faster is said to be so in a note.
+    """
+    fidelity = measure_fidelity(source, reduced, samples_for(signature(reduced), count=samples))
+    if target.runtime != "onnxruntime":
+        return Evidence(fidelity, (), ())
+    from tcompile.bench import bench_models
+
+    timed = bench_models(source, reduced, rounds=_ROUNDS)
+    latency = tuple(
+        Latency(
+            which,  # type: ignore[arg-type]
+            "measured",
+            timing.median,
+            timed.machine,
+            timed.runtime,
+            timed.batch,
+            (timing.lower, timing.upper),
+            f"{_ROUNDS} interleaved rounds, {timed.threads} threads",
+        )
+        for which, timing in (("dense", timed.dense), ("reduced", timed.reduced))
+    )
+    notes = ()
+    if timed.speedup.upper < 1:
+        notes = (f"measured slower than dense here: {timed.speedup.ratio:.2f} ×",)
+    return Evidence(fidelity, latency, notes)

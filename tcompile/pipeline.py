@@ -1,0 +1,286 @@
+"""The whole compiler on one page: load, normalise, analyse, plan, reduce, lower, emit, verify."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_graphsurgeon as gs
+
+from tcompile.analysis.flops import graph_flops
+from tcompile.analysis.model import Analysis, analyse
+from tcompile.artifact import MODEL, check_destination, write_artifact
+from tcompile.errors import TcompileError, UsageError
+from tcompile.inspection import Inspection, describe
+from tcompile.ir import to_onnx
+from tcompile.loading import load
+from tcompile.manifest import (
+    BlockTokens,
+    Flops,
+    FusedAttentionEntry,
+    Manifest,
+    TargetEntry,
+    describe_source,
+    describe_tensors,
+    installed_versions,
+)
+from tcompile.passes.lower import lower
+from tcompile.passes.normalize import Normalized, normalize
+from tcompile.passes.normalize.bind import Shapes
+from tcompile.passes.reduce import ReducedGraph, reduce_graph
+from tcompile.passes.reduce.apply import check_schedule
+from tcompile.planning.methods import compose
+from tcompile.planning.schedule import Schedule, read_schedule
+from tcompile.targets import Target, load_target
+from tcompile.targets.backends import emit
+
+Progress = Callable[[str], None]
+Keep = float | str | Fraction | None
+ScheduleLike = str | Path | Mapping[str, Any] | Schedule | None
+
+
+def silent(_: str) -> None:
+    """Progress that nobody watches."""
+
+
+@dataclass(frozen=True)
+class Analysed:
+    """A model in normal form and what is known of it."""
+
+    source: str
+    normalized: Normalized
+    analysis: Analysis
+
+    @property
+    def graph(self) -> gs.Graph:
+        return self.normalized.graph
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """A reduced model before lowering.
+
+    Attributes:
+        graph: reduced, fp32, token ops as model-local functions.
+        dense: the normalised dense graph it came from.
+        schedule: what was applied.
+        fp32_nodes: nodes that must stay fp32 when the rest goes to fp16.
+        attention_layers: attentions with more than one query row: the fused kernels to expect.
+        metadata: the source's metadata_props.
+    """
+
+    graph: gs.Graph
+    dense: gs.Graph
+    schedule: Schedule
+    fp32_nodes: frozenset[str]
+    attention_layers: int
+    metadata: dict[str, str]
+
+
+def read(model: str | Path, *, shapes: Shapes | None = None) -> Analysed:
+    """Load, normalise, analyse.
+
+    Args:
+        shapes: input name → dims, to bind dynamic dims by hand.
+
+    Raises:
+        UsageError: no such file.
+        ModelError: a file that cannot be read, or holds no transformer we can follow.
+    """
+    with _located(model):
+        normalized = normalize(load(model), shapes=shapes)
+        return Analysed(str(model), normalized, analyse(normalized.graph))
+
+
+def inspect(model: str | Path, *, shapes: Shapes | None = None) -> Inspection:
+    """The transformer in a model, and where tokens may leave. Raises as `read`."""
+    read_model = read(model, shapes=shapes)
+    return describe(str(model), read_model.graph, read_model.analysis)
+
+
+def schedule_for(
+    model: Analysed, keep: Keep = None, method: str = "topk", schedule: ScheduleLike = None
+) -> Schedule:
+    """The schedule of a method and budget, or the one given, checked against the model.
+
+    Raises:
+        UsageError: no budget or two, an illegal site, a schedule for another model.
+    """
+    if schedule is not None:
+        if keep is not None:
+            raise UsageError("--keep and --schedule both set the budget", where="--schedule",
+                             hint="give one of them")  # fmt: skip
+        made = _read_schedule(schedule)
+    else:
+        made = compose(method, model.analysis.shape, model.analysis.has_cls, keep)
+    check_schedule(model.analysis, made)
+    return made
+
+
+def plan(
+    model: str | Path,
+    *,
+    target: str = "cpu",
+    keep: Keep = None,
+    method: str = "topk",
+    schedule: ScheduleLike = None,
+    shapes: Shapes | None = None,
+) -> Schedule:
+    """The schedule that `build` would follow; writes nothing. Raises as `read`, `schedule_for`."""
+    load_target(target)
+    return schedule_for(read(model, shapes=shapes), keep, method, schedule)
+
+
+def reduce(
+    model: str | Path,
+    *,
+    target: str = "cpu",
+    keep: Keep = None,
+    method: str = "topk",
+    schedule: ScheduleLike = None,
+    outputs: str = "reduced",
+    shapes: Shapes | None = None,
+) -> Reduced:
+    """Everything up to the reduced fp32 graph. Raises as `read` and `schedule_for`."""
+    load_target(target)
+    analysed = read(model, shapes=shapes)
+    return _reduce(analysed, schedule_for(analysed, keep, method, schedule), outputs)
+
+
+def _reduce(model: Analysed, schedule: Schedule, outputs: str) -> Reduced:
+    made: ReducedGraph = reduce_graph(model.graph, model.analysis, schedule, outputs=outputs)
+    layers = sum(1 for a in model.analysis.attentions if a.query_rows > 1)
+    return Reduced(
+        made.graph, model.graph, schedule, made.fp32_nodes, layers, model.normalized.metadata
+    )
+
+
+def build(
+    model: str | Path,
+    *,
+    target: str,
+    keep: Keep = None,
+    method: str = "topk",
+    schedule: ScheduleLike = None,
+    precision: str | None = None,
+    outputs: str = "reduced",
+    output: str | Path | None = None,
+    force: bool = False,
+    shapes: Shapes | None = None,
+    progress: Progress = silent,
+) -> Path:
+    """Compile a model for a target and write the artifact; returns its directory.
+
+    Args:
+        keep: fraction of patch tokens that leave the encoder, in (0, 1].
+        method: `topk`, `evit:rate=0.7`, …; see `tcompile methods`.
+        schedule: instead of keep and method.
+        precision: `fp32` or `fp16`; the target's own by default.
+        outputs: `reduced` or `restored`, for outputs with a token axis.
+        output: the directory; by default `MODEL-TARGET` beside the model.
+        force: replace an artifact even if its files were changed by hand.
+
+    Raises:
+        UsageError, ModelError: see `read` and `schedule_for`; also a destination that is not ours.
+        MissingExtraError: the target's runtime is not installed.
+    """
+    chosen = load_target(target)
+    path = Path(model)
+    directory = Path(output) if output is not None else path.with_name(f"{path.stem}-{chosen.name}")
+    check_destination(directory, force)
+    progress(f"reading {path}")
+    analysed = read(path, shapes=shapes)
+    made = schedule_for(analysed, keep, method, schedule)
+    progress("reducing")
+    reduced = _reduce(analysed, made, outputs)
+    level = precision or chosen.default_precision
+
+    def fill(folder: Path) -> Manifest:
+        return _fill(folder, path, chosen, level, reduced, outputs, progress)
+
+    return write_artifact(directory, fill, force)
+
+
+def _fill(
+    folder: Path,
+    source: Path,
+    target: Target,
+    precision: Any,
+    reduced: Reduced,
+    outputs: Any,
+    progress: Progress,
+) -> Manifest:
+    """Write model and engine into the folder; returns the manifest."""
+    from tcompile.evidence import check_normal_form, measure
+
+    progress("checking the normal form against the source")
+    with tempfile.TemporaryDirectory(prefix="tcompile-") as scratch:
+        dense = Path(scratch) / MODEL
+        save(to_onnx(reduced.dense), dense)
+        check_normal_form(source, dense)
+    lowered = lower(
+        reduced.graph, target=target, precision=precision, fp32_nodes=reduced.fp32_nodes
+    )
+    model = to_onnx(lowered, reduced.metadata)
+    inputs, outs = describe_tensors(model)
+    save(model, folder / MODEL)
+    del model
+    progress(f"emitting for {target.name}")
+    emitted = emit(folder / MODEL, folder, target=target, precision=precision)
+    progress("measuring")
+    evidence = measure(source, folder / MODEL, target)
+    fused = emitted.fused
+    return Manifest(
+        source=describe_source(source),
+        target=TargetEntry(target.name, target.runtime, target.compute_capability),
+        precision=precision,
+        outputs_mode=outputs,
+        inputs=inputs,
+        outputs=outs,
+        schedule=reduced.schedule.to_json(),
+        tokens_per_block=tuple(
+            BlockTokens(b.block, b.attention, b.mlp) for b in reduced.schedule.tokens_per_block()
+        ),
+        flops=Flops(graph_flops(reduced.dense), graph_flops(reduced.graph)),
+        versions={**installed_versions(), **emitted.versions},
+        latency=evidence.latency,
+        fidelity=evidence.fidelity,
+        fused_attention=fused
+        and FusedAttentionEntry(fused.expected, fused.found, tuple(fused.missing)),
+        notes=(*emitted.notes, *evidence.notes),
+    )
+
+
+def save(model: onnx.ModelProto, path: Path) -> None:
+    """Write a model, its weights beside it when they are too many for one protobuf."""
+    large = model.ByteSize() > 1 << 30
+    onnx.save_model(model, str(path), save_as_external_data=large, location=f"{path.name}.data")
+
+
+def _read_schedule(schedule: ScheduleLike) -> Schedule:
+    if isinstance(schedule, Schedule):
+        return schedule
+    if isinstance(schedule, Mapping):
+        return Schedule.from_json(schedule)
+    assert schedule is not None
+    return read_schedule(schedule)
+
+
+class _located:
+    """Adds the model's path to an error that names no place."""
+
+    def __init__(self, model: str | Path) -> None:
+        self.model = str(model)
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, TcompileError) and not error.where:
+            error.where = self.model
+            error.args = (error.one_line(),)
