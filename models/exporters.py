@@ -88,7 +88,7 @@ def export(
                     first = first or _reason(error)
             failures.append(f"{name}: {first}")
     raise ModelError(
-        "no exporter gives a right file. " + "; ".join(failures),
+        "cannot be exported: " + "; ".join(failures),
         where=loaded.source,
         hint="try another exporter, opset or attention",
     )
@@ -119,11 +119,11 @@ def _attempt(
     from tcompile.models.files import (
         dims,
         metadata,
-        opset_of,
         settle_inputs,
         settle_outputs,
         staged,
     )
+    from tcompile.models.opset import lower_to_17, opset_of
 
     job = recipes.job(loaded, batch, opset or DEFAULT_OPSET[name])
     with applied(loaded, cures), recipes.quiet(), recipes.settings():
@@ -132,6 +132,8 @@ def _attempt(
         used = get_attention(loaded)
     settle_inputs(proto, job.shapes(), batch)
     settle_outputs(proto, outputs)
+    if opset == 17 and opset_of(proto) == 18:
+        lower_to_17(proto)
     if opset is not None and opset_of(proto) != opset:
         raise ModelError(f"wrote opset {opset_of(proto)} where {opset} was asked for")
     metadata(proto, loaded)

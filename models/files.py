@@ -120,12 +120,6 @@ def dims(values: Iterable[onnx.ValueInfoProto]) -> dict[str, Dims]:
     return {value.name: _value_dims(value) for value in values}
 
 
-def opset_of(proto: onnx.ModelProto) -> int:
-    """The opset of the default domain."""
-    found = [entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")]
-    return int(found[0]) if found else 0
-
-
 def _value_dims(value: onnx.ValueInfoProto) -> Dims:
     shape = value.type.tensor_type.shape.dim
     return tuple(d.dim_value if d.HasField("dim_value") else (d.dim_param or "?") for d in shape)

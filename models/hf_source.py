@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tcompile.errors import ModelError
 from tcompile.models.source import LoadedModel, Request, cannot_build, require, unknown_name
 
 # What `hf:WORD --random-weights` builds: the model class, its configuration class read off it.
@@ -67,6 +68,11 @@ def load(request: Request) -> LoadedModel:
     is_folder = Path(name).is_dir()
     if request.random_weights and not is_folder and name not in FRESH and "/" not in name:
         raise unknown_name(request, FRESH)
+    if not request.random_weights and not is_folder and name in FRESH:
+        raise ModelError(
+            f"{request.source.text} is a configuration without trained weights",
+            hint="add --random-weights, or name a checkpoint: hf:OWNER/MODEL or hf:FOLDER",
+        )
     try:
         if request.random_weights and not is_folder and name in FRESH:
             model = _fresh(transformers, wanted or FRESH[name], options, request.image_size)
@@ -80,12 +86,13 @@ def load(request: Request) -> LoadedModel:
             model = _class(transformers, wanted, config).from_pretrained(name, **options)
     except Exception as error:  # libraries raise anything on a bad argument
         raise cannot_build(request, error) from error
-    native = _square(model.config.image_size)
+    vision = getattr(model.config, "vision_config", model.config)
+    native = _square(vision.image_size)
     size = (request.image_size, request.image_size) if request.image_size else native
     resized = size != native
     takes = inspect.signature(model.forward).parameters
     call = {"interpolate_pos_encoding": True} if resized and _interpolates(takes, model) else {}
-    inputs = {"pixel_values": example_image(*size, int(getattr(model.config, "num_channels", 3)))}
+    inputs = {"pixel_values": example_image(*size, int(getattr(vision, "num_channels", 3)))}
     module = TensorOutputs(model.eval(), tuple(inputs), call)
     try:
         names = output_names(module, inputs)
@@ -124,15 +131,8 @@ def _apply(config: Any, options: Mapping[str, Any], size: int | None) -> None:
     given = {_COMMON.get(key, key): value for key, value in options.items()}
     if size is not None:
         given["image_size"] = size
-    ratio = given.get("mlp_ratio")
     target = getattr(config, "vision_config", config)
-    if "intermediate_size" not in given and hasattr(target, "intermediate_size"):
-        given.pop("mlp_ratio", None)
-        width = int(given.get("hidden_size", target.hidden_size))
-        ratio = ratio or target.intermediate_size / target.hidden_size
-        given["intermediate_size"] = int(width * ratio)
-    if "pooler_output_size" not in given and hasattr(target, "pooler_output_size"):
-        given["pooler_output_size"] = int(given.get("hidden_size", target.hidden_size))
+    _follow_width(given, target)
     for key, value in given.items():
         holder = config
         *path, leaf = key.split(".")
@@ -145,7 +145,21 @@ def _apply(config: Any, options: Mapping[str, Any], size: int | None) -> None:
             holder = target
         if not hasattr(holder, leaf):
             raise TypeError(f"{type(holder).__name__} has no field '{leaf}'")
+        if isinstance(value, float) and isinstance(getattr(holder, leaf), int):
+            value = int(value) if value.is_integer() else value  # fields are typed strictly
         setattr(holder, leaf, value)
+
+
+def _follow_width(given: dict[str, Any], target: Any) -> None:
+    """Let the fields that go with the width follow it, unless they are given themselves."""
+    if "hidden_size" not in given and "mlp_ratio" not in given:
+        return
+    width = int(given.get("hidden_size", target.hidden_size))
+    if "intermediate_size" not in given and hasattr(target, "intermediate_size"):
+        ratio = given.pop("mlp_ratio", None) or target.intermediate_size / target.hidden_size
+        given["intermediate_size"] = int(width * ratio)
+    if "pooler_output_size" not in given and hasattr(target, "pooler_output_size"):
+        given["pooler_output_size"] = width
 
 
 def _interpolates(parameters: Mapping[str, Any], model: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from tcompile.errors import MissingExtraError, ModelError, UsageError
 if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
+    from PIL import Image
 
 PREPROCESS_KEY = "tcompile.preprocess"
 SOURCE_KEY = "tcompile.source"
@@ -76,12 +78,22 @@ def load_image(path: str | Path, preprocessing: Mapping[str, Any]) -> NDArray[np
     if preprocessing.get("resize", "crop") == "squash":
         image = image.resize((width, height), resample)
     else:
-        crop = float(preprocessing.get("crop_pct", 1.0)) or 1.0
-        scale = max(width / image.width, height / image.height) / crop
-        new = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
-        image = image.resize(new, resample)
-        left, top = (new[0] - width) // 2, (new[1] - height) // 2
-        image = image.crop((left, top, left + width, top + height))
+        image = _middle(image, height, width, float(preprocessing.get("crop_pct") or 1.0), resample)
     pixels = np.asarray(image, dtype=np.float32) / np.float32(255.0)
     normal = (pixels - mean) / std
     return np.ascontiguousarray(normal.transpose(2, 0, 1)[None], dtype=np.float32)
+
+
+def _middle(
+    image: Image.Image, height: int, width: int, crop_pct: float, resample: Image.Resampling
+) -> Image.Image:
+    """Resize and cut as torchvision does, to the pixel: the shorter side to floor(size / crop)."""
+    # The small term: 384 / (384 / 438) must give 438, not 437.
+    edges = (math.floor(height / crop_pct + 1e-6), math.floor(width / crop_pct + 1e-6))
+    if image.height / edges[0] < image.width / edges[1]:
+        new = (max(width, int(edges[0] * image.width / image.height)), edges[0])
+    else:
+        new = (edges[1], max(height, int(edges[1] * image.height / image.width)))
+    image = image.resize(new, resample)
+    left, top = round((new[0] - width) / 2), round((new[1] - height) / 2)
+    return image.crop((left, top, left + width, top + height))

@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 # With one image, torch.export takes the batch for a constant 1.
 _TRACE_BATCH = 2
+# torch's operator library starts here; `tcompile.models.opset` turns 18 into 17.
+DYNAMO_OLDEST_OPSET = 18
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def dynamo(job: Job) -> onnx.ModelProto:
         dynamo=True,
         input_names=list(job.inputs),
         output_names=list(job.loaded.output_names),
-        opset_version=job.opset,
+        opset_version=max(job.opset, DYNAMO_OLDEST_OPSET),
         dynamic_shapes=_dynamic_shapes(job, free),
         external_data=False,
         verbose=False,
@@ -117,7 +119,7 @@ def transformers(job: Job) -> onnx.ModelProto:
     # An explicit shape for the batch alone: dynamic=True frees height and width as well.
     free = {0: torch.export.Dim("batch", min=1, max=65536)}
     config = OnnxConfig(
-        opset_version=job.opset,
+        opset_version=max(job.opset, DYNAMO_OLDEST_OPSET),
         dynamic_shapes=dict.fromkeys(job.inputs, free) if job.dynamic else None,
     )
     inputs = {**job.inputs, **job.loaded.call}

@@ -190,7 +190,8 @@ def unknown_name(request: Request, names: Iterable[str]) -> ModelError:
 def cannot_build(request: Request, error: Exception) -> ModelError:
     """The error for a library that refused the configuration."""
     reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
-    hint = "" if request.random_weights else "--random-weights builds it without a checkpoint"
+    fresh = request.random_weights or request.source.library in ("callable", "zoo")
+    hint = "" if fresh else "--random-weights builds the architecture without a checkpoint"
     return ModelError(f"cannot be built: {reason}", where=request.source.text, hint=hint)
 
 
