@@ -1,0 +1,59 @@
+"""Between the compiler's schedules and the oracles' reductions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.oracles import schedules
+from tests.oracles.compare import Subject
+from tests.oracles.methods import Reduction
+
+#: What a schedule calls a reducer, and what the oracles call it.
+KINDS = {"topk": "topk", "fuse": "fuse", "merge": "tome"}
+
+
+def reductions(schedule: dict[str, Any]) -> list[Reduction]:
+    """A schedule's JSON as the oracles understand it."""
+    return [
+        Reduction(
+            site=step["site"],
+            kind=KINDS[step["reducer"]["name"]],
+            keep=step["keep"],
+            score=(step.get("score") or {"name": "cls"})["name"],
+        )
+        for step in schedule["reductions"]
+    ]
+
+
+def document(cuts: list[Reduction], found: Subject) -> dict[str, Any]:
+    """The schedule that asks for these reductions, as a person would write it by hand."""
+    names = {kind: name for name, kind in KINDS.items()}
+    prefix, patches = found.encoder.prefix, found.patches
+    return {
+        "schema": 1,
+        "method": "custom",
+        "model": {
+            "tokens": prefix + patches,
+            "prefix": prefix,
+            "patches": patches,
+            "blocks": len(found.encoder.blocks),
+        },
+        "reductions": [
+            {
+                "site": cut.site,
+                "score": None if cut.kind == "tome" else {"name": cut.score},
+                "reducer": {"name": names[cut.kind]},
+                "keep": cut.keep,
+            }
+            for cut in cuts
+        ],
+    }
+
+
+def expected(method: str, found: Subject, keep: str) -> list[Reduction]:
+    """What the papers and the definition of `--keep` say the schedule is."""
+    patches, blocks = found.patches, len(found.encoder.blocks)
+    if method == "tome":
+        return schedules.tome_keep(keep, patches, blocks)
+    plan = {"topk": schedules.topk_keep, "evit": schedules.evit_keep}[method]
+    return plan(keep, patches, blocks, found.score)
