@@ -1,0 +1,93 @@
+"""Schedules: counts from METHODS' oracles, exact rounding, errors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tcompile.errors import UsageError
+from tcompile.planning.methods import METHODS, compose, parse_keep
+from tcompile.planning.schedule import Schedule, Shape, read_schedule
+
+VIT = Shape(197, 1, 196, 12)
+
+
+def mlp_counts(text: str, keep: str | None = None, shape: Shape = VIT) -> list[int]:
+    return [b.mlp for b in compose(text, shape, True, keep).tokens_per_block()]
+
+
+def test_evit_published_counts() -> None:
+    counts = mlp_counts("evit:rate=0.7")
+    assert [counts[i] for i in (2, 3, 6, 9)] == [197, 140, 100, 72]
+
+
+def test_tome_published_counts() -> None:
+    assert mlp_counts("tome:r=13")[-1] == 41
+    assert mlp_counts("tome:r=16")[-2:] == [21, 11]
+
+
+@pytest.mark.parametrize("method", [m.name for m in METHODS])
+@pytest.mark.parametrize("keep", ["0.9", "0.6", "0.5", "0.35"])
+def test_keep_is_what_leaves_the_encoder(method: str, keep: str) -> None:
+    from fractions import Fraction
+    from math import ceil
+
+    for patches in (49, 196, 256, 576, 729):
+        shape = Shape(patches + 1, 1, patches, 12)
+        made = compose(method, shape, True, keep)
+        assert made.final == ceil(Fraction(keep) * patches)
+        counts = [r.keep for r in made.reductions]
+        assert counts == sorted(counts, reverse=True)
+        assert len(set(counts)) == len(counts)
+
+
+def test_rounding_is_exact_on_the_decimal() -> None:
+    # 0.7 · 10 in binary floating point is 7.000000000000001 on some paths: ceil would give 8.
+    assert compose("topk", Shape(11, 1, 10, 12), True, 0.7).final == 7
+    assert parse_keep("0.1") * 10 == 1
+
+
+def test_keep_one_reduces_nothing() -> None:
+    for method in METHODS:
+        assert compose(method.name, VIT, True, "1.0").reductions == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "keep"),
+    [
+        ("topk", None), ("topk", "0"), ("topk", "1.2"), ("topk", "-1"), ("topk", "many"),
+        ("topk", "nan"), ("evit:rate=0.7", "0.5"), ("evit:rate=2", None), ("tome:r=x", None),
+        ("tome:s=3", None), ("tome:r", None), ("nosuch", "0.5"), ("topk:block=12", "0.5"),
+        ("topk:site=middle", "0.5"), ("tome:r=-1", None),
+    ],
+)  # fmt: skip
+def test_bad_requests(text: str, keep: str | None) -> None:
+    with pytest.raises(UsageError) as caught:
+        compose(text, VIT, True, keep)
+    assert "\n" not in str(caught.value)
+
+
+def test_tome_says_when_a_budget_is_out_of_reach() -> None:
+    with pytest.raises(UsageError, match="at best"):
+        compose("tome", Shape(197, 1, 196, 2), True, "0.1")
+
+
+def test_schedule_survives_json_and_yaml(tmp_path: Path) -> None:
+    import yaml
+
+    made = compose("evit", VIT, True, "0.6")
+    as_json, as_yaml = tmp_path / "s.json", tmp_path / "s.yaml"
+    as_json.write_text(json.dumps(made.to_json()))
+    as_yaml.write_text(yaml.safe_dump(made.to_json()))
+    assert read_schedule(as_json) == made == read_schedule(as_yaml)
+    assert Schedule.from_json(made.to_json()) == made
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 9}', '{"schema": 1, "model": 3}'])
+def test_what_is_no_schedule(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "s.json"
+    path.write_text(text)
+    with pytest.raises(UsageError):
+        read_schedule(path)
