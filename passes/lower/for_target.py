@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 import onnx_graphsurgeon as gs
 
@@ -58,6 +59,7 @@ def lower(
     lowered.functions = [function.copy() for function in graph.functions]
     complete(lowered)
     keep = _rename(lowered, fp32_nodes)
+    replaced: Mapping[str, frozenset[str]]
     if target.runtime == "jetson":
         replaced = {**decompose_attention(lowered), **decompose_rms_norm(lowered)}
     elif target.runtime == "tensorrt-rtx":

@@ -15,18 +15,15 @@ def complete(graph: gs.Graph) -> None:
         ModelError: shapes contradict each other.
         InternalError: inference cannot tell the type of a tensor.
     """
-    if not _untyped(graph):
+    variables = [t for t in graph.tensors().values() if isinstance(t, gs.Variable)]
+    if all(t.dtype is not None and t.shape is not None for t in variables):
         return
+    known = [(tensor, tensor.dtype, tensor.shape) for tensor in variables]
     infer(graph, symbolic=True)
-    missing = _untyped(graph)
-    if missing:
-        raise InternalError(f"the element type of '{missing[0]}' cannot be told")
-
-
-def _untyped(graph: gs.Graph) -> list[str]:
-    return [
-        tensor.name
-        for node in graph.nodes
-        for tensor in node.outputs
-        if not tensor.is_empty() and tensor.dtype is None
-    ]
+    for tensor, dtype, shape in known:
+        # What was noted stays: inference does not see through every function.
+        tensor.dtype = tensor.dtype if dtype is None else dtype
+        tensor.shape = tensor.shape if shape is None else shape
+    for tensor in variables:
+        if tensor.dtype is None and not tensor.is_empty():
+            raise InternalError(f"the element type of '{tensor.name}' cannot be told")

@@ -100,7 +100,7 @@ def _constant_type(node: gs.Node) -> DType | None:
         if name in ("value_int", "value_ints"):
             return _INT64
         if name == "value" and isinstance(value, gs.Constant):
-            return np.dtype(value.dtype)
+            return as_dtype(value.dtype)
     return None
 
 
@@ -112,7 +112,6 @@ def _cast_type(node: gs.Node) -> DType:
 
 
 def as_dtype(to: Any) -> DType:
-    """A Cast's `to`, which graphsurgeon gives as an ONNX enum value or as a numpy type."""
-    if isinstance(to, int):
-        return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(to))
-    return np.dtype(to)
+    """An element type that graphsurgeon gives as an ONNX enum value or as a numpy type."""
+    kind: DType = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(to) if isinstance(to, int) else to)
+    return kind

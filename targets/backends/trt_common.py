@@ -108,8 +108,8 @@ class _Log:
         levels = {
             trt.ILogger.INTERNAL_ERROR: logging.ERROR,
             trt.ILogger.ERROR: logging.ERROR,
-            trt.ILogger.WARNING: logging.WARNING,
-            # What TensorRT calls information is progress, step by step.
+            # Its warnings are about its own naming and types, its information is progress.
+            trt.ILogger.WARNING: logging.INFO,
             trt.ILogger.INFO: logging.DEBUG,
             trt.ILogger.VERBOSE: logging.DEBUG - 5,
         }

@@ -1,0 +1,65 @@
+"""The ONNX Runtime backend."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tcompile.errors import MissingExtraError, ModelError, UsageError
+from tcompile.targets import load_target
+from tcompile.targets.backends import emit
+from tcompile.targets.backends.base import TensorInfo
+from tcompile.targets.backends.ort import OrtRunner
+from tests.passes.lower.blocks import parse, save
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    text = """
+    <ir_version: 10, opset_import: ["":18]>
+    g (float[B,3] x, int64[1] i) => (float[B,3] y, int64[1] j) { y = Neg(x) j = Abs(i) }
+    """
+    return save(parse(text), tmp_path)
+
+
+def test_a_model_describes_itself_and_runs(model: Path) -> None:
+    runner = OrtRunner(model, threads=1)
+    assert runner.inputs == (
+        TensorInfo("x", "float32", ("B", 3)),
+        TensorInfo("i", "int64", (1,)),
+    )
+    assert [info.name for info in runner.outputs] == ["y", "j"]
+    out = runner.run({"x": np.ones((2, 3)), "i": np.array([-4])})
+    np.testing.assert_array_equal(out["y"], -np.ones((2, 3), np.float32))
+    assert out["j"] == 4
+
+
+@pytest.mark.parametrize(
+    ("feed", "message"),
+    [
+        ({"x": np.ones((2, 3))}, "the model has: i, x"),
+        ({"x": np.ones((2, 4)), "i": np.zeros(1)}, r"shape \[2, 4\], the model wants \['B', 3\]"),
+        ({"x": np.ones(3), "i": np.zeros(1)}, r"shape \[3\]"),
+    ],
+)
+def test_a_wrong_feed_is_one_line(model: Path, feed: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        OrtRunner(model).run(feed)  # type: ignore[arg-type]
+
+
+def test_emitting_for_a_cpu_proves_that_the_file_loads(model: Path) -> None:
+    emitted = emit(model, model.parent, target=load_target("cpu"), precision="fp32")
+    assert emitted.files == ()
+    assert set(emitted.versions) == {"onnxruntime"}
+    model.write_bytes(b"not a model")
+    with pytest.raises(ModelError, match="does not accept"):
+        emit(model, model.parent, target=load_target("cpu"), precision="fp32")
+
+
+def test_without_onnxruntime(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MissingExtraError, match=r"tcompile\[cpu\]"):
+        OrtRunner(model)
