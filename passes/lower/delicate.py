@@ -130,10 +130,18 @@ def fits(tensor: gs.Tensor, node: gs.Node) -> bool:
     if not isinstance(tensor, gs.Constant) or tensor.dtype != FLOAT32:
         return True
     values = peek(tensor)
-    largest = np.abs(values[np.isfinite(values)]).max(initial=0.0)
-    if largest > FLOAT16_MAX and not clamps(node):
+    size = largest(values)
+    if size > FLOAT16_MAX and not clamps(node):
         return False
-    return not (values.size == 1 and 0 < largest < _TINY)
+    return not (values.size == 1 and 0 < size < _TINY)
+
+
+def largest(values: npt.NDArray[Any]) -> float:
+    """The largest magnitude among the finite values; 0 where there is none."""
+    size = float(max(values.max(initial=0), -values.min(initial=0)))
+    if np.isfinite(size):
+        return size
+    return float(np.abs(values[np.isfinite(values)]).max(initial=0))
 
 
 def peek(constant: gs.Constant) -> npt.NDArray[Any]:

@@ -13,7 +13,7 @@ import onnx_graphsurgeon as gs
 
 from tcompile.errors import InternalError, ModelError
 from tcompile.ir import constant_nodes_to_constants
-from tcompile.passes.lower.delicate import FLOAT16_MAX, Delicate, peek
+from tcompile.passes.lower.delicate import FLOAT16_MAX, Delicate, largest, peek
 from tcompile.passes.lower.shapes import complete
 from tcompile.passes.lower.types import (
     FLOAT16,
@@ -132,13 +132,13 @@ class _Conversion:
 
     def _constant(self, tensor: gs.Constant) -> gs.Constant:
         if tensor.name not in self.constants:
-            # Out-of-range finite values only get here where clamping them is harmless.
             values = peek(tensor)
-            bounded = np.where(
-                np.isfinite(values), np.clip(values, -FLOAT16_MAX, FLOAT16_MAX), values
-            )
+            if largest(values) > FLOAT16_MAX:
+                # Finite values beyond fp16 only get here where clamping them is harmless.
+                clipped = np.clip(values, -FLOAT16_MAX, FLOAT16_MAX)
+                values = np.where(np.isfinite(values), clipped, values)
             name = self._name(f"{tensor.name}_fp16")
-            self.constants[tensor.name] = gs.Constant(name, bounded.astype(np.float16))
+            self.constants[tensor.name] = gs.Constant(name, values.astype(np.float16))
         return self.constants[tensor.name]
 
     def _tidy(self) -> None:

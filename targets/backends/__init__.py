@@ -9,7 +9,7 @@ import onnx
 from tcompile.errors import UsageError
 from tcompile.targets.backends import jetson, ort, rtx, tensorrt
 from tcompile.targets.backends.base import Batch, Emitted, FusedAttention, TensorInfo
-from tcompile.targets.backends.fusion import fused_attention
+from tcompile.targets.backends.fusion import Plan, fused_attention
 from tcompile.targets.target import Precision, Target
 
 __all__ = ["Batch", "Emitted", "FusedAttention", "TensorInfo", "emit"]
@@ -92,7 +92,7 @@ def _for_jetson(model_path: Path, directory: Path, target: Target, batch: Batch)
     return Emitted((*files, engine), versions={"tensorrt": version})
 
 
-def _write(path: Path, plan: bytes) -> None:
+def _write(path: Path, plan: Plan) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(plan)
 

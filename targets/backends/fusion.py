@@ -15,6 +15,8 @@ import onnx
 
 from tcompile.targets.backends.base import FusedAttention
 
+Plan = bytes | memoryview
+
 _KERNEL = re.compile(rb'function=\{ name=([A-Za-z0-9_]+) [^\n]*?layers="([^"]*)"')
 _NAME = re.compile(rb"function=\{ name=([A-Za-z0-9_]+)")
 # A node inside a model-local function reads `inner | call (Function)`, and is none of ours.
@@ -54,12 +56,12 @@ class AttentionLayer:
     queries: int | None
 
 
-def kernels(plan: bytes) -> list[Kernel]:
+def kernels(plan: Plan) -> list[Kernel]:
     """The kernels that a plan lists, in its order."""
     found = []
     for match in _KERNEL.finditer(plan):
-        layers = _LAYER.findall(match[2].decode("utf-8", "replace"))
-        found.append(Kernel(match[1].decode(), tuple(layers)))
+        layers = _LAYER.findall(bytes(match[2]).decode("utf-8", "replace"))
+        found.append(Kernel(bytes(match[1]).decode(), tuple(layers)))
     return found
 
 
@@ -125,7 +127,7 @@ def expected_fused(model: onnx.ModelProto) -> list[AttentionLayer]:
     return [layer for layer in attention_layers(model) if layer.queries != 1]
 
 
-def fused_attention(plan: bytes, model: onnx.ModelProto) -> FusedAttention:
+def fused_attention(plan: Plan, model: onnx.ModelProto) -> FusedAttention:
     """Compare the attentions of a model with the fused kernels in the plan built from it.
 
     The result's `missing` holds the layers that no fused kernel names. A plan that names no layers
@@ -133,7 +135,7 @@ def fused_attention(plan: bytes, model: onnx.ModelProto) -> FusedAttention:
     """
     expected = expected_fused(model)
     fused = [kernel for kernel in kernels(plan) if kernel.fused_attention]
-    count = sum(b"_mha" in name for name in _NAME.findall(plan))
+    count = sum(b"_mha" in bytes(name) for name in _NAME.findall(plan))
     if count and not any(kernel.layers for kernel in fused):
         return FusedAttention(len(expected), count)
     named = {layer for kernel in fused for layer in kernel.layers}

@@ -23,7 +23,7 @@ def sm(compute_capability: str) -> str:
     return "sm" + compute_capability.replace(".", "")
 
 
-def build(model_path: Path, compute_capability: str, *, batch: Batch | None = None) -> bytes:
+def build(model_path: Path, compute_capability: str, *, batch: Batch | None = None) -> memoryview:
     """Compile an ONNX file into a serialised engine for a GPU of that compute capability.
 
     Args:

@@ -23,7 +23,7 @@ def version() -> str:
     return str(require("tensorrt", "tensorrt", _PURPOSE).__version__)
 
 
-def build(model_path: Path, *, batch: Batch | None = None) -> bytes:
+def build(model_path: Path, *, batch: Batch | None = None) -> memoryview:
     """Compile an ONNX file into a serialised engine for this machine's GPU.
 
     Raises:

@@ -25,7 +25,7 @@ def build_plan(
     *,
     batch: Batch | None = None,
     configure: Callable[[Any], None] = lambda config: None,
-) -> bytes:
+) -> memoryview:
     """Compile an ONNX file with one of the two packages.
 
     Args:
@@ -64,7 +64,8 @@ def build_plan(
             where=str(model_path),
             hint=_last(log),
         )
-    return bytes(plan)
+    # A view: an engine holds all weights, and the caller only writes it to a file.
+    return memoryview(plan)
 
 
 def _profile(builder: Any, network: Any, batch: Batch, model_path: Path) -> Any | None:
