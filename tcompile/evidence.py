@@ -80,7 +80,7 @@ def measure(source: Path, reduced: Path, target: Target, *, samples: int = 4) ->
         )
         for which, timing in (("dense", timed.dense), ("reduced", timed.reduced))
     )
-    notes = ()
+    notes: tuple[str, ...] = ()
     if timed.speedup.upper < 1:
         notes = (f"measured slower than dense here: {timed.speedup.ratio:.2f} ×",)
     return Evidence(fidelity, latency, notes)

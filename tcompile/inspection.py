@@ -117,9 +117,7 @@ def describe(name: str, graph: gs.Graph, analysis: Analysis) -> Inspection:
         )
         for b, cost in zip(analysis.blocks, flops, strict=True)
     )
-    sites = tuple(
-        SiteInfo(s.name, s.legal, not s.merge_reason, s.reason) for s in analysis.sites
-    )
+    sites = tuple(SiteInfo(s.name, s.legal, not s.merge_reason, s.reason) for s in analysis.sites)
     return Inspection(
         name,
         graph.opset,
@@ -145,5 +143,7 @@ def _spelling(node: gs.Node, chain: tuple[str, ...], nodes: dict[str, gs.Node]) 
         causal = ", causal" if attr(node, "is_causal", 0) else ""
         return "Attention" + (", mask" if mask else "") + causal
     ops = {nodes[n].op for n in chain}
-    kinds = (["scale"] if ops & {"Mul", "Div"} else []) + (["mask"] if ops & {"Add", "Where"} else [])
+    kinds = (["scale"] if ops & {"Mul", "Div"} else []) + (
+        ["mask"] if ops & {"Add", "Where"} else []
+    )
     return ", ".join(["softmax", *kinds])

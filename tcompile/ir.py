@@ -75,9 +75,7 @@ def axes_argument(node: gs.Node, opset_input: int = 1) -> list[int] | None:
     return None
 
 
-def replace_uses(
-    old: gs.Tensor, new: gs.Tensor, nodes: Sequence[gs.Node] | None = None
-) -> None:
+def replace_uses(old: gs.Tensor, new: gs.Tensor, nodes: Sequence[gs.Node] | None = None) -> None:
     """Let every consumer of `old` (or only `nodes`) read `new` instead. Graph outputs stay."""
     for node in list(old.outputs) if nodes is None else nodes:
         for i, tensor in enumerate(node.inputs):
@@ -172,7 +170,7 @@ def opset_imports(graph: gs.Graph) -> list[onnx.OperatorSetIdProto]:
 def to_onnx(graph: gs.Graph, metadata: dict[str, str] | None = None) -> onnx.ModelProto:
     """Export, with the model's metadata_props, which graphsurgeon would drop."""
     graph.import_domains = opset_imports(graph)
-    model = gs.export_onnx(graph, producer_name="tcompile")
+    model: onnx.ModelProto = gs.export_onnx(graph)
     model.producer_name = "tcompile"
     for key, text in (metadata or {}).items():
         model.metadata_props.add(key=key, value=text)

@@ -37,7 +37,7 @@ from tcompile.passes.reduce.apply import check_schedule
 from tcompile.planning.methods import compose
 from tcompile.planning.schedule import Schedule, read_schedule
 from tcompile.targets import Target, load_target
-from tcompile.targets.backends import emit
+from tcompile.targets.backends import FusedAttention, emit
 
 Progress = Callable[[str], None]
 Keep = float | str | Fraction | None
@@ -92,7 +92,7 @@ def read(model: str | Path, *, shapes: Shapes | None = None) -> Analysed:
         UsageError: no such file.
         ModelError: a file that cannot be read, or holds no transformer we can follow.
     """
-    with _located(model):
+    with _Located(model):
         normalized = normalize(load(model), shapes=shapes)
         return Analysed(str(model), normalized, analyse(normalized.graph))
 
@@ -234,7 +234,6 @@ def _fill(
     emitted = emit(folder / MODEL, folder, target=target, precision=precision)
     progress("measuring")
     evidence = measure(source, folder / MODEL, target)
-    fused = emitted.fused
     return Manifest(
         source=describe_source(source),
         target=TargetEntry(target.name, target.runtime, target.compute_capability),
@@ -250,10 +249,15 @@ def _fill(
         versions={**installed_versions(), **emitted.versions},
         latency=evidence.latency,
         fidelity=evidence.fidelity,
-        fused_attention=fused
-        and FusedAttentionEntry(fused.expected, fused.found, tuple(fused.missing)),
+        fused_attention=_fused_entry(emitted.fused),
         notes=(*emitted.notes, *evidence.notes),
     )
+
+
+def _fused_entry(fused: FusedAttention | None) -> FusedAttentionEntry | None:
+    if fused is None:
+        return None
+    return FusedAttentionEntry(fused.expected, fused.found, tuple(fused.missing))
 
 
 def save(model: onnx.ModelProto, path: Path) -> None:
@@ -271,7 +275,7 @@ def _read_schedule(schedule: ScheduleLike) -> Schedule:
     return read_schedule(schedule)
 
 
-class _located:
+class _Located:
     """Adds the model's path to an error that names no place."""
 
     def __init__(self, model: str | Path) -> None:

@@ -1,4 +1,4 @@
-"""Write explicit dims into every Reshape, and free the batch again after folding with a sentinel."""
+"""Explicit dims in every Reshape, and the batch freed again after folding with a sentinel."""
 
 from __future__ import annotations
 
@@ -115,5 +115,3 @@ def check_known(graph: gs.Graph) -> None:
                     f"the output shape of {node.op} '{node.name}' is not known at compile time",
                     hint="tcompile needs a static token count; export with a fixed image size",
                 )
-
-

@@ -52,8 +52,9 @@ def bind_inputs(graph: gs.Graph, shapes: Shapes | None = None) -> bool:
                     f"dim {axis} ('{dim}') of input '{tensor.name}' is dynamic, so the number of "
                     "tokens is not known at compile time",
                     hint=f"bind it, e.g. --shape {tensor.name}="
-                    + ",".join("batch" if i == 0 else "3" if i == 1 else "224"
-                               for i in range(len(dims))),
+                    + ",".join(
+                        "batch" if i == 0 else "3" if i == 1 else "224" for i in range(len(dims))
+                    ),
                 )
         tensor.shape = bound
     if shapes:

@@ -16,7 +16,7 @@ from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 from tcompile.errors import MissingExtraError
 from tcompile.ir import BATCH_SENTINEL, attr, is_const, opset_imports, replace_uses, value
 
-#: A folded tensor larger than this (bytes) is kept as its sub-graph, unless its inputs are as large.
+#: A folded tensor beyond this many bytes stays a sub-graph, unless its inputs are as large.
 SIZE_CAP = 64 << 20
 
 _NEVER = {

@@ -20,9 +20,7 @@ def infer(graph: gs.Graph, *, symbolic: bool = False) -> None:
         ModelError: shapes contradict each other.
     """
     try:
-        model = onnx.shape_inference.infer_shapes(
-            skeleton(graph), strict_mode=True, data_prop=True
-        )
+        model = onnx.shape_inference.infer_shapes(skeleton(graph), strict_mode=True, data_prop=True)
     except onnx.shape_inference.InferenceError as error:
         reason = str(error).splitlines()[-1]
         raise ModelError(

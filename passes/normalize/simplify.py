@@ -63,8 +63,9 @@ def _pad(node: gs.Node) -> gs.Tensor | None:
 
 def _slice(node: gs.Node) -> gs.Tensor | None:
     """Same shape and positive step means nothing was cut."""
-    if len(node.inputs) > 4 and not (is_const(node.inputs[4]) and all(s == 1 for s in
-                                                                     ints(node.inputs[4]))):
+    if len(node.inputs) > 4 and not (
+        is_const(node.inputs[4]) and all(s == 1 for s in ints(node.inputs[4]))
+    ):
         return None
     return _first(node)
 

@@ -72,7 +72,8 @@ def check_schedule(analysis: Analysis, schedule: Schedule) -> list[Site]:
             f"made for {schedule.model}, the model has {analysis.shape}", where="schedule"
         )
     order = {s.name: i for i, s in enumerate(analysis.sites)}
-    count, last, sites = analysis.shape.patches, -1, []
+    count, last = analysis.shape.patches, -1
+    sites: list[Site] = []
     for step in schedule.reductions:
         site = analysis.site(step.site)
         if site is None:

@@ -146,7 +146,10 @@ class Core:
             if mask.shape[-2] != 1:
                 mask = self._take_rows(mask, positions, -2)
             if mask.dtype == np.bool_:
-                zero, low = b.const([0], np.float32), b.const([np.finfo(np.float32).min], np.float32)
+                zero, low = (
+                    b.const([0], np.float32),
+                    b.const([np.finfo(np.float32).min], np.float32),
+                )
                 mask = b.op("Where", mask, zero, low)
             logits = b.op("Add", logits, mask)
         return logits

@@ -12,7 +12,7 @@ from tcompile.analysis import effects as fx
 from tcompile.analysis.propagate import Facts
 from tcompile.analysis.structure import TokenSpace
 from tcompile.errors import InternalError, ModelError, UsageError
-from tcompile.ir import attr, is_const, ints, replace_uses
+from tcompile.ir import attr, ints, is_const, replace_uses
 from tcompile.passes.normalize.batch import set_target
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.stage import Stage, index_on_run, sizes_on_run
@@ -195,7 +195,8 @@ class Editor:
         """logits += log size of each key (proportional attention)."""
         b = self.b
         columns = fx.locate(edit.attention.columns, self.space)
-        assert columns is not None and columns.run is not None
+        if columns is None or columns.run is None:
+            raise InternalError("an attention's keys are no tokens", where=node.name)
         key = f"log{columns.run}"
         if key not in stage.cache:
             sizes = sizes_on_run(b, self.space, stage, columns.run)
@@ -219,9 +220,7 @@ class Editor:
         else:
             node.inputs.append(bias)
 
-    def _per_head(
-        self, bias: gs.Tensor, heads: int, run: fx.Run, stage: Stage
-    ) -> gs.Tensor:
+    def _per_head(self, bias: gs.Tensor, heads: int, run: fx.Run, stage: Stage) -> gs.Tensor:
         """[B,1,1,N] → [(B h),1,N] for logits that merge batch and heads."""
         key = f"heads{run}"
         if key not in stage.cache:

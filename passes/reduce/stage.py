@@ -94,7 +94,7 @@ def index_on_run(b: Builder, space: TokenSpace, stage: Stage, run: Run) -> gs.Te
 
 
 def owner_on_run(b: Builder, space: TokenSpace, stage: Stage, run: Run) -> gs.Tensor:
-    """[B, n dense] i64: for each dense token of the run, its owner's position in the reduced run."""
+    """[B, n dense] i64: each dense token of the run → its owner's place in the reduced run."""
     key = f"owner{run}"
     if key not in stage.cache:
         assert stage.owner is not None

@@ -1,10 +1,10 @@
 """The algebra of axes: what index set a tensor's axis runs over, and how views split and join it.
 
-An `Axis` is a row-major product of `Digit`s; the empty product is an axis of size 1. A digit is one
-digit of the mixed-radix expansion of a `Root`, the index set that some op introduced:
-`index = (root index // stride) % size`. So Reshape can split `w` into `(w//7, w%7)` and join the two
-again, and the algebra notices. A root made by Concat is a list of `Piece`s, intervals of other axes,
-so that slicing it gives back exactly what was concatenated: prefix tokens and patches stay apart.
+An `Axis` is a row-major product of `Digit`s; the empty product is an axis of size 1. A digit is
+one digit of the mixed-radix expansion of a `Root`, the index set that some op introduced:
+`index = (root index // stride) % size`. So Reshape can split `w` into `(w//7, w%7)` and join the
+two again, and the algebra notices. A root made by Concat is a list of `Piece`s, intervals of other
+axes, so that slicing it gives back exactly what was concatenated: prefix and patches stay apart.
 """
 
 from __future__ import annotations

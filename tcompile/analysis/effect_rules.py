@@ -71,9 +71,7 @@ class Walker:
 
     def dims(self, tensor: gs.Tensor) -> tuple[Dim | None, ...]:
         if tensor.name not in self._dims:
-            self._dims[tensor.name] = tuple(
-                locate(a, self.space) for a in self.facts.of(tensor)
-            )
+            self._dims[tensor.name] = tuple(locate(a, self.space) for a in self.facts.of(tensor))
         return self._dims[tensor.name]
 
     def all_dims(self, tensor: gs.Tensor) -> tuple[Dim, ...]:
@@ -111,7 +109,9 @@ class Walker:
             if not axes:
                 continue
             if self.facts.is_live(tensor):
-                raise _BarrierError(f"joins reduced tokens with '{tensor.name}', which has them all")
+                raise _BarrierError(
+                    f"joins reduced tokens with '{tensor.name}', which has them all"
+                )
             edits.append(Side(i, tuple(axes)))
         return edits
 
@@ -173,12 +173,12 @@ class Walker:
             "Softmax": self._softmax, "Attention": self._softmax, "MatMul": self._contract,
             "Gemm": self._contract, "CumSum": self._cumsum,
         }  # fmt: skip
-        for ops, rule in (
+        for ops, shared in (
             (tf.REDUCTIONS, self._reduce),
             (tf.SPATIAL, self._spatial),
             (tf.CHANNELWISE, self._channelwise),
         ):
-            rules.update(dict.fromkeys(ops.split(), rule))
+            rules.update(dict.fromkeys(ops.split(), shared))
         normalising = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
         rules.update(dict.fromkeys(normalising, self._normalise))
         rule = rules.get(node.op)

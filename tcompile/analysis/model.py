@@ -8,10 +8,12 @@ import onnx_graphsurgeon as gs
 
 from tcompile.analysis import axes as ax
 from tcompile.analysis.attention import Attention, find_attention
-from tcompile.analysis.effects import Run, effects, locate
+from tcompile.analysis.axes import Axis
+from tcompile.analysis.effects import effects
 from tcompile.analysis.propagate import Facts, propagate
 from tcompile.analysis.structure import Block, TokenSpace, carries, find_blocks, token_space
 from tcompile.errors import ModelError
+from tcompile.ir import attr, is_const, value
 from tcompile.planning.schedule import Shape
 
 
@@ -44,7 +46,6 @@ class Analysis:
 
     Attributes:
         has_cls: the model reads its first prefix token by itself or returns it.
-        pools: it averages over the patches.
     """
 
     facts: Facts
@@ -86,7 +87,14 @@ def analyse(graph: gs.Graph) -> Analysis:
     if not blocks:
         raise ModelError("no residual stream around its attentions was found")
     sites = tuple(_sites(graph, facts, space, attentions, blocks))
-    return Analysis(facts, attentions, space, blocks, sites, _has_cls(graph, facts, space))
+    return Analysis(
+        facts,
+        attentions,
+        space,
+        blocks,
+        sites,
+        _has_cls(graph, facts, space, blocks[-1].stream_out),
+    )
 
 
 def _sites(
@@ -113,7 +121,9 @@ def _sites(
     return found
 
 
-def stream_layout(facts: Facts, tensor: gs.Tensor, space: TokenSpace) -> tuple[int, int, int] | None:
+def stream_layout(
+    facts: Facts, tensor: gs.Tensor, space: TokenSpace
+) -> tuple[int, int, int] | None:
     """(batch axis, token axis, feature axis) of a rank 3 stream that carries all tokens."""
     axes = facts.of(tensor)
     if len(axes) != 3:
@@ -142,51 +152,46 @@ def _output_tensor(graph: gs.Graph, facts: Facts, space: TokenSpace, stream: str
         tensor = keeps[0].outputs[0]
 
 
-def _has_cls(graph: gs.Graph, facts: Facts, space: TokenSpace) -> bool:
-    """Whether the first prefix token is read: picked out by itself, or part of an output.
+def _has_cls(graph: gs.Graph, facts: Facts, space: TokenSpace, final: str) -> bool:
+    """Whether the first prefix token is read after the last block: by itself, with others, or as
+    part of an output.
 
     A model that only ever averages its patches (registers, or a CLS nobody reads) has no CLS whose
     attention means anything.
     """
     if not space.prefix:
         return False
-    first = space.pieces[0]
+    below = {final}
+    if any(o.name == final for o in graph.outputs):
+        return True
     for node in graph.nodes:
-        if node.op not in ("Gather", "Slice", "Split", "GatherND", "GatherElements"):
+        if not any(t.name in below for t in node.inputs):
             continue
-        source = node.inputs[0]
-        if not facts.is_live(source) or not carries(facts, source, space):
-            continue
+        below.update(t.name for t in node.outputs)
+        if any(o.name in below and carries(facts, o, space) for o in node.outputs
+               if any(o is g for g in graph.outputs)):  # fmt: skip
+            return True
         if node.op == "Gather" and _picks_first(node, facts, space):
             return True
-        for out in node.outputs:
-            for axis in facts.of(out):
-                if axis == first.axis and first.size == 1:
-                    return True
-                dim = locate(axis, space)
-                if dim and dim.run == Run(0, 1) and first.size > 1:
-                    return True
-    for out in graph.outputs:
-        if carries(facts, out, space):
+        if node.op in ("Slice", "Split") and any(
+            _starts(axis, space) for out in node.outputs for axis in facts.of(out)
+        ):
             return True
-    return any(
-        node.op.startswith("Reduce") and carries(facts, node.inputs[0], space)
-        and not carries(facts, node.outputs[0], space)
-        and len(facts.of(node.inputs[0])) == 3
-        and _reduces_tokens(node, facts, space)
-        for node in graph.nodes
-    )  # fmt: skip
+        pooled = node.op.startswith("Reduce") and carries(facts, node.inputs[0], space)
+        if pooled and not carries(facts, node.outputs[0], space):
+            return True
+    return False
+
+
+def _starts(axis: Axis, space: TokenSpace) -> bool:
+    """Whether the axis is the first prefix tokens, without any patch."""
+    first = ax.pieces(axis)[0]
+    whole = space.pieces[0]
+    return first.fixed and first.axis == whole.axis and first.start == 0 and axis != space.axis
 
 
 def _picks_first(node: gs.Node, facts: Facts, space: TokenSpace) -> bool:
-    from tcompile.ir import attr, is_const, value
-
     axis = int(attr(node, "axis", 0)) % len(node.inputs[0].shape)
     if facts.of(node.inputs[0])[axis] != space.axis or not is_const(node.inputs[1]):
         return False
     return bool((value(node.inputs[1]).reshape(-1) == 0).any())
-
-
-def _reduces_tokens(node: gs.Node, facts: Facts, space: TokenSpace) -> bool:
-    before = [i for i, a in enumerate(facts.of(node.inputs[0])) if a == space.axis]
-    return bool(before)

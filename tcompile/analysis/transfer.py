@@ -100,9 +100,9 @@ def slice_bounds(node: gs.Node) -> dict[int, tuple[int, int, int]] | None:
     found = {}
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         axis %= len(dims)
-        low, high, step = slice(start, end if step > 0 or end >= -dims[axis] else None, step).indices(
-            dims[axis]
-        )
+        low, high, step = slice(
+            start, end if step > 0 or end >= -dims[axis] else None, step
+        ).indices(dims[axis])
         found[axis] = (low, high, step)
     return found
 
@@ -165,8 +165,9 @@ def gather(node: gs.Node, facts: Facts) -> Result:
             else (_derived(node, axis, source[axis]),)
         )
     elif len(index) and not facts.is_live(node.inputs[1]):
-        picked = tuple(_derived(node, axis + i, source[axis], ax.size(a), a)
-                       for i, a in enumerate(index))
+        picked = tuple(
+            _derived(node, axis + i, source[axis], ax.size(a), a) for i, a in enumerate(index)
+        )
     return [(*source[:axis], *picked, *source[axis + 1 :])]
 
 

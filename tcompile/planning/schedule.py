@@ -1,4 +1,4 @@
-"""The schedule: which tokens leave where. The same JSON is printed by `plan` and read by `build`."""
+"""The schedule: which tokens leave where. `plan` prints it as the JSON that `build` reads."""
 
 from __future__ import annotations
 

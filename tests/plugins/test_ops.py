@@ -91,8 +91,7 @@ def test_equal_values_give_no_nan_and_no_duplicates(op: TokenOp) -> None:
     # Constant data, or all zero: every comparison is a tie.
     for fill in (1.0, 0.0):
         flat = tuple(
-            np.full_like(v, fill) if v.ndim == 3 or op.name == "TcTopKTokens" else v
-            for v in inputs
+            np.full_like(v, fill) if v.ndim == 3 or op.name == "TcTopKTokens" else v for v in inputs
         )
         for got in _run(op, (flat, attributes), 18):
             assert np.isfinite(got).all()

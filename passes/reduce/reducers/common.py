@@ -44,6 +44,4 @@ def take(b: Builder, values: gs.Tensor | None, index: gs.Tensor) -> gs.Tensor:
 
 def compose_owner(b: Builder, before: gs.Tensor | None, step: gs.Tensor) -> gs.Tensor:
     """Owners of the original tokens, after one more step: step[before[n]]."""
-    return step if before is None else b.op(
-        "GatherElements", step, before, dtype=np.int64, axis=1
-    )
+    return step if before is None else b.op("GatherElements", step, before, dtype=np.int64, axis=1)

@@ -53,9 +53,7 @@ def merge(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
     else:
         keep = source = None
         target = b.call("TcMatchAllTokens", metric, dtypes=[np.int64])[0]
-        merged, sizes = b.call(
-            "TcMergeAllTokens", patches, size, target, slots, dtypes=dtypes
-        )
+        merged, sizes = b.call("TcMergeAllTokens", patches, size, target, slots, dtypes=dtypes)
         index = _odd(b, target, odd)
     after = Stage(
         given.keep,

@@ -1,4 +1,4 @@
-"""Scores: importance per patch token, [B, T] fp32, larger = keep. The list below is the registry."""
+"""Scores: importance per patch token, [B, T] fp32, larger = keep; the registry is below."""
 
 from __future__ import annotations
 

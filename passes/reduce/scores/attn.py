@@ -1,4 +1,4 @@
-"""`attn`: attention received from evenly strided patch queries, for encoders without a CLS token."""
+"""`attn`: attention received from evenly strided patch queries, for encoders without CLS."""
 
 from __future__ import annotations
 
