@@ -153,7 +153,10 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[object]], title: st
     from rich.table import Table
 
     texts = [["" if cell is None else str(cell) for cell in row] for row in rows]
-    table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
+    named = any(head)
+    table = Table(
+        box=box.SIMPLE_HEAD if named else None, show_header=named, pad_edge=False, show_edge=False
+    )
     for i, name in enumerate(head):
         numbers = bool(texts) and all(_is_number(row[i]) for row in texts)
         table.add_column(name, justify="right" if numbers else "left", overflow="fold")
@@ -163,7 +166,8 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[object]], title: st
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160)
     with console.capture() as drawn:
         console.print(table)
-    click.echo("\n".join(line.rstrip() for line in drawn.get().strip("\n ").splitlines()))
+    lines = [line.rstrip() for line in drawn.get().splitlines()]
+    click.echo("\n".join([*filter(None, [title]), *filter(None, lines), ""]))
 
 
 def _is_number(text: str) -> bool:

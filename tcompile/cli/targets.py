@@ -32,7 +32,8 @@ def targets(name: str | None, as_json: bool) -> None:
             (figure, f"{f.value:g}", f.unit, f.confidence, f.source)
             for figure, f in target.figures.items()
         ]
-        print_table(("figure", "value", "unit", "confidence", "source"), rows)
+        if rows:
+            print_table(("figure", "value", "unit", "confidence", "source"), rows)
         return
     known = list_targets()
     if as_json:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from tcompile.artifact import Artifact, load_artifact
 from tcompile.errors import VerificationError
 from tcompile.manifest import Fidelity, FusedAttentionEntry
+from tcompile.verify.choice import showing_choice
 from tcompile.verify.fidelity import compare
 from tcompile.verify.fusion import fused_attention, fusion_fault
 from tcompile.verify.metrics import not_finite
@@ -81,14 +82,16 @@ def verify(
     inputs = samples_for(model, data, count=samples, seed=seed)
     dense = find_dense(opened, against)
     progress(f"running {opened.model} on {inputs.source}")
-    actual = run_all(opened.model, inputs)
+    with showing_choice(opened.model) as telling:
+        actual = run_all(telling, inputs)
     checks = [_files(opened), _finite(actual)]
     numerics = None
     if dense is not None and dense.same:
         progress("making the fp32 reference again from the source")
         with reduced_reference(opened, dense.path) as path:
             tolerance = TOLERANCES[opened.manifest.precision]
-            numerics = compare_numerics(run_all(path, inputs), actual, tolerance)
+            with showing_choice(path) as telling:
+                numerics = compare_numerics(run_all(telling, inputs), actual, tolerance)
     checks.append(_numerics(numerics, dense, opened))
     fused = fused_attention(opened)
     checks.append(_fusion(fused))
@@ -119,14 +122,15 @@ def _numerics(numerics: Numerics | None, dense: DenseModel | None, artifact: Art
     if not numerics.passed:
         return Check("numerics", "failed", "; ".join(numerics.faults))
     worst = max((o.error for o in numerics.outputs), default=0.0)
-    tokens = f"{numerics.token_overlap:.1%} of tokens the same, " if numerics.outputs else ""
+    overlap = numerics.token_overlap
+    tokens = "" if overlap is None else f"{overlap:.1%} of tokens the same, "
     detail = f"{tokens}relative error {worst:.1e} against the fp32 reduced graph"
     return Check("numerics", "passed", detail)
 
 
 def _fusion(fused: FusedAttentionEntry | None) -> Check:
     if fused is None:
-        return Check("fused attention", "skipped", "no engine in this artifact")
+        return Check("fused attention", "skipped", "no engine in half precision to look into")
     fault = fusion_fault(fused)
     if fault:
         return Check("fused attention", "failed", fault)

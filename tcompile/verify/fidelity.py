@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tcompile.manifest import Fidelity, OutputFidelity
+from tcompile.verify.choice import INDEX, OWNER, for_output, is_bookkeeping
 from tcompile.verify.metrics import cosine, top1_agreement
 from tcompile.verify.runs import Samples, run_all
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, np.dtype[Any]]
 
-INDEX, OWNER, SIZE = "token_index", "token_owner", "token_size"
 _NOT_CLASSES = ("pool", "embed", "feature", "hidden", "token")
 
 
@@ -31,21 +31,42 @@ def compare(dense: Mapping[str, Array], reduced: Mapping[str, Array], samples: S
     """Compare outputs that both have, by name."""
     found = []
     for name, want in dense.items():
-        if name in reduced and want.dtype.kind == "f":
-            found.append(_output(name, want, reduced[name], reduced))
+        if name in reduced and want.dtype.kind == "f" and not is_bookkeeping(name):
+            entry = _output(name, want, reduced[name], reduced)
+            found += [entry] if entry else []
     return Fidelity(samples.source, len(samples), tuple(found))
 
 
-def _output(name: str, dense: Array, reduced: Array, extra: Mapping[str, Array]) -> OutputFidelity:
+def _output(
+    name: str, dense: Array, reduced: Array, extra: Mapping[str, Array]
+) -> OutputFidelity | None:
     if dense.shape == reduced.shape:
         classes = dense.ndim == 2 and not any(word in name.lower() for word in _NOT_CLASSES)
         top1 = top1_agreement(dense, reduced) if classes else None
         return _entry(name, "all", cosine(dense, reduced), top1)
-    if OWNER in extra:
-        want, have = restored(dense, reduced, extra[OWNER])
+    axes = [i for i, (n, k) in enumerate(zip(dense.shape, reduced.shape, strict=True)) if n != k]
+    if len(axes) != 1 or axes[0] == 0:
+        return None
+    # [B, N, …] and [B, K, …], whatever lies where in the output itself.
+    dense, reduced = (_token_axis_first(a, axes[0]) for a in (dense, reduced))
+    owner = for_output(OWNER, name, extra, dense.shape[1])
+    if owner is not None:
+        want, have = restored(dense, reduced, owner)
         return _entry(name, "restored tokens", cosine(want, have), None)
-    kept = take_rows(dense, extra[INDEX])
-    return _entry(name, "kept tokens", cosine(kept, reduced), None)
+    index = for_output(INDEX, name, extra, reduced.shape[1])
+    if index is None:
+        return None
+    # A fused token (index -1) is none of the dense model's: leave it out on both sides.
+    real = (index >= 0)[..., None]
+    kept = take_rows(dense, index.clip(min=0))
+    return _entry(name, "kept tokens", cosine(kept * real, reduced * real), None)
+
+
+def _token_axis_first(array: Array, axis: int) -> Array:
+    import numpy as np
+
+    moved = np.moveaxis(array, axis, 1)
+    return moved.reshape(*moved.shape[:2], -1)
 
 
 def restored(dense: Array, reduced: Array, owner: Array) -> tuple[Array, Array]:

@@ -7,9 +7,12 @@ from tcompile.manifest import FusedAttentionEntry
 
 
 def fused_attention(artifact: Artifact) -> FusedAttentionEntry | None:
-    """Expected, found and missing attention kernels; None for an artifact without an engine."""
+    """Expected, found and missing attention kernels, counted anew.
+
+    None for an artifact without an engine, and for fp32, for which there are no fused kernels.
+    """
     engines = sorted(artifact.directory.glob("engine/*.engine"))
-    if not engines:
+    if not engines or artifact.manifest.fused_attention is None:
         return None
     from tcompile.loading import load
     from tcompile.targets.backends.fusion import fused_attention as count

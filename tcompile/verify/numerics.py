@@ -10,15 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from tcompile.verify.fidelity import INDEX, OWNER, SIZE
-from tcompile.verify.metrics import cosine, jaccard, not_finite, same_owner
+import numpy as np
 
-if TYPE_CHECKING:
-    import numpy as np
+from tcompile.verify.choice import INDEX, for_output, is_bookkeeping, token_overlap
+from tcompile.verify.metrics import cosine, not_finite
 
-    Array = np.ndarray[Any, np.dtype[Any]]
+Array = np.ndarray[Any, np.dtype[Any]]
+#: For a sample in which a token was flipped, over the tokens that both have.
+FLIPPED_COSINE = 0.99
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,15 @@ class OutputNumerics:
 
 @dataclass(frozen=True)
 class Numerics:
-    """The comparison as a whole; `faults` says in a sentence each what did not hold."""
+    """The comparison as a whole; `faults` says in a sentence each what did not hold.
+
+    `same_tokens` counts the samples in which both keep (or merge) the very same tokens, and
+    `token_overlap` is the mean share they have in common; None where no token leaves.
+    """
 
     samples: int
-    same_tokens: int
-    token_overlap: float
+    same_tokens: int | None
+    token_overlap: float | None
     outputs: tuple[OutputNumerics, ...]
     faults: tuple[str, ...]
 
@@ -74,21 +79,22 @@ def compare_numerics(
     """Compare the outputs of two runs on the same samples, [B, …] each."""
     missing = sorted(set(reference) - set(actual))
     faults = [f"output '{name}' is missing" for name in missing] + not_finite(dict(actual))
-    overlap = _token_overlap(reference, actual)
-    same = overlap == 1.0
-    if overlap.mean() < tolerance.token_overlap:
+    overlap = token_overlap(reference, actual)
+    count = len(next(iter(reference.values())))
+    same = np.ones(count, dtype=bool) if overlap is None else overlap == 1.0
+    if overlap is not None and overlap.mean() < tolerance.token_overlap:
         faults.append(
             f"keeps other tokens than the reference: {overlap.mean():.1%} the same, "
             f"{tolerance.token_overlap:.0%} wanted"
         )
     outputs = []
     for name, want in reference.items():
-        if name in missing or name in (INDEX, OWNER, SIZE) or want.dtype.kind != "f":
+        if name in missing or is_bookkeeping(name) or want.dtype.kind != "f":
             continue
         if want.shape != actual[name].shape:
             faults.append(f"output '{name}' is {actual[name].shape}, reference {want.shape}")
             continue
-        result = _compare_output(name, want, actual[name], same, tolerance)
+        result = _compare_output(name, reference, actual, same, tolerance)
         outputs.append(result)
         if not result.passed:
             faults.append(
@@ -96,40 +102,51 @@ def compare_numerics(
                 f"{tolerance.error:.0e} allowed), cosine {result.cosine:.6f} "
                 f"({tolerance.cosine} wanted)"
             )
-    return Numerics(
-        len(overlap), int(same.sum()), float(overlap.mean()), tuple(outputs), tuple(faults)
-    )
-
-
-def _token_overlap(reference: Mapping[str, Array], actual: Mapping[str, Array]) -> Array:
-    """For each sample, how far both agree on which tokens stay; 1 where the model does not say."""
-    import numpy as np
-
-    samples = len(next(iter(reference.values())))
-    overlap = np.ones(samples)
-    for name, measure in ((INDEX, jaccard), (OWNER, same_owner)):
-        if name in reference and name in actual:
-            overlap = np.minimum(overlap, measure(reference[name], actual[name]))
-    return overlap
+    if overlap is None:
+        return Numerics(count, None, None, tuple(outputs), tuple(faults))
+    return Numerics(count, int(same.sum()), float(overlap.mean()), tuple(outputs), tuple(faults))
 
 
 def _compare_output(
-    name: str, want: Array, have: Array, same: Array, tolerance: Tolerance
+    name: str,
+    reference: Mapping[str, Array],
+    actual: Mapping[str, Array],
+    same: Array,
+    tolerance: Tolerance,
 ) -> OutputNumerics:
+    want, have = reference[name], actual[name]
+    index = (for_output(INDEX, name, outputs, want.shape[1]) for outputs in (reference, actual))
     similar = cosine(want, have)
-    # Where the tokens differ, rows do not line up: only outputs without a token axis still compare.
-    lowest = similar[same] if want.ndim > 2 else similar
-    floor = float(lowest.min()) if lowest.size else 1.0
-    if not same.any():
-        return OutputNumerics(name, 0.0, floor, floor >= tolerance.cosine)
-    scale = float(abs(want[same]).max()) or 1.0
-    error, within = _polygraphy(want[same] / scale, have[same] / scale, tolerance)
-    return OutputNumerics(name, error, floor, within and floor >= tolerance.cosine)
+    if want.ndim > 2 and not same.all():
+        similar = np.where(same, similar, _cosine_of_common(want, have, *index))
+    enough = np.where(same, tolerance.cosine, FLIPPED_COSINE)
+    passed, error = bool((similar >= enough).all()), 0.0
+    if same.any():
+        scale = float(abs(want[same]).max()) or 1.0
+        error, within = _polygraphy(want[same] / scale, have[same] / scale, tolerance)
+        passed = passed and within
+    return OutputNumerics(name, error, float(similar.min()), passed)
+
+
+def _cosine_of_common(
+    want: Array, have: Array, index: Array | None, have_index: Array | None
+) -> Array:
+    """Cosine over the tokens that both outputs [B, K, C] hold, for each sample.
+
+    Without indices [B, K] (restored outputs have none) rows are compared as they stand.
+    """
+    if index is None or have_index is None:
+        return cosine(want, have)
+    found = []
+    for a, b, i, j in zip(want, have, index, have_index, strict=True):
+        common, rows, others = np.intersect1d(i, j, return_indices=True)
+        rows, others = rows[common >= 0], others[common >= 0]
+        found.append(cosine(a[rows][None], b[others][None])[0])
+    return np.array(found)
 
 
 def _polygraphy(want: Array, have: Array, tolerance: Tolerance) -> tuple[float, bool]:
     """The worst sample's statistic as polygraphy's comparator finds it, and whether all pass."""
-    import numpy as np
     from polygraphy import comparator
     from polygraphy.logger import G_LOGGER
 

@@ -46,6 +46,7 @@ def reduced_reference(artifact: Artifact, dense: Path) -> Iterator[Path]:
     It only exists inside the `with` block. Raises what `tcompile.pipeline.reduce` raises.
     """
     from tcompile import pipeline
+    from tcompile.ir import to_onnx
 
     manifest = artifact.manifest
     reduced = pipeline.reduce(
@@ -53,18 +54,9 @@ def reduced_reference(artifact: Artifact, dense: Path) -> Iterator[Path]:
         target=manifest.target.name,
         schedule=manifest.schedule,
         outputs=manifest.outputs_mode,
+        shapes={tensor.name: tensor.shape for tensor in manifest.inputs},
     )
     with tempfile.TemporaryDirectory(prefix="tcompile-") as folder:
         path = Path(folder) / "reference.onnx"
-        save_graph(reduced.graph, path)
+        pipeline.save(to_onnx(reduced.graph, reduced.metadata), path)
         yield path
-
-
-def save_graph(graph: object, path: Path) -> None:
-    """Write a graphsurgeon graph, its weights beside it when they are too many for one file."""
-    import onnx
-    import onnx_graphsurgeon as gs
-
-    model = gs.export_onnx(graph, do_type_check=False)
-    large = model.ByteSize() > 1 << 30
-    onnx.save(model, str(path), save_as_external_data=large, location=f"{path.name}.data")

@@ -101,7 +101,10 @@ def batches(samples: Samples, size: int | None) -> Iterator[tuple[dict[str, Arra
 
 
 def run_all(path: str | Path, samples: Samples, *, threads: int | None = None) -> dict[str, Array]:
-    """Every output for every sample, on ONNX Runtime. Extra arrays are ignored, dtypes adapted."""
+    """Every output for every sample, samples first, on ONNX Runtime.
+
+    Extra arrays are ignored, dtypes adapted.
+    """
     import numpy as np
 
     from tcompile.targets.backends.ort import OrtRunner
@@ -110,9 +113,19 @@ def run_all(path: str | Path, samples: Samples, *, threads: int | None = None) -
     runner = OrtRunner(Path(path), threads=threads)
     kept: dict[str, list[Array]] = {tensor.name: [] for tensor in model.outputs}
     for arrays, true_rows in batches(samples, model.batch):
+        size = len(next(iter(arrays.values())))
         for name, array in runner.run(feed(model.inputs, arrays)).items():
-            kept[name].append(array[:true_rows])
+            kept[name].append(_batch_first(array, size)[:true_rows])
     return {name: np.concatenate(parts) for name, parts in kept.items() if parts}
+
+
+def _batch_first(array: Array, batch: int) -> Array:
+    """Some models give [N, B, C]; a batch of samples always comes first here."""
+    import numpy as np
+
+    if array.ndim > 1 and array.shape[0] != batch and array.shape[1] == batch:
+        return np.moveaxis(array, 1, 0)
+    return array
 
 
 def feed(inputs: Sequence[TensorEntry], arrays: Mapping[str, Array]) -> dict[str, Array]:
