@@ -48,8 +48,7 @@ def common_options(command: F) -> F:
             setattr(state, parameter.name, True)
         # Libraries below us log and warn a great deal, none of it about what was asked for.
         if state.verbose or state.debug:
-            level = logging.DEBUG if state.debug else logging.INFO
-            logging.basicConfig(level=level, stream=sys.stderr, force=True)
+            logging.basicConfig(level=logging.INFO, stream=sys.stderr, force=True)
         else:
             warnings.simplefilter("ignore")
             logging.disable(logging.WARNING)

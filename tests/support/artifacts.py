@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,12 +40,23 @@ def manifest_for(source: Path, model: Path, **changes: Any) -> Manifest:
     return replace(manifest, **changes)
 
 
-def make_artifact(directory: Path, source: Path, model: Path | None = None, **changes: Any) -> Path:
-    """Write an artifact whose model is `model` (the source itself unless given)."""
+def make_artifact(
+    directory: Path,
+    source: Path,
+    model: Path | None = None,
+    *,
+    engine: Callable[[Path], object] = lambda folder: None,
+    **changes: Any,
+) -> Path:
+    """Write an artifact whose model is `model` (the source itself unless given).
+
+    `engine` may write more files into the directory it is given.
+    """
     model = model or source
 
     def fill(folder: Path) -> Manifest:
         shutil.copyfile(model, folder / "model.onnx")
+        engine(folder)
         return manifest_for(source, model, **changes)
 
     return write_artifact(directory, fill)

@@ -1,0 +1,172 @@
+"""The main job through the command line, on a tiny model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import onnx
+import pytest
+
+import tcompile as package
+from tests.support.command import Command
+from tests.support.tiny_vit import VitSpec, save_tiny_vit
+
+SCHEMA = json.loads((Path(package.__file__).parent / "manifest.schema.json").read_text())
+
+
+def build(tcompile: Command, *more: object) -> dict[str, object]:
+    """Build for the CPU and return the JSON document; `-o out` unless told."""
+    where = [] if "-o" in more else ["-o", "out"]
+    made = tcompile("build", "vit.onnx", "--target", "cpu", "--json", *where, *more)
+    assert (made.code, made.err) == (0, ""), made
+    document: dict[str, object] = made.json()
+    return document
+
+
+def test_build_writes_what_it_says(tcompile: Command, vit: Path) -> None:
+    document = build(tcompile, "--keep", "0.6")
+    manifest = json.loads(Path("out/manifest.json").read_text())
+    assert document == {"artifact": str(Path("out").resolve()), "manifest": manifest}
+    jsonschema.validate(manifest, SCHEMA, cls=jsonschema.Draft202012Validator)
+    # 16 patches: ceil(9.6) stay, and CLS.
+    assert manifest["tokens_per_block"][-1]["mlp"] == 11
+    assert manifest["flops"]["reduced"] < manifest["flops"]["dense"]
+    assert {f["kind"] for f in manifest["latency"]} == {"measured"}
+    onnx.checker.check_model("out/model.onnx", full_check=True)
+    assert sorted(p.name for p in Path().iterdir()) == ["out", "vit.onnx"]
+
+
+def test_build_for_people(tcompile: Command, vit: Path) -> None:
+    made = tcompile("build", vit, "--target", "cpu", "--keep", "0.5")
+    assert (made.code, made.err) == (0, "")
+    assert "vit-cpu" in made.out
+    assert "measured" in made.out
+    assert Path("vit-cpu/report.md").exists()
+
+
+def test_progress_goes_to_stderr(tcompile: Command, vit: Path) -> None:
+    quiet = tcompile("build", vit, "--target", "cpu", "--keep", "0.5", "--json")
+    told = tcompile("build", vit, "--target", "cpu", "--keep", "0.5", "--json", "-v")
+    assert quiet.err == ""
+    assert "reading vit.onnx" in told.err
+    assert told.json()["manifest"]["schedule"] == quiet.json()["manifest"]["schedule"]
+
+
+@pytest.mark.parametrize("suffix", ["json", "yaml"])
+def test_a_plan_is_a_schedule(tcompile: Command, vit: Path, suffix: str) -> None:
+    planned = tcompile("plan", vit, "--target", "cpu", "--method", "tome:r=2", "--json")
+    assert planned.code == 0
+    assert sorted(p.name for p in Path().iterdir()) == ["vit.onnx"]
+    text = planned.out
+    if suffix == "yaml":
+        yaml = pytest.importorskip("yaml")
+        text = yaml.safe_dump(planned.json())
+    Path(f"s.{suffix}").write_text(text)
+    by_schedule = build(tcompile, "--schedule", f"s.{suffix}")
+    by_method = build(tcompile, "--method", "tome:r=2", "-o", "other")
+    assert Path("out/model.onnx").read_bytes() == Path("other/model.onnx").read_bytes()
+    for document in (by_schedule, by_method):
+        assert document["manifest"]["schedule"] == planned.json()  # type: ignore[index]
+
+
+def test_a_schedule_edited_by_hand(tcompile: Command, vit: Path) -> None:
+    schedule = tcompile("plan", vit, "--target", "cpu", "--keep", "0.6", "--json").json()
+    schedule["reductions"][0]["keep"] = 5
+    Path("s.json").write_text(json.dumps(schedule))
+    manifest = build(tcompile, "--schedule", "s.json")["manifest"]
+    assert manifest["tokens_per_block"][-1]["mlp"] == 6  # type: ignore[index]
+
+
+def test_plan_for_people(tcompile: Command, vit: Path) -> None:
+    shown = tcompile("plan", vit, "--target", "cpu", "--keep", "0.6").out
+    assert "method topk" in shown
+    assert "patch tokens kept" in shown
+    assert "no token leaves" in tcompile("plan", vit, "--target", "cpu", "--keep", "1").out.lower()
+
+
+def test_keep_is_exact(tcompile: Command, tmp_path: Path) -> None:
+    """0.07 x 100 is 7.000000000000001 to a float, and 7 to everyone else."""
+    save_tiny_vit(tmp_path / "v.onnx", VitSpec(image=80))
+    planned = tcompile("plan", tmp_path / "v.onnx", "--target", "cpu", "--keep", "0.07", "--json")
+    assert planned.json()["reductions"][-1]["keep"] == 7
+
+
+def test_inspect(tcompile: Command, vit: Path) -> None:
+    found = tcompile("inspect", vit, "--json").json()
+    assert (found["tokens"], found["prefix"], found["grid"]) == (17, 1, [4, 4])
+    assert "17 = 1 prefix" in tcompile("inspect", vit).out
+
+
+def test_verify(tcompile: Command, vit: Path) -> None:
+    build(tcompile, "--keep", "0.6")
+    checked = tcompile("verify", "out")
+    assert (checked.code, checked.err) == (0, "")
+    found = tcompile("verify", "out", "--samples", "3", "--json").json()
+    assert found["passed"]
+    outcomes = {c["name"]: c["outcome"] for c in found["checks"]}
+    assert outcomes == {
+        "files": "passed", "finite": "passed", "numerics": "passed", "fused attention": "skipped",
+    }  # fmt: skip
+    assert found["numerics"]["token_overlap"] == 1
+    assert found["fidelity"]["samples"] == 3
+
+
+def test_verify_fails_in_one_line(tcompile: Command, vit: Path) -> None:
+    build(tcompile, "--keep", "0.6")
+    with Path("out/report.md").open("a") as stream:
+        stream.write("and all was well")
+    failed = tcompile("verify", "out")
+    assert failed.code == 1
+    assert failed.err == "tcompile: error: out: files: not as they were written: report.md\n"
+    document = tcompile("verify", "out", "--json")
+    assert (document.code, document.json()["passed"]) == (1, False)
+
+
+def test_bench(tcompile: Command, vit: Path) -> None:
+    build(tcompile, "--keep", "0.6")
+    found = tcompile("bench", "out", "--rounds", "5", "--threads", "1", "--json").json()
+    assert found["kind"] == "measured"
+    assert found["speedup"]["lower"] <= found["speedup"]["ratio"] <= found["speedup"]["upper"]
+    assert found["flop_ideal"] > 1
+    assert "speed-up" in tcompile("bench", "out", "--rounds", "5").out
+    Path("vit.onnx").rename("moved.onnx")
+    lost = tcompile("bench", "out")
+    assert lost.code == 2
+    assert "--against" in lost.err
+    assert tcompile("bench", "out", "--rounds", "5", "--against", "moved.onnx").code == 0
+
+
+def test_run_on_arrays(tcompile: Command, vit: Path) -> None:
+    build(tcompile, "--keep", "0.6")
+    np.save("x.npy", np.random.default_rng(0).standard_normal((2, 3, 32, 32)))
+    for model in ("out", "vit.onnx"):
+        (out,) = tcompile("run", model, "--input", "x.npy", "--top", "3", "--json").json()[
+            "outputs"
+        ]
+        assert (out["name"], out["shape"]) == ("logits", [2, 10])
+        assert [len(top) for top in out["top"]] == [3, 3]
+        logits = [c["logit"] for c in out["top"][0]]
+        assert logits == sorted(logits, reverse=True)
+    assert "softmax" in tcompile("run", "out", "--input", "x.npy").out
+
+
+def test_outputs_restored(tcompile: Command, vit: Path) -> None:
+    save_tiny_vit(vit, VitSpec(pool="none"))
+    for mode, names in (("reduced", ["tokens", "token_index"]), ("restored", ["tokens"])):
+        made = build(tcompile, "--keep", "0.6", "--outputs", mode)["manifest"]
+        assert [t["name"] for t in made["outputs"]] == names  # type: ignore[index]
+        assert tcompile("verify", "out").code == 0
+
+
+def test_export(tcompile: Command, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    made = tcompile(
+        "export", "zoo:glyphs", "--random-weights", "-o", tmp_path / "g.onnx",
+        "--exporter", "torchscript", "--json",
+    )  # fmt: skip
+    assert made.code == 0, made.err
+    assert made.json()["exporter"] == "torchscript"
+    assert (tmp_path / "g.onnx").exists()
