@@ -6,15 +6,16 @@ No PyTorch needed: the trained weights are written straight into an ONNX graph.
 from __future__ import annotations
 
 import json
+import shutil
 import struct
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from tcompile.errors import MissingExtraError, ModelError
+from tcompile.errors import MissingExtraError, ModelError, UsageError
 from tcompile.vit_graph import GraphWriter
 
 if TYPE_CHECKING:
@@ -60,11 +61,12 @@ def demo(
 
     Args:
         keep: share of patch tokens to keep.
-        folder: where model and artifact stay; left out, they go to a temporary one.
+        folder: where model and artifact stay, a new or an empty one; left out, nothing stays.
         scenes: held-out scenes, rendered here (pillow), to score both models on.
 
     Raises:
         MissingExtraError: onnxruntime or pillow is not installed.
+        UsageError: the folder holds something.
     """
     from tcompile import pipeline
     from tcompile.artifact import load_artifact
@@ -72,14 +74,13 @@ def demo(
 
     _require("onnxruntime", "running the models")
     _require("PIL", "rendering the scenes")
-    with nullcontext(folder) if folder else TemporaryDirectory(prefix="tcompile-demo-") as where:
-        assert where is not None
-        source = Path(where) / "glyphs.onnx"
+    with _empty(folder) as where:
+        source = where / "glyphs.onnx"
         progress("writing the trained model as ONNX")
         write_glyphs(source)
         progress(f"tcompile build {source} --target cpu")
         directory = pipeline.build(
-            source, target="cpu", keep=keep, method=method, output=Path(where) / "glyphs-cpu"
+            source, target="cpu", keep=keep, method=method, output=where / "glyphs-cpu"
         )
         artifact = load_artifact(directory)
         progress(f"rendering {scenes} scenes that the model has never seen")
@@ -196,6 +197,28 @@ def read_safetensors(path: str | Path) -> dict[str, Array]:
     except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
         raise ModelError(f"not a safetensors file of ours: {error}", where=str(path)) from error
     return found
+
+
+@contextmanager
+def _empty(folder: str | Path | None) -> Iterator[Path]:
+    """An empty folder that stays, if the body succeeds, or a temporary one if none is named."""
+    if folder is None:
+        with TemporaryDirectory(prefix="tcompile-demo-") as temporary:
+            yield Path(temporary)
+        return
+    path = Path(folder)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UsageError("exists and is not empty", where=str(path), hint="choose another -o")
+    existed = path.exists()
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        yield path
+    except BaseException:
+        for left in path.iterdir():
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        if not existed:
+            path.rmdir()
+        raise
 
 
 def _require(module: str, purpose: str) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tcompile.demo import glyphs_model, read_safetensors, write_glyphs
-from tcompile.errors import ModelError
+from tcompile.demo import demo, glyphs_model, read_safetensors, write_glyphs
+from tcompile.errors import ModelError, UsageError
 from tcompile.targets.backends.ort import OrtRunner
 
 
@@ -71,3 +71,37 @@ def test_damaged_safetensors(tmp_path: Path, data: bytes) -> None:
     path.write_bytes(data)
     with pytest.raises(ModelError, match="not a safetensors file"):
         read_safetensors(path)
+
+
+@pytest.fixture
+def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random weights in place of the trained ones: what is tested is the way, not the result."""
+    torch = pytest.importorskip("torch")
+    safetensors = pytest.importorskip("safetensors.numpy")
+    from tcompile.models import glyphs
+
+    del torch
+    path = tmp_path / "w.safetensors"
+    arrays = {k: v.numpy() for k, v in glyphs.untrained().state_dict().items()}
+    safetensors.save_file(arrays, str(path))
+    monkeypatch.setattr(glyphs, "WEIGHTS", path)
+
+
+@pytest.mark.heavy
+@pytest.mark.usefixtures("weights")
+def test_demo_does_the_job(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "demo"
+    found = demo(keep=0.5, scenes=50, folder=out)
+    assert (found.scenes, found.tokens_in, found.tokens_out) == (50, 197, 99)
+    assert found.benchmark.speedup.ratio > 1
+    assert sorted(p.name for p in out.iterdir()) == ["glyphs-cpu", "glyphs.onnx"]
+    json.dumps(found.to_json())
+    with pytest.raises(UsageError, match="not empty"):
+        demo(keep=0.5, scenes=50, folder=out)
+
+
+@pytest.mark.usefixtures("weights")
+def test_demo_leaves_nothing_when_it_fails(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="method"):
+        demo(keep=0.5, method="nonsense", folder=tmp_path / "new")
+    assert not (tmp_path / "new").exists()

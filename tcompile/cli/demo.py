@@ -17,7 +17,7 @@ from tcompile.cli.common import JSON, Keep, common_options, print_json, print_ta
 @click.option("--scenes", type=click.IntRange(min=1), default=500, show_default=True,
               help="Held-out scenes to score both models on.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR",
-              help="Keep the model and the artifact here.")  # fmt: skip
+              help="A new folder in which model and artifact stay.")  # fmt: skip
 @JSON
 @common_options
 def demo(keep: Fraction, method: str, scenes: int, output: Path | None, as_json: bool) -> None:
@@ -33,8 +33,6 @@ def demo(keep: Fraction, method: str, scenes: int, output: Path | None, as_json:
     """
     from tcompile.demo import demo as run_demo
 
-    if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
     with progress() as say:
         result = run_demo(keep=keep, method=method, folder=output, scenes=scenes, progress=say)
     if as_json:
