@@ -128,7 +128,8 @@ def _drop_mask(node: gs.Node) -> int:
         return 0
     mask = value(node.inputs[3])
     if mask.all() if mask.dtype == np.bool_ else not mask.any():
-        del node.inputs[3:]
+        while len(node.inputs) > 3:
+            del node.inputs[-1]
         return 1
     return 0
 

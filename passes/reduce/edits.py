@@ -119,51 +119,60 @@ class Editor:
                 hint="use a method without fused tokens, such as topk",
             )
         tensor = node.inputs[edit.operand]
-        rank = len(node.outputs[0].shape)
-        key = f"side/{tensor.name}/{edit.axes}/{rank}"
+        # The mask of an Attention meets its logits [B, h, rows, columns], not its output.
+        to_logits = node.op == "Attention"
+        rank = 4 if to_logits else len(node.outputs[0].shape)
+        batch_axis = 0 if to_logits else self.batch_axis(node.outputs[0].name)
+        key = f"side/{tensor.name}/{edit.axes}/{rank}/{batch_axis}"
         if key not in stage.cache:
-            stage.cache[key] = self._gathered(node, tensor, rank, edit, stage)
+            if self.batch == 1:
+                stage.cache[key] = self._gather_one(tensor, edit, stage)
+            elif batch_axis is None:
+                raise ModelError(
+                    f"the side input '{tensor.name}' cannot be gathered per sample",
+                    where=f"{node.op} '{node.name}'",
+                    hint="export with batch 1",
+                )
+            else:
+                stage.cache[key] = self._gather_each(tensor, edit, stage, rank, batch_axis)
         node.inputs[edit.operand] = stage.cache[key]
 
-    def _gathered(
-        self, node: gs.Node, tensor: gs.Tensor, rank: int, edit: fx.Side, stage: Stage
+    def _gather_one(self, tensor: gs.Tensor, edit: fx.Side, stage: Stage) -> gs.Tensor:
+        """The rows of the kept tokens of a side input, for batch 1."""
+        b = self.b
+        for axis, run in edit.axes:
+            index = b.reshape(index_on_run(b, self.space, stage, run), [-1], fp32=False)
+            tensor = b.op("Gather", tensor, index, dtype=tensor.dtype, axis=axis, fp32=False)
+        return tensor
+
+    def _gather_each(
+        self, tensor: gs.Tensor, edit: fx.Side, stage: Stage, rank: int, batch_axis: int
     ) -> gs.Tensor:
-        """The side input with the rows of the kept tokens, per sample where the batch is not 1."""
+        """The rows of the kept tokens of a side input, sample by sample."""
         b, space = self.b, self.space
-        if self.batch == 1:
-            for axis, run in edit.axes:
-                index = b.reshape(index_on_run(b, space, stage, run), [-1], fp32=False)
-                tensor = b.op("Gather", tensor, index, dtype=tensor.dtype, axis=axis, fp32=False)
-            return tensor
-        batch_axis = self.batch_axis(node.outputs[0].name)
         missing = rank - len(tensor.shape)
-        if batch_axis is None or (
-            batch_axis >= missing and int(tensor.shape[batch_axis - missing]) != 1
-        ):
-            raise ModelError(
-                f"the side input '{tensor.name}' cannot be gathered per sample",
-                where=f"{node.op} '{node.name}'",
-                hint="export with batch 1",
-            )
-        dims = [1] * missing + [int(d) for d in tensor.shape]
-        x = b.reshape(tensor, dims, fp32=False) if missing else tensor
+        x = b.unsqueeze(tensor, *range(missing), fp32=False) if missing else tensor
         axes = [(axis + missing, run) for axis, run in edit.axes]
-        # First axis: [n, 1 at the batch axis, ...] gathered by [B, K] → [B, K, rest].
-        (first, run), *others = axes
-        rest = [i for i in range(rank) if i not in (first, batch_axis)]
-        x = b.transpose(x, [first, batch_axis, *rest], fp32=False)
-        x = b.squeeze(x, 1, fp32=False)
-        x = b.op("Gather", x, index_on_run(b, space, stage, run), dtype=x.dtype, axis=0, fp32=False)
-        order = [batch_axis, first, *rest]
-        for axis, run in others:
-            # [B, axis, rest] gathered by [B, K, 1] with the batch in step.
-            perm = [0, order.index(axis)]
-            perm += [i for i in range(1, rank) if i != perm[1]]
-            x = b.transpose(x, perm, fp32=False)
-            order = [order[i] for i in perm]
+        order = list(range(rank))
+
+        def arrange(wanted: list[int], x: gs.Tensor) -> gs.Tensor:
+            moved = b.transpose(x, [order.index(i) for i in wanted], fp32=False)
+            order[:] = wanted
+            return moved
+
+        if batch_axis < missing or tensor.shape[batch_axis - missing] == 1:
+            # One table for all samples: [n, rest] gathered by [B, K] → [B, K, rest].
+            (first, run), *axes = axes
+            rest = [i for i in range(rank) if i not in (first, batch_axis)]
+            x = b.squeeze(arrange([batch_axis, first, *rest], x), 0, fp32=False)
+            index = index_on_run(b, space, stage, run)
+            x = b.op("Gather", x, index, dtype=x.dtype, axis=0, fp32=False)
+        for axis, run in axes:
+            # [B, n, rest] gathered by [B, K, 1] with the batch in step.
+            x = arrange([batch_axis, axis, *(i for i in order if i not in (batch_axis, axis))], x)
             column = b.unsqueeze(index_on_run(b, space, stage, run), 2, fp32=False)
             x = b.op("GatherND", x, column, dtype=x.dtype, batch_dims=1, fp32=False)
-        return b.transpose(x, [order.index(i) for i in range(rank)], fp32=False)
+        return arrange(list(range(rank)), x)
 
     # -- what merging needs ----------------------------------------------------------------------
 

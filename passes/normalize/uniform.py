@@ -1,0 +1,76 @@
+"""Let constants that were expanded over a free batch broadcast instead.
+
+`Expand(mask [1,1,1,N], [batch,1,N,N])` hides that a mask is constant. Where everything that reads
+it broadcasts, the expansion over the batch is dropped, and folding does the rest.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from tcompile.analysis.transfer import BROADCAST, ELEMENTWISE
+from tcompile.ir import BATCH_SENTINEL, ints, is_const, shape
+
+_BROADCAST = set(BROADCAST.split())
+_ELEMENTWISE = set(ELEMENTWISE.split())
+
+
+def drop_batch_expansion(graph: gs.Graph) -> int:
+    """Rewrite Expand and ConstantOfShape of constants; returns how many."""
+    count = 0
+    for node in graph.nodes:
+        position = {"Expand": 1, "ConstantOfShape": 0}.get(node.op)
+        if position is None or not all(is_const(t) for t in node.inputs):
+            continue
+        target = ints(node.inputs[position])
+        batched = [i for i, d in enumerate(target) if d == BATCH_SENTINEL]
+        if len(batched) != 1 or not _tolerant(graph, node.outputs[0], batched[0] - len(target)):
+            continue
+        if node.op == "Expand" and BATCH_SENTINEL in shape(node.inputs[0]):
+            continue
+        target[batched[0]] = 1
+        name = f"{node.outputs[0].name}/unbatched"
+        node.inputs[position] = gs.Constant(name, np.asarray(target, dtype=np.int64))
+        count += 1
+    return count
+
+
+def _tolerant(graph: gs.Graph, tensor: gs.Tensor, axis: int) -> bool:
+    """Whether all readers give the same if the tensor has size 1 along `axis` (negative)."""
+    if any(tensor is o for o in graph.outputs):
+        return False
+    for node in tensor.outputs:
+        out = node.outputs[0]
+        if node.op == "Attention" and node.inputs[3:] and tensor is node.inputs[3]:
+            continue
+        if node.op in _BROADCAST and len(node.outputs) == 1:
+            others = [t for t in node.inputs if t is not tensor and not t.is_empty()]
+            if any(_batched(t, axis) for t in others):
+                continue
+        elif node.op not in _ELEMENTWISE or len(node.outputs) != 1:
+            return False
+        if not _tolerant(graph, out, axis):
+            return False
+    return True
+
+
+def _batched(tensor: gs.Tensor, axis: int) -> bool:
+    """Whether the tensor brings the batch along that axis by itself, computed from an input."""
+    if is_const(tensor) or tensor.shape is None or len(tensor.shape) < -axis:
+        return False
+    return bool(shape(tensor)[axis] == BATCH_SENTINEL) and not _from_constants(tensor)
+
+
+def _from_constants(tensor: gs.Tensor) -> bool:
+    """Whether only constants go into it (so it may be about to lose the batch as well)."""
+    pending, seen = [tensor], set()
+    while pending:
+        current = pending.pop()
+        if current.name in seen or is_const(current):
+            continue
+        seen.add(current.name)
+        if not current.inputs:
+            return False
+        pending.extend(current.inputs[0].inputs)
+    return True
