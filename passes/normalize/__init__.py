@@ -20,7 +20,7 @@ from tcompile.passes.normalize.bind import Shapes, bind_inputs
 from tcompile.passes.normalize.fold import fold_constants, fold_shapes, inline_ifs
 from tcompile.passes.normalize.infer import infer
 from tcompile.passes.normalize.simplify import simplify
-from tcompile.passes.normalize.uniform import drop_batch_expansion
+from tcompile.passes.normalize.uniform import drop_batch_expansion, tiles_to_expands
 
 _ROUNDS = 64
 
@@ -61,7 +61,8 @@ def normalize(model: onnx.ModelProto, *, shapes: Shapes | None = None) -> Normal
     for _ in range(_ROUNDS):
         infer(graph)
         changed = fold_shapes(graph) + inline_ifs(graph) + fold_constants(graph)
-        changed += simplify(graph) + (drop_batch_expansion(graph) if symbolic else 0)
+        changed += simplify(graph) + tiles_to_expands(graph)
+        changed += drop_batch_expansion(graph) if symbolic else 0
         if not changed:
             break
     else:

@@ -36,6 +36,21 @@ def drop_batch_expansion(graph: gs.Graph) -> int:
     return count
 
 
+def tiles_to_expands(graph: gs.Graph) -> int:
+    """Spell a Tile that only repeats axes of size 1 as Expand: one spelling for both ideas."""
+    count = 0
+    for node in graph.nodes:
+        if node.op != "Tile" or node.inputs[0].shape is None or not is_const(node.inputs[1]):
+            continue
+        dims, repeats = shape(node.inputs[0]), ints(node.inputs[1])
+        if all(r == 1 or d == 1 for d, r in zip(dims, repeats, strict=True)):
+            target = np.asarray([d * r for d, r in zip(dims, repeats, strict=True)], np.int64)
+            node.op = "Expand"
+            node.inputs[1] = gs.Constant(f"{node.outputs[0].name}/dims", target)
+            count += 1
+    return count
+
+
 def _tolerant(graph: gs.Graph, tensor: gs.Tensor, axis: int) -> bool:
     """Whether all readers give the same if the tensor has size 1 along `axis` (negative)."""
     if any(tensor is o for o in graph.outputs):

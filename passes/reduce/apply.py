@@ -151,8 +151,8 @@ class _Rewriter:
         self._outputs(dense_outputs, outputs)
         add_functions(self.graph)
         self.graph.cleanup(remove_unused_graph_inputs=False).toposort()
-        self._spell_out_biased()
         predicted = {n: t.shape for n, t in self.graph.tensors().items() if n in self.found.dims}
+        self._spell_out_biased()
         self._infer(predicted)
 
     def _spell_out_biased(self) -> None:
