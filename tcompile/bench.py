@@ -130,8 +130,9 @@ def bench_models(
         raise UsageError("needs at least 5 rounds", where="--rounds")
     threads = threads or usable_cores()
     models = [signature(dense), signature(reduced)]
-    size = models[0].batch or batch or 1
-    samples = samples_for(models[0], count=size)
+    size = models[0].batch or models[1].batch or batch or 1
+    # The dense model's image size may be free; the reduced one's never is.
+    samples = samples_for(models[1], count=size)
     calls = [_caller(OrtRunner(m.path, threads=threads), feed(m.inputs, samples.arrays))
              for m in models]  # fmt: skip
     progress(f"{rounds} interleaved rounds on {threads} threads")

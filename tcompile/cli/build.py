@@ -9,11 +9,13 @@ import click
 
 from tcompile.cli.common import (
     JSON,
+    Shapes,
     common_options,
     print_json,
     print_table,
     progress,
     schedule_options,
+    shape_option,
 )
 
 
@@ -46,6 +48,7 @@ from tcompile.cli.common import (
     help="Replace an artifact even if files in it were changed. What is not an artifact is never "
     "replaced.",
 )
+@shape_option
 @JSON
 @common_options
 def build(
@@ -54,6 +57,7 @@ def build(
     keep: Fraction | None,
     method: str,
     schedule: Path | None,
+    shapes: Shapes,
     precision: str | None,
     outputs: str,
     output: Path | None,
@@ -80,6 +84,7 @@ def build(
             keep=keep,
             method=method,
             schedule=schedule,
+            shapes=dict(shapes),
             precision=precision,
             outputs=outputs,
             output=output,

@@ -23,6 +23,7 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON docu
 THREADS = click.option(
     "--threads", type=click.IntRange(min=1), help="CPU threads [default: all usable cores]."
 )
+Shapes = tuple[tuple[str, tuple["int | str", ...]], ...]
 AGAINST = click.option(
     "--against",
     type=click.Path(path_type=Path),
@@ -66,8 +67,25 @@ def common_options(command: F) -> F:
 if TYPE_CHECKING:
     # Generic to type checkers from click 8.2 on; older ones cannot be subscripted when running.
     _KeepBase = click.ParamType[Fraction]
+    _ShapeBase = click.ParamType[tuple[str, tuple[int | str, ...]]]
 else:
-    _KeepBase = click.ParamType
+    _KeepBase = _ShapeBase = click.ParamType
+
+
+class Shape(_ShapeBase):
+    """The dims of one input, `image=batch,3,224,224`: numbers, or a name for what stays free."""
+
+    name = "NAME=DIMS"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, tuple[int | str, ...]]:
+        """Text to (input, dims)."""
+        name, equals, text = str(value).rpartition("=")
+        dims = [dim.strip() for dim in text.split(",")]
+        if not name or not equals or not all(dims):
+            self.fail(f"{value!r} is not NAME=DIMS, such as image=batch,3,224,224", param, ctx)
+        return name, tuple(int(d) if d.lstrip("-").isdigit() else d for d in dims)
 
 
 class Keep(_KeepBase):
@@ -82,6 +100,18 @@ class Keep(_KeepBase):
         from tcompile.planning.methods import parse_keep
 
         return parse_keep(value)
+
+
+def shape_option(command: F) -> F:
+    """Add --shape, for models whose token count is free until an input's size is settled."""
+    return click.option(
+        "--shape",
+        "shapes",
+        type=Shape(),
+        multiple=True,
+        help="Settle the size of an input that is free in MODEL: image=batch,3,224,224. Only the "
+        "batch may stay free. May be given for several inputs.",
+    )(command)
 
 
 def schedule_options(command: F) -> F:

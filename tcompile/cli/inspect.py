@@ -6,14 +6,15 @@ from pathlib import Path
 
 import click
 
-from tcompile.cli.common import JSON, common_options, print_json, progress
+from tcompile.cli.common import JSON, Shapes, common_options, print_json, progress, shape_option
 
 
 @click.command(short_help="Show the transformer in a model, and where tokens may leave.")
 @click.argument("model", type=click.Path(path_type=Path))
+@shape_option
 @JSON
 @common_options
-def inspect(model: Path, as_json: bool) -> None:
+def inspect(model: Path, shapes: Shapes, as_json: bool) -> None:
     """Show the transformer in MODEL: blocks, tokens, attention, and where tokens may leave.
 
     Tokens may leave at a site: `attn:3` lies between attention and MLP of block 3, `block:3` after
@@ -27,7 +28,7 @@ def inspect(model: Path, as_json: bool) -> None:
 
     with progress() as say:
         say(f"analysing {model}")
-        found = inspect_model(model)
+        found = inspect_model(model, shapes=dict(shapes))
     if as_json:
         print_json(found.to_json())
     else:

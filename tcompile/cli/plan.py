@@ -9,17 +9,20 @@ import click
 
 from tcompile.cli.common import (
     JSON,
+    Shapes,
     common_options,
     print_json,
     print_table,
     progress,
     schedule_options,
+    shape_option,
 )
 
 
 @click.command(short_help="Show the schedule that build would follow.")
 @click.argument("model", type=click.Path(path_type=Path))
 @schedule_options
+@shape_option
 @JSON
 @common_options
 def plan(
@@ -28,6 +31,7 @@ def plan(
     keep: Fraction | None,
     method: str,
     schedule: Path | None,
+    shapes: Shapes,
     as_json: bool,
 ) -> None:
     """Show the schedule that `build` would follow; write nothing.
@@ -41,7 +45,14 @@ def plan(
 
     with progress() as say:
         say(f"analysing {model}")
-        made = make_plan(model, target=target, keep=keep, method=method, schedule=schedule)
+        made = make_plan(
+            model,
+            target=target,
+            keep=keep,
+            method=method,
+            schedule=schedule,
+            shapes=dict(shapes),
+        )
     document = made.to_json()
     if as_json:
         print_json(document)

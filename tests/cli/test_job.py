@@ -170,3 +170,24 @@ def test_export(tcompile: Command, tmp_path: Path) -> None:
     assert made.code == 0, made.err
     assert made.json()["exporter"] == "torchscript"
     assert (tmp_path / "g.onnx").exists()
+
+
+def test_a_free_size_is_settled_by_shape(tcompile: Command, vit: Path) -> None:
+    from tests.cli.test_bad_input import dynamic_tokens
+
+    dynamic_tokens(vit)
+    refused = tcompile("inspect", vit)
+    assert refused.code == 2
+    assert "--shape" in refused.err
+    shape = ("--shape", "image=1,3,32,32")
+    assert tcompile("inspect", vit, *shape, "--json").json()["patches"] == 16
+    assert tcompile("plan", vit, *shape, "--target", "cpu", "--keep", "0.5").code == 0
+    build(tcompile, "--keep", "0.5", *shape)
+    assert tcompile("verify", "out").code == 0
+
+
+@pytest.mark.parametrize("shape", ["32", "image=", "image=1,,3", "other=1,3,32,32", "image=1,3"])
+def test_a_shape_that_makes_no_sense(tcompile: Command, vit: Path, shape: str) -> None:
+    refused = tcompile("inspect", vit, "--shape", shape)
+    assert (refused.code, refused.out) == (2, "")
+    assert refused.err.count("\n") == 1
