@@ -92,7 +92,9 @@ def plans(loaded: LoadedModel, attention: str | None) -> list[tuple[Cure, ...]]:
     fitting = [cure for cure in CURES if cure.fits(loaded, attention)]
     found = [c for count in range(len(fitting) + 1) for c in combinations(fitting, count)]
     # A table resized at every call is a constant here: no need to try without.
-    return [c for c in found if FIXED_POSITIONS in c] if loaded.resized else found
+    if loaded.resized and FIXED_POSITIONS in fitting:
+        return [c for c in found if FIXED_POSITIONS in c]
+    return found
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tcompile.errors import MissingExtraError, ModelError, TcompileError, UsageError
+from tcompile.models.known import known_hint
 from tcompile.models.report import ExportReport
 from tcompile.models.source import LoadedModel, Source, load_source, parse_source, require
 
@@ -90,7 +91,7 @@ def export(
     raise ModelError(
         "cannot be exported: " + "; ".join(failures),
         where=loaded.source,
-        hint="try another exporter, opset or attention",
+        hint=known_hint(loaded.source, exporter),
     )
 
 
@@ -135,9 +136,9 @@ def _attempt(
     if opset == 17 and opset_of(proto) == 18:
         lower_to_17(proto)
     if opset is not None and opset_of(proto) != opset:
-        raise ModelError(f"wrote opset {opset_of(proto)} where {opset} was asked for")
+        raise ModelError(f"writes opset {opset_of(proto)} where {opset} was asked for")
     metadata(proto, loaded)
-    notes = [cure.note for cure in cures]
+    notes = [*loaded.notes, *(cure.note for cure in cures)]
     if attention is not None and used is None:
         notes.append("this model offers no choice of attention (torch.nn.MultiheadAttention)")
     with staged(proto, target) as (written, files):

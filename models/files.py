@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -103,7 +104,7 @@ def staged(proto: onnx.ModelProto, target: Path) -> Iterator[tuple[Path, tuple[P
     written, data = folder / target.name, folder / f"{target.name}.data"
     beside = target.with_name(data.name)
     try:
-        if proto.ByteSize() < _INLINE_LIMIT:
+        if _weight_bytes(proto) < _INLINE_LIMIT:
             onnx.save(proto, written)
         else:
             onnx.save(proto, written, save_as_external_data=True, location=data.name)
@@ -113,6 +114,14 @@ def staged(proto: onnx.ModelProto, target: Path) -> Iterator[tuple[Path, tuple[P
         written.replace(target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _weight_bytes(proto: onnx.ModelProto) -> int:
+    """Bytes of weights; protobuf's own count would first serialise what may be too large to."""
+    return sum(
+        math.prod(t.dims) * onnx.helper.tensor_dtype_to_np_dtype(t.data_type).itemsize
+        for t in proto.graph.initializer
+    )
 
 
 def dims(values: Iterable[onnx.ValueInfoProto]) -> dict[str, Dims]:

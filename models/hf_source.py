@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -65,29 +66,30 @@ def load(request: Request) -> LoadedModel:
 
     name, options = request.source.name, dict(request.options)
     wanted = options.pop("class", None)
-    is_folder = Path(name).is_dir()
-    if request.random_weights and not is_folder and name not in FRESH and "/" not in name:
+    is_word = "/" not in name and not Path(name).is_dir()
+    is_fresh = is_word and name in FRESH
+    if request.random_weights and is_word and not is_fresh:
         raise unknown_name(request, FRESH)
-    if not request.random_weights and not is_folder and name in FRESH:
+    if is_fresh and not request.random_weights:
         raise ModelError(
             f"{request.source.text} is a configuration without trained weights",
             hint="add --random-weights, or name a checkpoint: hf:OWNER/MODEL or hf:FOLDER",
         )
+    notes: tuple[str, ...] = ()
+    chatter = logging.getLogger("transformers")
+    level = chatter.level
+    chatter.setLevel(logging.ERROR)  # it reports the text half's weights as unexpected
     try:
-        if request.random_weights and not is_folder and name in FRESH:
+        if is_fresh:
             model = _fresh(transformers, wanted or FRESH[name], options, request.image_size)
-        elif request.random_weights:
-            config = transformers.AutoConfig.from_pretrained(name)
-            config = getattr(config, "vision_config", config)
-            _apply(config, options, request.image_size)
-            model = _class(transformers, wanted, config)(config)
         else:
-            config = transformers.AutoConfig.from_pretrained(name)
-            model = _class(transformers, wanted, config).from_pretrained(name, **options)
+            model, notes = _checkpoint(transformers, wanted, request, options)
+        vision = getattr(model.config, "vision_config", model.config)
+        native = _square(vision.image_size)
     except Exception as error:  # libraries raise anything on a bad argument
         raise cannot_build(request, error) from error
-    vision = getattr(model.config, "vision_config", model.config)
-    native = _square(vision.image_size)
+    finally:
+        chatter.setLevel(level)
     size = (request.image_size, request.image_size) if request.image_size else native
     resized = size != native
     takes = inspect.signature(model.forward).parameters
@@ -108,6 +110,7 @@ def load(request: Request) -> LoadedModel:
         preprocessing=_preprocessing(request, model, size),
         call=call,
         resized=resized,
+        notes=notes,
     )
 
 
@@ -119,11 +122,39 @@ def _fresh(transformers: Any, class_name: str, options: Mapping[str, Any], size:
     return model_class(config)
 
 
-def _class(transformers: Any, wanted: str | None, config: Any) -> Any:
-    """The model class for a checkpoint: as asked, the image tower, the classifier, the encoder."""
-    architectures = [a for a in (config.architectures or []) if a.endswith("ImageClassification")]
-    name = wanted or _TOWERS.get(config.model_type) or (architectures or [""])[0]
-    return getattr(transformers, name) if name else transformers.AutoModel
+def _checkpoint(
+    transformers: Any, wanted: str | None, request: Request, options: Mapping[str, Any]
+) -> tuple[Any, tuple[str, ...]]:
+    """The checkpoint's model class (as asked, the image tower, the classifier, the encoder).
+
+    Gives the model and notes on its weights. Weights of another shape raise ValueError.
+    """
+    name = request.source.name
+    config = transformers.AutoConfig.from_pretrained(name)
+    kinds = [a for a in (config.architectures or []) if a.endswith("ImageClassification")]
+    chosen = wanted or _TOWERS.get(config.model_type) or (kinds or [""])[0]
+    model_class = getattr(transformers, chosen) if chosen else transformers.AutoModel
+    own = getattr(model_class, "config_class", None)
+    if own is not None and not isinstance(config, own):
+        joint, config = config, config.vision_config
+        if hasattr(joint, "projection_dim") and hasattr(config, "projection_dim"):
+            config.projection_dim = joint.projection_dim  # the tower's own field may be stale
+    # Trained positions are interpolated at every call; random ones are made at the asked size.
+    _apply(config, options, request.image_size if request.random_weights else None)
+    if request.random_weights:
+        model = model_class(config) if chosen else transformers.AutoModel.from_config(config)
+        return model, ()
+    # Mismatches are let pass only to be named here: transformers names them in its log alone.
+    model, found = model_class.from_pretrained(
+        name, config=config, output_loading_info=True, ignore_mismatched_sizes=True
+    )
+    if found["mismatched_keys"]:
+        changed = ", ".join(str(entry[0]) for entry in sorted(found["mismatched_keys"])[:3])
+        raise ValueError(f"the checkpoint's weights have other shapes: {changed}")
+    missing = sorted(found["missing_keys"])
+    note = f"not in the checkpoint, so made at random: {', '.join(missing)}"
+    # Checkpoints come in half precision too; what is exported is float32.
+    return model.float(), (note,) if missing else ()
 
 
 def _apply(config: Any, options: Mapping[str, Any], size: int | None) -> None:

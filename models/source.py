@@ -87,6 +87,7 @@ class LoadedModel:
             `crop_pct`, `resize` ("crop" or "squash"), `input`; `labels` where they are known.
         call: further keyword arguments that `base` needs at every call (transformers).
         resized: the position table is interpolated at every call, to a size fixed by the input.
+        notes: what the person should know about the weights; they go into the export's report.
     """
 
     module: torch.nn.Module
@@ -98,6 +99,7 @@ class LoadedModel:
     preprocessing: Mapping[str, Any]
     call: Mapping[str, Any] = field(default_factory=dict)
     resized: bool = False
+    notes: tuple[str, ...] = ()
 
 
 def parse_source(text: str) -> Source:
@@ -154,6 +156,8 @@ def load_source(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         loaded: LoadedModel = import_module(_RECIPES[parsed.library]).load(request)
+        if random_weights:
+            _wake(loaded.module)
         if perturb:
             torch.manual_seed(0)
             _perturb(loaded.module)
@@ -209,6 +213,15 @@ def _option(text: str, part: str) -> tuple[str, Any]:
 
 def _forms() -> str:
     return "possible sources: " + "; ".join(SOURCES.values())
+
+
+def _wake(module: torch.nn.Module) -> None:
+    """Fill linear layers that start at zero: a model that always answers 0 proves nothing."""
+    import torch
+
+    for part in module.modules():
+        if isinstance(part, torch.nn.Linear) and not bool(part.weight.any()):
+            torch.nn.init.normal_(part.weight, std=0.02)
 
 
 def _perturb(module: torch.nn.Module, std: float = 0.02) -> None:

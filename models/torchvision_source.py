@@ -75,8 +75,6 @@ def _build(models: Any, request: Request, weights: Any, size: int) -> Any:
         state = weights.get_state_dict(progress=False, check_hash=True)
         state = interpolate_embeddings(size, arguments["patch_size"], state)
         module.load_state_dict(state)
-    else:
-        _wake_head(module)
     return module
 
 
@@ -94,10 +92,3 @@ def _vit_arguments(name: str, options: Mapping[str, Any], size: int) -> dict[str
         "mlp_dim": int(hidden * ratio),
         **given,
     }
-
-
-def _wake_head(module: Any) -> None:
-    """torchvision starts the head at zero; a random model that always answers 0 proves nothing."""
-    import torch
-
-    torch.nn.init.normal_(module.heads.head.weight, std=0.02)

@@ -2,61 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from importlib import import_module
-from typing import Any
+from collections.abc import Callable
 
-from tcompile.models.source import LoadedModel, Request, cannot_build, unknown_name
-
-ZOO: dict[str, str] = {"glyphs": "tcompile.models.glyphs"}
+from tcompile.errors import ModelError
+from tcompile.models.source import LoadedModel, Request, unknown_name
 
 
 def load(request: Request) -> LoadedModel:
     """Load a zoo model with its trained weights (with fresh ones under `random_weights`).
 
-    Each zoo package has `load() -> nn.Module`, whose outputs are (logits, patch_logits), and may
-    have `PREPROCESSING` (see `LoadedModel.preprocessing`).
-
     Raises:
-        ModelError: unknown name, or an option the model does not take.
+        ModelError: unknown name, an image size or option it does not take, damaged weights.
     """
+    if request.source.name not in ZOO:
+        raise unknown_name(request, ZOO)
+    fixed = {"image_size": request.image_size, **request.options}
+    if any(value is not None for value in fixed.values()):
+        asked = ", ".join(key for key, value in fixed.items() if value is not None)
+        raise ModelError(f"is trained as it is and takes no {asked}", where=request.source.text)
+    return ZOO[request.source.name](request)
+
+
+def _glyphs(request: Request) -> LoadedModel:
+    from tcompile.models import glyphs
+    from tcompile.models.glyphs import data
     from tcompile.models.outputs import example_image
 
-    name = request.source.name
-    if name not in ZOO:
-        raise unknown_name(request, ZOO)
-    package = import_module(ZOO[name])
-    try:
-        module = package.load(**request.options)
-    except TypeError as error:
-        raise cannot_build(request, error) from error
-    if request.random_weights:
-        _reset(module)
-    own: Any = getattr(package, "PREPROCESSING", {})
-    preprocessing: dict[str, Any] = {
-        "input": "image",
-        "mean": [0.5, 0.5, 0.5],
-        "std": [0.5, 0.5, 0.5],
-        "size": [56, 56],
-        "interpolation": "bilinear",
-        "crop_pct": 1.0,
-        "resize": "crop",
-        **(dict(own) if isinstance(own, Mapping) else {}),
-    }
-    height, width = preprocessing["size"]
+    module = glyphs.untrained() if request.random_weights else glyphs.load()
     return LoadedModel(
-        module=module.eval(),
+        module=module,
         base=module,
-        example_inputs={"image": example_image(height, width)},
+        example_inputs={"image": example_image(data.IMAGE_SIZE, data.IMAGE_SIZE)},
         output_names=("logits", "patch_logits"),
         source=request.source.text,
         library="zoo",
-        preprocessing=preprocessing,
+        preprocessing={
+            "input": "image",
+            "mean": list(data.MEAN),
+            "std": list(data.STD),
+            "size": [data.IMAGE_SIZE] * 2,
+            "interpolation": "bilinear",
+            "crop_pct": 1.0,
+            "resize": "crop",
+            "labels": [str(data.SUM_MIN + i) for i in range(data.CLASSES)],
+        },
     )
 
 
-def _reset(module: Any) -> None:
-    for part in module.modules():
-        reset = getattr(part, "reset_parameters", None)
-        if callable(reset):
-            reset()
+ZOO: dict[str, Callable[[Request], LoadedModel]] = {"glyphs": _glyphs}

@@ -6,6 +6,7 @@ A handful of combinations; the whole matrix is `tests/support/zoo_matrix.py`.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from onnx import TensorProto, helper
 
 from tcompile.errors import MissingExtraError, ModelError, UsageError
 from tcompile.models import export, files, load_source, recipes
+from tcompile.models.known import KNOWN, KnownFailure
 from tcompile.models.preprocess import PREPROCESS_KEY, SOURCE_KEY
 from tests.support.zoo_matrix import BY_ID, Variant, export_cached, load_case
 
@@ -191,6 +193,16 @@ def test_unfused_attention_where_the_fused_form_fails(
     assert get_attention(loaded) == "sdpa", "the model is given back as it was"
     with pytest.raises(ModelError, match="only 4D query"):
         export(loaded, tmp_path / "m.onnx", exporter="dynamo", attention="sdpa")
+
+
+@pytest.mark.parametrize("failure", KNOWN, ids=lambda f: f"{f.example}-{f.exporter}")
+def test_known_failures_still_fail(failure: KnownFailure, tmp_path: Path) -> None:
+    """If this fails, the export works now: take the entry out of `tcompile.models.known`."""
+    size = {"depth": 1, "embed_dim": 64, "num_heads": 2}
+    loaded = load_source(failure.example, random_weights=True, image_size=112, overrides=size)
+    with pytest.raises(ModelError, match=re.escape(failure.error)) as caught:
+        export(loaded, tmp_path / "m.onnx", exporter=failure.exporter)
+    assert f"the exporter {failure.instead} works" in str(caught.value)
 
 
 # ---- what must not pass --------------------------------------------------------------------------

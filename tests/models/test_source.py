@@ -246,6 +246,8 @@ def test_checkpoint_folder(checkpoint: Path) -> None:
     assert not torch.equal(loaded.module.state_dict()[name], fresh.module.state_dict()[name])
     encoder = load_source(f"hf:{checkpoint}?class=ViTModel")
     assert encoder.output_names == ("last_hidden_state", "pooler_output")
+    assert loaded.notes == ()
+    assert "made at random: pooler.dense.bias, pooler.dense.weight" in encoder.notes[0]
 
 
 def test_checkpoint_at_another_size(checkpoint: Path) -> None:
@@ -255,6 +257,70 @@ def test_checkpoint_at_another_size(checkpoint: Path) -> None:
     with torch.no_grad():
         hidden, _ = loaded.module(*loaded.example_inputs.values())
     assert hidden.shape == (1, 37, 48)
+
+
+def test_image_tower_of_a_two_tower_checkpoint(tmp_path: Path) -> None:
+    """A whole CLIP in half precision: its image tower, in float32, with and without weights."""
+    transformers = pytest.importorskip("transformers")
+    tiny = {"hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 3}
+    config = transformers.CLIPConfig(
+        text_config=tiny,
+        vision_config={**tiny, "image_size": 32, "patch_size": 8},
+        projection_dim=24,
+    )
+    transformers.CLIPModel(config).half().save_pretrained(tmp_path)
+    for random_weights in (False, True):
+        loaded = load_source(f"hf:{tmp_path}", random_weights=random_weights)
+        assert loaded.output_names == ("image_embeds", "last_hidden_state")
+        assert {p.dtype for p in loaded.module.parameters()} == {torch.float32}
+        with torch.no_grad():
+            embeds, _ = loaded.module(*loaded.example_inputs.values())
+        assert embeds.dtype == torch.float32
+    assert load_source(f"hf:{tmp_path}").notes == ()
+    with pytest.raises(ModelError, match=r"other shapes: visual_projection\.weight"):
+        load_source(f"hf:{tmp_path}?projection_dim=16")
+    shallow = load_source(f"hf:{tmp_path}", random_weights=True, overrides={"depth": 2})
+    assert shallow.base.config.num_hidden_layers == 2
+
+
+def test_encoder_without_a_named_class(tmp_path: Path) -> None:
+    """A bare encoder's checkpoint, with its own weights and with fresh ones."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.Dinov2Config(
+        hidden_size=48, num_hidden_layers=1, num_attention_heads=3, image_size=28
+    )
+    transformers.Dinov2Model(config).save_pretrained(tmp_path)
+    for random_weights in (False, True):
+        loaded = load_source(f"hf:{tmp_path}", random_weights=random_weights)
+        assert loaded.output_names == ("last_hidden_state", "pooler_output")
+
+
+def test_model_without_images(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    transformers.BertConfig(hidden_size=16, num_attention_heads=2).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="image_size"):
+        load_source(f"hf:{tmp_path}", random_weights=True, overrides={"depth": 1})
+
+
+def test_random_heads_answer_something() -> None:
+    """torchvision starts its head at zero."""
+    loaded = load_source(
+        "torchvision:vit_b_16", random_weights=True, image_size=32, overrides=SMALL
+    )
+    with torch.no_grad():
+        assert float(loaded.module(*loaded.example_inputs.values()).abs().max()) > 0.01
+
+
+def test_zoo_takes_no_options() -> None:
+    with pytest.raises(ModelError, match="takes no image_size, depth"):
+        load_source("zoo:glyphs?depth=2", image_size=112)
+
+
+def test_zoo_glyphs() -> None:
+    loaded = load_source("zoo:glyphs", random_weights=True)
+    logits, patches = loaded.module(*loaded.example_inputs.values())
+    assert len(loaded.preprocessing["labels"]) == logits.shape[1]
+    assert patches.shape[:2] == (1, 196)
 
 
 def test_folder_without_a_model(tmp_path: Path) -> None:

@@ -1,0 +1,60 @@
+"""Exports known to fail, with every cure tried. A test notices when one starts to work."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class KnownFailure:
+    """A combination that no cure helps.
+
+    Attributes:
+        source: regular expression over the SOURCE string.
+        exporter: the one that fails.
+        error: part of its message.
+        instead: the exporter that works.
+        example: a SOURCE of this kind.
+    """
+
+    source: str
+    exporter: str
+    error: str
+    instead: str
+    example: str
+
+
+KNOWN: tuple[KnownFailure, ...] = (
+    KnownFailure(
+        # Fused: a trace turns the flag into a tensor. Unfused: the graph has an invalid Expand.
+        r"timm:\w+_rope_mixed",
+        "torchscript",
+        "'is_causal' must be bool, not Tensor",
+        "dynamo",
+        "timm:vit_small_patch16_rope_mixed_224",
+    ),
+    KnownFailure(
+        r"timm:aimv2_",
+        "torchscript",
+        "aten::rms_norm",
+        "dynamo",
+        "timm:aimv2_large_patch14_224",
+    ),
+    KnownFailure(
+        # The table is resized inside the embedding, where it cannot be taken out.
+        r"timm:naflexvit_",
+        "torchscript",
+        "aten::_upsample_bicubic2d_aa",
+        "dynamo",
+        "timm:naflexvit_base_patch16_gap",
+    ),
+)
+
+
+def known_hint(source: str, exporter: str) -> str:
+    """What to do about a failed export."""
+    for failure in KNOWN:
+        if failure.exporter == exporter and re.match(failure.source, source):
+            return f"known to fail; the exporter {failure.instead} works"
+    return "try another exporter, opset or attention"
