@@ -7,6 +7,7 @@ its patch tokens by each method and held against PyTorch code that removes token
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -100,19 +101,27 @@ def test_restored_outputs(case: Case, variant: Variant, method: str, cache: Path
     holds(path, found, 3, {"keep": float(KEEP), "method": method}, outputs="restored")
 
 
+MIXED = {
+    "attn": (("attn:0", "tome", 9), ("attn:1", "topk", 14), ("attn:2", "fuse", 20)),
+    "block": (("block:0", "fuse", 9), ("attn:1", "tome", 14), ("block:2", "topk", 20)),
+    "output": (("block:0", "tome", 9), ("block:1", "fuse", 14), ("output", "tome", 20)),
+}
+
+
+@pytest.mark.parametrize("plan", MIXED)
 @pairs(some("hf-vit", "timm-vit-gap", "timm-deit-distilled", "hf-siglip-vision"))
-def test_schedules_written_by_hand(case: Case, variant: Variant, cache: Path) -> None:
-    """Merging, then dropping and fusing: sizes must be gathered, indices and owners composed."""
+def test_schedules_written_by_hand(
+    case: Case, variant: Variant, plan: str, cache: Path, tmp_path: Path
+) -> None:
+    """Methods mixed: sizes must be gathered and fused, indices and owners composed."""
     path, found = exported(case, variant, cache), subject(case.id)
-    T, score = found.patches, found.score
     cuts = [
-        Reduction("attn:0", "tome", T - 9),
-        Reduction("block:0", "topk", T - 14, score),
-        Reduction("attn:1", "fuse", T - 20, score),
-        Reduction("attn:2", "tome", T - 25),
+        Reduction(site, kind, found.patches - away, "cls" if kind == "tome" else found.score)
+        for site, kind, away in MIXED[plan]
     ]
-    schedule = document(cuts, found)
-    assert holds(path, found, 3, {"schedule": schedule}) == cuts
+    file = tmp_path / "schedule.json"
+    file.write_text(json.dumps(document(cuts, found)))
+    assert holds(path, found, 3, {"schedule": file}) == cuts
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -161,7 +161,8 @@ def _timm(model: Any) -> Encoder:
     return Encoder(
         embed=_timm_embed(model),
         prefix=prefix,
-        cls=model.cls_token is not None,
+        # A class token that the head leaves out has learnt nothing about the image.
+        cls=model.cls_token is not None and model.global_pool in ("token", ""),
         blocks=tuple(map(_timm_block, model.blocks)),
         head=head,
     )

@@ -8,7 +8,6 @@ from functools import lru_cache
 from pathlib import Path
 
 from tcompile.models import LoadedModel, export, load_source
-
 from tests.oracles.compare import Subject
 from tests.oracles.weights import stir
 from tests.support.zoo_matrix import BY_ID, Case, Variant, variants

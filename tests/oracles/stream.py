@@ -57,9 +57,12 @@ class Output:
 
 @dataclass(frozen=True)
 class Encoder:
-    """embed: image [B, 3, H, W] -> [B, N, C].  prefix: how many tokens come before the patches.
-    cls: whether the first of them is a class token.  head: the stream -> every output the module
-    has or could have (an exporter picks some)."""
+    """What the oracles walk.
+
+    embed: image [B, 3, H, W] -> [B, N, C].  prefix: how many tokens come before the patches.
+    cls: whether the first of them is a class token that the head reads.  head: from the stream to
+    every output that the module has or could have (an exporter picks some).
+    """
 
     embed: Callable[[Tensor], Tensor]
     prefix: int

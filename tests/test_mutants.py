@@ -1,0 +1,119 @@
+"""The comparison of tests/test_conformance.py must be able to fail.
+
+Each mutant is a mistake that a pass could make. The graph without it passes; with it the same
+comparison must not: the file is refused by the checker or ONNX Runtime, or its numbers are off.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+from onnxruntime.capi import onnxruntime_pybind11_state as ort
+
+from tcompile import pipeline
+from tcompile.ir import to_onnx
+from tests.oracles import mutants
+from tests.oracles.compare import MismatchError, Subject, check, check_structure, dense_errors
+from tests.oracles.exports import exported, subject
+from tests.oracles.plans import reductions
+from tests.support.zoo_matrix import BY_ID, Variant
+
+REFUSED = (
+    MismatchError,
+    onnx.checker.ValidationError,
+    onnx.shape_inference.InferenceError,
+    ort.Fail,
+    ort.InvalidArgument,
+    ort.InvalidGraph,
+    ort.RuntimeException,
+)
+
+
+class Bench:
+    """A reduced model and what it takes to compare it."""
+
+    def __init__(self, cache: Path, case: str, method: str, outputs: str = "reduced") -> None:
+        variant = Variant("torchscript", BY_ID[case].attentions[0], 17, "dynamic")
+        path = exported(BY_ID[case], variant, cache)
+        reduced = pipeline.reduce(path, target="cpu", keep=0.6, method=method, outputs=outputs)
+        self.model, self.dense = to_onnx(reduced.graph), to_onnx(reduced.dense)
+        self.found: Subject = subject(case)
+        self.cuts = reductions(reduced.schedule.to_json())
+        self.outputs = outputs
+        self.images = self.found.images(self.cuts, 2, owners=outputs == "restored")
+        self.errors = dense_errors(onnx.load(path), self.found, self.images)
+
+    def compare(self, model: onnx.ModelProto) -> None:
+        """Raises one of `REFUSED` when the model is not right."""
+        check_structure(model)
+        check(model, self.found, self.images, self.cuts, self.errors, self.outputs)
+
+    def accepts(self, model: onnx.ModelProto) -> bool:
+        """Whether `compare` finds nothing wrong."""
+        try:
+            self.compare(model)
+        except REFUSED:
+            return False
+        return True
+
+    def mutated(self, mutant: mutants.Mutant) -> onnx.ModelProto:
+        copy = onnx.ModelProto()
+        copy.CopyFrom(self.model)
+        del copy.graph.value_info[:]
+        mutant(copy)
+        return copy
+
+
+SEEN = [
+    ("hf-vit", "topk", mutants.unsorted),
+    ("timm-vit", "topk", mutants.worst_kept),
+    ("timm-vit", "topk", mutants.wrong_prefix),
+    ("timm-deit-distilled", "evit", mutants.wrong_prefix),
+    ("timm-vit", "topk", mutants.rows_off_by_one),
+    ("timm-vit", "topk", mutants.logits_not_softmax),
+    ("timm-vit", "topk", mutants.largest_head),
+    ("hf-siglip-vision", "topk", mutants.largest_head),
+    ("timm-vit", "tome", mutants.largest_key),
+    ("timm-vit", "evit", mutants.fused_renormalised),
+    ("timm-vit", "evit", mutants.fused_forgotten),
+    ("timm-vit", "evit", mutants.fused_everything),
+    ("timm-vit", "tome", mutants.plain_mean),
+    ("timm-vit", "tome", mutants.other_half_merged),
+    ("timm-vit", "tome", mutants.no_proportional_attention),
+    ("timm-vit", "tome", mutants.last_attention_not_proportional),
+    ("timm-siglip", "tome", mutants.last_attention_not_proportional),
+    ("timm-vit-gap", "tome", mutants.plain_pooling),
+    ("hf-dinov2-classify", "tome", mutants.plain_pooling),
+    ("hf-vit", "topk", mutants.index_off_by_one),
+    ("hf-vit", "tome", mutants.owner_off_by_one),
+]
+
+
+@pytest.mark.parametrize(
+    ("case", "method", "mutant"), SEEN, ids=[f"{c}-{m}-{f.__name__}" for c, m, f in SEEN]
+)
+def test_a_mutant_is_caught(case: str, method: str, mutant: mutants.Mutant, cache: Path) -> None:
+    bench = Bench(cache, case, method)
+    bench.compare(bench.model)
+    assert not bench.accepts(bench.mutated(mutant))
+
+
+@pytest.mark.parametrize("mutant", [mutants.farthest_owner, mutants.worst_kept])
+def test_a_mutant_of_restored_outputs_is_caught(mutant: mutants.Mutant, cache: Path) -> None:
+    bench = Bench(cache, "hf-vit", "topk", "restored")
+    bench.compare(bench.model)
+    assert not bench.accepts(bench.mutated(mutant))
+
+
+@pytest.mark.parametrize("method", ["topk", "tome"])
+@pytest.mark.parametrize("case", ["timm-vit", "timm-siglip-n-is-d", "hf-vit", "open-clip-tokens"])
+def test_every_missed_fix_is_caught(case: str, method: str, cache: Path) -> None:
+    """Each shape, bound or length that reducing had to change, left as it was."""
+    bench = Bench(cache, case, method)
+    bench.compare(bench.model)
+    missed = list(mutants.missed_fixes(bench.model, bench.dense))
+    assert len(missed) > 3
+    survivors = [what for what, model in missed if bench.accepts(model)]
+    assert not survivors
