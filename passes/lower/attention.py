@@ -2,7 +2,7 @@
 
 Needed where a runtime does not know the operator (TensorRT before 10.14, so JetPack 6 and 7.1), or
 has no kernel for what it is asked and refuses to build: in TensorRT-RTX 1.7 fp32, one query row,
-heads wider than 256. The plain spelling is fused just as well in fp16.
+heads wider than 256. In fp16 the plain spelling is fused into the same kernels.
 """
 
 from __future__ import annotations

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 
 import onnx_graphsurgeon as gs
 
 from tcompile.errors import UsageError
 from tcompile.ir import unique_names
-from tcompile.passes.lower.attention import decompose_attention, head_size, query_rows
+from tcompile.passes.lower.attention import decompose_attention, query_rows
 from tcompile.passes.lower.norm import decompose_rms_norm
 from tcompile.passes.lower.opset import lower_opset
 from tcompile.passes.lower.precision import to_fp16
@@ -18,8 +17,6 @@ from tcompile.targets.target import Precision, Target
 
 #: What TensorRT 10.3, the oldest on a supported JetPack, was made for.
 _JETSON_OPSET = 20
-#: The widest head for which TensorRT has a fused kernel.
-_WIDEST_HEAD = 256
 
 
 def lower(
@@ -31,9 +28,10 @@ def lower(
 ) -> gs.Graph:
     """A copy of the graph in the form that the target takes best.
 
-    - `Attention` is spelled out for a Jetson (JetPack 6 does not know it), for TensorRT-RTX where
-      it has no kernel (fp32, one query row, wide heads, a boolean mask), and for ONNX Runtime where
-      it has a mask that all queries share.
+    - `Attention` is spelled out, but in fp32 for ONNX Runtime where each query has a mask of its
+      own or none. TensorRT fuses the plain spelling into the same kernels, and builds it too where
+      it has none (fp32, one query row, wide heads); ONNX Runtime 1.32 has no mask that all queries
+      share, and can crash on the operator in fp16.
     - `RMSNormalization` is spelled out for a Jetson.
     - fp16: see `to_fp16`; inputs and outputs stay fp32.
     - For a Jetson the opset becomes 20, unless an operator does not allow it (logged).
@@ -59,14 +57,10 @@ def lower(
     lowered.functions = [function.copy() for function in graph.functions]
     complete(lowered)
     keep = _rename(lowered, fp32_nodes)
-    replaced: Mapping[str, frozenset[str]]
+    plain_only = target.runtime != "onnxruntime" or precision == "fp16"
+    replaced = dict(decompose_attention(lowered, lambda n: plain_only or _has_shared_mask(n)))
     if target.runtime == "jetson":
-        replaced = {**decompose_attention(lowered), **decompose_rms_norm(lowered)}
-    elif target.runtime == "tensorrt-rtx":
-        single = keep if precision == "fp16" else {node.name for node in lowered.nodes}
-        replaced = decompose_attention(lowered, lambda n: n.name in single or not _has_kernel(n))
-    else:
-        replaced = decompose_attention(lowered, _has_shared_mask)
+        replaced.update(decompose_rms_norm(lowered))
     keep = keep.union(*(names for old, names in replaced.items() if old in keep))
     complete(lowered)
     if precision == "fp16":
@@ -74,15 +68,6 @@ def lower(
     if target.runtime == "jetson":
         lower_opset(lowered, _JETSON_OPSET)
     return lowered
-
-
-def _has_kernel(node: gs.Node) -> bool:
-    """Whether TensorRT-RTX 1.7 has a fused kernel for an fp16 `Attention` node, and a good one: a
-    boolean mask takes eight more kernels to prepare there."""
-    size, rows = head_size(node), query_rows(node)
-    if size is None or size > _WIDEST_HEAD or rows is None or rows == 1:
-        return False
-    return not any(t.dtype == bool for t in node.inputs[3:4] if not t.is_empty())
 
 
 def _has_shared_mask(node: gs.Node) -> bool:

@@ -1,8 +1,9 @@
 """Declare an older opset where the graph uses nothing newer.
 
-TensorRT 10.3 (JetPack 6) was made for opset 20. Most of what later opsets changed is which element
-types an operator takes (4-bit, 8-bit and bfloat16 floats), and our graphs use none of those, so the
-same nodes mean the same under the older number.
+The parser of TensorRT 10.0 (10.3 is in JetPack 6) takes opset 9 to 20, says onnx-tensorrt's
+docs/operators.md. Most of what later opsets changed is which element types an operator takes, such
+as bfloat16 and floats of 8 and 4 bits. Our graphs use none of those, so the same nodes mean the
+same under the older number.
 """
 
 from __future__ import annotations

@@ -44,10 +44,28 @@ def test_every_attention_is_fused(tmp_path: Path, target: str) -> None:
     assert (tmp_path / file).stat().st_size > 0
 
 
-def test_the_attention_operator_is_fused_too(tmp_path: Path) -> None:
-    path = lowered(tmp_path, "rtx-4090", operator=True, mask="full")
+@pytest.mark.parametrize("mask", [None, "full"])
+def test_the_attention_operator_is_fused_too(tmp_path: Path, mask: str | None) -> None:
+    path = lowered(tmp_path, "rtx-4090", operator=True, mask=mask)
     emitted = emit(path, tmp_path, target=load_target("rtx-4090"), precision="fp16")
     assert emitted.fused == FusedAttention(3, 3)
+
+
+@pytest.mark.parametrize(
+    ("rows", "width", "mask"), [(1, 32, "float"), (9, 264, "float"), (9, 32, "bool")]
+)
+def test_attention_builds_where_the_operator_has_no_kernel(
+    tmp_path: Path, rows: int, width: int, mask: str
+) -> None:
+    text = f"""
+    <ir_version: 11, opset_import: ["":23]>
+    g (float[1,2,{rows},{width}] q, float[1,2,9,{width}] k, {mask}[1,1,{rows},9] m)
+      => (float[1,2,{rows},{width}] y)
+    {{ [att] y = Attention(q, k, k, m) }}
+    """
+    target = load_target("rtx-3060")
+    result = lower(gs.import_onnx(parse(text)), target=target, precision="fp16")
+    emit(save(to_onnx(result), tmp_path), tmp_path, target=target, precision="fp16")
 
 
 def test_probabilities_read_twice_are_named(tmp_path: Path) -> None:
