@@ -44,6 +44,11 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
 
 
+def milliseconds(value: float) -> str:
+    """Three digits that count, and no exponent."""
+    return f"{value:,.0f} ms" if value >= 1000 else f"{value:.3g} ms"
+
+
 def giga(flops: int) -> str:
     """FLOPs in the unit that reads best."""
     return f"{flops / 1e9:.2f} G" if flops >= 1e8 else f"{flops / 1e6:.2f} M"
@@ -53,7 +58,7 @@ def _latency(figures: Sequence[Latency]) -> str:
     if not figures:
         return "Not looked at; `tcompile bench` measures it."
     rows = (
-        (f.model, f"{f.milliseconds:.3g} ms", f.kind, f"{f.device}, {f.runtime}", f.batch, f.note)
+        (f.model, milliseconds(f.milliseconds), f.kind, f"{f.device}, {f.runtime}", f.batch, f.note)
         for f in figures
     )
     return table(("model", "median", "kind", "on", "batch", "note"), rows)

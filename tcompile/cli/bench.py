@@ -50,11 +50,13 @@ def bench(
 
 def print_benchmark(result: Benchmark) -> None:
     """The figures as a table, and under which conditions they hold."""
+    from tcompile.report import milliseconds
+
     rows = [
-        (name, f"{t.median:.3g}", f"{t.lower:.3g} to {t.upper:.3g}")
+        (name, milliseconds(t.median), f"{milliseconds(t.lower)} to {milliseconds(t.upper)}")
         for name, t in (("dense", result.dense), ("reduced", result.reduced))
     ]
-    print_table(("model", "median, ms", "quartiles, ms"), rows)
+    print_table(("model", "median", "quartiles"), rows)
     s = result.speedup
     ideal = f"; by FLOPs alone {result.flop_ideal:.2f}" if result.flop_ideal else ""
     click.echo(f"speed-up {s.ratio:.2f} [{s.lower:.2f}, {s.upper:.2f}] (95 %){ideal}")

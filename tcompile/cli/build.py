@@ -101,7 +101,7 @@ def build(
 def print_summary(directory: Path) -> None:
     """What was built, in a few rows."""
     from tcompile.artifact import load_artifact
-    from tcompile.report import giga
+    from tcompile.report import giga, milliseconds
 
     m = load_artifact(directory).manifest
     first, last = m.tokens_per_block[0], m.tokens_per_block[-1]
@@ -112,7 +112,9 @@ def print_summary(directory: Path) -> None:
     ]  # fmt: skip
     for figure in m.latency:
         where = f"{figure.device}, {figure.runtime}"
-        rows.append((f"{figure.model}, {figure.kind}", f"{figure.milliseconds:.3g} ms ({where})"))
+        rows.append(
+            (f"{figure.model}, {figure.kind}", f"{milliseconds(figure.milliseconds)} ({where})")
+        )
     if m.fidelity:
         for out in m.fidelity.outputs:
             top1 = (

@@ -34,6 +34,8 @@ _OUTPUTS = {
 @contextmanager
 def showing_choice(path: Path) -> Iterator[Path]:
     """The model, or where it does not tell its tokens a copy that does, inside the `with` block."""
+    import onnx
+
     from tcompile.loading import load
 
     model = load(path)
@@ -43,10 +45,10 @@ def showing_choice(path: Path) -> Iterator[Path]:
         return
     _add_outputs(model, node)
     with tempfile.TemporaryDirectory(prefix="tcompile-") as folder:
-        from tcompile.pipeline import save
-
         copy = Path(folder) / path.name
-        save(model, copy)
+        # One protobuf holds 2 GiB at most; what came in two files goes into two.
+        large = path.with_name(f"{path.name}.data").exists()
+        onnx.save(model, str(copy), save_as_external_data=large, location=f"{path.name}.data")
         yield copy
 
 

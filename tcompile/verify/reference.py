@@ -46,7 +46,7 @@ def reduced_reference(artifact: Artifact, dense: Path) -> Iterator[Path]:
     It only exists inside the `with` block. Raises what `tcompile.pipeline.reduce` raises.
     """
     from tcompile import pipeline
-    from tcompile.ir import to_onnx
+    from tcompile.saving import save
 
     manifest = artifact.manifest
     reduced = pipeline.reduce(
@@ -58,5 +58,5 @@ def reduced_reference(artifact: Artifact, dense: Path) -> Iterator[Path]:
     )
     with tempfile.TemporaryDirectory(prefix="tcompile-") as folder:
         path = Path(folder) / "reference.onnx"
-        pipeline.save(to_onnx(reduced.graph, reduced.metadata), path)
+        save(reduced.graph, path, reduced.metadata)
         yield path

@@ -13,6 +13,8 @@ from tcompile.manifest import TensorEntry, describe_tensors
 if TYPE_CHECKING:
     import numpy as np
 
+    from tcompile.targets.backends.base import TensorInfo
+
     Array = np.ndarray[Any, np.dtype[Any]]
 
 IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
@@ -109,12 +111,13 @@ def run_all(path: str | Path, samples: Samples, *, threads: int | None = None) -
 
     from tcompile.targets.backends.ort import OrtRunner
 
-    model = signature(path)
     runner = OrtRunner(Path(path), threads=threads)
-    kept: dict[str, list[Array]] = {tensor.name: [] for tensor in model.outputs}
-    for arrays, true_rows in batches(samples, model.batch):
+    first = runner.inputs[0].shape[:1] if runner.inputs else ()
+    fixed = first[0] if first and isinstance(first[0], int) else None
+    kept: dict[str, list[Array]] = {tensor.name: [] for tensor in runner.outputs}
+    for arrays, true_rows in batches(samples, fixed):
         size = len(next(iter(arrays.values())))
-        for name, array in runner.run(feed(model.inputs, arrays)).items():
+        for name, array in runner.run(feed(runner.inputs, arrays)).items():
             kept[name].append(_batch_first(array, size)[:true_rows])
     return {name: np.concatenate(parts) for name, parts in kept.items() if parts}
 
@@ -128,7 +131,9 @@ def _batch_first(array: Array, batch: int) -> Array:
     return array
 
 
-def feed(inputs: Sequence[TensorEntry], arrays: Mapping[str, Array]) -> dict[str, Array]:
+def feed(
+    inputs: Sequence[TensorEntry | TensorInfo], arrays: Mapping[str, Array]
+) -> dict[str, Array]:
     """The arrays a model asks for, in the dtypes it asks for."""
     missing = [tensor.name for tensor in inputs if tensor.name not in arrays]
     if missing:
