@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,7 +10,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import onnx
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis.flops import graph_flops
@@ -17,13 +17,13 @@ from tcompile.analysis.model import Analysis, analyse
 from tcompile.artifact import MODEL, check_destination, write_artifact
 from tcompile.errors import TcompileError, UsageError
 from tcompile.inspection import Inspection, describe
-from tcompile.ir import to_onnx
 from tcompile.loading import load
 from tcompile.manifest import (
     BlockTokens,
     Flops,
     FusedAttentionEntry,
     Manifest,
+    Source,
     TargetEntry,
     describe_source,
     describe_tensors,
@@ -36,6 +36,7 @@ from tcompile.passes.reduce import ReducedGraph, reduce_graph
 from tcompile.passes.reduce.apply import check_schedule
 from tcompile.planning.methods import compose
 from tcompile.planning.schedule import Schedule, read_schedule
+from tcompile.saving import save, without_weights
 from tcompile.targets import Target, load_target
 from tcompile.targets.backends import FusedAttention, emit
 
@@ -195,57 +196,67 @@ def build(
     check_destination(directory, force)
     progress(f"reading {path}")
     analysed = read(path, shapes=shapes)
+    origin = describe_source(path)
     made = schedule_for(analysed, keep, method, schedule)
     progress("reducing")
     reduced = _reduce(analysed, made, outputs)
     level = precision or chosen.default_precision
 
+    # The graphs are handed over, so that their weights are gone before anything is measured.
+    held = [reduced]
+    del analysed, reduced
+
     def fill(folder: Path) -> Manifest:
-        return _fill(folder, path, chosen, level, reduced, outputs, progress)
+        return _fill(folder, origin, chosen, level, held, outputs, progress)
 
     return write_artifact(directory, fill, force)
 
 
 def _fill(
     folder: Path,
-    source: Path,
+    origin: Source,
     target: Target,
     precision: Any,
-    reduced: Reduced,
+    held: list[Reduced],
     outputs: Any,
     progress: Progress,
 ) -> Manifest:
     """Write model and engine into the folder; returns the manifest."""
     from tcompile.evidence import check_normal_form, measure
 
-    progress("checking the normal form against the source")
-    with tempfile.TemporaryDirectory(prefix="tcompile-") as scratch:
-        dense = Path(scratch) / MODEL
-        save(to_onnx(reduced.dense), dense)
-        check_normal_form(source, dense)
+    source = Path(origin.file)
+    reduced = held.pop()
+    schedule = reduced.schedule
+    flops = Flops(graph_flops(reduced.dense), graph_flops(reduced.graph))
     lowered = lower(
         reduced.graph, target=target, precision=precision, fp32_nodes=reduced.fp32_nodes
     )
-    model = to_onnx(lowered, reduced.metadata)
-    inputs, outs = describe_tensors(model)
-    save(model, folder / MODEL)
-    del model
+    inputs, outs = describe_tensors(without_weights(lowered))
+    save(lowered, folder / MODEL, reduced.metadata)
+    with tempfile.TemporaryDirectory(prefix="tcompile-") as scratch:
+        dense = Path(scratch) / MODEL
+        save(reduced.dense, dense)
+        # Nodes and tensors refer to each other: only the collector frees the weights.
+        del lowered, reduced
+        gc.collect()
+        progress("checking the normal form against the source")
+        check_normal_form(source, dense)
     progress(f"emitting for {target.name}")
     emitted = emit(folder / MODEL, folder, target=target, precision=precision)
     progress("measuring")
     evidence = measure(source, folder / MODEL, target)
     return Manifest(
-        source=describe_source(source),
+        source=origin,
         target=TargetEntry(target.name, target.runtime, target.compute_capability),
         precision=precision,
         outputs_mode=outputs,
         inputs=inputs,
         outputs=outs,
-        schedule=reduced.schedule.to_json(),
+        schedule=schedule.to_json(),
         tokens_per_block=tuple(
-            BlockTokens(b.block, b.attention, b.mlp) for b in reduced.schedule.tokens_per_block()
+            BlockTokens(b.block, b.attention, b.mlp) for b in schedule.tokens_per_block()
         ),
-        flops=Flops(graph_flops(reduced.dense), graph_flops(reduced.graph)),
+        flops=flops,
         versions={**installed_versions(), **emitted.versions},
         latency=evidence.latency,
         fidelity=evidence.fidelity,
@@ -258,12 +269,6 @@ def _fused_entry(fused: FusedAttention | None) -> FusedAttentionEntry | None:
     if fused is None:
         return None
     return FusedAttentionEntry(fused.expected, fused.found, tuple(fused.missing))
-
-
-def save(model: onnx.ModelProto, path: Path) -> None:
-    """Write a model, its weights beside it when they are too many for one protobuf."""
-    large = model.ByteSize() > 1 << 30
-    onnx.save_model(model, str(path), save_as_external_data=large, location=f"{path.name}.data")
 
 
 def _read_schedule(schedule: ScheduleLike) -> Schedule:
