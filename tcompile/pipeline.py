@@ -192,7 +192,7 @@ def build(
     """
     chosen = load_target(target)
     path = Path(model)
-    directory = Path(output) if output is not None else path.with_name(f"{path.stem}-{chosen.name}")
+    directory = Path(output) if output is not None else path.parent / f"{path.stem}-{chosen.name}"
     check_destination(directory, force)
     progress(f"reading {path}")
     analysed = read(path, shapes=shapes)

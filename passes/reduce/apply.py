@@ -151,7 +151,12 @@ class _Rewriter:
         self._outputs(dense_outputs, outputs)
         add_functions(self.graph)
         self.graph.cleanup(remove_unused_graph_inputs=False).toposort()
-        predicted = {n: t.shape for n, t in self.graph.tensors().items() if n in self.found.dims}
+        # A restored output has taken the name of the reduced one, and has no shape yet.
+        predicted = {
+            name: tensor.shape
+            for name, tensor in self.graph.tensors().items()
+            if name in self.found.dims and tensor.shape is not None
+        }
         self._spell_out_biased()
         self._infer(predicted)
 
