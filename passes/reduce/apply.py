@@ -149,8 +149,9 @@ class _Rewriter:
         if pending:
             raise InternalError(f"sites {list(pending)} were not reached")
         self._outputs(dense_outputs, outputs)
-        add_functions(self.graph)
+        # Owners and indices that no output asks for were written all the same; here they go.
         self.graph.cleanup(remove_unused_graph_inputs=False).toposort()
+        add_functions(self.graph)
         # A restored output has taken the name of the reduced one, and has no shape yet.
         predicted = {
             name: tensor.shape
