@@ -108,6 +108,7 @@ def staged(proto: onnx.ModelProto, target: Path) -> Iterator[tuple[Path, tuple[P
             onnx.save(proto, written)
         else:
             onnx.save(proto, written, save_as_external_data=True, location=data.name)
+            data.chmod(written.stat().st_mode)  # onnx makes it for its owner alone
         yield written, (target, beside) if data.exists() else (target,)
         if data.exists():
             data.replace(beside)

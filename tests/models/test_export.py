@@ -274,12 +274,23 @@ def test_failure_keeps_what_was_there(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_interrupt_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any) -> float:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tcompile.models.check.check_file", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        export(_tiny(), tmp_path / "m.onnx", exporter="torchscript")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_large_weights_go_beside_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "_INLINE_LIMIT", 10_000)
     path = tmp_path / "m.onnx"
     report = export(_tiny(), path, exporter="torchscript")
     assert report.files == (path, tmp_path / "m.onnx.data")
     assert sorted(tmp_path.iterdir()) == sorted(report.files)
+    assert len({file.stat().st_mode for file in report.files}) == 1
     assert path.stat().st_size < 100_000 < report.files[1].stat().st_size
     moved = onnx.load(path, load_external_data=False)
     assert {

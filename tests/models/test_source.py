@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,15 @@ from tcompile.models import SOURCES, load_source, parse_source
 
 SMALL: dict[str, Any] = {"depth": 2, "embed_dim": 48, "num_heads": 3, "mlp_ratio": 2.0}
 HERE = "tests.models.tiny_sources"
+
+
+def test_importing_is_light() -> None:
+    code = (
+        "import sys, tcompile.models, tcompile.models.source, tcompile.models.preprocess\n"
+        "assert not {'torch', 'timm', 'transformers', 'onnx'} & set(sys.modules)"
+    )
+    root = Path(__file__).parents[2]
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
 
 
 def test_forms() -> None:
