@@ -18,6 +18,7 @@ import pytest
 
 from tcompile import pipeline
 from tcompile.ir import to_onnx
+from tcompile.models import export, load_source
 from tests.oracles.compare import (
     EXTRA,
     Subject,
@@ -27,7 +28,7 @@ from tests.oracles.compare import (
     infer,
     infer_in_batches,
 )
-from tests.oracles.exports import exported, selection, stirred, subject
+from tests.oracles.exports import biased, exported, selection, stirred, subject
 from tests.oracles.methods import Reduction
 from tests.oracles.plans import document, expected, reductions
 from tests.support.zoo_matrix import BY_ID, CASES, Case, Variant
@@ -157,14 +158,27 @@ def test_rows_do_not_depend_on_the_batch(
                 np.testing.assert_allclose(together[name][row], value[0], atol=3e-6 * scale)
 
 
+TABLES = [("dynamo", 20, 1), ("dynamo", 23, "dynamic"), ("torchscript", 17, "dynamic")]
+
+
+@pytest.mark.parametrize("outputs", ["reduced", "restored"])
+@pytest.mark.parametrize(("exporter", "opset", "batch"), TABLES)
+def test_a_table_for_pairs_of_tokens_is_gathered(
+    exporter: str, opset: int, batch: int | str, outputs: str, tmp_path: Path
+) -> None:
+    loaded, found = biased()
+    path = tmp_path / "biased.onnx"
+    export(loaded, path, exporter=exporter, opset=opset, batch=batch)
+    request = {"keep": float(KEEP), "method": "topk:block=1"}
+    holds(path, found, 2, request, outputs)
+
+
 # ---- counts (METHODS, "Test oracles (counts)") ---------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """ViT with 197 tokens and 12 blocks, narrow."""
-    from tcompile.models import export, load_source
-
     over = {"depth": 12, "embed_dim": 24, "num_heads": 2, "num_classes": 3}
     loaded = load_source("timm:vit_tiny_patch16_224", random_weights=True, overrides=over)
     path = tmp_path_factory.mktemp("deep") / "vit.onnx"

@@ -14,9 +14,10 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort
 
 from tcompile import pipeline
 from tcompile.ir import to_onnx
+from tcompile.models import export
 from tests.oracles import mutants
 from tests.oracles.compare import MismatchError, Subject, check, check_structure, dense_errors
-from tests.oracles.exports import exported, subject
+from tests.oracles.exports import biased, exported, subject
 from tests.oracles.plans import reductions
 from tests.support.zoo_matrix import BY_ID, Variant
 
@@ -34,16 +35,14 @@ REFUSED = (
 class Bench:
     """A reduced model and what it takes to compare it."""
 
-    def __init__(self, cache: Path, case: str, method: str, outputs: str = "reduced") -> None:
-        variant = Variant("torchscript", BY_ID[case].attentions[0], 17, "dynamic")
-        path = exported(BY_ID[case], variant, cache)
+    def __init__(self, path: Path, found: Subject, method: str, outputs: str = "reduced") -> None:
         reduced = pipeline.reduce(path, target="cpu", keep=0.6, method=method, outputs=outputs)
         self.model, self.dense = to_onnx(reduced.graph), to_onnx(reduced.dense)
-        self.found: Subject = subject(case)
+        self.found = found
         self.cuts = reductions(reduced.schedule.to_json())
         self.outputs = outputs
-        self.images = self.found.images(self.cuts, 2, owners=outputs == "restored")
-        self.errors = dense_errors(onnx.load(path), self.found, self.images)
+        self.images = found.images(self.cuts, 2, owners=outputs == "restored")
+        self.errors = dense_errors(onnx.load(path), found, self.images)
 
     def compare(self, model: onnx.ModelProto) -> None:
         """Raises one of `REFUSED` when the model is not right."""
@@ -64,6 +63,11 @@ class Bench:
         del copy.graph.value_info[:]
         mutant(copy)
         return copy
+
+
+def bench_of(cache: Path, case: str, method: str, outputs: str = "reduced") -> Bench:
+    variant = Variant("torchscript", BY_ID[case].attentions[0], 17, "dynamic")
+    return Bench(exported(BY_ID[case], variant, cache), subject(case), method, outputs)
 
 
 SEEN = [
@@ -95,23 +99,33 @@ SEEN = [
     ("case", "method", "mutant"), SEEN, ids=[f"{c}-{m}-{f.__name__}" for c, m, f in SEEN]
 )
 def test_a_mutant_is_caught(case: str, method: str, mutant: mutants.Mutant, cache: Path) -> None:
-    bench = Bench(cache, case, method)
+    bench = bench_of(cache, case, method)
     bench.compare(bench.model)
     assert not bench.accepts(bench.mutated(mutant))
 
 
 @pytest.mark.parametrize("mutant", [mutants.farthest_owner, mutants.worst_kept])
 def test_a_mutant_of_restored_outputs_is_caught(mutant: mutants.Mutant, cache: Path) -> None:
-    bench = Bench(cache, "hf-vit", "topk", "restored")
+    bench = bench_of(cache, "hf-vit", "topk", "restored")
     bench.compare(bench.model)
     assert not bench.accepts(bench.mutated(mutant))
+
+
+@pytest.mark.parametrize("opset", [20, 23])
+def test_a_table_that_was_not_gathered_is_caught(opset: int, tmp_path: Path) -> None:
+    loaded, found = biased()
+    path = tmp_path / "biased.onnx"
+    export(loaded, path, exporter="dynamo", opset=opset, batch=2)
+    bench = Bench(path, found, "topk")
+    bench.compare(bench.model)
+    assert not bench.accepts(bench.mutated(mutants.table_not_gathered))
 
 
 @pytest.mark.parametrize("method", ["topk", "tome"])
 @pytest.mark.parametrize("case", ["timm-vit", "timm-siglip-n-is-d", "hf-vit", "open-clip-tokens"])
 def test_every_missed_fix_is_caught(case: str, method: str, cache: Path) -> None:
     """Each shape, bound or length that reducing had to change, left as it was."""
-    bench = Bench(cache, case, method)
+    bench = bench_of(cache, case, method)
     bench.compare(bench.model)
     missed = list(mutants.missed_fixes(bench.model, bench.dense))
     assert len(missed) > 3

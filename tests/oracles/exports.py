@@ -7,7 +7,10 @@ import time
 from functools import lru_cache
 from pathlib import Path
 
+import torch
+
 from tcompile.models import LoadedModel, export, load_source
+from tests.oracles.biased_vit import BiasedViT
 from tests.oracles.compare import Subject
 from tests.oracles.weights import stir
 from tests.support.zoo_matrix import BY_ID, Case, Variant, variants
@@ -46,6 +49,23 @@ def selection(case: Case) -> list[Variant]:
         key = f"{variant.exporter}-{single}" if variant.exporter == "dynamo" else variant.exporter
         groups.setdefault(key, []).append(variant)
     return [group[turn % len(group)] for group in groups.values()]
+
+
+@lru_cache(maxsize=1)
+def biased() -> tuple[LoadedModel, Subject]:
+    """A model whose attention adds a table [H, N, N] in every block, with its oracle."""
+    module = BiasedViT(48).eval().requires_grad_(False)
+    stir(module, seed=3)
+    loaded = LoadedModel(
+        module=module,
+        base=module,
+        example_inputs={"image": torch.randn(1, 3, 48, 48)},
+        output_names=("logits", "tokens"),
+        source="tests.oracles.biased_vit:BiasedViT",
+        library="callable",
+        preprocessing={},
+    )
+    return loaded, Subject(module, (3, 48, 48))
 
 
 def exported(case: Case, variant: Variant, cache: Path, patience: float = 300.0) -> Path:
