@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tcompile.errors import ModelError, TcompileError, UsageError
+from tcompile.interrupt import checkpoint
 from tcompile.manifest import SCHEMA, Manifest, file_entry
 from tcompile.report import render
 
@@ -65,6 +66,7 @@ def write_artifact(
             try:
                 manifest = fill(temporary)
                 _finish(temporary, manifest)
+                checkpoint()
                 _put_in_place(temporary, final)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)

@@ -6,11 +6,8 @@ Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 our fault
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
-from types import FrameType
 
 import click
 
@@ -18,6 +15,7 @@ from tcompile._version import __version__
 from tcompile.cli import bench, build, demo, export, inspect, methods, plan, run, targets, verify
 from tcompile.cli.common import State, common_options
 from tcompile.cli.failures import explain
+from tcompile.interrupt import listening
 
 COMMANDS = (
     export.export,
@@ -62,28 +60,17 @@ for _command in COMMANDS:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     state = State()
-    _stop_on_sigterm()
-    try:
-        code = tcompile.main(
-            args=None if arguments is None else list(arguments),
-            prog_name="tcompile",
-            standalone_mode=False,
-            obj=state,
-        )
-        sys.stdout.flush()
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else 1
-    except BaseException as error:  # every way out ends in one line and an exit code
-        return explain(error, debug=state.debug)
+    with listening():
+        try:
+            code = tcompile.main(
+                args=None if arguments is None else list(arguments),
+                prog_name="tcompile",
+                standalone_mode=False,
+                obj=state,
+            )
+            sys.stdout.flush()
+        except SystemExit as stop:
+            code = stop.code
+        except BaseException as error:  # every way out ends in one line and an exit code
+            return explain(error, debug=state.debug)
     return code if isinstance(code, int) else 0
-
-
-def _stop_on_sigterm() -> None:
-    """Let SIGTERM unwind the stack as Ctrl-C does, so that nothing half-written stays."""
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + signum)
-
-    # Outside the main thread this raises ValueError: whoever calls us minds the signals.
-    with suppress(ValueError):
-        signal.signal(signal.SIGTERM, stop)

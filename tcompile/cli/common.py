@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from tcompile.interrupt import checkpoint
+
 F = TypeVar("F", bound=Callable[..., Any])
 Progress = Callable[[str], None]
 
@@ -160,14 +162,28 @@ def progress() -> Iterator[Progress]:
     state = ctx.find_object(State) if ctx else None
     if state is not None and (state.verbose or state.debug):
         start = time.perf_counter()
-        yield lambda line: click.echo(f"[{time.perf_counter() - start:6.1f} s] {line}", err=True)
+
+        def line(text: str) -> None:
+            click.echo(f"[{time.perf_counter() - start:6.1f} s] {text}", err=True)
+
+        yield _between_steps(line)
     elif sys.stderr.isatty():
         from rich.console import Console
 
         with Console(stderr=True).status("starting") as status:
-            yield lambda line: status.update(line.replace("[", r"\["))
+            yield _between_steps(lambda text: status.update(text.replace("[", r"\[")))
     else:
-        yield lambda line: None
+        yield _between_steps(lambda text: None)
+
+
+def _between_steps(show: Progress) -> Progress:
+    """Stop there if Ctrl-C was pressed while nobody could hear it."""
+
+    def step(text: str) -> None:
+        checkpoint()
+        show(text)
+
+    return step
 
 
 def print_json(document: Any) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 import traceback
 
 import click
 
 from tcompile.errors import TcompileError
+from tcompile.interrupt import received
 
 # The machine's or the person's business, not a fault in the program.
 _ENVIRONMENT = {
@@ -24,12 +26,14 @@ def explain(error: BaseException, *, debug: bool) -> int:
         # Whoever read our output has seen enough; keep Python from complaining at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13
-    interrupted = isinstance(error, (click.Abort, KeyboardInterrupt))
+    # An interrupt may surface as something else, a failed import for one.
+    number = received()
+    interrupted = number is not None or isinstance(error, (click.Abort, KeyboardInterrupt))
     if debug and not interrupted:
         traceback.print_exception(error)
     if interrupted:
         click.echo("tcompile: interrupted", err=True)
-        return 130
+        return 128 + (number or signal.SIGINT)
     text, code = _describe(error)
     click.echo(f"tcompile: error: {' '.join(text.split())}", err=True)
     return code

@@ -136,12 +136,10 @@ sys.exit(main(["build", "m.onnx", "--target", "cpu", "--keep", "0.5", "-o", sys.
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "message"),
-    [(signal.SIGINT, 130, "tcompile: interrupted\n"), (signal.SIGTERM, 143, "")],
+    ("number", "code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143)],
 )
-def test_interruption_leaves_nothing(
-    tmp_path: Path, number: signal.Signals, code: int, message: str
-) -> None:
+def test_interruption_leaves_nothing(tmp_path: Path, number: signal.Signals, code: int) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", INTERRUPTED, str(tmp_path / "new" / "out")],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
@@ -152,5 +150,5 @@ def test_interruption_leaves_nothing(
     time.sleep(0.1)
     process.send_signal(number)
     _, err = process.communicate(timeout=20)
-    assert (process.returncode, err.lstrip()) == (code, message)
+    assert (process.returncode, err.lstrip()) == (code, "tcompile: interrupted\n")
     assert list(tmp_path.iterdir()) == []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,10 +32,6 @@ class Command:
 
     def __call__(self, *arguments: object) -> Outcome:
         self.capsys.readouterr()
-        handler = signal.getsignal(signal.SIGTERM)
-        try:
-            code = main([str(a) for a in arguments])
-        finally:
-            signal.signal(signal.SIGTERM, handler)
+        code = main([str(a) for a in arguments])
         captured = self.capsys.readouterr()
         return Outcome(code, captured.out, captured.err)
