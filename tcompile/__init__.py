@@ -18,9 +18,16 @@ _root = Path(__file__).resolve().parent.parent
 if (_root / "pyproject.toml").is_file() and (_root / "passes").is_dir():
     __path__.append(str(_root))
 
-_LAZY: dict[str, str] = {}
+#: Public name → the module it lives in.
+_LAZY = {
+    **dict.fromkeys(("build", "inspect", "plan", "reduce"), "tcompile.pipeline"),
+    **dict.fromkeys(("export", "load_source"), "tcompile.models"),
+    **dict.fromkeys(("load_target", "list_targets"), "tcompile.targets"),
+    "Schedule": "tcompile.planning.schedule",
+    "TcompileError": "tcompile.errors",
+}
 
-__all__ = ["__version__", *_LAZY]  # noqa: PLE0604
+__all__ = ["__version__", *_LAZY]
 
 
 def __getattr__(name: str) -> Any:
