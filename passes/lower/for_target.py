@@ -28,10 +28,9 @@ def lower(
 ) -> gs.Graph:
     """A copy of the graph in the form that the target takes best.
 
-    - `Attention` is spelled out, but in fp32 for ONNX Runtime where each query has a mask of its
-      own or none. TensorRT fuses the plain spelling into the same kernels, and builds it too where
-      it has none (fp32, one query row, wide heads); ONNX Runtime 1.32 has no mask that all queries
-      share, and can crash on the operator in fp16.
+    - `Attention` is spelled out for TensorRT, which fuses the plain spelling into the same kernels
+      and builds it too where it has none (fp32, one query row, wide heads); for ONNX Runtime only
+      where all queries share a mask, which ONNX allows and ONNX Runtime 1.32 does not.
     - `RMSNormalization` is spelled out for a Jetson.
     - fp16: see `to_fp16`; inputs and outputs stay fp32.
     - For a Jetson the opset becomes 20, unless an operator does not allow it (logged).
@@ -57,8 +56,8 @@ def lower(
     lowered.functions = [function.copy() for function in graph.functions]
     complete(lowered)
     keep = _rename(lowered, fp32_nodes)
-    plain_only = target.runtime != "onnxruntime" or precision == "fp16"
-    replaced = dict(decompose_attention(lowered, lambda n: plain_only or _has_shared_mask(n)))
+    tensorrt = target.runtime != "onnxruntime"
+    replaced = dict(decompose_attention(lowered, lambda n: tensorrt or _has_shared_mask(n)))
     if target.runtime == "jetson":
         replaced.update(decompose_rms_norm(lowered))
     keep = keep.union(*(names for old, names in replaced.items() if old in keep))
@@ -71,8 +70,7 @@ def lower(
 
 
 def _has_shared_mask(node: gs.Node) -> bool:
-    """Whether one mask row serves all queries of an `Attention` node: ONNX lets it broadcast, and
-    ONNX Runtime 1.32 refuses it when it runs."""
+    """Whether one mask row serves all queries of an `Attention` node."""
     masks = [t for t in node.inputs[3:4] if not t.is_empty()]
     return any(not t.shape or len(t.shape) < 2 or t.shape[-2] != query_rows(node) for t in masks)
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
+from google.protobuf.message import DecodeError
 
 from tcompile.errors import ModelError, UsageError
 from tcompile.targets.backends.base import TensorInfo
@@ -55,6 +57,12 @@ class OrtRunner:
             options.intra_op_num_threads = threads
         if not optimize:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        elif _is_half(path):
+            # In fp16 the CPU's fusions are not sound: 1.32 crashes on a LayerNormalization that is
+            # transposed into a MatMul, and others leave nodes without a kernel (issue 32186). Its
+            # memory planning spoils the second run of a LayerNormalization (issue 27768).
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+            options.enable_mem_pattern = False
         try:
             self._session = ort.InferenceSession(
                 str(path), options, providers=["CPUExecutionProvider"]
@@ -89,6 +97,15 @@ class OrtRunner:
         arrays = {info.name: _fit(feed[info.name], info, self.path) for info in self.inputs}
         values = self._session.run([info.name for info in self.outputs], arrays)
         return {info.name: np.asarray(v) for info, v in zip(self.outputs, values, strict=True)}
+
+
+def _is_half(path: str | Path) -> bool:
+    """Whether a model file stores fp16 weights. A file that is none is left to ONNX Runtime."""
+    try:
+        model = onnx.load_model(str(path), load_external_data=False)
+    except (OSError, ValueError, DecodeError):
+        return False
+    return any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer)
 
 
 def _fit(array: Array, info: TensorInfo, path: Path) -> Array:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from tcompile.errors import MissingExtraError, ModelError, UsageError
@@ -57,6 +58,32 @@ def test_emitting_for_a_cpu_proves_that_the_file_loads(model: Path) -> None:
     model.write_bytes(b"not a model")
     with pytest.raises(ModelError, match="does not accept"):
         emit(model, model.parent, target=load_target("cpu"), precision="fp32")
+
+
+def test_fp16_runs_where_the_full_optimiser_crashes(tmp_path: Path) -> None:
+    """ONNX Runtime 1.32 ends the process on this graph unless it is told to hold back."""
+    text = """
+    <ir_version: 10, opset_import: ["":17]>
+    g (float[2,4,8] x) => (float[4,2,8] y)
+    {
+      half = Cast<to=10>(x)
+      normal = LayerNormalization(half, one)
+      turned = Transpose<perm=[1,0,2]>(normal)
+      product = MatMul(turned, weight)
+      y = Cast<to=1>(product)
+    }
+    """
+    model = onnx.parser.parse_model(text)
+    for name, value in {"one": np.ones(8), "weight": np.eye(8)}.items():
+        tensor = onnx.numpy_helper.from_array(value.astype(np.float16), name)
+        model.graph.initializer.append(tensor)
+    runner = OrtRunner(save(model, tmp_path), threads=1)
+    x = np.random.default_rng(0).standard_normal((2, 4, 8)).astype(np.float32)
+    first, second = runner.run({"x": x})["y"], runner.run({"x": x})["y"]
+    centred = x - x.mean(-1, keepdims=True)
+    expected = (centred / centred.std(-1, keepdims=True)).transpose(1, 0, 2)
+    np.testing.assert_allclose(first, expected, atol=5e-3)
+    np.testing.assert_array_equal(first, second)
 
 
 def test_without_onnxruntime(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ def count(graph: gs.Graph, op: str) -> int:
     [
         ("cpu", "fp32", 2, 23),
         ("rtx-4090", "fp32", 0, 23),
-        ("cpu", "fp16", 0, 23),
+        ("cpu", "fp16", 2, 23),
         ("rtx-4090", "fp16", 0, 23),
         ("jetson-orin", "fp32", 0, 20),
         ("jetson-orin", "fp16", 0, 20),
