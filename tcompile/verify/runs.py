@@ -208,6 +208,12 @@ def _read_images(model: Signature, path: Path) -> dict[str, Array]:
     tensor = model.image_input
     if tensor is None:
         raise UsageError("the model takes no images [B, C, H, W]", where=str(model.path))
+    if not model.preprocessing:
+        raise UsageError(
+            "does not say how images are prepared for it",
+            where=str(model.path),
+            hint="give the input as .npy or .npz",
+        )
     files = [path]
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGES)

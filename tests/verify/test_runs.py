@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from tcompile.errors import UsageError
+from tcompile.models.preprocess import PREPROCESS_KEY
 from tcompile.verify.runs import Signature, batches, run_all, samples_for, signature
-from tests.support.tiny_vit import save_tiny_vit
+from tests.support.tiny_vit import VitSpec, build_vit, save_tiny_vit
 
 
 @pytest.fixture
@@ -65,7 +68,7 @@ def test_npy_and_npz(model: Signature, tmp_path: Path) -> None:
         ("text.npy", "cannot be read"),
         ("names.npz", "no array for any input"),
         ("model.bin", "unknown kind of data"),
-        ("empty", "no images"),
+        ("empty", "does not say how images are prepared"),
     ],
 )
 def test_bad_data(model: Signature, tmp_path: Path, name: str, message: str) -> None:
@@ -77,3 +80,28 @@ def test_bad_data(model: Signature, tmp_path: Path, name: str, message: str) -> 
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match=message):
         samples_for(model, tmp_path / name)
+
+
+def test_images_are_prepared_as_the_model_says(tmp_path: Path) -> None:
+    image_module = pytest.importorskip("PIL.Image")
+    settings = {"size": [32, 32], "mean": [0.5] * 3, "std": [0.25] * 3, "labels": ["a", "b"]}
+    path = tmp_path / "vit.onnx"
+    model = build_vit(VitSpec(), batch=None, metadata={PREPROCESS_KEY: json.dumps(settings)})
+    onnx.save(model, str(path))
+    folder = tmp_path / "images" / "deep"
+    folder.mkdir(parents=True)
+    for name, level in (("b.png", 255), ("a.JPG", 0)):
+        pixels = np.full((40, 64, 3), level, dtype=np.uint8)
+        image_module.fromarray(pixels).save(folder / name)
+    (folder / "notes.txt").write_text("not an image")
+    described = signature(path)
+    assert described.preprocessing["labels"] == ["a", "b"]
+    samples = samples_for(described, tmp_path / "images")
+    assert samples.arrays["image"].shape == (2, 3, 32, 32)
+    # In the order of their names: black is (0 - 0.5) / 0.25, white the same upwards.
+    np.testing.assert_allclose(samples.arrays["image"].mean(axis=(1, 2, 3)), [-2, 2], atol=0.05)
+    assert len(samples_for(described, folder / "b.png")) == 1
+    empty = tmp_path / "none"
+    empty.mkdir()
+    with pytest.raises(UsageError, match="no images"):
+        samples_for(described, empty)
