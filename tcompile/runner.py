@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tcompile.artifact import is_artifact, load_artifact
+from tcompile.verify.metrics import holds_classes
 from tcompile.verify.runs import run_all, samples_for, signature
 
 if TYPE_CHECKING:
@@ -71,10 +72,7 @@ def run(model: str | Path, data: str | Path, *, top: int = 5) -> RunResult:
 
 
 def _summary(name: str, array: Array, top: int, labels: Sequence[str]) -> OutputSummary:
-    # Two axes and a float are classes, unless the name says that they are features.
-    features = any(word in name.lower() for word in ("pool", "embed", "feature", "hidden"))
-    classes = array.ndim == 2 and array.dtype.kind == "f" and not features
-    ranked = tuple(_top(row, top, labels) for row in array) if classes else ()
+    ranked = tuple(_top(row, top, labels) for row in array) if holds_classes(name, array) else ()
     low, high, mean = float(array.min()), float(array.max()), float(array.mean())
     return OutputSummary(name, str(array.dtype), array.shape, low, high, mean, ranked)
 

@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from tcompile.manifest import Fidelity, OutputFidelity
 from tcompile.verify.choice import INDEX, OWNER, for_output, is_bookkeeping
-from tcompile.verify.metrics import cosine, top1_agreement
+from tcompile.verify.metrics import cosine, holds_classes, top1_agreement
 from tcompile.verify.runs import Samples, run_all
 
 if TYPE_CHECKING:
     import numpy as np
 
     Array = np.ndarray[Any, np.dtype[Any]]
-
-_NOT_CLASSES = ("pool", "embed", "feature", "hidden", "token")
 
 
 def measure_fidelity(dense: str | Path, reduced: str | Path, samples: Samples) -> Fidelity:
@@ -41,8 +39,7 @@ def _output(
     name: str, dense: Array, reduced: Array, extra: Mapping[str, Array]
 ) -> OutputFidelity | None:
     if dense.shape == reduced.shape:
-        classes = dense.ndim == 2 and not any(word in name.lower() for word in _NOT_CLASSES)
-        top1 = top1_agreement(dense, reduced) if classes else None
+        top1 = top1_agreement(dense, reduced) if holds_classes(name, dense) else None
         return _entry(name, "all", cosine(dense, reduced), top1)
     axes = [i for i, (n, k) in enumerate(zip(dense.shape, reduced.shape, strict=True)) if n != k]
     if len(axes) != 1 or axes[0] == 0:

@@ -25,6 +25,15 @@ def cosine(a: Array, b: Array) -> Array:
     return np.clip(np.where(both_zero, 1.0, result), -1.0, 1.0)
 
 
+_FEATURES = ("pool", "embed", "feature", "hidden", "token")
+
+
+def holds_classes(name: str, array: Array) -> bool:
+    """Whether an output [B, X] is likely to score classes: its name does not say otherwise."""
+    features = any(word in name.lower() for word in _FEATURES)
+    return array.ndim == 2 and array.dtype.kind == "f" and not features
+
+
 def top1_agreement(a: Array, b: Array) -> float:
     """Share of samples whose largest class is the same in both [B, classes] arrays."""
     return float((a.argmax(axis=-1) == b.argmax(axis=-1)).mean())
