@@ -31,6 +31,7 @@ from tests.oracles.compare import (
 from tests.oracles.exports import biased, exported, selection, stirred, subject
 from tests.oracles.methods import Reduction
 from tests.oracles.plans import document, expected, reductions
+from tests.oracles.processed import PROCESSORS, Processor
 from tests.support.zoo_matrix import BY_ID, CASES, Case, Variant
 
 KEEP = "0.6"
@@ -83,6 +84,25 @@ def test_every_export_by_every_method(case: Case, variant: Variant, cache: Path)
         except Exception as error:  # so that the report has every method, not the first that fails
             failures.append(f"{method}: {type(error).__name__}: {error}")
     assert not failures, "\n".join(failures)
+
+
+PROCESSED = [
+    *some("timm-vit", "hf-vit", "timm-siglip", "open-clip", batch=1),
+    (BY_ID["hf-vit"], Variant("dynamo", "sdpa", 20, 4)),
+    (BY_ID["torchvision-vit"], Variant("dynamo", None, 20, "dynamic")),
+    (BY_ID["timm-dinov2-reg4"], Variant("dynamo", "sdpa", 23, "dynamic")),
+]
+
+
+@pytest.mark.parametrize("process", PROCESSORS, ids=lambda process: process.__name__)
+@pairs(PROCESSED)
+def test_models_processed_by_others(
+    case: Case, variant: Variant, process: Processor, cache: Path, tmp_path: Path
+) -> None:
+    processed, found = tmp_path / "processed.onnx", subject(case.id)
+    process(exported(case, variant, cache), processed)
+    for method in METHODS:
+        holds(processed, found, 4, {"keep": float(KEEP), "method": method})
 
 
 SITES = ("topk:block=1", "topk:block=0,site=block", "topk:block=2,site=block", "topk:site=output")
