@@ -226,7 +226,7 @@ def _fill(
 
     source = Path(origin.file)
     reduced = held.pop()
-    schedule = reduced.schedule
+    schedule, layers = reduced.schedule, reduced.attention_layers
     flops = Flops(graph_flops(reduced.dense), graph_flops(reduced.graph))
     lowered = lower(
         reduced.graph, target=target, precision=precision, fp32_nodes=reduced.fp32_nodes
@@ -244,6 +244,12 @@ def _fill(
     progress(f"emitting for {target.name}")
     emitted = emit(folder / MODEL, folder, target=target, precision=precision)
     progress("measuring")
+    notes = list(emitted.notes)
+    if emitted.fused is not None and emitted.fused.expected != layers:
+        notes.append(
+            f"fusion was checked for {emitted.fused.expected} of {layers} attentions: the others "
+            "are spelled in a way that the engine's kernels cannot be matched with"
+        )
     evidence = measure(source, folder / MODEL, target)
     return Manifest(
         source=origin,
@@ -261,7 +267,7 @@ def _fill(
         latency=evidence.latency,
         fidelity=evidence.fidelity,
         fused_attention=_fused_entry(emitted.fused),
-        notes=(*emitted.notes, *evidence.notes),
+        notes=(*notes, *evidence.notes),
     )
 
 
