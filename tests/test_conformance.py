@@ -28,7 +28,7 @@ from tests.oracles.compare import (
     infer,
     infer_in_batches,
 )
-from tests.oracles.exports import biased, exported, selection, stirred, subject
+from tests.oracles.exports import biased, exported, glyphs, selection, stirred, subject
 from tests.oracles.methods import Reduction
 from tests.oracles.plans import document, expected, reductions
 from tests.oracles.processed import PROCESSORS, Processor
@@ -191,6 +191,16 @@ def test_a_table_for_pairs_of_tokens_is_gathered(
     export(loaded, path, exporter=exporter, opset=opset, batch=batch)
     request = {"keep": float(KEEP), "method": "topk:block=1"}
     holds(path, found, 2, request, outputs)
+
+
+@pytest.mark.parametrize("outputs", ["reduced", "restored"])
+@pytest.mark.parametrize("method", METHODS)
+def test_glyphs(method: str, outputs: str, tmp_path: Path) -> None:
+    """Logits from CLS, and logits of every patch: a token axis without the prefix."""
+    loaded, found = glyphs()
+    path = tmp_path / "glyphs.onnx"
+    export(loaded, path, exporter="torchscript", batch="dynamic")
+    holds(path, found, 2, {"keep": float(KEEP), "method": method}, outputs)
 
 
 # ---- counts (METHODS, "Test oracles (counts)") ---------------------------------------------------

@@ -197,7 +197,7 @@ def test_dropping_in_the_model_equals_masking_them_out(name: str) -> None:
         bias = bias + mask if i > 1 else bias
         x = block.attend(x, methods.attention(*block.qkv(x), block.scale, bias))
         x = block.mlp(x)
-    logits = encoder.head(methods.Stream(x))[0].value
+    logits = encoder.head(methods.Stream(encoder.norm(x)))[0].value
     torch.testing.assert_close(result.outputs[0].value, logits)
 
 

@@ -8,6 +8,7 @@ which at the same time proves the adapter right.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -47,7 +48,7 @@ def select_outputs(encoder: Encoder, module: nn.Module, image: Tensor, atol: flo
     for block in encoder.blocks:
         q, k, v = block.qkv(x)
         x = block.mlp(block.attend(x, attention(q, k, v, block.scale, block.bias)))
-    candidates = encoder.head(Stream(x))
+    candidates = encoder.head(Stream(encoder.norm(x)))
     chosen = []
     for number, value in enumerate(flatten(module(image))):
         errors = [
@@ -142,7 +143,7 @@ def _timm(model: Any) -> Encoder:
     prefix = model.num_prefix_tokens
 
     def head(stream: Stream) -> tuple[Output, ...]:
-        x = model.norm(stream.x)
+        x = stream.x
         first = 0 if model.pool_include_prefix else prefix
         sizes = None if stream.sizes is None else stream.sizes[:, first:]
         if model.attn_pool is not None:
@@ -164,13 +165,14 @@ def _timm(model: Any) -> Encoder:
         # A class token that the head leaves out has learnt nothing about the image.
         cls=model.cls_token is not None and model.global_pool in ("token", ""),
         blocks=tuple(map(_timm_block, model.blocks)),
+        norm=model.norm,
         head=head,
     )
 
 
 def _timm_distilled(model: Any) -> Encoder:
     def head(stream: Stream) -> tuple[Output, ...]:
-        x = model.norm(stream.x)
+        x = stream.x
         logits = (model.head(x[:, 0]) + model.head_dist(x[:, 1])) / 2
         return Output(logits), Output(x, 0)
 
@@ -179,6 +181,7 @@ def _timm_distilled(model: Any) -> Encoder:
         prefix=2,
         cls=True,
         blocks=tuple(map(_timm_block, model.blocks)),
+        norm=model.norm,
         head=head,
     )
 
@@ -225,7 +228,7 @@ def _tower_layer(layer: Any) -> Block:
 
 def _hf_vit(model: Any, prefix: int = 1) -> Encoder:
     def head(stream: Stream) -> tuple[Output, ...]:
-        x = model.layernorm(stream.x)
+        x = stream.x
         pooled = () if model.pooler is None else (Output(model.pooler(x)),)
         return Output(x, 0), *pooled
 
@@ -234,13 +237,14 @@ def _hf_vit(model: Any, prefix: int = 1) -> Encoder:
         prefix=prefix,
         cls=True,
         blocks=tuple(map(_plain_layer, model.layers)),
+        norm=model.layernorm,
         head=head,
     )
 
 
 def _hf_dinov2(model: Any) -> Encoder:
     def head(stream: Stream) -> tuple[Output, ...]:
-        x = model.layernorm(stream.x)
+        x = stream.x
         return Output(x, 0), Output(x[:, 0])
 
     return Encoder(
@@ -248,6 +252,7 @@ def _hf_dinov2(model: Any) -> Encoder:
         prefix=1 + getattr(model.config, "num_register_tokens", 0),
         cls=True,
         blocks=tuple(map(_scaled_layer, model.encoder.layer)),
+        norm=model.layernorm,
         head=head,
     )
 
@@ -261,13 +266,14 @@ def _hf_clip(model: Any) -> Encoder:
         prefix=1,
         cls=True,
         blocks=tuple(map(_tower_layer, model.encoder.layers)),
+        norm=_identity,
         head=head,
     )
 
 
 def _hf_siglip(model: Any) -> Encoder:
     def head(stream: Stream) -> tuple[Output, ...]:
-        x = model.post_layernorm(stream.x)
+        x = stream.x
         if not hasattr(model, "head"):
             return (Output(x, 0),)
         attn = model.head.attention
@@ -281,6 +287,7 @@ def _hf_siglip(model: Any) -> Encoder:
         prefix=0,
         cls=False,
         blocks=tuple(map(_tower_layer, model.encoder.layers)),
+        norm=model.post_layernorm,
         head=head,
     )
 
@@ -294,7 +301,7 @@ def _with_head(
         inner = encoder.head(stream)
         return *inner, *extra(stream, inner)
 
-    return Encoder(encoder.embed, encoder.prefix, encoder.cls, encoder.blocks, head)
+    return replace(encoder, head=head)
 
 
 def _hf_vit_classifier(model: Any) -> Encoder:
@@ -349,10 +356,7 @@ def _hf_dinov2_classifier(model: Any) -> Encoder:
 
 def _open_clip(model: Any) -> Encoder:
     def head(stream: Stream) -> tuple[Output, ...]:
-        if model.final_ln_after_pool:
-            x = stream.x
-        else:
-            x = model.ln_post(stream.x)
+        x = stream.x
         if model.pool_type == "avg":
             sizes = None if stream.sizes is None else stream.sizes[:, 1:]
             pooled = pooled_mean(x[:, 1:], sizes)
@@ -370,6 +374,7 @@ def _open_clip(model: Any) -> Encoder:
             _mha_block(b.ln_1, b.attn, b.ln_2, b.mlp, b.ls_1, b.ls_2)
             for b in model.transformer.resblocks
         ),
+        norm=_identity if model.final_ln_after_pool else model.ln_post,
         head=head,
     )
 
@@ -381,7 +386,7 @@ def _torchvision(model: Any) -> Encoder:
         return x + model.encoder.pos_embedding
 
     def head(stream: Stream) -> tuple[Output, ...]:
-        x = model.encoder.ln(stream.x)
+        x = stream.x
         return Output(model.heads(x[:, 0])), Output(x[:, 0]), Output(x, 0)
 
     return Encoder(
@@ -391,6 +396,7 @@ def _torchvision(model: Any) -> Encoder:
         blocks=tuple(
             _mha_block(b.ln_1, b.self_attention, b.ln_2, b.mlp) for b in model.encoder.layers
         ),
+        norm=model.encoder.ln,
         head=head,
     )
 
@@ -413,11 +419,16 @@ def _biased(model: Any) -> Encoder:
         )
 
     def head(stream: Stream) -> tuple[Output, ...]:
-        x = model.norm(stream.x)
+        x = stream.x
         return Output(model.head(x[:, 0])), Output(x, 0)
 
     return Encoder(
-        embed=model.embed, prefix=1, cls=True, blocks=tuple(map(block, model.blocks)), head=head
+        embed=model.embed,
+        prefix=1,
+        cls=True,
+        blocks=tuple(map(block, model.blocks)),
+        norm=model.norm,
+        head=head,
     )
 
 
@@ -437,11 +448,16 @@ def _glyphs(model: Any) -> Encoder:
         )
 
     def head(stream: Stream) -> tuple[Output, ...]:
-        x = model.norm(stream.x)
+        x = stream.x
         return Output(model.head(x[:, 0])), Output(model.patch_head(x[:, 1:]), 1)
 
     return Encoder(
-        embed=model.embed, prefix=1, cls=True, blocks=tuple(map(block, model.blocks)), head=head
+        embed=model.embed,
+        prefix=1,
+        cls=True,
+        blocks=tuple(map(block, model.blocks)),
+        norm=model.norm,
+        head=head,
     )
 
 

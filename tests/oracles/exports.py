@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from tcompile.models import LoadedModel, export, load_source
 from tests.oracles.biased_vit import BiasedViT
@@ -51,21 +52,33 @@ def selection(case: Case) -> list[Variant]:
     return [group[turn % len(group)] for group in groups.values()]
 
 
-@lru_cache(maxsize=1)
-def biased() -> tuple[LoadedModel, Subject]:
-    """A model whose attention adds a table [H, N, N] in every block, with its oracle."""
-    module = BiasedViT(48).eval().requires_grad_(False)
+def _own(module: nn.Module, size: int, outputs: tuple[str, ...]) -> tuple[LoadedModel, Subject]:
+    module.eval().requires_grad_(False)
     stir(module, seed=3)
     loaded = LoadedModel(
         module=module,
         base=module,
-        example_inputs={"image": torch.randn(1, 3, 48, 48)},
-        output_names=("logits", "tokens"),
-        source="tests.oracles.biased_vit:BiasedViT",
+        example_inputs={"image": torch.randn(1, 3, size, size)},
+        output_names=outputs,
+        source=type(module).__name__,
         library="callable",
         preprocessing={},
     )
-    return loaded, Subject(module, (3, 48, 48))
+    return loaded, Subject(module, (3, size, size))
+
+
+@lru_cache(maxsize=1)
+def biased() -> tuple[LoadedModel, Subject]:
+    """A model whose attention adds a table [H, N, N] in every block, with its oracle."""
+    return _own(BiasedViT(48), 48, ("logits", "tokens"))
+
+
+@lru_cache(maxsize=1)
+def glyphs() -> tuple[LoadedModel, Subject]:
+    """`zoo:glyphs` at its full size, weights redrawn, with its oracle."""
+    from tcompile.models.glyphs import untrained
+
+    return _own(untrained(), 56, ("logits", "patch_logits"))
 
 
 def exported(case: Case, variant: Variant, cache: Path, patience: float = 300.0) -> Path:

@@ -26,7 +26,8 @@ from tests.oracles.stream import Block, Encoder, Output, Stream, attention, gath
 
 @dataclass(frozen=True)
 class Reduction:
-    """site: `attn:3` (after that block's attention), `block:3` (after its MLP) or `output`.
+    """site: `attn:3` (after that block's attention), `block:3` (after its MLP) or `output` (after
+    the last block and the norm that follows it; scores are the last block's).
     kind: topk, fuse or tome.  score: cls or attn (not for tome).  keep: tokens other than the
     prefix that leave the site, the fused one included."""
 
@@ -229,8 +230,8 @@ def run(encoder: Encoder, image: Tensor, reductions: Sequence[Reduction]) -> Res
     Raises ValueError for a site that does not exist or a keep that the kind cannot reach.
     """
     last = len(encoder.blocks) - 1
-    at = {f"block:{last}" if r.site == "output" else r.site: r for r in reductions}
-    sites = {f"{half}:{i}" for i in range(last + 1) for half in ("attn", "block")}
+    at = {r.site: r for r in reductions}
+    sites = {f"{half}:{i}" for i in range(last + 1) for half in ("attn", "block")} | {"output"}
     if not at.keys() <= sites or len(at) != len(reductions):
         raise ValueError(f"sites {sorted(at)} are not among those of {last + 1} blocks, or repeat")
 
@@ -247,17 +248,21 @@ def run(encoder: Encoder, image: Tensor, reductions: Sequence[Reduction]) -> Res
         q, k, v = block.qkv(stream.x)
         after = block.attend(stream.x, attention(q, k, v, block.scale, bias))
         stream = Stream(after, stream.sizes)
-        for half in ("attn", "block"):
+        for half in ("attn", "block", "output"):
+            site = half if half == "output" else f"{half}:{i}"
             if half == "block":
                 entering.append((arriving, stream.x.shape[1]))
                 stream = Stream(block.mlp(stream.x), stream.sizes)
-            cut = at.get(f"{half}:{i}")
-            if cut is None:
+            elif half == "output":
+                if i < last:
+                    break
+                stream = Stream(encoder.norm(stream.x), stream.sizes)
+            if site not in at:
                 continue
-            if half == "block" and f"attn:{i}" in at:
-                raise ValueError(f"block {i}: attention has other tokens than the site after it")
-            step = _reduce(encoder, stream, cut, q, k, block.scale, bias)
-            margins += [Margin(cut.site, what, gap) for what, gap in step.margins]
+            if stream.x.shape[1] != arriving:
+                raise ValueError(f"{site}: the attention of block {i} had other tokens")
+            step = _reduce(encoder, stream, at[site], q, k, block.scale, bias)
+            margins += [Margin(site, what, gap) for what, gap in step.margins]
             stream, index, owner, size = _apply(encoder.prefix, stream, step, index, owner, size)
     return Result(encoder.head(stream), index, owner, size, tuple(entering), tuple(margins))
 

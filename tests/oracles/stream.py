@@ -60,14 +60,16 @@ class Encoder:
     """What the oracles walk.
 
     embed: image [B, 3, H, W] -> [B, N, C].  prefix: how many tokens come before the patches.
-    cls: whether the first of them is a class token that the head reads.  head: from the stream to
-    every output that the module has or could have (an exporter picks some).
+    cls: whether the first of them is a class token that the head reads.  norm: applied to each
+    token after the last block.  head: from the stream after that to every output that the module
+    has or could have (an exporter picks some).
     """
 
     embed: Callable[[Tensor], Tensor]
     prefix: int
     cls: bool
     blocks: tuple[Block, ...]
+    norm: Callable[[Tensor], Tensor]
     head: Callable[[Stream], tuple[Output, ...]]
 
 
