@@ -57,8 +57,8 @@ LETTERS = "ACEFHKLMNPRTUVWXY"
 """Distractors: capitals that are not digits in disguise (no B, D, G, I, O, Q, S, Z)."""
 
 _ATLAS_PX = 64
-_HEIGHT_RANGE = (14.0, 19.0)
-_ROTATION = 20.0
+_HEIGHT_RANGE = (15.0, 19.0)
+_ROTATION = 10.0
 _CONTRAST = 0.55
 _INK = 0.15
 """A patch belongs to a digit whose ink covers at least this share of it."""
@@ -96,12 +96,12 @@ class _Placed:
 
     def touches(self, other: _Placed) -> bool:
         """Whether the bounding boxes share a pixel."""
-        (rows, cols), (other_rows, other_cols) = self.window, other.window
+        (height, width), (other_height, other_width) = self.ink.shape, other.ink.shape
         return (
-            rows.start < other_rows.stop
-            and other_rows.start < rows.stop
-            and cols.start < other_cols.stop
-            and other_cols.start < cols.stop
+            self.top < other.top + other_height
+            and other.top < self.top + height
+            and self.left < other.left + other_width
+            and other.left < self.left + width
         )
 
 
@@ -242,7 +242,10 @@ def _upscale(grid: NDArray[np.float64]) -> Rgb:
     matrix = np.zeros((IMAGE_SIZE, grid.shape[0]))
     rows = np.arange(IMAGE_SIZE)
     matrix[rows, low], matrix[rows, low + 1] = 1.0 - weight[:, 0], weight[:, 0]
-    return np.einsum("ai,ijc,bj->abc", matrix, grid, matrix, optimize=True).astype(np.float32)
+    scaled: Rgb = np.einsum("ai,ijc,bj->abc", matrix, grid, matrix, optimize=True).astype(
+        np.float32
+    )
+    return scaled
 
 
 def _contrasting(rng: np.random.Generator, behind: Rgb) -> Rgb:

@@ -33,7 +33,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tcompile.errors import UsageError
-from tcompile.models.glyphs import data
+from tcompile.models.glyphs import data, load, untrained
 from tcompile.models.glyphs.evaluate import HELD_OUT_SEED, evaluate, torch_predict
 from tcompile.models.glyphs.model import GlyphViT
 
@@ -46,6 +46,7 @@ class Settings:
 
     out: Path
     cache: Path
+    init: Path | None = None  # weights to go on from
     scenes: int = 100_000
     steps: int | None = None  # of this many batches, or
     minutes: float | None = None  # until this much time has passed
@@ -89,7 +90,7 @@ def render(settings: Settings) -> Scenes:
 
 def batches(scenes: Scenes, settings: Settings) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Endless shuffled batches: images [b, 3, 56, 56] with varied colours, labels [b], patches."""
-    rng = np.random.default_rng((settings.seed, 0x5CE7E))
+    rng = np.random.default_rng((settings.seed, 0x5CE7E, settings.init is not None))
     while True:
         order = rng.permutation(len(scenes.labels))
         for start in range(0, len(order) - settings.batch + 1, settings.batch):
@@ -152,7 +153,7 @@ def train(settings: Settings) -> GlyphViT:
     started = time.monotonic()
     scenes = render(settings)
     _log(f"{len(scenes.labels)} scenes after {time.monotonic() - started:.0f} s")
-    net = GlyphViT().train()
+    net = (load(settings.init) if settings.init else untrained(seed=settings.seed)).train()
     net.stem.to(memory_format=torch.channels_last)
     presence = nn.Linear(net.config.width, data.DIGITS)
     parameters = [*net.parameters(), *presence.parameters()]
@@ -173,7 +174,7 @@ def train(settings: Settings) -> GlyphViT:
         tokens = settings.sparse_tokens if progress < settings.sparse else data.GRID**2
         parts = losses(net, presence, next(stream), tokens)
         optimizer.zero_grad()
-        sum(parts, torch.zeros(())).backward()
+        sum(parts, torch.zeros(())).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         step += 1
@@ -183,7 +184,7 @@ def train(settings: Settings) -> GlyphViT:
             shown = " ".join(f"{part.item():.3f}" for part in parts)
             speed = step * settings.batch / elapsed
             _log(f"step {step}, {elapsed:.0f} s, {speed:.0f} images/s, losses {shown}")
-        if step % 500 == 0 or progress >= 1.0:
+        if step % 200 == 0 or progress >= 1.0:
             save(net, settings.out)
             net.eval()
             count = 2000 if progress >= 1.0 else 200
@@ -216,12 +217,14 @@ def main() -> None:
         "--cache", type=Path, default=Path(tempfile.gettempdir()) / "tcompile-glyphs"
     )
     parser.add_argument("--scenes", type=int, default=Settings.scenes)
+    parser.add_argument("--init", type=Path, help="go on from these weights")
     budget = parser.add_mutually_exclusive_group(required=True)
     budget.add_argument("--steps", type=int)
     budget.add_argument("--minutes", type=float)
     parser.add_argument("--seed", type=int, default=Settings.seed)
     parser.add_argument("--batch", type=int, default=Settings.batch)
     parser.add_argument("--rate", type=float, default=Settings.rate)
+    parser.add_argument("--sparse", type=float, default=Settings.sparse)
     parser.add_argument("--threads", type=int, default=Settings.threads)
     train(Settings(**vars(parser.parse_args())))
 
