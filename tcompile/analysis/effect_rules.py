@@ -118,10 +118,11 @@ class Walker:
     def _meeting_axes(self, node: gs.Node, operand: int) -> list[tuple[int, Run]]:
         """(axis of the operand, run) for each axis along which it meets the patches."""
         tensor, out = node.inputs[operand], node.outputs[0]
-        sizes = shape(tensor)
-        if self.facts.is_live(tensor):
-            return [(i, d.run) for i, d in enumerate(self.dims(tensor))
-                    if d is not None and d.run is not None and self._patchy(d)]  # fmt: skip
+        sizes, live = shape(tensor), self.facts.is_live(tensor)
+        own = [(i, d.run) for i, d in enumerate(self.dims(tensor))
+               if live and d is not None and d.run is not None and self._patchy(d)]  # fmt: skip
+        if own:
+            return own
         if node.op in tf.BROADCAST.split() or (node.op == "Attention" and operand == 3):
             against = self._logits(node) if node.op == "Attention" else self.dims(out)
         elif node.op == "Concat":
@@ -132,7 +133,7 @@ class Walker:
         elif node.op == "Gemm" and operand == 2:
             against = self.dims(out)
         elif node.op in ("MatMul", "Gemm", "Einsum"):
-            return self._no_mixing(node, operand)
+            return [] if live else self._no_mixing(node, operand)
         else:
             return []
         found: list[tuple[int, Run]] = []

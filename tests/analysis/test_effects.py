@@ -13,6 +13,7 @@ from tcompile.analysis.effects import Pool, SetGather, SetShape, SetSlice, SetSp
 from tcompile.analysis.model import Analysis, analyse
 from tcompile.errors import ModelError
 from tcompile.passes.normalize import normalize
+from tests.support.tiny_vit import VitSpec, build_vit, random_weights
 
 #: One block of attention over 1 CLS + 4×4 patches of width 8, one head; TAIL follows the stream s.
 HEAD = """
@@ -130,3 +131,19 @@ def test_no_transformer_is_one_line() -> None:
     )
     with pytest.raises(ModelError, match="no transformer found"):
         analyse(normalize(model).graph)
+
+
+def test_a_mask_among_the_inputs_is_no_side_input() -> None:
+    """It has all tokens, and nothing says which of them left."""
+    model = build_vit(VitSpec(depth=2), random_weights(VitSpec(depth=2)))
+    mask = onnx.helper.make_tensor_value_info("mask", onnx.TensorProto.FLOAT, [1, 1, 1, 17])
+    model.graph.input.append(mask)
+    second = [n for n in model.graph.node if n.op_type == "Softmax"][1]
+    at = list(model.graph.node).index(second)
+    add = onnx.helper.make_node("Add", [second.input[0], "mask"], ["masked"], "add_mask")
+    second.input[0] = "masked"
+    model.graph.node.insert(at, add)
+    sites = {s.name: s.reason for s in analyse(normalize(model).graph).sites}
+    joins = "Add 'add_mask' joins reduced tokens with 'mask', which has them all"
+    assert sites["attn:0"] == sites["block:0"] == joins
+    assert sites["attn:1"] == sites["output"] == ""
