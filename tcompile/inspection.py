@@ -9,7 +9,7 @@ import onnx_graphsurgeon as gs
 
 from tcompile.analysis.flops import block_flops, graph_flops
 from tcompile.analysis.model import Analysis
-from tcompile.ir import attr
+from tcompile.ir import attr, batch_dim
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def describe(name: str, graph: gs.Graph, analysis: Analysis) -> Inspection:
     return Inspection(
         name,
         graph.opset,
-        graph.inputs[0].shape[0],
+        batch_dim(graph),
         {t.name: list(t.shape) for t in graph.inputs},
         {t.name: list(t.shape) for t in graph.outputs},
         space.total,

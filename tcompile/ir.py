@@ -61,6 +61,17 @@ def shape(tensor: gs.Tensor) -> tuple[int, ...]:
     return tuple(dim_to_int(d) for d in tensor.shape)
 
 
+def batch_dim(graph: gs.Graph) -> int | str:
+    """The first dim of the images: free if that of any input is, 1 where no input has a batch.
+
+    Inputs of rank 0 to 2 with literal dims (a temperature, a list of flags) say nothing of it.
+    """
+    firsts = [t.shape[0] for t in graph.inputs if t.shape]
+    free = [d for d in firsts if dim_to_int(d) == BATCH_SENTINEL]
+    of_images = [t.shape[0] for t in graph.inputs if len(t.shape) >= 3]
+    return next(iter(free + of_images), 1)
+
+
 def attr(node: gs.Node, name: str, default: Any = None) -> Any:
     """An attribute of the node."""
     return node.attrs.get(name, default)

@@ -78,7 +78,7 @@ def _free_reshape(node: gs.Node, before: ax.Axes, after: ax.Axes) -> None:
 
 def _runtime_vector(graph: gs.Graph, values: tuple[int, ...]) -> gs.Tensor:
     """The vector with the sentinel's place taken by the first input's first dim."""
-    source = next(t for t in graph.inputs if shape(t)[0] == BATCH_SENTINEL)
+    source = next(t for t in graph.inputs if shape(t)[:1] == (BATCH_SENTINEL,))
     tag = "x".join(map(str, values)).replace(str(BATCH_SENTINEL), "batch")
     dims = gs.Variable(f"tc_dims_{tag}", np.int64, [len(source.shape)])
     graph.nodes.append(gs.Node("Shape", f"tc_dims_{tag}", {}, [source], [dims]))

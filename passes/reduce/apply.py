@@ -9,7 +9,7 @@ import onnx_graphsurgeon as gs
 from tcompile.analysis.effects import Effects, effects
 from tcompile.analysis.model import Analysis, Site, stream_layout
 from tcompile.errors import InternalError, UsageError
-from tcompile.ir import BATCH_SENTINEL, int_to_dim, is_const, shape
+from tcompile.ir import BATCH_SENTINEL, batch_dim, int_to_dim, is_const, shape
 from tcompile.passes.lower.attention import decompose_attention
 from tcompile.passes.normalize.infer import infer
 from tcompile.passes.reduce.builder import Builder
@@ -93,11 +93,13 @@ def check_schedule(analysis: Analysis, schedule: Schedule) -> list[Site]:
             )
         if order[site.name] <= last:
             raise UsageError(f"site '{site.name}' is out of order", where="schedule")
-        if step.score is not None and sites and sites[-1].block == site.block:
+        # Scores read Q and K, merging reads K: they must still have the tokens of the stream.
+        if sites and sites[-1].block == site.block:
             raise UsageError(
-                f"site '{site.name}' scores by an attention whose tokens were already reduced at "
+                f"site '{site.name}' reads an attention whose tokens were already reduced at "
                 f"'{sites[-1].name}'",
                 where="schedule",
+                hint="reduce once in a block",
             )
         count, last = step.keep, order[site.name]
         sites.append(site)
@@ -128,7 +130,7 @@ class _Rewriter:
         self.b = Builder(graph)
         self.nodes = {n.name: n for n in graph.nodes}
         self.readers = {t.name: list(t.outputs) for t in graph.tensors().values()}
-        first = graph.inputs[0].shape[0]
+        first = batch_dim(graph)
         self.batch = first if isinstance(first, int) else None
         self.stages = [Stage(analysis.space.patches)]
         inputs = {n.name: n.inputs[0].name for n in graph.nodes if n.inputs}

@@ -12,7 +12,7 @@ from tcompile.analysis import effects as fx
 from tcompile.analysis.propagate import Facts
 from tcompile.analysis.structure import TokenSpace
 from tcompile.errors import InternalError, ModelError, UsageError
-from tcompile.ir import attr, ints, is_const, replace_uses
+from tcompile.ir import BATCH, attr, ints, is_const, replace_uses
 from tcompile.passes.normalize.batch import set_target
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.stage import Stage, index_on_run, sizes_on_run
@@ -135,7 +135,20 @@ class Editor:
                 )
             else:
                 stage.cache[key] = self._gather_each(tensor, edit, stage, rank, batch_axis)
+            # Scores that recompute rows of an attention must see whether a table has rows.
+            stage.cache[key].shape = self._gathered_shape(tensor, edit, stage, rank, batch_axis)
         node.inputs[edit.operand] = stage.cache[key]
+
+    def _gathered_shape(
+        self, tensor: gs.Tensor, edit: fx.Side, stage: Stage, rank: int, batch_axis: int | None
+    ) -> list[int | str]:
+        missing = 0 if self.batch == 1 else rank - len(tensor.shape)
+        dims: list[int | str] = [1] * missing + list(tensor.shape)
+        for axis, run in edit.axes:
+            dims[axis + missing] = run.size(self.space, stage.count)
+        if self.batch != 1 and batch_axis is not None:
+            dims[batch_axis] = self.batch or BATCH
+        return dims
 
     def _gather_one(self, tensor: gs.Tensor, edit: fx.Side, stage: Stage) -> gs.Tensor:
         """The rows of the kept tokens of a side input, for batch 1."""
@@ -210,6 +223,8 @@ class Editor:
         if key not in stage.cache:
             sizes = sizes_on_run(b, self.space, stage, columns.run)
             stage.cache[key] = b.unsqueeze(b.op("Log", sizes), 1, 2)
+            count = columns.run.size(self.space, stage.count)
+            stage.cache[key].shape = [self.batch or BATCH, 1, 1, count]
         bias = stage.cache[key]
         if node.op == "Softmax":
             logits = node.inputs[0]
@@ -222,8 +237,11 @@ class Editor:
         if mask is not None and not mask.is_empty():
             if mask.dtype == np.bool_:
                 low = b.const([np.finfo(np.float32).min], np.float32)
-                mask = b.op("Where", mask, b.const([0], np.float32), low)
+                allowed, mask = mask, b.op("Where", mask, b.const([0], np.float32), low)
+                mask.shape = allowed.shape
+            rows = mask.shape[-2] if len(mask.shape) > 1 else 1
             bias = b.op("Add", mask, bias, fp32=False)
+            bias.shape = [self.batch or BATCH, 1, rows, columns.run.size(self.space, stage.count)]
         if len(node.inputs) > 3:
             node.inputs[3] = bias
         else:

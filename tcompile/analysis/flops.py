@@ -7,7 +7,7 @@ from math import prod
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis.structure import Block
-from tcompile.ir import BATCH_SENTINEL, attr, producer, shape
+from tcompile.ir import attr, batch_dim, dim_to_int, producer, shape
 from tcompile.plugins.spec import DOMAIN
 
 
@@ -52,8 +52,7 @@ def graph_flops(graph: gs.Graph) -> int:
 
 def batch_size(graph: gs.Graph) -> int:
     """The literal batch, or the sentinel where it is free."""
-    dims = shape(graph.inputs[0])
-    return dims[0] if dims[0] == BATCH_SENTINEL or len(dims) >= 3 else 1
+    return dim_to_int(batch_dim(graph))
 
 
 def block_flops(graph: gs.Graph, blocks: tuple[Block, ...]) -> list[int]:

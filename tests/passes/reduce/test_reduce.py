@@ -14,7 +14,7 @@ from tcompile import pipeline
 from tcompile.errors import TcompileError, UsageError
 from tcompile.ir import to_onnx
 from tcompile.planning.schedule import Reduction, Schedule, Shape, Spec
-from tests.support.tiny_vit import VitSpec, save_tiny_vit
+from tests.support.tiny_vit import VitSpec, build_vit, random_weights, save_tiny_vit
 
 METHODS = ("topk", "evit", "tome")
 
@@ -133,6 +133,7 @@ def step(site: str, keep: int, reducer: str = "topk") -> Reduction:
         (SHAPE, [step("attn:1", 8), step("attn:2", 9)], "must keep fewer"),
         (SHAPE, [step("attn:2", 8), step("attn:1", 6)], "out of order"),
         (SHAPE, [step("attn:1", 8), step("block:1", 6)], "already reduced"),
+        (SHAPE, [step("attn:1", 12, "merge"), step("block:1", 8, "merge")], "already reduced"),
         (SHAPE, [step("attn:1", 1, "fuse")], "at least one token kept"),
         (SHAPE, [step("attn:1", 5, "merge")], "at most 8 of 16"),
         (SHAPE, [Reduction("attn:1", Spec("nosuch"), Spec("topk"), 8)], "unknown score"),
@@ -162,3 +163,63 @@ def test_an_error_names_the_model(tmp_path: Path) -> None:
     with pytest.raises(TcompileError) as caught:
         pipeline.read(path)
     assert str(path) in str(caught.value)
+
+
+def with_table(model: onnx.ModelProto, heads: int = 2, tokens: int = 17) -> onnx.ModelProto:
+    """The ViT with a random [1, heads, tokens, tokens] added to the logits of every attention."""
+    rng, nodes = np.random.default_rng(3), []
+    for node in model.graph.node:
+        if node.op_type == "Softmax":
+            table = rng.normal(size=(1, heads, tokens, tokens)).astype(np.float32)
+            name = f"table_{len(nodes)}"
+            model.graph.initializer.append(onnx.numpy_helper.from_array(table, name))
+            logits = f"{node.input[0]}_biased"
+            nodes.append(onnx.helper.make_node("Add", [node.input[0], name], [logits], logits))
+            node.input[0] = logits
+        nodes.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return model
+
+
+@pytest.mark.parametrize("batch", [1, 2, None])
+def test_the_second_score_reads_the_gathered_table(tmp_path: Path, batch: int | None) -> None:
+    """What the score recomputes is the first row of the attention itself, table included."""
+    spec = VitSpec(depth=4, pool="none")
+    path = tmp_path / "biased.onnx"
+    onnx.save(with_table(build_vit(spec, random_weights(spec), batch=batch)), str(path))
+    steps = (step("attn:1", 12), step("attn:2", 6))
+    made = pipeline.reduce(path, schedule=Schedule("custom", Shape(17, 1, 16, 4), steps))
+    own = [n for n in made.dense.nodes if n.op == "Softmax"][2].name
+    probabilities = next(n for n in made.graph.nodes if n.name == own).outputs[0]
+    first = Schedule("custom", Shape(17, 1, 16, 4), steps[:1])
+    before = run(pipeline.reduce(path, schedule=first).graph, images(batch or 2))[1]
+    made.graph.outputs.append(probabilities)
+    _, index, attention = run(made.graph, images(batch or 2))
+    best = np.sort(np.argsort(-attention.mean(1)[:, 0, 1:], kind="stable")[:, :6])
+    assert (index[:, 1:] == np.take_along_axis(before[:, 1:], best, 1)).all()
+
+
+@pytest.mark.parametrize("batch", [1, 2, None])
+@pytest.mark.parametrize("dims", [[], [3]])
+def test_the_batch_is_that_of_the_images(
+    tmp_path: Path, batch: int | None, dims: list[int]
+) -> None:
+    """Also where an input without one comes first."""
+    spec = VitSpec(depth=4)
+    model = build_vit(spec, random_weights(spec), batch=batch)
+    x = images(batch or 2)
+    expected = run(pipeline.reduce(saved(model, tmp_path / "a.onnx"), keep=0.5).graph, x)
+    flag = onnx.helper.make_tensor_value_info("flag", onnx.TensorProto.FLOAT, dims)
+    model.graph.input.insert(0, flag)
+    path = saved(model, tmp_path / "b.onnx")
+    made = pipeline.reduce(path, keep=0.5)
+    assert pipeline.inspect(path).batch == ("batch" if batch is None else batch)
+    assert pipeline.inspect(path).flops == pipeline.inspect(tmp_path / "a.onnx").flops
+    made.graph.inputs.pop(0)
+    assert all((a == b).all() for a, b in zip(expected, run(made.graph, x), strict=True))
+
+
+def saved(model: onnx.ModelProto, path: Path) -> Path:
+    onnx.save(model, str(path))
+    return path
