@@ -120,7 +120,10 @@ def _numerics(numerics: Numerics | None, dense: DenseModel | None, artifact: Art
         how = f"give {artifact.manifest.source.file} as --against"
         return Check("numerics", "skipped", f"{why}; {how}")
     if not numerics.passed:
-        return Check("numerics", "failed", "; ".join(numerics.faults))
+        faults = "; ".join(numerics.faults)
+        if artifact.manifest.precision == "fp16":
+            faults += "; if a build with --precision fp32 passes, fp16 is too coarse for this model"
+        return Check("numerics", "failed", faults)
     worst = max((o.error for o in numerics.outputs), default=0.0)
     overlap = numerics.token_overlap
     tokens = "" if overlap is None else f"{overlap:.1%} of tokens the same, "
