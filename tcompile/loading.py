@@ -5,7 +5,8 @@ A bad file is one `ModelError` that names the file and the fault (DESIGN 5.12).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import onnx
@@ -37,8 +38,15 @@ def load(path: str | Path) -> onnx.ModelProto:
         raise ModelError("not an ONNX file, or an empty one", where=str(path), hint=_HINT)
     _check_opset(model, path)
     _check_external_data(model, path)
-    onnx.load_external_data_for_model(model, str(path.parent))
-    _check_initializers(model, path)
+    try:
+        onnx.load_external_data_for_model(model, str(path.parent))
+    except (onnx.checker.ValidationError, OSError, ValueError) as error:
+        raise ModelError(
+            f"external data cannot be read: {' '.join(str(error).split())}",
+            where=str(path),
+            hint="external data must be plain files beside the model, not links",
+        ) from error
+    _check_sizes(model, path)
     return model
 
 
@@ -57,34 +65,63 @@ def _check_opset(model: onnx.ModelProto, path: Path) -> None:
         )
 
 
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every stored tensor: of the graph, of graphs inside it, and of local functions."""
+    yield from _in_graph(model.graph)
+    for function in model.functions:
+        yield from _in_nodes(function.node)
+
+
+def _in_graph(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
     yield from graph.initializer
-    for node in graph.node:
+    yield from _in_sparse(graph.sparse_initializer)
+    yield from _in_nodes(graph.node)
+
+
+def _in_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
+    for node in nodes:
         for attribute in node.attribute:
             if attribute.HasField("t"):
                 yield attribute.t
             yield from attribute.tensors
+            if attribute.HasField("sparse_tensor"):
+                yield from _in_sparse([attribute.sparse_tensor])
+            yield from _in_sparse(attribute.sparse_tensors)
             if attribute.HasField("g"):
-                yield from _tensors(attribute.g)
+                yield from _in_graph(attribute.g)
             for sub in attribute.graphs:
-                yield from _tensors(sub)
+                yield from _in_graph(sub)
+
+
+def _in_sparse(tensors: Iterable[onnx.SparseTensorProto]) -> Iterator[onnx.TensorProto]:
+    for tensor in tensors:
+        yield tensor.values
+        yield tensor.indices
 
 
 def _check_external_data(model: onnx.ModelProto, path: Path) -> None:
     folder = path.parent.resolve()
-    for tensor in _tensors(model.graph):
+    for tensor in _tensors(model):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
         fields = {entry.key: entry.value for entry in tensor.external_data}
         location = fields.get("location", "")
-        data = (folder / location).resolve()
+        try:
+            data = (folder / location).resolve()
+            found = data.is_file()
+        except (OSError, ValueError) as error:
+            raise ModelError(
+                f"weights of '{tensor.name}' lie in a file that no system can name",
+                where=str(path),
+                hint=_HINT,
+            ) from error
         if not location or not data.is_relative_to(folder):
             raise ModelError(
                 f"weights of '{tensor.name}' point outside the model's folder: '{location}'",
                 where=str(path),
                 hint="external data must lie beside the model",
             )
-        if not data.is_file():
+        if not found:
             raise ModelError(
                 f"external data file '{location}' is missing",
                 where=str(path),
@@ -102,23 +139,30 @@ def _check_external_data(model: onnx.ModelProto, path: Path) -> None:
             )
 
 
-def _check_initializers(model: onnx.ModelProto, path: Path) -> None:
-    """Raw data must be as long as its dims say, before anything allocates by those dims."""
-    for tensor in _tensors(model.graph):
-        if not tensor.HasField("raw_data"):
-            continue
-        try:
-            width = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-        except (KeyError, TypeError, ValueError):
-            continue
-        count = 1
-        for dim in tensor.dims:
-            count *= dim
-        packed = tensor.data_type in _PACKED
-        if not packed and count * width != len(tensor.raw_data):
+def _check_sizes(model: onnx.ModelProto, path: Path) -> None:
+    """Tensors must hold as much as their dims say, before anything allocates by those dims."""
+    for tensor in _tensors(model):
+        kind = tensor.data_type
+        if kind not in onnx.TensorProto.DataType.values() or not kind:
+            raise ModelError(f"'{tensor.name}' is of unknown type {kind}", where=str(path))
+        if any(dim < 0 for dim in tensor.dims):
             raise ModelError(
-                f"weights of '{tensor.name}' hold {len(tensor.raw_data)} bytes, "
-                f"their shape {list(tensor.dims)} needs {count * width}",
+                f"'{tensor.name}' has a negative dim: {list(tensor.dims)}", where=str(path)
+            )
+        if kind in _PACKED:
+            continue
+        count = math.prod(tensor.dims)
+        if tensor.HasField("raw_data"):
+            width = onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize
+            needs, holds, unit = count * width, len(tensor.raw_data), "bytes"
+        else:
+            field = onnx.helper.tensor_dtype_to_field(kind)
+            parts = 2 if kind in (onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128) else 1
+            needs, holds, unit = count * parts, len(getattr(tensor, field)), "values"
+        if needs != holds:
+            raise ModelError(
+                f"weights of '{tensor.name}' hold {holds} {unit}, their shape "
+                f"{list(tensor.dims)} needs {needs}",
                 where=str(path),
                 hint=_HINT,
             )

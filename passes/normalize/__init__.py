@@ -12,13 +12,15 @@ from dataclasses import dataclass
 import onnx
 import onnx.inliner
 import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.logger import G_LOGGER
+from onnx_graphsurgeon.util.exception import OnnxGraphSurgeonException
 
 from tcompile.errors import ModelError
 from tcompile.ir import unique_names
 from tcompile.passes.normalize.batch import check_known, explicit_reshapes, free_batch
 from tcompile.passes.normalize.bind import Shapes, bind_inputs
 from tcompile.passes.normalize.fold import fold_constants, fold_shapes, inline_ifs
-from tcompile.passes.normalize.infer import infer
+from tcompile.passes.normalize.infer import check, infer
 from tcompile.passes.normalize.simplify import simplify
 from tcompile.passes.normalize.uniform import drop_batch_expansion, tiles_to_expands
 
@@ -50,14 +52,9 @@ def normalize(model: onnx.ModelProto, *, shapes: Shapes | None = None) -> Normal
         ModelError: a dim other than the batch stays dynamic, or shapes contradict each other.
     """
     metadata = {p.key: p.value for p in model.metadata_props}
-    if model.functions:
-        model = onnx.inliner.inline_local_functions(model)
-    graph = gs.import_onnx(model)
-    for node in graph.nodes:
-        node.domain = None if node.domain in ("", "ai.onnx") else node.domain
-    unique_names(graph)
+    graph = _import(model)
     symbolic = bind_inputs(graph, shapes)
-    graph.cleanup(remove_unused_graph_inputs=False).toposort()
+    check(graph)
     for _ in range(_ROUNDS):
         infer(graph)
         changed = fold_shapes(graph) + inline_ifs(graph) + fold_constants(graph)
@@ -73,3 +70,22 @@ def normalize(model: onnx.ModelProto, *, shapes: Shapes | None = None) -> Normal
     if symbolic:
         free_batch(graph)
     return Normalized(graph, symbolic, metadata)
+
+
+def _import(model: onnx.ModelProto) -> gs.Graph:
+    """The model in the IR: functions inlined, dead nodes gone, in execution order."""
+    try:
+        if model.functions:
+            model = onnx.inliner.inline_local_functions(model)
+        graph = gs.import_onnx(model)
+        for node in graph.nodes:
+            node.domain = None if node.domain in ("", "ai.onnx") else node.domain
+        unique_names(graph)
+        # Local functions, such as the token ops, came with version 8 of the format.
+        graph.ir_version = max(graph.ir_version or 0, 8)
+        with G_LOGGER.suppress(G_LOGGER.CRITICAL + 1):  # it prints what the error says
+            return graph.cleanup(remove_unused_graph_inputs=False).toposort()
+    except (OnnxGraphSurgeonException, onnx.checker.ValidationError, UnicodeDecodeError) as error:
+        raise ModelError(
+            f"not a valid ONNX graph: {' '.join(str(error).split())}", hint="export it again"
+        ) from error

@@ -111,6 +111,12 @@ def check_known(graph: gs.Graph) -> None:
     for node in graph.nodes:
         for out in node.outputs:
             if not out.is_empty() and out.shape is None:
+                if node.domain:
+                    raise ModelError(
+                        f"{node.op} '{node.name}' is an operator of '{node.domain}', which "
+                        "tcompile does not know",
+                        hint="give it the model as exported, before a runtime optimised it",
+                    )
                 raise ModelError(
                     f"the output shape of {node.op} '{node.name}' is not known at compile time",
                     hint="tcompile needs a static token count; export with a fixed image size",

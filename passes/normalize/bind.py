@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from tcompile.errors import ModelError, UsageError
@@ -33,6 +34,11 @@ def bind_inputs(graph: gs.Graph, shapes: Shapes | None = None) -> bool:
     shapes = dict(shapes or {})
     symbolic = False
     for tensor in graph.inputs:
+        if tensor.shape is None or not isinstance(tensor.dtype, (type, np.dtype)):
+            raise ModelError(
+                f"input '{tensor.name}' is no tensor of a type and rank that tcompile knows",
+                hint="export the model in fp32, its inputs with shapes",
+            )
         given = shapes.pop(tensor.name, None)
         dims = list(given if given is not None else tensor.shape or [])
         if given is not None and tensor.shape and len(given) != len(tensor.shape):

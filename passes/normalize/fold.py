@@ -13,7 +13,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
-from tcompile.errors import MissingExtraError
+from tcompile.errors import MissingExtraError, ModelError
 from tcompile.ir import BATCH_SENTINEL, attr, is_const, opset_imports, replace_uses, value
 
 #: A folded tensor beyond this many bytes stays a sub-graph, unless its inputs are as large.
@@ -124,10 +124,16 @@ def _evaluate(
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
-    session = ort.InferenceSession(
-        inferred.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    return [np.asarray(r) for r in session.run([t.name for t in wanted], {})]
+    try:
+        session = ort.InferenceSession(
+            inferred.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        return [np.asarray(r) for r in session.run([t.name for t in wanted], {})]
+    except Exception as error:  # ONNX Runtime's errors have no base of their own
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(
+            f"ONNX Runtime cannot compute its constants: {reason}", hint="the export is broken"
+        ) from error
 
 
 def _store(tensor: gs.Tensor, result: np.ndarray[Any, Any]) -> None:

@@ -10,6 +10,24 @@ from tcompile.errors import ModelError
 from tcompile.ir import int_to_dim, is_const, skeleton
 
 
+def check(graph: gs.Graph) -> None:
+    """Hold the graph against ONNX's own rules, its large weights left out.
+
+    Raises:
+        ModelError: unknown operators, inputs or attributes an operator does not have, tensors that
+            nothing makes.
+    """
+    try:
+        model = skeleton(graph)
+        for output in model.graph.output:  # the rules want a type there; any will do
+            output.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+            output.type.tensor_type.shape.SetInParent()
+        onnx.checker.check_model(model)
+    except (onnx.checker.ValidationError, UnicodeDecodeError) as error:
+        reason = str(error).partition("==> Context")[0]
+        raise ModelError(f"not a valid ONNX graph: {reason}", hint="export it again") from error
+
+
 def infer(graph: gs.Graph, *, symbolic: bool = False) -> None:
     """Write shape and dtype of every tensor that inference can tell; others get None.
 
@@ -22,7 +40,8 @@ def infer(graph: gs.Graph, *, symbolic: bool = False) -> None:
     try:
         model = onnx.shape_inference.infer_shapes(skeleton(graph), strict_mode=True, data_prop=True)
     except onnx.shape_inference.InferenceError as error:
-        reason = str(error).splitlines()[-1]
+        # The first fault; those after it are mostly its consequences.
+        reason = next((s for s in str(error).splitlines() if s.strip()), "")
         raise ModelError(
             f"its shapes contradict each other: {reason}", hint="the export is broken"
         ) from error
