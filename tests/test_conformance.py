@@ -108,6 +108,16 @@ def test_models_processed_by_others(
 SITES = ("topk:block=1", "topk:block=0,site=block", "topk:block=2,site=block", "topk:site=output")
 
 
+@pytest.mark.parametrize("method", ["tome", "tome:prop_attn=false"])
+@pairs(some("timm-vit", "timm-vit-gap", "timm-siglip"))
+def test_proportional_attention_can_be_switched_off(
+    case: Case, variant: Variant, method: str, cache: Path
+) -> None:
+    path, found = exported(case, variant, cache), subject(case.id)
+    cuts = holds(path, found, 2, {"keep": float(KEEP), "method": method})
+    assert all(cut.proportional == (method == "tome") for cut in cuts)
+
+
 @pytest.mark.parametrize("method", SITES)
 @pairs(some("timm-vit", "hf-dinov2-registers", "hf-siglip-vision", "open-clip-tokens"))
 def test_every_site(case: Case, variant: Variant, method: str, cache: Path) -> None:

@@ -42,7 +42,13 @@ def subject(case_id: str) -> Subject:
 def selection(case: Case) -> list[Variant]:
     """A few variants of a case: of each exporter one, and of dynamo one below and one from opset
     23 on, where attention is a single op. Which one moves on from case to case, so that over all
-    cases every attention, batch and opset of the matrix meets every kind of model."""
+    cases every attention, batch and opset of the matrix meets every kind of model.
+
+    With TCOMPILE_MATRIX=all in the environment, all of `variants`; with =full, every combination.
+    """
+    wanted = os.environ.get("TCOMPILE_MATRIX", "")
+    if wanted in ("all", "full"):
+        return variants(case, full=wanted == "full")
     turn = list(BY_ID).index(case.id)
     groups: dict[str, list[Variant]] = {}
     for variant in variants(case):
@@ -54,7 +60,6 @@ def selection(case: Case) -> list[Variant]:
 
 def _own(module: nn.Module, size: int, outputs: tuple[str, ...]) -> tuple[LoadedModel, Subject]:
     module.eval().requires_grad_(False)
-    stir(module, seed=3)
     loaded = LoadedModel(
         module=module,
         base=module,
@@ -70,15 +75,17 @@ def _own(module: nn.Module, size: int, outputs: tuple[str, ...]) -> tuple[Loaded
 @lru_cache(maxsize=1)
 def biased() -> tuple[LoadedModel, Subject]:
     """A model whose attention adds a table [H, N, N] in every block, with its oracle."""
-    return _own(BiasedViT(48), 48, ("logits", "tokens"))
+    module = BiasedViT(48)
+    stir(module, seed=3)
+    return _own(module, 48, ("logits", "tokens"))
 
 
 @lru_cache(maxsize=1)
 def glyphs() -> tuple[LoadedModel, Subject]:
-    """`zoo:glyphs` at its full size, weights redrawn, with its oracle."""
-    from tcompile.models.glyphs import untrained
+    """`zoo:glyphs` with its oracle: the one model of these with trained weights."""
+    from tcompile.models.glyphs import load
 
-    return _own(untrained(), 56, ("logits", "patch_logits"))
+    return _own(load(), 56, ("logits", "patch_logits"))
 
 
 def exported(case: Case, variant: Variant, cache: Path, patience: float = 300.0) -> Path:

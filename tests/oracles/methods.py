@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -29,12 +29,14 @@ class Reduction:
     """site: `attn:3` (after that block's attention), `block:3` (after its MLP) or `output` (after
     the last block and the norm that follows it; scores are the last block's).
     kind: topk, fuse or tome.  score: cls or attn (not for tome).  keep: tokens other than the
-    prefix that leave the site, the fused one included."""
+    prefix that leave the site, the fused one included.  proportional: ToMe's proportional attention
+    from here on."""
 
     site: str
     kind: str
     keep: int
     score: str = "cls"
+    proportional: bool = True
 
 
 @dataclass(frozen=True)
@@ -247,22 +249,24 @@ def run(encoder: Encoder, image: Tensor, reductions: Sequence[Reduction]) -> Res
         bias = _bias(block, stream, index)
         q, k, v = block.qkv(stream.x)
         after = block.attend(stream.x, attention(q, k, v, block.scale, bias))
-        stream = Stream(after, stream.sizes)
+        stream = replace(stream, x=after)
         for half in ("attn", "block", "output"):
             site = half if half == "output" else f"{half}:{i}"
             if half == "block":
                 entering.append((arriving, stream.x.shape[1]))
-                stream = Stream(block.mlp(stream.x), stream.sizes)
+                stream = replace(stream, x=block.mlp(stream.x))
             elif half == "output":
                 if i < last:
                     break
-                stream = Stream(encoder.norm(stream.x), stream.sizes)
+                stream = replace(stream, x=encoder.norm(stream.x))
             if site not in at:
                 continue
             if stream.x.shape[1] != arriving:
                 raise ValueError(f"{site}: the attention of block {i} had other tokens")
             step = _reduce(encoder, stream, at[site], q, k, block.scale, bias)
             margins += [Margin(site, what, gap) for what, gap in step.margins]
+            if at[site].kind == "tome":
+                stream = replace(stream, proportional=at[site].proportional)
             stream, index, owner, size = _apply(encoder.prefix, stream, step, index, owner, size)
     return Result(encoder.head(stream), index, owner, size, tuple(entering), tuple(margins))
 
@@ -322,4 +326,4 @@ def _apply(
         owned = torch.zeros_like(step.source, dtype=x.dtype).scatter_add_(1, step.owner, before)
         patch_size = torch.where(new, owned, gather(before, step.source.clamp(min=0)))
     size = torch.cat([ones, patch_size], dim=1)
-    return Stream(x, sizes), index, owner, size
+    return replace(stream, x=x, sizes=sizes), index, owner, size

@@ -20,6 +20,7 @@ def reductions(schedule: dict[str, Any]) -> list[Reduction]:
             kind=KINDS[step["reducer"]["name"]],
             keep=step["keep"],
             score=(step.get("score") or {"name": "cls"})["name"],
+            proportional=step["reducer"].get("prop_attn", True),
         )
         for step in schedule["reductions"]
     ]

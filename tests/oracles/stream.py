@@ -17,15 +17,19 @@ class Stream:
     """The tokens at one point of the encoder.
 
     x: [B, N, C], prefix first.  sizes: [B, N], how many original tokens each stands for (1 for the
-    prefix), or None as long as nothing was merged.
+    prefix), or None as long as nothing was merged.  proportional: whether attention counts a key as
+    often as its size.
     """
 
     x: Tensor
     sizes: Tensor | None = None
+    proportional: bool = True
 
     def key_bias(self) -> Tensor | None:
         """[B, 1, 1, N] to add to attention logits: log size of each key; None without merging."""
-        return None if self.sizes is None else self.sizes.log()[:, None, None, :]
+        if self.sizes is None or not self.proportional:
+            return None
+        return self.sizes.log()[:, None, None, :]
 
 
 @dataclass(frozen=True)
