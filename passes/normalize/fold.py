@@ -152,8 +152,10 @@ def inline_ifs(graph: gs.Graph) -> int:
     for node in [n for n in graph.nodes if n.op == "If" and is_const(n.inputs[0])]:
         taken = node.attrs["then_branch" if bool(value(node.inputs[0])) else "else_branch"]
         position = next(i for i, n in enumerate(graph.nodes) if n is node)
+        outside = {id(t) for t in graph.tensors().values()}
         for inner in taken.tensors().values():
-            if not any(inner is t for t in graph.tensors().values()) and inner.inputs:
+            # Branches of other nodes may use the same names, for stored tensors too.
+            if id(inner) not in outside:
                 inner.name = f"{node.name}/{inner.name}"
         outputs = list(node.outputs)
         node.outputs.clear()

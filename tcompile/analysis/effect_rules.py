@@ -182,6 +182,7 @@ class Walker:
             rules.update(dict.fromkeys(ops.split(), shared))
         normalising = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
         rules.update(dict.fromkeys(normalising, self._normalise))
+        rules.update(dict.fromkeys(("LogSoftmax", "LpNormalization"), self._along))
         rule = rules.get(node.op)
         return rule(node) if rule else []
 
@@ -288,6 +289,11 @@ class Walker:
         for axis in range(int(attr(node, "axis", -1)) % rank, rank):
             if self._run(node.inputs[0], axis):
                 raise _BarrierError("normalises over tokens")
+        return []
+
+    def _along(self, node: gs.Node) -> list[Edit]:
+        if self._run(node.inputs[0], int(attr(node, "axis", -1))):
+            raise _BarrierError("normalises over tokens")
         return []
 
     def _channelwise(self, node: gs.Node) -> list[Edit]:

@@ -29,6 +29,14 @@ def same(node: gs.Node, facts: Facts) -> Result:
     return [facts.of(node.inputs[0])] * len(node.outputs)
 
 
+def normalise(node: gs.Node, facts: Facts) -> Result:
+    """LayerNormalization and its kin: the input's axes; mean and deviation lose the normed ones."""
+    source = facts.of(node.inputs[0])
+    first = _axis(node, len(source), default=-1)
+    over = source[:first] + (ONE,) * (len(source) - first)
+    return [source] + [over] * (len(node.outputs) - 1)
+
+
 def broadcast(node: gs.Node, facts: Facts) -> Result:
     """Elementwise with broadcasting."""
     result: Axes = facts.of(node.inputs[0])
@@ -293,7 +301,8 @@ REDUCTIONS = (
 SPATIAL = "Conv MaxPool AveragePool GlobalAveragePool GlobalMaxPool Resize LpPool"
 
 TRANSFER: dict[str, Transfer] = {
-    **_table(same, f"{ELEMENTWISE} {NORMALISING} {CHANNELWISE} CumSum"),
+    **_table(same, f"{ELEMENTWISE} {CHANNELWISE} CumSum"),
+    **_table(normalise, NORMALISING),
     **_table(broadcast, BROADCAST),
     **_table(reshape, VIEWS),
     **_table(expand, "Expand Tile ConstantOfShape"),

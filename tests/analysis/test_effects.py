@@ -107,6 +107,8 @@ def test_edits(tail: str, kind: type) -> None:
         ("y = Gather <axis = 1> (s, shuffled)", "particular patch tokens"),
         ("y = MatMul (mixer, s)", "mixes tokens with a stored matrix"),
         ("y = CumSum (s, scalar1)", "accumulates over tokens"),
+        ("y = LogSoftmax <axis = 1> (s)", "normalises over tokens"),
+        ("y = LpNormalization <axis = -2> (s)", "normalises over tokens"),
         ("y = Add (s, v)", "joins reduced tokens"),
         ("y = ReduceProd <keepdims = 0> (s, one)", "not meaningful on fewer tokens"),
         ("t = Transpose <perm = [0, 2, 1]> (s)\n y = LpPool <kernel_shape = [2]> (t)",
@@ -117,6 +119,12 @@ def test_barriers_name_the_reason(tail: str, words: str) -> None:
     if "scalar1" in tail:
         tail = "scalar1 = Constant <value_int = 1> ()\n" + tail
     assert re.search(words, reason(tail)), reason(tail)
+
+
+def test_statistics_of_a_norm_lose_the_normed_axes() -> None:
+    _, found = analysed("n, mean, spread = LayerNormalization (s, gamma)\n y = Relu (mean)")
+    assert found.facts.axes["mean"] == (*found.facts.axes["s"][:2], ())
+    assert found.sites[0].legal
 
 
 def test_an_op_without_a_transfer_function_is_named() -> None:

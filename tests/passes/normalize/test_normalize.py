@@ -172,3 +172,22 @@ def test_cls_is_expanded_at_run_time_under_a_free_batch() -> None:
     assert list(found.graph.outputs[0].shape) == [BATCH, 4, 4]
     for batch in (1, 5):
         assert run(to_onnx(found.graph), np.ones((batch, 3, 4), np.float32)).shape[0] == batch
+
+
+def test_branches_of_two_ifs_keep_their_own_weights() -> None:
+    """Names inside a branch are its own affair: two branches may call different weights alike."""
+
+    def branch(number: float) -> onnx.GraphProto:
+        stored = onnx.numpy_helper.from_array(np.full(4, number, np.float32), "k")
+        out = onnx.helper.make_tensor_value_info("o", onnx.TensorProto.FLOAT, None)
+        add = onnx.helper.make_node("Add", ["x", "k"], ["o"])
+        return onnx.helper.make_graph([add], "b", [], [out], [stored])
+
+    model = parse("a = Identity (x) b = Identity (x) y = Sub (a, b)")
+    for node, numbers in zip(model.graph.node, ((1.0, 2.0), (10.0, 20.0)), strict=False):
+        node.op_type, node.input[0] = "If", "yes"
+        for name, number in zip(("then_branch", "else_branch"), numbers, strict=True):
+            node.attribute.append(onnx.helper.make_attribute(name, branch(number)))
+    yes = onnx.numpy_helper.from_array(np.asarray(True), "yes")
+    model.graph.initializer.append(yes)
+    assert (run(to_onnx(normalize(model).graph), np.zeros((2, 3, 4), np.float32)) == -9).all()
