@@ -16,7 +16,7 @@ from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.core import Core
 from tcompile.passes.reduce.edits import Editor, redirect
 from tcompile.passes.reduce.outputs import carried, token_outputs
-from tcompile.passes.reduce.reducers import ReducerInput, find_reducer
+from tcompile.passes.reduce.reducers import ReducerInput, check_parameters, find_reducer
 from tcompile.passes.reduce.scores import ScoreInput, find_score
 from tcompile.passes.reduce.stage import Stage
 from tcompile.planning.schedule import Reduction, Schedule
@@ -75,6 +75,11 @@ def check_schedule(analysis: Analysis, schedule: Schedule) -> list[Site]:
     count, last = analysis.shape.patches, -1
     sites: list[Site] = []
     for step in schedule.reductions:
+        find_reducer(step.reducer.name)
+        check_parameters(step.reducer)
+        if step.score is not None:
+            find_score(step.score.name)
+            check_parameters(step.score)
         site = analysis.site(step.site)
         if site is None:
             raise UsageError(f"no site '{step.site}'", where="schedule",

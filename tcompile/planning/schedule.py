@@ -118,12 +118,12 @@ class Schedule:
                     str(r["site"]),
                     _spec(r["score"]) if r.get("score") else None,
                     _spec(r["reducer"]),
-                    int(r["keep"]),
+                    _count(r["keep"]),
                 )
                 for r in document["reductions"]
             )
             fields = ("tokens", "prefix", "patches", "blocks")
-            shape = Shape(*(int(document["model"][k]) for k in fields))
+            shape = Shape(*(_count(document["model"][k]) for k in fields))
             return Schedule(str(document.get("method", "custom")), shape, reductions)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UsageError(
@@ -131,6 +131,13 @@ class Schedule:
                 where=where,
                 hint="see `tcompile plan --json` for the form",
             ) from error
+
+
+def _count(number: Any) -> int:
+    """A whole number, which `true`, 8.5 and infinity are not."""
+    if isinstance(number, bool) or not isinstance(number, (int, float)) or number % 1 != 0:
+        raise ValueError(f"{number!r} is no whole number")
+    return int(number)
 
 
 def _spec(document: Mapping[str, Any]) -> Spec:
@@ -152,6 +159,8 @@ def read_schedule(path: str | Path) -> Schedule:
         raise UsageError("cannot be read", where=str(path)) from error
     try:
         document = json.loads(text)
+    except RecursionError as error:
+        raise UsageError("not a schedule: nested too deeply", where=str(path)) from error
     except json.JSONDecodeError as error:
         if path.suffix not in (".yaml", ".yml"):
             raise UsageError(f"not JSON: {error}", where=str(path)) from error

@@ -85,9 +85,21 @@ def test_schedule_survives_json_and_yaml(tmp_path: Path) -> None:
     assert Schedule.from_json(made.to_json()) == made
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 9}', '{"schema": 1, "model": 3}'])
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", '{"schema": 9}', '{"schema": 1, "model": 3}', "[" * 100_000, '{"schema": 1}'],
+)
 def test_what_is_no_schedule(text: str, tmp_path: Path) -> None:
     path = tmp_path / "s.json"
     path.write_text(text)
     with pytest.raises(UsageError):
+        read_schedule(path)
+
+
+@pytest.mark.parametrize("count", ["true", "null", "8.5", "1e999", "NaN", '"8"', "[8]"])
+def test_counts_are_whole_numbers(count: str, tmp_path: Path) -> None:
+    document = json.dumps(compose("topk", VIT, True, "0.5").to_json())
+    path = tmp_path / "s.json"
+    path.write_text(document.replace('"keep": 98', f'"keep": {count}'))
+    with pytest.raises(UsageError, match="not a schedule"):
         read_schedule(path)

@@ -15,6 +15,7 @@ from tcompile.passes.reduce.reducers.fuse import fuse
 from tcompile.passes.reduce.reducers.merge import merge
 from tcompile.passes.reduce.reducers.topk import topk
 from tcompile.passes.reduce.stage import Stage
+from tcompile.planning.schedule import Spec
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,28 @@ class ReducerInput:
 Reducer = Callable[[ReducerInput], tuple[gs.Tensor, Stage]]
 
 REDUCERS: Mapping[str, Reducer] = {"topk": topk, "fuse": fuse, "merge": merge}
+
+
+#: What each takes besides; a parameter it does not know is a mistake to be told of.
+PARAMETERS: Mapping[str, Mapping[str, type]] = {"merge": {"prop_attn": bool}}
+
+
+def check_parameters(spec: Spec) -> None:
+    """Hold the parameters of a reducer (or score) in a schedule against those it takes.
+
+    Raises:
+        UsageError: an unknown one, or a value of the wrong type.
+    """
+    known = PARAMETERS.get(spec.name, {})
+    for key, given in spec.parameters.items():
+        if key not in known:
+            hint = f"it has: {', '.join(known)}" if known else "it has none"
+            raise UsageError(f"'{key}' is not a parameter of {spec.name}", where="schedule",
+                             hint=hint)  # fmt: skip
+        if not isinstance(given, known[key]):
+            raise UsageError(
+                f"{key}={given!r} of {spec.name} is no {known[key].__name__}", where="schedule"
+            )
 
 
 def find_reducer(name: str) -> Reducer:

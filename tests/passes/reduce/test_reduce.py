@@ -139,6 +139,9 @@ def step(site: str, keep: int, reducer: str = "topk") -> Reduction:
         (SHAPE, [Reduction("attn:1", Spec("nosuch"), Spec("topk"), 8)], "unknown score"),
         (SHAPE, [Reduction("attn:1", Spec("cls"), Spec("nosuch"), 8)], "unknown reducer"),
         (SHAPE, [Reduction("attn:1", None, Spec("topk"), 8)], "needs a score"),
+        (SHAPE, [Reduction("attn:1", None, Spec("merge", {"prop": True}), 8)], "not a parameter"),
+        (SHAPE, [Reduction("attn:1", None, Spec("merge", {"prop_attn": "no"}), 8)], "no bool"),
+        (SHAPE, [Reduction("attn:1", Spec("cls", {"x": 1}), Spec("topk"), 8)], "it has none"),
     ],
 )
 def test_schedules_that_do_not_fit(
