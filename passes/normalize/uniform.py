@@ -9,11 +9,12 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from tcompile.analysis.transfer import BROADCAST, ELEMENTWISE
-from tcompile.ir import BATCH_SENTINEL, ints, is_const, shape
+from tcompile.analysis.transfer import BROADCAST, ELEMENTWISE, REDUCTIONS
+from tcompile.ir import BATCH_SENTINEL, attr, axes_argument, ints, is_const, shape
 
 _BROADCAST = set(BROADCAST.split())
 _ELEMENTWISE = set(ELEMENTWISE.split())
+_REDUCTIONS = set(REDUCTIONS.split())
 
 
 def drop_batch_expansion(graph: gs.Graph) -> int:
@@ -63,11 +64,22 @@ def _tolerant(graph: gs.Graph, tensor: gs.Tensor, axis: int) -> bool:
             others = [t for t in node.inputs if t is not tensor and not t.is_empty()]
             if any(_batched(t, axis) for t in others):
                 continue
-        elif node.op not in _ELEMENTWISE or len(node.outputs) != 1:
+        elif not (node.op in _ELEMENTWISE or _reduces_others(node, axis)) or node.outputs[1:]:
             return False
         if not _tolerant(graph, out, axis):
             return False
     return True
+
+
+def _reduces_others(node: gs.Node, axis: int) -> bool:
+    """Whether it reduces axes other than this one, which keep their places."""
+    axes = axes_argument(node) if node.op in _REDUCTIONS and "axis" not in node.attrs else None
+    rank = len(node.inputs[0].shape)
+    return (
+        bool(axes)
+        and bool(attr(node, "keepdims", 1))
+        and axis % rank not in [a % rank for a in axes or []]
+    )
 
 
 def _batched(tensor: gs.Tensor, axis: int) -> bool:
