@@ -97,7 +97,7 @@ class _Placed:
     def touches(self, other: _Placed) -> bool:
         """Whether the bounding boxes share a pixel."""
         (height, width), (other_height, other_width) = self.ink.shape, other.ink.shape
-        return (
+        return bool(
             self.top < other.top + other_height
             and other.top < self.top + height
             and self.left < other.left + other_width

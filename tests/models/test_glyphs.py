@@ -151,13 +151,15 @@ def test_export_computes_the_same_in_onnx_runtime(tmp_path: Path) -> None:
 
 
 @pytest.mark.heavy
-def test_training_lowers_the_loss_and_writes_loadable_weights(
+def test_training_writes_loadable_weights(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("torch")
     from tcompile.models.glyphs.train import Settings, train
 
-    settings = Settings(tmp_path / "out.safetensors", tmp_path / "cache", scenes=64, steps=3)
+    settings = Settings(
+        tmp_path / "out.safetensors", tmp_path / "cache", scenes=64, steps=3, threads=1, check=20
+    )
     train(settings)
     assert "64 scenes" in capsys.readouterr().err
     glyphs.load(settings.out)
