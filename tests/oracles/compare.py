@@ -148,6 +148,7 @@ def check(
     """Compare a reduced model with the oracle. Raises MismatchError, saying where they differ."""
     result = subject.run(images, reductions)
     found = infer_in_batches(model, images)
+    _check_declared(model, found)
     extra = {name: found.pop(name) for name in EXTRA if name in found}
     if len(found) != len(result.outputs):
         raise MismatchError(f"outputs {list(found)} where the model has {len(result.outputs)}")
@@ -161,6 +162,14 @@ def check(
         if not errors[-1] <= tolerances[-1]:  # so that NaN is a mismatch
             raise MismatchError(f"{name}: error {errors[-1]:.2e}, allowed {tolerances[-1]:.2e}")
     return Verdict(tuple(errors), tuple(tolerances))
+
+
+def _check_declared(model: onnx.ModelProto, found: Arrays) -> None:
+    """The outputs have the shapes that the model says they have, batch aside."""
+    for info in model.graph.output:
+        declared = [dim.dim_value for dim in info.type.tensor_type.shape.dim][1:]
+        if declared != list(found[info.name].shape[1:]):
+            raise MismatchError(f"{info.name} is {found[info.name].shape}, declared {declared}")
 
 
 def _check_tokens(extra: Arrays, result: Result, outputs: str) -> None:
@@ -195,31 +204,34 @@ def _distance(found: np.ndarray[Any, Any], expected: np.ndarray[Any, Any], name:
 def check_structure(model: onnx.ModelProto) -> None:
     """`onnx.checker` in full, and every shape known once the batch is. Raises MismatchError."""
     onnx.checker.check_model(model, full_check=True)
-    for batch in (1, 3):
+    batch = model.graph.input[0].type.tensor_type.shape.dim[0]
+    for size in (batch.dim_value,) if batch.dim_value else (1, 3):
         bound = onnx.ModelProto()
         bound.CopyFrom(model)
-        dim = bound.graph.input[0].type.tensor_type.shape.dim[0]
-        if dim.dim_value and dim.dim_value != batch:
-            continue
-        symbol = dim.dim_param
-        dim.dim_value = batch
         del bound.graph.value_info[:]
-        for output in bound.graph.output:
-            for d in output.type.tensor_type.shape.dim:
-                if d.dim_param == symbol and symbol:
-                    d.dim_value = batch
-        inferred = onnx.shape_inference.infer_shapes(
-            bound, check_type=True, strict_mode=True, data_prop=True
+        for info in (*bound.graph.input, *bound.graph.output):
+            for dim in info.type.tensor_type.shape.dim:
+                if dim.dim_param and dim.dim_param == batch.dim_param:
+                    dim.dim_value = size
+        _check_known(
+            onnx.shape_inference.infer_shapes(
+                bound, check_type=True, strict_mode=True, data_prop=True
+            )
         )
-        known = {
-            info.name: info.type.tensor_type
-            for info in (*inferred.graph.value_info, *inferred.graph.output)
-        }
-        for node in inferred.graph.node:
-            for name in filter(None, node.output):
-                if name not in known or not known[name].HasField("shape"):
-                    raise MismatchError(f"{node.op_type} {node.name}: shape of {name} is unknown")
-                dims = known[name].shape.dim
-                if not all(d.HasField("dim_value") for d in dims):
-                    text = [d.dim_value or d.dim_param or "?" for d in dims]
-                    raise MismatchError(f"{node.op_type} {node.name}: {name} has shape {text}")
+
+
+def _check_known(model: onnx.ModelProto) -> None:
+    """Raises MismatchError unless every output of every node has a shape of numbers."""
+    known = {
+        info.name: info.type.tensor_type.shape
+        for info in (*model.graph.value_info, *model.graph.output)
+        if info.type.tensor_type.HasField("shape")
+    }
+    for node in model.graph.node:
+        for name in filter(None, node.output):
+            if name not in known:
+                raise MismatchError(f"{node.op_type} {node.name}: shape of {name} is unknown")
+            dims = known[name].dim
+            if not all(dim.HasField("dim_value") for dim in dims):
+                text = [dim.dim_value or dim.dim_param or "?" for dim in dims]
+                raise MismatchError(f"{node.op_type} {node.name}: {name} has shape {text}")
