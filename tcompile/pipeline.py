@@ -73,6 +73,7 @@ class Reduced:
         fp32_nodes: nodes that must stay fp32 when the rest goes to fp16.
         attention_layers: attentions with more than one query row: the fused kernels to expect.
         metadata: the source's metadata_props.
+        widened: whether the source computed in fp16.
     """
 
     graph: gs.Graph
@@ -81,6 +82,7 @@ class Reduced:
     fp32_nodes: frozenset[str]
     attention_layers: int
     metadata: dict[str, str]
+    widened: bool
 
 
 def read(model: str | Path, *, shapes: Shapes | None = None) -> Analysed:
@@ -156,8 +158,9 @@ def reduce(
 def _reduce(model: Analysed, schedule: Schedule, outputs: str) -> Reduced:
     made: ReducedGraph = reduce_graph(model.graph, model.analysis, schedule, outputs=outputs)
     layers = sum(1 for a in model.analysis.attentions if a.query_rows > 1)
+    normal = model.normalized
     return Reduced(
-        made.graph, model.graph, schedule, made.fp32_nodes, layers, model.normalized.metadata
+        made.graph, normal.graph, schedule, made.fp32_nodes, layers, normal.metadata, normal.widened
     )
 
 
@@ -232,6 +235,7 @@ def _fill(
         reduced.graph, target=target, precision=precision, fp32_nodes=reduced.fp32_nodes
     )
     inputs, outs = describe_tensors(without_weights(lowered))
+    widened = reduced.widened
     save(lowered, folder / MODEL, reduced.metadata)
     with tempfile.TemporaryDirectory(prefix="tcompile-") as scratch:
         dense = Path(scratch) / MODEL
@@ -240,7 +244,7 @@ def _fill(
         del lowered, reduced
         gc.collect()
         progress("checking the normal form against the source")
-        check_normal_form(source, dense)
+        check_normal_form(source, dense, half=widened)
     progress(f"emitting for {target.name}")
     emitted = emit(folder / MODEL, folder, target=target, precision=precision)
     progress("measuring")

@@ -1,8 +1,9 @@
 """The normal form: one spelling per idea, whatever exporter wrote the file (DESIGN 5.13).
 
 Local functions inlined; input dims bound; shapes inferred and folded to a fixed point; constant
-sub-graphs evaluated; no-ops and all-true masks gone; explicit dims in every Reshape. Nothing is
-fused. Static, dynamic, TorchScript and transformers exports of one model become the same graph.
+sub-graphs evaluated; no-ops and all-true masks gone; explicit dims in every Reshape; fp32 inside.
+Nothing is fused. Static, dynamic, TorchScript and transformers exports of one model become the same
+graph.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from tcompile.passes.normalize.fold import fold_constants, fold_shapes, inline_i
 from tcompile.passes.normalize.infer import check, infer
 from tcompile.passes.normalize.simplify import simplify
 from tcompile.passes.normalize.uniform import drop_batch_expansion, tiles_to_expands
+from tcompile.passes.normalize.widen import widen
 
 _ROUNDS = 64
 
@@ -35,11 +37,13 @@ class Normalized:
         graph: shapes known on every tensor; a free batch is the dim `batch`.
         symbolic_batch: whether the batch is free.
         metadata: the model's metadata_props, which the IR does not carry.
+        widened: whether the model computed in fp16, which the normal form does not.
     """
 
     graph: gs.Graph
     symbolic_batch: bool
     metadata: dict[str, str]
+    widened: bool = False
 
 
 def normalize(model: onnx.ModelProto, *, shapes: Shapes | None = None) -> Normalized:
@@ -55,6 +59,9 @@ def normalize(model: onnx.ModelProto, *, shapes: Shapes | None = None) -> Normal
     graph = _import(model)
     symbolic = bind_inputs(graph, shapes)
     check(graph)
+    widened = widen(graph)
+    if widened:
+        graph.toposort()
     for _ in range(_ROUNDS):
         infer(graph)
         changed = fold_shapes(graph) + inline_ifs(graph) + fold_constants(graph)
@@ -69,7 +76,7 @@ def normalize(model: onnx.ModelProto, *, shapes: Shapes | None = None) -> Normal
     explicit_reshapes(graph)
     if symbolic:
         free_batch(graph)
-    return Normalized(graph, symbolic, metadata)
+    return Normalized(graph, symbolic, metadata, widened)
 
 
 def _import(model: onnx.ModelProto) -> gs.Graph:

@@ -191,3 +191,29 @@ def test_branches_of_two_ifs_keep_their_own_weights() -> None:
     yes = onnx.numpy_helper.from_array(np.asarray(True), "yes")
     model.graph.initializer.append(yes)
     assert (run(to_onnx(normalize(model).graph), np.zeros((2, 3, 4), np.float32)) == -9).all()
+
+
+@pytest.mark.parametrize("batch", [1, None])
+def test_half_precision_becomes_single_inside(batch: int | None) -> None:
+    """Inputs and outputs keep their type; what comes out differs by roundings of fp16."""
+    model = build_vit(VitSpec(pool="none"), random_weights(VitSpec(pool="none")), batch=batch)
+    for weight in model.graph.initializer:
+        array = onnx.numpy_helper.to_array(weight)
+        if array.dtype == np.float32:
+            half = onnx.numpy_helper.from_array(array.astype(np.float16), weight.name)
+            weight.CopyFrom(half)
+    for end in (*model.graph.input, *model.graph.output):
+        end.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    x = np.random.default_rng(0).normal(size=(1, 3, 32, 32)).astype(np.float16)
+    options = {"providers": ["CPUExecutionProvider"]}
+    expected = ort.InferenceSession(model.SerializeToString(), **options).run(None, {"image": x})[0]
+    found = normalize(model)
+    assert found.widened
+    inside = [t for n in found.graph.nodes for t in n.outputs]
+    halves = [t.name for t in inside if t.dtype == np.float16]
+    assert halves == [o.name for o in found.graph.outputs]
+    made = to_onnx(found.graph)
+    onnx.checker.check_model(made, full_check=True)
+    actual = ort.InferenceSession(made.SerializeToString(), **options).run(None, {"image": x})[0]
+    assert actual.dtype == np.float16
+    assert np.abs(actual - expected).max() < 0.02 * np.abs(expected).max()
