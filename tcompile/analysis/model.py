@@ -81,7 +81,7 @@ def analyse(graph: gs.Graph) -> Analysis:
     if space is None:
         raise ModelError(
             f"has {len(attentions)} attentions, but none is self-attention over one token axis",
-            hint="`tcompile inspect` shows what was found",
+            hint="tcompile reduces encoders whose tokens are the patches of an image",
         )
     blocks = tuple(find_blocks(graph, facts, list(attentions), space))
     if not blocks:

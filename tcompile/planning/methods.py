@@ -92,6 +92,8 @@ def _topk(context: Context, parameters: Mapping[str, Any]) -> list[Reduction]:
     blocks = context.shape.blocks
     block = blocks // 4 if parameters["block"] is None else parameters["block"]
     site = _site(parameters["site"], block, blocks)
+    if context.final == context.shape.patches:
+        return []  # so few tokens that the fraction rounds up to all of them
     return [Reduction(site, context.score, Spec("topk"), context.final)]
 
 

@@ -54,6 +54,11 @@ def test_keep_one_reduces_nothing() -> None:
         assert compose(method.name, VIT, True, "1.0").reductions == ()
 
 
+def test_a_keep_that_rounds_up_to_all_reduces_nothing() -> None:
+    for method in METHODS:
+        assert compose(method.name, Shape(50, 1, 49, 12), True, "0.99").reductions == ()
+
+
 @pytest.mark.parametrize(
     ("text", "keep"),
     [
