@@ -169,7 +169,8 @@ def _ink(rng: np.random.Generator, char: str, height: float) -> NDArray[np.float
         max(3, math.ceil(mask.height * scale)),
     )
     mask = mask.resize(size, resample=image_module.Resampling.BOX)
-    return np.asarray(mask, dtype=np.float32) / np.float32(255.0)
+    ink: NDArray[np.float32] = np.asarray(mask, dtype=np.float32) / np.float32(255.0)
+    return ink
 
 
 def _place_all(rng: np.random.Generator, chars: list[str]) -> list[_Placed]:
@@ -224,7 +225,7 @@ def _clutter(rng: np.random.Generator, digits: list[_Placed]) -> Rgb:
             y0, y1 = sorted(points[1::2])
             shape = draw.ellipse if kind == 1 else draw.rectangle
             shape((x0, y0, x1, y1), outline=colour, width=1)
-    canvas = np.asarray(picture, dtype=np.float32) / np.float32(255.0)
+    canvas: Rgb = np.asarray(picture, dtype=np.float32) / np.float32(255.0)
     taken = list(digits)
     for letter in rng.choice(list(LETTERS), int(rng.integers(1, 3)), replace=False):
         spot = _free_spot(rng, _ink(rng, str(letter), rng.uniform(9.0, 13.0)), taken, tries=10)
