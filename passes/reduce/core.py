@@ -12,7 +12,7 @@ from math import sqrt
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from tcompile.analysis.attention import Attention
+from tcompile.analysis.attention import BEFORE_SOFTMAX, Attention
 from tcompile.errors import UsageError
 from tcompile.ir import attr, is_const, producer
 from tcompile.passes.reduce.builder import Builder
@@ -91,7 +91,8 @@ class Core:
                     inputs.append(tensor)
             if node.op == "Reshape":
                 continue  # only ever splits or joins batch and heads; `rows` does that itself
-            dtype = current.dtype if node.op != "Cast" else np.float32
+            # What inference says of types replaces this; quantised logits are not floats.
+            dtype = np.float32 if node.op == "Cast" else current.dtype
             current = b.op(node.op, *inputs, dtype=dtype, **dict(node.attrs))
         return current
 
@@ -106,8 +107,7 @@ class Core:
                 return False
             if node is self.product:
                 return True
-            allowed = ("Add", "Sub", "Mul", "Div", "Cast", "Where", "Clip", "Identity", "Reshape")
-            if node.op not in allowed:
+            if node.op not in BEFORE_SOFTMAX:
                 return False
             for operand in node.inputs:
                 if up(operand):
@@ -128,6 +128,18 @@ class Core:
     def _logits_op(self, positions: Sequence[int]) -> gs.Tensor:
         b, node, heads = self.b, self.node, self.attention.heads
         q, k = node.inputs[:2]
+        shared = k.shape[1] != heads if len(k.shape) == 4 else k.shape[-1] != q.shape[-1]
+        for strange, why in (
+            (attr(node, "is_causal", 0), "is causal"),
+            (attr(node, "softcap", 0), "caps its logits"),
+            (shared, "shares keys among heads"),
+        ):
+            if strange:
+                raise UsageError(
+                    f"attention '{node.name}' {why}, so its rows cannot be recomputed",
+                    where="--method",
+                    hint="export it with an opset of 22 or older",
+                )
         if len(q.shape) == 3:
             rows = self._take_rows(q, positions, 1)
             width = int(q.shape[-1]) // heads

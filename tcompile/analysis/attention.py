@@ -18,8 +18,11 @@ from tcompile.analysis.propagate import Facts
 from tcompile.ir import attr, is_const, producer, shape
 
 #: What may stand between Q·Kᵀ and Softmax, and between Softmax and ·V.
-_BEFORE = {"Add", "Sub", "Mul", "Div", "Cast", "Where", "Clip", "Identity", "Tanh", "Reshape"}
-_AFTER = {"Cast", "Where", "IsNaN", "Dropout", "Identity", "Mul", "Reshape"}
+_QDQ = {"QuantizeLinear", "DequantizeLinear"}
+BEFORE_SOFTMAX = _QDQ | {
+    "Add", "Sub", "Mul", "Div", "Cast", "Where", "Clip", "Identity", "Tanh", "Reshape"
+}  # fmt: skip
+_AFTER = _QDQ | {"Cast", "Where", "IsNaN", "Dropout", "Identity", "Mul", "Reshape"}
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ def _product(tensor: gs.Tensor, facts: Facts, chain: list[str]) -> gs.Node | Non
     if node.op == "MatMul":
         # One side may be constant folded (a probe's query), never both.
         return node if any(facts.is_live(t) for t in node.inputs) else None
-    if node.op not in _BEFORE:
+    if node.op not in BEFORE_SOFTMAX:
         return None
     for operand in node.inputs:
         if is_const(operand) or not facts.is_live(operand):

@@ -256,8 +256,10 @@ def _pointwise(node: gs.Node) -> bool:
 
 def attention(node: gs.Node, facts: Facts) -> Result:
     """ai.onnx Attention: rows of the query, features of the value."""
-    q, v = facts.of(node.inputs[0]), facts.of(node.inputs[2])
-    return [(*q[:-1], v[-1])] if len(node.outputs) == 1 else None
+    q, v, width = facts.of(node.inputs[0]), facts.of(node.inputs[2]), shape(node.outputs[0])[-1]
+    # Joined heads of the value are repeated where several heads of queries share one.
+    features = v[-1] if ax.size(v[-1]) == width else ax.new(node.outputs[0].name, width, "weak")
+    return [(*q[:-1], features)] if len(node.outputs) == 1 else None
 
 
 def einsum(node: gs.Node, facts: Facts) -> Result:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -185,12 +186,34 @@ def with_table(model: onnx.ModelProto, heads: int = 2, tokens: int = 17) -> onnx
     return model
 
 
+def quantised(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The ViT with a pair of Q and DQ before every operand of its products, sums and softmaxes."""
+    stored = {"scale": np.asarray(0.02, np.float32), "zero": np.asarray(0, np.int8)}
+    for name, array in stored.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    nodes = []
+    for node in model.graph.node:
+        for i, name in enumerate(
+            node.input if node.op_type in ("MatMul", "Add", "Softmax") else ()
+        ):
+            q, dq = f"{node.name}_q{i}", f"{node.name}_dq{i}"
+            for op, source, out in (("QuantizeLinear", name, q), ("DequantizeLinear", q, dq)):
+                nodes.append(onnx.helper.make_node(op, [source, "scale", "zero"], [out], out))
+            node.input[i] = dq
+        nodes.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return model
+
+
 @pytest.mark.parametrize("batch", [1, 2, None])
-def test_the_second_score_reads_the_gathered_table(tmp_path: Path, batch: int | None) -> None:
-    """What the score recomputes is the first row of the attention itself, table included."""
+@pytest.mark.parametrize("change", [with_table, quantised])
+def test_the_second_score_is_a_row_of_the_attention(
+    tmp_path: Path, batch: int | None, change: Callable[[onnx.ModelProto], onnx.ModelProto]
+) -> None:
+    """What the score recomputes is the CLS row itself, gathered table and rounding included."""
     spec = VitSpec(depth=4, pool="none")
-    path = tmp_path / "biased.onnx"
-    onnx.save(with_table(build_vit(spec, random_weights(spec), batch=batch)), str(path))
+    path = saved(change(build_vit(spec, random_weights(spec), batch=batch)), tmp_path / "m.onnx")
     steps = (step("attn:1", 12), step("attn:2", 6))
     made = pipeline.reduce(path, schedule=Schedule("custom", Shape(17, 1, 16, 4), steps))
     own = [n for n in made.dense.nodes if n.op == "Softmax"][2].name
