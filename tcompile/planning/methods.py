@@ -231,7 +231,7 @@ def _convert(kind: type, key: str, raw: str) -> Any:
     try:
         if kind is bool:
             return {"true": True, "1": True, "false": False, "0": False}[raw.lower()]
-        converted = kind(raw)
+        converted = _fraction(raw) if kind is Fraction else kind(raw)
     except (ValueError, KeyError, ZeroDivisionError) as error:
         raise UsageError(f"{key}={raw} is no {kind.__name__.lower()}", where="--method") from error
     if kind is Fraction and not 0 < converted <= 1:
@@ -241,6 +241,14 @@ def _convert(kind: type, key: str, raw: str) -> Any:
     return converted
 
 
+def _fraction(text: str) -> Fraction:
+    """The exact number; ValueError also for exponents that would take minutes to write out."""
+    _, _, exponent = text.lower().partition("e")
+    if len(exponent.lstrip("+-0")) > 3:
+        raise ValueError(f"'{text}' is beyond any use")
+    return Fraction(text)
+
+
 def parse_keep(keep: float | str | Fraction) -> Fraction:
     """The keep ratio as the exact decimal that was typed.
 
@@ -248,7 +256,7 @@ def parse_keep(keep: float | str | Fraction) -> Fraction:
         UsageError: not a number in (0, 1].
     """
     try:
-        ratio = keep if isinstance(keep, Fraction) else Fraction(str(keep))
+        ratio = keep if isinstance(keep, Fraction) else _fraction(str(keep))
     except (ValueError, ZeroDivisionError) as error:
         raise UsageError(f"'{keep}' is no number", where="--keep") from error
     if not 0 < ratio <= 1:

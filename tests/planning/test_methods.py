@@ -66,6 +66,7 @@ def test_a_keep_that_rounds_up_to_all_reduces_nothing() -> None:
         ("topk", "nan"), ("evit:rate=0.7", "0.5"), ("evit:rate=2", None), ("tome:r=x", None),
         ("tome:s=3", None), ("tome:r", None), ("nosuch", "0.5"), ("topk:block=12", "0.5"),
         ("topk:site=middle", "0.5"), ("tome:r=-1", None),
+        ("topk", "1e-999999999"), ("evit:rate=1e-999999999", None), ("topk", "inf"),
     ],
 )  # fmt: skip
 def test_bad_requests(text: str, keep: str | None) -> None:
