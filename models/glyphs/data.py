@@ -225,14 +225,14 @@ def _clutter(rng: np.random.Generator, digits: list[_Placed]) -> Rgb:
             y0, y1 = sorted(points[1::2])
             shape = draw.ellipse if kind == 1 else draw.rectangle
             shape((x0, y0, x1, y1), outline=colour, width=1)
-    canvas: Rgb = np.asarray(picture, dtype=np.float32) / np.float32(255.0)
+    painted: Rgb = np.asarray(picture, dtype=np.float32) / np.float32(255.0)
     taken = list(digits)
     for letter in rng.choice(list(LETTERS), int(rng.integers(1, 3)), replace=False):
         spot = _free_spot(rng, _ink(rng, str(letter), rng.uniform(9.0, 13.0)), taken, tries=10)
         if spot is not None:
             taken.append(spot)
-            _paint(canvas, spot, _contrasting(rng, canvas[spot.window]))
-    return canvas
+            _paint(painted, spot, _contrasting(rng, painted[spot.window]))
+    return painted
 
 
 def _upscale(grid: NDArray[np.float64]) -> Rgb:
