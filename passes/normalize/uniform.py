@@ -74,6 +74,8 @@ def _tolerant(graph: gs.Graph, tensor: gs.Tensor, axis: int) -> bool:
 def _reduces_others(node: gs.Node, axis: int) -> bool:
     """Whether it reduces axes other than this one, which keep their places."""
     axes = axes_argument(node) if node.op in _REDUCTIONS and "axis" not in node.attrs else None
+    if node.inputs[0].shape is None:
+        return False  # not known yet; a later round will tell
     rank = len(node.inputs[0].shape)
     return (
         bool(axes)
