@@ -6,6 +6,7 @@ A bad file is one `ModelError` that names the file and the fault (DESIGN 5.12).
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -47,6 +48,7 @@ def load(path: str | Path) -> onnx.ModelProto:
             hint="external data must be plain files beside the model, not links",
         ) from error
     _check_sizes(model, path)
+    _check_names(model, path)
     return model
 
 
@@ -166,6 +168,15 @@ def _check_sizes(model: onnx.ModelProto, path: Path) -> None:
                 where=str(path),
                 hint=_HINT,
             )
+
+
+def _check_names(model: onnx.ModelProto, path: Path) -> None:
+    """Two weights of one name would silently become one of them."""
+    counts = Counter(tensor.name for tensor in model.graph.initializer)
+    twice = [name for name, count in counts.items() if count > 1]
+    if twice:
+        raise ModelError(f"there are several weights named '{twice[0]}'", where=str(path),
+                         hint=_HINT)  # fmt: skip
 
 
 _PACKED = {

@@ -56,6 +56,10 @@ def unknown_type(model: onnx.ModelProto) -> None:
     model.graph.initializer[0].data_type = 99
 
 
+def same_name(model: onnx.ModelProto) -> None:
+    model.graph.initializer[1].name = model.graph.initializer[0].name
+
+
 def cycle(model: onnx.ModelProto) -> None:
     node(model, "Concat").input[0] = model.graph.node[-5].output[0]
 
@@ -121,6 +125,7 @@ def recursive_function(model: onnx.ModelProto) -> None:
         (huge_dims, "hold 0 values"),
         (negative_dims, "negative dim"),
         (unknown_type, "unknown type 99"),
+        (same_name, "several weights named"),
         (cycle, "Cycle"),
         (nobody_makes, "nowhere"),
         (made_twice, "single static assignment"),

@@ -8,7 +8,7 @@ import onnx_graphsurgeon as gs
 
 from tcompile.analysis.effects import Effects, effects
 from tcompile.analysis.model import Analysis, Site, stream_layout
-from tcompile.errors import InternalError, UsageError
+from tcompile.errors import InternalError, ModelError, UsageError
 from tcompile.ir import BATCH_SENTINEL, batch_dim, int_to_dim, is_const, shape
 from tcompile.passes.lower.attention import decompose_attention
 from tcompile.passes.normalize.infer import infer
@@ -179,7 +179,7 @@ class _Rewriter:
             if a.form == "op" and self.nodes[a.node].name in self.editor.biased
         }  # fmt: skip
         if names:
-            infer(self.graph)
+            self._infer_shapes()
             decompose_attention(self.graph, lambda node: node.name in names)
             self.graph.toposort()
 
@@ -224,6 +224,13 @@ class _Rewriter:
                 wanted[name] = (axis, run, self.stages[stage], batch_axis)
         token_outputs(self.b, self.analysis.space, wanted, mode)
 
+    def _infer_shapes(self, *, symbolic: bool = False) -> None:
+        """Shapes that contradict each other are the export's fault before this pass, ours after."""
+        try:
+            infer(self.graph, symbolic=symbolic)
+        except ModelError as error:
+            raise InternalError(f"the reduced graph does not fit together: {error.what}") from error
+
     def _infer(self, predicted: dict[str, list[int | str]]) -> None:
         """Infer shapes with the batch bound, then compare with what the analysis predicts.
 
@@ -231,7 +238,7 @@ class _Rewriter:
         """
         for tensor in self.graph.inputs:
             tensor.shape = list(shape(tensor))
-        infer(self.graph, symbolic=True)
+        self._infer_shapes(symbolic=True)
         for tensor in self.graph.inputs:
             tensor.shape = [int_to_dim(d) for d in tensor.shape]
         for name, tensor in self.graph.tensors().items():

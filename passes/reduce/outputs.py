@@ -9,7 +9,7 @@ import onnx_graphsurgeon as gs
 
 from tcompile.analysis.effects import Dim, Run
 from tcompile.analysis.structure import TokenSpace
-from tcompile.errors import UsageError
+from tcompile.errors import ModelError, UsageError
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.stage import Stage, index_on_run, owner_on_run, sizes_on_run
 
@@ -47,6 +47,12 @@ def token_outputs(
 
 
 def _add_output(b: Builder, name: str, tensor: gs.Tensor) -> None:
+    if name in b.graph.tensors():
+        raise ModelError(
+            f"it has a tensor named '{name}' of its own, which is what an output of tcompile's is "
+            "called",
+            hint="rename it, or build with --outputs restored",
+        )
     out = gs.Variable(name, tensor.dtype)
     b.graph.nodes.append(gs.Node("Identity", b.name(name), {}, [tensor], [out]))
     b.fp32.add(b.graph.nodes[-1].name)

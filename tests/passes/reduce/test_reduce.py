@@ -12,7 +12,7 @@ import onnxruntime as ort
 import pytest
 
 from tcompile import pipeline
-from tcompile.errors import TcompileError, UsageError
+from tcompile.errors import ModelError, TcompileError, UsageError
 from tcompile.ir import to_onnx
 from tcompile.planning.schedule import Reduction, Schedule, Shape, Spec
 from tests.support.tiny_vit import VitSpec, build_vit, random_weights, save_tiny_vit
@@ -249,3 +249,13 @@ def test_the_batch_is_that_of_the_images(
 def saved(model: onnx.ModelProto, path: Path) -> Path:
     onnx.save(model, str(path))
     return path
+
+
+def test_an_output_with_a_name_of_ours_is_refused(tmp_path: Path) -> None:
+    spec = VitSpec(pool="none")
+    model = build_vit(spec, random_weights(spec))
+    model.graph.node[-1].output[0] = model.graph.output[0].name = "token_index"
+    path = saved(model, tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match="'token_index' of its own"):
+        pipeline.reduce(path, keep=0.5)
+    assert pipeline.reduce(path, keep=0.5, outputs="restored")
