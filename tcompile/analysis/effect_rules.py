@@ -316,12 +316,3 @@ def _contracted(node: gs.Node) -> tuple[int, int]:
     if node.op == "Gemm":
         return (0 if attr(node, "transA", 0) else 1), (1 if attr(node, "transB", 0) else 0)
     return -1, -2
-
-
-def describe(edits: Mapping[str, list[Edit]]) -> dict[str, int]:
-    """How many edits of each kind, for reports."""
-    counts: dict[str, int] = {}
-    for group in edits.values():
-        for edit in group:
-            counts[type(edit).__name__] = counts.get(type(edit).__name__, 0) + 1
-    return counts

@@ -9,7 +9,7 @@ import onnx_graphsurgeon as gs
 from tcompile.analysis import axes as ax
 from tcompile.analysis.axes import Axes
 from tcompile.errors import InternalError
-from tcompile.ir import BATCH_SENTINEL, is_const, shape
+from tcompile.ir import BATCH_SENTINEL, shape
 
 
 @dataclass
@@ -100,8 +100,3 @@ def _fresh(tensor: gs.Tensor, live: bool) -> Axes:
         else:
             found.append(ax.new(f"{tensor.name}/{i}", dim, "data" if live else "weak"))
     return tuple(found)
-
-
-def is_side(facts: Facts, tensor: gs.Tensor) -> bool:
-    """Whether the tensor is a side input: stored, or computed from nothing but constants."""
-    return is_const(tensor) or not facts.is_live(tensor)
