@@ -101,8 +101,16 @@ class Verdict:
 
 
 def infer(model: onnx.ModelProto, feed: Arrays) -> Arrays:
-    """Run a model in ONNX Runtime on one thread, by output name."""
+    """Run a model in ONNX Runtime on one thread, by output name.
+
+    A model in half precision runs as it is written: ONNX Runtime 1.32's further optimisations crash
+    on LayerNormalization -> Transpose -> MatMul in float16 (nn.MultiheadAttention), and its second
+    run of a float16 LayerNormalization under a memory pattern is wrong (its issue 27768).
+    """
     options = onnxruntime.SessionOptions()
+    if any(t.data_type == onnx.TensorProto.FLOAT16 for t in model.graph.initializer):
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.enable_mem_pattern = False
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(
