@@ -45,7 +45,7 @@ def to_fp16(
         keep_io: inputs and outputs of the graph stay fp32; otherwise they become fp16.
 
     Raises:
-        ModelError: the graph has control flow.
+        ModelError: the graph has control flow, or quantises.
         InternalError: a type in the result contradicts another.
     """
     copy = graph.copy()
@@ -55,6 +55,12 @@ def to_fp16(
                 "control flow cannot be put into fp16",
                 where=f"node '{node.name}' ({node.op})",
                 hint="build with --precision fp32",
+            )
+        if node.op in ("QuantizeLinear", "DequantizeLinear"):
+            raise ModelError(
+                "a quantised model (Q/DQ) cannot be put into fp16 yet",
+                where=f"node '{node.name}' ({node.op})",
+                hint="build the unquantised model and quantise the result, or use fp32",
             )
     constant_nodes_to_constants(copy)
     complete(copy)

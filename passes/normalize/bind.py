@@ -49,6 +49,12 @@ def bind_inputs(graph: gs.Graph, shapes: Shapes | None = None) -> bool:
         for axis, dim in enumerate(dims):
             literal = dim if isinstance(dim, int) else _digits(dim)
             if literal is not None and literal > 0:
+                if literal % BATCH_SENTINEL == 0:
+                    raise ModelError(
+                        f"dim {axis} of input '{tensor.name}' is {literal}; multiples of "
+                        f"{BATCH_SENTINEL} stand for a free batch inside tcompile",
+                        hint="use another size",
+                    )
                 bound.append(literal)
             elif axis == 0:
                 bound.append(BATCH_SENTINEL)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
-from tcompile.analysis.effects import Effects, effects
+from tcompile.analysis.effect_walk import effects
+from tcompile.analysis.effects import Effects
 from tcompile.analysis.model import Analysis, Site, stream_layout
 from tcompile.errors import InternalError, ModelError, UsageError
 from tcompile.ir import BATCH_SENTINEL, batch_dim, int_to_dim, is_const, shape
@@ -96,6 +97,7 @@ def check_schedule(analysis: Analysis, schedule: Schedule) -> list[Site]:
                 "at least one",
                 where="schedule",
             )
+        _check_count(step, count)
         if order[site.name] <= last:
             raise UsageError(f"site '{site.name}' is out of order", where="schedule")
         # Scores read Q and K, merging reads K: they must still have the tokens of the stream.
@@ -109,6 +111,24 @@ def check_schedule(analysis: Analysis, schedule: Schedule) -> list[Site]:
         count, last = step.keep, order[site.name]
         sites.append(site)
     return sites
+
+
+def _check_count(step: Reduction, count: int) -> None:
+    """What the reducer can do with the count it is given, before anything is written."""
+    where = f"schedule, site '{step.site}'"
+    if step.reducer.name != "merge" and step.score is None:
+        raise UsageError(f"reducer '{step.reducer.name}' needs a score", where=where)
+    if step.reducer.name == "fuse" and step.keep < 2:
+        raise UsageError(
+            "a fused token needs at least one token kept beside it", where=where, hint="keep more"
+        )
+    most = count // 2
+    if step.reducer.name == "merge" and count - step.keep > most:
+        raise UsageError(
+            f"at most {most} of {count} tokens can merge in one step, not {count - step.keep}",
+            where=where,
+            hint=f"keep at least {count - most} there",
+        )
 
 
 def _nearest_legal(analysis: Analysis, site: Site, merge: bool) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis import effects as fx
-from tcompile.analysis.propagate import Facts
+from tcompile.analysis.facts import Facts
 from tcompile.analysis.structure import TokenSpace
 from tcompile.errors import InternalError, ModelError, UsageError
 from tcompile.ir import BATCH, attr, ints, is_const, replace_uses

@@ -14,7 +14,7 @@ import onnx_graphsurgeon as gs
 
 from tcompile.analysis import axes as ax
 from tcompile.analysis.axes import Axis
-from tcompile.analysis.propagate import Facts
+from tcompile.analysis.facts import Facts
 from tcompile.ir import attr, is_const, producer, shape
 
 #: What may stand between Q·Kᵀ and Softmax, and between Softmax and ·V.

@@ -6,16 +6,12 @@ its walk meets no barrier. Tensors are followed by *stage*: 0 before any cut, k 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
-
-import onnx_graphsurgeon as gs
 
 from tcompile.analysis import axes as ax
 from tcompile.analysis.attention import Attention
 from tcompile.analysis.axes import Axis
-from tcompile.analysis.propagate import Facts
 from tcompile.analysis.structure import TokenSpace
 
 
@@ -180,31 +176,3 @@ class Effects:
     dims: dict[str, tuple[Dim, ...]] = field(default_factory=dict)
     barriers: list[Barrier] = field(default_factory=list)
     merge_barriers: list[Barrier] = field(default_factory=list)
-
-
-def effects(
-    graph: gs.Graph,
-    facts: Facts,
-    space: TokenSpace,
-    attentions: Sequence[Attention],
-    cuts: Sequence[str],
-) -> Effects:
-    """Follow the cuts (tensor names, in execution order) to the outputs."""
-    from tcompile.analysis.effect_rules import Walker
-
-    result = Effects()
-    walker = Walker(facts, space, {a.node: a for a in attentions}, result)
-    number = {name: i + 1 for i, name in enumerate(cuts)}
-    for node in graph.nodes:
-        stage = walker.visit(node)
-        if stage:
-            result.node_stage[node.name] = stage
-        for out in node.outputs:
-            if out.name in number:
-                if stage != number[out.name] - 1:
-                    result.barriers.append(
-                        Barrier(node.name, node.op, "does not follow the reduction before it")
-                    )
-                result.stage[out.name] = number[out.name]
-                result.dims[out.name] = walker.all_dims(out)
-    return result

@@ -9,8 +9,9 @@ import onnx_graphsurgeon as gs
 from tcompile.analysis import axes as ax
 from tcompile.analysis.attention import Attention, find_attention
 from tcompile.analysis.axes import Axis
-from tcompile.analysis.effects import effects
-from tcompile.analysis.propagate import Facts, propagate
+from tcompile.analysis.effect_walk import effects
+from tcompile.analysis.facts import Facts
+from tcompile.analysis.propagate import propagate
 from tcompile.analysis.structure import Block, TokenSpace, carries, find_blocks, token_space
 from tcompile.errors import ModelError
 from tcompile.ir import attr, is_const, value

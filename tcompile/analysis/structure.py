@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 from tcompile.analysis import axes as ax
 from tcompile.analysis.attention import Attention
 from tcompile.analysis.axes import Axis, Piece
-from tcompile.analysis.propagate import Facts
+from tcompile.analysis.facts import Facts
 from tcompile.ir import is_const, producer
 
 

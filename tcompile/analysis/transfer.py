@@ -13,7 +13,7 @@ import onnx_graphsurgeon as gs
 
 from tcompile.analysis import axes as ax
 from tcompile.analysis.axes import ONE, Axes, Axis
-from tcompile.analysis.propagate import Facts
+from tcompile.analysis.facts import Facts
 from tcompile.ir import BATCH_SENTINEL, attr, axes_argument, ints, is_const, shape, value
 
 Result: TypeAlias = list[Axes] | None

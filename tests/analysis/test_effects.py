@@ -9,7 +9,8 @@ import onnx
 import onnx_graphsurgeon as gs
 import pytest
 
-from tcompile.analysis.effects import Pool, SetGather, SetShape, SetSlice, SetSplit, Side, effects
+from tcompile.analysis.effect_walk import effects
+from tcompile.analysis.effects import Pool, SetGather, SetShape, SetSlice, SetSplit, Side
 from tcompile.analysis.model import Analysis, analyse
 from tcompile.errors import ModelError
 from tcompile.passes.normalize import normalize

@@ -1,0 +1,241 @@
+"""What each op kind needs once its inputs carry fewer tokens: one short rule an op kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import onnx_graphsurgeon as gs
+
+from tcompile.analysis import transfer as tf
+from tcompile.analysis.attention import Attention
+from tcompile.analysis.effects import (
+    Barrier,
+    Bias,
+    Dim,
+    Edit,
+    Effects,
+    Pool,
+    Run,
+    SetGather,
+    SetShape,
+    SetSlice,
+    SetSplit,
+    locate,
+)
+from tcompile.analysis.facts import Facts
+from tcompile.analysis.structure import TokenSpace
+from tcompile.ir import attr, axes_argument, is_const, shape, value
+
+
+class BarrierError(Exception):
+    """Raised inside a rule; becomes a `Barrier` at the node."""
+
+
+class Rules:
+    """The rules, and what they look at: dims, runs and stages of tensors."""
+
+    def __init__(
+        self,
+        facts: Facts,
+        space: TokenSpace,
+        attentions: Mapping[str, Attention],
+        result: Effects,
+    ) -> None:
+        self.facts, self.space, self.attentions, self.result = facts, space, attentions, result
+        self._contexts = {a.context for a in attentions.values()}
+        self._dims: dict[str, tuple[Dim | None, ...]] = {}
+        self._rules = self._table()
+
+    def stage(self, tensor: gs.Tensor) -> int:
+        return self.result.stage.get(tensor.name, 0)
+
+    def dims(self, tensor: gs.Tensor) -> tuple[Dim | None, ...]:
+        if tensor.name not in self._dims:
+            self._dims[tensor.name] = tuple(locate(a, self.space) for a in self.facts.of(tensor))
+        return self._dims[tensor.name]
+
+    def all_dims(self, tensor: gs.Tensor) -> tuple[Dim, ...]:
+        """Dims of a tensor; one that cannot be located (a barrier was raised) counts as size 1."""
+        return tuple(d or Dim(1, False, None) for d in self.dims(tensor))
+
+    def patchy(self, dim: Dim | None) -> bool:
+        return dim is None or (dim.run is not None and dim.run.patches(self.space))
+
+    def run(self, tensor: gs.Tensor, axis: int) -> Run | None:
+        """The run along the axis, if the patches are in it."""
+        dim = self.dims(tensor)[axis]
+        return dim.run if dim is not None and self.patchy(dim) else None
+
+    def rule(self, node: gs.Node) -> list[Edit]:
+        """What the op itself needs. An op without a rule of its own is a barrier.
+
+        Raises:
+            BarrierError: tokens may not have left before this op.
+        """
+        rule = self._rules.get(node.op)
+        if rule is None or node.domain not in (None, "", "ai.onnx"):
+            raise BarrierError("is not an op that tcompile knows how to carry tokens through")
+        return rule(node)
+
+    def _table(self) -> dict[str, Callable[[gs.Node], list[Edit]]]:
+        groups: tuple[tuple[str, Callable[[gs.Node], list[Edit]]], ...] = (
+            (tf.ELEMENTWISE, self._nothing),
+            (tf.BROADCAST, self._nothing),
+            ("Transpose Squeeze Unsqueeze Flatten Concat Einsum", self._nothing),
+            (tf.REDUCTIONS, self._reduce),
+            (tf.SPATIAL, self._spatial),
+            (tf.CHANNELWISE, self._channelwise),
+            ("LayerNormalization RMSNormalization SimplifiedLayerNormalization", self._normalise),
+            ("LogSoftmax LpNormalization", self._along),
+            ("Softmax Attention", self._softmax),
+            ("MatMul Gemm", self._contract),
+            ("Reshape Expand", self._set_shape),
+            ("Tile", self._tile),
+            ("Slice", self._slice),
+            ("Split", self._split),
+            ("Gather", self._gather),
+            ("CumSum", self._cumsum),
+        )
+        return {op: rule for ops, rule in groups for op in ops.split()}
+
+    def _nothing(self, node: gs.Node) -> list[Edit]:
+        """Every token is treated alike: shapes follow by themselves."""
+        return []
+
+    def _set_shape(self, node: gs.Node) -> list[Edit]:
+        return [SetShape(tuple(d for d in self.dims(node.outputs[0]) if d is not None))]
+
+    def _tile(self, node: gs.Node) -> list[Edit]:
+        for before, after in zip(
+            self.dims(node.inputs[0]), self.dims(node.outputs[0]), strict=True
+        ):
+            if self.patchy(before) and before != after:
+                raise BarrierError("repeats tokens")
+        return []
+
+    def _slice(self, node: gs.Node) -> list[Edit]:
+        edits: list[Edit] = []
+        for axis, (_, _, step) in (tf.slice_bounds(node) or {}).items():
+            whole = self.run(node.inputs[0], axis)
+            if whole is None:
+                continue
+            dim = self.dims(node.inputs[0])[axis]
+            part = self.dims(node.outputs[0])[axis]
+            if step != 1 or part is None or part.run is None or dim is None or dim.batch:
+                raise BarrierError("takes particular patch tokens")
+            edits.append(SetSlice(axis, whole, part.run))
+        return edits
+
+    def _split(self, node: gs.Node) -> list[Edit]:
+        axis = int(attr(node, "axis", 0)) % len(node.inputs[0].shape)
+        if self.run(node.inputs[0], axis) is None:
+            return []
+        runs = [self.dims(t)[axis] for t in node.outputs]
+        parts = tuple(d.run for d in runs if d is not None and d.run is not None)
+        if len(parts) != len(runs):
+            raise BarrierError("takes particular patch tokens")
+        return [SetSplit(parts)]
+
+    def _gather(self, node: gs.Node) -> list[Edit]:
+        axis = int(attr(node, "axis", 0)) % len(node.inputs[0].shape)
+        whole = self.run(node.inputs[0], axis)
+        if whole is None:
+            return []
+        if not is_const(node.inputs[1]) or len(node.inputs[1].shape) > 1:
+            raise BarrierError("permutes or selects tokens by a computed index")
+        if len(node.inputs[1].shape) == 1:
+            part = self.dims(node.outputs[0])[axis]
+            if part is not None and part.run is not None and part.run.patches(self.space):
+                return [SetGather(whole, part.run, ())]
+        total = shape(node.inputs[0])[axis]
+        positions = tuple(int(v) % total for v in value(node.inputs[1]).reshape(-1))
+        low = Run(whole.first, self.space.patch).size(self.space, 0)
+        high = low + self.space.patches
+        if any(low <= p < high for p in positions):
+            raise BarrierError("takes particular patch tokens")
+        return [SetGather(whole, None, positions)]
+
+    def _reduce(self, node: gs.Node) -> list[Edit]:
+        rank = len(node.inputs[0].shape)
+        axes = [int(attr(node, "axis", 0))] if node.op.startswith("Arg") else axes_argument(node)
+        axes = [a % rank for a in axes] if axes else list(range(rank))
+        pooled = [a for a in axes if self.run(node.inputs[0], a)]
+        if not pooled:
+            return []
+        run = self.run(node.inputs[0], pooled[0])
+        if node.op in ("ReduceMax", "ReduceMin"):
+            return []
+        if node.op not in ("ReduceMean", "ReduceSum") or run is None:
+            raise BarrierError("is not meaningful on fewer tokens")
+        others = [a for a in axes if a != pooled[0] and shape(node.inputs[0])[a] > 1]
+        if others:
+            self._no_merge(node, "pools tokens together with another axis")
+        return [Pool(pooled[0], run)]
+
+    def _softmax(self, node: gs.Node) -> list[Edit]:
+        if node.op == "Softmax":
+            axis = int(attr(node, "axis", -1)) % len(node.inputs[0].shape)
+            over_tokens = self.run(node.inputs[0], axis) is not None
+        else:
+            over_tokens = self.run(node.inputs[1], -2) is not None
+            if self.stage(node.inputs[1]) != self.stage(node.inputs[2]):
+                raise BarrierError("has keys and values with different tokens")
+        if not over_tokens:
+            return []
+        core = self.attentions.get(node.name)
+        if core is None:
+            self._no_merge(node, "runs over tokens but is no attention we recognise")
+            return []
+        return [Bias(core)]
+
+    def _contract(self, node: gs.Node) -> list[Edit]:
+        a, b = node.inputs[:2]
+        i, j = contracted(node)
+        if len(a.shape) < 2 or len(b.shape) < 2:
+            raise BarrierError("multiplies tokens by a vector")
+        left, right = self.run(a, i), self.run(b, j)
+        if (left or right) and (left != right or self.stage(a) != self.stage(b)):
+            raise BarrierError("mixes tokens with a tensor that has other tokens")
+        if left and node.outputs[0].name not in self._contexts:
+            self._no_merge(node, "sums over tokens outside an attention we recognise")
+        return []
+
+    def _no_merge(self, node: gs.Node, why: str) -> None:
+        """Forbid merging, whose sizes would be ignored here; dropping tokens is fine."""
+        self.result.merge_barriers.append(Barrier(node.name, node.op, why))
+
+    def _cumsum(self, node: gs.Node) -> list[Edit]:
+        raise BarrierError("accumulates over tokens")
+
+    def _normalise(self, node: gs.Node) -> list[Edit]:
+        rank = len(node.inputs[0].shape)
+        for axis in range(int(attr(node, "axis", -1)) % rank, rank):
+            if self.run(node.inputs[0], axis):
+                raise BarrierError("normalises over tokens")
+        return []
+
+    def _along(self, node: gs.Node) -> list[Edit]:
+        if self.run(node.inputs[0], int(attr(node, "axis", -1))):
+            raise BarrierError("normalises over tokens")
+        return []
+
+    def _channelwise(self, node: gs.Node) -> list[Edit]:
+        if node.op != "BatchNormalization" or self.run(node.inputs[0], 1):
+            raise BarrierError("normalises over tokens")
+        return []
+
+    def _spatial(self, node: gs.Node) -> list[Edit]:
+        runs = [self.run(node.inputs[0], a) for a in range(len(node.inputs[0].shape))]
+        if not any(runs):
+            return []
+        kept = self.dims(node.inputs[0])[2:] == self.dims(node.outputs[0])[2:]
+        if node.op != "Conv" or runs[1] or not kept:
+            raise BarrierError("needs the neighbourhood of each token")
+        return []
+
+
+def contracted(node: gs.Node) -> tuple[int, int]:
+    """The contracted axis of each operand of MatMul or Gemm."""
+    if node.op == "Gemm":
+        return (0 if attr(node, "transA", 0) else 1), (1 if attr(node, "transB", 0) else 0)
+    return -1, -2

@@ -1,0 +1,48 @@
+"""What the analysis knows of every tensor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import onnx_graphsurgeon as gs
+
+from tcompile.analysis import axes as ax
+from tcompile.analysis.axes import Axes
+from tcompile.ir import shape
+
+
+@dataclass
+class Facts:
+    """What is known of every tensor, by name.
+
+    Attributes:
+        axes: the axis of each dim.
+        live: tensors whose value depends on a graph input.
+        opaque: tensors whose axes were lost, with the node that lost them and why.
+        conflicts: node name → the two claims that contradict each other.
+    """
+
+    axes: dict[str, Axes] = field(default_factory=dict)
+    live: set[str] = field(default_factory=set)
+    opaque: dict[str, str] = field(default_factory=dict)
+    conflicts: dict[str, str] = field(default_factory=dict)
+
+    def of(self, tensor: gs.Tensor) -> Axes:
+        """Axes of a tensor; those of a constant are weak."""
+        known = self.axes.get(tensor.name)
+        if known is None:
+            known = tuple(
+                ax.new(f"{tensor.name}/{i}", d, "weak") for i, d in enumerate(shape(tensor))
+            )
+            self.axes[tensor.name] = known
+        return known
+
+    def is_live(self, tensor: gs.Tensor) -> bool:
+        return tensor.name in self.live
+
+    def unify(self, node: gs.Node, a: ax.Axis, b: ax.Axis) -> ax.Axis:
+        """Elementwise: the common axis; a contradiction is recorded."""
+        axis, conflict = ax.unify(a, b)
+        if conflict:
+            self.conflicts[node.name] = f"{ax.show(a)} against {ax.show(b)}"
+        return axis
