@@ -15,7 +15,7 @@ from tcompile.verify.runs import run_all, samples_for, signature
 _TOLERANCE = 1e-3
 #: The same where the source rounds to fp16 after every operation and the normal form does not.
 _HALF_TOLERANCE = 5e-2
-_ROUNDS = 7
+_ROUNDS = 5
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def check_normal_form(source: Path, normal: Path, *, half: bool = False) -> None
             )
 
 
-def measure(source: Path, reduced: Path, target: Target, *, samples: int = 4) -> Evidence:
+def measure(source: Path, reduced: Path, target: Target, *, samples: int = 2) -> Evidence:
     """Fidelity of the reduced model on seeded inputs; on `cpu`, also how long both take.
 
     A reduced model that is no faster is said to be so in a note.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,12 +58,22 @@ class Samples:
 
 def signature(path: str | Path) -> Signature:
     """Read a model's inputs, outputs and preprocessing. Raises `UsageError` or `ModelError`."""
+    path = Path(path)
+    if not path.is_file():
+        return _signature(path, 0, 0)  # which says what is wrong
+    state = path.stat()
+    return _signature(path, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=16)
+def _signature(path: Path, changed: int, size: int) -> Signature:
+    """Read once for each state of the file: weights may be large, and a build asks often."""
     from tcompile.loading import load
     from tcompile.models.preprocess import read_preprocessing
 
     model = load(path)
     inputs, outputs = describe_tensors(model)
-    return Signature(Path(path), inputs, outputs, read_preprocessing(model) or {})
+    return Signature(path, inputs, outputs, read_preprocessing(model) or {})
 
 
 def samples_for(
