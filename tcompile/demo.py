@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     import onnx
 
-    from tcompile.bench import Benchmark
+    from tcompile.timing import Benchmark
 
     Array = np.ndarray[Any, np.dtype[Any]]
 

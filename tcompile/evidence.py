@@ -69,7 +69,7 @@ def measure(source: Path, reduced: Path, target: Target, *, samples: int = 2) ->
     fidelity = measure_fidelity(source, reduced, samples_for(signature(reduced), count=samples))
     if target.runtime != "onnxruntime":
         return Evidence(fidelity, (), ())
-    from tcompile.bench import bench_models
+    from tcompile.timing import bench_models
 
     timed = bench_models(source, reduced, rounds=_ROUNDS)
     latency = tuple(

@@ -70,21 +70,30 @@ def sizes_on_run(b: Builder, space: TokenSpace, stage: Stage, run: Run) -> gs.Te
     return stage.cache[key]
 
 
+def _places(space: TokenSpace, run: Run, count: int) -> tuple[int, list[np.ndarray | None]]:
+    """Where the patches begin in a run in which they take `count` places, and the places of each
+    piece of fixed tokens."""
+    offset, begin = 0, 0
+    fixed: list[np.ndarray | None] = []
+    for i, piece in enumerate(space.pieces):
+        size = count if i == space.patch else piece.size
+        fixed.append(None if i == space.patch else np.arange(offset, offset + size))
+        if i == space.patch:
+            begin = offset
+        if run.first <= i < run.last:
+            offset += size
+    return begin, fixed
+
+
 def index_on_run(b: Builder, space: TokenSpace, stage: Stage, run: Run) -> gs.Tensor:
-    """[B, n] i64: for each token of the run, its position in the dense run."""
+    """[B, n] i64: for each token of the run, its position in the dense run (−1: none)."""
     key = f"index{run}"
     if key not in stage.cache:
         assert stage.index is not None
-        offset, fixed, patch_offset = 0, [], 0
-        for i, piece in enumerate(space.pieces):
-            inside = run.first <= i < run.last
-            fixed.append(np.arange(offset, offset + piece.size) if i != space.patch else None)
-            if i == space.patch:
-                patch_offset = offset
-            offset += piece.size if inside else 0
+        begin, fixed = _places(space, run, space.patches)
         index = stage.index
-        if patch_offset:
-            shifted = b.op("Add", index, [patch_offset], dtype=np.int64)
+        if begin:
+            shifted = b.op("Add", index, [begin], dtype=np.int64)
             if not stage.positioned:
                 negative = b.op("Less", index, [0], dtype=np.bool_)
                 shifted = b.op("Where", negative, index, shifted, dtype=np.int64)
@@ -98,16 +107,9 @@ def owner_on_run(b: Builder, space: TokenSpace, stage: Stage, run: Run) -> gs.Te
     key = f"owner{run}"
     if key not in stage.cache:
         assert stage.owner is not None
-        offset, fixed, patch_offset = 0, [], 0
-        for i, piece in enumerate(space.pieces):
-            inside = run.first <= i < run.last
-            fixed.append(np.arange(offset, offset + piece.size) if i != space.patch else None)
-            if i == space.patch:
-                patch_offset = offset
-            if inside:
-                offset += stage.count if i == space.patch else piece.size
+        begin, fixed = _places(space, run, stage.count)
         owner = stage.owner
-        if patch_offset:
-            owner = b.op("Add", owner, [patch_offset], dtype=np.int64)
+        if begin:
+            owner = b.op("Add", owner, [begin], dtype=np.int64)
         stage.cache[key] = on_run(b, space, run, owner, fixed)
     return stage.cache[key]

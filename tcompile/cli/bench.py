@@ -18,7 +18,7 @@ from tcompile.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from tcompile.bench import Benchmark
+    from tcompile.timing import Benchmark
 
 
 @click.command(short_help="Measure dense against reduced on this machine.")

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tcompile.bench import bench_models, interleave, speedup, summarise
 from tcompile.errors import UsageError
+from tcompile.timing import bench_models, interleave, speedup, summarise
 from tests.support.tiny_vit import VitSpec, save_tiny_vit
 
 

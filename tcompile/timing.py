@@ -1,0 +1,174 @@
+"""Timing two models against each other on this machine, ONNX Runtime on the CPU, interleaved.
+
+Both models run in every round, in random order, so that what the machine does meanwhile hits both.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tcompile.errors import UsageError
+from tcompile.verify.runs import feed, samples_for, signature
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Array = np.ndarray[Any, np.dtype[Any]]
+
+Call = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds for one batch: median, and lower and upper quartile."""
+
+    median: float
+    lower: float
+    upper: float
+
+
+@dataclass(frozen=True)
+class Speedup:
+    """Median of dense over median of reduced, with a 95 % bootstrap interval."""
+
+    ratio: float
+    lower: float
+    upper: float
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What was measured, where, and how."""
+
+    dense: Timing
+    reduced: Timing
+    speedup: Speedup
+    flop_ideal: float | None
+    rounds: int
+    batch: int
+    threads: int
+    machine: str
+    runtime: str
+    note: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures as JSON values; all of them measured."""
+        return {"kind": "measured", **asdict(self)}
+
+
+def interleave(
+    calls: Sequence[Call], *, rounds: int, warmup: int = 3, seed: int = 0
+) -> list[list[float]]:
+    """Time each call once a round, in an order drawn anew each round: milliseconds by call."""
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    for call in calls:
+        for _ in range(warmup):
+            call()
+    times: list[list[float]] = [[] for _ in calls]
+    for _ in range(rounds):
+        for which in rng.permutation(len(calls)):
+            start = time.perf_counter()
+            calls[which]()
+            times[which].append((time.perf_counter() - start) * 1e3)
+    return times
+
+
+def summarise(times: Sequence[float]) -> Timing:
+    """Median and quartiles of some times."""
+    import numpy as np
+
+    lower, median, upper = np.percentile(times, [25, 50, 75])
+    return Timing(float(median), float(lower), float(upper))
+
+
+def speedup(dense: Sequence[float], reduced: Sequence[float], *, seed: int = 0) -> Speedup:
+    """Ratio of medians, and its interval from 2000 resamples of the rounds.
+
+    Rounds are resampled, not single times: both times of a round share what the machine did then.
+    """
+    import numpy as np
+
+    a, b = np.asarray(dense), np.asarray(reduced)
+    rows = np.random.default_rng(seed).integers(0, len(a), (2000, len(a)))
+    ratios = np.median(a[rows], axis=1) / np.median(b[rows], axis=1)
+    lower, upper = np.percentile(ratios, [2.5, 97.5])
+    return Speedup(float(np.median(a) / np.median(b)), float(lower), float(upper))
+
+
+def bench_models(
+    dense: str | Path,
+    reduced: str | Path,
+    *,
+    rounds: int = 50,
+    threads: int | None = None,
+    batch: int | None = None,
+    flop_ideal: float | None = None,
+    note: str = "",
+    progress: Callable[[str], None] = lambda _: None,
+) -> Benchmark:
+    """Measure two ONNX files on the same random inputs.
+
+    Args:
+        rounds: timed runs of each model, after three that are not.
+        threads: of ONNX Runtime; by default as many as this process may use.
+        batch: for models whose batch is free; a fixed batch is what it is.
+    """
+    from tcompile.targets.backends.ort import OrtRunner
+
+    if rounds < 5:
+        raise UsageError("needs at least 5 rounds", where="--rounds")
+    threads = threads or usable_cores()
+    models = [signature(dense), signature(reduced)]
+    size = models[0].batch or models[1].batch or batch or 1
+    # The dense model's image size may be free; the reduced one's never is.
+    samples = samples_for(models[1], count=size)
+    calls = [_caller(OrtRunner(m.path, threads=threads), feed(m.inputs, samples.arrays))
+             for m in models]  # fmt: skip
+    progress(f"{rounds} interleaved rounds on {threads} threads")
+    times = interleave(calls, rounds=rounds)
+    return Benchmark(
+        dense=summarise(times[0]),
+        reduced=summarise(times[1]),
+        speedup=speedup(*times),
+        flop_ideal=flop_ideal,
+        rounds=rounds,
+        batch=size,
+        threads=threads,
+        machine=machine_name(),
+        runtime=_runtime(),
+        note=note,
+    )
+
+
+def usable_cores() -> int:
+    """Cores this process may run on (which taskset or a container may have limited)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def machine_name() -> str:
+    """The processor's name and the number of usable cores."""
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        name = names[0] if names else name
+    return f"{name}, {usable_cores()} cores"
+
+
+def _caller(runner: Any, inputs: dict[str, Array]) -> Call:
+    return lambda: runner.run(inputs)
+
+
+def _runtime() -> str:
+    import onnxruntime
+
+    return f"ONNX Runtime {onnxruntime.__version__} on the CPU"
