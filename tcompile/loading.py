@@ -118,6 +118,12 @@ def _check_external_data(model: onnx.ModelProto, path: Path) -> None:
                 hint=_HINT,
             ) from error
         if not location or not data.is_relative_to(folder):
+            if location and (folder / location).is_symlink() and found:
+                raise ModelError(
+                    f"external data file '{location}' is a link out of the model's folder",
+                    where=str(path),
+                    hint=f"copy the files themselves, e.g. cp -rL '{path.parent}' a-copy",
+                )
             raise ModelError(
                 f"weights of '{tensor.name}' point outside the model's folder: '{location}'",
                 where=str(path),

@@ -217,6 +217,18 @@ def test_links_as_external_data_are_refused(
     refused(path, "not links")
 
 
+def test_a_link_out_of_the_folder_is_named_as_one(tmp_path: Path) -> None:
+    """The layout of a hub's cache: files are links into another folder."""
+    folder, blobs = tmp_path / "snapshot", tmp_path / "blobs"
+    folder.mkdir()
+    blobs.mkdir()
+    path, data = folder / "m.onnx", folder / "w.bin"
+    onnx.save(vit(), str(path), save_as_external_data=True, location=data.name, size_threshold=0)
+    data.rename(blobs / "real.bin")
+    data.symlink_to(blobs / "real.bin")
+    refused(path, "is a link out of the model's folder")
+
+
 def test_text_that_is_no_text(tmp_path: Path) -> None:
     model = vit()
     name = node(model, "Softmax").name.encode()
