@@ -71,6 +71,12 @@ def test_unify_prefers_what_is_known_and_reports_contradictions() -> None:
     assert ax.unify(H + W, W + H)[1]
 
 
+def test_unify_does_not_care_for_the_names_of_heads() -> None:
+    one, other = ax.new("q/heads", 2, "weak"), ax.new("k/heads", 2, "weak")
+    assert ax.unify(B + one, B + other) == (B + one, False)
+    assert ax.unify(B + one, other + B)[1]
+
+
 @pytest.mark.parametrize("dims", [(3, 196, 192), (3, 14, 14, 192), (3 * 14, 14, 2, 96), (112896,)])
 def test_regroup_there_and_back(dims: tuple[int, ...]) -> None:
     start = (B, H + W, C)
