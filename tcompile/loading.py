@@ -32,7 +32,7 @@ def load(path: str | Path) -> onnx.ModelProto:
         what = "is a directory, not a model file" if path.is_dir() else "no such file"
         raise UsageError(what, where=str(path), hint="give the path of an .onnx file")
     try:
-        model = onnx.load_model(str(path), load_external_data=False)
+        model = onnx.load_model(str(path), "protobuf", load_external_data=False)
     except (DecodeError, ValueError, UnicodeDecodeError) as error:
         raise ModelError("not an ONNX file, or truncated", where=str(path), hint=_HINT) from error
     if not model.graph.node or not model.opset_import or not model.ir_version:

@@ -194,7 +194,7 @@ def _external_locations(path: Path) -> set[str]:
     import onnx
     from onnx.external_data_helper import uses_external_data
 
-    model = onnx.load(str(path), load_external_data=False)
+    model = onnx.load(str(path), "protobuf", load_external_data=False)
     names = {
         entry.value
         for tensor in model.graph.initializer

@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tcompile import pipeline
 from tcompile.errors import ModelError
+from tcompile.loading import load
 from tests.support.tiny_vit import VitSpec, build_vit, random_weights
 
 Damage = Callable[[onnx.ModelProto], None]
@@ -215,6 +216,16 @@ def test_links_as_external_data_are_refused(
     data.rename(tmp_path / "real.bin")
     link(tmp_path / "real.bin", data)
     refused(path, "not links")
+
+
+@pytest.mark.parametrize("suffix", [".json", ".txt", ".textproto", ".onnxtxt", ".onnxjson"])
+def test_a_file_is_read_by_what_it_holds_not_by_its_name(tmp_path: Path, suffix: str) -> None:
+    """onnx would pick a text format by the suffix, with errors of its own."""
+    path = tmp_path / f"model{suffix}"
+    path.write_bytes(vit().SerializeToString())
+    assert load(path).graph.node
+    path.write_text('{"schema": 1}')
+    refused(path, "not an ONNX file")
 
 
 def test_a_link_out_of_the_folder_is_named_as_one(tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ class OrtRunner:
 def _is_half(path: str | Path) -> bool:
     """Whether a model file stores fp16 weights. A file that is none is left to ONNX Runtime."""
     try:
-        model = onnx.load_model(str(path), load_external_data=False)
+        model = onnx.load_model(str(path), "protobuf", load_external_data=False)
     except (OSError, ValueError, DecodeError):
         return False
     return any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer)
