@@ -29,7 +29,7 @@ def _unit(x: _Array) -> _Array:
     return np.asarray(x / np.sqrt(squares))
 
 
-_UNIT = """  last = Constant <value_ints: ints = [-1]> ()
+_UNIT = """  last = Constant <value: tensor = int64[1] {{-1}}> ()
   tiny = Constant <value_float: float = 1e-12> ()
   squares = Mul ({0}, {0})
   summed = ReduceSum <keepdims: int = 1> (squares, last)
@@ -41,10 +41,10 @@ _SORT = """  as_float = Cast <to: int = 1> ({0})
   ascending, unused = TopK <axis: int = -1, largest: int = 0, sorted: int = 1> (as_float, {1})
   {2} = Cast <to: int = 7> (ascending)"""
 
-_HALVES = """  zero = Constant <value_ints: ints = [0]> ()
-  one = Constant <value_ints: ints = [1]> ()
-  two = Constant <value_ints: ints = [2]> ()
-  end = Constant <value_ints: ints = [9223372036854775807]> ()"""
+_HALVES = """  zero = Constant <value: tensor = int64[1] {0}> ()
+  one = Constant <value: tensor = int64[1] {1}> ()
+  two = Constant <value: tensor = int64[1] {2}> ()
+  end = Constant <value: tensor = int64[1] {9223372036854775807}> ()"""
 
 
 def _top_k_tokens(scores: _Array, k: int) -> tuple[_Array, ...]:
@@ -56,7 +56,7 @@ TOP_K = TokenOp(
     ("scores [B,T] f32",),
     ("index [B,K] i64",),
     ("k: how many tokens to keep",),
-    """  count = Constant <value_ints: ints = @k> ()
+    """  count = Constant <value: tensor = @k> ()
   best, chosen = TopK <axis: int = -1, largest: int = 1, sorted: int = 1> (scores, count)
 """
     + _SORT.format("chosen", "count", "index"),
@@ -68,7 +68,7 @@ GATHER = TokenOp(
     ("x [B,T,C]", "index [B,K] i64"),
     ("y [B,K,C]",),
     (),
-    """  last = Constant <value_ints: ints = [-1]> ()
+    """  last = Constant <value: tensor = int64[1] {-1}> ()
   column = Unsqueeze (index, last)
   y = GatherND <batch_dims: int = 1> (x, column)""",
     lambda x, index: (_take(x, index),),
@@ -86,7 +86,7 @@ FUSE = TokenOp(
     ("x [B,T,C] f32", "weight [B,T] f32", "index [B,K] i64"),
     ("y [B,1,C] f32",),
     (),
-    """  one = Constant <value_ints: ints = [1]> ()
+    """  one = Constant <value: tensor = int64[1] {1}> ()
   as_float = Cast <to: int = 1> (index)
   zeros = Sub (as_float, as_float)
   left = ScatterElements <axis: int = 1> (weight, index, zeros)
@@ -154,9 +154,9 @@ MATCH = TokenOp(
     ("r: pairs to merge", "half: number of even positions", "rest: half - r, at least 1"),
     _EDGES
     + """
-  count = Constant <value_ints: ints = @half> ()
-  merged = Constant <value_ints: ints = @r> ()
-  left = Constant <value_ints: ints = @rest> ()
+  count = Constant <value: tensor = @half> ()
+  merged = Constant <value: tensor = @r> ()
+  left = Constant <value: tensor = @rest> ()
   best = Squeeze (edge, last)
   match = Squeeze (partner, last)
   sorted_edges, order = TopK <axis: int = -1, largest: int = 1, sorted: int = 1> (best, count)
@@ -212,7 +212,7 @@ _MERGED = """  hot = Equal (target_column, slots)
 _SPLIT = (
     _HALVES
     + """
-  last = Constant <value_ints: ints = [-1]> ()
+  last = Constant <value: tensor = int64[1] {-1}> ()
   size_column = Unsqueeze (size, last)
   even = Slice (x, zero, end, one, two)
   odd = Slice (x, one, end, one, two)

@@ -25,7 +25,8 @@ class TokenOp:
     Attributes:
         name: op type, globally unique.
         inputs, outputs: name and shape, as `scores [B,T] f32`.
-        attributes: integer attributes, each `name: meaning`.
+        attributes: int64 tensors [1], each `name: meaning`. Tensors, since ONNX Runtime up to 1.23
+            (the newest for Python 3.10) forgets the shape of a `Constant` made from plain integers.
         body: the function body in ONNX text; `@name` refers to an attribute.
         reference: the same in numpy: (*inputs, **attributes) → outputs.
     """

@@ -80,9 +80,9 @@ class Builder:
     def call(
         self, op: str, *inputs: Any, dtypes: Sequence[Any], fp32: bool = True, **attrs: int
     ) -> list[gs.Variable]:
-        """A token op; its integer attributes are stored as lists of one."""
-        lists = {k: [int(v)] for k, v in attrs.items()}
-        return self.nodes(op, inputs, dtypes, fp32=fp32, domain=DOMAIN, **lists)
+        """A token op; its integer attributes are stored as tensors [1] (see `TokenOp`)."""
+        tensors = {k: gs.Constant(k, np.asarray([v], np.int64)) for k, v in attrs.items()}
+        return self.nodes(op, inputs, dtypes, fp32=fp32, domain=DOMAIN, **tensors)
 
     def slice(self, x: gs.Tensor, axis: int, start: int, stop: int | None, **kw: Any) -> Any:
         """x[..., start:stop, ...] along `axis`; stop None means the end."""

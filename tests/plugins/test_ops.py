@@ -53,7 +53,11 @@ def _run(op: TokenOp, case: Case, opset: int) -> list[np.ndarray[Any, Any]]:
     ]
     outs = [o.split()[0] for o in op.outputs]
     node = onnx.helper.make_node(
-        op.name, names, outs, domain=DOMAIN, **{k: [v] for k, v in attributes.items()}
+        op.name,
+        names,
+        outs,
+        domain=DOMAIN,
+        **{k: onnx.numpy_helper.from_array(np.asarray([v]), k) for k, v in attributes.items()},
     )
     graph = onnx.helper.make_graph(
         [node], "op", infos, [onnx.helper.make_empty_tensor_value_info(o) for o in outs]
