@@ -16,6 +16,11 @@ from typing import Any
 from tcompile.errors import ModelError
 from tcompile.models.source import LoadedModel, Request, cannot_build, require, unknown_name
 
+try:
+    from tcompile.models.hf_packed import PACKED, PACKED_TYPES
+except ModuleNotFoundError:  # until it is written
+    PACKED, PACKED_TYPES = {}, {}
+
 # What `hf:WORD --random-weights` builds: the model class, its configuration class read off it.
 FRESH: dict[str, str] = {
     "vit": "ViTModel",
@@ -67,14 +72,17 @@ def load(request: Request) -> LoadedModel:
     name, options = request.source.name, dict(request.options)
     wanted = options.pop("class", None)
     is_word = "/" not in name and not Path(name).is_dir()
-    is_fresh = is_word and name in FRESH
+    is_fresh = is_word and (name in FRESH or name in PACKED)
     if request.random_weights and is_word and not is_fresh:
-        raise unknown_name(request, FRESH)
+        raise unknown_name(request, [*FRESH, *PACKED])
     if is_fresh and not request.random_weights:
         raise ModelError(
             f"{request.source.text} is a configuration without trained weights",
             hint="add --random-weights, or name a checkpoint: hf:OWNER/MODEL or hf:FOLDER",
         )
+    loader = PACKED.get(name) if is_word else PACKED_TYPES.get(_model_type(transformers, name))
+    if loader is not None and wanted is None:
+        return loader(request)
     notes: tuple[str, ...] = ()
     chatter = logging.getLogger("transformers")
     level = chatter.level
@@ -112,6 +120,14 @@ def load(request: Request) -> LoadedModel:
         resized=resized,
         notes=notes,
     )
+
+
+def _model_type(transformers: Any, name: str) -> str:
+    """A checkpoint's family; "" where it cannot be read, which loading it will report."""
+    try:
+        return str(transformers.AutoConfig.from_pretrained(name).model_type)
+    except Exception:  # libraries raise anything on a bad folder
+        return ""
 
 
 def _fresh(transformers: Any, class_name: str, options: Mapping[str, Any], size: int | None) -> Any:
