@@ -12,6 +12,7 @@ from tests.oracles import methods, schedules
 from tests.oracles.adapters import adapt, select_outputs
 from tests.oracles.methods import Reduction
 from tests.oracles.small_models import IMAGE, MODELS
+from tests.oracles.stream import Rotary
 from tests.oracles.weights import stir
 
 
@@ -45,6 +46,9 @@ def test_adapters_know_class_tokens_and_prefixes() -> None:
         "hf-deit": (2, True),
         "timm-dinov2-reg4": (5, True),
         "hf-dinov2-registers": (5, True),
+        "timm-dinov3": (5, False),
+        "timm-rope": (1, True),
+        "timm-relpos": (0, False),
         "timm-vit": (1, True),
         "open-clip": (1, True),
     }
@@ -183,7 +187,7 @@ def test_the_site_output_is_the_end_of_the_last_block() -> None:
     torch.testing.assert_close(restored[:, rows], dense[:, rows])
 
 
-@pytest.mark.parametrize("name", ["timm-vit", "biased"])
+@pytest.mark.parametrize("name", ["timm-vit", "biased", "timm-eva02", "timm-rope-mixed"])
 def test_dropping_in_the_model_equals_masking_them_out(name: str) -> None:
     """The dense model with -inf on the dropped keys of every later block."""
     module = _model(name).double()
@@ -192,13 +196,31 @@ def test_dropping_in_the_model_equals_masking_them_out(name: str) -> None:
     dropped = torch.ones(2, 37, dtype=torch.bool).scatter(1, result.index, False)
     mask = torch.zeros(2, 37, dtype=torch.float64).masked_fill(dropped, -torch.inf)[:, None, None]
     x = encoder.embed(image)
+    everyone = torch.arange(37).expand(2, -1)
     for i, block in enumerate(encoder.blocks):
         bias = 0 * mask.clamp(min=0) if block.bias is None else block.bias
         bias = bias + mask if i > 1 else bias
-        x = block.attend(x, methods.attention(*block.qkv(x), block.scale, bias))
+        x = block.attend(x, methods.attention(*block.heads(x, everyone), block.scale, bias))
         x = block.mlp(x)
     logits = encoder.head(methods.Stream(encoder.norm(x)))[0].value
     torch.testing.assert_close(result.outputs[0].value, logits)
+
+
+@pytest.mark.parametrize("halves", [False, True])
+def test_a_token_is_turned_by_its_own_position(halves: bool) -> None:
+    """Against complex numbers; a token made of others (index -1) is not turned."""
+    angles = _random(2, 5, 3)  # of each head, token and pair of channels
+    wide = torch.cat([angles, angles], -1) if halves else angles.repeat_interleave(2, dim=-1)
+    rotary = Rotary(wide.cos(), wide.sin(), halves)
+    x, index = _random(1, 2, 4, 6), torch.tensor([[3, 0, -1, 4]])
+    turned = rotary.turn(x, index)
+    first, second = (slice(0, 3), slice(3, 6)) if halves else (slice(0, 6, 2), slice(1, 6, 2))
+    number = torch.complex(x[..., first], x[..., second])
+    for place, token in enumerate(index[0].tolist()):
+        angle = torch.zeros(2, 3).double() if token < 0 else angles[:, token]
+        expected = number[0, :, place] * torch.exp(1j * angle)
+        torch.testing.assert_close(turned[0, :, place, first], expected.real)
+        torch.testing.assert_close(turned[0, :, place, second], expected.imag)
 
 
 def test_impossible_requests_are_refused() -> None:

@@ -14,6 +14,11 @@ def identity(x: Tensor) -> Tensor:
     return x
 
 
+def scaled(gain: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """Multiplication by a LayerScale gain [C], where there is one."""
+    return identity if gain is None else lambda x: gain * x
+
+
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """[B, N, H*d] -> [B, H, N, d]."""
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)

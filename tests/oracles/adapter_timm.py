@@ -5,30 +5,65 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from tests.oracles.adapter_parts import split_heads
+from tests.oracles.adapter_parts import identity, split_heads
 from tests.oracles.stream import Block, Encoder, Output, Stream, attention, pooled_mean
 
 
 def _timm_block(block: Any) -> Block:
-    attn = block.attn
+    kind = type(block).__name__
+    if kind == "ParallelScalingBlock":
+        return _parallel_block(block)
+    attn, post = block.attn, kind == "ResPostBlock"
+    before1 = identity if post else block.norm1
+    before2 = identity if post else block.norm2
+    after1 = block.norm1 if post else block.ls1
+    after2 = block.norm2 if post else block.ls2
 
     def qkv(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = (
-            split_heads(part, attn.num_heads) for part in attn.qkv(block.norm1(x)).chunk(3, -1)
-        )
+        q, k, v = (split_heads(part, attn.num_heads) for part in attn.qkv(before1(x)).chunk(3, -1))
         return attn.q_norm(q), attn.k_norm(k), v
+
+    def attend(x: Tensor, context: Tensor) -> Tensor:
+        y = attn.norm(context)
+        if attn.gate is not None:
+            y = y * attn.gate(before1(x)).sigmoid()
+        return x + after1(attn.proj(y))
 
     return Block(
         qkv=qkv,
         scale=attn.head_dim**-0.5,
-        attend=lambda x, context: x + block.ls1(attn.proj(attn.norm(context))),
-        mlp=lambda x: x + block.ls2(block.mlp(block.norm2(x))),
+        attend=attend,
+        mlp=lambda x: x + after2(block.mlp(before2(x))),
     )
 
 
-def _timm_attention_pool(pool: Any, x: Tensor, bias: Tensor | None) -> Tensor:
+def _parallel_block(block: Any) -> Block:
+    """Attention and MLP side by side (ViT-22B): nothing lies between them, so `mlp` is empty."""
+
+    def project(x: Tensor) -> tuple[Tensor, ...]:
+        hidden, *heads = block.in_proj(block.in_norm(x)).split(block.in_split, dim=-1)
+        hidden = hidden if block.mlp_bias is None else hidden + block.mlp_bias
+        return block.mlp_act(hidden), *(split_heads(part, block.num_heads) for part in heads)
+
+    def qkv(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        _, q, k, v = project(x)
+        return block.q_norm(q), block.k_norm(k), v
+
+    def attend(x: Tensor, context: Tensor) -> Tensor:
+        hidden, *_ = project(x)
+        if block.out_proj is not None:
+            y = block.out_proj(torch.cat([context, hidden], dim=-1))
+        else:
+            y = block.attn_out_proj(context) + block.mlp_out_proj(hidden)
+        return x + block.ls(y)
+
+    return Block(qkv=qkv, scale=block.head_dim**-0.5, attend=attend, mlp=identity)
+
+
+def attention_pool(pool: Any, x: Tensor, bias: Tensor | None) -> Tensor:
     """AttentionPoolLatent on [B, N, C], each key counted by the log size in `bias`."""
     q = split_heads(pool.q(pool.latent), pool.num_heads).expand(x.shape[0], -1, -1, -1)
     k, v = (split_heads(part, pool.num_heads) for part in pool.kv(x).chunk(2, -1))
@@ -51,7 +86,7 @@ def timm(model: Any) -> Encoder:
         if model.attn_pool is not None:
             bias = stream.key_bias()
             kept = None if bias is None else bias[..., first:]
-            pooled = _timm_attention_pool(model.attn_pool, x[:, first:], kept)
+            pooled = attention_pool(model.attn_pool, x[:, first:], kept)
         elif model.global_pool == "token":
             pooled = x[:, 0]
         elif model.global_pool == "avg":

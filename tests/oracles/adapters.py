@@ -12,8 +12,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tests.oracles import adapter_hf, adapter_others, adapter_timm
-from tests.oracles.stream import Encoder, Stream, attention
+from tests.oracles import (
+    adapter_bias,
+    adapter_hf,
+    adapter_others,
+    adapter_rope,
+    adapter_timm,
+)
+from tests.oracles.methods import run
+from tests.oracles.stream import Encoder
 
 
 def adapt(module: nn.Module) -> Encoder:
@@ -42,11 +49,7 @@ def select_outputs(encoder: Encoder, module: nn.Module, image: Tensor, atol: flo
     atol is relative to the output's largest magnitude.  Raises AssertionError when an output of the
     module equals none.
     """
-    x = encoder.embed(image)
-    for block in encoder.blocks:
-        q, k, v = block.qkv(x)
-        x = block.mlp(block.attend(x, attention(q, k, v, block.scale, block.bias)))
-    candidates = encoder.head(Stream(encoder.norm(x)))
+    candidates = run(encoder, image, ()).outputs
     chosen = []
     for number, value in enumerate(flatten(module(image))):
         errors = [
@@ -64,6 +67,9 @@ def select_outputs(encoder: Encoder, module: nn.Module, image: Tensor, atol: flo
 _ADAPTERS: dict[str, Callable[[Any], Encoder]] = {
     "timm.VisionTransformerDistilled": adapter_timm.timm_distilled,
     "timm.VisionTransformer": adapter_timm.timm,
+    "timm.VisionTransformerRelPos": adapter_bias.timm_relpos,
+    "timm.Beit": adapter_bias.timm_beit,
+    "timm.Eva": adapter_rope.eva,
     "transformers.ViTModel": adapter_hf.hf_vit,
     "transformers.ViTForImageClassification": adapter_hf.hf_vit_classifier,
     "transformers.DeiTModel": lambda model: adapter_hf.hf_vit(model, 2),

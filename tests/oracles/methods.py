@@ -247,7 +247,7 @@ def run(encoder: Encoder, image: Tensor, reductions: Sequence[Reduction]) -> Res
     for i, block in enumerate(encoder.blocks):
         arriving = stream.x.shape[1]
         bias = _bias(block, stream, index)
-        q, k, v = block.qkv(stream.x)
+        q, k, v = block.heads(stream.x, index)
         after = block.attend(stream.x, attention(q, k, v, block.scale, bias))
         stream = replace(stream, x=after)
         for half in ("attn", "block", "output"):

@@ -21,6 +21,12 @@ def _timm(name: str, **overrides: Any) -> nn.Module:
     return timm.create_model(name, pretrained=False, **{**plan, "patch_size": 8, **overrides})
 
 
+def _blocks(name: str) -> Any:
+    from timm.models import vision_transformer
+
+    return getattr(vision_transformer, name)
+
+
 _TOWER = {
     "hidden_size": 40,
     "num_hidden_layers": 4,
@@ -92,6 +98,38 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "timm-dinov2-reg4": lambda: _timm("vit_small_patch14_reg4_dinov2"),
     "timm-clip": lambda: _timm("vit_base_patch16_clip_224"),
     "timm-siglip": lambda: _timm("vit_base_patch16_siglip_224"),
+    "timm-norms-after": lambda: _timm("vit_tiny_patch16_224", block_fn=_blocks("ResPostBlock")),
+    "timm-parallel": lambda: _timm(
+        "vit_tiny_patch16_224", block_fn=_blocks("ParallelScalingBlock"), qk_norm=True
+    ),
+    "timm-eva": lambda: _timm("eva_giant_patch14_224"),
+    "timm-eva02": lambda: _timm("eva02_tiny_patch14_224"),
+    "timm-eva02-clip": lambda: _timm("eva02_base_patch16_clip_224", swiglu_align_to=8),
+    "timm-eva-norms-after": lambda: _timm("eva02_tiny_patch14_224", use_post_norm=True),
+    "timm-eva-grouped": lambda: _timm(
+        "vit_small_patch16_dinov3",
+        attn_type="rope",
+        qkv_fused=False,
+        num_kv_heads=1,
+        qk_norm=True,
+    ),
+    "timm-dinov3": lambda: _timm("vit_small_patch16_dinov3"),
+    "timm-dinov3-qkvb": lambda: _timm("vit_small_patch16_dinov3_qkvb"),
+    "timm-rope": lambda: _timm("vit_small_patch16_rope_224"),
+    "timm-rope-ape": lambda: _timm("vit_small_patch16_rope_ape_224"),
+    "timm-rope-mixed": lambda: _timm("vit_small_patch16_rope_mixed_224"),
+    "timm-rope-reg1-gap": lambda: _timm("vit_base_patch16_rope_reg1_gap_256"),
+    "timm-pe-core": lambda: _timm("vit_pe_core_tiny_patch16_384", attn_pool_num_heads=5),
+    "timm-pe-spatial": lambda: _timm("vit_pe_spatial_tiny_patch16_512"),
+    "timm-beit": lambda: _timm("beit_base_patch16_224"),
+    "timm-beit-shared": lambda: _timm(
+        "beit_base_patch16_224", use_shared_rel_pos_bias=True, use_rel_pos_bias=False
+    ),
+    "timm-beit3": lambda: _timm("beit3_base_patch16_224"),
+    "timm-relpos": lambda: _timm("vit_relpos_small_patch16_224"),
+    "timm-relpos-norms-after": lambda: _timm("vit_relpos_small_patch16_rpn_224"),
+    "timm-relpos-shared": lambda: _timm("vit_srelpos_small_patch16_224"),
+    "timm-relpos-cls": lambda: _timm("vit_relpos_base_patch16_clsgap_224"),
     "hf-vit": lambda: _hf("ViTModel", "ViTConfig"),
     "hf-vit-classifier": lambda: _hf("ViTForImageClassification", "ViTConfig"),
     "hf-deit": lambda: _hf("DeiTModel", "DeiTConfig"),

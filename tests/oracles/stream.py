@@ -33,14 +33,48 @@ class Stream:
 
 
 @dataclass(frozen=True)
-class Block:
-    """One pre-norm transformer layer.
+class Rotary:
+    """Rotary positions: how q and k of each original token are turned.
 
-    qkv: stream tensor [B, N, C] -> q, k, v, each [B, H, N, d] (after bias and any q/k norm).
+    cos, sin: [N, d], or [H, N, d] where every head has its own, the N original tokens in order.
+    Tokens without a position (class token, registers) have rows of cos 1 and sin 0.
+    halves: channel i turns with channel i + d/2; otherwise channel 2i with channel 2i + 1.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    halves: bool
+
+    def turn(self, x: Tensor, index: Tensor) -> Tensor:
+        """x [B, H, K, d], turned as the original tokens index [B, K] are; -1 is not turned."""
+        none = (index < 0)[:, None, :, None]
+        cos = self._rows(self.cos, index).masked_fill(none, 1.0).to(x)
+        sin = self._rows(self.sin, index).masked_fill(none, 0.0).to(x)
+        if self.halves:
+            half = x.shape[-1] // 2
+            across = torch.cat([-x[..., half:], x[..., :half]], dim=-1)
+        else:
+            across = torch.stack([-x[..., 1::2], x[..., 0::2]], dim=-1).flatten(-2)
+        return x * cos + across * sin
+
+    @staticmethod
+    def _rows(table: Tensor, index: Tensor) -> Tensor:
+        """[N, d] or [H, N, d], and [B, K] -> [B, 1 or H, K, d]."""
+        table = table if table.ndim == 3 else table.unsqueeze(0)
+        return table[:, index.clamp(min=0)].transpose(0, 1)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One transformer layer.
+
+    qkv: stream tensor [B, N, C] -> q, k, v, each [B, H, N, d] (after bias and any q/k norm, before
+        rotary positions).
     scale: what the logits q·k are multiplied by.
     attend: (stream tensor, context [B, N, H*d]) -> stream tensor after the attention residual.
     mlp: stream tensor -> stream tensor after the MLP residual.
     bias: [H, N, N] added to the logits, a mask or relative-position table of the N original tokens.
+    rotary: positions by which q and k are turned.
     """
 
     qkv: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
@@ -48,6 +82,14 @@ class Block:
     attend: Callable[[Tensor, Tensor], Tensor]
     mlp: Callable[[Tensor], Tensor]
     bias: Tensor | None = None
+    rotary: Rotary | None = None
+
+    def heads(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k and v as they meet, for the original tokens index [B, N] (-1: without position)."""
+        q, k, v = self.qkv(x)
+        if self.rotary is not None:
+            q, k = self.rotary.turn(q, index), self.rotary.turn(k, index)
+        return q, k, v
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ def stir(module: nn.Module, seed: int) -> None:
     def normal(tensor: torch.Tensor, mean: float, std: float) -> None:
         tensor.copy_(torch.randn(tensor.shape, generator=generator) * std + mean)
 
+    gains = ("weight", "gamma", "gamma_1", "gamma_2", "lambda1", "lambda_1", "lambda_2")
     for name, parameter in module.named_parameters():
         last = name.rsplit(".", 1)[-1]
         owner = module.get_submodule(name.rpartition(".")[0])
@@ -33,7 +34,7 @@ def stir(module: nn.Module, seed: int) -> None:
             normal(parameter, 0.0, (1.5 / fan_in) ** 0.5)
         elif last == "proj" and parameter.ndim == 2:  # open_clip: [width, output]
             normal(parameter, 0.0, (1.5 / parameter.shape[0]) ** 0.5)
-        elif parameter.ndim == 1 and last in ("weight", "gamma", "lambda1"):
+        elif parameter.ndim == 1 and last in gains:
             normal(parameter, 0.7, 0.15)
         elif parameter.ndim == 1 and last != "class_embedding":
             normal(parameter, 0.0, 0.1)
