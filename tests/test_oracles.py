@@ -187,7 +187,7 @@ def test_the_site_output_is_the_end_of_the_last_block() -> None:
     torch.testing.assert_close(restored[:, rows], dense[:, rows])
 
 
-@pytest.mark.parametrize("name", ["timm-vit", "biased", "timm-eva02", "timm-rope-mixed"])
+@pytest.mark.parametrize("name", ["timm-vit", "biased", "timm-eva02-clip", "timm-rope-mixed"])
 def test_dropping_in_the_model_equals_masking_them_out(name: str) -> None:
     """The dense model with -inf on the dropped keys of every later block."""
     module = _model(name).double()
