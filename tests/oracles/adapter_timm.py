@@ -41,7 +41,7 @@ def _timm_block(block: Any) -> Block:
 
 
 def _parallel_block(block: Any) -> Block:
-    """Attention and MLP side by side (ViT-22B): nothing lies between them, so `mlp` is empty."""
+    """Attention and MLP side by side (ViT-22B)."""
 
     def project(x: Tensor) -> tuple[Tensor, ...]:
         hidden, *heads = block.in_proj(block.in_norm(x)).split(block.in_split, dim=-1)
@@ -60,7 +60,8 @@ def _parallel_block(block: Any) -> Block:
             y = block.attn_out_proj(context) + block.mlp_out_proj(hidden)
         return x + block.ls(y)
 
-    return Block(qkv=qkv, scale=block.head_dim**-0.5, attend=attend, mlp=identity)
+    scale = block.head_dim**-0.5
+    return Block(qkv=qkv, scale=scale, attend=attend, mlp=identity, parallel=True)
 
 
 def attention_pool(pool: Any, x: Tensor, bias: Tensor | None) -> Tensor:

@@ -44,6 +44,8 @@ def selection(case: Case) -> list[Variant]:
     23 on, where attention is a single op. Which one moves on from case to case, so that over all
     cases every attention, batch and opset of the matrix meets every kind of model.
 
+    Of a case marked `few`, only so many of these.
+
     With TCOMPILE_MATRIX=all in the environment, all of `variants`; with =full, every combination.
     """
     wanted = os.environ.get("TCOMPILE_MATRIX", "")
@@ -55,7 +57,9 @@ def selection(case: Case) -> list[Variant]:
         single = variant.opset >= 23
         key = f"{variant.exporter}-{single}" if variant.exporter == "dynamo" else variant.exporter
         groups.setdefault(key, []).append(variant)
-    return [group[turn % len(group)] for group in groups.values()]
+    chosen = [group[turn % len(group)] for group in groups.values()]
+    few = min(case.few or len(chosen), len(chosen))
+    return [chosen[(turn + i) % len(chosen)] for i in range(few)]
 
 
 def _own(module: nn.Module, size: int, outputs: tuple[str, ...]) -> tuple[LoadedModel, Subject]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from tests.oracles import schedules
@@ -52,9 +53,19 @@ def document(cuts: list[Reduction], found: Subject) -> dict[str, Any]:
 
 
 def expected(method: str, found: Subject, keep: str) -> list[Reduction]:
-    """What the papers and the definition of `--keep` say the schedule is."""
+    """What the papers and the definition of `--keep` say the schedule is.
+
+    A block whose attention and MLP stand side by side loses its tokens after both.
+    """
     patches, blocks = found.patches, len(found.encoder.blocks)
     if method == "tome":
-        return schedules.tome_keep(keep, patches, blocks)
-    plan = {"topk": schedules.topk_keep, "evit": schedules.evit_keep}[method]
-    return plan(keep, patches, blocks, found.score)
+        cuts = schedules.tome_keep(keep, patches, blocks)
+    else:
+        plan = {"topk": schedules.topk_keep, "evit": schedules.evit_keep}[method]
+        cuts = plan(keep, patches, blocks, found.score)
+    return [replace(cut, site=_present(cut.site, found)) for cut in cuts]
+
+
+def _present(site: str, found: Subject) -> str:
+    half, _, block = site.partition(":")
+    return f"block:{block}" if found.encoder.blocks[int(block)].parallel else f"{half}:{block}"

@@ -75,6 +75,8 @@ class Block:
     mlp: stream tensor -> stream tensor after the MLP residual.
     bias: [H, N, N] added to the logits, a mask or relative-position table of the N original tokens.
     rotary: positions by which q and k are turned.
+    parallel: whether the MLP reads what the attention reads, so that there is no point between them
+        (`attend` then does all, and `mlp` nothing).
     """
 
     qkv: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
@@ -83,6 +85,7 @@ class Block:
     mlp: Callable[[Tensor], Tensor]
     bias: Tensor | None = None
     rotary: Rotary | None = None
+    parallel: bool = False
 
     def heads(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v as they meet, for the original tokens index [B, N] (-1: without position)."""

@@ -14,73 +14,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from tcompile.models import LoadedModel, export, load_source
-
-TORCH = ("dynamo", "torchscript")
-TORCH_AND_HF = ("dynamo", "torchscript", "transformers")
-BOTH = ("sdpa", "eager")
-#: What torch 2.15 with onnxscript 0.7 can write; for 17, dynamo's 18 is lowered.
-OPSETS: Mapping[str, tuple[int, ...]] = {
-    "dynamo": (17, 18, 20, 23, 25),
-    "torchscript": (17, 18, 20),
-    "transformers": (17, 18, 20, 23, 25),
-}
-BATCHES: tuple[int | str, ...] = (1, 4, "dynamic")
-
-
-@dataclass(frozen=True)
-class Case:
-    """One model of the acceptance matrix.
-
-    Attributes:
-        id: short, unique, fit for a test id.
-        family: the entry of the acceptance list it stands for.
-        source: SOURCE string, loaded with random weights.
-        image_size: pixels.
-        overrides: see `load_source`.
-        prefix: tokens that stay (CLS, distillation, registers).
-        patches: patch tokens.
-        exporters: those that must give a right file.
-        attentions: spellings that the model offers; (None,) where it offers no choice.
-        notes: what is special about it.
-    """
-
-    id: str
-    family: str
-    source: str
-    image_size: int
-    overrides: Mapping[str, Any]
-    prefix: int
-    patches: int
-    exporters: tuple[str, ...] = TORCH
-    attentions: tuple[str | None, ...] = BOTH
-    notes: str = ""
-
-    @property
-    def tokens(self) -> int:
-        """Prefix and patch tokens."""
-        return self.prefix + self.patches
-
-
-@dataclass(frozen=True)
-class Variant:
-    """How a case is exported."""
-
-    exporter: str
-    attention: str | None
-    opset: int
-    batch: int | str
-    id: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        parts = (self.exporter, self.attention or "mha", str(self.opset), f"b{self.batch}")
-        object.__setattr__(self, "id", "-".join(parts))
-
+from tests.support.matrix_case import BATCHES, BOTH, OPSETS, Case, Variant
+from tests.support.side_matrix import SIDE_CASES
 
 _TINY = {"depth": 3, "embed_dim": 64, "num_heads": 2}
 _TIMM = {**_TINY, "num_classes": 10}
@@ -94,21 +34,6 @@ def _timm(name: str, size: int, prefix: int, patches: int, family: str, **over: 
     overrides = over or _TIMM
     return Case(
         f"timm-{label}", family, f"timm:{name}", size, overrides, prefix, patches, notes=notes
-    )
-
-
-def _hf(name: str, size: int, prefix: int, patches: int, **over: Any) -> Case:
-    label, notes = over.pop("id", name), over.pop("notes", "")
-    return Case(
-        f"hf-{label}",
-        f"transformers {name}",
-        f"hf:{name}",
-        size,
-        {**_HF16, **over},
-        prefix,
-        patches,
-        exporters=TORCH_AND_HF,
-        notes=notes,
     )
 
 
@@ -164,6 +89,8 @@ CASES: tuple[Case, ...] = (
     Case("torchvision-vit-197", "torchvision vit", "torchvision:vit_b_16", 224,
          _WIDE, 1, 196, attentions=(None,)),
 )  # fmt: skip
+
+CASES += SIDE_CASES
 
 BY_ID: Mapping[str, Case] = {case.id: case for case in CASES}
 

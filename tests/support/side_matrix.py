@@ -1,0 +1,91 @@
+"""Cases whose blocks read more than the stream: rotary positions, relative bias, masks; and blocks
+of another build. Data for `zoo_matrix`, with fewer exports of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tests.support.matrix_case import Case
+
+_TIMM = {"depth": 3, "embed_dim": 64, "num_heads": 2, "num_classes": 10, "patch_size": 16}
+
+
+def _side(
+    name: str,
+    prefix: int,
+    label: str,
+    family: str,
+    *,
+    refused: Mapping[str, str] | None = None,
+    notes: str = "",
+    few: int = 1,
+    **over: Any,
+) -> Case:
+    """A timm model whose blocks read more than the stream: 7 x 7 patches of 16."""
+    overrides = {**_TIMM, **over}
+    return Case(
+        f"timm-{label}",
+        f"timm {family}",
+        f"timm:{name}",
+        112,
+        overrides,
+        prefix,
+        49,
+        notes=notes,
+        refused=refused or {},
+        few=few,
+    )
+
+
+def _hf(name: str, size: int, prefix: int, patches: int, **over: Any) -> Case:
+    label, notes = over.pop("id", name), over.pop("notes", "")
+    return Case(
+        f"hf-{label}",
+        f"transformers {name}",
+        f"hf:{name}",
+        size,
+        {**_HF16, **over},
+        prefix,
+        patches,
+        exporters=TORCH_AND_HF,
+        notes=notes,
+    )
+
+
+#: A fused token has no row in a table of pairs of tokens.
+_NO_ROW = {"evit": "fused token"}
+SIDE_CASES: tuple[Case, ...] = (
+    _side("eva_giant_patch14_224", 1, "eva", "EVA"),
+    _side("eva02_tiny_patch14_224", 1, "eva02", "EVA-02", few=2,
+          notes="interleaved RoPE, packed SwiGLU"),
+    _side("eva02_base_patch16_clip_224", 1, "eva02-clip", "EVA-02", swiglu_align_to=8,
+          notes="reads CLS; q, k, v apart, norms inside attention and MLP"),
+    _side("eva02_tiny_patch14_224", 1, "eva02-norms-after", "EVA-02", use_post_norm=True),
+    _side("vit_small_patch16_dinov3", 5, "dinov3", "DINOv3", few=2,
+          notes="half-split RoPE, LayerScale"),
+    _side("vit_small_plus_patch16_dinov3_qkvb", 5, "dinov3-plus", "DINOv3", global_pool="token",
+          notes="SwiGLU"),
+    _side("vit_small_patch16_rope_224", 1, "rope", "vit_*_rope*"),
+    _side("vit_small_patch16_rope_ape_224", 1, "rope-ape", "vit_*_rope*"),
+    _side("vit_small_patch16_rope_mixed_224", 1, "rope-mixed", "vit_*_rope*", few=2,
+          notes="a table for each block and head"),
+    _side("vit_base_patch16_rope_reg1_gap_256", 1, "rope-reg1-gap", "vit_*_rope*"),
+    _side("vit_pe_core_tiny_patch16_384", 1, "pe-core", "PE", attn_pool_num_heads=2,
+          notes="attention pool over all tokens"),
+    _side("vit_pe_spatial_tiny_patch16_512", 1, "pe-spatial", "PE"),
+    _side("beit_base_patch16_224", 1, "beit", "BEiT", few=2, refused=_NO_ROW),
+    _side("beitv2_base_patch16_224", 1, "beitv2-cls", "BEiT", refused=_NO_ROW,
+          global_pool="token"),
+    _side("beit_base_patch16_224", 1, "beit-shared", "BEiT", refused=_NO_ROW,
+          use_shared_rel_pos_bias=True, use_rel_pos_bias=False, notes="one table for all blocks"),
+    _side("beit3_base_patch16_224", 1, "beit3", "BEiT", notes="norms inside attention and MLP"),
+    _side("vit_relpos_small_patch16_224", 0, "relpos", "vit_relpos", refused=_NO_ROW),
+    _side("vit_srelpos_small_patch16_224", 0, "srelpos", "vit_relpos", refused=_NO_ROW),
+    _side("vit_relpos_base_patch16_clsgap_224", 1, "relpos-cls", "vit_relpos", few=2,
+          refused=_NO_ROW, notes="the bias is padded for CLS"),
+    _side("vit_small_patch16_36x1_224", 1, "vit-qk-norm", "vit", qk_norm=True),
+    _side("vit_base_patch16_xp_224", 1, "parallel", "vit parallel blocks", few=2,
+          notes="attention and MLP side by side, RMSNorm"),
+    _side("vit_base_patch16_rpn_224", 0, "norms-after", "vit"),
+)  # fmt: skip
