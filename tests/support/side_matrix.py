@@ -38,21 +38,6 @@ def _side(
     )
 
 
-def _hf(name: str, size: int, prefix: int, patches: int, **over: Any) -> Case:
-    label, notes = over.pop("id", name), over.pop("notes", "")
-    return Case(
-        f"hf-{label}",
-        f"transformers {name}",
-        f"hf:{name}",
-        size,
-        {**_HF16, **over},
-        prefix,
-        patches,
-        exporters=TORCH_AND_HF,
-        notes=notes,
-    )
-
-
 #: A fused token has no row in a table of pairs of tokens.
 _NO_ROW = {"evit": "fused token"}
 SIDE_CASES: tuple[Case, ...] = (

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tcompile.models import LoadedModel, export, load_source
-from tests.support.matrix_case import BATCHES, BOTH, OPSETS, Case, Variant
+from tests.support.matrix_case import BATCHES, BOTH, OPSETS, TORCH_AND_HF, Case, Variant
 from tests.support.side_matrix import SIDE_CASES
 
 _TINY = {"depth": 3, "embed_dim": 64, "num_heads": 2}
@@ -34,6 +34,21 @@ def _timm(name: str, size: int, prefix: int, patches: int, family: str, **over: 
     overrides = over or _TIMM
     return Case(
         f"timm-{label}", family, f"timm:{name}", size, overrides, prefix, patches, notes=notes
+    )
+
+
+def _hf(name: str, size: int, prefix: int, patches: int, **over: Any) -> Case:
+    label, notes = over.pop("id", name), over.pop("notes", "")
+    return Case(
+        f"hf-{label}",
+        f"transformers {name}",
+        f"hf:{name}",
+        size,
+        {**_HF16, **over},
+        prefix,
+        patches,
+        exporters=TORCH_AND_HF,
+        notes=notes,
     )
 
 
