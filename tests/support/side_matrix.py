@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tests.support.matrix_case import Case
+from tests.support.matrix_case import TORCH, Case
 
 _TIMM = {"depth": 3, "embed_dim": 64, "num_heads": 2, "num_classes": 10, "patch_size": 16}
 
@@ -20,6 +20,7 @@ def _side(
     refused: Mapping[str, str] | None = None,
     notes: str = "",
     few: int = 1,
+    exporters: tuple[str, ...] = TORCH,
     **over: Any,
 ) -> Case:
     """A timm model whose blocks read more than the stream: 7 x 7 patches of 16."""
@@ -32,6 +33,7 @@ def _side(
         overrides,
         prefix,
         49,
+        exporters=exporters,
         notes=notes,
         refused=refused or {},
         few=few,
@@ -54,7 +56,7 @@ SIDE_CASES: tuple[Case, ...] = (
     _side("vit_small_patch16_rope_224", 1, "rope", "vit_*_rope*"),
     _side("vit_small_patch16_rope_ape_224", 1, "rope-ape", "vit_*_rope*"),
     _side("vit_small_patch16_rope_mixed_224", 1, "rope-mixed", "vit_*_rope*", few=2,
-          notes="a table for each block and head"),
+          exporters=("dynamo",), notes="a table for each block and head"),
     _side("vit_base_patch16_rope_reg1_gap_256", 1, "rope-reg1-gap", "vit_*_rope*"),
     _side("vit_pe_core_tiny_patch16_384", 1, "pe-core", "PE", attn_pool_num_heads=2,
           notes="attention pool over all tokens"),
@@ -70,7 +72,9 @@ SIDE_CASES: tuple[Case, ...] = (
     _side("vit_relpos_base_patch16_clsgap_224", 1, "relpos-cls", "vit_relpos", few=2,
           refused=_NO_ROW, notes="the bias is padded for CLS"),
     _side("vit_small_patch16_36x1_224", 1, "vit-qk-norm", "vit", qk_norm=True),
-    _side("vit_base_patch16_xp_224", 1, "parallel", "vit parallel blocks", few=2,
-          notes="attention and MLP side by side, RMSNorm"),
+    _side("vit_pwee_patch16_reg1_gap_256", 1, "parallel", "vit parallel blocks", few=2,
+          notes="attention and MLP side by side; a register, no CLS"),
+    _side("vit_base_patch16_xp_224", 1, "parallel-rms", "vit parallel blocks",
+          exporters=("dynamo",), notes="RMSNorm, which torchscript cannot write"),
     _side("vit_base_patch16_rpn_224", 0, "norms-after", "vit"),
 )  # fmt: skip
