@@ -54,7 +54,7 @@ def test_option_without_value() -> None:
     ("source", "near"),
     [
         ("timm:vit_tiny_patch16_225", "vit_tiny_patch16_224"),
-        ("hf:dinov3", "dinov2"),
+        ("hf:dinov4", "dinov3"),
         ("open_clip:ViT-B-17", "ViT-B-16"),
         ("torchvision:vit_b_17", "vit_b_16"),
         ("zoo:glyph", "glyphs"),
