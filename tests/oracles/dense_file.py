@@ -89,10 +89,15 @@ class File:
             for name in _reads(node):
                 self.readers.setdefault(name, []).append(i)
         self.live = self._descendants(feed)
-        wanted = [n for node in self.nodes for n in self._interesting(node) if n in self.live]
-        self.values = self.run(model, wanted)
+        wanted = [n for node in self.nodes for n in self._interesting(node)]
+        made = [n for n in wanted if n in self.maker or n in feed]
+        self.values = self.run(model, made)
+        self.values |= {n: numpy_helper.to_array(t) for n, t in self.stored.items() if n in wanted}
 
     def _interesting(self, node: onnx.NodeProto) -> list[str]:
+        """The tensors whose shapes tell what the node does."""
+        if not any(name in self.live for name in node.input):
+            return []
         if node.op_type == "Softmax":
             return [node.input[0]]
         if node.op_type == "Attention":

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isqrt
 from typing import Any
 
 import numpy as np
@@ -28,23 +27,20 @@ from tests.oracles.dense_file import (
     POOLS,
     Array,
     Arrays,
-    Core,
     File,
     InapplicableError,
     Tokens,
-    attribute_of,
     exposing,
     find_cores,
     pooled_axes,
 )
+from tests.oracles.masked_choice import check_choice, probabilities, scores, seen_by
 from tests.oracles.masked_graph import with_masks
 
 #: Both sides compute in float32, in another order: this many times the file's own noise is allowed.
 FACTOR = 3.0
 #: The file's noise is taken for at least this fraction of the output's largest magnitude.
 FLOOR = 1e-6
-#: Scores this close, relative to the largest, are a tie.
-TIE = 2e-5
 
 
 @dataclass(frozen=True)
@@ -107,64 +103,6 @@ def layout_of(schedule: Mapping[str, Any], after: int = 0, group: int = 1) -> To
     return Tokens(model["prefix"] - after, model["patches"], after, group)
 
 
-# ---- scores --------------------------------------------------------------------------------------
-
-
-def _probabilities(core: Core, file: File, values: Arrays, batch: int) -> Array:
-    """softmax(logits) of the masked dense run, [B, h, N, N] in float64."""
-    node = file.nodes[core.node]
-    if core.form == "op":
-        if len(node.input) > 3 and node.input[3]:
-            raise InapplicableError("scores of an Attention op with a mask are not recomputed")
-        q, k = (values[name].astype(np.float64) for name in node.input[:2])
-        if q.ndim == 3:
-            heads = [int(attribute_of(node, f"{x}_num_heads", 1)) for x in ("q", "kv")]
-            q, k = (x.reshape(*x.shape[:2], h, -1).swapaxes(1, 2)
-                    for x, h in zip((q, k), heads, strict=True))  # fmt: skip
-        k = np.repeat(k, q.shape[1] // k.shape[1], axis=1)
-        scale = float(attribute_of(node, "scale", q.shape[-1] ** -0.5)) or q.shape[-1] ** -0.5
-        logits = scale * (q @ k.swapaxes(-1, -2))
-    else:
-        logits = values[core.logits].astype(np.float64)
-    logits = logits.reshape(batch, -1, *logits.shape[-2:])
-    powers = np.exp(logits - logits.max(-1, keepdims=True))
-    return np.asarray(powers / powers.sum(-1, keepdims=True))
-
-
-def _scores(name: str, chances: Array, before: Array, tokens: Tokens) -> Array:
-    """[B, T'] score of each patch that entered the cut. `before`: [B, T'] these patches."""
-    batch, _, _, length = chances.shape
-    columns = tokens.full(before)
-    if name == "cls":
-        rows = np.zeros((batch, 1), dtype=np.int64)
-    else:
-        count = before.shape[1]
-        m = isqrt(count - 1) + 1
-        picks = [((2 * i + 1) * count) // (2 * m) for i in range(m)]
-        rows = before[:, picks] + tokens.before
-    chances = np.take_along_axis(chances, rows[:, None, :, None], axis=2)
-    # Keys that an earlier cut dropped have no part in the softmax.
-    alive = np.zeros((batch, 1, 1, length))
-    np.put_along_axis(alive, columns[:, None, None], 1.0, axis=3)
-    chances = chances * alive / (chances * alive).sum(-1, keepdims=True)
-    mean = chances.mean(axis=(1, 2))
-    score = np.take_along_axis(mean, before + tokens.before, axis=1)
-    return score.reshape(batch, -1, tokens.group).mean(-1)
-
-
-def _check_choice(score: Array, before: Array, kept: Array, what: str, group: int) -> None:
-    """The kept are those with the best scores, ascending. Raises MismatchError."""
-    if (np.diff(kept, axis=1) <= 0).any():
-        raise MismatchError(f"{what}: kept tokens are not in order")
-    for row in range(len(before)):
-        inside = np.isin(before[row, ::group], kept[row])
-        worst, best = score[row][inside].min(), score[row][~inside].max()
-        if worst < best - TIE * np.abs(score[row]).max():
-            raise MismatchError(
-                f"{what}: kept a token of score {worst:.6g} and dropped one of {best:.6g}"
-            )
-
-
 # ---- the comparison ------------------------------------------------------------------------------
 
 
@@ -174,6 +112,7 @@ def check_masked(
     cuts: Sequence[Cut],
     tokens: Tokens,
     feed: Arrays,
+    outputs: str = "reduced",
 ) -> Verdict:
     """Compare a reduced model with the dense file made to ignore the dropped tokens.
 
@@ -181,6 +120,8 @@ def check_masked(
         dense: the file as it was given to the compiler.
         cuts: what the reduced model does.
         feed: the images, as many as a static batch takes.
+        outputs: `restored` where every dense token has a row; those of dropped tokens must then be
+            copies of kept rows.
 
     Raises:
         MismatchError: saying where the two differ.
@@ -207,30 +148,23 @@ def check_masked(
         and pooled_axes(file, node, tokens) is not None
     }  # fmt: skip
     model, masks = with_masks(file, cores, hidden, pools, tokens)
-    looked_at = [name for cut in cuts for name in _seen_by(file, blocks[cut.block])]
+    looked_at = [name for cut in cuts for name in seen_by(file, blocks[cut.block])]
     values = file.run(model, looked_at, **masks)
     batch = len(next(iter(feed.values())))
     before = np.broadcast_to(np.arange(tokens.patches), (batch, tokens.patches))
     for cut, after in zip(cuts, kept, strict=True):
         if cut.score in ("cls", "attn"):
-            try:
-                chances = _probabilities(blocks[cut.block], file, values, batch)
-            except InapplicableError:
-                break
-            score = _scores(cut.score, chances, before, tokens)
-            _check_choice(score, before, after, f"block {cut.block}", tokens.group)
+            chances = probabilities(blocks[cut.block], file, values, batch)
+            score = scores(cut.score, chances, before, tokens)
+            check_choice(score, before, after, f"block {cut.block}", tokens.group)
         before = after
-    return _compare(file, reduced, values, kept[-1], tokens)
+    found = infer(reduced, feed)
+    if outputs == "restored":
+        found = {n: _kept_rows(v, kept[-1], tokens, n) for n, v in found.items()}
+    return _compare(file, found, values, kept[-1], tokens)
 
 
-def _seen_by(file: File, core: Core) -> list[str]:
-    return list(file.nodes[core.node].input[:2]) if core.form == "op" else [core.logits]
-
-
-def _compare(
-    file: File, reduced: onnx.ModelProto, masked: Arrays, kept: Array, tokens: Tokens
-) -> Verdict:
-    found = infer(reduced, file.feed)
+def _compare(file: File, found: Arrays, masked: Arrays, kept: Array, tokens: Tokens) -> Verdict:
     names = [o.name for o in file.model.graph.output]
     noise = _noise(file)
     errors, tolerances = [], []
@@ -252,6 +186,19 @@ def _compare(
     if unknown:
         raise MismatchError(f"outputs {sorted(unknown)} are in no plan")
     return Verdict(tuple(errors), tuple(tolerances))
+
+
+def _kept_rows(restored: Array, kept: Array, tokens: Tokens, name: str) -> Array:
+    """The kept rows of a restored output [B, N, C]; raises where another row is no copy of one."""
+    if restored.ndim != 3 or restored.shape[1] not in (tokens.total, tokens.patches):
+        return restored
+    rows = _positions(restored.shape[1], kept, tokens)
+    assert rows is not None
+    found = np.take_along_axis(restored, rows[..., None], axis=1)
+    for image, few in zip(restored, found, strict=True):
+        if not {row.tobytes() for row in image} <= {row.tobytes() for row in few}:
+            raise MismatchError(f"{name}: a dropped token's row is no kept token's")
+    return found
 
 
 def _rows(dense: Array, reduced: Array, kept: Array, tokens: Tokens, name: str) -> Array:

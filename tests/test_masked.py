@@ -1,0 +1,129 @@
+"""A second reference, which shares nothing with the first: the dense file with the dropped tokens
+masked out (tests/oracles/masked.py), for every family of the matrix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from tcompile import pipeline
+from tcompile.ir import to_onnx
+from tests.oracles import mutants
+from tests.oracles.compare import MismatchError, infer
+from tests.oracles.dense_file import feed_for
+from tests.oracles.exports import exported, selection
+from tests.oracles.masked import check_masked, cuts_of, layout_of
+from tests.support.zoo_matrix import BY_ID, CASES, Case, Variant
+from tests.test_mutants import REFUSED
+
+TOPK = [case for case in CASES if "topk" not in case.refused]
+
+
+def two_cuts(document: dict[str, Any]) -> dict[str, Any]:
+    """A schedule that drops tokens twice: in the first block, and after the second."""
+    patches, score = document["model"]["patches"], document["reductions"][0]["score"]
+    steps = (("attn:0", patches - patches // 4), ("block:1", patches // 2))
+    document["reductions"] = [
+        {"site": site, "score": score, "reducer": {"name": "topk"}, "keep": keep}
+        for site, keep in steps
+    ]
+    return document
+
+
+class Bench:
+    """A file, what tcompile made of it, and what it takes to compare the two."""
+
+    def __init__(self, path: Path, outputs: str = "reduced", *, twice: bool = False) -> None:
+        request: dict[str, Any] = {"keep": 0.6, "method": "topk"}
+        if twice:
+            request = {"schedule": two_cuts(pipeline.plan(path, **request).to_json())}
+        made = pipeline.reduce(path, outputs=outputs, **request)
+        self.source, self.outputs = onnx.load(path), outputs
+        self.model, self.dense = to_onnx(made.graph), to_onnx(made.dense)
+        self.schedule = made.schedule.to_json()
+
+    def compare(self, model: onnx.ModelProto) -> None:
+        """Raises one of `REFUSED` when the model is not right."""
+        onnx.checker.check_model(model, full_check=True)
+        cuts, tokens = cuts_of(self.schedule), layout_of(self.schedule)
+        check_masked(self.source, model, cuts, tokens, feed_for(self.source), self.outputs)
+
+    def catches(self, model: onnx.ModelProto) -> bool:
+        try:
+            self.compare(model)
+        except REFUSED:
+            return True
+        return False
+
+
+def quick(case_id: str) -> Variant:
+    """An export that costs little."""
+    return Variant("torchscript", BY_ID[case_id].attentions[0], 17, "dynamic")
+
+
+@pytest.mark.parametrize("case", TOPK, ids=lambda case: case.id)
+def test_dropping_is_masking(case: Case, cache: Path) -> None:
+    variant = selection(case)[-1]
+    bench = Bench(exported(case, variant, cache), twice=True)
+    bench.compare(bench.model)
+
+
+@pytest.mark.parametrize("case_id", ["hf-vit", "hf-dinov2-registers", "open-clip-tokens"])
+def test_restored_outputs_repeat_kept_rows(case_id: str, cache: Path) -> None:
+    bench = Bench(exported(BY_ID[case_id], quick(case_id), cache), "restored")
+    bench.compare(bench.model)
+
+
+@pytest.mark.parametrize("case", TOPK, ids=lambda case: case.id)
+def test_keep_one_changes_no_bit(case: Case, cache: Path) -> None:
+    path = exported(case, selection(case)[-1], cache)
+    made = pipeline.reduce(path, keep=1.0, method="topk")
+    source = onnx.load(path)
+    feed = feed_for(source)
+    kept, normal, given = (
+        infer(m, feed) for m in (to_onnx(made.graph), to_onnx(made.dense), source)
+    )
+    assert kept.keys() == normal.keys() == given.keys()
+    for name, value in given.items():
+        assert np.array_equal(kept[name], normal[name])
+        np.testing.assert_allclose(kept[name], value, rtol=0, atol=3e-6 * np.abs(value).max())
+
+
+MUTANTS = (
+    mutants.unsorted,
+    mutants.worst_kept,
+    mutants.wrong_prefix,
+    mutants.rows_off_by_one,
+    mutants.logits_not_softmax,
+    mutants.largest_head,
+)
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
+def test_a_mutant_is_caught(mutant: mutants.Mutant, cache: Path) -> None:
+    bench = Bench(exported(BY_ID["timm-vit"], quick("timm-vit"), cache))
+    bench.compare(bench.model)
+    copy = onnx.ModelProto()
+    copy.CopyFrom(bench.model)
+    del copy.graph.value_info[:]
+    mutant(copy)
+    assert bench.catches(copy)
+
+
+@pytest.mark.parametrize("case_id", ["timm-siglip-n-is-d", "hf-vit", "open-clip-tokens"])
+def test_every_missed_fix_is_caught(case_id: str, cache: Path) -> None:
+    bench = Bench(exported(BY_ID[case_id], quick(case_id), cache))
+    missed = list(mutants.missed_fixes(bench.model, bench.dense))
+    assert len(missed) > 3
+    assert [what for what, model in missed if not bench.catches(model)] == []
+
+
+def test_an_index_off_by_one_is_caught(cache: Path) -> None:
+    bench = Bench(exported(BY_ID["hf-vit"], quick("hf-vit"), cache))
+    mutants.index_off_by_one(bench.model)
+    with pytest.raises(MismatchError, match="token_index"):
+        bench.compare(bench.model)
