@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -67,6 +68,12 @@ def export(
         _tell(progress, f"loading {source.text}")
         loaded = load_source(
             source, random_weights=random_weights, image_size=image_size, overrides=overrides
+        )
+    if batch == "dynamic" and loaded.fixed_batch:
+        raise ModelError(
+            f"cannot be exported with a free batch: {loaded.fixed_batch}",
+            where=loaded.source,
+            hint="export it with a number of images, --batch 1",
         )
     if check:
         require_runtime()
@@ -158,10 +165,14 @@ def _attempt(
 
 
 def _order(loaded: LoadedModel, exporter: str) -> tuple[str, ...]:
-    is_hf = loaded.library == "hf"
+    # transformers' exporter is given the library's module, not what we wrap around it.
+    takes = inspect.signature(loaded.base.forward).parameters
+    is_hf = loaded.library == "hf" and all(name in takes for name in loaded.example_inputs)
     if exporter == "transformers" and not is_hf:
         raise UsageError(
-            "transformers' exporter takes transformers models only", where=loaded.source
+            "transformers' exporter takes transformers models only, as they are",
+            where=loaded.source,
+            hint="use dynamo or torchscript",
         )
     if exporter != "auto":
         return (exporter,)

@@ -54,17 +54,22 @@ def job(loaded: LoadedModel, batch: int | str, opset: int) -> Job:
     """Repeat the example inputs to the batch that is asked for."""
     count = batch if isinstance(batch, int) else _TRACE_BATCH
     inputs = {name: batched(tensor, count) for name, tensor in loaded.example_inputs.items()}
+    prepare = getattr(loaded.module, "prepare", None)
+    if callable(prepare):  # constants that cannot be made while an exporter traces
+        prepare(*inputs.values())
     return Job(loaded, inputs, batch == "dynamic", opset)
 
 
 def batched(example: torch.Tensor, count: int) -> torch.Tensor:
-    """`count` different inputs like `example` ([1, ...]); the first is the example itself."""
+    """`count` different inputs like `example` ([1, ...], or the patches of one image); the first
+    is the example itself."""
     if count == 1:
         return example
     if not example.is_floating_point():
         return example.repeat(count, *[1] * (example.dim() - 1))
     generator = torch.Generator().manual_seed(count)
-    rest = torch.randn(count - 1, *example.shape[1:], generator=generator).to(example.dtype)
+    more = (count - 1) * example.shape[0]
+    rest = torch.randn(more, *example.shape[1:], generator=generator).to(example.dtype)
     return torch.cat([example, rest])
 
 
@@ -137,7 +142,8 @@ RECIPES: dict[str, Callable[[Job], onnx.ModelProto]] = {
 
 def output_dims(job: Job) -> list[tuple[int | str, ...]]:
     """Dims of each output in PyTorch, the free batch as "batch"."""
-    traced = next(iter(job.inputs.values())).shape[0]
+    name, first = next(iter(job.inputs.items()))
+    traced = first.shape[0] // job.loaded.example_inputs[name].shape[0]
     counts = (traced, traced + 1) if job.dynamic else (traced,)
     found: list[list[torch.Size]] = []
     for count in counts:

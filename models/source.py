@@ -88,6 +88,7 @@ class LoadedModel:
         call: further keyword arguments that `base` needs at every call (transformers).
         resized: the position table is interpolated at every call, to a size fixed by the input.
         notes: what the person should know about the weights; they go into the export's report.
+        fixed_batch: why the first axis of the inputs cannot be left free; empty where it can.
     """
 
     module: torch.nn.Module
@@ -100,6 +101,7 @@ class LoadedModel:
     call: Mapping[str, Any] = field(default_factory=dict)
     resized: bool = False
     notes: tuple[str, ...] = ()
+    fixed_batch: str = ""
 
 
 def parse_source(text: str) -> Source:
