@@ -31,7 +31,8 @@ def _image(batch: int, seed: int = 0, **kind: object) -> torch.Tensor:
 def test_an_adapter_without_reductions_is_the_model(name: str) -> None:
     module = _model(name)
     encoder = adapt(module)
-    chosen = select_outputs(encoder, module, _image(2), atol=2e-6)
+    images = 1 if name == "hf-pixtral" else 2  # it packs all images into one sequence
+    chosen = select_outputs(encoder, module, _image(images), atol=2e-6)
     assert len(set(chosen)) == len(chosen)
 
 

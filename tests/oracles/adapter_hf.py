@@ -13,7 +13,14 @@ from tests.oracles.adapter_parts import identity, mha_qkv, split_heads
 from tests.oracles.stream import Block, Encoder, Output, Stream, attention, pooled_mean
 
 
-def _hf_block(layer: Any, attn: Any, out: Any, norms: tuple[Any, Any], scales: Any) -> Block:
+def hf_block(
+    attn: Any,
+    out: Any,
+    norms: tuple[Any, Any],
+    mlp: Callable[[Tensor], Tensor],
+    scales: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] = (identity, identity),
+) -> Block:
+    """A pre-norm layer around transformers' usual attention, with q, k and v projected apart."""
     heads = attn.config.num_attention_heads
     scale1, scale2 = scales
 
@@ -26,26 +33,26 @@ def _hf_block(layer: Any, attn: Any, out: Any, norms: tuple[Any, Any], scales: A
         qkv=qkv,
         scale=attn.head_dim**-0.5,
         attend=lambda x, context: x + scale1(out(context)),
-        mlp=lambda x: x + scale2(layer.mlp(norms[1](x))),
+        mlp=lambda x: x + scale2(mlp(norms[1](x))),
     )
 
 
 def _plain_layer(layer: Any) -> Block:
     """ViT and DeiT."""
     norms = layer.layernorm_before, layer.layernorm_after
-    return _hf_block(layer, layer.attention, layer.attention.o_proj, norms, (identity, identity))
+    return hf_block(layer.attention, layer.attention.o_proj, norms, layer.mlp)
 
 
-def _scaled_layer(layer: Any) -> Block:
-    """Dinov2, with or without registers: LayerScale on both branches."""
+def scaled_layer(layer: Any) -> Block:
+    """Dinov2, with or without registers, and DINOv3: LayerScale on both branches."""
     norms, scales = (layer.norm1, layer.norm2), (layer.layer_scale1, layer.layer_scale2)
-    return _hf_block(layer, layer.attention, layer.attention.o_proj, norms, scales)
+    return hf_block(layer.attention, layer.attention.o_proj, norms, layer.mlp, scales)
 
 
-def _tower_layer(layer: Any) -> Block:
-    """CLIP and SigLIP."""
+def tower_layer(layer: Any) -> Block:
+    """CLIP, SigLIP, SigLIP 2, Idefics3."""
     norms = layer.layer_norm1, layer.layer_norm2
-    return _hf_block(layer, layer.self_attn, layer.self_attn.out_proj, norms, (identity, identity))
+    return hf_block(layer.self_attn, layer.self_attn.out_proj, norms, layer.mlp)
 
 
 def hf_vit(model: Any, prefix: int = 1) -> Encoder:
@@ -73,7 +80,7 @@ def hf_dinov2(model: Any) -> Encoder:
         embed=model.embeddings,
         prefix=1 + getattr(model.config, "num_register_tokens", 0),
         cls=True,
-        blocks=tuple(map(_scaled_layer, model.encoder.layer)),
+        blocks=tuple(map(scaled_layer, model.encoder.layer)),
         norm=model.layernorm,
         head=head,
     )
@@ -87,7 +94,7 @@ def hf_clip(model: Any) -> Encoder:
         embed=lambda image: model.pre_layrnorm(model.embeddings(image)),
         prefix=1,
         cls=True,
-        blocks=tuple(map(_tower_layer, model.encoder.layers)),
+        blocks=tuple(map(tower_layer, model.encoder.layers)),
         norm=identity,
         head=head,
     )
@@ -108,7 +115,7 @@ def hf_siglip(model: Any) -> Encoder:
         embed=model.embeddings,
         prefix=0,
         cls=False,
-        blocks=tuple(map(_tower_layer, model.encoder.layers)),
+        blocks=tuple(map(tower_layer, model.encoder.layers)),
         norm=model.post_layernorm,
         head=head,
     )

@@ -18,6 +18,7 @@ from tests.oracles import (
     adapter_others,
     adapter_rope,
     adapter_timm,
+    adapter_towers,
 )
 from tests.oracles.methods import run
 from tests.oracles.stream import Encoder
@@ -83,6 +84,15 @@ _ADAPTERS: dict[str, Callable[[Any], Encoder]] = {
     "transformers.Dinov2ForImageClassification": adapter_hf.hf_dinov2_classifier,
     "transformers.Dinov2WithRegistersModel": adapter_hf.hf_dinov2,
     "transformers.Dinov2WithRegistersForImageClassification": adapter_hf.hf_dinov2_classifier,
+    "transformers.DINOv3ViTModel": adapter_towers.dinov3,
+    "transformers.PixtralVisionModel": adapter_towers.pixtral,
+    "transformers.BeitModel": adapter_towers.beit,
+    "transformers.BeitForImageClassification": adapter_towers.beit_classifier,
+    "transformers.Blip2VisionModel": adapter_towers.blip2,
+    "transformers.Idefics3VisionTransformer": adapter_towers.idefics3,
+    "transformers.SmolVLMVisionTransformer": adapter_towers.idefics3,
+    "transformers.InternVLVisionModel": adapter_towers.internvl,
+    "tcompile.Siglip2Image": adapter_towers.siglip2,
     "open_clip.VisionTransformer": adapter_others.open_clip,
     "torchvision.VisionTransformer": adapter_others.torchvision,
     "tcompile.GlyphViT": adapter_others.glyphs,

@@ -37,6 +37,9 @@ _TOWER = {
 }
 
 
+_PAIRS = {"image_size": (IMAGE, IMAGE), "patch_size": (8, 8)}
+
+
 def _hf(model: str, config: str, **overrides: Any) -> nn.Module:
     import transformers
 
@@ -145,6 +148,34 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "hf-dinov2-classifier": lambda: _hf("Dinov2ForImageClassification", "Dinov2Config"),
     "hf-dinov2-registers": lambda: _hf(
         "Dinov2WithRegistersModel", "Dinov2WithRegistersConfig", num_register_tokens=4
+    ),
+    "hf-dinov3": lambda: _hf("DINOv3ViTModel", "DINOv3ViTConfig", num_register_tokens=4),
+    "hf-dinov3-gated": lambda: _hf(
+        "DINOv3ViTModel", "DINOv3ViTConfig", use_gated_mlp=True, num_register_tokens=0
+    ),
+    "hf-pixtral": lambda: _hf("PixtralVisionModel", "PixtralVisionConfig"),
+    "hf-beit": lambda: _hf("BeitModel", "BeitConfig", use_relative_position_bias=True),
+    "hf-beit-cls": lambda: _hf(
+        "BeitModel",
+        "BeitConfig",
+        use_shared_relative_position_bias=True,
+        use_mean_pooling=False,
+        use_absolute_position_embeddings=True,
+    ),
+    "hf-beit-classifier": lambda: _hf(
+        "BeitForImageClassification", "BeitConfig", use_relative_position_bias=True
+    ),
+    "hf-blip2": lambda: _hf("Blip2VisionModel", "Blip2VisionConfig"),
+    "hf-idefics3": lambda: _hf("Idefics3VisionTransformer", "Idefics3VisionConfig"),
+    "hf-smolvlm": lambda: _hf("SmolVLMVisionTransformer", "SmolVLMVisionConfig"),
+    "hf-internvl": lambda: _hf("InternVLVisionModel", "InternVLVisionConfig", **_PAIRS),
+    "hf-internvl-qk-norm": lambda: _hf(
+        "InternVLVisionModel",
+        "InternVLVisionConfig",
+        use_qk_norm=True,
+        norm_type="rms_norm",
+        use_mean_pooling=False,
+        **_PAIRS,
     ),
     "open-clip": _open_clip,
     "open-clip-tokens": lambda: _open_clip(output_tokens=True),
