@@ -105,8 +105,7 @@ def beit(model: Any) -> Encoder:
     return Encoder(
         embed=model.embeddings,
         prefix=1,
-        # A class token that the head leaves out has learnt nothing about the image.
-        cls=not mean,
+        cls=True,
         blocks=tuple(map(block, model.layers)),
         norm=model.layernorm,
         head=head,
@@ -116,7 +115,10 @@ def beit(model: Any) -> Encoder:
 def beit_classifier(model: Any) -> Encoder:
     encoder = beit(model.beit)
     return replace(
-        encoder, head=lambda stream: (Output(model.classifier(encoder.head(stream)[1].value)),)
+        encoder,
+        # A class token that the head leaves out has learnt nothing about the image.
+        cls=not model.config.use_mean_pooling,
+        head=lambda stream: (Output(model.classifier(encoder.head(stream)[1].value)),),
     )
 
 
@@ -222,7 +224,6 @@ def internvl(model: Any) -> Encoder:
     return Encoder(
         embed=model.embeddings,
         prefix=1,
-        # Nothing but the sequence leaves; its first token is read by nobody here.
         cls=True,
         blocks=tuple(map(block, model.encoder.layer)),
         norm=model.layernorm,

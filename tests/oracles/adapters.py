@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tests.oracles import (
     adapter_bias,
+    adapter_features,
     adapter_hf,
     adapter_others,
     adapter_rope,
@@ -92,6 +93,7 @@ _ADAPTERS: dict[str, Callable[[Any], Encoder]] = {
     "transformers.Idefics3VisionTransformer": adapter_towers.idefics3,
     "transformers.SmolVLMVisionTransformer": adapter_towers.idefics3,
     "transformers.InternVLVisionModel": adapter_towers.internvl,
+    "tcompile.Features": adapter_features.features,
     "tcompile.Siglip2Image": adapter_towers.siglip2,
     "open_clip.VisionTransformer": adapter_others.open_clip,
     "torchvision.VisionTransformer": adapter_others.torchvision,

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tests.support.matrix_case import TORCH, Case
+from tests.support.matrix_case import TORCH, TORCH_AND_HF, Case
 
 _TIMM = {"depth": 3, "embed_dim": 64, "num_heads": 2, "num_classes": 10, "patch_size": 16}
 
@@ -40,8 +40,43 @@ def _side(
     )
 
 
+def _tower(
+    word: str,
+    prefix: int,
+    label: str | None = None,
+    *,
+    exporters: tuple[str, ...] = TORCH_AND_HF,
+    refused: Mapping[str, str] | None = None,
+    notes: str = "",
+    few: int = 1,
+    **over: Any,
+) -> Case:
+    """An image tower of transformers: 7 x 7 patches of 8."""
+    overrides = {"depth": 3, "embed_dim": 40, "num_heads": 2, "patch_size": 8, **over}
+    return Case(
+        f"hf-{label or word}",
+        f"transformers {word}",
+        f"hf:{word}",
+        56,
+        overrides,
+        prefix,
+        49,
+        exporters=exporters,
+        notes=notes,
+        refused=refused or {},
+        few=few,
+    )
+
+
 #: A fused token has no row in a table of pairs of tokens.
 _NO_ROW = {"evit": "fused token"}
+_QFORMER = {
+    "qformer_config.num_hidden_layers": 2,
+    "qformer_config.hidden_size": 24,
+    "qformer_config.num_attention_heads": 2,
+    "qformer_config.intermediate_size": 48,
+    "num_query_tokens": 6,
+}
 SIDE_CASES: tuple[Case, ...] = (
     _side("eva_giant_patch14_224", 1, "eva", "EVA"),
     _side("eva02_tiny_patch14_224", 1, "eva02", "EVA-02", few=2,
@@ -77,4 +112,19 @@ SIDE_CASES: tuple[Case, ...] = (
     _side("vit_base_patch16_xp_224", 1, "parallel-rms", "vit parallel blocks",
           exporters=("dynamo",), notes="RMSNorm, which torchscript cannot write"),
     _side("vit_base_patch16_rpn_224", 0, "norms-after", "vit"),
+    _tower("dinov3", 5, few=2, notes="registers; RoPE on the patches"),
+    _tower("dinov3", 1, "dinov3-gated", reg_tokens=0, use_gated_mlp=True),
+    _tower("beit", 1, few=2, refused=_NO_ROW, notes="average pool"),
+    _tower("beit", 1, "beit-cls", refused=_NO_ROW, use_mean_pooling=False,
+           use_shared_relative_position_bias=True, use_relative_position_bias=False),
+    _tower("beit-classify", 1, refused=_NO_ROW, num_classes=7),
+    _tower("siglip2-vision", 0, notes="patches made in the graph; attention-pool head"),
+    _tower("blip2-vision", 1, notes="q, k, v by Gather"),
+    _tower("blip2-qformer", 1, notes="learnt queries read the tokens", **_QFORMER),
+    _tower("llava", 1, projection_dim=24, notes="the last block is dead; CLS is dropped"),
+    _tower("paligemma-vision", 0, projection_dim=24),
+    _tower("internvl-vision", 1, "internvl", few=2, notes="LayerScale"),
+    _tower("internvl-vision", 1, "internvl-qk-norm", use_qk_norm=True, norm_type="rms_norm"),
+    _tower("idefics3-vision", 0),
+    _tower("smolvlm-vision", 0),
 )  # fmt: skip
