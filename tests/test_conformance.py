@@ -29,7 +29,7 @@ from tests.oracles.compare import (
     infer,
     infer_in_batches,
 )
-from tests.oracles.exports import biased, exported, glyphs, selection, stirred, subject
+from tests.oracles.exports import biased, exported, glyphs, masked, selection, stirred, subject
 from tests.oracles.methods import Reduction
 from tests.oracles.plans import document, expected, reductions
 from tests.oracles.processed import PROCESSORS, Processor
@@ -207,6 +207,21 @@ def test_a_table_for_pairs_of_tokens_is_gathered(
     export(loaded, path, exporter=exporter, opset=opset, batch=batch)
     request = {"keep": float(KEEP), "method": "topk:block=1"}
     holds(path, found, 2, request, outputs)
+
+
+@pytest.mark.parametrize(("exporter", "opset", "batch"), TABLES)
+@pytest.mark.parametrize("dark", [False, True], ids=["constant", "from-the-image"])
+def test_a_mask_is_gathered(
+    dark: bool, exporter: str, opset: int, batch: int | str, tmp_path: Path
+) -> None:
+    loaded, found = masked(dark)
+    path = tmp_path / "masked.onnx"
+    export(loaded, path, exporter=exporter, opset=opset, batch=batch)
+    for method in ("topk", "tome"):
+        request = {"keep": float(KEEP), "method": method}
+        assert holds(path, found, 2, request) == expected(method, found, KEEP)
+    with pytest.raises(UsageError, match="fused token"):
+        pipeline.reduce(path, target="cpu", keep=float(KEEP), method="evit")
 
 
 @pytest.mark.parametrize("outputs", ["reduced", "restored"])

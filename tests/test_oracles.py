@@ -188,7 +188,9 @@ def test_the_site_output_is_the_end_of_the_last_block() -> None:
     torch.testing.assert_close(restored[:, rows], dense[:, rows])
 
 
-@pytest.mark.parametrize("name", ["timm-vit", "biased", "timm-eva02-clip", "timm-rope-mixed"])
+@pytest.mark.parametrize(
+    "name", ["timm-vit", "biased", "masked-dark", "timm-eva02-clip", "timm-rope-mixed"]
+)
 def test_dropping_in_the_model_equals_masking_them_out(name: str) -> None:
     """The dense model with -inf on the dropped keys of every later block."""
     module = _model(name).double()
@@ -200,6 +202,7 @@ def test_dropping_in_the_model_equals_masking_them_out(name: str) -> None:
     everyone = torch.arange(37).expand(2, -1)
     for i, block in enumerate(encoder.blocks):
         bias = 0 * mask.clamp(min=0) if block.bias is None else block.bias
+        bias = bias if encoder.mask is None else bias + encoder.mask(image)
         bias = bias + mask if i > 1 else bias
         x = block.attend(x, methods.attention(*block.heads(x, everyone), block.scale, bias))
         x = block.mlp(x)

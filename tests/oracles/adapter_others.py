@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -71,7 +72,7 @@ def biased(model: Any) -> Encoder:
             scale=(layer.qkv.in_features // layer.heads) ** -0.5,
             attend=lambda x, context: x + layer.proj(context),
             mlp=lambda x: x + layer.mlp(layer.norm2(x)),
-            bias=layer.bias,
+            bias=getattr(layer, "bias", None),
         )
 
     def head(stream: Stream) -> tuple[Output, ...]:
@@ -86,6 +87,16 @@ def biased(model: Any) -> Encoder:
         norm=model.norm,
         head=head,
     )
+
+
+def masked(model: Any) -> Encoder:
+    """A mask as the logits have it: 0 where it is seen, minus infinity where not."""
+
+    def mask(image: Tensor) -> Tensor:
+        hidden = ~model.mask(image)
+        return torch.zeros(hidden.shape, dtype=image.dtype).masked_fill(hidden, -torch.inf)
+
+    return replace(biased(model), mask=mask)
 
 
 def glyphs(model: Any) -> Encoder:

@@ -98,5 +98,6 @@ _ADAPTERS: dict[str, Callable[[Any], Encoder]] = {
     "open_clip.VisionTransformer": adapter_others.open_clip,
     "torchvision.VisionTransformer": adapter_others.torchvision,
     "tcompile.GlyphViT": adapter_others.glyphs,
+    "tests.MaskedViT": adapter_others.masked,
     "tests.BiasedViT": adapter_others.biased,
 }

@@ -1,7 +1,8 @@
-"""A ViT whose attention has a table for every pair of tokens, as BEiT's relative positions.
+"""A ViT whose attention has a table for every pair of tokens, as BEiT's relative positions, and two
+whose attention is masked: by distance, and by what the image shows.
 
-The plain encoders have nothing beside the stream that carries tokens once positions are added; this
-one does, so it is what shows a mask or table that was not gathered.
+The plain encoders have nothing beside the stream that carries tokens once positions are added;
+these do, so they are what shows a mask or table that was not gathered.
 """
 
 from __future__ import annotations
@@ -55,5 +56,59 @@ class BiasedViT(nn.Module):
         x = self.embed(images)
         for block in self.blocks:
             x = block(x)
+        x = self.norm(x)
+        return self.head(x[:, 0]), x
+
+
+class MaskedBlock(BiasedBlock):
+    """Attention over the keys that `mask` [B, 1, N, N] (True: seen) leaves."""
+
+    def __init__(self, width: int, heads: int, tokens: int) -> None:
+        super().__init__(width, heads, tokens)
+        del self.bias
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        batch, tokens, width = x.shape
+        qkv = self.qkv(self.norm1(x)).reshape(batch, tokens, 3, self.heads, width // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        x = x + self.proj(y.transpose(1, 2).reshape(batch, tokens, width))
+        return x + self.mlp(self.norm2(x))
+
+
+class MaskedViT(BiasedViT):
+    """Patches see those at most two rows and columns away; CLS sees all, and all see CLS.
+
+    dark: patches whose pixels average below -0.06 are seen by nobody either.
+    """
+
+    def __init__(self, size: int = 48, patch: int = 8, dark: bool = False) -> None:
+        super().__init__(size, patch)
+        width, heads, side = 40, 5, size // patch
+        self.blocks = nn.ModuleList(MaskedBlock(width, heads, side**2 + 1) for _ in range(4))
+        self.patch, self.dark = patch, dark
+        place = torch.arange(side**2)
+        rows, columns = place // side, place % side
+        near = torch.ones(side**2 + 1, side**2 + 1, dtype=torch.bool)
+        near[1:, 1:] = ((rows[:, None] - rows).abs() <= 2) & (
+            (columns[:, None] - columns).abs() <= 2
+        )
+        self.near: Tensor
+        self.register_buffer("near", near)
+
+    def mask(self, images: Tensor) -> Tensor:
+        """[1 or B, 1, N, N], True where a row sees a column."""
+        near = self.near[None, None]
+        if not self.dark:
+            return near
+        means = F.avg_pool2d(images, self.patch).mean(dim=1).flatten(1)
+        bright = F.pad(means > -0.06, (1, 0), value=True)
+        return near & bright[:, None, None, :]
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        mask = self.mask(images)
+        x = self.embed(images)
+        for block in self.blocks:
+            x = block(x, mask)
         x = self.norm(x)
         return self.head(x[:, 0]), x

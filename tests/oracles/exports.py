@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tcompile.models import LoadedModel, export, load_source
-from tests.oracles.biased_vit import BiasedViT
+from tests.oracles.biased_vit import BiasedViT, MaskedViT
 from tests.oracles.compare import Subject
 from tests.oracles.weights import stir
 from tests.support.zoo_matrix import BY_ID, Case, Variant, variants
@@ -80,6 +80,14 @@ def _own(module: nn.Module, size: int, outputs: tuple[str, ...]) -> tuple[Loaded
 def biased() -> tuple[LoadedModel, Subject]:
     """A model whose attention adds a table [H, N, N] in every block, with its oracle."""
     module = BiasedViT(48)
+    stir(module, seed=3)
+    return _own(module, 48, ("logits", "tokens"))
+
+
+@lru_cache(maxsize=2)
+def masked(dark: bool) -> tuple[LoadedModel, Subject]:
+    """A model whose attention is masked, by a constant or (dark) by what the image shows."""
+    module = MaskedViT(48, dark=dark)
     stir(module, seed=3)
     return _own(module, 48, ("logits", "tokens"))
 

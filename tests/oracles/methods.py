@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.oracles.stream import Block, Encoder, Output, Stream, attention, gather
+from tests.oracles.stream import Encoder, Output, Stream, attention, gather
 
 
 @dataclass(frozen=True)
@@ -242,11 +242,13 @@ def run(encoder: Encoder, image: Tensor, reductions: Sequence[Reduction]) -> Res
     stream = Stream(x)
     everyone = torch.arange(total).expand(batch, -1)
     index, owner, size = everyone, everyone, torch.ones(batch, total, dtype=x.dtype)
+    mask = None if encoder.mask is None else encoder.mask(image)
     margins: list[Margin] = []
     entering: list[tuple[int, int]] = []
     for i, block in enumerate(encoder.blocks):
         arriving = stream.x.shape[1]
-        bias = _bias(block, stream, index)
+        tables = [t for t in (mask, block.bias) if t is not None]
+        bias = _bias(tables, stream, index)
         q, k, v = block.heads(stream.x, index)
         after = block.attend(stream.x, attention(q, k, v, block.scale, bias))
         stream = replace(stream, x=after)
@@ -271,17 +273,30 @@ def run(encoder: Encoder, image: Tensor, reductions: Sequence[Reduction]) -> Res
     return Result(encoder.head(stream), index, owner, size, tuple(entering), tuple(margins))
 
 
-def _bias(block: Block, stream: Stream, index: Tensor) -> Tensor | None:
-    """The block's bias for the tokens that are left, and the sizes of the keys."""
-    sizes = stream.key_bias()
-    if block.bias is None:
-        return sizes
+def _bias(tables: Sequence[Tensor], stream: Stream, index: Tensor) -> Tensor | None:
+    """Everything that is added to the logits: the tables at the tokens that are left, and the sizes
+    of the keys."""
+    found = stream.key_bias()
+    for table in tables:
+        own = _at(table, index)
+        found = own if found is None else found + own
+    return found
+
+
+def _at(table: Tensor, index: Tensor) -> Tensor:
+    """[1 or B, 1 or H, 1 or N, N] (or without the batch) -> the same with the tokens index [B, K].
+
+    Raises ValueError when one of them was made of others.
+    """
     if bool((index < 0).any()):
         raise ValueError("a token that was made of others has no row in the bias")
-    rows, columns = index[:, None, :, None], index[:, None, None, :]
-    heads = torch.arange(len(block.bias))[None, :, None, None]
-    own = block.bias[heads, rows, columns]
-    return own if sizes is None else own + sizes
+    table = table if table.ndim == 4 else table.unsqueeze(0)
+    table = table.expand(len(index), -1, -1, -1)
+    places = index[:, None, None, :].expand(-1, table.shape[1], table.shape[2], -1)
+    table = table.gather(3, places)
+    if table.shape[2] == 1:
+        return table
+    return table.gather(2, index[:, None, :, None].expand(-1, table.shape[1], -1, table.shape[3]))
 
 
 def _reduce(

@@ -89,6 +89,12 @@ def _biased() -> nn.Module:
     return BiasedViT(IMAGE)
 
 
+def _masked(dark: bool) -> nn.Module:
+    from tests.oracles.biased_vit import MaskedViT
+
+    return MaskedViT(IMAGE, dark=dark)
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "timm-vit": lambda: _timm("vit_tiny_patch16_224"),
     "timm-vit-features": lambda: _timm("vit_tiny_patch16_224", global_pool="", num_classes=0),
@@ -182,4 +188,6 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "torchvision": _torchvision,
     "glyphs": _glyphs,
     "biased": _biased,
+    "masked": lambda: _masked(dark=False),
+    "masked-dark": lambda: _masked(dark=True),
 }

@@ -111,7 +111,8 @@ class Encoder:
     embed: image [B, 3, H, W] -> [B, N, C].  prefix: how many tokens come before the patches.
     cls: whether the first of them is a class token that the head reads.  norm: applied to each
     token after the last block.  head: from the stream after that to every output that the module
-    has or could have (an exporter picks some).
+    has or could have (an exporter picks some).  mask: image -> [1 or B, 1 or H, 1 or N, N] to add
+    to the logits of every block, made of the N original tokens.
     """
 
     embed: Callable[[Tensor], Tensor]
@@ -120,6 +121,7 @@ class Encoder:
     blocks: tuple[Block, ...]
     norm: Callable[[Tensor], Tensor]
     head: Callable[[Stream], tuple[Output, ...]]
+    mask: Callable[[Tensor], Tensor] | None = None
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None = None) -> Tensor:
