@@ -15,9 +15,9 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort
 from tcompile import pipeline
 from tcompile.ir import to_onnx
 from tcompile.models import export
-from tests.oracles import mutants
+from tests.oracles import mutants, mutants_side
 from tests.oracles.compare import MismatchError, Subject, check, check_structure, dense_errors
-from tests.oracles.exports import biased, exported, subject
+from tests.oracles.exports import biased, exported, masked, subject
 from tests.oracles.plans import reductions
 from tests.support.zoo_matrix import BY_ID, Variant
 
@@ -131,3 +131,42 @@ def test_every_missed_fix_is_caught(case: str, method: str, cache: Path) -> None
     assert len(missed) > 3
     survivors = [what for what, model in missed if bench.accepts(model)]
     assert not survivors
+
+
+BESIDE = [
+    ("timm-eva02", "topk", mutants_side.rows_not_reindexed),
+    ("timm-dinov3", "topk", mutants_side.one_block_not_reindexed),
+    ("timm-dinov3", "tome", mutants_side.rows_not_reindexed),
+    ("timm-dinov3", "topk", mutants_side.prefix_off_by_one),
+    ("timm-eva02", "tome", mutants_side.prefix_off_by_one),
+    ("timm-beit", "topk", mutants_side.rows_not_reindexed),
+    ("timm-beit", "topk", mutants_side.first_axis_not_gathered),
+    ("timm-beit", "tome", mutants_side.second_axis_not_gathered),
+]
+
+
+@pytest.mark.parametrize(
+    ("case", "method", "mutant"), BESIDE, ids=[f"{c}-{m}-{f.__name__}" for c, m, f in BESIDE]
+)
+def test_a_mutant_of_a_side_input_is_caught(
+    case: str, method: str, mutant: mutants.Mutant, cache: Path
+) -> None:
+    variant = Variant("torchscript", "eager", 17, "dynamic")
+    bench = Bench(exported(BY_ID[case], variant, cache), subject(case), method)
+    bench.compare(bench.model)
+    assert not bench.accepts(bench.mutated(mutant))
+
+
+@pytest.mark.parametrize("opset", [20, 23])
+def test_a_mutant_of_a_mask_is_caught(opset: int, tmp_path: Path) -> None:
+    loaded, found = masked(dark=False)
+    path = tmp_path / "masked.onnx"
+    export(loaded, path, exporter="dynamo", opset=opset, batch=2)
+    bench = Bench(path, found, "topk")
+    bench.compare(bench.model)
+    for mutant in (
+        mutants_side.rows_not_reindexed,
+        mutants_side.first_axis_not_gathered,
+        mutants_side.second_axis_not_gathered,
+    ):
+        assert not bench.accepts(bench.mutated(mutant)), mutant.__name__
