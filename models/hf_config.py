@@ -89,6 +89,7 @@ def apply(config: Any, options: Mapping[str, Any], size: int | None) -> None:
     if size is not None:
         given["image_size"] = size
     _follow_width(given, target)
+    _follow_grid(given, config)
     if size is not None and not hasattr(target, "image_size") and hasattr(target, "num_patches"):
         side = given.pop("image_size") // int(given.get("patch_size", target.patch_size))
         given["num_patches"] = side * side
@@ -100,11 +101,8 @@ def apply(config: Any, options: Mapping[str, Any], size: int | None) -> None:
         *path, leaf = key.split(".")
         for part in path:
             holder = getattr(holder, part)
-        if (
-            not path
-            and hasattr(target, leaf)
-            and (leaf in _OF_THE_TOWER or not hasattr(config, leaf))
-        ):
+        is_joint = hasattr(config, leaf) and leaf not in _OF_THE_TOWER
+        if not path and hasattr(target, leaf) and not is_joint:
             holder = target
         if not hasattr(holder, leaf):
             raise TypeError(f"{type(holder).__name__} has no field '{leaf}'")
@@ -115,8 +113,25 @@ def apply(config: Any, options: Mapping[str, Any], size: int | None) -> None:
         if isinstance(value, float) and isinstance(before, int):
             value = int(value) if value.is_integer() else value  # fields are typed strictly
         if isinstance(value, int) and isinstance(before, (list, tuple)) and len(before) == 2:
-            value = type(before)((value, value))
+            value = (value, value)
         setattr(holder, leaf, value)
+    if hasattr(config, "qformer_config"):  # BLIP-2: what its Q-Former reads
+        config.qformer_config.encoder_hidden_size = target.hidden_size
+    if target is not config and hasattr(config, "projection_dim"):  # PaliGemma has it twice
+        target.projection_dim = config.projection_dim
+
+
+def _follow_grid(given: dict[str, Any], config: Any) -> None:
+    """Let Gemma 3 average as many patches into a token as before on another grid."""
+    if "mm_tokens_per_image" in given or not hasattr(config, "mm_tokens_per_image"):
+        return
+    vision = config.vision_config
+    pooled = round(config.mm_tokens_per_image**0.5)
+    kernel = vision.image_size // vision.patch_size // pooled
+    size, patch = given.get("image_size"), given.get("patch_size", vision.patch_size)
+    size = given.get("vision_config.image_size", size) or vision.image_size
+    patch = given.get("vision_config.patch_size", patch)
+    given["mm_tokens_per_image"] = (int(size) // int(patch) // kernel) ** 2
 
 
 def _follow_width(given: dict[str, Any], target: Any) -> None:

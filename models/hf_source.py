@@ -75,8 +75,8 @@ def load(request: Request) -> LoadedModel:
                 loader = PACKED_TYPES.get(config.model_type)
             if loader is None:
                 if is_word:
-                    word = WORDS[name]
-                    made = _fresh(transformers, word, wanted, options, request.image_size)
+                    size = request.image_size
+                    made = _fresh(transformers, WORDS[name], wanted, options, size)
                 else:
                     word = _word(config, part)
                     made = _checkpoint(transformers, config, word, wanted, request, options)
@@ -94,9 +94,8 @@ def _finish(request: Request, made: _Made) -> LoadedModel:
     size = (request.image_size, request.image_size) if request.image_size else native
     vision = hf_config.tower_config(made.model.config)
     base = made.model.eval() if made.cut is None else made.cut(made.model.eval(), size).eval()
-    takes = inspect.signature(base.forward).parameters
     resized = size != native
-    call = {"interpolate_pos_encoding": True} if resized and _interpolates(takes, vision) else {}
+    call = {"interpolate_pos_encoding": True} if resized and _interpolates(base) else {}
     inputs = {"pixel_values": example_image(*size, int(getattr(vision, "num_channels", 3)))}
     module = TensorOutputs(base, tuple(inputs), call)
     return LoadedModel(
@@ -126,8 +125,6 @@ def _fresh(
         hf_config.apply(config, word.config, None)
         empty_text(config)
     hf_config.apply(config, options, size)
-    if word.settle is not None and wanted is None:
-        word.settle(config)
     return _Made(model_class(config), None if wanted else word.cut)
 
 
@@ -182,8 +179,6 @@ def _checkpoint(
     hf_config.apply(config, options, request.image_size if request.random_weights else None)
     cut = word.cut if word is not None and wanted is None else None
     if request.random_weights:
-        if word is not None and wanted is None and word.settle is not None:
-            word.settle(config)
         model = model_class(config) if chosen else transformers.AutoModel.from_config(config)
         return _Made(getattr(model, inside) if inside else model, cut)
     # Mismatches are let pass only to be named here: transformers names them in its log alone.
@@ -214,10 +209,7 @@ def _weights(made: _Made, base: nn.Module) -> tuple[str, ...]:
     return (f"not in the checkpoint, so made at random: {', '.join(missing)}",) if missing else ()
 
 
-def _interpolates(parameters: Mapping[str, Any], vision: Any) -> bool:
-    """Whether the model can be told to resize its position table."""
-    if "interpolate_pos_encoding" in parameters:
-        return True
-    # Some classes only pass it on through **kwargs; DINO's take no flag and always interpolate.
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    return takes_any and not vision.model_type.startswith("dino")
+def _interpolates(base: nn.Module) -> bool:
+    """Whether the model must be told to resize its position table: some do it by themselves."""
+    flag = "interpolate_pos_encoding"
+    return any(flag in inspect.signature(module.forward).parameters for module in base.modules())

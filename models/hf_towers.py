@@ -21,7 +21,6 @@ class Features(nn.Module):
         tower: transformers' image tower; `config` is its configuration.
         join: from `tower`, the image [B, 3, H, W] and further keywords for the tower, the features.
         parts: the modules that `join` uses behind the tower, by name.
-        name: of the output.
     """
 
     def __init__(
@@ -29,18 +28,16 @@ class Features(nn.Module):
         tower: Any,
         join: Callable[..., torch.Tensor],
         parts: Mapping[str, nn.Module],
-        name: str = "image_features",
     ) -> None:
         super().__init__()
         self.tower = tower
         self.config = tower.config
         self.parts = nn.ModuleDict(parts)
         self._join = join
-        self._name = name
 
     def forward(self, pixel_values: torch.Tensor, **call: Any) -> dict[str, torch.Tensor]:
         """Features [B, T, D] of images [B, 3, H, W]."""
-        return {self._name: self._join(self, pixel_values, call)}
+        return {"image_features": self._join(self, pixel_values, call)}
 
     def set_attn_implementation(self, kind: str) -> None:
         """transformers' own method, for every model in here."""
@@ -181,7 +178,7 @@ class Siglip2Image(nn.Module):
                 torch.tensor([self.grid]),
                 self.grid[0] * self.grid[1],
             )[0]
-            embeddings.position_embedding = nn.Embedding.from_pretrained(table)
+            embeddings.position_embedding.weight = nn.Parameter(table)
 
     def forward(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
         """`last_hidden_state` [B, N, D], and `pooler_output` [B, D] where the model has a head."""
@@ -232,19 +229,27 @@ def sam(model: Any, _: Size) -> nn.Module:
     return SamEncoder(model.vision_encoder)
 
 
-def qformer(model: Any, _: Size) -> nn.Module:
-    """BLIP-2's tower and Q-Former: the learned queries after they have read the image.
+class QueryReader(nn.Module):
+    """BLIP-2's tower and its Q-Former, whose learned queries read the tower's tokens.
 
     As `Blip2Model.get_qformer_features`, without its mask of ones.
     """
-    queries = nn.ParameterList([model.query_tokens])
 
-    def join(own: Features, image: torch.Tensor, call: Mapping[str, Any]) -> torch.Tensor:
-        read = own.tower(image, **call).last_hidden_state
-        asked = own.parts["queries"][0].expand(read.shape[0], -1, -1)
-        answer = own.parts["qformer"](query_embeds=asked, encoder_hidden_states=read)
-        features: torch.Tensor = answer.last_hidden_state
-        return features
+    def __init__(self, model: Any, _: Size) -> None:
+        super().__init__()
+        self.tower = model.vision_model
+        self.config = model.vision_model.config
+        self.qformer = model.qformer
+        self.query_tokens = model.query_tokens
 
-    parts: dict[str, nn.Module] = {"queries": queries, "qformer": model.qformer}
-    return Features(model.vision_model, join, parts, "query_output")
+    def forward(self, pixel_values: torch.Tensor, **call: Any) -> dict[str, torch.Tensor]:
+        """`query_output` [B, Q, D] of images [B, 3, H, W]."""
+        read = self.tower(pixel_values, **call).last_hidden_state
+        queries = self.query_tokens.expand(read.shape[0], -1, -1)
+        answer = self.qformer(query_embeds=queries, encoder_hidden_states=read)
+        return {"query_output": answer.last_hidden_state}
+
+    def set_attn_implementation(self, kind: str) -> None:
+        """transformers' own method, for both."""
+        self.tower.set_attn_implementation(kind)
+        self.qformer.set_attn_implementation(kind)

@@ -14,7 +14,6 @@ from typing import Any
 from torch import nn
 
 from tcompile.models import hf_towers as towers
-from tcompile.models.hf_config import tower_config
 
 
 @dataclass(frozen=True)
@@ -28,14 +27,12 @@ class Word:
         cut: from a model of class `model` and the image's height and width, what is exported;
             None where that is the model as it is.
         config: what released checkpoints have where the class's defaults differ; dots lead inside.
-        settle: with random weights: sets the fields that must follow others.
     """
 
     model: str
     inside: tuple[str, str] | None = None
     cut: Callable[[Any, tuple[int, int]], nn.Module] | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
-    settle: Callable[[Any], None] | None = None
 
 
 def empty_text(config: Any) -> None:
@@ -58,20 +55,6 @@ _NO_TEXT: Mapping[str, Any] = {
 }
 
 
-def _gemma3_pool(config: Any) -> None:
-    """4 x 4 patches into one token, as released."""
-    vision = tower_config(config)
-    config.mm_tokens_per_image = (vision.image_size // vision.patch_size // 4) ** 2
-
-
-def _paligemma_width(config: Any) -> None:
-    config.vision_config.projection_dim = config.projection_dim
-
-
-def _qformer_width(config: Any) -> None:
-    config.qformer_config.encoder_hidden_size = config.vision_config.hidden_size
-
-
 _SO400M = {
     "vision_config.hidden_size": 1152,
     "vision_config.intermediate_size": 4304,
@@ -88,7 +71,12 @@ _SMOLVLM = {
     "text_config.hidden_size": 576,
     "scale_factor": 4,
 }
-_GEMMA3 = {**_SO400M, "vision_config.image_size": 896, "vision_config.vision_use_head": False}
+_GEMMA3 = {
+    **_SO400M,
+    "vision_config.image_size": 896,
+    "vision_config.vision_use_head": False,
+    "mm_tokens_per_image": 256,
+}
 _BEIT = {"use_relative_position_bias": True}
 # These classes start from weights of 1e-10, which make every image look the same.
 _AWAKE = {"initializer_range": 0.02}
@@ -126,15 +114,12 @@ WORDS: Mapping[str, Word] = {
     ),
     "blip2-qformer": Word(
         "Blip2VisionModelWithProjection",
-        cut=towers.qformer,
+        cut=towers.QueryReader,
         config={"vision_config.initializer_range": 0.02},
-        settle=_qformer_width,
     ),
     "llava": Word("LlavaModel", cut=towers.llava),
-    "paligemma-vision": Word("PaliGemmaModel", cut=towers.last_layer, settle=_paligemma_width),
-    "gemma3-vision": Word(
-        "Gemma3Model", cut=towers.last_layer, config=_GEMMA3, settle=_gemma3_pool
-    ),
+    "paligemma-vision": Word("PaliGemmaModel", cut=towers.last_layer),
+    "gemma3-vision": Word("Gemma3Model", cut=towers.last_layer, config=_GEMMA3),
     "internvl-vision": Word("InternVLVisionModel", inside=("InternVLModel", "vision_tower")),
     "internvl-projector": Word("InternVLModel", cut=towers.internvl),
     "idefics3-vision": Word(
