@@ -29,10 +29,11 @@ from tests.oracles.compare import (
     infer,
     infer_in_batches,
 )
-from tests.oracles.exports import biased, exported, glyphs, masked, selection, stirred, subject
+from tests.oracles.exports import biased, exported, glyphs, masked, odd, selection, stirred, subject
 from tests.oracles.methods import Reduction
 from tests.oracles.plans import document, expected, reductions
 from tests.oracles.processed import PROCESSORS, Processor
+from tests.oracles.small_models import ODD
 from tests.support.zoo_matrix import BY_ID, CASES, Case, Variant
 
 KEEP = "0.6"
@@ -222,6 +223,21 @@ def test_a_mask_is_gathered(
         assert holds(path, found, 2, request) == expected(method, found, KEEP)
     with pytest.raises(UsageError, match="fused token"):
         pipeline.reduce(path, target="cpu", keep=float(KEEP), method="evit")
+
+
+@pytest.mark.parametrize(("exporter", "opset"), [("dynamo", 20), ("torchscript", 17)])
+@pytest.mark.parametrize("name", ODD)
+def test_encoders_that_no_library_has(name: str, exporter: str, opset: int, tmp_path: Path) -> None:
+    loaded, found = odd(name)
+    path = tmp_path / "odd.onnx"
+    export(loaded, path, exporter=exporter, opset=opset, batch="dynamic")
+    for method in METHODS:
+        request = {"keep": float(KEEP), "method": method}
+        if method == "evit" and name.startswith("positions"):
+            with pytest.raises(UsageError, match="fused token"):
+                pipeline.reduce(path, target="cpu", **request)
+        else:
+            assert holds(path, found, 2, request) == expected(method, found, KEEP)
 
 
 @pytest.mark.parametrize("outputs", ["reduced", "restored"])

@@ -8,11 +8,11 @@ import math
 import pytest
 import torch
 
-from tests.oracles import methods, schedules
+from tests.oracles import choices, methods, schedules
 from tests.oracles.adapters import adapt, select_outputs
 from tests.oracles.methods import Reduction
 from tests.oracles.small_models import IMAGE, MODELS
-from tests.oracles.stream import Rotary
+from tests.oracles.stream import Rotary, Stream, attention
 from tests.oracles.weights import stir
 
 
@@ -77,7 +77,7 @@ def test_scores_are_mean_attention_over_all_keys(queries: str) -> None:
         _random(1, heads, prefix + patches, dim),
         _random(1, heads, prefix + patches, dim).flip(2),
     )
-    score = {"cls": methods.cls_score, "attn": methods.attn_score}[queries](q, k, scale, prefix)
+    score = {"cls": choices.cls_score, "attn": choices.attn_score}[queries](q, k, scale, prefix)
     rows = [0]
     if queries == "attn":
         m = math.ceil(math.sqrt(patches))
@@ -99,28 +99,28 @@ def test_a_key_counts_as_often_as_its_size() -> None:
     q, k, v = (_random(1, 2, 4, 3).roll(i, dims=2) for i in range(3))
     sizes = torch.tensor([[1.0, 3.0, 1.0, 2.0]], dtype=torch.float64)
     repeats = [0, 1, 1, 1, 2, 3, 3]
-    weighted = methods.attention(q, k, v, 0.5, sizes.log()[:, None, None])
-    repeated = methods.attention(q, k[:, :, repeats], v[:, :, repeats], 0.5)
+    weighted = attention(q, k, v, 0.5, sizes.log()[:, None, None])
+    repeated = attention(q, k[:, :, repeats], v[:, :, repeats], 0.5)
     torch.testing.assert_close(weighted, repeated)
 
 
 def test_topk_keeps_order_and_gives_the_dropped_to_the_nearest() -> None:
     x = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.9, 0.2], [0.1, 2.0], [-1.0, -1.0]]])
-    step = methods.topk(x, None, torch.tensor([[0.5, 0.1, 0.2, 0.9, 0.3]]), 2)
+    step = choices.topk(x, None, torch.tensor([[0.5, 0.1, 0.2, 0.9, 0.3]]), 2)
     assert step.source.tolist() == [[0, 3]]
     assert step.owner.tolist() == [[0, 1, 0, 1, 0]]
     assert float(dict(step.margins)["kept"]) == pytest.approx(0.2)
 
 
 def test_equal_scores_keep_the_lower_position() -> None:
-    step = methods.topk(_random(1, 4, 3), None, torch.tensor([[0.5, 0.7, 0.7, 0.7]]), 2)
+    step = choices.topk(_random(1, 4, 3), None, torch.tensor([[0.5, 0.7, 0.7, 0.7]]), 2)
     assert step.source.tolist() == [[1, 2]]
     assert float(dict(step.margins)["kept"]) == 0.0
 
 
 def test_the_fused_token_is_a_plain_weighted_sum() -> None:
     x = torch.tensor([[[1.0, 2.0], [3.0, 4.0], [5.0, 6.0], [7.0, 8.0]]])
-    step = methods.fuse(x, None, torch.tensor([[0.1, 0.4, 0.2, 0.3]]), 3)
+    step = choices.fuse(x, None, torch.tensor([[0.1, 0.4, 0.2, 0.3]]), 3)
     assert step.source.tolist() == [[1, 3, -1]]
     torch.testing.assert_close(step.x[0, 2], torch.tensor([0.1 + 1.0, 0.2 + 1.2]))
     assert step.owner.tolist() == [[2, 0, 2, 1]]
@@ -130,7 +130,7 @@ def test_tome_against_a_loop() -> None:
     tokens, keep, width = 9, 6, 4
     x, keys = _random(1, tokens, width), _random(1, 3, tokens, 5)
     sizes = torch.tensor([[1.0, 2, 1, 1, 3, 1, 1, 2, 1]], dtype=torch.float64)
-    step = methods.tome(x, sizes, keys, keep)
+    step = choices.tome(x, sizes, keys, keep)
 
     mean = keys[0].mean(0)
     cos = [[float(torch.cosine_similarity(a, b, dim=0)) for b in mean] for a in mean]
@@ -156,21 +156,26 @@ def test_tome_against_a_loop() -> None:
 
 
 @pytest.mark.parametrize("kind", ["topk", "fuse", "tome"])
-@pytest.mark.parametrize("name", ["timm-vit", "timm-deit-distilled", "timm-reg4-gap", "hf-siglip"])
+@pytest.mark.parametrize(
+    "name", ["timm-vit", "timm-deit-distilled", "timm-reg4-gap", "hf-siglip", "odd-both-sides"]
+)
 def test_owners_sizes_and_indices_agree(name: str, kind: str) -> None:
     encoder = adapt(_model(name).double())
     image = _image(3, dtype=torch.float64)
     score = "cls" if encoder.cls else "attn"
     cuts = [Reduction(f"attn:{i}", kind, keep, score) for i, keep in ((0, 27), (1, 20), (3, 12))]
     result = methods.run(encoder, image, cuts)
-    kept = encoder.prefix + 12
+    special = encoder.prefix + encoder.suffix
+    kept = special + 12
     assert result.index.shape == result.size.shape == (3, kept)
-    entering = [(a - encoder.prefix, b - encoder.prefix) for a, b in result.entering]
+    entering = [(a - special, b - special) for a, b in result.entering]
     assert entering == [(36, 27), (27, 20), (20, 20), (20, 12)]
     for b in range(3):
         owner, index = result.owner[b].tolist(), result.index[b].tolist()
         assert all(index[owner[n]] == n for n in index if n >= 0)
         assert owner[: encoder.prefix] == index[: encoder.prefix] == list(range(encoder.prefix))
+        for i in range(1, encoder.suffix + 1):
+            assert (index[-i], owner[-i]) == (special + 36 - i, kept - i)
         if kind != "topk":
             counts = [float(owner.count(i)) for i in range(kept)]
             assert result.size[b].tolist() == counts
@@ -189,7 +194,8 @@ def test_the_site_output_is_the_end_of_the_last_block() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["timm-vit", "biased", "masked-dark", "timm-eva02-clip", "timm-rope-mixed"]
+    "name",
+    ["timm-vit", "biased", "masked-dark", "timm-eva02-clip", "timm-rope-mixed", "odd-rotary"],
 )
 def test_dropping_in_the_model_equals_masking_them_out(name: str) -> None:
     """The dense model with -inf on the dropped keys of every later block."""
@@ -204,9 +210,9 @@ def test_dropping_in_the_model_equals_masking_them_out(name: str) -> None:
         bias = 0 * mask.clamp(min=0) if block.bias is None else block.bias
         bias = bias if encoder.mask is None else bias + encoder.mask(image)
         bias = bias + mask if i > 1 else bias
-        x = block.attend(x, methods.attention(*block.heads(x, everyone), block.scale, bias))
+        x = block.attend(x, attention(*block.heads(x, everyone), block.scale, bias))
         x = block.mlp(x)
-    logits = encoder.head(methods.Stream(encoder.norm(x)))[0].value
+    logits = encoder.head(Stream(encoder.norm(x)))[0].value
     torch.testing.assert_close(result.outputs[0].value, logits)
 
 

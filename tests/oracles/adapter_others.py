@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.oracles.adapter_parts import identity, mha_block, split_heads
-from tests.oracles.stream import Block, Encoder, Output, Stream, pooled_mean
+from tests.oracles.stream import Block, Encoder, Output, Rotary, Stream, pooled_mean
 
 
 def open_clip(model: Any) -> Encoder:
@@ -97,6 +97,47 @@ def masked(model: Any) -> Encoder:
         return torch.zeros(hidden.shape, dtype=image.dtype).masked_fill(hidden, -torch.inf)
 
     return replace(biased(model), mask=mask)
+
+
+def odd(model: Any) -> Encoder:
+    plan = model.plan
+
+    def block(number: int, layer: Any) -> Block:
+        def qkv(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            q, k, v = (split_heads(part, 5) for part in layer.qkv(layer.norm1(x)).chunk(3, -1))
+            return q, k, v
+
+        def branch(x: Tensor) -> Tensor:
+            return layer.gain * layer.mlp(layer.norm2(x))
+
+        def attend(x: Tensor, context: Tensor) -> Tensor:
+            y = layer.keep * x + layer.gain * layer.proj(context)
+            return y + branch(x) if plan.parallel else y
+
+        return Block(
+            qkv=qkv,
+            scale=8**-0.5,
+            attend=attend,
+            mlp=identity if plan.parallel else lambda x: layer.keep * x + branch(x),
+            rotary=Rotary(model.cos, model.sin, halves=True) if plan.rotary else None,
+            late=model.late(number),
+            parallel=plan.parallel,
+        )
+
+    def head(stream: Stream) -> tuple[Output, ...]:
+        x = stream.x
+        cls = x[:, 0] if plan.before else x[:, -plan.after]
+        return Output(model.head(cls)), Output(x, 0)
+
+    return Encoder(
+        embed=model.embed,
+        prefix=plan.before,
+        suffix=plan.after,
+        cls=True,
+        blocks=tuple(block(i, layer) for i, layer in enumerate(model.blocks)),
+        norm=model.norm,
+        head=head,
+    )
 
 
 def glyphs(model: Any) -> Encoder:

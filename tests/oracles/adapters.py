@@ -98,6 +98,7 @@ _ADAPTERS: dict[str, Callable[[Any], Encoder]] = {
     "open_clip.VisionTransformer": adapter_others.open_clip,
     "torchvision.VisionTransformer": adapter_others.torchvision,
     "tcompile.GlyphViT": adapter_others.glyphs,
+    "tests.OddViT": adapter_others.odd,
     "tests.MaskedViT": adapter_others.masked,
     "tests.BiasedViT": adapter_others.biased,
 }

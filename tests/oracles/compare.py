@@ -54,9 +54,10 @@ class Subject:
 
     @property
     def patches(self) -> int:
-        """Tokens besides the prefix."""
+        """Tokens besides prefix and suffix."""
         with torch.no_grad():
-            return self.encoder.embed(self.pool[:1].double()).shape[1] - self.encoder.prefix
+            tokens = self.encoder.embed(self.pool[:1].double()).shape[1]
+        return tokens - self.encoder.prefix - self.encoder.suffix
 
     @property
     def score(self) -> str:
@@ -189,11 +190,12 @@ def _check_tokens(extra: Arrays, result: Result, outputs: str) -> None:
         raise MismatchError(
             f"an output has a token axis, but of {EXTRA} there is only {list(extra)}"
         )
-    first = with_tokens[0].first or 0
+    output = with_tokens[0]
+    first = output.first or 0
     expected = {
-        "token_index": torch.where(result.index < 0, -1, result.index - first)[:, first:],
-        "token_owner": result.owner[:, first:] - first,
-        "token_size": result.size[:, first:],
+        "token_index": output.part(torch.where(result.index < 0, -1, result.index - first)),
+        "token_owner": output.part(result.owner) - first,
+        "token_size": output.part(result.size),
     }
     for name, value in extra.items():
         want = expected[name].numpy()

@@ -13,6 +13,8 @@ from torch import nn
 from tcompile.models import LoadedModel, export, load_source
 from tests.oracles.biased_vit import BiasedViT, MaskedViT
 from tests.oracles.compare import Subject
+from tests.oracles.odd_vit import OddViT
+from tests.oracles.small_models import ODD
 from tests.oracles.weights import stir
 from tests.support.zoo_matrix import BY_ID, Case, Variant, variants
 
@@ -88,6 +90,14 @@ def biased() -> tuple[LoadedModel, Subject]:
 def masked(dark: bool) -> tuple[LoadedModel, Subject]:
     """A model whose attention is masked, by a constant or (dark) by what the image shows."""
     module = MaskedViT(48, dark=dark)
+    stir(module, seed=3)
+    return _own(module, 48, ("logits", "tokens"))
+
+
+@lru_cache(maxsize=2)
+def odd(name: str) -> tuple[LoadedModel, Subject]:
+    """One of the encoders that no library has (`small_models.ODD`)."""
+    module = OddViT(ODD[name], 48)
     stir(module, seed=3)
     return _own(module, 48, ("logits", "tokens"))
 

@@ -6,9 +6,12 @@ Sizes are odd on purpose: 5 heads of 8 and 36 or 25 patches coincide with nothin
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import nn
+
+from tests.oracles.odd_vit import Odd, OddViT
 
 IMAGE = 48
 
@@ -93,6 +96,22 @@ def _masked(dark: bool) -> nn.Module:
     from tests.oracles.biased_vit import MaskedViT
 
     return MaskedViT(IMAGE, dark=dark)
+
+
+ODD = {
+    "suffix": Odd(before=0, after=1),
+    "both-sides": Odd(before=2, after=3),
+    "positions-each": Odd(positions="each"),
+    "positions-late": Odd(positions="late"),
+    "rotary": Odd(rotary=True),
+    "rotary-suffix": Odd(before=0, after=1, rotary=True),
+    "scaled": Odd(scaled=True),
+    "parallel": Odd(parallel=True, scaled=True, rotary=True),
+}
+
+
+def _odd(plan: Odd) -> nn.Module:
+    return OddViT(plan, IMAGE)
 
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
@@ -188,6 +207,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "torchvision": _torchvision,
     "glyphs": _glyphs,
     "biased": _biased,
+    **{f"odd-{name}": partial(_odd, plan) for name, plan in ODD.items()},
     "masked": lambda: _masked(dark=False),
     "masked-dark": lambda: _masked(dark=True),
 }

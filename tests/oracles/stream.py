@@ -75,6 +75,7 @@ class Block:
     mlp: stream tensor -> stream tensor after the MLP residual.
     bias: [H, N, N] added to the logits, a mask or relative-position table of the N original tokens.
     rotary: positions by which q and k are turned.
+    late: [N, C], positions added to the stream of the N original tokens on entering the block.
     parallel: whether the MLP reads what the attention reads, so that there is no point between them
         (`attend` then does all, and `mlp` nothing).
     """
@@ -85,6 +86,7 @@ class Block:
     mlp: Callable[[Tensor], Tensor]
     bias: Tensor | None = None
     rotary: Rotary | None = None
+    late: Tensor | None = None
     parallel: bool = False
 
     def heads(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -98,21 +100,27 @@ class Block:
 @dataclass(frozen=True)
 class Output:
     """One output of the model.  first: for an output with a token axis (axis 1), the position on
-    the residual stream of its first row; None for logits, pooled features and the like."""
+    the residual stream of its first row; None for logits, pooled features and the like.  behind:
+    how many tokens at the end of the stream are not in it."""
 
     value: Tensor
     first: int | None = None
+    behind: int = 0
+
+    def part(self, tokens: Tensor) -> Tensor:
+        """Of [B, N, ...] over the whole stream, what belongs to this output."""
+        return tokens[:, self.first : tokens.shape[1] - self.behind]
 
 
 @dataclass(frozen=True)
 class Encoder:
     """What the oracles walk.
 
-    embed: image [B, 3, H, W] -> [B, N, C].  prefix: how many tokens come before the patches.
-    cls: whether the first of them is a class token that the head reads.  norm: applied to each
-    token after the last block.  head: from the stream after that to every output that the module
-    has or could have (an exporter picks some).  mask: image -> [1 or B, 1 or H, 1 or N, N] to add
-    to the logits of every block, made of the N original tokens.
+    embed: image [B, 3, H, W] -> [B, N, C].  prefix, suffix: how many tokens come before and after
+    the patches.  cls: whether the first of these is a class token that the head reads.  norm:
+    applied to each token after the last block.  head: from the stream after that to every output
+    that the module has or could have (an exporter picks some).  mask: image -> [1 or B, 1 or H,
+    1 or N, N] to add to the logits of every block, made of the N original tokens.
     """
 
     embed: Callable[[Tensor], Tensor]
@@ -122,6 +130,7 @@ class Encoder:
     norm: Callable[[Tensor], Tensor]
     head: Callable[[Stream], tuple[Output, ...]]
     mask: Callable[[Tensor], Tensor] | None = None
+    suffix: int = 0
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None = None) -> Tensor:
