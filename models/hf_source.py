@@ -2,7 +2,8 @@
 
 The bare encoder is loaded (last_hidden_state, pooler_output), or the classifier where the
 checkpoint is one, or the image half of a model of images and text (`hf_words`); `?part=WORD`
-asks for another part of it, `?class=NAME` for a transformers model class by name.
+asks for another part of it, `?class=NAME` for a transformers model class by name. `hf:NAME` with
+random weights makes a model of any such class.
 """
 
 from __future__ import annotations
@@ -15,17 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from tcompile.errors import ModelError
 from tcompile.models import hf_config
+from tcompile.models.hf_packed import PACKED, PACKED_TYPES
 from tcompile.models.source import LoadedModel, Request, cannot_build, require, unknown_name
 
 if TYPE_CHECKING:
     from torch import nn
 
     from tcompile.models.hf_words import Word
-
-try:
-    from tcompile.models.hf_packed import PACKED, PACKED_TYPES
-except ModuleNotFoundError:  # until it is written
-    PACKED, PACKED_TYPES = {}, {}
 
 
 @dataclass(frozen=True)
@@ -53,15 +50,15 @@ def load(request: Request) -> LoadedModel:
         MissingExtraError: transformers is not installed.
     """
     transformers = require("transformers", f"loading {request.source.text}")
-    from tcompile.models.hf_words import WORDS
+    from tcompile.models.hf_words import WORDS, Word
 
     name, options = request.source.name, dict(request.options)
     wanted, part = options.pop("class", None), options.pop("part", None)
     words = [*WORDS, *PACKED]
     may_be_word = "/" not in name and not Path(name).is_dir()
-    if request.random_weights and may_be_word and name not in words:
+    is_word = may_be_word and (name in words or _is_class(transformers, name))
+    if request.random_weights and may_be_word and not is_word:
         raise unknown_name(request, words)
-    is_word = may_be_word and name in words
     if is_word and not request.random_weights:
         raise ModelError(
             f"{request.source.text} is a configuration without trained weights",
@@ -76,14 +73,19 @@ def load(request: Request) -> LoadedModel:
             if loader is None:
                 if is_word:
                     size = request.image_size
-                    made = _fresh(transformers, WORDS[name], wanted, options, size)
+                    word = WORDS.get(name, Word(name))
+                    made = _fresh(transformers, word, wanted, options, size)
                 else:
-                    word = _word(config, part)
-                    made = _checkpoint(transformers, config, word, wanted, request, options)
+                    made = _checkpoint(transformers, config, part, wanted, request, options)
                 return _finish(request, made)
         except Exception as error:  # libraries raise anything on a bad argument
             raise cannot_build(request, error) from error
     return loader(request)
+
+
+def _is_class(transformers: Any, name: str) -> bool:
+    """Whether it is a model class of transformers: `hf:YolosModel` means its default."""
+    return name.isidentifier() and hasattr(getattr(transformers, name, None), "config_class")
 
 
 def _finish(request: Request, made: _Made) -> LoadedModel:
@@ -152,7 +154,7 @@ def _family(word: str) -> str:
 def _checkpoint(
     transformers: Any,
     config: Any,
-    word: Word | None,
+    part: str | None,
     wanted: str | None,
     request: Request,
     options: Mapping[str, Any],
@@ -160,10 +162,11 @@ def _checkpoint(
     """The checkpoint's model: of the class asked for, else what `Word` and its own class say."""
     from tcompile.models.hf_words import empty_text
 
+    word = None if wanted else _word(config, part)
     kinds = [a for a in (config.architectures or []) if a.endswith("ImageClassification")]
     chosen = wanted or (word.model if word else (kinds or [""])[0])
     inside = ""
-    if wanted is None and word is not None and word.inside is not None:
+    if word is not None and word.inside is not None:
         whole = getattr(transformers, word.inside[0])
         if isinstance(config, whole.config_class):
             chosen, inside = word.inside
@@ -173,11 +176,11 @@ def _checkpoint(
         joint, config = config, config.vision_config
         if hasattr(joint, "projection_dim") and hasattr(config, "projection_dim"):
             config.projection_dim = joint.projection_dim  # the tower's own field may be stale
-    if word is not None and wanted is None:
+    if word is not None:
         empty_text(config)
     # Trained positions are interpolated at every call; random ones are made at the asked size.
     hf_config.apply(config, options, request.image_size if request.random_weights else None)
-    cut = word.cut if word is not None and wanted is None else None
+    cut = word.cut if word is not None else None
     if request.random_weights:
         model = model_class(config) if chosen else transformers.AutoModel.from_config(config)
         return _Made(getattr(model, inside) if inside else model, cut)

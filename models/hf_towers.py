@@ -106,52 +106,58 @@ def internvl(model: Any, _: Size) -> nn.Module:
     return Features(model.vision_tower, join, {"projector": model.multi_modal_projector})
 
 
-def connector(model: Any, size: Size) -> nn.Module:
-    """Idefics3 and SmolVLM: the tower, neighbours into one token (pixel shuffle), projected."""
-
-    def join(own: Features, image: torch.Tensor, call: Mapping[str, Any]) -> torch.Tensor:
-        features: torch.Tensor = own.parts["connector"](own.tower(image, **call).last_hidden_state)
-        return features
-
-    return Features(fixed_grid(model.vision_model, size), join, {"connector": model.connector})
-
-
 class FixedGrid(nn.Module):
-    """Idefics3's and SmolVLM's embeddings for one image size: their position ids as a constant.
+    """Idefics3's and SmolVLM's tower (`tower`) at one image size.
 
-    They compare float fractions with a float range on every call; a Range of ONNX may have one
-    element less than `torch.arange`, and the ids then point past the table.
+    Its position ids are a constant: it finds them by comparing float fractions with a float range,
+    and a Range of ONNX may have one element less than `torch.arange`; the ids then point past the
+    table. No mask either: of an image that fills its size all is seen.
     """
 
-    def __init__(self, embeddings: Any, position_ids: torch.Tensor) -> None:
+    def __init__(self, tower: Any, size: Size) -> None:
         super().__init__()
-        self.patch_embedding = embeddings.patch_embedding
-        self.position_embedding = embeddings.position_embedding
+        self.tower = tower
+        self.config = tower.config
         self.position_ids: torch.Tensor
-        self.register_buffer("position_ids", position_ids, persistent=False)
+        self.register_buffer("position_ids", _position_ids(tower, size), persistent=False)
 
-    def forward(self, pixel_values: torch.Tensor, patch_attention_mask: Any = None) -> torch.Tensor:
-        """Tokens [B, N, D] of whole images [B, 3, H, W]: nothing of them is masked."""
-        tokens = self.patch_embedding(pixel_values).flatten(2).transpose(1, 2)
-        embedded: torch.Tensor = tokens + self.position_embedding(self.position_ids)
-        return embedded
+    def forward(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
+        """`last_hidden_state` [B, N, D] of images [B, 3, H, W]."""
+        tower = self.tower
+        tokens = tower.embeddings.patch_embedding(pixel_values).flatten(2).transpose(1, 2)
+        tokens = tokens + tower.embeddings.position_embedding(self.position_ids)
+        tokens = tower.encoder(inputs_embeds=tokens, attention_mask=None).last_hidden_state
+        return {"last_hidden_state": tower.post_layernorm(tokens)}
+
+    def set_attn_implementation(self, kind: str) -> None:
+        """transformers' own method."""
+        self.tower.set_attn_implementation(kind)
 
 
-def fixed_grid(tower: Any, size: Size) -> nn.Module:
-    """The tower with the position ids that it takes for an unmasked image of this size."""
+def _position_ids(tower: Any, size: Size) -> torch.Tensor:
+    """The ids [1, N] that the tower takes for an unmasked image of this size."""
     seen: list[torch.Tensor] = []
     embeddings = tower.embeddings
     watch = embeddings.position_embedding.register_forward_pre_hook(
         lambda _, given: seen.append(given[0])
     )
     rows, columns = (side // embeddings.patch_size for side in size)
+    image = torch.zeros(1, tower.config.num_channels, *size)
     with torch.no_grad():
-        embeddings(
-            torch.zeros(1, tower.config.num_channels, *size), torch.ones(1, rows, columns) > 0
-        )
+        embeddings(image, torch.ones(1, rows, columns, dtype=torch.bool))
     watch.remove()
-    tower.embeddings = FixedGrid(embeddings, seen[0])
-    return tower  # type: ignore[no-any-return]
+    return seen[0]
+
+
+def connector(model: Any, size: Size) -> nn.Module:
+    """Idefics3 and SmolVLM: the tower, neighbours into one token (pixel shuffle), projected."""
+
+    def join(own: Features, image: torch.Tensor, call: Mapping[str, Any]) -> torch.Tensor:
+        tokens = own.tower(image, **call)["last_hidden_state"]
+        features: torch.Tensor = own.parts["connector"](tokens)
+        return features
+
+    return Features(FixedGrid(model.vision_model, size), join, {"connector": model.connector})
 
 
 class Siglip2Image(nn.Module):

@@ -125,14 +125,14 @@ WORDS: Mapping[str, Word] = {
     "idefics3-vision": Word(
         "Idefics3VisionTransformer",
         inside=("Idefics3Model", "vision_model"),
-        cut=towers.fixed_grid,
+        cut=towers.FixedGrid,
         config=_bare(_IDEFICS3),
     ),
     "idefics3-connector": Word("Idefics3Model", cut=towers.connector, config=_IDEFICS3),
     "smolvlm-vision": Word(
         "SmolVLMVisionTransformer",
         inside=("SmolVLMModel", "vision_model"),
-        cut=towers.fixed_grid,
+        cut=towers.FixedGrid,
         config=_bare(_SMOLVLM),
     ),
     "smolvlm-connector": Word("SmolVLMModel", cut=towers.connector, config=_SMOLVLM),
