@@ -84,7 +84,52 @@ UNFUSED = Cure(
     lambda loaded, asked: asked is None and get_attention(loaded) == "sdpa",
     lambda loaded: attention_as(loaded, "eager"),
 )
-CURES = (FIXED_POSITIONS, UNFUSED)
+
+
+@contextmanager
+def _real_rotary(loaded: LoadedModel) -> Iterator[None]:
+    """Let Llama4's vision attention turn pairs with real arithmetic, in place of complex numbers.
+
+    The table is handed over as cosines and sines [N, 1, d / 2, 2].
+    """
+    from transformers.models.llama4 import modeling_llama4 as library
+
+    def turned(x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        cos, sin = table[..., 0], table[..., 1]
+        pairs = x.reshape(*x.shape[:-1], -1, 2)
+        first, second = pairs[..., 0], pairs[..., 1]
+        both = (first * cos - second * sin, first * sin + second * cos)
+        return torch.stack(both, dim=-1).flatten(3)
+
+    def apply(query: torch.Tensor, key: torch.Tensor, freqs_ci: torch.Tensor) -> Any:
+        return turned(query, freqs_ci), turned(key, freqs_ci)
+
+    def handed(table: torch.Tensor) -> Callable[..., torch.Tensor]:
+        return lambda hidden_states: table
+
+    owners: list[Any] = _complex_rotary(loaded)
+    original = library.vision_apply_rotary_emb
+    try:
+        for owner in owners:
+            owner.forward = handed(torch.view_as_real(owner.freqs_ci))
+        library.vision_apply_rotary_emb = apply
+        yield
+    finally:
+        library.vision_apply_rotary_emb = original
+        for owner in owners:
+            owner.__dict__.pop("forward", None)
+
+
+def _complex_rotary(loaded: LoadedModel) -> list[torch.nn.Module]:
+    return [m for m in loaded.base.modules() if type(m).__name__ == "Llama4VisionRotaryEmbedding"]
+
+
+REAL_ROTARY = Cure(
+    "the rotary embedding is written with real numbers, since ONNX has no complex ones",
+    lambda loaded, _: bool(_complex_rotary(loaded)),
+    _real_rotary,
+)
+CURES = (FIXED_POSITIONS, UNFUSED, REAL_ROTARY)
 
 
 def plans(loaded: LoadedModel, attention: str | None) -> list[tuple[Cure, ...]]:

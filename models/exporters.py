@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -165,9 +164,11 @@ def _attempt(
 
 
 def _order(loaded: LoadedModel, exporter: str) -> tuple[str, ...]:
-    # transformers' exporter is given the library's module, not what we wrap around it.
-    takes = inspect.signature(loaded.base.forward).parameters
-    is_hf = loaded.library == "hf" and all(name in takes for name in loaded.example_inputs)
+    from tcompile.models.outputs import TensorOutputs
+
+    # transformers' exporter is given the library's module: not for what we add to it.
+    inner = loaded.module.model if type(loaded.module) is TensorOutputs else loaded.module
+    is_hf = loaded.library == "hf" and inner is loaded.base
     if exporter == "transformers" and not is_hf:
         raise UsageError(
             "transformers' exporter takes transformers models only, as they are",

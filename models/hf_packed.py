@@ -6,6 +6,7 @@ the tower alone is loaded.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,25 +15,13 @@ from typing import Any
 
 import torch
 
-from tcompile.models.packed_grid import FixedGrid
+from tcompile.models import hf_config, packed_images
+from tcompile.models.packed import Ready
+from tcompile.models.packed_grid import qwen
 from tcompile.models.source import LoadedModel, Request, cannot_build, require
 
 _CLIP = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
 _HALF = ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5])
-# Qwen towers have no size of their own; processors make this of a small image.
-_NATIVE = 448
-
-
-@dataclass(frozen=True)
-class Ready:
-    """What a family makes of its tower: see the fields of `LoadedModel`."""
-
-    module: torch.nn.Module
-    inputs: Mapping[str, torch.Tensor]
-    outputs: tuple[str, ...]
-    preprocessing: Mapping[str, Any]
-    notes: tuple[str, ...] = ()
-    fixed_batch: str = ""
 
 
 @dataclass(frozen=True)
@@ -45,7 +34,8 @@ class Family:
         make: from the tower, the asked image size and the options of `options`.
         statistics: mean and std of the family's images, for a checkpoint that does not say.
         options: options that are not fields of the configuration.
-        fields: what the options common to all libraries are called in the configuration.
+        fields: what the options common to all libraries are called in the configuration; one
+            option may set several fields.
         defaults: where the library's own default configuration is not a sound one.
         layers: lists of layer indices, which follow a change of depth; True where the last layer
             is one of them.
@@ -73,25 +63,13 @@ def load(family: Family, request: Request, *, is_fresh: bool) -> LoadedModel:
     transformers = require("transformers", f"loading {request.source.text}")
     options = dict(request.options)
     own = {name: options.pop(name) for name in family.options if name in options}
-    try:
-        library = import_module(f"transformers.models.{family.package}.modeling_{family.package}")
-        model_class = getattr(library, family.model_class)
-        start = model_class.config_class(**family.defaults)
-        if not is_fresh:
-            start = transformers.AutoConfig.from_pretrained(request.source.name)
-            start = getattr(start, "vision_config", start)
-        size = request.image_size if is_fresh or request.random_weights else None
-        config = configured(start, family, options, size)
-        notes: tuple[str, ...] = ()
-        if request.random_weights:
-            tower = model_class(config)
-        else:
-            tower, notes = _trained(model_class, request.source.name, config, family.weights)
-        ready = family.make(tower.eval(), request.image_size, own)
-        with torch.no_grad():
-            result = ready.module(*ready.inputs.values())
-    except Exception as error:  # libraries raise anything on a bad argument
-        raise cannot_build(request, error) from error
+    with hf_config.quiet():
+        try:
+            ready, tower, notes = _ready(transformers, family, request, options, own, is_fresh)
+            with torch.no_grad():
+                result = ready.module(*ready.inputs.values())
+        except Exception as error:  # libraries raise anything on a bad argument
+            raise cannot_build(request, error) from error
     count = 1 if isinstance(result, torch.Tensor) else len(result)
     mean, std = family.statistics
     trained = {} if request.random_weights else _processor(request.source.name)
@@ -117,13 +95,44 @@ def load(family: Family, request: Request, *, is_fresh: bool) -> LoadedModel:
     )
 
 
+def _ready(
+    transformers: Any,
+    family: Family,
+    request: Request,
+    options: Mapping[str, Any],
+    own: Mapping[str, Any],
+    is_fresh: bool,
+) -> tuple[Ready, Any, tuple[str, ...]]:
+    """The tower, what the family makes of it, and notes on its weights."""
+    library = import_module(f"transformers.models.{family.package}.modeling_{family.package}")
+    model_class = getattr(library, family.model_class)
+    start = model_class.config_class(**family.defaults)
+    if not is_fresh:
+        start = transformers.AutoConfig.from_pretrained(request.source.name)
+        start = getattr(start, "vision_config", start)
+    # Trained positions have one size; random ones are made at the asked size.
+    config = configured(
+        start, family, options, request.image_size if request.random_weights else None
+    )
+    notes: tuple[str, ...] = ()
+    if request.random_weights:
+        tower = model_class(config)
+    else:
+        tower, notes = _trained(model_class, request.source.name, config, family.weights)
+    return family.make(tower.eval(), request.image_size, own), tower, notes
+
+
 def configured(start: Any, family: Family, options: Mapping[str, Any], size: int | None) -> Any:
     """A configuration like `start` with `options` changed; what depends on them follows.
 
     Raises:
         TypeError: the configuration has no such field.
     """
-    given = {family.fields.get(key, key): value for key, value in options.items()}
+    given = {
+        name: value
+        for key, value in options.items()
+        for name in family.fields.get(key, key).split()
+    }
     if size is not None and hasattr(start, "image_size"):
         given.setdefault("image_size", size)
     for key in given:
@@ -137,7 +146,12 @@ def configured(start: Any, family: Family, options: Mapping[str, Any], size: int
     for name, ends in family.layers.items():
         if depth in given and name not in given:
             given[name] = _spread(getattr(start, name), getattr(start, depth), given[depth], ends)
-    return type(start)(**{**start.to_dict(), **given})
+    if not given:
+        return start
+    # What is no field of its own is worked out from the fields (Pixtral's head_dim).
+    declared = {entry.name for entry in dataclasses.fields(start)}
+    kept = {name: value for name, value in start.to_dict().items() if name in declared}
+    return type(start)(**{**kept, **given})
 
 
 def _spread(layers: Any, before: int, depth: int, ends: bool) -> Any:
@@ -180,63 +194,13 @@ def _processor(name: str) -> Mapping[str, Any]:
     return dict(read)
 
 
-# ---- Qwen2-VL, Qwen2.5-VL, Qwen3-VL --------------------------------------------------------------
-
-
-def _qwen(tower: Any, image_size: int | None, options: Mapping[str, Any]) -> Ready:
-    config = tower.config
-    patch, merge, time = config.patch_size, config.spatial_merge_size, config.temporal_patch_size
-    unit = patch * merge
-    if "grid" in options:
-        grid = _integers("grid", options["grid"], 3)
-    else:
-        size = image_size or max(1, round(_NATIVE / unit)) * unit
-        if size % unit:
-            raise ValueError(f"an image of {size} pixels is not made of {unit} x {unit} squares")
-        frames = int(options.get("frames", 1))
-        grid = (max(1, -(-frames // time)), size // patch, size // patch)
-    frames, height, width = grid
-    if frames < 1 or height < 1 or width < 1 or height % merge or width % merge:
-        raise ValueError(f"grid {grid} is not made of squares of {merge} x {merge} patches")
-    module = FixedGrid(tower, grid)
-    generator = torch.Generator().manual_seed(0)
-    channels = int(config.in_channels) * time * patch * patch
-    still = "an image" if frames == 1 else f"a video of {frames * time} frames"
-    deep = len(getattr(config, "deepstack_visual_indexes", ()))
-    return Ready(
-        module,
-        {"pixel_values": torch.randn(module.patches, channels, generator=generator)},
-        ("image_embeds", *(f"deepstack_{i}" for i in range(deep))),
-        {
-            "size": [height * patch, width * patch],
-            "layout": "patches",
-            "patch_size": patch,
-            "merge_size": merge,
-            "temporal_patch_size": time,
-            "frames": frames * time,
-        },
-        (
-            f"the grid is fixed: grid_thw = {list(grid)}, {still} of {height * patch} x"
-            f" {width * patch} pixels",
-        ),
-        "the first axis of pixel_values holds the patches of a fixed grid",
-    )
-
-
-def _integers(name: str, value: Any, count: int) -> tuple[int, ...]:
-    parts = value.split(",") if isinstance(value, str) else value
-    if not isinstance(parts, (list, tuple)) or len(parts) != count:
-        raise ValueError(f"{name} takes {count} numbers, {name}={','.join('1' * count)}")
-    return tuple(int(part) for part in parts)
-
-
 _QWEN2 = {"embed_dim": "embed_dim", "depth": "depth", "num_heads": "num_heads"}
 _QWEN3 = {**_QWEN2, "embed_dim": "hidden_size", "output_dim": "out_hidden_size"}
 _GRID = ("grid", "frames")
 QWEN2 = Family(
     "qwen2_vl",
     "Qwen2VisionTransformerPretrainedModel",
-    _qwen,
+    qwen,
     _CLIP,
     _GRID,
     {**_QWEN2, "output_dim": "hidden_size"},
@@ -244,7 +208,7 @@ QWEN2 = Family(
 QWEN25 = Family(
     "qwen2_5_vl",
     "Qwen2_5_VisionTransformerPretrainedModel",
-    _qwen,
+    qwen,
     _CLIP,
     _GRID,
     _QWEN3,
@@ -255,14 +219,53 @@ QWEN25 = Family(
 QWEN3 = Family(
     "qwen3_vl",
     "Qwen3VLVisionModel",
-    _qwen,
+    qwen,
     _HALF,
     _GRID,
     _QWEN3,
     layers={"deepstack_visual_indexes": False},
 )
 
-_WORDS = {"qwen2-vl": QWEN2, "qwen2.5-vl": QWEN25, "qwen3-vl": QWEN3}
+_HF = {"embed_dim": "hidden_size", "depth": "num_hidden_layers", "num_heads": "num_attention_heads"}
+PIXTRAL = Family(
+    "pixtral",
+    "PixtralVisionModel",
+    packed_images.pixtral,
+    _CLIP,
+    ("packed",),
+    _HF,
+    weights=r"^(model\.)?(vision_tower|vision_encoder)\.",
+)
+MLLAMA = Family(
+    "mllama",
+    "MllamaVisionModel",
+    packed_images.mllama,
+    _CLIP,
+    ("aspect",),
+    {**_HF, "num_heads": "attention_heads"},
+    layers={"intermediate_layers_indices": False},
+    weights=r"^(model\.)?vision_model\.",
+)
+LLAMA4 = Family(
+    "llama4",
+    "Llama4VisionModel",
+    packed_images.llama4,
+    _HALF,
+    (),
+    {**_HF, "output_dim": "projector_input_dim projector_output_dim"},
+    # transformers' default width does not fit the rest of its default; this is the released one.
+    defaults={"hidden_size": 1408},
+    weights=r"^(model\.)?vision_model\.",
+)
+
+_WORDS = {
+    "qwen2-vl": QWEN2,
+    "qwen2.5-vl": QWEN25,
+    "qwen3-vl": QWEN3,
+    "pixtral": PIXTRAL,
+    "mllama-vision": MLLAMA,
+    "llama4-vision": LLAMA4,
+}
 _TYPES = {
     "qwen2_vl": QWEN2,
     "qwen2_vl_vision": QWEN2,
@@ -270,6 +273,12 @@ _TYPES = {
     "qwen2_5_vl_vision": QWEN25,
     "qwen3_vl": QWEN3,
     "qwen3_vl_vision": QWEN3,
+    "pixtral": PIXTRAL,
+    "mistral3": PIXTRAL,
+    "mllama": MLLAMA,
+    "mllama_vision_model": MLLAMA,
+    "llama4": LLAMA4,
+    "llama4_vision_model": LLAMA4,
 }
 
 #: What `hf:WORD --random-weights` builds.

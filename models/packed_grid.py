@@ -8,9 +8,15 @@ given beforehand (`transformers.vision_utils`); here it is made once for each co
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+
+from tcompile.models.packed import Ready, integers
+
+# The towers have no size of their own; processors make this of a small image.
+_NATIVE = 448
 
 
 class Bounds(tuple[int, ...]):
@@ -163,3 +169,54 @@ class FixedGrid(torch.nn.Module):
             made["interp_indices"] = (*taps, len(grid))
             made["interp_weights"] = torch.ones(1, 1)  # the rows are weighted already
         return made
+
+
+def qwen(tower: Any, image_size: int | None, options: Mapping[str, Any]) -> Ready:
+    """A tower at a square image of `image_size` pixels, or the options' `grid` or `frames`.
+
+    Args:
+        tower: see `FixedGrid`.
+        image_size: pixels; None for some 448.
+        options: `grid`, patches (time, height, width) of an image or video; or `frames`, so many
+            images that are a video.
+
+    Raises:
+        ValueError: the grid does not consist of the squares that are merged.
+    """
+    config = tower.config
+    patch, merge, time = config.patch_size, config.spatial_merge_size, config.temporal_patch_size
+    unit = patch * merge
+    if "grid" in options:
+        grid = integers("grid", options["grid"], 3)
+    else:
+        size = image_size or max(1, round(_NATIVE / unit)) * unit
+        if size % unit:
+            raise ValueError(f"an image of {size} pixels is not made of {unit} x {unit} squares")
+        frames = int(options.get("frames", 1))
+        grid = (max(1, -(-frames // time)), size // patch, size // patch)
+    frames, height, width = grid
+    if frames < 1 or height < 1 or width < 1 or height % merge or width % merge:
+        raise ValueError(f"grid {grid} is not made of squares of {merge} x {merge} patches")
+    module = FixedGrid(tower, (frames, height, width))
+    generator = torch.Generator().manual_seed(0)
+    channels = int(config.in_channels) * time * patch * patch
+    still = "an image" if frames == 1 else f"a video of {frames * time} frames"
+    deep = len(getattr(config, "deepstack_visual_indexes", ()))
+    return Ready(
+        module,
+        {"pixel_values": torch.randn(module.patches, channels, generator=generator)},
+        ("image_embeds", *(f"deepstack_{i}" for i in range(deep))),
+        {
+            "size": [height * patch, width * patch],
+            "layout": "patches",
+            "patch_size": patch,
+            "merge_size": merge,
+            "temporal_patch_size": time,
+            "frames": frames * time,
+        },
+        (
+            f"the grid is fixed: grid_thw = {list(grid)}, {still} of {height * patch} x"
+            f" {width * patch} pixels",
+        ),
+        "the first axis of pixel_values holds the patches of a fixed grid",
+    )

@@ -40,7 +40,7 @@ def read_preprocessing(model: onnx.ModelProto) -> dict[str, Any] | None:
 
 
 def load_image(path: str | Path, preprocessing: Mapping[str, Any]) -> NDArray[np.float32]:
-    """Read an image as the model wants it: [1, 3, H, W] float32.
+    """Read an image as the model wants it: [1, 3, H, W] float32, or the packed patches of it.
 
     The shorter side is resized to `size / crop_pct` and the middle cut out ("crop"), or the whole
     image is squashed to `size` ("squash"); pixels in 0..1 are then normalised by `mean` and `std`.
@@ -50,7 +50,7 @@ def load_image(path: str | Path, preprocessing: Mapping[str, Any]) -> NDArray[np
         preprocessing: see `LoadedModel.preprocessing`.
 
     Raises:
-        UsageError: not an image, or the preprocessing says too little.
+        UsageError: not an image, the preprocessing says too little, or one image is not enough.
         MissingExtraError: pillow is not installed.
     """
     try:
@@ -66,6 +66,11 @@ def load_image(path: str | Path, preprocessing: Mapping[str, Any]) -> NDArray[np
             "the model does not say how images are prepared for it",
             hint="give the input as .npy or .npz",
         ) from error
+    layout = preprocessing.get("layout", "image")
+    if layout not in ("image", "patches"):
+        raise UsageError(
+            f"the model takes {layout}, not one image", hint="give the input as .npy or .npz"
+        )
     names = {r.name.lower(): r for r in Image.Resampling}
     resample = names.get(str(preprocessing.get("interpolation", "bicubic")), names["bicubic"])
     try:
@@ -81,7 +86,27 @@ def load_image(path: str | Path, preprocessing: Mapping[str, Any]) -> NDArray[np
         image = _middle(image, height, width, float(preprocessing.get("crop_pct") or 1.0), resample)
     pixels = np.asarray(image, dtype=np.float32) / np.float32(255.0)
     normal = (pixels - mean) / std
-    return np.ascontiguousarray(normal.transpose(2, 0, 1)[None], dtype=np.float32)
+    planes = np.ascontiguousarray(normal.transpose(2, 0, 1), dtype=np.float32)
+    return planes[None] if layout == "image" else _patches(planes, preprocessing)
+
+
+def _patches(planes: NDArray[np.float32], preprocessing: Mapping[str, Any]) -> NDArray[np.float32]:
+    """[3, H, W] as Qwen-VL processors pack it: [N, 3 x time x patch x patch], squares together.
+
+    The patches that are merged into one token lie one after another; a still image stands in for
+    each of the frames of a patch.
+    """
+    patch, merge = int(preprocessing["patch_size"]), int(preprocessing["merge_size"])
+    time = int(preprocessing["temporal_patch_size"])
+    if int(preprocessing.get("frames", time)) != time:
+        raise UsageError(
+            "the model takes a video, not an image", hint="give the input as .npy or .npz"
+        )
+    channels, height, width = planes.shape
+    rows, columns = height // (patch * merge), width // (patch * merge)
+    split = planes.reshape(channels, rows, merge, patch, columns, merge, patch)
+    packed = split.transpose(1, 4, 2, 5, 0, 3, 6).reshape(-1, channels, 1, patch * patch)
+    return np.repeat(packed, time, axis=2).reshape(len(packed), -1)
 
 
 def _middle(
