@@ -53,7 +53,8 @@ def normalize(model: onnx.ModelProto, *, shapes: Shapes | None = None) -> Normal
         shapes: input name → dims, to bind dynamic dims by hand.
 
     Raises:
-        ModelError: a dim other than the batch stays dynamic, or shapes contradict each other.
+        ModelError: a dim other than the batch stays dynamic, shapes contradict each other, or
+            control flow is left.
     """
     metadata = {p.key: p.value for p in model.metadata_props}
     graph = _import(model)
@@ -72,11 +73,27 @@ def normalize(model: onnx.ModelProto, *, shapes: Shapes | None = None) -> Normal
     else:
         raise ModelError("did not reach a normal form")
     unique_names(graph)
+    _refuse_branches(graph)
     check_known(graph)
     explicit_reshapes(graph)
     if symbolic:
         free_batch(graph)
     return Normalized(graph, symbolic, metadata, widened)
+
+
+def _refuse_branches(graph: gs.Graph) -> None:
+    """What is decided at run time is beyond an analysis of one graph.
+
+    Raises:
+        ModelError: naming the first If, Loop or other node with a graph inside.
+    """
+    for node in graph.nodes:
+        if any(isinstance(a, gs.Graph) for a in node.attrs.values()):
+            raise ModelError(
+                f"{node.op} '{node.name}' decides at run time what is computed, which tcompile "
+                "cannot follow",
+                hint="export with fixed shapes and without control flow",
+            )
 
 
 def _import(model: onnx.ModelProto) -> gs.Graph:

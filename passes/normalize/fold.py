@@ -146,11 +146,25 @@ def _drop_dead(graph: gs.Graph) -> None:
     graph.cleanup(remove_unused_graph_inputs=False)
 
 
+_BRANCHES = ("then_branch", "else_branch")
+
+
+def _detach(branch: gs.Graph) -> None:
+    """Let nothing outside a branch that goes know of it: tensors list all their readers."""
+    for node in branch.nodes:
+        for inner in node.attrs.values():
+            if isinstance(inner, gs.Graph):
+                _detach(inner)
+        node.inputs.clear()
+
+
 def inline_ifs(graph: gs.Graph) -> int:
     """Replace each `If` with a constant condition by the branch taken. Returns how many."""
     count = 0
     for node in [n for n in graph.nodes if n.op == "If" and is_const(n.inputs[0])]:
-        taken = node.attrs["then_branch" if bool(value(node.inputs[0])) else "else_branch"]
+        yes = bool(value(node.inputs[0]))
+        taken, left = (node.attrs[n] for n in _BRANCHES[:: 1 if yes else -1])
+        _detach(left)
         position = next(i for i, n in enumerate(graph.nodes) if n is node)
         outside = {id(t) for t in graph.tensors().values()}
         for inner in taken.tensors().values():
