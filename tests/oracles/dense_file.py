@@ -80,6 +80,8 @@ class File:
     def __init__(self, model: onnx.ModelProto, feed: Mapping[str, Array]) -> None:
         if model.functions:
             model = onnx.inliner.inline_local_functions(model)
+        model = exposing(model, [])
+        _sort(model.graph)
         self.model, self.feed = model, dict(feed)
         self.nodes = list(model.graph.node)
         self.maker = {name: i for i, node in enumerate(self.nodes) for name in node.output if name}
@@ -102,6 +104,8 @@ class File:
             return [node.input[0]]
         if node.op_type == "Attention":
             return list(node.input[:2])
+        if node.op_type == "MatMul":
+            return list(node.input)
         return [node.input[0]] if node.op_type in POOLS else []
 
     def _descendants(self, names: Iterable[str]) -> set[str]:
@@ -118,6 +122,41 @@ class File:
         """Every tensor that depends on the node's outputs, these included."""
         return self._descendants(self.nodes[node].output)
 
+    def stream(self, core: int, place: str) -> str:
+        """The residual stream behind an attention: after its Add (`attn`), after the Add of the
+        MLP (`block`), or past the norm that follows (`output`). Where there is no such Add, the
+        place before."""
+        found = self._first_add(core)
+        if place == "attn" or found is None:
+            return found or self.nodes[core].output[0]
+        starts = {found} | {n.output[0] for n in self._norms(found)}
+        below = self._descendants(starts)
+        adds = [n for n in self.nodes if n.op_type == "Add" and starts & set(n.input)]
+        found = next((n.output[0] for n in adds if below.issuperset(n.input)), found)
+        while place == "output" and len(self.readers.get(found, ())) == 1 and self._norms(found):
+            found = self._norms(found)[0].output[0]
+        return found
+
+    def _first_add(self, core: int) -> str | None:
+        """The first sum of the attention's result and something that does not come from it."""
+        below = self.below(core)
+        for node in self.nodes:
+            inside = [name in below for name in node.input]
+            if node.op_type == "Add" and sum(inside) == 1:
+                other = node.input[inside.index(False)]
+                if other in self.live and self.constant(other) is None:
+                    return node.output[0]
+        return None
+
+    def _norms(self, name: str) -> list[onnx.NodeProto]:
+        kinds = ("LayerNormalization", "RMSNormalization", "Identity", "Cast")
+        readers = (self.nodes[i] for i in self.readers.get(name, ()))
+        return [node for node in readers if node.op_type in kinds]
+
+    def behind(self, name: str) -> set[str]:
+        """The tensor and all that depends on it."""
+        return self._descendants([name])
+
     def run(self, model: onnx.ModelProto, extra: Sequence[str], **more: Array) -> Arrays:
         """Outputs and further tensors of the model."""
         return infer(exposing(model, extra), {**self.feed, **more})
@@ -133,6 +172,27 @@ class File:
                 if attribute.name in ("value_ints", "value_int"):
                     return np.asarray(helper.get_attribute_value(attribute))
         return None
+
+
+def _sort(graph: onnx.GraphProto) -> None:
+    """Bring the nodes into execution order."""
+    left, known = list(graph.node), {t.name for t in graph.initializer} | {""}
+    known |= {i.name for i in graph.input}
+    made = {name for node in left for name in node.output}
+    order: list[onnx.NodeProto] = []
+    while left:
+        ready = []
+        for node in left:
+            if all(name in known or name not in made for name in _reads(node)):
+                ready.append(node)
+                known.update(node.output)
+        if not ready:
+            return  # a circle: ONNX Runtime will say so
+        order += ready
+        done = {id(node) for node in ready}
+        left = [node for node in left if id(node) not in done]
+    del graph.node[:]
+    graph.node.extend(order)
 
 
 def _reads(node: onnx.NodeProto) -> Iterator[str]:
@@ -208,18 +268,39 @@ def find_cores(file: File) -> list[Core]:
 
 def _weighs(file: File, softmax: onnx.NodeProto) -> bool:
     """Whether the probabilities are the left operand of a product with live values."""
-    todo, seen = [softmax.output[0]], set()
+    chances = _chances(file, softmax)
+    products = (n for n in file.nodes if n.op_type in ("MatMul", "Einsum"))
+    return any(n.input[0] in chances and n.input[1] in file.live for n in products)
+
+
+def _chances(file: File, softmax: onnx.NodeProto) -> set[str]:
+    """The probabilities of a softmax, and other views of them."""
+    seen, todo = set(softmax.output[:1]), list(softmax.output[:1])
     while todo:
-        name = todo.pop()
-        seen.add(name)
-        for i in file.readers.get(name, ()):
+        for i in file.readers.get(todo.pop(), ()):
             node = file.nodes[i]
-            if node.op_type in ("MatMul", "Einsum") and node.input[0] == name:
-                if node.input[1] in file.live:
-                    return True
-            elif node.op_type in _AFTER_SOFTMAX and node.output[0] not in seen:
+            if node.op_type in _AFTER_SOFTMAX and node.output[0] not in seen:
+                seen.add(node.output[0])
                 todo.append(node.output[0])
-    return False
+    return seen
+
+
+def unmasked_sums(file: File, cores: Sequence[Core], tokens: Tokens) -> list[int]:
+    """Products that sum over the tokens with weights that are no probabilities of `cores`, such as
+    those of linear attention: no mask reaches them."""
+    chances: set[str] = set()
+    for core in cores:
+        chances |= _chances(file, file.nodes[core.node])
+    found = []
+    for i, node in enumerate(file.nodes):
+        if node.op_type != "MatMul" or not all(n in file.values for n in node.input):
+            continue
+        right = file.values[node.input[1]].shape
+        if len(right) < 2 or right[-2] not in (tokens.total, tokens.patches):
+            continue
+        if node.input[0] not in chances and all(n in file.live for n in node.input):
+            found.append(i)
+    return found
 
 
 def pooled_axes(file: File, node: onnx.NodeProto, tokens: Tokens) -> tuple[int, ...] | None:

@@ -33,6 +33,7 @@ from tests.oracles.dense_file import (
     exposing,
     find_cores,
     pooled_axes,
+    unmasked_sums,
 )
 from tests.oracles.masked_choice import check_choice, probabilities, scores, seen_by
 from tests.oracles.masked_graph import with_masks
@@ -48,11 +49,13 @@ class Cut:
     """Tokens leave after the attention of `block`; `keep` patches go on.
 
     Attributes:
+        place: `attn`, `block` or `output`, as in the name of the site.
         block: number of the self-attention that the site follows.
         keep: patch tokens, not groups.
         score: `cls` or `attn`, or another name, which is not checked.
     """
 
+    place: str
     block: int
     keep: int
     score: str
@@ -93,7 +96,7 @@ def cuts_of(schedule: Mapping[str, Any]) -> list[Cut]:
         place, _, number = step["site"].partition(":")
         if place not in ("attn", "block", "output"):
             raise InapplicableError(f"site {step['site']}")
-        found.append(Cut(int(number or blocks - 1), step["keep"], step["score"]["name"]))
+        found.append(Cut(place, int(number or blocks - 1), step["keep"], step["score"]["name"]))
     return found
 
 
@@ -109,8 +112,7 @@ def layout_of(schedule: Mapping[str, Any], after: int = 0, group: int = 1) -> To
 def check_masked(
     dense: onnx.ModelProto,
     reduced: onnx.ModelProto,
-    cuts: Sequence[Cut],
-    tokens: Tokens,
+    schedule: Mapping[str, Any],
     feed: Arrays,
     outputs: str = "reduced",
 ) -> Verdict:
@@ -118,7 +120,7 @@ def check_masked(
 
     Args:
         dense: the file as it was given to the compiler.
-        cuts: what the reduced model does.
+        schedule: JSON of what the reduced model does.
         feed: the images, as many as a static batch takes.
         outputs: `restored` where every dense token has a row; those of dropped tokens must then be
             copies of kept rows.
@@ -127,19 +129,23 @@ def check_masked(
         MismatchError: saying where the two differ.
         InapplicableError: the oracle says nothing of this model.
     """
+    cuts, tokens, blocks = cuts_of(schedule), layout_of(schedule), schedule["model"]["blocks"]
     file = File(dense, feed)
+    cores = find_cores(file)
+    cores_of_blocks = [c for c in cores if c.square and c.shape[-1] == tokens.total]
+    if len(cores_of_blocks) != blocks:
+        raise InapplicableError(f"{len(cores_of_blocks)} self-attentions for {blocks} blocks")
     kept = kept_patches(reduced, feed, tokens)
     if [k.shape[1] for k in kept] != [cut.keep for cut in cuts]:
         raise MismatchError(f"keeps {[k.shape[1] for k in kept]} where {cuts} were asked for")
-    cores = find_cores(file)
-    blocks = [c for c in cores if c.square and c.shape[-1] == tokens.total]
-    if not blocks or max(cut.block for cut in cuts) >= len(blocks):
-        raise InapplicableError(f"{len(blocks)} self-attentions were found in the dense file")
-    below = [file.below(blocks[cut.block].node) for cut in cuts]
+    read = [cores_of_blocks[cut.block] for cut in cuts]
+    below = [file.behind(file.stream(c.node, cut.place)) for cut, c in zip(cuts, read, strict=True)]
 
     def stage(node: int) -> int:
         return sum(any(n in under for n in file.nodes[node].input) for under in below)
 
+    if any(stage(i) for i in unmasked_sums(file, cores, tokens)):
+        raise InapplicableError("tokens are summed with weights that are no softmax")
     hidden = {c.node: kept[stage(c.node) - 1] for c in cores if stage(c.node)}
     pools = {
         i: kept[stage(i) - 1]
@@ -148,13 +154,13 @@ def check_masked(
         and pooled_axes(file, node, tokens) is not None
     }  # fmt: skip
     model, masks = with_masks(file, cores, hidden, pools, tokens)
-    looked_at = [name for cut in cuts for name in seen_by(file, blocks[cut.block])]
+    looked_at = [name for core in read for name in seen_by(file, core)]
     values = file.run(model, looked_at, **masks)
     batch = len(next(iter(feed.values())))
     before = np.broadcast_to(np.arange(tokens.patches), (batch, tokens.patches))
-    for cut, after in zip(cuts, kept, strict=True):
+    for cut, core, after in zip(cuts, read, kept, strict=True):
         if cut.score in ("cls", "attn"):
-            chances = probabilities(blocks[cut.block], file, values, batch)
+            chances = probabilities(core, file, values, batch)
             score = scores(cut.score, chances, before, tokens)
             check_choice(score, before, after, f"block {cut.block}", tokens.group)
         before = after
@@ -182,9 +188,9 @@ def _compare(file: File, found: Arrays, masked: Arrays, kept: Array, tokens: Tok
             raise MismatchError(f"{name}: error {error:.2e}, allowed {tolerances[-1]:.2e}")
     if "token_index" in found:
         _check_index(found, masked, names, kept, tokens)
-    unknown = found.keys() - set(names) - set(EXTRA)
+    unknown = [n for n in found if n not in names and not n.startswith(EXTRA)]
     if unknown:
-        raise MismatchError(f"outputs {sorted(unknown)} are in no plan")
+        raise MismatchError(f"outputs {unknown} are in no plan")
     return Verdict(tuple(errors), tuple(tolerances))
 
 
@@ -202,25 +208,24 @@ def _kept_rows(restored: Array, kept: Array, tokens: Tokens, name: str) -> Array
 
 
 def _rows(dense: Array, reduced: Array, kept: Array, tokens: Tokens, name: str) -> Array:
-    """The dense output at the kept tokens, along the one axis that got shorter."""
-    if dense.shape == reduced.shape:
-        return dense
-    axes = [i for i, (a, b) in enumerate(zip(dense.shape, reduced.shape, strict=False)) if a != b]
-    if dense.ndim != reduced.ndim or len(axes) != 1:
+    """The dense output at the kept tokens, along the axes that got shorter."""
+    if dense.ndim != reduced.ndim:
         raise MismatchError(f"{name}: shape {reduced.shape} for a dense {dense.shape}")
-    (axis,) = axes
-    rows = _positions(dense.shape[axis], kept, tokens)
-    if rows is None or rows.shape[1] != reduced.shape[axis]:
-        raise MismatchError(f"{name}: axis {axis} went from {dense.shape} to {reduced.shape}")
-    other = next(i for i in range(dense.ndim) if i != axis)
-    if dense.shape[other] != len(rows):
-        if len(rows) > 1:
+    axes = [i for i, (a, b) in enumerate(zip(dense.shape, reduced.shape, strict=True)) if a != b]
+    for axis in axes:
+        rows = _positions(dense.shape[axis], kept, tokens)
+        if rows is None or rows.shape[1] != reduced.shape[axis]:
+            raise MismatchError(f"{name}: axis {axis} went from {dense.shape} to {reduced.shape}")
+        batch = next((i for i in range(dense.ndim) if i not in axes), None)
+        if batch is not None and dense.shape[batch] == len(rows):
+            parts = zip(np.moveaxis(dense, batch, 0), rows, strict=True)
+            taken = [np.take(part, row, axis=axis - (axis > batch)) for part, row in parts]
+            dense = np.stack(taken, axis=batch)
+        elif len(rows) == 1:
+            dense = np.take(dense, rows[0], axis=axis)
+        else:
             raise InapplicableError(f"{name}: of {dense.shape}, which axis is the batch?")
-        return np.take(dense, rows[0], axis=axis)
-    return np.stack(
-        [np.take(part, row, axis=axis - (axis > other))
-         for part, row in zip(np.moveaxis(dense, other, 0), rows, strict=True)], axis=other,
-    )  # fmt: skip
+    return dense
 
 
 def _positions(length: int, kept: Array, tokens: Tokens) -> Array | None:

@@ -17,7 +17,7 @@ def seen_by(file: File, core: Core) -> list[str]:
     """What `probabilities` reads."""
     if core.form == "softmax":
         return [core.logits]
-    return [n for n in file.nodes[core.node].input if n in file.live]
+    return [n for n in file.nodes[core.node].input if n in file.maker or n in file.live]
 
 
 def probabilities(core: Core, file: File, values: Arrays, batch: int) -> Array:
