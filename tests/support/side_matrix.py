@@ -118,6 +118,7 @@ SIDE_CASES: tuple[Case, ...] = (
     _tower("beit", 1, "beit-cls", refused=_NO_ROW, use_mean_pooling=False,
            use_shared_relative_position_bias=True, use_relative_position_bias=False),
     _tower("beit-classify", 1, refused=_NO_ROW, num_classes=7),
+    _tower("pixtral", 0, few=2, exporters=TORCH, notes="2-D RoPE on all tokens, RMSNorm, SwiGLU"),
     _tower("siglip2-vision", 0, notes="patches made in the graph; attention-pool head"),
     _tower("blip2-vision", 1, notes="q, k, v by Gather"),
     _tower("blip2-qformer", 1, notes="learnt queries read the tokens", **_QFORMER),
