@@ -233,6 +233,29 @@ def test_a_token_is_turned_by_its_own_position(halves: bool) -> None:
         torch.testing.assert_close(turned[0, :, place, second], expected.imag)
 
 
+def test_whole_groups_are_kept_by_their_mean_score() -> None:
+    groups = torch.tensor([[0, 1, 4, 5], [2, 3, 6, 7]])
+    x = _random(1, 8, 3)
+    score = torch.tensor([[0.9, 0.0, 0.3, 0.3, 0.0, 0.0, 0.3, 0.2]])  # sums 0.9 and 1.1
+    step = choices.topk_groups(x, None, score, 4, groups)
+    assert step.source.tolist() == [[2, 3, 6, 7]]
+    assert float(dict(step.margins)["kept"]) == pytest.approx(0.05)
+
+
+def test_groups_that_leave_at_the_end_are_missing_from_the_output() -> None:
+    encoder = adapt(_model("hf-llama4").double())
+    image = _image(2, dtype=torch.float64)
+    dense = methods.run(encoder, image, []).outputs[0].value
+    result = methods.run(encoder, image, [Reduction("output", "topk", 20, "attn")])
+    assert result.index.shape == (2, 21)
+    assert encoder.groups is not None
+    for b in range(2):
+        kept = result.index[b, :-1].view(5, 4)
+        numbers = [encoder.groups.tolist().index(group) for group in kept.tolist()]
+        assert numbers == sorted(numbers)
+        torch.testing.assert_close(result.outputs[0].value[b], dense[b, numbers])
+
+
 def test_impossible_requests_are_refused() -> None:
     encoder, image = adapt(_model("timm-vit")), _image(1)
     for cut in (

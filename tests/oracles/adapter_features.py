@@ -1,5 +1,5 @@
-"""Adapters for `tcompile.models.hf_towers.Features`: an image tower of transformers and the modules
-that carry its tokens into a language model."""
+"""Adapters for `Features` and `QueryReader` of `tcompile.models.hf_towers`: an image tower of
+transformers and the modules that carry its tokens into a language model."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from tests.oracles import adapter_groups
 from tests.oracles.adapter_hf import hf_clip, hf_siglip
 from tests.oracles.adapter_parts import identity, split_heads
 from tests.oracles.adapter_towers import blip2
@@ -17,11 +18,10 @@ from tests.oracles.stream import Encoder, Output, Stream, attention
 
 def features(model: Any) -> Encoder:
     """Told apart by the class of what stands behind the tower. LookupError for others."""
-    behind = model.parts["qformer"] if "qformer" in model.parts else model.parts["projector"]
-    for name, adapter in _BEHIND.items():
-        if type(behind).__name__ == name:
-            return adapter(model)
-    raise LookupError(f"no adapter for {type(behind).__name__}")
+    for part in model.parts.values():
+        if type(part).__name__ in _BEHIND:
+            return _BEHIND[type(part).__name__](model)
+    raise LookupError(f"no adapter for {[type(part).__name__ for part in model.parts.values()]}")
 
 
 def _llava(model: Any) -> Encoder:
@@ -44,10 +44,10 @@ def _paligemma(model: Any) -> Encoder:
     )
 
 
-def _qformer(model: Any) -> Encoder:
-    """Learnt queries read the image in some layers; a merged token is read as often as its size."""
-    tower, former = blip2(model.tower), model.parts["qformer"]
-    queries = model.parts["queries"][0]
+def qformer(model: Any) -> Encoder:
+    """BLIP-2: learnt queries read the image in some layers, a merged token as often as its size."""
+    tower, former = blip2(model.tower), model.qformer
+    queries = model.query_tokens
 
     def read(attn: Any, x: Tensor, memory: Tensor, bias: Tensor | None) -> Tensor:
         own, heads = attn.attention, attn.attention.num_attention_heads
@@ -73,5 +73,8 @@ def _qformer(model: Any) -> Encoder:
 _BEHIND: dict[str, Callable[[Any], Encoder]] = {
     "LlavaMultiModalProjector": _llava,
     "PaliGemmaMultiModalProjector": _paligemma,
-    "Blip2QFormerModel": _qformer,
+    "InternVLMultiModalProjector": adapter_groups.internvl_projector,
+    "Idefics3Connector": adapter_groups.idefics3_connector,
+    "SmolVLMConnector": adapter_groups.idefics3_connector,
+    "Gemma3MultiModalProjector": adapter_groups.gemma3,
 }

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tests.oracles import (
     adapter_bias,
     adapter_features,
+    adapter_groups,
     adapter_hf,
     adapter_others,
     adapter_rope,
@@ -93,6 +94,8 @@ _ADAPTERS: dict[str, Callable[[Any], Encoder]] = {
     "transformers.Idefics3VisionTransformer": adapter_towers.idefics3,
     "transformers.SmolVLMVisionTransformer": adapter_towers.idefics3,
     "transformers.InternVLVisionModel": adapter_towers.internvl,
+    "transformers.Llama4VisionModel": adapter_groups.llama4,
+    "tcompile.QueryReader": adapter_features.qformer,
     "tcompile.Features": adapter_features.features,
     "tcompile.Siglip2Image": adapter_towers.siglip2,
     "open_clip.VisionTransformer": adapter_others.open_clip,

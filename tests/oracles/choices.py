@@ -94,10 +94,22 @@ def _two_best(edges: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def topk(x: Tensor, sizes: Tensor | None, score: Tensor, keep: int) -> Step:
     """Keep the best, ascending; a dropped token is owned by the kept one of nearest direction."""
     kept, gap = _best(score, keep)
+    return _keep(x, sizes, kept, gap)
+
+
+def topk_groups(x: Tensor, sizes: Tensor | None, score: Tensor, keep: int, groups: Tensor) -> Step:
+    """Keep whole groups [G, g], the best by their members' mean score: the kept ones in the order
+    of `groups`, the members of each in its order."""
+    kept, gap = _best(score[:, groups].mean(dim=-1), keep // groups.shape[1])
+    return _keep(x, sizes, groups[kept].flatten(1), gap)
+
+
+def _keep(x: Tensor, sizes: Tensor | None, kept: Tensor, gap: Tensor) -> Step:
+    """The tokens kept [B, K], in that order; gap: how clear the choice was."""
     unit = F.normalize(x, dim=-1)
     cosine = unit @ gather(unit, kept).transpose(1, 2)
     _, owner, behind = _two_best(cosine)
-    owner = owner.scatter(1, kept, torch.arange(keep).expand_as(kept))
+    owner = owner.scatter(1, kept, torch.arange(kept.shape[1]).expand_as(kept))
     nearest = behind.scatter(1, kept, math.inf).amin(dim=1)
     return Step(
         x=gather(x, kept),

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from tests.oracles.choices import Step, attn_score, cls_score, fuse, tome, topk
+from tests.oracles.choices import Step, attn_score, cls_score, fuse, tome, topk, topk_groups
 from tests.oracles.stream import Encoder, Output, Stream, attention, gather
 
 
@@ -92,6 +92,7 @@ def run(encoder: Encoder, image: Tensor, reductions: Sequence[Reduction]) -> Res
     everyone = torch.arange(total).expand(batch, -1)
     index, owner, size = everyone, everyone, torch.ones(batch, total, dtype=x.dtype)
     mask = None if encoder.mask is None else encoder.mask(image)
+    groups = encoder.groups
     margins: list[Margin] = []
     entering: list[tuple[int, int]] = []
     for i, block in enumerate(encoder.blocks):
@@ -116,11 +117,16 @@ def run(encoder: Encoder, image: Tensor, reductions: Sequence[Reduction]) -> Res
                 continue
             if stream.x.shape[1] != arriving:
                 raise ValueError(f"{site}: the attention of block {i} had other tokens")
-            step = _reduce(encoder, stream, at[site], q, k, block.scale, bias)
+            step = _reduce(encoder, stream, at[site], q, k, block.scale, bias, groups)
             margins += [Margin(site, what, gap) for what, gap in step.margins]
             if at[site].kind == "tome":
                 stream = replace(stream, proportional=at[site].proportional)
             stream, index, owner, size = _apply(encoder, stream, step, index, owner, size)
+            if groups is not None:
+                groups = torch.arange(at[site].keep).view(-1, groups.shape[1])
+    if groups is not None:
+        step = _group_after_group(encoder, stream, groups.flatten())
+        stream, index, owner, size = _apply(encoder, stream, step, index, owner, size)
     return Result(encoder.head(stream), index, owner, size, tuple(entering), tuple(margins))
 
 
@@ -165,11 +171,14 @@ def _reduce(
     k: Tensor,
     scale: float,
     bias: Tensor | None,
+    groups: Tensor | None,
 ) -> Step:
     p, end = encoder.prefix, stream.x.shape[1] - encoder.suffix
     patches = stream.x[:, p:end]
     sizes = None if stream.sizes is None else stream.sizes[:, p:end]
     total = patches.shape[1]
+    if groups is not None and (cut.kind != "topk" or cut.keep % groups.shape[1]):
+        raise ValueError(f"{cut.site}: only whole groups of {groups.shape[1]} can be kept")
     if cut.kind == "tome":
         if not total - total // 2 <= cut.keep < total:
             raise ValueError(f"{cut.site}: {total} tokens cannot be merged into {cut.keep}")
@@ -178,7 +187,17 @@ def _reduce(
         raise ValueError(f"{cut.site}: cannot keep {cut.keep} of {total} tokens")
     scoring = {"cls": cls_score, "attn": attn_score}[cut.score]
     score = scoring(q, k, scale, p, bias, encoder.suffix)
+    if groups is not None:
+        return topk_groups(patches, sizes, score, cut.keep, groups)
     return {"topk": topk, "fuse": fuse}[cut.kind](patches, sizes, score, cut.keep)
+
+
+def _group_after_group(encoder: Encoder, stream: Stream, order: Tensor) -> Step:
+    """The patches put into this order [T]; nothing leaves."""
+    patches = stream.x[:, encoder.prefix : stream.x.shape[1] - encoder.suffix]
+    source = order.expand(len(patches), -1)
+    owner = order.argsort().expand(len(patches), -1)
+    return Step(gather(patches, source), None, source, owner, ())
 
 
 def _apply(

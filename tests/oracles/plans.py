@@ -55,10 +55,15 @@ def document(cuts: list[Reduction], found: Subject) -> dict[str, Any]:
 def expected(method: str, found: Subject, keep: str) -> list[Reduction]:
     """What the papers and the definition of `--keep` say the schedule is.
 
-    A block whose attention and MLP stand side by side loses its tokens after both.
+    Where patches are joined in groups, whole groups are kept. A block whose attention and MLP stand
+    side by side loses its tokens after both.
     """
     patches, blocks = found.patches, len(found.encoder.blocks)
-    if method == "tome":
+    if found.encoder.groups is not None:
+        count, members = found.encoder.groups.shape
+        cuts = schedules.topk_keep(keep, count, blocks, found.score)
+        cuts = [replace(cut, keep=cut.keep * members) for cut in cuts]
+    elif method == "tome":
         cuts = schedules.tome_keep(keep, patches, blocks)
     else:
         plan = {"topk": schedules.topk_keep, "evit": schedules.evit_keep}[method]

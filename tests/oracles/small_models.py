@@ -194,6 +194,13 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "hf-idefics3": lambda: _hf("Idefics3VisionTransformer", "Idefics3VisionConfig"),
     "hf-smolvlm": lambda: _hf("SmolVLMVisionTransformer", "SmolVLMVisionConfig"),
     "hf-internvl": lambda: _hf("InternVLVisionModel", "InternVLVisionConfig", **_PAIRS),
+    "hf-llama4": lambda: _hf(
+        "Llama4VisionModel",
+        "Llama4VisionConfig",
+        projector_input_dim=24,
+        projector_output_dim=24,
+        intermediate_size=160,
+    ),
     "hf-internvl-qk-norm": lambda: _hf(
         "InternVLVisionModel",
         "InternVLVisionConfig",

@@ -101,11 +101,13 @@ class Block:
 class Output:
     """One output of the model.  first: for an output with a token axis (axis 1), the position on
     the residual stream of its first row; None for logits, pooled features and the like.  behind:
-    how many tokens at the end of the stream are not in it."""
+    how many tokens at the end of the stream are not in it.  members: how many neighbours on the
+    stream one row is made of."""
 
     value: Tensor
     first: int | None = None
     behind: int = 0
+    members: int = 1
 
     def part(self, tokens: Tensor) -> Tensor:
         """Of [B, N, ...] over the whole stream, what belongs to this output."""
@@ -120,7 +122,8 @@ class Encoder:
     the patches.  cls: whether the first of these is a class token that the head reads.  norm:
     applied to each token after the last block.  head: from the stream after that to every output
     that the module has or could have (an exporter picks some).  mask: image -> [1 or B, 1 or H,
-    1 or N, N] to add to the logits of every block, made of the N original tokens.
+    1 or N, N] to add to the logits of every block, made of the N original tokens.  groups: [G, g],
+    which patches are joined behind the encoder; the stream comes to the head group after group.
     """
 
     embed: Callable[[Tensor], Tensor]
@@ -131,6 +134,7 @@ class Encoder:
     head: Callable[[Stream], tuple[Output, ...]]
     mask: Callable[[Tensor], Tensor] | None = None
     suffix: int = 0
+    groups: Tensor | None = None
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None = None) -> Tensor:

@@ -49,18 +49,19 @@ def _tower(
     refused: Mapping[str, str] | None = None,
     notes: str = "",
     few: int = 1,
+    side: int = 7,
     **over: Any,
 ) -> Case:
-    """An image tower of transformers: 7 x 7 patches of 8."""
+    """An image tower of transformers: side x side patches of 8."""
     overrides = {"depth": 3, "embed_dim": 40, "num_heads": 2, "patch_size": 8, **over}
     return Case(
         f"hf-{label or word}",
         f"transformers {word}",
         f"hf:{word}",
-        56,
+        8 * side,
         overrides,
         prefix,
-        49,
+        side**2,
         exporters=exporters,
         notes=notes,
         refused=refused or {},
@@ -77,6 +78,9 @@ _QFORMER = {
     "qformer_config.intermediate_size": 48,
     "num_query_tokens": 6,
 }
+#: Only whole groups of patches can leave.
+_GROUPED = {"evit": "group", "tome": "group"}
+_PAIRS: dict[str, Any] = {"side": 8, "projection_dim": 24, "refused": _GROUPED}
 SIDE_CASES: tuple[Case, ...] = (
     _side("eva_giant_patch14_224", 1, "eva", "EVA"),
     _side("eva02_tiny_patch14_224", 1, "eva02", "EVA-02", few=2,
@@ -128,4 +132,11 @@ SIDE_CASES: tuple[Case, ...] = (
     _tower("internvl-vision", 1, "internvl-qk-norm", use_qk_norm=True, norm_type="rms_norm"),
     _tower("idefics3-vision", 0),
     _tower("smolvlm-vision", 0),
+    _tower("internvl-projector", 1, **_PAIRS, notes="CLS is dropped; pixel shuffle"),
+    _tower("idefics3-connector", 0, **_PAIRS, notes="pixel shuffle"),
+    _tower("smolvlm-connector", 0, **_PAIRS, notes="pixel shuffle of 4 x 4"),
+    _tower("gemma3-vision", 0, **_PAIRS, notes="average pool of 4 x 4"),
+    _tower("llama4-vision", 0, side=8, few=2, exporters=TORCH, refused=_GROUPED,
+           projector_input_dim=24, projector_output_dim=24, intermediate_size=160,
+           notes="class token behind the patches; RoPE in complex numbers; pixel shuffle"),
 )  # fmt: skip
