@@ -34,6 +34,7 @@ _STATISTICS = {
     "llava": _CLIP,
     "blip": _CLIP,
 }
+_VIDEO = ("videomae", "vivit", "timesformer")
 _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 
 
@@ -67,6 +68,12 @@ def image_side(config: Any) -> tuple[int, int]:
     return pair(vision.image_size)
 
 
+def frames(config: Any) -> int | None:
+    """How many frames a clip has that a video model takes; None: it takes images."""
+    count = getattr(config, "num_frames", None) if config.model_type in _VIDEO else None
+    return None if count is None else int(count)
+
+
 def pair(size: Any) -> tuple[int, int]:
     """A side, or height and width, as height and width."""
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
@@ -84,8 +91,9 @@ def apply(config: Any, options: Mapping[str, Any], size: int | None) -> None:
     Raises:
         TypeError: no such field.
     """
-    given = {COMMON.get(key, key): value for key, value in options.items()}
     target = tower_config(config)
+    # Swin has an `embed_dim` of its own.
+    given = {k if hasattr(target, k) else COMMON.get(k, k): v for k, v in options.items()}
     if size is not None:
         given["image_size"] = size
     _follow_width(given, target)

@@ -50,7 +50,7 @@ def load(request: Request) -> LoadedModel:
         MissingExtraError: transformers is not installed.
     """
     transformers = require("transformers", f"loading {request.source.text}")
-    from tcompile.models.hf_words import WORDS, Word
+    from tcompile.models.hf_words import WORDS, of_class
 
     name, options = request.source.name, dict(request.options)
     wanted, part = options.pop("class", None), options.pop("part", None)
@@ -73,7 +73,7 @@ def load(request: Request) -> LoadedModel:
             if loader is None:
                 if is_word:
                     size = request.image_size
-                    word = WORDS.get(name, Word(name))
+                    word = WORDS.get(name) or of_class(getattr(transformers, name))
                     made = _fresh(transformers, word, wanted, options, size)
                 else:
                     made = _checkpoint(transformers, config, part, wanted, request, options)
@@ -98,7 +98,11 @@ def _finish(request: Request, made: _Made) -> LoadedModel:
     base = made.model.eval() if made.cut is None else made.cut(made.model.eval(), size).eval()
     resized = size != native
     call = {"interpolate_pos_encoding": True} if resized and _interpolates(base) else {}
-    inputs = {"pixel_values": example_image(*size, int(getattr(vision, "num_channels", 3)))}
+    image = example_image(*size, int(getattr(vision, "num_channels", 3)))
+    frames = hf_config.frames(vision)
+    if frames is not None:
+        image = image[:, None].repeat(1, frames, 1, 1, 1).cumsum(dim=1)
+    inputs = {"pixel_values": image}
     module = TensorOutputs(base, tuple(inputs), call)
     return LoadedModel(
         module=module,
@@ -130,17 +134,20 @@ def _fresh(
     return _Made(model_class(config), None if wanted else word.cut)
 
 
-def _word(config: Any, part: str | None) -> Word | None:
+def _word(transformers: Any, config: Any, part: str | None) -> Word | None:
     """What a checkpoint is read as; None: as the class that it was saved from.
 
     Raises:
         ValueError: it has no such part.
     """
-    from tcompile.models.hf_words import TYPES, WORDS
+    from tcompile.models.hf_words import TYPES, WORDS, of_class
 
     usual = TYPES.get(config.model_type)
+    if part is None and usual is not None:
+        return WORDS[usual]
     if part is None:
-        return None if usual is None else WORDS[usual]
+        is_joint = hasattr(config, "vision_config") and type(config) in transformers.MODEL_MAPPING
+        return of_class(transformers.MODEL_MAPPING[type(config)]) if is_joint else None
     family = [word for word in WORDS if usual and _family(word) == _family(usual)]
     if part not in family:
         raise ValueError(f"has no part '{part}', only {', '.join(family) or 'the model itself'}")
@@ -162,7 +169,7 @@ def _checkpoint(
     """The checkpoint's model: of the class asked for, else what `Word` and its own class say."""
     from tcompile.models.hf_words import empty_text
 
-    word = None if wanted else _word(config, part)
+    word = None if wanted else _word(transformers, config, part)
     kinds = [a for a in (config.architectures or []) if a.endswith("ImageClassification")]
     chosen = wanted or (word.model if word else (kinds or [""])[0])
     inside = ""

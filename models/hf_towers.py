@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from tcompile.models.hf_config import tower_config
+
 Size = tuple[int, int]
 
 
@@ -45,6 +47,32 @@ class Features(nn.Module):
             setter = getattr(module, "set_attn_implementation", None)
             if callable(setter):
                 setter(kind)
+
+
+class ImageFeatures(nn.Module):
+    """Any model of images and text: what its own `get_image_features` gives for images."""
+
+    def __init__(self, model: Any, _: Size) -> None:
+        super().__init__()
+        for name in ("language_model", "text_model", "lm_head"):
+            if name in dict(model.named_children()):
+                delattr(model, name)
+        self.model = model
+        self.config = tower_config(model.config)
+
+    def forward(self, pixel_values: torch.Tensor, **call: Any) -> dict[str, torch.Tensor]:
+        """`image_features`, of images [B, 3, H, W]; their dims are the model's affair."""
+        found = self.model.get_image_features(pixel_values, **call)
+        found = getattr(found, "pooler_output", found)
+        return {"image_features": torch.stack(list(found)) if _is_list(found) else found}
+
+    def set_attn_implementation(self, kind: str) -> None:
+        """transformers' own method."""
+        self.model.set_attn_implementation(kind)
+
+
+def _is_list(found: Any) -> bool:
+    return isinstance(found, (list, tuple))
 
 
 def llava(model: Any, _: Size) -> nn.Module:

@@ -35,6 +35,13 @@ class Word:
     config: Mapping[str, Any] = field(default_factory=dict)
 
 
+def of_class(model_class: Any) -> Word:
+    """A model class that has no word: as it is, or its image features where it is a joint model."""
+    name = model_class.__name__
+    is_joint = hasattr(model_class, "get_image_features")
+    return Word(name, cut=towers.ImageFeatures if is_joint else None)
+
+
 def empty_text(config: Any) -> None:
     """Leave nothing of the language model but its width, which projectors take their size from."""
     text = getattr(config, "text_config", None)
@@ -118,6 +125,8 @@ WORDS: Mapping[str, Word] = {
         config={"vision_config.initializer_range": 0.02},
     ),
     "llava": Word("LlavaModel", cut=towers.llava),
+    "llava-next": Word("LlavaNextModel", cut=towers.llava),
+    "llava-onevision": Word("LlavaOnevisionModel", cut=towers.llava),
     "paligemma-vision": Word("PaliGemmaModel", cut=towers.last_layer),
     "gemma3-vision": Word("Gemma3Model", cut=towers.last_layer, config=_GEMMA3),
     "internvl-vision": Word("InternVLVisionModel", inside=("InternVLModel", "vision_tower")),
@@ -149,6 +158,8 @@ TYPES: Mapping[str, str] = {
     "blip-2": "blip2-qformer",
     "blip_2_vision_model": "blip2-vision",
     "llava": "llava",
+    "llava_next": "llava-next",
+    "llava_onevision": "llava-onevision",
     "paligemma": "paligemma-vision",
     "gemma3": "gemma3-vision",
     "internvl": "internvl-projector",
