@@ -253,5 +253,34 @@ MERGE_ALL = TokenOp(
     _merge_all,
 )
 
+def _return(
+    x: _Array, kept: _Array, index: _Array, slots: _Array, stay: _Array
+) -> tuple[_Array, ...]:
+    y = x.copy()
+    np.put_along_axis(y, index[..., None], kept, axis=1)
+    return (y,)
+
+
+RETURN = TokenOp(
+    "TcReturnTokens",
+    ("x [B,N,C]", "kept [B,K,C]", "index [B,K] i64", "slots [K] i64: 0 to K-1",
+     "stay [N] i64: K to K+N-1"),
+    ("y [B,N,C]",),
+    (),
+    """  zero = Constant <value: tensor = int64[1] {0}> ()
+  one = Constant <value: tensor = int64[1] {1}> ()
+  last = Constant <value: tensor = int64[1] {-1}> ()
+  first = Slice (index, zero, one, one)
+  nothing = Sub (first, first)
+  unmoved = Add (nothing, stay)
+  none = Sub (index, index)
+  own = Add (none, slots)
+  place = ScatterElements <axis: int = 1> (unmoved, index, own)
+  column = Unsqueeze (place, last)
+  both = Concat <axis: int = 1> (kept, x)
+  y = GatherND <batch_dims: int = 1> (both, column)""",
+    _return,
+)  # fmt: skip
+
 #: The registry.
-OPS = (TOP_K, GATHER, FUSE, NEAREST, MATCH, MATCH_ALL, MERGE, MERGE_ALL)
+OPS = (TOP_K, GATHER, FUSE, NEAREST, MATCH, MATCH_ALL, MERGE, MERGE_ALL, RETURN)

@@ -117,7 +117,7 @@ def describe(name: str, graph: gs.Graph, analysis: Analysis) -> Inspection:
         )
         for b, cost in zip(analysis.blocks, flops, strict=True)
     )
-    sites = tuple(SiteInfo(s.name, s.legal, not s.merge_reason, s.reason) for s in analysis.sites)
+    sites = tuple(SiteInfo(s.name, s.legal, not s.reduced.merge, s.reason) for s in analysis.sites)
     return Inspection(
         name,
         graph.opset,

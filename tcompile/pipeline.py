@@ -33,8 +33,9 @@ from tcompile.passes.lower import lower
 from tcompile.passes.normalize import Normalized, normalize
 from tcompile.passes.normalize.bind import Shapes
 from tcompile.passes.reduce import ReducedGraph, reduce_graph
-from tcompile.passes.reduce.apply import check_schedule
-from tcompile.planning.methods import compose
+from tcompile.passes.reduce.check import check_schedule
+from tcompile.passes.reduce.recheck import check_counts
+from tcompile.planning.methods import Room, compose
 from tcompile.planning.schedule import Schedule, read_schedule
 from tcompile.saving import save, without_weights
 from tcompile.targets import Target, load_target
@@ -85,11 +86,14 @@ class Reduced:
     widened: bool
 
 
-def read(model: str | Path, *, shapes: Shapes | None = None) -> Analysed:
+def read(
+    model: str | Path, *, shapes: Shapes | None = None, prefix: int | None = None
+) -> Analysed:
     """Load, normalise, analyse.
 
     Args:
         shapes: input name → dims, to bind dynamic dims by hand.
+        prefix: tokens at the front that are no patches, where the analysis does not see it.
 
     Raises:
         UsageError: no such file.
@@ -97,17 +101,23 @@ def read(model: str | Path, *, shapes: Shapes | None = None) -> Analysed:
     """
     with _Located(model):
         normalized = normalize(load(model), shapes=shapes)
-        return Analysed(str(model), normalized, analyse(normalized.graph))
+        return Analysed(str(model), normalized, analyse(normalized.graph, prefix=prefix))
 
 
-def inspect(model: str | Path, *, shapes: Shapes | None = None) -> Inspection:
+def inspect(
+    model: str | Path, *, shapes: Shapes | None = None, prefix: int | None = None
+) -> Inspection:
     """The transformer in a model, and where tokens may leave. Raises as `read`."""
-    read_model = read(model, shapes=shapes)
+    read_model = read(model, shapes=shapes, prefix=prefix)
     return describe(str(model), read_model.graph, read_model.analysis)
 
 
 def schedule_for(
-    model: Analysed, keep: Keep = None, method: str = "topk", schedule: ScheduleLike = None
+    model: Analysed,
+    keep: Keep = None,
+    method: str = "topk",
+    schedule: ScheduleLike = None,
+    outputs: str = "reduced",
 ) -> Schedule:
     """The schedule of a method and budget, or the one given, checked against the model.
 
@@ -120,9 +130,22 @@ def schedule_for(
                              hint="give one of them")  # fmt: skip
         made = _read_schedule(schedule)
     else:
-        made = compose(method, model.analysis.shape, model.analysis.has_cls, keep)
-    check_schedule(model.analysis, made)
+        analysis = model.analysis
+        room = room_of(analysis, outputs)
+        made = compose(method, analysis.shape, analysis.has_cls, keep, room)
+    check_schedule(model.analysis, made, outputs)
     return made
+
+
+def room_of(analysis: Analysis, outputs: str = "reduced") -> Room:
+    """Where a model lets tokens leave, as methods see it."""
+    legal = [s for s in analysis.sites if not s.verdict(outputs).reason]
+    groups = {} if outputs == "restored" else {
+        s.name: s.granularity for s in legal if s.granularity > 1
+    }  # fmt: skip
+    windows = any(b.window for b in analysis.blocks)
+    parallel = frozenset(b.index for b in analysis.blocks if b.parallel)
+    return Room(frozenset(s.name for s in legal), groups, windows, parallel)
 
 
 def plan(
@@ -132,11 +155,14 @@ def plan(
     keep: Keep = None,
     method: str = "topk",
     schedule: ScheduleLike = None,
+    outputs: str = "reduced",
     shapes: Shapes | None = None,
+    prefix: int | None = None,
 ) -> Schedule:
     """The schedule that `build` would follow; writes nothing. Raises as `read`, `schedule_for`."""
     load_target(target)
-    return schedule_for(read(model, shapes=shapes), keep, method, schedule)
+    read_model = read(model, shapes=shapes, prefix=prefix)
+    return schedule_for(read_model, keep, method, schedule, outputs)
 
 
 def reduce(
@@ -148,15 +174,17 @@ def reduce(
     schedule: ScheduleLike = None,
     outputs: str = "reduced",
     shapes: Shapes | None = None,
+    prefix: int | None = None,
 ) -> Reduced:
     """Everything up to the reduced fp32 graph. Raises as `read` and `schedule_for`."""
     load_target(target)
-    analysed = read(model, shapes=shapes)
-    return _reduce(analysed, schedule_for(analysed, keep, method, schedule), outputs)
+    analysed = read(model, shapes=shapes, prefix=prefix)
+    return _reduce(analysed, schedule_for(analysed, keep, method, schedule, outputs), outputs)
 
 
 def _reduce(model: Analysed, schedule: Schedule, outputs: str) -> Reduced:
     made: ReducedGraph = reduce_graph(model.graph, model.analysis, schedule, outputs=outputs)
+    check_counts(made.graph, model.analysis, schedule)
     layers = sum(1 for a in model.analysis.attentions if a.query_rows > 1)
     normal = model.normalized
     return Reduced(
@@ -176,6 +204,7 @@ def build(
     output: str | Path | None = None,
     force: bool = False,
     shapes: Shapes | None = None,
+    prefix: int | None = None,
     progress: Progress = silent,
 ) -> Path:
     """Compile a model for a target and write the artifact; returns its directory.
@@ -188,6 +217,7 @@ def build(
         outputs: `reduced` or `restored`, for outputs with a token axis.
         output: the directory; by default `MODEL-TARGET` beside the model.
         force: replace an artifact even if its files were changed by hand.
+        shapes, prefix: see `read`.
 
     Raises:
         UsageError, ModelError: see `read` and `schedule_for`; also a destination that is not ours.
@@ -198,9 +228,9 @@ def build(
     directory = Path(output) if output is not None else path.parent / f"{path.stem}-{chosen.name}"
     check_destination(directory, force)
     progress(f"reading {path}")
-    analysed = read(path, shapes=shapes)
+    analysed = read(path, shapes=shapes, prefix=prefix)
     origin = describe_source(path)
-    made = schedule_for(analysed, keep, method, schedule)
+    made = schedule_for(analysed, keep, method, schedule, outputs)
     progress("reducing")
     reduced = _reduce(analysed, made, outputs)
     level = precision or chosen.default_precision

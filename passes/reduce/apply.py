@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_graphsurgeon as gs
 
+from tcompile.analysis import axes as ax
 from tcompile.analysis.effect_walk import effects
-from tcompile.analysis.effects import Effects
-from tcompile.analysis.model import Analysis, Site, stream_layout
+from tcompile.analysis.effects import Cut, Effects, Run, locate
+from tcompile.analysis.layout import Layout, stream_layout
+from tcompile.analysis.model import Analysis
+from tcompile.analysis.sites import Site
 from tcompile.errors import InternalError, ModelError, UsageError
-from tcompile.ir import BATCH_SENTINEL, batch_dim, int_to_dim, is_const, shape
+from tcompile.ir import BATCH_SENTINEL, batch_dim, int_to_dim, is_const, replace_uses, shape
 from tcompile.passes.lower.attention import decompose_attention
 from tcompile.passes.normalize.infer import infer
 from tcompile.passes.reduce.builder import Builder
+from tcompile.passes.reduce.bypass import Bypass, copies, returned
+from tcompile.passes.reduce.check import check_schedule, raise_on_barrier
 from tcompile.passes.reduce.core import Core
 from tcompile.passes.reduce.edits import Editor, redirect
-from tcompile.passes.reduce.outputs import carried, token_outputs
-from tcompile.passes.reduce.reducers import ReducerInput, check_parameters, find_reducer
+from tcompile.passes.reduce.moving import from_rows, to_rows
+from tcompile.passes.reduce.outputs import Carried, carried, token_outputs
+from tcompile.passes.reduce.reducers import ReducerInput, find_reducer
 from tcompile.passes.reduce.scores import ScoreInput, find_score
-from tcompile.passes.reduce.stage import Stage
+from tcompile.passes.reduce.stage import Stage, index_on_run
 from tcompile.planning.schedule import Reduction, Schedule
 from tcompile.plugins.spec import add_functions
 
@@ -49,130 +55,76 @@ def reduce_graph(
     """
     if outputs not in ("reduced", "restored"):
         raise UsageError(f"'{outputs}' is not reduced or restored", where="--outputs")
-    sites = check_schedule(analysis, schedule)
+    sites = check_schedule(analysis, schedule, outputs)
     graph = dense.copy()
     if not schedule.reductions:
         return ReducedGraph(graph, frozenset(), {})
-    cuts = [s.tensor for s in sites]
-    found = effects(graph, analysis.facts, analysis.space, analysis.attentions, cuts)
-    _raise_on_barrier(found, schedule)
-    rewriter = _Rewriter(graph, analysis, found)
+    restorable: frozenset[str] = frozenset()
+    if outputs == "restored":
+        restorable = analysis.restorable
+        if not _in_groups(analysis, schedule):
+            analysis = replace(analysis, space=replace(analysis.space, grouping=None))
+    cuts = [s.cut(graph) for s in sites]
+    found = effects(
+        graph, analysis.facts, analysis.space, analysis.attentions, cuts, restorable=restorable
+    )
+    raise_on_barrier(found, schedule)
+    rewriter = _Rewriter(graph, analysis, found, {s.name: c for s, c in zip(sites, cuts, strict=True)})
     rewriter.run(list(zip(sites, schedule.reductions, strict=True)), outputs)
     edits = {n: [type(e).__name__ for e in es] for n, es in found.edits.items()}
     return ReducedGraph(graph, frozenset(rewriter.b.fp32), edits)
 
 
-def check_schedule(analysis: Analysis, schedule: Schedule) -> list[Site]:
-    """The sites of a schedule, in order.
-
-    Raises:
-        UsageError: for another model, unknown or illegal site, counts that do not shrink.
-    """
-    if schedule.model != analysis.shape:
-        raise UsageError(
-            f"made for {schedule.model}, the model has {analysis.shape}", where="schedule"
-        )
-    order = {s.name: i for i, s in enumerate(analysis.sites)}
-    count, last = analysis.shape.patches, -1
-    sites: list[Site] = []
-    for step in schedule.reductions:
-        find_reducer(step.reducer.name)
-        check_parameters(step.reducer)
-        if step.score is not None:
-            find_score(step.score.name)
-            check_parameters(step.score)
-        site = analysis.site(step.site)
-        if site is None:
-            raise UsageError(f"no site '{step.site}'", where="schedule",
-                             hint="`tcompile inspect` lists them")  # fmt: skip
-        reason = site.merge_reason if step.reducer.name == "merge" else site.reason
-        if reason:
-            raise UsageError(
-                f"site '{site.name}' is illegal: {reason}", where="schedule",
-                hint=_nearest_legal(analysis, site, step.reducer.name == "merge"),
-            )  # fmt: skip
-        if not 1 <= step.keep < count:
-            raise UsageError(
-                f"site '{site.name}' keeps {step.keep} of {count} tokens; it must keep fewer, and "
-                "at least one",
-                where="schedule",
-            )
-        _check_count(step, count)
-        if order[site.name] <= last:
-            raise UsageError(f"site '{site.name}' is out of order", where="schedule")
-        # Scores read Q and K, merging reads K: they must still have the tokens of the stream.
-        if sites and sites[-1].block == site.block:
-            raise UsageError(
-                f"site '{site.name}' reads an attention whose tokens were already reduced at "
-                f"'{sites[-1].name}'",
-                where="schedule",
-                hint="reduce once in a block",
-            )
-        count, last = step.keep, order[site.name]
-        sites.append(site)
-    return sites
-
-
-def _check_count(step: Reduction, count: int) -> None:
-    """What the reducer can do with the count it is given, before anything is written."""
-    where = f"schedule, site '{step.site}'"
-    if step.reducer.name != "merge" and step.score is None:
-        raise UsageError(f"reducer '{step.reducer.name}' needs a score", where=where)
-    if step.reducer.name == "fuse" and step.keep < 2:
-        raise UsageError(
-            "a fused token needs at least one token kept beside it", where=where, hint="keep more"
-        )
-    most = count // 2
-    if step.reducer.name == "merge" and count - step.keep > most:
-        raise UsageError(
-            f"at most {most} of {count} tokens can merge in one step, not {count - step.keep}",
-            where=where,
-            hint=f"keep at least {count - most} there",
-        )
-
-
-def _nearest_legal(analysis: Analysis, site: Site, merge: bool) -> str:
-    names = [s.name for s in analysis.sites]
-    here = names.index(site.name)
-    legal = [i for i, s in enumerate(analysis.sites) if not (s.merge_reason if merge else s.reason)]
-    if not legal:
-        return "this model has no legal site"
-    return f"the nearest legal site is '{names[min(legal, key=lambda i: abs(i - here))]}'"
-
-
-def _raise_on_barrier(found: Effects, schedule: Schedule) -> None:
-    merges = any(r.reducer.name == "merge" for r in schedule.reductions)
-    barriers = found.barriers + (found.merge_barriers if merges else [])
-    if barriers:
-        raise UsageError(f"tokens cannot leave as scheduled: {barriers[0]}", where="schedule")
+def _in_groups(analysis: Analysis, schedule: Schedule) -> bool:
+    """Whether every reduction takes whole groups, so that the model may join them."""
+    grouping = analysis.space.grouping
+    return grouping is not None and all(
+        r.reducer.name == "topk" and r.keep % grouping.members == 0 for r in schedule.reductions
+    )
 
 
 class _Rewriter:
     """State of the walk."""
 
-    def __init__(self, graph: gs.Graph, analysis: Analysis, found: Effects) -> None:
-        self.graph, self.analysis, self.found = graph, analysis, found
+    def __init__(
+        self, graph: gs.Graph, analysis: Analysis, found: Effects, cuts: dict[str, Cut]
+    ) -> None:
+        self.graph, self.analysis, self.found, self.cuts = graph, analysis, found, cuts
+        self.order = [n.name for n in graph.nodes]
         self.b = Builder(graph)
         self.nodes = {n.name: n for n in graph.nodes}
-        self.readers = {t.name: list(t.outputs) for t in graph.tensors().values()}
+        tensors = graph.tensors()
+        self.readers = {name: list(t.outputs) for name, t in tensors.items()}
         first = batch_dim(graph)
         self.batch = first if isinstance(first, int) else None
         self.stages = [Stage(analysis.space.patches)]
-        inputs = {n.name: n.inputs[0].name for n in graph.nodes if n.inputs}
-        self.editor = Editor(self.b, analysis.space, self.batch, analysis.facts, inputs)
+        inputs = {n.name: [str(t.name) for t in n.inputs] for n in graph.nodes}
+        self.editor = Editor(
+            self.b, analysis.space, self.batch, analysis.facts, inputs, current=dict(tensors)
+        )
 
     def run(self, steps: list[tuple[Site, Reduction]], outputs: str) -> None:
         pending = {site.tensor: (site, step) for site, step in steps}
-        dense_outputs = [o.name for o in self.graph.outputs]
+        returning: dict[str, Bypass] = {}
+        dense_outputs = [str(o.name) for o in self.graph.outputs]
         for node in list(self.graph.nodes):
-            stage = self.stages[self.found.node_stage.get(node.name, 0)]
+            restored = self.found.restored.get(node.name)
+            number = self.found.node_stage.get(node.name, 0) if restored is None else restored
+            stage = self.stages[number]
             for edit in self.found.edits.get(node.name, []):
                 self.editor.apply(node, edit, stage)
             for out in list(node.outputs):
-                if out.name in self.found.dims:
+                if out.name in self.found.dims and restored is None:
                     out.shape = self._shape(out.name, stage)
-                if out.name in pending:
-                    self._reduce_at(out, *pending.pop(out.name))
+                name = str(out.name)
+                if name in returning:
+                    self._return(out, returning.pop(name))
+                if name in pending:
+                    site, step = pending.pop(name)
+                    if site.until:
+                        returning[site.until] = self._bypass_at(name, site, step)
+                    else:
+                        self._reduce_at(out, site, step)
         if pending:
             raise InternalError(f"sites {list(pending)} were not reached")
         self._outputs(dense_outputs, outputs)
@@ -208,41 +160,98 @@ class _Rewriter:
         dims = self.found.dims[name]
         return [int_to_dim(d.size(self.analysis.space, stage.count, batch)) for d in dims]
 
+    def _layout(self, name: str, site: Site) -> Layout:
+        layout = stream_layout(self.analysis.facts.axes[name], self.analysis.space)
+        if layout is None:
+            raise InternalError("a legal site has no stream layout", where=site.name)
+        return layout
+
+    def _input(
+        self, rows: gs.Tensor, core: Core, stage: Stage, site: Site, step: Reduction
+    ) -> ReducerInput:
+        """What the reducer of a step is given, its score computed."""
+        b, space = self.b, self.analysis.space
+        score = None
+        if step.score is not None:
+            b.scope(f"{site.name.replace(':', '_')}/score")
+            read = ScoreInput(b, core, rows, space.prefix, stage.count, self.analysis.cls or 0)
+            score = find_score(step.score.name)(read)
+        b.scope(f"{site.name.replace(':', '_')}/{step.reducer.name}")
+        grouping = space.grouping if self.found.grouped else None
+        table = None if grouping is None else grouping.table(space.pieces[space.patch].axis)
+        return ReducerInput(
+            b, rows, score, core, stage, space.prefix, space.suffix, space.patches, step.keep,
+            step.reducer.parameters, table,
+        )  # fmt: skip
+
     def _reduce_at(self, stream: gs.Tensor, site: Site, step: Reduction) -> None:
         b, space, stage = self.b, self.analysis.space, self.stages[-1]
         name = str(stream.name)
-        layout = stream_layout(self.analysis.facts, stream, space)
-        if layout is None:
-            raise InternalError("a legal site has no stream layout", where=site.name)
+        layout = self._layout(name, site)
         readers = self.readers[name]
-        b.scope(f"{site.name.replace(':', '_')}/score")
-        attention = self.analysis.blocks[site.block].attention
-        core = Core(b, attention, self.nodes, self.batch)
-        score = None
-        if step.score is not None:
-            score = find_score(step.score.name)(ScoreInput(b, core, space.prefix, stage.count))
+        core = Core(b, self.analysis.blocks[site.block].attention, self.nodes, self.batch)
+        fixed = space.prefix + space.suffix
         b.scope(f"{site.name.replace(':', '_')}/{step.reducer.name}")
-        x = b.transpose(stream, layout, fp32=False)
-        given = ReducerInput(
-            b, x, score, core, stage, space.prefix, space.suffix, space.patches, step.keep,
-            step.reducer.parameters,
-        )  # fmt: skip
+        rows = to_rows(b, stream, layout, fixed + stage.count)
+        given = self._input(rows, core, stage, site, step)
         reduced, after = find_reducer(step.reducer.name)(given)
-        new = b.transpose(reduced, [layout.index(i) for i in range(3)], fp32=False)
-        self.stages.append(after)
-        new.shape = self._shape(name, after)
+        new = self._stream(name, reduced, layout, after)
+        self.editor.current[name] = new
         redirect(stream, new, readers, self.graph)
 
+    def _stream(
+        self, name: str, rows: gs.Tensor, layout: Layout, after: Stage
+    ) -> gs.Tensor:
+        """The reduced rows in the layout of the stream; a new stage begins."""
+        space, axes = self.analysis.space, self.analysis.facts.axes[name]
+        sizes = [space.prefix + space.suffix + after.count] + [1] * (len(layout.tokens) - 1)
+        new = from_rows(self.b, rows, layout, sizes, ax.size(axes[layout.features]))
+        self.stages.append(after)
+        new.shape = self._shape(name, after)
+        return new
+
+    def _bypass_at(self, name: str, site: Site, step: Reduction) -> Bypass:
+        """Let the nodes around which tokens are bypassed read the kept ones only."""
+        b, space, blocks = self.b, self.analysis.space, self.analysis.blocks
+        stream = self.editor.current[name]
+        layout = self._layout(name, site)
+        scope = site.name.replace(":", "_")
+        b.scope(f"{scope}/score")
+        attention = blocks[site.block].attention
+        region = [self.nodes[n] for n in self.order if n in self.cuts[site.name].region]
+        core = Core(b, attention, {**self.nodes, **copies(b, region, attention)}, self.batch)
+        b.scope(f"{scope}/{step.reducer.name}")
+        rows = to_rows(b, stream, layout, space.total)
+        given = self._input(rows, core, self.stages[0], site, step)
+        reduced, after = find_reducer(step.reducer.name)(given)
+        new = self._stream(name, reduced, layout, after)
+        replace_uses(stream, new, region)
+        return Bypass(rows, layout, after)
+
+    def _return(self, out: gs.Tensor, bypass: Bypass) -> None:
+        """Put the kept tokens back among those that bypassed the block."""
+        b, space, name = self.b, self.analysis.space, str(out.name)
+        b.scope(f"return/{name}")
+        kept = space.prefix + space.suffix + bypass.stage.count
+        rows = to_rows(b, out, bypass.layout, kept)
+        index = index_on_run(b, space, bypass.stage, Run(0, len(space.pieces)))
+        full = returned(b, bypass.rows, rows, index, kept, space.total)
+        axes = self.analysis.facts.axes[name]
+        sizes = [ax.size(axes[i]) for i in bypass.layout.tokens]
+        new = from_rows(b, full, bypass.layout, sizes, ax.size(axes[bypass.layout.features]))
+        new.shape = [int_to_dim(ax.size(a)) for a in axes]
+        self.editor.current[name] = new
+        redirect(out, new, self.readers[name], self.graph)
+
     def _outputs(self, dense: list[str], mode: str) -> None:
-        wanted = {}
+        wanted: dict[str, Carried] = {}
         for name in dense:
             stage = self.found.stage.get(name, 0)
-            place = carried(self.found.dims[name], self.analysis.space) if stage else None
-            if place is not None:
-                axis, run = place
-                batch_axis = self.editor.batch_axis(name)
-                wanted[name] = (axis, run, self.stages[stage], batch_axis)
-        token_outputs(self.b, self.analysis.space, wanted, mode)
+            dims = locate(self.analysis.facts.axes[name], self.analysis.space)
+            place = carried(dims, self.analysis.space, stage)
+            if place is not None and not any(c.region for c in self.cuts.values()):
+                wanted[name] = place
+        token_outputs(self.editor, self.stages, wanted, mode)
 
     def _infer_shapes(self, *, symbolic: bool = False) -> None:
         """Shapes that contradict each other are the export's fault before this pass, ours after."""

@@ -49,6 +49,10 @@ class Core:
             return b.reshape(probabilities, dims)
         return probabilities
 
+    def position(self, place: int) -> int:
+        """A place counted from the front, or (negative) from the back, as one from the front."""
+        return place if place >= 0 else self._keys() + place
+
     def keys(self) -> gs.Tensor:
         """Keys averaged over heads: [B, N, d] fp32 (ToMe's metric, up to a positive factor)."""
         b, k = self.b, self.product.inputs[1]

@@ -8,14 +8,16 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from tcompile.analysis import axes as ax
 from tcompile.analysis import effects as fx
 from tcompile.analysis.facts import Facts
 from tcompile.analysis.structure import TokenSpace
 from tcompile.errors import InternalError, ModelError, UsageError
-from tcompile.ir import BATCH, attr, ints, is_const, replace_uses
+from tcompile.ir import BATCH, attr, int_to_dim, ints, is_const, replace_uses
 from tcompile.passes.normalize.batch import set_target
 from tcompile.passes.reduce.builder import Builder
-from tcompile.passes.reduce.stage import Stage, index_on_run, sizes_on_run
+from tcompile.passes.reduce.moving import Mover, regroup
+from tcompile.passes.reduce.stage import Stage, index_on_run, owner_on_run, sizes_on_run
 
 
 @dataclass
@@ -25,16 +27,22 @@ class Editor:
     Attributes:
         batch: literal batch, or None when it is free.
         facts: of the dense graph.
-        first_input: node → name of its first input in the dense graph.
+        dense_inputs: node → names of its inputs in the dense graph.
         biased: `Attention` nodes that were given log sizes.
+        current: dense name → the tensor that stands for it now.
     """
 
     b: Builder
     space: TokenSpace
     batch: int | None
     facts: Facts
-    first_input: Mapping[str, str]
+    dense_inputs: Mapping[str, list[str]]
     biased: set[str] = field(default_factory=set)
+    current: dict[str, gs.Tensor] = field(default_factory=dict)
+
+    @property
+    def mover(self) -> Mover:
+        return Mover(self.b, self.space, self.batch)
 
     def batch_axis(self, name: str) -> int | None:
         """The axis of a dense tensor that is exactly the batch, or None."""
@@ -56,6 +64,10 @@ class Editor:
             self._gather(node, edit, stage)
         elif isinstance(edit, fx.Side):
             self._side(node, edit, stage)
+        elif isinstance(edit, fx.Restore):
+            self._restore(node, edit, stage)
+        elif isinstance(edit, fx.Regroup):
+            self._regroup(node, edit, stage)
         elif isinstance(edit, fx.Pool):
             if stage.size is not None:
                 self._pool(node, edit, stage)
@@ -111,81 +123,123 @@ class Editor:
     # -- side inputs -----------------------------------------------------------------------------
 
     def _side(self, node: gs.Node, edit: fx.Side, stage: Stage) -> None:
-        if not stage.positioned:
+        tensor = node.inputs[edit.operand]
+        if not stage.positioned and edit.fill is None:
             raise UsageError(
-                f"a fused token has no row in the side input '{node.inputs[edit.operand].name}' of "
+                f"a fused token has no row in the side input '{tensor.name}' of "
                 f"{node.op} '{node.name}'",
                 where="--method",
                 hint="use a method without fused tokens, such as topk",
             )
-        tensor = node.inputs[edit.operand]
         # The mask of an Attention meets its logits [B, h, rows, columns], not its output.
         to_logits = node.op == "Attention"
         rank = 4 if to_logits else len(node.outputs[0].shape)
         batch_axis = 0 if to_logits else self.batch_axis(node.outputs[0].name)
-        key = f"side/{tensor.name}/{edit.axes}/{rank}/{batch_axis}"
+        key = f"side/{tensor.name}/{edit.axes}/{rank}/{batch_axis}/{edit.fill}"
         if key not in stage.cache:
-            if self.batch == 1:
-                stage.cache[key] = self._gather_one(tensor, edit, stage)
-            elif batch_axis is None:
-                raise ModelError(
-                    f"the side input '{tensor.name}' cannot be gathered per sample",
-                    where=f"{node.op} '{node.name}'",
-                    hint="export with batch 1",
-                )
-            else:
-                stage.cache[key] = self._gather_each(tensor, edit, stage, rank, batch_axis)
+            stage.cache[key] = self._gathered(tensor, edit, stage, rank, batch_axis)
             # Scores that recompute rows of an attention must see whether a table has rows.
             stage.cache[key].shape = self._gathered_shape(tensor, edit, stage, rank, batch_axis)
         node.inputs[edit.operand] = stage.cache[key]
+
+    def _gathered(
+        self, tensor: gs.Tensor, edit: fx.Side, stage: Stage, rank: int, batch_axis: int | None
+    ) -> gs.Tensor:
+        places = edit.axes
+        indices = [index_on_run(self.b, self.space, stage, p.run, p.part) for p in places]
+        dims = [0 if isinstance(d, str) else int(d) for d in tensor.shape]
+        if edit.fill is not None and not stage.positioned:
+            tensor, indices = self._with_own_row(tensor, places[0], indices[0], edit.fill)
+            dims[places[0].axis] += 1
+        axes = self.facts.axes.get(tensor.name, ())
+        return self.mover.gather(tensor, axes, places, indices, rank, batch_axis, dims)
+
+    def _with_own_row(
+        self, tensor: gs.Tensor, place: fx.SideAxis, index: gs.Tensor, fill: float
+    ) -> tuple[gs.Tensor, list[gs.Tensor]]:
+        """A table with one more row, which a fused token (index −1) reads."""
+        table = np.asarray(tensor.values)
+        row = np.full_like(table.take([0], place.axis), fill)
+        longer = gs.Constant(self.b.name("table"), np.concatenate([table, row], place.axis))
+        missing = self.b.op("Less", index, [0], dtype=np.bool_)
+        last = self.b.const([table.shape[place.axis]])
+        return longer, [self.b.op("Where", missing, last, index, dtype=np.int64)]
 
     def _gathered_shape(
         self, tensor: gs.Tensor, edit: fx.Side, stage: Stage, rank: int, batch_axis: int | None
     ) -> list[int | str]:
         missing = 0 if self.batch == 1 else rank - len(tensor.shape)
         dims: list[int | str] = [1] * missing + list(tensor.shape)
-        for axis, run in edit.axes:
-            dims[axis + missing] = run.size(self.space, stage.count)
+        for place in edit.axes:
+            dim = fx.Dim(1, False, place.run, place.part)
+            first = place.axis + missing
+            dims[first] = dim.size(self.space, stage.count, 1)
+            dims[first + 1 : first + place.span] = [1] * (place.span - 1)
         if self.batch != 1 and batch_axis is not None:
             dims[batch_axis] = self.batch or BATCH
         return dims
 
-    def _gather_one(self, tensor: gs.Tensor, edit: fx.Side, stage: Stage) -> gs.Tensor:
-        """The rows of the kept tokens of a side input, for batch 1."""
-        b = self.b
-        for axis, run in edit.axes:
-            index = b.reshape(index_on_run(b, self.space, stage, run), [-1], fp32=False)
-            tensor = b.op("Gather", tensor, index, dtype=tensor.dtype, axis=axis, fp32=False)
-        return tensor
+    # -- every token again, and groups of them ----------------------------------------------------
 
-    def _gather_each(
-        self, tensor: gs.Tensor, edit: fx.Side, stage: Stage, rank: int, batch_axis: int
+    def _restore(self, node: gs.Node, edit: fx.Restore, stage: Stage) -> None:
+        tensor = node.inputs[edit.operand]
+        key = f"restored/{tensor.name}"
+        if key not in stage.cache:
+            stage.cache[key] = self.restored(tensor, self.dense_inputs[node.name][edit.operand], stage)
+        node.inputs[edit.operand] = stage.cache[key]
+
+    def restored(self, tensor: gs.Tensor, name: str, stage: Stage) -> gs.Tensor:
+        """A row for every dense token: that of its owner.
+
+        Args:
+            name: what the tensor is called in the dense graph.
+        """
+        axes = self.facts.axes[name]
+        dims = fx.locate(axes, self.space)
+        sizes = [int(ax.size(a)) for a in axes]
+        free = [i for i, a in enumerate(axes) if ax.has_batch(a)]
+        found = [i for i, d in enumerate(dims) if d and d.run and d.part != "rest"
+                 and d.run.patches(self.space)]  # fmt: skip
+        dim = dims[found[0]] if len(found) == 1 else None
+        if dim is None or dim.run is None or dim.batch or dim.factor != 1:
+            raise ModelError(f"'{name}' cannot get every token back: its layout is not known")
+        span = 1
+        while found[0] + span < len(dims) and _rest(dims[found[0] + span]):
+            span += 1
+        place = fx.SideAxis(found[0], dim.run, dim.part)
+        owner = owner_on_run(self.b, self.space, stage, dim.run, dim.part)
+        batch_axis = self.batch_axis(name)
+        now = [0 if i in free else n for i, n in enumerate(sizes)]
+        now[found[0]] = dim.size(self.space, stage.count, 1)
+        now[found[0] + 1 : found[0] + span] = [1] * (span - 1)
+        full = self.mover.gather(tensor, axes, [place], [owner], len(dims), batch_axis, now)
+        if span > 1:
+            goal = [-1 if i in free and self.batch is None else n for i, n in enumerate(sizes)]
+            full = self.b.reshape(full, goal, fp32=False)
+        full.shape = [int_to_dim(n) for n in sizes]
+        return full
+
+    def taken(
+        self, tensor: gs.Tensor, name: str, place: fx.SideAxis, index: gs.Tensor
     ) -> gs.Tensor:
-        """The rows of the kept tokens of a side input, sample by sample."""
-        b, space = self.b, self.space
-        missing = rank - len(tensor.shape)
-        x = b.unsqueeze(tensor, *range(missing), fp32=False) if missing else tensor
-        axes = [(axis + missing, run) for axis, run in edit.axes]
-        order = list(range(rank))
+        """Rows of a dense tensor at `place` taken by `index` [B, n]; `name` as for `restored`."""
+        axes = self.facts.axes[name]
+        dims = [0 if isinstance(d, str) else int(d) for d in tensor.shape]
+        rank = len(dims)
+        return self.mover.gather(tensor, axes, [place], [index], rank, self.batch_axis(name), dims)
 
-        def arrange(wanted: list[int], x: gs.Tensor) -> gs.Tensor:
-            moved = b.transpose(x, [order.index(i) for i in wanted], fp32=False)
-            order[:] = wanted
-            return moved
-
-        if batch_axis < missing or tensor.shape[batch_axis - missing] == 1:
-            # One table for all samples: [n, rest] gathered by [B, K] → [B, K, rest].
-            (first, run), *axes = axes
-            rest = [i for i in range(rank) if i not in (first, batch_axis)]
-            x = b.squeeze(arrange([batch_axis, first, *rest], x), 0, fp32=False)
-            index = index_on_run(b, space, stage, run)
-            x = b.op("Gather", x, index, dtype=x.dtype, axis=0, fp32=False)
-        for axis, run in axes:
-            # [B, n, rest] gathered by [B, K, 1] with the batch in step.
-            x = arrange([batch_axis, axis, *(i for i in order if i not in (batch_axis, axis))], x)
-            column = b.unsqueeze(index_on_run(b, space, stage, run), 2, fp32=False)
-            x = b.op("GatherND", x, column, dtype=x.dtype, batch_dims=1, fp32=False)
-        return arrange(list(range(rank)), x)
+    def _regroup(self, node: gs.Node, edit: fx.Regroup, stage: Stage) -> None:
+        name = node.outputs[0].name
+        source = self.current[edit.source]
+        axes = (self.facts.axes[edit.source], self.facts.axes[name])
+        batch = self.batch or -1
+        dims = [d.size(self.space, stage.count, 1) if d else 0
+                for d in fx.locate(axes[1], self.space)]  # fmt: skip
+        dims = [-1 if self.batch is None and ax.has_batch(a) else n * (
+            (self.batch or 1) if ax.has_batch(a) else 1) for n, a in zip(dims, axes[1], strict=True)]
+        grouping = self.space.grouping
+        groups = stage.count // (grouping.members if grouping else 1)
+        regroup(self.b, node, source, axes, self.space, dims, groups, batch, edit.pool)
 
     # -- what merging needs ----------------------------------------------------------------------
 
@@ -193,7 +247,7 @@ class Editor:
         """Mean over tokens → Σ s·x / Σ s; sum → Σ s·x."""
         b, x = self.b, node.inputs[0]
         rank = len(x.shape)
-        batch_axis = self.batch_axis(self.first_input[node.name])
+        batch_axis = self.batch_axis(self.dense_inputs[node.name][0])
         sizes = sizes_on_run(b, self.space, stage, edit.run)
         if batch_axis is not None and batch_axis > edit.axis:
             sizes = b.transpose(sizes, [1, 0])
@@ -216,7 +270,7 @@ class Editor:
     def _bias(self, node: gs.Node, edit: fx.Bias, stage: Stage) -> None:
         """logits += log size of each key (proportional attention)."""
         b = self.b
-        columns = fx.locate(edit.attention.columns, self.space)
+        (columns,) = fx.locate((edit.attention.columns,), self.space)
         if columns is None or columns.run is None:
             raise InternalError("an attention's keys are no tokens", where=node.name)
         key = f"log{columns.run}"
@@ -256,6 +310,10 @@ class Editor:
             count = run.size(self.space, stage.count)
             stage.cache[key] = b.reshape(spread, [-1, 1, count])
         return stage.cache[key]
+
+
+def _rest(dim: fx.Dim | None) -> bool:
+    return dim is not None and dim.part == "rest"
 
 
 def redirect(old: gs.Tensor, new: gs.Tensor, readers: list[gs.Node], graph: gs.Graph) -> None:

@@ -2,48 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
-from tcompile.analysis.effects import Dim, Run
+from tcompile.analysis.effects import Dims, Part, Run, SideAxis
 from tcompile.analysis.structure import TokenSpace
-from tcompile.errors import ModelError, UsageError
+from tcompile.errors import ModelError
 from tcompile.passes.reduce.builder import Builder
+from tcompile.passes.reduce.edits import Editor
 from tcompile.passes.reduce.stage import Stage, index_on_run, owner_on_run, sizes_on_run
 
 
+@dataclass(frozen=True)
+class Carried:
+    """An output with tokens: the axes that hold them, what they are, and their stage."""
+
+    axis: int
+    span: int
+    run: Run
+    part: Part
+    stage: int
+
+
 def token_outputs(
-    b: Builder,
-    space: TokenSpace,
-    outputs: Mapping[str, tuple[int, Run, Stage, int | None]],
-    mode: str,
+    editor: Editor, stages: Sequence[Stage], outputs: Mapping[str, Carried], mode: str
 ) -> None:
-    """Finish every output that carries reduced tokens.
+    """Finish every output that carries tokens.
 
     `reduced`: adds `token_index` [B, K] (−1: a fused token), and after merging `token_owner` [B, N]
-    and `token_size` [B, K]; further outputs of another depth or range get `_NAME` appended.
+    and `token_size` [B, K]; further outputs of another depth or range get `_NAME` appended. Where
+    tokens were only ever dropped, outputs of every depth have the tokens that are left at the end.
     `restored`: each dense token gets the row of its owner.
-
-    Args:
-        outputs: output name → (token axis, run, stage, batch axis).
     """
-    named: dict[tuple[int, Run], str] = {}
-    for name, (axis, run, stage, batch_axis) in outputs.items():
+    b, space = editor.b, editor.space
+    named: dict[tuple[int, Run, Part], str] = {}
+    dropped = all(s.positioned and s.size is None for s in stages)
+    last = max((c.stage for c in outputs.values()), default=0)
+    for name, place in outputs.items():
         b.scope(f"output/{name}")
+        stage = stages[place.stage]
         if mode == "restored":
-            _restore(b, space, name, axis, run, stage, batch_axis)
+            if place.stage:
+                _restore(editor, name, stage)
             continue
-        key = (id(stage), run)
+        if dropped and place.stage < last:
+            _catch_up(editor, stages, name, place, last)
+            stage = stages[last]
+        elif place.stage == 0:
+            continue
+        key = (id(stage), place.run, place.part)
         if key in named:
             continue
         suffix = f"_{name}" if named else ""
         named[key] = name
-        _add_output(b, f"token_index{suffix}", index_on_run(b, space, stage, run))
+        index = index_on_run(b, space, stage, place.run, place.part)
+        _add_output(b, f"token_index{suffix}", index)
         if stage.size is not None:
-            _add_output(b, f"token_owner{suffix}", owner_on_run(b, space, stage, run))
-            _add_output(b, f"token_size{suffix}", sizes_on_run(b, space, stage, run))
+            _add_output(b, f"token_owner{suffix}", owner_on_run(b, space, stage, place.run))
+            _add_output(b, f"token_size{suffix}", sizes_on_run(b, space, stage, place.run))
 
 
 def _add_output(b: Builder, name: str, tensor: gs.Tensor) -> None:
@@ -59,38 +77,62 @@ def _add_output(b: Builder, name: str, tensor: gs.Tensor) -> None:
     b.graph.outputs.append(out)
 
 
-def _restore(
-    b: Builder,
-    space: TokenSpace,
-    name: str,
-    axis: int,
-    run: Run,
-    stage: Stage,
-    batch_axis: int | None,
+def _replace(editor: Editor, name: str, new: gs.Tensor, old: gs.Tensor) -> None:
+    """Let the output be another tensor under the same name; its shape is inferred anew."""
+    old.name = editor.b.name("inner")
+    out = gs.Variable(name, old.dtype)
+    node = gs.Node("Identity", editor.b.name(name), {}, [new], [out])
+    editor.b.graph.nodes.append(node)
+    position = next(i for i, t in enumerate(editor.b.graph.outputs) if t is old)
+    editor.b.graph.outputs[position] = out
+
+
+def _restore(editor: Editor, name: str, stage: Stage) -> None:
+    old = next(t for t in editor.b.graph.outputs if t.name == name)
+    _replace(editor, name, editor.restored(old, name, stage), old)
+
+
+def _catch_up(
+    editor: Editor, stages: Sequence[Stage], name: str, place: Carried, last: int
 ) -> None:
-    position = next(i for i, t in enumerate(b.graph.outputs) if t.name == name)
-    reduced = b.graph.outputs[position]
-    rank = len(reduced.shape)
-    if rank != 3 or (batch_axis is None and reduced.shape[0 if axis else 1] != 1):
-        raise UsageError(
-            f"output '{name}' has no [batch, tokens, features] form and cannot be restored",
-            where="--outputs",
+    """Take from an output of an earlier depth the tokens that are left at the end."""
+    b = editor.b
+    old = next(t for t in b.graph.outputs if t.name == name)
+    if place.stage == 0:
+        index = index_on_run(b, editor.space, stages[last], place.run, place.part)
+    else:
+        index = _since(editor, stages, place, last)
+    new = editor.taken(old, name, SideAxis(place.axis, place.run, place.part, place.span), index)
+    _replace(editor, name, new, old)
+
+
+def _since(editor: Editor, stages: Sequence[Stage], place: Carried, last: int) -> gs.Tensor:
+    """[B, n]: where the tokens left at the end are in a run of an earlier stage."""
+    b, space = editor.b, editor.space
+    if place.part == "groups":
+        raise ModelError(
+            "outputs of several depths join groups of tokens", hint="reduce once, or restored"
         )
-    batch_axis = (0 if axis else 1) if batch_axis is None else batch_axis
-    perm = [batch_axis, axis, 3 - batch_axis - axis]
-    reduced.name = b.name("reduced")
-    rows = b.transpose(reduced, perm, fp32=False)
-    owner = owner_on_run(b, space, stage, run)
-    full = b.call("TcGatherTokens", rows, owner, dtypes=[reduced.dtype], fp32=False)[0]
-    inverse = [int(i) for i in np.argsort(perm)]
-    out = b.transpose(full, inverse, fp32=False)
-    out.name = name
-    b.graph.outputs[position] = out
+    found: gs.Tensor | None = None
+    for number in range(last, place.stage, -1):
+        before = stages[number - 1]
+        step = index_on_run(b, space, stages[number], place.run, "tokens", before)
+        found = step if found is None else b.op(
+            "GatherElements", step, found, dtype=step.dtype, axis=1
+        )  # fmt: skip
+    assert found is not None
+    return found
 
 
-def carried(dims: tuple[Dim | None, ...], space: TokenSpace) -> tuple[int, Run] | None:
-    """(axis, run) of the first axis that carries patches."""
+def carried(dims: Dims, space: TokenSpace, stage: int) -> Carried | None:
+    """Where an output carries patches, if it does."""
     for axis, dim in enumerate(dims):
         if dim is not None and dim.run is not None and dim.run.patches(space):
-            return axis, dim.run
+            span = 1
+            while axis + span < len(dims):
+                after = dims[axis + span]
+                if after is None or after.part != "rest":
+                    break
+                span += 1
+            return Carried(axis, span, dim.run, dim.part, stage)
     return None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from tcompile.analysis.effects import Run
+from tcompile.analysis.effects import Part, Run
 from tcompile.analysis.structure import TokenSpace
 from tcompile.passes.reduce.builder import Builder
 
@@ -24,6 +24,9 @@ class Stage:
         owner: [B, T] i64, the current token that represents each original patch; None: itself.
         positioned: whether every token still has a position of its own (no fused token).
         prop_attn: whether later attentions are to add log size.
+        local: [B, count] i64, where each one was in the stage before; None: not from there.
+        groups: [B, count/g] i64, the original groups that are left; None: all, or no groups.
+        group_owner: [B, T/g] i64, the current group that represents each original one.
     """
 
     count: int
@@ -32,6 +35,9 @@ class Stage:
     owner: gs.Tensor | None = None
     positioned: bool = True
     prop_attn: bool = False
+    local: gs.Tensor | None = None
+    groups: gs.Tensor | None = None
+    group_owner: gs.Tensor | None = None
     cache: dict[str, gs.Tensor] = field(default_factory=dict)
 
 
@@ -85,13 +91,28 @@ def _places(space: TokenSpace, run: Run, count: int) -> tuple[int, list[np.ndarr
     return begin, fixed
 
 
-def index_on_run(b: Builder, space: TokenSpace, stage: Stage, run: Run) -> gs.Tensor:
-    """[B, n] i64: for each token of the run, its position in the dense run (−1: none)."""
-    key = f"index{run}"
+def index_on_run(
+    b: Builder,
+    space: TokenSpace,
+    stage: Stage,
+    run: Run,
+    part: Part = "tokens",
+    since: Stage | None = None,
+) -> gs.Tensor:
+    """[B, n] i64: for each token (or group) of the run, its position in the dense run (−1: none).
+
+    Args:
+        since: an earlier stage, for the position in the run as it was then; None: the dense one.
+    """
+    key = f"index{run}{part}{id(since)}"
     if key not in stage.cache:
-        assert stage.index is not None
-        begin, fixed = _places(space, run, space.patches)
-        index = stage.index
+        if part == "groups":
+            assert stage.groups is not None
+            stage.cache[key] = stage.groups
+            return stage.groups
+        index = stage.index if since is None else stage.local
+        assert index is not None
+        begin, fixed = _places(space, run, space.patches if since is None else since.count)
         if begin:
             shifted = b.op("Add", index, [begin], dtype=np.int64)
             if not stage.positioned:
@@ -102,10 +123,17 @@ def index_on_run(b: Builder, space: TokenSpace, stage: Stage, run: Run) -> gs.Te
     return stage.cache[key]
 
 
-def owner_on_run(b: Builder, space: TokenSpace, stage: Stage, run: Run) -> gs.Tensor:
-    """[B, n dense] i64: each dense token of the run → its owner's place in the reduced run."""
-    key = f"owner{run}"
+def owner_on_run(
+    b: Builder, space: TokenSpace, stage: Stage, run: Run, part: Part = "tokens"
+) -> gs.Tensor:
+    """[B, n dense] i64: each dense token (group) of the run → its owner's place in the reduced
+    run."""
+    key = f"owner{run}{part}"
     if key not in stage.cache:
+        if part == "groups":
+            assert stage.group_owner is not None
+            stage.cache[key] = stage.group_owner
+            return stage.group_owner
         assert stage.owner is not None
         begin, fixed = _places(space, run, stage.count)
         owner = stage.owner

@@ -203,6 +203,15 @@ def sliced(axis: Axis, start: int, stop: int) -> Axis:
     return from_pieces(taken) if taken else ONE
 
 
+def coarse(axis: Axis, step: int) -> Axis | None:
+    """Every `step` neighbours as one position; None where `step` does not divide the last digit."""
+    if not axis or axis[-1].size % step:
+        return None
+    last = axis[-1]
+    head = axis[:-1]
+    return head if last.size == step else (*head, Digit(last.root, last.stride * step, last.size // step))
+
+
 def unify(a: Axis, b: Axis) -> tuple[Axis, bool]:
     """The axis of an elementwise result, and whether the operands contradict each other."""
     if a == b:

@@ -12,6 +12,7 @@ from tcompile.analysis.effects import (
     Barrier,
     Bias,
     Dim,
+    Dims,
     Edit,
     Effects,
     Pool,
@@ -40,31 +41,44 @@ class Rules:
         space: TokenSpace,
         attentions: Mapping[str, Attention],
         result: Effects,
+        known: dict[str, Dims],
     ) -> None:
         self.facts, self.space, self.attentions, self.result = facts, space, attentions, result
         self._contexts = {a.context for a in attentions.values()}
-        self._dims: dict[str, tuple[Dim | None, ...]] = {}
+        self._dims = known
         self._rules = self._table()
 
     def stage(self, tensor: gs.Tensor) -> int:
         return self.result.stage.get(tensor.name, 0)
 
-    def dims(self, tensor: gs.Tensor) -> tuple[Dim | None, ...]:
-        if tensor.name not in self._dims:
-            self._dims[tensor.name] = tuple(locate(a, self.space) for a in self.facts.of(tensor))
-        return self._dims[tensor.name]
+    def dims(self, tensor: gs.Tensor) -> Dims:
+        known = self._dims.get(tensor.name)
+        if known is None:
+            known = self._dims[tensor.name] = locate(self.facts.of(tensor), self.space)
+        return known
 
     def all_dims(self, tensor: gs.Tensor) -> tuple[Dim, ...]:
-        """Dims of a tensor; one that cannot be located (a barrier was raised) counts as size 1."""
-        return tuple(d or Dim(1, False, None) for d in self.dims(tensor))
+        """Dims of a tensor; opaque ones count as plain."""
+        return tuple(
+            d or Dim(n, False, None)
+            for d, n in zip(self.dims(tensor), shape(tensor), strict=True)
+        )
 
     def patchy(self, dim: Dim | None) -> bool:
-        return dim is None or (dim.run is not None and dim.run.patches(self.space))
+        return bool(dim is not None and dim.run and dim.run.patches(self.space))
 
     def run(self, tensor: gs.Tensor, axis: int) -> Run | None:
         """The run along the axis, if the patches are in it."""
         dim = self.dims(tensor)[axis]
         return dim.run if dim is not None and self.patchy(dim) else None
+
+    def plain(self, tensor: gs.Tensor, axis: int) -> bool:
+        """Whether the axis by itself holds every token of its run, one position each."""
+        dims = self.dims(tensor)
+        axis %= len(dims)
+        after = dims[axis + 1] if axis + 1 < len(dims) else None
+        dim = dims[axis]
+        return dim is not None and dim.part == "tokens" and not (after and after.part == "rest")
 
     def rule(self, node: gs.Node) -> list[Edit]:
         """What the op itself needs. An op without a rule of its own is a barrier.
@@ -87,6 +101,7 @@ class Rules:
             (tf.CHANNELWISE, self._channelwise),
             ("LayerNormalization RMSNormalization SimplifiedLayerNormalization", self._normalise),
             ("LogSoftmax LpNormalization", self._along),
+            ("Pad SpaceToDepth DepthToSpace", self._grid),
             ("Softmax Attention", self._softmax),
             ("MatMul Gemm", self._contract),
             ("Reshape Expand", self._set_shape),
@@ -117,8 +132,9 @@ class Rules:
         edits: list[Edit] = []
         for axis, (_, _, step) in (tf.slice_bounds(node) or {}).items():
             whole = self.run(node.inputs[0], axis)
-            if whole is None:
+            if whole is None or self._takes_all(node, axis):
                 continue
+            self._needs_plain(node, axis)
             dim = self.dims(node.inputs[0])[axis]
             part = self.dims(node.outputs[0])[axis]
             if step != 1 or part is None or part.run is None or dim is None or dim.batch:
@@ -126,10 +142,19 @@ class Rules:
             edits.append(SetSlice(axis, whole, part.run))
         return edits
 
+    def _takes_all(self, node: gs.Node, axis: int) -> bool:
+        """A Slice that takes every position of the axis, which it may do of a grid as well."""
+        return shape(node.inputs[0])[axis] == shape(node.outputs[0])[axis]
+
+    def _needs_plain(self, node: gs.Node, axis: int) -> None:
+        if not self.plain(node.inputs[0], axis):
+            raise BarrierError("takes rows or columns of the grid of tokens")
+
     def _split(self, node: gs.Node) -> list[Edit]:
         axis = int(attr(node, "axis", 0)) % len(node.inputs[0].shape)
         if self.run(node.inputs[0], axis) is None:
             return []
+        self._needs_plain(node, axis)
         runs = [self.dims(t)[axis] for t in node.outputs]
         parts = tuple(d.run for d in runs if d is not None and d.run is not None)
         if len(parts) != len(runs):
@@ -141,6 +166,7 @@ class Rules:
         whole = self.run(node.inputs[0], axis)
         if whole is None:
             return []
+        self._needs_plain(node, axis)
         if not is_const(node.inputs[1]) or len(node.inputs[1].shape) > 1:
             raise BarrierError("permutes or selects tokens by a computed index")
         if len(node.inputs[1].shape) == 1:
@@ -159,15 +185,20 @@ class Rules:
         rank = len(node.inputs[0].shape)
         axes = [int(attr(node, "axis", 0))] if node.op.startswith("Arg") else axes_argument(node)
         axes = [a % rank for a in axes] if axes else list(range(rank))
+        if node.op.startswith("Global"):
+            axes = list(range(2, rank))
         pooled = [a for a in axes if self.run(node.inputs[0], a)]
         if not pooled:
             return []
         run = self.run(node.inputs[0], pooled[0])
-        if node.op in ("ReduceMax", "ReduceMin"):
+        spread = [i for i in range(rank) if self.run(node.inputs[0], i)]
+        if pooled != spread:
+            raise BarrierError("reduces rows or columns of the grid of tokens")
+        if node.op in ("ReduceMax", "ReduceMin", "GlobalMaxPool"):
             return []
-        if node.op not in ("ReduceMean", "ReduceSum") or run is None:
+        if node.op not in ("ReduceMean", "ReduceSum", "GlobalAveragePool") or run is None:
             raise BarrierError("is not meaningful on fewer tokens")
-        others = [a for a in axes if a != pooled[0] and shape(node.inputs[0])[a] > 1]
+        others = [a for a in axes if a not in pooled and shape(node.inputs[0])[a] > 1]
         if others:
             self._no_merge(node, "pools tokens together with another axis")
         return [Pool(pooled[0], run)]
@@ -224,10 +255,17 @@ class Rules:
             raise BarrierError("normalises over tokens")
         return []
 
+    def _grid(self, node: gs.Node) -> list[Edit]:
+        if any(self.run(node.inputs[0], a) for a in range(len(node.inputs[0].shape))):
+            raise BarrierError("needs the grid of tokens")
+        return []
+
     def _spatial(self, node: gs.Node) -> list[Edit]:
         runs = [self.run(node.inputs[0], a) for a in range(len(node.inputs[0].shape))]
         if not any(runs):
             return []
+        if node.op.startswith("Global") and not runs[1]:
+            return self._reduce(node)
         kept = self.dims(node.inputs[0])[2:] == self.dims(node.outputs[0])[2:]
         if node.op != "Conv" or runs[1] or not kept:
             raise BarrierError("needs the neighbourhood of each token")

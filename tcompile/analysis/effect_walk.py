@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis import axes as ax
 from tcompile.analysis import transfer as tf
 from tcompile.analysis.attention import Attention
-from tcompile.analysis.effect_ops import BarrierError, Rules, contracted
-from tcompile.analysis.effects import Barrier, Dim, Edit, Effects, Run, Side
+from tcompile.analysis.effect_joins import Joins
+from tcompile.analysis.effect_ops import BarrierError, contracted
+from tcompile.analysis.effects import Barrier, Cut, Dims, Edit, Effects, Region, Regroup, Restore
 from tcompile.analysis.facts import Facts
+from tcompile.analysis.groups import VIEWS
 from tcompile.analysis.structure import TokenSpace
-from tcompile.ir import attr, shape
+from tcompile.analysis.transfer_grid import tiled_pool
+from tcompile.ir import attr, producer
+
+#: Ops that always rearrange what a grid of tokens holds, even where both sides can be located.
+_REGROUPING = ("SpaceToDepth", "DepthToSpace", "AveragePool", "MaxPool")
 
 
 def effects(
@@ -21,12 +27,25 @@ def effects(
     facts: Facts,
     space: TokenSpace,
     attentions: Sequence[Attention],
-    cuts: Sequence[str],
+    cuts: Sequence[str | Cut],
+    *,
+    restorable: frozenset[str] = frozenset(),
+    known: dict[str, Dims] | None = None,
 ) -> Effects:
-    """Follow the cuts (tensor names, in execution order) to the outputs."""
+    """Follow the cuts (tensors, in execution order) to the outputs.
+
+    Args:
+        restorable: nodes that may get every token back where they could not do with fewer.
+        known: dims of tensors, shared between walks over the same graph and space.
+    """
     result = Effects()
-    walker = Walker(facts, space, {a.node: a for a in attentions}, result)
-    number = {name: i + 1 for i, name in enumerate(cuts)}
+    made = [c if isinstance(c, Cut) else Cut(c) for c in cuts]
+    walker = Walker(
+        facts, space, {a.node: a for a in attentions}, result, {} if known is None else known
+    )
+    walker.cuts = {c.tensor: (i + 1, c) for i, c in enumerate(made)}
+    walker.ends = {c.until: i + 1 for i, c in enumerate(made) if c.until}
+    walker.restorable = restorable
     for node in graph.nodes:
         stage = walker.visit(node)
         if result.stage and any(isinstance(a, gs.Graph) for a in node.attrs.values()):
@@ -34,38 +53,122 @@ def effects(
         if stage:
             result.node_stage[node.name] = stage
         for out in node.outputs:
-            if out.name in number:
-                if stage != number[out.name] - 1:
-                    result.barriers.append(
-                        Barrier(node.name, node.op, "does not follow the reduction before it")
-                    )
-                result.stage[out.name] = number[out.name]
-                result.dims[out.name] = walker.all_dims(out)
+            walker.pass_cut(node, out, stage)
+    for out in graph.outputs:
+        if walker.region_of(out.name) is not None:
+            result.barriers.append(
+                Barrier(str(out.name), "output", "is written inside the block that tokens bypass")
+            )
+        elif out.name in walker.regions:
+            maker = producer(out)
+            why = "splits or permutes the token axis"
+            result.barriers.append(Barrier(maker.name if maker else "", "output", why))
     return result
 
 
-class Walker(Rules):
-    """Visits nodes in execution order and writes into `result`."""
+class Walker(Joins):
+    """Visits nodes in execution order and writes into `result`.
+
+    Attributes:
+        cuts: tensor → (stage that begins there, the cut).
+        ends: tensor → stage that ends there.
+        regions: tensors inside a region of views whose dims do not follow the tokens.
+        tainted: tensors with a row for every token, of which only the kept ones are right.
+    """
+
+    cuts: Mapping[str, tuple[int, Cut]]
+    ends: Mapping[str, int]
+    restorable: frozenset[str]
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*arguments)  # type: ignore[arg-type]
+        self.regions: dict[str, Region] = {}
+        self.tainted: set[str] = set()
+        self.node: gs.Node | None = None
+
+    # -- cuts ------------------------------------------------------------------------------------
+
+    def stage(self, tensor: gs.Tensor) -> int:
+        """The stage of a tensor as the node being visited reads it."""
+        cut = self.cuts.get(tensor.name)
+        if cut is not None and cut[1].region and self.node is not None:
+            return cut[0] if self.node.name in cut[1].region else 0
+        return super().stage(tensor)
+
+    def pass_cut(self, node: gs.Node, out: gs.Tensor, stage: int) -> None:
+        """Begin or end a stage at a tensor just written."""
+        if out.name in self.ends:
+            self.result.stage.pop(out.name, None)
+        cut = self.cuts.get(out.name)
+        if cut is None:
+            return
+        number, where = cut
+        if where.region == frozenset() and stage != number - 1:
+            self.result.barriers.append(
+                Barrier(node.name, node.op, "does not follow the reduction before it")
+            )
+        self.result.stage[out.name] = number
+        self.result.dims[out.name] = self.all_dims(out)
+
+    def region_of(self, tensor: str) -> Cut | None:
+        """The bypass that a tensor lies inside of."""
+        stage = self.result.stage.get(tensor, 0)
+        for number, cut in self.cuts.values():
+            if number == stage and cut.region and tensor != cut.tensor:
+                return cut
+        return None
+
+    # -- one node --------------------------------------------------------------------------------
 
     def visit(self, node: gs.Node) -> int:
         """Record the node's edits or barrier; returns the stage of its inputs."""
-        stage = max((self.stage(t) for t in node.inputs if not t.is_empty()), default=0)
-        if stage == 0:
-            return 0
+        self.node = node
+        inputs = [t for t in node.inputs if not t.is_empty()]
+        stage = max((self.stage(t) for t in inputs), default=0)
         try:
-            for out in node.outputs:
-                self._check_axes(out)
-            edits = self._joins(node, stage) + self.rule(node)
-            self._check_claims(node)
-            if edits:
-                self.result.edits[node.name] = edits
+            if stage == 0:
+                self._check_tainted(node)
+                return 0
+            self._check_leaves(node, inputs)
+            edits = self._edits(node, stage)
         except BarrierError as error:
+            if self._restore(node, stage):
+                return 0
             self.result.barriers.append(Barrier(node.name, node.op, str(error)))
+            edits = []
+        if edits:
+            self.result.edits[node.name] = edits
         for out in node.outputs:
+            if out.name in self.regions:
+                self.result.stage[out.name] = stage
+                continue
             self.result.dims[out.name] = self.all_dims(out)
             if not out.is_empty() and any(self.patchy(d) for d in self.dims(out)):
                 self.result.stage[out.name] = stage
+                if any(d is not None and d.part == "groups" for d in self.dims(out)):
+                    self.result.grouped = self.result.grouped or node.name
         return stage
+
+    def _check_leaves(self, node: gs.Node, inputs: list[gs.Tensor]) -> None:
+        for tensor in inputs:
+            cut = self.region_of(tensor.name)
+            if cut is not None and node.name not in cut.region:
+                raise BarrierError(f"reads '{tensor.name}' from inside the block")
+
+    def _edits(self, node: gs.Node, stage: int) -> list[Edit]:
+        region = self._entered(node)
+        located = all(None not in self.dims(out) for out in node.outputs)
+        view = node.op in VIEWS or tiled_pool(node) is not None
+        patchy = any(self.patchy(d) for t in node.inputs[:1] for d in self.dims(t))
+        if view and (region is not None or not located or (patchy and node.op in _REGROUPING)):
+            return self._in_region(node, region)
+        if region is not None:
+            raise BarrierError(self._cut_text(node.inputs[0]))
+        for out in node.outputs:
+            self._check_axes(out)
+        edits = self.joins(node, stage) + self.rule(node)
+        self._check_claims(node)
+        return edits
 
     def _check_claims(self, node: gs.Node) -> None:
         claims = self.facts.conflicts.get(node.name)
@@ -75,71 +178,105 @@ class Walker(Rules):
     def _check_axes(self, out: gs.Tensor) -> None:
         if out.name in self.facts.opaque:
             raise BarrierError("loses track of the token axis")
-        for axis, dim in zip(self.facts.of(out), self.dims(out), strict=True):
-            if dim is None:
-                raise BarrierError(f"splits or permutes the token axis: {ax.show(axis)}")
+        if None in self.dims(out):
+            raise BarrierError(self._cut_text(out))
 
-    # -- operands that meet along the token axis -------------------------------------------------
+    def _cut_text(self, tensor: gs.Tensor) -> str:
+        lost = [ax.show(a) for a, d in zip(self.facts.of(tensor), self.dims(tensor), strict=True)
+                if d is None]  # fmt: skip
+        return f"splits or permutes the token axis: {', '.join(lost)}"
 
-    def _joins(self, node: gs.Node, stage: int) -> list[Edit]:
-        """Every operand with tokens is at this stage, or is a side input that can be gathered."""
-        edits: list[Edit] = []
-        for i, tensor in enumerate(node.inputs):
-            if tensor.is_empty() or self.stage(tensor) == stage:
-                continue
-            axes = self._meeting_axes(node, i)
-            if not axes:
-                continue
-            if self.facts.is_live(tensor):
-                raise BarrierError(f"joins reduced tokens with '{tensor.name}', which has them all")
-            edits.append(Side(i, tuple(axes)))
-        return edits
+    # -- regions of views ------------------------------------------------------------------------
 
-    def _meeting_axes(self, node: gs.Node, operand: int) -> list[tuple[int, Run]]:
-        """(axis of the operand, run) for each axis along which it meets the patches."""
-        tensor, out = node.inputs[operand], node.outputs[0]
-        sizes, live = shape(tensor), self.facts.is_live(tensor)
-        own = [(i, d.run) for i, d in enumerate(self.dims(tensor))
-               if live and d is not None and d.run is not None and self.patchy(d)]  # fmt: skip
-        if own:
-            return own
-        if node.op in tf.BROADCAST.split() or (node.op == "Attention" and operand == 3):
-            against = self._logits(node) if node.op == "Attention" else self.dims(out)
-        elif node.op == "Concat":
-            against = self.dims(out)
-            along = int(attr(node, "axis")) % len(sizes)
-            if self.patchy(against[along]):
-                return []
-        elif node.op == "Gemm" and operand == 2:
-            against = self.dims(out)
-        elif node.op in ("MatMul", "Gemm", "Einsum"):
-            return [] if live else self._no_mixing(node, operand)
+    def _entered(self, node: gs.Node) -> Region | None:
+        """The region that the node reads from."""
+        return next((self.regions[t.name] for t in node.inputs if t.name in self.regions), None)
+
+    def _in_region(self, node: gs.Node, region: Region | None) -> list[Edit]:
+        """A view whose result cannot follow the tokens yet, or at last does again."""
+        out = node.outputs[0]
+        if out.name in self.facts.opaque:
+            raise BarrierError("loses track of the token axis")
+        pool = {"AveragePool": "mean", "MaxPool": "max"}.get(node.op, "")
+        if region is None:
+            region = Region(node.inputs[0].name, node.name, pool)
+        elif pool:
+            if region.pool:
+                raise BarrierError("pools tokens twice")
+            region = Region(region.source, region.head, pool)
+        if None in self.dims(out):
+            self.regions[out.name] = region
+            return []
+        return [Regroup(region.source, region.pool)]  # type: ignore[arg-type]
+
+    # -- getting every token back ----------------------------------------------------------------
+
+    def _restore(self, node: gs.Node, stage: int) -> bool:
+        """Give the node (or the head of the region it ends) every token back, where allowed."""
+        if stage == 0 or any(o.name in self.facts.opaque for o in node.outputs):
+            return False
+        bypassed = any(stage == n and c.region for n, c in self.cuts.values())
+        region = self._entered(node)
+        heads = [node.name] if region is None else [region.head]
+        if bypassed:
+            cut = next(c for n, c in self.cuts.values() if n == stage)
+            allowed = set(cut.region)
         else:
-            return []
-        found: list[tuple[int, Run]] = []
-        for axis, length in enumerate(sizes):
-            dim = against[axis - len(sizes)] if len(sizes) - axis <= len(against) else None
-            if length == 1 or dim is None or not self.patchy(dim) or dim.run is None:
-                continue
-            if dim.batch or dim.factor != 1:
-                raise BarrierError(f"joins tokens merged with another axis and '{tensor.name}'")
-            found.append((axis, dim.run))
-        return found
+            allowed = set(self.restorable)
+        if not allowed.issuperset(heads):
+            return False
+        if region is None:
+            edits: list[Edit] = [
+                Restore(i) for i, t in enumerate(node.inputs)
+                if not t.is_empty() and self.stage(t) == stage
+            ]  # fmt: skip
+            self.result.edits[node.name] = edits
+            self.result.restored[node.name] = stage
+        else:
+            self.result.edits[region.head] = [Restore(0)]
+            self.result.restored[region.head] = stage
+            for name in [n for n, r in self.regions.items() if r.head == region.head]:
+                del self.regions[name]
+                self.result.stage.pop(name, None)
+                if bypassed:
+                    self.tainted.add(name)
+        if bypassed:
+            try:
+                self.tainted.update(t.name for t in node.inputs)
+                self._check_tainted(node)
+            except BarrierError:
+                return False
+            self.tainted.update(o.name for o in node.outputs)
+        return True
 
-    def _logits(self, node: gs.Node) -> tuple[Dim | None, ...]:
-        one = Dim(1, False, None)
-        return (one, one, self.dims(node.inputs[0])[-2], self.dims(node.inputs[1])[-2])
+    def _check_tainted(self, node: gs.Node) -> None:
+        """Rows of tokens that were not computed may be moved, never mixed with others."""
+        mine = [t for t in node.inputs if t.name in self.tainted]
+        if not mine:
+            return
+        roots = ax.roots(self.space.axis)
+        for tensor in mine:
+            axes = self.facts.of(tensor)
+            for axis in _mixed(node, tensor):
+                if any(d.root in roots for d in axes[axis]):
+                    raise BarrierError("mixes tokens that bypass the block with those in it")
+        self.tainted.update(o.name for o in node.outputs)
 
-    def _no_mixing(self, node: gs.Node, operand: int) -> list[tuple[int, Run]]:
-        """A stored matrix may multiply features, never tokens."""
-        other = self.dims(node.inputs[1 - operand]) if node.op != "Einsum" else ()
-        if node.op == "Einsum":
-            letters = str(attr(node, "equation")).replace(" ", "").split("->")[0].split(",")
-            dims = {c: d for term, t in zip(letters, node.inputs, strict=True)
-                    for c, d in zip(term, self.dims(t), strict=True) if self.stage(t)}  # fmt: skip
-            if any(self.patchy(dims[c]) for c in letters[operand] if c in dims):
-                raise BarrierError("mixes tokens with a stored tensor")
-            return []
-        if self.patchy(other[contracted(node)[1 - operand]]):
-            raise BarrierError("mixes tokens with a stored matrix")
+
+def _mixed(node: gs.Node, tensor: gs.Tensor) -> list[int]:
+    """The axes of an operand that the node mixes positions along; all where that is unknown."""
+    rank = len(tensor.shape)
+    rows = tf.ELEMENTWISE.split() + tf.BROADCAST.split() + tf.VIEWS.split()
+    if node.op in rows or node.op in ("Transpose", "Expand", "Concat", "Slice", "Split"):
         return []
+    if node.op in ("MatMul", "Gemm"):
+        i, j = contracted(node)
+        return [(i if tensor is node.inputs[0] else j) % rank]
+    if node.op == "Einsum":
+        terms, out = str(attr(node, "equation")).replace(" ", "").split("->")
+        at = next(i for i, t in enumerate(node.inputs) if t is tensor)
+        return [i for i, c in enumerate(terms.split(",")[at]) if c not in out]
+    if node.op in ("LayerNormalization", "RMSNormalization"):
+        first = int(attr(node, "axis", -1)) % rank
+        return list(range(first, rank))
+    return list(range(rank))

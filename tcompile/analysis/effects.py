@@ -7,11 +7,11 @@ its walk meets no barrier. Tensors are followed by *stage*: 0 before any cut, k 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from tcompile.analysis import axes as ax
 from tcompile.analysis.attention import Attention
-from tcompile.analysis.axes import Axis
+from tcompile.analysis.axes import Axes, Axis, Digit
 from tcompile.analysis.structure import TokenSpace
 
 
@@ -33,6 +33,11 @@ class Run:
         return sum(sizes)
 
 
+#: What a dim holds of its run: every token; one position for each group of patches; or nothing
+#: (size 1), because an earlier dim of the same grid holds the tokens.
+Part = Literal["tokens", "groups", "rest"]
+
+
 @dataclass(frozen=True)
 class Dim:
     """A dim as factor × (batch) × (tokens of a run)."""
@@ -40,16 +45,55 @@ class Dim:
     factor: int
     batch: bool
     run: Run | None
+    part: Part = "tokens"
 
     def size(self, space: TokenSpace, count: int, batch: int) -> int:
-        tokens = self.run.size(space, count) if self.run else 1
+        tokens = self.run.size(space, count) if self.run and self.part != "rest" else 1
+        if self.part == "groups":
+            assert space.grouping is not None
+            tokens = count // space.grouping.members
         return self.factor * tokens * (batch if self.batch else 1)
 
 
-def locate(axis: Axis, space: TokenSpace) -> Dim | None:
-    """Express an axis in terms of the token space; None where it cuts through it."""
+Dims = tuple[Dim | None, ...]
+
+
+def locate(axes: Axes, space: TokenSpace) -> Dims:
+    """Express the dims of a tensor in terms of the token space; None where one cuts through it.
+
+    Tokens spread over neighbouring dims, such as a grid (h, w), lie in the first of them: the
+    others have size 1 once tokens have left.
+    """
+    found: list[Dim | None] = []
+    while len(found) < len(axes):
+        rest = axes[len(found) :]
+        spread = _spread(rest, space)
+        found += spread or [_one(rest[0], space)]
+    return tuple(found)
+
+
+def _spread(axes: Axes, space: TokenSpace) -> list[Dim | None] | None:
+    """The dims at the head of `axes` if together they are just a run of tokens or groups."""
+    if not axes[0] or _one(axes[0], space) is not None:
+        return None
+    joined: tuple[Digit, ...] = axes[0]
+    for width, axis in enumerate(axes[1:], 2):
+        if not axis:
+            return None
+        joined += axis
+        whole = _match(ax.normal(joined), space)
+        if whole is not None and whole[2] == len(ax.normal(joined)):
+            run, part, _ = whole
+            return [Dim(1, False, run, part), *[Dim(1, False, run, "rest")] * (width - 1)]
+    return None
+
+
+def _one(axis: Axis, space: TokenSpace) -> Dim | None:
+    """One dim by itself."""
     factor, batch, run = 1, False, None
+    part: Part = "tokens"
     inside = ax.roots(space.axis)
+    members = set(space.grouping.inner) if space.grouping else set()
     i = 0
     while i < len(axis):
         digit = axis[i]
@@ -57,34 +101,40 @@ def locate(axis: Axis, space: TokenSpace) -> Dim | None:
         if found is not None:
             if run is not None:
                 return None
-            run, width = found
+            run, part, width = found
             i += width
             continue
-        if digit.root in inside or any(r in inside for r in ax.roots((digit,))):
+        if digit in members:
+            factor *= digit.size
+        elif any(r in inside for r in ax.roots((digit,))):
             return None
-        if digit.root.kind == "batch":
+        elif digit.root.kind == "batch":
             batch = True
         else:
             factor *= digit.size
         i += 1
-    return Dim(factor, batch, run)
+    return Dim(factor, batch, run, part)
 
 
-def _match(axis: Axis, space: TokenSpace) -> tuple[Run, int] | None:
+def _match(axis: Axis, space: TokenSpace) -> tuple[Run, Part, int] | None:
     """The run that the head of the axis spells, and how many digits it takes."""
     width = len(space.axis)
     if axis[:width] == space.axis:
-        return Run(0, len(space.pieces)), width
+        return Run(0, len(space.pieces)), "tokens", width
     head = axis[0]
     if head.whole and head.root.pieces:
         parts = head.root.pieces
         for first in range(len(space.pieces) - len(parts) + 1):
             if space.pieces[first : first + len(parts)] == parts:
-                return Run(first, first + len(parts)), 1
+                return Run(first, first + len(parts)), "tokens", 1
     for i, piece in enumerate(space.pieces):
         width = len(piece.axis)
         if piece.full and axis[:width] == piece.axis and width:
-            return Run(i, i + 1), width
+            return Run(i, i + 1), "tokens", width
+    if space.grouping is not None:
+        width = len(space.grouping.outer)
+        if axis[:width] == space.grouping.outer:
+            return Run(space.patch, space.patch + 1), "groups", width
     return None
 
 
@@ -121,11 +171,49 @@ class SetGather:
 
 
 @dataclass(frozen=True)
+class SideAxis:
+    """An axis of a side input that runs over tokens, or the first of `span` axes that do."""
+
+    axis: int
+    run: Run
+    part: Part = "tokens"
+    span: int = 1
+
+
+@dataclass(frozen=True)
 class Side:
-    """Operand `operand` is a side input with token axes: gather them. (axis, run) each."""
+    """Operand `operand` is a side input with token axes: gather them.
+
+    Attributes:
+        live: it depends on the image, so it has all tokens rather than positions.
+        fill: what a token without a position reads: 1 of cosines and 0 of sines, which is no
+            rotation at all; None where such a token cannot be.
+    """
 
     operand: int
-    axes: tuple[tuple[int, Run], ...]
+    axes: tuple[SideAxis, ...]
+    live: bool = False
+    fill: float | None = None
+
+
+@dataclass(frozen=True)
+class Restore:
+    """Operand `operand` gets a row for every token again before the node reads it."""
+
+    operand: int
+
+
+@dataclass(frozen=True)
+class Regroup:
+    """The node, the last of a region of views, reads `source` instead: one view does it all.
+
+    Attributes:
+        source: the last tensor before the region whose dims follow the tokens.
+        pool: `mean` or `max` over the members of each group on the way.
+    """
+
+    source: str
+    pool: Literal["", "mean", "max"] = ""
 
 
 @dataclass(frozen=True)
@@ -143,7 +231,33 @@ class Bias:
     attention: Attention
 
 
-Edit: TypeAlias = SetShape | SetSlice | SetSplit | SetGather | Side | Pool | Bias
+Edit: TypeAlias = (
+    SetShape | SetSlice | SetSplit | SetGather | Side | Pool | Bias | Restore | Regroup
+)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Where tokens leave: at a tensor, for good or for the length of a block.
+
+    Attributes:
+        tensor: the stream they leave.
+        until: where they return, where they do.
+        region: the nodes between the two; only these read the reduced stream.
+    """
+
+    tensor: str
+    until: str = ""
+    region: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Region:
+    """A region of views: the last tensor before it, its first node, and the pool met inside."""
+
+    source: str
+    head: str
+    pool: str = ""
 
 
 @dataclass(frozen=True)
@@ -167,12 +281,17 @@ class Effects:
         stage: of every tensor that carries patches, where not 0.
         node_stage: of the inputs of every node, where not 0.
         dims: of every tensor after the first cut.
-        barriers, merge_barriers: in execution order.
+        restored: nodes that get every token back, with the stage their operands had.
+        grouped: the first node whose result has one position for each group of tokens.
+        barriers, merge_barriers, fuse_barriers: in execution order.
     """
 
     edits: dict[str, list[Edit]] = field(default_factory=dict)
     stage: dict[str, int] = field(default_factory=dict)
     node_stage: dict[str, int] = field(default_factory=dict)
     dims: dict[str, tuple[Dim, ...]] = field(default_factory=dict)
+    restored: dict[str, int] = field(default_factory=dict)
+    grouped: str = ""
     barriers: list[Barrier] = field(default_factory=list)
     merge_barriers: list[Barrier] = field(default_factory=list)
+    fuse_barriers: list[Barrier] = field(default_factory=list)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis import axes as ax
 from tcompile.analysis.axes import Axes
 from tcompile.ir import shape
+
+
+#: The axes of each output of a node, or None where they cannot be told.
+Result: TypeAlias = list[Axes] | None
 
 
 @dataclass
@@ -20,12 +25,14 @@ class Facts:
         live: tensors whose value depends on a graph input.
         opaque: tensors whose axes were lost, with the node that lost them and why.
         conflicts: node name → the two claims that contradict each other.
+        unrotated: rotary table → what a token without a position reads of it.
     """
 
     axes: dict[str, Axes] = field(default_factory=dict)
     live: set[str] = field(default_factory=set)
     opaque: dict[str, str] = field(default_factory=dict)
     conflicts: dict[str, str] = field(default_factory=dict)
+    unrotated: dict[str, float] = field(default_factory=dict)
 
     def of(self, tensor: gs.Tensor) -> Axes:
         """Axes of a tensor; those of a constant are weak."""

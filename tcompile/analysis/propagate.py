@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from math import prod
+
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis import axes as ax
 from tcompile.analysis.axes import Axes
 from tcompile.analysis.facts import Facts
+from tcompile.analysis.rotary import rotations
 from tcompile.analysis.transfer import TRANSFER
 from tcompile.errors import InternalError
 from tcompile.ir import BATCH_SENTINEL, shape
@@ -15,16 +19,19 @@ from tcompile.ir import BATCH_SENTINEL, shape
 def propagate(graph: gs.Graph) -> Facts:
     """Axes of every tensor of a normalised graph (all shapes known, nodes in order).
 
-    The first dim of every input is the batch; its other dims are `data`.
+    The first dim of every input is the batch; the other dims of images are `data`, those of masks,
+    sizes and the like `weak`: they take the meaning of what they are joined with.
     """
-    facts = Facts()
+    facts = Facts(unrotated=rotations(graph))
+    images = _images(graph)
     for tensor in graph.inputs:
         dims = shape(tensor)
+        kind: ax.Kind = "data" if tensor.name in images else "weak"
         facts.live.add(tensor.name)
         facts.axes[tensor.name] = tuple(
             ax.new("batch", d, "batch")
             if i == 0 and (d == BATCH_SENTINEL or len(dims) >= 3)
-            else ax.new(f"{tensor.name}/{i}", d, "data")
+            else ax.new(f"{tensor.name}/{i}", d, kind)
             for i, d in enumerate(dims)
         )
     for node in graph.nodes:
@@ -49,6 +56,15 @@ def propagate(graph: gs.Graph) -> Facts:
             if live:
                 facts.live.add(out.name)
     return facts
+
+
+def _images(graph: gs.Graph) -> set[str]:
+    """The inputs that hold images: the largest of floats, or the largest of all."""
+    sizes = {t.name: prod(shape(t)) for t in graph.inputs}
+    floats = [t.name for t in graph.inputs if np.issubdtype(np.dtype(t.dtype), np.floating)]
+    names = floats or list(sizes)
+    largest = max((sizes[n] for n in names), default=0)
+    return {n for n in names if sizes[n] == largest}
 
 
 def _fresh(tensor: gs.Tensor, live: bool) -> Axes:

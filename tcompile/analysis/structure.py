@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
@@ -11,7 +12,11 @@ from tcompile.analysis import axes as ax
 from tcompile.analysis.attention import Attention
 from tcompile.analysis.axes import Axis, Piece
 from tcompile.analysis.facts import Facts
-from tcompile.ir import is_const, producer
+from tcompile.analysis.groups import Grouping
+from tcompile.ir import consumers, is_const, producer
+
+#: Ops that leave a tensor's tokens as they are; a residual may be read through them.
+PASSING = ("QuantizeLinear", "DequantizeLinear", "Cast", "Identity")
 
 
 @dataclass(frozen=True)
@@ -23,12 +28,14 @@ class TokenSpace:
         pieces: its parts in order; the one that is not fixed holds the patches.
         patch: index of the patches in `pieces`.
         grid: (h, w) of the patches, or (T,) where they never were a grid.
+        grouping: the groups that a later part of the model joins patches into, if it does.
     """
 
     axis: Axis
     pieces: tuple[Piece, ...]
     patch: int
     grid: tuple[int, ...]
+    grouping: Grouping | None = None
 
     @property
     def total(self) -> int:
@@ -55,22 +62,83 @@ class Block:
 
     Attributes:
         index: its number.
-        attention: its self-attention.
+        attentions: its attentions; several where windows or frames attend apart.
         stream_in: the residual stream it reads.
         after_attention: the stream after the attention residual add (site `attn`).
         stream_out: the stream it leaves (site `block`).
+        window: what a query sees, where that is not every token: the sides of its window.
     """
 
     index: int
-    attention: Attention
+    attentions: tuple[Attention, ...]
     stream_in: str
     after_attention: str
     stream_out: str
+    window: tuple[int, ...] = ()
+
+    @property
+    def attention(self) -> Attention:
+        """Its (first) attention."""
+        return self.attentions[0]
+
+    @property
+    def parallel(self) -> bool:
+        """Whether attention and MLP are added at once, so that nothing lies between them."""
+        return self.after_attention == self.stream_out
 
 
-def token_space(attentions: list[Attention]) -> TokenSpace | None:
-    """The axis most self-attentions run over, and its parts."""
-    votes = Counter(a.columns for a in attentions if a.self_attention)
+@dataclass(frozen=True)
+class Residual:
+    """Attentions whose result is added to a stream.
+
+    Attributes:
+        attentions: those that reach the same add.
+        stream: the tensor they are added to.
+        after: the sum.
+        axis: the token axis of the stream.
+    """
+
+    attentions: tuple[Attention, ...]
+    stream: str
+    after: str
+    axis: Axis
+
+
+def token_axis(facts: Facts, tensor: gs.Tensor) -> Axis:
+    """What a tensor's dims, batch and features left out, run over together: its tokens."""
+    return ax.normal(
+        d for axis in facts.of(tensor) for d in axis if d.root.kind not in ("batch", "weak")
+    )
+
+
+def residuals(
+    graph: gs.Graph, facts: Facts, attentions: Sequence[Attention]
+) -> list[Residual]:
+    """Every residual add of an attention, in execution order."""
+    tensors = graph.tensors()
+    order = {id(n): i for i, n in enumerate(graph.nodes)}
+    found: dict[str, Residual] = {}
+    for core in attentions:
+        add = _residual_add(graph, facts, tensors[core.context], order)
+        if add is None:
+            continue
+        stream, after = add
+        if after in found:
+            known = found[after]
+            found[after] = Residual((*known.attentions, core), stream, after, known.axis)
+        else:
+            axis = token_axis(facts, tensors[stream])
+            found[after] = Residual((core,), stream, after, axis)
+    return list(found.values())
+
+
+def token_space(found: Sequence[Residual], prefix: int | None = None) -> TokenSpace | None:
+    """The token axis of most blocks, the larger of equals, and its parts.
+
+    Args:
+        prefix: how many tokens at its beginning are no patches, where the person says so.
+    """
+    votes = Counter(r.axis for r in found if ax.size(r.axis) > 1)
     if not votes:
         return None
     axis = max(votes, key=lambda a: (votes[a], ax.size(a)))
@@ -78,46 +146,64 @@ def token_space(attentions: list[Attention]) -> TokenSpace | None:
     loose = [i for i, p in enumerate(pieces) if not p.fixed]
     if len(loose) != 1:
         return None
-    patch = pieces[loose[0]]
-    grid = tuple(d.size for d in patch.axis) if patch.full else (patch.size,)
-    return TokenSpace(axis, pieces, loose[0], grid)
+    patch = loose[0]
+    if prefix is not None:
+        before = sum(p.size for p in pieces[:patch])
+        if not before <= prefix < before + pieces[patch].size:
+            return None
+        pieces, patch = _stated(pieces, patch, prefix - before)
+    part = pieces[patch]
+    grid = tuple(d.size for d in part.axis) if part.full else (part.size,)
+    return TokenSpace(axis, pieces, patch, grid)
+
+
+def _stated(pieces: tuple[Piece, ...], patch: int, more: int) -> tuple[tuple[Piece, ...], int]:
+    """Count the first `more` patches as fixed tokens."""
+    if more == 0:
+        return pieces, patch
+    part = pieces[patch]
+    middle = part.start + more
+    cut = (Piece(part.axis, part.start, middle), Piece(part.axis, middle, part.stop))
+    return (*pieces[:patch], *cut, *pieces[patch + 1 :]), patch + 1
 
 
 def find_blocks(
-    graph: gs.Graph, facts: Facts, attentions: list[Attention], space: TokenSpace
+    graph: gs.Graph, facts: Facts, found: Sequence[Residual], space: TokenSpace
 ) -> list[Block]:
-    """The blocks: each self-attention over the token space whose result is added to a stream."""
+    """The blocks: each residual add of an attention to a stream of the token space."""
     tensors = graph.tensors()
-    order = {id(n): i for i, n in enumerate(graph.nodes)}
-    added: list[tuple[Attention, str, str]] = []
-    for core in attentions:
-        if core.self_attention and core.columns == space.axis:
-            add = _residual_add(graph, facts, tensors[core.context], order, space)
-            if add is not None:
-                added.append((core, *add))
+    mine = [r for r in found if r.axis == space.axis]
     blocks: list[Block] = []
-    for i, (core, stream_in, after) in enumerate(added):
-        if i + 1 < len(added):
-            out = added[i + 1][1]
+    for i, one in enumerate(mine):
+        if i + 1 < len(mine):
+            out = mine[i + 1].stream
         else:
-            out = _last_add(facts, tensors[after], space)
-        blocks.append(Block(i, core, stream_in, after, out))
+            out = _last_add(facts, tensors[one.after], space)
+        window = _window(one.attentions, space)
+        blocks.append(Block(i, one.attentions, one.stream, one.after, out, window))
     return blocks
 
 
+def _window(attentions: tuple[Attention, ...], space: TokenSpace) -> tuple[int, ...]:
+    """The sides of what one query sees; empty where it sees every token."""
+    columns = attentions[0].columns
+    if len(attentions) == 1 and columns == space.axis:
+        return ()
+    sides = tuple(d.size for d in columns if d.root.kind != "batch")
+    return sides or (1,)
+
+
 def carries(facts: Facts, tensor: gs.Tensor, space: TokenSpace) -> bool:
-    """Whether some dim of the tensor runs over all tokens, possibly merged with the batch."""
-    width = len(space.axis)
-    for axis in facts.of(tensor):
-        if any(axis[i : i + width] == space.axis for i in range(len(axis) - width + 1)):
-            return True
-    return False
+    """Whether the dims of the tensor run over all tokens, possibly merged with the batch."""
+    axis, width = token_axis(facts, tensor), len(space.axis)
+    return any(axis[i : i + width] == space.axis for i in range(len(axis) - width + 1))
 
 
 def _residual_add(
-    graph: gs.Graph, facts: Facts, context: gs.Tensor, order: dict[int, int], space: TokenSpace
+    graph: gs.Graph, facts: Facts, context: gs.Tensor, order: dict[int, int]
 ) -> tuple[str, str] | None:
-    """First Add of a descendant of `context` to a live tensor that is none: (stream, result)."""
+    """First Add of a descendant of `context` to tokens that it descends from: (stream, sum)."""
+    above = ancestors(context)
     below = {context.name}
     maker = producer(context)
     start = order[id(maker)] + 1 if maker is not None else 0
@@ -126,24 +212,60 @@ def _residual_add(
         if not any(inside):
             continue
         if node.op == "Add" and sum(inside) == 1:
-            other = node.inputs[inside.index(False)]
-            if facts.is_live(other) and carries(facts, other, space):
-                return other.name, node.outputs[0].name
-        if node.op == "Softmax":
+            stream = _stream(node.inputs[inside.index(False)], above)
+            if stream is not None and facts.is_live(stream) and token_axis(facts, stream):
+                return str(stream.name), str(node.outputs[0].name)
+        if node.op in ("Softmax", "Attention") and len(node.inputs[0].shape) >= 3:
             return None  # the next attention begins: this one had no residual
         below.update(t.name for t in node.outputs)
     return None
 
 
+def _stream(tensor: gs.Tensor, above: set[str]) -> gs.Tensor | None:
+    """The tensor itself or what it was quantised or cast from, if it is among the ancestors."""
+    current: gs.Tensor | None = tensor
+    while current is not None and current.name not in above:
+        maker = producer(current)
+        current = maker.inputs[0] if maker is not None and maker.op in PASSING else None
+    return current
+
+
+def ancestors(tensor: gs.Tensor) -> set[str]:
+    """Names of everything the tensor was computed from."""
+    found: set[str] = set()
+    pending = [tensor]
+    while pending:
+        maker = producer(pending.pop())
+        for source in maker.inputs if maker is not None else []:
+            if source.name not in found and not is_const(source):
+                found.add(source.name)
+                pending.append(source)
+    return found
+
+
 def _last_add(facts: Facts, stream: gs.Tensor, space: TokenSpace) -> str:
     """Follow x → x + f(x) from `stream` as long as there is one; the last block's output."""
     while True:
-        for node in stream.outputs:
+        for node, operand in _readers(facts, stream, space):
             if node.op != "Add" or len(node.inputs) != 2:
                 continue
-            other = node.inputs[1] if node.inputs[0] is stream else node.inputs[0]
-            if other is not stream and not is_const(other) and carries(facts, other, space):
+            other = node.inputs[1 - operand]
+            if not is_const(other) and carries(facts, other, space):
                 stream = node.outputs[0]
                 break
         else:
             return str(stream.name)
+
+
+def _readers(
+    facts: Facts, tensor: gs.Tensor, space: TokenSpace
+) -> list[tuple[gs.Node, int]]:
+    """What reads the tensor and as which operand, also through views that keep every token."""
+    found: list[tuple[gs.Node, int]] = []
+    for node, operand in consumers(tensor):
+        view = node.op in (*PASSING, "Reshape", "Transpose")
+        if view and operand == 0 and carries(facts, node.outputs[0], space):
+            found += _readers(facts, node.outputs[0], space)
+        else:
+            found.append((node, operand))
+    return found

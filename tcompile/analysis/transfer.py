@@ -13,10 +13,10 @@ import onnx_graphsurgeon as gs
 
 from tcompile.analysis import axes as ax
 from tcompile.analysis.axes import ONE, Axes, Axis
-from tcompile.analysis.facts import Facts
+from tcompile.analysis.facts import Facts, Result
+from tcompile.analysis.transfer_grid import blocks_to_depth, pad, spatial
 from tcompile.ir import BATCH_SENTINEL, attr, axes_argument, ints, is_const, shape, value
 
-Result: TypeAlias = list[Axes] | None
 Transfer: TypeAlias = Callable[[gs.Node, Facts], Result]
 
 
@@ -234,26 +234,6 @@ def reduce(node: gs.Node, facts: Facts) -> Result:
     return [tuple(a for i, a in enumerate(source) if i not in gone)]
 
 
-def spatial(node: gs.Node, facts: Facts) -> Result:
-    """Convolution, pooling, resizing: new positions; a 1×1 convolution keeps them."""
-    source, out = facts.of(node.inputs[0]), shape(node.outputs[0])
-    name = node.outputs[0].name
-    keeps = node.op == "Conv" and _pointwise(node)
-    channels = source[1] if node.op != "Conv" else ax.new(f"{name}/1", out[1], "weak")
-    if ax.size(channels) != out[1]:
-        return None
-    positions = tuple(
-        source[i] if keeps else ax.new(f"{name}/{i}", out[i], "data") for i in range(2, len(out))
-    )
-    return [(source[0], channels, *positions)]
-
-
-def _pointwise(node: gs.Node) -> bool:
-    kernel = shape(node.inputs[1])[2:]
-    flat = all(k == 1 for k in kernel) and all(s == 1 for s in attr(node, "strides", [1]))
-    return flat and not any(attr(node, "pads", [0]))
-
-
 def attention(node: gs.Node, facts: Facts) -> Result:
     """ai.onnx Attention: rows of the query, features of the value."""
     q, v, width = facts.of(node.inputs[0]), facts.of(node.inputs[2]), shape(node.outputs[0])[-1]
@@ -319,4 +299,6 @@ TRANSFER: dict[str, Transfer] = {
     "Gather": gather,
     "Attention": attention,
     "Einsum": einsum,
+    "Pad": pad,
+    **_table(blocks_to_depth, "SpaceToDepth DepthToSpace"),
 }

@@ -7,13 +7,30 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from math import ceil
 from typing import Any
 
 from tcompile.errors import UsageError
 from tcompile.planning.schedule import Reduction, Schedule, Shape, Spec
+
+
+@dataclass(frozen=True)
+class Room:
+    """Where a model lets tokens leave.
+
+    Attributes:
+        legal: names of the sites where they may.
+        groups: site → tokens that must leave together, where that is more than one.
+        windows: whether some blocks attend within windows.
+        parallel: blocks without a point between attention and MLP.
+    """
+
+    legal: frozenset[str]
+    groups: Mapping[str, int] = field(default_factory=dict)
+    windows: bool = False
+    parallel: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -25,11 +42,34 @@ class Context:
         has_cls: whether the model reads its first prefix token as CLS.
         keep: fraction of patch tokens that leave the encoder, or None where the method's own
             parameters say.
+        room: where the model lets tokens leave; None: everywhere.
     """
 
     shape: Shape
     has_cls: bool
     keep: Fraction | None
+    room: Room | None = None
+
+    def site(self, block: int) -> str:
+        """Between attention and MLP of a block; after it where nothing lies between."""
+        parallel = self.room is not None and block in self.room.parallel
+        return f"block:{block}" if parallel else f"attn:{block}"
+
+    def first(self, kind: str, block: int) -> int:
+        """The first block from `block` on with a legal site of the kind; `block` if none has."""
+        legal = self.legal(kind)
+        return next((i for i in legal if i >= block), block)
+
+    def legal(self, kind: str) -> list[int]:
+        """The blocks whose site of the kind is legal."""
+        blocks = range(self.shape.blocks)
+        return [i for i in blocks if self.room is None or f"{kind}:{i}" in self.room.legal]
+
+    def final_at(self, site: str) -> int:
+        """Non-prefix tokens that leave a site: ceil(keep · T), or the groups' ceil(keep · G)."""
+        size = self.room.groups.get(site, 1) if self.room else 1
+        assert self.keep is not None
+        return ceil(self.keep * (self.shape.patches // size)) * size
 
     @property
     def final(self) -> int:
@@ -89,12 +129,33 @@ def _site(kind: Any, block: int, blocks: int) -> str:
 
 
 def _topk(context: Context, parameters: Mapping[str, Any]) -> list[Reduction]:
-    blocks = context.shape.blocks
-    block = blocks // 4 if parameters["block"] is None else parameters["block"]
-    site = _site(parameters["site"], block, blocks)
-    if context.final == context.shape.patches:
+    blocks, kind = context.shape.blocks, parameters["site"]
+    block = parameters["block"]
+    if block is None:
+        if kind == "attn" and context.site(blocks // 4).startswith("block"):
+            kind = "block"
+        block = context.first(kind, blocks // 4)
+    site = _site(kind, block, blocks)
+    final = context.final_at(site)
+    if final == context.shape.patches:
         return []  # so few tokens that the fraction rounds up to all of them
-    return [Reduction(site, context.score, Spec("topk"), context.final)]
+    return [Reduction(site, context.score, Spec("topk"), final)]
+
+
+def _bypass(context: Context, parameters: Mapping[str, Any]) -> list[Reduction]:
+    windows = context.room is not None and context.room.windows
+    first = parameters["first"]
+    if first is None:
+        first = 0 if windows else context.shape.blocks // 4
+    blocks = [i for i in context.legal("around") if i >= first]
+    if not blocks:
+        raise UsageError("no block of this model can be bypassed", where="--method",
+                         hint="`tcompile inspect` says why")  # fmt: skip
+    if context.final == context.shape.patches:
+        return []
+    # Scores of a windowed model's global blocks would need its position bias for every pair.
+    score = Spec("norm") if windows else context.score
+    return [Reduction(f"around:{i}", score, Spec("bypass"), context.final) for i in blocks]
 
 
 def _evit(context: Context, parameters: Mapping[str, Any]) -> list[Reduction]:
@@ -111,7 +172,7 @@ def _evit(context: Context, parameters: Mapping[str, Any]) -> list[Reduction]:
         else:
             leave = _root_ceil(total, context.keep or Fraction(1), i, len(stages))
         if leave < count:
-            found.append(Reduction(f"attn:{block}", context.score, Spec("fuse"), leave))
+            found.append(Reduction(context.site(block), context.score, Spec("fuse"), leave))
             count = leave
     return found
 
@@ -141,7 +202,7 @@ def _tome(context: Context, parameters: Mapping[str, Any]) -> list[Reduction]:
         # Only half of the tokens can find a partner in one step.
         leave = max(goal, count - count // 2)
         if leave < count:
-            found.append(Reduction(f"attn:{block}", None, spec, leave))
+            found.append(Reduction(context.site(block), None, spec, leave))
             count = leave
     if context.keep is not None and parameters["r"] is None and count > context.final:
         raise UsageError(
@@ -161,7 +222,10 @@ METHODS: tuple[Method, ...] = (
         "evenly strided patch queries; keep the K best in their order",
         "Haurum et al., Which Tokens to Use?, ICCVW 2023 (top-k baseline)",
         {
-            "block": (int, None, "block after whose attention tokens leave; default L//4"),
+            "block": (
+                int, None,
+                "block after whose attention tokens leave; default the first legal from L//4 on",
+            ),
             "site": (str, "attn", "attn (before the MLP), block (after it) or output"),
         },
         (),
@@ -189,6 +253,18 @@ METHODS: tuple[Method, ...] = (
         },
         ("r",),
         _tome,
+    ),
+    Method(
+        "bypass",
+        "let the tokens that matter least skip blocks; the map stays whole",
+        "around each block: x_S' = block(x_S), the rest unchanged, S the K = ceil(keep·T) best by "
+        "what the block's own attention pays them (topk's score over all tokens), or by length "
+        "‖x_j‖ in models with windows, whose global blocks alone are bypassed",
+        "Xu et al., No Token Left Behind (IdleViT), AJCAI 2023; Liu et al., Revisiting Token "
+        "Pruning for Object Detection (SViT), WACV 2024",
+        {"first": (int, None, "first block that may be bypassed; default L//4, with windows 0")},
+        (),
+        _bypass,
     ),
 )
 
@@ -269,9 +345,16 @@ def parse_keep(keep: float | str | Fraction) -> Fraction:
 
 
 def compose(
-    text: str, shape: Shape, has_cls: bool, keep: float | str | Fraction | None
+    text: str,
+    shape: Shape,
+    has_cls: bool,
+    keep: float | str | Fraction | None,
+    room: Room | None = None,
 ) -> Schedule:
     """The schedule of a method on a model.
+
+    Args:
+        room: where the model lets tokens leave; None: everywhere.
 
     Raises:
         UsageError: no budget given, two budgets given, or parameters that do not fit the model.
@@ -290,5 +373,5 @@ def compose(
     ratio = None if keep is None else parse_keep(keep)
     if ratio == 1:
         return Schedule(text, shape, ())
-    context = Context(shape, has_cls, ratio)
+    context = Context(shape, has_cls, ratio, room)
     return Schedule(text, shape, tuple(method.compose(context, values)))

@@ -29,10 +29,10 @@ class Reduction:
     """One point where tokens leave.
 
     Attributes:
-        site: `attn:3`, `block:3` or `output`.
+        site: `attn:3`, `block:3`, `around:3` or `output`.
         score: importance per token; None where the reducer needs none (ToMe).
         reducer: what happens to the tokens that leave.
-        keep: non-prefix tokens that go on, a fused one included.
+        keep: non-prefix tokens that go on (around a block: through it), a fused one included.
     """
 
     site: str
@@ -82,6 +82,10 @@ class Schedule:
         keep = {r.site: r.keep for r in self.reductions}
         count, rows = self.model.patches, []
         for block in range(self.model.blocks):
+            around = keep.get(f"around:{block}")
+            if around is not None:
+                rows.append(BlockTokens(block, around + fixed, around + fixed))
+                continue
             attention = count
             count = keep.get(f"attn:{block}", count)
             rows.append(BlockTokens(block, attention + fixed, count + fixed))
@@ -91,7 +95,8 @@ class Schedule:
     @property
     def final(self) -> int:
         """Non-prefix tokens that leave the encoder."""
-        return self.reductions[-1].keep if self.reductions else self.model.patches
+        leaving = [r for r in self.reductions if not r.site.startswith("around:")]
+        return leaving[-1].keep if leaving else self.model.patches
 
     def to_json(self) -> dict[str, Any]:
         """The document that `from_json` reads."""

@@ -6,11 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from tcompile.errors import UsageError
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.core import Core
+from tcompile.passes.reduce.reducers.bypass import bypass
 from tcompile.passes.reduce.reducers.fuse import fuse
 from tcompile.passes.reduce.reducers.merge import merge
 from tcompile.passes.reduce.reducers.topk import topk
@@ -32,6 +34,7 @@ class ReducerInput:
         patches: T0, patches of the dense model.
         keep: patch tokens that go on.
         parameters: of the reducer.
+        table: [groups, g], the patches of each group, where tokens leave in whole groups.
     """
 
     b: Builder
@@ -44,6 +47,7 @@ class ReducerInput:
     patches: int
     keep: int
     parameters: Mapping[str, Any]
+    table: np.ndarray[Any, Any] | None = None
 
     def of_patches(self, x: gs.Tensor, **kw: Any) -> gs.Tensor:
         """The patch rows of a [B, N, C] tensor."""
@@ -64,7 +68,9 @@ class ReducerInput:
 
 Reducer = Callable[[ReducerInput], tuple[gs.Tensor, Stage]]
 
-REDUCERS: Mapping[str, Reducer] = {"topk": topk, "fuse": fuse, "merge": merge}
+REDUCERS: Mapping[str, Reducer] = {
+    "topk": topk, "fuse": fuse, "merge": merge, "bypass": bypass,
+}  # fmt: skip
 
 
 #: What each takes besides; a parameter it does not know is a mistake to be told of.

@@ -20,6 +20,8 @@ def topk(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
     For restored outputs a dropped token is represented by the kept one nearest in cosine here.
     """
     b, before = given.b, given.stage
+    if given.table is not None:
+        return _in_groups(given, given.table)
     index = choose(given, given.keep)
     patches = given.of_patches(given.x, fp32=False)
     kept = b.call("TcGatherTokens", patches, index, dtypes=[given.x.dtype], fp32=False)[0]
@@ -32,5 +34,60 @@ def topk(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
         owner=compose_owner(b, before.owner, step),
         positioned=before.positioned,
         prop_attn=before.prop_attn,
+        local=index,
     )
     return given.joined(kept, fp32=False), after
+
+
+def _in_groups(given: ReducerInput, table: np.ndarray) -> tuple[gs.Tensor, Stage]:
+    """The same for whole groups: score of a group = mean of its members'; the stream leaves as
+    [group 0's members | group 1's | …], groups ascending.
+
+    Args:
+        table: [G, g], the patches of each group.
+    """
+    b, before = given.b, given.stage
+    size = table.shape[1]
+    if before.groups is not None:
+        # They lie group by group since the first reduction.
+        table = np.arange(before.count).reshape(-1, size)
+    score, patches = given.score, given.of_patches(given.x, fp32=False)
+    assert score is not None
+    if not np.array_equal(table.reshape(-1), np.arange(table.size)):
+        score = b.op("Gather", score, b.const(table.reshape(-1)), axis=1)
+        lined = b.op("Gather", patches, b.const(table.reshape(-1)), dtype=given.x.dtype, axis=1)
+    else:
+        lined = patches
+    groups = len(table)
+    kept_groups = given.keep // size
+    width = int(given.x.shape[-1]) if given.x.shape else 0
+    means = b.reduce("Mean", b.reshape(score, [0, groups, size]), [2])
+    chosen = b.call("TcTopKTokens", means, dtypes=[np.int64], k=kept_groups)[0]
+    index = b.reshape(b.op("Gather", b.const(table), chosen, dtype=np.int64, axis=0),
+                      [0, given.keep])  # fmt: skip
+    kept = b.call("TcGatherTokens", patches, index, dtypes=[given.x.dtype], fp32=False)[0]
+
+    # A group that leaves belongs to the kept one whose mean is nearest.
+    members = b.reshape(lined, [0, groups, size, width])
+    slots = b.const(np.arange(kept_groups))
+    nearest = b.call("TcNearestTokens", b.reduce("Mean", members, [2]), chosen, slots,
+                     dtypes=[np.int64])[0]  # fmt: skip
+    group_owner = compose_owner(b, before.group_owner, nearest)
+    after = Stage(
+        given.keep,
+        index=take(b, before.index, index),
+        owner=_owner(given, group_owner, size),
+        local=index,
+        groups=take(b, before.groups, chosen),
+        group_owner=group_owner,
+    )
+    return given.joined(kept, fp32=False), after
+
+
+def _owner(given: ReducerInput, group_owner: gs.Tensor, size: int) -> gs.Tensor:
+    """[B, T]: the same member of the group that its own group belongs to."""
+    assert given.table is not None
+    b, place = given.b, np.argsort(given.table.reshape(-1))
+    group = b.op("Gather", group_owner, b.const(place // size), dtype=np.int64, axis=1)
+    return b.op("Add", b.op("Mul", group, [size], dtype=np.int64), b.const(place % size),
+                dtype=np.int64)  # fmt: skip

@@ -12,6 +12,7 @@ from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.core import Core
 from tcompile.passes.reduce.scores.attn import attn
 from tcompile.passes.reduce.scores.cls import cls
+from tcompile.passes.reduce.scores.norm import norm
 
 
 @dataclass(frozen=True)
@@ -21,18 +22,22 @@ class ScoreInput:
     Attributes:
         b: where to write nodes.
         core: the attention of the site's block.
+        x: [B, N, C], the stream at the site.
         prefix: fixed tokens before the patches; `count` patches follow.
+        cls: position of the CLS token, from the front or (negative) from the back.
     """
 
     b: Builder
     core: Core
+    x: gs.Tensor
     prefix: int
     count: int
+    cls: int = 0
 
 
 Score = Callable[[ScoreInput], gs.Tensor]
 
-SCORES: Mapping[str, Score] = {"cls": cls, "attn": attn}
+SCORES: Mapping[str, Score] = {"cls": cls, "attn": attn, "norm": norm}
 
 
 def find_score(name: str) -> Score:

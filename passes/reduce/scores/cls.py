@@ -14,9 +14,9 @@ def cls(given: ScoreInput) -> gs.Tensor:
     """score_j = mean_h softmax(q_cls·Kᵀ/√d)[h, j] for patches j: [B, T].
 
     The softmax runs over all keys, prefix included, and is not renormalised (METHODS 4.11). Only
-    row 0 is recomputed: O(h·N·d).
+    that row is recomputed: O(h·N·d).
     """
     b = given.b
-    row = given.core.rows([0])
+    row = given.core.rows([given.core.position(given.cls)])
     mean = b.squeeze(b.reduce("Mean", row, [1]), 1)
     return b.slice(mean, 1, given.prefix, given.prefix + given.count)

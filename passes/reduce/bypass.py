@@ -1,0 +1,66 @@
+"""R7, bypass: some tokens run through a block, the others pass it unchanged (IdleViT, SViT)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from tcompile.analysis.attention import Attention
+from tcompile.analysis.layout import Layout
+from tcompile.passes.reduce.builder import Builder
+from tcompile.passes.reduce.stage import Stage
+
+
+@dataclass(frozen=True)
+class Bypass:
+    """What is needed where the tokens return.
+
+    Attributes:
+        rows: [B, N, C], the stream as it entered the block.
+        layout: of the stream.
+        stage: the tokens that ran through the block.
+    """
+
+    rows: gs.Tensor
+    layout: Layout
+    stage: Stage
+
+
+def copies(b: Builder, region: Sequence[gs.Node], attention: Attention) -> dict[str, gs.Node]:
+    """Copies of the nodes of a block that lead to its softmax, by the originals' names.
+
+    They read the whole stream, so that a score can be taken of every token; what the score does not
+    read of them is removed in the end.
+    """
+    made: dict[str, gs.Node] = {}
+    copied: dict[str, gs.Tensor] = {}
+    for node in region:
+        outputs = []
+        for out in node.outputs:
+            copied[out.name] = gs.Variable(b.name(f"all/{out.name}"), out.dtype, out.shape)
+            outputs.append(copied[out.name])
+        inputs = [copied.get(t.name, t) for t in node.inputs]
+        copy = gs.Node(node.op, b.name(f"all/{node.name}"), dict(node.attrs), inputs, outputs,
+                       node.domain)  # fmt: skip
+        made[node.name] = copy
+        b.graph.nodes.append(copy)
+        if node.name == attention.node:
+            break
+    return made
+
+
+def returned(
+    b: Builder, rows: gs.Tensor, kept: gs.Tensor, index: gs.Tensor, count: int, total: int
+) -> gs.Tensor:
+    """[B, N, C]: `rows` with those at `index` [B, K] replaced by `kept` [B, K, C].
+
+    Args:
+        count, total: K and N.
+    """
+    slots = b.const(np.arange(count))
+    stay = b.const(count + np.arange(total))
+    return b.call("TcReturnTokens", rows, kept, index, slots, stay, dtypes=[kept.dtype],
+                  fp32=False)[0]  # fmt: skip

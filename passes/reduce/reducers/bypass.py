@@ -1,0 +1,32 @@
+"""R7: the best tokens run through one block, the others pass it unchanged (IdleViT)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from tcompile.passes.reduce.reducers.common import choose
+from tcompile.passes.reduce.stage import Stage
+
+if TYPE_CHECKING:
+    from tcompile.passes.reduce.reducers import ReducerInput
+
+
+def bypass(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
+    """x' = [prefix | x_S | suffix], S = the K best, ascending; the map is put together again after
+    the block, so a token that is not in S has no owner: any row may stand for it meanwhile.
+    """
+    b = given.b
+    index = choose(given, given.keep)
+    patches = given.of_patches(given.x, fp32=False)
+    kept = b.call("TcGatherTokens", patches, index, dtypes=[given.x.dtype], fp32=False)[0]
+    first = b.slice(index, 1, 0, 1)
+    zero = b.op("Sub", first, first, dtype=np.int64)
+    nowhere = b.op("Add", zero, b.const(np.zeros((1, given.patches))), dtype=np.int64)
+    slots = b.op("Add", b.op("Sub", index, index, dtype=np.int64),
+                 b.const(np.arange(given.keep)), dtype=np.int64)  # fmt: skip
+    owner = b.op("ScatterElements", nowhere, index, slots, dtype=np.int64, axis=1)
+    after = Stage(given.keep, index=index, local=index, owner=owner)
+    return given.joined(kept, fp32=False), after

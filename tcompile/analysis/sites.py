@@ -1,0 +1,231 @@
+"""Sites: the points where tokens may leave, and why they may not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import onnx_graphsurgeon as gs
+
+from tcompile.analysis.attention import Attention
+from tcompile.analysis.effect_walk import effects
+from tcompile.analysis.effects import Barrier, Cut, Dims, Effects
+from tcompile.analysis.facts import Facts
+from tcompile.analysis.layout import stream_layout
+from tcompile.analysis.structure import Block, TokenSpace, carries
+from tcompile.ir import consumers
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Why tokens may not leave somewhere; empty where they may.
+
+    Attributes:
+        reason: by any reducer.
+        merge: by merging, which needs sizes.
+        fuse: by fusing those that leave into one token, which has no position.
+    """
+
+    reason: str = ""
+    merge: str = ""
+    fuse: str = ""
+
+    def of(self, reducer: str) -> str:
+        """The reason against one reducer."""
+        return {"merge": self.merge, "fuse": self.fuse}.get(reducer, self.reason)
+
+
+def never(why: str) -> Verdict:
+    """Illegal for every reducer."""
+    return Verdict(why, why, why)
+
+
+@dataclass(frozen=True)
+class Site:
+    """A point where tokens may leave.
+
+    Attributes:
+        name: `attn:3`, `block:3`, `around:3` or `output`.
+        tensor: the stream there.
+        block: whose attention the scores read.
+        reduced: what speaks against it.
+        restored: what speaks against it even where outputs get every token back.
+        granularity: tokens leave in whole groups of so many; 1: one by one.
+        until: the tensor at which they return, around a block.
+    """
+
+    name: str
+    tensor: str
+    block: int
+    reduced: Verdict
+    restored: Verdict
+    granularity: int = 1
+    until: str = ""
+
+    @property
+    def reason(self) -> str:
+        return self.reduced.reason
+
+    @property
+    def legal(self) -> bool:
+        return not self.reason
+
+    def verdict(self, outputs: str) -> Verdict:
+        """For `reduced` or `restored` outputs."""
+        return self.restored if outputs == "restored" else self.reduced
+
+    def cut(self, graph: gs.Graph) -> Cut:
+        """What the walk is told of it."""
+        if not self.until:
+            return Cut(self.tensor)
+        return Cut(self.tensor, self.until, between(graph, self.tensor, self.until))
+
+
+def between(graph: gs.Graph, start: str, end: str) -> frozenset[str]:
+    """Names of the nodes on a path from one tensor to another."""
+    below, down = {start}, set()
+    for node in graph.nodes:
+        if any(t.name in below for t in node.inputs):
+            below.update(o.name for o in node.outputs)
+            down.add(node.name)
+    needed, up = {end}, set()
+    for node in reversed(graph.nodes):
+        if any(o.name in needed for o in node.outputs):
+            needed.update(t.name for t in node.inputs)
+            up.add(node.name)
+    return frozenset(down & up)
+
+
+class _Judge:
+    """Decides of each site whether it is legal, by walking."""
+
+    def __init__(
+        self,
+        graph: gs.Graph,
+        facts: Facts,
+        space: TokenSpace,
+        attentions: Sequence[Attention],
+        blocks: Sequence[Block],
+        restorable: frozenset[str],
+    ) -> None:
+        self.graph, self.facts, self.space = graph, facts, space
+        self.attentions, self.blocks, self.restorable = attentions, blocks, restorable
+        self.tensors = graph.tensors()
+        self.free = replace(space, grouping=None) if space.grouping else space
+        self.known: dict[str, Dims] = {}
+        self.known_free: dict[str, Dims] = {}
+        self.order = {n.name: i for i, n in enumerate(graph.nodes)}
+
+    def walk(self, cut: Cut, *, restored: bool = False) -> Effects:
+        space = self.free if restored else self.space
+        known = self.known if space is self.space else self.known_free
+        return effects(
+            self.graph, self.facts, space, self.attentions, [cut],
+            restorable=self.restorable if restored else frozenset(), known=known,
+        )  # fmt: skip
+
+    def site(self, name: str, tensor: str, block: Block, until: str = "") -> Site:
+        """Judge one point."""
+        if stream_layout(self.facts.of(self.tensors[tensor]), self.space) is None:
+            verdict = never("the stream has no [batch, tokens, features] layout there")
+            return Site(name, tensor, block.index, verdict, verdict, until=until)
+        cut = Site(name, tensor, block.index, Verdict(), Verdict(), until=until).cut(self.graph)
+        found = self.walk(cut)
+        reduced = self.verdict(found)
+        if until:
+            if reduced.reason == "":
+                why = "around a block tokens can only be bypassed"
+                reduced = Verdict("", why, why)
+            return Site(name, tensor, block.index, reduced, reduced, until=until)
+        restored = reduced
+        if reduced.reason or found.grouped:
+            restored = self.verdict(self.walk(cut, restored=True))
+        size = 1
+        if found.grouped and self.space.grouping is not None:
+            size = self.space.grouping.members
+        if size > 1 and not reduced.reason:
+            why = f"tokens leave in whole groups of {size}, which '{found.grouped}' joins; "
+            reduced = Verdict(
+                "", f"{why}merging would break them", f"{why}a fused token belongs to none"
+            )
+        return Site(name, tensor, block.index, reduced, restored, size)
+
+    def verdict(self, found: Effects) -> Verdict:
+        """What a walk's barriers come to."""
+        reason = self.text(found.barriers)
+        return Verdict(
+            reason,
+            reason or self.text(found.merge_barriers),
+            reason or self.text(found.fuse_barriers),
+        )
+
+    def text(self, barriers: Sequence[Barrier]) -> str:
+        """The reason, in terms of the model where the barrier lies in a windowed block."""
+        if not barriers:
+            return ""
+        first = barriers[0]
+        at = self.order.get(first.node)
+        for block in self.blocks:
+            if at is None:
+                break
+            begin = min(
+                (self.order[n.name] for n, _ in consumers(self.tensors[block.stream_in])), default=0
+            )
+            end = self.order[self.tensors[block.after_attention].inputs[0].name]
+            if begin <= at <= end and not block.window:
+                return f"in block {block.index}, {first}"
+            if begin <= at <= end:
+                sides = " × ".join(map(str, block.window))
+                return (
+                    f"block {block.index} attends within windows of {sides} tokens, which needs "
+                    f"every token in its place ({first.op} '{first.node}')"
+                )
+        return str(first)
+
+
+def find_sites(
+    graph: gs.Graph,
+    facts: Facts,
+    space: TokenSpace,
+    attentions: Sequence[Attention],
+    blocks: Sequence[Block],
+    restorable: frozenset[str],
+) -> list[Site]:
+    """Every site, in execution order, those around blocks last."""
+    judge = _Judge(graph, facts, space, attentions, blocks, restorable)
+    found: list[Site] = []
+    for block in blocks:
+        attn = judge.site(f"attn:{block.index}", block.after_attention, block)
+        if block.parallel:
+            why = "attention and MLP run in parallel, so nothing lies between them"
+            attn = Site(attn.name, attn.tensor, attn.block, never(why), never(why))
+        found += [attn, judge.site(f"block:{block.index}", block.stream_out, block)]
+    last = blocks[-1]
+    found.append(
+        judge.site("output", _output_tensor(graph, facts, space, last.stream_out), last)
+    )
+    for block in blocks:
+        name = f"around:{block.index}"
+        if block.window:
+            sides = " × ".join(map(str, block.window))
+            why = f"block {block.index} attends within windows of {sides} tokens"
+            found.append(
+                Site(name, block.stream_in, block.index, never(why), never(why),
+                     until=block.stream_out)
+            )  # fmt: skip
+        else:
+            found.append(judge.site(name, block.stream_in, block, block.stream_out))
+    return found
+
+
+def _output_tensor(graph: gs.Graph, facts: Facts, space: TokenSpace, stream: str) -> str:
+    """The last tensor downstream of the blocks that carries all tokens: past the final norm."""
+    tensor = graph.tensors()[stream]
+    while True:
+        if any(tensor is o for o in graph.outputs):
+            return str(tensor.name)
+        nexts = [n for n in tensor.outputs if len(n.outputs) == 1]
+        keeps = [n for n in nexts if n.op in ("LayerNormalization", "RMSNormalization", "Identity")]
+        if len(tensor.outputs) != 1 or not keeps or not carries(facts, keeps[0].outputs[0], space):
+            return str(tensor.name)
+        tensor = keeps[0].outputs[0]
