@@ -156,8 +156,10 @@ class _Rewriter:
             self.graph.toposort()
 
     def _shape(self, name: str, stage: Stage) -> list[int | str]:
+        if stage is self.stages[0]:
+            return [int_to_dim(ax.size(a)) for a in self.analysis.facts.axes[name]]
         batch = self.batch or BATCH_SENTINEL
-        dims = self.found.dims[name]
+        dims = self.found.dims.get(name) or self.found.cuts[name]
         return [int_to_dim(d.size(self.analysis.space, stage.count, batch)) for d in dims]
 
     def _layout(self, name: str, site: Site) -> Layout:

@@ -38,6 +38,7 @@ class Core:
             UsageError: the attention does more between Q·Kᵀ and softmax than scale and mask.
         """
         b = self.b
+        self._check_rank()
         if self.attention.form == "softmax":
             logits = self._logits_decomposed(positions)
         else:
@@ -56,6 +57,7 @@ class Core:
     def keys(self) -> gs.Tensor:
         """Keys averaged over heads: [B, N, d] fp32 (ToMe's metric, up to a positive factor)."""
         b, k = self.b, self.product.inputs[1]
+        self._check_rank()
         heads = self.attention.heads
         if self.attention.form == "op":
             if len(k.shape) == 4:
@@ -65,6 +67,14 @@ class Core:
         if len(k.shape) == 3:
             k = b.reshape(k, [self.batch or -1, heads, int(k.shape[1]), self._keys()])
         return b.transpose(b.reduce("Mean", k, [1]), [0, 2, 1])
+
+    def _check_rank(self) -> None:
+        if self.attention.form == "softmax" and self._rank() not in (3, 4):
+            raise UsageError(
+                f"attention '{self.node.name}' has logits of {self._rank()} dims, so its rows "
+                "cannot be recomputed",
+                where="--method",
+            )
 
     def _rank(self) -> int:
         return 4 if self.attention.form == "op" else len(self.product.outputs[0].shape)

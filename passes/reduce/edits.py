@@ -14,7 +14,6 @@ from tcompile.analysis.facts import Facts
 from tcompile.analysis.structure import TokenSpace
 from tcompile.errors import InternalError, ModelError, UsageError
 from tcompile.ir import BATCH, attr, int_to_dim, ints, is_const, replace_uses
-from tcompile.passes.normalize.batch import set_target
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.moving import Mover, regroup
 from tcompile.passes.reduce.stage import Stage, index_on_run, owner_on_run, sizes_on_run
@@ -82,10 +81,8 @@ class Editor:
         loose = [n if n in (0, -1) and d.batch else s
                  for n, d, s in zip(old, edit.dims, dims, strict=True)]  # fmt: skip
         if node.op == "Reshape":
-            set_target(node, loose)
-        else:
-            name = self.b.name("dims")
-            node.inputs[1] = gs.Constant(name, np.asarray(dims, dtype=np.int64))
+            node.attrs.pop("allowzero", None)
+        node.inputs[1] = self.b.const(loose if node.op == "Reshape" else dims)
 
     def _offset(self, whole: fx.Run, part: fx.Run, count: int) -> int:
         return fx.Run(whole.first, part.first).size(self.space, count)

@@ -166,7 +166,7 @@ def regroup(
         over = list(range(len(want), len(want) + len(gone)))
         x = b.reduce({"mean": "Mean", "max": "Max"}[pool], x, over)
     node.op, node.attrs, node.domain = "Reshape", {}, None
-    node.inputs[:] = [x, b.const(list(dims))]
+    node.inputs = [x, b.const(list(dims))]
 
 
 def _atoms(

@@ -55,14 +55,7 @@ def effects(
         for out in node.outputs:
             walker.pass_cut(node, out, stage)
     for out in graph.outputs:
-        if walker.region_of(out.name) is not None:
-            result.barriers.append(
-                Barrier(str(out.name), "output", "is written inside the block that tokens bypass")
-            )
-        elif out.name in walker.regions:
-            maker = producer(out)
-            why = "splits or permutes the token axis"
-            result.barriers.append(Barrier(maker.name if maker else "", "output", why))
+        walker.finish(out)
     return result
 
 
@@ -108,7 +101,9 @@ class Walker(Joins):
                 Barrier(node.name, node.op, "does not follow the reduction before it")
             )
         self.result.stage[out.name] = number
-        self.result.dims[out.name] = self.all_dims(out)
+        self.result.cuts[out.name] = self.all_dims(out)
+        if not where.region:
+            self.result.dims[out.name] = self.result.cuts[out.name]
 
     def region_of(self, tensor: str) -> Cut | None:
         """The bypass that a tensor lies inside of."""
@@ -117,6 +112,23 @@ class Walker(Joins):
             if number == stage and cut.region and tensor != cut.tensor:
                 return cut
         return None
+
+    def finish(self, out: gs.Tensor) -> None:
+        """What an output of the graph may be."""
+        maker = producer(out)
+        name, op = (maker.name, maker.op) if maker is not None else (str(out.name), "input")
+        why = ""
+        if self.region_of(out.name) is not None:
+            why = "is written inside the block that tokens bypass"
+        elif out.name in self.regions:
+            if not self._restore_region(self.regions[out.name], self.result.stage[out.name]):
+                why = "splits or permutes the token axis"
+        elif not self.restorable and self.result.stage.get(out.name, 0):
+            dims = self.result.dims[out.name]
+            why = "gives a grid, which fewer tokens do not fill" if any(
+                d.part == "rest" for d in dims) else ""  # fmt: skip
+        if why:
+            self.result.barriers.append(Barrier(name, op, why))
 
     # -- one node --------------------------------------------------------------------------------
 
@@ -215,39 +227,48 @@ class Walker(Joins):
         """Give the node (or the head of the region it ends) every token back, where allowed."""
         if stage == 0 or any(o.name in self.facts.opaque for o in node.outputs):
             return False
-        bypassed = any(stage == n and c.region for n, c in self.cuts.values())
         region = self._entered(node)
-        heads = [node.name] if region is None else [region.head]
-        if bypassed:
-            cut = next(c for n, c in self.cuts.values() if n == stage)
-            allowed = set(cut.region)
+        if region is not None:
+            if not self._restore_region(region, stage):
+                return False
         else:
-            allowed = set(self.restorable)
-        if not allowed.issuperset(heads):
-            return False
-        if region is None:
+            if node.name not in self._restorable(stage):
+                return False
             edits: list[Edit] = [
                 Restore(i) for i, t in enumerate(node.inputs)
                 if not t.is_empty() and self.stage(t) == stage
             ]  # fmt: skip
             self.result.edits[node.name] = edits
             self.result.restored[node.name] = stage
-        else:
-            self.result.edits[region.head] = [Restore(0)]
-            self.result.restored[region.head] = stage
-            for name in [n for n, r in self.regions.items() if r.head == region.head]:
-                del self.regions[name]
-                self.result.stage.pop(name, None)
-                if bypassed:
-                    self.tainted.add(name)
-        if bypassed:
+        if self._bypassed(stage):
             try:
-                self.tainted.update(t.name for t in node.inputs)
+                self.tainted.update(t.name for t in node.inputs if self.stage(t) == stage)
                 self._check_tainted(node)
             except BarrierError:
                 return False
             self.tainted.update(o.name for o in node.outputs)
         return True
+
+    def _restore_region(self, region: Region, stage: int) -> bool:
+        """Give the head of a region of views every token back, where allowed."""
+        if region.head not in self._restorable(stage):
+            return False
+        self.result.edits[region.head] = [Restore(0)]
+        self.result.restored[region.head] = stage
+        for name in [n for n, r in self.regions.items() if r.head == region.head]:
+            del self.regions[name]
+            self.result.stage.pop(name, None)
+            if self._bypassed(stage):
+                self.tainted.add(name)
+        return True
+
+    def _bypassed(self, stage: int) -> bool:
+        return any(n == stage and c.region for n, c in self.cuts.values())
+
+    def _restorable(self, stage: int) -> frozenset[str]:
+        """The nodes that may get every token back."""
+        inside = [c.region for n, c in self.cuts.values() if n == stage and c.region]
+        return inside[0] if inside else self.restorable
 
     def _check_tainted(self, node: gs.Node) -> None:
         """Rows of tokens that were not computed may be moved, never mixed with others."""

@@ -281,6 +281,7 @@ class Effects:
         stage: of every tensor that carries patches, where not 0.
         node_stage: of the inputs of every node, where not 0.
         dims: of every tensor after the first cut.
+        cuts: dims of the streams that tokens leave.
         restored: nodes that get every token back, with the stage their operands had.
         grouped: the first node whose result has one position for each group of tokens.
         barriers, merge_barriers, fuse_barriers: in execution order.
@@ -290,6 +291,7 @@ class Effects:
     stage: dict[str, int] = field(default_factory=dict)
     node_stage: dict[str, int] = field(default_factory=dict)
     dims: dict[str, tuple[Dim, ...]] = field(default_factory=dict)
+    cuts: dict[str, tuple[Dim, ...]] = field(default_factory=dict)
     restored: dict[str, int] = field(default_factory=dict)
     grouped: str = ""
     barriers: list[Barrier] = field(default_factory=list)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_graphsurgeon as gs
 
@@ -67,6 +67,7 @@ class Block:
         after_attention: the stream after the attention residual add (site `attn`).
         stream_out: the stream it leaves (site `block`).
         window: what a query sees, where that is not every token: the sides of its window.
+        joined: what the attention gave was added to something else before the stream.
     """
 
     index: int
@@ -75,6 +76,7 @@ class Block:
     after_attention: str
     stream_out: str
     window: tuple[int, ...] = ()
+    joined: bool = False
 
     @property
     def attention(self) -> Attention:
@@ -84,7 +86,7 @@ class Block:
     @property
     def parallel(self) -> bool:
         """Whether attention and MLP are added at once, so that nothing lies between them."""
-        return self.after_attention == self.stream_out
+        return self.joined and self.after_attention == self.stream_out
 
 
 @dataclass(frozen=True)
@@ -96,12 +98,14 @@ class Residual:
         stream: the tensor they are added to.
         after: the sum.
         axis: the token axis of the stream.
+        joined: whether something else was added to their result first.
     """
 
     attentions: tuple[Attention, ...]
     stream: str
     after: str
     axis: Axis
+    joined: bool
 
 
 def token_axis(facts: Facts, tensor: gs.Tensor) -> Axis:
@@ -122,13 +126,13 @@ def residuals(
         add = _residual_add(graph, facts, tensors[core.context], order)
         if add is None:
             continue
-        stream, after = add
+        stream, after, joined = add
         if after in found:
             known = found[after]
-            found[after] = Residual((*known.attentions, core), stream, after, known.axis)
+            found[after] = replace(known, attentions=(*known.attentions, core))
         else:
             axis = token_axis(facts, tensors[stream])
-            found[after] = Residual((core,), stream, after, axis)
+            found[after] = Residual((core,), stream, after, axis, joined)
     return list(found.values())
 
 
@@ -180,14 +184,14 @@ def find_blocks(
         else:
             out = _last_add(facts, tensors[one.after], space)
         window = _window(one.attentions, space)
-        blocks.append(Block(i, one.attentions, one.stream, one.after, out, window))
+        blocks.append(Block(i, one.attentions, one.stream, one.after, out, window, one.joined))
     return blocks
 
 
 def _window(attentions: tuple[Attention, ...], space: TokenSpace) -> tuple[int, ...]:
     """The sides of what one query sees; empty where it sees every token."""
     columns = attentions[0].columns
-    if len(attentions) == 1 and columns == space.axis:
+    if all(a.columns == space.axis for a in attentions):
         return ()
     sides = tuple(d.size for d in columns if d.root.kind != "batch")
     return sides or (1,)
@@ -201,8 +205,12 @@ def carries(facts: Facts, tensor: gs.Tensor, space: TokenSpace) -> bool:
 
 def _residual_add(
     graph: gs.Graph, facts: Facts, context: gs.Tensor, order: dict[int, int]
-) -> tuple[str, str] | None:
-    """First Add of a descendant of `context` to tokens that it descends from: (stream, sum)."""
+) -> tuple[str, str, bool] | None:
+    """First Add of a descendant of `context` to tokens that it descends from.
+
+    Gives the stream, the sum, and whether other tokens were added on the way.
+    """
+    joined = False
     above = ancestors(context)
     below = {context.name}
     maker = producer(context)
@@ -212,9 +220,11 @@ def _residual_add(
         if not any(inside):
             continue
         if node.op == "Add" and sum(inside) == 1:
-            stream = _stream(node.inputs[inside.index(False)], above)
+            other = node.inputs[inside.index(False)]
+            stream = _stream(other, above)
             if stream is not None and facts.is_live(stream) and token_axis(facts, stream):
-                return str(stream.name), str(node.outputs[0].name)
+                return str(stream.name), str(node.outputs[0].name), joined
+            joined = joined or (facts.is_live(other) and bool(token_axis(facts, other)))
         if node.op in ("Softmax", "Attention") and len(node.inputs[0].shape) >= 3:
             return None  # the next attention begins: this one had no residual
         below.update(t.name for t in node.outputs)

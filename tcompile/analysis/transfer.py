@@ -229,7 +229,7 @@ def reduce(node: gs.Node, facts: Facts) -> Result:
     if axes is None:
         axes = [] if attr(node, "noop_with_empty_axes", 0) else list(range(len(source)))
     gone = {a % len(source) for a in axes}
-    if attr(node, "keepdims", 1):
+    if attr(node, "keepdims", 1) == 1:
         return [tuple(ONE if i in gone else a for i, a in enumerate(source))]
     return [tuple(a for i, a in enumerate(source) if i not in gone)]
 

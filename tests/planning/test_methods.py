@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tcompile.errors import UsageError
-from tcompile.planning.methods import METHODS, compose, parse_keep
+from tcompile.planning.methods import METHODS, Room, compose, parse_keep
 from tcompile.planning.schedule import Schedule, Shape, read_schedule
 
 VIT = Shape(197, 1, 196, 12)
@@ -28,7 +28,10 @@ def test_tome_published_counts() -> None:
     assert mlp_counts("tome:r=16")[-2:] == [21, 11]
 
 
-@pytest.mark.parametrize("method", [m.name for m in METHODS])
+LEAVING = [m.name for m in METHODS if m.name != "bypass"]
+
+
+@pytest.mark.parametrize("method", LEAVING)
 @pytest.mark.parametrize("keep", ["0.9", "0.6", "0.5", "0.35"])
 def test_keep_is_what_leaves_the_encoder(method: str, keep: str) -> None:
     from fractions import Fraction
@@ -41,6 +44,27 @@ def test_keep_is_what_leaves_the_encoder(method: str, keep: str) -> None:
         counts = [r.keep for r in made.reductions]
         assert counts == sorted(counts, reverse=True)
         assert len(set(counts)) == len(counts)
+
+
+def test_bypass_keeps_the_map_whole() -> None:
+    made = compose("bypass", Shape(197, 1, 196, 12), True, "0.6")
+    assert made.final == 196
+    assert [r.site for r in made.reductions] == [f"around:{i}" for i in range(3, 12)]
+    assert {(b.attention, b.mlp) for b in made.tokens_per_block()[3:]} == {(119, 119)}
+    assert {(b.attention, b.mlp) for b in made.tokens_per_block()[:3]} == {(197, 197)}
+
+
+def test_sites_follow_the_room_of_the_model() -> None:
+    shape = Shape(64, 0, 64, 4)
+    groups = Room(frozenset({"attn:2", "attn:3"}), {"attn:2": 4, "attn:3": 4})
+    (step,) = compose("topk", shape, False, "0.6", groups).reductions
+    assert (step.site, step.keep) == ("attn:2", 40)  # ceil(0.6 · 16 groups) = 10
+    side_by_side = Room(frozenset({"block:1"}), parallel=frozenset(range(4)))
+    assert compose("topk", shape, False, "0.5", side_by_side).reductions[0].site == "block:1"
+    windows = Room(frozenset({"around:2"}), windows=True)
+    (step,) = compose("bypass", shape, False, "0.5", windows).reductions
+    assert step.score is not None
+    assert (step.site, step.score.name) == ("around:2", "norm")
 
 
 def test_rounding_is_exact_on_the_decimal() -> None:
