@@ -253,6 +253,7 @@ MERGE_ALL = TokenOp(
     _merge_all,
 )
 
+
 def _return(
     x: _Array, kept: _Array, index: _Array, slots: _Array, stay: _Array
 ) -> tuple[_Array, ...]:

@@ -86,9 +86,7 @@ class Reduced:
     widened: bool
 
 
-def read(
-    model: str | Path, *, shapes: Shapes | None = None, prefix: int | None = None
-) -> Analysed:
+def read(model: str | Path, *, shapes: Shapes | None = None, prefix: int | None = None) -> Analysed:
     """Load, normalise, analyse.
 
     Args:

@@ -69,7 +69,9 @@ def reduce_graph(
         graph, analysis.facts, analysis.space, analysis.attentions, cuts, restorable=restorable
     )
     raise_on_barrier(found, schedule)
-    rewriter = _Rewriter(graph, analysis, found, {s.name: c for s, c in zip(sites, cuts, strict=True)})
+    rewriter = _Rewriter(
+        graph, analysis, found, {s.name: c for s, c in zip(sites, cuts, strict=True)}
+    )
     rewriter.run(list(zip(sites, schedule.reductions, strict=True)), outputs)
     edits = {n: [type(e).__name__ for e in es] for n, es in found.edits.items()}
     return ReducedGraph(graph, frozenset(rewriter.b.fp32), edits)
@@ -201,9 +203,7 @@ class _Rewriter:
         self.editor.current[name] = new
         redirect(stream, new, readers, self.graph)
 
-    def _stream(
-        self, name: str, rows: gs.Tensor, layout: Layout, after: Stage
-    ) -> gs.Tensor:
+    def _stream(self, name: str, rows: gs.Tensor, layout: Layout, after: Stage) -> gs.Tensor:
         """The reduced rows in the layout of the stream; a new stage begins."""
         space, axes = self.analysis.space, self.analysis.facts.axes[name]
         sizes = [space.prefix + space.suffix + after.count] + [1] * (len(layout.tokens) - 1)

@@ -11,9 +11,7 @@ from tcompile.passes.reduce.scores import find_score
 from tcompile.planning.schedule import Reduction, Schedule
 
 
-def check_schedule(
-    analysis: Analysis, schedule: Schedule, outputs: str = "reduced"
-) -> list[Site]:
+def check_schedule(analysis: Analysis, schedule: Schedule, outputs: str = "reduced") -> list[Site]:
     """The sites of a schedule, in order.
 
     Args:

@@ -182,7 +182,9 @@ class Editor:
         tensor = node.inputs[edit.operand]
         key = f"restored/{tensor.name}"
         if key not in stage.cache:
-            stage.cache[key] = self.restored(tensor, self.dense_inputs[node.name][edit.operand], stage)
+            stage.cache[key] = self.restored(
+                tensor, self.dense_inputs[node.name][edit.operand], stage
+            )
         node.inputs[edit.operand] = stage.cache[key]
 
     def restored(self, tensor: gs.Tensor, name: str, stage: Stage) -> gs.Tensor:
@@ -232,8 +234,12 @@ class Editor:
         batch = self.batch or -1
         dims = [d.size(self.space, stage.count, 1) if d else 0
                 for d in fx.locate(axes[1], self.space)]  # fmt: skip
-        dims = [-1 if self.batch is None and ax.has_batch(a) else n * (
-            (self.batch or 1) if ax.has_batch(a) else 1) for n, a in zip(dims, axes[1], strict=True)]
+        dims = [
+            -1
+            if self.batch is None and ax.has_batch(a)
+            else n * ((self.batch or 1) if ax.has_batch(a) else 1)
+            for n, a in zip(dims, axes[1], strict=True)
+        ]
         grouping = self.space.grouping
         groups = stage.count // (grouping.members if grouping else 1)
         regroup(self.b, node, source, axes, self.space, dims, groups, batch, edit.pool)

@@ -27,7 +27,9 @@ def to_rows(b: Builder, stream: gs.Tensor, layout: Layout, count: int) -> gs.Ten
     return x if len(layout.tokens) == 1 else b.reshape(x, [0, count, width], fp32=False)
 
 
-def from_rows(b: Builder, rows: gs.Tensor, layout: Layout, dims: Sequence[int], width: int) -> gs.Tensor:
+def from_rows(
+    b: Builder, rows: gs.Tensor, layout: Layout, dims: Sequence[int], width: int
+) -> gs.Tensor:
     """The inverse of `to_rows`; `dims` are the sizes of the token axes."""
     x = rows
     if layout.batch is None:
@@ -169,9 +171,7 @@ def regroup(
     node.inputs = [x, b.const(list(dims))]
 
 
-def _atoms(
-    axes: Axes, other: Axes, space: TokenSpace, grouping: Grouping
-) -> list[Digit | str]:
+def _atoms(axes: Axes, other: Axes, space: TokenSpace, grouping: Grouping) -> list[Digit | str]:
     """The digits of a tensor split as finely as the other tensor needs; groups are one atom."""
     inner = set(grouping.inner)
     found: list[Digit | str] = []

@@ -209,7 +209,11 @@ def coarse(axis: Axis, step: int) -> Axis | None:
         return None
     last = axis[-1]
     head = axis[:-1]
-    return head if last.size == step else (*head, Digit(last.root, last.stride * step, last.size // step))
+    return (
+        head
+        if last.size == step
+        else (*head, Digit(last.root, last.stride * step, last.size // step))
+    )
 
 
 def unify(a: Axis, b: Axis) -> tuple[Axis, bool]:

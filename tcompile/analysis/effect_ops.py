@@ -60,8 +60,7 @@ class Rules:
     def all_dims(self, tensor: gs.Tensor) -> tuple[Dim, ...]:
         """Dims of a tensor; opaque ones count as plain."""
         return tuple(
-            d or Dim(n, False, None)
-            for d, n in zip(self.dims(tensor), shape(tensor), strict=True)
+            d or Dim(n, False, None) for d, n in zip(self.dims(tensor), shape(tensor), strict=True)
         )
 
     def patchy(self, dim: Dim | None) -> bool:

@@ -201,9 +201,7 @@ def find_sites(
             attn = Site(attn.name, attn.tensor, attn.block, never(why), never(why))
         found += [attn, judge.site(f"block:{block.index}", block.stream_out, block)]
     last = blocks[-1]
-    found.append(
-        judge.site("output", _output_tensor(graph, facts, space, last.stream_out), last)
-    )
+    found.append(judge.site("output", _output_tensor(graph, facts, space, last.stream_out), last))
     for block in blocks:
         name = f"around:{block.index}"
         if block.window:

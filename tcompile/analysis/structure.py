@@ -115,9 +115,7 @@ def token_axis(facts: Facts, tensor: gs.Tensor) -> Axis:
     )
 
 
-def residuals(
-    graph: gs.Graph, facts: Facts, attentions: Sequence[Attention]
-) -> list[Residual]:
+def residuals(graph: gs.Graph, facts: Facts, attentions: Sequence[Attention]) -> list[Residual]:
     """Every residual add of an attention, in execution order."""
     tensors = graph.tensors()
     order = {id(n): i for i, n in enumerate(graph.nodes)}
@@ -267,9 +265,7 @@ def _last_add(facts: Facts, stream: gs.Tensor, space: TokenSpace) -> str:
             return str(stream.name)
 
 
-def _readers(
-    facts: Facts, tensor: gs.Tensor, space: TokenSpace
-) -> list[tuple[gs.Node, int]]:
+def _readers(facts: Facts, tensor: gs.Tensor, space: TokenSpace) -> list[tuple[gs.Node, int]]:
     """What reads the tensor and as which operand, also through views that keep every token."""
     found: list[tuple[gs.Node, int]] = []
     for node, operand in consumers(tensor):

@@ -57,7 +57,9 @@ def pad(node: gs.Node, facts: Facts) -> Result:
             kept = kept if ax.size(kept) == length + before + after else ax.new(
                 name, length + before + after, "weak")  # fmt: skip
         elif before > 0 or after > 0:
-            parts = [ax.new(f"{name}/pad{n}", n, "fixed") if n > 0 else ONE for n in (before, after)]
+            parts = [
+                ax.new(f"{name}/pad{n}", n, "fixed") if n > 0 else ONE for n in (before, after)
+            ]
             pieces = [p for part in (parts[0], kept, parts[1]) if part for p in ax.pieces(part)]
             kept = ax.from_pieces(pieces)
         found.append(kept)

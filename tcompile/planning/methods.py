@@ -223,7 +223,8 @@ METHODS: tuple[Method, ...] = (
         "Haurum et al., Which Tokens to Use?, ICCVW 2023 (top-k baseline)",
         {
             "block": (
-                int, None,
+                int,
+                None,
                 "block after whose attention tokens leave; default the first legal from L//4 on",
             ),
             "site": (str, "attn", "attn (before the MLP), block (after it) or output"),

@@ -39,8 +39,14 @@ def _case(name: str, rng: np.random.Generator) -> Case:
         "TcMergeTokens": ((x, size, keep, source, target, slots), {}),
         "TcMergeAllTokens": ((x, size, rng.integers(0, odd, (B, half)), slots), {}),
         "TcReturnTokens": (
-            (x, rng.normal(size=(B, K, C)).astype(np.float32), index, np.arange(K),
-             K + np.arange(T)), {},
+            (
+                x,
+                rng.normal(size=(B, K, C)).astype(np.float32),
+                index,
+                np.arange(K),
+                K + np.arange(T),
+            ),
+            {},
         ),
     }
     return cases[name]
