@@ -52,7 +52,10 @@ def quiet() -> Iterator[None]:
 
 def tower_config(config: Any) -> Any:
     """The image tower's part of a configuration."""
-    return getattr(config, "vision_config", config)
+    for name in ("vision_config", "backbone_config"):
+        if getattr(config, name, None) is not None:
+            return getattr(config, name)
+    return config
 
 
 def image_side(config: Any) -> tuple[int, int]:
@@ -121,12 +124,27 @@ def apply(config: Any, options: Mapping[str, Any], size: int | None) -> None:
         if isinstance(value, float) and isinstance(before, int):
             value = int(value) if value.is_integer() else value  # fields are typed strictly
         if isinstance(value, int) and isinstance(before, (list, tuple)) and len(before) == 2:
-            value = (value, value)
-        setattr(holder, leaf, value)
+            value = [value] * 2 if isinstance(before, list) else (value, value)
+        if leaf != "out_indices":
+            setattr(holder, leaf, value)
+    _follow_depth(given, target)
     if hasattr(config, "qformer_config"):  # BLIP-2: what its Q-Former reads
         config.qformer_config.encoder_hidden_size = target.hidden_size
     if target is not config and hasattr(config, "projection_dim"):  # PaliGemma has it twice
         target.projection_dim = config.projection_dim
+
+
+def _follow_depth(given: Mapping[str, Any], target: Any) -> None:
+    """Let a backbone have a stage for each block, and give the maps asked for or the last."""
+    if not hasattr(target, "stage_names") or not {"num_hidden_layers", "out_indices"} & set(given):
+        return
+    if "num_hidden_layers" in given:
+        count = target.num_hidden_layers
+        target.stage_names = ["stem", *(f"stage{i}" for i in range(1, count + 1))]
+    target._out_features = None
+    target.set_output_features_output_indices(
+        out_features=None, out_indices=given.get("out_indices")
+    )
 
 
 def _follow_grid(given: dict[str, Any], config: Any) -> None:

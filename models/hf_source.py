@@ -73,7 +73,7 @@ def load(request: Request) -> LoadedModel:
             if loader is None:
                 if is_word:
                     size = request.image_size
-                    word = WORDS.get(name) or of_class(getattr(transformers, name))
+                    word = WORDS.get(name) or of_class(transformers, name)
                     made = _fresh(transformers, word, wanted, options, size)
                 else:
                     made = _checkpoint(transformers, config, part, wanted, request, options)
@@ -147,7 +147,9 @@ def _word(transformers: Any, config: Any, part: str | None) -> Word | None:
         return WORDS[usual]
     if part is None:
         is_joint = hasattr(config, "vision_config") and type(config) in transformers.MODEL_MAPPING
-        return of_class(transformers.MODEL_MAPPING[type(config)]) if is_joint else None
+        if not is_joint:
+            return None
+        return of_class(transformers, transformers.MODEL_MAPPING[type(config)].__name__)
     family = [word for word in WORDS if usual and _family(word) == _family(usual)]
     if part not in family:
         raise ValueError(f"has no part '{part}', only {', '.join(family) or 'the model itself'}")
@@ -171,6 +173,8 @@ def _checkpoint(
 
     word = None if wanted else _word(transformers, config, part)
     kinds = [a for a in (config.architectures or []) if a.endswith("ImageClassification")]
+    if type(config) not in transformers.MODEL_MAPPING:  # there is no bare encoder of its kind
+        kinds = kinds or list(config.architectures or [])
     chosen = wanted or (word.model if word else (kinds or [""])[0])
     inside = ""
     if word is not None and word.inside is not None:

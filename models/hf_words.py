@@ -35,11 +35,19 @@ class Word:
     config: Mapping[str, Any] = field(default_factory=dict)
 
 
-def of_class(model_class: Any) -> Word:
-    """A model class that has no word: as it is, or its image features where it is a joint model."""
-    name = model_class.__name__
+def of_class(transformers: Any, name: str) -> Word:
+    """A model class that has no word: as it is, or its image features where it is a joint model.
+
+    Its configuration departs from the defaults as that of a word with the same configuration does.
+    """
+    model_class = getattr(transformers, name)
+    kin = [
+        word.config
+        for word in WORDS.values()
+        if getattr(transformers, word.model).config_class is model_class.config_class
+    ]
     is_joint = hasattr(model_class, "get_image_features")
-    return Word(name, cut=towers.ImageFeatures if is_joint else None)
+    return Word(name, cut=towers.ImageFeatures if is_joint else None, config=(kin or [{}])[0])
 
 
 def empty_text(config: Any) -> None:

@@ -38,14 +38,22 @@ class TensorOutputs(torch.nn.Module):
 
 
 def named_tensors(result: Any) -> dict[str, torch.Tensor]:
-    """The tensors in what a model gave back, by name; what is not a tensor is left out."""
+    """The tensors in what a model gave back, by name; what is not a tensor is left out.
+
+    A field that is a sequence (the feature maps of a backbone) gives `field_0`, `field_1`, ...
+    """
     if isinstance(result, torch.Tensor):
         return {"output": result}
-    if isinstance(result, Mapping):
-        return {str(k): v for k, v in result.items() if isinstance(v, torch.Tensor)}
     if isinstance(result, (tuple, list)):
-        return {f"output_{i}": v for i, v in enumerate(result) if isinstance(v, torch.Tensor)}
-    return {}
+        result = {"output": result}
+    found: dict[str, torch.Tensor] = {}
+    for name, value in result.items() if isinstance(result, Mapping) else ():
+        if isinstance(value, torch.Tensor):
+            found[str(name)] = value
+        elif isinstance(value, (tuple, list)):
+            parts = {f"{name}_{i}": v for i, v in enumerate(value) if isinstance(v, torch.Tensor)}
+            found.update(parts)
+    return found
 
 
 def output_names(module: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> tuple[str, ...]:

@@ -144,6 +144,10 @@ CHECKPOINTS: Mapping[str, tuple[Callable[[], Any], Answer]] = {
         ),
         _projected,
     ),
+    "ayavision": (  # one that has no word
+        lambda: _joint("AyaVision", _SIGLIP, _TEXT, image_token_index=99),
+        _projected,
+    ),
     "internvl": (
         lambda: _joint(
             "InternVL",

@@ -67,6 +67,8 @@ TOWERS = (
     Tower("blip2-vision", _tokens(65)),
     Tower("blip2-qformer", {"query_output": (1, 6, 32)}, _QFORMER),
     _features("llava", 64),
+    _features("llava-next", 64),
+    _features("llava-onevision", 64),
     _features("paligemma-vision", 64),
     _features("gemma3-vision", 4),
     Tower("internvl-vision", _tokens(65, pooled=False)),
@@ -176,10 +178,54 @@ def test_average_pool_follows_the_grid() -> None:
             assert loaded.module(*loaded.example_inputs.values()).shape == (1, count, 48)
 
 
-def test_any_class_of_transformers() -> None:
+_SWIN = {"embed_dim": 16, "depths": [2, 2], "num_heads": [2, 2], "window_size": 4, "patch_size": 4}
+_DEPTH = {
+    **{key: value for key, value in TINY.items() if key != "patch_size"},
+    "out_indices": [1, 2],
+    "reassemble_factors": [2, 1],
+    "reassemble_hidden_size": 32,
+    "neck_hidden_sizes": [8, 16],
+    "fusion_hidden_size": 8,
+    "head_hidden_size": 8,
+    "backbone_config.reshape_hidden_states": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "overrides", "outputs"),
+    [
+        ("Data2VecVisionModel", 64, TINY, {"last_hidden_state": (1, 65, 32)}),
+        ("YolosModel", 64, TINY, {"last_hidden_state": (1, 165, 32), "pooler_output": (1, 32)}),
+        ("SwinModel", 64, _SWIN, {"last_hidden_state": (1, 64, 32), "pooler_output": (1, 32)}),
+        (
+            "DINOv3ViTBackbone",
+            64,
+            {**TINY, "out_indices": [1, 2]},
+            {"feature_maps_0": (1, 32, 8, 8), "feature_maps_1": (1, 32, 8, 8)},
+        ),
+        ("DepthAnythingForDepthEstimation", 70, _DEPTH, {"predicted_depth": (1, 70, 70)}),
+        ("VideoMAEModel", 32, {**TINY, "num_frames": 4}, {"last_hidden_state": (1, 32, 32)}),
+        ("CLIPModel", 64, {**TINY, "projection_dim": 24}, {"image_features": (1, 24)}),
+        ("AyaVisionModel", 64, {**TINY, "projection_dim": 48}, {"image_features": (1, 16, 48)}),
+    ],
+)
+def test_any_class_of_transformers(
+    name: str,
+    size: int,
+    overrides: Mapping[str, Any],
+    outputs: Mapping[str, tuple[int, ...]],
+    tmp_path: Path,
+) -> None:
+    """A class without a word: its outputs, all its feature maps, or what it makes of an image."""
     loaded = load_source(
-        "hf:Data2VecVisionModel", random_weights=True, image_size=64, overrides=TINY
+        f"hf:{name}", random_weights=True, image_size=size, overrides=overrides, perturb=True
     )
-    assert type(loaded.base).__name__ == "Data2VecVisionModel"
+    report = export(loaded, tmp_path / "m.onnx", exporter="torchscript")
+    assert report.outputs == outputs
+
+
+def test_class_without_weights() -> None:
     with pytest.raises(ModelError, match="without trained weights"):
-        load_source("hf:Data2VecVisionModel")
+        load_source("hf:YolosModel")
+    with pytest.raises(ModelError, match="no model 'load_tool'"):
+        load_source("hf:load_tool", random_weights=True)
