@@ -171,10 +171,12 @@ def _checkpoint(
     """The checkpoint's model: of the class asked for, else what `Word` and its own class say."""
     from tcompile.models.hf_words import empty_text
 
-    word = None if wanted else _word(transformers, config, part)
     kinds = [a for a in (config.architectures or []) if a.endswith("ImageClassification")]
     if type(config) not in transformers.MODEL_MAPPING:  # there is no bare encoder of its kind
         kinds = kinds or list(config.architectures or [])
+    word = None if wanted else _word(transformers, config, part)
+    if kinds and part is None and word is not None and word.cut is None:
+        word = None  # a classifier on the tower
     chosen = wanted or (word.model if word else (kinds or [""])[0])
     inside = ""
     if word is not None and word.inside is not None:

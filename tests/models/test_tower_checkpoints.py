@@ -262,3 +262,17 @@ def test_architecture_of_a_checkpoint(saved: tuple[Any, Path]) -> None:
     )
     with torch.no_grad():
         assert loaded.module(*loaded.example_inputs.values()).shape == (1, 16, 48)
+
+
+@pytest.mark.parametrize("family", ["Siglip", "CLIP"])
+def test_classifier_on_a_tower(family: str, tmp_path: Path) -> None:
+    """The checkpoint's own class, not the bare tower of its family."""
+    text = {k: v for k, v in _VISION.items() if k not in ("image_size", "patch_size")}
+    config = getattr(transformers, f"{family}Config")(
+        vision_config=_VISION, text_config=text, num_labels=3
+    )
+    getattr(transformers, f"{family}ForImageClassification")(config).save_pretrained(tmp_path)
+    loaded = load_source(f"hf:{tmp_path}")
+    assert loaded.output_names == ("logits",)
+    assert loaded.notes == ()
+    assert loaded.preprocessing["labels"] == ["LABEL_0", "LABEL_1", "LABEL_2"]
