@@ -1,6 +1,6 @@
 """Known ways round exporter faults, each a context manager over the loaded model.
 
-They are tried only when the plain export fails or its file is wrong; what was used is reported.
+None of them changes what is computed. What made a difference is reported.
 """
 
 from __future__ import annotations
@@ -8,13 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Any
 
 import torch
+from torch.nn import functional
 
 from tcompile.models.attention import attention_as, get_attention
 from tcompile.models.source import LoadedModel
+
+#: What a cure gives inside its `with`: a list of anything, empty if it made no difference.
+Used = list[Any]
 
 
 @dataclass(frozen=True)
@@ -23,71 +26,207 @@ class Cure:
 
     Attributes:
         note: what it does, for the report.
-        fits: whether it can change anything for this model; the second argument is the attention
-            the caller insists on.
+        fits: whether it can change anything for this model; the other arguments are the attention
+            the caller insists on and the exporter.
         apply: puts it in force for the time of a `with`.
+        at_once: in force from the first attempt, not only when that failed.
     """
 
     note: str
-    fits: Callable[[LoadedModel, str | None], bool]
-    apply: Callable[[LoadedModel], AbstractContextManager[Any]]
+    fits: Callable[[LoadedModel, str | None, str], bool]
+    apply: Callable[[LoadedModel], AbstractContextManager[Used]]
+    at_once: bool = True
+
+
+def plans(loaded: LoadedModel, attention: str | None, exporter: str) -> list[tuple[Cure, ...]]:
+    """The combinations of cures worth trying, in order."""
+    fitting = [cure for cure in CURES if cure.fits(loaded, attention, exporter)]
+    first = tuple(cure for cure in fitting if cure.at_once)
+    return [first] if len(first) == len(fitting) else [first, tuple(fitting)]
 
 
 @contextmanager
-def _fixed_positions(loaded: LoadedModel) -> Iterator[None]:
-    """Make `interpolate_pos_encoding` return what it returns at the example size.
+def applied(loaded: LoadedModel, cures: tuple[Cure, ...]) -> Iterator[Callable[[], list[str]]]:
+    """Put all of `cures` in force; gives what tells, then and later, which made a difference."""
+    with ExitStack() as stack:
+        entered = [(cure, stack.enter_context(cure.apply(loaded))) for cure in cures]
+        yield lambda: [cure.note for cure, used in entered if used]
 
-    The image size is static, so the resized table is a constant; tracing its making gives bicubic
-    antialiased Resize, which TorchScript cannot export and TensorRT cannot build.
+
+# ---- constants -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def _fixed(loaded: LoadedModel, method: str) -> Iterator[Used]:
+    """Make a method of the model's parts return what it returns at the example size.
+
+    The image size is static, so that is a constant; tracing how a table of positions is resized
+    gives bicubic antialiased Resize, which TorchScript cannot export and TensorRT cannot build.
     """
-    owners = _interpolating(loaded)
-    tables: dict[int, torch.Tensor] = {}
+    owners = _having(loaded, method)
+    results: dict[torch.nn.Module, list[Any]] = {owner: [] for owner in owners}
 
-    def recorder(owner: torch.nn.Module, original: Callable[..., torch.Tensor]) -> Any:
-        def record(*args: Any, **kwargs: Any) -> torch.Tensor:
-            tables[id(owner)] = original(*args, **kwargs)
-            return tables[id(owner)]
+    def recorder(owner: torch.nn.Module, original: Callable[..., Any]) -> Any:
+        def record(*args: Any, **kwargs: Any) -> Any:
+            results[owner].append(original(*args, **kwargs))
+            return results[owner][-1]
 
         return record
 
-    def constant(owner: torch.nn.Module) -> Any:
-        table = tables[id(owner)]
+    def constant(table: Any) -> Any:
         return lambda *args, **kwargs: table
 
     try:
         for owner in owners:
-            original: Any = owner.interpolate_pos_encoding
-            owner.interpolate_pos_encoding = recorder(owner, original)
+            setattr(owner, method, recorder(owner, getattr(owner, method)))
         with torch.no_grad():
             loaded.module(*loaded.example_inputs.values())
+        tables = {owner: made[0] for owner, made in results.items() if len(made) == 1}
         for owner in owners:
-            if id(owner) in tables:
-                owner.interpolate_pos_encoding = constant(owner)
-        yield
+            owner.__dict__.pop(method, None)
+            if owner in tables:
+                setattr(owner, method, constant(tables[owner]))
+        yield list(tables)
     finally:
         for owner in owners:
-            owner.__dict__.pop("interpolate_pos_encoding", None)
+            owner.__dict__.pop(method, None)
 
 
-def _interpolating(loaded: LoadedModel) -> list[torch.nn.Module]:
-    modules = loaded.base.modules()
-    return [m for m in modules if callable(getattr(type(m), "interpolate_pos_encoding", None))]
-
-
-FIXED_POSITIONS = Cure(
-    "the position table is taken as a constant at this image size",
-    lambda loaded, _: bool(_interpolating(loaded)),
-    _fixed_positions,
-)
-UNFUSED = Cure(
-    "attention is written out, since this exporter does not take the fused form",
-    lambda loaded, asked: asked is None and get_attention(loaded) == "sdpa",
-    lambda loaded: attention_as(loaded, "eager"),
-)
+def _having(loaded: LoadedModel, method: str) -> list[torch.nn.Module]:
+    return [m for m in loaded.base.modules() if callable(getattr(type(m), method, None))]
 
 
 @contextmanager
-def _real_rotary(loaded: LoadedModel) -> Iterator[None]:
+def _fixed_resizing(loaded: LoadedModel) -> Iterator[Used]:
+    """Make `interpolate` return constants where what it resizes does not come from the input.
+
+    That is so where two inputs give the same. Calls are told apart by their order.
+    """
+    original: Callable[..., torch.Tensor] = functional.interpolate
+    calls: list[tuple[torch.Size, torch.Tensor]] = []
+
+    def record(input: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        result = original(input, *args, **kwargs)
+        calls.append((input.shape, result))
+        return result
+
+    runs: list[list[tuple[torch.Size, torch.Tensor]]] = []
+    replayed: Used = []
+    turn = 0
+
+    def replay(input: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        nonlocal turn
+        table = tables[turn % len(tables)]
+        turn += 1
+        if table is None or table[0] != input.shape:
+            return original(input, *args, **kwargs)
+        replayed.append(turn)
+        kept: torch.Tensor = table[1]
+        return kept
+
+    patched: Any = functional
+    try:
+        patched.interpolate = record
+        with torch.no_grad():
+            for inputs in _two_inputs(loaded):
+                loaded.module(*inputs)
+                runs.append(calls.copy())
+                calls.clear()
+        tables = [
+            mine if mine[0] == other[0] and torch.equal(mine[1], other[1]) else None
+            for mine, other in zip(*runs, strict=False)
+        ]
+        patched.interpolate = replay if any(tables) else original
+        yield replayed
+    finally:
+        patched.interpolate = original
+
+
+def _two_inputs(loaded: LoadedModel) -> list[list[torch.Tensor]]:
+    examples = list(loaded.example_inputs.values())
+    generator = torch.Generator().manual_seed(1)
+    others = [
+        torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
+        if tensor.is_floating_point()
+        else tensor
+        for tensor in examples
+    ]
+    return [examples, others]
+
+
+# ---- operators -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def _four_axes(loaded: LoadedModel) -> Iterator[Used]:
+    """Give fused attention the arguments that the exporters take: four axes, a flag of Python's.
+
+    A TorchScript trace turns the flag into a tensor.
+    """
+    original: Callable[..., torch.Tensor] = functional.scaled_dot_product_attention
+    used: Used = []
+
+    def attend(
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attn_mask: torch.Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: Any = False,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        if isinstance(is_causal, torch.Tensor):
+            used.append("flag")
+        is_causal = bool(is_causal)
+        if query.dim() == 4 or (query.dim() > 4 and attn_mask is not None):
+            return original(query, key, value, attn_mask, dropout_p, is_causal, **kwargs)
+        used.append("axes")
+        if query.dim() > 4:  # those between the batch and the tokens as one
+            shape = (*query.shape[:-1], value.shape[-1])
+            query, key, value = (t.flatten(1, -3) for t in (query, key, value))
+            result = original(query, key, value, None, dropout_p, is_causal, **kwargs)
+            return result.reshape(shape)
+        if attn_mask is not None and attn_mask.dim() == 3:
+            attn_mask = attn_mask[None]
+        query, key, value = query[None], key[None], value[None]
+        return original(query, key, value, attn_mask, dropout_p, is_causal, **kwargs)[0]
+
+    patched: Any = functional
+    patched.scaled_dot_product_attention = attend
+    try:
+        yield used
+    finally:
+        patched.scaled_dot_product_attention = original
+
+
+@contextmanager
+def _plain_rms_norm(loaded: LoadedModel) -> Iterator[Used]:
+    """Write RMS normalisation out."""
+    original = torch.rms_norm
+    used: Used = []
+
+    def normed(
+        input: torch.Tensor,
+        normalized_shape: list[int],
+        weight: torch.Tensor | None = None,
+        eps: float | None = None,
+    ) -> torch.Tensor:
+        used.append(normalized_shape)
+        axes = tuple(range(-len(normalized_shape), 0))
+        small = torch.finfo(input.dtype).eps if eps is None else eps
+        result = input * torch.rsqrt(input.pow(2).mean(axes, keepdim=True) + small)
+        return result if weight is None else result * weight
+
+    patched: Any = torch  # what functional.rms_norm calls, by whatever name it was imported
+    patched.rms_norm = normed
+    try:
+        yield used
+    finally:
+        patched.rms_norm = original
+
+
+@contextmanager
+def _real_rotary(loaded: LoadedModel) -> Iterator[Used]:
     """Let Llama4's vision attention turn pairs with real arithmetic, in place of complex numbers.
 
     The table is handed over as cosines and sines [N, 1, d / 2, 2].
@@ -113,7 +252,7 @@ def _real_rotary(loaded: LoadedModel) -> Iterator[None]:
         for owner in owners:
             owner.forward = handed(torch.view_as_real(owner.freqs_ci))
         library.vision_apply_rotary_emb = apply
-        yield
+        yield owners
     finally:
         library.vision_apply_rotary_emb = original
         for owner in owners:
@@ -124,28 +263,55 @@ def _complex_rotary(loaded: LoadedModel) -> list[torch.nn.Module]:
     return [m for m in loaded.base.modules() if type(m).__name__ == "Llama4VisionRotaryEmbedding"]
 
 
+@contextmanager
+def _unfused(loaded: LoadedModel) -> Iterator[Used]:
+    with attention_as(loaded, "eager") as kind:
+        yield [kind]
+
+
+FIXED_POSITIONS = Cure(
+    "the position table is taken as a constant at this image size",
+    lambda loaded, _, exporter: bool(_having(loaded, "interpolate_pos_encoding")),
+    lambda loaded: _fixed(loaded, "interpolate_pos_encoding"),
+)
+FIXED_ROTARY = Cure(
+    "the rotary tables are taken as constants at this image size",
+    lambda loaded, _, exporter: exporter == "torchscript" and bool(_having(loaded, "get_embed")),
+    lambda loaded: _fixed(loaded, "get_embed"),
+)
+FIXED_RESIZING = Cure(
+    "a table that is resized is taken as a constant at this image size",
+    lambda loaded, _, exporter: True,
+    _fixed_resizing,
+)
+FOUR_AXES = Cure(
+    "fused attention is given the form that the exporter takes",
+    lambda loaded, _, exporter: True,
+    _four_axes,
+)
+PLAIN_RMS_NORM = Cure(
+    "RMS normalisation is written out, since this exporter does not take the fused form",
+    lambda loaded, _, exporter: exporter == "torchscript",
+    _plain_rms_norm,
+)
 REAL_ROTARY = Cure(
     "the rotary embedding is written with real numbers, since ONNX has no complex ones",
-    lambda loaded, _: bool(_complex_rotary(loaded)),
+    lambda loaded, _, exporter: exporter == "torchscript" and bool(_complex_rotary(loaded)),
     _real_rotary,
 )
-CURES = (FIXED_POSITIONS, UNFUSED, REAL_ROTARY)
-
-
-def plans(loaded: LoadedModel, attention: str | None) -> list[tuple[Cure, ...]]:
-    """The combinations of cures worth trying, none first."""
-    fitting = [cure for cure in CURES if cure.fits(loaded, attention)]
-    found = [c for count in range(len(fitting) + 1) for c in combinations(fitting, count)]
-    # A table resized at every call is a constant here: no need to try without.
-    if loaded.resized and FIXED_POSITIONS in fitting:
-        return [c for c in found if FIXED_POSITIONS in c]
-    return found
-
-
-@contextmanager
-def applied(loaded: LoadedModel, cures: tuple[Cure, ...]) -> Iterator[None]:
-    """Put all of `cures` in force."""
-    with ExitStack() as stack:
-        for cure in cures:
-            stack.enter_context(cure.apply(loaded))
-        yield
+UNFUSED = Cure(
+    "attention is written out, since this exporter does not take the fused form",
+    lambda loaded, asked, exporter: asked is None and get_attention(loaded) == "sdpa",
+    _unfused,
+    at_once=False,
+)
+# In the order in which they are put in force: what one fixes the next does not see.
+CURES = (
+    FIXED_POSITIONS,
+    FIXED_ROTARY,
+    FIXED_RESIZING,
+    FOUR_AXES,
+    PLAIN_RMS_NORM,
+    REAL_ROTARY,
+    UNFUSED,
+)

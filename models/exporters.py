@@ -84,7 +84,7 @@ def export(
     with attention_as(loaded, attention):
         for name in _order(loaded, exporter):
             first: str | None = None
-            for cures in plans(loaded, attention):
+            for cures in plans(loaded, attention, name):
                 _tell(progress, _attempt_text(name, cures))
                 try:
                     return _attempt(loaded, target, name, batch, opset, cures, check, attention)
@@ -133,10 +133,10 @@ def _attempt(
     from tcompile.models.opset import lower_to_17, opset_of
 
     job = recipes.job(loaded, batch, opset or DEFAULT_OPSET[name])
-    with applied(loaded, cures), recipes.quiet(), recipes.settings():
+    with applied(loaded, cures) as used, recipes.quiet(), recipes.settings():
         proto = recipes.RECIPES[name](job)
         outputs = recipes.output_dims(job)
-        used = get_attention(loaded)
+        spelled = get_attention(loaded)
     settle_inputs(proto, job.shapes(), batch)
     settle_outputs(proto, outputs)
     if opset == 17 and opset_of(proto) == 18:
@@ -144,8 +144,8 @@ def _attempt(
     if opset is not None and opset_of(proto) != opset:
         raise ModelError(f"writes opset {opset_of(proto)} where {opset} was asked for")
     metadata(proto, loaded)
-    notes = [*loaded.notes, *(cure.note for cure in cures)]
-    if attention is not None and used is None:
+    notes = [*loaded.notes, *used()]
+    if attention is not None and spelled is None:
         notes.append("this model offers no choice of attention (torch.nn.MultiheadAttention)")
     with staged(proto, target) as (written, files):
         error = check_file(written, loaded, batch) if check else None
@@ -155,7 +155,7 @@ def _attempt(
         source=loaded.source,
         exporter=name,
         opset=opset_of(proto),
-        attention=used,
+        attention=spelled,
         inputs=dims(proto.graph.input),
         outputs=dims(proto.graph.output),
         max_abs_error=error,
@@ -206,7 +206,7 @@ def _check_arguments(
 
 
 def _attempt_text(name: str, cures: tuple[Cure, ...]) -> str:
-    return "; ".join([f"exporting with {name}", *(cure.note for cure in cures)])
+    return "; ".join([f"exporting with {name}", *(cure.note for cure in cures if not cure.at_once)])
 
 
 def _reason(error: Exception) -> str:

@@ -25,31 +25,7 @@ class KnownFailure:
     example: str
 
 
-KNOWN: tuple[KnownFailure, ...] = (
-    KnownFailure(
-        # Fused: a trace turns the flag into a tensor. Unfused: the graph has an invalid Expand.
-        r"timm:\w+_rope_mixed",
-        "torchscript",
-        "'is_causal' must be bool, not Tensor",
-        "dynamo",
-        "timm:vit_small_patch16_rope_mixed_224",
-    ),
-    KnownFailure(
-        r"timm:aimv2_",
-        "torchscript",
-        "aten::rms_norm",
-        "dynamo",
-        "timm:aimv2_large_patch14_224",
-    ),
-    KnownFailure(
-        # The table is resized inside the embedding, where it cannot be taken out.
-        r"timm:naflexvit_",
-        "torchscript",
-        "aten::_upsample_bicubic2d_aa",
-        "dynamo",
-        "timm:naflexvit_base_patch16_gap",
-    ),
-)
+KNOWN: tuple[KnownFailure, ...] = ()
 
 
 def known_hint(source: str, exporter: str) -> str:

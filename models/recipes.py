@@ -125,7 +125,10 @@ def transformers(job: Job) -> onnx.ModelProto:
     free = {0: torch.export.Dim("batch", min=1, max=65536)}
     config = OnnxConfig(
         opset_version=max(job.opset, DYNAMO_OLDEST_OPSET),
-        dynamic_shapes=dict.fromkeys(job.inputs, free) if job.dynamic else None,
+        # Every argument must be named: those of each call, being no tensors, as None.
+        dynamic_shapes={**dict.fromkeys(job.inputs, free), **dict.fromkeys(job.loaded.call)}
+        if job.dynamic
+        else None,
     )
     inputs = {**job.inputs, **job.loaded.call}
     exported = OnnxExporter().export(job.loaded.base, inputs, config=config)

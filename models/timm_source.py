@@ -25,7 +25,7 @@ def load(request: Request) -> LoadedModel:
     if request.image_size is not None:
         arguments["img_size"] = request.image_size
     try:
-        module = timm.create_model(name, pretrained=not request.random_weights, **arguments)
+        module = _made(timm, name, not request.random_weights, arguments)
     except Exception as error:  # libraries raise anything on a bad argument
         raise cannot_build(request, error) from error
     cfg: dict[str, Any] = dict(module.pretrained_cfg)
@@ -49,6 +49,17 @@ def load(request: Request) -> LoadedModel:
             **({} if request.random_weights else _labels(module, str(cfg.get("tag", "")))),
         },
     )
+
+
+def _made(timm: Any, name: str, pretrained: bool, arguments: dict[str, Any]) -> Any:
+    try:
+        return timm.create_model(name, pretrained=pretrained, **arguments)
+    except TypeError as error:
+        if "'img_size'" not in str(error):
+            raise
+    # A model without tables of positions takes images of any size, and no such argument.
+    rest = {key: value for key, value in arguments.items() if key != "img_size"}
+    return timm.create_model(name, pretrained=pretrained, **rest)
 
 
 def _image_size(module: Any, asked: int | None, cfg: dict[str, Any]) -> tuple[int, int]:
