@@ -70,7 +70,7 @@ def _attended(
 # ---- reducers ------------------------------------------------------------------------------------
 
 
-def _best(score: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+def select(score: Tensor, keep: int) -> tuple[Tensor, Tensor]:
     """The `keep` largest of each row in ascending position, and the smallest gap at the boundary.
 
     Equal scores: the lower position wins, as in ONNX.
@@ -93,36 +93,53 @@ def _two_best(edges: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def topk(x: Tensor, sizes: Tensor | None, score: Tensor, keep: int) -> Step:
     """Keep the best, ascending; a dropped token is owned by the kept one of nearest direction."""
-    kept, gap = _best(score, keep)
-    return _keep(x, sizes, kept, gap)
+    kept, gap = select(score, keep)
+    owner, nearest = _owners(x, kept)
+    return _keep(x, sizes, kept, owner, (("kept", gap), ("owner", nearest)))
 
 
 def topk_groups(x: Tensor, sizes: Tensor | None, score: Tensor, keep: int, groups: Tensor) -> Step:
     """Keep whole groups [G, g], the best by their members' mean score: the kept ones in the order
-    of `groups`, the members of each in its order."""
-    kept, gap = _best(score[:, groups].mean(dim=-1), keep // groups.shape[1])
-    return _keep(x, sizes, groups[kept].flatten(1), gap)
+    of `groups`, the members of each in its order. A group that is dropped is owned by the kept one
+    whose mean has the nearest direction, member by member."""
+    members = groups.shape[1]
+    kept, gap = select(score[:, groups].mean(dim=-1), keep // members)
+    owner, nearest = _owners(x[:, groups].mean(dim=2), kept)
+    place = groups.flatten().argsort()
+    owner = owner[:, place // members] * members + place % members
+    rows = groups[kept].flatten(1)
+    return _keep(x, sizes, rows, owner, (("kept", gap), ("owner", nearest)))
 
 
-def _keep(x: Tensor, sizes: Tensor | None, kept: Tensor, gap: Tensor) -> Step:
-    """The tokens kept [B, K], in that order; gap: how clear the choice was."""
+def _owners(x: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+    """For each row of x [B, T, C] which of those kept [B, K] is nearest, itself if it is among
+    them, and how clear the closest of these decisions is [B]."""
     unit = F.normalize(x, dim=-1)
-    cosine = unit @ gather(unit, kept).transpose(1, 2)
-    _, owner, behind = _two_best(cosine)
+    _, owner, behind = _two_best(unit @ gather(unit, kept).transpose(1, 2))
     owner = owner.scatter(1, kept, torch.arange(kept.shape[1]).expand_as(kept))
-    nearest = behind.scatter(1, kept, math.inf).amin(dim=1)
+    return owner, behind.scatter(1, kept, math.inf).amin(dim=1)
+
+
+def _keep(
+    x: Tensor,
+    sizes: Tensor | None,
+    kept: Tensor,
+    owner: Tensor,
+    margins: tuple[tuple[str, Tensor], ...],
+) -> Step:
+    """The tokens kept [B, K], in that order."""
     return Step(
         x=gather(x, kept),
         sizes=None if sizes is None else gather(sizes, kept),
         source=kept,
         owner=owner,
-        margins=(("kept", gap), ("owner", nearest)),
+        margins=margins,
     )
 
 
 def fuse(x: Tensor, sizes: Tensor | None, score: Tensor, keep: int) -> Step:
     """Keep the best keep-1, ascending, then one token: the sum of score * x over the rest."""
-    kept, gap = _best(score, keep - 1)
+    kept, gap = select(score, keep - 1)
     dropped = torch.ones_like(score, dtype=torch.bool).scatter(1, kept, False)
     left = (score * dropped).unsqueeze(1) @ x
     owner = torch.full_like(score, keep - 1, dtype=torch.long)

@@ -31,7 +31,7 @@ FLOOR = 1e-6
 #: The least margin of a decision (see `methods.Margin`) at which it is beyond doubt. In float32 the
 #: scores of these models are off by up to 2e-8 and cosines by up to 1e-6, so this is some fifty
 #: times the noise. Images whose decisions are closer are not used.
-CLEAR = {"kept": 1e-6, "merged": 5e-5, "target": 5e-5, "owner": 5e-5}
+CLEAR = {"kept": 1e-6, "length": 5e-4, "merged": 5e-5, "target": 5e-5, "owner": 5e-5}
 #: Images to choose from.
 POOL = 32
 EXTRA = ("token_index", "token_owner", "token_size")
@@ -64,13 +64,15 @@ class Subject:
         """The score that the methods use on this model."""
         return "cls" if self.encoder.cls else "attn"
 
-    def run(self, images: Tensor, reductions: Sequence[Reduction] = ()) -> Result:
+    def run(
+        self, images: Tensor, reductions: Sequence[Reduction] = (), outputs: str = "reduced"
+    ) -> Result:
         """The oracle on float32 images, in float64; outputs are those of the module, in order."""
         with torch.no_grad():
-            result = run(self.encoder, images.double(), reductions)
-        outputs = tuple(result.outputs[i] for i in self.chosen)
+            result = run(self.encoder, images.double(), reductions, outputs)
+        values = tuple(result.outputs[i] for i in self.chosen)
         return Result(
-            outputs, result.index, result.owner, result.size, result.entering, result.margins
+            values, result.index, result.owner, result.size, result.entering, result.margins
         )
 
     def images(
@@ -78,11 +80,13 @@ class Subject:
     ) -> Tensor:
         """The first `count` images of the pool, [count, 3, H, W], whose decisions are all clear.
 
-        owners: whether it matters, too, who owns a dropped token. Raises MismatchError when
-        there are not so many: the test could then not tell an error from a tie.
+        owners: whether outputs are restored, so that it matters, too, who owns a dropped token.
+        Raises MismatchError when there are not so many: the test could then not tell an error from
+        a tie.
         """
         clear = torch.ones(POOL, dtype=torch.bool)
-        for margin in self.run(self.pool, reductions).margins:
+        outputs = "restored" if owners else "reduced"
+        for margin in self.run(self.pool, reductions, outputs).margins:
             if owners or margin.what != "owner":
                 clear &= margin.gap > CLEAR[margin.what]
         rows = clear.nonzero().flatten()[:count]
@@ -155,7 +159,7 @@ def check(
     outputs: str = "reduced",
 ) -> Verdict:
     """Compare a reduced model with the oracle. Raises MismatchError, saying where they differ."""
-    result = subject.run(images, reductions)
+    result = subject.run(images, reductions, outputs)
     found = infer_in_batches(model, images)
     _check_declared(model, found)
     extra = {name: found.pop(name) for name in EXTRA if name in found}

@@ -4,6 +4,8 @@
   arXiv:2202.07800), or without a class token by the attention that evenly strided patches give;
 * EViT: the same selection, and what leaves becomes one token, its attention-weighted sum, not
   renormalised.  On purpose unlike the paper: ascending order, registers never scored;
+* bypass (IdleViT, Xu et al., AJCAI 2023; SViT, Liu et al., WACV 2024): the tokens that are chosen
+  run through a block, the others are after it what they were before it;
 * ToMe (Bolya et al., ICLR 2023, arXiv:2210.09461): bipartite soft matching on the mean key,
   size-weighted means, proportional attention.  The prefix is stripped before matching.
 
@@ -13,23 +15,25 @@ margins, so that a test can tell an error from a tie.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from tests.oracles.choices import Step, attn_score, cls_score, fuse, tome, topk, topk_groups
-from tests.oracles.stream import Encoder, Output, Stream, attention, gather
+from tests.oracles.attending import Attended, attend, rows_of
+from tests.oracles.choices import Step, attn_score, cls_score, fuse, select, tome, topk, topk_groups
+from tests.oracles.stream import Block, Encoder, Output, Stream, gather
 
 
 @dataclass(frozen=True)
 class Reduction:
-    """site: `attn:3` (after that block's attention), `block:3` (after its MLP) or `output` (after
-    the last block and the norm that follows it; scores are the last block's).
-    kind: topk, fuse or tome.  score: cls or attn (not for tome).  keep: tokens other than the
-    prefix that leave the site, the fused one included.  proportional: ToMe's proportional attention
-    from here on."""
+    """site: `attn:3` (after that block's attention), `block:3` (after its MLP), `output` (after the
+    last block and the norm that follows it; scores are the last block's) or `around:3`.
+    kind: topk, fuse or tome; bypass around a block.  score: cls, attn or norm, the length of the
+    token (not for tome).  keep: tokens other than the prefix that leave the site, the fused one
+    included, or that do not bypass the block.  proportional: ToMe's proportional attention from
+    here on."""
 
     site: str
     kind: str
@@ -42,9 +46,9 @@ class Reduction:
 class Margin:
     """How clear the closest decision of one reduction was, for each image: gap [B].
 
-    what: `kept` or `merged`, the last that was against the first that was not, in that score's unit
-    (attention probability, cosine); `target` or `owner`, the nearest token against the second
-    nearest, as cosines.
+    what: `kept`, `length` or `merged`, the last that was against the first that was not, in that
+    score's unit (attention probability, norm, cosine); `target` or `owner`, the nearest token
+    against the second nearest, as cosines.
     """
 
     site: str
@@ -68,109 +72,204 @@ class Result:
         """An output with a token axis, brought back to one row for every original token.
 
         The output's first row is stream position `first`; rows before it have no owner in it, and
-        the prefix owns itself, so owners are shifted by `first` as well.
+        the prefix owns itself, so owners are shifted by `first` as well.  What is made of groups or
+        taps was made of every token in the first place.
         """
-        if output.first is None:
+        if output.first is None or output.members > 1 or output.tap:
             return output.value
         return gather(output.value, output.part(self.owner) - output.first)
 
 
-def run(encoder: Encoder, image: Tensor, reductions: Sequence[Reduction]) -> Result:
+def run(
+    encoder: Encoder,
+    image: Tensor,
+    reductions: Sequence[Reduction],
+    outputs: str = "reduced",
+) -> Result:
     """The encoder on image [B, 3, H, W] with tokens leaving at each site of `reductions`.
+
+    outputs: where they are `restored`, the head is given every token back (`Stream.whole`, and taps
+    of all tokens); whole groups then leave only if every reduction lets them.
 
     Raises ValueError for a site that does not exist or a keep that the kind cannot reach.
     """
     last = len(encoder.blocks) - 1
     at = {r.site: r for r in reductions}
-    sites = {f"{half}:{i}" for i in range(last + 1) for half in ("attn", "block")} | {"output"}
+    halves = ("around", "attn", "block")
+    sites = {f"{half}:{i}" for i in range(last + 1) for half in halves} | {"output"}
     if not at.keys() <= sites or len(at) != len(reductions):
         raise ValueError(f"sites {sorted(at)} are not among those of {last + 1} blocks, or repeat")
-
-    x = encoder.embed(image)
-    batch, total, _ = x.shape
-    stream = Stream(x)
-    everyone = torch.arange(total).expand(batch, -1)
-    index, owner, size = everyone, everyone, torch.ones(batch, total, dtype=x.dtype)
-    mask = None if encoder.mask is None else encoder.mask(image)
-    groups = encoder.groups
-    margins: list[Margin] = []
-    entering: list[tuple[int, int]] = []
+    walk = _Walk(encoder, image, at, outputs == "restored")
     for i, block in enumerate(encoder.blocks):
-        arriving = stream.x.shape[1]
+        walk.block(i, block)
+    return walk.end()
+
+
+class _Walk:
+    """The tokens on their way through the encoder."""
+
+    def __init__(
+        self, encoder: Encoder, image: Tensor, at: Mapping[str, Reduction], restored: bool
+    ) -> None:
+        self.encoder, self.at, self.restored = encoder, at, restored
+        self.stream = Stream(encoder.embed(image))
+        batch, self.total, _ = self.stream.x.shape
+        everyone = torch.arange(self.total).expand(batch, -1)
+        self.index, self.owner = everyone, everyone
+        self.size = torch.ones(batch, self.total, dtype=self.stream.x.dtype)
+        self.mask = None if encoder.mask is None else encoder.mask(image)
+        self.groups = encoder.groups
+        if self.groups is not None and restored:
+            members = self.groups.shape[1]
+            if any(cut.kind != "topk" or cut.keep % members for cut in at.values()):
+                self.groups = None
+        self.margins: list[Margin] = []
+        self.entering: list[tuple[int, int]] = []
+
+    def block(self, i: int, block: Block) -> None:
         if block.late is not None:
-            stream = replace(stream, x=stream.x + _rows(block.late, index))
-        tables = [t for t in (mask, block.bias) if t is not None]
-        bias = _bias(tables, stream, index)
-        q, k, v = block.heads(stream.x, index)
-        after = block.attend(stream.x, attention(q, k, v, block.scale, bias))
-        stream = replace(stream, x=after)
-        for half in ("attn", "block", "output"):
-            site = half if half == "output" else f"{half}:{i}"
-            if half == "block":
-                entering.append((arriving, stream.x.shape[1]))
-                stream = replace(stream, x=block.mlp(stream.x))
-            elif half == "output":
-                if i < last:
-                    break
-                stream = replace(stream, x=encoder.norm(stream.x))
-            if site not in at:
-                continue
-            if stream.x.shape[1] != arriving:
-                raise ValueError(f"{site}: the attention of block {i} had other tokens")
-            step = _reduce(encoder, stream, at[site], q, k, block.scale, bias, groups)
-            margins += [Margin(site, what, gap) for what, gap in step.margins]
-            if at[site].kind == "tome":
-                stream = replace(stream, proportional=at[site].proportional)
-            stream, index, owner, size = _apply(encoder, stream, step, index, owner, size)
-            if groups is not None:
-                groups = torch.arange(at[site].keep).view(-1, groups.shape[1])
-    if groups is not None:
-        step = _group_after_group(encoder, stream, groups.flatten())
-        stream, index, owner, size = _apply(encoder, stream, step, index, owner, size)
-    return Result(encoder.head(stream), index, owner, size, tuple(entering), tuple(margins))
+            late = rows_of(block.late, self.index)
+            self.stream = replace(self.stream, x=self.stream.x + late)
+        if (cut := self.at.get(f"around:{i}")) is not None:
+            self.bypass(block, cut)
+        elif block.whole is not None:
+            count = self.stream.x.shape[1]
+            if count != self.total:
+                raise ValueError(f"block {i} needs every token in its place")
+            self.stream = replace(self.stream, x=block.whole(self.stream.x))
+            self.entering.append((count, count))
+        else:
+            self.both_halves(i, block)
+        if i in self.encoder.taps:
+            x = gather(self.stream.x, self.owner) if self.restored else self.stream.x
+            self.stream = replace(self.stream, taps=(*self.stream.taps, x))
+
+    def both_halves(self, i: int, block: Block) -> None:
+        """Attention and MLP, and what leaves after each (and behind the last block)."""
+        arriving = self.stream.x.shape[1]
+        attended = attend(block, self.stream, self.tables(block), self.index)
+        self.stream = replace(self.stream, x=attended.after)
+        self.reduce(f"attn:{i}", arriving, block, attended)
+        self.entering.append((arriving, self.stream.x.shape[1]))
+        self.stream = replace(self.stream, x=block.mlp(self.stream.x))
+        self.reduce(f"block:{i}", arriving, block, attended)
+        if i == len(self.encoder.blocks) - 1 and "output" in self.at:
+            self.stream = replace(self.stream, x=self.encoder.norm(self.stream.x))
+            self.reduce("output", arriving, block, attended)
+
+    def tables(self, block: Block) -> list[Tensor]:
+        return [table for table in (self.mask, block.bias) if table is not None]
+
+    def reduce(self, site: str, arriving: int, block: Block, attended: Attended) -> None:
+        """Let tokens leave, if any are to leave here."""
+        cut = self.at.get(site)
+        if cut is None:
+            return
+        if self.stream.x.shape[1] != arriving:
+            raise ValueError(f"{site}: the attention of this block had other tokens")
+        step = _reduce(self.encoder, self.stream, cut, block, attended, self.groups)
+        self.margins += [Margin(site, what, gap) for what, gap in step.margins]
+        if cut.kind == "tome":
+            self.stream = replace(self.stream, proportional=cut.proportional)
+        self.follow(step, taps=not self.restored)
+        if self.groups is not None:
+            self.groups = torch.arange(cut.keep).view(-1, self.groups.shape[1])
+
+    def bypass(self, block: Block, cut: Reduction) -> None:
+        """The best patches, with prefix and suffix, run through the block; the others do not."""
+        stream, p = self.stream, self.encoder.prefix
+        end = stream.x.shape[1] - self.encoder.suffix
+        if not 1 <= cut.keep < end - p:
+            raise ValueError(f"{cut.site}: cannot keep {cut.keep} of {end - p} tokens")
+        tables = self.tables(block)
+        attended = attend(block, stream, tables, self.index)
+        score = _score(self.encoder, stream, cut, block, attended)
+        kept, gap = select(score, cut.keep)
+        self.margins.append(Margin(cut.site, _KEPT.get(cut.score, "kept"), gap))
+        whole = torch.arange(self.total).expand(len(kept), -1)
+        rows = torch.cat([whole[:, :p], p + kept, whole[:, end:]], dim=1)
+        part = Stream(gather(stream.x, rows))
+        inside = attend(block, part, tables, gather(self.index, rows))
+        places = rows.unsqueeze(-1).expand(-1, -1, stream.x.shape[2])
+        self.stream = replace(stream, x=stream.x.scatter(1, places, block.mlp(inside.after)))
+        self.entering.append((rows.shape[1], rows.shape[1]))
+
+    def end(self) -> Result:
+        if "output" not in self.at:
+            self.stream = replace(self.stream, x=self.encoder.norm(self.stream.x))
+        if self.restored:
+            self.stream = replace(self.stream, whole=gather(self.stream.x, self.owner))
+        groups = self.groups
+        if self.encoder.groups is not None and self.restored:
+            # What joins the patches gets all of them back first.
+            groups, everyone = self.encoder.groups, torch.arange(self.total)
+            self.stream = Stream(self.stream.every(), taps=self.stream.taps)
+            self.index = self.owner = everyone.expand(len(self.owner), -1)
+            self.size = torch.ones_like(self.stream.x[..., 0])
+        if groups is not None:
+            step = _group_after_group(self.encoder, self.stream, groups.flatten())
+            self.follow(step, taps=True)
+        outputs = self.encoder.head(self.stream)
+        entering, margins = tuple(self.entering), tuple(self.margins)
+        return Result(outputs, self.index, self.owner, self.size, entering, margins)
+
+    def follow(self, step: Step, *, taps: bool) -> None:
+        """Join prefix and suffix back on; compose where each original token went.
+
+        taps: whether those go the same way.
+        """
+        x, prefix = self.stream.x, self.encoder.prefix
+        end = x.shape[1] - self.encoder.suffix
+        new = step.source < 0
+        if taps and self.stream.taps and bool(new.any() or step.sizes is not None):
+            raise ValueError("outputs of several depths have one kept set only without merging")
+
+        def joined(whole: Tensor, middle: Tensor) -> Tensor:
+            return torch.cat([whole[:, :prefix], middle, whole[:, end:]], dim=1)
+
+        ones = torch.ones_like(self.size)
+        sizes = None if step.sizes is None else joined(ones, step.sizes)
+        before = self.index[:, prefix:end]
+        came = gather(before, step.source.clamp(min=0)).masked_fill(new, -1)
+        self.index = joined(self.index, came)
+        places = torch.arange(x.shape[1]).expand(x.shape[0], -1)
+        shift = end - prefix - step.x.shape[1]
+        moved = joined(torch.where(places < end, places, places - shift), prefix + step.owner)
+        self.owner = gather(moved, self.owner)
+        if step.sizes is not None:
+            patch_size = step.sizes
+        else:
+            was = self.size[:, prefix:end]
+            owned = torch.zeros_like(step.source, dtype=x.dtype).scatter_add_(1, step.owner, was)
+            patch_size = torch.where(new, owned, gather(was, step.source.clamp(min=0)))
+        self.size = joined(ones, patch_size)
+        tapped = self.stream.taps
+        if taps:
+            tapped = tuple(joined(t, gather(t[:, prefix:end], step.source)) for t in tapped)
+        self.stream = replace(self.stream, x=joined(x, step.x), sizes=sizes, taps=tapped)
 
 
-def _bias(tables: Sequence[Tensor], stream: Stream, index: Tensor) -> Tensor | None:
-    """Everything that is added to the logits: the tables at the tokens that are left, and the sizes
-    of the keys."""
-    found = stream.key_bias()
-    for table in tables:
-        own = _at(table, index)
-        found = own if found is None else found + own
-    return found
+#: Under what a margin goes whose unit is another than an attention probability.
+_KEPT = {"norm": "length"}
 
 
-def _rows(table: Tensor, index: Tensor) -> Tensor:
-    """[N, C] at the tokens index [B, K]. Raises ValueError when one was made of others."""
-    if bool((index < 0).any()):
-        raise ValueError("a token that was made of others has no position")
-    return table[index]
-
-
-def _at(table: Tensor, index: Tensor) -> Tensor:
-    """[1 or B, 1 or H, 1 or N, N] (or without the batch) -> the same with the tokens index [B, K].
-
-    Raises ValueError when one of them was made of others.
-    """
-    if bool((index < 0).any()):
-        raise ValueError("a token that was made of others has no row in the bias")
-    table = table if table.ndim == 4 else table.unsqueeze(0)
-    table = table.expand(len(index), -1, -1, -1)
-    places = index[:, None, None, :].expand(-1, table.shape[1], table.shape[2], -1)
-    table = table.gather(3, places)
-    if table.shape[2] == 1:
-        return table
-    return table.gather(2, index[:, None, :, None].expand(-1, table.shape[1], -1, table.shape[3]))
+def _score(
+    encoder: Encoder, stream: Stream, cut: Reduction, block: Block, attended: Attended
+) -> Tensor:
+    """[B, T] of the patches."""
+    p, end = encoder.prefix, stream.x.shape[1] - encoder.suffix
+    if cut.score == "norm":
+        return stream.x[:, p:end].norm(dim=-1)
+    scoring = {"cls": cls_score, "attn": attn_score}[cut.score]
+    return scoring(attended.q, attended.k, block.scale, p, attended.bias, encoder.suffix)
 
 
 def _reduce(
     encoder: Encoder,
     stream: Stream,
     cut: Reduction,
-    q: Tensor,
-    k: Tensor,
-    scale: float,
-    bias: Tensor | None,
+    block: Block,
+    attended: Attended,
     groups: Tensor | None,
 ) -> Step:
     p, end = encoder.prefix, stream.x.shape[1] - encoder.suffix
@@ -182,11 +281,10 @@ def _reduce(
     if cut.kind == "tome":
         if not total - total // 2 <= cut.keep < total:
             raise ValueError(f"{cut.site}: {total} tokens cannot be merged into {cut.keep}")
-        return tome(patches, sizes, k[:, :, p:end], cut.keep)
+        return tome(patches, sizes, attended.k[:, :, p:end], cut.keep)
     if not 1 <= cut.keep < total:
         raise ValueError(f"{cut.site}: cannot keep {cut.keep} of {total} tokens")
-    scoring = {"cls": cls_score, "attn": attn_score}[cut.score]
-    score = scoring(q, k, scale, p, bias, encoder.suffix)
+    score = _score(encoder, stream, cut, block, attended)
     if groups is not None:
         return topk_groups(patches, sizes, score, cut.keep, groups)
     return {"topk": topk, "fuse": fuse}[cut.kind](patches, sizes, score, cut.keep)
@@ -198,33 +296,3 @@ def _group_after_group(encoder: Encoder, stream: Stream, order: Tensor) -> Step:
     source = order.expand(len(patches), -1)
     owner = order.argsort().expand(len(patches), -1)
     return Step(gather(patches, source), None, source, owner, ())
-
-
-def _apply(
-    encoder: Encoder, stream: Stream, step: Step, index: Tensor, owner: Tensor, size: Tensor
-) -> tuple[Stream, Tensor, Tensor, Tensor]:
-    """Join prefix and suffix back on; compose where each original token went."""
-    prefix, end = encoder.prefix, stream.x.shape[1] - encoder.suffix
-
-    def joined(whole: Tensor, middle: Tensor) -> Tensor:
-        return torch.cat([whole[:, :prefix], middle, whole[:, end:]], dim=1)
-
-    x = joined(stream.x, step.x)
-    ones = torch.ones_like(size)
-    sizes = None if step.sizes is None else joined(ones, step.sizes)
-    new = step.source < 0
-    before = index[:, prefix:end]
-    came = gather(before, step.source.clamp(min=0)).masked_fill(new, -1)
-    index = joined(index, came)
-    places = torch.arange(stream.x.shape[1]).expand(x.shape[0], -1)
-    shift = end - prefix - step.x.shape[1]
-    owner = gather(
-        joined(torch.where(places < end, places, places - shift), prefix + step.owner), owner
-    )
-    if step.sizes is not None:
-        patch_size = step.sizes
-    else:
-        was = size[:, prefix:end]
-        owned = torch.zeros_like(step.source, dtype=x.dtype).scatter_add_(1, step.owner, was)
-        patch_size = torch.where(new, owned, gather(was, step.source.clamp(min=0)))
-    return replace(stream, x=x, sizes=sizes), index, owner, joined(ones, patch_size)

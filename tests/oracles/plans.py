@@ -10,7 +10,7 @@ from tests.oracles.compare import Subject
 from tests.oracles.methods import Reduction
 
 #: What a schedule calls a reducer, and what the oracles call it.
-KINDS = {"topk": "topk", "fuse": "fuse", "merge": "tome"}
+KINDS = {"topk": "topk", "fuse": "fuse", "merge": "tome", "bypass": "bypass"}
 
 
 def reductions(schedule: dict[str, Any]) -> list[Reduction]:

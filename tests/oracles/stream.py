@@ -18,18 +18,26 @@ class Stream:
 
     x: [B, N, C], prefix first.  sizes: [B, N], how many original tokens each stands for (1 for the
     prefix), or None as long as nothing was merged.  proportional: whether attention counts a key as
-    often as its size.
+    often as its size.  taps: the stream after each block of `Encoder.taps` so far, of the tokens
+    that are left now; where outputs are restored, of all.  whole: [B, N, C] after the last block, a
+    row for every original token, where outputs are restored.
     """
 
     x: Tensor
     sizes: Tensor | None = None
     proportional: bool = True
+    taps: tuple[Tensor, ...] = ()
+    whole: Tensor | None = None
 
     def key_bias(self) -> Tensor | None:
         """[B, 1, 1, N] to add to attention logits: log size of each key; None without merging."""
         if self.sizes is None or not self.proportional:
             return None
         return self.sizes.log()[:, None, None, :]
+
+    def every(self) -> Tensor:
+        """[B, N, C]: all tokens, restored where some have left."""
+        return self.x if self.whole is None else self.whole
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,11 @@ class Block:
     late: [N, C], positions added to the stream of the N original tokens on entering the block.
     parallel: whether the MLP reads what the attention reads, so that there is no point between them
         (`attend` then does all, and `mlp` nothing).
+    pairs: (q [B, H, K, d], original tokens [B, K]) -> [B, H, K, K], a bias of the logits that is
+        made of the query.
+    windows: whether the block attends within windows, so that every token must be in its place.
+    whole: stream tensor -> stream tensor, for a block with windows that is called as it is; the
+        fields before are then not used.
     """
 
     qkv: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
@@ -88,6 +101,9 @@ class Block:
     rotary: Rotary | None = None
     late: Tensor | None = None
     parallel: bool = False
+    pairs: Callable[[Tensor, Tensor], Tensor] | None = None
+    windows: bool = False
+    whole: Callable[[Tensor], Tensor] | None = None
 
     def heads(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v as they meet, for the original tokens index [B, N] (-1: without position)."""
@@ -102,12 +118,13 @@ class Output:
     """One output of the model.  first: for an output with a token axis (axis 1), the position on
     the residual stream of its first row; None for logits, pooled features and the like.  behind:
     how many tokens at the end of the stream are not in it.  members: how many neighbours on the
-    stream one row is made of."""
+    stream one row is made of.  tap: whether it is made of `Stream.taps`."""
 
     value: Tensor
     first: int | None = None
     behind: int = 0
     members: int = 1
+    tap: bool = False
 
     def part(self, tokens: Tensor) -> Tensor:
         """Of [B, N, ...] over the whole stream, what belongs to this output."""
@@ -124,6 +141,7 @@ class Encoder:
     that the module has or could have (an exporter picks some).  mask: image -> [1 or B, 1 or H,
     1 or N, N] to add to the logits of every block, made of the N original tokens.  groups: [G, g],
     which patches are joined behind the encoder; the stream comes to the head group after group.
+    taps: blocks, ascending, after which the head reads the stream, too.
     """
 
     embed: Callable[[Tensor], Tensor]
@@ -135,6 +153,7 @@ class Encoder:
     mask: Callable[[Tensor], Tensor] | None = None
     suffix: int = 0
     groups: Tensor | None = None
+    taps: tuple[int, ...] = ()
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None = None) -> Tensor:
