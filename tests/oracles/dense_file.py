@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -21,8 +20,6 @@ from tests.oracles.compare import infer
 Array = np.ndarray[Any, Any]
 Arrays = dict[str, Array]
 
-#: What may stand between Softmax and ·V, without mixing one key's probability into another's.
-_AFTER_SOFTMAX = {"Cast", "Identity", "Dropout", "Transpose", "Reshape", "Where", "IsNaN"}
 _SUMS = {"ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare"}
 POOLS = {"ReduceMean", "ReduceMax", "ReduceMin", "GlobalAveragePool", *_SUMS}
 
@@ -56,21 +53,6 @@ class Tokens:
         return np.concatenate([first, kept + self.before, last], axis=1)
 
 
-@dataclass(frozen=True)
-class Core:
-    """An attention of the dense file. logits: name of the softmax's input (or the Attention's
-    query); shape: of the logits at the batch that was run."""
-
-    node: int
-    form: str
-    logits: str
-    shape: tuple[int, ...]
-
-    @property
-    def square(self) -> bool:
-        return self.shape[-1] == self.shape[-2]
-
-
 # ---- a graph and what runs through it ------------------------------------------------------------
 
 
@@ -100,7 +82,7 @@ class File:
         """The tensors whose shapes tell what the node does."""
         if not any(name in self.live for name in node.input):
             return []
-        if node.op_type == "Softmax":
+        if node.op_type in ("Softmax", "LogSoftmax"):
             return [node.input[0]]
         if node.op_type == "Attention":
             return list(node.input[:2])
@@ -242,84 +224,3 @@ def feed_for(model: onnx.ModelProto, batch: int = 2, seed: int = 0) -> Arrays:
             value = rng.integers(0, 2, dims)
         feed[info.name] = value.astype(helper.tensor_dtype_to_np_dtype(kind.elem_type))
     return feed
-
-
-# ---- finding attentions and pools ----------------------------------------------------------------
-
-
-def find_cores(file: File) -> list[Core]:
-    """Every attention over live keys, in the file's order."""
-    found = []
-    for i, node in enumerate(file.nodes):
-        if node.op_type == "Attention" and node.domain in ("", "ai.onnx"):
-            q, k = (file.values.get(name) for name in node.input[:2])
-            if q is None or k is None:
-                continue
-            heads = q.shape[1] if q.ndim == 4 else int(attribute_of(node, "q_num_heads", 0))
-            shape = (q.shape[0], heads, q.shape[-2], k.shape[-2])
-            found.append(Core(i, "op", node.input[0], shape))
-        elif node.op_type == "Softmax" and node.input[0] in file.values:
-            shape = file.values[node.input[0]].shape
-            axis = int(attribute_of(node, "axis", -1)) % max(len(shape), 1)
-            if len(shape) >= 3 and axis == len(shape) - 1 and _weighs(file, node):
-                found.append(Core(i, "softmax", node.input[0], tuple(shape)))
-    return found
-
-
-def _weighs(file: File, softmax: onnx.NodeProto) -> bool:
-    """Whether the probabilities are the left operand of a product with live values."""
-    chances = _chances(file, softmax)
-    products = (n for n in file.nodes if n.op_type in ("MatMul", "Einsum"))
-    return any(n.input[0] in chances and n.input[1] in file.live for n in products)
-
-
-def _chances(file: File, softmax: onnx.NodeProto) -> set[str]:
-    """The probabilities of a softmax, and other views of them."""
-    seen, todo = set(softmax.output[:1]), list(softmax.output[:1])
-    while todo:
-        for i in file.readers.get(todo.pop(), ()):
-            node = file.nodes[i]
-            if node.op_type in _AFTER_SOFTMAX and node.output[0] not in seen:
-                seen.add(node.output[0])
-                todo.append(node.output[0])
-    return seen
-
-
-def unmasked_sums(file: File, cores: Sequence[Core], tokens: Tokens) -> list[int]:
-    """Products that sum over the tokens with weights that are no probabilities of `cores`, such as
-    those of linear attention: no mask reaches them."""
-    chances: set[str] = set()
-    for core in cores:
-        chances |= _chances(file, file.nodes[core.node])
-    found = []
-    for i, node in enumerate(file.nodes):
-        if node.op_type != "MatMul" or not all(n in file.values for n in node.input):
-            continue
-        right = file.values[node.input[1]].shape
-        if len(right) < 2 or right[-2] not in (tokens.total, tokens.patches):
-            continue
-        if node.input[0] not in chances and all(n in file.live for n in node.input):
-            found.append(i)
-    return found
-
-
-def pooled_axes(file: File, node: onnx.NodeProto, tokens: Tokens) -> tuple[int, ...] | None:
-    """The axes of the input that a pool reduces, where these are the token axis."""
-    shape = file.values[node.input[0]].shape
-    rank = len(shape)
-    if node.op_type == "GlobalAveragePool":
-        axes: Any = range(2, rank)
-    else:
-        axes = attribute_of(node, "axes", None)
-        if axes is None and len(node.input) > 1 and node.input[1]:
-            axes = file.constant(node.input[1])
-            if axes is None:
-                raise InapplicableError(f"{node.op_type} over axes computed at run time")
-        axes = range(1, rank) if axes is None else np.ravel(axes)
-    gone = tuple(sorted(int(a) % rank for a in axes))
-    sizes = (tokens.total, tokens.patches)
-    if prod(shape[a] for a in gone) not in sizes or 0 in gone:
-        return None
-    # The norm of a row reduces the last axis; so does a mean over [B, C, N].
-    rows = [a for a in range(1, rank - 1) if a not in gone and shape[a] in sizes]
-    return None if gone == (rank - 1,) and (rows or rank < 3) else gone

@@ -31,10 +31,8 @@ from tests.oracles.dense_file import (
     InapplicableError,
     Tokens,
     exposing,
-    find_cores,
-    pooled_axes,
-    unmasked_sums,
 )
+from tests.oracles.dense_parts import find_cores, pooled_axes, token_softmaxes, unmasked_sums
 from tests.oracles.masked_choice import check_choice, probabilities, scores, seen_by
 from tests.oracles.masked_graph import with_masks
 
@@ -100,10 +98,9 @@ def cuts_of(schedule: Mapping[str, Any]) -> list[Cut]:
     return found
 
 
-def layout_of(schedule: Mapping[str, Any], after: int = 0, group: int = 1) -> Tokens:
-    """The token axis of a schedule's model, `after` of its fixed tokens being a suffix."""
-    model = schedule["model"]
-    return Tokens(model["prefix"] - after, model["patches"], after, group)
+def layout_of(schedule: Mapping[str, Any]) -> Tokens:
+    """The token axis of a schedule's model: its fixed tokens come first."""
+    return Tokens(schedule["model"]["prefix"], schedule["model"]["patches"])
 
 
 # ---- the comparison ------------------------------------------------------------------------------
@@ -115,6 +112,7 @@ def check_masked(
     schedule: Mapping[str, Any],
     feed: Arrays,
     outputs: str = "reduced",
+    tokens: Tokens | None = None,
 ) -> Verdict:
     """Compare a reduced model with the dense file made to ignore the dropped tokens.
 
@@ -124,12 +122,14 @@ def check_masked(
         feed: the images, as many as a static batch takes.
         outputs: `restored` where every dense token has a row; those of dropped tokens must then be
             copies of kept rows.
+        tokens: where the fixed tokens stand; before the patches by default.
 
     Raises:
         MismatchError: saying where the two differ.
         InapplicableError: the oracle says nothing of this model.
     """
-    cuts, tokens, blocks = cuts_of(schedule), layout_of(schedule), schedule["model"]["blocks"]
+    cuts, blocks = cuts_of(schedule), schedule["model"]["blocks"]
+    tokens = tokens or layout_of(schedule)
     file = File(dense, feed)
     cores = find_cores(file)
     cores_of_blocks = [c for c in cores if c.square and c.shape[-1] == tokens.total]
@@ -146,14 +146,15 @@ def check_masked(
 
     if any(stage(i) for i in unmasked_sums(file, cores, tokens)):
         raise InapplicableError("tokens are summed with weights that are no softmax")
-    hidden = {c.node: kept[stage(c.node) - 1] for c in cores if stage(c.node)}
+    softmaxes = {c.node: c for c in (*token_softmaxes(file, tokens), *cores)}
+    hidden = {i: (c, kept[stage(i) - 1]) for i, c in softmaxes.items() if stage(i)}
     pools = {
         i: kept[stage(i) - 1]
         for i, node in enumerate(file.nodes)
         if node.op_type in POOLS and node.input[0] in file.values and stage(i)
         and pooled_axes(file, node, tokens) is not None
     }  # fmt: skip
-    model, masks = with_masks(file, cores, hidden, pools, tokens)
+    model, masks = with_masks(file, hidden, pools, tokens)
     looked_at = [name for core in read for name in seen_by(file, core)]
     values = file.run(model, looked_at, **masks)
     batch = len(next(iter(feed.values())))

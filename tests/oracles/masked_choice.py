@@ -7,7 +7,8 @@ from math import isqrt
 import numpy as np
 
 from tests.oracles.compare import MismatchError
-from tests.oracles.dense_file import Array, Arrays, Core, File, Tokens, attribute_of
+from tests.oracles.dense_file import Array, Arrays, File, Tokens, attribute_of
+from tests.oracles.dense_parts import Core
 
 #: Scores this close, relative to the largest, are a tie.
 TIE = 2e-5
@@ -48,7 +49,7 @@ def scores(name: str, chances: Array, before: Array, tokens: Tokens) -> Array:
     batch, _, _, length = chances.shape
     columns = tokens.full(before)
     if name == "cls":
-        rows = np.zeros((batch, 1), dtype=np.int64)
+        rows = np.full((batch, 1), 0 if tokens.before else tokens.patches)
     else:
         count = before.shape[1]
         m = isqrt(count - 1) + 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from math import prod
 from typing import Any
 
@@ -13,119 +13,121 @@ from onnx import helper
 from tests.oracles.dense_file import (
     Array,
     Arrays,
-    Core,
     File,
     InapplicableError,
     Tokens,
-    pooled_axes,
 )
+from tests.oracles.dense_parts import Core, pooled_axes
 
 #: What hides a key; exp of it is 0 in float32.
 HIDDEN = -1e9
+_NEUTRAL = {"ReduceMax": -np.inf, "ReduceMin": np.inf}
 
 
-def _mask_of(kept: Array, length: int, tokens: Tokens) -> Array:
-    """[B, length] bool over all tokens or over the patches alone."""
-    positions = tokens.full(kept) if length == tokens.total else kept
-    mask = np.zeros((len(kept), length), dtype=bool)
-    np.put_along_axis(mask, positions, True, axis=1)
-    return mask
+def _spread(kept: Array, shape: tuple[int, ...], axes: tuple[int, ...], tokens: Tokens) -> Array:
+    """Which positions along the token axes of a tensor are kept, broadcastable to its shape.
 
-
-def _key_mask(core: Core, kept: Array, tokens: Tokens) -> Array:
-    """What is added to the logits of a core: HIDDEN at the keys that were dropped."""
-    *lead, rows, length = core.shape
+    The batch is the first other axis, alone or merged with heads.
+    """
+    length, batch = prod(shape[a] for a in axes), len(kept)
     if length not in (tokens.total, tokens.patches):
         raise InapplicableError(f"an attention has {length} keys, the model {tokens.total} tokens")
-    batch = len(kept)
-    if lead[0] % batch:
-        raise InapplicableError(f"logits of shape {core.shape} for {batch} images")
-    mask = np.where(_mask_of(kept, length, tokens), 0.0, HIDDEN).astype(np.float32)
-    mask = np.repeat(mask, lead[0] // batch, axis=0)  # heads merged with the batch
-    mask = mask.reshape(lead[0], *[1] * (len(lead) - 1), 1, length)
-    return np.broadcast_to(mask, (*lead, rows, length))
+    positions = tokens.full(kept) if length == tokens.total else kept
+    mask = np.zeros((batch, length), dtype=bool)
+    np.put_along_axis(mask, positions, True, axis=1)
+    first = next((a for a in range(len(shape)) if a not in axes), None)
+    if first is None or axes != tuple(range(axes[0], axes[0] + len(axes))):
+        raise InapplicableError(f"axes {axes} of {shape} are no [batch, tokens]")
+    if shape[first] % batch:
+        raise InapplicableError(f"a tensor of shape {shape} for {batch} images")
+    mask = np.repeat(mask, shape[first] // batch, axis=0)
+    if first > axes[0]:
+        mask = mask.T
+    return mask.reshape([d if a in (*axes, first) else 1 for a, d in enumerate(shape)])
+
+
+class _Writer:
+    """The masked model as it grows, and what is to be fed to it."""
+
+    def __init__(self, file: File) -> None:
+        self.file = file
+        self.model = onnx.ModelProto()
+        self.model.CopyFrom(file.model)
+        self.feed: Arrays = {}
+        self.nodes: list[onnx.NodeProto] = []
+
+    def given(self, value: Array) -> str:
+        name = f"masked_{len(self.feed)}"
+        self.feed[name] = np.ascontiguousarray(value).reshape(value.shape)
+        kind = helper.np_dtype_to_tensor_dtype(value.dtype)
+        self.model.graph.input.append(helper.make_tensor_value_info(name, kind, value.shape))
+        return name
+
+    def op(self, kind: str, *inputs: str) -> str:
+        name = f"masked_{len(self.nodes)}_{kind}"
+        self.nodes.append(helper.make_node(kind, inputs, [name]))
+        return name
+
+    def hide(self, node: onnx.NodeProto, core: Core, kept: Array, tokens: Tokens) -> None:
+        """Add HIDDEN to the logits of the keys that were dropped."""
+        dtype = self.file.values[core.logits].dtype
+        mask = _spread(kept, core.shape, (core.axis,), tokens)
+        bias = np.where(mask, 0, -3e4 if dtype == np.float16 else HIDDEN).astype(dtype)
+        if core.form == "softmax":
+            node.input[0] = self.op("Add", node.input[0], self.given(bias))
+            return
+        while len(node.input) < 4:
+            node.input.append("")
+        full = self.given(np.broadcast_to(bias, core.shape))  # ONNX Runtime wants all of it
+        before = node.input[3] and self._added(node.input[3], dtype)
+        node.input[3] = self.op("Add", before, full) if before else full
+
+    def _added(self, mask: str, dtype: Any) -> str:
+        """The mask of an Attention op as something to add."""
+        value = self.file.constant(mask)
+        value = self.file.run(self.file.model, [mask])[mask] if value is None else value
+        if value.dtype != bool:
+            return mask
+        nothing = self.given(np.zeros((), dtype))
+        return self.op("Where", mask, nothing, self.given(np.asarray(-np.inf, dtype)))
+
+    def pool(self, node: onnx.NodeProto, kept: Array, tokens: Tokens) -> None:
+        """Let a pool read neutral values where tokens were dropped, and count the kept ones."""
+        value, axes = self.file.values[node.input[0]], pooled_axes(self.file, node, tokens)
+        assert axes is not None
+        mask = _spread(kept, value.shape, axes, tokens)
+        neutral = self.given(np.asarray(_NEUTRAL.get(node.op_type, 0), value.dtype))
+        node.input[0] = self.op("Where", self.given(mask), node.input[0], neutral)
+        self.nodes.append(node)
+        if node.op_type in ("ReduceMean", "GlobalAveragePool"):
+            final, node.output[0] = node.output[0], f"{node.output[0]}__all"
+            length = prod(value.shape[a] for a in axes)
+            left = kept.shape[1] + length - tokens.patches
+            scale = self.given(np.asarray(length / left, value.dtype))
+            self.nodes.append(helper.make_node("Mul", [node.output[0], scale], [final]))
 
 
 def with_masks(
-    file: File, cores: Sequence[Core], kept: Mapping[int, Array], pools: Mapping[int, Array],
+    file: File,
+    cores: Mapping[int, tuple[Core, Array]],
+    pools: Mapping[int, Array],
     tokens: Tokens,
-) -> tuple[onnx.ModelProto, Arrays]:  # fmt: skip
+) -> tuple[onnx.ModelProto, Arrays]:
     """The dense model with masks as further inputs, and what to feed them.
 
-    kept, pools: node → kept patches [B, K] that hold for this core or pool.
+    cores, pools: by node, with the kept patches [B, K] that hold for it.
     """
-    model = onnx.ModelProto()
-    model.CopyFrom(file.model)
-    del model.graph.value_info[:]
-    feed: Arrays = {}
-    nodes: list[onnx.NodeProto] = []
-    by_node = {core.node: core for core in cores}
-
-    def given(value: Array) -> str:
-        name = f"masked_{len(feed)}"
-        feed[name] = np.ascontiguousarray(value)
-        kind = helper.np_dtype_to_tensor_dtype(value.dtype)
-        model.graph.input.append(helper.make_tensor_value_info(name, kind, value.shape))
-        return name
-
-    def op(kind: str, *inputs: str, **attributes: Any) -> str:
-        name = f"masked_{len(nodes)}_{kind}"
-        nodes.append(helper.make_node(kind, inputs, [name], **attributes))
-        return name
-
-    for i, node in enumerate(model.graph.node):
+    writer = _Writer(file)
+    for i, node in enumerate(file.model.graph.node):
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
-        if i in kept:
-            dtype = file.values[by_node[i].logits].dtype
-            mask = _key_mask(by_node[i], kept[i], tokens)
-            bias = given(np.maximum(mask, -3e4 if dtype == np.float16 else HIDDEN).astype(dtype))
-            if by_node[i].form == "softmax":
-                copy.input[0] = op("Add", node.input[0], bias)
-            else:
-                _mask_attention(file, copy, bias, op, given, dtype)
         if i in pools:
-            value = file.values[node.input[0]]
-            axes = pooled_axes(file, node, tokens)
-            assert axes is not None
-            length = prod(value.shape[a] for a in axes)
-            mask = _mask_of(pools[i], length, tokens)
-            dims = [d if a in axes else 1 for a, d in enumerate(value.shape)]
-            dims[0] = len(mask)
-            _mask_pool(copy, mask.reshape(dims), length, mask[0].sum(), op, given, value.dtype)
-            nodes.append(copy)
-            if node.op_type in ("ReduceMean", "GlobalAveragePool"):
-                final = copy.output[0]
-                copy.output[0] = f"{final}__all"
-                scale = given(np.asarray(length / mask[0].sum(), value.dtype))
-                nodes.append(helper.make_node("Mul", [copy.output[0], scale], [final]))
+            writer.pool(copy, pools[i], tokens)
             continue
-        nodes.append(copy)
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-    return model, feed
-
-
-def _mask_attention(
-    file: File, node: onnx.NodeProto, bias: str, op: Any, given: Any, dtype: Any
-) -> None:
-    """Add `bias` to the mask of an ai.onnx Attention."""
-    while len(node.input) < 4:
-        node.input.append("")
-    if node.input[3]:
-        before = node.input[3]
-        values = file.run(file.model, [before])[before]
-        if values.dtype == bool:
-            nothing = given(np.asarray(0, dtype))
-            hidden = given(np.asarray(-np.inf, dtype))
-            before = op("Where", before, nothing, hidden)
-        bias = op("Add", before, bias)
-    node.input[3] = bias
-
-
-def _mask_pool(
-    node: onnx.NodeProto, mask: Array, length: int, count: int, op: Any, given: Any, dtype: Any
-) -> None:
-    """Let a pool read neutral values where tokens were dropped."""
-    neutral = {"ReduceMax": -np.inf, "ReduceMin": np.inf}.get(node.op_type, 0.0)
-    node.input[0] = op("Where", given(mask), node.input[0], given(np.asarray(neutral, dtype)))
+        if i in cores:
+            core, kept = cores[i]
+            writer.hide(copy, core, kept, tokens)
+        writer.nodes.append(copy)
+    del writer.model.graph.node[:]
+    writer.model.graph.node.extend(writer.nodes)
+    return writer.model, writer.feed
