@@ -25,7 +25,7 @@ def lower_to_17(proto: onnx.ModelProto) -> None:
     """Turn an opset 18 model into an opset 17 one, in place.
 
     Ops whose definition did not change between the two stay as they are; Reduce* get their axes
-    as an attribute again; a Split into equal parts needs no `num_outputs`.
+    as an attribute again; a Split into equal parts needs no `num_outputs`, a Pad no axes.
 
     Raises:
         ModelError: some other op changed.
@@ -47,6 +47,8 @@ def lower_to_17(proto: onnx.ModelProto) -> None:
             _axes_to_attribute(node, constants)
         elif node.op_type == "Split":
             _drop_num_outputs(node, shapes)
+        elif node.op_type == "Pad" and not any(node.input[3:]):
+            continue  # 18 brought the choice of axes, nothing else
         else:
             raise ModelError(f"{node.op_type} of opset 18 cannot be turned into opset 17's")
     for entry in proto.opset_import:

@@ -169,6 +169,13 @@ def test_position_ids_are_a_constant(tmp_path: Path) -> None:
     assert not kinds & {"Range", "Resize", "Where"}, "nor a mask of what is all seen"
 
 
+def test_padded_windows_at_opset_17(tmp_path: Path) -> None:
+    """Windows of 3 on a grid of 8 pad it; dynamo writes Pad of opset 18."""
+    loaded = BY_WORD["sam-vision"].load(overrides={"window_size": 3, "depth": 1})
+    report = export(loaded, tmp_path / "m.onnx", exporter="dynamo", opset=17)
+    assert report.opset == 17
+
+
 def test_average_pool_follows_the_grid() -> None:
     """Gemma 3 makes one token of 4 x 4 patches at any size, unless told otherwise."""
     tower = BY_WORD["gemma3-vision"]
