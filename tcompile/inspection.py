@@ -1,4 +1,7 @@
-"""What `tcompile inspect` shows: the transformer in a model, and where tokens may leave."""
+"""What `tcompile inspect` knows of a model: its transformer, and where tokens may leave.
+
+`inspection_page` prints it; `to_json` gives all of it.
+"""
 
 from __future__ import annotations
 
@@ -7,143 +10,257 @@ from typing import Any
 
 import onnx_graphsurgeon as gs
 
+from tcompile.analysis.attention import Attention
+from tcompile.analysis.effects import locate
 from tcompile.analysis.flops import block_flops, graph_flops
 from tcompile.analysis.model import Analysis
+from tcompile.analysis.sites import Site, Verdict
+from tcompile.analysis.structure import TokenSpace, ancestors
+from tcompile.inspection_sides import SideInfo, find_sides
 from tcompile.ir import attr, batch_dim
 
 
 @dataclass(frozen=True)
+class PartInfo:
+    """Consecutive tokens: patches, or fixed ones, which do not depend on the image.
+
+    `source` is the tensor that fixed tokens come from.
+    """
+
+    kind: str
+    start: int
+    tokens: int
+    source: str
+
+
+@dataclass(frozen=True)
+class GroupInfo:
+    """Groups of patches that `node` joins: `sides` of a group, and how many groups there are."""
+
+    members: int
+    sides: tuple[int, ...]
+    groups: int
+    node: str
+
+
+@dataclass(frozen=True)
 class BlockInfo:
-    """One block. `attention` is how it is spelled; FLOPs are for one image."""
+    """One block.
+
+    `attention` is how it is spelled, `window` the sides of what one query sees (empty: every
+    token), `parallel` whether attention and MLP stand side by side. `stream_in`, `after_attention`
+    and `stream_out` name the residual stream. FLOPs are for one image.
+    """
 
     block: int
     heads: int
     attention: str
     node: str
+    attentions: int
+    window: tuple[int, ...]
+    parallel: bool
+    stream_in: str
+    after_attention: str
+    stream_out: str
     flops: int
 
 
 @dataclass(frozen=True)
+class OutputInfo:
+    """What an output holds, in words: all tokens, patches, groups, a grid, or no tokens.
+
+    `after` is the last block that it depends on; None: on none.
+    """
+
+    output: str
+    shape: tuple[int | str, ...]
+    holds: str
+    after: int | None
+
+
+@dataclass(frozen=True)
 class SiteInfo:
-    """A point where tokens may leave; `reason` says why not."""
+    """A point where tokens may leave, or around which they may pass a block.
+
+    Attributes:
+        granularity: tokens leave in whole groups of so many.
+        legal, merge_legal: for dropping and for merging, outputs reduced.
+        reason: why not; empty where tokens may leave.
+        reduced, restored: why not, for any reducer, for merging and for fusing, with the outputs
+            reduced and with every token given back.
+    """
 
     site: str
+    block: int
+    tensor: str
+    granularity: int
     legal: bool
     merge_legal: bool
     reason: str
+    reduced: Verdict
+    restored: Verdict
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """The structure of a model. `tokens` includes the prefix; `grid` is rows × columns."""
+    """The structure of a model.
+
+    Attributes:
+        tokens: of all kinds; `prefix` stand before the patches, `suffix` after them.
+        cls: position of the token that the model reads by itself, -1 the last one; None: it reads
+            none.
+        grid: the sides of the patches; one number where they never were a grid.
+        flops: for one image.
+    """
 
     model: str
     opset: int
     batch: int | str
     inputs: dict[str, list[int | str]]
-    outputs: dict[str, list[int | str]]
+    outputs: tuple[OutputInfo, ...]
     tokens: int
     prefix: int
+    suffix: int
     patches: int
+    parts: tuple[PartInfo, ...]
+    cls: int | None
     grid: tuple[int, ...]
-    cls: bool
+    grouping: GroupInfo | None
     attention_layers: int
     flops: int
     blocks: tuple[BlockInfo, ...]
+    sides: tuple[SideInfo, ...]
     sites: tuple[SiteInfo, ...]
 
     def to_json(self) -> dict[str, Any]:
+        """All of it, as JSON values."""
         return asdict(self)
 
     def to_text(self) -> str:
-        """The same for people."""
-        grid = " × ".join(map(str, self.grid))
-        cls = "with CLS" if self.cls else "no CLS read"
-        lines = [
-            f"{self.model}: opset {self.opset}, batch {self.batch}",
-            *(f"  input  {n} {v}" for n, v in self.inputs.items()),
-            *(f"  output {n} {v}" for n, v in self.outputs.items()),
-            f"  tokens {self.tokens} = {self.prefix} prefix ({cls}) + {self.patches} patches "
-            f"({grid})",
-            f"  {len(self.blocks)} blocks, {self.attention_layers} attentions, "
-            f"{self.flops / 1e9:.2f} GFLOP an image",
-            "",
-            "  block  heads  attention      GFLOP  node",
-        ]
-        lines += [
-            f"  {b.block:5}  {b.heads:5}  {b.attention:13}  {b.flops / 1e9:5.2f}  {b.node}"
-            for b in self.blocks
-        ]
-        legal = [s.site for s in self.sites if s.legal]
-        lines += ["", f"  tokens may leave at {_ranges(legal) or 'no site'}"]
-        lines += [f"  {s.site} is illegal: {s.reason}" for s in self.sites if not s.legal]
-        return "\n".join(lines)
+        """The same for people, on a page."""
+        from tcompile.inspection_page import page
 
-
-def _ranges(names: list[str]) -> str:
-    """`attn:0, attn:1, attn:2, output` → `attn:0–2, output`."""
-    runs: dict[str, list[int]] = {}
-    plain = []
-    for name in names:
-        kind, colon, number = name.partition(":")
-        if colon:
-            runs.setdefault(kind, []).append(int(number))
-        else:
-            plain.append(name)
-    parts = []
-    for kind, numbers in runs.items():
-        start = previous = numbers[0]
-        for n in [*numbers[1:], -1]:
-            if n == previous + 1:
-                previous = n
-                continue
-            parts.append(f"{kind}:{start}" + (f"–{previous}" if previous > start else ""))
-            start = previous = n
-    return ", ".join(parts + plain)
+        return page(self)
 
 
 def describe(name: str, graph: gs.Graph, analysis: Analysis) -> Inspection:
     """Collect what is known of a normalised, analysed graph."""
     space = analysis.space
+    return Inspection(
+        model=name,
+        opset=graph.opset,
+        batch=batch_dim(graph),
+        inputs={t.name: list(t.shape) for t in graph.inputs},
+        outputs=tuple(
+            OutputInfo(t.name, tuple(t.shape), _holds(t, analysis), _after(t, analysis))
+            for t in graph.outputs
+        ),
+        tokens=space.total,
+        prefix=space.prefix,
+        suffix=space.suffix,
+        patches=space.patches,
+        parts=tuple(_parts(space)),
+        cls=analysis.cls,
+        grid=space.grid,
+        grouping=_grouping(space),
+        attention_layers=len(analysis.attentions),
+        flops=graph_flops(graph),
+        blocks=tuple(_blocks(graph, analysis)),
+        sides=tuple(find_sides(graph, analysis)),
+        sites=tuple(_site(s) for s in analysis.sites),
+    )
+
+
+def _parts(space: TokenSpace) -> list[PartInfo]:
+    found: list[PartInfo] = []
+    start = 0
+    for i, piece in enumerate(space.pieces):
+        kind, source = "patches", ""
+        if i != space.patch:
+            kind = "fixed" if piece.fixed else "stated by hand"
+            # The root of a fixed piece is called after the tensor and its axis.
+            source = piece.axis[0].root.name.rpartition("/")[0] if piece.fixed else ""
+        found.append(PartInfo(kind, start, piece.size, source))
+        start += piece.size
+    return found
+
+
+def _grouping(space: TokenSpace) -> GroupInfo | None:
+    groups = space.grouping
+    if groups is None:
+        return None
+    return GroupInfo(groups.members, groups.sides, space.patches // groups.members, groups.node)
+
+
+def _blocks(graph: gs.Graph, analysis: Analysis) -> list[BlockInfo]:
     nodes = {n.name: n for n in graph.nodes}
     flops = block_flops(graph, analysis.blocks)
-    blocks = tuple(
+    return [
         BlockInfo(
-            b.index,
-            b.attention.heads,
-            _spelling(nodes[b.attention.node], b.attention.chain, nodes),
-            b.attention.node,
-            cost,
+            block=b.index,
+            heads=b.attention.heads,
+            attention=_spelling(nodes[b.attention.node], b.attention, nodes),
+            node=b.attention.node,
+            attentions=len(b.attentions),
+            window=b.window,
+            parallel=b.parallel,
+            stream_in=b.stream_in,
+            after_attention=b.after_attention,
+            stream_out=b.stream_out,
+            flops=cost,
         )
         for b, cost in zip(analysis.blocks, flops, strict=True)
-    )
-    sites = tuple(SiteInfo(s.name, s.legal, not s.reduced.merge, s.reason) for s in analysis.sites)
-    return Inspection(
-        name,
-        graph.opset,
-        batch_dim(graph),
-        {t.name: list(t.shape) for t in graph.inputs},
-        {t.name: list(t.shape) for t in graph.outputs},
-        space.total,
-        space.total - space.patches,
-        space.patches,
-        space.grid,
-        analysis.has_cls,
-        len(analysis.attentions),
-        graph_flops(graph),
-        blocks,
-        sites,
-    )
+    ]
 
 
-def _spelling(node: gs.Node, chain: tuple[str, ...], nodes: dict[str, gs.Node]) -> str:
-    """`Attention`, or `softmax` with what stands between Q·Kᵀ and it."""
-    if node.op == "Attention":
+def _spelling(node: gs.Node, core: Attention, nodes: dict[str, gs.Node]) -> str:
+    """`Attention`, or `softmax`, with what stands between Q·Kᵀ and it."""
+    if core.form == "op":
         mask = len(node.inputs) > 3 and not node.inputs[3].is_empty()
         causal = ", causal" if attr(node, "is_causal", 0) else ""
         return "Attention" + (", mask" if mask else "") + causal
-    ops = {nodes[n].op for n in chain}
+    ops = {nodes[n].op for n in core.chain}
     kinds = (["scale"] if ops & {"Mul", "Div"} else []) + (
         ["mask"] if ops & {"Add", "Where"} else []
     )
     return ", ".join(["softmax", *kinds])
+
+
+def _site(site: Site) -> SiteInfo:
+    return SiteInfo(
+        site.name, site.block, site.tensor, site.granularity, site.legal, not site.reduced.merge,
+        site.reason, site.reduced, site.restored,
+    )  # fmt: skip
+
+
+def _after(tensor: gs.Tensor, analysis: Analysis) -> int | None:
+    """The last block that a tensor depends on."""
+    above = ancestors(tensor) | {tensor.name}
+    return max((b.index for b in analysis.blocks if b.stream_out in above), default=None)
+
+
+def _holds(tensor: gs.Tensor, analysis: Analysis) -> str:
+    """What a tensor has along its token axes, in words."""
+    space, facts = analysis.space, analysis.facts
+    if tensor.name in facts.opaque:
+        return f"unknown: {facts.opaque[tensor.name]}"
+    axes = facts.of(tensor)
+    dims = locate(axes, space)
+    if None in dims:
+        return "tokens, rearranged"
+    runs = [d for d in dims if d is not None and d.run is not None]
+    if not runs:
+        strange = any(d.root.kind == "data" for axis in axes for d in axis)
+        return "positions that are no tokens" if strange else "no token axis"
+    run, size = runs[0].run, len(space.pieces)
+    assert run is not None
+    if runs[0].part == "groups":
+        what = "one row for each group of patches"
+    elif not run.patches(space):
+        what = "fixed tokens only"
+    elif run.first == 0 and run.last == size:
+        what = "all tokens"
+    else:
+        what = "patches only" if run.last - run.first == 1 else "patches and some fixed tokens"
+    grid = any(d.part == "rest" for d in runs)
+    return f"{what}, as a grid" if grid else what

@@ -52,6 +52,13 @@ def load(path: str | Path) -> onnx.ModelProto:
     return model
 
 
+def names_in(path: str | Path) -> Iterator[str]:
+    """Names of the nodes of a file that `load` reads, and of what they give."""
+    for node in onnx.load_model(str(path), "protobuf", load_external_data=False).graph.node:
+        yield node.name
+        yield from node.output
+
+
 def opset_of(model: onnx.ModelProto) -> int:
     """The version of the default ONNX domain that the model imports (0 when it imports none)."""
     return max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -144,6 +144,8 @@ class Manifest:
     fidelity: Fidelity | None = None
     fused_attention: FusedAttentionEntry | None = None
     notes: tuple[str, ...] = ()
+    shapes: dict[str, tuple[int | str, ...]] = field(default_factory=dict)
+    prefix: int | None = None
     files: tuple[FileEntry, ...] = ()
     tool: str = f"tcompile {__version__}"
     schema: str = SCHEMA

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ from tcompile.analysis.model import Analysis, analyse
 from tcompile.artifact import MODEL, check_destination, write_artifact
 from tcompile.errors import TcompileError, UsageError
 from tcompile.inspection import Inspection, describe
-from tcompile.loading import load
+from tcompile.inspection_why import NodeFacts
+from tcompile.inspection_why import explain as explain_node
+from tcompile.loading import load, names_in
 from tcompile.manifest import (
     BlockTokens,
     Flops,
@@ -108,6 +110,18 @@ def inspect(
     """The transformer in a model, and where tokens may leave. Raises as `read`."""
     read_model = read(model, shapes=shapes, prefix=prefix)
     return describe(str(model), read_model.graph, read_model.analysis)
+
+
+def explain(
+    model: str | Path, node: str, *, shapes: Shapes | None = None, prefix: int | None = None
+) -> NodeFacts:
+    """What the analysis knows of one node, named by itself or by a tensor that it gives.
+
+    Raises as `read`; also `UsageError` where nothing has that name.
+    """
+    read_model = read(model, shapes=shapes, prefix=prefix)
+    with _Located(model):
+        return explain_node(read_model.graph, read_model.analysis, node, names_in(model))
 
 
 def schedule_for(
@@ -238,7 +252,9 @@ def build(
     del analysed, reduced
 
     def fill(folder: Path) -> Manifest:
-        return _fill(folder, origin, chosen, level, held, outputs, progress)
+        made = _fill(folder, origin, chosen, level, held, outputs, progress)
+        bound = {name: tuple(dims) for name, dims in (shapes or {}).items()}
+        return replace(made, shapes=bound, prefix=prefix)
 
     return write_artifact(directory, fill, force)
 

@@ -45,6 +45,7 @@ def bind_inputs(graph: gs.Graph, shapes: Shapes | None = None) -> bool:
             raise UsageError(
                 f"has {len(tensor.shape)} dims, {len(given)} were given", where=tensor.name
             )
+        _check_given(tensor, given)
         bound: list[int] = []
         for axis, dim in enumerate(dims):
             literal = dim if isinstance(dim, int) else _digits(dim)
@@ -76,6 +77,21 @@ def bind_inputs(graph: gs.Graph, shapes: Shapes | None = None) -> bool:
         if not isinstance(tensor, gs.Constant) and not any(tensor is t for t in graph.inputs):
             tensor.shape = None
     return symbolic
+
+
+def _check_given(tensor: gs.Tensor, given: Sequence[int | str] | None) -> None:
+    """A size that the file settles stays as it is: the weights may depend on it.
+
+    Raises:
+        UsageError: another one was given.
+    """
+    for axis, (dim, wanted) in enumerate(zip(tensor.shape or (), given or (), strict=False)):
+        literal = dim if isinstance(dim, int) else _digits(dim)
+        if literal is not None and literal > 0 and wanted != literal:
+            raise UsageError(
+                f"dim {axis} of input '{tensor.name}' is {literal} in the file, not {wanted}",
+                where="--shape",
+            )
 
 
 def _digits(dim: object) -> int | None:

@@ -11,6 +11,8 @@ from tcompile.cli.common import (
     JSON,
     Shapes,
     common_options,
+    outputs_option,
+    prefix_option,
     print_json,
     print_table,
     progress,
@@ -27,14 +29,7 @@ from tcompile.cli.common import (
     type=click.Choice(["fp32", "fp16"]),
     help="[default: the target's; fp16 on GPUs, fp32 on CPUs]",
 )
-@click.option(
-    "--outputs",
-    type=click.Choice(["reduced", "restored"]),
-    default="reduced",
-    show_default=True,
-    help="An output with a token axis holds the kept tokens (and the model says which they are), "
-    "or is spread back over all tokens.",
-)
+@outputs_option
 @click.option(
     "-o",
     "--output",
@@ -49,6 +44,7 @@ from tcompile.cli.common import (
     "replaced.",
 )
 @shape_option
+@prefix_option
 @JSON
 @common_options
 def build(
@@ -58,6 +54,7 @@ def build(
     method: str,
     schedule: Path | None,
     shapes: Shapes,
+    prefix: int | None,
     precision: str | None,
     outputs: str,
     output: Path | None,
@@ -85,6 +82,7 @@ def build(
             method=method,
             schedule=schedule,
             shapes=dict(shapes),
+            prefix=prefix,
             precision=precision,
             outputs=outputs,
             output=output,

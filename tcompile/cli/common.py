@@ -116,6 +116,29 @@ def shape_option(command: F) -> F:
     )(command)
 
 
+def prefix_option(command: F) -> F:
+    """Add --prefix, for models whose special tokens the analysis cannot tell from patches."""
+    return click.option(
+        "--prefix",
+        type=click.IntRange(min=0),
+        metavar="N",
+        help="Tokens before the patches that must stay (CLS, registers) [default: those whose "
+        "value does not depend on the image].",
+    )(command)
+
+
+def outputs_option(command: F) -> F:
+    """Add --outputs."""
+    return click.option(
+        "--outputs",
+        type=click.Choice(["reduced", "restored"]),
+        default="reduced",
+        show_default=True,
+        help="An output with a token axis holds the kept tokens (and the model says which they "
+        "are), or is spread back over all tokens.",
+    )(command)
+
+
 def schedule_options(command: F) -> F:
     """Add what says how many tokens leave where, and for which device."""
     for option in reversed(

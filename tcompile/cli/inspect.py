@@ -3,32 +3,61 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from tcompile.cli.common import JSON, Shapes, common_options, print_json, progress, shape_option
+if TYPE_CHECKING:
+    from tcompile.inspection import Inspection
+    from tcompile.inspection_why import NodeFacts
+
+from tcompile.cli.common import (
+    JSON,
+    Shapes,
+    common_options,
+    prefix_option,
+    print_json,
+    progress,
+    shape_option,
+)
 
 
 @click.command(short_help="Show the transformer in a model, and where tokens may leave.")
 @click.argument("model", type=click.Path(path_type=Path))
+@click.option(
+    "--why",
+    "node",
+    metavar="NODE",
+    help="Show instead all that is known of one node, or of the node that gives a tensor: axes, "
+    "block, and what happens there when tokens leave.",
+)
 @shape_option
+@prefix_option
 @JSON
 @common_options
-def inspect(model: Path, shapes: Shapes, as_json: bool) -> None:
-    """Show the transformer in MODEL: blocks, tokens, attention, and where tokens may leave.
+def inspect(
+    model: Path, node: str | None, shapes: Shapes, prefix: int | None, as_json: bool
+) -> None:
+    """Show the transformer in MODEL: tokens, blocks, side inputs, and where tokens may leave.
 
     Tokens may leave at a site: `attn:3` lies between attention and MLP of block 3, `block:3` after
-    its MLP, `output` after the last block. A site that is not legal comes with the reason.
+    its MLP, `output` after the last block; at `around:3` they pass by block 3. A site that is not
+    legal comes with the reason.
 
     \b
-    Example:
+    Examples:
       tcompile inspect vit.onnx
+      tcompile inspect vit.onnx --why /blocks.3/attn/Softmax
     """
-    from tcompile.pipeline import inspect as inspect_model
+    from tcompile import pipeline
 
+    found: Inspection | NodeFacts
     with progress() as say:
         say(f"analysing {model}")
-        found = inspect_model(model, shapes=dict(shapes))
+        if node is None:
+            found = pipeline.inspect(model, shapes=dict(shapes), prefix=prefix)
+        else:
+            found = pipeline.explain(model, node, shapes=dict(shapes), prefix=prefix)
     if as_json:
         print_json(found.to_json())
     else:

@@ -11,6 +11,8 @@ from tcompile.cli.common import (
     JSON,
     Shapes,
     common_options,
+    outputs_option,
+    prefix_option,
     print_json,
     print_table,
     progress,
@@ -22,7 +24,9 @@ from tcompile.cli.common import (
 @click.command(short_help="Show the schedule that build would follow.")
 @click.argument("model", type=click.Path(path_type=Path))
 @schedule_options
+@outputs_option
 @shape_option
+@prefix_option
 @JSON
 @common_options
 def plan(
@@ -31,7 +35,9 @@ def plan(
     keep: Fraction | None,
     method: str,
     schedule: Path | None,
+    outputs: str,
     shapes: Shapes,
+    prefix: int | None,
     as_json: bool,
 ) -> None:
     """Show the schedule that `build` would follow; write nothing.
@@ -51,7 +57,9 @@ def plan(
             keep=keep,
             method=method,
             schedule=schedule,
+            outputs=outputs,
             shapes=dict(shapes),
+            prefix=prefix,
         )
     document = made.to_json()
     if as_json:

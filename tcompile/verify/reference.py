@@ -54,7 +54,8 @@ def reduced_reference(artifact: Artifact, dense: Path) -> Iterator[Path]:
         target=manifest.target.name,
         schedule=manifest.schedule,
         outputs=manifest.outputs_mode,
-        shapes={tensor.name: tensor.shape for tensor in manifest.inputs},
+        shapes=manifest.shapes,
+        prefix=manifest.prefix,
     )
     with tempfile.TemporaryDirectory(prefix="tcompile-") as folder:
         path = Path(folder) / "reference.onnx"
