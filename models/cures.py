@@ -226,6 +226,27 @@ def _plain_rms_norm(loaded: LoadedModel) -> Iterator[Used]:
 
 
 @contextmanager
+def _no_empty_parts(loaded: LoadedModel) -> Iterator[Used]:
+    """Leave empty tensors out of concatenations, which a trace counts as one row."""
+    original = torch.cat
+    used: Used = []
+
+    def join(tensors: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        parts = [part for part in tensors if 0 not in part.shape]
+        if not parts or len(parts) == len(tensors):
+            return original(tensors, *args, **kwargs)
+        used.append(len(parts))
+        return original(parts, *args, **kwargs)
+
+    patched: Any = torch
+    patched.cat = join
+    try:
+        yield used
+    finally:
+        patched.cat = original
+
+
+@contextmanager
 def _real_rotary(loaded: LoadedModel) -> Iterator[Used]:
     """Let Llama4's vision attention turn pairs with real arithmetic, in place of complex numbers.
 
@@ -294,6 +315,11 @@ PLAIN_RMS_NORM = Cure(
     lambda loaded, _, exporter: exporter == "torchscript",
     _plain_rms_norm,
 )
+NO_EMPTY_PARTS = Cure(
+    "empty parts are left out of concatenations",
+    lambda loaded, _, exporter: exporter == "torchscript",
+    _no_empty_parts,
+)
 REAL_ROTARY = Cure(
     "the rotary embedding is written with real numbers, since ONNX has no complex ones",
     lambda loaded, _, exporter: exporter == "torchscript" and bool(_complex_rotary(loaded)),
@@ -312,6 +338,7 @@ CURES = (
     FIXED_RESIZING,
     FOUR_AXES,
     PLAIN_RMS_NORM,
+    NO_EMPTY_PARTS,
     REAL_ROTARY,
     UNFUSED,
 )

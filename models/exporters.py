@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,9 @@ from tcompile.models.report import ExportReport
 from tcompile.models.source import LoadedModel, Source, load_source, parse_source, require
 
 if TYPE_CHECKING:
+    import onnx
+
+    from tcompile.models import recipes
     from tcompile.models.cures import Cure
 
 log = logging.getLogger(__name__)
@@ -134,7 +139,7 @@ def _attempt(
 
     job = recipes.job(loaded, batch, opset or DEFAULT_OPSET[name])
     with applied(loaded, cures) as used, recipes.quiet(), recipes.settings():
-        proto = recipes.RECIPES[name](job)
+        proto = _written(name, job, is_asked=opset is not None)
         outputs = recipes.output_dims(job)
         spelled = get_attention(loaded)
     settle_inputs(proto, job.shapes(), batch)
@@ -161,6 +166,21 @@ def _attempt(
         max_abs_error=error,
         notes=tuple(notes),
     )
+
+
+def _written(name: str, job: recipes.Job, *, is_asked: bool) -> onnx.ModelProto:
+    """What the exporter writes; in a newer opset where it says so and none was asked for."""
+    import torch
+
+    from tcompile.models import recipes
+
+    try:
+        return recipes.RECIPES[name](job)
+    except torch.onnx.errors.UnsupportedOperatorError as error:
+        newer = re.search(r"added in version (\d+)", str(error))
+        if is_asked or newer is None:
+            raise
+        return recipes.RECIPES[name](replace(job, opset=int(newer[1])))
 
 
 def _order(loaded: LoadedModel, exporter: str) -> tuple[str, ...]:

@@ -11,12 +11,16 @@ from tcompile.models.source import LoadedModel, Request, cannot_build, require, 
 def load(request: Request) -> LoadedModel:
     """Build a timm model, with its classification head unless `num_classes=0` is asked for.
 
+    `features_only=true` makes a backbone of it, whose outputs are maps of several depths.
+
     Raises:
         ModelError: unknown name, or arguments the model does not take.
         MissingExtraError: timm is not installed.
     """
     timm = require("timm", f"loading {request.source.text}")
-    from tcompile.models.outputs import example_image
+    import torch
+
+    from tcompile.models.outputs import TensorOutputs, example_image, named_tensors
 
     name = request.source.name
     if name.split(".")[0] not in timm.list_models() and "/" not in name:
@@ -25,17 +29,23 @@ def load(request: Request) -> LoadedModel:
     if request.image_size is not None:
         arguments["img_size"] = request.image_size
     try:
-        module = _made(timm, name, not request.random_weights, arguments)
+        base = _made(timm, name, not request.random_weights, arguments).eval()
+        cfg: dict[str, Any] = dict(base.pretrained_cfg)
+        height, width = _image_size(base, request.image_size, cfg)
+        inputs = {"image": example_image(height, width, int(cfg.get("input_size", (3, 0, 0))[0]))}
+        # With `features_only` there are several; and not every model takes every size.
+        with torch.no_grad():
+            result = base(*inputs.values())
     except Exception as error:  # libraries raise anything on a bad argument
         raise cannot_build(request, error) from error
-    cfg: dict[str, Any] = dict(module.pretrained_cfg)
-    height, width = _image_size(module, request.image_size, cfg)
-    channels = int(cfg.get("input_size", (3, 0, 0))[0])
+    single = isinstance(result, torch.Tensor)
+    name_of_one = "logits" if getattr(base, "num_classes", 0) > 0 else "features"
+    several = tuple(f"features_{i}" for i in range(len(named_tensors(result))))
     return LoadedModel(
-        module=module,
-        base=module,
-        example_inputs={"image": example_image(height, width, channels)},
-        output_names=("logits",) if module.num_classes > 0 else ("features",),
+        module=base if single else TensorOutputs(base, (), {}),
+        base=base,
+        example_inputs=inputs,
+        output_names=(name_of_one,) if single else several,
         source=request.source.text,
         library="timm",
         preprocessing={
@@ -46,7 +56,7 @@ def load(request: Request) -> LoadedModel:
             "interpolation": str(cfg.get("interpolation", "bicubic")),
             "crop_pct": float(cfg.get("crop_pct") or 1.0),
             "resize": "squash" if cfg.get("crop_mode") == "squash" else "crop",
-            **({} if request.random_weights else _labels(module, str(cfg.get("tag", "")))),
+            **({} if request.random_weights else _labels(base, str(cfg.get("tag", "")))),
         },
     )
 
@@ -75,6 +85,6 @@ def _labels(module: Any, tag: str) -> dict[str, list[str]]:
     """ImageNet names, when the head is one of timm's ImageNet heads."""
     from timm.data import ImageNetInfo
 
-    if module.num_classes != 1000 or not re.search(r"in1k", tag):
+    if getattr(module, "num_classes", 0) != 1000 or not re.search(r"in1k", tag):
         return {}
     return {"labels": list(ImageNetInfo("imagenet-1k").label_descriptions(detailed=False))}

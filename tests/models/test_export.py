@@ -169,8 +169,10 @@ def test_trained_positions_at_another_size(tmp_path: Path) -> None:
     loaded = load_source(f"hf:{tmp_path / 'checkpoint'}", image_size=48)
     for exporter in ("dynamo", "torchscript", "transformers"):
         path = tmp_path / f"{exporter}.onnx"
-        report = export(loaded, path, exporter=exporter)
-        assert report.outputs["last_hidden_state"] == (1, 37, 32)
+        # transformers' exporter must be told of the flag that resizing adds to every call.
+        batch: Any = "dynamic" if exporter == "transformers" else 1
+        report = export(loaded, path, exporter=exporter, batch=batch)
+        assert report.outputs["last_hidden_state"][1:] == (37, 32)
         assert _ops(path)["Resize"] == 0
 
 
@@ -198,11 +200,34 @@ def test_unfused_attention_where_the_fused_form_fails(
 @pytest.mark.parametrize("failure", KNOWN, ids=lambda f: f"{f.example}-{f.exporter}")
 def test_known_failures_still_fail(failure: KnownFailure, tmp_path: Path) -> None:
     """If this fails, the export works now: take the entry out of `tcompile.models.known`."""
-    size = {"depth": 1, "embed_dim": 64, "num_heads": 2}
-    loaded = load_source(failure.example, random_weights=True, image_size=112, overrides=size)
+    loaded = load_source(
+        failure.example,
+        random_weights=True,
+        image_size=failure.image_size,
+        overrides=failure.overrides,
+    )
     with pytest.raises(ModelError, match=re.escape(failure.error)) as caught:
-        export(loaded, tmp_path / "m.onnx", exporter=failure.exporter)
-    assert f"the exporter {failure.instead} works" in str(caught.value)
+        export(loaded, tmp_path / "m.onnx", exporter=failure.exporter or "torchscript")
+    assert f"known to fail: {failure.hint}" in str(caught.value)
+
+
+def test_newer_opset_where_the_default_is_too_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TorchScript has Col2Im (timm's VOLO) from opset 18 on only."""
+    asked: list[int] = []
+
+    def recipe(job: recipes.Job) -> onnx.ModelProto:
+        asked.append(job.opset)
+        if job.opset < 18:
+            raise torch.onnx.errors.UnsupportedOperatorError("aten::col2im", job.opset, 18)
+        return recipes.torchscript(job)
+
+    monkeypatch.setitem(recipes.RECIPES, "torchscript", recipe)
+    report = export(_tiny(), tmp_path / "m.onnx", exporter="torchscript")
+    assert (report.opset, asked) == (18, [17, 18])
+    with pytest.raises(ModelError, match="added in version 18"):
+        export(_tiny(), tmp_path / "m.onnx", exporter="torchscript", opset=17)
 
 
 # ---- what must not pass --------------------------------------------------------------------------

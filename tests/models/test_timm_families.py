@@ -105,6 +105,27 @@ def test_attention_is_one_op(name: str, tmp_path: Path) -> None:
     assert (ops["Attention"], ops["Softmax"]) == (len(_load(name).base.blocks), 0)
 
 
+def test_backbone_of_several_depths(tmp_path: Path) -> None:
+    """Maps of two blocks, and of one alone."""
+    for indices, names in (([0, 1], ("features_0", "features_1")), ([0], ("features_0",))):
+        loaded = load_source(
+            "timm:vit_small_patch16_dinov3?features_only=true",
+            random_weights=True,
+            image_size=32,
+            overrides={"depth": 2, "embed_dim": 32, "num_heads": 2, "out_indices": indices},
+            perturb=True,
+        )
+        report = export(loaded, tmp_path / "m.onnx", exporter="torchscript")
+        assert report.outputs == dict.fromkeys(names, (1, 32, 2, 2))
+
+
+def test_size_that_the_model_cannot_take() -> None:
+    """It has no argument for the size; that its bias is for 7 x 7 shows when it is run."""
+    small = {"embed_dims": [16, 16, 16, 16], "depths": [1, 1, 1, 1]}
+    with pytest.raises(ModelError, match="cannot be built: RuntimeError: The size of tensor"):
+        load_source("timm:efficientformer_l1", random_weights=True, image_size=64, overrides=small)
+
+
 # ---- what cures must not do ----------------------------------------------------------------------
 
 
@@ -141,6 +162,18 @@ class Resizing(nn.Module):
         return both + functional.interpolate(both.mean(1, keepdim=True), size=(8, 8))
 
 
+class EmptyPart(nn.Module):
+    """Joins registers to the image, of which there are none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.registers = nn.Parameter(torch.zeros(1, 0, 16, 16))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        joined = torch.cat([image, self.registers.expand(image.shape[0], -1, -1, -1)], dim=1)
+        return joined.reshape(joined.shape[0], joined.shape[1], -1).mean(2)
+
+
 class TwoSizes(nn.Module):
     """Asks for its positions twice, at two sizes: they are not one constant."""
 
@@ -156,15 +189,8 @@ class TwoSizes(nn.Module):
         return wide.mean() + self.interpolate_pos_encoding(4)
 
 
-@pytest.mark.parametrize(
-    ("module", "notes"), [(Resizing(), (TABLE,)), (TwoSizes(), ())], ids=["resizing", "two-sizes"]
-)
-@pytest.mark.parametrize("exporter", ["torchscript", "dynamo"])
-def test_only_constants_are_taken_as_constants(
-    module: nn.Module, notes: tuple[str, ...], exporter: str, tmp_path: Path
-) -> None:
-    """`export` compares the file at batches that it never saw traced."""
-    loaded = LoadedModel(
+def _module(module: nn.Module) -> LoadedModel:
+    return LoadedModel(
         module=module.eval().requires_grad_(False),
         base=module,
         example_inputs={"image": torch.randn(1, 3, 16, 16)},
@@ -173,8 +199,23 @@ def test_only_constants_are_taken_as_constants(
         library="callable",
         preprocessing={},
     )
-    batch = "dynamic" if isinstance(module, Resizing) else 1
-    report = export(loaded, tmp_path / "m.onnx", exporter=exporter, batch=batch)
-    assert report.notes == notes
-    resizes = [n for n in onnx.load(tmp_path / "m.onnx").graph.node if n.op_type == "Resize"]
-    assert len(resizes) == (2 if isinstance(module, Resizing) else 0)
+
+
+@pytest.mark.parametrize("exporter", ["torchscript", "dynamo"])
+def test_only_what_is_constant_is_taken_as_a_constant(exporter: str, tmp_path: Path) -> None:
+    """`export` compares the file at batches that it never saw traced."""
+    path = tmp_path / "m.onnx"
+    report = export(_module(Resizing()), path, exporter=exporter, batch="dynamic")
+    assert report.notes == (TABLE,)
+    assert Counter(node.op_type for node in onnx.load(path).graph.node)["Resize"] == 2
+
+
+def test_what_is_asked_for_twice_is_no_one_constant(tmp_path: Path) -> None:
+    report = export(_module(TwoSizes()), tmp_path / "m.onnx", exporter="torchscript")
+    assert report.notes == ()
+
+
+def test_empty_parts_of_a_concatenation(tmp_path: Path) -> None:
+    report = export(_module(EmptyPart()), tmp_path / "m.onnx", exporter="torchscript")
+    assert report.notes == ("empty parts are left out of concatenations",)
+    assert report.outputs == {"result": (1, 3)}
