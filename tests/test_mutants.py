@@ -139,16 +139,23 @@ BESIDE = [
     ("timm-dinov3", "tome", mutants_side.rows_not_reindexed),
     ("timm-dinov3", "topk", mutants_side.prefix_off_by_one),
     ("timm-eva02", "tome", mutants_side.prefix_off_by_one),
+    ("timm-dinov3", "evit", mutants_side.fused_turned),
+    ("timm-dinov3", "evit", mutants_side.rows_not_reindexed),
     ("timm-beit", "topk", mutants_side.rows_not_reindexed),
     ("timm-beit", "topk", mutants_side.first_axis_not_gathered),
     ("timm-beit", "tome", mutants_side.second_axis_not_gathered),
+    ("hf-internvl-projector", "topk", mutants_side.members_out_of_order),
+    ("hf-internvl-projector", "topk", mutants_side.groups_along_the_rows),
+    ("hf-internvl-projector", "topk", mutants_side.best_member_decides),
+    ("hf-internvl-projector", "topk", mutants.unsorted),
+    ("hf-internvl-projector", "topk", mutants.index_off_by_one),
 ]
 
 
 @pytest.mark.parametrize(
     ("case", "method", "mutant"), BESIDE, ids=[f"{c}-{m}-{f.__name__}" for c, m, f in BESIDE]
 )
-def test_a_mutant_of_a_side_input_is_caught(
+def test_a_mutant_of_side_inputs_or_groups_is_caught(
     case: str, method: str, mutant: mutants.Mutant, cache: Path
 ) -> None:
     variant = Variant("torchscript", "eager", 17, "dynamic")

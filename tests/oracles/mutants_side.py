@@ -139,3 +139,60 @@ def first_axis_not_gathered(model: onnx.ModelProto) -> None:
 def second_axis_not_gathered(model: onnx.ModelProto) -> None:
     """The other axis of the two."""
     _one_axis(1)(model)
+
+
+def fused_turned(model: onnx.ModelProto) -> None:
+    """A fused token is turned as the first patch is, not left as it is."""
+    made = {name: node for node in model.graph.node for name in node.output}
+    choices = [made.get(node.input[1]) for node in _side_gathers(model)]
+    found = [node for node in choices if node is not None and node.op_type == "Where"]
+    if not found:
+        raise LookupError("no row for tokens without a position")
+    for node in found:
+        node.input[1] = _constant(model, [0])
+
+
+# ---- groups --------------------------------------------------------------------------------------
+
+
+def _member_tables(model: onnx.ModelProto) -> list[tuple[onnx.NodeProto, int, np.ndarray]]:
+    """Gathers at a site with a constant [G, g] or [G * g] of patches: node, slot and values."""
+    constants = {
+        t.name: t for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT64
+    }
+    found = []
+    for node in model.graph.node:
+        if node.op_type != "Gather" or not _OWN.match(node.name):
+            continue
+        for slot, name in enumerate(node.input):
+            if name in constants:
+                values = numpy_helper.to_array(constants[name])
+                if values.size > 8 and (np.sort(values.ravel()) == np.arange(values.size)).all():
+                    found.append((node, slot, values))
+    if not found:
+        raise LookupError("no table of groups")
+    return found
+
+
+def members_out_of_order(model: onnx.ModelProto) -> None:
+    """The members of each kept group come in the wrong order."""
+    tables = [entry for entry in _member_tables(model) if entry[2].ndim == 2]
+    if not tables:
+        raise LookupError("no table of members")
+    for node, slot, values in tables:
+        node.input[slot] = _constant(model, values[:, ::-1])
+
+
+def groups_along_the_rows(model: onnx.ModelProto) -> None:
+    """A group is taken for neighbours along the rows, in score and members."""
+    for node, slot, values in _member_tables(model):
+        node.input[slot] = _constant(model, np.arange(values.size).reshape(values.shape))
+
+
+def best_member_decides(model: onnx.ModelProto) -> None:
+    """A group's score is its best member's, not their mean."""
+    for node in model.graph.node:
+        if node.op_type == "ReduceMean" and re.match(r"tcompile/\w+/topk/", node.name):
+            node.op_type = "ReduceMax"
+            return
+    raise LookupError("no mean over members")
