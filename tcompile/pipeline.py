@@ -152,12 +152,11 @@ def schedule_for(
 def room_of(analysis: Analysis, outputs: str = "reduced") -> Room:
     """Where a model lets tokens leave, as methods see it."""
     legal = [s for s in analysis.sites if not s.verdict(outputs).reason]
-    groups = {} if outputs == "restored" else {
-        s.name: s.granularity for s in legal if s.granularity > 1
-    }  # fmt: skip
+    groups = {s.name: s.step(outputs) for s in legal if s.step(outputs) > 1}
+    unscored = frozenset(s.name for s in analysis.sites if not s.scored)
     windows = any(b.window for b in analysis.blocks)
     parallel = frozenset(b.index for b in analysis.blocks if b.parallel)
-    return Room(frozenset(s.name for s in legal), groups, windows, parallel)
+    return Room(frozenset(s.name for s in legal), groups, windows, parallel, unscored)
 
 
 def plan(

@@ -25,6 +25,7 @@ from tcompile.passes.reduce.moving import from_rows, to_rows
 from tcompile.passes.reduce.outputs import Carried, carried, token_outputs
 from tcompile.passes.reduce.reducers import ReducerInput, find_reducer
 from tcompile.passes.reduce.scores import ScoreInput, find_score
+from tcompile.passes.reduce.segments import Cores, by_segment
 from tcompile.passes.reduce.stage import Stage, index_on_run
 from tcompile.planning.schedule import Reduction, Schedule
 from tcompile.plugins.spec import add_functions
@@ -79,9 +80,10 @@ def reduce_graph(
 
 def _in_groups(analysis: Analysis, schedule: Schedule) -> bool:
     """Whether every reduction takes whole groups, so that the model may join them."""
-    grouping = analysis.space.grouping
+    grouping, segments = analysis.space.grouping, analysis.space.segments
     return grouping is not None and all(
-        r.reducer.name == "topk" and r.keep % grouping.members == 0 for r in schedule.reductions
+        r.reducer.name == "topk" and r.keep % (grouping.members * segments) == 0
+        for r in schedule.reductions
     )
 
 
@@ -171,34 +173,58 @@ class _Rewriter:
         return layout
 
     def _input(
-        self, rows: gs.Tensor, core: Core, stage: Stage, site: Site, step: Reduction
+        self, rows: gs.Tensor, width: int, core: Core, stage: Stage, site: Site, step: Reduction
     ) -> ReducerInput:
         """What the reducer of a step is given, its score computed."""
         b, space = self.b, self.analysis.space
         score = None
         if step.score is not None:
             b.scope(f"{site.name.replace(':', '_')}/score")
-            read = ScoreInput(b, core, rows, space.prefix, stage.count, self.analysis.cls or 0)
-            score = find_score(step.score.name)(read)
+            score = self._score(rows, core, stage, step.score.name)
         b.scope(f"{site.name.replace(':', '_')}/{step.reducer.name}")
         grouping = space.grouping if self.found.grouped else None
-        table = None if grouping is None else grouping.table(space.pieces[space.patch].axis)
+        table = None if grouping is None else grouping.table(space.whole_patches or ())
         return ReducerInput(
-            b, rows, score, core, stage, space.prefix, space.suffix, space.patches, step.keep,
+            b, rows, width, score, core, stage, space.prefix, space.suffix, space.patches, step.keep,
             step.reducer.parameters, table,
         )  # fmt: skip
+
+    def _score(self, rows: gs.Tensor, core: Core, stage: Stage, name: str) -> gs.Tensor:
+        """[B, T]; where the block's attentions see segments apart, each scores its own."""
+        b, space, cls = self.b, self.analysis.space, self.analysis.cls or 0
+        if not isinstance(core, Cores) or name == "norm":
+            return find_score(name)(ScoreInput(b, core, rows, space.prefix, stage.count, cls))
+        parts: list[gs.Tensor] = []
+        for one in core.cores:
+            run = Run(*space.runs[one.attention.columns])
+            count = run.size(space, stage.count)
+            parts.append(find_score(name)(ScoreInput(b, one, rows, 0, count, cls)))
+        return b.concat(parts, 1)  # type: ignore[no-any-return]
+
+    def _core(self, block: int, nodes: dict[str, gs.Node]) -> Core:
+        """The attention of a block; the several that see segments apart, as one."""
+        attentions = self.analysis.blocks[block].attentions
+        cores = [Core(self.b, a, nodes, self.batch) for a in attentions]
+        apart = attentions[0].columns != self.analysis.space.axis
+        return Cores(cores) if apart else cores[0]
+
+    def _reduce_with(self, given: ReducerInput, name: str) -> tuple[gs.Tensor, Stage]:
+        segments = self.analysis.space.segments
+        reducer = find_reducer(name)
+        return reducer(given) if segments == 1 else by_segment(reducer, given, segments)
 
     def _reduce_at(self, stream: gs.Tensor, site: Site, step: Reduction) -> None:
         b, space, stage = self.b, self.analysis.space, self.stages[-1]
         name = str(stream.name)
         layout = self._layout(name, site)
         readers = self.readers[name]
-        core = Core(b, self.analysis.blocks[site.block].attention, self.nodes, self.batch)
+        core = self._core(site.block, self.nodes)
         fixed = space.prefix + space.suffix
         b.scope(f"{site.name.replace(':', '_')}/{step.reducer.name}")
         rows = to_rows(b, stream, layout, fixed + stage.count)
-        given = self._input(rows, core, stage, site, step)
-        reduced, after = find_reducer(step.reducer.name)(given)
+        width = ax.size(self.analysis.facts.axes[name][layout.features])
+        given = self._input(rows, width, core, stage, site, step)
+        reduced, after = self._reduce_with(given, step.reducer.name)
         new = self._stream(name, reduced, layout, after)
         self.editor.current[name] = new
         redirect(stream, new, readers, self.graph)
@@ -219,13 +245,13 @@ class _Rewriter:
         layout = self._layout(name, site)
         scope = site.name.replace(":", "_")
         b.scope(f"{scope}/score")
-        attention = blocks[site.block].attention
         region = [self.nodes[n] for n in self.order if n in self.cuts[site.name].region]
-        core = Core(b, attention, {**self.nodes, **copies(b, region, attention)}, self.batch)
+        core = self._core(site.block, {**self.nodes, **copies(b, region, blocks[site.block])})
         b.scope(f"{scope}/{step.reducer.name}")
         rows = to_rows(b, stream, layout, space.total)
-        given = self._input(rows, core, self.stages[0], site, step)
-        reduced, after = find_reducer(step.reducer.name)(given)
+        width = ax.size(self.analysis.facts.axes[name][layout.features])
+        given = self._input(rows, width, core, self.stages[0], site, step)
+        reduced, after = self._reduce_with(given, step.reducer.name)
         new = self._stream(name, reduced, layout, after)
         replace_uses(stream, new, region)
         return Bypass(rows, layout, after)

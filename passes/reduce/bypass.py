@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from tcompile.analysis.attention import Attention
 from tcompile.analysis.layout import Layout
+from tcompile.analysis.structure import Block
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.stage import Stage
 
@@ -29,13 +29,14 @@ class Bypass:
     stage: Stage
 
 
-def copies(b: Builder, region: Sequence[gs.Node], attention: Attention) -> dict[str, gs.Node]:
+def copies(b: Builder, region: Sequence[gs.Node], block: Block) -> dict[str, gs.Node]:
     """Copies of the nodes of a block that lead to its softmax, by the originals' names.
 
     They read the whole stream, so that a score can be taken of every token; what the score does not
     read of them is removed in the end.
     """
     made: dict[str, gs.Node] = {}
+    left = {a.node for a in block.attentions}
     copied: dict[str, gs.Tensor] = {}
     for node in region:
         outputs = []
@@ -47,7 +48,8 @@ def copies(b: Builder, region: Sequence[gs.Node], attention: Attention) -> dict[
                        node.domain)  # fmt: skip
         made[node.name] = copy
         b.graph.nodes.append(copy)
-        if node.name == attention.node:
+        left.discard(node.name)
+        if not left:
             break
     return made
 

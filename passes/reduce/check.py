@@ -49,6 +49,13 @@ def check_schedule(analysis: Analysis, schedule: Schedule, outputs: str = "reduc
                 f"site '{site.name}' is illegal: {reason}", where="schedule",
                 hint=_nearest_legal(analysis, site, step.reducer.name, outputs),
             )  # fmt: skip
+        if step.score is not None and step.score.name in ("cls", "attn") and not site.scored:
+            raise UsageError(
+                f"score '{step.score.name}' reads the attention of block {site.block}, which sees "
+                "windows only",
+                where="schedule",
+                hint="use the score norm there",
+            )
         if site.until:
             count = analysis.shape.patches
         if not 1 <= step.keep < count:
@@ -57,7 +64,7 @@ def check_schedule(analysis: Analysis, schedule: Schedule, outputs: str = "reduc
                 "at least one",
                 where="schedule",
             )
-        _check_count(step, count, 1 if outputs == "restored" else site.granularity)
+        _check_count(step, count, site.step(outputs), analysis.space.segments)
         if order[site.name] <= last:
             raise UsageError(f"site '{site.name}' is out of order", where="schedule")
         # Scores read Q and K, merging reads K: they must still have the tokens of the stream.
@@ -76,13 +83,13 @@ def check_schedule(analysis: Analysis, schedule: Schedule, outputs: str = "reduc
     return sites
 
 
-def _check_count(step: Reduction, count: int, group: int) -> None:
+def _check_count(step: Reduction, count: int, group: int, segments: int) -> None:
     """What the reducer can do with the count it is given, before anything is written."""
     where = f"schedule, site '{step.site}'"
     if step.keep % group:
         near = -(-step.keep // group) * group
         raise UsageError(
-            f"tokens leave in whole groups of {group}, and {step.keep} is no multiple of it",
+            f"tokens leave {group} at a time there, and {step.keep} is no multiple of it",
             where=where,
             hint=f"keep {near}",
         )
@@ -92,7 +99,7 @@ def _check_count(step: Reduction, count: int, group: int) -> None:
         raise UsageError(
             "a fused token needs at least one token kept beside it", where=where, hint="keep more"
         )
-    most = count // 2
+    most = segments * (count // segments // 2)
     if step.reducer.name == "merge" and count - step.keep > most:
         raise UsageError(
             f"at most {most} of {count} tokens can merge in one step, not {count - step.keep}",

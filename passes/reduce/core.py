@@ -54,6 +54,14 @@ class Core:
         """A place counted from the front, or (negative) from the back, as one from the front."""
         return place if place >= 0 else self._keys() + place
 
+    @property
+    def width(self) -> int:
+        """Channels of a key."""
+        shape = self.product.inputs[1].shape
+        if self.attention.form == "softmax":
+            return int(shape[-2])
+        return int(shape[-1]) // (1 if len(shape) == 4 else self.attention.heads)
+
     def keys(self) -> gs.Tensor:
         """Keys averaged over heads: [B, N, d] fp32 (ToMe's metric, up to a positive factor)."""
         b, k = self.b, self.product.inputs[1]

@@ -193,7 +193,7 @@ def _atoms(axes: Axes, other: Axes, space: TokenSpace, grouping: Grouping) -> li
 
 def _marked(axes: Axes, space: TokenSpace, grouping: Grouping) -> list[list[Digit | str]]:
     """Each axis as digits, the patches as `groups` and the members' digits."""
-    roots = {d.root for d in space.pieces[space.patch].axis}
+    roots = {d.root for d in space.whole_patches or ()}
     found: list[list[Digit | str]] = []
     for axis, dim in zip(axes, locate(axes, space), strict=True):
         out: list[Digit | str] = []

@@ -6,6 +6,7 @@ import onnx_graphsurgeon as gs
 
 from tcompile.analysis import axes as ax
 from tcompile.analysis.attention import find_attention
+from tcompile.analysis.effects import Run
 from tcompile.analysis.model import Analysis
 from tcompile.analysis.propagate import propagate
 from tcompile.errors import InternalError
@@ -29,11 +30,14 @@ def check_counts(graph: gs.Graph, analysis: Analysis, schedule: Schedule) -> Non
                 raise InternalError(
                     f"the attention '{core.node}' of block {block.index} is gone after reduction"
                 )
-            if core.rows != space.axis or core.columns != space.axis:
+            run = space.runs.get(core.columns)
+            if core.rows != core.columns or run is None:
                 continue
             counts = (ax.size(now.rows), ax.size(now.columns))
-            if counts != (planned[block.index], planned[block.index]):
+            patches = planned[block.index] - space.prefix - space.suffix
+            count = Run(*run).size(space, patches)
+            if counts != (count, count):
                 raise InternalError(
                     f"block {block.index} attends from {counts[0]} to {counts[1]} tokens after "
-                    f"reduction, the schedule says {planned[block.index]}"
+                    f"reduction, the schedule says {count}"
                 )

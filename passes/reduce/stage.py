@@ -42,18 +42,28 @@ class Stage:
 
 
 def on_run(
-    b: Builder, space: TokenSpace, run: Run, patches: gs.Tensor, fixed: list[np.ndarray | None]
+    b: Builder,
+    space: TokenSpace,
+    run: Run,
+    patches: gs.Tensor,
+    count: int,
+    fixed: list[np.ndarray | None],
 ) -> gs.Tensor:
-    """[B, count] values of the patches, extended to all tokens of a run.
+    """[B, n] values of the patches, extended to all tokens of a run.
 
     Args:
         patches: [B, count].
         fixed: for each piece of the space, the values of its tokens (None at the patches).
     """
     parts: list[gs.Tensor] = []
+    each = count // space.segments
     for i in range(run.first, run.last):
-        if i == space.patch:
-            parts.append(patches)
+        if space.patch <= i < space.end:
+            low, high = max(run.first, space.patch), min(run.last, space.end)
+            if i == low:
+                start, stop = ((j - space.patch) * each for j in (low, high))
+                whole = (start, stop) == (0, count)
+                parts.append(patches if whole else b.slice(patches, 1, start, stop))
             continue
         values = fixed[i]
         assert values is not None
@@ -70,22 +80,24 @@ def sizes_on_run(b: Builder, space: TokenSpace, stage: Stage, run: Run) -> gs.Te
     key = f"size{run}"
     if key not in stage.cache:
         assert stage.size is not None
-        ones = [None if i == space.patch else np.ones(p.size, np.float32)
+        ones = [None if space.patch <= i < space.end else np.ones(p.size, np.float32)
                 for i, p in enumerate(space.pieces)]  # fmt: skip
-        stage.cache[key] = on_run(b, space, run, stage.size, ones)
+        stage.cache[key] = on_run(b, space, run, stage.size, stage.count, ones)
     return stage.cache[key]
 
 
 def _places(space: TokenSpace, run: Run, count: int) -> tuple[int, list[np.ndarray | None]]:
-    """Where the patches begin in a run in which they take `count` places, and the places of each
-    piece of fixed tokens."""
+    """What to add to a patch's number for its place in a run when `count` patches are there, and
+    the places of each piece of fixed tokens."""
     offset, begin = 0, 0
     fixed: list[np.ndarray | None] = []
+    each = count // space.segments
     for i, piece in enumerate(space.pieces):
-        size = count if i == space.patch else piece.size
-        fixed.append(None if i == space.patch else np.arange(offset, offset + size))
-        if i == space.patch:
-            begin = offset
+        patchy = space.patch <= i < space.end
+        size = each if patchy else piece.size
+        fixed.append(None if patchy else np.arange(offset, offset + size))
+        if i == max(run.first, space.patch):
+            begin = offset - (i - space.patch) * each
         if run.first <= i < run.last:
             offset += size
     return begin, fixed
@@ -119,7 +131,7 @@ def index_on_run(
                 negative = b.op("Less", index, [0], dtype=np.bool_)
                 shifted = b.op("Where", negative, index, shifted, dtype=np.int64)
             index = shifted
-        stage.cache[key] = on_run(b, space, run, index, fixed)
+        stage.cache[key] = on_run(b, space, run, index, stage.count, fixed)
     return stage.cache[key]
 
 
@@ -139,5 +151,5 @@ def owner_on_run(
         owner = stage.owner
         if begin:
             owner = b.op("Add", owner, [begin], dtype=np.int64)
-        stage.cache[key] = on_run(b, space, run, owner, fixed)
+        stage.cache[key] = on_run(b, space, run, owner, space.patches, fixed)
     return stage.cache[key]

@@ -24,12 +24,14 @@ class Run:
 
     def patches(self, space: TokenSpace) -> bool:
         """Whether the patches are among them."""
-        return self.first <= space.patch < self.last
+        return self.first < space.end and space.patch < self.last
 
     def size(self, space: TokenSpace, count: int) -> int:
         """Tokens in the run when `count` patch tokens are left."""
-        sizes = (count if i == space.patch else space.pieces[i].size
-                 for i in range(self.first, self.last))  # fmt: skip
+        sizes = (
+            count // space.segments if space.patch <= i < space.end else space.pieces[i].size
+            for i in range(self.first, self.last)
+        )
         return sum(sizes)
 
 
@@ -118,23 +120,14 @@ def _one(axis: Axis, space: TokenSpace) -> Dim | None:
 
 def _match(axis: Axis, space: TokenSpace) -> tuple[Run, Part, int] | None:
     """The run that the head of the axis spells, and how many digits it takes."""
-    width = len(space.axis)
-    if axis[:width] == space.axis:
-        return Run(0, len(space.pieces)), "tokens", width
-    head = axis[0]
-    if head.whole and head.root.pieces:
-        parts = head.root.pieces
-        for first in range(len(space.pieces) - len(parts) + 1):
-            if space.pieces[first : first + len(parts)] == parts:
-                return Run(first, first + len(parts)), "tokens", 1
-    for i, piece in enumerate(space.pieces):
-        width = len(piece.axis)
-        if piece.full and axis[:width] == piece.axis and width:
-            return Run(i, i + 1), "tokens", width
+    for width in range(len(axis), 0, -1):
+        found = space.runs.get(axis[:width])
+        if found is not None:
+            return Run(*found), "tokens", width
     if space.grouping is not None:
         width = len(space.grouping.outer)
         if axis[:width] == space.grouping.outer:
-            return Run(space.patch, space.patch + 1), "groups", width
+            return Run(space.patch, space.end), "groups", width
     return None
 
 

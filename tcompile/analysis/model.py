@@ -87,9 +87,9 @@ def analyse(graph: gs.Graph, *, prefix: int | None = None) -> Analysis:
             "around which a residual stream runs",
             hint="tcompile reduces encoders whose tokens are the patches of an image",
         )
-    part = space.pieces[space.patch]
-    if part.full:
-        space = replace(space, grouping=find_grouping(graph, facts, part.axis))
+    whole = space.whole_patches
+    if whole is not None:
+        space = replace(space, grouping=find_grouping(graph, facts, whole))
     blocks = tuple(find_blocks(graph, facts, streams, space))
     restorable = _behind(graph, blocks[-1].stream_out)
     sites = tuple(find_sites(graph, facts, space, attentions, blocks, restorable))
@@ -120,7 +120,7 @@ def _find_cls(graph: gs.Graph, facts: Facts, space: TokenSpace, final: str) -> i
     """
     if space.prefix and _is_read(graph, facts, space, final, 0):
         return 0
-    if space.suffix and _is_read(graph, facts, space, final, space.patch + 1):
+    if space.suffix and _is_read(graph, facts, space, final, space.end):
         return -space.suffix
     return None
 

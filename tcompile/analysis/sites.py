@@ -50,7 +50,9 @@ class Site:
         block: whose attention the scores read.
         reduced: what speaks against it.
         restored: what speaks against it even where outputs get every token back.
-        granularity: tokens leave in whole groups of so many; 1: one by one.
+        granularity: how many tokens leave together: groups, times segments; 1: one by one.
+        restored_granularity: the same where outputs get every token back.
+        scored: whether scores may read the block's attention there.
         until: the tensor at which they return, around a block.
     """
 
@@ -60,7 +62,13 @@ class Site:
     reduced: Verdict
     restored: Verdict
     granularity: int = 1
+    restored_granularity: int = 1
+    scored: bool = True
     until: str = ""
+
+    def step(self, outputs: str) -> int:
+        """The granularity for `reduced` or `restored` outputs."""
+        return self.restored_granularity if outputs == "restored" else self.granularity
 
     @property
     def reason(self) -> str:
@@ -130,16 +138,18 @@ class _Judge:
             verdict = never("the stream has no [batch, tokens, features] layout there")
             return Site(name, tensor, block.index, verdict, verdict, until=until)
         cut = Site(name, tensor, block.index, Verdict(), Verdict(), until=until).cut(self.graph)
+        segments = self.space.segments
         found = self.walk(cut)
-        reduced = self.verdict(found)
+        reduced = self.verdict(found, block)
         if until:
             if reduced.reason == "":
                 why = "around a block tokens can only be bypassed"
                 reduced = Verdict("", why, why)
-            return Site(name, tensor, block.index, reduced, reduced, until=until)
+            return Site(name, tensor, block.index, reduced, reduced, segments, segments,
+                        until=until)  # fmt: skip
         restored = reduced
         if reduced.reason or found.grouped:
-            restored = self.verdict(self.walk(cut, restored=True))
+            restored = self.verdict(self.walk(cut, restored=True), block)
         size = 1
         if found.grouped and self.space.grouping is not None:
             size = self.space.grouping.members
@@ -148,11 +158,28 @@ class _Judge:
             reduced = Verdict(
                 "", f"{why}merging would break them", f"{why}a fused token belongs to none"
             )
-        return Site(name, tensor, block.index, reduced, restored, size)
+        reduced, restored = (self.without_sums(v, block) for v in (reduced, restored))
+        scored = not block.window
+        return Site(name, tensor, block.index, reduced, restored, size * segments, segments, scored)
 
-    def verdict(self, found: Effects) -> Verdict:
+    def without_sums(self, verdict: Verdict, block: Block) -> Verdict:
+        """What windows and segments speak against besides."""
+        if verdict.reason:
+            return verdict
+        merge, fuse = verdict.merge, verdict.fuse
+        if block.window:
+            sides = " × ".join(map(str, block.window))
+            merge = merge or f"block {block.index} compares keys within windows of {sides} only"
+        if self.space.segments > 1:
+            fuse = fuse or f"each of {self.space.segments} segments would need a token of its own"
+        return Verdict("", merge, fuse)
+
+    def verdict(self, found: Effects, block: Block) -> Verdict:
         """What a walk's barriers come to."""
         reason = self.text(found.barriers)
+        if reason and block.window and "within windows" not in reason:
+            sides = " × ".join(map(str, block.window))
+            reason = f"block {block.index} attends within windows of {sides} tokens, and {reason}"
         return Verdict(
             reason,
             reason or self.text(found.merge_barriers),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import onnx_graphsurgeon as gs
 
@@ -15,6 +15,7 @@ from tcompile.analysis.facts import Facts
 from tcompile.analysis.groups import Grouping
 from tcompile.ir import consumers, is_const, producer
 
+_MOST_SEGMENTS = 64
 #: Ops that leave a tensor's tokens as they are; a residual may be read through them.
 PASSING = ("QuantizeLinear", "DequantizeLinear", "Cast", "Identity")
 
@@ -26,7 +27,9 @@ class TokenSpace:
     Attributes:
         axis: all N tokens.
         pieces: its parts in order; the one that is not fixed holds the patches.
-        patch: index of the patches in `pieces`.
+        patch: index of the patches in `pieces`, of their first part where they are several.
+        segments: parts of equal size that the patches fall into (frames, windows), each of which
+            some attention sees apart: the same number of tokens leaves each.
         grid: (h, w) of the patches, or (T,) where they never were a grid.
         grouping: the groups that a later part of the model joins patches into, if it does.
     """
@@ -36,14 +39,34 @@ class TokenSpace:
     patch: int
     grid: tuple[int, ...]
     grouping: Grouping | None = None
+    segments: int = 1
+    runs: dict[Axis, tuple[int, int]] = field(default_factory=dict, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            for first in range(len(self.pieces)):
+                for last in range(first + 1, len(self.pieces) + 1):
+                    self.runs.setdefault(ax.from_pieces(self.pieces[first:last]), (first, last))
 
     @property
     def total(self) -> int:
         return ax.size(self.axis)
 
     @property
+    def end(self) -> int:
+        """Index of the first piece behind the patches."""
+        return self.patch + self.segments
+
+    @property
     def patches(self) -> int:
-        return self.pieces[self.patch].size
+        return sum(p.size for p in self.pieces[self.patch : self.end])
+
+    @property
+    def whole_patches(self) -> Axis | None:
+        """The axis of the patches alone, where they are all there is of it."""
+        parts = self.pieces[self.patch : self.end]
+        axis = parts[0].axis
+        return axis if ax.size(axis) == self.patches and parts[0].start == 0 else None
 
     @property
     def prefix(self) -> int:
@@ -53,7 +76,7 @@ class TokenSpace:
     @property
     def suffix(self) -> int:
         """Fixed tokens after the patches."""
-        return sum(p.size for p in self.pieces[self.patch + 1 :])
+        return sum(p.size for p in self.pieces[self.end :])
 
 
 @dataclass(frozen=True)
@@ -156,7 +179,23 @@ def token_space(found: Sequence[Residual], prefix: int | None = None) -> TokenSp
         pieces, patch = _stated(pieces, patch, prefix - before)
     part = pieces[patch]
     grid = tuple(d.size for d in part.axis) if part.full else (part.size,)
-    return TokenSpace(axis, pieces, patch, grid)
+    parts = _segments([r for r in found if r.axis == axis], axis, part)
+    pieces = (*pieces[:patch], *parts, *pieces[patch + 1 :])
+    return TokenSpace(axis, pieces, patch, grid, segments=len(parts))
+
+
+def _segments(found: Sequence[Residual], axis: Axis, patch: Piece) -> list[Piece]:
+    """The finest parts of the patches that attentions see apart, if all are of one size."""
+    bounds = {patch.start, patch.stop}
+    for core in (a for r in found for a in r.attentions if a.columns != axis):
+        parts = ax.pieces(core.columns)
+        if len(parts) != 1 or parts[0].axis != patch.axis or core.rows != core.columns:
+            return [patch]
+        bounds |= {parts[0].start, parts[0].stop}
+    marks = sorted(bounds)
+    found_parts = [Piece(patch.axis, a, b) for a, b in zip(marks, marks[1:], strict=False)]
+    equal = len({p.size for p in found_parts}) == 1 and marks[0] == patch.start
+    return found_parts if equal and len(found_parts) <= _MOST_SEGMENTS else [patch]
 
 
 def _stated(pieces: tuple[Piece, ...], patch: int, more: int) -> tuple[tuple[Piece, ...], int]:
@@ -189,7 +228,7 @@ def find_blocks(
 def _window(attentions: tuple[Attention, ...], space: TokenSpace) -> tuple[int, ...]:
     """The sides of what one query sees; empty where it sees every token."""
     columns = attentions[0].columns
-    if all(a.columns == space.axis for a in attentions):
+    if all(a.columns in space.runs and a.rows == a.columns for a in attentions):
         return ()
     sides = tuple(d.size for d in columns if d.root.kind != "batch")
     return sides or (1,)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from math import ceil
 from typing import Any
@@ -25,12 +25,14 @@ class Room:
         groups: site → tokens that must leave together, where that is more than one.
         windows: whether some blocks attend within windows.
         parallel: blocks without a point between attention and MLP.
+        unscored: sites whose attention sees windows only, so that it cannot score.
     """
 
     legal: frozenset[str]
     groups: Mapping[str, int] = field(default_factory=dict)
     windows: bool = False
     parallel: frozenset[int] = frozenset()
+    unscored: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,14 @@ class Context:
 
     def first(self, kind: str, block: int) -> int:
         """The first block from `block` on with a legal site of the kind; `block` if none has."""
-        legal = self.legal(kind)
-        return next((i for i in legal if i >= block), block)
+        legal = [i for i in self.legal(kind) if i >= block]
+        scored = [i for i in legal if self.room is None or f"{kind}:{i}" not in self.room.unscored]
+        return next(iter(scored + legal), block)
+
+    def score_at(self, site: str) -> Spec:
+        """`score`, or the token's length where the attention sees windows only."""
+        blind = self.room is not None and site in self.room.unscored
+        return Spec("norm") if blind else self.score
 
     def legal(self, kind: str) -> list[int]:
         """The blocks whose site of the kind is legal."""
@@ -139,7 +147,7 @@ def _topk(context: Context, parameters: Mapping[str, Any]) -> list[Reduction]:
     final = context.final_at(site)
     if final == context.shape.patches:
         return []  # so few tokens that the fraction rounds up to all of them
-    return [Reduction(site, context.score, Spec("topk"), final)]
+    return [Reduction(site, context.score_at(site), Spec("topk"), final)]
 
 
 def _bypass(context: Context, parameters: Mapping[str, Any]) -> list[Reduction]:
@@ -375,4 +383,16 @@ def compose(
     if ratio == 1:
         return Schedule(text, shape, ())
     context = Context(shape, has_cls, ratio, room)
-    return Schedule(text, shape, tuple(method.compose(context, values)))
+    return Schedule(text, shape, _in_steps(method.compose(context, values), room, shape.patches))
+
+
+def _in_steps(reductions: list[Reduction], room: Room | None, count: int) -> tuple[Reduction, ...]:
+    """Counts rounded up to what may leave together; reductions that then take nothing are gone."""
+    found: list[Reduction] = []
+    for step in reductions:
+        size = room.groups.get(step.site, 1) if room else 1
+        keep = ceil(Fraction(step.keep, size)) * size
+        if keep < count or step.site.startswith("around"):
+            found.append(replace(step, keep=keep))
+            count = count if step.site.startswith("around") else keep
+    return tuple(found)

@@ -27,6 +27,7 @@ class ReducerInput:
     Attributes:
         b: where to write nodes.
         x: the stream [B, N, C], prefix first.
+        width: C.
         score: [B, T] fp32, or None.
         core: the attention of the site's block.
         stage: the tokens before.
@@ -39,6 +40,7 @@ class ReducerInput:
 
     b: Builder
     x: gs.Tensor
+    width: int
     score: gs.Tensor | None
     core: Core
     stage: Stage

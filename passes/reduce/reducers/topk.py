@@ -60,7 +60,6 @@ def _in_groups(given: ReducerInput, table: np.ndarray) -> tuple[gs.Tensor, Stage
         lined = patches
     groups = len(table)
     kept_groups = given.keep // size
-    width = int(given.x.shape[-1]) if given.x.shape else 0
     means = b.reduce("Mean", b.reshape(score, [0, groups, size]), [2])
     chosen = b.call("TcTopKTokens", means, dtypes=[np.int64], k=kept_groups)[0]
     index = b.reshape(b.op("Gather", b.const(table), chosen, dtype=np.int64, axis=0),
@@ -68,7 +67,7 @@ def _in_groups(given: ReducerInput, table: np.ndarray) -> tuple[gs.Tensor, Stage
     kept = b.call("TcGatherTokens", patches, index, dtypes=[given.x.dtype], fp32=False)[0]
 
     # A group that leaves belongs to the kept one whose mean is nearest.
-    members = b.reshape(lined, [0, groups, size, width])
+    members = b.reshape(lined, [0, groups, size, given.width])
     slots = b.const(np.arange(kept_groups))
     nearest = b.call("TcNearestTokens", b.reduce("Mean", members, [2]), chosen, slots,
                      dtypes=[np.int64])[0]  # fmt: skip

@@ -1,0 +1,122 @@
+"""The same reduction in each segment of the patches (frames, windows): segments join the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from tcompile.errors import InternalError
+from tcompile.passes.reduce.builder import Builder
+from tcompile.passes.reduce.core import Core
+from tcompile.passes.reduce.stage import Stage
+
+if TYPE_CHECKING:
+    from tcompile.passes.reduce.reducers import Reducer, ReducerInput
+
+
+class Cores(Core):
+    """The attentions of a block that each see a part of the tokens, as one."""
+
+    def __init__(self, cores: Sequence[Core]) -> None:
+        first = cores[0]
+        self.b, self.attention, self.batch = first.b, first.attention, first.batch
+        self.node, self.product = first.node, first.product
+        self.cores = tuple(cores)
+
+    def keys(self) -> gs.Tensor:
+        """Keys averaged over heads: [B, N, d], the parts one after the other."""
+        return self.b.concat([c.keys() for c in self.cores], 1)
+
+
+class _Folded:
+    """Keys with the segments in the batch."""
+
+    def __init__(self, metric: gs.Tensor) -> None:
+        self.metric = metric
+
+    def keys(self) -> gs.Tensor:
+        return self.metric
+
+
+def by_segment(reducer: Reducer, given: ReducerInput, segments: int) -> tuple[gs.Tensor, Stage]:
+    """Run a reducer on [B·S, T/S, C] and put its result together again."""
+    b, before, total = given.b, given.stage, given.patches
+    count, keep = before.count // segments, given.keep // segments
+    each = total // segments
+
+    def rows(x: gs.Tensor, length: int) -> gs.Tensor:
+        return b.reshape(x, [-1, length, given.width], fp32=False)
+
+    table = given.table
+    if table is not None:
+        share = len(table) // segments
+        parts = [table[i * share : (i + 1) * share] - i * each for i in range(segments)]
+        if any(not np.array_equal(parts[0], p) for p in parts):
+            raise InternalError("groups of tokens do not repeat from segment to segment")
+        table = parts[0]
+    keys = None
+    if given.score is None:
+        whole = given.of_patches(given.core.keys())
+        keys = _Folded(b.reshape(whole, [-1, count, given.core.width]))
+    inner = replace(
+        given,
+        x=rows(given.of_patches(given.x, fp32=False), count),
+        score=None if given.score is None else b.reshape(given.score, [-1, count]),
+        core=keys or given.core,  # type: ignore[arg-type]
+        stage=_folded(b, before, segments, each, table),
+        prefix=0, suffix=0, patches=each, keep=keep, table=table,
+    )  # fmt: skip
+    reduced, after = reducer(inner)
+    whole_again = _unfolded(b, after, segments, each, count, table)
+    return given.joined(rows(reduced, given.keep), fp32=False), whole_again
+
+
+def _lengths(count: int, each: int, members: int) -> dict[str, int]:
+    """How long each tensor of a stage is in one segment."""
+    return {
+        "index": count, "size": count, "local": count, "owner": each,
+        "groups": count // members, "group_owner": each // members,
+    }  # fmt: skip
+
+
+def _folded(b: Builder, stage: Stage, segments: int, each: int, table: np.ndarray | None) -> Stage:
+    """The stage with the segments in the batch, numbers counted from each segment's first."""
+    members = 1 if table is None else table.shape[1]
+    count = stage.count // segments
+    steps = {"index": each, "owner": count, "groups": each // members,
+             "group_owner": count // members}  # fmt: skip
+    found: dict[str, gs.Tensor | None] = {}
+    for name, length in _lengths(count, each, members).items():
+        tensor = getattr(stage, name)
+        if tensor is not None and name != "local":
+            shift = -steps.get(name, 0) * np.arange(segments)[None, :, None]
+            tensor = b.reshape(tensor, [-1, segments, length])
+            if shift.any():
+                tensor = b.op("Add", tensor, b.const(shift), dtype=tensor.dtype)
+            tensor = b.reshape(tensor, [-1, length])
+        found[name] = tensor if name != "local" else None
+    return replace(stage, count=count, cache={}, **found)
+
+
+def _unfolded(
+    b: Builder, stage: Stage, segments: int, each: int, before: int, table: np.ndarray | None
+) -> Stage:
+    """The inverse, after a reduction of segments of `before` tokens."""
+    members = 1 if table is None else table.shape[1]
+    steps = {"index": each, "local": before, "owner": stage.count, "groups": each // members,
+             "group_owner": stage.count // members}  # fmt: skip
+    found: dict[str, gs.Tensor | None] = {}
+    for name, length in _lengths(stage.count, each, members).items():
+        tensor = getattr(stage, name)
+        if tensor is not None:
+            shift = steps.get(name, 0) * np.arange(segments)[None, :, None]
+            tensor = b.reshape(tensor, [-1, segments, length])
+            if shift.any():
+                tensor = b.op("Add", tensor, b.const(shift), dtype=tensor.dtype)
+            tensor = b.reshape(tensor, [-1, segments * length])
+        found[name] = tensor
+    return replace(stage, count=stage.count * segments, cache={}, **found)
