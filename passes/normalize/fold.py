@@ -87,7 +87,7 @@ def _foldable(node: gs.Node, known: set[str]) -> bool:
         if tensor.shape is None:
             return node.op not in ("ConstantOfShape", "Expand", "Tile", "Range")
         # What carries the free batch stays live: its size is known at run time only.
-        if any(d and d % BATCH_SENTINEL == 0 for d in tensor.shape):
+        if any(isinstance(d, str) or (d and d % BATCH_SENTINEL == 0) for d in tensor.shape):
             return False
         size = int(np.prod(tensor.shape, dtype=np.int64)) * 4
         if size > SIZE_CAP and size > 4 * sum(_elements(t) for t in inputs):

@@ -185,7 +185,8 @@ class _Rewriter:
         grouping = space.grouping if self.found.grouped else None
         table = None if grouping is None else grouping.table(space.whole_patches or ())
         return ReducerInput(
-            b, rows, width, score, core, stage, space.prefix, space.suffix, space.patches, step.keep,
+            b, rows, width, score, core, stage, space.prefix, space.suffix, space.patches,
+            step.keep,
             step.reducer.parameters, table,
         )  # fmt: skip
 
@@ -254,19 +255,22 @@ class _Rewriter:
         reduced, after = self._reduce_with(given, step.reducer.name)
         new = self._stream(name, reduced, layout, after)
         replace_uses(stream, new, region)
-        return Bypass(rows, layout, after)
+        return Bypass(rows, after)
 
     def _return(self, out: gs.Tensor, bypass: Bypass) -> None:
         """Put the kept tokens back among those that bypassed the block."""
         b, space, name = self.b, self.analysis.space, str(out.name)
         b.scope(f"return/{name}")
         kept = space.prefix + space.suffix + bypass.stage.count
-        rows = to_rows(b, out, bypass.layout, kept)
+        layout = stream_layout(self.analysis.facts.axes[name], space)
+        if layout is None:
+            raise InternalError("tokens return to a stream without a layout", where=name)
+        rows = to_rows(b, out, layout, kept)
         index = index_on_run(b, space, bypass.stage, Run(0, len(space.pieces)))
         full = returned(b, bypass.rows, rows, index, kept, space.total)
         axes = self.analysis.facts.axes[name]
-        sizes = [ax.size(axes[i]) for i in bypass.layout.tokens]
-        new = from_rows(b, full, bypass.layout, sizes, ax.size(axes[bypass.layout.features]))
+        sizes = [ax.size(axes[i]) for i in layout.tokens]
+        new = from_rows(b, full, layout, sizes, ax.size(axes[layout.features]))
         new.shape = [int_to_dim(ax.size(a)) for a in axes]
         self.editor.current[name] = new
         redirect(out, new, self.readers[name], self.graph)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from tcompile.analysis.layout import Layout
 from tcompile.analysis.structure import Block
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.stage import Stage
@@ -20,12 +19,10 @@ class Bypass:
 
     Attributes:
         rows: [B, N, C], the stream as it entered the block.
-        layout: of the stream.
         stage: the tokens that ran through the block.
     """
 
     rows: gs.Tensor
-    layout: Layout
     stage: Stage
 
 

@@ -51,8 +51,8 @@ def check_schedule(analysis: Analysis, schedule: Schedule, outputs: str = "reduc
             )  # fmt: skip
         if step.score is not None and step.score.name in ("cls", "attn") and not site.scored:
             raise UsageError(
-                f"score '{step.score.name}' reads the attention of block {site.block}, which sees "
-                "windows only",
+                f"score '{step.score.name}' reads the attention of block {site.block}, which is "
+                "not over all the tokens",
                 where="schedule",
                 hint="use the score norm there",
             )

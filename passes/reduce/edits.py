@@ -75,7 +75,8 @@ class Editor:
 
     def _shape(self, node: gs.Node, edit: fx.SetShape, stage: Stage) -> None:
         if not is_const(node.inputs[1]):
-            raise InternalError("shape of tokens is computed at run time", where=node.name)
+            node.inputs[1] = self._at_run_time(node, edit, stage)
+            return
         old = ints(node.inputs[1])
         dims = [d.size(self.space, stage.count, self.batch or 1) for d in edit.dims]
         loose = [n if n in (0, -1) and d.batch else s
@@ -83,6 +84,19 @@ class Editor:
         if node.op == "Reshape":
             node.attrs.pop("allowzero", None)
         node.inputs[1] = self.b.const(loose if node.op == "Reshape" else dims)
+
+    def _at_run_time(self, node: gs.Node, edit: fx.SetShape, stage: Stage) -> gs.Tensor:
+        """A target that is computed from the batch: its batch dims are taken from the old one."""
+        b, parts = self.b, []
+        for i, dim in enumerate(edit.dims):
+            tokens = dim.run is not None and dim.run.patches(self.space)
+            if not dim.batch:
+                parts.append(b.const([dim.size(self.space, stage.count, 1)]))
+            elif tokens:
+                raise InternalError("a batch of tokens is computed at run time", where=node.name)
+            else:
+                parts.append(b.slice(node.inputs[1], 0, i, i + 1, fp32=False))
+        return b.op("Concat", *parts, dtype=np.int64, axis=0, fp32=False)
 
     def _offset(self, whole: fx.Run, part: fx.Run, count: int) -> int:
         return fx.Run(whole.first, part.first).size(self.space, count)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from tcompile.analysis import axes as ax
 from tcompile.analysis.axes import Axes, Digit
 from tcompile.analysis.effects import Dim, SideAxis, locate
 from tcompile.analysis.groups import Grouping
@@ -187,7 +187,7 @@ def _atoms(axes: Axes, other: Axes, space: TokenSpace, grouping: Grouping) -> li
             if cut.root == digit.root:
                 marks |= {m for m in (cut.stride, cut.stride * cut.size) if low < m < high}
         steps = sorted(marks, reverse=True)
-        found += [Digit(digit.root, s, t // s) for t, s in zip(steps, steps[1:], strict=False)]
+        found += [Digit(digit.root, s, t // s) for t, s in pairwise(steps)]
     return [a for a in found if isinstance(a, str) or a.size > 1 or a.root.kind == "batch"]
 
 

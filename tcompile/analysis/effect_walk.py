@@ -225,7 +225,9 @@ class Walker(Joins):
 
     def _restore(self, node: gs.Node, stage: int) -> bool:
         """Give the node (or the head of the region it ends) every token back, where allowed."""
-        if stage == 0 or any(o.name in self.facts.opaque for o in node.outputs):
+        if stage == 0:
+            return False
+        if self._bypassed(stage) and any(o.name in self.facts.opaque for o in node.outputs):
             return False
         region = self._entered(node)
         if region is not None:

@@ -11,7 +11,6 @@ from tcompile.analysis import axes as ax
 from tcompile.analysis.axes import Axes
 from tcompile.ir import shape
 
-
 #: The axes of each output of a node, or None where they cannot be told.
 Result: TypeAlias = list[Axes] | None
 

@@ -44,6 +44,8 @@ def propagate(graph: gs.Graph) -> Facts:
             if out.shape is None:
                 raise InternalError(f"the shape of '{out.name}' is unknown", where=node.name)
             known = result[i] if result is not None and i < len(result) else None
+            if 0 in shape(out):
+                known = None  # nothing runs over no positions
             if known is not None and tuple(map(ax.size, known)) != shape(out):
                 raise InternalError(
                     f"axes {[ax.show(a) for a in known]} do not fit shape {list(out.shape)}",

@@ -134,7 +134,8 @@ class _Judge:
 
     def site(self, name: str, tensor: str, block: Block, until: str = "") -> Site:
         """Judge one point."""
-        if stream_layout(self.facts.of(self.tensors[tensor]), self.space) is None:
+        streams = [self.facts.of(self.tensors[t]) for t in (tensor, until) if t]
+        if any(stream_layout(axes, self.space) is None for axes in streams):
             verdict = never("the stream has no [batch, tokens, features] layout there")
             return Site(name, tensor, block.index, verdict, verdict, until=until)
         cut = Site(name, tensor, block.index, Verdict(), Verdict(), until=until).cut(self.graph)
@@ -146,7 +147,7 @@ class _Judge:
                 why = "around a block tokens can only be bypassed"
                 reduced = Verdict("", why, why)
             return Site(name, tensor, block.index, reduced, reduced, segments, segments,
-                        until=until)  # fmt: skip
+                        block.over_tokens, until)  # fmt: skip
         restored = reduced
         if reduced.reason or found.grouped:
             restored = self.verdict(self.walk(cut, restored=True), block)
@@ -159,7 +160,7 @@ class _Judge:
                 "", f"{why}merging would break them", f"{why}a fused token belongs to none"
             )
         reduced, restored = (self.without_sums(v, block) for v in (reduced, restored))
-        scored = not block.window
+        scored = block.over_tokens
         return Site(name, tensor, block.index, reduced, restored, size * segments, segments, scored)
 
     def without_sums(self, verdict: Verdict, block: Block) -> Verdict:
@@ -167,9 +168,8 @@ class _Judge:
         if verdict.reason:
             return verdict
         merge, fuse = verdict.merge, verdict.fuse
-        if block.window:
-            sides = " × ".join(map(str, block.window))
-            merge = merge or f"block {block.index} compares keys within windows of {sides} only"
+        if not block.over_tokens:
+            merge = merge or f"the keys of block {block.index} are not the tokens"
         if self.space.segments > 1:
             fuse = fuse or f"each of {self.space.segments} segments would need a token of its own"
         return Verdict("", merge, fuse)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import onnx_graphsurgeon as gs
 
@@ -90,6 +91,7 @@ class Block:
         after_attention: the stream after the attention residual add (site `attn`).
         stream_out: the stream it leaves (site `block`).
         window: what a query sees, where that is not every token: the sides of its window.
+        over_tokens: whether queries and keys are the tokens, all or those of a segment.
         joined: what the attention gave was added to something else before the stream.
     """
 
@@ -99,6 +101,7 @@ class Block:
     after_attention: str
     stream_out: str
     window: tuple[int, ...] = ()
+    over_tokens: bool = True
     joined: bool = False
 
     @property
@@ -193,7 +196,7 @@ def _segments(found: Sequence[Residual], axis: Axis, patch: Piece) -> list[Piece
             return [patch]
         bounds |= {parts[0].start, parts[0].stop}
     marks = sorted(bounds)
-    found_parts = [Piece(patch.axis, a, b) for a, b in zip(marks, marks[1:], strict=False)]
+    found_parts = [Piece(patch.axis, a, b) for a, b in pairwise(marks)]
     equal = len({p.size for p in found_parts}) == 1 and marks[0] == patch.start
     return found_parts if equal and len(found_parts) <= _MOST_SEGMENTS else [patch]
 
@@ -220,18 +223,21 @@ def find_blocks(
             out = mine[i + 1].stream
         else:
             out = _last_add(facts, tensors[one.after], space)
-        window = _window(one.attentions, space)
-        blocks.append(Block(i, one.attentions, one.stream, one.after, out, window, one.joined))
+        over = all(a.columns in space.runs and a.rows == a.columns for a in one.attentions)
+        window = () if over else _window(one.attentions, space)
+        blocks.append(
+            Block(i, one.attentions, one.stream, one.after, out, window, over, one.joined)
+        )
     return blocks
 
 
 def _window(attentions: tuple[Attention, ...], space: TokenSpace) -> tuple[int, ...]:
-    """The sides of what one query sees; empty where it sees every token."""
+    """The sides of what one query sees of the tokens; empty where it sees something else."""
+    inside = ax.roots(space.axis)
     columns = attentions[0].columns
-    if all(a.columns in space.runs and a.rows == a.columns for a in attentions):
+    if not ax.roots(columns) & inside:
         return ()
-    sides = tuple(d.size for d in columns if d.root.kind != "batch")
-    return sides or (1,)
+    return tuple(d.size for d in columns if d.root.kind != "batch")
 
 
 def carries(facts: Facts, tensor: gs.Tensor, space: TokenSpace) -> bool:

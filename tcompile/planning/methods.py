@@ -162,8 +162,14 @@ def _bypass(context: Context, parameters: Mapping[str, Any]) -> list[Reduction]:
     if context.final == context.shape.patches:
         return []
     # Scores of a windowed model's global blocks would need its position bias for every pair.
-    score = Spec("norm") if windows else context.score
-    return [Reduction(f"around:{i}", score, Spec("bypass"), context.final) for i in blocks]
+    sites = [f"around:{i}" for i in blocks]
+    scores = [Spec("norm") if windows else context.score_at(s) for s in sites]
+    keep = [context.final_at(s) for s in sites]
+    return [
+        Reduction(site, score, Spec("bypass"), k)
+        for site, score, k in zip(sites, scores, keep, strict=True)
+        if k < context.shape.patches
+    ]
 
 
 def _evit(context: Context, parameters: Mapping[str, Any]) -> list[Reduction]:

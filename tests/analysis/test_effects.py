@@ -103,7 +103,8 @@ def test_edits(tail: str, kind: type) -> None:
     [
         ("c = Slice (s, one, end, one)\n g4 = Reshape (c, grid)\n y = Relu (g4)",
          "Relu '.*' gives a grid, which fewer tokens do not fill"),
-        ("c = Slice (s, one, end, one)\n g4 = Reshape (c, grid)\n y = ReduceMax <keepdims=0> (g4, two)",
+        ("c = Slice (s, one, end, one)\n g4 = Reshape (c, grid)\n"
+         " y = ReduceMax <keepdims=0> (g4, two)",
          "splits or permutes the token axis"),
         ("c = Slice (s, one, end, one)\n g4 = Reshape (c, grid)\n"
          " y = Transpose <perm = [0, 2, 1, 3]> (g4)", "splits or permutes the token axis"),
