@@ -200,7 +200,7 @@ class _Rewriter:
             run = Run(*space.runs[one.attention.columns])
             count = run.size(space, stage.count)
             parts.append(find_score(name)(ScoreInput(b, one, rows, 0, count, cls)))
-        return b.concat(parts, 1)  # type: ignore[no-any-return]
+        return b.concat(parts, 1)
 
     def _core(self, block: int, nodes: dict[str, gs.Node]) -> Core:
         """The attention of a block; the several that see segments apart, as one."""

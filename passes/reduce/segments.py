@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -89,7 +89,7 @@ def _folded(b: Builder, stage: Stage, segments: int, each: int, table: np.ndarra
     count = stage.count // segments
     steps = {"index": each, "owner": count, "groups": each // members,
              "group_owner": count // members}  # fmt: skip
-    found: dict[str, gs.Tensor | None] = {}
+    found: dict[str, Any] = {}
     for name, length in _lengths(count, each, members).items():
         tensor = getattr(stage, name)
         if tensor is not None and name != "local":
@@ -109,7 +109,7 @@ def _unfolded(
     members = 1 if table is None else table.shape[1]
     steps = {"index": each, "local": before, "owner": stage.count, "groups": each // members,
              "group_owner": stage.count // members}  # fmt: skip
-    found: dict[str, gs.Tensor | None] = {}
+    found: dict[str, Any] = {}
     for name, length in _lengths(stage.count, each, members).items():
         tensor = getattr(stage, name)
         if tensor is not None:
