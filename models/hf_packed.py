@@ -8,49 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
 from typing import Any
 
 import torch
 
-from tcompile.models import hf_config, packed_images
+from tcompile.models import hf_config
+from tcompile.models.hf_packed_families import TYPES, WORDS, Family
 from tcompile.models.packed import Ready
-from tcompile.models.packed_grid import qwen
 from tcompile.models.source import LoadedModel, Request, cannot_build, require
-
-_CLIP = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
-_HALF = ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5])
-
-
-@dataclass(frozen=True)
-class Family:
-    """One kind of tower.
-
-    Attributes:
-        package: of the model, in transformers.
-        model_class: of the tower, in that package.
-        make: from the tower, the asked image size and the options of `options`.
-        statistics: mean and std of the family's images, for a checkpoint that does not say.
-        options: options that are not fields of the configuration.
-        fields: what the options common to all libraries are called in the configuration; one
-            option may set several fields.
-        defaults: where the library's own default configuration is not a sound one.
-        layers: lists of layer indices, which follow a change of depth; True where the last layer
-            is one of them.
-        weights: how the tower's weights start in a checkpoint of the whole model.
-    """
-
-    package: str
-    model_class: str
-    make: Callable[[Any, int | None, Mapping[str, Any]], Ready]
-    statistics: tuple[list[float], list[float]]
-    options: tuple[str, ...]
-    fields: Mapping[str, str]
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    layers: Mapping[str, bool] = field(default_factory=dict)
-    weights: str = r"^(model\.)?visual\."
 
 
 def load(family: Family, request: Request, *, is_fresh: bool) -> LoadedModel:
@@ -109,6 +76,7 @@ def _ready(
     start = model_class.config_class(**family.defaults)
     if not is_fresh:
         start = transformers.AutoConfig.from_pretrained(request.source.name)
+        start = getattr(start, "thinker_config", start)  # of models that also hear and speak
         start = getattr(start, "vision_config", start)
     # Trained positions have one size; random ones are made at the asked size.
     config = configured(
@@ -144,7 +112,7 @@ def configured(start: Any, family: Family, options: Mapping[str, Any], size: int
         ratio = ratio or start.intermediate_size / getattr(start, width)
         given["intermediate_size"] = int(given.get(width, getattr(start, width)) * ratio)
     for name, ends in family.layers.items():
-        if depth in given and name not in given:
+        if depth in given and name not in given and hasattr(start, name):
             given[name] = _spread(getattr(start, name), getattr(start, depth), given[depth], ends)
     if not given:
         return start
@@ -194,98 +162,11 @@ def _processor(name: str) -> Mapping[str, Any]:
     return dict(read)
 
 
-_QWEN2 = {"embed_dim": "embed_dim", "depth": "depth", "num_heads": "num_heads"}
-_QWEN3 = {**_QWEN2, "embed_dim": "hidden_size", "output_dim": "out_hidden_size"}
-_GRID = ("grid", "frames")
-QWEN2 = Family(
-    "qwen2_vl",
-    "Qwen2VisionTransformerPretrainedModel",
-    qwen,
-    _CLIP,
-    _GRID,
-    {**_QWEN2, "output_dim": "hidden_size"},
-)
-QWEN25 = Family(
-    "qwen2_5_vl",
-    "Qwen2_5_VisionTransformerPretrainedModel",
-    qwen,
-    _CLIP,
-    _GRID,
-    _QWEN3,
-    # transformers' default is the width of the language model; this is the released tower's.
-    defaults={"hidden_size": 1280},
-    layers={"fullatt_block_indexes": True},
-)
-QWEN3 = Family(
-    "qwen3_vl",
-    "Qwen3VLVisionModel",
-    qwen,
-    _HALF,
-    _GRID,
-    _QWEN3,
-    layers={"deepstack_visual_indexes": False},
-)
-
-_HF = {"embed_dim": "hidden_size", "depth": "num_hidden_layers", "num_heads": "num_attention_heads"}
-PIXTRAL = Family(
-    "pixtral",
-    "PixtralVisionModel",
-    packed_images.pixtral,
-    _CLIP,
-    ("packed",),
-    _HF,
-    weights=r"^(model\.)?(vision_tower|vision_encoder)\.",
-)
-MLLAMA = Family(
-    "mllama",
-    "MllamaVisionModel",
-    packed_images.mllama,
-    _CLIP,
-    ("aspect",),
-    {**_HF, "num_heads": "attention_heads"},
-    layers={"intermediate_layers_indices": False},
-    weights=r"^(model\.)?vision_model\.",
-)
-LLAMA4 = Family(
-    "llama4",
-    "Llama4VisionModel",
-    packed_images.llama4,
-    _HALF,
-    (),
-    {**_HF, "output_dim": "projector_input_dim projector_output_dim"},
-    # transformers' default width does not fit the rest of its default; this is the released one.
-    defaults={"hidden_size": 1408},
-    weights=r"^(model\.)?vision_model\.",
-)
-
-_WORDS = {
-    "qwen2-vl": QWEN2,
-    "qwen2.5-vl": QWEN25,
-    "qwen3-vl": QWEN3,
-    "pixtral": PIXTRAL,
-    "mllama-vision": MLLAMA,
-    "llama4-vision": LLAMA4,
-}
-_TYPES = {
-    "qwen2_vl": QWEN2,
-    "qwen2_vl_vision": QWEN2,
-    "qwen2_5_vl": QWEN25,
-    "qwen2_5_vl_vision": QWEN25,
-    "qwen3_vl": QWEN3,
-    "qwen3_vl_vision": QWEN3,
-    "pixtral": PIXTRAL,
-    "mistral3": PIXTRAL,
-    "mllama": MLLAMA,
-    "mllama_vision_model": MLLAMA,
-    "llama4": LLAMA4,
-    "llama4_vision_model": LLAMA4,
-}
-
 #: What `hf:WORD --random-weights` builds.
 PACKED: Mapping[str, Callable[[Request], LoadedModel]] = {
-    word: partial(load, family, is_fresh=True) for word, family in _WORDS.items()
+    word: partial(load, family, is_fresh=True) for word, family in WORDS.items()
 }
 #: Of checkpoints with this `model_type`, the tower.
 PACKED_TYPES: Mapping[str, Callable[[Request], LoadedModel]] = {
-    kind: partial(load, family, is_fresh=False) for kind, family in _TYPES.items()
+    kind: partial(load, family, is_fresh=False) for kind, family in TYPES.items()
 }

@@ -30,6 +30,13 @@ WORDS: dict[str, tuple[int | None, dict[str, Any]]] = {
     "qwen2.5-vl?grid=2,4,6": (None, QWEN | {"window_size": 16}),
     "qwen3-vl": (32, QWEN | {"num_position_embeddings": 25}),
     "qwen3-vl?grid=2,4,6": (None, QWEN | {"num_position_embeddings": 25}),
+    "qwen2.5-omni?grid=2,4,6": (None, QWEN | {"window_size": 16}),
+    "qwen3-vl-moe": (32, QWEN | {"num_position_embeddings": 25}),
+    "qwen3-omni": (16, QWEN | {"num_position_embeddings": 25}),
+    "qwen3.5": (16, QWEN | {"num_position_embeddings": 25}),
+    "qwen3.5-moe": (16, QWEN | {"num_position_embeddings": 25}),
+    "glm-ocr": (16, QWEN),
+    "exaone4.5": (32, QWEN | {"window_size": 16, "num_key_value_heads": 1}),
     "pixtral": (24, TINY | {"patch_size": 8}),
     "pixtral?packed=true": (24, TINY | {"patch_size": 8}),
     "mllama-vision": (24, TINY | {"patch_size": 8}),
@@ -61,7 +68,9 @@ def _fresh(loaded: Any) -> Any:
 
 
 @pytest.mark.parametrize("images", [1, 2])
-@pytest.mark.parametrize("word", [w for w in WORDS if w.startswith("qwen")])
+@pytest.mark.parametrize(
+    "word", [w for w in WORDS if "output_dim" in WORDS[w][1] and "llama" not in w]
+)
 def test_qwen_is_the_librarys_forward_with_grid_thw(word: str, images: int) -> None:
     loaded = _load(word)
     (example,) = loaded.example_inputs.values()
@@ -72,7 +81,7 @@ def test_qwen_is_the_librarys_forward_with_grid_thw(word: str, images: int) -> N
     merged, *deep = got if isinstance(got, tuple) else (got,)
     assert merged.shape == (images * grid[0] * grid[1] * grid[2] // 4, 24)
     torch.testing.assert_close(merged, expected.pooler_output)
-    assert len(deep) == (1 if "qwen3" in word else 0)
+    assert len(deep) == (1 if "qwen3-" in word else 0)
     for ours, theirs in zip(deep, getattr(expected, "deepstack_features", ()), strict=True):
         torch.testing.assert_close(ours, theirs)
 
@@ -140,6 +149,7 @@ _FEW = [
     ("qwen2.5-vl?grid=2,4,6", "dynamo", 18, "eager", 1),
     ("qwen3-vl", "dynamo", 23, "sdpa", 1),
     ("qwen3-vl?grid=2,4,6", "torchscript", 17, "eager", 2),
+    ("exaone4.5", "torchscript", 17, "eager", 1),
     ("pixtral", "dynamo", 20, "sdpa", "dynamic"),
     ("pixtral?packed=true", "torchscript", 17, "sdpa", 2),
     ("mllama-vision", "torchscript", 17, "eager", "dynamic"),
@@ -212,6 +222,7 @@ def test_layer_lists_follow_the_depth() -> None:
     assert fields("qwen2.5-vl", fullatt_block_indexes=[0]).fullatt_block_indexes == [0]
     assert fields("qwen3-vl", depth=9).deepstack_visual_indexes == [4]
     assert fields("mllama-vision", depth=7).intermediate_layers_indices == [3]
+    assert fields("glm-ocr", depth=3).depth == 3
     assert fields("pixtral", num_heads=1).head_dim == 32
     assert fields("pixtral", mlp_ratio=3).intermediate_size == 96
 
