@@ -209,13 +209,24 @@ def preprocessing(request: Request, model: Any, size: tuple[int, int]) -> dict[s
 
 
 def _processor(name: str) -> dict[str, Any]:
-    path: Path | None = Path(name) / "preprocessor_config.json"
+    """A checkpoint's image processor; newer ones keep it inside `processor_config.json`."""
+    for file, part in (
+        ("preprocessor_config.json", None),
+        ("processor_config.json", "image_processor"),
+    ):
+        read = _read(name, file)
+        found = read if part is None else read.get(part)
+        if isinstance(found, dict) and found:
+            return found
+    return {}
+
+
+def _read(name: str, file: str) -> dict[str, Any]:
+    path: Path | None = Path(name) / file
     if not Path(name).is_dir():
         from transformers.utils import cached_file
 
-        found = cached_file(
-            name, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False
-        )
+        found = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
         path = Path(found) if found else None
     if path is None or not path.is_file():
         return {}

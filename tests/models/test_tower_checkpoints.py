@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -252,6 +253,17 @@ def test_checkpoint_at_another_size(saved: tuple[Any, Path], tmp_path: Path) -> 
     report = export(loaded, path, exporter="torchscript", batch="dynamic")
     assert next(iter(report.outputs.values()))[1] == 36
     assert not [node for node in onnx.load(path).graph.node if node.op_type == "Resize"]
+
+
+@pytest.mark.parametrize("saved", ["llava"], indirect=True)
+def test_preprocessing_of_a_checkpoint(saved: tuple[Any, Path]) -> None:
+    """The image half of a processor that prepares text too."""
+    _, folder = saved
+    image = {"image_mean": [0.1] * 3, "image_std": [0.4] * 3, "size": {"longest_edge": 64}}
+    path = folder / "processor_config.json"
+    path.write_text(json.dumps({"image_processor": image, "patch_size": 8}))
+    found = load_source(f"hf:{folder}").preprocessing
+    assert (found["mean"], found["std"], found["size"]) == ([0.1] * 3, [0.4] * 3, [64, 64])
 
 
 @pytest.mark.parametrize("saved", ["llava"], indirect=True)
