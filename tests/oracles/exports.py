@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 from tcompile.models import LoadedModel, export, load_source
+from tests.oracles.adapter_packed import Alone
 from tests.oracles.biased_vit import BiasedViT, MaskedViT
 from tests.oracles.compare import Subject
+from tests.oracles.map_vit import MapViT
 from tests.oracles.odd_vit import OddViT
 from tests.oracles.small_models import ODD
 from tests.oracles.weights import stir
@@ -38,6 +40,8 @@ def subject(case_id: str) -> Subject:
     """The oracle's view of a case."""
     loaded = stirred(case_id)
     (example,) = loaded.example_inputs.values()
+    if loaded.fixed_batch:
+        return Subject(Alone(loaded.module), tuple(example.shape))
     return Subject(loaded.module, tuple(example.shape[1:]))
 
 
@@ -100,6 +104,14 @@ def odd(name: str) -> tuple[LoadedModel, Subject]:
     module = OddViT(ODD[name], 48)
     stir(module, seed=3)
     return _own(module, 48, ("logits", "tokens"))
+
+
+@lru_cache(maxsize=2)
+def mapped(as_maps: bool) -> tuple[LoadedModel, Subject]:
+    """A backbone that is read after two of its four blocks, as maps or as tokens."""
+    module = MapViT(48, (1, 3), as_maps=as_maps)
+    stir(module, seed=3)
+    return _own(module, 48, ("early", "late"))
 
 
 @lru_cache(maxsize=1)

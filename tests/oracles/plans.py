@@ -52,14 +52,22 @@ def document(cuts: list[Reduction], found: Subject) -> dict[str, Any]:
     }
 
 
-def expected(method: str, found: Subject, keep: str) -> list[Reduction]:
+def expected(method: str, found: Subject, keep: str, outputs: str = "reduced") -> list[Reduction]:
     """What the papers and the definition of `--keep` say the schedule is.
 
-    Where patches are joined in groups, whole groups are kept. A block whose attention and MLP stand
+    Where patches are joined in groups, whole groups are kept, if not every token returns. Where
+    some blocks have windows, only the others are bypassed. A block whose attention and MLP stand
     side by side loses its tokens after both.
     """
     patches, blocks = found.patches, len(found.encoder.blocks)
-    if found.encoder.groups is not None:
+    if method == "bypass":
+        windows = [block.windows for block in found.encoder.blocks]
+        score = "norm" if any(windows) else found.score
+        count = schedules.final_count(keep, patches)
+        first = 0 if any(windows) else blocks // 4
+        around = [i for i in range(first, blocks) if not windows[i]]
+        return [Reduction(f"around:{i}", "bypass", count, score) for i in around]
+    if found.encoder.groups is not None and outputs == "reduced":
         count, members = found.encoder.groups.shape
         cuts = schedules.topk_keep(keep, count, blocks, found.score)
         cuts = [replace(cut, keep=cut.keep * members) for cut in cuts]

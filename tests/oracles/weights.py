@@ -29,7 +29,10 @@ def stir(module: nn.Module, seed: int) -> None:
     for name, parameter in module.named_parameters():
         last = name.rsplit(".", 1)[-1]
         owner = module.get_submodule(name.rpartition(".")[0])
-        if isinstance(owner, nn.Linear | nn.Conv2d | nn.MultiheadAttention) and parameter.ndim > 1:
+        if (
+            isinstance(owner, nn.Linear | nn.Conv2d | nn.Conv3d | nn.MultiheadAttention)
+            and parameter.ndim > 1
+        ):
             fan_in = parameter[0].numel()
             normal(parameter, 0.0, (1.5 / fan_in) ** 0.5)
         elif last == "proj" and parameter.ndim == 2:  # open_clip: [width, output]

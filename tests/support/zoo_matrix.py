@@ -21,6 +21,7 @@ from typing import Any
 from tcompile.models import LoadedModel, export, load_source
 from tests.support.matrix_case import BATCHES, BOTH, OPSETS, TORCH_AND_HF, Case, Variant
 from tests.support.side_matrix import SIDE_CASES
+from tests.support.structure_matrix import STRUCTURES
 
 _TINY = {"depth": 3, "embed_dim": 64, "num_heads": 2}
 _TIMM = {**_TINY, "num_classes": 10}
@@ -107,7 +108,7 @@ CASES: tuple[Case, ...] = (
 
 CASES += SIDE_CASES
 
-BY_ID: Mapping[str, Case] = {case.id: case for case in CASES}
+BY_ID: Mapping[str, Case] = {case.id: case for case in CASES + STRUCTURES}
 
 # Each exporter meets each attention, each batch and its oldest, default and newest opset; not
 # every combination of them.

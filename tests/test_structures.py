@@ -1,0 +1,329 @@
+"""Models whose structure says where tokens may leave: groups of patches, windows, maps.
+
+What tcompile makes of them is held against PyTorch that drops, bypasses and restores tokens inside
+the model's own modules (tests/oracles). TCOMPILE_MATRIX=all tries every export and method.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from tcompile import pipeline
+from tcompile.errors import UsageError
+from tcompile.ir import to_onnx
+from tcompile.models import export, load_source
+from tests.oracles import mutants, mutants_groups
+from tests.oracles.compare import Subject, check, check_structure, dense_errors
+from tests.oracles.exports import exported, mapped, stirred, subject
+from tests.oracles.methods import Reduction
+from tests.oracles.plans import document, expected, reductions
+from tests.support.structure_matrix import STRUCTURES
+from tests.support.zoo_matrix import BY_ID, Variant
+from tests.test_mutants import Bench
+
+ALL = os.environ.get("TCOMPILE_MATRIX", "") in ("all", "full")
+KEEP = "0.6"
+STATIC = {case.id for case in STRUCTURES}
+#: Four patches become one, or sixteen.
+GROUPED = (
+    "hf-qwen2-vl",
+    "hf-qwen3-vl",
+    "hf-internvl-projector",
+    "hf-idefics3-connector",
+    "hf-smolvlm-connector",
+    "hf-gemma3-vision",
+)
+WINDOWED = ("hf-qwen2.5-vl", "hf-sam", "timm-sam")
+
+
+def quick(case_id: str) -> Variant:
+    """The export that takes least time."""
+    spelled = "eager" if BY_ID[case_id].attentions != (None,) else None
+    return Variant("torchscript", spelled, 17, 1 if case_id in STATIC else "dynamic")
+
+
+def spellings(*case_ids: str) -> list[tuple[str, Variant]]:
+    """The quick export of each case, or all kinds."""
+    found = []
+    for case_id in case_ids:
+        batch = quick(case_id).batch
+        more = [Variant("dynamo", a, o, batch) for a, o in (("sdpa", 20), ("sdpa", 23))]
+        more += [Variant("dynamo", "eager", 18, batch), Variant("torchscript", "sdpa", 20, batch)]
+        found += [(case_id, v) for v in (quick(case_id), *(more if ALL else ()))]
+    return found
+
+
+def ids(value: object) -> str | None:
+    return value.id if isinstance(value, Variant) else None
+
+
+def holds(path: Path, found: Subject, outputs: str = "reduced", **request: Any) -> list[Reduction]:
+    """Reduce the file as requested and compare it with the oracle; the reductions it chose."""
+    reduced = pipeline.reduce(path, target="cpu", outputs=outputs, **request)
+    cuts = reductions(reduced.schedule.to_json())
+    model, dense = to_onnx(reduced.graph), onnx.load(path)
+    check_structure(model)
+    images = found.images(cuts, 2, owners=outputs == "restored")
+    check(model, found, images, cuts, dense_errors(dense, found, images), outputs)
+    return cuts
+
+
+def by_hand(path: Path, found: Subject, cuts: list[Reduction], outputs: str = "reduced") -> None:
+    """The same for a schedule in a file."""
+    file = path.with_name(f"{path.stem}.{os.getpid()}.json")
+    file.write_text(json.dumps(document(cuts, found)))
+    assert holds(path, found, outputs, schedule=file) == cuts
+
+
+@pytest.mark.parametrize("case", STRUCTURES, ids=lambda case: case.id)
+def test_the_oracle_is_the_model(case: Any) -> None:
+    found = subject(case.id)
+    assert (found.encoder.prefix, found.patches) == (case.prefix, case.patches)
+    assert len(found.chosen) == len(stirred(case.id).output_names)
+
+
+# ---- groups --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("case_id", "variant"), spellings("hf-qwen2-vl", "hf-qwen3-vl"), ids=ids)
+def test_whole_groups_leave(case_id: str, variant: Variant, cache: Path) -> None:
+    path, found = exported(BY_ID[case_id], variant, cache), subject(case_id)
+    cuts = holds(path, found, keep=float(KEEP), method="topk")
+    assert cuts == expected("topk", found, KEEP)
+    for method in ("evit", "tome"):
+        with pytest.raises(UsageError, match="group"):
+            pipeline.reduce(path, target="cpu", keep=float(KEEP), method=method)
+
+
+@pytest.mark.parametrize("case_id", ["hf-qwen2-vl", "hf-internvl-projector", "hf-gemma3-vision"])
+def test_groups_leave_twice(case_id: str, cache: Path) -> None:
+    path, found = exported(BY_ID[case_id], quick(case_id), cache), subject(case_id)
+    where = (("attn:0", 48), ("block:2", 32))
+    by_hand(path, found, [Reduction(site, "topk", keep, found.score) for site, keep in where])
+
+
+def test_deepstack_after_two_reductions_is_refused_or_right(cache: Path) -> None:
+    """Outputs of three depths, tokens leaving between them."""
+    path, found = (
+        exported(BY_ID["hf-qwen3-vl"], quick("hf-qwen3-vl"), cache),
+        subject("hf-qwen3-vl"),
+    )
+    cuts = [
+        Reduction(site, "topk", keep, "attn") for site, keep in (("attn:1", 48), ("attn:3", 32))
+    ]
+    by_hand(path, found, cuts)
+
+
+@pytest.mark.parametrize("count", [40, 37])
+def test_only_a_multiple_of_the_group_can_be_kept(count: int, cache: Path) -> None:
+    path, found = (
+        exported(BY_ID["hf-qwen2-vl"], quick("hf-qwen2-vl"), cache),
+        subject("hf-qwen2-vl"),
+    )
+    cuts = [Reduction("attn:1", "topk", count, "attn")]
+    if count % 4:
+        with pytest.raises(UsageError, match="whole groups of 4"):
+            by_hand(path, found, cuts)
+    else:
+        by_hand(path, found, cuts)
+
+
+#: keep 0.5 is a multiple of the group, keep 0.6 is not.
+RETURNS = [("topk", 0.5), ("topk", 0.6), ("evit", 0.6), ("tome", 0.6)]
+
+
+@pytest.mark.parametrize(
+    ("case_id", "method", "keep"),
+    [
+        (case_id, *RETURNS[i])
+        for number, case_id in enumerate(GROUPED)
+        for i in (range(4) if ALL else (0, 1 + number % 3))
+    ],
+)
+def test_groups_with_every_token_back(case_id: str, method: str, keep: float, cache: Path) -> None:
+    path, found = exported(BY_ID[case_id], quick(case_id), cache), subject(case_id)
+    cuts = holds(path, found, "restored", keep=keep, method=method)
+    assert cuts == expected(method, found, str(keep), "restored")
+
+
+# ---- bypass --------------------------------------------------------------------------------------
+
+BYPASSED = (
+    "timm-vit",
+    "timm-dinov2-reg4",
+    "timm-eva02",
+    "timm-dinov3",
+    "timm-beit",
+    "hf-vit",
+    "hf-dinov3",
+    "hf-llava",
+    "hf-internvl-projector",
+    "hf-qwen3-vl",
+)
+
+
+@pytest.mark.parametrize(("case_id", "variant"), spellings(*BYPASSED, *WINDOWED), ids=ids)
+def test_tokens_bypass_blocks(case_id: str, variant: Variant, cache: Path) -> None:
+    """Block by block; where there are windows, around the others only."""
+    path, found = exported(BY_ID[case_id], variant, cache), subject(case_id)
+    cuts = holds(path, found, keep=float(KEEP), method="bypass")
+    assert cuts == expected("bypass", found, KEEP)
+    if case_id in WINDOWED:
+        assert [cut.site for cut in cuts] == ["around:1", "around:3"]
+
+
+@pytest.mark.parametrize("opset", [20, 23])
+def test_bypass_of_other_spellings(opset: int, cache: Path) -> None:
+    """Attention as one op, and spelled out by the other exporter."""
+    for case_id in ("hf-sam",) if opset == 20 else ("timm-eva02", "hf-vit"):
+        batch = quick(case_id).batch
+        path = exported(BY_ID[case_id], Variant("dynamo", "sdpa", opset, batch), cache)
+        holds(path, subject(case_id), keep=float(KEEP), method="bypass")
+
+
+def test_bypass_by_any_score_and_count(cache: Path) -> None:
+    path, found = exported(BY_ID["timm-vit"], quick("timm-vit"), cache), subject("timm-vit")
+    kinds = (("around:0", 40, "norm"), ("around:1", 3, "attn"), ("around:2", 48, "cls"))
+    by_hand(path, found, [Reduction(site, "bypass", k, score) for site, k, score in kinds])
+
+
+def test_bypass_does_not_mix_with_tokens_that_leave(cache: Path) -> None:
+    path, found = exported(BY_ID["timm-vit"], quick("timm-vit"), cache), subject("timm-vit")
+    cuts = [Reduction("around:0", "bypass", 20, "cls"), Reduction("attn:1", "topk", 20, "cls")]
+    with pytest.raises(UsageError, match="bypass does not mix"):
+        by_hand(path, found, cuts)
+
+
+# ---- maps ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["maps", "tokens"])
+def backbone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    loaded, found = mapped(request.param)
+    path = tmp_path_factory.mktemp("backbone") / "backbone.onnx"
+    export(loaded, path, exporter="torchscript", batch="dynamic")
+    return path, found, request.param
+
+
+@pytest.mark.parametrize("method", ["topk", "topk:block=2", "evit", "tome"])
+def test_outputs_of_several_depths_get_every_token_back(backbone: Any, method: str) -> None:
+    path, found, _ = backbone
+    holds(path, found, "restored", keep=float(KEEP), method=method)
+
+
+@pytest.mark.parametrize("outputs", ["reduced", "restored"])
+def test_outputs_of_several_depths_with_bypass(backbone: Any, outputs: str) -> None:
+    path, found, _ = backbone
+    cuts = holds(path, found, outputs, keep=float(KEEP), method="bypass")
+    assert cuts == expected("bypass", found, KEEP)
+
+
+def test_tokens_of_several_depths_are_those_left_at_the_end(backbone: Any) -> None:
+    """As maps they are refused."""
+    path, found, as_maps = backbone
+    for method in ("topk", "topk:block=2"):  # the first output is read between the two
+        if as_maps:
+            with pytest.raises(UsageError, match="grid.*restored"):
+                pipeline.reduce(path, target="cpu", keep=float(KEEP), method=method)
+        else:
+            holds(path, found, keep=float(KEEP), method=method)
+    if not as_maps:
+        where = (("attn:0", 30), ("block:1", 24), ("attn:3", 12))
+        by_hand(path, found, [Reduction(site, "topk", keep, "attn") for site, keep in where])
+
+
+NECK = ["topk", "topk:block=3", "topk:block=3,site=block", "topk:site=output"]
+
+
+@pytest.mark.parametrize("method", NECK)
+def test_tokens_leave_sams_last_block_and_return_before_the_neck(method: str, cache: Path) -> None:
+    for case_id in ("hf-sam", "timm-sam") if ALL or method == "topk" else ("hf-sam",):
+        path, found = exported(BY_ID[case_id], quick(case_id), cache), subject(case_id)
+        (cut,) = holds(path, found, "restored", keep=float(KEEP), method=method)
+        assert cut.site in ("attn:3", "block:3", "output")
+
+
+@pytest.mark.parametrize("method", ["topk:block=3", "topk:block=3,site=block"])
+def test_qwens_groups_return_from_the_order_of_the_windows(method: str, cache: Path) -> None:
+    case_id = "hf-qwen2.5-vl"
+    path, found = exported(BY_ID[case_id], quick(case_id), cache), subject(case_id)
+    for keep in (0.6, 0.5):
+        holds(path, found, "restored", keep=keep, method=method)
+
+
+# ---- refusals ------------------------------------------------------------------------------------
+
+
+def test_swin_is_refused_because_of_its_windows(tmp_path: Path) -> None:
+    over = {"embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4}
+    loaded = load_source(
+        "timm:swin_tiny_patch4_window7_224", random_weights=True, image_size=64, overrides=over
+    )
+    path = tmp_path / "swin.onnx"
+    export(loaded, path, exporter="torchscript")
+    sites = pipeline.inspect(path).to_json()["sites"]
+    assert sites
+    for site in sites:
+        assert not site["legal"] and "window" in site["reason"], site
+    for method in ("topk", "evit", "tome", "bypass"):
+        for outputs in ("reduced", "restored"):
+            with pytest.raises(UsageError) as refusal:
+                pipeline.reduce(path, target="cpu", keep=0.5, method=method, outputs=outputs)
+            assert method == "bypass" or "window" in str(refusal.value)
+
+
+@pytest.mark.parametrize("case_id", ["hf-sam", "timm-sam"])
+def test_sams_sites(case_id: str, cache: Path) -> None:
+    path = exported(BY_ID[case_id], quick(case_id), cache)
+    sites = {s["name"]: s for s in pipeline.inspect(path).to_json()["sites"]}
+    assert {name for name, site in sites.items() if site["legal"]} == {"around:1", "around:3"}
+    for name in ("attn:1", "block:1", "around:0", "around:2"):
+        assert "windows of 4 × 4 tokens" in sites[name]["reason"]
+    for name in ("attn:0", "block:0", "attn:2", "block:2"):
+        assert any(word in sites[name]["reason"] for word in ("window", "position", "grid"))
+    for name in ("attn:3", "block:3", "output"):
+        assert "needs the neighbourhood of each token" in sites[name]["reason"]
+    for method in ("topk", "evit", "tome"):
+        with pytest.raises(UsageError, match="bypass"):
+            pipeline.reduce(path, target="cpu", keep=float(KEEP), method=method)
+
+
+# ---- mutants -------------------------------------------------------------------------------------
+
+MISTAKES = [
+    ("hf-qwen2-vl", "topk", "reduced", mutants_groups.groups_one_further),
+    ("hf-qwen2-vl", "topk", "reduced", mutants_groups.groups_by_falling_score),
+    ("hf-qwen3-vl", "topk", "reduced", mutants_groups.members_backwards),
+    ("hf-internvl-projector", "topk", "reduced", mutants_groups.members_backwards),
+    ("hf-smolvlm-connector", "topk", "reduced", mutants_groups.members_of_neighbours),
+    ("hf-gemma3-vision", "topk", "reduced", mutants_groups.members_of_neighbours),
+    ("hf-internvl-projector", "topk", "restored", mutants.farthest_owner),
+    ("timm-vit", "bypass", "reduced", mutants_groups.returned_one_before),
+    ("hf-sam", "bypass", "reduced", mutants_groups.returned_one_before),
+    ("hf-qwen2.5-vl", "bypass", "reduced", mutants_groups.returned_in_front),
+    ("timm-eva02", "bypass", "reduced", mutants_groups.bypassed_zeroed),
+    ("hf-sam", "bypass", "reduced", mutants_groups.bypassed_zeroed),
+    ("timm-beit", "bypass", "reduced", mutants_groups.worst_run),
+    ("hf-vit", "bypass", "reduced", mutants_groups.last_return_forgotten),
+    ("hf-sam", "topk", "restored", mutants.farthest_owner),
+]
+
+
+@pytest.mark.parametrize(
+    ("case_id", "method", "outputs", "mutant"),
+    MISTAKES,
+    ids=[f"{c}-{m}-{f.__name__}" for c, m, _, f in MISTAKES],
+)
+def test_a_mutant_is_caught(
+    case_id: str, method: str, outputs: str, mutant: mutants.Mutant, cache: Path
+) -> None:
+    path, found = exported(BY_ID[case_id], quick(case_id), cache), subject(case_id)
+    bench = Bench(path, found, method, outputs)
+    bench.compare(bench.model)
+    assert not bench.accepts(bench.mutated(mutant))
