@@ -17,6 +17,7 @@ from tests.oracles.compare import MismatchError, infer
 from tests.oracles.dense_file import feed_for
 from tests.oracles.exports import exported, selection
 from tests.oracles.masked import check_masked
+from tests.support.judge import layout
 from tests.support.zoo_matrix import BY_ID, CASES, Case, Variant
 from tests.test_mutants import REFUSED
 
@@ -29,7 +30,9 @@ def two_cuts(path: Path) -> dict[str, Any]:
     patches, score = document["model"]["patches"], document["reductions"][0]["score"]
     legal = [site for site in pipeline.read(path).analysis.sites if site.legal]
     later = [site for site in legal if site.block > legal[0].block] or legal[1:]
-    steps = ((legal[0].name, patches - patches // 4), (later[0].name, patches // 2))
+    whole = legal[0].granularity
+    many, few = (whole * (n // whole) for n in (patches - patches // 4, patches // 2))
+    steps = ((legal[0].name, many), (later[0].name, few))
     document["reductions"] = [
         {"site": site, "score": score, "reducer": {"name": "topk"}, "keep": keep}
         for site, keep in steps
@@ -47,12 +50,14 @@ class Bench:
         made = pipeline.reduce(path, outputs=outputs, **request)
         self.source, self.outputs = onnx.load(path), outputs
         self.model, self.dense = to_onnx(made.graph), to_onnx(made.dense)
+        self.tokens = layout(path)
         self.schedule = made.schedule.to_json()
 
     def compare(self, model: onnx.ModelProto) -> None:
         """Raises one of `REFUSED` when the model is not right."""
         onnx.checker.check_model(model, full_check=True)
-        check_masked(self.source, model, self.schedule, feed_for(self.source), self.outputs)
+        feed = feed_for(self.source)
+        check_masked(self.source, model, self.schedule, feed, self.outputs, self.tokens)
 
     def catches(self, model: onnx.ModelProto) -> bool:
         try:

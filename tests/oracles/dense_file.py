@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -32,13 +33,34 @@ class InapplicableError(Exception):
 class Tokens:
     """How the token axis is laid out: `before` fixed tokens, `patches`, `after` fixed tokens.
 
-    `group`: how many consecutive patches are kept or dropped as one.
+    grid: how the patches lie; sides: of the groups that stay or go as one, [2, 2] of an 8 x 8 grid.
     """
 
     before: int
     patches: int
     after: int = 0
-    group: int = 1
+    grid: tuple[int, ...] = ()
+    sides: tuple[int, ...] = ()
+
+    @property
+    def group(self) -> int:
+        """Patches in a group."""
+        return prod(self.sides)
+
+    def members(self) -> Array:
+        """[groups, patches in each]: groups row by row, and so the patches inside each."""
+        if self.group == 1:
+            return np.arange(self.patches)[:, None]
+        places = np.arange(self.patches).reshape(self.grid)
+        dims = [d for n, side in zip(self.grid, self.sides, strict=True) for d in (n // side, side)]
+        order = [*range(0, len(dims), 2), *range(1, len(dims), 2)]
+        return places.reshape(dims).transpose(order).reshape(-1, self.group)
+
+    def groups_of(self, kept: Array) -> Array:
+        """[B, K] patches, group by group → [B, K / g] numbers of their groups."""
+        owner = np.empty(self.patches, dtype=np.int64)
+        owner[self.members()] = np.arange(self.patches // self.group)[:, None]
+        return owner[kept[:, :: self.group]]
 
     @property
     def total(self) -> int:
@@ -118,6 +140,14 @@ class File:
         while place == "output" and len(self.readers.get(found, ())) == 1 and self._norms(found):
             found = self._norms(found)[0].output[0]
         return found
+
+    def entering(self, core: int) -> str | None:
+        """The residual stream before an attention: what its result is added to."""
+        found = self._first_add(core)
+        if found is None:
+            return None
+        below = self.below(core)
+        return next(n for n in self.nodes[self.maker[found]].input if n not in below)
 
     def _first_add(self, core: int) -> str | None:
         """The first sum of the attention's result and something that does not come from it."""

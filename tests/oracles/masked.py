@@ -8,6 +8,9 @@ attentions and pools are found in the *source* file, from the shapes a run shows
 Which tokens are kept is read from the reduced model; that they are the ones with the best scores is
 checked against the probabilities of the dense file.
 
+Around a block (bypass), its attention sees the kept keys and the other tokens have after it what
+they had before.
+
 Not for: merging and fusing, which no mask expresses; attention whose probabilities are mixed or
 biased after the softmax (CaiT); windows. These raise `InapplicableError`.
 """
@@ -32,7 +35,7 @@ from tests.oracles.dense_file import (
     Tokens,
     exposing,
 )
-from tests.oracles.dense_parts import find_cores, pooled_axes, token_softmaxes, unmasked_sums
+from tests.oracles.dense_parts import Core, find_cores, pooled_axes, token_softmaxes, unmasked_sums
 from tests.oracles.masked_choice import check_choice, probabilities, scores, seen_by
 from tests.oracles.masked_graph import with_masks
 
@@ -47,7 +50,7 @@ class Cut:
     """Tokens leave after the attention of `block`; `keep` patches go on.
 
     Attributes:
-        place: `attn`, `block` or `output`, as in the name of the site.
+        place: `attn`, `block`, `output` or `around`, as in the name of the site.
         block: number of the self-attention that the site follows.
         keep: patch tokens, not groups.
         score: `cls` or `attn`, or another name, which is not checked.
@@ -70,29 +73,34 @@ class Verdict:
 # ---- the reduced model ---------------------------------------------------------------------------
 
 
-def kept_patches(reduced: onnx.ModelProto, feed: Arrays, tokens: Tokens) -> list[Array]:
-    """The original patches that each cut keeps, [B, K] each, as the reduced model chooses."""
+def kept_patches(
+    reduced: onnx.ModelProto, feed: Arrays, tokens: Tokens, *, apart: bool = False
+) -> list[Array]:
+    """The original patches that each cut keeps, [B, K] each, as the reduced model chooses.
+
+    apart: each chooses from all patches.
+    """
     names = [node.output[0] for node in reduced.graph.node if node.op_type == "TcTopKTokens"]
     values = infer(exposing(reduced, names), feed)
-    found: list[Array] = []
+    members = tokens.members()
+    groups: list[Array] = []
     for name in names:
         index = values[name]
-        if tokens.group > 1:
-            members = np.arange(tokens.group)
-            index = (index[..., None] * tokens.group + members).reshape(len(index), -1)
-        found.append(index if not found else np.take_along_axis(found[-1], index, axis=1))
-    return found
+        if groups and not apart:
+            index = np.take_along_axis(groups[-1], index, axis=1)
+        groups.append(index)
+    return [members[index].reshape(len(index), -1) for index in groups]
 
 
 def cuts_of(schedule: Mapping[str, Any]) -> list[Cut]:
-    """A schedule's JSON as cuts. Raises InapplicableError where a reducer is not `topk`."""
+    """A schedule's JSON as cuts. Raises InapplicableError where a reducer fuses or merges."""
     blocks = schedule["model"]["blocks"]
     found = []
     for step in schedule["reductions"]:
-        if step["reducer"]["name"] != "topk":
+        if step["reducer"]["name"] not in ("topk", "bypass"):
             raise InapplicableError(f"{step['reducer']['name']} is no mask")
         place, _, number = step["site"].partition(":")
-        if place not in ("attn", "block", "output"):
+        if place not in ("attn", "block", "output", "around"):
             raise InapplicableError(f"site {step['site']}")
         found.append(Cut(place, int(number or blocks - 1), step["keep"], step["score"]["name"]))
     return found
@@ -131,14 +139,56 @@ def check_masked(
     cuts, blocks = cuts_of(schedule), schedule["model"]["blocks"]
     tokens = tokens or layout_of(schedule)
     file = File(dense, feed)
+    apart = all(cut.place == "around" for cut in cuts)
     cores = find_cores(file)
-    cores_of_blocks = [c for c in cores if c.square and c.shape[-1] == tokens.total]
-    if len(cores_of_blocks) != blocks:
-        raise InapplicableError(f"{len(cores_of_blocks)} self-attentions for {blocks} blocks")
-    kept = kept_patches(reduced, feed, tokens)
+    of_blocks = [c for c in cores if c.square and (apart or c.shape[-1] == tokens.total)]
+    if len(of_blocks) != blocks:
+        raise InapplicableError(f"{len(of_blocks)} self-attentions for {blocks} blocks")
+    kept = kept_patches(reduced, feed, tokens, apart=apart)
     if [k.shape[1] for k in kept] != [cut.keep for cut in cuts]:
         raise MismatchError(f"keeps {[k.shape[1] for k in kept]} where {cuts} were asked for")
-    read = [cores_of_blocks[cut.block] for cut in cuts]
+    read = [of_blocks[cut.block] for cut in cuts]
+    if apart:
+        model, masks = _bypassing(file, read, kept, tokens)
+    else:
+        model, masks = _dropping(file, cores, read, cuts, kept, tokens)
+    looked_at = [name for core in read for name in seen_by(file, core)]
+    values = file.run(model, looked_at, **masks)
+    batch = len(next(iter(feed.values())))
+    entering = np.broadcast_to(tokens.members().reshape(-1), (batch, tokens.patches))
+    before = entering
+    for cut, core, after in zip(cuts, read, kept, strict=True):
+        if cut.score in ("cls", "attn"):
+            chances = probabilities(core, file, values, batch)
+            score = scores(cut.score, chances, before, tokens)
+            check_choice(score, before, after, f"block {cut.block}", tokens)
+        before = entering if apart else after
+    found = infer(reduced, feed)
+    if outputs == "restored":
+        found = {n: _kept_rows(v, kept[-1], tokens, n) for n, v in found.items()}
+    return _compare(file, found, values, kept[-1], tokens)
+
+
+Masked = tuple[onnx.ModelProto, Arrays]
+
+
+def _bypassing(file: File, read: Sequence[Core], kept: Sequence[Array], tokens: Tokens) -> Masked:
+    """Each block's attention sees the kept tokens, and the others pass it by."""
+    around = {}
+    for core, few in zip(read, kept, strict=True):
+        start = file.entering(core.node)
+        if start is None:
+            raise InapplicableError("an attention without a residual stream")
+        around[file.stream(core.node, "block")] = (start, few)
+    hidden = {core.node: (core, few) for core, few in zip(read, kept, strict=True)}
+    return with_masks(file, hidden, {}, tokens, around)
+
+
+def _dropping(
+    file: File, cores: Sequence[Core], read: Sequence[Core], cuts: Sequence[Cut],
+    kept: Sequence[Array], tokens: Tokens,
+) -> Masked:  # fmt: skip
+    """Everything behind a cut sees the kept tokens alone."""
     below = [file.behind(file.stream(c.node, cut.place)) for cut, c in zip(cuts, read, strict=True)]
 
     def stage(node: int) -> int:
@@ -154,21 +204,7 @@ def check_masked(
         if node.op_type in POOLS and node.input[0] in file.values and stage(i)
         and pooled_axes(file, node, tokens) is not None
     }  # fmt: skip
-    model, masks = with_masks(file, hidden, pools, tokens)
-    looked_at = [name for core in read for name in seen_by(file, core)]
-    values = file.run(model, looked_at, **masks)
-    batch = len(next(iter(feed.values())))
-    before = np.broadcast_to(np.arange(tokens.patches), (batch, tokens.patches))
-    for cut, core, after in zip(cuts, read, kept, strict=True):
-        if cut.score in ("cls", "attn"):
-            chances = probabilities(core, file, values, batch)
-            score = scores(cut.score, chances, before, tokens)
-            check_choice(score, before, after, f"block {cut.block}", tokens.group)
-        before = after
-    found = infer(reduced, feed)
-    if outputs == "restored":
-        found = {n: _kept_rows(v, kept[-1], tokens, n) for n, v in found.items()}
-    return _compare(file, found, values, kept[-1], tokens)
+    return with_masks(file, hidden, pools, tokens)
 
 
 def _compare(file: File, found: Arrays, masked: Arrays, kept: Array, tokens: Tokens) -> Verdict:
@@ -236,7 +272,7 @@ def _positions(length: int, kept: Array, tokens: Tokens) -> Array | None:
     if length == tokens.patches:
         return kept
     if tokens.group > 1 and length == tokens.patches // tokens.group:
-        return np.asarray(kept[:, :: tokens.group] // tokens.group)
+        return tokens.groups_of(kept)
     # Some of the fixed tokens stripped, from the front.
     if tokens.patches < length < tokens.total and not tokens.after:
         return tokens.full(kept)[:, tokens.total - length :] - (tokens.total - length)

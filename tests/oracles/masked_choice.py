@@ -65,12 +65,13 @@ def scores(name: str, chances: Array, before: Array, tokens: Tokens) -> Array:
     return score.reshape(batch, -1, tokens.group).mean(-1)
 
 
-def check_choice(score: Array, before: Array, kept: Array, what: str, group: int) -> None:
-    """The kept are those with the best scores, ascending. Raises MismatchError."""
-    if (np.diff(kept, axis=1) <= 0).any():
+def check_choice(score: Array, before: Array, kept: Array, what: str, tokens: Tokens) -> None:
+    """The kept groups are those with the best scores, ascending. Raises MismatchError."""
+    stayed, entered = tokens.groups_of(kept), tokens.groups_of(before)
+    if (np.diff(stayed, axis=1) <= 0).any():
         raise MismatchError(f"{what}: kept tokens are not in order")
     for row in range(len(before)):
-        inside = np.isin(before[row, ::group], kept[row])
+        inside = np.isin(entered[row], stayed[row])
         worst, best = score[row][inside].min(), score[row][~inside].max()
         if worst < best - TIE * np.abs(score[row]).max():
             raise MismatchError(

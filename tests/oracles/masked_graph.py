@@ -106,16 +106,38 @@ class _Writer:
             scale = self.given(np.asarray(length / left, value.dtype))
             self.nodes.append(helper.make_node("Mul", [node.output[0], scale], [final]))
 
+    def choose(
+        self, node: onnx.NodeProto, end: str, start: str, kept: Array, tokens: Tokens
+    ) -> None:
+        """Let tokens that were not kept pass from `start` to `end` unchanged."""
+        shape = self.file.run(self.file.model, [start])[start].shape
+        spans = [
+            tuple(range(i, j))
+            for i in range(len(shape) - 1)
+            for j in range(i + 1, len(shape))
+            if prod(shape[i:j]) == tokens.total
+        ]
+        if not spans:
+            raise InapplicableError(f"a stream of shape {shape} for {tokens.total} tokens")
+        mask = self.given(_spread(kept, shape, spans[-1], tokens))
+        changed = f"{end}__all"
+        node.output[list(node.output).index(end)] = changed
+        self.nodes.append(helper.make_node("Where", [mask, changed, start], [end]))
+
 
 def with_masks(
     file: File,
     cores: Mapping[int, tuple[Core, Array]],
     pools: Mapping[int, Array],
     tokens: Tokens,
+    around: Mapping[str, tuple[str, Array]] | None = None,
 ) -> tuple[onnx.ModelProto, Arrays]:
     """The dense model with masks as further inputs, and what to feed them.
 
-    cores, pools: by node, with the kept patches [B, K] that hold for it.
+    Args:
+        cores, pools: by node, with the kept patches [B, K] that hold for it.
+        around: stream behind a block → stream before it, which the tokens that were not kept have
+            again.
     """
     writer = _Writer(file)
     for i, node in enumerate(file.model.graph.node):
@@ -128,6 +150,9 @@ def with_masks(
             core, kept = cores[i]
             writer.hide(copy, core, kept, tokens)
         writer.nodes.append(copy)
+        for end, (start, kept) in (around or {}).items():
+            if end in copy.output:
+                writer.choose(copy, end, start, kept, tokens)
     del writer.model.graph.node[:]
     writer.model.graph.node.extend(writer.nodes)
     return writer.model, writer.feed

@@ -78,8 +78,7 @@ def judge(path: Path, method: str, keep: float = 0.6, *, ours: bool = False) -> 
     except BROKEN as error:
         raise WrongError(f"does not run: {error}") from error
     _check_finite(given, found)
-    space = pipeline.read(path).analysis.space
-    tokens = Tokens(space.prefix, space.patches, space.suffix)
+    tokens = layout(path)
     try:
         check_masked(source, reduced, made.schedule.to_json(), feed, tokens=tokens)
     except BROKEN as error:  # not with these optimisations, or not with those
@@ -89,6 +88,13 @@ def judge(path: Path, method: str, keep: float = 0.6, *, ours: bool = False) -> 
     except MismatchError as error:
         raise WrongError(f"silently wrong: {error}") from error
     return Outcome("equal")
+
+
+def layout(path: Path) -> Tokens:
+    """How the analysis says that a model's tokens lie."""
+    space = pipeline.read(path).analysis.space
+    sides = space.grouping.sides if space.grouping is not None else ()
+    return Tokens(space.prefix, space.patches, space.suffix, space.grid, sides)
 
 
 def _bare(model: onnx.ModelProto) -> onnx.ModelProto:
