@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -39,9 +39,18 @@ class Editor:
     biased: set[str] = field(default_factory=set)
     current: dict[str, gs.Tensor] = field(default_factory=dict)
 
-    @property
-    def mover(self) -> Mover:
-        return Mover(self.b, self.space, self.batch)
+    def moved(
+        self,
+        tensor: gs.Tensor,
+        result: ax.Axes,
+        places: Sequence[fx.SideAxis],
+        indices: Sequence[gs.Tensor],
+        counts: Sequence[int],
+        dims: Sequence[int],
+    ) -> gs.Tensor:
+        """`Mover.gather`, told how many rows each index takes."""
+        lengths = {i.name: n for i, n in zip(indices, counts, strict=True)}
+        return Mover(self.b, self.batch, lengths).gather(tensor, result, places, indices, dims)
 
     def batch_axis(self, name: str) -> int | None:
         """The axis of a dense tensor that is exactly the batch, or None."""
@@ -146,24 +155,26 @@ class Editor:
         to_logits = node.op == "Attention"
         rank = 4 if to_logits else len(node.outputs[0].shape)
         batch_axis = 0 if to_logits else self.batch_axis(node.outputs[0].name)
-        key = f"side/{tensor.name}/{edit.axes}/{rank}/{batch_axis}/{edit.fill}"
+        axes = self.facts.axes[node.outputs[0].name]
+        if to_logits:
+            # [B, h, rows, columns]; nothing else of them matters here.
+            axes = (self.facts.axes[self.dense_inputs[node.name][0]][0], ax.ONE, ax.ONE, ax.ONE)
+        key = f"side/{tensor.name}/{edit.axes}/{rank}/{axes[:2]}/{edit.fill}"
         if key not in stage.cache:
-            stage.cache[key] = self._gathered(tensor, edit, stage, rank, batch_axis)
+            stage.cache[key] = self._gathered(tensor, edit, stage, axes)
             # Scores that recompute rows of an attention must see whether a table has rows.
             stage.cache[key].shape = self._gathered_shape(tensor, edit, stage, rank, batch_axis)
         node.inputs[edit.operand] = stage.cache[key]
 
-    def _gathered(
-        self, tensor: gs.Tensor, edit: fx.Side, stage: Stage, rank: int, batch_axis: int | None
-    ) -> gs.Tensor:
+    def _gathered(self, tensor: gs.Tensor, edit: fx.Side, stage: Stage, axes: ax.Axes) -> gs.Tensor:
         places = edit.axes
         indices = [index_on_run(self.b, self.space, stage, p.run, p.part) for p in places]
         dims = [0 if isinstance(d, str) else int(d) for d in tensor.shape]
         if edit.fill is not None and not stage.positioned:
             tensor, indices = self._with_own_row(tensor, places[0], indices[0], edit.fill)
             dims[places[0].axis] += 1
-        axes = self.facts.axes.get(tensor.name, ())
-        return self.mover.gather(tensor, axes, places, indices, rank, batch_axis, dims)
+        counts = [fx.Dim(1, False, p.run, p.part).size(self.space, stage.count, 1) for p in places]
+        return self.moved(tensor, axes, places, indices, counts, dims)
 
     def _with_own_row(
         self, tensor: gs.Tensor, place: fx.SideAxis, index: gs.Tensor, fill: float
@@ -221,11 +232,11 @@ class Editor:
             span += 1
         place = fx.SideAxis(found[0], dim.run, dim.part)
         owner = owner_on_run(self.b, self.space, stage, dim.run, dim.part)
-        batch_axis = self.batch_axis(name)
         now = [0 if i in free else n for i, n in enumerate(sizes)]
         now[found[0]] = dim.size(self.space, stage.count, 1)
         now[found[0] + 1 : found[0] + span] = [1] * (span - 1)
-        full = self.mover.gather(tensor, axes, [place], [owner], len(dims), batch_axis, now)
+        count = dim.size(self.space, self.space.patches, 1)
+        full = self.moved(tensor, axes, [place], [owner], [count], now)
         if span > 1:
             goal = [-1 if i in free and self.batch is None else n for i, n in enumerate(sizes)]
             full = self.b.reshape(full, goal, fp32=False)
@@ -233,13 +244,17 @@ class Editor:
         return full
 
     def taken(
-        self, tensor: gs.Tensor, name: str, place: fx.SideAxis, index: gs.Tensor
+        self, tensor: gs.Tensor, name: str, place: fx.SideAxis, index: gs.Tensor, count: int
     ) -> gs.Tensor:
-        """Rows of a dense tensor at `place` taken by `index` [B, n]; `name` as for `restored`."""
+        """Rows of a dense tensor at `place` taken by `index` [B, n]; `name` as for `restored`.
+
+        Args:
+            count: patches that are left.
+        """
         axes = self.facts.axes[name]
         dims = [0 if isinstance(d, str) else int(d) for d in tensor.shape]
-        rank = len(dims)
-        return self.mover.gather(tensor, axes, [place], [index], rank, self.batch_axis(name), dims)
+        count = fx.Dim(1, False, place.run, place.part).size(self.space, count, 1)
+        return self.moved(tensor, axes, [place], [index], [count], dims)
 
     def _regroup(self, node: gs.Node, edit: fx.Regroup, stage: Stage) -> None:
         name = node.outputs[0].name

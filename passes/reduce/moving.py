@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from tcompile.analysis import axes as ax
 from tcompile.analysis.axes import Axes, Digit
 from tcompile.analysis.effects import Dim, SideAxis, locate
 from tcompile.analysis.groups import Grouping
@@ -46,27 +47,25 @@ class Mover:
 
     Attributes:
         batch: literal batch, or None when it is free.
+        counts: how many rows each index takes, by its name.
     """
 
     b: Builder
-    space: TokenSpace
     batch: int | None
+    counts: dict[str, int] = field(default_factory=dict)
 
     def gather(
         self,
         tensor: gs.Tensor,
-        axes: Axes,
+        result: Axes,
         places: Sequence[SideAxis],
         indices: Sequence[gs.Tensor],
-        rank: int,
-        batch_axis: int | None,
         dims: Sequence[int],
     ) -> gs.Tensor:
-        """Rows of `tensor` at `places` taken by `indices` [B, m] each, broadcast to `rank` dims.
+        """Rows of `tensor` at `places` taken by `indices` [B, m] each.
 
         Args:
-            axes: of the tensor, where they are known of it.
-            batch_axis: of the result.
+            result: the axes that it is broadcast to.
             dims: sizes of the tensor; batch dims count as 0 (as they are).
 
         Raises:
@@ -85,13 +84,58 @@ class Mover:
                 row = b.reshape(index, [-1], fp32=False)
                 x = b.op("Gather", x, row, dtype=x.dtype, axis=p.axis, fp32=False)
             return x
-        if batch_axis is None:
+        alone = [i for i, a in enumerate(result) if len(a) == 1 and a[0].root.kind == "batch"]
+        if alone:
+            return self._per_sample(x, dims, places, indices, len(result), alone[0])
+        merged = [i for i, a in enumerate(result) if a and a[0].root.kind == "batch"]
+        if len(merged) != 1 or any(d.root.kind != "weak" for d in result[merged[0]][1:]):
             raise ModelError(
                 f"'{tensor.name}' merges the batch with another axis, so each image cannot have "
                 "tokens of its own there",
                 hint="export with batch 1",
             )
-        return self._per_sample(x, dims, places, indices, rank, batch_axis)
+        heads = ax.size(result[merged[0]][1:])
+        return self._per_head(x, dims, places, indices, len(result), (merged[0], heads))
+
+    def _per_head(
+        self,
+        x: gs.Tensor,
+        dims: Sequence[int],
+        places: Sequence[SideAxis],
+        indices: Sequence[gs.Tensor],
+        rank: int,
+        merged: tuple[int, int],
+    ) -> gs.Tensor:
+        """Where batch and heads are one axis: apart, gathered, and joined again."""
+        b, (axis, heads) = self.b, merged
+        own = axis - (rank - len(dims))
+        split = list(dims)
+        shared = own < 0 or dims[own] == 1
+        if own >= 0:
+            split[own : own + 1] = [1, 1] if shared else [self.batch or -1, heads]
+            x = b.reshape(x, [n if n or i < own else 0 for i, n in enumerate(split)], fp32=False)
+        split = [0 if n == -1 else n for n in split]
+        moved = [replace(p, axis=p.axis + (p.axis > own >= 0)) for p in places]
+        x = self._per_sample(x, split, moved, indices, rank + 1, axis)
+        if shared:
+            ones = [heads if i == axis + 1 else 1 for i in range(rank + 1)]
+            x = b.op("Add", x, b.const(np.zeros(ones), x.dtype or np.float32), dtype=x.dtype)
+        order = [0] * axis + [-1]
+        sizes = self._sizes(split, moved, indices, rank + 1)
+        return b.reshape(x, [*order, *sizes[axis + 2 :]], fp32=False)
+
+    def _sizes(
+        self,
+        dims: Sequence[int],
+        places: Sequence[SideAxis],
+        indices: Sequence[gs.Tensor],
+        rank: int,
+    ) -> list[int]:
+        """Sizes after gathering; the gathered ones from the counts given."""
+        found = [1] * (rank - len(dims)) + list(dims)
+        for p, index in zip(places, indices, strict=True):
+            found[p.axis + rank - len(dims)] = self.counts[index.name]
+        return found
 
     def _per_sample(
         self,

@@ -102,7 +102,8 @@ def _catch_up(
         index = index_on_run(b, editor.space, stages[last], place.run, place.part)
     else:
         index = _since(editor, stages, place, last)
-    new = editor.taken(old, name, SideAxis(place.axis, place.run, place.part, place.span), index)
+    side = SideAxis(place.axis, place.run, place.part, place.span)
+    new = editor.taken(old, name, side, index, stages[last].count)
     _replace(editor, name, new, old)
 
 
