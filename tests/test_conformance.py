@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+import torch
 
 from tcompile import pipeline
 from tcompile.errors import UsageError
@@ -22,6 +24,7 @@ from tcompile.ir import to_onnx
 from tcompile.models import export, load_source
 from tests.oracles.compare import (
     EXTRA,
+    POOL,
     Subject,
     check,
     check_structure,
@@ -30,7 +33,7 @@ from tests.oracles.compare import (
     infer_in_batches,
 )
 from tests.oracles.exports import biased, exported, glyphs, masked, odd, selection, stirred, subject
-from tests.oracles.methods import Reduction
+from tests.oracles.methods import Reduction, run
 from tests.oracles.plans import document, expected, reductions
 from tests.oracles.processed import PROCESSORS, Processor
 from tests.oracles.small_models import ODD
@@ -221,11 +224,49 @@ def test_a_mask_is_gathered(
     loaded, found = masked(dark)
     path = tmp_path / "masked.onnx"
     export(loaded, path, exporter=exporter, opset=opset, batch=batch)
-    for method in ("topk", "tome"):
+    # What is seen of a token that is made of several, some of them dark?
+    refused = ("tome", "evit") if dark else ("evit",)
+    for method in METHODS:
         request = {"keep": float(KEEP), "method": method}
-        assert holds(path, found, 2, request) == expected(method, found, KEEP)
-    with pytest.raises(UsageError, match="fused token"):
-        pipeline.reduce(path, target="cpu", keep=float(KEEP), method="evit")
+        if method in refused:
+            with pytest.raises(UsageError, match="joins"):
+                pipeline.reduce(path, target="cpu", **request)
+        else:
+            assert holds(path, found, 2, request) == expected(method, found, KEEP)
+
+
+@pytest.mark.parametrize(("exporter", "opset", "batch"), TABLES)
+def test_a_mask_that_is_an_input_is_gathered(
+    exporter: str, opset: int, batch: int | str, tmp_path: Path
+) -> None:
+    loaded, found = masked(dark=False)
+    generator = torch.Generator().manual_seed(1)
+    seen = torch.rand(POOL, found.patches, generator=generator) < 0.9
+    both = replace(loaded, example_inputs={**loaded.example_inputs, "seen": seen[:1]})
+    path = tmp_path / "masked.onnx"
+    export(both, path, exporter=exporter, opset=opset, batch=batch)
+    images = found.pool[:2]
+
+    def mask(image: torch.Tensor) -> torch.Tensor:
+        hidden = ~loaded.module.mask(image, seen[: len(image)])
+        return torch.zeros(hidden.shape).double().masked_fill(hidden, -torch.inf)
+
+    encoder = replace(found.encoder, mask=mask)
+    reduced = pipeline.reduce(path, target="cpu", keep=float(KEEP), method="topk")
+    cuts = reductions(reduced.schedule.to_json())
+    assert cuts == expected("topk", found, KEEP)
+    model = to_onnx(reduced.graph)
+    check_structure(model)
+    truth = run(encoder, images.double(), cuts)
+    for rows in ([0], [1]) if batch == 1 else ([0, 1],):
+        ours = infer(model, {"image": images[rows].numpy(), "seen": seen[rows].numpy()})
+        assert np.array_equal(ours["token_index"], truth.index[rows].numpy())
+        for name, output in zip(("logits", "tokens"), truth.outputs, strict=True):
+            np.testing.assert_allclose(ours[name], output.value[rows].numpy(), atol=2e-5)
+    # What is seen of a token that is made of several, some of them hidden?
+    for method in ("tome", "evit"):
+        with pytest.raises(UsageError, match="joins"):
+            pipeline.reduce(path, target="cpu", keep=float(KEEP), method=method)
 
 
 @pytest.mark.parametrize("name", ODD)

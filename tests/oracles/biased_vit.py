@@ -79,7 +79,8 @@ class MaskedBlock(BiasedBlock):
 class MaskedViT(BiasedViT):
     """Patches see those at most two rows and columns away; CLS sees all, and all see CLS.
 
-    dark: patches whose pixels average below -0.06 are seen by nobody either.
+    dark: patches whose pixels average below -0.06 are seen by nobody either. A second argument
+    [B, P] names patches that are seen: of the others, nothing.
     """
 
     def __init__(self, size: int = 48, patch: int = 8, dark: bool = False) -> None:
@@ -96,17 +97,17 @@ class MaskedViT(BiasedViT):
         self.near: Tensor
         self.register_buffer("near", near)
 
-    def mask(self, images: Tensor) -> Tensor:
+    def mask(self, images: Tensor, seen: Tensor | None = None) -> Tensor:
         """[1 or B, 1, N, N], True where a row sees a column."""
         near = self.near[None, None]
-        if not self.dark:
+        if self.dark:
+            seen = F.avg_pool2d(images, self.patch).mean(dim=1).flatten(1) > -0.06
+        if seen is None:
             return near
-        means = F.avg_pool2d(images, self.patch).mean(dim=1).flatten(1)
-        bright = F.pad(means > -0.06, (1, 0), value=True)
-        return near & bright[:, None, None, :]
+        return near & F.pad(seen, (1, 0), value=True)[:, None, None, :]
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        mask = self.mask(images)
+    def forward(self, images: Tensor, seen: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        mask = self.mask(images, seen)
         x = self.embed(images)
         for block in self.blocks:
             x = block(x, mask)
