@@ -24,6 +24,8 @@ class Facts:
         live: tensors whose value depends on a graph input.
         opaque: tensors whose axes were lost, with the node that lost them and why.
         conflicts: node name → the two claims that contradict each other.
+        preferred: index sets of the tokens. What is joined with them position by position but comes
+            from elsewhere (a mask made from the image) takes their meaning.
         unrotated: rotary table → what a token without a position reads of it.
     """
 
@@ -31,6 +33,7 @@ class Facts:
     live: set[str] = field(default_factory=set)
     opaque: dict[str, str] = field(default_factory=dict)
     conflicts: dict[str, str] = field(default_factory=dict)
+    preferred: frozenset[ax.Root] = frozenset()
     unrotated: dict[str, float] = field(default_factory=dict)
 
     def of(self, tensor: gs.Tensor) -> Axes:
@@ -49,6 +52,10 @@ class Facts:
     def unify(self, node: gs.Node, a: ax.Axis, b: ax.Axis) -> ax.Axis:
         """Elementwise: the common axis; a contradiction is recorded."""
         axis, conflict = ax.unify(a, b)
+        if conflict and self.preferred:
+            foreign = [not ax.roots(x) & self.preferred for x in (a, b)]
+            if foreign[0] != foreign[1]:
+                return b if foreign[0] else a
         if conflict:
             self.conflicts[node.name] = f"{ax.show(a)} against {ax.show(b)}"
         return axis

@@ -71,6 +71,12 @@ def analyse(graph: gs.Graph, *, prefix: int | None = None) -> Analysis:
     """
     facts = propagate(graph)
     attentions = tuple(find_attention(graph, facts))
+    if facts.conflicts and attentions:
+        # What the tokens are is known now: what contradicts them may take their meaning.
+        first = token_space(residuals(graph, facts, attentions))
+        if first is not None:
+            facts = propagate(graph, frozenset(ax.roots(first.axis)))
+            attentions = tuple(find_attention(graph, facts))
     if not attentions:
         raise ModelError(
             "no transformer found: nothing in it is an attention (softmax(Q·Kᵀ)·V)",

@@ -16,13 +16,16 @@ from tcompile.errors import InternalError
 from tcompile.ir import BATCH_SENTINEL, shape
 
 
-def propagate(graph: gs.Graph) -> Facts:
+def propagate(graph: gs.Graph, tokens: frozenset[ax.Root] = frozenset()) -> Facts:
     """Axes of every tensor of a normalised graph (all shapes known, nodes in order).
 
     The first dim of every input is the batch; the other dims of images are `data`, those of masks,
     sizes and the like `weak`: they take the meaning of what they are joined with.
+
+    Args:
+        tokens: index sets that win where an operation joins them with others, position by position.
     """
-    facts = Facts(unrotated=rotations(graph))
+    facts = Facts(preferred=tokens, unrotated=rotations(graph))
     images = _images(graph)
     for tensor in graph.inputs:
         dims = shape(tensor)

@@ -20,25 +20,39 @@ _WALKED = (*VIEWS, "Concat", "Split", "Slice", "Gather", "Neg")
 def rotations(graph: gs.Graph) -> dict[str, float]:
     """Name of each rotary table → what an unrotated token reads of it: 1.0 or 0.0."""
     found: dict[str, float] = {}
+    tables: dict[str, gs.Tensor] = {}
+    unknown: list[gs.Tensor] = []
     for node in graph.nodes:
         if node.op not in ("Add", "Sub") or len(node.inputs) != 2:
             continue
         products = [producer(t) for t in node.inputs]
         if any(p is None or p.op != "Mul" for p in products):
             continue
-        tables = [_table(p) for p in products if p is not None]
-        first, second = tables
+        first, second = (_table(p) for p in products if p is not None)
         if first is None or second is None or first.name == second.name:
             continue
         if not _unit(first, second):
             continue
+        tables |= {first.name: first, second.name: second}
         if node.op == "Sub":
             found[first.name], found[second.name] = 1.0, 0.0
             continue
         signs = [_negated(_other(p)) for p in products if p is not None]
         if signs[0] != signs[1]:
             found[first.name], found[second.name] = (0.0, 1.0) if signs[0] else (1.0, 0.0)
+            continue
+        unknown += [first, second]
+    # re·sin + im·cos has no sign to tell by; its tables are those of re·cos − im·sin, or equal them.
+    values = {_key(tables[n]): fill for n, fill in found.items()}
+    for table in unknown:
+        if _key(table) in values:
+            found.setdefault(table.name, values[_key(table)])
     return found
+
+
+def _key(table: gs.Tensor) -> tuple[int, bytes]:
+    stored = value(table)
+    return stored.size, stored.tobytes()
 
 
 def _table(product: gs.Node) -> gs.Tensor | None:
