@@ -39,8 +39,8 @@ WORDS: dict[str, tuple[int | None, dict[str, Any]]] = {
     "exaone4.5": (32, QWEN | {"window_size": 16, "num_key_value_heads": 1}),
     "pixtral": (24, TINY | {"patch_size": 8}),
     "pixtral?packed=true": (24, TINY | {"patch_size": 8}),
-    "mllama-vision": (24, TINY | {"patch_size": 8}),
-    "mllama-vision?aspect=1,2": (24, TINY | {"patch_size": 8}),
+    "mllama-vision": (24, TINY | {"patch_size": 8, "num_global_layers": 1}),
+    "mllama-vision?aspect=1,2": (24, TINY | {"patch_size": 8, "num_global_layers": 1}),
     "llama4-vision": (32, TINY | {"patch_size": 8, "output_dim": 24}),
 }
 
