@@ -11,12 +11,19 @@ import onnx_graphsurgeon as gs
 from tcompile.analysis import axes as ax
 from tcompile.analysis import effects as fx
 from tcompile.analysis.facts import Facts
-from tcompile.analysis.structure import TokenSpace
+from tcompile.analysis.structure import Order, TokenSpace
 from tcompile.errors import InternalError, ModelError, UsageError
 from tcompile.ir import BATCH, attr, int_to_dim, ints, is_const, replace_uses
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.moving import Mover, regroup
-from tcompile.passes.reduce.stage import Stage, index_on_run, owner_on_run, sizes_on_run
+from tcompile.passes.reduce.stage import (
+    Stage,
+    in_order,
+    index_on_run,
+    owner_in_order,
+    owner_on_run,
+    sizes_on_run,
+)
 
 
 @dataclass
@@ -76,6 +83,8 @@ class Editor:
             self._restore(node, edit, stage)
         elif isinstance(edit, fx.Regroup):
             self._regroup(node, edit, stage)
+        elif isinstance(edit, fx.Reorder):
+            self._reorder(node, edit, stage)
         elif isinstance(edit, fx.Pool):
             if stage.size is not None:
                 self._pool(node, edit, stage)
@@ -231,7 +240,11 @@ class Editor:
         while found[0] + span < len(dims) and _rest(dims[found[0] + span]):
             span += 1
         place = fx.SideAxis(found[0], dim.run, dim.part)
-        owner = owner_on_run(self.b, self.space, stage, dim.run, dim.part)
+        if dim.order:
+            order = self.order(dim.order)
+            owner = owner_in_order(self.b, self.space, stage, dim.run, order)
+        else:
+            owner = owner_on_run(self.b, self.space, stage, dim.run, dim.part)
         now = [0 if i in free else n for i, n in enumerate(sizes)]
         now[found[0]] = dim.size(self.space, stage.count, 1)
         now[found[0] + 1 : found[0] + span] = [1] * (span - 1)
@@ -242,6 +255,23 @@ class Editor:
             full = self.b.reshape(full, goal, fp32=False)
         full.shape = [int_to_dim(n) for n in sizes]
         return full
+
+    def order(self, name: str) -> Order:
+        """The order of that name."""
+        return next(o for o in self.space.orders.values() if o.name == name)
+
+    def _reorder(self, node: gs.Node, edit: fx.Reorder, stage: Stage) -> None:
+        """Those that are left, in the order that the node puts all of them in."""
+        source = node.inputs[0]
+        _, now = in_order(self.b, self.space, stage, edit.run, edit.order)
+        part: fx.Part = "groups" if edit.order.groups else "tokens"
+        place = fx.SideAxis(edit.axis, edit.run, part)
+        axes = self.facts.axes[self.dense_inputs[node.name][0]]
+        count = fx.Dim(1, False, edit.run, part).size(self.space, stage.count, 1)
+        dims = [0 if ax.has_batch(a) else int(ax.size(a)) for a in axes]
+        dims[edit.axis] = count
+        moved = self.moved(source, axes, [place], [now], [count], dims)
+        node.op, node.attrs, node.inputs = "Identity", {}, [moved]
 
     def taken(
         self, tensor: gs.Tensor, name: str, place: fx.SideAxis, index: gs.Tensor, count: int

@@ -12,7 +12,13 @@ from tcompile.analysis.structure import TokenSpace
 from tcompile.errors import ModelError
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.edits import Editor
-from tcompile.passes.reduce.stage import Stage, index_on_run, owner_on_run, sizes_on_run
+from tcompile.passes.reduce.stage import (
+    Stage,
+    in_order,
+    index_on_run,
+    owner_on_run,
+    sizes_on_run,
+)
 
 
 @dataclass(frozen=True)
@@ -24,6 +30,7 @@ class Carried:
     run: Run
     part: Part
     stage: int
+    order: str = ""
 
 
 def token_outputs(
@@ -37,7 +44,7 @@ def token_outputs(
     `restored`: each dense token gets the row of its owner.
     """
     b, space = editor.b, editor.space
-    named: dict[tuple[int, Run, Part], str] = {}
+    named: dict[tuple[int, Run, Part, str], str] = {}
     dropped = all(s.positioned and s.size is None for s in stages)
     last = max((c.stage for c in outputs.values()), default=0)
     for name, place in outputs.items():
@@ -52,11 +59,18 @@ def token_outputs(
             stage = stages[last]
         elif place.stage == 0:
             continue
-        key = (id(stage), place.run, place.part)
+        key = (id(stage), place.run, place.part, place.order)
         if key in named:
             continue
         suffix = f"_{name}" if named else ""
         named[key] = name
+        if place.order:
+            order = editor.order(place.order)
+            _add_output(b, f"token_index{suffix}", in_order(b, space, stage, place.run, order)[0])
+            if stage.size is not None:
+                raise ModelError(f"output '{name}' puts merged tokens in another order",
+                                 hint="build with --outputs restored")  # fmt: skip
+            continue
         index = index_on_run(b, space, stage, place.run, place.part)
         _add_output(b, f"token_index{suffix}", index)
         if stage.size is not None:
@@ -98,7 +112,10 @@ def _catch_up(
     """Take from an output of an earlier depth the tokens that are left at the end."""
     b = editor.b
     old = next(t for t in b.graph.outputs if t.name == name)
-    if place.stage == 0:
+    if place.order and place.stage == 0:
+        order = editor.order(place.order)
+        index, _ = in_order(b, editor.space, stages[last], place.run, order)
+    elif place.stage == 0:
         index = index_on_run(b, editor.space, stages[last], place.run, place.part)
     else:
         index = _since(editor, stages, place, last)
@@ -135,5 +152,5 @@ def carried(dims: Dims, space: TokenSpace, stage: int) -> Carried | None:
                 if after is None or after.part != "rest":
                     break
                 span += 1
-            return Carried(axis, span, dim.run, dim.part, stage)
+            return Carried(axis, span, dim.run, dim.part, stage, dim.order)
     return None

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis.effects import Part, Run
-from tcompile.analysis.structure import TokenSpace
+from tcompile.analysis.structure import Order, TokenSpace
 from tcompile.passes.reduce.builder import Builder
 
 
@@ -153,3 +153,41 @@ def owner_on_run(
             owner = b.op("Add", owner, [begin], dtype=np.int64)
         stage.cache[key] = on_run(b, space, run, owner, space.patches, fixed)
     return stage.cache[key]
+
+
+def in_order(
+    b: Builder, space: TokenSpace, stage: Stage, run: Run, order: Order
+) -> tuple[gs.Tensor, gs.Tensor]:
+    """[B, n] i64 twice: the positions in another order of what is left, ascending, and where each
+    of them is now."""
+    key = f"order{order.name}"
+    if key not in stage.cache:
+        index = index_on_run(b, space, stage, run, "groups" if order.groups else "tokens")
+        place = b.const(np.argsort(order.permutation))
+        moved = b.op("Gather", place, index, dtype=np.int64, axis=0)
+        count = stage.count
+        if order.groups and space.grouping is not None:
+            count //= space.grouping.members
+        ascending, now = b.nodes(
+            "TopK", [b.cast(moved, np.float32), [count]], [np.float32, np.int64],
+            axis=-1, largest=0, sorted=1,
+        )  # fmt: skip
+        stage.cache[key] = b.cast(ascending, np.int64)
+        stage.cache[f"{key}/now"] = now
+    return stage.cache[key], stage.cache[f"{key}/now"]
+
+
+def owner_in_order(
+    b: Builder, space: TokenSpace, stage: Stage, run: Run, order: Order
+) -> gs.Tensor:
+    """[B, n dense] i64: in another order, each dense token's (group's) owner's place."""
+    _, now = in_order(b, space, stage, run, order)
+    owner = owner_on_run(b, space, stage, run, "groups" if order.groups else "tokens")
+    owner = b.op("Gather", owner, b.const(order.permutation), dtype=np.int64, axis=1)
+    nothing = b.op("Sub", now, now, dtype=np.int64)
+    count = stage.count
+    if order.groups and space.grouping is not None:
+        count //= space.grouping.members
+    ranks = b.op("Add", nothing, b.const(np.arange(count)), dtype=np.int64)
+    rank = b.op("ScatterElements", nothing, now, ranks, dtype=np.int64, axis=1)
+    return b.op("GatherElements", rank, owner, dtype=np.int64, axis=1)

@@ -65,6 +65,8 @@ class Joins(Rules):
                 continue
             if not behind and self.patchy(self.dims(tensor)[axis]):
                 continue
+            if dim.order:
+                raise BarrierError(f"joins tokens in another order with '{tensor.name}'")
             if dim.batch or dim.factor != 1 or dim.run is None:
                 raise BarrierError(f"joins tokens merged with another axis and '{tensor.name}'")
             span = 1
@@ -85,6 +87,8 @@ class Joins(Rules):
         for i, dim in enumerate(dims):
             if dim is None or dim.run is None or not self.patchy(dim) or dim.part == "rest":
                 continue
+            if dim.order:
+                raise BarrierError(f"joins '{tensor.name}', whose tokens have another order")
             span = 1
             while i + span < len(dims) and _rest(dims[i + span]):
                 span += 1

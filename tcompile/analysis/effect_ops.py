@@ -16,6 +16,7 @@ from tcompile.analysis.effects import (
     Edit,
     Effects,
     Pool,
+    Reorder,
     Run,
     SetGather,
     SetShape,
@@ -78,7 +79,8 @@ class Rules:
         axis %= len(dims)
         after = dims[axis + 1] if axis + 1 < len(dims) else None
         dim = dims[axis]
-        return dim is not None and dim.part == "tokens" and not (after and after.part == "rest")
+        alone = not (after and after.part == "rest")
+        return dim is not None and dim.part == "tokens" and alone and not dim.order
 
     def rule(self, node: gs.Node) -> list[Edit]:
         """What the op itself needs. An op without a rule of its own is a barrier.
@@ -166,6 +168,12 @@ class Rules:
         whole = self.run(node.inputs[0], axis)
         if whole is None:
             return []
+        order = self.space.orders.get(self.facts.of(node.outputs[0])[axis])
+        before = self.dims(node.inputs[0])[axis]
+        if order is not None and before is not None and before.order == "":
+            if (before.part == "groups") != order.groups:
+                raise BarrierError("puts tokens in another order than their groups'")
+            return [Reorder(axis, order, whole)]
         self._needs_plain(node, axis)
         if not is_const(node.inputs[1]) or len(node.inputs[1].shape) > 1:
             raise BarrierError("permutes or selects tokens by a computed index")

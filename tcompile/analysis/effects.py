@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 from tcompile.analysis import axes as ax
 from tcompile.analysis.attention import Attention
 from tcompile.analysis.axes import Axes, Axis, Digit
-from tcompile.analysis.structure import TokenSpace
+from tcompile.analysis.structure import Order, TokenSpace
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,13 @@ Part = Literal["tokens", "groups", "rest"]
 
 @dataclass(frozen=True)
 class Dim:
-    """A dim as factor × (batch) × (tokens of a run)."""
+    """A dim as factor × (batch) × (tokens of a run), in another order if `order` names one."""
 
     factor: int
     batch: bool
     run: Run | None
     part: Part = "tokens"
+    order: str = ""
 
     def size(self, space: TokenSpace, count: int, batch: int) -> int:
         tokens = self.run.size(space, count) if self.run and self.part != "rest" else 1
@@ -85,8 +86,8 @@ def _spread(axes: Axes, space: TokenSpace) -> list[Dim | None] | None:
         joined += axis
         whole = _match(ax.normal(joined), space)
         if whole is not None and whole[2] == len(ax.normal(joined)):
-            run, part, _ = whole
-            return [Dim(1, False, run, part), *[Dim(1, False, run, "rest")] * (width - 1)]
+            run, part, _, order = whole
+            return [Dim(1, False, run, part, order), *[Dim(1, False, run, "rest")] * (width - 1)]
     return None
 
 
@@ -94,6 +95,7 @@ def _one(axis: Axis, space: TokenSpace) -> Dim | None:
     """One dim by itself."""
     factor, batch, run = 1, False, None
     part: Part = "tokens"
+    order = ""
     inside = ax.roots(space.axis)
     members = set(space.grouping.inner) if space.grouping else set()
     i = 0
@@ -103,7 +105,7 @@ def _one(axis: Axis, space: TokenSpace) -> Dim | None:
         if found is not None:
             if run is not None:
                 return None
-            run, part, width = found
+            run, part, width, order = found
             i += width
             continue
         if digit in members:
@@ -115,19 +117,23 @@ def _one(axis: Axis, space: TokenSpace) -> Dim | None:
         else:
             factor *= digit.size
         i += 1
-    return Dim(factor, batch, run, part)
+    return Dim(factor, batch, run, part, order)
 
 
-def _match(axis: Axis, space: TokenSpace) -> tuple[Run, Part, int] | None:
-    """The run that the head of the axis spells, and how many digits it takes."""
+def _match(axis: Axis, space: TokenSpace) -> tuple[Run, Part, int, str] | None:
+    """The run that the head of the axis spells, how many digits it takes, and its order."""
     for width in range(len(axis), 0, -1):
         found = space.runs.get(axis[:width])
         if found is not None:
-            return Run(*found), "tokens", width
+            return Run(*found), "tokens", width, ""
     if space.grouping is not None:
         width = len(space.grouping.outer)
         if axis[:width] == space.grouping.outer:
-            return Run(space.patch, space.end), "groups", width
+            return Run(space.patch, space.end), "groups", width, ""
+    order = space.orders.get(axis[:1])
+    if order is not None:
+        part: Part = "groups" if order.groups else "tokens"
+        return Run(space.patch, space.end), part, 1, order.name
     return None
 
 
@@ -210,6 +216,15 @@ class Regroup:
 
 
 @dataclass(frozen=True)
+class Reorder:
+    """A Gather that puts tokens or groups in another order: those that are left, in that order."""
+
+    axis: int
+    order: Order
+    run: Run
+
+
+@dataclass(frozen=True)
 class Pool:
     """Mean or sum over the tokens of `run` along `axis`: weigh by size after merging."""
 
@@ -225,7 +240,7 @@ class Bias:
 
 
 Edit: TypeAlias = (
-    SetShape | SetSlice | SetSplit | SetGather | Side | Pool | Bias | Restore | Regroup
+    SetShape | SetSlice | SetSplit | SetGather | Side | Pool | Bias | Restore | Regroup | Reorder
 )
 
 

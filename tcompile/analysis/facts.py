@@ -26,6 +26,8 @@ class Facts:
         conflicts: node name → the two claims that contradict each other.
         preferred: index sets of the tokens. What is joined with them position by position but comes
             from elsewhere (a mask made from the image) takes their meaning.
+        permuted: index set that a Gather made by putting an axis in another order → that axis, and
+            which of its positions each new one is.
         unrotated: rotary table → what a token without a position reads of it.
     """
 
@@ -34,6 +36,7 @@ class Facts:
     opaque: dict[str, str] = field(default_factory=dict)
     conflicts: dict[str, str] = field(default_factory=dict)
     preferred: frozenset[ax.Root] = frozenset()
+    permuted: dict[ax.Root, tuple[ax.Axis, tuple[int, ...]]] = field(default_factory=dict)
     unrotated: dict[str, float] = field(default_factory=dict)
 
     def of(self, tensor: gs.Tensor) -> Axes:

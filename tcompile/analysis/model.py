@@ -22,6 +22,7 @@ from tcompile.analysis.structure import (
     find_blocks,
     residuals,
     token_space,
+    with_orders,
 )
 from tcompile.errors import ModelError, UsageError
 from tcompile.ir import attr, is_const, value
@@ -96,6 +97,7 @@ def analyse(graph: gs.Graph, *, prefix: int | None = None) -> Analysis:
     whole = space.whole_patches
     if whole is not None:
         space = replace(space, grouping=find_grouping(graph, facts, whole))
+        space = with_orders(space, facts)
     blocks = tuple(find_blocks(graph, facts, streams, space))
     restorable = _behind(graph, blocks[-1].stream_out)
     sites = tuple(find_sites(graph, facts, space, attentions, blocks, restorable))

@@ -42,7 +42,7 @@ def rotations(graph: gs.Graph) -> dict[str, float]:
             found[first.name], found[second.name] = (0.0, 1.0) if signs[0] else (1.0, 0.0)
             continue
         unknown += [first, second]
-    # re·sin + im·cos has no sign to tell by; its tables are those of re·cos − im·sin, or equal them.
+    # re·sin + im·cos has no sign to tell by; its tables equal those of re·cos − im·sin.
     values = {_key(tables[n]): fill for n, fill in found.items()}
     for table in unknown:
         if _key(table) in values:

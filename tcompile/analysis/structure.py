@@ -22,6 +22,21 @@ PASSING = ("QuantizeLinear", "DequantizeLinear", "Cast", "Identity")
 
 
 @dataclass(frozen=True)
+class Order:
+    """Another order of the patches, or of their groups, that a Gather puts them in.
+
+    Attributes:
+        name: of its index set.
+        groups: whether groups are ordered, not tokens.
+        permutation: the position in the first order of each one in this.
+    """
+
+    name: str
+    groups: bool
+    permutation: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class TokenSpace:
     """The token axis of a model.
 
@@ -32,6 +47,8 @@ class TokenSpace:
         segments: parts of equal size that the patches fall into (frames, windows), each of which
             some attention sees apart: the same number of tokens leaves each.
         grid: (h, w) of the patches, or (T,) where they never were a grid.
+        orders: other orders of patches or groups, by the axis that they give.
+        runs: each run of pieces, by its axis.
         grouping: the groups that a later part of the model joins patches into, if it does.
     """
 
@@ -41,6 +58,7 @@ class TokenSpace:
     grid: tuple[int, ...]
     grouping: Grouping | None = None
     segments: int = 1
+    orders: dict[Axis, Order] = field(default_factory=dict, compare=False, repr=False)
     runs: dict[Axis, tuple[int, int]] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -185,6 +203,16 @@ def token_space(found: Sequence[Residual], prefix: int | None = None) -> TokenSp
     parts = _segments([r for r in found if r.axis == axis], axis, part)
     pieces = (*pieces[:patch], *parts, *pieces[patch + 1 :])
     return TokenSpace(axis, pieces, patch, grid, segments=len(parts))
+
+
+def with_orders(space: TokenSpace, facts: Facts) -> TokenSpace:
+    """The space with the orders that its patches or groups are put in later."""
+    found: dict[Axis, Order] = {}
+    for root, (source, index) in facts.permuted.items():
+        groups = space.grouping is not None and source == space.grouping.outer
+        if groups or (source == space.whole_patches == space.axis):
+            found[(ax.Digit(root, 1, root.size),)] = Order(root.name, groups, index)
+    return replace(space, orders=found)
 
 
 def _segments(found: Sequence[Residual], axis: Axis, patch: Piece) -> list[Piece]:

@@ -170,13 +170,22 @@ def gather(node: gs.Node, facts: Facts) -> Result:
         picked = (
             (ax.sliced(source[axis], run[0], run[1]),)
             if run
-            else (_derived(node, axis, source[axis]),)
+            else (_reordered(node, facts, axis, source[axis]),)
         )
     elif len(index) and not facts.is_live(node.inputs[1]):
         picked = tuple(
             _derived(node, axis + i, source[axis], ax.size(a), a) for i, a in enumerate(index)
         )
     return [(*source[:axis], *picked, *source[axis + 1 :])]
+
+
+def _reordered(node: gs.Node, facts: Facts, axis: int, source: Axis) -> Axis:
+    """An index set of the node's own; one that has every position is remembered as an order."""
+    made = _derived(node, axis, source)
+    index = [int(v) % ax.size(source) for v in ints(node.inputs[1])]
+    if made and ax.strong(source) and sorted(index) == list(range(ax.size(source))):
+        facts.permuted[made[0].root] = (source, tuple(index))
+    return made
 
 
 def gather_run(node: gs.Node) -> tuple[int, int] | None:
