@@ -131,10 +131,12 @@ def _fixed_resizing(loaded: LoadedModel) -> Iterator[Used]:
             for inputs in _two_inputs(loaded):
                 loaded.module(*inputs)
                 runs.append(calls.copy())
+                if not calls:
+                    break  # nothing is resized: no need of a second run
                 calls.clear()
         tables = [
             mine if mine[0] == other[0] and torch.equal(mine[1], other[1]) else None
-            for mine, other in zip(*runs, strict=False)
+            for mine, other in zip(runs[0], runs[-1], strict=False)
         ]
         patched.interpolate = replay if any(tables) else original
         yield replayed
@@ -145,12 +147,7 @@ def _fixed_resizing(loaded: LoadedModel) -> Iterator[Used]:
 def _two_inputs(loaded: LoadedModel) -> list[list[torch.Tensor]]:
     examples = list(loaded.example_inputs.values())
     generator = torch.Generator().manual_seed(1)
-    others = [
-        torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
-        if tensor.is_floating_point()
-        else tensor
-        for tensor in examples
-    ]
+    others = [torch.randn(t.shape, generator=generator, dtype=t.dtype) for t in examples]
     return [examples, others]
 
 
@@ -302,7 +299,10 @@ FIXED_ROTARY = Cure(
 )
 FIXED_RESIZING = Cure(
     "a table that is resized is taken as a constant at this image size",
-    lambda loaded, _, exporter: True,
+    # Of ids and masks no other values are known that the model would take.
+    lambda loaded, _, exporter: all(
+        tensor.is_floating_point() for tensor in loaded.example_inputs.values()
+    ),
     _fixed_resizing,
 )
 FOUR_AXES = Cure(
