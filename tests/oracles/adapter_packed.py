@@ -6,6 +6,7 @@ All positions are worked out here, from the grid alone.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -53,7 +54,7 @@ def _norm(module: Any) -> Callable[[Tensor], Tensor]:
     return rms(module) if hasattr(module, "variance_epsilon") else module  # type: ignore[no-any-return]
 
 
-def _block(layer: Any, rotary: Rotary, windows: Tensor | None) -> Block:
+def _block(layer: Any, rotary: Rotary) -> Block:
     attn, norm1, norm2 = layer.attn, _norm(layer.norm1), _norm(layer.norm2)
 
     def qkv(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -66,8 +67,6 @@ def _block(layer: Any, rotary: Rotary, windows: Tensor | None) -> Block:
         attend=lambda x, context: x + attn.proj(context),
         mlp=lambda x: x + layer.mlp(norm2(x)),
         rotary=rotary,
-        bias=windows,
-        windows=windows is not None,
     )
 
 
@@ -85,28 +84,44 @@ def _merger(module: Any, members: int) -> Callable[[Tensor], Tensor]:
     return old if hasattr(module, "ln_q") else new
 
 
-def qwen(model: Any) -> Encoder:
-    """`tcompile.models.packed_grid.FixedGrid` around Qwen2-VL, Qwen2.5-VL or Qwen3-VL, one image.
+def _apart(parts: Tensor, dtype: torch.dtype) -> Tensor:
+    """[1, N, N]: no token sees one of another part [N]."""
+    return torch.zeros(1, len(parts), len(parts), dtype=dtype).masked_fill(
+        parts[:, None] != parts[None, :], -torch.inf
+    )
 
-    Qwen2.5 puts the groups of a window together, and back in the end.
+
+def _windows(height: int, width: int, side: int) -> Tensor:
+    """[height * width]: in which window of side x side each place of a grid lies."""
+    row, column = torch.arange(height)[:, None] // side, torch.arange(width)[None, :] // side
+    return (row * -(-width // side) + column).flatten()
+
+
+def qwen(model: Any) -> Encoder:
+    """`tcompile.models.packed_grid.FixedGrid` around Qwen2-VL, Qwen2.5-VL or Qwen3-VL, one image or
+    video.
+
+    No frame sees another. Qwen2.5 puts the groups of a window together, and back in the end;
+    windows of one length are segments, as frames are.
     """
     tower, (frames, height, width) = model.model, model.grid
     edge = tower.spatial_merge_size
-    if frames != 1:
-        raise LookupError("no adapter for videos")
-    members, count = edge**2, height * width
-    order = tiles(height, width, edge)
+    members, each = edge**2, height * width
+    count = frames * each
+    order = tiles(height, width, edge).repeat(frames)
     groups = torch.arange(count).view(-1, members)
-    windows = None
+    into, back = torch.arange(count), torch.arange(len(groups))
+    frame = torch.arange(count) // each
+    window, segments = None, frames
     if hasattr(tower, "window_size"):
         side = tower.window_size // tower.patch_size // edge
-        index = tiles(height // edge, width // edge, side)
+        one = _windows(height // edge, width // edge, side)
+        number = torch.cat([one + f * (one.max() + 1) for f in range(frames)])
+        index = number.argsort(stable=True)
         into, back = groups[index].flatten(), index.argsort()
-        number = torch.arange(count) // (members * side**2)
-        windows = torch.zeros(1, count, count, dtype=tower.merger.ln_q.weight.dtype)
-        windows[:, number[:, None] != number[None, :]] = -torch.inf
-    else:
-        into, back = torch.arange(count), torch.arange(count // members)
+        window = number[index].repeat_interleave(members)
+        if len(set(window.bincount().tolist())) == 1:
+            segments = int(window.max()) + 1
 
     def embed(patches: Tensor) -> Tensor:
         x = tower.patch_embed(patches.flatten(0, 1)).unflatten(0, patches.shape[:2])
@@ -121,11 +136,19 @@ def qwen(model: Any) -> Encoder:
     deep = list(getattr(tower, "deepstack_merger_list", []))
     size = tower.blocks[0].attn.head_dim
     rotary = _rotary(tower, order[into], width, size)
-    everywhere = range(len(tower.blocks)) if windows is None else tower.fullatt_block_indexes
+    dtype = tower.blocks[0].attn.qkv.weight.dtype
+
+    def block(i: int, layer: Any) -> Block:
+        plain = _block(layer, rotary)
+        if window is None or i in tower.fullatt_block_indexes:
+            return plain if frames == 1 else replace(plain, bias=_apart(frame, dtype), apart=frames)
+        even = segments > frames
+        bias = _apart(window, dtype)
+        return replace(plain, bias=bias, windows=not even, apart=segments if even else 1)
 
     def head(stream: Stream) -> tuple[Output, ...]:
         value = merger(stream.x)
-        if windows is not None:
+        if window is not None:
             value = value[:, back]
         taps = zip(deep, stream.taps, strict=True)
         return (
@@ -137,12 +160,10 @@ def qwen(model: Any) -> Encoder:
         embed=embed,
         prefix=0,
         cls=False,
-        blocks=tuple(
-            _block(layer, rotary, None if i in everywhere else windows)
-            for i, layer in enumerate(tower.blocks)
-        ),
+        blocks=tuple(block(i, layer) for i, layer in enumerate(tower.blocks)),
         norm=identity,
         head=head,
         groups=groups,
+        segments=segments,
         taps=tuple(getattr(tower, "deepstack_visual_indexes", ())),
     )

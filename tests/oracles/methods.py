@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from tests.oracles.attending import Attended, attend, rows_of
-from tests.oracles.choices import Step, attn_score, cls_score, fuse, select, tome, topk, topk_groups
+from tests.oracles.choices import Step, attn_score, cls_score, fuse, tome, topk, topk_groups
+from tests.oracles.segments import folded, select_in, unfolded
 from tests.oracles.stream import Block, Encoder, Output, Stream, gather
 
 
@@ -120,8 +121,8 @@ class _Walk:
         self.mask = None if encoder.mask is None else encoder.mask(image)
         self.groups = encoder.groups
         if self.groups is not None and restored:
-            members = self.groups.shape[1]
-            if any(cut.kind != "topk" or cut.keep % members for cut in at.values()):
+            unit = self.groups.shape[1] * encoder.segments
+            if any(cut.kind != "topk" or cut.keep % unit for cut in at.values()):
                 self.groups = None
         self.margins: list[Margin] = []
         self.entering: list[tuple[int, int]] = []
@@ -184,7 +185,7 @@ class _Walk:
         tables = self.tables(block)
         attended = attend(block, stream, tables, self.index)
         score = _score(self.encoder, stream, cut, block, attended)
-        kept, gap = select(score, cut.keep)
+        kept, gap = select_in(score, cut.keep, self.encoder.segments)
         self.margins.append(Margin(cut.site, _KEPT.get(cut.score, "kept"), gap))
         whole = torch.arange(self.total).expand(len(kept), -1)
         rows = torch.cat([whole[:, :p], p + kept, whole[:, end:]], dim=1)
@@ -260,6 +261,9 @@ def _score(
     p, end = encoder.prefix, stream.x.shape[1] - encoder.suffix
     if cut.score == "norm":
         return stream.x[:, p:end].norm(dim=-1)
+    if block.apart > 1:
+        q, k = (folded(part, block.apart, axis=2) for part in (attended.q, attended.k))
+        return attn_score(q, k, block.scale, 0).view(len(stream.x), -1)
     scoring = {"cls": cls_score, "attn": attn_score}[cut.score]
     return scoring(attended.q, attended.k, block.scale, p, attended.bias, encoder.suffix)
 
@@ -273,21 +277,27 @@ def _reduce(
     groups: Tensor | None,
 ) -> Step:
     p, end = encoder.prefix, stream.x.shape[1] - encoder.suffix
-    patches = stream.x[:, p:end]
-    sizes = None if stream.sizes is None else stream.sizes[:, p:end]
-    total = patches.shape[1]
-    if groups is not None and (cut.kind != "topk" or cut.keep % groups.shape[1]):
+    total, parts = end - p, encoder.segments
+    if parts > 1 and (cut.kind == "fuse" or cut.keep % parts):
+        raise ValueError(f"{cut.site}: as many tokens leave each of {parts} segments")
+    if groups is not None and (cut.kind != "topk" or cut.keep % (parts * groups.shape[1])):
         raise ValueError(f"{cut.site}: only whole groups of {groups.shape[1]} can be kept")
+    patches = folded(stream.x[:, p:end], parts)
+    sizes = None if stream.sizes is None else folded(stream.sizes[:, p:end], parts)
+    keep = cut.keep // parts
     if cut.kind == "tome":
         if not total - total // 2 <= cut.keep < total:
             raise ValueError(f"{cut.site}: {total} tokens cannot be merged into {cut.keep}")
-        return tome(patches, sizes, attended.k[:, :, p:end], cut.keep)
+        keys = folded(attended.k[:, :, p:end], parts, axis=2)
+        return unfolded(tome(patches, sizes, keys, keep), parts)
     if not 1 <= cut.keep < total:
         raise ValueError(f"{cut.site}: cannot keep {cut.keep} of {total} tokens")
-    score = _score(encoder, stream, cut, block, attended)
+    score = folded(_score(encoder, stream, cut, block, attended), parts)
     if groups is not None:
-        return topk_groups(patches, sizes, score, cut.keep, groups)
-    return {"topk": topk, "fuse": fuse}[cut.kind](patches, sizes, score, cut.keep)
+        own = groups[: len(groups) // parts]
+        return unfolded(topk_groups(patches, sizes, score, keep, own), parts)
+    step = {"topk": topk, "fuse": fuse}[cut.kind](patches, sizes, score, keep)
+    return unfolded(step, parts)
 
 
 def _group_after_group(encoder: Encoder, stream: Stream, order: Tensor) -> Step:

@@ -56,26 +56,29 @@ def expected(method: str, found: Subject, keep: str, outputs: str = "reduced") -
     """What the papers and the definition of `--keep` say the schedule is.
 
     Where patches are joined in groups, whole groups are kept, if not every token returns. Where
-    some blocks have windows, only the others are bypassed. A block whose attention and MLP stand
+    some blocks have windows, only the others are bypassed. As many tokens leave each segment. A
+    block whose attention and MLP stand
     side by side loses its tokens after both.
     """
     patches, blocks = found.patches, len(found.encoder.blocks)
+    unit = found.encoder.segments
+    if found.encoder.groups is not None and outputs == "reduced" and method != "bypass":
+        unit *= found.encoder.groups.shape[1]
     if method == "bypass":
         windows = [block.windows for block in found.encoder.blocks]
         score = "norm" if any(windows) else found.score
-        count = schedules.final_count(keep, patches)
+        count = schedules.final_count(keep, patches // unit) * unit
         first = 0 if any(windows) else blocks // 4
         around = [i for i in range(first, blocks) if not windows[i]]
         return [Reduction(f"around:{i}", "bypass", count, score) for i in around]
-    if found.encoder.groups is not None and outputs == "reduced":
-        count, members = found.encoder.groups.shape
-        cuts = schedules.topk_keep(keep, count, blocks, found.score)
-        cuts = [replace(cut, keep=cut.keep * members) for cut in cuts]
-    elif method == "tome":
+    if method == "tome":
         cuts = schedules.tome_keep(keep, patches, blocks)
+    elif method == "evit":
+        cuts = schedules.evit_keep(keep, patches, blocks, found.score)
     else:
-        plan = {"topk": schedules.topk_keep, "evit": schedules.evit_keep}[method]
-        cuts = plan(keep, patches, blocks, found.score)
+        cuts = schedules.topk_keep(keep, patches // unit, blocks, found.score)
+        cuts = [replace(cut, keep=cut.keep * unit) for cut in cuts]
+    cuts = [replace(cut, keep=-(-cut.keep // unit) * unit) for cut in cuts]
     return [replace(cut, site=_present(cut.site, found)) for cut in cuts]
 
 

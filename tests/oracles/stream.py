@@ -89,6 +89,8 @@ class Block:
     pairs: (q [B, H, K, d], original tokens [B, K]) -> [B, H, K, K], a bias of the logits that is
         made of the query.
     windows: whether the block attends within windows, so that every token must be in its place.
+    apart: into how many parts of equal length the attention divides the tokens, none of which sees
+        another; `bias` says the same. Each part then gives its own scores.
     whole: stream tensor -> stream tensor, for a block with windows that is called as it is; the
         fields before are then not used.
     """
@@ -103,6 +105,7 @@ class Block:
     parallel: bool = False
     pairs: Callable[[Tensor, Tensor], Tensor] | None = None
     windows: bool = False
+    apart: int = 1
     whole: Callable[[Tensor], Tensor] | None = None
 
     def heads(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -141,7 +144,8 @@ class Encoder:
     that the module has or could have (an exporter picks some).  mask: image -> [1 or B, 1 or H,
     1 or N, N] to add to the logits of every block, made of the N original tokens.  groups: [G, g],
     which patches are joined behind the encoder; the stream comes to the head group after group.
-    taps: blocks, ascending, after which the head reads the stream, too.
+    taps: blocks, ascending, after which the head reads the stream, too.  segments: parts of equal
+    length (frames of a video) in each of which the same number of patches is left.
     """
 
     embed: Callable[[Tensor], Tensor]
@@ -154,6 +158,7 @@ class Encoder:
     suffix: int = 0
     groups: Tensor | None = None
     taps: tuple[int, ...] = ()
+    segments: int = 1
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None = None) -> Tensor:

@@ -20,9 +20,11 @@ _WINDOWS: dict[str, Any] = {
 }
 
 
-def _case(label: str, source: str, size: int, over: dict[str, Any], **more: Any) -> Case:
+def _case(
+    label: str, source: str, size: int, over: dict[str, Any], patches: int = 64, **more: Any
+) -> Case:
     """8 x 8 patches, no prefix."""
-    return Case(label, source, source, size, over, 0, 64, **more)
+    return Case(label, source, source, size, over, 0, patches, **more)
 
 
 STRUCTURES: tuple[Case, ...] = (
@@ -33,7 +35,11 @@ STRUCTURES: tuple[Case, ...] = (
           refused=_GROUPED, notes="joined after several blocks"),
     _case("hf-qwen2.5-vl", "hf:qwen2.5-vl", 32,
           {**_QWEN, "depth": 4, "window_size": 16, "fullatt_block_indexes": [1, 3]},
-          notes="windows, in whose order the patches are"),
+          notes="windows of one size, in whose order the patches are"),
+    _case("hf-qwen2.5-vl-ragged", "hf:qwen2.5-vl", 32,
+          {**_QWEN, "depth": 4, "window_size": 24, "fullatt_block_indexes": [1, 3]},
+          notes="windows of several sizes"),
+    _case("hf-qwen2-vl-video", "hf:qwen2-vl?frames=4", 16, _QWEN, 32, notes="two segments"),
     _case("hf-sam", "hf:sam-vision", 64, {**_WINDOWS, "patch_size": 8, "output_channels": 16},
           notes="bias made of the query; convolutions behind"),
     _case("timm-sam", "timm:samvit_base_patch16?global_pool=", 128, _WINDOWS, exporters=TORCH),
