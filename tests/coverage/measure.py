@@ -119,7 +119,7 @@ def _measured(ask: Ask, path: Path, start: float) -> Row:
         if method == "topk" and model is not None and cells[method].outputs == "reduced":
             masked = _masked(path, model, schedule)
     around = next((s.reason for s in sites if s.until and s.reason), "")
-    if cells["bypass"].status == "refused" and around:
+    if cells["bypass"].reason.startswith("no block of this model") and around:
         cells["bypass"] = Cell("refused", reason=around)
     seconds = time.perf_counter() - start
     return empty(ask, cells=cells, masked=masked, legal=legal, seconds=seconds)
@@ -143,12 +143,12 @@ def _method(
     ask: Ask, path: Path, found: Subject | None, method: str
 ) -> tuple[Cell, onnx.ModelProto | None, dict[str, Any]]:
     """Compile by one method, outputs reduced or else restored."""
-    reason = ""
+    reasons: dict[str, None] = {}
     for outputs in ("reduced", "restored"):
         try:
             made = pipeline.reduce(path, keep=KEEP, method=method, outputs=outputs)
         except (UsageError, ModelError) as error:
-            reason = reason or error.what
+            reasons[_plain(error.what)] = None
             continue
         except Exception as error:
             return Cell("failed", outputs, reason=_text(error)), None, {}
@@ -159,7 +159,7 @@ def _method(
             return _compared(ask, path, found, model, schedule, outputs), model, schedule
         except Exception as error:
             return Cell("failed", outputs, reason=_text(error)), None, {}
-    return Cell("refused", reason=_plain(reason)), None, {}
+    return Cell("refused", reason="; restored: ".join(reasons)), None, {}
 
 
 def _compared(
@@ -188,6 +188,8 @@ def _compared(
 
 def _masked(path: Path, model: onnx.ModelProto, schedule: dict[str, Any]) -> Cell:
     source = onnx.load(path)
+    if all(len(t.type.tensor_type.shape.dim) < 3 for t in source.graph.input):
+        return Cell("unchecked", reason="the images are packed, without the batch that masks have")
     try:
         verdict = check_masked(source, model, schedule, feed_for(source), tokens=layout(path))
     except InapplicableError as error:
