@@ -23,7 +23,11 @@ from tcompile.passes.normalize.bind import Shapes, bind_inputs
 from tcompile.passes.normalize.fold import fold_constants, fold_shapes, inline_ifs
 from tcompile.passes.normalize.infer import check, infer
 from tcompile.passes.normalize.simplify import simplify
-from tcompile.passes.normalize.uniform import drop_batch_expansion, tiles_to_expands
+from tcompile.passes.normalize.uniform import (
+    drop_batch_expansion,
+    gather_nd_to_gather,
+    tiles_to_expands,
+)
 from tcompile.passes.normalize.widen import widen
 
 _ROUNDS = 64
@@ -66,7 +70,7 @@ def normalize(model: onnx.ModelProto, *, shapes: Shapes | None = None) -> Normal
     for _ in range(_ROUNDS):
         infer(graph)
         changed = fold_shapes(graph) + inline_ifs(graph) + fold_constants(graph)
-        changed += simplify(graph) + tiles_to_expands(graph)
+        changed += simplify(graph) + tiles_to_expands(graph) + gather_nd_to_gather(graph)
         changed += drop_batch_expansion(graph) if symbolic else 0
         if not changed:
             break

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis.transfer import BROADCAST, ELEMENTWISE, REDUCTIONS
-from tcompile.ir import BATCH_SENTINEL, attr, axes_argument, ints, is_const, shape
+from tcompile.ir import BATCH_SENTINEL, attr, axes_argument, ints, is_const, shape, value
 
 _BROADCAST = set(BROADCAST.split())
 _ELEMENTWISE = set(ELEMENTWISE.split())
@@ -103,3 +103,18 @@ def _from_constants(tensor: gs.Tensor) -> bool:
             return False
         pending.extend(current.inputs[0].inputs)
     return True
+
+
+def gather_nd_to_gather(graph: gs.Graph) -> int:
+    """Spell a GatherND that picks along the first axis alone as Gather."""
+    count = 0
+    for node in graph.nodes:
+        if node.op != "GatherND" or attr(node, "batch_dims", 0) or not is_const(node.inputs[1]):
+            continue
+        index = value(node.inputs[1])
+        if index.ndim < 2 or index.shape[-1] != 1:
+            continue
+        node.op, node.attrs = "Gather", {"axis": 0}
+        node.inputs[1] = gs.Constant(f"{node.outputs[0].name}/index", index[..., 0])
+        count += 1
+    return count

@@ -78,7 +78,7 @@ def check_schedule(analysis: Analysis, schedule: Schedule, outputs: str = "reduc
                 where="schedule",
                 hint="reduce once in a block",
             )
-        count, last = step.keep, order[site.name]
+        count, last = (count if site.until else step.keep), order[site.name]
         sites.append(site)
     return sites
 

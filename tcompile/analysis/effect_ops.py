@@ -202,6 +202,7 @@ class Rules:
         spread = [i for i in range(rank) if self.run(node.inputs[0], i)]
         if pooled != spread:
             raise BarrierError("reduces rows or columns of the grid of tokens")
+        self._pools_all(node, pooled)
         if node.op in ("ReduceMax", "ReduceMin", "GlobalMaxPool"):
             return []
         if node.op not in ("ReduceMean", "ReduceSum", "GlobalAveragePool") or run is None:
@@ -210,6 +211,16 @@ class Rules:
         if others:
             self._no_merge(node, "pools tokens together with another axis")
         return [Pool(pooled[0], run)]
+
+    def _pools_all(self, node: gs.Node, pooled: list[int]) -> None:
+        """Pooling groups must not keep their members apart: that would be a grid of its own."""
+        dim = self.dims(node.inputs[0])[pooled[0]]
+        grouping = self.space.grouping
+        if dim is None or dim.part != "groups" or grouping is None:
+            return
+        for axis in self.facts.of(node.inputs[0]):
+            if axis and all(d in grouping.inner for d in axis):
+                raise BarrierError("pools groups of tokens, their members apart")
 
     def _softmax(self, node: gs.Node) -> list[Edit]:
         if node.op == "Softmax":

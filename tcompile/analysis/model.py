@@ -100,6 +100,10 @@ def analyse(graph: gs.Graph, *, prefix: int | None = None) -> Analysis:
         space = with_orders(space, facts)
     blocks = tuple(find_blocks(graph, facts, streams, space))
     restorable = _behind(graph, blocks[-1].stream_out)
+    tensors = graph.tensors()
+    if any(blocks[-1].stream_out in ancestors(tensors[r.stream]) for r in streams
+           if r.axis != space.axis):  # fmt: skip
+        restorable = frozenset()  # another stage of the encoder follows, with other tokens
     sites = tuple(find_sites(graph, facts, space, attentions, blocks, restorable))
     cls = _find_cls(graph, facts, space, blocks[-1].stream_out)
     return Analysis(facts, attentions, space, blocks, sites, cls, restorable)

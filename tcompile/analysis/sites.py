@@ -134,6 +134,9 @@ class _Judge:
 
     def site(self, name: str, tensor: str, block: Block, until: str = "") -> Site:
         """Judge one point."""
+        if self.space.tiles:
+            verdict = never(self.space.tiles)
+            return Site(name, tensor, block.index, verdict, verdict, until=until)
         streams = [self.facts.of(self.tensors[t]) for t in (tensor, until) if t]
         if any(stream_layout(axes, self.space) is None for axes in streams):
             verdict = never("the stream has no [batch, tokens, features] layout there")

@@ -72,6 +72,18 @@ class TokenSpace:
         return ax.size(self.axis)
 
     @property
+    def tiles(self) -> str:
+        """What tokens of tiles with special tokens of their own are; empty where there are none."""
+        inner = [d for d in self.axis if any(p.fixed for p in d.root.pieces)]
+        if len(self.axis) < 2 or not inner:
+            return ""
+        parts = [f"{p.size} {'special' if p.fixed else 'patches'}" for p in inner[0].root.pieces]
+        return (
+            f"its tokens are those of {self.total // inner[0].size} tiles, each with special tokens "
+            f"of its own ({', '.join(parts)}), which tcompile does not reduce"
+        )
+
+    @property
     def end(self) -> int:
         """Index of the first piece behind the patches."""
         return self.patch + self.segments
