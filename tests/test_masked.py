@@ -43,8 +43,10 @@ def two_cuts(path: Path) -> dict[str, Any]:
 class Bench:
     """A file, what tcompile made of it, and what it takes to compare the two."""
 
-    def __init__(self, path: Path, outputs: str = "reduced", *, twice: bool = False) -> None:
-        request: dict[str, Any] = {"keep": 0.6, "method": "topk"}
+    def __init__(
+        self, path: Path, outputs: str = "reduced", *, method: str = "topk", twice: bool = False
+    ) -> None:
+        request: dict[str, Any] = {"keep": 0.6, "method": method}
         if twice:
             request = {"schedule": two_cuts(path)}
         made = pipeline.reduce(path, outputs=outputs, **request)
@@ -76,6 +78,13 @@ def quick(case_id: str) -> Variant:
 def test_dropping_is_masking(case: Case, cache: Path) -> None:
     variant = selection(case)[-1]
     bench = Bench(exported(case, variant, cache), twice=True)
+    bench.compare(bench.model)
+
+
+@pytest.mark.parametrize("case_id", ["timm-vit", "timm-siglip", "timm-beit", "timm-eva02"])
+def test_bypassing_is_masking_and_keeping(case_id: str, cache: Path) -> None:
+    case = BY_ID[case_id]
+    bench = Bench(exported(case, selection(case)[0], cache), method="bypass")
     bench.compare(bench.model)
 
 

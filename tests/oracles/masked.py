@@ -121,6 +121,7 @@ def check_masked(
     feed: Arrays,
     outputs: str = "reduced",
     tokens: Tokens | None = None,
+    spans: Mapping[int, tuple[str, str]] | None = None,
 ) -> Verdict:
     """Compare a reduced model with the dense file made to ignore the dropped tokens.
 
@@ -131,6 +132,8 @@ def check_masked(
         outputs: `restored` where every dense token has a row; those of dropped tokens must then be
             copies of kept rows.
         tokens: where the fixed tokens stand; before the patches by default.
+        spans: block → the streams before and behind it, where one knows better than the oracle,
+            which takes one sum after the attention for its end.
 
     Raises:
         MismatchError: saying where the two differ.
@@ -141,15 +144,13 @@ def check_masked(
     file = File(dense, feed)
     apart = all(cut.place == "around" for cut in cuts)
     cores = find_cores(file)
-    of_blocks = [c for c in cores if c.square and (apart or c.shape[-1] == tokens.total)]
-    if len(of_blocks) != blocks:
-        raise InapplicableError(f"{len(of_blocks)} self-attentions for {blocks} blocks")
+    of_blocks = _of_blocks(cores, blocks, tokens)
     kept = kept_patches(reduced, feed, tokens, apart=apart)
     if [k.shape[1] for k in kept] != [cut.keep for cut in cuts]:
         raise MismatchError(f"keeps {[k.shape[1] for k in kept]} where {cuts} were asked for")
     read = [of_blocks[cut.block] for cut in cuts]
     if apart:
-        model, masks = _bypassing(file, read, kept, tokens)
+        model, masks = _bypassing(file, cuts, read, kept, tokens, spans or {})
     else:
         model, masks = _dropping(file, cores, read, cuts, kept, tokens)
     looked_at = [name for core in read for name in seen_by(file, core)]
@@ -169,17 +170,32 @@ def check_masked(
     return _compare(file, found, values, kept[-1], tokens)
 
 
+def _of_blocks(cores: Sequence[Core], blocks: int, tokens: Tokens) -> Sequence[Core]:
+    """The attentions of the blocks: those among all tokens, or in windows, or whatever there is."""
+    square = [c for c in cores if c.square]
+    for found in ([c for c in square if c.shape[-1] == tokens.total], square, cores):
+        if len(found) == blocks:
+            return found
+    raise InapplicableError(f"{len(cores)} attentions for {blocks} blocks")
+
+
 Masked = tuple[onnx.ModelProto, Arrays]
 
 
-def _bypassing(file: File, read: Sequence[Core], kept: Sequence[Array], tokens: Tokens) -> Masked:
+def _bypassing(
+    file: File, cuts: Sequence[Cut], read: Sequence[Core], kept: Sequence[Array], tokens: Tokens,
+    spans: Mapping[int, tuple[str, str]],
+) -> Masked:  # fmt: skip
     """Each block's attention sees the kept tokens, and the others pass it by."""
     around = {}
-    for core, few in zip(read, kept, strict=True):
-        start = file.entering(core.node)
+    for cut, core, few in zip(cuts, read, kept, strict=True):
+        start, end = file.entering(core.node), file.stream(core.node, "block")
+        given = spans.get(cut.block, ("", ""))
+        if given[0] in file.maker and given[1] in file.maker:
+            start, end = given
         if start is None:
             raise InapplicableError("an attention without a residual stream")
-        around[file.stream(core.node, "block")] = (start, few)
+        around[end] = (start, few)
     hidden = {core.node: (core, few) for core, few in zip(read, kept, strict=True)}
     return with_masks(file, hidden, {}, tokens, around)
 

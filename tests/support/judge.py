@@ -11,6 +11,7 @@ import onnx
 from onnxruntime.capi import onnxruntime_pybind11_state as ort
 
 from tcompile import pipeline
+from tcompile.analysis.model import Analysis
 from tcompile.errors import InternalError, TcompileError
 from tcompile.ir import to_onnx
 from tests.oracles.compare import MismatchError, infer
@@ -39,7 +40,9 @@ class Outcome:
     note: str = ""
 
 
-def judge(path: Path, method: str, keep: float = 0.6, *, ours: bool = False) -> Outcome:
+def judge(
+    path: Path, method: str, keep: float = 0.6, *, outputs: str = "reduced", ours: bool = False
+) -> Outcome:
     """Reduce the file and check whatever comes out.
 
     Args:
@@ -50,7 +53,7 @@ def judge(path: Path, method: str, keep: float = 0.6, *, ours: bool = False) -> 
         Anything that tcompile raises and is not a TcompileError.
     """
     try:
-        made = pipeline.reduce(path, keep=keep, method=method)
+        made = pipeline.reduce(path, keep=keep, method=method, outputs=outputs)
     except InternalError as error:
         if ours:
             return Outcome("internal", str(error))
@@ -78,9 +81,15 @@ def judge(path: Path, method: str, keep: float = 0.6, *, ours: bool = False) -> 
     except BROKEN as error:
         raise WrongError(f"does not run: {error}") from error
     _check_finite(given, found)
-    tokens = layout(path)
+    if outputs == "restored":
+        if any(found[name].shape != value.shape for name, value in given.items()):
+            raise WrongError("a restored output has another shape")
+        return Outcome("ran", "restored")
+    analysis = pipeline.read(path).analysis
+    spans = {site.block: (site.tensor, site.until) for site in analysis.sites if site.until}
     try:
-        check_masked(source, reduced, made.schedule.to_json(), feed, tokens=tokens)
+        plan = made.schedule.to_json()
+        check_masked(source, reduced, plan, feed, tokens=_layout(analysis), spans=spans)
     except BROKEN as error:  # not with these optimisations, or not with those
         return Outcome("broken", str(error))
     except InapplicableError as error:
@@ -92,7 +101,11 @@ def judge(path: Path, method: str, keep: float = 0.6, *, ours: bool = False) -> 
 
 def layout(path: Path) -> Tokens:
     """How the analysis says that a model's tokens lie."""
-    space = pipeline.read(path).analysis.space
+    return _layout(pipeline.read(path).analysis)
+
+
+def _layout(analysis: Analysis) -> Tokens:
+    space = analysis.space
     sides = space.grouping.sides if space.grouping is not None else ()
     return Tokens(space.prefix, space.patches, space.suffix, space.grid, sides)
 
