@@ -165,6 +165,10 @@ class File:
         readers = (self.nodes[i] for i in self.readers.get(name, ()))
         return [node for node in readers if node.op_type in kinds]
 
+    def readers_of(self, names: Iterable[str]) -> set[int]:
+        """The nodes that read one of these tensors."""
+        return {i for name in names for i in self.readers.get(name, ())}
+
     def behind(self, name: str) -> set[str]:
         """The tensor and all that depends on it."""
         return self._descendants([name])

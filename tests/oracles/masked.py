@@ -196,6 +196,10 @@ def _bypassing(
         if start is None:
             raise InapplicableError("an attention without a residual stream")
         around[end] = (start, few)
+        mixing = {c.node for c in token_softmaxes(file, tokens)} - {core.node}
+        mixing |= set(unmasked_sums(file, [core], tokens))
+        if mixing & (file.readers_of(file.behind(start)) - file.readers_of(file.behind(end))):
+            raise InapplicableError("tokens meet inside a block by more than its attention")
     hidden = {core.node: (core, few) for core, few in zip(read, kept, strict=True)}
     return with_masks(file, hidden, {}, tokens, around)
 
