@@ -14,7 +14,7 @@ from tcompile.analysis.axes import Axes, Digit
 from tcompile.analysis.effects import Dim, SideAxis, locate
 from tcompile.analysis.groups import Grouping
 from tcompile.analysis.layout import Layout
-from tcompile.analysis.structure import TokenSpace
+from tcompile.analysis.space import TokenSpace
 from tcompile.errors import InternalError, ModelError
 from tcompile.passes.reduce.builder import Builder
 

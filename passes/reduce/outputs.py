@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis.effects import Dims, Part, Run, SideAxis
-from tcompile.analysis.structure import TokenSpace
+from tcompile.analysis.space import TokenSpace
 from tcompile.errors import ModelError
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.edits import Editor

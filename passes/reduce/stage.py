@@ -8,7 +8,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis.effects import Part, Run
-from tcompile.analysis.structure import Order, TokenSpace
+from tcompile.analysis.space import Order, TokenSpace
 from tcompile.passes.reduce.builder import Builder
 
 

@@ -25,7 +25,7 @@ from tcompile.analysis.effects import (
     locate,
 )
 from tcompile.analysis.facts import Facts
-from tcompile.analysis.structure import TokenSpace
+from tcompile.analysis.space import TokenSpace
 from tcompile.ir import attr, axes_argument, is_const, shape, value
 
 

@@ -14,7 +14,7 @@ from tcompile.analysis.effect_ops import BarrierError, contracted
 from tcompile.analysis.effects import Barrier, Cut, Dims, Edit, Effects, Region, Regroup, Restore
 from tcompile.analysis.facts import Facts
 from tcompile.analysis.groups import VIEWS
-from tcompile.analysis.structure import TokenSpace
+from tcompile.analysis.space import TokenSpace
 from tcompile.analysis.transfer_grid import tiled_pool
 from tcompile.ir import attr, producer
 

@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 from tcompile.analysis import axes as ax
 from tcompile.analysis.attention import Attention
 from tcompile.analysis.axes import Axes, Axis, Digit
-from tcompile.analysis.structure import Order, TokenSpace
+from tcompile.analysis.space import Order, TokenSpace
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from tcompile.analysis import axes as ax
 from tcompile.analysis.axes import Axes
 from tcompile.analysis.effects import Dim, Run, locate
-from tcompile.analysis.structure import TokenSpace
+from tcompile.analysis.space import TokenSpace
 
 
 @dataclass(frozen=True)

@@ -13,17 +13,8 @@ from tcompile.analysis.facts import Facts
 from tcompile.analysis.groups import find_grouping
 from tcompile.analysis.propagate import propagate
 from tcompile.analysis.sites import Site, find_sites
-from tcompile.analysis.structure import (
-    Block,
-    Residual,
-    TokenSpace,
-    ancestors,
-    carries,
-    find_blocks,
-    residuals,
-    token_space,
-    with_orders,
-)
+from tcompile.analysis.space import Residual, TokenSpace, token_space, with_orders
+from tcompile.analysis.structure import Block, ancestors, carries, find_blocks, residuals
 from tcompile.errors import ModelError, UsageError
 from tcompile.ir import attr, is_const, value
 from tcompile.planning.schedule import Shape

@@ -12,7 +12,8 @@ from tcompile.analysis.effect_walk import effects
 from tcompile.analysis.effects import Barrier, Cut, Dims, Effects
 from tcompile.analysis.facts import Facts
 from tcompile.analysis.layout import stream_layout
-from tcompile.analysis.structure import Block, TokenSpace, carries
+from tcompile.analysis.space import TokenSpace
+from tcompile.analysis.structure import Block, carries
 from tcompile.ir import consumers
 
 

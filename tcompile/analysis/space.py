@@ -1,0 +1,185 @@
+"""The token space of a model: its token axis, and what the positions along it are."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+
+from tcompile.analysis import axes as ax
+from tcompile.analysis.attention import Attention
+from tcompile.analysis.axes import Axis, Piece
+from tcompile.analysis.facts import Facts
+from tcompile.analysis.groups import Grouping
+
+_MOST_SEGMENTS = 64
+
+
+@dataclass(frozen=True)
+class Order:
+    """Another order of the patches, or of their groups, that a Gather puts them in.
+
+    Attributes:
+        name: of its index set.
+        groups: whether groups are ordered, not tokens.
+        permutation: the position in the first order of each one in this.
+    """
+
+    name: str
+    groups: bool
+    permutation: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class TokenSpace:
+    """The token axis of a model.
+
+    Attributes:
+        axis: all N tokens.
+        pieces: its parts in order; the one that is not fixed holds the patches.
+        patch: index of the patches in `pieces`, of their first part where they are several.
+        segments: parts of equal size that the patches fall into (frames, windows), each of which
+            some attention sees apart: the same number of tokens leaves each.
+        grid: (h, w) of the patches, or (T,) where they never were a grid.
+        orders: other orders of patches or groups, by the axis that they give.
+        runs: each run of pieces, by its axis.
+        grouping: the groups that a later part of the model joins patches into, if it does.
+    """
+
+    axis: Axis
+    pieces: tuple[Piece, ...]
+    patch: int
+    grid: tuple[int, ...]
+    grouping: Grouping | None = None
+    segments: int = 1
+    orders: dict[Axis, Order] = field(default_factory=dict, compare=False, repr=False)
+    runs: dict[Axis, tuple[int, int]] = field(default_factory=dict, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            for first in range(len(self.pieces)):
+                for last in range(first + 1, len(self.pieces) + 1):
+                    self.runs.setdefault(ax.from_pieces(self.pieces[first:last]), (first, last))
+
+    @property
+    def total(self) -> int:
+        return ax.size(self.axis)
+
+    @property
+    def tiles(self) -> str:
+        """What tokens of tiles with special tokens of their own are; empty where there are none."""
+        inner = [d for d in self.axis if any(p.fixed for p in d.root.pieces)]
+        if len(self.axis) < 2 or not inner:
+            return ""
+        parts = [f"{p.size} {'special' if p.fixed else 'patches'}" for p in inner[0].root.pieces]
+        return (
+            f"its tokens are those of {self.total // inner[0].size} tiles, each with special "
+            f"tokens of its own ({', '.join(parts)}), which tcompile does not reduce"
+        )
+
+    @property
+    def end(self) -> int:
+        """Index of the first piece behind the patches."""
+        return self.patch + self.segments
+
+    @property
+    def patches(self) -> int:
+        return sum(p.size for p in self.pieces[self.patch : self.end])
+
+    @property
+    def whole_patches(self) -> Axis | None:
+        """The axis of the patches alone, where they are all there is of it."""
+        parts = self.pieces[self.patch : self.end]
+        axis = parts[0].axis
+        return axis if ax.size(axis) == self.patches and parts[0].start == 0 else None
+
+    @property
+    def prefix(self) -> int:
+        """Tokens before the patches (CLS, distillation, registers)."""
+        return sum(p.size for p in self.pieces[: self.patch])
+
+    @property
+    def suffix(self) -> int:
+        """Fixed tokens after the patches."""
+        return sum(p.size for p in self.pieces[self.end :])
+
+
+@dataclass(frozen=True)
+class Residual:
+    """Attentions whose result is added to a stream.
+
+    Attributes:
+        attentions: those that reach the same add.
+        stream: the tensor they are added to.
+        after: the sum.
+        axis: the token axis of the stream.
+        joined: whether something else was added to their result first.
+    """
+
+    attentions: tuple[Attention, ...]
+    stream: str
+    after: str
+    axis: Axis
+    joined: bool
+
+
+def token_space(found: Sequence[Residual], prefix: int | None = None) -> TokenSpace | None:
+    """The token axis of most blocks, the larger of equals, and its parts.
+
+    Args:
+        prefix: how many tokens at its beginning are no patches, where the person says so.
+    """
+    votes = Counter(r.axis for r in found if ax.size(r.axis) > 1)
+    if not votes:
+        return None
+    axis = max(votes, key=lambda a: (votes[a], ax.size(a)))
+    pieces = ax.pieces(axis)
+    loose = [i for i, p in enumerate(pieces) if not p.fixed]
+    if len(loose) != 1:
+        return None
+    patch = loose[0]
+    if prefix is not None:
+        before = sum(p.size for p in pieces[:patch])
+        if not before <= prefix < before + pieces[patch].size:
+            return None
+        pieces, patch = _stated(pieces, patch, prefix - before)
+    part = pieces[patch]
+    grid = tuple(d.size for d in part.axis) if part.full else (part.size,)
+    parts = _segments([r for r in found if r.axis == axis], axis, part)
+    pieces = (*pieces[:patch], *parts, *pieces[patch + 1 :])
+    return TokenSpace(axis, pieces, patch, grid, segments=len(parts))
+
+
+def with_orders(space: TokenSpace, facts: Facts) -> TokenSpace:
+    """The space with the orders that its patches or groups are put in later."""
+    found: dict[Axis, Order] = {}
+    for root, (source, index) in facts.permuted.items():
+        groups = space.grouping is not None and source == space.grouping.outer
+        if groups or (source == space.whole_patches == space.axis):
+            found[(ax.Digit(root, 1, root.size),)] = Order(root.name, groups, index)
+    return replace(space, orders=found)
+
+
+def _segments(found: Sequence[Residual], axis: Axis, patch: Piece) -> list[Piece]:
+    """The finest parts of the patches that attentions see apart, if all are of one size."""
+    bounds = {patch.start, patch.stop}
+    for core in (a for r in found for a in r.attentions if a.columns != axis):
+        parts = ax.pieces(core.columns)
+        if len(parts) != 1 or parts[0].axis != patch.axis or core.rows != core.columns:
+            return [patch]
+        bounds |= {parts[0].start, parts[0].stop}
+    marks = sorted(bounds)
+    found_parts = [Piece(patch.axis, a, b) for a, b in pairwise(marks)]
+    equal = len({p.size for p in found_parts}) == 1 and marks[0] == patch.start
+    return found_parts if equal and len(found_parts) <= _MOST_SEGMENTS else [patch]
+
+
+def _stated(pieces: tuple[Piece, ...], patch: int, more: int) -> tuple[tuple[Piece, ...], int]:
+    """Count the first `more` patches as fixed tokens."""
+    if more == 0:
+        return pieces, patch
+    part = pieces[patch]
+    middle = part.start + more
+    cut = (Piece(part.axis, part.start, middle), Piece(part.axis, middle, part.stop))
+    return (*pieces[:patch], *cut, *pieces[patch + 1 :]), patch + 1
