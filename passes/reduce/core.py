@@ -150,7 +150,7 @@ class Core:
     def _logits_op(self, positions: Sequence[int]) -> gs.Tensor:
         b, node, heads = self.b, self.node, self.attention.heads
         q, k = node.inputs[:2]
-        shared = k.shape[1] != heads if len(k.shape) == 4 else k.shape[-1] != q.shape[-1]
+        shared = k.shape[1] != q.shape[1] if len(k.shape) == 4 else k.shape[-1] != q.shape[-1]
         for strange, why in (
             (attr(node, "is_causal", 0), "is causal"),
             (attr(node, "softcap", 0), "caps its logits"),

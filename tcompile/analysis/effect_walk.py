@@ -219,6 +219,8 @@ class Walker(Joins):
         if None in self.dims(out):
             self.regions[out.name] = region
             return []
+        if self.space.grouping is None:
+            raise BarrierError("takes tokens out of their order and puts them back")
         return [Regroup(region.source, region.pool)]  # type: ignore[arg-type]
 
     # -- getting every token back ----------------------------------------------------------------
