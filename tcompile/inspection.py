@@ -15,8 +15,7 @@ from tcompile.analysis.effects import locate
 from tcompile.analysis.flops import block_flops, graph_flops
 from tcompile.analysis.model import Analysis
 from tcompile.analysis.sites import Site, Verdict
-from tcompile.analysis.space import TokenSpace
-from tcompile.analysis.structure import ancestors
+from tcompile.analysis.structure import TokenSpace, ancestors
 from tcompile.inspection_sides import SideInfo, find_sides
 from tcompile.ir import attr, batch_dim
 

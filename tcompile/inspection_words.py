@@ -20,7 +20,7 @@ from tcompile.analysis.effects import (
     SetSplit,
     Side,
 )
-from tcompile.analysis.space import TokenSpace
+from tcompile.analysis.structure import TokenSpace
 
 
 def axis_words(dim: Dim | None, axis: Axis, space: TokenSpace) -> str:

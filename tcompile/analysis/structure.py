@@ -11,7 +11,8 @@ from tcompile.analysis import axes as ax
 from tcompile.analysis.attention import Attention
 from tcompile.analysis.axes import Axis
 from tcompile.analysis.facts import Facts
-from tcompile.analysis.space import Residual, TokenSpace
+from tcompile.analysis.space import Residual
+from tcompile.analysis.space import TokenSpace as TokenSpace
 from tcompile.ir import consumers, is_const, producer
 
 #: Ops that leave a tensor's tokens as they are; a residual may be read through them.
