@@ -42,5 +42,6 @@ STRUCTURES: tuple[Case, ...] = (
     _case("hf-qwen2-vl-video", "hf:qwen2-vl?frames=4", 16, _QWEN, 32, notes="two segments"),
     _case("hf-sam", "hf:sam-vision", 64, {**_WINDOWS, "patch_size": 8, "output_channels": 16},
           notes="bias made of the query; convolutions behind"),
-    _case("timm-sam", "timm:samvit_base_patch16?global_pool=", 128, _WINDOWS, exporters=TORCH),
+    _case("timm-sam", "timm:samvit_base_patch16?global_pool=", 128,
+          {**_WINDOWS, "neck_chans": 16}, exporters=TORCH),
 )  # fmt: skip
