@@ -6,16 +6,18 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from math import prod
 from typing import Any
 
 import onnx_graphsurgeon as gs
 
+from tcompile.analysis import axes as ax
 from tcompile.analysis.attention import Attention
 from tcompile.analysis.effects import locate
 from tcompile.analysis.flops import block_flops, graph_flops
 from tcompile.analysis.model import Analysis
 from tcompile.analysis.sites import Site, Verdict
-from tcompile.analysis.structure import TokenSpace, ancestors
+from tcompile.analysis.structure import Block, TokenSpace, ancestors
 from tcompile.inspection_sides import SideInfo, find_sides
 from tcompile.ir import attr, batch_dim
 
@@ -48,8 +50,9 @@ class BlockInfo:
     """One block.
 
     `attention` is how it is spelled, `window` the sides of what one query sees (empty: every
-    token), `parallel` whether attention and MLP stand side by side. `stream_in`, `after_attention`
-    and `stream_out` name the residual stream. FLOPs are for one image.
+    token; in a segment, its tokens), `parallel` whether attention and MLP stand side by side.
+    `stream_in`, `after_attention` and `stream_out` name the residual stream. FLOPs are for one
+    image.
     """
 
     block: int
@@ -83,7 +86,8 @@ class SiteInfo:
     """A point where tokens may leave, or around which they may pass a block.
 
     Attributes:
-        granularity: tokens leave in whole groups of so many.
+        granularity, restored_granularity: so many tokens leave together (whole groups, and as many
+            in each segment), with the outputs reduced and restored.
         legal, merge_legal: for dropping and for merging, outputs reduced.
         reason: why not; empty where tokens may leave.
         reduced, restored: why not, for any reducer, for merging and for fusing, with the outputs
@@ -94,6 +98,7 @@ class SiteInfo:
     block: int
     tensor: str
     granularity: int
+    restored_granularity: int
     legal: bool
     merge_legal: bool
     reason: str
@@ -109,7 +114,9 @@ class Inspection:
         tokens: of all kinds; `prefix` stand before the patches, `suffix` after them.
         cls: position of the token that the model reads by itself, -1 the last one; None: it reads
             none.
+        segments: parts of equal size (frames, windows) that some attention sees apart.
         grid: the sides of the patches; one number where they never were a grid.
+        grouping: the groups in which patches leave.
         flops: for one image.
     """
 
@@ -123,6 +130,7 @@ class Inspection:
     suffix: int
     patches: int
     parts: tuple[PartInfo, ...]
+    segments: int
     cls: int | None
     grid: tuple[int, ...]
     grouping: GroupInfo | None
@@ -160,9 +168,10 @@ def describe(name: str, graph: gs.Graph, analysis: Analysis) -> Inspection:
         suffix=space.suffix,
         patches=space.patches,
         parts=tuple(_parts(space)),
+        segments=space.segments,
         cls=analysis.cls,
         grid=space.grid,
-        grouping=_grouping(space),
+        grouping=_grouping(analysis),
         attention_layers=len(analysis.attentions),
         flops=graph_flops(graph),
         blocks=tuple(_blocks(graph, analysis)),
@@ -176,7 +185,7 @@ def _parts(space: TokenSpace) -> list[PartInfo]:
     start = 0
     for i, piece in enumerate(space.pieces):
         kind, source = "patches", ""
-        if i != space.patch:
+        if not space.patch <= i < space.end:
             kind = "fixed" if piece.fixed else "stated by hand"
             # The root of a fixed piece is called after the tensor and its axis.
             source = piece.axis[0].root.name.rpartition("/")[0] if piece.fixed else ""
@@ -185,9 +194,15 @@ def _parts(space: TokenSpace) -> list[PartInfo]:
     return found
 
 
-def _grouping(space: TokenSpace) -> GroupInfo | None:
-    groups = space.grouping
-    if groups is None:
+def _grouping(analysis: Analysis) -> GroupInfo | None:
+    space, groups = analysis.space, analysis.space.grouping
+    # Windows group tokens too, but no token ever leaves before them.
+    bind = any(
+        s.step(mode) > space.segments and not s.verdict(mode).reason
+        for s in analysis.sites
+        for mode in ("reduced", "restored")
+    )
+    if groups is None or not bind:
         return None
     return GroupInfo(groups.members, groups.sides, space.patches // groups.members, groups.node)
 
@@ -198,11 +213,11 @@ def _blocks(graph: gs.Graph, analysis: Analysis) -> list[BlockInfo]:
     return [
         BlockInfo(
             block=b.index,
-            heads=b.attention.heads,
+            heads=_heads(b, graph, analysis),
             attention=_spelling(nodes[b.attention.node], b.attention, nodes),
             node=b.attention.node,
             attentions=len(b.attentions),
-            window=b.window,
+            window=b.window or _segment(b, analysis.space),
             parallel=b.parallel,
             stream_in=b.stream_in,
             after_attention=b.after_attention,
@@ -213,6 +228,21 @@ def _blocks(graph: gs.Graph, analysis: Analysis) -> list[BlockInfo]:
     ]
 
 
+def _heads(block: Block, graph: gs.Graph, analysis: Analysis) -> int:
+    """Heads; windows of a windowed block are none."""
+    core = block.attention
+    if core.form == "op" or not block.window:
+        return core.heads
+    axes = analysis.facts.of(graph.tensors()[core.q])[:-2]
+    return prod(d.size for axis in axes for d in axis if d.root.kind == "weak")
+
+
+def _segment(block: Block, space: TokenSpace) -> tuple[int, ...]:
+    """What a query sees of its own segment; empty where it sees every token."""
+    seen = ax.size(block.attention.columns)
+    return (seen,) if block.over_tokens and seen < space.total else ()
+
+
 def _spelling(node: gs.Node, core: Attention, nodes: dict[str, gs.Node]) -> str:
     """`Attention`, or `softmax`, with what stands between Q·Kᵀ and it."""
     if core.form == "op":
@@ -221,15 +251,15 @@ def _spelling(node: gs.Node, core: Attention, nodes: dict[str, gs.Node]) -> str:
         return "Attention" + (", mask" if mask else "") + causal
     ops = {nodes[n].op for n in core.chain}
     kinds = (["scale"] if ops & {"Mul", "Div"} else []) + (
-        ["mask"] if ops & {"Add", "Where"} else []
+        ["bias or mask"] if ops & {"Add", "Where"} else []
     )
     return ", ".join(["softmax", *kinds])
 
 
 def _site(site: Site) -> SiteInfo:
     return SiteInfo(
-        site.name, site.block, site.tensor, site.granularity, site.legal, not site.reduced.merge,
-        site.reason, site.reduced, site.restored,
+        site.name, site.block, site.tensor, site.granularity, site.restored_granularity, site.legal,
+        not site.reduced.merge, site.reason, site.reduced, site.restored,
     )  # fmt: skip
 
 
@@ -254,6 +284,7 @@ def _holds(tensor: gs.Tensor, analysis: Analysis) -> str:
         return "positions that are no tokens" if strange else "no token axis"
     run, size = runs[0].run, len(space.pieces)
     assert run is not None
+    patches = (space.patch, space.end)
     if runs[0].part == "groups":
         what = "one row for each group of patches"
     elif not run.patches(space):
@@ -261,6 +292,8 @@ def _holds(tensor: gs.Tensor, analysis: Analysis) -> str:
     elif run.first == 0 and run.last == size:
         what = "all tokens"
     else:
-        what = "patches only" if run.last - run.first == 1 else "patches and some fixed tokens"
+        what = (
+            "patches only" if (run.first, run.last) == patches else "patches and some fixed tokens"
+        )
     grid = any(d.part == "rest" for d in runs)
     return f"{what}, as a grid" if grid else what

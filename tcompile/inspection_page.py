@@ -76,6 +76,12 @@ def _tokens(found: Inspection) -> list[str]:
         for p in found.parts
         if p.kind != "patches"
     ]
+    if found.segments > 1:
+        size = found.patches // found.segments
+        lines.append(
+            f"  {found.segments} segments of {size} patches, of which attention sees one at a time "
+            "somewhere: as many tokens leave each"
+        )
     if found.grouping:
         g = found.grouping
         lines.append(
@@ -170,23 +176,37 @@ def _sites(found: Inspection) -> list[str]:
     around = [s for s in found.sites if s.site.startswith("around")]
     legal = [s for s in leaving if s.legal]
     lines = [f"Tokens may leave at {ranges(s.site for s in legal) or 'no site'}"]
-    grouped = [s for s in legal if s.granularity > 1]
-    for size, group in groupby(grouped, key=lambda s: s.granularity):
-        lines.append(f"  in whole groups of {size} at {ranges(s.site for s in group)}")
+    lines += _together(legal, lambda s: s.granularity, found)
     lines += _folded(leaving, lambda s: s.reduced.reason, "not at")
     lines += _folded(legal, lambda s: s.reduced.merge, "without merging at")
     lines += _folded(legal, lambda s: s.reduced.fuse, "without fusing at")
     free = [s for s in leaving if not s.restored.reason]
-    if [s.site for s in free] != [s.site for s in legal] or grouped:
+    if [(s.site, s.restored, s.restored_granularity) for s in free] != [
+        (s.site, s.reduced, s.granularity) for s in legal
+    ]:
         lines.append(
             f"With --outputs restored they may leave at {ranges(s.site for s in free) or 'no site'}"
         )
+        lines += _together(free, lambda s: s.restored_granularity, found)
         lines += _folded(leaving, lambda s: s.restored.reason, "not at")
         lines += _folded(free, lambda s: s.restored.merge, "without merging at")
         lines += _folded(free, lambda s: s.restored.fuse, "without fusing at")
     may = [s for s in around if s.legal]
     lines.append(f"Tokens may bypass blocks at {ranges(s.site for s in may) or 'no site'}")
     return lines + _folded(around, lambda s: s.reduced.reason, "not at")
+
+
+def _together(
+    sites: Sequence[SiteInfo], step: Callable[[SiteInfo], int], found: Inspection
+) -> list[str]:
+    """Where tokens cannot leave one by one."""
+    lines = []
+    for size, group in groupby((s for s in sites if step(s) > 1), key=step):
+        members = size // found.segments
+        how = f"in whole groups of {members}" if members > 1 else "as many"
+        each = f" from each of {found.segments} segments" if found.segments > 1 else ""
+        lines.append(f"  {how}{each} at {ranges(s.site for s in group)}")
+    return lines
 
 
 def _folded(sites: Sequence[SiteInfo], reason: _Reason, what: str) -> list[str]:

@@ -47,7 +47,7 @@ def _run(run: Run, space: TokenSpace) -> str:
         return f"all {count} tokens"
     if not run.patches(space):
         return f"{count} fixed tokens"
-    alone = run.last - run.first == 1
+    alone = (run.first, run.last) == (space.patch, space.end)
     return f"{count} patches" if alone else f"{count} tokens, patches among them"
 
 
