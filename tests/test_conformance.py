@@ -224,15 +224,11 @@ def test_a_mask_is_gathered(
     loaded, found = masked(dark)
     path = tmp_path / "masked.onnx"
     export(loaded, path, exporter=exporter, opset=opset, batch=batch)
-    # What is seen of a token that is made of several, some of them dark?
-    refused = ("tome", "evit") if dark else ("evit",)
-    for method in METHODS:
+    for method in ("topk", "tome"):
         request = {"keep": float(KEEP), "method": method}
-        if method in refused:
-            with pytest.raises(UsageError, match="joins"):
-                pipeline.reduce(path, target="cpu", **request)
-        else:
-            assert holds(path, found, 2, request) == expected(method, found, KEEP)
+        assert holds(path, found, 2, request) == expected(method, found, KEEP)
+    with pytest.raises(UsageError, match="fused token"):
+        pipeline.reduce(path, target="cpu", keep=float(KEEP), method="evit")
 
 
 @pytest.mark.parametrize(("exporter", "opset", "batch"), TABLES)
@@ -252,21 +248,20 @@ def test_a_mask_that_is_an_input_is_gathered(
         return torch.zeros(hidden.shape).double().masked_fill(hidden, -torch.inf)
 
     encoder = replace(found.encoder, mask=mask)
-    reduced = pipeline.reduce(path, target="cpu", keep=float(KEEP), method="topk")
-    cuts = reductions(reduced.schedule.to_json())
-    assert cuts == expected("topk", found, KEEP)
-    model = to_onnx(reduced.graph)
-    check_structure(model)
-    truth = run(encoder, images.double(), cuts)
-    for rows in ([0], [1]) if batch == 1 else ([0, 1],):
-        ours = infer(model, {"image": images[rows].numpy(), "seen": seen[rows].numpy()})
-        assert np.array_equal(ours["token_index"], truth.index[rows].numpy())
-        for name, output in zip(("logits", "tokens"), truth.outputs, strict=True):
-            np.testing.assert_allclose(ours[name], output.value[rows].numpy(), atol=2e-5)
-    # What is seen of a token that is made of several, some of them hidden?
-    for method in ("tome", "evit"):
-        with pytest.raises(UsageError, match="joins"):
-            pipeline.reduce(path, target="cpu", keep=float(KEEP), method=method)
+    for method in ("topk", "tome"):
+        reduced = pipeline.reduce(path, target="cpu", keep=float(KEEP), method=method)
+        cuts = reductions(reduced.schedule.to_json())
+        assert cuts == expected(method, found, KEEP)
+        model = to_onnx(reduced.graph)
+        check_structure(model)
+        truth = run(encoder, images.double(), cuts)
+        for rows in ([0], [1]) if batch == 1 else ([0, 1],):
+            ours = infer(model, {"image": images[rows].numpy(), "seen": seen[rows].numpy()})
+            assert np.array_equal(ours["token_index"], truth.index[rows].numpy())
+            for name, output in zip(("logits", "tokens"), truth.outputs, strict=True):
+                np.testing.assert_allclose(ours[name], output.value[rows].numpy(), atol=2e-5)
+    with pytest.raises(UsageError, match="fused token"):
+        pipeline.reduce(path, target="cpu", keep=float(KEEP), method="evit")
 
 
 @pytest.mark.parametrize("name", ODD)
