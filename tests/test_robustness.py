@@ -28,8 +28,8 @@ from tests.support.zoo_matrix import BY_ID
 
 METHODS = ("topk", "topk:block=0,site=block", "topk:site=output", "tome", "evit", "bypass")
 #: How many damaged models, in parts, so that workers can share them.
-MANY = int(os.environ.get("TCOMPILE_FUZZ", "60"))
-PARTS = 6
+MANY = int(os.environ.get("TCOMPILE_FUZZ", "30"))
+PARTS = 3
 
 
 def tiny(prefix: int = 1, batch: int | None = 1, pool: str = "cls") -> onnx.ModelProto:
@@ -43,7 +43,7 @@ TINY = [
     for batch in (1, None)
     for pool in ("cls", "avg", "none")
 ]
-EXPORTED = ("hf-siglip-vision", "open-clip-tokens", "timm-beit", "timm-eva02")
+EXPORTED = ("open-clip-tokens", "timm-eva02")
 
 
 def tried(model: onnx.ModelProto, path: Path, method: str) -> Outcome:
@@ -69,7 +69,7 @@ def test_damaged_models(part: int, tmp_path: Path) -> None:
 def test_damaged_exports(case_id: str, cache: Path, tmp_path: Path) -> None:
     case = BY_ID[case_id]
     source = onnx.load(exported(case, selection(case)[0], cache))
-    for seed in range(max(3, MANY // 30)):
+    for seed in range(max(2, MANY // 30)):
         model, log = mutate(source, seed)
         try:
             tried(model, tmp_path / "model.onnx", METHODS[seed % len(METHODS)])
@@ -103,7 +103,7 @@ def test_a_branch_decided_at_run_time_is_refused_by_name(tmp_path: Path) -> None
 
 def test_a_branch_decided_beforehand_is_taken(tmp_path: Path) -> None:
     seeds = [s for s in range(40) if "Greater" not in str(changed(in_branches, s).graph.node)]
-    for seed in seeds[:4]:
+    for seed in seeds[:2]:
         outcome = tried(changed(in_branches, seed), tmp_path / "model.onnx", "topk")
         assert outcome.kind == "equal"
 
@@ -135,7 +135,7 @@ def half(model: onnx.ModelProto, nodes: int) -> onnx.ModelProto:
 @pytest.mark.parametrize("method", ["topk", "tome"])
 def test_half_exports(method: str, tmp_path: Path) -> None:
     whole = len(tiny().graph.node)
-    for nodes in range(3, whole, 5):
+    for nodes in range(3, whole, 9):
         tried(half(tiny(), nodes), tmp_path / "model.onnx", method)
 
 
