@@ -158,7 +158,7 @@ def _two_inputs(loaded: LoadedModel) -> list[list[torch.Tensor]]:
 def _four_axes(loaded: LoadedModel) -> Iterator[Used]:
     """Give fused attention the arguments that the exporters take: four axes, a flag of Python's.
 
-    A TorchScript trace turns the flag into a tensor.
+    A TorchScript trace turns the flag into a tensor, and has no heads that share keys.
     """
     original: Callable[..., torch.Tensor] = functional.scaled_dot_product_attention
     used: Used = []
@@ -175,6 +175,13 @@ def _four_axes(loaded: LoadedModel) -> Iterator[Used]:
         if isinstance(is_causal, torch.Tensor):
             used.append("flag")
         is_causal = bool(is_causal)
+        if kwargs.get("enable_gqa") and query.dim() == 4 and torch.jit.is_tracing():
+            used.append("heads")
+            kwargs.pop("enable_gqa")
+            shared = int(query.shape[1]) // int(key.shape[1])
+            key, value = (
+                t[:, :, None].expand(-1, -1, shared, -1, -1).flatten(1, 2) for t in (key, value)
+            )
         if query.dim() == 4 or (query.dim() > 4 and attn_mask is not None):
             return original(query, key, value, attn_mask, dropout_p, is_causal, **kwargs)
         used.append("axes")

@@ -149,7 +149,7 @@ _FEW = [
     ("qwen2.5-vl?grid=2,4,6", "dynamo", 18, "eager", 1),
     ("qwen3-vl", "dynamo", 23, "sdpa", 1),
     ("qwen3-vl?grid=2,4,6", "torchscript", 17, "eager", 2),
-    ("exaone4.5", "torchscript", 17, "eager", 1),
+    ("exaone4.5", "torchscript", 17, "sdpa", 1),
     ("pixtral", "dynamo", 20, "sdpa", "dynamic"),
     ("pixtral?packed=true", "torchscript", 17, "sdpa", 2),
     ("mllama-vision", "torchscript", 17, "eager", "dynamic"),
