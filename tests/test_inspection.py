@@ -22,10 +22,11 @@ def vit(tmp_path: Path) -> Path:
     return save_tiny_vit(tmp_path / "vit.onnx", batch=None)
 
 
-def quick(case_id: str, cache: Path) -> Path:
-    """An export that costs little, shared with the conformance tests."""
+def quick(case_id: str, cache: Path, batch: int | str = "dynamic") -> Path:
+    """An export that costs little, shared with other tests."""
     case = BY_ID[case_id]
-    return exported(case, Variant("torchscript", case.attentions[0], 17, "dynamic"), cache)
+    spelled = "eager" if batch == 1 else case.attentions[0]
+    return exported(case, Variant("torchscript", spelled, 17, batch), cache)
 
 
 def test_ranges() -> None:
@@ -201,3 +202,23 @@ def test_why_a_node_that_was_folded(tmp_path: Path, vit: Path) -> None:
     onnx.save(model, str(vit))
     with pytest.raises(UsageError, match="'same' is in the file, but was folded away"):
         pipeline.explain(vit, "same")
+
+
+def test_segments(cache: Path) -> None:
+    """Windows of one size, one attention each, that a split keeps apart."""
+    found = pipeline.inspect(quick("hf-qwen2.5-vl", cache, 1))
+    assert (found.patches, found.segments) == (64, 4)
+    assert [b.window for b in found.blocks] == [(16,), (), (16,), ()]
+    assert "4 segments of 16 patches" in found.to_text()
+    assert "from each of 4 segments" in found.to_text()
+
+
+def test_windows(cache: Path) -> None:
+    found = pipeline.inspect(quick("hf-sam", cache, 1))
+    assert [b.window for b in found.blocks] == [(4, 4), (), (4, 4), ()]
+    assert {b.heads for b in found.blocks} == {2}
+    assert found.grouping is None
+    text = found.to_text()
+    assert "Tokens may leave at no site" in text
+    assert "Tokens may bypass blocks at around:1, around:3" in text
+    assert "block 0 attends within windows of 4 × 4 tokens" in text

@@ -26,7 +26,6 @@ def _more(source: str, size: int | None, over: dict[str, Any], notes: str, **res
 #: Models without a reference of ours: what is compiled of them is checked by masking alone.
 MORE: tuple[Case, ...] = (
     _more("timm:swin_tiny_patch4_window7_224", 64, _SWIN, "windows, hierarchy"),
-    _more("hf:qwen2-vl?grid=2,4,6", None, _QWEN, "video: two segments of frames"),
     _more("hf:qwen2.5-vl?grid=2,4,6", None, {**_QWEN, "window_size": 16}, "video, windows"),
     _more("hf:mllama-vision", 24, _MLLAMA, "tiles; outputs of several depths"),
     _more("hf:llava-next", 64, _LLAVA, "tiles of an image"),
