@@ -175,7 +175,7 @@ def _four_axes(loaded: LoadedModel) -> Iterator[Used]:
         if isinstance(is_causal, torch.Tensor):
             used.append("flag")
         is_causal = bool(is_causal)
-        if kwargs.get("enable_gqa") and query.dim() == 4 and torch.jit.is_tracing():
+        if kwargs.get("enable_gqa") and query.dim() == 4 and torch._C._is_tracing():
             used.append("heads")
             kwargs.pop("enable_gqa")
             shared = int(query.shape[1]) // int(key.shape[1])
