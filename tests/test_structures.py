@@ -277,6 +277,19 @@ def test_tokens_leave_sams_last_block_and_return_before_the_neck(method: str, ca
         assert cut.site in ("attn:3", "block:3", "output")
 
 
+@pytest.mark.parametrize("method", ["topk", "topk:block=3,site=block"])
+def test_groups_leave_each_window(method: str, cache: Path) -> None:
+    """Behind the blocks those that are left are put into the order of the image."""
+    path, found = ready("hf-qwen2.5-vl", cache)
+    holds(path, found, keep=float(KEEP), method=method)
+
+
+def test_scores_in_segments_count_merged_tokens_by_size(cache: Path) -> None:
+    path, found = ready("hf-qwen2-vl-video", cache)
+    cuts = [Reduction("block:0", "tome", 30), Reduction("attn:1", "topk", 22, "attn")]
+    by_hand(path, found, cuts, "restored")
+
+
 @pytest.mark.parametrize("case_id", ["hf-qwen2.5-vl", "hf-qwen2.5-vl-ragged"])
 def test_groups_return_from_the_order_of_the_windows(case_id: str, cache: Path) -> None:
     path, found = ready(case_id, cache)

@@ -15,7 +15,7 @@ from torch import Tensor
 from tests.oracles.adapter_groups import joined
 from tests.oracles.adapter_parts import identity, split_heads
 from tests.oracles.adapter_towers import rms
-from tests.oracles.stream import Block, Encoder, Output, Rotary, Stream
+from tests.oracles.stream import Block, Encoder, Output, Rotary, Stream, gather
 
 
 class Alone(torch.nn.Module):
@@ -110,7 +110,7 @@ def qwen(model: Any) -> Encoder:
     count = frames * each
     order = tiles(height, width, edge).repeat(frames)
     groups = torch.arange(count).view(-1, members)
-    into, back = torch.arange(count), torch.arange(len(groups))
+    into, home = torch.arange(count), torch.arange(len(groups))
     frame = torch.arange(count) // each
     window, segments = None, frames
     if hasattr(tower, "window_size"):
@@ -118,7 +118,7 @@ def qwen(model: Any) -> Encoder:
         one = _windows(height // edge, width // edge, side)
         number = torch.cat([one + f * (one.max() + 1) for f in range(frames)])
         index = number.argsort(stable=True)
-        into, back = groups[index].flatten(), index.argsort()
+        into, home = groups[index].flatten(), index
         window = number[index].repeat_interleave(members)
         if len(set(window.bincount().tolist())) == 1:
             segments = int(window.max()) + 1
@@ -147,12 +147,14 @@ def qwen(model: Any) -> Encoder:
         return replace(plain, bias=bias, windows=not even, apart=segments if even else 1)
 
     def head(stream: Stream) -> tuple[Output, ...]:
-        value = merger(stream.x)
+        value, rows = merger(stream.x), None
         if window is not None:
-            value = value[:, back]
+            assert stream.index is not None
+            rows, place = home[stream.index[:, ::members] // members].sort(dim=1)
+            value = gather(value, place)
         taps = zip(deep, stream.taps, strict=True)
         return (
-            Output(value, 0, members=members),
+            Output(value, 0, members=members, rows=rows),
             *(Output(_merger(own, members)(x), 0, members=members, tap=True) for own, x in taps),
         )
 

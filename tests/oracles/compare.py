@@ -219,6 +219,8 @@ def _check_tokens(extra: Arrays, result: Result, outputs: str, groups: Tensor | 
     if output.members > 1 and groups is not None:
         number = groups.flatten().argsort() // output.members
         expected = {"token_index": number[expected["token_index"][:, :: output.members]]}
+    if output.rows is not None:
+        expected["token_index"] = output.rows
     for name, value in extra.items():
         if name not in expected:
             continue

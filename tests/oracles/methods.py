@@ -23,7 +23,7 @@ from torch import Tensor
 
 from tests.oracles.attending import Attended, attend, rows_of
 from tests.oracles.choices import Step, attn_score, cls_score, fuse, tome, topk, topk_groups
-from tests.oracles.segments import folded, select_in, unfolded
+from tests.oracles.segments import diagonal, folded, select_in, unfolded
 from tests.oracles.stream import Block, Encoder, Output, Stream, gather
 
 
@@ -210,7 +210,7 @@ class _Walk:
         if groups is not None:
             step = _group_after_group(self.encoder, self.stream, groups.flatten())
             self.follow(step, taps=True)
-        outputs = self.encoder.head(self.stream)
+        outputs = self.encoder.head(replace(self.stream, index=self.index))
         entering, margins = tuple(self.entering), tuple(self.margins)
         return Result(outputs, self.index, self.owner, self.size, entering, margins)
 
@@ -263,7 +263,10 @@ def _score(
         return stream.x[:, p:end].norm(dim=-1)
     if block.apart > 1:
         q, k = (folded(part, block.apart, axis=2) for part in (attended.q, attended.k))
-        return attn_score(q, k, block.scale, 0).view(len(stream.x), -1)
+        bias = (
+            None if attended.bias is None else diagonal(attended.bias, block.apart, len(stream.x))
+        )
+        return attn_score(q, k, block.scale, 0, bias).view(len(stream.x), -1)
     scoring = {"cls": cls_score, "attn": attn_score}[cut.score]
     return scoring(attended.q, attended.k, block.scale, p, attended.bias, encoder.suffix)
 

@@ -15,6 +15,14 @@ def folded(x: Tensor, parts: int, axis: int = 1) -> Tensor:
     return x.unflatten(axis, (parts, -1)).movedim(axis, 1).flatten(0, 1)
 
 
+def diagonal(bias: Tensor | None, parts: int, batch: int) -> Tensor | None:
+    """[1 or B, H, N, N] -> [B * parts, H, n, n]: what each part adds to its own logits."""
+    if bias is None:
+        return None
+    split = bias.expand(batch, -1, -1, -1).unflatten(3, (parts, -1)).unflatten(2, (parts, -1))
+    return split.diagonal(dim1=2, dim2=4).movedim(-1, 1).flatten(0, 1)
+
+
 def _counted(places: Tensor, parts: int, length: int) -> Tensor:
     """[B * parts, n] places in segments of so many -> [B, parts * n] places in all."""
     first = length * torch.arange(parts)[:, None]

@@ -20,7 +20,8 @@ class Stream:
     prefix), or None as long as nothing was merged.  proportional: whether attention counts a key as
     often as its size.  taps: the stream after each block of `Encoder.taps` so far, of the tokens
     that are left now; where outputs are restored, of all.  whole: [B, N, C] after the last block, a
-    row for every original token, where outputs are restored.
+    row for every original token, where outputs are restored.  index: [B, N] at the end, which
+    original token each is.
     """
 
     x: Tensor
@@ -28,6 +29,7 @@ class Stream:
     proportional: bool = True
     taps: tuple[Tensor, ...] = ()
     whole: Tensor | None = None
+    index: Tensor | None = None
 
     def key_bias(self) -> Tensor | None:
         """[B, 1, 1, N] to add to attention logits: log size of each key; None without merging."""
@@ -121,13 +123,15 @@ class Output:
     """One output of the model.  first: for an output with a token axis (axis 1), the position on
     the residual stream of its first row; None for logits, pooled features and the like.  behind:
     how many tokens at the end of the stream are not in it.  members: how many neighbours on the
-    stream one row is made of.  tap: whether it is made of `Stream.taps`."""
+    stream one row is made of.  tap: whether it is made of `Stream.taps`.  rows: [B, K], which row
+    of the dense model's output each is, where that is not the stream's order."""
 
     value: Tensor
     first: int | None = None
     behind: int = 0
     members: int = 1
     tap: bool = False
+    rows: Tensor | None = None
 
     def part(self, tokens: Tensor) -> Tensor:
         """Of [B, N, ...] over the whole stream, what belongs to this output."""
