@@ -44,8 +44,8 @@ class Core:
         else:
             logits = self._logits_op(positions)
         probabilities = b.op("Softmax", logits, axis=-1)
-        if self._rank() == 3:
-            # [(B h), rows, N] → [B, h, rows, N]
+        if self._joined():
+            # [(B h), rows, N] or [1, (B h), rows, N] → [B, h, rows, N]
             dims = [self.batch or -1, self.attention.heads, len(positions), self._keys()]
             return b.reshape(probabilities, dims)
         return probabilities
@@ -69,11 +69,13 @@ class Core:
         heads = self.attention.heads
         if self.attention.form == "op":
             if len(k.shape) == 4:
+                if self._joined():
+                    k = b.reshape(k, [self.batch or -1, heads, self._keys(), int(k.shape[-1])])
                 return b.reduce("Mean", k, [1])
             split = b.reshape(k, [self.batch or -1, 0, heads, int(k.shape[-1]) // heads])
             return b.reduce("Mean", split, [2])
-        if len(k.shape) == 3:
-            k = b.reshape(k, [self.batch or -1, heads, int(k.shape[1]), self._keys()])
+        if self._joined():
+            k = b.reshape(k, [self.batch or -1, heads, int(k.shape[-2]), self._keys()])
         return b.transpose(b.reduce("Mean", k, [1]), [0, 2, 1])
 
     def _check_rank(self) -> None:
@@ -86,6 +88,13 @@ class Core:
 
     def _rank(self) -> int:
         return 4 if self.attention.form == "op" else len(self.product.outputs[0].shape)
+
+    def _joined(self) -> bool:
+        """Whether batch and heads are one axis of the logits."""
+        if self._rank() == 3:
+            return True
+        first = self.product.inputs[0].shape
+        return len(first) == 4 and first[0] == 1 and self.batch != 1
 
     def _keys(self) -> int:
         k = self.product.inputs[1]

@@ -83,7 +83,9 @@ class Rows:
         axes = self.facts.axes[node.outputs[0].name]
         if to_logits:
             # [B, h, rows, columns]; nothing else of them matters here.
-            axes = (self.facts.axes[self.dense_inputs[node.name][0]][0], ax.ONE, ax.ONE, ax.ONE)
+            query = self.facts.axes[self.dense_inputs[node.name][0]]
+            heads = query[1] if len(query) == 4 else ax.ONE
+            axes = (query[0], heads, ax.ONE, ax.ONE)
         key = f"side/{tensor.name}/{edit.axes}/{rank}/{axes[:2]}/{edit.fill}"
         if key not in stage.cache:
             stage.cache[key] = self._gathered(tensor, edit, stage, axes)

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis import effects as fx
-from tcompile.errors import InternalError
+from tcompile.errors import InternalError, ModelError
 from tcompile.ir import BATCH, attr, ints, is_const, replace_uses
 from tcompile.passes.reduce.edit_rows import Rows
 from tcompile.passes.reduce.stage import (
@@ -145,10 +145,20 @@ class Editor(Rows):
         bias = stage.cache[key]
         if node.op == "Softmax":
             logits = node.inputs[0]
-            if len(logits.shape) == 3:
+            joined = len(logits.shape) == 4 and logits.shape[0] == 1 and self.batch != 1
+            if len(logits.shape) == 3 or joined:
                 bias = self._per_head(bias, edit.attention.heads, columns.run, stage)
+            if joined:
+                bias = b.unsqueeze(bias, 0)
             node.inputs[0] = b.op("Add", logits, bias, dtype=logits.dtype, fp32=False)
             return
+        if node.inputs[0].shape[0] == 1 and self.batch != 1:
+            raise ModelError(
+                "its attention has batch and heads on one axis, where merged tokens cannot be "
+                "weighed",
+                where=node.name,
+                hint="export it with an opset of 22 or older, or with batch 1",
+            )
         self.biased.add(node.name)
         mask = node.inputs[3] if len(node.inputs) > 3 else None
         if mask is not None and not mask.is_empty():

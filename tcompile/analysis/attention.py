@@ -151,7 +151,7 @@ def _reader(softmax: gs.Node, facts: Facts) -> gs.Node | None:
 
 def _from_op(node: gs.Node, facts: Facts, index: int) -> Attention:
     q, k, v = node.inputs[:3]
-    heads = shape(q)[1] if len(q.shape) == 4 else int(attr(node, "q_num_heads"))
+    heads = _heads(facts.of(q)[:2]) if len(q.shape) == 4 else int(attr(node, "q_num_heads"))
     return Attention(
         index, "op", node.name, q.name, k.name, v.name, node.name, (),
         node.outputs[0].name, facts.of(q)[-2], facts.of(k)[-2], heads,

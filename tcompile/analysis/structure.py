@@ -135,7 +135,8 @@ def _residual_add(
             other = node.inputs[inside.index(False)]
             stream = _stream(other, above)
             if stream is not None and facts.is_live(stream) and token_axis(facts, stream):
-                return str(stream.name), str(node.outputs[0].name), joined
+                after, beside = _beside(facts, node.outputs[0], stream)
+                return str(stream.name), str(after.name), joined or beside
             joined = joined or (facts.is_live(other) and bool(token_axis(facts, other)))
         if node.op in ("Softmax", "Attention") and len(node.inputs[0].shape) >= 3:
             return None  # the next attention begins: this one had no residual
@@ -143,13 +144,38 @@ def _residual_add(
     return None
 
 
+def _beside(facts: Facts, total: gs.Tensor, stream: gs.Tensor) -> tuple[gs.Tensor, bool]:
+    """Where the sum of stream and attention at once gets something else made of the same stream
+    (an MLP in parallel): the sum with it, and True."""
+    readers = list(total.outputs)
+    if len(readers) != 1 or readers[0].op != "Add" or len(readers[0].inputs) != 2:
+        return total, False
+    first, second = readers[0].inputs
+    other = second if first is total else first
+    if is_const(other) or not token_axis(facts, other):
+        return total, False
+    above = ancestors(other)
+    beside = stream.name in above and total.name not in above
+    return (readers[0].outputs[0], True) if beside else (total, False)
+
+
 def _stream(tensor: gs.Tensor, above: set[str]) -> gs.Tensor | None:
-    """The tensor itself or what it was quantised or cast from, if it is among the ancestors."""
+    """The tensor itself or what it was scaled, quantised or cast from, if it is an ancestor."""
     current: gs.Tensor | None = tensor
     while current is not None and current.name not in above:
-        maker = producer(current)
-        current = maker.inputs[0] if maker is not None and maker.op in PASSING else None
+        current = _unscaled(producer(current))
     return current
+
+
+def _unscaled(node: gs.Node | None) -> gs.Tensor | None:
+    """What a node passes on, at most scaled by a constant."""
+    if node is None:
+        return None
+    if node.op in PASSING or (node.op == "Div" and is_const(node.inputs[1])):
+        return node.inputs[0]
+    if node.op == "Mul" and sum(map(is_const, node.inputs)) == 1:
+        return next(t for t in node.inputs if not is_const(t))
+    return None
 
 
 def ancestors(tensor: gs.Tensor) -> set[str]:
@@ -183,8 +209,8 @@ def _readers(facts: Facts, tensor: gs.Tensor, space: TokenSpace) -> list[tuple[g
     """What reads the tensor and as which operand, also through views that keep every token."""
     found: list[tuple[gs.Node, int]] = []
     for node, operand in consumers(tensor):
-        view = node.op in (*PASSING, "Reshape", "Transpose")
-        if view and operand == 0 and carries(facts, node.outputs[0], space):
+        view = operand == 0 and node.op in ("Reshape", "Transpose")
+        if (view or _unscaled(node) is tensor) and carries(facts, node.outputs[0], space):
             found += _readers(facts, node.outputs[0], space)
         else:
             found.append((node, operand))
