@@ -40,7 +40,8 @@ def token_outputs(
 
     `reduced`: adds `token_index` [B, K] (−1: a fused token), and after merging `token_owner` [B, N]
     and `token_size` [B, K]; further outputs of another depth or range get `_NAME` appended. Where
-    tokens were only ever dropped, outputs of every depth have the tokens that are left at the end.
+    tokens were only ever dropped, outputs of every depth have the tokens that are left at the end;
+    a grid from before the first reduction stays whole.
     `restored`: each dense token gets the row of its owner.
     """
     b, space = editor.b, editor.space
@@ -54,7 +55,7 @@ def token_outputs(
             if place.stage:
                 _restore(editor, name, stage)
             continue
-        if dropped and place.stage < last:
+        if dropped and place.stage < last and place.span == 1:
             _catch_up(editor, stages, name, place, last)
             stage = stages[last]
         elif place.stage == 0:

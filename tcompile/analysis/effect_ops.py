@@ -133,7 +133,7 @@ class Rules:
         edits: list[Edit] = []
         for axis, (_, _, step) in (tf.slice_bounds(node) or {}).items():
             whole = self.run(node.inputs[0], axis)
-            if whole is None or self._takes_all(node, axis):
+            if whole is None or (step == 1 and self._takes_all(node, axis)):
                 continue
             self._needs_plain(node, axis)
             dim = self.dims(node.inputs[0])[axis]

@@ -16,7 +16,7 @@ from tcompile.analysis.facts import Facts
 from tcompile.analysis.groups import VIEWS
 from tcompile.analysis.space import TokenSpace
 from tcompile.analysis.transfer_grid import tiled_pool
-from tcompile.ir import attr, producer
+from tcompile.ir import attr, producer, shape
 
 #: Ops that always rearrange what a grid of tokens holds, even where both sides can be located.
 _REGROUPING = ("SpaceToDepth", "DepthToSpace", "AveragePool", "MaxPool")
@@ -118,6 +118,9 @@ class Walker(Joins):
         maker = producer(out)
         name, op = (maker.name, maker.op) if maker is not None else (str(out.name), "input")
         why = ""
+        cut = self.cuts.get(out.name)
+        if cut is not None and cut[1].region:
+            return  # outside of the block that tokens bypass, the stream is whole
         if self.region_of(out.name) is not None:
             why = "is written inside the block that tokens bypass"
         elif out.name in self.regions:
@@ -292,8 +295,15 @@ def _mixed(node: gs.Node, tensor: gs.Tensor) -> list[int]:
     """The axes of an operand that the node mixes positions along; all where that is unknown."""
     rank = len(tensor.shape)
     rows = tf.ELEMENTWISE.split() + tf.BROADCAST.split() + tf.VIEWS.split()
-    if node.op in rows or node.op in ("Transpose", "Expand", "Concat", "Slice", "Split"):
+    if node.op in rows or node.op in ("Transpose", "Expand"):
         return []
+    if node.op in ("Concat", "Split"):
+        return [int(attr(node, "axis", 0)) % rank]
+    if node.op == "Slice":
+        bounds = tf.slice_bounds(node)
+        if bounds is not None:
+            sizes = shape(tensor)
+            return [a for a, b in bounds.items() if b != (0, sizes[a], 1)]
     if node.op in ("MatMul", "Gemm"):
         i, j = contracted(node)
         return [(i if tensor is node.inputs[0] else j) % rank]
