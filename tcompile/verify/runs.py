@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tcompile.errors import UsageError
 from tcompile.manifest import TensorEntry, describe_tensors
+from tcompile.verify.choice import is_bookkeeping
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,14 +32,27 @@ class Signature:
     preprocessing: Mapping[str, Any]
 
     @property
+    def packed(self) -> bool:
+        """Whether the rows of the first input are the patches of one sample, not samples."""
+        return bool(self.inputs) and _packed(self.inputs[0])
+
+    def rows(self, tensor: TensorEntry) -> tuple[int | str, ...]:
+        """The shape of one sample of an input."""
+        return tuple(tensor.shape if self.packed else tensor.shape[1:])
+
+    @property
     def batch(self) -> int | None:
         """The fixed batch size, or None when any will do."""
+        if self.packed:
+            return 1
         first = self.inputs[0].shape[0] if self.inputs and self.inputs[0].shape else 1
         return first if isinstance(first, int) else None
 
     @property
     def image_input(self) -> TensorEntry | None:
-        """The first floating-point input of four axes, if there is one."""
+        """The first floating-point input of four axes, or of packed patches, if there is one."""
+        if self.packed:
+            return self.inputs[0]
         images = (t for t in self.inputs if len(t.shape) == 4 and t.dtype.startswith("float"))
         return next(images, None)
 
@@ -54,6 +68,13 @@ class Samples:
 
     def __len__(self) -> int:
         return len(next(iter(self.arrays.values())))
+
+
+def _packed(tensor: TensorEntry | TensorInfo) -> bool:
+    """A static [N, C] of floats with several rows: patches, as the Qwen processors pack them."""
+    shape = tensor.shape
+    static = len(shape) == 2 and all(isinstance(d, int) for d in shape)
+    return static and shape[0] != 1 and str(tensor.dtype).startswith("float")
 
 
 def signature(path: str | Path) -> Signature:
@@ -94,7 +115,7 @@ def samples_for(
     if len(lengths) != 1 or 0 in lengths:
         raise UsageError("arrays must hold the same number of samples", where=str(path))
     missing = [t for t in model.inputs if t.name not in arrays]
-    rest = {t.name: _placeholder(t, lengths.pop()) for t in missing} if missing else {}
+    rest = {t.name: _placeholder(model, t, max(lengths)) for t in missing} if missing else {}
     total = len(next(iter(arrays.values())))
     return Samples({**arrays, **rest}, f"{total} samples from {path.name}", real=True)
 
@@ -123,12 +144,15 @@ def run_all(path: str | Path, samples: Samples, *, threads: int | None = None) -
     from tcompile.targets.backends.ort import OrtRunner
 
     runner = OrtRunner(Path(path), threads=threads)
+    packed = bool(runner.inputs) and _packed(runner.inputs[0])
     first = runner.inputs[0].shape[:1] if runner.inputs else ()
-    fixed = first[0] if first and isinstance(first[0], int) else None
+    fixed = 1 if packed else first[0] if first and isinstance(first[0], int) else None
     kept: dict[str, list[Array]] = {tensor.name: [] for tensor in runner.outputs}
     for arrays, true_rows in batches(samples, fixed):
         size = len(next(iter(arrays.values())))
         for name, array in runner.run(feed(runner.inputs, arrays)).items():
+            if packed and not is_bookkeeping(name):
+                array = array[np.newaxis]  # what it says of the tokens has a batch of 1 already
             kept[name].append(_batch_first(array, size)[:true_rows])
     return {name: np.concatenate(parts) for name, parts in kept.items() if parts}
 
@@ -149,7 +173,12 @@ def feed(
     missing = [tensor.name for tensor in inputs if tensor.name not in arrays]
     if missing:
         raise UsageError(f"no data for input '{missing[0]}'", hint="name it in an .npz file")
-    return {t.name: arrays[t.name].astype(t.dtype, copy=False) for t in inputs}
+    found = {t.name: arrays[t.name].astype(t.dtype, copy=False) for t in inputs}
+    # Packed patches have no batch axis: the one sample stands for itself.
+    return {
+        t.name: found[t.name][0] if found[t.name].ndim == len(t.shape) + 1 else found[t.name]
+        for t in inputs
+    }
 
 
 def _random(model: Signature, count: int, seed: int) -> Samples:
@@ -158,21 +187,21 @@ def _random(model: Signature, count: int, seed: int) -> Samples:
     rng = np.random.default_rng(seed)
     arrays: dict[str, Array] = {}
     for tensor in model.inputs:
-        shape = [count, *(_size(d) for d in tensor.shape[1:])]
+        shape = [count, *(_size(d) for d in model.rows(tensor))]
         if tensor.dtype.startswith("float"):
             arrays[tensor.name] = rng.standard_normal(shape).astype(tensor.dtype)
         else:
-            arrays[tensor.name] = _placeholder(tensor, count)
+            arrays[tensor.name] = _placeholder(model, tensor, count)
     if not arrays:
         raise UsageError("the model has no inputs", where=str(model.path))
     return Samples(arrays, f"{count} random inputs (seed {seed})", real=False)
 
 
-def _placeholder(tensor: TensorEntry, count: int) -> Array:
+def _placeholder(model: Signature, tensor: TensorEntry, count: int) -> Array:
     """Ones: right for masks and harmless for ids."""
     import numpy as np
 
-    return np.ones([count, *(_size(d) for d in tensor.shape[1:])], dtype=tensor.dtype)
+    return np.ones([count, *(_size(d) for d in model.rows(tensor))], dtype=tensor.dtype)
 
 
 def _size(dim: int | str) -> int:
@@ -231,7 +260,7 @@ def _read_images(model: Signature, path: Path) -> dict[str, Array]:
     if not files:
         raise UsageError("no images in this folder", where=str(path))
     images = [load_image(file, model.preprocessing) for file in files]
-    return {tensor.name: np.concatenate(images)}
+    return {tensor.name: np.stack(images) if model.packed else np.concatenate(images)}
 
 
 def _checked(model: Signature, name: str, array: Array, path: Path) -> Array:
@@ -239,14 +268,15 @@ def _checked(model: Signature, name: str, array: Array, path: Path) -> Array:
     import numpy as np
 
     tensor = next(t for t in model.inputs if t.name == name)
-    if array.ndim == len(tensor.shape) - 1:
+    rows = model.rows(tensor)
+    if array.ndim == len(rows):
         array = array[np.newaxis]
-    fits = array.ndim == len(tensor.shape) and all(
+    fits = array.ndim == len(rows) + 1 and all(
         want == got or isinstance(want, str)
-        for want, got in zip(tensor.shape[1:], array.shape[1:], strict=True)
+        for want, got in zip(rows, array.shape[1:], strict=True)
     )
     if not fits:
-        want_text = " × ".join(map(str, ("n", *tensor.shape[1:])))
+        want_text = " × ".join(map(str, ("n", *rows)))
         have = " × ".join(map(str, array.shape))
         raise UsageError(f"input '{name}' is {want_text}, the data {have}", where=str(path))
     return array
