@@ -54,7 +54,9 @@ def scores(name: str, chances: Array, before: Array, tokens: Tokens) -> Array:
         count = before.shape[1]
         m = isqrt(count - 1) + 1
         picks = [((2 * i + 1) * count) // (2 * m) for i in range(m)]
-        rows = before[:, picks] + tokens.before
+        # Groups only stand together once the first tokens have left.
+        stream = np.sort(before, axis=1) if count == tokens.patches else before
+        rows = stream[:, picks] + tokens.before
     chances = np.take_along_axis(chances, rows[:, None, :, None], axis=2)
     # Keys that an earlier cut dropped have no part in the softmax.
     alive = np.zeros((batch, 1, 1, length))
