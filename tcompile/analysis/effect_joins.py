@@ -29,7 +29,8 @@ class Joins(Rules):
             mask = node.op == "Attention" and i == 3
             if live and (0 < own < stage or not (mask or node.op in _TOGETHER)):
                 raise BarrierError(f"joins reduced tokens with '{tensor.name}', which has others")
-            if live and own == 0:
+            # A merged token is masked as the token it was merged into; features would need merging.
+            if live and own == 0 and not (mask or node.name in self._chains):
                 barrier = Barrier(node.name, node.op, f"joins '{tensor.name}' of every token")
                 self.result.merge_barriers.append(barrier)
             fill = self.facts.unrotated.get(tensor.name) if node.op == "Mul" else None

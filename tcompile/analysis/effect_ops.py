@@ -46,6 +46,7 @@ class Rules:
     ) -> None:
         self.facts, self.space, self.attentions, self.result = facts, space, attentions, result
         self._contexts = {a.context for a in attentions.values()}
+        self._chains = {n for a in attentions.values() for n in a.chain}
         self._dims = known
         self._rules = self._table()
 

@@ -150,7 +150,7 @@ def test_no_transformer_is_one_line() -> None:
 
 
 def test_a_mask_among_the_inputs_follows_the_tokens() -> None:
-    """It lines up with the keys; a merged token would need a mask of its own."""
+    """It lines up with the keys; a merged token is masked as the one it was merged into."""
     model = build_vit(VitSpec(depth=2), random_weights(VitSpec(depth=2)))
     mask = onnx.helper.make_tensor_value_info("mask", onnx.TensorProto.FLOAT, [1, 1, 1, 17])
     model.graph.input.append(mask)
@@ -161,7 +161,7 @@ def test_a_mask_among_the_inputs_follows_the_tokens() -> None:
     model.graph.node.insert(at, add)
     found = analyse(normalize(model).graph).sites
     sites = {s.name: s.reduced for s in found if not s.until}
-    assert {v.reason for v in sites.values()} == {""}
-    joins = "in block 1, Add 'add_mask' joins 'mask' of every token"
-    assert sites["attn:0"].merge == sites["block:0"].merge == joins
-    assert sites["attn:1"].merge == sites["output"].merge == ""
+    assert {v.reason for v in sites.values()} == {v.merge for v in sites.values()} == {""}
+    joins = "in block 1, Add 'add_mask' joins 'mask', which has no row for a fused token"
+    assert sites["attn:0"].fuse == sites["block:0"].fuse == joins
+    assert sites["attn:1"].fuse == sites["output"].fuse == ""
