@@ -19,15 +19,13 @@ from tcompile.passes.normalize.infer import infer
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.bypass import Bypass, copies, returned
 from tcompile.passes.reduce.check import check_schedule, raise_on_barrier
-from tcompile.passes.reduce.core import Core
 from tcompile.passes.reduce.edits import Editor, redirect
 from tcompile.passes.reduce.moving import from_rows, to_rows
 from tcompile.passes.reduce.outputs import Carried, carried, token_outputs
-from tcompile.passes.reduce.reducers import ReducerInput, find_reducer
-from tcompile.passes.reduce.scores import ScoreInput, find_score
-from tcompile.passes.reduce.segments import Cores, by_segment
+from tcompile.passes.reduce.reducers import find_reducer
 from tcompile.passes.reduce.stage import Stage, index_on_run
-from tcompile.planning.schedule import Reduction, Schedule
+from tcompile.passes.reduce.steps import Step, Steps
+from tcompile.planning.schedule import Schedule
 from tcompile.plugins.spec import add_functions
 
 
@@ -56,7 +54,7 @@ def reduce_graph(
     """
     if outputs not in ("reduced", "restored"):
         raise UsageError(f"'{outputs}' is not reduced or restored", where="--outputs")
-    sites = check_schedule(analysis, schedule, outputs)
+    steps = check_schedule(analysis, schedule, outputs)
     graph = dense.copy()
     if not schedule.reductions:
         return ReducedGraph(graph, frozenset(), {})
@@ -65,15 +63,15 @@ def reduce_graph(
         restorable = analysis.restorable
         if not _in_groups(analysis, schedule):
             analysis = replace(analysis, space=replace(analysis.space, grouping=None))
-    cuts = [s.cut(graph) for s in sites]
+    cuts = [s.site.cut(graph) for s in steps]
     found = effects(
         graph, analysis.facts, analysis.space, analysis.attentions, cuts, restorable=restorable
     )
     raise_on_barrier(found, schedule)
     rewriter = _Rewriter(
-        graph, analysis, found, {s.name: c for s, c in zip(sites, cuts, strict=True)}
+        graph, analysis, found, {s.site.name: c for s, c in zip(steps, cuts, strict=True)}
     )
-    rewriter.run(list(zip(sites, schedule.reductions, strict=True)), outputs)
+    rewriter.run(steps, outputs)
     edits = {n: [type(e).__name__ for e in es] for n, es in found.edits.items()}
     return ReducedGraph(graph, frozenset(rewriter.b.fp32), edits)
 
@@ -82,7 +80,7 @@ def _in_groups(analysis: Analysis, schedule: Schedule) -> bool:
     """Whether every reduction takes whole groups, so that the model may join them."""
     grouping, segments = analysis.space.grouping, analysis.space.segments
     return grouping is not None and all(
-        r.reducer.name == "topk" and r.keep % (grouping.members * segments) == 0
+        find_reducer(r.reducer.name).groups and r.keep % (grouping.members * segments) == 0
         for r in schedule.reductions
     )
 
@@ -106,9 +104,11 @@ class _Rewriter:
         self.editor = Editor(
             self.b, analysis.space, self.batch, analysis.facts, inputs, current=dict(tensors)
         )
+        self.fixed = analysis.space.prefix + analysis.space.suffix
+        self.steps = Steps(self.b, analysis, found, self.nodes, self.batch, self.stages)
 
-    def run(self, steps: list[tuple[Site, Reduction]], outputs: str) -> None:
-        pending = {site.tensor: (site, step) for site, step in steps}
+    def run(self, steps: list[Step], outputs: str) -> None:
+        pending = {step.site.tensor: step for step in steps}
         returning: dict[str, Bypass] = {}
         dense_outputs = [str(o.name) for o in self.graph.outputs]
         for node in list(self.graph.nodes):
@@ -124,11 +124,11 @@ class _Rewriter:
                 if name in returning:
                     self._return(out, returning.pop(name))
                 if name in pending:
-                    site, step = pending.pop(name)
-                    if site.until:
-                        returning[site.until] = self._bypass_at(name, site, step)
+                    step = pending.pop(name)
+                    if step.site.until:
+                        returning[step.site.until] = self._bypass_at(name, step)
                     else:
-                        self._reduce_at(out, site, step)
+                        self._reduce_at(out, step)
         if pending:
             raise InternalError(f"sites {list(pending)} were not reached")
         self._outputs(dense_outputs, outputs)
@@ -172,60 +172,16 @@ class _Rewriter:
             raise InternalError("a legal site has no stream layout", where=site.name)
         return layout
 
-    def _input(
-        self, rows: gs.Tensor, width: int, core: Core, stage: Stage, site: Site, step: Reduction
-    ) -> ReducerInput:
-        """What the reducer of a step is given, its score computed."""
-        b, space = self.b, self.analysis.space
-        score = None
-        if step.score is not None:
-            b.scope(f"{site.name.replace(':', '_')}/score")
-            score = self._score(rows, core, stage, step.score.name)
-        b.scope(f"{site.name.replace(':', '_')}/{step.reducer.name}")
-        grouping = space.grouping if self.found.grouped else None
-        table = None if grouping is None else grouping.table(space.whole_patches or ())
-        return ReducerInput(
-            b, rows, width, score, core, stage, space.prefix, space.suffix, space.patches,
-            step.keep,
-            step.reducer.parameters, table,
-        )  # fmt: skip
-
-    def _score(self, rows: gs.Tensor, core: Core, stage: Stage, name: str) -> gs.Tensor:
-        """[B, T]; where the block's attentions see segments apart, each scores its own."""
-        b, space, cls = self.b, self.analysis.space, self.analysis.cls or 0
-        if not isinstance(core, Cores) or name == "norm":
-            return find_score(name)(ScoreInput(b, core, rows, space.prefix, stage.count, cls))
-        parts: list[gs.Tensor] = []
-        for one in core.cores:
-            run = Run(*space.runs[one.attention.columns])
-            count = run.size(space, stage.count)
-            parts.append(find_score(name)(ScoreInput(b, one, rows, 0, count, cls)))
-        return b.concat(parts, 1)
-
-    def _core(self, block: int, nodes: dict[str, gs.Node]) -> Core:
-        """The attention of a block; the several that see segments apart, as one."""
-        attentions = self.analysis.blocks[block].attentions
-        cores = [Core(self.b, a, nodes, self.batch) for a in attentions]
-        apart = attentions[0].columns != self.analysis.space.axis
-        return Cores(cores) if apart else cores[0]
-
-    def _reduce_with(self, given: ReducerInput, name: str) -> tuple[gs.Tensor, Stage]:
-        segments = self.analysis.space.segments
-        reducer = find_reducer(name)
-        return reducer(given) if segments == 1 else by_segment(reducer, given, segments)
-
-    def _reduce_at(self, stream: gs.Tensor, site: Site, step: Reduction) -> None:
-        b, space, stage = self.b, self.analysis.space, self.stages[-1]
+    def _reduce_at(self, stream: gs.Tensor, step: Step) -> None:
+        b, site, stage = self.b, step.site, self.stages[-1]
         name = str(stream.name)
         layout = self._layout(name, site)
         readers = self.readers[name]
-        core = self._core(site.block, self.nodes)
-        fixed = space.prefix + space.suffix
-        b.scope(f"{site.name.replace(':', '_')}/{step.reducer.name}")
-        rows = to_rows(b, stream, layout, fixed + stage.count)
+        core = self.steps.core(site.block)
+        b.scope(f"{site.name.replace(':', '_')}/{step.reduction.reducer.name}")
+        rows = to_rows(b, stream, layout, self.fixed + stage.count)
         width = ax.size(self.analysis.facts.axes[name][layout.features])
-        given = self._input(rows, width, core, stage, site, step)
-        reduced, after = self._reduce_with(given, step.reducer.name)
+        reduced, after = self.steps.run(step, rows, width, core, stage)
         new = self._stream(name, reduced, layout, after)
         self.editor.current[name] = new
         redirect(stream, new, readers, self.graph)
@@ -239,20 +195,20 @@ class _Rewriter:
         new.shape = self._shape(name, after)
         return new
 
-    def _bypass_at(self, name: str, site: Site, step: Reduction) -> Bypass:
+    def _bypass_at(self, name: str, step: Step) -> Bypass:
         """Let the nodes around which tokens are bypassed read the kept ones only."""
-        b, space, blocks = self.b, self.analysis.space, self.analysis.blocks
+        b, site, space, blocks = self.b, step.site, self.analysis.space, self.analysis.blocks
         stream = self.editor.current[name]
         layout = self._layout(name, site)
-        scope = site.name.replace(":", "_")
-        b.scope(f"{scope}/score")
+        b.scope(f"{site.name.replace(':', '_')}/score")
         region = [self.nodes[n] for n in self.order if n in self.cuts[site.name].region]
-        core = self._core(site.block, {**self.nodes, **copies(b, region, blocks[site.block])})
-        b.scope(f"{scope}/{step.reducer.name}")
+        nodes = {**self.nodes, **copies(b, region, blocks[site.block])}
+        core = self.steps.core(site.block, nodes)
         rows = to_rows(b, stream, layout, space.total)
         width = ax.size(self.analysis.facts.axes[name][layout.features])
-        given = self._input(rows, width, core, self.stages[0], site, step)
-        reduced, after = self._reduce_with(given, step.reducer.name)
+        reduced, after = self.steps.run(step, rows, width, core, self.stages[0])
+        assert after.index is not None
+        self.steps.through[site.block] = after.index
         new = self._stream(name, reduced, layout, after)
         replace_uses(stream, new, region)
         return Bypass(rows, after)

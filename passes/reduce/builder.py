@@ -117,6 +117,11 @@ class Builder:
         to = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
         return self.op("Cast", x, dtype=dtype, to=to, **kw)
 
+    def corner(self, x: gs.Tensor) -> Any:
+        """[B, 1] bool, one for each image: numbers made from it can take the batch from it."""
+        first = self.slice(self.slice(x, 1, 0, 1), 2, 0, 1)
+        return self.cast(self.reshape(first, [-1, 1]), np.bool_)
+
     def reduce(self, kind: str, x: gs.Tensor, axes: Sequence[int], keepdims: int = 0) -> Any:
         """ReduceMean, ReduceSum…: axes moved from attribute to input at opset 18 (Sum: 13)."""
         if self.graph.opset >= (13 if kind == "Sum" else 18):

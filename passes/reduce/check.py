@@ -2,132 +2,191 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tcompile.analysis.effects import Effects
 from tcompile.analysis.model import Analysis
 from tcompile.analysis.sites import Site
 from tcompile.errors import UsageError
-from tcompile.passes.reduce.reducers import check_parameters, find_reducer
-from tcompile.passes.reduce.scores import find_score
+from tcompile.passes.reduce.reducers import filled_reducer, find_reducer
+from tcompile.passes.reduce.reducers.base import Ask, Grid, Reducer
+from tcompile.passes.reduce.scores import leaves
+from tcompile.passes.reduce.steps import Step
 from tcompile.planning.schedule import Reduction, Schedule
 
 
-def check_schedule(analysis: Analysis, schedule: Schedule, outputs: str = "reduced") -> list[Site]:
-    """The sites of a schedule, in order.
+def check_schedule(analysis: Analysis, schedule: Schedule, outputs: str = "reduced") -> list[Step]:
+    """The steps of a schedule, in order.
 
     Args:
         outputs: `reduced`, or `restored`, which makes sites legal that need every token at the end.
 
     Raises:
-        UsageError: for another model, unknown or illegal site, counts that do not shrink.
+        UsageError: for another model, unknown or illegal site, counts that do not shrink, a score
+            or reducer that the model has no room for.
     """
     if schedule.model != analysis.shape:
         raise UsageError(
             f"made for {schedule.model}, the model has {analysis.shape}", where="schedule"
         )
     order = {s.name: i for i, s in enumerate(analysis.sites)}
-    count, last = analysis.shape.patches, -1
-    sites: list[Site] = []
-    for step in schedule.reductions:
-        find_reducer(step.reducer.name)
-        check_parameters(step.reducer)
-        if step.score is not None:
-            find_score(step.score.name)
-            check_parameters(step.score)
-        site = analysis.site(step.site)
+    whole = dense_grid(analysis)
+    count, grid, last = analysis.shape.patches, whole, -1
+    steps: list[Step] = []
+    for one in schedule.reductions:
+        site = analysis.site(one.site)
         if site is None:
-            raise UsageError(f"no site '{step.site}'", where="schedule",
+            raise UsageError(f"no site '{one.site}'", where="schedule",
                              hint="`tcompile inspect` lists them")  # fmt: skip
-        if (site.until != "") != (step.reducer.name == "bypass"):
+        reducer, values = find_reducer(one.reducer.name), filled_reducer(one.reducer)
+        _check_place(analysis, site, one, outputs)
+        if order[site.name] <= last:
+            raise UsageError(f"site '{site.name}' is out of order", where="schedule")
+        if steps:
+            _check_after(steps[-1].site, site)
+        _check_score(analysis, site, one)
+        if site.until:
+            count, grid = analysis.shape.patches, whole
+        ask = _check_count(one, count, site.step(outputs), analysis.space.segments, grid, values)
+        steps.append(Step(site, one, grid))
+        count, last = (count if site.until else one.keep), order[site.name]
+        grid = grid if site.until else reducer.grid(ask)
+    return steps
+
+
+def dense_grid(analysis: Analysis) -> Grid:
+    """The grid (h, w) or (t, h, w) of the patches in raster order; empty where they are none."""
+    axis = analysis.space.whole_patches or ()
+    plain = len({d.root for d in axis}) == len(axis) and len(axis) in (2, 3)
+    return tuple(d.size for d in axis) if plain else ()
+
+
+def _check_place(analysis: Analysis, site: Site, one: Reduction, outputs: str) -> None:
+    """Whether the reducer may work at the site."""
+    reducer = find_reducer(one.reducer.name)
+    if (site.until != "") != reducer.around:
+        raise UsageError(
+            f"site '{site.name}' and reducer '{reducer.name}' do not go together",
+            where="schedule",
+            hint="tokens are bypassed around a block (around:I), and only there",
+        )
+    reason = site.verdict(outputs).of(reducer.traits)
+    space = analysis.space
+    grouped = site.step(outputs) // space.segments
+    if not reason and grouped > 1 and not reducer.groups:
+        reason = f"tokens leave in whole groups of {grouped}, which '{reducer.name}' would break"
+    if not reason and space.segments > 1 and not reducer.segments:
+        reason = f"as many tokens leave each of {space.segments} segments of the tokens, which " \
+                 f"'{reducer.name}' does not see to"  # fmt: skip
+    if reason:
+        raise UsageError(
+            f"site '{site.name}' is illegal: {reason}", where="schedule",
+            hint=_nearest_legal(analysis, site, reducer, outputs),
+        )  # fmt: skip
+
+
+def _check_after(before: Site, site: Site) -> None:
+    """Whether a step may follow another."""
+    # Scores read Q and K, merging reads K: they must still have the tokens of the stream.
+    if (before.until == "") != (site.until == ""):
+        raise UsageError("bypass does not mix with tokens that leave for good", where="schedule")
+    if before.block == site.block:
+        raise UsageError(
+            f"site '{site.name}' reads an attention whose tokens were already reduced at "
+            f"'{before.name}'",
+            where="schedule",
+            hint="reduce once in a block",
+        )
+
+
+def _check_score(analysis: Analysis, site: Site, one: Reduction) -> None:
+    """Whether the model has what the score reads."""
+    reducer = find_reducer(one.reducer.name)
+    if one.score is None:
+        if reducer.scored:
+            raise UsageError(f"reducer '{reducer.name}' needs a score",
+                             where=f"schedule, site '{one.site}'")  # fmt: skip
+        return
+    for score, values in leaves(one.score):
+        if score.attention and not site.scored:
             raise UsageError(
-                f"site '{site.name}' and reducer '{step.reducer.name}' do not go together",
-                where="schedule",
-                hint="tokens are bypassed around a block (around:I), and only there",
-            )
-        reason = site.verdict(outputs).of(step.reducer.name)
-        if reason:
-            raise UsageError(
-                f"site '{site.name}' is illegal: {reason}", where="schedule",
-                hint=_nearest_legal(analysis, site, step.reducer.name, outputs),
-            )  # fmt: skip
-        if step.score is not None and step.score.name in ("cls", "attn") and not site.scored:
-            raise UsageError(
-                f"score '{step.score.name}' reads the attention of block {site.block}, which is "
+                f"score '{score.name}' reads the attention of block {site.block}, which is "
                 "not over all the tokens",
                 where="schedule",
                 hint="use the score norm there",
             )
-        if site.until:
-            count = analysis.shape.patches
-        if not 1 <= step.keep < count:
-            raise UsageError(
-                f"site '{site.name}' keeps {step.keep} of {count} tokens; it must keep fewer, and "
-                "at least one",
-                where="schedule",
-            )
-        _check_count(step, count, site.step(outputs), analysis.space.segments)
-        if order[site.name] <= last:
-            raise UsageError(f"site '{site.name}' is out of order", where="schedule")
-        # Scores read Q and K, merging reads K: they must still have the tokens of the stream.
-        if sites and (sites[-1].until == "") != (site.until == ""):
-            raise UsageError("bypass does not mix with tokens that leave for good",
-                             where="schedule")  # fmt: skip
-        if sites and sites[-1].block == site.block:
-            raise UsageError(
-                f"site '{site.name}' reads an attention whose tokens were already reduced at "
-                f"'{sites[-1].name}'",
-                where="schedule",
-                hint="reduce once in a block",
-            )
-        count, last = (count if site.until else step.keep), order[site.name]
-        sites.append(site)
-    return sites
+        for need in score.needs(values):
+            if not _has(analysis, need):
+                raise UsageError(
+                    f"score '{score.name}' needs {NEEDS[need]}, which this model has not",
+                    where="schedule",
+                    hint="`tcompile methods` says what each method needs",
+                )
 
 
-def _check_count(step: Reduction, count: int, group: int, segments: int) -> None:
+#: What a score may need of a model.
+NEEDS = {
+    "cls": "a CLS token that the model reads",
+    "grid": "patches in a grid of rows and columns",
+    "frames": "a video's frames",
+    "probe": "a learned query that pools the tokens",
+}
+
+
+def _has(analysis: Analysis, need: str) -> bool:
+    """Whether the model has what a score needs."""
+    grid = dense_grid(analysis)
+    if need == "probe":
+        return any(a.columns == analysis.space.axis != a.rows for a in analysis.attentions)
+    return {"cls": analysis.has_cls, "grid": len(grid) >= 2, "frames": len(grid) == 3}[need]
+
+
+def _check_count(
+    one: Reduction, count: int, group: int, segments: int, grid: Grid, values: dict[str, Any]
+) -> Ask:
     """What the reducer can do with the count it is given, before anything is written."""
-    where = f"schedule, site '{step.site}'"
-    if step.keep % group:
-        near = -(-step.keep // group) * group
+    where = f"schedule, site '{one.site}'"
+    ask = Ask(count // segments, one.keep // segments, values, grid)
+    reducer = find_reducer(one.reducer.name)
+    if not reducer.returns and not 1 <= one.keep < count:
         raise UsageError(
-            f"tokens leave {group} at a time there, and {step.keep} is no multiple of it",
+            f"site '{one.site}' keeps {one.keep} of {count} tokens; it must keep fewer, and "
+            "at least one",
+            where="schedule",
+        )
+    if one.keep % group:
+        near = -(-one.keep // group) * group
+        raise UsageError(
+            f"tokens leave {group} at a time there, and {one.keep} is no multiple of it",
             where=where,
             hint=f"keep {near}",
         )
-    if step.reducer.name != "merge" and step.score is None:
-        raise UsageError(f"reducer '{step.reducer.name}' needs a score", where=where)
-    if step.reducer.name == "fuse" and step.keep < 2:
-        raise UsageError(
-            "a fused token needs at least one token kept beside it", where=where, hint="keep more"
-        )
-    most = segments * (count // segments // 2)
-    if step.reducer.name == "merge" and count - step.keep > most:
-        raise UsageError(
-            f"at most {most} of {count} tokens can merge in one step, not {count - step.keep}",
-            where=where,
-            hint=f"keep at least {count - most} there",
-        )
+    problem = reducer.problem(ask)
+    if problem:
+        raise UsageError(problem, where=where, hint="keep more")
+    return ask
 
 
-def _nearest_legal(analysis: Analysis, site: Site, reducer: str, outputs: str) -> str:
+def _nearest_legal(analysis: Analysis, site: Site, reducer: Reducer, outputs: str) -> str:
     names = [s.name for s in analysis.sites]
     here = names.index(site.name)
     sites = [(i, s) for i, s in enumerate(analysis.sites) if bool(s.until) == bool(site.until)]
-    legal = [i for i, s in sites if not s.verdict(outputs).of(reducer)]
+    legal = [i for i, s in sites if not s.verdict(outputs).of(reducer.traits)]
     if legal:
         return f"the nearest legal site is '{names[min(legal, key=lambda i: abs(i - here))]}'"
-    if outputs == "reduced" and not site.restored.of(reducer):
+    if outputs == "reduced" and not site.restored.of(reducer.traits):
         return "--outputs restored makes it legal: outputs get every token back"
     around = [s.name for s in analysis.sites if s.until and s.legal]
     if around and not site.until:
         return f"tokens can be bypassed around a block: --method bypass ({', '.join(around)})"
-    if reducer in ("merge", "fuse") and any(s.legal for _, s in sites):
+    if reducer.name != "topk" and any(s.legal for _, s in sites):
         return "tokens can leave there without merging: --method topk"
     return "this model has no legal site"
 
 
 def raise_on_barrier(found: Effects, schedule: Schedule) -> None:
-    reducers = {r.reducer.name for r in schedule.reductions}
-    barriers = found.barriers + (found.merge_barriers if "merge" in reducers else [])
-    barriers += found.fuse_barriers if "fuse" in reducers else []
+    traits = {t for r in schedule.reductions for t in find_reducer(r.reducer.name).traits}
+    barriers = found.barriers + (found.merge_barriers if "merge" in traits else [])
+    barriers += found.fuse_barriers if "fuse" in traits else []
     if barriers:
         raise UsageError(f"tokens cannot leave as scheduled: {barriers[0]}", where="schedule")

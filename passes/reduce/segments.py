@@ -15,7 +15,7 @@ from tcompile.passes.reduce.core import Core
 from tcompile.passes.reduce.stage import Stage
 
 if TYPE_CHECKING:
-    from tcompile.passes.reduce.reducers import Reducer, ReducerInput
+    from tcompile.passes.reduce.reducers.base import Reducer, ReducerInput
 
 
 class Cores(Core):
@@ -70,7 +70,7 @@ def by_segment(reducer: Reducer, given: ReducerInput, segments: int) -> tuple[gs
         stage=_folded(b, before, segments, each, table),
         prefix=0, suffix=0, patches=each, keep=keep, table=table,
     )  # fmt: skip
-    reduced, after = reducer(inner)
+    reduced, after = reducer.run(inner)
     whole_again = _unfolded(b, after, segments, each, count, table)
     return given.joined(rows(reduced, given.keep), fp32=False), whole_again
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import onnx_graphsurgeon as gs
@@ -31,9 +31,10 @@ class Verdict:
     merge: str = ""
     fuse: str = ""
 
-    def of(self, reducer: str) -> str:
-        """The reason against one reducer."""
-        return {"merge": self.merge, "fuse": self.fuse}.get(reducer, self.reason)
+    def of(self, traits: Iterable[str]) -> str:
+        """The reason against a reducer that merges or fuses, or does neither."""
+        against = [{"merge": self.merge, "fuse": self.fuse}[t] for t in sorted(traits)]
+        return next(filter(None, [self.reason, *against]), "")
 
 
 def never(why: str) -> Verdict:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from tcompile.passes.reduce.reducers.base import Reducer, ReducerInput
 from tcompile.passes.reduce.reducers.common import choose
 from tcompile.passes.reduce.stage import Stage
-
-if TYPE_CHECKING:
-    from tcompile.passes.reduce.reducers import ReducerInput
 
 
 def bypass(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
@@ -30,3 +26,6 @@ def bypass(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
     owner = b.op("ScatterElements", nowhere, index, slots, dtype=np.int64, axis=1)
     after = Stage(given.keep, index=index, local=index, owner=owner)
     return given.joined(kept, fp32=False), after
+
+
+REDUCER = Reducer("bypass", bypass, segments=True, around=True)

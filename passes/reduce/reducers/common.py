@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from tcompile.errors import UsageError
 from tcompile.passes.reduce.builder import Builder
-
-if TYPE_CHECKING:
-    from tcompile.passes.reduce.reducers import ReducerInput
+from tcompile.passes.reduce.reducers.base import ReducerInput
 
 #: TensorRT's TopK refuses a larger K (FACTS B.6).
 TOPK_LIMIT = 3840
@@ -32,7 +28,19 @@ def choose(given: ReducerInput, count: int) -> gs.Tensor:
             f"keeping {count} tokens is beyond TensorRT's TopK limit of {TOPK_LIMIT}",
             where="--keep",
         )
+    if given.fixed is not None:
+        best = np.sort(np.argsort(-given.fixed, kind="stable")[:count])
+        return for_all(given, best)
     return given.b.call("TcTopKTokens", given.score, dtypes=[np.int64], k=count)[0]
+
+
+def for_all(given: ReducerInput, row: np.ndarray) -> gs.Tensor:
+    """[B, n] i64: the same numbers for each image."""
+    b = given.b
+    if given.core.batch == 1:
+        return b.const(row[None])
+    nothing = b.op("Mul", b.cast(b.corner(given.x), np.int64), [0], dtype=np.int64)
+    return b.op("Add", nothing, b.const(row[None]), dtype=np.int64)
 
 
 def take(b: Builder, values: gs.Tensor | None, index: gs.Tensor) -> gs.Tensor:

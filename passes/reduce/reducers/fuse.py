@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from tcompile.errors import UsageError
+from tcompile.passes.reduce.reducers.base import Ask, Reducer, ReducerInput
 from tcompile.passes.reduce.reducers.common import choose, compose_owner, take
 from tcompile.passes.reduce.stage import Stage
-
-if TYPE_CHECKING:
-    from tcompile.passes.reduce.reducers import ReducerInput
 
 
 def fuse(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
@@ -22,11 +17,6 @@ def fuse(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
     """
     b, before = given.b, given.stage
     kept = given.keep - 1
-    if kept < 1:
-        raise UsageError(
-            "a fused token needs at least one token kept beside it", where="--keep",
-            hint="keep more",
-        )  # fmt: skip
     index = choose(given, kept)
     patches = given.of_patches(given.x, fp32=False)
     best = b.call("TcGatherTokens", patches, index, dtypes=[given.x.dtype], fp32=False)[0]
@@ -61,3 +51,10 @@ def _sizes(given: ReducerInput, index: gs.Tensor) -> gs.Tensor | None:
     kept = take(b, size, index)
     left = b.op("Sub", b.reduce("Sum", size, [1], 1), b.reduce("Sum", kept, [1], 1))
     return b.concat([kept, left], 1)
+
+
+def _problem(ask: Ask) -> str:
+    return "" if ask.keep > 1 else "a fused token needs at least one token kept beside it"
+
+
+REDUCER = Reducer("fuse", fuse, traits=frozenset({"fuse"}), problem=_problem)

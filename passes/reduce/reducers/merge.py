@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from tcompile.errors import UsageError
 from tcompile.passes.reduce.builder import Builder
+from tcompile.passes.reduce.reducers.base import Ask, Reducer, ReducerInput
 from tcompile.passes.reduce.reducers.common import compose_owner, take
 from tcompile.passes.reduce.stage import Stage
-
-if TYPE_CHECKING:
-    from tcompile.passes.reduce.reducers import ReducerInput
+from tcompile.planning.parameters import Parameter
 
 
 def merge(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
@@ -21,19 +17,10 @@ def merge(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
 
     x_b' = (s_b x_b + Σ s_a x_a)/(s_b + Σ s_a), fp32 inside; order [unmerged even | odd]. The prefix
     takes no part (DESIGN 5.4).
-
-    Raises:
-        UsageError: more than half of the tokens would have to leave at once.
     """
     b, before = given.b, given.stage
     count, r = before.count, before.count - given.keep
     half, odd = count - count // 2, count // 2
-    if r > odd:
-        raise UsageError(
-            f"at most {odd} of {count} tokens can merge in one step, not {r}",
-            where="schedule",
-            hint=f"keep at least {count - odd} there",
-        )
     metric = given.of_patches(given.core.keys())
     patches = given.of_patches(given.x, fp32=False)
     size = before.size
@@ -61,7 +48,7 @@ def merge(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
         size=sizes,
         owner=compose_owner(b, before.owner, _owner(b, count, rest, keep, source, target)),
         positioned=before.positioned,
-        prop_attn=bool(given.parameters.get("prop_attn", True)),
+        prop_attn=bool(given.parameters["prop_attn"]),
     )
     return given.joined(merged, fp32=False), after
 
@@ -98,3 +85,21 @@ def _owner(
     pairs = b.concat([b.unsqueeze(even, 2), b.unsqueeze(odds, 2)], 2)
     flat = b.reshape(pairs, [0, 2 * half])
     return flat if odd == half else b.slice(flat, 1, 0, count)
+
+
+def _problem(ask: Ask) -> str:
+    most, r = ask.count // 2, ask.count - ask.keep
+    if r <= most:
+        return ""
+    return f"at most {most} of {ask.count} tokens can merge in one step, not {r}"
+
+
+REDUCER = Reducer(
+    "merge",
+    merge,
+    {"prop_attn": Parameter(bool, True, "later attentions add log size to the logits")},
+    traits=frozenset({"merge"}),
+    scored=False,
+    segments=True,
+    problem=_problem,
+)

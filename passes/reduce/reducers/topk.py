@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from tcompile.passes.reduce.reducers.base import Reducer, ReducerInput
 from tcompile.passes.reduce.reducers.common import choose, compose_owner, take
 from tcompile.passes.reduce.stage import Stage
-
-if TYPE_CHECKING:
-    from tcompile.passes.reduce.reducers import ReducerInput
 
 
 def topk(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
@@ -90,3 +86,6 @@ def _owner(given: ReducerInput, group_owner: gs.Tensor, size: int) -> gs.Tensor:
     group = b.op("Gather", group_owner, b.const(place // size), dtype=np.int64, axis=1)
     return b.op("Add", b.op("Mul", group, [size], dtype=np.int64), b.const(place % size),
                 dtype=np.int64)  # fmt: skip
+
+
+REDUCER = Reducer("topk", topk, groups=True, segments=True)

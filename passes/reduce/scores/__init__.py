@@ -1,43 +1,26 @@
-"""Scores: importance per patch token, [B, T] fp32, larger = keep; the registry is below."""
+"""Scores: importance per patch token; the list below is the registry.
+
+Scores of other packages are found by entry points of the group `tcompile.scores`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
+from typing import Any
 
-import onnx_graphsurgeon as gs
+from tcompile.extensions import find
+from tcompile.passes.reduce.scores import attn, cls, norm
+from tcompile.passes.reduce.scores.base import Score, ScoreInput
+from tcompile.planning.parameters import filled
+from tcompile.planning.schedule import Spec
 
-from tcompile.errors import UsageError
-from tcompile.passes.reduce.builder import Builder
-from tcompile.passes.reduce.core import Core
-from tcompile.passes.reduce.scores.attn import attn
-from tcompile.passes.reduce.scores.cls import cls
-from tcompile.passes.reduce.scores.norm import norm
+__all__ = ["SCORES", "Score", "ScoreInput", "filled_score", "find_score", "leaves"]
 
-
-@dataclass(frozen=True)
-class ScoreInput:
-    """What a score may read.
-
-    Attributes:
-        b: where to write nodes.
-        core: the attention of the site's block.
-        x: [B, N, C], the stream at the site.
-        prefix: fixed tokens before the patches; `count` patches follow.
-        cls: position of the CLS token, from the front or (negative) from the back.
-    """
-
-    b: Builder
-    core: Core
-    x: gs.Tensor
-    prefix: int
-    count: int
-    cls: int = 0
-
-
-Score = Callable[[ScoreInput], gs.Tensor]
-
-SCORES: Mapping[str, Score] = {"cls": cls, "attn": attn, "norm": norm}
+SCORES: tuple[Score, ...] = (
+    attn.SCORE,
+    cls.SCORE,
+    norm.SCORE,
+)
 
 
 def find_score(name: str) -> Score:
@@ -46,6 +29,21 @@ def find_score(name: str) -> Score:
     Raises:
         UsageError: there is none.
     """
-    if name not in SCORES:
-        raise UsageError(f"unknown score '{name}'", hint=f"there are: {', '.join(SCORES)}")
-    return SCORES[name]
+    return find("score", name, SCORES, "tcompile.scores", Score)
+
+
+def filled_score(spec: Spec) -> dict[str, Any]:
+    """Its parameters, defaults filled in.
+
+    Raises:
+        UsageError: an unknown one, or a value that it cannot have.
+    """
+    return filled(find_score(spec.name).parameters, spec.parameters, spec.name, "schedule")
+
+
+def leaves(spec: Spec) -> Iterator[tuple[Score, dict[str, Any]]]:
+    """A score and all that it is made of, with their parameters. Raises as `filled_score`."""
+    score, values = find_score(spec.name), filled_score(spec)
+    yield score, values
+    for part in score.parts(values):
+        yield from leaves(part)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from math import isqrt
-from typing import TYPE_CHECKING
 
 import onnx_graphsurgeon as gs
 
-if TYPE_CHECKING:
-    from tcompile.passes.reduce.scores import ScoreInput
+from tcompile.passes.reduce.scores.base import Score, ScoreInput
 
 
 def attn(given: ScoreInput) -> gs.Tensor:
@@ -21,4 +19,7 @@ def attn(given: ScoreInput) -> gs.Tensor:
     queries = isqrt(count - 1) + 1
     positions = [given.prefix + ((2 * i + 1) * count) // (2 * queries) for i in range(queries)]
     mean = b.reduce("Mean", given.core.rows(positions), [1, 2])
-    return b.slice(mean, 1, given.prefix, given.prefix + count)
+    return given.of_patches(mean)
+
+
+SCORE = Score("attn", attn)

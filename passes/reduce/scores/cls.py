@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import onnx_graphsurgeon as gs
 
-if TYPE_CHECKING:
-    from tcompile.passes.reduce.scores import ScoreInput
+from tcompile.passes.reduce.scores.base import Score, ScoreInput
 
 
 def cls(given: ScoreInput) -> gs.Tensor:
@@ -19,4 +16,7 @@ def cls(given: ScoreInput) -> gs.Tensor:
     b = given.b
     row = given.core.rows([given.core.position(given.cls)])
     mean = b.squeeze(b.reduce("Mean", row, [1]), 1)
-    return b.slice(mean, 1, given.prefix, given.prefix + given.count)
+    return given.of_patches(mean)
+
+
+SCORE = Score("cls", cls, needs=lambda _: ("cls",))

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import onnx_graphsurgeon as gs
 
-if TYPE_CHECKING:
-    from tcompile.passes.reduce.scores import ScoreInput
+from tcompile.passes.reduce.scores.base import Score, ScoreInput
 
 
 def norm(given: ScoreInput) -> gs.Tensor:
     """score_j = ‖x_j‖₂ over the channels of the stream, for patches j: [B, T]."""
-    length = given.b.reduce("L2", given.x, [2])
-    return given.b.slice(length, 1, given.prefix, given.prefix + given.count)
+    return given.of_patches(given.b.reduce("L2", given.x, [2]))
+
+
+SCORE = Score("norm", norm, attention=False)

@@ -1,0 +1,109 @@
+"""What a score is given and what it declares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import onnx_graphsurgeon as gs
+
+from tcompile.passes.reduce.builder import Builder
+from tcompile.passes.reduce.core import Core
+from tcompile.passes.reduce.stage import Stage
+from tcompile.planning.parameters import Parameters
+from tcompile.planning.schedule import Spec
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The attention of a block that was run already.
+
+    Attributes:
+        core: it.
+        number: of the stage that it ran in, an index of `ScoreInput.stages`.
+        through: [B, K] i64, the patches that ran through it where others bypassed it; None: all.
+    """
+
+    core: Core
+    number: int
+    through: gs.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class ScoreInput:
+    """What a score may read.
+
+    Attributes:
+        b: where to write nodes.
+        core: the attention of the site's block.
+        x: [B, N, C], the stream at the site.
+        prefix: fixed tokens before the patches; `count` patches follow.
+        cls: position of the CLS token, from the front or (negative) from the back.
+        parameters: of the score, defaults filled in.
+        patches: T0, patches of the dense model.
+        grid: their arrangement, such as (h, w) or (t, h, w); (T0,) where there is none.
+        stages: the stages so far; the last one is that of the tokens being scored.
+        seen: the blocks before, in order, and the site's own last (not around a block).
+        probe: gives the learned probe's attention [B, N] to tokens [B, N, C]; None: no probe.
+    """
+
+    b: Builder
+    core: Core
+    x: gs.Tensor
+    prefix: int
+    count: int
+    cls: int = 0
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    patches: int = 0
+    grid: tuple[int, ...] = ()
+    stages: Sequence[Stage] = ()
+    seen: Sequence[Seen] = ()
+    probe: Callable[[gs.Tensor], gs.Tensor] | None = None
+
+    def of_patches(self, x: gs.Tensor, axis: int = 1, **kw: Any) -> gs.Tensor:
+        """The patches along an axis that runs over all tokens."""
+        return self.b.slice(x, axis, self.prefix, self.prefix + self.count, **kw)
+
+    def score(self, spec: Spec) -> gs.Tensor:
+        """Another score of the same tokens, for combiners."""
+        from tcompile.passes.reduce.scores import filled_score, find_score
+
+        return find_score(spec.name).run(replace(self, parameters=filled_score(spec)))
+
+
+def _nothing(parameters: Mapping[str, Any]) -> tuple[str, ...]:
+    return ()
+
+
+def _always(parameters: Mapping[str, Any]) -> bool:
+    return True
+
+
+def _no_parts(parameters: Mapping[str, Any]) -> tuple[Spec, ...]:
+    return ()
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score: importance per patch token, [B, T] fp32, larger = keep.
+
+    A constant [1, T] may be returned where no image matters.
+
+    Attributes:
+        name: as in a schedule.
+        run: adds its nodes and gives the scores.
+        parameters: what it takes.
+        attention: whether it reads the attention of the block.
+        fused: whether the attention stays fused, by its parameters.
+        needs: of the model, by its parameters: `cls`, `grid`, `frames`, `probe`.
+        parts: the scores it is made of, by its parameters.
+    """
+
+    name: str
+    run: Callable[[ScoreInput], gs.Tensor]
+    parameters: Parameters = field(default_factory=dict)
+    attention: bool = True
+    fused: Callable[[Mapping[str, Any]], bool] = _always
+    needs: Callable[[Mapping[str, Any]], Sequence[str]] = _nothing
+    parts: Callable[[Mapping[str, Any]], Sequence[Spec]] = _no_parts

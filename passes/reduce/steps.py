@@ -1,0 +1,136 @@
+"""What the score and the reducer of one step of a schedule are given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from tcompile.analysis.effects import Effects, Run
+from tcompile.analysis.model import Analysis
+from tcompile.analysis.sites import Site
+from tcompile.ir import is_const, value
+from tcompile.passes.reduce.builder import Builder
+from tcompile.passes.reduce.core import Core
+from tcompile.passes.reduce.probe import probe_of
+from tcompile.passes.reduce.reducers import ReducerInput, filled_reducer, find_reducer
+from tcompile.passes.reduce.reducers.base import Grid
+from tcompile.passes.reduce.scores import filled_score, find_score
+from tcompile.passes.reduce.scores.base import Score, ScoreInput, Seen
+from tcompile.passes.reduce.segments import Cores, by_segment
+from tcompile.passes.reduce.stage import Stage
+from tcompile.planning.schedule import Reduction
+
+
+@dataclass(frozen=True)
+class Step:
+    """A reduction that was found legal.
+
+    Attributes:
+        site: where.
+        reduction: what.
+        grid: of the tokens before it; empty where they are none.
+    """
+
+    site: Site
+    reduction: Reduction
+    grid: Grid
+
+
+class Steps:
+    """Runs scores and reducers on the graph being rewritten.
+
+    Attributes:
+        stages: of the walk so far.
+        through: block → the patches that ran through it where others bypassed it.
+    """
+
+    def __init__(
+        self,
+        b: Builder,
+        analysis: Analysis,
+        found: Effects,
+        nodes: Mapping[str, gs.Node],
+        batch: int | None,
+        stages: Sequence[Stage],
+    ) -> None:
+        self.b, self.analysis, self.found = b, analysis, found
+        self.nodes, self.batch, self.stages = nodes, batch, stages
+        self.through: dict[int, gs.Tensor] = {}
+
+    def core(self, block: int, nodes: Mapping[str, gs.Node] | None = None) -> Core:
+        """The attention of a block; the several that see segments apart, as one."""
+        attentions = self.analysis.blocks[block].attentions
+        cores = [Core(self.b, a, nodes or self.nodes, self.batch) for a in attentions]
+        apart = attentions[0].columns != self.analysis.space.axis
+        return Cores(cores) if apart else cores[0]
+
+    def run(
+        self, step: Step, rows: gs.Tensor, width: int, core: Core, stage: Stage
+    ) -> tuple[gs.Tensor, Stage]:
+        """The stream [B, N, C] after a step, and what is known of its tokens."""
+        b, space, reduction = self.b, self.analysis.space, step.reduction
+        reducer = find_reducer(reduction.reducer.name)
+        scope, score, fixed = step.site.name.replace(":", "_"), None, None
+        if reduction.score is not None:
+            b.scope(f"{scope}/score")
+            score = self._score(step, rows, core, stage)
+            if is_const(score):
+                fixed, score = value(score).reshape(-1), self._for_all(score, rows)
+        b.scope(f"{scope}/{reducer.name}")
+        grouping = space.grouping if self.found.grouped else None
+        table = None if grouping is None else grouping.table(space.whole_patches or ())
+        given = ReducerInput(
+            b, rows, width, score, core, stage, space.prefix, space.suffix, space.patches,
+            reduction.keep, filled_reducer(reduction.reducer), table, step.grid, fixed,
+        )  # fmt: skip
+        if space.segments == 1:
+            return reducer.run(given)
+        return by_segment(reducer, given, space.segments)
+
+    def _for_all(self, score: gs.Tensor, rows: gs.Tensor) -> gs.Tensor:
+        """A constant score [1, T] for each image."""
+        if self.batch == 1:
+            return score
+        b = self.b
+        nothing = b.op("Mul", b.cast(b.corner(rows), np.float32), b.const([0], np.float32))
+        return b.op("Add", nothing, score)
+
+    def _score(self, step: Step, rows: gs.Tensor, core: Core, stage: Stage) -> gs.Tensor:
+        """[B, T]; where the block's attentions see segments apart, each scores its own."""
+        b, space, spec = self.b, self.analysis.space, step.reduction.score
+        assert spec is not None
+        score = find_score(spec.name)
+        given = ScoreInput(
+            b, core, rows, space.prefix, stage.count, self.analysis.cls or 0, filled_score(spec),
+            space.patches, space.grid, self.stages, self._seen(step.site),
+            probe_of(b, self.analysis, self.nodes, self.batch, stage.count),
+        )  # fmt: skip
+        if not isinstance(core, Cores) or not score.attention:
+            return score.run(given)
+        return self._in_segments(score, given, core, stage)
+
+    def _in_segments(self, score: Score, given: ScoreInput, core: Cores, stage: Stage) -> gs.Tensor:
+        from dataclasses import replace
+
+        space, parts, start = self.analysis.space, [], given.prefix
+        for one in core.cores:
+            count = Run(*space.runs[one.attention.columns]).size(space, stage.count)
+            x = self.b.slice(given.x, 1, start, start + count)
+            parts.append(score.run(replace(given, core=one, x=x, prefix=0, count=count, seen=())))
+            start += count
+        return self.b.concat(parts, 1)
+
+    def _seen(self, site: Site) -> list[Seen]:
+        """The attentions that were run by the time tokens leave at a site."""
+        last = site.block if site.until else site.block + 1
+        return [
+            Seen(
+                self.core(i),
+                self.found.node_stage.get(self.analysis.blocks[i].attention.node, 0),
+                self.through.get(i),
+            )
+            for i in range(last)
+        ]
