@@ -172,7 +172,7 @@ _Reason = Callable[[SiteInfo], str]
 
 
 def _sites(found: Inspection) -> list[str]:
-    leaving = [s for s in found.sites if not s.site.startswith("around")]
+    leaving = [s for s in found.sites if not s.site.startswith(("around", "inside"))]
     around = [s for s in found.sites if s.site.startswith("around")]
     legal = [s for s in leaving if s.legal]
     lines = [f"Tokens may leave at {ranges(s.site for s in legal) or 'no site'}"]
@@ -193,7 +193,11 @@ def _sites(found: Inspection) -> list[str]:
         lines += _folded(free, lambda s: s.restored.fuse, "without fusing at")
     may = [s for s in around if s.legal]
     lines.append(f"Tokens may bypass blocks at {ranges(s.site for s in may) or 'no site'}")
-    return lines + _folded(around, lambda s: s.reduced.reason, "not at")
+    lines += _folded(around, lambda s: s.reduced.reason, "not at")
+    inside = [s for s in found.sites if s.site.startswith("inside")]
+    may = [s for s in inside if s.legal and not s.reduced.merge]
+    lines.append(f"They may merge for an attention at {ranges(s.site for s in may) or 'no site'}")
+    return lines + _folded(inside, lambda s: s.reduced.reason or s.reduced.merge, "not at")
 
 
 def _together(

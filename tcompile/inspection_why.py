@@ -205,7 +205,7 @@ def _sites(analysis: Analysis, block: int | None) -> list[tuple[Site, str]]:
             first = next((s for s in leaving if s.reason), None)
         if first is not None:
             found.append((first, mode))
-    around = [s for s in analysis.sites if s.until and s.legal]
+    around = [s for s in analysis.sites if s.kind == "around" and s.legal]
     around.sort(key=lambda s: s.block != block)
     return [*found, *((s, "reduced") for s in around[:1])]
 

@@ -18,12 +18,12 @@ from tcompile.passes.lower.attention import decompose_attention
 from tcompile.passes.normalize.infer import infer
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.bypass import Bypass, copies, returned
-from tcompile.passes.reduce.check import check_schedule, raise_on_barrier
+from tcompile.passes.reduce.check import check_schedule, dense_grid, raise_on_barrier
 from tcompile.passes.reduce.edits import Editor, redirect
 from tcompile.passes.reduce.moving import from_rows, to_rows
 from tcompile.passes.reduce.outputs import Carried, carried, token_outputs
 from tcompile.passes.reduce.reducers import find_reducer
-from tcompile.passes.reduce.stage import Stage, index_on_run
+from tcompile.passes.reduce.stage import Stage, index_on_run, owner_on_run
 from tcompile.passes.reduce.steps import Step, Steps
 from tcompile.planning.schedule import Schedule
 from tcompile.plugins.spec import add_functions
@@ -63,7 +63,7 @@ def reduce_graph(
         restorable = analysis.restorable
         if not _in_groups(analysis, schedule):
             analysis = replace(analysis, space=replace(analysis.space, grouping=None))
-    cuts = [s.site.cut(graph) for s in steps]
+    cuts = [s.site.cut(graph, back=_returns(s)) for s in steps]
     found = effects(
         graph, analysis.facts, analysis.space, analysis.attentions, cuts, restorable=restorable
     )
@@ -74,6 +74,10 @@ def reduce_graph(
     rewriter.run(steps, outputs)
     edits = {n: [type(e).__name__ for e in es] for n, es in found.edits.items()}
     return ReducedGraph(graph, frozenset(rewriter.b.fp32), edits)
+
+
+def _returns(step: Step) -> bool:
+    return find_reducer(step.reduction.reducer.name).returns
 
 
 def _in_groups(analysis: Analysis, schedule: Schedule) -> bool:
@@ -92,6 +96,7 @@ class _Rewriter:
         self, graph: gs.Graph, analysis: Analysis, found: Effects, cuts: dict[str, Cut]
     ) -> None:
         self.graph, self.analysis, self.found, self.cuts = graph, analysis, found, cuts
+        self.cuts_back = {c.tensor for c in cuts.values() if c.back}
         self.order = [n.name for n in graph.nodes]
         self.b = Builder(graph)
         self.nodes = {n.name: n for n in graph.nodes}
@@ -105,10 +110,12 @@ class _Rewriter:
             self.b, analysis.space, self.batch, analysis.facts, inputs, current=dict(tensors)
         )
         self.fixed = analysis.space.prefix + analysis.space.suffix
-        self.steps = Steps(self.b, analysis, found, self.nodes, self.batch, self.stages)
+        self.steps = Steps(self.b, analysis, found, self.nodes, self.batch, self.stages,
+                           dense_grid(analysis))  # fmt: skip
 
     def run(self, steps: list[Step], outputs: str) -> None:
         pending = {step.site.tensor: step for step in steps}
+        self.steps.returns = any(_returns(step) for step in steps)
         returning: dict[str, Bypass] = {}
         dense_outputs = [str(o.name) for o in self.graph.outputs]
         for node in list(self.graph.nodes):
@@ -190,9 +197,14 @@ class _Rewriter:
         """The reduced rows in the layout of the stream; a new stage begins."""
         space, axes = self.analysis.space, self.analysis.facts.axes[name]
         sizes = [space.prefix + space.suffix + after.count] + [1] * (len(layout.tokens) - 1)
+        if name in self.cuts_back:
+            sizes = [ax.size(axes[i]) for i in layout.tokens]
         new = from_rows(self.b, rows, layout, sizes, ax.size(axes[layout.features]))
         self.stages.append(after)
-        new.shape = self._shape(name, after)
+        if name in self.cuts_back:
+            new.shape = [int_to_dim(ax.size(a)) for a in axes]
+        else:
+            new.shape = self._shape(name, after)
         return new
 
     def _bypass_at(self, name: str, step: Step) -> Bypass:
@@ -207,14 +219,17 @@ class _Rewriter:
         rows = to_rows(b, stream, layout, space.total)
         width = ax.size(self.analysis.facts.axes[name][layout.features])
         reduced, after = self.steps.run(step, rows, width, core, self.stages[0])
-        assert after.index is not None
-        self.steps.through[site.block] = after.index
+        merged = self.cuts[site.name].merged
+        if not merged:
+            assert after.index is not None
+            self.steps.through[site.block] = after.index
         new = self._stream(name, reduced, layout, after)
         replace_uses(stream, new, region)
-        return Bypass(rows, after)
+        return Bypass(rows, after, merged)
 
     def _return(self, out: gs.Tensor, bypass: Bypass) -> None:
-        """Put the kept tokens back among those that bypassed the block."""
+        """Put the kept tokens back among those that bypassed the block; give those that were
+        merged before an attention what it did with the token that stood for them."""
         b, space, name = self.b, self.analysis.space, str(out.name)
         b.scope(f"return/{name}")
         kept = space.prefix + space.suffix + bypass.stage.count
@@ -222,8 +237,13 @@ class _Rewriter:
         if layout is None:
             raise InternalError("tokens return to a stream without a layout", where=name)
         rows = to_rows(b, out, layout, kept)
-        index = index_on_run(b, space, bypass.stage, Run(0, len(space.pieces)))
-        full = returned(b, bypass.rows, rows, index, kept, space.total)
+        whole = Run(0, len(space.pieces))
+        if bypass.merged:
+            owner = owner_on_run(b, space, bypass.stage, whole)
+            full = b.call("TcGatherTokens", rows, owner, dtypes=[rows.dtype], fp32=False)[0]
+        else:
+            index = index_on_run(b, space, bypass.stage, whole)
+            full = returned(b, bypass.rows, rows, index, kept, space.total)
         axes = self.analysis.facts.axes[name]
         sizes = [ax.size(axes[i]) for i in layout.tokens]
         new = from_rows(b, full, layout, sizes, ax.size(axes[layout.features]))

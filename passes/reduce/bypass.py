@@ -20,10 +20,12 @@ class Bypass:
     Attributes:
         rows: [B, N, C], the stream as it entered the block.
         stage: the tokens that ran through the block.
+        merged: the others are part of these.
     """
 
     rows: gs.Tensor
     stage: Stage
+    merged: bool = False
 
 
 def copies(b: Builder, region: Sequence[gs.Node], block: Block) -> dict[str, gs.Node]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
 from tcompile.analysis.effects import Effects
 from tcompile.analysis.model import Analysis
 from tcompile.analysis.sites import Site
 from tcompile.errors import UsageError
-from tcompile.passes.reduce.reducers import filled_reducer, find_reducer
-from tcompile.passes.reduce.reducers.base import Ask, Grid, Reducer
+from tcompile.passes.reduce.reducers import filled_reducer, find_reducer, needs_score, traits_of
+from tcompile.passes.reduce.reducers.base import Ask, Grid
 from tcompile.passes.reduce.scores import leaves
 from tcompile.passes.reduce.steps import Step
-from tcompile.planning.schedule import Reduction, Schedule
+from tcompile.planning.schedule import Reduction, Schedule, Spec
 
 
 def check_schedule(analysis: Analysis, schedule: Schedule, outputs: str = "reduced") -> list[Step]:
@@ -39,15 +39,22 @@ def check_schedule(analysis: Analysis, schedule: Schedule, outputs: str = "reduc
             raise UsageError(f"no site '{one.site}'", where="schedule",
                              hint="`tcompile inspect` lists them")  # fmt: skip
         reducer, values = find_reducer(one.reducer.name), filled_reducer(one.reducer)
-        _check_place(analysis, site, one, outputs)
+        later = schedule.reductions[len(steps) + 1 :]
+        back = any(find_reducer(r.reducer.name).returns for r in later)
+        if reducer.returns:
+            _check_return(analysis, site, one, count)
+        else:
+            _check_place(analysis, site, one, outputs, back)
         if order[site.name] <= last:
             raise UsageError(f"site '{site.name}' is out of order", where="schedule")
-        if steps:
+        if steps and not reducer.returns:
             _check_after(steps[-1].site, site)
         _check_score(analysis, site, one)
         if site.until:
             count, grid = analysis.shape.patches, whole
-        ask = _check_count(one, count, site.step(outputs), analysis.space.segments, grid, values)
+        ask = Ask(count, one.keep, values, grid, whole)
+        segments = analysis.space.segments
+        _check_count(one, ask, segments if back else site.step(outputs), segments)
         steps.append(Step(site, one, grid))
         count, last = (count if site.until else one.keep), order[site.name]
         grid = grid if site.until else reducer.grid(ask)
@@ -61,16 +68,42 @@ def dense_grid(analysis: Analysis) -> Grid:
     return tuple(d.size for d in axis) if plain else ()
 
 
-def _check_place(analysis: Analysis, site: Site, one: Reduction, outputs: str) -> None:
-    """Whether the reducer may work at the site."""
-    reducer = find_reducer(one.reducer.name)
-    if (site.until != "") != reducer.around:
+def _check_return(analysis: Analysis, site: Site, one: Reduction, count: int) -> None:
+    """Whether tokens may come back at the site."""
+    where, total = f"schedule, site '{one.site}'", analysis.shape.patches
+    if site.kind != "block":
+        raise UsageError("tokens come back behind a block only (block:I)", where=where)
+    if count == total:
+        raise UsageError("no token has left that could come back", where=where)
+    if one.keep != total:
+        raise UsageError(f"all {total} tokens come back, not {one.keep}", where=where)
+    if analysis.space.segments > 1:
+        raise UsageError("tokens of frames or windows that attend apart do not come back",
+                         where=where)  # fmt: skip
+
+
+def _check_place(analysis: Analysis, site: Site, one: Reduction, outputs: str, back: bool) -> None:
+    """Whether the reducer may work at the site.
+
+    Args:
+        back: tokens come back later, so that what follows then does not matter.
+    """
+    reducer, traits = find_reducer(one.reducer.name), traits_of(one.reducer)
+    if (site.kind == "around") != reducer.around:
         raise UsageError(
             f"site '{site.name}' and reducer '{reducer.name}' do not go together",
             where="schedule",
             hint="tokens are bypassed around a block (around:I), and only there",
         )
-    reason = site.verdict(outputs).of(reducer.traits)
+    if site.kind == "inside" and "merge" not in traits:
+        raise UsageError(
+            f"site '{site.name}' and reducer '{reducer.name}' do not go together",
+            where="schedule",
+            hint="before an attention tokens can only be merged (tomesd)",
+        )
+    if back:
+        return
+    reason = site.verdict(outputs).of(traits)
     space = analysis.space
     grouped = site.step(outputs) // space.segments
     if not reason and grouped > 1 and not reducer.groups:
@@ -81,13 +114,16 @@ def _check_place(analysis: Analysis, site: Site, one: Reduction, outputs: str) -
     if reason:
         raise UsageError(
             f"site '{site.name}' is illegal: {reason}", where="schedule",
-            hint=_nearest_legal(analysis, site, reducer, outputs),
+            hint=_nearest_legal(analysis, site, one.reducer, outputs),
         )  # fmt: skip
 
 
 def _check_after(before: Site, site: Site) -> None:
     """Whether a step may follow another."""
     # Scores read Q and K, merging reads K: they must still have the tokens of the stream.
+    if before.until and site.until and before.block >= site.block:
+        raise UsageError(f"sites '{before.name}' and '{site.name}' are of one block",
+                         where="schedule", hint="reduce once in a block")  # fmt: skip
     if (before.until == "") != (site.until == ""):
         raise UsageError("bypass does not mix with tokens that leave for good", where="schedule")
     if before.block == site.block:
@@ -103,7 +139,7 @@ def _check_score(analysis: Analysis, site: Site, one: Reduction) -> None:
     """Whether the model has what the score reads."""
     reducer = find_reducer(one.reducer.name)
     if one.score is None:
-        if reducer.scored:
+        if needs_score(one.reducer):
             raise UsageError(f"reducer '{reducer.name}' needs a score",
                              where=f"schedule, site '{one.site}'")  # fmt: skip
         return
@@ -141,14 +177,13 @@ def _has(analysis: Analysis, need: str) -> bool:
     return {"cls": analysis.has_cls, "grid": len(grid) >= 2, "frames": len(grid) == 3}[need]
 
 
-def _check_count(
-    one: Reduction, count: int, group: int, segments: int, grid: Grid, values: dict[str, Any]
-) -> Ask:
+def _check_count(one: Reduction, ask: Ask, group: int, segments: int) -> None:
     """What the reducer can do with the count it is given, before anything is written."""
-    where = f"schedule, site '{one.site}'"
-    ask = Ask(count // segments, one.keep // segments, values, grid)
+    where, count = f"schedule, site '{one.site}'", ask.count
     reducer = find_reducer(one.reducer.name)
-    if not reducer.returns and not 1 <= one.keep < count:
+    if reducer.returns:
+        group = 1
+    elif not 1 <= one.keep < count:
         raise UsageError(
             f"site '{one.site}' keeps {one.keep} of {count} tokens; it must keep fewer, and "
             "at least one",
@@ -161,22 +196,24 @@ def _check_count(
             where=where,
             hint=f"keep {near}",
         )
-    problem = reducer.problem(ask)
+    each = replace(ask, count=count // segments, keep=one.keep // segments)
+    problem = reducer.problem(each)
     if problem:
-        raise UsageError(problem, where=where, hint="keep more")
-    return ask
+        raise UsageError(problem, where=where)
 
 
-def _nearest_legal(analysis: Analysis, site: Site, reducer: Reducer, outputs: str) -> str:
+def _nearest_legal(analysis: Analysis, site: Site, reducer: Spec, outputs: str) -> str:
     names = [s.name for s in analysis.sites]
     here = names.index(site.name)
-    sites = [(i, s) for i, s in enumerate(analysis.sites) if bool(s.until) == bool(site.until)]
-    legal = [i for i, s in sites if not s.verdict(outputs).of(reducer.traits)]
+    kinds = [site.kind] if site.until else ["attn", "block", "output"]
+    sites = [(i, s) for i, s in enumerate(analysis.sites) if s.kind in kinds]
+    traits = traits_of(reducer)
+    legal = [i for i, s in sites if not s.verdict(outputs).of(traits)]
     if legal:
         return f"the nearest legal site is '{names[min(legal, key=lambda i: abs(i - here))]}'"
-    if outputs == "reduced" and not site.restored.of(reducer.traits):
+    if outputs == "reduced" and not site.restored.of(traits):
         return "--outputs restored makes it legal: outputs get every token back"
-    around = [s.name for s in analysis.sites if s.until and s.legal]
+    around = [s.name for s in analysis.sites if s.kind == "around" and s.legal]
     if around and not site.until:
         return f"tokens can be bypassed around a block: --method bypass ({', '.join(around)})"
     if reducer.name != "topk" and any(s.legal for _, s in sites):
@@ -185,7 +222,7 @@ def _nearest_legal(analysis: Analysis, site: Site, reducer: Reducer, outputs: st
 
 
 def raise_on_barrier(found: Effects, schedule: Schedule) -> None:
-    traits = {t for r in schedule.reductions for t in find_reducer(r.reducer.name).traits}
+    traits = {t for r in schedule.reductions for t in traits_of(r.reducer)}
     barriers = found.barriers + (found.merge_barriers if "merge" in traits else [])
     barriers += found.fuse_barriers if "fuse" in traits else []
     if barriers:

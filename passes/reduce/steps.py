@@ -17,6 +17,7 @@ from tcompile.passes.reduce.core import Core
 from tcompile.passes.reduce.probe import probe_of
 from tcompile.passes.reduce.reducers import ReducerInput, filled_reducer, find_reducer
 from tcompile.passes.reduce.reducers.base import Grid
+from tcompile.passes.reduce.reducers.giveback import put
 from tcompile.passes.reduce.scores import filled_score, find_score
 from tcompile.passes.reduce.scores.base import Score, ScoreInput, Seen
 from tcompile.passes.reduce.segments import Cores, by_segment
@@ -44,6 +45,8 @@ class Steps:
 
     Attributes:
         stages: of the walk so far.
+        whole: the grid of the dense model.
+        full: [B, T0, C], each patch as it was last; None unless tokens are to return.
         through: block → the patches that ran through it where others bypassed it.
     """
 
@@ -55,9 +58,12 @@ class Steps:
         nodes: Mapping[str, gs.Node],
         batch: int | None,
         stages: Sequence[Stage],
+        whole: Grid,
     ) -> None:
         self.b, self.analysis, self.found = b, analysis, found
         self.nodes, self.batch, self.stages = nodes, batch, stages
+        self.whole, self.returns = whole, False
+        self.full: gs.Tensor | None = None
         self.through: dict[int, gs.Tensor] = {}
 
     def core(self, block: int, nodes: Mapping[str, gs.Node] | None = None) -> Core:
@@ -85,7 +91,11 @@ class Steps:
         given = ReducerInput(
             b, rows, width, score, core, stage, space.prefix, space.suffix, space.patches,
             reduction.keep, filled_reducer(reduction.reducer), table, step.grid, fixed,
+            self.full, self.whole,
         )  # fmt: skip
+        if self.returns and not step.site.until:
+            patches = given.of_patches(rows, fp32=False)
+            self.full = put(b, self.full or patches, patches, stage, space.patches)
         if space.segments == 1:
             return reducer.run(given)
         return by_segment(reducer, given, space.segments)

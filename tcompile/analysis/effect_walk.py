@@ -45,6 +45,7 @@ def effects(
     )
     walker.cuts = {c.tensor: (i + 1, c) for i, c in enumerate(made)}
     walker.ends = {c.until: i + 1 for i, c in enumerate(made) if c.until}
+    walker.backs = {i + 1 for i, c in enumerate(made) if c.back}
     walker.restorable = restorable
     for node in graph.nodes:
         stage = walker.visit(node)
@@ -65,12 +66,14 @@ class Walker(Joins):
     Attributes:
         cuts: tensor → (stage that begins there, the cut).
         ends: tensor → stage that ends there.
+        backs: the stages that begin with every token back.
         regions: tensors inside a region of views whose dims do not follow the tokens.
         tainted: tensors with a row for every token, of which only the kept ones are right.
     """
 
     cuts: Mapping[str, tuple[int, Cut]]
     ends: Mapping[str, int]
+    backs: set[int]
     restorable: frozenset[str]
 
     def __init__(self, *arguments: object) -> None:
@@ -96,12 +99,16 @@ class Walker(Joins):
         if cut is None:
             return
         number, where = cut
-        if where.region == frozenset() and stage != number - 1:
+        before = 0 if number - 1 in self.backs else number - 1
+        if where.region == frozenset() and stage != before:
             self.result.barriers.append(
                 Barrier(node.name, node.op, "does not follow the reduction before it")
             )
-        self.result.stage[out.name] = number
         self.result.cuts[out.name] = self.all_dims(out)
+        if where.back:
+            self.result.stage.pop(out.name, None)
+            return
+        self.result.stage[out.name] = number
         if not where.region:
             self.result.dims[out.name] = self.result.cuts[out.name]
 
@@ -122,7 +129,7 @@ class Walker(Joins):
         if cut is not None and cut[1].region:
             return  # outside of the block that tokens bypass, the stream is whole
         if self.region_of(out.name) is not None:
-            why = "is written inside the block that tokens bypass"
+            why = "is written where tokens are away for a while"
         elif out.name in self.regions:
             if not self._restore_region(self.regions[out.name], self.result.stage[out.name]):
                 why = "splits or permutes the token axis"
@@ -274,8 +281,10 @@ class Walker(Joins):
 
     def _restorable(self, stage: int) -> frozenset[str]:
         """The nodes that may get every token back."""
-        inside = [c.region for n, c in self.cuts.values() if n == stage and c.region]
-        return inside[0] if inside else self.restorable
+        inside = [c for n, c in self.cuts.values() if n == stage and c.region]
+        if inside:
+            return frozenset() if inside[0].merged else inside[0].region
+        return self.restorable
 
     def _check_tainted(self, node: gs.Node) -> None:
         """Rows of tokens that were not computed may be moved, never mixed with others."""

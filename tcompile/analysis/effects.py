@@ -252,11 +252,15 @@ class Cut:
         tensor: the stream they leave.
         until: where they return, where they do.
         region: the nodes between the two; only these read the reduced stream.
+        merged: those that leave for the length of a region are in it as part of others.
+        back: nothing leaves, but all that left before are back from here on.
     """
 
     tensor: str
     until: str = ""
     region: frozenset[str] = frozenset()
+    merged: bool = False
+    back: bool = False
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,10 @@ from tcompile.analysis.facts import Facts
 from tcompile.analysis.layout import stream_layout
 from tcompile.analysis.space import TokenSpace
 from tcompile.analysis.structure import Block, carries
-from tcompile.ir import consumers
+from tcompile.ir import consumers, producer
+
+#: What treats each token by itself on its way from the stream.
+NORMS = ("LayerNormalization", "RMSNormalization", "Identity")
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Site:
     """A point where tokens may leave.
 
     Attributes:
-        name: `attn:3`, `block:3`, `around:3` or `output`.
+        name: `attn:3`, `block:3`, `around:3`, `inside:3` or `output`.
         tensor: the stream there.
         block: whose attention the scores read.
         reduced: what speaks against it.
@@ -55,7 +58,7 @@ class Site:
         granularity: how many tokens leave together: groups, times segments; 1: one by one.
         restored_granularity: the same where outputs get every token back.
         scored: whether scores may read the block's attention there.
-        until: the tensor at which they return, around a block.
+        until: the tensor at which they return, around a block or inside its attention.
     """
 
     name: str
@@ -73,6 +76,11 @@ class Site:
         return self.restored_granularity if outputs == "restored" else self.granularity
 
     @property
+    def kind(self) -> str:
+        """`attn`, `block`, `around`, `inside` or `output`."""
+        return self.name.partition(":")[0]
+
+    @property
     def reason(self) -> str:
         return self.reduced.reason
 
@@ -84,11 +92,16 @@ class Site:
         """For `reduced` or `restored` outputs."""
         return self.restored if outputs == "restored" else self.reduced
 
-    def cut(self, graph: gs.Graph) -> Cut:
-        """What the walk is told of it."""
+    def cut(self, graph: gs.Graph, *, back: bool = False) -> Cut:
+        """What the walk is told of it.
+
+        Args:
+            back: every token returns there.
+        """
         if not self.until:
-            return Cut(self.tensor)
-        return Cut(self.tensor, self.until, between(graph, self.tensor, self.until))
+            return Cut(self.tensor, back=back)
+        region = between(graph, self.tensor, self.until)
+        return Cut(self.tensor, self.until, region, merged=self.kind == "inside")
 
 
 def between(graph: gs.Graph, start: str, end: str) -> frozenset[str]:
@@ -148,7 +161,7 @@ class _Judge:
         found = self.walk(cut)
         reduced = self.verdict(found, block)
         if until:
-            if reduced.reason == "":
+            if reduced.reason == "" and not name.startswith("inside"):
                 why = "around a block tokens can only be bypassed"
                 reduced = Verdict("", why, why)
             return Site(name, tensor, block.index, reduced, reduced, segments, segments,
@@ -245,7 +258,35 @@ def find_sites(
             )  # fmt: skip
         else:
             found.append(judge.site(name, block.stream_in, block, block.stream_out))
+        found.append(_inside(judge, graph, block))
     return found
+
+
+def _inside(judge: _Judge, graph: gs.Graph, block: Block) -> Site:
+    """The site before the attention's projections, where merged tokens are split up again at the
+    residual add."""
+    name = f"inside:{block.index}"
+    start, end = block.stream_in, ""
+    adder = producer(graph.tensors()[block.after_attention])
+    if adder is not None and adder.op == "Add" and not block.joined:
+        end = next((str(t.name) for t in adder.inputs if t.name != start), "")
+    region = between(graph, start, end) if end else frozenset()
+    tensor = graph.tensors()[start]
+    while region:
+        nexts = [n for n in tensor.outputs if n.name in region]
+        if len(nexts) != 1 or nexts[0].op not in NORMS:
+            break
+        tensor = nexts[0].outputs[0]
+    why = ""
+    if block.window:
+        sides = " × ".join(map(str, block.window))
+        why = f"block {block.index} attends within windows of {sides} tokens"
+    elif not region or tensor.name == end:
+        why = f"the attention of block {block.index} has no branch of its own"
+    if why:
+        return Site(name, str(tensor.name), block.index, never(why), never(why),
+                    until=end or block.after_attention)  # fmt: skip
+    return judge.site(name, str(tensor.name), block, end)
 
 
 def _output_tensor(graph: gs.Graph, facts: Facts, space: TokenSpace, stream: str) -> str:
@@ -255,7 +296,7 @@ def _output_tensor(graph: gs.Graph, facts: Facts, space: TokenSpace, stream: str
         if any(tensor is o for o in graph.outputs):
             return str(tensor.name)
         nexts = [n for n in tensor.outputs if len(n.outputs) == 1]
-        keeps = [n for n in nexts if n.op in ("LayerNormalization", "RMSNormalization", "Identity")]
+        keeps = [n for n in nexts if n.op in NORMS]
         if len(tensor.outputs) != 1 or not keeps or not carries(facts, keeps[0].outputs[0], space):
             return str(tensor.name)
         tensor = keeps[0].outputs[0]

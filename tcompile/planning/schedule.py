@@ -29,10 +29,11 @@ class Reduction:
     """One point where tokens leave.
 
     Attributes:
-        site: `attn:3`, `block:3`, `around:3` or `output`.
+        site: `attn:3`, `block:3`, `around:3`, `inside:3` or `output`.
         score: importance per token; None where the reducer needs none (ToMe).
         reducer: what happens to the tokens that leave.
-        keep: non-prefix tokens that go on (around a block: through it), a fused one included.
+        keep: non-prefix tokens that go on (around a block: through it; inside it: into its
+            attention), a fused one included.
     """
 
     site: str
@@ -86,6 +87,10 @@ class Schedule:
             if around is not None:
                 rows.append(BlockTokens(block, around + fixed, around + fixed))
                 continue
+            inside = keep.get(f"inside:{block}")
+            if inside is not None:
+                rows.append(BlockTokens(block, inside + fixed, count + fixed))
+                continue
             attention = count
             count = keep.get(f"attn:{block}", count)
             rows.append(BlockTokens(block, attention + fixed, count + fixed))
@@ -95,7 +100,7 @@ class Schedule:
     @property
     def final(self) -> int:
         """Non-prefix tokens that leave the encoder."""
-        leaving = [r for r in self.reductions if not r.site.startswith("around:")]
+        leaving = [r for r in self.reductions if not r.site.startswith(("around:", "inside:"))]
         return leaving[-1].keep if leaving else self.model.patches
 
     def to_json(self) -> dict[str, Any]:

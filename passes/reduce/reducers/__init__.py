@@ -8,18 +8,29 @@ from __future__ import annotations
 from typing import Any
 
 from tcompile.extensions import find
-from tcompile.passes.reduce.reducers import bypass, fuse, merge, topk
-from tcompile.passes.reduce.reducers.base import Ask, Reducer, ReducerInput
+from tcompile.passes.reduce.reducers import bypass, chain, fuse, giveback, merge, topk
+from tcompile.passes.reduce.reducers.base import Ask, Reducer, ReducerInput, Trait
 from tcompile.planning.parameters import filled
 from tcompile.planning.schedule import Spec
 
-__all__ = ["REDUCERS", "Ask", "Reducer", "ReducerInput", "filled_reducer", "find_reducer"]
+__all__ = [
+    "REDUCERS",
+    "Ask",
+    "Reducer",
+    "ReducerInput",
+    "filled_reducer",
+    "find_reducer",
+    "needs_score",
+    "traits_of",
+]
 
 REDUCERS: tuple[Reducer, ...] = (
     topk.REDUCER,
     fuse.REDUCER,
     merge.REDUCER,
     bypass.REDUCER,
+    chain.REDUCER,
+    giveback.REDUCER,
 )
 
 
@@ -30,6 +41,19 @@ def find_reducer(name: str) -> Reducer:
         UsageError: there is none.
     """
     return find("reducer", name, REDUCERS, "tcompile.reducers", Reducer)
+
+
+def traits_of(spec: Spec) -> frozenset[Trait]:
+    """What a reducer, or what it is made of, does to the tokens."""
+    reducer = find_reducer(spec.name)
+    parts = [traits_of(part) for part in reducer.parts(filled_reducer(spec))]
+    return reducer.traits.union(*parts)
+
+
+def needs_score(spec: Spec) -> bool:
+    """Whether a reducer, or what it is made of, needs a score."""
+    reducer = find_reducer(spec.name)
+    return reducer.scored or any(needs_score(p) for p in reducer.parts(filled_reducer(spec)))
 
 
 def filled_reducer(spec: Spec) -> dict[str, Any]:

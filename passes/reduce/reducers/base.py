@@ -36,6 +36,8 @@ class ReducerInput:
         table: [groups, g], the patches of each group, where tokens leave in whole groups.
         grid: (h, w) or (t, h, w) of the tokens as they are now; empty where they are no grid.
         fixed: [T], the score where it is the same for every image.
+        full: [B, T0, C], each patch as it was last, where tokens are to return.
+        whole: the grid of the dense model.
     """
 
     b: Builder
@@ -52,6 +54,8 @@ class ReducerInput:
     table: np.ndarray[Any, Any] | None = None
     grid: Grid = ()
     fixed: np.ndarray[Any, Any] | None = None
+    full: gs.Tensor | None = None
+    whole: Grid = ()
 
     def of_patches(self, x: gs.Tensor, **kw: Any) -> gs.Tensor:
         """The patch rows of a [B, N, C] tensor."""
@@ -79,12 +83,14 @@ class Ask:
         keep: patch tokens after, of one segment.
         parameters: defaults filled in.
         grid: of the tokens before; empty where they are no grid.
+        whole: the grid of the dense model.
     """
 
     count: int
     keep: int
     parameters: Mapping[str, Any]
     grid: Grid = ()
+    whole: Grid = ()
 
 
 def _no_problem(ask: Ask) -> str:
