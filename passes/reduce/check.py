@@ -144,7 +144,7 @@ def _check_score(analysis: Analysis, site: Site, one: Reduction) -> None:
                              where=f"schedule, site '{one.site}'")  # fmt: skip
         return
     for score, values in leaves(one.score):
-        if score.attention and not site.scored:
+        if score.reads(values) and not site.scored:
             raise UsageError(
                 f"score '{score.name}' reads the attention of block {site.block}, which is "
                 "not over all the tokens",

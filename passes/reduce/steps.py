@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -18,7 +18,6 @@ from tcompile.passes.reduce.probe import probe_of
 from tcompile.passes.reduce.reducers import ReducerInput, filled_reducer, find_reducer
 from tcompile.passes.reduce.reducers.base import Grid
 from tcompile.passes.reduce.reducers.giveback import put
-from tcompile.passes.reduce.scores import filled_score, find_score
 from tcompile.passes.reduce.scores.base import Score, ScoreInput, Seen
 from tcompile.passes.reduce.segments import Cores, by_segment
 from tcompile.passes.reduce.stage import Stage
@@ -112,24 +111,22 @@ class Steps:
         """[B, T]; where the block's attentions see segments apart, each scores its own."""
         b, space, spec = self.b, self.analysis.space, step.reduction.score
         assert spec is not None
-        score = find_score(spec.name)
         given = ScoreInput(
-            b, core, rows, space.prefix, stage.count, self.analysis.cls or 0, filled_score(spec),
-            space.patches, space.grid, self.stages, self._seen(step.site),
+            b, core, rows, space.prefix, stage.count, self.analysis.cls or 0, {}, space.patches,
+            space.grid, self.stages, self._seen(step.site),
             probe_of(b, self.analysis, self.nodes, self.batch, stage.count),
+            self._in_segments if isinstance(core, Cores) else None,
         )  # fmt: skip
-        if not isinstance(core, Cores) or not score.attention:
-            return score.run(given)
-        return self._in_segments(score, given, core, stage)
+        return given.score(spec)
 
-    def _in_segments(self, score: Score, given: ScoreInput, core: Cores, stage: Stage) -> gs.Tensor:
-        from dataclasses import replace
-
+    def _in_segments(self, score: Score, given: ScoreInput) -> gs.Tensor:
+        assert isinstance(given.core, Cores)
         space, parts, start = self.analysis.space, [], given.prefix
-        for one in core.cores:
-            count = Run(*space.runs[one.attention.columns]).size(space, stage.count)
+        for one in given.core.cores:
+            count = Run(*space.runs[one.attention.columns]).size(space, given.count)
             x = self.b.slice(given.x, 1, start, start + count)
-            parts.append(score.run(replace(given, core=one, x=x, prefix=0, count=count, seen=())))
+            inner = replace(given, core=one, x=x, prefix=0, count=count, seen=(), apart=None)
+            parts.append(score.run(inner))
             start += count
         return self.b.concat(parts, 1)
 

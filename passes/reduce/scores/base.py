@@ -46,6 +46,8 @@ class ScoreInput:
         stages: the stages so far; the last one is that of the tokens being scored.
         seen: the blocks before, in order, and the site's own last (not around a block).
         probe: gives the learned probe's attention [B, N] to tokens [B, N, C]; None: no probe.
+        apart: runs a score in each segment of the tokens, where the block's attentions see them
+            apart; None: they do not.
     """
 
     b: Builder
@@ -60,16 +62,21 @@ class ScoreInput:
     stages: Sequence[Stage] = ()
     seen: Sequence[Seen] = ()
     probe: Callable[[gs.Tensor], gs.Tensor] | None = None
+    apart: Callable[[Score, ScoreInput], gs.Tensor] | None = None
 
     def of_patches(self, x: gs.Tensor, axis: int = 1, **kw: Any) -> gs.Tensor:
         """The patches along an axis that runs over all tokens."""
         return self.b.slice(x, axis, self.prefix, self.prefix + self.count, **kw)
 
     def score(self, spec: Spec) -> gs.Tensor:
-        """Another score of the same tokens, for combiners."""
+        """A score of the same tokens, such as a part of a combined one."""
         from tcompile.passes.reduce.scores import filled_score, find_score
 
-        return find_score(spec.name).run(replace(self, parameters=filled_score(spec)))
+        score = find_score(spec.name)
+        given = replace(self, parameters=filled_score(spec))
+        if self.apart is not None and score.reads(given.parameters):
+            return self.apart(score, given)
+        return score.run(given)
 
 
 def _nothing(parameters: Mapping[str, Any]) -> tuple[str, ...]:
@@ -94,7 +101,8 @@ class Score:
         name: as in a schedule.
         run: adds its nodes and gives the scores.
         parameters: what it takes.
-        attention: whether it reads the attention of the block.
+        attention: whether it reads the attention of the block (its Q, K or V), by its parameters
+            where that depends; False also where only its parts do.
         fused: whether the attention stays fused, by its parameters.
         needs: of the model, by its parameters: `cls`, `grid`, `frames`, `probe`.
         parts: the scores it is made of, by its parameters.
@@ -103,7 +111,11 @@ class Score:
     name: str
     run: Callable[[ScoreInput], gs.Tensor]
     parameters: Parameters = field(default_factory=dict)
-    attention: bool = True
+    attention: bool | Callable[[Mapping[str, Any]], bool] = True
     fused: Callable[[Mapping[str, Any]], bool] = _always
     needs: Callable[[Mapping[str, Any]], Sequence[str]] = _nothing
     parts: Callable[[Mapping[str, Any]], Sequence[Spec]] = _no_parts
+
+    def reads(self, parameters: Mapping[str, Any]) -> bool:
+        """Whether it reads the attention of the block."""
+        return self.attention(parameters) if callable(self.attention) else self.attention
