@@ -1,11 +1,15 @@
-"""Scores, reducers and presets of other packages, found by entry points."""
+"""Scores, reducers and presets of other packages, found by entry points (docs/extending.md).
+
+A name of ours always means ours, so that a schedule says the same wherever it is read. Nothing of
+another package is imported before its name is asked for, or all are listed.
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
-from importlib.metadata import entry_points
-from typing import Any, Protocol, TypeVar
+from collections.abc import Iterable, Sequence
+from importlib.metadata import EntryPoint, entry_points
+from typing import Protocol, TypeVar
 
 from tcompile.errors import UsageError
 
@@ -20,25 +24,28 @@ class Named(Protocol):
 Kind = TypeVar("Kind", bound=Named)
 
 
-def extensions(group: str, kind: type[Kind]) -> list[Kind]:
-    """What other packages offer in a group, loaded.
+def extensions(group: str, kind: type[Kind], own: Iterable[Named] = ()) -> list[Kind]:
+    """What other packages offer in a group, loaded, by name; without what has a name of `own`.
 
     Raises:
-        UsageError: one that cannot be loaded or is something else; names the package.
+        UsageError: one that cannot be loaded or is something else, two of one name; names the
+            packages.
     """
-    return [_load(point, kind) for point in sorted(entry_points(group=group))]
+    points = _points(group)
+    ours = {one.name for one in own}
+    return [_load(points[name], kind) for name in sorted(points) if name not in ours]
 
 
 def find(what: str, name: str, own: Iterable[Kind], group: str, kind: type[Kind]) -> Kind:
     """The one of that name, ours before others'.
 
     Raises:
-        UsageError: there is none; names the nearest.
+        UsageError: there is none (names the nearest), or it cannot be loaded.
     """
     ours = {one.name: one for one in own}
     if name in ours:
         return ours[name]
-    others = {point.name: point for point in entry_points(group=group)}
+    others = _points(group)
     if name in others:
         return _load(others[name], kind)
     names = [*ours, *others]
@@ -47,20 +54,41 @@ def find(what: str, name: str, own: Iterable[Kind], group: str, kind: type[Kind]
     raise UsageError(f"unknown {what} '{name}'", hint=hint)
 
 
-def _load(point: Any, kind: type[Kind]) -> Kind:
-    package = point.dist.name if point.dist is not None else point.value
+def _points(group: str) -> dict[str, list[EntryPoint]]:
+    found: dict[str, list[EntryPoint]] = {}
+    for point in entry_points(group=group):
+        found.setdefault(point.name, []).append(point)
+    return found
+
+
+def _load(points: Sequence[EntryPoint], kind: type[Kind]) -> Kind:
+    """The one behind entry points of one name."""
+    point, group = points[0], points[0].group
+    package = _package(point)
+    # One package may be found twice, by two entries of sys.path.
+    others = {_package(p) for p in points if p.value != point.value}
+    if others:
+        raise UsageError(
+            f"{' and '.join(sorted({package, *others}))} both have a '{point.name}'",
+            where=f"entry points {group}",
+            hint="uninstall one of them",
+        )
     try:
         found = point.load()
     except Exception as error:  # whatever another package's import may do
         raise UsageError(
             f"'{point.name}' of {package} cannot be loaded: {type(error).__name__}: {error}",
-            where=f"entry point {point.group}",
+            where=f"entry point {group}",
             hint=f"mend or uninstall {package}",
         ) from error
     if not isinstance(found, kind) or found.name != point.name:
         raise UsageError(
             f"'{point.name}' of {package} is no {kind.__name__} of that name",
-            where=f"entry point {point.group}",
+            where=f"entry point {group}",
             hint=f"mend or uninstall {package}",
         )
     return found
+
+
+def _package(point: EntryPoint) -> str:
+    return point.dist.name if point.dist is not None else point.value

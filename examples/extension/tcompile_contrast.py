@@ -1,0 +1,35 @@
+"""A score and a reducer of one's own for tcompile; `pip install .` is all it takes.
+
+docs/extending.md explains it, tests/test_extensions.py runs it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from tcompile import algebra
+
+
+def contrast(given: algebra.ScoreInput) -> Any:
+    """score_j = max_c x_jc − min_c x_jc: [B, T]. Reads no attention, which so stays fused."""
+    b, x = given.b, given.of_patches(given.x)
+    return b.op("Sub", b.reduce("Max", x, [2]), b.reduce("Min", x, [2]))
+
+
+SCORE = algebra.Score("contrast", contrast, attention=False)
+
+
+def lift(given: algebra.ReducerInput) -> tuple[Any, algebra.Stage]:
+    """The K best stay, each with a share of what was there: x_S' = x_S + alpha · mean_j x_j."""
+    b, patches = given.b, given.of_patches(given.x)
+    alpha = b.const(given.parameters["alpha"], np.float32)
+    share = b.op("Mul", b.reduce("Mean", patches, [1], keepdims=1), alpha)
+    lifted = given.joined(b.op("Add", patches, share), fp32=False)
+    return algebra.find_reducer("topk").run(replace(given, x=lifted))
+
+
+ALPHA = algebra.Parameter(float, 0.1, "share of the mean that is added", least=0, most=1)
+REDUCER = algebra.Reducer("lift", lift, {"alpha": ALPHA})

@@ -1,0 +1,32 @@
+"""What a score, a reducer or a preset of your own is made of (docs/extending.md).
+
+Everything here is public: names stay, parameters may be added.
+"""
+
+from __future__ import annotations
+
+from tcompile.passes.reduce.builder import Builder
+from tcompile.passes.reduce.core import Core
+from tcompile.passes.reduce.reducers import find_reducer
+from tcompile.passes.reduce.reducers.base import Ask, Reducer, ReducerInput
+from tcompile.passes.reduce.scores import find_score
+from tcompile.passes.reduce.scores.base import Score, ScoreInput
+from tcompile.passes.reduce.stage import Stage
+from tcompile.planning.parameters import Parameter
+from tcompile.planning.schedule import Reduction, Spec
+
+__all__ = [
+    "Ask",
+    "Builder",
+    "Core",
+    "Parameter",
+    "Reducer",
+    "ReducerInput",
+    "Reduction",
+    "Score",
+    "ScoreInput",
+    "Spec",
+    "Stage",
+    "find_reducer",
+    "find_score",
+]
