@@ -15,6 +15,7 @@ import onnx_graphsurgeon as gs
 from tcompile.analysis.flops import graph_flops
 from tcompile.analysis.model import Analysis, analyse
 from tcompile.artifact import MODEL, check_destination, write_artifact
+from tcompile.cost import Cost, cost_of
 from tcompile.errors import TcompileError, UsageError
 from tcompile.inspection import Inspection, describe
 from tcompile.inspection_why import NodeFacts
@@ -63,6 +64,17 @@ class Analysed:
     @property
     def graph(self) -> gs.Graph:
         return self.normalized.graph
+
+
+@dataclass(frozen=True)
+class Priced:
+    """A schedule and what following it costs."""
+
+    schedule: Schedule
+    cost: Cost
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.schedule.to_json(), "cost": self.cost.to_json()}
 
 
 @dataclass(frozen=True)
@@ -174,6 +186,26 @@ def plan(
     load_target(target)
     read_model = read(model, shapes=shapes, prefix=prefix)
     return schedule_for(read_model, keep, method, schedule, outputs)
+
+
+def price(
+    model: str | Path,
+    *,
+    target: str = "cpu",
+    keep: Keep = None,
+    method: str = "topk",
+    schedule: ScheduleLike = None,
+    outputs: str = "reduced",
+    shapes: Shapes | None = None,
+    prefix: int | None = None,
+) -> Priced:
+    """The schedule that `build` would follow and what its scores and reducers add; writes nothing.
+
+    Raises as `plan`.
+    """
+    made = reduce(model, target=target, keep=keep, method=method, schedule=schedule,
+                  outputs=outputs, shapes=shapes, prefix=prefix)  # fmt: skip
+    return Priced(made.schedule, cost_of(made.dense, made.graph, made.schedule))
 
 
 def reduce(

@@ -189,6 +189,8 @@ class _Rewriter:
         rows = to_rows(b, stream, layout, self.fixed + stage.count)
         width = ax.size(self.analysis.facts.axes[name][layout.features])
         reduced, after = self.steps.run(step, rows, width, core, stage)
+        if not stage.whole and not _returns(step):
+            after.before = len(self.stages) - 1
         new = self._stream(name, reduced, layout, after)
         self.editor.current[name] = new
         redirect(stream, new, readers, self.graph)

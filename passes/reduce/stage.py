@@ -27,6 +27,7 @@ class Stage:
         local: [B, count] i64, where each one was in the stage before; None: not from there.
         groups: [B, count/g] i64, the original groups that are left; None: all, or no groups.
         group_owner: [B, T/g] i64, the current group that represents each original one.
+        before: the number of the stage that it was made from; 0 is the dense model.
     """
 
     count: int
@@ -38,7 +39,13 @@ class Stage:
     local: gs.Tensor | None = None
     groups: gs.Tensor | None = None
     group_owner: gs.Tensor | None = None
+    before: int = 0
     cache: dict[str, gs.Tensor] = field(default_factory=dict)
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is the dense model's tokens, or they are all back."""
+        return self.owner is None and self.index is None
 
 
 def on_run(

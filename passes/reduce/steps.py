@@ -94,7 +94,9 @@ class Steps:
         )  # fmt: skip
         if self.returns and not step.site.until:
             patches = given.of_patches(rows, fp32=False)
-            self.full = put(b, self.full or patches, patches, stage, space.patches)
+            self.full = put(
+                b, patches if self.full is None else self.full, patches, stage, space.patches
+            )
         if space.segments == 1:
             return reducer.run(given)
         return by_segment(reducer, given, space.segments)
@@ -113,7 +115,7 @@ class Steps:
         assert spec is not None
         given = ScoreInput(
             b, core, rows, space.prefix, stage.count, self.analysis.cls or 0, {}, space.patches,
-            space.grid, self.stages, self._seen(step.site),
+            self.whole or (space.patches,), self.stages, self._seen(step.site),
             probe_of(b, self.analysis, self.nodes, self.batch, stage.count),
             self._in_segments if isinstance(core, Cores) else None,
         )  # fmt: skip

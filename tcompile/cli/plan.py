@@ -40,18 +40,18 @@ def plan(
     prefix: int | None,
     as_json: bool,
 ) -> None:
-    """Show the schedule that `build` would follow; write nothing.
+    """Show the schedule that `build` would follow and what the method adds; write nothing.
 
     \b
     Example:
       tcompile plan vit.onnx --target cpu --keep 0.6 --json > schedule.json
       tcompile build vit.onnx --target cpu --schedule schedule.json
     """
-    from tcompile.pipeline import plan as make_plan
+    from tcompile.pipeline import price
 
     with progress() as say:
         say(f"analysing {model}")
-        made = make_plan(
+        made = price(
             model,
             target=target,
             keep=keep,
@@ -66,6 +66,8 @@ def plan(
         print_json(document)
     else:
         print_schedule(document)
+        for line in made.cost.lines() if made.schedule.reductions else ():
+            click.echo(line)
 
 
 def print_schedule(document: dict[str, object]) -> None:

@@ -82,5 +82,6 @@ def test_a_size_that_the_file_settles_stays(tcompile: Command, vit: Path) -> Non
 def test_plan_with_restored_outputs(tcompile: Command, plain: Path) -> None:
     options = ("--target", "cpu", "--keep", "0.5", "--json")
     restored = tcompile("plan", plain, *options, "--outputs", "restored")
-    assert restored.json() == tcompile("plan", plain, *options).json()
+    reduced = tcompile("plan", plain, *options)
+    assert restored.json()["reductions"] == reduced.json()["reductions"]
     assert tcompile("plan", plain, *options, "--outputs", "some").code == 2
