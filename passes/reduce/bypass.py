@@ -29,13 +29,13 @@ class Bypass:
 
 
 def copies(b: Builder, region: Sequence[gs.Node], block: Block) -> dict[str, gs.Node]:
-    """Copies of the nodes of a block that lead to its softmax, by the originals' names.
+    """Copies of the nodes of a block that lead to softmax·V, by the originals' names.
 
     They read the whole stream, so that a score can be taken of every token; what the score does not
     read of them is removed in the end.
     """
     made: dict[str, gs.Node] = {}
-    left = {a.node for a in block.attentions}
+    left = {a.context for a in block.attentions}
     copied: dict[str, gs.Tensor] = {}
     for node in region:
         outputs = []
@@ -47,7 +47,7 @@ def copies(b: Builder, region: Sequence[gs.Node], block: Block) -> dict[str, gs.
                        node.domain)  # fmt: skip
         made[node.name] = copy
         b.graph.nodes.append(copy)
-        left.discard(node.name)
+        left -= {str(out.name) for out in node.outputs}
         if not left:
             break
     return made

@@ -12,13 +12,14 @@ from math import sqrt
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from tcompile.analysis.attention import BEFORE_SOFTMAX, Attention
+from tcompile.analysis.attention import Attention
 from tcompile.errors import UsageError
-from tcompile.ir import attr, is_const, producer
+from tcompile.ir import attr
 from tcompile.passes.reduce.builder import Builder
+from tcompile.passes.reduce.core_parts import Operands
 
 
-class Core:
+class Core(Operands):
     """An attention of the graph being rewritten, as the scores see it."""
 
     def __init__(
@@ -28,39 +29,39 @@ class Core:
         self.node = nodes[attention.node]
         self.product = nodes[attention.product]
 
-    def rows(self, positions: Sequence[int]) -> gs.Tensor:
+    def rows(self, positions: Sequence[int] | None = None) -> gs.Tensor:
         """softmax(q_rows·Kᵀ) over all keys: [B, heads, len(positions), N] fp32.
 
         Args:
-            positions: of the query tokens.
+            positions: of the query tokens; None: all, which costs as much as the attention.
 
         Raises:
             UsageError: the attention does more between Q·Kᵀ and softmax than scale and mask.
         """
-        b = self.b
+        logits, dims = self._logits(positions)
+        return self._split(self.b.op("Softmax", logits, axis=-1), dims, positions)
+
+    def logits(self, positions: Sequence[int] | None = None) -> gs.Tensor:
+        """What the softmax is taken of, scaled, masks and biases added; otherwise as `rows`."""
+        logits, dims = self._logits(positions)
+        return self._split(logits, dims, positions)
+
+    def _logits(self, positions: Sequence[int] | None) -> tuple[gs.Tensor, list[int | str]]:
+        """The logits, and the shape of those of the model."""
         self._check_rank()
         if self.attention.form == "softmax":
-            logits = self._logits_decomposed(positions)
-        else:
-            logits = self._logits_op(positions)
-        probabilities = b.op("Softmax", logits, axis=-1)
-        if self._joined():
-            # [(B h), rows, N] or [1, (B h), rows, N] → [B, h, rows, N]
-            dims = [self.batch or -1, self.attention.heads, len(positions), self._keys()]
-            return b.reshape(probabilities, dims)
-        return probabilities
+            return self._logits_decomposed(positions), list(self.node.outputs[0].shape)
+        return self._logits_op(positions), list(self.product.inputs[0].shape)
 
-    def position(self, place: int) -> int:
-        """A place counted from the front, or (negative) from the back, as one from the front."""
-        return place if place >= 0 else self._keys() + place
-
-    @property
-    def width(self) -> int:
-        """Channels of a key."""
-        shape = self.product.inputs[1].shape
-        if self.attention.form == "softmax":
-            return int(shape[-2])
-        return int(shape[-1]) // (1 if len(shape) == 4 else self.attention.heads)
+    def _split(
+        self, x: gs.Tensor, dims: list[int | str], positions: Sequence[int] | None
+    ) -> gs.Tensor:
+        """[(B h), rows, N] or [1, (B h), rows, N] → [B, h, rows, N]."""
+        op = self.attention.form == "op"
+        if (op and len(dims) == 3) or not self._joined(dims):
+            return x
+        heads, rows = self.attention.heads, self._rows(positions)
+        return self.b.reshape(x, [self.batch or -1, heads, rows, self._keys()])
 
     def keys(self) -> gs.Tensor:
         """Keys averaged over heads: [B, N, d] fp32 (ToMe's metric, up to a positive factor)."""
@@ -69,45 +70,21 @@ class Core:
         heads = self.attention.heads
         if self.attention.form == "op":
             if len(k.shape) == 4:
-                if self._joined():
-                    k = b.reshape(k, [self.batch or -1, heads, self._keys(), int(k.shape[-1])])
-                return b.reduce("Mean", k, [1])
+                return b.reduce("Mean", self._by_head(k), [1])
             split = b.reshape(k, [self.batch or -1, 0, heads, int(k.shape[-1]) // heads])
             return b.reduce("Mean", split, [2])
-        if self._joined():
-            k = b.reshape(k, [self.batch or -1, heads, int(k.shape[-2]), self._keys()])
-        return b.transpose(b.reduce("Mean", k, [1]), [0, 2, 1])
+        return b.transpose(b.reduce("Mean", self._by_head(k), [1]), [0, 2, 1])
 
-    def _check_rank(self) -> None:
-        if self.attention.form == "softmax" and self._rank() not in (3, 4):
-            raise UsageError(
-                f"attention '{self.node.name}' has logits of {self._rank()} dims, so its rows "
-                "cannot be recomputed",
-                where="--method",
-            )
-
-    def _rank(self) -> int:
-        return 4 if self.attention.form == "op" else len(self.product.outputs[0].shape)
-
-    def _joined(self) -> bool:
-        """Whether batch and heads are one axis of the logits."""
-        if self._rank() == 3:
-            return True
-        first = self.product.inputs[0].shape
-        return len(first) == 4 and first[0] == 1 and self.batch != 1
-
-    def _keys(self) -> int:
-        k = self.product.inputs[1]
-        return int(k.shape[-1] if self.attention.form == "softmax" else k.shape[-2])
-
-    def _take_rows(self, x: gs.Tensor, positions: Sequence[int], axis: int) -> gs.Tensor:
+    def _take_rows(self, x: gs.Tensor, positions: Sequence[int] | None, axis: int) -> gs.Tensor:
+        if positions is None:
+            return x
         axis %= len(x.shape)
         first, last = positions[0], positions[-1]
         if list(positions) == list(range(first, last + 1)):
             return self.b.slice(x, axis, first, last + 1)
         return self.b.op("Gather", x, list(positions), dtype=x.dtype, axis=axis)
 
-    def _logits_decomposed(self, positions: Sequence[int]) -> gs.Tensor:
+    def _logits_decomposed(self, positions: Sequence[int] | None) -> gs.Tensor:
         b, product = self.b, self.product
         rows = self._take_rows(product.inputs[0], positions, -2)
         current = b.op("MatMul", rows, product.inputs[1])
@@ -121,42 +98,23 @@ class Core:
                 else:
                     inputs.append(tensor)
             if node.op == "Reshape":
-                continue  # only ever splits or joins batch and heads; `rows` does that itself
+                current = self._regrouped(current, node, positions)
+                continue
             # What inference says of types replaces this; quantised logits are not floats.
             dtype = np.float32 if node.op == "Cast" else current.dtype
             current = b.op(node.op, *inputs, dtype=dtype, **dict(node.attrs))
         return current
 
-    def _chain(self) -> list[gs.Node]:
-        """Nodes between the product and the softmax as they are now, inserted biases included."""
-        self._on_chain = {self.product.outputs[0].name}
-        found: list[gs.Node] = []
+    def _regrouped(self, x: gs.Tensor, node: gs.Node, positions: Sequence[int] | None) -> gs.Tensor:
+        """A Reshape of the chain, which only ever splits or joins batch and heads, of the rows."""
+        dims = list(node.outputs[0].shape)
+        front: list[int] = [-1]
+        if len(dims) == 4:
+            joined = self._joined(dims)
+            front = [1, -1] if joined else [self.batch or -1, self.attention.heads]
+        return self.b.reshape(x, [*front, self._rows(positions), self._keys()])
 
-        def up(tensor: gs.Tensor) -> bool:
-            node = producer(tensor)
-            if node is None or is_const(tensor):
-                return False
-            if node is self.product:
-                return True
-            if node.op not in BEFORE_SOFTMAX:
-                return False
-            for operand in node.inputs:
-                if up(operand):
-                    found.append(node)
-                    self._on_chain.add(tensor.name)
-                    return True
-            return False
-
-        if not up(self.node.inputs[0]):
-            raise UsageError(
-                f"attention '{self.node.name}' mixes its heads before the softmax, so its rows "
-                "cannot be recomputed",
-                where="--method",
-                hint="use a method whose score does not read attention, such as tome",
-            )
-        return found
-
-    def _logits_op(self, positions: Sequence[int]) -> gs.Tensor:
+    def _logits_op(self, positions: Sequence[int] | None) -> gs.Tensor:
         b, node, heads = self.b, self.node, self.attention.heads
         q, k = node.inputs[:2]
         shared = k.shape[1] != q.shape[1] if len(k.shape) == 4 else k.shape[-1] != q.shape[-1]
