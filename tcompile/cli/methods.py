@@ -26,7 +26,7 @@ def methods(as_json: bool) -> None:
         click.echo(f"{method.name}: {method.summary}")
         click.echo(f"  {method.formula}")
         click.echo(f"  {method.reference}")
-        for name, (_, default, meaning) in method.parameters.items():
-            shown = "" if default is None else f" [default: {default}]"
+        for name, one in method.parameters.items():
+            shown = "" if one.default is None else f" [default: {one.default}]"
             budget = "; sets the budget without --keep" if name in method.budget else ""
-            click.echo(f"    {name}: {meaning}{shown}{budget}")
+            click.echo(f"    {name}: {one.meaning}{shown}{budget}")

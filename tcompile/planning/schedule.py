@@ -71,11 +71,16 @@ class BlockTokens:
 
 @dataclass(frozen=True)
 class Schedule:
-    """A method's reductions on a model of a given shape, in execution order."""
+    """A method's reductions on a model of a given shape, in execution order.
+
+    Attributes:
+        notes: where it differs from the paper or from what was asked.
+    """
 
     method: str
     model: Shape
     reductions: tuple[Reduction, ...]
+    notes: tuple[str, ...] = ()
 
     def tokens_per_block(self) -> tuple[BlockTokens, ...]:
         """Tokens entering each block's attention and MLP, prefix included."""
@@ -111,6 +116,7 @@ class Schedule:
             "model": vars(self.model).copy(),
             "reductions": [r.to_json() for r in self.reductions],
             "tokens_per_block": [vars(b).copy() for b in self.tokens_per_block()],
+            "notes": list(self.notes),
         }
 
     @staticmethod
@@ -134,7 +140,8 @@ class Schedule:
             )
             fields = ("tokens", "prefix", "patches", "blocks")
             shape = Shape(*(_count(document["model"][k]) for k in fields))
-            return Schedule(str(document.get("method", "custom")), shape, reductions)
+            notes = tuple(map(str, document.get("notes", ())))
+            return Schedule(str(document.get("method", "custom")), shape, reductions, notes)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UsageError(
                 f"not a schedule: {type(error).__name__} {error}",

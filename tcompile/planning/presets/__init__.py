@@ -1,0 +1,15 @@
+"""Presets: published methods as data; the list below is the registry.
+
+Presets of other packages are found by entry points of the group `tcompile.presets`.
+"""
+
+from __future__ import annotations
+
+from tcompile.planning.presets.base import Preset
+from tcompile.planning.presets.dense import DENSE
+from tcompile.planning.presets.merging import MERGING
+from tcompile.planning.presets.pruning import PRUNING
+
+__all__ = ["PRESETS", "Preset"]
+
+PRESETS: tuple[Preset, ...] = (*PRUNING, *MERGING, *DENSE)

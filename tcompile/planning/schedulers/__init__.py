@@ -1,0 +1,20 @@
+"""Schedulers: how many tokens leave where (METHODS SCH1 to SCH8)."""
+
+from tcompile.planning.schedulers.around import around, inside, until_last
+from tcompile.planning.schedulers.base import Place, Scheduler
+from tcompile.planning.schedulers.layers import constant, ramp, ratio
+from tcompile.planning.schedulers.once import single
+from tcompile.planning.schedulers.stages import stages
+
+__all__ = [
+    "Place",
+    "Scheduler",
+    "around",
+    "constant",
+    "inside",
+    "ramp",
+    "ratio",
+    "single",
+    "stages",
+    "until_last",
+]
