@@ -32,14 +32,19 @@ class Cores(Core):
         return self.b.concat([c.keys() for c in self.cores], 1)
 
 
-class _Folded:
-    """Keys with the segments in the batch."""
+class _Folded(Core):
+    """An attention whose keys have the segments in the batch."""
 
-    def __init__(self, metric: gs.Tensor) -> None:
-        self.metric = metric
+    def __init__(self, given: ReducerInput, count: int) -> None:
+        core = given.core
+        self.b, self.attention, self.batch = core.b, core.attention, None
+        self.node, self.product = core.node, core.product
+        self.given, self.count = given, count
 
     def keys(self) -> gs.Tensor:
-        return self.metric
+        """Keys averaged over heads: [B·S, T/S, d]."""
+        whole = self.given.of_patches(self.given.core.keys())
+        return self.b.reshape(whole, [-1, self.count, self.given.core.width])
 
 
 def by_segment(reducer: Reducer, given: ReducerInput, segments: int) -> tuple[gs.Tensor, Stage]:
@@ -58,15 +63,11 @@ def by_segment(reducer: Reducer, given: ReducerInput, segments: int) -> tuple[gs
         if any(not np.array_equal(parts[0], p) for p in parts):
             raise InternalError("groups of tokens do not repeat from segment to segment")
         table = parts[0]
-    keys = None
-    if given.score is None:
-        whole = given.of_patches(given.core.keys())
-        keys = _Folded(b.reshape(whole, [-1, count, given.core.width]))
     inner = replace(
         given,
         x=rows(given.of_patches(given.x, fp32=False), count),
         score=None if given.score is None else b.reshape(given.score, [-1, count]),
-        core=keys or given.core,  # type: ignore[arg-type]
+        core=_Folded(given, count),
         stage=_folded(b, before, segments, each, table),
         prefix=0, suffix=0, patches=each, keep=keep, table=table,
     )  # fmt: skip

@@ -45,15 +45,16 @@ def find_reducer(name: str) -> Reducer:
 
 def traits_of(spec: Spec) -> frozenset[Trait]:
     """What a reducer, or what it is made of, does to the tokens."""
-    reducer = find_reducer(spec.name)
-    parts = [traits_of(part) for part in reducer.parts(filled_reducer(spec))]
-    return reducer.traits.union(*parts)
+    values = filled_reducer(spec)
+    reducer = find_reducer(spec.name).of(values)
+    return reducer.traits.union(*(traits_of(part) for part in reducer.parts(values)))
 
 
 def needs_score(spec: Spec) -> bool:
     """Whether a reducer, or what it is made of, needs a score."""
-    reducer = find_reducer(spec.name)
-    return reducer.scored or any(needs_score(p) for p in reducer.parts(filled_reducer(spec)))
+    values = filled_reducer(spec)
+    reducer = find_reducer(spec.name).of(values)
+    return reducer.scored or any(needs_score(part) for part in reducer.parts(values))
 
 
 def filled_reducer(spec: Spec) -> dict[str, Any]:

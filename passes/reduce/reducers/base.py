@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -105,6 +105,10 @@ def _no_parts(parameters: Mapping[str, Any]) -> tuple[Spec, ...]:
     return ()
 
 
+def _nothing(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {}
+
+
 Trait = Literal["merge", "fuse"]
 
 
@@ -125,6 +129,7 @@ class Reducer:
         problem: why it cannot do what is asked, empty if it can: by counts and grid.
         grid: the grid of the tokens that it leaves, empty where they are none.
         parts: the reducers it is made of, by its parameters.
+        by: the attributes above that are others by its parameters, such as `scored`.
     """
 
     name: str
@@ -139,3 +144,8 @@ class Reducer:
     problem: Callable[[Ask], str] = _no_problem
     grid: Callable[[Ask], Grid] = _no_grid
     parts: Callable[[Mapping[str, Any]], Sequence[Spec]] = _no_parts
+    by: Callable[[Mapping[str, Any]], Mapping[str, Any]] = _nothing
+
+    def of(self, parameters: Mapping[str, Any]) -> Reducer:
+        """What it is with these parameters, defaults filled in."""
+        return replace(self, **self.by(parameters))

@@ -1,0 +1,115 @@
+"""Who may merge into whom: the splits of `merge` into sources A and destinations B."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from tcompile.passes.reduce.builder import Builder
+from tcompile.passes.reduce.reducers.base import Grid, ReducerInput
+
+#: `energy`, `protected` and `halves` sort by the score.
+SPLITS = ("alternate", "energy", "protected", "halves", "grid")
+SORTED = frozenset({"energy", "protected", "halves"})
+
+_Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Side:
+    """Some of the tokens.
+
+    Attributes:
+        places: where they are: [n], the same for every image, or a tensor [B, n] i64.
+        count: n.
+    """
+
+    places: _Array | gs.Tensor
+    count: int
+
+    def rows(self, b: Builder, x: gs.Tensor) -> gs.Tensor:
+        """Theirs of [B, T, D]."""
+        if isinstance(self.places, gs.Tensor):
+            return b.call("TcGatherTokens", x, self.places, dtypes=[x.dtype])[0]
+        return self._fixed(b, self.places, x)
+
+    def values(self, b: Builder, x: gs.Tensor) -> gs.Tensor:
+        """Theirs of [B, T]."""
+        if isinstance(self.places, gs.Tensor):
+            return b.op("GatherElements", x, self.places, dtype=x.dtype, axis=1)
+        return self._fixed(b, self.places, x)
+
+    def at(self, b: Builder, numbers: gs.Tensor) -> gs.Tensor:
+        """[B, m]: the places of the numbered ones among them."""
+        if isinstance(self.places, gs.Tensor):
+            return b.op("GatherElements", self.places, numbers, dtype=np.int64, axis=1)
+        return b.op("Gather", b.const(self.places), numbers, dtype=np.int64, axis=0)
+
+    @staticmethod
+    def _fixed(b: Builder, places: _Array, x: gs.Tensor) -> gs.Tensor:
+        steps = set(np.diff(places).tolist())
+        if len(steps) == 1:
+            first, last, step = int(places[0]), int(places[-1]), steps.pop()
+            return b.op("Slice", x, [first], [last + 1], [1], [step], dtype=x.dtype)
+        return b.op("Gather", x, b.const(places), dtype=x.dtype, axis=1)
+
+
+def sides(given: ReducerInput) -> tuple[Side, Side]:
+    """A and B of T tokens, r of which are to merge.
+
+    * alternate (ToMe): even and odd places.
+    * energy (PiToMe, "bsm"): even and odd ranks by score = −energy, least first.
+    * protected (PiToMe): even and odd ranks of the 2r first of these; the others take no part.
+    * halves (Zero-TPrune): the T//2 of least score, and the rest.
+    * grid (tomesd): all others, and the top-left token of every whole sy x sx cell.
+    """
+    b, count, parameters = given.b, given.stage.count, given.parameters
+    split, r = parameters["split"], count - given.keep
+    if split not in SORTED:
+        places = dst_places(parameters, count, given.grid)
+        rest = np.setdiff1d(np.arange(count), places)
+        return Side(rest, len(rest)), Side(places, len(places))
+    taken = 2 * r if split == "protected" else count
+    assert given.score is not None
+    _, ranked = b.nodes("TopK", [given.score, [taken]], [np.float32, np.int64],
+                        axis=-1, largest=0, sorted=1)  # fmt: skip
+    if split == "halves":
+        half = count // 2
+        return (
+            Side(b.slice(ranked, 1, 0, half), half),
+            Side(b.slice(ranked, 1, half, None), count - half),
+        )
+    even, odd = (b.op("Slice", ranked, [i], [taken], [1], [2], dtype=np.int64) for i in (0, 1))
+    return Side(even, taken - taken // 2), Side(odd, taken // 2)
+
+
+def counts(parameters: Mapping[str, Any], count: int, keep: int, grid: Grid) -> tuple[int, int]:
+    """How many tokens A and B have."""
+    split = parameters["split"]
+    if split == "protected":
+        return count - keep, count - keep
+    if split == "halves":
+        return count // 2, count - count // 2
+    if split == "energy":
+        return count - count // 2, count // 2
+    cells = len(dst_places(parameters, count, grid))
+    return count - cells, cells
+
+
+def dst_places(parameters: Mapping[str, Any], count: int, grid: Grid) -> _Array:
+    """B where it does not depend on the image; empty where there is no grid for it."""
+    if parameters["split"] == "alternate":
+        return np.arange(1, count, 2)
+    # Of a segment of the tokens, such as a frame, the grid is that of one.
+    plane = grid if prod(grid) == count else grid[1:]
+    if len(plane) not in (2, 3) or prod(plane) != count:
+        return np.zeros(0, np.int64)
+    sx, sy = parameters["sx"], parameters["sy"]
+    h, w = plane[-2] // sy * sy, plane[-1] // sx * sx
+    corners = np.arange(count).reshape(-1, *plane[-2:])[:, :h:sy, :w:sx]
+    return corners.reshape(-1)

@@ -1,0 +1,125 @@
+"""One reducer on given tokens: the graph that it writes, run by ONNX Runtime with a free batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+import onnxruntime as ort
+
+from tcompile.ir import to_onnx
+from tcompile.passes.reduce.builder import Builder
+from tcompile.passes.reduce.reducers import Ask, ReducerInput, filled_reducer, find_reducer
+from tcompile.passes.reduce.stage import Stage
+from tcompile.planning.schedule import Spec
+from tcompile.plugins.spec import add_functions
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What a reducer is given.
+
+    Attributes:
+        x: [B, prefix + T + suffix, C] f32.
+        keys: [B, prefix + T + suffix, D] f32.
+        score, size: [B, T] f32; None: none.
+        index: [B, T] i64, where the tokens are among the dense model's; None: all are there.
+        owner: [B, T0] i64; None as index is.
+    """
+
+    x: Array
+    keys: Array
+    score: Array | None = None
+    size: Array | None = None
+    prefix: int = 0
+    suffix: int = 0
+    grid: tuple[int, ...] = ()
+    index: Array | None = None
+    owner: Array | None = None
+
+    @property
+    def count(self) -> int:
+        return self.x.shape[1] - self.prefix - self.suffix
+
+    @property
+    def patches(self) -> Array:
+        return self.x[:, self.prefix : self.prefix + self.count]
+
+    @property
+    def metric(self) -> Array:
+        return self.keys[:, self.prefix : self.prefix + self.count]
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """What a reducer makes of it; `size` and `local` are empty where the stage has none."""
+
+    x: Array
+    index: Array
+    size: Array
+    owner: Array
+    local: Array
+    prop_attn: bool
+    ops: tuple[str, ...] = field(repr=False, default=())
+
+
+class Keys:
+    """An attention of which only the keys are read."""
+
+    batch = None
+
+    def __init__(self, keys: gs.Tensor) -> None:
+        self._keys = keys
+        self.width = int(keys.shape[-1])
+
+    def keys(self) -> gs.Tensor:
+        return self._keys
+
+
+def problem(name: str, count: int, keep: int, grid: Sequence[int] = (), **parameters: Any) -> str:
+    """Why the reducer cannot do that; empty if it can."""
+    values = filled_reducer(Spec(name, parameters))
+    return find_reducer(name).problem(Ask(count, keep, values, tuple(grid)))
+
+
+def reduced(name: str, tokens: Tokens, keep: int, opset: int = 18, **parameters: Any) -> Reduced:
+    """Run a reducer."""
+    feeds = {k: getattr(tokens, k) for k in ("x", "keys", "score", "size", "index", "owner")}
+    feeds = {k: v for k, v in feeds.items() if v is not None}
+    inputs = {k: gs.Variable(k, v.dtype, ["batch", *v.shape[1:]]) for k, v in feeds.items()}
+    graph = gs.Graph(inputs=list(inputs.values()), opset=opset)
+    builder = Builder(graph)
+    values = filled_reducer(Spec(name, parameters))
+    assert not find_reducer(name).problem(Ask(tokens.count, keep, values, tokens.grid))
+    of_stage = {k: inputs[k] for k in ("size", "index", "owner") if k in inputs}
+    total = tokens.count if tokens.owner is None else tokens.owner.shape[1]
+    stream, after = find_reducer(name).run(
+        ReducerInput(
+            builder, inputs["x"], tokens.x.shape[2], inputs.get("score"),
+            Keys(inputs["keys"]), Stage(tokens.count, **of_stage), tokens.prefix, tokens.suffix,
+            total, keep, values, grid=tokens.grid,
+        )  # type: ignore[arg-type]
+    )  # fmt: skip
+    assert after.count == keep
+    named = {"x": stream, **{k: getattr(after, k) for k in ("index", "size", "owner", "local")}}
+    for key, tensor in named.items():
+        if tensor is not None:
+            out = gs.Variable(f"{key}_out", tensor.dtype)
+            graph.nodes.append(gs.Node("Identity", f"{key}_id", {}, [tensor], [out]))
+            graph.outputs.append(out)
+    graph.cleanup(remove_unused_graph_inputs=True).toposort()
+    add_functions(graph)
+    model = to_onnx(graph)
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    read = {i.name for i in session.get_inputs()}
+    found = session.run(None, {k: v for k, v in feeds.items() if k in read})
+    arrays = dict(zip([o.name for o in session.get_outputs()], found, strict=True))
+    none = np.zeros(0)
+    parts = {k: arrays.get(f"{k}_out", none) for k in ("index", "size", "owner", "local")}
+    ops = tuple(n.op for n in graph.nodes)
+    return Reduced(arrays["x_out"], prop_attn=after.prop_attn, ops=ops, **parts)
