@@ -12,21 +12,32 @@ from tcompile.passes.reduce.reducers.base import Ask, Reducer, ReducerInput
 from tcompile.passes.reduce.scores import find_score
 from tcompile.passes.reduce.scores.base import Score, ScoreInput
 from tcompile.passes.reduce.stage import Stage
+from tcompile.planning import schedulers
+from tcompile.planning.context import Context, Step, Values
 from tcompile.planning.parameters import Parameter
+from tcompile.planning.presets.base import Preset
 from tcompile.planning.schedule import Reduction, Spec
+from tcompile.planning.schedulers.base import Place, Scheduler
 
 __all__ = [
     "Ask",
     "Builder",
+    "Context",
     "Core",
     "Parameter",
+    "Place",
+    "Preset",
     "Reducer",
     "ReducerInput",
     "Reduction",
+    "Scheduler",
     "Score",
     "ScoreInput",
     "Spec",
     "Stage",
+    "Step",
+    "Values",
     "find_reducer",
     "find_score",
+    "schedulers",
 ]

@@ -1,4 +1,4 @@
-"""A score and a reducer of one's own for tcompile; `pip install .` is all it takes.
+"""A score, a reducer and a preset of one's own for tcompile; `pip install .` is all it takes.
 
 docs/extending.md explains it, tests/test_extensions.py runs it.
 """
@@ -33,3 +33,21 @@ def lift(given: algebra.ReducerInput) -> tuple[Any, algebra.Stage]:
 
 ALPHA = algebra.Parameter(float, 0.1, "share of the mean that is added", least=0, most=1)
 REDUCER = algebra.Reducer("lift", lift, {"alpha": ALPHA})
+
+
+def lift_by(step: algebra.Step) -> algebra.Spec:
+    """The reducer with the preset's alpha."""
+    return algebra.Spec("lift", {"alpha": step.values["alpha"]})
+
+
+PRESET = algebra.Preset(
+    name="lifted",
+    family="prune",
+    summary="keep the tokens of the highest contrast, lifted by the mean, once",
+    formula="score_j = max_c x_jc - min_c x_jc; x_S' = x_S + alpha·mean_j x_j",
+    reference="an example, published nowhere",
+    scheduler=algebra.schedulers.single(),
+    score=algebra.Spec("contrast"),
+    reducer=lift_by,
+    parameters={"alpha": ALPHA},
+)
