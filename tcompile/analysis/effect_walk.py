@@ -47,7 +47,7 @@ def effects(
     walker.ends = {c.until: i + 1 for i, c in enumerate(made) if c.until}
     walker.backs = {i + 1 for i, c in enumerate(made) if c.back}
     walker.restorable = restorable
-    for node in graph.nodes:
+    for node in _from_first(graph, walker.cuts):
         stage = walker.visit(node)
         if result.stage and any(isinstance(a, gs.Graph) for a in node.attrs.values()):
             result.barriers.append(Barrier(node.name, node.op, "holds a sub-graph"))
@@ -58,6 +58,14 @@ def effects(
     for out in graph.outputs:
         walker.finish(out)
     return result
+
+
+def _from_first(graph: gs.Graph, cuts: Mapping[str, object]) -> Sequence[gs.Node]:
+    """The nodes in execution order, from the one that writes the first cut on."""
+    for i, node in enumerate(graph.nodes):
+        if any(o.name in cuts for o in node.outputs):
+            return list(graph.nodes[i:])
+    return list(graph.nodes)
 
 
 class Walker(Joins):
