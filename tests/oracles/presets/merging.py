@@ -8,7 +8,8 @@
   both directions.
 
 Positions are of the patch tokens as they are now. Every function gives a `Step`; its tokens are in
-the order [what did not merge | what others merged into], each ascending.
+the order [what did not merge | what others merged into], each ascending, except PiToMe's, which
+stay in their order: no later step of it depends on that.
 """
 
 from __future__ import annotations
@@ -86,10 +87,11 @@ def matched(
     combine: str = "mean",
     aside: Tensor | None = None,
     margins: Margins = (),
+    ascending: bool = False,
 ) -> Step:
     """The `merges` best edges [B, m, n] between the positions left [B, m] and right [B, n] are
-    followed, of each left token its best. combine: mean by size, drop, plain (not by size), or mlerp.
-    aside: positions that take no part, and stay first."""
+    followed, of each left token its best. combine: mean by size, drop, plain (not by size), or
+    mlerp. aside: positions that take no part. ascending: what is left stays in its order."""
     total = x.shape[1]
     value, nearest, gap = best_of(edges)
     order = ranked(value)
@@ -99,6 +101,8 @@ def matched(
     if aside is not None:
         first = torch.cat([aside, first], dim=1)
     kept = torch.cat([first.sort(dim=1).values, right.sort(dim=1).values], dim=1)
+    if ascending:
+        kept = kept.sort(dim=1).values
     owner = joined(total, [(source, target)], kept)
     size = ones(x, sizes)
     return Step(
@@ -190,7 +194,7 @@ def pitome(
     edges = cosines(gather(metric, left), gather(metric, right))
     close = (("energy", apart(scores, able if protected else total - 1)),)
     aside = order[:, able:] if protected else None
-    return matched(x, sizes, left, right, edges, merges, "mean", aside, close)
+    return matched(x, sizes, left, right, edges, merges, "mean", aside, close, ascending=True)
 
 
 def mctf(
@@ -203,8 +207,8 @@ def mctf(
 ) -> Step:
     """MCTF. received [B, T]: a, the mean over heads and queries of the attention to each token.
 
-    Edges ((cos + 1)/2)^(1/τs) · (â_i â_j)^(1/τi) · (ŝ_i ŝ_j)^(1/τz), where â = 1/a and ŝ = 1/s, each
-    over its largest. Half of the r merges go from even to odd, the others back to those even
+    Edges ((cos + 1)/2)^(1/τs) · (â_i â_j)^(1/τi) · (ŝ_i ŝ_j)^(1/τz), where â = 1/a and ŝ = 1/s,
+    each over its largest. Half of the r merges go from even to odd, the others back to those even
     tokens that are left; means are weighted by a·s.
     """
     total, size = x.shape[1], ones(x, sizes)

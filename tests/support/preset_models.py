@@ -1,0 +1,203 @@
+"""Tiny models on which every preset can be tried, and what each preset needs to be asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from tcompile import pipeline
+from tcompile.errors import UsageError
+from tcompile.ir import to_onnx
+from tcompile.passes.lower import lower
+from tcompile.planning.presets import PRESETS, Preset
+from tcompile.planning.schedule import Schedule
+from tcompile.targets import load_target
+from tcompile.vit_graph import GraphWriter, VitSpec, build_vit, prefix_tokens, random_weights
+
+Array = np.ndarray[Any, Any]
+
+#: 6 × 6 patches, CLS and two registers, an output of all tokens.
+SPEC = VitSpec(image=48, patch=8, depth=4, prefix=3, pool="none")
+FRAMES = 4
+
+
+def video_vit(spec: VitSpec, weights: Mapping[str, Array]) -> onnx.ModelProto:
+    """The same blocks over FRAMES frames, which are bands of the image."""
+    writer, side = GraphWriter(weights), spec.patch
+    frames = writer.op(
+        "Reshape", "image", writer.const([0, 3, FRAMES, spec.image // FRAMES, spec.image])
+    )
+    kernel = np.asarray(weights["patch_embed.proj.weight"])[:, :, None]
+    writer.initializers["kernel"] = kernel
+    embedded = writer.op(
+        "Conv", frames, "kernel", writer.weight("patch_embed.proj.bias"),
+        kernel_shape=[1, side, side], strides=[1, side, side],
+    )  # fmt: skip
+    flat = writer.op("Reshape", embedded, writer.const([0, spec.width, spec.patches]))
+    x = prefix_tokens(writer, spec, writer.op("Transpose", flat, perm=[0, 2, 1]), None)
+    x = writer.op("Add", x, writer.weight("pos_embed"))
+    for i in range(spec.depth):
+        x = writer.block(x, f"blocks.{i}", spec.tokens, spec.width, spec.heads)
+    x = writer.layer_norm(x, "norm")
+    return writer.model(spec.image, {"tokens": (x, ["batch", spec.tokens, spec.width])})
+
+
+def inert(spec: VitSpec) -> dict[str, Array]:
+    """Weights with which no block changes the stream, though attention is as peaked as ever."""
+    weights = random_weights(spec)
+    for i in range(spec.depth):
+        for name in ("attn.proj", "mlp.fc2"):
+            for part in ("weight", "bias"):
+                weights[f"blocks.{i}.{name}.{part}"] *= 0
+    return weights
+
+
+#: 16 × 16 patches whose embeddings are of the order of 300.
+LOUD = replace(SPEC, image=64, patch=4, depth=8, width=16)
+
+
+#: Fractions to keep, the first that a preset can reach on a model is taken.
+KEEPS = ("0.5", "0.75", "0.25", "0.6", "0.9")
+LEAST = ("0.00390625", "0.01", "0.05", "0.1", "0.25", *KEEPS)
+
+
+@dataclass(frozen=True)
+class Made:
+    """A reduced model in ONNX, its schedule, and the dense model."""
+
+    spec: VitSpec
+    model: onnx.ModelProto
+    dense: onnx.ModelProto
+    schedule: Schedule
+
+    def run(self, images: Array) -> dict[str, Array]:
+        return run(self.model, images)
+
+    def run_dense(self, images: Array) -> Array:
+        return run(self.dense, images)["tokens"]
+
+
+def run(model: onnx.ModelProto, images: Array) -> dict[str, Array]:
+    """All outputs by name."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.enable_mem_pattern = False
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, {"image": images}), strict=True))
+
+
+def some_images(spec: VitSpec, batch: int) -> Array:
+    rng = np.random.default_rng(batch)
+    return rng.standard_normal((batch, 3, spec.image, spec.image)).astype(np.float32)
+
+
+@lru_cache(maxsize=8)
+def analysed(kind: str) -> tuple[VitSpec, pipeline.Analysed]:
+    """image, video: `inert` models. flat: the same without positions, so that equal patches are
+    equal tokens. loud: one of LOUD."""
+    spec = {"video": replace(SPEC, image=64), "loud": LOUD}.get(kind, SPEC)
+    weights = inert(spec)
+    if kind.startswith("flat"):
+        weights["pos_embed"] *= 0
+    if kind == "loud":
+        signs = np.sign(np.random.default_rng(0).standard_normal(spec.width)).astype(np.float32)
+        weights["patch_embed.proj.bias"] = 300 * signs
+    build = video_vit(spec, weights) if "video" in kind else build_vit(spec, weights, batch=None)
+    path = Path(mkdtemp()) / "vit.onnx"
+    onnx.save(build, str(path))
+    return spec, pipeline.read(path)
+
+
+@lru_cache(maxsize=1)
+def head_file(width: int) -> str:
+    """Weights of a scorer: one hidden layer."""
+    rng = np.random.default_rng(1)
+    shapes = {"0.weight": (8, width), "0.bias": (8,), "1.weight": (1, 8), "1.bias": (1,)}
+    path = Path(mkdtemp()) / "head.npz"
+    np.savez(path, **{n: rng.standard_normal(s).astype(np.float32) for n, s in shapes.items()})
+    return str(path)
+
+
+def largest(preset: Preset) -> Preset | str:
+    """How to ask for tokens as large as can be: half of those that are left merge in each block."""
+    own = {"r": LOUD.patches // 2, "ratio": 0.5}
+    return next((f"{preset.name}:{k}={v}" for k, v in own.items() if k in preset.budget), preset)
+
+
+def method(preset: Preset, spec: VitSpec) -> str:
+    """The preset with what it must be given."""
+    given = [f"head={head_file(spec.width)}"] if "head" in preset.required else []
+    return ":".join([preset.name, *given])
+
+
+def scheduled(
+    preset: Preset, kind: str, keeps: Sequence[str], outputs: str = "reduced"
+) -> tuple[VitSpec, pipeline.Analysed, Schedule]:
+    """The preset on a model of a kind, or on a video if it needs one.
+
+    Raises:
+        AssertionError: it reaches none of `keeps`.
+    """
+    problems = []
+    for name in (kind, "flat-video" if kind == "flat" else "video"):
+        spec, model = analysed(name)
+        for keep in keeps:
+            try:
+                found = pipeline.schedule_for(model, keep, method(preset, spec), outputs=outputs)
+                return spec, model, found
+            except UsageError as error:
+                problems.append(f"{name} {keep}: {error}")
+    raise AssertionError(f"{preset.name}: " + "; ".join(problems))
+
+
+def made(preset: Preset, flat: bool = False) -> Made:
+    """A preset at about half of the tokens."""
+    return _made(preset.name, "flat" if flat else "image")
+
+
+@lru_cache(maxsize=100)
+def _made(name: str, kind: str) -> Made:
+    preset = next(preset for preset in PRESETS if preset.name == name)
+    spec, model, schedule = scheduled(preset, kind, KEEPS)
+    reduced = pipeline._reduce(model, schedule, "reduced")
+    return Made(spec, to_onnx(reduced.graph), to_onnx(reduced.dense), schedule)
+
+
+def made_restored(preset: Preset) -> Made | None:
+    """The same with every token back at the end; None where that changes the schedule."""
+    spec, model, schedule = scheduled(preset, "image", KEEPS)
+    reduced = pipeline._reduce(model, schedule, "restored")
+    return Made(spec, to_onnx(reduced.graph), to_onnx(reduced.dense), schedule)
+
+
+def made_loud(preset: Preset) -> tuple[Made, Made]:
+    """As few tokens as it can reach, in half precision and in single."""
+    spec, model = analysed("loud")
+    asked = largest(preset)
+    if isinstance(asked, str):
+        schedule = pipeline.schedule_for(model, None, asked)
+    else:
+        spec, model, schedule = scheduled(preset, "loud", LEAST)
+    reduced = pipeline._reduce(model, schedule, "reduced")
+    half = lower(
+        reduced.graph,
+        target=load_target("cpu"),
+        precision="fp16",
+        fp32_nodes=reduced.fp32_nodes,
+    )
+    dense = to_onnx(reduced.dense)
+    made = [Made(spec, to_onnx(graph), dense, schedule) for graph in (half, reduced.graph)]
+    return made[0], made[1]

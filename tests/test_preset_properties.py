@@ -1,0 +1,160 @@
+"""What holds of every preset, whatever it computes: counts, owners, sizes, prefix, order, ties, and
+numbers too large for half precision (METHODS section 4).
+
+All presets of the registry, on tiny models whose blocks leave the stream as it is (`inert`), so
+that every row of the output can be told from where it came.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from tcompile.planning.presets import PRESETS, Preset
+from tests.support.half import run_as_written
+from tests.support.preset_models import (
+    LOUD,
+    SPEC,
+    Made,
+    made,
+    made_loud,
+    made_restored,
+    some_images,
+)
+
+EVERY = pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.name)
+#: Reducers that give their tokens in an order of their own, and say so.
+UNORDERED = {"merge", "contextual", "windows", "chain"}
+
+
+def reducers(found: Made) -> set[str]:
+    """Names of the reducers of a schedule, and of those that they are made of."""
+    names = set()
+    for step in found.schedule.to_json()["reductions"]:
+        names.add(step["reducer"]["name"])
+        names |= {part["reducer"]["name"] for part in step["reducer"].get("steps", ())}
+    return names
+
+
+@EVERY
+def test_counts_are_those_of_the_schedule(preset: Preset) -> None:
+    """Of the tokens that each block's projections and MLPs really see."""
+    found = made(preset)
+    own = {node.name for node in found.dense.graph.node}
+    model = onnx.shape_inference.infer_shapes(found.model, strict_mode=True, data_prop=True)
+    weights = {w.name: tuple(w.dims) for w in model.graph.initializer}
+    shapes = {
+        info.name: [d.dim_value for d in info.type.tensor_type.shape.dim]
+        for info in model.graph.value_info
+    }
+    widths: dict[int, list[int]] = {SPEC.width * 3: [], SPEC.width * SPEC.mlp_ratio: []}
+    for node in model.graph.node:
+        by_weight = node.op_type == "MatMul" and node.input[1] in weights
+        if by_weight and node.name in own:
+            shape = shapes[node.output[0]]
+            if shape[-1] in widths:
+                widths[shape[-1]].append(shape[-2])
+    rows = found.schedule.tokens_per_block()
+    assert widths[SPEC.width * 3] == [row.attention for row in rows]
+    assert widths[SPEC.width * SPEC.mlp_ratio] == [row.mlp for row in rows]
+    tokens = found.run(some_images(found.spec, 2))["tokens"]
+    assert tokens.shape[1] == found.schedule.final + found.spec.prefix
+
+
+@EVERY
+def test_prefix_order_and_index(preset: Preset) -> None:
+    found = made(preset)
+    images = some_images(found.spec, 3)
+    out, dense = found.run(images), found.run_dense(images)
+    p = found.spec.prefix
+    np.testing.assert_allclose(out["tokens"][:, :p], dense[:, :p], atol=1e-5)
+    index = out.get("token_index")
+    if index is None:
+        assert found.schedule.final == found.spec.patches
+        return
+    assert (index[:, :p] == np.arange(p)).all()
+    for row in index[:, p:]:
+        real = row[row >= 0]
+        assert len(set(real)) == len(real)
+        assert len(real) == 0 or (p <= real.min() and real.max() < found.spec.tokens)
+        if not reducers(found) & UNORDERED:
+            assert (np.diff(real) > 0).all()
+
+
+@EVERY
+def test_owners_and_sizes(preset: Preset) -> None:
+    found = made(preset)
+    out = found.run(some_images(found.spec, 3))
+    p = found.spec.prefix
+    if "token_size" not in out:
+        return
+    owner, size, index = out["token_owner"], out["token_size"], out["token_index"]
+    assert owner.shape == (3, found.spec.tokens)
+    assert owner.min() == 0
+    assert owner.max() < index.shape[1]
+    assert (owner[:, :p] == np.arange(p)).all()
+    assert (size[:, :p] == 1).all()
+    discounted = preset.name == "diffrate"  # grows by s·cos, and pruned tokens are gone
+    if not discounted:
+        np.testing.assert_allclose(size.sum(1), found.spec.tokens, rtol=1e-6)
+    for b in range(3):
+        counts = np.bincount(owner[b], minlength=index.shape[1])
+        assert (counts > 0).all()
+        if not discounted:
+            assert (counts == size[b]).all()
+        real = index[b] >= 0
+        assert (owner[b][index[b][real]] == np.flatnonzero(real)).all()
+
+
+@EVERY
+def test_every_token_comes_back_as_its_owner(preset: Preset) -> None:
+    """Restored, each row is one of those that were left; of a token that is left, its own."""
+    found, restored = made(preset), made_restored(preset)
+    if restored is None:
+        pytest.skip("of another shape when every token is to come back")
+    images = some_images(found.spec, 2)
+    out, whole = found.run(images), restored.run(images)["tokens"]
+    assert whole.shape == (2, found.spec.tokens, found.spec.width)
+    if "token_index" not in out:
+        np.testing.assert_allclose(out["tokens"], whole, atol=1e-5)
+        return
+    for b in range(2):
+        gaps = np.abs(whole[b][:, None] - out["tokens"][b][None]).max(-1)
+        assert gaps.min(1).max() < 1e-5
+        real = out["token_index"][b] >= 0
+        own = gaps[out["token_index"][b][real], np.flatnonzero(real)]
+        assert own.max() < 1e-5
+
+
+@EVERY
+@pytest.mark.parametrize("kind", ["constant", "halves"])
+def test_ties(preset: Preset, kind: str) -> None:
+    """Patches that are all the same, or of two kinds: numbers stay numbers, no token twice."""
+    found = made(preset, flat=True)
+    images = np.full_like(some_images(found.spec, 2), 0.5)
+    if kind == "halves":
+        images[:, :, : found.spec.image // 2] = -0.5
+    out = found.run(images)
+    assert np.isfinite(out["tokens"]).all()
+    for row in out.get("token_index", np.zeros((0, 1)))[:, found.spec.prefix :]:
+        real = row[row >= 0]
+        assert len(set(real)) == len(real)
+    if "token_size" in out:
+        assert np.isfinite(out["token_size"]).all()
+        assert (out["token_size"] > 0).all()
+
+
+@EVERY
+def test_large_numbers_in_half_precision(preset: Preset) -> None:
+    """|x| = 300 and tokens as large as the preset can make of 256: x·s would overflow."""
+    half, single = made_loud(preset)
+    images = some_images(LOUD, 1)
+    found = run_as_written(half.model, {"image": images})
+    tokens, expected = found["tokens"], single.run(images)["tokens"]
+    assert np.isfinite(tokens).all()
+    assert tokens.shape == expected.shape
+    if "token_size" in found:
+        assert np.isfinite(found["token_size"]).all()
+    # The last norm takes the size away; which tokens are left may differ by rounding.
+    assert np.abs(tokens).max() < 2 * np.abs(expected).max()
