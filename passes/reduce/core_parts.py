@@ -62,6 +62,11 @@ class Operands:
         return place if place >= 0 else self._keys() + place
 
     @property
+    def tokens(self) -> int:
+        """How many keys there are."""
+        return self._keys()
+
+    @property
     def width(self) -> int:
         """Channels of a key."""
         shape = self.product.inputs[1].shape

@@ -9,7 +9,23 @@ from collections.abc import Iterator
 from typing import Any
 
 from tcompile.extensions import find
-from tcompile.passes.reduce.scores import attn, cls, norm
+from tcompile.passes.reduce.scores import (
+    attn,
+    cls,
+    colsum,
+    dup,
+    energy,
+    head,
+    norm,
+    pagerank,
+    probe,
+    product,
+    rowmean,
+    static,
+    sum,
+    value_mass,
+    window_penalty,
+)
 from tcompile.passes.reduce.scores.base import Score, ScoreInput
 from tcompile.planning.parameters import filled
 from tcompile.planning.schedule import Spec
@@ -19,7 +35,19 @@ __all__ = ["SCORES", "Score", "ScoreInput", "filled_score", "find_score", "leave
 SCORES: tuple[Score, ...] = (
     attn.SCORE,
     cls.SCORE,
+    colsum.SCORE,
+    dup.SCORE,
+    energy.SCORE,
+    head.SCORE,
     norm.SCORE,
+    pagerank.SCORE,
+    probe.SCORE,
+    product.SCORE,
+    rowmean.SCORE,
+    static.SCORE,
+    sum.SCORE,
+    value_mass.SCORE,
+    window_penalty.SCORE,
 )
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from math import isqrt
-
 import onnx_graphsurgeon as gs
 
 from tcompile.passes.reduce.scores.base import Score, ScoreInput
+from tcompile.passes.reduce.scores.colsum import strided
 
 
 def attn(given: ScoreInput) -> gs.Tensor:
@@ -15,10 +14,8 @@ def attn(given: ScoreInput) -> gs.Tensor:
     m = ⌈√T⌉ patch queries at floor((i+½)·T/m): the strided form of the attention column sum
     (METHODS 2.1 `colsum`), which leaves the attention fused and costs m/N of Q·Kᵀ.
     """
-    b, count = given.b, given.count
-    queries = isqrt(count - 1) + 1
-    positions = [given.prefix + ((2 * i + 1) * count) // (2 * queries) for i in range(queries)]
-    mean = b.reduce("Mean", given.core.rows(positions), [1, 2])
+    positions = [given.prefix + i for i in strided(given.count)]
+    mean = given.b.reduce("Mean", given.core.rows(positions), [1, 2])
     return given.of_patches(mean)
 
 

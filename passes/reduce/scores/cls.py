@@ -1,22 +1,97 @@
-"""`cls`: attention that the CLS token pays to each patch (EViT, DiffRate, FasterVLM)."""
+"""`cls`: attention that the CLS token pays to each patch, and its many modifications."""
 
 from __future__ import annotations
 
+from math import sqrt
+
+import numpy as np
 import onnx_graphsurgeon as gs
 
+from tcompile.errors import UsageError
 from tcompile.passes.reduce.scores.base import Score, ScoreInput
+from tcompile.passes.reduce.scores.carried import over, previous
+from tcompile.passes.reduce.scores.common import AGGREGATIONS, divided
+from tcompile.planning.parameters import Parameter
 
 
 def cls(given: ScoreInput) -> gs.Tensor:
-    """score_j = mean_h softmax(q_cls·Kᵀ/√d)[h, j] for patches j: [B, T].
+    """score_j = ν_j · agg_h(ω_hj · a_hj) for patches j: [B, T] (METHODS 2.1).
 
-    The softmax runs over all keys, prefix included, and is not renormalised (METHODS 4.11). Only
-    that row is recomputed: O(h·N·d).
+    a_h = softmax(q_cls·Kᵀ/√d)[h], taken over all keys, prefix included, and not renormalised
+    (METHODS 4.11). Only that row is recomputed, O(h·N·d), so that the attention stays fused.
+
+    * `agg`: mean (EViT, FasterVLM, DiffRate), sum (VisionZip, Evo-ViT), max, rms.
+    * `weight=context`: ω_hj = ‖o_hj‖₂ / Σ_h ‖o_hj‖₂, o = A·V by head (AS-ViT).
+    * `value`: l2: ν_j = ‖v_j‖₂ over all heads joined (ATS); l1: ‖v_hj‖₁ by head, inside agg (VATP).
+    * `softmax=pre`: a = the logits, scaled, masks and biases added (IdleViT, FiCoCo).
+    * `heads=joined`: one head of full width, softmax(Σ_h q_h·k_h/√C) (PruMerge): written as the
+      logits of all heads summed and divided by √h.
+    * `source`: previous: the block before (AS-ViT); ema: g ← (1−τ)·g + τ·c over all blocks so far,
+      g = c of the first; tokens that bypassed a block keep their g (Evo-ViT).
     """
+    source, tau = given.parameters["source"], float(given.parameters["tau"])
+    if source == "this":
+        return _row(given)
+    if source == "previous":
+        return previous(given, _row)
     b = given.b
-    row = given.core.rows([given.core.position(given.cls)])
-    mean = b.squeeze(b.reduce("Mean", row, [1]), 1)
+
+    def ema(old: gs.Tensor, new: gs.Tensor) -> gs.Tensor:
+        kept = b.op("Mul", old, b.const([1 - tau], np.float32))
+        return b.op("Add", kept, b.op("Mul", new, b.const([tau], np.float32)))
+
+    return over(given, given.seen, _row, ema)
+
+
+def _row(given: ScoreInput) -> gs.Tensor:
+    """The score by the attention of `given.core`."""
+    b, p = given.b, given.parameters
+    row = _attention(given)
+    if p["weight"] == "context":
+        length = b.reduce("L2", given.core.context(), [3])
+        share = divided(b, length, b.reduce("Sum", length, [1], 1))
+        row = b.op("Mul", row, b.unsqueeze(share, 2))
+    if p["value"] == "l1":
+        # A joined head's values are those of all heads.
+        axes = [1, 3] if p["heads"] == "joined" else [3]
+        row = b.op("Mul", row, b.unsqueeze(b.reduce("L1", given.core.values(), axes), 2))
+    if p["agg"] == "rms":
+        mean = b.op("Sqrt", b.reduce("Mean", b.op("Mul", row, row), [1]))
+    else:
+        mean = b.reduce(AGGREGATIONS[p["agg"]], row, [1])
+    mean = b.squeeze(mean, 1)
+    if p["value"] == "l2":
+        mean = b.op("Mul", mean, b.reduce("L2", given.core.values(), [1, 3]))
     return given.of_patches(mean)
 
 
-SCORE = Score("cls", cls, needs=lambda _: ("cls",))
+def _attention(given: ScoreInput) -> gs.Tensor:
+    """[B, h, 1, N], h = 1 where heads are joined."""
+    b, p, core = given.b, given.parameters, given.core
+    place = [core.position(given.cls)]
+    if p["heads"] == "each":
+        return core.logits(place) if p["softmax"] == "pre" else core.rows(place)
+    if p["weight"] == "context":
+        raise UsageError("weight=context weighs heads, and heads=joined has one",
+                         where="schedule, score 'cls'")  # fmt: skip
+    whole = b.reduce("Sum", core.logits(place), [1], 1)
+    whole = b.op("Mul", whole, b.const([1 / sqrt(core.attention.heads)], np.float32))
+    return whole if p["softmax"] == "pre" else b.op("Softmax", whole, axis=-1)
+
+
+SCORE = Score(
+    "cls",
+    cls,
+    {
+        "agg": Parameter(str, "mean", "over heads", ("mean", "sum", "max", "rms")),
+        "weight": Parameter(str, "none", "of heads: by the context's length", ("none", "context")),
+        "value": Parameter(str, "none", "times the value's length", ("none", "l2", "l1")),
+        "softmax": Parameter(str, "post", "probabilities or logits", ("post", "pre")),
+        "heads": Parameter(str, "each", "by head, or one of full width", ("each", "joined")),
+        "source": Parameter(
+            str, "this", "block whose attention it is", ("this", "previous", "ema")
+        ),
+        "tau": Parameter(float, 0.5, "share of the newest block in the ema", least=0, most=1),
+    },
+    needs=lambda _: ("cls",),
+)

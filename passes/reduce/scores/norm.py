@@ -1,15 +1,31 @@
-"""`norm`: length of the token itself; needs no attention at all (METHODS 2.1)."""
+"""`norm`: length of the token itself, of its key or of its value (METHODS 2.1)."""
 
 from __future__ import annotations
 
 import onnx_graphsurgeon as gs
 
 from tcompile.passes.reduce.scores.base import Score, ScoreInput
+from tcompile.planning.parameters import Parameter
 
 
 def norm(given: ScoreInput) -> gs.Tensor:
-    """score_j = ‖x_j‖₂ over the channels of the stream, for patches j: [B, T]."""
-    return given.of_patches(given.b.reduce("L2", given.x, [2]))
+    """score_j = ‖f_j‖_p for patches j: [B, T]; f = x, the stream, or k or v, all heads joined.
+
+    x needs no attention at all. DART's pivots are the largest ‖x_j‖₁.
+    """
+    kind, of = f"L{given.parameters['p']}", given.parameters["of"]
+    if of == "x":
+        return given.of_patches(given.b.reduce(kind, given.x, [2]))
+    heads = given.core.head_keys() if of == "k" else given.core.values()
+    return given.of_patches(given.b.reduce(kind, heads, [1, 3]))
 
 
-SCORE = Score("norm", norm, attention=False)
+SCORE = Score(
+    "norm",
+    norm,
+    {
+        "of": Parameter(str, "x", "f", ("x", "k", "v")),
+        "p": Parameter(int, 2, "which norm", (1, 2)),
+    },
+    attention=lambda p: bool(p["of"] != "x"),
+)

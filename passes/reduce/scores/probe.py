@@ -1,0 +1,21 @@
+"""`probe`: attention of the model's own learned probe, for towers without CLS (METHODS 2.1)."""
+
+from __future__ import annotations
+
+import onnx_graphsurgeon as gs
+
+from tcompile.passes.reduce.scores.base import Score, ScoreInput
+
+
+def probe(given: ScoreInput) -> gs.Tensor:
+    """score_j = mean over heads and probe queries of the attention that the pooling head behind the
+    last block (SigLIP's MAP, a Q-Former's first) would pay to x_j, were it pooled now: [B, T].
+
+    What leads from the last block to the probe's keys is applied to the stream at the site; the
+    softmax runs over all tokens, prefix included. Costs one K projection, 2·N·C² operations.
+    """
+    assert given.probe is not None  # `needs` was checked
+    return given.of_patches(given.probe(given.x))
+
+
+SCORE = Score("probe", probe, attention=False, needs=lambda _: ("probe",))

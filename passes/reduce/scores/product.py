@@ -1,0 +1,50 @@
+"""`product`: scores raised to powers and multiplied (METHODS 2.1, combiners)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from tcompile.passes.reduce.scores.base import Score, ScoreInput
+from tcompile.passes.reduce.scores.common import TINY
+from tcompile.passes.reduce.scores.terms import Term, scored, terms
+from tcompile.planning.parameters import Parameter
+from tcompile.planning.schedule import Spec
+
+#: e^±80 are the last powers of e that fp32 holds with room to spare.
+_MOST = 80.0
+
+
+def multiply(given: ScoreInput) -> gs.Tensor:
+    """score = Π_t max(score_t, 1e-12)^power_t: [B, T], between e^−80 and e^80.
+
+    Written as exp(Σ_t power_t · ln score_t), so that no power of a small score overflows.
+    """
+    b, total = given.b, None
+    for term in _terms(given.parameters):
+        safe = b.op("Max", scored(given, term.spec), b.const([TINY], np.float32))
+        power = b.op("Mul", b.op("Log", safe), b.const([term.number], np.float32))
+        total = power if total is None else b.op("Add", total, power)
+    assert total is not None
+    low, high = b.const(-_MOST, np.float32), b.const(_MOST, np.float32)
+    return b.op("Exp", b.op("Clip", total, low, high))
+
+
+def _terms(parameters: Mapping[str, Any]) -> list[Term]:
+    return terms(parameters, "product", "power")
+
+
+def _parts(parameters: Mapping[str, Any]) -> tuple[Spec, ...]:
+    return tuple(term.spec for term in _terms(parameters))
+
+
+SCORE = Score(
+    "product",
+    multiply,
+    {"terms": Parameter(list, None, "each {score, power: 1}")},
+    attention=False,
+    parts=_parts,
+)

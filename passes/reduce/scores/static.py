@@ -1,0 +1,77 @@
+"""`static`: fixed patterns that look at no image (Which Tokens to Use?, ICCVW 2023)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from tcompile.passes.reduce.scores.base import Score, ScoreInput
+from tcompile.passes.reduce.scores.carried import owns
+from tcompile.passes.reduce.scores.colsum import strided
+from tcompile.passes.reduce.scores.common import whole_grid
+from tcompile.planning.parameters import Parameter
+
+Array = np.ndarray[Any, Any]
+
+
+def static(given: ScoreInput) -> gs.Tensor:
+    """A constant [1, T] while all tokens are there; after that each token's own [B, T] of it.
+
+    * strided: by the digits of j in base two, reversed: the K best are 2^n apart for every
+      K = T/2^n, and evenly spread between. With `keep` = K: exactly the patches at
+      floor((i+½)·T/K) of those that are there, i < K.
+    * radial: 1/(1+d_j), d_j the l1, l2 or linf distance from the centre of the grid, of each frame.
+    * random: (1 + π_j)/T, π = numpy's default_rng(seed).permutation(T).
+
+    A token without a place (fused) scores 0, less than any other.
+    """
+    p = given.parameters
+    if p["pattern"] == "strided" and p["keep"] is not None:
+        best = np.zeros((1, given.count))
+        best[0, strided(given.count, p["keep"])] = 1
+        return given.b.const(best, np.float32)
+    stage = given.stages[-1] if owns(given) or not given.seen else given.stages[0]
+    table = _pattern(given).astype(np.float32)
+    if stage.index is None:
+        return given.b.const(table[None], np.float32)
+    b, index = given.b, stage.index
+    if not stage.positioned:
+        last = b.const([len(table)])
+        index = b.op("Where", b.op("Less", index, [0], dtype=np.bool_), last, index, dtype=np.int64)
+    return b.op("Gather", b.const([*table, 0], np.float32), index, axis=0)
+
+
+def _pattern(given: ScoreInput) -> Array:
+    """[T0] of all patches of the dense model."""
+    p, total = given.parameters, given.patches
+    if p["pattern"] == "random":
+        return np.asarray((1 + np.random.default_rng(p["seed"]).permutation(total)) / total)
+    if p["pattern"] == "strided":
+        bits = max(total - 1, 1).bit_length()
+        reverse = np.array([int(f"{j:0{bits}b}"[::-1], 2) for j in range(total)])
+        return np.asarray(1 - reverse / 2**bits)
+    t, h, w = whole_grid(given, "static", total)
+    down = np.abs(np.arange(h) - (h - 1) / 2)[:, None] * np.ones((1, w))
+    across = np.abs(np.arange(w) - (w - 1) / 2)[None] * np.ones((h, 1))
+    distance = {
+        "l1": down + across,
+        "l2": np.sqrt(down**2 + across**2),
+        "linf": np.maximum(down, across),
+    }[p["norm"]]
+    return np.tile((1 / (1 + distance)).reshape(-1), t)
+
+
+SCORE = Score(
+    "static",
+    static,
+    {
+        "pattern": Parameter(str, "strided", "which", ("strided", "radial", "random")),
+        "norm": Parameter(str, "l2", "distance from the centre", ("l1", "l2", "linf")),
+        "seed": Parameter(int, 0, "of the random pattern", least=0),
+        "keep": Parameter(int, None, "K of the strided pattern; default: good for any", least=1),
+    },
+    attention=False,
+    needs=lambda p: ("grid",) if p["pattern"] == "radial" else (),
+)

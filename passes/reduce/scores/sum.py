@@ -1,0 +1,66 @@
+"""`sum`: scores weighed and added (METHODS 2.1, combiners)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from tcompile.passes.reduce.builder import Builder
+from tcompile.passes.reduce.scores.base import Score, ScoreInput
+from tcompile.passes.reduce.scores.common import divided
+from tcompile.passes.reduce.scores.terms import Term, scored, terms
+from tcompile.planning.parameters import Parameter
+from tcompile.planning.schedule import Spec
+
+NORMS = ("none", "max", "minmax", "l2", "softmax")
+
+
+def add(given: ScoreInput) -> gs.Tensor:
+    """score = Σ_t weight_t · norm_t(score_t): [B, T], each normalised over its image's patches.
+
+    max: s / max_j |s_j|; minmax: (s − min)/(max − min); l2: s/‖s‖₂; softmax. A constant score
+    becomes zeros by minmax, and zeros stay zeros. POMT = colsum (max over heads) by max +
+    value_mass; FiCoCo = .35·cls (pre) by l2 − .65·rowmean by l2.
+    """
+    b, total = given.b, None
+    for term in _terms(given.parameters):
+        score = _normalised(b, scored(given, term.spec), term.norm)
+        if term.number != 1:
+            score = b.op("Mul", score, b.const([term.number], np.float32))
+        total = score if total is None else b.op("Add", total, score)
+    assert total is not None
+    return total
+
+
+def _normalised(b: Builder, score: gs.Tensor, norm: str) -> gs.Tensor:
+    if norm == "none":
+        return score
+    if norm == "softmax":
+        return b.op("Softmax", score, axis=-1)
+    if norm == "max":
+        return divided(b, score, b.reduce("Max", b.op("Abs", score), [1], 1))
+    if norm == "l2":
+        return divided(b, score, b.reduce("L2", score, [1], 1))
+    least = b.reduce("Min", score, [1], 1)
+    above = b.op("Sub", score, least)
+    return divided(b, above, b.reduce("Max", above, [1], 1))
+
+
+def _terms(parameters: Mapping[str, Any]) -> list[Term]:
+    return terms(parameters, "sum", "weight", NORMS)
+
+
+def _parts(parameters: Mapping[str, Any]) -> tuple[Spec, ...]:
+    return tuple(term.spec for term in _terms(parameters))
+
+
+SCORE = Score(
+    "sum",
+    add,
+    {"terms": Parameter(list, None, "each {score, weight: 1, norm: none}")},
+    attention=False,
+    parts=_parts,
+)
