@@ -37,7 +37,7 @@ class _Folded(Core):
 
     def __init__(self, given: ReducerInput, count: int) -> None:
         core = given.core
-        self.b, self.attention, self.batch = core.b, core.attention, None
+        self.b, self.attention, self.batch = given.b, core.attention, None
         self.node, self.product = core.node, core.product
         self.given, self.count = given, count
 

@@ -11,8 +11,11 @@ import onnx_graphsurgeon as gs
 import onnxruntime as ort
 
 from tcompile.ir import to_onnx
+from tcompile.passes.lower.precision import to_fp16
+from tcompile.passes.normalize.infer import infer
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.reducers import Ask, ReducerInput, filled_reducer, find_reducer
+from tcompile.passes.reduce.segments import by_segment
 from tcompile.passes.reduce.stage import Stage
 from tcompile.planning.schedule import Spec
 from tcompile.plugins.spec import add_functions
@@ -71,7 +74,7 @@ class Reduced:
 class Keys:
     """An attention of which only the keys are read."""
 
-    batch = None
+    attention = node = product = batch = None
 
     def __init__(self, keys: gs.Tensor) -> None:
         self._keys = keys
@@ -84,27 +87,43 @@ class Keys:
 def problem(name: str, count: int, keep: int, grid: Sequence[int] = (), **parameters: Any) -> str:
     """Why the reducer cannot do that; empty if it can."""
     values = filled_reducer(Spec(name, parameters))
-    return find_reducer(name).problem(Ask(count, keep, values, tuple(grid)))
+    return str(find_reducer(name).problem(Ask(count, keep, values, tuple(grid))))
 
 
-def reduced(name: str, tokens: Tokens, keep: int, opset: int = 18, **parameters: Any) -> Reduced:
-    """Run a reducer."""
+def reduced(
+    name: str,
+    tokens: Tokens,
+    keep: int,
+    *,
+    opset: int = 18,
+    segments: int = 1,
+    half: bool = False,
+    **parameters: Any,
+) -> Reduced:
+    """Run a reducer.
+
+    Args:
+        segments: of the tokens, as many of which are kept in each.
+        half: in fp16, but for what the reducer keeps in fp32.
+    """
     feeds = {k: getattr(tokens, k) for k in ("x", "keys", "score", "size", "index", "owner")}
     feeds = {k: v for k, v in feeds.items() if v is not None}
     inputs = {k: gs.Variable(k, v.dtype, ["batch", *v.shape[1:]]) for k, v in feeds.items()}
     graph = gs.Graph(inputs=list(inputs.values()), opset=opset)
     builder = Builder(graph)
     values = filled_reducer(Spec(name, parameters))
-    assert not find_reducer(name).problem(Ask(tokens.count, keep, values, tokens.grid))
+    each = Ask(tokens.count // segments, keep // segments, values, tokens.grid)
+    assert not find_reducer(name).problem(each)
     of_stage = {k: inputs[k] for k in ("size", "index", "owner") if k in inputs}
     total = tokens.count if tokens.owner is None else tokens.owner.shape[1]
-    stream, after = find_reducer(name).run(
-        ReducerInput(
-            builder, inputs["x"], tokens.x.shape[2], inputs.get("score"),
-            Keys(inputs["keys"]), Stage(tokens.count, **of_stage), tokens.prefix, tokens.suffix,
-            total, keep, values, grid=tokens.grid,
-        )  # type: ignore[arg-type]
+    core: Any = Keys(inputs["keys"])
+    given = ReducerInput(
+        builder, inputs["x"], tokens.x.shape[2], inputs.get("score"), core,
+        Stage(tokens.count, **of_stage), tokens.prefix, tokens.suffix, total, keep, values,
+        grid=tokens.grid,
     )  # fmt: skip
+    reducer = find_reducer(name)
+    stream, after = by_segment(reducer, given, segments) if segments > 1 else reducer.run(given)
     assert after.count == keep
     named = {"x": stream, **{k: getattr(after, k) for k in ("index", "size", "owner", "local")}}
     for key, tensor in named.items():
@@ -114,6 +133,9 @@ def reduced(name: str, tokens: Tokens, keep: int, opset: int = 18, **parameters:
             graph.outputs.append(out)
     graph.cleanup(remove_unused_graph_inputs=True).toposort()
     add_functions(graph)
+    if half:
+        infer(graph)
+        graph = to_fp16(graph, fp32_nodes=frozenset(builder.fp32))
     model = to_onnx(graph)
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     read = {i.name for i in session.get_inputs()}

@@ -142,14 +142,14 @@ def test_every_variant(name: str, count: int, r: int, batch: int, prefix: int, s
         np.testing.assert_allclose(found.size.sum(1), whole)
 
 
-@pytest.mark.parametrize("name", ["tome", "turbo", "pitome", "pitome-bsm", "mctf"])
-def test_as_many_as_can(name: str) -> None:
-    """Every token of A leaves."""
-    most = 8 - 2 * bool(VARIANTS[name].get("bidirectional"))
-    for count in (16, 17):
-        r = max(r for r in range(count) if not problem("merge", count, count - r, **VARIANTS[name]))
-        assert r == (most + 8 if name == "mctf" and count == 16 else r)
-        check(tokens(count), count - r, **VARIANTS[name])
+@pytest.mark.parametrize("name", ["tome", "turbo", "pitome", "pitome-bsm", "zero-tprune", "mctf"])
+@pytest.mark.parametrize(("count", "both"), [(16, 14), (17, 14)])
+def test_as_many_as_can(name: str, count: int, both: int) -> None:
+    """Half of the tokens; both ways, all but one of each side."""
+    most = both if name == "mctf" else 8
+    given = VARIANTS[name]
+    check(tokens(count), count - most, **given)
+    assert f"at most {most} of {count}" in problem("merge", count, count - most - 1, **given)
 
 
 @pytest.mark.parametrize("grid", [(4, 4), (5, 7), (2, 2)])
@@ -218,14 +218,42 @@ def test_constant_tokens(name: str, value: float) -> None:
         np.testing.assert_array_equal(found.size.sum(1), [16, 16])
 
 
-@pytest.mark.parametrize("combine", ["mean", "mlerp", "score"])
-def test_large_tokens_that_stand_for_many(combine: str) -> None:
-    """|x| = 300 at sizes above 218 is beyond fp16, in which the rest of the graph may be."""
-    t = tokens(16, sized=True)
+@pytest.mark.parametrize("combine", ["mean", "plain", "mlerp", "score"])
+@pytest.mark.parametrize("half", [False, True])
+def test_large_tokens_that_stand_for_many(combine: str, half: bool) -> None:
+    """|x| = 300 times a size above 218 is beyond fp16, in which the rest of the graph may be."""
+    rng = np.random.default_rng(3)
+    signs = np.sign(rng.normal(size=6))
+    x = (300 * signs + rng.normal(size=(3, 16, 6))).astype(np.float32)
+    keys = rng.normal(size=(3, 16, 4)).astype(np.float32)
+    t = Tokens(x, keys, tokens(16).score, rng.integers(219, 400, (3, 16)).astype(np.float32))
+    if not half:
+        check(t, 9, combine=combine)
+    found = reduced("merge", t, 9, half=half, combine=combine)
+    np.testing.assert_allclose(found.x, np.tile(300 * signs, (3, 9, 1)), atol=5)
     assert t.size is not None
-    large = Tokens(300 * np.sign(t.x), t.keys, t.score, t.size + 218)
-    found = check(large, 9, combine=combine)
-    assert np.abs(found.x).max() <= 300.1 * (1 if combine != "mlerp" else 6**0.5)
+    np.testing.assert_array_equal(found.size.sum(1), t.size.sum(1))
+
+
+@pytest.mark.parametrize("name", [*VARIANTS, "tomesd"])
+def test_in_segments(name: str) -> None:
+    """The same in each third of the tokens, the prefix aside."""
+    given = VARIANTS.get(name, {"split": "grid", "combine": "plain", "metric": "x"})
+    t = tokens(36, batch=2, prefix=1, sized=True, grid=(3, 4, 3))
+    assert t.score is not None
+    assert t.size is not None
+    third = Tokens(
+        t.patches.reshape(6, 12, 6), t.metric.reshape(6, 12, 4), t.score.reshape(6, 12),
+        t.size.reshape(6, 12), grid=(4, 3),
+    )  # fmt: skip
+    whole = reduced("merge", t, 27, segments=3, **given)
+    alone = reduced("merge", third, 9, **given)
+    np.testing.assert_array_equal(whole.x[:, 1:], alone.x.reshape(2, 27, 6))
+    np.testing.assert_array_equal(whole.x[:, :1], t.x[:, :1])
+    np.testing.assert_array_equal(whole.size, alone.size.reshape(2, 27))
+    for what, step in (("index", 12), ("local", 12), ("owner", 9)):
+        shifted = getattr(alone, what).reshape(2, 3, -1) + step * np.arange(3)[:, None]
+        np.testing.assert_array_equal(getattr(whole, what), shifted.reshape(2, -1))
 
 
 def test_opposite_tokens_have_no_mean_direction() -> None:
