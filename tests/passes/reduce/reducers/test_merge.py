@@ -218,9 +218,9 @@ def test_constant_tokens(name: str, value: float) -> None:
         np.testing.assert_array_equal(found.size.sum(1), [16, 16])
 
 
-@pytest.mark.parametrize("combine", ["mean", "plain", "mlerp", "score"])
+@pytest.mark.parametrize("name", ["tome", "pitome-bsm", "tofu-mlerp", "mctf"])
 @pytest.mark.parametrize("half", [False, True])
-def test_large_tokens_that_stand_for_many(combine: str, half: bool) -> None:
+def test_large_tokens_that_stand_for_many(name: str, half: bool) -> None:
     """|x| = 300 times a size above 218 is beyond fp16, in which the rest of the graph may be."""
     rng = np.random.default_rng(3)
     signs = np.sign(rng.normal(size=6))
@@ -228,8 +228,8 @@ def test_large_tokens_that_stand_for_many(combine: str, half: bool) -> None:
     keys = rng.normal(size=(3, 16, 4)).astype(np.float32)
     t = Tokens(x, keys, tokens(16).score, rng.integers(219, 400, (3, 16)).astype(np.float32))
     if not half:
-        check(t, 9, combine=combine)
-    found = reduced("merge", t, 9, half=half, combine=combine)
+        check(t, 9, **VARIANTS[name])
+    found = reduced("merge", t, 9, half=half, **VARIANTS[name])
     np.testing.assert_allclose(found.x, np.tile(300 * signs, (3, 9, 1)), atol=5)
     assert t.size is not None
     np.testing.assert_array_equal(found.size.sum(1), t.size.sum(1))
