@@ -24,6 +24,9 @@ _LAYER = re.compile(r"\[ONNX Layer: ([^\]|]*)\]")
 
 #: Operators that are a whole attention by themselves.
 _ATTENTION_OPS = {"Attention", "MultiHeadAttention"}
+#: Names of what scores and reducers write begin with this: a score may compute all rows of an
+#: attention once more, beside the one that is to be fused.
+_OURS = "tcompile/"
 #: What may lie between Q·Kᵀ and the softmax: scale, mask, casts.
 _BEFORE = {"Add", "Sub", "Mul", "Div", "Where", "Cast", "Identity", "Reshape"}
 #: What may lie between the softmax and the product with V.
@@ -105,6 +108,8 @@ def attention_layers(model: onnx.ModelProto) -> list[AttentionLayer]:
 
     layers = []
     for node in graph.node:
+        if node.name.startswith(_OURS):
+            continue
         if node.op_type == "Softmax":
             if not (from_product(node.input[0]) and to_product(node.output[0])):
                 continue

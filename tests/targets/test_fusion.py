@@ -69,3 +69,11 @@ def test_other_softmaxes_are_no_attention() -> None:
     )
     assert [(layer.name, layer.queries) for layer in attention_layers(model)] == [("pool", 1)]
     assert fused_attention(b"", model) == FusedAttention(0, 0)
+
+
+def test_what_a_score_computes_is_no_attention_of_the_model() -> None:
+    model = attention_blocks(depth=2)
+    for node in model.graph.node:
+        if node.name == "block1/softmax":
+            node.name = "tcompile/attn_1/score/Softmax"
+    assert [layer.name for layer in attention_layers(model)] == ["block0/softmax"]
