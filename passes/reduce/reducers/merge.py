@@ -14,13 +14,14 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from tcompile.errors import UsageError
-from tcompile.passes.reduce.reducers.base import Ask, Reducer, ReducerInput
-from tcompile.passes.reduce.reducers.common import TOPK_LIMIT, compose_owner, take
+from tcompile.passes.reduce.reducers.base import Reducer, ReducerInput
+from tcompile.passes.reduce.reducers.common import compose_owner, take
 from tcompile.passes.reduce.reducers.merge_alternate import alternate
 from tcompile.passes.reduce.reducers.merge_combine import COMBINES, Groups, leave
 from tcompile.passes.reduce.reducers.merge_edges import edges, metric
+from tcompile.passes.reduce.reducers.merge_limits import plain, problem
 from tcompile.passes.reduce.reducers.merge_match import match
-from tcompile.passes.reduce.reducers.merge_split import SORTED, SPLITS, counts, sides
+from tcompile.passes.reduce.reducers.merge_split import SORTED, SPLITS, sides
 from tcompile.passes.reduce.stage import Stage
 from tcompile.planning.parameters import Parameter
 
@@ -36,7 +37,7 @@ def merge(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
     if given.score is None and _by(parameters)["scored"]:
         raise UsageError("merging so needs a score", where="schedule")
     size: gs.Tensor | None
-    if _plain(parameters):
+    if plain(parameters):
         merged, size, index, step = alternate(given, metric(given))
     else:
         a, other = sides(given)
@@ -62,36 +63,6 @@ def merge(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
         local=index,
     )
     return given.joined(merged, fp32=False), after
-
-
-def _plain(parameters: Mapping[str, Any]) -> bool:
-    """Whether it is ToMe's own case."""
-    usual = {"split": "alternate", "combine": "mean", "criteria": "none"}
-    other = parameters["penalty"] or parameters["bidirectional"]
-    return not other and all(parameters[k] == v for k, v in usual.items())
-
-
-def _problem(ask: Ask) -> str:
-    parameters, r = ask.parameters, ask.count - ask.keep
-    split, both = parameters["split"], parameters["bidirectional"]
-    a, other = counts(parameters, ask.count, ask.keep, ask.grid)
-    if split == "protected" and both:
-        return "split=protected merges every token of A, so that none is left for bidirectional"
-    if split == "grid" and not other:
-        sx, sy = parameters["sx"], parameters["sy"]
-        return f"split=grid needs tokens in a grid of cells of {sy} x {sx}, which these are not"
-    most = min(2 * a - 1, 2 * other - 2) if both else min(a, ask.count // 2)
-    if split == "grid" and not both:
-        most = a
-    if split == "protected":
-        most = ask.count // 2
-    if r > most:
-        return f"at most {max(most, 0)} of {ask.count} tokens can merge in one step, not {r}"
-    sorts = {"protected": 2 * r, "energy": ask.count, "halves": ask.count}
-    longest = a if _plain(parameters) and a > r else max(r, ask.keep, sorts.get(split, 0))
-    if not (_plain(parameters) and a == r) and longest > TOPK_LIMIT:
-        return f"would sort {longest} tokens, beyond TensorRT's TopK limit of {TOPK_LIMIT}"
-    return ""
 
 
 def _by(parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,6 +94,6 @@ REDUCER = Reducer(
     traits=frozenset({"merge"}),
     scored=False,
     segments=True,
-    problem=_problem,
+    problem=problem,
     by=_by,
 )

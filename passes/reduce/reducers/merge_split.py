@@ -88,19 +88,6 @@ def sides(given: ReducerInput) -> tuple[Side, Side]:
     return Side(even, taken - taken // 2), Side(odd, taken // 2)
 
 
-def counts(parameters: Mapping[str, Any], count: int, keep: int, grid: Grid) -> tuple[int, int]:
-    """How many tokens A and B have."""
-    split = parameters["split"]
-    if split == "protected":
-        return count - keep, count - keep
-    if split == "halves":
-        return count // 2, count - count // 2
-    if split == "energy":
-        return count - count // 2, count // 2
-    cells = len(dst_places(parameters, count, grid))
-    return count - cells, cells
-
-
 def dst_places(parameters: Mapping[str, Any], count: int, grid: Grid) -> _Array:
     """B where it does not depend on the image; empty where there is no grid for it."""
     if parameters["split"] == "alternate":
