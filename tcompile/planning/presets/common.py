@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import Any
 
+from tcompile.planning.context import Step
 from tcompile.planning.parameters import Parameter
 from tcompile.planning.schedule import Spec
 
@@ -22,7 +24,36 @@ def count(meaning: str) -> Parameter:
     return Parameter(int, None, meaning, least=0)
 
 
+def share(default: str, meaning: str) -> Parameter:
+    """An exact share, 0 to 1."""
+    return Parameter(Fraction, Fraction(default), meaning, least=0, most=1)
+
+
 PROP_ATTN = Parameter(bool, True, "proportional attention: logits + log size")
-HEAD = Parameter(
-    str, None, "the file of the trained head, an .npz of norm.weight, norm.bias, 0.weight, …"
-)
+HEAD = Parameter(str, None, "the file of its trained weights, .npz: norm.weight, norm.bias, "
+                 "0.weight, 0.bias, 1.weight, …")  # fmt: skip
+
+
+def head(step: Step) -> Spec:
+    """The score of a user's trained head."""
+    return Spec("head", {"file": step.values["head"]})
+
+
+def part(score: Spec, **of_the_term: Any) -> dict[str, Any]:
+    """A term of the scores sum and product."""
+    return {"score": score.to_json(), **of_the_term}
+
+
+def chain(*steps: tuple[Spec, int]) -> Spec:
+    """Reducers in turn, each with the patch tokens that it leaves; those that take none are gone.
+
+    The first item is (anything, tokens before).
+    """
+    at, parts = steps[0][1], []
+    for spec, keep in steps[1:]:
+        if keep < at:
+            parts.append((spec, keep))
+            at = keep
+    if len(parts) == 1:
+        return parts[0][0]
+    return Spec("chain", {"steps": [{"reducer": s.to_json(), "keep": k} for s, k in parts]})

@@ -2,7 +2,16 @@
 
 from tcompile.planning.schedulers.around import around, inside, until_last
 from tcompile.planning.schedulers.base import Place, Scheduler
+from tcompile.planning.schedulers.grid import (
+    cells,
+    dominant,
+    frames,
+    lines,
+    local_then_global,
+    rows,
+)
 from tcompile.planning.schedulers.layers import constant, ramp, ratio
+from tcompile.planning.schedulers.lists import counted, leaving
 from tcompile.planning.schedulers.once import single
 from tcompile.planning.schedulers.stages import stages
 
@@ -10,10 +19,18 @@ __all__ = [
     "Place",
     "Scheduler",
     "around",
+    "cells",
     "constant",
+    "counted",
+    "dominant",
+    "frames",
     "inside",
+    "leaving",
+    "lines",
+    "local_then_global",
     "ramp",
     "ratio",
+    "rows",
     "single",
     "stages",
     "until_last",

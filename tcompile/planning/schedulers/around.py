@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from math import ceil
 
 from tcompile.errors import UsageError
 from tcompile.planning.context import Context, Values
@@ -55,9 +54,7 @@ def inside() -> Scheduler:
     def run(context: Context, values: Values) -> list[Place]:
         total, share = context.shape.patches, values["ratio"]
         h, w = context.grid[-2:]
-        cells = total // (h * w) * ceil(Fraction(h, values["sy"])) * ceil(
-            Fraction(w, values["sx"])
-        )  # fmt: skip
+        cells = total // (h * w) * (h // values["sy"]) * (w // values["sx"])
         found: list[Place] = []
         for block in context.legal("inside"):
             site = f"inside:{block}"
