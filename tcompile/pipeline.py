@@ -36,7 +36,7 @@ from tcompile.passes.lower import lower
 from tcompile.passes.normalize import Normalized, normalize
 from tcompile.passes.normalize.bind import Shapes
 from tcompile.passes.reduce import ReducedGraph, reduce_graph
-from tcompile.passes.reduce.check import check_schedule
+from tcompile.passes.reduce.check import check_schedule, dense_grid
 from tcompile.passes.reduce.recheck import check_counts
 from tcompile.planning.methods import Room, compose
 from tcompile.planning.schedule import Schedule, read_schedule
@@ -168,7 +168,8 @@ def room_of(analysis: Analysis, outputs: str = "reduced") -> Room:
     unscored = frozenset(s.name for s in analysis.sites if not s.scored)
     windows = any(b.window for b in analysis.blocks)
     parallel = frozenset(b.index for b in analysis.blocks if b.parallel)
-    return Room(frozenset(s.name for s in legal), groups, windows, parallel, unscored)
+    names, grid = frozenset(s.name for s in legal), dense_grid(analysis)
+    return Room(names, groups, windows, parallel, unscored, grid)
 
 
 def plan(

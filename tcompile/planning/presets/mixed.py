@@ -61,7 +61,9 @@ def _zero_tprune(step: Step) -> Spec:
 
 
 def _pagerank(step: Step) -> Spec:
-    return Spec("pagerank", {"iterations": (30, 5, 1)[3 * step.block // step.context.shape.blocks]})
+    votes = (30, 5, 1)[3 * step.block // step.context.shape.blocks]
+    cls = {} if step.context.has_cls else {"cls_boost": False}
+    return Spec("pagerank", {"iterations": votes, **cls})
 
 
 ZERO_TPRUNE = Preset(
@@ -136,7 +138,7 @@ FICOCO = Preset(
     budget=("r",),
     needs=("grid",),
     published="r=42 in blocks 12 to 23 of CLIP ViT-L/14@336",
-    note="one target a token in place of those above a quantile; computes Q·K^T a second time",
+    note="one target a token in place of those above a quantile, whose number depends on the image",
 )
 
 MIXED: tuple[Preset, ...] = (DIFFRATE, ZERO_TPRUNE, PYRA, FICOCO)
