@@ -29,8 +29,8 @@ def problem(ask: Ask) -> str:
         return f"split=grid needs tokens in a grid of cells of {sy} x {sx}, which these are not"
     most = a if split == "grid" else ask.count // 2
     if both:
-        # A token must be left on each side.
-        most = max(min(2 * a - 1, 2 * other - 2), 0)
+        # A token of A must be left, for those of B to go to.
+        most = min(2 * a - 1, 2 * other)
     if r > most:
         return f"at most {most} of {ask.count} tokens can merge in one step, not {r}"
     if plain(parameters):
