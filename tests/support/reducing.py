@@ -49,7 +49,7 @@ class Tokens:
 
     @property
     def count(self) -> int:
-        return self.x.shape[1] - self.prefix - self.suffix
+        return int(self.x.shape[1]) - self.prefix - self.suffix
 
     @property
     def patches(self) -> Array:
