@@ -5,6 +5,8 @@ Everything here is public: names stay, parameters may be added.
 
 from __future__ import annotations
 
+from onnx_graphsurgeon import Tensor
+
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.core import Core
 from tcompile.passes.reduce.reducers import find_reducer
@@ -36,6 +38,7 @@ __all__ = [
     "Spec",
     "Stage",
     "Step",
+    "Tensor",
     "Values",
     "find_reducer",
     "find_score",

@@ -219,3 +219,20 @@ def test_one_package_found_twice_is_one(vit: Path, install: Install) -> None:
     made = tcompile.reduce(vit, target="cpu", schedule=schedule(vit, {"name": "mine"},
                                                                {"name": "topk"}))  # fmt: skip
     assert json.dumps(made.schedule.to_json()).count("mine") == 1
+
+
+def test_the_page_shows_the_example() -> None:
+    """Line by line, so that what readers copy is what runs."""
+    page = (EXAMPLE.parents[1] / "docs" / "extending.md").read_text()
+    (module,) = EXAMPLE.glob("*.py")
+    lines = {
+        *module.read_text().splitlines(),
+        *(EXAMPLE / "pyproject.toml").read_text().split("\n"),
+    }
+    blocks = [
+        b.partition("```")[0] for kind in ("python", "toml") for b in page.split(f"```{kind}\n")[1:]
+    ]
+    assert len(blocks) == 4
+    for block in blocks:
+        assert set(block.splitlines()) <= lines
+    assert len([line for line in blocks[0].splitlines() if line]) <= 10

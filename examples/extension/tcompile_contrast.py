@@ -6,14 +6,13 @@ docs/extending.md explains it, tests/test_extensions.py runs it.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from tcompile import algebra
 
 
-def contrast(given: algebra.ScoreInput) -> Any:
+def contrast(given: algebra.ScoreInput) -> algebra.Tensor:
     """score_j = max_c x_jc − min_c x_jc: [B, T]. Reads no attention, which so stays fused."""
     b, x = given.b, given.of_patches(given.x)
     return b.op("Sub", b.reduce("Max", x, [2]), b.reduce("Min", x, [2]))
@@ -22,7 +21,7 @@ def contrast(given: algebra.ScoreInput) -> Any:
 SCORE = algebra.Score("contrast", contrast, attention=False)
 
 
-def lift(given: algebra.ReducerInput) -> tuple[Any, algebra.Stage]:
+def lift(given: algebra.ReducerInput) -> tuple[algebra.Tensor, algebra.Stage]:
     """The K best stay, each with a share of what was there: x_S' = x_S + alpha · mean_j x_j."""
     b, patches = given.b, given.of_patches(given.x)
     alpha = b.const(given.parameters["alpha"], np.float32)
