@@ -125,6 +125,11 @@ def ficoco_score(
     same = window.unsqueeze(2) == window.unsqueeze(1)
     least = score.unsqueeze(1).masked_fill(~same, torch.inf).argmin(dim=2)
     lowest = least == torch.arange(score.shape[1])
+    # A window takes its turn once: not when one of its tokens has left.
+    every = torch.arange(grid[0] * grid[1])
+    members = (every // grid[1] // 2) * ((grid[1] + 1) // 2) + every % grid[1] // 2
+    complete = same.sum(dim=2) == torch.bincount(members)[window]
+    lowest = lowest & complete
     return torch.where(lowest, torch.where(score < 0, score * 2, score / 2), score)
 
 

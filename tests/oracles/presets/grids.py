@@ -2,7 +2,9 @@
 
 * ALGM (Norouzi et al., CVPR 2024, arXiv:2406.09936): windows of like tokens become one;
 * ATME (CAIT, Wang et al., 2023, arXiv:2309.15755): neighbouring columns, or rows, become one;
-* LLaVA-Zip (Wang et al., 2024, arXiv:2412.08771): the grid is pooled.
+* LLaVA-Zip (Wang et al., 2024, arXiv:2412.08771): the grid is pooled;
+* ToMe for Stable Diffusion (Bolya and Hoffman, CVPRW 2023, arXiv:2303.17604): one token of each
+  cell is merged into.
 """
 
 from __future__ import annotations
@@ -12,7 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.oracles.choices import Step
-from tests.oracles.presets.merging import boundary, joined, ones, pooled, ranked, summed
+from tests.oracles.presets.merging import (
+    boundary,
+    cosines,
+    joined,
+    matched,
+    ones,
+    pooled,
+    ranked,
+    summed,
+)
 from tests.oracles.stream import gather
 
 Grid = tuple[int, int]
@@ -56,18 +67,39 @@ def algm_windows(x: Tensor, sizes: Tensor | None, grid: Grid, keep: int, side: i
     )
 
 
+def cells_of(grid: Grid, side: int) -> Tensor:
+    """[T]: the side×side cell that each patch lies in, rows of cells first; those at the right and
+    lower edge may be smaller."""
+    places = torch.arange(grid[0] * grid[1])
+    rows, columns = places // grid[1] // side, places % grid[1] // side
+    return rows * -(-grid[1] // side) + columns
+
+
 def pool(x: Tensor, grid: Grid, side: int = 2) -> Step:
-    """The mean of every side×side window, rows of windows first."""
-    table = windows_of(grid, side)
-    owner = torch.empty(x.shape[1], dtype=torch.long)
-    owner[table] = torch.arange(len(table)).unsqueeze(1)
+    """The mean of every side×side cell, rows of cells first."""
+    owner = cells_of(grid, side).expand(len(x), -1)
+    count = int(owner.max()) + 1
+    one = torch.ones_like(x[..., 0])
     return Step(
-        x=x[:, table].mean(dim=2),
-        sizes=torch.full((len(x), len(table)), float(side * side), dtype=x.dtype),
-        source=torch.full((len(x), len(table)), -1),
-        owner=owner.expand(len(x), -1),
+        x=pooled(x, one, owner, count),
+        sizes=summed(one, owner, count),
+        source=torch.full((len(x), count), -1),
+        owner=owner,
         margins=(),
     )
+
+
+def tomesd(x: Tensor, grid: Grid, keep: int, side: int = 2) -> Step:
+    """The first token of each complete cell is merged into; of the others the T − keep most alike
+    to one of these go there: plain means."""
+    firsts = windows_of(grid, side)[:, 0]
+    into = torch.zeros(x.shape[1], dtype=torch.bool)
+    into[firsts] = True
+    places = torch.arange(x.shape[1])
+    left, right = (places[part].expand(len(x), -1) for part in (~into, into))
+    edges = cosines(gather(x, left), gather(x, right))
+    merges = x.shape[1] - keep
+    return matched(x, None, left, right, edges, merges, "plain", ascending=True)
 
 
 def atme(x: Tensor, sizes: Tensor | None, grid: Grid, keep: int, vertical: bool) -> Step:
