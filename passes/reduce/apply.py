@@ -220,8 +220,12 @@ class _Rewriter:
         core = self.steps.core(site.block, nodes)
         rows = to_rows(b, stream, layout, space.total)
         width = ax.size(self.analysis.facts.axes[name][layout.features])
-        reduced, after = self.steps.run(step, rows, width, core, self.stages[0])
-        merged = self.cuts[site.name].merged
+        merged, beside = self.cuts[site.name].merged, None
+        if merged:
+            entering = blocks[site.block].stream_in
+            beside = to_rows(b, self.editor.current[entering], self._layout(entering, site),
+                             space.total)  # fmt: skip
+        reduced, after = self.steps.run(step, rows, width, core, self.stages[0], beside)
         if not merged:
             assert after.index is not None
             self.steps.through[site.block] = after.index

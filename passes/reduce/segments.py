@@ -66,6 +66,7 @@ def by_segment(reducer: Reducer, given: ReducerInput, segments: int) -> tuple[gs
     inner = replace(
         given,
         x=rows(given.of_patches(given.x, fp32=False), count),
+        beside=None if given.beside is None else rows(given.of_patches(given.beside), count),
         score=None if given.score is None else b.reshape(given.score, [-1, count]),
         core=_Folded(given, count),
         stage=_folded(b, before, segments, each, table),

@@ -73,15 +73,26 @@ class Steps:
         return Cores(cores) if apart else cores[0]
 
     def run(
-        self, step: Step, rows: gs.Tensor, width: int, core: Core, stage: Stage
+        self,
+        step: Step,
+        rows: gs.Tensor,
+        width: int,
+        core: Core,
+        stage: Stage,
+        beside: gs.Tensor | None = None,
     ) -> tuple[gs.Tensor, Stage]:
-        """The stream [B, N, C] after a step, and what is known of its tokens."""
+        """The stream [B, N, C] after a step, and what is known of its tokens.
+
+        Args:
+            rows: what tokens leave, [B, N, C].
+            beside: the residual stream, where that is another.
+        """
         b, space, reduction = self.b, self.analysis.space, step.reduction
         reducer = find_reducer(reduction.reducer.name)
         scope, score, fixed = step.site.name.replace(":", "_"), None, None
         if reduction.score is not None:
             b.scope(f"{scope}/score")
-            score = self._score(step, rows, core, stage)
+            score = self._score(step, rows if beside is None else beside, core, stage)
             if is_const(score):
                 fixed, score = value(score).reshape(-1), self._for_all(score, rows)
         b.scope(f"{scope}/{reducer.name}")
@@ -90,7 +101,7 @@ class Steps:
         given = ReducerInput(
             b, rows, width, score, core, stage, space.prefix, space.suffix, space.patches,
             reduction.keep, filled_reducer(reduction.reducer), table, step.grid, fixed,
-            self.full, self.whole,
+            self.full, beside, self.whole,
         )  # fmt: skip
         if self.returns and not step.site.until:
             patches = given.of_patches(rows, fp32=False)

@@ -37,6 +37,7 @@ class ReducerInput:
         grid: (h, w) or (t, h, w) of the tokens as they are now; empty where they are no grid.
         fixed: [T], the score where it is the same for every image.
         full: [B, T0, C], each patch as it was last, where tokens are to return.
+        beside: [B, N, C], inside an attention the stream beside it, before the norm.
         whole: the grid of the dense model.
     """
 
@@ -55,7 +56,13 @@ class ReducerInput:
     grid: Grid = ()
     fixed: np.ndarray[Any, Any] | None = None
     full: gs.Tensor | None = None
+    beside: gs.Tensor | None = None
     whole: Grid = ()
+
+    @property
+    def stream(self) -> gs.Tensor:
+        """[B, N, C], the residual stream: what tokens are compared by."""
+        return self.x if self.beside is None else self.beside
 
     def of_patches(self, x: gs.Tensor, **kw: Any) -> gs.Tensor:
         """The patch rows of a [B, N, C] tensor."""

@@ -20,7 +20,7 @@ def metric(given: ReducerInput) -> gs.Tensor:
     """[B, T, D]: keys averaged over heads, or the stream."""
     if given.parameters["metric"] == "keys":
         return given.of_patches(given.core.keys())
-    return given.of_patches(given.x, fp32=False)
+    return given.of_patches(given.stream, fp32=False)
 
 
 def edges(given: ReducerInput, features: gs.Tensor, a: Side, other: Side) -> gs.Tensor:
