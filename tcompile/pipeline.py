@@ -142,8 +142,12 @@ def schedule_for(
     method: str = "topk",
     schedule: ScheduleLike = None,
     outputs: str = "reduced",
+    calibration: str | Path | None = None,
 ) -> Schedule:
     """The schedule of a method and budget, or the one given, checked against the model.
+
+    Args:
+        calibration: images, for methods that learn their counts from them; see `build`.
 
     Raises:
         UsageError: no budget or two, an illegal site, a schedule for another model.
@@ -156,7 +160,12 @@ def schedule_for(
     else:
         analysis = model.analysis
         room = room_of(analysis, outputs)
-        made = compose(method, analysis.shape, analysis.has_cls, keep, room)
+        observe = None
+        if calibration is not None:
+            from tcompile.planning.calibration import observer
+
+            observe = observer(model.graph, analysis, model.source, calibration)
+        made = compose(method, analysis.shape, analysis.has_cls, keep, room, observe)
     check_schedule(model.analysis, made, outputs)
     return made
 
@@ -179,6 +188,7 @@ def plan(
     keep: Keep = None,
     method: str = "topk",
     schedule: ScheduleLike = None,
+    calibration: str | Path | None = None,
     outputs: str = "reduced",
     shapes: Shapes | None = None,
     prefix: int | None = None,
@@ -186,7 +196,7 @@ def plan(
     """The schedule that `build` would follow; writes nothing. Raises as `read`, `schedule_for`."""
     load_target(target)
     read_model = read(model, shapes=shapes, prefix=prefix)
-    return schedule_for(read_model, keep, method, schedule, outputs)
+    return schedule_for(read_model, keep, method, schedule, outputs, calibration)
 
 
 def price(
@@ -196,6 +206,7 @@ def price(
     keep: Keep = None,
     method: str = "topk",
     schedule: ScheduleLike = None,
+    calibration: str | Path | None = None,
     outputs: str = "reduced",
     shapes: Shapes | None = None,
     prefix: int | None = None,
@@ -205,7 +216,8 @@ def price(
     Raises as `plan`.
     """
     made = reduce(model, target=target, keep=keep, method=method, schedule=schedule,
-                  outputs=outputs, shapes=shapes, prefix=prefix)  # fmt: skip
+                  calibration=calibration, outputs=outputs, shapes=shapes,
+                  prefix=prefix)  # fmt: skip
     return Priced(made.schedule, cost_of(made.dense, made.graph, made.schedule))
 
 
@@ -216,6 +228,7 @@ def reduce(
     keep: Keep = None,
     method: str = "topk",
     schedule: ScheduleLike = None,
+    calibration: str | Path | None = None,
     outputs: str = "reduced",
     shapes: Shapes | None = None,
     prefix: int | None = None,
@@ -223,7 +236,8 @@ def reduce(
     """Everything up to the reduced fp32 graph. Raises as `read` and `schedule_for`."""
     load_target(target)
     analysed = read(model, shapes=shapes, prefix=prefix)
-    return _reduce(analysed, schedule_for(analysed, keep, method, schedule, outputs), outputs)
+    made = schedule_for(analysed, keep, method, schedule, outputs, calibration)
+    return _reduce(analysed, made, outputs)
 
 
 def _reduce(model: Analysed, schedule: Schedule, outputs: str) -> Reduced:
@@ -243,6 +257,7 @@ def build(
     keep: Keep = None,
     method: str = "topk",
     schedule: ScheduleLike = None,
+    calibration: str | Path | None = None,
     precision: str | None = None,
     outputs: str = "reduced",
     output: str | Path | None = None,
@@ -257,6 +272,7 @@ def build(
         keep: fraction of patch tokens that leave the encoder, in (0, 1].
         method: `topk`, `evit:rate=0.7`, …; see `tcompile methods`.
         schedule: instead of keep and method.
+        calibration: .npz of inputs, or a folder of images, for methods that learn their counts.
         precision: `fp32` or `fp16`; the target's own by default.
         outputs: `reduced` or `restored`, for outputs with a token axis.
         output: the directory; by default `MODEL-TARGET` beside the model.
@@ -274,7 +290,7 @@ def build(
     progress(f"reading {path}")
     analysed = read(path, shapes=shapes, prefix=prefix)
     origin = describe_source(path)
-    made = schedule_for(analysed, keep, method, schedule, outputs)
+    made = schedule_for(analysed, keep, method, schedule, outputs, calibration)
     progress("reducing")
     reduced = _reduce(analysed, made, outputs)
     level = precision or chosen.default_precision
@@ -324,7 +340,7 @@ def _fill(
     progress(f"emitting for {target.name}")
     emitted = emit(folder / MODEL, folder, target=target, precision=precision)
     progress("measuring")
-    notes = list(emitted.notes)
+    notes = [*schedule.notes, *emitted.notes]
     if emitted.fused is not None and emitted.fused.expected != layers:
         notes.append(
             f"fusion was checked for {emitted.fused.expected} of {layers} attentions: the others "

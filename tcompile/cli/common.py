@@ -169,6 +169,13 @@ def schedule_options(command: F) -> F:
                 help="A schedule as `tcompile plan --json` prints it (JSON, or YAML), perhaps "
                 "edited, in place of --keep and --method.",
             ),
+            click.option(
+                "--calibration",
+                type=click.Path(path_type=Path),
+                metavar="DATA",
+                help="Images for the methods that learn their counts from some (fitprune, "
+                "g-search, p-sigmoid): .npz of the model's inputs, or a folder.",
+            ),
         )
     ):
         command = option(command)

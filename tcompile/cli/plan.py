@@ -35,6 +35,7 @@ def plan(
     keep: Fraction | None,
     method: str,
     schedule: Path | None,
+    calibration: Path | None,
     outputs: str,
     shapes: Shapes,
     prefix: int | None,
@@ -57,6 +58,7 @@ def plan(
             keep=keep,
             method=method,
             schedule=schedule,
+            calibration=calibration,
             outputs=outputs,
             shapes=dict(shapes),
             prefix=prefix,
@@ -85,5 +87,7 @@ def print_schedule(document: dict[str, object]) -> None:
         print_table(("site", "score", "reducer", "patch tokens kept"), rows)
     else:
         click.echo("No token leaves: this is the dense model.")
+    for note in document.get("notes") or ():  # type: ignore[attr-defined]
+        click.echo(f"note: {note}")
     tokens = [(b["block"], b["attention"], b["mlp"]) for b in blocks]
     print_table(("block", "tokens into attention", "tokens into MLP"), tokens)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
@@ -47,7 +47,8 @@ class Context:
         keep: fraction of patch tokens that leave the encoder, or None where the preset's own
             parameters say.
         room: where the model lets tokens leave; None: everywhere.
-        calibration: what attention pays each token on images (`planning.calibration`); or None.
+        calibration: the scheduler's scores on images, [blocks, images, patches] each, as shares
+            (`planning.calibration`); empty where it asks for none.
     """
 
     method: str
@@ -55,7 +56,7 @@ class Context:
     has_cls: bool
     keep: Fraction | None
     room: Room | None = None
-    calibration: Any = None
+    calibration: Sequence[Any] = ()
 
     def site(self, block: int) -> str:
         """Between attention and MLP of a block; after it where nothing lies between."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tcompile.errors import UsageError
 from tcompile.extensions import find
@@ -15,6 +15,9 @@ from tcompile.planning.presets import PRESETS, Preset
 from tcompile.planning.schedule import Reduction, Schedule, Shape
 from tcompile.planning.schedulers import Place
 from tcompile.planning.standins import stand_in, stand_in_notes
+
+if TYPE_CHECKING:
+    from tcompile.planning.calibration import Observe
 
 __all__ = ["METHODS", "Context", "Room", "compose", "find_method", "parse_keep", "parse_method"]
 
@@ -83,14 +86,13 @@ def compose(
     has_cls: bool,
     keep: float | str | Fraction | None,
     room: Room | None = None,
-    calibration: Any = None,
+    observe: Observe | None = None,
 ) -> Schedule:
     """The schedule of a preset on a model.
 
     Args:
         room: where the model lets tokens leave; None: everywhere.
-        calibration: what attention pays each token on images (`planning.calibration`), for the
-            presets that need it.
+        observe: gives scores on images (`planning.calibration`), for the presets that need them.
 
     Raises:
         UsageError: no budget given, two budgets given, or parameters that do not fit the model.
@@ -109,10 +111,13 @@ def compose(
     ratio = None if keep is None else parse_keep(keep)
     if ratio == 1:
         return Schedule(text, shape, ())
-    if "calibration" in preset.needs and calibration is None:
-        raise UsageError(f"{preset.name} needs images to learn its counts from",
-                         where="--calibration", hint="say --calibration FILE.npz")  # fmt: skip
-    context = Context(preset.name, shape, has_cls, ratio, room, calibration)
+    context = Context(preset.name, shape, has_cls, ratio, room)
+    if preset.scheduler.observes:
+        if observe is None:
+            raise UsageError(f"{preset.name} needs images to learn its counts from",
+                             where="--calibration", hint="say --calibration FILE.npz")  # fmt: skip
+        wanted = [stand_in(score, context, "") for score in preset.scheduler.observes]
+        context = replace(context, calibration=observe(wanted))
     places = _in_groups(preset.scheduler.run(context, values), context)
     reductions = tuple(_reduction(preset, step) for step in _steps(context, values, places))
     made = Schedule(text, shape, reductions)

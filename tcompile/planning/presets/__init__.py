@@ -6,6 +6,7 @@ Presets of other packages are found by entry points of the group `tcompile.prese
 from __future__ import annotations
 
 from tcompile.planning.presets.base import Preset
+from tcompile.planning.presets.calibrated import CALIBRATED
 from tcompile.planning.presets.dense import DENSE
 from tcompile.planning.presets.learned import LEARNED
 from tcompile.planning.presets.merging import MERGING
@@ -24,4 +25,5 @@ PRESETS: tuple[Preset, ...] = (
     *TOWER,
     *LEARNED,
     *STATIC,
+    *CALIBRATED,
 )

@@ -13,6 +13,7 @@ from tcompile.planning.schedulers.grid import (
 from tcompile.planning.schedulers.layers import constant, ramp, ratio
 from tcompile.planning.schedulers.lists import counted, leaving
 from tcompile.planning.schedulers.once import single
+from tcompile.planning.schedulers.searched import fit, greedy, sigmoid
 from tcompile.planning.schedulers.stages import stages
 
 __all__ = [
@@ -23,7 +24,9 @@ __all__ = [
     "constant",
     "counted",
     "dominant",
+    "fit",
     "frames",
+    "greedy",
     "inside",
     "leaving",
     "lines",
@@ -31,6 +34,7 @@ __all__ = [
     "ramp",
     "ratio",
     "rows",
+    "sigmoid",
     "single",
     "stages",
     "until_last",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from tcompile.errors import UsageError
 from tcompile.planning.context import Context, Values
+from tcompile.planning.schedule import Spec
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,13 @@ class Scheduler:
         words: for `tcompile methods`.
         run: (context, parameters) → the places, in order.
         notes: what the plan is to say of it.
+        observes: the scores that it wants to see on images, as `Context.calibration`.
     """
 
     words: str
     run: Callable[[Context, Values], list[Place]]
     notes: Callable[[Context, Values], tuple[str, ...]] = _no_notes
+    observes: tuple[Spec, ...] = ()
 
 
 def places(
