@@ -53,8 +53,9 @@ def _row(given: ScoreInput) -> gs.Tensor:
         row = b.op("Mul", row, b.unsqueeze(share, 2))
     if p["value"] == "l1":
         # A joined head's values are those of all heads.
-        axes = [1, 3] if p["heads"] == "joined" else [3]
-        row = b.op("Mul", row, b.unsqueeze(b.reduce("L1", given.core.values(), axes), 2))
+        one = p["heads"] == "joined"
+        length = b.reduce("L1", given.core.values(), [1, 3] if one else [3])
+        row = b.op("Mul", row, b.unsqueeze(length, *((1, 2) if one else (2,))))
     if p["agg"] == "rms":
         mean = b.op("Sqrt", b.reduce("Mean", b.op("Mul", row, row), [1]))
     else:

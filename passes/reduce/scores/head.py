@@ -30,14 +30,14 @@ def head(given: ScoreInput) -> gs.Tensor:
     DynamicViT). A single 0.weight [1, C] is Cropr's summed query and TNT's linear layer.
     """
     b, weights = given.b, read(given.parameters["file"])
-    x = given.of_patches(given.x)
+    x, found = given.of_patches(given.x), layers(weights, given.parameters["keep_class"])
+    takes, has = found[0][0].shape[1], (given.x.shape or [None])[-1]
+    if has not in (None, takes):
+        raise _wrong(f"0.weight takes {takes} channels, tokens have {has}", None)
     if "norm.weight" in weights:
         x = _layer_norm(b, x, weights)
-    for i, (weight, bias) in enumerate(layers(weights, given.parameters["keep_class"])):
+    for i, (weight, bias) in enumerate(found):
         x = _gelu(b, x) if i else x
-        if given.x.shape is not None and not i and given.x.shape[-1] != weight.shape[1]:
-            raise _wrong(f"0.weight takes {weight.shape[1]} channels, tokens have "
-                         f"{given.x.shape[-1]}", given.parameters["file"])  # fmt: skip
         x = b.op("MatMul", x, b.const(weight.T, np.float32))
         x = b.op("Add", x, b.const(bias, np.float32))
     return b.squeeze(x, 2)
@@ -87,6 +87,9 @@ def layers(weights: Weights, keep: int) -> list[tuple[np.ndarray[Any, Any], np.n
     if not found or strange or len(found[-1][1]) not in (1, 2):
         why = f"has '{min(strange)}'" if strange else "needs 0.weight, and a last layer of 1 or 2"
         raise _wrong(why, None)
+    for name in ("norm.weight", "norm.bias"):
+        if weights.get(name, found[0][0][0]).shape != found[0][0][0].shape:
+            raise _wrong(f"{name} is not [{found[0][0].shape[1]}]", None)
     weight, bias = found[-1]
     if len(bias) == 2:
         found[-1] = (weight[[keep]] - weight[[1 - keep]], bias[[keep]] - bias[[1 - keep]])
