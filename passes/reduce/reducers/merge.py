@@ -21,7 +21,7 @@ from tcompile.passes.reduce.reducers.merge_combine import COMBINES, Groups, leav
 from tcompile.passes.reduce.reducers.merge_edges import edges, metric
 from tcompile.passes.reduce.reducers.merge_limits import plain, problem
 from tcompile.passes.reduce.reducers.merge_match import match
-from tcompile.passes.reduce.reducers.merge_split import SORTED, SPLITS, sides
+from tcompile.passes.reduce.reducers.merge_split import PARITIES, SORTED, SPLITS, shifted, sides
 from tcompile.passes.reduce.stage import Stage
 from tcompile.planning.parameters import Parameter
 
@@ -37,7 +37,7 @@ def merge(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
     if given.score is None and _by(parameters)["scored"]:
         raise UsageError("merging so needs a score", where="schedule")
     size: gs.Tensor | None
-    if plain(parameters):
+    if plain(parameters) and not shifted(parameters, given.prefix):
         merged, size, index, step = alternate(given, metric(given))
     else:
         a, other = sides(given)
@@ -46,7 +46,8 @@ def merge(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
         source, target = match(b, found, a, other, r, both)
         order = np.arange(before.count)
         if parameters["split"] == "alternate":
-            order = np.where(order % 2, before.count, 0) + order // 2
+            destination = order % 2 != shifted(parameters, given.prefix)
+            order = np.where(destination, before.count, 0) + order // 2
         index, slot, step = leave(b, source, target, before.count, r, order)
         groups = Groups(given, index, source, slot)
         merged = groups.features(parameters["combine"])
@@ -82,6 +83,13 @@ REDUCER = Reducer(
     {
         "prop_attn": Parameter(bool, True, "later attentions add log size to the logits"),
         "split": Parameter(str, "alternate", "who may merge (A) into whom (B)", SPLITS),
+        "parity": Parameter(
+            str,
+            "stripped",
+            "split=alternate counts places without the prefix "
+            "(stripped) or with it, as ToMe's own code (reference)",
+            PARITIES,
+        ),
         "metric": Parameter(str, "keys", "what cosines are taken of", ("keys", "x")),
         "penalty": Parameter(float, 0.0, "edge −= penalty · score of the one that would leave"),
         "combine": Parameter(str, "mean", "what becomes of those that merge", COMBINES),

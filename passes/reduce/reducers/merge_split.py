@@ -15,6 +15,7 @@ from tcompile.passes.reduce.reducers.base import Grid, ReducerInput
 
 #: `energy`, `protected` and `halves` sort by the score.
 SPLITS = ("alternate", "energy", "protected", "halves", "grid")
+PARITIES = ("stripped", "reference")
 SORTED = frozenset({"energy", "protected", "halves"})
 
 _Array = np.ndarray[Any, Any]
@@ -62,7 +63,8 @@ class Side:
 def sides(given: ReducerInput) -> tuple[Side, Side]:
     """A and B of T tokens, r of which are to merge.
 
-    * alternate (ToMe): even and odd places.
+    * alternate (ToMe): even and odd places; parity=reference: of the sequence with its prefix,
+      which is what ToMe's code does where CLS (and distillation token) take part but may not merge.
     * energy (PiToMe, "bsm"): even and odd ranks by score = −energy, least first.
     * protected (PiToMe): even and odd ranks of the 2r first of these; the others take no part.
     * halves (Zero-TPrune): the T//2 of least score, and the rest.
@@ -71,7 +73,7 @@ def sides(given: ReducerInput) -> tuple[Side, Side]:
     b, count, parameters = given.b, given.stage.count, given.parameters
     split, r = parameters["split"], count - given.keep
     if split not in SORTED:
-        places = dst_places(parameters, count, given.grid)
+        places = dst_places(parameters, count, given.grid, given.prefix)
         rest = np.setdiff1d(np.arange(count), places)
         return Side(rest, len(rest)), Side(places, len(places))
     taken = 2 * r if split == "protected" else count
@@ -88,10 +90,15 @@ def sides(given: ReducerInput) -> tuple[Side, Side]:
     return Side(even, taken - taken // 2), Side(odd, taken // 2)
 
 
-def dst_places(parameters: Mapping[str, Any], count: int, grid: Grid) -> _Array:
+def shifted(parameters: Mapping[str, Any], prefix: int) -> bool:
+    """Whether it is the odd patches that are sources: even places of a sequence with its prefix."""
+    return parameters["parity"] == "reference" and prefix % 2 == 1
+
+
+def dst_places(parameters: Mapping[str, Any], count: int, grid: Grid, prefix: int = 0) -> _Array:
     """B where it does not depend on the image; empty where there is no grid for it."""
     if parameters["split"] == "alternate":
-        return np.arange(1, count, 2)
+        return np.arange(0 if shifted(parameters, prefix) else 1, count, 2)
     # Of a segment of the tokens, such as a frame, the grid is that of one.
     plane = grid if prod(grid) == count else grid[1:]
     if len(plane) not in (2, 3) or prod(plane) != count:

@@ -304,3 +304,33 @@ def test_tome_stays_on_strided_slices() -> None:
     found = reduced("merge", tokens(16), 12)
     assert {"TcMatchTokens", "TcMergeTokens"} <= set(found.ops)
     assert "TcMatchAllTokens" in reduced("merge", tokens(16), 8).ops
+
+
+@pytest.mark.parametrize("prefix", [1, 2])
+@pytest.mark.parametrize("count", [16, 17])
+def test_parity_of_the_reference(prefix: int, count: int) -> None:
+    """Against ToMe's step on the whole sequence: row of CLS −inf, column of dist −inf, order
+    [unmerged A | B], with a distillation token [A0, B0, other A, other B]."""
+    t, r = tokens(count, prefix=prefix, sized=True), 5
+    found = reduced("merge", t, count - r, parity="reference")
+    assert t.size is not None
+    for n in range(3):
+        x, keys = t.x[n].astype(np.float64), t.keys[n].astype(np.float64)
+        size = np.concatenate([np.ones(prefix), t.size[n]])
+        unit = keys / np.linalg.norm(keys, axis=1, keepdims=True)
+        edges = unit[0::2] @ unit[1::2].T
+        edges[0] = -np.inf
+        if prefix == 2:
+            edges[:, 0] = -np.inf
+        order = np.argsort(-edges.max(1), kind="stable")
+        gone, left = order[:r], np.sort(order[r:])
+        total = size[1::2].copy()
+        summed = x[1::2] * total[:, None]
+        for i in gone:
+            summed[edges[i].argmax()] += x[0::2][i] * size[0::2][i]
+            total[edges[i].argmax()] += size[0::2][i]
+        others = summed / total[:, None]
+        rows = [*x[0::2][left], *others]
+        if prefix == 2:
+            rows = [rows[0], others[0], *x[0::2][left[1:]], *others[1:]]
+        np.testing.assert_allclose(found.x[n], rows, rtol=0, atol=1e-5)
