@@ -8,7 +8,18 @@ from __future__ import annotations
 from typing import Any
 
 from tcompile.extensions import find
-from tcompile.passes.reduce.reducers import bypass, chain, fuse, giveback, merge, topk
+from tcompile.passes.reduce.reducers import (
+    assign,
+    bypass,
+    chain,
+    contextual,
+    fuse,
+    giveback,
+    merge,
+    pool,
+    topk,
+    windows,
+)
 from tcompile.passes.reduce.reducers.base import Ask, Reducer, ReducerInput, Trait
 from tcompile.planning.parameters import filled
 from tcompile.planning.schedule import Spec
@@ -31,6 +42,10 @@ REDUCERS: tuple[Reducer, ...] = (
     bypass.REDUCER,
     chain.REDUCER,
     giveback.REDUCER,
+    assign.REDUCER,
+    contextual.REDUCER,
+    pool.REDUCER,
+    windows.REDUCER,
 )
 
 

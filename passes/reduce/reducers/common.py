@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from math import prod
+from typing import Any
+
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from tcompile.errors import UsageError
 from tcompile.passes.reduce.builder import Builder
-from tcompile.passes.reduce.reducers.base import ReducerInput
+from tcompile.passes.reduce.reducers.base import Grid, ReducerInput
+from tcompile.passes.reduce.stage import Stage
 
 #: TensorRT's TopK refuses a larger K (FACTS B.6).
 TOPK_LIMIT = 3840
+
+#: Squares of lengths of less are this.
+TINY = 1e-12
 
 
 def choose(given: ReducerInput, count: int) -> gs.Tensor:
@@ -34,13 +41,67 @@ def choose(given: ReducerInput, count: int) -> gs.Tensor:
     return given.b.call("TcTopKTokens", given.score, dtypes=[np.int64], k=count)[0]
 
 
-def for_all(given: ReducerInput, row: np.ndarray) -> gs.Tensor:
-    """[B, n] i64: the same numbers for each image."""
+def sorts(*lengths: int) -> str:
+    """Why a reducer that sorts so many tokens cannot; empty if it can."""
+    if max(lengths) > TOPK_LIMIT:
+        return f"would sort {max(lengths)} tokens, beyond TensorRT's TopK limit of {TOPK_LIMIT}"
+    return ""
+
+
+def for_all(given: ReducerInput, row: np.ndarray, dtype: Any = np.int64) -> gs.Tensor:
+    """[B, n]: the same numbers for each image."""
     b = given.b
     if given.core.batch == 1:
-        return b.const(row[None])
-    nothing = b.op("Mul", b.cast(b.corner(given.x), np.int64), [0], dtype=np.int64)
-    return b.op("Add", nothing, b.const(row[None]), dtype=np.int64)
+        return b.const(row[None], dtype)
+    zero = b.const([0], dtype)
+    nothing = b.op("Mul", b.cast(b.corner(given.x), dtype), zero, dtype=dtype)
+    return b.op("Add", nothing, b.const(row[None], dtype), dtype=dtype)
+
+
+def numbers(b: Builder, like: gs.Tensor, count: int) -> gs.Tensor:
+    """[B, count] i64: 0, 1, 2, … for each image of `like` [B, n] i64."""
+    zero = b.op("Mul", b.slice(like, 1, 0, 1), [0], dtype=np.int64)
+    return b.op("Add", zero, b.const(np.arange(count)[None]), dtype=np.int64)
+
+
+def others(b: Builder, index: gs.Tensor, total: int, count: int) -> gs.Tensor:
+    """[B, count] i64: those of 0 … total − 1 that are not in index [B, total − count], ascending;
+    no two keys are equal, so that no tie can take one twice (METHODS 4.29)."""
+    far = b.op("Add", index, [total], dtype=np.int64)
+    key = b.op("ScatterElements", numbers(b, index, total), index, far, dtype=np.int64, axis=1)
+    return ascending(b, key, count)[1]
+
+
+def ascending(b: Builder, key: gs.Tensor, count: int) -> list[gs.Variable]:
+    """[B, count] i64 twice: the least of key [B, n] i64, ascending, and where they are."""
+    least, place = b.nodes("TopK", [b.cast(key, np.float32), [count]], [np.float32, np.int64],
+                           axis=-1, largest=0, sorted=1)  # fmt: skip
+    return [b.cast(least, np.int64), place]
+
+
+def placed(b: Builder, total: int, *pairs: tuple[gs.Tensor, gs.Tensor]) -> gs.Tensor:
+    """[B, total] i64: of each pair (index, slot), [B, n] both, the slots where the index says."""
+    found: gs.Tensor = numbers(b, pairs[0][0], total)
+    for index, slot in pairs:
+        found = b.op("ScatterElements", found, index, slot, dtype=np.int64, axis=1)
+    return found
+
+
+def unit(b: Builder, x: gs.Tensor) -> gs.Tensor:
+    """x/‖x‖ along the last axis."""
+    squares = b.reduce("Sum", b.op("Mul", x, x), [-1], 1)
+    return b.op("Div", x, b.op("Sqrt", b.op("Max", squares, b.const([TINY], np.float32))))
+
+
+def onehot(b: Builder, slot: gs.Tensor, count: int) -> gs.Tensor:
+    """[B, count, n] f32 of slot [B, n]: 1 where a token is in a slot."""
+    slots = b.const(np.arange(count).reshape(1, -1, 1))
+    return b.cast(b.op("Equal", b.unsqueeze(slot, 1), slots, dtype=np.bool_), np.float32)
+
+
+def rows(b: Builder, x: gs.Tensor, index: gs.Tensor, *, fp32: bool = True) -> gs.Tensor:
+    """[B, K, C]: those of x [B, T, C] at index [B, K]."""
+    return b.call("TcGatherTokens", x, index, dtypes=[x.dtype], fp32=fp32)[0]
 
 
 def take(b: Builder, values: gs.Tensor | None, index: gs.Tensor) -> gs.Tensor:
@@ -53,3 +114,49 @@ def take(b: Builder, values: gs.Tensor | None, index: gs.Tensor) -> gs.Tensor:
 def compose_owner(b: Builder, before: gs.Tensor | None, step: gs.Tensor) -> gs.Tensor:
     """Owners of the original tokens, after one more step: step[before[n]]."""
     return step if before is None else b.op("GatherElements", step, before, dtype=np.int64, axis=1)
+
+
+def staying(given: ReducerInput, index: gs.Tensor, step: gs.Tensor, **changes: Any) -> Stage:
+    """The stage of tokens that were at index [B, K] before.
+
+    Args:
+        step: [B, T], which of them now stands for each of before.
+        changes: what does not just go with its token, such as `size`.
+    """
+    b, before = given.b, given.stage
+    known = {
+        "size": None if before.size is None else take(b, before.size, index),
+        "prop_attn": before.prop_attn,
+        **changes,
+    }
+    return Stage(
+        given.keep,
+        index=take(b, before.index, index),
+        owner=compose_owner(b, before.owner, step),
+        positioned=before.positioned,
+        local=index,
+        **known,
+    )
+
+
+def planes(grid: Grid, count: int) -> Grid:
+    """(frames, rows, columns) of so many tokens; empty where they are in no grid."""
+    # Of a segment of the tokens, such as a frame, the grid is that of one.
+    found = grid if prod(grid) == count else grid[1:]
+    if len(found) not in (2, 3) or prod(found) != count:
+        return ()
+    return (1, *found) if len(found) == 2 else found
+
+
+def cells(grid: Grid, high: int, wide: int) -> np.ndarray[Any, Any]:
+    """[n, high·wide]: the tokens of each whole cell of (frames, rows, columns), row by row."""
+    frames, h, w = grid[0], grid[1] // high, grid[2] // wide
+    places = np.arange(prod(grid)).reshape(grid)[:, : h * high, : w * wide]
+    parts = places.reshape(frames, h, high, w, wide).transpose(0, 1, 3, 2, 4)
+    return parts.reshape(frames * h * w, high * wide)
+
+
+def nearest(choices: list[int], keep: int) -> str:
+    """The possible counts next to the one asked for, in words."""
+    below, above = ([c for c in choices if c < keep], [c for c in choices if c > keep])
+    return " or ".join(str(c) for c in [*below[-1:], *above[:1]]) or "no other count"

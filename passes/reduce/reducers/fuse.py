@@ -1,4 +1,8 @@
-"""R2: keep the best tokens and one token that stands for all the others (EViT)."""
+"""R2: keep the best tokens and one token that stands for all the others.
+
+Liang et al., EViT (ICLR 2022): weights=score. "Pruning One More Token is Enough" and Kong et al.,
+SPViT (ECCV 2022): weights=mean.
+"""
 
 from __future__ import annotations
 
@@ -6,41 +10,71 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from tcompile.passes.reduce.reducers.base import Ask, Reducer, ReducerInput
-from tcompile.passes.reduce.reducers.common import choose, compose_owner, take
+from tcompile.passes.reduce.reducers.common import (
+    TINY,
+    choose,
+    compose_owner,
+    for_all,
+    numbers,
+    rows,
+    take,
+)
 from tcompile.passes.reduce.stage import Stage
+from tcompile.planning.parameters import Parameter
+
+WEIGHTS = ("score", "normalised", "mean", "size")
 
 
 def fuse(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
-    """x' = [prefix | x_S | Σ_{j∉S} c_j x_j | suffix], S the K−1 best, ascending; fp32 inside.
+    """x' = [prefix | x_S | f | suffix], S the K − 1 best, ascending; fp32 inside. Over all j ∉ S
 
-    The weights are the raw scores, not renormalised, as published (METHODS 4.9).
+    * score: f = Σ c_j x_j, raw scores, not renormalised, as published (METHODS 4.9);
+    * normalised: Σ c_j x_j / Σ c_j, for scores of which none is negative;
+    * mean: Σ x_j / n;  size: Σ s_j x_j / Σ s_j.
     """
-    b, before = given.b, given.stage
-    kept = given.keep - 1
-    index = choose(given, kept)
+    b = given.b
+    index = choose(given, given.keep - 1)
     patches = given.of_patches(given.x, fp32=False)
-    best = b.call("TcGatherTokens", patches, index, dtypes=[given.x.dtype], fp32=False)[0]
-    rest = b.call("TcFuseTokens", patches, given.score, index, dtypes=[np.float32])[0]
-    joined = b.concat([best, rest], 1, fp32=False)
+    best = rows(b, patches, index, fp32=False)
+    joined = b.concat([best, rest_token(given, patches, index)], 1, fp32=False)
+    return given.joined(joined, fp32=False), fused(given, index)
 
-    # Everything that was dropped belongs to the fused token, the last slot.
-    base = b.const(np.full((1, before.count), kept))
+
+def rest_token(given: ReducerInput, patches: gs.Tensor, index: gs.Tensor) -> gs.Tensor:
+    """[B, 1, C]: the token that stands for those that are not at index [B, K − 1]."""
+    b, how, weight = given.b, given.parameters.get("weights", "score"), given.score
+    count = given.stage.count
+    if how == "size" and given.stage.size is not None:
+        weight = given.stage.size
+    elif how in ("mean", "size"):
+        weight, how = for_all(given, np.full(count, 1 / (count - given.keep + 1)), np.float32), ""
+    rest = b.call("TcFuseTokens", patches, weight, index, dtypes=[np.float32])[0]
+    if how in ("normalised", "size"):
+        none = b.op("Mul", b.cast(index, np.float32), b.const([0], np.float32))
+        left = b.op("ScatterElements", weight, index, none, axis=1)
+        # Scores may all be zero.
+        total = b.op("Max", b.reduce("Sum", left, [1], 1), b.const([TINY], np.float32))
+        rest = b.op("Div", rest, b.unsqueeze(total, 2))
+    return rest
+
+
+def fused(given: ReducerInput, index: gs.Tensor) -> Stage:
+    """The stage of [tokens at index [B, K − 1] | one for all the others]."""
+    b, before, kept = given.b, given.stage, given.keep - 1
     first = b.slice(index, 1, 0, 1)
-    zero = b.op("Sub", first, first, dtype=np.int64)
-    all_fused = b.op("Add", zero, base, dtype=np.int64)
-    nothing = b.op("Sub", index, index, dtype=np.int64)
-    slots = b.op("Add", nothing, b.const(np.arange(kept)), dtype=np.int64)
-    step = b.op("ScatterElements", all_fused, index, slots, dtype=np.int64, axis=1)
-    minus_one = b.op("Add", zero, b.const([[-1]]), dtype=np.int64)
-    after = Stage(
+    zero = b.op("Mul", first, [0], dtype=np.int64)
+    # Everything that was dropped belongs to the fused token, the last slot.
+    last = b.op("Add", zero, b.const(np.full((1, before.count), kept)), dtype=np.int64)
+    step = b.op("ScatterElements", last, index, numbers(b, index, kept), dtype=np.int64, axis=1)
+    nowhere = b.op("Sub", zero, [1], dtype=np.int64)
+    return Stage(
         given.keep,
-        index=b.concat([take(b, before.index, index), minus_one], 1),
+        index=b.concat([take(b, before.index, index), nowhere], 1),
         size=_sizes(given, index),
         owner=compose_owner(b, before.owner, step),
         positioned=False,
         prop_attn=before.prop_attn,
     )
-    return given.joined(joined, fp32=False), after
 
 
 def _sizes(given: ReducerInput, index: gs.Tensor) -> gs.Tensor | None:
@@ -53,8 +87,15 @@ def _sizes(given: ReducerInput, index: gs.Tensor) -> gs.Tensor | None:
     return b.concat([kept, left], 1)
 
 
-def _problem(ask: Ask) -> str:
+def problem(ask: Ask) -> str:
     return "" if ask.keep > 1 else "a fused token needs at least one token kept beside it"
 
 
-REDUCER = Reducer("fuse", fuse, traits=frozenset({"fuse"}), problem=_problem)
+REDUCER = Reducer(
+    "fuse",
+    fuse,
+    {"weights": Parameter(str, "score", "what the others are weighted by in the one token that "
+                          "stands for them", WEIGHTS)},
+    traits=frozenset({"fuse"}),
+    problem=problem,
+)  # fmt: skip

@@ -1,0 +1,130 @@
+"""R5: windows of tokens that are alike become one token (ALGM's local step).
+
+Norouzi et al., ALGM (CVPR 2024); a fixed number of windows in place of a threshold.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from tcompile.passes.reduce.reducers.base import Ask, Reducer, ReducerInput
+from tcompile.passes.reduce.reducers.common import (
+    cells,
+    nearest,
+    numbers,
+    others,
+    placed,
+    planes,
+    rows,
+    sorts,
+    staying,
+    take,
+    unit,
+)
+from tcompile.passes.reduce.reducers.merge_edges import metric
+from tcompile.passes.reduce.stage import Stage
+from tcompile.planning.parameters import Parameter
+
+
+def windows(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
+    """x' = [prefix | merged windows | all others | suffix], each ascending; fp32 inside.
+
+    Of the whole side × side windows the r = (T − K)/(side² − 1) with the largest mean cosine of two
+    different members become their last member: the mean by size, the sum of the sizes. Later
+    attentions add its logarithm only where they did before (released code does not).
+    """
+    b, before, parameters = given.b, given.stage, given.parameters
+    side, count = parameters["side"], before.count
+    table = cells(planes(given.grid, count), side, side)
+    merges = (count - given.keep) // (side * side - 1)
+    chosen = b.call("TcTopKTokens", _alike(given, table), dtypes=[np.int64], k=merges)[0]
+    members = b.op("Gather", b.const(table), chosen, dtype=np.int64, axis=0)
+    taken = b.reshape(members, [0, merges * side * side])
+    last = b.squeeze(b.slice(members, 2, side * side - 1, None), 2)
+    patches = given.of_patches(given.x, fp32=False)
+    merged, total = _means(given, patches, table, chosen)
+
+    slot = b.op("Add", b.op("Mul", members, [0], dtype=np.int64),
+                b.const(np.arange(merges).reshape(1, -1, 1)), dtype=np.int64)  # fmt: skip
+    into = (taken, b.reshape(slot, [0, merges * side * side]))
+    left = given.keep - merges
+    if not left:
+        return given.joined(merged, fp32=False), _stage(given, last, placed(b, count, into), total)
+    rest = others(b, taken, count, left)
+    after = b.op("Add", numbers(b, rest, left), [merges], dtype=np.int64)
+    step = placed(b, count, into, (rest, after))
+    joined = b.concat([merged, rows(b, patches, rest, fp32=False)], 1, fp32=False)
+    size = before.size
+    ones = b.op("Add", b.op("Mul", b.cast(rest, np.float32), b.const([0], np.float32)),
+                b.const([1], np.float32)) if size is None else take(b, size, rest)  # fmt: skip
+    total = b.concat([total, ones], 1)
+    index = b.concat([last, rest], 1)
+    return given.joined(joined, fp32=False), _stage(given, index, step, total)
+
+
+def _stage(given: ReducerInput, index: gs.Tensor, step: gs.Tensor, total: gs.Tensor) -> Stage:
+    if given.parameters["sizes"]:
+        return staying(given, index, step, size=total)
+    return staying(given, index, step)
+
+
+def _alike(given: ReducerInput, table: np.ndarray) -> gs.Tensor:
+    """[B, windows]: Σ_{i≠j} cos(x_i, x_j)/(m(m − 1)), by |Σ u|² − Σ |u|² of the directions u."""
+    b = given.b
+    each = unit(b, _lined(given, metric(given), table))
+    whole = b.reduce("Sum", each, [2])
+    both = b.reduce("Sum", b.op("Mul", whole, whole), [2])
+    own = b.reduce("Sum", b.op("Mul", each, each), [2, 3])
+    pairs = table.shape[1] * (table.shape[1] - 1)
+    return b.op("Div", b.op("Sub", both, own), b.const([pairs], np.float32))
+
+
+def _means(
+    given: ReducerInput, patches: gs.Tensor, table: np.ndarray, chosen: gs.Tensor
+) -> tuple[gs.Tensor, gs.Tensor]:
+    """[B, r, C] and [B, r]: means and sizes of the chosen windows."""
+    b, size = given.b, given.stage.size
+    lined = _lined(given, patches, table)
+    if size is None:
+        means = rows(b, b.reduce("Mean", lined, [2]), chosen)
+        zero = b.op("Mul", b.cast(chosen, np.float32), b.const([0], np.float32))
+        return means, b.op("Add", zero, b.const([table.shape[1]], np.float32))
+    weight = b.reshape(b.op("Gather", size, b.const(table.reshape(-1)), axis=1),
+                       [0, *table.shape, 1])  # fmt: skip
+    total = b.reduce("Sum", weight, [2])
+    means = b.op("Div", b.reduce("Sum", b.op("Mul", lined, weight), [2]), total)
+    return rows(b, means, chosen), take(b, b.squeeze(total, 2), chosen)
+
+
+def _lined(given: ReducerInput, x: gs.Tensor, table: np.ndarray) -> gs.Tensor:
+    """[B, windows, members, D]: the tokens of each window."""
+    lined = given.b.op("Gather", x, given.b.const(table.reshape(-1)), dtype=x.dtype, axis=1)
+    return given.b.reshape(lined, [0, *table.shape, -1])
+
+
+def _problem(ask: Ask) -> str:
+    side, grid = ask.parameters["side"], planes(ask.grid, ask.count)
+    if not grid:
+        return "windows need tokens that are a grid of rows and columns, which these are not"
+    each, most = side * side - 1, len(cells(grid, side, side))
+    possible = [ask.count - each * r for r in range(most, 0, -1)]
+    if ask.keep not in possible:
+        return f"up to {most} windows of {side} x {side} can merge, {each} tokens leaving with " \
+               f"each: {nearest(possible, ask.keep)} of {ask.count} tokens can stay, not " \
+               f"{ask.keep}"  # fmt: skip
+    return sorts(ask.keep)
+
+
+REDUCER = Reducer(
+    "windows",
+    windows,
+    {
+        "side": Parameter(int, 2, "rows and columns of a window", least=2),
+        "metric": Parameter(str, "x", "what cosines are taken of", ("keys", "x")),
+        "sizes": Parameter(bool, True, "tokens count for as many as they stand for from here on"),
+    },
+    traits=frozenset({"merge"}),
+    scored=False,
+    problem=_problem,
+)
