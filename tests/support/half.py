@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.inliner
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
@@ -36,7 +37,8 @@ class LayerNormalization(OpRun):  # type: ignore[misc]
 
 def run_as_written(model: onnx.ModelProto, feed: dict[str, Array]) -> dict[str, Array]:
     """All outputs by name."""
-    evaluator = ReferenceEvaluator(model, new_ops=[GatherElements, LayerNormalization])
+    flat = onnx.inliner.inline_local_functions(model)
+    evaluator = ReferenceEvaluator(flat, new_ops=[GatherElements, LayerNormalization])
     names = [output.name for output in model.graph.output]
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         return dict(zip(names, evaluator.run(names, feed), strict=True))

@@ -66,7 +66,7 @@ LOUD = replace(SPEC, image=64, patch=4, depth=8, width=16)
 
 #: Fractions to keep, the first that a preset can reach on a model is taken.
 KEEPS = ("0.5", "0.75", "0.25", "0.6", "0.9")
-LEAST = ("0.00390625", "0.01", "0.05", "0.1", "0.25", *KEEPS)
+LEAST = ("0.00390625", "0.01", "0.05", "0.15", "0.25", *KEEPS)
 
 
 @dataclass(frozen=True)
@@ -131,16 +131,28 @@ def head_file(width: int) -> str:
     return str(path)
 
 
-def largest(preset: Preset) -> Preset | str:
-    """How to ask for tokens as large as can be: half of those that are left merge in each block."""
-    own = {"r": LOUD.patches // 2, "ratio": 0.5}
-    return next((f"{preset.name}:{k}={v}" for k, v in own.items() if k in preset.budget), preset)
+def method(preset: Preset, spec: VitSpec, **values: Any) -> str:
+    """The preset with these parameters, and with what it must be given."""
+    if "head" in preset.required:
+        values = {"head": head_file(spec.width), **values}
+    return f"{preset.name}:" + ",".join(f"{k}={v}" for k, v in values.items())
 
 
-def method(preset: Preset, spec: VitSpec) -> str:
-    """The preset with what it must be given."""
-    given = [f"head={head_file(spec.width)}"] if "head" in preset.required else []
-    return ":".join([preset.name, *given])
+def largest(preset: Preset) -> dict[str, Any]:
+    """Parameters by which tokens become as large as can be: half of those left merge in each block;
+    nothing where a preset has no such parameter."""
+    half = {"r": LOUD.patches // 2, "ratio": 0.5}
+    reach = preset.family == "merge"
+    return next(({k: v} for k, v in half.items() if reach and k in preset.budget), {})
+
+
+@lru_cache(maxsize=4)
+def calibration_file(size: int) -> str:
+    """A few images."""
+    path = Path(mkdtemp()) / "images.npz"
+    rng = np.random.default_rng(2)
+    np.savez(path, image=rng.standard_normal((2, 3, size, size)).astype(np.float32))
+    return str(path)
 
 
 def scheduled(
@@ -154,13 +166,16 @@ def scheduled(
     problems = []
     for name in (kind, "flat-video" if kind == "flat" else "video"):
         spec, model = analysed(name)
+        images = calibration_file(spec.image) if "calibration" in preset.needs else None
         for keep in keeps:
             try:
-                found = pipeline.schedule_for(model, keep, method(preset, spec), outputs=outputs)
+                found = pipeline.schedule_for(
+                    model, keep, method(preset, spec), outputs=outputs, calibration=images
+                )
                 return spec, model, found
             except UsageError as error:
                 problems.append(f"{name} {keep}: {error}")
-    raise AssertionError(f"{preset.name}: " + "; ".join(problems))
+    raise AssertionError("; ".join([problems[0], problems[-1]]))
 
 
 def made(preset: Preset, flat: bool = False) -> Made:
@@ -186,9 +201,8 @@ def made_restored(preset: Preset) -> Made | None:
 def made_loud(preset: Preset) -> tuple[Made, Made]:
     """As few tokens as it can reach, in half precision and in single."""
     spec, model = analysed("loud")
-    asked = largest(preset)
-    if isinstance(asked, str):
-        schedule = pipeline.schedule_for(model, None, asked)
+    if values := largest(preset):
+        schedule = pipeline.schedule_for(model, None, method(preset, spec, **values))
     else:
         spec, model, schedule = scheduled(preset, "loud", LEAST)
     reduced = pipeline._reduce(model, schedule, "reduced")

@@ -76,14 +76,16 @@ def cells_of(grid: Grid, side: int) -> Tensor:
 
 
 def pool(x: Tensor, grid: Grid, side: int = 2) -> Step:
-    """The mean of every side×side cell, rows of cells first."""
-    owner = cells_of(grid, side).expand(len(x), -1)
-    count = int(owner.max()) + 1
+    """The mean of every side×side cell, rows of cells first, in the place of its first token."""
+    cells = cells_of(grid, side)
+    count = int(cells.max()) + 1
+    first = torch.stack([(cells == cell).nonzero()[0, 0] for cell in range(count)])
+    owner = cells.expand(len(x), -1)
     one = torch.ones_like(x[..., 0])
     return Step(
         x=pooled(x, one, owner, count),
         sizes=summed(one, owner, count),
-        source=torch.full((len(x), count), -1),
+        source=first.expand(len(x), -1),
         owner=owner,
         margins=(),
     )
