@@ -12,10 +12,11 @@ from tests.oracles.stream import Block, Stream, attention
 
 @dataclass(frozen=True)
 class Attended:
-    """q, k as they met, what was added to their logits, and the stream after the attention."""
+    """q, k as they met, v, what was added to the logits, and the stream after the attention."""
 
     q: Tensor
     k: Tensor
+    v: Tensor
     bias: Tensor | None
     after: Tensor
 
@@ -27,7 +28,7 @@ def attend(block: Block, stream: Stream, tables: Sequence[Tensor], index: Tensor
         pairs = block.pairs(q, index)
         bias = pairs if bias is None else bias + pairs
     after = block.attend(stream.x, attention(q, k, v, block.scale, bias))
-    return Attended(q, k, bias, after)
+    return Attended(q, k, v, bias, after)
 
 
 def _bias(tables: Sequence[Tensor], stream: Stream, index: Tensor) -> Tensor | None:

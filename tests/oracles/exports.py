@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -131,7 +132,26 @@ def exported(case: Case, variant: Variant, cache: Path, patience: float = 300.0)
 
     Raises TimeoutError when the one that writes takes longer than `patience` seconds.
     """
-    path = cache / f"{case.id}-{variant.id}.onnx"
+
+    def write(mine: Path) -> None:
+        export(
+            stirred(case.id),
+            mine,
+            batch=variant.batch,
+            exporter=variant.exporter,
+            opset=variant.opset,
+            attention=variant.attention,
+        )
+
+    return once(cache / f"{case.id}-{variant.id}.onnx", write, patience)
+
+
+def once(path: Path, write: Callable[[Path], None], patience: float = 300.0) -> Path:
+    """The file, written if it is not there. Of several workers that ask, the first writes and the
+    others wait.
+
+    Raises TimeoutError when the one that writes takes longer than `patience` seconds.
+    """
     lock = path.with_suffix(".lock")
     until = time.monotonic() + patience
     while not path.exists():
@@ -144,14 +164,7 @@ def exported(case: Case, variant: Variant, cache: Path, patience: float = 300.0)
             continue
         try:
             mine = path.with_name(f"{path.stem}.{os.getpid()}.onnx")
-            export(
-                stirred(case.id),
-                mine,
-                batch=variant.batch,
-                exporter=variant.exporter,
-                opset=variant.opset,
-                attention=variant.attention,
-            )
+            write(mine)
             mine.replace(path)
         finally:
             lock.unlink()

@@ -15,16 +15,18 @@ margins, so that a test can tell an error from a tie.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tests.oracles.attending import Attended, attend, rows_of
 from tests.oracles.choices import Step, attn_score, cls_score, fuse, tome, topk, topk_groups
+from tests.oracles.moments import Attention, Moment, Past
 from tests.oracles.segments import diagonal, folded, select_in, unfolded
-from tests.oracles.stream import Block, Encoder, Output, Stream, gather
+from tests.oracles.stream import Block, Encoder, Output, Stream, attention, gather
 
 
 @dataclass(frozen=True)
@@ -34,13 +36,25 @@ class Reduction:
     kind: topk, fuse or tome; bypass around a block.  score: cls, attn or norm, the length of the
     token (not for tome).  keep: tokens other than the prefix that leave the site, the fused one
     included, or that do not bypass the block.  proportional: ToMe's proportional attention from
-    here on."""
+    here on.
+
+    decide: a method of its own (`tests.oracles.presets`), with its parameters `values`, how many it
+    leaves after each of its steps (`counts`), and which of how many reductions this is.  By kind it
+    gives, for `preset`, a `Step`; for `bypass`, scores [B, T] of who is to run; for `inside`, a
+    `Step` for the attention at `inside:3` alone, undone before the residual add; for `back`, all
+    patches [B, T0, C].
+    """
 
     site: str
     kind: str
     keep: int
     score: str = "cls"
     proportional: bool = True
+    decide: Callable[[Moment], Any] | None = field(default=None, compare=False)
+    values: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    counts: tuple[int, ...] = field(default=(), compare=False)
+    number: int = field(default=0, compare=False)
+    steps: int = field(default=1, compare=False)
 
 
 @dataclass(frozen=True)
@@ -96,7 +110,7 @@ def run(
     """
     last = len(encoder.blocks) - 1
     at = {r.site: r for r in reductions}
-    halves = ("around", "attn", "block")
+    halves = ("around", "inside", "attn", "block")
     sites = {f"{half}:{i}" for i in range(last + 1) for half in halves} | {"output"}
     if not at.keys() <= sites or len(at) != len(reductions):
         raise ValueError(f"sites {sorted(at)} are not among those of {last + 1} blocks, or repeat")
@@ -126,6 +140,36 @@ class _Walk:
                 self.groups = None
         self.margins: list[Margin] = []
         self.entering: list[tuple[int, int]] = []
+        self.past: tuple[Past, ...] = ()
+        self.embedded = self.last = self.stream.x[:, self.inner()]
+        self.state: dict[str, Any] = {}
+
+    def inner(self) -> slice:
+        """The patches among the tokens."""
+        return slice(self.encoder.prefix, self.stream.x.shape[1] - self.encoder.suffix)
+
+    def moment(
+        self, cut: Reduction, block: Block, attended: Attended, past: tuple[Past, ...]
+    ) -> Moment:
+        return Moment(
+            encoder=self.encoder,
+            stream=self.stream,
+            attention=Attention(attended, block.scale, self.inner()),
+            cut=cut,
+            places=torch.where(self.index < 0, -1, self.index - self.encoder.prefix)[
+                :, self.inner()
+            ],
+            blocks=len(self.encoder.blocks),
+            embedded=self.embedded,
+            last=self.last,
+            past=past,
+            state=self.state,
+        )
+
+    def ran(self, block: Block, attended: Attended, where: Tensor) -> None:
+        """Remember a block's attention, and which of its patches each patch is."""
+        inner = slice(self.encoder.prefix, attended.q.shape[2] - self.encoder.suffix)
+        self.past = (*self.past, Past(Attention(attended, block.scale, inner), where))
 
     def block(self, i: int, block: Block) -> None:
         if block.late is not None:
@@ -149,6 +193,15 @@ class _Walk:
         """Attention and MLP, and what leaves after each (and behind the last block)."""
         arriving = self.stream.x.shape[1]
         attended = attend(block, self.stream, self.tables(block), self.index)
+        if (cut := self.at.get(f"inside:{i}")) is not None:
+            attended = self.inside(cut, block, attended)
+        self.ran(
+            block,
+            attended,
+            torch.arange(arriving)[: self.inner().stop - self.inner().start].expand(
+                len(self.index), -1
+            ),
+        )
         self.stream = replace(self.stream, x=attended.after)
         self.reduce(f"attn:{i}", arriving, block, attended)
         self.entering.append((arriving, self.stream.x.shape[1]))
@@ -168,10 +221,22 @@ class _Walk:
             return
         if self.stream.x.shape[1] != arriving:
             raise ValueError(f"{site}: the attention of this block had other tokens")
-        step = _reduce(self.encoder, self.stream, cut, block, attended, self.groups)
+        moment = self.moment(cut, block, attended, self.past[:-1])
+        if cut.kind == "back":
+            self.back(moment)
+            return
+        step = (
+            cut.decide(moment)
+            if cut.decide is not None
+            else _reduce(self.encoder, self.stream, cut, block, attended, self.groups)
+        )
+        if step.x.shape[1] != cut.keep:
+            raise ValueError(f"{site}: {step.x.shape[1]} tokens, not {cut.keep}")
         self.margins += [Margin(site, what, gap) for what, gap in step.margins]
-        if cut.kind == "tome":
+        if cut.kind == "tome" or (cut.decide is not None and step.sizes is not None):
             self.stream = replace(self.stream, proportional=cut.proportional)
+        self.remember()
+        self.past = tuple(past.followed(step.source) for past in self.past)
         self.follow(step, taps=not self.restored)
         if self.groups is not None:
             self.groups = torch.arange(cut.keep).view(-1, self.groups.shape[1])
@@ -184,16 +249,65 @@ class _Walk:
             raise ValueError(f"{cut.site}: cannot keep {cut.keep} of {end - p} tokens")
         tables = self.tables(block)
         attended = attend(block, stream, tables, self.index)
-        score = _score(self.encoder, stream, cut, block, attended)
-        kept, gap = select_in(score, cut.keep, self.encoder.segments)
-        self.margins.append(Margin(cut.site, _KEPT.get(cut.score, "kept"), gap))
+        if cut.decide is not None:
+            score = cut.decide(self.moment(cut, block, attended, self.past))
+            kept, gap = select_in(score, cut.keep, self.encoder.segments)
+            self.margins.append(Margin(cut.site, "relative", gap / score.abs().amax(dim=1)))
+        else:
+            score = _score(self.encoder, stream, cut, block, attended)
+            kept, gap = select_in(score, cut.keep, self.encoder.segments)
+            self.margins.append(Margin(cut.site, _KEPT.get(cut.score, "kept"), gap))
         whole = torch.arange(self.total).expand(len(kept), -1)
         rows = torch.cat([whole[:, :p], p + kept, whole[:, end:]], dim=1)
         part = Stream(gather(stream.x, rows))
         inside = attend(block, part, tables, gather(self.index, rows))
+        slots = torch.arange(kept.shape[1]).expand_as(kept)
+        self.ran(block, inside, torch.full((len(kept), end - p), -1).scatter(1, kept, slots))
         places = rows.unsqueeze(-1).expand(-1, -1, stream.x.shape[2])
         self.stream = replace(stream, x=stream.x.scatter(1, places, block.mlp(inside.after)))
         self.entering.append((rows.shape[1], rows.shape[1]))
+
+    def inside(self, cut: Reduction, block: Block, attended: Attended) -> Attended:
+        """The attention of merged tokens, every token then with the context of the one it is in.
+
+        q, k and v are plain means of their members': the projections are affine.
+        """
+        assert cut.decide is not None
+        step = cut.decide(self.moment(cut, block, attended, self.past))
+        self.margins += [Margin(cut.site, what, gap) for what, gap in step.margins]
+        p, inner, batch = self.encoder.prefix, self.inner(), len(self.index)
+        total, count = self.stream.x.shape[1], step.x.shape[1]
+        places = torch.arange(total).expand(batch, -1)
+        moved = places - (inner.stop - p - count) * (places >= inner.stop)
+        owner = torch.cat([moved[:, :p], p + step.owner, moved[:, inner.stop :]], dim=1)
+        members = torch.nn.functional.one_hot(owner).to(self.stream.x).transpose(1, 2)
+        members = (members / members.sum(dim=2, keepdim=True)).unsqueeze(1)
+        q, k, v = (members @ part for part in (attended.q, attended.k, attended.v))
+        context = gather(attention(q, k, v, block.scale), owner)
+        return replace(attended, after=block.attend(self.stream.x, context))
+
+    def remember(self) -> None:
+        """Each patch as it is, those that have left as they were."""
+        index, x = self.index[:, self.inner()], self.stream.x[:, self.inner()]
+        last = []
+        for b, row in enumerate(index):
+            here = row >= 0
+            rows = self.last[b].clone()
+            rows[row[here] - self.encoder.prefix] = x[b, here]
+            last.append(rows)
+        self.last = torch.stack(last)
+
+    def back(self, moment: Moment) -> None:
+        """All patches are there again, in order."""
+        assert moment.cut.decide is not None
+        self.remember()
+        x, p, end = self.stream.x, self.encoder.prefix, self.inner().stop
+        patches = moment.cut.decide(replace(moment, last=self.last))
+        x = torch.cat([x[:, :p], patches, x[:, end:]], dim=1)
+        self.stream = replace(self.stream, x=x, sizes=None)
+        self.index = self.owner = torch.arange(self.total).expand(len(x), -1)
+        self.size = torch.ones_like(x[..., 0])
+        self.past = ()
 
     def end(self) -> Result:
         if "output" not in self.at:
