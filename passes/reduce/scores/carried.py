@@ -86,8 +86,7 @@ def moved(given: ScoreInput, values: gs.Tensor, start: int, end: int) -> gs.Tens
 def _path(given: ScoreInput, number: int) -> list[int]:
     """The stages from that of all tokens (excluded) to one, each made from the one before."""
     found: list[int] = []
-    while given.stages[number].index is not None:
+    while not given.stages[number].whole:
         found.insert(0, number)
-        # What bypasses or merges within a block is made of all tokens, and gone behind it.
-        number = number - 1 if owns(given) else 0
+        number = given.stages[number].before
     return found
