@@ -1,0 +1,87 @@
+"""What some presets ask for and a benchmark must bring: a head's weights, images to learn from.
+
+Both come from scenes of a stream of their own: neither the held-out ones (2), nor those that the
+model was trained on (1, 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from tcompile.ir import to_onnx
+from tcompile.models.glyphs import data
+from tcompile.pipeline import read, schedule_for
+from tcompile.planning.methods import METHODS, find_method
+from tcompile.targets.backends.ort import OrtRunner
+
+STREAM, SCENES = 4, 200
+#: Of the ridge regression, per token.
+RIDGE = 1e-3
+
+
+def prepare(method: str, keep: str, source: Path, folder: Path) -> tuple[str, dict[str, Any]]:
+    """The method as `--method` takes it, and what else `reduce` is to be given.
+
+    Raises:
+        UsageError: the method does not fit the model.
+    """
+    name, _, rest = method.partition(":")
+    preset = find_method(name)
+    if "head" in preset.required and "head=" not in rest:
+        joined = f"{method}{',' if rest else ':'}head="
+        made = schedule_for(read(source), keep, f"{joined}none.npz")
+        sites = [step.site for step in made.reductions if step.score is not None]
+        return joined + str(head_for(sites, source, folder) if sites else "none"), {}
+    return method, {}
+
+
+def head_for(sites: Sequence[str], source: Path, folder: Path) -> Path:
+    """A linear head that tells patches with ink from others, on the tokens of some sites.
+
+    score_j = w·LN(x_j) + b, by ridge regression on ±1 in the dense model: what a trained head can
+    know of a token, in closed form.
+    """
+    path = folder / f"head-{'-'.join(sites).replace(':', '')}.npz"
+    if path.exists():
+        return path
+    images, _, labels = data.batch(STREAM, 0, SCENES)
+    tokens = np.concatenate(_tokens(sites, source, data.preprocess(images)))
+    tokens -= tokens.mean(-1, keepdims=True)
+    tokens /= np.sqrt((tokens**2).mean(-1, keepdims=True) + 1e-6)
+    x = tokens.reshape(-1, tokens.shape[-1]).astype(np.float64)
+    x = np.concatenate([x, np.ones((len(x), 1))], 1)
+    y = np.tile(np.where(labels == data.BACKGROUND, -1.0, 1.0).reshape(-1), len(sites))
+    w = np.linalg.solve(x.T @ x + RIDGE * len(x) * np.eye(x.shape[1]), x.T @ y)
+    width = len(w) - 1
+    arrays = {
+        "norm.weight": np.ones(width),
+        "norm.bias": np.zeros(width),
+        "0.weight": w[None, :-1],
+        "0.bias": w[-1:],
+    }
+    np.savez(path, **{name: array.astype(np.float32) for name, array in arrays.items()})
+    return path
+
+
+def _tokens(sites: Sequence[str], source: Path, images: Any) -> list[Any]:
+    """The patches [scenes, T, C] at each site of the dense model."""
+    model = read(source)
+    found, tensors, space = [], model.graph.tensors(), model.analysis.space
+    for name in sites:
+        site = model.analysis.site(name)
+        assert site is not None
+        model.graph.outputs = [tensors[site.tensor]]
+        onnx.save(to_onnx(model.graph.copy().cleanup()), source.with_name("tokens.onnx"))
+        (x,) = OrtRunner(source.with_name("tokens.onnx")).run({"image": images}).values()
+        found.append(x[:, space.prefix : space.prefix + space.patches])
+    return found
+
+
+def families() -> dict[str, str]:
+    """What each preset does with tokens, for the plot."""
+    return {preset.name: preset.family for preset in METHODS}
