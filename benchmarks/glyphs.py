@@ -2,9 +2,8 @@
 
 All of them, with their latency: `python -m benchmarks.methods`.
 
-Dense and reduced run in ONNX
-Runtime on the same held-out scenes. Top-1 is of the sum of the digits; patch accuracy is of the
-restored per-patch labels, on patches that hold a digit.
+Dense and reduced models run in ONNX Runtime on the same held-out scenes. Top-1 is of the sum of the
+digits; patch accuracy is of the restored per-patch labels, on patches that hold a digit.
 """
 
 from __future__ import annotations
