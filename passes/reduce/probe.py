@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 from tcompile.analysis.attention import Attention
 from tcompile.analysis.effects import locate
 from tcompile.analysis.model import Analysis
-from tcompile.analysis.sites import between
+from tcompile.analysis.sites import Site, between
 from tcompile.analysis.structure import ancestors
 from tcompile.ir import is_const
 from tcompile.passes.reduce.builder import Builder
@@ -35,16 +35,19 @@ def probe_of(
     nodes: Mapping[str, gs.Node],
     batch: int | None,
     count: int,
+    site: Site,
 ) -> Callable[[gs.Tensor], gs.Tensor] | None:
-    """What gives the attention [B, N] that the probe, mean of heads and queries, pays to any stream
-    [B, N, C] with `count` patches: what leads from the last block to its keys is copied."""
+    """What gives the attention [B, N] that the probe, mean of heads and queries, pays to the stream
+    [B, N, C] of a site with `count` patches: what leads from the last block to its keys is copied,
+    and at the output what leads there from the final norm."""
     attention = find_probe(analysis, b.graph)
     if attention is None:
         return None
     found = attention
+    start = site.tensor if site.kind == "output" else analysis.blocks[-1].stream_out
 
     def attend(x: gs.Tensor) -> gs.Tensor:
-        copied = _copied(b, analysis, found, x, batch, count)
+        copied = _copied(b, analysis, found, start, x, batch, count)
         core = Core(b, found, {**nodes, **copied}, batch)
         queries = core.rows(list(range(found.query_rows)))
         return b.reduce("Mean", queries, [1, 2])
@@ -56,12 +59,12 @@ def _copied(
     b: Builder,
     analysis: Analysis,
     attention: Attention,
+    start: str,
     x: gs.Tensor,
     batch: int | None,
     count: int,
 ) -> dict[str, gs.Node]:
-    """Copies of the nodes from the last block to the probe's logits, reading `x`."""
-    start = analysis.blocks[-1].stream_out
+    """Copies of the nodes from a tensor to the probe's logits, reading `x` in its place."""
     tensors = {start: x}
     made: dict[str, gs.Node] = {}
     softmax = attention.node

@@ -127,7 +127,7 @@ class Steps:
         given = ScoreInput(
             b, core, rows, space.prefix, stage.count, self.analysis.cls or 0, {}, space.patches,
             self.whole or (space.patches,), self.stages, self._seen(step.site),
-            probe_of(b, self.analysis, self.nodes, self.batch, stage.count),
+            probe_of(b, self.analysis, self.nodes, self.batch, stage.count, step.site),
             self._in_segments if isinstance(core, Cores) else None,
         )  # fmt: skip
         return given.score(spec)
