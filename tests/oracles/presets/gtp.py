@@ -31,10 +31,10 @@ def graph(x: Tensor, grid: tuple[int, int], semantic: int) -> tuple[Tensor, Tens
     return found * degree.unsqueeze(2) * degree.unsqueeze(1), gap
 
 
-def mixed_attention(attention: Tensor, prefix: int) -> Tensor:
-    """[B, T] of A [B, H, N, N]: max_h A_jj · max_h Σ_q A_qj, q over all tokens, j over patches."""
+def mixed_attention(attention: Tensor) -> Tensor:
+    """[B, N] of A [B, H, N, N]: max_h A_jj · max_h Σ_q A_qj, q over all tokens."""
     itself = attention.diagonal(dim1=-2, dim2=-1).amax(dim=1)
-    return (itself * attention.sum(dim=2).amax(dim=1))[:, prefix:]
+    return itself * attention.sum(dim=2).amax(dim=1)
 
 
 def gtp(x: Tensor, score: Tensor, links: Tensor, keep: int, alpha: float = 0.2) -> Step:
