@@ -2,31 +2,71 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
-from tcompile.cli.common import JSON, common_options, print_json
+from tcompile.cli.common import JSON, common_options, print_json, print_table
+
+if TYPE_CHECKING:
+    from tcompile.planning.presets.card import Card
 
 
-@click.command(short_help="List the token-reduction methods.")
+@click.command(short_help="List the token-reduction methods, or explain one.")
+@click.argument("name", required=False)
 @JSON
 @common_options
-def methods(as_json: bool) -> None:
-    """List the token-reduction methods and their parameters.
+def methods(name: str | None, as_json: bool) -> None:
+    """List the token-reduction methods; with NAME, what that one does, in full.
 
     \b
-    Example:
+    Examples:
+      tcompile methods
+      tcompile methods tome
       tcompile build vit.onnx --target cpu --method tome:r=13
     """
-    from tcompile.planning.methods import METHODS
+    from tcompile.extensions import extensions
+    from tcompile.planning.methods import find_method
+    from tcompile.planning.presets import PRESETS, Preset
 
-    if as_json:
-        print_json([method.to_json() for method in METHODS])
+    if name is not None:
+        from tcompile.planning.presets.card import card
+
+        found = card(find_method(name))
+        if as_json:
+            print_json(found.to_json())
+        else:
+            _print(found)
         return
-    for method in METHODS:
-        click.echo(f"{method.name}: {method.summary}")
-        click.echo(f"  {method.formula}")
-        click.echo(f"  {method.reference}")
-        for name, one in method.parameters.items():
-            shown = "" if one.default is None else f" [default: {one.default}]"
-            budget = "; sets the budget without --keep" if name in method.budget else ""
-            click.echo(f"    {name}: {one.meaning}{shown}{budget}")
+    presets = [*PRESETS, *extensions("tcompile.presets", Preset, PRESETS)]
+    if as_json:
+        print_json([preset.to_json() for preset in presets])
+        return
+    rows = [(p.name, p.family, ", ".join([*p.required, *p.needs]), p.summary) for p in presets]
+    print_table(("method", "kind", "needs", "what it does"), rows)
+    click.echo("`tcompile methods NAME` tells all of one; docs/methods.md of all.")
+
+
+def _print(found: Card) -> None:
+    preset = found.preset
+    click.echo(f"{preset.name}: {preset.summary}")
+    click.echo(f"  {preset.reference}\n")
+    click.echo(f"Formula: {preset.formula}")
+    click.echo(f"Schedule: {preset.scheduler.words}\n")
+    print_table(
+        ("site", "score", "reducer", "patch tokens left"),
+        [(row.sites, row.score, row.reducer, row.keep) for row in found.rows],
+        f"For example, {found.example}:",
+    )
+    for name, parameter in preset.parameters.items():
+        shown = "" if parameter.default is None else f" [default: {parameter.default}]"
+        budget = "; sets the budget without --keep" if name in preset.budget else ""
+        click.echo(f"  {name}: {parameter.meaning}{shown}{budget}")
+    if preset.published:
+        click.echo(f"Published: {preset.published}")
+    click.echo(f"Needs: {'; '.join(found.needs) or 'nothing in particular'}")
+    fused = "stays fused" if found.fused else "is not fused where the score reads it"
+    click.echo(f"Attention {fused}. What it adds on a model: tcompile plan MODEL --method "
+               f"{preset.name} …")  # fmt: skip
+    if preset.note:
+        click.echo(f"Note: {preset.note}")

@@ -118,10 +118,14 @@ def compose(
                              where="--calibration", hint="say --calibration FILE.npz")  # fmt: skip
         wanted = [stand_in(score, context, "") for score in preset.scheduler.observes]
         context = replace(context, calibration=observe(wanted))
-    places = _in_groups(preset.scheduler.run(context, values), context)
-    reductions = tuple(_reduction(preset, step) for step in _steps(context, values, places))
-    made = Schedule(text, shape, reductions)
+    made = Schedule(text, shape, composed(preset, context, values))
     return replace(made, notes=_notes(preset, context, values, made))
+
+
+def composed(preset: Preset, context: Context, values: Values) -> tuple[Reduction, ...]:
+    """A preset's reductions for a model, by all its parameters."""
+    places = _in_groups(preset.scheduler.run(context, values), context)
+    return tuple(_reduction(preset, step) for step in _steps(context, values, places))
 
 
 def _in_groups(places: list[Place], context: Context) -> list[Place]:

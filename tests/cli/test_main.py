@@ -114,8 +114,6 @@ def test_targets_and_methods(tcompile: Command) -> None:
     assert one["name"] == "jetson-agx-orin"
     assert "memory_bandwidth" in tcompile("targets", "rtx-4090").out
     assert {m["name"] for m in tcompile("methods", "--json").json()} >= {"topk", "evit", "tome"}
-    for name in ("topk", "evit", "tome"):
-        assert f"{name}:" in tcompile("methods").out
 
 
 INTERRUPTED = """
