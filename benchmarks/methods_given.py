@@ -33,11 +33,22 @@ def prepare(method: str, keep: str, source: Path, folder: Path) -> tuple[str, di
     name, _, rest = method.partition(":")
     preset = find_method(name)
     if "head" in preset.required and "head=" not in rest:
-        joined = f"{method}{',' if rest else ':'}head="
-        made = schedule_for(read(source), keep, f"{joined}none.npz")
+        joined, nothing = f"{method}{',' if rest else ':'}head=", folder / "nothing.npz"
+        np.savez(nothing, **{"0.weight": np.zeros((1, 1))})
+        made = schedule_for(read(source), keep, f"{joined}{nothing}")
         sites = [step.site for step in made.reductions if step.score is not None]
-        return joined + str(head_for(sites, source, folder) if sites else "none"), {}
+        return f"{joined}{head_for(sites, source, folder) if sites else nothing}", {}
+    if "calibration" in preset.needs:
+        return method, {"calibration": images_for(folder)}
     return method, {}
+
+
+def images_for(folder: Path) -> Path:
+    """An .npz of scenes to learn counts from."""
+    path = folder / "calibration.npz"
+    if not path.exists():
+        np.savez(path, image=data.preprocess(data.batch(STREAM, 0, SCENES)[0]))
+    return path
 
 
 def head_for(sites: Sequence[str], source: Path, folder: Path) -> Path:

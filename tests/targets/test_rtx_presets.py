@@ -28,7 +28,7 @@ from tcompile.targets.backends import emit
 from tcompile.targets.backends.base import FusedAttention
 from tcompile.targets.backends.ort import OrtRunner
 from tests.oracles.exports import exported
-from tests.support.preset_models import method, video_vit
+from tests.support.preset_models import calibration_file, method, video_vit
 from tests.support.tiny_vit import VitSpec, build_vit, random_weights
 from tests.support.zoo_matrix import BY_ID, variants
 
@@ -60,10 +60,13 @@ def analysed(video: bool) -> pipeline.Analysed:
 def reduced_by(preset: Preset) -> pipeline.Reduced:
     """At half of the tokens, or as near as it comes."""
     problems = []
+    images = calibration_file(SPEC.image) if "calibration" in preset.needs else None
     for video in (False, True):
         for keep in KEEPS:
             try:
-                made = pipeline.schedule_for(analysed(video), keep, method(preset, SPEC))
+                made = pipeline.schedule_for(
+                    analysed(video), keep, method(preset, SPEC), calibration=images
+                )
             except UsageError as error:
                 problems.append(str(error))
             else:
