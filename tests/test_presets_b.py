@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ import pytest
 
 from tcompile import pipeline
 from tcompile.ir import to_onnx
+from tcompile.planning.methods import compose
+from tcompile.planning.schedule import Shape
 from tests.oracles.compare import check_structure
 from tests.oracles.presets import lists
 from tests.oracles.presets.comparing import agree
@@ -88,4 +91,68 @@ def test_a_preset_is_what_its_paper_says(ask: Ask, setting: Setting, cache: Path
     agree(model, onnx.load(path), found, cuts, setting.batch)
 
 
-__all__ = ["lists"]
+# ---- counts (METHODS, "Test oracles (counts)") ---------------------------------------------------
+
+VIT = Shape(tokens=197, prefix=1, patches=196, blocks=12)
+
+
+def left(text: str) -> list[int]:
+    """Patches after each block's attention."""
+    rows = compose(text, VIT, True, None).to_json()["tokens_per_block"]
+    return [row["mlp"] - 1 for row in rows]
+
+
+def test_counts_of_lists() -> None:
+    for level, removals in lists.PYRA.items():
+        assert left(f"pyra:level={level}") == lists.after(removals, 196)
+    assert left("tome:r=8,inflect=-1") == lists.after(lists.decreasing(8, 12), 196)
+    assert left("tome:r=13,inflect=-0.5") == lists.after(
+        lists.inflected(13, Fraction(-1, 2), 12), 196
+    )
+    assert left("tofu:r=20") == lists.after([20] * 12, 196)
+    assert left("mctf:r=16") == lists.after([16] * 12, 196)
+    assert left("gtp:p=8") == [196 - 8 * i for i in range(1, 13)]
+
+
+def test_counts_of_turbo() -> None:
+    """None merge once fewer than 40 tokens are left, the class token among them."""
+    counts, found = 196, []
+    for _ in range(12):
+        counts -= min(20, counts // 2) if counts + 1 >= 40 else 0
+        found.append(counts)
+    assert left("turbo:r=20") == found
+    assert found[-1] == found[-2]
+
+
+def test_counts_of_pitome() -> None:
+    assert left("pitome:ratio=0.9") == lists.pitome("0.9", 196, 12)
+    assert left("pitome:ratio=0.9")[0] == 196 - 19
+    assert left("pitome:ratio=0.9125") == lists.pitome("0.9125", 196, 12)
+
+
+@pytest.mark.parametrize("table", lists.DIFFRATE)
+def test_counts_of_diffrate(table: str) -> None:
+    """After pruning and after merging, class token included."""
+    pruned, merged = lists.DIFFRATE[table]
+    schedule = compose(f"diffrate:table={table}", VIT, True, None)
+    assert [n + 1 for n in left(f"diffrate:table={table}")] == merged
+    now, at = 197, {r.site: r for r in schedule.reductions}
+    for block in range(12):
+        one = at.get(f"attn:{block}")
+        steps = [] if one is None else one.reducer.parameters.get("steps", [])
+        between = now if one is None else one.keep + 1
+        if steps:
+            between = steps[0]["keep"] + 1
+        elif one is not None and one.reducer.name == "assign":
+            between = now
+        assert between == pruned[block]
+        now = merged[block]
+
+
+def test_counts_of_visionzip() -> None:
+    """192 of 577: the class token, 161 dominant ones and 30 contextual ones."""
+    shape = Shape(tokens=577, prefix=1, patches=576, blocks=24)
+    (only,) = compose("visionzip:dominant=162,contextual=30", shape, True, None).reductions
+    assert only.site == "output"
+    assert only.keep == 161 + 30
+    assert only.reducer.parameters["contextual"] == 30
