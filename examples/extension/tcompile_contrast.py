@@ -27,7 +27,7 @@ def lift(given: algebra.ReducerInput) -> tuple[algebra.Tensor, algebra.Stage]:
     alpha = b.const(given.parameters["alpha"], np.float32)
     share = b.op("Mul", b.reduce("Mean", patches, [1], keepdims=1), alpha)
     lifted = given.joined(b.op("Add", patches, share), fp32=False)
-    return algebra.find_reducer("topk").run(replace(given, x=lifted))
+    return replace(given, x=lifted).reduce(algebra.Spec("topk"))
 
 
 ALPHA = algebra.Parameter(float, 0.1, "share of the mean that is added", least=0, most=1)

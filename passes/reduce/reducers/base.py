@@ -80,6 +80,12 @@ class ReducerInput:
             parts.append(self.b.slice(self.x, 1, self.prefix + self.stage.count, None, **kw))
         return self.b.concat(parts, 1, **kw)
 
+    def reduce(self, spec: Spec) -> tuple[gs.Tensor, Stage]:
+        """What another reducer makes of it, for one that leaves the rest to it."""
+        from tcompile.passes.reduce.reducers import filled_reducer, find_reducer
+
+        return find_reducer(spec.name).run(replace(self, parameters=filled_reducer(spec)))
+
 
 @dataclass(frozen=True)
 class Ask:
