@@ -126,7 +126,7 @@ def _rows(reductions: Sequence[Reduction]) -> list[Row]:
 
 def _kind(reducer: Spec) -> str:
     """Reducers that go in one row: those of one name, or a chain of the same ones."""
-    words = {"split", "combine", "fill"}
+    words = {"split", "combine", "fill", "axis"}
     own = [reducer.name, *(str(v) for k, v in reducer.parameters.items() if k in words)]
     steps = reducer.parameters.get("steps", [])
     return " ".join([*own, *(s["reducer"]["name"] for s in steps)])

@@ -9,7 +9,7 @@ from tcompile.planning.parameters import Parameter
 from tcompile.planning.presets.base import Preset
 from tcompile.planning.presets.common import CLS, count
 from tcompile.planning.schedule import Spec
-from tcompile.planning.schedulers import around, inside, lines, local_then_global
+from tcompile.planning.schedulers import around, inside, lined, lines, local_then_global
 
 BYPASS = Preset(
     name="bypass",
@@ -90,6 +90,12 @@ ALGM = Preset(
     note="fixed counts in place of thresholds; --outputs restored brings the map back",
 )
 
+
+def _lines(step: Step) -> Spec:
+    turn = lined(step.context.shape.blocks).index(step.block) % 2
+    return Spec("lines", {"axis": ("columns", "rows")[turn]})
+
+
 ATME = Preset(
     name="atme",
     family="merge",
@@ -100,7 +106,7 @@ ATME = Preset(
     "and Favorable Transferability For ViTs, 2023",
     scheduler=lines(),
     score=None,
-    reducer=Spec("lines"),
+    reducer=_lines,
     needs=("grid",),
     note="--keep R: the smallest grid of at least ceil(R·T) tokens; formula and depths are ours, "
     "the paper's are trained",

@@ -46,7 +46,7 @@ FOPRU = Preset(
 def _contextual(step: Step) -> Spec:
     given, leave = step.values["contextual"], step.keep + step.context.has_cls
     return Spec("contextual", {
-        "contextual": half_up(Fraction(5 * leave, 32)) if given is None else given
+        "contextual": max(half_up(Fraction(5 * leave, 32)), 1) if given is None else given
     })  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from math import ceil, prod
 
 from tcompile.errors import UsageError
 from tcompile.planning.context import Context, Values
-from tcompile.planning.counts import half_up, shares
+from tcompile.planning.counts import half_up, root_ceil
 from tcompile.planning.schedulers.base import Place, Scheduler
 from tcompile.planning.schedulers.stages import depths
 
@@ -93,8 +93,7 @@ def lines() -> Scheduler:
     """ATME: columns, in the next block rows, at three depths; h' · w' is the least ≥ keep · T."""
 
     def run(context: Context, values: Values) -> list[Place]:
-        blocks = context.shape.blocks
-        at = sorted({i for d in depths(blocks) for i in (d, d + 1) if i < blocks})
+        at = lined(context.shape.blocks)
         frames, (h, w) = prod(context.grid[:-2]), context.grid[-2:]
         across, down = len(at[0::2]), len(at[1::2])
         sizes = [
@@ -106,8 +105,8 @@ def lines() -> Scheduler:
         # A grid of about the same shape, within a line or so, before the smallest one.
         near = Fraction(3, 2 * min(h, w))
         _, fewer, narrower = min(sizes, key=lambda s: (s[0] > near, s[1] * s[2], s[0]))
-        heights = shares(h, fewer, [1] * down) if down else []
-        widths = shares(w, narrower, [1] * across)
+        heights = [root_ceil(h, Fraction(fewer, h), i + 1, down) for i in range(down)]
+        widths = [root_ceil(w, Fraction(narrower, w), i + 1, across) for i in range(across)]
         found, count = [], context.shape.patches
         for i, block in enumerate(at):
             (h, w) = (heights[i // 2], w) if i % 2 else (h, widths[i // 2])
@@ -117,6 +116,11 @@ def lines() -> Scheduler:
         return found
 
     return Scheduler("columns at blocks L//4, L//2, 3L//4, rows in the blocks after them", run)
+
+
+def lined(blocks: int) -> list[int]:
+    """The blocks where lines merge: columns in the first of them, rows in the second, and so on."""
+    return sorted({i for d in depths(blocks) for i in (d, d + 1) if i < blocks})
 
 
 def frames() -> Scheduler:

@@ -1,0 +1,44 @@
+"""Every preset's schedule is one that the checks of the reduce pass let through."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tcompile.passes.reduce.check import check_schedule
+from tcompile.pipeline import Analysed, read, room_of
+from tcompile.planning.methods import METHODS, compose
+from tcompile.planning.presets import Preset
+from tcompile.planning.schedule import Spec
+from tests.support.tiny_vit import VitSpec, save_tiny_vit
+
+SPECS = (
+    VitSpec(image=56, patch=8, depth=6, pool="none"),
+    VitSpec(image=64, patch=8, depth=4, prefix=5),
+    VitSpec(image=64, patch=8, depth=3, prefix=0, pool="avg"),
+)
+
+
+@pytest.fixture(scope="module", params=range(len(SPECS)), ids=["49", "64+5", "64"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Analysed:
+    path: Path = tmp_path_factory.mktemp("presets") / "vit.onnx"
+    return read(save_tiny_vit(path, SPECS[request.param]))
+
+
+@pytest.mark.parametrize("preset", METHODS, ids=lambda m: m.name)
+def test_every_preset_fits(preset: Preset, model: Analysed) -> None:
+    if "frames" in preset.needs:
+        pytest.skip("takes a video")
+    shape = model.analysis.shape
+
+    def observe(scores: list[Spec]) -> list[np.ndarray]:
+        rng = np.random.default_rng(0)
+        return [rng.dirichlet(np.ones(shape.patches), size=(shape.blocks, 2)) for _ in scores]
+
+    text = f"{preset.name}:head=head.npz" if preset.required else preset.name
+    for keep in ("0.8", "0.55", "0.3"):
+        made = compose(text, shape, model.analysis.has_cls, keep, room_of(model.analysis), observe)
+        check_schedule(model.analysis, made)
+        assert made.reductions or preset.name == "llava-zip"
