@@ -16,17 +16,24 @@ import pytest
 
 from tests.oracles.presets.held import holds
 from tests.oracles.presets.registry import ORACLES
+from tests.oracles.presets.scores import random_head
 from tests.oracles.presets.subjects import Setting, settings
 
 
 @dataclass(frozen=True)
 class Ask:
-    """A preset with the parameters that it is asked for with, on models as deep and as long."""
+    """A preset with the parameters that it is asked for with, and what it must have besides.
+
+    head: sizes of the layers of a trained scorer.  norm: whether a norm comes first in it.
+    """
 
     name: str
     keep: str | None = "0.6"
     values: Mapping[str, Any] = field(default_factory=dict)
     depth: int = 4
+    head: tuple[int, ...] = ()
+    norm: bool = False
+    images: bool = False
 
     @property
     def id(self) -> str:
@@ -36,7 +43,31 @@ class Ask:
 ASKS: tuple[Ask, ...] = (
     Ask("topk"),
     Ask("evit"),
+    Ask("pomt"),
+    Ask("ats"),
+    Ask("as-vit"),
+    Ask("spatten", depth=6),
+    Ask("fitprune", images=True),
+    Ask("g-search", images=True),
+    Ask("p-sigmoid", images=True),
+    Ask("strided"),
+    Ask("radial"),
+    Ask("radial", values={"norm": "linf"}),
+    Ask("random", values={"seed": 3}),
+    Ask("zero-tprune"),
+    Ask("dynamicvit", head=(8, 2)),
+    Ask("spvit", head=(8, 2)),
+    Ask("tnt", head=(1,)),
+    Ask("cropr", head=(1,)),
+    Ask("svit", head=(8, 2), norm=True),
     Ask("bypass"),
+    Ask("idlevit"),
+    Ask("evo-vit"),
+    Ask("fastervlm", keep="0.25"),
+    Ask("fopru", keep="0.25"),
+    Ask("fopru", values={"unit": "row"}),
+    Ask("dart", keep="0.25"),
+    Ask("vispruner", keep="0.25"),
 )
 
 HELD = [(ask, one) for turn, ask in enumerate(ASKS) for one in settings(turn, depth=ask.depth)]
@@ -44,4 +75,5 @@ HELD = [(ask, one) for turn, ask in enumerate(ASKS) for one in settings(turn, de
 
 @pytest.mark.parametrize(("ask", "setting"), HELD, ids=[f"{a.id}-{s.id}" for a, s in HELD])
 def test_a_preset_is_what_its_paper_says(ask: Ask, setting: Setting, cache: Path) -> None:
-    holds(ORACLES[ask.name], setting, cache, ask.values, ask.keep)
+    head = random_head(32, *ask.head, norm=ask.norm) if ask.head else None
+    holds(ORACLES[ask.name], setting, cache, ask.values, ask.keep, head=head, images=ask.images)

@@ -17,6 +17,7 @@ from torch import Tensor
 from tests.oracles.choices import Step, fuse, topk
 from tests.oracles.methods import Reduction
 from tests.oracles.moments import Moment
+from tests.oracles.stream import gather
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,38 @@ class PresetOracle:
 # ---- what most of them do with a score -----------------------------------------------------------
 
 
-def keep_best(moment: Moment, score: Tensor) -> Step:
-    """The best stay, ascending; the others are gone."""
-    return relative(topk(moment.x, moment.sizes, score, moment.cut.keep), score)
+def keep_best(
+    moment: Moment, score: Tensor, x: Tensor | None = None, keep: int | None = None
+) -> Step:
+    """The best stay, ascending; the others are gone. x: tokens after an earlier step, if any."""
+    if x is None:
+        step = topk(moment.x, moment.sizes, score, keep or moment.cut.keep)
+    else:
+        step = topk(x, None, score, keep or moment.cut.keep)
+    return relative(step, score)
+
+
+def then(first: Step, second: Step) -> Step:
+    """Both, one after the other."""
+    return Step(
+        x=second.x,
+        sizes=second.sizes,
+        source=gather(first.source, second.source),
+        owner=gather(second.owner, first.owner),
+        margins=(*first.margins, *second.margins),
+    )
+
+
+def with_margin(step: Step, what: str, gap: Tensor) -> Step:
+    """The step with this in place of its margins but for the owners'."""
+    owners = tuple(margin for margin in step.margins if margin[0] == "owner")
+    return Step(step.x, step.sizes, step.source, step.owner, (*owners, (what, gap)))
+
+
+def exact(step: Step) -> Step:
+    """The step whose choice no rounding can change."""
+    owners = tuple(margin for margin in step.margins if margin[0] == "owner")
+    return Step(step.x, step.sizes, step.source, step.owner, owners)
 
 
 def fuse_rest(moment: Moment, score: Tensor, *, mean: bool) -> Step:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 
 from tcompile import pipeline
 from tcompile.ir import to_onnx
 from tests.oracles.compare import check, check_structure, dense_errors
 from tests.oracles.presets.base import PresetOracle
+from tests.oracles.presets.scores import Head
 from tests.oracles.presets.subjects import Setting, file_of, subject
 
 
@@ -27,25 +30,36 @@ def holds(
     cache: Path,
     values: Mapping[str, Any],
     keep: str | None,
-    graph: Mapping[str, Any] | None = None,
+    *,
+    head: Head | None = None,
+    images: bool = False,
 ) -> dict[str, Any]:
     """Reduce a model by the preset, hold it against the oracle, and give the schedule's JSON.
 
-    values: parameters of the preset, for compiler and oracle.  graph: parameters that the compiler
-    alone gets, such as a file.
+    values: parameters of the preset, for compiler and oracle.  head: what the compiler gets as a
+    file.  images: whether counts are learnt on some.
 
     Raises MismatchError where they differ.
     """
     path = file_of(setting, cache)
     found = subject(setting.source, setting.tokens, setting.depth)
-    name = method(oracle.name, {**values, **(graph or {})})
-    share = None if keep is None else float(keep)
-    reduced = pipeline.reduce(path, target="cpu", keep=share, method=name)
+    given, known = dict(values), dict(values)
+    request: dict[str, Any] = {"keep": None if keep is None else float(keep)}
+    if head is not None:
+        file = path.with_name(f"{path.stem}-{oracle.name}.{os.getpid()}.npz")
+        head.save(file)
+        given["head"], known["weights"] = file, head
+    if images:
+        file = path.with_name(f"{path.stem}-images.{os.getpid()}.npz")
+        (name,) = (one.name for one in onnx.load(path).graph.input)
+        np.savez(file, **{name: found.pool[-4:].numpy()})
+        request["calibration"] = file
+    reduced = pipeline.reduce(path, target="cpu", method=method(oracle.name, given), **request)
     schedule = reduced.schedule.to_json()
-    cuts = oracle.reductions(schedule, values)
+    cuts = oracle.reductions(schedule, known)
     assert cuts, "nothing leaves"
-    images = found.images(cuts, setting.batch)
+    chosen = found.images(cuts, setting.batch)
     model = to_onnx(reduced.graph)
     check_structure(model)
-    check(model, found, images, cuts, dense_errors(onnx.load(path), found, images))
+    check(model, found, chosen, cuts, dense_errors(onnx.load(path), found, chosen))
     return schedule

@@ -1,13 +1,114 @@
-"""Tokens that are dropped, or fused into one, by a score."""
+"""Tokens that are dropped inside the encoder, or fused into one, by a score.
+
+Sources: METHODS 1A and 3, and for each method the paper named there.
+"""
 
 from __future__ import annotations
 
-from tests.oracles.presets.base import PresetOracle, fuse_rest, keep_best
-from tests.oracles.presets.scores import cls
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from tests.oracles.choices import Step
+from tests.oracles.moments import Moment
+from tests.oracles.presets.base import PresetOracle, exact, fuse_rest, keep_best, then
+from tests.oracles.presets.merging import alternating, cosines, matched, ranked
+from tests.oracles.presets.scores import (
+    cls,
+    cls_by_context,
+    cls_by_values,
+    drawn,
+    evenly,
+    from_centre,
+    pagerank,
+    paid_and_received,
+    pomt,
+    received_so_far,
+)
+from tests.oracles.stream import gather
+
+
+def _strided(moment: Moment) -> Step:
+    score = torch.zeros(moment.total, dtype=moment.x.dtype)
+    score[evenly(moment.total, moment.cut.keep)] = 1
+    return exact(keep_best(moment, score.expand(len(moment.x), -1)))
+
+
+def _of_place(moment: Moment, table: Tensor) -> Step:
+    return exact(keep_best(moment, table.to(moment.x)[moment.places]))
+
+
+def _radial(moment: Moment) -> Step:
+    return _of_place(moment, from_centre(moment.grid[0], moment.values["norm"]))
+
+
+def _random(moment: Moment) -> Step:
+    return _of_place(moment, drawn(moment.embedded.shape[1], moment.values["seed"]))
+
+
+def _votes(moment: Moment) -> int:
+    """30 in the first third of the depth, then 5, then 1."""
+    return (30, 5, 1)[3 * moment.block // moment.blocks]
+
+
+def _zero_tprune(moment: Moment) -> Step:
+    """Of the less important half, those most like one of the other half (keys) leave; then the
+    least important of all."""
+    middle, _ = moment.cut.counts
+    score = pagerank(moment, _votes(moment))
+    half = moment.total // 2
+    order = ranked(score)
+    most, least = (
+        part.sort(dim=1).values for part in order.split([order.shape[1] - half, half], 1)
+    )
+    edges = cosines(gather(moment.keys, least), gather(moment.keys, most))
+    at_half = gather(score, order)[:, -half - 1 : order.shape[1] - half + 1]
+    clear = (("relative", (at_half[:, 0] - at_half[:, 1]) / score.amax(dim=1)),)
+    dropped = matched(
+        moment.x, None, least, most, edges, moment.total - middle, "drop", None, clear, True
+    )
+    return then(dropped, keep_best(moment, gather(score, dropped.source), dropped.x))
+
+
+def _tnt(moment: Moment) -> Step:
+    """The best by the head stay; of these, even places match odd ones, and the most alike leave."""
+    best = keep_best(moment, moment.values["weights"](moment), keep=moment.cut.counts[0])
+    left, right = alternating(best.x)
+    edges = cosines(gather(best.x, left), gather(best.x, right))
+    leave = best.x.shape[1] - moment.cut.keep
+    return then(best, matched(best.x, None, left, right, edges, leave, "drop"))
+
+
+def _head(moment: Moment) -> Tensor:
+    found: Tensor = moment.values["weights"](moment)
+    return found
+
+
+def _by(score, moment: Moment) -> Step:  # type: ignore[no-untyped-def]
+    return keep_best(moment, score(moment))
+
 
 PRUNING: tuple[PresetOracle, ...] = (
-    PresetOracle("topk", step=lambda m: keep_best(m, cls(m))),
+    *(
+        PresetOracle(name, step=partial(_by, score))
+        for name, score in {
+            "topk": cls,
+            "ats": cls_by_values,
+            "as-vit": cls_by_context,
+            "spatten": received_so_far,
+            "fitprune": paid_and_received,
+            "g-search": cls,
+            "p-sigmoid": cls,
+            "dynamicvit": _head,
+        }.items()
+    ),
     PresetOracle("evit", step=lambda m: fuse_rest(m, cls(m), mean=False)),
-    PresetOracle("fastervlm", step=lambda m: keep_best(m, cls(m))),
-    PresetOracle("bypass", around=cls),
+    PresetOracle("pomt", step=lambda m: fuse_rest(m, pomt(m), mean=True)),
+    PresetOracle("spvit", step=lambda m: fuse_rest(m, _head(m), mean=True)),
+    PresetOracle("strided", step=_strided),
+    PresetOracle("radial", step=_radial, defaults={"norm": "l2"}),
+    PresetOracle("random", step=_random, defaults={"seed": 0}),
+    PresetOracle("zero-tprune", step=_zero_tprune),
+    PresetOracle("tnt", step=_tnt),
 )
