@@ -122,7 +122,7 @@ JOINING: tuple[PresetOracle, ...] = (
     PresetOracle("mctf", step=_mctf),
     PresetOracle("diffrate", step=_diffrate, defaults={"prune": pruned}),
     PresetOracle("algm", step=_algm, proportional=False),
-    PresetOracle("atme", step=_atme),
+    PresetOracle("atme", step=_atme, proportional=False),
     PresetOracle("visionzip", step=_visionzip),
     PresetOracle("prumerge", step=_prumerge),
     PresetOracle("ficoco", step=_ficoco),
