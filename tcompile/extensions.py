@@ -7,11 +7,12 @@ another package is imported before its name is asked for, or all are listed.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from importlib.metadata import EntryPoint, entry_points
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from tcompile.errors import UsageError
+from tcompile.errors import TcompileError, UsageError
 
 
 class Named(Protocol):
@@ -87,7 +88,26 @@ def _load(points: Sequence[EntryPoint], kind: type[Kind]) -> Kind:
             where=f"entry point {group}",
             hint=f"mend or uninstall {package}",
         )
+    if hasattr(found, "run"):
+        one: Any = found
+        found = replace(one, run=_guarded(one.run, f"'{point.name}' of {package}"))
     return found
+
+
+def _guarded(run: Callable[[Any], Any], what: str) -> Callable[[Any], Any]:
+    """The same function; what goes wrong in it is told as its author's to mend, not ours."""
+
+    def guarded(given: Any) -> Any:
+        try:
+            return run(given)
+        except TcompileError:
+            raise
+        except Exception as error:
+            raise UsageError(
+                f"{what} failed: {type(error).__name__}: {error}", hint="--debug shows where"
+            ) from error
+
+    return guarded
 
 
 def _package(point: EntryPoint) -> str:

@@ -172,7 +172,7 @@ def test_a_preset_that_cannot_be_loaded_is_named(
     assert (listed.code, listed.err.count("\n")) == (2, 1)
 
 
-@pytest.mark.parametrize("fault", BROKEN)
+@pytest.mark.parametrize("fault", ["raises", "type"])
 @pytest.mark.parametrize("group", ["score", "reducer"])
 def test_a_score_or_reducer_that_cannot_be_loaded_is_named(
     vit: Path, install: Install, fault: str, group: str
@@ -184,6 +184,21 @@ def test_a_score_or_reducer_that_cannot_be_loaded_is_named(
         tcompile.reduce(vit, target="cpu", schedule=schedule(vit, **chosen))
     for message in messages:
         assert message.replace("Preset", group.capitalize()) in str(error.value)
+
+
+FAILING = """
+from tcompile import algebra
+def run(given):
+    raise ValueError("no such luck")
+THING = algebra.Score("mine", run)
+"""
+
+
+def test_a_score_that_fails_is_its_authors_to_mend(vit: Path, install: Install) -> None:
+    install("broken", {"tcompile.scores": {"mine": "broken_module:THING"}}, broken_module=FAILING)
+    chosen = schedule(vit, {"name": "mine"}, {"name": "topk"})
+    with pytest.raises(UsageError, match="'mine' of broken failed: ValueError: no such luck"):
+        tcompile.reduce(vit, target="cpu", schedule=chosen)
 
 
 NORM_BACKWARDS = """
