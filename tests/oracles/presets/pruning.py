@@ -5,6 +5,7 @@ Sources: METHODS 1A and 3, and for each method the paper named there.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -77,7 +78,8 @@ def _tnt(moment: Moment) -> Step:
     left, right = alternating(best.x)
     edges = cosines(gather(best.x, left), gather(best.x, right))
     leave = best.x.shape[1] - moment.cut.keep
-    return then(best, matched(best.x, None, left, right, edges, leave, "drop"))
+    dropped = matched(best.x, None, left, right, edges, leave, "drop")
+    return then(best, replace(dropped, sizes=None))
 
 
 def _head(moment: Moment) -> Tensor:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import torch
 import torch.nn.functional as F
 
 from tests.oracles.choices import Step
 from tests.oracles.moments import Moment
 from tests.oracles.presets.base import PresetOracle, keep_best, with_margin
-from tests.oracles.presets.merging import ranked
+from tests.oracles.presets.merging import boundary, ranked
 from tests.oracles.presets.scores import cls, received, unlike_pivots
 from tests.oracles.stream import gather
 
@@ -39,12 +41,10 @@ def _dart(moment: Moment) -> Step:
 def _vispruner(moment: Moment) -> Step:
     """A share of those that stay by `cls`; of the others, best first, in rounds: even places look
     at odd ones, up to 8 that are most like one of them leave, until as many are left as should.
-
-    The even places that stay come before the odd ones, most alike first.
     """
     keep, values = moment.cut.keep, moment.values
     score, unit = cls(moment), F.normalize(moment.x, dim=-1)
-    important = int(values["important"] * keep + 0.5)
+    important = int(Fraction(str(values["important"])) * keep)
     order = ranked(score)
     ordered = gather(score, order)
     best, rest = order[:, :important], order[:, important:]
@@ -53,10 +53,9 @@ def _vispruner(moment: Moment) -> Step:
         leave = min(8, rest.shape[1] - (keep - important))
         even, odd = rest[:, 0::2], rest[:, 1::2]
         alike = (gather(unit, even) @ gather(unit, odd).transpose(1, 2)).amax(dim=2)
-        away = ranked(alike)
-        ranks = gather(alike, away)
-        gaps.append((ranks[:, :-1] - ranks[:, 1:]).amin(dim=1))
-        rest = torch.cat([gather(even, away[:, leave:]), odd], dim=1)
+        gaps.append(boundary(alike, leave))
+        away = torch.zeros_like(rest).scatter(1, 2 * ranked(alike)[:, :leave], 1)
+        rest = gather(rest, away.argsort(dim=1, stable=True)[:, : rest.shape[1] - leave])
     kept = torch.zeros_like(score).scatter(1, torch.cat([best, rest], dim=1), 1.0)
     return with_margin(keep_best(moment, kept), "relative", torch.stack(gaps).amin(dim=0))
 
