@@ -90,7 +90,8 @@ def _load(points: Sequence[EntryPoint], kind: type[Kind]) -> Kind:
         )
     if hasattr(found, "run"):
         one: Any = found
-        found = replace(one, run=_guarded(one.run, f"'{point.name}' of {package}"))
+        guarded: Kind = replace(one, run=_guarded(one.run, f"'{point.name}' of {package}"))
+        return guarded
     return found
 
 
