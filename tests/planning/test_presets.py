@@ -268,3 +268,14 @@ def test_a_misspelt_name_gets_the_nearest() -> None:
     with pytest.raises(UsageError, match="did you mean 'pitome'") as caught:
         compose("pitone", VIT, True, "0.5")
     assert str(caught.value).startswith("--method: ")
+
+
+@pytest.mark.parametrize("method", ["tome", "mctf", "pitome", "pyra"])
+def test_what_late_blocks_cannot_halve_leaves_earlier(method: str) -> None:
+    shape = Shape(577, 1, 576, 6)
+    made = compose(method, shape, True, "0.02")
+    assert made.final == 12
+    counts = [576, *(r.keep for r in made.reductions)]
+    assert all(2 * b >= a for a, b in pairwise(counts))
+    with pytest.raises(UsageError, match="at best"):
+        compose(method, shape, True, "0.01")

@@ -63,7 +63,9 @@ VISIONZIP = Preset(
     reducer=_contextual,
     parameters={
         "dominant": count("tokens kept, CLS among them where there is one"),
-        "contextual": count("tokens that sum up the rest; default 5/32 of all that leave"),
+        "contextual": Parameter(
+            int, None, "tokens that sum up the rest; default 5/32 of all that leave", least=1
+        ),
     },
     budget=("dominant",),
     published="of 577: dominant=162,contextual=30; 108 and 20; 54 and 10",

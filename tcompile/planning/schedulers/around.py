@@ -59,7 +59,7 @@ def inside() -> Scheduler:
         for block in context.legal("inside"):
             site = f"inside:{block}"
             keep = context.final_at(site) if share is None else total - int(total * share)
-            if keep < cells:
+            if keep < max(cells, 1):
                 raise UsageError(f"{context.method} keeps one token of each cell, {cells} of "
                                  f"{total}, not {keep}", where="--method",
                                  hint="larger sx and sy make larger cells")  # fmt: skip

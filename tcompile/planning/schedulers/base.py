@@ -40,28 +40,33 @@ class Scheduler:
 
 
 def places(
-    context: Context, goals: Iterable[tuple[str, int]], *, half: bool = False
+    context: Context, wanted: Iterable[tuple[str, int]], *, half: bool = False
 ) -> list[Place]:
     """Sites and counts as places, where something leaves.
 
     Args:
-        goals: (site, patch tokens after it).
-        half: only half of the tokens can find a partner in one step.
+        wanted: (site, patch tokens after it).
+        half: only half of the tokens can find a partner in one step; more leave before one that
+            would take more.
 
     Raises:
         UsageError: the budget is out of reach that way.
     """
     total = count = context.shape.patches
-    found: list[Place] = []
+    goals, found = list(wanted), list[Place]()
+    if half:
+        for i in range(len(goals) - 1, 0, -1):
+            goals[i - 1] = (goals[i - 1][0], min(goals[i - 1][1], 2 * goals[i][1]))
     for site, goal in goals:
         leave = max(goal, count - count // 2 if half else 1)
         if leave < count:
             found.append(Place(site, leave))
             count = leave
     if context.keep is not None and count > context.final:
+        once = "once" if len(goals) == 1 else f"{len(goals)} times"
         raise UsageError(
             f"{context.method} can merge {total} tokens down to {count} at best, not "
-            f"{context.final}, in {context.shape.blocks} blocks",
+            f"{context.final}, halving them {once}",
             where="--keep",
         )
     return found

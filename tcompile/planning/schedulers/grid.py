@@ -18,6 +18,8 @@ def local_then_global() -> Scheduler:
     def run(context: Context, values: Values) -> list[Place]:
         total, blocks = context.shape.patches, context.shape.blocks
         final = values["total"] or context.final
+        if final >= total:
+            return []
         frames, (h, w) = prod(context.grid[:-2]), context.grid[-2:]
         most, windows = frames * (h // 2) * (w // 2), values["local"]
         if windows is None:
@@ -67,8 +69,9 @@ def dominant() -> Scheduler:
             # 162 of 192 = 27/32 are dominant where published.
             rest = half_up(Fraction(5 * best, 27)) if rest is None else rest
             keep = best - context.has_cls + rest
-        if keep < 1 or (rest or 0) > keep:
-            raise UsageError(f"{rest} contextual tokens of {keep}: too many", where="--method")
+        if (rest or 0) >= keep:
+            raise UsageError(f"{rest} contextual tokens of {keep} leave no dominant one",
+                             where="--method")  # fmt: skip
         return [Place("output", keep)] if keep < total else []
 
     return Scheduler("once, at the output", run)

@@ -27,7 +27,7 @@ def leaving(key: str, tables: Mapping[str, Sequence[Sequence[int]]]) -> Schedule
         blocks, total = context.shape.blocks, context.shape.patches
         found = {len(r): r for r in tables[values[key] or default]}
         if values[key] is None:
-            return along(context, _after(total, next(iter(found.values()))), total)
+            return along(context, _after(196, next(iter(found.values()))))
         if blocks not in found:
             raise _other_depth(context, values[key], list(found))
         goals = zip(map(context.site, range(blocks)), _after(total, found[blocks]), strict=True)
@@ -44,7 +44,7 @@ def counted(key: str, tables: Mapping[str, Counts]) -> Scheduler:
         blocks, total = context.shape.blocks, context.shape.patches
         counts = tables[values[key] or default]
         if values[key] is None:
-            return along(context, counts, 196, half=False)
+            return along(context, counts, half=False)
         if blocks != len(counts):
             raise _other_depth(context, values[key], [len(counts)])
         if total != 196:
@@ -56,7 +56,7 @@ def counted(key: str, tables: Mapping[str, Counts]) -> Scheduler:
     return Scheduler("in every block, by a published table", run, _stretched(key, default))
 
 
-def along(context: Context, counts: Counts, total: int, *, half: bool = True) -> list[Place]:
+def along(context: Context, counts: Counts, total: int = 196, *, half: bool = True) -> list[Place]:
     """Down to exactly what --keep says, what leaves shared out over the depth as in a list."""
     blocks, patches = context.shape.blocks, context.shape.patches
     removed = [Fraction(0), *(Fraction(total - c, total - counts[-1]) for c in counts)]
