@@ -26,8 +26,6 @@ def colsum(given: ScoreInput) -> gs.Tensor:
     """
     if not given.parameters["cumulative"]:
         return _one(given)
-    if not given.seen:
-        return _one(given)
     b = given.b
     return over(given, given.seen, _one, lambda old, new: b.op("Add", old, new))
 

@@ -80,6 +80,10 @@ def _writing(spelling: str) -> Iterator[None]:
         yield
 
 
+#: Site, score, reducer, tokens kept.
+Step = tuple[str, Spec | None, str, int]
+
+
 @dataclass(frozen=True)
 class Taps:
     """What a block of the dense model computes.
@@ -134,7 +138,7 @@ def taps(x: Array, site: str, spec: VitSpec = SPEC, spelling: str = "plain") -> 
     return Taps(stream, *split.astype(np.float64))
 
 
-def schedule(read: pipeline.Analysed, steps: Sequence[tuple[str, Spec, str, int]]) -> Schedule:
+def schedule(read: pipeline.Analysed, steps: Sequence[Step]) -> Schedule:
     reductions = (
         Reduction(site, score, Spec(reducer), keep) for site, score, reducer, keep in steps
     )
@@ -147,7 +151,7 @@ def scored(
     site: str = "attn:1",
     *,
     keep: int = 5,
-    before: Sequence[tuple[str, Spec, str, int]] = (),
+    before: Sequence[Step] = (),
     spec: VitSpec = SPEC,
     spelling: str = "plain",
 ) -> Array:
@@ -156,16 +160,34 @@ def scored(
     Args:
         before: steps (site, score, reducer, keep) that come first.
     """
+    return _scored(score, x, site, keep, before, spec, spelling)[0]
+
+
+def beside(
+    score: Spec, x: Array, block: int, before: Sequence[Step], spelling: str = "plain"
+) -> tuple[Array, Array]:
+    """The same at attn:`block`, and the probabilities [B, h, N, N] that the block itself computes
+    in that graph."""
+    own = analysed(SPEC, spelling).analysis.blocks[block].attention.node
+    found, rows = _scored(score, x, f"attn:{block}", 2, before, SPEC, spelling, own)
+    return found, rows.reshape(len(x), SPEC.heads, *rows.shape[-2:])
+
+
+def _scored(
+    score: Spec, x: Array, site: str, keep: int, before: Sequence[Step], spec: VitSpec,
+    spelling: str, *nodes: str,
+) -> list[Array]:  # fmt: skip
     read = analysed(spec, spelling)
     reducer = "bypass" if site.startswith("around") else "topk"
     made = reduce_graph(read.graph, read.analysis,
                         schedule(read, [*before, (site, score, reducer, keep)])).graph  # fmt: skip
     scope = f"tcompile/{site.replace(':', '_')}/{reducer}/TcTopKTokens"
-    chosen = [n for n in made.nodes if n.name == scope]
-    return _run(made, [str(chosen[0].inputs[0].name)], x)[0]
+    by_name = {n.name: n for n in made.nodes}
+    wanted = [by_name[scope].inputs[0], *(by_name[n].outputs[0] for n in nodes)]
+    return _run(made, [str(t.name) for t in wanted], x)
 
 
-def kept(steps: Sequence[tuple[str, Spec, str, int]], x: Array, spec: VitSpec = SPEC) -> Array:
+def kept(steps: Sequence[Step], x: Array, spec: VitSpec = SPEC) -> Array:
     """[B, K] the original patches that are left at the end."""
     read = analysed(spec)
     made = reduce_graph(read.graph, read.analysis, schedule(read, steps)).graph

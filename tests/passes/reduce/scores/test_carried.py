@@ -9,11 +9,20 @@ import pytest
 
 from tcompile.errors import UsageError
 from tcompile.planning.schedule import Spec
-from tests.passes.reduce.scores.graphs import Array, VitSpec, close, images, kept, scored, taps
+from tests.passes.reduce.scores.graphs import (
+    Array,
+    Step,
+    VitSpec,
+    beside,
+    close,
+    images,
+    kept,
+    scored,
+    taps,
+)
 
 VIT = VitSpec(depth=4, pool="none")
 NORM = Spec("norm")
-Step = tuple[str, Spec, str, int]
 
 
 def row(x: Array, block: int) -> Array:
@@ -115,6 +124,8 @@ def test_refusals() -> None:
         scored(Spec("cls", {"source": "previous"}), x, "attn:0", spec=VIT)
     with pytest.raises(UsageError, match="there is no block before"):
         scored(Spec("cls", {"source": "ema"}), x, "around:0", spec=VIT)
+    with pytest.raises(UsageError, match="there is no block before"):
+        scored(Spec("colsum", {"cumulative": True}), x, "around:0", spec=VIT)
     with pytest.raises(UsageError, match="tokens were made of others"):
         scored(Spec("cls", {"source": "ema"}), x, "attn:2", spec=VIT,
                before=[("block:0", Spec("cls"), "fuse", 9)])  # fmt: skip
@@ -131,3 +142,14 @@ def test_tokens_that_came_back_have_the_score_of_their_owner() -> None:
         assert set(found[b].tolist()) <= set(left[b].tolist())
     index = kept(steps, x, VIT)
     close(taken(found, index), left)
+
+
+@pytest.mark.parametrize("spelling", ["plain", "joined", "leading", "behind"])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_what_is_recomputed_is_what_the_block_computes(spelling: str, batch: int) -> None:
+    """Of the tokens that are left, the log of their sizes added to the logits."""
+    x, before = images(batch), [("attn:0", None, "merge", 9)]
+    found, rows = beside(Spec("colsum", {"queries": "all"}), x, 1, before, spelling)
+    close(found, rows.mean(1).sum(1)[:, 1:])
+    found, rows = beside(Spec("cls", {"agg": "max"}), x, 1, before, spelling)
+    close(found, rows.max(1)[:, 0, 1:])

@@ -13,6 +13,7 @@ from tests.passes.reduce.scores import bare
 from tests.passes.reduce.scores.graphs import (
     SPEC,
     Array,
+    Step,
     VitSpec,
     close,
     cosines,
@@ -222,18 +223,18 @@ def test_static_follows_its_tokens(pattern: str) -> None:
     found = bare.scored(spec, tokens(2, 4), grid=(4, 4), index=index, patches=16, positioned=False)
     assert found.tolist() == np.where(index < 0, 0, whole[index]).tolist()
     # In a model: what is left after two steps is what one step leaves.
-    steps = [(f"attn:{i}", spec, "topk", k) for i, k in ((0, 9), (2, 4))]
+    steps: list[Step] = [(f"attn:{i}", spec, "topk", k) for i, k in ((0, 9), (2, 4))]
     assert (kept(steps, images(2)) == kept([("attn:2", spec, "topk", 4)], images(2))).all()
 
 
 def test_static_around_a_block() -> None:
     """All tokens are there, however many ran through the block before."""
     spec = Spec("static", {"pattern": "random"})
-    before = [("around:1", Spec("norm"), "bypass", 5)]
+    before: list[Step] = [("around:1", Spec("norm"), "bypass", 5)]
     assert kept_around(before, spec) == kept_around([], spec)
 
 
-def kept_around(before: list[tuple[str, Spec, str, int]], spec: Spec) -> list[float]:
+def kept_around(before: list[Step], spec: Spec) -> list[float]:
     """The sum of a constant and a score shows the constant."""
     whole = Spec("sum", {"terms": [{"score": spec.to_json()}]})
     return scored(whole, images(1), "around:2", before=before)[0].tolist()  # type: ignore[no-any-return]
@@ -255,7 +256,7 @@ def test_refusals(spec: Spec, words: str) -> None:
 
 
 def test_windows_need_every_token() -> None:
-    before = [("attn:0", Spec("norm"), "topk", 9)]
+    before: list[Step] = [("attn:0", Spec("norm"), "topk", 9)]
     with pytest.raises(UsageError, match="still are a grid"):
         scored(Spec("dup", {"reference": "window"}), images(1), before=before)
     with pytest.raises(UsageError, match="needs a video's frames"):
