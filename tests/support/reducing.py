@@ -33,8 +33,10 @@ class Tokens:
         x: [B, prefix + T + suffix, C] f32.
         keys: [B, prefix + T + suffix, D] f32.
         score, size: [B, T] f32; None: none.
+        grid: of the tokens; of the dense model it is `whole`, or the same.
         index: [B, T] i64, where the tokens are among the dense model's; None: all are there.
         owner: [B, T0] i64; None as index is.
+        logits: [B, H, N, N] f32, of the attention; None: nobody reads them.
     """
 
     x: Array
@@ -46,6 +48,8 @@ class Tokens:
     grid: tuple[int, ...] = ()
     index: Array | None = None
     owner: Array | None = None
+    logits: Array | None = None
+    whole: tuple[int, ...] = ()
 
     @property
     def count(self) -> int:
@@ -74,22 +78,27 @@ class Reduced:
 
 
 class Keys:
-    """An attention of which only the keys are read."""
+    """An attention of which only the keys and the logits are read."""
 
     attention = node = product = batch = None
+    b: Builder
 
-    def __init__(self, keys: gs.Tensor) -> None:
-        self._keys = keys
+    def __init__(self, keys: gs.Tensor, logits: gs.Tensor | None = None) -> None:
+        self._keys, self._logits = keys, logits
         self.width = int(keys.shape[-1])
 
     def keys(self) -> gs.Tensor:
         return self._keys
 
+    def logits(self) -> gs.Tensor:
+        assert self._logits is not None
+        return self._logits
+
 
 def problem(name: str, count: int, keep: int, grid: Sequence[int] = (), **parameters: Any) -> str:
     """Why the reducer cannot do that; empty if it can."""
     values = filled_reducer(Spec(name, parameters))
-    return str(find_reducer(name).problem(Ask(count, keep, values, tuple(grid))))
+    return str(find_reducer(name).problem(Ask(count, keep, values, tuple(grid), tuple(grid))))
 
 
 def reduced(
@@ -108,21 +117,24 @@ def reduced(
         segments: of the tokens, as many of which are kept in each.
         half: in fp16 as it is written, but for what the reducer keeps in fp32.
     """
-    feeds = {k: getattr(tokens, k) for k in ("x", "keys", "score", "size", "index", "owner")}
+    names = ("x", "keys", "score", "size", "index", "owner", "logits")
+    feeds = {k: getattr(tokens, k) for k in names}
     feeds = {k: v for k, v in feeds.items() if v is not None}
     inputs = {k: gs.Variable(k, v.dtype, ["batch", *v.shape[1:]]) for k, v in feeds.items()}
     graph = gs.Graph(inputs=list(inputs.values()), opset=opset)
     builder = Builder(graph)
     values = filled_reducer(Spec(name, parameters))
-    each = Ask(tokens.count // segments, keep // segments, values, tokens.grid)
+    whole = tokens.whole or tokens.grid
+    each = Ask(tokens.count // segments, keep // segments, values, tokens.grid, whole)
     assert not find_reducer(name).problem(each)
     of_stage = {k: inputs[k] for k in ("size", "index", "owner") if k in inputs}
     total = tokens.count if tokens.owner is None else tokens.owner.shape[1]
-    core: Any = Keys(inputs["keys"])
+    core: Any = Keys(inputs["keys"], inputs.get("logits"))
+    core.b = builder
     given = ReducerInput(
         builder, inputs["x"], tokens.x.shape[2], inputs.get("score"), core,
         Stage(tokens.count, **of_stage), tokens.prefix, tokens.suffix, total, keep, values,
-        grid=tokens.grid,
+        grid=tokens.grid, whole=whole,
     )  # fmt: skip
     reducer = find_reducer(name)
     stream, after = by_segment(reducer, given, segments) if segments > 1 else reducer.run(given)

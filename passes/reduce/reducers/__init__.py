@@ -13,10 +13,15 @@ from tcompile.passes.reduce.reducers import (
     bypass,
     chain,
     contextual,
+    diverse,
     fuse,
     giveback,
+    lines,
     merge,
+    neighbours,
     pool,
+    propagate,
+    soft,
     topk,
     windows,
 )
@@ -44,8 +49,13 @@ REDUCERS: tuple[Reducer, ...] = (
     giveback.REDUCER,
     assign.REDUCER,
     contextual.REDUCER,
+    neighbours.REDUCER,
+    soft.REDUCER,
+    propagate.REDUCER,
     pool.REDUCER,
+    lines.REDUCER,
     windows.REDUCER,
+    diverse.REDUCER,
 )
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from tcompile.passes.reduce.reducers.base import Ask, Grid, Reducer, ReducerInput
-from tcompile.passes.reduce.reducers.common import for_all, nearest, planes, staying
+from tcompile.passes.reduce.reducers.common import for_all, staying
+from tcompile.passes.reduce.reducers.grids import nearest, planes
 from tcompile.passes.reduce.stage import Stage
 from tcompile.planning.parameters import Parameter
 

@@ -1,38 +1,38 @@
-"""R1: keep the best tokens in their order, drop the rest."""
+"""R1: keep the best tokens in their order, drop the rest.
+
+Haurum et al., Which Tokens to Use? (ICCVW 2023); by row: Jiang et al., FoPru (2024); by frame: Tao
+et al., DyCoke (CVPR 2025).
+"""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from tcompile.passes.reduce.reducers.base import Reducer, ReducerInput
-from tcompile.passes.reduce.reducers.common import choose, compose_owner, take
+from tcompile.passes.reduce.reducers.base import Ask, Grid, Reducer, ReducerInput
+from tcompile.passes.reduce.reducers.common import compose_owner, staying, take
+from tcompile.passes.reduce.reducers.quota import chosen, problem
 from tcompile.passes.reduce.stage import Stage
+from tcompile.planning.parameters import Parameter
 
 
 def topk(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
-    """x' = [prefix | x_S | suffix], S = the K best, ascending.
+    """x' = [prefix | x_S | suffix], S = the K best, by `quota.chosen`, ascending.
 
     For restored outputs a dropped token is represented by the kept one nearest in cosine here.
     """
-    b, before = given.b, given.stage
+    b = given.b
     if given.table is not None:
         return _in_groups(given, given.table)
-    index = choose(given, given.keep)
+    index = chosen(given)
     patches = given.of_patches(given.x, fp32=False)
     kept = b.call("TcGatherTokens", patches, index, dtypes=[given.x.dtype], fp32=False)[0]
     slots = b.const(np.arange(given.keep))
     step = b.call("TcNearestTokens", patches, index, slots, dtypes=[np.int64])[0]
-    after = Stage(
-        given.keep,
-        index=take(b, before.index, index),
-        size=None if before.size is None else take(b, before.size, index),
-        owner=compose_owner(b, before.owner, step),
-        positioned=before.positioned,
-        prop_attn=before.prop_attn,
-        local=index,
-    )
-    return given.joined(kept, fp32=False), after
+    return given.joined(kept, fp32=False), staying(given, index, step)
 
 
 def _in_groups(given: ReducerInput, table: np.ndarray) -> tuple[gs.Tensor, Stage]:
@@ -88,4 +88,29 @@ def _owner(given: ReducerInput, group_owner: gs.Tensor, size: int) -> gs.Tensor:
                 dtype=np.int64)  # fmt: skip
 
 
-REDUCER = Reducer("topk", topk, groups=True, segments=True)
+def _grid(ask: Ask) -> Grid:
+    if ask.parameters["unit"] != "row" or len(ask.grid) != 2:
+        return ()
+    return (ask.keep // ask.grid[1], ask.grid[1])
+
+
+def _by(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Groups and segments have a quota of their own."""
+    plain = parameters["unit"] == "token" and parameters["within"] is None
+    return {"groups": plain, "segments": plain}
+
+
+REDUCER = Reducer(
+    "topk",
+    topk,
+    {
+        "unit": Parameter(str, "token", "what leaves", ("token", "row")),
+        "within": Parameter(object, None, "[rows, columns] of windows that all keep as many; or "
+                            "frames: three of every four do, the first stays whole"),
+    },
+    groups=True,
+    segments=True,
+    problem=problem,
+    grid=_grid,
+    by=_by,
+)  # fmt: skip

@@ -10,18 +10,17 @@ import onnx_graphsurgeon as gs
 
 from tcompile.passes.reduce.reducers.base import Ask, Reducer, ReducerInput
 from tcompile.passes.reduce.reducers.common import (
-    cells,
-    nearest,
+    for_all,
     numbers,
     others,
     placed,
-    planes,
     rows,
     sorts,
     staying,
     take,
     unit,
 )
+from tcompile.passes.reduce.reducers.grids import cells, nearest, planes
 from tcompile.passes.reduce.reducers.merge_edges import metric
 from tcompile.passes.reduce.stage import Stage
 from tcompile.planning.parameters import Parameter
@@ -43,7 +42,10 @@ def windows(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
     taken = b.reshape(members, [0, merges * side * side])
     last = b.squeeze(b.slice(members, 2, side * side - 1, None), 2)
     patches = given.of_patches(given.x, fp32=False)
-    merged, total = _means(given, patches, table, chosen)
+    size = before.size
+    if size is None:
+        size = for_all(given, np.ones(count), np.float32)
+    merged, total = _means(given, patches, size, table, chosen)
 
     slot = b.op("Add", b.op("Mul", members, [0], dtype=np.int64),
                 b.const(np.arange(merges).reshape(1, -1, 1)), dtype=np.int64)  # fmt: skip
@@ -55,10 +57,7 @@ def windows(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
     after = b.op("Add", numbers(b, rest, left), [merges], dtype=np.int64)
     step = placed(b, count, into, (rest, after))
     joined = b.concat([merged, rows(b, patches, rest, fp32=False)], 1, fp32=False)
-    size = before.size
-    ones = b.op("Add", b.op("Mul", b.cast(rest, np.float32), b.const([0], np.float32)),
-                b.const([1], np.float32)) if size is None else take(b, size, rest)  # fmt: skip
-    total = b.concat([total, ones], 1)
+    total = b.concat([total, take(b, size, rest)], 1)
     index = b.concat([last, rest], 1)
     return given.joined(joined, fp32=False), _stage(given, index, step, total)
 
@@ -81,19 +80,13 @@ def _alike(given: ReducerInput, table: np.ndarray) -> gs.Tensor:
 
 
 def _means(
-    given: ReducerInput, patches: gs.Tensor, table: np.ndarray, chosen: gs.Tensor
+    given: ReducerInput, x: gs.Tensor, size: gs.Tensor, table: np.ndarray, chosen: gs.Tensor
 ) -> tuple[gs.Tensor, gs.Tensor]:
     """[B, r, C] and [B, r]: means and sizes of the chosen windows."""
-    b, size = given.b, given.stage.size
-    lined = _lined(given, patches, table)
-    if size is None:
-        means = rows(b, b.reduce("Mean", lined, [2]), chosen)
-        zero = b.op("Mul", b.cast(chosen, np.float32), b.const([0], np.float32))
-        return means, b.op("Add", zero, b.const([table.shape[1]], np.float32))
-    weight = b.reshape(b.op("Gather", size, b.const(table.reshape(-1)), axis=1),
-                       [0, *table.shape, 1])  # fmt: skip
+    b = given.b
+    weight = _lined(given, b.unsqueeze(size, 2), table)
     total = b.reduce("Sum", weight, [2])
-    means = b.op("Div", b.reduce("Sum", b.op("Mul", lined, weight), [2]), total)
+    means = b.op("Div", b.reduce("Sum", b.op("Mul", _lined(given, x, table), weight), [2]), total)
     return rows(b, means, chosen), take(b, b.squeeze(total, 2), chosen)
 
 

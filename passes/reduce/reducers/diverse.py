@@ -1,0 +1,122 @@
+"""R1: the most important tokens, and of the others those that are least alike (VisPruner).
+
+Zhang et al., Beyond Text-Visual Attention (VisPruner, ICCV 2025).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from tcompile.errors import UsageError
+from tcompile.passes.reduce.builder import Builder
+from tcompile.passes.reduce.reducers.base import Ask, Reducer, ReducerInput
+from tcompile.passes.reduce.reducers.common import (
+    ascending,
+    choose,
+    others,
+    rows,
+    sorts,
+    staying,
+    unit,
+)
+from tcompile.passes.reduce.reducers.merge_edges import metric
+from tcompile.passes.reduce.stage import Stage
+from tcompile.planning.parameters import Parameter
+
+#: More rounds than this make a graph too long.
+_ROUNDS = 256
+
+
+def diverse(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
+    """x' = [prefix | x_S | suffix], ascending; fp32 inside. S = the int(important · K) best by
+    score, and what is left of the others after these rounds: of their list, best first, even places
+    A and odd places B; the `step` of A (fewer in the last round) with the largest max_{b∈B}
+    cos(a, b) leave. The list keeps its order. rounds: that many of equal steps, in place of step.
+
+    For restored outputs a dropped token is represented by the kept one nearest in cosine here.
+    """
+    b = given.b
+    important = _important(given.parameters, given.keep)
+    index = choose(given, given.keep) if important == given.keep else _unlike(given, important)
+    patches = given.of_patches(given.x, fp32=False)
+    kept = rows(b, patches, index, fp32=False)
+    slots = b.const(np.arange(given.keep))
+    step = b.call("TcNearestTokens", patches, index, slots, dtypes=[np.int64])[0]
+    return given.joined(kept, fp32=False), staying(given, index, step)
+
+
+def _unlike(given: ReducerInput, important: int) -> gs.Tensor:
+    """[B, K]: the important ones and those that are left of the others, ascending."""
+    b, count = given.b, given.stage.count
+    if given.score is None:
+        raise UsageError("this reducer needs a score", where="schedule")
+    _, order = b.nodes("TopK", [given.score, [count]], [np.float32, np.int64],
+                       axis=-1, largest=1, sorted=1)  # fmt: skip
+    left: gs.Tensor = b.slice(order, 1, important, None)
+    features = rows(b, unit(b, metric(given)), left)
+    size = count - important
+    for r in _drops(given.parameters, count, given.keep):
+        stay = others(b, _alike(b, features, size, r), size, size - r)
+        left = b.op("GatherElements", left, stay, dtype=np.int64, axis=1)
+        size -= r
+        features = rows(b, features, stay)
+    if important:
+        left = b.concat([b.slice(order, 1, 0, important), left], 1)
+    return ascending(b, left, given.keep)[0]
+
+
+def _alike(b: Builder, features: gs.Tensor, size: int, r: int) -> gs.Tensor:
+    """[B, r]: the even places of [B, size, D] that are most like an odd one."""
+    even, odd = (
+        b.op("Slice", features, [i], [size], [1], [2], dtype=features.dtype) for i in (0, 1)
+    )
+    cosine = b.op("MatMul", even, b.transpose(odd, [0, 2, 1]))
+    nearest = b.reduce("Max", cosine, [2])
+    _, most = b.nodes("TopK", [nearest, [r]], [np.float32, np.int64],
+                      axis=-1, largest=1, sorted=1)  # fmt: skip
+    return b.op("Mul", most, [2], dtype=np.int64)
+
+
+def _important(parameters: Mapping[str, Any], keep: int) -> int:
+    return int(Fraction(parameters["important"]).limit_denominator(10**6) * keep)
+
+
+def _drops(parameters: Mapping[str, Any], count: int, keep: int) -> list[int]:
+    """How many leave in each round."""
+    gone, rounds = count - keep, parameters["rounds"]
+    most = parameters["step"] if rounds is None else -(-gone // rounds)
+    size, found = count - _important(parameters, keep), []
+    while gone > 0:
+        # No more than there are even places, each with an odd one to be like.
+        found.append(min(most, gone, size // 2))
+        gone, size = gone - found[-1], size - found[-1]
+    return found
+
+
+def _problem(ask: Ask) -> str:
+    if _important(ask.parameters, ask.keep) == ask.keep:
+        return sorts(ask.keep)
+    rounds = len(_drops(ask.parameters, ask.count, ask.keep))
+    if rounds > _ROUNDS:
+        return f"{ask.count - ask.keep} tokens leave in {rounds} rounds, more than {_ROUNDS}; " \
+               "rounds=16 makes the steps larger"  # fmt: skip
+    return sorts(ask.count)
+
+
+REDUCER = Reducer(
+    "diverse",
+    diverse,
+    {
+        "important": Parameter(float, 0.5, "share of the tokens kept for their score",
+                               least=0.0, most=1.0),
+        "step": Parameter(int, 8, "tokens that leave in a round", least=1),
+        "rounds": Parameter(int, None, "how many rounds, in place of step", least=1),
+        "metric": Parameter(str, "x", "what cosines are taken of", ("keys", "x")),
+    },
+    problem=_problem,
+)  # fmt: skip

@@ -1,0 +1,65 @@
+"""R4: each token that is kept takes in those around it in key space; one token for the rest.
+
+Shang et al., LLaVA-PruMerge (ICCV 2025).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from tcompile.passes.reduce.reducers.base import Ask, Reducer, ReducerInput
+from tcompile.passes.reduce.reducers.common import choose, rows, sorts, unit
+from tcompile.passes.reduce.reducers.fuse import fused, problem, rest_token
+from tcompile.passes.reduce.reducers.merge_edges import metric
+from tcompile.passes.reduce.stage import Stage
+from tcompile.planning.parameters import Parameter
+
+#: Below every cosine: no token is its own neighbour.
+_FAR = -4.0
+
+
+def neighbours(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
+    """x' = [prefix | x_k + Σ_{j∈N(k)} c_j x_j, k ∈ S | Σ_{j∉S} c_j x_j | suffix]; fp32 inside.
+
+    S: the K − 1 best by score c, ascending. N(k): the `neighbours` others (all, if there are fewer)
+    of largest cosine to k, in S or not, by the keys' mean or the stream. Sums are not renormalised,
+    as published (METHODS 4.9), and nobody counts for more than before.
+    """
+    b, count = given.b, given.stage.count
+    index = choose(given, given.keep - 1)
+    patches = given.of_patches(given.x, fp32=False)
+    directions = unit(b, metric(given))
+    kept = rows(b, directions, index)
+    cosine = b.op("MatMul", kept, b.transpose(directions, [0, 2, 1]))
+    places = b.const(np.arange(count).reshape(1, 1, -1))
+    itself = b.op("Equal", b.unsqueeze(index, 2), places, dtype=np.bool_)
+    near = b.op("Where", itself, b.const([_FAR], np.float32), cosine)
+    many = min(given.parameters["neighbours"], count - 1)
+    value, best = b.nodes("TopK", [near, [many]], [np.float32, np.int64],
+                          axis=-1, largest=1, sorted=1)  # fmt: skip
+    zero, one = b.const([0], np.float32), b.const([1], np.float32)
+    ones = b.op("Add", b.op("Mul", value, zero), one)
+    taken = b.op("ScatterElements", b.op("Mul", cosine, zero), best, ones, axis=2)
+    assert given.score is not None
+    weight = b.op("Mul", taken, b.unsqueeze(given.score, 1))
+    around = b.op("MatMul", weight, patches)
+    own = b.op("Add", rows(b, patches, index), around)
+    joined = b.concat([own, rest_token(given, patches, index)], 1)
+    return given.joined(joined, fp32=False), fused(given, index)
+
+
+def _problem(ask: Ask) -> str:
+    return problem(ask) or sorts(ask.keep - 1, min(ask.parameters["neighbours"], ask.count))
+
+
+REDUCER = Reducer(
+    "neighbours",
+    neighbours,
+    {
+        "neighbours": Parameter(int, 32, "tokens that each one takes in", least=1),
+        "metric": Parameter(str, "keys", "what cosines are taken of", ("keys", "x")),
+    },
+    traits=frozenset({"fuse"}),
+    problem=_problem,
+)

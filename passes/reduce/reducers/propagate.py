@@ -1,0 +1,123 @@
+"""R6: what leaves is handed on to its neighbours in a graph (GTP).
+
+Xu et al., GTP-ViT (WACV 2024).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from tcompile.errors import UsageError
+from tcompile.passes.reduce.reducers.base import Ask, Reducer, ReducerInput
+from tcompile.passes.reduce.reducers.common import choose, others, rows, sorts, staying, unit
+from tcompile.passes.reduce.reducers.grids import beside, planes
+from tcompile.passes.reduce.stage import Stage
+from tcompile.planning.parameters import Parameter
+
+#: Where a stage keeps the graph of its tokens.
+_GRAPH = "propagate/graph"
+
+
+def propagate(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
+    """x' = [prefix | x_k + α Σ_{p∉S} Â_kp x_p, k ∈ S | suffix], S = the K best, ascending; fp32
+    inside. Â = D^-½ G D^-½ by row sums D; G_ij = 1 where j is one of the `neighbours` (8 or 4)
+    around i in the grid, or one of the `semantic` others of largest cosine to i.
+
+    The graph is made where tokens first leave so, of the stream there (the paper: of the model's
+    input); from there on `Stage.cache` carries it, sliced but not normalised again, as long as no
+    other reducer comes between. sizes: t_k += α Σ Â_kp t_p, from 1, whose logarithm later
+    attentions add.
+
+    Raises:
+        UsageError: a token before it has no position.
+    """
+    b, before, parameters = given.b, given.stage, given.parameters
+    kept = choose(given, given.keep)
+    gone = others(b, kept, before.count, before.count - given.keep)
+    patches = given.of_patches(given.x, fp32=False)
+    known = before.cache.get(_GRAPH)
+    graph = _graph(given, patches) if known is None else known
+    columns = b.transpose(rows(b, graph, kept), [0, 2, 1])
+    alpha = b.const([parameters["alpha"]], np.float32)
+    weight = b.op("Mul", b.transpose(rows(b, columns, gone), [0, 2, 1]), alpha)
+
+    best = rows(b, patches, kept)
+    handed = b.op("Add", best, b.op("MatMul", weight, rows(b, patches, gone)))
+    slots = b.const(np.arange(given.keep))
+    step = b.call("TcNearestTokens", patches, kept, slots, dtypes=[np.int64])[0]
+    changes: dict[str, Any] = {}
+    if parameters["sizes"]:
+        changes = {"size": _scales(given, weight, kept, gone), "prop_attn": True}
+    after = staying(given, kept, step, **changes)
+    after.cache[_GRAPH] = b.transpose(rows(b, columns, kept), [0, 2, 1])
+    return given.joined(handed, fp32=False), after
+
+
+def _graph(given: ReducerInput, patches: gs.Tensor) -> gs.Tensor:
+    """[B, T, T]: Â of the tokens as they are."""
+    b, before, parameters = given.b, given.stage, given.parameters
+    count, one = before.count, b.const([1], np.float32)
+    directions = unit(b, patches)
+    cosine = b.op("MatMul", directions, b.transpose(directions, [0, 2, 1]))
+    # No token is its own neighbour: 4 is beyond every cosine.
+    alike = b.op("Sub", cosine, b.const(4 * np.eye(count)[None], np.float32))
+    zeros = b.op("Mul", cosine, b.const([0], np.float32))
+    value, best = b.nodes("TopK", [alike, [min(parameters["semantic"], count - 1)]],
+                          [np.float32, np.int64], axis=-1, largest=1, sorted=1)  # fmt: skip
+    ones = b.op("Add", b.op("Mul", value, b.const([0], np.float32)), one)
+    near = b.op("ScatterElements", zeros, best, ones, axis=2)
+    graph = b.op("Max", near, _spatial(given))
+    degree = b.op("Sqrt", b.reduce("Sum", graph, [2], 1))
+    graph = b.op("Div", graph, degree)
+    return b.op("Div", graph, b.transpose(degree, [0, 2, 1]))
+
+
+def _spatial(given: ReducerInput) -> gs.Tensor:
+    """[1 or B, T, T]: 1 between neighbours in the grid of the dense model."""
+    b, index = given.b, given.stage.index
+    grid = planes(given.whole, given.patches)
+    near = b.const(beside(grid, given.parameters["neighbours"]), np.float32)
+    if index is None:
+        return b.unsqueeze(near, 0)
+    if not given.stage.positioned:
+        raise UsageError("'propagate' needs tokens that all have a position", where="schedule")
+    across = b.transpose(b.op("Gather", near, index, axis=0), [0, 2, 1])
+    return b.transpose(rows(b, across, index), [0, 2, 1])
+
+
+def _scales(given: ReducerInput, weight: gs.Tensor, kept: gs.Tensor, gone: gs.Tensor) -> gs.Tensor:
+    """[B, K]: t_k + α Σ Â_kp t_p."""
+    b, size = given.b, given.stage.size
+    if size is None:
+        return b.op("Add", b.reduce("Sum", weight, [2]), b.const([1], np.float32))
+    own, leaving = (b.op("GatherElements", size, i, axis=1) for i in (kept, gone))
+    more = b.op("MatMul", weight, b.unsqueeze(leaving, 2))
+    return b.op("Add", own, b.squeeze(more, 2))
+
+
+def _problem(ask: Ask) -> str:
+    if not planes(ask.whole, max(int(np.prod(ask.whole or (0,))), 1)):
+        return "propagation needs a model whose patches are a grid, which this one's are not"
+    return sorts(ask.keep, ask.count - ask.keep, ask.parameters["semantic"])
+
+
+def _by(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    return {"traits": frozenset({"merge"} if parameters["sizes"] else ())}
+
+
+REDUCER = Reducer(
+    "propagate",
+    propagate,
+    {
+        "alpha": Parameter(float, 0.2, "how much of what leaves is handed on", least=0.0),
+        "neighbours": Parameter(int, 8, "neighbours of a token in the grid", (4, 8)),
+        "semantic": Parameter(int, 8, "others that a token is most like", least=1),
+        "sizes": Parameter(bool, False, "later attentions count what was handed on"),
+    },
+    problem=_problem,
+    by=_by,
+)
