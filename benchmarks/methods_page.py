@@ -89,11 +89,12 @@ class Results:
         return replace(self, rows=(*rest, row))
 
 
-def front(rows: Sequence[Row]) -> list[Row]:
-    """The rows that no other one beats in latency and top-1, fastest first."""
+def front(rows: Sequence[Row], dense_top1: float) -> list[Row]:
+    """The rows that neither another one nor the dense model beats in latency and top-1, fastest
+    first."""
     best, found = -1.0, []
     for row in sorted(rows, key=lambda r: (r.relative, -r.top1)):
-        if row.top1 > best:
+        if row.top1 > max(best, dense_top1 if row.relative >= 1 else best):
             found.append(row)
             best = row.top1
     return found
@@ -124,8 +125,8 @@ def _flat(row: Row) -> dict[str, Any]:
 
 def table(results: Results, rows: Sequence[Row], keeps: Sequence[str]) -> str:
     """One row for each method; a cell is `top-1 (agreement) speed-up`, the best ones bold."""
-    best = {(r.method, r.keep) for r in front([r for r in rows if r.speedup])}
-    middle = keeps[len(keeps) // 2]
+    best = {(r.method, r.keep) for r in front([r for r in rows if r.speedup], results.dense_top1)}
+    middle = keeps[(len(keeps) - 1) // 2]
     given = results.settings
     loads = [r.load for r in rows if r.load]
     busy = bool(loads) and max(loads) > given["threads"] + 0.5

@@ -39,7 +39,7 @@ def plot(
                   linewidth=0.5, alpha=0.55)  # fmt: skip
     for family, (marker, colour) in styles.items():
         axes.plot([], [], color=colour, marker=marker, markersize=4, linestyle="none", label=family)
-    best = front(rows)
+    best = front(rows, results.dense_top1)
     axes.plot([r.relative for r in best], [100 * r.top1 for r in best], color="black",
               linewidth=1.3, marker="o", markersize=4, label="Pareto front", zorder=5)  # fmt: skip
     for at, row in enumerate(best):
@@ -54,6 +54,7 @@ def plot(
                     fontsize=8)  # fmt: skip
     axes.set_ylabel(f"top-1 on {given['scenes']} held-out scenes, %", fontsize=8)
     axes.tick_params(labelsize=8)
+    axes.margins(0.1, 0.06)
     axes.grid(linewidth=0.3, alpha=0.5)
     axes.legend(fontsize=7, frameon=False, loc="lower right")
     figure.tight_layout()

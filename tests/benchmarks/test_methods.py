@@ -58,5 +58,7 @@ def test_the_front_is_what_no_other_beats() -> None:
         return Row(method, "0.5", top1=top1, speedup={"ratio": faster})
 
     rows = [row("a", 1.0, 0.9), row("b", 2.0, 0.8), row("c", 1.5, 0.8), row("d", 1.5, 0.85)]
-    assert [one.method for one in front(rows)] == ["b", "d", "a"]
-    assert front([]) == []
+    assert [one.method for one in front(rows, 0.89)] == ["b", "d", "a"]
+    # No faster than the dense model, and no more accurate.
+    assert [one.method for one in front(rows, 0.9)] == ["b", "d"]
+    assert front([], 0.9) == []
