@@ -17,7 +17,7 @@ import pytest
 from tests.oracles.presets.held import holds
 from tests.oracles.presets.registry import ORACLES
 from tests.oracles.presets.scores import random_head
-from tests.oracles.presets.subjects import Setting, settings
+from tests.oracles.presets.subjects import VIDEOS, Setting, settings
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,9 @@ ASKS: tuple[Ask, ...] = (
 )
 
 HELD = [(ask, one) for turn, ask in enumerate(ASKS) for one in settings(turn, depth=ask.depth)]
+
+
+HELD += [(Ask("dycoke", keep="0.5"), VIDEOS[0]), (Ask("dycoke", None, {"rate": "0.3"}), VIDEOS[1])]
 
 
 @pytest.mark.parametrize(("ask", "setting"), HELD, ids=[f"{a.id}-{s.id}" for a, s in HELD])

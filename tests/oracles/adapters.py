@@ -22,6 +22,7 @@ from tests.oracles import (
     adapter_rope,
     adapter_timm,
     adapter_towers,
+    adapter_video,
     adapter_windows,
     map_vit,
 )
@@ -98,6 +99,7 @@ _ADAPTERS: dict[str, Callable[[Any], Encoder]] = {
     "transformers.SmolVLMVisionTransformer": adapter_towers.idefics3,
     "transformers.InternVLVisionModel": adapter_towers.internvl,
     "transformers.Llama4VisionModel": adapter_groups.llama4,
+    "transformers.VideoMAEModel": adapter_video.videomae,
     "transformers.SamVisionEncoder": adapter_windows.sam,
     "timm.VisionTransformerSAM": adapter_windows.timm_sam,
     "tcompile.QueryReader": adapter_features.qformer,

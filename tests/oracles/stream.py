@@ -149,7 +149,8 @@ class Encoder:
     1 or N, N] to add to the logits of every block, made of the N original tokens.  groups: [G, g],
     which patches are joined behind the encoder; the stream comes to the head group after group.
     taps: blocks, ascending, after which the head reads the stream, too.  segments: parts of equal
-    length (frames of a video) in each of which the same number of patches is left.
+    length (frames of a video) in each of which the same number of patches is left.  frames: of a
+    video, one after the other.
     """
 
     embed: Callable[[Tensor], Tensor]
@@ -163,6 +164,7 @@ class Encoder:
     groups: Tensor | None = None
     taps: tuple[int, ...] = ()
     segments: int = 1
+    frames: int = 1
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None = None) -> Tensor:

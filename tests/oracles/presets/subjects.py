@@ -16,7 +16,7 @@ from tests.oracles.exports import once
 from tests.oracles.weights import stir
 
 #: Side of the grid of patches, by the tokens that a model with its prefix has.
-SIDES = {65: 8, 197: 14, 261: 16, 577: 24}
+SIDES = {65: 8, 197: 14, 261: 16, 577: 24, 128: 4}
 _SMALL: dict[str, Any] = {"embed_dim": 32, "num_heads": 2, "patch_size": 4}
 _TIMM: dict[str, Any] = {**_SMALL, "num_classes": 10}
 _SOURCES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -31,6 +31,7 @@ _SOURCES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "hf": ("hf:vit", _SMALL),
     "hf-registers": ("hf:dinov2-registers", _SMALL),
+    "hf-video": ("hf:VideoMAEModel", {**_SMALL, "num_frames": 16}),
 }
 #: Libraries by tokens: with a class token, without, and transformers.
 _OF: dict[int, tuple[str, ...]] = {
@@ -70,6 +71,10 @@ SETTINGS: tuple[Setting, ...] = tuple(
     for tokens in (65, 197, 261, 577)
     for source in _OF[tokens]
 )
+
+
+#: Eight times two frames of 4 x 4 patches.
+VIDEOS: tuple[Setting, ...] = (Setting(128, "hf-video", 1), Setting(128, "hf-video", 3))
 
 
 def settings(

@@ -60,9 +60,31 @@ def _vispruner(moment: Moment) -> Step:
     return with_margin(keep_best(moment, kept), "relative", torch.stack(gaps).amin(dim=0))
 
 
+def _dycoke(moment: Moment) -> Step:
+    """The first of every four frames stays whole.  The second is held against it, the fourth
+    against the third, the third against the first, each token against that in its place: of each
+    frame as many stay, those least alike."""
+    frames, total = moment.encoder.frames, moment.total
+    each = total // frames
+    unit = F.normalize(moment.x, dim=-1).unflatten(1, (frames, each))
+    whole = [i for i in range(frames) if i % 4 == 0]
+    share = (moment.cut.keep - len(whole) * each) // (frames - len(whole))
+    stays = torch.zeros(len(unit), frames, each, dtype=unit.dtype)
+    stays[:, whole] = 1
+    gaps = []
+    for i in range(frames):
+        if i % 4:
+            unlike = -(unit[:, i] * unit[:, i - (1, 2, 1)[i % 4 - 1]]).sum(dim=-1)
+            stays[:, i].scatter_(1, ranked(unlike)[:, :share], 1.0)
+            gaps.append(boundary(unlike, share))
+    step = keep_best(moment, stays.flatten(1))
+    return with_margin(step, "relative", torch.stack(gaps).amin(dim=0))
+
+
 TOWERS: tuple[PresetOracle, ...] = (
     PresetOracle("fastervlm", step=lambda m: keep_best(m, cls(m))),
     PresetOracle("fopru", step=_fopru, defaults={"unit": "token"}),
     PresetOracle("dart", step=_dart, defaults={"pivots": 4}),
+    PresetOracle("dycoke", step=_dycoke),
     PresetOracle("vispruner", step=_vispruner, defaults={"important": 0.5}),
 )
