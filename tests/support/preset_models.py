@@ -61,7 +61,7 @@ def inert(spec: VitSpec) -> dict[str, Array]:
 
 
 #: 16 × 16 patches whose embeddings are of the order of 300.
-LOUD = replace(SPEC, image=64, patch=4, depth=8, width=16)
+LOUD = replace(SPEC, image=64, patch=4, width=16)
 
 
 #: Fractions to keep, the first that a preset can reach on a model is taken.
@@ -107,12 +107,13 @@ def some_images(spec: VitSpec, batch: int) -> Array:
 @lru_cache(maxsize=8)
 def analysed(kind: str) -> tuple[VitSpec, pipeline.Analysed]:
     """image, video: `inert` models. flat: the same without positions, so that equal patches are
-    equal tokens. loud: one of LOUD."""
-    spec = {"video": replace(SPEC, image=64), "loud": LOUD}.get(kind, SPEC)
+    equal tokens. loud: LOUD; deep: the same with more blocks."""
+    specs = {"loud": LOUD, "deep": replace(LOUD, depth=8)}
+    spec = replace(SPEC, image=64) if "video" in kind else specs.get(kind, SPEC)
     weights = inert(spec)
     if kind.startswith("flat"):
         weights["pos_embed"] *= 0
-    if kind == "loud":
+    if kind in specs:
         signs = np.sign(np.random.default_rng(0).standard_normal(spec.width)).astype(np.float32)
         weights["patch_embed.proj.bias"] = 300 * signs
     build = video_vit(spec, weights) if "video" in kind else build_vit(spec, weights, batch=None)
@@ -200,7 +201,7 @@ def made_restored(preset: Preset) -> Made | None:
 
 def made_loud(preset: Preset) -> tuple[Made, Made]:
     """As few tokens as it can reach, in half precision and in single."""
-    spec, model = analysed("loud")
+    spec, model = analysed("deep")
     if values := largest(preset):
         schedule = pipeline.schedule_for(model, None, method(preset, spec, **values))
     else:
