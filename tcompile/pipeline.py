@@ -156,6 +156,9 @@ def schedule_for(
         if keep is not None:
             raise UsageError("--keep and --schedule both set the budget", where="--schedule",
                              hint="give one of them")  # fmt: skip
+        if calibration is not None:
+            raise UsageError("a schedule learns nothing from images", where="--calibration",
+                             hint="leave it away")  # fmt: skip
         made = _read_schedule(schedule)
     else:
         analysis = model.analysis

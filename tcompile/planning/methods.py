@@ -109,6 +109,9 @@ def compose(
             hint="give one of them",
         )
     ratio = None if keep is None else parse_keep(keep)
+    if observe is not None and not preset.scheduler.observes:
+        raise UsageError(f"{preset.name} learns nothing from images", where="--calibration",
+                         hint="leave it away")  # fmt: skip
     if ratio == 1:
         return Schedule(text, shape, ())
     context = Context(preset.name, shape, has_cls, ratio, room)

@@ -53,8 +53,14 @@ def test_plan_learns_counts_from_images(tcompile: Command, vit: Path) -> None:
     asked = ("plan", vit, "--target", "cpu", "--method", "g-search", "--keep", "0.5")
     told = tcompile(*asked, "--calibration", "images.npz", "--json").json()
     assert told["reductions"][-1]["keep"] == 8
-    for rest in ((), ("--calibration", "none.npz")):
-        refused = tcompile(*asked, *rest)
+    Path("s.json").write_text(tcompile(*asked, "--calibration", "images.npz", "--json").out)
+    other = ("plan", vit, "--target", "cpu")
+    for refused in (
+        tcompile(*asked),
+        tcompile(*asked, "--calibration", "none.npz"),
+        tcompile(*other, "--keep", "0.5", "--calibration", "images.npz"),
+        tcompile(*other, "--schedule", "s.json", "--calibration", "images.npz"),
+    ):
         assert refused.code == 2
         assert refused.err.count("\n") == 1
 
