@@ -22,7 +22,7 @@ from tcompile.passes.reduce.check import check_schedule, dense_grid, raise_on_ba
 from tcompile.passes.reduce.edits import Editor, redirect
 from tcompile.passes.reduce.moving import from_rows, to_rows
 from tcompile.passes.reduce.outputs import Carried, carried, token_outputs
-from tcompile.passes.reduce.reducers import find_reducer
+from tcompile.passes.reduce.reducers import reducer_of
 from tcompile.passes.reduce.stage import Stage, index_on_run, owner_on_run
 from tcompile.passes.reduce.steps import Step, Steps
 from tcompile.planning.schedule import Schedule
@@ -77,14 +77,14 @@ def reduce_graph(
 
 
 def _returns(step: Step) -> bool:
-    return find_reducer(step.reduction.reducer.name).returns
+    return reducer_of(step.reduction.reducer).returns
 
 
 def _in_groups(analysis: Analysis, schedule: Schedule) -> bool:
     """Whether every reduction takes whole groups, so that the model may join them."""
     grouping, segments = analysis.space.grouping, analysis.space.segments
     return grouping is not None and all(
-        find_reducer(r.reducer.name).groups and r.keep % (grouping.members * segments) == 0
+        reducer_of(r.reducer).groups and r.keep % (grouping.members * segments) == 0
         for r in schedule.reductions
     )
 
@@ -110,8 +110,9 @@ class _Rewriter:
             self.b, analysis.space, self.batch, analysis.facts, inputs, current=dict(tensors)
         )
         self.fixed = analysis.space.prefix + analysis.space.suffix
+        self.entering = tensors[analysis.blocks[0].stream_in]
         self.steps = Steps(self.b, analysis, found, self.nodes, self.batch, self.stages,
-                           dense_grid(analysis))  # fmt: skip
+                           dense_grid(analysis), self._entered)  # fmt: skip
 
     def run(self, steps: list[Step], outputs: str) -> None:
         pending = {step.site.tensor: step for step in steps}
@@ -172,6 +173,14 @@ class _Rewriter:
         batch = self.batch or BATCH_SENTINEL
         dims = self.found.dims.get(name) or self.found.cuts[name]
         return [int_to_dim(d.size(self.analysis.space, stage.count, batch)) for d in dims]
+
+    def _entered(self) -> gs.Tensor:
+        """[B, N, C], the stream as it enters the first block."""
+        name = self.analysis.blocks[0].stream_in
+        layout = stream_layout(self.analysis.facts.axes[name], self.analysis.space)
+        if layout is None:
+            raise InternalError("the stream has no layout where it enters the first block")
+        return to_rows(self.b, self.entering, layout, self.analysis.space.total)
 
     def _layout(self, name: str, site: Site) -> Layout:
         layout = stream_layout(self.analysis.facts.axes[name], self.analysis.space)

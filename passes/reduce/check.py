@@ -8,7 +8,7 @@ from tcompile.analysis.effects import Effects
 from tcompile.analysis.model import Analysis
 from tcompile.analysis.sites import Site
 from tcompile.errors import UsageError
-from tcompile.passes.reduce.reducers import filled_reducer, find_reducer, needs_score, traits_of
+from tcompile.passes.reduce.reducers import filled_reducer, needs_score, reducer_of, traits_of
 from tcompile.passes.reduce.reducers.base import Ask, Grid
 from tcompile.passes.reduce.scores import leaves
 from tcompile.passes.reduce.steps import Step
@@ -38,9 +38,9 @@ def check_schedule(analysis: Analysis, schedule: Schedule, outputs: str = "reduc
         if site is None:
             raise UsageError(f"no site '{one.site}'", where="schedule",
                              hint="`tcompile inspect` lists them")  # fmt: skip
-        reducer, values = find_reducer(one.reducer.name), filled_reducer(one.reducer)
+        reducer, values = reducer_of(one.reducer), filled_reducer(one.reducer)
         later = schedule.reductions[len(steps) + 1 :]
-        back = any(find_reducer(r.reducer.name).returns for r in later)
+        back = any(reducer_of(r.reducer).returns for r in later)
         if reducer.returns:
             _check_return(analysis, site, one, count)
         else:
@@ -88,7 +88,7 @@ def _check_place(analysis: Analysis, site: Site, one: Reduction, outputs: str, b
     Args:
         back: tokens come back later, so that what follows then does not matter.
     """
-    reducer, traits = find_reducer(one.reducer.name), traits_of(one.reducer)
+    reducer, traits = reducer_of(one.reducer), traits_of(one.reducer)
     if (site.kind == "around") != reducer.around:
         raise UsageError(
             f"site '{site.name}' and reducer '{reducer.name}' do not go together",
@@ -137,7 +137,7 @@ def _check_after(before: Site, site: Site) -> None:
 
 def _check_score(analysis: Analysis, site: Site, one: Reduction) -> None:
     """Whether the model has what the score reads."""
-    reducer = find_reducer(one.reducer.name)
+    reducer = reducer_of(one.reducer)
     if one.score is None:
         if needs_score(one.reducer):
             raise UsageError(f"reducer '{reducer.name}' needs a score",
@@ -180,7 +180,7 @@ def _has(analysis: Analysis, need: str) -> bool:
 def _check_count(one: Reduction, ask: Ask, group: int, segments: int) -> None:
     """What the reducer can do with the count it is given, before anything is written."""
     where, count = f"schedule, site '{one.site}'", ask.count
-    reducer = find_reducer(one.reducer.name)
+    reducer = reducer_of(one.reducer)
     if reducer.returns:
         group = 1
     elif not 1 <= one.keep < count:

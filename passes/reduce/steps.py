@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -45,6 +45,7 @@ class Steps:
     Attributes:
         stages: of the walk so far.
         whole: the grid of the dense model.
+        entered: gives the stream [B, N, C] as it enters the first block.
         full: [B, T0, C], each patch as it was last; None unless tokens are to return.
         through: block → the patches that ran through it where others bypassed it.
     """
@@ -58,10 +59,11 @@ class Steps:
         batch: int | None,
         stages: Sequence[Stage],
         whole: Grid,
+        entered: Callable[[], gs.Tensor],
     ) -> None:
         self.b, self.analysis, self.found = b, analysis, found
         self.nodes, self.batch, self.stages = nodes, batch, stages
-        self.whole, self.returns = whole, False
+        self.whole, self.entered, self.returns = whole, entered, False
         self.full: gs.Tensor | None = None
         self.through: dict[int, gs.Tensor] = {}
 
@@ -101,7 +103,7 @@ class Steps:
         given = ReducerInput(
             b, rows, width, score, core, stage, space.prefix, space.suffix, space.patches,
             reduction.keep, filled_reducer(reduction.reducer), table, step.grid, fixed,
-            self.full, beside, self.whole,
+            self.full, beside, self.whole, self.entered,
         )  # fmt: skip
         if self.returns and not step.site.until:
             patches = given.of_patches(rows, fp32=False)

@@ -37,6 +37,7 @@ __all__ = [
     "filled_reducer",
     "find_reducer",
     "needs_score",
+    "reducer_of",
     "traits_of",
 ]
 
@@ -68,18 +69,21 @@ def find_reducer(name: str) -> Reducer:
     return find("reducer", name, REDUCERS, "tcompile.reducers", Reducer)
 
 
+def reducer_of(spec: Spec) -> Reducer:
+    """The reducer of a step, as it is with its parameters. Raises as `filled_reducer`."""
+    return find_reducer(spec.name).of(filled_reducer(spec))
+
+
 def traits_of(spec: Spec) -> frozenset[Trait]:
     """What a reducer, or what it is made of, does to the tokens."""
-    values = filled_reducer(spec)
-    reducer = find_reducer(spec.name).of(values)
-    return reducer.traits.union(*(traits_of(part) for part in reducer.parts(values)))
+    reducer = reducer_of(spec)
+    return reducer.traits.union(*map(traits_of, reducer.parts(filled_reducer(spec))))
 
 
 def needs_score(spec: Spec) -> bool:
     """Whether a reducer, or what it is made of, needs a score."""
-    values = filled_reducer(spec)
-    reducer = find_reducer(spec.name).of(values)
-    return reducer.scored or any(needs_score(part) for part in reducer.parts(values))
+    reducer = reducer_of(spec)
+    return reducer.scored or any(map(needs_score, reducer.parts(filled_reducer(spec))))
 
 
 def filled_reducer(spec: Spec) -> dict[str, Any]:

@@ -39,6 +39,7 @@ class ReducerInput:
         full: [B, T0, C], each patch as it was last, where tokens are to return.
         beside: [B, N, C], inside an attention the stream beside it, before the norm.
         whole: the grid of the dense model.
+        entered: gives the stream [B, N, C] as it enters the first block, with every token.
     """
 
     b: Builder
@@ -58,6 +59,7 @@ class ReducerInput:
     full: gs.Tensor | None = None
     beside: gs.Tensor | None = None
     whole: Grid = ()
+    entered: Callable[[], gs.Tensor] | None = None
 
     @property
     def stream(self) -> gs.Tensor:
