@@ -14,7 +14,10 @@ from typing import Any
 
 import pytest
 
+from tests.oracles.compare import MismatchError
+from tests.oracles.presets.base import PresetOracle
 from tests.oracles.presets.held import holds
+from tests.oracles.presets.mutants import MUTANTS
 from tests.oracles.presets.registry import ORACLES
 from tests.oracles.presets.scores import random_head
 from tests.oracles.presets.subjects import VIDEOS, Setting, settings
@@ -76,7 +79,18 @@ HELD = [(ask, one) for turn, ask in enumerate(ASKS) for one in settings(turn, de
 HELD += [(Ask("dycoke", keep="0.5"), VIDEOS[0]), (Ask("dycoke", None, {"rate": "0.3"}), VIDEOS[1])]
 
 
+def hold(oracle: PresetOracle, ask: Ask, setting: Setting, cache: Path) -> None:
+    head = random_head(32, *ask.head, norm=ask.norm) if ask.head else None
+    holds(oracle, setting, cache, ask.values, ask.keep, head=head, images=ask.images)
+
+
 @pytest.mark.parametrize(("ask", "setting"), HELD, ids=[f"{a.id}-{s.id}" for a, s in HELD])
 def test_a_preset_is_what_its_paper_says(ask: Ask, setting: Setting, cache: Path) -> None:
-    head = random_head(32, *ask.head, norm=ask.norm) if ask.head else None
-    holds(ORACLES[ask.name], setting, cache, ask.values, ask.keep, head=head, images=ask.images)
+    hold(ORACLES[ask.name], ask, setting, cache)
+
+
+@pytest.mark.parametrize("name", MUTANTS, ids=lambda name: name.replace(" ", "-"))
+def test_what_is_wrong_is_caught(name: str, cache: Path) -> None:
+    ask = next(ask for ask in ASKS if ask.name == name.partition(" ")[0])
+    with pytest.raises(MismatchError, match=r"error|differs"):
+        hold(MUTANTS[name], ask, Setting(65, "hf", 3, ask.depth), cache)
