@@ -37,6 +37,7 @@ class Tokens:
         index: [B, T] i64, where the tokens are among the dense model's; None: all are there.
         owner: [B, T0] i64; None as index is.
         logits: [B, H, N, N] f32, of the attention; None: nobody reads them.
+        entered: [B, prefix + T0 + suffix, C] f32, x as it enters the first block; None: x itself.
     """
 
     x: Array
@@ -49,6 +50,7 @@ class Tokens:
     index: Array | None = None
     owner: Array | None = None
     logits: Array | None = None
+    entered: Array | None = None
     whole: tuple[int, ...] = ()
 
     @property
@@ -90,6 +92,12 @@ class Keys:
     def keys(self) -> gs.Tensor:
         return self._keys
 
+    def head_keys(self) -> gs.Tensor:
+        """Of two heads, the halves of the keys."""
+        return self.b.transpose(
+            self.b.reshape(self._keys, [0, 0, 2, self.width // 2]), [0, 2, 1, 3]
+        )
+
     def logits(self) -> gs.Tensor:
         assert self._logits is not None
         return self._logits
@@ -117,7 +125,7 @@ def reduced(
         segments: of the tokens, as many of which are kept in each.
         half: in fp16 as it is written, but for what the reducer keeps in fp32.
     """
-    names = ("x", "keys", "score", "size", "index", "owner", "logits")
+    names = ("x", "keys", "score", "size", "index", "owner", "logits", "entered")
     feeds = {k: getattr(tokens, k) for k in names}
     feeds = {k: v for k, v in feeds.items() if v is not None}
     inputs = {k: gs.Variable(k, v.dtype, ["batch", *v.shape[1:]]) for k, v in feeds.items()}
@@ -135,6 +143,7 @@ def reduced(
         builder, inputs["x"], tokens.x.shape[2], inputs.get("score"), core,
         Stage(tokens.count, **of_stage), tokens.prefix, tokens.suffix, total, keep, values,
         grid=tokens.grid, whole=whole,
+        entered=lambda: inputs["entered" if "entered" in inputs else "x"],
     )  # fmt: skip
     reducer = find_reducer(name)
     stream, after = by_segment(reducer, given, segments) if segments > 1 else reducer.run(given)

@@ -23,13 +23,13 @@ def neighbours(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
     """x' = [prefix | x_k + Σ_{j∈N(k)} c_j x_j, k ∈ S | Σ_{j∉S} c_j x_j | suffix]; fp32 inside.
 
     S: the K − 1 best by score c, ascending. N(k): the `neighbours` others (all, if there are fewer)
-    of largest cosine to k, in S or not, by the keys' mean or the stream. Sums are not renormalised,
-    as published (METHODS 4.9), and nobody counts for more than before.
+    of largest cosine to k, in S or not: by the keys of all heads joined, their mean, or the stream.
+    Sums are not renormalised, as published (METHODS 4.9), and nobody counts for more than before.
     """
     b, count = given.b, given.stage.count
     index = choose(given, given.keep - 1)
     patches = given.of_patches(given.x, fp32=False)
-    directions = unit(b, metric(given))
+    directions = unit(b, _features(given))
     kept = rows(b, directions, index)
     cosine = b.op("MatMul", kept, b.transpose(directions, [0, 2, 1]))
     places = b.const(np.arange(count).reshape(1, 1, -1))
@@ -49,6 +49,14 @@ def neighbours(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
     return given.joined(joined, fp32=False), fused(given, index)
 
 
+def _features(given: ReducerInput) -> gs.Tensor:
+    """[B, T, D]: what cosines are taken of."""
+    if given.parameters["metric"] != "joined":
+        return metric(given)
+    keys = given.b.transpose(given.core.head_keys(), [0, 2, 1, 3])
+    return given.of_patches(given.b.reshape(keys, [0, 0, -1]))
+
+
 def _problem(ask: Ask) -> str:
     return problem(ask) or sorts(ask.keep - 1, min(ask.parameters["neighbours"], ask.count))
 
@@ -58,8 +66,9 @@ REDUCER = Reducer(
     neighbours,
     {
         "neighbours": Parameter(int, 32, "tokens that each one takes in", least=1),
-        "metric": Parameter(str, "keys", "what cosines are taken of", ("keys", "x")),
+        "metric": Parameter(str, "joined", "what cosines are taken of; joined: all heads' keys",
+                            ("joined", "keys", "x")),
     },
     traits=frozenset({"fuse"}),
     problem=_problem,
-)
+)  # fmt: skip

@@ -18,7 +18,7 @@ from tcompile.passes.reduce.reducers.grids import beside, planes
 from tcompile.passes.reduce.stage import Stage
 from tcompile.planning.parameters import Parameter
 
-#: Where a stage keeps the graph of its tokens.
+#: Where a stage keeps the graph of its tokens, so that it need not be made again.
 _GRAPH = "propagate/graph"
 
 
@@ -27,10 +27,9 @@ def propagate(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
     inside. Â = D^-½ G D^-½ by row sums D; G_ij = 1 where j is one of the `neighbours` (8 or 4)
     around i in the grid, or one of the `semantic` others of largest cosine to i.
 
-    The graph is made where tokens first leave so, of the stream there (the paper: of the model's
-    input); from there on `Stage.cache` carries it, sliced but not normalised again, as long as no
-    other reducer comes between. sizes: t_k += α Σ Â_kp t_p, from 1, whose logarithm later
-    attentions add.
+    The graph is that of the patches as they enter the first block; what is left of them has the
+    rows and columns of Â that are theirs, not normalised again. sizes: t_k += α Σ Â_kp t_p, from 1,
+    whose logarithm later attentions add.
 
     Raises:
         UsageError: a token before it has no position.
@@ -40,8 +39,8 @@ def propagate(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
     gone = others(b, kept, before.count, before.count - given.keep)
     patches = given.of_patches(given.x, fp32=False)
     known = before.cache.get(_GRAPH)
-    graph = _graph(given, patches) if known is None else known
-    columns = b.transpose(rows(b, graph, kept), [0, 2, 1])
+    # [B, T, T] → [B, K, T] → [B, T, K]
+    columns = b.transpose(rows(b, _of_tokens(given) if known is None else known, kept), [0, 2, 1])
     alpha = b.const([parameters["alpha"]], np.float32)
     weight = b.op("Mul", b.transpose(rows(b, columns, gone), [0, 2, 1]), alpha)
 
@@ -57,36 +56,35 @@ def propagate(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
     return given.joined(handed, fp32=False), after
 
 
-def _graph(given: ReducerInput, patches: gs.Tensor) -> gs.Tensor:
+def _of_tokens(given: ReducerInput) -> gs.Tensor:
     """[B, T, T]: Â of the tokens as they are."""
-    b, before, parameters = given.b, given.stage, given.parameters
-    count, one = before.count, b.const([1], np.float32)
-    directions = unit(b, patches)
+    b, index = given.b, given.stage.index
+    graph = _graph(given)
+    if index is None:
+        return graph
+    if not given.stage.positioned:
+        raise UsageError("'propagate' needs tokens that all have a position", where="schedule")
+    return b.transpose(rows(b, b.transpose(rows(b, graph, index), [0, 2, 1]), index), [0, 2, 1])
+
+
+def _graph(given: ReducerInput) -> gs.Tensor:
+    """[B, T0, T0]: Â of the patches as they enter the first block."""
+    b, parameters, count = given.b, given.parameters, given.patches
+    assert given.entered is not None
+    end = given.prefix + count
+    directions = unit(b, b.slice(given.entered(), 1, given.prefix, end, fp32=False))
     cosine = b.op("MatMul", directions, b.transpose(directions, [0, 2, 1]))
     # No token is its own neighbour: 4 is beyond every cosine.
     alike = b.op("Sub", cosine, b.const(4 * np.eye(count)[None], np.float32))
-    zeros = b.op("Mul", cosine, b.const([0], np.float32))
+    zero, one = b.const([0], np.float32), b.const([1], np.float32)
     value, best = b.nodes("TopK", [alike, [min(parameters["semantic"], count - 1)]],
                           [np.float32, np.int64], axis=-1, largest=1, sorted=1)  # fmt: skip
-    ones = b.op("Add", b.op("Mul", value, b.const([0], np.float32)), one)
-    near = b.op("ScatterElements", zeros, best, ones, axis=2)
-    graph = b.op("Max", near, _spatial(given))
+    ones = b.op("Add", b.op("Mul", value, zero), one)
+    near = b.op("ScatterElements", b.op("Mul", cosine, zero), best, ones, axis=2)
+    spatial = beside(planes(given.whole, count), parameters["neighbours"])
+    graph = b.op("Max", near, b.const(spatial[None], np.float32))
     degree = b.op("Sqrt", b.reduce("Sum", graph, [2], 1))
-    graph = b.op("Div", graph, degree)
-    return b.op("Div", graph, b.transpose(degree, [0, 2, 1]))
-
-
-def _spatial(given: ReducerInput) -> gs.Tensor:
-    """[1 or B, T, T]: 1 between neighbours in the grid of the dense model."""
-    b, index = given.b, given.stage.index
-    grid = planes(given.whole, given.patches)
-    near = b.const(beside(grid, given.parameters["neighbours"]), np.float32)
-    if index is None:
-        return b.unsqueeze(near, 0)
-    if not given.stage.positioned:
-        raise UsageError("'propagate' needs tokens that all have a position", where="schedule")
-    across = b.transpose(b.op("Gather", near, index, axis=0), [0, 2, 1])
-    return b.transpose(rows(b, across, index), [0, 2, 1])
+    return b.op("Div", b.op("Div", graph, degree), b.transpose(degree, [0, 2, 1]))
 
 
 def _scales(given: ReducerInput, weight: gs.Tensor, kept: gs.Tensor, gone: gs.Tensor) -> gs.Tensor:

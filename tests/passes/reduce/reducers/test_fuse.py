@@ -43,16 +43,19 @@ def test_weights(weights: str, batch: int, prefix: int, sized: bool) -> None:
 
 
 @CASES
-@pytest.mark.parametrize("many", [5, 32])
-def test_neighbours(many: int, batch: int, prefix: int, sized: bool) -> None:
+@pytest.mark.parametrize(("many", "metric"), [(5, "joined"), (32, "joined"), (3, "keys"), (3, "x")])
+def test_neighbours(many: int, metric: str, batch: int, prefix: int, sized: bool) -> None:
+    """`Tokens.keys` is what the attention gives for both keys and joined: it says which is read."""
     t = tokens(20, batch, prefix, sized=sized)
-    found = reduced("neighbours", t, 8, neighbours=many)
+    found = reduced("neighbours", t, 8, neighbours=many, metric=metric)
+    assert ("Reshape" in found.ops) == (metric == "joined")
     sane(t, found, 8)
     for n in range(batch):
         x, c = t.patches[n].astype(np.float64), score_of(t, n)
         kept = best(c, 7)
         gone = [j for j in range(20) if j not in kept]
-        near = cosines(t.metric[n], t.metric[n])
+        f = t.patches[n] if metric == "x" else t.metric[n]
+        near = cosines(f, f)
         rows = []
         for k in kept:
             row = near[k].copy()

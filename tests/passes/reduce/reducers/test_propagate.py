@@ -97,24 +97,34 @@ def test_the_graph_is_sliced_not_made_again() -> None:
         check(t, found, n, x, index, owner)
 
 
+def test_the_graph_is_that_of_the_input() -> None:
+    """What is left of the patches has its rows and columns, whichever reducer left it."""
+    t, rng = tokens(12, grid=()), np.random.default_rng(7)
+    index = np.stack([np.sort(rng.permutation(20)[:12]) for _ in range(3)])
+    owner = np.stack([np.searchsorted(i, np.arange(20)).clip(max=11) for i in index])
+    entered = rng.normal(size=(3, 21, 6)).astype(np.float32)
+    now = Tokens(t.x, t.keys, t.score, None, 1, 0, (), index, owner, None, entered, (4, 5))
+    found = reduced("propagate", now, 9)
+    for n in range(3):
+        links = graph(entered[n, 1:], (4, 5), {})[np.ix_(index[n], index[n])]
+        kept = best(score_of(t, n), 9)
+        x = t.patches[n].astype(np.float64)
+        out = propagated(x, np.ones(12), links, kept, 0.2)
+        np.testing.assert_allclose(found.x[n, 1:], out[0], atol=2e-5)
+        np.testing.assert_array_equal(found.index[n], index[n][kept])
+
+
 def test_after_another_reducer() -> None:
-    """No graph has come that far: one of what is left, beside each other as in the image."""
     t = tokens(20, grid=(4, 5))
     steps = [{"reducer": {"name": "topk"}, "keep": 15},
              {"reducer": {"name": "propagate", "semantic": 2}, "keep": 9}]  # fmt: skip
     found = reduced("chain", t, 9, steps=steps)
     for n in range(3):
         first = best(score_of(t, n), 15)
-        x, score = t.patches[n].astype(np.float64)[first], score_of(t, n)[first]
-        near = np.zeros((15, 15))
-        cos = cosines(x, x) - 4 * np.eye(15)
-        for i, p in enumerate(first):
-            for j, q in enumerate(first):
-                near[i, j] = max(abs(p // 5 - q // 5), abs(p % 5 - q % 5)) == 1
-            near[i, best(cos[i], 2)] = 1
-        degree = near.sum(1)
+        x, score = t.patches[n].astype(np.float64), score_of(t, n)[first]
+        links = graph(x, (4, 5), {"semantic": 2})[np.ix_(first, first)]
         kept = best(score, 9)
-        out = propagated(x, x, near / np.sqrt(degree[:, None] * degree), kept, 0.2)
+        out = propagated(x[first], np.ones(15), links, kept, 0.2)
         np.testing.assert_allclose(found.x[n, 1:], out[0], atol=2e-5)
         np.testing.assert_array_equal(found.index[n], [first[k] for k in kept])
 
