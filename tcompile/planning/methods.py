@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tcompile.errors import UsageError
@@ -114,6 +115,7 @@ def compose(
                          hint="leave it away")  # fmt: skip
     if ratio == 1:
         return Schedule(text, shape, ())
+    values = {k: _file(k, v) if isinstance(v, Path) else v for k, v in values.items()}
     context = Context(preset.name, shape, has_cls, ratio, room)
     if preset.scheduler.observes:
         if observe is None:
@@ -123,6 +125,13 @@ def compose(
         context = replace(context, calibration=observe(wanted))
     made = Schedule(text, shape, composed(preset, context, values))
     return replace(made, notes=_notes(preset, context, values, made))
+
+
+def _file(key: str, path: Path) -> Path:
+    """Where it is, whatever directory the schedule is read in."""
+    if not path.is_file():
+        raise UsageError(f"{key}={path} is no file", where="--method")
+    return path.absolute()
 
 
 def composed(preset: Preset, context: Context, values: Values) -> tuple[Reduction, ...]:

@@ -20,7 +20,7 @@ def mlp_counts(text: str, keep: str | None = None, shape: Shape = VIT) -> list[i
 
 
 def given(method: Preset) -> str:
-    return f"{method.name}:head=head.npz" if "head" in method.required else method.name
+    return f"{method.name}:head={__file__}" if "head" in method.required else method.name
 
 
 def test_evit_published_counts() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 from itertools import pairwise
 from math import ceil
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +21,8 @@ DEIT = Shape(198, 2, 196, 12)
 CLIP = Shape(577, 1, 576, 24)
 VIDEO = Room(frozenset({"output"}), grid=(8, 4, 4))
 
+#: Any file: composing does not look into it.
+HEAD = Path(__file__)
 SHAPES = (VIT, DEIT, CLIP, Shape(65, 1, 64, 6), Shape(261, 5, 256, 12), Shape(64, 0, 64, 3))
 
 #: Presets whose map is whole at the end, and those whose counts are those of a grid.
@@ -31,7 +34,7 @@ CALIBRATED = tuple(m.name for m in METHODS if "calibration" in m.needs)
 def text(name: str) -> str:
     """The preset, with what it must be given."""
     preset = next(m for m in METHODS if m.name == name)
-    return f"{name}:head=head.npz" if "head" in preset.required else name
+    return f"{name}:head={HEAD}" if "head" in preset.required else name
 
 
 def patches(method: str, shape: Shape = VIT) -> list[int]:
@@ -42,9 +45,9 @@ def patches(method: str, shape: Shape = VIT) -> list[int]:
 def test_published_counts_of_stages() -> None:
     assert patches("evit:rate=0.7") == [139, 99, 71]  # 197, 140, 100, 72 with CLS
     assert patches("ats:rate=0.7") == [138, 97, 68]  # 139, 98, 69 unfused
-    assert patches("dynamicvit:head=x,rate=0.7") == [137, 96, 67]
-    assert patches("spvit:head=x,rate=0.7") == [138, 97, 68]
-    sites = [r.site for r in compose("dynamicvit:head=x", VIT, True, "0.5").reductions]
+    assert patches(f"dynamicvit:head={HEAD},rate=0.7") == [137, 96, 67]
+    assert patches(f"spvit:head={HEAD},rate=0.7") == [138, 97, 68]
+    sites = [r.site for r in compose(f"dynamicvit:head={HEAD}", VIT, True, "0.5").reductions]
     assert sites == ["block:2", "block:5", "block:8"]
 
 
@@ -128,7 +131,7 @@ def test_published_tower_counts() -> None:
     assert compose("llava-zip:side=3", CLIP, True, None).final == 64
     (step,) = compose("dycoke:rate=0.3", Shape(128, 0, 128, 4), False, None, VIDEO).reductions
     assert step.keep == 2 * 16 + 6 * 5
-    (step,) = compose("tnt:head=x", VIT, True, "0.469").reductions
+    (step,) = compose(f"tnt:head={HEAD}", VIT, True, "0.469").reductions
     assert [s["keep"] for s in step.reducer.parameters["steps"]] == [117, 92]
 
 
@@ -158,7 +161,7 @@ def test_idlevit_powers() -> None:
 
 
 def test_cropr_brings_all_back_before_the_last_block() -> None:
-    made = compose("cropr:head=x,r=12", VIT, True, None)
+    made = compose(f"cropr:head={HEAD},r=12", VIT, True, None)
     assert [b.attention for b in made.tokens_per_block()][:3] == [197, 184, 172]
     assert made.tokens_per_block()[-1].attention == 197
     assert made.reductions[-1].reducer.to_json() == {"name": "return", "fill": "stale"}
@@ -238,13 +241,14 @@ def test_without_cls_the_plan_says_so(preset: Preset) -> None:
     ("method", "keep", "says"),
     [
         ("cropr", "0.5", "needs head"),
+        ("cropr:head=nowhere.npz", "0.5", r"head=nowhere\.npz is no file"),
         ("diffrate:table=deit-s", "0.5", "both set the budget"),
         ("diffrate:table=deit-x", None, "deit-s or deit-b"),
         ("pitome:ratio=0", None, "less than"),
         ("pomt:r=196", None, "leaves none"),
         ("dart:pivots=0", "0.5", "less than"),
         ("tomesd", "0.2", "one token of each cell"),
-        ("cropr:head=x,r=60", None, "leaves none"),
+        (f"cropr:head={HEAD},r=60", None, "leaves none"),
         ("visionzip:dominant=9,contextual=500", None, ""),
         ("tome:inflect=-2", "0.5", "less than"),
         ("dycoke", "0.5", "frames of a video"),
@@ -280,3 +284,19 @@ def test_what_late_blocks_cannot_halve_leaves_earlier(method: str) -> None:
     assert all(2 * b >= a for a, b in pairwise(counts))
     with pytest.raises(UsageError, match="at best"):
         compose(method, shape, True, "0.01")
+
+
+def test_a_head_is_found_wherever_the_schedule_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("head.npz").touch()
+    (step,) = compose("tnt:head=head.npz", VIT, True, "0.5").reductions
+    assert step.score is not None
+    assert step.score.parameters == {"file": str(tmp_path / "head.npz")}
+
+
+def test_tome_as_released() -> None:
+    made = compose("tome:parity=reference,prop_attn=false", VIT, True, "0.5").reductions
+    wanted = {"prop_attn": False, "parity": "reference"}
+    assert {str(r.reducer.parameters) for r in made} == {str(wanted)}

@@ -34,8 +34,8 @@ FITPRUNE = Preset(
     parameters={"alpha": _share("of the attention that may be lost in a block")},
     budget=("alpha",),
     needs=("calibration",),
-    note="the encoder's CLS row in place of a language model's text; every block computes Q·K^T a "
-    "second time",
+    note="the encoder's CLS row in place of a language model's text; the maximum over heads is "
+    "taken of each probability (paper: of their sums); every block computes Q·K^T a second time",
 )
 
 G_SEARCH = Preset(

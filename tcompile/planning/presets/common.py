@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 from tcompile.planning.context import Step
@@ -30,13 +31,13 @@ def share(default: str, meaning: str) -> Parameter:
 
 
 PROP_ATTN = Parameter(bool, True, "proportional attention: logits + log size")
-HEAD = Parameter(str, None, "the file of its trained weights, .npz: norm.weight, norm.bias, "
+HEAD = Parameter(Path, None, "the file of its trained weights, .npz: norm.weight, norm.bias, "
                  "0.weight, 0.bias, 1.weight, …")  # fmt: skip
 
 
 def head(step: Step) -> Spec:
     """The score of a user's trained head."""
-    return Spec("head", {"file": step.values["head"]})
+    return Spec("head", {"file": str(step.values["head"])})
 
 
 def part(score: Spec, **of_the_term: Any) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from tcompile.planning.schedulers import constant, ratio
 
 
 def _tome(step: Step) -> Spec:
-    return Spec("merge", {} if step.values["prop_attn"] else {"prop_attn": False})
+    plain = {"prop_attn": True, "parity": "stripped"}
+    return Spec("merge", {k: step.values[k] for k, v in plain.items() if step.values[k] != v})
 
 
 TOME = Preset(
@@ -31,6 +32,8 @@ TOME = Preset(
         "inflect": Parameter(Fraction, Fraction(0), "-1: r decreases to 0 over the blocks (the "
                              "paper's decreasing schedule), 1: it grows from 0", least=-1, most=1),
         "prop_attn": PROP_ATTN,
+        "parity": Parameter(str, "stripped", "even and odd places of the patches, or of all tokens "
+                            "as in the released code", ("stripped", "reference")),
     },
     budget=("r",),
     published="ViT-S and ViT-B r=13, ViT-L r=7, ViT-L@384 r=23, ViT-H@518 r=40; prop_attn=false "
