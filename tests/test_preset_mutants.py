@@ -145,7 +145,7 @@ DATA: tuple[tuple[str, str, Mapping[str, Any], Callable[[list[Row]], None]], ...
 
 
 #: What is tried unless all is asked for: one mistake of a kind.
-FEW = (0, 1, 5, 8, 11, 14, 18, 21, 26, 28, 31, 36)
+FEW: tuple[int, ...] = (0, 1, 5, 8, 11, 14, 18, 21, 26, 28, 31, 36)
 if os.environ.get("TCOMPILE_MATRIX", "") in ("all", "full"):
     FEW = tuple(range(len(DATA)))
 

@@ -26,17 +26,15 @@ from tests.support.preset_models import (
 )
 
 EVERY = pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.name)
-#: Reducers that give their tokens in an order of their own, and say so.
-UNORDERED = {"merge", "contextual", "windows", "chain"}
 
 
-def reducers(found: Made) -> set[str]:
-    """Names of the reducers of a schedule, and of those that they are made of."""
-    names = set()
-    for step in found.schedule.to_json()["reductions"]:
-        names.add(step["reducer"]["name"])
-        names |= {part["reducer"]["name"] for part in step["reducer"].get("steps", ())}
-    return names
+def keeps_order(found: Made) -> bool:
+    """Whether every reducer leaves tokens in their order; those that do not say so."""
+    rows = found.schedule.to_json()["reductions"]
+    parts = [row["reducer"] for row in rows]
+    parts += [step["reducer"] for part in parts for step in part.get("steps", ())]
+    split = [p.get("split", "alternate") for p in parts if p["name"] == "merge"]
+    return "alternate" not in split and not {"contextual", "windows"} & {p["name"] for p in parts}
 
 
 def discounted(found: Made) -> bool:
@@ -85,8 +83,21 @@ def test_prefix_order_and_index(preset: Preset) -> None:
         real = row[row >= 0]
         assert len(set(real)) == len(real)
         assert len(real) == 0 or (p <= real.min() and real.max() < found.spec.tokens)
-        if not reducers(found) & UNORDERED:
+        if keeps_order(found):
             assert (np.diff(real) > 0).all()
+
+
+@EVERY
+def test_an_image_is_what_it_is_alone(preset: Preset) -> None:
+    """No score or count depends on the others of a batch (METHODS 4.15)."""
+    found = made(preset)
+    images = some_images(found.spec, 3)
+    images[1] *= 10
+    together = found.run(images)
+    for row in range(3):
+        alone = found.run(images[row : row + 1])
+        for name, value in alone.items():
+            np.testing.assert_allclose(together[name][row], value[0], atol=1e-4, err_msg=name)
 
 
 @EVERY
