@@ -9,6 +9,9 @@ from typing import Any
 
 from tcompile.errors import UsageError
 
+#: Of single precision, in which scores and reducers compute.
+LARGEST = 3.4e38
+
 
 @dataclass(frozen=True)
 class Parameter:
@@ -37,6 +40,8 @@ class Parameter:
         fits = isinstance(value, self.type) and (self.type is bool or not isinstance(value, bool))
         if not (fits or (self.type in (float, Fraction) and number)):
             return f"is no {self.type.__name__.lower()}"
+        if self.type is float and not abs(value) <= LARGEST:
+            return "is no finite number of single precision"
         if self.choices and value not in self.choices:
             return f"is not {', '.join(map(str, self.choices[:-1]))} or {self.choices[-1]}"
         if self.least is not None and not value >= self.least:
