@@ -70,7 +70,7 @@ def by_segment(reducer: Reducer, given: ReducerInput, segments: int) -> tuple[gs
         score=None if given.score is None else b.reshape(given.score, [-1, count]),
         core=_Folded(given, count),
         stage=_folded(b, before, segments, each, table),
-        prefix=0, suffix=0, patches=each, keep=keep, table=table,
+        prefix=0, suffix=0, patches=each, keep=keep, table=table, fixed=None,
     )  # fmt: skip
     reduced, after = reducer.run(inner)
     whole_again = _unfolded(b, after, segments, each, count, table)

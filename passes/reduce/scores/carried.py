@@ -37,15 +37,21 @@ def over(given: ScoreInput, blocks: Sequence[Seen], one: One, combine: Combine) 
     stood for where they come back (`Stage.owner`), and kept by tokens that bypass a block.
 
     Raises:
-        UsageError: there is no such block, or tokens since then were made of others.
+        UsageError: there is no such block, one sees windows only, or tokens since then were made
+            of others.
     """
     b, total, place = given.b, None, 0
     if not blocks:
         raise UsageError(
-            "there is no block before whose attention could be read", where="schedule",
-            hint="use a later site, or source=this",
+            "no block before has an attention that could be read", where="schedule",
+            hint="use a later site, or the block's own attention only",
         )  # fmt: skip
     for seen in blocks:
+        if seen.core.attention.columns != given.core.attention.columns:
+            raise UsageError(
+                f"the attention '{seen.core.node.name}' of a block before is not over the same "
+                "tokens as the site's own", where="schedule", hint="use source=this",
+            )  # fmt: skip
         inner = replace(given, core=seen.core, count=given.stages[seen.number].count)
         new = one(inner)
         if seen.through is None:

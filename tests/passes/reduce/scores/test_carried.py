@@ -120,11 +120,11 @@ def test_cumulative() -> None:
 
 def test_refusals() -> None:
     x = images(1)
-    with pytest.raises(UsageError, match="there is no block before"):
+    with pytest.raises(UsageError, match="no block before has an attention"):
         scored(Spec("cls", {"source": "previous"}), x, "attn:0", spec=VIT)
-    with pytest.raises(UsageError, match="there is no block before"):
+    with pytest.raises(UsageError, match="no block before has an attention"):
         scored(Spec("cls", {"source": "ema"}), x, "around:0", spec=VIT)
-    with pytest.raises(UsageError, match="there is no block before"):
+    with pytest.raises(UsageError, match="no block before has an attention"):
         scored(Spec("colsum", {"cumulative": True}), x, "around:0", spec=VIT)
     with pytest.raises(UsageError, match="tokens were made of others"):
         scored(Spec("cls", {"source": "ema"}), x, "attn:2", spec=VIT,
