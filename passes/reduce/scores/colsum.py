@@ -16,9 +16,10 @@ from tcompile.planning.parameters import Parameter
 def colsum(given: ScoreInput) -> gs.Tensor:
     """score_j = Σ_{q∈Q} agg_h A[h,q,j] for patches j: [B, T]; A over all keys (METHODS 2.1, 3).
 
+    * `heads=after`: agg_h Σ_{q∈Q} A[h,q,j] (FitPrune's max); mean and sum do not care.
     * `queries`: all N; the T patches (POMT: max_h before the sum); strided: m = ⌈√T⌉ patches at
       floor((i+½)·T/m), which costs m/N of Q·Kᵀ.
-    * `diagonal`: agg_h A[h,j,j] · agg_h Σ_{q∈Q} A[h,q,j], heads after the sum (GTP, max).
+    * `diagonal`: agg_h A[h,j,j] · agg_h Σ_{q∈Q} A[h,q,j] (GTP, max).
     * `cumulative`: summed over the blocks so far, each token keeping its own (SpAtten).
 
     All and patches compute Q·Kᵀ a second time beside the attention, 2·h·N²·d operations and N² of
@@ -47,13 +48,15 @@ def _one(given: ScoreInput) -> gs.Tensor:
         places = strided(given.count, p["m"]) if which == "strided" else range(given.count)
         positions = [given.prefix + i for i in places]
     rows = given.of_patches(given.core.rows(positions), 3)
-    if not p["diagonal"]:
+    if not p["diagonal"] and p["heads"] == "before":
         return b.reduce("Sum", b.reduce(agg, rows, [1]), [1])
+    received = b.reduce(agg, b.reduce("Sum", rows, [2]), [1])
+    if not p["diagonal"]:
+        return received
     own = given.of_patches(rows, 2) if positions is None else rows
     count = given.count
     flat = b.reshape(own, [0, 0, count * count])
     diagonal = b.op("Slice", flat, [0], [count * count], [2], [count + 1])
-    received = b.reduce(agg, b.reduce("Sum", rows, [2]), [1])
     return b.op("Mul", b.reduce(agg, diagonal, [1]), received)
 
 
@@ -64,6 +67,7 @@ SCORE = Score(
         "queries": Parameter(str, "patches", "Q", ("all", "patches", "strided")),
         "m": Parameter(int, None, "how many strided queries; default ⌈√T⌉", least=1),
         "agg": Parameter(str, "mean", "over heads", ("mean", "max", "sum")),
+        "heads": Parameter(str, "before", "aggregated before or after Σ_q", ("before", "after")),
         "diagonal": Parameter(bool, False, "times what a patch pays itself"),
         "cumulative": Parameter(bool, False, "summed over the blocks so far"),
     },

@@ -85,6 +85,7 @@ def test_cls(parameters: Parameters, batch: int, prefix: int) -> None:
 COLSUM: tuple[Parameters, ...] = (
     {},
     {"agg": "max"},
+    {"agg": "max", "heads": "after"},
     {"queries": "all", "agg": "sum"},
     {"queries": "all", "agg": "max", "diagonal": True},
     {"queries": "patches", "agg": "mean", "diagonal": True},
@@ -102,6 +103,8 @@ def colsum(t: Taps, p: Parameters, prefix: int) -> Array:
     elif p.get("queries") != "all":
         rows = rows[:, :, prefix:]
     agg = p.get("agg", "mean")
+    if p.get("heads") == "after":
+        return over_heads(rows.sum(2), agg)[:, prefix:]
     if not p.get("diagonal"):
         return over_heads(rows, agg).sum(1)[:, prefix:]
     own = np.diagonal(t.attention, axis1=2, axis2=3)
