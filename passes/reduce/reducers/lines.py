@@ -35,7 +35,10 @@ def lines(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
     now = Lines.of(planes(given.grid, before.count), given.keep, given.parameters["axis"])
     pairs, r = now.count // 2, now.count - now.left
     x = now.apart(b, given.of_patches(given.x, fp32=False), given.width)
-    each = unit(b, x)
+    seen = x
+    if given.beside is not None:
+        seen = now.apart(b, given.of_patches(given.beside, fp32=False), given.width)
+    each = unit(b, seen)
     left, right = (
         b.op("Slice", each, [i], [2 * pairs], [1], [2], dtype=each.dtype) for i in (0, 1)
     )
