@@ -44,6 +44,8 @@ class Parameter:
             return "is no finite number of single precision"
         if self.choices and value not in self.choices:
             return f"is not {', '.join(map(str, self.choices[:-1]))} or {self.choices[-1]}"
+        # 0.001 as a fraction is less than the nearest float to it.
+        value = float(value) if isinstance(value, Fraction) else value
         if self.least is not None and not value >= self.least:
             return f"is less than {self.least:g}"
         if self.most is not None and not value <= self.most:
