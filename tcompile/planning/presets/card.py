@@ -69,7 +69,9 @@ def card(preset: Preset) -> Card:
     reductions = _example(preset)
     specs = [r.score for r in reductions if r.score is not None]
     needs, fused = _of_scores(specs)
-    asked = {*needs, *preset.needs} | ({"cls"} if any("cls" in _names(s) for s in specs) else set())
+    # What else needs a CLS token has a preset that does without.
+    asked = {*needs, *preset.needs} - {"cls"}
+    asked |= {"cls"} if any("cls" in _names(s) for s in specs) else set()
     words = [_NEEDS[n] for n in _NEEDS if n in asked]
     words += [f"{key}: {preset.parameters[key].meaning}" for key in preset.required]
     return Card(preset, tuple(_rows(reductions)), tuple(words), fused)

@@ -50,7 +50,7 @@ DIFFRATE = Preset(
         "table": Parameter(str, None, "published counts p_l and m_l", ("deit-s", "deit-b"))
     },
     budget=("table",),
-    published="table=deit-s: 2.9 G, 79.54 %; table=deit-b: 11.5 G, 81.50 %",
+    published="table=deit-s: 2.9 G, 79.54 %; table=deit-b: 11.5 G, 81.50 %; 12 blocks, 196 patches",
 )
 
 
@@ -84,7 +84,8 @@ ZERO_TPRUNE = Preset(
     },
     budget=("rate",),
     note="one ranking serves both steps (paper: a vote of one iteration before); places and "
-    "counts are searched per model there; computes Q·K^T a second time",
+    "counts are searched per model there; without CLS all start alike; computes Q·K^T a second "
+    "time",
 )  # fmt: skip
 
 #: Tokens that leave each block.
@@ -111,7 +112,8 @@ PYRA = Preset(
         "prop_attn": PROP_ATTN,
     },
     budget=("level",),
-    published="level=low, level=high for 12 blocks (ViT-B, DeiT-B); level=high for 24 (ViT-L)",
+    published="level=low (16 in each block, 10 in the last), level=high (40, 34, … 3) for ViT-B and "
+    "DeiT-B; level=high (20, 19, … 1) for the 24 blocks of ViT-L",
 )
 
 _FICOCO = Spec("window_penalty", {
