@@ -112,8 +112,8 @@ PYRA = Preset(
         "prop_attn": PROP_ATTN,
     },
     budget=("level",),
-    published="level=low (16 in each block, 10 in the last), level=high (40, 34, … 3) for ViT-B and "
-    "DeiT-B; level=high (20, 19, … 1) for the 24 blocks of ViT-L",
+    published="level=low (16 in each block, 10 in the last), level=high (40, 34, … 3) for ViT-B "
+    "and DeiT-B; level=high (20, 19, … 1) for the 24 blocks of ViT-L",
 )
 
 _FICOCO = Spec("window_penalty", {
