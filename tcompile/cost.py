@@ -8,8 +8,9 @@ from typing import Any
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis.flops import batch_size, graph_flops, node_flops
+from tcompile.passes.reduce.reducers import filled_reducer, reducer_of
 from tcompile.passes.reduce.scores import leaves
-from tcompile.planning.schedule import Schedule
+from tcompile.planning.schedule import Reduction, Schedule, Spec
 from tcompile.plugins.ops import OPS
 from tcompile.plugins.spec import DOMAIN
 
@@ -61,11 +62,17 @@ def cost_of(dense: gs.Graph, reduced: gs.Graph, schedule: Schedule) -> Cost:
     unfused = tuple(
         f"{step.site} (score {score.name})"
         for step in schedule.reductions
-        if step.score is not None
-        for score, values in leaves(step.score)
+        for spec in _scores(step)
+        for score, values in leaves(spec)
         if not score.fused(values)
     )
     return Cost(graph_flops(dense), graph_flops(reduced), added, nodes, unfused)
+
+
+def _scores(step: Reduction) -> list[Spec]:
+    """All scores of a step: its own and those its reducer takes besides."""
+    others = reducer_of(step.reducer).scores(filled_reducer(step.reducer))
+    return [*([step.score] if step.score else []), *others]
 
 
 def _scaled(number: float) -> str:

@@ -136,14 +136,21 @@ def _check_after(before: Site, site: Site) -> None:
 
 
 def _check_score(analysis: Analysis, site: Site, one: Reduction) -> None:
-    """Whether the model has what the score reads."""
+    """Whether the model has what the scores read."""
     reducer = reducer_of(one.reducer)
+    for own in reducer.scores(filled_reducer(one.reducer)):
+        _check_leaves(analysis, site, own)
     if one.score is None:
         if needs_score(one.reducer):
             raise UsageError(f"reducer '{reducer.name}' needs a score",
                              where=f"schedule, site '{one.site}'")  # fmt: skip
         return
-    for score, values in leaves(one.score):
+    _check_leaves(analysis, site, one.score)
+
+
+def _check_leaves(analysis: Analysis, site: Site, spec: Spec) -> None:
+    """Whether the model has what a score and all that it is made of read."""
+    for score, values in leaves(spec):
         if score.reads(values) and not site.scored:
             raise UsageError(
                 f"score '{score.name}' reads the attention of block {site.block}, which is "

@@ -21,7 +21,7 @@ from tcompile.passes.reduce.reducers.giveback import put
 from tcompile.passes.reduce.scores.base import Score, ScoreInput, Seen
 from tcompile.passes.reduce.segments import Cores, by_segment
 from tcompile.passes.reduce.stage import Stage
-from tcompile.planning.schedule import Reduction
+from tcompile.planning.schedule import Reduction, Spec
 
 
 @dataclass(frozen=True)
@@ -90,11 +90,20 @@ class Steps:
             beside: the residual stream, where that is another.
         """
         b, space, reduction = self.b, self.analysis.space, step.reduction
+        stream = rows if beside is None else beside
+
+        def ranked(spec: Spec) -> gs.Tensor:
+            return self._score(step.site, spec, stream, core, stage)
+
+        def rank(spec: Spec) -> gs.Tensor:
+            found = ranked(spec)
+            return self._for_all(found, rows) if is_const(found) else found
+
         reducer = find_reducer(reduction.reducer.name)
         scope, score, fixed = step.site.name.replace(":", "_"), None, None
         if reduction.score is not None:
             b.scope(f"{scope}/score")
-            score = self._score(step, rows if beside is None else beside, core, stage)
+            score = ranked(reduction.score)
             if is_const(score):
                 fixed, score = value(score).reshape(-1), self._for_all(score, rows)
         b.scope(f"{scope}/{reducer.name}")
@@ -103,7 +112,7 @@ class Steps:
         given = ReducerInput(
             b, rows, width, score, core, stage, space.prefix, space.suffix, space.patches,
             reduction.keep, filled_reducer(reduction.reducer), table, step.grid, fixed,
-            self.full, beside, self.whole, self.entered,
+            self.full, beside, self.whole, self.entered, rank,
         )  # fmt: skip
         if self.returns and not step.site.until:
             patches = given.of_patches(rows, fp32=False)
@@ -122,14 +131,15 @@ class Steps:
         nothing = b.op("Mul", b.cast(b.corner(rows), np.float32), b.const([0], np.float32))
         return b.op("Add", nothing, score)
 
-    def _score(self, step: Step, rows: gs.Tensor, core: Core, stage: Stage) -> gs.Tensor:
+    def _score(
+        self, site: Site, spec: Spec, rows: gs.Tensor, core: Core, stage: Stage
+    ) -> gs.Tensor:
         """[B, T]; where the block's attentions see segments apart, each scores its own."""
-        b, space, spec = self.b, self.analysis.space, step.reduction.score
-        assert spec is not None
+        b, space = self.b, self.analysis.space
         given = ScoreInput(
             b, core, rows, space.prefix, stage.count, self.analysis.cls or 0, {}, space.patches,
-            self.whole or (space.patches,), self.stages, self._seen(step.site),
-            probe_of(b, self.analysis, self.nodes, self.batch, stage.count, step.site),
+            self.whole or (space.patches,), self.stages, self._seen(site),
+            probe_of(b, self.analysis, self.nodes, self.batch, stage.count, site),
             self._in_segments if isinstance(core, Cores) else None,
         )  # fmt: skip
         return given.score(spec)

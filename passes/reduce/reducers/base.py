@@ -40,6 +40,7 @@ class ReducerInput:
         beside: [B, N, C], inside an attention the stream beside it, before the norm.
         whole: the grid of the dense model.
         entered: gives the stream [B, N, C] as it enters the first block, with every token.
+        rank: gives other scores [B, T] of the tokens that arrive at the site.
     """
 
     b: Builder
@@ -60,6 +61,7 @@ class ReducerInput:
     beside: gs.Tensor | None = None
     whole: Grid = ()
     entered: Callable[[], gs.Tensor] | None = None
+    rank: Callable[[Spec], gs.Tensor] | None = None
 
     @property
     def stream(self) -> gs.Tensor:
@@ -144,6 +146,8 @@ class Reducer:
         problem: why it cannot do what is asked, empty if it can: by counts and grid.
         grid: the grid of the tokens that it leaves, empty where they are none.
         parts: the reducers it is made of, by its parameters.
+        scores: the scores that it takes by itself, by its parameters.
+        first: whether it reads so much of the attention that it can only be a chain's first.
         by: the attributes above that are others by its parameters, such as `scored`.
     """
 
@@ -159,6 +163,8 @@ class Reducer:
     problem: Callable[[Ask], str] = _no_problem
     grid: Callable[[Ask], Grid] = _no_grid
     parts: Callable[[Mapping[str, Any]], Sequence[Spec]] = _no_parts
+    scores: Callable[[Mapping[str, Any]], Sequence[Spec]] = _no_parts
+    first: bool = False
     by: Callable[[Mapping[str, Any]], Mapping[str, Any]] = _nothing
 
     def of(self, parameters: Mapping[str, Any]) -> Reducer:

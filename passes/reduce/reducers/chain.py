@@ -1,4 +1,4 @@
-"""Several reducers at one site, one after the other, by one score (DiffRate, Zero-TPrune, TNT)."""
+"""Several reducers at one site, one after the other (DiffRate, Zero-TPrune, TNT)."""
 
 from __future__ import annotations
 
@@ -29,8 +29,17 @@ class _Left(Core):
 
     def keys(self) -> gs.Tensor:
         """Keys averaged over heads, of the tokens that are left."""
+        return self._of_those(self.core.keys())
+
+    def head_keys(self) -> gs.Tensor:
+        """K by head, of the tokens that are left."""
+        b, heads = self.b, self.attention.heads
+        rows = b.transpose(self.core.head_keys(), [0, 2, 1, 3])
+        kept = self._of_those(b.reshape(rows, [0, 0, heads * self.core.width]))
+        return b.transpose(b.reshape(kept, [0, 0, heads, self.core.width]), [0, 2, 1, 3])
+
+    def _of_those(self, whole: gs.Tensor) -> gs.Tensor:
         b, given = self.b, self.given
-        whole = self.core.keys()
         inner = given.of_patches(whole)
         kept = b.call("TcGatherTokens", inner, self.local, dtypes=[np.float32])[0]
         end = given.prefix + given.stage.count
@@ -42,15 +51,23 @@ class _Left(Core):
 
 
 def chain(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
-    """Each step takes what the one before left; scores and keys go with their tokens."""
+    """Each step takes what the one before left; keys go with their tokens, and so do scores: the
+    site's, or the step's own, which is of all tokens that arrive at the site.
+    """
     from tcompile.passes.reduce.reducers import filled_reducer, find_reducer
 
     steps = list(_steps(given.parameters))
     current, grid = given, given.grid
     local: gs.Tensor | None = None
-    for i, (spec, keep) in enumerate(steps):
+    for i, (spec, keep, own) in enumerate(steps):
         reducer, values = find_reducer(spec.name), filled_reducer(spec)
         ask = Ask(current.stage.count, keep, values, grid)
+        if own is not None:
+            assert given.rank is not None
+            score = given.rank(own)
+            current = replace(
+                current, fixed=None, score=score if local is None else take(given.b, score, local)
+            )
         stream, after = reducer.run(replace(current, keep=keep, parameters=values, grid=grid))
         grid = reducer.grid(ask)
         if i == len(steps) - 1:
@@ -59,7 +76,7 @@ def chain(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
         if after.local is None:
             raise InternalError(f"reducer '{spec.name}' does not say where its tokens were")
         local = _composed(given.b, local, after.local)
-        score = None if current.score is None else take(given.b, current.score, after.local)
+        score = None if given.score is None else take(given.b, given.score, local)
         core = _Left(current.core, current, after.local)
         current = replace(given, x=stream, score=score, core=core, stage=after, fixed=None)
     raise InternalError("a chain without steps")
@@ -70,30 +87,41 @@ def _composed(b: Builder, before: gs.Tensor | None, step: gs.Tensor) -> gs.Tenso
     return step if before is None else take(b, before, step)
 
 
-def _steps(parameters: Mapping[str, Any]) -> list[tuple[Spec, int]]:
-    found: list[tuple[Spec, int]] = []
+def _steps(parameters: Mapping[str, Any]) -> list[tuple[Spec, int, Spec | None]]:
+    found: list[tuple[Spec, int, Spec | None]] = []
     for step in parameters["steps"]:
         try:
-            reducer, keep = dict(step["reducer"]), int(step["keep"])
-            found.append((Spec(str(reducer.pop("name")), reducer), keep))
-        except (KeyError, TypeError, ValueError) as error:
-            raise UsageError(f"a step of a chain is {{reducer, keep}}, not {step!r}",
+            own = step.get("score")
+            found.append((_spec(step["reducer"]), int(step["keep"]), _spec(own) if own else None))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UsageError(f"a step of a chain is {{reducer, keep, score}}, not {step!r}",
                              where="schedule") from error  # fmt: skip
     return found
 
 
+def _spec(document: Mapping[str, Any]) -> Spec:
+    parameters = dict(document)
+    return Spec(str(parameters.pop("name")), parameters)
+
+
 def _parts(parameters: Mapping[str, Any]) -> list[Spec]:
-    return [spec for spec, _ in _steps(parameters)]
+    return [spec for spec, _, own in _steps(parameters) if own is None]
+
+
+def _scores(parameters: Mapping[str, Any]) -> list[Spec]:
+    return [own for _, _, own in _steps(parameters) if own is not None]
 
 
 def _problem(ask: Ask) -> str:
-    from tcompile.passes.reduce.reducers import filled_reducer, find_reducer
+    from tcompile.passes.reduce.reducers import filled_reducer, reducer_of
 
     count, grid, steps = ask.count, ask.grid, _steps(ask.parameters)
     if not steps or steps[-1][1] != ask.keep:
         return f"the last step of a chain must keep the {ask.keep} that the site keeps"
-    for i, (spec, keep) in enumerate(steps):
-        reducer, values = find_reducer(spec.name), filled_reducer(spec)
+    for i, (spec, keep, _) in enumerate(steps):
+        reducer, values = reducer_of(spec), filled_reducer(spec)
+        if reducer.first and i:
+            return f"'{spec.name}' can only be the first of a chain"
         if not 1 <= keep < count:
             return f"a step of the chain keeps {keep} of {count} tokens; it must keep fewer"
         if "fuse" in reducer.traits and i < len(steps) - 1:
@@ -112,9 +140,10 @@ def _grid(ask: Ask) -> Grid:
 REDUCER = Reducer(
     "chain",
     chain,
-    {"steps": Parameter(list, [], "what happens in turn: [{reducer, keep}, …]")},
+    {"steps": Parameter(list, [], "what happens in turn: [{reducer, keep, score}, …]")},
     scored=False,
     problem=_problem,
     grid=_grid,
     parts=_parts,
+    scores=_scores,
 )

@@ -68,5 +68,6 @@ REDUCER = Reducer(
     "soft",
     soft,
     {"targets": Parameter(int, 1, "tokens that each one that leaves goes to", least=1, most=32)},
+    first=True,
     problem=_problem,
 )

@@ -90,6 +90,25 @@ def test_a_chain_of_one_kind_is_its_last(tokens: Path) -> None:
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
 
 
+def test_a_step_of_a_chain_may_have_a_score_of_its_own(tokens: Path) -> None:
+    """Dropping by norm, then by CLS among those left, is in two sites' terms: first one, then the
+    other, both scores being of all that arrive."""
+    norm = {"reducer": {"name": "topk"}, "keep": 9, "score": {"name": "norm"}}
+    cls = {"reducer": {"name": "topk"}, "keep": 4, "score": {"name": "cls"}}
+    both = Reduction("attn:1", None, Spec("chain", {"steps": [norm, cls]}), 4)
+    index = reduced(tokens, both)[1][:, 1:]
+    by_norm = reduced(tokens, Reduction("attn:1", NORM, TOPK, 9))[1][:, 1:]
+    order = [reduced(tokens, Reduction("attn:1", CLS, TOPK, k))[1][:, 1:] for k in range(1, 16)]
+    for n in range(3):
+        # The least k for which four of the k best by CLS are among those left by norm.
+        kept = next(
+            left
+            for k in order
+            if len(left := sorted(set(k[n].tolist()) & set(by_norm[n].tolist()))) == 4
+        )
+        assert kept == index[n].tolist()
+
+
 def test_merged_for_one_attention_only(tokens: Path) -> None:
     """Tokens of one owner get the same from the attention; the stream stays whole."""
     out = reduced(tokens, Reduction("inside:1", None, Spec("merge"), 9))
@@ -112,7 +131,8 @@ def test_merged_for_one_attention_only(tokens: Path) -> None:
         ([Reduction("around:1", CLS, Spec("bypass"), 9),
           Reduction("inside:1", None, Spec("merge"), 9)], "of one block"),
         ([Reduction("attn:0", CLS, Spec("chain", {"steps": []}), 9)], "the last step of a chain"),
-        ([Reduction("attn:0", CLS, Spec("chain", {"steps": [{"keep": 9}]}), 9)], "{reducer, keep}"),
+        ([Reduction("attn:0", CLS, Spec("chain", {"steps": [{"keep": 9}]}), 9)],
+         "{reducer, keep, score}"),
         ([Reduction("attn:0", None, Spec("chain", {"steps": [
             {"reducer": {"name": "topk"}, "keep": 9}]}), 9)], "needs a score"),
         ([Reduction("attn:0", CLS, Spec("chain", {"steps": [
