@@ -176,6 +176,8 @@ def _notes(preset: Preset, context: Context, values: Values, made: Schedule) -> 
     wanted = [preset.score_at(step) for step in steps]
     notes = [*preset.scheduler.notes(context, values),
              *stand_in_notes(wanted, [r.score for r in made.reductions])]  # fmt: skip
+    if not made.reductions:
+        notes.append("no token leaves with these parameters: this is the dense model")
     left = made.reductions and not made.reductions[-1].site.startswith(("around", "inside"))
     if left and context.keep is not None and made.final not in (context.final, made.model.patches):
         notes.append(f"{made.final} patch tokens leave where --keep asked for {context.final}: "

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 from tcompile.errors import UsageError
 from tcompile.manifest import TensorEntry, describe_tensors
@@ -226,8 +227,10 @@ def _read(model: Signature, path: Path) -> dict[str, Array]:
             if named or len(arrays) != 1:
                 return _some(named, path, sorted(known))
             return {first: next(iter(arrays.values()))}
-    except (ValueError, OSError, EOFError) as error:
-        raise UsageError(f"cannot be read: {error}", where=str(path)) from error
+    except (ValueError, TypeError, OSError, EOFError, BadZipFile) as error:
+        # What NumPy says of a file that is none advises to load it unsafely.
+        raise UsageError(f"cannot be read as {path.suffix}, which holds plain arrays",
+                         where=str(path)) from error  # fmt: skip
     raise UsageError(
         "unknown kind of data", where=str(path), hint="an image, a folder of images, .npy or .npz"
     )

@@ -245,11 +245,19 @@ def test_without_cls_the_plan_says_so(preset: Preset) -> None:
         ("diffrate:table=deit-s", "0.5", "both set the budget"),
         ("diffrate:table=deit-x", None, "deit-s or deit-b"),
         ("pitome:ratio=0", None, "less than"),
-        ("pomt:r=196", None, "leaves none"),
+        ("pomt:r=195", None, "leaves fewer than 2"),
+        ("turbo:r=3,gamma=12", None, "gamma=12 is no block: 0 to 11"),
+        ("turbo:r=3,beta=3", None, "more than 2"),
+        ("gtp:p=3,alpha=1e38", None, "more than 1"),
         ("dart:pivots=0", "0.5", "less than"),
         ("tomesd", "0.2", "one token of each cell"),
         (f"cropr:head={HEAD},r=60", None, "leaves none"),
         ("visionzip:dominant=9,contextual=500", None, ""),
+        ("visionzip:dominant=1", None, "less than 2"),
+        ("evit:rate=1", None, ""),
+        ("algm:total=500", None, ""),
+        ("tome:r=0", None, ""),
+        ("topk", "0.999", ""),
         ("tome:inflect=-2", "0.5", "less than"),
         ("dycoke", "0.5", "frames of a video"),
     ],
@@ -259,7 +267,9 @@ def test_what_does_not_fit_is_refused(method: str, keep: str | None, says: str) 
         with pytest.raises(UsageError, match=says):
             compose(method, VIT, True, keep)
     else:
-        assert compose(method, VIT, True, keep).reductions == ()
+        made = compose(method, VIT, True, keep)
+        assert made.reductions == ()
+        assert "no token leaves" in made.notes[-1]
 
 
 def test_a_grid_is_needed_where_a_preset_says_so() -> None:
@@ -300,3 +310,18 @@ def test_tome_as_released() -> None:
     made = compose("tome:parity=reference,prop_attn=false", VIT, True, "0.5").reductions
     wanted = {"prop_attn": False, "parity": "reference"}
     assert {str(r.reducer.parameters) for r in made} == {str(wanted)}
+
+
+def test_scores_of_blocks_before_need_one() -> None:
+    made = compose("evo-vit", Shape(65, 1, 64, 2), True, "0.5")
+    assert [r.site for r in made.reductions] == ["around:1"]
+    with pytest.raises(UsageError, match="no block of this model can be bypassed"):
+        compose("evo-vit", Shape(65, 1, 64, 1), True, "0.5")
+
+
+@pytest.mark.parametrize("preset", METHODS, ids=lambda m: m.name)
+def test_a_model_of_one_patch_loses_none(preset: Preset) -> None:
+    if preset.name in CALIBRATED or "frames" in preset.needs:
+        pytest.skip("needs images, or a video")
+    made = compose(text(preset.name), Shape(2, 1, 1, 4), True, "0.5")
+    assert made.reductions == ()

@@ -66,6 +66,9 @@ def test_npy_and_npz(model: Signature, tmp_path: Path) -> None:
         ("shape.npy", "the data 2 × 3 × 16 × 16"),
         ("pickle.npy", "cannot be read"),
         ("text.npy", "cannot be read"),
+        ("text.npz", "cannot be read"),
+        ("torn.npz", "cannot be read"),
+        ("array.npz", "cannot be read"),
         ("names.npz", "no array for any input"),
         ("model.bin", "unknown kind of data"),
         ("empty", "does not say how images are prepared"),
@@ -75,6 +78,10 @@ def test_bad_data(model: Signature, tmp_path: Path, name: str, message: str) -> 
     np.save(tmp_path / "shape.npy", np.ones((2, 3, 16, 16)))
     np.save(tmp_path / "pickle.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     (tmp_path / "text.npy").write_text("not an array")
+    (tmp_path / "text.npz").write_text("not an archive")
+    (tmp_path / "torn.npz").write_bytes(b"PK\x03\x04 and no more")
+    with (tmp_path / "array.npz").open("wb") as file:
+        np.save(file, np.ones(3))
     np.savez(tmp_path / "names.npz", a=np.ones(1), b=np.ones(1))
     (tmp_path / "model.bin").write_bytes(b"\0")
     (tmp_path / "empty").mkdir()

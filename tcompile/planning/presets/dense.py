@@ -54,7 +54,7 @@ EVO_VIT = Preset(
     "run through each block, the others pass",
     reference="Xu et al., Evo-ViT: Slow-Fast Token Evolution for Dynamic Vision Transformer, AAAI "
     "2022",
-    scheduler=around(Fraction(1, 3)),
+    scheduler=around(Fraction(1, 3), behind=True),
     score=Spec("cls", {"agg": "sum", "source": "ema", "tau": 0.5}),
     reducer=Spec("bypass"),
     published="--keep 0.5 in blocks 4 to 11 of 12",

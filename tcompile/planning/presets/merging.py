@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+from tcompile.errors import UsageError
 from tcompile.planning.context import Step
 from tcompile.planning.parameters import Parameter
 from tcompile.planning.presets.base import Preset
@@ -107,6 +108,9 @@ TOFU = Preset(
 
 def _turbo(step: Step) -> Spec:
     alpha, beta, gamma = (step.values[k] for k in ("alpha", "beta", "gamma"))
+    blocks = step.context.shape.blocks
+    if gamma >= blocks:
+        raise UsageError(f"gamma={gamma} is no block: 0 to {blocks - 1}", where="--method")
     return Spec("merge", {"penalty": 30 * alpha * beta ** abs(gamma - step.block)})
 
 
@@ -122,8 +126,12 @@ TURBO = Preset(
     reducer=_turbo,
     parameters={
         "r": count("tokens merged per block; none once fewer than 40 are left"),
-        "alpha": Parameter(float, 1.0, "weight of the attention (paper: 1 to 5)", least=0.0),
-        "beta": Parameter(float, 1.0, "how it fades with the distance from block gamma", least=0.0),
+        "alpha": Parameter(
+            float, 1.0, "weight of the attention (paper: 1 to 5)", least=0.0, most=1000.0
+        ),
+        "beta": Parameter(
+            float, 1.0, "how it fades with the distance from block gamma", least=0.0, most=2.0
+        ),
         "gamma": Parameter(int, 0, "the block of full weight", least=0),
     },
     budget=("r",),

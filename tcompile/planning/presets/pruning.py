@@ -50,7 +50,7 @@ POMT = Preset(
     "sum_d max_h v[h,j,d]; score = a/max(a) + m; keep K − 1, then the plain mean of the others",
     reference="Eliopoulos et al., Pruning One More Token is Enough: Leveraging Latency-Workload "
     "Non-Linearities for Vision Transformers on the Edge, WACV 2025",
-    scheduler=single(),
+    scheduler=single(least=2),
     score=Spec("sum", {"terms": [
         part(Spec("colsum", {"queries": "patches", "agg": "max"}), weight=1.0, norm="max"),
         part(Spec("value_mass"), weight=1.0, norm="none"),
@@ -119,7 +119,7 @@ GTP = Preset(
     reducer=lambda step: Spec("propagate", {"alpha": step.values["alpha"]}),
     parameters={
         "p": count("tokens that leave each block (paper: 1 to 14 for DeiT-B)"),
-        "alpha": Parameter(float, 0.2, "how much of them is spread", least=0.0),
+        "alpha": Parameter(float, 0.2, "how much of them is spread", least=0.0, most=1.0),
     },
     budget=("p",),
     needs=("grid",),

@@ -9,7 +9,7 @@ from tcompile.planning.context import Step
 from tcompile.planning.counts import half_up
 from tcompile.planning.parameters import Parameter
 from tcompile.planning.presets.base import Preset
-from tcompile.planning.presets.common import CLS, TOPK, count
+from tcompile.planning.presets.common import CLS, TOPK
 from tcompile.planning.schedule import Spec
 from tcompile.planning.schedulers import cells, dominant, frames, rows, single
 
@@ -62,7 +62,7 @@ VISIONZIP = Preset(
     score=Spec("cls", {"agg": "sum"}),
     reducer=_contextual,
     parameters={
-        "dominant": count("tokens kept, CLS among them where there is one"),
+        "dominant": Parameter(int, None, "tokens kept, CLS among them where there is one", least=2),
         "contextual": Parameter(
             int, None, "tokens that sum up the rest; default 5/32 of all that leave", least=1
         ),

@@ -10,13 +10,16 @@ from tcompile.planning.counts import root_ceil, shares
 from tcompile.planning.schedulers.base import Place, Scheduler
 
 
-def around(start: Fraction = Fraction(1, 4), *, powers: bool = False) -> Scheduler:
+def around(
+    start: Fraction = Fraction(1, 4), *, powers: bool = False, behind: bool = False
+) -> Scheduler:
     """K = ceil(keep · T) tokens run through each block from L · start on.
 
     Args:
         start: share of the blocks that all tokens run through; `first` says otherwise.
         powers: K = int(T · rate^i), i = 1 for the first L//4 blocks, 2 for the next, …; under
             --keep the last i gives ceil(keep · T).
+        behind: never around the first block, because the scores read those before.
     """
 
     def run(context: Context, values: Values) -> list[Place]:
@@ -25,7 +28,7 @@ def around(start: Fraction = Fraction(1, 4), *, powers: bool = False) -> Schedul
         if first is None:
             windows = context.room is not None and context.room.windows
             first = 0 if windows else int(start * depth)
-        blocks = [i for i in context.legal("around") if i >= first]
+        blocks = [i for i in context.legal("around") if i >= max(first, int(behind))]
         if not blocks:
             raise UsageError("no block of this model can be bypassed", where="--method",
                              hint="`tcompile inspect` says why")  # fmt: skip

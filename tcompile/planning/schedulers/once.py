@@ -10,17 +10,18 @@ from tcompile.planning.context import Context, Values
 from tcompile.planning.schedulers.base import Place, Scheduler
 
 
-def single(kind: str = "attn", depth: Fraction = Fraction(1, 4)) -> Scheduler:
+def single(kind: str = "attn", depth: Fraction = Fraction(1, 4), least: int = 1) -> Scheduler:
     """At one site: the first legal one from a depth on, or where `block` and `site` say.
 
     Args:
         kind: of the site: attn, block or output.
         depth: of the block, as a share of the blocks.
+        least: tokens that `r` must leave.
     """
 
     def run(context: Context, values: Values) -> list[Place]:
         site = _site(context, values, kind, int(depth * context.shape.blocks))
-        keep = _keep(context, values, site)
+        keep = _keep(context, values, site, least)
         return [Place(site, keep)] if keep < context.shape.patches else []
 
     where = "at the output" if kind == "output" else f"at {kind}:{_share(depth)}"
@@ -46,10 +47,10 @@ def _site(context: Context, values: Values, kind: str, block: int) -> str:
     return f"{kind}:{chosen}"
 
 
-def _keep(context: Context, values: Values, site: str) -> int:
+def _keep(context: Context, values: Values, site: str, least: int) -> int:
     total, r, rate = context.shape.patches, values.get("r"), values.get("rate")
     if r is not None:
-        if r >= total:
-            raise UsageError(f"r={r} of {total} tokens leaves none", where="--method")
+        if total - r < least:
+            raise UsageError(f"r={r} of {total} tokens leaves fewer than {least}", where="--method")
         return int(total - r)
     return ceil(rate * total) if rate is not None else context.final_at(site)
