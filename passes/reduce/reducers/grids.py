@@ -24,7 +24,7 @@ def cells(grid: Grid, high: int, wide: int) -> np.ndarray[Any, Any]:
     frames, h, w = grid[0], grid[1] // high, grid[2] // wide
     places = np.arange(prod(grid)).reshape(grid)[:, : h * high, : w * wide]
     parts = places.reshape(frames, h, high, w, wide).transpose(0, 1, 3, 2, 4)
-    return parts.reshape(frames * h * w, high * wide)
+    return np.asarray(parts.reshape(frames * h * w, high * wide))
 
 
 def beside(grid: Grid, neighbours: int) -> np.ndarray[Any, Any]:
