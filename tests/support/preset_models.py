@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -71,32 +71,44 @@ LEAST = ("0.00390625", "0.01", "0.05", "0.15", "0.25", *KEEPS)
 
 @dataclass(frozen=True)
 class Made:
-    """A reduced model in ONNX, its schedule, and the dense model."""
+    """A reduced model in ONNX, its schedule, and the kind of model that it was."""
 
+    kind: str
     spec: VitSpec
     model: onnx.ModelProto
-    dense: onnx.ModelProto
     schedule: Schedule
 
+    @cached_property
+    def session(self) -> onnxruntime.InferenceSession:
+        return session_of(self.model)
+
     def run(self, images: Array) -> dict[str, Array]:
-        return run(self.model, images)
+        """All outputs by name."""
+        names = [output.name for output in self.session.get_outputs()]
+        return dict(zip(names, self.session.run(names, {"image": images}), strict=True))
 
-    def run_dense(self, images: Array) -> Array:
-        return run(self.dense, images)["tokens"]
 
-
-def run(model: onnx.ModelProto, images: Array) -> dict[str, Array]:
-    """All outputs by name."""
+def session_of(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    options.enable_mem_pattern = False
-    session = onnxruntime.InferenceSession(
+    return onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(names, {"image": images}), strict=True))
+
+
+@lru_cache(maxsize=8)
+def dense(kind: str) -> tuple[onnx.ModelProto, onnxruntime.InferenceSession]:
+    """The model of a kind that nothing left, in normal form."""
+    model = to_onnx(analysed(kind)[1].graph)
+    return model, session_of(model)
+
+
+def dense_tokens(kind: str, images: Array) -> Array:
+    """Its output."""
+    (found,) = dense(kind)[1].run(["tokens"], {"image": images})
+    return np.asarray(found)
 
 
 def some_images(spec: VitSpec, batch: int) -> Array:
@@ -158,8 +170,8 @@ def calibration_file(size: int) -> str:
 
 def scheduled(
     preset: Preset, kind: str, keeps: Sequence[str], outputs: str = "reduced"
-) -> tuple[VitSpec, pipeline.Analysed, Schedule]:
-    """The preset on a model of a kind, or on a video if it needs one.
+) -> tuple[str, Schedule]:
+    """The kind and the schedule: the preset on a model of a kind, or on a video if it needs one.
 
     Raises:
         AssertionError: it reaches none of `keeps`.
@@ -173,7 +185,7 @@ def scheduled(
                 found = pipeline.schedule_for(
                     model, keep, method(preset, spec), outputs=outputs, calibration=images
                 )
-                return spec, model, found
+                return name, found
             except UsageError as error:
                 problems.append(f"{name} {keep}: {error}")
     raise AssertionError("; ".join([problems[0], problems[-1]]))
@@ -187,32 +199,25 @@ def made(preset: Preset, flat: bool = False) -> Made:
 @lru_cache(maxsize=100)
 def _made(name: str, kind: str) -> Made:
     preset = next(preset for preset in PRESETS if preset.name == name)
-    spec, model, schedule = scheduled(preset, kind, KEEPS)
-    reduced = pipeline._reduce(model, schedule, "reduced")
-    return Made(spec, to_onnx(reduced.graph), to_onnx(reduced.dense), schedule)
+    return reduced(*scheduled(preset, kind, KEEPS))
 
 
-def made_restored(preset: Preset) -> Made | None:
-    """The same with every token back at the end; None where that changes the schedule."""
-    spec, model, schedule = scheduled(preset, "image", KEEPS)
-    reduced = pipeline._reduce(model, schedule, "restored")
-    return Made(spec, to_onnx(reduced.graph), to_onnx(reduced.dense), schedule)
+def reduced(kind: str, schedule: Schedule, outputs: str = "reduced") -> Made:
+    spec, model = analysed(kind)
+    graph = pipeline._reduce(model, schedule, outputs).graph
+    return Made(kind, spec, to_onnx(graph), schedule)
 
 
-def made_loud(preset: Preset) -> tuple[Made, Made]:
-    """As few tokens as it can reach, in half precision and in single."""
-    spec, model = analysed("deep")
+def made_loud(preset: Preset) -> Made:
+    """As few tokens as it can reach, in half precision."""
     if values := largest(preset):
+        kind, (spec, model) = "deep", analysed("deep")
         schedule = pipeline.schedule_for(model, None, method(preset, spec, **values))
     else:
-        spec, model, schedule = scheduled(preset, "loud", LEAST)
-    reduced = pipeline._reduce(model, schedule, "reduced")
+        kind, schedule = scheduled(preset, "loud", LEAST)
+        spec, model = analysed(kind)
+    found = pipeline._reduce(model, schedule, "reduced")
     half = lower(
-        reduced.graph,
-        target=load_target("cpu"),
-        precision="fp16",
-        fp32_nodes=reduced.fp32_nodes,
+        found.graph, target=load_target("cpu"), precision="fp16", fp32_nodes=found.fp32_nodes
     )
-    dense = to_onnx(reduced.dense)
-    made = [Made(spec, to_onnx(graph), dense, schedule) for graph in (half, reduced.graph)]
-    return made[0], made[1]
+    return Made(kind, spec, to_onnx(half), schedule)
