@@ -97,6 +97,7 @@ def measure(
             added=cost.added / cost.dense,
             nodes=cost.nodes,
             unfused=len(cost.unfused),
+            notes=made.schedule.notes,
         )
         models.append((row, model))
     if models:
@@ -168,7 +169,7 @@ def main() -> None:
     machine = f"{machine_name()}, ONNX Runtime {_version()}"
     settings = Settings(given.scenes, given.rounds, given.batch, given.threads, machine)
     results = run(given.methods, given.keeps, settings, given.output)
-    print(write_table(results, given.keeps, given.output))
+    print(write_table(results, given.keeps, families(), given.output))
     plot(results, [r for r in results.rows if r.keep in given.keeps], families(), given.output)
     if any("BUG" in row.missing for row in results.rows):
         raise SystemExit(1)

@@ -25,6 +25,7 @@ class Row:
         latency, dense_latency: of a batch in the same rounds: median, lower and upper quartile, ms.
         speedup: ratio of the medians, and its 95 % interval.
         load: the machine's load average while measuring, our own share included.
+        notes: what the schedule says of itself, such as that it cannot come closer to the keep.
         missing: why there is nothing.
     """
 
@@ -41,6 +42,7 @@ class Row:
     dense_latency: Mapping[str, float] | None = None
     speedup: Mapping[str, float] | None = None
     load: float = 0.0
+    notes: tuple[str, ...] = ()
     missing: str = ""
 
     @property
@@ -70,14 +72,16 @@ class Results:
         if path.is_file():
             found = json.loads(path.read_text())
             if found["settings"] == settings:
-                rows = tuple(Row(**row) for row in found["rows"])
+                rows = tuple(Row(**{**row, "notes": tuple(row["notes"])}) for row in found["rows"])
                 return Results(settings, rows, found["dense_top1"])
         return Results(settings)
 
     def write(self, path: Path) -> None:
         """For `read`."""
-        document = {"kind": "measured", **asdict(self)}
-        path.write_text(json.dumps(document, indent=1) + "\n")
+        document = {"kind": "measured", **asdict(self), "rows": []}
+        rows = ",\n".join(f"  {json.dumps(_rounded(asdict(row)))}" for row in self.rows)
+        head, _, tail = json.dumps(document, indent=1).rpartition("[]")
+        path.write_text(f"{head}[\n{rows}\n ]{tail}\n")
 
     def has(self, method: str, keep: str) -> bool:
         """Whether it was measured; what failed is tried again."""
@@ -100,17 +104,30 @@ def front(rows: Sequence[Row], dense_top1: float) -> list[Row]:
     return found
 
 
-def write_table(results: Results, keeps: Sequence[str], folder: Path) -> str:
-    """Write methods.md and methods.csv; returns the Markdown."""
+def write_table(
+    results: Results, keeps: Sequence[str], families: Mapping[str, str], folder: Path
+) -> str:
+    """Write methods.md and methods.csv; returns the Markdown.
+
+    Args:
+        families: of each method, by its name before any parameters.
+    """
     rows = [row for row in results.rows if row.keep in keeps]
-    text = table(results, rows, keeps)
+    text = table(results, rows, keeps, families)
     (folder / "methods.md").write_text(text)
     with (folder / "methods.csv").open("w", newline="") as file:
-        flat = [_flat(row) for row in rows]
+        flat = [_rounded(_flat(row)) for row in rows]
         writer = csv.DictWriter(file, list(dict.fromkeys(k for row in flat for k in row)))
         writer.writeheader()
         writer.writerows(flat)
     return text
+
+
+def _rounded(value: Any) -> Any:
+    """Six digits are more than anything here is good for."""
+    if isinstance(value, Mapping):
+        return {key: _rounded(one) for key, one in value.items()}
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def _flat(row: Row) -> dict[str, Any]:
@@ -123,7 +140,9 @@ def _flat(row: Row) -> dict[str, Any]:
     return found
 
 
-def table(results: Results, rows: Sequence[Row], keeps: Sequence[str]) -> str:
+def table(
+    results: Results, rows: Sequence[Row], keeps: Sequence[str], families: Mapping[str, str]
+) -> str:
     """One row for each method; a cell is `top-1 (agreement) speed-up`, the best ones bold."""
     best = {(r.method, r.keep) for r in front([r for r in rows if r.speedup], results.dense_top1)}
     middle = keeps[(len(keeps) - 1) // 2]
@@ -139,19 +158,26 @@ def table(results: Results, rows: Sequence[Row], keeps: Sequence[str]) -> str:
         f"rounds. Dense: {results.dense_top1:.1%} top-1. FLOPs are of the whole model at keep "
         f"{middle}, and of the method alone, both in percent of the dense model's; nodes are those "
         "that the method adds, unfused the attentions that it keeps TensorRT from fusing. Bold: no "
-        "other cell is both faster and more accurate.",
+        "other cell, nor the dense model, is both faster and more accurate. Methods of the family "
+        "output let tokens leave behind the last block: these logits stay what they are, and what "
+        "is saved is in whatever reads the tokens.",
+        "",
+        "![Top-1 against latency](methods.svg)",
     ]
     if busy:
         lines += ["", f"**The machine was busy (load average up to {max(loads):.1f}): speed-ups "
                       "are not to be quoted.**"]  # fmt: skip
-    head = ["method", *keeps, f"FLOPs at {middle}", "added", "nodes", "unfused"]
+    head = ["method", "family", *keeps, f"FLOPs at {middle}", "added", "nodes", "unfused"]
     lines += ["", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for method in dict.fromkeys(row.method for row in rows):
         mine = {row.keep: row for row in rows if row.method == method and not row.missing}
         if mine:
             cells = [_cell(mine.get(keep), best) for keep in keeps]
-            lines.append(f"| {' | '.join([method, *cells, *_costs(mine.get(middle))])} |")
-    lines += _missing(rows)
+            name = [method, families.get(method.partition(":")[0], "")]
+            lines.append(f"| {' | '.join([*name, *cells, *_costs(mine.get(middle))])} |")
+    notes = [(row.method, row.keep, note) for row in rows for note in row.notes]
+    lines += _remarks("Notes", notes)
+    lines += _remarks("Not there", [(r.method, r.keep, r.missing) for r in rows if r.missing])
     return "\n".join(lines) + "\n"
 
 
@@ -170,11 +196,10 @@ def _costs(row: Row | None) -> list[str]:
     return [f"{100 * row.flops:.1f}", added, str(row.nodes), str(row.unfused or "")]
 
 
-def _missing(rows: Sequence[Row]) -> list[str]:
-    """Why there is nothing: one line for each method and reason."""
+def _remarks(title: str, remarks: Sequence[tuple[str, str, str]]) -> list[str]:
+    """One line for each method and text, with the keeps that it is of."""
     found: dict[tuple[str, str], list[str]] = {}
-    for row in rows:
-        if row.missing:
-            found.setdefault((row.method, row.missing), []).append(row.keep)
-    lines = [f"- {m} at {', '.join(keeps)}: {why}" for (m, why), keeps in found.items()]
-    return ["", "Not there:", "", *lines] if lines else []
+    for method, keep, text in remarks:
+        found.setdefault((method, text), []).append(keep)
+    lines = [f"- `{m}` at {', '.join(keeps)}: {text}" for (m, text), keeps in found.items()]
+    return ["", f"{title}:", "", *lines] if lines else []

@@ -37,17 +37,18 @@ def test_a_small_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert rows["tnt"].agreement > 0.5
     assert "video" in rows["dycoke"].missing
 
-    text = write_table(results, ["1.0", "0.5"], tmp_path)
+    text = write_table(results, ["1.0", "0.5"], families(), tmp_path)
     plot(results, results.rows, families(), tmp_path)
-    assert "| topk | " in text
-    assert "- dycoke at " in text
+    assert "| topk | prune | " in text
+    assert "- `dycoke` at " in text
     assert len(list(csv.DictReader((tmp_path / "methods.csv").open()))) == len(results.rows)
     for name in ("methods.png", "methods.svg"):
         assert (tmp_path / name).stat().st_size > 5000
 
     # What is there is not measured again, unless the settings are others.
     monkeypatch.setattr(methods, "measure", lambda *_: pytest.fail("measured again"))
-    assert methods.run(["topk"], ["0.5"], SETTINGS, tmp_path) == results
+    again = methods.run(["topk"], ["0.5"], SETTINGS, tmp_path)
+    assert [row.line() for row in again.rows] == [row.line() for row in results.rows]
     other = asdict(replace(SETTINGS, scenes=21))
     assert not Results.read(tmp_path / "methods.json", other).rows
     assert json.loads((tmp_path / "methods.json").read_text())["kind"] == "measured"
