@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from tcompile.errors import UsageError
 from tcompile.extensions import find
 from tcompile.passes.reduce.scores import (
     attn,
@@ -69,9 +70,15 @@ def filled_score(spec: Spec) -> dict[str, Any]:
     return filled(find_score(spec.name).parameters, spec.parameters, spec.name, "schedule")
 
 
-def leaves(spec: Spec) -> Iterator[tuple[Score, dict[str, Any]]]:
+#: How deep scores may be made of scores.
+_DEEPEST = 8
+
+
+def leaves(spec: Spec, depth: int = 0) -> Iterator[tuple[Score, dict[str, Any]]]:
     """A score and all that it is made of, with their parameters. Raises as `filled_score`."""
+    if depth > _DEEPEST:
+        raise UsageError(f"scores are made of scores more than {_DEEPEST} deep", where="schedule")
     score, values = find_score(spec.name), filled_score(spec)
     yield score, values
     for part in score.parts(values):
-        yield from leaves(part)
+        yield from leaves(part, depth + 1)

@@ -206,6 +206,14 @@ def test_combiners_that_say_nothing(document: dict[str, Any], words: str) -> Non
         list(leaves(Spec(**_spec(document))))
 
 
+def test_scores_of_scores_of_scores() -> None:
+    spec: dict[str, Any] = NORM
+    for _ in range(400):
+        spec = {"name": "window_penalty", "score": spec}
+    with pytest.raises(UsageError, match="more than 8 deep"):
+        list(leaves(Spec(**_spec(spec))))
+
+
 def test_leaves_of_a_tree_and_of_its_json() -> None:
     inner = {"name": "sum", "terms": [{"score": {"name": "cls"}}, {"score": {"name": "rowmean"}}]}
     spec = Spec("window_penalty", {"score": inner})
