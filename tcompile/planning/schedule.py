@@ -134,12 +134,12 @@ class Schedule:
                     str(r["site"]),
                     _spec(r["score"]) if r.get("score") else None,
                     _spec(r["reducer"]),
-                    _count(r["keep"]),
+                    whole_number(r["keep"]),
                 )
                 for r in document["reductions"]
             )
             fields = ("tokens", "prefix", "patches", "blocks")
-            shape = Shape(*(_count(document["model"][k]) for k in fields))
+            shape = Shape(*(whole_number(document["model"][k]) for k in fields))
             notes = tuple(map(str, document.get("notes", ())))
             return Schedule(str(document.get("method", "custom")), shape, reductions, notes)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -150,7 +150,7 @@ class Schedule:
             ) from error
 
 
-def _count(number: Any) -> int:
+def whole_number(number: Any) -> int:
     """A whole number, which `true`, 8.5 and infinity are not."""
     if isinstance(number, bool) or not isinstance(number, (int, float)) or number % 1 != 0:
         raise ValueError(f"{number!r} is no whole number")

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from tcompile.errors import InternalError, UsageError
+from tcompile.errors import UsageError
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.core import Core
-from tcompile.passes.reduce.reducers.base import Ask, Grid, Reducer, ReducerInput
+from tcompile.passes.reduce.reducers.base import Ask, Reducer, ReducerInput
+from tcompile.passes.reduce.reducers.chain_steps import parts, problem, scores, steps_of
 from tcompile.passes.reduce.reducers.common import take
 from tcompile.passes.reduce.stage import Stage
 from tcompile.planning.parameters import Parameter
-from tcompile.planning.schedule import Spec
 
 
 class _Left(Core):
@@ -56,10 +54,11 @@ def chain(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
     """
     from tcompile.passes.reduce.reducers import filled_reducer, find_reducer
 
-    steps = list(_steps(given.parameters))
+    steps = steps_of(given.parameters)
     current, grid = given, given.grid
     local: gs.Tensor | None = None
-    for i, (spec, keep, own) in enumerate(steps):
+    for i, step in enumerate(steps):
+        spec, keep, own = step.reducer, step.keep, step.score
         reducer, values = find_reducer(spec.name), filled_reducer(spec)
         ask = Ask(current.stage.count, keep, values, grid)
         if own is not None:
@@ -74,12 +73,12 @@ def chain(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
             whole = None if after.local is None else _composed(given.b, local, after.local)
             return stream, replace(after, local=whole)
         if after.local is None:
-            raise InternalError(f"reducer '{spec.name}' does not say where its tokens were")
+            raise UsageError(f"'{spec.name}' can only be the last of a chain", where="schedule")
         local = _composed(given.b, local, after.local)
         score = None if given.score is None else take(given.b, given.score, local)
         core = _Left(current.core, current, after.local)
         current = replace(given, x=stream, score=score, core=core, stage=after, fixed=None)
-    raise InternalError("a chain without steps")
+    raise UsageError("a chain without steps", where="schedule")
 
 
 def _composed(b: Builder, before: gs.Tensor | None, step: gs.Tensor) -> gs.Tensor:
@@ -87,63 +86,12 @@ def _composed(b: Builder, before: gs.Tensor | None, step: gs.Tensor) -> gs.Tenso
     return step if before is None else take(b, before, step)
 
 
-def _steps(parameters: Mapping[str, Any]) -> list[tuple[Spec, int, Spec | None]]:
-    found: list[tuple[Spec, int, Spec | None]] = []
-    for step in parameters["steps"]:
-        try:
-            own = step.get("score")
-            found.append((_spec(step["reducer"]), int(step["keep"]), _spec(own) if own else None))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UsageError(f"a step of a chain is {{reducer, keep, score}}, not {step!r}",
-                             where="schedule") from error  # fmt: skip
-    return found
-
-
-def _spec(document: Mapping[str, Any]) -> Spec:
-    parameters = dict(document)
-    return Spec(str(parameters.pop("name")), parameters)
-
-
-def _parts(parameters: Mapping[str, Any]) -> list[Spec]:
-    return [spec for spec, _, own in _steps(parameters) if own is None]
-
-
-def _scores(parameters: Mapping[str, Any]) -> list[Spec]:
-    return [own for _, _, own in _steps(parameters) if own is not None]
-
-
-def _problem(ask: Ask) -> str:
-    from tcompile.passes.reduce.reducers import filled_reducer, reducer_of
-
-    count, grid, steps = ask.count, ask.grid, _steps(ask.parameters)
-    if not steps or steps[-1][1] != ask.keep:
-        return f"the last step of a chain must keep the {ask.keep} that the site keeps"
-    for i, (spec, keep, _) in enumerate(steps):
-        reducer, values = reducer_of(spec), filled_reducer(spec)
-        if reducer.first and i:
-            return f"'{spec.name}' can only be the first of a chain"
-        if not 1 <= keep < count:
-            return f"a step of the chain keeps {keep} of {count} tokens; it must keep fewer"
-        if "fuse" in reducer.traits and i < len(steps) - 1:
-            return f"'{spec.name}' can only be the last of a chain"
-        problem = reducer.problem(Ask(count, keep, values, grid, ask.whole))
-        if problem:
-            return problem
-        grid, count = reducer.grid(Ask(count, keep, values, grid, ask.whole)), keep
-    return ""
-
-
-def _grid(ask: Ask) -> Grid:
-    return ()
-
-
 REDUCER = Reducer(
     "chain",
     chain,
     {"steps": Parameter(list, [], "what happens in turn: [{reducer, keep, score}, …]")},
     scored=False,
-    problem=_problem,
-    grid=_grid,
-    parts=_parts,
-    scores=_scores,
+    problem=problem,
+    parts=parts,
+    scores=scores,
 )
