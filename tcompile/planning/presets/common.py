@@ -45,16 +45,19 @@ def part(score: Spec, **of_the_term: Any) -> dict[str, Any]:
     return {"score": score.to_json(), **of_the_term}
 
 
-def chain(*steps: tuple[Spec, int]) -> Spec:
-    """Reducers in turn, each with the patch tokens that it leaves; those that take none are gone.
+def chain(*steps: tuple[Spec, int] | tuple[Spec, int, Spec]) -> Spec:
+    """Reducers in turn, each with the patch tokens that it leaves and a score of its own, if it has
+    one; those that take none are gone.
 
     The first item is (anything, tokens before).
     """
-    at, parts = steps[0][1], []
-    for spec, keep in steps[1:]:
+    at, last = steps[0][1], steps[0][0]
+    parts: list[dict[str, Any]] = []
+    for spec, keep, *own in steps[1:]:
         if keep < at:
-            parts.append((spec, keep))
-            at = keep
-    if len(parts) == 1:
-        return parts[0][0]
-    return Spec("chain", {"steps": [{"reducer": s.to_json(), "keep": k} for s, k in parts]})
+            score = {"score": own[0].to_json()} if own else {}
+            parts.append({"reducer": spec.to_json(), "keep": keep, **score})
+            last, at = spec, keep
+    if len(parts) == 1 and "score" not in parts[0]:
+        return last
+    return Spec("chain", {"steps": parts})

@@ -57,13 +57,17 @@ DIFFRATE = Preset(
 def _zero_tprune(step: Step) -> Spec:
     similar = int((step.before - step.keep) * step.values["similar"])
     drop = Spec("merge", {"split": "halves", "combine": "drop", "sizes": False, "prop_attn": False})
-    return chain((TOPK, step.before), (drop, step.before - similar), (TOPK, step.keep))
+    first = (drop, step.before - similar, _pagerank(step, 1))
+    return chain((TOPK, step.before), first, (TOPK, step.keep))
 
 
-def _pagerank(step: Step) -> Spec:
-    votes = (30, 5, 1)[3 * step.block // step.context.shape.blocks]
+def _votes(step: Step) -> Spec:
+    return _pagerank(step, (30, 5, 1)[3 * step.block // step.context.shape.blocks])
+
+
+def _pagerank(step: Step, iterations: int) -> Spec:
     cls = {} if step.context.has_cls else {"cls_boost": False}
-    return Spec("pagerank", {"iterations": votes, **cls})
+    return Spec("pagerank", {"iterations": iterations, **cls})
 
 
 ZERO_TPRUNE = Preset(
@@ -71,21 +75,20 @@ ZERO_TPRUNE = Preset(
     family="prune",
     summary="rank tokens by the graph of the attention, drop the alike and then the least",
     formula="s ← A^T s, 30, 5 or 1 times by depth, from CLS sqrt(N) and 1 else; s_j = rms over "
-    "the heads with variance in [0.01, 0.7]; the less important half matches the other by cos(k): "
-    "the most alike leave; then the least of s",
+    "the heads with variance in [0.01, 0.7]; the half that is less important by one vote matches "
+    "the other by cos(k), and the most alike leave; then the least of s",
     reference="Wang et al., Zero-TPrune: Zero-Shot Token Pruning through Leveraging of the "
     "Attention Graph in Pre-Trained Transformers, CVPR 2024",
     scheduler=stages("block"),
-    score=_pagerank,
+    score=_votes,
     reducer=_zero_tprune,
     parameters={
         "rate": rate(),
         "similar": share("0.5", "of those that leave, the share that leaves for being alike"),
     },
     budget=("rate",),
-    note="one ranking serves both steps (paper: a vote of one iteration before); places and "
-    "counts are searched per model there; without CLS all start alike; computes Q·K^T a second "
-    "time",
+    note="places and counts are searched per model in the paper; without CLS all start alike; "
+    "computes Q·K^T twice more",
 )  # fmt: skip
 
 #: Tokens that leave each block.
