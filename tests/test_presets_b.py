@@ -48,6 +48,7 @@ class Ask:
 ASKS: tuple[Ask, ...] = (
     Ask("tome"),
     Ask("tome", None, counts={"r": 8, "inflect": -1}),
+    Ask("tome", "0.6", {"parity": "reference"}, cls=True),
     Ask("pitome"),
     Ask("pitome", None, {"mode": "protected", "energy_form": "paper"}, {"ratio": 0.9}),
     Ask("pitome", "0.6", {"mode": "parity", "margin": 0.9}),

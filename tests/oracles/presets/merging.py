@@ -132,10 +132,10 @@ def combined(x: Tensor, size: Tensor, owner: Tensor, kept: Tensor, combine: str)
     return F.normalize(mean, dim=-1) * length.unsqueeze(-1)
 
 
-def alternating(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions 0, 2, 4 … and 1, 3, 5 … of [B, T, ...]."""
+def alternating(x: Tensor, before: int = 0) -> tuple[Tensor, Tensor]:
+    """Positions of [B, T, ...] at even places and at odd ones, `before` tokens coming first."""
     places = torch.arange(x.shape[1]).expand(len(x), -1)
-    return places[:, 0::2], places[:, 1::2]
+    return places[:, before % 2 :: 2], places[:, 1 - before % 2 :: 2]
 
 
 def tome(
@@ -146,10 +146,12 @@ def tome(
     *,
     combine: str = "mean",
     penalty: Tensor | None = None,
+    before: int = 0,
 ) -> Step:
-    """ToMe on the metric [B, T, d]; Turbo where a penalty [B, T] is taken off the edges of those
+    """ToMe on the metric [B, T, d]; before: how many tokens that take no part are counted for
+    who is at an even place, as in its own code, where these are the class token. Turbo where a penalty [B, T] is taken off the edges of those
     that would leave; ToFu by `combine`."""
-    left, right = alternating(x)
+    left, right = alternating(x, before)
     edges = cosines(gather(metric, left), gather(metric, right))
     if penalty is not None:
         edges = edges - gather(penalty, left).unsqueeze(-1)
