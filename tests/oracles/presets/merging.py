@@ -148,9 +148,9 @@ def tome(
     penalty: Tensor | None = None,
     before: int = 0,
 ) -> Step:
-    """ToMe on the metric [B, T, d]; before: how many tokens that take no part are counted for
-    who is at an even place, as in its own code, where these are the class token. Turbo where a penalty [B, T] is taken off the edges of those
-    that would leave; ToFu by `combine`."""
+    """ToMe on the metric [B, T, d]; Turbo where a penalty [B, T] is taken off the edges of those
+    that would leave; ToFu by `combine`. before: how many tokens that take no part are counted for
+    who is at an even place; in ToMe's own code these are the class token."""
     left, right = alternating(x, before)
     edges = cosines(gather(metric, left), gather(metric, right))
     if penalty is not None:
