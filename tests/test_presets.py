@@ -15,12 +15,14 @@ from typing import Any
 import pytest
 
 from tests.oracles.compare import MismatchError
+from tests.oracles.exports import exported, subject
 from tests.oracles.presets.base import PresetOracle
-from tests.oracles.presets.held import holds
+from tests.oracles.presets.held import against, holds
 from tests.oracles.presets.mutants import MUTANTS
 from tests.oracles.presets.registry import ORACLES
 from tests.oracles.presets.scores import random_head
 from tests.oracles.presets.subjects import VIDEOS, Setting, settings
+from tests.support.zoo_matrix import BY_ID, Variant
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,14 @@ def hold(oracle: PresetOracle, ask: Ask, setting: Setting, cache: Path) -> None:
 @pytest.mark.parametrize(("ask", "setting"), HELD, ids=[f"{a.id}-{s.id}" for a, s in HELD])
 def test_a_preset_is_what_its_paper_says(ask: Ask, setting: Setting, cache: Path) -> None:
     hold(ORACLES[ask.name], ask, setting, cache)
+
+
+@pytest.mark.parametrize("name", ["fastervlm", "fopru", "dart", "vispruner"])
+def test_the_tower_of_a_language_model(name: str, cache: Path) -> None:
+    """LLaVA reads the features of the last block but one: scores are that block's."""
+    case = BY_ID["hf-llava"]
+    path = exported(case, Variant("torchscript", "sdpa", 17, "dynamic"), cache)
+    against(ORACLES[name], path, subject(case.id), 3, {"keep": 0.4, "method": name}, {})
 
 
 @pytest.mark.parametrize("name", MUTANTS, ids=lambda name: name.replace(" ", "-"))

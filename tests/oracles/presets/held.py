@@ -12,7 +12,7 @@ import onnx
 
 from tcompile import pipeline
 from tcompile.ir import to_onnx
-from tests.oracles.compare import check, check_structure, dense_errors
+from tests.oracles.compare import Subject, check, check_structure, dense_errors
 from tests.oracles.presets.base import PresetOracle
 from tests.oracles.presets.scores import Head
 from tests.oracles.presets.subjects import Setting, file_of, subject
@@ -54,11 +54,25 @@ def holds(
         (name,) = (one.name for one in onnx.load(path).graph.input)
         np.savez(file, **{name: found.pool[-4:].numpy()})
         request["calibration"] = file
-    reduced = pipeline.reduce(path, target="cpu", method=method(oracle.name, given), **request)
+    request["method"] = method(oracle.name, given)
+    return against(oracle, path, found, setting.batch, request, known)
+
+
+def against(
+    oracle: PresetOracle,
+    path: Path,
+    found: Subject,
+    count: int,
+    request: Mapping[str, Any],
+    values: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Reduce a file as requested and hold it against the oracle on `count` images; the schedule's
+    JSON. Raises MismatchError where they differ."""
+    reduced = pipeline.reduce(path, target="cpu", **request)
     schedule = reduced.schedule.to_json()
-    cuts = oracle.reductions(schedule, known)
+    cuts = oracle.reductions(schedule, values)
     assert cuts, "nothing leaves"
-    chosen = found.images(cuts, setting.batch)
+    chosen = found.images(cuts, count)
     model = to_onnx(reduced.graph)
     check_structure(model)
     check(model, found, chosen, cuts, dense_errors(onnx.load(path), found, chosen))
