@@ -51,7 +51,8 @@ def _diffrate(m: Moment) -> Step:
 
 
 def _algm(m: Moment) -> Step:
-    if m.cut.number == 0:
+    """Windows in the first block, pairs in the fifth of twelve."""
+    if m.block == 0:
         return grids.algm_windows(m.x, m.sizes, m.grid, m.cut.keep)
     return merging.tome(m.x, m.sizes, m.x, m.cut.keep)
 
