@@ -54,10 +54,10 @@ def _votes(moment: Moment) -> int:
 
 
 def _zero_tprune(moment: Moment) -> Step:
-    """Of the less important half, those most like one of the other half (keys) leave; then the
-    least important of all."""
+    """I′, S, I: one vote ranks the tokens; of the less important half, those most like one of the
+    other half (keys) leave; then the least by as many votes as the depth has."""
     middle, _ = moment.cut.counts
-    score = pagerank(moment, _votes(moment))
+    score = pagerank(moment, 1)
     half = moment.total // 2
     order = ranked(score)
     most, least = (
@@ -69,7 +69,8 @@ def _zero_tprune(moment: Moment) -> Step:
     dropped = matched(
         moment.x, None, least, most, edges, moment.total - middle, "drop", None, clear, True
     )
-    return then(dropped, keep_best(moment, gather(score, dropped.source), dropped.x))
+    last = gather(pagerank(moment, _votes(moment)), dropped.source)
+    return then(dropped, keep_best(moment, last, dropped.x))
 
 
 def _tnt(moment: Moment) -> Step:
