@@ -14,7 +14,7 @@ from tests.oracles.attending import Attended
 from tests.oracles.stream import Encoder, Stream, gather
 
 if TYPE_CHECKING:
-    from tests.oracles.methods import Reduction
+    from tests.oracles.reductions import Reduction
 
 
 @dataclass(frozen=True)
