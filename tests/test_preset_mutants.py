@@ -14,19 +14,24 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import pytest
 
 from tcompile import pipeline
 from tcompile.ir import to_onnx
+from tcompile.passes.lower import lower
 from tcompile.passes.reduce.reducers import merge, merge_combine
 from tcompile.passes.reduce.stage import Stage
+from tcompile.planning.presets import PRESETS
 from tests.oracles.compare import MismatchError
 from tests.oracles.presets.comparing import agree
 from tests.oracles.presets.held import method
 from tests.oracles.presets.registry import ORACLES
 from tests.oracles.presets.subjects import Setting, file_of, subject
+from tests.support import preset_models
+from tests.support.half import run_as_written
 
 SETTING = Setting(65, "hf", 3)
 Row = dict[str, Any]
@@ -230,3 +235,16 @@ def test_a_wrong_reducer_is_seen(
     mutant(monkeypatch)
     with pytest.raises(MismatchError):
         right.compare(right.schedule)
+
+
+@pytest.mark.parametrize("name", ["pitome", "mctf"])
+def test_sums_in_half_precision_are_seen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing is kept in fp32, sizes times features overflow."""
+
+    def careless(graph: gs.Graph, **given: Any) -> gs.Graph:
+        return lower(graph, **{**given, "fp32_nodes": frozenset()})
+
+    monkeypatch.setattr(preset_models, "lower", careless)
+    half = preset_models.made_loud(next(preset for preset in PRESETS if preset.name == name))
+    images = preset_models.some_images(half.spec, 1)
+    assert not np.isfinite(run_as_written(half.model, {"image": images})["tokens"]).all()
