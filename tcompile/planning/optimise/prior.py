@@ -1,0 +1,75 @@
+"""What a step loses when there are no data to tell: a prior, not a measurement.
+
+loss(site, n_in → n_out) = scale · w(x) · (g(n_out/N) − g(n_in/N)),   g(r) = (1 − r)² / r
+w(x) = 1 + early · (1 − x),   x = depth of the site, 0 before the first block, 1 after the last
+
+with counts of patches only. Why this shape, each part a judgement:
+- g is 0 with zero slope at r = 1: the first tokens to go are background or duplicates and cost next
+  to nothing. It grows like 1/r as few remain. g(0.7), g(0.5), g(0.25) are 0.13, 0.5 and 2.25, about
+  the proportions in which published accuracies fall (a few tenths of a point at 0.7, one or two at
+  0.5, then fast).
+- A difference of g: two steps at one depth lose what one does, so that the planner gains nothing by
+  cutting a step in pieces.
+- w falls with depth: early scores see little context, and what leaves early is missed by every
+  block that follows. It falls faster for pruning, whose scores are attention paid, than for
+  merging, which goes by likeness and keeps an average of what leaves.
+- scale orders the families: bypassed tokens come back, merged ones leave a mean behind, pruned ones
+  are gone, and static choices do not look at the image.
+
+Losses of this prior rank plans of one method on one model. They are in no unit: never compare them
+with a measured drop, and prefer calibration wherever there are images.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from tcompile.errors import UsageError
+from tcompile.planning.optimise.tables import Floats, SiteRule, StepFunction
+
+
+@dataclass(frozen=True)
+class Prior:
+    """How much a family loses, and how much more so at the first block than after the last."""
+
+    scale: float
+    early: float
+
+
+#: By family of preset (`planning.presets.base.Preset.family`).
+PRIORS: dict[str, Prior] = {
+    "prune": Prior(1.0, 4.0),
+    "calibrated": Prior(1.0, 4.0),
+    "head": Prior(0.8, 3.0),  # Scores that were learned.
+    "prune, merge": Prior(0.7, 3.0),
+    "merge": Prior(0.5, 2.0),
+    "dense": Prior(0.4, 2.0),  # Tokens that leave come back.
+    "output": Prior(1.0, 0.0),  # Nothing follows that could miss them.
+    "static": Prior(2.0, 2.0),  # Does not look at the image.
+}
+
+
+def prior_loss(family: str, *, tokens: int, prefix: int, blocks: int) -> StepFunction:
+    """The prior of a family as `Tables.of` takes it; see the module's docstring.
+
+    Raises:
+        UsageError: no such family.
+    """
+    if family not in PRIORS:
+        raise UsageError(f"no prior for '{family}': {', '.join(PRIORS)}", where="family")
+    prior, patches = PRIORS[family], tokens - prefix
+
+    def g(n: npt.NDArray[np.int64]) -> Floats:
+        left = np.maximum(n - prefix, 1) / patches
+        return np.asarray((1 - left) ** 2 / left)
+
+    def loss(site: str, n_in: npt.NDArray[np.int64], n_out: npt.NDArray[np.int64]) -> Floats:
+        block, half = SiteRule(site).place(blocks)
+        depth = min((block + (half + 1) / 2) / blocks, 1.0)
+        weight = prior.scale * (1 + prior.early * (1 - depth))
+        return np.asarray(weight * np.maximum(g(n_out) - g(n_in), 0.0))
+
+    return loss
