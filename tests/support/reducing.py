@@ -38,6 +38,7 @@ class Tokens:
         owner: [B, T0] i64; None as index is.
         logits: [B, H, N, N] f32, of the attention; None: nobody reads them.
         entered: [B, prefix + T0 + suffix, C] f32, x as it enters the first block; None: x itself.
+        beside: as x, inside an attention the stream beside it; None: x is the stream.
     """
 
     x: Array
@@ -52,6 +53,7 @@ class Tokens:
     logits: Array | None = None
     entered: Array | None = None
     whole: tuple[int, ...] = ()
+    beside: Array | None = None
 
     @property
     def count(self) -> int:
@@ -125,7 +127,7 @@ def reduced(
         segments: of the tokens, as many of which are kept in each.
         half: in fp16 as it is written, but for what the reducer keeps in fp32.
     """
-    names = ("x", "keys", "score", "size", "index", "owner", "logits", "entered")
+    names = ("x", "keys", "score", "size", "index", "owner", "logits", "entered", "beside")
     feeds = {k: getattr(tokens, k) for k in names}
     feeds = {k: v for k, v in feeds.items() if v is not None}
     inputs = {k: gs.Variable(k, v.dtype, ["batch", *v.shape[1:]]) for k, v in feeds.items()}
@@ -142,7 +144,7 @@ def reduced(
     given = ReducerInput(
         builder, inputs["x"], tokens.x.shape[2], inputs.get("score"), core,
         Stage(tokens.count, **of_stage), tokens.prefix, tokens.suffix, total, keep, values,
-        grid=tokens.grid, whole=whole,
+        grid=tokens.grid, whole=whole, beside=inputs.get("beside"),
         entered=lambda: inputs["entered" if "entered" in inputs else "x"],
     )  # fmt: skip
     reducer = find_reducer(name)

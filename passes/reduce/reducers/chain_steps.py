@@ -65,6 +65,8 @@ def problem(ask: Ask) -> str:
         reducer, values = reducer_of(spec), filled_reducer(spec)
         if reducer.first and i:
             return f"'{spec.name}' can only be the first of a chain"
+        if reducer.around:
+            return f"'{spec.name}' is no step of a chain: its place is around a block"
         if not 1 <= keep < count:
             return f"a step of the chain keeps {keep} of {count} tokens; it must keep fewer"
         if "fuse" in traits_of(spec) and i < len(steps) - 1:

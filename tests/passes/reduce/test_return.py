@@ -138,7 +138,10 @@ def test_merged_for_one_attention_only(tokens: Path) -> None:
         ([Reduction("attn:0", CLS, Spec("chain", {"steps": [
             {"reducer": {"name": "fuse"}, "keep": 9}, {"reducer": {"name": "topk"}, "keep": 5}]}),
             5)], "can only be the last"),
-        ([Reduction("attn:0", Spec("probe"), TOPK, 9)], "unknown score|needs a learned query"),
+        ([Reduction("attn:0", CLS, Spec("chain", {"steps": [
+            {"reducer": {"name": "bypass"}, "keep": 9}, {"reducer": {"name": "topk"}, "keep": 5}]}),
+            5)], "its place is around a block"),
+        ([Reduction("attn:0", Spec("probe"), TOPK, 9)], "needs a learned query"),
     ],
 )  # fmt: skip
 def test_what_cannot_be(tokens: Path, steps: list[Reduction], said: str) -> None:
