@@ -12,11 +12,13 @@ from torch import Tensor
 from tests.oracles.choices import Step
 from tests.oracles.moments import Moment
 from tests.oracles.presets.base import PresetOracle, fuse_rest, keep_best
+from tests.oracles.presets.pruning import zero_tprune
 from tests.oracles.presets.registry import ORACLES
 from tests.oracles.presets.scores import (
     cls,
     cls_by_context,
     cls_by_values,
+    pagerank,
     per_head,
     pomt,
     received,
@@ -89,6 +91,12 @@ def _by_rank(moment: Moment) -> Step:
     return replace(step, source=kept, x=moment.x.gather(1, kept.unsqueeze(-1).expand_as(step.x)))
 
 
+def _one_ranking(moment: Moment) -> Step:
+    """The first vote decides who leaves in the end."""
+    middle, _ = moment.cut.counts
+    return zero_tprune(moment, middle, pagerank(moment, 1), pagerank(moment, 1))
+
+
 #: Of a preset, by what is wrong.
 MUTANTS: dict[str, PresetOracle] = {
     name: replace(ORACLES[name.partition(" ")[0]], **change)
@@ -105,6 +113,7 @@ MUTANTS: dict[str, PresetOracle] = {
         "evo-vit forgets": {"around": _last_block},
         "cropr zeros": {"back": _as_zeros},
         "fopru without cls": {"step": _from_patches},
+        "zero-tprune one ranking": {"step": _one_ranking},
         "dart loses pivots": {"step": _pivots_leave},
         "fastervlm by rank": {"step": _by_rank},
     }.items()

@@ -14,7 +14,7 @@ from torch import Tensor
 from tests.oracles.choices import Step
 from tests.oracles.moments import Moment
 from tests.oracles.presets.base import PresetOracle, exact, fuse_rest, keep_best, then
-from tests.oracles.presets.merging import alternating, cosines, matched, ranked
+from tests.oracles.presets.merging import alternating, boundary, cosines, matched, ranked
 from tests.oracles.presets.scores import (
     cls,
     cls_by_context,
@@ -54,23 +54,23 @@ def _votes(moment: Moment) -> int:
 
 
 def _zero_tprune(moment: Moment) -> Step:
-    """I′, S, I: one vote ranks the tokens; of the less important half, those most like one of the
-    other half (keys) leave; then the least by as many votes as the depth has."""
+    """I′, S, I: one vote ranks the tokens, and as many votes as the depth has decide at last."""
     middle, _ = moment.cut.counts
-    score = pagerank(moment, 1)
+    return zero_tprune(moment, middle, pagerank(moment, 1), pagerank(moment, _votes(moment)))
+
+
+def zero_tprune(moment: Moment, middle: int, score: Tensor, last: Tensor) -> Step:
+    """Of the half with the lower score, those most like one of the other half (keys) leave until
+    `middle` are left; then those that are least by the other score."""
     half = moment.total // 2
     order = ranked(score)
-    most, least = (
-        part.sort(dim=1).values for part in order.split([order.shape[1] - half, half], 1)
-    )
+    most, least = (part.sort(dim=1).values for part in order.split([moment.total - half, half], 1))
     edges = cosines(gather(moment.keys, least), gather(moment.keys, most))
-    at_half = gather(score, order)[:, -half - 1 : order.shape[1] - half + 1]
-    clear = (("relative", (at_half[:, 0] - at_half[:, 1]) / score.amax(dim=1)),)
+    clear = (("relative", boundary(score, moment.total - half) / score.amax(dim=1)),)
     dropped = matched(
         moment.x, None, least, most, edges, moment.total - middle, "drop", None, clear, True
     )
-    last = gather(pagerank(moment, _votes(moment)), dropped.source)
-    return then(dropped, keep_best(moment, last, dropped.x))
+    return then(dropped, keep_best(moment, gather(last, dropped.source), dropped.x))
 
 
 def _tnt(moment: Moment) -> Step:
