@@ -15,7 +15,7 @@ from tcompile.passes.reduce.stage import Stage
 #: TensorRT's TopK refuses a larger K (FACTS B.6).
 TOPK_LIMIT = 3840
 
-#: Squares of lengths of less are this.
+#: A score, a size or the square of a length counts as no less than this.
 TINY = 1e-12
 
 
@@ -25,8 +25,7 @@ def choose(given: ReducerInput, count: int) -> gs.Tensor:
     Raises:
         UsageError: no score, or more than TensorRT's TopK can give.
     """
-    if given.score is None:
-        raise UsageError("this reducer needs a score", where="schedule")
+    score = scored(given)
     if count < 1:
         raise UsageError("would leave no token of its own", where="--keep", hint="keep more")
     if count > TOPK_LIMIT:
@@ -37,7 +36,18 @@ def choose(given: ReducerInput, count: int) -> gs.Tensor:
     if given.fixed is not None:
         best = np.sort(np.argsort(-given.fixed, kind="stable")[:count])
         return for_all(given, best)
-    return given.b.call("TcTopKTokens", given.score, dtypes=[np.int64], k=count)[0]
+    return given.b.call("TcTopKTokens", score, dtypes=[np.int64], k=count)[0]
+
+
+def scored(given: ReducerInput) -> gs.Tensor:
+    """[B, T], the score.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if given.score is None:
+        raise UsageError("this reducer needs a score", where="schedule")
+    return given.score
 
 
 def sorts(*lengths: int) -> str:

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from tcompile.errors import UsageError
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.reducers.base import Ask, Reducer, ReducerInput
 from tcompile.passes.reduce.reducers.common import (
@@ -20,6 +19,7 @@ from tcompile.passes.reduce.reducers.common import (
     choose,
     others,
     rows,
+    scored,
     sorts,
     staying,
     unit,
@@ -53,9 +53,7 @@ def diverse(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
 def _unlike(given: ReducerInput, important: int) -> gs.Tensor:
     """[B, K]: the important ones and those that are left of the others, ascending."""
     b, count = given.b, given.stage.count
-    if given.score is None:
-        raise UsageError("this reducer needs a score", where="schedule")
-    _, order = b.nodes("TopK", [given.score, [count]], [np.float32, np.int64],
+    _, order = b.nodes("TopK", [scored(given), [count]], [np.float32, np.int64],
                        axis=-1, largest=1, sorted=1)  # fmt: skip
     left: gs.Tensor = b.slice(order, 1, important, None)
     features = rows(b, unit(b, metric(given)), left)

@@ -7,8 +7,7 @@ import onnx_graphsurgeon as gs
 
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.reducers.base import ReducerInput
-from tcompile.passes.reduce.reducers.merge_edges import TINY
-from tcompile.passes.reduce.reducers.merge_match import numbers
+from tcompile.passes.reduce.reducers.common import TINY, numbers, rows
 
 COMBINES = ("mean", "plain", "drop", "mlerp", "score")
 
@@ -71,10 +70,10 @@ class Groups:
         """
         b, given = self.b, self.given
         patches = given.of_patches(given.x, fp32=False)
-        staying = self._rows(patches, self.keep)
+        staying = rows(b, patches, self.keep, fp32=False)
         if combine == "drop":
             return staying
-        leaving, weight = self._rows(patches, self.source), self._weight(combine)
+        leaving, weight = rows(b, patches, self.source, fp32=False), self._weight(combine)
         own, arriving = staying, leaving
         if weight is not None:
             own = b.op("Mul", staying, self._column(weight, self.keep))
@@ -106,9 +105,6 @@ class Groups:
 
     def _column(self, values: gs.Tensor, places: gs.Tensor) -> gs.Tensor:
         return self.b.unsqueeze(self.b.op("GatherElements", values, places, axis=1), 2)
-
-    def _rows(self, x: gs.Tensor, places: gs.Tensor) -> gs.Tensor:
-        return self.b.call("TcGatherTokens", x, places, dtypes=[x.dtype], fp32=False)[0]
 
     def _length(self, x: gs.Tensor) -> gs.Tensor:
         b = self.b

@@ -7,13 +7,11 @@ import onnx_graphsurgeon as gs
 
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.reducers.base import ReducerInput
+from tcompile.passes.reduce.reducers.common import TINY, unit
 from tcompile.passes.reduce.reducers.merge_split import Side
 
 #: MCTF's temperatures of information and size, taken as roots; that of similarity is 1.
 TAU_INFORMATION, TAU_SIZE = 20, 40
-
-#: A score or size of less counts as this.
-TINY = 1e-12
 
 
 def metric(given: ReducerInput) -> gs.Tensor:
@@ -31,8 +29,8 @@ def edges(given: ReducerInput, features: gs.Tensor, a: Side, other: Side) -> gs.
     * Turbo: minus penalty · score_a.
     """
     b, parameters = given.b, given.parameters
-    unit = _unit(b, features)
-    found = b.op("MatMul", a.rows(b, unit), b.transpose(other.rows(b, unit), [0, 2, 1]))
+    each = unit(b, features)
+    found = b.op("MatMul", a.rows(b, each), b.transpose(other.rows(b, each), [0, 2, 1]))
     if parameters["criteria"] == "mctf":
         half = b.op("Mul", b.op("Add", found, _number(b, 1)), _number(b, 0.5))
         assert given.score is not None
@@ -44,11 +42,6 @@ def edges(given: ReducerInput, features: gs.Tensor, a: Side, other: Side) -> gs.
         scored = b.unsqueeze(a.values(b, given.score), 2)
         found = b.op("Sub", found, b.op("Mul", scored, _number(b, parameters["penalty"])))
     return found
-
-
-def _unit(b: Builder, x: gs.Tensor) -> gs.Tensor:
-    squares = b.reduce("Sum", b.op("Mul", x, x), [2], 1)
-    return b.op("Div", x, b.op("Sqrt", b.op("Max", squares, _number(b, TINY))))
 
 
 def _times(

@@ -6,6 +6,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from tcompile.passes.reduce.builder import Builder
+from tcompile.passes.reduce.reducers.common import numbers
 from tcompile.passes.reduce.reducers.merge_split import Side
 
 #: Taken off the edges of tokens that have left.
@@ -41,12 +42,6 @@ def match(
                 dtype=np.int64, axis=1)  # fmt: skip
     target = b.op("GatherElements", ends, partner, dtype=np.int64, axis=1)
     return b.concat([source, later], 1), b.concat([target, last], 1)
-
-
-def numbers(b: Builder, like: gs.Tensor, count: int) -> gs.Tensor:
-    """[B, count] i64: 0, 1, 2, … for each image."""
-    zero = b.op("Mul", b.slice(like, 1, 0, 1), [0], dtype=np.int64)
-    return b.op("Add", zero, b.const(np.arange(count)[None]), dtype=np.int64)
 
 
 def _best(b: Builder, edges: gs.Tensor, count: int, r: int) -> tuple[gs.Tensor, gs.Tensor]:

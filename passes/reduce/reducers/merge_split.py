@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import onnx_graphsurgeon as gs
 
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.reducers.base import Grid, ReducerInput
+from tcompile.passes.reduce.reducers.grids import cells, planes
 
 #: `energy`, `protected` and `halves` sort by the score.
 SPLITS = ("alternate", "energy", "protected", "halves", "grid")
@@ -99,11 +99,7 @@ def dst_places(parameters: Mapping[str, Any], count: int, grid: Grid, prefix: in
     """B where it does not depend on the image; empty where there is no grid for it."""
     if parameters["split"] == "alternate":
         return np.arange(0 if shifted(parameters, prefix) else 1, count, 2)
-    # Of a segment of the tokens, such as a frame, the grid is that of one.
-    plane = grid if prod(grid) == count else grid[1:]
-    if len(plane) not in (2, 3) or prod(plane) != count:
+    now = planes(grid, count)
+    if not now:
         return np.zeros(0, np.int64)
-    sx, sy = parameters["sx"], parameters["sy"]
-    h, w = plane[-2] // sy * sy, plane[-1] // sx * sx
-    corners = np.arange(count).reshape(-1, *plane[-2:])[:, :h:sy, :w:sx]
-    return corners.reshape(-1)
+    return np.asarray(cells(now, parameters["sy"], parameters["sx"])[:, 0])

@@ -7,9 +7,8 @@ from math import prod
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from tcompile.errors import UsageError
 from tcompile.passes.reduce.reducers.base import Ask, Grid, ReducerInput
-from tcompile.passes.reduce.reducers.common import ascending, choose, for_all, sorts
+from tcompile.passes.reduce.reducers.common import ascending, choose, for_all, scored, sorts
 from tcompile.passes.reduce.reducers.grids import cells, nearest, planes
 
 #: DyCoke: frames in a group, the first of which stays whole.
@@ -32,8 +31,6 @@ def chosen(given: ReducerInput) -> gs.Tensor:
     if within == "frames":
         whole, others = _frames(grid)
         first = for_all(given, whole.reshape(-1))
-        if not len(others):
-            return first
         best = _each(given, others, given.keep - whole.size)
         index = given.b.concat([first, best], 1)
     else:
@@ -43,7 +40,7 @@ def chosen(given: ReducerInput) -> gs.Tensor:
 
 def _rows(given: ReducerInput, grid: Grid) -> gs.Tensor:
     b, wide = given.b, grid[2]
-    each = b.reshape(_score(given), [0, grid[0] * grid[1], wide])
+    each = b.reshape(scored(given), [0, grid[0] * grid[1], wide])
     best = b.call("TcTopKTokens", b.reduce("Sum", each, [2]), dtypes=[np.int64],
                   k=given.keep // wide)[0]  # fmt: skip
     first = b.unsqueeze(b.op("Mul", best, [wide], dtype=np.int64), 2)
@@ -54,7 +51,7 @@ def _rows(given: ReducerInput, grid: Grid) -> gs.Tensor:
 def _each(given: ReducerInput, table: np.ndarray, count: int) -> gs.Tensor:
     """[B, count] i64: the best of each row of the table [n, m], count/n of them."""
     b, (n, m) = given.b, table.shape
-    lined = b.op("Gather", _score(given), b.const(table.reshape(-1)), axis=1)
+    lined = b.op("Gather", scored(given), b.const(table.reshape(-1)), axis=1)
     _, best = b.nodes("TopK", [b.reshape(lined, [0, n, m]), [count // n]], [np.float32, np.int64],
                       axis=-1, largest=1, sorted=1)  # fmt: skip
     place = b.op("Add", best, b.const(m * np.arange(n).reshape(1, -1, 1)), dtype=np.int64)
@@ -66,12 +63,6 @@ def _frames(grid: Grid) -> tuple[np.ndarray, np.ndarray]:
     """[whole frames, S] and [other frames, S]: their tokens."""
     places = np.arange(prod(grid)).reshape(grid[0], -1)
     return places[::FRAMES], places[np.arange(grid[0]) % FRAMES > 0]
-
-
-def _score(given: ReducerInput) -> gs.Tensor:
-    if given.score is None:
-        raise UsageError("this reducer needs a score", where="schedule")
-    return given.score
 
 
 def problem(ask: Ask) -> str:

@@ -10,6 +10,7 @@ import onnx_graphsurgeon as gs
 
 from tcompile.errors import UsageError
 from tcompile.passes.reduce.scores.base import ScoreInput, Seen
+from tcompile.passes.reduce.stage import Stage
 
 One = Callable[[ScoreInput], gs.Tensor]
 Combine = Callable[[gs.Tensor, gs.Tensor], gs.Tensor]
@@ -18,6 +19,11 @@ Combine = Callable[[gs.Tensor, gs.Tensor], gs.Tensor]
 def owns(given: ScoreInput) -> bool:
     """Whether the site's own block was run already, which it was not around or inside it."""
     return bool(given.seen) and given.seen[-1].core.attention == given.core.attention
+
+
+def at_site(given: ScoreInput) -> Stage:
+    """The stage of the tokens that are scored: around or inside a block all of them are there."""
+    return given.stages[-1] if owns(given) or not given.seen else given.stages[0]
 
 
 def previous(given: ScoreInput, one: One) -> gs.Tensor:

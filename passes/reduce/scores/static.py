@@ -8,7 +8,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from tcompile.passes.reduce.scores.base import Score, ScoreInput
-from tcompile.passes.reduce.scores.carried import owns
+from tcompile.passes.reduce.scores.carried import at_site
 from tcompile.passes.reduce.scores.colsum import strided
 from tcompile.passes.reduce.scores.common import whole_grid
 from tcompile.planning.parameters import Parameter
@@ -32,7 +32,7 @@ def static(given: ScoreInput) -> gs.Tensor:
         best = np.zeros((1, given.count))
         best[0, strided(given.count, p["keep"])] = 1
         return given.b.const(best, np.float32)
-    stage = given.stages[-1] if owns(given) or not given.seen else given.stages[0]
+    stage = at_site(given)
     table = _pattern(given).astype(np.float32)
     if stage.index is None:
         return given.b.const(table[None], np.float32)

@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 
 from tcompile.errors import UsageError
 from tcompile.passes.reduce.scores.base import Score, ScoreInput
-from tcompile.passes.reduce.scores.carried import owns
+from tcompile.passes.reduce.scores.carried import at_site
 from tcompile.passes.reduce.scores.common import whole_grid, windows
 from tcompile.passes.reduce.scores.terms import part, scored
 from tcompile.planning.parameters import Parameter
@@ -30,7 +30,7 @@ def window_penalty(given: ScoreInput) -> gs.Tensor:
     """
     b, p = given.b, given.parameters
     score = scored(given, _part(p))
-    stage = given.stages[-1] if owns(given) or not given.seen else given.stages[0]
+    stage = at_site(given)
     if not stage.positioned:
         raise UsageError("score 'window_penalty' needs a place in the grid for every token",
                          where="schedule", hint="use a reducer that fuses none")  # fmt: skip
