@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tcompile.planning.presets import PRESETS
+from tcompile.planning.presets import PRESETS, Preset
 from tcompile.planning.presets.__main__ import page
 from tests.support.command import Command
 
@@ -24,8 +24,8 @@ def test_the_list_is_a_table(tcompile: Command) -> None:
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda p: p.name)
-def test_one_is_told_in_full(tcompile: Command, preset: object) -> None:
-    name = preset.name  # type: ignore[attr-defined]
+def test_one_is_told_in_full(tcompile: Command, preset: Preset) -> None:
+    name = preset.name
     shown = tcompile("methods", name)
     assert shown.code == 0
     for word in ("Formula: ", "Schedule: ", "Needs: ", "Attention ", "patch tokens left"):

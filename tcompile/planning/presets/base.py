@@ -18,7 +18,8 @@ class Preset:
 
     Attributes:
         name: as in `--method`.
-        family: what it does with tokens: `prune`, `merge`, `bypass`, `output`, `static`, …
+        family: what it does with tokens, for lists: `prune`, `merge`, `dense` (the map stays
+            whole), `output` (once, behind a tower), `head`, `static`, `calibrated`.
         summary: one line.
         formula: the mathematics, for `tcompile methods`.
         reference: where it was published.

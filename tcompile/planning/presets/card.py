@@ -116,14 +116,20 @@ def _rows(reductions: Sequence[Reduction]) -> list[Row]:
     for (place, score, _), group in groupby(reductions, kind):
         steps = list(group)
         first, last = steps[0], steps[-1]
-        sites = first.site if first is last else f"{first.site} … {last.site}"
-        keep = str(first.keep) if first.keep == last.keep else f"{first.keep} … {last.keep}"
+        sites, keep = _listed([s.site for s in steps]), _listed([str(s.keep) for s in steps])
         scores = [s.score.to_json() for s in steps if s.score]
         reducers = [s.reducer.to_json() for s in steps]
         learned = "learned" if not first.keep else keep
         rows.append(Row(f"{place} of every block" if not first.keep else sites,
                         spelled(scores) if score else "", spelled(reducers), learned))  # fmt: skip
     return rows
+
+
+def _listed(texts: Sequence[str]) -> str:
+    """All of a few, the first and the last of more; one where they are all the same."""
+    if len(set(texts)) == 1:
+        return texts[0]
+    return ", ".join(texts) if len(texts) <= 3 else f"{texts[0]} … {texts[-1]}"
 
 
 def _kind(reducer: Spec) -> str:

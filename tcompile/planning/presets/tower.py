@@ -114,7 +114,8 @@ PRUMERGE = Preset(
     reducer=Spec("neighbours", {"neighbours": 32}),
     published="--keep 0.125",
     note="the fixed ratio in place of outliers (Q3 + 1.5 IQR), whose count depends on the image; "
-    "sums are not renormalised",
+    "sums are not renormalised; c is of the block that the features come from (released: of the "
+    "last one, the features of the one before)",
 )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 
 from tcompile.errors import UsageError
@@ -79,7 +79,7 @@ def _after(total: int, r: Sequence[int]) -> list[int]:
     return found
 
 
-def _stretched(key: str, default: str):  # type: ignore[no-untyped-def]
+def _stretched(key: str, default: str) -> Callable[[Context, Values], tuple[str, ...]]:
     def notes(context: Context, values: Values) -> tuple[str, ...]:
         if values[key] is not None:
             return ()
