@@ -107,12 +107,8 @@ class Start:
     unreachable: Mapping[Axis, int]
 
 
-def start(chain: Chain, problem: Problem, known: Path | None = None) -> Start | None:
-    """Bounds and a first plan, or None if no plan ends in an allowed count.
-
-    Args:
-        known: a plan within the budgets, if at hand.
-    """
+def start(chain: Chain, problem: Problem) -> Start | None:
+    """Bounds and a first plan, or None if no plan ends in an allowed count."""
     free_go = to_go(chain, problem.weights)
     free = shortest(chain, problem.weights, free_go)
     if free is None:
@@ -121,7 +117,7 @@ def start(chain: Chain, problem: Problem, known: Path | None = None) -> Start | 
     if problem.holds(free):
         only = bound(chain, problem.weights, lower, free_go, 0.0)
         return Start((only,), free, lower, {})
-    bounds, plans, unreachable = [], [known or free], {}
+    bounds, plans, unreachable = [], [free], {}
     multipliers: list[tuple[Weights, float]] = [(problem.weights, 0.0)]
     for axis, budget in problem.budgets():
         alone = Weights(float(axis == "ms"), float(axis == "loss"))

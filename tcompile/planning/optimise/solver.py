@@ -34,6 +34,8 @@ from tcompile.planning.optimise.tables import Tables
 EFFORT = 2000
 #: Labels of the first search, which only looks for a good plan.
 HASTY = 200
+#: Steps from which on a limit on them is first left out: plans seldom have more.
+MANY = 4
 
 
 @dataclass(frozen=True)
@@ -85,10 +87,22 @@ def solve(
     """
     limits = limits or Limits()
     flat = flattened(tables, eps) if eps > 0 else tables
-    links = chain(flat, limits)
-    path, gap = best_path(links, goal, effort)
-    plan = plan_of(tables, [tables.counts[i] for i in path.at])
-    return replace(plan, gap=gap, objective=goal.value(plan.latency_ms, plan.loss))
+
+    def under(limits: Limits) -> Plan:
+        path, gap = best_path(chain(flat, limits), goal, effort)
+        plan = plan_of(tables, [tables.counts[i] for i in path.at])
+        return replace(plan, gap=gap, objective=goal.value(plan.latency_ms, plan.loss))
+
+    if limits.max_steps is not None and limits.max_steps >= MANY:
+        # The best of any number of steps is the best of few if it has few, and found sooner.
+        try:
+            plan = under(replace(limits, max_steps=None))
+        except UsageError:
+            pass  # To be refused with what can be reached in so many steps.
+        else:
+            if len(plan.steps) <= limits.max_steps:
+                return plan
+    return under(limits)
 
 
 def best_path(links: Chain, goal: Goal, effort: int | None) -> tuple[Path, float]:
@@ -104,11 +118,7 @@ def best_path(links: Chain, goal: Goal, effort: int | None) -> tuple[Path, float
     # A budget on what is minimised is looked at last: the least is then the nearest there is.
     problem = Problem(weights, None if goal.minimise == "latency" else ms,
                       None if goal.minimise == "loss" else loss)  # fmt: skip
-    known = None
-    if len(list(problem.budgets())) == 2:
-        fastest = Goal("latency", latency_ms=goal.latency_ms, loss=goal.loss)
-        known, _ = best_path(links, fastest, effort)
-    first = start(links, problem, known)
+    first = start(links, problem)
     if first is None:
         raise UsageError("no allowed steps end in a token count that was asked for", where="plan",
                          hint="ask for another count, or loosen the limits")  # fmt: skip
@@ -116,6 +126,11 @@ def best_path(links: Chain, goal: Goal, effort: int | None) -> tuple[Path, float
         raise _out_of_reach(goal, over, least * (links.ms if over == "ms" else links.loss))
     axis: Axis = "ms" if goal.minimise == "latency" or problem.loss is not None else "loss"
     path, bounds = first.best, first.bounds
+    two = len(list(problem.budgets())) == 2
+    if path is None and two:
+        fastest = Goal("latency", latency_ms=goal.latency_ms, loss=goal.loss)
+        path, _ = best_path(links, fastest, effort)
+        bounds = tightened(bounds, problem, path)
     # A hasty search first: a better plan at hand rules out most of what a thorough one looks at.
     for most in (HASTY if effort is None else min(HASTY, effort), effort):
         found = search(links, worthwhile(links, bounds), bounds, axis, most)
@@ -128,8 +143,8 @@ def best_path(links: Chain, goal: Goal, effort: int | None) -> tuple[Path, float
     gap = 0.0
     if found.error:
         cost = found.error * (weights.ms if axis == "ms" else weights.loss)
-        # Trimmed labels on the axis of a budget may have been the only ones within it.
-        cost = cost if known is None else float("inf")
+        # On the axis of a budget, labels may have been trimmed that were the only ones within it.
+        cost = float("inf") if two else cost
         unit = links.loss if goal.minimise == "loss" else links.ms
         gap = unit * max(min(cost, weights.of(path) - first.lower), 0.0)
     if goal.minimise == "loss" and loss is not None and path.loss > loss:

@@ -51,7 +51,7 @@ def constrained(tables: Tables, seed: int) -> tuple[Tables, Limits]:
     limits = Limits(
         align=int(maybe(2, 1)),
         topk=maybe(int(rng.integers(5, 40)), None),
-        max_steps=maybe(int(rng.integers(0, 4)), None),
+        max_steps=maybe(int(rng.integers(0, 6)), None),
         once_per_block=bool(maybe(True, False)),
         final_least=maybe(int(rng.integers(1, 30)), None),
         final_most=maybe(int(rng.integers(10, 40)), None),

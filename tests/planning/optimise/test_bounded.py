@@ -52,7 +52,7 @@ def test_the_gap_is_honest(minimise: Literal["loss", "latency", "both"]) -> None
     said, and off often enough for that to mean something."""
     off = claimed = 0
     refused: list[tuple[int, str]] = []
-    for seed in range(20):
+    for seed in range(10):
         tables = hard(seed)
         fastest = solve(tables, Goal("latency")).latency_ms
         for share in (0.2, 0.5):
@@ -77,8 +77,8 @@ def test_the_gap_is_honest(minimise: Literal["loss", "latency", "both"]) -> None
                 off += difference > 1e-9
                 claimed += plan.gap > 0
     assert all(n == 3 and "if searched with more effort" in text for n, text in refused)
-    assert len(refused) < 20
-    assert off >= 3
+    assert len(refused) < 10
+    assert off >= 2
     assert claimed >= off
 
 
@@ -124,17 +124,18 @@ def large(seed: int, *, blocks: int = 48, size: int = 200, tokens: int = 1601) -
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("limits", [Limits(), Limits(max_steps=3, align=8, once_per_block=True)],
-                         ids=["free", "limited"])  # fmt: skip
-def test_48_blocks_of_200_counts_take_less_than_2_seconds(limits: Limits) -> None:
+def test_48_blocks_of_200_counts_take_less_than_2_seconds() -> None:
     tables = large(0)
-    for goal in (Goal("loss", latency_ms=0.6 * tables.dense_ms), Goal("latency", loss=2.0)):
+    for goal, limits in (
+        (Goal("loss", latency_ms=0.6 * tables.dense_ms), Limits()),
+        (Goal("latency", loss=2.0), Limits(max_steps=3, align=8, once_per_block=True)),
+    ):
         took = []
         for _ in range(2):  # Of this process; the best of two, as others use the caches too.
             begin = time.process_time()
             plan = solve(tables, goal, limits)
             took.append(time.process_time() - begin)
-            if took[-1] < 2:
+            if took[-1] < 1.5:
                 break
         assert min(took) < 2
         assert plan.steps
