@@ -28,6 +28,7 @@ from tcompile.planning.presets import PRESETS
 from tests.oracles.compare import MismatchError
 from tests.oracles.presets.comparing import agree
 from tests.oracles.presets.held import method
+from tests.oracles.presets.joining import pruned
 from tests.oracles.presets.registry import ORACLES
 from tests.oracles.presets.subjects import Setting, file_of, subject
 from tests.support import preset_models
@@ -45,7 +46,8 @@ class Bench:
         self.found = subject(SETTING.source, SETTING.tokens, SETTING.depth)
         text = method(name, values)
         self.schedule = pipeline.plan(self.path, keep=keep, method=text).to_json()
-        self.cuts = ORACLES[name].reductions(self.schedule, values)
+        more = {"prune": pruned(self.schedule, None)} if name == "diffrate" else {}
+        self.cuts = ORACLES[name].reductions(self.schedule, {**values, **more})
 
     def compare(self, schedule: Mapping[str, Any]) -> None:
         """Raises MismatchError where the model reduced by it is not what the oracle says."""

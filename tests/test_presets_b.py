@@ -6,7 +6,7 @@ of hundreds of decisions is left out only if it comes out otherwise (`agree`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -23,6 +23,7 @@ from tests.oracles.compare import check_structure
 from tests.oracles.presets import lists
 from tests.oracles.presets.comparing import agree
 from tests.oracles.presets.held import method
+from tests.oracles.presets.joining import pruned
 from tests.oracles.presets.registry import ORACLES
 from tests.oracles.presets.subjects import Setting, file_of, settings, subject
 
@@ -38,6 +39,7 @@ class Ask:
     counts: Mapping[str, Any] = field(default_factory=dict)
     depth: int = 4
     cls: bool | None = None
+    tokens: Sequence[int] = (65, 197, 261, 577)
 
     @property
     def id(self) -> str:
@@ -68,13 +70,16 @@ ASKS: tuple[Ask, ...] = (
     Ask("tomesd"),
     Ask("gtp"),
     Ask("pyra"),
+    Ask("diffrate", None, counts={"table": "deit-s"}, depth=12, tokens=(197,)),
+    Ask("pyra", None, counts={"level": "high"}, depth=12, tokens=(197,)),
 )
 
 HELD = [
     (ask, one)
     for turn, ask in enumerate(ASKS)
     for again in (30, 60)
-    for one in settings(turn + again, depth=ask.depth, cls=ask.cls)
+    for one in settings(turn + again, depth=ask.depth, tokens=ask.tokens, cls=ask.cls)
+    if again == 30 or ask.depth == 4
 ]
 HELD = [pair for i, pair in enumerate(HELD) if pair not in HELD[:i]]
 
@@ -87,7 +92,11 @@ def test_a_preset_is_what_its_paper_says(ask: Ask, setting: Setting, cache: Path
     reduced = pipeline.reduce(path, target="cpu", keep=ask.keep, method=name)
     model = to_onnx(reduced.graph)
     check_structure(model)
-    cuts = ORACLES[ask.name].reductions(reduced.schedule.to_json(), ask.values)
+    schedule = reduced.schedule.to_json()
+    values = dict(ask.values)
+    if ask.name == "diffrate":
+        values["prune"] = pruned(schedule, ask.counts.get("table"))
+    cuts = ORACLES[ask.name].reductions(schedule, values)
     assert cuts
     agree(model, onnx.load(path), found, cuts, setting.batch)
 

@@ -3,12 +3,14 @@ the published parameters (METHODS section 1)."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from math import ceil
+from typing import Any
 
 from tests.oracles.choices import Step
 from tests.oracles.moments import Moment
-from tests.oracles.presets import assigning, grids, gtp, merging
+from tests.oracles.presets import assigning, grids, gtp, lists, merging
 from tests.oracles.presets.base import PresetOracle, relative
 from tests.oracles.presets.scores import cls, per_head
 from tests.oracles.stream import gather
@@ -45,8 +47,9 @@ def _mctf(m: Moment) -> Step:
 
 
 def _diffrate(m: Moment) -> Step:
+    """prune: by block, how many patches are left before the others merge."""
     score = cls(m)
-    prune = m.values["prune"](m)
+    prune = min(m.values["prune"][m.block], m.total)
     return relative(assigning.diffrate(m.x, m.sizes, score, prune, m.cut.keep), score)
 
 
@@ -105,9 +108,17 @@ def _gtp(m: Moment) -> Step:
     return replace(step, margins=(*step.margins, ("target", close)))
 
 
-def pruned(m: Moment) -> int:
-    """What a schedule leaves between pruning and merging, where it does both."""
-    return m.cut.counts[0] if m.cut.counts else m.total
+def pruned(schedule: Mapping[str, Any], table: str | None) -> dict[int, int]:
+    """DiffRate: patches left in each block after pruning; those published, or the schedule's."""
+    if table is not None:
+        return {block: count - 1 for block, count in enumerate(lists.DIFFRATE[table][0])}
+    found = {}
+    for row in schedule["reductions"]:
+        steps = row["reducer"].get("steps") or [row]
+        prunes = steps[0]["reducer"]["name"] == "topk"
+        block = int(row["site"].partition(":")[2])
+        found[block] = steps[0]["keep"] if prunes else schedule["model"]["patches"]
+    return found
 
 
 JOINING: tuple[PresetOracle, ...] = (
@@ -122,7 +133,7 @@ JOINING: tuple[PresetOracle, ...] = (
     PresetOracle("tofu", step=_tofu, defaults={"combine": "mlerp"}),
     PresetOracle("turbo", step=_turbo, defaults={"alpha": 1.0, "beta": 1.0, "gamma": 0}),
     PresetOracle("mctf", step=_mctf),
-    PresetOracle("diffrate", step=_diffrate, defaults={"prune": pruned}),
+    PresetOracle("diffrate", step=_diffrate),
     PresetOracle("algm", step=_algm, proportional=False),
     PresetOracle("atme", step=_atme, proportional=False),
     PresetOracle("visionzip", step=_visionzip),
