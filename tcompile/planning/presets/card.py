@@ -115,7 +115,7 @@ def _rows(reductions: Sequence[Reduction]) -> list[Row]:
 
     for (place, score, _), group in groupby(reductions, kind):
         steps = list(group)
-        first, last = steps[0], steps[-1]
+        first = steps[0]
         sites, keep = _listed([s.site for s in steps]), _listed([str(s.keep) for s in steps])
         scores = [s.score.to_json() for s in steps if s.score]
         reducers = [s.reducer.to_json() for s in steps]
