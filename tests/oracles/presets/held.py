@@ -14,6 +14,7 @@ from tcompile import pipeline
 from tcompile.ir import to_onnx
 from tests.oracles.compare import Subject, check, check_structure, dense_errors
 from tests.oracles.presets.base import PresetOracle
+from tests.oracles.presets.comparing import agree
 from tests.oracles.presets.scores import Head
 from tests.oracles.presets.subjects import Setting, file_of, subject
 
@@ -33,11 +34,13 @@ def holds(
     *,
     head: Head | None = None,
     images: bool = False,
+    close: bool = False,
 ) -> dict[str, Any]:
     """Reduce a model by the preset, hold it against the oracle, and give the schedule's JSON.
 
     values: parameters of the preset, for compiler and oracle.  head: what the compiler gets as a
-    file.  images: whether counts are learnt on some.
+    file.  images: whether counts are learnt on some.  close: whether some decision is always too
+    close to tell (`agree`).
 
     Raises MismatchError where they differ.
     """
@@ -55,7 +58,7 @@ def holds(
         np.savez(file, **{name: found.pool[-4:].numpy()})
         request["calibration"] = file
     request["method"] = method(oracle.name, given)
-    return against(oracle, path, found, setting.batch, request, known)
+    return against(oracle, path, found, setting.batch, request, known, close=close)
 
 
 def against(
@@ -65,6 +68,8 @@ def against(
     count: int,
     request: Mapping[str, Any],
     values: Mapping[str, Any],
+    *,
+    close: bool = False,
 ) -> dict[str, Any]:
     """Reduce a file as requested and hold it against the oracle on `count` images; the schedule's
     JSON. Raises MismatchError where they differ."""
@@ -72,8 +77,11 @@ def against(
     schedule = reduced.schedule.to_json()
     cuts = oracle.reductions(schedule, values)
     assert cuts, "nothing leaves"
-    chosen = found.images(cuts, count)
-    model = to_onnx(reduced.graph)
+    model, dense = to_onnx(reduced.graph), onnx.load(path)
     check_structure(model)
-    check(model, found, chosen, cuts, dense_errors(onnx.load(path), found, chosen))
+    if close:
+        agree(model, dense, found, cuts, count)
+    else:
+        chosen = found.images(cuts, count)
+        check(model, found, chosen, cuts, dense_errors(dense, found, chosen))
     return schedule
