@@ -9,7 +9,7 @@ from tcompile.planning.schedule import Spec
 from tcompile.planning.schedulers import fit, greedy, sigmoid
 
 _PAID = Spec("cls", {"agg": "max"})
-_RECEIVED = Spec("colsum", {"queries": "all", "agg": "max"})
+_RECEIVED = Spec("colsum", {"queries": "all", "agg": "max", "heads": "after"})
 _SEARCH = (
     "Zhao et al., Accelerating Multimodal Large Language Models by Searching Optimal Vision Token "
     "Reduction, CVPR 2025"
@@ -24,7 +24,7 @@ FITPRUNE = Preset(
     name="fitprune",
     family="calibrated",
     summary="let as many tokens leave each block as cost no more than a share of its attention",
-    formula="score_j = max_h A[h,cls,j] · sum_q max_h A[h,q,j]; in block l as many leave as lose "
+    formula="score_j = max_h A[h,cls,j] · max_h sum_q A[h,q,j]; in block l as many leave as lose "
     "at most alpha of the sum of either factor, mean over images; alpha by bisection",
     reference="Ye et al., Fit and Prune: Fast and Training-free Visual Token Pruning for "
     "Multi-modal Large Language Models, AAAI 2025",
@@ -34,8 +34,8 @@ FITPRUNE = Preset(
     parameters={"alpha": _share("of the attention that may be lost in a block")},
     budget=("alpha",),
     needs=("calibration",),
-    note="the encoder's CLS row in place of a language model's text; the maximum over heads is "
-    "taken of each probability (paper: of their sums); every block computes Q·K^T a second time",
+    note="the encoder's CLS row in place of a language model's text; every block computes Q·K^T a "
+    "second time",
 )
 
 G_SEARCH = Preset(

@@ -89,9 +89,9 @@ def received_so_far(moment: Moment) -> Tensor:
 
 
 def paid_and_received(moment: Moment) -> Tensor:
-    """(max_h what the class token pays) · (Σ_q max_h what all tokens pay) (FitPrune)."""
+    """(max_h what the class token pays) · (max_h Σ_q what all tokens pay) (FitPrune)."""
     paid = per_head(moment).amax(dim=1) if moment.encoder.cls else cls(moment)
-    return paid * moment.attention.weights.amax(dim=1).sum(dim=1)[:, moment.inner]
+    return paid * moment.attention.weights.sum(dim=2).amax(dim=1)[:, moment.inner]
 
 
 def pomt(moment: Moment) -> Tensor:
