@@ -12,6 +12,9 @@ from tcompile.plugins.spec import DOMAIN
 
 _END = np.iinfo(np.int64).max
 
+#: No length is less, so that zeros divided by theirs are zeros.
+_TINY = 1e-12
+
 
 class Builder:
     """Appends nodes to a graph. Their order is mended by one toposort at the end.
@@ -121,6 +124,17 @@ class Builder:
         """[B, 1] bool, one for each image: numbers made from it can take the batch from it."""
         first = self.slice(self.slice(x, 1, 0, 1), 2, 0, 1)
         return self.cast(self.reshape(first, [-1, 1]), np.bool_)
+
+    def unit(self, x: gs.Tensor) -> gs.Variable:
+        """x/‖x‖₂ along the last axis; zeros stay zeros."""
+        length = self.reduce("L2", x, [-1], 1)
+        return self.op("Div", x, self.op("Max", length, self.const([_TINY], np.float32)))
+
+    def for_all(self, row: Any, x: gs.Tensor, dtype: Any = np.int64) -> gs.Variable:
+        """[B, n]: the numbers of a row [n], the same for each image of x [B, N, C]."""
+        nothing = self.op("Mul", self.cast(self.corner(x), dtype), self.const([0], dtype),
+                          dtype=dtype)  # fmt: skip
+        return self.op("Add", nothing, self.const(np.reshape(row, (1, -1)), dtype), dtype=dtype)
 
     def reduce(self, kind: str, x: gs.Tensor, axes: Sequence[int], keepdims: int = 0) -> Any:
         """ReduceMean, ReduceSum…: axes moved from attribute to input at opset 18 (Sum: 13)."""

@@ -17,7 +17,6 @@ from tcompile.passes.reduce.reducers.common import (
     rows,
     sorts,
     staying,
-    unit,
 )
 from tcompile.passes.reduce.reducers.merge_combine import Groups
 from tcompile.passes.reduce.reducers.merge_edges import metric
@@ -56,7 +55,7 @@ def closest(
     """[B, r] f32 and i64: for tokens at gone [B, r] the largest cosine to those at kept [B, K],
     and which of these has it."""
     b = given.b
-    each = unit(b, features)
+    each = b.unit(features)
     centres = b.transpose(rows(b, each, kept), [0, 2, 1])
     cosine = b.op("MatMul", rows(b, each, gone), centres)
     slot = b.op("ArgMax", cosine, dtype=np.int64, axis=-1, keepdims=0)

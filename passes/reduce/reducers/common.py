@@ -15,7 +15,7 @@ from tcompile.passes.reduce.stage import Stage
 #: TensorRT's TopK refuses a larger K (FACTS B.6).
 TOPK_LIMIT = 3840
 
-#: A score, a size or the square of a length counts as no less than this.
+#: A score or a size counts as no less than this.
 TINY = 1e-12
 
 
@@ -62,9 +62,7 @@ def for_all(given: ReducerInput, row: np.ndarray, dtype: Any = np.int64) -> gs.T
     b = given.b
     if given.core.batch == 1:
         return b.const(row[None], dtype)
-    zero = b.const([0], dtype)
-    nothing = b.op("Mul", b.cast(b.corner(given.x), dtype), zero, dtype=dtype)
-    return b.op("Add", nothing, b.const(row[None], dtype), dtype=dtype)
+    return b.for_all(row, given.x, dtype)
 
 
 def numbers(b: Builder, like: gs.Tensor, count: int) -> gs.Tensor:
@@ -94,12 +92,6 @@ def placed(b: Builder, total: int, *pairs: tuple[gs.Tensor, gs.Tensor]) -> gs.Te
     for index, slot in pairs:
         found = b.op("ScatterElements", found, index, slot, dtype=np.int64, axis=1)
     return found
-
-
-def unit(b: Builder, x: gs.Tensor) -> gs.Tensor:
-    """x/‖x‖ along the last axis."""
-    squares = b.reduce("Sum", b.op("Mul", x, x), [-1], 1)
-    return b.op("Div", x, b.op("Sqrt", b.op("Max", squares, b.const([TINY], np.float32))))
 
 
 def onehot(b: Builder, slot: gs.Tensor, count: int) -> gs.Tensor:

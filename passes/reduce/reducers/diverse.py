@@ -22,7 +22,6 @@ from tcompile.passes.reduce.reducers.common import (
     scored,
     sorts,
     staying,
-    unit,
 )
 from tcompile.passes.reduce.reducers.merge_edges import metric
 from tcompile.passes.reduce.stage import Stage
@@ -56,7 +55,7 @@ def _unlike(given: ReducerInput, important: int) -> gs.Tensor:
     _, order = b.nodes("TopK", [scored(given), [count]], [np.float32, np.int64],
                        axis=-1, largest=1, sorted=1)  # fmt: skip
     left: gs.Tensor = b.slice(order, 1, important, None)
-    features = rows(b, unit(b, metric(given)), left)
+    features = rows(b, b.unit(metric(given)), left)
     size = count - important
     for r in _drops(given.parameters, count, given.keep):
         stay = others(b, _alike(b, features, size, r), size, size - r)

@@ -16,7 +16,6 @@ from tcompile.passes.reduce.reducers.common import (
     others,
     placed,
     staying,
-    unit,
 )
 from tcompile.passes.reduce.reducers.grids import nearest, planes
 from tcompile.passes.reduce.reducers.lines_grid import Lines, axis_of, possible_counts
@@ -38,7 +37,7 @@ def lines(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
     seen = x
     if given.beside is not None:
         seen = now.apart(b, given.of_patches(given.beside, fp32=False), given.width)
-    each = unit(b, seen)
+    each = b.unit(seen)
     left, right = (
         b.op("Slice", each, [i], [2 * pairs], [1], [2], dtype=each.dtype) for i in (0, 1)
     )

@@ -7,7 +7,7 @@ import onnx_graphsurgeon as gs
 
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.reducers.base import ReducerInput
-from tcompile.passes.reduce.reducers.common import TINY, unit
+from tcompile.passes.reduce.reducers.common import TINY
 from tcompile.passes.reduce.reducers.merge_split import Side
 
 #: MCTF's temperatures of information and size, taken as roots; that of similarity is 1.
@@ -29,7 +29,7 @@ def edges(given: ReducerInput, features: gs.Tensor, a: Side, other: Side) -> gs.
     * Turbo: minus penalty · score_a.
     """
     b, parameters = given.b, given.parameters
-    each = unit(b, features)
+    each = b.unit(features)
     found = b.op("MatMul", a.rows(b, each), b.transpose(other.rows(b, each), [0, 2, 1]))
     if parameters["criteria"] == "mctf":
         half = b.op("Mul", b.op("Add", found, _number(b, 1)), _number(b, 0.5))

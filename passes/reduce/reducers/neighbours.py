@@ -9,7 +9,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from tcompile.passes.reduce.reducers.base import Ask, Reducer, ReducerInput
-from tcompile.passes.reduce.reducers.common import choose, rows, sorts, unit
+from tcompile.passes.reduce.reducers.common import choose, rows, sorts
 from tcompile.passes.reduce.reducers.fuse import fused, problem, rest_token
 from tcompile.passes.reduce.reducers.merge_edges import metric
 from tcompile.passes.reduce.stage import Stage
@@ -29,7 +29,7 @@ def neighbours(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
     b, count = given.b, given.stage.count
     index = choose(given, given.keep - 1)
     patches = given.of_patches(given.x, fp32=False)
-    directions = unit(b, _features(given))
+    directions = b.unit(_features(given))
     kept = rows(b, directions, index)
     cosine = b.op("MatMul", kept, b.transpose(directions, [0, 2, 1]))
     places = b.const(np.arange(count).reshape(1, 1, -1))

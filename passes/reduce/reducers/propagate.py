@@ -13,7 +13,7 @@ import onnx_graphsurgeon as gs
 
 from tcompile.errors import UsageError
 from tcompile.passes.reduce.reducers.base import Ask, Reducer, ReducerInput
-from tcompile.passes.reduce.reducers.common import choose, others, rows, sorts, staying, unit
+from tcompile.passes.reduce.reducers.common import choose, others, rows, sorts, staying
 from tcompile.passes.reduce.reducers.grids import beside, planes
 from tcompile.passes.reduce.stage import Stage
 from tcompile.planning.parameters import Parameter
@@ -72,7 +72,7 @@ def _graph(given: ReducerInput) -> gs.Tensor:
     b, parameters, count = given.b, given.parameters, given.patches
     assert given.entered is not None
     end = given.prefix + count
-    directions = unit(b, b.slice(given.entered(), 1, given.prefix, end, fp32=False))
+    directions = b.unit(b.slice(given.entered(), 1, given.prefix, end, fp32=False))
     cosine = b.op("MatMul", directions, b.transpose(directions, [0, 2, 1]))
     # No token is its own neighbour: 4 is beyond every cosine.
     alike = b.op("Sub", cosine, b.const(4 * np.eye(count)[None], np.float32))

@@ -18,7 +18,6 @@ from tcompile.passes.reduce.reducers.common import (
     sorts,
     staying,
     take,
-    unit,
 )
 from tcompile.passes.reduce.reducers.grids import cells, nearest, planes
 from tcompile.passes.reduce.reducers.merge_edges import metric
@@ -71,7 +70,7 @@ def _stage(given: ReducerInput, index: gs.Tensor, step: gs.Tensor, total: gs.Ten
 def _alike(given: ReducerInput, table: np.ndarray) -> gs.Tensor:
     """[B, windows]: Σ_{i≠j} cos(x_i, x_j)/(m(m − 1)), by |Σ u|² − Σ |u|² of the directions u."""
     b = given.b
-    each = unit(b, _lined(given, metric(given), table))
+    each = b.unit(_lined(given, metric(given), table))
     whole = b.reduce("Sum", each, [2])
     both = b.reduce("Sum", b.op("Mul", whole, whole), [2])
     own = b.reduce("Sum", b.op("Mul", each, each), [2, 3])

@@ -1,4 +1,4 @@
-"""What several scores need: heads aggregated, unit vectors, metrics, windows of the grid."""
+"""What several scores need: heads aggregated, metrics, windows of the grid."""
 
 from __future__ import annotations
 
@@ -23,11 +23,6 @@ AGGREGATIONS = {"mean": "Mean", "sum": "Sum", "max": "Max"}
 def divided(b: Builder, x: gs.Tensor, by: gs.Tensor) -> gs.Tensor:
     """x / max(by, tiny)."""
     return b.op("Div", x, b.op("Max", by, b.const([TINY], np.float32)))
-
-
-def unit(b: Builder, x: gs.Tensor) -> gs.Tensor:
-    """x / ‖x‖₂ along the last axis of [B, n, d]; zeros stay zeros."""
-    return divided(b, x, b.reduce("L2", x, [2], 1))
 
 
 def metric(given: ScoreInput) -> gs.Tensor:

@@ -14,7 +14,6 @@ from tcompile.passes.reduce.scores.common import (
     ALWAYS,
     metric,
     reads_keys,
-    unit,
     whole_grid,
     windows,
 )
@@ -45,7 +44,7 @@ def _agg(given: ScoreInput) -> str:
 
 
 def _to_few(given: ScoreInput) -> gs.Tensor:
-    b, p, of = given.b, given.parameters, unit(given.b, metric(given))
+    b, p, of = given.b, given.parameters, given.b.unit(metric(given))
     if p["reference"] == "strided":
         places = np.asarray(strided(given.count, p["count"]))
         few = b.op("Gather", of, b.const(places), axis=1)
@@ -68,7 +67,7 @@ def _in_windows(given: ScoreInput) -> gs.Tensor:
     b, grid = given.b, whole_grid(given, "dup", given.count)
     table = windows(grid, given.parameters["side"])
     many, members = table.shape
-    each = b.op("Gather", unit(b, metric(given)), b.const(np.maximum(table, 0)), axis=1)
+    each = b.op("Gather", b.unit(metric(given)), b.const(np.maximum(table, 0)), axis=1)
     cosine = b.op("MatMul", each, b.transpose(each, [0, 1, 3, 2]))
     there = table >= 0
     others = there[:, None, :] & there[:, :, None] & ~np.eye(members, dtype=bool)
@@ -87,7 +86,7 @@ def _in_windows(given: ScoreInput) -> gs.Tensor:
 
 def _between_frames(given: ScoreInput) -> gs.Tensor:
     b, (t, h, w) = given.b, whole_grid(given, "dup", given.count)
-    of, frame, place = unit(b, metric(given)), np.arange(t), np.arange(h * w)
+    of, frame, place = b.unit(metric(given)), np.arange(t), np.arange(h * w)
     before = frame - np.array([0, 1, 2, 1])[frame % 4]
     at = (before[:, None] * (h * w) + place).reshape(-1)
     cosine = b.reduce("Sum", b.op("Mul", of, b.op("Gather", of, b.const(at), axis=1)), [2])

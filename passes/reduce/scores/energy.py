@@ -6,7 +6,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from tcompile.passes.reduce.scores.base import Score, ScoreInput
-from tcompile.passes.reduce.scores.common import metric, reads_keys, unit
+from tcompile.passes.reduce.scores.common import metric, reads_keys
 from tcompile.planning.parameters import Parameter
 
 
@@ -19,7 +19,7 @@ def energy(given: ScoreInput) -> gs.Tensor:
     """
     b, p = given.b, given.parameters
     margin, alpha = b.const([p["margin"]], np.float32), float(p["alpha"])
-    unit_rows = unit(b, metric(given))
+    unit_rows = b.unit(metric(given))
     cosine = b.op("MatMul", unit_rows, b.transpose(unit_rows, [0, 2, 1]))
     beyond = b.op("Sub", cosine, margin)
     each = b.op("Elu", beyond, alpha=alpha)

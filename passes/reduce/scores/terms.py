@@ -72,11 +72,7 @@ def terms(
 def scored(given: ScoreInput, spec: Spec) -> gs.Tensor:
     """[B, T] fp32, one for each image also where no image matters."""
     score = given.score(spec)
-    if not is_const(score):
-        return score
-    b = given.b
-    nothing = b.op("Mul", b.cast(b.corner(given.x), np.float32), b.const([0], np.float32))
-    return b.op("Add", nothing, b.const(value(score), np.float32))
+    return given.b.for_all(value(score), given.x, np.float32) if is_const(score) else score
 
 
 def _wrong(owner: str, why: str) -> UsageError:
