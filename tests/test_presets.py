@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.oracles.compare import MismatchError
 from tests.oracles.exports import exported, subject
@@ -22,6 +23,8 @@ from tests.oracles.presets.mutants import MUTANTS
 from tests.oracles.presets.registry import ORACLES
 from tests.oracles.presets.scores import random_head
 from tests.oracles.presets.subjects import VIDEOS, Setting, settings
+from tests.oracles.presets.subjects import subject as subject_of_source
+from tests.oracles.walk import dense_attention
 from tests.support.zoo_matrix import BY_ID, Variant
 
 
@@ -123,3 +126,23 @@ def test_what_is_wrong_is_caught(name: str, cache: Path) -> None:
     ask = next(ask for ask in ASKS if ask.name == name.partition(" ")[0])
     with pytest.raises(MismatchError, match=r"error|differs"):
         hold(MUTANTS[name], ask, Setting(65, "hf", 3, ask.depth), cache)
+
+
+def test_fitprune_learns_its_counts_as_published(cache: Path) -> None:
+    """Per block as many leave as lose at most alpha both of what the class token pays and of what
+    all pay, in the dense model; the mean over the images."""
+    alpha, setting = 0.25, Setting(65, "hf", 3)
+    schedule = holds(ORACLES["fitprune"], setting, cache, {"alpha": alpha}, None, images=True)
+    found = subject_of_source(setting.source, setting.tokens, setting.depth)
+    left, least = [], setting.patches
+    for attention in dense_attention(found.encoder, found.pool[-4:].double()):
+        most = attention.weights.amax(dim=1)
+        shares = [part[:, attention.inner] for part in (most[:, 0], most.sum(dim=1))]
+        shares = [share / share.sum(dim=1, keepdim=True) for share in shares]
+        order = (shares[0] * shares[1]).argsort(dim=1)
+        lost = torch.stack([share.gather(1, order).cumsum(dim=1) for share in shares]).amax(dim=0)
+        gone = (lost <= alpha).sum(dim=1).double().mean()
+        least = min(least, setting.patches - int(gone))
+        left.append(least)
+    assert [row["mlp"] - 1 for row in schedule["tokens_per_block"]] == left
+    assert left[-1] < setting.patches

@@ -261,6 +261,15 @@ class Walk:
         self.stream = replace(self.stream, x=joined(x, step.x), sizes=sizes, taps=tapped)
 
 
+def dense_attention(encoder: Encoder, image: Tensor) -> list[Attention]:
+    """Of each block, with every token there."""
+    walk = Walk(encoder, image, {}, restored=False)
+    with torch.no_grad():
+        for i, block in enumerate(encoder.blocks):
+            walk.block(i, block)
+    return [past.attention for past in walk.past]
+
+
 #: Under what a margin goes whose unit is another than an attention probability.
 _KEPT = {"norm": "length"}
 
