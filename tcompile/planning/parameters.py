@@ -12,6 +12,10 @@ from tcompile.errors import UsageError
 #: Of single precision, in which scores and reducers compute.
 LARGEST = 3.4e38
 
+#: What a type is called in messages; the others by their own names.
+_CALLED = {"int": "whole number", "float": "number", "Fraction": "number", "str": "text",
+           "bool": "truth value (true, false)"}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Parameter:
@@ -39,7 +43,7 @@ class Parameter:
         number = isinstance(value, (int, float, Fraction)) and not isinstance(value, bool)
         fits = isinstance(value, self.type) and (self.type is bool or not isinstance(value, bool))
         if not (fits or (self.type in (float, Fraction) and number)):
-            return f"is no {self.type.__name__.lower()}"
+            return f"is no {called(self.type)}"
         if self.type is float and not abs(value) <= LARGEST:
             return "is no finite number of single precision"
         if self.choices and value not in self.choices:
@@ -57,6 +61,11 @@ class Parameter:
         if isinstance(self.default, Fraction):
             found["default"] = float(self.default)
         return {**found, "choices": list(self.choices)} if self.choices else found
+
+
+def called(kind: type) -> str:
+    """A type as people say it."""
+    return _CALLED.get(kind.__name__, kind.__name__.lower())
 
 
 Parameters = Mapping[str, Parameter]
@@ -99,7 +108,7 @@ def parse(parameter: Parameter, key: str, raw: str) -> Any:
         else:
             value = kind(raw)
     except (ValueError, KeyError, ZeroDivisionError, OverflowError) as error:
-        raise UsageError(f"{key}={raw} is no {kind.__name__.lower()}", where="--method") from error
+        raise UsageError(f"{key}={raw} is no {called(kind)}", where="--method") from error
     problem = parameter.problem(value)
     if problem:
         raise UsageError(f"{key}={raw} {problem}", where="--method")
