@@ -2,6 +2,9 @@
 
 Counts are whole token counts, prefix included, as they run through the model. Latencies are in ms
 for one batch. Losses are in any unit that adds up over steps; both are ≥ 0.
+
+Sums are told apart to 2⁻³⁸ of the largest one, so what must not be is for `SiteRule` and `Limits`
+to say, not for a loss of 10¹².
 """
 
 from __future__ import annotations

@@ -101,6 +101,33 @@ def test_each_constraint(limits: dict[str, Any], rule: dict[str, Any]) -> None:
     assert bites, "a constraint that forbids nothing is not tested"
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_one_step_a_block_up_to_the_output(seed: int) -> None:
+    """Between attention and MLP, after it, and at the output: all three are of the last block."""
+    tables = instance(6000 + seed, blocks=2)
+    size = len(tables.counts)
+    rng = np.random.default_rng(seed)
+    names = ("attn:0", "attn:1", "block:1", "output")
+    some = tuple(rng.integers(0, 3, (size, size)) / 8 for _ in names)
+    full = replace(tables, sites=tuple(map(SiteRule, names)), reducer_ms=some, loss=some[::-1])
+    check(full, Limits(once_per_block=True), seed)
+    check(full, Limits(once_per_block=True, final_most=full.counts[0]), seed)
+
+
+@pytest.mark.parametrize("most", [3, 4, 5, 6])
+def test_as_many_steps_as_allowed_where_many_are_best(most: int) -> None:
+    """Losses that grow with the square of what leaves at once: the more steps the better."""
+    tables = instance(7, blocks=4, size=7)
+    n, names = np.asarray(tables.counts), [f"attn:{b}" for b in range(4)] + ["block:1", "block:2"]
+    names.sort(key=lambda s: SiteRule(s).place(4))
+    loss, free = (n[:, None] - n[None, :]) ** 2 / 8, np.zeros((7, 7))
+    many = replace(tables, sites=tuple(map(SiteRule, names)), reducer_ms=(free,) * 6,
+                   loss=(loss,) * 6)  # fmt: skip
+    limits = Limits(max_steps=most, final_most=tables.counts[0])
+    check(many, limits, most)
+    assert len(solve(many, Goal("loss"), limits).steps) == most
+
+
 @pytest.mark.parametrize("seed", range(30))
 def test_the_front_is_that_of_all_plans(seed: int) -> None:
     tables, limits = constrained(instance(4000 + seed), seed)

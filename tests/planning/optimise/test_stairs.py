@@ -12,6 +12,7 @@ from tcompile.planning.optimise import (
     Goal,
     Limits,
     Plateau,
+    SiteRule,
     grid,
     plateaus,
     right_edge,
@@ -104,6 +105,17 @@ def test_a_tie_takes_fewer_steps() -> None:
     plan = solve(free, Goal("loss"), Limits(final_most=8))
     assert (plan.final, len(plan.steps)) == (8, 1)
     assert plan.steps[0].site == "attn:1"  # More tokens: as late as can be.
+
+
+def test_one_step_does_what_two_in_one_place_would() -> None:
+    """Nothing runs between the last block and the output: only the number of steps differs."""
+    tables = staircase(blocks=1)
+    n = np.asarray(tables.counts, float)
+    drop = np.maximum(n[:, None] - n[None, :], 0) / 8
+    two = replace(tables, sites=(SiteRule("block:0"), SiteRule("output")),
+                  reducer_ms=(drop * 0,) * 2, loss=(drop,) * 2)  # fmt: skip
+    for most in (4, 8, 20):
+        assert len(solve(two, Goal("loss"), Limits(final_most=most)).steps) == 1
 
 
 def test_where_a_plan_sits() -> None:
