@@ -10,6 +10,9 @@ from tcompile.errors import UsageError
 from tcompile.passes.reduce.reducers.base import Ask
 from tcompile.planning.schedule import Spec, whole_number
 
+#: How deep chains may be nested: who needs more has written a loop.
+_DEEPEST = 4
+
 
 @dataclass(frozen=True)
 class Step:
@@ -26,6 +29,8 @@ def steps_of(parameters: Mapping[str, Any]) -> list[Step]:
     Raises:
         UsageError: they are no such thing.
     """
+    if _depth(parameters) > _DEEPEST:
+        raise UsageError(f"chains are nested more than {_DEEPEST} deep", where="schedule")
     found: list[Step] = []
     for step in parameters["steps"]:
         try:
@@ -36,6 +41,19 @@ def steps_of(parameters: Mapping[str, Any]) -> list[Step]:
             raise UsageError(f"a step of a chain is {{reducer, keep, score}}, not {step!r}",
                              where="schedule") from error  # fmt: skip
     return found
+
+
+def _depth(parameters: Any) -> int:
+    """How deep chains are nested in the steps of one."""
+    level, depth = [parameters], 0
+    while level and depth <= _DEEPEST:
+        steps = [s for p in level if isinstance(p, Mapping) for s in _list(p.get("steps"))]
+        level, depth = [s.get("reducer") for s in steps if isinstance(s, Mapping)], depth + 1
+    return depth - 1
+
+
+def _list(given: Any) -> list[Any]:
+    return given if isinstance(given, list) else []
 
 
 def _spec(document: Mapping[str, Any]) -> Spec:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx_graphsurgeon as gs
 
+from tcompile.errors import UsageError
 from tcompile.passes.reduce.scores.base import Score, ScoreInput
 
 
@@ -14,7 +15,9 @@ def probe(given: ScoreInput) -> gs.Tensor:
     What leads from the last block to the probe's keys is applied to the stream at the site; the
     softmax runs over all tokens, prefix included. Costs one K projection, 2·N·C² operations.
     """
-    assert given.probe is not None  # `needs` was checked
+    if given.probe is None:
+        raise UsageError("score 'probe' needs a learned query that pools the tokens behind the "
+                         "last block, which this model has not", where="schedule")  # fmt: skip
     return given.of_patches(given.probe(given.x))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from tcompile.planning.presets import PRESETS
 from tcompile.planning.presets.card import Card, card
+from tcompile.planning.presets.parts import parts
 
 _HEAD = """# Methods
 
@@ -29,6 +30,7 @@ def page() -> str:
         lines.append(f"| [`{preset.name}`](#{preset.name}) | {preset.family} | {preset.summary} |")
     for one in cards:
         lines += ["", *_section(one)]
+    lines += parts()
     return "\n".join(lines) + "\n"
 
 
