@@ -28,12 +28,16 @@ def problem(ask: Ask) -> str:
         sx, sy = parameters["sx"], parameters["sy"]
         return f"split=grid needs tokens in a grid of cells of {sy} x {sx}, which these are not"
     most = a if split == "grid" else ask.count // 2
+    # By the reference's count A and B change places where the prefix is of an odd number.
+    reference = parameters["parity"] == "reference"
     if both:
         # A token of A must be left, for those of B to go to.
         most = min(2 * a - 1, 2 * other)
+        if reference and split == "alternate":
+            most = min(most, 2 * other - 1)
     if r > most:
         return f"at most {most} of {ask.count} tokens can merge in one step, not {r}"
-    if plain(parameters):
+    if plain(parameters) and not reference:
         longest = a if r < a else 1
     else:
         sorts = {"protected": 2 * r, "energy": ask.count, "halves": ask.count}

@@ -274,6 +274,9 @@ def test_what_is_impossible() -> None:
     assert why(17, 9, split="halves") == ""
     assert "at most 8" in why(17, 8, split="halves")
     assert why(16, 1, bidirectional=True) == ""
+    # 8 in A and 7 in B, or, by the reference's count behind CLS, the other way round.
+    assert why(15, 1, bidirectional=True) == ""
+    assert "at most 13" in why(15, 1, bidirectional=True, parity="reference")
     grid = {"split": "grid", "bidirectional": True}
     assert why(16, 8, (4, 4), **grid) == ""
     assert "at most 8" in why(16, 7, (4, 4), **grid)
@@ -284,6 +287,7 @@ def test_what_is_impossible() -> None:
     assert "grid" in why(16, 12, (4, 4), split="grid", sx=5)
     assert "bidirectional" in why(16, 12, split="protected", bidirectional=True)
     assert why(4096, 3900) == ""
+    assert "3900" in why(4096, 3900, parity="reference")
     assert "3900" in why(4096, 3900, combine="drop")
     assert "4096" in why(4096, 3000, split="energy")
     assert why(4096, 3000, split="protected") == ""
