@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -12,27 +10,16 @@ from typing import Any
 
 import onnx_graphsurgeon as gs
 
-from tcompile.analysis.flops import graph_flops
 from tcompile.analysis.model import Analysis, analyse
-from tcompile.artifact import MODEL, check_destination, write_artifact
+from tcompile.artifact import check_destination, write_artifact
 from tcompile.cost import Cost, cost_of
 from tcompile.errors import TcompileError, UsageError
+from tcompile.filling import fill as fill_artifact
 from tcompile.inspection import Inspection, describe
 from tcompile.inspection_why import NodeFacts
 from tcompile.inspection_why import explain as explain_node
 from tcompile.loading import load, names_in
-from tcompile.manifest import (
-    BlockTokens,
-    Flops,
-    FusedAttentionEntry,
-    Manifest,
-    Source,
-    TargetEntry,
-    describe_source,
-    describe_tensors,
-    installed_versions,
-)
-from tcompile.passes.lower import lower
+from tcompile.manifest import Manifest, describe_source
 from tcompile.passes.normalize import Normalized, normalize
 from tcompile.passes.normalize.bind import Shapes
 from tcompile.passes.reduce import ReducedGraph, reduce_graph
@@ -40,9 +27,7 @@ from tcompile.passes.reduce.check import check_schedule, dense_grid
 from tcompile.passes.reduce.recheck import check_counts
 from tcompile.planning.methods import Room, compose
 from tcompile.planning.schedule import Schedule, read_schedule
-from tcompile.saving import save, without_weights
-from tcompile.targets import Target, load_target
-from tcompile.targets.backends import FusedAttention, emit
+from tcompile.targets import load_target
 
 Progress = Callable[[str], None]
 Keep = float | str | Fraction | None
@@ -303,77 +288,11 @@ def build(
     del analysed, reduced
 
     def fill(folder: Path) -> Manifest:
-        made = _fill(folder, origin, chosen, level, held, outputs, progress)
+        made = fill_artifact(folder, origin, chosen, level, held, outputs, progress)
         bound = {name: tuple(dims) for name, dims in (shapes or {}).items()}
         return replace(made, shapes=bound, prefix=prefix)
 
     return write_artifact(directory, fill, force)
-
-
-def _fill(
-    folder: Path,
-    origin: Source,
-    target: Target,
-    precision: Any,
-    held: list[Reduced],
-    outputs: Any,
-    progress: Progress,
-) -> Manifest:
-    """Write model and engine into the folder; returns the manifest."""
-    from tcompile.evidence import check_normal_form, measure
-
-    source = Path(origin.file)
-    reduced = held.pop()
-    schedule, layers = reduced.schedule, reduced.attention_layers
-    flops = Flops(graph_flops(reduced.dense), graph_flops(reduced.graph))
-    lowered = lower(
-        reduced.graph, target=target, precision=precision, fp32_nodes=reduced.fp32_nodes
-    )
-    inputs, outs = describe_tensors(without_weights(lowered))
-    widened = reduced.widened
-    save(lowered, folder / MODEL, reduced.metadata)
-    with tempfile.TemporaryDirectory(prefix="tcompile-") as scratch:
-        dense = Path(scratch) / MODEL
-        save(reduced.dense, dense)
-        # Nodes and tensors refer to each other: only the collector frees the weights.
-        del lowered, reduced
-        gc.collect()
-        progress("checking the normal form against the source")
-        check_normal_form(source, dense, half=widened)
-    progress(f"emitting for {target.name}")
-    emitted = emit(folder / MODEL, folder, target=target, precision=precision)
-    progress("measuring")
-    notes = [*schedule.notes, *emitted.notes]
-    if emitted.fused is not None and emitted.fused.expected != layers:
-        notes.append(
-            f"fusion was checked for {emitted.fused.expected} of {layers} attentions: the others "
-            "are spelled in a way that the engine's kernels cannot be matched with"
-        )
-    evidence = measure(source, folder / MODEL, target)
-    return Manifest(
-        source=origin,
-        target=TargetEntry(target.name, target.runtime, target.compute_capability),
-        precision=precision,
-        outputs_mode=outputs,
-        inputs=inputs,
-        outputs=outs,
-        schedule=schedule.to_json(),
-        tokens_per_block=tuple(
-            BlockTokens(b.block, b.attention, b.mlp) for b in schedule.tokens_per_block()
-        ),
-        flops=flops,
-        versions={**installed_versions(), **emitted.versions},
-        latency=evidence.latency,
-        fidelity=evidence.fidelity,
-        fused_attention=_fused_entry(emitted.fused),
-        notes=(*notes, *evidence.notes),
-    )
-
-
-def _fused_entry(fused: FusedAttention | None) -> FusedAttentionEntry | None:
-    if fused is None:
-        return None
-    return FusedAttentionEntry(fused.expected, fused.found, tuple(fused.missing))
 
 
 def _read_schedule(schedule: ScheduleLike) -> Schedule:
