@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from onnx.version_converter import convert_version
 
 from tcompile import pipeline
 from tcompile.errors import InternalError, TcompileError
@@ -45,7 +46,8 @@ GRIDS = ((4, 4), (3, 5), (5, 3), (2, 2), (1, 1), (1, 6), (6, 1), (2, 3), (7, 4),
 
 @dataclass(frozen=True)
 class Ask:
-    """What is asked of the compiler; `schedule` in place of keep and method."""
+    """What is asked of the compiler; `schedule` in place of keep and method; `scale` is that of the
+    images, 0 for black ones."""
 
     seed: int
     spec: GridVit
@@ -55,12 +57,15 @@ class Ask:
     keep: str | None = None
     calibration: str | None = None
     schedule: Mapping[str, Any] | None = field(default=None)
+    opset: int = 17
+    scale: float = 1.0
 
     def words(self) -> str:
         asked = f"--schedule {self.schedule}" if self.schedule else f"--method {self.method}"
         asked += f" --keep {self.keep}" * (self.keep is not None)
         asked += f" --calibration {self.calibration}" * (self.calibration is not None)
-        return f"seed {self.seed}: {self.spec}, batch {self.batch}: {asked} {self.outputs}"
+        model = f"{self.spec}, batch {self.batch}, opset {self.opset}, images x {self.scale}"
+        return f"seed {self.seed}: {model}: {asked} {self.outputs}"
 
 
 @dataclass(frozen=True)
@@ -86,8 +91,11 @@ def ask(seed: int, preset: str = "") -> Ask:
     )  # fmt: skip
     if spec.pool == "cls" and spec.prefix == 0:
         spec = GridVit(**{**vars(spec), "pool": "avg"})
-    made = Ask(seed, spec, rng.choice((None, None, None, 1, 2)),
-               rng.choice(("reduced", "reduced", "reduced", "restored")))  # fmt: skip
+    made = Ask(
+        seed, spec, rng.choice((None, None, None, 1, 2)),
+        rng.choice(("reduced", "reduced", "reduced", "restored")),
+        opset=rng.choice((17, 17, 18, 20, 23)), scale=rng.choice((1.0, 1.0, 1.0, 0.0, 100.0)),
+    )  # fmt: skip
     if preset == "schedule" or (not preset and rng.random() < 0.2):
         return Ask(**{**vars(made), "schedule": random_schedule(spec, rng, head_file)})
     method, budget = _method(chosen, spec, rng)
@@ -182,12 +190,13 @@ def _images(side: int, kind: str) -> str:
 
 
 @lru_cache(maxsize=32)
-def subject(spec: GridVit, batch: int | None) -> Subject:
-    """The model, read."""
+def subject(spec: GridVit, batch: int | None, opset: int = 17, scale: float = 1.0) -> Subject:
+    """The model, read, and images for it."""
     weights = grid_weights(spec, spec.patches)
     path = Path(mkdtemp()) / "vit.onnx"
-    onnx.save(grid_vit(spec, weights, batch), str(path))
-    feed = {"image": images(spec, batch or 3)}
+    model = grid_vit(spec, weights, batch)
+    onnx.save(model if opset == 17 else convert_version(model, opset), str(path))
+    feed = {"image": np.float32(scale) * images(spec, batch or 3)}
     return Subject(pipeline.read(path), batch or 0, feed, (spec, weights))
 
 
@@ -199,7 +208,7 @@ def tried(made: Ask) -> Outcome:
         Anything that tcompile raises and is not a TcompileError.
     """
     try:
-        model = subject(made.spec, made.batch)
+        model = subject(made.spec, made.batch, made.opset, made.scale)
         schedule = pipeline.schedule_for(
             model.model, made.keep, made.method or "topk", made.schedule, made.outputs,
             made.calibration,
