@@ -68,7 +68,9 @@ def observed(
         found = run_all(path, Samples(arrays, "calibration", real=True))
     shares: list[Array] = []
     for per_block in names:
-        whole = np.stack([found[name].astype(np.float64) for name in per_block])
+        # Models of packed patches, one image at a time, give one axis more.
+        flat = [found[name].reshape(-1, analysis.space.patches) for name in per_block]
+        whole = np.stack(flat).astype(np.float64)
         shares.append(whole / np.maximum(whole.sum(axis=-1, keepdims=True), 1e-12))
     return shares
 
