@@ -87,6 +87,7 @@ class Moment:
         blocks: how many there are.
         embedded: [B, T0, C], the patches as they came to the first block.
         last: [B, T0, C], every patch as it was when it was last seen.
+        groups: [G, g], patches that must leave together, if any must.
         past: the blocks before this one, oldest first.
         state: to keep what is computed once; a fresh one for every walk.
     """
@@ -99,6 +100,7 @@ class Moment:
     blocks: int
     embedded: Tensor
     last: Tensor
+    groups: Tensor | None = None
     past: tuple[Past, ...] = ()
     state: dict[str, Any] = field(default_factory=dict)
 

@@ -35,6 +35,8 @@ class Walk:
             unit = self.groups.shape[1] * encoder.segments
             if any(cut.kind != "topk" or cut.keep % unit for cut in at.values()):
                 self.groups = None
+        if any(cut.kind == "back" for cut in at.values()):
+            self.groups = None  # nothing is joined before they are all there again
         self.margins: list[Margin] = []
         self.entering: list[tuple[int, int]] = []
         self.past: tuple[Past, ...] = ()
@@ -59,6 +61,7 @@ class Walk:
             blocks=len(self.encoder.blocks),
             embedded=self.embedded,
             last=self.last,
+            groups=self.groups,
             past=past,
             state=self.state,
         )
@@ -204,7 +207,7 @@ class Walk:
         self.stream = replace(self.stream, x=x, sizes=None)
         self.index = self.owner = torch.arange(self.total).expand(len(x), -1)
         self.size = torch.ones_like(x[..., 0])
-        self.past = ()
+        self.past, self.groups = (), self.encoder.groups
 
     def end(self) -> Result:
         if "output" not in self.at:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.oracles.choices import Step, fuse, topk
+from tests.oracles.choices import Step, fuse, topk, topk_groups
 from tests.oracles.methods import Reduction
 from tests.oracles.moments import Moment
 from tests.oracles.stream import gather
@@ -80,7 +80,9 @@ def keep_best(
     moment: Moment, score: Tensor, x: Tensor | None = None, keep: int | None = None
 ) -> Step:
     """The best stay, ascending; the others are gone. x: tokens after an earlier step, if any."""
-    if x is None:
+    if x is None and moment.groups is not None:
+        step = topk_groups(moment.x, moment.sizes, score, moment.cut.keep, moment.groups)
+    elif x is None:
         step = topk(moment.x, moment.sizes, score, keep or moment.cut.keep)
     else:
         step = topk(x, None, score, keep or moment.cut.keep)
