@@ -48,11 +48,14 @@ class Parameter:
             return "is no finite number of single precision"
         if self.choices and value not in self.choices:
             return f"is not {', '.join(map(str, self.choices[:-1]))} or {self.choices[-1]}"
-        # 0.001 as a fraction is less than the nearest float to it.
-        value = float(value) if isinstance(value, Fraction) else value
-        if self.least is not None and not value >= self.least:
+        exact = isinstance(value, Fraction)  # 0.001 is less than the nearest float to it
+        if self.least is not None and not value >= (
+            Fraction(str(self.least)) if exact else self.least
+        ):
             return f"is less than {self.least:g}"
-        if self.most is not None and not value <= self.most:
+        if self.most is not None and not value <= (
+            Fraction(str(self.most)) if exact else self.most
+        ):
             return f"is more than {self.most:g}"
         return ""
 
