@@ -104,6 +104,11 @@ def front(rows: Sequence[Row], dense_top1: float) -> list[Row]:
     return found
 
 
+def rivals(rows: Sequence[Row], families: Mapping[str, str]) -> list[Row]:
+    """The rows that save time on the logits: behind the last block, only noise could."""
+    return [r for r in rows if r.speedup and families.get(r.method.partition(":")[0]) != "output"]
+
+
 def write_table(
     results: Results, keeps: Sequence[str], families: Mapping[str, str], folder: Path
 ) -> str:
@@ -144,7 +149,7 @@ def table(
     results: Results, rows: Sequence[Row], keeps: Sequence[str], families: Mapping[str, str]
 ) -> str:
     """One row for each method; a cell is `top-1 (agreement) speed-up`, the best ones bold."""
-    best = {(r.method, r.keep) for r in front([r for r in rows if r.speedup], results.dense_top1)}
+    best = {(r.method, r.keep) for r in front(rivals(rows, families), results.dense_top1)}
     middle = keeps[(len(keeps) - 1) // 2]
     given = results.settings
     loads = [r.load for r in rows if r.load]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.methods_page import Results, Row, front
+from benchmarks.methods_page import Results, Row, front, rivals
 
 #: Marker and colour of each family of methods, in order (Okabe and Ito's colours).
 STYLES = (
@@ -39,7 +39,7 @@ def plot(
                   linewidth=0.5, alpha=0.55)  # fmt: skip
     for family, (marker, colour) in styles.items():
         axes.plot([], [], color=colour, marker=marker, markersize=4, linestyle="none", label=family)
-    best = front(rows, results.dense_top1)
+    best = front(rivals(rows, families), results.dense_top1)
     axes.plot([r.relative for r in best], [100 * r.top1 for r in best], color="black",
               linewidth=1.3, marker="o", markersize=4, label="Pareto front", zorder=5)  # fmt: skip
     for at, row in enumerate(best):
@@ -48,7 +48,7 @@ def plot(
                       xytext=(5, -9) if right else (-5, 5), textcoords="offset points",
                       ha="left" if right else "right", zorder=6)  # fmt: skip
     axes.plot([1], [100 * results.dense_top1], marker="*", markersize=11, color="black",
-              linestyle="none", label="dense")  # fmt: skip
+              linestyle="none", label="dense model")  # fmt: skip
     given = results.settings
     axes.set_xlabel(f"measured latency / dense, batch {given['batch']} ({given['machine']})",
                     fontsize=8)  # fmt: skip
