@@ -103,19 +103,27 @@ def _check_place(analysis: Analysis, site: Site, one: Reduction, outputs: str, b
         )
     if back:
         return
-    reason = site.verdict(outputs).of(traits)
-    space = analysis.space
-    grouped = site.step(outputs) // space.segments
-    if not reason and grouped > 1 and not reducer.groups:
-        reason = f"tokens leave in whole groups of {grouped}, which '{reducer.name}' would break"
-    if not reason and space.segments > 1 and not reducer.segments:
-        reason = f"as many tokens leave each of {space.segments} segments of the tokens, which " \
-                 f"'{reducer.name}' does not see to"  # fmt: skip
+    reason = _reason(analysis, site, one.reducer, outputs)
     if reason:
         raise UsageError(
             f"site '{site.name}' is illegal: {reason}", where="schedule",
             hint=_nearest_legal(analysis, site, one.reducer, outputs),
         )  # fmt: skip
+
+
+def _reason(analysis: Analysis, site: Site, spec: Spec, outputs: str) -> str:
+    """Why the reducer may not work at the site; empty if it may."""
+    reducer, segments = reducer_of(spec), analysis.space.segments
+    reason = site.verdict(outputs).of(traits_of(spec))
+    grouped = site.step(outputs) // segments
+    if not reason and grouped > 1 and not reducer.groups:
+        return f"tokens leave in whole groups of {grouped}, which '{reducer.name}' would break"
+    if not reason and segments > 1 and not reducer.segments:
+        return (
+            f"as many tokens leave each of {segments} segments of the tokens, which "
+            f"'{reducer.name}' does not see to"
+        )
+    return reason
 
 
 def _check_after(before: Site, site: Site) -> None:
@@ -214,11 +222,10 @@ def _nearest_legal(analysis: Analysis, site: Site, reducer: Spec, outputs: str) 
     here = names.index(site.name)
     kinds = [site.kind] if site.until else ["attn", "block", "output"]
     sites = [(i, s) for i, s in enumerate(analysis.sites) if s.kind in kinds]
-    traits = traits_of(reducer)
-    legal = [i for i, s in sites if not s.verdict(outputs).of(traits)]
+    legal = [i for i, s in sites if not _reason(analysis, s, reducer, outputs)]
     if legal:
         return f"the nearest legal site is '{names[min(legal, key=lambda i: abs(i - here))]}'"
-    if outputs == "reduced" and not site.restored.of(traits):
+    if outputs == "reduced" and not _reason(analysis, site, reducer, "restored"):
         return "--outputs restored makes it legal: outputs get every token back"
     around = [s.name for s in analysis.sites if s.kind == "around" and s.legal]
     if around and not site.until:
