@@ -57,15 +57,17 @@ def _one_each(turn: int) -> list[tuple[Case, Variant, str]]:
 
 
 def _engines() -> list[tuple[Case, Variant, str]]:
-    """Of each family one export with attention spelled out and one with the Attention op."""
-    seen: set[tuple[str, bool]] = set()
-    found = []
+    """Of each family one export with attention spelled out and one with the Attention op; without
+    TCOMPILE_MATRIX one of the two, by turns."""
+    seen: dict[tuple[str, bool], tuple[Case, Variant, str]] = {}
     for case, variant, method in CHOSEN:
-        key = case.family, variant.opset >= 23
-        if variant.exporter == "dynamo" and key not in seen:
-            seen.add(key)
-            found.append((case, variant, method))
-    return found
+        if variant.exporter == "dynamo":
+            seen.setdefault((case.family, variant.opset >= 23), (case, variant, method))
+    if os.environ.get("TCOMPILE_MATRIX"):
+        return list(seen.values())
+    families = list(dict.fromkeys(family for family, _ in seen))
+    both = [[seen[f, op] for op in (False, True) if (f, op) in seen] for f in families]
+    return [exports[turn % len(exports)] for turn, exports in enumerate(both)]
 
 
 def triples(chosen: list[tuple[Case, Variant, str]]) -> Any:
