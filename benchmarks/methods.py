@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 
 from benchmarks.methods_given import families, prepare
-from benchmarks.methods_page import Results, Row, write_table
+from benchmarks.methods_page import Results, Row, answers, write_table
 from benchmarks.methods_plot import plot
 from tcompile.cost import cost_of
 from tcompile.demo import write_glyphs
@@ -71,10 +71,20 @@ def answered(path: Path, settings: Settings) -> Model:
 
 
 def measure(
-    method: str, source: Path, dense: Model, keeps: Sequence[str], settings: Settings, folder: Path
+    method: str,
+    source: Path,
+    dense: Model,
+    keeps: Sequence[str],
+    settings: Settings,
+    folder: Path,
+    known: Sequence[Row] = (),
 ) -> Iterator[Row]:
-    """The rows of one method; dense and all its keeps are timed in the same rounds."""
-    models: list[tuple[Row, Model]] = []
+    """The rows of one method; dense and all its keeps are timed in the same rounds.
+
+    Args:
+        known: rows whose answers are taken over where the graph is still the same.
+    """
+    models: list[tuple[Row, Path]] = []
     for number, keep in enumerate(keeps):
         row, path = Row(method, keep), folder / f"{number}.onnx"
         try:
@@ -82,7 +92,14 @@ def measure(
             made = reduce(source, target="cpu", keep=keep, method=text, **options)
             cost = cost_of(made.dense, made.graph, made.schedule)
             onnx.save(to_onnx(made.graph), path)
-            model = answered(path, settings)
+            same = (cost.reduced / cost.dense, cost.added / cost.dense, cost.nodes)
+            old = next((r for r in known if _graph(r) == (method, keep, *_near(same))), None)
+            if old is None:
+                model = answered(path, settings)
+                agreement = float((model.classes == dense.classes).mean())
+                row = replace(row, top1=model.top1, agreement=agreement)
+            else:
+                row = replace(row, top1=old.top1, agreement=old.agreement)
         except TcompileError as error:
             yield replace(row, missing=error.one_line().replace(str(folder), "…"))
             continue
@@ -92,22 +109,30 @@ def measure(
         row = replace(
             row,
             tokens=made.schedule.final,
-            top1=model.top1,
-            agreement=float((model.classes == dense.classes).mean()),
             flops=cost.reduced / cost.dense,
             added=cost.added / cost.dense,
             nodes=cost.nodes,
             unfused=len(cost.unfused),
             notes=made.schedule.notes,
         )
-        models.append((row, model))
+        models.append((row, path))
     if models:
         yield from _timed(models, dense, settings)
 
 
-def _timed(models: list[tuple[Row, Model]], dense: Model, settings: Settings) -> Iterator[Row]:
+def _graph(row: Row) -> tuple[str, str, float, float, int]:
+    """What is known of the graph that a row is about."""
+    return (row.method, row.keep, *_near((row.flops, row.added, row.nodes)))
+
+
+def _near(figures: tuple[float, float, int]) -> tuple[float, float, int]:
+    flops, added, nodes = figures
+    return round(flops, 4), round(added, 4), nodes
+
+
+def _timed(models: list[tuple[Row, Path]], dense: Model, settings: Settings) -> Iterator[Row]:
     images = {"image": data.preprocess(data.batch(HELD_OUT_SEED, 0, settings.batch)[0])}
-    paths = [dense.path, *(model.path for _, model in models)]
+    paths = [dense.path, *(path for _, path in models)]
     runners = [OrtRunner(path, threads=settings.threads) for path in paths]
     calls = [_call(runner, images, settings.runs) for runner in runners]
     load = os.getloadavg()[0]
@@ -131,8 +156,18 @@ def _call(runner: OrtRunner, images: dict[str, Any], runs: int) -> Callable[[], 
     return lambda: [runner.run(images) for _ in range(runs)]
 
 
-def run(methods: Sequence[str], keeps: Sequence[str], settings: Settings, output: Path) -> Results:
-    """Measure what `output` does not hold yet, and write all of it there."""
+def run(
+    methods: Sequence[str],
+    keeps: Sequence[str],
+    settings: Settings,
+    output: Path,
+    known: Sequence[Row] = (),
+) -> Results:
+    """Measure what `output` does not hold yet, and write all of it there.
+
+    Args:
+        known: as in `measure`.
+    """
     results = Results.read(output / "methods.json", asdict(settings))
     with tempfile.TemporaryDirectory(prefix="tcompile-bench-") as name:
         folder = Path(name)
@@ -141,7 +176,9 @@ def run(methods: Sequence[str], keeps: Sequence[str], settings: Settings, output
         results = replace(results, dense_top1=dense.top1)
         for at, method in enumerate(methods, 1):
             left = [keep for keep in keeps if not results.has(method, keep)]
-            found = measure(method, dense.path, dense, left, settings, folder) if left else ()
+            found = (
+                measure(method, dense.path, dense, left, settings, folder, known) if left else ()
+            )
             for row in found:
                 results = results.with_row(row)
                 _say(f"[{at}/{len(methods)}] {row.line()}")
@@ -166,16 +203,20 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--quick", action="store_true", help="200 scenes, 10 rounds")
     parser.add_argument("--fresh", action="store_true", help="measure again what is there")
+    parser.add_argument(
+        "--retime", action="store_true", help="times again; answers of the same graphs are kept"
+    )
     parser.add_argument("-o", "--output", type=Path, default=Path("methods"), help="a folder")
     given = parser.parse_args()
     if given.quick:
         given.scenes, given.rounds = 200, 10
     given.output.mkdir(parents=True, exist_ok=True)
-    if given.fresh:
+    known = answers(given.output / "methods.json", given.scenes) if given.retime else []
+    if given.fresh or given.retime:
         (given.output / "methods.json").unlink(missing_ok=True)
     machine = f"{machine_name()}, ONNX Runtime {_version()}"
     settings = Settings(given.scenes, given.rounds, given.batch, given.threads, machine)
-    results = run(given.methods, given.keeps, settings, given.output)
+    results = run(given.methods, given.keeps, settings, given.output, known)
     print(write_table(results, given.keeps, families(), given.output))
     plot(results, [r for r in results.rows if r.keep in given.keeps], families(), given.output)
     if any("BUG" in row.missing for row in results.rows):

@@ -93,6 +93,15 @@ class Results:
         return replace(self, rows=(*rest, row))
 
 
+def answers(path: Path, scenes: int) -> list[Row]:
+    """The rows of a file, measured under whatever settings on as many scenes."""
+    if not path.is_file():
+        return []
+    settings = json.loads(path.read_text())["settings"]
+    rows = Results.read(path, settings).rows if settings["scenes"] == scenes else ()
+    return [row for row in rows if not row.missing]
+
+
 def front(rows: Sequence[Row], dense_top1: float) -> list[Row]:
     """The rows that neither another one nor the dense model beats in latency and top-1, fastest
     first."""

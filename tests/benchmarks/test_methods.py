@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import methods, methods_given
 from benchmarks.methods_given import families
-from benchmarks.methods_page import Results, Row, front, write_table
+from benchmarks.methods_page import Results, Row, answers, front, write_table
 from benchmarks.methods_plot import plot
 
 SETTINGS = methods.Settings(scenes=20, rounds=5, batch=1, threads=1, machine="here")
@@ -44,6 +44,23 @@ def test_a_small_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert len(list(csv.DictReader((tmp_path / "methods.csv").open()))) == len(results.rows)
     for name in ("methods.png", "methods.svg"):
         assert (tmp_path / name).stat().st_size > 5000
+
+    # Times alone are measured again where the graphs are still the same.
+    asked: list[Path] = []
+    answered = methods.answered
+
+    def asking(path: Path, given: methods.Settings) -> methods.Model:
+        asked.append(path)
+        return answered(path, given)
+
+    monkeypatch.setattr(methods, "answered", asking)
+    (tmp_path / "anew").mkdir()
+    known = answers(tmp_path / "methods.json", 20)
+    assert answers(tmp_path / "methods.json", 21) == []
+    anew = methods.run(["topk"], ["0.5"], replace(SETTINGS, rounds=6), tmp_path / "anew", known)
+    assert [path.name for path in asked] == ["dense.onnx"]
+    assert anew.rows[0].top1 == rows["topk"].top1
+    assert anew.rows[0].speedup is not None
 
     # What is there is not measured again, unless the settings are others.
     monkeypatch.setattr(methods, "measure", lambda *_: pytest.fail("measured again"))
