@@ -1,0 +1,1 @@
+"""Latency against token count: measured on a target's own runtime, or modelled from its data."""

@@ -1,0 +1,193 @@
+"""Milliseconds against token counts, and between the counts that were measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tcompile.errors import UsageError
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Milliseconds for one batch: median and quartiles of so many runs.
+
+    What was modelled has no runs, and its quartiles are the figure itself.
+    """
+
+    ms: float
+    lower: float
+    upper: float
+    runs: int = 0
+
+    @staticmethod
+    def modelled(ms: float) -> Figure:
+        """A figure nobody measured."""
+        return Figure(ms, ms, ms)
+
+    @staticmethod
+    def of(times: Sequence[float]) -> Figure:
+        """Median and quartiles of some times in ms."""
+        lower, median, upper = np.percentile(np.asarray(times, np.float64), [25, 50, 75])
+        return Figure(float(median), float(lower), float(upper), len(times))
+
+    def minus(self, ms: float, share: int = 1) -> Figure:
+        """(figure − ms) / share, none of it negative."""
+        low, mid, high = (max(t - ms, 0.0) / share for t in (self.lower, self.ms, self.upper))
+        return Figure(mid, low, high, self.runs)
+
+    def with_(self, other: Figure) -> Figure:
+        """Both together, weighted by their runs."""
+        a, b = max(self.runs, 1), max(other.runs, 1)
+        low, mid, high = (
+            (x * a + y * b) / (a + b)
+            for x, y in zip((self.lower, self.ms, self.upper),
+                            (other.lower, other.ms, other.upper), strict=True)
+        )  # fmt: skip
+        return Figure(mid, low, high, self.runs + other.runs)
+
+    def to_json(self) -> list[float]:
+        return [round(self.ms, 6), round(self.lower, 6), round(self.upper, 6), self.runs]
+
+    @staticmethod
+    def from_json(given: Sequence[float]) -> Figure:
+        """Raises ValueError for what is no figure."""
+        ms, lower, upper, runs = given
+        figure = Figure(float(ms), float(lower), float(upper), int(runs))
+        if not all(np.isfinite([figure.ms, figure.lower, figure.upper])) or figure.ms < 0:
+            raise ValueError(f"{given} is no time")
+        return figure
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Latency of one structure by token count.
+
+    Attributes:
+        points: token count (prefix included) → figure, ascending.
+    """
+
+    points: tuple[tuple[int, Figure], ...]
+
+    def __post_init__(self) -> None:
+        counts = [n for n, _ in self.points]
+        if not counts or counts != sorted(set(counts)) or counts[0] < 1:
+            raise UsageError("a curve needs ascending token counts", where="profile")
+
+    @staticmethod
+    def of(points: Iterable[tuple[int, Figure]]) -> Curve:
+        """Points in any order."""
+        return Curve(tuple(sorted(points, key=lambda p: p[0])))
+
+    @cached_property
+    def counts(self) -> tuple[int, ...]:
+        return tuple(n for n, _ in self.points)
+
+    @cached_property
+    def _arrays(self) -> tuple[Floats, Floats]:
+        ms = np.asarray([f.ms for _, f in self.points], np.float64)
+        return np.asarray(self.counts, np.float64), ms
+
+    def at(self, counts: npt.ArrayLike) -> Floats:
+        """ms at some counts: linear between points. Below the first and beyond the last: as a line
+        through the two nearest, which is at least 0."""
+        n, ms = self._arrays
+        asked = np.asarray(counts, np.float64)
+        found = np.interp(asked, n, ms)
+        if len(n) > 1:
+            low = ms[0] + (asked - n[0]) * max((ms[1] - ms[0]) / (n[1] - n[0]), 0.0)
+            high = ms[-1] + (asked - n[-1]) * max((ms[-1] - ms[-2]) / (n[-1] - n[-2]), 0.0)
+            found = np.where(asked < n[0], low, np.where(asked > n[-1], high, found))
+        return np.maximum(found, 0.0)
+
+    def with_(self, other: Curve) -> Curve:
+        """The points of both; where both have one, the two together."""
+        mine = dict(self.points)
+        for n, figure in other.points:
+            mine[n] = mine[n].with_(figure) if n in mine else figure
+        return Curve.of(mine.items())
+
+    def to_json(self) -> list[list[float]]:
+        return [[n, *f.to_json()] for n, f in self.points]
+
+    @staticmethod
+    def from_json(given: Sequence[Sequence[float]]) -> Curve:
+        return Curve.of((int(n), Figure.from_json(rest)) for n, *rest in given)
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """What scoring and reducing take, by tokens before and after.
+
+    Attributes:
+        points: (before, after, figure), prefix included.
+    """
+
+    points: tuple[tuple[int, int, Figure], ...]
+
+    @cached_property
+    def _fit(self) -> Floats:
+        """Weights of `_features`, none negative, by least squares of relative errors.
+
+        With five features each subset is tried, so that the best one is found for certain.
+        """
+        before = np.asarray([p[0] for p in self.points], np.float64)
+        after = np.asarray([p[1] for p in self.points], np.float64)
+        ms = np.asarray([max(p[2].ms, 1e-6) for p in self.points])
+        rows = _features(before, after) / ms[:, None]
+        best, least = np.zeros(rows.shape[1]), np.inf
+        for size in range(1, min(rows.shape[1], len(ms)) + 1):
+            for chosen in combinations(range(rows.shape[1]), size):
+                part = rows[:, chosen]
+                scale = np.linalg.norm(part, axis=0)
+                if not scale.all():
+                    continue
+                found = np.linalg.lstsq(part / scale, np.ones(len(ms)), rcond=None)[0] / scale
+                error = float(((part @ found - 1) ** 2).sum())
+                if (found >= 0).all() and error < least - 1e-12:
+                    best, least = np.zeros(rows.shape[1]), error
+                    best[list(chosen)] = found
+        return best
+
+    def at(self, before: npt.ArrayLike, after: npt.ArrayLike) -> Floats:
+        """ms of a step, any shapes that broadcast."""
+        n, k = np.broadcast_arrays(np.asarray(before, float), np.asarray(after, float))
+        return np.asarray(_features(n, k) @ self._fit)
+
+    def with_(self, other: StepCost) -> StepCost:
+        """The points of both; where both have one, the two together."""
+        mine = {(n, k): f for n, k, f in self.points}
+        for n, k, figure in other.points:
+            mine[n, k] = mine[n, k].with_(figure) if (n, k) in mine else figure
+        return StepCost(tuple((n, k, f) for (n, k), f in sorted(mine.items())))
+
+    def to_json(self) -> list[list[float]]:
+        return [[n, k, *f.to_json()] for n, k, f in self.points]
+
+    @staticmethod
+    def from_json(given: Sequence[Sequence[float]]) -> StepCost:
+        return StepCost(tuple((int(n), int(k), Figure.from_json(rest)) for n, k, *rest in given))
+
+
+def _features(before: Floats, after: Floats) -> Floats:
+    """[..., 5]: launches; work per token before and per token after; n², of similarities; and what
+    goes per pair of a token that leaves and one that stays."""
+    return np.stack(
+        [np.ones_like(before), before, after, before * before, (before - after) * after], axis=-1
+    )
+
+
+def combined(curves: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Curves (or step costs) of one name put together."""
+    found: dict[str, Any] = {}
+    for name, curve in curves:
+        found[name] = found[name].with_(curve) if name in found else curve
+    return found

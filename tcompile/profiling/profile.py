@@ -1,0 +1,199 @@
+"""A profile: what each part of a model takes on a target, by token count, and how that is known.
+
+`MeasuredProfile` and `ModelledProfile` are two types that nothing mixes: what was modelled never
+passes for a measurement.
+
+A half is known by its structure (`signature`), so that blocks that are alike share a curve.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
+
+from tcompile.errors import UsageError
+from tcompile.profiling.curve import Curve, Figure, StepCost, combined
+
+FORMAT, VERSION = "tcompile-profile", 1
+Kind = Literal["measured", "modelled"]
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """On what, and how, the figures hold.
+
+    Attributes:
+        target: its name.
+        device: what it calls itself.
+        runtime: that ran the parts, or was modelled.
+        software: versions by package.
+        precision: of the parts.
+        batch: images in a run.
+        threads: of a CPU; 0 elsewhere.
+        clocks, power_mode: as the device tells them; empty where it does not.
+        date: UTC, of the measurement.
+        note: what else is to be known.
+    """
+
+    target: str
+    device: str
+    runtime: str
+    software: Mapping[str, str]
+    precision: str
+    batch: int
+    threads: int = 0
+    clocks: str = ""
+    power_mode: str = ""
+    date: str = ""
+    note: str = ""
+
+    def same(self, other: Conditions) -> list[str]:
+        """The fields in which two differ and figures must not be put together."""
+        mine, theirs = asdict(self), asdict(other)
+        return [k for k in mine if k not in ("date", "note") and mine[k] != theirs[k]]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The model whose parts were looked at.
+
+    Attributes:
+        source: file name.
+        tokens, prefix, blocks: of the dense model.
+    """
+
+    source: str
+    tokens: int
+    prefix: int
+    blocks: int
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What parts take; use `MeasuredProfile` or `ModelledProfile`.
+
+    Attributes:
+        conditions, subject: on what, of what.
+        stem: signature → all before the blocks.
+        halves: signature → a half of a block.
+        heads: signature → all behind the blocks.
+        reducers: method → score and reducer of one step.
+        dense: the whole dense model, run beside its parts; None where nothing ran.
+    """
+
+    kind: ClassVar[Kind]
+    conditions: Conditions
+    subject: Subject
+    stem: Mapping[str, Figure] = field(default_factory=dict)
+    halves: Mapping[str, Curve] = field(default_factory=dict)
+    heads: Mapping[str, Curve] = field(default_factory=dict)
+    reducers: Mapping[str, StepCost] = field(default_factory=dict)
+    dense: Figure | None = None
+
+    @property
+    def words(self) -> str:
+        """Where the figures come from, in a sentence's part."""
+        c = self.conditions
+        when = f" on {c.date[:10]}" if c.date else ""
+        how = f"batch {c.batch}, {c.precision}" + (f", {c.threads} threads" if c.threads else "")
+        return f"{self.kind}, {c.device}, {c.runtime}, {how}{when}"
+
+    def to_json(self) -> dict[str, Any]:
+        """The document that `from_json` reads."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "kind": self.kind,
+            "conditions": {**asdict(self.conditions), "software": dict(self.conditions.software)},
+            "subject": asdict(self.subject),
+            "dense": None if self.dense is None else self.dense.to_json(),
+            **{
+                name: {k: v.to_json() for k, v in getattr(self, name).items()}
+                for name in ("stem", "halves", "heads", "reducers")
+            },
+        }
+
+
+@dataclass(frozen=True)
+class MeasuredProfile(Profile):
+    """Every figure was timed on the device."""
+
+    kind = "measured"
+
+
+@dataclass(frozen=True)
+class ModelledProfile(Profile):
+    """Every figure follows from the device's data sheet (docs/roofline.md)."""
+
+    kind = "modelled"
+
+
+P = TypeVar("P", bound=Profile)
+
+
+def from_json(document: Mapping[str, Any], where: str = "profile") -> Profile:
+    """Read a profile.
+
+    Raises:
+        UsageError: another format or version, or fields that are missing or make no sense.
+    """
+    if not isinstance(document, Mapping) or document.get("format") != FORMAT:
+        raise UsageError("is no profile", where=where, hint="`tcompile profile` writes them")
+    if document.get("version") != VERSION:
+        raise UsageError(f"is of version {document.get('version')}, this is {VERSION}", where=where)
+    kinds = {"measured": MeasuredProfile, "modelled": ModelledProfile}
+    try:
+        made = kinds[document["kind"]]
+        dense = document["dense"]
+        return made(
+            Conditions(**document["conditions"]),
+            Subject(**document["subject"]),
+            {k: Figure.from_json(v) for k, v in document["stem"].items()},
+            {k: Curve.from_json(v) for k, v in document["halves"].items()},
+            {k: Curve.from_json(v) for k, v in document["heads"].items()},
+            {k: StepCost.from_json(v) for k, v in document["reducers"].items()},
+            None if dense is None else Figure.from_json(dense),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UsageError(f"is no profile: {type(error).__name__} {error}", where=where) from error
+
+
+def read_profile(path: str | Path) -> Profile:
+    """Read a profile file.
+
+    Raises:
+        UsageError: cannot be read, or is none.
+    """
+    try:
+        document = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError("cannot be read", where=str(path)) from error
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise UsageError(f"is no profile: {error}", where=str(path)) from error
+    return from_json(document, str(path))
+
+
+def combine(first: P, second: Profile) -> P:
+    """The figures of both; where both have one, the two together, weighted by their runs.
+
+    Raises:
+        UsageError: one measured and one modelled, or measured under other conditions.
+    """
+    if type(first) is not type(second):
+        raise UsageError(f"a {first.kind} and a {second.kind} profile are not put together",
+                         where="profile")  # fmt: skip
+    apart = first.conditions.same(second.conditions)
+    if apart:
+        raise UsageError(f"profiles differ in {', '.join(apart)}", where="profile",
+                         hint="measure both under the same conditions")  # fmt: skip
+    dense = first.dense if first.subject == second.subject else None
+    if dense is not None and second.dense is not None:
+        dense = dense.with_(second.dense)
+    both = {
+        name: combined([*getattr(first, name).items(), *getattr(second, name).items()])
+        for name in ("stem", "halves", "heads", "reducers")
+    }
+    return replace(first, dense=dense, **both)
