@@ -1,0 +1,85 @@
+"""What took long to make, kept by content in a folder of the person's cache.
+
+An entry's name is a digest of all that it depends on, so nothing is ever out of date: what depends
+on something else has another name. Entries are JSON, read as data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+
+
+def cache_dir() -> Path:
+    """Where entries lie: TCOMPILE_CACHE, else XDG_CACHE_HOME/tcompile, else ~/.cache/tcompile."""
+    own, shared = os.environ.get("TCOMPILE_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    if own:
+        return Path(own)
+    # The XDG specification: a relative path is to be ignored.
+    base = Path(shared) if shared and Path(shared).is_absolute() else Path.home() / ".cache"
+    return base / "tcompile"
+
+
+def entry_path(kind: str, key: Mapping[str, Any]) -> Path:
+    """The file of an entry, whether or not it is there."""
+    return cache_dir() / kind / f"{digest_of(key)}.json"
+
+
+def digest_of(key: Mapping[str, Any]) -> str:
+    """SHA-256 of JSON values, whatever the order of their names."""
+    text = json.dumps(key, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def cached(
+    kind: str,
+    key: Mapping[str, Any],
+    make: Callable[[], dict[str, Any]],
+    check: Callable[[dict[str, Any]], object] = lambda _: None,
+) -> dict[str, Any]:
+    """What `make` gives, from the cache if it was made before.
+
+    An entry that is corrupt, of another version or of other things is made again and rewritten. A
+    cache that cannot be read or written is done without.
+
+    Args:
+        kind: the folder, such as `losses` or `profiles`.
+        key: all that the result depends on, JSON values: digests of files, settings, versions.
+        make: gives JSON values.
+        check: is given what was found; if it raises, that is made again.
+    """
+    path, own = entry_path(kind, key), json.loads(json.dumps(key))
+    with suppress(Exception):  # Whatever an entry holds, it is not worth failing for.
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if (document["schema"], document["kind"], document["key"]) == (SCHEMA, kind, own):
+            found: dict[str, Any] = document["value"]
+            if isinstance(found, dict):
+                check(found)
+                return found
+    value = make()
+    with suppress(OSError):
+        _write(path, {"schema": SCHEMA, "kind": kind, "key": own, "value": value})
+    return value
+
+
+def _write(path: Path, document: dict[str, Any]) -> None:
+    """Under another name first, so that nobody ever sees half of it."""
+    text = json.dumps(document, allow_nan=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        Path(name).replace(path)
+    except BaseException:
+        with suppress(OSError):
+            Path(name).unlink()
+        raise

@@ -1,0 +1,138 @@
+"""What a step loses, by site and token count: the table that measurements fill in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from tcompile.errors import UsageError
+from tcompile.planning.losses.curves import Curve
+from tcompile.planning.optimise.tables import Floats, SiteRule, StepFunction
+
+SCHEMA = 1
+Kind = Literal["calibrated", "attention"]
+Progress = Callable[[str], None]
+
+
+def silent(_: str) -> None:
+    """Progress that nobody watches."""
+
+
+@dataclass(frozen=True)
+class SiteLosses:
+    """What one step from all N tokens to fewer loses, by site.
+
+    Losses of kind `calibrated` are distances of outputs, those of kind `attention` shares of
+    attention mass; they are never compared with each other, nor with a prior.
+
+    Attributes:
+        counts: G whole token counts, ascending, prefix included; the last is N.
+        at: site → [G], the loss of going from N to each count: 0 at N, never less for fewer tokens.
+        blocks, prefix: of the model: its blocks, and the tokens that never leave.
+        unit: of the losses, in words.
+        kind: `calibrated` (outputs compared) or `attention` (mass of attention).
+        images: on how many it was measured.
+        seed: of what was drawn.
+        source: where the images come from.
+        notes: what could not be measured, and what was done about it.
+    """
+
+    counts: tuple[int, ...]
+    at: Mapping[str, tuple[float, ...]]
+    blocks: int
+    prefix: int
+    unit: str
+    kind: Kind
+    images: int
+    seed: int
+    source: str
+    notes: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        if not self.at or list(self.counts) != sorted(set(self.counts)) or len(self.counts) < 2:
+            raise UsageError("needs sites, and counts that ascend to the model's own",
+                             where="losses")  # fmt: skip
+        if not 0 <= self.prefix < self.counts[0]:
+            raise UsageError("every count must exceed the prefix tokens", where="losses")
+        if self.kind not in ("calibrated", "attention"):
+            raise UsageError(f"no such kind: {self.kind}", where="losses")
+        for site, values in self.at.items():
+            where = f"losses at {site}"
+            if SiteRule(site).place(self.blocks)[0] >= self.blocks:
+                raise UsageError(f"the model has {self.blocks} blocks", where=where)
+            found = np.asarray(values, np.float64)
+            if found.shape != (len(self.counts),) or not np.all(np.isfinite(found)):
+                raise UsageError("needs a finite loss for each count", where=where)
+            if found[-1] != 0 or np.any(np.diff(found) > 0):
+                raise UsageError("must fall to 0 as all tokens stay", where=where)
+
+    @property
+    def tokens(self) -> int:
+        """N, of the dense model."""
+        return self.counts[-1]
+
+    def curve(self, site: str) -> Curve:
+        """The loss of going from N to n tokens at a site, as a function of n.
+
+        A site that was not measured lies between its neighbours in depth, linearly; before the
+        first and behind the last it is as they are.
+        """
+        if site in self.at:
+            return self._curve(self.at[site])
+        names = sorted(self.at, key=lambda s: SiteRule(s).place(self.blocks))
+        depths = np.array([depth(s, self.blocks) for s in names])
+        here = depth(site, self.blocks)
+        table = np.array([self.at[s] for s in names])  # [S, G]
+        return self._curve([np.interp(here, depths, column) for column in table.T])
+
+    def _curve(self, values: Sequence[float]) -> Curve:
+        return Curve(self.counts, tuple(map(float, values)), self.prefix)
+
+    def step(self) -> StepFunction:
+        """What the optimiser takes: loss(site, n_in → n_out) = max(at(n_out) − at(n_in), 0).
+
+        It assumes that two steps at one depth lose what one does, since what left earlier would
+        mostly have left here; and that losses of steps at several depths add up.
+        """
+        curves: dict[str, Curve] = {}
+
+        def loss(site: str, n_in: npt.NDArray[np.int64], n_out: npt.NDArray[np.int64]) -> Floats:
+            curve = curves.setdefault(site, self.curve(site))
+            return np.maximum(curve(n_out) - curve(n_in), 0.0)
+
+        return loss
+
+    def to_json(self) -> dict[str, Any]:
+        """The document that `from_json` reads."""
+        at = {site: list(values) for site, values in self.at.items()}
+        rest = {"at": at, "counts": list(self.counts), "notes": list(self.notes)}
+        return {"schema": SCHEMA, **asdict(self), **rest}
+
+    @staticmethod
+    def from_json(document: Mapping[str, Any], where: str = "losses") -> SiteLosses:
+        """Read what `to_json` wrote.
+
+        Raises:
+            UsageError: it is something else.
+        """
+        try:
+            if document["schema"] != SCHEMA:
+                raise UsageError(f"schema {document['schema']} is not {SCHEMA}", where=where)
+            at = {str(s): tuple(map(float, v)) for s, v in document["at"].items()}
+            whole = {k: int(document[k]) for k in ("blocks", "prefix", "images", "seed")}
+            words = {k: str(document[k]) for k in ("unit", "source")}
+            counts, kind = tuple(map(int, document["counts"])), document["kind"]
+            notes = tuple(map(str, document.get("notes", ())))
+            return SiteLosses(counts, at, kind=kind, notes=notes, **whole, **words)  # type: ignore[arg-type]
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise UsageError(f"not losses: {type(error).__name__} {error}", where=where) from error
+
+
+def depth(site: str, blocks: int) -> float:
+    """Of a site in blocks: attn:3 at 3.5, block:3 at 4, the output half a block behind the last."""
+    block, half = SiteRule(site).place(blocks)
+    return block + (half + 1) / 2

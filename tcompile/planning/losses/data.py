@@ -1,0 +1,230 @@
+"""Calibration data: images of a folder, arrays, or what a loader script yields."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import runpy
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import numpy.typing as npt
+
+from tcompile.errors import UsageError
+from tcompile.verify.runs import IMAGES, Samples, Signature, samples_for, signature
+
+Array = npt.NDArray[Any]
+Labels = npt.NDArray[np.int64]
+
+#: The file of a folder's labels, and the array and key of those that come with arrays.
+LABELS_FILE, LABELS = "labels.csv", "labels"
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """Inputs of a model and, where they are known, their classes.
+
+    Attributes:
+        samples: one a row.
+        labels: [images] class numbers, or None.
+        source: where they come from, in words.
+        digest: of names, shapes and contents, for caches.
+    """
+
+    samples: Samples
+    labels: Labels | None
+    source: str
+    digest: str
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @staticmethod
+    def of(samples: Samples, labels: npt.ArrayLike | None, source: str) -> Calibration:
+        """Digest included.
+
+        Raises:
+            UsageError: labels that are no class numbers, or another number of them than samples.
+        """
+        checked = None if labels is None else _labels(labels, len(samples), source)
+        return Calibration(samples, checked, source, _digest(samples.arrays, checked))
+
+    def rows(self, index: npt.ArrayLike, source: str = "") -> Calibration:
+        """Some of the samples."""
+        chosen = np.asarray(index, np.int64)
+        arrays = {name: array[chosen] for name, array in self.samples.arrays.items()}
+        words = source or self.source
+        samples = replace(self.samples, arrays=arrays, source=words)
+        return Calibration.of(samples, None if self.labels is None else self.labels[chosen], words)
+
+
+def read_calibration(
+    model_path: str | Path, data: str | Path, *, limit: int | None = None, seed: int = 0
+) -> Calibration:
+    """Read calibration data for a model.
+
+    A script (`loader.py`) is the user's own program and is executed, with all that it may do: only
+    because it was named here, never because it was found. Everything else is read as data alone.
+
+    Args:
+        data: a folder of images, prepared as `tcompile export` recorded in the model, with the
+            labels in `labels.csv` (file,label) if there are any; an .npz of arrays by input name
+            and perhaps `labels`; or a .py that defines `load_data()`, which yields dicts of arrays
+            by input name, a batch each, perhaps with `labels` (what polygraphy's
+            `--data-loader-script` takes).
+        limit: of the samples, drawn from `seed`, in their order; a script is asked for four times
+            as many, since it may have no end.
+
+    Raises:
+        UsageError: no such file, or data that does not fit the model.
+    """
+    path, model = Path(data), signature(model_path)
+    if limit is not None and limit < 1:
+        raise UsageError("at least one image is needed", where="--calibration")
+    if path.suffix == ".py" and path.is_file():
+        arrays, labels = _run_loader(path, None if limit is None else 4 * limit)
+        read = _from_arrays(model, arrays, labels, path)
+    else:
+        samples = samples_for(model, path)
+        read = Calibration.of(samples, _labels_of(path), samples.source)
+    if limit is None or limit >= len(read):
+        return read
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(read))[:limit])
+    return read.rows(chosen, f"{limit} of {read.source} (seed {seed})")
+
+
+def split(calibration: Calibration, seed: int = 0) -> tuple[Calibration, Calibration]:
+    """Two disjoint parts: what sensitivities are measured on, and what a drop is checked on.
+
+    The second has half the samples, rounded up: a bound needs more images than a mean.
+
+    Raises:
+        UsageError: fewer than two samples.
+    """
+    total = len(calibration)
+    if total < 2:
+        raise UsageError("two images at least: one to plan with, one to check on",
+                         where="--calibration")  # fmt: skip
+    order = np.random.default_rng(seed).permutation(total)
+    parts = np.sort(order[: total // 2]), np.sort(order[total // 2 :])
+    names = ("to plan with", "to check on")
+    fit, check = (
+        calibration.rows(rows, f"{len(rows)} of {calibration.source} {name} (seed {seed})")
+        for rows, name in zip(parts, names, strict=True)
+    )
+    return fit, check
+
+
+def _labels_of(path: Path) -> Array | None:
+    """The labels that lie in or beside the samples."""
+    if path.is_dir() and (path / LABELS_FILE).is_file():
+        return _labels_csv(path)
+    if path.suffix != ".npz":
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return archive[LABELS] if LABELS in archive.files else None
+    except (ValueError, OSError, EOFError, BadZipFile) as error:
+        raise UsageError(f"'{LABELS}' cannot be read", where=str(path)) from error
+
+
+def _labels_csv(folder: Path) -> Array:
+    """Labels in the order in which `samples_for` reads the folder's images."""
+    where = str(folder / LABELS_FILE)
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGES)
+    given: dict[str, int] = {}
+    try:
+        with (folder / LABELS_FILE).open(newline="", encoding="utf-8") as stream:
+            for row in csv.reader(stream):
+                if len(row) < 2 or (row[0], row[1]) == ("file", "label"):
+                    continue
+                given[Path(row[0]).as_posix()] = int(row[1])
+    except (OSError, UnicodeDecodeError, ValueError, csv.Error) as error:
+        raise UsageError("rows must be file,label with whole numbers", where=where) from error
+    names = [p.relative_to(folder).as_posix() for p in files]
+    missing = [n for n in names if n not in given]
+    if missing:
+        raise UsageError(f"has no label for {missing[0]}", where=where,
+                         hint="a row file,label for every image of the folder")  # fmt: skip
+    return np.array([given[n] for n in names], np.int64)
+
+
+def _run_loader(path: Path, most: int | None) -> tuple[dict[str, Array], Array | None]:
+    """What the script's `load_data()` yields, joined; at least `most` samples if it has them."""
+    where = str(path)
+    try:
+        load = runpy.run_path(where).get("load_data")
+        if not callable(load):
+            raise UsageError("defines no load_data()", where=where)
+        parts = list(_some(load(), most))
+    except UsageError:
+        raise
+    except Exception as error:  # The script may raise anything.
+        said = " ".join(f"{type(error).__name__} {error}".split())
+        raise UsageError(f"fails: {said}", where=where) from error
+    if not parts or any(not isinstance(p, Mapping) or set(p) != set(parts[0]) for p in parts):
+        raise UsageError("load_data() must yield dicts of arrays, all with the same names",
+                         where=where)  # fmt: skip
+    try:
+        joined = {str(n): np.concatenate([_rows(p[n]) for p in parts]) for n in parts[0]}
+    except ValueError as error:
+        raise UsageError("load_data() yields arrays of different shapes", where=where) from error
+    labels = joined.pop(LABELS, None)
+    return joined, labels
+
+
+def _some(batches: Iterable[Any], most: int | None) -> Iterable[Any]:
+    """Batches until there are enough samples: a loader may be endless."""
+    total = 0
+    for batch in batches:
+        yield batch
+        first = next(iter(batch.values())) if isinstance(batch, Mapping) and batch else None
+        total += len(_rows(first)) if first is not None else 0
+        if most is not None and total >= most:
+            return
+
+
+def _rows(array: Any) -> Array:
+    found = np.asarray(array)
+    return found[np.newaxis] if found.ndim == 0 else found
+
+
+def _from_arrays(
+    model: Signature, arrays: Mapping[str, Array], labels: Array | None, path: Path
+) -> Calibration:
+    """Through the same checks as a file of arrays."""
+    from tempfile import TemporaryDirectory
+
+    with TemporaryDirectory(prefix="tcompile-") as folder:
+        file = Path(folder) / "loaded.npz"
+        if any(array.dtype.kind not in "biuf" for array in arrays.values()):
+            raise UsageError("load_data() yields what is no array of numbers", where=str(path))
+        np.savez(file, **arrays)
+        try:
+            samples = samples_for(model, file)
+        except UsageError as error:
+            raise UsageError(error.what, where=str(path), hint=error.hint) from error
+    words = f"{len(samples)} samples from {path.name}"
+    return Calibration.of(replace(samples, source=words), labels, words)
+
+
+def _labels(labels: npt.ArrayLike, count: int, where: str) -> Labels:
+    found = np.asarray(labels)
+    if found.ndim == 2 and found.shape[1] == 1:
+        found = found[:, 0]
+    if found.shape != (count,) or found.dtype.kind not in "iu" or np.any(found.astype(int) < 0):
+        raise UsageError(f"labels must be {count} class numbers, one for each sample", where=where)
+    return found.astype(np.int64)
+
+
+def _digest(arrays: Mapping[str, Array], labels: Labels | None) -> str:
+    """SHA-256 of everything, names and shapes included."""
+    found = hashlib.sha256()
+    for name, array in sorted({**arrays, **({} if labels is None else {"": labels})}.items()):
+        found.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        found.update(np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()

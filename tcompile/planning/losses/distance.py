@@ -1,0 +1,102 @@
+"""How far a reduced model's outputs lie from the dense model's, one number an image.
+
+- Classes [B, X] (`verify.metrics.holds_classes`): KL(dense ‖ reduced) of the softmax, in nats,
+  and no other output is looked at. Where several outputs hold classes, their mean.
+- Embeddings [B, C], maps and states that kept their shape: 1 − cosine.
+- Token outputs of which some left: 1 − cosine over the tokens that both have, or over the restored
+  ones, as `verify.fidelity` compares them. The mean over the outputs of the last two kinds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tcompile.errors import UsageError
+from tcompile.verify.choice import INDEX, OWNER, for_output, is_bookkeeping
+from tcompile.verify.fidelity import restored, take_rows
+from tcompile.verify.metrics import cosine, holds_classes
+
+Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float64]
+Outputs = Mapping[str, Array]
+
+KL, COSINE = "KL divergence of the classes, nats", "1 - cosine of the outputs"
+
+
+def class_outputs(outputs: Outputs) -> list[str]:
+    """The outputs that score classes."""
+    return [n for n, a in outputs.items() if not is_bookkeeping(n) and holds_classes(n, a)
+            and a.shape[1] > 1]  # fmt: skip
+
+
+def unit(dense: Outputs) -> str:
+    """What `distance` is in for a model with these outputs."""
+    return KL if class_outputs(dense) else COSINE
+
+
+def distance(dense: Outputs, reduced: Outputs) -> Floats:
+    """[B], ≥ 0, in the unit that `unit` says.
+
+    Args:
+        dense, reduced: outputs by name, one image a row; the reduced ones with what tells of the
+            tokens (`token_index`, `token_owner`).
+
+    Raises:
+        UsageError: nothing that both give can be compared.
+    """
+    classes = [n for n in class_outputs(dense) if n in reduced]
+    if classes:
+        return _mean([divergence(dense[n], reduced[n]) for n in classes])
+    found = [
+        1.0 - like
+        for name, want in dense.items()
+        if name in reduced and want.dtype.kind == "f" and not is_bookkeeping(name)
+        and (like := likeness(name, want, reduced[name], reduced)) is not None
+    ]  # fmt: skip
+    if not found:
+        raise UsageError("the model has no output that can be compared with the dense one's",
+                         where="calibration")  # fmt: skip
+    return _mean(found)
+
+
+def _mean(found: list[Floats]) -> Floats:
+    return np.asarray(np.maximum(np.mean(found, axis=0), 0.0))
+
+
+def log_softmax(logits: Array) -> Floats:
+    """[B, X] → [B, X]."""
+    x = logits.astype(np.float64)
+    x = x - x.max(axis=-1, keepdims=True)
+    return np.asarray(x - np.log(np.exp(x).sum(axis=-1, keepdims=True)))
+
+
+def divergence(dense: Array, reduced: Array) -> Floats:
+    """KL(softmax dense ‖ softmax reduced) of [B, X] logits, [B] nats."""
+    p, q = log_softmax(dense), log_softmax(reduced)
+    return np.asarray((np.exp(p) * (p - q)).sum(axis=-1))
+
+
+def likeness(name: str, dense: Array, reduced: Array, extra: Outputs) -> Floats | None:
+    """Cosine [B] of one output with the dense one's; None where they cannot be compared."""
+    if dense.shape == reduced.shape:
+        return np.asarray(cosine(dense, reduced))
+    if dense.ndim != reduced.ndim:
+        return None
+    axes = [i for i, (n, k) in enumerate(zip(dense.shape, reduced.shape, strict=True)) if n != k]
+    if len(axes) != 1 or axes[0] == 0:
+        return None
+    have, want = (np.moveaxis(a, axes[0], 1) for a in (reduced, dense))
+    have, want = (a.reshape(*a.shape[:2], -1) for a in (have, want))
+    owner = for_output(OWNER, name, extra, want.shape[1])
+    if owner is not None:
+        return np.asarray(cosine(*restored(want, have, owner)))
+    index = for_output(INDEX, name, extra, have.shape[1])
+    if index is None:
+        return None
+    # A fused token (index -1) is none of the dense model's: leave it out on both sides.
+    real = (index >= 0)[..., None]
+    return np.asarray(cosine(take_rows(want, index.clip(min=0)) * real, have * real))

@@ -1,0 +1,49 @@
+"""Steps taken alone: a method's reduction at one site of an otherwise dense model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+from tcompile.planning.context import Context, Step, Values
+from tcompile.planning.presets import Preset
+from tcompile.planning.schedule import Reduction, Schedule
+from tcompile.planning.standins import stand_in
+
+if TYPE_CHECKING:
+    from tcompile.analysis.model import Analysis
+
+
+def single_step(
+    analysis: Analysis,
+    preset: Preset,
+    values: Values,
+    site: str,
+    count: int,
+    outputs: str = "reduced",
+) -> Schedule:
+    """The schedule of one step from all tokens to a whole count, prefix included."""
+    from tcompile.pipeline import room_of
+
+    shape = analysis.shape
+    keep = count - shape.prefix
+    context = Context(preset.name, shape, analysis.has_cls, Fraction(keep, shape.patches),
+                      room_of(analysis, outputs))  # fmt: skip
+    step = Step(context, values, site, shape.patches, keep, 0, 1)
+    score = preset.score_at(step)
+    if score is not None:
+        score = stand_in(score, context, site)
+    reduction = Reduction(site, score, preset.reducer_at(step), keep)
+    return Schedule(preset.name, shape, (reduction,))
+
+
+def snapped(
+    analysis: Analysis, site: str, counts: Sequence[int], outputs: str = "reduced"
+) -> list[int]:
+    """The counts below N that a site can keep: rounded up to whole groups, each once, falling."""
+    shape, found = analysis.shape, analysis.site(site)
+    group = found.step(outputs) if found else 1
+    keeps = {math.ceil((n - shape.prefix) / group) * group for n in counts if n > shape.prefix}
+    return sorted((k + shape.prefix for k in keeps if k < shape.patches), reverse=True)
