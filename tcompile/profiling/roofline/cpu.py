@@ -1,0 +1,124 @@
+"""This machine's CPU as a device: a handful of figures from a short run of ONNX Runtime."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from tcompile.profiling.roofline.device import CPU_TILES, Device
+from tcompile.targets.backends.extras import require
+from tcompile.timing import usable_cores
+
+if TYPE_CHECKING:
+    import onnx
+
+#: A large product [512, 1024] · [1024, 1024]: its weight fits no cache level but the last.
+_ROWS, _SIDE = 512, 1024
+#: 1 MiB lies in the caches, 64 MiB does not.
+_IN_CACHE, _BEYOND = 2**18, 2**24
+_CHAIN, _TINY_CHAIN = 16, 200
+
+
+def cpu_device(threads: int | None = None) -> Device:
+    """What this machine's CPU does under ONNX Runtime, measured in about two seconds.
+
+    Four figures: FLOP/s of a large fp32 product, bytes/s of adding tensors that lie in the caches
+    and of ones that do not, and what a node costs when it has nothing to do. Measured once per
+    process and number of threads.
+
+    Args:
+        threads: inside an operator; None takes all cores this process may use.
+
+    Raises:
+        MissingExtraError: onnxruntime is not installed.
+    """
+    return _measured(threads or usable_cores())
+
+
+@lru_cache(maxsize=8)
+def _measured(threads: int) -> Device:
+    seconds = {
+        "product": _seconds(_product(), threads, runs=20),
+        "cached": _seconds(_additions(_IN_CACHE, _CHAIN), threads, runs=40),
+        "beyond": _seconds(_additions(_BEYOND, 1), threads, runs=8),
+        "tiny": _seconds(_additions(16, _TINY_CHAIN), threads, runs=40),
+    }
+    return from_figures(threads, seconds)
+
+
+def from_figures(threads: int, seconds: dict[str, float]) -> Device:
+    """The device that four measured times describe; see `_measured` for what they are of."""
+    launch = seconds["tiny"] / _TINY_CHAIN
+    # An addition reads two tensors and writes one.
+    cache = 12 * _IN_CACHE / max(seconds["cached"] / _CHAIN - launch, 1e-9)
+    memory = 12 * _BEYOND / max(seconds["beyond"] - launch, 1e-9)
+    matrix = 2 * _ROWS * _SIDE * _SIDE / max(seconds["product"], 1e-9) / threads / 1e9
+    tile = CPU_TILES[0]
+    plain = Device(
+        name="cpu", cpu=True, precision="fp32", cores=threads, clock=1e9, matrix=matrix,
+        half=matrix, vector=matrix / 2, memory=min(memory, cache), cache=cache,
+        cache_size=64 * 2**20, scratch=2**15, launch=launch, mainloop=1.0, prologue=0.0,
+        tiles=CPU_TILES,
+    )  # fmt: skip
+    # Loading and storing a tile of output costs about what 16 steps of its inner loop do.
+    return replace(plain, prologue=16 * 2 * tile.rows * tile.columns / (matrix * 1e9))
+
+
+def _seconds(model: onnx.ModelProto, threads: int, runs: int) -> float:
+    """The median of some runs after two that are not counted."""
+    import numpy as np
+
+    ort = require("onnxruntime", "cpu", "measuring this CPU")
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    session = ort.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    feed: dict[str, Any] = {
+        i.name: np.ones(i.shape, np.float32) for i in session.get_inputs()
+    }  # fmt: skip
+    names = [o.name for o in session.get_outputs()]
+    times = []
+    for _ in range(runs + 2):
+        start = time.perf_counter()
+        session.run(names, feed)
+        times.append(time.perf_counter() - start)
+    return float(np.median(times[2:]))
+
+
+def _product() -> onnx.ModelProto:
+    import numpy as np
+    import onnx
+
+    weight = onnx.numpy_helper.from_array(np.ones((_SIDE, _SIDE), np.float32), "w")
+    node = onnx.helper.make_node("MatMul", ["x", "w"], ["y"])
+    return _model([node], {"x": [_ROWS, _SIDE]}, [_ROWS, _SIDE], [weight])
+
+
+def _additions(count: int, length: int) -> onnx.ModelProto:
+    """y = x + b + b …, `length` times, on vectors of `count`."""
+    import onnx
+
+    names = ["x", *(f"t{i}" for i in range(length - 1)), "y"]
+    nodes = [
+        onnx.helper.make_node("Add", [names[i], "b"], [names[i + 1]]) for i in range(length)
+    ]  # fmt: skip
+    return _model(nodes, {"x": [count], "b": [count]}, [count])
+
+
+def _model(
+    nodes: list[onnx.NodeProto],
+    inputs: dict[str, list[int]],
+    output: list[int],
+    weights: list[onnx.TensorProto] | None = None,
+) -> onnx.ModelProto:
+    import onnx
+    from onnx import TensorProto, helper
+
+    given = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in inputs.items()]
+    gives = [helper.make_tensor_value_info("y", TensorProto.FLOAT, output)]
+    graph = helper.make_graph(nodes, "probe", given, gives, weights or [])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)

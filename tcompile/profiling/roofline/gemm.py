@@ -1,0 +1,147 @@
+"""Matrix products: tiles, waves of tiles, and the bytes they read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from math import ceil
+
+from tcompile.profiling.roofline.device import Device, Tile
+
+#: Bytes of K that a tile advances by, and how many such steps are in flight.
+_STEP_BYTES, _STAGES = 64, 3
+#: Clocks from a load's issue to its arrival, from DRAM.
+_LATENCY = 600
+#: Bytes of registers that accumulators of all tiles on a core may take: half of 256 KiB.
+_ACCUMULATORS = 128 * 2**10
+_SPLITS = (1, 2, 3, 4, 6, 8)
+
+
+@dataclass(frozen=True)
+class Product:
+    """`batch` products [rows × inner] · [inner × columns].
+
+    Attributes:
+        weight: whether the right operand is a stored weight: it then comes from DRAM (and ONNX
+            Runtime has packed it), and the batch is folded into the rows.
+        extra: bytes that the epilogue reads (bias, residual).
+    """
+
+    batch: int
+    rows: int
+    columns: int
+    inner: int
+    weight: bool = False
+    extra: int = 0
+
+
+@dataclass(frozen=True)
+class Time:
+    """Seconds of work of a kernel beside its launch."""
+
+    compute: float
+    memory: float
+
+    @property
+    def work(self) -> float:
+        """They overlap."""
+        return max(self.compute, self.memory)
+
+
+def memory_time(device: Device, streamed: float, resident: float) -> float:
+    """Seconds to move bytes.
+
+    Args:
+        streamed: what is read once per run of the model: weights, always from DRAM.
+        resident: activations, from and to the cache as far as they fit into half of it.
+    """
+    beyond = max(0.0, resident - device.cache_size / 2)
+    dram = streamed + beyond
+    return max(dram / device.memory, (streamed + resident) / device.cache)
+
+
+@lru_cache(maxsize=1 << 16)
+def product_time(product: Product, device: Device) -> Time:
+    """The best over tile shapes and, where tiles are fewer than cores, over split-K.
+
+    A tile takes t = max(2·rows·columns·K / matrix, (rows + columns)·K·bytes / feed) seconds. A core
+    with q tiles to do runs c at a time, so that q // c full waves and one of the rest follow each
+    other; a wave of k tiles with w warps each takes (k + 1/w)·t / mainloop + prologue: resident
+    warps k·w keep the matrix pipe busy for k·w / (k·w + 1) of the time. A wave takes no less than
+    its steps along K, each a load's latency over the two loads that are in flight meanwhile.
+
+    Splitting K in s gives s times the tiles; their sums, s·M·N·4 bytes, are written to the cache
+    and read again.
+    """
+    if product.weight:
+        rows, batch = product.batch * product.rows, 1
+    else:
+        rows, batch = product.rows, product.batch
+    cost = _cpu if device.cpu else _gpu
+    compute = cost(device, batch, rows, product.columns, product.inner)
+    left = batch * rows * product.inner * device.operand
+    right = (1 if product.weight else batch) * product.inner * product.columns * device.operand
+    out = batch * rows * product.columns * device.itemsize
+    streamed, resident = (right, left + out) if product.weight else (0, left + right + out)
+    memory = memory_time(device, streamed, resident + product.extra)
+    if device.cpu and not product.weight:
+        # MLAS packs the right operand on the fly, before it computes.
+        compute += 2 * right / device.cache
+    return Time(compute, memory)
+
+
+def _gpu(device: Device, batch: int, rows: int, columns: int, inner: int) -> float:
+    best = float("inf")
+    step = _STEP_BYTES // device.operand
+    for tile in device.tiles:
+        tiles = batch * ceil(rows / tile.rows) * ceil(columns / tile.columns)
+        for split in _SPLITS:
+            if split > 1 and (tiles * split > 2 * device.cores or inner < 2 * split * step):
+                break
+            depth = ceil(inner / split / step) * step
+            time = _waves(device, tile, tiles * split, depth)
+            if split > 1:
+                time += 2 * split * 4 * batch * rows * columns / device.cache + device.launch / 2
+            best = min(best, time)
+    return best
+
+
+def _waves(device: Device, tile: Tile, tiles: int, depth: int) -> float:
+    """Seconds for equal tiles spread over the cores."""
+    flops = 2 * tile.rows * tile.columns * depth
+    loaded = (tile.rows + tile.columns) * depth * device.operand
+    one = max(flops / (device.matrix * device.clock), loaded / device.feed)
+    at_once = resident_tiles(device, tile)
+    steps = depth * device.operand / _STEP_BYTES
+    least = steps * _LATENCY / (_STAGES - 1) / device.clock
+    full, rest = divmod(ceil(tiles / device.cores), at_once)
+
+    def wave(count: int) -> float:
+        busy = (count + 1 / tile.warps) * one / device.mainloop
+        return max(busy, least) + device.prologue
+
+    return full * wave(at_once) + (wave(rest) if rest else 0.0)
+
+
+def resident_tiles(device: Device, tile: Tile) -> int:
+    """How many tiles a core holds at once: by shared memory and by registers, at least one."""
+    scratch = (tile.rows + tile.columns) * _STEP_BYTES * _STAGES
+    by_registers = _ACCUMULATORS // (4 * tile.rows * tile.columns)
+    return max(1, min(int(device.scratch // scratch), by_registers, 8))
+
+
+def _cpu(device: Device, batch: int, rows: int, columns: int, inner: int) -> float:
+    """MLAS: one register tile, its rows and columns rounded up; the work is cut evenly.
+
+    A single product is cut along its longer side, several are cut in between first.
+    """
+    tile = device.tiles[0]
+    down, across = ceil(rows / tile.rows), ceil(columns / tile.columns)
+    if batch > 1:
+        tiles = ceil(batch * down / device.cores) * across
+    elif across >= down:
+        tiles = ceil(across / device.cores) * down
+    else:
+        tiles = ceil(down / device.cores) * across
+    one = 2 * tile.rows * tile.columns * inner / (device.matrix * device.clock * device.mainloop)
+    return tiles * (one + device.prologue)

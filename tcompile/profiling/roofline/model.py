@@ -1,0 +1,121 @@
+"""The latency of a graph on a device that need not be at hand."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from math import ceil, log2
+from typing import Any, Literal
+
+import onnx_graphsurgeon as gs
+
+from tcompile.errors import UsageError
+from tcompile.profiling.roofline.attention import attention_time
+from tcompile.profiling.roofline.device import PRECISIONS, Device
+from tcompile.profiling.roofline.fuse_cpu import cpu_pieces
+from tcompile.profiling.roofline.fuse_gpu import gpu_pieces
+from tcompile.profiling.roofline.gemm import Time, memory_time, product_time
+from tcompile.profiling.roofline.pieces import Piece
+from tcompile.profiling.roofline.steps import steps_of
+
+Bound = Literal["compute", "memory", "launch"]
+
+#: Clocks of one step of a sort inside a block, with its barrier; elements a step compares.
+_SORT_STEP, _SORT_WIDTH = 40, 1024
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel (on a CPU: one node) and what it takes.
+
+    Attributes:
+        name: the first node that it computes.
+        nodes: names of all of them.
+        kind: gemm, attention, norm, pointwise, gather, scatter, topk, reduce or view.
+        ms: milliseconds, launches included.
+        bound: what the largest share of it is.
+        launches: how many kernels it is; more than one where several equal ones stand together.
+    """
+
+    name: str
+    nodes: tuple[str, ...]
+    kind: str
+    ms: float
+    bound: Bound
+    launches: int = 1
+
+
+@dataclass(frozen=True)
+class Modelled:
+    """A modelled latency: milliseconds for one batch, and the kernels it is the sum of."""
+
+    ms: float
+    kernels: tuple[Kernel, ...]
+    device: str
+    precision: str
+    batch: int
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as JSON values, marked as modelled."""
+        return {"source": "modelled", **asdict(self)}
+
+
+def modelled(graph: gs.Graph, device: Device, *, precision: str, batch: int = 1) -> Modelled:
+    """What a graph should take on a device: Σ over its kernels of launch + max(compute, memory).
+
+    Args:
+        graph: a model or a part of one, shapes known, sorted topologically; may call token ops.
+        device: from `device_of` or `cpu_device`.
+        precision: the device's; a CPU computes all of them in fp32.
+        batch: what a free batch is taken to be.
+
+    Raises:
+        UsageError: the precision is not the device's; the batch is not positive.
+        ModelError: a tensor has no shape.
+    """
+    if precision not in PRECISIONS or (not device.cpu and precision != device.precision):
+        raise UsageError(f"{device.name} was read for {device.precision}, not {precision}",
+                         where="--precision")  # fmt: skip
+    if batch < 1:
+        raise UsageError(f"a batch of {batch}", where="--batch", hint="at least 1")
+    steps = steps_of(graph, batch)
+    pieces = cpu_pieces(steps, device) if device.cpu else gpu_pieces(steps, device)
+    kernels = tuple(_kernel(piece, device) for piece in pieces)
+    return Modelled(sum(k.ms for k in kernels), kernels, device.name, precision, batch)
+
+
+def _kernel(piece: Piece, device: Device) -> Kernel:
+    time = _time(piece, device)
+    launch = piece.launches * device.launch
+    bound: Bound = "compute" if time.compute >= time.memory else "memory"
+    nodes = tuple(step.name for step in piece.steps)
+    return Kernel(
+        name=nodes[0],
+        nodes=nodes,
+        kind=piece.kind,
+        ms=(launch + time.work) * 1e3,
+        bound="launch" if launch > time.work else bound,
+        launches=piece.launches,
+    )
+
+
+def _time(piece: Piece, device: Device) -> Time:
+    if piece.attention is not None:
+        return attention_time(piece.attention, device)
+    work = [product_time(product, device) for product in piece.products]
+    compute = sum(time.compute for time in work)
+    memory = sum(time.memory for time in work) + memory_time(device, 0, piece.moved)
+    if piece.sort is not None:
+        compute += _sort(*piece.sort, device)
+    if piece.kind != "view":
+        compute += piece.operations / (device.vector * device.clock * device.cores)
+    return Time(compute, memory)
+
+
+def _sort(rows: int, length: int, device: Device) -> float:
+    """A bitonic sort of each row by one core: log₂T·(log₂T + 1)/2 steps of 40 clocks, as many
+    times as a block's 1024 elements go into a row. A CPU sorts in T·log₂T·2 ns."""
+    depth = ceil(log2(max(2, length)))
+    if device.cpu:
+        return ceil(rows / device.cores) * length * depth * 2e-9
+    clocks = depth * (depth + 1) / 2 * _SORT_STEP * ceil(length / _SORT_WIDTH)
+    return ceil(rows / device.cores) * clocks / device.clock
