@@ -9,10 +9,10 @@ from math import prod
 from tcompile.profiling.roofline.attention import Attention
 from tcompile.profiling.roofline.kinds import ATTENTION
 from tcompile.profiling.roofline.products import attention_of
-from tcompile.profiling.roofline.steps import Step, Steps, Value
+from tcompile.profiling.roofline.steps import Steps, Value
 
-_BEFORE = frozenset("Add Sub Mul Div Where Cast Identity Reshape".split())
-_AFTER = frozenset("Where Cast Identity Dropout Reshape".split())
+_BEFORE = frozenset(["Add", "Sub", "Mul", "Div", "Where", "Cast", "Identity", "Reshape"])
+_AFTER = frozenset(["Where", "Cast", "Identity", "Dropout", "Reshape"])
 
 
 @dataclass(frozen=True)

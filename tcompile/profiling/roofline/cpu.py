@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +13,16 @@ from tcompile.timing import usable_cores
 if TYPE_CHECKING:
     import onnx
 
-#: A large product [512, 1024] · [1024, 1024]: its weight fits no cache level but the last.
-_ROWS, _SIDE = 512, 1024
-#: 1 MiB lies in the caches, 64 MiB does not.
+#: A large product [192, 1024] · [1024, 1024].
+_ROWS, _SIDE = 192, 1024
+#: Elements of tensors that lie in the caches (1 MiB, another one in each node: activations come
+#: from the last level, weights have passed since), and of ones that do not (64 MiB).
 _IN_CACHE, _BEYOND = 2**18, 2**24
-_CHAIN, _TINY_CHAIN = 16, 200
+_CHAIN, _TINY_CHAIN = 12, 200
+#: Of the rate of products: what elementwise work reaches (seen at Erf and Softmax).
+_ELEMENTWISE = 1 / 6
+#: Nodes that starting one of a batch of small products costs as much as.
+_START = 2
 
 
 def cpu_device(threads: int | None = None) -> Device:
@@ -26,7 +30,7 @@ def cpu_device(threads: int | None = None) -> Device:
 
     Four figures: FLOP/s of a large fp32 product, bytes/s of adding tensors that lie in the caches
     and of ones that do not, and what a node costs when it has nothing to do. Measured once per
-    process and number of threads.
+    process and number of threads; with one thread in CPU time, which other work does not spoil.
 
     Args:
         threads: inside an operator; None takes all cores this process may use.
@@ -40,34 +44,31 @@ def cpu_device(threads: int | None = None) -> Device:
 @lru_cache(maxsize=8)
 def _measured(threads: int) -> Device:
     seconds = {
-        "product": _seconds(_product(), threads, runs=20),
-        "cached": _seconds(_additions(_IN_CACHE, _CHAIN), threads, runs=40),
+        "product": _seconds(_product(), threads, runs=50),
+        "cached": _seconds(_additions(_IN_CACHE, _CHAIN, fresh=True), threads, runs=100),
         "beyond": _seconds(_additions(_BEYOND, 1), threads, runs=8),
-        "tiny": _seconds(_additions(16, _TINY_CHAIN), threads, runs=40),
+        "tiny": _seconds(_additions(16, _TINY_CHAIN), threads, runs=100),
     }
     return from_figures(threads, seconds)
 
 
 def from_figures(threads: int, seconds: dict[str, float]) -> Device:
-    """The device that four measured times describe; see `_measured` for what they are of."""
+    """The device that four measured times describe; see `cpu_device` for what they are of."""
     launch = seconds["tiny"] / _TINY_CHAIN
     # An addition reads two tensors and writes one.
     cache = 12 * _IN_CACHE / max(seconds["cached"] / _CHAIN - launch, 1e-9)
     memory = 12 * _BEYOND / max(seconds["beyond"] - launch, 1e-9)
     matrix = 2 * _ROWS * _SIDE * _SIDE / max(seconds["product"], 1e-9) / threads / 1e9
-    tile = CPU_TILES[0]
-    plain = Device(
+    return Device(
         name="cpu", cpu=True, precision="fp32", cores=threads, clock=1e9, matrix=matrix,
-        half=matrix, vector=matrix / 2, memory=min(memory, cache), cache=cache,
-        cache_size=64 * 2**20, scratch=2**15, launch=launch, mainloop=1.0, prologue=0.0,
-        tiles=CPU_TILES,
+        half=matrix, vector=matrix * _ELEMENTWISE, memory=min(memory, cache), cache=cache,
+        cache_size=32 * 2**20, scratch=2**15, launch=launch, mainloop=1.0,
+        prologue=_START * launch, tiles=CPU_TILES,
     )  # fmt: skip
-    # Loading and storing a tile of output costs about what 16 steps of its inner loop do.
-    return replace(plain, prologue=16 * 2 * tile.rows * tile.columns / (matrix * 1e9))
 
 
 def _seconds(model: onnx.ModelProto, threads: int, runs: int) -> float:
-    """The median of some runs after two that are not counted."""
+    """The lower decile of some runs after two that are not counted: the machine undisturbed."""
     import numpy as np
 
     ort = require("onnxruntime", "cpu", "measuring this CPU")
@@ -81,12 +82,13 @@ def _seconds(model: onnx.ModelProto, threads: int, runs: int) -> float:
         i.name: np.ones(i.shape, np.float32) for i in session.get_inputs()
     }  # fmt: skip
     names = [o.name for o in session.get_outputs()]
+    clock = time.thread_time if threads == 1 else time.perf_counter
     times = []
     for _ in range(runs + 2):
-        start = time.perf_counter()
+        start = clock()
         session.run(names, feed)
-        times.append(time.perf_counter() - start)
-    return float(np.median(times[2:]))
+        times.append(clock() - start)
+    return float(np.percentile(times[2:], 10))
 
 
 def _product() -> onnx.ModelProto:
@@ -98,15 +100,16 @@ def _product() -> onnx.ModelProto:
     return _model([node], {"x": [_ROWS, _SIDE]}, [_ROWS, _SIDE], [weight])
 
 
-def _additions(count: int, length: int) -> onnx.ModelProto:
-    """y = x + b + b …, `length` times, on vectors of `count`."""
+def _additions(count: int, length: int, fresh: bool = False) -> onnx.ModelProto:
+    """y = x + b + b …, `length` times, on vectors of `count`; with `fresh` another b each time."""
     import onnx
 
     names = ["x", *(f"t{i}" for i in range(length - 1)), "y"]
+    others = [f"b{i if fresh else 0}" for i in range(length)]
     nodes = [
-        onnx.helper.make_node("Add", [names[i], "b"], [names[i + 1]]) for i in range(length)
-    ]  # fmt: skip
-    return _model(nodes, {"x": [count], "b": [count]}, [count])
+        onnx.helper.make_node("Add", [names[i], others[i]], [names[i + 1]]) for i in range(length)
+    ]
+    return _model(nodes, {"x": [count], **{b: [count] for b in others}}, [count])
 
 
 def _model(
@@ -115,7 +118,6 @@ def _model(
     output: list[int],
     weights: list[onnx.TensorProto] | None = None,
 ) -> onnx.ModelProto:
-    import onnx
     from onnx import TensorProto, helper
 
     given = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in inputs.items()]

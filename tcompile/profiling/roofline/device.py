@@ -19,7 +19,7 @@ _VECTOR = {"7.5": 128, "8.0": 128, "8.6": 256, "8.7": 256, "8.9": 256}
 #: Bytes per clock that one SM draws from L2.
 _L2_FEED = {"8.0": 48.0, "8.7": 32.0, "9.0": 64.0, "10.0": 64.0, "10.3": 64.0, "11.0": 64.0}
 #: (launch in us, share of the data sheet's memory bandwidth that a kernel reaches).
-_DESKTOP, _JETSON = (2.0, 0.85), (4.0, 0.75)
+_DESKTOP, _JETSON = (2.5, 0.85), (5.0, 0.75)
 #: Older than this, the matrix cores know no TF32.
 _TF32_SINCE = 8.0
 
@@ -38,8 +38,8 @@ GPU_TILES = (
     Tile(256, 128, 8), Tile(128, 256, 8), Tile(128, 128, 8), Tile(128, 64, 4), Tile(64, 128, 4),
     Tile(64, 64, 4), Tile(64, 32, 4), Tile(32, 128, 4), Tile(32, 64, 4), Tile(16, 64, 4),
 )  # fmt: skip
-#: MLAS' AVX-512 and AVX2 kernels hold at most 12 rows in registers; columns go by 16.
-CPU_TILES = (Tile(6, 16, 1),)
+#: MLAS: a remainder of one row costs about what three do; columns go by 16.
+CPU_TILES = (Tile(3, 16, 1),)
 
 
 @dataclass(frozen=True)
@@ -140,9 +140,7 @@ def device_of(target: Target, precision: str) -> Device:
         half=half,
         vector=vector,
         memory=figure["memory_bandwidth"] * 1e9 * reached,
-        cache=max(
-            cores * clock * _L2_FEED.get(capability, 16.0), figure["memory_bandwidth"] * 1e9
-        ),
+        cache=max(cores * clock * _L2_FEED.get(capability, 16.0), figure["memory_bandwidth"] * 1e9),
         cache_size=figure["l2_cache"] * 2**20,
         scratch=figure["shared_memory_per_sm"] * 2**10,
         launch=launch * 1e-6,

@@ -12,7 +12,7 @@ from tcompile.profiling.roofline.products import attention_of, product_of, unfus
 from tcompile.profiling.roofline.steps import Step, Steps, Value
 
 #: Gone before the model runs.
-_GONE = frozenset("Identity Dropout Shape Size Constant ConstantOfShape Range".split())
+_GONE = frozenset(["Identity", "Dropout", "Shape", "Size", "Constant", "ConstantOfShape", "Range"])
 
 
 def cpu_pieces(steps: Steps, device: Device) -> list[Piece]:

@@ -142,7 +142,11 @@ class _Fusion:
             if not group.generated or group.reduces or group.steps[0].op in SCATTERS:
                 continue
             readers = self.readers(group)
-            if len(readers) == 1 and readers[0].generated and readers[0].steps[0].op not in SCATTERS:
+            if (
+                len(readers) == 1
+                and readers[0].generated
+                and readers[0].steps[0].op not in SCATTERS
+            ):
                 readers[0].steps[:0] = group.steps
                 self.mark(readers[0], group.steps)
                 self.groups = [g for g in self.groups if g is not group]

@@ -11,7 +11,7 @@ from tcompile.profiling.roofline.device import Device, Tile
 #: Bytes of K that a tile advances by, and how many such steps are in flight.
 _STEP_BYTES, _STAGES = 64, 3
 #: Clocks from a load's issue to its arrival, from DRAM.
-_LATENCY = 600
+_LATENCY = 800
 #: Bytes of registers that accumulators of all tiles on a core may take: half of 256 KiB.
 _ACCUMULATORS = 128 * 2**10
 _SPLITS = (1, 2, 3, 4, 6, 8)
@@ -85,8 +85,8 @@ def product_time(product: Product, device: Device) -> Time:
     streamed, resident = (right, left + out) if product.weight else (0, left + right + out)
     memory = memory_time(device, streamed, resident + product.extra)
     if device.cpu and not product.weight:
-        # MLAS packs the right operand on the fly, before it computes.
-        compute += 2 * right / device.cache
+        # MLAS packs the right operand of each product on the fly, before it computes.
+        compute += 2 * right / device.cache + ceil(batch / device.cores) * device.prologue
     return Time(compute, memory)
 
 
@@ -144,4 +144,4 @@ def _cpu(device: Device, batch: int, rows: int, columns: int, inner: int) -> flo
     else:
         tiles = ceil(down / device.cores) * across
     one = 2 * tile.rows * tile.columns * inner / (device.matrix * device.clock * device.mainloop)
-    return tiles * (one + device.prologue)
+    return tiles * one

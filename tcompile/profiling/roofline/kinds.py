@@ -6,26 +6,79 @@ from tcompile.profiling.roofline.steps import Step, Value
 
 #: Nothing is moved: another view of the same bytes, or a value known when compiling.
 FREE = frozenset(
-    "Reshape Identity Squeeze Unsqueeze Flatten Dropout Shape Size Constant ConstantOfShape "
-    "QuantizeLinear DequantizeLinear Range".split()
+    [
+        "Reshape",
+        "Identity",
+        "Squeeze",
+        "Unsqueeze",
+        "Flatten",
+        "Dropout",
+        "Shape",
+        "Size",
+        "Constant",
+        "ConstantOfShape",
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "Range",
+    ]
 )
-PRODUCTS = frozenset("MatMul Gemm Conv ConvTranspose FusedMatMul Einsum".split())
+PRODUCTS = frozenset(["MatMul", "Gemm", "Conv", "ConvTranspose", "FusedMatMul", "Einsum"])
 ATTENTION = frozenset(("Attention", "MultiHeadAttention"))
 MOVES = frozenset(
-    "Transpose Slice Split Concat Gather GatherElements GatherND Scatter ScatterElements ScatterND "
-    "Pad Tile Expand OneHot EyeLike".split()
+    [
+        "Transpose",
+        "Slice",
+        "Split",
+        "Concat",
+        "Gather",
+        "GatherElements",
+        "GatherND",
+        "Scatter",
+        "ScatterElements",
+        "ScatterND",
+        "Pad",
+        "Tile",
+        "Expand",
+        "OneHot",
+        "EyeLike",
+    ]
 )
 #: Those that read only what they write.
-PICKS = frozenset("Slice Split Gather GatherElements GatherND".split())
+PICKS = frozenset(["Slice", "Split", "Gather", "GatherElements", "GatherND"])
 SCATTERS = frozenset(("Scatter", "ScatterElements", "ScatterND"))
 NORMS = frozenset(
-    "LayerNormalization RMSNormalization SimplifiedLayerNormalization SkipLayerNormalization "
-    "GroupNormalization InstanceNormalization Softmax LogSoftmax LpNormalization".split()
+    [
+        "LayerNormalization",
+        "RMSNormalization",
+        "SimplifiedLayerNormalization",
+        "SkipLayerNormalization",
+        "GroupNormalization",
+        "InstanceNormalization",
+        "Softmax",
+        "LogSoftmax",
+        "LpNormalization",
+    ]
 )
 REDUCTIONS = frozenset(
-    "ReduceSum ReduceMean ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceSumSquare "
-    "ReduceLogSumExp ArgMax ArgMin CumSum MaxPool AveragePool GlobalAveragePool GlobalMaxPool "
-    "Resize".split()
+    [
+        "ReduceSum",
+        "ReduceMean",
+        "ReduceMax",
+        "ReduceMin",
+        "ReduceProd",
+        "ReduceL1",
+        "ReduceL2",
+        "ReduceSumSquare",
+        "ReduceLogSumExp",
+        "ArgMax",
+        "ArgMin",
+        "CumSum",
+        "MaxPool",
+        "AveragePool",
+        "GlobalAveragePool",
+        "GlobalMaxPool",
+        "Resize",
+    ]
 )
 
 

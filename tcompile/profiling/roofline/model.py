@@ -103,7 +103,10 @@ def _time(piece: Piece, device: Device) -> Time:
         return attention_time(piece.attention, device)
     work = [product_time(product, device) for product in piece.products]
     compute = sum(time.compute for time in work)
-    memory = sum(time.memory for time in work) + memory_time(device, 0, piece.moved)
+    moved = memory_time(device, 0, piece.moved)
+    if device.cpu and piece.kind in {"gather", "scatter"}:
+        moved *= device.cores  # ONNX Runtime moves data with one thread
+    memory = sum(time.memory for time in work) + moved
     if piece.sort is not None:
         compute += _sort(*piece.sort, device)
     if piece.kind != "view":

@@ -84,9 +84,7 @@ def steps_of(graph: gs.Graph, batch: int) -> Steps:
     return Steps(tuple(found), frozenset(t.name for t in graph.outputs))
 
 
-def _values(
-    tensors: Sequence[gs.Tensor], batch: int, seen: dict[str, Value]
-) -> tuple[Value, ...]:
+def _values(tensors: Sequence[gs.Tensor], batch: int, seen: dict[str, Value]) -> tuple[Value, ...]:
     found = []
     for tensor in tensors:
         name = tensor.name
@@ -194,5 +192,3 @@ def _inlined_body(op: str, numbers: Numbers) -> onnx.ModelProto:
         opset_imports=[onnx.helper.make_opsetid("", _OPSET), onnx.helper.make_opsetid(DOMAIN, 1)],
     )
     return onnx.inliner.inline_local_functions(model)
-
-
