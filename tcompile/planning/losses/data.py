@@ -203,7 +203,7 @@ def _from_arrays(
         file = Path(folder) / "loaded.npz"
         if any(array.dtype.kind not in "biuf" for array in arrays.values()):
             raise UsageError("load_data() yields what is no array of numbers", where=str(path))
-        np.savez(file, **arrays)
+        np.savez(file, **dict(arrays))  # type: ignore[arg-type]
         try:
             samples = samples_for(model, file)
         except UsageError as error:

@@ -51,6 +51,11 @@ def distance(dense: Outputs, reduced: Outputs) -> Floats:
     classes = [n for n in class_outputs(dense) if n in reduced]
     if classes:
         return _mean([divergence(dense[n], reduced[n]) for n in classes])
+    return dissimilarity(dense, reduced)
+
+
+def dissimilarity(dense: Outputs, reduced: Outputs) -> Floats:
+    """1 − cosine [B], the mean over all outputs that can be compared. Raises as `distance`."""
     found = [
         1.0 - like
         for name, want in dense.items()

@@ -1,0 +1,122 @@
+"""How much worse a reduced model is on images it was not planned with, and how sure that is.
+
+What is measured depends on what there is:
+- labels and class outputs: the drop of top-1 accuracy, P(only dense right) − P(only reduced right).
+  The first share is bounded from above and the second from below (Clopper-Pearson), with 4/5 and
+  1/5 of the error allowed: exact for every sample size, and conservative.
+- class outputs alone: the share of images whose top-1 class changes; Clopper-Pearson, exact.
+- anything else: the mean of 1 − cosine. A bound for a mean in [0, 2] that holds whatever the
+  distribution is never below 2·(1 − α^(1/n)), 0.07 for 64 images, since one image in thirty might
+  be as wrong as can be; useless for drops of 0.01. This is a t bound corrected for skew
+  (`bounds.mean_at_most`) at half the error allowed, so that tails as long as a lognormal's keep
+  their 90 % from 32 images on. It is approximate: `exact` is False.
+
+A bound is for one model chosen without these images. Whoever picks the best of k by their bounds
+should ask for a confidence of 1 − (1 − c)/k.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tcompile.errors import UsageError
+from tcompile.planning.losses.bounds import mean_at_most, share_at_least, share_at_most
+from tcompile.planning.losses.distance import class_outputs, dissimilarity
+
+ACCURACY, DISAGREEMENT = "top-1 accuracy", "top-1 disagreement with dense"
+COSINE = "1 - cosine"
+#: Of the error allowed, what the share of images that turn wrong may use.
+_TURNED_WRONG = 0.8
+
+
+@dataclass(frozen=True)
+class Drop:
+    """What a reduction costs on images.
+
+    Attributes:
+        what: `top-1 accuracy` (its drop), `top-1 disagreement with dense` or `1 - cosine`.
+        mean: measured; a drop of accuracy may be negative.
+        upper: one-sided bound: the true value lies below it with `confidence`.
+        images: measured on.
+        confidence: of the bound.
+        exact: whether the confidence holds for every number of images, or about.
+    """
+
+    what: str
+    mean: float
+    upper: float
+    images: int
+    confidence: float
+    exact: bool
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def measure_drop(
+    dense_outputs: Mapping[str, npt.NDArray[Any]],
+    reduced_outputs: Mapping[str, npt.NDArray[Any]],
+    labels: npt.ArrayLike | None = None,
+    *,
+    confidence: float = 0.9,
+) -> Drop:
+    """The drop from a dense to a reduced model on the same images.
+
+    Args:
+        dense_outputs, reduced_outputs: by name, one image a row.
+        labels: [images] class numbers; ignored where no output holds classes.
+
+    Raises:
+        UsageError: no images, labels that do not fit, or outputs that cannot be compared.
+    """
+    if not 0 < confidence < 1:
+        raise UsageError("a confidence lies between 0 and 1", where="max-drop")
+    alpha = 1 - confidence
+    names = [n for n in class_outputs(dense_outputs) if n in reduced_outputs]
+    if not names:
+        far = dissimilarity(dense_outputs, reduced_outputs)
+        upper = min(mean_at_most(far, alpha / 2), 2.0)
+        return Drop(COSINE, _mean(far), upper, len(far), confidence, False)
+    before, after = (o[names[0]].argmax(axis=-1) for o in (dense_outputs, reduced_outputs))
+    total = len(before)
+    if not total:
+        raise UsageError("no images to measure on", where="max-drop")
+    if labels is None:
+        changed = int((before != after).sum())
+        upper = share_at_most(changed, total, alpha)
+        return Drop(DISAGREEMENT, changed / total, upper, total, confidence, True)
+    true = np.asarray(labels)
+    classes = dense_outputs[names[0]].shape[1]
+    if true.shape != before.shape or np.any((true < 0) | (true >= classes)):
+        raise UsageError(f"needs {total} labels from 0 to {classes - 1}", where="labels")
+    lost = int(((before == true) & (after != true)).sum())
+    won = int(((before != true) & (after == true)).sum())
+    upper = share_at_most(lost, total, _TURNED_WRONG * alpha)
+    upper -= share_at_least(won, total, (1 - _TURNED_WRONG) * alpha)
+    return Drop(ACCURACY, (lost - won) / total, upper, total, confidence, True)
+
+
+def images_needed(drop: float, confidence: float = 0.9, *, labels: bool = False) -> int:
+    """The fewest images with which a class model can be shown to drop by at most `drop`: as many as
+    it takes if not one of them changes. If some do, more.
+
+    Raises:
+        UsageError: a drop outside (0, 1).
+    """
+    if not 0 < drop < 1 or not 0 < confidence < 1:
+        raise UsageError("a drop and a confidence lie between 0 and 1", where="max-drop")
+    alpha = (1 - confidence) * (_TURNED_WRONG if labels else 1.0)
+    # Nothing of n: the bound is 1 − alpha^(1/n).
+    return math.ceil(math.log(alpha) / math.log1p(-drop) - 1e-9)
+
+
+def _mean(values: npt.NDArray[np.float64]) -> float:
+    if not len(values):
+        raise UsageError("no images to measure on", where="max-drop")
+    return float(values.mean())
