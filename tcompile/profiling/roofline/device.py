@@ -133,7 +133,7 @@ def device_of(target: Target, precision: str) -> Device:
     return Device(
         name=target.name,
         cpu=False,
-        precision=precision,  # type: ignore[arg-type]
+        precision=precision,
         cores=cores,
         clock=clock,
         matrix=rate[precision],
