@@ -130,7 +130,7 @@ def bench_models(
     size = models[0].batch or models[1].batch or batch or 1
     # The dense model's image size may be free; the reduced one's never is.
     samples = samples_for(models[1], count=size)
-    calls = [_caller(OrtRunner(m.path, threads=threads), feed(m.inputs, samples.arrays))
+    calls = [_caller(OrtRunner(m.path, threads=threads, in_turn=True), feed(m.inputs, samples.arrays))
              for m in models]  # fmt: skip
     progress(f"{rounds} interleaved rounds on {threads} threads")
     times = interleave(calls, rounds=rounds)

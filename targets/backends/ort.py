@@ -41,6 +41,8 @@ class OrtRunner:
         path: the .onnx file; external data lies beside it.
         threads: threads inside an operator; None leaves it to ONNX Runtime.
         optimize: False runs the graph exactly as it is written.
+        in_turn: several are open and run one after another: threads stop spinning when a run ends,
+            which would take the processor from the next one's.
 
     Raises:
         MissingExtraError: onnxruntime is not installed.
@@ -48,13 +50,20 @@ class OrtRunner:
     """
 
     def __init__(
-        self, path: str | Path, threads: int | None = None, *, optimize: bool = True
+        self,
+        path: str | Path,
+        threads: int | None = None,
+        *,
+        optimize: bool = True,
+        in_turn: bool = False,
     ) -> None:
         ort = require("onnxruntime", "cpu", "running a model")
         options = ort.SessionOptions()
         options.log_severity_level = 3  # warnings about unused initialisers help nobody
         if threads is not None:
             options.intra_op_num_threads = threads
+        if in_turn:
+            options.add_session_config_entry("session.force_spinning_stop", "1")
         if not optimize:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         elif _is_half(path):

@@ -1,0 +1,255 @@
+"""Measuring a profile: few token counts first, then more where latency has steps.
+
+All token counts are timed in every round, in an order drawn anew, so that what the machine does
+meanwhile hits all alike; figures are medians with quartiles.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from tcompile.analysis.model import Analysis
+from tcompile.errors import UsageError
+from tcompile.ir import is_const, nbytes
+from tcompile.planning.solve.method import Method
+from tcompile.profiling.cut import subgraph
+from tcompile.profiling.curve import Curve, Figure, StepCost
+from tcompile.profiling.meter import Meter
+from tcompile.profiling.profile import MeasuredProfile, Subject
+from tcompile.profiling.refine import first_counts, refined
+from tcompile.profiling.stations import Job, Key, Opener, Station, rounds
+from tcompile.profiling.structure import Cut, cut_at, cut_dense, cut_steps
+
+#: Weights that all open sessions together may hold; prepacked ones count twice.
+_MOST_BYTES = 5 << 30
+_STATIONS = 24
+#: Rounds, and seconds where those are soon over, before more token counts are looked at.
+_FIRST, _FIRST_SECONDS = 3, 3.0
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much to measure.
+
+    Attributes:
+        seconds: after which nothing new is begun (two rounds are always run).
+        rounds: of all token counts, once they are chosen; more where they take little time.
+        least: seconds that these rounds take at least, or forty times as many rounds.
+        tolerance: how far a time may be from the line through its neighbours, as a share, for no
+            count to be measured between.
+        seed: of the order.
+    """
+
+    seconds: float = 240.0
+    rounds: int = 7
+    least: float = 20.0
+    tolerance: float = 0.02
+    seed: int = 0
+
+
+def measure(
+    dense: gs.Graph,
+    analysis: Analysis,
+    methods: Sequence[Method],
+    meter: Meter,
+    *,
+    source: str,
+    effort: Effort | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> MeasuredProfile:
+    """The profile of a model on a meter's device.
+
+    Args:
+        dense: in normal form.
+        methods: whose reducers, and whose halves behind them, are measured.
+        source: the model's name.
+
+    Raises:
+        UsageError: no method, or one that cannot come down to any count.
+    """
+    effort = effort or Effort()
+    if not methods:
+        raise UsageError("no method can be planned on this model", where="--method")
+    with tempfile.TemporaryDirectory(prefix="tcompile-profile-") as folder:
+        campaign = _Campaign(dense, analysis, methods, meter, Path(folder), effort, progress)
+        campaign.run()
+        return campaign.profile(source)
+
+
+class _Campaign:
+    def __init__(
+        self,
+        dense: gs.Graph,
+        analysis: Analysis,
+        methods: Sequence[Method],
+        meter: Meter,
+        folder: Path,
+        effort: Effort,
+        say: Callable[[str], None],
+    ) -> None:
+        self.dense, self.analysis, self.methods = dense, analysis, methods
+        self.meter, self.effort, self.say = meter, effort, say
+        self.deadline = time.monotonic() + effort.seconds
+        weights = sum(nbytes(t) for t in dense.tensors().values() if is_const(t))
+        # Halves of attention and MLP are chained apart: each gets half of a station's room.
+        room = _MOST_BYTES // (2 * _STATIONS) // 2
+        self.opener = Opener(meter, folder, min(room, weights) or 1)
+        self.halves: dict[int, Station] = {}
+        self.steps: list[Station] = []
+        self.whole = Station([])
+
+    def run(self) -> None:
+        shape = self.analysis.shape
+        self.say("opening the dense model and its parts")
+        cuts = cut_dense(self.dense, self.analysis)
+        self.halves[shape.tokens] = self._with_call(
+            self.opener.station([cuts], stem=True), shape.tokens, cuts
+        )
+        self.whole = Station([Job(Key("dense", "", shape.tokens), self.opener.open(self.dense))])
+        grain = max(rule.granularity for m in self.methods for rule in m.sites)
+        counts = first_counts(shape.tokens, shape.prefix, grain)
+        self._open(counts)
+        for method in self.methods:
+            self.say(f"opening the steps of {method.key}")
+            self.steps += self._steps(method)
+        self._rounds(_FIRST, _FIRST_SECONDS)
+        level = counts
+        while level and time.monotonic() < self.deadline:
+            level = refined(self._total(), shape.prefix, grain, self.effort.tolerance)
+            self._open(level)
+            if level:
+                self._rounds(_FIRST, _FIRST_SECONDS)
+        self._rounds(self.effort.rounds, self.effort.least)
+
+    def _rounds(self, count: int, least: float) -> None:
+        stations = [self.whole, *self.halves.values(), *self.steps]
+        rounds(stations, count, least=least, seed=self.effort.seed, deadline=self.deadline,
+               say=self.say)  # fmt: skip
+
+    def _open(self, counts: Sequence[int]) -> None:
+        for tokens in counts:
+            if tokens in self.halves:
+                continue
+            self.say(f"opening the parts at {tokens} tokens")
+            cuts = [c for c in (self._cut(m, tokens) for m in self.methods) if c is not None]
+            if cuts:
+                self.halves[tokens] = self._with_call(self.opener.station(cuts), tokens, cuts[0])
+
+    def _cut(self, method: Method, tokens: int) -> Cut | None:
+        try:
+            cuts = cut_at(self.dense, method, tokens)
+        except UsageError:
+            return None  # Too few for it: what others show must do.
+        return cuts if cuts.tokens == tokens else None
+
+    def _with_call(self, station: Station, tokens: int, cuts: Cut) -> Station:
+        """The station, and a call of the runtime that computes nothing."""
+        half = next(p for p in cuts.parts if p.role in ("attn", "mlp"))
+        stream = cuts.graph.tensors()[half.end]
+        nothing = gs.Variable("nothing", stream.dtype, stream.shape)
+        given = gs.Variable("given", stream.dtype, stream.shape)
+        node = gs.Node("Identity", "call", {}, [given], [nothing])
+        graph = gs.Graph([node], [given], [nothing], opset=cuts.graph.opset)
+        graph.ir_version = min(cuts.graph.ir_version or 10, onnx.IR_VERSION)
+        job = Job(Key("call", "", tokens), self.opener.open(graph))
+        return Station([*station.jobs, job])
+
+    def _steps(self, method: Method) -> list[Station]:
+        shape = self.analysis.shape
+        rule = method.sites[len(method.sites) // 2]
+        jobs: dict[Key, Job] = {}
+        for start, share in _STEPS:
+            before = self._settled(start * shape.patches, rule.granularity)
+            after = self._settled(start * share * shape.patches, rule.granularity)
+            steps = self._steps_to(method, before, after)
+            key = Key("step", method.key, before + shape.prefix, after + shape.prefix)
+            if steps is None or key in jobs:
+                continue
+            cuts = cut_steps(self.dense, method, steps)
+            jobs[key] = Job(key, self.opener.open(subgraph(cuts.graph, cuts.parts[cuts.step])))
+        if not jobs:
+            raise UsageError(f"no step of {method.key} can be measured", where="--method")
+        return [Station(list(jobs.values()))]
+
+    def _settled(self, patches: float, grain: int) -> int:
+        return max(round(patches / grain), 1) * grain
+
+    def _steps_to(self, method: Method, before: int, after: int) -> list[tuple[str, int]] | None:
+        """Steps that end with one from `before` to `after` patches; None: it cannot."""
+        patches = self.analysis.shape.patches
+        if not after < before <= patches:
+            return None
+        try:
+            places = method.descend(before) if before < patches else []
+            used = {p.site for p in places}
+            blocks = self.analysis.shape.blocks
+            last = max((r.place(blocks)[0] for r in method.sites if r.name in used), default=-1)
+            free = [r for r in method.sites if r.place(blocks)[0] > last]
+            if (places and places[-1].keep != before) or not free:
+                return None
+            steps = [(p.site, p.keep) for p in places] + [(free[len(free) // 2].name, after)]
+            from tcompile.planning.schedulers import Place
+
+            method.schedule([Place(*s) for s in steps])
+        except UsageError:
+            return None
+        return steps
+
+    def _total(self) -> list[tuple[int, Figure]]:
+        """(tokens, both halves of all blocks as they are there) of every count so far."""
+        found = []
+        for tokens, station in sorted(self.halves.items()):
+            halves = [f.minus(0, share) for key, (f, share) in station.figures().items()
+                      if key.kind == "half"]  # fmt: skip
+            ms = sum(f.ms for f in halves)
+            spread = float(np.sqrt(sum((f.upper - f.lower) ** 2 for f in halves))) / 2
+            found.append((tokens, Figure(ms, ms - spread, ms + spread)))
+        return found
+
+    def profile(self, source: str) -> MeasuredProfile:
+        shape = self.analysis.shape
+        stem: dict[str, Figure] = {}
+        curves: dict[str, dict[str, list[tuple[int, Figure]]]] = {"half": {}, "head": {}}
+        call = Figure.modelled(0.0)
+        for tokens, station in self.halves.items():
+            figures = station.figures()
+            call = next(f for key, (f, _) in figures.items() if key.kind == "call")
+            for key, (figure, share) in figures.items():
+                if key.kind == "stem":
+                    stem[key.name] = figure
+                elif key.kind in curves:
+                    point = (tokens, figure.minus(call.ms, share))
+                    curves[key.kind].setdefault(key.name, []).append(point)
+        costs: dict[str, list[tuple[int, int, Figure]]] = {}
+        for station in self.steps:
+            for key, (figure, _) in station.figures().items():
+                point3 = (key.tokens, key.after, figure.minus(call.ms))
+                costs.setdefault(key.name, []).append(point3)
+        whole = next(iter(self.whole.figures().values()))[0]
+        halves, heads = (
+            {name: Curve.of(points) for name, points in curves[kind].items()}
+            for kind in ("half", "head")
+        )
+        return MeasuredProfile(
+            self.meter.conditions(),
+            Subject(source, shape.tokens, shape.prefix, shape.blocks),
+            stem,
+            halves,
+            heads,
+            {name: StepCost(tuple(sorted(points))) for name, points in costs.items()},
+            whole,
+        )
+
+
+#: Steps that are measured: from a share of the patches, to a share of that.
+_STEPS = (
+    (1.0, 0.9), (1.0, 0.7), (1.0, 0.5), (0.7, 0.9), (0.7, 0.6), (0.5, 0.9), (0.5, 0.5), (0.3, 0.7),
+)  # fmt: skip
