@@ -22,15 +22,18 @@ _CHAIN, _TINY_CHAIN = 12, 200
 #: Of the rate of products: what elementwise work reaches (seen at Erf and Softmax).
 _ELEMENTWISE = 1 / 6
 #: Nodes that starting one of a batch of small products costs as much as.
-_START = 2
+_START = 0.5
+#: Bytes that are read between runs to empty the caches.
+_FLUSH = 2**26
 
 
 def cpu_device(threads: int | None = None) -> Device:
     """What this machine's CPU does under ONNX Runtime, measured in about two seconds.
 
     Four figures: FLOP/s of a large fp32 product, bytes/s of adding tensors that lie in the caches
-    and of ones that do not, and what a node costs when it has nothing to do. Measured once per
-    process and number of threads; with one thread in CPU time, which other work does not spoil.
+    and of ones that do not, and what a node costs when it has nothing to do, the caches being
+    empty (a node runs once a pass, and weights go by in between). Measured once per process and
+    number of threads; with one thread in CPU time, which other work does not spoil.
 
     Args:
         threads: inside an operator; None takes all cores this process may use.
@@ -47,7 +50,7 @@ def _measured(threads: int) -> Device:
         "product": _seconds(_product(), threads, runs=50),
         "cached": _seconds(_additions(_IN_CACHE, _CHAIN, fresh=True), threads, runs=100),
         "beyond": _seconds(_additions(_BEYOND, 1), threads, runs=8),
-        "tiny": _seconds(_additions(16, _TINY_CHAIN), threads, runs=100),
+        "tiny": _seconds(_additions(16, _TINY_CHAIN), threads, runs=25, cold=True),
     }
     return from_figures(threads, seconds)
 
@@ -67,7 +70,7 @@ def from_figures(threads: int, seconds: dict[str, float]) -> Device:
     )  # fmt: skip
 
 
-def _seconds(model: onnx.ModelProto, threads: int, runs: int) -> float:
+def _seconds(model: onnx.ModelProto, threads: int, runs: int, cold: bool = False) -> float:
     """The lower decile of some runs after two that are not counted: the machine undisturbed."""
     import numpy as np
 
@@ -83,8 +86,10 @@ def _seconds(model: onnx.ModelProto, threads: int, runs: int) -> float:
     }  # fmt: skip
     names = [o.name for o in session.get_outputs()]
     clock = time.thread_time if threads == 1 else time.perf_counter
+    flush = np.ones(_FLUSH // 8 if cold else 0)
     times = []
     for _ in range(runs + 2):
+        flush += 1.0
         start = clock()
         session.run(names, feed)
         times.append(clock() - start)

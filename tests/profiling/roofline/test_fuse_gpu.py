@@ -13,6 +13,8 @@ from tcompile.passes.reduce import reduce_graph
 from tcompile.pipeline import read
 from tcompile.planning.schedule import Reduction, Schedule, Spec
 from tcompile.profiling.roofline import device_of, modelled
+from tcompile.profiling.roofline.fuse_gpu import gpu_pieces
+from tcompile.profiling.roofline.steps import steps_of
 from tcompile.targets import load_target
 from tcompile.vit_graph import VitSpec, build_vit
 
@@ -58,6 +60,43 @@ def test_a_second_reader_of_the_probabilities_prevents_fusion(vit):
     softmax = next(n for n in graph.nodes if n.op == "Softmax")
     graph.outputs.append(softmax.outputs[0])
     assert kinds(graph)["attention"] == 0
+
+
+def test_so_does_a_reader_inside_the_graph(vit):
+    graph = vit().copy()
+    softmax = next(n for n in graph.nodes if n.op == "Softmax")
+    row = gs.Variable("row", np.float32, softmax.outputs[0].shape)
+    graph.nodes.append(gs.Node("Sqrt", "roots", inputs=[softmax.outputs[0]], outputs=[row]))
+    graph.outputs.append(row)
+    assert kinds(graph.toposort())["attention"] == 0
+
+
+def test_scores_from_a_weight_are_no_attention():
+    x, v = (gs.Variable(n, np.float32, (1, 64, 64)) for n in ("x", "v"))
+    weight = gs.Constant("w", np.ones((64, 64), np.float32))
+    a, b, y = (gs.Variable(n, np.float32, (1, 64, 64)) for n in "aby")
+    nodes = [gs.Node("MatMul", "scores", inputs=[x, weight], outputs=[a]),
+             gs.Node("Softmax", "softmax", inputs=[a], outputs=[b]),
+             gs.Node("MatMul", "mix", inputs=[b, v], outputs=[y])]  # fmt: skip
+    assert kinds(gs.Graph(nodes, [x, v], [y])) == {"gemm": 2, "norm": 1}
+
+
+def test_a_residual_add_joins_the_product_behind_what_it_adds():
+    x, a, b, y = (gs.Variable(n, np.float32, (1, 64, 64)) for n in "xaby")
+    weight = gs.Constant("w", np.ones((64, 64), np.float32))
+    nodes = [gs.Node("Relu", "relu", inputs=[x], outputs=[a]),
+             gs.Node("MatMul", "product", inputs=[a, weight], outputs=[b]),
+             gs.Node("Add", "residual", inputs=[a, b], outputs=[y])]  # fmt: skip
+    graph = gs.Graph(nodes, [x], [y])
+    found = modelled(graph, DEVICE["fp16"], precision="fp16").kernels
+    assert [k.nodes for k in found] == [("relu",), ("product", "residual")]
+    pieces = gpu_pieces(steps_of(graph, 1), DEVICE["fp16"])
+    # `a` is an operand and is read once; a residual from elsewhere is read besides.
+    assert pieces[1].products[0].extra == 0
+    graph.inputs.append(gs.Variable("z", np.float32, (1, 64, 64)))
+    graph.nodes[2].inputs[0] = graph.inputs[1]
+    pieces = gpu_pieces(steps_of(graph, 1), DEVICE["fp16"])
+    assert pieces[1].products[0].extra == 64 * 64 * 2
 
 
 def test_a_mask_on_the_scores_stays_inside(vit):
