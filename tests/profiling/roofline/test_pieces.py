@@ -59,7 +59,7 @@ def test_pointwise_work_on_a_cpu_uses_all_threads():
 
 def test_a_scalar_factor_joins_a_product_of_activations_on_a_cpu():
     graph = one("MatMul", [(2, 8, 8), (2, 8, 8)], (2, 8, 8))
-    factor, z = gs.Constant("c", np.float32(0.5)), gs.Variable("z", np.float32, (2, 8, 8))
+    factor, z = gs.Constant("c", np.array(0.5, np.float32)), gs.Variable("z", np.float32, (2, 8, 8))
     graph.nodes.append(gs.Node("Mul", "scale", inputs=[graph.outputs[0], factor], outputs=[z]))
     graph.outputs = [z]
     assert len(modelled(graph, CPU, precision="fp32").kernels) == 1
@@ -70,3 +70,9 @@ def test_a_transpose_that_moves_only_axes_of_one_is_free_on_a_gpu():
                         precision="fp16").kernels  # fmt: skip
     assert modelled(one("Transpose", [(2, 8, 4)], (8, 2, 4), perm=[1, 0, 2]), HALF,
                     precision="fp16").kernels  # fmt: skip
+
+
+@pytest.mark.parametrize(("k", "kind"), [(1, "reduce"), (8, "topk")])
+def test_the_largest_one_is_a_reduction_and_no_sort(k, kind):
+    graph = one("TopK", [(4, 64)], (4, k))
+    assert [p.kind for p in modelled(graph, HALF, precision="fp16").kernels] == [kind]
