@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
@@ -18,14 +19,18 @@ def binomial_tail(k: int, n: int, p: float) -> float:
     if k >= n or p <= 0.0:
         return 1.0
     i = np.arange(k + 1)
-    logs = np.array([_log_choose(n, int(j)) for j in i])
-    return min(1.0, float(np.exp(logs + i * math.log(p) + (n - i) * math.log1p(-p)).sum()))
+    logs = _log_choose(n)[: k + 1] + i * math.log(p) + (n - i) * math.log1p(-p)
+    return min(1.0, float(np.exp(logs).sum()))
 
 
-def _log_choose(n: int, k: int) -> float:
-    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+@lru_cache(maxsize=4)
+def _log_choose(n: int) -> Floats:
+    """[n + 1], log C(n, i)."""
+    logs = np.array([math.lgamma(i + 1) for i in range(n + 1)])
+    return np.asarray(logs[-1] - logs - logs[::-1])
 
 
+@lru_cache(maxsize=1024)
 def share_at_most(k: int, n: int, alpha: float) -> float:
     """Clopper and Pearson's upper bound: the largest p at which k or fewer of n has probability
     alpha. The true share exceeds it in at most alpha of all samples, whatever n."""
@@ -43,6 +48,7 @@ def share_at_least(k: int, n: int, alpha: float) -> float:
     return 1.0 - share_at_most(n - k, n, alpha)
 
 
+@lru_cache(maxsize=1024)
 def student_quantile(level: float, degrees: int) -> float:
     """t with P(T ≤ t) = level > 0.5 for Student's T with that many degrees of freedom.
 

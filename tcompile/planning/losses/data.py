@@ -163,7 +163,7 @@ def _run_loader(path: Path, most: int | None) -> tuple[dict[str, Array], Array |
         parts = list(_some(load(), most))
     except UsageError:
         raise
-    except Exception as error:  # The script may raise anything.
+    except (Exception, SystemExit) as error:  # The script may raise anything.
         said = " ".join(f"{type(error).__name__} {error}".split())
         raise UsageError(f"fails: {said}", where=where) from error
     if not parts or any(not isinstance(p, Mapping) or set(p) != set(parts[0]) for p in parts):

@@ -132,8 +132,8 @@ def _cases(
                 skipped, why = [*skipped, count], error.what
                 continue
             part = suffix(graph, reduced.graph, site)
-            names = tuple(str(t.name) for t in part.inputs)
-            found.append(_Case(name, count, schedule, names, _bytes(part)))
+            crossing = tuple(part.sources.values())
+            found.append(_Case(name, count, schedule, crossing, _bytes(part.graph)))
         if skipped:
             notes.append(f"{name}: not measured at {', '.join(map(str, skipped))} tokens: {why}")
     return found
@@ -205,8 +205,8 @@ def _reduced(
     whole = reduce_graph(graph, analysis, case.schedule, outputs=outputs).graph
     part = suffix(graph, whole, site)
     parts: dict[str, list[Array]] = {}
-    for (_, true), result in zip(dense.runs, run_graph(part, [f for f, _ in dense.runs]),
-                                 strict=True):  # fmt: skip
+    results = run_graph(part.graph, [part.feed(f) for f, _ in dense.runs])
+    for (_, true), result in zip(dense.runs, results, strict=True):
         for name, array in result.items():
             parts.setdefault(name, []).append(feeds.by_sample(name, array, true))
     rest = {str(o.name) for o in whole.outputs} - set(parts)

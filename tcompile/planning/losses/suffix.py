@@ -18,7 +18,7 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis.sites import Site
-from tcompile.ir import batch_dim
+from tcompile.ir import batch_dim, producer
 from tcompile.saving import save
 from tcompile.subgraph import extract, needed_nodes
 from tcompile.verify.choice import is_bookkeeping
@@ -29,16 +29,41 @@ Array = npt.NDArray[Any]
 Feed = dict[str, Array]
 
 
-def suffix(dense: gs.Graph, reduced: gs.Graph, site: Site) -> gs.Graph:
-    """The reduced graph without what the stream at its first site is computed from.
+@dataclass(frozen=True)
+class Suffix:
+    """A reduced graph without what the stream at its first site is computed from.
 
-    Its inputs are tensors of the dense graph. Those that are its outputs as well stay out: they do
-    not change.
+    Attributes:
+        graph: what is left. Outputs that the step does not reach are not among its outputs.
+        sources: input of it → tensor of the dense graph. Names differ where the reduced graph gave
+            the name of an output to another tensor.
     """
+
+    graph: gs.Graph
+    sources: Mapping[str, str]
+
+    def feed(self, run: Mapping[str, Array]) -> Feed:
+        """The graph's inputs, from tensors of the dense model by name."""
+        return {name: run[source] for name, source in self.sources.items()}
+
+
+def suffix(dense: gs.Graph, reduced: gs.Graph, site: Site) -> Suffix:
+    """Cut a graph that was reduced at one site."""
     before = needed_nodes([dense.tensors()[site.tensor]])
     outputs = [o for o in reduced.outputs if not o.inputs or o.inputs[0].name not in before]
     after = needed_nodes(outputs, before)
-    return extract(reduced, after, [str(o.name) for o in outputs])
+    part = extract(reduced, after, [str(o.name) for o in outputs])
+    nodes = {n.name: n for n in dense.nodes}
+    tensors = reduced.tensors()
+    sources: dict[str, str] = {}
+    for given in part.inputs:
+        name, maker = str(given.name), producer(tensors[given.name])
+        if maker is None:
+            sources[name] = name
+            continue
+        place = next(i for i, o in enumerate(maker.outputs) if o.name == name)
+        sources[name] = str(nodes[maker.name].outputs[place].name)
+    return Suffix(part, sources)
 
 
 @dataclass(frozen=True)
@@ -86,7 +111,7 @@ class Feeds:
 
 
 def run_graph(graph: gs.Graph, runs: Sequence[Mapping[str, Array]]) -> Iterator[Feed]:
-    """Every output of a graph for each run, on ONNX Runtime; inputs it does not read are ignored.
+    """Every output of a graph for each run, on ONNX Runtime; what it does not read is ignored.
 
     Raises:
         MissingExtraError: onnxruntime is not installed.
