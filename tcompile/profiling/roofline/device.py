@@ -1,6 +1,6 @@
 """What the roofline knows of a device: figures of its data file, and documented assumptions.
 
-docs/roofline.md has every number with its reason. Nothing here was fitted to a model's latency.
+docs/roofline.md has every number with its reason, and which were changed after seeing results.
 """
 
 from __future__ import annotations
