@@ -1,10 +1,19 @@
 """How far a reduced model's outputs lie from the dense model's, one number an image.
 
-- Classes [B, X] (`verify.metrics.holds_classes`): KL(dense ‖ reduced) of the softmax, in nats,
-  and no other output is looked at. Where several outputs hold classes, their mean.
+- Classes [B, X] (`verify.metrics.holds_classes`): the total variation of the softmax,
+  ½ Σ_c |p_c − q_c|, the probability that moves to other classes, and no other output is looked at.
+  Where several outputs hold classes, their mean.
 - Embeddings [B, C], maps and states that kept their shape: 1 − cosine.
 - Token outputs of which some left: 1 − cosine over the tokens that both have, or over the restored
   ones, as `verify.fidelity` compares them. The mean over the outputs of the last two kinds.
+
+Why total variation: of ten distances it predicts best. On zoo:glyphs, losses of single steps on 128
+images, added up over 36 random schedules of 2 to 4 steps, rank the drop of top-1 accuracy on 800
+other images (Spearman; topk, evit) by 0.985, 0.988; KL 0.978, 0.979; its root 0.982, 0.985; Jensen-
+Shannon 0.981, 0.984; 1 − cosine of the logits 0.978, 0.978; disagreement 0.973, 0.976; the prior of
+`optimise.prior` 0.929, 0.933. With 16 images it still gives 0.978, 0.979, KL 0.968, 0.972: it is
+bounded, so that no image speaks for all. And the sum is about what the whole schedule loses (median
+ratio 0.93 with 128 images).
 """
 
 from __future__ import annotations
@@ -24,7 +33,7 @@ Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
 Outputs = Mapping[str, Array]
 
-KL, COSINE = "KL divergence of the classes, nats", "1 - cosine of the outputs"
+VARIATION, COSINE = "class probability that moves", "1 - cosine of the outputs"
 
 
 def class_outputs(outputs: Outputs) -> list[str]:
@@ -35,7 +44,7 @@ def class_outputs(outputs: Outputs) -> list[str]:
 
 def unit(dense: Outputs) -> str:
     """What `distance` is in for a model with these outputs."""
-    return KL if class_outputs(dense) else COSINE
+    return VARIATION if class_outputs(dense) else COSINE
 
 
 def distance(dense: Outputs, reduced: Outputs) -> Floats:
@@ -50,7 +59,7 @@ def distance(dense: Outputs, reduced: Outputs) -> Floats:
     """
     classes = [n for n in class_outputs(dense) if n in reduced]
     if classes:
-        return _mean([divergence(dense[n], reduced[n]) for n in classes])
+        return _mean([variation(dense[n], reduced[n]) for n in classes])
     return dissimilarity(dense, reduced)
 
 
@@ -72,17 +81,16 @@ def _mean(found: list[Floats]) -> Floats:
     return np.asarray(np.maximum(np.mean(found, axis=0), 0.0))
 
 
-def log_softmax(logits: Array) -> Floats:
+def softmax(logits: Array) -> Floats:
     """[B, X] → [B, X]."""
     x = logits.astype(np.float64)
-    x = x - x.max(axis=-1, keepdims=True)
-    return np.asarray(x - np.log(np.exp(x).sum(axis=-1, keepdims=True)))
+    x = np.exp(x - x.max(axis=-1, keepdims=True))
+    return np.asarray(x / x.sum(axis=-1, keepdims=True))
 
 
-def divergence(dense: Array, reduced: Array) -> Floats:
-    """KL(softmax dense ‖ softmax reduced) of [B, X] logits, [B] nats."""
-    p, q = log_softmax(dense), log_softmax(reduced)
-    return np.asarray((np.exp(p) * (p - q)).sum(axis=-1))
+def variation(dense: Array, reduced: Array) -> Floats:
+    """Total variation [B], in [0, 1], between the softmax of two [B, X] arrays of logits."""
+    return np.asarray(np.abs(softmax(dense) - softmax(reduced)).sum(axis=-1) / 2)
 
 
 def likeness(name: str, dense: Array, reduced: Array, extra: Outputs) -> Floats | None:
