@@ -123,10 +123,14 @@ def _runner(plan: memoryview, arrays: Mapping[str, Any], *, rtx: bool) -> Run:
     os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = "1" if rtx else "0"
     from polygraphy.backend.trt import EngineFromBytes, TrtRunner
     from polygraphy.cuda import DeviceArray
+    from polygraphy.datatype import DataType
 
     runner = TrtRunner(EngineFromBytes(bytes(plan)))
     runner.activate()
-    held = {name: DeviceArray(a.shape, a.dtype).copy_from(a) for name, a in arrays.items()}
+    held = {
+        name: DeviceArray(a.shape, DataType.from_dtype(a.dtype, "numpy")).copy_from(a)
+        for name, a in arrays.items()
+    }
     return lambda: runner.infer(held, check_inputs=False, copy_outputs_to_host=False)
 
 
