@@ -15,9 +15,12 @@ Floats = npt.NDArray[np.float64]
 class Curve:
     """A loss that never falls as tokens leave.
 
-    Between two counts it is linear. Below the fewest, n₀, it is at(n₀) · g(n)/g(n₀) with the shape
-    g(r) = (1 − r)²/r of the prior (`optimise.prior`), r the share of the patches that stay: a loss
-    grows fastest where nobody measured, and a flat one would lure the planner there.
+    Between two counts it is linear. Below the fewest, n₀, its odds grow as the prior does:
+    v/(1 − v) ∝ g(r) = (1 − r)²/r (`optimise.prior`), r the share of the patches that stay. A loss
+    that stayed flat where nobody measured would lure the planner there; distances and shares end
+    at 1, so that g alone is far too steep. On zoo:glyphs (topk, evit), measured down to 0.5, 0.3 or
+    0.2 of the patches, it is off by 0.08 to 0.10 at counts down to 0.05 on average, a straight line
+    by 0.16 to 0.28, g cut off at 1 by 0.12 to 0.14.
 
     Attributes:
         counts: [G] ascending, prefix included; the last is N.
@@ -36,8 +39,11 @@ class Curve:
         first = float(self.counts[0])
         if first == self.counts[-1]:
             return np.asarray(between)
-        below = self.values[0] * self._shape(np.minimum(wanted, first)) / self._shape(first)
-        return np.where(wanted < first, below, between)
+        start = self.values[0]
+        if start >= 1.0:
+            return np.where(wanted < first, start, between)
+        odds = start / (1 - start) * self._shape(np.minimum(wanted, first)) / self._shape(first)
+        return np.where(wanted < first, odds / (1 + odds), between)
 
     def _shape(self, n: npt.ArrayLike) -> Floats:
         left = np.maximum(np.asarray(n, np.float64) - self.prefix, 1.0)

@@ -12,7 +12,9 @@ leaves early is missed by more blocks.
 
 It looks at no output, and takes every method for one that drops what it scores lowest: merged
 tokens leave an average behind, which this does not see. Its losses rank schedules of one method on
-one model; they are never compared with measured ones, let alone with a drop.
+one model; they are never compared with measured ones, let alone with a drop. In the experiment of
+`losses.distance` they rank drops by 0.873 (topk), 0.869 (evit) and 0.797 (tome), where measured
+losses reach 0.985, 0.988 and 0.960, and the prior, which has seen no image, 0.929, 0.933 and 0.786.
 """
 
 from __future__ import annotations
@@ -85,7 +87,7 @@ def attention_losses(
     names = sorted({s.name for s in specs.values()})
     notes = (f"attention as the score {', '.join(names)} reads it",)
     return SiteLosses(tuple(grid), found, shape.blocks, shape.prefix, UNIT, "attention",
-                      len(samples), seed, samples.source, notes)  # fmt: skip
+                      len(samples), seed, samples.source, notes=notes)  # fmt: skip
 
 
 def _lost(shares: Floats, block: int, read: bool) -> Floats:

@@ -17,7 +17,7 @@ from tcompile.planning.context import Values
 from tcompile.planning.losses.base import Progress, SiteLosses, silent
 from tcompile.planning.losses.curves import fitted
 from tcompile.planning.losses.distance import distance, unit
-from tcompile.planning.losses.steps import single_step, snapped
+from tcompile.planning.losses.steps import composition, single_step, snapped
 from tcompile.planning.losses.suffix import Array, Feed, Feeds, run_graph, suffix, with_outputs
 from tcompile.planning.presets import Preset
 from tcompile.planning.schedule import Schedule
@@ -102,7 +102,7 @@ def measured_losses(
         at[site] = tuple(curve(grid).tolist())
     return SiteLosses(
         tuple(grid), at, shape.blocks, shape.prefix, named, "calibrated", len(samples), seed,
-        samples.source, tuple(notes),
+        samples.source, composition(cases[0].schedule), tuple(notes),
     )  # fmt: skip
 
 

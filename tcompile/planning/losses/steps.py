@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
+from tcompile.passes.reduce.reducers import traits_of
 from tcompile.planning.context import Context, Step, Values
+from tcompile.planning.losses.base import Composition
 from tcompile.planning.presets import Preset
 from tcompile.planning.schedule import Reduction, Schedule
 from tcompile.planning.standins import stand_in
@@ -37,6 +39,12 @@ def single_step(
         score = stand_in(score, context, site)
     reduction = Reduction(site, score, preset.reducer_at(step), keep)
     return Schedule(preset.name, shape, (reduction,))
+
+
+def composition(schedule: Schedule) -> Composition:
+    """How steps of the method of a single step add up."""
+    merges = any("merge" in traits_of(r.reducer) for r in schedule.reductions)
+    return "share" if merges else "difference"
 
 
 def snapped(

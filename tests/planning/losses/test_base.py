@@ -14,7 +14,7 @@ from tcompile.planning.optimise import SiteRule, Tables
 
 LOSSES = SiteLosses(
     (51, 101, 201), {"attn:0": (0.9, 0.4, 0.0), "block:2": (0.3, 0.1, 0.0)}, 4, 1,
-    "nats", "calibrated", 16, 3, "16 images", ("a note",),
+    "nats", "calibrated", 16, 3, "16 images", notes=("a note",),
 )  # fmt: skip
 
 
@@ -24,6 +24,16 @@ def test_two_steps_at_one_depth_lose_what_one_does() -> None:
     table = loss("attn:0", n[:, None], n[None, :])
     np.testing.assert_allclose(table[2], [0.9, 0.4, 0.0])
     np.testing.assert_allclose(table[1, 0] + table[2, 1], table[2, 0])
+    assert np.all(table[np.triu_indices(3)] == 0)
+
+
+def test_merging_steps_lose_by_the_share_that_they_merge() -> None:
+    merging = replace(LOSSES, composition="share")
+    n = np.array([51, 101, 201])
+    table = merging.step()("attn:0", n[:, None], n[None, :])
+    np.testing.assert_allclose(table[2], [0.9, 0.4, 0.0])  # From all: what was measured.
+    # From 100 patches to 50 half of them merge, as from 200 to 100.
+    np.testing.assert_allclose(table[1, 0], np.sqrt((0.9 - 0.4) * 0.4))
     assert np.all(table[np.triu_indices(3)] == 0)
 
 
@@ -59,7 +69,7 @@ def test_the_document_comes_back() -> None:
     [{"schema": 2}, {"at": {}}, {"at": {"attn:0": [1, 0]}}, {"at": {"attn:9": [2, 1, 0]}},
      {"at": {"attn:0": [1, 2, 0]}}, {"at": {"attn:0": [2, 1, 0.5]}}, {"at": [1]},
      {"at": {"attn:0": [float("nan"), 1, 0]}}, {"counts": [51, 51, 201]}, {"prefix": 51},
-     {"blocks": "x"}, {"kind": "guessed"}, {"at": {"around:0": [2, 1, 0]}}],
+     {"blocks": "x"}, {"kind": "guessed"}, {"composition": "x"}, {"at": {"around:0": [2, 1, 0]}}],
 )  # fmt: skip
 def test_what_is_no_such_document_is_refused(damage: dict[str, object]) -> None:
     with pytest.raises(UsageError):

@@ -31,10 +31,12 @@ def test_a_curve_goes_through_what_was_measured_and_is_linear_between() -> None:
     np.testing.assert_allclose(curve([50, 75, 100, 150, 175, 200]), [0.8, 0.55, 0.3, 0.1, 0.05, 0])
 
 
-def test_below_the_fewest_it_grows_as_the_prior_does() -> None:
-    curve = fitted({101: 0.5}, 201, 1)  # Half of 200 patches: g = 0.5.
-    np.testing.assert_allclose(curve([101, 51, 21]), [0.5, 2.25, 0.9**2 / 0.1])
-    assert np.all(np.diff(curve(np.arange(2, 202))) <= 0)
+def test_below_the_fewest_its_odds_grow_as_the_prior_does() -> None:
+    curve = fitted({101: 0.2}, 201, 1)  # Half of 200 patches: g = 0.5, odds 1 : 4.
+    odds = 0.25 * np.array([1, 2.25 / 0.5, 8.1 / 0.5])
+    np.testing.assert_allclose(curve([101, 51, 21]), odds / (1 + odds))
+    assert np.all(np.diff(curve(np.arange(2, 202))) < 0)
+    np.testing.assert_allclose(fitted({101: 1.3}, 201, 1)([101, 2]), [1.3, 1.3])
 
 
 def test_noise_is_pooled_and_never_negative() -> None:

@@ -10,10 +10,11 @@ import pytest
 
 from tcompile.errors import UsageError
 from tcompile.ir import to_onnx
-from tcompile.pipeline import Analysed, read
+from tcompile.pipeline import read
 from tcompile.planning.losses import attention_losses
 from tcompile.planning.losses.base import SiteLosses
 from tcompile.planning.methods import parse_method
+from tcompile.stages import Analysed
 from tcompile.targets.backends.ort import OrtRunner
 from tcompile.verify.runs import Samples, samples_for, signature
 from tests.support.tiny_vit import VitSpec, save_tiny_vit

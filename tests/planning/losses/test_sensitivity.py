@@ -10,12 +10,13 @@ import pytest
 
 from tcompile.errors import UsageError
 from tcompile.passes.reduce import reduce_graph
-from tcompile.pipeline import Analysed, read
+from tcompile.pipeline import read
 from tcompile.planning.losses import SiteLosses, distance, measured_losses
 from tcompile.planning.losses.steps import single_step, snapped
 from tcompile.planning.losses.suffix import suffix
 from tcompile.planning.methods import parse_method
 from tcompile.saving import save
+from tcompile.stages import Analysed
 from tcompile.verify.runs import Samples, run_all, samples_for, signature
 from tests.support.tiny_vit import VitSpec, save_tiny_vit
 
@@ -129,8 +130,9 @@ def test_what_a_reducer_cannot_do_is_noted_and_extrapolated(tmp_path: Path) -> N
     # 16 patches merge in pairs: 8 stay at least.
     assert found.counts == (5, 12, 17)
     assert any("attn:0: not measured at 5 tokens" in note for note in found.notes)
-    values = found.at["attn:0"]
-    assert values[0] == pytest.approx(values[1] * (0.75**2 / 0.25) / ((5 / 16) ** 2 / (11 / 16)))
+    low, measured, _ = found.at["attn:0"]
+    odds = measured / (1 - measured) * (0.75**2 / 0.25) / ((5 / 16) ** 2 / (11 / 16))
+    assert low == pytest.approx(odds / (1 + odds))
 
 
 def test_nothing_to_measure_is_said(tmp_path: Path) -> None:
