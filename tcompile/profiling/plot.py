@@ -8,8 +8,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import pairwise
+from itertools import cycle, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import numpy.typing as npt
 
 from tcompile.errors import UsageError
 from tcompile.planning.optimise import Front, Plan, Plateau
+from tcompile.planning.optimise import plateaus as find_plateaus
 from tcompile.targets.backends.extras import require
 
 Floats = npt.NDArray[np.float64]
@@ -37,78 +37,76 @@ _STYLE: dict[str, Any] = {
 _SIZE = (6.3, 3.6)
 
 
-@dataclass(frozen=True, eq=False)
-class Series:
-    """A line of a picture: ms by count, and quartiles where there are some."""
-
-    label: str
-    ms: npt.ArrayLike
-    lower: npt.ArrayLike | None = None
-    upper: npt.ArrayLike | None = None
-
-
 def plot_latency(
-    path: str | Path,
     counts: Sequence[int],
-    whole: Series,
-    halves: Sequence[Series] = (),
+    ms: npt.ArrayLike,
+    path: str | Path,
     *,
-    plateaus: Sequence[Plateau] = (),
-    chosen: Mapping[int, str] | None = None,
+    lower: npt.ArrayLike | None = None,
+    upper: npt.ArrayLike | None = None,
+    halves: Mapping[str, npt.ArrayLike] | None = None,
+    plateaus: Sequence[Plateau] | None = None,
+    chosen: Sequence[int] = (),
     measured: Sequence[int] = (),
     title: str = "",
 ) -> Path:
     """Latency against tokens.
 
     Args:
+        counts: ascending, prefix included.
+        ms: of the whole model, by count.
         path: .png or .svg.
-        counts: ascending, prefix included; every series has a value for each.
-        halves: of all blocks together, drawn with dashes.
-        plateaus: shaded; those narrower than a 25th of all are not.
-        chosen: tokens → label of a point on the curve of the whole model.
-        measured: counts that figures are of, marked on the curve.
+        lower, upper: its quartiles, drawn as a band.
+        halves: label → ms by count, such as those of all attention halves.
+        plateaus: shaded, but for those narrower than a 25th of all; None: those of `ms`.
+        chosen: counts marked on the curve.
+        measured: counts that figures are of, marked by dots.
 
     Raises:
         UsageError: another suffix; lengths that differ.
         MissingExtraError: matplotlib is not installed.
     """
-    for series in (whole, *halves):
-        if len(np.asarray(series.ms)) != len(counts):
-            raise UsageError("needs as many latencies as counts", where="plot")
+    series = {"whole model": np.asarray(ms, np.float64)}
+    series |= {name: np.asarray(row, np.float64) for name, row in (halves or {}).items()}
+    if any(row.shape != (len(counts),) for row in series.values()):
+        raise UsageError("needs as many latencies as counts", where="plot")
+    shaded = find_plateaus(counts, ms) if plateaus is None else plateaus
     with _figure(path, title) as axes:
         n = np.asarray(counts)
         wide = max(4, round(0.04 * (counts[-1] - counts[0])))
-        for i, step in enumerate(p for p in plateaus if p.last - p.first >= wide):
+        whole = series["whole model"]
+        wide = max(4, round(0.04 * (counts[-1] - counts[0])))
+        for i, step in enumerate(p for p in shaded if p.last - p.first >= wide):
             axes.axvspan(step.first, step.last, color="0.94", linewidth=0,
                          label="plateau, right edge" if i == 0 else None)  # fmt: skip
             axes.axvline(step.last, color="0.6", linewidth=0.7)
-        for series, dashes in zip((whole, *halves), ("-", "--", ":", "-."), strict=False):
-            _line(axes, n, series, dashes)
-        at = {int(c): float(t) for c, t in zip(n, np.asarray(whole.ms), strict=True)}
-        marks = [c for c in measured if c in at]
-        if marks:
-            axes.plot(marks, [at[c] for c in marks], "o", color="black", markersize=3,
+        for (name, row), dashes in zip(series.items(), cycle(("-", "--", ":", "-."))):
+            axes.plot(n, row, dashes, color="black", label=name)
+        if lower is not None and upper is not None and np.any(np.less(lower, upper)):
+            axes.fill_between(n, lower, upper, color="0.75", linewidth=0, label="quartiles")
+        if len(measured):
+            axes.plot(measured, np.interp(measured, n, whole), "o", color="black", markersize=3,
                       label="measured")  # fmt: skip
-        points = {c: t for c, t in (chosen or {}).items() if c in at}
-        if points:
-            axes.plot(list(points), [at[c] for c in points], "D", markersize=6, zorder=5,
-                      markerfacecolor="white", markeredgecolor="black", label="chosen")  # fmt: skip
-        _labels(axes, [(c, at[c], text) for c, text in points.items()])
+        if len(chosen):
+            axes.plot(chosen, np.interp(chosen, n, whole), "D", markersize=6, zorder=5,
+                      markerfacecolor="white", markeredgecolor="black", label="chosen",
+                      linestyle="none")  # fmt: skip
+        axes.set_ylim(0, 1.08 * max(float(whole.max()), 1e-9))
+        axes.margins(x=0.02)
+        _labels(axes, [(c, float(np.interp(c, n, whole)), str(c)) for c in dict.fromkeys(chosen)])
         axes.set_xlabel("tokens")
         axes.set_ylabel("latency of a batch [ms]")
-        axes.set_ylim(bottom=0)
-        axes.margins(x=0.02)
     return Path(path)
 
 
 def plot_schedule(
-    path: str | Path, plan: Plan, tokens: int, *, title: str = "", prefix: int | None = None
+    plan: Plan, tokens: int, path: str | Path, *, title: str = "", prefix: int | None = None
 ) -> Path:
     """Tokens in each half of each block under a plan, the dense model's dashed.
 
     Args:
-        path: .png or .svg.
         tokens: of the dense model, prefix included.
+        path: .png or .svg.
         prefix: drawn as a line that none goes below.
 
     Raises:
@@ -141,12 +139,12 @@ def plot_schedule(
 
 
 def plot_front(
-    path: str | Path,
     front: Front,
+    path: str | Path,
     *,
     chosen: Plan | None = None,
     points: Sequence[tuple[str, float, float]] = (),
-    loss: str = "loss",
+    losses: str = "",
     title: str = "",
 ) -> Path:
     """Predicted latency against loss, with the dense model, and points that others chose.
@@ -155,7 +153,7 @@ def plot_front(
         path: .png or .svg.
         chosen: the plan that was taken.
         points: (label, ms, loss), such as what methods' own schedules come to.
-        loss: what it is and its unit, for the axis.
+        losses: what they are and their unit.
 
     Raises:
         UsageError: another suffix; a front without plans.
@@ -180,7 +178,7 @@ def plot_front(
             axes.plot([p[1] for p in points], [p[2] for p in points], "x", markersize=5,
                       color="black", linestyle="none", label="other schedules")  # fmt: skip
         axes.set_xlabel("predicted latency of a batch [ms]")
-        axes.set_ylabel(loss)
+        axes.set_ylabel(textwrap.fill("loss: " + losses if losses else "loss", 44))
         seen = [p[2] for p in points] + ([chosen.loss] if chosen is not None else [])
         # The far end of a front, where hardly a token stays, would flatten all else.
         axes.set_ylim(0, min(max(lost), 4 * max(seen, default=0) or max(lost)) * 1.05 or 1)
@@ -219,15 +217,6 @@ def _figure(path: str | Path, title: str) -> Iterator[Any]:
             part.unlink(missing_ok=True)
 
 
-def _line(axes: Any, counts: npt.NDArray[Any], series: Series, dashes: str) -> None:
-    ms = np.asarray(series.ms, np.float64)
-    axes.plot(counts, ms, dashes, color="black", label=series.label)
-    if series.lower is not None and series.upper is not None:
-        low, high = (np.asarray(x, np.float64) for x in (series.lower, series.upper))
-        if np.any(high > low):
-            axes.fill_between(counts, low, high, color="0.7", linewidth=0)
-
-
 #: Where a label may stand beside its point, in points, best first.
 _OFFSETS = tuple(
     (x, y, side)
@@ -251,12 +240,12 @@ def _labels(axes: Any, points: Sequence[tuple[float, float, str]]) -> None:
     """
     figure = axes.figure
     figure.draw_without_rendering()
-    inside, taken = axes.get_window_extent(), []
+    inside, taken = axes.get_window_extent(), list[Any]()
     drawn = [axes.transData.transform((x, y)) for x, y, _ in points]
     for line in axes.lines:
-        x, y = (np.asarray(v, np.float64) for v in line.get_data())
-        if len(x) and line.get_transform() == axes.transData:
-            drawn += list(axes.transData.transform(_dense(x, y)))
+        across, up = (np.asarray(v, np.float64) for v in line.get_data())
+        if len(across) and line.get_transform() == axes.transData:
+            drawn += list(axes.transData.transform(_dense(across, up)))
     dots = np.asarray(drawn).reshape(-1, 2)
     for x, y, text in points:
         best = None
