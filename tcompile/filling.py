@@ -26,7 +26,7 @@ from tcompile.targets import Target
 from tcompile.targets.backends import FusedAttention, emit
 
 if TYPE_CHECKING:
-    from tcompile.pipeline import Reduced
+    from tcompile.stages import Reduced
 
 
 def fill(
@@ -37,12 +37,16 @@ def fill(
     held: list[Reduced],
     outputs: Any,
     progress: Callable[[str], None],
+    *,
+    threads: int | None = None,
+    batch: int = 1,
 ) -> Manifest:
     """Write model and engine into the folder; returns the manifest.
 
     Args:
         held: the reduced model, taken out of the list, so that its weights are gone before anything
             is measured.
+        threads, batch: to measure with.
     """
     from tcompile.evidence import check_normal_form, measure
 
@@ -73,7 +77,7 @@ def fill(
             f"fusion was checked for {emitted.fused.expected} of {layers} attentions: the others "
             "are spelled in a way that the engine's kernels cannot be matched with"
         )
-    evidence = measure(source, folder / MODEL, target)
+    evidence = measure(source, folder / MODEL, target, threads=threads, batch=batch)
     return Manifest(
         source=origin,
         target=TargetEntry(target.name, target.runtime, target.compute_capability),
@@ -91,6 +95,7 @@ def fill(
         fidelity=evidence.fidelity,
         fused_attention=_fused_entry(emitted.fused),
         notes=(*notes, *evidence.notes),
+        faster=evidence.faster if schedule.reductions else None,
     )
 
 

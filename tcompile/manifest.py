@@ -144,6 +144,8 @@ class Manifest:
     fidelity: Fidelity | None = None
     fused_attention: FusedAttentionEntry | None = None
     notes: tuple[str, ...] = ()
+    plan: dict[str, Any] | None = None
+    faster: bool | None = None
     shapes: dict[str, tuple[int | str, ...]] = field(default_factory=dict)
     prefix: int | None = None
     files: tuple[FileEntry, ...] = ()

@@ -3,86 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from fractions import Fraction
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import onnx_graphsurgeon as gs
+from typing import TYPE_CHECKING, Any
 
 from tcompile.analysis.model import Analysis, analyse
 from tcompile.artifact import check_destination, write_artifact
-from tcompile.cost import Cost, cost_of
+from tcompile.closing import Build, fill_best
+from tcompile.cost import cost_of
 from tcompile.errors import TcompileError, UsageError
-from tcompile.filling import fill as fill_artifact
 from tcompile.inspection import Inspection, describe
 from tcompile.inspection_why import NodeFacts
 from tcompile.inspection_why import explain as explain_node
 from tcompile.loading import load, names_in
 from tcompile.manifest import Manifest, describe_source
-from tcompile.passes.normalize import Normalized, normalize
+from tcompile.passes.normalize import normalize
 from tcompile.passes.normalize.bind import Shapes
 from tcompile.passes.reduce import ReducedGraph, reduce_graph
 from tcompile.passes.reduce.check import check_schedule, dense_grid
 from tcompile.passes.reduce.recheck import check_counts
 from tcompile.planning.methods import Room, compose
 from tcompile.planning.schedule import Schedule, read_schedule
-from tcompile.targets import load_target
+from tcompile.planning.solve.choose import choose
+from tcompile.request import Keep, Request
+from tcompile.stages import Analysed, Priced, Reduced
+from tcompile.targets import Target, load_target
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from tcompile.request import Asked
+
+__all__ = [
+    "Analysed", "Priced", "Reduced", "build", "explain", "inspect", "plan", "price", "read",
+    "reduce", "room_of", "schedule_for",
+]  # fmt: skip
 
 Progress = Callable[[str], None]
-Keep = float | str | Fraction | None
 ScheduleLike = str | Path | Mapping[str, Any] | Schedule | None
 
 
 def silent(_: str) -> None:
     """Progress that nobody watches."""
-
-
-@dataclass(frozen=True)
-class Analysed:
-    """A model in normal form and what is known of it."""
-
-    source: str
-    normalized: Normalized
-    analysis: Analysis
-
-    @property
-    def graph(self) -> gs.Graph:
-        return self.normalized.graph
-
-
-@dataclass(frozen=True)
-class Priced:
-    """A schedule and what following it costs."""
-
-    schedule: Schedule
-    cost: Cost
-
-    def to_json(self) -> dict[str, Any]:
-        return {**self.schedule.to_json(), "cost": self.cost.to_json()}
-
-
-@dataclass(frozen=True)
-class Reduced:
-    """A reduced model before lowering.
-
-    Attributes:
-        graph: reduced, fp32, token ops as model-local functions.
-        dense: the normalised dense graph it came from.
-        schedule: what was applied.
-        fp32_nodes: nodes that must stay fp32 when the rest goes to fp16.
-        attention_layers: attentions with more than one query row: the fused kernels to expect.
-        metadata: the source's metadata_props.
-        widened: whether the source computed in fp16.
-    """
-
-    graph: gs.Graph
-    dense: gs.Graph
-    schedule: Schedule
-    fp32_nodes: frozenset[str]
-    attention_layers: int
-    metadata: dict[str, str]
-    widened: bool
 
 
 def read(model: str | Path, *, shapes: Shapes | None = None, prefix: int | None = None) -> Analysed:
@@ -129,7 +91,7 @@ def schedule_for(
     outputs: str = "reduced",
     calibration: str | Path | None = None,
 ) -> Schedule:
-    """The schedule of a method and budget, or the one given, checked against the model.
+    """A method's own schedule for a budget, or the one given, checked against the model.
 
     Args:
         calibration: images, for methods that learn their counts from them; see `build`.
@@ -170,62 +132,42 @@ def room_of(analysis: Analysis, outputs: str = "reduced") -> Room:
 
 
 def plan(
-    model: str | Path,
-    *,
-    target: str = "cpu",
-    keep: Keep = None,
-    method: str = "topk",
-    schedule: ScheduleLike = None,
-    calibration: str | Path | None = None,
-    outputs: str = "reduced",
-    shapes: Shapes | None = None,
-    prefix: int | None = None,
+    model: str | Path, *, target: str = "cpu", progress: Progress = silent, **asked: Unpack[Asked]
 ) -> Schedule:
-    """The schedule that `build` would follow; writes nothing. Raises as `read`, `schedule_for`."""
-    load_target(target)
-    read_model = read(model, shapes=shapes, prefix=prefix)
-    return schedule_for(read_model, keep, method, schedule, outputs, calibration)
+    """The schedule that `build` would follow; writes nothing.
+
+    Args:
+        asked: keep, latency, max_drop, method, …: see `tcompile.request.Request`.
+
+    Raises:
+        UsageError: as `read`; no budget, no plan within it, an illegal site.
+    """
+    request, chosen = Request.of(asked), load_target(target)
+    read_model = read(model, shapes=request.shapes, prefix=request.prefix)
+    return choose(read_model, request, chosen, chosen.default_precision, progress)[0]
 
 
 def price(
-    model: str | Path,
-    *,
-    target: str = "cpu",
-    keep: Keep = None,
-    method: str = "topk",
-    schedule: ScheduleLike = None,
-    calibration: str | Path | None = None,
-    outputs: str = "reduced",
-    shapes: Shapes | None = None,
-    prefix: int | None = None,
+    model: str | Path, *, target: str = "cpu", progress: Progress = silent, **asked: Unpack[Asked]
 ) -> Priced:
-    """The schedule that `build` would follow and what its scores and reducers add; writes nothing.
-
-    Raises as `plan`.
+    """The schedule that `build` would follow, what its scores and reducers add, and where it was
+    solved, what it is predicted to take and lose; writes nothing. Arguments and errors as `plan`.
     """
-    made = reduce(model, target=target, keep=keep, method=method, schedule=schedule,
-                  calibration=calibration, outputs=outputs, shapes=shapes,
-                  prefix=prefix)  # fmt: skip
-    return Priced(made.schedule, cost_of(made.dense, made.graph, made.schedule))
+    request, chosen = Request.of(asked), load_target(target)
+    read_model = read(model, shapes=request.shapes, prefix=request.prefix)
+    made, planned = choose(read_model, request, chosen, chosen.default_precision, progress)
+    reduced = _reduce(read_model, made, request.outputs)
+    return Priced(made, cost_of(reduced.dense, reduced.graph, made), planned)
 
 
 def reduce(
-    model: str | Path,
-    *,
-    target: str = "cpu",
-    keep: Keep = None,
-    method: str = "topk",
-    schedule: ScheduleLike = None,
-    calibration: str | Path | None = None,
-    outputs: str = "reduced",
-    shapes: Shapes | None = None,
-    prefix: int | None = None,
+    model: str | Path, *, target: str = "cpu", progress: Progress = silent, **asked: Unpack[Asked]
 ) -> Reduced:
-    """Everything up to the reduced fp32 graph. Raises as `read` and `schedule_for`."""
-    load_target(target)
-    analysed = read(model, shapes=shapes, prefix=prefix)
-    made = schedule_for(analysed, keep, method, schedule, outputs, calibration)
-    return _reduce(analysed, made, outputs)
+    """Everything up to the reduced fp32 graph. Arguments and errors as `plan`."""
+    request, chosen = Request.of(asked), load_target(target)
+    read_model = read(model, shapes=request.shapes, prefix=request.prefix)
+    made, _ = choose(read_model, request, chosen, chosen.default_precision, progress)
+    return _reduce(read_model, made, request.outputs)
 
 
 def _reduce(model: Analysed, schedule: Schedule, outputs: str) -> Reduced:
@@ -242,57 +184,75 @@ def build(
     model: str | Path,
     *,
     target: str,
-    keep: Keep = None,
-    method: str = "topk",
-    schedule: ScheduleLike = None,
-    calibration: str | Path | None = None,
     precision: str | None = None,
-    outputs: str = "reduced",
     output: str | Path | None = None,
     force: bool = False,
-    shapes: Shapes | None = None,
-    prefix: int | None = None,
+    refine: bool = False,
     progress: Progress = silent,
+    **asked: Unpack[Asked],
 ) -> Path:
     """Compile a model for a target and write the artifact; returns its directory.
 
+    Where the target's runtime runs here, dense and reduced are measured, and a model that is not
+    faster is not kept: the artifact holds the dense one, and says why.
+
     Args:
-        keep: fraction of patch tokens that leave the encoder, in (0, 1].
-        method: `topk`, `evit:rate=0.7`, …; see `tcompile methods`.
-        schedule: instead of keep and method.
-        calibration: .npz of inputs, or a folder of images, for methods that learn their counts.
         precision: `fp32` or `fp16`; the target's own by default.
-        outputs: `reduced` or `restored`, for outputs with a token axis.
         output: the directory; by default `MODEL-TARGET` beside the model.
-        force: replace an artifact even if its files were changed by hand.
-        shapes, prefix: see `read`.
+        force: keep a reduced model that is not faster; replace an artifact even if its files were
+            changed by hand.
+        refine: plan again from what was measured, where that is not what was predicted.
+        asked: keep, latency, max_drop, method, …: see `tcompile.request.Request`.
 
     Raises:
-        UsageError, ModelError: see `read` and `schedule_for`; also a destination that is not ours.
+        UsageError, ModelError: see `read` and `plan`; also a destination that is not ours.
         MissingExtraError: the target's runtime is not installed.
     """
-    chosen = load_target(target)
+    request, chosen = Request.of(asked), load_target(target)
     path = Path(model)
     directory = Path(output) if output is not None else path.parent / f"{path.stem}-{chosen.name}"
     check_destination(directory, force)
-    progress(f"reading {path}")
-    analysed = read(path, shapes=shapes, prefix=prefix)
-    origin = describe_source(path)
-    made = schedule_for(analysed, keep, method, schedule, outputs, calibration)
-    progress("reducing")
-    reduced = _reduce(analysed, made, outputs)
     level = precision or chosen.default_precision
-
-    # The graphs are handed over, so that their weights are gone before anything is measured.
-    held = [reduced]
-    del analysed, reduced
+    job = _Job(path, request, chosen, level, progress)
+    job.check()
+    origin = describe_source(path)
 
     def fill(folder: Path) -> Manifest:
-        made = fill_artifact(folder, origin, chosen, level, held, outputs, progress)
-        bound = {name: tuple(dims) for name, dims in (shapes or {}).items()}
-        return replace(made, shapes=bound, prefix=prefix)
+        made = fill_best(folder, Build(origin, chosen, level, request, force, refine), job.make,
+                         progress)  # fmt: skip
+        bound = {name: tuple(dims) for name, dims in (request.shapes or {}).items()}
+        return replace(made, shapes=bound, prefix=request.prefix)
 
     return write_artifact(directory, fill, force)
+
+
+class _Job:
+    """Makes reduced models of one source: the first, others after what was measured, the dense."""
+
+    def __init__(
+        self, path: Path, request: Request, target: Target, precision: str, say: Progress
+    ) -> None:
+        self.path, self.request, self.target = path, request, target
+        self.precision, self.say = precision, say
+        self.held: tuple[Reduced, Any] | None = None
+
+    def check(self) -> None:
+        """Plan and reduce once, so that what cannot be done is known before anything is written."""
+        self.held = self.make(self.request)
+
+    def make(self, request: Request | None) -> tuple[Reduced, Any]:
+        """A reduced model, and how it was planned; None: the dense one."""
+        if self.held is not None and request == self.request:
+            held, self.held = self.held, None
+            return held
+        self.say(f"reading {self.path}")
+        asked = self.request
+        analysed = read(self.path, shapes=asked.shapes, prefix=asked.prefix)
+        made, planned = Schedule(asked.method, analysed.analysis.shape, ()), None
+        if request is not None:
+            made, planned = choose(analysed, request, self.target, self.precision, self.say)
+        self.say("reducing")
+        return _reduce(analysed, made, asked.outputs), planned
 
 
 def _read_schedule(schedule: ScheduleLike) -> Schedule:

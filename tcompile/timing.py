@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, np.dtype[Any]]
 
 Call = Callable[[], object]
+#: After which no more rounds are begun to tell which of two models is faster.
+_DECIDE_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ def bench_models(
     reduced: str | Path,
     *,
     rounds: int = 50,
+    most: int | None = None,
     threads: int | None = None,
     batch: int | None = None,
     flop_ideal: float | None = None,
@@ -118,6 +121,8 @@ def bench_models(
 
     Args:
         rounds: timed runs of each model, after three that are not.
+        most: rounds at most; more than `rounds` are run, a few seconds long, while the interval of
+            the speed-up has 1 in it.
         threads: of ONNX Runtime; by default as many as this process may use.
         batch: for models whose batch is free; a fixed batch is what it is.
     """
@@ -130,22 +135,34 @@ def bench_models(
     size = models[0].batch or models[1].batch or batch or 1
     # The dense model's image size may be free; the reduced one's never is.
     samples = samples_for(models[1], count=size)
-    calls = [_caller(OrtRunner(m.path, threads=threads, in_turn=True), feed(m.inputs, samples.arrays))
-             for m in models]  # fmt: skip
+    runners = [OrtRunner(m.path, threads=threads, in_turn=True) for m in models]
+    calls = [_caller(runner, feed(m.inputs, samples.arrays))
+             for runner, m in zip(runners, models, strict=True)]  # fmt: skip
     progress(f"{rounds} interleaved rounds on {threads} threads")
     times = interleave(calls, rounds=rounds)
+    begun = time.monotonic()
+    while _undecided(times) and len(times[0]) < (most or 0):
+        if time.monotonic() - begun > _DECIDE_SECONDS:
+            break
+        more = interleave(calls, rounds=rounds, warmup=0, seed=len(times[0]))
+        times = [[*a, *b] for a, b in zip(times, more, strict=True)]
     return Benchmark(
         dense=summarise(times[0]),
         reduced=summarise(times[1]),
         speedup=speedup(*times),
         flop_ideal=flop_ideal,
-        rounds=rounds,
+        rounds=len(times[0]),
         batch=size,
         threads=threads,
         machine=machine_name(),
         runtime=_runtime(),
         note=note,
     )
+
+
+def _undecided(times: Sequence[Sequence[float]]) -> bool:
+    found = speedup(*times)
+    return found.lower <= 1 <= found.upper
 
 
 def usable_cores() -> int:

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import click
 
-from tcompile.cli.common import (
-    JSON,
-    Shapes,
-    common_options,
-    outputs_option,
-    prefix_option,
-    print_json,
-    print_table,
-    progress,
-    schedule_options,
-    shape_option,
-)
+from tcompile.cli.asking import asked_of, schedule_options
+from tcompile.cli.common import JSON, common_options, print_json, print_table, progress
 
 
 @click.command(short_help="Compile a model to carry fewer tokens; write an artifact.")
@@ -29,7 +19,6 @@ from tcompile.cli.common import (
     type=click.Choice(["fp32", "fp16"]),
     help="[default: the target's; fp16 on GPUs, fp32 on CPUs]",
 )
-@outputs_option
 @click.option(
     "-o",
     "--output",
@@ -38,38 +27,41 @@ from tcompile.cli.common import (
     help="The artifact's directory [default: beside MODEL, named after it and the target].",
 )
 @click.option(
+    "--refine",
+    is_flag=True,
+    help="Where the target runs here: plan again from what was measured, up to three times, if it "
+    "is not what was predicted or not within --latency.",
+)
+@click.option(
     "--force",
     is_flag=True,
-    help="Replace an artifact even if files in it were changed. What is not an artifact is never "
-    "replaced.",
+    help="Keep a reduced model that was measured to be no faster than dense, which otherwise is "
+    "not emitted; and replace an artifact even if files in it were changed. What is not an "
+    "artifact is never replaced.",
 )
-@shape_option
-@prefix_option
 @JSON
 @common_options
 def build(
     model: Path,
     target: str,
-    keep: Fraction | None,
-    method: str,
-    schedule: Path | None,
-    calibration: Path | None,
-    shapes: Shapes,
-    prefix: int | None,
     precision: str | None,
-    outputs: str,
     output: Path | None,
+    refine: bool,
     force: bool,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Compile MODEL to carry fewer tokens on a device, and write the artifact.
 
     The artifact is a directory with the reduced model, an engine where one can be built here, a
-    manifest and a report. It appears when it is complete, or not at all.
+    manifest and a report. It appears when it is complete, or not at all. Where the target's runtime
+    runs here, a model that is not faster than dense is not kept: the artifact holds the dense one.
 
     \b
     Examples:
       tcompile build vit.onnx --target cpu --keep 0.6
+      tcompile build vit.onnx --target jetson-orin --latency 6
+      tcompile build vit.onnx --target cpu --max-drop 0.01 --calibration images/
       tcompile build vit.onnx --target rtx-4090 --method tome:r=13 -o vit-4090
     """
     from tcompile.artifact import load_artifact
@@ -79,17 +71,12 @@ def build(
         directory = build_artifact(
             model,
             target=target,
-            keep=keep,
-            method=method,
-            schedule=schedule,
-            calibration=calibration,
-            shapes=dict(shapes),
-            prefix=prefix,
             precision=precision,
-            outputs=outputs,
             output=output,
             force=force,
+            refine=refine,
             progress=say,
+            **asked_of(options),
         )
     manifest = load_artifact(directory).manifest
     if as_json:

@@ -139,49 +139,6 @@ def outputs_option(command: F) -> F:
     )(command)
 
 
-def schedule_options(command: F) -> F:
-    """Add what says how many tokens leave where, and for which device."""
-    for option in reversed(
-        (
-            click.option(
-                "--target", required=True, metavar="T", help="The device; see `tcompile targets`."
-            ),
-            click.option(
-                "--keep",
-                type=Keep(),
-                help="Share of the patch tokens that leave the encoder, in (0, 1]: "
-                "ceil(R x patch tokens), exact on the decimal you typed; prefix tokens (CLS, "
-                "registers) always stay. 1 gives back the dense model.",
-            ),
-            click.option(
-                "--method",
-                default="topk",
-                show_default=True,
-                metavar="M",
-                help="How tokens are chosen and what happens to those that leave; see `tcompile "
-                "methods`. With the method's own parameters (evit:rate=0.7, tome:r=13) it needs "
-                "no --keep.",
-            ),
-            click.option(
-                "--schedule",
-                type=click.Path(path_type=Path),
-                metavar="FILE",
-                help="A schedule as `tcompile plan --json` prints it (JSON, or YAML), perhaps "
-                "edited, in place of --keep and --method.",
-            ),
-            click.option(
-                "--calibration",
-                type=click.Path(path_type=Path),
-                metavar="DATA",
-                help="Images for the methods that learn their counts from some (fitprune, "
-                "g-search, p-sigmoid): .npz of the model's inputs, or a folder.",
-            ),
-        )
-    ):
-        command = option(command)
-    return command
-
-
 @contextmanager
 def progress() -> Iterator[Progress]:
     """A callback for lines of progress, shown on stderr: a spinner for people, lines with -v.

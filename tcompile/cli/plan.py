@@ -2,49 +2,35 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from tcompile.cli.common import (
-    JSON,
-    Shapes,
-    common_options,
-    outputs_option,
-    prefix_option,
-    print_json,
-    print_table,
-    progress,
-    schedule_options,
-    shape_option,
-)
+from tcompile.cli.asking import asked_of, schedule_options
+from tcompile.cli.common import JSON, common_options, print_json, print_table, progress
+
+if TYPE_CHECKING:
+    from tcompile.planning.solve.planned import Planned
 
 
 @click.command(short_help="Show the schedule that build would follow.")
 @click.argument("model", type=click.Path(path_type=Path))
 @schedule_options
-@outputs_option
-@shape_option
-@prefix_option
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Draw a solved schedule (.png or .svg): FILE-latency, FILE-depth and FILE-front.",
+)
 @JSON
 @common_options
-def plan(
-    model: Path,
-    target: str,
-    keep: Fraction | None,
-    method: str,
-    schedule: Path | None,
-    calibration: Path | None,
-    outputs: str,
-    shapes: Shapes,
-    prefix: int | None,
-    as_json: bool,
-) -> None:
-    """Show the schedule that `build` would follow and what the method adds; write nothing.
+def plan(model: Path, target: str, plot: Path | None, as_json: bool, **options: Any) -> None:
+    """Show the schedule that `build` would follow, and what it takes and loses; write nothing.
 
     \b
-    Example:
+    Examples:
+      tcompile plan vit.onnx --target jetson-orin --latency 6
       tcompile plan vit.onnx --target cpu --keep 0.6 --json > schedule.json
       tcompile build vit.onnx --target cpu --schedule schedule.json
     """
@@ -52,24 +38,32 @@ def plan(
 
     with progress() as say:
         say(f"analysing {model}")
-        made = price(
-            model,
-            target=target,
-            keep=keep,
-            method=method,
-            schedule=schedule,
-            calibration=calibration,
-            outputs=outputs,
-            shapes=dict(shapes),
-            prefix=prefix,
-        )
+        made = price(model, target=target, progress=say, **asked_of(options))
+    if plot is not None:
+        from tcompile.planning.solve.pictures import draw
+
+        for path in draw(made.planned, plot):
+            click.echo(f"wrote {path}", err=True)
     document = made.to_json()
     if as_json:
         print_json(document)
-    else:
-        print_schedule(document)
-        for line in made.cost.lines() if made.schedule.reductions else ():
-            click.echo(line)
+        return
+    print_schedule(document)
+    if made.planned is not None:
+        print_planned(made.planned)
+    for line in made.cost.lines() if made.schedule.reductions else ():
+        click.echo(line)
+
+
+def print_planned(planned: Planned) -> None:
+    """What a solved schedule is predicted to take and lose, and the plateau of each count."""
+    from tcompile.planning.solve.planned import plateau_rows
+
+    rows = plateau_rows(planned)
+    if rows:
+        print_table(("site", "tokens before", "after", "plateau of as many tokens"), rows)
+    for line in planned.lines():
+        click.echo(line)
 
 
 def print_schedule(document: dict[str, object]) -> None:

@@ -20,8 +20,8 @@ from tcompile.analysis.model import Analysis
 from tcompile.errors import UsageError
 from tcompile.ir import is_const, nbytes
 from tcompile.planning.solve.method import Method
-from tcompile.profiling.cut import subgraph
 from tcompile.profiling.curve import Curve, Figure, StepCost
+from tcompile.profiling.cut import subgraph
 from tcompile.profiling.meter import Meter
 from tcompile.profiling.profile import MeasuredProfile, Subject
 from tcompile.profiling.refine import first_counts, refined

@@ -17,8 +17,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from tcompile.ir import is_const, nbytes
-from tcompile.profiling.cut import Part, chained, subgraph
 from tcompile.profiling.curve import Figure
+from tcompile.profiling.cut import Part, chained, subgraph
 from tcompile.profiling.meter import Meter, Run
 from tcompile.profiling.structure import Cut
 

@@ -1,0 +1,154 @@
+"""Where the planner's latencies come from: a profile given, measured before, measured now, or the
+roofline of the target's data sheet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tcompile._version import __version__
+from tcompile.caching import cached, entry_path
+from tcompile.errors import UsageError
+from tcompile.manifest import describe_source
+from tcompile.planning.solve.method import Method
+from tcompile.profiling.profile import Profile, combine, from_json, read_profile
+
+if TYPE_CHECKING:
+    from tcompile.pipeline import Analysed
+    from tcompile.profiling.profile import MeasuredProfile
+    from tcompile.request import Request
+    from tcompile.targets import Target
+
+Progress = Callable[[str], None]
+KIND = "profiles"
+
+
+def profile_for(
+    model: Analysed,
+    methods: Sequence[Method],
+    target: Target,
+    request: Request,
+    precision: str,
+    say: Progress,
+) -> Profile:
+    """The profile that a request is planned by.
+
+    A file, or `measure` or `model`, where the request says so. Otherwise what was measured before
+    under the same conditions; else, where there is a budget of latency or of what may be lost and
+    the target can be measured from here, a measurement (which is kept); else the model of the
+    device.
+
+    Raises:
+        UsageError: a file that is no profile, or a target that cannot be measured from here.
+    """
+    given = request.profile
+    if isinstance(given, Profile):
+        return given
+    if given == "model":
+        return modelled(model, methods, target, request, precision, say)
+    if given == "measure":
+        return measured(model, methods, target, request, say)
+    if given is not None:
+        return read_profile(given)
+    if target.runtime == "onnxruntime":
+        exact = request.latency is not None or request.max_drop is not None
+        if exact or _before(model, methods, target, request) is not None:
+            return measured(model, methods, target, request, say)
+    return modelled(model, methods, target, request, precision, say)
+
+
+def modelled(
+    model: Analysed,
+    methods: Sequence[Method],
+    target: Target,
+    request: Request,
+    precision: str,
+    say: Progress,
+) -> Profile:
+    """The roofline's profile."""
+    from tcompile.profiling.modelled import modelled_profile
+
+    say(f"modelling latency on {target.name}")
+    return modelled_profile(
+        model.graph, model.analysis, methods, target, precision=precision, batch=request.batch,
+        source=Path(model.source).name, threads=request.threads,
+    )  # fmt: skip
+
+
+def measured(
+    model: Analysed,
+    methods: Sequence[Method],
+    target: Target,
+    request: Request,
+    say: Progress,
+    *,
+    fresh: bool = False,
+    seconds: float = 240.0,
+) -> Profile:
+    """The measured profile, kept by content; methods that it lacks are measured and added.
+
+    Args:
+        fresh: measure all anew.
+        seconds: see `measure.Effort`.
+
+    Raises:
+        UsageError: the target cannot be measured from here.
+    """
+    from tcompile.profiling.measure import Effort, measure
+    from tcompile.profiling.meter import meter_for
+
+    meter = meter_for(target, batch=request.batch, threads=request.threads)
+    old = None if fresh else _before(model, (), target, request)
+    lacking = [m for m in methods if old is None or m.key not in old.reducers]
+
+    def make() -> dict[str, Any]:
+        made: MeasuredProfile = measure(
+            model.graph, model.analysis, lacking, meter, source=Path(model.source).name,
+            effort=Effort(seconds=seconds, seed=request.seed), progress=say,
+        )  # fmt: skip
+        return (made if old is None else combine(made, old)).to_json()
+
+    key = profile_key(model, target, request)
+    if lacking:
+        entry_path(KIND, key).unlink(missing_ok=True)
+    return from_json(cached(KIND, key, make, from_json))
+
+
+def profile_key(model: Analysed, target: Target, request: Request) -> dict[str, Any]:
+    """All that a measured profile depends on, the methods apart."""
+    from dataclasses import asdict
+
+    from tcompile.profiling.meter import meter_for
+
+    conditions = asdict(
+        meter_for(target, batch=request.batch, threads=request.threads).conditions()
+    )
+    for changing in ("date", "note"):
+        conditions.pop(changing)
+    source = describe_source(model.source)
+    shapes = {k: list(map(str, v)) for k, v in (request.shapes or {}).items()}
+    return {
+        "version": __version__,
+        "model": [source.sha256, *(f"{e.path} {e.sha256}" for e in source.external_data)],
+        "conditions": conditions,
+        "outputs": request.outputs, "prefix": request.prefix, "shapes": shapes,
+    }  # fmt: skip
+
+
+def _before(
+    model: Analysed, methods: Sequence[Method], target: Target, request: Request
+) -> Profile | None:
+    """What was measured before, if it has all the methods."""
+    path = entry_path(KIND, profile_key(model, target, request))
+    if not path.is_file():
+        return None
+
+    def nothing() -> dict[str, Any]:
+        raise UsageError("not there", where=str(path))
+
+    try:
+        found = from_json(cached(KIND, profile_key(model, target, request), nothing, from_json))
+    except UsageError:
+        return None
+    return found if all(m.key in found.reducers for m in methods) else None

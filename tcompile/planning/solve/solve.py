@@ -1,0 +1,173 @@
+"""From a request and a profile to a schedule: the planner."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tcompile.errors import UsageError
+from tcompile.passes.reduce import reduce_graph
+from tcompile.planning.context import Room
+from tcompile.planning.methods import parse_keep
+from tcompile.planning.optimise import dense_plan, front, sitting
+from tcompile.planning.schedule import Schedule
+from tcompile.planning.solve.budgets import Budget, Choice, best_of_all, limits_of
+from tcompile.planning.solve.candidates import Candidate, candidate, methods_of
+from tcompile.planning.solve.compose import schedule_of
+from tcompile.planning.solve.dropping import Trial, fastest_within
+from tcompile.planning.solve.method import Method, method_for
+from tcompile.planning.solve.planned import Planned, Tried
+from tcompile.planning.solve.sources import Images, images_for, losses_on, prior_of
+from tcompile.planning.solve.utility import pomt_plan, utility_of, whole_latency
+from tcompile.profiling.profile import Profile
+from tcompile.request import AUTO, Request
+
+if TYPE_CHECKING:
+    from tcompile.pipeline import Analysed
+
+Progress = Callable[[str], None]
+#: By kind of profile: latencies that count as one plateau, and the share by which a measurement may
+#: differ from what was predicted (benchmarks/profiles.py, docs/roofline.md).
+EPS = {"measured": 0.02, "modelled": 0.01}
+BAND = {"measured": 0.1, "modelled": 0.3}
+#: Share of the dense latency that a plan must save to be worth building.
+WORTH = {"measured": 0.02, "modelled": 0.05}
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """A request on a model.
+
+    Attributes:
+        model: analysed.
+        room: where it lets tokens leave.
+        request: what is asked.
+    """
+
+    model: Analysed
+    room: Room
+    request: Request
+
+    def methods(self) -> list[Method]:
+        """What is to be planned; with images `auto` tries several.
+
+        Raises as `candidates.methods_of`.
+        """
+        text = self.request.method
+        if self.request.objective == "pomt" and text == AUTO:
+            text = "pomt"
+        several = self.request.calibration is not None and self.request.losses == "measured"
+        return methods_of(self.model.analysis, self.room, text, self.request.outputs,
+                          several=several)  # fmt: skip
+
+
+def solve_request(
+    question: Question, methods: Sequence[Method], profile: Profile, say: Progress
+) -> Planned:
+    """The schedule of a request, by a profile.
+
+    Raises:
+        UsageError: no plan keeps to the budgets, or the profile is of another model.
+    """
+    request, graph = question.request, question.model.graph
+    shape, kind = question.model.analysis.shape, profile.kind
+    final = None
+    if request.keep is not None:
+        final = math.ceil(parse_keep(request.keep) * shape.patches) + shape.prefix
+    budget = Budget(final, request.latency, EPS[kind], WORTH[kind])
+    images: Images | None = None
+    losses: Callable[..., Any] = lambda method, counts: prior_of(method)  # noqa: E731
+    if request.calibration is not None:
+        say("reading the calibration images")
+        images = images_for(question.model.source, request)
+        losses = losses_on(graph, question.model.source, request, images, say)
+    candidates = [
+        candidate(graph, m, profile, losses, least=final, eps=budget.eps) for m in methods
+    ]
+    say("solving")
+    if request.objective == "pomt":
+        assert images is not None
+        return _by_utility(question, candidates[0], profile, images, say)
+    drop = None
+    if request.max_drop is not None:
+        assert images is not None
+        best, drop = fastest_within(graph, candidates, budget, request.max_drop, images.check,
+                                    request.outputs, say)  # fmt: skip
+        each = [best]
+    else:
+        best, each = best_of_all(candidates, budget)
+    answered = _answer(question, best, each, profile, budget)
+    return answered if drop is None else replace(answered, drop=drop)
+
+
+def _answer(
+    question: Question, best: Choice, each: Sequence[Choice], profile: Profile, budget: Budget
+) -> Planned:
+    one, plan = best.candidate, best.plan
+    request = question.request
+    modelled = ["planned from a modelled profile, not from a measurement"]
+    notes = [*(modelled if profile.kind == "modelled" else []), *([plan.declined] if plan.declined
+             else [])]  # fmt: skip
+    try:
+        shown = front(one.tables, limits_of(one, budget))
+    except UsageError:
+        shown = None
+    asked = {"keep": request.keep, "latency_ms": request.latency, "max_drop": request.max_drop,
+             "objective": request.objective}  # fmt: skip
+    totals = whole_latency(one.tables)
+    return Planned(
+        schedule_of(one.method, plan, notes),
+        plan,
+        profile.words,
+        profile.kind,
+        BAND[profile.kind],
+        one.words,
+        sitting(one.tables, plan, budget.eps),
+        shown,
+        tuple(Tried(c.candidate.method.text, c.plan.latency_ms, c.plan.loss) for c in each),
+        curve=tuple(zip(one.tables.counts, map(float, totals), strict=True)),
+        budget={k: v if isinstance(v, (int, float)) else str(v) for k, v in asked.items()
+                if v is not None},
+    )  # fmt: skip
+
+
+def _by_utility(
+    question: Question, one: Candidate, profile: Profile, images: Images, say: Progress
+) -> Planned:
+    """POMT's own choice of a count; budgets are none of its matters."""
+    request, graph = question.request, question.model.graph
+    if request.latency is not None or request.max_drop is not None or request.keep is not None:
+        raise UsageError("pomt's utility picks the count by itself", where="--objective pomt",
+                         hint="leave --keep, --latency and --max-drop away")  # fmt: skip
+    random = method_for(question.model.analysis, question.room, f"random:seed={request.seed}",
+                        request.outputs)  # fmt: skip
+
+    def run(schedule: Schedule | None) -> Any:
+        from tcompile.saving import save
+        from tcompile.verify.runs import run_all
+
+        made = graph
+        if schedule is not None:
+            say(f"accuracy at {schedule.final} random tokens")
+            made = reduce_graph(graph, question.model.analysis, schedule,
+                                outputs=request.outputs).graph  # fmt: skip
+        with tempfile.TemporaryDirectory(prefix="tcompile-") as folder:
+            path = Path(folder) / "model.onnx"
+            save(made, path)
+            return run_all(path, images.check.samples)
+
+    found = utility_of(one.tables, random, run, images.check.labels)
+    tokens = found.choice.tokens
+    plan = dense_plan(one.tables) if tokens == one.tables.tokens else pomt_plan(one, tokens)
+    if not plan.steps:
+        plan = replace(plan, declined="the utility is highest with all tokens")
+    budget = Budget(None, None, EPS[profile.kind], WORTH[profile.kind])
+    choice = Choice(one, plan)
+    return _answer(question, choice, [choice], profile, budget)
+
+
+__all__ = ["Question", "Trial", "solve_request"]
