@@ -23,6 +23,7 @@ _LAZY = {
     **dict.fromkeys(("build", "explain", "inspect", "plan", "reduce"), "tcompile.pipeline"),
     **dict.fromkeys(("export", "load_source"), "tcompile.models"),
     **dict.fromkeys(("load_target", "list_targets"), "tcompile.targets"),
+    "profile": "tcompile.profiling.api",
     "Schedule": "tcompile.planning.schedule",
     "TcompileError": "tcompile.errors",
 }

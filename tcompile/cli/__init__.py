@@ -12,7 +12,19 @@ from collections.abc import Sequence
 import click
 
 from tcompile._version import __version__
-from tcompile.cli import bench, build, demo, export, inspect, methods, plan, run, targets, verify
+from tcompile.cli import (
+    bench,
+    build,
+    demo,
+    export,
+    inspect,
+    methods,
+    plan,
+    profile,
+    run,
+    targets,
+    verify,
+)
 from tcompile.cli.common import State, common_options
 from tcompile.cli.failures import explain
 from tcompile.interrupt import listening
@@ -22,6 +34,7 @@ COMMANDS = (
     inspect.inspect,
     methods.methods,
     targets.targets,
+    profile.profile,
     plan.plan,
     build.build,
     verify.verify,

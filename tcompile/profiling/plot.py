@@ -187,15 +187,21 @@ def plot_front(
     return Path(path)
 
 
+def check_picture(path: str | Path) -> None:
+    """Raise UsageError unless a picture can be written there; before the work that it shows."""
+    if Path(path).suffix.lower() not in _FORMATS:
+        raise UsageError("a picture is a .png or a .svg", where=str(path))
+    if not Path(path).parent.is_dir():
+        raise UsageError("the folder does not exist", where=str(Path(path).parent))
+    require("matplotlib", "plot", "drawing")
+
+
 @contextmanager
 def _figure(path: str | Path, title: str) -> Iterator[Any]:
     """Axes to draw on, saved at the end under another name first."""
+    check_picture(path)
     path = Path(path)
-    how = _FORMATS.get(path.suffix.lower())
-    if how is None:
-        raise UsageError("a picture is a .png or a .svg", where=str(path))
-    if not path.parent.is_dir():
-        raise UsageError("the folder does not exist", where=str(path.parent))
+    how = _FORMATS[path.suffix.lower()]
     matplotlib = require("matplotlib", "plot", "drawing")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -1,0 +1,156 @@
+"""`tcompile profile`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from tcompile.cli.common import (
+    JSON,
+    THREADS,
+    Shapes,
+    common_options,
+    outputs_option,
+    prefix_option,
+    print_json,
+    print_table,
+    progress,
+    shape_option,
+)
+
+if TYPE_CHECKING:
+    from tcompile.profiling.api import Profiled
+
+#: Rows of the table for people.
+_ROWS = 13
+#: Below that many ms a step was taken to cost nothing.
+_FREE = 1e-5
+
+
+@click.command(short_help="Latency against token count on a device.")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--target", required=True, metavar="T", help="The device; see `tcompile targets`.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE",
+              help="Write the profile there, for `tcompile build --profile FILE`.")  # fmt: skip
+@click.option("--plot", type=click.Path(path_type=Path), metavar="PICTURE",
+              help="Draw latency against tokens: .png or .svg.")  # fmt: skip
+@click.option("--method", "methods", multiple=True, metavar="M",
+              help="A method whose steps are measured; may be given several times [default: topk, "
+              "evit and tome, where the model has room for them].")  # fmt: skip
+@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True,
+              help="Images in a run, where the model leaves it free.")  # fmt: skip
+@THREADS
+@click.option("--precision", metavar="P",
+              help="fp32, fp16, or int8 with --modelled [default: the target's].")  # fmt: skip
+@click.option("--modelled", is_flag=True,
+              help="Do not measure: work latency out from the device's data sheet.")  # fmt: skip
+@click.option("--import", "imports", multiple=True, metavar="FILE",
+              help="What others measured of whole models, instead of measuring: a CSV of "
+              "tokens,ms[,lower,upper]; or N=FILE for each count N, written by trtexec "
+              "--exportTimes or --exportProfile; and M=FILE, a CSV of before,after,ms for the "
+              "steps of method M.")  # fmt: skip
+@click.option("--against", type=click.Path(path_type=Path), metavar="FILE",
+              help="Compare with another profile.")  # fmt: skip
+@click.option("--seconds", type=click.FloatRange(min=1), default=240.0, show_default=True,
+              help="To measure for, about.")  # fmt: skip
+@click.option("--fresh", is_flag=True, help="Measure anew what was measured before.")
+@outputs_option
+@shape_option
+@prefix_option
+@JSON
+@common_options
+def profile(
+    model: Path,
+    target: str,
+    output: Path | None,
+    plot: Path | None,
+    methods: tuple[str, ...],
+    batch: int,
+    threads: int | None,
+    precision: str | None,
+    modelled: bool,
+    imports: tuple[str, ...],
+    against: Path | None,
+    seconds: float,
+    fresh: bool,
+    outputs: str,
+    shapes: Shapes,
+    prefix: int | None,
+    as_json: bool,
+) -> None:
+    """Measure what the parts of MODEL take on a device, by token count.
+
+    On a device that is not at hand they are modelled from its data sheet. What was measured is
+    kept, and `plan` and `build` find it.
+
+    \b
+    Example:
+      tcompile profile vit.onnx --target cpu --plot vit.svg
+      tcompile profile vit.onnx --target jetson-orin -o orin.json
+      tcompile profile vit.onnx --target t4 --import 197=a.json --import 99=b.json -o t4.json
+    """
+    from tcompile.profiling.api import draw_profile, write_profile
+    from tcompile.profiling.api import profile as make
+    from tcompile.profiling.plot import check_picture
+
+    if plot is not None:
+        check_picture(plot)
+    with progress() as say:
+        made = make(
+            model,
+            target=target,
+            methods=methods,
+            batch=batch,
+            threads=threads,
+            precision=precision,
+            modelled=modelled,
+            imports=imports,
+            against=against,
+            seconds=seconds,
+            fresh=fresh,
+            outputs=outputs,
+            shapes=dict(shapes),
+            prefix=prefix,
+            progress=say,
+        )
+    for note in made.notes:
+        click.echo(f"tcompile: note: {note}", err=True)
+    written = [write_profile(made, output)] if output is not None else []
+    if plot is not None:
+        written.append(draw_profile(made, plot))
+    if as_json:
+        print_json(made.to_json())
+        return
+    print_profile(made)
+    for path in written:
+        click.echo(f"wrote {path}")
+
+
+def print_profile(made: Profiled) -> None:
+    """Latency of the whole model at some counts, of the methods' steps, and where it is from."""
+    from tcompile.report import milliseconds
+
+    found = made.totals
+    at = {n: i for i, n in enumerate(found.counts)}
+    dense = float(found.ms[-1])
+    stride = max(1, -(-len(found.known) // _ROWS))
+    shown = found.known[::-1][::stride][::-1]
+    if len(found.plateaus) <= _ROWS:
+        shown = tuple(p.last for p in found.plateaus)
+    rows = []
+    for n in shown:
+        ms, edge = float(found.ms[at[n]]), next(p for p in found.plateaus if n <= p.last)
+        share = f"{100 * ms / dense:.1f} %" if dense else ""
+        rows.append((n, milliseconds(ms), share, f"{edge.first} to {edge.last}"))
+    print_table(("tokens throughout", "latency", "of dense", "plateau"), rows)
+    last = found.counts[-1]
+    costs = {k: float(c.at(last, last - last // 4)) for k, c in made.profile.reducers.items()}
+    steps = [(k, milliseconds(ms) if ms > _FREE else "not measured") for k, ms in costs.items()]
+    print_table(("one step of", "from all tokens to three quarters"), steps)
+    click.echo(made.profile.words)
+    if made.profile.conditions.note:
+        click.echo(f"note: {made.profile.conditions.note}")
+    for line in made.against.lines() if made.against is not None else ():
+        click.echo(line)
