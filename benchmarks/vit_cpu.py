@@ -27,7 +27,7 @@ def export(path: Path, model: str) -> None:
 def timed_build(model: Path, artifact: Path, method: str, keep: str) -> tuple[float, float]:
     """Seconds and peak MB of `tcompile build`, as a whole process."""
     command = [sys.executable, "-m", "tcompile", "build", str(model), "--target", "cpu"]
-    command += ["--keep", keep, "--method", method, "-o", str(artifact)]
+    command += ["--keep", keep, "--method", method, "--force", "-o", str(artifact)]
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)

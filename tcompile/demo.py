@@ -33,16 +33,23 @@ WIDTH, HEADS, DEPTH = 96, 3, 6
 
 @dataclass(frozen=True)
 class DemoResult:
-    """Dense and reduced, side by side. Accuracies are shares of held-out scenes, latencies CPU."""
+    """Dense and reduced, side by side. Accuracies are shares of held-out scenes, latencies CPU.
+
+    Attributes:
+        method: that was followed.
+        notes: of the build; where the reduced model was not faster, that it is the dense one.
+    """
 
     model: str
     artifact: str
+    method: str
     scenes: int
     dense_top1: float
     reduced_top1: float
     tokens_in: int
     tokens_out: int
     benchmark: Benchmark
+    notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
         """The figures as JSON values."""
@@ -52,7 +59,7 @@ class DemoResult:
 def demo(
     *,
     keep: Fraction | float | None = None,
-    method: str = "topk",
+    method: str = "auto",
     folder: str | Path | None = None,
     scenes: int = 500,
     progress: Callable[[str], None] = lambda _: None,
@@ -61,6 +68,7 @@ def demo(
 
     Args:
         keep: share of patch tokens to keep.
+        method: as in `build`; by default what the planner solves for this CPU.
         folder: where model and artifact stay, a new or an empty one; left out, nothing stays.
         scenes: held-out scenes, rendered here (pillow), to score both models on.
 
@@ -80,21 +88,25 @@ def demo(
         write_glyphs(source)
         progress(f"tcompile build {source} --target cpu")
         directory = pipeline.build(
-            source, target="cpu", keep=keep, method=method, output=where / "glyphs-cpu"
-        )
+            source, target="cpu", keep=keep, method=method, output=where / "glyphs-cpu",
+            progress=progress,
+        )  # fmt: skip
         artifact = load_artifact(directory)
         progress(f"rendering {scenes} scenes that the model has never seen")
         dense, reduced = (top1(path, scenes) for path in (source, artifact.model))
-        blocks = artifact.manifest.tokens_per_block
+        manifest = artifact.manifest
+        blocks = manifest.tokens_per_block
         return DemoResult(
             model=str(source),
             artifact=str(directory),
+            method=manifest.schedule["method"],
             scenes=scenes,
             dense_top1=dense,
             reduced_top1=reduced,
             tokens_in=blocks[0].attention,
             tokens_out=blocks[-1].mlp,
             benchmark=bench(directory, against=source, rounds=100, progress=progress),
+            notes=manifest.notes,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,4 +14,23 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if base.name.startswith("popen-") else base) / "exports"
     folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def away_from_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Profiles and losses of tests are kept in a folder of theirs, by subprocesses too."""
+    folder = tmp_path_factory.mktemp("caches")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TCOMPILE_CACHE", str(folder / "fixtures"))
+        yield folder
+
+
+@pytest.fixture(autouse=True)
+def own_cache(
+    request: pytest.FixtureRequest, away_from_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """What one test measured is not there for another."""
+    folder = away_from_home / f"{abs(hash(request.node.nodeid)):x}"
+    monkeypatch.setenv("TCOMPILE_CACHE", str(folder))
     return folder

@@ -77,7 +77,9 @@ def triples(chosen: list[tuple[Case, Variant, str]]) -> Any:
 
 def _build(path: Path, folder: Path, target: str, method: str) -> tuple[Path, dict[str, Any]]:
     """Build, and check what every artifact has."""
-    artifact = pipeline.build(path, target=target, keep=KEEP, method=method, output=folder / target)
+    artifact = pipeline.build(
+        path, target=target, keep=KEEP, method=method, output=folder / target, force=True
+    )
     manifest = json.loads((artifact / "manifest.json").read_text())
     jsonschema.validate(manifest, json.loads(SCHEMA.read_text()))
     listed = {entry["path"]: entry["bytes"] for entry in manifest["files"]}

@@ -122,7 +122,7 @@ def test_the_example_on_the_command_line(tcompile_: Command, vit: Path, tmp_path
     assert reduction["reducer"] == {"name": "lift", "alpha": 0.2}
     assert reduction["keep"] == 8
     built = tcompile_("build", vit, "--target", "cpu", "--keep", "0.5", "--method", "lifted",
-                      "-o", tmp_path / "built")  # fmt: skip
+                      "--force", "-o", tmp_path / "built")  # fmt: skip
     assert built.code == 0, built.err
 
 
@@ -167,7 +167,7 @@ def test_a_preset_that_cannot_be_loaded_is_named(
     install("broken", {"tcompile.presets": {"mine": "broken_module:THING"}}, broken_module=text)
     fails(tcompile_, vit, "mine", "'mine' of broken", *messages)
     # What has nothing to do with it goes on; a list of everything does not.
-    assert tcompile_("plan", vit, "--target", "cpu", "--keep", "0.5").code == 0
+    assert tcompile_("plan", vit, "--target", "cpu", "--keep", "0.5", "--method", "topk").code == 0
     listed = tcompile_("methods")
     assert (listed.code, listed.err.count("\n")) == (2, 1)
 

@@ -91,7 +91,7 @@ def test_a_token_that_no_output_reads_is_not_missed(case_id: str, site: str, cac
     """Behind the last block only CLS is read."""
     case = BY_ID[case_id]
     path = exported(case, batched(case), cache)
-    last = pipeline.plan(path, keep=0.5).model.blocks - 1
+    last = pipeline.plan(path, keep=0.5, method="topk").model.blocks - 1
     method = f"topk:block={last},site=block" if site == "block" else "topk:site=output"
     made = pipeline.reduce(path, keep=0.2, method=method)
     assert made.schedule.reductions

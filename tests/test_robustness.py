@@ -98,7 +98,7 @@ def test_a_branch_decided_at_run_time_is_refused_by_name(tmp_path: Path) -> None
     seed = next(s for s in range(50) if "Greater" in str(changed(in_branches, s).graph.node))
     path.write_bytes(changed(in_branches, seed).SerializeToString())
     with pytest.raises(ModelError, match=r"If 'fuzz_.*' decides at run time"):
-        pipeline.reduce(path, keep=0.5)
+        pipeline.reduce(path, keep=0.5, method="topk")
 
 
 def test_a_branch_decided_beforehand_is_taken(tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_every_error_has_an_exit_code_and_one_line(tmp_path: Path) -> None:
         path.write_bytes(model.SerializeToString())
         found: TcompileError | None = None
         try:
-            pipeline.plan(path, keep=0.5)
+            pipeline.plan(path, keep=0.5, method="topk")
         except TcompileError as error:
             found = error
         assert found is None or (found.exit_code == 2 and "\n" not in found.one_line())

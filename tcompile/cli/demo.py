@@ -13,7 +13,8 @@ from tcompile.cli.common import JSON, Keep, common_options, print_json, print_ta
 @click.command(short_help="The whole job on a small model that comes along.")
 @click.option("--keep", type=Keep(), default="0.6", show_default=True,
               help="Share of the patch tokens to keep.")  # fmt: skip
-@click.option("--method", default="topk", show_default=True, metavar="M")
+@click.option("--method", default="auto", show_default=True, metavar="M",
+              help="As in `tcompile build`; auto: solved for this CPU.")  # fmt: skip
 @click.option("--scenes", type=click.IntRange(min=1), default=500, show_default=True,
               help="Held-out scenes to score both models on.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR",
@@ -46,13 +47,15 @@ def demo(keep: Fraction, method: str, scenes: int, output: Path | None, as_json:
             ("reduced", f"{result.tokens_in} to {result.tokens_out}",
              f"{result.reduced_top1:.1%}", f"{b.reduced.median:.3g}"),
         ],
-        title=f"zoo:glyphs, {method}, keep {float(keep):g}",
+        title=f"zoo:glyphs, {result.method}, keep {float(keep):g}",
     )  # fmt: skip
     s = b.speedup
     click.echo(
         f"speed-up {s.ratio:.2f} [{s.lower:.2f}, {s.upper:.2f}] (95 %, {b.rounds} interleaved "
         f"rounds, batch {b.batch}, {b.threads} threads)"
     )
+    for note in result.notes:
+        click.echo(f"note: {note}")
     click.echo(f"on {b.machine}, {b.runtime}; accuracy on {result.scenes} scenes never trained on")
     if output is not None:
         click.echo(f"written: {result.model} and {result.artifact}")

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from tests.support.command import Command, Outcome
+from tests.support.command import TOPK, Command, Outcome
 from tests.support.tiny_vit import VitSpec, build_vit
 
 
@@ -152,7 +152,7 @@ def test_bad_schedule(tcompile: Command, vit: Path, text: str) -> None:
 
 
 def test_schedule_for_another_model(tcompile: Command, vit: Path) -> None:
-    made = tcompile("plan", vit, "--target", "cpu", "--keep", "0.6", "--json").json()
+    made = tcompile("plan", vit, *TOPK, "--keep", "0.6", "--json").json()
     made["model"]["tokens"] += 1
     made["model"]["patches"] += 1
     Path("s.json").write_text(json.dumps(made))

@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from tests.cli.test_bad_input import dynamic_tokens
-from tests.support.command import Command
+from tests.support.command import TOPK, Command
 from tests.support.tiny_vit import VitSpec, save_tiny_vit
 
 
@@ -37,9 +37,9 @@ def plain(vit: Path) -> Path:
 def test_a_stated_prefix_everywhere(tcompile: Command, plain: Path) -> None:
     stated = ("--prefix", "3")
     assert tcompile("inspect", plain, *stated, "--json").json()["prefix"] == 3
-    planned = tcompile("plan", plain, *stated, "--target", "cpu", "--keep", "0.5", "--json").json()
+    planned = tcompile("plan", plain, *stated, *TOPK, "--keep", "0.5", "--json").json()
     assert planned["model"] == {"tokens": 16, "prefix": 3, "patches": 13, "blocks": 3}
-    built = tcompile("build", plain, *stated, "--target", "cpu", "--keep", "0.5", "-o", "out")
+    built = tcompile("build", plain, *stated, *TOPK, "--keep", "0.5", "--force", "-o", "out")
     assert built.code == 0, built.err
     assert json.loads(Path("out/manifest.json").read_text())["prefix"] == 3
     checked = tcompile("verify", "out", "--json").json()
@@ -62,7 +62,7 @@ def test_verify_rebuilds_what_a_shape_settled(tcompile: Command, vit: Path, batc
         info.type.tensor_type.shape.dim[0].dim_param = "n"
     onnx.save(model, vit)
     shape = ("--shape", f"image={batch},3,32,32")
-    built = tcompile("build", vit, *shape, "--target", "cpu", "--keep", "0.5", "-o", "out")
+    built = tcompile("build", vit, *shape, *TOPK, "--keep", "0.5", "--force", "-o", "out")
     assert built.code == 0, built.err
     dims = [batch if batch == "batch" else 2, 3, 32, 32]
     assert json.loads(Path("out/manifest.json").read_text())["shapes"] == {"image": dims}
@@ -80,7 +80,7 @@ def test_a_size_that_the_file_settles_stays(tcompile: Command, vit: Path) -> Non
 
 
 def test_plan_with_restored_outputs(tcompile: Command, plain: Path) -> None:
-    options = ("--target", "cpu", "--keep", "0.5", "--json")
+    options = (*TOPK, "--keep", "0.5", "--json")
     restored = tcompile("plan", plain, *options, "--outputs", "restored")
     reduced = tcompile("plan", plain, *options)
     assert restored.json()["reductions"] == reduced.json()["reductions"]

@@ -11,16 +11,20 @@ import onnx
 import pytest
 
 import tcompile as package
-from tests.support.command import Command
+from tests.support.command import TOPK, Command
 from tests.support.tiny_vit import VitSpec, save_tiny_vit
 
 SCHEMA = json.loads((Path(package.__file__).parent / "manifest.schema.json").read_text())
 
 
 def build(tcompile: Command, *more: object) -> dict[str, object]:
-    """Build for the CPU and return the JSON document; `-o out` unless told."""
+    """Build for the CPU and return the JSON document; `-o out` unless told.
+
+    A model so tiny may be no faster reduced: `--force` keeps it.
+    """
     where = [] if "-o" in more else ["-o", "out"]
-    made = tcompile("build", "vit.onnx", "--target", "cpu", "--json", *where, *more)
+    how = TOPK[:2] if {"--method", "--schedule"} & set(more) else TOPK
+    made = tcompile("build", "vit.onnx", "--json", "--force", *how, *where, *more)
     assert (made.code, made.err) == (0, ""), made
     document: dict[str, object] = made.json()
     return document
@@ -40,7 +44,7 @@ def test_build_writes_what_it_says(tcompile: Command, vit: Path) -> None:
 
 
 def test_build_for_people(tcompile: Command, vit: Path) -> None:
-    made = tcompile("build", vit, "--target", "cpu", "--keep", "0.5")
+    made = tcompile("build", vit, *TOPK, "--force", "--keep", "0.5")
     assert (made.code, made.err) == (0, "")
     assert "vit-cpu" in made.out
     assert "measured" in made.out
@@ -48,8 +52,8 @@ def test_build_for_people(tcompile: Command, vit: Path) -> None:
 
 
 def test_progress_goes_to_stderr(tcompile: Command, vit: Path) -> None:
-    quiet = tcompile("build", vit, "--target", "cpu", "--keep", "0.5", "--json")
-    told = tcompile("build", vit, "--target", "cpu", "--keep", "0.5", "--json", "-v")
+    quiet = tcompile("build", vit, *TOPK, "--force", "--keep", "0.5", "--json")
+    told = tcompile("build", vit, *TOPK, "--force", "--keep", "0.5", "--json", "-v")
     assert quiet.err == ""
     assert "reading vit.onnx" in told.err
     assert told.json()["manifest"]["schedule"] == quiet.json()["manifest"]["schedule"]
@@ -75,7 +79,7 @@ def test_a_plan_is_a_schedule(tcompile: Command, vit: Path, suffix: str) -> None
 
 
 def test_a_schedule_edited_by_hand(tcompile: Command, vit: Path) -> None:
-    schedule = tcompile("plan", vit, "--target", "cpu", "--keep", "0.6", "--json").json()
+    schedule = tcompile("plan", vit, *TOPK, "--keep", "0.6", "--json").json()
     schedule["reductions"][0]["keep"] = 5
     Path("s.json").write_text(json.dumps(schedule))
     manifest = build(tcompile, "--schedule", "s.json")["manifest"]
@@ -83,16 +87,16 @@ def test_a_schedule_edited_by_hand(tcompile: Command, vit: Path) -> None:
 
 
 def test_plan_for_people(tcompile: Command, vit: Path) -> None:
-    shown = tcompile("plan", vit, "--target", "cpu", "--keep", "0.6").out
+    shown = tcompile("plan", vit, *TOPK, "--keep", "0.6").out
     assert "method topk" in shown
     assert "patch tokens kept" in shown
-    assert "no token leaves" in tcompile("plan", vit, "--target", "cpu", "--keep", "1").out.lower()
+    assert "no token leaves" in tcompile("plan", vit, *TOPK, "--keep", "1").out.lower()
 
 
 def test_keep_is_exact(tcompile: Command, tmp_path: Path) -> None:
     """0.07 x 100 is 7.000000000000001 to a float, and 7 to everyone else."""
     save_tiny_vit(tmp_path / "v.onnx", VitSpec(image=80))
-    planned = tcompile("plan", tmp_path / "v.onnx", "--target", "cpu", "--keep", "0.07", "--json")
+    planned = tcompile("plan", tmp_path / "v.onnx", *TOPK, "--keep", "0.07", "--json")
     assert planned.json()["reductions"][-1]["keep"] == 7
 
 
@@ -183,7 +187,7 @@ def test_a_free_size_is_settled_by_shape(tcompile: Command, vit: Path) -> None:
     assert "--shape" in refused.err
     shape = ("--shape", "image=1,3,32,32")
     assert tcompile("inspect", vit, *shape, "--json").json()["patches"] == 16
-    assert tcompile("plan", vit, *shape, "--target", "cpu", "--keep", "0.5").code == 0
+    assert tcompile("plan", vit, *shape, *TOPK, "--keep", "0.5").code == 0
     build(tcompile, "--keep", "0.5", *shape)
     assert tcompile("verify", "out").code == 0
 

@@ -58,7 +58,7 @@ def test_plan_learns_counts_from_images(tcompile: Command, vit: Path) -> None:
     for refused in (
         tcompile(*asked),
         tcompile(*asked, "--calibration", "none.npz"),
-        tcompile(*other, "--keep", "0.5", "--calibration", "images.npz"),
+        tcompile(*other, "--keep", "0.5", "--method", "topk", "--calibration", "images.npz"),
         tcompile(*other, "--schedule", "s.json", "--calibration", "images.npz"),
     ):
         assert refused.code == 2

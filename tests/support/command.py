@@ -10,6 +10,9 @@ import pytest
 
 from tcompile.cli import main
 
+#: A method's own schedule: what the planner does is tests/cli/test_planner.py's matter.
+TOPK = ("--target", "cpu", "--method", "topk")
+
 
 @dataclass(frozen=True)
 class Outcome:

@@ -45,7 +45,13 @@ def remake(artifact: Path, model: onnx.ModelProto, folder: str = "remade") -> Pa
 def test_what_was_built_passes(source: Path, method: str, precision: str) -> None:
     target = "cpu" if precision == "fp32" else "jetson-orin"
     artifact = pipeline.build(
-        source, target=target, precision=precision, keep=0.6, method=method, output="out"
+        source,
+        target=target,
+        precision=precision,
+        keep=0.6,
+        method=method,
+        force=True,
+        output="out",
     )
     found = verify(artifact)
     assert found.passed, found.checks
@@ -55,7 +61,9 @@ def test_what_was_built_passes(source: Path, method: str, precision: str) -> Non
 
 
 def test_a_wrong_weight_fails_numerics(source: Path) -> None:
-    artifact = pipeline.build(source, target="cpu", keep=0.6, output="out")
+    artifact = pipeline.build(
+        source, target="cpu", keep=0.6, method="topk", force=True, output="out"
+    )
     model = onnx.load(str(artifact / "model.onnx"))
     weight = max(model.graph.initializer, key=lambda t: len(t.raw_data))
     changed = numpy_helper.to_array(weight).copy()
@@ -71,7 +79,9 @@ def test_a_wrong_weight_fails_numerics(source: Path) -> None:
 
 def test_another_choice_of_tokens_fails(source: Path) -> None:
     """Tokens chosen the other way round: the numbers that come out are not even strange."""
-    artifact = pipeline.build(source, target="cpu", keep=0.6, output="out")
+    artifact = pipeline.build(
+        source, target="cpu", keep=0.6, method="topk", force=True, output="out"
+    )
     model = onnx.load(str(artifact / "model.onnx"))
     node = next(n for n in model.graph.node if n.op_type == "TcTopKTokens")
     position = list(model.graph.node).index(node)
@@ -83,7 +93,9 @@ def test_another_choice_of_tokens_fails(source: Path) -> None:
 
 
 def test_nan_is_said_plainly(source: Path) -> None:
-    artifact = pipeline.build(source, target="cpu", keep=0.6, output="out")
+    artifact = pipeline.build(
+        source, target="cpu", keep=0.6, method="topk", force=True, output="out"
+    )
     model = onnx.load(str(artifact / "model.onnx"))
     weight = max(model.graph.initializer, key=lambda t: len(t.raw_data))
     broken = np.full_like(numpy_helper.to_array(weight), np.nan)
@@ -94,7 +106,9 @@ def test_nan_is_said_plainly(source: Path) -> None:
 
 
 def test_without_the_source_what_can_be_said_is(source: Path) -> None:
-    artifact = pipeline.build(source, target="cpu", keep=0.6, output="out")
+    artifact = pipeline.build(
+        source, target="cpu", keep=0.6, method="topk", force=True, output="out"
+    )
     source.rename("elsewhere.onnx")
     found = verify(artifact)
     assert outcome(found, "numerics")[0] == "skipped"
@@ -104,7 +118,9 @@ def test_without_the_source_what_can_be_said_is(source: Path) -> None:
 
 
 def test_another_dense_model_serves_for_fidelity_alone(source: Path) -> None:
-    artifact = pipeline.build(source, target="cpu", keep=0.6, output="out")
+    artifact = pipeline.build(
+        source, target="cpu", keep=0.6, method="topk", force=True, output="out"
+    )
     save_tiny_vit(Path("trained.onnx"), VitSpec(depth=4, image=48), seed=9)
     found = verify(artifact, against="trained.onnx")
     assert outcome(found, "numerics")[0] == "skipped"
@@ -122,7 +138,9 @@ def test_keep_everything_is_the_dense_model(source: Path) -> None:
 
 
 def test_data_is_used(source: Path) -> None:
-    artifact = pipeline.build(source, target="cpu", keep=0.6, output="out")
+    artifact = pipeline.build(
+        source, target="cpu", keep=0.6, method="topk", force=True, output="out"
+    )
     np.save("x.npy", np.random.default_rng(0).standard_normal((5, 3, 48, 48)))
     found = verify(artifact, data="x.npy")
     assert found.fidelity is not None
@@ -133,7 +151,9 @@ def test_data_is_used(source: Path) -> None:
 def test_an_unfused_attention_is_named(source: Path) -> None:
     """A second reader of one layer's softmax takes that layer out of the fused kernel."""
     pytest.importorskip("tensorrt_rtx")
-    artifact = pipeline.build(source, target="rtx-4090", keep=0.6, output="out")
+    artifact = pipeline.build(
+        source, target="rtx-4090", keep=0.6, method="topk", force=True, output="out"
+    )
     assert outcome(verify(artifact), "fused attention")[0] == "passed"
     model = onnx.load(str(artifact / "model.onnx"))
     spelled = [n for n in model.graph.node if n.op_type == "Softmax"]

@@ -236,11 +236,13 @@ def test_the_batch_is_that_of_the_images(
     spec = VitSpec(depth=4)
     model = build_vit(spec, random_weights(spec), batch=batch)
     x = images(batch or 2)
-    expected = run(pipeline.reduce(saved(model, tmp_path / "a.onnx"), keep=0.5).graph, x)
+    expected = run(
+        pipeline.reduce(saved(model, tmp_path / "a.onnx"), keep=0.5, method="topk").graph, x
+    )
     flag = onnx.helper.make_tensor_value_info("flag", onnx.TensorProto.FLOAT, dims)
     model.graph.input.insert(0, flag)
     path = saved(model, tmp_path / "b.onnx")
-    made = pipeline.reduce(path, keep=0.5)
+    made = pipeline.reduce(path, keep=0.5, method="topk")
     assert pipeline.inspect(path).batch == ("batch" if batch is None else batch)
     assert pipeline.inspect(path).flops == pipeline.inspect(tmp_path / "a.onnx").flops
     made.graph.inputs.pop(0)
@@ -258,5 +260,5 @@ def test_an_output_with_a_name_of_ours_is_refused(tmp_path: Path) -> None:
     model.graph.node[-1].output[0] = model.graph.output[0].name = "token_index"
     path = saved(model, tmp_path / "m.onnx")
     with pytest.raises(ModelError, match="'token_index' of its own"):
-        pipeline.reduce(path, keep=0.5)
-    assert pipeline.reduce(path, keep=0.5, outputs="restored")
+        pipeline.reduce(path, keep=0.5, method="topk")
+    assert pipeline.reduce(path, keep=0.5, method="topk", outputs="restored")
