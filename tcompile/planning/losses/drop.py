@@ -8,8 +8,9 @@ What is measured depends on what there is:
 - anything else: the mean of 1 − cosine. A bound for a mean in [0, 2] that holds whatever the
   distribution is never below 2·(1 − α^(1/n)), 0.07 for 64 images, since one image in thirty might
   be as wrong as can be; useless for drops of 0.01. This is a t bound corrected for skew
-  (`bounds.mean_at_most`) at half the error allowed, so that tails as long as a lognormal's keep
-  their 90 % from 32 images on. It is approximate: `exact` is False.
+  (`bounds.mean_at_most`) at half the error allowed. It is approximate, and `exact` is False: for a
+  promised 90 % it holds in 87 to 93 % of draws of 32 or 64 images from gamma (shape 0.5), lognormal
+  (σ = 1) and the distances of 108 reduced zoo:glyphs, less often where tails are longer.
 
 A bound is for one model chosen without these images. Whoever picks the best of k by their bounds
 should ask for a confidence of 1 − (1 − c)/k.

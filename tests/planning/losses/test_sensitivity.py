@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from tcompile.errors import UsageError
@@ -33,6 +34,17 @@ def fixed(folder: Path) -> Path:
     return save_tiny_vit(folder / "vit.onnx", SPEC, batch=2)
 
 
+def early(folder: Path) -> Path:
+    """Tokens, and besides them the stream behind block 0, which later steps do not reach."""
+    path = tiny(folder, pool="none")
+    name = read(path).analysis.blocks[0].stream_out
+    proto = onnx.load(path)
+    shape = ["batch", SPEC.tokens, SPEC.width]
+    proto.graph.output.append(onnx.helper.make_tensor_value_info(name, 1, shape))
+    onnx.save(proto, path)
+    return path
+
+
 def odd(name: str) -> Callable[[Path], Path]:
     def write(folder: Path) -> Path:
         pytest.importorskip("torch")
@@ -52,6 +64,7 @@ MODELS: dict[str, Callable[[Path], Path]] = {
     "tokens": lambda folder: tiny(folder, pool="none", prefix=2),
     "mean": lambda folder: tiny(folder, pool="mean", prefix=0),
     "fixed batch": fixed,
+    "early": early,
     "rotary": odd("rotary"),
     "masked by the image": odd("masked"),
 }
