@@ -1,0 +1,214 @@
+"""Predicted against measured latency of whole models, over random schedules.
+
+`python -m benchmarks.profiles`: for each model a profile is measured, then random schedules of
+several methods are built, timed beside the dense model, and compared with what the profile has.
+
+Two errors are told: of milliseconds as predicted; and of the share of the dense model's latency,
+which a machine that runs slower today than when it was profiled leaves as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.subjects import SUBJECTS, export, find
+from tcompile.errors import UsageError
+from tcompile.passes.reduce import reduce_graph
+from tcompile.pipeline import read, room_of
+from tcompile.planning.optimise import Plan, plan_of
+from tcompile.planning.schedule import Schedule
+from tcompile.planning.schedulers import Place
+from tcompile.planning.solve.candidates import Candidate, candidate
+from tcompile.planning.solve.method import method_for
+from tcompile.planning.solve.sources import prior_of
+from tcompile.profiling.measure import Effort, measure
+from tcompile.profiling.meter import OrtMeter, Run
+from tcompile.profiling.profile import Profile
+from tcompile.profiling.stations import Job, Key, Station, rounds
+from tcompile.targets import load_target
+from tcompile.timing import machine_name
+
+METHODS = ("topk", "evit", "tome")
+#: Models that are open at a time.
+_TOGETHER = 10
+
+
+@dataclass(frozen=True)
+class Row:
+    """One schedule: ms predicted and measured, those of the dense model beside it."""
+
+    model: str
+    method: str
+    steps: list[tuple[str, int]]
+    predicted: float
+    measured: float
+    dense_predicted: float
+    dense_measured: float
+
+    @property
+    def error(self) -> float:
+        """Of milliseconds, as a share."""
+        return self.predicted / self.measured - 1
+
+    @property
+    def share_error(self) -> float:
+        """Of the share of the dense model's latency."""
+        now = self.dense_measured / self.dense_predicted
+        return self.predicted * now / self.measured - 1
+
+
+def random_plans(
+    candidates: Sequence[Candidate], seed: int
+) -> Iterator[tuple[Candidate, Plan, Schedule]]:
+    """One to five steps of a method at random sites, to random counts of its grid, endless."""
+    rng = np.random.default_rng(seed)
+    number = 0
+    while True:
+        one = candidates[number % len(candidates)]
+        tables, sites = one.tables, one.tables.sites
+        free = [c for c in tables.counts[:-1] if c > 0.15 * tables.tokens]
+        steps = int(rng.integers(1, min(5, len(sites)) + 1))
+        at = sorted(rng.choice(len(sites), steps, replace=False).tolist())
+        to = sorted(rng.choice(free, steps, replace=False).tolist(), reverse=True)
+        taken, count, after = dict(zip(at, to, strict=True)), tables.tokens, []
+        for i in range(len(sites)):
+            count = taken.get(i, count)
+            after.append(count)
+        places = [Place(sites[i].name, n - tables.prefix) for i, n in taken.items()]
+        try:
+            schedule = one.method.schedule(places)
+        except UsageError:  # more than the half, of a method that halves at most
+            continue
+        number += 1
+        yield one, plan_of(tables, after), schedule
+
+
+def compared(
+    name: str, path: Path, schedules: int, least: int, seed: int, threads: int | None
+) -> tuple[list[Row], Profile, float]:
+    """The rows of a model, its profile, and how long that took in seconds."""
+    model = read(path)
+    meter = OrtMeter(load_target("cpu"), threads=threads)
+    room = room_of(model.analysis)
+    methods = [method_for(model.analysis, room, text) for text in METHODS]
+    start = time.perf_counter()
+    profile = measure(model.graph, model.analysis, methods, meter, source=path.name,
+                      effort=Effort(seed=seed))  # fmt: skip
+    seconds = time.perf_counter() - start
+    candidates = [
+        candidate(model.graph, m, profile, lambda method, counts: prior_of(method), least=None,
+                  eps=0.02)
+        for m in methods
+    ]  # fmt: skip
+    rows: list[Row] = []
+    drawn = random_plans(candidates, seed)
+    with tempfile.TemporaryDirectory(prefix="tcompile-bench-") as folder:
+        part = Path(folder) / "model.onnx"
+        while len(rows) < schedules:
+            some = list(islice(drawn, min(_TOGETHER, schedules - len(rows))))
+            calls = [meter.open(model.graph, part)]
+            for _, _, schedule in some:
+                made = reduce_graph(model.graph, model.analysis, schedule).graph
+                calls.append(meter.open(made, part))
+            dense, *times = timed(calls, least, seed)
+            for (one, plan, _), ms in zip(some, times, strict=True):
+                steps = [(s.site, s.after) for s in plan.steps]
+                rows.append(Row(name, one.method.text, steps, plan.latency_ms, ms, plan.dense_ms,
+                                dense))  # fmt: skip
+            del calls
+    return rows, profile, seconds
+
+
+def timed(calls: Sequence[Run], least: int, seed: int) -> list[float]:
+    """Median ms of models, each run over and over as on a device: once without the clock, to have
+    its own weights in the caches, then with it; interleaved, in an order drawn anew each round."""
+    stations = [Station([Job(Key("dense", str(i), 0), call)]) for i, call in enumerate(calls)]
+    rounds(stations, least, least=3.0, seed=seed, deadline=time.monotonic() + 600)
+    return [next(iter(s.figures().values()))[0].ms for s in stations]
+
+
+def summary(rows: Sequence[Row]) -> dict[str, float]:
+    """Median and worst of both errors."""
+    raw, share = (np.abs([getattr(r, k) for r in rows]) for k in ("error", "share_error"))
+    return {
+        "schedules": len(rows),
+        "median": float(np.median(raw)), "worst": float(raw.max()),
+        "share_median": float(np.median(share)), "share_worst": float(share.max()),
+    }  # fmt: skip
+
+
+def page(found: dict[str, Any]) -> str:
+    """The table, as Markdown."""
+    lines = [
+        "# Predicted against measured latency\n",
+        "Made by `python -m benchmarks.profiles -o docs/benchmarks`. "
+        f"{found['machine']}, {found['runtime']}, {found['threads']} threads.\n",
+        "Each profile was measured once; then random schedules (one to five steps of "
+        f"{', '.join(f'`{m}`' for m in METHODS)}) were timed beside the dense model. *ms* is the "
+        "error of the predicted milliseconds, *share* that of the share of the dense model's "
+        "latency, which a machine that runs slower or faster than when it was profiled leaves as "
+        "it is.\n",
+        "| model | schedules | profile took | dense, profiled | dense, beside | ms: median | worst "
+        "| share: median | worst |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, one in found["models"].items():
+        s = one["summary"]
+        lines.append(
+            f"| {name} | {s['schedules']} | {one['seconds']:.0f} s | {one['dense_profiled']:.3g} "
+            f"ms | {one['dense_beside']:.3g} ms | {s['median']:.1%} | {s['worst']:.1%} | "
+            f"{s['share_median']:.1%} | {s['share_worst']:.1%} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Profile, build, time, print; with -o also write profiles.md and profiles.json."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.profiles", description=__doc__)
+    parser.add_argument("--models", nargs="+", default=[s.name for s in SUBJECTS])
+    parser.add_argument("--schedules", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--exports", type=Path, help="where dense models are kept between runs")
+    parser.add_argument("-o", "--output", type=Path)
+    given = parser.parse_args()
+    conditions = OrtMeter(load_target("cpu"), threads=given.threads).conditions()
+    found: dict[str, Any] = {
+        "machine": machine_name(), "runtime": f"ONNX Runtime {conditions.software['onnxruntime']}",
+        "threads": conditions.threads, "date": conditions.date[:10], "models": {},
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="tcompile-bench-") as scratch:
+        folder = given.exports or Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in given.models:
+            path = export(find(name), folder)
+            rows, profile, seconds = compared(name, path, given.schedules, given.rounds,
+                                              given.seed, given.threads)  # fmt: skip
+            assert profile.dense is not None
+            found["models"][name] = {
+                "summary": summary(rows), "seconds": seconds,
+                "dense_profiled": profile.dense.ms,
+                "dense_beside": float(np.median([r.dense_measured for r in rows])),
+                "rows": [asdict(r) for r in rows],
+            }  # fmt: skip
+            print(name, json.dumps(summary(rows)), file=sys.stderr, flush=True)
+    print(page(found))
+    if given.output is not None:
+        (given.output / "profiles.md").write_text(page(found))
+        (given.output / "profiles.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

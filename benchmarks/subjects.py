@@ -1,0 +1,119 @@
+"""The models that the planner's benchmarks run on, and images for them.
+
+Weights of timm's models are redrawn so that attention is peaked and every branch counts: with
+freshly initialised ones (LayerScale 1e-5, uniform attention) no reduction would change an answer.
+Images are scenes of `zoo:glyphs`, enlarged.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tcompile.models.glyphs import data
+
+#: Streams of scenes: what is calibrated on, and what is asked in the end (2, as everywhere).
+CALIBRATE, HELD_OUT = 5, 2
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model.
+
+    Attributes:
+        name: for tables.
+        source: as `tcompile export` takes it; `zoo:glyphs` comes with its weights.
+        size: of its images.
+        input: their name.
+        scenes: held-out scenes that it answers.
+        keeps: at which methods' own schedules are looked at.
+    """
+
+    name: str
+    source: str
+    size: int
+    input: str
+    scenes: int
+    keeps: tuple[str, ...]
+
+
+SUBJECTS = (
+    Subject("glyphs", "zoo:glyphs", 56, "image", 1000, ("0.7", "0.5", "0.35")),
+    Subject("vit_small", "benchmarks.subjects:vit_small", 224, "pixel_values", 32, ("0.7", "0.5")),
+    Subject("vit_base", "benchmarks.subjects:vit_base", 224, "pixel_values", 16, ("0.6",)),
+    Subject("dinov2_small_518", "benchmarks.subjects:dinov2_small", 518, "pixel_values", 8,
+            ("0.5",)),
+)  # fmt: skip
+
+
+def find(name: str) -> Subject:
+    """The subject of that name."""
+    return next(s for s in SUBJECTS if s.name == name)
+
+
+def export(subject: Subject, folder: Path) -> Path:
+    """Write the dense model, in a process of its own."""
+    path = folder / f"{subject.name}.onnx"
+    if path.exists():
+        return path
+    if subject.source.startswith("zoo:"):
+        from tcompile.demo import write_glyphs
+
+        write_glyphs(path)
+        return path
+    command = [sys.executable, "-m", "tcompile", "export", subject.source, "-o", str(path)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return path
+
+
+def images(subject: Subject, model: Path, stream: int, count: int) -> dict[str, Any]:
+    """Scenes as the model takes them, by the name of its input, and `labels`."""
+    from tcompile.verify.runs import signature
+
+    pictures, labels, _ = data.batch(stream, 0, count)
+    made = data.preprocess(pictures)
+    times = -(-subject.size // made.shape[-1])
+    made = made.repeat(times, axis=2).repeat(times, axis=3)[..., : subject.size, : subject.size]
+    name = signature(model).inputs[0].name
+    found: dict[str, Any] = {name: np.ascontiguousarray(made)}
+    return {**found, "labels": labels} if subject.name == "glyphs" else found
+
+
+def calibration(subject: Subject, model: Path, folder: Path, count: int) -> Path:
+    """An .npz of scenes to calibrate on."""
+    path = folder / f"{subject.name}-{count}.npz"
+    if not path.exists():
+        np.savez(path, **images(subject, model, CALIBRATE, count))
+    return path
+
+
+def vit_small() -> Any:
+    """ViT-S/16 at 224."""
+    return _redrawn("vit_small_patch16_224")
+
+
+def vit_base() -> Any:
+    """ViT-B/16 at 224."""
+    return _redrawn("vit_base_patch16_224")
+
+
+def dinov2_small() -> Any:
+    """DINOv2 ViT-S/14 at 518: 1370 tokens."""
+    return _redrawn("vit_small_patch14_dinov2")
+
+
+def _redrawn(name: str) -> Any:
+    import timm
+
+    from tests.oracles.weights import stir
+
+    model = timm.create_model(name, pretrained=False)
+    stir(model, seed=0)
+    size = model.patch_embed.img_size
+    model.image_size = size[0] if isinstance(size, tuple) else size
+    return model
