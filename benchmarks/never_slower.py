@@ -1,0 +1,125 @@
+"""Builds of random models, methods and keeps on `cpu`: is any that is emitted slower than dense?
+
+`python -m benchmarks.never_slower`: each build decides by its own measurement whether to emit the
+reduced model or the dense one. Afterwards every reduced model that was emitted is measured again,
+in more rounds, against its dense model; it is slower where the whole 95 % interval of its speed-up
+lies below 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.subjects import Subject, export
+from tcompile.artifact import load_artifact
+from tcompile.errors import TcompileError
+from tcompile.pipeline import build
+from tcompile.planning.methods import METHODS
+from tcompile.timing import bench_models, machine_name
+
+MODELS = (
+    Subject("glyphs", "zoo:glyphs", 56, "image", 0, ()),
+    Subject("vit_tiny", "timm:vit_tiny_patch16_224", 224, "pixel_values", 0, ()),
+    Subject("deit_tiny", "timm:deit_tiny_distilled_patch16_224", 224, "pixel_values", 0, ()),
+    Subject("vit_small_32", "timm:vit_small_patch32_224", 224, "pixel_values", 0, ()),
+    Subject("dinov2_reg", "timm:vit_small_patch14_reg4_dinov2?img_size=224", 224, "", 0, ()),
+    Subject("vit_small", "timm:vit_small_patch16_224", 224, "pixel_values", 0, ()),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One build: what was asked, what came of it, and the speed-up measured afterwards."""
+
+    model: str
+    method: str
+    keep: str
+    emitted: str
+    why: str = ""
+    ratio: float = 1.0
+    lower: float = 1.0
+    upper: float = 1.0
+
+
+def one(model: str, path: Path, method: str, keep: str, rounds: int, folder: Path) -> Row:
+    """Build, and measure what was emitted."""
+    asked = Row(model, method, keep, "nothing")
+    try:
+        made = build(path, target="cpu", keep=keep, method=method, output=folder / "artifact")
+    except TcompileError as error:
+        return Row(model, method, keep, "nothing", error.one_line()[:200])
+    artifact = load_artifact(made)
+    if not artifact.manifest.schedule["reductions"]:
+        plan = artifact.manifest.plan or {}
+        return Row(model, method, keep, "dense", str(plan.get("declined", ""))[:200])
+    found = bench_models(path, artifact.model, rounds=rounds).speedup
+    return Row(asked.model, method, keep, "reduced", "", found.ratio, found.lower, found.upper)
+
+
+def page(found: dict[str, Any]) -> str:
+    """The verdict and a table, as Markdown."""
+    rows = [Row(**r) for r in found["rows"]]
+    reduced = [r for r in rows if r.emitted == "reduced"]
+    slower = [r for r in reduced if r.upper < 1]
+    lines = [
+        "# Never slower\n",
+        f"Made by `python -m benchmarks.never_slower -o docs/benchmarks`. {found['machine']}. "
+        f"{len(rows)} random builds on `cpu`: {len(reduced)} emitted the reduced model, "
+        f"{sum(r.emitted == 'dense' for r in rows)} the dense one, since reduced was not measured "
+        f"to be faster (or no plan was), {sum(r.emitted == 'nothing' for r in rows)} were refused. "
+        f"Measured again in {found['rounds']} rounds, **{len(slower)}** of the {len(reduced)} are "
+        "slower than dense (the whole 95 % interval of the speed-up below 1); the least speed-up "
+        f"is {min((r.ratio for r in reduced), default=1):.2f} ×, the median "
+        f"{np.median([r.ratio for r in reduced] or [1]):.2f} ×.\n",
+        "| model | method | keep | emitted | speed-up, measured again | why |",
+        "|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        speed = f"{r.ratio:.2f} [{r.lower:.2f}, {r.upper:.2f}]" if r.emitted == "reduced" else ""
+        lines.append(f"| {r.model} | {r.method} | {r.keep} | {r.emitted} | {speed} | {r.why} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Build, measure, print; exit code 1 where one is slower."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.never_slower", description=__doc__)
+    parser.add_argument("--builds", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--exports", type=Path, help="where dense models are kept between runs")
+    parser.add_argument("-o", "--output", type=Path)
+    given = parser.parse_args()
+    rng = np.random.default_rng(given.seed)
+    methods = ["auto", *(p.name for p in METHODS if not p.needs and not p.required)]
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory(prefix="tcompile-bench-") as scratch:
+        folder = Path(scratch)
+        exports = given.exports or folder
+        exports.mkdir(parents=True, exist_ok=True)
+        for number in range(given.builds):
+            subject = MODELS[int(rng.integers(len(MODELS)))]
+            method = methods[int(rng.integers(len(methods)))]
+            keep = f"{rng.uniform(0.15, 0.95):.2f}"
+            path = export(subject, exports)
+            row = one(subject.name, path, method, keep, given.rounds, folder)
+            rows.append(row)
+            print(f"{number + 1} of {given.builds}: {row}", file=sys.stderr, flush=True)
+    found = {"machine": machine_name(), "rounds": given.rounds, "rows": [asdict(r) for r in rows]}
+    print(page(found))
+    if given.output is not None:
+        (given.output / "never_slower.md").write_text(page(found))
+        (given.output / "never_slower.json").write_text(json.dumps(found, indent=1) + "\n")
+    if any(r.emitted == "reduced" and r.upper < 1 for r in rows):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
