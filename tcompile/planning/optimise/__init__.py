@@ -1,6 +1,5 @@
 """The optimiser: at which sites how many tokens stay, for tables of what each choice costs."""
 
-from tcompile.planning.optimise.keep import solve_keep
 from tcompile.planning.optimise.limits import Limits
 from tcompile.planning.optimise.pareto import Front, front
 from tcompile.planning.optimise.plan import Plan, Step, dense_plan, or_dense, plan_of
@@ -33,5 +32,4 @@ __all__ = [
     "right_edge",
     "sitting",
     "solve",
-    "solve_keep",
 ]

@@ -115,7 +115,8 @@ def best_of_all(candidates: Sequence[Candidate], budget: Budget) -> tuple[Choice
             why = declined.declined + _where_it_is(first, budget)
             each = [Choice(c, p) for c, p in zip(candidates, usual, strict=True)]
             return Choice(first, replace(declined, declined=why)), each
-        asked = replace(budget, latency_ms=fastest.latency_ms)
+        # Plateaus are planned with at their highest, so the usual plan itself needs room.
+        asked = replace(budget, latency_ms=fastest.latency_ms * (1 + budget.eps))
     found: list[Choice] = []
     reason: UsageError | None = None
     for one in candidates:

@@ -18,7 +18,6 @@ from tcompile.planning.optimise import (
     right_edge,
     sitting,
     solve,
-    solve_keep,
 )
 from tcompile.planning.optimise.stairs import flattened
 from tests.planning.optimise.instances import instance, staircase
@@ -125,37 +124,6 @@ def test_where_a_plan_sits() -> None:
     assert (place.first, place.last) == (18, 24)
     assert plan.final == 18  # The loss counts here, and 18 was the most.
     assert place.ms == tables.mlp_ms[1, tables.index(24)]  # After attn:1, one MLP and the head.
-
-
-def test_keep_takes_the_right_edge_where_it_is_free() -> None:
-    tables = staircase(blocks=4)
-    for asked in range(5, 41):
-        plan = solve_keep(tables, asked)
-        least = next(n for n in tables.counts if n >= asked)
-        edge = min(-(-least // 8) * 8, 40)
-        assert plan.final == edge
-    assert not solve_keep(tables, 40).steps
-
-
-def test_keep_goes_where_its_exchange_rate_says() -> None:
-    """Losses that fall with depth push steps late, latency pulls them early: the more the losses
-    weigh against each other, the later."""
-    tables = staircase(blocks=6)
-    even = replace(tables, loss=tables.loss[-1:] * 6)
-    uneven = replace(tables, loss=tuple(t * 4.0 ** (5 - i) for i, t in enumerate(even.loss)))
-    early, late = (solve_keep(t, 16) for t in (even, uneven))
-    assert early.final == late.final == 16
-    assert early.attention < late.attention
-    assert early.latency_ms < late.latency_ms
-
-
-def test_keep_keeps_to_the_limits() -> None:
-    tables = staircase(blocks=2)
-    assert solve_keep(tables, 17, Limits(align=16)).final == 32
-    with pytest.raises(UsageError, match="41 tokens cannot stay of 40"):
-        solve_keep(tables, 41)
-    with pytest.raises(UsageError, match="no allowed steps end in 33 tokens or more"):
-        solve_keep(tables, 33, Limits(final_most=32))
 
 
 def test_what_is_no_curve() -> None:
