@@ -97,8 +97,9 @@ def fill_best(folder: Path, asked: Build, make: Make, say: Callable[[str], None]
         assert kept.ms is not None
         assert kept.dense_ms is not None
         why = (
-            f"not faster than dense here, measured: {kept.ms:.4g} ms against "
-            f"{kept.dense_ms:.4g} ms; this is the dense model (--force emits the reduced one)"
+            f"not shown to be faster than dense here: {kept.ms:.4g} ms against "
+            f"{kept.dense_ms:.4g} ms measured; this is the dense model (--force emits the reduced "
+            "one)"
         )
         say("the reduced model is not faster: emitting the dense one")
         dense = _attempt(folder, asked, None, make, say).manifest

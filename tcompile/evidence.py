@@ -108,6 +108,6 @@ def measure(
     notes: tuple[str, ...] = ()
     if not faster:
         s = timed.speedup
-        notes = (f"measured no faster than dense here: {s.ratio:.2f} × [{s.lower:.2f}, "
+        notes = (f"not shown to be faster than dense here: {s.ratio:.2f} × [{s.lower:.2f}, "
                  f"{s.upper:.2f}]",)  # fmt: skip
     return Evidence(fidelity, latency, notes, faster)

@@ -94,7 +94,8 @@ def fill(
         latency=evidence.latency,
         fidelity=evidence.fidelity,
         fused_attention=_fused_entry(emitted.fused),
-        notes=(*notes, *evidence.notes),
+        # Of the dense model there is nothing to say but that it is as fast as itself.
+        notes=(*notes, *(evidence.notes if schedule.reductions else ())),
         faster=evidence.faster if schedule.reductions else None,
     )
 
