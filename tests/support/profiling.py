@@ -118,7 +118,8 @@ class Clock:
     now: float = 0.0
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """In place of the clocks of stations and measurements."""
+        """In place of the clocks of stations and measurements; and no garbage is collected."""
+        monkeypatch.setattr(stations.gc, "collect", lambda: 0)
         monkeypatch.setattr(stations.time, "perf_counter", lambda: self.now)
         monkeypatch.setattr(stations.time, "monotonic", lambda: self.now)
 
