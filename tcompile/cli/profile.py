@@ -91,10 +91,12 @@ def profile(
       tcompile profile vit.onnx --target jetson-orin -o orin.json
       tcompile profile vit.onnx --target t4 --import 197=a.json --import 99=b.json -o t4.json
     """
-    from tcompile.profiling.api import draw_profile, write_profile
+    from tcompile.profiling.api import check_output, draw_profile, write_profile
     from tcompile.profiling.api import profile as make
     from tcompile.profiling.plot import check_picture
 
+    if output is not None:
+        check_output(output)
     if plot is not None:
         check_picture(plot)
     with progress() as say:

@@ -125,6 +125,12 @@ def profile(
     return Profiled(made, layout, tuple(notes), compared)
 
 
+def check_output(path: str | Path) -> None:
+    """Raise UsageError unless there is a folder to write to; before minutes are spent."""
+    if not Path(path).parent.is_dir():
+        raise UsageError("the folder does not exist", where=str(path))
+
+
 def write_profile(profiled: Profiled, path: str | Path) -> Path:
     """Write a profile's document as a whole or not at all.
 

@@ -62,7 +62,8 @@ class Figure:
         """Raises ValueError for what is no figure."""
         ms, lower, upper, runs = given
         figure = Figure(float(ms), float(lower), float(upper), int(runs))
-        if not all(np.isfinite([figure.ms, figure.lower, figure.upper])) or figure.ms < 0:
+        times = (figure.lower, figure.ms, figure.upper)
+        if not all(np.isfinite(times)) or min(times) < 0 or figure.runs < 0:
             raise ValueError(f"{given} is no time")
         return figure
 

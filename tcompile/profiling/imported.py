@@ -15,6 +15,7 @@ from tcompile.planning.solve.method import Method
 from tcompile.profiling.curve import Curve, Figure, StepCost
 from tcompile.profiling.profile import Conditions, MeasuredProfile, Subject
 from tcompile.profiling.sizing import Sized, structures
+from tcompile.profiling.structure import Layout, layout_of
 
 NOTE = (
     "latencies of whole models that carry n tokens from the first block to the last; their parts "
@@ -61,9 +62,15 @@ def imported_profile(
     stem_flops = sum(_flops(g) for g in found.stem.values())
     parts = {**found.halves, **found.heads}
 
+    # What a half with sides of its own (masks, tables) becomes behind a step, where it is seen.
+    later = _later(layout_of(dense, methods[0]))
+
     def total(tokens: int) -> float:
         """FLOPs of all halves and the head of the dense model, were there so many tokens."""
-        return sum(uses * _at(parts[s], tokens) for s, uses in found.uses.items() if s in parts)
+        return sum(
+            uses * _at(parts[s if tokens in parts[s].graphs else later.get(s, s)], tokens)
+            for s, uses in found.uses.items() if s in parts
+        )  # fmt: skip
 
     all_flops = stem_flops + total(shape.tokens)
     stem_ms = points[shape.tokens].ms * stem_flops / max(all_flops, 1.0)
@@ -88,6 +95,13 @@ def imported_profile(
         {m.key: given.get(m.key, free) for m in methods},
         points[shape.tokens],
     )  # fmt: skip
+
+
+def _later(layout: Layout) -> dict[str, str]:
+    pairs = [(layout.head_dense, layout.head)]
+    for before, after in zip(layout.dense, layout.reduced, strict=True):
+        pairs += zip(before, after, strict=True)
+    return {a: b for a, b in pairs if a and b and a != b}
 
 
 def _flops(graph: gs.Graph) -> float:

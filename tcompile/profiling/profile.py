@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -81,7 +81,7 @@ class Profile:
         halves: signature → a half of a block.
         heads: signature → all behind the blocks.
         reducers: method → score and reducer of one step.
-        dense: the whole dense model, run beside its parts; None where nothing ran.
+        dense: the whole dense model, run beside its parts (or modelled); None where unknown.
     """
 
     kind: ClassVar[Kind]
@@ -149,16 +149,42 @@ def from_json(document: Mapping[str, Any], where: str = "profile") -> Profile:
         made = kinds[document["kind"]]
         dense = document["dense"]
         return made(
-            Conditions(**document["conditions"]),
-            Subject(**document["subject"]),
+            _conditions(document["conditions"]),
+            _subject(document["subject"]),
             {k: Figure.from_json(v) for k, v in document["stem"].items()},
             {k: Curve.from_json(v) for k, v in document["halves"].items()},
             {k: Curve.from_json(v) for k, v in document["heads"].items()},
             {k: StepCost.from_json(v) for k, v in document["reducers"].items()},
             None if dense is None else Figure.from_json(dense),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UsageError(f"is no profile: {type(error).__name__} {error}", where=where) from error
+
+
+def _conditions(given: Mapping[str, Any]) -> Conditions:
+    """Raises ValueError, TypeError for fields of another type."""
+    made = Conditions(**given)
+    words = [getattr(made, f.name) for f in fields(made) if f.type == "str"]
+    software = dict(made.software).items()
+    if not all(isinstance(w, str) for w in (*words, *(w for pair in software for w in pair))):
+        raise ValueError("conditions that are no words")
+    if not _whole(made.batch, 1) or not _whole(made.threads, 0):
+        raise ValueError(f"batch {made.batch}, threads {made.threads}")
+    return made
+
+
+def _subject(given: Mapping[str, Any]) -> Subject:
+    """Raises ValueError, TypeError for what is no model."""
+    made = Subject(**given)
+    if not isinstance(made.source, str) or not _whole(made.prefix, 0) or not _whole(made.blocks, 1):
+        raise ValueError(f"{made} is no model")
+    if not _whole(made.tokens, made.prefix + 1):
+        raise ValueError(f"{made.tokens} tokens")
+    return made
+
+
+def _whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def read_profile(path: str | Path) -> Profile:
@@ -192,7 +218,7 @@ def combine(first: P, second: Profile) -> P:
     dense = first.dense if first.subject == second.subject else None
     if dense is not None and second.dense is not None:
         dense = dense.with_(second.dense)
-    both = {
+    both: dict[str, Any] = {
         name: combined([*getattr(first, name).items(), *getattr(second, name).items()])
         for name in ("stem", "halves", "heads", "reducers")
     }

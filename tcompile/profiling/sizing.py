@@ -96,10 +96,12 @@ def structures(dense: gs.Graph, analysis: Analysis, methods: Sequence[Method]) -
         if not made:
             raise UsageError(f"no step of {method.key} is possible", where="--method")
         steps[method.key] = _steps(made, method)
-        cuts = [c for _, c in made]
+        once = [c for s, c in made if len(s) == 1]
         for kind, of in (("half", _halves), ("head", _heads)):
-            found = _merged([seen[kind], _seen(cuts, of)])
-            if any(sized(found[s]).lines is None for s in _seen(cuts, of)):
+            found = _merged([seen[kind], _seen([c for _, c in made], of)])
+            # Behind several steps a half may have nodes that others share behind one: only what
+            # follows one step has to be known everywhere.
+            if any(sized(found[sign]).lines is None for c in once for _, sign in of(c)):
                 found = _merged([found, _seen(_at_few(dense, method), of)])
             seen[kind] = found
     stem = {

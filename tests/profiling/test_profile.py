@@ -98,17 +98,32 @@ def test_what_is_no_number_is_refused(value: Any) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
 def test_times_are_finite_and_not_negative(value: float) -> None:
-    """All medians; ms is the first behind the counts."""
+    """Medians, quartiles and runs, which follow the counts."""
     skipped = {"stem": 0, "dense": 0, "halves": 1, "heads": 1, "reducers": 2}
     tried = 0
     for path in NUMBERS:
-        if path[-1] == skipped[path[0]]:
+        if path[-1] >= skipped[path[0]]:
             broken = copy.deepcopy(DOCUMENT)
             at(broken, path[:-1])[path[-1]] = value
             with pytest.raises(UsageError):
                 from_json(broken)
             tried += 1
-    assert tried == 10
+    assert tried == 40
+
+
+@pytest.mark.parametrize(
+    ("where", "field", "value"),
+    [("conditions", "batch", 0), ("conditions", "batch", "1"), ("conditions", "threads", -1),
+     ("conditions", "device", 3), ("conditions", "software", {"a": 1}),
+     ("conditions", "software", 1),
+     ("subject", "tokens", 1), ("subject", "tokens", "17"), ("subject", "prefix", -1),
+     ("subject", "blocks", 0), ("subject", "source", None), ("subject", "more", 1)],
+)  # fmt: skip
+def test_conditions_and_subject_make_sense(where: str, field: str, value: Any) -> None:
+    broken = copy.deepcopy(DOCUMENT)
+    broken[where][field] = value
+    with pytest.raises(UsageError):
+        from_json(broken)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '{"format": "other"}', "[" * 99999])
