@@ -29,17 +29,18 @@ from tcompile.pipeline import read, room_of
 from tcompile.planning.optimise import Plan, plan_of
 from tcompile.planning.schedule import Schedule
 from tcompile.planning.schedulers import Place
-from tcompile.planning.solve.candidates import Candidate, candidate
+from tcompile.planning.solve.candidates import PORTFOLIO, Candidate, candidate
+from tcompile.planning.solve.latencies import measured
 from tcompile.planning.solve.method import method_for
 from tcompile.planning.solve.sources import prior_of
-from tcompile.profiling.measure import Effort, measure
 from tcompile.profiling.meter import OrtMeter, Run
 from tcompile.profiling.profile import Profile
 from tcompile.profiling.stations import Job, Key, Station, rounds
+from tcompile.request import Request
 from tcompile.targets import load_target
 from tcompile.timing import machine_name
 
-METHODS = ("topk", "evit", "tome")
+METHODS = PORTFOLIO
 #: Models that are open at a time.
 _TOGETHER = 10
 
@@ -103,8 +104,8 @@ def compared(
     room = room_of(model.analysis)
     methods = [method_for(model.analysis, room, text) for text in METHODS]
     start = time.perf_counter()
-    profile = measure(model.graph, model.analysis, methods, meter, source=path.name,
-                      effort=Effort(seed=seed))  # fmt: skip
+    request = Request(keep=1, threads=threads, seed=seed)
+    profile = measured(model, methods, load_target("cpu"), request, lambda text: None, fresh=True)
     seconds = time.perf_counter() - start
     candidates = [
         candidate(model.graph, m, profile, lambda method, counts: prior_of(method), least=None,

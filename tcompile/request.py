@@ -79,7 +79,7 @@ class Request:
     objective: Objective | None = None
     calibration: str | Path | None = None
     losses: LossKind = "measured"
-    images: int = 32
+    images: int = 16
     profile: Any = None
     batch: int = 1
     threads: int | None = None

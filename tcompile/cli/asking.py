@@ -79,7 +79,7 @@ _OPTIONS = (
     click.option(
         "--images",
         type=click.IntRange(min=1),
-        default=32,
+        default=16,
         show_default=True,
         help="Images that losses are measured on at most; all others check --max-drop.",
     ),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tcompile.errors import UsageError
+from tcompile.planning.solve.candidates import PORTFOLIO
 from tcompile.planning.solve.method import Method, method_for
 from tcompile.profiling.curve import Curve, StepCost
 from tcompile.profiling.profile import Conditions, Profile, read_profile
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
     from tcompile.profiling.compare import Comparison
     from tcompile.stages import Analysed
 
-#: Methods whose steps a profile has unless told otherwise, where a model has room for them.
-METHODS = ("topk", "evit", "tome")
+#: Methods whose steps a profile has unless told otherwise, where a model has room for them: those
+#: that a schedule is planned with.
+METHODS = PORTFOLIO
 Progress = Callable[[str], None]
 
 

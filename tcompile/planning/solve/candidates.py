@@ -20,8 +20,9 @@ from tcompile.request import AUTO
 
 #: What `auto` tries with images, in order; without, the first that the model has room for: losses
 #: of different methods cannot be compared then. `evit` keeps a trace of what leaves; where a fused
-#: token has no place (rotary tables, position bias, groups), `topk` drops it.
-PORTFOLIO = ("evit", "topk", "tome")
+#: token has no place (rotary tables, position bias, groups), `topk` drops it. `mctf` and `turbo`
+#: merge: they lost least of all presets on `zoo:glyphs`, step by step, at the price of more nodes.
+PORTFOLIO = ("evit", "topk", "mctf", "turbo")
 #: TensorRT's TopK takes no larger K.
 TOPK_LIMIT = 3840
 

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from tcompile.request import Request
 
 #: Shares of the patches that single steps are measured at; between them losses are interpolated.
-SHARES = (0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9)
+SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
+#: Sites that are measured at most, evenly spread, the first and the last among them; the others lie
+#: between them in depth.
+SITES = 8
 Progress = Callable[[str], None]
 
 
@@ -79,7 +82,8 @@ def losses_on(
 
     def losses(method: Method, counts: Sequence[int]) -> Losses:
         shape = method.context.shape
-        sites = [rule.name for rule in method.sites]
+        spread = np.linspace(0, len(method.sites) - 1, min(SITES, len(method.sites)))
+        sites = [method.sites[i].name for i in sorted({round(x) for x in spread})]
         few = [shape.prefix + max(round(s * shape.patches), 1) for s in SHARES]
         bound = {"prefix": request.prefix, "shapes": {k: list(map(str, v)) for k, v in
                                                       (request.shapes or {}).items()}}  # fmt: skip
