@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -130,3 +131,24 @@ def test_halves_behind_a_step_see_its_tokens(models: dict[str, pipeline.Analysed
     assert len(found.behind("mlp")) == 3
     assert len(found.behind("attn")) == 2
     assert cut_dense(model.graph, model.analysis).step == -1
+
+
+@pytest.mark.parametrize(("build", "text"), [(tiny, "tome"), (sided, "topk"), (sided, "tome")])
+def test_what_halves_share_is_made_before_them(tmp_path: Path, build: Any, text: str) -> None:
+    """Or else the first of them would be another structure, and dearer, than those behind it."""
+    model = build(tmp_path, VitSpec(depth=5))
+    found = cut_at(model.graph, method(model, text), 12)
+    makers = {
+        o.name: part.role
+        for part in found.parts
+        for node in found.graph.nodes if node.name in part.nodes
+        for o in node.outputs
+    }  # fmt: skip
+    beside = 0
+    for role in ("attn", "mlp"):
+        assert len({sign for _, sign in found.behind(role)}) == 1
+        for part, _ in found.behind(role):
+            names = [t.name for t in subgraph(found.graph, part).inputs if t.name != part.start]
+            assert {makers[n] for n in names} <= {"stem", "reducer"}, part
+            beside += len(names)
+    assert beside >= 4
