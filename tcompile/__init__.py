@@ -20,7 +20,9 @@ if (_root / "pyproject.toml").is_file() and (_root / "passes").is_dir():
 
 #: Public name → the module it lives in.
 _LAZY = {
-    **dict.fromkeys(("build", "explain", "inspect", "plan", "price", "reduce"), "tcompile.pipeline"),
+    **dict.fromkeys(
+        ("build", "explain", "inspect", "plan", "price", "reduce"), "tcompile.pipeline"
+    ),
     **dict.fromkeys(("export", "load_source"), "tcompile.models"),
     **dict.fromkeys(("load_target", "list_targets"), "tcompile.targets"),
     "profile": "tcompile.profiling.api",

@@ -51,3 +51,37 @@ def extract(graph: gs.Graph, nodes: Collection[str], outputs: Sequence[str]) -> 
     called = {n.op for n in kept}
     part.functions = [f for f in part.functions if f.name in called]
     return part.cleanup(remove_unused_graph_inputs=True).toposort()
+
+
+def repeated(graph: gs.Graph, times: int) -> gs.Graph:
+    """A graph several times over, each copy with inputs and outputs of its own.
+
+    What runs so shares the cost of starting a runtime, and as the inputs are others nothing can be
+    computed once for all copies. Constants are shared.
+    """
+    whole = graph.copy()
+    nodes, inputs, outputs = list(whole.nodes), list(whole.inputs), list(whole.outputs)
+    for number in range(1, times):
+        new: dict[str, gs.Tensor] = {}
+
+        def renamed(
+            tensor: gs.Tensor, number: int = number, new: dict[str, gs.Tensor] = new
+        ) -> gs.Tensor:
+            if not tensor.name or is_const(tensor):
+                return tensor
+            if tensor.name not in new:
+                name = f"{tensor.name}/copy{number}"
+                new[tensor.name] = gs.Variable(name, tensor.dtype, tensor.shape)
+            return new[tensor.name]
+
+        for node in nodes:
+            whole.nodes.append(
+                gs.Node(
+                    node.op, f"{node.name}/copy{number}", dict(node.attrs),
+                    [renamed(t) for t in node.inputs], [renamed(t) for t in node.outputs],
+                    node.domain,
+                )
+            )  # fmt: skip
+        whole.inputs += [renamed(t) for t in inputs]
+        whole.outputs += [renamed(t) for t in outputs]
+    return whole.toposort()

@@ -27,10 +27,13 @@ from tcompile.profiling.profile import MeasuredProfile, Subject
 from tcompile.profiling.refine import first_counts, refined
 from tcompile.profiling.stations import Job, Key, Opener, Station, rounds
 from tcompile.profiling.structure import Cut, cut_at, cut_dense, cut_steps
+from tcompile.subgraph import repeated
 
 #: Weights that all open sessions together may hold; prepacked ones count twice.
 _MOST_BYTES = 5 << 30
 _STATIONS = 24
+#: Copies of a step that are run as one.
+_COPIES = 4
 #: Rounds, and seconds where those are soon over, before more token counts are looked at.
 _FIRST, _FIRST_SECONDS = 3, 3.0
 
@@ -173,8 +176,10 @@ class _Campaign:
             key = Key("step", method.key, before + shape.prefix, after + shape.prefix)
             if steps is None or key in jobs:
                 continue
-            cuts = cut_steps(self.dense, method, steps)
-            jobs[key] = Job(key, self.opener.open(subgraph(cuts.graph, cuts.parts[cuts.step])))
+            cuts = cut_steps(self.dense, method, steps, without_twins=True)
+            # By itself a step is so short that waking the runtime's threads would be most of it.
+            part = repeated(subgraph(cuts.graph, cuts.parts[cuts.step]), _COPIES)
+            jobs[key] = Job(key, self.opener.open(part), _COPIES)
         if not jobs:
             raise UsageError(f"no step of {method.key} can be measured", where="--method")
         return [Station(list(jobs.values()))]
@@ -230,8 +235,8 @@ class _Campaign:
                     curves[key.kind].setdefault(key.name, []).append(point)
         costs: dict[str, list[tuple[int, int, Figure]]] = {}
         for station in self.steps:
-            for key, (figure, _) in station.figures().items():
-                point3 = (key.tokens, key.after, figure.minus(call.ms))
+            for key, (figure, share) in station.figures().items():
+                point3 = (key.tokens, key.after, figure.minus(call.ms, share))
                 costs.setdefault(key.name, []).append(point3)
         whole = next(iter(self.whole.figures().values()))[0]
         halves, heads = (

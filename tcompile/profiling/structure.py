@@ -10,6 +10,7 @@ from tcompile.analysis.model import Analysis
 from tcompile.errors import UsageError
 from tcompile.passes.reduce import reduce_graph
 from tcompile.planning.solve.method import Method
+from tcompile.profiling import twins
 from tcompile.profiling.cut import Part, cut
 from tcompile.profiling.signature import signature
 
@@ -65,12 +66,20 @@ def cut_at(dense: gs.Graph, method: Method, tokens: int) -> Cut:
     return cut_steps(dense, method, [(p.site, p.keep) for p in places])
 
 
-def cut_steps(dense: gs.Graph, method: Method, steps: list[tuple[str, int]]) -> Cut:
-    """The parts of the model with these steps of a method: (site, patches that stay)."""
+def cut_steps(
+    dense: gs.Graph, method: Method, steps: list[tuple[str, int]], *, without_twins: bool = False
+) -> Cut:
+    """The parts of the model with these steps of a method: (site, patches that stay).
+
+    Args:
+        without_twins: leave out nodes that compute what others do (`twins`).
+    """
     from tcompile.planning.schedulers import Place
 
     schedule = method.schedule([Place(*s) for s in steps])
     made = reduce_graph(dense, method.analysis, schedule, outputs=method.outputs).graph
+    if without_twins:
+        made = twins.without_twins(made)
     parts = tuple(cut(dense, method.analysis, made))
     last = max(i for i, p in enumerate(parts) if p.role == "reducer" and p.site == steps[-1][0])
     tokens = method.context.shape.prefix + steps[-1][1]
