@@ -82,6 +82,11 @@ def fastest_within(
         UsageError: with a latency besides: no plan keeps to both.
     """
     plans = _by_loss(candidates, budget)
+    if not plans:
+        dense = candidates[0].tables.dense_ms
+        why = (f"no plan is faster than the dense model's {dense:.4g} ms by more than "
+               f"{budget.band:.0%}")  # fmt: skip
+        return dense_choice(candidates[0], why), None
     tries = max(math.ceil(math.log2(len(plans) + 1)), 1)
     trial = Trial(graph, images, outputs, tries, say)
     best: tuple[Choice, Drop] | None = None
