@@ -116,7 +116,8 @@ def _answer(
         shown = front(one.tables, limits_of(one, budget))
     except UsageError:
         shown = None
-    asked = {"keep": request.keep, "latency_ms": request.latency, "max_drop": request.max_drop,
+    keep = None if request.keep is None else float(parse_keep(request.keep))
+    asked = {"keep": keep, "latency_ms": request.latency, "max_drop": request.max_drop,
              "objective": request.objective}  # fmt: skip
     totals = whole_latency(one.tables)
     return Planned(
@@ -130,8 +131,7 @@ def _answer(
         shown,
         tuple(Tried(c.candidate.method.text, c.plan.latency_ms, c.plan.loss) for c in each),
         curve=tuple(zip(one.tables.counts, map(float, totals), strict=True)),
-        budget={k: v if isinstance(v, (int, float)) else str(v) for k, v in asked.items()
-                if v is not None},
+        budget={k: v for k, v in asked.items() if v is not None},
     )  # fmt: skip
 
 
