@@ -1,0 +1,152 @@
+"""The planner's options on the command line, by profiles that were made by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.cli.test_bad_input import listing, refused
+from tests.support.command import Command
+from tests.support.planted import Planted, method, model
+
+PLANTED = Planted()
+
+
+@pytest.fixture
+def profiled(vit: Path) -> Path:
+    """p.json: a profile of vit.onnx under the methods that `auto` tries."""
+    given = model()
+    methods = [method(given, name) for name in ("topk", "evit", "tome", "pomt")]
+    Path("p.json").write_text(json.dumps(PLANTED.profile(given, methods).to_json()))
+    return vit
+
+
+def test_help_tells_of_them(tcompile: Command) -> None:
+    for command in ("plan", "build"):
+        shown = tcompile(command, "--help").out
+        for option in ("--latency", "--max-drop", "--objective", "--profile", "--calibration",
+                       "--losses", "--images", "--batch", "--threads", "--seed"):  # fmt: skip
+            assert option in shown, (command, option)
+        assert "[default: auto]" in " ".join(shown.split())
+    assert "--refine" in tcompile("build", "--help").out
+    assert "--plot" in tcompile("plan", "--help").out
+
+
+def test_plan_for_people(tcompile: Command, profiled: Path) -> None:
+    dense = PLANTED.dense(model())
+    shown = tcompile("plan", profiled, "--target", "cpu", "--latency", f"{0.7 * dense:.3f}",
+                     "--profile", "p.json")  # fmt: skip
+    assert (shown.code, shown.err) == (0, "")
+    assert "method evit" in shown.out
+    assert "plateau" in shown.out
+    assert f"dense {dense:.4g} ms" in shown.out
+    assert "measured latency" in shown.out
+    assert "a documented prior" in shown.out
+
+
+@pytest.mark.parametrize("budget", [("--keep", "0.5"), ("--latency", "40")])
+def test_json_has_the_plan_and_is_a_schedule(
+    tcompile: Command, profiled: Path, budget: tuple[str, str]
+) -> None:
+    told = tcompile("plan", profiled, "--target", "cpu", *budget, "--profile", "p.json", "--json")
+    assert told.code == 0, told.err
+    document = told.json()
+    plan = document["plan"]
+    assert plan["predicted_ms"] < plan["dense_ms"] == pytest.approx(PLANTED.dense(model()))
+    assert [s["site"] for s in plan["steps"]] == [r["site"] for r in document["reductions"]]
+    assert [s["after"] - 1 for s in plan["steps"]] == [r["keep"] for r in document["reductions"]]
+    assert plan["latency_kind"] == "measured"
+    assert plan["front"]
+    name = {"--keep": "keep", "--latency": "latency_ms"}[budget[0]]
+    assert float(plan["budget"][name]) == float(budget[1])
+    Path("s.json").write_text(told.out)
+    built = tcompile("build", profiled, "--target", "cpu", "--schedule", "s.json", "--force",
+                     "-o", "out", "--json")  # fmt: skip
+    assert built.code == 0, built.err
+    assert built.json()["manifest"]["schedule"]["reductions"] == document["reductions"]
+
+
+def test_build_says_how_it_was_planned(tcompile: Command, profiled: Path) -> None:
+    built = tcompile("build", profiled, "--target", "cpu", "--keep", "0.5", "--profile", "p.json",
+                     "--force", "-o", "out", "--json")  # fmt: skip
+    assert built.code == 0, built.err
+    manifest = built.json()["manifest"]
+    assert manifest["plan"]["latency_kind"] == "measured"
+    assert manifest["plan"]["measured_off"] is not None
+    assert manifest["schedule"]["reductions"]
+    report = Path("out/report.md").read_text()
+    assert "predicted" in report or "planned" in report.lower()
+
+
+def test_declined_is_said(tcompile: Command, profiled: Path) -> None:
+    shown = tcompile("plan", profiled, "--target", "cpu", "--latency", "1000", "--profile",
+                     "p.json")  # fmt: skip
+    assert shown.code == 0
+    assert "declined: the dense model's" in shown.out
+    assert "No token leaves" in shown.out
+
+
+def test_a_plan_drawn(tcompile: Command, profiled: Path) -> None:
+    pytest.importorskip("matplotlib")
+    shown = tcompile("plan", profiled, "--target", "cpu", "--keep", "0.5", "--profile", "p.json",
+                     "--plot", "plan.svg")  # fmt: skip
+    assert shown.code == 0, shown.err
+    for name in ("latency", "depth", "front"):
+        assert Path(f"plan-{name}.svg").read_text().lstrip().startswith("<?xml")
+        assert f"wrote plan-{name}.svg" in shown.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--latency", "-1"], ["--latency", "no budget"]),
+        (["--latency", "0"], ["--latency"]),
+        (["--latency", "nan"], ["--latency"]),
+        (["--latency", "fast"], ["--latency", "fast"]),
+        (["--latency", "0.001", "--profile", "p.json"], ["no plan takes at most 0.001 ms"]),
+        (["--max-drop", "0.1"], ["--max-drop", "needs images"]),
+        (["--max-drop", "1.5", "--calibration", "i.npz"], ["--max-drop", "less than 1"]),
+        (["--max-drop", "0.1", "--calibration", "none.npz", "--profile", "p.json"], ["none.npz"]),
+        (["--objective", "pomt"], ["pomt", "--calibration"]),
+        (["--objective", "pomt", "--keep", "0.5", "--calibration", "i.npz", "--profile", "p.json"],
+         ["picks the count by itself"]),
+        (["--objective", "speed", "--keep", "0.5"], ["--objective"]),
+        (["--keep", "0.5", "--profile", "nothing.json"], ["nothing.json"]),
+        (["--keep", "0.5", "--profile", "damaged.json"], ["damaged.json", "no profile"]),
+        (["--keep", "0.5", "--profile", "other.json"], ["does not have", "tcompile profile"]),
+        (["--schedule", "s.json", "--latency", "5"], ["--latency", "--schedule"]),
+        (["--schedule", "s.json", "--keep", "0.5"], ["--keep", "--schedule"]),
+        (["--keep", "0.5", "--method", "auto:x=1"], ["auto has no parameters"]),
+        (["--latency", "5", "--method", "bypass"], ["cannot be planned"]),
+        (["--latency", "5", "--method", "tomme"], ["did you mean 'tome'"]),
+        (["--keep", "0.5", "--images", "0"], ["--images"]),
+        (["--keep", "0.5", "--batch", "0"], ["--batch"]),
+        (["--keep", "0.5", "--threads", "none"], ["--threads"]),
+        (["--keep", "0.5", "--losses", "none"], ["--losses"]),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("command", ["plan", "build"])
+def test_bad_values(
+    tcompile: Command, profiled: Path, command: str, arguments: list[str], words: list[str]
+) -> None:
+    """Exit code 2, one line, nothing written."""
+    document = json.loads(Path("p.json").read_text())
+    Path("other.json").write_text(json.dumps({**document, "halves": {}}))
+    Path("damaged.json").write_text(Path("p.json").read_text()[:200])
+    Path("s.json").write_text("{}")
+    np.savez("i.npz", image=np.zeros((4, 3, 32, 32), np.float32))
+    before = listing()
+    refused(tcompile(command, profiled, "--target", "cpu", *arguments), *words)
+    assert listing() == before
+
+
+def test_only_a_solved_plan_is_drawn(tcompile: Command, vit: Path) -> None:
+    before = listing()
+    shown = tcompile("plan", vit, "--target", "cpu", "--keep", "0.5", "--method", "topk", "--plot",
+                     "p.png")  # fmt: skip
+    assert shown.code == 2
+    assert "only a solved schedule" in shown.err
+    assert listing() == before

@@ -1,0 +1,386 @@
+"""Closing the loop: what was built is measured, and what is not faster is not emitted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+
+import tcompile as package
+from tcompile import closing, evidence, pipeline
+from tcompile.closing import Build, fill_best
+from tcompile.errors import UsageError
+from tcompile.evidence import Evidence
+from tcompile.manifest import (
+    BlockTokens,
+    Fidelity,
+    Flops,
+    Latency,
+    Manifest,
+    Source,
+    TargetEntry,
+)
+from tcompile.planning.optimise import Plan, Plateau, Step
+from tcompile.planning.schedule import Reduction, Schedule, Shape, Spec
+from tcompile.planning.solve.planned import Planned
+from tcompile.request import Request
+from tcompile.targets import load_target
+from tests.support.planted import Planted, method, model
+from tests.support.tiny_vit import save_tiny_vit
+
+SHAPE = Shape(17, 1, 16, 3)
+SCHEMA = json.loads((Path(package.__file__).parent / "manifest.schema.json").read_text())
+DENSE = 20.0
+
+
+@dataclass(frozen=True)
+class Made:
+    """Stands for a reduced model."""
+
+    schedule: Schedule
+
+
+def schedule_of(keep: int) -> Schedule:
+    steps = (Reduction("attn:0", Spec("cls"), Spec("topk"), keep),) if keep < 16 else ()
+    return Schedule("topk", SHAPE, steps)
+
+
+@dataclass
+class World:
+    """A device on which a plan for so many ms keeps as many tokens, and takes what `ms` says.
+
+    Attributes:
+        ms: (attempt, predicted ms) → measured ms.
+        dense_ms: measured; the prediction is DENSE.
+        asked: latencies asked for, None for the dense model.
+    """
+
+    ms: Callable[[int, float], float]
+    dense_ms: float = DENSE
+    kind: str = "measured"
+    named: bool = False
+    refuses: float = 0.0
+    asked: list[Any] = field(default_factory=list)
+    requests: list[Request | None] = field(default_factory=list)
+    filled: int = 0
+    reduced: int = 0
+    now: float = 0.0
+
+    def make(self, request: Request | None) -> tuple[Any, Planned | None]:
+        self.requests.append(request)
+        budget = None if request is None else request.latency or 10.0
+        self.asked.append(budget)
+        if budget is None:
+            return Made(schedule_of(16)), None
+        if budget < self.refuses:
+            raise UsageError("no plan takes so little")
+        keep, self.now = max(int(budget), 1), budget
+        self.kind = "measured" if request and request.profile == "measure" else self.kind
+        plan = Plan(
+            (Step("attn:0", 17, keep + 1, 0.1, DENSE - budget),), (17,) * 3, (keep + 1,) * 3,
+            keep + 1, budget, DENSE - budget, DENSE,
+        )  # fmt: skip
+        planned = Planned(schedule_of(keep), plan, "a profile", self.kind, 0.1, "none",
+                          plateaus=(Plateau(keep, keep + 1, 1.0),))  # fmt: skip
+        return Made(schedule_of(keep)), None if self.named else planned
+
+    def fill(
+        self, folder: Path, origin: Source, target: Any, precision: Any, held: list[Made],
+        outputs: Any, say: Any, *, threads: Any, batch: int,
+    ) -> Manifest:  # fmt: skip
+        assert list(folder.iterdir()) == [], "what was built before is still there"
+        self.filled += 1
+        made = held.pop()
+        (folder / "model.onnx").write_text(str(made.schedule.final))
+        (folder / "engine").mkdir()
+        latency: tuple[Latency, ...] = ()
+        faster = None
+        if target.runtime == "onnxruntime":
+            ms = self.dense_ms
+            if made.schedule.reductions:
+                self.reduced += 1
+                ms = self.ms(self.reduced, self.now)
+                faster = ms < self.dense_ms
+            latency = (Latency("dense", "measured", self.dense_ms, "here", "it"),
+                       Latency("reduced", "measured", ms, "here", "it"))  # fmt: skip
+        return Manifest(
+            origin, TargetEntry(target.name, target.runtime), precision, "reduced", (), (),
+            made.schedule.to_json(), (BlockTokens(0, 17, 17),), Flops(2, 1), {}, latency,
+            notes=("of the build",), faster=faster,
+        )  # fmt: skip
+
+    def build(
+        self, folder: Path, *, target: str = "cpu", force: bool = False, refine: bool = False,
+        **asked: Any,
+    ) -> Manifest:  # fmt: skip
+        build = Build(Source("m.onnx", 1, "0"), load_target(target), "fp32", Request(**asked),
+                      force, refine)  # fmt: skip
+        return fill_best(folder, build, self.make, lambda _: None)
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> Callable[..., World]:
+    def made(ms: Any, **more: Any) -> World:
+        found = World(ms if callable(ms) else lambda i, predicted: ms, **more)
+        monkeypatch.setattr(closing, "fill", found.fill)
+        return found
+
+    return made
+
+
+def kept(folder: Path) -> int:
+    """Patches that the one model in the folder keeps."""
+    assert sorted(p.name for p in folder.iterdir()) == ["engine", "model.onnx"]
+    return int((folder / "model.onnx").read_text())
+
+
+def test_what_is_faster_stays(world: Any, tmp_path: Path) -> None:
+    device = world(10.5)
+    made = device.build(tmp_path, latency=10)
+    assert (kept(tmp_path), device.filled) == (10, 1)
+    assert made.faster is True
+    assert made.plan is not None
+    assert made.plan["declined"] == ""
+    assert made.plan["measured_off"] == pytest.approx(0.05)
+    assert "front" not in made.plan
+    assert made.notes == ("of the build",)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_what_is_not_faster_gives_way_to_dense(world: Any, tmp_path: Path, named: bool) -> None:
+    device = world(21.0, named=named)
+    made = device.build(tmp_path, keep=0.5)
+    assert (kept(tmp_path), device.asked) == (16, [10.0, None])
+    assert made.schedule["reductions"] == []
+    assert made.plan is not None
+    assert made.notes == (made.plan["declined"], "of the build")
+    assert "21 ms against 20 ms" in made.plan["declined"]
+    assert "--force" in made.plan["declined"]
+    tried = made.plan["tried_schedule"]
+    assert Schedule.from_json(tried["schedule"]) == schedule_of(10)
+    assert (tried["dense_ms"], tried["ms"]) == (20.0, 21.0)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_force_keeps_it(world: Any, tmp_path: Path, named: bool) -> None:
+    made = world(21.0, named=named).build(tmp_path, keep=0.5, force=True)
+    assert kept(tmp_path) == 10
+    assert made.faster is False
+    assert bool(made.schedule["reductions"])
+
+
+@pytest.mark.parametrize(
+    ("ms", "dense_ms", "off"),
+    [(10.9, 20.0, None), (11.2, 20.0, 0.12), (8.8, 20.0, -0.12), (20.0, 40.0, None)],
+)
+def test_a_prediction_that_was_off_is_said(
+    world: Any, tmp_path: Path, ms: float, dense_ms: float, off: float | None
+) -> None:
+    """Of the share of the dense latency: a machine that runs at half its speed runs both so."""
+    made = world(ms, dense_ms=dense_ms).build(tmp_path, keep=0.5)
+    said = [n for n in made.notes if "predicted" in n]
+    assert bool(said) == (off is not None)
+    for note in said:
+        assert made.plan is not None
+        assert made.plan["measured_off"] == pytest.approx(off)
+        assert f"{ms:.4g} of {dense_ms:.4g} ms where 10 of 20 ms were predicted" in note
+        assert "more than 10% off (measured profile)" in note
+        assert "--refine" in note
+
+
+def test_a_latency_that_was_not_kept_is_said(world: Any, tmp_path: Path) -> None:
+    made = world(11.5).build(tmp_path, latency=10)
+    assert any("11.5 ms, more than the 10 ms asked for" in n for n in made.notes)
+    other = world(10.9).build(tmp_path, latency=10)
+    assert not any("asked for" in n for n in other.notes)
+
+
+def test_refine_asks_for_as_much_less_as_it_took_longer(world: Any, tmp_path: Path) -> None:
+    device = world(lambda i, predicted: 1.25 * predicted)
+    made = device.build(tmp_path, latency=10, refine=True)
+    assert device.asked == [10, 8]
+    assert kept(tmp_path) == 8
+    assert made.plan is not None
+    assert made.plan["predicted_ms"] == 8
+    assert not any("--refine" in n for n in made.notes)
+
+
+def test_refine_uses_what_was_left_over(world: Any, tmp_path: Path) -> None:
+    device = world(lambda i, predicted: 0.8 * predicted)
+    device.build(tmp_path, latency=10, refine=True)
+    assert device.asked == [10, pytest.approx(12.5)]
+    assert kept(tmp_path) == 12
+
+
+def test_refine_stops_where_there_is_nothing_to_learn(world: Any, tmp_path: Path) -> None:
+    for asked in ({"latency": 10}, {"keep": 0.5}):
+        device = world(9.5)
+        device.build(tmp_path, refine=True, **asked)
+        assert device.filled == 1
+    device = world(21.0, named=True)
+    device.build(tmp_path, keep=0.5, refine=True)
+    assert device.asked == [10.0, None]
+
+
+@pytest.mark.parametrize(
+    ("times", "best"), [((15, 13, 14), 1), ((13, 14, 15), 0), ((15, 14, 13), 2)]
+)
+def test_refine_keeps_the_best_of_three(
+    world: Any, tmp_path: Path, times: Sequence[float], best: int
+) -> None:
+    """None within 10 ms: the one that is the least over."""
+    device = world(lambda i, predicted: (*times, times[best])[i - 1])
+    device.build(tmp_path, latency=10, refine=True)
+    asked = device.asked[:3]
+    assert len(asked) == 3
+    assert device.asked[3:] == ([] if best == 2 else [asked[best]])
+    assert kept(tmp_path) == max(int(asked[best]), 1)
+
+
+def test_refine_that_asks_too_much_keeps_what_there_was(world: Any, tmp_path: Path) -> None:
+    device = world(12.5, refuses=9.0)
+    device.build(tmp_path, latency=10, refine=True)
+    assert device.asked == [10, 8, 10]
+    assert kept(tmp_path) == 10
+
+
+def test_within_the_budget_less_loss_is_better(world: Any, tmp_path: Path) -> None:
+    """7 ms of 10 leave room for 10 · 10 / 7 ms as predicted, which take 9.5 and lose less."""
+    device = world(lambda i, predicted: {1: 7.0, 2: 9.5}[i])
+    device.build(tmp_path, latency=10, refine=True)
+    assert device.asked == [10, pytest.approx(100 / 7)]
+    assert kept(tmp_path) == 14
+
+
+def test_room_that_dense_does_not_fit_in_is_not_taken(world: Any, tmp_path: Path) -> None:
+    device = world(lambda i, predicted: 5.0)
+    device.build(tmp_path, latency=10, refine=True)
+    assert device.asked == [10, 20, 10], "with 20 ms predicted it is the dense model"
+    assert kept(tmp_path) == 10
+
+
+def test_refine_measures_what_was_modelled(world: Any, tmp_path: Path) -> None:
+    device = world(lambda i, predicted: 9.5, kind="modelled")
+    made = device.build(tmp_path, latency=10, refine=True)
+    assert [r.profile for r in device.requests if r] == [None, "measure"]
+    assert made.plan is not None
+    assert made.plan["latency_kind"] == "measured"
+
+
+def test_refined_and_still_slower_is_dense(world: Any, tmp_path: Path) -> None:
+    device = world(25.0)
+    made = device.build(tmp_path, latency=10, refine=True)
+    assert kept(tmp_path) == 16
+    assert made.plan is not None
+    assert "tried_schedule" in made.plan
+
+
+def test_a_gpu_elsewhere_gets_what_was_modelled(world: Any, tmp_path: Path) -> None:
+    made = world(0.0, kind="modelled").build(tmp_path, target="rtx-4090", latency=10)
+    assert {(f.model, f.kind, f.milliseconds) for f in made.latency} == {
+        ("dense", "modelled", DENSE), ("reduced", "modelled", 10.0),
+    }  # fmt: skip
+    assert all(f.runtime == "roofline" for f in made.latency)
+    assert made.faster is None
+    assert kept(tmp_path) == 10
+
+
+# The same through `pipeline.build`, with a tiny model whose latency is planted.
+
+
+PLANTED = Planted().profile(model(), [method(model(), "evit")], kind="modelled")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return save_tiny_vit(tmp_path / "vit.onnx")
+
+
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> Callable[[float | None], None]:
+    """Plant what the reduced model takes of 2 ms; None: nothing runs here."""
+
+    def plant(ms: float | None) -> None:
+        def measure(source: Path, reduced: Path, *_: Any, **__: Any) -> Evidence:
+            found = Evidence(Fidelity("planted", 1, ()), (), ())
+            if ms is None:
+                return found
+            times = (("dense", 2.0), ("reduced", ms))
+            latency = tuple(Latency(m, "measured", t, "here", "it") for m, t in times)  # type: ignore[arg-type]
+            return replace(found, latency=latency, faster=ms < 2, notes=("timed",))
+
+        monkeypatch.setattr(evidence, "measure", measure)
+
+    return plant
+
+
+def manifest_of(artifact: Path) -> dict[str, Any]:
+    document = json.loads((artifact / "manifest.json").read_text())
+    jsonschema.validate(document, SCHEMA, cls=jsonschema.Draft202012Validator)
+    listed = {f["path"] for f in document["files"]}
+    there = {p.relative_to(artifact).as_posix() for p in artifact.rglob("*") if p.is_file()}
+    assert there - {"manifest.json"} == listed
+    return dict(document)
+
+
+@pytest.mark.parametrize("name", ["topk", "auto"])
+def test_a_slower_build_is_the_dense_model(
+    source: Path, timed: Any, tmp_path: Path, name: str
+) -> None:
+    from tcompile.targets.backends.ort import OrtRunner
+
+    timed(2.5)
+    asked: dict[str, Any] = {"target": "cpu", "keep": 0.4, "method": name, "profile": PLANTED}
+    made = pipeline.build(source, output=tmp_path / "out", **asked)
+    document = manifest_of(made)
+    assert {b["mlp"] for b in document["tokens_per_block"]} == {17}
+    assert document["faster"] is None
+    assert "not shown to be faster" in document["notes"][0]
+    assert "timed" not in document["notes"], "said of a model that was not kept"
+    tried = Schedule.from_json(document["plan"]["tried_schedule"]["schedule"])
+    assert tried.reductions
+    x = np.random.default_rng(0).standard_normal((1, 3, 32, 32)).astype(np.float32)
+    dense, kept = (OrtRunner(p).run({"image": x})["logits"] for p in (source, made / "model.onnx"))
+    np.testing.assert_allclose(dense, kept, rtol=1e-4, atol=1e-5)
+    assert "--force" in (made / "report.md").read_text()
+
+    forced = manifest_of(pipeline.build(source, output=tmp_path / "forced", force=True, **asked))
+    assert forced["faster"] is False
+    assert Schedule.from_json(forced["schedule"]) == tried
+    assert "timed" in forced["notes"]
+
+
+def test_a_faster_build_stays(source: Path, timed: Any, tmp_path: Path) -> None:
+    timed(1.0)
+    made = pipeline.build(source, target="cpu", keep=0.4, output=tmp_path / "out", profile=PLANTED)
+    document = manifest_of(made)
+    assert document["faster"] is True
+    assert document["tokens_per_block"][-1]["mlp"] >= 8
+    assert document["plan"]["latency_kind"] == "modelled"
+    assert "planned from a modelled profile, not from a measurement" in document["notes"]
+    again = pipeline.reduce(source, schedule=document["schedule"])
+    assert again.schedule.to_json() == document["schedule"]
+
+
+def test_a_bundle_has_modelled_latency(source: Path, timed: Any, tmp_path: Path) -> None:
+    timed(None)
+    document = manifest_of(
+        pipeline.build(source, target="jetson-orin", latency=1000, output=tmp_path / "out")
+    )
+    assert [(f["model"], f["kind"]) for f in document["latency"]] == [
+        ("dense", "modelled"), ("reduced", "modelled"),
+    ]  # fmt: skip
+    assert document["plan"]["latency_kind"] == "modelled"
+
+
+def test_nothing_is_written_where_no_plan_is(source: Path, timed: Any, tmp_path: Path) -> None:
+    timed(1.0)
+    with pytest.raises(UsageError, match="the fastest takes"):
+        pipeline.build(source, target="jetson-orin", latency=1e-6, output=tmp_path / "out")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["vit.onnx"]
