@@ -76,12 +76,15 @@ def measure(
     samples: int = 2,
     threads: int | None = None,
     batch: int = 1,
+    decide: bool = True,
 ) -> Evidence:
     """Fidelity of the reduced model on seeded inputs; on `cpu`, also how long both take.
 
     A reduced model that is no faster is said to be so in a note.
 
     Args:
+        decide: measure on while it is not sure which is faster; of the dense model against itself
+            it never will be.
         threads, batch: to measure with; a fixed batch is what it is.
     """
     fidelity = measure_fidelity(source, reduced, samples_for(signature(reduced), count=samples))
@@ -89,7 +92,8 @@ def measure(
         return Evidence(fidelity, (), ())
     from tcompile.timing import bench_models
 
-    timed = bench_models(source, reduced, rounds=_ROUNDS, most=_MOST_ROUNDS, threads=threads,
+    most = _MOST_ROUNDS if decide else None
+    timed = bench_models(source, reduced, rounds=_ROUNDS, most=most, threads=threads,
                          batch=batch)  # fmt: skip
     latency = tuple(
         Latency(

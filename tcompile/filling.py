@@ -77,7 +77,8 @@ def fill(
             f"fusion was checked for {emitted.fused.expected} of {layers} attentions: the others "
             "are spelled in a way that the engine's kernels cannot be matched with"
         )
-    evidence = measure(source, folder / MODEL, target, threads=threads, batch=batch)
+    evidence = measure(source, folder / MODEL, target, threads=threads, batch=batch,
+                       decide=bool(schedule.reductions))  # fmt: skip
     return Manifest(
         source=origin,
         target=TargetEntry(target.name, target.runtime, target.compute_capability),

@@ -140,11 +140,12 @@ def bench_models(
              for runner, m in zip(runners, models, strict=True)]  # fmt: skip
     progress(f"{rounds} interleaved rounds on {threads} threads")
     times = interleave(calls, rounds=rounds)
-    begun = time.monotonic()
-    while _undecided(times) and len(times[0]) < (most or 0):
+    begun, limit = time.monotonic(), most or 0
+    while _undecided(times) and len(times[0]) < limit:
         if time.monotonic() - begun > _DECIDE_SECONDS:
             break
-        more = interleave(calls, rounds=rounds, warmup=0, seed=len(times[0]))
+        some = min(rounds, limit - len(times[0]))
+        more = interleave(calls, rounds=some, warmup=0, seed=len(times[0]))
         times = [[*a, *b] for a, b in zip(times, more, strict=True)]
     return Benchmark(
         dense=summarise(times[0]),
