@@ -102,12 +102,13 @@ def _sizes(op: TokenOp, rng: np.random.Generator, number: int) -> dict[str, int]
     """What every name of a specification is; small mostly, now and then long or at an edge."""
     many = int(rng.choice([8, 40, 40, 40, 150, 300]))
     if number % 60 == 59:
-        many = int(rng.choice([2000, 5000, 16384]))
+        pairs = any(word in op.name for word in ("Match", "Partner", "Nearest"))
+        many = int(rng.choice([1100, 1500] if pairs else [2000, 5000, 16384]))
     T = int(rng.integers(4, many + 1)) if number % 60 != 59 else many
     C = int(rng.choice([*range(1, 20), 31, 32, 33, 64, 65, 96, 128, 200]))
     if number % 60 == 59:
         C = int(rng.integers(1, 6))
-    B = int(rng.integers(1, 4)) if T < 2000 else 1
+    B = int(rng.integers(1, 4)) if T < 1000 else 1
     half, odd = T - T // 2, T // 2
     K = int(rng.choice([1, T, *rng.integers(1, T, 4)]))
     if "Combine" in op.name:
@@ -115,8 +116,10 @@ def _sizes(op: TokenOp, rng: np.random.Generator, number: int) -> dict[str, int]
         r = T - K
     else:
         r = int(rng.choice([1, half - 1, *rng.integers(1, half, 3)]))
-    N = int(rng.integers(K, 2 * many)) if T < 2000 else T
+    N = int(rng.integers(K, 2 * many)) if T < 1000 else T
     prefix = int(rng.integers(1, 6))
+    if "Partner" in op.name:
+        N = int(rng.integers(1, many + 1))
     if "Select" in op.name:
         T = min(T, 16384 - prefix)
         K = min(K, T)
@@ -167,7 +170,8 @@ class _Maker:
         if "Select" in name:
             return {"fixed": np.arange(s["prefix"])}
         if "Gather" in name:
-            return {"index": rng.integers(0, s["T"], (s["B"], s["K"]))}
+            index = rng.integers(0, s["T"], (s["B"], s["K"]))
+            return {"index": np.where(rng.random(index.shape) < 0.1, index - s["T"], index)}
         if "Take" in name:
             return {"rows": rng.integers(0, s["N"], (s["B"], s["M"]))}
         if "Unmerge" in name:

@@ -1,0 +1,292 @@
+/* Of each row of one matrix the row of another with the largest cosine; the matrix of cosines exists
+ * a tile at a time, in shared memory. Then: ToMe's choice of the r best pairs.
+ *
+ * A block compares 64 rows with some columns, 64 at a time. Dot products are of the numbers as they
+ * are; lengths are summed beside them, and divided out where products are compared. */
+#ifndef TCOMPILE_MATCH_CUH
+#define TCOMPILE_MATCH_CUH
+
+#include "select.cuh"
+#include "warp_tile.cuh"
+
+namespace tc {
+
+constexpr int kSide = 64, kMatchThreads = 128;
+/* Bytes of a row in shared memory: what is read at a time, and a gap against bank conflicts. */
+constexpr int kRowBytes = 128, kRowStride = 144;
+constexpr int kDotStride = 72;
+
+/* Rows of a matrix [B, tokens, D]: first, first + step, ..., or those that `pick` says. */
+template <class T>
+struct Side {
+  const T* data;
+  int tokens, first, step, count;
+  Index pick;
+
+  __device__ __forceinline__ const T* row(int64_t image, int i, int width) const {
+    if (i >= count) return nullptr;
+    const int token = pick.data ? pick.at(image * count + i, tokens) : first + i * step;
+    return token < 0 ? nullptr : data + (image * tokens + token) * width;
+  }
+};
+
+/* The best of a row so far: NaN never is; ties to the lower place. */
+struct Best {
+  float value;
+  int place;
+
+  __device__ __forceinline__ void see(float v, int p) {
+    if (v > value) {
+      value = v;
+      place = p;
+    }
+  }
+  __device__ __forceinline__ void join(float v, int p) {
+    if (v > value || (v == value && p < place)) {
+      value = v;
+      place = p;
+    }
+  }
+};
+
+/* Where results go: each split of the columns leaves its own in the workspace. */
+struct Bests {
+  float* value; /* [B, splits, rows] */
+  int* place;
+};
+
+union alignas(16) MatchShared {
+  unsigned char rows[2][kSide * kRowStride];
+  float dots[kSide * kDotStride];
+};
+
+/* Elements [begin, begin + kRowBytes/sizeof(T)) of 64 rows; zeros beyond the end of rows. */
+template <class T, int N>
+__device__ __forceinline__ void load_rows(const Side<T>& side, int64_t image, int first, int begin,
+                                          int width, unsigned char* to) {
+  constexpr int kEach = kRowBytes / sizeof(T) / N;
+  for (int i = threadIdx.x; i < kSide * kEach; i += kMatchThreads) {
+    const int r = i / kEach, k = i % kEach * N;
+    const T* row = side.row(image, first + r, width);
+    Pack<T, N> held;
+    if (row != nullptr && begin + k < width) {
+      held = *reinterpret_cast<const Pack<T, N>*>(row + begin + k);
+    } else {
+#pragma unroll
+      for (int n = 0; n < N; ++n) held.at[n] = from_float<T>(0.0f);
+    }
+    *reinterpret_cast<Pack<T, N>*>(to + r * kRowStride + k * sizeof(T)) = held;
+  }
+}
+
+/* Sum of squares of half of a row in shared memory; NaN where an element is not finite. */
+template <class T>
+__device__ __forceinline__ float half_squares(const unsigned char* rows) {
+  constexpr int kPack = 16 / sizeof(T);
+  const unsigned char* from =
+      rows + threadIdx.x / 2 * kRowStride + threadIdx.x % 2 * (kRowBytes / 2);
+  float sum = 0.0f, strange = 0.0f;
+#pragma unroll
+  for (int i = 0; i < kRowBytes / 2; i += 16) {
+    const Pack<T, kPack> held = *reinterpret_cast<const Pack<T, kPack>*>(from + i);
+#pragma unroll
+    for (int n = 0; n < kPack; ++n) {
+      const float x = to_float(held.at[n]);
+      sum = fmaf(x, x, sum);
+      strange = fmaf(x, 0.0f, strange);
+    }
+  }
+  return sum + strange;
+}
+
+/* 1/length by the sum of squares: 0 where it is beyond fp32, NaN where a number was not finite. */
+__device__ __forceinline__ float inverse_length(float squares) {
+  return squares != squares ? squares : 1.0f / sqrtf(fmaxf(squares, 1e-12f));
+}
+
+/* Rows of a and their best among columns [tile0, tile1) of b in tiles of 64. Direct: there is one
+ * split, and results are those of the op. */
+template <class T, int N>
+__global__ void __launch_bounds__(kMatchThreads)
+    partner_kernel(Side<T> a, Side<T> b, int width, int tiles_each, Bests bests, IndexOut partner,
+                   float* similarity) {
+  __shared__ MatchShared shared;
+  __shared__ float inverse[2][kSide];
+  constexpr int kDepth = kRowBytes / sizeof(T), kStride = kRowStride / sizeof(T);
+  const int64_t image = blockIdx.z;
+  const int first = blockIdx.x * kSide, warp = threadIdx.x / kWarp;
+  const int warp_row = warp / 2 * kTile, warp_column = warp % 2 * kTile;
+  const int tiles = (b.count + kSide - 1) / kSide, begin = blockIdx.y * tiles_each;
+  const int end = begin + tiles_each < tiles ? begin + tiles_each : tiles;
+  const int row = threadIdx.x / 2;
+  Best best{-INFINITY, begin * kSide};
+  for (int tile = begin; tile < end; ++tile) {
+    WarpTile<T> product;
+    product.clear();
+    float a_squares = 0.0f, b_squares = 0.0f;
+    for (int k = 0; k < width; k += kDepth) {
+      __syncthreads();
+      load_rows<T, N>(a, image, first, k, width, shared.rows[0]);
+      load_rows<T, N>(b, image, tile * kSide, k, width, shared.rows[1]);
+      __syncthreads();
+      if (tile == begin) a_squares += half_squares<T>(shared.rows[0]);
+      b_squares += half_squares<T>(shared.rows[1]);
+      product.add(reinterpret_cast<const T*>(shared.rows[0]) + warp_row * kStride,
+                  reinterpret_cast<const T*>(shared.rows[1]) + warp_column * kStride, kDepth,
+                  kStride);
+    }
+    b_squares += __shfl_xor_sync(kAll, b_squares, 1);
+    a_squares += __shfl_xor_sync(kAll, a_squares, 1);
+    __syncthreads();
+    if (threadIdx.x % 2 == 0) {
+      inverse[1][row] = inverse_length(b_squares);
+      if (tile == begin) inverse[0][row] = inverse_length(a_squares);
+    }
+    product.store(shared.dots + warp_row * kDotStride + warp_column, kDotStride);
+    __syncthreads();
+    const bool nothing = inverse[0][row] == 0.0f;
+    for (int i = threadIdx.x % 2 * 4; i < kSide; i += 8) {
+      const Pack<float, 4> dots =
+          *reinterpret_cast<const Pack<float, 4>*>(shared.dots + row * kDotStride + i);
+#pragma unroll
+      for (int n = 0; n < 4; ++n) {
+        const float by = inverse[1][i + n];
+        const float cosine = (nothing || by == 0.0f ? 0.0f : dots.at[n]) * by;
+        if (tile * kSide + i + n < b.count) best.see(cosine, tile * kSide + i + n);
+      }
+    }
+  }
+  /* The two threads of a row. */
+  best.join(__shfl_xor_sync(kAll, best.value, 1), __shfl_xor_sync(kAll, best.place, 1));
+  if (threadIdx.x % 2 != 0 || first + row >= a.count) return;
+  const float by = inverse[0][row];
+  if (by != by) best = {-INFINITY, begin * kSide};
+  const float cosine = best.value == -INFINITY ? best.value : best.value * by;
+  if (bests.value != nullptr) {
+    const int64_t at = (image * gridDim.y + blockIdx.y) * a.count + first + row;
+    bests.value[at] = cosine;
+    bests.place[at] = best.place;
+  } else {
+    partner.put(image * a.count + first + row, best.place);
+    if (similarity) similarity[image * a.count + first + row] = cosine;
+  }
+}
+
+__device__ __forceinline__ Best best_of(const Bests& bests, int64_t image, int splits, int rows,
+                                        int row) {
+  Best best{-INFINITY, 0};
+  for (int s = 0; s < splits; ++s) {
+    const int64_t at = (image * splits + s) * rows + row;
+    if (s == 0)
+      best = {bests.value[at], bests.place[at]};
+    else
+      best.join(bests.value[at], bests.place[at]);
+  }
+  return best;
+}
+
+constexpr int kFinishThreads = 256;
+
+/* The best over all splits. Tokens in `own`, if any, have themselves: their number in it. */
+static __global__ void __launch_bounds__(kFinishThreads)
+    finish_kernel(Bests bests, int splits, int rows, Index own, int owned, IndexOut partner,
+                  float* similarity) {
+  __shared__ int number[kFinishThreads];
+  const int64_t image = blockIdx.y;
+  const int first = blockIdx.x * kFinishThreads, row = first + threadIdx.x;
+  number[threadIdx.x] = -1;
+  __syncthreads();
+  for (int k = threadIdx.x; k < owned; k += kFinishThreads) {
+    const int place = own.at(image * owned + k, rows) - first;
+    if (place >= 0 && place < kFinishThreads) atomicMax(&number[place], k);
+  }
+  __syncthreads();
+  if (row >= rows) return;
+  const Best best = best_of(bests, image, splits, rows, row);
+  partner.put(image * rows + row, number[threadIdx.x] < 0 ? best.place : number[threadIdx.x]);
+  if (similarity) similarity[image * rows + row] = best.value;
+}
+
+/* Whether a pair comes before another: the better one, of equal ones the lower. */
+__device__ __forceinline__ bool comes_before(uint32_t key, int number, uint32_t other_key,
+                                             int other) {
+  return key > other_key || (key == other_key && number < other);
+}
+
+/* Bytes of shared memory that match_kernel needs to sort r pairs. */
+inline int sort_size(int r) {
+  int size = 1;
+  while (size < r) size *= 2;
+  return size;
+}
+inline size_t match_shared(int r) {
+  const size_t sort = sort_size(r) * (sizeof(uint32_t) + sizeof(uint16_t));
+  return sort > sizeof(SelectShared) ? sort : sizeof(SelectShared);
+}
+
+/* The r best pairs, best first, and the even positions that are left, ascending. One block an image.
+ */
+template <int kItems>
+__global__ void __launch_bounds__(1024)
+    match_kernel(Bests bests, int splits, int half, int r, int sorted, IndexOut keep,
+                 IndexOut source, IndexOut target) {
+  TC_DYNAMIC_SHARED(SelectShared, shared);
+  uint32_t* pair_keys = reinterpret_cast<uint32_t*>(shared);
+  uint16_t* pairs = reinterpret_cast<uint16_t*>(pair_keys + sorted);
+  const int64_t image = blockIdx.x;
+  const int first = threadIdx.x * kItems, rest = half - r;
+  uint32_t keys[kItems];
+  int places[kItems];
+#pragma unroll
+  for (int i = 0; i < kItems; ++i) {
+    keys[i] = 0;
+    places[i] = -1;
+    if (first + i >= half) continue;
+    const Best best = best_of(bests, image, splits, half, first + i);
+    keys[i] = key_of(best.value);
+    /* Where the first split's was, since another thread will look it up. */
+    bests.place[image * splits * half + first + i] = best.place;
+  }
+  choose(keys, half, r, *shared, [&](int i, bool chosen, int before) {
+    if (chosen)
+      places[i] = before;
+    else
+      keep.put(image * rest + first + i - before, first + i);
+  });
+  __syncthreads();
+  for (int i = r + threadIdx.x; i < sorted; i += blockDim.x) {
+    pair_keys[i] = 0;
+    pairs[i] = 0xffff;
+  }
+#pragma unroll
+  for (int i = 0; i < kItems; ++i) {
+    if (places[i] < 0) continue;
+    pair_keys[places[i]] = keys[i];
+    pairs[places[i]] = static_cast<uint16_t>(first + i);
+  }
+  __syncthreads();
+  for (int size = 2; size <= sorted; size *= 2) {
+    for (int stride = size / 2; stride > 0; stride /= 2) {
+      for (int i = threadIdx.x; i < sorted / 2; i += blockDim.x) {
+        const int low = 2 * i - (i & (stride - 1)), high = low + stride;
+        const bool falling = (low & size) == 0;
+        if (comes_before(pair_keys[high], pairs[high], pair_keys[low], pairs[low]) == falling) {
+          const uint32_t key = pair_keys[low];
+          const uint16_t pair = pairs[low];
+          pair_keys[low] = pair_keys[high];
+          pairs[low] = pairs[high];
+          pair_keys[high] = key;
+          pairs[high] = pair;
+        }
+      }
+      __syncthreads();
+    }
+  }
+  for (int i = threadIdx.x; i < r; i += blockDim.x) {
+    source.put(image * r + i, pairs[i]);
+    target.put(image * r + i, bests.place[image * splits * half + pairs[i]]);
+  }
+}
+
+}  // namespace tc
+#endif
