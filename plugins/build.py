@@ -88,8 +88,10 @@ def find_tools(tensorrt_root: str | Path | None = None) -> Tools:
         "/usr/local/cuda/bin/nvcc", "/opt/cuda/bin/nvcc"
     )  # fmt: skip
     if nvcc is None or shutil.which(nvcc) is None:
-        raise UsageError("building plugins needs nvcc, which is not installed",
-                         hint="install the CUDA toolkit, or name the compiler in CUDACXX")  # fmt: skip
+        raise UsageError(
+            "building plugins needs nvcc, which is not installed",
+            hint="install the CUDA toolkit, or name the compiler in CUDACXX",
+        )
     root = tensorrt_root or os.environ.get("TENSORRT_ROOT")
     folders = [Path(root) / "include", Path(root)] if root else [Path(p) for p in _HEADERS]
     headers = next((f for f in folders if (f / "NvInfer.h").is_file()), None)
@@ -148,6 +150,7 @@ def build_library(
     configure = [
         tools.cmake, "-S", str(SOURCES), "-B", str(work), "-DCMAKE_BUILD_TYPE=Release",
         f"-DCMAKE_CUDA_COMPILER={tools.nvcc}", f"-DCMAKE_CUDA_ARCHITECTURES={chosen}",
+        f"-DTCOMPILE_PACKAGE_VERSION={__version__}",
     ]  # fmt: skip
     if tools.root is not None:
         configure.append(f"-DTENSORRT_ROOT={tools.root}")

@@ -25,29 +25,33 @@ _HEAD = f"""# Token ops
 
 Made from the specifications by `python -m tcompile.plugins > docs/token-ops.md`.
 
-A reduced model chooses, gathers and merges tokens by {{count}} operators of ours, in the ONNX domain `tcompile`. Each has one
-specification (`plugins/ops/`), and three bodies that compute the same: an ONNX function of standard operators, which
-any runtime inlines; numpy; and a CUDA kernel, which TensorRT runs as the plugin of the same name, version
-`{PLUGIN_VERSION}`, namespace `{PLUGIN_NAMESPACE}`. No op has a dimension that depends on data, and none takes more than {MAX_TOKENS} tokens.
+A reduced model chooses, gathers and merges tokens by {{count}} operators of ours, in the ONNX
+domain `tcompile`. Each has one specification (`plugins/ops/`), and three bodies that compute the
+same: an ONNX function of standard operators, which any runtime inlines; numpy; and a CUDA
+kernel, which TensorRT runs as the plugin of the same name, version `{PLUGIN_VERSION}`, namespace
+`{PLUGIN_NAMESPACE}`. No op has a dimension that depends on data, and none takes more than
+{MAX_TOKENS} tokens.
 
 ## Which body runs
 
-`tcompile build --token-ops FORM` decides. `native`, the default everywhere, writes calls of functions and nothing else. `plugin`
-says in each call which plugin it means; the library has to be built (`tcompile plugins build`) and loaded before an engine
-is built or read. `aot` puts the kernels into the engine, which then needs no library. The manifest says which, and why.
+`tcompile build --token-ops FORM` decides. `native`, the default everywhere, writes calls of
+functions and nothing else. `plugin` says in each call which plugin it means; the library has to
+be built (`tcompile plugins build`) and loaded before an engine is built or read. `aot` puts the
+kernels into the engine, which then needs no library. The manifest says which, and why.
 
 TensorRT's parser goes by version:
 
 {{rules}}
 
-So a `plugin` model keeps its bodies, as the last bytes of the file: ONNX Runtime runs it as it is, and TensorRT 10.7 and newer take the
-plugin where it is registered and the body where it is not. A TensorRT that takes bodies first reads the file without them,
-`head -c N model.onnx`; the bundle for a Jetson does this by itself. In a model of fp16 the casts around an op that computes in
-fp32 move into its body, and the plugin reads and writes fp16.
+So a `plugin` model keeps its bodies, as the last bytes of the file: ONNX Runtime runs it as it
+is, and TensorRT 10.7 and newer take the plugin where it is registered and the body where it is
+not. A TensorRT that takes bodies first reads the file without them, `head -c N model.onnx`; the
+bundle for a Jetson does this by itself. In a model of fp16 the casts around an op that computes
+in fp32 move into its body, and the plugin reads and writes fp16.
 
-`plugin` and `aot` are refused for `cpu` targets, where ONNX Runtime runs the bodies, and for `rtx` ones: TensorRT-RTX 1.7.1
-registers the library, but its parser ends the process when a call dispatches to it, and it has no way to take kernels
-compiled ahead.
+`plugin` and `aot` are refused for `cpu` targets, where ONNX Runtime runs the bodies, and for
+`rtx` ones: TensorRT-RTX 1.7.1 registers the library, but its parser ends the process when a call
+dispatches to it, and it has no way to take kernels compiled ahead.
 
 ## Types
 
@@ -55,16 +59,18 @@ compiled ahead.
 |---|---|---|
 {{kinds}}
 
-All `data` tensors of one call are of one type, all `index` tensors as well. Sums are in fp32 and in a fixed order. Tolerances against the
-numpy body, |got - want| <= relative |want| + absolute scale, where the scale is that of the terms; indices agree exactly, but that of two
-candidates whose similarities differ by less than rounding either may be taken:
+All `data` tensors of one call are of one type, all `index` tensors as well. Sums are in fp32 and
+in a fixed order. Tolerances against the numpy body, |got - want| <= relative |want| + absolute
+scale, where the scale is that of the terms; indices agree exactly, but that of two candidates
+whose similarities differ by less than rounding either may be taken:
 
 | data | relative | absolute |
 |---|---|---|
 {{tolerances}}
 
-NaN, infinities and denormals are among the cases that all bodies are tested on (`plugins/cases.py`). An index beyond its range never reads or
-writes out of bounds in a kernel; in ONNX it is an error.
+NaN, infinities and denormals are among the cases that all bodies are tested on
+(`plugins/cases.py`). An index beyond its range never reads or writes out of bounds in a kernel;
+in ONNX it is an error.
 """
 
 
@@ -114,12 +120,16 @@ def _rules() -> str:
     from tcompile.passes.lower.token_ops import RULES
 
     rows = [
-        f"| {rule.versions} | {', '.join(rule.order)} | {'no' if rule.takes_body_first else 'yes'} | "
-        f"{'yes' if rule.aot else 'no'} |"
+        f"| {rule.versions} | {', '.join(rule.order)} | {_yes(not rule.takes_body_first)} | "
+        f"{_yes(rule.aot)} |"
         for rule in RULES
     ]
-    head = "| TensorRT | what a node's name is looked up as, in this order | plugin beside a body | aot |"
-    return "\n".join([head, "|---|---|---|---|", *rows])
+    names = ("TensorRT", "a name is looked up as, in this order", "plugin beside a body", "aot")
+    return "\n".join([f"| {' | '.join(names)} |", "|---|---|---|---|", *rows])
+
+
+def _yes(true: bool) -> str:
+    return "yes" if true else "no"
 
 
 def _native() -> str:
@@ -129,14 +139,14 @@ def _native() -> str:
     names = list(data["capabilities"])
     head = f"| method | {' | '.join(f'{n[:-1]}.{n[-1]}' for n in names)} | at most |"
     rows = [
-        f"| `{row['method']}` | {' | '.join(str(row['added'][n]) for n in names)} | {row['bound']} |"
-        for row in data["rows"]
+        f"| `{r['method']}` | {' | '.join(str(r['added'][n]) for n in names)} | {r['bound']} |"
+        for r in data["rows"]
     ]
     return "\n".join(
         [
             "## Kernels that one step adds, natively\n",
-            f"{data['about']} With {data['runtime']}, by compute capability; tests hold the engines to the "
-            "last column.\n",
+            f"{data['about']} With {data['runtime']}, by compute capability; tests hold the "
+            "engines to the last column.\n",
             head, "|---" * (len(names) + 2) + "|", *rows, "",
         ]
     )  # fmt: skip
@@ -154,6 +164,7 @@ def _op(op: TokenOp) -> str:
     )
     limits = ", ".join(f"`{limit}`" for limit in op.limits)
     return (
-        f"### {op.name}\n\n{op.doc}\n\n| | name | shape | kind | |\n|---|---|---|---|---|\n{table}\n\n"
+        f"### {op.name}\n\n{op.doc}\n\n"
+        f"| | name | shape | kind | |\n|---|---|---|---|---|\n{table}\n\n"
         f"Fields: {fields or 'none'}. Holds in every call: {limits}.\n"
     )

@@ -17,10 +17,12 @@ from tcompile.manifest import (
     Manifest,
     Source,
     TargetEntry,
+    TokenOpsEntry,
     describe_tensors,
     installed_versions,
 )
 from tcompile.passes.lower import lower
+from tcompile.passes.lower.token_ops import TokenOpsChoice
 from tcompile.saving import save, without_weights
 from tcompile.targets import Target
 from tcompile.targets.backends import FusedAttention, emit
@@ -37,12 +39,14 @@ def fill(
     held: list[Reduced],
     outputs: Any,
     progress: Callable[[str], None],
+    token_ops: TokenOpsChoice,
 ) -> Manifest:
     """Write model and engine into the folder; returns the manifest.
 
     Args:
         held: the reduced model, taken out of the list, so that its weights are gone before anything
             is measured.
+        token_ops: their form, and why.
     """
     from tcompile.evidence import check_normal_form, measure
 
@@ -51,8 +55,9 @@ def fill(
     schedule, layers = reduced.schedule, reduced.attention_layers
     flops = Flops(graph_flops(reduced.dense), graph_flops(reduced.graph))
     lowered = lower(
-        reduced.graph, target=target, precision=precision, fp32_nodes=reduced.fp32_nodes
-    )
+        reduced.graph, target=target, precision=precision, fp32_nodes=reduced.fp32_nodes,
+        token_ops=token_ops.form,
+    )  # fmt: skip
     inputs, outs = describe_tensors(without_weights(lowered))
     widened = reduced.widened
     save(lowered, folder / MODEL, reduced.metadata)
@@ -65,7 +70,9 @@ def fill(
         progress("checking the normal form against the source")
         check_normal_form(source, dense, half=widened)
     progress(f"emitting for {target.name}")
-    emitted = emit(folder / MODEL, folder, target=target, precision=precision)
+    emitted = emit(
+        folder / MODEL, folder, target=target, precision=precision, token_ops=token_ops.form
+    )
     progress("measuring")
     notes = [*schedule.notes, *emitted.notes]
     if emitted.fused is not None and emitted.fused.expected != layers:
@@ -90,6 +97,7 @@ def fill(
         latency=evidence.latency,
         fidelity=evidence.fidelity,
         fused_attention=_fused_entry(emitted.fused),
+        token_ops=TokenOpsEntry(token_ops.form, token_ops.reason),
         notes=(*notes, *evidence.notes),
     )
 

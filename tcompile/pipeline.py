@@ -20,6 +20,7 @@ from tcompile.inspection_why import NodeFacts
 from tcompile.inspection_why import explain as explain_node
 from tcompile.loading import load, names_in
 from tcompile.manifest import Manifest, describe_source
+from tcompile.passes.lower.token_ops import choose_token_ops
 from tcompile.passes.normalize import Normalized, normalize
 from tcompile.passes.normalize.bind import Shapes
 from tcompile.passes.reduce import ReducedGraph, reduce_graph
@@ -247,6 +248,7 @@ def build(
     schedule: ScheduleLike = None,
     calibration: str | Path | None = None,
     precision: str | None = None,
+    token_ops: str | None = None,
     outputs: str = "reduced",
     output: str | Path | None = None,
     force: bool = False,
@@ -262,6 +264,7 @@ def build(
         schedule: instead of keep and method.
         calibration: .npz of inputs, or a folder of images, for methods that learn their counts.
         precision: `fp32` or `fp16`; the target's own by default.
+        token_ops: `native`, `plugin` or `aot`; the target's own by default.
         outputs: `reduced` or `restored`, for outputs with a token axis.
         output: the directory; by default `MODEL-TARGET` beside the model.
         force: replace an artifact even if its files were changed by hand.
@@ -272,6 +275,7 @@ def build(
         MissingExtraError: the target's runtime is not installed.
     """
     chosen = load_target(target)
+    form = choose_token_ops(chosen, token_ops)
     path = Path(model)
     directory = Path(output) if output is not None else path.parent / f"{path.stem}-{chosen.name}"
     check_destination(directory, force)
@@ -288,7 +292,7 @@ def build(
     del analysed, reduced
 
     def fill(folder: Path) -> Manifest:
-        made = fill_artifact(folder, origin, chosen, level, held, outputs, progress)
+        made = fill_artifact(folder, origin, chosen, level, held, outputs, progress, form)
         bound = {name: tuple(dims) for name, dims in (shapes or {}).items()}
         return replace(made, shapes=bound, prefix=prefix)
 

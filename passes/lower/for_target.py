@@ -13,6 +13,8 @@ from tcompile.passes.lower.norm import decompose_rms_norm
 from tcompile.passes.lower.opset import lower_opset
 from tcompile.passes.lower.precision import to_fp16
 from tcompile.passes.lower.shapes import complete
+from tcompile.passes.lower.token_casts import move_casts
+from tcompile.passes.lower.token_ops import TokenOps, lower_token_ops
 from tcompile.targets.target import Precision, Target
 
 #: What TensorRT 10.3, the oldest on a supported JetPack, was made for.
@@ -25,6 +27,7 @@ def lower(
     target: Target,
     precision: Precision,
     fp32_nodes: frozenset[str] = frozenset(),
+    token_ops: TokenOps = "native",
 ) -> gs.Graph:
     """A copy of the graph in the form that the target takes best.
 
@@ -34,6 +37,7 @@ def lower(
     - `RMSNormalization` is spelled out for a Jetson.
     - fp16: see `to_fp16`; inputs and outputs stay fp32.
     - For a Jetson the opset becomes 20, unless an operator does not allow it (logged).
+    - Token ops get the form asked for: see `token_ops`.
     - Node names become unique and printable, since an engine's kernels refer to them.
 
     Args:
@@ -41,6 +45,7 @@ def lower(
         target: what to lower for.
         precision: of most of the result.
         fp32_nodes: names of nodes that stay fp32 in an fp16 graph.
+        token_ops: as `choose_token_ops` gave it.
 
     Raises:
         UsageError: the target does not know the precision.
@@ -66,6 +71,9 @@ def lower(
         lowered = to_fp16(lowered, fp32_nodes=frozenset(keep))
     if target.runtime == "jetson":
         lower_opset(lowered, _JETSON_OPSET)
+    if token_ops != "native":
+        move_casts(lowered)
+    lower_token_ops(lowered, token_ops)
     return lowered
 
 

@@ -12,7 +12,19 @@ from collections.abc import Sequence
 import click
 
 from tcompile._version import __version__
-from tcompile.cli import bench, build, demo, export, inspect, methods, plan, run, targets, verify
+from tcompile.cli import (
+    bench,
+    build,
+    demo,
+    export,
+    inspect,
+    methods,
+    plan,
+    plugins,
+    run,
+    targets,
+    verify,
+)
 from tcompile.cli.common import State, common_options
 from tcompile.cli.failures import explain
 from tcompile.interrupt import listening
@@ -27,6 +39,7 @@ COMMANDS = (
     verify.verify,
     bench.bench,
     run.run,
+    plugins.plugins,
     demo.demo,
 )
 

@@ -29,6 +29,12 @@ from tcompile.cli.common import (
     type=click.Choice(["fp32", "fp16"]),
     help="[default: the target's; fp16 on GPUs, fp32 on CPUs]",
 )
+@click.option(
+    "--token-ops",
+    type=click.Choice(["native", "plugin", "aot"]),
+    help="Token ops as function bodies, as our TensorRT plugins (`tcompile plugins`), or as "
+    "kernels compiled ahead of time [default: the target's; native].",
+)
 @outputs_option
 @click.option(
     "-o",
@@ -57,6 +63,7 @@ def build(
     shapes: Shapes,
     prefix: int | None,
     precision: str | None,
+    token_ops: str | None,
     outputs: str,
     output: Path | None,
     force: bool,
@@ -86,6 +93,7 @@ def build(
             shapes=dict(shapes),
             prefix=prefix,
             precision=precision,
+            token_ops=token_ops,
             outputs=outputs,
             output=output,
             force=force,
@@ -125,6 +133,8 @@ def print_summary(directory: Path) -> None:
     if m.fused_attention:
         fused = m.fused_attention
         rows.append(("fused attention", f"{fused.found} of {fused.expected} layers"))
+    if m.token_ops:
+        rows.append(("token ops", f"{m.token_ops.form}: {m.token_ops.reason}"))
     rows += [("note", note) for note in m.notes]
     rows.append(("files", ", ".join(f.path for f in m.files)))
     print_table(("", ""), rows, title=f"{directory}: {m.source.file} for {m.target.name}, "
