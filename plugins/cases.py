@@ -100,9 +100,9 @@ def case(op: TokenOp, seed: tuple[int, int], data: str) -> Case:
 
 def _sizes(op: TokenOp, rng: np.random.Generator, number: int) -> dict[str, int]:
     """What every name of a specification is; small mostly, now and then long or at an edge."""
-    many = int(rng.choice([8, 40, 40, 40, 150, 300]))
+    pairs = any(word in op.name for word in ("Match", "Partner", "Nearest"))
+    many = int(rng.choice([8, 40, 40, 40, 150, 200 if pairs else 300]))
     if number % 60 == 59:
-        pairs = any(word in op.name for word in ("Match", "Partner", "Nearest"))
         many = int(rng.choice([1100, 1500] if pairs else [2000, 5000, 16384]))
     T = int(rng.integers(4, many + 1)) if number % 60 != 59 else many
     C = int(rng.choice([*range(1, 20), 31, 32, 33, 64, 65, 96, 128, 200]))

@@ -111,9 +111,8 @@ def _chosen(
     value = np.take_along_axis(found, index[..., None], -1)[..., 0]
     with np.errstate(invalid="ignore"):
         right = (value >= best - near) | (value == best)
-    # Exactly equal candidates that lie before the chosen one are no matter of rounding where all
-    # of a row are the same: NaN, or zeros.
-    flat = (found == found[..., :1]).all(-1) & (best <= 0)
+    # Where all of a row are NaN, or zeros, nothing is rounded.
+    flat = (found == found[..., :1]).all(-1) & ((best == 0) | (best == -np.inf))
     right &= ~flat | (index == 0)
     if but is not None:
         np.put_along_axis(right, but, True, axis=1)

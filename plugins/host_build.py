@@ -67,21 +67,19 @@ def _cxx() -> str:
 
 def preload() -> dict[str, str]:
     """Environment in which python can load a sanitized library."""
-    found = [
-        subprocess.run(
-            [_cxx(), f"-print-file-name={name}"], capture_output=True, text=True, check=True
-        )
-        for name in ("libasan.so", "libubsan.so")
-    ]
+    names = ("libasan.so", "libubsan.so")
+    found = [_run([_cxx(), f"-print-file-name={name}"]).strip() for name in names]
     return {
-        "LD_PRELOAD": " ".join(f.stdout.strip() for f in found),
+        "LD_PRELOAD": " ".join(found),
         # Python itself never gives everything back; numpy is built without it.
         "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1:detect_stack_use_after_return=0",
         "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
     }
 
 
-def _run(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True)
+def _run(command: list[str]) -> str:
+    """What a command prints; raises like `build`."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
+    return done.stdout

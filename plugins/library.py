@@ -54,7 +54,8 @@ class Library:
     """
 
     def __init__(self, path: Path) -> None:
-        self._lib = ctypes.CDLL(str(path))
+        #: For what has no method here.
+        self.raw = self._lib = ctypes.CDLL(str(path))
         self._lib.tc_op_find.restype = ctypes.c_void_p
         self._lib.tc_op_find.argtypes = [ctypes.c_char_p]
         self._lib.tc_workspace.restype = ctypes.c_size_t
@@ -62,11 +63,6 @@ class Library:
         version = self._lib.tc_api_version()
         if version != API_VERSION:
             raise KernelError(7, f"{path} has interface {version}, not {API_VERSION}")
-
-    def __getattr__(self, name: str) -> ctypes._NamedFuncPointer:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return getattr(self._lib, name)
 
     def op(self, name: str) -> ctypes.c_void_p:
         """The op of that name, null if there is none."""

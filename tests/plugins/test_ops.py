@@ -48,7 +48,8 @@ def run(case: Case, opset: int, op: TokenOp | None = None) -> Arrays:
     session = ort.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    return tuple(np.asarray(a) for a in session.run(None, dict(zip(names, case.inputs, strict=True))))
+    feeds = dict(zip(names, case.inputs, strict=True))
+    return tuple(np.asarray(a) for a in session.run(None, feeds))
 
 
 def some(op: TokenOp, count: int, seed: int = 7) -> list[Case]:

@@ -1,0 +1,63 @@
+"""Runs cases on a library of kernels for the host, in a process of its own: a sanitizer ends it.
+
+    python host_runner.py LIBRARY COUNT SEED OP...           against numpy
+    python host_runner.py LIBRARY COUNT SEED OP... --hostile  indices are anything: it must survive
+
+Prints a line for each case that is wrong; exits with 1 if there was one.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from tcompile.plugins.cases import Case, cases
+from tcompile.plugins.compare import problems
+from tcompile.plugins.library import Library, run_on_host
+from tcompile.plugins.ops import find_op
+
+#: Indices that no call should have.
+_HOSTILE = (0, -1, 1, 2**15, 2**16, -(2**31), 2**31 - 1, 2**32, 2**32 + 1, 2**62, -(2**63))
+
+
+def wrong(library: Library, case: Case) -> list[str]:
+    """What is wrong with what the library makes of a case; run in another order of threads."""
+    library.raw.tc_host_order(hash(case.seed) & 0xFFFF)
+    return problems(case, run_on_host(library, case))
+
+
+def hostile(case: Case) -> Case:
+    """The case with indices that lie anywhere."""
+    rng = np.random.default_rng(case.seed)
+    allowed = [n for n in _HOSTILE if case.types["index"] == "i64" or -(2**31) <= n < 2**31]
+    inputs = tuple(
+        np.where(rng.random(a.shape) < 0.5, rng.choice(allowed, a.shape), a)
+        if a.dtype == np.int64 else a
+        for a in case.inputs
+    )  # fmt: skip
+    return replace(case, inputs=inputs)
+
+
+def main(arguments: list[str]) -> Iterator[str]:
+    """The lines to print."""
+    library = Library(Path(arguments[0]))
+    count, seed = int(arguments[1]), int(arguments[2])
+    evil = arguments[-1] == "--hostile"
+    for name in arguments[3 : len(arguments) - evil]:
+        for case in cases(find_op(name), count, seed):
+            if evil:
+                run_on_host(library, hostile(case))
+            elif found := wrong(library, case):
+                yield f"{case}: {'; '.join(found)}"
+
+
+if __name__ == "__main__":
+    np.seterr(all="ignore")
+    lines = list(main(sys.argv[1:]))
+    for line in lines:
+        sys.stdout.write(line + "\n")
+    sys.exit(bool(lines))
