@@ -137,9 +137,9 @@ def _native() -> str:
         return ""
     data = json.loads(NATIVE.read_text(encoding="utf-8"))
     names = list(data["capabilities"])
-    head = f"| method | {' | '.join(f'{n[:-1]}.{n[-1]}' for n in names)} | at most |"
+    head = f"| method | step | {' | '.join(f'{n[:-1]}.{n[-1]}' for n in names)} | at most |"
     rows = [
-        f"| `{r['method']}` | {' | '.join(str(r['added'][n]) for n in names)} | {r['bound']} |"
+        f"| `{r['method']}` | {r['step']} | {' | '.join(str(r['added'][n]) for n in names)} | {r['bound']} |"
         for r in data["rows"]
     ]
     return "\n".join(
@@ -147,7 +147,7 @@ def _native() -> str:
             "## Kernels that one step adds, natively\n",
             f"{data['about']} With {data['runtime']}, by compute capability; tests hold the "
             "engines to the last column.\n",
-            head, "|---" * (len(names) + 2) + "|", *rows, "",
+            head, "|---" * (len(names) + 3) + "|", *rows, "",
         ]
     )  # fmt: skip
 

@@ -15,6 +15,7 @@ from tcompile.passes.lower.precision import to_fp16
 from tcompile.passes.lower.shapes import complete
 from tcompile.passes.lower.token_casts import move_casts
 from tcompile.passes.lower.token_ops import TokenOps, lower_token_ops
+from tcompile.passes.lower.turing import spell_products
 from tcompile.targets.target import Precision, Target
 
 #: What TensorRT 10.3, the oldest on a supported JetPack, was made for.
@@ -37,6 +38,7 @@ def lower(
     - `RMSNormalization` is spelled out for a Jetson.
     - fp16: see `to_fp16`; inputs and outputs stay fp32.
     - For a Jetson the opset becomes 20, unless an operator does not allow it (logged).
+    - Products of fp32 matrices are spelled as sums for a Turing GPU.
     - Token ops get the form asked for: see `token_ops`.
     - Node names become unique and printable, since an engine's kernels refer to them.
 
@@ -69,6 +71,8 @@ def lower(
     complete(lowered)
     if precision == "fp16":
         lowered = to_fp16(lowered, fp32_nodes=frozenset(keep))
+    if target.runtime == "tensorrt-rtx" and target.compute_capability == "7.5":
+        spell_products(lowered)
     if target.runtime == "jetson":
         lower_opset(lowered, _JETSON_OPSET)
     if token_ops != "native":

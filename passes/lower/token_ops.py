@@ -13,7 +13,7 @@ aot      as plugin; what is registered under these names are kernels that go int
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
 
 import onnx_graphsurgeon as gs
 
@@ -114,10 +114,10 @@ def choose_token_ops(target: Target, wanted: str | None = None) -> TokenOpsChoic
     """
     if wanted is None:
         return TokenOpsChoice("native", _NATIVE[target.runtime])
-    if wanted not in FORMS:
+    form = next((form for form in FORMS if form == wanted), None)
+    if form is None:
         raise UsageError(f"no form '{wanted}' of token ops", where="--token-ops",
                          hint=f"one of {', '.join(FORMS)}")  # fmt: skip
-    form = cast(TokenOps, wanted)
     if form != "native" and target.runtime in _REFUSED:
         raise UsageError(f"'{form}' is nothing for {target.name}: {_REFUSED[target.runtime]}",
                          where="--token-ops", hint="native is")  # fmt: skip

@@ -58,10 +58,10 @@ def _with_plugins(
     trt: ModuleType, version: tuple[int, int], model_path: Path, batch: Batch | None
 ) -> memoryview:
     from tcompile.plugins.build import built_library
-    from tcompile.plugins.check import check_library
+    from tcompile.plugins.check import require_library
 
     library = built_library()
-    check_library(library)
+    require_library(library, tensorrt=version)
     trt.get_plugin_registry().load_library(str(library))
     if not rule_for(version).takes_body_first:
         return build_plan(trt, model_path, batch=batch)
