@@ -13,16 +13,22 @@ constexpr int kFuseThreads = 256, kFuseColumns = 4, kFuseRows = kFuseThreads / k
 /* Tokens whose weights a block holds at a time. */
 constexpr int kFuseTokens = 4096;
 
+struct FuseShared {
+  float weights[kFuseTokens];
+  uint32_t stays[kFuseTokens / 32];
+  float sums[kFuseRows][kFuseColumns * 8 + 1];
+};
+
 template <class T, int N>
-__global__ void __launch_bounds__(kFuseThreads)
-    fuse_kernel(const T* x, const float* weight, Index index, T* y, int tokens, int kept,
-                int channels) {
-  __shared__ float weights[kFuseTokens];
-  __shared__ uint32_t stays[kFuseTokens / 32];
-  __shared__ float sums[kFuseRows][kFuseColumns * N + 1];
+__device__ __forceinline__ void fuse_columns(const T* x, const float* weight, Index index, T* y,
+                                             int tokens, int kept, int channels, int block,
+                                             FuseShared& shared) {
+  float(&weights)[kFuseTokens] = shared.weights;
+  uint32_t(&stays)[kFuseTokens / 32] = shared.stays;
+  auto& sums = shared.sums;
   const int64_t image = blockIdx.y;
   const int column = threadIdx.x % kFuseColumns, row = threadIdx.x / kFuseColumns;
-  const int channel = (blockIdx.x * kFuseColumns + column) * N;
+  const int channel = (block * kFuseColumns + column) * N;
   float sum[N];
 #pragma unroll
   for (int n = 0; n < N; ++n) sum[n] = 0.0f;
@@ -51,12 +57,20 @@ __global__ void __launch_bounds__(kFuseThreads)
   for (int n = 0; n < N; ++n) sums[row][column * N + n] = sum[n];
   __syncthreads();
   for (int i = threadIdx.x; i < kFuseColumns * N; i += kFuseThreads) {
-    const int out = blockIdx.x * kFuseColumns * N + i;
+    const int out = block * kFuseColumns * N + i;
     if (out >= channels) continue;
     float total = 0.0f;
     for (int r = 0; r < kFuseRows; ++r) total += sums[r][i];
     y[image * channels + out] = from_float<T>(total);
   }
+}
+
+template <class T, int N>
+__global__ void __launch_bounds__(kFuseThreads)
+    fuse_kernel(const T* x, const float* weight, Index index, T* y, int tokens, int kept,
+                int channels) {
+  __shared__ FuseShared shared;
+  fuse_columns<T, N>(x, weight, index, y, tokens, kept, channels, blockIdx.x, shared);
 }
 
 }  // namespace tc

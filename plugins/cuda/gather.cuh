@@ -39,9 +39,9 @@ struct RowsOut {
  *
  * kDropped: a negative index is no token (zeros); otherwise it counts from the end. */
 template <class V, bool kDropped>
-__global__ void __launch_bounds__(kMoveThreads)
-    gather_kernel(RowsIn x, RowsIn table, const float* size, Index index, RowsOut y,
-                  RowsOut new_table, float* new_size, int tokens, int rows, int group) {
+__device__ __forceinline__ void gather_rows(RowsIn x, RowsIn table, const float* size, Index index,
+                                            RowsOut y, RowsOut new_table, float* new_size,
+                                            int tokens, int rows, int group) {
   const int row = blockIdx.x * (kMoveThreads / group) + threadIdx.x / group;
   const int lane = threadIdx.x % group;
   const int64_t image = blockIdx.y;
@@ -59,15 +59,21 @@ __global__ void __launch_bounds__(kMoveThreads)
   if (size && lane == 0) new_size[out] = there ? size[in] : 0.0f;
 }
 
+template <class V, bool kDropped>
+__global__ void __launch_bounds__(kMoveThreads)
+    gather_kernel(RowsIn x, RowsIn table, const float* size, Index index, RowsOut y,
+                  RowsOut new_table, float* new_size, int tokens, int rows, int group) {
+  gather_rows<V, kDropped>(x, table, size, index, y, new_table, new_size, tokens, rows, group);
+}
+
 constexpr int kReturnRows = 64;
 
 /* y[b, n] = x[b, n], or kept[b, k] where index[b, k] = n. A block makes some rows of y, and finds by
  * itself which of them come back. */
 template <class V>
-__global__ void __launch_bounds__(kMoveThreads)
-    return_kernel(RowsIn x, RowsIn kept, Index index, RowsOut y, int tokens, int returned,
-                  int group) {
-  __shared__ int from[kReturnRows];
+__device__ __forceinline__ void return_rows(RowsIn x, RowsIn kept, Index index, RowsOut y,
+                                            int tokens, int returned, int group,
+                                            int (&from)[kReturnRows]) {
   const int64_t image = blockIdx.y;
   const int first = blockIdx.x * kReturnRows;
   for (int i = threadIdx.x; i < kReturnRows; i += kMoveThreads) from[i] = -1;
@@ -87,6 +93,14 @@ __global__ void __launch_bounds__(kMoveThreads)
                                      (image * returned + from[i]) * x.count;
     copy_row(row, static_cast<V*>(y.data) + out * x.count, x.count, lane, group);
   }
+}
+
+template <class V>
+__global__ void __launch_bounds__(kMoveThreads)
+    return_kernel(RowsIn x, RowsIn kept, Index index, RowsOut y, int tokens, int returned,
+                  int group) {
+  __shared__ int from[kReturnRows];
+  return_rows<V>(x, kept, index, y, tokens, returned, group, from);
 }
 
 /* Threads for a row of so many accesses: a power of two, none of them idle for long. */

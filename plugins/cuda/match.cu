@@ -65,23 +65,19 @@ int32_t partners(const Launch& l, const Sides& s, const Split& split, Bests best
                     Index{nullptr, 0}};
     const Side<T> b{static_cast<const T*>(l.in[s.b]), in[s.b].dims[1], s.b_first, s.step,
                     s.columns, pick};
-    const auto run = [&](auto pack) -> int32_t {
-      constexpr int N = sizeof(pack) / sizeof(T);
-      const dim3 grid(split.row_tiles, split.splits, s.batch);
-      TC_LAUNCH((partner_kernel<T, N>), grid, kMatchThreads, 0, l.stream, a, b, s.width,
-                split.tiles_each, bests, partner, similarity);
-      return TC_LAUNCH_STATUS();
-    };
     const int64_t bytes = static_cast<int64_t>(s.width) * sizeof(T);
-    return access_width(bytes, l.in[s.a], l.in[s.b]) == 16 ? run(Pack<T, 16 / sizeof(T)>())
-                                                            : run(Pack<T, 1>());
+    const bool wide = access_width(bytes, l.in[s.a], l.in[s.b]) == 16;
+    const dim3 grid(split.row_tiles, split.splits, s.batch);
+    TC_LAUNCH((partner_kernel<T>), grid, kMatchThreads, 0, l.stream, a, b, s.width, wide,
+              split.tiles_each, bests, partner, similarity);
+    return TC_LAUNCH_STATUS();
   });
 }
 
 /* For each row its partner; with `own`, tokens in it have themselves. */
 int32_t matched(const Launch& l, const Sides& s, IndexOut partner, float* similarity) {
   const Split split = split_of(s.batch, s.rows, s.columns);
-  if (split.splits == 1 && s.pick < 0)
+  if (split.splits == 1)
     return partners(l, s, split, {nullptr, nullptr}, partner, similarity);
   const Bests bests = bests_in(l.workspace, s.batch, s.rows, split);
   const int32_t status = partners(l, s, split, bests, {nullptr, 0}, nullptr);
@@ -102,7 +98,7 @@ size_t workspace(const Sides& s, bool always) {
 }  // namespace
 
 size_t workspace_partner(const tc_call& call) { return workspace(two(call), false); }
-size_t workspace_nearest(const tc_call& call) { return workspace(kept(call), true); }
+size_t workspace_nearest(const tc_call& call) { return workspace(kept(call), false); }
 size_t workspace_match(const tc_call& call) { return workspace(halves(call), true); }
 size_t workspace_match_all(const tc_call& call) { return workspace(halves(call), false); }
 

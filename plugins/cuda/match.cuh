@@ -60,7 +60,7 @@ union alignas(16) MatchShared {
   float dots[kSide * kDotStride];
 };
 
-/* Elements [begin, begin + kRowBytes/sizeof(T)) of 64 rows; zeros beyond the end of rows. */
+/* Elements [begin, begin + kRowBytes/sizeof(T)) of 64 rows, N at a time; zeros beyond their end. */
 template <class T, int N>
 __device__ __forceinline__ void load_rows(const Side<T>& side, int64_t image, int first, int begin,
                                           int width, unsigned char* to) {
@@ -77,6 +77,16 @@ __device__ __forceinline__ void load_rows(const Side<T>& side, int64_t image, in
     }
     *reinterpret_cast<Pack<T, N>*>(to + r * kRowStride + k * sizeof(T)) = held;
   }
+}
+
+/* The same; `wide`: rows allow accesses of 16 bytes. */
+template <class T>
+__device__ __forceinline__ void load_any(const Side<T>& side, int64_t image, int first, int begin,
+                                         int width, bool wide, unsigned char* to) {
+  if (wide)
+    load_rows<T, 16 / sizeof(T)>(side, image, first, begin, width, to);
+  else
+    load_rows<T, 1>(side, image, first, begin, width, to);
 }
 
 /* Sum of squares of half of a row in shared memory; NaN where an element is not finite. */
@@ -104,21 +114,22 @@ __device__ __forceinline__ float inverse_length(float squares) {
   return squares != squares ? squares : 1.0f / sqrtf(fmaxf(squares, 1e-12f));
 }
 
-/* Rows of a and their best among columns [tile0, tile1) of b in tiles of 64. Direct: there is one
- * split, and results are those of the op. */
-template <class T, int N>
-__global__ void __launch_bounds__(kMatchThreads)
-    partner_kernel(Side<T> a, Side<T> b, int width, int tiles_each, Bests bests, IndexOut partner,
-                   float* similarity) {
-  __shared__ MatchShared shared;
-  __shared__ float inverse[2][kSide];
+struct PartnerShared {
+  MatchShared tiles;
+  float inverse[2][kSide];
+};
+
+/* The best of rows [first, first + 64) of a among the tiles [begin, end) of b, each of 64 columns:
+ * thread 2 r has that of row r. */
+template <class T>
+__device__ __forceinline__ Best best_columns(const Side<T>& a, const Side<T>& b, int64_t image,
+                                             int first, int begin, int end, int width, bool wide,
+                                             PartnerShared& all) {
+  MatchShared& shared = all.tiles;
+  float(&inverse)[2][kSide] = all.inverse;
   constexpr int kDepth = kRowBytes / sizeof(T), kStride = kRowStride / sizeof(T);
-  const int64_t image = blockIdx.z;
-  const int first = blockIdx.x * kSide, warp = threadIdx.x / kWarp;
+  const int warp = threadIdx.x / kWarp, row = threadIdx.x / 2;
   const int warp_row = warp / 2 * kTile, warp_column = warp % 2 * kTile;
-  const int tiles = (b.count + kSide - 1) / kSide, begin = blockIdx.y * tiles_each;
-  const int end = begin + tiles_each < tiles ? begin + tiles_each : tiles;
-  const int row = threadIdx.x / 2;
   Best best{-INFINITY, begin * kSide};
   for (int tile = begin; tile < end; ++tile) {
     WarpTile<T> product;
@@ -126,14 +137,15 @@ __global__ void __launch_bounds__(kMatchThreads)
     float a_squares = 0.0f, b_squares = 0.0f;
     for (int k = 0; k < width; k += kDepth) {
       __syncthreads();
-      load_rows<T, N>(a, image, first, k, width, shared.rows[0]);
-      load_rows<T, N>(b, image, tile * kSide, k, width, shared.rows[1]);
+      load_any(a, image, first, k, width, wide, shared.rows[0]);
+      load_any(b, image, tile * kSide, k, width, wide, shared.rows[1]);
       __syncthreads();
       if (tile == begin) a_squares += half_squares<T>(shared.rows[0]);
       b_squares += half_squares<T>(shared.rows[1]);
-      product.add(reinterpret_cast<const T*>(shared.rows[0]) + warp_row * kStride,
-                  reinterpret_cast<const T*>(shared.rows[1]) + warp_column * kStride, kDepth,
-                  kStride);
+      const int depth = width - k < kDepth ? width - k : kDepth;
+      product.template add<kDepth>(
+          reinterpret_cast<const T*>(shared.rows[0]) + warp_row * kStride,
+          reinterpret_cast<const T*>(shared.rows[1]) + warp_column * kStride, depth, kStride);
     }
     b_squares += __shfl_xor_sync(kAll, b_squares, 1);
     a_squares += __shfl_xor_sync(kAll, a_squares, 1);
@@ -158,18 +170,58 @@ __global__ void __launch_bounds__(kMatchThreads)
   }
   /* The two threads of a row. */
   best.join(__shfl_xor_sync(kAll, best.value, 1), __shfl_xor_sync(kAll, best.place, 1));
-  if (threadIdx.x % 2 != 0 || first + row >= a.count) return;
   const float by = inverse[0][row];
   if (by != by) best = {-INFINITY, begin * kSide};
-  const float cosine = best.value == -INFINITY ? best.value : best.value * by;
+  if (best.value != -INFINITY) best.value *= by;
+  return best;
+}
+
+/* Where a row says which columns there are (`pick`), those columns have themselves: the place of row
+ * first + i in pick, -1 where it is not there. */
+__device__ __forceinline__ void find_own(const Index& pick, int picked, int64_t image, int tokens,
+                                         int first, int rows, int* number) {
+  for (int i = threadIdx.x; i < rows; i += blockDim.x) number[i] = -1;
+  __syncthreads();
+  for (int k = threadIdx.x; k < picked; k += blockDim.x) {
+    const int place = pick.at(image * picked + k, tokens) - first;
+    if (place >= 0 && place < rows) atomicMax(&number[place], k);
+  }
+  __syncthreads();
+}
+
+/* A block takes 64 rows and a split of the columns. Where `bests` is none there is one split, and
+ * results are those of the op. */
+template <class T>
+__device__ __forceinline__ void partner_block(const Side<T>& a, const Side<T>& b, int width,
+                                              bool wide, int tiles_each, Bests bests, IndexOut partner,
+                                              float* similarity, PartnerShared& shared,
+                                              int (&number)[kSide]) {
+  const int64_t image = blockIdx.z;
+  const int first = blockIdx.x * kSide, row = first + threadIdx.x / 2;
+  const int tiles = (b.count + kSide - 1) / kSide, begin = blockIdx.y * tiles_each;
+  const int end = begin + tiles_each < tiles ? begin + tiles_each : tiles;
+  const bool own = bests.value == nullptr && b.pick.data != nullptr;
+  if (own) find_own(b.pick, b.count, image, b.tokens, first, kSide, number);
+  const Best best = best_columns(a, b, image, first, begin, end, width, wide, shared);
+  if (threadIdx.x % 2 != 0 || row >= a.count) return;
   if (bests.value != nullptr) {
-    const int64_t at = (image * gridDim.y + blockIdx.y) * a.count + first + row;
-    bests.value[at] = cosine;
+    const int64_t at = (image * gridDim.y + blockIdx.y) * a.count + row;
+    bests.value[at] = best.value;
     bests.place[at] = best.place;
   } else {
-    partner.put(image * a.count + first + row, best.place);
-    if (similarity) similarity[image * a.count + first + row] = cosine;
+    const int mine = own ? number[row - first] : -1;
+    partner.put(image * a.count + row, mine < 0 ? best.place : mine);
+    if (similarity) similarity[image * a.count + row] = best.value;
   }
+}
+
+template <class T>
+__global__ void __launch_bounds__(kMatchThreads)
+    partner_kernel(Side<T> a, Side<T> b, int width, bool wide, int tiles_each, Bests bests,
+                   IndexOut partner, float* similarity) {
+  __shared__ PartnerShared shared;
+  __shared__ int number[kSide];
+  partner_block(a, b, width, wide, tiles_each, bests, partner, similarity, shared, number);
 }
 
 __device__ __forceinline__ Best best_of(const Bests& bests, int64_t image, int splits, int rows,
@@ -194,13 +246,7 @@ static __global__ void __launch_bounds__(kFinishThreads)
   __shared__ int number[kFinishThreads];
   const int64_t image = blockIdx.y;
   const int first = blockIdx.x * kFinishThreads, row = first + threadIdx.x;
-  number[threadIdx.x] = -1;
-  __syncthreads();
-  for (int k = threadIdx.x; k < owned; k += kFinishThreads) {
-    const int place = own.at(image * owned + k, rows) - first;
-    if (place >= 0 && place < kFinishThreads) atomicMax(&number[place], k);
-  }
-  __syncthreads();
+  find_own(own, owned, image, rows, first, kFinishThreads, number);
   if (row >= rows) return;
   const Best best = best_of(bests, image, splits, rows, row);
   partner.put(image * rows + row, number[threadIdx.x] < 0 ? best.place : number[threadIdx.x]);
@@ -224,16 +270,13 @@ inline size_t match_shared(int r) {
   return sort > sizeof(SelectShared) ? sort : sizeof(SelectShared);
 }
 
-/* The r best pairs, best first, and the even positions that are left, ascending. One block an image.
- */
+/* The r best pairs of an image, best first, and the even positions that are left, ascending. */
 template <int kItems>
-__global__ void __launch_bounds__(1024)
-    match_kernel(Bests bests, int splits, int half, int r, int sorted, IndexOut keep,
-                 IndexOut source, IndexOut target) {
-  TC_DYNAMIC_SHARED(SelectShared, shared);
+__device__ __forceinline__ void best_pairs(const Bests& bests, int64_t image, int splits, int half,
+                                           int r, int sorted, IndexOut keep, IndexOut source,
+                                           IndexOut target, int64_t out, SelectShared* shared) {
   uint32_t* pair_keys = reinterpret_cast<uint32_t*>(shared);
   uint16_t* pairs = reinterpret_cast<uint16_t*>(pair_keys + sorted);
-  const int64_t image = blockIdx.x;
   const int first = threadIdx.x * kItems, rest = half - r;
   uint32_t keys[kItems];
   int places[kItems];
@@ -251,7 +294,7 @@ __global__ void __launch_bounds__(1024)
     if (chosen)
       places[i] = before;
     else
-      keep.put(image * rest + first + i - before, first + i);
+      keep.put(out * rest + first + i - before, first + i);
   });
   __syncthreads();
   for (int i = r + threadIdx.x; i < sorted; i += blockDim.x) {
@@ -283,9 +326,18 @@ __global__ void __launch_bounds__(1024)
     }
   }
   for (int i = threadIdx.x; i < r; i += blockDim.x) {
-    source.put(image * r + i, pairs[i]);
-    target.put(image * r + i, bests.place[image * splits * half + pairs[i]]);
+    source.put(out * r + i, pairs[i]);
+    target.put(out * r + i, bests.place[image * splits * half + pairs[i]]);
   }
+}
+
+template <int kItems>
+__global__ void __launch_bounds__(1024)
+    match_kernel(Bests bests, int splits, int half, int r, int sorted, IndexOut keep,
+                 IndexOut source, IndexOut target) {
+  TC_DYNAMIC_SHARED(SelectShared, shared);
+  best_pairs<kItems>(bests, blockIdx.x, splits, half, r, sorted, keep, source, target, blockIdx.x,
+                     shared);
 }
 
 }  // namespace tc

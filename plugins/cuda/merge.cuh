@@ -230,10 +230,8 @@ struct Row {
 
 /* Blocks below `row_blocks` make rows_each rows of y each, the one behind them the owner map. */
 template <class T, int N, Combine kHow>
-__global__ void __launch_bounds__(kMergeThreads)
-    merge_kernel(Tokens t, Groups groups, Owners owners, int row_blocks, int rows_each) {
-  TC_DYNAMIC_SHARED(uint16_t, shared);
-  __shared__ int totals[kMergeWarps];
+__device__ __forceinline__ void merge_rows(Tokens t, Groups groups, Owners owners, int row_blocks,
+                                           int rows_each, uint16_t* shared, int* totals) {
   const int64_t image = blockIdx.y;
   if (static_cast<int>(blockIdx.x) == row_blocks) {
     for (int k = threadIdx.x; k < groups.rest; k += kMergeThreads) {
@@ -260,6 +258,15 @@ __global__ void __launch_bounds__(kMergeThreads)
     if (own >= 0 && own < t.count)
       Row<T, N, kHow>{t, groups, shared, listed, row, own, image}.run();
   }
+}
+
+/* Shared memory: a uint16 for each that leaves and, with an owner map, for each token. */
+template <class T, int N, Combine kHow>
+__global__ void __launch_bounds__(kMergeThreads)
+    merge_kernel(Tokens t, Groups groups, Owners owners, int row_blocks, int rows_each) {
+  TC_DYNAMIC_SHARED(uint16_t, shared);
+  __shared__ int totals[kMergeWarps];
+  merge_rows<T, N, kHow>(t, groups, owners, row_blocks, rows_each, shared, totals);
 }
 
 }  // namespace tc

@@ -117,9 +117,9 @@ __device__ __forceinline__ void choose(const uint32_t (&keys)[kItems], int count
 
 /* One block an image. `rows`, if any: the prefix and the chosen ones behind it. */
 template <class T, int kItems>
-__global__ void __launch_bounds__(1024)
-    select_kernel(const T* scores, IndexOut index, IndexOut rows, int tokens, int kept, int prefix) {
-  __shared__ SelectShared shared;
+__device__ __forceinline__ void select_image(const T* scores, IndexOut index, IndexOut rows,
+                                             int tokens, int kept, int prefix,
+                                             SelectShared& shared) {
   const int64_t image = blockIdx.x;
   const int first = threadIdx.x * kItems;
   scores += image * tokens;
@@ -135,6 +135,13 @@ __global__ void __launch_bounds__(1024)
   if (rows.data)
     for (int i = threadIdx.x; i < prefix; i += blockDim.x)
       rows.put(image * (prefix + kept) + i, i);
+}
+
+template <class T, int kItems>
+__global__ void __launch_bounds__(1024)
+    select_kernel(const T* scores, IndexOut index, IndexOut rows, int tokens, int kept, int prefix) {
+  __shared__ SelectShared shared;
+  select_image<T, kItems>(scores, index, rows, tokens, kept, prefix, shared);
 }
 
 /* Threads for `count` keys, kItems each. */

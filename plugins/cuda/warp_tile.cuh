@@ -25,23 +25,26 @@ struct PlainTile {
 #pragma unroll
       for (int c = 0; c < kColumns; ++c) sum[r][c] = 0.0f;
   }
-  /* sum += A B^T for `depth` elements of rows that are `stride` apart. */
+  __device__ __forceinline__ static void read(float (&to)[kPack], const T* from) {
+    const Pack<T, kPack> held = *reinterpret_cast<const Pack<T, kPack>*>(from);
+#pragma unroll
+    for (int i = 0; i < kPack; ++i) to[i] = to_float(held.at[i]);
+  }
+  /* sum += A B^T for the first `depth` of kDepth elements of rows that are `stride` apart. */
+  template <int kDepth>
   __device__ __forceinline__ void add(const T* a, const T* b, int depth, int stride) {
     const int lane = lane_of(threadIdx.x), row = lane / 4, column = lane % 4;
     for (int k = 0; k < depth; k += kPack) {
-      Pack<T, kPack> left[kRows];
+      float left[kRows][kPack], right[kPack];
 #pragma unroll
-      for (int r = 0; r < kRows; ++r)
-        left[r] = *reinterpret_cast<const Pack<T, kPack>*>(a + (row + 8 * r) * stride + k);
+      for (int r = 0; r < kRows; ++r) read(left[r], a + (row + 8 * r) * stride + k);
 #pragma unroll
       for (int c = 0; c < kColumns; ++c) {
-        const Pack<T, kPack> right =
-            *reinterpret_cast<const Pack<T, kPack>*>(b + (column + 4 * c) * stride + k);
+        read(right, b + (column + 4 * c) * stride + k);
 #pragma unroll
         for (int i = 0; i < kPack; ++i)
 #pragma unroll
-          for (int r = 0; r < kRows; ++r)
-            sum[r][c] = fmaf(to_float(left[r].at[i]), to_float(right.at[i]), sum[r][c]);
+          for (int r = 0; r < kRows; ++r) sum[r][c] = fmaf(left[r][i], right[i], sum[r][c]);
       }
     }
   }
@@ -69,9 +72,12 @@ struct TensorTile {
 #pragma unroll
       for (int c = 0; c < kEach; ++c) nvcuda::wmma::fill_fragment(sum[r][c], 0.0f);
   }
+  template <int kDepth>
   __device__ __forceinline__ void add(const T* a, const T* b, int depth, int stride) {
     using namespace nvcuda::wmma;
-    for (int k = 0; k < depth; k += kSide) {
+#pragma unroll
+    for (int k = 0; k < kDepth; k += kSide) {
+      if (k >= depth) break;
       fragment<matrix_a, kSide, kSide, kSide, T, row_major> left[kEach];
       fragment<matrix_b, kSide, kSide, kSide, T, col_major> right[kEach];
 #pragma unroll
