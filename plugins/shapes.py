@@ -12,7 +12,7 @@ from collections.abc import Mapping
 _TERM = re.compile(r"([+-]?)(\w+)(?:/(\d+))?")
 
 
-def _terms(text: str) -> list[tuple[int, str, int]]:
+def terms(text: str) -> list[tuple[int, str, int]]:
     """(sign, name or number, divisor) of each term.
 
     Raises:
@@ -32,7 +32,7 @@ def _terms(text: str) -> list[tuple[int, str, int]]:
 
 def symbols(text: str) -> tuple[str, ...]:
     """The names in an expression."""
-    return tuple(name for _, name, _ in _terms(text) if not name.isdigit())
+    return tuple(name for _, name, _ in terms(text) if not name.isdigit())
 
 
 def evaluate(text: str, known: Mapping[str, int]) -> int:
@@ -43,7 +43,7 @@ def evaluate(text: str, known: Mapping[str, int]) -> int:
     """
     return sum(
         sign * ((int(name) if name.isdigit() else known[name]) // divisor)
-        for sign, name, divisor in _terms(text)
+        for sign, name, divisor in terms(text)
     )
 
 
