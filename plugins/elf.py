@@ -68,7 +68,7 @@ def read_library(path: Path) -> SharedLibrary:
         raise ElfError("is not a 64-bit little-endian library")
     try:
         return _read(data)
-    except (struct.error, IndexError, ValueError) as error:
+    except (struct.error, IndexError, ValueError, OverflowError) as error:
         if isinstance(error, ElfError):
             raise
         raise ElfError("is damaged or cut off") from error
