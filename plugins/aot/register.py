@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from types import ModuleType
+from types import GenericAlias, ModuleType
 from typing import Any
 
 from tcompile.errors import UsageError
@@ -81,7 +81,7 @@ def described(op: TokenOp, trtp: ModuleType) -> Callable[..., tuple[Any, ...]]:
             outputs.append(trtp.from_shape_expr(shape, dtype))
         return tuple(outputs)
 
-    results = tuple[(trtp.TensorDesc,) * len(op.gives)]  # type: ignore[misc]
+    results = GenericAlias(tuple, (trtp.TensorDesc,) * len(op.gives))
     return _signed(describe, op, trtp, (), results)
 
 
@@ -110,7 +110,7 @@ def implemented(op: TokenOp, trtp: ModuleType, architecture: int) -> Callable[..
             extras[i] = trtp.SymInt32(number)
         return launch.symbol, kernel_ptx(launch.source, launch.symbol, architecture), params, extras
 
-    results = tuple[str, str, trtp.KernelLaunchParams, trtp.SymIntExprs]  # type: ignore[name-defined]
+    results = GenericAlias(tuple, (str, str, trtp.KernelLaunchParams, trtp.SymIntExprs))
     return _signed(implement, op, trtp, ("outputs", "tactic"), results)
 
 
