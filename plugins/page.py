@@ -139,7 +139,8 @@ def _native() -> str:
     names = list(data["capabilities"])
     head = f"| method | step | {' | '.join(f'{n[:-1]}.{n[-1]}' for n in names)} | at most |"
     rows = [
-        f"| `{r['method']}` | {r['step']} | {' | '.join(str(r['added'][n]) for n in names)} | {r['bound']} |"
+        f"| `{r['method']}` | {r['step']} | "
+        f"{' | '.join(str(r['added'][n]) for n in names)} | {r['bound']} |"
         for r in data["rows"]
     ]
     return "\n".join(

@@ -14,6 +14,7 @@ from tcompile.passes.lower.opset import lower_opset
 from tcompile.passes.lower.precision import to_fp16
 from tcompile.passes.lower.shapes import complete
 from tcompile.passes.lower.token_casts import move_casts
+from tcompile.passes.lower.token_fuse import fuse_calls
 from tcompile.passes.lower.token_ops import TokenOps, lower_token_ops
 from tcompile.passes.lower.turing import spell_products
 from tcompile.targets.target import Precision, Target
@@ -39,7 +40,7 @@ def lower(
     - fp16: see `to_fp16`; inputs and outputs stay fp32.
     - For a Jetson the opset becomes 20, unless an operator does not allow it (logged).
     - Products of fp32 matrices are spelled as sums for a Turing GPU.
-    - Token ops get the form asked for: see `token_ops`.
+    - Token ops get the form asked for: see `token_ops`, `token_fuse` and `token_casts`.
     - Node names become unique and printable, since an engine's kernels refer to them.
 
     Args:
@@ -63,6 +64,8 @@ def lower(
     lowered.functions = [function.copy() for function in graph.functions]
     complete(lowered)
     keep = _rename(lowered, fp32_nodes)
+    if token_ops != "native":
+        fuse_calls(lowered)
     tensorrt = target.runtime != "onnxruntime"
     replaced = dict(decompose_attention(lowered, lambda n: tensorrt or _has_shared_mask(n)))
     if target.runtime == "jetson":

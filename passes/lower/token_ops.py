@@ -129,7 +129,8 @@ def choose_token_ops(target: Target, wanted: str | None = None) -> TokenOpsChoic
 
 
 def lower_token_ops(graph: gs.Graph, form: TokenOps) -> int:
-    """Give the calls of token ops their form, in place; returns how many there are.
+    """Give the calls of token ops their form, in place, and drop bodies that nobody calls; returns
+    how many calls there are.
 
     Bodies stay in the graph in every form; `saving.save` writes them last, so that a file for a
     TensorRT whose rule `takes_body_first` is the beginning of the file (`saving.without_bodies`).
@@ -140,6 +141,9 @@ def lower_token_ops(graph: gs.Graph, form: TokenOps) -> int:
             node.attrs.pop(name, None)
         if form != "native":
             node.attrs.update({NAMESPACE: PLUGIN_NAMESPACE, VERSION: PLUGIN_VERSION})
+    called = {node.op for node in calls}
+    # Last of all: a copy of a graph brings back what its functions know of each other.
+    graph.functions[:] = [f for f in graph.functions if f.domain != DOMAIN or f.name in called]
     return len(calls)
 
 
