@@ -146,3 +146,15 @@ def test_only_the_largest_of_cosines(tmp_path: Path, change: dict[str, object], 
         want, got = run(tmp_path / "a.onnx"), run(tmp_path / "b.onnx")
         np.testing.assert_array_equal(got["partner"], want["partner"])
         np.testing.assert_allclose(got["similarity"], want["similarity"], atol=1e-6)
+
+
+def test_verify_still_sees_the_choice(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    from tcompile.verify.choice import showing_choice
+
+    both(tmp_path, "topk", "fp32", 1)
+    chosen = []
+    for form in ("native", "plugin"):
+        with showing_choice(tmp_path / f"{form}.onnx") as shown:
+            chosen.append(run(shown)["tcompile.chosen"])
+    np.testing.assert_array_equal(chosen[0], chosen[1])
