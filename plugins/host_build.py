@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 CUDA = Path(__file__).parent / "cuda"
 #: What the library consists of.
 SOURCES = ("check.cpp", "launch.cpp", "select.cu", "gather.cu", "fuse.cu", "merge.cu", "match.cu",
            "host/fibers.cpp", "host/cuda_host.cpp")  # fmt: skip
+#: The ahead-of-time form, in a library of its own.
+AOT_SOURCES = ("aot/select.cu", "aot/gather.cu", "aot/fuse.cu", "aot/merge.cu", "aot/match.cu",
+               "host/fibers.cpp", "host/cuda_host.cpp")  # fmt: skip
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 _FLAGS = ("-std=c++17", "-fPIC", "-fno-strict-aliasing", "-fvisibility=hidden", "-Wall", "-Wextra",
           "-Wno-unknown-pragmas", "-Werror", "-ffp-contract=off")  # fmt: skip
@@ -21,17 +25,18 @@ def compiler() -> str | None:
     return os.environ.get("CXX") or shutil.which("g++")
 
 
-def build(folder: Path, *, sanitize: bool = False) -> Path:
+def build(folder: Path, *, sanitize: bool = False, sources: Sequence[str] = SOURCES) -> Path:
     """Compile the kernels into a library in a folder; its path.
 
     Args:
         sanitize: with AddressSanitizer and UndefinedBehaviorSanitizer. Numpy's memory is what the
             kernels run on, so that an access beyond a tensor is seen; see `preload`.
+        sources: `SOURCES` or `AOT_SOURCES`.
 
     Raises:
         RuntimeError: there is no compiler, or it fails.
     """
-    for name in SOURCES:
+    for name in sources:
         compile_one(CUDA / name, folder, sanitize=sanitize)
     return link(folder, sanitize=sanitize)
 
@@ -41,7 +46,7 @@ def compile_one(
 ) -> None:
     """One object file, named after its source; raises like `build`."""
     language = ["-x", "c++"] if source.suffix == ".cu" else []
-    root = source.parent.parent if source.parent.name == "host" else source.parent
+    root = source.parent.parent if source.parent.name in ("host", "aot") else source.parent
     _run([_cxx(), *_flags(sanitize), optimise, "-I", str(root), "-c", *language, str(source),
           "-o", str(folder / f"{source.stem}.o")])  # fmt: skip
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tcompile.plugins.aot_kernels import aot_launch
 from tcompile.plugins.cases import Case
 from tcompile.plugins.spec import Array, TokenOp
 
@@ -129,18 +130,45 @@ class Library:
             raise KernelError(status, self._lib.tc_status_text(status).decode())
 
 
+def run_aot_on_host(raw: ctypes.CDLL, case: Case) -> tuple[Array, ...]:
+    """What the ahead-of-time kernels in a library for the host make of a case; indices int64.
+
+    Raises:
+        ValueError: no single kernel can do it.
+    """
+    op, kinds = case.op, {**case.types, "index": "i64"}
+    shapes = tuple(a.shape for a in case.inputs)
+    launch = aot_launch(op, shapes, kinds, case.numbers)
+    stored = [pack(a, kinds[t.kind]) for a, t in zip(case.inputs, op.takes, strict=True)]
+    made = zip(op.shapes(shapes, case.numbers), op.gives, strict=True)
+    results = [_unwritten(shape, kinds[t.kind]) for shape, t in made]
+    addresses = [[a.ctypes.data for a in arrays] for arrays in (stored, results)]
+    arguments = [*addresses[0], *launch.numbers, *addresses[1]]
+    raw.tc_host_run(
+        ctypes.cast(getattr(raw, launch.symbol), ctypes.c_void_p),
+        (ctypes.c_uint32 * 3)(*launch.grid), ctypes.c_uint32(launch.block),
+        ctypes.c_size_t(launch.shared), (ctypes.c_uint64 * len(arguments))(*arguments),
+        ctypes.c_uint32(len(arguments)),
+    )  # fmt: skip
+    return tuple(unpack(a, kinds[t.kind]) for a, t in zip(results, op.gives, strict=True))
+
+
+def _unwritten(shape: Sequence[int], of: str) -> Array:
+    """Room for a result: what a kernel does not write must not look right."""
+    raw = np.empty(tuple(shape), _storage(of))
+    raw.view(np.uint8)[...] = 0x7B
+    return raw
+
+
 def run_on_host(library: Library, case: Case) -> tuple[Array, ...]:
     """What a library for the host makes of a case."""
     op, kinds = case.op, case.types
     stored = [pack(a, kinds[t.kind]) for a, t in zip(case.inputs, op.takes, strict=True)]
     call = library.call(op, [a.shape for a in case.inputs], kinds, case.numbers)
-    results = []
-    for i, tensor in enumerate(op.gives):
-        made = call.output[i]
-        raw = np.empty(tuple(made.dims[: made.rank]), _storage(kinds[tensor.kind]))
-        # What a kernel does not write must not look right.
-        raw.view(np.uint8)[...] = 0x7B
-        results.append(raw)
+    results = [
+        _unwritten(call.output[i].dims[: call.output[i].rank], kinds[tensor.kind])
+        for i, tensor in enumerate(op.gives)
+    ]
     size = library.workspace(op, call)
     workspace = np.full((size + 16,), 0x7B, np.uint8)
     start = -workspace.ctypes.data % 16

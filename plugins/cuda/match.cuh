@@ -237,22 +237,6 @@ __device__ __forceinline__ Best best_of(const Bests& bests, int64_t image, int s
   return best;
 }
 
-constexpr int kFinishThreads = 256;
-
-/* The best over all splits. Tokens in `own`, if any, have themselves: their number in it. */
-static __global__ void __launch_bounds__(kFinishThreads)
-    finish_kernel(Bests bests, int splits, int rows, Index own, int owned, IndexOut partner,
-                  float* similarity) {
-  __shared__ int number[kFinishThreads];
-  const int64_t image = blockIdx.y;
-  const int first = blockIdx.x * kFinishThreads, row = first + threadIdx.x;
-  find_own(own, owned, image, rows, first, kFinishThreads, number);
-  if (row >= rows) return;
-  const Best best = best_of(bests, image, splits, rows, row);
-  partner.put(image * rows + row, number[threadIdx.x] < 0 ? best.place : number[threadIdx.x]);
-  if (similarity) similarity[image * rows + row] = best.value;
-}
-
 /* Whether a pair comes before another: the better one, of equal ones the lower. */
 __device__ __forceinline__ bool comes_before(uint32_t key, int number, uint32_t other_key,
                                              int other) {

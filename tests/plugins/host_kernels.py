@@ -11,32 +11,55 @@ from pathlib import Path
 
 import pytest
 
-from tcompile.plugins.host_build import CUDA, build, compile_one, compiler, link, preload
+from tcompile.plugins.host_build import (
+    AOT_SOURCES,
+    CUDA,
+    SOURCES,
+    build,
+    compile_one,
+    compiler,
+    link,
+    preload,
+)
 
-_RUNNER = Path(__file__).parent / "host_runner.py"
 
-
-@pytest.fixture(scope="session")
-def host_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The kernels under sanitizers; workers of one test run share them."""
+def _shared(factory: pytest.TempPathFactory, name: str, sources: tuple[str, ...]) -> Path:
+    """A library under sanitizers; workers of one test run share it."""
     if compiler() is None:
         pytest.skip("no C++ compiler")
-    shared = tmp_path_factory.getbasetemp()
+    shared = factory.getbasetemp()
     if os.environ.get("PYTEST_XDIST_WORKER"):
         shared = shared.parent
-    folder = shared / "host_kernels"
-    with (shared / "host_kernels.lock").open("w") as lock:
+    folder = shared / name
+    with (shared / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         library = folder / "libtcompile_host.so"
         if not library.exists():
             folder.mkdir(exist_ok=True)
-            build(folder, sanitize=True)
+            build(folder, sanitize=True, sources=sources)
     return library
+
+
+@pytest.fixture(scope="session")
+def host_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The kernels under sanitizers."""
+    return _shared(tmp_path_factory, "host_kernels", SOURCES)
+
+
+@pytest.fixture(scope="session")
+def aot_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Those compiled ahead of time under sanitizers."""
+    return _shared(tmp_path_factory, "host_aot", AOT_SOURCES)
 
 
 def run(library: Path, count: int, seed: int, *names: str) -> subprocess.CompletedProcess[str]:
     """Cases of some ops on a library: see host_runner.py."""
-    command = [sys.executable, str(_RUNNER), str(library), str(count), str(seed), *names]
+    return script("host_runner.py", library, str(count), str(seed), *names)
+
+
+def script(name: str, library: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A script of this folder on a library, where sanitizers are loaded."""
+    command = [sys.executable, str(Path(__file__).parent / name), str(library), *arguments]
     return subprocess.run(
         command, capture_output=True, text=True, env={**os.environ, **preload()}, check=False
     )

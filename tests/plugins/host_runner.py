@@ -2,12 +2,14 @@
 
     python host_runner.py LIBRARY COUNT SEED OP...           against numpy
     python host_runner.py LIBRARY COUNT SEED OP... --hostile  indices are anything: it must survive
+    python host_runner.py LIBRARY COUNT SEED OP... --aot      the ahead-of-time form, against numpy
 
 Prints a line for each case that is wrong; exits with 1 if there was one.
 """
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,17 +19,11 @@ import numpy as np
 
 from tcompile.plugins.cases import Case, cases
 from tcompile.plugins.compare import problems
-from tcompile.plugins.library import Library, run_on_host
+from tcompile.plugins.library import Library, run_aot_on_host, run_on_host
 from tcompile.plugins.ops import find_op
 
 #: Indices that no call should have.
 _HOSTILE = (0, -1, 1, 2**15, 2**16, -(2**31), 2**31 - 1, 2**32, 2**32 + 1, 2**62, -(2**63))
-
-
-def wrong(library: Library, case: Case) -> list[str]:
-    """What is wrong with what the library makes of a case; run in another order of threads."""
-    library.raw.tc_host_order(hash(case.seed) & 0xFFFF)
-    return problems(case, run_on_host(library, case))
 
 
 def hostile(case: Case) -> Case:
@@ -44,14 +40,26 @@ def hostile(case: Case) -> Case:
 
 def main(arguments: list[str]) -> Iterator[str]:
     """The lines to print."""
-    library = Library(Path(arguments[0]))
-    count, seed = int(arguments[1]), int(arguments[2])
-    evil = arguments[-1] == "--hostile"
-    for name in arguments[3 : len(arguments) - evil]:
-        for case in cases(find_op(name), count, seed):
-            if evil:
-                run_on_host(library, hostile(case))
-            elif found := wrong(library, case):
+    path, (count, seed) = Path(arguments[0]), map(int, arguments[1:3])
+    names = [name for name in arguments[3:] if not name.startswith("--")]
+    if "--aot" in arguments:
+        raw = ctypes.CDLL(str(path))
+    else:
+        library = Library(path)
+        raw = library.raw
+    for case in (c for name in names for c in cases(find_op(name), count, seed)):
+        # Another order of threads each time.
+        raw.tc_host_order(hash(case.seed) & 0xFFFF)
+        if "--hostile" in arguments:
+            run_on_host(library, hostile(case))
+            continue
+        try:
+            got = run_aot_on_host(raw, case) if "--aot" in arguments else run_on_host(library, case)
+        except ValueError as error:
+            if "ahead of time" not in str(error):
+                raise
+        else:
+            if found := problems(case, got):
                 yield f"{case}: {'; '.join(found)}"
 
 

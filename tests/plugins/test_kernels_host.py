@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 from tcompile.plugins.ops import OPS
-from tests.plugins.host_kernels import changed, host_library, run  # noqa: F401
+from tests.plugins.host_kernels import (  # noqa: F401
+    aot_library,
+    changed,
+    host_library,
+    run,
+    script,
+)
 
 #: Of every op, shared out so that each test takes some seconds.
 COUNT = 510
@@ -37,6 +43,17 @@ def test_kernels_equal_the_reference(host_library: Path, group: str) -> None:  #
 def test_any_index_is_survived(host_library: Path) -> None:  # noqa: F811
     done = run(host_library, 60, 1, *(op.name for op in OPS), "--hostile")
     assert done.returncode == 0, done.stdout[:4000] + done.stderr[-4000:]
+
+
+@pytest.mark.heavy
+def test_kernels_ahead_of_time_equal_the_reference(aot_library: Path) -> None:  # noqa: F811
+    done = run(aot_library, 100, 2, *(op.name for op in OPS), "--aot")
+    assert done.returncode == 0, done.stdout[:4000] + done.stderr[-4000:]
+
+
+def test_illegal_calls_are_refused(host_library: Path) -> None:  # noqa: F811
+    done = script("host_refusals.py", host_library)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
 
 
 #: A mistake in a kernel: where, what, and the op that shows it.

@@ -12,7 +12,8 @@
 
 #define __device__
 #define __host__
-#define __global__
+/* Seen from outside, for those that are compiled ahead of time. */
+#define __global__ __attribute__((visibility("default")))
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __align__(n) alignas(n)
