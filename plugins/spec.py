@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 DOMAIN = "tcompile"
 #: Of every plugin: what the registry finds it by, beside its name.
 PLUGIN_VERSION, PLUGIN_NAMESPACE = "1", "tcompile"
-#: No tensor has more tokens.
-MAX_TOKENS = 16384
+#: No tensor has more tokens, or more images.
+MAX_TOKENS, MAX_BATCH = 16384, 65535
 
 Array = np.ndarray[Any, Any]
 Reference = Callable[..., tuple[Array, ...]]
@@ -143,6 +143,8 @@ class TokenOp:
             want = tuple(evaluate(d, known) for d in tensor.dims)
             if want != shape or min(shape) < 1:
                 raise ValueError(f"{self.name}: {tensor.name} is {shape}, not {want}")
+        if known.get("B", 1) > MAX_BATCH:
+            raise ValueError(f"{self.name}: a batch of {known['B']} is more than {MAX_BATCH}")
         for limit in self.limits:
             if not holds(limit, known):
                 raise ValueError(f"{self.name}: {limit} does not hold where {known}")

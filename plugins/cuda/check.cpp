@@ -129,6 +129,9 @@ int32_t check_inputs(const tc_op_spec* op, const tc_call* call, Names* names,
                            static_cast<long long>(want));
     }
   }
+  const int32_t* batch = names->find("B");
+  if (batch != nullptr && *batch > TC_MAX_BATCH)
+    return message.say(TC_BAD_LIMIT, "a batch of %d is more than %d", *batch, TC_MAX_BATCH);
   for (int i = 0; i < op->limits; ++i)
     if (!holds(op->limit[i], *names)) {
       char values[160] = {0};

@@ -13,21 +13,9 @@
 #define TC_DYNAMIC_SHARED(type, name)                     \
   extern __shared__ __align__(16) unsigned char tc_bytes[]; \
   type* name = reinterpret_cast<type*>(tc_bytes)
-#define TC_LAUNCH(kernel, grid, block, shared, stream, ...)                             \
-  do {                                                                                  \
-    auto tc_kernel = kernel;                                                            \
-    tc_kernel<<<grid, block, shared, static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__); \
-  } while (0)
-#define TC_LAUNCH_STATUS() (cudaPeekAtLastError() == cudaSuccess ? TC_OK : TC_LAUNCH_FAILED)
 #else
 #include "host/cuda_host.h"
 #define TC_DYNAMIC_SHARED(type, name) type* name = static_cast<type*>(tc_host::dynamic_shared)
-#define TC_LAUNCH(kernel, grid, block, shared, stream, ...)                  \
-  do {                                                                       \
-    (void)(stream);                                                          \
-    tc_host::launch(grid, block, shared, [=] { kernel(__VA_ARGS__); });      \
-  } while (0)
-#define TC_LAUNCH_STATUS() TC_OK
 #endif
 
 #include "tcompile_ops.h"
@@ -116,6 +104,25 @@ __device__ __forceinline__ int block_scan(int x, int* totals) {
   const int sums = warp_scan(lane < warps ? totals[lane] : 0);
   const int before = __shfl_sync(kAll, sums, warp > 0 ? warp - 1 : 0);
   return inclusive - x + (warp > 0 ? before : 0);
+}
+
+/* Put a kernel on a stream; the status is that of this launch and of no earlier one. */
+template <class... Parameters, class... Arguments>
+int32_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared, void* stream,
+               Arguments... arguments) {
+#if defined(__CUDACC__)
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared;
+  config.stream = static_cast<cudaStream_t>(stream);
+  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, arguments...);
+  return error == cudaSuccess ? TC_OK : TC_LAUNCH_FAILED;
+#else
+  (void)stream;
+  tc_host::launch(grid, block, shared, [=] { kernel(arguments...); });
+  return TC_OK;
+#endif
 }
 
 inline int divide_up(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }

@@ -12,11 +12,10 @@ int32_t launch_fuse(const Launch& l) {
     const auto run = [&](auto pack) -> int32_t {
       constexpr int N = sizeof(pack) / sizeof(T);
       const dim3 grid(divide_up(channels, kFuseColumns * N), batch);
-      TC_LAUNCH((fuse_kernel<T, N>), grid, kFuseThreads, 0, l.stream,
-                static_cast<const T*>(l.in[0]), static_cast<const float*>(l.in[1]),
-                index_of(l.in[2], index), static_cast<T*>(l.out[0]), tokens, index.dims[1],
-                channels);
-      return TC_LAUNCH_STATUS();
+      return launch(fuse_kernel<T, N>, grid, kFuseThreads, 0, l.stream,
+                    static_cast<const T*>(l.in[0]), static_cast<const float*>(l.in[1]),
+                    index_of(l.in[2], index), static_cast<T*>(l.out[0]), tokens, index.dims[1],
+                    channels);
     };
     const int width = access_width(static_cast<int64_t>(channels) * sizeof(T), l.in[0]);
     return width == 16 ? run(Pack<T, 16 / sizeof(T)>()) : run(Pack<T, 1>());

@@ -32,13 +32,11 @@ int32_t gather(const Launch& l, Places at) {
         table ? static_cast<int>(row_bytes(l.call.input[at.table]) / sizeof(V)) : 0;
     const int group = row_group(count);
     const dim3 grid(divide_up(rows, kMoveThreads / group), batch);
-    TC_LAUNCH((gather_kernel<V, kDropped>), grid, kMoveThreads, 0, l.stream, RowsIn{l.in[at.x], count},
-              RowsIn{table ? l.in[at.table] : nullptr, wide},
-              static_cast<const float*>(at.size >= 0 ? l.in[at.size] : nullptr),
-              index_of(l.in[at.index], index), RowsOut{l.out[0], count},
-              RowsOut{table ? l.out[2] : nullptr, wide},
-              static_cast<float*>(at.size >= 0 ? l.out[1] : nullptr), tokens, rows, group);
-    return TC_LAUNCH_STATUS();
+    return launch(gather_kernel<V, kDropped>, grid, kMoveThreads, 0, l.stream,
+                  RowsIn{l.in[at.x], count}, RowsIn{table ? l.in[at.table] : nullptr, wide},
+                  static_cast<const float*>(at.size >= 0 ? l.in[at.size] : nullptr), index_of(l.in[at.index],
+                  index), RowsOut{l.out[0], count}, RowsOut{table ? l.out[2] : nullptr,
+                  wide}, static_cast<float*>(at.size >= 0 ? l.out[1] : nullptr), tokens, rows, group);
   });
 }
 
@@ -58,10 +56,9 @@ int32_t launch_return(const Launch& l) {
     using V = decltype(access);
     const int count = static_cast<int>(row_bytes(x) / sizeof(V));
     const dim3 grid(divide_up(tokens, kReturnRows), batch);
-    TC_LAUNCH((return_kernel<V>), grid, kMoveThreads, 0, l.stream, RowsIn{l.in[0], count},
-              RowsIn{l.in[1], count}, index_of(l.in[2], l.call.input[2]),
-              RowsOut{l.out[0], count}, tokens, returned, row_group(count));
-    return TC_LAUNCH_STATUS();
+    return launch(return_kernel<V>, grid, kMoveThreads, 0, l.stream, RowsIn{l.in[0], count},
+                  RowsIn{l.in[1], count}, index_of(l.in[2], l.call.input[2]),
+                  RowsOut{l.out[0], count}, tokens, returned, row_group(count));
   });
 }
 

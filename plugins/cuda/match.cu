@@ -84,9 +84,8 @@ int32_t partners(const Launch& l, const Sides& s, const Split& split, Bests best
     const int64_t bytes = static_cast<int64_t>(s.width) * sizeof(T);
     const bool wide = access_width(bytes, l.in[s.a], l.in[s.b]) == 16;
     const dim3 grid(split.row_tiles, split.splits, s.batch);
-    TC_LAUNCH((partner_kernel<T>), grid, kMatchThreads, 0, l.stream, a, b, s.width, wide,
-              split.tiles_each, bests, partner, similarity);
-    return TC_LAUNCH_STATUS();
+    return launch(partner_kernel<T>, grid, kMatchThreads, 0, l.stream, a, b, s.width, wide,
+                  split.tiles_each, bests, partner, similarity);
   });
 }
 
@@ -101,9 +100,8 @@ int32_t matched(const Launch& l, const Sides& s, IndexOut partner, float* simila
   const Index own =
       s.pick < 0 ? Index{nullptr, 0} : index_of(l.in[s.pick], l.call.input[s.pick]);
   const dim3 grid(divide_up(s.rows, kFinishThreads), s.batch);
-  TC_LAUNCH(finish_kernel, grid, kFinishThreads, 0, l.stream, bests, split.splits, s.rows, own,
-            s.pick < 0 ? 0 : s.columns, partner, similarity);
-  return TC_LAUNCH_STATUS();
+  return launch(finish_kernel, grid, kFinishThreads, 0, l.stream, bests, split.splits, s.rows, own,
+                s.pick < 0 ? 0 : s.columns, partner, similarity);
 }
 
 size_t workspace(const Sides& s, bool always) {
@@ -140,11 +138,10 @@ int32_t launch_match(const Launch& l) {
   const int r = l.call.field[0];
   return by_items<TC_MAX_TOKENS / 2>(s.rows, [&](auto items) -> int32_t {
     constexpr int kItems = decltype(items)::value;
-    TC_LAUNCH((match_kernel<kItems>), s.batch, select_threads<kItems>(s.rows), match_shared(r),
-              l.stream, bests, split.splits, s.rows, r, sort_size(r),
-              index_out(l.out[0], l.call.output[0]), index_out(l.out[1], l.call.output[1]),
-              index_out(l.out[2], l.call.output[2]));
-    return TC_LAUNCH_STATUS();
+    return launch(match_kernel<kItems>, s.batch, select_threads<kItems>(s.rows), match_shared(r),
+                  l.stream, bests, split.splits, s.rows, r, sort_size(r),
+                  index_out(l.out[0], l.call.output[0]), index_out(l.out[1], l.call.output[1]),
+                  index_out(l.out[2], l.call.output[2]));
   });
 }
 

@@ -27,9 +27,8 @@ int32_t merge(const Launch& l, Tokens t, const Groups& groups, const Owners& own
     using T = decltype(type);
     const auto run = [&](auto pack) -> int32_t {
       constexpr int N = sizeof(pack) / sizeof(T);
-      TC_LAUNCH((merge_kernel<T, N, kHow>), grid, kMergeThreads, shared, l.stream, t, groups,
-                owners, row_blocks, rows_each);
-      return TC_LAUNCH_STATUS();
+      return launch(merge_kernel<T, N, kHow>, grid, kMergeThreads, shared, l.stream, t, groups,
+                    owners, row_blocks, rows_each);
     };
     const int width = access_width(static_cast<int64_t>(t.channels) * sizeof(T), t.x, t.y);
     return width == 16 ? run(Pack<T, 16 / sizeof(T)>()) : run(Pack<T, 1>());

@@ -14,9 +14,8 @@ int32_t select(const Launch& l, int prefix, IndexOut rows) {
     using T = decltype(type);
     return by_items(tokens, [&](auto items) -> int32_t {
       constexpr int kItems = decltype(items)::value;
-      TC_LAUNCH((select_kernel<T, kItems>), batch, select_threads<kItems>(tokens), 0, l.stream,
-                static_cast<const T*>(l.in[0]), index, rows, tokens, kept, prefix);
-      return TC_LAUNCH_STATUS();
+      return launch(select_kernel<T, kItems>, batch, select_threads<kItems>(tokens), 0, l.stream,
+                    static_cast<const T*>(l.in[0]), index, rows, tokens, kept, prefix);
     });
   });
 }

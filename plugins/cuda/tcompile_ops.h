@@ -27,6 +27,7 @@ extern "C" {
 /* Of this header: a library and its user must have the same. */
 #define TC_API_VERSION 1
 #define TC_MAX_TOKENS 16384
+#define TC_MAX_BATCH 65535
 #define TC_MAX_RANK 3
 #define TC_MAX_INPUTS 8
 #define TC_MAX_OUTPUTS 3

@@ -3,6 +3,7 @@
     python host_runner.py LIBRARY COUNT SEED OP...           against numpy
     python host_runner.py LIBRARY COUNT SEED OP... --hostile  indices are anything: it must survive
     python host_runner.py LIBRARY COUNT SEED OP... --aot      the ahead-of-time form, against numpy
+    python host_runner.py LIBRARY COUNT SEED OP... --first    until the first that is wrong
 
 Prints a line for each case that is wrong; exits with 1 if there was one.
 """
@@ -61,6 +62,8 @@ def main(arguments: list[str]) -> Iterator[str]:
         else:
             if found := problems(case, got):
                 yield f"{case}: {'; '.join(found)}"
+                if "--first" in arguments:
+                    return
 
 
 if __name__ == "__main__":

@@ -112,4 +112,4 @@ def test_a_mistake_in_a_kernel_is_caught(
 ) -> None:
     file, old, new, name = _MUTANTS[mutant]
     library = changed(host_library, tmp_path, file, old, new)
-    assert run(library, 100, 0, name).returncode != 0
+    assert run(library, 100, 0, name, "--first").returncode != 0

@@ -119,6 +119,71 @@ def test_large_values_do_not_overflow_when_merging() -> None:
     np.testing.assert_allclose(y, 300, rtol=1e-6)
 
 
+#: A mistake in a body: what is replaced in its text.
+_MUTANTS = {
+    "TcTopKTokens": ("largest: int = 1", "largest: int = 0"),
+    "TcSelectTokens": ("moved = Add (index, ahead)", "moved = Identity (index)"),
+    "TcGatherTokens": ("Unsqueeze (index, last)", "Unsqueeze (same, last)"),
+    "TcTakeTokens": ("GatherElements <axis: int = 1> (size, rows)",
+                     "GatherElements <axis: int = 1> (size, same)"),
+    "TcUnmergeTokens": ("Where (lost, count, owner)", "Where (lost, zero, owner)"),
+    "TcReturnTokens": ("Concat <axis: int = 1> (kept, x)", "Concat <axis: int = 1> (x, kept)"),
+    "TcFuseTokens": ("(weight, index, zeros)", "(weight, index, as_float)"),
+    "TcPartnerTokens": ("MatMul (unit_a, across)", "MatMul (a, across)"),
+    "TcNearestTokens": ("Identity", "Identity"),
+    "TcMatchTokens": ("(best, count)", "(low, count)"),
+    "TcMatchAllTokens": ("b = Slice (unit, one", "b = Slice (metric, one"),
+    "TcMergeTokens": ("total = Add (odd_size, arriving_size)", "total = Identity (odd_size)"),
+    "TcMergeAllTokens": ("own = Mul (odd, odd_size)", "own = Identity (odd)"),
+    "TcCombineMeanTokens": ("(weight, keep)", "(size, keep)"),
+    "TcCombinePlainTokens": ("y = Div (sum, count)", "y = Div (sum, single)"),
+    "TcCombineMlerpTokens": ("Max (own_length, longest_left)", "Min (own_length, longest_left)"),
+    "TcCombineDropTokens": ("new_owner = Where (lost, owner, found)",
+                            "new_owner = Where (lost, zero, found)"),
+}  # fmt: skip
+#: What a mutant needs besides, in front.
+_SET_UP = {
+    "TcGatherTokens": "  same = Abs (index)\n",
+    "TcTakeTokens": "  same = Sub (rows, rows)\n",
+    "TcMatchTokens": ("  best = Squeeze (edge, last)", "  best = Squeeze (edge, last)\n"
+                      "  low = Neg (best)"),
+}  # fmt: skip
+
+
+def _wrong(op: TokenOp) -> str:
+    """The body with its mistake."""
+    old, new = _MUTANTS[op.name]
+    before = _SET_UP.get(op.name, "")
+    if isinstance(before, tuple):
+        body, before = op.body.replace(*before), ""
+    else:
+        body = op.body
+    if op.name == "TcNearestTokens":
+        old, new = "(nearest, index, own)", "(nearest, index, none)"
+        body = body.replace("  own = Add", "  none = Add (nothing, nothing)\n  own = Add")
+    assert body.count(old) == 1
+    return before + body.replace(old, new)
+
+
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+def test_a_mistake_in_a_body_is_caught(op: TokenOp) -> None:
+    mutant = replace(op, body=_wrong(op))
+    assert any(problems(case, run(case, 18, mutant)) for case in some(op, 20))
+
+
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+def test_a_mistake_in_a_reference_is_caught(op: TokenOp) -> None:
+    def mistaken(*inputs: Any, **numbers: Any) -> Arrays:
+        return tuple(np.roll(a, 1, axis=1) + (a.shape[1] == 1) for a in
+                     op.reference(*inputs, **numbers))  # fmt: skip
+
+    found = []
+    for case in some(op, 20):
+        right = run(case, 18)
+        found += problems(replace(case, op=replace(op, reference=mistaken)), right)
+    assert found
+
+
 @pytest.mark.parametrize(
     ("name", "shapes", "numbers", "word"),
     [
@@ -126,6 +191,7 @@ def test_large_values_do_not_overflow_when_merging() -> None:
         ("TcTopKTokens", ((1, MAX_TOKENS + 1),), {"k": 9}, "T<=16384"),
         ("TcTopKTokens", ((1, 8), (1, 8)), {"k": 2}, "1 inputs"),
         ("TcGatherTokens", ((2, 8, 4), (3, 5)), {}, "index"),
+        ("TcGatherTokens", ((70000, 8, 4), (70000, 5)), {}, "batch of 70000"),
         ("TcGatherTokens", ((2, 8), (2, 5)), {}, "3 dimensions"),
         ("TcGatherTokens", ((2, 8, 0), (2, 5)), {}, "x is"),
         ("TcMatchTokens", ((1, 9, 4),), {"r": 2, "half": 4, "rest": 2}, "half==T-T/2"),
