@@ -24,8 +24,17 @@ constexpr auto kError = nvinfer1::ILogger::Severity::kERROR;
 /* Which of the three sizes of a profile. */
 enum Bound { kMin, kOpt, kMax };
 
+/* Those of the network where there is no profile, so that the sizes of one were not filled in. */
 nvinfer1::Dims const& dims_at(DynamicPluginTensorDesc const& desc, int bound) {
-  return bound == kMin ? desc.min : bound == kOpt ? desc.opt : desc.max;
+  nvinfer1::Dims const& dims = bound == kMin ? desc.min : bound == kOpt ? desc.opt : desc.max;
+  return dims.nbDims == desc.desc.dims.nbDims ? dims : desc.desc.dims;
+}
+
+bool known(tc_call const& call, int32_t inputs) {
+  for (int i = 0; i < inputs; ++i)
+    for (int d = 0; d < call.input[i].rank; ++d)
+      if (call.input[i].dims[d] < 0) return false;
+  return true;
 }
 
 }  // namespace
@@ -101,6 +110,7 @@ int32_t TokenPlugin::configurePlugin(DynamicPluginTensorDesc const* in, int32_t 
   if (!counts_are(inputs, outputs)) return TC_BAD_SHAPE;
   for (int bound : {kMin, kOpt, kMax}) {
     tc_call call = call_within(in, bound);
+    if (!known(call, inputs)) continue;
     char message[320];
     int32_t const status = tc_infer(&op_, &call, message, sizeof message);
     if (status == TC_OK) continue;

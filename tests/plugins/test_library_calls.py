@@ -123,6 +123,9 @@ def test_k_beyond_the_tokens_is_refused_while_building(library: Plugins) -> None
         many = array([tensor((1, 16385))])
         assert library.probe.probe_shapes(plugin, 1, many, 1, out) != 0
         assert "T<=16384 does not hold" in library.log()
+        bare = array([tensor((2, 12), bounds=((), (), ()))])  # no profile: sizes of the network
+        assert library.probe.probe_configure(plugin, 1, bare, 1, out) != 0
+        assert "k<=T does not hold" in library.log()
         good = array([tensor((-1, 40), bounds=((1, 40), (4, 40), (8, 40)))])
         assert library.probe.probe_configure(plugin, 1, good, 1, out) == 0
         assert library.log() == ""

@@ -114,6 +114,8 @@ static Dims dims_of(int32_t rank, int64_t const* d) {
   for (int i = 0; i < rank; ++i) dims.d[i] = d[i];
   return dims;
 }
+/* A first size of 0: there is no profile. */
+static Dims bound_of(int32_t rank, int64_t const* d) { return dims_of(d[0] == 0 ? 0 : rank, d); }
 static DataType type_at(probe_tensor const& t) {
   return t.type < 0 ? DataType::kFP8 : tcompile::type_of(t.type);
 }
@@ -128,8 +130,8 @@ static std::vector<PluginTensorDesc> descs(probe_tensor const* t, int32_t n) {
 static std::vector<DynamicPluginTensorDesc> dynamic(probe_tensor const* t, int32_t n) {
   std::vector<DynamicPluginTensorDesc> made;
   for (int i = 0; i < n; ++i)
-    made.push_back({desc_of(t[i]), dims_of(t[i].rank, t[i].min), dims_of(t[i].rank, t[i].max),
-                    dims_of(t[i].rank, t[i].opt)});
+    made.push_back({desc_of(t[i]), bound_of(t[i].rank, t[i].min), bound_of(t[i].rank, t[i].max),
+                    bound_of(t[i].rank, t[i].opt)});
   return made;
 }
 
