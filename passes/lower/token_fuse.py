@@ -9,6 +9,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from tcompile.ir import ints, is_const, producer, value
+from tcompile.passes.lower.token_groups import combine
 from tcompile.plugins.spec import DOMAIN, add_functions
 
 
@@ -19,6 +20,7 @@ def fuse_calls(graph: gs.Graph) -> int:
       stream apart in one gather: no slices, no joining.
     - The largest of cosines, a product of unit vectors and TopK of 1, is `TcPartnerTokens`: no
       matrix of cosines in memory.
+    - Means over tokens that merge: see `token_groups`.
     """
     found = 0
     for node in list(graph.nodes):
@@ -26,8 +28,11 @@ def fuse_calls(graph: gs.Graph) -> int:
             found += _select(node)
         elif node.op == "TopK" and not node.domain:
             found += _partner(node)
+        elif node.op == "Div" and not node.domain:
+            found += combine(graph, node)
     if found:
         graph.cleanup(recurse_subgraphs=False, recurse_functions=False)
+        graph.toposort(recurse_subgraphs=False, recurse_functions=False, mode="nodes")
         add_functions(graph)
     return found
 

@@ -158,3 +158,19 @@ def test_verify_still_sees_the_choice(tmp_path: Path) -> None:
         with showing_choice(tmp_path / f"{form}.onnx") as shown:
             chosen.append(run(shown)["tcompile.chosen"])
     np.testing.assert_array_equal(chosen[0], chosen[1])
+
+
+@pytest.mark.parametrize("batch", [1, None])
+@pytest.mark.parametrize(("method", "means"), [("pitome", 2), ("turbo", 2), ("mctf", 3)])
+def test_means_over_groups(tmp_path: Path, method: str, means: int, batch: int | None) -> None:
+    """The first merge has no sizes yet: a plain mean where the batch is known."""
+    pytest.importorskip("onnxruntime")
+    native, plugin = both(tmp_path, method, "fp16", batch)
+    assert not any("Combine" in name for name in ours(native))
+    assert ours(plugin)["TcCombineMeanTokens"] == means
+    assert ours(plugin)["TcCombinePlainTokens"] == (batch == 1 and method != "mctf")
+    assert len(plugin.nodes) <= len(native.nodes) - 15 * means
+    for node in plugin.nodes:
+        if node.op == "TcCombineMeanTokens":
+            assert node.inputs[0].dtype == np.float16  # no cast beside it
+            assert node.outputs[0].dtype == np.float16
