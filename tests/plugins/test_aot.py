@@ -72,15 +72,16 @@ def test_ptx_of_one_kernel_is_right_for_every_gpu(
     ptx_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TCOMPILE_CACHE", str(ptx_cache))
-    # Each kernel for fp16 on one of them; TCOMPILE_AOT_ALL=1 takes all types and all of them. (That
-    # the sources compile for each is the matter of test_kernels_nvcc.)
+    # One fp16 kernel of each source on one GPU; TCOMPILE_AOT_ALL=1 takes all, on all. (That sources
+    # compile for each is the matter of the matrix of architectures.)
     every = bool(os.environ.get("TCOMPILE_AOT_ALL"))
     seen: set[str] = set()
     for op in OPS:
         for launch in launches(op, 6)[1 : 4 if every else 2]:
-            if launch.symbol in seen:
+            key = launch.symbol if every else launch.source
+            if key in seen:
                 continue
-            seen.add(launch.symbol)
+            seen.add(key)
             file = tmp_path / f"{launch.symbol}.ptx"
             file.write_text(kernel_ptx(launch.source, launch.symbol))
             one = ARCHITECTURES[len(seen) % len(ARCHITECTURES)]
@@ -217,4 +218,5 @@ def test_the_bindings_take_every_op(bindings: str, tmp_path: Path) -> None:
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.split() == [op.name for op in OPS]
+    lines = [line for line in done.stdout.splitlines() if line.startswith("Tc")]
+    assert lines == [op.name for op in OPS]
