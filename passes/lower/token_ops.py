@@ -141,7 +141,7 @@ def lower_token_ops(graph: gs.Graph, form: TokenOps) -> int:
             node.attrs.pop(name, None)
         if form != "native":
             node.attrs.update({NAMESPACE: PLUGIN_NAMESPACE, VERSION: PLUGIN_VERSION})
-    called = {node.op for node in calls}
+    called = {node.op for node in graph.nodes if node.domain == DOMAIN}
     # Last of all: a copy of a graph brings back what its functions know of each other.
     graph.functions[:] = [f for f in graph.functions if f.domain != DOMAIN or f.name in called]
     return len(calls)
