@@ -216,7 +216,7 @@ __device__ __forceinline__ void partner_block(const Side<T>& a, const Side<T>& b
 }
 
 template <class T>
-__global__ void __launch_bounds__(kMatchThreads)
+__global__ void __launch_bounds__(kMatchThreads, 4)
     partner_kernel(Side<T> a, Side<T> b, int width, bool wide, int tiles_each, Bests bests,
                    IndexOut partner, float* similarity) {
   __shared__ PartnerShared shared;

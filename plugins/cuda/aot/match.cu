@@ -42,7 +42,7 @@ __device__ __forceinline__ void match_image(const T* metric, int tokens, int wid
 }  // namespace
 
 #define MATCH(type, T)                                                                            \
-  extern "C" __global__ void __launch_bounds__(kMatchThreads)                                     \
+  extern "C" __global__ void __launch_bounds__(kMatchThreads, 4)                                   \
       tc_aot_partner_##type(const T* a, const T* b, int rows, int columns, int width,             \
                             int64_t* partner, float* similarity) {                                \
     __shared__ PartnerShared shared;                                                              \
@@ -52,7 +52,7 @@ __device__ __forceinline__ void match_image(const T* metric, int tokens, int wid
     partner_block(left, right, width, wide(a, width) && wide(b, width), columns, Bests{},         \
                   index64_out(partner), similarity, shared, number);                              \
   }                                                                                               \
-  extern "C" __global__ void __launch_bounds__(kMatchThreads)                                     \
+  extern "C" __global__ void __launch_bounds__(kMatchThreads, 4)                                   \
       tc_aot_nearest_##type(const T* x, const int64_t* index, const int64_t*, int tokens,         \
                             int kept, int width, int64_t* owner) {                                \
     __shared__ PartnerShared shared;                                                              \
@@ -62,7 +62,7 @@ __device__ __forceinline__ void match_image(const T* metric, int tokens, int wid
     partner_block(all, some, width, wide(x, width), kept, Bests{}, index64_out(owner), nullptr,   \
                   shared, number);                                                                \
   }                                                                                               \
-  extern "C" __global__ void __launch_bounds__(kMatchThreads)                                     \
+  extern "C" __global__ void __launch_bounds__(kMatchThreads, 4)                                   \
       tc_aot_match_all_##type(const T* metric, int tokens, int width, int64_t* target) {          \
     __shared__ PartnerShared shared;                                                              \
     __shared__ int number[kSide];                                                                 \
@@ -71,7 +71,7 @@ __device__ __forceinline__ void match_image(const T* metric, int tokens, int wid
     partner_block(even, odd, width, wide(metric, width), tokens, Bests{}, index64_out(target),    \
                   nullptr, shared, number);                                                       \
   }                                                                                               \
-  extern "C" __global__ void __launch_bounds__(kMatchThreads)                                     \
+  extern "C" __global__ void __launch_bounds__(kMatchThreads)                                      \
       tc_aot_match_##type(const T* metric, int tokens, int width, int r, int sorted,              \
                           int64_t* keep, int64_t* source, int64_t* target) {                      \
     __shared__ uint4 bytes[(sizeof(PartnerShared) + 15) / 16];                                    \
