@@ -17,6 +17,7 @@ from tcompile.filling import fill
 from tcompile.manifest import Latency, Manifest, Source
 
 if TYPE_CHECKING:
+    from tcompile.passes.lower.token_ops import TokenOpsChoice
     from tcompile.planning.solve.planned import Planned
     from tcompile.request import Request
     from tcompile.stages import Reduced
@@ -38,6 +39,7 @@ class Build:
         request: what was asked.
         force: emit what is not faster than dense, too.
         refine: plan again from measurements.
+        token_ops: the form of token ops; None: the target's own.
     """
 
     origin: Source
@@ -46,6 +48,7 @@ class Build:
     request: Request
     force: bool
     refine: bool
+    token_ops: TokenOpsChoice | None = None
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,7 @@ def _attempt(
     del reduced
     manifest = fill(folder, asked.origin, asked.target, asked.precision, held,
                     asked.request.outputs, say, threads=asked.request.threads,
-                    batch=asked.request.batch)  # fmt: skip
+                    batch=asked.request.batch, token_ops=asked.token_ops)  # fmt: skip
     made = Attempt.of(manifest, planned)
     return replace(made, manifest=_with_plan(made, asked))
 

@@ -17,10 +17,12 @@ from tcompile.manifest import (
     Manifest,
     Source,
     TargetEntry,
+    TokenOpsEntry,
     describe_tensors,
     installed_versions,
 )
 from tcompile.passes.lower import lower
+from tcompile.passes.lower.token_ops import TokenOpsChoice, choose_token_ops
 from tcompile.saving import save, without_weights
 from tcompile.targets import Target
 from tcompile.targets.backends import FusedAttention, emit
@@ -40,6 +42,7 @@ def fill(
     *,
     threads: int | None = None,
     batch: int = 1,
+    token_ops: TokenOpsChoice | None = None,
 ) -> Manifest:
     """Write model and engine into the folder; returns the manifest.
 
@@ -47,16 +50,18 @@ def fill(
         held: the reduced model, taken out of the list, so that its weights are gone before anything
             is measured.
         threads, batch: to measure with.
+        token_ops: their form, and why; None: the target's own.
     """
     from tcompile.evidence import check_normal_form, measure
 
-    source = Path(origin.file)
+    source, form = Path(origin.file), token_ops or choose_token_ops(target, None)
     reduced = held.pop()
     schedule, layers = reduced.schedule, reduced.attention_layers
     flops = Flops(graph_flops(reduced.dense), graph_flops(reduced.graph))
     lowered = lower(
-        reduced.graph, target=target, precision=precision, fp32_nodes=reduced.fp32_nodes
-    )
+        reduced.graph, target=target, precision=precision, fp32_nodes=reduced.fp32_nodes,
+        token_ops=form.form,
+    )  # fmt: skip
     inputs, outs = describe_tensors(without_weights(lowered))
     widened = reduced.widened
     save(lowered, folder / MODEL, reduced.metadata)
@@ -69,7 +74,7 @@ def fill(
         progress("checking the normal form against the source")
         check_normal_form(source, dense, half=widened)
     progress(f"emitting for {target.name}")
-    emitted = emit(folder / MODEL, folder, target=target, precision=precision)
+    emitted = emit(folder / MODEL, folder, target=target, precision=precision, token_ops=form.form)
     progress("measuring")
     notes = [*schedule.notes, *emitted.notes]
     if emitted.fused is not None and emitted.fused.expected != layers:
@@ -95,6 +100,7 @@ def fill(
         latency=evidence.latency,
         fidelity=evidence.fidelity,
         fused_attention=_fused_entry(emitted.fused),
+        token_ops=TokenOpsEntry(form.form, form.reason),
         # Of the dense model there is nothing to say but that it is as fast as itself.
         notes=(*notes, *(evidence.notes if schedule.reductions else ())),
         faster=evidence.faster if schedule.reductions else None,

@@ -127,6 +127,14 @@ class FusedAttentionEntry:
 
 
 @dataclass(frozen=True)
+class TokenOpsEntry:
+    """The form of the token ops in the model, `passes.lower.token_ops`, and why it was taken."""
+
+    form: Literal["native", "plugin", "aot"]
+    reason: str
+
+
+@dataclass(frozen=True)
 class Manifest:
     """See `manifest.schema.json` for what each field means to a reader."""
 
@@ -143,6 +151,7 @@ class Manifest:
     latency: tuple[Latency, ...] = ()
     fidelity: Fidelity | None = None
     fused_attention: FusedAttentionEntry | None = None
+    token_ops: TokenOpsEntry | None = None
     notes: tuple[str, ...] = ()
     plan: dict[str, Any] | None = None
     faster: bool | None = None

@@ -17,6 +17,7 @@ from tcompile.inspection_why import NodeFacts
 from tcompile.inspection_why import explain as explain_node
 from tcompile.loading import load, names_in
 from tcompile.manifest import Manifest, describe_source
+from tcompile.passes.lower.token_ops import choose_token_ops
 from tcompile.passes.normalize import normalize
 from tcompile.passes.normalize.bind import Shapes
 from tcompile.passes.reduce import ReducedGraph, reduce_graph
@@ -185,6 +186,7 @@ def build(
     *,
     target: str,
     precision: str | None = None,
+    token_ops: str | None = None,
     output: str | Path | None = None,
     force: bool = False,
     refine: bool = False,
@@ -198,6 +200,7 @@ def build(
 
     Args:
         precision: `fp32` or `fp16`; the target's own by default.
+        token_ops: `native`, `plugin` or `aot`; the target's own by default.
         output: the directory; by default `MODEL-TARGET` beside the model.
         force: keep a reduced model that is not faster; replace an artifact even if its files were
             changed by hand.
@@ -209,6 +212,7 @@ def build(
         MissingExtraError: the target's runtime is not installed.
     """
     request, chosen = Request.of(asked), load_target(target)
+    form = choose_token_ops(chosen, token_ops)
     path = Path(model)
     directory = Path(output) if output is not None else path.parent / f"{path.stem}-{chosen.name}"
     check_destination(directory, force)
@@ -218,8 +222,8 @@ def build(
     origin = describe_source(path)
 
     def fill(folder: Path) -> Manifest:
-        made = fill_best(folder, Build(origin, chosen, level, request, force, refine), job.make,
-                         progress)  # fmt: skip
+        made = fill_best(folder, Build(origin, chosen, level, request, force, refine, form),
+                         job.make, progress)  # fmt: skip
         bound = {name: tuple(dims) for name, dims in (request.shapes or {}).items()}
         return replace(made, shapes=bound, prefix=request.prefix)
 

@@ -27,6 +27,7 @@ def render(manifest: Manifest) -> str:
         _fidelity(m.fidelity),
         "\n## Fused attention\n",
         _fused(m.fused_attention),
+        *([f"\nToken ops: {m.token_ops.form}; {m.token_ops.reason}."] if m.token_ops else []),
         "\n## Inputs and outputs\n",
         _tensors(m.inputs, m.outputs),
     ]

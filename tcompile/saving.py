@@ -2,6 +2,7 @@
 
 A protobuf message may be written in parts: the graph without its weights first, then one
 `initializer` field after the other. Beyond what one protobuf may hold, weights go to a file beside.
+Bodies of token ops come last: a file without them is the beginning of this one.
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
+from tcompile.errors import ModelError
 from tcompile.ir import is_const, opset_imports
+from tcompile.plugins.spec import DOMAIN
 
 #: Weights beyond this go beside the model: a protobuf must stay under 2 GiB.
 INLINE_LIMIT = 1 << 30
 _ALIGNMENT = 64
 # Field numbers of onnx.proto, as wire tags of length-delimited fields.
 _MODEL_GRAPH, _GRAPH_INITIALIZER = b"\x3a", b"\x2a"
+_MODEL_FUNCTIONS = b"\xca\x01"
 
 
 def without_weights(graph: gs.Graph, metadata: dict[str, str] | None = None) -> onnx.ModelProto:
@@ -57,7 +61,11 @@ def save(graph: gs.Graph, path: str | Path, metadata: dict[str, str] | None = No
     model = without_weights(graph, metadata)
     body = model.graph.SerializeToString()
     model.ClearField("graph")
-    head = model.SerializeToString()
+    bodies = onnx.ModelProto(functions=[f for f in model.functions if f.domain == DOMAIN])
+    others = [f for f in model.functions if f.domain != DOMAIN]
+    model.ClearField("functions")
+    model.functions.extend(others)
+    head, tail = model.SerializeToString(), bodies.SerializeToString()
     constants = [t for t in graph.tensors().values() if is_const(t)]
     total = sum(int(t._values.nbytes) for t in constants)
     beside = path.with_name(f"{path.name}.data") if total > INLINE_LIMIT else None
@@ -69,12 +77,38 @@ def save(graph: gs.Graph, path: str | Path, metadata: dict[str, str] | None = No
             stream.write(_varint(size) + body)
             for tensor in constants:
                 _write(stream, _proto(tensor).SerializeToString())
+            stream.write(tail)
             return
         with beside.open("wb") as data:
             stubs = list(_beside(constants, data, beside.name))
         stream.write(_varint(len(body) + sum(_framed(len(s)) for s in stubs)) + body)
         for stub in stubs:
             _write(stream, stub)
+        stream.write(tail)
+
+
+def without_bodies(path: str | Path) -> int:
+    """How many bytes of a file that `save` wrote are the model without bodies of token ops.
+
+    Raises:
+        ModelError: it is not such a file.
+    """
+    end = 0
+    with Path(path).open("rb") as stream:
+        size = stream.seek(0, 2)
+        stream.seek(0)
+        while stream.tell() < size:
+            tag = _read_varint(stream)
+            if tag & 7 == 0:
+                _read_varint(stream)
+            elif tag & 7 == 2:
+                length = _read_varint(stream)
+                stream.seek(length, 1)
+            else:
+                raise ModelError("is no ONNX file that tcompile wrote", where=str(path))
+            if _varint(tag) != _MODEL_FUNCTIONS:
+                end = stream.tell()
+    return end
 
 
 def _proto(tensor: gs.Constant) -> onnx.TensorProto:
@@ -108,6 +142,16 @@ def _varint(number: int) -> bytes:
         number >>= 7
     out.append(number)
     return bytes(out)
+
+
+def _read_varint(stream: BinaryIO) -> int:
+    number = shift = 0
+    while True:
+        byte = (stream.read(1) or b"\0")[0]
+        number |= (byte & 0x7F) << shift
+        if not byte & 0x80:
+            return number
+        shift += 7
 
 
 def _framed(length: int) -> int:

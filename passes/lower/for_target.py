@@ -13,6 +13,10 @@ from tcompile.passes.lower.norm import decompose_rms_norm
 from tcompile.passes.lower.opset import lower_opset
 from tcompile.passes.lower.precision import to_fp16
 from tcompile.passes.lower.shapes import complete
+from tcompile.passes.lower.token_casts import move_casts
+from tcompile.passes.lower.token_fuse import fuse_calls
+from tcompile.passes.lower.token_ops import TokenOps, lower_token_ops
+from tcompile.passes.lower.turing import spell_products
 from tcompile.targets.target import Precision, Target
 
 #: What TensorRT 10.3, the oldest on a supported JetPack, was made for.
@@ -25,6 +29,7 @@ def lower(
     target: Target,
     precision: Precision,
     fp32_nodes: frozenset[str] = frozenset(),
+    token_ops: TokenOps = "native",
 ) -> gs.Graph:
     """A copy of the graph in the form that the target takes best.
 
@@ -34,6 +39,8 @@ def lower(
     - `RMSNormalization` is spelled out for a Jetson.
     - fp16: see `to_fp16`; inputs and outputs stay fp32.
     - For a Jetson the opset becomes 20, unless an operator does not allow it (logged).
+    - Products of fp32 matrices are spelled as sums for a Turing GPU.
+    - Token ops get the form asked for: see `token_ops`, `token_fuse` and `token_casts`.
     - Node names become unique and printable, since an engine's kernels refer to them.
 
     Args:
@@ -41,6 +48,7 @@ def lower(
         target: what to lower for.
         precision: of most of the result.
         fp32_nodes: names of nodes that stay fp32 in an fp16 graph.
+        token_ops: as `choose_token_ops` gave it.
 
     Raises:
         UsageError: the target does not know the precision.
@@ -56,6 +64,8 @@ def lower(
     lowered.functions = [function.copy() for function in graph.functions]
     complete(lowered)
     keep = _rename(lowered, fp32_nodes)
+    if token_ops != "native":
+        fuse_calls(lowered)
     tensorrt = target.runtime != "onnxruntime"
     replaced = dict(decompose_attention(lowered, lambda n: tensorrt or _has_shared_mask(n)))
     if target.runtime == "jetson":
@@ -64,8 +74,13 @@ def lower(
     complete(lowered)
     if precision == "fp16":
         lowered = to_fp16(lowered, fp32_nodes=frozenset(keep))
+    if target.runtime == "tensorrt-rtx" and target.compute_capability == "7.5":
+        spell_products(lowered)
     if target.runtime == "jetson":
         lower_opset(lowered, _JETSON_OPSET)
+    if token_ops != "native":
+        move_casts(lowered)
+    lower_token_ops(lowered, token_ops)
     return lowered
 
 

@@ -22,6 +22,7 @@ def emit(
     target: Target,
     precision: Precision,
     batch: tuple[int, int, int] | None = None,
+    token_ops: str = "native",
 ) -> Emitted:
     """Write what the target needs beside a lowered model.
 
@@ -32,6 +33,7 @@ def emit(
         precision: the precision the model was lowered to.
         batch: (smallest, typical, largest) for a model with a symbolic batch; (1, 1, 8) unless
             given. A model with a fixed batch does not use it.
+        token_ops: the form that the model's token ops were lowered to.
 
     Raises:
         UsageError: the target does not know the precision, or the sizes are not in order.
@@ -45,7 +47,7 @@ def emit(
         return _for_onnxruntime(model_path)
     if target.runtime == "tensorrt-rtx":
         return _for_rtx(model_path, directory, target, precision, sizes)
-    return _for_jetson(model_path, directory, target, sizes)
+    return _for_jetson(model_path, directory, target, sizes, token_ops)
 
 
 def check_precision(target: Target, precision: str) -> None:
@@ -79,16 +81,28 @@ def _for_rtx(
     return Emitted((name,), fused, versions)
 
 
-def _for_jetson(model_path: Path, directory: Path, target: Target, batch: Batch) -> Emitted:
+def _for_jetson(
+    model_path: Path, directory: Path, target: Target, batch: Batch, token_ops: str
+) -> Emitted:
     model = onnx.load(str(model_path), load_external_data=False)
     name = model_path.resolve().relative_to(directory.resolve()).as_posix()
-    files = jetson.write_bundle(directory, name, _inputs(model), target=target, batch=batch)
+    plugins = token_ops == "plugin"
+    files = jetson.write_bundle(
+        directory, name, _inputs(model), target=target, batch=batch, plugins=plugins
+    )
     if not jetson.is_jetson():
-        note = f"the engine is built on the device: run {jetson.SCRIPT} there"
-        return Emitted(files, notes=(note,))
+        notes = [f"the engine is built on the device: run {jetson.SCRIPT} there"]
+        if plugins:
+            notes.append(f"it needs {jetson.PLUGINS}: `tcompile plugins build` on the device")
+        elif token_ops == "aot":
+            notes.append(
+                "trtexec takes no kernels compiled ahead of time and builds the function bodies; "
+                "to have the kernels in the engine, run this build on the device"
+            )
+        return Emitted(files, notes=tuple(notes))
     version = tensorrt.version()
     engine = f"engine/model.trt{'.'.join(version.split('.')[:2])}.engine"
-    _write(directory / engine, tensorrt.build(model_path, batch=batch))
+    _write(directory / engine, tensorrt.build(model_path, batch=batch, token_ops=token_ops))
     return Emitted((*files, engine), versions={"tensorrt": version})
 
 

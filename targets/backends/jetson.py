@@ -13,11 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from tcompile.errors import ModelError
+from tcompile.passes.lower.token_ops import rule_for
+from tcompile.plugins.build import LIBRARY
+from tcompile.saving import without_bodies
 from tcompile.targets.backends.base import Batch, TensorInfo
 from tcompile.targets.jetpack import JetPack, jetpacks_for
 from tcompile.targets.target import Target
 
 SCRIPT, README, LINES = "build_engine.sh", "README.txt", "trtexec.json"
+#: Where the bundle looks for our plugin library, and what the model without the bodies of token ops
+#: is called, for a TensorRT whose parser takes those before plugins.
+PLUGINS, BARE = f"plugins/{LIBRARY}", "model.plugin.onnx"
 _BOARD = Path("/proc/device-tree/model")
 
 
@@ -27,11 +33,12 @@ class Line:
 
     jetpack: JetPack
     arguments: tuple[str, ...]
+    before: str = ""
 
     @property
     def text(self) -> str:
-        """The command as one would type it."""
-        return " ".join(["trtexec", *(shlex.quote(each) for each in self.arguments)])
+        """The command as one would type it, after what has to run before it."""
+        return self.before + " ".join(["trtexec", *(shlex.quote(a) for a in self.arguments)])
 
 
 def is_jetson() -> bool:
@@ -74,22 +81,35 @@ def precision_flags(tensorrt_major: int) -> tuple[str, ...]:
 
 
 def lines(
-    target: Target, model: str, inputs: tuple[TensorInfo, ...], batch: Batch
+    target: Target,
+    model: str,
+    inputs: tuple[TensorInfo, ...],
+    batch: Batch,
+    bodies_from: int | None = None,
 ) -> tuple[Line, ...]:
-    """The trtexec command for each JetPack that the target may run."""
+    """The trtexec command for each JetPack that the target may run.
+
+    Args:
+        bodies_from: where the bodies of token ops begin in the model's file, for a model whose
+            calls name plugins; None for any other.
+    """
     shapes = shape_flags(inputs, batch)
+    plugins = () if bodies_from is None else (f"--dynamicPlugins={PLUGINS}",)
     result = []
     for jetpack in jetpacks_for(target):
         major, minor = jetpack.trt_version
+        alone = bodies_from is not None and rule_for(jetpack.trt_version).takes_body_first
         flags = (
-            f"--onnx={model}",
+            f"--onnx={BARE if alone else model}",
             f"--saveEngine=engine/model.trt{major}.{minor}.engine",
             *precision_flags(major),
             *shapes,
+            *plugins,
             "--profilingVerbosity=detailed",
             "--skipInference",
         )
-        result.append(Line(jetpack, flags))
+        cut = f"head -c {bodies_from} {shlex.quote(model)} > {BARE} && " if alone else ""
+        result.append(Line(jetpack, flags, cut))
     return tuple(result)
 
 
@@ -100,6 +120,7 @@ def write_bundle(
     *,
     target: Target,
     batch: Batch,
+    plugins: bool = False,
 ) -> tuple[str, ...]:
     """Write the script, the commands and a README beside the model.
 
@@ -109,13 +130,16 @@ def write_bundle(
         inputs: the model's inputs.
         target: a Jetson.
         batch: sizes for a symbolic batch.
+        plugins: whether calls of token ops are to become our plugins.
 
     Returns:
         The files written, relative to `directory`.
     """
-    commands = lines(target, model, inputs, batch)
+    bodies_from = without_bodies(directory / model) if plugins else None
+    commands = lines(target, model, inputs, batch, bodies_from)
     script = directory / SCRIPT
-    script.write_text(_script(model, shape_flags(inputs, batch)), encoding="utf-8", newline="\n")
+    text = _script(model, shape_flags(inputs, batch), bodies_from)
+    script.write_text(text, encoding="utf-8", newline="\n")
     script.chmod(0o755)
     data: list[dict[str, Any]] = [
         {
@@ -130,12 +154,18 @@ def write_bundle(
     (directory / LINES).write_text(
         json.dumps({"target": target.name, "commands": data}, indent=1) + "\n", encoding="utf-8"
     )
-    (directory / README).write_text(_readme(target, commands), encoding="utf-8", newline="\n")
+    readme = _readme(target, commands, plugins)
+    (directory / README).write_text(readme, encoding="utf-8", newline="\n")
     return (SCRIPT, LINES, README)
 
 
-def _script(model: str, shapes: tuple[str, ...]) -> str:
-    arguments = " ".join(shlex.quote(each) for each in (f"--onnx={model}", *shapes))
+def _script(model: str, shapes: tuple[str, ...], bodies_from: int | None) -> str:
+    arguments = " ".join(shlex.quote(each) for each in shapes)
+    plugins = "" if bodies_from is None else _SCRIPT_PLUGINS.format(PLUGINS)
+    cut, flag = "", ""
+    if bodies_from is not None:
+        cut = _SCRIPT_CUT.format(bodies_from, shlex.quote(model), BARE)
+        flag = ' --dynamicPlugins="$plugins"'
     return f"""\
 #!/bin/sh
 # Builds engine/model.trtX.Y.engine from {model} with the TensorRT of this Jetson.
@@ -149,6 +179,7 @@ if ! [ -x "$trtexec" ]; then
     exit 2
 fi
 
+{plugins}\
 # The first line it prints reads '... [TensorRT v100300] ...': two digits each from version 10 on.
 number=$("$trtexec" --help 2>&1 | sed -n 's/.*\\[TensorRT v\\([0-9]*\\)\\].*/\\1/p' | head -n 1)
 if [ -z "$number" ]; then
@@ -166,16 +197,48 @@ minor=$((number / 100 % 100))
 typed=
 if [ "$major" -lt 11 ]; then typed={precision_flags(10)[0]}; fi
 
-mkdir -p engine
+model={shlex.quote(model)}
+{cut}mkdir -p engine
 engine=engine/model.trt$major.$minor.engine
-"$trtexec" {arguments} --saveEngine="$engine.part" $typed \\
+"$trtexec" --onnx="$model" {arguments} --saveEngine="$engine.part" $typed{flag} \\
     --profilingVerbosity=detailed --skipInference "$@"
 mv "$engine.part" "$engine"
 echo "$engine"
 """
 
 
-def _readme(target: Target, commands: tuple[Line, ...]) -> str:
+_SCRIPT_PLUGINS = """\
+plugins=${{PLUGINS:-{0}}}
+if ! [ -f "$plugins" ]; then
+    echo "no plugin library at $plugins: build it (README.txt says how), or set PLUGINS" >&2
+    exit 2
+fi
+
+"""
+_SCRIPT_CUT = """\
+# Before TensorRT 10.7 a function in the file goes before a plugin. Ours are the end of the file.
+if [ "$number" -lt 100700 ]; then
+    head -c {0} {1} > {2}
+    model={2}
+fi
+
+"""
+_README_PLUGINS = f"""
+Its token ops are plugins of ours. The library that holds them, {PLUGINS}, has to be built once,
+on the device or for it:
+
+  tcompile plugins build -o plugins        or, without Python, with CMake and nvcc:
+  cmake -S SOURCES -B build && cmake --build build && cp build/{LIBRARY} plugins/
+
+where SOURCES is the folder `plugins` of tcompile. The engine needs the library whenever it is
+loaded: trtexec --loadEngine=ENGINE --dynamicPlugins={PLUGINS}, or in an application
+getPluginRegistry()->loadLibrary(PATH) before deserializeCudaEngine.
+From TensorRT 10.7 on the same model builds without it too (the bodies of its functions run then):
+leave --dynamicPlugins away.
+"""
+
+
+def _readme(target: Target, commands: tuple[Line, ...], plugins: bool) -> str:
     same: dict[str, list[JetPack]] = {}
     for line in commands:
         same.setdefault(line.text, []).append(line.jetpack)
@@ -194,7 +257,7 @@ Copy this folder to the device and run
 
 It finds trtexec, sees which TensorRT it belongs to, and writes engine/model.trtX.Y.engine.
 An engine runs only on the TensorRT version and the kind of device that built it.
-
+{_README_PLUGINS if plugins else ""}
 Or run trtexec by hand, from this folder, after `mkdir -p engine`:
 
 {shown}

@@ -6,9 +6,13 @@ model gets to a device without this package (`jetson.py`).
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
+from types import ModuleType
 
 from tcompile.errors import UsageError
+from tcompile.passes.lower.token_ops import rule_for
+from tcompile.saving import without_bodies
 from tcompile.targets.backends.base import Batch
 from tcompile.targets.backends.extras import require
 from tcompile.targets.backends.trt_common import build_plan
@@ -23,12 +27,16 @@ def version() -> str:
     return str(require("tensorrt", "tensorrt", _PURPOSE).__version__)
 
 
-def build(model_path: Path, *, batch: Batch | None = None) -> memoryview:
+def build(model_path: Path, *, batch: Batch | None = None, token_ops: str = "native") -> memoryview:
     """Compile an ONNX file into a serialised engine for this machine's GPU.
+
+    Args:
+        token_ops: the form that the model's token ops were lowered to. `plugin` loads the library
+            that `tcompile plugins build` made; `aot` registers the kernels with this process.
 
     Raises:
         MissingExtraError: tensorrt is not installed.
-        UsageError: it is too old.
+        UsageError: it is too old, also for the form; there is no plugin library, or a wrong one.
         ModelError, TcompileError: see `build_plan`.
     """
     trt = require("tensorrt", "tensorrt", _PURPOSE)
@@ -39,4 +47,40 @@ def build(model_path: Path, *, batch: Batch | None = None) -> memoryview:
             f"{OLDEST[0]}.{OLDEST[1]}",
             hint="on a Jetson, install JetPack 6.1 or newer",
         )
+    if token_ops == "plugin":
+        return _with_plugins(trt, (major, minor), model_path, batch)
+    if token_ops == "aot":
+        return build_plan(trt, model_path, batch=batch, flags=_register_aot(trt, (major, minor)))
     return build_plan(trt, model_path, batch=batch)
+
+
+def _with_plugins(
+    trt: ModuleType, version: tuple[int, int], model_path: Path, batch: Batch | None
+) -> memoryview:
+    from tcompile.plugins.build import built_library
+    from tcompile.plugins.check import require_library
+
+    library = built_library()
+    require_library(library, tensorrt=version)
+    trt.get_plugin_registry().load_library(str(library))
+    if not rule_for(version).takes_body_first:
+        return build_plan(trt, model_path, batch=batch)
+    # Beside the model, whose weights may lie in a file that is named relative to it.
+    with tempfile.NamedTemporaryFile(dir=model_path.parent, suffix=".onnx") as alone:
+        with model_path.open("rb") as whole:
+            alone.write(whole.read(without_bodies(model_path)))
+        alone.flush()
+        return build_plan(trt, Path(alone.name), batch=batch)
+
+
+def _register_aot(trt: ModuleType, version: tuple[int, int]) -> int:
+    """Make the kernels known to TensorRT; the creation flag of a network that prefers them."""
+    if not rule_for(version).aot:
+        raise UsageError(
+            f"TensorRT {trt.__version__} takes no kernels compiled ahead of time, 10.9 is the "
+            "first that does", where="--token-ops", hint="plugin is built on any",
+        )  # fmt: skip
+    from tcompile.plugins.aot import register
+
+    register()
+    return 1 << int(trt.NetworkDefinitionCreationFlag.PREFER_AOT_PYTHON_PLUGINS)

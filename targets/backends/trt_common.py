@@ -25,6 +25,7 @@ def build_plan(
     *,
     batch: Batch | None = None,
     configure: Callable[[Any], None] = lambda config: None,
+    flags: int = 0,
 ) -> memoryview:
     """Compile an ONNX file with one of the two packages.
 
@@ -33,6 +34,7 @@ def build_plan(
         model_path: the .onnx file; external data lies beside it.
         batch: sizes for a symbolic batch; None takes the defaults of `Batch`.
         configure: sets what differs between the two on the builder configuration.
+        flags: creation flags of the network beside strong typing.
 
     Returns:
         The serialised engine.
@@ -46,7 +48,8 @@ def build_plan(
     builder = trt.Builder(log.native)
     if builder is None:
         raise TcompileError(f"{trt.__name__} cannot create a builder", hint=_last(log))
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    network = builder.create_network(typed | flags)
     parser = trt.OnnxParser(network, log.native)
     if not parser.parse_from_file(str(model_path)):
         raise _parse_failure(trt, parser, model_path)

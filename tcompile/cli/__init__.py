@@ -20,6 +20,7 @@ from tcompile.cli import (
     inspect,
     methods,
     plan,
+    plugins,
     profile,
     run,
     targets,
@@ -40,6 +41,7 @@ COMMANDS = (
     verify.verify,
     bench.bench,
     run.run,
+    plugins.plugins,
     demo.demo,
 )
 

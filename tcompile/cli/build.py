@@ -20,6 +20,12 @@ from tcompile.cli.common import JSON, common_options, print_json, print_table, p
     help="[default: the target's; fp16 on GPUs, fp32 on CPUs]",
 )
 @click.option(
+    "--token-ops",
+    type=click.Choice(["native", "plugin", "aot"]),
+    help="Token ops as function bodies, as our TensorRT plugins (`tcompile plugins`), or as "
+    "kernels compiled ahead of time [default: the target's; native].",
+)
+@click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
@@ -45,6 +51,7 @@ def build(
     model: Path,
     target: str,
     precision: str | None,
+    token_ops: str | None,
     output: Path | None,
     refine: bool,
     force: bool,
@@ -72,6 +79,7 @@ def build(
             model,
             target=target,
             precision=precision,
+            token_ops=token_ops,
             output=output,
             force=force,
             refine=refine,
@@ -112,6 +120,8 @@ def print_summary(directory: Path) -> None:
     if m.fused_attention:
         fused = m.fused_attention
         rows.append(("fused attention", f"{fused.found} of {fused.expected} layers"))
+    if m.token_ops:
+        rows.append(("token ops", f"{m.token_ops.form}: {m.token_ops.reason}"))
     rows += [("note", note) for note in m.notes]
     rows.append(("files", ", ".join(f.path for f in m.files)))
     print_table(("", ""), rows, title=f"{directory}: {m.source.file} for {m.target.name}, "

@@ -26,6 +26,7 @@ _CHOSEN, _SOURCE, _TARGET = "tcompile.chosen", "tcompile.source", "tcompile.targ
 #: Choosing token op: what its outputs say.
 _OUTPUTS = {
     "TcTopKTokens": (_CHOSEN,),
+    "TcSelectTokens": (_CHOSEN,),
     "TcMatchTokens": ("", _SOURCE, _TARGET),
     "TcMatchAllTokens": (_TARGET,),
 }

@@ -125,7 +125,7 @@ def test_on_a_jetson_the_engine_is_built_too(
     board.write_bytes(b"NVIDIA Jetson AGX Orin Developer Kit\x00")
     monkeypatch.setattr(jetson, "_BOARD", board)
     monkeypatch.setattr(tensorrt, "version", lambda: "10.3.0")
-    monkeypatch.setattr(tensorrt, "build", lambda path, batch: b"plan")
+    monkeypatch.setattr(tensorrt, "build", lambda path, batch, token_ops: b"plan")
     path = save(attention_blocks(depth=1), tmp_path)
     emitted = emit(path, tmp_path, target=load_target("jetson-orin"), precision="fp16")
     assert "engine/model.trt10.3.engine" in emitted.files

@@ -1,0 +1,152 @@
+"""The form that calls of token ops take: function bodies, our plugins, or kernels compiled ahead.
+
+A token op is a call of a model-local function. Whether a parser of TensorRT takes the function or a
+plugin of the same name depends on its version: `RULES`, as data. What follows from them:
+
+native   the bodies, nothing else: every runtime inlines them.
+plugin   calls say which plugin they mean (`plugin_namespace`, `plugin_version`); bodies stay, so
+         that ONNX Runtime runs the same file, and TensorRT without the library too. A TensorRT that
+         takes a body whenever there is one reads the same file up to where they begin.
+aot      as plugin; what is registered under these names are kernels that go into the engine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import onnx_graphsurgeon as gs
+
+from tcompile.errors import UsageError
+from tcompile.plugins.ops import OPS
+from tcompile.plugins.spec import DOMAIN, PLUGIN_NAMESPACE, PLUGIN_VERSION
+from tcompile.targets.jetpack import jetpacks_for
+from tcompile.targets.target import Target
+
+TokenOps = Literal["native", "plugin", "aot"]
+FORMS: tuple[TokenOps, ...] = get_args(TokenOps)
+Version = tuple[int, int]
+
+#: What a node's attributes are called by which a parser finds its plugin.
+NAMESPACE, VERSION = "plugin_namespace", "plugin_version"
+_NAMES = frozenset(op.name for op in OPS)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How the ONNX parser of some versions of TensorRT finds out what a node means.
+
+    Attributes:
+        since, before: the first (major, minor), and the first that differs again; None: none yet.
+        order: what it tries, in this order. `marked plugin` is a registered plugin whose namespace
+            the node names; `plugin` any registered one.
+        aot: whether `tensorrt.plugin` takes kernels compiled ahead of time.
+    """
+
+    since: Version
+    before: Version | None
+    order: tuple[str, ...]
+    aot: bool = False
+
+    @property
+    def takes_body_first(self) -> bool:
+        """Whether a plugin is found only where the file has no body."""
+        first = next((w for w in self.order if w in ("function", "plugin", "marked plugin")), "")
+        return first == "function"
+
+    @property
+    def versions(self) -> str:
+        """As people write it."""
+        first = "{}.{}".format(*self.since)
+        if self.before is None:
+            return f"{first} and newer"
+        return f"{first} to before {'{}.{}'.format(*self.before)}"
+
+
+#: Of the parser's source (ModelImporter.cpp, onnxOpImporters.cpp) and the release notes of 10.7,
+#: 10.10 and 10.15. `tensorrt.plugin` came with 10.9.
+RULES: tuple[Rule, ...] = (
+    Rule((9, 0), (10, 7), ("built-in", "function", "plugin")),
+    Rule((10, 7), (10, 9), ("built-in", "plugin", "function")),
+    Rule((10, 9), (10, 15), ("built-in", "plugin", "function"), aot=True),
+    Rule((10, 15), None, ("marked plugin", "built-in", "function", "plugin"), aot=True),
+)
+
+_REFUSED = {
+    "onnxruntime": "ONNX Runtime runs the function bodies and knows no TensorRT plugins",
+    "tensorrt-rtx": "TensorRT-RTX ends the process when its parser comes to a plugin, and "
+    "takes no kernels compiled ahead of time (seen with 1.7.1)",
+}
+_NATIVE = {
+    "onnxruntime": _REFUSED["onnxruntime"],
+    "tensorrt-rtx": _REFUSED["tensorrt-rtx"],
+    "jetson": "function bodies need nothing on the device but TensorRT; how much faster our "
+    "kernels are there has not been measured yet",
+}
+
+
+@dataclass(frozen=True)
+class TokenOpsChoice:
+    """The form of a build, and why it was taken."""
+
+    form: TokenOps
+    reason: str
+
+
+def rule_for(version: Version) -> Rule:
+    """The rule of a version of TensorRT.
+
+    Raises:
+        UsageError: it is older than any that we know.
+    """
+    for rule in reversed(RULES):
+        if rule.since <= version:
+            return rule
+    raise UsageError(f"TensorRT {version[0]}.{version[1]} is too old for token ops",
+                     hint="9.0 or newer")  # fmt: skip
+
+
+def choose_token_ops(target: Target, wanted: str | None = None) -> TokenOpsChoice:
+    """The form for a target: the one asked for, or the target's own.
+
+    Raises:
+        UsageError: no such form, or one that the target cannot take; says why.
+    """
+    if wanted is None:
+        return TokenOpsChoice("native", _NATIVE[target.runtime])
+    form = next((form for form in FORMS if form == wanted), None)
+    if form is None:
+        raise UsageError(f"no form '{wanted}' of token ops", where="--token-ops",
+                         hint=f"one of {', '.join(FORMS)}")  # fmt: skip
+    if form != "native" and target.runtime in _REFUSED:
+        raise UsageError(f"'{form}' is nothing for {target.name}: {_REFUSED[target.runtime]}",
+                         where="--token-ops", hint="native is")  # fmt: skip
+    if form == "aot" and not any(rule_for(j.trt_version).aot for j in jetpacks_for(target)):
+        raise UsageError(f"no JetPack of {target.name} has TensorRT 10.9, the first to take "
+                         "kernels compiled ahead of time", where="--token-ops",
+                         hint="plugin is built on any")  # fmt: skip
+    return TokenOpsChoice(form, "asked for")
+
+
+def lower_token_ops(graph: gs.Graph, form: TokenOps) -> int:
+    """Give the calls of token ops their form, in place, and drop bodies that nobody calls; returns
+    how many calls there are.
+
+    Bodies stay in the graph in every form; `saving.save` writes them last, so that a file for a
+    TensorRT whose rule `takes_body_first` is the beginning of the file (`saving.without_bodies`).
+    """
+    calls = [node for node in graph.nodes if is_call(node)]
+    for node in calls:
+        for name in (NAMESPACE, VERSION):
+            node.attrs.pop(name, None)
+        if form != "native":
+            node.attrs.update({NAMESPACE: PLUGIN_NAMESPACE, VERSION: PLUGIN_VERSION})
+    called = {node.op for node in graph.nodes if node.domain == DOMAIN}
+    # Last of all: a copy of a graph brings back what its functions know of each other.
+    graph.functions[:] = [f for f in graph.functions if f.domain != DOMAIN or f.name in called]
+    return len(calls)
+
+
+def is_call(node: gs.Node) -> bool:
+    """Whether a node is a call of a token op."""
+    return node.domain == DOMAIN and node.op in _NAMES

@@ -1,0 +1,5 @@
+"""Print docs/token-ops.md."""
+
+from tcompile.plugins.page import page
+
+print(page(), end="")

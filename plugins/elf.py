@@ -1,0 +1,122 @@
+"""What a shared library says of itself, read from the file: nothing in it is loaded or run.
+
+ELF, 64 bits, little-endian, as all targets have it. Layout: System V ABI, chapters 4 and 5.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+from pathlib import Path
+
+MACHINES = {62: "x86_64", 183: "aarch64", 3: "i386", 40: "arm", 243: "riscv64", 21: "ppc64"}
+_LARGEST = 1 << 30
+_SHARED = 3
+_LOAD = 1
+_STRINGS, _DYNAMIC, _SYMBOLS = 3, 6, 11
+_NEEDED, _SONAME = 1, 14
+
+
+class ElfError(ValueError):
+    """The file is no shared library that we can read; says why."""
+
+
+@dataclass(frozen=True)
+class SharedLibrary:
+    """A shared library.
+
+    Attributes:
+        machine: as `platform.machine()` calls it, or `machine 40` where we know no name.
+        soname: what it calls itself; empty where it does not.
+        needed: names of the libraries that it loads.
+        exported: symbol → its address, for those that others can use.
+    """
+
+    machine: str
+    soname: str
+    needed: tuple[str, ...]
+    exported: dict[str, int]
+    _data: bytes = field(repr=False)
+    _loads: tuple[tuple[int, int, int], ...] = field(repr=False)
+
+    def text(self, symbol: str) -> str | None:
+        """The zero-terminated text that a symbol stands for; None where there is none."""
+        address = self.exported.get(symbol)
+        if address is None:
+            return None
+        for offset, start, size in self._loads:
+            if start <= address < start + size:
+                at = offset + address - start
+                end = self._data.find(b"\0", at, min(at + 65536, offset + size))
+                return self._data[at:end].decode("ascii", "replace") if end >= 0 else None
+        return None
+
+
+def read_library(path: Path) -> SharedLibrary:
+    """Read a shared library.
+
+    Raises:
+        ElfError: it is none, or of another kind than ours, or cut off.
+        OSError: the file cannot be read.
+    """
+    if path.stat().st_size > _LARGEST:
+        raise ElfError("is larger than any plugin library")
+    data = path.read_bytes()
+    if data[:4] != b"\x7fELF":
+        raise ElfError("is no ELF file")
+    if data[4:6] != b"\x02\x01":
+        raise ElfError("is not a 64-bit little-endian library")
+    try:
+        return _read(data)
+    except (struct.error, IndexError, ValueError, OverflowError) as error:
+        if isinstance(error, ElfError):
+            raise
+        raise ElfError("is damaged or cut off") from error
+
+
+def _read(data: bytes) -> SharedLibrary:
+    kind, machine = struct.unpack_from("<HH", data, 16)
+    if kind != _SHARED:
+        raise ElfError("is no shared library")
+    programs, sections = struct.unpack_from("<QQ", data, 32)
+    program_size, program_count, section_size, section_count = struct.unpack_from("<HHHH", data, 54)
+    loads = []
+    for i in range(program_count):
+        what, _, offset, address, _, size = struct.unpack_from(
+            "<IIQQQQ", data, programs + i * program_size
+        )
+        if what == _LOAD:
+            loads.append((offset, address, size))
+    heads = [
+        struct.unpack_from("<IIQQQQIIQQ", data, sections + i * section_size)
+        for i in range(section_count)
+    ]
+    exported: dict[str, int] = {}
+    soname, needed = "", []
+    for _, what, _, _, offset, size, link, _, _, _ in heads:
+        if what not in (_SYMBOLS, _DYNAMIC):
+            continue
+        strings = heads[link]
+        if strings[1] != _STRINGS or offset + size > len(data):
+            raise ElfError("is damaged or cut off")
+        names = data[strings[4] : strings[4] + strings[5]]
+        if what == _SYMBOLS:
+            for at in range(offset, offset + size, 24):
+                name, info, _, section, value, _ = struct.unpack_from("<IBBHQQ", data, at)
+                if section and info >> 4:  # defined here, and not local
+                    exported[_name(names, name)] = value
+        else:
+            for at in range(offset, offset + size, 16):
+                tag, value = struct.unpack_from("<qQ", data, at)
+                if tag == _NEEDED:
+                    needed.append(_name(names, value))
+                elif tag == _SONAME:
+                    soname = _name(names, value)
+    return SharedLibrary(
+        MACHINES.get(machine, f"machine {machine}"), soname, tuple(needed), exported, data,
+        tuple(loads),
+    )  # fmt: skip
+
+
+def _name(names: bytes, at: int) -> str:
+    return names[at : names.index(b"\0", at)].decode("ascii", "replace")

@@ -1,0 +1,206 @@
+"""The C interface of the kernels (cuda/tcompile_ops.h) by ctypes: for tests and benchmarks.
+
+The same for the library that runs on a GPU and for the one that runs the kernels on the host; only
+where the data lies differs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tcompile.plugins.aot_kernels import aot_launch
+from tcompile.plugins.cases import Case
+from tcompile.plugins.spec import Array, TokenOp
+
+#: Of the header that this module was written for.
+API_VERSION = 1
+#: Element types by name, as `tc_type` has them.
+TYPES = {"f32": 0, "f16": 1, "bf16": 2, "i32": 3, "i64": 4}
+_SIZES = {"f32": 4, "f16": 2, "bf16": 2, "i32": 4, "i64": 8}
+
+
+class CTensor(ctypes.Structure):
+    """`tc_tensor`."""
+
+    _fields_ = [("type", ctypes.c_int32), ("rank", ctypes.c_int32), ("dims", ctypes.c_int32 * 3)]
+
+
+class CCall(ctypes.Structure):
+    """`tc_call`."""
+
+    _fields_ = [("input", CTensor * 8), ("output", CTensor * 3), ("field", ctypes.c_int32 * 4)]
+
+
+class KernelError(RuntimeError):
+    """An op was refused.
+
+    Attributes:
+        status: a `tc_status`.
+    """
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Library:
+    """A library of kernels.
+
+    Raises:
+        KernelError: it was built from another header.
+    """
+
+    def __init__(self, path: Path) -> None:
+        #: For what has no method here.
+        self.raw = self._lib = ctypes.CDLL(str(path))
+        self._lib.tc_op_find.restype = ctypes.c_void_p
+        self._lib.tc_op_find.argtypes = [ctypes.c_char_p]
+        self._lib.tc_workspace.restype = ctypes.c_size_t
+        self._lib.tc_status_text.restype = ctypes.c_char_p
+        version = self._lib.tc_api_version()
+        if version != API_VERSION:
+            raise KernelError(7, f"{path} has interface {version}, not {API_VERSION}")
+
+    def op(self, name: str) -> ctypes.c_void_p:
+        """The op of that name, null if there is none."""
+        return ctypes.c_void_p(self._lib.tc_op_find(name.encode()))
+
+    def call(
+        self,
+        op: TokenOp,
+        shapes: Sequence[tuple[int, ...]],
+        types: Mapping[str, str],
+        numbers: Mapping[str, int],
+    ) -> CCall:
+        """A call with its outputs filled in.
+
+        Args:
+            types: kind of tensor → element type.
+
+        Raises:
+            KernelError: it is not legal; the message names op and tensor or field.
+        """
+        call = CCall()
+        for i, (tensor, shape) in enumerate(zip(op.takes, shapes, strict=True)):
+            call.input[i] = _tensor(types[tensor.kind], shape)
+        for i, name in enumerate(op.fields):
+            call.field[i] = numbers[name]
+        text = ctypes.create_string_buffer(256)
+        status = self._lib.tc_infer(self.op(op.name), ctypes.byref(call), text, len(text))
+        if status:
+            raise KernelError(status, text.value.decode())
+        if not any(t.kind == "index" for t in op.takes):
+            for i, tensor in enumerate(op.gives):
+                if tensor.kind == "index":
+                    call.output[i].type = TYPES[types["index"]]
+        return call
+
+    def workspace(self, op: TokenOp, call: CCall) -> int:
+        """Bytes of workspace that the call needs."""
+        return int(self._lib.tc_workspace(self.op(op.name), ctypes.byref(call)))
+
+    def launch(
+        self,
+        op: TokenOp,
+        call: CCall,
+        inputs: Sequence[int],
+        outputs: Sequence[int],
+        workspace: tuple[int, int] = (0, 0),
+        stream: int = 0,
+    ) -> None:
+        """Put the op on a stream.
+
+        Args:
+            inputs, outputs: addresses.
+            workspace: its address and its size.
+
+        Raises:
+            KernelError: it was refused.
+        """
+        pointers = [(ctypes.c_void_p * max(len(p), 1))(*p) for p in (inputs, outputs)]
+        status = self._lib.tc_launch(
+            self.op(op.name), ctypes.byref(call), *pointers, ctypes.c_void_p(workspace[0]),
+            ctypes.c_size_t(workspace[1]), ctypes.c_void_p(stream),
+        )  # fmt: skip
+        if status:
+            raise KernelError(status, self._lib.tc_status_text(status).decode())
+
+
+def run_aot_on_host(raw: ctypes.CDLL, case: Case) -> tuple[Array, ...]:
+    """What the ahead-of-time kernels in a library for the host make of a case; indices int64.
+
+    Raises:
+        ValueError: no single kernel can do it.
+    """
+    op, kinds = case.op, {**case.types, "index": "i64"}
+    shapes = tuple(a.shape for a in case.inputs)
+    launch = aot_launch(op, shapes, kinds, case.numbers)
+    stored = [pack(a, kinds[t.kind]) for a, t in zip(case.inputs, op.takes, strict=True)]
+    made = zip(op.shapes(shapes, case.numbers), op.gives, strict=True)
+    results = [_unwritten(shape, kinds[t.kind]) for shape, t in made]
+    addresses = [[a.ctypes.data for a in arrays] for arrays in (stored, results)]
+    arguments = [*addresses[0], *launch.numbers, *addresses[1]]
+    raw.tc_host_run(
+        ctypes.cast(getattr(raw, launch.symbol), ctypes.c_void_p),
+        (ctypes.c_uint32 * 3)(*launch.grid), ctypes.c_uint32(launch.block),
+        ctypes.c_size_t(launch.shared), (ctypes.c_uint64 * len(arguments))(*arguments),
+        ctypes.c_uint32(len(arguments)),
+    )  # fmt: skip
+    return tuple(unpack(a, kinds[t.kind]) for a, t in zip(results, op.gives, strict=True))
+
+
+def _unwritten(shape: Sequence[int], of: str) -> Array:
+    """Room for a result: what a kernel does not write must not look right."""
+    raw = np.empty(tuple(shape), _storage(of))
+    raw.view(np.uint8)[...] = 0x7B
+    return raw
+
+
+def run_on_host(library: Library, case: Case) -> tuple[Array, ...]:
+    """What a library for the host makes of a case."""
+    op, kinds = case.op, case.types
+    stored = [pack(a, kinds[t.kind]) for a, t in zip(case.inputs, op.takes, strict=True)]
+    call = library.call(op, [a.shape for a in case.inputs], kinds, case.numbers)
+    results = [
+        _unwritten(call.output[i].dims[: call.output[i].rank], kinds[tensor.kind])
+        for i, tensor in enumerate(op.gives)
+    ]
+    size = library.workspace(op, call)
+    workspace = np.full((size + 16,), 0x7B, np.uint8)
+    start = -workspace.ctypes.data % 16
+    # A view that ends where the workspace ends lets a sanitizer see what lies beyond.
+    space = (workspace.ctypes.data + start, size) if size else (0, 0)
+    library.launch(op, call, [a.ctypes.data for a in stored], [a.ctypes.data for a in results],
+                   space)  # fmt: skip
+    return tuple(unpack(a, kinds[t.kind]) for a, t in zip(results, op.gives, strict=True))
+
+
+def pack(x: Array, to: str) -> Array:
+    """Numbers as an element type is stored; bf16 as uint16."""
+    if to == "bf16":
+        return (np.ascontiguousarray(x, np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(x).astype(_storage(to))
+
+
+def unpack(x: Array, of: str) -> Array:
+    """The reverse: float32 and int64."""
+    if of == "bf16":
+        return (x.astype(np.uint32) << 16).view(np.float32)
+    return x.astype(np.int64 if of in ("i32", "i64") else np.float32)
+
+
+def _storage(of: str) -> np.dtype[np.generic]:
+    names = {"f32": "f4", "f16": "f2", "bf16": "u2", "i32": "i4", "i64": "i8"}
+    return np.dtype(names[of])
+
+
+def _tensor(of: str, shape: tuple[int, ...]) -> CTensor:
+    made = CTensor(TYPES[of], len(shape))
+    for i, size in enumerate(shape[:3]):
+        made.dims[i] = size
+    return made

@@ -1,0 +1,30 @@
+"""The token ops. Shapes: B batch, T tokens in, K tokens out, C channels, r pairs merged.
+
+Bodies hold only ops that every TensorRT accepts: no scatter-add, no NonZero, no computed shapes.
+Where a tie is possible the lower index wins, as in ONNX TopK.
+"""
+
+from __future__ import annotations
+
+from tcompile.plugins.ops.combine import COMBINE_DROP, COMBINE_MEAN, COMBINE_MLERP, COMBINE_PLAIN
+from tcompile.plugins.ops.fuse import FUSE
+from tcompile.plugins.ops.gather import GATHER, RETURN, TAKE, UNMERGE
+from tcompile.plugins.ops.match import MATCH, MATCH_ALL, NEAREST, PARTNER
+from tcompile.plugins.ops.merge import MERGE, MERGE_ALL
+from tcompile.plugins.ops.select import SELECT, TOP_K
+from tcompile.plugins.spec import TokenOp
+
+#: The registry.
+OPS: tuple[TokenOp, ...] = (
+    TOP_K, SELECT, GATHER, TAKE, UNMERGE, RETURN, FUSE, PARTNER, NEAREST, MATCH, MATCH_ALL,
+    MERGE, MERGE_ALL, COMBINE_MEAN, COMBINE_PLAIN, COMBINE_MLERP, COMBINE_DROP,
+)  # fmt: skip
+
+
+def find_op(name: str) -> TokenOp:
+    """The op of that name.
+
+    Raises:
+        KeyError: there is none.
+    """
+    return {op.name: op for op in OPS}[name]
