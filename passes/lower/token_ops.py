@@ -18,7 +18,9 @@ from typing import Literal, get_args
 import onnx_graphsurgeon as gs
 
 from tcompile.errors import UsageError
-from tcompile.plugins.ops import OPS
+from tcompile.ir import value
+from tcompile.plugins.fields import field_names, node_attributes
+from tcompile.plugins.ops import OPS, find_op
 from tcompile.plugins.spec import DOMAIN, PLUGIN_NAMESPACE, PLUGIN_VERSION
 from tcompile.targets.jetpack import jetpacks_for
 from tcompile.targets.target import Target
@@ -137,10 +139,14 @@ def lower_token_ops(graph: gs.Graph, form: TokenOps) -> int:
     """
     calls = [node for node in graph.nodes if is_call(node)]
     for node in calls:
-        for name in (NAMESPACE, VERSION):
+        op = find_op(str(node.op))
+        for name in (NAMESPACE, VERSION, *field_names(op)):
             node.attrs.pop(name, None)
         if form != "native":
+            numbers = {name: int(value(node.attrs[name]).reshape(-1)[0]) for name in op.fields}
             node.attrs.update({NAMESPACE: PLUGIN_NAMESPACE, VERSION: PLUGIN_VERSION})
+            # What the body reads as int64 tensors, TensorRT's parser takes as plain numbers.
+            node.attrs.update(node_attributes(op, numbers))
     called = {node.op for node in graph.nodes if node.domain == DOMAIN}
     # Last of all: a copy of a graph brings back what its functions know of each other.
     graph.functions[:] = [f for f in graph.functions if f.domain != DOMAIN or f.name in called]
