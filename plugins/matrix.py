@@ -42,13 +42,17 @@ REGISTERS = {
     "tc_aot_fuse": 80,
     "": 64,
 }
-#: Bytes spilled, stores and loads: none where data streams. A selection from more than 4096 by one
-#: block keeps 8 numbers or more a thread, with places, in 64 registers, and may put some aside once.
+#: Bytes spilled, stores and loads: none where rows are copied. A selection from more than 4096 by
+#: one block keeps 8 numbers or more a thread in 64 registers, and may put some aside once; so may a
+#: merge what it needs before and after the loop over its channels.
 SPILLS = {
     "select_kernel": 64,
     "tc_aot_top_k": 64,
     "tc_aot_select": 64,
     "match_kernel": 128,
+    "merge_kernel": 128,
+    "tc_aot_merge": 128,
+    "tc_aot_combine": 128,
     "tc_aot_match": 128,
     "tc_aot_nearest": 64,
     "tc_aot_partner": 64,
