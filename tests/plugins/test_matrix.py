@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from tcompile.plugins.aot_kernels import SOURCES as AOT
@@ -32,6 +34,12 @@ ptxas info    : Function properties for tc_aot_gather
     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
 ptxas info    : Used 40 registers, used 0 barriers, 392 bytes cmem[0]
 """
+
+
+#: All 1188 builds take minutes: `.ci/run` makes them once, by `python -m tcompile.plugins.matrix`.
+everything = pytest.mark.skipif(
+    "TCOMPILE_MATRIX" not in os.environ, reason="minutes of nvcc; TCOMPILE_MATRIX=all"
+)
 
 
 def _nvcc() -> None:
@@ -76,6 +84,7 @@ def test_what_is_beyond_its_bound_is_named() -> None:
     assert "| `select_kernel<f32,16>` | 65 | 4224 |" in table([many])
 
 
+@everything
 @pytest.mark.heavy
 @pytest.mark.parametrize("source", SOURCES)
 def test_every_kernel_for_every_architecture(source: str) -> None:
@@ -86,6 +95,7 @@ def test_every_kernel_for_every_architecture(source: str) -> None:
     assert beyond(needs) == []
 
 
+@everything
 @pytest.mark.heavy
 @pytest.mark.parametrize("source", AOT)
 def test_kernels_ahead_of_time_are_taken_by_every_architecture(source: str) -> None:
