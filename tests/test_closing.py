@@ -92,7 +92,7 @@ class World:
 
     def fill(
         self, folder: Path, origin: Source, target: Any, precision: Any, held: list[Made],
-        outputs: Any, say: Any, *, threads: Any, batch: int,
+        outputs: Any, say: Any, **_: Any,
     ) -> Manifest:  # fmt: skip
         assert list(folder.iterdir()) == [], "what was built before is still there"
         self.filled += 1
