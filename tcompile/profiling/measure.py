@@ -25,6 +25,7 @@ from tcompile.profiling.cut import subgraph
 from tcompile.profiling.meter import Meter
 from tcompile.profiling.profile import MeasuredProfile, Subject
 from tcompile.profiling.refine import first_counts, refined
+from tcompile.profiling.sampling import STEPS, steps_to, whole
 from tcompile.profiling.stations import Job, Key, Opener, Station, rounds
 from tcompile.profiling.structure import Cut, cut_at, cut_dense, cut_steps
 from tcompile.subgraph import repeated
@@ -169,10 +170,10 @@ class _Campaign:
         shape = self.analysis.shape
         rule = method.sites[len(method.sites) // 2]
         jobs: dict[Key, Job] = {}
-        for start, share in _STEPS:
-            before = self._settled(start * shape.patches, rule.granularity)
-            after = self._settled(start * share * shape.patches, rule.granularity)
-            steps = self._steps_to(method, before, after)
+        for start, share in STEPS:
+            before = whole(start * shape.patches, rule.granularity)
+            after = whole(start * share * shape.patches, rule.granularity)
+            steps = steps_to(method, before, after, deep=True)
             key = Key("step", method.key, before + shape.prefix, after + shape.prefix)
             if steps is None or key in jobs:
                 continue
@@ -183,30 +184,6 @@ class _Campaign:
         if not jobs:
             raise UsageError(f"no step of {method.key} can be measured", where="--method")
         return [Station(list(jobs.values()))]
-
-    def _settled(self, patches: float, grain: int) -> int:
-        return max(round(patches / grain), 1) * grain
-
-    def _steps_to(self, method: Method, before: int, after: int) -> list[tuple[str, int]] | None:
-        """Steps that end with one from `before` to `after` patches; None: it cannot."""
-        patches = self.analysis.shape.patches
-        if not after < before <= patches:
-            return None
-        try:
-            places = method.descend(before) if before < patches else []
-            used = {p.site for p in places}
-            blocks = self.analysis.shape.blocks
-            last = max((r.place(blocks)[0] for r in method.sites if r.name in used), default=-1)
-            free = [r for r in method.sites if r.place(blocks)[0] > last]
-            if (places and places[-1].keep != before) or not free:
-                return None
-            steps = [(p.site, p.keep) for p in places] + [(free[len(free) // 2].name, after)]
-            from tcompile.planning.schedulers import Place
-
-            method.schedule([Place(*s) for s in steps])
-        except UsageError:
-            return None
-        return steps
 
     def _total(self) -> list[tuple[int, Figure]]:
         """(tokens, both halves of all blocks as they are there) of every count so far."""
@@ -252,9 +229,3 @@ class _Campaign:
             {name: StepCost(tuple(sorted(points))) for name, points in costs.items()},
             whole,
         )
-
-
-#: Steps that are measured: from a share of the patches, to a share of that.
-_STEPS = (
-    (1.0, 0.9), (1.0, 0.7), (1.0, 0.5), (0.7, 0.9), (0.7, 0.6), (0.5, 0.9), (0.5, 0.5), (0.3, 0.7),
-)  # fmt: skip

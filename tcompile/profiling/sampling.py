@@ -7,9 +7,12 @@ from itertools import pairwise
 from tcompile.errors import UsageError
 from tcompile.planning.schedulers import Place
 from tcompile.planning.solve.method import Method
-from tcompile.profiling.measure import _STEPS
 
 Steps = list[tuple[str, int]]
+#: Steps that are measured or modelled: from a share of the patches, to a share of that.
+STEPS = (
+    (1.0, 0.9), (1.0, 0.7), (1.0, 0.5), (0.7, 0.9), (0.7, 0.6), (0.5, 0.9), (0.5, 0.5), (0.3, 0.7),
+)  # fmt: skip
 
 
 def sampled(method: Method) -> list[Steps]:
@@ -22,9 +25,9 @@ def sampled(method: Method) -> list[Steps]:
     shape = method.context.shape
     grain = max(rule.granularity for rule in method.sites)
     found: list[Steps] = []
-    for start, share in _STEPS:
-        before = _whole(start * shape.patches, grain)
-        steps = _to(method, before, _whole(start * share * shape.patches, grain))
+    for start, share in STEPS:
+        before = whole(start * shape.patches, grain)
+        steps = steps_to(method, before, whole(start * share * shape.patches, grain))
         if steps and steps not in found:
             found.append(steps)
     found.sort(key=len, reverse=True)
@@ -39,12 +42,17 @@ def sampled(method: Method) -> list[Steps]:
     return needed
 
 
-def _whole(patches: float, grain: int) -> int:
+def whole(patches: float, grain: int) -> int:
+    """The nearest number of patches that are whole groups."""
     return max(round(patches / grain), 1) * grain
 
 
-def _to(method: Method, before: int, after: int) -> Steps | None:
-    """Steps that end with one from `before` to `after` patches; None: it cannot."""
+def steps_to(method: Method, before: int, after: int, *, deep: bool = False) -> Steps | None:
+    """Steps that end with one from `before` to `after` patches; None: the method cannot.
+
+    Args:
+        deep: the last one is at the middle of the sites that are left, not at the first.
+    """
     shape = method.context.shape
     if not after < before <= shape.patches:
         return None
@@ -55,7 +63,7 @@ def _to(method: Method, before: int, after: int) -> Steps | None:
         free = [r for r in method.sites if r.place(shape.blocks)[0] > last]
         if (places and places[-1].keep != before) or not free:
             return None
-        steps = [*places, Place(free[0].name, after)]
+        steps = [*places, Place(free[len(free) // 2 if deep else 0].name, after)]
         method.schedule(steps)
     except UsageError:
         return None
