@@ -106,6 +106,10 @@ class Request:
         if self.objective == "pomt" and self.calibration is None:
             raise UsageError("pomt weighs latency against accuracy on images",
                              where="--objective pomt", hint="say --calibration")  # fmt: skip
+        budgets = (self.keep, self.latency, self.max_drop)
+        if self.objective == "pomt" and any(b is not None for b in budgets):
+            raise UsageError("pomt's utility picks the count by itself", where="--objective pomt",
+                             hint="leave --keep, --latency and --max-drop away")  # fmt: skip
         if self.schedule is not None:
             self._check_alone()
 

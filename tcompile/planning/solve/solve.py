@@ -21,7 +21,7 @@ from tcompile.planning.solve.compose import schedule_of
 from tcompile.planning.solve.dropping import Trial, fastest_within
 from tcompile.planning.solve.method import Method, method_for
 from tcompile.planning.solve.planned import Planned, Tried
-from tcompile.planning.solve.sources import Images, images_for, losses_on, prior_of
+from tcompile.planning.solve.sources import PRIOR, Images, images_for, losses_on, prior_of
 from tcompile.planning.solve.utility import pomt_plan, utility_of, whole_latency
 from tcompile.profiling.profile import Profile
 from tcompile.request import AUTO, Request
@@ -84,6 +84,7 @@ def solve_request(
     if request.calibration is not None:
         say("reading the calibration images")
         images = images_for(question.model.source, request)
+    if images is not None and request.objective != "pomt":  # Its utility looks at no losses.
         losses = losses_on(graph, question.model.source, request, images, say)
     candidates = [
         candidate(graph, m, profile, losses, least=final, eps=budget.eps) for m in methods
@@ -91,7 +92,8 @@ def solve_request(
     say("solving")
     if request.objective == "pomt":
         assert images is not None
-        return _by_utility(question, candidates[0], profile, images, say)
+        one = replace(candidates[0], words=f"{PRIOR}; the count was picked by accuracy on images")
+        return _by_utility(question, one, profile, images, say)
     drop = None
     if request.max_drop is not None:
         assert images is not None
@@ -138,11 +140,8 @@ def _answer(
 def _by_utility(
     question: Question, one: Candidate, profile: Profile, images: Images, say: Progress
 ) -> Planned:
-    """POMT's own choice of a count; budgets are none of its matters."""
+    """POMT's own choice of a count; `Request` lets it have no budgets."""
     request, graph = question.request, question.model.graph
-    if request.latency is not None or request.max_drop is not None or request.keep is not None:
-        raise UsageError("pomt's utility picks the count by itself", where="--objective pomt",
-                         hint="leave --keep, --latency and --max-drop away")  # fmt: skip
     random = method_for(question.model.analysis, question.room, f"random:seed={request.seed}",
                         request.outputs)  # fmt: skip
 

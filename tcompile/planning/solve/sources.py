@@ -22,6 +22,8 @@ SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
 #: Sites that are measured at most, evenly spread, the first and the last among them; the others lie
 #: between them in depth.
 SITES = 8
+#: Where losses come from that nothing was measured for.
+PRIOR = "a documented prior, not a measurement"
 Progress = Callable[[str], None]
 
 
@@ -63,7 +65,7 @@ def prior_of(method: Method) -> Losses:
     shape = method.context.shape
     step = prior_loss(method.preset.family, tokens=shape.tokens, prefix=shape.prefix,
                       blocks=shape.blocks)  # fmt: skip
-    return Losses(step, "a documented prior, not a measurement (no --calibration)", False)
+    return Losses(step, f"{PRIOR} (no --calibration)", False)
 
 
 def losses_on(
