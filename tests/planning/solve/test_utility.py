@@ -156,6 +156,5 @@ def test_through_the_api(tmp_path: Path) -> None:
     if best < 17:
         assert [(s.site, s.after) for s in planned.plan.steps] == [("attn:3", best)]
     assert planned.schedule.method == "pomt"
+    assert "picked by accuracy on images" in planned.losses
     assert planned.to_json()["budget"] == {"objective": "pomt"}
-    with pytest.raises(UsageError, match="picks the count by itself"):
-        pipeline.plan(given.source, objective="pomt", keep=0.5, **asked)
