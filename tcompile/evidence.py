@@ -17,6 +17,9 @@ _TOLERANCE = 1e-3
 _HALF_TOLERANCE = 5e-2
 #: Rounds at least, and at most where it is not sure yet which of the two is faster.
 _ROUNDS, _MOST_ROUNDS = 5, 60
+#: Least speed-up to call one faster: an interval that is looked at again and again leaves 1 by
+#: chance more often than once in twenty times.
+_LEAST_GAIN = 1.01
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,8 @@ class Evidence:
 
     Attributes:
         faster: whether the reduced model was measured to be faster than dense: the whole 95 %
-            interval of the speed-up lies above 1. None where nothing was measured.
+            interval of the speed-up lies above 1, and it is 1 % at least. None where nothing was
+            measured.
     """
 
     fidelity: Fidelity
@@ -108,7 +112,7 @@ def measure(
         )
         for which, timing in (("dense", timed.dense), ("reduced", timed.reduced))
     )
-    faster = timed.speedup.lower > 1
+    faster = timed.speedup.lower > 1 and timed.speedup.ratio >= _LEAST_GAIN
     notes: tuple[str, ...] = ()
     if not faster:
         s = timed.speedup
