@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import tcompile as package
+from tcompile.planning.solve.candidates import PORTFOLIO
 from tcompile.profiling import measure, stations
 from tcompile.profiling.measure import Effort
 from tcompile.profiling.profile import ModelledProfile, read_profile
@@ -50,7 +51,7 @@ def test_a_device_that_is_not_here_is_modelled_and_said_so(tcompile: Command, vi
     assert "docs/roofline.md" in made.out
     found = read_profile("p.json")
     assert isinstance(found, ModelledProfile)
-    assert set(found.reducers) == {"topk", "evit", "tome"}
+    assert set(found.reducers) == set(PORTFOLIO)
     assert b"<svg" in Path("p.svg").read_bytes()
 
 

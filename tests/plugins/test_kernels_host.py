@@ -80,15 +80,9 @@ _MUTANTS = {
                                          "TcPartnerTokens"),
     "a row read beyond its end": ("match.cuh", "row != nullptr && begin + k < width",
                                   "row != nullptr", "TcPartnerTokens"),
-    "no barrier before products": (
-        "match.cuh", "a_squares += __shfl_xor_sync(kAll, a_squares, 1);\n    __syncthreads();",
-        "a_squares += __shfl_xor_sync(kAll, a_squares, 1);\n", "TcPartnerTokens"),
     "equal pairs in any order": (
         "match.cuh", "key > other_key || (key == other_key && number < other)",
         "key > other_key || (key == other_key && number > other)", "TcMatchTokens"),
-    "infinite lengths": ("match.cuh", "nothing || by == 0.0f ? 0.0f : dots.at[n]",
-                         "nothing ? 0.0f : dots.at[n]",
-                         "TcMatchAllTokens"),
     "sizes do not add up": ("merge.cuh", "size += t.size[image * t.count + i];", "",
                             "TcMergeTokens"),
     "no barrier after a list": (
