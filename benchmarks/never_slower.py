@@ -30,7 +30,6 @@ MODELS = (
     Subject("vit_tiny", "timm:vit_tiny_patch16_224", 224, "pixel_values", 0, ()),
     Subject("deit_tiny", "timm:deit_tiny_distilled_patch16_224", 224, "pixel_values", 0, ()),
     Subject("vit_small_32", "timm:vit_small_patch32_224", 224, "pixel_values", 0, ()),
-    Subject("dinov2_reg", "timm:vit_small_patch14_reg4_dinov2?img_size=224", 224, "", 0, ()),
     Subject("vit_small", "timm:vit_small_patch16_224", 224, "pixel_values", 0, ()),
 )
 

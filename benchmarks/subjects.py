@@ -67,6 +67,8 @@ def export(subject: Subject, folder: Path) -> Path:
         write_glyphs(path)
         return path
     command = [sys.executable, "-m", "tcompile", "export", subject.source, "-o", str(path)]
+    if subject.source.startswith("timm:"):
+        command.append("--random-weights")
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return path
 
