@@ -14,8 +14,8 @@ from tcompile.planning.solve.solve import Question, solve_request
 from tcompile.request import AUTO
 
 if TYPE_CHECKING:
-    from tcompile.pipeline import Analysed
     from tcompile.request import Request
+    from tcompile.stages import Analysed
     from tcompile.targets import Target
 
 

@@ -15,9 +15,9 @@ from tcompile.planning.solve.method import Method
 from tcompile.profiling.profile import Profile, combine, from_json, read_profile
 
 if TYPE_CHECKING:
-    from tcompile.pipeline import Analysed
     from tcompile.profiling.profile import MeasuredProfile
     from tcompile.request import Request
+    from tcompile.stages import Analysed
     from tcompile.targets import Target
 
 Progress = Callable[[str], None]

@@ -18,7 +18,7 @@ from tcompile.planning.schedule import Schedule
 from tcompile.planning.solve.budgets import Budget, Choice, best_of_all, limits_of
 from tcompile.planning.solve.candidates import Candidate, candidate, methods_of
 from tcompile.planning.solve.compose import schedule_of
-from tcompile.planning.solve.dropping import Trial, fastest_within
+from tcompile.planning.solve.dropping import fastest_within
 from tcompile.planning.solve.method import Method, method_for
 from tcompile.planning.solve.planned import Planned, Tried
 from tcompile.planning.solve.sources import PRIOR, Images, images_for, losses_on, prior_of
@@ -27,7 +27,7 @@ from tcompile.profiling.profile import Profile
 from tcompile.request import AUTO, Request
 
 if TYPE_CHECKING:
-    from tcompile.pipeline import Analysed
+    from tcompile.stages import Analysed
 
 Progress = Callable[[str], None]
 #: By kind of profile: latencies that count as one plateau, and the share by which a measurement may
@@ -167,6 +167,3 @@ def _by_utility(
     budget = Budget(None, None, EPS[profile.kind], WORTH[profile.kind])
     choice = Choice(one, plan)
     return _answer(question, choice, [choice], profile, budget)
-
-
-__all__ = ["Question", "Trial", "solve_request"]

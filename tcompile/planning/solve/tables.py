@@ -32,7 +32,7 @@ def counts_for(
 
     Args:
         least: a count, prefix included, that must be among them, such as the one asked for.
-    """  # fmt: skip
+    """
     shape = method.context.shape
     grain = max(rule.granularity for rule in method.sites)
     first = min(rule.least for rule in method.sites)
@@ -77,12 +77,12 @@ def tables_for(
     step = profile.reducers.get(method.key)
     if step is None:
         raise _missing(profile, f"the steps of {method.key}", f"--method {method.text}")
+    costs: StepCost = step
 
     def reducer_ms(
         site: str, before: npt.NDArray[np.int64], after: npt.NDArray[np.int64]
     ) -> Floats:
-        assert isinstance(step, StepCost)
-        return step.at(before, np.minimum(after, before))
+        return costs.at(before, np.minimum(after, before))
 
     scale = _closure(profile, stem.ms if stem else 0.0, attn, mlp, head)
     attn, mlp, head = scale * attn, scale * mlp, scale * head
