@@ -26,7 +26,7 @@ import onnx_graphsurgeon as gs
 
 from benchmarks.methods_given import prepare
 from benchmarks.planner_page import page, plot
-from benchmarks.profiles import timed
+from benchmarks.profiles import timed, together_of
 from benchmarks.subjects import HELD_OUT, SUBJECTS, Subject, calibration, export, find, images
 from tcompile.errors import TcompileError
 from tcompile.passes.reduce import reduce_graph
@@ -46,8 +46,6 @@ from tcompile.verify.runs import Samples, run_all
 #: Budgets of the planned schedules, as shares of the dense model's latency.
 BUDGETS = tuple(round(1 - 0.04 * i, 2) for i in range(1, 18))
 CALIBRATE = {"glyphs": 128}
-#: Models that are open at a time.
-_TOGETHER = 8
 
 
 @dataclass(frozen=True)
@@ -151,8 +149,9 @@ def timed_points(path: Path, points: Sequence[Point], rounds: int) -> list[Point
     todo = [p for p in points if p.schedule is not None]
     with tempfile.TemporaryDirectory(prefix="tcompile-bench-") as folder:
         part = Path(folder) / "model.onnx"
-        for start in range(0, len(todo), _TOGETHER):
-            some = todo[start : start + _TOGETHER]
+        together = together_of(path)
+        for start in range(0, len(todo), together):
+            some = todo[start : start + together]
             calls = [meter.open(model.graph, part)]
             for point in some:
                 assert point.schedule is not None
@@ -195,13 +194,18 @@ def main() -> None:
             continue
         points = timed_points(path, points, given.rounds)
         kept.write_text(json.dumps([asdict(p) for p in points]))
-        found["models"][name] = [
-            {**{k: v for k, v in asdict(p).items() if k != "schedule"},
-             "there": p.schedule is not None}
-            for p in points
-        ]  # fmt: skip
     if given.answer:
         return
+    # All that were ever timed in this folder, so that a page can be made piece by piece.
+    for name in (s.name for s in SUBJECTS):
+        kept = given.work / f"{name}.planner.json"
+        points = [Point(**p) for p in json.loads(kept.read_text())] if kept.exists() else []
+        if any(p.share is not None for p in points):
+            found["models"][name] = [
+                {**{k: v for k, v in asdict(p).items() if k != "schedule"},
+                 "there": p.schedule is not None}
+                for p in points
+            ]  # fmt: skip
     print(page(found))
     if given.output is not None:
         (given.output / "planner.md").write_text(page(found))

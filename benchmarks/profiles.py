@@ -35,14 +35,17 @@ from tcompile.planning.solve.method import method_for
 from tcompile.planning.solve.sources import prior_of
 from tcompile.profiling.meter import OrtMeter, Run
 from tcompile.profiling.profile import Profile
-from tcompile.profiling.stations import Job, Key, Station, rounds
+from tcompile.profiling.stations import Job, Key, Station, figures, rounds
 from tcompile.request import Request
 from tcompile.targets import load_target
 from tcompile.timing import machine_name
 
 METHODS = PORTFOLIO
-#: Models that are open at a time.
-_TOGETHER = 10
+#: Of weights, in models that are open at a time; a runtime keeps them twice.
+_MOST_BYTES = 4 << 30
+#: Models that are timed in the same rounds, at most, and seconds for each at least: many and long,
+#: so that no burst of what else the machine does falls on a few of them.
+_TOGETHER, _SECONDS = 31, 1.0
 
 
 @dataclass(frozen=True)
@@ -112,12 +115,13 @@ def compared(
                   eps=0.02)
         for m in methods
     ]  # fmt: skip
+    together = together_of(path)
     rows: list[Row] = []
     drawn = random_plans(candidates, seed)
     with tempfile.TemporaryDirectory(prefix="tcompile-bench-") as folder:
         part = Path(folder) / "model.onnx"
         while len(rows) < schedules:
-            some = list(islice(drawn, min(_TOGETHER, schedules - len(rows))))
+            some = list(islice(drawn, min(together, schedules - len(rows))))
             calls = [meter.open(model.graph, part)]
             for _, _, schedule in some:
                 made = reduce_graph(model.graph, model.analysis, schedule).graph
@@ -131,12 +135,18 @@ def compared(
     return rows, profile, seconds
 
 
+def together_of(path: Path) -> int:
+    """How many models of this size are timed beside the dense one."""
+    return int(np.clip(_MOST_BYTES // path.stat().st_size, 2, _TOGETHER)) - 1
+
+
 def timed(calls: Sequence[Run], least: int, seed: int) -> list[float]:
     """Median ms of models, each run over and over as on a device: once without the clock, to have
     its own weights in the caches, then with it; interleaved, in an order drawn anew each round."""
     stations = [Station([Job(Key("dense", str(i), 0), call)]) for i, call in enumerate(calls)]
-    rounds(stations, least, least=3.0, seed=seed, deadline=time.monotonic() + 600)
-    return [next(iter(s.figures().values()))[0].ms for s in stations]
+    seconds = _SECONDS * len(calls)
+    rounds(stations, least, least=seconds, seed=seed, deadline=time.monotonic() + 600)
+    return [figure.ms for figure, _ in figures(stations).values()]
 
 
 def summary(rows: Sequence[Row]) -> dict[str, float]:

@@ -43,7 +43,7 @@ class Subject:
 
 
 SUBJECTS = (
-    Subject("glyphs", "zoo:glyphs", 56, "image", 500, ("0.7", "0.5", "0.35")),
+    Subject("glyphs", "zoo:glyphs", 56, "image", 1000, ("0.7", "0.5", "0.35")),
     Subject("vit_small", "benchmarks.subjects:vit_small", 224, "pixel_values", 16, ("0.7", "0.5")),
     Subject("vit_base", "benchmarks.subjects:vit_base", 224, "pixel_values", 8, ("0.6",)),
     Subject("dinov2_small_518", "benchmarks.subjects:dinov2_small", 518, "pixel_values", 4,

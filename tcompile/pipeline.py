@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tcompile.analysis.model import Analysis, analyse
+from tcompile.analysis.model import analyse
 from tcompile.artifact import check_destination, write_artifact
 from tcompile.closing import Build, fill_best
 from tcompile.cost import cost_of
-from tcompile.errors import TcompileError, UsageError
+from tcompile.errors import TcompileError
 from tcompile.inspection import Inspection, describe
 from tcompile.inspection_why import NodeFacts
 from tcompile.inspection_why import explain as explain_node
@@ -21,12 +21,11 @@ from tcompile.passes.lower.token_ops import choose_token_ops
 from tcompile.passes.normalize import normalize
 from tcompile.passes.normalize.bind import Shapes
 from tcompile.passes.reduce import ReducedGraph, reduce_graph
-from tcompile.passes.reduce.check import check_schedule, dense_grid
 from tcompile.passes.reduce.recheck import check_counts
-from tcompile.planning.methods import Room, compose
-from tcompile.planning.schedule import Schedule, read_schedule
+from tcompile.planning.own import room_of, schedule_for
+from tcompile.planning.schedule import Schedule
 from tcompile.planning.solve.choose import choose
-from tcompile.request import Keep, Request
+from tcompile.request import Request
 from tcompile.stages import Analysed, Priced, Reduced
 from tcompile.targets import Target, load_target
 
@@ -41,7 +40,6 @@ __all__ = [
 ]  # fmt: skip
 
 Progress = Callable[[str], None]
-ScheduleLike = str | Path | Mapping[str, Any] | Schedule | None
 
 
 def silent(_: str) -> None:
@@ -82,54 +80,6 @@ def explain(
     read_model = read(model, shapes=shapes, prefix=prefix)
     with _Located(model):
         return explain_node(read_model.graph, read_model.analysis, node, names_in(model))
-
-
-def schedule_for(
-    model: Analysed,
-    keep: Keep = None,
-    method: str = "topk",
-    schedule: ScheduleLike = None,
-    outputs: str = "reduced",
-    calibration: str | Path | None = None,
-) -> Schedule:
-    """A method's own schedule for a budget, or the one given, checked against the model.
-
-    Args:
-        calibration: images, for methods that learn their counts from them; see `build`.
-
-    Raises:
-        UsageError: no budget or two, an illegal site, a schedule for another model.
-    """
-    if schedule is not None:
-        if keep is not None:
-            raise UsageError("--keep and --schedule both set the budget", where="--schedule",
-                             hint="give one of them")  # fmt: skip
-        if calibration is not None:
-            raise UsageError("a schedule learns nothing from images", where="--calibration",
-                             hint="leave it away")  # fmt: skip
-        made = _read_schedule(schedule)
-    else:
-        analysis = model.analysis
-        room = room_of(analysis, outputs)
-        observe = None
-        if calibration is not None:
-            from tcompile.planning.calibration import observer
-
-            observe = observer(model.graph, analysis, model.source, calibration)
-        made = compose(method, analysis.shape, analysis.has_cls, keep, room, observe)
-    check_schedule(model.analysis, made, outputs)
-    return made
-
-
-def room_of(analysis: Analysis, outputs: str = "reduced") -> Room:
-    """Where a model lets tokens leave, as methods see it."""
-    legal = [s for s in analysis.sites if not s.verdict(outputs).reason]
-    groups = {s.name: s.step(outputs) for s in legal if s.step(outputs) > 1}
-    unscored = frozenset(s.name for s in analysis.sites if not s.scored)
-    windows = any(b.window for b in analysis.blocks)
-    parallel = frozenset(b.index for b in analysis.blocks if b.parallel)
-    names, grid = frozenset(s.name for s in legal), dense_grid(analysis)
-    return Room(names, groups, windows, parallel, unscored, grid)
 
 
 def plan(
@@ -257,15 +207,6 @@ class _Job:
             made, planned = choose(analysed, request, self.target, self.precision, self.say)
         self.say("reducing")
         return _reduce(analysed, made, asked.outputs), planned
-
-
-def _read_schedule(schedule: ScheduleLike) -> Schedule:
-    if isinstance(schedule, Schedule):
-        return schedule
-    if isinstance(schedule, Mapping):
-        return Schedule.from_json(schedule)
-    assert schedule is not None
-    return read_schedule(schedule)
 
 
 class _Located:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tcompile.errors import UsageError
+from tcompile.planning.own import room_of
 from tcompile.planning.solve.candidates import PORTFOLIO
 from tcompile.planning.solve.method import Method, method_for
 from tcompile.profiling.curve import Curve, StepCost
@@ -98,7 +99,7 @@ def profile(
             method that cannot be planned, a target that is neither at hand nor can be modelled.
         ModelError: see `pipeline.read`.
     """
-    from tcompile.pipeline import read, room_of
+    from tcompile.pipeline import read
 
     chosen = load_target(target)
     level = _precision(chosen, precision, modelled or bool(imports))
@@ -212,8 +213,8 @@ def _made(
     request = Request(**asked)
     if not modelled:
         try:
-            return latencies.measured(model, methods, target, request, say, fresh=fresh,
-                                      seconds=seconds)  # fmt: skip
+            return latencies.measured(model, methods, target, request, say, precision=precision,
+                                      fresh=fresh, seconds=seconds)  # fmt: skip
         except UsageError as error:
             if target.runtime == "onnxruntime":
                 raise

@@ -26,7 +26,7 @@ from tcompile.profiling.meter import Meter
 from tcompile.profiling.profile import MeasuredProfile, Subject
 from tcompile.profiling.refine import first_counts, refined
 from tcompile.profiling.sampling import STEPS, steps_to, whole
-from tcompile.profiling.stations import Job, Key, Opener, Station, rounds
+from tcompile.profiling.stations import Job, Key, Opener, Station, figures, rounds
 from tcompile.profiling.structure import Cut, cut_at, cut_dense, cut_steps
 from tcompile.subgraph import repeated
 
@@ -134,9 +134,11 @@ class _Campaign:
         self._rounds(self.effort.rounds, self.effort.least)
 
     def _rounds(self, count: int, least: float) -> None:
-        stations = [self.whole, *self.halves.values(), *self.steps]
-        rounds(stations, count, least=least, seed=self.effort.seed, deadline=self.deadline,
-               say=self.say)  # fmt: skip
+        rounds(self._stations(), count, least=least, seed=self.effort.seed,
+               deadline=self.deadline, say=self.say)  # fmt: skip
+
+    def _stations(self) -> list[Station]:
+        return [self.whole, *self.halves.values(), *self.steps]
 
     def _open(self, counts: Sequence[int]) -> None:
         for tokens in counts:
@@ -187,10 +189,10 @@ class _Campaign:
 
     def _total(self) -> list[tuple[int, Figure]]:
         """(tokens, both halves of all blocks as they are there) of every count so far."""
-        found = []
-        for tokens, station in sorted(self.halves.items()):
-            halves = [f.minus(0, share) for key, (f, share) in station.figures().items()
-                      if key.kind == "half"]  # fmt: skip
+        found, every = [], figures(self._stations())
+        for tokens in sorted(self.halves):
+            halves = [f.minus(0, share) for key, (f, share) in every.items()
+                      if key.kind == "half" and key.tokens == tokens]  # fmt: skip
             ms = sum(f.ms for f in halves)
             spread = float(np.sqrt(sum((f.upper - f.lower) ** 2 for f in halves))) / 2
             found.append((tokens, Figure(ms, ms - spread, ms + spread)))
@@ -198,24 +200,23 @@ class _Campaign:
 
     def profile(self, source: str) -> MeasuredProfile:
         shape = self.analysis.shape
+        every = figures(self._stations())
+        calls = {key.tokens: figure for key, (figure, _) in every.items() if key.kind == "call"}
         stem: dict[str, Figure] = {}
         curves: dict[str, dict[str, list[tuple[int, Figure]]]] = {"half": {}, "head": {}}
-        call = Figure.modelled(0.0)
-        for tokens, station in self.halves.items():
-            figures = station.figures()
-            call = next(f for key, (f, _) in figures.items() if key.kind == "call")
-            for key, (figure, share) in figures.items():
-                if key.kind == "stem":
-                    stem[key.name] = figure
-                elif key.kind in curves:
-                    point = (tokens, figure.minus(call.ms, share))
-                    curves[key.kind].setdefault(key.name, []).append(point)
         costs: dict[str, list[tuple[int, int, Figure]]] = {}
-        for station in self.steps:
-            for key, (figure, share) in station.figures().items():
-                point3 = (key.tokens, key.after, figure.minus(call.ms, share))
+        for key, (figure, share) in every.items():
+            if key.kind == "stem":
+                stem[key.name] = figure
+            elif key.kind in curves:
+                point = (key.tokens, figure.minus(calls[key.tokens].ms, share))
+                curves[key.kind].setdefault(key.name, []).append(point)
+            elif key.kind == "step":
+                near = min(calls, key=lambda tokens: abs(tokens - key.tokens))
+                point3 = (key.tokens, key.after, figure.minus(calls[near].ms, share))
                 costs.setdefault(key.name, []).append(point3)
-        whole = next(iter(self.whole.figures().values()))[0]
+            elif key.kind == "dense":
+                whole = figure
         halves, heads = (
             {name: Curve.of(points) for name, points in curves[kind].items()}
             for kind in ("half", "head")

@@ -8,9 +8,9 @@ from __future__ import annotations
 import datetime
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -20,9 +20,6 @@ from tcompile.ir import BATCH_SENTINEL, dim_to_int
 from tcompile.profiling.profile import Conditions
 from tcompile.saving import save
 from tcompile.targets import Target
-
-if TYPE_CHECKING:
-    from tcompile.targets.backends.ort import OrtRunner
 
 Run = Callable[[], object]
 
@@ -65,7 +62,7 @@ class OrtMeter:
         runner = OrtRunner(path, threads=self.threads, in_turn=True)
         path.unlink()
         path.with_name(f"{path.name}.data").unlink(missing_ok=True)
-        return _prepared(runner, inputs_of(graph, self.batch))
+        return runner.prepared(inputs_of(graph, self.batch))
 
     def conditions(self) -> Conditions:
         from tcompile.targets.backends.ort import version
@@ -122,10 +119,6 @@ def bound(dim: int | str, batch: int) -> int:
     size = dim_to_int(dim)
     whole = size % BATCH_SENTINEL == 0 and size > 0
     return size // BATCH_SENTINEL * batch if whole else size
-
-
-def _prepared(runner: OrtRunner, arrays: Mapping[str, Any]) -> Run:
-    return lambda: runner.run(arrays)
 
 
 def _governor() -> str:

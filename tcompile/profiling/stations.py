@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -19,6 +19,7 @@ import onnx_graphsurgeon as gs
 from tcompile.ir import is_const, nbytes
 from tcompile.profiling.curve import Figure
 from tcompile.profiling.cut import Part, chained, subgraph
+from tcompile.profiling.drift import steadied
 from tcompile.profiling.meter import Meter, Run
 from tcompile.profiling.structure import Cut
 
@@ -50,10 +51,11 @@ class Job:
 
 @dataclass(eq=False)
 class Station:
-    """Jobs that run in turn; `times` of each grow by one a round."""
+    """Jobs that run in turn; `times` of each, and `when` they began, grow by one a round."""
 
     jobs: Sequence[Job]
     times: dict[Key, list[float]] = field(default_factory=dict)
+    when: dict[Key, list[float]] = field(default_factory=dict)
     runs: dict[Key, int] = field(default_factory=dict)
 
     def round(self) -> None:
@@ -70,11 +72,16 @@ class Station:
                 job.run()
             ms = (time.perf_counter() - start) * 1e3 / runs
             self.times.setdefault(job.key, []).append(ms)
+            self.when.setdefault(job.key, []).append(start)
 
-    def figures(self) -> dict[Key, tuple[Figure, int]]:
-        """Of each job, with its share."""
-        share = {job.key: job.share for job in self.jobs}
-        return {key: (Figure.of(times), share[key]) for key, times in self.times.items()}
+
+def figures(stations: Iterable[Station]) -> dict[Key, tuple[Figure, int]]:
+    """Of each job, with its share; the machine's own pace is taken out (`drift`)."""
+    every = list(stations)
+    share = {job.key: job.share for station in every for job in station.jobs}
+    times = {key: ms for station in every for key, ms in station.times.items()}
+    when = {key: at for station in every for key, at in station.when.items()}
+    return {key: (Figure.of(ms), share[key]) for key, ms in steadied(times, when).items()}
 
 
 class Opener:

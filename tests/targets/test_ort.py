@@ -38,6 +38,32 @@ def test_a_model_describes_itself_and_runs(model: Path) -> None:
     assert out["j"] == 4
 
 
+def test_a_prepared_run_is_of_its_own_inputs(model: Path) -> None:
+    runner = OrtRunner(model, threads=1)
+    seen: list[dict[str, np.ndarray]] = []
+    session = runner._session
+
+    class Watched:
+        """The session, which keeps what each run gave."""
+
+        io_binding = staticmethod(session.io_binding)
+
+        def run_with_iobinding(self, binding: object) -> None:
+            session.run_with_iobinding(binding)
+            names = [info.name for info in runner.outputs]
+            seen.append(dict(zip(names, binding.copy_outputs_to_cpu(), strict=True)))  # type: ignore[attr-defined]
+
+    runner._session = Watched()
+    # Cast on the way, so that nothing but the run holds the arrays that are read.
+    first = runner.prepared({"x": np.full((2, 3), 2.0), "i": np.array([-4])})
+    second = runner.prepared({"x": np.full((1, 3), 5.0), "i": np.array([7])})
+    for run in (first, second, first):
+        run()
+    assert [int(out["j"][0]) for out in seen] == [4, 7, 4]
+    for out, (rows, value) in zip(seen, [(2, -2), (1, -5), (2, -2)], strict=True):
+        np.testing.assert_array_equal(out["y"], np.full((rows, 3), value, np.float32))
+
+
 @pytest.mark.parametrize(
     ("feed", "message"),
     [
@@ -49,6 +75,8 @@ def test_a_model_describes_itself_and_runs(model: Path) -> None:
 def test_a_wrong_feed_is_one_line(model: Path, feed: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         OrtRunner(model).run(feed)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=message):
+        OrtRunner(model).prepared(feed)  # type: ignore[arg-type]
 
 
 def test_emitting_for_a_cpu_proves_that_the_file_loads(model: Path) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from tcompile.passes.reduce.reducers import traits_of
 from tcompile.planning.context import Context, Step, Values
 from tcompile.planning.losses.base import Composition
+from tcompile.planning.own import room_of
 from tcompile.planning.presets import Preset
 from tcompile.planning.schedule import Reduction, Schedule
 from tcompile.planning.standins import stand_in
@@ -27,8 +28,6 @@ def single_step(
     outputs: str = "reduced",
 ) -> Schedule:
     """The schedule of one step from all tokens to a whole count, prefix included."""
-    from tcompile.pipeline import room_of
-
     shape = analysis.shape
     keep = count - shape.prefix
     context = Context(preset.name, shape, analysis.has_cls, Fraction(keep, shape.patches),

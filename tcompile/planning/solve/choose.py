@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from tcompile.errors import UsageError
 from tcompile.planning.methods import parse_keep
+from tcompile.planning.own import room_of, schedule_for
 from tcompile.planning.schedule import Schedule
 from tcompile.planning.solve.latencies import profile_for
 from tcompile.planning.solve.planned import Planned
@@ -32,8 +33,6 @@ def choose(
         UsageError: no budget or two, no plan within them, an illegal site, a schedule for another
             model.
     """
-    from tcompile.pipeline import room_of, schedule_for
-
     if not request.solved:
         made = schedule_for(model, request.keep, request.method, request.schedule,
                             request.outputs, request.calibration)  # fmt: skip

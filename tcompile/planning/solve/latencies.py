@@ -15,6 +15,7 @@ from tcompile.planning.solve.method import Method
 from tcompile.profiling.profile import Profile, combine, from_json, read_profile
 
 if TYPE_CHECKING:
+    from tcompile.profiling.meter import Meter
     from tcompile.profiling.profile import MeasuredProfile
     from tcompile.request import Request
     from tcompile.stages import Analysed
@@ -48,13 +49,13 @@ def profile_for(
     if given == "model":
         return modelled(model, methods, target, request, precision, say)
     if given == "measure":
-        return measured(model, methods, target, request, say)
+        return measured(model, methods, target, request, say, precision=precision)
     if given is not None:
         return read_profile(given)
     if target.runtime == "onnxruntime":
         exact = request.latency is not None or request.max_drop is not None
-        if exact or _before(model, methods, target, request) is not None:
-            return measured(model, methods, target, request, say)
+        if exact or _before(model, methods, target, request, precision) is not None:
+            return measured(model, methods, target, request, say, precision=precision)
     return modelled(model, methods, target, request, precision, say)
 
 
@@ -83,12 +84,14 @@ def measured(
     request: Request,
     say: Progress,
     *,
+    precision: str | None = None,
     fresh: bool = False,
     seconds: float = 240.0,
 ) -> Profile:
     """The measured profile, kept by content; methods that it lacks are measured and added.
 
     Args:
+        precision: the target's own by default.
         fresh: measure all anew.
         seconds: see `measure.Effort`.
 
@@ -96,10 +99,9 @@ def measured(
         UsageError: the target cannot be measured from here.
     """
     from tcompile.profiling.measure import Effort, measure
-    from tcompile.profiling.meter import meter_for
 
-    meter = meter_for(target, batch=request.batch, threads=request.threads)
-    old = None if fresh else _before(model, (), target, request)
+    meter = _meter(target, request, precision)
+    old = None if fresh else _before(model, (), target, request, precision)
     lacking = [m for m in methods if old is None or m.key not in old.reducers]
 
     def make() -> dict[str, Any]:
@@ -109,21 +111,19 @@ def measured(
         )  # fmt: skip
         return (made if old is None else combine(made, old)).to_json()
 
-    key = profile_key(model, target, request)
+    key = profile_key(model, target, request, precision)
     if lacking:
         entry_path(KIND, key).unlink(missing_ok=True)
     return from_json(cached(KIND, key, make, from_json))
 
 
-def profile_key(model: Analysed, target: Target, request: Request) -> dict[str, Any]:
+def profile_key(
+    model: Analysed, target: Target, request: Request, precision: str | None = None
+) -> dict[str, Any]:
     """All that a measured profile depends on, the methods apart."""
     from dataclasses import asdict
 
-    from tcompile.profiling.meter import meter_for
-
-    conditions = asdict(
-        meter_for(target, batch=request.batch, threads=request.threads).conditions()
-    )
+    conditions = asdict(_meter(target, request, precision).conditions())
     for changing in ("date", "note"):
         conditions.pop(changing)
     source = describe_source(model.source)
@@ -136,11 +136,24 @@ def profile_key(model: Analysed, target: Target, request: Request) -> dict[str, 
     }  # fmt: skip
 
 
+def _meter(target: Target, request: Request, precision: str | None) -> Meter:
+    from tcompile.profiling.meter import meter_for
+
+    # A CPU is planned for in fp32 whatever is emitted: it only emulates fp16.
+    level = None if target.runtime == "onnxruntime" else precision
+    return meter_for(target, batch=request.batch, threads=request.threads, precision=level)
+
+
 def _before(
-    model: Analysed, methods: Sequence[Method], target: Target, request: Request
+    model: Analysed,
+    methods: Sequence[Method],
+    target: Target,
+    request: Request,
+    precision: str | None,
 ) -> Profile | None:
     """What was measured before, if it has all the methods."""
-    path = entry_path(KIND, profile_key(model, target, request))
+    key = profile_key(model, target, request, precision)
+    path = entry_path(KIND, key)
     if not path.is_file():
         return None
 
@@ -148,7 +161,7 @@ def _before(
         raise UsageError("not there", where=str(path))
 
     try:
-        found = from_json(cached(KIND, profile_key(model, target, request), nothing, from_json))
+        found = from_json(cached(KIND, key, nothing, from_json))
     except UsageError:
         return None
     return found if all(m.key in found.reducers for m in methods) else None
