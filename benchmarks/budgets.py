@@ -26,12 +26,14 @@ from tcompile.verify.runs import Samples, run_all
 SHARES = (0.9, 0.75, 0.6, 0.45)
 DROPS = (0.01, 0.02, 0.05)
 _SCENES = 2000
+#: For which both models are timed at least.
+_SECONDS = 5.0
 
 
 def latencies(name: str, folder: Path, refine: bool) -> list[dict[str, Any]]:
     """Builds of a model at several budgets of latency, measured again."""
     path = export(find(name), folder)
-    dense = bench_models(path, path, rounds=15).dense.median
+    dense = bench_models(path, path, rounds=15, seconds=_SECONDS).dense.median
     found = []
     for share in SHARES:
         asked = share * dense
@@ -39,7 +41,7 @@ def latencies(name: str, folder: Path, refine: bool) -> list[dict[str, Any]]:
             build(path, target="cpu", latency=asked, refine=refine, output=folder / "artifact",
                   force=True)
         )  # fmt: skip
-        again = bench_models(path, artifact.model, rounds=20)
+        again = bench_models(path, artifact.model, rounds=20, seconds=_SECONDS)
         # The budget in the terms of the dense model as it runs now.
         now = asked * again.dense.median / dense
         found.append({

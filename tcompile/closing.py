@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 Make = Callable[["Request | None"], "tuple[Reduced, Planned | None]"]
 #: Plans that are built and measured at most.
 _ATTEMPTS = 3
+#: Seconds that both models are timed where milliseconds were promised.
+_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,8 @@ def _attempt(
     del reduced
     manifest = fill(folder, asked.origin, asked.target, asked.precision, held,
                     asked.request.outputs, say, threads=asked.request.threads,
-                    batch=asked.request.batch, token_ops=asked.token_ops)  # fmt: skip
+                    batch=asked.request.batch, token_ops=asked.token_ops,
+                    seconds=0.0 if asked.request.latency is None else _SECONDS)  # fmt: skip
     made = Attempt.of(manifest, planned)
     return replace(made, manifest=_with_plan(made, asked))
 

@@ -81,6 +81,7 @@ def measure(
     threads: int | None = None,
     batch: int = 1,
     decide: bool = True,
+    seconds: float = 0.0,
 ) -> Evidence:
     """Fidelity of the reduced model on seeded inputs; on `cpu`, also how long both take.
 
@@ -89,6 +90,7 @@ def measure(
     Args:
         decide: measure on while it is not sure which is faster; of the dense model against itself
             it never will be.
+        seconds: to measure for at least.
         threads, batch: to measure with; a fixed batch is what it is.
     """
     fidelity = measure_fidelity(source, reduced, samples_for(signature(reduced), count=samples))
@@ -97,8 +99,8 @@ def measure(
     from tcompile.timing import bench_models
 
     most = _MOST_ROUNDS if decide else None
-    timed = bench_models(source, reduced, rounds=_ROUNDS, most=most, threads=threads,
-                         batch=batch)  # fmt: skip
+    timed = bench_models(source, reduced, rounds=_ROUNDS, most=most, seconds=seconds,
+                         threads=threads, batch=batch)  # fmt: skip
     latency = tuple(
         Latency(
             which,  # type: ignore[arg-type]

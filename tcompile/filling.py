@@ -42,6 +42,7 @@ def fill(
     *,
     threads: int | None = None,
     batch: int = 1,
+    seconds: float = 0.0,
     token_ops: TokenOpsChoice | None = None,
 ) -> Manifest:
     """Write model and engine into the folder; returns the manifest.
@@ -50,6 +51,7 @@ def fill(
         held: the reduced model, taken out of the list, so that its weights are gone before anything
             is measured.
         threads, batch: to measure with.
+        seconds: to measure for at least.
         token_ops: their form, and why; None: the target's own.
     """
     from tcompile.evidence import check_normal_form, measure
@@ -83,7 +85,7 @@ def fill(
             "are spelled in a way that the engine's kernels cannot be matched with"
         )
     evidence = measure(source, folder / MODEL, target, threads=threads, batch=batch,
-                       decide=bool(schedule.reductions))  # fmt: skip
+                       decide=bool(schedule.reductions), seconds=seconds)  # fmt: skip
     return Manifest(
         source=origin,
         target=TargetEntry(target.name, target.runtime, target.compute_capability),

@@ -111,6 +111,7 @@ def bench_models(
     *,
     rounds: int = 50,
     most: int | None = None,
+    seconds: float = 0.0,
     threads: int | None = None,
     batch: int | None = None,
     flop_ideal: float | None = None,
@@ -123,6 +124,8 @@ def bench_models(
         rounds: timed runs of each model, after three that are not.
         most: rounds at most; more than `rounds` are run, a few seconds long, while the interval of
             the speed-up has 1 in it.
+        seconds: that the rounds take at least, whatever `most` says: medians of a shorter time are
+            those of a moment, where others use the machine as well.
         threads: of ONNX Runtime; by default as many as this process may use.
         batch: for models whose batch is free; a fixed batch is what it is.
     """
@@ -141,10 +144,12 @@ def bench_models(
     progress(f"{rounds} interleaved rounds on {threads} threads")
     times = interleave(calls, rounds=rounds)
     begun, limit = time.monotonic(), most or 0
-    while _undecided(times) and len(times[0]) < limit:
-        if time.monotonic() - begun > _DECIDE_SECONDS:
+    while True:
+        lasted = time.monotonic() - begun
+        more_to_tell = len(times[0]) < limit and lasted <= _DECIDE_SECONDS and _undecided(times)
+        if lasted >= seconds and not more_to_tell:
             break
-        some = min(rounds, limit - len(times[0]))
+        some = rounds if lasted < seconds else min(rounds, limit - len(times[0]))
         more = interleave(calls, rounds=some, warmup=0, seed=len(times[0]))
         times = [[*a, *b] for a, b in zip(times, more, strict=True)]
     return Benchmark(

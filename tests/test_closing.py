@@ -59,6 +59,7 @@ class World:
     refuses: float = 0.0
     asked: list[Any] = field(default_factory=list)
     requests: list[Request | None] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
     filled: int = 0
     reduced: int = 0
     now: float = 0.0
@@ -83,9 +84,10 @@ class World:
 
     def fill(
         self, folder: Path, origin: Source, target: Any, precision: Any, held: list[Made],
-        outputs: Any, say: Any, **_: Any,
+        outputs: Any, say: Any, *, seconds: float, **_: Any,
     ) -> Manifest:  # fmt: skip
         assert list(folder.iterdir()) == [], "what was built before is still there"
+        self.seconds.append(seconds)
         self.filled += 1
         made = held.pop()
         (folder / "model.onnx").write_text(str(made.schedule.final))
@@ -141,6 +143,14 @@ def test_what_is_faster_stays(world: Any, tmp_path: Path) -> None:
     assert made.plan["measured_off"] == pytest.approx(0.05)
     assert "front" not in made.plan
     assert made.notes == ("of the build",)
+
+
+def test_promised_milliseconds_are_measured_for_longer(world: Any, tmp_path: Path) -> None:
+    device = world(10.5)
+    device.build(tmp_path, latency=10)
+    device.build(tmp_path, keep=0.5)
+    assert device.seconds[0] >= 1
+    assert device.seconds[1] == 0
 
 
 @pytest.mark.parametrize("named", [False, True])

@@ -113,6 +113,27 @@ def test_rounds_go_on_while_it_is_not_sure(
         assert found.rounds <= most
 
 
+@pytest.mark.parametrize(
+    ("reduced", "most", "seconds", "asked"),
+    [
+        (HALF, None, 0.0, [5]),
+        (HALF, None, 2.0, [5] * 5),  # The first five rounds are not counted.
+        (HALF, 8, 2.0, [5] * 5),
+        (SAME, 27, 2.0, [*[5] * 5, 2]),
+    ],
+)
+def test_rounds_last_as_long_as_they_are_asked_to(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, reduced: list[float], most: int | None,
+    seconds: float, asked: list[int],
+) -> None:  # fmt: skip
+    clock = Clock(SAME, reduced, 0.1)
+    monkeypatch.setattr(timing, "interleave", clock.interleave)
+    monkeypatch.setattr(timing.time, "monotonic", clock.monotonic)
+    path = save_tiny_vit(tmp_path / "vit.onnx", VitSpec(depth=1))
+    bench_models(path, path, rounds=5, most=most, seconds=seconds, threads=1)
+    assert clock.asked == asked
+
+
 @pytest.mark.parametrize(("reduced", "faster"), [(HALF, True), (SAME, False)])
 def test_what_a_build_says_of_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, reduced: list[float], faster: bool
