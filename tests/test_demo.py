@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from tcompile import timing
 from tcompile.demo import demo, glyphs_model, read_safetensors, write_glyphs
 from tcompile.errors import ModelError, UsageError
 from tcompile.targets.backends.ort import OrtRunner
@@ -87,8 +89,21 @@ def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(glyphs, "WEIGHTS", path)
 
 
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both models run, and the reduced one takes half as long: which is emitted must not depend on
+    what else the machine does."""
+
+    def interleave(calls: Any, *, rounds: int, **_: Any) -> list[list[float]]:
+        for call in calls:
+            call()
+        return [[2.0] * rounds, [1.0] * rounds]
+
+    monkeypatch.setattr(timing, "interleave", interleave)
+
+
 @pytest.mark.heavy
-@pytest.mark.usefixtures("weights")
+@pytest.mark.usefixtures("weights", "clock")
 def test_demo_does_the_job(tmp_path: Path) -> None:
     out = tmp_path / "new" / "demo"
     found = demo(keep=0.5, scenes=50, folder=out)
@@ -96,8 +111,7 @@ def test_demo_does_the_job(tmp_path: Path) -> None:
     # Half of 196 patches and CLS, or more where they take no longer.
     assert 99 <= found.tokens_out < 150
     assert found.method == "evit"
-    # Not which is faster: the weights are noise, and what runs beside the tests decides.
-    assert found.benchmark.rounds >= 5
+    assert found.benchmark.speedup.ratio == 2
     assert sorted(p.name for p in out.iterdir()) == ["glyphs-cpu", "glyphs.onnx"]
     json.dumps(found.to_json())
     with pytest.raises(UsageError, match="not empty"):
@@ -105,7 +119,7 @@ def test_demo_does_the_job(tmp_path: Path) -> None:
 
 
 @pytest.mark.heavy
-@pytest.mark.usefixtures("weights")
+@pytest.mark.usefixtures("weights", "clock")
 def test_demo_with_a_method_of_ones_own() -> None:
     found = demo(keep=0.5, method="topk", scenes=50)
     assert (found.method, found.tokens_out) == ("topk", 99)
