@@ -84,7 +84,7 @@ def gpu_meter(target: Target, *, batch: int, precision: str | None) -> GpuMeter:
     """
     level = precision or target.default_precision
     check_precision(target, level)
-    hint = "--modelled works out a profile from its data sheet"
+    hint = "its data sheet does: `tcompile profile --modelled`, `--profile model` elsewhere"
     if not any(Path(p).exists() for p in _DEVICES):
         raise UsageError("cannot be measured from here: this machine has no NVIDIA GPU",
                          where=f"--target {target.name}", hint=hint)  # fmt: skip
