@@ -143,12 +143,13 @@ def build_library(
         raise UsageError("this machine has no GPU to build for", where="--arch",
                          hint="name the architecture: --arch 87 for Jetson Orin")  # fmt: skip
     final = Path(output) / LIBRARY if output is not None else library_path()
-    # Another machine's leftovers would be rebuilt wrongly: one folder an architecture and compiler.
+    final.parent.mkdir(parents=True, exist_ok=True)
+    # One folder an architecture. `--fresh` forgets which headers and compiler were found before.
     work = library_path().parent / f"build-{chosen.replace(';', '-')}"
     work.mkdir(parents=True, exist_ok=True)
     log = work / "build.log"
     configure = [
-        tools.cmake, "-S", str(SOURCES), "-B", str(work), "-DCMAKE_BUILD_TYPE=Release",
+        tools.cmake, "-S", str(SOURCES), "-B", str(work), "--fresh", "-DCMAKE_BUILD_TYPE=Release",
         f"-DCMAKE_CUDA_COMPILER={tools.nvcc}", f"-DCMAKE_CUDA_ARCHITECTURES={chosen}",
         f"-DTCOMPILE_PACKAGE_VERSION={__version__}",
     ]  # fmt: skip
@@ -167,7 +168,6 @@ def build_library(
     made = next(iter(sorted(work.rglob(LIBRARY))), None)
     if made is None:
         raise TcompileError(f"the build made no {LIBRARY}", where=str(log))
-    final.parent.mkdir(parents=True, exist_ok=True)
     part = final.with_suffix(".part")
     shutil.copy2(made, part)
     part.replace(final)

@@ -5,6 +5,7 @@ ELF, 64 bits, little-endian, as all targets have it. Layout: System V ABI, chapt
 
 from __future__ import annotations
 
+import stat
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,7 +60,10 @@ def read_library(path: Path) -> SharedLibrary:
         ElfError: it is none, or of another kind than ours, or cut off.
         OSError: the file cannot be read.
     """
-    if path.stat().st_size > _LARGEST:
+    found = path.stat()
+    if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+        raise ElfError("is no regular file")  # Reading a device or a pipe may never end.
+    if found.st_size > _LARGEST:
         raise ElfError("is larger than any plugin library")
     data = path.read_bytes()
     if data[:4] != b"\x7fELF":

@@ -88,8 +88,10 @@ def find_nvcc() -> str:
     packaged = Path(sysconfig.get_paths()["purelib"]) / "nvidia"
     places = [Path("/usr/local/cuda/bin/nvcc"), Path("/opt/cuda/bin/nvcc"),
               *sorted(packaged.glob("*/bin/nvcc"))]  # fmt: skip
-    named = os.environ.get("CUDACXX") or shutil.which("nvcc")
-    found = named or next((str(p) for p in places if os.access(p, os.X_OK)), None)
+    named = os.environ.get("CUDACXX")
+    found = shutil.which(named or "nvcc")
+    if found is None and not named:
+        found = next((str(p) for p in places if os.access(p, os.X_OK)), None)
     if found is None:
         raise RuntimeError("no nvcc: install CUDA, or pip install nvidia-cuda-nvcc "
                            "nvidia-cuda-cccl")  # fmt: skip

@@ -22,7 +22,7 @@ from tcompile.manifest import (
     installed_versions,
 )
 from tcompile.passes.lower import lower
-from tcompile.passes.lower.token_ops import TokenOpsChoice, choose_token_ops
+from tcompile.passes.lower.token_ops import TokenOpsChoice, choose_token_ops, is_call
 from tcompile.saving import save, without_weights
 from tcompile.targets import Target
 from tcompile.targets.backends import FusedAttention, emit
@@ -64,6 +64,9 @@ def fill(
         reduced.graph, target=target, precision=precision, fp32_nodes=reduced.fp32_nodes,
         token_ops=form.form,
     )  # fmt: skip
+    if form.form != "native" and not any(is_call(node) for node in lowered.nodes):
+        # The dense model where a plan declined, say: the device then needs no library for it.
+        form = TokenOpsChoice("native", f"{form.form} was asked for, and there are no token ops")
     inputs, outs = describe_tensors(without_weights(lowered))
     widened = reduced.widened
     save(lowered, folder / MODEL, reduced.metadata)

@@ -5,6 +5,8 @@ Native graphs are left alone: there these are views and small kernels that a com
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_graphsurgeon as gs
 
@@ -27,7 +29,7 @@ def fuse_calls(graph: gs.Graph) -> int:
         if node.op == "Concat" and not node.domain:
             found += _select(node)
         elif node.op == "TopK" and not node.domain:
-            found += _partner(node)
+            found += _partner(node, graph.outputs)
         elif node.op == "Div" and not node.domain:
             found += combine(graph, node)
     if found:
@@ -81,7 +83,7 @@ def _part(node: gs.Node) -> tuple[int, int] | None:
     return starts[0], ends[0]
 
 
-def _partner(node: gs.Node) -> int:
+def _partner(node: gs.Node, outputs: Sequence[gs.Tensor]) -> int:
     """`node` is the best of each row of a product of unit vectors."""
     attrs = node.attrs
     best = is_const(node.inputs[1]) and ints(node.inputs[1]) == [1]
@@ -97,6 +99,8 @@ def _partner(node: gs.Node) -> int:
     b = turned.inputs[0]
     if not (_is_unit(a) and _is_unit(b)) or a.shape[0] != b.shape[0]:
         return 0
+    if any(asked is t for asked in outputs for t in node.outputs):
+        return 0  # Somebody outside reads it as it is.
     similarity, place = (_squeezed(t) for t in node.outputs)
     if similarity is None or place is None:
         return 0

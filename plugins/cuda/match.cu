@@ -39,10 +39,6 @@ Split split_of(int batch, int rows, int columns) {
   return {row_tiles, tiles_each, divide_up(tiles, tiles_each)};
 }
 
-size_t bytes_of(int batch, int rows, const Split& split) {
-  return static_cast<size_t>(batch) * split.splits * rows * (sizeof(float) + sizeof(int));
-}
-
 Bests bests_in(void* workspace, int batch, int rows, const Split& split) {
   float* value = static_cast<float*>(workspace);
   return {value, reinterpret_cast<int*>(value + static_cast<size_t>(batch) * split.splits * rows)};
@@ -104,9 +100,16 @@ int32_t matched(const Launch& l, const Sides& s, IndexOut partner, float* simila
                 s.pick < 0 ? 0 : s.columns, partner, similarity);
 }
 
+/* Enough for this call and for every smaller one, which TensorRT runs in the same memory: fewer
+   images or rows have more splits, and may need more than the call that they are smaller than. */
 size_t workspace(const Sides& s, bool always) {
-  const Split split = split_of(s.batch, s.rows, s.columns);
-  return split.splits == 1 && !always ? 0 : bytes_of(s.batch, s.rows, split);
+  const size_t tiles = divide_up(s.columns, kSide), row_tiles = divide_up(s.rows, kSide);
+  if (tiles == 1 && !always) return 0;
+  const size_t most = tiles < kSplits ? tiles : kSplits;
+  const size_t by_splits = most * s.batch * s.rows;
+  // splits * batch * row_tiles is below kBlocks + batch * row_tiles, or splits is 1.
+  const size_t by_blocks = kSide * (kBlocks + s.batch * row_tiles);
+  return (by_splits < by_blocks ? by_splits : by_blocks) * (sizeof(float) + sizeof(int));
 }
 
 }  // namespace

@@ -54,6 +54,10 @@ def build(model_path: Path, *, batch: Batch | None = None, token_ops: str = "nat
     return build_plan(trt, model_path, batch=batch)
 
 
+#: Plugin libraries that this process has loaded, by path, and what TensorRT knows them by.
+_LOADED: dict[str, object] = {}
+
+
 def _with_plugins(
     trt: ModuleType, version: tuple[int, int], model_path: Path, batch: Batch | None
 ) -> memoryview:
@@ -62,7 +66,16 @@ def _with_plugins(
 
     library = built_library()
     require_library(library, tensorrt=version)
-    trt.get_plugin_registry().load_library(str(library))
+    # Once a process: TensorRT refuses plugins that are registered already.
+    if str(library) not in _LOADED:
+        _LOADED[str(library)] = trt.get_plugin_registry().load_library(str(library))
+    if _LOADED[str(library)] is None:
+        # Without them the parser would quietly take the bodies instead.
+        del _LOADED[str(library)]
+        raise UsageError(
+            "TensorRT does not load the plugin library", where=str(library),
+            hint="is CUDA's runtime there, and are no token ops registered yet?",
+        )  # fmt: skip
     if not rule_for(version).takes_body_first:
         return build_plan(trt, model_path, batch=batch)
     # Beside the model, whose weights may lie in a file that is named relative to it.

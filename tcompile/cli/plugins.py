@@ -54,14 +54,14 @@ def list_ops(as_json: bool) -> None:
 )
 @click.option(
     "--tensorrt",
-    type=click.Path(path_type=Path),
+    type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
     help="Where TensorRT is unpacked [default: TENSORRT_ROOT, then where its packages install].",
 )
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
     help="Folder for the library [default: the user's cache, where `build` looks for it].",
 )

@@ -143,10 +143,15 @@ def test_build_and_path(tcompile: Command, tools: Path, tmp_path: Path) -> None:
     refused(tcompile, "build", "--tensorrt", root, "--arch", "87", code=1,
             says="compiling the plugin library failed: x.cu(3): error: no")  # fmt: skip
     assert library.read_text() == asked  # what was there stays
+    assert "--fresh" in asked, "headers found before may be another TensorRT's"
+    file = tmp_path / "file"
+    file.touch()
+    refused(tcompile, "build", "--tensorrt", root, "-o", file, says="is a file")
 
 
 def test_check(tcompile: Command, tmp_path: Path) -> None:
     refused(tcompile, "check", tmp_path / "none.so", says="none.so")
+    refused(tcompile, "check", "/dev/zero", says="no regular file")
     text = tmp_path / "text.so"
     text.write_text("hello")
     refused(tcompile, "check", text, says="text.so")
@@ -178,7 +183,14 @@ def test_the_manifest_has_the_form_and_why(tcompile: Command, vit: Path) -> None
     own = tcompile(*asked, "cpu", "-o", "a").json()["manifest"]["token_ops"]
     assert own["form"] == "native"
     assert "ONNX Runtime" in own["reason"]
-    told = tcompile(*asked, "jetson-orin", "-o", "b", "--token-ops", "plugin").json()
+    plugin = ("jetson-orin", "--token-ops", "plugin", "-o")
+    told = tcompile(*asked, *plugin, "b", "--method", "evit").json()
     assert told["manifest"]["token_ops"] == {"form": "plugin", "reason": "asked for"}
+    # So small a model is no faster with fewer tokens: the plan declines, and nothing needs plugins.
+    dense = tcompile(*asked, *plugin, "d").json()["manifest"]
+    assert dense["schedule"]["reductions"] == []
+    assert dense["token_ops"]["form"] == "native"
+    assert "plugin was asked for" in dense["token_ops"]["reason"]
+    assert not any("plugins/" in note for note in dense["notes"])
     shown = tcompile("build", vit, "--keep", "0.6", "--target", "jetson-orin", "-o", "c")
     assert "token ops" in shown.out

@@ -46,6 +46,32 @@ def refused(library: Library) -> None:
         assert words in text, text
 
 
+def workspaces(library: Library) -> None:
+    """What a call needs is enough for smaller ones: TensorRT runs them in the same memory."""
+    rng = np.random.default_rng(0)
+    asked = 0
+    for _ in range(300):
+        tokens, batch = int(rng.integers(4, 1500)), int(rng.integers(1, 130))
+        fewer, less = int(rng.integers(4, tokens + 1)), int(rng.integers(1, batch + 1))
+        for name in ("TcPartnerTokens", "TcNearestTokens", "TcMatchAllTokens", "TcMatchTokens"):
+            # `half` says how many tokens a call of the last one has.
+            few = tokens if name == "TcMatchTokens" else fewer
+            small, large = (_workspace(library, name, *s) for s in ((less, few), (batch, tokens)))
+            assert small <= large, (name, batch, tokens, less, fewer, small, large)
+            asked += large > 0
+    assert asked > 900
+
+
+def _workspace(library: Library, name: str, batch: int, tokens: int) -> int:
+    half = tokens - tokens // 2
+    x = (batch, tokens, 8)
+    shapes = {"TcPartnerTokens": [x, x], "TcNearestTokens": [x, (batch, half), (half,)]}
+    numbers = {"TcMatchTokens": {"r": 1, "half": half, "rest": half - 1}}
+    op = find_op(name)
+    return library.workspace(op, library.call(op, shapes.get(name, [x]), _TYPES,
+                                              numbers.get(name, {})))  # fmt: skip
+
+
 def launches(library: Library) -> None:
     """Calls that tc_launch refuses: pointers, workspace, and calls that were changed behind it."""
     op = find_op("TcMatchTokens")
@@ -98,5 +124,5 @@ def known(library: Library) -> None:
 
 if __name__ == "__main__":
     loaded = Library(Path(sys.argv[1]))
-    for check in (known, refused, launches):
+    for check in (known, refused, workspaces, launches):
         check(loaded)

@@ -26,14 +26,20 @@ class Listener:
         self.loaded: list[str] = []
         self.functions = -1
         self.flags = 0
-        registry = SimpleNamespace(load_library=self.loaded.append)
+        self.handle: object = "a handle"
+        registry = SimpleNamespace(load_library=self.load)
         module = SimpleNamespace(
             __version__=version,
             get_plugin_registry=lambda: registry,
             NetworkDefinitionCreationFlag=SimpleNamespace(PREFER_AOT_PYTHON_PLUGINS=4),
         )
         patch.setattr(tensorrt, "require", lambda *_: module)
+        patch.setattr(tensorrt, "_LOADED", {})
         patch.setattr(tensorrt, "build_plan", self.build)
+
+    def load(self, path: str) -> object:
+        self.loaded.append(path)
+        return self.handle
 
     def build(self, trt: Any, path: Path, *, batch: Any = None, flags: int = 0) -> memoryview:
         self.functions, self.flags = len(onnx.load(str(path)).functions), flags
@@ -67,6 +73,23 @@ def test_plugins_are_loaded_and_bodies_left_out_where_they_come_first(
     major, minor = version.split(".")[:2]
     assert checked == [(Path("lib.so"), (int(major), int(minor)))]
     assert sorted(model.parent.iterdir()) == before
+    tensorrt.build(model, token_ops="plugin")
+    assert trt.loaded == ["lib.so"], "TensorRT refuses what it has loaded before"
+
+
+def test_a_library_that_tensorrt_does_not_load(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says so by None, and would go on with the bodies."""
+    trt = Listener("10.13.3", monkeypatch)
+    trt.handle = None
+    monkeypatch.setattr("tcompile.plugins.build.built_library", lambda: Path("lib.so"))
+    monkeypatch.setattr("tcompile.plugins.check.require_library", lambda *_, **__: None)
+    for _ in range(2):
+        with pytest.raises(UsageError, match="does not load the plugin library"):
+            tensorrt.build(model, token_ops="plugin")
+    assert trt.loaded == ["lib.so"] * 2
+    assert trt.functions == -1
 
 
 def test_kernels_ahead_of_time_are_registered_and_preferred(

@@ -126,11 +126,13 @@ g (float[2,5,4] a, float[2,6,4] b) => (float[2,5] similarity, int64[2,5] partner
 @pytest.mark.parametrize(
     ("change", "fused"),
     [({}, 1), ({"left": "a"}, 0), ({"norm": "other"}, 0), ({"scores": "less"}, 0),
-     ({"largest": 0}, 0)],
+     ({"largest": 0}, 0), ({"value": "asked for"}, 0)],
 )  # fmt: skip
 def test_only_the_largest_of_cosines(tmp_path: Path, change: dict[str, object], fused: int) -> None:
     given = {"norm": "b", "left": "ua", "scores": "cosine", "largest": 1, **change}
     text = _PARTNER.format(**given)
+    if given.get("value") == "asked for":
+        text = text.replace("int64[2,5] partner)", "int64[2,5] partner, float[2,5,1] value)")
     if given["norm"] == "other":
         text = text.replace("lb = ", "other = Neg (b)\n  lb = ")
     model = onnx.shape_inference.infer_shapes(onnx.parser.parse_model(text))
