@@ -139,14 +139,18 @@ def print_profile(made: Profiled) -> None:
     dense = float(found.ms[-1])
     stride = max(1, -(-len(found.known) // _ROWS))
     shown = found.known[::-1][::stride][::-1]
-    if len(found.plateaus) <= _ROWS:
+    if 0 < len(found.plateaus) <= _ROWS:
         shown = tuple(p.last for p in found.plateaus)
     rows = []
     for n in shown:
-        ms, edge = float(found.ms[at[n]]), next(p for p in found.plateaus if n <= p.last)
+        ms = float(found.ms[at[n]])
         share = f"{100 * ms / dense:.1f} %" if dense else ""
-        rows.append((n, milliseconds(ms), share, f"{edge.first} to {edge.last}"))
-    print_table(("tokens throughout", "latency", "of dense", "plateau"), rows)
+        edges = [f"{p.first} to {p.last}" for p in found.plateaus if p.first <= n <= p.last]
+        rows.append((str(n), milliseconds(ms), share, *edges))
+    heads = ("tokens throughout", "latency", "of dense", "plateau")
+    print_table(heads if found.plateaus else heads[:3], rows)
+    if made.profile.why_no_plateaus:
+        click.echo(f"no plateaus are claimed: {made.profile.why_no_plateaus}")
     last = found.counts[-1]
     costs = {k: float(c.at(last, last - last // 4)) for k, c in made.profile.reducers.items()}
     steps = [(k, milliseconds(ms) if ms > _FREE else "not measured") for k, ms in costs.items()]

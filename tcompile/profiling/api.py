@@ -52,9 +52,12 @@ class Profiled:
         return totals(self.profile, self.layout)
 
     def to_json(self) -> dict[str, Any]:
-        """The profile's document, which `--profile` reads, with the notes and the comparison."""
+        """The profile's document, which `--profile` reads, with notes, comparison, and whether it
+        claims plateaus."""
         other = {} if self.against is None else {"against": self.against.to_json()}
-        return {**self.profile.to_json(), "notes": list(self.notes), **other}
+        steps = {"claims_plateaus": self.profile.claims_plateaus,
+                 "why_no_plateaus": self.profile.why_no_plateaus}  # fmt: skip
+        return {**self.profile.to_json(), **steps, "notes": list(self.notes), **other}
 
 
 def profile(
@@ -158,12 +161,14 @@ def draw_profile(profiled: Profiled, path: str | Path) -> Path:
     from tcompile.profiling.plot import plot_latency
 
     found, subject = profiled.totals, profiled.profile.subject
+    why = profiled.profile.why_no_plateaus
     return plot_latency(
         found.counts, found.ms, path, lower=found.lower, upper=found.upper,
         halves={"attention halves": found.attention, "MLP halves": found.mlp},
         plateaus=found.plateaus,
         measured=found.known if profiled.profile.kind == "measured" else (),
-        title=f"{subject.source}: {profiled.profile.words}",
+        measured_ms=found.raw if profiled.profile.kind == "measured" else None,
+        title=f"{subject.source}: {profiled.profile.words}{why and f'; no plateaus: {why}'}",
     )  # fmt: skip
 
 
