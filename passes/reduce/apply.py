@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis import axes as ax
+from tcompile.analysis.counts import Counts, find_counts
 from tcompile.analysis.effect_walk import effects
-from tcompile.analysis.effects import Cut, Effects, Run, locate
+from tcompile.analysis.effects import Cut, Effects, Recount, Rescale, Run, locate
 from tcompile.analysis.layout import Layout, stream_layout
 from tcompile.analysis.model import Analysis
 from tcompile.analysis.sites import Site
@@ -64,12 +65,14 @@ def reduce_graph(
         if not _in_groups(analysis, schedule):
             analysis = replace(analysis, space=replace(analysis.space, grouping=None))
     cuts = [s.site.cut(graph, back=_returns(s)) for s in steps]
+    counts = find_counts(graph, analysis.facts, analysis.space)
     found = effects(
-        graph, analysis.facts, analysis.space, analysis.attentions, cuts, restorable=restorable
-    )
+        graph, analysis.facts, analysis.space, analysis.attentions, cuts, restorable=restorable,
+        counts=counts,
+    )  # fmt: skip
     raise_on_barrier(found, schedule)
     rewriter = _Rewriter(
-        graph, analysis, found, {s.site.name: c for s, c in zip(steps, cuts, strict=True)}
+        graph, analysis, found, {s.site.name: c for s, c in zip(steps, cuts, strict=True)}, counts
     )
     rewriter.run(steps, outputs)
     edits = {n: [type(e).__name__ for e in es] for n, es in found.edits.items()}
@@ -93,7 +96,12 @@ class _Rewriter:
     """State of the walk."""
 
     def __init__(
-        self, graph: gs.Graph, analysis: Analysis, found: Effects, cuts: dict[str, Cut]
+        self,
+        graph: gs.Graph,
+        analysis: Analysis,
+        found: Effects,
+        cuts: dict[str, Cut],
+        counts: Counts,
     ) -> None:
         self.graph, self.analysis, self.found, self.cuts = graph, analysis, found, cuts
         self.cuts_back = {c.tensor for c in cuts.values() if c.back}
@@ -107,8 +115,9 @@ class _Rewriter:
         self.stages = [Stage(analysis.space.patches)]
         inputs = {n.name: [str(t.name) for t in n.inputs] for n in graph.nodes}
         self.editor = Editor(
-            self.b, analysis.space, self.batch, analysis.facts, inputs, current=dict(tensors)
-        )
+            self.b, analysis.space, self.batch, analysis.facts, inputs, counts,
+            current=dict(tensors),
+        )  # fmt: skip
         self.fixed = analysis.space.prefix + analysis.space.suffix
         self.entering = tensors[analysis.blocks[0].stream_in]
         self.steps = Steps(self.b, analysis, found, self.nodes, self.batch, self.stages,
@@ -124,7 +133,8 @@ class _Rewriter:
             number = self.found.node_stage.get(node.name, 0) if restored is None else restored
             stage = self.stages[number]
             for edit in self.found.edits.get(node.name, []):
-                self.editor.apply(node, edit, stage)
+                taken = edit.stage if isinstance(edit, (Rescale, Recount)) else number
+                self.editor.apply(node, edit, self.stages[taken])
             for out in list(node.outputs):
                 if out.name in self.found.dims and restored is None:
                     out.shape = self._shape(out.name, stage)

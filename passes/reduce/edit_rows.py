@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,6 +10,7 @@ import onnx_graphsurgeon as gs
 
 from tcompile.analysis import axes as ax
 from tcompile.analysis import effects as fx
+from tcompile.analysis.counts import Counts
 from tcompile.analysis.facts import Facts
 from tcompile.analysis.space import Order, TokenSpace
 from tcompile.errors import ModelError, UsageError
@@ -33,6 +34,7 @@ class Rows:
         batch: literal batch, or None when it is free.
         facts: of the dense graph.
         dense_inputs: node → names of its inputs in the dense graph.
+        counts: what grows with the number of tokens there.
         biased: `Attention` nodes that were given log sizes.
         current: dense name → the tensor that stands for it now.
     """
@@ -41,7 +43,8 @@ class Rows:
     space: TokenSpace
     batch: int | None
     facts: Facts
-    dense_inputs: Mapping[str, list[str]]
+    dense_inputs: dict[str, list[str]]
+    counts: Counts
     biased: set[str] = field(default_factory=set)
     current: dict[str, gs.Tensor] = field(default_factory=dict)
 
