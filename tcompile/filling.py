@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from tcompile.analysis.flops import graph_flops
 from tcompile.artifact import MODEL
+from tcompile.batch_sizes import UNBOUND, BatchSizes
 from tcompile.manifest import (
+    BatchEntry,
     BlockTokens,
     Flops,
     FusedAttentionEntry,
@@ -42,6 +44,7 @@ def fill(
     *,
     threads: int | None = None,
     batch: int = 1,
+    batches: BatchSizes | None = None,
     seconds: float = 0.0,
     token_ops: TokenOpsChoice | None = None,
 ) -> Manifest:
@@ -51,6 +54,7 @@ def fill(
         held: the reduced model, taken out of the list, so that its weights are gone before anything
             is measured.
         threads, batch: to measure with.
+        batches: that an engine takes, where the batch is free.
         seconds: to measure for at least.
         token_ops: their form, and why; None: the target's own.
     """
@@ -79,9 +83,15 @@ def fill(
         progress("checking the normal form against the source")
         check_normal_form(source, dense, half=widened)
     progress(f"emitting for {target.name}")
-    emitted = emit(folder / MODEL, folder, target=target, precision=precision, token_ops=form.form)
+    asked = batches or BatchSizes(batch=batch)
+    free = any(isinstance(d, str) for t in inputs for d in t.shape[:1])
+    emitted = emit(folder / MODEL, folder, target=target, precision=precision,
+                   batch=asked.settled, token_ops=form.form)  # fmt: skip
     progress("measuring")
     notes = [*schedule.notes, *emitted.notes]
+    unbound = free and target.runtime == "onnxruntime"
+    if unbound and asked.asked:
+        notes.append(f"{', '.join(asked.asked)}: {UNBOUND}")
     if emitted.fused is not None and emitted.fused.expected != layers:
         notes.append(
             f"fusion was checked for {emitted.fused.expected} of {layers} attentions: the others "
@@ -106,6 +116,9 @@ def fill(
         fidelity=evidence.fidelity,
         fused_attention=_fused_entry(emitted.fused),
         token_ops=TokenOpsEntry(form.form, form.reason),
+        batch_sizes=BatchEntry(*asked.settled.sizes)
+        if free and (asked.asked or not unbound)
+        else None,
         # Of the dense model there is nothing to say but that it is as fast as itself.
         notes=(*notes, *(evidence.notes if schedule.reductions else ())),
         faster=evidence.faster if schedule.reductions else None,
