@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -82,6 +83,7 @@ def fill(
         gc.collect()
         progress("checking the normal form against the source")
         check_normal_form(source, dense, half=widened)
+        normal = _aside(dense, folder) if widened and target.runtime == "onnxruntime" else None
     progress(f"emitting for {target.name}")
     asked = batches or BatchSizes(batch=batch)
     free = any(isinstance(d, str) for t in inputs for d in t.shape[:1])
@@ -97,8 +99,10 @@ def fill(
             f"fusion was checked for {emitted.fused.expected} of {layers} attentions: the others "
             "are spelled in a way that the engine's kernels cannot be matched with"
         )
-    evidence = measure(source, folder / MODEL, target, threads=threads, batch=batch,
+    evidence = measure(source, folder / MODEL, target, threads=threads, batch=batch, normal=normal,
                        decide=bool(schedule.reductions), seconds=seconds)  # fmt: skip
+    if normal is not None:
+        shutil.rmtree(normal.parent)
     return Manifest(
         source=origin,
         target=TargetEntry(target.name, target.runtime, target.compute_capability),
@@ -123,6 +127,15 @@ def fill(
         notes=(*notes, *(evidence.notes if schedule.reductions else ())),
         faster=evidence.faster if schedule.reductions else None,
     )
+
+
+def _aside(dense: Path, folder: Path) -> Path:
+    """The fp32 normal form of an fp16 source, kept in the folder until it has been timed."""
+    kept = folder / ".normal"
+    kept.mkdir()
+    for file in dense.parent.glob(f"{dense.name}*"):  # weights may lie beside it
+        shutil.copyfile(file, kept / file.name)
+    return kept / dense.name
 
 
 def _fused_entry(fused: FusedAttention | None) -> FusedAttentionEntry | None:

@@ -81,9 +81,12 @@ class Flops:
 
 @dataclass(frozen=True)
 class Latency:
-    """One latency figure, and where it comes from. `spread` is the quartiles, measured only."""
+    """One latency figure, and where it comes from. `spread` is the quartiles, measured only.
 
-    model: Literal["dense", "reduced"]
+    `source` is a model that computes in fp16, as it came; `dense` is then its fp32 normal form.
+    """
+
+    model: Literal["dense", "reduced", "source"]
     kind: FigureKind
     milliseconds: float
     device: str
