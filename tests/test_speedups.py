@@ -33,12 +33,14 @@ def save_vit(path: Path, half: bool, ends: bool = True) -> Path:
         for end in (*model.graph.input, *model.graph.output):
             end.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
     elif half:
-        # fp32 weights but for the head, which casts to fp16 and back.
+        # fp32 but for what leaves the head, which is cast to fp16 and back.
         head = next(n for n in model.graph.node if model.graph.output[0].name in n.output)
         last = head.output[0]
         head.output[0] = "wide"
         model.graph.node.extend([onnx.helper.make_node("Cast", ["wide"], ["narrow"], to=10),
                              onnx.helper.make_node("Cast", ["narrow"], [last], to=1)])  # fmt: skip
+        half_tensor = onnx.helper.make_tensor_value_info("narrow", 10, [1, SPEC.classes])
+        model.graph.value_info.append(half_tensor)
     onnx.save(model, str(path))
     return path
 
