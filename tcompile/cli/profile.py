@@ -54,7 +54,10 @@ _FREE = 1e-5
 @click.option("--against", type=click.Path(path_type=Path), metavar="FILE",
               help="Compare with another profile.")  # fmt: skip
 @click.option("--seconds", type=click.FloatRange(min=1), default=240.0, show_default=True,
-              help="To measure for, about.")  # fmt: skip
+              help="That the command may take in all, reading the model and opening its parts "
+              "included. As many token counts and steps are measured as that suffices for; two "
+              "rounds over the dense model, three counts and two steps of each method are measured "
+              "in any case, and what is being opened or run is not broken off.")  # fmt: skip
 @click.option("--fresh", is_flag=True, help="Measure anew what was measured before.")
 @outputs_option
 @shape_option
