@@ -282,8 +282,7 @@ class _Campaign:
         )
         conditions = self.meter.conditions()
         if self.left_out:
-            short = (f"{self.left_out} token counts and steps were not measured, for which "
-                     f"{self.effort.seconds:.3g} s did not suffice")  # fmt: skip
+            short = f"{self.left_out} token counts and steps were left out for want of time"
             conditions = replace(conditions, note="; ".join(filter(None, [conditions.note, short])))
         return MeasuredProfile(
             conditions,

@@ -150,6 +150,14 @@ def test_held_against_another(tcompile: Command, vit: Path) -> None:
     assert len(ratios) == 6
 
 
+def test_help_is_true_of_defaults_and_seconds(tcompile: Command) -> None:
+    told = " ".join(tcompile("profile", "--help").out.split())
+    default = told.split("may be given several times [default: ")[1].split("]")[0]
+    assert all(name in default for name in PORTFOLIO)
+    assert "may take in all" in told
+    assert "in any case" in told
+
+
 def test_it_is_a_function_too(vit: Path) -> None:
     made = package.profile(vit, target="t4", modelled=True, methods=["evit"])
     assert made.profile.kind == "modelled"
