@@ -128,13 +128,28 @@ def test_bench_names_both_sides(
         assert "fp16" not in printed
 
 
-def test_the_normal_form_that_is_timed_is_fp32(tmp_path: Path, clock: list[float]) -> None:
-    opened = load_artifact(build(tmp_path, True))
-    with bench.normal_form(opened, tmp_path / "vit.onnx") as path:
-        assert path is not None
-        kinds = {w.data_type for w in onnx.load(str(path)).graph.initializer}
+def test_the_normal_form_that_is_timed_is_fp32(
+    tmp_path: Path, clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a build as in bench; the third model is the file as it came."""
+    real, seen = timing.bench_models, list[tuple[set[int], Path]]()
+
+    def watched(dense: Path, reduced: Path, *, source: Path, **named: Any) -> timing.Benchmark:
+        seen.append(({w.data_type for w in onnx.load(str(dense)).graph.initializer}, source))
+        return real(dense, reduced, source=source, **named)
+
+    monkeypatch.setattr(timing, "bench_models", watched)
+    monkeypatch.setattr(bench, "bench_models", watched)
+    folder = build(tmp_path, True)
+    bench.bench(folder, rounds=5)
+    assert len(seen) == 2
+    for kinds, source in seen:
         assert onnx.TensorProto.FLOAT in kinds
         assert onnx.TensorProto.FLOAT16 not in kinds
+        assert Path(source).name == "vit.onnx"
+    with bench.normal_form(load_artifact(folder), tmp_path / "vit.onnx") as path:
+        assert path is not None
+        assert path.exists()
     assert not path.exists()
 
 
