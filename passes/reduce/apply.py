@@ -114,8 +114,10 @@ class _Rewriter:
         self.batch = first if isinstance(first, int) else None
         self.stages = [Stage(analysis.space.patches)]
         inputs = {n.name: [str(t.name) for t in n.inputs] for n in graph.nodes}
+        # Copies of nodes get axes as well; those are of this rewrite alone.
+        facts = replace(analysis.facts, axes=dict(analysis.facts.axes))
         self.editor = Editor(
-            self.b, analysis.space, self.batch, analysis.facts, inputs, counts,
+            self.b, analysis.space, self.batch, facts, inputs, counts,
             current=dict(tensors),
         )  # fmt: skip
         self.fixed = analysis.space.prefix + analysis.space.suffix

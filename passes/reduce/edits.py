@@ -134,7 +134,7 @@ class Editor(Rows):
         weighted = b.op("Mul", x, weights, dtype=x.dtype)
         node.inputs[edit.operand] = weighted
         b.fp32.add(node.name)
-        if node.op == "ReduceMean":
+        if node.op in ("ReduceMean", "GlobalAveragePool"):
             mean = node.outputs[0]
             total = b.reduce("Mean", weights, [edit.axis], int(attr(node, "keepdims", 1)))
             follow(b, node, mean, lambda raw: b.op("Div", raw, total, dtype=mean.dtype))

@@ -57,6 +57,7 @@ def _broadcast(node: gs.Node, facts: Facts, a: Axes, b: Axes) -> Axes:
 def matmul(node: gs.Node, facts: Facts) -> Result:
     """Batch axes broadcast; rows of the first, columns of the second."""
     a, b = (facts.of(t) for t in node.inputs)
+    facts.unify(node, a[-1], b[-2] if len(b) > 1 else b[-1])
     batch = _broadcast(node, facts, a[:-2], b[:-2])
     rows = (a[-2],) if len(a) > 1 else ()
     columns = (b[-1],) if len(b) > 1 else ()
