@@ -9,11 +9,11 @@ import onnx_graphsurgeon as gs
 from tcompile.analysis import axes as ax
 from tcompile.analysis.effect_walk import effects
 from tcompile.analysis.effects import Cut, Effects, Run, locate
-from tcompile.analysis.layout import Layout, stream_layout
+from tcompile.analysis.layout import Layout, stream_layout, tower_batch
 from tcompile.analysis.model import Analysis
 from tcompile.analysis.sites import Site
 from tcompile.errors import InternalError, ModelError, UsageError
-from tcompile.ir import BATCH_SENTINEL, batch_dim, int_to_dim, is_const, replace_uses, shape
+from tcompile.ir import int_to_dim, is_const, replace_uses, shape
 from tcompile.passes.lower.attention import decompose_attention
 from tcompile.passes.normalize.infer import infer
 from tcompile.passes.reduce.builder import Builder
@@ -102,13 +102,14 @@ class _Rewriter:
         self.nodes = {n.name: n for n in graph.nodes}
         tensors = graph.tensors()
         self.readers = {name: list(t.outputs) for name, t in tensors.items()}
-        first = batch_dim(graph)
+        first = tower_batch(graph, analysis)
         self.batch = first if isinstance(first, int) else None
         self.stages = [Stage(analysis.space.patches)]
         inputs = {n.name: [str(t.name) for t in n.inputs] for n in graph.nodes}
         self.editor = Editor(
-            self.b, analysis.space, self.batch, analysis.facts, inputs, current=dict(tensors)
-        )
+            self.b, analysis.space, self.batch, analysis.facts, inputs, first,
+            current=dict(tensors),
+        )  # fmt: skip
         self.fixed = analysis.space.prefix + analysis.space.suffix
         self.entering = tensors[analysis.blocks[0].stream_in]
         self.steps = Steps(self.b, analysis, found, self.nodes, self.batch, self.stages,
@@ -170,9 +171,8 @@ class _Rewriter:
     def _shape(self, name: str, stage: Stage) -> list[int | str]:
         if stage is self.stages[0]:
             return [int_to_dim(ax.size(a)) for a in self.analysis.facts.axes[name]]
-        batch = self.batch or BATCH_SENTINEL
         dims = self.found.dims.get(name) or self.found.cuts[name]
-        return [int_to_dim(d.size(self.analysis.space, stage.count, batch)) for d in dims]
+        return [int_to_dim(d.size(self.analysis.space, stage.count, d.extent)) for d in dims]
 
     def _entered(self) -> gs.Tensor:
         """[B, N, C], the stream as it enters the first block."""

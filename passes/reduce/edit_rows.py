@@ -31,6 +31,7 @@ class Rows:
 
     Attributes:
         batch: literal batch, or None when it is free.
+        first: its dim.
         facts: of the dense graph.
         dense_inputs: node → names of its inputs in the dense graph.
         biased: `Attention` nodes that were given log sizes.
@@ -42,6 +43,7 @@ class Rows:
     batch: int | None
     facts: Facts
     dense_inputs: Mapping[str, list[str]]
+    first: int | str = BATCH
     biased: set[str] = field(default_factory=set)
     current: dict[str, gs.Tensor] = field(default_factory=dict)
 
@@ -125,7 +127,7 @@ class Rows:
             dims[first] = dim.size(self.space, stage.count, 1)
             dims[first + 1 : first + place.span] = [1] * (place.span - 1)
         if self.batch != 1 and batch_axis is not None:
-            dims[batch_axis] = self.batch or BATCH
+            dims[batch_axis] = self.first
         return dims
 
     # -- every token again, and groups of them ----------------------------------------------------
