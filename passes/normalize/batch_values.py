@@ -316,7 +316,7 @@ def _equal(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> bool:
 def _at(dims: np.ndarray[Any, Any], sizes: Mapping[str, int]) -> np.ndarray[Any, Any]:
     """The dims, if the primes in them stand for the free ones."""
     flat = [settled(int(v), sizes) for v in dims.reshape(-1)]
-    return np.asarray(flat, dims.dtype).reshape(dims.shape)
+    return np.asarray(np.asarray(flat, dims.dtype).reshape(dims.shape))
 
 
 def _assignments(names: Sequence[str], nodes: Sequence[gs.Node]) -> list[dict[str, int]]:

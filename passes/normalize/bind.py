@@ -40,8 +40,8 @@ def bind_inputs(
     for tensor in graph.inputs:
         found[tensor.name] = _bound(tensor, shapes.pop(tensor.name, None))
     if shapes:
-        names = ", ".join(t.name for t in graph.inputs)
-        raise UsageError(f"the model has no input '{next(iter(shapes))}'", hint=f"it has: {names}")
+        inputs = ", ".join(t.name for t in graph.inputs)
+        raise UsageError(f"the model has no input '{next(iter(shapes))}'", hint=f"it has: {inputs}")
     for tensor in graph.tensors().values():
         if not isinstance(tensor, gs.Constant) and not any(tensor is t for t in graph.inputs):
             tensor.shape = None

@@ -78,6 +78,7 @@ def _fresh(tensor: gs.Tensor, live: bool) -> Axes:
     """Axes of a tensor nothing is known of: of their own, strong where data may hide in them."""
     found: list[ax.Axis] = []
     for i, dim in enumerate(shape(tensor)):
-        name, kind = f"{tensor.name}/{i}", "data" if live or is_free(dim) else "weak"
+        name = f"{tensor.name}/{i}"
+        kind: ax.Kind = "data" if live or is_free(dim) else "weak"
         found.append(free_axis(name, dim, kind) if is_free(dim) else ax.new(name, dim, kind))
     return tuple(found)
