@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis import axes as ax
+from tcompile.analysis.counts import Counts, find_counts
 from tcompile.analysis.effect_walk import effects
-from tcompile.analysis.effects import Cut, Effects, Run, locate
+from tcompile.analysis.effects import Cut, Effects, Recount, Rescale, Run, locate
 from tcompile.analysis.layout import Layout, stream_layout, tower_batch
 from tcompile.analysis.model import Analysis
 from tcompile.analysis.sites import Site
@@ -64,12 +65,14 @@ def reduce_graph(
         if not _in_groups(analysis, schedule):
             analysis = replace(analysis, space=replace(analysis.space, grouping=None))
     cuts = [s.site.cut(graph, back=_returns(s)) for s in steps]
+    counts = find_counts(graph, analysis.facts, analysis.space)
     found = effects(
-        graph, analysis.facts, analysis.space, analysis.attentions, cuts, restorable=restorable
-    )
+        graph, analysis.facts, analysis.space, analysis.attentions, cuts, restorable=restorable,
+        counts=counts,
+    )  # fmt: skip
     raise_on_barrier(found, schedule)
     rewriter = _Rewriter(
-        graph, analysis, found, {s.site.name: c for s, c in zip(steps, cuts, strict=True)}
+        graph, analysis, found, {s.site.name: c for s, c in zip(steps, cuts, strict=True)}, counts
     )
     rewriter.run(steps, outputs)
     edits = {n: [type(e).__name__ for e in es] for n, es in found.edits.items()}
@@ -93,7 +96,12 @@ class _Rewriter:
     """State of the walk."""
 
     def __init__(
-        self, graph: gs.Graph, analysis: Analysis, found: Effects, cuts: dict[str, Cut]
+        self,
+        graph: gs.Graph,
+        analysis: Analysis,
+        found: Effects,
+        cuts: dict[str, Cut],
+        counts: Counts,
     ) -> None:
         self.graph, self.analysis, self.found, self.cuts = graph, analysis, found, cuts
         self.cuts_back = {c.tensor for c in cuts.values() if c.back}
@@ -106,8 +114,10 @@ class _Rewriter:
         self.batch = first if isinstance(first, int) else None
         self.stages = [Stage(analysis.space.patches)]
         inputs = {n.name: [str(t.name) for t in n.inputs] for n in graph.nodes}
+        # Copies of nodes get axes as well; those are of this rewrite alone.
+        facts = replace(analysis.facts, axes=dict(analysis.facts.axes))
         self.editor = Editor(
-            self.b, analysis.space, self.batch, analysis.facts, inputs, first,
+            self.b, analysis.space, self.batch, facts, inputs, counts, first,
             current=dict(tensors),
         )  # fmt: skip
         self.fixed = analysis.space.prefix + analysis.space.suffix
@@ -125,7 +135,8 @@ class _Rewriter:
             number = self.found.node_stage.get(node.name, 0) if restored is None else restored
             stage = self.stages[number]
             for edit in self.found.edits.get(node.name, []):
-                self.editor.apply(node, edit, stage)
+                taken = edit.stage if isinstance(edit, (Rescale, Recount)) else number
+                self.editor.apply(node, edit, self.stages[taken])
             for out in list(node.outputs):
                 if out.name in self.found.dims and restored is None:
                     out.shape = self._shape(out.name, stage)

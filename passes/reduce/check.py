@@ -230,8 +230,13 @@ def _nearest_legal(analysis: Analysis, site: Site, reducer: Spec, outputs: str) 
     around = [s.name for s in analysis.sites if s.kind == "around" and s.legal]
     if around and not site.until:
         return f"tokens can be bypassed around a block: --method bypass ({', '.join(around)})"
-    if reducer.name != "topk" and any(s.legal for _, s in sites):
+    verdicts = [s.verdict(outputs) for _, s in sites]
+    if "merge" in traits_of(reducer) and any(not v.of(()) for v in verdicts):
         return "tokens can leave there without merging: --method topk"
+    if "merge" not in traits_of(reducer) and any(not v.of(("merge",)) for v in verdicts):
+        return "tokens can be merged there: --method tome"
+    if "fuse" in traits_of(reducer) and any(not v.of(()) for v in verdicts):
+        return "tokens can leave there without being fused: --method topk"
     return "this model has no legal site"
 
 
@@ -239,5 +244,7 @@ def raise_on_barrier(found: Effects, schedule: Schedule) -> None:
     traits = {t for r in schedule.reductions for t in traits_of(r.reducer)}
     barriers = found.barriers + (found.merge_barriers if "merge" in traits else [])
     barriers += found.fuse_barriers if "fuse" in traits else []
+    drops = any("merge" not in traits_of(r.reducer) for r in schedule.reductions)
+    barriers += found.drop_barriers if drops else []
     if barriers:
         raise UsageError(f"tokens cannot leave as scheduled: {barriers[0]}", where="schedule")

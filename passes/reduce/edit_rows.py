@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,10 +10,11 @@ import onnx_graphsurgeon as gs
 
 from tcompile.analysis import axes as ax
 from tcompile.analysis import effects as fx
+from tcompile.analysis.counts import Counts
 from tcompile.analysis.facts import Facts
 from tcompile.analysis.space import Order, TokenSpace
 from tcompile.errors import ModelError, UsageError
-from tcompile.ir import BATCH, int_to_dim
+from tcompile.ir import BATCH, dim_to_int, int_to_dim
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.moving import Mover, regroup
 from tcompile.passes.reduce.stage import (
@@ -34,6 +35,7 @@ class Rows:
         first: its dim.
         facts: of the dense graph.
         dense_inputs: node → names of its inputs in the dense graph.
+        counts: what grows with the number of tokens there.
         biased: `Attention` nodes that were given log sizes.
         current: dense name → the tensor that stands for it now.
     """
@@ -42,7 +44,8 @@ class Rows:
     space: TokenSpace
     batch: int | None
     facts: Facts
-    dense_inputs: Mapping[str, list[str]]
+    dense_inputs: dict[str, list[str]]
+    counts: Counts
     first: int | str = BATCH
     biased: set[str] = field(default_factory=set)
     current: dict[str, gs.Tensor] = field(default_factory=dict)
@@ -61,9 +64,10 @@ class Rows:
         return Mover(self.b, self.batch, lengths).gather(tensor, result, places, indices, dims)
 
     def batch_axis(self, name: str) -> int | None:
-        """The axis of a dense tensor that is exactly the batch, or None."""
+        """The axis of a dense tensor that is exactly the batch of the tokens, or None."""
+        size = dim_to_int(self.first)
         for i, axis in enumerate(self.facts.axes[name]):
-            if len(axis) == 1 and axis[0].root.kind == "batch":
+            if len(axis) == 1 and axis[0].root.kind == "batch" and axis[0].root.size == size:
                 return i
         return None
 

@@ -11,6 +11,7 @@ from tcompile.analysis import effects as fx
 from tcompile.errors import InternalError, ModelError
 from tcompile.ir import attr, ints, is_const, is_free, replace_uses
 from tcompile.passes.reduce.edit_rows import Rows
+from tcompile.passes.reduce.recount import follow, recount, rescale
 from tcompile.passes.reduce.stage import (
     Stage,
     sizes_on_run,
@@ -40,6 +41,12 @@ class Editor(Rows):
             self._regroup(node, edit, stage)
         elif isinstance(edit, fx.Reorder):
             self._reorder(node, edit, stage)
+        elif isinstance(edit, fx.Trim):
+            self._trim(node, edit, stage)
+        elif isinstance(edit, fx.Rescale):
+            rescale(self, node, edit, stage)
+        elif isinstance(edit, fx.Recount):
+            recount(self, node, edit, stage)
         elif isinstance(edit, fx.Pool):
             if stage.size is not None:
                 self._pool(node, edit, stage)
@@ -105,13 +112,19 @@ class Editor(Rows):
         shape = list(node.inputs[1].shape)
         node.inputs[1] = self.b.const(np.asarray(moved).reshape(shape))
 
+    def _trim(self, node: gs.Node, edit: fx.Trim, stage: Stage) -> None:
+        count = edit.dim.size(self.space, stage.count, 1)
+        stored = node.inputs[edit.operand]
+        rows = np.asarray(stored.values).take(np.arange(count), edit.axis)
+        node.inputs[edit.operand] = self.b.const(rows, rows.dtype)
+
     # -- what merging needs ----------------------------------------------------------------------
 
     def _pool(self, node: gs.Node, edit: fx.Pool, stage: Stage) -> None:
         """Mean over tokens → Σ s·x / Σ s; sum → Σ s·x."""
-        b, x = self.b, node.inputs[0]
+        b, x = self.b, node.inputs[edit.operand]
         rank = len(x.shape)
-        batch_axis = self.batch_axis(self.dense_inputs[node.name][0])
+        batch_axis = self.batch_axis(self.dense_inputs[node.name][edit.operand])
         sizes = sizes_on_run(b, self.space, stage, edit.run)
         if batch_axis is not None and batch_axis > edit.axis:
             sizes = b.transpose(sizes, [1, 0])
@@ -120,16 +133,12 @@ class Editor(Rows):
             sizes = b.squeeze(sizes, 0)
         weights = b.unsqueeze(sizes, *around) if around else sizes
         weighted = b.op("Mul", x, weights, dtype=x.dtype)
-        node.inputs[0] = weighted
+        node.inputs[edit.operand] = weighted
         b.fp32.add(node.name)
-        if node.op == "ReduceMean":
+        if node.op in ("ReduceMean", "GlobalAveragePool"):
             mean = node.outputs[0]
             total = b.reduce("Mean", weights, [edit.axis], int(attr(node, "keepdims", 1)))
-            raw = gs.Variable(b.name("weighted_mean"), mean.dtype)
-            node.outputs[0] = raw
-            ratio = b.op("Div", raw, total, dtype=mean.dtype)
-            maker = ratio.inputs[0]
-            maker.outputs[0] = mean
+            follow(b, node, mean, lambda raw: b.op("Div", raw, total, dtype=mean.dtype))
 
     def _bias(self, node: gs.Node, edit: fx.Bias, stage: Stage) -> None:
         """logits += log size of each key (proportional attention)."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis import transfer as tf
-from tcompile.analysis.effect_ops import BarrierError, Rules, contracted
+from tcompile.analysis.counts import uniform
+from tcompile.analysis.effect_ops import BarrierError, Rules
 from tcompile.analysis.effects import Barrier, Dim, Dims, Edit, Side, SideAxis
 from tcompile.ir import attr, shape
 
@@ -27,10 +28,13 @@ class Joins(Rules):
                 continue
             live = self.facts.is_live(tensor)
             mask = node.op == "Attention" and i == 3
-            if live and (0 < own < stage or not (mask or node.op in _TOGETHER)):
+            row = node.op in ("MatMul", "Einsum") and self.beside(tensor)
+            row = row and len(tensor.shape) == len(node.outputs[0].shape)
+            if live and (0 < own < stage or not (mask or row or node.op in _TOGETHER)):
                 raise BarrierError(f"joins reduced tokens with '{tensor.name}', which has others")
             # A merged token is masked as the token it was merged into; features would need merging.
-            if live and own == 0 and not (mask or node.name in self._chains):
+            masked = mask or self.beside(tensor) or node.name in self._chains
+            if live and own == 0 and not masked:
                 barrier = Barrier(node.name, node.op, f"joins '{tensor.name}' of every token")
                 self.result.merge_barriers.append(barrier)
             fill = self.facts.unrotated.get(tensor.name) if node.op == "Mul" else None
@@ -117,14 +121,16 @@ class Joins(Rules):
         return shape(node.outputs[0])[-len(against) :]
 
     def _no_mixing(self, node: gs.Node, operand: int) -> None:
-        """A stored matrix may multiply features, never tokens."""
+        """A stored matrix may multiply features, and tokens where it treats them all alike."""
+        if uniform(node.inputs[operand]) is not None:
+            return
         if node.op == "Einsum":
             letters = str(attr(node, "equation")).replace(" ", "").split("->")[0].split(",")
             dims = {c: d for term, t in zip(letters, node.inputs, strict=True)
                     for c, d in zip(term, self.dims(t), strict=True) if self.stage(t)}  # fmt: skip
             if any(self.patchy(dims[c]) for c in letters[operand] if c in dims):
                 raise BarrierError("mixes tokens with a stored tensor")
-        elif self.patchy(self.dims(node.inputs[1 - operand])[contracted(node)[1 - operand]]):
+        elif self.patchy(self.dims(node.inputs[1 - operand])[tf.contracted(node)[1 - operand]]):
             raise BarrierError("mixes tokens with a stored matrix")
 
 

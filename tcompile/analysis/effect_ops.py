@@ -8,6 +8,7 @@ import onnx_graphsurgeon as gs
 
 from tcompile.analysis import transfer as tf
 from tcompile.analysis.attention import Attention
+from tcompile.analysis.counts import Counts, uniform
 from tcompile.analysis.effects import (
     Barrier,
     Bias,
@@ -22,6 +23,7 @@ from tcompile.analysis.effects import (
     SetShape,
     SetSlice,
     SetSplit,
+    Trim,
     locate,
 )
 from tcompile.analysis.facts import Facts
@@ -43,11 +45,12 @@ class Rules:
         attentions: Mapping[str, Attention],
         result: Effects,
         known: dict[str, Dims],
+        counts: Counts,
     ) -> None:
         self.facts, self.space, self.attentions, self.result = facts, space, attentions, result
         self._contexts = {a.context for a in attentions.values()}
         self._chains = {n for a in attentions.values() for n in a.chain}
-        self._dims = known
+        self._dims, self.counts = known, counts
         self._rules = self._table()
 
     def stage(self, tensor: gs.Tensor) -> int:
@@ -97,7 +100,7 @@ class Rules:
         groups: tuple[tuple[str, Callable[[gs.Node], list[Edit]]], ...] = (
             (tf.ELEMENTWISE, self._nothing),
             (tf.BROADCAST, self._nothing),
-            ("Transpose Squeeze Unsqueeze Flatten Concat Einsum", self._nothing),
+            ("Transpose Squeeze Unsqueeze Flatten Concat", self._nothing),
             (tf.REDUCTIONS, self._reduce),
             (tf.SPATIAL, self._spatial),
             (tf.CHANNELWISE, self._channelwise),
@@ -106,6 +109,7 @@ class Rules:
             ("Pad SpaceToDepth DepthToSpace", self._grid),
             ("Softmax Attention", self._softmax),
             ("MatMul Gemm", self._contract),
+            ("Einsum", self._einsum),
             ("Reshape Expand", self._set_shape),
             ("Tile", self._tile),
             ("Slice", self._slice),
@@ -240,15 +244,59 @@ class Rules:
 
     def _contract(self, node: gs.Node) -> list[Edit]:
         a, b = node.inputs[:2]
-        i, j = contracted(node)
-        if len(a.shape) < 2 or len(b.shape) < 2:
-            raise BarrierError("multiplies tokens by a vector")
-        left, right = self.run(a, i), self.run(b, j)
-        if (left or right) and (left != right or self.stage(a) != self.stage(b)):
+        i, j = tf.contracted(node)
+        return self._sum_along(node, [(0, i % len(a.shape)), (1, j % len(b.shape))])
+
+    def _einsum(self, node: gs.Node) -> list[Edit]:
+        equation = str(attr(node, "equation")).replace(" ", "")
+        edits: list[Edit] = []
+        for letter in sorted(set(equation) - set(equation.partition("->")[2]) - set(",->")):
+            terms = equation.partition("->")[0].split(",")
+            places = [(k, term.index(letter)) for k, term in enumerate(terms) if letter in term]
+            edits += self._sum_along(node, places)
+        return edits
+
+    def _sum_along(self, node: gs.Node, places: list[tuple[int, int]]) -> list[Edit]:
+        """The operands' axes that a product sums along together: (operand, axis) each."""
+        held = [(k, axis) for k, axis in places if self.run(node.inputs[k], axis) is not None]
+        if not held:
+            return []
+        first, axis = held[0]
+        dim = self.dims(node.inputs[first])[axis]
+        alike = [(k, i) for k, i in places
+                 if (k, i) not in held and uniform(node.inputs[k]) is not None]  # fmt: skip
+        if alike and len(held) == 1 and dim is not None and dim.run is not None:
+            # A matrix of ones is a sum, one of 1/N a mean.
+            if dim.batch or dim.factor != 1 or dim.part == "rest":
+                raise BarrierError("sums over tokens merged with another axis")
+            trims: list[Edit] = [Trim(k, i, dim) for k, i in alike]
+            return [*trims, Pool(axis, dim.run, first)]
+        if len(held) == 1 and len(places) == 1 and dim is not None and dim.run is not None:
+            return [Pool(axis, dim.run, first)]
+        beside = [k for k, _ in held if self.beside(node.inputs[k])]
+        if len(held) == 2 and len(beside) == 1 and dim is not None and dim.run is not None:
+            # A mask as a row that multiplies tokens; the other operand is the tokens.
+            operand, along = next(h for h in held if h[0] not in beside)
+            return [Pool(along, dim.run, operand)]
+        others = [self.dims(node.inputs[k])[i] for k, i in held[1:]]
+        if (
+            len(held) < len(places)
+            or any(
+                o is None
+                or dim is None
+                or (o.run, o.order, o.part) != (dim.run, dim.order, dim.part)
+                for o in others
+            )
+            or len({self.stage(node.inputs[k]) for k, _ in held}) > 1
+        ):
             raise BarrierError("mixes tokens with a tensor that has other tokens")
-        if left and node.outputs[0].name not in self._contexts:
+        if node.outputs[0].name not in self._contexts:
             self._no_merge(node, "sums over tokens outside an attention we recognise")
         return []
+
+    def beside(self, tensor: gs.Tensor) -> bool:
+        """Whether it is a mask or the like: computed from inputs that are no images."""
+        return self.facts.is_live(tensor) and tensor.name not in self.facts.imaged
 
     def _no_merge(self, node: gs.Node, why: str) -> None:
         """Forbid merging, whose sizes would be ignored here; dropping tokens is fine."""
@@ -289,10 +337,3 @@ class Rules:
         if node.op != "Conv" or runs[1] or not kept:
             raise BarrierError("needs the neighbourhood of each token")
         return []
-
-
-def contracted(node: gs.Node) -> tuple[int, int]:
-    """The contracted axis of each operand of MatMul or Gemm."""
-    if node.op == "Gemm":
-        return (0 if attr(node, "transA", 0) else 1), (1 if attr(node, "transB", 0) else 0)
-    return -1, -2

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis import axes as ax
 from tcompile.analysis import transfer as tf
 from tcompile.analysis.attention import Attention
+from tcompile.analysis.counts import Counts, find_counts
 from tcompile.analysis.effect_joins import Joins
-from tcompile.analysis.effect_ops import BarrierError, contracted
-from tcompile.analysis.effects import Barrier, Cut, Dims, Edit, Effects, Region, Regroup, Restore
+from tcompile.analysis.effect_ops import BarrierError
+from tcompile.analysis.effects import (
+    Barrier,
+    Cut,
+    Dims,
+    Edit,
+    Effects,
+    Recount,
+    Region,
+    Regroup,
+    Restore,
+)
 from tcompile.analysis.facts import Facts
 from tcompile.analysis.groups import VIEWS
 from tcompile.analysis.space import TokenSpace
 from tcompile.analysis.transfer_grid import tiled_pool
-from tcompile.ir import attr, producer, shape
+from tcompile.ir import attr, axes_argument, is_const, producer, shape
 
 #: Ops that always rearrange what a grid of tokens holds, even where both sides can be located.
 _REGROUPING = ("SpaceToDepth", "DepthToSpace", "AveragePool", "MaxPool")
@@ -31,18 +43,21 @@ def effects(
     *,
     restorable: frozenset[str] = frozenset(),
     known: dict[str, Dims] | None = None,
+    counts: Counts | None = None,
 ) -> Effects:
     """Follow the cuts (tensors, in execution order) to the outputs.
 
     Args:
         restorable: nodes that may get every token back where they could not do with fewer.
         known: dims of tensors, shared between walks over the same graph and space.
+        counts: what grows with the number of tokens, shared in the same way.
     """
     result = Effects()
     made = [c if isinstance(c, Cut) else Cut(c) for c in cuts]
     walker = Walker(
-        facts, space, {a.node: a for a in attentions}, result, {} if known is None else known
-    )
+        facts, space, {a.node: a for a in attentions}, result, {} if known is None else known,
+        find_counts(graph, facts, space) if counts is None else counts,
+    )  # fmt: skip
     walker.cuts = {c.tensor: (i + 1, c) for i, c in enumerate(made)}
     walker.ends = {c.until: i + 1 for i, c in enumerate(made) if c.until}
     walker.backs = {i + 1 for i, c in enumerate(made) if c.back}
@@ -77,6 +92,7 @@ class Walker(Joins):
         backs: the stages that begin with every token back.
         regions: tensors inside a region of views whose dims do not follow the tokens.
         tainted: tensors with a row for every token, of which only the kept ones are right.
+        measured: tensor → the stage of the tokens that it is, or was summed from, where not 0.
     """
 
     cuts: Mapping[str, tuple[int, Cut]]
@@ -87,6 +103,7 @@ class Walker(Joins):
     def __init__(self, *arguments: object) -> None:
         super().__init__(*arguments)  # type: ignore[arg-type]
         self.regions: dict[str, Region] = {}
+        self.measured: dict[str, int] = {}
         self.tainted: set[str] = set()
         self.node: gs.Node | None = None
 
@@ -158,16 +175,18 @@ class Walker(Joins):
         try:
             if stage == 0:
                 self._check_tainted(node)
+                self._record(node, self._count(node, 0))
                 return 0
             self._check_leaves(node, inputs)
+            self._check_neighbours(node)
             edits = self._edits(node, stage)
+            edits += self._count(node, stage)
         except BarrierError as error:
             if self._restore(node, stage):
                 return 0
             self.result.barriers.append(Barrier(node.name, node.op, str(error)))
             edits = []
-        if edits:
-            self.result.edits[node.name] = edits
+        self._record(node, edits)
         for out in node.outputs:
             if out.name in self.regions:
                 self.result.stage[out.name] = stage
@@ -178,6 +197,60 @@ class Walker(Joins):
                 if any(d is not None and d.part == "groups" for d in self.dims(out)):
                     self.result.grouped = self.result.grouped or node.name
         return stage
+
+    def _record(self, node: gs.Node, edits: list[Edit]) -> None:
+        if edits:
+            self.result.edits[node.name] = edits
+
+    def _count(self, node: gs.Node, stage: int) -> list[Edit]:
+        """What follows the number of tokens: literals, and masks that are counted."""
+        of = [self.measured.get(t.name, 0) for t in node.inputs]
+        taken = max([stage, *of], default=0)
+        if taken == 0:
+            return []
+        for out in node.outputs:
+            self.measured[out.name] = taken
+        edits: list[Edit] = []
+        for i, (tensor, one) in enumerate(zip(node.inputs, of, strict=True)):
+            value = self.counts.of(tensor)
+            if is_const(tensor) or (value.degree == 0 and not value.pooled) or one == taken:
+                continue
+            if self.stage(tensor) == taken:
+                continue  # tokens, of which something was summed before
+            if tensor.name not in self.facts.imaged and node.op in ("Mul", "Div") and not one:
+                edits.append(Recount(i, taken))
+            elif value.degree > 0:
+                self._no_drop(node, "joins sums over more and over fewer tokens")
+        unresolved = self.counts.unresolved.get(node.name)
+        if unresolved and stage:
+            why = f"sums over tokens, and {unresolved}, so that fewer tokens change its scale"
+            if node.name in self._restorable(stage):
+                raise BarrierError(why)
+            self._no_drop(node, why)
+        scaled = self.counts.rescales.get(node.name)
+        if scaled is not None:
+            edits.append(replace(scaled, stage=taken))
+        return edits
+
+    def _no_drop(self, node: gs.Node, why: str) -> None:
+        """Forbid dropping and fusing; merging keeps the sizes that sums are weighted by."""
+        self.result.drop_barriers.append(Barrier(node.name, node.op, why))
+
+    def _check_neighbours(self, node: gs.Node) -> None:
+        """At one place along the tokens, each image of the batch has another one."""
+        for operand, tensor in enumerate(node.inputs):
+            if tensor.is_empty() or is_const(tensor) or not self.stage(tensor):
+                continue
+            axes = self.facts.of(tensor)
+            mixed = mixed_axes(node, operand)
+            if not any(ax.has_batch(axes[i]) for i in mixed):
+                continue
+            tokens = [i for i, d in enumerate(self.dims(tensor)) if self.patchy(d)]
+            if node.op.startswith("Reduce") and set(tokens) <= set(mixed):
+                continue  # of all tokens at once, in whatever order
+            raise BarrierError(
+                "works along the batch, and at one place each image has another token"
+            )
 
     def _check_leaves(self, node: gs.Node, inputs: list[gs.Tensor]) -> None:
         for tensor in inputs:
@@ -296,39 +369,61 @@ class Walker(Joins):
 
     def _check_tainted(self, node: gs.Node) -> None:
         """Rows of tokens that were not computed may be moved, never mixed with others."""
-        mine = [t for t in node.inputs if t.name in self.tainted]
+        mine = [(i, t) for i, t in enumerate(node.inputs) if t.name in self.tainted]
         if not mine:
             return
         roots = ax.roots(self.space.axis)
-        for tensor in mine:
+        for operand, tensor in mine:
             axes = self.facts.of(tensor)
-            for axis in _mixed(node, tensor):
+            for axis in mixed_axes(node, operand):
                 if any(d.root in roots for d in axes[axis]):
                     raise BarrierError("mixes tokens that bypass the block with those in it")
         self.tainted.update(o.name for o in node.outputs)
 
 
-def _mixed(node: gs.Node, tensor: gs.Tensor) -> list[int]:
-    """The axes of an operand that the node mixes positions along; all where that is unknown."""
+def mixed_axes(node: gs.Node, operand: int) -> list[int]:
+    """The axes of an operand that the node mixes or picks positions along; all where unknown."""
+    tensor = node.inputs[operand]
     rank = len(tensor.shape)
-    rows = tf.ELEMENTWISE.split() + tf.BROADCAST.split() + tf.VIEWS.split()
-    if node.op in rows or node.op in ("Transpose", "Expand"):
+    if node.op in _APART:
         return []
-    if node.op in ("Concat", "Split"):
-        return [int(attr(node, "axis", 0)) % rank]
+    if node.op in _ALONG:
+        return [int(attr(node, "axis", _ALONG[node.op])) % rank]
+    if node.op == "Gather":
+        return [int(attr(node, "axis", 0)) % rank] if operand == 0 else []
     if node.op == "Slice":
-        bounds = tf.slice_bounds(node)
+        bounds = tf.slice_bounds(node) if operand == 0 else {}
         if bounds is not None:
             sizes = shape(tensor)
             return [a for a, b in bounds.items() if b != (0, sizes[a], 1)]
+    if node.op in tf.REDUCTIONS.split():
+        axes = axes_argument(node)
+        if axes is None:
+            axes = [] if attr(node, "noop_with_empty_axes", 0) else list(range(rank))
+        return [a % rank for a in axes]
     if node.op in ("MatMul", "Gemm"):
-        i, j = contracted(node)
-        return [(i if tensor is node.inputs[0] else j) % rank]
+        return [tf.contracted(node)[operand] % rank] if operand < 2 else []
     if node.op == "Einsum":
-        terms, out = str(attr(node, "equation")).replace(" ", "").split("->")
-        at = next(i for i, t in enumerate(node.inputs) if t is tensor)
-        return [i for i, c in enumerate(terms.split(",")[at]) if c not in out]
-    if node.op in ("LayerNormalization", "RMSNormalization"):
-        first = int(attr(node, "axis", -1)) % rank
-        return list(range(first, rank))
+        return [axis for i, axis in tf.einsum_contracted(node) if i == operand]
+    if node.op in ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"):
+        return list(range(int(attr(node, "axis", -1)) % rank, rank))
+    if node.op in _PER_IMAGE:
+        return list(range(1, rank))
     return list(range(rank))
+
+
+#: Ops that treat every position by itself.
+_APART = frozenset(
+    (*tf.ELEMENTWISE.split(), *tf.BROADCAST.split(), *tf.VIEWS.split(), "Transpose", "Expand",
+     "BatchNormalization", "Tile", "Pad")
+)  # fmt: skip
+#: Ops that work along one axis, and which by default.
+_ALONG = {
+    "Concat": 0, "Split": 0, "Softmax": -1, "LogSoftmax": -1, "LpNormalization": -1, "ArgMax": 0,
+    "ArgMin": 0, "Hardmax": -1, "CumSum": 0,
+}  # fmt: skip
+#: Ops whose first axis is the batch by their definition.
+_PER_IMAGE = frozenset(
+    (*tf.SPATIAL.split(), "InstanceNormalization", "GroupNormalization", "LRN", "Attention",
+     "SpaceToDepth", "DepthToSpace")
+)  # fmt: skip

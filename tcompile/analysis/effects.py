@@ -7,12 +7,18 @@ its walk meets no barrier. Tensors are followed by *stage*: 0 before any cut, k 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
 
 from tcompile.analysis import axes as ax
 from tcompile.analysis.attention import Attention
 from tcompile.analysis.axes import Axes, Axis, Digit
 from tcompile.analysis.space import Order, TokenSpace
+
+Vector = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -230,10 +236,85 @@ class Reorder:
 
 @dataclass(frozen=True)
 class Pool:
-    """Mean or sum over the tokens of `run` along `axis`: weigh by size after merging."""
+    """Mean or sum of `operand` over a run of tokens along `axis`: weigh by size after merging."""
 
     axis: int
     run: Run
+    operand: int = 0
+
+
+@dataclass(frozen=True)
+class Trim:
+    """A stored operand that holds one number along a token axis: as long as there are tokens."""
+
+    operand: int
+    axis: int
+    dim: Dim
+
+
+@dataclass(frozen=True)
+class Recount:
+    """Operand `operand` was computed from a mask of every token: from that of those left.
+
+    Attributes:
+        stage: of the tokens that it is joined with.
+    """
+
+    operand: int
+    stage: int
+
+
+@dataclass(frozen=True)
+class Factor:
+    """(what is counted + offset) ** power, as a factor of a literal.
+
+    Attributes:
+        base: `size`: how many tokens; `weights`: the sum of the constant mask over them.
+    """
+
+    base: Literal["size", "weights"]
+    offset: int
+    power: Fraction
+
+
+@dataclass(frozen=True, eq=False)
+class Summed:
+    """What a sum or a mean runs over.
+
+    Attributes:
+        dim: the axis, in terms of the token space.
+        weights: [n] the constant mask that its tokens were multiplied by; None: all alike.
+        terms: how many positions of other axes are summed with each token.
+    """
+
+    dim: Dim
+    weights: Vector | None
+    terms: int
+
+    def count(self, base: str, space: TokenSpace) -> float:
+        """Of the dense model."""
+        if base == "weights" and self.weights is not None:
+            return float(self.weights.sum()) * self.terms
+        return float(self.dim.size(space, space.patches, 1) * self.terms)
+
+
+@dataclass(frozen=True, eq=False)
+class Rescale:
+    """What a node gives is multiplied by the ratio of counts now and in the dense model.
+
+    Attributes:
+        summed: what is counted.
+        factors: of the ratio.
+        operand: the constant that can take the ratio in; None: the result is multiplied.
+        inverse: whether the node divides by that constant.
+        stage: of the tokens that were summed.
+    """
+
+    summed: Summed
+    factors: tuple[Factor, ...]
+    operand: int | None = None
+    inverse: bool = False
+    stage: int = 0
 
 
 @dataclass(frozen=True)
@@ -244,7 +325,19 @@ class Bias:
 
 
 Edit: TypeAlias = (
-    SetShape | SetSlice | SetSplit | SetGather | Side | Pool | Bias | Restore | Regroup | Reorder
+    SetShape
+    | SetSlice
+    | SetSplit
+    | SetGather
+    | Side
+    | Pool
+    | Bias
+    | Restore
+    | Regroup
+    | Reorder
+    | Rescale
+    | Recount
+    | Trim
 )
 
 
@@ -300,7 +393,8 @@ class Effects:
         cuts: dims of the streams that tokens leave.
         restored: nodes that get every token back, with the stage their operands had.
         grouped: the first node whose result has one position for each group of tokens.
-        barriers, merge_barriers, fuse_barriers: in execution order.
+        barriers, merge_barriers, fuse_barriers, drop_barriers: in execution order; the last hold
+            wherever tokens leave without a trace in the sizes of those that stay.
     """
 
     edits: dict[str, list[Edit]] = field(default_factory=dict)
@@ -313,3 +407,4 @@ class Effects:
     barriers: list[Barrier] = field(default_factory=list)
     merge_barriers: list[Barrier] = field(default_factory=list)
     fuse_barriers: list[Barrier] = field(default_factory=list)
+    drop_barriers: list[Barrier] = field(default_factory=list)

@@ -36,6 +36,10 @@ class Facts:
         permuted: index set that a Gather made by putting an axis in another order → that axis, and
             which of its positions each new one is.
         unrotated: rotary table → what a token without a position reads of it.
+        imaged: tensors whose value depends on an image, and not only on a mask or a size beside it.
+        met: index set of features → the axes of tokens or batch that it was joined with, position
+            by position.
+        origin: index set that a node made by taking positions of others → those others.
     """
 
     axes: dict[str, Axes] = field(default_factory=dict)
@@ -45,6 +49,9 @@ class Facts:
     preferred: frozenset[ax.Root] = frozenset()
     permuted: dict[ax.Root, tuple[ax.Axis, tuple[int, ...]]] = field(default_factory=dict)
     unrotated: dict[str, float] = field(default_factory=dict)
+    imaged: set[str] = field(default_factory=set)
+    met: dict[ax.Root, set[ax.Axis]] = field(default_factory=dict)
+    origin: dict[ax.Root, set[ax.Root]] = field(default_factory=dict)
 
     def of(self, tensor: gs.Tensor) -> Axes:
         """Axes of a tensor; those of a constant are weak."""
@@ -62,10 +69,21 @@ class Facts:
     def unify(self, node: gs.Node, a: ax.Axis, b: ax.Axis) -> ax.Axis:
         """Elementwise: the common axis; a contradiction is recorded."""
         axis, conflict = ax.unify(a, b)
+        for mine, other in ((a, b), (b, a)):
+            loose = len(mine) == 1 and mine[0].whole and not ax.strong(mine)
+            if loose and ax.strong(other) and ax.size(mine) == ax.size(other):
+                self.met.setdefault(mine[0].root, set()).add(other)
         if conflict and self.preferred:
-            foreign = [not ax.roots(x) & self.preferred for x in (a, b)]
+            foreign = [not self._of_tokens(ax.roots(x)) for x in (a, b)]
             if foreign[0] != foreign[1]:
                 return b if foreign[0] else a
         if conflict:
             self.conflicts[node.name] = f"{ax.show(a)} against {ax.show(b)}"
         return axis
+
+    def _of_tokens(self, roots: set[ax.Root]) -> bool:
+        """Whether some of the index sets are tokens, or positions taken from them."""
+        return any(
+            root in self.preferred or self._of_tokens(self.origin.get(root, set()))
+            for root in roots
+        )

@@ -69,6 +69,10 @@ def analyse(graph: gs.Graph, *, prefix: int | None = None) -> Analysis:
         if first is not None:
             facts = propagate(graph, frozenset(ax.roots(first.axis)))
             attentions = tuple(find_attention(graph, facts))
+    meant = _meant(graph, facts, attentions)
+    if meant:
+        facts = propagate(graph, facts.preferred, meant)
+        attentions = tuple(find_attention(graph, facts))
     if not attentions:
         raise ModelError(
             "no transformer found: nothing in it is an attention (softmax(Q·Kᵀ)·V)",
@@ -98,6 +102,26 @@ def analyse(graph: gs.Graph, *, prefix: int | None = None) -> Analysis:
     sites = tuple(find_sites(graph, facts, space, attentions, blocks, restorable))
     cls = _find_cls(graph, facts, space, blocks[-1].stream_out)
     return Analysis(facts, attentions, space, blocks, sites, cls, restorable)
+
+
+def _meant(graph: gs.Graph, facts: Facts, attentions: tuple[Attention, ...]) -> dict[ax.Root, Axis]:
+    """Axes of masks beside the images that turn out to be the tokens, or the batch.
+
+    A mask's own axes have no meaning until it meets the tokens; what was counted along them before
+    that has to be known as well.
+    """
+    space = token_space(residuals(graph, facts, attentions)) if attentions else None
+    if space is None:
+        return {}
+    found: dict[ax.Root, Axis] = {}
+    for root, axes in facts.met.items():
+        name = root.name.rpartition("/")[0]
+        if name not in facts.live or name in facts.imaged or len(axes) != 1:
+            continue
+        (axis,) = axes
+        if axis in space.runs or all(d.root.kind == "batch" for d in axis):
+            found[root] = axis
+    return found
 
 
 def _possible(streams: list[Residual]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import prod
 
 import numpy as np
@@ -16,7 +17,11 @@ from tcompile.errors import InternalError
 from tcompile.ir import is_free, settled, shape
 
 
-def propagate(graph: gs.Graph, tokens: frozenset[ax.Root] = frozenset()) -> Facts:
+def propagate(
+    graph: gs.Graph,
+    tokens: frozenset[ax.Root] = frozenset(),
+    meant: Mapping[ax.Root, ax.Axis] | None = None,
+) -> Facts:
     """Axes of every tensor of a normalised graph (all shapes known, nodes in order).
 
     The first dim of every input is the batch, or a batch of its own; the other dims of images are
@@ -25,6 +30,7 @@ def propagate(graph: gs.Graph, tokens: frozenset[ax.Root] = frozenset()) -> Fact
 
     Args:
         tokens: index sets that win where an operation joins them with others, position by position.
+        meant: index sets of masks and the like → the axes that they turned out to be.
     """
     facts = Facts(preferred=tokens, unrotated=rotations(graph))
     images = _images(graph)
@@ -32,16 +38,19 @@ def propagate(graph: gs.Graph, tokens: frozenset[ax.Root] = frozenset()) -> Fact
         dims = shape(tensor)
         kind: ax.Kind = "data" if tensor.name in images else "weak"
         facts.live.add(tensor.name)
-        facts.axes[tensor.name] = tuple(
+        if tensor.name in images:
+            facts.imaged.add(tensor.name)
+        facts.axes[tensor.name] = _as_meant(meant, tuple(
             free_axis("batch", d, "batch")
             if i == 0 and (is_free(d) or len(dims) >= 3)
             else ax.new(f"{tensor.name}/{i}", d, kind)
             for i, d in enumerate(dims)
-        )
+        ))  # fmt: skip
     for node in graph.nodes:
         transfer = TRANSFER.get(node.op) if node.domain in (None, "", "ai.onnx") else None
         result = transfer(node, facts) if transfer else None
         live = node.op not in ("Shape", "Size") and any(facts.is_live(t) for t in node.inputs)
+        imaged = live and any(t.name in facts.imaged for t in node.inputs)
         for i, out in enumerate(node.outputs):
             if out.is_empty():
                 continue
@@ -55,13 +64,22 @@ def propagate(graph: gs.Graph, tokens: frozenset[ax.Root] = frozenset()) -> Fact
                     f"axes {[ax.show(a) for a in known]} do not fit shape {list(out.shape)}",
                     where=f"{node.op} '{node.name}'",
                 )
-            facts.axes[out.name] = known if known is not None else _fresh(out, live)
+            facts.axes[out.name] = _fresh(out, live) if known is None else _as_meant(meant, known)
             if known is None and live:
                 why = "no transfer function" if transfer is None else "axes cannot be followed"
                 facts.opaque[out.name] = f"{node.op} '{node.name}': {why}"
             if live:
                 facts.live.add(out.name)
+            if imaged:
+                facts.imaged.add(out.name)
     return facts
+
+
+def _as_meant(meant: Mapping[ax.Root, ax.Axis] | None, axes: Axes) -> Axes:
+    """The axes with those that are known by now to be tokens or the batch in their place."""
+    if not meant:
+        return axes
+    return tuple(meant.get(a[0].root, a) if len(a) == 1 and a[0].whole else a for a in axes)
 
 
 def _images(graph: gs.Graph) -> set[str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis.attention import Attention
+from tcompile.analysis.counts import find_counts
 from tcompile.analysis.effect_walk import effects
 from tcompile.analysis.effects import Barrier, Cut, Dims, Effects
 from tcompile.analysis.facts import Facts
@@ -28,21 +29,25 @@ class Verdict:
         reason: by any reducer.
         merge: by merging, which needs sizes.
         fuse: by fusing those that leave into one token, which has no position.
+        drop: by whatever does not merge, so that what is summed over tokens becomes less.
     """
 
     reason: str = ""
     merge: str = ""
     fuse: str = ""
+    drop: str = ""
 
     def of(self, traits: Iterable[str]) -> str:
         """The reason against a reducer that merges or fuses, or does neither."""
-        against = [{"merge": self.merge, "fuse": self.fuse}[t] for t in sorted(traits)]
-        return next(filter(None, [self.reason, *against]), "")
+        named = set(traits)
+        against = [self.reason, self.merge if "merge" in named else self.drop,
+                   self.fuse if "fuse" in named else ""]  # fmt: skip
+        return next(filter(None, against), "")
 
 
 def never(why: str) -> Verdict:
     """Illegal for every reducer."""
-    return Verdict(why, why, why)
+    return Verdict(why, why, why, why)
 
 
 @dataclass(frozen=True)
@@ -137,14 +142,20 @@ class _Judge:
         self.free = replace(space, grouping=None) if space.grouping else space
         self.known: dict[str, Dims] = {}
         self.known_free: dict[str, Dims] = {}
+        self.counts = find_counts(graph, facts, space)
+        self.counts_free = self.counts
+        if self.free is not space:
+            self.counts_free = find_counts(graph, facts, self.free)
         self.order = {n.name: i for i, n in enumerate(graph.nodes)}
 
     def walk(self, cut: Cut, *, restored: bool = False) -> Effects:
         space = self.free if restored else self.space
-        known = self.known if space is self.space else self.known_free
+        mine = space is self.space
+        known = self.known if mine else self.known_free
         return effects(
             self.graph, self.facts, space, self.attentions, [cut],
             restorable=self.restorable if restored else frozenset(), known=known,
+            counts=self.counts if mine else self.counts_free,
         )  # fmt: skip
 
     def site(self, name: str, tensor: str, block: Block, until: str = "") -> Site:
@@ -163,7 +174,7 @@ class _Judge:
         if until:
             if reduced.reason == "" and not name.startswith("inside"):
                 why = "around a block tokens can only be bypassed"
-                reduced = Verdict("", why, why)
+                reduced = Verdict("", why, why, reduced.drop)
             return Site(name, tensor, block.index, reduced, reduced, segments, segments,
                         block.over_tokens, until)  # fmt: skip
         restored = reduced
@@ -175,8 +186,9 @@ class _Judge:
         if size > 1 and not reduced.reason:
             why = f"tokens leave in whole groups of {size}, which '{found.grouped}' joins; "
             reduced = Verdict(
-                "", f"{why}merging would break them", f"{why}a fused token belongs to none"
-            )
+                "", f"{why}merging would break them", f"{why}a fused token belongs to none",
+                reduced.drop,
+            )  # fmt: skip
         reduced, restored = (self.without_sums(v, block) for v in (reduced, restored))
         scored = block.over_tokens
         return Site(name, tensor, block.index, reduced, restored, size * segments, segments, scored)
@@ -190,7 +202,7 @@ class _Judge:
             merge = merge or f"the keys of block {block.index} are not the tokens"
         if self.space.segments > 1:
             fuse = fuse or f"each of {self.space.segments} segments would need a token of its own"
-        return Verdict("", merge, fuse)
+        return Verdict("", merge, fuse, verdict.drop)
 
     def verdict(self, found: Effects, block: Block) -> Verdict:
         """What a walk's barriers come to."""
@@ -202,6 +214,7 @@ class _Judge:
             reason,
             reason or self.text(found.merge_barriers),
             reason or self.text(found.fuse_barriers),
+            reason or self.text(found.drop_barriers),
         )
 
     def text(self, barriers: Sequence[Barrier]) -> str:

@@ -6,9 +6,11 @@ Each takes (node, facts) and returns the axes of each output, or None where they
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from typing import TypeAlias
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis import axes as ax
@@ -55,6 +57,7 @@ def _broadcast(node: gs.Node, facts: Facts, a: Axes, b: Axes) -> Axes:
 def matmul(node: gs.Node, facts: Facts) -> Result:
     """Batch axes broadcast; rows of the first, columns of the second."""
     a, b = (facts.of(t) for t in node.inputs)
+    facts.unify(node, a[-1], b[-2] if len(b) > 1 else b[-1])
     batch = _broadcast(node, facts, a[:-2], b[:-2])
     rows = (a[-2],) if len(a) > 1 else ()
     columns = (b[-1],) if len(b) > 1 else ()
@@ -90,7 +93,7 @@ def slice_(node: gs.Node, facts: Facts) -> Result:
         if step == 1:
             source[axis] = ax.sliced(source[axis], start, stop)
         else:
-            source[axis] = _derived(node, axis, source[axis])
+            source[axis] = _derived(node, facts, axis, source[axis])
     return [tuple(source)]
 
 
@@ -174,17 +177,31 @@ def gather(node: gs.Node, facts: Facts) -> Result:
         )
     elif len(index) and not facts.is_live(node.inputs[1]):
         picked = tuple(
-            _derived(node, axis + i, source[axis], ax.size(a), a) for i, a in enumerate(index)
+            _derived(node, facts, axis + i, source[axis], ax.size(a), a)
+            for i, a in enumerate(index)
         )
     return [(*source[:axis], *picked, *source[axis + 1 :])]
 
 
 def _reordered(node: gs.Node, facts: Facts, axis: int, source: Axis) -> Axis:
-    """An index set of the node's own; one that has every position is remembered as an order."""
-    made = _derived(node, axis, source)
-    index = [int(v) % ax.size(source) for v in ints(node.inputs[1])]
-    if made and ax.strong(source) and sorted(index) == list(range(ax.size(source))):
-        facts.permuted[made[0].root] = (source, tuple(index))
+    """An index set of the node's own; one that has every position is remembered as an order.
+
+    The same order made twice is one index set, and an order undone is the axis that it was of.
+    """
+    index = value(node.inputs[1]).reshape(-1) % ax.size(source)
+    if not ax.strong(source) or sorted(index) != list(range(ax.size(source))):
+        return _derived(node, facts, axis, source)
+    before = facts.permuted.get(source[0].root) if len(source) == 1 and source[0].whole else None
+    if before is not None:
+        source, index = before[0], np.asarray(before[1])[index]
+    order = tuple(int(i) for i in index)
+    if order == tuple(range(len(order))):
+        return source
+    tag = hashlib.sha256(repr((source, order)).encode()).hexdigest()[:12]
+    made = ax.new(f"order/{ax.show(source)}/{tag}", len(order), "data")
+    if made:
+        facts.permuted[made[0].root] = (source, order)
+        facts.origin[made[0].root] = ax.roots(source)
     return made
 
 
@@ -199,14 +216,22 @@ def gather_run(node: gs.Node) -> tuple[int, int] | None:
 
 
 def _derived(
-    node: gs.Node, axis: int, source: Axis, length: int | None = None, index: Axis = ONE
+    node: gs.Node,
+    facts: Facts,
+    axis: int,
+    source: Axis,
+    length: int | None = None,
+    index: Axis = ONE,
 ) -> Axis:
     """An index set of the node's own making, as strong as what it was made from."""
     length = shape(node.outputs[0])[axis] if length is None else length
     if ax.has_batch(index):
         return index
     kind: ax.Kind = "data" if ax.strong(source) else "weak"
-    return ax.new(f"{node.outputs[0].name}/{axis}", length, kind)
+    made = ax.new(f"{node.outputs[0].name}/{axis}", length, kind)
+    if made:
+        facts.origin[made[0].root] = ax.roots(source)
+    return made
 
 
 def expand(node: gs.Node, facts: Facts) -> Result:
@@ -261,6 +286,25 @@ def einsum(node: gs.Node, facts: Facts) -> Result:
         for letter, axis in zip(term, facts.of(tensor), strict=True):
             letters[letter] = facts.unify(node, letters.get(letter, axis), axis)
     return [tuple(letters[c] for c in out)]
+
+
+def contracted(node: gs.Node) -> tuple[int, int]:
+    """The contracted axis of each operand of MatMul or Gemm."""
+    if node.op == "Gemm":
+        return (0 if attr(node, "transA", 0) else 1), (1 if attr(node, "transB", 0) else 0)
+    return -1, -2
+
+
+def einsum_contracted(node: gs.Node) -> list[tuple[int, int]]:
+    """(operand, axis) of every letter of an Einsum that its result does not have."""
+    equation = str(attr(node, "equation")).replace(" ", "")
+    if "." in equation or "->" not in equation:
+        return []
+    terms, out = equation.split("->")
+    return [
+        (i, axis) for i, term in enumerate(terms.split(",")) for axis, letter in enumerate(term)
+        if letter not in out
+    ]  # fmt: skip
 
 
 def _table(function: Transfer, ops: str) -> dict[str, Transfer]:

@@ -1,9 +1,9 @@
 """What a model computes from the size of a free batch is right at every batch, or refused.
 
 Each model is a tiny ViT with such a value on its residual stream after the first block. The source,
-the normal form and the reduced model run at several batches. A reduced model must give what the same
-model gives that was exported and reduced with that very batch fixed, where the value is a plain
-constant; and what the source gives without the tokens that it dropped.
+the normal form and the reduced model run at several batches. A reduced model must give what the
+same model gives that was exported and reduced with that very batch fixed, where the value is a
+plain constant; and what the source gives without the tokens that it dropped.
 """
 
 from __future__ import annotations

@@ -1,0 +1,207 @@
+"""Edits of what follows the number of tokens: literals rescaled, masks counted anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from tcompile.analysis import effects as fx
+from tcompile.errors import ModelError
+from tcompile.ir import int_to_dim, is_const, producer
+from tcompile.passes.reduce.builder import Builder
+from tcompile.passes.reduce.stage import Stage, index_on_run, sizes_on_run
+
+if TYPE_CHECKING:
+    from tcompile.passes.reduce.edits import Editor
+
+
+def rescale(editor: Editor, node: gs.Node, edit: fx.Rescale, stage: Stage) -> None:
+    """Multiply a node's result by the ratio of a count now and in the dense model."""
+    summed = edit.summed
+    masked = summed.weights is not None and any(f.base == "weights" for f in edit.factors)
+    if not masked:
+        if stage.size is not None:
+            return  # the sizes of merged tokens sum to as many as there were
+        _by_number(editor, node, edit, _ratio(editor, edit, stage))
+        return
+    mask = _mask_sum(editor, summed, stage)
+    total: gs.Tensor | None = None
+    number = 1.0
+    for factor in edit.factors:
+        power = float(factor.power)
+        before = summed.count(factor.base, editor.space) + factor.offset
+        if factor.base == "size":
+            after = before if stage.size is not None else _size(editor, summed, stage)
+            number *= ((after + factor.offset) / before) ** power
+            continue
+        part = editor.b.op("Mul", mask, editor.b.const([summed.terms], np.float32))
+        if factor.offset:
+            part = editor.b.op("Add", part, editor.b.const([factor.offset], np.float32))
+        part = editor.b.op("Div", part, editor.b.const([before], np.float32))
+        if power != 1:
+            part = editor.b.op("Pow", part, editor.b.const([power], np.float32))
+        total = part if total is None else editor.b.op("Mul", total, part)
+    assert total is not None
+    if number != 1:
+        total = editor.b.op("Mul", total, editor.b.const([number], np.float32))
+    out = node.outputs[0]
+    ratio = _for_images(editor, total, out)
+    follow(editor.b, node, out, lambda raw: editor.b.op("Mul", raw, ratio, dtype=out.dtype))
+
+
+def _size(editor: Editor, summed: fx.Summed, stage: Stage) -> float:
+    return float(summed.dim.size(editor.space, stage.count, 1) * summed.terms)
+
+
+def _ratio(editor: Editor, edit: fx.Rescale, stage: Stage) -> float:
+    ratio = 1.0
+    for factor in edit.factors:
+        before = edit.summed.count(factor.base, editor.space) + factor.offset
+        after = _size(editor, edit.summed, stage) + factor.offset
+        if after <= 0:
+            raise ModelError(
+                "divides by the number of tokens less one, and one is left",
+                hint="keep more tokens",
+            )
+        ratio *= (after / before) ** float(factor.power)
+    return ratio
+
+
+def _by_number(editor: Editor, node: gs.Node, edit: fx.Rescale, ratio: float) -> None:
+    """Into the literal where there is one, else behind the node."""
+    stored = node.inputs[edit.operand] if edit.operand is not None else None
+    if edit.operand is not None and stored is not None and is_const(stored):
+        values = np.asarray(stored.values)
+        if values.dtype.kind == "f":
+            scaled = values / ratio if edit.inverse else values * ratio
+            node.inputs[edit.operand] = editor.b.const(scaled, values.dtype)
+            return
+    out = node.outputs[0]
+    factor = editor.b.const([ratio], np.float32)
+    follow(editor.b, node, out, lambda raw: editor.b.op("Mul", raw, factor, dtype=out.dtype))
+
+
+def _mask_sum(editor: Editor, summed: fx.Summed, stage: Stage) -> gs.Tensor:
+    """[B] sum of a constant mask over the tokens that are left, each by its size."""
+    b = editor.b
+    assert summed.weights is not None
+    run = summed.dim.run
+    assert run is not None
+    index = index_on_run(b, editor.space, stage, run, summed.dim.part)
+    kept = b.op("Gather", b.const(summed.weights, np.float32), index, axis=0)
+    if stage.size is not None:
+        kept = b.op("Mul", kept, sizes_on_run(b, editor.space, stage, run))
+    return b.reduce("Sum", kept, [1])
+
+
+def _for_images(editor: Editor, numbers: gs.Tensor, like: gs.Tensor) -> gs.Tensor:
+    """A number for each image, so that it multiplies a tensor."""
+    place = editor.batch_axis(like.name)
+    rank = len(editor.facts.axes[like.name])
+    if place is None and editor.batch != 1:
+        raise ModelError(
+            f"'{like.name}' merges the batch with another axis, so each image cannot have a "
+            "count of its own there",
+            hint="export with batch 1",
+        )
+    if place is None:
+        return editor.b.reshape(numbers, [1] * rank) if rank else editor.b.reshape(numbers, [])
+    return editor.b.reshape(numbers, [-1 if i == place else 1 for i in range(rank)])
+
+
+def follow(
+    b: Builder, node: gs.Node, out: gs.Tensor, write: Callable[[gs.Tensor], gs.Tensor]
+) -> None:
+    """Put what `write` makes of the node's result in the place of its result."""
+    raw = gs.Variable(b.name("raw"), out.dtype)
+    node.outputs[0] = raw
+    b.fp32.add(node.name)
+    made = write(raw)
+    made.inputs[0].outputs[0] = out
+
+
+def recount(editor: Editor, node: gs.Node, edit: fx.Recount, stage: Stage) -> None:
+    """Compute an operand anew, from a mask of the tokens that are left."""
+    name = editor.dense_inputs[node.name][edit.operand]
+    node.inputs[edit.operand] = _anew(editor, name, stage)
+
+
+def _anew(editor: Editor, name: str, stage: Stage) -> gs.Tensor:
+    """A dense tensor beside the stream, computed from the rows of the tokens that are left."""
+    key = f"anew/{name}"
+    if key not in stage.cache:
+        stage.cache[key] = _copied(editor, name, stage)
+    return stage.cache[key]
+
+
+def _copied(editor: Editor, name: str, stage: Stage) -> gs.Tensor:
+    value = editor.counts.values.get(name)
+    tensor = editor.current[name]
+    if value is None or (value.degree == 0 and not value.pooled):
+        return _left(editor, name, tensor, stage)
+    maker = producer(tensor)
+    if maker is None:
+        return tensor
+    inputs: list[gs.Tensor] = []
+    for source in maker.inputs:
+        plain = source.is_empty() or is_const(source) or source.name not in editor.facts.live
+        inputs.append(source if plain else _anew(editor, source.name, stage))
+    out = gs.Variable(editor.b.name(name.strip("/")), tensor.dtype, tensor.shape)
+    copy = gs.Node(maker.op, editor.b.name(f"{maker.name.strip('/')}/left"), dict(maker.attrs),
+                   inputs, [out], maker.domain)  # fmt: skip
+    editor.b.graph.nodes.append(copy)
+    editor.dense_inputs[copy.name] = [str(t.name) for t in maker.inputs]
+    # Its result stands for the dense one where an edit looks for the axes of it.
+    editor.facts.axes[out.name] = editor.facts.axes[name]
+    if maker.name in editor.counts.summed:
+        if stage.size is not None:
+            _weigh(editor, copy, editor.counts.summed[maker.name].dim, stage)
+    elif copy.op in ("Reshape", "Expand"):
+        dims_of = fx.locate(editor.facts.axes[name], editor.space)
+        editor.apply(copy, fx.SetShape(tuple(d for d in dims_of if d is not None)), stage)
+    out.shape = _shape_now(editor, name, stage)
+    return out
+
+
+def _weigh(editor: Editor, node: gs.Node, dim: fx.Dim, stage: Stage) -> None:
+    """Let a sum of a mask count merged tokens by their sizes, in floating point."""
+    b, out = editor.b, node.outputs[0]
+    axes = editor.facts.axes[editor.dense_inputs[node.name][0]]
+    axis = fx.locate(axes, editor.space).index(dim)
+    assert dim.run is not None
+    dtype = np.dtype(out.dtype)
+    if dtype.kind != "f":
+        node.inputs[0] = b.cast(node.inputs[0], np.float32)
+        summed = gs.Variable(b.name("summed"), np.float32)
+        node.outputs[0] = summed
+        b.cast(summed, dtype).inputs[0].outputs[0] = out
+    editor.apply(node, fx.Pool(axis, dim.run), stage)
+
+
+def _left(editor: Editor, name: str, tensor: gs.Tensor, stage: Stage) -> gs.Tensor:
+    """The rows of a tensor with every token of those that are left; as it is where it has
+    none."""
+    axes = editor.facts.axes[name]
+    places = [
+        fx.SideAxis(i, d.run, d.part)
+        for i, d in enumerate(fx.locate(axes, editor.space))
+        if d is not None and d.run is not None and d.part != "rest"
+        and d.run.patches(editor.space)
+    ]  # fmt: skip
+    if not places:
+        return tensor
+    indices = [index_on_run(editor.b, editor.space, stage, p.run, p.part) for p in places]
+    counts = [fx.Dim(1, False, p.run, p.part).size(editor.space, stage.count, 1) for p in places]
+    dims = [0 if isinstance(d, str) else int(d) for d in tensor.shape]
+    moved = editor.moved(tensor, axes, places, indices, counts, dims)
+    moved.shape = _shape_now(editor, name, stage)
+    return moved
+
+
+def _shape_now(editor: Editor, name: str, stage: Stage) -> list[int | str]:
+    """Dims of a dense tensor once tokens have left."""
+    dims = fx.locate(editor.facts.axes[name], editor.space)
+    return [int_to_dim(d.size(editor.space, stage.count, d.extent) if d else 0) for d in dims]

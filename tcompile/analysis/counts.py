@@ -1,0 +1,479 @@
+"""Values that follow from how many tokens there are: sums over tokens, and what divides them.
+
+A sum over tokens grows with their number. Each tensor gets a *degree*: 1 for a sum over tokens, 2
+for its square, 0 for what does not grow. A literal that is the number of tokens (N, N − 1, 1/N, √N,
+N/(N − 1), the sum of a constant mask) brings the degree back to 0, and has to follow the tokens
+that are left: a `Rescale`. A sum whose degree comes back to 0 by itself (a ratio of two sums, a
+LayerNorm) needs nothing. Where a sum meets something else, fewer tokens would change its scale
+without a trace: the node that sums is `unresolved`, which forbids dropping.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from typing import Literal
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from tcompile.analysis import transfer as tf
+from tcompile.analysis.effects import (
+    Dim,
+    Dims,
+    Factor,
+    Rescale,
+    Summed,
+    Vector,
+    locate,
+)
+from tcompile.analysis.facts import Facts
+from tcompile.analysis.space import TokenSpace
+from tcompile.ir import attr, axes_argument, is_const, shape, value
+
+#: Constants with more elements are not looked at: no scalar and no mask is as large.
+_LARGEST = 1 << 16
+#: A constant that is added and no larger than this only keeps a divisor from being 0.
+_EPSILON = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Value:
+    """What is known of a tensor.
+
+    Attributes:
+        degree: how it grows with the number of tokens.
+        sums: the nodes that summed or averaged over tokens on the way to it.
+        pooled: whether it is a statistic over tokens, which all positions share.
+        weights: [n] the constant mask it was multiplied by, token by token.
+        scales: the literals it was multiplied by, which a sum that follows may explain.
+    """
+
+    degree: Fraction = Fraction(0)
+    sums: frozenset[str] = frozenset()
+    pooled: bool = False
+    weights: Vector | None = None
+    scales: tuple[float, ...] = ()
+
+
+_PLAIN = Value()
+
+
+@dataclass
+class Counts:
+    """The result.
+
+    Attributes:
+        values: tensor → what is known of it, where that is not nothing.
+        summed: node that sums or averages over tokens → what it runs over.
+        rescales: node → how what it gives follows the number of tokens.
+        unresolved: node that sums over tokens → the node that reads the sum as it is.
+    """
+
+    values: dict[str, Value] = field(default_factory=dict)
+    summed: dict[str, Summed] = field(default_factory=dict)
+    rescales: dict[str, Rescale] = field(default_factory=dict)
+    unresolved: dict[str, str] = field(default_factory=dict)
+
+    def of(self, tensor: gs.Tensor) -> Value:
+        return self.values.get(tensor.name, _PLAIN)
+
+
+def find_counts(graph: gs.Graph, facts: Facts, space: TokenSpace) -> Counts:
+    """Follow every value that grows with the number of tokens, whoever cuts where."""
+    counter = _Counter(facts, space)
+    for node in graph.nodes:
+        counter.visit(node)
+    for out in graph.outputs:
+        counter.grows(counter.found.of(out), f"is the output '{out.name}'")
+    return counter.found
+
+
+def sums_over(node: gs.Node) -> list[tuple[int, int]]:
+    """(operand, axis) that the node sums or averages along; axes count from the front."""
+    rank = len(node.inputs[0].shape or ())
+    if node.op in ("ReduceSum", "ReduceMean"):
+        axes = axes_argument(node)
+        if axes is None:
+            axes = [] if attr(node, "noop_with_empty_axes", 0) else list(range(rank))
+        return [(0, a % rank) for a in axes]
+    if node.op == "GlobalAveragePool":
+        return [(0, a) for a in range(2, rank)]
+    if node.op in ("MatMul", "Gemm"):
+        i, j = tf.contracted(node)
+        return [(0, i % rank), (1, j % len(node.inputs[1].shape))]
+    if node.op == "Einsum":
+        return tf.einsum_contracted(node)
+    return []
+
+
+class _Counter:
+    """Visits nodes in execution order."""
+
+    def __init__(self, facts: Facts, space: TokenSpace) -> None:
+        self.facts, self.space = facts, space
+        self.found = Counts()
+        self._dims: dict[str, Dims] = {}
+
+    # -- what a tensor is ------------------------------------------------------------------------
+
+    def dim(self, tensor: gs.Tensor, axis: int) -> Dim | None:
+        """The dim along an axis, if the patches are in it."""
+        known = self._dims.get(tensor.name)
+        if known is None:
+            known = self._dims[tensor.name] = locate(self.facts.of(tensor), self.space)
+        dim = known[axis]
+        held = dim is not None and dim.run is not None and dim.run.patches(self.space)
+        return dim if held else None
+
+    def grows(self, value: Value, where: str) -> None:
+        """Something reads a sum over tokens as it is."""
+        if value.degree > 0:
+            for node in value.sums:
+                self.found.unresolved.setdefault(node, where)
+
+    def visit(self, node: gs.Node) -> None:
+        values = [self.found.of(t) for t in node.inputs]
+        plain = node.domain in (None, "", "ai.onnx")
+        over = self._over_tokens(node) if plain else []
+        rule = _RULES.get(node.op) if plain else None
+        if over:
+            result = self._sum(node, values, over)
+        elif rule is not None:
+            result = rule(self, node, values)
+        else:
+            result = self.opaque(node, values)
+        if result is _PLAIN:
+            return
+        for out in node.outputs:
+            self.found.values[out.name] = result
+
+    def opaque(self, node: gs.Node, values: Sequence[Value]) -> Value:
+        """An op that no sum may go through unscaled."""
+        for one in values:
+            self.grows(one, f"{node.op} '{node.name}' reads the sum")
+        return _PLAIN
+
+    # -- sums ------------------------------------------------------------------------------------
+
+    def _over_tokens(self, node: gs.Node) -> list[tuple[int, int, Dim]]:
+        """What it sums along that holds patches of a tensor that is computed."""
+        found = [(i, axis, self.dim(node.inputs[i], axis)) for i, axis in sums_over(node)
+                 if not is_const(node.inputs[i])]  # fmt: skip
+        held = [(i, axis, dim) for i, axis, dim in found if dim is not None]
+        return [h for h in held if h[2].part != "rest"]
+
+    def _sum(
+        self, node: gs.Node, values: Sequence[Value], over: list[tuple[int, int, Dim]]
+    ) -> Value:
+        operand, _, dim = over[0]
+        one = values[operand]
+        scales = list(one.scales)
+        if node.op in ("MatMul", "Gemm", "Einsum"):
+            for i, other in enumerate(node.inputs[:2]):
+                if i == operand:
+                    continue
+                if is_const(other):
+                    literal = uniform(other)
+                    if literal is None:
+                        return self.opaque(node, values)  # the walk forbids it
+                    scales.append(literal)
+                else:
+                    one = _times(one, values[i])
+            terms = 1
+        else:
+            dims = shape(node.inputs[0])
+            tokens = {axis for i, axis in sums_over(node) if self.dim(node.inputs[i], axis)}
+            terms = int(np.prod([dims[a] for _, a in sums_over(node) if a not in tokens] or [1]))
+        size = dim.size(self.space, self.space.patches, 1)
+        weights = one.weights if one.weights is None or len(one.weights) == size else None
+        summed = Summed(dim, weights, terms)
+        self.found.summed[node.name] = summed
+        mean = node.op in ("ReduceMean", "GlobalAveragePool")
+        # A product of two tensors that have tokens still has rows of tokens, in an attention.
+        pooled = len(over) == 1
+        result = Value(one.degree + (0 if mean else 1), one.sums | {node.name}, pooled)
+        if mean and weights is not None and weights.any():
+            # Without the weights, the mean of as many as there are: nothing to follow yet.
+            return replace(result, weights=weights)
+        if mean or result.degree <= 0:
+            return result
+        for scale in scales:
+            result = self._explained(node, result, scale, None, False) or result
+        total = summed.count("weights", self.space)
+        if result.degree > 0 and weights is not None and abs(total / terms - 1) < 1e-4 < size - 1:
+            # Weights that sum to one: the mean of those that are left.
+            factors = (Factor("weights", 0, Fraction(-1)),)
+            self.found.rescales[node.name] = Rescale(summed, factors)
+            result = replace(result, degree=result.degree - 1)
+        return result
+
+    def _explained(
+        self, node: gs.Node, value: Value, literal: float, operand: int | None, inverse: bool
+    ) -> Value | None:
+        """The value after a multiplication by a literal that is a count; None where it is none."""
+        for name in sorted(value.sums):
+            summed = self.found.summed[name]
+            for factors, degree in self._guesses(value, summed):
+                wanted = 1.0
+                for factor in factors:
+                    base = summed.count(factor.base, self.space) + factor.offset
+                    if base <= 1 and factor.base == "size":
+                        wanted = 0.0
+                        break
+                    wanted *= max(base, 1e-30) ** float(factor.power)
+                if wanted and wanted != 1 and _close(literal, wanted):
+                    if node.name in self.found.rescales:
+                        return None
+                    made = Rescale(summed, factors, operand, inverse)
+                    self.found.rescales[node.name] = made
+                    return replace(value, degree=degree)
+        return None
+
+    def _guesses(
+        self, value: Value, summed: Summed
+    ) -> Iterable[tuple[tuple[Factor, ...], Fraction]]:
+        """What a literal may be, and the degree after it."""
+        degree, half, one = value.degree, Fraction(1, 2), Fraction(1)
+        weighted = summed.weights is not None
+        bases: tuple[Literal["size", "weights"], ...] = ("weights", "size") if weighted else (
+            "size",)  # fmt: skip
+        if degree > 0:
+            for power in dict.fromkeys((degree, one, half)):
+                for base in bases:
+                    for offset in (0, -1):
+                        yield (Factor(base, offset, -power),), degree - power
+            return
+        if degree == 0 and value.pooled:
+            for power in (one, half):
+                for sign in (1, -1):
+                    yield (
+                        (Factor("size", 0, sign * power), Factor("size", -1, -sign * power)),
+                        (degree),
+                    )
+            if weighted:
+                yield (Factor("size", 0, one), Factor("weights", 0, -one)), degree
+            yield (Factor("size", 0, one),), degree + 1
+
+    # -- products --------------------------------------------------------------------------------
+
+    def product(self, node: gs.Node, values: Sequence[Value]) -> Value:
+        """Mul and Div."""
+        first, second = node.inputs[:2]
+        inverse = node.op == "Div"
+        for i, (tensor, other) in enumerate(((second, first), (first, second))):
+            if not is_const(tensor) or is_const(other):
+                continue
+            here = 1 - i
+            one = values[i]
+            if inverse and here == 0:
+                return self.power(one, Fraction(-1))
+            literal = uniform(tensor)
+            if literal is None:
+                return self._masked(node, one, tensor, inverse)
+            if literal == 0 or not np.isfinite(literal):
+                return one
+            number = 1 / literal if inverse else literal
+            if number == 1:
+                return one
+            explained = self._explained(node, one, number, here, inverse)
+            if explained is not None:
+                return explained
+            return replace(one, scales=(*one.scales, number))
+        a, b = values[:2]
+        return _times(a, self.power(b, Fraction(-1)) if inverse else b)
+
+    def _masked(self, node: gs.Node, one: Value, tensor: gs.Tensor, inverse: bool) -> Value:
+        """A multiplication by a constant for each token, such as a mask."""
+        if inverse:
+            return one
+        dims, out = shape(tensor), node.outputs[0]
+        wide = [i for i, n in enumerate(dims) if n > 1]
+        if len(wide) != 1 or int(np.prod(dims)) > _LARGEST:
+            return one
+        axis = wide[0] + len(out.shape) - len(dims)
+        if self.dim(out, axis) is None:
+            return one
+        mask = np.asarray(value(tensor), np.float64).reshape(-1)
+        weights = mask if one.weights is None else (
+            one.weights * mask if len(one.weights) == len(mask) else None)  # fmt: skip
+        return replace(one, weights=weights)
+
+    def power(self, one: Value, exponent: Fraction) -> Value:
+        """The value raised to a power."""
+        if one is _PLAIN:
+            return one
+        return replace(one, degree=one.degree * exponent, weights=None, scales=())
+
+    # -- sums of operands ------------------------------------------------------------------------
+
+    def combined(self, node: gs.Node, values: Sequence[Value]) -> Value:
+        """Add, Max, Concat and the like: all that is not nothing must grow alike."""
+        tensors = node.inputs[1:] if node.op == "Where" else node.inputs
+        mine = values[1:] if node.op == "Where" else values
+        pairs = [(t, v) for t, v in zip(tensors, mine, strict=True) if not t.is_empty()]
+        live = [v for t, v in pairs if not _negligible(node, t)]
+        grown = [v for v in live if v.degree > 0]
+        if not grown:
+            least = min((v for v in live), key=lambda v: v.degree, default=_PLAIN)
+            if least.degree < 0:
+                return least  # probabilities with a bias
+            pooled = bool(live) and all(v.pooled for v in live)
+            sums = frozenset().union(*(v.sums for v in live)) if pooled else frozenset()
+            return Value(sums=sums, pooled=True) if pooled else _PLAIN
+        degree = grown[0].degree
+        if len(grown) < len(live) or any(v.degree != degree for v in grown):
+            for one in grown:
+                self.grows(one, f"{node.op} '{node.name}' joins the sum with something else")
+            return _PLAIN
+        sums = frozenset().union(*(v.sums for v in grown))
+        same = all(v.weights is grown[0].weights for v in grown)
+        return Value(degree, sums, all(v.pooled for v in grown),
+                     grown[0].weights if same else None)  # fmt: skip
+
+    def first(self, node: gs.Node, values: Sequence[Value]) -> Value:
+        """Linear in its first input."""
+        return values[0]
+
+    def forgets(self, node: gs.Node, values: Sequence[Value]) -> Value:
+        """Gives the same for any scale."""
+        return _PLAIN
+
+    def weighted(self, node: gs.Node, values: Sequence[Value]) -> Value:
+        """MatMul, Gemm, Einsum, Conv: linear in both, with a bias perhaps."""
+        product = values[0]
+        for one in values[1:2]:
+            product = _times(product, one)
+        product = replace(product, weights=None) if product.weights is not None else product
+        biased = len(node.inputs) > 2 and not node.inputs[2].is_empty()
+        if biased and product.degree > 0 and not _negligible(node, node.inputs[2]):
+            self.grows(product, f"{node.op} '{node.name}' adds a bias to the sum")
+            return _PLAIN
+        return product
+
+    def root(self, node: gs.Node, values: Sequence[Value]) -> Value:
+        return self.power(values[0], Fraction(1, 2))
+
+    def reciprocal(self, node: gs.Node, values: Sequence[Value]) -> Value:
+        return self.power(values[0], Fraction(-1))
+
+    def raised(self, node: gs.Node, values: Sequence[Value]) -> Value:
+        """Pow by a constant."""
+        if values[0] is _PLAIN:
+            return _PLAIN
+        exponent = uniform(node.inputs[1]) if is_const(node.inputs[1]) else None
+        if exponent is None:
+            return self.opaque(node, values)
+        return self.power(values[0], Fraction(exponent).limit_denominator(8))
+
+    def clipped(self, node: gs.Node, values: Sequence[Value]) -> Value:
+        """Clip that only keeps a divisor from being 0 (a count is at least 1)."""
+        one = values[0]
+        if one.degree <= 0:
+            return one
+        low, high = ([*node.inputs[1:3], None, None])[:2]
+        lowest = attr(node, "min", None) if low is None or low.is_empty() else (
+            uniform(low) if is_const(low) else None)  # fmt: skip
+        open_end = (high is None or high.is_empty()) and attr(node, "max", None) is None
+        if open_end and (lowest is None or lowest <= 1):
+            return one
+        return self.opaque(node, values)
+
+    def reduced(self, node: gs.Node, values: Sequence[Value]) -> Value:
+        """ReduceSum and its kin over other axes."""
+        one = values[0]
+        if node.op == "ReduceSumSquare":
+            return self.power(one, Fraction(2))
+        if node.op.startswith("ReduceLog") or node.op == "ReduceProd":
+            return self.opaque(node, values)
+        if node.op == "ReduceSum" and one.pooled:
+            dims = shape(node.inputs[0])
+            axes = axes_argument(node) or range(len(dims))
+            more = int(np.prod([dims[a] for a in axes]))
+            for name in one.sums:
+                old = self.found.summed[name]
+                if one.degree > 0 and old.terms == 1 and more > 1:
+                    self.found.summed[name] = Summed(old.dim, old.weights, more)
+        return one
+
+    def chances(self, node: gs.Node, values: Sequence[Value]) -> Value:
+        """Softmax: over tokens its entries shrink as their number grows."""
+        self.opaque(node, values)
+        axis = int(attr(node, "axis", -1)) % len(node.inputs[0].shape)
+        if node.op == "Softmax" and self.dim(node.inputs[0], axis) is not None:
+            return Value(Fraction(-1))
+        return _PLAIN
+
+
+def _times(a: Value, b: Value) -> Value:
+    """The product of two values."""
+    if a is _PLAIN or b is _PLAIN:
+        other = b if a is _PLAIN else a
+        return replace(other, pooled=False) if other.pooled and not other.degree else other
+    weights = a.weights if b.weights is None else b.weights if a.weights is None else None
+    return Value(
+        a.degree + b.degree, a.sums | b.sums, a.pooled and b.pooled, weights, a.scales + b.scales
+    )
+
+
+def uniform(tensor: gs.Tensor) -> float | None:
+    """The number that a constant holds everywhere; None where it holds several."""
+    if not is_const(tensor):
+        return None
+    dims = [int(d) for d in tensor.shape or ()]
+    if 0 in dims or int(np.prod(dims)) > _LARGEST:
+        return None
+    array = np.asarray(value(tensor))
+    if array.dtype.kind not in "fiu":
+        return None
+    first = array.reshape(-1)[0]
+    return float(first) if bool((array == first).all()) else None
+
+
+def _negligible(node: gs.Node, tensor: gs.Tensor) -> bool:
+    """Whether a constant adds nothing that matters to a sum."""
+    number = uniform(tensor) if is_const(tensor) else None
+    if number is None:
+        return False
+    return number == 0 or (abs(number) <= (1 if node.op == "Max" else _EPSILON))
+
+
+def _close(literal: float, wanted: float) -> bool:
+    """Equal as written in fp32, or rounded to fp16 or bf16 once."""
+    if abs(literal - wanted) <= 1e-6 * abs(wanted):
+        return True
+    half = float(np.float16(wanted)) if abs(wanted) < 6e4 else wanted
+    if half == literal:
+        return True
+    inverse = 1 / wanted
+    as_divisor = float(np.float16(inverse)) if abs(inverse) < 6e4 else inverse
+    return as_divisor == 1 / literal
+
+
+_Rule = Callable[[_Counter, gs.Node, Sequence[Value]], Value]
+
+
+def _table() -> Mapping[str, _Rule]:
+    groups: tuple[tuple[_Rule, str], ...] = (
+        (_Counter.first, "Cast Identity Neg Abs Relu LeakyRelu PRelu Dropout Transpose Reshape "
+         "Flatten Squeeze Unsqueeze Expand Tile Slice Split Gather Pad QuantizeLinear "
+         "DequantizeLinear SpaceToDepth DepthToSpace AveragePool MaxPool GlobalMaxPool "
+         "GlobalAveragePool Resize LpPool CumSum"),
+        (_Counter.product, "Mul Div"),
+        (_Counter.combined, "Add Sub Max Min Sum Mean Where Concat"),
+        (_Counter.weighted, "MatMul Gemm Einsum Conv"),
+        (_Counter.root, "Sqrt"),
+        (_Counter.reciprocal, "Reciprocal"),
+        (_Counter.raised, "Pow"),
+        (_Counter.clipped, "Clip"),
+        (_Counter.chances, "Softmax LogSoftmax"),
+        (_Counter.reduced, tf.REDUCTIONS.replace("ArgMax ArgMin ", "")),
+        (_Counter.forgets, "LayerNormalization RMSNormalization SimplifiedLayerNormalization "
+         "LpNormalization InstanceNormalization ArgMax ArgMin Sign Shape Size IsNaN IsInf "
+         "Equal Greater GreaterOrEqual Less LessOrEqual And Or Not Xor ConstantOfShape"),
+    )  # fmt: skip
+    return {op: rule for rule, ops in groups for op in ops.split()}
+
+
+_RULES = _table()
