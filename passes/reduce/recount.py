@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 
 from tcompile.analysis import effects as fx
 from tcompile.errors import ModelError
-from tcompile.ir import BATCH_SENTINEL, int_to_dim, is_const, producer
+from tcompile.ir import int_to_dim, is_const, producer
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.stage import Stage, index_on_run, sizes_on_run
 
@@ -203,6 +203,5 @@ def _left(editor: Editor, name: str, tensor: gs.Tensor, stage: Stage) -> gs.Tens
 
 def _shape_now(editor: Editor, name: str, stage: Stage) -> list[int | str]:
     """Dims of a dense tensor once tokens have left."""
-    batch = editor.batch or BATCH_SENTINEL
     dims = fx.locate(editor.facts.axes[name], editor.space)
-    return [int_to_dim(d.size(editor.space, stage.count, batch) if d else 0) for d in dims]
+    return [int_to_dim(d.size(editor.space, stage.count, d.extent) if d else 0) for d in dims]

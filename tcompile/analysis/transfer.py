@@ -15,9 +15,9 @@ import onnx_graphsurgeon as gs
 
 from tcompile.analysis import axes as ax
 from tcompile.analysis.axes import ONE, Axes, Axis
-from tcompile.analysis.facts import Facts, Result
+from tcompile.analysis.facts import Facts, Result, free_axis
 from tcompile.analysis.transfer_grid import blocks_to_depth, pad, spatial
-from tcompile.ir import BATCH_SENTINEL, attr, axes_argument, ints, is_const, shape, value
+from tcompile.ir import attr, axes_argument, ints, is_const, is_free, shape, value
 
 Transfer: TypeAlias = Callable[[gs.Node, Facts], Result]
 
@@ -240,9 +240,8 @@ def expand(node: gs.Node, facts: Facts) -> Result:
             found.append(axis)
             continue
         name = f"{node.outputs[0].name}/{i}"
-        if dim % BATCH_SENTINEL == 0:
-            rest = ax.new(name, dim // BATCH_SENTINEL, "weak")
-            found.append(ax.new("batch", BATCH_SENTINEL, "batch") + rest)
+        if is_free(dim):
+            found.append(free_axis(name, dim, "weak"))
         else:
             found.append(ax.new(name, dim, "data" if ax.strong(axis) else "weak"))
     return [tuple(found)]
