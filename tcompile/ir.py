@@ -2,12 +2,13 @@
 
 Tensors compare by name there and are not hashable, so maps are keyed by tensor name; a normalised
 graph has unique names. Symbolic dims are strings: `batch`, or `batch*K` where batch is merged with
-another axis.
+another axis. Inputs with batches of their own (images and texts) have a name each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,12 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
-#: Stands for the free batch dim while shapes are computed: a prime no real dim is a multiple of.
+#: Stands for the free batch while shapes are computed: a prime no real dim is a multiple of.
 BATCH_SENTINEL = 7919
 BATCH = "batch"
+#: The prime that stands for each free dim, by name. Only models whose inputs have batches of their
+#: own have others than `batch`; a name keeps its prime, so that dims mean the same everywhere.
+_FREE: dict[str, int] = {BATCH: BATCH_SENTINEL}
 
 
 def is_const(tensor: gs.Tensor) -> bool:
@@ -40,20 +44,57 @@ def producer(tensor: gs.Tensor) -> gs.Node | None:
     return tensor.inputs[0] if tensor.inputs else None
 
 
+def free_size(name: str) -> int:
+    """The prime that stands for a free dim of this name; new names get one of their own."""
+    if name not in _FREE:
+        size = max(_FREE.values()) + 2
+        while any(size % d == 0 for d in range(3, math.isqrt(size) + 1, 2)):
+            size += 2
+        _FREE[name] = size
+    return _FREE[name]
+
+
+def free_factors(dim: int | str) -> tuple[tuple[str, ...], int]:
+    """The free dims that a dim is a product of, and the rest: `batch*3` → (batch), 3."""
+    size = dim_to_int(dim)
+    names: list[str] = []
+    for name, prime in _FREE.items():
+        while size and size % prime == 0:
+            names.append(name)
+            size //= prime
+    return tuple(names), size
+
+
+def is_free(dim: int | str) -> bool:
+    """Whether a free dim is a factor of it."""
+    size = dim_to_int(dim)
+    return size != 0 and any(size % prime == 0 for prime in _FREE.values())
+
+
 def dim_to_int(dim: int | str) -> int:
-    """`batch` → BATCH_SENTINEL, `batch*3` → 3·BATCH_SENTINEL, an int → itself."""
+    """`batch` → BATCH_SENTINEL, `batch*3` → 3·BATCH_SENTINEL, an int → itself.
+
+    Names that no model's inputs were bound to (those that shape inference invents) count as the
+    batch.
+    """
     if isinstance(dim, str):
-        _, _, factor = dim.partition("*")
-        return BATCH_SENTINEL * int(factor or 1)
+        parts = dim.split("*")
+        return math.prod(int(p) if p.isdigit() else _FREE.get(p, BATCH_SENTINEL) for p in parts)
     return int(dim)
 
 
 def int_to_dim(size: int) -> int | str:
     """The inverse of `dim_to_int`."""
-    if size and size % BATCH_SENTINEL == 0:
-        factor = size // BATCH_SENTINEL
-        return BATCH if factor == 1 else f"{BATCH}*{factor}"
-    return size
+    names, rest = free_factors(int(size))
+    return "*".join([*names, *([str(rest)] if rest != 1 else [])]) if names else int(size)
+
+
+def settled(dim: int | str, batch: int | Mapping[str, int]) -> int:
+    """A dim with the free ones in it settled: all to one number, or each by its name."""
+    names, rest = free_factors(dim)
+    return rest * math.prod(
+        batch if isinstance(batch, int) else batch.get(n, _FREE[n]) for n in names
+    )
 
 
 def shape(tensor: gs.Tensor) -> tuple[int, ...]:
@@ -61,15 +102,25 @@ def shape(tensor: gs.Tensor) -> tuple[int, ...]:
     return tuple(dim_to_int(d) for d in tensor.shape)
 
 
-def batch_dim(graph: gs.Graph) -> int | str:
-    """The first dim of the images: free if that of any input is, 1 where no input has a batch.
-
-    Inputs of rank 0 to 2 with literal dims (a temperature, a list of flags) say nothing of it.
-    """
+def free_names(graph: gs.Graph) -> list[str]:
+    """Names of the free dims of a graph's inputs, each once."""
     firsts = [t.shape[0] for t in graph.inputs if t.shape]
-    free = [d for d in firsts if dim_to_int(d) == BATCH_SENTINEL]
-    of_images = [t.shape[0] for t in graph.inputs if len(t.shape) >= 3]
-    return next(iter(free + of_images), 1)
+    return list(dict.fromkeys(n for d in firsts for n in free_factors(d)[0]))
+
+
+def batch_dim(graph: gs.Graph) -> int | str:
+    """The first dim of the images; 1 where no input has a batch.
+
+    Images are the largest floating-point input, if it has three axes or more. Without any, a first
+    dim that is free is the batch. Inputs of rank 0 to 2 with literal dims (a temperature, a list of
+    flags) say nothing of it.
+    """
+    free = [t.shape[0] for t in graph.inputs if t.shape and is_free(t.shape[0])]
+    floats = [t for t in graph.inputs if np.dtype(t.dtype).kind == "f"]
+    largest = max(floats, key=lambda t: math.prod(settled(d, 1) for d in t.shape), default=None)
+    if largest is not None and len(largest.shape) >= 3:
+        return largest.shape[0]  # type: ignore[no-any-return]
+    return next(iter(free + [t.shape[0] for t in graph.inputs if len(t.shape) >= 3]), 1)
 
 
 def attr(node: gs.Node, name: str, default: Any = None) -> Any:
@@ -142,20 +193,37 @@ def large(constant: gs.Constant, limit: int = 4096) -> bool:
     return nbytes(constant) > limit
 
 
-def skeleton(graph: gs.Graph) -> onnx.ModelProto:
-    """The graph without its large weights (they become inputs): cheap to run shape inference on."""
+def skeleton(
+    graph: gs.Graph,
+    known: Mapping[str, np.ndarray[Any, Any]] | None = None,
+    batch: Mapping[str, int] | None = None,
+) -> onnx.ModelProto:
+    """The graph without its large weights (they become inputs): cheap to run shape inference on.
+
+    Args:
+        known: values of tensors, which are stored in place of the nodes that make them.
+        batch: a size for each free dim of the inputs; by default the prime that stands for it.
+    """
+    known = known or {}
     tensors = graph.tensors()
     constants = [t for t in tensors.values() if is_const(t)]
     small = [OnnxExporter.export_tensor_proto(t) for t in constants if not large(t)]
+    small += [onnx.numpy_helper.from_array(v, name) for name, v in known.items()]
     weights = [OnnxExporter.export_value_info_proto(t, True) for t in constants if large(t)]
     inputs = [
         onnx.helper.make_tensor_value_info(
-            t.name, onnx.helper.np_dtype_to_tensor_dtype(np.dtype(t.dtype)), list(shape(t))
+            t.name,
+            onnx.helper.np_dtype_to_tensor_dtype(np.dtype(t.dtype)),
+            [settled(d, batch) for d in t.shape] if batch else list(shape(t)),
         )
         for t in graph.inputs
     ]
     proto = onnx.helper.make_graph(
-        [OnnxExporter.export_node(n) for n in graph.nodes],
+        [
+            OnnxExporter.export_node(n)
+            for n in graph.nodes
+            if not known or any(t.name and t.name not in known for t in n.outputs)
+        ],
         graph.name or "graph",
         inputs + weights,
         [onnx.helper.make_empty_tensor_value_info(t.name) for t in graph.outputs],

@@ -8,6 +8,7 @@ graph.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
@@ -19,9 +20,10 @@ from onnx_graphsurgeon.util.exception import OnnxGraphSurgeonException
 from tcompile.errors import ModelError
 from tcompile.ir import unique_names
 from tcompile.passes.normalize.batch import check_known, explicit_reshapes, free_batch
+from tcompile.passes.normalize.batch_values import HINT, DimVectors, Values, settle_batch_values
 from tcompile.passes.normalize.bind import Shapes, bind_inputs
 from tcompile.passes.normalize.fold import fold_constants, fold_shapes, inline_ifs
-from tcompile.passes.normalize.infer import check, infer
+from tcompile.passes.normalize.infer import ContradictionError, check, check_shapes, infer
 from tcompile.passes.normalize.simplify import simplify
 from tcompile.passes.normalize.uniform import (
     drop_batch_expansion,
@@ -38,8 +40,9 @@ class Normalized:
     """A graph in normal form.
 
     Attributes:
-        graph: shapes known on every tensor; a free batch is the dim `batch`.
-        symbolic_batch: whether the batch is free.
+        graph: shapes known on every tensor. A free batch is the dim `batch`; where inputs have free
+            batches of their own, each keeps its name.
+        symbolic_batch: whether a batch is free.
         metadata: the model's metadata_props, which the IR does not carry.
         widened: whether the model computed in fp16, which the normal form does not.
     """
@@ -61,38 +64,86 @@ def normalize(model: onnx.ModelProto, *, shapes: Shapes | None = None) -> Normal
             control flow is left.
     """
     metadata = {p.key: p.value for p in model.metadata_props}
-    graph = _import(model)
-    symbolic = bind_inputs(graph, shapes)
+    joined: dict[str, str] = {}
+    while True:
+        graph = _import(model)
+        names = bind_inputs(graph, shapes, joined)
+        try:
+            widened = _to_normal_form(graph, free=bool(names))
+        except ContradictionError as error:
+            if len(names) < 2:
+                raise
+            joined = _join(joined, names, error.names)
+        else:
+            return Normalized(graph, bool(names), metadata, widened)
+
+
+def _join(
+    joined: Mapping[str, str], names: Sequence[str], meeting: Sequence[str]
+) -> dict[str, str]:
+    """Take free dims that meet for one: the first of them, in the order of the inputs.
+
+    Args:
+        names: of the free dims as they are joined already.
+        meeting: those that contradict each other; where that is not known, all of them.
+    """
+    same = [n for n in names if n in meeting]
+    same = same if len(same) > 1 else list(names)
+    known = {n: n for n in names} | dict(joined)
+    return {n: same[0] if one in same else one for n, one in known.items()}
+
+
+def _to_normal_form(graph: gs.Graph, *, free: bool) -> bool:
+    """Whether the model computed in fp16.
+
+    Raises:
+        ContradictionError: shapes contradict each other, perhaps since free dims are one.
+        ModelError: a shape stays unknown, or control flow is left.
+    """
     check(graph)
     widened = widen(graph)
     if widened:
         graph.toposort()
+    vectors = DimVectors(graph)
     for _ in range(_ROUNDS):
-        infer(graph)
-        changed = fold_shapes(graph) + inline_ifs(graph) + fold_constants(graph)
-        changed += simplify(graph) + tiles_to_expands(graph) + gather_nd_to_gather(graph)
-        changed += drop_batch_expansion(graph) if symbolic else 0
+        values = infer(graph)
+        loose = {n for n in values if n not in vectors.names}
+        changed = fold_shapes(graph, vectors) + inline_ifs(graph)
+        changed += settle_batch_values(graph, vectors) + fold_constants(graph)
+        changed += simplify(graph, loose) + tiles_to_expands(graph, values, vectors)
+        changed += gather_nd_to_gather(graph)
+        changed += drop_batch_expansion(graph, values, vectors) if free else 0
         if not changed:
             break
     else:
         raise ModelError("did not reach a normal form")
     unique_names(graph)
-    _refuse_branches(graph)
+    _refuse_branches(graph, values)
     check_known(graph)
+    if free:
+        check_shapes(graph)
     explicit_reshapes(graph)
-    if symbolic:
-        free_batch(graph)
-    return Normalized(graph, symbolic, metadata, widened)
+    if free:
+        free_batch(graph, vectors)
+    return widened
 
 
-def _refuse_branches(graph: gs.Graph) -> None:
+def _refuse_branches(graph: gs.Graph, values: Values) -> None:
     """What is decided at run time is beyond an analysis of one graph.
+
+    Args:
+        values: of what depends on the batch alone.
 
     Raises:
         ModelError: naming the first If, Loop or other node with a graph inside.
     """
     for node in graph.nodes:
         if any(isinstance(a, gs.Graph) for a in node.attrs.values()):
+            if node.op == "If" and node.inputs[0].name in values:
+                raise ModelError(
+                    f"which branch {node.op} '{node.name}' takes depends on the size of the batch",
+                    hint=HINT,
+                )
             raise ModelError(
                 f"{node.op} '{node.name}' decides at run time what is computed, which tcompile "
                 "cannot follow",

@@ -1,4 +1,4 @@
-"""Explicit dims in every Reshape, and the batch freed again after folding with a sentinel."""
+"""Explicit dims in every Reshape, and free dims again where primes stood for them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import onnx_graphsurgeon as gs
 from tcompile.analysis import axes as ax
 from tcompile.analysis.propagate import propagate
 from tcompile.errors import ModelError
-from tcompile.ir import BATCH_SENTINEL, int_to_dim, ints, is_const, large, shape
+from tcompile.ir import int_to_dim, is_const, is_free
+from tcompile.passes.normalize.batch_values import HINT, DimVectors
 
 
 def explicit_reshapes(graph: gs.Graph) -> None:
@@ -25,31 +26,19 @@ def set_target(node: gs.Node, dims: list[int]) -> None:
     node.inputs[1] = gs.Constant(name, np.asarray(dims, dtype=np.int64))
 
 
-def free_batch(graph: gs.Graph) -> None:
-    """Turn the sentinel back into a symbolic batch.
+def free_batch(graph: gs.Graph, vectors: DimVectors) -> None:
+    """Turn the primes that stand for free dims back into these.
 
-    Reshape targets get 0 or −1 there; integer vectors that hold the sentinel are computed from the
-    input at run time; shapes of tensors become `batch` or `batch*K`.
+    Reshape targets get 0 or −1 there, or where that does not do are computed from the inputs at run
+    time; shapes of tensors become `batch` or `batch*K`.
 
     Raises:
         ModelError: the batch cannot be followed through some op.
     """
     facts = propagate(graph)
-    sized: dict[tuple[int, ...], gs.Tensor] = {}
     for node in list(graph.nodes):
         if node.op == "Reshape":
-            _free_reshape(node, facts.of(node.inputs[0]), facts.of(node.outputs[0]))
-        for i, tensor in enumerate(node.inputs):
-            if node.op == "Reshape" and i == 1:
-                continue
-            if is_const(tensor) and not large(tensor) and np.dtype(tensor.dtype).kind == "i":
-                values = tuple(ints(tensor))
-                if any(v and v % BATCH_SENTINEL == 0 for v in values):
-                    if len(tensor.shape) != 1:
-                        raise _lost(node)
-                    if values not in sized:
-                        sized[values] = _runtime_vector(graph, values)
-                    node.inputs[i] = sized[values]
+            _free_reshape(node, facts.of(node.inputs[0]), facts.of(node.outputs[0]), vectors)
     for tensor in graph.tensors().values():
         if not is_const(tensor) and tensor.shape is not None:
             tensor.shape = [int_to_dim(int(d)) for d in tensor.shape]
@@ -57,49 +46,26 @@ def free_batch(graph: gs.Graph) -> None:
 
 
 def _lost(node: gs.Node) -> ModelError:
-    return ModelError(
-        f"the free batch cannot be followed through {node.op} '{node.name}'",
-        hint="export with a fixed batch",
-    )
+    return ModelError(f"the free batch cannot be followed through {node.op} '{node.name}'",
+                      hint=HINT)  # fmt: skip
 
 
-def _free_reshape(node: gs.Node, before: ax.Axes, after: ax.Axes) -> None:
+def _free_reshape(node: gs.Node, before: ax.Axes, after: ax.Axes, vectors: DimVectors) -> None:
     dims = [int(d) for d in node.outputs[0].shape]
     batched = [i for i, a in enumerate(after) if ax.has_batch(a)]
-    loose = [i for i, d in enumerate(dims) if d % BATCH_SENTINEL == 0 and d]
-    if batched != loose or len(batched) > 1:
+    loose = [i for i, d in enumerate(dims) if is_free(d)]
+    if batched != loose:
+        raise _lost(node)
+    moved = [i for i in batched if i >= len(before) or before[i] != after[i]]
+    if len(moved) > 1:
+        node.attrs.pop("allowzero", None)
+        node.inputs[1] = vectors.vector(dims)
+        return
+    if batched and 0 in dims:
         raise _lost(node)
     for i in batched:
-        dims[i] = 0 if i < len(before) and before[i] == after[i] else -1
-    if 0 in (int(d) for d in node.outputs[0].shape):
-        raise _lost(node)
+        dims[i] = -1 if i in moved else 0
     set_target(node, dims)
-
-
-def _runtime_vector(graph: gs.Graph, values: tuple[int, ...]) -> gs.Tensor:
-    """The vector with the sentinel's place taken by the first input's first dim."""
-    source = next(t for t in graph.inputs if shape(t)[:1] == (BATCH_SENTINEL,))
-    tag = "x".join(map(str, values)).replace(str(BATCH_SENTINEL), "batch")
-    dims = gs.Variable(f"tc_dims_{tag}", np.int64, [len(source.shape)])
-    graph.nodes.append(gs.Node("Shape", f"tc_dims_{tag}", {}, [source], [dims]))
-    first = gs.Variable(f"tc_batch_{tag}", np.int64, [1])
-    zero = gs.Constant(f"tc_zero_{tag}", np.asarray([0], dtype=np.int64))
-    graph.nodes.append(gs.Node("Gather", f"tc_batch_{tag}", {"axis": 0}, [dims, zero], [first]))
-    parts: list[gs.Tensor] = []
-    for i, number in enumerate(values):
-        factor, rest = divmod(number, BATCH_SENTINEL)
-        if rest or not number:
-            parts.append(gs.Constant(f"tc_{tag}_{i}", np.asarray([number], dtype=np.int64)))
-        elif factor == 1:
-            parts.append(first)
-        else:
-            scale = gs.Constant(f"tc_{tag}_{i}", np.asarray([factor], dtype=np.int64))
-            product = gs.Variable(f"tc_{tag}_{i}_product", np.int64, [1])
-            graph.nodes.append(gs.Node("Mul", f"tc_{tag}_{i}", {}, [first, scale], [product]))
-            parts.append(product)
-    out = gs.Variable(f"tc_shape_{tag}", np.int64, [len(values)])
-    graph.nodes.append(gs.Node("Concat", f"tc_shape_{tag}", {"axis": 0}, parts, [out]))
-    return out
 
 
 def check_known(graph: gs.Graph) -> None:

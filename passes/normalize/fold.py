@@ -1,11 +1,13 @@
 """Evaluate what is constant: shapes by inference, the rest in ONNX Runtime without optimisation.
 
+A dim that holds a free batch is no constant, nor is what is computed from it (batch_values.py).
 graphsurgeon's own folder ignores the start/end attributes of Shape and corrupts dynamic exports
 (DESIGN 5.13), so it is not used.
 """
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -14,34 +16,44 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
 from tcompile.errors import MissingExtraError, ModelError
-from tcompile.ir import BATCH_SENTINEL, attr, is_const, opset_imports, replace_uses, value
+from tcompile.ir import attr, is_const, is_free, opset_imports, replace_uses, value
+from tcompile.passes.normalize.batch_values import NEVER, SIZED, DimVectors
 
 #: A folded tensor beyond this many bytes stays a sub-graph, unless its inputs are as large.
 SIZE_CAP = 64 << 20
 
-_NEVER = {
-    "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial",
-    "Bernoulli", "Loop", "Scan", "If", "QuantizeLinear", "DequantizeLinear",
-}  # fmt: skip
 
+def fold_shapes(graph: gs.Graph, vectors: DimVectors) -> int:
+    """Replace Shape and Size of tensors whose shape is known; returns how many.
 
-def fold_shapes(graph: gs.Graph) -> int:
-    """Replace Shape and Size of tensors whose shape is known by constants. Returns how many."""
-    count = 0
-    for node in graph.nodes:
+    By constants, or where a free batch is among the dims by what computes them from the inputs.
+    """
+    count, live = 0, 0
+    for node in list(graph.nodes):
         if node.op not in ("Shape", "Size") or node.domain not in (None, "", "ai.onnx"):
             continue
-        source = node.inputs[0]
-        if source.shape is None or any(not isinstance(d, (int, np.integer)) for d in source.shape):
+        source, out = node.inputs[0], node.outputs[0]
+        if vectors.root(node) or source.shape is None:
+            continue
+        if any(not isinstance(d, (int, np.integer)) for d in source.shape):
             continue
         dims = [int(d) for d in source.shape]
         if node.op == "Shape":
-            folded = np.asarray(dims[attr(node, "start", 0) : attr(node, "end")], dtype=np.int64)
+            dims = dims[attr(node, "start", 0) : attr(node, "end")]
+        size = prod(dims)
+        free = any(map(is_free, dims)) if node.op == "Shape" else is_free(size)
+        if free:
+            made = vectors.vector(dims) if node.op == "Shape" else vectors.scalar(size)
+            replace_uses(out, made)
+            if any(out is o for o in graph.outputs):
+                node.op, node.attrs, node.inputs = "Identity", {}, [made]
+            live += 1
         else:
-            folded = np.asarray(np.prod(dims, dtype=np.int64), dtype=np.int64)
-        _store(node.outputs[0], folded)
+            _store(out, np.asarray(dims if node.op == "Shape" else size, dtype=np.int64))
         count += 1
     _drop_dead(graph)
+    if live:
+        graph.toposort()
     return count
 
 
@@ -74,7 +86,7 @@ def fold_constants(graph: gs.Graph) -> int:
 
 
 def _foldable(node: gs.Node, known: set[str]) -> bool:
-    if node.op in _NEVER or node.domain not in (None, "", "ai.onnx", "com.microsoft"):
+    if node.op in NEVER or node.domain not in (None, "", "ai.onnx", "com.microsoft"):
         return False
     if any(isinstance(a, gs.Graph) for a in node.attrs.values()):
         return False
@@ -85,9 +97,9 @@ def _foldable(node: gs.Node, known: set[str]) -> bool:
         if tensor.is_empty():
             continue
         if tensor.shape is None:
-            return node.op not in ("ConstantOfShape", "Expand", "Tile", "Range")
+            return node.op not in SIZED
         # What carries the free batch stays live: its size is known at run time only.
-        if any(isinstance(d, str) or (d and d % BATCH_SENTINEL == 0) for d in tensor.shape):
+        if any(map(is_free, tensor.shape)):
             return False
         size = int(np.prod(tensor.shape, dtype=np.int64)) * 4
         if size > SIZE_CAP and size > 4 * sum(_elements(t) for t in inputs):

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import prod
+
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
 from tcompile.errors import ModelError
-from tcompile.ir import int_to_dim, is_const, skeleton
+from tcompile.ir import (
+    attr,
+    free_factors,
+    free_names,
+    int_to_dim,
+    is_const,
+    is_free,
+    settled,
+    shape,
+    skeleton,
+)
+from tcompile.passes.normalize.batch_values import HINT, Values, batch_values
 
 
 def check(graph: gs.Graph) -> None:
@@ -28,42 +42,177 @@ def check(graph: gs.Graph) -> None:
         raise ModelError(f"not a valid ONNX graph: {reason}", hint="export it again") from error
 
 
-def infer(graph: gs.Graph, *, symbolic: bool = False) -> None:
+class ContradictionError(ModelError):
+    """Shapes that contradict each other.
+
+    Attributes:
+        names: free dims that meet where they do, if there are several: they may have to be one.
+    """
+
+    def __init__(self, what: str, *, names: Sequence[str] = (), hint: str = "") -> None:
+        super().__init__(what, hint=hint)
+        self.names = tuple(names)
+
+
+def infer(graph: gs.Graph, *, symbolic: bool = False) -> Values:
     """Write shape and dtype of every tensor that inference can tell; others get None.
 
     Args:
-        symbolic: write a dim that holds the batch sentinel as the string it stands for.
+        symbolic: write a dim that holds a free batch as the string it stands for.
+
+    Returns:
+        What depends on the batch alone, at the primes that stand for free dims.
 
     Raises:
-        ModelError: shapes contradict each other.
+        ContradictionError: shapes contradict each other.
     """
-    try:
-        model = onnx.shape_inference.infer_shapes(skeleton(graph), strict_mode=True, data_prop=True)
-    except onnx.shape_inference.InferenceError as error:
-        # The first fault; those after it are mostly its consequences.
-        reason = next((s for s in str(error).splitlines() if s.strip()), "")
-        raise ModelError(
-            f"its shapes contradict each other: {reason}", hint="the export is broken"
-        ) from error
-    infos = {v.name: v for v in (*model.graph.value_info, *model.graph.output)}
+    known = batch_values(graph)
+    infos = _infos(graph, skeleton(graph, known))
     for tensor in graph.tensors().values():
         if is_const(tensor) or any(tensor is t for t in graph.inputs):
             continue
+        if tensor.name in known:
+            tensor.shape = list(known[tensor.name].shape)
+            tensor.dtype = known[tensor.name].dtype
+            continue
         info = infos.get(tensor.name)
-        tensor.shape = None if info is None else _dims(info, symbolic)
+        dims = None if info is None else _dims(info)
+        tensor.shape = [int_to_dim(d) for d in dims] if symbolic and dims is not None else dims
         if info is not None and info.type.tensor_type.elem_type:
             tensor.dtype = _dtype(info.type.tensor_type.elem_type)
+    if len(free_names(graph)) > 1:
+        check_meetings(graph)
+    return known
 
 
-def _dims(info: onnx.ValueInfoProto, symbolic: bool) -> list[int | str] | None:
+def _infos(graph: gs.Graph, model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
+    """What inference says of each tensor.
+
+    Raises:
+        ContradictionError: shapes contradict each other.
+    """
+    try:
+        found = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+    except onnx.shape_inference.InferenceError as error:
+        # The first fault; those after it are mostly its consequences.
+        reason = next((s for s in str(error).splitlines() if s.strip()), "")
+        raise ContradictionError(
+            f"its shapes contradict each other: {reason}",
+            names=_meeting(model) if len(free_names(graph)) > 1 else (),
+            hint="the export is broken",
+        ) from error
+    return {v.name: v for v in (*found.graph.value_info, *found.graph.output)}
+
+
+def _meeting(model: onnx.ModelProto) -> list[str]:
+    """The free dims of the inputs of the first node whose outputs cannot be inferred from them."""
+    found = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    graph = found.graph
+    dims = {
+        v.name: _dims(v)
+        for v in (*graph.input, *graph.value_info, *graph.output)
+        if v.type.tensor_type.HasField("shape")
+    }
+    stored = {t.name for t in graph.initializer}
+    for node in graph.node:
+        read = [n for n in node.input if n and n not in stored]
+        told = all(dims.get(n) is not None for n in read)
+        if told and any(o and dims.get(o) is None for o in node.output):
+            names = {n: None for r in read for d in dims[r] or () for n in free_factors(d)[0]}
+            if len(names) > 1:
+                return list(names)
+    return []
+
+
+def check_shapes(graph: gs.Graph) -> None:
+    """Hold every shape against what inference says of other sizes of the free dims.
+
+    A dim is fixed, or a free dim or a multiple of one. What is cut or filled up to a size that
+    only looks so at one batch (`min(B, 8)`, `B // 2`) shows here.
+
+    Raises:
+        ModelError: naming the first node whose output has another shape.
+    """
+    names = free_names(graph)
+    for start in (2, 3):
+        sizes = {name: 2 + (start + i) % max(2, len(names)) for i, name in enumerate(names)}
+        known = batch_values(graph, sizes)
+        try:
+            infos = _infos(graph, skeleton(graph, known, sizes))
+        except ContradictionError as error:
+            raise ModelError(
+                "its shapes do not hold for every size of the batch: "
+                f"{error.what.partition(': ')[2]}", hint=HINT,
+            ) from error  # fmt: skip
+        for node in graph.nodes:
+            for out in node.outputs:
+                if out.is_empty() or out.shape is None:
+                    continue
+                value, info = known.get(out.name), infos.get(out.name)
+                dims = None if info is None else _dims(info)
+                dims = list(value.shape) if value is not None else dims
+                if dims is not None and dims != [settled(d, sizes) for d in out.shape]:
+                    raise ModelError(
+                        f"the shape of the output of {node.op} '{node.name}' depends on the size "
+                        "of the batch otherwise than as a multiple of it",
+                        hint=HINT,
+                    )
+
+
+def check_meetings(graph: gs.Graph) -> None:
+    """Where free dims are several: nodes whose inputs must agree but that inference lets pass.
+
+    Raises:
+        ContradictionError: naming the free dims that meet.
+    """
+    for node in graph.nodes:
+        read = [t for t in node.inputs if not t.is_empty()]
+        if any(t.shape is None for t in (*read, *node.outputs)):
+            continue
+        dims = [shape(t) for t in read]
+        if node.op in ("Reshape", "Flatten", "Squeeze", "Unsqueeze"):
+            fits = prod(dims[0]) == prod(shape(node.outputs[0]))
+        elif node.op == "Attention":
+            fits = len({d[0] for d in dims[:3]}) == 1
+        elif node.op in ("GatherElements", "ScatterElements", "ScatterND") or (
+            node.op == "GatherND" and attr(node, "batch_dims", 0)
+        ):
+            fits = not is_free(dims[0][0]) or all(d[0] in (1, dims[0][0]) for d in dims[1:] if d)
+        elif node.op == "Einsum":
+            fits = _letters_fit(str(attr(node, "equation")), dims)
+        else:
+            continue
+        names = {n: None for d in dims for size in d for n in free_factors(size)[0]}
+        if node.op == "Reshape":
+            names |= {n: None for s in shape(node.outputs[0]) for n in free_factors(s)[0]}
+        if not fits and len(names) > 1:
+            raise ContradictionError(
+                f"its shapes contradict each other at {node.op} '{node.name}'",
+                names=list(names), hint="the export is broken",
+            )  # fmt: skip
+
+
+def _letters_fit(equation: str, dims: Sequence[tuple[int, ...]]) -> bool:
+    """Whether each letter of an Einsum has one size, or 1."""
+    sizes: dict[str, int] = {}
+    terms = equation.replace(" ", "").partition("->")[0].split(",")
+    for term, found in zip(terms, dims, strict=False):
+        if "." in term:
+            term, found = term.replace("...", ""), found[len(found) - len(term) + 3 :]
+        for letter, size in zip(term, found, strict=False):
+            known = sizes.get(letter, 1)
+            if 1 not in (known, size) and known != size:
+                return False
+            sizes[letter] = max(known, size)
+    return True
+
+
+def _dims(info: onnx.ValueInfoProto) -> list[int] | None:
+    """Its dims; None where one is not known."""
     if not info.type.tensor_type.HasField("shape"):
         return None
-    dims: list[int | str] = []
-    for dim in info.type.tensor_type.shape.dim:
-        if not dim.HasField("dim_value"):
-            return None
-        dims.append(int_to_dim(dim.dim_value) if symbolic else dim.dim_value)
-    return dims
+    dims = info.type.tensor_type.shape.dim
+    return [d.dim_value for d in dims] if all(d.HasField("dim_value") for d in dims) else None
 
 
 def _dtype(elem_type: int) -> object:

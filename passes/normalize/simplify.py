@@ -8,19 +8,28 @@ is added. Nothing is fused (EXPORTS 4.4).
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from tcompile.ir import attr, bypass, ints, is_const, large, producer, value
+from tcompile.ir import attr, bypass, ints, is_const, is_free, large, producer, value
 
 _SMALL = 1 << 24
 
 
-def simplify(graph: gs.Graph) -> int:
-    """One sweep; needs inferred shapes. Returns how many nodes or masks went."""
+def simplify(graph: gs.Graph, loose: Collection[str] = ()) -> int:
+    """One sweep; needs inferred shapes. Returns how many nodes or masks went.
+
+    Args:
+        loose: tensors that depend on the batch alone, and not as vectors of dims do: what does
+            nothing at the size that stands for the batch may well do something at another.
+    """
     count = 0
     for node in list(graph.nodes):
         if node.domain not in (None, "", "ai.onnx") or not node.outputs:
+            continue
+        if any(t.name in loose for t in node.inputs):
             continue
         rule = _RULES.get(node.op)
         source = rule(node) if rule else None
@@ -67,7 +76,15 @@ def _slice(node: gs.Node) -> gs.Tensor | None:
         is_const(node.inputs[4]) and all(s == 1 for s in ints(node.inputs[4]))
     ):
         return None
-    return _first(node)
+    if all(map(is_const, node.inputs[1:])):
+        return _first(node)
+    # Bounds that the batch decides cut nothing where it is the batch that they bound.
+    axes = node.inputs[3] if len(node.inputs) > 3 and not node.inputs[3].is_empty() else None
+    if (axes is not None and not is_const(axes)) or node.inputs[0].shape is None:
+        return None
+    dims = node.inputs[0].shape
+    cut = ints(axes) if axes is not None else range(int(node.inputs[1].shape[0]))
+    return _first(node) if all(is_free(dims[a]) for a in cut) else None
 
 
 def _concat(node: gs.Node) -> gs.Tensor | None:

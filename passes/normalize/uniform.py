@@ -10,25 +10,42 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis.transfer import BROADCAST, ELEMENTWISE, REDUCTIONS
-from tcompile.ir import BATCH_SENTINEL, attr, axes_argument, ints, is_const, shape, value
+from tcompile.ir import (
+    attr,
+    axes_argument,
+    free_factors,
+    ints,
+    is_const,
+    is_free,
+    shape,
+    value,
+)
+from tcompile.passes.normalize.batch_values import DimVectors, Values
 
 _BROADCAST = set(BROADCAST.split())
 _ELEMENTWISE = set(ELEMENTWISE.split())
 _REDUCTIONS = set(REDUCTIONS.split())
 
 
-def drop_batch_expansion(graph: gs.Graph) -> int:
-    """Rewrite Expand and ConstantOfShape of constants; returns how many."""
+def drop_batch_expansion(graph: gs.Graph, values: Values, vectors: DimVectors) -> int:
+    """Rewrite Expand and ConstantOfShape of constants; returns how many.
+
+    Args:
+        values: what depends on the batch alone, of which `vectors` are the targets looked at.
+    """
     count = 0
     for node in graph.nodes:
         position = {"Expand": 1, "ConstantOfShape": 0}.get(node.op)
-        if position is None or not all(is_const(t) for t in node.inputs):
+        if position is None or not all(is_const(t) for t in node.inputs[:position]):
             continue
-        target = ints(node.inputs[position])
-        batched = [i for i, d in enumerate(target) if d == BATCH_SENTINEL]
-        if len(batched) != 1 or not _tolerant(graph, node.outputs[0], batched[0] - len(target)):
+        target = _dims(node.inputs[position], values, vectors)
+        batched = [i for i, d in enumerate(target) if len(free_factors(d)[0]) == 1]
+        if len(batched) != 1 or any(len(free_factors(d)[0]) > 1 for d in target):
             continue
-        if node.op == "Expand" and BATCH_SENTINEL in shape(node.inputs[0]):
+        axis, size = batched[0] - len(target), target[batched[0]]
+        if free_factors(size)[1] != 1 or not _tolerant(graph, node.outputs[0], axis, size):
+            continue
+        if node.op == "Expand" and size in shape(node.inputs[0]):
             continue
         target[batched[0]] = 1
         name = f"{node.outputs[0].name}/unbatched"
@@ -37,23 +54,39 @@ def drop_batch_expansion(graph: gs.Graph) -> int:
     return count
 
 
-def tiles_to_expands(graph: gs.Graph) -> int:
+def tiles_to_expands(graph: gs.Graph, values: Values, vectors: DimVectors) -> int:
     """Spell a Tile that only repeats axes of size 1 as Expand: one spelling for both ideas."""
-    count = 0
-    for node in graph.nodes:
-        if node.op != "Tile" or node.inputs[0].shape is None or not is_const(node.inputs[1]):
+    count, live = 0, 0
+    for node in list(graph.nodes):
+        if node.op != "Tile" or node.inputs[0].shape is None:
             continue
-        dims, repeats = shape(node.inputs[0]), ints(node.inputs[1])
-        if all(r == 1 or d == 1 for d, r in zip(dims, repeats, strict=True)):
-            target = np.asarray([d * r for d, r in zip(dims, repeats, strict=True)], np.int64)
+        dims, repeats = shape(node.inputs[0]), _dims(node.inputs[1], values, vectors)
+        if repeats and all(r == 1 or d == 1 for d, r in zip(dims, repeats, strict=True)):
+            target = [d * r for d, r in zip(dims, repeats, strict=True)]
             node.op = "Expand"
-            node.inputs[1] = gs.Constant(f"{node.outputs[0].name}/dims", target)
+            if any(map(is_free, target)):
+                node.inputs[1] = vectors.vector(target)
+                live += 1
+            else:
+                name = f"{node.outputs[0].name}/dims"
+                node.inputs[1] = gs.Constant(name, np.asarray(target, np.int64))
             count += 1
+    if live:
+        graph.toposort()
     return count
 
 
-def _tolerant(graph: gs.Graph, tensor: gs.Tensor, axis: int) -> bool:
-    """Whether all readers give the same if the tensor has size 1 along `axis` (negative)."""
+def _dims(tensor: gs.Tensor, values: Values, vectors: DimVectors) -> list[int]:
+    """A vector of dims that is stored, or computed from those of inputs; empty if it is neither."""
+    if is_const(tensor):
+        return ints(tensor)
+    known = values.get(tensor.name) if vectors.made(tensor) else None
+    return [] if known is None else [int(v) for v in known.reshape(-1)]
+
+
+def _tolerant(graph: gs.Graph, tensor: gs.Tensor, axis: int, size: int) -> bool:
+    """Whether all readers give the same if the tensor has size 1 along `axis` (negative), where it
+    has the free `size` now."""
     if any(tensor is o for o in graph.outputs):
         return False
     for node in tensor.outputs:
@@ -62,11 +95,11 @@ def _tolerant(graph: gs.Graph, tensor: gs.Tensor, axis: int) -> bool:
             continue
         if node.op in _BROADCAST and len(node.outputs) == 1:
             others = [t for t in node.inputs if t is not tensor and not t.is_empty()]
-            if any(_batched(t, axis) for t in others):
+            if any(_batched(t, axis, size) for t in others):
                 continue
         elif not (node.op in _ELEMENTWISE or _reduces_others(node, axis)) or node.outputs[1:]:
             return False
-        if not _tolerant(graph, out, axis):
+        if not _tolerant(graph, out, axis, size):
             return False
     return True
 
@@ -84,15 +117,15 @@ def _reduces_others(node: gs.Node, axis: int) -> bool:
     )
 
 
-def _batched(tensor: gs.Tensor, axis: int) -> bool:
+def _batched(tensor: gs.Tensor, axis: int, size: int) -> bool:
     """Whether the tensor brings the batch along that axis by itself, computed from an input."""
     if is_const(tensor) or tensor.shape is None or len(tensor.shape) < -axis:
         return False
-    return bool(shape(tensor)[axis] == BATCH_SENTINEL) and not _from_constants(tensor)
+    return bool(shape(tensor)[axis] == size) and not _from_constants(tensor)
 
 
 def _from_constants(tensor: gs.Tensor) -> bool:
-    """Whether only constants go into it (so it may be about to lose the batch as well)."""
+    """Whether only constants and sizes go into it: then it may be about to lose the batch too."""
     pending, seen = [tensor], set()
     while pending:
         current = pending.pop()
@@ -101,6 +134,8 @@ def _from_constants(tensor: gs.Tensor) -> bool:
         seen.add(current.name)
         if not current.inputs:
             return False
+        if current.inputs[0].op in ("Shape", "Size"):
+            continue  # the size of an input says nothing of what is in it
         pending.extend(current.inputs[0].inputs)
     return True
 

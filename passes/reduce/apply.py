@@ -10,11 +10,11 @@ from tcompile.analysis import axes as ax
 from tcompile.analysis.counts import Counts, find_counts
 from tcompile.analysis.effect_walk import effects
 from tcompile.analysis.effects import Cut, Effects, Recount, Rescale, Run, locate
-from tcompile.analysis.layout import Layout, stream_layout
+from tcompile.analysis.layout import Layout, stream_layout, tower_batch
 from tcompile.analysis.model import Analysis
 from tcompile.analysis.sites import Site
 from tcompile.errors import InternalError, ModelError, UsageError
-from tcompile.ir import BATCH_SENTINEL, batch_dim, int_to_dim, is_const, replace_uses, shape
+from tcompile.ir import int_to_dim, is_const, replace_uses, shape
 from tcompile.passes.lower.attention import decompose_attention
 from tcompile.passes.normalize.infer import infer
 from tcompile.passes.reduce.builder import Builder
@@ -110,12 +110,14 @@ class _Rewriter:
         self.nodes = {n.name: n for n in graph.nodes}
         tensors = graph.tensors()
         self.readers = {name: list(t.outputs) for name, t in tensors.items()}
-        first = batch_dim(graph)
+        first = tower_batch(graph, analysis)
         self.batch = first if isinstance(first, int) else None
         self.stages = [Stage(analysis.space.patches)]
         inputs = {n.name: [str(t.name) for t in n.inputs] for n in graph.nodes}
+        # Copies of nodes get axes as well; those are of this rewrite alone.
+        facts = replace(analysis.facts, axes=dict(analysis.facts.axes))
         self.editor = Editor(
-            self.b, analysis.space, self.batch, analysis.facts, inputs, counts,
+            self.b, analysis.space, self.batch, facts, inputs, counts, first,
             current=dict(tensors),
         )  # fmt: skip
         self.fixed = analysis.space.prefix + analysis.space.suffix
@@ -180,9 +182,8 @@ class _Rewriter:
     def _shape(self, name: str, stage: Stage) -> list[int | str]:
         if stage is self.stages[0]:
             return [int_to_dim(ax.size(a)) for a in self.analysis.facts.axes[name]]
-        batch = self.batch or BATCH_SENTINEL
         dims = self.found.dims.get(name) or self.found.cuts[name]
-        return [int_to_dim(d.size(self.analysis.space, stage.count, batch)) for d in dims]
+        return [int_to_dim(d.size(self.analysis.space, stage.count, d.extent)) for d in dims]
 
     def _entered(self) -> gs.Tensor:
         """[B, N, C], the stream as it enters the first block."""

@@ -14,7 +14,7 @@ from tcompile.analysis.counts import Counts
 from tcompile.analysis.facts import Facts
 from tcompile.analysis.space import Order, TokenSpace
 from tcompile.errors import ModelError, UsageError
-from tcompile.ir import BATCH, int_to_dim
+from tcompile.ir import BATCH, dim_to_int, int_to_dim
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.moving import Mover, regroup
 from tcompile.passes.reduce.stage import (
@@ -32,6 +32,7 @@ class Rows:
 
     Attributes:
         batch: literal batch, or None when it is free.
+        first: its dim.
         facts: of the dense graph.
         dense_inputs: node → names of its inputs in the dense graph.
         counts: what grows with the number of tokens there.
@@ -45,6 +46,7 @@ class Rows:
     facts: Facts
     dense_inputs: dict[str, list[str]]
     counts: Counts
+    first: int | str = BATCH
     biased: set[str] = field(default_factory=set)
     current: dict[str, gs.Tensor] = field(default_factory=dict)
 
@@ -62,9 +64,10 @@ class Rows:
         return Mover(self.b, self.batch, lengths).gather(tensor, result, places, indices, dims)
 
     def batch_axis(self, name: str) -> int | None:
-        """The axis of a dense tensor that is exactly the batch, or None."""
+        """The axis of a dense tensor that is exactly the batch of the tokens, or None."""
+        size = dim_to_int(self.first)
         for i, axis in enumerate(self.facts.axes[name]):
-            if len(axis) == 1 and axis[0].root.kind == "batch":
+            if len(axis) == 1 and axis[0].root.kind == "batch" and axis[0].root.size == size:
                 return i
         return None
 
@@ -128,7 +131,7 @@ class Rows:
             dims[first] = dim.size(self.space, stage.count, 1)
             dims[first + 1 : first + place.span] = [1] * (place.span - 1)
         if self.batch != 1 and batch_axis is not None:
-            dims[batch_axis] = self.batch or BATCH
+            dims[batch_axis] = self.first
         return dims
 
     # -- every token again, and groups of them ----------------------------------------------------

@@ -9,7 +9,7 @@ import onnx_graphsurgeon as gs
 
 from tcompile.analysis import effects as fx
 from tcompile.errors import InternalError, ModelError
-from tcompile.ir import BATCH, attr, ints, is_const, replace_uses
+from tcompile.ir import attr, ints, is_const, is_free, replace_uses
 from tcompile.passes.reduce.edit_rows import Rows
 from tcompile.passes.reduce.recount import follow, recount, rescale
 from tcompile.passes.reduce.stage import (
@@ -58,7 +58,8 @@ class Editor(Rows):
             node.inputs[1] = self._at_run_time(node, edit, stage)
             return
         old = ints(node.inputs[1])
-        dims = [d.size(self.space, stage.count, self.batch or 1) for d in edit.dims]
+        dims = [d.size(self.space, stage.count, 1 if is_free(d.extent) else d.extent)
+                for d in edit.dims]  # fmt: skip
         loose = [n if n in (0, -1) and d.batch else s
                  for n, d, s in zip(old, edit.dims, dims, strict=True)]  # fmt: skip
         if node.op == "Reshape":
@@ -134,7 +135,7 @@ class Editor(Rows):
         weighted = b.op("Mul", x, weights, dtype=x.dtype)
         node.inputs[edit.operand] = weighted
         b.fp32.add(node.name)
-        if node.op == "ReduceMean":
+        if node.op in ("ReduceMean", "GlobalAveragePool"):
             mean = node.outputs[0]
             total = b.reduce("Mean", weights, [edit.axis], int(attr(node, "keepdims", 1)))
             follow(b, node, mean, lambda raw: b.op("Div", raw, total, dtype=mean.dtype))
@@ -150,7 +151,7 @@ class Editor(Rows):
             sizes = sizes_on_run(b, self.space, stage, columns.run)
             stage.cache[key] = b.unsqueeze(b.op("Log", sizes), 1, 2)
             count = columns.run.size(self.space, stage.count)
-            stage.cache[key].shape = [self.batch or BATCH, 1, 1, count]
+            stage.cache[key].shape = [self.first, 1, 1, count]
         bias = stage.cache[key]
         if node.op == "Softmax":
             logits = node.inputs[0]
@@ -177,7 +178,7 @@ class Editor(Rows):
                 mask.shape = allowed.shape
             rows = mask.shape[-2] if len(mask.shape) > 1 else 1
             bias = b.op("Add", mask, bias, fp32=False)
-            bias.shape = [self.batch or BATCH, 1, rows, columns.run.size(self.space, stage.count)]
+            bias.shape = [self.first, 1, rows, columns.run.size(self.space, stage.count)]
         if len(node.inputs) > 3:
             node.inputs[3] = bias
         else:

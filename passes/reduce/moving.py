@@ -84,6 +84,13 @@ class Mover:
                 row = b.reshape(index, [-1], fp32=False)
                 x = b.op("Gather", x, row, dtype=x.dtype, axis=p.axis, fp32=False)
             return x
+        batches = {d.root.name for a in result for d in a if d.root.kind == "batch"}
+        if len(batches) > 1:
+            raise ModelError(
+                f"'{tensor.name}' has tokens for each pair of {' and '.join(sorted(batches))}, so "
+                "which of them are kept has two answers",
+                hint="fix the batch of one of the inputs",
+            )
         alone = [i for i, a in enumerate(result) if len(a) == 1 and a[0].root.kind == "batch"]
         if alone:
             return self._per_sample(x, dims, places, indices, len(result), alone[0])

@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 
 from tcompile.analysis import effects as fx
 from tcompile.errors import ModelError
-from tcompile.ir import BATCH_SENTINEL, int_to_dim, is_const, producer
+from tcompile.ir import int_to_dim, is_const, producer
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.stage import Stage, index_on_run, sizes_on_run
 
@@ -157,20 +157,28 @@ def _copied(editor: Editor, name: str, stage: Stage) -> gs.Tensor:
     # Its result stands for the dense one where an edit looks for the axes of it.
     editor.facts.axes[out.name] = editor.facts.axes[name]
     if maker.name in editor.counts.summed:
-        dims = editor.counts.summed[maker.name].dim
-        axis = next(
-            i for i, d in enumerate(fx.locate(editor.facts.axes[maker.inputs[0].name],
-                                              editor.space)) if d == dims
-        )  # fmt: skip
-        assert dims.run is not None
         if stage.size is not None:
-            editor.apply(copy, fx.Pool(axis, dims.run), stage)
+            _weigh(editor, copy, editor.counts.summed[maker.name].dim, stage)
     elif copy.op in ("Reshape", "Expand"):
         dims_of = fx.locate(editor.facts.axes[name], editor.space)
         editor.apply(copy, fx.SetShape(tuple(d for d in dims_of if d is not None)), stage)
-    found = copy.outputs[0] if out is copy.outputs[0] else out
-    found.shape = _shape_now(editor, name, stage)
-    return found
+    out.shape = _shape_now(editor, name, stage)
+    return out
+
+
+def _weigh(editor: Editor, node: gs.Node, dim: fx.Dim, stage: Stage) -> None:
+    """Let a sum of a mask count merged tokens by their sizes, in floating point."""
+    b, out = editor.b, node.outputs[0]
+    axes = editor.facts.axes[editor.dense_inputs[node.name][0]]
+    axis = fx.locate(axes, editor.space).index(dim)
+    assert dim.run is not None
+    dtype = np.dtype(out.dtype)
+    if dtype.kind != "f":
+        node.inputs[0] = b.cast(node.inputs[0], np.float32)
+        summed = gs.Variable(b.name("summed"), np.float32)
+        node.outputs[0] = summed
+        b.cast(summed, dtype).inputs[0].outputs[0] = out
+    editor.apply(node, fx.Pool(axis, dim.run), stage)
 
 
 def _left(editor: Editor, name: str, tensor: gs.Tensor, stage: Stage) -> gs.Tensor:
@@ -195,6 +203,5 @@ def _left(editor: Editor, name: str, tensor: gs.Tensor, stage: Stage) -> gs.Tens
 
 def _shape_now(editor: Editor, name: str, stage: Stage) -> list[int | str]:
     """Dims of a dense tensor once tokens have left."""
-    batch = editor.batch or BATCH_SENTINEL
     dims = fx.locate(editor.facts.axes[name], editor.space)
-    return [int_to_dim(d.size(editor.space, stage.count, batch) if d else 0) for d in dims]
+    return [int_to_dim(d.size(editor.space, stage.count, d.extent) if d else 0) for d in dims]

@@ -159,8 +159,6 @@ class _Counter:
 
     def _over_tokens(self, node: gs.Node) -> list[tuple[int, int, Dim]]:
         """What it sums along that holds patches of a tensor that is computed."""
-        if node.op == "MatMul" and any(len(t.shape) < 2 for t in node.inputs):
-            return []
         found = [(i, axis, self.dim(node.inputs[i], axis)) for i, axis in sums_over(node)
                  if not is_const(node.inputs[i])]  # fmt: skip
         held = [(i, axis, dim) for i, axis, dim in found if dim is not None]
@@ -421,8 +419,10 @@ def _times(a: Value, b: Value) -> Value:
 
 def uniform(tensor: gs.Tensor) -> float | None:
     """The number that a constant holds everywhere; None where it holds several."""
+    if not is_const(tensor):
+        return None
     dims = [int(d) for d in tensor.shape or ()]
-    if not is_const(tensor) or 0 in dims or int(np.prod(dims)) > _LARGEST:
+    if 0 in dims or int(np.prod(dims)) > _LARGEST:
         return None
     array = np.asarray(value(tensor))
     if array.dtype.kind not in "fiu":

@@ -28,11 +28,13 @@ class Joins(Rules):
                 continue
             live = self.facts.is_live(tensor)
             mask = node.op == "Attention" and i == 3
-            if live and (0 < own < stage or not (mask or node.op in _TOGETHER)):
+            row = node.op in ("MatMul", "Einsum") and self.beside(tensor)
+            row = row and len(tensor.shape) == len(node.outputs[0].shape)
+            if live and (0 < own < stage or not (mask or row or node.op in _TOGETHER)):
                 raise BarrierError(f"joins reduced tokens with '{tensor.name}', which has others")
             # A merged token is masked as the token it was merged into; features would need merging.
-            beside = tensor.name not in self.facts.imaged
-            if live and own == 0 and not (mask or beside or node.name in self._chains):
+            masked = mask or self.beside(tensor) or node.name in self._chains
+            if live and own == 0 and not masked:
                 barrier = Barrier(node.name, node.op, f"joins '{tensor.name}' of every token")
                 self.result.merge_barriers.append(barrier)
             fill = self.facts.unrotated.get(tensor.name) if node.op == "Mul" else None

@@ -245,8 +245,6 @@ class Rules:
     def _contract(self, node: gs.Node) -> list[Edit]:
         a, b = node.inputs[:2]
         i, j = tf.contracted(node)
-        if len(a.shape) < 2 or len(b.shape) < 2:
-            raise BarrierError("multiplies tokens by a vector")
         return self._sum_along(node, [(0, i % len(a.shape)), (1, j % len(b.shape))])
 
     def _einsum(self, node: gs.Node) -> list[Edit]:
@@ -275,6 +273,11 @@ class Rules:
             return [*trims, Pool(axis, dim.run, first)]
         if len(held) == 1 and len(places) == 1 and dim is not None and dim.run is not None:
             return [Pool(axis, dim.run, first)]
+        beside = [k for k, _ in held if self.beside(node.inputs[k])]
+        if len(held) == 2 and len(beside) == 1 and dim is not None and dim.run is not None:
+            # A mask as a row that multiplies tokens; the other operand is the tokens.
+            operand, along = next(h for h in held if h[0] not in beside)
+            return [Pool(along, dim.run, operand)]
         others = [self.dims(node.inputs[k])[i] for k, i in held[1:]]
         if (
             len(held) < len(places)
@@ -290,6 +293,10 @@ class Rules:
         if node.outputs[0].name not in self._contexts:
             self._no_merge(node, "sums over tokens outside an attention we recognise")
         return []
+
+    def beside(self, tensor: gs.Tensor) -> bool:
+        """Whether it is a mask or the like: computed from inputs that are no images."""
+        return self.facts.is_live(tensor) and tensor.name not in self.facts.imaged
 
     def _no_merge(self, node: gs.Node, why: str) -> None:
         """Forbid merging, whose sizes would be ignored here; dropping tokens is fine."""

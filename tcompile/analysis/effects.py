@@ -48,13 +48,17 @@ Part = Literal["tokens", "groups", "rest"]
 
 @dataclass(frozen=True)
 class Dim:
-    """A dim as factor × (batch) × (tokens of a run), in another order if `order` names one."""
+    """A dim as factor × (batch) × (tokens of a run), in another order if `order` names one.
+
+    `extent` is the size of the batches in it: a free one's as `ir.dim_to_int` gives it.
+    """
 
     factor: int
     batch: bool
     run: Run | None
     part: Part = "tokens"
     order: str = ""
+    extent: int = 1
 
     def size(self, space: TokenSpace, count: int, batch: int) -> int:
         tokens = self.run.size(space, count) if self.run and self.part != "rest" else 1
@@ -99,7 +103,7 @@ def _spread(axes: Axes, space: TokenSpace) -> list[Dim | None] | None:
 
 def _one(axis: Axis, space: TokenSpace) -> Dim | None:
     """One dim by itself."""
-    factor, batch, run = 1, False, None
+    factor, extent, run = 1, 1, None
     part: Part = "tokens"
     order = ""
     inside = ax.roots(space.axis)
@@ -119,11 +123,11 @@ def _one(axis: Axis, space: TokenSpace) -> Dim | None:
         elif any(r in inside for r in ax.roots((digit,))):
             return None
         elif digit.root.kind == "batch":
-            batch = True
+            extent *= digit.size
         else:
             factor *= digit.size
         i += 1
-    return Dim(factor, batch, run, part, order)
+    return Dim(factor, extent > 1, run, part, order, extent)
 
 
 def _match(axis: Axis, space: TokenSpace) -> tuple[Run, Part, int, str] | None:

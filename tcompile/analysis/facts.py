@@ -9,10 +9,17 @@ import onnx_graphsurgeon as gs
 
 from tcompile.analysis import axes as ax
 from tcompile.analysis.axes import Axes
-from tcompile.ir import shape
+from tcompile.ir import free_factors, free_size, shape
 
 #: The axes of each output of a node, or None where they cannot be told.
 Result: TypeAlias = list[Axes] | None
+
+
+def free_axis(name: str, dim: int, kind: ax.Kind) -> ax.Axis:
+    """The axis of a dim with free batches in it: these first, then what is left of it."""
+    names, rest = free_factors(dim)
+    batches = [ax.new(n, free_size(n), "batch") for n in names]
+    return tuple(d for axis in (*batches, ax.new(name, rest, kind)) for d in axis)
 
 
 @dataclass

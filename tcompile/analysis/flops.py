@@ -12,7 +12,7 @@ import onnx_graphsurgeon as gs
 from onnx.helper import np_dtype_to_tensor_dtype
 
 from tcompile.analysis.structure import Block
-from tcompile.ir import attr, batch_dim, dim_to_int, producer, shape, value
+from tcompile.ir import attr, batch_dim, producer, settled, value
 from tcompile.plugins.ops import OPS
 from tcompile.plugins.spec import DOMAIN
 
@@ -21,7 +21,8 @@ _OPSET = 18
 
 
 def node_flops(node: gs.Node) -> int:
-    """FLOPs of one node for the whole batch; ops that are not products count as none."""
+    """FLOPs of one node for the whole batch, a free one taken for 1; ops that are not products
+    count as none."""
     if node.domain == DOMAIN:
         return _token_op(node)
     if node.op == "MatMul":
@@ -77,8 +78,13 @@ def graph_flops(graph: gs.Graph) -> int:
 
 
 def batch_size(graph: gs.Graph) -> int:
-    """The literal batch, or the sentinel where it is free."""
-    return dim_to_int(batch_dim(graph))
+    """The literal batch; 1 where it is free, as FLOPs are counted."""
+    return settled(batch_dim(graph), 1)
+
+
+def shape(tensor: gs.Tensor) -> tuple[int, ...]:
+    """Dims for free batches of 1."""
+    return tuple(settled(d, 1) for d in tensor.shape)
 
 
 def block_flops(graph: gs.Graph, blocks: tuple[Block, ...]) -> list[int]:

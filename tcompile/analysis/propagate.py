@@ -10,11 +10,11 @@ import onnx_graphsurgeon as gs
 
 from tcompile.analysis import axes as ax
 from tcompile.analysis.axes import Axes
-from tcompile.analysis.facts import Facts
+from tcompile.analysis.facts import Facts, free_axis
 from tcompile.analysis.rotary import rotations
 from tcompile.analysis.transfer import TRANSFER
 from tcompile.errors import InternalError
-from tcompile.ir import BATCH_SENTINEL, shape
+from tcompile.ir import is_free, settled, shape
 
 
 def propagate(
@@ -24,8 +24,9 @@ def propagate(
 ) -> Facts:
     """Axes of every tensor of a normalised graph (all shapes known, nodes in order).
 
-    The first dim of every input is the batch; the other dims of images are `data`, those of masks,
-    sizes and the like `weak`: they take the meaning of what they are joined with.
+    The first dim of every input is the batch, or a batch of its own; the other dims of images are
+    `data`, those of masks, sizes and the like `weak`: they take the meaning of what they are joined
+    with.
 
     Args:
         tokens: index sets that win where an operation joins them with others, position by position.
@@ -40,8 +41,8 @@ def propagate(
         if tensor.name in images:
             facts.imaged.add(tensor.name)
         facts.axes[tensor.name] = _as_meant(meant, tuple(
-            ax.new("batch", d, "batch")
-            if i == 0 and (d == BATCH_SENTINEL or len(dims) >= 3)
+            free_axis("batch", d, "batch")
+            if i == 0 and (is_free(d) or len(dims) >= 3)
             else ax.new(f"{tensor.name}/{i}", d, kind)
             for i, d in enumerate(dims)
         ))  # fmt: skip
@@ -82,8 +83,9 @@ def _as_meant(meant: Mapping[ax.Root, ax.Axis] | None, axes: Axes) -> Axes:
 
 
 def _images(graph: gs.Graph) -> set[str]:
-    """The inputs that hold images: the largest of floats, or the largest of all."""
-    sizes = {t.name: prod(shape(t)) for t in graph.inputs}
+    """The inputs that hold images: the largest of floats, or the largest of all, free batches left
+    out."""
+    sizes = {t.name: prod(settled(d, 1) for d in t.shape) for t in graph.inputs}
     floats = [t.name for t in graph.inputs if np.issubdtype(np.dtype(t.dtype), np.floating)]
     names = floats or list(sizes)
     largest = max((sizes[n] for n in names), default=0)
@@ -94,9 +96,7 @@ def _fresh(tensor: gs.Tensor, live: bool) -> Axes:
     """Axes of a tensor nothing is known of: of their own, strong where data may hide in them."""
     found: list[ax.Axis] = []
     for i, dim in enumerate(shape(tensor)):
-        if dim and dim % BATCH_SENTINEL == 0:
-            rest = ax.new(f"{tensor.name}/{i}", dim // BATCH_SENTINEL, "data")
-            found.append(ax.new("batch", BATCH_SENTINEL, "batch") + rest)
-        else:
-            found.append(ax.new(f"{tensor.name}/{i}", dim, "data" if live else "weak"))
+        name = f"{tensor.name}/{i}"
+        kind: ax.Kind = "data" if live or is_free(dim) else "weak"
+        found.append(free_axis(name, dim, kind) if is_free(dim) else ax.new(name, dim, kind))
     return tuple(found)

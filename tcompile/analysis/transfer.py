@@ -15,9 +15,9 @@ import onnx_graphsurgeon as gs
 
 from tcompile.analysis import axes as ax
 from tcompile.analysis.axes import ONE, Axes, Axis
-from tcompile.analysis.facts import Facts, Result
+from tcompile.analysis.facts import Facts, Result, free_axis
 from tcompile.analysis.transfer_grid import blocks_to_depth, pad, spatial
-from tcompile.ir import BATCH_SENTINEL, attr, axes_argument, ints, is_const, shape, value
+from tcompile.ir import attr, axes_argument, ints, is_const, is_free, shape, value
 
 Transfer: TypeAlias = Callable[[gs.Node, Facts], Result]
 
@@ -57,6 +57,7 @@ def _broadcast(node: gs.Node, facts: Facts, a: Axes, b: Axes) -> Axes:
 def matmul(node: gs.Node, facts: Facts) -> Result:
     """Batch axes broadcast; rows of the first, columns of the second."""
     a, b = (facts.of(t) for t in node.inputs)
+    facts.unify(node, a[-1], b[-2] if len(b) > 1 else b[-1])
     batch = _broadcast(node, facts, a[:-2], b[:-2])
     rows = (a[-2],) if len(a) > 1 else ()
     columns = (b[-1],) if len(b) > 1 else ()
@@ -185,17 +186,12 @@ def gather(node: gs.Node, facts: Facts) -> Result:
 def _reordered(node: gs.Node, facts: Facts, axis: int, source: Axis) -> Axis:
     """An index set of the node's own; one that has every position is remembered as an order.
 
-    The same order made twice is one index set, and an order undone is the axis that it was of.
+    The same order made twice of one axis is one index set.
     """
     index = value(node.inputs[1]).reshape(-1) % ax.size(source)
     if not ax.strong(source) or sorted(index) != list(range(ax.size(source))):
         return _derived(node, facts, axis, source)
-    before = facts.permuted.get(source[0].root) if len(source) == 1 and source[0].whole else None
-    if before is not None:
-        source, index = before[0], np.asarray(before[1])[index]
     order = tuple(int(i) for i in index)
-    if order == tuple(range(len(order))):
-        return source
     tag = hashlib.sha256(repr((source, order)).encode()).hexdigest()[:12]
     made = ax.new(f"order/{ax.show(source)}/{tag}", len(order), "data")
     if made:
@@ -244,9 +240,8 @@ def expand(node: gs.Node, facts: Facts) -> Result:
             found.append(axis)
             continue
         name = f"{node.outputs[0].name}/{i}"
-        if dim % BATCH_SENTINEL == 0:
-            rest = ax.new(name, dim // BATCH_SENTINEL, "weak")
-            found.append(ax.new("batch", BATCH_SENTINEL, "batch") + rest)
+        if is_free(dim):
+            found.append(free_axis(name, dim, "weak"))
         else:
             found.append(ax.new(name, dim, "data" if ax.strong(axis) else "weak"))
     return [tuple(found)]

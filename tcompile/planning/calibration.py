@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from tcompile.analysis.layout import tower_batch
 from tcompile.errors import UsageError
-from tcompile.ir import batch_dim
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.core import Core
 from tcompile.passes.reduce.scores.base import ScoreInput
@@ -77,7 +77,7 @@ def observed(
 
 def _write(graph: gs.Graph, analysis: Analysis, scores: Sequence[Spec]) -> list[list[str]]:
     """Make the scores of every block the graph's only outputs; their names."""
-    b, space, first = Builder(graph), analysis.space, batch_dim(graph)
+    b, space, first = Builder(graph), analysis.space, tower_batch(graph, analysis)
     nodes = {n.name: n for n in graph.nodes}
     batch = first if isinstance(first, int) else None
     names: list[list[str]] = [[] for _ in scores]
@@ -96,7 +96,7 @@ def _write(graph: gs.Graph, analysis: Analysis, scores: Sequence[Spec]) -> list[
         for i, spec in enumerate(scores):
             # An output of its own name: a score may be a tensor that is there already.
             out = b.op("Identity", given.score(spec))
-            out.dtype, out.shape = np.dtype(np.float32), [batch or "batch", space.patches]
+            out.dtype, out.shape = np.dtype(np.float32), [first, space.patches]
             graph.outputs.append(out)
             names[i].append(str(out.name))
     return names

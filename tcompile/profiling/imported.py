@@ -10,7 +10,6 @@ import onnx_graphsurgeon as gs
 from tcompile.analysis.flops import node_flops
 from tcompile.analysis.model import Analysis
 from tcompile.errors import UsageError
-from tcompile.ir import BATCH_SENTINEL, batch_dim, dim_to_int
 from tcompile.planning.solve.method import Method
 from tcompile.profiling.curve import Curve, Figure, StepCost
 from tcompile.profiling.profile import Conditions, MeasuredProfile, Subject
@@ -115,8 +114,7 @@ def _later(layout: Layout) -> dict[str, str]:
 
 def _flops(graph: gs.Graph) -> float:
     """For one image; a batch that is free counts as one."""
-    total, batch = sum(node_flops(n) for n in graph.nodes), dim_to_int(batch_dim(graph))
-    return total / (batch if batch == BATCH_SENTINEL else 1)
+    return float(sum(node_flops(n) for n in graph.nodes))
 
 
 def _at(part: Sized, tokens: int) -> float:

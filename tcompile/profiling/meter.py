@@ -16,7 +16,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from tcompile.errors import UsageError
-from tcompile.ir import BATCH_SENTINEL, dim_to_int
+from tcompile.ir import settled
 from tcompile.profiling.profile import Conditions
 from tcompile.saving import save
 from tcompile.targets import Target
@@ -115,10 +115,8 @@ def inputs_of(graph: gs.Graph, batch: int, seed: int = 0) -> dict[str, np.ndarra
 
 
 def bound(dim: int | str, batch: int) -> int:
-    """A dim with the free batch settled."""
-    size = dim_to_int(dim)
-    whole = size % BATCH_SENTINEL == 0 and size > 0
-    return size // BATCH_SENTINEL * batch if whole else size
+    """A dim with the free batches settled."""
+    return settled(dim, batch)
 
 
 def _governor() -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tcompile.arrays import check_inputs, read_arrays
 from tcompile.errors import UsageError
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from tcompile.targets.backends.base import TensorInfo
 
     Array = np.ndarray[Any, np.dtype[Any]]
+
+_Input = TypeVar("_Input", "TensorEntry", "TensorInfo")
 
 
 @dataclass(frozen=True)
@@ -36,16 +39,23 @@ class Signature:
         """Whether the rows of the first input are the patches of one sample, not samples."""
         return bool(self.inputs) and _packed(self.inputs[0])
 
+    def own_batch(self, tensor: TensorEntry) -> bool:
+        """Whether its first dim is another than that of the images, such as that of texts."""
+        first = _leading(self.inputs)
+        return not self.packed and bool(tensor.shape) and tensor.shape[0] != first.shape[0]
+
     def rows(self, tensor: TensorEntry) -> tuple[int | str, ...]:
-        """The shape of one sample of an input."""
-        return tuple(tensor.shape if self.packed else tensor.shape[1:])
+        """The shape of one sample of an input; all of it where it has a fixed batch of its own."""
+        whole = self.packed or (self.own_batch(tensor) and isinstance(tensor.shape[0], int))
+        return tuple(tensor.shape if whole else tensor.shape[1:])
 
     @property
     def batch(self) -> int | None:
         """The fixed batch size, or None when any will do."""
         if self.packed:
             return 1
-        first = self.inputs[0].shape[0] if self.inputs and self.inputs[0].shape else 1
+        shape = _leading(self.inputs).shape if self.inputs else ()
+        first = shape[0] if shape else 1
         return first if isinstance(first, int) else None
 
     @property
@@ -68,6 +78,12 @@ class Samples:
 
     def __len__(self) -> int:
         return len(next(iter(self.arrays.values())))
+
+
+def _leading(inputs: Sequence[_Input]) -> _Input:
+    """The input whose rows are the samples: the largest of floats with three axes, or the first."""
+    images = [t for t in inputs if len(t.shape) >= 3 and str(t.dtype).startswith("float")]
+    return max(images or inputs[:1], key=lambda t: math.prod(map(_size, t.shape)))
 
 
 def _packed(tensor: TensorEntry | TensorInfo) -> bool:
@@ -117,7 +133,7 @@ def sample_arrays(model: Signature, arrays: Mapping[str, Array], path: Path) -> 
 
     Raises `UsageError`, naming `path`, for arrays that do not fit the model.
     """
-    arrays = check_inputs(model, arrays, str(path))
+    arrays = _for_each_sample(model, check_inputs(model, arrays, str(path)), path)
     lengths = {len(array) for array in arrays.values()}
     if len(lengths) != 1 or 0 in lengths:
         raise UsageError("arrays must hold the same number of samples", where=str(path))
@@ -126,6 +142,31 @@ def sample_arrays(model: Signature, arrays: Mapping[str, Array], path: Path) -> 
     total = len(next(iter(arrays.values())))
     filled = f" (ones for {', '.join(rest)})" if rest else ""
     return Samples({**arrays, **rest}, f"{total} samples from {path.name}{filled}", real=True)
+
+
+def _for_each_sample(model: Signature, arrays: Mapping[str, Array], path: Path) -> dict[str, Array]:
+    """Arrays of inputs with a batch of their own (texts) once for each sample, unless they hold as
+    many rows as there are samples."""
+    import numpy as np
+
+    own = {t.name for t in model.inputs if model.own_batch(t) and t.name in arrays}
+    counts = [len(array) for name, array in arrays.items() if name not in own]
+    found = dict(arrays)
+    for tensor in model.inputs:
+        if tensor.name not in own or not counts:
+            continue
+        array, fixed = found[tensor.name], isinstance(tensor.shape[0], int)
+        if len(array) == counts[0] and (not fixed or model.batch == 1):
+            continue
+        if fixed:
+            if len(array) != 1:
+                raise UsageError(
+                    f"input '{tensor.name}' has a batch of its own, which is given once for all "
+                    f"samples: {list(tensor.shape)}", where=str(path),
+                )  # fmt: skip
+            array = array[0]
+        found[tensor.name] = np.broadcast_to(array, (counts[0], *array.shape))
+    return found
 
 
 def batches(samples: Samples, size: int | None) -> Iterator[tuple[dict[str, Array], int]]:
@@ -153,7 +194,7 @@ def run_all(path: str | Path, samples: Samples, *, threads: int | None = None) -
 
     runner = OrtRunner(Path(path), threads=threads)
     packed = bool(runner.inputs) and _packed(runner.inputs[0])
-    first = runner.inputs[0].shape[:1] if runner.inputs else ()
+    first = _leading(runner.inputs).shape[:1] if runner.inputs else ()
     fixed = 1 if packed else first[0] if first and isinstance(first[0], int) else None
     kept: dict[str, list[Array]] = {tensor.name: [] for tensor in runner.outputs}
     for arrays, true_rows in batches(samples, fixed):
@@ -161,17 +202,25 @@ def run_all(path: str | Path, samples: Samples, *, threads: int | None = None) -
         for name, array in runner.run(feed(runner.inputs, arrays)).items():
             if packed and not is_bookkeeping(name):
                 array = array[np.newaxis]  # what it says of the tokens has a batch of 1 already
-            kept[name].append(_batch_first(array, size)[:true_rows])
+            kept[name].append(by_sample(array, size)[:true_rows])
     return {name: np.concatenate(parts) for name, parts in kept.items() if parts}
 
 
-def _batch_first(array: Array, batch: int) -> Array:
-    """Some models give [N, B, C]; a batch of samples always comes first here."""
+def by_sample(array: Array, batch: int) -> Array:
+    """An output of a run of `batch` samples, samples first.
+
+    Some models give [N, B, C], some merge the batch with another axis, and some outputs have
+    nothing to do with it (of texts, or a number): those are every sample's.
+    """
     import numpy as np
 
-    if array.ndim > 1 and array.shape[0] != batch and array.shape[1] == batch:
+    if array.ndim and array.shape[0] == batch:
+        return array
+    if array.ndim > 1 and array.shape[1] == batch:
         return np.moveaxis(array, 1, 0)
-    return array
+    if array.ndim and array.shape[0] and array.shape[0] % batch == 0:
+        return array.reshape(batch, -1, *array.shape[1:])
+    return np.broadcast_to(array, (batch, *array.shape))
 
 
 def feed(
@@ -182,7 +231,7 @@ def feed(
     if missing:
         raise UsageError(f"no data for input '{missing[0]}'", hint="name it in an .npz file")
     found = {t.name: arrays[t.name].astype(t.dtype, copy=False) for t in inputs}
-    # Packed patches have no batch axis: the one sample stands for itself.
+    # Packed patches have no batch axis; what has a batch of its own is the same for all samples.
     return {
         t.name: found[t.name][0] if found[t.name].ndim == len(t.shape) + 1 else found[t.name]
         for t in inputs
@@ -197,7 +246,9 @@ def _random(model: Signature, count: int, seed: int) -> Samples:
     for tensor in model.inputs:
         shape = [count, *(_size(d) for d in model.rows(tensor))]
         if tensor.dtype.startswith("float"):
-            arrays[tensor.name] = rng.standard_normal(shape).astype(tensor.dtype)
+            drawn = rng.standard_normal(shape).astype(tensor.dtype)
+            whole = len(shape) > len(tensor.shape) and not model.packed
+            arrays[tensor.name] = np.broadcast_to(drawn[:1], shape) if whole else drawn
         else:
             arrays[tensor.name] = _placeholder(model, tensor, count)
     if not arrays:

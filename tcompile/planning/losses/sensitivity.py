@@ -11,7 +11,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from tcompile.errors import UsageError
-from tcompile.ir import BATCH_SENTINEL, dim_to_int
+from tcompile.ir import settled
 from tcompile.passes.reduce import reduce_graph
 from tcompile.planning.context import Values
 from tcompile.planning.losses.base import Progress, SiteLosses, silent
@@ -144,8 +144,7 @@ def _bytes(part: gs.Graph) -> int:
     total = 0
     for tensor in part.inputs:
         # A free batch, perhaps joined with another axis, stands for one sample.
-        dims = [dim_to_int(d) // (BATCH_SENTINEL if isinstance(d, str) else 1)
-                for d in tensor.shape]  # fmt: skip
+        dims = [settled(d, 1) for d in tensor.shape]
         total += math.prod(dims) * np.dtype(tensor.dtype).itemsize
     return total
 

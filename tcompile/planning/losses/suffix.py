@@ -22,7 +22,7 @@ from tcompile.ir import batch_dim, producer
 from tcompile.saving import save
 from tcompile.subgraph import extract, needed_nodes
 from tcompile.verify.choice import is_bookkeeping
-from tcompile.verify.runs import Samples, batches
+from tcompile.verify.runs import Samples, batches, by_sample
 
 Array = npt.NDArray[Any]
 #: An array for each tensor, by name.
@@ -105,9 +105,7 @@ class Feeds:
         """An output of one run, samples first."""
         if self.packed and not is_bookkeeping(name):
             array = array[np.newaxis]
-        if array.ndim > 1 and array.shape[0] != self.size == array.shape[1]:
-            array = np.moveaxis(array, 1, 0)
-        return array[:true]
+        return by_sample(array, self.size)[:true]
 
 
 def run_graph(graph: gs.Graph, runs: Sequence[Mapping[str, Array]]) -> Iterator[Feed]:
