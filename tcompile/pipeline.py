@@ -59,7 +59,9 @@ def read(model: str | Path, *, shapes: Shapes | None = None, prefix: int | None 
     """
     with _Located(model):
         normalized = normalize(load(model), shapes=shapes)
-        return Analysed(str(model), normalized, analyse(normalized.graph, prefix=prefix))
+        return Analysed(
+            str(model), normalized, analyse(normalized.graph, prefix=prefix, sized=normalized.sized)
+        )
 
 
 def inspect(
