@@ -95,9 +95,9 @@ def _tolerant(graph: gs.Graph, tensor: gs.Tensor, axis: int, size: int) -> bool:
         if node.op == "Expand" and tensor is node.inputs[0]:
             continue  # it expands what has size 1 to the same size
         others = [t for t in node.inputs if t is not tensor and not t.is_empty()]
-        if node.op in _BROADCAST or (node.op == "MatMul" and axis < -2):
-            if any(_batched(t, axis, size) for t in others):
-                continue
+        broadcasts = node.op in _BROADCAST or (node.op == "MatMul" and axis < -2)
+        if broadcasts and any(_batched(t, axis, size) for t in others):
+            continue
         after = None if node.outputs[1:] else _after(node, axis)
         if after is None or not _tolerant(graph, node.outputs[0], after, size):
             return False
