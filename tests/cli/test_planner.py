@@ -81,12 +81,16 @@ def test_build_says_how_it_was_planned(tcompile: Command, profiled: Path) -> Non
     assert "predicted" in report or "planned" in report.lower()
 
 
-def test_declined_is_said(tcompile: Command, profiled: Path) -> None:
-    shown = tcompile("plan", profiled, "--target", "cpu", "--latency", "1000", "--profile",
-                     "p.json")  # fmt: skip
+def test_dense_within_a_budget_is_said_first(tcompile: Command, profiled: Path) -> None:
+    asked = ("plan", profiled, "--target", "cpu", "--latency", "1000", "--profile", "p.json")
+    shown = tcompile(*asked)
     assert shown.code == 0
-    assert "declined: the dense model's" in shown.out
+    assert shown.out.startswith("this is the dense model: its ")
+    assert "method none" in shown.out
     assert "No token leaves" in shown.out
+    document = tcompile(*asked, "--json").json()
+    assert (document["emitted"], document["reason"]) == ("dense", "budget")
+    assert document["asked"] is None
 
 
 def test_a_plan_drawn(tcompile: Command, profiled: Path) -> None:
