@@ -27,7 +27,7 @@ from tcompile.planning.optimise import (
     solve,
 )
 from tcompile.planning.optimise.tables import Floats, Tables
-from tcompile.planning.solve.candidates import Candidate
+from tcompile.planning.solve.candidates import TOPK_LIMIT, Candidate
 from tcompile.planning.solve.outcome import Reason
 
 #: Patch tokens that are kept over those asked for, at most, where they are free: one tenth.
@@ -94,12 +94,19 @@ def ends_of(candidate: Candidate, budget: Budget) -> Ends:
     assert budget.final is not None
     tables = candidate.tables
     counts, prefix = tables.counts, tables.prefix
-    least = next(c for c in counts if c >= min(budget.final, counts[-1]))
+
+    def can(count: int) -> bool:
+        return count == counts[-1] or any(
+            count >= rule.least and (count - prefix) % rule.granularity == 0
+            for rule in tables.sites
+        )
+
+    least = next(c for c in counts if c >= min(budget.final, counts[-1]) and can(c))
     if budget.exact or budget.eps <= 0 or least == counts[-1]:
         return Ends(least, least, least)
     edge = free_edge(counts, _behind(tables), least, budget.eps)
     tenth = prefix + (budget.final - prefix) * (_MORE + 1) // _MORE
-    fits = [c for c in counts[:-1] if least <= c <= min(edge, tenth)]
+    fits = [c for c in counts[:-1] if least <= c <= min(edge, tenth) and can(c)]
     return Ends(least, max(fits, default=least), edge)
 
 
@@ -206,9 +213,7 @@ def _least_loss(choices: Sequence[Choice]) -> Choice:
     return min(choices, key=lambda choice: (choice.plan.loss, choice.plan.latency_ms))
 
 
-def _in_time(
-    usual: Sequence[tuple[Choice, float]], budget: Budget
-) -> list[tuple[Choice, float]]:
+def _in_time(usual: Sequence[tuple[Choice, float]], budget: Budget) -> list[tuple[Choice, float]]:
     """What each method's plan may take: what the fastest takes in the usual place, or itself where
     a prediction cannot tell the two apart; and no more than the budget."""
     fastest = min(ms for _, ms in usual)
@@ -232,6 +237,9 @@ def _usual(candidates: Sequence[Candidate], budget: Budget) -> list[tuple[Choice
     short: list[tuple[int, str]] = []
     for one in candidates:
         ends, tables = ends_of(one, budget), one.tables
+        if tables.tokens > ends.least > tables.prefix + TOPK_LIMIT:
+            raise UsageError(f"keeping {ends.least - tables.prefix} tokens is beyond TensorRT's "
+                             f"TopK limit of {TOPK_LIMIT}", where="--keep")  # fmt: skip
         plan = usual_plan(one, ends.most)
         if plan.final > ends.most:
             short.append((plan.final - tables.prefix, one.method.preset.name))
@@ -243,8 +251,11 @@ def _usual(candidates: Sequence[Candidate], budget: Budget) -> list[tuple[Choice
         assert budget.final is not None
         fewest, name = min(short)
         wanted = budget.final - candidates[0].tables.prefix
-        raise UsageError(f"{name} cannot come down to {wanted} patch tokens: {fewest} are the "
-                         "fewest here", where="--keep", hint="ask for more, or another --method")
+        raise UsageError(
+            f"{name} cannot come down to {wanted} patch tokens: {fewest} are the fewest here",
+            where="--keep",
+            hint="ask for more, or another --method",
+        )
     return found
 
 

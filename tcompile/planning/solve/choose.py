@@ -40,7 +40,7 @@ def choose(
     def followed(made: Schedule) -> tuple[Schedule, Followed]:
         if not made.reductions and request.method == AUTO and request.schedule is None:
             made = replace(made, method=NO_METHOD)
-        outcome = followed_outcome(request, made, room.groups)
+        outcome = followed_outcome(request, made, room.groups, model.analysis.space.segments)
         return made, Followed(outcome, budget_of(request))
 
     if not request.solved:

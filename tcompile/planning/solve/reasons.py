@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from tcompile.planning.methods import find_method, parse_keep
+from tcompile.planning.methods import parse_keep
 from tcompile.planning.schedule import Schedule, Shape
 from tcompile.planning.solve.budgets import Budget, Choice, ends_of
 from tcompile.planning.solve.outcome import Emitted, Outcome, Reason, Share
@@ -101,7 +101,7 @@ def _of_share(asked: Share, best: Choice, profile: Profile, budget: Budget) -> t
     if kept > asked.patches:
         grain = max(rule.granularity for rule in candidate.tables.sites)
         if grain > 1:
-            return "groups", f"patches leave in groups of {grain}"
+            return "groups", _together(grain, candidate.method.analysis.space.segments)
         return "method", f"{name} can keep no fewer here"
     if budget.exact:
         return "exact", "that is what was asked (--exact)"
@@ -109,14 +109,24 @@ def _of_share(asked: Share, best: Choice, profile: Profile, budget: Budget) -> t
     if not claims:
         said = f": {doubt}" if doubt else ""
         return "asked", f"that is what was asked; the profile claims no plateau{said}"
-    return "asked", "that is what was asked, and no more is free"
+    return "asked", "that is what was asked" + ("" if edge > least else ", and no more is free")
 
 
-def followed_outcome(request: Request, schedule: Schedule, groups: Mapping[str, int]) -> Outcome:
+def _together(grain: int, segments: int) -> str:
+    """That patches leave only so many at a time."""
+    if segments > 1:
+        return f"patches leave {grain} at a time, as many from each of {segments} segments"
+    return f"patches leave in groups of {grain}"
+
+
+def followed_outcome(
+    request: Request, schedule: Schedule, groups: Mapping[str, int], segments: int = 1
+) -> Outcome:
     """Of a method's own schedule, or of one that was given.
 
     Args:
         groups: site → patches that leave together, where that is more than one.
+        segments: frames or windows, each of which loses as many.
     """
     shape = schedule.model
     asked = asked_share(request, shape)
@@ -128,7 +138,9 @@ def followed_outcome(request: Request, schedule: Schedule, groups: Mapping[str, 
     own = schedule.method if request.method == AUTO else request.method
     name, _, given = own.partition(":")
     others = (f"{own}",) if asked is None or given else ()
-    reason, why = _of_method(request, schedule, asked, groups, name)
+    grain = max((groups.get(r.site, 1) for r in schedule.reductions), default=1)
+    together = "" if grain == 1 else _together(grain, segments)
+    reason, why = _of_method(request, schedule, asked, name, together)
     return Outcome(emitted, reason, why, kept, asked, others)
 
 
@@ -136,8 +148,8 @@ def _of_method(
     request: Request,
     schedule: Schedule,
     asked: Share | None,
-    groups: Mapping[str, int],
     name: str,
+    together: str,
 ) -> tuple[Reason, str]:
     kept, patches = schedule.final, schedule.model.patches
     if asked is not None and kept == asked.patches:
@@ -145,17 +157,15 @@ def _of_method(
             return "asked", "that is all of them"
         if request.exact:
             return "exact", "that is what was asked (--exact)"
-        return "asked", f"that is what was asked, by the schedule that {name} was published with"
+        return "asked", f"that is what was asked, by {name}'s own schedule"
     back = [r for r in schedule.reductions if r.site.startswith(("around", "inside"))]
     if back or (kept == patches and schedule.reductions):
         fewest = min(r.keep for r in schedule.reductions)
         return "method", f"with {name} all come back; {fewest} are left in between"
     if not schedule.reductions:
         return "method", f"no token leaves with these parameters of {name}"
-    grain = max((groups.get(r.site, 1) for r in schedule.reductions), default=1)
-    if asked is not None and grain > 1 and kept - asked.patches < grain:
-        return "groups", f"patches leave in groups of {grain}"
-    published = find_method(name).name
+    if asked is not None and together and kept > asked.patches:
+        return "groups", together
     if asked is None:
-        return "method", f"those are the counts of {published} with these parameters"
-    return "method", f"{published} cannot come closer: it goes by counts of its own"
+        return "method", f"those are the counts of {name} with these parameters"
+    return "method", f"{name} cannot come closer: it goes by counts of its own"

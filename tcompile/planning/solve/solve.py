@@ -94,9 +94,7 @@ def solve_request(
         images = images_for(question.model.source, request)
     if images is not None and request.objective != "pomt":  # Its utility looks at no losses.
         losses = losses_on(graph, question.model.source, request, images, say)
-    candidates = [
-        candidate(graph, m, profile, losses, least=final, eps=budget.eps) for m in methods
-    ]
+    candidates = [candidate(graph, m, profile, losses, least=final, eps=EPS[kind]) for m in methods]
     say("solving")
     if request.objective == "pomt":
         assert images is not None

@@ -118,7 +118,8 @@ def test_a_budget_that_dense_meets_takes_no_step() -> None:
     assert found.schedule.reductions == ()
     assert (found.outcome.emitted, found.outcome.reason) == ("dense", "budget")
     first, second = found.outcome.summary()
-    assert first == (f"this is the dense model: its {PLANTED.dense(model()):.4g} ms (measured) are within the 1000 ms asked")
+    ms = f"{PLANTED.dense(model()):.4g} ms"
+    assert first == f"this is the dense model: its {ms} (measured) are within the 1000 ms asked"
     assert second == "asked at most 1000 ms, kept 1.00 (16 of 16 patch tokens)"
 
 
@@ -129,7 +130,7 @@ def test_keep_is_no_slower_and_loses_no_more_than_the_usual(keep: str, tile: int
     found = planned(given, planted, keep=keep, method="topk")
     shape = given.analysis.shape
     final = ceil(float(keep) * shape.patches) + 1
-    assert found.plan.final >= final
+    assert final <= found.plan.final <= 1 + max((final - 1) * 11 // 10, final - 1)
     one = method(given, "topk")
     usual = one.schedule([_place("attn:1", final - 1)])
     usual_ms = planted.latency(given, usual) * (1 + solving.EPS["measured"])
