@@ -122,29 +122,25 @@ def _measured(kept: Attempt) -> str:
 
 def _remarked(kept: Attempt) -> Manifest:
     """The reduced model that --force keeps."""
-    if kept.chosen is None:
-        return kept.manifest
+    assert kept.chosen is not None
     remark = f"the reduced model was {_measured(kept)}; --force keeps it"
     return kept.manifest.with_outcome(replace(kept.chosen.outcome, remark=remark))
 
 
 def _dense_instead(kept: Attempt, dense: Manifest) -> Manifest:
     """The dense model in place of one that was measured, and what that took."""
-    tried = kept.manifest.schedule
-    name = f"the reduced model ({tried['method']}"
-    if kept.chosen is not None:
-        share = kept.chosen.outcome.kept
-        name += f", {share.patches} of {share.of} patch tokens"
-    why = f"{name}) was {_measured(kept)}; --force keeps it"
+    assert kept.chosen is not None
+    tried, outcome = kept.manifest.schedule, kept.chosen.outcome
+    why = (
+        f"the reduced model ({tried['method']}, {outcome.kept.patches} of {outcome.kept.of} patch "
+        f"tokens) was {_measured(kept)}; --force keeps it"
+    )
     plan = {
         **(kept.manifest.plan or {}),
         "tried_schedule": {"schedule": tried, "dense_ms": kept.dense_ms, "ms": kept.ms},
     }
     latency = tuple(f for f in kept.manifest.latency if f.model == "dense")
-    made = replace(dense, notes=(why, *dense.notes), plan=plan, latency=latency)
-    return (
-        made if kept.chosen is None else made.with_outcome(kept.chosen.outcome.dense_instead(why))
-    )
+    return replace(dense, plan=plan, latency=latency).with_outcome(outcome.dense_instead(why))
 
 
 def _attempt(
@@ -156,7 +152,7 @@ def _attempt(
     reduced, chosen = make(request)
     notes: list[str] = []
     if chosen is not None:
-        chosen, notes = _on_target(chosen, reduced, asked)
+        chosen, notes = _on_target(_as_asked(chosen, asked.request), reduced, asked)
     # Handed over in a list, so that the weights are gone before anything is measured.
     held = [reduced]
     del reduced
@@ -166,6 +162,17 @@ def _attempt(
                     seconds=0.0 if asked.request.latency is None else _SECONDS)  # fmt: skip
     made = Attempt.of(replace(manifest, notes=(*notes, *manifest.notes)), chosen)
     return replace(made, manifest=_with_plan(made, asked))
+
+
+def _as_asked(chosen: Planned | Followed, request: Request) -> Planned | Followed:
+    """In the words of what was asked first, where planning again asked for another budget."""
+    from tcompile.planning.solve.planned import Planned
+    from tcompile.planning.solve.reasons import budget_of, budget_words
+
+    if not isinstance(chosen, Planned):
+        return chosen
+    outcome = replace(chosen.outcome, others=budget_words(request))
+    return replace(chosen, outcome=outcome, budget=budget_of(request))
 
 
 def _on_target(
@@ -184,7 +191,8 @@ def _on_target(
         chosen = with_latency(chosen, reduced, target, asked.precision, batch)
         if chosen.modelled is not None and reduced.schedule.reductions:
             notes.append(chosen.modelled.note())
-    notes.append(faster_precision(reduced.graph, target, asked.precision, batch))
+    if asked.precision != target.default_precision:
+        notes.append(faster_precision(reduced.graph, target, asked.precision, batch))
     return chosen, [note for note in notes if note]
 
 

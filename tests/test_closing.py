@@ -185,11 +185,13 @@ def test_what_is_not_faster_gives_way_to_dense(world: Any, tmp_path: Path, named
     assert made.kept == Share(1.0, 16, 16)
     assert made.asked == Share(0.5, 8, 16)
     first, second = made.summary
-    why = ("the reduced model (topk, 10 of 16 patch tokens) was measured slower than dense here, "
-           "21 ms against 20 ms; --force keeps it")
+    why = (
+        "the reduced model (topk, 10 of 16 patch tokens) was measured slower than dense here, "
+        "21 ms against 20 ms; --force keeps it"
+    )
     assert first == f"this is the dense model: {why}"
     assert second == "asked 0.50 (8 of 16 patch tokens), kept 1.00 (16)"
-    assert made.notes == (why, "of the build")
+    assert made.notes == ("of the build",)
     assert made.plan is not None
     tried = made.plan["tried_schedule"]
     assert Schedule.from_json(tried["schedule"]) == schedule_of(10)
@@ -216,8 +218,10 @@ def test_force_keeps_it(world: Any, tmp_path: Path, named: bool) -> None:
     assert made.emitted == "reduced"
     first, second = made.summary
     assert first.startswith("asked 0.50 (8 of 16 patch tokens), kept 0.62 (10), because")
-    assert second == ("the reduced model was measured slower than dense here, 21 ms against 20 ms; "
-                      "--force keeps it")
+    assert second == (
+        "the reduced model was measured slower than dense here, 21 ms against 20 ms; "
+        "--force keeps it"
+    )
 
 
 @pytest.mark.parametrize("kind", ["measured", "modelled"])
@@ -265,6 +269,8 @@ def test_refine_asks_for_as_much_less_as_it_took_longer(world: Any, tmp_path: Pa
     assert kept(tmp_path) == 8
     assert made.plan is not None
     assert made.plan["predicted_ms"] == 8
+    assert made.plan["budget"] == {"latency_ms": 10}
+    assert made.summary[0].startswith("asked 0.50 (8 of 16 patch tokens), at most 10 ms, kept 0.50")
     assert not any("--refine" in n for n in made.notes)
 
 

@@ -41,7 +41,7 @@ def budget_of(request: Request) -> dict[str, Any]:
     return {k: v for k, v in asked.items() if v is not None}
 
 
-def _others(request: Request) -> tuple[str, ...]:
+def budget_words(request: Request) -> tuple[str, ...]:
     """Budgets beside --keep, in words."""
     found = []
     if request.latency is not None:
@@ -72,11 +72,11 @@ def solved_outcome(
     elif best.reason == "budget":
         sure = f"modelled, ± {error:.0%}" if profile.kind == "modelled" else profile.kind
         reason = "budget"
-        why = f"its {plan.dense_ms:.4g} ms ({sure}) are within the {request.latency:.4g} ms asked"
+        why = f"its {plan.dense_ms:.4g} ms ({sure}) are within what was asked"
     else:
         reason, why = best.reason, best.why
     kept = Share.kept(plan.final - shape.prefix, shape.patches)
-    return Outcome(emitted, reason, why, kept, asked, _others(request))
+    return Outcome(emitted, reason, why, kept, asked, budget_words(request))
 
 
 def _of_budget(request: Request) -> tuple[Reason, str]:

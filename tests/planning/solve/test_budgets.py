@@ -119,7 +119,7 @@ def test_a_budget_that_dense_meets_takes_no_step() -> None:
     assert (found.outcome.emitted, found.outcome.reason) == ("dense", "budget")
     first, second = found.outcome.summary()
     ms = f"{PLANTED.dense(model()):.4g} ms"
-    assert first == f"this is the dense model: its {ms} (measured) are within the 1000 ms asked"
+    assert first == f"this is the dense model: its {ms} (measured) are within what was asked"
     assert second == "asked at most 1000 ms, kept 1.00 (16 of 16 patch tokens)"
 
 
