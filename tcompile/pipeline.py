@@ -25,7 +25,9 @@ from tcompile.passes.reduce.recheck import check_counts
 from tcompile.planning.own import room_of, schedule_for
 from tcompile.planning.schedule import Schedule
 from tcompile.planning.solve.choose import choose
-from tcompile.request import Request
+from tcompile.planning.solve.planned import Followed
+from tcompile.planning.solve.whole import with_latency
+from tcompile.request import NO_METHOD, Request
 from tcompile.stages import Analysed, Priced, Reduced
 from tcompile.targets import Target, load_target
 
@@ -108,8 +110,11 @@ def price(
     """
     request, chosen = Request.of(asked), load_target(target)
     read_model = read(model, shapes=request.shapes, prefix=request.prefix)
-    made, planned = choose(read_model, request, chosen, chosen.default_precision, progress)
+    precision = chosen.default_precision
+    made, planned = choose(read_model, request, chosen, precision, progress)
     reduced = _reduce(read_model, made, request.outputs)
+    if isinstance(planned, Followed):
+        planned = with_latency(planned, reduced, chosen, precision, request.batch)
     return Priced(made, cost_of(reduced.dense, reduced.graph, made), planned)
 
 
@@ -147,8 +152,9 @@ def build(
 ) -> Path:
     """Compile a model for a target and write the artifact; returns its directory.
 
-    Where the target's runtime runs here, dense and reduced are measured, and a model that is not
-    faster is not kept: the artifact holds the dense one, and says why.
+    What is asked is what is built. Only where the target's runtime runs here, and the reduced
+    model is measured to be no faster, the artifact holds the dense one: its manifest has
+    `emitted == "dense"`, and says why.
 
     Args:
         precision: `fp32` or `fp16`; the target's own by default.
@@ -204,7 +210,7 @@ class _Job:
         self.say(f"reading {self.path}")
         asked = self.request
         analysed = read(self.path, shapes=asked.shapes, prefix=asked.prefix)
-        made, planned = Schedule(asked.method, analysed.analysis.shape, ()), None
+        made, planned = Schedule(NO_METHOD, analysed.analysis.shape, ()), None
         if request is not None:
             made, planned = choose(analysed, request, self.target, self.precision, self.say)
         self.say("reducing")

@@ -41,9 +41,9 @@ from tcompile.cli.common import JSON, common_options, print_json, print_table, p
 @click.option(
     "--force",
     is_flag=True,
-    help="Keep a reduced model that was measured to be no faster than dense, which otherwise is "
-    "not emitted; and replace an artifact even if files in it were changed. What is not an "
-    "artifact is never replaced.",
+    help="Emit the reduced model even if it was measured to be no faster than dense, where "
+    "otherwise the dense one is emitted; and replace an artifact even if files in it were "
+    "changed. What is not an artifact is never replaced.",
 )
 @JSON
 @common_options
@@ -61,8 +61,9 @@ def build(
     """Compile MODEL to carry fewer tokens on a device, and write the artifact.
 
     The artifact is a directory with the reduced model, an engine where one can be built here, a
-    manifest and a report. It appears when it is complete, or not at all. Where the target's runtime
-    runs here, a model that is not faster than dense is not kept: the artifact holds the dense one.
+    manifest and a report. It appears when it is complete, or not at all. What is asked is what is
+    built. Only where the target's runtime runs here, and the reduced model was measured to be no
+    faster than dense, the artifact holds the dense one, and the first line says so.
 
     \b
     Examples:
@@ -88,17 +89,20 @@ def build(
         )
     manifest = load_artifact(directory).manifest
     if as_json:
-        print_json({"artifact": str(directory), "manifest": manifest.to_json()})
+        print_json({"artifact": str(directory), "emitted": manifest.emitted,
+                    "manifest": manifest.to_json()})  # fmt: skip
     else:
         print_summary(directory)
 
 
 def print_summary(directory: Path) -> None:
-    """What was built, in a few rows."""
+    """What was asked, what is given and why; then what was built, in a few rows."""
     from tcompile.artifact import load_artifact
     from tcompile.report import giga, milliseconds
 
     m = load_artifact(directory).manifest
+    for line in m.summary:
+        click.echo(line)
     first, last = m.tokens_per_block[0], m.tokens_per_block[-1]
     rows: list[tuple[str, str]] = [
         ("tokens", f"{first.attention} enter the first block, {last.mlp} the last MLP"),
@@ -110,6 +114,10 @@ def print_summary(directory: Path) -> None:
         rows.append(
             (f"{figure.model}, {figure.kind}", f"{milliseconds(figure.milliseconds)} ({where})")
         )
+    tried = (m.plan or {}).get("tried_schedule")
+    if tried:
+        rows.append((f"{tried['schedule']['method']}, measured",
+                     f"{milliseconds(tried['ms'])}; tried, not emitted"))  # fmt: skip
     if m.fidelity:
         for out in m.fidelity.outputs:
             top1 = (
