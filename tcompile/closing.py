@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tcompile.batch_sizes import BatchSizes
 from tcompile.errors import UsageError
 from tcompile.filling import fill
 from tcompile.manifest import Latency, Manifest, Source
@@ -43,6 +44,7 @@ class Build:
         force: emit what is not faster than dense, too.
         refine: plan again from measurements.
         token_ops: the form of token ops; None: the target's own.
+        batches: that an engine of a free batch takes.
     """
 
     origin: Source
@@ -52,6 +54,7 @@ class Build:
     force: bool
     refine: bool
     token_ops: TokenOpsChoice | None = None
+    batches: BatchSizes | None = None
 
 
 @dataclass(frozen=True)
@@ -158,7 +161,7 @@ def _attempt(
     del reduced
     manifest = fill(folder, asked.origin, asked.target, asked.precision, held,
                     asked.request.outputs, say, threads=asked.request.threads,
-                    batch=asked.request.batch, token_ops=asked.token_ops,
+                    batch=asked.request.batch, batches=asked.batches, token_ops=asked.token_ops,
                     seconds=0.0 if asked.request.latency is None else _SECONDS)  # fmt: skip
     made = Attempt.of(replace(manifest, notes=(*notes, *manifest.notes)), chosen)
     return replace(made, manifest=_with_plan(made, asked))

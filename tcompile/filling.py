@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from tcompile.analysis.flops import graph_flops
 from tcompile.artifact import MODEL
+from tcompile.batch_sizes import UNBOUND, BatchSizes
 from tcompile.manifest import (
+    BatchEntry,
     BlockTokens,
     Flops,
     FusedAttentionEntry,
@@ -42,6 +45,7 @@ def fill(
     *,
     threads: int | None = None,
     batch: int = 1,
+    batches: BatchSizes | None = None,
     seconds: float = 0.0,
     token_ops: TokenOpsChoice | None = None,
 ) -> Manifest:
@@ -51,6 +55,7 @@ def fill(
         held: the reduced model, taken out of the list, so that its weights are gone before anything
             is measured.
         threads, batch: to measure with.
+        batches: that an engine takes, where the batch is free.
         seconds: to measure for at least.
         token_ops: their form, and why; None: the target's own.
     """
@@ -78,17 +83,26 @@ def fill(
         gc.collect()
         progress("checking the normal form against the source")
         check_normal_form(source, dense, half=widened)
+        normal = _aside(dense, folder) if widened and target.runtime == "onnxruntime" else None
     progress(f"emitting for {target.name}")
-    emitted = emit(folder / MODEL, folder, target=target, precision=precision, token_ops=form.form)
+    asked = batches or BatchSizes(batch=batch)
+    free = any(isinstance(d, str) for t in inputs for d in t.shape[:1])
+    emitted = emit(folder / MODEL, folder, target=target, precision=precision,
+                   batch=asked.settled, token_ops=form.form)  # fmt: skip
     progress("measuring")
     notes = [*schedule.notes, *emitted.notes]
+    unbound = free and target.runtime == "onnxruntime"
+    if unbound and asked.asked:
+        notes.append(f"{', '.join(asked.asked)}: {UNBOUND}")
     if emitted.fused is not None and emitted.fused.expected != layers:
         notes.append(
             f"fusion was checked for {emitted.fused.expected} of {layers} attentions: the others "
             "are spelled in a way that the engine's kernels cannot be matched with"
         )
-    evidence = measure(source, folder / MODEL, target, threads=threads, batch=batch,
+    evidence = measure(source, folder / MODEL, target, threads=threads, batch=batch, normal=normal,
                        decide=bool(schedule.reductions), seconds=seconds)  # fmt: skip
+    if normal is not None:
+        shutil.rmtree(normal.parent)
     return Manifest(
         source=origin,
         target=TargetEntry(target.name, target.runtime, target.compute_capability),
@@ -106,10 +120,22 @@ def fill(
         fidelity=evidence.fidelity,
         fused_attention=_fused_entry(emitted.fused),
         token_ops=TokenOpsEntry(form.form, form.reason),
+        batch_sizes=BatchEntry(*asked.settled.sizes)
+        if free and (asked.asked or not unbound)
+        else None,
         # Of the dense model there is nothing to say but that it is as fast as itself.
         notes=(*notes, *(evidence.notes if schedule.reductions else ())),
         faster=evidence.faster if schedule.reductions else None,
     )
+
+
+def _aside(dense: Path, folder: Path) -> Path:
+    """The fp32 normal form of an fp16 source, kept in the folder until it has been timed."""
+    kept = folder / ".normal"
+    kept.mkdir()
+    for file in dense.parent.glob(f"{dense.name}*"):  # weights may lie beside it
+        shutil.copyfile(file, kept / file.name)
+    return kept / dense.name
 
 
 def _fused_entry(fused: FusedAttention | None) -> FusedAttentionEntry | None:

@@ -82,9 +82,12 @@ class Flops:
 
 @dataclass(frozen=True)
 class Latency:
-    """One latency figure, and where it comes from. `spread` is the quartiles, measured only."""
+    """One latency figure, and where it comes from. `spread` is the quartiles, measured only.
 
-    model: Literal["dense", "reduced"]
+    `source` is a model that computes in fp16, as it came; `dense` is then its fp32 normal form.
+    """
+
+    model: Literal["dense", "reduced", "source"]
     kind: FigureKind
     milliseconds: float
     device: str
@@ -136,6 +139,20 @@ class TokenOpsEntry:
 
 
 @dataclass(frozen=True)
+class BatchEntry:
+    """The batch sizes that an engine takes, and the one that it is tuned for."""
+
+    smallest: int
+    typical: int
+    largest: int
+
+    @property
+    def words(self) -> str:
+        """`1 to 8, tuned for 1`."""
+        return f"{self.smallest} to {self.largest}, tuned for {self.typical}"
+
+
+@dataclass(frozen=True)
 class Manifest:
     """See `manifest.schema.json` for what each field means to a reader."""
 
@@ -153,6 +170,7 @@ class Manifest:
     fidelity: Fidelity | None = None
     fused_attention: FusedAttentionEntry | None = None
     token_ops: TokenOpsEntry | None = None
+    batch_sizes: BatchEntry | None = None
     notes: tuple[str, ...] = ()
     plan: dict[str, Any] | None = None
     faster: bool | None = None

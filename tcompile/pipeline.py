@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tcompile.analysis.model import analyse
 from tcompile.artifact import check_destination, write_artifact
+from tcompile.batch_sizes import BatchSizes
 from tcompile.closing import Build, fill_best
 from tcompile.cost import cost_of
 from tcompile.errors import TcompileError
@@ -147,6 +148,9 @@ def build(
     output: str | Path | None = None,
     force: bool = False,
     refine: bool = False,
+    min_batch: int | None = None,
+    opt_batch: int | None = None,
+    max_batch: int | None = None,
     progress: Progress = silent,
     **asked: Unpack[Asked],
 ) -> Path:
@@ -163,6 +167,8 @@ def build(
         force: keep a reduced model that is not faster; replace an artifact even if its files were
             changed by hand.
         refine: plan again from what was measured, where that is not what was predicted.
+        min_batch, opt_batch, max_batch: what an engine takes and is tuned for, of a model with a
+            free batch; by default 1, `batch`, and the larger of 8 and that.
         asked: keep, latency, max_drop, method, …: see `tcompile.request.Request`.
 
     Raises:
@@ -170,18 +176,19 @@ def build(
         MissingExtraError: the target's runtime is not installed.
     """
     request, chosen = Request.of(asked), load_target(target)
+    batches = BatchSizes(min_batch, opt_batch, max_batch, request.batch)
     form = choose_token_ops(chosen, token_ops)
     path = Path(model)
     directory = Path(output) if output is not None else path.parent / f"{path.stem}-{chosen.name}"
     check_destination(directory, force)
     level = precision or chosen.default_precision
-    job = _Job(path, request, chosen, level, progress)
+    job = _Job(path, request, chosen, level, batches, progress)
     job.check()
     origin = describe_source(path)
 
     def fill(folder: Path) -> Manifest:
-        made = fill_best(folder, Build(origin, chosen, level, request, force, refine, form),
-                         job.make, progress)  # fmt: skip
+        made = fill_best(folder, Build(origin, chosen, level, request, force, refine, form,
+                                       batches), job.make, progress)  # fmt: skip
         bound = {name: tuple(dims) for name, dims in (request.shapes or {}).items()}
         return replace(made, shapes=bound, prefix=request.prefix)
 
@@ -192,10 +199,11 @@ class _Job:
     """Makes reduced models of one source: the first, others after what was measured, the dense."""
 
     def __init__(
-        self, path: Path, request: Request, target: Target, precision: str, say: Progress
-    ) -> None:
+        self, path: Path, request: Request, target: Target, precision: str, batches: BatchSizes,
+        say: Progress,
+    ) -> None:  # fmt: skip
         self.path, self.request, self.target = path, request, target
-        self.precision, self.say = precision, say
+        self.precision, self.batches, self.say = precision, batches, say
         self.held: tuple[Reduced, Any] | None = None
 
     def check(self) -> None:
@@ -210,6 +218,7 @@ class _Job:
         self.say(f"reading {self.path}")
         asked = self.request
         analysed = read(self.path, shapes=asked.shapes, prefix=asked.prefix)
+        self.batches.check(analysed.graph, self.path)
         made, planned = Schedule(NO_METHOD, analysed.analysis.shape, ()), None
         if request is not None:
             made, planned = choose(analysed, request, self.target, self.precision, self.say)

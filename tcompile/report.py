@@ -29,6 +29,7 @@ def render(manifest: Manifest) -> str:
         "\n## Fused attention\n",
         _fused(m.fused_attention),
         *([f"\nToken ops: {m.token_ops.form}; {m.token_ops.reason}."] if m.token_ops else []),
+        *([f"\nBatches of {b.words}."] if (b := m.batch_sizes) else []),
         "\n## Inputs and outputs\n",
         _tensors(m.inputs, m.outputs),
     ]

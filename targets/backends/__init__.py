@@ -21,7 +21,7 @@ def emit(
     *,
     target: Target,
     precision: Precision,
-    batch: tuple[int, int, int] | None = None,
+    batch: Batch | tuple[int, int, int] | None = None,
     token_ops: str = "native",
 ) -> Emitted:
     """Write what the target needs beside a lowered model.
@@ -42,7 +42,7 @@ def emit(
         TcompileError: the runtime accepts the model and cannot build it.
     """
     check_precision(target, precision)
-    sizes = Batch(*batch) if batch else Batch()
+    sizes = batch if isinstance(batch, Batch) else Batch(*batch or ())
     if target.runtime == "onnxruntime":
         return _for_onnxruntime(model_path)
     if target.runtime == "tensorrt-rtx":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -62,7 +63,12 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Batch:
-    """The batch sizes an engine with a symbolic batch is built for."""
+    """The batch sizes an engine with a symbolic batch is built for.
+
+    Attributes:
+        smallest, largest: what it takes at run time.
+        typical: what it is tuned for.
+    """
 
     smallest: int = 1
     typical: int = 1
@@ -73,5 +79,39 @@ class Batch:
             raise UsageError(
                 f"batch sizes {self.smallest}, {self.typical}, {self.largest} are not 1 <= "
                 "smallest <= typical <= largest",
-                where="batch",
+                where="--min-batch, --opt-batch, --max-batch",
             )
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Smallest, typical, largest."""
+        return self.smallest, self.typical, self.largest
+
+    @staticmethod
+    def asked(
+        smallest: int | None, typical: int | None, largest: int | None, batch: int = 1
+    ) -> Batch:
+        """What was asked for, the rest filled in: 1, `batch`, and the larger of 8 and that.
+
+        Args:
+            batch: images in a run, which is planned with.
+
+        Raises:
+            UsageError: sizes that are not in order, or a batch above the largest.
+        """
+        low = 1 if smallest is None else smallest
+        middle = max(batch, low) if typical is None else typical
+        if largest is not None and batch > largest:
+            raise UsageError(f"plans for {batch} images in a run, which is more than --max-batch "
+                             f"{largest}", where="--batch")  # fmt: skip
+        return Batch(low, middle, max(8, middle, batch) if largest is None else largest)
+
+
+def first_dims(dim: int | str, batch: Batch) -> tuple[int, int, int]:
+    """A first dim at the three sizes: `batch`, any other name, or `batch*3` where the batch is
+    merged with another axis. A number stays itself."""
+    factors = str(dim).split("*")
+    fixed = math.prod(int(f) for f in factors if f.isdecimal())
+    free = sum(not f.isdecimal() for f in factors)
+    low, middle, high = (fixed * size**free for size in batch.sizes)
+    return low, middle, high

@@ -13,8 +13,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import onnx
+
 from tcompile.errors import ModelError, TcompileError
-from tcompile.targets.backends.base import Batch
+from tcompile.targets.backends.base import Batch, first_dims
 
 logger = logging.getLogger("tcompile.tensorrt")
 
@@ -73,7 +75,7 @@ def build_plan(
 
 def _profile(builder: Any, network: Any, batch: Batch, model_path: Path) -> Any | None:
     """An optimisation profile for inputs with a symbolic batch, or None when there are none."""
-    free = False
+    free, names = False, _first_names(model_path)
     profile = builder.create_optimization_profile()
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
@@ -86,10 +88,19 @@ def _profile(builder: Any, network: Any, batch: Batch, model_path: Path) -> Any 
                 where=str(model_path),
                 hint="give it a fixed size when exporting",
             )
-        sizes = (batch.smallest, batch.typical, batch.largest)
+        sizes = first_dims(names.get(tensor.name, "batch"), batch)
         profile.set_shape(tensor.name, *[(size, *shape[1:]) for size in sizes])
         free = True
     return profile if free else None
+
+
+def _first_names(model_path: Path) -> dict[str, str]:
+    """What the first dims of the inputs are called, where they are symbolic."""
+    graph = onnx.load(str(model_path), load_external_data=False).graph
+    dims = {v.name: v.type.tensor_type.shape.dim for v in graph.input}
+    return {
+        name: found[0].dim_param for name, found in dims.items() if found and found[0].dim_param
+    }
 
 
 def _parse_failure(trt: ModuleType, parser: Any, model_path: Path) -> ModelError:

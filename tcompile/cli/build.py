@@ -25,6 +25,13 @@ from tcompile.cli.common import JSON, common_options, print_json, print_table, p
     help="Token ops as function bodies, as our TensorRT plugins (`tcompile plugins`), or as "
     "kernels compiled ahead of time [default: the target's; native].",
 )
+@click.option("--min-batch", type=click.IntRange(min=1), metavar="N",
+              help="Fewest images that an engine takes, of a model with a free batch [default: 1]. "
+              "An ONNX model on a CPU runs any batch: there it is only recorded.")  # fmt: skip
+@click.option("--opt-batch", type=click.IntRange(min=1), metavar="N",
+              help="Images that the engine is tuned for [default: --batch].")  # fmt: skip
+@click.option("--max-batch", type=click.IntRange(min=1), metavar="N",
+              help="Most images that the engine takes [default: 8, or --batch].")  # fmt: skip
 @click.option(
     "-o",
     "--output",
@@ -52,6 +59,9 @@ def build(
     target: str,
     precision: str | None,
     token_ops: str | None,
+    min_batch: int | None,
+    opt_batch: int | None,
+    max_batch: int | None,
     output: Path | None,
     refine: bool,
     force: bool,
@@ -81,6 +91,9 @@ def build(
             target=target,
             precision=precision,
             token_ops=token_ops,
+            min_batch=min_batch,
+            opt_batch=opt_batch,
+            max_batch=max_batch,
             output=output,
             force=force,
             refine=refine,
@@ -130,6 +143,8 @@ def print_summary(directory: Path) -> None:
         rows.append(("fused attention", f"{fused.found} of {fused.expected} layers"))
     if m.token_ops:
         rows.append(("token ops", f"{m.token_ops.form}: {m.token_ops.reason}"))
+    if m.batch_sizes:
+        rows.append(("batches", m.batch_sizes.words))
     rows += [("note", note) for note in m.notes]
     rows.append(("files", ", ".join(f.path for f in m.files)))
     print_table(("", ""), rows, title=f"{directory}: {m.source.file} for {m.target.name}, "

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from zipfile import BadZipFile
 
+from tcompile.arrays import check_inputs, read_arrays
 from tcompile.errors import UsageError
 from tcompile.manifest import TensorEntry, describe_tensors
+from tcompile.models.images import SUFFIXES
 from tcompile.verify.choice import is_bookkeeping
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, np.dtype[Any]]
 
 _Input = TypeVar("_Input", "TensorEntry", "TensorInfo")
-IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
 
 
 @dataclass(frozen=True)
@@ -125,16 +125,23 @@ def samples_for(
     path = Path(data)
     if not path.exists():
         raise UsageError("no such file or directory", where=str(path), hint="see --data")
-    arrays = _read(model, path)
-    arrays = {name: _checked(model, name, array, path) for name, array in arrays.items()}
-    arrays = _for_each_sample(model, arrays, path)
+    return sample_arrays(model, _read(model, path), path)
+
+
+def sample_arrays(model: Signature, arrays: Mapping[str, Array], path: Path) -> Samples:
+    """Arrays by input name as samples, with ones for inputs that have none.
+
+    Raises `UsageError`, naming `path`, for arrays that do not fit the model.
+    """
+    arrays = _for_each_sample(model, check_inputs(model, arrays, str(path)), path)
     lengths = {len(array) for array in arrays.values()}
     if len(lengths) != 1 or 0 in lengths:
         raise UsageError("arrays must hold the same number of samples", where=str(path))
     missing = [t for t in model.inputs if t.name not in arrays]
     rest = {t.name: _placeholder(model, t, max(lengths)) for t in missing} if missing else {}
     total = len(next(iter(arrays.values())))
-    return Samples({**arrays, **rest}, f"{total} samples from {path.name}", real=True)
+    filled = f" (ones for {', '.join(rest)})" if rest else ""
+    return Samples({**arrays, **rest}, f"{total} samples from {path.name}{filled}", real=True)
 
 
 def _for_each_sample(model: Signature, arrays: Mapping[str, Array], path: Path) -> dict[str, Array]:
@@ -261,37 +268,13 @@ def _size(dim: int | str) -> int:
 
 
 def _read(model: Signature, path: Path) -> dict[str, Array]:
-    import numpy as np
-
-    if path.is_dir() or path.suffix.lower() in IMAGES:
+    if path.is_dir() or path.suffix.lower() in SUFFIXES:
         return _read_images(model, path)
-    first = model.inputs[0].name
-    try:
-        # allow_pickle stays off: a data file is data (DESIGN 5.12).
-        if path.suffix == ".npy":
-            return {first: np.load(path, allow_pickle=False)}
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files}
-            known = {t.name for t in model.inputs}
-            named = {name: array for name, array in arrays.items() if name in known}
-            if named or len(arrays) != 1:
-                return _some(named, path, sorted(known))
-            return {first: next(iter(arrays.values()))}
-    except (ValueError, TypeError, OSError, EOFError, BadZipFile) as error:
-        # What NumPy says of a file that is none advises to load it unsafely.
-        raise UsageError(f"cannot be read as {path.suffix}, which holds plain arrays",
-                         where=str(path)) from error  # fmt: skip
+    if path.suffix in (".npy", ".npz"):
+        return read_arrays(path)
     raise UsageError(
         "unknown kind of data", where=str(path), hint="an image, a folder of images, .npy or .npz"
     )
-
-
-def _some(named: dict[str, Array], path: Path, known: list[str]) -> dict[str, Array]:
-    if not named:
-        hint = f"name an array one of: {', '.join(known)}"
-        raise UsageError("holds no array for any input of the model", where=str(path), hint=hint)
-    return named
 
 
 def _read_images(model: Signature, path: Path) -> dict[str, Array]:
@@ -310,27 +293,8 @@ def _read_images(model: Signature, path: Path) -> dict[str, Array]:
         )
     files = [path]
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGES)
+        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
     if not files:
         raise UsageError("no images in this folder", where=str(path))
     images = [load_image(file, model.preprocessing) for file in files]
     return {tensor.name: np.stack(images) if model.packed else np.concatenate(images)}
-
-
-def _checked(model: Signature, name: str, array: Array, path: Path) -> Array:
-    """Shape [n, …] as the input wants it; a single sample may come without the first axis."""
-    import numpy as np
-
-    tensor = next(t for t in model.inputs if t.name == name)
-    rows = model.rows(tensor)
-    if array.ndim == len(rows):
-        array = array[np.newaxis]
-    fits = array.ndim == len(rows) + 1 and all(
-        want == got or isinstance(want, str)
-        for want, got in zip(rows, array.shape[1:], strict=True)
-    )
-    if not fits:
-        want_text = " × ".join(map(str, ("n", *rows)))
-        have = " × ".join(map(str, array.shape))
-        raise UsageError(f"input '{name}' is {want_text}, the data {have}", where=str(path))
-    return array
