@@ -42,6 +42,7 @@ class Build:
         force: emit what is not faster than dense, too.
         refine: plan again from measurements.
         token_ops: the form of token ops; None: the target's own.
+        keep_failed: write what failed a check, too.
     """
 
     origin: Source
@@ -51,6 +52,7 @@ class Build:
     force: bool
     refine: bool
     token_ops: TokenOpsChoice | None = None
+    keep_failed: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,7 @@ def _attempt(
     manifest = fill(folder, asked.origin, asked.target, asked.precision, held,
                     asked.request.outputs, say, threads=asked.request.threads,
                     batch=asked.request.batch, token_ops=asked.token_ops,
+                    keep_failed=asked.keep_failed,
                     seconds=0.0 if asked.request.latency is None else _SECONDS)  # fmt: skip
     made = Attempt.of(manifest, planned)
     return replace(made, manifest=_with_plan(made, asked))

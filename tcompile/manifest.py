@@ -157,6 +157,7 @@ class Manifest:
     faster: bool | None = None
     shapes: dict[str, tuple[int | str, ...]] = field(default_factory=dict)
     prefix: int | None = None
+    fault: str | None = None
     files: tuple[FileEntry, ...] = ()
     tool: str = f"tcompile {__version__}"
     schema: str = SCHEMA

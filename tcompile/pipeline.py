@@ -140,6 +140,7 @@ def build(
     output: str | Path | None = None,
     force: bool = False,
     refine: bool = False,
+    keep_failed: bool = False,
     progress: Progress = silent,
     **asked: Unpack[Asked],
 ) -> Path:
@@ -155,10 +156,13 @@ def build(
         force: keep a reduced model that is not faster; replace an artifact even if its files were
             changed by hand.
         refine: plan again from what was measured, where that is not what was predicted.
+        keep_failed: write also a model that failed a check, with `fault` in its manifest.
         asked: keep, latency, max_drop, method, …: see `tcompile.request.Request`.
 
     Raises:
-        UsageError, ModelError: see `read` and `plan`; also a destination that is not ours.
+        UsageError, ModelError: see `read` and `plan`; also a destination that is not ours, and a
+            node that the target's runtime does not accept.
+        FailedBuildError: the lowered model does not compute what the reduced fp32 graph does.
         MissingExtraError: the target's runtime is not installed.
     """
     request, chosen = Request.of(asked), load_target(target)
@@ -172,7 +176,8 @@ def build(
     origin = describe_source(path)
 
     def fill(folder: Path) -> Manifest:
-        made = fill_best(folder, Build(origin, chosen, level, request, force, refine, form),
+        made = fill_best(folder, Build(origin, chosen, level, request, force, refine, form,
+                                        keep_failed),
                          job.make, progress)  # fmt: skip
         bound = {name: tuple(dims) for name, dims in (request.shapes or {}).items()}
         return replace(made, shapes=bound, prefix=request.prefix)

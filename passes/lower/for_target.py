@@ -90,11 +90,15 @@ def _has_shared_mask(node: gs.Node) -> bool:
     return any(not t.shape or len(t.shape) < 2 or t.shape[-2] != query_rows(node) for t in masks)
 
 
+def printable(name: str) -> str:
+    """A node's name without what encloses names in a plan's list of kernels."""
+    return re.sub(r'[\]\[|"\\\x00-\x1f]', "_", name or "")
+
+
 def _rename(graph: gs.Graph, fp32_nodes: frozenset[str]) -> set[str]:
     """Make node names unique and printable; the new names of `fp32_nodes`."""
     kept = [node.name in fp32_nodes for node in graph.nodes]
     for node in graph.nodes:
-        # A plan's list of kernels encloses names in these.
-        node.name = re.sub(r'[\]\[|"\\\x00-\x1f]', "_", node.name or "")
+        node.name = printable(node.name)
     unique_names(graph)
     return {node.name for node, keep in zip(graph.nodes, kept, strict=True) if keep}

@@ -9,6 +9,7 @@ import click
 
 from tcompile.cli.asking import asked_of, schedule_options
 from tcompile.cli.common import JSON, common_options, print_json, print_table, progress
+from tcompile.errors import FailedBuildError
 
 
 @click.command(short_help="Compile a model to carry fewer tokens; write an artifact.")
@@ -45,6 +46,12 @@ from tcompile.cli.common import JSON, common_options, print_json, print_table, p
     "not emitted; and replace an artifact even if files in it were changed. What is not an "
     "artifact is never replaced.",
 )
+@click.option(
+    "--keep-failed",
+    is_flag=True,
+    help="Write the artifact of a build that failed its own checks, to look into; its manifest and "
+    "report name the fault, and the exit code is 1 all the same.",
+)
 @JSON
 @common_options
 def build(
@@ -55,13 +62,15 @@ def build(
     output: Path | None,
     refine: bool,
     force: bool,
+    keep_failed: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Compile MODEL to carry fewer tokens on a device, and write the artifact.
 
     The artifact is a directory with the reduced model, an engine where one can be built here, a
-    manifest and a report. It appears when it is complete, or not at all. Where the target's runtime
+    manifest and a report. It appears when it is complete and has passed its own checks, or not at
+    all. Where the target's runtime
     runs here, a model that is not faster than dense is not kept: the artifact holds the dense one.
 
     \b
@@ -83,6 +92,7 @@ def build(
             output=output,
             force=force,
             refine=refine,
+            keep_failed=keep_failed,
             progress=say,
             **asked_of(options),
         )
@@ -91,6 +101,8 @@ def build(
         print_json({"artifact": str(directory), "manifest": manifest.to_json()})
     else:
         print_summary(directory)
+    if manifest.fault:
+        raise FailedBuildError(f"kept for debugging: {manifest.fault}", where=str(directory))
 
 
 def print_summary(directory: Path) -> None:
@@ -101,6 +113,7 @@ def print_summary(directory: Path) -> None:
     m = load_artifact(directory).manifest
     first, last = m.tokens_per_block[0], m.tokens_per_block[-1]
     rows: list[tuple[str, str]] = [
+        *([("FAILED", m.fault)] if m.fault else []),
         ("tokens", f"{first.attention} enter the first block, {last.mlp} the last MLP"),
         ("FLOPs", f"{giga(m.flops.dense)} dense, {giga(m.flops.reduced)} reduced "
                   f"({m.flops.dense / max(m.flops.reduced, 1):.2f} x fewer)"),

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from tcompile.targets.backends.base import TensorInfo
+    from tcompile.targets.backends.ort import OrtRunner
 
     Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -146,8 +147,7 @@ def run_all(path: str | Path, samples: Samples, *, threads: int | None = None) -
 
     runner = OrtRunner(Path(path), threads=threads)
     packed = bool(runner.inputs) and _packed(runner.inputs[0])
-    first = runner.inputs[0].shape[:1] if runner.inputs else ()
-    fixed = 1 if packed else first[0] if first and isinstance(first[0], int) else None
+    fixed = rows_of(runner)
     kept: dict[str, list[Array]] = {tensor.name: [] for tensor in runner.outputs}
     for arrays, true_rows in batches(samples, fixed):
         size = len(next(iter(arrays.values())))
@@ -156,6 +156,14 @@ def run_all(path: str | Path, samples: Samples, *, threads: int | None = None) -
                 array = array[np.newaxis]  # what it says of the tokens has a batch of 1 already
             kept[name].append(_batch_first(array, size)[:true_rows])
     return {name: np.concatenate(parts) for name, parts in kept.items() if parts}
+
+
+def rows_of(runner: OrtRunner) -> int | None:
+    """Samples that a model takes at once; None: any number."""
+    if runner.inputs and _packed(runner.inputs[0]):
+        return 1
+    first = runner.inputs[0].shape[:1] if runner.inputs else ()
+    return first[0] if first and isinstance(first[0], int) else None
 
 
 def _batch_first(array: Array, batch: int) -> Array:
