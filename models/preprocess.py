@@ -90,7 +90,9 @@ def load_image(path: str | Path, preprocessing: Mapping[str, Any]) -> NDArray[np
     return planes[None] if layout == "image" else pack_patches(planes, preprocessing)
 
 
-def pack_patches(planes: NDArray[np.float32], preprocessing: Mapping[str, Any]) -> NDArray[np.float32]:
+def pack_patches(
+    planes: NDArray[np.float32], preprocessing: Mapping[str, Any]
+) -> NDArray[np.float32]:
     """[3, H, W] as Qwen-VL processors pack it: [N, 3 x time x patch x patch], squares together.
 
     The patches that are merged into one token lie one after another; a still image stands in for

@@ -142,7 +142,7 @@ def fill(
         # Of the dense model there is nothing to say but that it is as fast as itself.
         notes=(*notes, *(evidence.notes if schedule.reductions else ())),
         faster=evidence.faster if schedule.reductions else None,
-        fault=None if fault is None else fault.one_line(),
+        fault=None if fault is None else fault.what,
     )
 
 

@@ -12,7 +12,11 @@ def render(manifest: Manifest) -> str:
     m = manifest
     saved = 1 - m.flops.reduced / m.flops.dense if m.flops.dense else 0.0
     parts = [
-        *([f"**This build failed and is kept for debugging only.** {m.fault}\n"] if m.fault else []),
+        *(
+            [f"**This build failed and is kept for debugging only.** {m.fault}\n"]
+            if m.fault
+            else []
+        ),
         f"# {m.source.file} for {m.target.name}\n",
         f"{m.tool}, {m.precision}, method `{m.schedule.get('method', '?')}`.",
         f"FLOPs for one image: {giga(m.flops.dense)} dense, {giga(m.flops.reduced)} reduced "

@@ -11,6 +11,7 @@ from tcompile.ir import unique_names
 from tcompile.passes.lower.attention import decompose_attention, query_rows
 from tcompile.passes.lower.norm import decompose_rms_norm
 from tcompile.passes.lower.opset import lower_opset
+from tcompile.passes.lower.pixels import cast_pixels_first
 from tcompile.passes.lower.precision import to_fp16
 from tcompile.passes.lower.shapes import complete
 from tcompile.passes.lower.token_casts import move_casts
@@ -37,6 +38,7 @@ def lower(
       and builds it too where it has none (fp32, one query row, wide heads); for ONNX Runtime only
       where all queries share a mask, which ONNX allows and ONNX Runtime 1.32 does not.
     - `RMSNormalization` is spelled out for a Jetson.
+    - For TensorRT 8-bit images are cast to float before they are moved: see `cast_pixels_first`.
     - fp16: see `to_fp16`; inputs and outputs stay fp32.
     - For a Jetson the opset becomes 20, unless an operator does not allow it (logged).
     - Products of fp32 matrices are spelled as sums for a Turing GPU.
@@ -70,6 +72,8 @@ def lower(
     replaced = dict(decompose_attention(lowered, lambda n: tensorrt or _has_shared_mask(n)))
     if target.runtime == "jetson":
         replaced.update(decompose_rms_norm(lowered))
+    if tensorrt:
+        cast_pixels_first(lowered)
     keep = keep.union(*(names for old, names in replaced.items() if old in keep))
     complete(lowered)
     if precision == "fp16":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -30,7 +31,7 @@ class RefusedError(TcompileError):
         inside: tuple[str, ...] = (),
         where: str = "",
     ) -> None:
-        self.runtime, self.reason, self.inside = runtime, " ".join(reason.split())[:600], inside
+        self.runtime, self.reason, self.inside = runtime, _plain(reason), inside
         self.node, self.op = node, op
         named = f"node '{node}' ({op})" if node or op else "the model"
         super().__init__(self.sentence(named), where=where)
@@ -38,6 +39,15 @@ class RefusedError(TcompileError):
     def sentence(self, node: str) -> str:
         """What is wrong, with a node's name put in."""
         return f"{self.runtime} does not accept {node}: {self.reason}"
+
+
+def _plain(reason: str) -> str:
+    """A reason without places in the runtime's source, and of a length that can be read."""
+    text = " ".join(reason.split())
+    text = re.sub(r"^Invalid Node - \S+ ", "", text)
+    text = re.sub(r"\bI\w+::\w+: |Error Code \d+: |Assertion failed: ", "", text)
+    text = re.sub(r"[.,]? ?\(?\bIn \w+ at /\S+\)?", "", text)
+    return text if len(text) <= 400 else f"{text[:400]} …"
 
 
 class ParseError(RefusedError, ModelError):

@@ -102,7 +102,10 @@ def build(
     else:
         print_summary(directory)
     if manifest.fault:
-        raise FailedBuildError(f"kept for debugging: {manifest.fault}", where=str(directory))
+        raise FailedBuildError(
+            "this build failed its own checks, see FAILED above; it is kept for debugging only"
+            if not as_json else manifest.fault, where=str(directory),
+        )  # fmt: skip
 
 
 def print_summary(directory: Path) -> None:

@@ -43,9 +43,9 @@ class Difference:
 
     Attributes:
         largest: the largest magnitude in fp32.
-        relative: the largest difference, over `largest`.
-        distance: the norm of the difference, over the norm.
-        cosine: between the two.
+        relative: the largest difference, over `largest`; 1 where nothing is finite.
+        distance: the norm of the difference, over the norm; 1 where nothing is finite.
+        cosine: between the two, of what is finite; 0 where nothing is.
         not_finite: NaN and Inf in the lowered tensor alone.
         size: values.
     """
@@ -85,10 +85,12 @@ def difference(want: Array, have: Array) -> Difference:
     both = here & np.isfinite(have)
     a, b = want[both].astype(np.float64), have[both].astype(np.float64)
     largest = float(np.abs(want[here]).max(initial=0))
+    if bad and not a.size:
+        return Difference(largest, 1.0, 1.0, 0.0, bad, want.size)
     norms = float(np.linalg.norm(a)), float(np.linalg.norm(b))
     apart = a - b
     relative = float(np.abs(apart).max(initial=0)) / (largest or 1.0)
-    if not any(norms) or norms[0] == 0 and norms[1] <= 1e-3 * max(b.size, 1) ** 0.5:
+    if not any(norms) or (norms[0] == 0 and norms[1] <= 1e-3 * max(b.size, 1) ** 0.5):
         return Difference(largest, relative, 0.0, 1.0, bad, want.size)
     distance = float(np.linalg.norm(apart)) / (norms[0] or 1.0)
     cosine = float(a @ b) / (norms[0] * norms[1]) if all(norms) else 0.0
@@ -165,7 +167,8 @@ def first_departure(
 ) -> tuple[Shared, Difference] | None:
     """The first tensor of the lowered model that is not what it is in fp32, for one sample."""
     names = set(pair.outputs) | set(pair.scores)
-    for tensors, want, have in each_tensor(pair, samples, sample, pair.shared):
+    one = {name: array[sample : sample + 1] for name, array in samples.arrays.items()}
+    for tensors, want, have in each_tensor(pair, Samples(one, "", real=False), pair.shared):
         for tensor in tensors:
             how = difference(want[tensor.name], have[tensor.name])
             if how.departs(precision) and (not tensor.bound or tensor.name in names):
@@ -174,18 +177,18 @@ def first_departure(
 
 
 def each_tensor(
-    pair: Pair, samples: Samples, sample: int, tensors: Sequence[Shared]
+    pair: Pair, samples: Samples, tensors: Sequence[Shared]
 ) -> Iterator[tuple[list[Shared], Arrays, Arrays]]:
-    """Values of tensors for one sample, so many at once as fit into memory, in their order."""
-    one = Samples({n: a[sample : sample + 1] for n, a in samples.arrays.items()}, "", real=False)
+    """Values of tensors, so many at once as fit into memory, in their order; of these, batch after
+    batch."""
     given = set(pair.outputs) | set(pair.scores)
     part: list[Shared] = []
     for i, tensor in enumerate(tensors):
         part.append(tensor)
         full = sum(t.bytes for t in part) >= _AT_ONCE
         if full or i == len(tensors) - 1:
-            ((_, want, have),) = runs(pair, one, [t.name for t in part if t.name not in given])
-            yield part, want, have
+            for _, want, have in runs(pair, samples, [t.name for t in part if t.name not in given]):
+                yield part, want, have
             part = []
 
 

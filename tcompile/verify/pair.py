@@ -102,9 +102,7 @@ def write_pair(reduced: gs.Graph, lowered: gs.Graph, folder: Path, owners: Owner
     return Pair(reference, judged, own, scores, shared, outputs)
 
 
-def _shared(
-    lowered: gs.Graph, known: Mapping[str, gs.Tensor], owners: Owners
-) -> Iterator[Shared]:
+def _shared(lowered: gs.Graph, known: Mapping[str, gs.Tensor], owners: Owners) -> Iterator[Shared]:
     for node in lowered.nodes:
         bound = clamps(node)
         for tensor in node.outputs:
@@ -188,7 +186,7 @@ def _root(tensor: gs.Tensor) -> gs.Tensor:
 def _kind(tensor: gs.Tensor) -> str:
     if tensor.is_empty() or tensor.dtype is None or isinstance(tensor.dtype, int):
         return "?"
-    return np.dtype(tensor.dtype).kind
+    return str(np.dtype(tensor.dtype).kind)
 
 
 def _element(dtype: np.dtype[np.generic]) -> int:

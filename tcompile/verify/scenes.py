@@ -80,7 +80,7 @@ def _pink(rng: np.random.Generator, planes: int, height: int, width: int) -> Arr
     down = np.fft.fftfreq(height)[:, None] * height
     right = np.fft.rfftfreq(width)[None] * width
     field = np.fft.irfft2(spectrum / np.maximum(np.hypot(down, right), 1), (height, width))
-    return field / (field.std(axis=(1, 2), keepdims=True) + 1e-12)
+    return np.asarray(field / (field.std(axis=(1, 2), keepdims=True) + 1e-12))
 
 
 def _like(
@@ -111,7 +111,7 @@ def _like(
 def _prepared(image: Array, preprocessing: Mapping[str, Any]) -> Array:
     if "mean" in preprocessing and "std" in preprocessing:
         return image
-    return (image - image.mean()) / (image.std() + 1e-6)
+    return np.asarray((image - image.mean()) / (image.std() + 1e-6))
 
 
 def _packed(
@@ -128,4 +128,4 @@ def _packed(
         pass
     colours = np.cumsum(rng.standard_normal((shape[0], 1)), axis=0) / np.sqrt(shape[0])
     texture = 0.3 * rng.pareto(2, (shape[0], 1)) * rng.standard_normal(shape)
-    return np.clip(colours + texture, -3, 3)
+    return np.asarray(np.clip(colours + texture, -3, 3))
