@@ -76,7 +76,7 @@ def _differences(pair: Pair, samples: Samples) -> dict[str, Difference]:
     worst: dict[str, Difference] = {}
     for tensors, want, have in each_tensor(pair, samples, pair.shared):
         for tensor in tensors:
-            how = difference(want[tensor.name], have[tensor.name])
+            how = difference(tensor.compared(want[tensor.name]), have[tensor.name])
             old = worst.get(tensor.name)
             if old is None or _badness(how) > _badness(old):
                 worst[tensor.name] = how
@@ -100,7 +100,7 @@ def _rows(
         row = _row(labels[tensor.name], tensor, found[tensor.name], precision)
         good = not rows or not rows[-1].departs
         if row.departs and good:
-            bad = [t for t in between if not t.bound and found[t.name].departs(precision)]
+            bad = [t for t in between if found[t.name].departs(precision)]
             # The first is what the fault begins with; of the others, the furthest.
             kept = bad[:1] + sorted(bad[1:], key=lambda t: _badness(found[t.name]))[1 - _BETWEEN :]
             names = {t.name for t in kept}

@@ -166,12 +166,11 @@ def first_departure(
     pair: Pair, samples: Samples, sample: int, precision: str
 ) -> tuple[Shared, Difference] | None:
     """The first tensor of the lowered model that is not what it is in fp32, for one sample."""
-    names = set(pair.outputs) | set(pair.scores)
     one = {name: array[sample : sample + 1] for name, array in samples.arrays.items()}
     for tensors, want, have in each_tensor(pair, Samples(one, "", real=False), pair.shared):
         for tensor in tensors:
-            how = difference(want[tensor.name], have[tensor.name])
-            if how.departs(precision) and (not tensor.bound or tensor.name in names):
+            how = difference(tensor.compared(want[tensor.name]), have[tensor.name])
+            if how.departs(precision):
                 return tensor, how
     return None
 

@@ -12,8 +12,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnx_graphsurgeon as gs
 
@@ -25,12 +27,16 @@ from tcompile.saving import save
 from tcompile.verify.owners import Owners
 from tcompile.verify.rounding import spell_rounding
 
+Array = npt.NDArray[Any]
+
 #: Give integers or truth values of floats and are left alone: sizes, guards against NaN, and
 #: quantised values, which carry what is to be compared.
 _NO_CHOICE = {"Shape", "Size", "IsNaN", "IsInf", "QuantizeLinear", "DynamicQuantizeLinear"}
 _CHOOSE = {"TopK", "ArgMax", "ArgMin"}
-#: Values that a free dim is taken for when tensors are counted.
+#: What a free dim is taken for when bytes are counted.
 _FREE = 1
+#: Below this nothing is left of a score behind a softmax, and fp16 may end.
+_NO_MATTER = -6e4
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ class Shared:
         owner: the user's name of that node, or of the nearest of the user's before it.
         own: whether tcompile wrote the node.
         bytes: of the tensor for one sample, in fp32.
-        bound: only read by a softmax or a bound, where "minus infinity" may be any large number.
+        bound: only read by a softmax or a bound, where large negative values are "minus infinity".
     """
 
     name: str
@@ -53,6 +59,10 @@ class Shared:
     own: bool
     bytes: int
     bound: bool
+
+    def compared(self, want: Array) -> Array:
+        """Its fp32 value, without what stands for minus infinity."""
+        return np.where(want < _NO_MATTER, np.nan, want) if self.bound else want
 
 
 @dataclass(frozen=True)
@@ -104,8 +114,8 @@ def write_pair(reduced: gs.Graph, lowered: gs.Graph, folder: Path, owners: Owner
 
 def _shared(lowered: gs.Graph, known: Mapping[str, gs.Tensor], owners: Owners) -> Iterator[Shared]:
     for node in lowered.nodes:
-        bound = clamps(node)
         for tensor in node.outputs:
+            bound = bool(tensor.outputs) and all(clamps(user) for user in tensor.outputs)
             other = known.get(tensor.name)
             if other is None or tensor.dtype not in (FLOAT16, FLOAT32):
                 continue
@@ -129,6 +139,7 @@ def _pin(
         floats = [t for t in node.inputs if not is_const(t) and _kind(t) == "f"]
         if not floats or node.op in _NO_CHOICE:
             continue
+        before = len(pins)
         for i, tensor in enumerate(node.outputs):
             chosen = _kind(tensor) in "iub" and np.dtype(tensor.dtype) not in (np.int8, np.uint8)
             if not chosen or not tensor.outputs or not tensor.inputs:
@@ -146,7 +157,7 @@ def _pin(
             lowered.outputs = [t for t in lowered.outputs if t is not tensor]
             lowered.outputs.append(own)
             lowered.inputs.append(tensor)
-        if node.domain == DOMAIN or node.op in _CHOOSE:
+        if len(pins) > before and (node.domain == DOMAIN or node.op in _CHOOSE):
             scores += [name for t in floats if (name := _root(t).name) in known]
     lowered.nodes[:0] = added
     return pins, tuple(dict.fromkeys(scores))
