@@ -71,6 +71,7 @@ def fill(
     source, form = Path(origin.file), token_ops or choose_token_ops(target, None)
     reduced = held.pop()
     schedule, layers = reduced.schedule, reduced.attention_layers
+    owners = Owners(source, reduced.dense)
     flops = Flops(graph_flops(reduced.dense), graph_flops(reduced.graph))
     lowered = lower(
         reduced.graph, target=target, precision=precision, fp32_nodes=reduced.fp32_nodes,
@@ -82,7 +83,6 @@ def fill(
     inputs, outs = describe_tensors(without_weights(lowered))
     widened = reduced.widened
     save(lowered, folder / MODEL, reduced.metadata)
-    owners = Owners(source, reduced.dense)
     with tempfile.TemporaryDirectory(prefix="tcompile-") as scratch:
         dense = Path(scratch) / MODEL
         save(reduced.dense, dense)

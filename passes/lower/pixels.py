@@ -30,40 +30,52 @@ def cast_pixels_first(graph: gs.Graph) -> int:
     graph: to say so is the runtime's business. Nothing else changes, names included.
     """
     outputs = {t.name for t in graph.outputs}
-    count = 0
+    cast: set[str] = set()
     for image in [t for t in graph.inputs if t.dtype == _UINT8]:
-        region = _region(image, outputs)
-        if region is None or all(user.op == "Cast" for user in image.outputs):
+        if image.name in cast or all(user.op == "Cast" for user in image.outputs):
             continue
-        moved, constants = region
+        region = _region([image], outputs)
+        if region is not None:
+            _cast_first(graph, *region)
+            cast |= {each.name for each in region[0]}
+    graph.nodes[:] = [node for node in graph.nodes if node.outputs]
+    return len(cast)
+
+
+def _cast_first(
+    graph: gs.Graph, images: list[gs.Tensor], moved: list[gs.Node], constants: set[str]
+) -> None:
+    to = int(onnx.TensorProto.FLOAT)
+    wides = []
+    for image in images:
         wide = gs.Variable(f"{image.name}_fp32", FLOAT32, image.shape)
         replace_uses(image, wide)
-        for node in moved:
-            for i, tensor in enumerate(node.inputs):
-                if is_const(tensor) and tensor.name in constants:
-                    numbers = value(tensor).astype(np.float32)
-                    node.inputs[i] = gs.Constant(f"{tensor.name}_fp32", numbers)
-            for tensor in node.outputs:
-                tensor.dtype = FLOAT32
-        to = int(onnx.TensorProto.FLOAT)
         graph.nodes.insert(0, gs.Node("Cast", f"{wide.name}/Cast", {"to": to}, [image], [wide]))
-        for tensor in [wide, *(t for node in moved for t in node.outputs)]:
-            for cast in [user for user in tensor.outputs if user.op == "Cast"]:
-                # The person's own cast: nothing is left to do for it.
-                if as_dtype(cast.attrs["to"]) == FLOAT32:
-                    bypass(graph, cast, tensor)
-        count += 1
-    graph.nodes[:] = [node for node in graph.nodes if node.outputs]
-    return count
+        wides.append(wide)
+    for node in moved:
+        for i, tensor in enumerate(node.inputs):
+            if is_const(tensor) and tensor.name in constants:
+                numbers = value(tensor).astype(np.float32)
+                node.inputs[i] = gs.Constant(f"{tensor.name}_fp32", numbers)
+        for tensor in node.outputs:
+            tensor.dtype = FLOAT32
+    for tensor in [*wides, *(t for node in moved for t in node.outputs)]:
+        for cast in [user for user in tensor.outputs if user.op == "Cast"]:
+            # The person's own cast: nothing is left to do for it.
+            if as_dtype(cast.attrs["to"]) == FLOAT32:
+                bypass(graph, cast, tensor)
 
 
-def _region(image: gs.Tensor, outputs: set[str]) -> tuple[list[gs.Node], set[str]] | None:
-    """The nodes that move the values of an image until they are cast, and the constants that they
-    join to it; None where anything else reads them."""
+def _region(
+    images: list[gs.Tensor], outputs: set[str]
+) -> tuple[list[gs.Tensor], list[gs.Node], set[str]] | None:
+    """Images that are joined, the nodes that move their values until they are cast, and the
+    constants that these join to them; None where anything else reads them."""
     moved: list[gs.Node] = []
     constants: set[str] = set()
-    pending, seen = list(image.outputs), set()
-    inside = {image.name}
+    pending = [user for image in images for user in image.outputs]
+    seen: set[int] = set()
+    inside = {image.name for image in images}
     while pending:
         node = pending.pop()
         if id(node) in seen or node.op == "Cast":
@@ -79,5 +91,17 @@ def _region(image: gs.Tensor, outputs: set[str]) -> tuple[list[gs.Node], set[str
             if is_const(tensor):
                 constants.add(tensor.name)
             elif tensor.name not in inside:
-                return None  # joined to another image
-    return moved, constants
+                other = _image_of(tensor)
+                return None if other is None else _region([*images, other], outputs)
+    return images, moved, constants
+
+
+def _image_of(tensor: gs.Tensor) -> gs.Tensor | None:
+    """The uint8 input of the graph that a tensor holds values of; None where it is computed."""
+    while tensor.inputs:
+        maker = tensor.inputs[0]
+        sources = [t for t in list(maker.inputs)[: _MOVES.get(maker.op, 0)] if not is_const(t)]
+        if not sources:
+            return None
+        tensor = sources[0]
+    return tensor if tensor.dtype == _UINT8 else None

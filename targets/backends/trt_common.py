@@ -113,11 +113,14 @@ def _parse_failure(trt: ModuleType, parser: Any, model_path: Path) -> ParseError
     error = parser.get_error(0)
     node, op, inside = error.node_name(), error.node_operator(), _functions(error)
     if not node and not op and not inside:
-        # Some importers leave the names out of what they report, and tell the number alone.
+        # Some importers leave out which node it is, and the function that complains says its kind.
+        op = str(error.func()).removeprefix("import")
         nodes = onnx.load(str(model_path), load_external_data=False).graph.node
-        if 0 <= error.node() < len(nodes):
-            found = nodes[error.node()]
-            node, op = found.name or found.output[0], found.op_type
+        of_kind = [n for n in nodes if n.op_type == op]
+        if "reduction" in error.desc():
+            of_kind = [n for n in of_kind if any(a.name == "reduction" for a in n.attribute)]
+        node = of_kind[0].name if of_kind else ""
+        op = op if node else ""
     return ParseError(
         title(trt), error.desc(), node=node, op=op, inside=inside, where=str(model_path)
     )

@@ -33,8 +33,8 @@ _DISTANCES = {"fp16": 0.15, "fp32": 0.015}
 _FEW = 4
 #: Share of choices that agree, below which it is worth a note.
 _SAME = 0.95
-#: Bytes of tensors that are looked at in one run.
-_AT_ONCE = 96 << 20
+#: Bytes of tensors that are looked at in one run, for one sample.
+_AT_ONCE = 48 << 20
 
 
 @dataclass(frozen=True)
@@ -140,24 +140,28 @@ def judge(
 def runs(
     pair: Pair, samples: Samples, more: Sequence[str] = ()
 ) -> Iterator[tuple[list[int], Arrays, Arrays]]:
-    """Run both, batch after batch: the samples' numbers, what the reference and the lowered model
-    give.
+    """Run the reference on everything, then the lowered model; yields batch after batch the
+    samples' numbers, what the reference gives and what the lowered model.
 
     Args:
         more: tensors to give beside the outputs.
     """
-    with with_outputs(pair.reference, more) as path, with_outputs(pair.judged, more) as other:
-        reference = OrtRunner(path)
+    kept: list[tuple[Arrays, int, Arrays]] = []
+    # One after the other: a session holds all weights, and some of them twice.
+    with with_outputs(pair.reference, more) as path:
+        runner = OrtRunner(path)
+    for arrays, true_rows in batches(samples, rows_of(runner) or 1):
+        given = feed(runner.inputs, arrays)
+        kept.append((given, true_rows, runner.run(given)))
+    del runner
+    with with_outputs(pair.judged, more) as path:
         try:
-            judged = OrtRunner(other)
+            runner = OrtRunner(path)
         except ModelError as error:
             raise InternalError(f"of the lowered model: {error.what}") from error
-    size, start = rows_of(reference), 0
-    for arrays, true_rows in batches(samples, size or 1):
-        given = feed(reference.inputs, arrays)
-        want = reference.run(given)
-        wanted = {info.name for info in judged.inputs}
-        have = judged.run({n: a for n, a in {**given, **want}.items() if n in wanted})
+    wanted, start = {info.name for info in runner.inputs}, 0
+    for given, true_rows, want in kept:
+        have = runner.run({n: a for n, a in {**given, **want}.items() if n in wanted})
         yield list(range(start, start + true_rows)), want, have
         start += true_rows
 
