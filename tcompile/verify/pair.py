@@ -142,30 +142,32 @@ def _pin(
         before = len(pins)
         for i, tensor in enumerate(node.outputs):
             chosen = _kind(tensor) in "iub" and np.dtype(tensor.dtype) not in (np.int8, np.uint8)
-            if not chosen or not tensor.outputs or not tensor.inputs:
+            select = node.op == "TcSelectTokens" and node.domain == DOMAIN
+            # Rows of a selection follow from its index, which itself nobody may read.
+            read = bool(tensor.outputs) or (select and i == 0)
+            if not chosen or not read or not tensor.inputs:
                 continue
-            rows = node.op == "TcSelectTokens" and i == 1
+            rows = select and i == 1
             if not rows and (tensor.name not in known or not known[tensor.name].inputs):
                 continue
             own = gs.Variable(f"{tensor.name}/own", tensor.dtype, tensor.shape)
             node.outputs[i] = own
             if rows:
                 # The reference has no rows: they follow from the index that it has.
-                added += _rows(node, known, lowered, tensor)
+                added += _rows(node, lowered, tensor)
                 continue
             pins[tensor.name] = (own.name, np.dtype(tensor.dtype))
             lowered.outputs = [t for t in lowered.outputs if t is not tensor]
             lowered.outputs.append(own)
             lowered.inputs.append(tensor)
         if len(pins) > before and (node.domain == DOMAIN or node.op in _CHOOSE):
-            scores += [name for t in floats if (name := _root(t).name) in known]
+            names = [_root(t).name for t in floats]
+            scores += [name for name in names if name in known and known[name].inputs]
     lowered.nodes[:0] = added
     return pins, tuple(dict.fromkeys(scores))
 
 
-def _rows(
-    node: gs.Node, known: Mapping[str, gs.Tensor], graph: gs.Graph, rows: gs.Tensor
-) -> list[gs.Node]:
+def _rows(node: gs.Node, graph: gs.Graph, rows: gs.Tensor) -> list[gs.Node]:
     """The prefix and the pinned index of a TcSelectTokens, as it joins them itself."""
     index = next(t for t in graph.inputs if f"{t.name}/own" == node.outputs[0].name)
     prefix = value(node.attrs["prefix"]).reshape(-1)

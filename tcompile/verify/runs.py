@@ -12,6 +12,7 @@ from zipfile import BadZipFile
 from tcompile.errors import UsageError
 from tcompile.manifest import TensorEntry, describe_tensors
 from tcompile.verify.choice import is_bookkeeping
+from tcompile.verify.pixels import pixel_inputs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,6 +33,8 @@ class Signature:
     inputs: tuple[TensorEntry, ...]
     outputs: tuple[TensorEntry, ...]
     preprocessing: Mapping[str, Any]
+    #: Float inputs that hold pixels from 0 to 255: the model scales them itself.
+    pixels: frozenset[str] = frozenset()
 
     @property
     def packed(self) -> bool:
@@ -96,7 +99,8 @@ def _signature(path: Path, changed: int, size: int) -> Signature:
 
     model = load(path)
     inputs, outputs = describe_tensors(model)
-    return Signature(path, inputs, outputs, read_preprocessing(model) or {})
+    found = pixel_inputs(model)
+    return Signature(path, inputs, outputs, read_preprocessing(model) or {}, found)
 
 
 def samples_for(
@@ -198,7 +202,10 @@ def _random(model: Signature, count: int, seed: int) -> Samples:
     for tensor in model.inputs:
         shape = [count, *(_size(d) for d in model.rows(tensor))]
         if tensor.dtype.startswith("float"):
-            arrays[tensor.name] = rng.standard_normal(shape).astype(tensor.dtype)
+            drawn = rng.standard_normal(shape)
+            if tensor.name in model.pixels:
+                drawn = np.clip(127.5 + 64 * drawn, 0, 255)
+            arrays[tensor.name] = drawn.astype(tensor.dtype)
         else:
             arrays[tensor.name] = _placeholder(model, tensor, count)
     if not arrays:

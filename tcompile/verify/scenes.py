@@ -44,16 +44,16 @@ def scene(rng: np.random.Generator, height: int, width: int) -> npt.NDArray[np.f
 def scenes_for(model: Signature, *, scenes: int = 3, noise: int = 1, seed: int = 0) -> Samples:
     """Inputs for a model: scenes first, then white noise.
 
-    Images are prepared as the model's file says; where it does not, each has mean 0 and variance 1.
-    Integers of four axes are taken for pixels from 0 to 255; other inputs are as `samples_for` has
-    them. Raises as that.
+    Images are prepared as the model's file says; where it does not, each has mean 0 and variance 1,
+    but for a model that scales pixels from 0 to 255 itself. Bytes of four axes are such pixels too;
+    other inputs are as `samples_for` has them. Raises as that.
     """
     count = scenes + noise
     drawn = samples_for(model, count=count, seed=seed)
     rng = np.random.default_rng(seed)
     arrays = {name: array.copy() for name, array in drawn.arrays.items()}
     pictures = False
-    for array in arrays.values():
+    for name, array in arrays.items():
         rows = array.shape[1:]
         if model.packed and array.dtype.kind == "f" and len(rows) == 2:
             for i in range(scenes):
@@ -62,7 +62,10 @@ def scenes_for(model: Signature, *, scenes: int = 3, noise: int = 1, seed: int =
             for i in range(count):
                 pixels = _like(rng, rows, {}) if i < scenes else rng.random(rows)
                 array[i] = np.round(255 * pixels)
-        elif len(rows) in (3, 4) and array.dtype.kind == "f":
+        elif name in model.pixels and len(rows) >= 3:
+            for i in range(scenes):
+                array[i] = 255 * _like(rng, rows, {})
+        elif _is_image(model, name, rows) and array.dtype.kind == "f":
             for i in range(scenes):
                 array[i] = _prepared(_like(rng, rows, model.preprocessing), model.preprocessing)
         else:
@@ -72,6 +75,16 @@ def scenes_for(model: Signature, *, scenes: int = 3, noise: int = 1, seed: int =
         return drawn
     source = f"{scenes} procedural scenes and {noise} of white noise (seed {seed})"
     return Samples(arrays, source, real=False)
+
+
+def _is_image(model: Signature, name: str, rows: tuple[int, ...]) -> bool:
+    """Whether an input is of images or video, and no mask [1, N, N] beside one."""
+    if len(rows) not in (3, 4):
+        return False
+    first = model.image_input
+    return any(rows[-i] in (3, 4) for i in (1, 3, len(rows))) or (
+        first is not None and first.name == name
+    )
 
 
 def _pink(rng: np.random.Generator, planes: int, height: int, width: int) -> Array:

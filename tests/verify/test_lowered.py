@@ -272,3 +272,29 @@ def test_a_batch_of_its_own_is_judged(tmp_path: Path) -> None:
     onnx.save(build_vit(SPEC, weights, batch=3), "three.onnx")
     with pytest.raises(FailedBuildError, match="add_64"):
         pipeline.build("three.onnx", target="jetson-orin", keep=0.6, method="tome", output="out")
+
+
+def test_a_model_that_scales_its_pixels_is_judged_on_pixels() -> None:
+    """Around 0 it would see one grey, and fp16 nothing of what differs."""
+    model = build_vit(SPEC, random_weights(SPEC, 0), batch=1)
+    middle = onnx.numpy_helper.from_array(np.array(127.5, np.float32), "middle")
+    model.graph.initializer.append(middle)
+    model.graph.node.insert(0, onnx.helper.make_node("Sub", ["frame", "middle"], ["zero"], "zero"))
+    model.graph.node.insert(1, onnx.helper.make_node("Div", ["zero", "middle"], ["image"], "unit"))
+    model.graph.input[0].name = "frame"
+    onnx.save(model, "frames.onnx")
+    built = pipeline.build("frames.onnx", target="jetson-orin", keep=0.6, method="topk",
+                           output="out")  # fmt: skip
+    assert load_artifact(built).manifest.fault is None
+    found = verify(built, layers=True)
+    assert found.passed
+    assert not any(row.departs for row in found.layers)
+
+
+@pytest.mark.parametrize("method", ["topk", "tome"])
+def test_layers_of_a_bundle_with_plugins(method: str) -> None:
+    built = pipeline.build(save(lambda w: None), target="jetson-orin", keep=0.6, method=method,
+                           token_ops="plugin", output="out")  # fmt: skip
+    rows = verify(built, layers=True).layers
+    assert len(rows) == 9
+    assert not any(row.departs for row in rows)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from tcompile.manifest import TensorEntry
-from tcompile.verify.runs import Signature
+from tcompile.verify.runs import Signature, samples_for, signature
 from tcompile.verify.scenes import scene, scenes_for
+from tests.passes.lower.blocks import parse
 
 
 def takes(dtype: str, *shape: int | str, **preprocessing: object) -> Signature:
@@ -84,6 +86,39 @@ def test_pixels_are_whole_and_other_inputs_as_ever() -> None:
     assert x[3].std() > 60  # white noise
     assert (scenes_for(takes("int64", 1, 77)).arrays["x"] == 1).all()
     assert (scenes_for(takes("bool", 1, 16)).arrays["x"] == 1).all()
+
+
+FRONTS = {
+    "minus 127.5": ("y = Sub(x, c)", 127.5, True),
+    "over 255": ("t = Transpose<perm=[0,3,1,2]>(x) y = Div(t, c)", 255, True),
+    "times 1/255": ("y = Mul(c, x)", 1 / 255, True),
+    "plus -124": ("y = Add(x, c)", -124, True),
+    "ImageNet's mean": ("y = Sub(x, c)", 0.485, False),
+    "ImageNet's deviation": ("y = Div(x, c)", 0.229, False),
+    "what divides": ("y = Div(c, x)", 255, False),
+    "after a norm": ("s = Softmax(x) y = Mul(s, c)", 0.01, False),
+}
+
+
+@pytest.mark.parametrize("front", FRONTS)
+def test_a_model_that_scales_pixels_itself_gets_pixels(front: str, tmp_path: Path) -> None:
+    text, number, pixels = FRONTS[front]
+    model = parse(f"""<ir_version: 10, opset_import: ["":20]>
+        g (float[1,16,16,3] x) => (float[a,b,c,d] y) <float c = {{{number}}}> {{ {text} }}""")
+    onnx.save(model, str(tmp_path / "m.onnx"))
+    found = signature(tmp_path / "m.onnx")
+    assert found.pixels == ({"x"} if pixels else set())
+    x = scenes_for(found).arrays["x"]
+    assert (x.min() >= 0 and 128 < x.max() <= 255) == pixels
+    noise = samples_for(found).arrays["x"]
+    assert (noise.min() >= 0 and 128 < noise.max() <= 255) == pixels
+
+
+def test_a_mask_is_no_image() -> None:
+    model = Signature(Path("m"), (TensorEntry("x", "float32", (1, 3, 32, 32)),
+                                  TensorEntry("m", "float32", (1, 1, 16, 16))), (), {})  # fmt: skip
+    drawn = samples_for(model, count=4).arrays["m"]
+    np.testing.assert_array_equal(scenes_for(model).arrays["m"], drawn)
 
 
 def test_packed_patches() -> None:
