@@ -190,9 +190,12 @@ def _rows(node: gs.Node, graph: gs.Graph, rows: gs.Tensor) -> list[gs.Node]:
 
 
 def _root(tensor: gs.Tensor) -> gs.Tensor:
-    """What a tensor is a cast of."""
+    """The float that a tensor is a cast of."""
     while tensor.inputs and tensor.inputs[0].op == "Cast":
-        tensor = tensor.inputs[0].inputs[0]
+        source = tensor.inputs[0].inputs[0]
+        if _kind(source) != "f":
+            break
+        tensor = source
     return tensor
 
 

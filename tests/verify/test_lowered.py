@@ -291,7 +291,7 @@ def test_a_model_that_scales_its_pixels_is_judged_on_pixels() -> None:
     assert not any(row.departs for row in found.layers)
 
 
-@pytest.mark.parametrize("method", ["topk", "tome"])
+@pytest.mark.parametrize("method", ["topk", "tome", "gtp"])
 def test_layers_of_a_bundle_with_plugins(method: str) -> None:
     built = pipeline.build(save(lambda w: None), target="jetson-orin", keep=0.6, method=method,
                            token_ops="plugin", output="out")  # fmt: skip
