@@ -7,6 +7,7 @@ has left the fp32 values, the first tensor that did so is looked for.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,11 +114,17 @@ def judge(
         precision: it was lowered to.
         source: the user's file, for messages.
         precisions: that the target has.
+
+    Raises:
+        InternalError: ONNX Runtime does not accept what became of the model.
     """
     from tcompile.verify.runs import signature
 
     samples = scenes_for(signature(original))
-    found, choices = _compare(pair, samples)
+    try:
+        found, choices = _compare(pair, samples)
+    except InternalError as error:
+        raise InternalError(error.what, where=source, hint=error.hint) from error
     worst = _worst(found, precision)
     notes = tuple(_other_choices(choices, precision))
     if worst is None:
@@ -149,21 +156,27 @@ def runs(
     kept: list[tuple[Arrays, int, Arrays]] = []
     # One after the other: a session holds all weights, and some of them twice.
     with with_outputs(pair.reference, more) as path:
-        runner = OrtRunner(path)
+        runner = _open(path, "reduced")
     for arrays, true_rows in batches(samples, rows_of(runner) or 1):
         given = feed(runner.inputs, arrays)
         kept.append((given, true_rows, runner.run(given)))
     del runner
     with with_outputs(pair.judged, more) as path:
-        try:
-            runner = OrtRunner(path)
-        except ModelError as error:
-            raise InternalError(f"of the lowered model: {error.what}") from error
+        runner = _open(path, "lowered")
     wanted, start = {info.name for info in runner.inputs}, 0
     for given, true_rows, want in kept:
         have = runner.run({n: a for n, a in {**given, **want}.items() if n in wanted})
         yield list(range(start, start + true_rows)), want, have
         start += true_rows
+
+
+def _open(path: Path, which: str) -> OrtRunner:
+    """Raise `InternalError` where ONNX Runtime does not accept what became of an accepted file."""
+    try:
+        return OrtRunner(path)
+    except ModelError as error:
+        reason = re.sub(r"Load model from \S+ failed:", "", error.what)
+        raise InternalError(f"of the {which} graph: {reason}", hint="please report it") from error
 
 
 def first_departure(

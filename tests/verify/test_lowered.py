@@ -13,7 +13,7 @@ import pytest
 
 from tcompile import filling, pipeline
 from tcompile.artifact import load_artifact
-from tcompile.errors import FailedBuildError, UsageError
+from tcompile.errors import FailedBuildError, InternalError, UsageError
 from tcompile.passes.lower import lower
 from tcompile.targets import load_target
 from tcompile.verify import verify
@@ -298,3 +298,17 @@ def test_layers_of_a_bundle_with_plugins(method: str) -> None:
     rows = verify(built, layers=True).layers
     assert len(rows) == 9
     assert not any(row.departs for row in rows)
+
+
+def test_a_graph_that_no_runtime_takes_is_our_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(*args: object, **options: object) -> gs.Graph:
+        graph = lower(*args, **options)  # type: ignore[arg-type]
+        next(n for n in graph.nodes if n.op == "Softmax").op = "Sofmax"
+        return graph
+
+    monkeypatch.setattr(filling, "lower", wrong)
+    with pytest.raises(InternalError, match="Sofmax") as raised:
+        pipeline.build(save(lambda w: None), target="cpu", keep=0.6, method="topk", output="out")
+    assert raised.value.where == "vit.onnx"
+    assert "/tmp" not in str(raised.value)
+    assert sorted(p.name for p in Path().iterdir()) == ["vit.onnx"]
