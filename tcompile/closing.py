@@ -45,6 +45,7 @@ class Build:
         refine: plan again from measurements.
         token_ops: the form of token ops; None: the target's own.
         batches: that an engine of a free batch takes.
+        keep_failed: write what failed a check, too.
     """
 
     origin: Source
@@ -55,6 +56,7 @@ class Build:
     refine: bool
     token_ops: TokenOpsChoice | None = None
     batches: BatchSizes | None = None
+    keep_failed: bool = False
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,7 @@ def _attempt(
     manifest = fill(folder, asked.origin, asked.target, asked.precision, held,
                     asked.request.outputs, say, threads=asked.request.threads,
                     batch=asked.request.batch, batches=asked.batches, token_ops=asked.token_ops,
+                    keep_failed=asked.keep_failed,
                     seconds=0.0 if asked.request.latency is None else _SECONDS)  # fmt: skip
     made = Attempt.of(replace(manifest, notes=(*notes, *manifest.notes)), chosen)
     return replace(made, manifest=_with_plan(made, asked))

@@ -181,6 +181,7 @@ class Manifest:
     summary: tuple[str, ...] = ()
     shapes: dict[str, tuple[int | str, ...]] = field(default_factory=dict)
     prefix: int | None = None
+    fault: str | None = None
     files: tuple[FileEntry, ...] = ()
     tool: str = f"tcompile {__version__}"
     schema: str = SCHEMA

@@ -151,6 +151,7 @@ def build(
     min_batch: int | None = None,
     opt_batch: int | None = None,
     max_batch: int | None = None,
+    keep_failed: bool = False,
     progress: Progress = silent,
     **asked: Unpack[Asked],
 ) -> Path:
@@ -169,10 +170,13 @@ def build(
         refine: plan again from what was measured, where that is not what was predicted.
         min_batch, opt_batch, max_batch: what an engine takes and is tuned for, of a model with a
             free batch; by default 1, `batch`, and the larger of 8 and that.
+        keep_failed: write also a model that failed a check, with `fault` in its manifest.
         asked: keep, latency, max_drop, method, …: see `tcompile.request.Request`.
 
     Raises:
-        UsageError, ModelError: see `read` and `plan`; also a destination that is not ours.
+        UsageError, ModelError: see `read` and `plan`; also a destination that is not ours, and a
+            node that the target's runtime does not accept.
+        FailedBuildError: the lowered model does not compute what the reduced fp32 graph does.
         MissingExtraError: the target's runtime is not installed.
     """
     request, chosen = Request.of(asked), load_target(target)
@@ -188,7 +192,7 @@ def build(
 
     def fill(folder: Path) -> Manifest:
         made = fill_best(folder, Build(origin, chosen, level, request, force, refine, form,
-                                       batches), job.make, progress)  # fmt: skip
+                                        batches, keep_failed), job.make, progress)  # fmt: skip
         bound = {name: tuple(dims) for name, dims in (request.shapes or {}).items()}
         return replace(made, shapes=bound, prefix=request.prefix)
 

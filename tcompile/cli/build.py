@@ -9,6 +9,7 @@ import click
 
 from tcompile.cli.asking import asked_of, schedule_options
 from tcompile.cli.common import JSON, common_options, print_json, print_table, progress
+from tcompile.errors import FailedBuildError
 
 
 @click.command(short_help="Compile a model to carry fewer tokens; write an artifact.")
@@ -52,6 +53,12 @@ from tcompile.cli.common import JSON, common_options, print_json, print_table, p
     "otherwise the dense one is emitted; and replace an artifact even if files in it were "
     "changed. What is not an artifact is never replaced.",
 )
+@click.option(
+    "--keep-failed",
+    is_flag=True,
+    help="Write the artifact of a build that failed its own checks, to look into; its manifest and "
+    "report name the fault, and the exit code is 1 all the same.",
+)
 @JSON
 @common_options
 def build(
@@ -65,15 +72,17 @@ def build(
     output: Path | None,
     refine: bool,
     force: bool,
+    keep_failed: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Compile MODEL to carry fewer tokens on a device, and write the artifact.
 
     The artifact is a directory with the reduced model, an engine where one can be built here, a
-    manifest and a report. It appears when it is complete, or not at all. What is asked is what is
-    built. Only where the target's runtime runs here, and the reduced model was measured to be no
-    faster than dense, the artifact holds the dense one, and the first line says so.
+    manifest and a report. It appears when it is complete and has passed its own checks, or not at
+    all. What is asked is what is built. Only where the target's runtime runs here, and the reduced
+    model was measured to be no faster than dense, the artifact holds the dense one, and the first
+    line says so.
 
     \b
     Examples:
@@ -97,6 +106,7 @@ def build(
             output=output,
             force=force,
             refine=refine,
+            keep_failed=keep_failed,
             progress=say,
             **asked_of(options),
         )
@@ -106,6 +116,11 @@ def build(
                     "manifest": manifest.to_json()})  # fmt: skip
     else:
         print_summary(directory)
+    if manifest.fault:
+        raise FailedBuildError(
+            "this build failed its own checks, see FAILED above; it is kept for debugging only"
+            if not as_json else manifest.fault, where=str(directory),
+        )  # fmt: skip
 
 
 def print_summary(directory: Path) -> None:
@@ -118,6 +133,7 @@ def print_summary(directory: Path) -> None:
         click.echo(line)
     first, last = m.tokens_per_block[0], m.tokens_per_block[-1]
     rows: list[tuple[str, str]] = [
+        *([("FAILED", m.fault)] if m.fault else []),
         ("tokens", f"{first.attention} enter the first block, {last.mlp} the last MLP"),
         ("FLOPs", f"{giga(m.flops.dense)} dense, {giga(m.flops.reduced)} reduced "
                   f"({m.flops.dense / max(m.flops.reduced, 1):.2f} x fewer)"),
