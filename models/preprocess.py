@@ -89,10 +89,12 @@ def load_image(path: str | Path, preprocessing: Mapping[str, Any]) -> NDArray[np
     pixels = np.asarray(image, dtype=np.float32) / np.float32(255.0)
     normal = (pixels - mean) / std
     planes = np.ascontiguousarray(normal.transpose(2, 0, 1), dtype=np.float32)
-    return planes[None] if layout == "image" else _patches(planes, preprocessing)
+    return planes[None] if layout == "image" else pack_patches(planes, preprocessing)
 
 
-def _patches(planes: NDArray[np.float32], preprocessing: Mapping[str, Any]) -> NDArray[np.float32]:
+def pack_patches(
+    planes: NDArray[np.float32], preprocessing: Mapping[str, Any]
+) -> NDArray[np.float32]:
     """[3, H, W] as Qwen-VL processors pack it: [N, 3 x time x patch x patch], squares together.
 
     The patches that are merged into one token lie one after another; a still image stands in for

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tcompile._version import __version__
 from tcompile.jsonform import decode
+from tcompile.planning.solve.outcome import Emitted, Outcome, Reason, Share
 
 if TYPE_CHECKING:
     import onnx
@@ -173,8 +174,14 @@ class Manifest:
     notes: tuple[str, ...] = ()
     plan: dict[str, Any] | None = None
     faster: bool | None = None
+    emitted: Emitted | None = None
+    reason: Reason | None = None
+    asked: Share | None = None
+    kept: Share | None = None
+    summary: tuple[str, ...] = ()
     shapes: dict[str, tuple[int | str, ...]] = field(default_factory=dict)
     prefix: int | None = None
+    fault: str | None = None
     files: tuple[FileEntry, ...] = ()
     tool: str = f"tcompile {__version__}"
     schema: str = SCHEMA
@@ -196,6 +203,11 @@ class Manifest:
             if path.is_absolute() or ".." in path.parts:
                 raise ValueError(f"files: path {entry.path!r} leaves the artifact")
         return manifest
+
+    def with_outcome(self, outcome: Outcome) -> Manifest:
+        """A copy that says what was asked, what is given, and why."""
+        return replace(self, emitted=outcome.emitted, reason=outcome.reason, asked=outcome.asked,
+                       kept=outcome.kept, summary=outcome.summary())  # fmt: skip
 
     def with_files(self, files: Iterable[FileEntry]) -> Manifest:
         """A copy that lists these files."""

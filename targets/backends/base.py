@@ -2,13 +2,67 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from tcompile.errors import UsageError
+from tcompile.errors import ModelError, TcompileError, UsageError
 from tcompile.ir import settled
+
+
+class RefusedError(TcompileError):
+    """A runtime does not accept a model, or accepts it and cannot build it.
+
+    Args:
+        runtime: its name and version.
+        node, op: the node it is about; empty where the runtime does not say.
+        reason: in the runtime's words.
+        inside: names of the functions, outermost first, in whose body the node is.
+    """
+
+    def __init__(
+        self,
+        runtime: str,
+        reason: str,
+        *,
+        node: str = "",
+        op: str = "",
+        inside: tuple[str, ...] = (),
+        where: str = "",
+    ) -> None:
+        self.runtime, self.reason, self.inside = runtime, _plain(reason), inside
+        self.node, self.op = node, op
+        named = f"node '{node}' ({op})" if node or op else "the model"
+        super().__init__(self.sentence(named), where=where)
+
+    def sentence(self, node: str) -> str:
+        """What is wrong, with a node's name put in."""
+        return f"{self.runtime} does not accept {node}: {self.reason}"
+
+
+def _plain(reason: str) -> str:
+    """A reason without places in the runtime's source, and of a length that can be read."""
+    text = " ".join(reason.split())
+    text = re.sub(r"^Invalid Node - \S+ ", "", text)
+    text = re.sub(r"\bI\w+::\w+: |Error Code \d+: |Assertion failed: ", "", text)
+    text = re.sub(r"[.,]? ?\(?\bIn \w+ at /\S+\)?", "", text)
+    return text if len(text) <= 400 else f"{text[:400]} …"
+
+
+class ParseError(RefusedError, ModelError):
+    """The parser does not accept a node."""
+
+    exit_code = 2
+
+
+class EngineError(RefusedError):
+    """The parser accepts the model, and no engine can be built."""
+
+    def sentence(self, node: str) -> str:
+        """What is wrong; the reason names nodes itself."""
+        return f"{self.runtime} cannot build an engine: {self.reason}"
 
 
 @dataclass(frozen=True)

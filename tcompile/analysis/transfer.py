@@ -10,7 +10,6 @@ import hashlib
 from collections.abc import Callable
 from typing import TypeAlias
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis import axes as ax

@@ -39,6 +39,8 @@ def demo(keep: Fraction, method: str, scenes: int, output: Path | None, as_json:
     if as_json:
         print_json(result.to_json())
         return
+    for line in result.summary:
+        click.echo(line)
     b = result.benchmark
     print_table(
         ("model", "tokens", "right sums", "median, ms"),

@@ -14,11 +14,13 @@ from tcompile.errors import UsageError
 from tcompile.manifest import TensorEntry, describe_tensors
 from tcompile.models.images import SUFFIXES
 from tcompile.verify.choice import is_bookkeeping
+from tcompile.verify.pixels import pixel_inputs
 
 if TYPE_CHECKING:
     import numpy as np
 
     from tcompile.targets.backends.base import TensorInfo
+    from tcompile.targets.backends.ort import OrtRunner
 
     Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -33,6 +35,8 @@ class Signature:
     inputs: tuple[TensorEntry, ...]
     outputs: tuple[TensorEntry, ...]
     preprocessing: Mapping[str, Any]
+    #: Float inputs that hold pixels from 0 to 255: the model scales them itself.
+    pixels: frozenset[str] = frozenset()
 
     @property
     def packed(self) -> bool:
@@ -110,7 +114,8 @@ def _signature(path: Path, changed: int, size: int) -> Signature:
 
     model = load(path)
     inputs, outputs = describe_tensors(model)
-    return Signature(path, inputs, outputs, read_preprocessing(model) or {})
+    found = pixel_inputs(model)
+    return Signature(path, inputs, outputs, read_preprocessing(model) or {}, found)
 
 
 def samples_for(
@@ -194,8 +199,7 @@ def run_all(path: str | Path, samples: Samples, *, threads: int | None = None) -
 
     runner = OrtRunner(Path(path), threads=threads)
     packed = bool(runner.inputs) and _packed(runner.inputs[0])
-    first = _leading(runner.inputs).shape[:1] if runner.inputs else ()
-    fixed = 1 if packed else first[0] if first and isinstance(first[0], int) else None
+    fixed = rows_of(runner)
     kept: dict[str, list[Array]] = {tensor.name: [] for tensor in runner.outputs}
     for arrays, true_rows in batches(samples, fixed):
         size = len(next(iter(arrays.values())))
@@ -204,6 +208,14 @@ def run_all(path: str | Path, samples: Samples, *, threads: int | None = None) -
                 array = array[np.newaxis]  # what it says of the tokens has a batch of 1 already
             kept[name].append(by_sample(array, size)[:true_rows])
     return {name: np.concatenate(parts) for name, parts in kept.items() if parts}
+
+
+def rows_of(runner: OrtRunner) -> int | None:
+    """Samples that a model takes at once; None: any number."""
+    if runner.inputs and _packed(runner.inputs[0]):
+        return 1
+    first = _leading(runner.inputs).shape[:1] if runner.inputs else ()
+    return first[0] if first and isinstance(first[0], int) else None
 
 
 def by_sample(array: Array, batch: int) -> Array:
@@ -246,7 +258,10 @@ def _random(model: Signature, count: int, seed: int) -> Samples:
     for tensor in model.inputs:
         shape = [count, *(_size(d) for d in model.rows(tensor))]
         if tensor.dtype.startswith("float"):
-            drawn = rng.standard_normal(shape).astype(tensor.dtype)
+            drawn = rng.standard_normal(shape)
+            if tensor.name in model.pixels:
+                drawn = np.clip(127.5 + 64 * drawn, 0, 255)
+            drawn = drawn.astype(tensor.dtype)
             whole = len(shape) > len(tensor.shape) and not model.packed
             arrays[tensor.name] = np.broadcast_to(drawn[:1], shape) if whole else drawn
         else:
