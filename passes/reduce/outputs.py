@@ -34,12 +34,14 @@ class Carried:
 
 
 def token_outputs(
-    editor: Editor, stages: Sequence[Stage], outputs: Mapping[str, Carried], mode: str
-) -> None:
+    editor: Editor, stages: Sequence[Stage], outputs: Mapping[str, Carried], mode: str,
+    label: str = "",
+) -> None:  # fmt: skip
     """Finish every output that carries tokens.
 
     `reduced`: adds `token_index` [B, K] (−1: a fused token), and after merging `token_owner` [B, N]
-    and `token_size` [B, K]; further outputs of another depth or range get `_NAME` appended. Where
+    and `token_size` [B, K], each with `_LABEL` of its tower where it has one; further outputs of
+    another depth or range get `_NAME` appended. Where
     tokens were only ever dropped, outputs of every depth have the tokens that are left at the end;
     a grid from before the first reduction stays whole.
     `restored`: each dense token gets the row of its owner.
@@ -63,7 +65,7 @@ def token_outputs(
         key = (id(stage), place.run, place.part, place.order)
         if key in named:
             continue
-        suffix = f"_{name}" if named else ""
+        suffix = (f"_{label}" if label else "") + (f"_{name}" if named else "")
         named[key] = name
         if place.order:
             order = editor.order(place.order)

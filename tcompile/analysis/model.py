@@ -15,6 +15,7 @@ from tcompile.analysis.propagate import propagate
 from tcompile.analysis.sites import Site, find_sites
 from tcompile.analysis.space import Residual, TokenSpace, token_space, with_orders
 from tcompile.analysis.structure import Block, ancestors, carries, find_blocks, residuals
+from tcompile.analysis.towers import Beside, beside, names_of, tower_axes
 from tcompile.errors import ModelError, UsageError
 from tcompile.ir import attr, is_const, value
 from tcompile.planning.schedule import Shape
@@ -22,12 +23,18 @@ from tcompile.planning.schedule import Shape
 
 @dataclass(frozen=True)
 class Analysis:
-    """The structure of a normalised model.
+    """The structure of a normalised model, as seen from one of its towers.
 
     Attributes:
         cls: position of the fixed token that the model reads by itself or returns, counted from
             the front or, after the patches, from the back (-1); None where there is none.
         restorable: nodes behind the last block, which may get every token back.
+        readers: positions, counted as `cls`, of the tokens whose attention a `cls` score reads:
+            that token, or all of one kind that are read together (detection tokens).
+        tower: the name of this one of the model's towers.
+        others: the other towers, in execution order.
+        chosen: whether this one was asked for by name, so that the others stay dense.
+        beside: attentions that belong to no tower.
     """
 
     facts: Facts
@@ -37,6 +44,11 @@ class Analysis:
     sites: tuple[Site, ...]
     cls: int | None
     restorable: frozenset[str]
+    readers: tuple[int, ...] = ()
+    tower: str = ""
+    others: tuple[Analysis, ...] = ()
+    chosen: bool = False
+    beside: tuple[Beside, ...] = ()
 
     @property
     def has_cls(self) -> bool:
@@ -51,40 +63,93 @@ class Analysis:
         return next((s for s in self.sites if s.name == name), None)
 
 
-def analyse(graph: gs.Graph, *, prefix: int | None = None) -> Analysis:
+def analyse(graph: gs.Graph, *, prefix: int | None = None, tower: str | None = None) -> Analysis:
     """Analyse a graph in normal form.
 
     Args:
         prefix: tokens at the front that are no patches, where the person knows better.
+        tower: which tower to look at; None: that of most blocks, the first of equals.
 
     Raises:
         ModelError: no transformer with a residual stream in it.
-        UsageError: a prefix that cannot be.
+        UsageError: a prefix that cannot be, no tower of that name.
     """
-    facts = propagate(graph)
-    attentions = tuple(find_attention(graph, facts))
-    if facts.conflicts and attentions:
-        # What the tokens are is known now: what contradicts them may take their meaning.
-        first = token_space(residuals(graph, facts, attentions))
-        if first is not None:
-            facts = propagate(graph, frozenset(ax.roots(first.axis)))
-            attentions = tuple(find_attention(graph, facts))
-    if not attentions:
+    known = _Streams.of(graph)
+    streams = known.streams
+    if not known.attentions:
         raise ModelError(
             "no transformer found: nothing in it is an attention (softmax(Q·Kᵀ)·V)",
             hint="tcompile reduces the tokens of vision transformers",
         )
-    streams = residuals(graph, facts, attentions)
-    space = token_space(streams, prefix)
-    if space is None and prefix is not None and token_space(streams) is not None:
-        raise UsageError(f"{prefix} tokens before the patches are not possible here",
-                         where="--prefix", hint=_possible(streams))  # fmt: skip
-    if space is None:
+    axes = tower_axes(graph, streams)
+    if not axes:
         raise ModelError(
-            f"has {len(attentions)} attentions, but none is self-attention over one token axis "
+            f"has {len(known.attentions)} attentions, but none is self-attention over one token axis "
             "around which a residual stream runs",
             hint="tcompile reduces encoders whose tokens are the patches of an image",
         )
+    names = names_of(graph, streams, axes)
+    if tower is not None and tower not in names:
+        raise UsageError(f"no tower '{tower}'", where="--tower",
+                         hint=f"this model has: {', '.join(names)}")  # fmt: skip
+    first = 0 if tower is None else names.index(tower)
+    order = list(dict.fromkeys(r.axis for r in streams))
+    others = sorted((i for i in range(len(axes)) if i != first), key=lambda i: order.index(axes[i]))
+    main = _of_axis(graph, known, axes[first], names[first], prefix, must=True)
+    rest = [_of_axis(graph, known, axes[i], names[i], prefix) for i in others]
+    towers = [(a.space, a.blocks) for a in (main, *rest)]
+    return replace(main, others=tuple(rest), chosen=tower is not None,
+                   beside=beside(graph, known.attentions, towers))  # fmt: skip
+
+
+def analyse_axis(graph: gs.Graph, axis: Axis, tower: str, prefix: int | None = None) -> Analysis:
+    """Analyse one tower, known by its token axis, in a graph where others may have lost tokens.
+
+    Raises:
+        ModelError: nothing runs over this axis.
+    """
+    return _of_axis(graph, _Streams.of(graph), axis, tower, prefix)
+
+
+@dataclass(frozen=True)
+class _Streams:
+    """The attentions of a graph, and the residual streams that they are added to."""
+
+    facts: Facts
+    attentions: tuple[Attention, ...]
+    streams: list[Residual]
+
+    @staticmethod
+    def of(graph: gs.Graph, tokens: frozenset[ax.Root] = frozenset()) -> _Streams:
+        facts = propagate(graph, tokens)
+        attentions = tuple(find_attention(graph, facts))
+        return _Streams(facts, attentions, residuals(graph, facts, attentions))
+
+
+def _of_axis(
+    graph: gs.Graph, known: _Streams, axis: Axis, tower: str, prefix: int | None, *,
+    must: bool = False,
+) -> Analysis:  # fmt: skip
+    """Analyse one tower.
+
+    Args:
+        must: a prefix that is not possible is an error; otherwise the tower goes without.
+    """
+    if known.facts.conflicts:
+        # What the tokens are is known: what contradicts them may take their meaning.
+        known = _Streams.of(graph, frozenset(ax.roots(axis)))
+    facts, attentions, streams = known.facts, known.attentions, known.streams
+    proven = token_space(streams, None, axis)
+    if proven is None or not any(r.axis == axis for r in streams):
+        raise ModelError(f"no block runs over the tokens of '{tower}'")
+    space = proven if prefix is None else token_space(streams, prefix, axis)
+    if space is None and must:
+        most = proven.prefix + proven.patches - 1
+        raise UsageError(
+            f"{prefix} tokens before the patches are not possible here", where="--prefix",
+            hint=f"the analysis proves {proven.prefix}; more can be stated, up to {most}",
+        )  # fmt: skip
+    space = space or proven
     whole = space.whole_patches
     if whole is not None:
         space = replace(space, grouping=find_grouping(graph, facts, whole))
@@ -97,14 +162,8 @@ def analyse(graph: gs.Graph, *, prefix: int | None = None) -> Analysis:
         restorable = frozenset()  # another stage of the encoder follows, with other tokens
     sites = tuple(find_sites(graph, facts, space, attentions, blocks, restorable))
     cls = _find_cls(graph, facts, space, blocks[-1].stream_out)
-    return Analysis(facts, attentions, space, blocks, sites, cls, restorable)
-
-
-def _possible(streams: list[Residual]) -> str:
-    space = token_space(streams)
-    assert space is not None
-    most = space.prefix + space.patches - 1
-    return f"the analysis proves {space.prefix}; more can be stated, up to {most}"
+    readers = _readers(graph, facts, space, blocks[-1].stream_out, cls)
+    return Analysis(facts, attentions, space, blocks, sites, cls, restorable, readers, tower)
 
 
 def _behind(graph: gs.Graph, last: str) -> frozenset[str]:
@@ -126,6 +185,27 @@ def _find_cls(graph: gs.Graph, facts: Facts, space: TokenSpace, final: str) -> i
     if space.suffix and _is_read(graph, facts, space, final, space.end):
         return -space.suffix
     return None
+
+
+def _readers(
+    graph: gs.Graph, facts: Facts, space: TokenSpace, final: str, cls: int | None
+) -> tuple[int, ...]:
+    """The tokens whose attention scores patches for the model: the one at `cls`, or those of its
+    kind that one node takes from the others together (detection tokens)."""
+    if cls is None:
+        return ()
+    piece = 0 if cls >= 0 else space.end
+    whole = space.pieces[piece]
+    below, count = {final}, 1
+    for node in graph.nodes:
+        if not any(t.name in below for t in node.inputs):
+            continue
+        below.update(t.name for t in node.outputs)
+        axes = [axis for out in node.outputs for axis in facts.of(out)]
+        if node.op in ("Slice", "Split", "Gather"):
+            taken = [ax.pieces(axis)[0] for axis in axes if _starts(axis, space, piece)]
+            count = max([count, *(min(p.size, whole.size) for p in taken if p.start == 0)])
+    return tuple(range(cls, cls + count))
 
 
 def _is_read(graph: gs.Graph, facts: Facts, space: TokenSpace, final: str, piece: int) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import onnx_graphsurgeon as gs
@@ -49,6 +49,11 @@ class Block:
         return self.attentions[0]
 
     @property
+    def several(self) -> bool:
+        """Whether more than one attention sees the same tokens."""
+        return len({a.columns for a in self.attentions}) < len(self.attentions)
+
+    @property
     def parallel(self) -> bool:
         """Whether attention and MLP are added at once, so that nothing lies between them."""
         return self.joined and self.after_attention == self.stream_out
@@ -77,7 +82,28 @@ def residuals(graph: gs.Graph, facts: Facts, attentions: Sequence[Attention]) ->
         else:
             axis = token_axis(facts, tensors[stream])
             found[after] = Residual((core,), stream, after, axis, joined)
+    added = {core.index for one in found.values() for core in one.attentions}
+    for core in (a for a in attentions if a.index not in added):
+        one = _added_beside(found.values(), tensors, core)
+        if one is not None:
+            cores = sorted((*one.attentions, core), key=lambda a: a.index)
+            found[one.after] = replace(one, attentions=tuple(cores))
     return list(found.values())
+
+
+def _added_beside(
+    found: Iterable[Residual], tensors: Mapping[str, gs.Tensor], core: Attention
+) -> Residual | None:
+    """The residual whose sum takes in this attention too, beside another one: (x + a) + b."""
+    reads = ancestors(tensors[core.context])
+    for one in found:
+        if not one.joined or one.stream not in reads:
+            continue
+        if core.context in ancestors(tensors[one.after]) and core.context not in ancestors(
+            tensors[one.stream]
+        ):
+            return one
+    return None
 
 
 def find_blocks(

@@ -59,6 +59,7 @@ _FREE = 1e-5
 @outputs_option
 @shape_option
 @prefix_option
+@tower_option
 @JSON
 @common_options
 def profile(
@@ -78,6 +79,7 @@ def profile(
     outputs: str,
     shapes: Shapes,
     prefix: int | None,
+    tower: str | None,
     as_json: bool,
 ) -> None:
     """Measure what the parts of MODEL take on a device, by token count.
@@ -115,6 +117,7 @@ def profile(
             outputs=outputs,
             shapes=dict(shapes),
             prefix=prefix,
+            tower=tower,
             progress=say,
         )
     for note in made.notes:

@@ -1,0 +1,90 @@
+"""Several towers: one rewrite after the other.
+
+The second rewrite works on the result of the first, analysed afresh: what its tokens meet there is
+what the finished graph has, so that no walk has to know of two token axes at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import onnx_graphsurgeon as gs
+
+from tcompile.analysis.effect_walk import effects
+from tcompile.analysis.model import Analysis, analyse_axis
+from tcompile.analysis.towers import meeting
+from tcompile.errors import ModelError, UsageError
+from tcompile.passes.reduce.apply import ReducedGraph, reduce_graph
+from tcompile.passes.reduce.check import check_schedule
+from tcompile.passes.reduce.recheck import check_counts
+from tcompile.planning.schedule import Schedule, TowerSchedule
+
+
+def reduce_towers(
+    dense: gs.Graph,
+    analysis: Analysis,
+    schedule: Schedule,
+    *,
+    outputs: str = "reduced",
+    prefix: int | None = None,
+    strict: bool = False,
+) -> tuple[ReducedGraph, Schedule]:
+    """Apply a schedule to its tower, and to the others what it says of them.
+
+    Args:
+        prefix: tokens that a person stated to be no patches.
+        strict: a tower that cannot do what is said of it is an error; otherwise it stays dense.
+
+    Returns:
+        The reduced model, and the schedule with what became of each tower, and why.
+
+    Raises:
+        UsageError: the schedule does not fit the model, or asks for what is illegal.
+    """
+    made = reduce_graph(dense, analysis, schedule, outputs=outputs)
+    check_counts(made.graph, analysis, schedule)
+    towers = {a.tower: a for a in analysis.others}
+    done: list[TowerSchedule] = []
+    for plan in schedule.towers or ():
+        if not plan.reductions:
+            done.append(plan)
+            continue
+        other = towers[plan.tower]
+        own = Schedule(schedule.method, plan.model, plan.reductions)
+        try:
+            check_schedule(other, own, outputs)
+            # Whom the model reads may be out of sight behind the tokens of another tower.
+            here = replace(analyse_axis(made.graph, other.space.axis, other.tower, prefix),
+                           cls=other.cls, readers=other.readers)  # fmt: skip
+            more = reduce_graph(made.graph, here, own, outputs=outputs, label=other.tower)
+        except (ModelError, UsageError) as error:
+            why = _why(dense, [analysis, *analysis.others], other, error.what)
+            if strict:
+                raise UsageError(f"tower '{other.tower}': {why}", where="schedule") from error
+            done.append(replace(plan, reductions=(), dense=why))
+            continue
+        check_counts(more.graph, here, own)
+        edits = {n: [*made.edits.get(n, ()), *more.edits.get(n, ())]
+                 for n in {**made.edits, **more.edits}}  # fmt: skip
+        made = ReducedGraph(more.graph, made.fp32_nodes | more.fp32_nodes, edits)
+        done.append(plan)
+    return made, schedule if schedule.towers is None else replace(schedule, towers=tuple(done))
+
+
+def _why(dense: gs.Graph, towers: Sequence[Analysis], other: Analysis, error: str) -> str:
+    """Why a tower stays dense: where its site was legal by itself, what its tokens meet."""
+    if not any(f"'{s.name}' is illegal" in error for s in other.sites if s.legal):
+        return error
+    walks = {
+        t.tower: effects(dense, t.facts, t.space, t.attentions, [t.blocks[0].stream_in]).node_stage
+        for t in towers
+    }
+    for tower, stages in walks.items():
+        node = meeting([walks[other.tower], stages], dense) if tower != other.tower else None
+        if node is not None:
+            return (
+                f"its tokens meet those of '{tower}' at {node.op} '{node.name}', where fewer of "
+                "those are left"
+            )
+    return error
