@@ -105,7 +105,7 @@ def _towers(found: Inspection) -> list[str]:
         lines += [f"  '{t.tower}': {t.blocks} blocks, {t.tokens} tokens, {t.patches} patches "
                   f"({sides(t.grid)}); {_fate(t, found)}" for t in found.towers]  # fmt: skip
     if found.beside:
-        lines.append("Stay dense, since they run over other tokens")
+        lines.append("Beside the towers, with tokens of their own that all stay")
         lines += [f"  {b.words}" for b in found.beside]
     return lines
 

@@ -14,7 +14,7 @@ import onnx_graphsurgeon as gs
 from tcompile.analysis.effect_walk import effects
 from tcompile.analysis.model import Analysis, analyse_axis
 from tcompile.analysis.towers import meeting
-from tcompile.errors import ModelError, UsageError
+from tcompile.errors import ModelError, TcompileError, UsageError
 from tcompile.passes.reduce.apply import ReducedGraph, reduce_graph
 from tcompile.passes.reduce.check import check_schedule
 from tcompile.passes.reduce.recheck import check_counts
@@ -57,9 +57,11 @@ def reduce_towers(
             # Whom the model reads may be out of sight behind the tokens of another tower.
             here = replace(analyse_axis(made.graph, other.space.axis, other.tower, prefix),
                            cls=other.cls, readers=other.readers)  # fmt: skip
+            if here.shape != other.shape:
+                raise _MeetingError(f"its last blocks run over the tokens of '{analysis.tower}'")
             more = reduce_graph(made.graph, here, own, outputs=outputs, label=other.tower)
         except (ModelError, UsageError) as error:
-            why = _why(dense, [analysis, *analysis.others], other, error.what)
+            why = _why(dense, [analysis, *analysis.others], other, error)
             if strict:
                 raise UsageError(f"tower '{other.tower}': {why}", where="schedule") from error
             done.append(replace(plan, reductions=(), dense=why))
@@ -72,10 +74,16 @@ def reduce_towers(
     return made, schedule if schedule.towers is None else replace(schedule, towers=tuple(done))
 
 
-def _why(dense: gs.Graph, towers: Sequence[Analysis], other: Analysis, error: str) -> str:
+class _MeetingError(UsageError):
+    """Another tower's tokens are in its way."""
+
+
+def _why(dense: gs.Graph, towers: Sequence[Analysis], other: Analysis, error: TcompileError) -> str:
     """Why a tower stays dense: where its site was legal by itself, what its tokens meet."""
-    if not any(f"'{s.name}' is illegal" in error for s in other.sites if s.legal):
-        return error
+    legal = [s.name for s in other.sites if s.legal]
+    became = any(f"'{name}' is illegal" in error.what for name in legal)
+    if not became and not isinstance(error, _MeetingError):
+        return error.what
     walks = {
         t.tower: effects(dense, t.facts, t.space, t.attentions, [t.blocks[0].stream_in]).node_stage
         for t in towers
@@ -87,4 +95,4 @@ def _why(dense: gs.Graph, towers: Sequence[Analysis], other: Analysis, error: st
                 f"its tokens meet those of '{tower}' at {node.op} '{node.name}', where fewer of "
                 "those are left"
             )
-    return error
+    return error.what

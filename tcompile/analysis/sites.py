@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import onnx_graphsurgeon as gs
 
+from tcompile.analysis import axes as ax
 from tcompile.analysis.attention import Attention
 from tcompile.analysis.effect_walk import effects
 from tcompile.analysis.effects import Barrier, Cut, Dims, Effects
@@ -14,7 +15,7 @@ from tcompile.analysis.facts import Facts
 from tcompile.analysis.layout import stream_layout
 from tcompile.analysis.space import TokenSpace
 from tcompile.analysis.structure import Block, carries
-from tcompile.ir import consumers, producer
+from tcompile.ir import attr, consumers, producer
 
 #: What treats each token by itself on its way from the stream.
 NORMS = ("LayerNormalization", "RMSNormalization", "Identity")
@@ -225,7 +226,25 @@ class _Judge:
                     f"block {block.index} attends within windows of {sides} tokens, which needs "
                     f"every token in its place ({first.op} '{first.node}')"
                 )
-        return str(first)
+        return self.joined(first) or str(first)
+
+    def joined(self, barrier: Barrier) -> str:
+        """The reason, where tokens are put together with others; empty where they are not."""
+        if barrier.op != "Concat" or barrier.node not in self.order:
+            return ""
+        node = self.graph.nodes[self.order[barrier.node]]
+        along = int(attr(node, "axis", 0)) % len(node.outputs[0].shape)
+        whole = self.facts.of(node.outputs[0])[along]
+        if len(whole) != 1 or not any(
+            p.axis == self.space.axis or p in self.space.pieces for p in whole[0].root.pieces
+        ):
+            return ""
+        mine = set(self.space.pieces)
+        others = sum(p.size for p in whole[0].root.pieces if p not in mine)
+        return (
+            f"Concat '{node.name}' puts {others} more tokens among them, and what runs over all "
+            f"{ax.size(whole)} from there on is not reduced"
+        )
 
 
 def find_sites(

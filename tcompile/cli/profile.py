@@ -18,6 +18,7 @@ from tcompile.cli.common import (
     print_table,
     progress,
     shape_option,
+    tower_option,
 )
 
 if TYPE_CHECKING:

@@ -89,7 +89,7 @@ def tower_notes(schedule: Schedule, analysis: Analysis) -> list[str]:
     notes = []
     for tower in schedule.towers or ():
         notes.append(_note(schedule, tower))
-    notes += [f"stay dense: {one}, which no site is for" for one in analysis.beside]
+    notes += [f"with tokens of their own, which all stay: {one}" for one in analysis.beside]
     towers = {a.tower: a for a in (analysis, *analysis.others)}
     mine = [(analysis, schedule.reductions)]
     mine += [(towers[t.tower], t.reductions) for t in schedule.towers or ()]
