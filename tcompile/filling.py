@@ -55,6 +55,7 @@ def fill(
         token_ops: their form, and why; None: the target's own.
     """
     from tcompile.evidence import check_normal_form, measure
+    from tcompile.verify.choice import tower_of_outputs
 
     source, form = Path(origin.file), token_ops or choose_token_ops(target, None)
     reduced = held.pop()
@@ -88,7 +89,8 @@ def fill(
             "are spelled in a way that the engine's kernels cannot be matched with"
         )
     evidence = measure(source, folder / MODEL, target, threads=threads, batch=batch,
-                       decide=bool(schedule.reductions), seconds=seconds)  # fmt: skip
+                       decide=bool(schedule.reductions), seconds=seconds,
+                       towers=tower_of_outputs(schedule.to_json()))  # fmt: skip
     return Manifest(
         source=origin,
         target=TargetEntry(target.name, target.runtime, target.compute_capability),

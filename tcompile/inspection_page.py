@@ -16,7 +16,14 @@ _ROWS = 16
 
 def page(found: Inspection) -> str:
     """All that fits a page; `--json` has every name."""
-    sections = [_head(found), _towers(found), _tokens(found), _blocks(found), _sides(found.sides), _sites(found)]
+    sections = [
+        _head(found),
+        _towers(found),
+        _tokens(found),
+        _blocks(found),
+        _sides(found.sides),
+        _sites(found),
+    ]
     return "\n\n".join("\n".join(lines) for lines in sections if lines)
 
 

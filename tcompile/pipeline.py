@@ -32,6 +32,7 @@ from tcompile.targets import Target, load_target
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from tcompile.planning.solve.planned import Planned
     from tcompile.request import Asked
 
 __all__ = [
@@ -124,10 +125,10 @@ def plan(
     """
     request, chosen = Request.of(asked), load_target(target)
     read_model = _read_asked(model, request)
-    made = choose(read_model, request, chosen, chosen.default_precision, progress)[0]
+    made, planned = choose(read_model, request, chosen, chosen.default_precision, progress)
     if read_model.analysis.others:
         # What another tower can follow is known once it has.
-        return _reduce(read_model, made, request.outputs).schedule
+        return _reduce(read_model, made, request.outputs, planned).schedule
     return _with_towers(read_model, made, request.outputs)
 
 
@@ -140,7 +141,7 @@ def price(
     request, chosen = Request.of(asked), load_target(target)
     read_model = _read_asked(model, request)
     made, planned = choose(read_model, request, chosen, chosen.default_precision, progress)
-    reduced = _reduce(read_model, made, request.outputs)
+    reduced = _reduce(read_model, made, request.outputs, planned)
     return Priced(reduced.schedule, cost_of(reduced.dense, reduced.graph, made), planned)
 
 
@@ -150,25 +151,33 @@ def reduce(
     """Everything up to the reduced fp32 graph. Arguments and errors as `plan`."""
     request, chosen = Request.of(asked), load_target(target)
     read_model = _read_asked(model, request)
-    made, _ = choose(read_model, request, chosen, chosen.default_precision, progress)
-    return _reduce(read_model, made, request.outputs)
+    made, planned = choose(read_model, request, chosen, chosen.default_precision, progress)
+    return _reduce(read_model, made, request.outputs, planned)
 
 
-def _with_towers(model: Analysed, schedule: Schedule, outputs: str) -> Schedule:
+def _with_towers(
+    model: Analysed, schedule: Schedule, outputs: str, planned: Planned | None = None
+) -> Schedule:
     """The schedule with what leaves the model's other towers, and notes of it."""
     full = for_towers(model.analysis, schedule, outputs)
     notes = tower_notes(full, model.analysis)
+    if planned is not None and any(t.reductions for t in full.towers or ()):
+        notes.append(f"the predicted latency has fewer tokens in tower '{full.tower}' alone: that "
+                     "of the others is as of the dense model")  # fmt: skip
     return replace(full, notes=(*(n for n in full.notes if n not in notes), *notes))
 
 
-def _reduce(model: Analysed, schedule: Schedule, outputs: str) -> Reduced:
+def _reduce(
+    model: Analysed, schedule: Schedule, outputs: str, planned: Planned | None = None
+) -> Reduced:
     full = for_towers(model.analysis, schedule, outputs)
     made, done = reduce_towers(model.graph, model.analysis, full, outputs=outputs,
                                prefix=model.prefix, strict=full is schedule)  # fmt: skip
     layers = sum(1 for a in model.analysis.attentions if a.query_rows > 1)
     normal = model.normalized
     return Reduced(
-        made.graph, normal.graph, _with_towers(model, done, outputs), made.fp32_nodes, layers,
+        made.graph, normal.graph, _with_towers(model, done, outputs, planned), made.fp32_nodes,
+        layers,
         normal.metadata, normal.widened,
     )  # fmt: skip
 
@@ -248,7 +257,7 @@ class _Job:
         if request is not None:
             made, planned = choose(analysed, request, self.target, self.precision, self.say)
         self.say("reducing")
-        return _reduce(analysed, made, asked.outputs), planned
+        return _reduce(analysed, made, asked.outputs, planned), planned
 
 
 class _Located:

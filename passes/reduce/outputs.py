@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
-from tcompile.analysis.effects import Dims, Part, Run, SideAxis
+from tcompile.analysis.effects import Dims, Part, Run, SideAxis, locate
+from tcompile.analysis.model import Analysis
 from tcompile.analysis.space import TokenSpace
 from tcompile.errors import ModelError
 from tcompile.passes.reduce.builder import Builder
@@ -143,6 +144,12 @@ def _since(editor: Editor, stages: Sequence[Stage], place: Carried, last: int) -
         )  # fmt: skip
     assert found is not None
     return found
+
+
+def carries_patches(tensor: gs.Tensor, analysis: Analysis) -> bool:
+    """Whether a tensor of the dense graph holds patches of the analysis's tower."""
+    dims = locate(analysis.facts.of(tensor), analysis.space)
+    return carried(dims, analysis.space, 0) is not None
 
 
 def carried(dims: Dims, space: TokenSpace, stage: int) -> Carried | None:

@@ -25,7 +25,12 @@ class Several(Core):
 
     def __init__(self, cores: Sequence[Core]) -> None:
         first = cores[0]
-        self.b, self.batch, self.node, self.product = first.b, first.batch, first.node, first.product
+        self.b, self.batch, self.node, self.product = (
+            first.b,
+            first.batch,
+            first.node,
+            first.product,
+        )
         heads = sum(c.attention.heads for c in cores)
         self.attention = replace(first.attention, heads=heads)
         self.cores = tuple(cores)

@@ -70,7 +70,9 @@ class Steps:
     def core(self, block: int, nodes: Mapping[str, gs.Node] | None = None) -> Core:
         """The attention of a block; several as one."""
         attentions = self.analysis.blocks[block].attentions
-        return core_of(self.b, attentions, self.analysis.space.axis, nodes or self.nodes, self.batch)
+        return core_of(
+            self.b, attentions, self.analysis.space.axis, nodes or self.nodes, self.batch
+        )
 
     def run(
         self,
@@ -133,8 +135,8 @@ class Steps:
         """[B, T]; where the block's attentions see segments apart, each scores its own."""
         b, space = self.b, self.analysis.space
         given = ScoreInput(
-            b, core, rows, space.prefix, stage.count, self.analysis.readers or (0,), {}, space.patches,
-            self.whole or (space.patches,), self.stages, self._seen(site),
+            b, core, rows, space.prefix, stage.count, self.analysis.readers or (0,), {},
+            space.patches, self.whole or (space.patches,), self.stages, self._seen(site),
             probe_of(b, self.analysis, self.nodes, self.batch, stage.count, site),
             self._in_segments if isinstance(core, Cores) else None,
         )  # fmt: skip

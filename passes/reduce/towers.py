@@ -17,6 +17,7 @@ from tcompile.analysis.towers import meeting
 from tcompile.errors import ModelError, TcompileError, UsageError
 from tcompile.passes.reduce.apply import ReducedGraph, reduce_graph
 from tcompile.passes.reduce.check import check_schedule
+from tcompile.passes.reduce.outputs import carries_patches
 from tcompile.passes.reduce.recheck import check_counts
 from tcompile.planning.schedule import Schedule, TowerSchedule
 
@@ -55,8 +56,9 @@ def reduce_towers(
         try:
             check_schedule(other, own, outputs)
             # Whom the model reads may be out of sight behind the tokens of another tower.
-            here = replace(analyse_axis(made.graph, other.space.axis, other.tower, prefix),
-                           cls=other.cls, readers=other.readers)  # fmt: skip
+            sites = {r.site for r in plan.reductions}
+            here = analyse_axis(made.graph, other.space.axis, other.tower, prefix, sites)
+            here = replace(here, cls=other.cls, readers=other.readers)
             if here.shape != other.shape:
                 raise _MeetingError(f"its last blocks run over the tokens of '{analysis.tower}'")
             more = reduce_graph(made.graph, here, own, outputs=outputs, label=other.tower)
@@ -67,10 +69,11 @@ def reduce_towers(
             done.append(replace(plan, reductions=(), dense=why))
             continue
         check_counts(more.graph, here, own)
+        holds = tuple(str(o.name) for o in dense.outputs if carries_patches(o, other))
         edits = {n: [*made.edits.get(n, ()), *more.edits.get(n, ())]
                  for n in {**made.edits, **more.edits}}  # fmt: skip
         made = ReducedGraph(more.graph, made.fp32_nodes | more.fp32_nodes, edits)
-        done.append(plan)
+        done.append(replace(plan, outputs=holds))
     return made, schedule if schedule.towers is None else replace(schedule, towers=tuple(done))
 
 

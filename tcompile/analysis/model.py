@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass, replace
 
 import onnx_graphsurgeon as gs
@@ -13,7 +14,7 @@ from tcompile.analysis.facts import Facts
 from tcompile.analysis.groups import find_grouping
 from tcompile.analysis.propagate import propagate
 from tcompile.analysis.sites import Site, find_sites
-from tcompile.analysis.space import Residual, TokenSpace, token_space, with_orders
+from tcompile.analysis.space import Residual, TokenSpace, token_axes, token_space, with_orders
 from tcompile.analysis.structure import Block, ancestors, carries, find_blocks, residuals
 from tcompile.analysis.towers import Beside, beside, names_of, tower_axes
 from tcompile.errors import ModelError, UsageError
@@ -55,6 +56,11 @@ class Analysis:
         return self.cls is not None
 
     @property
+    def open(self) -> bool:
+        """Whether tokens may leave it for good somewhere."""
+        return any(s.legal for s in self.sites if not s.until)
+
+    @property
     def shape(self) -> Shape:
         s = self.space
         return Shape(s.total, s.total - s.patches, s.patches, len(self.blocks))
@@ -84,8 +90,8 @@ def analyse(graph: gs.Graph, *, prefix: int | None = None, tower: str | None = N
     axes = tower_axes(graph, streams)
     if not axes:
         raise ModelError(
-            f"has {len(known.attentions)} attentions, but none is self-attention over one token axis "
-            "around which a residual stream runs",
+            f"has {len(known.attentions)} attentions, but none is self-attention over one token "
+            "axis around which a residual stream runs",
             hint="tcompile reduces encoders whose tokens are the patches of an image",
         )
     names = names_of(graph, streams, axes)
@@ -96,19 +102,42 @@ def analyse(graph: gs.Graph, *, prefix: int | None = None, tower: str | None = N
     order = list(dict.fromkeys(r.axis for r in streams))
     others = sorted((i for i in range(len(axes)) if i != first), key=lambda i: order.index(axes[i]))
     main = _of_axis(graph, known, axes[first], names[first], prefix, must=True)
+    main = _where_tokens_may_leave(graph, known, main, prefix)
     rest = [_of_axis(graph, known, axes[i], names[i], prefix) for i in others]
     towers = [(a.space, a.blocks) for a in (main, *rest)]
     return replace(main, others=tuple(rest), chosen=tower is not None,
                    beside=beside(graph, known.attentions, towers))  # fmt: skip
 
 
-def analyse_axis(graph: gs.Graph, axis: Axis, tower: str, prefix: int | None = None) -> Analysis:
+def _where_tokens_may_leave(
+    graph: gs.Graph, known: _Streams, main: Analysis, prefix: int | None
+) -> Analysis:
+    """The tower itself or, where no token may leave it since fixed ones join it later (learned
+    queries), the blocks behind, which run over both."""
+    if main.open:
+        return main
+    for axis in token_axes(known.streams):
+        if axis != main.space.axis and set(main.space.pieces) < set(ax.pieces(axis)):
+            later = token_space(known.streams, None, axis)
+            if later is not None and later.patches == main.space.patches:
+                found = _of_axis(graph, known, axis, main.tower, prefix)
+                if found.open:
+                    return found
+    return main
+
+
+def analyse_axis(
+    graph: gs.Graph, axis: Axis, tower: str, prefix: int | None, sites: Container[str]
+) -> Analysis:
     """Analyse one tower, known by its token axis, in a graph where others may have lost tokens.
+
+    Args:
+        sites: the names of those that are to be judged.
 
     Raises:
         ModelError: nothing runs over this axis.
     """
-    return _of_axis(graph, _Streams.of(graph), axis, tower, prefix)
+    return _of_axis(graph, _Streams.of(graph), axis, tower, prefix, sites=sites)
 
 
 @dataclass(frozen=True)
@@ -128,12 +157,13 @@ class _Streams:
 
 def _of_axis(
     graph: gs.Graph, known: _Streams, axis: Axis, tower: str, prefix: int | None, *,
-    must: bool = False,
+    must: bool = False, sites: Container[str] | None = None,
 ) -> Analysis:  # fmt: skip
     """Analyse one tower.
 
     Args:
         must: a prefix that is not possible is an error; otherwise the tower goes without.
+        sites: see `find_sites`.
     """
     if known.facts.conflicts:
         # What the tokens are is known: what contradicts them may take their meaning.
@@ -160,10 +190,10 @@ def _of_axis(
     if any(blocks[-1].stream_out in ancestors(tensors[r.stream]) for r in streams
            if r.axis != space.axis):  # fmt: skip
         restorable = frozenset()  # another stage of the encoder follows, with other tokens
-    sites = tuple(find_sites(graph, facts, space, attentions, blocks, restorable))
+    found = tuple(find_sites(graph, facts, space, attentions, blocks, restorable, sites))
     cls = _find_cls(graph, facts, space, blocks[-1].stream_out)
     readers = _readers(graph, facts, space, blocks[-1].stream_out, cls)
-    return Analysis(facts, attentions, space, blocks, sites, cls, restorable, readers, tower)
+    return Analysis(facts, attentions, space, blocks, found, cls, restorable, readers, tower)
 
 
 def _behind(graph: gs.Graph, last: str) -> frozenset[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import onnx_graphsurgeon as gs
@@ -131,7 +131,9 @@ class _Judge:
         attentions: Sequence[Attention],
         blocks: Sequence[Block],
         restorable: frozenset[str],
+        only: Container[str] | None = None,
     ) -> None:
+        self.only = only
         self.graph, self.facts, self.space = graph, facts, space
         self.attentions, self.blocks, self.restorable = attentions, blocks, restorable
         self.tensors = graph.tensors()
@@ -150,6 +152,9 @@ class _Judge:
 
     def site(self, name: str, tensor: str, block: Block, until: str = "") -> Site:
         """Judge one point."""
+        if self.only is not None and name not in self.only:
+            unasked = never("it was not asked for")
+            return Site(name, tensor, block.index, unasked, unasked, until=until)
         if self.space.tiles:
             verdict = never(self.space.tiles)
             return Site(name, tensor, block.index, verdict, verdict, until=until)
@@ -254,9 +259,14 @@ def find_sites(
     attentions: Sequence[Attention],
     blocks: Sequence[Block],
     restorable: frozenset[str],
+    only: Container[str] | None = None,
 ) -> list[Site]:
-    """Every site, in execution order, those around blocks last."""
-    judge = _Judge(graph, facts, space, attentions, blocks, restorable)
+    """Every site, in execution order, those around blocks last.
+
+    Args:
+        only: the names of those that are asked for, which are judged; None: all.
+    """
+    judge = _Judge(graph, facts, space, attentions, blocks, restorable, only)
     found: list[Site] = []
     for block in blocks:
         attn = judge.site(f"attn:{block.index}", block.after_attention, block)

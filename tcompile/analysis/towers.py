@@ -123,9 +123,9 @@ def beside(
     for core in attentions:
         if core.node in mine or core.query_rows <= 1:
             continue
-        if any(core.rows in space.runs for space, _ in known):
-            continue
         above = ancestors(tensors[core.context])
+        if any(core.rows in space.runs and blocks[0].stream_in in above for space, blocks in known):
+            continue
         source = tuple(n for n in inputs if n in above)
         key = (ax.size(core.rows), ax.size(core.columns), source)
         groups.setdefault(key, []).append(core.node)

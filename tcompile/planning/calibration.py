@@ -13,8 +13,8 @@ import onnx_graphsurgeon as gs
 from tcompile.errors import UsageError
 from tcompile.ir import batch_dim
 from tcompile.passes.reduce.builder import Builder
-from tcompile.passes.reduce.segments import core_of
 from tcompile.passes.reduce.scores.base import ScoreInput
+from tcompile.passes.reduce.segments import core_of
 from tcompile.passes.reduce.stage import Stage
 from tcompile.planning.schedule import Spec
 from tcompile.saving import save

@@ -76,12 +76,14 @@ class TowerSchedule:
     Attributes:
         tower: its name.
         dense: why nothing leaves it; empty where tokens do.
+        outputs: the model's outputs that hold its tokens; known once they were reduced.
     """
 
     tower: str
     model: Shape
     reductions: tuple[Reduction, ...] = ()
     dense: str = ""
+    outputs: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -89,6 +91,7 @@ class TowerSchedule:
             "model": vars(self.model).copy(),
             "reductions": [r.to_json() for r in self.reductions],
             "dense": self.dense,
+            "outputs": list(self.outputs),
         }
 
 
@@ -191,7 +194,7 @@ def _reductions(documents: Any) -> tuple[Reduction, ...]:
 def _tower(document: Mapping[str, Any]) -> TowerSchedule:
     return TowerSchedule(
         str(document["tower"]), _shape(document["model"]), _reductions(document["reductions"]),
-        str(document.get("dense", "")),
+        str(document.get("dense", "")), tuple(map(str, document.get("outputs", ()))),
     )  # fmt: skip
 
 

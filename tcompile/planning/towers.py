@@ -45,9 +45,7 @@ def _check_names(analysis: Analysis, towers: Iterable[TowerSchedule]) -> None:
         )  # fmt: skip
 
 
-def _follow(
-    analysis: Analysis, other: Analysis, schedule: Schedule, outputs: str
-) -> TowerSchedule:
+def _follow(analysis: Analysis, other: Analysis, schedule: Schedule, outputs: str) -> TowerSchedule:
     if analysis.chosen:
         return TowerSchedule(other.tower, other.shape, (), f"'{analysis.tower}' was chosen")
     if other.shape == analysis.shape and other.has_cls == analysis.has_cls:

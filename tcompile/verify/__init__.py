@@ -10,7 +10,7 @@ from typing import Any, Literal
 from tcompile.artifact import Artifact, load_artifact
 from tcompile.errors import VerificationError
 from tcompile.manifest import Fidelity, FusedAttentionEntry
-from tcompile.verify.choice import showing_choice
+from tcompile.verify.choice import showing_choice, tower_of_outputs
 from tcompile.verify.fidelity import compare
 from tcompile.verify.fusion import fused_attention, fusion_fault
 from tcompile.verify.metrics import not_finite
@@ -81,6 +81,7 @@ def verify(
     model = signature(opened.model)
     inputs = samples_for(model, data, count=samples, seed=seed)
     dense = find_dense(opened, against)
+    towers = tower_of_outputs(opened.manifest.schedule)
     progress(f"running {opened.model} on {inputs.source}")
     with showing_choice(opened.model) as telling:
         actual = run_all(telling, inputs)
@@ -91,11 +92,11 @@ def verify(
         with reduced_reference(opened, dense.path) as path:
             tolerance = TOLERANCES[opened.manifest.precision]
             with showing_choice(path) as telling:
-                numerics = compare_numerics(run_all(telling, inputs), actual, tolerance)
+                numerics = compare_numerics(run_all(telling, inputs), actual, tolerance, towers)
     checks.append(_numerics(numerics, dense, opened))
     fused = fused_attention(opened)
     checks.append(_fusion(fused))
-    fidelity = _fidelity(dense, inputs, actual, progress)
+    fidelity = _fidelity(dense, inputs, actual, towers, progress)
     return Verification(str(artifact), tuple(checks), numerics, fidelity, fused)
 
 
@@ -146,9 +147,10 @@ def _fidelity(
     dense: DenseModel | None,
     inputs: Samples,
     actual: dict[str, Any],
+    towers: dict[str, str],
     progress: Callable[[str], None],
 ) -> Fidelity | None:
     if dense is None:
         return None
     progress(f"running the dense model {dense.path}")
-    return compare(run_all(dense.path, inputs), actual, inputs)
+    return compare(run_all(dense.path, inputs), actual, inputs, towers)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
@@ -36,30 +36,40 @@ class Attend(nn.Module):
         self.heads = heads
         self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
 
+    def _split(self, t: Tensor) -> Tensor:
+        return t.reshape(t.shape[0], t.shape[1], self.heads, -1).transpose(1, 2)
+
+    def weights(self, x: Tensor, memory: Tensor) -> Tensor:
+        """[B, heads, N, M]."""
+        q, k = self._split(self.q(x)), self._split(self.k(memory))
+        return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
+
     def forward(self, x: Tensor, memory: Tensor | None = None) -> Tensor:
         memory = x if memory is None else memory
-
-        def split(t: Tensor) -> Tensor:
-            return t.reshape(t.shape[0], t.shape[1], self.heads, -1).transpose(1, 2)
-
-        q, k, v = split(self.q(x)), split(self.k(memory)), split(self.v(memory))
-        weights = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
-        return self.out((weights @ v).transpose(1, 2).reshape(x.shape))
+        mixed = self.weights(x, memory) @ self._split(self.v(memory))
+        found: Tensor = self.out(mixed.transpose(1, 2).reshape(x.shape))
+        return found
 
 
 class Block(nn.Module):
-    """Attention and MLP; `attentions` of them side by side, one after the other added."""
+    """Attention and MLP; several attentions side by side, added one by one or as their sum."""
 
-    def __init__(self, width: int, heads: Sequence[int] = (4,)) -> None:
+    def __init__(self, width: int, heads: Sequence[int] = (2,), summed: bool = False) -> None:
         super().__init__()
+        self.summed = summed
         self.norm, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.attentions = nn.ModuleList(Attend(width, h) for h in heads)
-        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
 
     def forward(self, x: Tensor, kept: Kept = None) -> Tensor:
         normed = self.norm(x)
-        for attention in self.attentions:
-            x = x + attention(normed)
+        if self.summed:
+            x = x + sum(attention(normed) for attention in self.attentions)
+        else:
+            for attention in self.attentions:
+                x = x + attention(normed)
         if kept is not None:
             x = take(x, kept)
         return x + self.mlp(self.norm2(x))
@@ -69,16 +79,17 @@ class Encoder(nn.Module):
     """A small ViT: [B, 3, S, S] → its tokens after the last norm; `last` fixed ones at the end."""
 
     def __init__(
-        self, size: int = 32, patch: int = 8, width: int = 32, depth: int = 3, prefix: int = 1,
-        last: int = 0, heads: Sequence[int] = (4,),
+        self, size: int = 32, patch: int = 8, width: int = 32, depth: int = 2, prefix: int = 1,
+        last: int = 0, heads: Sequence[int] = (2,), summed: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         count = (size // patch) ** 2
+        self.patches = range(prefix, prefix + count)
         self.embed = nn.Conv2d(3, width, patch, patch)
         self.first = nn.ParameterList([torch.zeros(1, 1, width) for _ in range(prefix)])
         self.last = nn.Parameter(torch.zeros(1, last, width)) if last else None
         self.places = nn.Parameter(torch.zeros(1, prefix + count + last, width))
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+        self.blocks = nn.ModuleList(Block(width, heads, summed) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
 
     def tokens(self, image: Tensor) -> Tensor:
@@ -89,32 +100,256 @@ class Encoder(nn.Module):
         x = torch.cat([p.expand(batch, -1, -1) if p is not x else p for p in parts], 1)
         return x + self.places
 
-    def forward(self, image: Tensor, kept: Kept = None, after: int = 1) -> Tensor:
+    def forward(self, image: Tensor, kept: Kept = None, after: int = 0) -> Tensor:
         x = self.tokens(image)
         for i, block in enumerate(self.blocks):
             x = block(x, kept if i == after else None)
         return self.norm(x)
 
+    def scores(self, image: Tensor, readers: Sequence[int], block: int = 0) -> Tensor:
+        """[B, patches]: what these tokens pay each patch in a block, on average over the heads of
+        all its attentions."""
+        x = self.tokens(image)
+        for one in self.blocks[:block]:
+            x = one(x)
+        x = self.blocks[block].norm(x)
+        weights = torch.cat([a.weights(x, x) for a in self.blocks[block].attentions], 1)
+        rows = weights[:, :, list(readers)].mean((1, 2))
+        return rows[:, list(self.patches)]
+
+
+Inputs = Mapping[str, tuple[int, ...]]
+
 
 class Model(nn.Module):
-    """A model whose forward takes images and then `kept` of each tower, by name."""
+    """Takes images by the names of `inputs`, and `kept` for each tower by its name."""
 
-    inputs: Mapping[str, tuple[int, ...]] = {"left": (3, 32, 32), "right": (3, 32, 32)}
+    inputs: ClassVar[Inputs] = {"image": (3, 32, 32)}
 
 
-class Pair(Model):
-    """One encoder run on two images; classes and the tokens themselves."""
+class One(Model):
+    """One encoder: classes of its first token, or of the mean where `mean`; its tokens as well
+    where `tokens`."""
 
-    def __init__(self, tokens: bool = False, **plan: Any) -> None:
+    def __init__(
+        self, encoder: Encoder, head: nn.Linear | None = None, tokens: bool = False,
+        mean: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.encoder = Encoder(**plan)
-        self.head, self.tokens = nn.Linear(32, 5), tokens
+        self.encoder, self.head = encoder, head or nn.Linear(32, 5)
+        self.tokens, self.mean = tokens, mean
+
+    def classes(self, image: Tensor, kept: Kept = None) -> tuple[Tensor, Tensor]:
+        x = self.encoder(image, kept)
+        return self.head(x.mean(1) if self.mean else x[:, 0]), x
+
+    def forward(self, image: Tensor, kept: Any = None) -> tuple[Tensor, ...]:
+        found, x = self.classes(image, (kept or {}).get("image"))
+        return (found, x) if self.tokens else (found,)
+
+
+class Pair(One):
+    """One encoder run on two images."""
+
+    inputs: ClassVar[Inputs] = {"left": (3, 32, 32), "right": (3, 32, 32)}
+
+    def forward(self, left: Tensor, right: Tensor, kept: Any = None) -> tuple[Tensor, ...]:
+        kept = kept or {}
+        a, x = self.classes(left, kept.get("left"))
+        b, y = self.classes(right, kept.get("right"))
+        return (a, b, x, y) if self.tokens else (a, b)
+
+
+class Flip(One):
+    """One encoder run on an image and on the image turned round."""
+
+    def forward(self, image: Tensor, kept: Any = None) -> tuple[Tensor, ...]:
+        return self.classes(image)[0], self.classes(image.flip(-1))[0]
+
+
+class Cameras(One):
+    """One encoder run on the images of three cameras, one after the other."""
+
+    inputs: ClassVar[Inputs] = {"cameras": (3, 3, 32, 32)}
+
+    def forward(self, cameras: Tensor, kept: Any = None) -> tuple[Tensor, ...]:
+        return tuple(self.classes(cameras[:, i])[0] for i in range(3))
+
+
+class TwoEncoders(Model):
+    """Two encoders of one image: other patches, another depth, one without a class token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = Encoder(depth=3), Encoder(patch=4, depth=2, prefix=0)
+        self.head = nn.Linear(32, 5)
+
+    def forward(self, image: Tensor, kept: Any = None) -> tuple[Tensor, ...]:
+        return self.head(self.first(image)[:, 0]), self.head(self.second(image).mean(1))
+
+
+class GridBeside(Model):
+    """Two encoders of one image, the second of which gives a grid, which needs every patch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = Encoder(), Encoder(prefix=0)
+        self.head, self.conv = nn.Linear(32, 5), nn.Conv2d(32, 4, 3)
+
+    def forward(self, image: Tensor, kept: Any = None) -> tuple[Tensor, ...]:
+        grid = self.second(image).transpose(1, 2).reshape(-1, 32, 4, 4)
+        return self.head(self.first(image)[:, 0]), self.conv(grid)
+
+
+class WithText(Model):
+    """An image encoder and, deeper, a text encoder."""
+
+    inputs: ClassVar[Inputs] = {"image": (3, 32, 32), "text": (6,)}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.words = Encoder(), nn.Embedding(50, 32)
+        self.blocks = nn.ModuleList(Block(32) for _ in range(5))
+
+    def forward(self, image: Tensor, text: Tensor, kept: Any = None) -> tuple[Tensor, ...]:
+        x = self.words((text.abs() * 5).long())
+        for block in self.blocks:
+            x = block(x)
+        return self.encoder(image)[:, 0], x[:, -1]
+
+
+class Stereo(Model):
+    """Each image's tokens attend to the other's at the end."""
+
+    inputs: ClassVar[Inputs] = Pair.inputs
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.norm = Encoder(), nn.LayerNorm(32)
+        self.across, self.back = Attend(32, 4), Attend(32, 4)
 
     def forward(self, left: Tensor, right: Tensor, kept: Any = None) -> tuple[Tensor, ...]:
         kept = kept or {}
         a, b = self.encoder(left, kept.get("left")), self.encoder(right, kept.get("right"))
-        found = (self.head(a.mean(1)), self.head(b.mean(1)))
-        return (*found, a, b) if self.tokens else found
+        a, b = (a + self.across(self.norm(a), self.norm(b)),
+                b + self.back(self.norm(b), self.norm(a)))  # fmt: skip
+        return a, b
+
+
+class Summed(Model):
+    """Tokens of both images are added, place by place, and run through another block."""
+
+    inputs: ClassVar[Inputs] = Pair.inputs
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.block = Encoder(), Block(32)
+
+    def forward(self, left: Tensor, right: Tensor, kept: Any = None) -> tuple[Tensor, ...]:
+        index = (kept or {}).get("left")
+        b = self.encoder(right)
+        return (self.block(self.encoder(left, index) + (b if index is None else take(b, index))),)
+
+
+class Joined(Model):
+    """Tokens of both images run through more blocks as one sequence."""
+
+    inputs: ClassVar[Inputs] = Pair.inputs
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.encoder = Encoder()
+        self.blocks = nn.ModuleList(Block(32) for _ in range(depth))
+
+    def forward(self, left: Tensor, right: Tensor, kept: Any = None) -> tuple[Tensor, ...]:
+        x = torch.cat([self.encoder(left), self.encoder(right)], 1)
+        for block in self.blocks:
+            x = block(x)
+        return (x[:, 0],)
+
+
+class LateQueries(Model):
+    """Learned queries join the tokens before the last two blocks (EoMT); all tokens as well."""
+
+    def __init__(self, depth: int = 2) -> None:
+        super().__init__()
+        self.encoder, self.queries = Encoder(depth=depth), nn.Parameter(torch.zeros(1, 5, 32))
+        self.blocks = nn.ModuleList(Block(32) for _ in range(2))
+
+    def forward(self, image: Tensor, kept: Any = None) -> tuple[Tensor, ...]:
+        x = torch.cat([self.queries.expand(image.shape[0], -1, -1), self.encoder(image)], 1)
+        for block, index in zip(self.blocks, ((kept or {}).get("image"), None), strict=True):
+            x = block(x, index)
+        return x[:, :5], x
+
+
+class Decoded(Model):
+    """Queries of their own read the tokens (DETR)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.queries = Encoder(), nn.Parameter(torch.zeros(1, 7, 32))
+        self.own = nn.ModuleList(Block(32) for _ in range(3))
+        self.across = nn.ModuleList(Attend(32, 4) for _ in range(3))
+
+    def forward(self, image: Tensor, kept: Any = None) -> tuple[Tensor, ...]:
+        memory, x = self.encoder(image), self.queries.expand(image.shape[0], -1, -1)
+        for own, across in zip(self.own, self.across, strict=True):
+            x = own(x + across(x, memory))
+        return (x,)
+
+
+class TwoStreams(Model):
+    """Small and large patches, whose class tokens look at each other's patches (CrossViT)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.small, self.large = Encoder(patch=4), Encoder(patch=8)
+        self.to_small, self.to_large = Attend(32, 4), Attend(32, 4)
+        self.more, self.most = Block(32), Block(32)
+
+    def forward(self, image: Tensor, kept: Any = None) -> tuple[Tensor, ...]:
+        kept = kept or {}
+        a = self.small(image, kept.get("small"))
+        b = self.large(image, kept.get("large"))
+        first = a[:, :1] + self.to_large(a[:, :1], b[:, 1:])
+        other = b[:, :1] + self.to_small(b[:, :1], a[:, 1:])
+        a = self.more(torch.cat([first, a[:, 1:]], 1))
+        return a, self.most(torch.cat([other, b[:, 1:]], 1))
+
+
+class Stages(One):
+    """Two images through an encoder of two stages, the second of which has fewer tokens."""
+
+    inputs: ClassVar[Inputs] = Pair.inputs
+
+    def __init__(self) -> None:
+        super().__init__(Encoder(patch=4, prefix=0, depth=1))
+        self.down = nn.Conv2d(32, 32, 2, 2)
+        self.blocks = nn.ModuleList(Block(32) for _ in range(3))
+
+    def one(self, image: Tensor) -> Tensor:
+        x = self.encoder(image).transpose(1, 2).reshape(-1, 32, 8, 8)
+        x = self.down(x).flatten(2).transpose(1, 2)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x.mean(1))
+
+    def forward(self, left: Tensor, right: Tensor, kept: Any = None) -> tuple[Tensor, ...]:
+        return self.one(left), self.one(right)
+
+
+class Detecting(Model):
+    """Fixed tokens after the patches are read together (YOLOS); the tokens as well."""
+
+    def __init__(self, last: int = 6) -> None:
+        super().__init__()
+        self.encoder, self.count = Encoder(last=last), last
+        self.head = nn.Linear(32, 5)
+
+    def forward(self, image: Tensor, kept: Any = None) -> tuple[Tensor, ...]:
+        x = self.encoder(image, (kept or {}).get("image"))
+        return self.head(x[:, -self.count :]), x[:, 1:]
 
 
 def stirred(module: nn.Module, seed: int = 3) -> nn.Module:
@@ -123,7 +358,9 @@ def stirred(module: nn.Module, seed: int = 3) -> nn.Module:
     return module.eval()
 
 
-def export(module: nn.Module, path: Path, *, batch: bool = False, opset: int = 17, **kw: Any) -> Path:
+def export(
+    module: nn.Module, path: Path, *, batch: bool = False, opset: int = 17, **kw: Any
+) -> Path:
     """Write the module as ONNX; outputs are named `out0`, `out1`, …
 
     Args:
