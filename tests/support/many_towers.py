@@ -47,7 +47,7 @@ class Attend(nn.Module):
     def forward(self, x: Tensor, memory: Tensor | None = None) -> Tensor:
         memory = x if memory is None else memory
         mixed = self.weights(x, memory) @ self._split(self.v(memory))
-        found: Tensor = self.out(mixed.transpose(1, 2).reshape(x.shape))
+        found: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
         return found
 
 
