@@ -15,7 +15,7 @@ from tcompile.analysis import axes as ax
 from tcompile.analysis.attention import Attention
 from tcompile.analysis.effects import locate
 from tcompile.analysis.flops import block_flops, graph_flops
-from tcompile.analysis.model import Analysis
+from tcompile.analysis.model import Analysis, meeting
 from tcompile.analysis.sites import Site, Verdict
 from tcompile.analysis.structure import Block, TokenSpace, ancestors
 from tcompile.inspection_sides import SideInfo, find_sides
@@ -112,7 +112,8 @@ class TowerInfo:
 
     `reduced` says whether tokens leave it unless another is chosen, `follows` whether it has the
     shape of the first one and so follows the same schedule as it is. `legal` names the sites where
-    its tokens may leave, `reason` says why there is none.
+    its tokens may leave, `reason` says why there is none. `meets` is the first node that its tokens
+    come to together with those of the first tower; empty where they never do.
     """
 
     tower: str
@@ -129,6 +130,7 @@ class TowerInfo:
     follows: bool
     legal: tuple[str, ...]
     reason: str
+    meets: str = ""
 
 
 @dataclass(frozen=True)
@@ -225,7 +227,7 @@ def describe(name: str, graph: gs.Graph, analysis: Analysis) -> Inspection:
         sides=tuple(find_sides(graph, analysis)),
         sites=tuple(_site(s) for s in analysis.sites),
         tower=analysis.tower,
-        towers=tuple(_tower(a, analysis) for a in (analysis, *analysis.others)),
+        towers=tuple(_tower(a, analysis, graph) for a in (analysis, *analysis.others)),
         beside=tuple(
             BesideInfo(b.count, b.queries, b.keys, b.node, b.inputs, str(b))
             for b in analysis.beside
@@ -239,7 +241,14 @@ def _read(analysis: Analysis) -> tuple[int, int] | None:
     return (places[0], places[-1]) if places else None
 
 
-def _tower(tower: Analysis, first: Analysis) -> TowerInfo:
+def _meets(tower: Analysis, first: Analysis, graph: gs.Graph) -> str:
+    if tower is first:
+        return ""
+    node = meeting(graph, tower, first)
+    return "" if node is None else f"{node.op} '{node.name}'"
+
+
+def _tower(tower: Analysis, first: Analysis, graph: gs.Graph) -> TowerInfo:
     space = tower.space
     sites = [s for s in tower.sites if not s.until]
     legal = tuple(s.name for s in sites if s.legal)
@@ -247,7 +256,7 @@ def _tower(tower: Analysis, first: Analysis) -> TowerInfo:
         tower.tower, space.total, space.prefix, space.suffix, space.patches, space.grid, tower.cls,
         len(tower.blocks), tower.blocks[0].stream_in, tower.blocks[-1].stream_out,
         tower is first or (bool(legal) and not first.chosen), tower.shape == first.shape,
-        legal, "" if legal else sites[0].reason,
+        legal, "" if legal else sites[0].reason, _meets(tower, first, graph),
     )  # fmt: skip
 
 

@@ -125,9 +125,12 @@ def _fate(tower: TowerInfo, found: Inspection) -> str:
         return f"stays dense: {tower.reason}"
     if not tower.reduced:
         return f"stays dense, since '{found.tower}' was chosen"
+    where = ""
+    if tower.meets:
+        where = f", unless that of '{found.tower}' is in its way at {tower.meets}"
     if tower.follows:
-        return "follows the same schedule"
-    return "follows the schedule at the same shares of its depth and patches"
+        return f"follows the same schedule{where}"
+    return f"follows the schedule at the same shares of its depth and patches{where}"
 
 
 def _blocks(found: Inspection) -> list[str]:

@@ -4,6 +4,7 @@ or as a model of that one alone does."""
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 import tcompile
 from tcompile.errors import UsageError
-from tcompile.pipeline import read
+from tcompile.pipeline import explain, read
 from tcompile.planning.schedule import Reduction, Schedule, Spec, TowerSchedule
 from tcompile.stages import Reduced
 from tests.support import many_towers as mt
@@ -321,6 +322,21 @@ def test_inspect_lists_towers(file: Callable[..., Path]) -> None:
     assert "'left': 2 blocks, 17 tokens, 16 patches (4 × 4); stays dense" in chosen.to_text()
     assert chosen.blocks[0].stream_in != found.blocks[0].stream_in
     assert "Towers" not in tcompile.inspect(file("one")).to_text()
+
+
+def test_inspect_says_where_towers_meet(file: Callable[..., Path]) -> None:
+    (_, other) = tcompile.inspect(file("summed")).towers
+    assert re.fullmatch("Add '.+'", other.meets)
+    assert f"is in its way at {other.meets}" in tcompile.inspect(file("summed")).to_text()
+    assert [t.meets for t in tcompile.inspect(file("pair")).towers] == ["", ""]
+
+
+def test_why_is_answered_for_the_tower_of_the_node(file: Callable[..., Path]) -> None:
+    other = tcompile.inspect(file("pair"), tower="right").blocks[1]
+    facts = explain(file("pair"), other.node)
+    assert (facts.tower, facts.block) == ("right", 1)
+    assert "in the attention of block 1 of tower 'right'" in facts.to_text()
+    assert any(walk.reached for walk in facts.walks)
 
 
 def test_a_schedule_says_what_each_tower_loses_and_is_obeyed(file: Callable[..., Path]) -> None:

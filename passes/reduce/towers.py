@@ -11,9 +11,7 @@ from dataclasses import replace
 
 import onnx_graphsurgeon as gs
 
-from tcompile.analysis.effect_walk import effects
-from tcompile.analysis.model import Analysis, analyse_axis
-from tcompile.analysis.towers import meeting
+from tcompile.analysis.model import Analysis, analyse_axis, meeting
 from tcompile.errors import ModelError, TcompileError, UsageError
 from tcompile.passes.reduce.apply import ReducedGraph, reduce_graph
 from tcompile.passes.reduce.check import check_schedule
@@ -87,15 +85,11 @@ def _why(dense: gs.Graph, towers: Sequence[Analysis], other: Analysis, error: Tc
     became = any(f"'{name}' is illegal" in error.what for name in legal)
     if not became and not isinstance(error, _MeetingError):
         return error.what
-    walks = {
-        t.tower: effects(dense, t.facts, t.space, t.attentions, [t.blocks[0].stream_in]).node_stage
-        for t in towers
-    }
-    for tower, stages in walks.items():
-        node = meeting([walks[other.tower], stages], dense) if tower != other.tower else None
+    for tower in towers:
+        node = meeting(dense, other, tower) if tower is not other else None
         if node is not None:
             return (
-                f"its tokens meet those of '{tower}' at {node.op} '{node.name}', where fewer of "
-                "those are left"
+                f"its tokens meet those of '{tower.tower}' at {node.op} '{node.name}', where "
+                "fewer of those are left"
             )
     return error.what

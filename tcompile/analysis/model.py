@@ -10,6 +10,7 @@ import onnx_graphsurgeon as gs
 from tcompile.analysis import axes as ax
 from tcompile.analysis.attention import Attention, find_attention
 from tcompile.analysis.axes import Axis
+from tcompile.analysis.effect_walk import effects
 from tcompile.analysis.facts import Facts
 from tcompile.analysis.groups import find_grouping
 from tcompile.analysis.propagate import propagate
@@ -138,6 +139,15 @@ def analyse_axis(
         ModelError: nothing runs over this axis.
     """
     return _of_axis(graph, _Streams.of(graph), axis, tower, prefix, sites=sites)
+
+
+def meeting(graph: gs.Graph, one: Analysis, other: Analysis) -> gs.Node | None:
+    """The first node that the tokens of two towers come to together."""
+    both = [
+        effects(graph, a.facts, a.space, a.attentions, [a.blocks[0].stream_in]).node_stage
+        for a in (one, other)
+    ]
+    return next((n for n in graph.nodes if all(n.name in stages for stages in both)), None)
 
 
 @dataclass(frozen=True)

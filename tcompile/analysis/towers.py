@@ -133,8 +133,3 @@ def beside(
         Beside(len(nodes), rows, columns, nodes[0], source)
         for (rows, columns, source), nodes in groups.items()
     )
-
-
-def meeting(stages: Sequence[dict[str, int]], graph: gs.Graph) -> gs.Node | None:
-    """The first node that the tokens of several walks (their `node_stage`) come to."""
-    return next((n for n in graph.nodes if all(n.name in s for s in stages)), None)
