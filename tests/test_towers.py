@@ -35,6 +35,7 @@ _MAKE: dict[str, Make] = {
     "grid": mt.GridBeside,
     "text": mt.WithText,
     "stereo": mt.Stereo,
+    "mirror": mt.Stereo,
     "summed": mt.Summed,
     "joined": lambda: mt.Joined(1),
     "mostly joined": lambda: mt.Joined(5),
@@ -48,7 +49,10 @@ _MAKE: dict[str, Make] = {
 
 @lru_cache
 def module(name: str) -> Any:
-    return stirred(_MAKE[name]())
+    made: Any = stirred(_MAKE[name]())
+    if name == "mirror":
+        made.back = made.across
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +188,28 @@ def test_attention_across_two_towers_reads_what_each_has_left(
     index = kept(found)
     assert index[""].shape == index["right"].shape == (1 + batch, 10)
     close(found, model(**feed, kept={"left": index[""], "right": index["right"]}))
+
+
+@pytest.mark.parametrize("reducer", ["topk", "merge", "fuse"])
+def test_the_second_tower_is_rewritten_as_the_first(
+    file: Callable[..., Path], reducer: str
+) -> None:
+    """The weights are the same on both sides, so that swapped images give swapped outputs."""
+    path = file("mirror")
+    shape = read(path).analysis.shape
+    score = None if reducer == "merge" else Spec("cls")
+    step = Reduction("attn:0", score, Spec(reducer), 9)
+    made = tcompile.reduce(path, schedule=Schedule("custom", shape, (step,)))
+    assert towers(made)["right"].reductions == (step,)
+    feed = images_of(module("mirror"))
+    found = run(made.graph, feed)
+    swapped = run(made.graph, {"left": feed["right"], "right": feed["left"]})
+    for kind in ("token_index", "token_owner", "token_size"):
+        assert (f"{kind}_right" in found) == (kind in found)
+        if kind in found:
+            np.testing.assert_array_equal(found[f"{kind}_right"], swapped[kind])
+    np.testing.assert_allclose(found["out1"], swapped["out0"], atol=2e-5)
+    np.testing.assert_allclose(found["out0"], swapped["out1"], atol=2e-5)
 
 
 @pytest.mark.parametrize("batch", [False, True])

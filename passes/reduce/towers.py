@@ -43,6 +43,7 @@ def reduce_towers(
     """
     made = reduce_graph(dense, analysis, schedule, outputs=outputs)
     check_counts(made.graph, analysis, schedule)
+    mine = {n.name for n in dense.nodes}
     towers = {a.tower: a for a in analysis.others}
     done: list[TowerSchedule] = []
     for plan in schedule.towers or ():
@@ -54,8 +55,9 @@ def reduce_towers(
         try:
             check_schedule(other, own, outputs)
             # Whom the model reads may be out of sight behind the tokens of another tower.
+            written = frozenset(n.name for n in made.graph.nodes) - mine
             sites = {r.site for r in plan.reductions}
-            here = analyse_axis(made.graph, other.space.axis, other.tower, prefix, sites)
+            here = analyse_axis(made.graph, other.space.axis, other.tower, prefix, sites, written)
             here = replace(here, cls=other.cls, readers=other.readers)
             if here.shape != other.shape:
                 raise _MeetingError(f"its last blocks run over the tokens of '{analysis.tower}'")
@@ -72,6 +74,8 @@ def reduce_towers(
                  for n in {**made.edits, **more.edits}}  # fmt: skip
         made = ReducedGraph(more.graph, made.fp32_nodes | more.fp32_nodes, edits)
         done.append(replace(plan, outputs=holds))
+    if any(plan.reductions for plan in done):
+        check_counts(made.graph, analysis, schedule)
     return made, schedule if schedule.towers is None else replace(schedule, towers=tuple(done))
 
 

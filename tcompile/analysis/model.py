@@ -104,7 +104,12 @@ def analyse(graph: gs.Graph, *, prefix: int | None = None, tower: str | None = N
     others = sorted((i for i in range(len(axes)) if i != first), key=lambda i: order.index(axes[i]))
     main = _of_axis(graph, known, axes[first], names[first], prefix, must=True)
     main = _where_tokens_may_leave(graph, known, main, prefix)
-    rest = [_of_axis(graph, known, axes[i], names[i], prefix) for i in others]
+    rest = [
+        _where_tokens_may_leave(
+            graph, known, _of_axis(graph, known, axes[i], names[i], prefix), prefix
+        )
+        for i in others
+    ]
     towers = [(a.space, a.blocks) for a in (main, *rest)]
     return replace(main, others=tuple(rest), chosen=tower is not None,
                    beside=beside(graph, known.attentions, towers))  # fmt: skip
@@ -128,17 +133,24 @@ def _where_tokens_may_leave(
 
 
 def analyse_axis(
-    graph: gs.Graph, axis: Axis, tower: str, prefix: int | None, sites: Container[str]
+    graph: gs.Graph,
+    axis: Axis,
+    tower: str,
+    prefix: int | None,
+    sites: Container[str],
+    written: frozenset[str],
 ) -> Analysis:
-    """Analyse one tower, known by its token axis, in a graph where others may have lost tokens.
+    """Analyse one tower, known by its token axis, in a graph where others have lost tokens.
 
     Args:
+        written: the nodes that were written for that.
         sites: the names of those that are to be judged.
 
     Raises:
         ModelError: nothing runs over this axis.
     """
-    return _of_axis(graph, _Streams.of(graph), axis, tower, prefix, sites=sites)
+    known = _Streams.of(graph, frozenset(ax.roots(axis)), written)
+    return _of_axis(graph, known, axis, tower, prefix, sites=sites)
 
 
 def meeting(graph: gs.Graph, one: Analysis, other: Analysis) -> gs.Node | None:
@@ -159,8 +171,12 @@ class _Streams:
     streams: list[Residual]
 
     @staticmethod
-    def of(graph: gs.Graph, tokens: frozenset[ax.Root] = frozenset()) -> _Streams:
-        facts = propagate(graph, tokens)
+    def of(
+        graph: gs.Graph,
+        tokens: frozenset[ax.Root] = frozenset(),
+        written: frozenset[str] = frozenset(),
+    ) -> _Streams:
+        facts = propagate(graph, tokens, written)
         attentions = tuple(find_attention(graph, facts))
         return _Streams(facts, attentions, residuals(graph, facts, attentions))
 
@@ -175,7 +191,7 @@ def _of_axis(
         must: a prefix that is not possible is an error; otherwise the tower goes without.
         sites: see `find_sites`.
     """
-    if known.facts.conflicts:
+    if known.facts.conflicts and not known.facts.preferred:
         # What the tokens are is known: what contradicts them may take their meaning.
         known = _Streams.of(graph, frozenset(ax.roots(axis)))
     facts, attentions, streams = known.facts, known.attentions, known.streams

@@ -16,7 +16,11 @@ from tcompile.errors import InternalError
 from tcompile.ir import BATCH_SENTINEL, shape
 
 
-def propagate(graph: gs.Graph, tokens: frozenset[ax.Root] = frozenset()) -> Facts:
+def propagate(
+    graph: gs.Graph,
+    tokens: frozenset[ax.Root] = frozenset(),
+    written: frozenset[str] = frozenset(),
+) -> Facts:
     """Axes of every tensor of a normalised graph (all shapes known, nodes in order).
 
     The first dim of every input is the batch; the other dims of images are `data`, those of masks,
@@ -24,8 +28,9 @@ def propagate(graph: gs.Graph, tokens: frozenset[ax.Root] = frozenset()) -> Fact
 
     Args:
         tokens: index sets that win where an operation joins them with others, position by position.
+        written: nodes that an earlier rewrite wrote, see `Facts`.
     """
-    facts = Facts(preferred=tokens, unrotated=rotations(graph))
+    facts = Facts(preferred=tokens, written=written, unrotated=rotations(graph))
     images = _images(graph)
     for tensor in graph.inputs:
         dims = shape(tensor)

@@ -94,10 +94,12 @@ def residuals(graph: gs.Graph, facts: Facts, attentions: Sequence[Attention]) ->
 def _added_beside(
     found: Iterable[Residual], tensors: Mapping[str, gs.Tensor], core: Attention
 ) -> Residual | None:
-    """The residual whose sum takes in this attention too, beside another one: (x + a) + b."""
+    """The residual whose sum takes in this attention too, beside one over the same tokens:
+    (x + a) + b."""
     reads = ancestors(tensors[core.context])
     for one in found:
-        if not one.joined or one.stream not in reads:
+        alike = core.rows == core.columns and core.columns in {a.columns for a in one.attentions}
+        if not (one.joined and alike and one.stream in reads):
             continue
         if core.context in ancestors(tensors[one.after]) and core.context not in ancestors(
             tensors[one.stream]
