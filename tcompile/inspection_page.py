@@ -218,6 +218,7 @@ def _sites(found: Inspection) -> list[str]:
     lines += _folded(leaving, lambda s: s.reduced.reason, "not at")
     lines += _folded(legal, lambda s: s.reduced.merge, "without merging at")
     lines += _folded(legal, lambda s: s.reduced.fuse, "without fusing at")
+    lines += _folded(legal, lambda s: s.reduced.drop, "only by merging at")
     free = [s for s in leaving if not s.restored.reason]
     if [(s.site, s.restored, s.restored_granularity) for s in free] != [
         (s.site, s.reduced, s.granularity) for s in legal
@@ -229,6 +230,7 @@ def _sites(found: Inspection) -> list[str]:
         lines += _folded(leaving, lambda s: s.restored.reason, "not at")
         lines += _folded(free, lambda s: s.restored.merge, "without merging at")
         lines += _folded(free, lambda s: s.restored.fuse, "without fusing at")
+        lines += _folded(free, lambda s: s.restored.drop, "only by merging at")
     may = [s for s in around if s.legal]
     lines.append(f"Tokens may bypass blocks at {ranges(s.site for s in may) or 'no site'}")
     lines += _folded(around, lambda s: s.reduced.reason, "not at")

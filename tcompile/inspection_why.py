@@ -245,6 +245,7 @@ def _barriers(found: Effects, node: gs.Node) -> tuple[str, ...]:
         ("forbids it", found.barriers),
         ("forbids merging", found.merge_barriers),
         ("forbids fusing", found.fuse_barriers),
+        ("forbids all but merging", found.drop_barriers),
     )
     return tuple(
         f"{what}: it {b.why}" for what, barriers in kinds for b in barriers if b.node == node.name

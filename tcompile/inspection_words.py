@@ -11,7 +11,10 @@ from tcompile.analysis.effects import (
     Dim,
     Edit,
     Pool,
+    Recount,
     Regroup,
+    Reorder,
+    Rescale,
     Restore,
     Run,
     SetGather,
@@ -19,6 +22,7 @@ from tcompile.analysis.effects import (
     SetSlice,
     SetSplit,
     Side,
+    Trim,
 )
 from tcompile.analysis.structure import TokenSpace
 
@@ -76,6 +80,14 @@ def edit_words(edit: Edit, node: gs.Node, space: TokenSpace) -> str:
         return "its keys are fewer; after merging, log size is added to its logits"
     if isinstance(edit, Restore):
         return f"gets every token of '{node.inputs[edit.operand].name}' back before it reads it"
+    if isinstance(edit, Reorder):
+        return f"puts {_run(edit.run, space)} that are left in the order '{edit.order.name}'"
+    if isinstance(edit, Trim):
+        return f"its operand {edit.operand} is as long as there are tokens"
+    if isinstance(edit, Recount):
+        return f"its operand {edit.operand} is computed anew, from the mask of the tokens left"
+    if isinstance(edit, Rescale):
+        return "what it gives is scaled from the number of all tokens to that of those left"
     assert isinstance(edit, Regroup)
     pool = f", with the {edit.pool} of each group" if edit.pool else ""
     return f"ends a region of views, which becomes one view of '{edit.source}'{pool}"

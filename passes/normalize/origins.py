@@ -14,7 +14,7 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis.facts import Origin
-from tcompile.ir import attr, axes_argument, ints, is_const, value
+from tcompile.ir import attr, is_const, producer, value
 
 _Origins = npt.NDArray[np.object_]
 
@@ -52,10 +52,12 @@ class Origins:
         except (ValueError, IndexError, TypeError):
             found = None  # not a plain view: every element may come from all
         for i, out in enumerate(node.outputs):
-            dims = tuple(int(d) for d in out.shape or ()) if out.shape is not None else ()
+            known = None if out.shape is None else tuple(int(d) for d in out.shape)
+            dims = known or ()
             if int(np.prod(dims)) > _LARGEST:
                 continue
-            mine = found if found is not None and i == 0 and found.shape == dims else None
+            fits = found is not None and i == 0 and known in (None, found.shape)
+            mine = found if fits else None
             if mine is None:
                 every = [o for t in node.inputs for o in self._given(t).reshape(-1)]
                 mine = _array([_NONE.union(*every)] * int(np.prod(dims)), dims)
@@ -79,16 +81,18 @@ class Origins:
         first = self._given(node.inputs[0])
         if node.op in ("Cast", "Identity", "Sqrt", "Neg", "Reciprocal", "Log", "Floor", "Ceil"):
             return first
-        if node.op == "Gather" and is_const(node.inputs[1]):
-            axis = int(attr(node, "axis", 0))
-            return _as_array(first.take(value(node.inputs[1]), axis=axis))
-        if node.op == "Slice" and all(is_const(t) for t in node.inputs[1:4]) and first.ndim == 1:
-            return first[ints(node.inputs[1])[0] : ints(node.inputs[2])[0]]
+        given = [_stored(t) for t in node.inputs[1:]]
+        if node.op == "Gather" and given[0] is not None:
+            return _as_array(first.take(given[0], axis=int(attr(node, "axis", 0))))
+        if node.op == "Slice" and first.ndim == 1 and len(given) < 4:
+            start, stop = given[:2]
+            if start is None or stop is None:
+                return None
+            return first[int(start.reshape(-1)[0]) : int(stop.reshape(-1)[0])]
         if node.op == "Squeeze":
-            axes = axes_argument(node)
-            return _as_array(np.squeeze(first, None if axes is None else tuple(axes)))
+            return _as_array(first.reshape(-1)[0]) if first.size == 1 else None
         if node.op == "Unsqueeze":
-            return _as_array(np.expand_dims(first, tuple(axes_argument(node) or ())))
+            return first.reshape(-1) if first.size == 1 else None
         if node.op == "Concat":
             parts = [self._given(t) for t in node.inputs]
             return np.concatenate(parts, axis=int(attr(node, "axis", 0)))
@@ -98,6 +102,16 @@ class Origins:
                 found = np.frompyfunc(frozenset.union, 2, 1)(found, self._given(other))
             return _as_array(found)
         return None
+
+
+def _stored(tensor: gs.Tensor) -> npt.NDArray[Any] | None:
+    """The value of a constant, which the first round still has as a node; None: not known yet."""
+    if is_const(tensor):
+        return value(tensor)
+    maker = producer(tensor)
+    if maker is None or maker.op != "Constant" or "value" not in maker.attrs:
+        return None
+    return np.asarray(maker.attrs["value"].values)
 
 
 def _array(elements: list[Any], dims: tuple[int, ...]) -> _Origins:
