@@ -54,7 +54,7 @@ def test_a_plain_model(vit: Path) -> None:
 def test_json_carries_all_of_it(vit: Path) -> None:
     found = pipeline.inspect(vit)
     document = json.loads(json.dumps(found.to_json()))
-    assert document["sites"][0]["restored"] == {"reason": "", "merge": "", "fuse": ""}
+    assert document["sites"][0]["restored"] == {"reason": "", "merge": "", "fuse": "", "drop": ""}
     assert document["blocks"][0]["stream_in"] == found.blocks[0].stream_in
 
 

@@ -227,9 +227,6 @@ def _nearest_legal(analysis: Analysis, site: Site, reducer: Spec, outputs: str) 
         return f"the nearest legal site is '{names[min(legal, key=lambda i: abs(i - here))]}'"
     if outputs == "reduced" and not _reason(analysis, site, reducer, "restored"):
         return "--outputs restored makes it legal: outputs get every token back"
-    around = [s.name for s in analysis.sites if s.kind == "around" and s.legal]
-    if around and not site.until:
-        return f"tokens can be bypassed around a block: --method bypass ({', '.join(around)})"
     verdicts = [s.verdict(outputs) for _, s in sites]
     if "merge" in traits_of(reducer) and any(not v.of(()) for v in verdicts):
         return "tokens can leave there without merging: --method topk"
@@ -237,6 +234,9 @@ def _nearest_legal(analysis: Analysis, site: Site, reducer: Spec, outputs: str) 
         return "tokens can be merged there: --method tome"
     if "fuse" in traits_of(reducer) and any(not v.of(()) for v in verdicts):
         return "tokens can leave there without being fused: --method topk"
+    around = [s.name for s in analysis.sites if s.kind == "around" and s.legal]
+    if around and not site.until:
+        return f"tokens can be bypassed around a block: --method bypass ({', '.join(around)})"
     return "this model has no legal site"
 
 
