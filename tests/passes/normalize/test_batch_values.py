@@ -20,6 +20,7 @@ import pytest
 import tcompile
 from tcompile.errors import ModelError
 from tcompile.ir import to_onnx
+from tcompile.passes.lower.precision import to_fp16
 from tcompile.passes.normalize import normalize
 from tcompile.vit_graph import GraphWriter, VitSpec, patch_tokens, prefix_tokens, random_weights
 from tests.oracles.masked import check_masked
@@ -179,6 +180,20 @@ def test_reduced_models_agree_with_masked_attention(value: Value, tmp_path: Path
     for batch in (2, 3):
         schedule = made.schedule.to_json()
         check_masked(onnx.load(path), to_onnx(made.graph), schedule, images(batch))
+
+
+def test_a_count_beyond_half_precision_divides_in_fp32(tmp_path: Path) -> None:
+    """The size of 16 images is more than fp16 holds."""
+    path = tmp_path / "free.onnx"
+    onnx.save(vit(lambda w, x: w.op("Div", x, as_float(w, w.op("Size", "image"))), None), path)
+    made = tcompile.reduce(path, method="topk", keep=0.5)
+    half = to_onnx(to_fp16(made.graph, fp32_nodes=made.fp32_nodes))
+    feed = images(32)
+    single = run(to_onnx(made.graph), feed)
+    for found, want in zip(run(half, feed), single, strict=True):
+        if want.dtype == np.float32:
+            cosine = (found * want).sum() / np.linalg.norm(found) / np.linalg.norm(want)
+            assert cosine > 0.98
 
 
 def branching(w: GraphWriter, x: str) -> str:
