@@ -86,7 +86,7 @@ def drops(
                 "checked": None if checked is None else checked.mean,
                 "bound": None if checked is None else checked.upper,
                 "held_out": drop.mean, "speedup": made.planned.plan.speedup,
-                "declined": made.planned.declined,
+                "outcome": made.planned.outcome.to_json(),
             })  # fmt: skip
             print(found[-1], file=sys.stderr, flush=True)
     return found

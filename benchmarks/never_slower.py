@@ -56,9 +56,8 @@ def one(model: str, path: Path, method: str, keep: str, rounds: int, folder: Pat
     except TcompileError as error:
         return Row(model, method, keep, "nothing", error.one_line()[:200])
     artifact = load_artifact(made)
-    if not artifact.manifest.schedule["reductions"]:
-        plan = artifact.manifest.plan or {}
-        return Row(model, method, keep, "dense", str(plan.get("declined", ""))[:200])
+    if artifact.manifest.emitted == "dense":
+        return Row(model, method, keep, "dense", artifact.manifest.summary[0][:200])
     found = bench_models(path, artifact.model, rounds=rounds).speedup
     return Row(asked.model, method, keep, "reduced", "", found.ratio, found.lower, found.upper)
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tcompile.errors import MissingExtraError, ModelError, UsageError
+from tcompile.errors import ModelError, UsageError
+from tcompile.models.images import read_rgb
 
 if TYPE_CHECKING:
     import onnx
@@ -44,6 +45,7 @@ def load_image(path: str | Path, preprocessing: Mapping[str, Any]) -> NDArray[np
 
     The shorter side is resized to `size / crop_pct` and the middle cut out ("crop"), or the whole
     image is squashed to `size` ("squash"); pixels in 0..1 are then normalised by `mean` and `std`.
+    What every kind of file becomes before that, `read_rgb` says.
 
     Args:
         path: any image that pillow reads.
@@ -54,43 +56,45 @@ def load_image(path: str | Path, preprocessing: Mapping[str, Any]) -> NDArray[np
         MissingExtraError: pillow is not installed.
     """
     try:
-        from PIL import Image, UnidentifiedImageError
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("pillow", "export", "reading images") from error
-    try:
         height, width = (int(v) for v in preprocessing["size"])
         mean = np.asarray(preprocessing["mean"], dtype=np.float32)
         std = np.asarray(preprocessing["std"], dtype=np.float32)
-    except (KeyError, TypeError, ValueError) as error:
+        crop = float(preprocessing.get("crop_pct") or 1.0)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UsageError(
             "the model does not say how images are prepared for it",
             hint="give the input as .npy or .npz",
         ) from error
+    scales = np.array([*mean.ravel(), *std.ravel(), crop])
+    if min(height, width) < 1 or not np.isfinite(scales).all() or std.min() <= 0 or crop <= 0:
+        raise UsageError(
+            "the model's metadata says how images are prepared, but in numbers of no use "
+            f"(size {height} × {width}, mean {mean.tolist()}, std {std.tolist()}, crop_pct {crop})",
+            hint="give the input as .npy or .npz",
+        )
     layout = preprocessing.get("layout", "image")
     if layout not in ("image", "patches"):
         raise UsageError(
             f"the model takes {layout}, not one image", hint="give the input as .npy or .npz"
         )
+    image = read_rgb(path)
+    from PIL import Image
+
     names = {r.name.lower(): r for r in Image.Resampling}
     resample = names.get(str(preprocessing.get("interpolation", "bicubic")), names["bicubic"])
-    try:
-        with Image.open(path) as opened:
-            image = opened.convert("RGB")
-    except FileNotFoundError as error:
-        raise UsageError("no such file", where=str(path)) from error
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-        raise UsageError("is not an image that can be read", where=str(path)) from error
     if preprocessing.get("resize", "crop") == "squash":
         image = image.resize((width, height), resample)
     else:
-        image = _middle(image, height, width, float(preprocessing.get("crop_pct") or 1.0), resample)
+        image = _middle(image, height, width, crop, resample)
     pixels = np.asarray(image, dtype=np.float32) / np.float32(255.0)
     normal = (pixels - mean) / std
     planes = np.ascontiguousarray(normal.transpose(2, 0, 1), dtype=np.float32)
-    return planes[None] if layout == "image" else _patches(planes, preprocessing)
+    return planes[None] if layout == "image" else pack_patches(planes, preprocessing)
 
 
-def _patches(planes: NDArray[np.float32], preprocessing: Mapping[str, Any]) -> NDArray[np.float32]:
+def pack_patches(
+    planes: NDArray[np.float32], preprocessing: Mapping[str, Any]
+) -> NDArray[np.float32]:
     """[3, H, W] as Qwen-VL processors pack it: [N, 3 x time x patch x patch], squares together.
 
     The patches that are merged into one token lie one after another; a still image stands in for

@@ -1,7 +1,8 @@
 """Closing the loop: what was built is measured against the dense model and the prediction.
 
-What is not faster than dense is not emitted, unless forced. With `refine`, a prediction that was
-off is corrected by what was measured, and planned again.
+What is asked is what is built. Only a measurement of both models on the target puts the dense one
+in its place, and says so first; `force` forbids that. With `refine`, a prediction that was off is
+corrected by what was measured, and planned again.
 """
 
 from __future__ import annotations
@@ -12,19 +13,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tcompile.batch_sizes import BatchSizes
 from tcompile.errors import UsageError
 from tcompile.filling import fill
 from tcompile.manifest import Latency, Manifest, Source
 
 if TYPE_CHECKING:
     from tcompile.passes.lower.token_ops import TokenOpsChoice
-    from tcompile.planning.solve.planned import Planned
+    from tcompile.planning.solve.planned import Followed, Planned
     from tcompile.request import Request
     from tcompile.stages import Reduced
     from tcompile.targets import Target
 
 #: A request → its reduced model and how it was planned; None → the dense model.
-Make = Callable[["Request | None"], "tuple[Reduced, Planned | None]"]
+Make = Callable[["Request | None"], "tuple[Reduced, Planned | Followed | None]"]
 #: Plans that are built and measured at most.
 _ATTEMPTS = 3
 #: Seconds that both models are timed where milliseconds were promised.
@@ -42,6 +44,8 @@ class Build:
         force: emit what is not faster than dense, too.
         refine: plan again from measurements.
         token_ops: the form of token ops; None: the target's own.
+        batches: that an engine of a free batch takes.
+        keep_failed: write what failed a check, too.
     """
 
     origin: Source
@@ -51,6 +55,8 @@ class Build:
     force: bool
     refine: bool
     token_ops: TokenOpsChoice | None = None
+    batches: BatchSizes | None = None
+    keep_failed: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,19 +65,24 @@ class Attempt:
 
     Attributes:
         manifest: of it.
-        planned: how it was planned, or None.
+        planned: how it was solved; None: it was not.
+        chosen: what was asked and what is given; None: the dense model that nobody asked for.
         dense_ms, ms: medians; None where nothing was measured.
     """
 
     manifest: Manifest
     planned: Planned | None
+    chosen: Planned | Followed | None
     dense_ms: float | None
     ms: float | None
 
     @staticmethod
-    def of(manifest: Manifest, planned: Planned | None) -> Attempt:
+    def of(manifest: Manifest, chosen: Planned | Followed | None) -> Attempt:
+        from tcompile.planning.solve.planned import Planned
+
         times = {f.model: f.milliseconds for f in manifest.latency if f.kind == "measured"}
-        return Attempt(manifest, planned, times.get("dense"), times.get("reduced"))
+        planned = chosen if isinstance(chosen, Planned) else None
+        return Attempt(manifest, planned, chosen, times.get("dense"), times.get("reduced"))
 
     @property
     def reduced(self) -> bool:
@@ -98,20 +109,43 @@ def fill_best(folder: Path, asked: Build, make: Make, say: Callable[[str], None]
     """Write the model that is to be kept into a folder; returns its manifest."""
     first = _attempt(folder, asked, asked.request, make, say)
     kept = _refined(folder, first, asked, make, say) if asked.refine else first
-    if kept.slower and not asked.force:
-        assert kept.ms is not None
-        assert kept.dense_ms is not None
-        why = (
-            f"not shown to be faster than dense here: {kept.ms:.4g} ms against "
-            f"{kept.dense_ms:.4g} ms measured; this is the dense model (--force emits the reduced "
-            "one)"
-        )
-        say("the reduced model is not faster: emitting the dense one")
-        dense = _attempt(folder, asked, None, make, say).manifest
-        tried = {"schedule": kept.manifest.schedule, "dense_ms": kept.dense_ms, "ms": kept.ms}
-        plan = {**(kept.manifest.plan or {}), "declined": why, "tried_schedule": tried}
-        return replace(dense, notes=(why, *dense.notes), plan=plan)
-    return kept.manifest
+    if not kept.slower:
+        return kept.manifest
+    if asked.force:
+        return _remarked(kept)
+    say("the reduced model is not faster: emitting the dense one")
+    return _dense_instead(kept, _attempt(folder, asked, None, make, say).manifest)
+
+
+def _measured(kept: Attempt) -> str:
+    """How long the reduced model and the dense one took here, in words."""
+    assert kept.ms is not None
+    assert kept.dense_ms is not None
+    verdict = "slower than" if kept.ms > kept.dense_ms else "not shown to be faster than"
+    return f"measured {verdict} dense here, {kept.ms:.4g} ms against {kept.dense_ms:.4g} ms"
+
+
+def _remarked(kept: Attempt) -> Manifest:
+    """The reduced model that --force keeps."""
+    assert kept.chosen is not None
+    remark = f"the reduced model was {_measured(kept)}; --force keeps it"
+    return kept.manifest.with_outcome(replace(kept.chosen.outcome, remark=remark))
+
+
+def _dense_instead(kept: Attempt, dense: Manifest) -> Manifest:
+    """The dense model in place of one that was measured, and what that took."""
+    assert kept.chosen is not None
+    tried, outcome = kept.manifest.schedule, kept.chosen.outcome
+    why = (
+        f"the reduced model ({tried['method']}, {outcome.kept.patches} of {outcome.kept.of} patch "
+        f"tokens) was {_measured(kept)}; --force keeps it"
+    )
+    plan = {
+        **(kept.manifest.plan or {}),
+        "tried_schedule": {"schedule": tried, "dense_ms": kept.dense_ms, "ms": kept.ms},
+    }
+    latency = tuple(f for f in kept.manifest.latency if f.model == "dense")
+    return replace(dense, plan=plan, latency=latency).with_outcome(outcome.dense_instead(why))
 
 
 def _attempt(
@@ -120,28 +154,70 @@ def _attempt(
     """Build what a request asks for, in place of what is in the folder."""
     for entry in folder.iterdir():
         shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-    reduced, planned = make(request)
+    reduced, chosen = make(request)
+    notes: list[str] = []
+    if chosen is not None:
+        chosen, notes = _on_target(_as_asked(chosen, asked.request), reduced, asked)
     # Handed over in a list, so that the weights are gone before anything is measured.
     held = [reduced]
     del reduced
     manifest = fill(folder, asked.origin, asked.target, asked.precision, held,
                     asked.request.outputs, say, threads=asked.request.threads,
-                    batch=asked.request.batch, token_ops=asked.token_ops,
+                    batch=asked.request.batch, batches=asked.batches, token_ops=asked.token_ops,
+                    keep_failed=asked.keep_failed,
                     seconds=0.0 if asked.request.latency is None else _SECONDS)  # fmt: skip
-    made = Attempt.of(manifest, planned)
+    made = Attempt.of(replace(manifest, notes=(*notes, *manifest.notes)), chosen)
     return replace(made, manifest=_with_plan(made, asked))
+
+
+def _as_asked(chosen: Planned | Followed, request: Request) -> Planned | Followed:
+    """In the words of what was asked first, where planning again asked for another budget."""
+    from tcompile.planning.solve.planned import Planned
+    from tcompile.planning.solve.reasons import budget_of, budget_words
+
+    if not isinstance(chosen, Planned):
+        return chosen
+    outcome = replace(chosen.outcome, others=budget_words(request))
+    return replace(chosen, outcome=outcome, budget=budget_of(request))
+
+
+def _on_target(
+    chosen: Planned | Followed, reduced: Reduced, asked: Build
+) -> tuple[Planned | Followed, list[str]]:
+    """With modelled latency where no profile was planned with; and whether another precision of the
+    target is faster."""
+    from tcompile.planning.solve.planned import Followed
+    from tcompile.planning.solve.whole import faster_precision, with_latency
+
+    target, batch = asked.target, asked.request.batch
+    notes: list[str] = []
+    if target.runtime == "onnxruntime":
+        return chosen, notes
+    if isinstance(chosen, Followed):
+        chosen = with_latency(chosen, reduced, target, asked.precision, batch)
+        if chosen.modelled is not None and reduced.schedule.reductions:
+            notes.append(chosen.modelled.note())
+    if asked.precision != target.default_precision:
+        notes.append(faster_precision(reduced.graph, target, asked.precision, batch))
+    return chosen, [note for note in notes if note]
 
 
 def _with_plan(made: Attempt, asked: Build) -> Manifest:
     """The manifest with the plan, and with a note where the prediction was off."""
-    if made.planned is None:
+    if made.chosen is None:
         return made.manifest
-    planned, notes = made.planned, list(made.manifest.notes)
-    document: dict[str, Any] = planned.to_json()
-    document.pop("front")
-    manifest = made.manifest
-    if not manifest.latency and planned.kind == "modelled":
-        manifest = replace(manifest, latency=_modelled(planned, asked))
+    notes, manifest = list(made.manifest.notes), made.manifest.with_outcome(made.chosen.outcome)
+    document: dict[str, Any] = made.chosen.to_json()
+    document.pop("front", None)
+    if not manifest.latency:
+        manifest = replace(manifest, latency=_modelled(made.chosen, asked))
+    if not made.reduced:
+        # There is one model; the second figure is of the dense one against itself.
+        manifest = replace(manifest, latency=tuple(f for f in manifest.latency
+                                                   if f.model == "dense"))  # fmt: skip
+    planned = made.planned
+    if planned is None:
+        return replace(manifest, plan=document)
     off = made.off
     if off is not None:
         document["measured_off"] = off
@@ -160,14 +236,16 @@ def _with_plan(made: Attempt, asked: Build) -> Manifest:
     return replace(manifest, notes=tuple(notes), plan=document)
 
 
-def _modelled(planned: Planned, asked: Build) -> tuple[Latency, ...]:
+def _modelled(chosen: Planned | Followed, asked: Build) -> tuple[Latency, ...]:
     """What the roofline has of both models, where nothing runs here."""
-    plan, target = planned.plan, asked.target
-    note = f"within {planned.band:.0%}, docs/roofline.md"
-    batch = asked.request.batch
-    return (
-        Latency("dense", "modelled", plan.dense_ms, target.title, "roofline", batch, note=note),
-        Latency("reduced", "modelled", plan.latency_ms, target.title, "roofline", batch, note=note),
+    document, target, batch = chosen.to_json(), asked.target, asked.request.batch
+    if document.get("latency_kind") != "modelled":
+        return ()
+    note = f"within {document['band']:.0%}, docs/roofline.md"
+    both = ("dense", document["dense_ms"]), ("reduced", document["predicted_ms"])
+    return tuple(
+        Latency(which, "modelled", ms, target.title, "roofline", batch, note=note)  # type: ignore[arg-type]
+        for which, ms in both
     )
 
 

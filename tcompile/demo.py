@@ -37,7 +37,9 @@ class DemoResult:
 
     Attributes:
         method: that was followed.
-        notes: of the build; where the reduced model was not faster, that it is the dense one.
+        notes: of the build.
+        emitted: `reduced`, or `dense` where the reduced model was measured to be no faster.
+        summary: what was asked, what is kept, and why.
     """
 
     model: str
@@ -50,6 +52,8 @@ class DemoResult:
     tokens_out: int
     benchmark: Benchmark
     notes: tuple[str, ...]
+    emitted: str | None
+    summary: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
         """The figures as JSON values."""
@@ -107,6 +111,8 @@ def demo(
             tokens_out=blocks[-1].mlp,
             benchmark=bench(directory, against=source, rounds=100, progress=progress),
             notes=manifest.notes,
+            emitted=manifest.emitted,
+            summary=manifest.summary,
         )
 
 

@@ -57,5 +57,9 @@ class VerificationError(TcompileError):
     """A check of what was built did not hold."""
 
 
+class FailedBuildError(VerificationError):
+    """What was built does not compute what the reduced graph does; it was not written."""
+
+
 class InternalError(TcompileError):
     """A state that should be impossible: a bug in tcompile."""

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tcompile.errors import InternalError, ModelError
 from tcompile.manifest import Fidelity, Latency
 from tcompile.targets import Target
 from tcompile.verify.fidelity import measure_fidelity
 from tcompile.verify.runs import run_all, samples_for, signature
+
+if TYPE_CHECKING:
+    from tcompile.timing import Speedup
 
 #: Largest difference, relative to the largest value, that reordering fp32 sums may make.
 _TOLERANCE = 1e-3
@@ -82,12 +86,15 @@ def measure(
     batch: int = 1,
     decide: bool = True,
     seconds: float = 0.0,
+    normal: Path | None = None,
 ) -> Evidence:
     """Fidelity of the reduced model on seeded inputs; on `cpu`, also how long both take.
 
     A reduced model that is no faster is said to be so in a note.
 
     Args:
+        normal: the normal form of a source that computes in fp16, in fp32: latency is compared with
+            that, and with the source as it came apart from it.
         decide: measure on while it is not sure which is faster; of the dense model against itself
             it never will be.
         seconds: to measure for at least.
@@ -96,11 +103,13 @@ def measure(
     fidelity = measure_fidelity(source, reduced, samples_for(signature(reduced), count=samples))
     if target.runtime != "onnxruntime":
         return Evidence(fidelity, (), ())
-    from tcompile.timing import bench_models
+    from tcompile.timing import EMULATED, bench_models
 
     most = _MOST_ROUNDS if decide else None
-    timed = bench_models(source, reduced, rounds=_ROUNDS, most=most, seconds=seconds,
-                         threads=threads, batch=batch)  # fmt: skip
+    timed = bench_models(
+        normal or source, reduced, source=source if normal else None, rounds=_ROUNDS, most=most,
+        seconds=seconds, threads=threads, batch=batch,
+    )  # fmt: skip
     latency = tuple(
         Latency(
             which,  # type: ignore[arg-type]
@@ -110,14 +119,26 @@ def measure(
             timed.runtime,
             timed.batch,
             (timing.lower, timing.upper),
-            f"{timed.rounds} interleaved rounds, {timed.threads} threads",
+            f"{words}{timed.rounds} interleaved rounds, {timed.threads} threads",
         )
-        for which, timing in (("dense", timed.dense), ("reduced", timed.reduced))
+        for which, timing, words in (
+            ("dense", timed.dense, "the fp32 normal form of an fp16 source; " if normal else ""),
+            ("reduced", timed.reduced, ""),
+            ("source", timed.source, "fp16, as it came; "),
+        )
+        if timing is not None
     )
     faster = timed.speedup.lower > 1 and timed.speedup.ratio >= _LEAST_GAIN
-    notes: tuple[str, ...] = ()
+    notes: list[str] = []
     if not faster:
-        s = timed.speedup
-        notes = (f"not shown to be faster than dense here: {s.ratio:.2f} × [{s.lower:.2f}, "
-                 f"{s.upper:.2f}]",)  # fmt: skip
-    return Evidence(fidelity, latency, notes, faster)
+        notes.append(f"not shown to be faster than dense here: {_times(timed.speedup)} over "
+                     f"{timed.compared}")  # fmt: skip
+    if timed.source_speedup is not None:
+        over = f"{_times(timed.speedup)} over {timed.compared}"
+        notes.append(f"speed-up of the reduced model: {over}; {_times(timed.source_speedup)} over "
+                     f"{EMULATED}")  # fmt: skip
+    return Evidence(fidelity, latency, tuple(notes), faster)
+
+
+def _times(found: Speedup) -> str:
+    return f"{found.ratio:.2f} × [{found.lower:.2f}, {found.upper:.2f}]"

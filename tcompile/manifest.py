@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tcompile._version import __version__
 from tcompile.jsonform import decode
+from tcompile.planning.solve.outcome import Emitted, Outcome, Reason, Share
 
 if TYPE_CHECKING:
     import onnx
@@ -81,9 +82,12 @@ class Flops:
 
 @dataclass(frozen=True)
 class Latency:
-    """One latency figure, and where it comes from. `spread` is the quartiles, measured only."""
+    """One latency figure, and where it comes from. `spread` is the quartiles, measured only.
 
-    model: Literal["dense", "reduced"]
+    `source` is a model that computes in fp16, as it came; `dense` is then its fp32 normal form.
+    """
+
+    model: Literal["dense", "reduced", "source"]
     kind: FigureKind
     milliseconds: float
     device: str
@@ -135,6 +139,20 @@ class TokenOpsEntry:
 
 
 @dataclass(frozen=True)
+class BatchEntry:
+    """The batch sizes that an engine takes, and the one that it is tuned for."""
+
+    smallest: int
+    typical: int
+    largest: int
+
+    @property
+    def words(self) -> str:
+        """`1 to 8, tuned for 1`."""
+        return f"{self.smallest} to {self.largest}, tuned for {self.typical}"
+
+
+@dataclass(frozen=True)
 class Manifest:
     """See `manifest.schema.json` for what each field means to a reader."""
 
@@ -152,11 +170,18 @@ class Manifest:
     fidelity: Fidelity | None = None
     fused_attention: FusedAttentionEntry | None = None
     token_ops: TokenOpsEntry | None = None
+    batch_sizes: BatchEntry | None = None
     notes: tuple[str, ...] = ()
     plan: dict[str, Any] | None = None
     faster: bool | None = None
+    emitted: Emitted | None = None
+    reason: Reason | None = None
+    asked: Share | None = None
+    kept: Share | None = None
+    summary: tuple[str, ...] = ()
     shapes: dict[str, tuple[int | str, ...]] = field(default_factory=dict)
     prefix: int | None = None
+    fault: str | None = None
     files: tuple[FileEntry, ...] = ()
     tool: str = f"tcompile {__version__}"
     schema: str = SCHEMA
@@ -178,6 +203,11 @@ class Manifest:
             if path.is_absolute() or ".." in path.parts:
                 raise ValueError(f"files: path {entry.path!r} leaves the artifact")
         return manifest
+
+    def with_outcome(self, outcome: Outcome) -> Manifest:
+        """A copy that says what was asked, what is given, and why."""
+        return replace(self, emitted=outcome.emitted, reason=outcome.reason, asked=outcome.asked,
+                       kept=outcome.kept, summary=outcome.summary())  # fmt: skip
 
     def with_files(self, files: Iterable[FileEntry]) -> Manifest:
         """A copy that lists these files."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tcompile.analysis.model import analyse
 from tcompile.artifact import check_destination, write_artifact
+from tcompile.batch_sizes import BatchSizes
 from tcompile.closing import Build, fill_best
 from tcompile.cost import cost_of
 from tcompile.errors import TcompileError
@@ -25,7 +26,9 @@ from tcompile.passes.reduce.recheck import check_counts
 from tcompile.planning.own import room_of, schedule_for
 from tcompile.planning.schedule import Schedule
 from tcompile.planning.solve.choose import choose
-from tcompile.request import Request
+from tcompile.planning.solve.planned import Followed
+from tcompile.planning.solve.whole import with_latency
+from tcompile.request import NO_METHOD, Request
 from tcompile.stages import Analysed, Priced, Reduced
 from tcompile.targets import Target, load_target
 
@@ -59,7 +62,9 @@ def read(model: str | Path, *, shapes: Shapes | None = None, prefix: int | None 
     """
     with _Located(model):
         normalized = normalize(load(model), shapes=shapes)
-        return Analysed(str(model), normalized, analyse(normalized.graph, prefix=prefix))
+        return Analysed(
+            str(model), normalized, analyse(normalized.graph, prefix=prefix, sized=normalized.sized)
+        )
 
 
 def inspect(
@@ -106,8 +111,11 @@ def price(
     """
     request, chosen = Request.of(asked), load_target(target)
     read_model = read(model, shapes=request.shapes, prefix=request.prefix)
-    made, planned = choose(read_model, request, chosen, chosen.default_precision, progress)
+    precision = chosen.default_precision
+    made, planned = choose(read_model, request, chosen, precision, progress)
     reduced = _reduce(read_model, made, request.outputs)
+    if isinstance(planned, Followed):
+        planned = with_latency(planned, reduced, chosen, precision, request.batch)
     return Priced(made, cost_of(reduced.dense, reduced.graph, made), planned)
 
 
@@ -140,13 +148,18 @@ def build(
     output: str | Path | None = None,
     force: bool = False,
     refine: bool = False,
+    min_batch: int | None = None,
+    opt_batch: int | None = None,
+    max_batch: int | None = None,
+    keep_failed: bool = False,
     progress: Progress = silent,
     **asked: Unpack[Asked],
 ) -> Path:
     """Compile a model for a target and write the artifact; returns its directory.
 
-    Where the target's runtime runs here, dense and reduced are measured, and a model that is not
-    faster is not kept: the artifact holds the dense one, and says why.
+    What is asked is what is built. Only where the target's runtime runs here, and the reduced
+    model is measured to be no faster, the artifact holds the dense one: its manifest has
+    `emitted == "dense"`, and says why.
 
     Args:
         precision: `fp32` or `fp16`; the target's own by default.
@@ -155,25 +168,31 @@ def build(
         force: keep a reduced model that is not faster; replace an artifact even if its files were
             changed by hand.
         refine: plan again from what was measured, where that is not what was predicted.
+        min_batch, opt_batch, max_batch: what an engine takes and is tuned for, of a model with a
+            free batch; by default 1, `batch`, and the larger of 8 and that.
+        keep_failed: write also a model that failed a check, with `fault` in its manifest.
         asked: keep, latency, max_drop, method, …: see `tcompile.request.Request`.
 
     Raises:
-        UsageError, ModelError: see `read` and `plan`; also a destination that is not ours.
+        UsageError, ModelError: see `read` and `plan`; also a destination that is not ours, and a
+            node that the target's runtime does not accept.
+        FailedBuildError: the lowered model does not compute what the reduced fp32 graph does.
         MissingExtraError: the target's runtime is not installed.
     """
     request, chosen = Request.of(asked), load_target(target)
+    batches = BatchSizes(min_batch, opt_batch, max_batch, request.batch)
     form = choose_token_ops(chosen, token_ops)
     path = Path(model)
     directory = Path(output) if output is not None else path.parent / f"{path.stem}-{chosen.name}"
     check_destination(directory, force)
     level = precision or chosen.default_precision
-    job = _Job(path, request, chosen, level, progress)
+    job = _Job(path, request, chosen, level, batches, progress)
     job.check()
     origin = describe_source(path)
 
     def fill(folder: Path) -> Manifest:
-        made = fill_best(folder, Build(origin, chosen, level, request, force, refine, form),
-                         job.make, progress)  # fmt: skip
+        made = fill_best(folder, Build(origin, chosen, level, request, force, refine, form,
+                                        batches, keep_failed), job.make, progress)  # fmt: skip
         bound = {name: tuple(dims) for name, dims in (request.shapes or {}).items()}
         return replace(made, shapes=bound, prefix=request.prefix)
 
@@ -184,10 +203,11 @@ class _Job:
     """Makes reduced models of one source: the first, others after what was measured, the dense."""
 
     def __init__(
-        self, path: Path, request: Request, target: Target, precision: str, say: Progress
-    ) -> None:
+        self, path: Path, request: Request, target: Target, precision: str, batches: BatchSizes,
+        say: Progress,
+    ) -> None:  # fmt: skip
         self.path, self.request, self.target = path, request, target
-        self.precision, self.say = precision, say
+        self.precision, self.batches, self.say = precision, batches, say
         self.held: tuple[Reduced, Any] | None = None
 
     def check(self) -> None:
@@ -202,7 +222,8 @@ class _Job:
         self.say(f"reading {self.path}")
         asked = self.request
         analysed = read(self.path, shapes=asked.shapes, prefix=asked.prefix)
-        made, planned = Schedule(asked.method, analysed.analysis.shape, ()), None
+        self.batches.check(analysed.graph, self.path)
+        made, planned = Schedule(NO_METHOD, analysed.analysis.shape, ()), None
         if request is not None:
             made, planned = choose(analysed, request, self.target, self.precision, self.say)
         self.say("reducing")

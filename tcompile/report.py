@@ -12,7 +12,13 @@ def render(manifest: Manifest) -> str:
     m = manifest
     saved = 1 - m.flops.reduced / m.flops.dense if m.flops.dense else 0.0
     parts = [
+        *(
+            [f"**This build failed and is kept for debugging only.** {m.fault}\n"]
+            if m.fault
+            else []
+        ),
         f"# {m.source.file} for {m.target.name}\n",
+        *([" \n".join(f"{line}." for line in m.summary) + "\n"] if m.summary else []),
         f"{m.tool}, {m.precision}, method `{m.schedule.get('method', '?')}`.",
         f"FLOPs for one image: {giga(m.flops.dense)} dense, {giga(m.flops.reduced)} reduced "
         f"({saved:.1%} less; a multiply-add counts as two).",
@@ -28,6 +34,7 @@ def render(manifest: Manifest) -> str:
         "\n## Fused attention\n",
         _fused(m.fused_attention),
         *([f"\nToken ops: {m.token_ops.form}; {m.token_ops.reason}."] if m.token_ops else []),
+        *([f"\nBatches of {b.words}."] if (b := m.batch_sizes) else []),
         "\n## Inputs and outputs\n",
         _tensors(m.inputs, m.outputs),
     ]

@@ -20,12 +20,15 @@ Objective = Literal["loss", "pomt"]
 LossKind = Literal["measured", "attention"]
 #: The method that is chosen by what it loses; the others are presets' names.
 AUTO = "auto"
+#: What a schedule calls its method where no token leaves and nobody named one.
+NO_METHOD = "none"
 
 
 class Asked(TypedDict, total=False):
     """The options of `plan`, `price`, `reduce` and `build`; see `Request`."""
 
     keep: Keep
+    exact: bool
     latency: float | None
     max_drop: float | None
     method: str
@@ -48,8 +51,10 @@ class Request:
     """What is asked, checked.
 
     Attributes:
-        keep: share of the patch tokens that leave the encoder, in (0, 1]; the least, where there is
-            another budget.
+        keep: share of the patch tokens that leave the encoder, in (0, 1]: at least
+            ceil(keep · T) of T; more, by a tenth at most, where a plateau of the target makes them
+            free.
+        exact: not even those.
         latency: ms that one batch may take on the target.
         max_drop: the most that may be lost on the calibration images: top-1 accuracy where they
             have labels, agreement with the dense model's top-1 where it has classes, else
@@ -72,6 +77,7 @@ class Request:
     """
 
     keep: Keep = None
+    exact: bool = False
     latency: float | None = None
     max_drop: float | None = None
     method: str = AUTO
@@ -112,6 +118,9 @@ class Request:
                              hint="leave --keep, --latency and --max-drop away")  # fmt: skip
         if self.schedule is not None:
             self._check_alone()
+        if self.exact and self.keep is None:
+            raise UsageError("says that a share is meant exactly, and none is given",
+                             where="--exact", hint="say --keep R")  # fmt: skip
 
     def _check_alone(self) -> None:
         """A schedule says all that budgets and methods would."""

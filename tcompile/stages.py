@@ -11,7 +11,7 @@ from tcompile.analysis.model import Analysis
 from tcompile.cost import Cost
 from tcompile.passes.normalize import Normalized
 from tcompile.planning.schedule import Schedule
-from tcompile.planning.solve.planned import Planned
+from tcompile.planning.solve.planned import Followed, Planned
 
 
 @dataclass(frozen=True)
@@ -33,16 +33,23 @@ class Priced:
 
     Attributes:
         schedule, cost: they.
-        planned: how it was solved; None where a method's own schedule or a given one is followed.
+        chosen: how the schedule was solved, or whose it is; what was asked, what is kept, and why.
     """
 
     schedule: Schedule
     cost: Cost
-    planned: Planned | None = None
+    chosen: Planned | Followed
+
+    @property
+    def planned(self) -> Planned | None:
+        """How it was solved; None where a method's own schedule or a given one is followed."""
+        return self.chosen if isinstance(self.chosen, Planned) else None
 
     def to_json(self) -> dict[str, Any]:
-        plan = {} if self.planned is None else {"plan": self.planned.to_json()}
-        return {**self.schedule.to_json(), "cost": self.cost.to_json(), **plan}
+        return {
+            **self.chosen.outcome.to_json(), **self.schedule.to_json(),
+            "cost": self.cost.to_json(), "plan": self.chosen.to_json(),
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)

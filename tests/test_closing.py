@@ -1,4 +1,5 @@
-"""Closing the loop: what was built is measured, and what is not faster is not emitted."""
+"""Closing the loop: what was asked is built and measured; only a measurement puts dense in its
+place."""
 
 from __future__ import annotations
 
@@ -22,7 +23,9 @@ from tcompile.manifest import (
 )
 from tcompile.planning.optimise import Plan, Plateau, Step
 from tcompile.planning.schedule import Reduction, Schedule, Shape, Spec
-from tcompile.planning.solve.planned import Planned
+from tcompile.planning.solve import whole
+from tcompile.planning.solve.outcome import Outcome, Share
+from tcompile.planning.solve.planned import Followed, Planned
 from tcompile.request import Request
 from tcompile.targets import load_target
 
@@ -32,14 +35,21 @@ DENSE = 20.0
 
 @dataclass(frozen=True)
 class Made:
-    """Stands for a reduced model."""
+    """Stands for a reduced model and the dense one it came from."""
 
     schedule: Schedule
+    graph: str = "reduced"
+    dense: str = "dense"
 
 
 def schedule_of(keep: int) -> Schedule:
     steps = (Reduction("attn:0", Spec("cls"), Spec("topk"), keep),) if keep < 16 else ()
     return Schedule("topk", SHAPE, steps)
+
+
+def outcome_of(keep: int) -> Outcome:
+    return Outcome("reduced" if keep < 16 else "dense", "asked", "that is what was asked",
+                   Share.kept(keep, 16), Share(0.5, 8, 16))  # fmt: skip
 
 
 @dataclass
@@ -49,6 +59,9 @@ class World:
     Attributes:
         ms: (attempt, predicted ms) → measured ms.
         dense_ms: measured; the prediction is DENSE.
+        sure: whether what is faster can be told to be.
+        pessimism: by which predictions are too high.
+        whole: (graph, precision) → ms by the roofline, of a GPU.
         asked: latencies asked for, None for the dense model.
     """
 
@@ -57,6 +70,9 @@ class World:
     kind: str = "measured"
     named: bool = False
     refuses: float = 0.0
+    sure: bool = True
+    pessimism: float = 1.0
+    whole: dict[tuple[str, str], float] = field(default_factory=dict)
     asked: list[Any] = field(default_factory=list)
     requests: list[Request | None] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
@@ -64,7 +80,7 @@ class World:
     reduced: int = 0
     now: float = 0.0
 
-    def make(self, request: Request | None) -> tuple[Any, Planned | None]:
+    def make(self, request: Request | None) -> tuple[Any, Planned | Followed | None]:
         self.requests.append(request)
         budget = None if request is None else request.latency or 10.0
         self.asked.append(budget)
@@ -76,11 +92,15 @@ class World:
         self.kind = "measured" if request and request.profile == "measure" else self.kind
         plan = Plan(
             (Step("attn:0", 17, keep + 1, 0.1, DENSE - budget),), (17,) * 3, (keep + 1,) * 3,
-            keep + 1, budget, DENSE - budget, DENSE,
+            keep + 1, self.pessimism * budget, DENSE - budget, DENSE,
         )  # fmt: skip
         planned = Planned(schedule_of(keep), plan, "a profile", self.kind, 0.1, "none",
-                          plateaus=(Plateau(keep, keep + 1, 1.0),))  # fmt: skip
-        return Made(schedule_of(keep)), None if self.named else planned
+                          outcome_of(keep), plateaus=(Plateau(keep, keep + 1, 1.0),))  # fmt: skip
+        own = Followed(outcome_of(keep), {"keep": 0.5})
+        return Made(schedule_of(keep)), own if self.named else planned
+
+    def whole_ms(self, graph: str, target: Any, precision: str, batch: int) -> float | None:
+        return None if target.runtime == "onnxruntime" else self.whole.get((graph, precision))
 
     def fill(
         self, folder: Path, origin: Source, target: Any, precision: Any, held: list[Made],
@@ -99,7 +119,7 @@ class World:
             if made.schedule.reductions:
                 self.reduced += 1
                 ms = self.ms(self.reduced, self.now)
-                faster = ms < self.dense_ms
+                faster = ms < self.dense_ms and self.sure
             latency = (Latency("dense", "measured", self.dense_ms, "here", "it"),
                        Latency("reduced", "measured", ms, "here", "it"))  # fmt: skip
         return Manifest(
@@ -122,6 +142,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Callable[..., World]:
     def made(ms: Any, **more: Any) -> World:
         found = World(ms if callable(ms) else lambda i, predicted: ms, **more)
         monkeypatch.setattr(closing, "fill", found.fill)
+        monkeypatch.setattr(whole, "whole_ms", found.whole_ms)
         return found
 
     return made
@@ -138,8 +159,9 @@ def test_what_is_faster_stays(world: Any, tmp_path: Path) -> None:
     made = device.build(tmp_path, latency=10)
     assert (kept(tmp_path), device.filled) == (10, 1)
     assert made.faster is True
+    assert (made.emitted, made.reason) == ("reduced", "asked")
     assert made.plan is not None
-    assert made.plan["declined"] == ""
+    assert "declined" not in made.plan
     assert made.plan["measured_off"] == pytest.approx(0.05)
     assert "front" not in made.plan
     assert made.notes == ("of the build",)
@@ -159,13 +181,32 @@ def test_what_is_not_faster_gives_way_to_dense(world: Any, tmp_path: Path, named
     made = device.build(tmp_path, keep=0.5)
     assert (kept(tmp_path), device.asked) == (16, [10.0, None])
     assert made.schedule["reductions"] == []
+    assert (made.emitted, made.reason) == ("dense", "measured")
+    assert made.kept == Share(1.0, 16, 16)
+    assert made.asked == Share(0.5, 8, 16)
+    first, second = made.summary
+    why = (
+        "the reduced model (topk, 10 of 16 patch tokens) was measured slower than dense here, "
+        "21 ms against 20 ms; --force keeps it"
+    )
+    assert first == f"this is the dense model: {why}"
+    assert second == "asked 0.50 (8 of 16 patch tokens), kept 1.00 (16)"
+    assert made.notes == ("of the build",)
     assert made.plan is not None
-    assert made.notes == (made.plan["declined"], "of the build")
-    assert "21 ms against 20 ms" in made.plan["declined"]
-    assert "--force" in made.plan["declined"]
     tried = made.plan["tried_schedule"]
     assert Schedule.from_json(tried["schedule"]) == schedule_of(10)
     assert (tried["dense_ms"], tried["ms"]) == (20.0, 21.0)
+    assert tried["schedule"]["method"] == "topk"
+    assert [(f.model, f.milliseconds) for f in made.latency] == [("dense", 20.0)]
+    if named:
+        assert made.plan["budget"] == {"keep": 0.5}
+
+
+def test_what_is_as_fast_is_not_called_slower(world: Any, tmp_path: Path) -> None:
+    device = world(19.9, sure=False)
+    made = device.build(tmp_path, keep=0.5)
+    assert made.emitted == "dense"
+    assert "not shown to be faster than dense here, 19.9 ms against 20 ms" in made.summary[0]
 
 
 @pytest.mark.parametrize("named", [False, True])
@@ -174,6 +215,25 @@ def test_force_keeps_it(world: Any, tmp_path: Path, named: bool) -> None:
     assert kept(tmp_path) == 10
     assert made.faster is False
     assert bool(made.schedule["reductions"])
+    assert made.emitted == "reduced"
+    first, second = made.summary
+    assert first.startswith("asked 0.50 (8 of 16 patch tokens), kept 0.62 (10), because")
+    assert second == (
+        "the reduced model was measured slower than dense here, 21 ms against 20 ms; "
+        "--force keeps it"
+    )
+
+
+@pytest.mark.parametrize("kind", ["measured", "modelled"])
+def test_a_prediction_replaces_nothing(world: Any, tmp_path: Path, kind: str) -> None:
+    """Predicted to take three times as long, and measured to be faster; or not measured at all."""
+    device = world(19.0, kind=kind, pessimism=6.0)
+    for target in ("cpu", "jetson-orin"):
+        made = device.build(tmp_path, target=target, latency=10)
+        assert made.plan is not None
+        assert made.plan["predicted_ms"] == 60
+        assert (made.emitted, kept(tmp_path)) == ("reduced", 10)
+    assert device.asked == [10, 10]
 
 
 @pytest.mark.parametrize(
@@ -209,6 +269,8 @@ def test_refine_asks_for_as_much_less_as_it_took_longer(world: Any, tmp_path: Pa
     assert kept(tmp_path) == 8
     assert made.plan is not None
     assert made.plan["predicted_ms"] == 8
+    assert made.plan["budget"] == {"latency_ms": 10}
+    assert made.summary[0].startswith("asked 0.50 (8 of 16 patch tokens), at most 10 ms, kept 0.50")
     assert not any("--refine" in n for n in made.notes)
 
 
@@ -290,3 +352,37 @@ def test_a_gpu_elsewhere_gets_what_was_modelled(world: Any, tmp_path: Path) -> N
     assert all(f.runtime == "roofline" for f in made.latency)
     assert made.faster is None
     assert kept(tmp_path) == 10
+
+
+def test_a_method_by_name_has_a_budget_and_a_modelled_latency(world: Any, tmp_path: Path) -> None:
+    times = {("dense", "fp32"): 5.0, ("reduced", "fp32"): 4.9, ("reduced", "fp16"): 2.0}
+    device = world(0.0, named=True, whole=times)
+    made = device.build(tmp_path, target="rtx-4090", keep=0.5)
+    assert {(f.model, f.kind, f.milliseconds) for f in made.latency} == {
+        ("dense", "modelled", 5.0), ("reduced", "modelled", 4.9),
+    }  # fmt: skip
+    assert all("within 30%" in f.note for f in made.latency)
+    plan = made.plan
+    assert plan is not None
+    assert (plan["budget"], plan["latency_kind"], plan["band"]) == ({"keep": 0.5}, "modelled", 0.3)
+    assert (plan["predicted_ms"], plan["dense_ms"]) == (4.9, 5.0)
+    assert made.notes[:2] == (
+        "modelled latency says reduced 4.9 ms, dense 5 ms: within the model's error; measure on "
+        "the device",
+        "fp16 is modelled 2.5 x faster than fp32 here (2 ms against 4.9 ms): --precision fp16",
+    )
+    assert made.emitted == "reduced"
+
+
+def test_a_faster_precision_is_named_where_there_is_one(world: Any, tmp_path: Path) -> None:
+    for named in (True, False):
+        for faster, said in ((2.0, True), (4.5, False), (None, False)):
+            times = {("reduced", "fp32"): 4.9}
+            if faster is not None:
+                times["reduced", "fp16"] = faster
+            device = world(0.0, named=named, kind="modelled", whole=times)
+            made = device.build(tmp_path, target="rtx-4090", keep=0.5)
+            assert any("--precision fp16" in n for n in made.notes) == said
+            # On a CPU, which has fp32 by default, nothing is faster.
+            made = world(9.0, named=named, whole=times).build(tmp_path, keep=0.5)
+            assert not any("--precision" in n for n in made.notes)

@@ -71,7 +71,18 @@ def test_a_slower_build_is_the_dense_model(
     document = manifest_of(made)
     assert {b["mlp"] for b in document["tokens_per_block"]} == {17}
     assert document["faster"] is None
-    assert "not shown to be faster" in document["notes"][0]
+    assert (document["emitted"], document["reason"]) == ("dense", "measured")
+    assert document["asked"] == {"keep": 0.4, "patches": 7, "of": 16}
+    assert document["kept"] == {"keep": 1.0, "patches": 16, "of": 16}
+    first = document["summary"][0]
+    method = {"auto": "evit"}.get(name, name)
+    assert first.startswith(f"this is the dense model: the reduced model ({method}, 7 of 16 patch")
+    assert "measured slower than dense here, 2.5 ms against 2 ms" in first
+    report = (made / "report.md").read_text().splitlines()
+    assert report[2].startswith(first)
+    assert [(f["model"], f["milliseconds"]) for f in document["latency"]] == [("dense", 2.0)]
+    assert document["schedule"]["method"] == "none"
+    assert document["plan"]["budget"] == {"keep": 0.4}
     assert "timed" not in document["notes"], "said of a model that was not kept"
     tried = Schedule.from_json(document["plan"]["tried_schedule"]["schedule"])
     assert tried.reductions
@@ -82,6 +93,8 @@ def test_a_slower_build_is_the_dense_model(
 
     forced = manifest_of(pipeline.build(source, output=tmp_path / "forced", force=True, **asked))
     assert forced["faster"] is False
+    assert forced["emitted"] == "reduced"
+    assert forced["summary"][-1].startswith("the reduced model was measured slower than dense")
     assert Schedule.from_json(forced["schedule"]) == tried
     assert "timed" in forced["notes"]
 
@@ -91,7 +104,12 @@ def test_a_faster_build_stays(source: Path, timed: Any, tmp_path: Path) -> None:
     made = pipeline.build(source, target="cpu", keep=0.4, output=tmp_path / "out", profile=PLANTED)
     document = manifest_of(made)
     assert document["faster"] is True
-    assert document["tokens_per_block"][-1]["mlp"] >= 8
+    assert document["emitted"] == "reduced"
+    assert document["summary"] == [
+        "asked 0.40 (7 of 16 patch tokens), kept 0.44 (7), because that is what was asked, and no "
+        "more is free"
+    ]
+    assert document["tokens_per_block"][-1]["mlp"] == 8
     assert document["plan"]["latency_kind"] == "modelled"
     assert "planned from a modelled profile, not from a measurement" in document["notes"]
     again = pipeline.reduce(source, schedule=document["schedule"])
@@ -100,13 +118,26 @@ def test_a_faster_build_stays(source: Path, timed: Any, tmp_path: Path) -> None:
 
 def test_a_bundle_has_modelled_latency(source: Path, timed: Any, tmp_path: Path) -> None:
     timed(None)
-    document = manifest_of(
-        pipeline.build(source, target="jetson-orin", latency=1000, output=tmp_path / "out")
-    )
-    assert [(f["model"], f["kind"]) for f in document["latency"]] == [
-        ("dense", "modelled"), ("reduced", "modelled"),
-    ]  # fmt: skip
-    assert document["plan"]["latency_kind"] == "modelled"
+    for name, asked in (
+        ("auto", {"keep": 0.5}), ("topk", {"keep": 0.5}), ("tome", {"method": "tome:r=2"}),
+        ("dense", {"latency": 1000}),
+    ):  # fmt: skip
+        given: dict[str, Any] = {"method": name} if name in ("auto", "topk") else {}
+        document = manifest_of(
+            pipeline.build(source, target="jetson-orin", output=tmp_path / name, **given, **asked)
+        )
+        # One model, one figure.
+        models = ["dense"] if name == "dense" else ["dense", "reduced"]
+        assert [(f["model"], f["kind"]) for f in document["latency"]] == [
+            (m, "modelled") for m in models
+        ]
+        plan = document["plan"]
+        assert (plan["latency_kind"], plan["band"]) == ("modelled", 0.3)
+        assert plan["predicted_ms"] > 0 < plan["dense_ms"]
+        assert (document["emitted"], document["reason"]) == {
+            "auto": ("reduced", "asked"), "topk": ("reduced", "asked"),
+            "tome": ("reduced", "method"), "dense": ("dense", "budget"),
+        }[name]  # fmt: skip
 
 
 def test_nothing_is_written_where_no_plan_is(source: Path, timed: Any, tmp_path: Path) -> None:

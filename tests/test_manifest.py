@@ -13,6 +13,7 @@ import pytest
 
 import tcompile
 from tcompile.manifest import (
+    BatchEntry,
     Fidelity,
     FileEntry,
     FusedAttentionEntry,
@@ -52,6 +53,7 @@ def full(tmp_path: Path) -> Manifest:
         ),
         fidelity=Fidelity("8 images", 8, (OutputFidelity("logits", "all", 0.99, 0.9, 0.875),)),
         fused_attention=FusedAttentionEntry(12, 11, ("softmax_3",)),
+        batch_sizes=BatchEntry(1, 4, 16),
         notes=("made from a modelled profile",),
         files=(FileEntry("model.onnx", 3, "0" * 64),),
     )

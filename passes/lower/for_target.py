@@ -11,6 +11,7 @@ from tcompile.ir import unique_names
 from tcompile.passes.lower.attention import decompose_attention, query_rows
 from tcompile.passes.lower.norm import decompose_rms_norm
 from tcompile.passes.lower.opset import lower_opset
+from tcompile.passes.lower.pixels import cast_pixels_first
 from tcompile.passes.lower.precision import to_fp16
 from tcompile.passes.lower.shapes import complete
 from tcompile.passes.lower.token_casts import move_casts
@@ -37,6 +38,7 @@ def lower(
       and builds it too where it has none (fp32, one query row, wide heads); for ONNX Runtime only
       where all queries share a mask, which ONNX allows and ONNX Runtime 1.32 does not.
     - `RMSNormalization` is spelled out for a Jetson.
+    - For TensorRT 8-bit images are cast to float before they are moved: see `cast_pixels_first`.
     - fp16: see `to_fp16`; inputs and outputs stay fp32.
     - For a Jetson the opset becomes 20, unless an operator does not allow it (logged).
     - Products of fp32 matrices are spelled as sums for a Turing GPU.
@@ -70,6 +72,8 @@ def lower(
     replaced = dict(decompose_attention(lowered, lambda n: tensorrt or _has_shared_mask(n)))
     if target.runtime == "jetson":
         replaced.update(decompose_rms_norm(lowered))
+    if tensorrt:
+        cast_pixels_first(lowered)
     keep = keep.union(*(names for old, names in replaced.items() if old in keep))
     complete(lowered)
     if precision == "fp16":
@@ -90,11 +94,15 @@ def _has_shared_mask(node: gs.Node) -> bool:
     return any(not t.shape or len(t.shape) < 2 or t.shape[-2] != query_rows(node) for t in masks)
 
 
+def printable(name: str) -> str:
+    """A node's name without what encloses names in a plan's list of kernels."""
+    return re.sub(r'[\]\[|"\\\x00-\x1f]', "_", name or "")
+
+
 def _rename(graph: gs.Graph, fp32_nodes: frozenset[str]) -> set[str]:
     """Make node names unique and printable; the new names of `fp32_nodes`."""
     kept = [node.name in fp32_nodes for node in graph.nodes]
     for node in graph.nodes:
-        # A plan's list of kernels encloses names in these.
-        node.name = re.sub(r'[\]\[|"\\\x00-\x1f]', "_", node.name or "")
+        node.name = printable(node.name)
     unique_names(graph)
     return {node.name for node, keep in zip(graph.nodes, kept, strict=True) if keep}

@@ -9,7 +9,7 @@ graph.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import onnx
 import onnx.inliner
@@ -17,6 +17,7 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.logger import G_LOGGER
 from onnx_graphsurgeon.util.exception import OnnxGraphSurgeonException
 
+from tcompile.analysis.facts import Origin
 from tcompile.errors import ModelError
 from tcompile.ir import unique_names
 from tcompile.passes.normalize.batch import check_known, explicit_reshapes, free_batch
@@ -24,6 +25,7 @@ from tcompile.passes.normalize.batch_values import HINT, DimVectors, Values, set
 from tcompile.passes.normalize.bind import Shapes, bind_inputs
 from tcompile.passes.normalize.fold import fold_constants, fold_shapes, inline_ifs
 from tcompile.passes.normalize.infer import ContradictionError, check, check_shapes, infer
+from tcompile.passes.normalize.origins import Origins
 from tcompile.passes.normalize.simplify import simplify
 from tcompile.passes.normalize.uniform import (
     drop_batch_expansion,
@@ -45,12 +47,14 @@ class Normalized:
         symbolic_batch: whether a batch is free.
         metadata: the model's metadata_props, which the IR does not carry.
         widened: whether the model computed in fp16, which the normal form does not.
+        sized: stored number → the (tensor, axis, size) that it was computed from.
     """
 
     graph: gs.Graph
     symbolic_batch: bool
     metadata: dict[str, str]
     widened: bool = False
+    sized: Mapping[str, Origin] = field(default_factory=dict)
 
 
 def normalize(model: onnx.ModelProto, *, shapes: Shapes | None = None) -> Normalized:
@@ -69,13 +73,13 @@ def normalize(model: onnx.ModelProto, *, shapes: Shapes | None = None) -> Normal
         graph = _import(model)
         names = bind_inputs(graph, shapes, joined)
         try:
-            widened = _to_normal_form(graph, free=bool(names))
+            widened, origins = _to_normal_form(graph, free=bool(names))
         except ContradictionError as error:
             if len(names) < 2:
                 raise
             joined = _join(joined, names, error.names)
         else:
-            return Normalized(graph, bool(names), metadata, widened)
+            return Normalized(graph, bool(names), metadata, widened, origins.summary())
 
 
 def _join(
@@ -93,8 +97,8 @@ def _join(
     return {n: same[0] if one in same else one for n, one in known.items()}
 
 
-def _to_normal_form(graph: gs.Graph, *, free: bool) -> bool:
-    """Whether the model computed in fp16.
+def _to_normal_form(graph: gs.Graph, *, free: bool) -> tuple[bool, Origins]:
+    """Whether the model computed in fp16, and which stored numbers came from which sizes.
 
     Raises:
         ContradictionError: shapes contradict each other, perhaps since free dims are one.
@@ -104,12 +108,13 @@ def _to_normal_form(graph: gs.Graph, *, free: bool) -> bool:
     widened = widen(graph)
     if widened:
         graph.toposort()
-    vectors = DimVectors(graph)
+    vectors, origins = DimVectors(graph), Origins()
     for _ in range(_ROUNDS):
         values = infer(graph)
         loose = {n for n in values if n not in vectors.names}
-        changed = fold_shapes(graph, vectors) + inline_ifs(graph)
-        changed += settle_batch_values(graph, vectors) + fold_constants(graph)
+        changed = fold_shapes(graph, vectors, origins) + inline_ifs(graph)
+        changed += settle_batch_values(graph, vectors)
+        changed += fold_constants(graph, origins)
         changed += simplify(graph, loose) + tiles_to_expands(graph, values, vectors)
         changed += gather_nd_to_gather(graph)
         changed += drop_batch_expansion(graph, values, vectors) if free else 0
@@ -125,7 +130,7 @@ def _to_normal_form(graph: gs.Graph, *, free: bool) -> bool:
     explicit_reshapes(graph)
     if free:
         free_batch(graph, vectors)
-    return widened
+    return widened, origins
 
 
 def _refuse_branches(graph: gs.Graph, values: Values) -> None:

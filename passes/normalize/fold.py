@@ -18,12 +18,13 @@ from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 from tcompile.errors import MissingExtraError, ModelError
 from tcompile.ir import attr, is_const, is_free, opset_imports, replace_uses, value
 from tcompile.passes.normalize.batch_values import NEVER, SIZED, DimVectors
+from tcompile.passes.normalize.origins import Origins
 
 #: A folded tensor beyond this many bytes stays a sub-graph, unless its inputs are as large.
 SIZE_CAP = 64 << 20
 
 
-def fold_shapes(graph: gs.Graph, vectors: DimVectors) -> int:
+def fold_shapes(graph: gs.Graph, vectors: DimVectors, origins: Origins) -> int:
     """Replace Shape and Size of tensors whose shape is known; returns how many.
 
     By constants, or where a free batch is among the dims by what computes them from the inputs.
@@ -49,6 +50,7 @@ def fold_shapes(graph: gs.Graph, vectors: DimVectors) -> int:
                 node.op, node.attrs, node.inputs = "Identity", {}, [made]
             live += 1
         else:
+            origins.measured(node)
             _store(out, np.asarray(dims if node.op == "Shape" else size, dtype=np.int64))
         count += 1
     _drop_dead(graph)
@@ -57,13 +59,14 @@ def fold_shapes(graph: gs.Graph, vectors: DimVectors) -> int:
     return count
 
 
-def fold_constants(graph: gs.Graph) -> int:
+def fold_constants(graph: gs.Graph, origins: Origins) -> int:
     """Evaluate every sub-graph of constants. Returns the number of nodes that went."""
     known: set[str] = set()
     foldable: list[gs.Node] = []
     for node in graph.nodes:
         if _foldable(node, known):
             foldable.append(node)
+            origins.follow(node)
             known.update(t.name for t in node.outputs)
     if not foldable:
         return 0

@@ -90,31 +90,43 @@ def _tolerant(graph: gs.Graph, tensor: gs.Tensor, axis: int, size: int) -> bool:
     if any(tensor is o for o in graph.outputs):
         return False
     for node in tensor.outputs:
-        out = node.outputs[0]
         if node.op == "Attention" and node.inputs[3:] and tensor is node.inputs[3]:
             continue
-        if node.op in _BROADCAST and len(node.outputs) == 1:
-            others = [t for t in node.inputs if t is not tensor and not t.is_empty()]
-            if any(_batched(t, axis, size) for t in others):
-                continue
-        elif not (node.op in _ELEMENTWISE or _reduces_others(node, axis)) or node.outputs[1:]:
-            return False
-        if not _tolerant(graph, out, axis, size):
+        if node.op == "Expand" and tensor is node.inputs[0]:
+            continue  # it expands what has size 1 to the same size
+        others = [t for t in node.inputs if t is not tensor and not t.is_empty()]
+        broadcasts = node.op in _BROADCAST or (node.op == "MatMul" and axis < -2)
+        if broadcasts and any(_batched(t, axis, size) for t in others):
+            continue
+        after = None if node.outputs[1:] else _after(node, axis)
+        if after is None or not _tolerant(graph, node.outputs[0], after, size):
             return False
     return True
 
 
-def _reduces_others(node: gs.Node, axis: int) -> bool:
-    """Whether it reduces axes other than this one, which keep their places."""
-    axes = axes_argument(node) if node.op in _REDUCTIONS and "axis" not in node.attrs else None
+def _after(node: gs.Node, axis: int) -> int | None:
+    """Where an axis (negative) of the first input is in the result; None where that is unknown, or
+    the node does something along it."""
+    if node.op in _BROADCAST or node.op in _ELEMENTWISE:
+        return axis
     if node.inputs[0].shape is None:
-        return False  # not known yet; a later round will tell
+        return None  # not known yet; a later round will tell
     rank = len(node.inputs[0].shape)
-    return (
-        bool(axes)
-        and bool(attr(node, "keepdims", 1))
-        and axis % rank not in [a % rank for a in axes or []]
-    )
+    place = axis + rank
+    axes = axes_argument(node) if "axis" not in node.attrs else None
+    if node.op in _REDUCTIONS and axes:
+        gone = {a % rank for a in axes}
+        if place in gone or attr(node, "keepdims", 1):
+            return None if place in gone else axis
+        return place - sum(a < place for a in gone) - (rank - len(gone))
+    if node.op == "Unsqueeze" and axes:
+        made = {a % (rank + len(axes)) for a in axes}
+        left = [i for i in range(rank + len(axes)) if i not in made]
+        return left[place] - (rank + len(axes))
+    if node.op == "Squeeze" and axes:
+        gone = {a % rank for a in axes}
+        return None if place in gone else place - sum(a < place for a in gone) - (rank - len(gone))
+    return None
 
 
 def _batched(tensor: gs.Tensor, axis: int, size: int) -> bool:

@@ -174,7 +174,9 @@ def _weigh(editor: Editor, node: gs.Node, dim: fx.Dim, stage: Stage) -> None:
     assert dim.run is not None
     dtype = np.dtype(out.dtype)
     if dtype.kind != "f":
-        node.inputs[0] = b.cast(node.inputs[0], np.float32)
+        given = node.inputs[0]
+        node.inputs[0] = b.cast(given, np.float32)
+        node.inputs[0].shape = given.shape
         summed = gs.Variable(b.name("summed"), np.float32)
         node.outputs[0] = summed
         b.cast(summed, dtype).inputs[0].outputs[0] = out

@@ -10,6 +10,7 @@ from tcompile.errors import UsageError
 from tcompile.targets.backends import jetson, ort, rtx, tensorrt
 from tcompile.targets.backends.base import Batch, Emitted, FusedAttention, TensorInfo
 from tcompile.targets.backends.fusion import Plan, fused_attention
+from tcompile.targets.backends.parsing import parse_elsewhere
 from tcompile.targets.target import Precision, Target
 
 __all__ = ["Batch", "Emitted", "FusedAttention", "TensorInfo", "emit"]
@@ -21,7 +22,7 @@ def emit(
     *,
     target: Target,
     precision: Precision,
-    batch: tuple[int, int, int] | None = None,
+    batch: Batch | tuple[int, int, int] | None = None,
     token_ops: str = "native",
 ) -> Emitted:
     """Write what the target needs beside a lowered model.
@@ -38,11 +39,12 @@ def emit(
     Raises:
         UsageError: the target does not know the precision, or the sizes are not in order.
         MissingExtraError: the package that the target is built with is not installed.
-        ModelError: the runtime does not accept the model; names the node.
-        TcompileError: the runtime accepts the model and cannot build it.
+        ParseError: the runtime does not accept the model; names the node. A bundle for a Jetson is
+            parsed by TensorRT-RTX where that is installed.
+        EngineError: the runtime accepts the model and cannot build it.
     """
     check_precision(target, precision)
-    sizes = Batch(*batch) if batch else Batch()
+    sizes = batch if isinstance(batch, Batch) else Batch(*batch or ())
     if target.runtime == "onnxruntime":
         return _for_onnxruntime(model_path)
     if target.runtime == "tensorrt-rtx":
@@ -92,6 +94,7 @@ def _for_jetson(
     )
     if not jetson.is_jetson():
         notes = [f"the engine is built on the device: run {jetson.SCRIPT} there"]
+        notes += parse_elsewhere(model_path)
         if plugins:
             notes.append(f"it needs {jetson.PLUGINS}: `tcompile plugins build` on the device")
         elif token_ops == "aot":

@@ -2,12 +2,67 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from tcompile.errors import UsageError
+from tcompile.errors import ModelError, TcompileError, UsageError
+
+
+class RefusedError(TcompileError):
+    """A runtime does not accept a model, or accepts it and cannot build it.
+
+    Args:
+        runtime: its name and version.
+        node, op: the node it is about; empty where the runtime does not say.
+        reason: in the runtime's words.
+        inside: names of the functions, outermost first, in whose body the node is.
+    """
+
+    def __init__(
+        self,
+        runtime: str,
+        reason: str,
+        *,
+        node: str = "",
+        op: str = "",
+        inside: tuple[str, ...] = (),
+        where: str = "",
+    ) -> None:
+        self.runtime, self.reason, self.inside = runtime, _plain(reason), inside
+        self.node, self.op = node, op
+        named = f"node '{node}' ({op})" if node or op else "the model"
+        super().__init__(self.sentence(named), where=where)
+
+    def sentence(self, node: str) -> str:
+        """What is wrong, with a node's name put in."""
+        return f"{self.runtime} does not accept {node}: {self.reason}"
+
+
+def _plain(reason: str) -> str:
+    """A reason without places in the runtime's source, and of a length that can be read."""
+    text = " ".join(reason.split())
+    text = re.sub(r"^Invalid Node - \S+ ", "", text)
+    text = re.sub(r"\bI\w+::\w+: |Error Code \d+: |Assertion failed: ", "", text)
+    text = re.sub(r"[.,]? ?\(?\bIn \w+ at /\S+\)?", "", text)
+    return text if len(text) <= 400 else f"{text[:400]} …"
+
+
+class ParseError(RefusedError, ModelError):
+    """The parser does not accept a node."""
+
+    exit_code = 2
+
+
+class EngineError(RefusedError):
+    """The parser accepts the model, and no engine can be built."""
+
+    def sentence(self, node: str) -> str:
+        """What is wrong; the reason names nodes itself."""
+        return f"{self.runtime} cannot build an engine: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -62,7 +117,12 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Batch:
-    """The batch sizes an engine with a symbolic batch is built for."""
+    """The batch sizes an engine with a symbolic batch is built for.
+
+    Attributes:
+        smallest, largest: what it takes at run time.
+        typical: what it is tuned for.
+    """
 
     smallest: int = 1
     typical: int = 1
@@ -73,5 +133,39 @@ class Batch:
             raise UsageError(
                 f"batch sizes {self.smallest}, {self.typical}, {self.largest} are not 1 <= "
                 "smallest <= typical <= largest",
-                where="batch",
+                where="--min-batch, --opt-batch, --max-batch",
             )
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Smallest, typical, largest."""
+        return self.smallest, self.typical, self.largest
+
+    @staticmethod
+    def asked(
+        smallest: int | None, typical: int | None, largest: int | None, batch: int = 1
+    ) -> Batch:
+        """What was asked for, the rest filled in: 1, `batch`, and the larger of 8 and that.
+
+        Args:
+            batch: images in a run, which is planned with.
+
+        Raises:
+            UsageError: sizes that are not in order, or a batch above the largest.
+        """
+        low = 1 if smallest is None else smallest
+        middle = max(batch, low) if typical is None else typical
+        if largest is not None and batch > largest:
+            raise UsageError(f"plans for {batch} images in a run, which is more than --max-batch "
+                             f"{largest}", where="--batch")  # fmt: skip
+        return Batch(low, middle, max(8, middle, batch) if largest is None else largest)
+
+
+def first_dims(dim: int | str, batch: Batch) -> tuple[int, int, int]:
+    """A first dim at the three sizes: `batch`, any other name, or `batch*3` where the batch is
+    merged with another axis. A number stays itself."""
+    factors = str(dim).split("*")
+    fixed = math.prod(int(f) for f in factors if f.isdecimal())
+    free = sum(not f.isdecimal() for f in factors)
+    low, middle, high = (fixed * size**free for size in batch.sizes)
+    return low, middle, high

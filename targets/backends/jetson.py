@@ -16,7 +16,7 @@ from tcompile.errors import ModelError
 from tcompile.passes.lower.token_ops import rule_for
 from tcompile.plugins.build import LIBRARY
 from tcompile.saving import without_bodies
-from tcompile.targets.backends.base import Batch, TensorInfo
+from tcompile.targets.backends.base import Batch, TensorInfo, first_dims
 from tcompile.targets.jetpack import JetPack, jetpacks_for
 from tcompile.targets.target import Target
 
@@ -50,7 +50,8 @@ def is_jetson() -> bool:
 
 
 def shape_flags(inputs: tuple[TensorInfo, ...], batch: Batch) -> tuple[str, ...]:
-    """`--minShapes --optShapes --maxShapes` for inputs with a symbolic batch; nothing without.
+    """`--minShapes --optShapes --maxShapes` for all inputs with a symbolic batch, whatever it is
+    called; nothing without any.
 
     Raises:
         ModelError: an axis other than the batch is free.
@@ -65,14 +66,11 @@ def shape_flags(inputs: tuple[TensorInfo, ...], batch: Batch) -> tuple[str, ...]
     if not free:
         return ()
 
-    def shapes(size: int) -> str:
-        return ",".join(f"{i.name}:{'x'.join(map(str, (size, *i.shape[1:])))}" for i in free)
+    def shapes(which: int) -> str:
+        dims = [(i.name, (first_dims(i.shape[0], batch)[which], *i.shape[1:])) for i in free]
+        return ",".join(f"{name}:{'x'.join(map(str, shape))}" for name, shape in dims)
 
-    return (
-        f"--minShapes={shapes(batch.smallest)}",
-        f"--optShapes={shapes(batch.typical)}",
-        f"--maxShapes={shapes(batch.largest)}",
-    )
+    return (f"--minShapes={shapes(0)}", f"--optShapes={shapes(1)}", f"--maxShapes={shapes(2)}")
 
 
 def precision_flags(tensorrt_major: int) -> tuple[str, ...]:
@@ -154,7 +152,7 @@ def write_bundle(
     (directory / LINES).write_text(
         json.dumps({"target": target.name, "commands": data}, indent=1) + "\n", encoding="utf-8"
     )
-    readme = _readme(target, commands, plugins)
+    readme = _readme(target, commands, plugins, _batches(inputs, batch))
     (directory / README).write_text(readme, encoding="utf-8", newline="\n")
     return (SCRIPT, LINES, README)
 
@@ -238,7 +236,14 @@ leave --dynamicPlugins away.
 """
 
 
-def _readme(target: Target, commands: tuple[Line, ...], plugins: bool) -> str:
+def _batches(inputs: tuple[TensorInfo, ...], batch: Batch) -> str:
+    if not shape_flags(inputs, batch):
+        return ""
+    low, middle, high = batch.sizes
+    return f"It takes batches of {low} to {high}, and is tuned for {middle}.\n"
+
+
+def _readme(target: Target, commands: tuple[Line, ...], plugins: bool, batches: str) -> str:
     same: dict[str, list[JetPack]] = {}
     for line in commands:
         same.setdefault(line.text, []).append(line.jetpack)
@@ -257,7 +262,7 @@ Copy this folder to the device and run
 
 It finds trtexec, sees which TensorRT it belongs to, and writes engine/model.trtX.Y.engine.
 An engine runs only on the TensorRT version and the kind of device that built it.
-{_README_PLUGINS if plugins else ""}
+{batches}{_README_PLUGINS if plugins else ""}
 Or run trtexec by hand, from this folder, after `mkdir -p engine`:
 
 {shown}

@@ -13,8 +13,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import onnx
+
 from tcompile.errors import ModelError, TcompileError
-from tcompile.targets.backends.base import Batch
+from tcompile.targets.backends.base import Batch, EngineError, ParseError, first_dims
 
 logger = logging.getLogger("tcompile.tensorrt")
 
@@ -40,8 +42,30 @@ def build_plan(
         The serialised engine.
 
     Raises:
-        ModelError: the parser does not accept the model; names the node.
-        TcompileError: the parser accepts it, and no engine can be built.
+        ParseError: the parser does not accept the model; names the node.
+        EngineError: the parser accepts it, and no engine can be built.
+    """
+    log = _log_of(trt)
+    builder, network, _parser = parse(trt, model_path, flags)
+    config = builder.create_builder_config()
+    # Node names in the plan are what tells which attention was fused.
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    configure(config)
+    profile = _profile(builder, network, batch or Batch(), model_path)
+    if profile is not None:
+        config.add_optimization_profile(profile)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise EngineError(title(trt), _last(log), where=str(model_path))
+    # A view: an engine holds all weights, and the caller only writes it to a file.
+    return memoryview(plan)
+
+
+def parse(trt: ModuleType, model_path: Path, flags: int = 0) -> tuple[Any, Any, Any]:
+    """Parse an ONNX file; returns builder, network and parser, which need one another.
+
+    Raises:
+        ParseError: the parser does not accept the model; names the node.
     """
     log = _log_of(trt)
     log.recent_errors.clear()
@@ -53,27 +77,18 @@ def build_plan(
     parser = trt.OnnxParser(network, log.native)
     if not parser.parse_from_file(str(model_path)):
         raise _parse_failure(trt, parser, model_path)
-    config = builder.create_builder_config()
-    # Node names in the plan are what tells which attention was fused.
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    configure(config)
-    profile = _profile(builder, network, batch or Batch(), model_path)
-    if profile is not None:
-        config.add_optimization_profile(profile)
-    plan = builder.build_serialized_network(network, config)
-    if plan is None:
-        raise TcompileError(
-            f"{trt.__name__} {trt.__version__} cannot build an engine",
-            where=str(model_path),
-            hint=_last(log),
-        )
-    # A view: an engine holds all weights, and the caller only writes it to a file.
-    return memoryview(plan)
+    return builder, network, parser
+
+
+def title(trt: ModuleType) -> str:
+    """The package as its makers call it, and its version."""
+    name = "TensorRT-RTX" if trt.__name__ == "tensorrt_rtx" else "TensorRT"
+    return f"{name} {trt.__version__}"
 
 
 def _profile(builder: Any, network: Any, batch: Batch, model_path: Path) -> Any | None:
     """An optimisation profile for inputs with a symbolic batch, or None when there are none."""
-    free = False
+    free, names = False, _first_names(model_path)
     profile = builder.create_optimization_profile()
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
@@ -86,22 +101,44 @@ def _profile(builder: Any, network: Any, batch: Batch, model_path: Path) -> Any 
                 where=str(model_path),
                 hint="give it a fixed size when exporting",
             )
-        sizes = (batch.smallest, batch.typical, batch.largest)
+        sizes = first_dims(names.get(tensor.name, "batch"), batch)
         profile.set_shape(tensor.name, *[(size, *shape[1:]) for size in sizes])
         free = True
     return profile if free else None
 
 
-def _parse_failure(trt: ModuleType, parser: Any, model_path: Path) -> ModelError:
+def _first_names(model_path: Path) -> dict[str, str]:
+    """What the first dims of the inputs are called, where they are symbolic."""
+    graph = onnx.load(str(model_path), load_external_data=False).graph
+    dims = {v.name: v.type.tensor_type.shape.dim for v in graph.input}
+    return {
+        name: found[0].dim_param for name, found in dims.items() if found and found[0].dim_param
+    }
+
+
+def _parse_failure(trt: ModuleType, parser: Any, model_path: Path) -> ParseError:
     if not parser.num_errors:
-        return ModelError(f"{trt.__name__} cannot parse the model", where=str(model_path))
+        return ParseError(title(trt), "it gave no reason", where=str(model_path))
     error = parser.get_error(0)
-    name, operator = error.node_name(), error.node_operator()
-    node = f"node '{name}' ({operator})" if name or operator else "the model"
-    return ModelError(
-        f"{trt.__name__} {trt.__version__} does not accept {node}: {error.desc()}",
-        where=str(model_path),
+    node, op, inside = error.node_name(), error.node_operator(), _functions(error)
+    if not node and not op and not inside:
+        # Some importers leave out which node it is, and the function that complains says its kind.
+        op = str(error.func()).removeprefix("import")
+        nodes = onnx.load(str(model_path), load_external_data=False).graph.node
+        of_kind = [n for n in nodes if n.op_type == op]
+        if "reduction" in error.desc():
+            of_kind = [n for n in of_kind if any(a.name == "reduction" for a in n.attribute)]
+        node = of_kind[0].name if of_kind else ""
+        op = op if node else ""
+    return ParseError(
+        title(trt), error.desc(), node=node, op=op, inside=inside, where=str(model_path)
     )
+
+
+def _functions(error: Any) -> tuple[str, ...]:
+    # TensorRT 10.3 has no such method.
+    stack = getattr(error, "local_function_stack", None)
+    return tuple(str(name) for name in stack() or ()) if stack is not None else ()
 
 
 class _Log:

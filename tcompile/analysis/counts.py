@@ -34,6 +34,12 @@ from tcompile.ir import attr, axes_argument, is_const, shape, value
 
 #: Constants with more elements are not looked at: no scalar and no mask is as large.
 _LARGEST = 1 << 16
+#: Ops in which a number means a value, not a size.
+_ARITHMETIC = (
+    *("Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Mod", "Where", "Clip", "Sum", "Mean"),
+    *("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "PRelu", "MatMul", "Gemm"),
+    "Attention",
+)
 #: A constant that is added and no larger than this only keeps a divisor from being 0.
 _EPSILON = 1e-3
 
@@ -47,14 +53,14 @@ class Value:
         sums: the nodes that summed or averaged over tokens on the way to it.
         pooled: whether it is a statistic over tokens, which all positions share.
         weights: [n] the constant mask it was multiplied by, token by token.
-        scales: the literals it was multiplied by, which a sum that follows may explain.
+        scales: the nodes that multiplied it by a literal, which a sum that follows may explain.
     """
 
     degree: Fraction = Fraction(0)
     sums: frozenset[str] = frozenset()
     pooled: bool = False
     weights: Vector | None = None
-    scales: tuple[float, ...] = ()
+    scales: tuple[tuple[str, float], ...] = ()
 
 
 _PLAIN = Value()
@@ -69,12 +75,14 @@ class Counts:
         summed: node that sums or averages over tokens → what it runs over.
         rescales: node → how what it gives follows the number of tokens.
         unresolved: node that sums over tokens → the node that reads the sum as it is.
+        sized: nodes that read a number computed from how many tokens there are, unexplained.
     """
 
     values: dict[str, Value] = field(default_factory=dict)
     summed: dict[str, Summed] = field(default_factory=dict)
     rescales: dict[str, Rescale] = field(default_factory=dict)
     unresolved: dict[str, str] = field(default_factory=dict)
+    sized: set[str] = field(default_factory=set)
 
     def of(self, tensor: gs.Tensor) -> Value:
         return self.values.get(tensor.name, _PLAIN)
@@ -135,6 +143,8 @@ class _Counter:
 
     def visit(self, node: gs.Node) -> None:
         values = [self.found.of(t) for t in node.inputs]
+        if node.op in _ARITHMETIC and any(self._sized(t) for t in node.inputs):
+            self.found.sized.add(node.name)
         plain = node.domain in (None, "", "ai.onnx")
         over = self._over_tokens(node) if plain else []
         rule = _RULES.get(node.op) if plain else None
@@ -154,6 +164,24 @@ class _Counter:
         for one in values:
             self.grows(one, f"{node.op} '{node.name}' reads the sum")
         return _PLAIN
+
+    def _sized(self, tensor: gs.Tensor) -> bool:
+        """Whether a stored number was computed from how many tokens there are."""
+        origin = self.facts.sized.get(tensor.name)
+        if not origin or not is_const(tensor) or uniform(tensor) is None:
+            return False
+        for name, axis, size in origin:
+            known = self._dims.get(name)
+            if known is None and name in self.facts.axes:
+                known = self._dims[name] = locate(self.facts.axes[name], self.space)
+            if known is None:
+                if size in (self.space.total, self.space.patches):
+                    return True  # of a tensor that the normal form no longer has
+                continue
+            dim = known[axis] if axis < len(known) else None
+            if dim is not None and dim.run is not None and dim.run.patches(self.space):
+                return True
+        return False
 
     # -- sums ------------------------------------------------------------------------------------
 
@@ -178,7 +206,7 @@ class _Counter:
                     literal = uniform(other)
                     if literal is None:
                         return self.opaque(node, values)  # the walk forbids it
-                    scales.append(literal)
+                    scales.append((node.name, literal))
                 else:
                     one = _times(one, values[i])
             terms = 1
@@ -199,8 +227,11 @@ class _Counter:
             return replace(result, weights=weights)
         if mean or result.degree <= 0:
             return result
-        for scale in scales:
-            result = self._explained(node, result, scale, None, False) or result
+        for name, scale in scales:
+            explained = self._explained(node, result, scale, None, False)
+            if explained is not None:
+                self.found.sized.discard(name)
+                result = explained
         total = summed.count("weights", self.space)
         if result.degree > 0 and weights is not None and abs(total / terms - 1) < 1e-4 < size - 1:
             # Weights that sum to one: the mean of those that are left.
@@ -279,8 +310,9 @@ class _Counter:
                 return one
             explained = self._explained(node, one, number, here, inverse)
             if explained is not None:
+                self.found.sized.discard(node.name)
                 return explained
-            return replace(one, scales=(*one.scales, number))
+            return replace(one, scales=(*one.scales, (node.name, number)))
         a, b = values[:2]
         return _times(a, self.power(b, Fraction(-1)) if inverse else b)
 

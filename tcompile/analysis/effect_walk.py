@@ -227,6 +227,8 @@ class Walker(Joins):
             if node.name in self._restorable(stage):
                 raise BarrierError(why)
             self._no_drop(node, why)
+        if node.name in self.counts.sized:
+            self._no_drop(node, "reads a number that was computed from how many tokens there are")
         scaled = self.counts.rescales.get(node.name)
         if scaled is not None:
             edits.append(replace(scaled, stage=taken))
@@ -276,7 +278,7 @@ class Walker(Joins):
     def _check_claims(self, node: gs.Node) -> None:
         claims = self.facts.conflicts.get(node.name)
         if claims is not None:
-            raise BarrierError(f"joins axes that contradict each other: {claims}")
+            raise BarrierError(claims)
 
     def _check_axes(self, out: gs.Tensor) -> None:
         if out.name in self.facts.opaque:
@@ -376,7 +378,7 @@ class Walker(Joins):
         for operand, tensor in mine:
             axes = self.facts.of(tensor)
             for axis in mixed_axes(node, operand):
-                if any(d.root in roots for d in axes[axis]):
+                if any(d.root in roots for d in axes[axis]) or ax.has_batch(axes[axis]):
                     raise BarrierError("mixes tokens that bypass the block with those in it")
         self.tainted.update(o.name for o in node.outputs)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -11,6 +12,8 @@ from tcompile.analysis import axes as ax
 from tcompile.analysis.axes import Axes
 from tcompile.ir import free_factors, free_size, shape
 
+#: (tensor, axis, size) of the axes that a stored number was computed from.
+Origin: TypeAlias = frozenset[tuple[str, int, int]]
 #: The axes of each output of a node, or None where they cannot be told.
 Result: TypeAlias = list[Axes] | None
 
@@ -30,7 +33,7 @@ class Facts:
         axes: the axis of each dim.
         live: tensors whose value depends on a graph input.
         opaque: tensors whose axes were lost, with the node that lost them and why.
-        conflicts: node name → the two claims that contradict each other.
+        conflicts: node name → how two claims of its operands contradict each other.
         preferred: index sets of the tokens. What is joined with them position by position but comes
             from elsewhere (a mask made from the image) takes their meaning.
         permuted: index set that a Gather made by putting an axis in another order → that axis, and
@@ -39,6 +42,7 @@ class Facts:
         imaged: tensors whose value depends on an image, and not only on a mask or a size beside it.
         met: index set of features → the axes of tokens or batch that it was joined with, position
             by position.
+        sized: stored number → what it was computed from.
         origin: index set that a node made by taking positions of others → those others.
     """
 
@@ -50,6 +54,7 @@ class Facts:
     permuted: dict[ax.Root, tuple[ax.Axis, tuple[int, ...]]] = field(default_factory=dict)
     unrotated: dict[str, float] = field(default_factory=dict)
     imaged: set[str] = field(default_factory=set)
+    sized: Mapping[str, Origin] = field(default_factory=dict)
     met: dict[ax.Root, set[ax.Axis]] = field(default_factory=dict)
     origin: dict[ax.Root, set[ax.Root]] = field(default_factory=dict)
 
@@ -78,7 +83,11 @@ class Facts:
             if foreign[0] != foreign[1]:
                 return b if foreign[0] else a
         if conflict:
-            self.conflicts[node.name] = f"{ax.show(a)} against {ax.show(b)}"
+            mixed = any(r in self.permuted for x in (a, b) for r in ax.roots(x))
+            self.conflicts[node.name] = (
+                "joins tokens with tokens in another order" if mixed else
+                f"joins axes that contradict each other: {ax.show(a)} against {ax.show(b)}"
+            )  # fmt: skip
         return axis
 
     def _of_tokens(self, roots: set[ax.Root]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import onnx_graphsurgeon as gs
@@ -9,7 +10,7 @@ import onnx_graphsurgeon as gs
 from tcompile.analysis import axes as ax
 from tcompile.analysis.attention import Attention, find_attention
 from tcompile.analysis.axes import Axis
-from tcompile.analysis.facts import Facts
+from tcompile.analysis.facts import Facts, Origin
 from tcompile.analysis.groups import find_grouping
 from tcompile.analysis.propagate import propagate
 from tcompile.analysis.sites import Site, find_sites
@@ -51,11 +52,14 @@ class Analysis:
         return next((s for s in self.sites if s.name == name), None)
 
 
-def analyse(graph: gs.Graph, *, prefix: int | None = None) -> Analysis:
+def analyse(
+    graph: gs.Graph, *, prefix: int | None = None, sized: Mapping[str, Origin] | None = None
+) -> Analysis:
     """Analyse a graph in normal form.
 
     Args:
         prefix: tokens at the front that are no patches, where the person knows better.
+        sized: stored numbers → the (tensor, axis, size) that they were computed from.
 
     Raises:
         ModelError: no transformer with a residual stream in it.
@@ -73,6 +77,7 @@ def analyse(graph: gs.Graph, *, prefix: int | None = None) -> Analysis:
     if meant:
         facts = propagate(graph, facts.preferred, meant)
         attentions = tuple(find_attention(graph, facts))
+    facts.sized = sized or {}
     if not attentions:
         raise ModelError(
             "no transformer found: nothing in it is an attention (softmax(Q·Kᵀ)·V)",

@@ -10,7 +10,6 @@ import hashlib
 from collections.abc import Callable
 from typing import TypeAlias
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis import axes as ax
@@ -186,17 +185,12 @@ def gather(node: gs.Node, facts: Facts) -> Result:
 def _reordered(node: gs.Node, facts: Facts, axis: int, source: Axis) -> Axis:
     """An index set of the node's own; one that has every position is remembered as an order.
 
-    The same order made twice is one index set, and an order undone is the axis that it was of.
+    The same order made twice of one axis is one index set.
     """
     index = value(node.inputs[1]).reshape(-1) % ax.size(source)
     if not ax.strong(source) or sorted(index) != list(range(ax.size(source))):
         return _derived(node, facts, axis, source)
-    before = facts.permuted.get(source[0].root) if len(source) == 1 and source[0].whole else None
-    if before is not None:
-        source, index = before[0], np.asarray(before[1])[index]
     order = tuple(int(i) for i in index)
-    if order == tuple(range(len(order))):
-        return source
     tag = hashlib.sha256(repr((source, order)).encode()).hexdigest()[:12]
     made = ax.new(f"order/{ax.show(source)}/{tag}", len(order), "data")
     if made:

@@ -19,9 +19,15 @@ _OPTIONS = (
     click.option(
         "--keep",
         type=Keep(),
-        help="Share of the patch tokens that leave the encoder, in (0, 1]: ceil(R x patch tokens), "
-        "exact on the decimal you typed; prefix tokens (CLS, registers) always stay. 1 gives back "
-        "the dense model. With another budget: the least that may be kept.",
+        help="Share of the patch tokens that leave the encoder, in (0, 1]: at least ceil(R x patch "
+        "tokens), exact on the decimal you typed; more, by a tenth at most, only where they are "
+        "free on a plateau of the target. Prefix tokens (CLS, registers) always stay. 1 gives back "
+        "the dense model.",
+    ),
+    click.option(
+        "--exact",
+        is_flag=True,
+        help="With --keep: exactly ceil(R x patch tokens), even where more are free.",
     ),
     click.option(
         "--latency",

@@ -9,6 +9,7 @@ import click
 
 from tcompile.cli.asking import asked_of, schedule_options
 from tcompile.cli.common import JSON, common_options, print_json, print_table, progress
+from tcompile.errors import FailedBuildError
 
 
 @click.command(short_help="Compile a model to carry fewer tokens; write an artifact.")
@@ -25,6 +26,13 @@ from tcompile.cli.common import JSON, common_options, print_json, print_table, p
     help="Token ops as function bodies, as our TensorRT plugins (`tcompile plugins`), or as "
     "kernels compiled ahead of time [default: the target's; native].",
 )
+@click.option("--min-batch", type=click.IntRange(min=1), metavar="N",
+              help="Fewest images that an engine takes, of a model with a free batch [default: 1]. "
+              "An ONNX model on a CPU runs any batch: there it is only recorded.")  # fmt: skip
+@click.option("--opt-batch", type=click.IntRange(min=1), metavar="N",
+              help="Images that the engine is tuned for [default: --batch].")  # fmt: skip
+@click.option("--max-batch", type=click.IntRange(min=1), metavar="N",
+              help="Most images that the engine takes [default: 8, or --batch].")  # fmt: skip
 @click.option(
     "-o",
     "--output",
@@ -41,9 +49,15 @@ from tcompile.cli.common import JSON, common_options, print_json, print_table, p
 @click.option(
     "--force",
     is_flag=True,
-    help="Keep a reduced model that was measured to be no faster than dense, which otherwise is "
-    "not emitted; and replace an artifact even if files in it were changed. What is not an "
-    "artifact is never replaced.",
+    help="Emit the reduced model even if it was measured to be no faster than dense, where "
+    "otherwise the dense one is emitted; and replace an artifact even if files in it were "
+    "changed. What is not an artifact is never replaced.",
+)
+@click.option(
+    "--keep-failed",
+    is_flag=True,
+    help="Write the artifact of a build that failed its own checks, to look into; its manifest and "
+    "report name the fault, and the exit code is 1 all the same.",
 )
 @JSON
 @common_options
@@ -52,17 +66,23 @@ def build(
     target: str,
     precision: str | None,
     token_ops: str | None,
+    min_batch: int | None,
+    opt_batch: int | None,
+    max_batch: int | None,
     output: Path | None,
     refine: bool,
     force: bool,
+    keep_failed: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Compile MODEL to carry fewer tokens on a device, and write the artifact.
 
     The artifact is a directory with the reduced model, an engine where one can be built here, a
-    manifest and a report. It appears when it is complete, or not at all. Where the target's runtime
-    runs here, a model that is not faster than dense is not kept: the artifact holds the dense one.
+    manifest and a report. It appears when it is complete and has passed its own checks, or not at
+    all. What is asked is what is built. Only where the target's runtime runs here, and the reduced
+    model was measured to be no faster than dense, the artifact holds the dense one, and the first
+    line says so.
 
     \b
     Examples:
@@ -80,27 +100,40 @@ def build(
             target=target,
             precision=precision,
             token_ops=token_ops,
+            min_batch=min_batch,
+            opt_batch=opt_batch,
+            max_batch=max_batch,
             output=output,
             force=force,
             refine=refine,
+            keep_failed=keep_failed,
             progress=say,
             **asked_of(options),
         )
     manifest = load_artifact(directory).manifest
     if as_json:
-        print_json({"artifact": str(directory), "manifest": manifest.to_json()})
+        print_json({"artifact": str(directory), "emitted": manifest.emitted,
+                    "manifest": manifest.to_json()})  # fmt: skip
     else:
         print_summary(directory)
+    if manifest.fault:
+        raise FailedBuildError(
+            "this build failed its own checks, see FAILED above; it is kept for debugging only"
+            if not as_json else manifest.fault, where=str(directory),
+        )  # fmt: skip
 
 
 def print_summary(directory: Path) -> None:
-    """What was built, in a few rows."""
+    """What was asked, what is given and why; then what was built, in a few rows."""
     from tcompile.artifact import load_artifact
     from tcompile.report import giga, milliseconds
 
     m = load_artifact(directory).manifest
+    for line in m.summary:
+        click.echo(line)
     first, last = m.tokens_per_block[0], m.tokens_per_block[-1]
     rows: list[tuple[str, str]] = [
+        *([("FAILED", m.fault)] if m.fault else []),
         ("tokens", f"{first.attention} enter the first block, {last.mlp} the last MLP"),
         ("FLOPs", f"{giga(m.flops.dense)} dense, {giga(m.flops.reduced)} reduced "
                   f"({m.flops.dense / max(m.flops.reduced, 1):.2f} x fewer)"),
@@ -110,6 +143,10 @@ def print_summary(directory: Path) -> None:
         rows.append(
             (f"{figure.model}, {figure.kind}", f"{milliseconds(figure.milliseconds)} ({where})")
         )
+    tried = (m.plan or {}).get("tried_schedule")
+    if tried:
+        rows.append((f"{tried['schedule']['method']}, measured",
+                     f"{milliseconds(tried['ms'])}; tried, not emitted"))  # fmt: skip
     if m.fidelity:
         for out in m.fidelity.outputs:
             top1 = (
@@ -122,6 +159,8 @@ def print_summary(directory: Path) -> None:
         rows.append(("fused attention", f"{fused.found} of {fused.expected} layers"))
     if m.token_ops:
         rows.append(("token ops", f"{m.token_ops.form}: {m.token_ops.reason}"))
+    if m.batch_sizes:
+        rows.append(("batches", m.batch_sizes.words))
     rows += [("note", note) for note in m.notes]
     rows.append(("files", ", ".join(f.path for f in m.files)))
     print_table(("", ""), rows, title=f"{directory}: {m.source.file} for {m.target.name}, "

@@ -39,6 +39,8 @@ def demo(keep: Fraction, method: str, scenes: int, output: Path | None, as_json:
     if as_json:
         print_json(result.to_json())
         return
+    for line in result.summary:
+        click.echo(line)
     b = result.benchmark
     print_table(
         ("model", "tokens", "right sums", "median, ms"),
@@ -51,8 +53,8 @@ def demo(keep: Fraction, method: str, scenes: int, output: Path | None, as_json:
     )  # fmt: skip
     s = b.speedup
     click.echo(
-        f"speed-up {s.ratio:.2f} [{s.lower:.2f}, {s.upper:.2f}] (95 %, {b.rounds} interleaved "
-        f"rounds, batch {b.batch}, {b.threads} threads)"
+        f"speed-up {s.ratio:.2f} [{s.lower:.2f}, {s.upper:.2f}] of reduced over dense (95 %, "
+        f"{b.rounds} interleaved rounds, batch {b.batch}, {b.threads} threads)"
     )
     for note in result.notes:
         click.echo(f"note: {note}")

@@ -48,9 +48,14 @@ def plan(model: Path, target: str, plot: Path | None, as_json: bool, **options: 
     if as_json:
         print_json(document)
         return
+    for line in made.chosen.outcome.summary():
+        click.echo(line)
     print_schedule(document)
     if made.planned is not None:
         print_planned(made.planned)
+    else:
+        for line in made.chosen.lines():
+            click.echo(line)
     for line in made.cost.lines() if made.schedule.reductions else ():
         click.echo(line)
 

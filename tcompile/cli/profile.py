@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,8 +38,8 @@ _FREE = 1e-5
 @click.option("--plot", type=click.Path(path_type=Path), metavar="PICTURE",
               help="Draw latency against tokens: .png or .svg.")  # fmt: skip
 @click.option("--method", "methods", multiple=True, metavar="M",
-              help="A method whose steps are measured; may be given several times [default: topk, "
-              "evit and tome, where the model has room for them].")  # fmt: skip
+              help="A method whose steps are measured; may be given several times [default: evit, "
+              "topk, mctf and turbo, where the model has room for them].")  # fmt: skip
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True,
               help="Images in a run, where the model leaves it free.")  # fmt: skip
 @THREADS
@@ -54,7 +55,10 @@ _FREE = 1e-5
 @click.option("--against", type=click.Path(path_type=Path), metavar="FILE",
               help="Compare with another profile.")  # fmt: skip
 @click.option("--seconds", type=click.FloatRange(min=1), default=240.0, show_default=True,
-              help="To measure for, about.")  # fmt: skip
+              help="That the command may take in all, reading the model and opening its parts "
+              "included. As many token counts and steps are measured as that suffices for; two "
+              "rounds over the dense model, three counts and two steps of each method are measured "
+              "in any case, and what is being opened or run is not broken off.")  # fmt: skip
 @click.option("--fresh", is_flag=True, help="Measure anew what was measured before.")
 @outputs_option
 @shape_option
@@ -91,6 +95,7 @@ def profile(
       tcompile profile vit.onnx --target jetson-orin -o orin.json
       tcompile profile vit.onnx --target t4 --import 197=a.json --import 99=b.json -o t4.json
     """
+    begun = time.monotonic()  # What is imported here takes its time, too.
     from tcompile.profiling.api import check_output, draw_profile, write_profile
     from tcompile.profiling.api import profile as make
     from tcompile.profiling.plot import check_picture
@@ -110,7 +115,7 @@ def profile(
             modelled=modelled,
             imports=imports,
             against=against,
-            seconds=seconds,
+            seconds=max(seconds - (time.monotonic() - begun), 0.0),
             fresh=fresh,
             outputs=outputs,
             shapes=dict(shapes),
@@ -139,14 +144,18 @@ def print_profile(made: Profiled) -> None:
     dense = float(found.ms[-1])
     stride = max(1, -(-len(found.known) // _ROWS))
     shown = found.known[::-1][::stride][::-1]
-    if len(found.plateaus) <= _ROWS:
+    if 0 < len(found.plateaus) <= _ROWS:
         shown = tuple(p.last for p in found.plateaus)
     rows = []
     for n in shown:
-        ms, edge = float(found.ms[at[n]]), next(p for p in found.plateaus if n <= p.last)
+        ms = float(found.ms[at[n]])
         share = f"{100 * ms / dense:.1f} %" if dense else ""
-        rows.append((n, milliseconds(ms), share, f"{edge.first} to {edge.last}"))
-    print_table(("tokens throughout", "latency", "of dense", "plateau"), rows)
+        edges = [f"{p.first} to {p.last}" for p in found.plateaus if p.first <= n <= p.last]
+        rows.append((str(n), milliseconds(ms), share, *edges))
+    heads = ("tokens throughout", "latency", "of dense", "plateau")
+    print_table(heads if found.plateaus else heads[:3], rows)
+    if made.profile.why_no_plateaus:
+        click.echo(f"no plateaus are claimed: {made.profile.why_no_plateaus}")
     last = found.counts[-1]
     costs = {k: float(c.at(last, last - last // 4)) for k, c in made.profile.reducers.items()}
     steps = [(k, milliseconds(ms) if ms > _FREE else "not measured") for k, ms in costs.items()]

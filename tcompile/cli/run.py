@@ -17,7 +17,7 @@ from tcompile.cli.common import JSON, common_options, print_json, print_table, p
     type=click.Path(path_type=Path),
     required=True,
     metavar="FILE",
-    help="An image, .npy for the first input, or .npz with an array for each input.",
+    help="An image, .npy for the first input, or .npz with an array for each input, by its name.",
 )
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True,
               help="How many classes to show.")  # fmt: skip
@@ -26,7 +26,8 @@ from tcompile.cli.common import JSON, common_options, print_json, print_table, p
 def run(artifact: Path, data: Path, top: int, as_json: bool) -> None:
     """Run an artifact, or any ONNX model, on one input and print what comes out.
 
-    An image is prepared as the model's own metadata says (`tcompile export` writes that).
+    An image is prepared as the model's own metadata says (`tcompile export` writes that): upright
+    by EXIF, 16 bits scaled, transparent pixels on white. NaN and Inf are refused.
 
     \b
     Example:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from tcompile.cli.common import AGAINST, JSON, common_options, print_json, print_table, progress
+
+if TYPE_CHECKING:
+    from tcompile.verify import Layer
 
 
 @click.command(short_help="Check an artifact, and its distance from the dense model.")
@@ -21,6 +26,11 @@ from tcompile.cli.common import AGAINST, JSON, common_options, print_json, print
 @click.option("--samples", type=click.IntRange(min=1), default=8, show_default=True,
               help="How many random inputs.")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="For the random inputs.")
+@click.option(
+    "--layers",
+    is_flag=True,
+    help="Also a table of where the model leaves the reduced fp32 graph, layer by layer.",
+)
 @JSON
 @common_options
 def verify(
@@ -29,6 +39,7 @@ def verify(
     data: Path | None,
     samples: int,
     seed: int,
+    layers: bool,
     as_json: bool,
 ) -> None:
     """Check what was built (files, numerics, fused attention), and compare it with the dense model.
@@ -37,22 +48,43 @@ def verify(
     fidelity what the reduction itself changed. A check that does not hold ends in exit code 1.
 
     \b
-    Example:
+    Examples:
       tcompile verify vit-cpu --data photos/
+      tcompile verify vit-rtx-4090 --layers
     """
     from tcompile.verify import verify as verify_artifact
 
     with progress() as say:
         found = verify_artifact(
-            artifact, against=against, data=data, samples=samples, seed=seed, progress=say
-        )
+            artifact, against=against, data=data, samples=samples, seed=seed, layers=layers,
+            progress=say,
+        )  # fmt: skip
     if as_json:
         print_json(found.to_json())
     else:
+        if found.layers:
+            _print_layers(found.layers)
         print_table(("check", "result", ""), [(c.name, c.outcome, c.detail) for c in found.checks])
         if found.fidelity:
             _print_fidelity(found.fidelity)
     found.require()
+
+
+def _print_layers(layers: Sequence[Layer]) -> None:
+    rows = [
+        (
+            row.layer,
+            row.node,
+            f"{row.largest:.3g}",
+            f"{row.relative:.1e}",
+            f"{row.cosine:.5f}",
+            str(row.not_finite or "none"),
+            "departs" if row.departs else "",
+        )
+        for row in layers
+    ]
+    head = ("layer", "node", "max, fp32", "max difference", "cosine", "NaN/Inf", "")
+    print_table(head, rows, title="The model against the reduced fp32 graph, worst sample")
 
 
 def _print_fidelity(fidelity: object) -> None:

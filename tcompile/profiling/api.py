@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -52,9 +53,12 @@ class Profiled:
         return totals(self.profile, self.layout)
 
     def to_json(self) -> dict[str, Any]:
-        """The profile's document, which `--profile` reads, with the notes and the comparison."""
+        """The profile's document, which `--profile` reads, with notes, comparison, and whether it
+        claims plateaus."""
         other = {} if self.against is None else {"against": self.against.to_json()}
-        return {**self.profile.to_json(), "notes": list(self.notes), **other}
+        steps = {"claims_plateaus": self.profile.claims_plateaus,
+                 "why_no_plateaus": self.profile.why_no_plateaus}  # fmt: skip
+        return {**self.profile.to_json(), **steps, "notes": list(self.notes), **other}
 
 
 def profile(
@@ -90,7 +94,9 @@ def profile(
         imports: others' measurements instead: `FILE.csv` of (tokens, ms); `N=FILE` of trtexec, one
             for each token count; `METHOD=FILE.csv` of (before, after, ms).
         against: a profile to compare it with.
-        seconds: to measure for, about.
+        seconds: that all of it may take, reading the model and opening its parts included. What is
+            measured in any case (two rounds over the dense model, three token counts and two steps
+            of each method) may take longer.
         fresh: measure anew what was measured before.
         outputs, shapes, prefix: see `build`.
 
@@ -101,6 +107,7 @@ def profile(
     """
     from tcompile.pipeline import read
 
+    begun = time.monotonic()
     chosen = load_target(target)
     level = _precision(chosen, precision, modelled or bool(imports))
     other = None if against is None else read_profile(against)
@@ -112,14 +119,15 @@ def profile(
     notes: list[str] = []
     planned = _methods(methods, lambda text: method_for(
         found.analysis, room_of(found.analysis, outputs), text, outputs), notes)  # fmt: skip
+    layout = layout_of(found.graph, planned[0])
     if given is not None:
         made: Profile = _imported(found, planned, chosen, level, batch, given)
     else:
         asked = {"batch": batch, "threads": threads, "outputs": outputs, "shapes": shapes,
                  "prefix": prefix}  # fmt: skip
-        made = _made(found, planned, chosen, level, modelled, asked, fresh, seconds, notes,
+        left = max(seconds - (time.monotonic() - begun), 0.0)
+        made = _made(found, planned, chosen, level, modelled, asked, fresh, left, notes,
                      progress)  # fmt: skip
-    layout = layout_of(found.graph, planned[0])
     compared = None
     if other is not None:
         from tcompile.profiling.compare import compare
@@ -158,12 +166,14 @@ def draw_profile(profiled: Profiled, path: str | Path) -> Path:
     from tcompile.profiling.plot import plot_latency
 
     found, subject = profiled.totals, profiled.profile.subject
+    why = profiled.profile.why_no_plateaus
     return plot_latency(
         found.counts, found.ms, path, lower=found.lower, upper=found.upper,
         halves={"attention halves": found.attention, "MLP halves": found.mlp},
         plateaus=found.plateaus,
         measured=found.known if profiled.profile.kind == "measured" else (),
-        title=f"{subject.source}: {profiled.profile.words}",
+        measured_ms=found.raw if profiled.profile.kind == "measured" else None,
+        title=f"{subject.source}: {profiled.profile.words}{why and f'; no plateaus: {why}'}",
     )  # fmt: skip
 
 

@@ -1,4 +1,9 @@
-"""Milliseconds against token counts, and between the counts that were measured."""
+"""Milliseconds against token counts, and between the counts that were measured.
+
+More tokens never take less time, so what was measured is fitted by a curve that does not decrease:
+on a busy machine 72 tokens are measured slower than 88, which is noise. The points themselves stay
+as they were measured.
+"""
 
 from __future__ import annotations
 
@@ -68,15 +73,40 @@ class Figure:
         return figure
 
 
+#: From a quarter to three quarters of a normal distribution, in standard deviations.
+_QUARTILES = 1.349
+#: A share of a time that no measurement is more precise than.
+_FINEST = 1e-3
+
+
+def non_decreasing(values: npt.ArrayLike, weights: npt.ArrayLike) -> Floats:
+    """The non-decreasing values nearest to some, by weighted least squares (isotonic regression).
+
+    Pool adjacent violators (Ayer et al., 1955): runs that decrease become their weighted mean.
+    """
+    pools: list[tuple[float, float, int]] = []  # mean, weight, how many values
+    for value, weight in np.stack(np.broadcast_arrays(values, weights), axis=-1).tolist():
+        mean, total, size = value, weight, 1
+        while pools and pools[-1][0] > mean:
+            before, heavy, many = pools.pop()
+            mean = (before * heavy + mean * total) / (heavy + total)
+            total, size = heavy + total, size + many
+        pools.append((mean, total, size))
+    return np.repeat([p[0] for p in pools], [p[2] for p in pools]).astype(np.float64)
+
+
 @dataclass(frozen=True)
 class Curve:
     """Latency of one structure by token count.
 
     Attributes:
         points: token count (prefix included) → figure, ascending.
+        given: ms at the points, fitted elsewhere; None: what was measured is fitted here, and what
+            was modelled is taken as it is.
     """
 
     points: tuple[tuple[int, Figure], ...]
+    given: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         counts = [n for n, _ in self.points]
@@ -93,13 +123,34 @@ class Curve:
         return tuple(n for n, _ in self.points)
 
     @cached_property
+    def raw(self) -> Floats:
+        """ms at the counts, as they were measured or modelled."""
+        return np.asarray([f.ms for _, f in self.points], np.float64)
+
+    @cached_property
+    def fit(self) -> Floats:
+        """ms at the counts, for planning: what was measured does not decrease.
+
+        A point weighs by its runs and its spread. Few runs tell little of their own spread, so half
+        of it is that of the curve's other points.
+        """
+        if self.given is not None:
+            return np.asarray(self.given, np.float64)
+        runs = np.asarray([f.runs for _, f in self.points])
+        if not runs.any():
+            return self.raw
+        ms = np.maximum(self.raw, 1e-9)
+        spread = np.asarray([f.upper - f.lower for _, f in self.points]) / (_QUARTILES * ms)
+        sigma = np.maximum((spread + np.median(spread)) / 2, _FINEST) * ms
+        return non_decreasing(self.raw, np.maximum(runs, 1) / sigma**2)
+
+    @cached_property
     def _arrays(self) -> tuple[Floats, Floats]:
-        ms = np.asarray([f.ms for _, f in self.points], np.float64)
-        return np.asarray(self.counts, np.float64), ms
+        return np.asarray(self.counts, np.float64), self.fit
 
     def at(self, counts: npt.ArrayLike) -> Floats:
-        """ms at some counts: linear between points. Below the first and beyond the last: as a line
-        through the two nearest, which is at least 0."""
+        """ms at some counts: linear between fitted points. Below the first and beyond the last: as
+        a line through the two nearest, which is at least 0."""
         n, ms = self._arrays
         asked = np.asarray(counts, np.float64)
         found = np.interp(asked, n, ms)
@@ -110,18 +161,33 @@ class Curve:
         return np.maximum(found, 0.0)
 
     def with_(self, other: Curve) -> Curve:
-        """The points of both; where both have one, the two together."""
+        """The points of both; where both have one, the two together, to be fitted anew."""
         mine = dict(self.points)
         for n, figure in other.points:
             mine[n] = mine[n].with_(figure) if n in mine else figure
         return Curve.of(mine.items())
 
     def to_json(self) -> list[list[float]]:
-        return [[n, *f.to_json()] for n, f in self.points]
+        """A row a point: tokens, ms, quartiles, runs; and the ms that was fitted elsewhere."""
+        more = (
+            [[]] * len(self.points) if self.given is None else [[round(v, 6)] for v in self.given]
+        )
+        return [[n, *f.to_json(), *rest] for (n, f), rest in zip(self.points, more, strict=True)]
 
     @staticmethod
     def from_json(given: Sequence[Sequence[float]]) -> Curve:
-        return Curve.of((int(n), Figure.from_json(rest)) for n, *rest in given)
+        """Raises ValueError for what is not a curve."""
+        rows = sorted((int(row[0]), *row[1:]) for row in given)
+        fitted = tuple(float(row[5]) for row in rows if len(row) == 6)
+        if (
+            len(fitted) not in (0, len(rows))
+            or not all(np.isfinite(fitted))
+            or any(v < 0 for v in fitted)
+        ):
+            raise ValueError(f"{list(fitted)} are not times of {len(rows)} points")
+        points = tuple((int(row[0]), Figure.from_json(row[1:5] if fitted else row[1:]))
+                       for row in rows)  # fmt: skip
+        return Curve(points, fitted or None)
 
 
 @dataclass(frozen=True)

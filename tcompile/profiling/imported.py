@@ -37,8 +37,9 @@ def imported_profile(
 
     With F the FLOPs of parts, t the curve and N the dense model's tokens: the stem, which always
     sees N tokens, takes t(N) · F_stem / F(N). What is left of each t(n) is spread over halves and
-    head by their share of the FLOPs at n. So the parts of a model with n tokens throughout add up
-    to t(n), and a plan's latency follows from where its tokens leave.
+    head by their share of the FLOPs at n, and so is the fit of t that does not decrease. So the
+    parts of a model with n tokens throughout add up to t(n), and a plan's latency follows from
+    where its tokens leave.
 
     Args:
         curve: whole models by token count, prefix included; counts beyond N only help to find t(N).
@@ -74,9 +75,17 @@ def imported_profile(
     all_flops = stem_flops + total(shape.tokens)
     stem_ms = points[shape.tokens].ms * stem_flops / max(all_flops, 1.0)
 
+    # The whole is fitted, not its parts: where it is flat, the share of one part falls.
+    fitted = Curve.of(points.items()).fit
+
     def spread(part: Sized) -> Curve:
-        return Curve.of((n, _scaled(f.minus(stem_ms), _at(part, n) / max(total(n), 1.0)))
-                        for n, f in points.items())  # fmt: skip
+        shares = [_at(part, n) / max(total(n), 1.0) for n in points]
+        return Curve(
+            tuple((n, _scaled(f.minus(stem_ms), share))
+                  for (n, f), share in zip(points.items(), shares, strict=True)),
+            tuple(float(max(ms - stem_ms, 0.0) * share)
+                  for ms, share in zip(fitted, shares, strict=True)),
+        )  # fmt: skip
 
     given = dict(steps or {})
     free = StepCost(((shape.tokens, shape.prefix + 1, Figure(0.0, 0.0, 0.0)),))

@@ -9,7 +9,8 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from tcompile.profiling.cut import subgraph
 from tcompile.profiling.meter import Meter
 from tcompile.profiling.profile import MeasuredProfile, Subject
 from tcompile.profiling.refine import first_counts, refined
-from tcompile.profiling.sampling import STEPS, steps_to, whole
+from tcompile.profiling.sampling import STEPS, Steps, steps_to, whole
 from tcompile.profiling.stations import Job, Key, Opener, Station, figures, rounds
 from tcompile.profiling.structure import Cut, cut_at, cut_dense, cut_steps
 from tcompile.subgraph import repeated
@@ -37,6 +38,9 @@ _STATIONS = 24
 _COPIES = 4
 #: Rounds, and seconds where those are soon over, before more token counts are looked at.
 _FIRST, _FIRST_SECONDS = 3, 3.0
+#: Token counts below the dense model's, and steps of a method, that are measured however little
+#: time there is.
+_LEAST_COUNTS, _LEAST_STEPS = 3, 2
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,9 @@ class Effort:
     """How much to measure.
 
     Attributes:
-        seconds: after which nothing new is begun (two rounds are always run).
+        seconds: in all, opening the parts included. Nothing is begun that would end later, as far
+            as what was seen so far tells; but three token counts, two steps of each method and two
+            rounds are always measured.
         rounds: of all token counts, once they are chosen; more where they take little time.
         least: seconds that these rounds take at least, or forty times as many rounds.
         tolerance: how far a time may be from the line through its neighbours, as a share, for no
@@ -88,6 +94,17 @@ def measure(
         return campaign.profile(source)
 
 
+def _spread(counts: Sequence[int]) -> list[int]:
+    """Ascending counts in an order in which the first few tell most: the least, the largest, the
+    one in the middle, then those that are farthest from the ones before."""
+    left, found = list(counts), list[int]()
+    while left:
+        chosen = left[0] if not found else max(left, key=lambda n: min(abs(n - f) for f in found))
+        found.append(chosen)
+        left.remove(chosen)
+    return found
+
+
 class _Campaign:
     def __init__(
         self,
@@ -102,6 +119,9 @@ class _Campaign:
         self.dense, self.analysis, self.methods = dense, analysis, methods
         self.meter, self.effort, self.say = meter, effort, say
         self.deadline = time.monotonic() + effort.seconds
+        #: Seconds: the longest that it took to open a station or a step; a round over all.
+        self.opening = self.round = 0.0
+        self.left_out = 0
         weights = sum(nbytes(t) for t in dense.tensors().values() if is_const(t))
         # Halves of attention and MLP are chained apart: each gets half of a station's room.
         room = _MOST_BYTES // (2 * _STATIONS) // 2
@@ -114,40 +134,71 @@ class _Campaign:
         shape = self.analysis.shape
         self.say("opening the dense model and its parts")
         cuts = cut_dense(self.dense, self.analysis)
-        self.halves[shape.tokens] = self._with_call(
+        self.halves[shape.tokens] = self._ready(lambda: self._with_call(
             self.opener.station([cuts], stem=True), shape.tokens, cuts
-        )
-        self.whole = Station([Job(Key("dense", "", shape.tokens), self.opener.open(self.dense))])
+        ))  # fmt: skip
+        self.whole = self._ready(lambda: Station(
+            [Job(Key("dense", "", shape.tokens), self.opener.open(self.dense))]
+        ))  # fmt: skip
         grain = max(rule.granularity for m in self.methods for rule in m.sites)
-        counts = first_counts(shape.tokens, shape.prefix, grain)
-        self._open(counts)
+        counts = _spread(first_counts(shape.tokens, shape.prefix, grain))
+        self._open(counts[:_LEAST_COUNTS], always=True)
         for method in self.methods:
             self.say(f"opening the steps of {method.key}")
-            self.steps += self._steps(method)
+            self.steps.append(self._steps(method))
+        self._open(counts[_LEAST_COUNTS:])
         self._rounds(_FIRST, _FIRST_SECONDS)
-        level = counts
-        while level and time.monotonic() < self.deadline:
+        level: Sequence[int] = counts
+        while level and self._room():
             level = refined(self._total(), shape.prefix, grain, self.effort.tolerance)
-            self._open(level)
-            if level:
-                self._rounds(_FIRST, _FIRST_SECONDS)
+            if not self._open(level):
+                break
+            self._rounds(_FIRST, _FIRST_SECONDS)
         self._rounds(self.effort.rounds, self.effort.least)
 
     def _rounds(self, count: int, least: float) -> None:
-        rounds(self._stations(), count, least=least, seed=self.effort.seed,
-               deadline=self.deadline, say=self.say)  # fmt: skip
+        start = time.monotonic()
+        done = rounds(self._stations(), count, least=least, seed=self.effort.seed,
+                      deadline=self.deadline, expected=self.round, say=self.say)  # fmt: skip
+        if done:
+            self.round = (time.monotonic() - start) / done
+
+    def _ready(self, make: Callable[[], Station]) -> Station:
+        """A station that has run once; how long that took tells what there is time for."""
+        start = time.monotonic()
+        station = make()
+        self.opening = max(self.opening, time.monotonic() - start)
+        self.round += station.warmed()
+        return station
+
+    def _room(self) -> bool:
+        """Whether there is time to open one more station, and to run all of them."""
+        more = self.round / max(len(self._stations()), 1)
+        needed = self.opening + _FIRST * (self.round + more)
+        return time.monotonic() + needed <= self.deadline
 
     def _stations(self) -> list[Station]:
         return [self.whole, *self.halves.values(), *self.steps]
 
-    def _open(self, counts: Sequence[int]) -> None:
-        for tokens in counts:
+    def _open(self, counts: Sequence[int], *, always: bool = False) -> int:
+        """Open the parts at some token counts, while there is time; how many were opened."""
+        opened = 0
+        for i, tokens in enumerate(counts):
             if tokens in self.halves:
                 continue
+            if not always and not self._room():
+                self.left_out += len(set(counts[i:]) - set(self.halves))
+                break
             self.say(f"opening the parts at {tokens} tokens")
             cuts = [c for c in (self._cut(m, tokens) for m in self.methods) if c is not None]
             if cuts:
-                self.halves[tokens] = self._with_call(self.opener.station(cuts), tokens, cuts[0])
+                made = partial(self._at, tokens, cuts)
+                self.halves[tokens] = self._ready(made)
+                opened += 1
+        return opened
+
+    def _at(self, tokens: int, cuts: Sequence[Cut]) -> Station:
+        return self._with_call(self.opener.station(cuts), tokens, cuts[0])
 
     def _cut(self, method: Method, tokens: int) -> Cut | None:
         try:
@@ -168,24 +219,32 @@ class _Campaign:
         job = Job(Key("call", "", tokens), self.opener.open(graph))
         return Station([*station.jobs, job])
 
-    def _steps(self, method: Method) -> list[Station]:
+    def _steps(self, method: Method) -> Station:
+        """The steps of a method, ready to run; the first ones only where time is short."""
         shape = self.analysis.shape
         rule = method.sites[len(method.sites) // 2]
         jobs: dict[Key, Job] = {}
-        for start, share in STEPS:
+        for i, (start, share) in enumerate(STEPS):
+            if len(jobs) >= _LEAST_STEPS and not self._room():
+                self.left_out += len(STEPS) - i
+                break
             before = whole(start * shape.patches, rule.granularity)
             after = whole(start * share * shape.patches, rule.granularity)
             steps = steps_to(method, before, after, deep=True)
             key = Key("step", method.key, before + shape.prefix, after + shape.prefix)
             if steps is None or key in jobs:
                 continue
-            cuts = cut_steps(self.dense, method, steps, without_twins=True)
-            # By itself a step is so short that waking the runtime's threads would be most of it.
-            part = repeated(subgraph(cuts.graph, cuts.parts[cuts.step]), _COPIES)
-            jobs[key] = Job(key, self.opener.open(part), _COPIES)
+            station = self._ready(partial(self._step, method, steps, key))
+            jobs[key] = station.jobs[0]
         if not jobs:
             raise UsageError(f"no step of {method.key} can be measured", where="--method")
-        return [Station(list(jobs.values()))]
+        return Station(list(jobs.values()))
+
+    def _step(self, method: Method, steps: Steps, key: Key) -> Station:
+        cuts = cut_steps(self.dense, method, steps, without_twins=True)
+        # By itself a step is so short that waking the runtime's threads would be most of it.
+        part = repeated(subgraph(cuts.graph, cuts.parts[cuts.step]), _COPIES)
+        return Station([Job(key, self.opener.open(part), _COPIES)])
 
     def _total(self) -> list[tuple[int, Figure]]:
         """(tokens, both halves of all blocks as they are there) of every count so far."""
@@ -221,8 +280,12 @@ class _Campaign:
             {name: Curve.of(points) for name, points in curves[kind].items()}
             for kind in ("half", "head")
         )
+        conditions = self.meter.conditions()
+        if self.left_out:
+            short = f"{self.left_out} token counts and steps were left out for want of time"
+            conditions = replace(conditions, note="; ".join(filter(None, [conditions.note, short])))
         return MeasuredProfile(
-            self.meter.conditions(),
+            conditions,
             Subject(source, shape.tokens, shape.prefix, shape.blocks),
             stem,
             halves,

@@ -48,6 +48,7 @@ def plot_latency(
     plateaus: Sequence[Plateau] | None = None,
     chosen: Sequence[int] = (),
     measured: Sequence[int] = (),
+    measured_ms: npt.ArrayLike | None = None,
     title: str = "",
 ) -> Path:
     """Latency against tokens.
@@ -61,6 +62,7 @@ def plot_latency(
         plateaus: shaded, but for those narrower than a 25th of all; None: those of `ms`.
         chosen: counts marked on the curve.
         measured: counts that figures are of, marked by dots.
+        measured_ms: of those, as they were measured; None: the dots lie on the curve.
 
     Raises:
         UsageError: another suffix; lengths that differ.
@@ -85,13 +87,14 @@ def plot_latency(
         if lower is not None and upper is not None and np.any(np.less(lower, upper)):
             axes.fill_between(n, lower, upper, color="0.75", linewidth=0, label="quartiles")
         if len(measured):
-            axes.plot(measured, np.interp(measured, n, whole), "o", color="black", markersize=3,
-                      label="measured")  # fmt: skip
+            dots = np.interp(measured, n, whole) if measured_ms is None else measured_ms
+            axes.plot(measured, dots, "o", color="black", markersize=3, label="measured")
         if len(chosen):
             axes.plot(chosen, np.interp(chosen, n, whole), "D", markersize=6, zorder=5,
                       markerfacecolor="white", markeredgecolor="black", label="chosen",
                       linestyle="none")  # fmt: skip
-        axes.set_ylim(0, 1.08 * max(float(whole.max()), 1e-9))
+        seen = np.asarray(whole if measured_ms is None else measured_ms, np.float64)
+        axes.set_ylim(0, 1.08 * max(float(whole.max()), float(seen.max(initial=0)), 1e-9))
         axes.margins(x=0.02)
         _labels(axes, [(c, float(np.interp(c, n, whole)), str(c)) for c in dict.fromkeys(chosen)])
         axes.set_xlabel("tokens")

@@ -11,11 +11,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 from tcompile.errors import UsageError
 from tcompile.profiling.curve import Curve, Figure, StepCost, combined
+from tcompile.profiling.steps import steps_of
 
 FORMAT, VERSION = "tcompile-profile", 1
 Kind = Literal["measured", "modelled"]
@@ -92,6 +94,21 @@ class Profile:
     heads: Mapping[str, Curve] = field(default_factory=dict)
     reducers: Mapping[str, StepCost] = field(default_factory=dict)
     dense: Figure | None = None
+
+    @cached_property
+    def why_no_plateaus(self) -> str:
+        """Why flat pieces of the curves are not to be taken for plateaus; empty where they are.
+
+        Derived, not stored: profiles written before have it too.
+        """
+        if self.kind == "modelled":
+            return ""  # A model has no noise: its steps are those of tiles.
+        return steps_of([*self.halves.values(), *self.heads.values()]).why_none
+
+    @property
+    def claims_plateaus(self) -> bool:
+        """Whether counts may be moved to the right edge of a plateau."""
+        return not self.why_no_plateaus
 
     @property
     def words(self) -> str:

@@ -58,6 +58,19 @@ class Station:
     when: dict[Key, list[float]] = field(default_factory=dict)
     runs: dict[Key, int] = field(default_factory=dict)
 
+    @property
+    def rounds(self) -> int:
+        """How many rounds were timed."""
+        return min((len(self.times.get(job.key, [])) for job in self.jobs), default=0)
+
+    def warmed(self) -> float:
+        """Run all jobs once, which readies the runtime; how many seconds a round takes, about."""
+        start = time.monotonic()
+        for job in self.jobs:
+            job.run()
+        # A round runs each twice, and what is short for longer.
+        return 2 * (time.monotonic() - start) + len(self.jobs) * _SHORT / 1e3
+
     def round(self) -> None:
         """Run all jobs once without the clock, and then with it."""
         for job in self.jobs:
@@ -144,18 +157,22 @@ def rounds(
     least: float,
     seed: int,
     deadline: float,
+    expected: float = 0.0,
     say: Callable[[str], None] = lambda _: None,
 ) -> int:
     """So many rounds over all stations, each in an order drawn anew; gives how many were run.
 
     Args:
         least: seconds; where the rounds take less, more follow, up to forty times as many.
-        deadline: of `time.monotonic`; after two rounds none begins that may end behind it.
+        deadline: of `time.monotonic`; none begins that may end behind it, once every station had
+            two.
+        expected: seconds that a round takes, as far as it is known.
     """
     rng = np.random.default_rng(seed)
-    longest, begun, number = 0.0, time.monotonic(), 0
+    longest, begun, number = expected, time.monotonic(), 0
+    needed = max((2 - station.rounds for station in stations), default=0)
     while number < count or (time.monotonic() < begun + least and number < 40 * count):
-        if number >= 2 and time.monotonic() + longest > deadline:
+        if number >= needed and time.monotonic() + longest > deadline:
             break
         if number < count:
             say(f"round {number + 1} of {count}, {len(stations)} token counts and steps")

@@ -25,7 +25,8 @@ class Totals:
         known: of them, those that figures are of.
         ms, lower, upper: of the whole; quartiles added up as if parts varied independently.
         attention, mlp: of all blocks.
-        plateaus: of `ms`.
+        raw: at `known`, before the fit: as it was measured.
+        plateaus: of `ms`; none where the profile cannot tell them from noise.
     """
 
     counts: tuple[int, ...]
@@ -35,6 +36,7 @@ class Totals:
     upper: Floats
     attention: Floats
     mlp: Floats
+    raw: Floats
     plateaus: tuple[Plateau, ...]
 
 
@@ -54,11 +56,11 @@ def totals(
     known = sorted({n for s in names for n in curves[s].counts if n <= last} | {last})
     n = np.asarray(counts or range(known[0], last + 1), np.int64)
 
-    def added(parts: Sequence[tuple[str, str]]) -> tuple[Floats, Floats, Floats]:
+    def added(parts: Sequence[tuple[str, str]]) -> tuple[Floats, Floats, Floats, Floats]:
         rows = [_row(curves, dense, later, n) for dense, later in parts if later]
-        ms = sum((r[0] for r in rows), np.zeros(len(n)))
+        ms, off = (sum((r[i] for r in rows), np.zeros(len(n))) for i in (0, 3))
         down, up = (np.sqrt(sum((r[i] ** 2 for r in rows), np.zeros(len(n)))) for i in (1, 2))
-        return ms, down, up
+        return ms, down, up, off
 
     halves = [
         added([(before[i], after[i]) for before, after in zip(layout.dense, layout.reduced,
@@ -73,24 +75,32 @@ def totals(
         for i, edge in ((1, stem.ms - stem.lower), (2, stem.upper - stem.ms))
     )
     found = tuple(int(c) for c in n)
+    raw = np.interp(known, n, ms + halves[0][3] + halves[1][3] + head[3])
     return Totals(
         found, tuple(known), ms, np.maximum(ms - down, 0.0), ms + up, halves[0][0], halves[1][0],
-        plateaus(found, ms, eps),
+        np.asarray(raw), plateaus(found, ms, eps) if profile.claims_plateaus else (),
     )  # fmt: skip
 
 
 def _row(
     curves: dict[str, Curve], dense: str, later: str, n: npt.NDArray[np.int64]
-) -> tuple[Floats, Floats, Floats]:
-    """ms, and how far below and above it the quartiles lie; at the dense count, the dense part."""
+) -> tuple[Floats, Floats, Floats, Floats]:
+    """ms, how far below and above it the quartiles lie, and how far off what was measured is; at
+    the dense count, those of the dense part."""
     parts = [_with_spread(curves[later], n)]
     if dense:
         parts.append(_with_spread(curves[dense], n))
-    rows = [np.where(n == n[-1], parts[-1][i], parts[0][i]) for i in range(3)]
-    return rows[0], rows[1], rows[2]
+    rows = [np.where(n == n[-1], parts[-1][i], parts[0][i]) for i in range(4)]
+    return rows[0], rows[1], rows[2], rows[3]
 
 
-def _with_spread(curve: Curve, n: npt.NDArray[np.int64]) -> tuple[Floats, Floats, Floats]:
-    down = np.interp(n, curve.counts, [f.ms - f.lower for _, f in curve.points])
-    up = np.interp(n, curve.counts, [f.upper - f.ms for _, f in curve.points])
-    return curve.at(n), np.asarray(down), np.asarray(up)
+def _with_spread(curve: Curve, n: npt.NDArray[np.int64]) -> tuple[Floats, Floats, Floats, Floats]:
+    down, up, off = (
+        np.asarray(np.interp(n, curve.counts, values))
+        for values in (
+            [f.ms - f.lower for _, f in curve.points],
+            [f.upper - f.ms for _, f in curve.points],
+            curve.raw - curve.fit,
+        )
+    )
+    return curve.at(n), down, up, off

@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tcompile.artifact import Artifact, load_artifact
-from tcompile.errors import VerificationError
+from tcompile.errors import UsageError, VerificationError
 from tcompile.manifest import Fidelity, FusedAttentionEntry
 from tcompile.verify.choice import showing_choice
 from tcompile.verify.fidelity import compare
 from tcompile.verify.fusion import fused_attention, fusion_fault
+from tcompile.verify.layers import Layer, layers_of
 from tcompile.verify.metrics import not_finite
 from tcompile.verify.numerics import TOLERANCES, Numerics, compare_numerics
 from tcompile.verify.reference import DenseModel, find_dense, reduced_reference
 from tcompile.verify.runs import Samples, run_all, samples_for, signature
+from tcompile.verify.scenes import scenes_for
 
-__all__ = ["Check", "Verification", "verify"]
+__all__ = ["Check", "Layer", "Verification", "verify"]
 
 Outcome = Literal["passed", "failed", "skipped"]
 
@@ -34,13 +36,14 @@ class Check:
 
 @dataclass(frozen=True)
 class Verification:
-    """Everything `verify` found out. Fidelity is a figure, not a check."""
+    """Everything `verify` found out. Fidelity is a figure, not a check; layers are a table."""
 
     artifact: str
     checks: tuple[Check, ...]
     numerics: Numerics | None
     fidelity: Fidelity | None
     fused_attention: FusedAttentionEntry | None
+    layers: tuple[Layer, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -65,6 +68,7 @@ def verify(
     data: str | Path | None = None,
     samples: int = 8,
     seed: int = 0,
+    layers: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Verification:
     """Check an artifact: its files, its numerics, its fused attention; and measure its fidelity.
@@ -72,19 +76,29 @@ def verify(
     Args:
         against: the dense model; by default the source, where the manifest says it lies.
         data: images in a folder, .npy or .npz; by default `samples` random inputs from `seed`.
+        layers: compare the model with the reduced fp32 graph layer by layer too, on the data or,
+            without any, on procedural scenes and noise.
 
     Raises:
-        UsageError, ModelError: something given cannot be used. A check that does not hold is not an
-            exception here: see `Verification.require`.
+        UsageError, ModelError: something given cannot be used; layers without the source. A check
+            that does not hold is not an exception here: see `Verification.require`.
     """
     opened = load_artifact(artifact)
     model = signature(opened.model)
     inputs = samples_for(model, data, count=samples, seed=seed)
     dense = find_dense(opened, against)
+    if layers and (dense is None or not dense.same):
+        raise UsageError(
+            "layers are compared with the source, which is not there",
+            where=opened.manifest.source.file,
+            hint="give it as --against",
+        )
     progress(f"running {opened.model} on {inputs.source}")
     with showing_choice(opened.model) as telling:
         actual = run_all(telling, inputs)
-    checks = [_files(opened), _finite(actual)]
+    fault = opened.manifest.fault
+    checks = [] if fault is None else [Check("build", "failed", fault)]
+    checks += [_files(opened), _finite(actual)]
     numerics = None
     if dense is not None and dense.same:
         progress("making the fp32 reference again from the source")
@@ -96,7 +110,11 @@ def verify(
     fused = fused_attention(opened)
     checks.append(_fusion(fused))
     fidelity = _fidelity(dense, inputs, actual, progress)
-    return Verification(str(artifact), tuple(checks), numerics, fidelity, fused)
+    rows: tuple[Layer, ...] = ()
+    if layers and dense is not None:
+        progress("comparing layer by layer")
+        rows = layers_of(opened, dense.path, inputs if data else scenes_for(model, seed=seed))
+    return Verification(str(artifact), tuple(checks), numerics, fidelity, fused, rows)
 
 
 def _files(artifact: Artifact) -> Check:

@@ -7,10 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tcompile.artifact import Artifact
 from tcompile.errors import UsageError
 from tcompile.manifest import describe_source
+
+if TYPE_CHECKING:
+    from tcompile.stages import Analysed, Reduced
 
 
 @dataclass(frozen=True)
@@ -39,17 +43,23 @@ def find_dense(artifact: Artifact, against: str | Path | None) -> DenseModel | N
     return None
 
 
-@contextmanager
-def reduced_reference(artifact: Artifact, dense: Path) -> Iterator[Path]:
-    """The fp32 reduced graph, made again from the dense model with the artifact's schedule.
-
-    It only exists inside the `with` block. Raises what `tcompile.pipeline.reduce` raises.
-    """
+def analyse_again(artifact: Artifact, dense: Path) -> Analysed:
+    """The dense model, analysed as the build did. Raises what `tcompile.pipeline.read` raises."""
     from tcompile import pipeline
-    from tcompile.saving import save
 
     manifest = artifact.manifest
-    reduced = pipeline.reduce(
+    return pipeline.read(dense, shapes=manifest.shapes, prefix=manifest.prefix)
+
+
+def reduce_again(artifact: Artifact, dense: Path) -> Reduced:
+    """The dense model, reduced with the artifact's schedule.
+
+    Raises what `tcompile.pipeline.reduce` raises.
+    """
+    from tcompile import pipeline
+
+    manifest = artifact.manifest
+    return pipeline.reduce(
         dense,
         target=manifest.target.name,
         schedule=manifest.schedule,
@@ -57,6 +67,17 @@ def reduced_reference(artifact: Artifact, dense: Path) -> Iterator[Path]:
         shapes=manifest.shapes,
         prefix=manifest.prefix,
     )
+
+
+@contextmanager
+def reduced_reference(artifact: Artifact, dense: Path) -> Iterator[Path]:
+    """The fp32 reduced graph, made again from the dense model with the artifact's schedule.
+
+    It only exists inside the `with` block. Raises what `tcompile.pipeline.reduce` raises.
+    """
+    from tcompile.saving import save
+
+    reduced = reduce_again(artifact, dense)
     with tempfile.TemporaryDirectory(prefix="tcompile-") as folder:
         path = Path(folder) / "reference.onnx"
         save(reduced.graph, path, reduced.metadata)

@@ -8,21 +8,23 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from zipfile import BadZipFile
 
+from tcompile.arrays import check_inputs, read_arrays
 from tcompile.errors import UsageError
 from tcompile.manifest import TensorEntry, describe_tensors
+from tcompile.models.images import SUFFIXES
 from tcompile.verify.choice import is_bookkeeping
+from tcompile.verify.pixels import pixel_inputs
 
 if TYPE_CHECKING:
     import numpy as np
 
     from tcompile.targets.backends.base import TensorInfo
+    from tcompile.targets.backends.ort import OrtRunner
 
     Array = np.ndarray[Any, np.dtype[Any]]
 
 _Input = TypeVar("_Input", "TensorEntry", "TensorInfo")
-IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class Signature:
     inputs: tuple[TensorEntry, ...]
     outputs: tuple[TensorEntry, ...]
     preprocessing: Mapping[str, Any]
+    #: Float inputs that hold pixels from 0 to 255: the model scales them itself.
+    pixels: frozenset[str] = frozenset()
 
     @property
     def packed(self) -> bool:
@@ -110,7 +114,8 @@ def _signature(path: Path, changed: int, size: int) -> Signature:
 
     model = load(path)
     inputs, outputs = describe_tensors(model)
-    return Signature(path, inputs, outputs, read_preprocessing(model) or {})
+    found = pixel_inputs(model)
+    return Signature(path, inputs, outputs, read_preprocessing(model) or {}, found)
 
 
 def samples_for(
@@ -125,16 +130,23 @@ def samples_for(
     path = Path(data)
     if not path.exists():
         raise UsageError("no such file or directory", where=str(path), hint="see --data")
-    arrays = _read(model, path)
-    arrays = {name: _checked(model, name, array, path) for name, array in arrays.items()}
-    arrays = _for_each_sample(model, arrays, path)
+    return sample_arrays(model, _read(model, path), path)
+
+
+def sample_arrays(model: Signature, arrays: Mapping[str, Array], path: Path) -> Samples:
+    """Arrays by input name as samples, with ones for inputs that have none.
+
+    Raises `UsageError`, naming `path`, for arrays that do not fit the model.
+    """
+    arrays = _for_each_sample(model, check_inputs(model, arrays, str(path)), path)
     lengths = {len(array) for array in arrays.values()}
     if len(lengths) != 1 or 0 in lengths:
         raise UsageError("arrays must hold the same number of samples", where=str(path))
     missing = [t for t in model.inputs if t.name not in arrays]
     rest = {t.name: _placeholder(model, t, max(lengths)) for t in missing} if missing else {}
     total = len(next(iter(arrays.values())))
-    return Samples({**arrays, **rest}, f"{total} samples from {path.name}", real=True)
+    filled = f" (ones for {', '.join(rest)})" if rest else ""
+    return Samples({**arrays, **rest}, f"{total} samples from {path.name}{filled}", real=True)
 
 
 def _for_each_sample(model: Signature, arrays: Mapping[str, Array], path: Path) -> dict[str, Array]:
@@ -187,8 +199,7 @@ def run_all(path: str | Path, samples: Samples, *, threads: int | None = None) -
 
     runner = OrtRunner(Path(path), threads=threads)
     packed = bool(runner.inputs) and _packed(runner.inputs[0])
-    first = _leading(runner.inputs).shape[:1] if runner.inputs else ()
-    fixed = 1 if packed else first[0] if first and isinstance(first[0], int) else None
+    fixed = rows_of(runner)
     kept: dict[str, list[Array]] = {tensor.name: [] for tensor in runner.outputs}
     for arrays, true_rows in batches(samples, fixed):
         size = len(next(iter(arrays.values())))
@@ -197,6 +208,14 @@ def run_all(path: str | Path, samples: Samples, *, threads: int | None = None) -
                 array = array[np.newaxis]  # what it says of the tokens has a batch of 1 already
             kept[name].append(by_sample(array, size)[:true_rows])
     return {name: np.concatenate(parts) for name, parts in kept.items() if parts}
+
+
+def rows_of(runner: OrtRunner) -> int | None:
+    """Samples that a model takes at once; None: any number."""
+    if runner.inputs and _packed(runner.inputs[0]):
+        return 1
+    first = _leading(runner.inputs).shape[:1] if runner.inputs else ()
+    return first[0] if first and isinstance(first[0], int) else None
 
 
 def by_sample(array: Array, batch: int) -> Array:
@@ -239,7 +258,10 @@ def _random(model: Signature, count: int, seed: int) -> Samples:
     for tensor in model.inputs:
         shape = [count, *(_size(d) for d in model.rows(tensor))]
         if tensor.dtype.startswith("float"):
-            drawn = rng.standard_normal(shape).astype(tensor.dtype)
+            drawn = rng.standard_normal(shape)
+            if tensor.name in model.pixels:
+                drawn = np.clip(127.5 + 64 * drawn, 0, 255)
+            drawn = drawn.astype(tensor.dtype)
             whole = len(shape) > len(tensor.shape) and not model.packed
             arrays[tensor.name] = np.broadcast_to(drawn[:1], shape) if whole else drawn
         else:
@@ -261,37 +283,13 @@ def _size(dim: int | str) -> int:
 
 
 def _read(model: Signature, path: Path) -> dict[str, Array]:
-    import numpy as np
-
-    if path.is_dir() or path.suffix.lower() in IMAGES:
+    if path.is_dir() or path.suffix.lower() in SUFFIXES:
         return _read_images(model, path)
-    first = model.inputs[0].name
-    try:
-        # allow_pickle stays off: a data file is data (DESIGN 5.12).
-        if path.suffix == ".npy":
-            return {first: np.load(path, allow_pickle=False)}
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files}
-            known = {t.name for t in model.inputs}
-            named = {name: array for name, array in arrays.items() if name in known}
-            if named or len(arrays) != 1:
-                return _some(named, path, sorted(known))
-            return {first: next(iter(arrays.values()))}
-    except (ValueError, TypeError, OSError, EOFError, BadZipFile) as error:
-        # What NumPy says of a file that is none advises to load it unsafely.
-        raise UsageError(f"cannot be read as {path.suffix}, which holds plain arrays",
-                         where=str(path)) from error  # fmt: skip
+    if path.suffix in (".npy", ".npz"):
+        return read_arrays(path)
     raise UsageError(
         "unknown kind of data", where=str(path), hint="an image, a folder of images, .npy or .npz"
     )
-
-
-def _some(named: dict[str, Array], path: Path, known: list[str]) -> dict[str, Array]:
-    if not named:
-        hint = f"name an array one of: {', '.join(known)}"
-        raise UsageError("holds no array for any input of the model", where=str(path), hint=hint)
-    return named
 
 
 def _read_images(model: Signature, path: Path) -> dict[str, Array]:
@@ -310,27 +308,8 @@ def _read_images(model: Signature, path: Path) -> dict[str, Array]:
         )
     files = [path]
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGES)
+        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
     if not files:
         raise UsageError("no images in this folder", where=str(path))
     images = [load_image(file, model.preprocessing) for file in files]
     return {tensor.name: np.stack(images) if model.packed else np.concatenate(images)}
-
-
-def _checked(model: Signature, name: str, array: Array, path: Path) -> Array:
-    """Shape [n, …] as the input wants it; a single sample may come without the first axis."""
-    import numpy as np
-
-    tensor = next(t for t in model.inputs if t.name == name)
-    rows = model.rows(tensor)
-    if array.ndim == len(rows):
-        array = array[np.newaxis]
-    fits = array.ndim == len(rows) + 1 and all(
-        want == got or isinstance(want, str)
-        for want, got in zip(rows, array.shape[1:], strict=True)
-    )
-    if not fits:
-        want_text = " × ".join(map(str, ("n", *rows)))
-        have = " × ".join(map(str, array.shape))
-        raise UsageError(f"input '{name}' is {want_text}, the data {have}", where=str(path))
-    return array

@@ -43,6 +43,26 @@ def test_build_writes_what_it_says(tcompile: Command, vit: Path) -> None:
     assert sorted(p.name for p in Path().iterdir()) == ["out", "vit.onnx"]
 
 
+def test_batch_sizes_of_an_engine(tcompile: Command, vit: Path) -> None:
+    """Asked with a batch of 16 the bundle once said 8; a fixed batch takes no sizes."""
+    save_tiny_vit(Path("free.onnx"), batch=None)
+    asked = ("build", "free.onnx", "--target", "jetson-orin", "--method", "topk", "--keep", "0.5")
+    made = tcompile(*asked, "--batch", 16, "--min-batch", 4, "--max-batch", 32, "-o", "out")
+    assert made.code == 0, made
+    assert "4 to 32, tuned for 16" in made.out
+    assert "--maxShapes=image:32x3x32x32" in Path("out/trtexec.json").read_text()
+    assert tcompile(*asked, "--batch", 16, "-o", "more").code == 0
+    assert "--maxShapes=image:16x3x32x32" in Path("more/build_engine.sh").read_text()
+    for wrong in (("--max-batch", 0), ("--min-batch", 9, "--max-batch", 8), ("--opt-batch", "x")):
+        refused = tcompile(*asked, *wrong, "-o", "none")
+        assert refused.code == 2
+        assert "-batch" in refused.err
+    fixed = tcompile("build", vit, *TOPK, "--keep", "0.5", "--opt-batch", 4, "-o", "none")
+    assert fixed.code == 2
+    assert "--opt-batch 4 needs a model with a free batch" in fixed.err
+    assert not Path("none").exists()
+
+
 def test_build_for_people(tcompile: Command, vit: Path) -> None:
     made = tcompile("build", vit, *TOPK, "--force", "--keep", "0.5")
     assert (made.code, made.err) == (0, "")

@@ -8,6 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tcompile import evidence
+from tcompile.evidence import Evidence
+from tcompile.manifest import Fidelity, Latency
 from tests.cli.test_bad_input import listing, refused
 from tests.support.command import Command
 from tests.support.planted import Planted, method, model
@@ -28,7 +31,8 @@ def test_help_tells_of_them(tcompile: Command) -> None:
     for command in ("plan", "build"):
         shown = tcompile(command, "--help").out
         for option in ("--latency", "--max-drop", "--objective", "--profile", "--calibration",
-                       "--losses", "--images", "--batch", "--threads", "--seed"):  # fmt: skip
+                       "--losses", "--images", "--exact", "--batch", "--threads",
+                       "--seed"):  # fmt: skip
             assert option in shown, (command, option)
         assert "[default: auto]" in " ".join(shown.split())
     assert "--refine" in tcompile("build", "--help").out
@@ -81,12 +85,75 @@ def test_build_says_how_it_was_planned(tcompile: Command, profiled: Path) -> Non
     assert "predicted" in report or "planned" in report.lower()
 
 
-def test_declined_is_said(tcompile: Command, profiled: Path) -> None:
-    shown = tcompile("plan", profiled, "--target", "cpu", "--latency", "1000", "--profile",
-                     "p.json")  # fmt: skip
+def test_dense_within_a_budget_is_said_first(tcompile: Command, profiled: Path) -> None:
+    asked = ("plan", profiled, "--target", "cpu", "--latency", "1000", "--profile", "p.json")
+    shown = tcompile(*asked)
     assert shown.code == 0
-    assert "declined: the dense model's" in shown.out
+    assert shown.out.startswith("this is the dense model: its ")
+    assert "method none" in shown.out
     assert "No token leaves" in shown.out
+    document = tcompile(*asked, "--json").json()
+    assert (document["emitted"], document["reason"]) == ("dense", "budget")
+    assert document["asked"] is None
+
+
+def test_asked_kept_and_why_come_first(tcompile: Command, vit: Path) -> None:
+    """On a GPU whose model has this tiny one no faster with fewer tokens, in `plan`, `build`, their
+    JSON, the manifest and the report."""
+    for extra in ((), ("--exact",), ("--method", "topk")):
+        asked = (vit, "--target", "jetson-orin", "--keep", "0.6", *extra)
+        shown = tcompile("plan", *asked)
+        assert shown.code == 0, shown.err
+        line = "asked 0.60 (10 of 16 patch tokens), kept 0.62 (10), because that is what was asked"
+        free = "--exact" not in extra and extra == ()
+        if free:
+            line = "asked 0.60 (10 of 16 patch tokens), kept 0."
+        assert shown.out.startswith(line), shown.out
+        if "--exact" in extra:
+            assert "(--exact)" in shown.out.splitlines()[0]
+        assert "modelled latency says reduced" in shown.out
+        assert "modelled latency: " in shown.out
+        if free:
+            built = tcompile("build", *asked, "-o", "out")
+            assert built.code == 0, built.err
+            assert built.out.splitlines()[0] == shown.out.splitlines()[0]
+        told = tcompile("build", *asked, "-o", "out", "--force", "--json").json()
+        assert told["emitted"] == told["manifest"]["emitted"] == "reduced"
+        assert told["manifest"]["reason"] in ("exact", "asked", *(["plateau"] if free else []))
+        assert told["manifest"]["asked"] == {"keep": 0.6, "patches": 10, "of": 16}
+        assert told["manifest"]["kept"]["patches"] in ((10, 11) if free else (10,))
+        assert told["manifest"]["plan"]["budget"]["keep"] == 0.6
+        report = Path("out/report.md").read_text().splitlines()
+        assert report[2].startswith(shown.out.splitlines()[0])
+
+
+def test_a_declined_build_says_so_first(
+    tcompile: Command, vit: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Measured on the target to take longer: dense, exit code 0, and which schedule was tried."""
+    slow = Evidence(
+        Fidelity("planted", 1, ()),
+        tuple(Latency(m, "measured", ms, "here", "it")  # type: ignore[arg-type]
+              for m, ms in (("dense", 20.0), ("reduced", 21.0))),
+        (), False,
+    )  # fmt: skip
+    monkeypatch.setattr(evidence, "measure", lambda *_, **__: slow)
+    asked = ("build", vit, "--target", "cpu", "--method", "topk", "--keep", "0.6", "-o", "out")
+    shown = tcompile(*asked)
+    assert shown.code == 0
+    assert shown.out.startswith(
+        "this is the dense model: the reduced model (topk, 10 of 16 patch "
+        "tokens) was measured slower than dense here, 21 ms against 20 ms"
+    )
+    words = " ".join(shown.out.split())
+    assert words.count("dense, measured") == 1
+    assert "topk, measured 21 ms; tried, not emitted" in words
+    assert "reduced, measured" not in words
+    told = tcompile(*asked, "--json", "--force").json()
+    assert told["emitted"] == "reduced"
+    forced = tcompile(*asked, "--force")
+    assert "the reduced model was measured slower than dense here" in forced.out.splitlines()[1]
+    assert "reduced, measured" in forced.out
 
 
 def test_a_plan_drawn(tcompile: Command, profiled: Path) -> None:
@@ -119,6 +186,8 @@ def test_a_plan_drawn(tcompile: Command, profiled: Path) -> None:
         (["--keep", "0.5", "--profile", "other.json"], ["does not have", "tcompile profile"]),
         (["--schedule", "s.json", "--latency", "5"], ["--latency", "--schedule"]),
         (["--schedule", "s.json", "--keep", "0.5"], ["--keep", "--schedule"]),
+        (["--exact"], ["--exact", "say --keep R"]),
+        (["--exact", "--method", "tome:r=2"], ["--exact", "none is given"]),
         (["--keep", "0.5", "--method", "auto:x=1"], ["auto has no parameters"]),
         (["--latency", "5", "--method", "bypass"], ["cannot be planned"]),
         (["--latency", "5", "--method", "tomme"], ["did you mean 'tome'"]),

@@ -94,6 +94,40 @@ def test_a_table_of_others_and_steps_of_a_method(tcompile: Command, vit: Path) -
     assert read_profile("p.json").dense.ms == 6.0  # type: ignore[union-attr]
 
 
+def test_a_table_from_a_busy_machine_claims_no_plateaus(tcompile: Command, vit: Path) -> None:
+    """7 tokens 2.2 ms, 9 tokens 1.9 ms: the fit does not fall, the figures stay, all say so."""
+    Path("t.csv").write_text("tokens,ms\n3,1\n5,1.5\n7,2.2\n9,1.9\n11,2.6\n13,3\n15,3.5\n17,4\n")
+    asked = ("profile", vit, "--target", "t4", "--import", "t.csv", "--method", "topk")
+    made = tcompile(*asked, "-o", "p.json", "--plot", "p.svg")
+    assert made.code == 0
+    assert "no plateaus are claimed: spread 20 % exceeds the largest step" in made.out
+    assert "measured on a busy machine?" in made.out
+    assert " to " not in made.out.split("one step of")[0], "no column of plateaus"
+    picture = Path("p.svg").read_text()
+    assert "no plateaus: spread 20 %" in " ".join(picture.split())
+    assert "plateau, right edge" not in picture
+    document = tcompile(*asked, "--json").json()
+    assert document["claims_plateaus"] is False
+    assert document["why_no_plateaus"].startswith("spread 20 % exceeds")
+    half = next(iter(document["halves"].values()))
+    measured, fitted = [row[1] for row in half], [row[5] for row in half]
+    assert measured[2] > measured[3], "as it was given"
+    whole = package.profile(vit, target="t4", imports=["t.csv"], methods=["topk"]).totals
+    assert list(whole.ms) == sorted(whole.ms)
+    assert whole.raw[2] > whole.raw[3]
+    assert fitted != measured
+
+
+def test_a_table_of_a_staircase_claims_them(tcompile: Command, vit: Path) -> None:
+    table = ((3, 2.0), (5, 2.0), (7, 2.01), (9, 3.0), (11, 3.01), (13, 3.0), (17, 4.0))
+    rows = [f"{n},{ms},{ms * 0.99},{ms * 1.01}" for n, ms in table]
+    Path("t.csv").write_text("\n".join(rows))
+    asked = ("profile", vit, "--target", "t4", "--import", "t.csv", "--method", "topk")
+    assert "plateau" in tcompile(*asked).out
+    assert tcompile(*asked, "--json").json()["claims_plateaus"] is True
+    assert "no plateaus" not in tcompile(*asked).out
+
+
 def test_files_of_trtexec(tcompile: Command, vit: Path) -> None:
     Path("a.json").write_text(json.dumps(trtexec_times()))
     made = tcompile("profile", vit, "--target", "t4", "--import", "17=a.json", "--import",
@@ -114,6 +148,14 @@ def test_held_against_another(tcompile: Command, vit: Path) -> None:
     ratios = [row["median_ratio"] for row in document["against"]["parts"]]
     assert ratios == pytest.approx([1.0] * len(ratios), rel=1e-3)
     assert len(ratios) == 6
+
+
+def test_help_is_true_of_defaults_and_seconds(tcompile: Command) -> None:
+    told = " ".join(tcompile("profile", "--help").out.split())
+    default = told.split("may be given several times [default: ")[1].split("]")[0]
+    assert all(name in default for name in PORTFOLIO)
+    assert "may take in all" in told
+    assert "in any case" in told
 
 
 def test_it_is_a_function_too(vit: Path) -> None:

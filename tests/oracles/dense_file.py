@@ -22,6 +22,8 @@ Array = np.ndarray[Any, Any]
 Arrays = dict[str, Array]
 
 _SUMS = {"ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare"}
+#: Arithmetic on the sizes of a tensor.
+_ON_SIZES = {"Gather", "Slice", "Squeeze", "Unsqueeze", "Sub", "Add", "Mul", "Div", "Mod", "Cast"}
 POOLS = {"ReduceMean", "ReduceMax", "ReduceMin", "GlobalAveragePool", *_SUMS}
 
 
@@ -110,7 +112,20 @@ class File:
             return list(node.input[:2])
         if node.op_type == "MatMul":
             return list(node.input)
-        return [node.input[0]] if node.op_type in POOLS else []
+        sizes = node.op_type == "Cast" and self._of_sizes(node.input[0])
+        pooling = node.op_type in POOLS or node.op_type == "Einsum"
+        return [node.input[0]] if pooling or sizes else []
+
+    def _of_sizes(self, name: str) -> bool:
+        """Whether a tensor is made of sizes."""
+        while name in self.maker:
+            node = self.nodes[self.maker[name]]
+            if node.op_type in ("Shape", "Size"):
+                return True
+            if node.op_type not in _ON_SIZES:
+                return False
+            name = node.input[0]
+        return False
 
     def _descendants(self, names: Iterable[str]) -> set[str]:
         """Every tensor that depends on one of these; nodes need not be in order."""

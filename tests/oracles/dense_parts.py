@@ -111,6 +111,33 @@ def unmasked_sums(file: File, cores: Sequence[Core], tokens: Tokens) -> list[int
     return found
 
 
+#: Reductions that count what they go over, and ops in which a stored tensor may sum over tokens.
+_COUNTING = ("ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceLogSumExp", "Einsum")
+
+
+def blind(file: File, cores: Sequence[Core], tokens: Tokens) -> bool:
+    """Whether masks alone do not say what the file computes with fewer tokens: it sums over them,
+    outside attentions, or reads how many there are."""
+    products = {i for core in cores for i in _product(file, core.logits)}
+    for i, node in enumerate(file.nodes):
+        if not file.live.intersection(node.input):
+            continue
+        counting = node.op_type in _COUNTING and node.input[0] in file.values
+        if counting and (node.op_type == "Einsum" or pooled_axes(file, node, tokens) is not None):
+            return True
+        if node.op_type == "MatMul" and i not in products and set(node.input) - file.live:
+            shapes = [file.values[n].shape for n in node.input if n in file.values]
+            stored = file.values.get(next(n for n in node.input if n not in file.live))
+            sizes = {tokens.total, tokens.patches}
+            if len(shapes) == 2 and stored is not None and sizes & set(stored.shape):
+                return True
+        if node.op_type == "Cast" and node.input[0] in file.values:
+            read = file.values[node.input[0]]
+            if read.dtype.kind in "iu" and np.isin(read, (tokens.total, tokens.patches)).any():
+                return True
+    return False
+
+
 def pooled_axes(file: File, node: onnx.NodeProto, tokens: Tokens) -> tuple[int, ...] | None:
     """The axes of the input that a pool reduces, where these are the token axis."""
     shape = file.values[node.input[0]].shape

@@ -1,7 +1,11 @@
 """The masked-dense oracle: the dense file, unreduced, made to ignore the tokens that were dropped.
 
-Every attention after a cut gets −1e9 added to the logits of dropped keys, every mean over tokens
-counts the kept ones alone, and outputs with a token axis are read at the kept rows (EXPORTS 5).
+Two ways. The counting oracle (present_walk.py) works the file out op by op and knows which elements
+are there; it sees counts, permuted tokens and neighbours in the batch. Where it has no rule for an
+op, ONNX Runtime runs the file with masks: every attention after a cut gets −1e9 added to the logits
+of dropped keys, every mean over tokens counts the kept ones alone, and outputs with a token axis
+are read at the kept rows. Sums that are no means are then beyond it.
+
 That is what dropping tokens must compute, and it needs no PyTorch and nothing of the passes:
 attentions and pools are found in the *source* file, from the shapes a run shows (dense_file.py).
 
@@ -35,12 +39,23 @@ from tests.oracles.dense_file import (
     Tokens,
     exposing,
 )
-from tests.oracles.dense_parts import Core, find_cores, pooled_axes, token_softmaxes, unmasked_sums
+from tests.oracles.dense_parts import (
+    Core,
+    blind,
+    find_cores,
+    pooled_axes,
+    token_softmaxes,
+    unmasked_sums,
+)
 from tests.oracles.masked_choice import check_choice, probabilities, scores, seen_by
 from tests.oracles.masked_graph import with_masks
+from tests.oracles.present import Held, IllegalError
+from tests.oracles.present_walk import Walk, outputs_of, values_of
 
 #: Both sides compute in float32, in another order: this many times the file's own noise is allowed.
 FACTOR = 3.0
+#: More tokens than this cost the counting oracle too much time where masks do as well.
+SMALL = 48
 #: The file's noise is taken for at least this fraction of the output's largest magnitude.
 FLOOR = 1e-6
 
@@ -149,12 +164,26 @@ def check_masked(
     if [k.shape[1] for k in kept] != [cut.keep for cut in cuts]:
         raise MismatchError(f"keeps {[k.shape[1] for k in kept]} where {cuts} were asked for")
     read = [of_blocks[cut.block] for cut in cuts]
-    if apart:
-        model, masks = _bypassing(file, cuts, read, kept, tokens, spans or {})
-    else:
-        model, masks = _dropping(file, cores, read, cuts, kept, tokens)
+    found = infer(reduced, feed)
+    if outputs == "restored":
+        found = {n: _kept_rows(v, kept[-1], tokens, n) for n, v in found.items()}
     looked_at = [name for core in read for name in seen_by(file, core)]
-    values = file.run(model, looked_at, **masks)
+    try:
+        if tokens.total > SMALL and not blind(file, cores, tokens):
+            raise InapplicableError("large")
+        walk = _walk(file, cuts, read, kept, tokens, spans or {})
+        values, expected = values_of(walk, looked_at), outputs_of(walk, file)
+        noise = _drift(file, tokens)
+    except IllegalError as error:
+        raise MismatchError(f"should have been refused: {error}") from error
+    except InapplicableError as error:
+        if blind(file, cores, tokens):
+            raise InapplicableError(f"masks do not count: {error}") from error
+        if apart:
+            model, masks = _bypassing(file, cuts, read, kept, tokens, spans or {})
+        else:
+            model, masks = _dropping(file, cores, read, cuts, kept, tokens)
+        values, expected, noise = file.run(model, looked_at, **masks), None, _noise(file)
     batch = len(next(iter(feed.values())))
     entering = np.broadcast_to(tokens.members().reshape(-1), (batch, tokens.patches))
     before = entering
@@ -164,10 +193,15 @@ def check_masked(
             score = scores(cut.score, chances, before, tokens)
             check_choice(score, before, after, f"block {cut.block}", tokens)
         before = entering if apart else after
-    found = infer(reduced, feed)
-    if outputs == "restored":
-        found = {n: _kept_rows(v, kept[-1], tokens, n) for n, v in found.items()}
-    return _compare(file, found, values, kept[-1], tokens)
+    if expected is not None:
+        masked = {n: _present_rows(h, found.get(n), n) for n, h in expected.items()}
+    else:
+        masked = {
+            n: _rows(values[n], found[n], kept[-1], tokens, n)
+            for n in (o.name for o in file.model.graph.output)
+            if n in found
+        }
+    return _compare(file, found, masked, noise, kept[-1], tokens)
 
 
 def _of_blocks(cores: Sequence[Core], blocks: int, tokens: Tokens) -> Sequence[Core]:
@@ -227,14 +261,73 @@ def _dropping(
     return with_masks(file, hidden, pools, tokens)
 
 
-def _compare(file: File, found: Arrays, masked: Arrays, kept: Array, tokens: Tokens) -> Verdict:
+def _walk(
+    file: File, cuts: Sequence[Cut], read: Sequence[Core], kept: Sequence[Array], tokens: Tokens,
+    spans: Mapping[int, tuple[str, str]],
+) -> Walk:  # fmt: skip
+    """The file worked out with the tokens gone."""
+    if all(cut.place == "around" for cut in cuts):
+        around = {}
+        for cut, core, few in zip(cuts, read, kept, strict=True):
+            start, end = spans.get(cut.block, ("", ""))
+            if start not in file.maker or end not in file.maker:
+                start, end = file.entering(core.node) or "", file.stream(core.node, "block")
+            if not start:
+                raise InapplicableError("an attention without a residual stream")
+            around[end] = (start, few)
+        return Walk(file, tokens, {}, around)
+    streams = (file.stream(c.node, cut.place) for cut, c in zip(cuts, read, strict=True))
+    return Walk(file, tokens, dict(zip(streams, kept, strict=True)))
+
+
+def _drift(file: File, tokens: Tokens) -> dict[str, float]:
+    """How far ONNX Runtime is from the dense file worked out in float64, output by output."""
+    dense, noise = Walk(file, tokens, {}), _noise(file)
+    for name in noise:
+        value, given = dense.held[name].value, file.values[name]
+        far = float(np.abs(value - given.astype(np.float64)).max(initial=0))
+        if not far <= 1e-2 * float(np.abs(value).max(initial=0)) + 1e-30:
+            raise InapplicableError(f"'{name}' is {far:.2e} off in the reference")
+        noise[name] = max(noise[name], far)
+    return noise
+
+
+def _present_rows(held: Held, reduced: Array | None, name: str) -> Array:
+    """What is left of a dense output, in the shape of the reduced one."""
+    value, there = held.value, held.full
+    if reduced is None or value.ndim != reduced.ndim:
+        raise MismatchError(f"{name}: shape {reduced is not None and reduced.shape}")
+    for axis, (a, b) in enumerate(zip(value.shape, reduced.shape, strict=True)):
+        if a == b:
+            continue
+        rows = np.moveaxis(there, axis, 1 if axis else 0)
+        rows = rows.reshape(*rows.shape[: 2 if axis else 1], -1).any(-1)
+        picked = [np.flatnonzero(row) for row in (rows if axis else rows[None])]
+        if any(len(p) != b for p in picked):
+            counts = [len(p) for p in picked]
+            raise MismatchError(f"{name}: {reduced.shape}, where {counts} of {a} are left")
+        value, there = (_taken(x, picked, axis) for x in (value, there))
+    if not there.all():
+        raise MismatchError(f"{name}: {reduced.shape}, of which some is made of tokens that left")
+    return value
+
+
+def _taken(value: Array, picked: Sequence[Array], axis: int) -> Array:
+    if not axis:
+        return value[picked[0]]
+    return np.stack([np.take(v, p, axis - 1) for v, p in zip(value, picked, strict=True)])
+
+
+def _compare(
+    file: File, found: Arrays, masked: Arrays, noise: Mapping[str, float], kept: Array,
+    tokens: Tokens,
+) -> Verdict:  # fmt: skip
     names = [o.name for o in file.model.graph.output]
-    noise = _noise(file)
     errors, tolerances = [], []
     for name in names:
         if name not in found:
             raise MismatchError(f"output '{name}' is gone")
-        expected = _rows(masked[name], found[name], kept, tokens, name)
+        expected = masked[name]
         if not np.isfinite(expected).all():
             raise InapplicableError(f"the dense '{name}' is not finite")
         error = float(np.abs(found[name].astype(np.float64) - expected).max(initial=0))
@@ -244,7 +337,7 @@ def _compare(file: File, found: Arrays, masked: Arrays, kept: Array, tokens: Tok
         if not error <= tolerances[-1]:  # so that NaN is a mismatch
             raise MismatchError(f"{name}: error {error:.2e}, allowed {tolerances[-1]:.2e}")
     if "token_index" in found:
-        _check_index(found, masked, names, kept, tokens)
+        _check_index(found, file.values, names, kept, tokens)
     unknown = [n for n in found if n not in names and not n.startswith(EXTRA)]
     if unknown:
         raise MismatchError(f"outputs {unknown} are in no plan")

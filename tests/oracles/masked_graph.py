@@ -24,7 +24,7 @@ HIDDEN = -1e9
 _NEUTRAL = {"ReduceMax": -np.inf, "ReduceMin": np.inf}
 
 
-def _spread(kept: Array, shape: tuple[int, ...], axes: tuple[int, ...], tokens: Tokens) -> Array:
+def spread(kept: Array, shape: tuple[int, ...], axes: tuple[int, ...], tokens: Tokens) -> Array:
     """Which positions along the token axes of a tensor are kept, broadcastable to its shape.
 
     The batch is the first other axis, alone or merged with heads.
@@ -71,7 +71,7 @@ class _Writer:
     def hide(self, node: onnx.NodeProto, core: Core, kept: Array, tokens: Tokens) -> None:
         """Add HIDDEN to the logits of the keys that were dropped."""
         dtype = self.file.values[core.logits].dtype
-        mask = _spread(kept, core.shape, (core.axis,), tokens)
+        mask = spread(kept, core.shape, (core.axis,), tokens)
         bias = np.where(mask, 0, -3e4 if dtype == np.float16 else HIDDEN).astype(dtype)
         if core.form == "softmax":
             node.input[0] = self.op("Add", node.input[0], self.given(bias))
@@ -95,7 +95,7 @@ class _Writer:
         """Let a pool read neutral values where tokens were dropped, and count the kept ones."""
         value, axes = self.file.values[node.input[0]], pooled_axes(self.file, node, tokens)
         assert axes is not None
-        mask = _spread(kept, value.shape, axes, tokens)
+        mask = spread(kept, value.shape, axes, tokens)
         neutral = self.given(np.asarray(_NEUTRAL.get(node.op_type, 0), value.dtype))
         node.input[0] = self.op("Where", self.given(mask), node.input[0], neutral)
         self.nodes.append(node)
@@ -119,7 +119,7 @@ class _Writer:
         ]
         if not spans:
             raise InapplicableError(f"a stream of shape {shape} for {tokens.total} tokens")
-        mask = self.given(_spread(kept, shape, spans[-1], tokens))
+        mask = self.given(spread(kept, shape, spans[-1], tokens))
         changed = f"{end}__all"
         node.output[list(node.output).index(end)] = changed
         self.nodes.append(helper.make_node("Where", [mask, changed, start], [end]))

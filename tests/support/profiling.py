@@ -126,17 +126,20 @@ class Clock:
 
 @dataclass
 class FakeMeter:
-    """Runs nothing; each call takes `cost(graph)` ms, and `call` besides."""
+    """Runs nothing; each call takes `cost(graph)` ms, and `call` besides; to open one takes
+    `opening` seconds."""
 
     clock: Clock
     cost: Callable[[gs.Graph], float]
     call: float = 0.5
     batch: int = 1
+    opening: float = 0.0
     opened: list[str] = field(default_factory=list)
 
     def open(self, graph: gs.Graph, path: Path) -> Callable[[], object]:
         ms = self.call + (0.0 if [n.op for n in graph.nodes] == ["Identity"] else self.cost(graph))
         self.opened.append(graph.nodes[0].name)
+        self.clock.now += self.opening
 
         def run() -> None:
             self.clock.now += ms / 1e3

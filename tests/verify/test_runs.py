@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from tcompile.errors import UsageError
 from tcompile.models.preprocess import PREPROCESS_KEY
-from tcompile.verify.runs import Signature, batches, run_all, samples_for, signature
+from tcompile.verify.runs import Samples, Signature, batches, run_all, samples_for, signature
 from tests.support.tiny_vit import VitSpec, build_vit, save_tiny_vit
 
 
@@ -52,7 +54,7 @@ def test_npy_and_npz(model: Signature, tmp_path: Path) -> None:
     array = np.ones((2, 3, 32, 32), dtype=np.float32)
     np.save(tmp_path / "x.npy", array)
     np.savez(tmp_path / "x.npz", image=array, labels=np.zeros(2))
-    np.savez(tmp_path / "one.npz", anything=array)
+    np.savez(tmp_path / "one.npz", array)
     np.save(tmp_path / "single.npy", array[0])
     for name, count in (("x.npy", 2), ("x.npz", 2), ("one.npz", 2), ("single.npy", 1)):
         samples = samples_for(model, tmp_path / name)
@@ -69,7 +71,18 @@ def test_npy_and_npz(model: Signature, tmp_path: Path) -> None:
         ("text.npz", "cannot be read"),
         ("torn.npz", "cannot be read"),
         ("array.npz", "cannot be read"),
-        ("names.npz", "no array for any input"),
+        ("names.npz", "has 'a', 'b', which the model has no input for; the model takes 'image'"),
+        ("typo.npz", "has 'imgae', which the model has no input for; the model takes 'image'"),
+        ("more.npz", "has 'image2', which the model has no input for"),
+        ("two.npz", "has 'arr_0', 'arr_1', which the model has no input for"),
+        ("labels.npz", "holds no array for 'image'"),
+        ("nan.npz", r"nan\.npz: 'image' has nan at \[1, 2, 3, 4\], 1 of its 6144 values"),
+        ("inf.npy", r"inf\.npy: 'image' has -inf at \[0, 0, 0, 0\], 6144 of its 6144 values"),
+        ("large.npz", r"'image' has 1e\+300 at \[0, 1, 0, 0\], which is not a value of .* float32"),
+        ("complex.npz", "'image' holds complex64, not real numbers"),
+        ("words.npz", "'image' holds <U1, not real numbers"),
+        ("member.npz", "cannot be read as .npz"),
+        ("flat.npz", "'image' is n × 3 × 32 × 32, the data 2 × 3072"),
         ("model.bin", "unknown kind of data"),
         ("empty", "does not say how images are prepared"),
     ],
@@ -83,10 +96,61 @@ def test_bad_data(model: Signature, tmp_path: Path, name: str, message: str) -> 
     with (tmp_path / "array.npz").open("wb") as file:
         np.save(file, np.ones(3))
     np.savez(tmp_path / "names.npz", a=np.ones(1), b=np.ones(1))
+    good = np.ones((2, 3, 32, 32), dtype=np.float32)
+    nan, large = good.copy(), good.astype(np.float64)
+    nan[1, 2, 3, 4], large[0, 1] = np.nan, 1e300
+    np.savez(tmp_path / "typo.npz", imgae=good)
+    np.savez(tmp_path / "more.npz", image=good, image2=good)
+    np.savez(tmp_path / "two.npz", good, good)
+    np.savez(tmp_path / "labels.npz", labels=np.zeros(2))
+    np.savez(tmp_path / "nan.npz", image=nan)
+    np.save(tmp_path / "inf.npy", good * -np.inf)
+    np.savez(tmp_path / "large.npz", image=large)
+    np.savez(tmp_path / "complex.npz", image=good * 1j)
+    np.savez(tmp_path / "words.npz", image=np.array(["a"]))
+    np.savez(tmp_path / "flat.npz", image=good.reshape(2, -1))
+    with zipfile.ZipFile(tmp_path / "member.npz", "w") as archive:
+        archive.writestr("image", b"not an array")
     (tmp_path / "model.bin").write_bytes(b"\0")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match=message):
         samples_for(model, tmp_path / name)
+
+
+def test_arrays_for_inputs_of_other_types(tmp_path: Path) -> None:
+    """ids, a mask and half floats: values that the types hold, and ones for what is not given."""
+    entries = [("image", TensorProto.FLOAT16, [None, 3, 2, 2]),
+               ("ids", TensorProto.INT32, [None, 4]),
+               ("mask", TensorProto.BOOL, [None, 4])]  # fmt: skip
+    given = [helper.make_tensor_value_info(n, t, s) for n, t, s in entries]
+    node = helper.make_node("Identity", ["image"], ["out"])
+    out = helper.make_tensor_value_info("out", TensorProto.FLOAT16, [None, 3, 2, 2])
+    path = tmp_path / "m.onnx"
+    onnx.save(helper.make_model(helper.make_graph([node], "g", given, [out])), str(path))
+    model, image = signature(path), np.ones((2, 3, 2, 2))
+
+    def read(**arrays: np.ndarray) -> Samples:
+        np.savez(tmp_path / "x.npz", image=image, **arrays)
+        return samples_for(model, tmp_path / "x.npz")
+
+    whole = read(ids=np.full((2, 4), 7.0), mask=np.zeros((2, 4), np.int64))
+    assert whole.source == "2 samples from x.npz"
+    assert read().source == "2 samples from x.npz (ones for ids, mask)"
+    assert read().arrays["ids"].tolist() == [[1] * 4] * 2
+    for arrays, says in (
+        ({"ids": np.full((2, 4), 0.5)}, r"'ids' has 0\.5 at \[0, 0\], .* type int32"),
+        ({"ids": np.full((2, 4), 2**40)}, "'ids' has 1099511627776 at"),
+        ({"mask": np.full((2, 4), 2)}, r"'mask' has 2 at \[0, 0\], .* type bool"),
+        ({"mask": np.full((2, 4), -np.inf)}, "'mask' has -inf at .* write -1e4"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            read(**arrays)
+    np.savez(tmp_path / "x.npz", image=image * 1e5)
+    with pytest.raises(UsageError, match=r"'image' has 100000\.0 at .* type float16"):
+        samples_for(model, tmp_path / "x.npz")
+    np.savez(tmp_path / "x.npz", ids=np.ones((2, 4)))
+    with pytest.raises(UsageError, match=r"no array for 'image'; .* 'image', 'ids', 'mask'"):
+        samples_for(model, tmp_path / "x.npz")
 
 
 def test_images_are_prepared_as_the_model_says(tmp_path: Path) -> None:

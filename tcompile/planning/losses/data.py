@@ -9,19 +9,20 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
 
+from tcompile.arrays import LABELS, read_arrays
 from tcompile.errors import UsageError
-from tcompile.verify.runs import IMAGES, Samples, Signature, samples_for, signature
+from tcompile.models.images import SUFFIXES
+from tcompile.verify.runs import Samples, Signature, sample_arrays, samples_for, signature
 
 Array = npt.NDArray[Any]
 Labels = npt.NDArray[np.int64]
 
-#: The file of a folder's labels, and the array and key of those that come with arrays.
-LABELS_FILE, LABELS = "labels.csv", "labels"
+#: The file of a folder's labels.
+LABELS_FILE = "labels.csv"
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,19 +124,13 @@ def _labels_of(path: Path) -> Array | None:
     """The labels that lie in or beside the samples."""
     if path.is_dir() and (path / LABELS_FILE).is_file():
         return _labels_csv(path)
-    if path.suffix != ".npz":
-        return None
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return archive[LABELS] if LABELS in archive.files else None
-    except (ValueError, OSError, EOFError, BadZipFile) as error:
-        raise UsageError(f"'{LABELS}' cannot be read", where=str(path)) from error
+    return read_arrays(path).get(LABELS) if path.suffix == ".npz" else None
 
 
 def _labels_csv(folder: Path) -> Array:
     """Labels in the order in which `samples_for` reads the folder's images."""
     where = str(folder / LABELS_FILE)
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGES)
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
     given: dict[str, int] = {}
     try:
         with (folder / LABELS_FILE).open(newline="", encoding="utf-8") as stream:
@@ -197,19 +192,8 @@ def _from_arrays(
     model: Signature, arrays: Mapping[str, Array], labels: Array | None, path: Path
 ) -> Calibration:
     """Through the same checks as a file of arrays."""
-    from tempfile import TemporaryDirectory
-
-    with TemporaryDirectory(prefix="tcompile-") as folder:
-        file = Path(folder) / "loaded.npz"
-        if any(array.dtype.kind not in "biuf" for array in arrays.values()):
-            raise UsageError("load_data() yields what is no array of numbers", where=str(path))
-        np.savez(file, **dict(arrays))  # type: ignore[arg-type]
-        try:
-            samples = samples_for(model, file)
-        except UsageError as error:
-            raise UsageError(error.what, where=str(path), hint=error.hint) from error
-    words = f"{len(samples)} samples from {path.name}"
-    return Calibration.of(replace(samples, source=words), labels, words)
+    samples = sample_arrays(model, arrays, path)
+    return Calibration.of(samples, labels, samples.source)
 
 
 def _labels(labels: npt.ArrayLike, count: int, where: str) -> Labels:

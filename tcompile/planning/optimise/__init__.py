@@ -2,11 +2,19 @@
 
 from tcompile.planning.optimise.limits import Limits
 from tcompile.planning.optimise.pareto import Front, front
-from tcompile.planning.optimise.plan import Plan, Step, dense_plan, or_dense, plan_of
+from tcompile.planning.optimise.plan import Plan, Step, dense_plan, plan_of
 from tcompile.planning.optimise.pomt import PomtChoice, pomt_choice
 from tcompile.planning.optimise.prior import PRIORS, Prior, prior_loss
 from tcompile.planning.optimise.solver import Goal, solve
-from tcompile.planning.optimise.stairs import Plateau, grid, plateaus, right_edge, sitting
+from tcompile.planning.optimise.stairs import (
+    Plateau,
+    flattened,
+    free_edge,
+    grid,
+    plateaus,
+    right_edge,
+    sitting,
+)
 from tcompile.planning.optimise.tables import SiteRule, Tables
 
 __all__ = [
@@ -22,9 +30,10 @@ __all__ = [
     "Step",
     "Tables",
     "dense_plan",
+    "flattened",
+    "free_edge",
     "front",
     "grid",
-    "or_dense",
     "plan_of",
     "plateaus",
     "pomt_choice",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import fsum
 from typing import Any
 
@@ -32,7 +32,6 @@ class Plan:
         dense_ms: what the dense model takes.
         gap: how much better the objective could be at most: 0 where the plan is proven best.
         objective: what was minimised, its unit that of latency, loss or latency + λ·loss.
-        declined: why this is the dense model although something else was asked for; or empty.
     """
 
     steps: tuple[Step, ...]
@@ -44,7 +43,6 @@ class Plan:
     dense_ms: float
     gap: float = 0.0
     objective: float = 0.0
-    declined: str = ""
 
     @property
     def counts(self) -> dict[str, int]:
@@ -70,7 +68,7 @@ class Plan:
                 for i, (a, m) in enumerate(zip(self.attention, self.mlp, strict=True))
             ],
             "final": self.final, "latency_ms": self.latency_ms, "loss": self.loss,
-            "dense_ms": self.dense_ms, "gap": self.gap, "declined": self.declined,
+            "dense_ms": self.dense_ms, "gap": self.gap,
         }  # fmt: skip
 
 
@@ -118,20 +116,3 @@ def plan_of(tables: Tables, counts: Sequence[int]) -> Plan:
 def dense_plan(tables: Tables) -> Plan:
     """No step at all."""
     return plan_of(tables, [tables.tokens] * len(tables.sites))
-
-
-def or_dense(tables: Tables, plan: Plan, *, band: float = 0.0) -> Plan:
-    """The plan, or the dense model where it is not faster than that by more than a band.
-
-    Args:
-        band: share of the dense latency that predictions cannot tell apart, such as 0.02.
-    """
-    if plan.steps and plan.latency_ms < plan.dense_ms * (1 - band):
-        return plan
-    if not plan.steps:
-        why = f"no plan beats the dense model's {plan.dense_ms:.4g} ms"
-    else:
-        why = (f"the best plan takes {plan.latency_ms:.4g} ms, which is not faster than the dense "
-               f"model's {plan.dense_ms:.4g} ms")  # fmt: skip
-        why += f" by more than {100 * band:.3g} %" if band else ""
-    return replace(dense_plan(tables), declined=why)

@@ -18,6 +18,9 @@ from tcompile.errors import UsageError
 from tcompile.planning.optimise.plan import Plan
 from tcompile.planning.optimise.tables import Floats, Tables
 
+#: The most that tokens may cost to be called free, as a share of what is proportional to them.
+FREE = 0.25
+
 
 @dataclass(frozen=True)
 class Plateau:
@@ -38,6 +41,30 @@ def right_edge(counts: Sequence[int], ms: npt.ArrayLike, count: int, eps: float 
     if count not in counts:
         raise UsageError(f"{count} tokens are not on the grid of counts", where="plateaus")
     return int(counts[_edge(times, list(counts).index(count), eps)])
+
+
+def free_edge(counts: Sequence[int], ms: npt.ArrayLike, count: int, eps: float = 0.01) -> int:
+    """The largest count that costs nothing over this one: the same time, and not by a small slope.
+
+    ε alone would call the next one or two counts of any slope free. A count n' > n is free if
+    t(n') ≤ (1 + ε)·t(n) and the rise is below a quarter of what is proportional to the tokens:
+    t(n')/t(n) − 1 ≤ ¼·(n'/n − 1). The counts between them must be free too.
+
+    Raises:
+        UsageError: a count that is not on the grid.
+    """
+    times = _checked(counts, ms, eps)
+    if count not in counts:
+        raise UsageError(f"{count} tokens are not on the grid of counts", where="plateaus")
+    at = list(counts).index(count)
+    edge = at
+    for more in range(at + 1, len(times)):
+        rise = times[more] - times[at]
+        share = min(eps, FREE * (counts[more] / count - 1))
+        if rise > share * times[at]:
+            break
+        edge = more
+    return int(counts[edge])
 
 
 def plateaus(counts: Sequence[int], ms: npt.ArrayLike, eps: float = 0.01) -> tuple[Plateau, ...]:

@@ -2,8 +2,11 @@
 
 A share of tokens alone says how many leave, not where. It is taken for what it would save in the
 place where most papers let tokens leave: in one step (or the fewest that a method can) at a quarter
-of the depth. The plan is as fast as that or faster, keeps at least that share, and loses the least;
-counts that are free on the device's plateaus are taken.
+of the depth. The plan is as fast as that or faster, ends with that share, and loses the least; a
+count that is free on a plateau of the device is taken, by at most a tenth more than asked.
+
+A prediction never gives back the dense model where a share was asked for. Where it sees nothing to
+gain, tokens leave in the usual place, since a prediction then has nothing to say of a better one.
 """
 
 from __future__ import annotations
@@ -13,8 +16,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tcompile.errors import UsageError
-from tcompile.planning.optimise import Goal, Limits, Plan, dense_plan, or_dense, plan_of, solve
-from tcompile.planning.solve.candidates import Candidate
+from tcompile.planning.optimise import (
+    Goal,
+    Limits,
+    Plan,
+    dense_plan,
+    flattened,
+    free_edge,
+    plan_of,
+    solve,
+)
+from tcompile.planning.optimise.tables import Floats, Tables
+from tcompile.planning.solve.candidates import TOPK_LIMIT, Candidate
+from tcompile.planning.solve.outcome import Reason
+
+#: Patch tokens that are kept over those asked for, at most, where they are free: one tenth.
+_MORE = 10
+#: Rounding of sums of latencies.
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -22,51 +41,117 @@ class Budget:
     """What a plan must keep to.
 
     Attributes:
-        final: tokens that leave the encoder at least, prefix included; None: any.
+        final: tokens that were asked to leave the encoder, prefix included; None: any number.
         latency_ms: of one batch; None: what `final` at a quarter of the depth would take.
-        eps: latencies that differ by no more than this share count as one plateau.
+        eps: latencies that differ by no more than this share count as one plateau; 0: there are no
+            plateaus to speak of.
         band: share of the dense latency that predictions cannot tell apart.
+        exact: whether `final` must be met even where more is free.
     """
 
     final: int | None
     latency_ms: float | None
     eps: float
     band: float
+    exact: bool = False
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Tokens that may leave the encoder, prefix included, for a share that was asked.
+
+    Attributes:
+        least: the first count there is from the one asked for on.
+        most: the largest that is free and allowed.
+        edge: the largest that is free.
+    """
+
+    least: int
+    most: int
+    edge: int
 
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """A method's plan."""
+    """A method's plan.
+
+    Attributes:
+        candidate, plan: they.
+        reason, why: where the plan takes no step: why.
+    """
 
     candidate: Candidate
     plan: Plan
+    reason: Reason = "budget"
+    why: str = ""
+
+
+def ends_of(candidate: Candidate, budget: Budget) -> Ends:
+    """With how many tokens a method's plan may end; `budget` must say how many were asked for.
+
+    Never with all of them, however free they are, unless all were asked for.
+    """
+    assert budget.final is not None
+    tables = candidate.tables
+    counts, prefix = tables.counts, tables.prefix
+
+    def can(count: int) -> bool:
+        return count == counts[-1] or any(
+            count >= rule.least and (count - prefix) % rule.granularity == 0
+            for rule in tables.sites
+        )
+
+    least = next(c for c in counts if c >= min(budget.final, counts[-1]) and can(c))
+    if budget.exact or budget.eps <= 0 or least == counts[-1]:
+        return Ends(least, least, least)
+    edge = free_edge(counts, _behind(tables), least, budget.eps)
+    tenth = prefix + (budget.final - prefix) * (_MORE + 1) // _MORE
+    fits = [c for c in counts[:-1] if least <= c <= min(edge, tenth) and can(c)]
+    return Ends(least, max(fits, default=least), edge)
+
+
+def _behind(tables: Tables) -> Floats:
+    """[G] ms of all from a quarter of the depth on, by count."""
+    first = tables.blocks // 4
+    blocks = tables.attn_ms[first:].sum(axis=0) + tables.mlp_ms[first:].sum(axis=0)
+    return blocks + tables.head_ms  # type: ignore[no-any-return]
 
 
 def limits_of(candidate: Candidate, budget: Budget) -> Limits:
-    """A method's limits, and the fewest tokens that may be left."""
+    """A method's limits, and the tokens that may be left."""
     limits = candidate.limits
     if budget.final is None:
         return limits
-    counts = candidate.tables.counts
-    return replace(
-        limits, final_least=next(c for c in counts if c >= min(budget.final, counts[-1]))
-    )
+    ends = ends_of(candidate, budget)
+    return replace(limits, final_least=ends.least, final_most=ends.most)
 
 
-def usual_plan(candidate: Candidate, final: int) -> Plan:
+def usual_plan(candidate: Candidate, final: int, tables: Tables | None = None) -> Plan:
     """Down to `final` tokens or the least count from there on, at a quarter of the depth.
 
-    Where a method cannot in one step, in the fewest from there on; where there are too few sites,
-    as far as they reach.
+    Where a method cannot in one step, in the fewest from there on; where too few sites follow, from
+    the first one on; and where that is not enough either, as far as they reach.
+
+    Args:
+        tables: other latencies than the candidate's; the grid must be the same.
     """
-    tables, method = candidate.tables, candidate.method
-    quarter = tables.blocks // 4
+    tables = tables or candidate.tables
     target = next(c for c in tables.counts if c >= min(final, tables.tokens))
+    after: list[int] = []
+    for first in (tables.blocks // 4, 0):
+        after = _down_from(tables, first, target)
+        if after and after[-1] == target:
+            break
+    return plan_of(tables, after)
+
+
+def _down_from(tables: Tables, first: int, target: int) -> list[int]:
+    """Tokens behind each site, with the fewest steps from a block on."""
     count, block = tables.tokens, -1
     after: list[int] = []
     for rule in tables.sites:
         at = rule.place(tables.blocks)[0]
-        if at >= quarter and at != block and count > target:
+        if at >= first and at != block and count > target:
             patches = count - tables.prefix
             most = patches if rule.most_dropped is None else int(rule.most_dropped * patches)
             least = max(target, count - most, rule.least)
@@ -75,8 +160,7 @@ def usual_plan(candidate: Candidate, final: int) -> Plan:
             if reach:
                 count, block = reach[0], at
         after.append(count)
-    assert method.sites == tables.sites
-    return plan_of(tables, after)
+    return after
 
 
 def best_of(candidate: Candidate, budget: Budget) -> Choice:
@@ -89,65 +173,105 @@ def best_of(candidate: Candidate, budget: Budget) -> Choice:
     tables = candidate.tables
     goal = Goal("loss", latency_ms=budget.latency_ms)
     plan = solve(tables, goal, limits_of(candidate, budget), eps=budget.eps)
-    if not plan.steps:
-        why = f"the dense model's {plan.dense_ms:.4g} ms are within the budget"
-        plan = replace(plan, declined=why)
     return Choice(candidate, plan)
 
 
 def best_of_all(candidates: Sequence[Candidate], budget: Budget) -> tuple[Choice, list[Choice]]:
     """The plan that loses least of several methods', and each one's own.
 
-    With a share of tokens alone: within the least latency that it has with any of the methods in
-    the usual place. Where that is no faster than dense by more than the band, the dense model.
+    With a share of tokens: no slower than the fastest of the methods is in the usual place.
 
     Raises:
         UsageError: no method keeps to the budgets.
     """
-    asked = budget
-    if budget.latency_ms is None:
-        assert budget.final is not None
-        usual = [usual_plan(one, budget.final) for one in candidates]
-        fastest = min(usual, key=lambda plan: plan.latency_ms)
-        if fastest.latency_ms >= fastest.dense_ms * (1 - budget.band):
-            first = candidates[usual.index(fastest)]
-            declined = or_dense(first.tables, fastest, band=budget.band)
-            why = declined.declined + _where_it_is(first, budget)
-            each = [Choice(c, p) for c, p in zip(candidates, usual, strict=True)]
-            return Choice(first, replace(declined, declined=why)), each
-        # Plateaus are planned with at their highest, so the usual plan itself needs room.
-        asked = replace(budget, latency_ms=fastest.latency_ms * (1 + budget.eps))
+    limits = [(one, budget.latency_ms) for one in candidates]
+    if budget.final is not None:
+        usual = _usual(candidates, budget)
+        fastest = min(choice.plan.latency_ms for choice, _ in usual)
+        if fastest >= usual[0][0].plan.dense_ms * (1 - budget.band):
+            # Nothing to gain by the prediction: it cannot tell a better place than the usual one.
+            fits = [choice for choice, _ in usual
+                    if budget.latency_ms is None
+                    or choice.plan.latency_ms <= budget.latency_ms]  # fmt: skip
+            if fits:
+                return _least_loss(fits), fits
+        limits = [(choice.candidate, ms) for choice, ms in _in_time(usual, budget)]
     found: list[Choice] = []
     reason: UsageError | None = None
-    for one in candidates:
+    for one, ms in limits:
         try:
-            found.append(best_of(one, asked))
+            found.append(best_of(one, replace(budget, latency_ms=ms)))
         except UsageError as error:
             reason = reason or error
     if not found:
         assert reason is not None
         raise reason
-    best = min(found, key=lambda choice: (choice.plan.loss, choice.plan.latency_ms))
-    if best.plan.declined:
-        return best, found
-    return replace(best, plan=or_dense(best.candidate.tables, best.plan, band=budget.band)), found
+    return _least_loss(found), found
 
 
-def _where_it_is(candidate: Candidate, budget: Budget) -> str:
+def _least_loss(choices: Sequence[Choice]) -> Choice:
+    return min(choices, key=lambda choice: (choice.plan.loss, choice.plan.latency_ms))
+
+
+def _in_time(usual: Sequence[tuple[Choice, float]], budget: Budget) -> list[tuple[Choice, float]]:
+    """What each method's plan may take: what the fastest takes in the usual place, or itself where
+    a prediction cannot tell the two apart; and no more than the budget."""
+    fastest = min(ms for _, ms in usual)
+    found = []
+    for choice, ms in usual:
+        limit = ms if ms <= fastest * (1 + budget.band) else fastest
+        limit *= 1 + _ROUNDING
+        most = budget.latency_ms
+        found.append((choice, limit if most is None else min(limit, most)))
+    return found
+
+
+def _usual(candidates: Sequence[Candidate], budget: Budget) -> list[tuple[Choice, float]]:
+    """Of each method that can: its usual plan with all that is free, and the ms that it takes with
+    every plateau at its highest, as plans are solved.
+
+    Raises:
+        UsageError: none can come down to so few tokens.
+    """
+    found: list[tuple[Choice, float]] = []
+    short: list[tuple[int, str]] = []
+    for one in candidates:
+        ends, tables = ends_of(one, budget), one.tables
+        if tables.tokens > ends.least > tables.prefix + TOPK_LIMIT:
+            raise UsageError(f"keeping {ends.least - tables.prefix} tokens is beyond TensorRT's "
+                             f"TopK limit of {TOPK_LIMIT}", where="--keep")  # fmt: skip
+        plan = usual_plan(one, ends.most)
+        if plan.final > ends.most:
+            short.append((plan.final - tables.prefix, one.method.preset.name))
+            continue
+        flat = flattened(tables, budget.eps) if budget.eps > 0 else tables
+        ms = max(usual_plan(one, end, flat).latency_ms for end in (ends.least, ends.most))
+        found.append((Choice(one, plan), ms))
+    if not found:
+        assert budget.final is not None
+        fewest, name = min(short)
+        wanted = budget.final - candidates[0].tables.prefix
+        raise UsageError(
+            f"{name} cannot come down to {wanted} patch tokens: {fewest} are the fewest here",
+            where="--keep",
+            hint="ask for more, or another --method",
+        )
+    return found
+
+
+def next_step_down(candidate: Candidate, plan: Plan, band: float) -> str:
     """The most tokens with which the model would be faster, where latency falls in a step."""
     tables = candidate.tables
     patches = tables.tokens - tables.prefix
-    for count in reversed(tables.counts[:-1]):
-        if budget.final is not None and count >= budget.final:
-            continue
-        plan = usual_plan(candidate, count)
-        if plan.latency_ms < plan.dense_ms * (1 - budget.band):
-            share = (plan.final - tables.prefix) / patches
-            return (f"; with {plan.final} tokens (--keep {math.floor(100 * share) / 100:.2f}) it "
-                    f"would take {plan.latency_ms:.4g} ms")  # fmt: skip
+    for count in reversed([c for c in tables.counts if c < plan.final]):
+        lower = usual_plan(candidate, count)
+        if lower.latency_ms < lower.dense_ms * (1 - band):
+            share = (lower.final - tables.prefix) / patches
+            return (f"; with {lower.final} tokens (--keep {math.floor(100 * share) / 100:.2f}) it "
+                    f"would take {lower.latency_ms:.4g} ms")  # fmt: skip
     return ""
 
 
-def dense_choice(candidate: Candidate, why: str) -> Choice:
+def dense_choice(candidate: Candidate, reason: Reason, why: str) -> Choice:
     """The dense model, and why."""
-    return Choice(candidate, replace(dense_plan(candidate.tables), declined=why))
+    return Choice(candidate, dense_plan(candidate.tables), reason, why)

@@ -3,6 +3,7 @@ roofline of the target's data sheet."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,21 +94,23 @@ def measured(
     Args:
         precision: the target's own by default.
         fresh: measure all anew.
-        seconds: see `measure.Effort`.
+        seconds: in all; see `measure.Effort`.
 
     Raises:
         UsageError: the target cannot be measured from here.
     """
     from tcompile.profiling.measure import Effort, measure
 
+    begun = time.monotonic()
     meter = _meter(target, request, precision)
     old = None if fresh else _before(model, (), target, request, precision)
     lacking = [m for m in methods if old is None or m.key not in old.reducers]
 
     def make() -> dict[str, Any]:
+        left = max(seconds - (time.monotonic() - begun), 0.0)
         made: MeasuredProfile = measure(
             model.graph, model.analysis, lacking, meter, source=Path(model.source).name,
-            effort=Effort(seconds=seconds, seed=request.seed), progress=say,
+            effort=Effort(seconds=left, seed=request.seed), progress=say,
         )  # fmt: skip
         return (made if old is None else combine(made, old)).to_json()
 

@@ -9,6 +9,10 @@ from typing import Any
 from tcompile.planning.losses.drop import Drop
 from tcompile.planning.optimise import Front, Plan, Plateau
 from tcompile.planning.schedule import Schedule
+from tcompile.planning.solve.outcome import Outcome
+
+#: By kind of profile: the share of the dense latency below which a predicted saving says nothing.
+WORTH = {"measured": 0.02, "modelled": 0.05}
 
 
 @dataclass(frozen=True)
@@ -30,11 +34,13 @@ class Planned:
         profile: where latencies come from, in words; `kind` is `measured` or `modelled`.
         band: the share by which a measurement may differ from the prediction.
         losses: where losses come from, and their unit.
+        outcome: what was asked, what is given, and why.
         plateaus: of each step's count.
         front: plans that no other beats in both latency and loss; None where nothing was weighed.
         tried: all methods that were weighed.
         drop: what was lost on images that nothing was planned with.
         curve: (tokens, ms) of the whole model if it carried so many from the first block on.
+        budget: what was asked, by name.
     """
 
     schedule: Schedule
@@ -43,17 +49,13 @@ class Planned:
     kind: str
     band: float
     losses: str
+    outcome: Outcome
     plateaus: tuple[Plateau, ...] = ()
     front: Front | None = None
     tried: tuple[Tried, ...] = ()
     drop: Drop | None = None
     curve: tuple[tuple[int, float], ...] = ()
     budget: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def declined(self) -> str:
-        """Why it is the dense model although something else was asked for; or empty."""
-        return self.plan.declined
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values; the Pareto front as pairs."""
@@ -67,7 +69,6 @@ class Planned:
             "dense_ms": self.plan.dense_ms,
             "loss": self.plan.loss,
             "gap": self.plan.gap,
-            "declined": self.plan.declined,
             "steps": [
                 {**vars(step), "plateau": [p.first, p.last]}
                 for step, p in zip(self.plan.steps, self.plateaus, strict=True)
@@ -94,9 +95,79 @@ class Planned:
         if len(self.tried) > 1:
             each = (f"{t.method} {t.latency_ms:.4g} ms, loss {t.loss:.3g}" for t in self.tried)
             said.append("methods weighed: " + "; ".join(each))
-        if self.declined:
-            said.append(f"declined: {self.declined}")
         return said
+
+
+@dataclass(frozen=True)
+class Modelled:
+    """Latency of a whole model by the roofline, dense and reduced.
+
+    Attributes:
+        dense_ms, ms: of one batch.
+        profile: of what device, in words.
+        band: the share by which a measurement may differ.
+    """
+
+    dense_ms: float
+    ms: float
+    profile: str
+    band: float
+
+    def note(self) -> str:
+        """A note where nothing is gained by the model; empty for none."""
+        return prediction_note("modelled", self.ms, self.dense_ms, self.band)
+
+
+def prediction_note(kind: str, ms: float, dense_ms: float, band: float) -> str:
+    """That a prediction sees nothing to gain; empty where it does. What is built does not depend on
+    it.
+
+    Args:
+        kind: `measured` or `modelled`, of the profile.
+        band: the share by which a measurement may differ.
+    """
+    if ms < dense_ms * (1 - WORTH[kind]):
+        return ""
+    whose = "the model's error" if kind == "modelled" else "what a profile can tell"
+    near = abs(ms - dense_ms) <= band * dense_ms
+    verdict = f"within {whose}" if near else f"slower by more than {whose}, {band:.0%}"
+    return (f"{kind} latency says reduced {ms:.4g} ms, dense {dense_ms:.4g} ms: {verdict}; "
+            "measure on the device")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Followed:
+    """A schedule that was not solved: a method's own, or one that was given.
+
+    Attributes:
+        outcome: what was asked, what is given, and why.
+        budget: what was asked, by name.
+        modelled: its latency on a GPU; None where it was not modelled.
+    """
+
+    outcome: Outcome
+    budget: Mapping[str, Any] = field(default_factory=dict)
+    modelled: Modelled | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values, by the names that a solved schedule has for them."""
+        m = self.modelled
+        latency = {} if m is None else {
+            "latency_kind": "modelled", "profile": m.profile, "band": m.band,
+            "predicted_ms": m.ms, "dense_ms": m.dense_ms,
+        }  # fmt: skip
+        return {"budget": dict(self.budget), **latency}
+
+    def lines(self) -> list[str]:
+        """For people."""
+        m = self.modelled
+        if m is None:
+            return []
+        note = m.note()
+        said = [f"note: {note}"] if note else []
+        return [*said, f"modelled latency: {m.ms:.4g} ms, dense {m.dense_ms:.4g} ms "
+                f"({m.dense_ms / m.ms if m.ms > 0 else 1.0:.2f} x), within {100 * m.band:.0f} %; "
+                f"profile: {m.profile}"]  # fmt: skip
 
 
 def plateau_rows(planned: Planned) -> Sequence[tuple[str, int, int, str]]:

@@ -13,14 +13,22 @@ from tcompile.errors import UsageError
 from tcompile.passes.reduce import reduce_graph
 from tcompile.planning.context import Room
 from tcompile.planning.methods import parse_keep
-from tcompile.planning.optimise import dense_plan, front, sitting
+from tcompile.planning.optimise import front, sitting
 from tcompile.planning.schedule import Schedule
-from tcompile.planning.solve.budgets import Budget, Choice, best_of_all, limits_of
+from tcompile.planning.solve.budgets import (
+    Budget,
+    Choice,
+    best_of_all,
+    dense_choice,
+    limits_of,
+    next_step_down,
+)
 from tcompile.planning.solve.candidates import Candidate, candidate, methods_of
 from tcompile.planning.solve.compose import schedule_of
 from tcompile.planning.solve.dropping import fastest_within
 from tcompile.planning.solve.method import Method, method_for
-from tcompile.planning.solve.planned import Planned, Tried
+from tcompile.planning.solve.planned import WORTH, Planned, Tried, prediction_note
+from tcompile.planning.solve.reasons import budget_of, plateau_claim, solved_outcome
 from tcompile.planning.solve.sources import PRIOR, Images, images_for, losses_on, prior_of
 from tcompile.planning.solve.utility import pomt_plan, utility_of, whole_latency
 from tcompile.profiling.profile import Profile
@@ -34,8 +42,6 @@ Progress = Callable[[str], None]
 #: differ from what was predicted (benchmarks/profiles.py, docs/roofline.md).
 EPS = {"measured": 0.02, "modelled": 0.01}
 BAND = {"measured": 0.1, "modelled": 0.3}
-#: Share of the dense latency that a plan must save to be worth building.
-WORTH = {"measured": 0.02, "modelled": 0.05}
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +84,9 @@ def solve_request(
     final = None
     if request.keep is not None:
         final = math.ceil(parse_keep(request.keep) * shape.patches) + shape.prefix
-    budget = Budget(final, request.latency, EPS[kind], WORTH[kind])
+    claims, _ = plateau_claim(profile)
+    budget = Budget(final, request.latency, EPS[kind] if claims else 0.0, WORTH[kind],
+                    request.exact)  # fmt: skip
     images: Images | None = None
     losses: Callable[..., Any] = lambda method, counts: prior_of(method)  # noqa: E731
     if request.calibration is not None:
@@ -86,9 +94,7 @@ def solve_request(
         images = images_for(question.model.source, request)
     if images is not None and request.objective != "pomt":  # Its utility looks at no losses.
         losses = losses_on(graph, question.model.source, request, images, say)
-    candidates = [
-        candidate(graph, m, profile, losses, least=final, eps=budget.eps) for m in methods
-    ]
+    candidates = [candidate(graph, m, profile, losses, least=final, eps=EPS[kind]) for m in methods]
     say("solving")
     if request.objective == "pomt":
         assert images is not None
@@ -110,17 +116,14 @@ def _answer(
     question: Question, best: Choice, each: Sequence[Choice], profile: Profile, budget: Budget
 ) -> Planned:
     one, plan = best.candidate, best.plan
-    request = question.request
+    outcome = solved_outcome(question.request, best, profile, budget, BAND[profile.kind])
     modelled = ["planned from a modelled profile, not from a measurement"]
-    notes = [*(modelled if profile.kind == "modelled" else []), *([plan.declined] if plan.declined
-             else [])]  # fmt: skip
+    notes = [*(modelled if profile.kind == "modelled" else []),
+             *(_prediction(best, profile, budget))]  # fmt: skip
     try:
         shown = front(one.tables, limits_of(one, budget))
     except UsageError:
         shown = None
-    keep = None if request.keep is None else float(parse_keep(request.keep))
-    asked = {"keep": keep, "latency_ms": request.latency, "max_drop": request.max_drop,
-             "objective": request.objective}  # fmt: skip
     totals = whole_latency(one.tables)
     return Planned(
         schedule_of(one.method, plan, notes),
@@ -129,12 +132,20 @@ def _answer(
         profile.kind,
         BAND[profile.kind],
         one.words,
+        outcome,
         sitting(one.tables, plan, budget.eps),
         shown,
         tuple(Tried(c.candidate.method.text, c.plan.latency_ms, c.plan.loss) for c in each),
         curve=tuple(zip(one.tables.counts, map(float, totals), strict=True)),
-        budget={k: v for k, v in asked.items() if v is not None},
-    )  # fmt: skip
+        budget=budget_of(question.request),
+    )
+
+
+def _prediction(best: Choice, profile: Profile, budget: Budget) -> list[str]:
+    """A note where nothing is gained by the profile."""
+    plan, kind = best.plan, profile.kind
+    note = prediction_note(kind, plan.latency_ms, plan.dense_ms, BAND[kind]) if plan.steps else ""
+    return [note + next_step_down(best.candidate, plan, budget.band)] if note else []
 
 
 def _by_utility(
@@ -161,9 +172,9 @@ def _by_utility(
 
     found = utility_of(one.tables, random, run, images.check.labels)
     tokens = found.choice.tokens
-    plan = dense_plan(one.tables) if tokens == one.tables.tokens else pomt_plan(one, tokens)
-    if not plan.steps:
-        plan = replace(plan, declined="the utility is highest with all tokens")
     budget = Budget(None, None, EPS[profile.kind], WORTH[profile.kind])
-    choice = Choice(one, plan)
+    if tokens == one.tables.tokens:
+        choice = dense_choice(one, "utility", "the utility is highest with all tokens")
+    else:
+        choice = Choice(one, pomt_plan(one, tokens))
     return _answer(question, choice, [choice], profile, budget)

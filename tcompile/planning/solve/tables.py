@@ -31,7 +31,8 @@ def counts_for(
     """Token counts to plan with: those that can be, aligned or at a plateau's right edge.
 
     Args:
-        least: a count, prefix included, that must be among them, such as the one asked for.
+        least: a count, prefix included, such as the one asked for: the first from there on that
+            can be is among them.
     """
     shape = method.context.shape
     grain = max(rule.granularity for rule in method.sites)
@@ -43,7 +44,7 @@ def counts_for(
     if grain > 1 or shape.tokens <= 8 * align:
         found |= set(all_counts[:: max(len(all_counts) // 200, 1)]) | {shape.tokens}
     if least is not None:
-        patches = math.ceil((least - shape.prefix) / grain) * grain
+        patches = math.ceil((max(least, first) - shape.prefix) / grain) * grain
         found.add(min(shape.prefix + patches, shape.tokens))
     return tuple(sorted(found))
 

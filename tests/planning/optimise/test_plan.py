@@ -16,7 +16,6 @@ from tcompile.planning.optimise import (
     SiteRule,
     Tables,
     dense_plan,
-    or_dense,
     plan_of,
     solve,
 )
@@ -47,27 +46,16 @@ def test_a_plan_by_hand() -> None:
         plan_of(tables, [5, 5, 5])
 
 
-def test_dense_where_nothing_beats_it() -> None:
+def test_dense_where_nothing_beats_it_and_fewer_where_they_are_asked_for() -> None:
     """Latency that does not fall: the steps' own cost is never paid back."""
     tables = staircase(tile=64)
-    plan = or_dense(tables, solve(tables, Goal("latency", loss=100.0)))
-    assert not plan.steps
-    assert "no plan beats the dense model" in plan.declined
-    assert plan == replace(dense_plan(tables), declined=plan.declined)
-    # Made to reduce, the plan would be slower: declined too.
+    assert solve(tables, Goal("latency", loss=100.0)) == replace(
+        dense_plan(tables), objective=tables.dense_ms
+    )
     forced = solve(tables, Goal("latency"), Limits(final_most=20))
     assert forced.steps
+    assert forced.final <= 20
     assert forced.latency_ms > forced.dense_ms
-    assert "not faster than the dense" in or_dense(tables, forced).declined
-
-
-def test_dense_within_the_band() -> None:
-    tables = staircase()
-    plan = solve(tables, Goal("latency", loss=1.0))
-    gain = 1 - plan.latency_ms / plan.dense_ms
-    assert gain > 0
-    assert or_dense(tables, plan, band=gain * 0.9) is plan
-    assert "by more than" in or_dense(tables, plan, band=gain * 1.1).declined
 
 
 def test_a_model_without_sites_is_dense() -> None:

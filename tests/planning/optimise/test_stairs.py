@@ -13,6 +13,7 @@ from tcompile.planning.optimise import (
     Limits,
     Plateau,
     SiteRule,
+    free_edge,
     grid,
     plateaus,
     right_edge,
@@ -32,6 +33,25 @@ def test_right_edges() -> None:
     assert right_edge(counts, ms, 4, eps=0.0) == 8
     with pytest.raises(UsageError, match="5 tokens are not on the grid"):
         right_edge(counts, ms, 5)
+
+
+def test_what_is_free_on_a_staircase_and_on_a_slope() -> None:
+    counts = list(range(8, 257, 4))
+    stairs = [float(-(-n // 64)) for n in counts]
+    for n in counts:
+        assert free_edge(counts, stairs, n) == min(-(-n // 64) * 64, 256)
+    # A slope has none; nor has one that begins with a launch.
+    for slope in ([float(n) for n in counts], [64.0 + n for n in counts]):
+        assert all(free_edge(counts, slope, n, eps) == n for n in counts for eps in (0.01, 0.02))
+    # Launches alone, and next to nothing per token: all that lies within ε.
+    flat = [1000.0 + 0.1 * n for n in counts]
+    assert free_edge(counts, flat, 100, eps=0.01) == 200
+    assert free_edge(counts, flat, 100, eps=0.0) == 100
+    assert free_edge(counts, flat, 256) == 256
+    # What lies beyond a count that is not free is not.
+    assert free_edge([1, 2, 3], [1.0, 2.0, 1.0], 1) == 1
+    with pytest.raises(UsageError, match="5 tokens are not on the grid"):
+        free_edge(counts, stairs, 5)
 
 
 def test_plateaus_of_a_staircase_and_of_a_slope() -> None:

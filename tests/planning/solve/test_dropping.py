@@ -100,7 +100,8 @@ def test_the_fastest_that_keeps_to_it(most: float, trial: type[FakeTrial]) -> No
     assert made.confidence == pytest.approx(1 - 0.1 / made.most)
     if not fits:
         assert choice.plan.steps == ()
-        assert "no plan was seen to lose at most" in choice.plan.declined
+        assert choice.reason == "drop"
+        assert "no plan was seen to lose at most" in choice.why
         assert drop is not None
         assert drop.upper == min(made.tried)
         return
@@ -134,7 +135,7 @@ def test_what_it_would_take_is_said(trial: type[FakeTrial]) -> None:
         model().graph, [one], ANY, 0.01, Images(), "reduced", quiet  # type: ignore[arg-type]
     )  # fmt: skip
     need = images_needed(0.01, trial.made[0].confidence)
-    said = choice.plan.declined
+    said = choice.why
     assert f"it takes {need} images to check on" in said
     assert "lost 25.00%" in said
     assert "10 images" in said
@@ -167,7 +168,20 @@ def test_tokens_bound_it(trial: type[FakeTrial]) -> None:
     choice, _ = dropping.fastest_within(
         model().graph, [one], bounded, 0.1, Images(), "reduced", quiet  # type: ignore[arg-type]
     )  # fmt: skip
-    assert choice.plan.final >= 9
+    assert 9 <= choice.plan.final < 17
+    planted_drops([one], lambda loss: 0.9)
+    for plan in front(one.tables, limits_of(one, bounded), points=40).plans:
+        FakeTrial.drops[str(dropping.schedule_of(one.method, plan))] = 0.9
+    with pytest.raises(UsageError, match="with 8 patch tokens kept"):
+        dropping.fastest_within(
+            model().graph,
+            [one],
+            bounded,
+            0.1,
+            Images(),
+            "reduced",
+            quiet,  # type: ignore[arg-type]
+        )
 
 
 def test_where_nothing_is_faster_nothing_is_run(trial: type[FakeTrial]) -> None:
@@ -182,9 +196,9 @@ def test_where_nothing_is_faster_nothing_is_run(trial: type[FakeTrial]) -> None:
         given.graph, [made], ANY, 0.5, Images(), "reduced", quiet  # type: ignore[arg-type]
     )  # fmt: skip
     assert (choice.plan.steps, drop) == ((), None)
-    assert choice.plan.declined
+    assert choice.reason == "drop"
     assert trial.made == []
-    assert "no plan is faster than the dense model" in choice.plan.declined
+    assert "no plan is predicted to be faster than the dense model" in choice.why
 
 
 @pytest.fixture
@@ -229,5 +243,6 @@ def test_on_real_images_through_the_api(images: Path) -> None:
     declined = pipeline.price(given.source, max_drop=0.001, images=4, **asked).planned
     assert declined is not None
     assert declined.schedule.reductions == ()
-    assert "images to check on" in declined.declined
+    assert "images to check on" in declined.outcome.why
+    assert (declined.outcome.emitted, declined.outcome.reason) == ("dense", "drop")
     assert declined.drop is not None

@@ -1,0 +1,329 @@
+"""The counting oracle (tests/oracles/present_walk.py) against PyTorch, and what it must not pass.
+
+It is shown to be right where tokens leave a model inside PyTorch, whatever tcompile does; and then
+tcompile is shown to be right, or to refuse, where a value follows from how many tokens there are,
+from where they stand or from the other images of the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import helper, numpy_helper
+
+from tests.oracles.compare import infer
+from tests.oracles.dense_file import File, InapplicableError, Tokens, feed_for
+from tests.oracles.exports import once
+from tests.oracles.present import IllegalError
+from tests.oracles.present_walk import Walk, outputs_of
+from tests.support.judge import judge
+from tests.support.respelling import MASK, MEANS, SPREADS, Writer, respell
+from tests.support.spelled_vit import Cut, Place, Shape, images, spelled, write
+
+#: Ops that see neighbours, of which the oracle says that it cannot tell, or that it is wrong.
+NEIGHBOURS = ("average_pool", "depthwise_conv")
+BEYOND = (*NEIGHBOURS, "last_of_cumsum")
+
+
+def exported(shape: Shape, cache: Path) -> onnx.ModelProto:
+    folder = cache / "spelled"
+    folder.mkdir(exist_ok=True)
+    name = f"{shape.place}-{shape.prefix}-{shape.rows}-{shape.batch}.onnx"
+    return onnx.load(once(folder / name, lambda path: write(shape, path)))
+
+
+def few(shape: Shape, keep: int = 10, seed: int = 0) -> np.ndarray:
+    """[2, keep] patches, others in each image, ascending."""
+    rng = np.random.default_rng(seed)
+    rows = [rng.choice(shape.rows**2, keep, replace=False) for _ in range(2)]
+    return np.sort(np.stack(rows), axis=1)
+
+
+def walked(model: onnx.ModelProto, shape: Shape, block: int = 1) -> Mapping[str, np.ndarray]:
+    """Outputs by the oracle, tokens leaving after an attention; rows are those of kept ones."""
+    feed = feed_for(model)
+    feed["image"] = images(shape)
+    if MASK in feed:
+        feed[MASK] = np.ones_like(feed[MASK])
+    file, tokens = File(model, feed), Tokens(shape.prefix, shape.rows**2)
+    softmaxes = [i for i, node in enumerate(file.nodes) if node.op_type == "Softmax"]
+    stream = file.stream(softmaxes[block], "attn")
+    rows = tokens.full(few(shape))
+    held = outputs_of(Walk(file, tokens, {stream: few(shape)}), file)
+    found = {}
+    for name, tensor in held.items():
+        value, there = tensor.value, tensor.full
+        if not there.all():
+            value, there = (np.take_along_axis(x, rows[..., None], 1) for x in (value, there))
+        assert there.all()
+        found[name] = value
+    return found
+
+
+def close(found: Mapping[str, np.ndarray], shape: Shape) -> None:
+    cut = Cut(1, "topk", torch.from_numpy(Tokens(shape.prefix, shape.rows**2).full(few(shape))))
+    logits, tokens = spelled(shape).double()(torch.from_numpy(images(shape)).double(), cut)
+    np.testing.assert_allclose(found["tokens"], tokens.numpy(), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(found["logits"], logits.numpy(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in MEANS if name not in BEYOND])
+def test_the_oracle_counts_as_pytorch_does(name: str, cache: Path) -> None:
+    turn = list(MEANS).index(name)
+    places: tuple[Place, ...] = ("patches", "centre", "tokens", "gate")
+    for k in range(2):
+        shape = Shape(places[(turn + k) % 4], (1, 0, 5)[(turn + k) % 3], batch=(2, None)[turn % 2])
+        close(walked(respell(exported(shape, cache), MEANS[name]), shape), shape)
+
+
+@pytest.mark.parametrize("name", SPREADS)
+def test_the_oracle_counts_one_less(name: str, cache: Path) -> None:
+    shape = Shape("std", list(SPREADS).index(name) % 2)
+    close(walked(respell(exported(shape, cache), SPREADS[name], spread=True), shape), shape)
+
+
+@pytest.mark.parametrize("name", NEIGHBOURS)
+def test_the_oracle_does_not_guess(name: str, cache: Path) -> None:
+    shape = Shape("patches")
+    with pytest.raises(InapplicableError, match="window"):
+        walked(respell(exported(shape, cache), MEANS[name]), shape)
+
+
+def test_without_a_cut_the_oracle_computes_the_file(cache: Path) -> None:
+    shape = Shape("gate", 5)
+    model = respell(exported(shape, cache), MEANS["sum_over_shape"])
+    file = File(model, {"image": images(shape)})
+    held = outputs_of(Walk(file, Tokens(5, 16), {}), file)
+    for name, value in infer(model, {"image": images(shape)}).items():
+        np.testing.assert_allclose(held[name].value, value, rtol=0, atol=1e-5)
+
+
+# ---- what must be right or refused ---------------------------------------------------------------
+
+#: Where a change is made: the stream after the attention of a block, or the norm before its MLP.
+Change = Callable[[onnx.ModelProto, str], list[onnx.NodeProto]]
+
+
+def after(model: onnx.ModelProto, op: str, number: int, change: Change) -> onnx.ModelProto:
+    """The model with nodes put behind the first output of the `number`th op of this kind."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    at = [i for i, node in enumerate(copy.graph.node) if node.op_type == op][number]
+    name = copy.graph.node[at].output[0]
+    nodes = change(copy, name)
+    for node in copy.graph.node[at + 1 :]:
+        for i, read in enumerate(node.input):
+            if read == name:
+                node.input[i] = nodes[-1].output[0]
+    for node in reversed(nodes):
+        copy.graph.node.insert(at + 1, node)
+    onnx.checker.check_model(copy)
+    return copy
+
+
+def stored(model: onnx.ModelProto, value: object, name: str) -> str:
+    model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
+    return name
+
+
+def batch_mean(model: onnx.ModelProto, x: str) -> list[onnx.NodeProto]:
+    return [
+        helper.make_node("ReduceMean", [x], ["mean_"], axes=[0], keepdims=1),
+        helper.make_node("Add", [x, "mean_"], ["mixed_"]),
+    ]
+
+
+def batch_max(model: onnx.ModelProto, x: str) -> list[onnx.NodeProto]:
+    return [
+        helper.make_node("ReduceMax", [x], ["max_"], axes=[0], keepdims=1),
+        helper.make_node("Sub", [x, "max_"], ["mixed_"]),
+    ]
+
+
+def batch_softmax(model: onnx.ModelProto, x: str) -> list[onnx.NodeProto]:
+    return [helper.make_node("Softmax", [x], ["mixed_"], axis=0)]
+
+
+def batch_norm(model: onnx.ModelProto, x: str) -> list[onnx.NodeProto]:
+    return [helper.make_node("LpNormalization", [x], ["mixed_"], axis=0, p=2)]
+
+
+def batch_cumsum(model: onnx.ModelProto, x: str) -> list[onnx.NodeProto]:
+    return [helper.make_node("CumSum", [x, stored(model, 0, "axis_")], ["mixed_"])]
+
+
+def first_image(model: onnx.ModelProto, x: str) -> list[onnx.NodeProto]:
+    return [
+        helper.make_node("Gather", [x, stored(model, [0], "first_")], ["one_"], axis=0),
+        helper.make_node("Sub", [x, "one_"], ["mixed_"]),
+    ]
+
+
+def sliced_image(model: onnx.ModelProto, x: str) -> list[onnx.NodeProto]:
+    bounds = [stored(model, [v], f"bound_{i}") for i, v in enumerate((0, 1, 0))]
+    return [
+        helper.make_node("Slice", [x, *bounds], ["one_"]),
+        helper.make_node("Add", [x, "one_"], ["mixed_"]),
+    ]
+
+
+def images_turned(model: onnx.ModelProto, x: str) -> list[onnx.NodeProto]:
+    return [
+        helper.make_node("Gather", [x, stored(model, [1, 0], "order_")], ["turned_"], axis=0),
+        helper.make_node("Add", [x, "turned_"], ["mixed_"]),
+    ]
+
+
+NEIGHBOUR_IMAGES = (
+    batch_mean, batch_max, batch_softmax, batch_norm, batch_cumsum, first_image, sliced_image,
+    images_turned,
+)  # fmt: skip
+
+
+def tried(model: onnx.ModelProto, path: Path, method: str = "topk") -> str:
+    """What comes of it; raises WrongError where a wrong model does."""
+    path.write_bytes(model.SerializeToString())
+    return judge(path, method).kind
+
+
+@pytest.mark.parametrize("batch", [2, None], ids=["b2", "free"])
+@pytest.mark.parametrize("change", NEIGHBOUR_IMAGES, ids=lambda change: change.__name__)
+def test_images_that_see_each_other(
+    change: Change, batch: int | None, cache: Path, tmp_path: Path
+) -> None:
+    plain = exported(Shape("patches", 1, batch=batch), cache)
+    model = after(plain, "LayerNormalization", 3, change)
+    for method in ("topk:block=0,site=block", "bypass"):
+        assert tried(model, tmp_path / "model.onnx", method) in ("refused", "equal")
+
+
+def test_one_image_has_no_neighbours(cache: Path, tmp_path: Path) -> None:
+    """Mixing along a batch of one changes nothing, and is no reason to refuse."""
+    model = after(
+        exported(Shape("patches", 1, batch=2), cache), "LayerNormalization", 3, batch_mean
+    )
+    for info in (*model.graph.input, *model.graph.output):
+        info.type.tensor_type.shape.dim[0].dim_value = 1
+    for node in model.graph.node:  # the reshapes of the attention say 2
+        for attribute in node.attribute:
+            if node.op_type == "Constant" and attribute.t.data_type == onnx.TensorProto.INT64:
+                value = numpy_helper.to_array(attribute.t).copy()
+                if value.ndim == 1 and value.size > 2 and value[0] == 2:
+                    value[0] = 1
+                    attribute.t.CopyFrom(numpy_helper.from_array(value))
+    onnx.shape_inference.infer_shapes(model, strict_mode=True)
+    assert tried(model, tmp_path / "model.onnx") == "equal"
+
+
+def permuted(order: list[int]) -> Change:
+    def change(model: onnx.ModelProto, x: str) -> list[onnx.NodeProto]:
+        return [helper.make_node("Gather", [x, stored(model, order, "order_")], ["p_"], axis=1)]
+
+    return change
+
+
+def there_and_back(order: list[int]) -> Change:
+    def change(model: onnx.ModelProto, x: str) -> list[onnx.NodeProto]:
+        back = np.argsort(order)
+        return [
+            helper.make_node("Gather", [x, stored(model, order, "order_")], ["p_"], axis=1),
+            helper.make_node("Relu", ["p_"], ["q_"]),
+            helper.make_node("Gather", ["q_", stored(model, back, "back_")], ["r_"], axis=1),
+        ]
+
+    return change
+
+
+def orders(shape: Shape) -> dict[str, list[int]]:
+    """Orders of the patches behind the prefix."""
+    p, n = shape.prefix, shape.tokens
+    patches, rng = list(range(p, n)), np.random.default_rng(0)
+    swapped = [*patches]
+    swapped[1], swapped[2] = swapped[2], swapped[1]
+    whole = np.arange(p, n).reshape(shape.rows, shape.rows)
+    found = {
+        "swapped": swapped,
+        "reversed": patches[::-1],
+        "rolled": patches[1:] + patches[:1],
+        "shuffled": [int(v) for v in rng.permutation(patches)],
+        "columns": [int(v) for v in whole.T.reshape(-1)],
+    }
+    return {name: [*range(p), *order] for name, order in found.items()}
+
+
+#: Only one branch: the MLP's norm, or what the attention adds. All of it: the stream itself.
+BRANCHES = {"mlp": ("LayerNormalization", 3), "attention": ("LayerNormalization", 2)}
+
+
+@pytest.mark.parametrize("branch", BRANCHES)
+@pytest.mark.parametrize("order", sorted(orders(Shape("patches"))))
+def test_a_branch_in_another_order(order: str, branch: str, cache: Path, tmp_path: Path) -> None:
+    op, number = BRANCHES[branch]
+    for prefix in (0, 1):
+        shape = Shape("patches", prefix, batch=None)
+        model = after(exported(shape, cache), op, number, permuted(orders(shape)[order]))
+        for method in ("topk:block=0,site=block", "bypass")[: 2 - prefix]:
+            assert tried(model, tmp_path / "model.onnx", method) in ("refused", "equal")
+
+
+@pytest.mark.parametrize("order", sorted(orders(Shape("patches"))))
+def test_an_order_that_is_undone(order: str, cache: Path, tmp_path: Path) -> None:
+    for prefix in (0, 1):
+        shape = Shape("patches", prefix, batch=None)
+        change = there_and_back(orders(shape)[order])
+        model = after(exported(shape, cache), "LayerNormalization", 3, change)
+        assert tried(model, tmp_path / "model.onnx") in ("refused", "equal")
+
+
+def test_the_oracle_sees_an_order(cache: Path) -> None:
+    shape = Shape("patches", 1, batch=None)
+    plain = exported(shape, cache)
+    for order in orders(shape).values():
+        change = permuted(order)
+        with pytest.raises(IllegalError, match="not the same"):
+            walked(after(plain, "LayerNormalization", 3, change), shape)
+        both = there_and_back(order)
+        relu = after(plain, "LayerNormalization", 3, lambda m, x: [
+            helper.make_node("Relu", [x], ["r_"])
+        ])  # fmt: skip
+        one, two = (walked(m, shape) for m in (after(plain, "LayerNormalization", 3, both), relu))
+        np.testing.assert_allclose(one["logits"], two["logits"], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("change", NEIGHBOUR_IMAGES, ids=lambda change: change.__name__)
+def test_the_oracle_sees_neighbours(change: Change, cache: Path) -> None:
+    shape = Shape("patches", 1, batch=None)
+    with pytest.raises((IllegalError, AssertionError)):
+        walked(after(exported(shape, cache), "LayerNormalization", 3, change), shape)
+
+
+# ---- sums that nothing counts --------------------------------------------------------------------
+
+
+def summed(model: onnx.ModelProto, keep: float = 1.0) -> onnx.ModelProto:
+    """The last mean is a sum, of which `keep` is taken."""
+    return respell(model, lambda w: w.op("Mul", w.sum(), w.const(keep)))
+
+
+def test_a_sum_that_nothing_counts(cache: Path, tmp_path: Path) -> None:
+    """The head reads a sum: with fewer tokens it is another one, and no count says by how much."""
+    model = summed(exported(Shape("patches", 1), cache))
+    with pytest.raises(IllegalError, match="nothing counts"):
+        walked(model, Shape("patches", 1))
+    for method in ("topk", "topk:site=output"):
+        assert tried(model, tmp_path / "model.onnx", method) == "refused"
+
+
+def test_a_sum_whose_scale_does_not_matter(cache: Path, tmp_path: Path) -> None:
+    """A sum that is brought to length one is right as it is."""
+
+    def unit(w: Writer) -> str:
+        return w.op("LpNormalization", w.sum(), axis=2, p=2)
+
+    model = respell(exported(Shape("patches", 1), cache), unit)
+    assert tried(model, tmp_path / "model.onnx", "topk") in ("equal", "refused")
