@@ -183,17 +183,15 @@ def test_reduced_models_agree_with_masked_attention(value: Value, tmp_path: Path
 
 
 def test_a_count_beyond_half_precision_divides_in_fp32(tmp_path: Path) -> None:
-    """The size of 16 images is more than fp16 holds."""
+    """The size of 32 images is more than fp16 holds, and the batch has no bound."""
     path = tmp_path / "free.onnx"
     onnx.save(vit(lambda w, x: w.op("Div", x, as_float(w, w.op("Size", "image"))), None), path)
     made = tcompile.reduce(path, method="topk", keep=0.5)
-    half = to_onnx(to_fp16(made.graph, fp32_nodes=made.fp32_nodes))
-    feed = images(32)
-    single = run(to_onnx(made.graph), feed)
-    for found, want in zip(run(half, feed), single, strict=True):
-        if want.dtype == np.float32:
-            cosine = (found * want).sum() / np.linalg.norm(found) / np.linalg.norm(want)
-            assert cosine > 0.98
+    half = to_fp16(made.graph, fp32_nodes=made.fp32_nodes)
+    sizes = {t.name for n in half.nodes if n.op == "Cast" for t in n.outputs
+             if np.dtype(n.inputs[0].dtype).kind == "i"}  # fmt: skip
+    (division,) = (n for n in half.nodes if n.op == "Div" and n.inputs[1].name in sizes)
+    assert all(t.dtype == np.float32 for t in division.inputs)
 
 
 def branching(w: GraphWriter, x: str) -> str:
