@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -87,6 +88,7 @@ def measure(
     decide: bool = True,
     seconds: float = 0.0,
     normal: Path | None = None,
+    towers: Mapping[str, str] | None = None,
 ) -> Evidence:
     """Fidelity of the reduced model on seeded inputs; on `cpu`, also how long both take.
 
@@ -99,8 +101,10 @@ def measure(
             it never will be.
         seconds: to measure for at least.
         threads, batch: to measure with; a fixed batch is what it is.
+        towers: output → tower whose tokens it holds, `verify.choice.tower_of_outputs`.
     """
-    fidelity = measure_fidelity(source, reduced, samples_for(signature(reduced), count=samples))
+    drawn = samples_for(signature(reduced), count=samples)
+    fidelity = measure_fidelity(source, reduced, drawn, towers)
     if target.runtime != "onnxruntime":
         return Evidence(fidelity, (), ())
     from tcompile.timing import EMULATED, bench_models

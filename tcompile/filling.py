@@ -69,6 +69,7 @@ def fill(
         InternalError: it does not accept one that tcompile wrote.
     """
     from tcompile.evidence import check_normal_form, measure
+    from tcompile.verify.choice import tower_of_outputs
     from tcompile.verify.lowered import judge
     from tcompile.verify.owners import Owners, blamed
     from tcompile.verify.pair import write_pair
@@ -133,7 +134,8 @@ def fill(
             "are spelled in a way that the engine's kernels cannot be matched with"
         )
     evidence = measure(source, folder / MODEL, target, threads=threads, batch=batch, normal=normal,
-                       decide=bool(schedule.reductions), seconds=seconds)  # fmt: skip
+                       decide=bool(schedule.reductions), seconds=seconds,
+                       towers=tower_of_outputs(schedule.to_json()))  # fmt: skip
     if normal is not None:
         shutil.rmtree(normal.parent)
     return Manifest(

@@ -15,7 +15,7 @@ from tcompile.analysis import axes as ax
 from tcompile.analysis.attention import Attention
 from tcompile.analysis.effects import locate
 from tcompile.analysis.flops import block_flops, graph_flops
-from tcompile.analysis.model import Analysis
+from tcompile.analysis.model import Analysis, meeting
 from tcompile.analysis.sites import Site, Verdict
 from tcompile.analysis.structure import Block, TokenSpace, ancestors
 from tcompile.inspection_sides import SideInfo, find_sides
@@ -107,10 +107,55 @@ class SiteInfo:
 
 
 @dataclass(frozen=True)
+class TowerInfo:
+    """One of the encoders, or of the passes of one, that run over tokens of their own.
+
+    `reduced` says whether tokens leave it unless another is chosen, `follows` whether it has the
+    shape of the first one and so follows the same schedule as it is. `legal` names the sites where
+    its tokens may leave, `reason` says why there is none. `meets` is the first node that its tokens
+    come to together with those of the first tower; empty where they never do.
+    """
+
+    tower: str
+    tokens: int
+    prefix: int
+    suffix: int
+    patches: int
+    grid: tuple[int, ...]
+    cls: int | None
+    blocks: int
+    stream_in: str
+    stream_out: str
+    reduced: bool
+    follows: bool
+    legal: tuple[str, ...]
+    reason: str
+    meets: str = ""
+
+
+@dataclass(frozen=True)
+class BesideInfo:
+    """Attentions that belong to no tower and stay dense: `attentions` of them, from `queries` to
+    `keys`, the first at `node`, made from `inputs`."""
+
+    attentions: int
+    queries: int
+    keys: int
+    node: str
+    inputs: tuple[str, ...]
+    words: str
+
+
+@dataclass(frozen=True)
 class Inspection:
-    """The structure of a model.
+    """The structure of a model, and of its first tower or the one that was chosen.
 
     Attributes:
+        tower: whose tokens, blocks and sites these are.
+        towers: all towers, this one first.
+        beside: attentions of no tower.
+        read: the tokens whose attention `cls` scores read: (first, last), counted from the front;
+            None where the model reads none.
         tokens: of all kinds; `prefix` stand before the patches, `suffix` after them.
         cls: position of the token that the model reads by itself, -1 the last one; None: it reads
             none.
@@ -139,6 +184,10 @@ class Inspection:
     blocks: tuple[BlockInfo, ...]
     sides: tuple[SideInfo, ...]
     sites: tuple[SiteInfo, ...]
+    tower: str = ""
+    towers: tuple[TowerInfo, ...] = ()
+    beside: tuple[BesideInfo, ...] = ()
+    read: tuple[int, int] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """All of it, as JSON values."""
@@ -177,7 +226,38 @@ def describe(name: str, graph: gs.Graph, analysis: Analysis) -> Inspection:
         blocks=tuple(_blocks(graph, analysis)),
         sides=tuple(find_sides(graph, analysis)),
         sites=tuple(_site(s) for s in analysis.sites),
+        tower=analysis.tower,
+        towers=tuple(_tower(a, analysis, graph) for a in (analysis, *analysis.others)),
+        beside=tuple(
+            BesideInfo(b.count, b.queries, b.keys, b.node, b.inputs, str(b))
+            for b in analysis.beside
+        ),
+        read=_read(analysis),
     )
+
+
+def _read(analysis: Analysis) -> tuple[int, int] | None:
+    places = [p % analysis.space.total for p in analysis.readers]
+    return (places[0], places[-1]) if places else None
+
+
+def _meets(tower: Analysis, first: Analysis, graph: gs.Graph) -> str:
+    if tower is first:
+        return ""
+    node = meeting(graph, tower, first)
+    return "" if node is None else f"{node.op} '{node.name}'"
+
+
+def _tower(tower: Analysis, first: Analysis, graph: gs.Graph) -> TowerInfo:
+    space = tower.space
+    sites = [s for s in tower.sites if not s.until]
+    legal = tuple(s.name for s in sites if s.legal)
+    return TowerInfo(
+        tower.tower, space.total, space.prefix, space.suffix, space.patches, space.grid, tower.cls,
+        len(tower.blocks), tower.blocks[0].stream_in, tower.blocks[-1].stream_out,
+        tower is first or (bool(legal) and not first.chosen), tower.shape == first.shape,
+        legal, "" if legal else sites[0].reason, _meets(tower, first, graph),
+    )  # fmt: skip
 
 
 def _parts(space: TokenSpace) -> list[PartInfo]:

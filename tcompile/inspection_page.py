@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 
-from tcompile.inspection import BlockInfo, Inspection, SiteInfo
+from tcompile.inspection import BlockInfo, Inspection, SiteInfo, TowerInfo
 from tcompile.inspection_sides import SideInfo
 from tcompile.report import giga
 
@@ -16,7 +16,14 @@ _ROWS = 16
 
 def page(found: Inspection) -> str:
     """All that fits a page; `--json` has every name."""
-    sections = [_head(found), _tokens(found), _blocks(found), _sides(found.sides), _sites(found)]
+    sections = [
+        _head(found),
+        _towers(found),
+        _tokens(found),
+        _blocks(found),
+        _sides(found.sides),
+        _sites(found),
+    ]
     return "\n\n".join("\n".join(lines) for lines in sections if lines)
 
 
@@ -67,9 +74,11 @@ def _tokens(found: Inspection) -> list[str]:
         f"{found.suffix} suffix" if found.suffix else "",
     ]
     cls = "no token is read by itself"
-    if found.cls is not None:
-        at = found.cls % found.tokens
-        cls = f"token {at} is read by itself (CLS)"
+    if found.read is not None:
+        first, last = found.read
+        cls = f"token {first} is read by itself (CLS)"
+        if first != last:
+            cls = f"tokens {first}–{last} are read together, apart from the patches"
     lines = [f"Tokens: {found.tokens} = {' + '.join(filter(None, counts))}; {cls}"]
     lines += [
         f"  {p.tokens} from '{p.source}'" if p.source else f"  {p.tokens} {p.kind}"
@@ -93,6 +102,35 @@ def _tokens(found: Inspection) -> list[str]:
 def sides(numbers: Sequence[int]) -> str:
     """`14 × 14`."""
     return " × ".join(map(str, numbers))
+
+
+def _towers(found: Inspection) -> list[str]:
+    """The towers, where there are several, and what belongs to none."""
+    lines = []
+    if len(found.towers) > 1:
+        lines.append(f"Towers: {len(found.towers)}; all below is of '{found.tower}'")
+        lines += [f"  '{t.tower}': {t.blocks} blocks, {t.tokens} tokens, {t.patches} patches "
+                  f"({sides(t.grid)}); {_fate(t, found)}" for t in found.towers]  # fmt: skip
+    if found.beside:
+        lines.append("Beside the towers, with tokens of their own that all stay")
+        lines += [f"  {b.words}" for b in found.beside]
+    return lines
+
+
+def _fate(tower: TowerInfo, found: Inspection) -> str:
+    """What a schedule does with a tower."""
+    if tower.tower == found.tower:
+        return "the schedule is for it" if tower.legal else f"no site: {tower.reason}"
+    if not tower.legal:
+        return f"stays dense: {tower.reason}"
+    if not tower.reduced:
+        return f"stays dense, since '{found.tower}' was chosen"
+    where = ""
+    if tower.meets:
+        where = f", unless that of '{found.tower}' is in its way at {tower.meets}"
+    if tower.follows:
+        return f"follows the same schedule{where}"
+    return f"follows the schedule at the same shares of its depth and patches{where}"
 
 
 def _blocks(found: Inspection) -> list[str]:

@@ -50,6 +50,7 @@ class NodeFacts:
         conflict: the two claims about an axis that contradict each other there.
         forbids: sites that are illegal because of it.
         readers: the nodes that read what it gives.
+        tower: whose tokens, sites and blocks these are, where the model has several.
     """
 
     name: str
@@ -62,6 +63,7 @@ class NodeFacts:
     walks: tuple[WalkFacts, ...]
     forbids: tuple[str, ...]
     readers: tuple[str, ...]
+    tower: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """All of it, as JSON values."""
@@ -117,7 +119,10 @@ def explain(
             return _source(tensors[name], analysis)
     if node is None:
         raise _unknown(graph, name, folded)
+    several, analysis = bool(analysis.others), _tower_of(graph, analysis, node)
     block, place = _place(graph, analysis, node)
+    if several and block is not None:
+        place += f" of tower '{analysis.tower}'"
     quoted = f"'{node.name}'"
     return NodeFacts(
         name=node.name,
@@ -130,7 +135,16 @@ def explain(
         walks=tuple(_walk(graph, analysis, node, s, mode) for s, mode in _sites(analysis, block)),
         forbids=tuple(s.name for s in analysis.sites if quoted in s.reason),
         readers=tuple(r.name for t in node.outputs for r, _ in consumers(t)),
+        tower=analysis.tower if several else "",
     )
+
+
+def _tower_of(graph: gs.Graph, analysis: Analysis, node: gs.Node) -> Analysis:
+    """The tower in whose blocks a node lies; the first one where it lies in none's."""
+    for tower in (analysis, *analysis.others):
+        if node.name in between(graph, tower.blocks[0].stream_in, tower.blocks[-1].stream_out):
+            return tower
+    return analysis
 
 
 def _source(tensor: gs.Tensor, analysis: Analysis) -> NodeFacts:

@@ -12,7 +12,7 @@ from tcompile.artifact import check_destination, write_artifact
 from tcompile.batch_sizes import BatchSizes
 from tcompile.closing import Build, fill_best
 from tcompile.cost import cost_of
-from tcompile.errors import TcompileError
+from tcompile.errors import TcompileError, UsageError
 from tcompile.inspection import Inspection, describe
 from tcompile.inspection_why import NodeFacts
 from tcompile.inspection_why import explain as explain_node
@@ -21,13 +21,13 @@ from tcompile.manifest import Manifest, describe_source
 from tcompile.passes.lower.token_ops import choose_token_ops
 from tcompile.passes.normalize import normalize
 from tcompile.passes.normalize.bind import Shapes
-from tcompile.passes.reduce import ReducedGraph, reduce_graph
-from tcompile.passes.reduce.recheck import check_counts
-from tcompile.planning.own import room_of, schedule_for
+from tcompile.passes.reduce.towers import reduce_towers
+from tcompile.planning.own import given_schedule, room_of, schedule_for
 from tcompile.planning.schedule import Schedule
 from tcompile.planning.solve.choose import choose
-from tcompile.planning.solve.planned import Followed
+from tcompile.planning.solve.planned import Followed, Planned
 from tcompile.planning.solve.whole import with_latency
+from tcompile.planning.towers import for_towers, tower_notes
 from tcompile.request import NO_METHOD, Request
 from tcompile.stages import Analysed, Priced, Reduced
 from tcompile.targets import Target, load_target
@@ -49,40 +49,67 @@ def silent(_: str) -> None:
     """Progress that nobody watches."""
 
 
-def read(model: str | Path, *, shapes: Shapes | None = None, prefix: int | None = None) -> Analysed:
+def read(
+    model: str | Path,
+    *,
+    shapes: Shapes | None = None,
+    prefix: int | None = None,
+    tower: str | None = None,
+) -> Analysed:
     """Load, normalise, analyse.
 
     Args:
         shapes: input name → dims, to bind dynamic dims by hand.
         prefix: tokens at the front that are no patches, where the analysis does not see it.
+        tower: the one that loses tokens, of a model that has several; None: all of them.
 
     Raises:
-        UsageError: no such file.
+        UsageError: no such file, no such tower.
         ModelError: a file that cannot be read, or holds no transformer we can follow.
     """
     with _Located(model):
         normalized = normalize(load(model), shapes=shapes)
-        return Analysed(
-            str(model), normalized, analyse(normalized.graph, prefix=prefix, sized=normalized.sized)
-        )
+        analysis = analyse(normalized.graph, prefix=prefix, tower=tower, sized=normalized.sized)
+        return Analysed(str(model), normalized, analysis, prefix)
+
+
+def _read_asked(model: str | Path, request: Request) -> Analysed:
+    """The model as a request has it: a schedule may be for one tower by name."""
+    tower = request.tower
+    if request.schedule is not None:
+        own = given_schedule(request.schedule).tower
+        if tower is not None and own is not None and tower != own:
+            raise UsageError(f"the schedule is for tower '{own}'", where=f"--tower {tower}",
+                             hint="omit one of them")  # fmt: skip
+        tower = tower or own
+    return read(model, shapes=request.shapes, prefix=request.prefix, tower=tower)
 
 
 def inspect(
-    model: str | Path, *, shapes: Shapes | None = None, prefix: int | None = None
+    model: str | Path,
+    *,
+    shapes: Shapes | None = None,
+    prefix: int | None = None,
+    tower: str | None = None,
 ) -> Inspection:
-    """The transformer in a model, and where tokens may leave. Raises as `read`."""
-    read_model = read(model, shapes=shapes, prefix=prefix)
+    """The transformer in a model, and where tokens may leave. Arguments and errors as `read`."""
+    read_model = read(model, shapes=shapes, prefix=prefix, tower=tower)
     return describe(str(model), read_model.graph, read_model.analysis)
 
 
 def explain(
-    model: str | Path, node: str, *, shapes: Shapes | None = None, prefix: int | None = None
+    model: str | Path,
+    node: str,
+    *,
+    shapes: Shapes | None = None,
+    prefix: int | None = None,
+    tower: str | None = None,
 ) -> NodeFacts:
     """What the analysis knows of one node, named by itself or by a tensor that it gives.
 
     Raises as `read`; also `UsageError` where nothing has that name.
     """
-    read_model = read(model, shapes=shapes, prefix=prefix)
+    read_model = read(model, shapes=shapes, prefix=prefix, tower=tower)
     with _Located(model):
         return explain_node(read_model.graph, read_model.analysis, node, names_in(model))
 
@@ -99,8 +126,12 @@ def plan(
         UsageError: as `read`; no budget, no plan within it, an illegal site.
     """
     request, chosen = Request.of(asked), load_target(target)
-    read_model = read(model, shapes=request.shapes, prefix=request.prefix)
-    return choose(read_model, request, chosen, chosen.default_precision, progress)[0]
+    read_model = _read_asked(model, request)
+    made, planned = choose(read_model, request, chosen, chosen.default_precision, progress)
+    if read_model.analysis.others:
+        # What another tower can follow is known once it has.
+        return _reduce(read_model, made, request.outputs, planned).schedule
+    return _with_towers(read_model, made, request.outputs)
 
 
 def price(
@@ -110,13 +141,13 @@ def price(
     solved, what it is predicted to take and lose; writes nothing. Arguments and errors as `plan`.
     """
     request, chosen = Request.of(asked), load_target(target)
-    read_model = read(model, shapes=request.shapes, prefix=request.prefix)
+    read_model = _read_asked(model, request)
     precision = chosen.default_precision
     made, planned = choose(read_model, request, chosen, precision, progress)
-    reduced = _reduce(read_model, made, request.outputs)
+    reduced = _reduce(read_model, made, request.outputs, planned)
     if isinstance(planned, Followed):
         planned = with_latency(planned, reduced, chosen, precision, request.batch)
-    return Priced(made, cost_of(reduced.dense, reduced.graph, made), planned)
+    return Priced(reduced.schedule, cost_of(reduced.dense, reduced.graph, made), planned)
 
 
 def reduce(
@@ -124,19 +155,36 @@ def reduce(
 ) -> Reduced:
     """Everything up to the reduced fp32 graph. Arguments and errors as `plan`."""
     request, chosen = Request.of(asked), load_target(target)
-    read_model = read(model, shapes=request.shapes, prefix=request.prefix)
-    made, _ = choose(read_model, request, chosen, chosen.default_precision, progress)
-    return _reduce(read_model, made, request.outputs)
+    read_model = _read_asked(model, request)
+    made, planned = choose(read_model, request, chosen, chosen.default_precision, progress)
+    return _reduce(read_model, made, request.outputs, planned)
 
 
-def _reduce(model: Analysed, schedule: Schedule, outputs: str) -> Reduced:
-    made: ReducedGraph = reduce_graph(model.graph, model.analysis, schedule, outputs=outputs)
-    check_counts(made.graph, model.analysis, schedule)
+def _with_towers(
+    model: Analysed, schedule: Schedule, outputs: str, planned: Planned | Followed | None = None
+) -> Schedule:
+    """The schedule with what leaves the model's other towers, and notes of it."""
+    full = for_towers(model.analysis, schedule, outputs)
+    notes = tower_notes(full, model.analysis)
+    if isinstance(planned, Planned) and any(t.reductions for t in full.towers or ()):
+        notes.append(f"the predicted latency has fewer tokens in tower '{full.tower}' alone: that "
+                     "of the others is as of the dense model")  # fmt: skip
+    return replace(full, notes=(*(n for n in full.notes if n not in notes), *notes))
+
+
+def _reduce(
+    model: Analysed, schedule: Schedule, outputs: str, planned: Planned | Followed | None = None
+) -> Reduced:
+    full = for_towers(model.analysis, schedule, outputs)
+    made, done = reduce_towers(model.graph, model.analysis, full, outputs=outputs,
+                               prefix=model.prefix, strict=full is schedule)  # fmt: skip
     layers = sum(1 for a in model.analysis.attentions if a.query_rows > 1)
     normal = model.normalized
     return Reduced(
-        made.graph, normal.graph, schedule, made.fp32_nodes, layers, normal.metadata, normal.widened
-    )
+        made.graph, normal.graph, _with_towers(model, done, outputs, planned), made.fp32_nodes,
+        layers,
+        normal.metadata, normal.widened,
+    )  # fmt: skip
 
 
 def build(
@@ -221,13 +269,13 @@ class _Job:
             return held
         self.say(f"reading {self.path}")
         asked = self.request
-        analysed = read(self.path, shapes=asked.shapes, prefix=asked.prefix)
+        analysed = _read_asked(self.path, asked)
         self.batches.check(analysed.graph, self.path)
         made, planned = Schedule(NO_METHOD, analysed.analysis.shape, ()), None
         if request is not None:
             made, planned = choose(analysed, request, self.target, self.precision, self.say)
         self.say("reducing")
-        return _reduce(analysed, made, asked.outputs), planned
+        return _reduce(analysed, made, asked.outputs, planned), planned
 
 
 class _Located:

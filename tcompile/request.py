@@ -44,6 +44,7 @@ class Asked(TypedDict, total=False):
     outputs: str
     shapes: Shapes | None
     prefix: int | None
+    tower: str | None
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class Request:
         outputs: `reduced` or `restored`, for outputs with a token axis.
         shapes: input name → dims, to bind dynamic dims by hand.
         prefix: tokens at the front that are no patches, where the analysis does not see it.
+        tower: the one that loses tokens, of a model that has several; None: all of them.
     """
 
     keep: Keep = None
@@ -93,6 +95,7 @@ class Request:
     outputs: str = "reduced"
     shapes: Any = field(default=None)
     prefix: int | None = None
+    tower: str | None = None
 
     def __post_init__(self) -> None:
         for name, unit in (("latency", "ms"), ("max_drop", "a share")):

@@ -16,11 +16,16 @@ from tcompile.planning.solve.planned import Followed, Planned
 
 @dataclass(frozen=True)
 class Analysed:
-    """A model in normal form and what is known of it."""
+    """A model in normal form and what is known of it.
+
+    Attributes:
+        prefix: tokens at the front that a person stated to be no patches.
+    """
 
     source: str
     normalized: Normalized
     analysis: Analysis
+    prefix: int | None = None
 
     @property
     def graph(self) -> gs.Graph:

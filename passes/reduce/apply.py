@@ -46,9 +46,13 @@ class ReducedGraph:
 
 
 def reduce_graph(
-    dense: gs.Graph, analysis: Analysis, schedule: Schedule, *, outputs: str = "reduced"
-) -> ReducedGraph:
-    """Apply a schedule. The dense graph is left as it is.
+    dense: gs.Graph, analysis: Analysis, schedule: Schedule, *, outputs: str = "reduced",
+    label: str = "",
+) -> ReducedGraph:  # fmt: skip
+    """Apply a schedule to the tower that the analysis describes. The dense graph is left as it is.
+
+    Args:
+        label: at the end of the names of the added outputs: `token_index_LABEL`.
 
     Raises:
         UsageError: the schedule does not fit the model, or a site is illegal.
@@ -74,7 +78,7 @@ def reduce_graph(
     rewriter = _Rewriter(
         graph, analysis, found, {s.site.name: c for s, c in zip(steps, cuts, strict=True)}, counts
     )
-    rewriter.run(steps, outputs)
+    rewriter.run(steps, outputs, label)
     edits = {n: [type(e).__name__ for e in es] for n, es in found.edits.items()}
     return ReducedGraph(graph, frozenset(rewriter.b.fp32), edits)
 
@@ -125,7 +129,7 @@ class _Rewriter:
         self.steps = Steps(self.b, analysis, found, self.nodes, self.batch, self.stages,
                            dense_grid(analysis), self._entered)  # fmt: skip
 
-    def run(self, steps: list[Step], outputs: str) -> None:
+    def run(self, steps: list[Step], outputs: str, label: str) -> None:
         pending = {step.site.tensor: step for step in steps}
         self.steps.returns = any(_returns(step) for step in steps)
         returning: dict[str, Bypass] = {}
@@ -151,7 +155,7 @@ class _Rewriter:
                         self._reduce_at(out, step)
         if pending:
             raise InternalError(f"sites {list(pending)} were not reached")
-        self._outputs(dense_outputs, outputs)
+        self._outputs(dense_outputs, outputs, label)
         # Owners and indices that no output asks for were written all the same; here they go.
         self.graph.cleanup(remove_unused_graph_inputs=False).toposort()
         add_functions(self.graph)
@@ -277,7 +281,7 @@ class _Rewriter:
         self.editor.current[name] = new
         redirect(out, new, self.readers[name], self.graph)
 
-    def _outputs(self, dense: list[str], mode: str) -> None:
+    def _outputs(self, dense: list[str], mode: str, label: str) -> None:
         wanted: dict[str, Carried] = {}
         for name in dense:
             stage = self.found.stage.get(name, 0)
@@ -285,7 +289,7 @@ class _Rewriter:
             place = carried(dims, self.analysis.space, stage)
             if place is not None and not any(c.region for c in self.cuts.values()):
                 wanted[name] = place
-        token_outputs(self.editor, self.stages, wanted, mode)
+        token_outputs(self.editor, self.stages, wanted, mode, label)
 
     def _infer_shapes(self, *, symbolic: bool = False) -> None:
         """Shapes that contradict each other are the export's fault before this pass, ours after."""

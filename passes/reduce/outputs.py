@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
-from tcompile.analysis.effects import Dims, Part, Run, SideAxis
+from tcompile.analysis.effects import Dims, Part, Run, SideAxis, locate
+from tcompile.analysis.model import Analysis
 from tcompile.analysis.space import TokenSpace
 from tcompile.errors import ModelError
 from tcompile.passes.reduce.builder import Builder
@@ -34,12 +35,14 @@ class Carried:
 
 
 def token_outputs(
-    editor: Editor, stages: Sequence[Stage], outputs: Mapping[str, Carried], mode: str
-) -> None:
+    editor: Editor, stages: Sequence[Stage], outputs: Mapping[str, Carried], mode: str,
+    label: str = "",
+) -> None:  # fmt: skip
     """Finish every output that carries tokens.
 
     `reduced`: adds `token_index` [B, K] (−1: a fused token), and after merging `token_owner` [B, N]
-    and `token_size` [B, K]; further outputs of another depth or range get `_NAME` appended. Where
+    and `token_size` [B, K], each with `_LABEL` of its tower where it has one; further outputs of
+    another depth or range get `_NAME` appended. Where
     tokens were only ever dropped, outputs of every depth have the tokens that are left at the end;
     a grid from before the first reduction stays whole.
     `restored`: each dense token gets the row of its owner.
@@ -63,7 +66,7 @@ def token_outputs(
         key = (id(stage), place.run, place.part, place.order)
         if key in named:
             continue
-        suffix = f"_{name}" if named else ""
+        suffix = (f"_{label}" if label else "") + (f"_{name}" if named else "")
         named[key] = name
         if place.order:
             order = editor.order(place.order)
@@ -141,6 +144,12 @@ def _since(editor: Editor, stages: Sequence[Stage], place: Carried, last: int) -
         )  # fmt: skip
     assert found is not None
     return found
+
+
+def carries_patches(tensor: gs.Tensor, analysis: Analysis) -> bool:
+    """Whether a tensor of the dense graph holds patches of the analysis's tower."""
+    dims = locate(analysis.facts.of(tensor), analysis.space)
+    return carried(dims, analysis.space, 0) is not None
 
 
 def carried(dims: Dims, space: TokenSpace, stage: int) -> Carried | None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from tcompile.analysis.attention import Attention
+from tcompile.analysis.axes import Axis
 from tcompile.errors import InternalError
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.core import Core
@@ -16,6 +18,76 @@ from tcompile.passes.reduce.stage import Stage
 
 if TYPE_CHECKING:
     from tcompile.passes.reduce.reducers.base import Reducer, ReducerInput
+
+
+class Several(Core):
+    """The attentions of a block over the same tokens, as one that has the heads of all."""
+
+    def __init__(self, cores: Sequence[Core]) -> None:
+        first = cores[0]
+        self.b, self.batch, self.node, self.product = (
+            first.b,
+            first.batch,
+            first.node,
+            first.product,
+        )
+        heads = sum(c.attention.heads for c in cores)
+        self.attention = replace(first.attention, heads=heads)
+        self.cores = tuple(cores)
+
+    def rows(self, positions: Sequence[int] | None = None) -> gs.Tensor:
+        """See `Core`."""
+        return self.b.concat([c.rows(positions) for c in self.cores], 1)
+
+    def logits(self, positions: Sequence[int] | None = None) -> gs.Tensor:
+        """See `Core`."""
+        return self.b.concat([c.logits(positions) for c in self.cores], 1)
+
+    def keys(self) -> gs.Tensor:
+        """Keys averaged over all heads: [B, N, d]; side by side where attentions differ in d."""
+        if not self._alike():
+            return self.b.concat([c.keys() for c in self.cores], 2)
+        heads = [self.b.const([c.attention.heads], np.float32) for c in self.cores]
+        parts = [self.b.op("Mul", c.keys(), n) for c, n in zip(self.cores, heads, strict=True)]
+        whole = self.b.const([self.attention.heads], np.float32)
+        return self.b.op("Div", self.b.op("Sum", *parts), whole)
+
+    @property
+    def width(self) -> int:
+        """Channels of `keys`."""
+        return self.cores[0].width if self._alike() else sum(c.width for c in self.cores)
+
+    def queries(self) -> gs.Tensor:
+        """See `Operands`."""
+        return self._heads([c.queries() for c in self.cores])
+
+    def head_keys(self) -> gs.Tensor:
+        """See `Operands`."""
+        return self._heads([c.head_keys() for c in self.cores])
+
+    def values(self) -> gs.Tensor:
+        """See `Operands`."""
+        return self._heads([c.values() for c in self.cores])
+
+    def context(self) -> gs.Tensor:
+        """See `Operands`."""
+        return self._heads([c.context() for c in self.cores])
+
+    def raw_scale(self) -> float:
+        """See `Operands`."""
+        scales = {round(c.raw_scale(), 9) for c in self.cores}
+        if len(scales) > 1:
+            raise self._strange("the attentions of its block scale their logits differently")
+        return self.cores[0].raw_scale()
+
+    def _alike(self) -> bool:
+        return len({c.width for c in self.cores}) == 1
+
+    def _heads(self, parts: Sequence[gs.Tensor]) -> gs.Tensor:
+        """[B, heads of all, N, d]."""
+        if not self._alike():
+            raise self._strange("the attentions of its block have heads of different widths")
+        return self.b.concat(parts, 1)
 
 
 class Cores(Core):
@@ -45,6 +117,26 @@ class _Folded(Core):
         """Keys averaged over heads: [B·S, T/S, d]."""
         whole = self.given.of_patches(self.given.core.keys())
         return self.b.reshape(whole, [-1, self.count, self.given.core.width])
+
+
+def core_of(
+    b: Builder,
+    attentions: Sequence[Attention],
+    axis: Axis,
+    nodes: Mapping[str, gs.Node],
+    batch: int | None,
+) -> Core:
+    """The attentions of a block as one: those over the same tokens by their heads, those that see
+    segments apart one after the other.
+
+    Args:
+        axis: of all tokens.
+    """
+    groups: dict[Axis, list[Core]] = {}
+    for one in attentions:
+        groups.setdefault(one.columns, []).append(Core(b, one, nodes, batch))
+    cores = [Several(group) if len(group) > 1 else group[0] for group in groups.values()]
+    return Cores(cores) if attentions[0].columns != axis else cores[0]
 
 
 def by_segment(reducer: Reducer, given: ReducerInput, segments: int) -> tuple[gs.Tensor, Stage]:

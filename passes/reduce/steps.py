@@ -19,7 +19,7 @@ from tcompile.passes.reduce.reducers import ReducerInput, filled_reducer, find_r
 from tcompile.passes.reduce.reducers.base import Grid
 from tcompile.passes.reduce.reducers.giveback import put
 from tcompile.passes.reduce.scores.base import Score, ScoreInput, Seen
-from tcompile.passes.reduce.segments import Cores, by_segment
+from tcompile.passes.reduce.segments import Cores, by_segment, core_of
 from tcompile.passes.reduce.stage import Stage
 from tcompile.planning.schedule import Reduction, Spec
 
@@ -68,11 +68,11 @@ class Steps:
         self.through: dict[int, gs.Tensor] = {}
 
     def core(self, block: int, nodes: Mapping[str, gs.Node] | None = None) -> Core:
-        """The attention of a block; the several that see segments apart, as one."""
+        """The attention of a block; several as one."""
         attentions = self.analysis.blocks[block].attentions
-        cores = [Core(self.b, a, nodes or self.nodes, self.batch) for a in attentions]
-        apart = attentions[0].columns != self.analysis.space.axis
-        return Cores(cores) if apart else cores[0]
+        return core_of(
+            self.b, attentions, self.analysis.space.axis, nodes or self.nodes, self.batch
+        )
 
     def run(
         self,
@@ -135,8 +135,8 @@ class Steps:
         """[B, T]; where the block's attentions see segments apart, each scores its own."""
         b, space = self.b, self.analysis.space
         given = ScoreInput(
-            b, core, rows, space.prefix, stage.count, self.analysis.cls or 0, {}, space.patches,
-            self.whole or (space.patches,), self.stages, self._seen(site),
+            b, core, rows, space.prefix, stage.count, self.analysis.readers or (0,), {},
+            space.patches, self.whole or (space.patches,), self.stages, self._seen(site),
             probe_of(b, self.analysis, self.nodes, self.batch, stage.count, site),
             self._in_segments if isinstance(core, Cores) else None,
         )  # fmt: skip

@@ -36,6 +36,8 @@ class Facts:
         conflicts: node name → how two claims of its operands contradict each other.
         preferred: index sets of the tokens. What is joined with them position by position but comes
             from elsewhere (a mask made from the image) takes their meaning.
+        written: nodes that an earlier rewrite wrote for other tokens, where joining two of their
+            axes is no contradiction.
         permuted: index set that a Gather made by putting an axis in another order → that axis, and
             which of its positions each new one is.
         unrotated: rotary table → what a token without a position reads of it.
@@ -51,6 +53,7 @@ class Facts:
     opaque: dict[str, str] = field(default_factory=dict)
     conflicts: dict[str, str] = field(default_factory=dict)
     preferred: frozenset[ax.Root] = frozenset()
+    written: frozenset[str] = frozenset()
     permuted: dict[ax.Root, tuple[ax.Axis, tuple[int, ...]]] = field(default_factory=dict)
     unrotated: dict[str, float] = field(default_factory=dict)
     imaged: set[str] = field(default_factory=set)
@@ -82,6 +85,8 @@ class Facts:
             foreign = [not self._of_tokens(ax.roots(x)) for x in (a, b)]
             if foreign[0] != foreign[1]:
                 return b if foreign[0] else a
+            if all(foreign) and node.name in self.written:
+                return axis
         if conflict:
             mixed = any(r in self.permuted for x in (a, b) for r in ax.roots(x))
             self.conflicts[node.name] = (

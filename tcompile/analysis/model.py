@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import onnx_graphsurgeon as gs
@@ -10,12 +10,14 @@ import onnx_graphsurgeon as gs
 from tcompile.analysis import axes as ax
 from tcompile.analysis.attention import Attention, find_attention
 from tcompile.analysis.axes import Axis
+from tcompile.analysis.effect_walk import effects
 from tcompile.analysis.facts import Facts, Origin
 from tcompile.analysis.groups import find_grouping
 from tcompile.analysis.propagate import propagate
 from tcompile.analysis.sites import Site, find_sites
-from tcompile.analysis.space import Residual, TokenSpace, token_space, with_orders
+from tcompile.analysis.space import Residual, TokenSpace, token_axes, token_space, with_orders
 from tcompile.analysis.structure import Block, ancestors, carries, find_blocks, residuals
+from tcompile.analysis.towers import Beside, beside, names_of, tower_axes
 from tcompile.errors import ModelError, UsageError
 from tcompile.ir import attr, is_const, value
 from tcompile.planning.schedule import Shape
@@ -23,12 +25,18 @@ from tcompile.planning.schedule import Shape
 
 @dataclass(frozen=True)
 class Analysis:
-    """The structure of a normalised model.
+    """The structure of a normalised model, as seen from one of its towers.
 
     Attributes:
         cls: position of the fixed token that the model reads by itself or returns, counted from
             the front or, after the patches, from the back (-1); None where there is none.
         restorable: nodes behind the last block, which may get every token back.
+        readers: positions, counted as `cls`, of the tokens whose attention a `cls` score reads:
+            that token, or all of one kind that are read together (detection tokens).
+        tower: the name of this one of the model's towers.
+        others: the other towers, in execution order.
+        chosen: whether this one was asked for by name, so that the others stay dense.
+        beside: attentions that belong to no tower.
     """
 
     facts: Facts
@@ -38,10 +46,20 @@ class Analysis:
     sites: tuple[Site, ...]
     cls: int | None
     restorable: frozenset[str]
+    readers: tuple[int, ...] = ()
+    tower: str = ""
+    others: tuple[Analysis, ...] = ()
+    chosen: bool = False
+    beside: tuple[Beside, ...] = ()
 
     @property
     def has_cls(self) -> bool:
         return self.cls is not None
+
+    @property
+    def open(self) -> bool:
+        """Whether tokens may leave it for good somewhere."""
+        return any(s.legal for s in self.sites if not s.until)
 
     @property
     def shape(self) -> Shape:
@@ -53,47 +71,158 @@ class Analysis:
 
 
 def analyse(
-    graph: gs.Graph, *, prefix: int | None = None, sized: Mapping[str, Origin] | None = None
+    graph: gs.Graph,
+    *,
+    prefix: int | None = None,
+    tower: str | None = None,
+    sized: Mapping[str, Origin] | None = None,
 ) -> Analysis:
     """Analyse a graph in normal form.
 
     Args:
         prefix: tokens at the front that are no patches, where the person knows better.
+        tower: which tower to look at; None: that of most blocks, the first of equals.
         sized: stored numbers → the (tensor, axis, size) that they were computed from.
 
     Raises:
         ModelError: no transformer with a residual stream in it.
-        UsageError: a prefix that cannot be.
+        UsageError: a prefix that cannot be, no tower of that name.
     """
-    facts = propagate(graph)
-    attentions = tuple(find_attention(graph, facts))
-    if facts.conflicts and attentions:
-        # What the tokens are is known now: what contradicts them may take their meaning.
-        first = token_space(residuals(graph, facts, attentions))
-        if first is not None:
-            facts = propagate(graph, frozenset(ax.roots(first.axis)))
-            attentions = tuple(find_attention(graph, facts))
-    meant = _meant(graph, facts, attentions)
-    if meant:
-        facts = propagate(graph, facts.preferred, meant)
-        attentions = tuple(find_attention(graph, facts))
-    facts.sized = sized or {}
-    if not attentions:
+    known = _Streams.of(graph, sized=sized)
+    streams = known.streams
+    if not known.attentions:
         raise ModelError(
             "no transformer found: nothing in it is an attention (softmax(Q·Kᵀ)·V)",
             hint="tcompile reduces the tokens of vision transformers",
         )
-    streams = residuals(graph, facts, attentions)
-    space = token_space(streams, prefix)
-    if space is None and prefix is not None and token_space(streams) is not None:
-        raise UsageError(f"{prefix} tokens before the patches are not possible here",
-                         where="--prefix", hint=_possible(streams))  # fmt: skip
-    if space is None:
+    axes = tower_axes(graph, streams)
+    if not axes:
         raise ModelError(
-            f"has {len(attentions)} attentions, but none is self-attention over one token axis "
-            "around which a residual stream runs",
+            f"has {len(known.attentions)} attentions, but none is self-attention over one token "
+            "axis around which a residual stream runs",
             hint="tcompile reduces encoders whose tokens are the patches of an image",
         )
+    names = names_of(graph, streams, axes)
+    if tower is not None and tower not in names:
+        raise UsageError(f"no tower '{tower}'", where="--tower",
+                         hint=f"this model has: {', '.join(names)}")  # fmt: skip
+    first = 0 if tower is None else names.index(tower)
+    order = list(dict.fromkeys(r.axis for r in streams))
+    others = sorted((i for i in range(len(axes)) if i != first), key=lambda i: order.index(axes[i]))
+    main = _of_axis(graph, known, axes[first], names[first], prefix, must=True)
+    main = _where_tokens_may_leave(graph, known, main, prefix)
+    rest = [
+        _where_tokens_may_leave(
+            graph, known, _of_axis(graph, known, axes[i], names[i], prefix), prefix
+        )
+        for i in others
+    ]
+    towers = [(a.space, a.blocks) for a in (main, *rest)]
+    return replace(main, others=tuple(rest), chosen=tower is not None,
+                   beside=beside(graph, known.attentions, towers))  # fmt: skip
+
+
+def _where_tokens_may_leave(
+    graph: gs.Graph, known: _Streams, main: Analysis, prefix: int | None
+) -> Analysis:
+    """The tower itself or, where no token may leave it since fixed ones join it later (learned
+    queries), the blocks behind, which run over both."""
+    if main.open:
+        return main
+    for axis in token_axes(known.streams):
+        if axis != main.space.axis and set(main.space.pieces) < set(ax.pieces(axis)):
+            later = token_space(known.streams, None, axis)
+            if later is not None and later.patches == main.space.patches:
+                found = _of_axis(graph, known, axis, main.tower, prefix)
+                if found.open:
+                    return found
+    return main
+
+
+def analyse_axis(
+    graph: gs.Graph,
+    axis: Axis,
+    tower: str,
+    prefix: int | None,
+    sites: Container[str],
+    written: frozenset[str],
+    sized: Mapping[str, Origin],
+) -> Analysis:
+    """Analyse one tower, known by its token axis, in a graph where others have lost tokens.
+
+    Args:
+        written: the nodes that were written for that.
+        sites: the names of those that are to be judged.
+        sized: as `analyse`.
+
+    Raises:
+        ModelError: nothing runs over this axis.
+    """
+    known = _Streams.of(graph, frozenset(ax.roots(axis)), written, sized)
+    return _of_axis(graph, known, axis, tower, prefix, sites=sites)
+
+
+def meeting(graph: gs.Graph, one: Analysis, other: Analysis) -> gs.Node | None:
+    """The first node that the tokens of two towers come to together."""
+    both = [
+        effects(graph, a.facts, a.space, a.attentions, [a.blocks[0].stream_in]).node_stage
+        for a in (one, other)
+    ]
+    return next((n for n in graph.nodes if all(n.name in stages for stages in both)), None)
+
+
+@dataclass(frozen=True)
+class _Streams:
+    """The attentions of a graph, and the residual streams that they are added to."""
+
+    facts: Facts
+    attentions: tuple[Attention, ...]
+    streams: list[Residual]
+
+    @staticmethod
+    def of(
+        graph: gs.Graph,
+        tokens: frozenset[ax.Root] = frozenset(),
+        written: frozenset[str] = frozenset(),
+        sized: Mapping[str, Origin] | None = None,
+    ) -> _Streams:
+        facts = propagate(graph, tokens, written)
+        attentions = tuple(find_attention(graph, facts))
+        streams = residuals(graph, facts, attentions)
+        meant = _meant(facts, streams)
+        if meant:
+            facts = propagate(graph, tokens, written, meant)
+            attentions = tuple(find_attention(graph, facts))
+            streams = residuals(graph, facts, attentions)
+        facts.sized = sized or {}
+        return _Streams(facts, attentions, streams)
+
+
+def _of_axis(
+    graph: gs.Graph, known: _Streams, axis: Axis, tower: str, prefix: int | None, *,
+    must: bool = False, sites: Container[str] | None = None,
+) -> Analysis:  # fmt: skip
+    """Analyse one tower.
+
+    Args:
+        must: a prefix that is not possible is an error; otherwise the tower goes without.
+        sites: see `find_sites`.
+    """
+    if known.facts.conflicts and not known.facts.preferred:
+        # What the tokens are is known: what contradicts them may take their meaning.
+        known = _Streams.of(graph, frozenset(ax.roots(axis)), sized=known.facts.sized)
+    facts, attentions, streams = known.facts, known.attentions, known.streams
+    proven = token_space(streams, None, axis)
+    if proven is None or not any(r.axis == axis for r in streams):
+        raise ModelError(f"no block runs over the tokens of '{tower}'")
+    space = proven if prefix is None else token_space(streams, prefix, axis)
+    if space is None and must:
+        most = proven.prefix + proven.patches - 1
+        raise UsageError(
+            f"{prefix} tokens before the patches are not possible here", where="--prefix",
+            hint=f"the analysis proves {proven.prefix}; more can be stated, up to {most}",
+        )  # fmt: skip
+    space = space or proven
     whole = space.whole_patches
     if whole is not None:
         space = replace(space, grouping=find_grouping(graph, facts, whole))
@@ -104,36 +233,29 @@ def analyse(
     if any(blocks[-1].stream_out in ancestors(tensors[r.stream]) for r in streams
            if r.axis != space.axis):  # fmt: skip
         restorable = frozenset()  # another stage of the encoder follows, with other tokens
-    sites = tuple(find_sites(graph, facts, space, attentions, blocks, restorable))
+    found = tuple(find_sites(graph, facts, space, attentions, blocks, restorable, sites))
     cls = _find_cls(graph, facts, space, blocks[-1].stream_out)
-    return Analysis(facts, attentions, space, blocks, sites, cls, restorable)
+    readers = _readers(graph, facts, space, blocks[-1].stream_out, cls)
+    return Analysis(facts, attentions, space, blocks, found, cls, restorable, readers, tower)
 
 
-def _meant(graph: gs.Graph, facts: Facts, attentions: tuple[Attention, ...]) -> dict[ax.Root, Axis]:
+def _meant(facts: Facts, streams: Sequence[Residual]) -> dict[ax.Root, Axis]:
     """Axes of masks beside the images that turn out to be the tokens, or the batch.
 
     A mask's own axes have no meaning until it meets the tokens; what was counted along them before
     that has to be known as well.
     """
-    space = token_space(residuals(graph, facts, attentions)) if attentions else None
-    if space is None:
-        return {}
+    spaces = [token_space(streams, None, r.axis) for r in streams]
+    runs = {axis for space in spaces if space is not None for axis in space.runs}
     found: dict[ax.Root, Axis] = {}
     for root, axes in facts.met.items():
         name = root.name.rpartition("/")[0]
         if name not in facts.live or name in facts.imaged or len(axes) != 1:
             continue
         (axis,) = axes
-        if axis in space.runs or all(d.root.kind == "batch" for d in axis):
+        if axis in runs or all(d.root.kind == "batch" for d in axis):
             found[root] = axis
     return found
-
-
-def _possible(streams: list[Residual]) -> str:
-    space = token_space(streams)
-    assert space is not None
-    most = space.prefix + space.patches - 1
-    return f"the analysis proves {space.prefix}; more can be stated, up to {most}"
 
 
 def _behind(graph: gs.Graph, last: str) -> frozenset[str]:
@@ -155,6 +277,27 @@ def _find_cls(graph: gs.Graph, facts: Facts, space: TokenSpace, final: str) -> i
     if space.suffix and _is_read(graph, facts, space, final, space.end):
         return -space.suffix
     return None
+
+
+def _readers(
+    graph: gs.Graph, facts: Facts, space: TokenSpace, final: str, cls: int | None
+) -> tuple[int, ...]:
+    """The tokens whose attention scores patches for the model: the one at `cls`, or those of its
+    kind that one node takes from the others together (detection tokens)."""
+    if cls is None:
+        return ()
+    piece = 0 if cls >= 0 else space.end
+    whole = space.pieces[piece]
+    below, count = {final}, 1
+    for node in graph.nodes:
+        if not any(t.name in below for t in node.inputs):
+            continue
+        below.update(t.name for t in node.outputs)
+        axes = [axis for out in node.outputs for axis in facts.of(out)]
+        if node.op in ("Slice", "Split", "Gather"):
+            taken = [ax.pieces(axis)[0] for axis in axes if _starts(axis, space, piece)]
+            count = max([count, *(min(p.size, whole.size) for p in taken if p.start == 0)])
+    return tuple(range(cls, cls + count))
 
 
 def _is_read(graph: gs.Graph, facts: Facts, space: TokenSpace, final: str, piece: int) -> bool:

@@ -20,6 +20,7 @@ from tcompile.ir import is_free, settled, shape
 def propagate(
     graph: gs.Graph,
     tokens: frozenset[ax.Root] = frozenset(),
+    written: frozenset[str] = frozenset(),
     meant: Mapping[ax.Root, ax.Axis] | None = None,
 ) -> Facts:
     """Axes of every tensor of a normalised graph (all shapes known, nodes in order).
@@ -30,9 +31,10 @@ def propagate(
 
     Args:
         tokens: index sets that win where an operation joins them with others, position by position.
+        written: nodes that an earlier rewrite wrote, see `Facts`.
         meant: index sets of masks and the like → the axes that they turned out to be.
     """
-    facts = Facts(preferred=tokens, unrotated=rotations(graph))
+    facts = Facts(preferred=tokens, written=written, unrotated=rotations(graph))
     images = _images(graph)
     for tensor in graph.inputs:
         dims = shape(tensor)

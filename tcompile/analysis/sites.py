@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import onnx_graphsurgeon as gs
 
+from tcompile.analysis import axes as ax
 from tcompile.analysis.attention import Attention
 from tcompile.analysis.counts import find_counts
 from tcompile.analysis.effect_walk import effects
@@ -15,7 +16,7 @@ from tcompile.analysis.facts import Facts
 from tcompile.analysis.layout import stream_layout
 from tcompile.analysis.space import TokenSpace
 from tcompile.analysis.structure import Block, carries
-from tcompile.ir import consumers, producer
+from tcompile.ir import attr, consumers, producer
 
 #: What treats each token by itself on its way from the stream.
 NORMS = ("LayerNormalization", "RMSNormalization", "Identity")
@@ -135,7 +136,9 @@ class _Judge:
         attentions: Sequence[Attention],
         blocks: Sequence[Block],
         restorable: frozenset[str],
+        only: Container[str] | None = None,
     ) -> None:
+        self.only = only
         self.graph, self.facts, self.space = graph, facts, space
         self.attentions, self.blocks, self.restorable = attentions, blocks, restorable
         self.tensors = graph.tensors()
@@ -160,6 +163,9 @@ class _Judge:
 
     def site(self, name: str, tensor: str, block: Block, until: str = "") -> Site:
         """Judge one point."""
+        if self.only is not None and name not in self.only:
+            unasked = never("it was not asked for")
+            return Site(name, tensor, block.index, unasked, unasked, until=until)
         if self.space.tiles:
             verdict = never(self.space.tiles)
             return Site(name, tensor, block.index, verdict, verdict, until=until)
@@ -238,7 +244,25 @@ class _Judge:
                     f"block {block.index} attends within windows of {sides} tokens, which needs "
                     f"every token in its place ({first.op} '{first.node}')"
                 )
-        return str(first)
+        return self.joined(first) or str(first)
+
+    def joined(self, barrier: Barrier) -> str:
+        """The reason, where tokens are put together with others; empty where they are not."""
+        if barrier.op != "Concat" or barrier.node not in self.order:
+            return ""
+        node = self.graph.nodes[self.order[barrier.node]]
+        along = int(attr(node, "axis", 0)) % len(node.outputs[0].shape)
+        whole = self.facts.of(node.outputs[0])[along]
+        if len(whole) != 1 or not any(
+            p.axis == self.space.axis or p in self.space.pieces for p in whole[0].root.pieces
+        ):
+            return ""
+        mine = set(self.space.pieces)
+        others = sum(p.size for p in whole[0].root.pieces if p not in mine)
+        return (
+            f"Concat '{node.name}' puts {others} more tokens among them, and what runs over all "
+            f"{ax.size(whole)} from there on is not reduced"
+        )
 
 
 def find_sites(
@@ -248,9 +272,14 @@ def find_sites(
     attentions: Sequence[Attention],
     blocks: Sequence[Block],
     restorable: frozenset[str],
+    only: Container[str] | None = None,
 ) -> list[Site]:
-    """Every site, in execution order, those around blocks last."""
-    judge = _Judge(graph, facts, space, attentions, blocks, restorable)
+    """Every site, in execution order, those around blocks last.
+
+    Args:
+        only: the names of those that are asked for, which are judged; None: all.
+    """
+    judge = _Judge(graph, facts, space, attentions, blocks, restorable, only)
     found: list[Site] = []
     for block in blocks:
         attn = judge.site(f"attn:{block.index}", block.after_attention, block)

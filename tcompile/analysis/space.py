@@ -124,16 +124,24 @@ class Residual:
     joined: bool
 
 
-def token_space(found: Sequence[Residual], prefix: int | None = None) -> TokenSpace | None:
-    """The token axis of most blocks, the larger of equals, and its parts.
+def token_axes(found: Sequence[Residual]) -> list[Axis]:
+    """The axes that streams run over: that of most blocks first, the larger of equals."""
+    votes = Counter(r.axis for r in found if ax.size(r.axis) > 1)
+    return sorted(votes, key=lambda a: (-votes[a], -ax.size(a)))
+
+
+def token_space(
+    found: Sequence[Residual], prefix: int | None = None, axis: Axis | None = None
+) -> TokenSpace | None:
+    """A token axis and its parts; None where it is not made of patches and fixed tokens.
 
     Args:
         prefix: how many tokens at its beginning are no patches, where the person says so.
+        axis: which one; None: the first whose parts are patches and fixed tokens.
     """
-    votes = Counter(r.axis for r in found if ax.size(r.axis) > 1)
-    if not votes:
-        return None
-    axis = max(votes, key=lambda a: (votes[a], ax.size(a)))
+    if axis is None:
+        known = [token_space(found, prefix, a) for a in token_axes(found)]
+        return next((s for s in known if s is not None), None)
     pieces = ax.pieces(axis)
     loose = [i for i, p in enumerate(pieces) if not p.fixed]
     if len(loose) != 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import onnx_graphsurgeon as gs
@@ -49,6 +49,11 @@ class Block:
         return self.attentions[0]
 
     @property
+    def several(self) -> bool:
+        """Whether more than one attention sees the same tokens."""
+        return len({a.columns for a in self.attentions}) < len(self.attentions)
+
+    @property
     def parallel(self) -> bool:
         """Whether attention and MLP are added at once, so that nothing lies between them."""
         return self.joined and self.after_attention == self.stream_out
@@ -56,9 +61,9 @@ class Block:
 
 def token_axis(facts: Facts, tensor: gs.Tensor) -> Axis:
     """What a tensor's dims, batch and features left out, run over together: its tokens."""
-    return ax.normal(
-        d for axis in facts.of(tensor) for d in axis if d.root.kind not in ("batch", "weak")
-    )
+    digits = [d for axis in facts.of(tensor) for d in axis if d.root.kind not in ("batch", "weak")]
+    # A fixed token by itself may leave its digit on a batch of one; among others it says nothing.
+    return ax.normal([d for d in digits if d.size > 1] or digits)
 
 
 def residuals(graph: gs.Graph, facts: Facts, attentions: Sequence[Attention]) -> list[Residual]:
@@ -77,7 +82,30 @@ def residuals(graph: gs.Graph, facts: Facts, attentions: Sequence[Attention]) ->
         else:
             axis = token_axis(facts, tensors[stream])
             found[after] = Residual((core,), stream, after, axis, joined)
+    added = {core.index for one in found.values() for core in one.attentions}
+    for core in (a for a in attentions if a.index not in added):
+        one = _added_beside(found.values(), tensors, core)
+        if one is not None:
+            cores = sorted((*one.attentions, core), key=lambda a: a.index)
+            found[one.after] = replace(one, attentions=tuple(cores))
     return list(found.values())
+
+
+def _added_beside(
+    found: Iterable[Residual], tensors: Mapping[str, gs.Tensor], core: Attention
+) -> Residual | None:
+    """The residual whose sum takes in this attention too, beside one over the same tokens:
+    (x + a) + b."""
+    reads = ancestors(tensors[core.context])
+    for one in found:
+        alike = core.rows == core.columns and core.columns in {a.columns for a in one.attentions}
+        if not (one.joined and alike and one.stream in reads):
+            continue
+        if core.context in ancestors(tensors[one.after]) and core.context not in ancestors(
+            tensors[one.stream]
+        ):
+            return one
+    return None
 
 
 def find_blocks(

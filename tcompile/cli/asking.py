@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tcompile.cli.common import F, Keep, outputs_option, prefix_option, shape_option
+from tcompile.cli.common import F, Keep, outputs_option, prefix_option, shape_option, tower_option
 
 if TYPE_CHECKING:
     from tcompile.request import Asked
@@ -113,6 +113,7 @@ _OPTIONS = (
     outputs_option,
     shape_option,
     prefix_option,
+    tower_option,
 )  # fmt: skip
 
 

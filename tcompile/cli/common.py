@@ -127,6 +127,16 @@ def prefix_option(command: F) -> F:
     )(command)
 
 
+def tower_option(command: F) -> F:
+    """Add --tower, for models with several encoders or passes."""
+    return click.option(
+        "--tower",
+        metavar="NAME",
+        help="The one encoder that loses tokens, of a model that has several or that runs one on "
+        "several images; `tcompile inspect` names them [default: all of them do].",
+    )(command)
+
+
 def outputs_option(command: F) -> F:
     """Add --outputs."""
     return click.option(

@@ -19,6 +19,7 @@ from tcompile.cli.common import (
     print_json,
     progress,
     shape_option,
+    tower_option,
 )
 
 
@@ -33,10 +34,16 @@ from tcompile.cli.common import (
 )
 @shape_option
 @prefix_option
+@tower_option
 @JSON
 @common_options
 def inspect(
-    model: Path, node: str | None, shapes: Shapes, prefix: int | None, as_json: bool
+    model: Path,
+    node: str | None,
+    shapes: Shapes,
+    prefix: int | None,
+    tower: str | None,
+    as_json: bool,
 ) -> None:
     """Show the transformer in MODEL: tokens, blocks, side inputs, and where tokens may leave.
 
@@ -55,9 +62,9 @@ def inspect(
     with progress() as say:
         say(f"analysing {model}")
         if node is None:
-            found = pipeline.inspect(model, shapes=dict(shapes), prefix=prefix)
+            found = pipeline.inspect(model, shapes=dict(shapes), prefix=prefix, tower=tower)
         else:
-            found = pipeline.explain(model, node, shapes=dict(shapes), prefix=prefix)
+            found = pipeline.explain(model, node, shapes=dict(shapes), prefix=prefix, tower=tower)
     if as_json:
         print_json(found.to_json())
     else:

@@ -19,6 +19,7 @@ from tcompile.cli.common import (
     print_table,
     progress,
     shape_option,
+    tower_option,
 )
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ _FREE = 1e-5
 @outputs_option
 @shape_option
 @prefix_option
+@tower_option
 @JSON
 @common_options
 def profile(
@@ -82,6 +84,7 @@ def profile(
     outputs: str,
     shapes: Shapes,
     prefix: int | None,
+    tower: str | None,
     as_json: bool,
 ) -> None:
     """Measure what the parts of MODEL take on a device, by token count.
@@ -120,6 +123,7 @@ def profile(
             outputs=outputs,
             shapes=dict(shapes),
             prefix=prefix,
+            tower=tower,
             progress=say,
         )
     for note in made.notes:

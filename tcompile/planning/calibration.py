@@ -13,8 +13,8 @@ import onnx_graphsurgeon as gs
 from tcompile.analysis.layout import tower_batch
 from tcompile.errors import UsageError
 from tcompile.passes.reduce.builder import Builder
-from tcompile.passes.reduce.core import Core
 from tcompile.passes.reduce.scores.base import ScoreInput
+from tcompile.passes.reduce.segments import core_of
 from tcompile.passes.reduce.stage import Stage
 from tcompile.planning.schedule import Spec
 from tcompile.saving import save
@@ -83,15 +83,14 @@ def _write(graph: gs.Graph, analysis: Analysis, scores: Sequence[Spec]) -> list[
     names: list[list[str]] = [[] for _ in scores]
     graph.outputs.clear()
     for block in analysis.blocks:
-        attention = block.attentions[0]
-        if attention.columns != space.axis:
+        if any(a.columns != space.axis for a in block.attentions):
             raise UsageError(f"attention {block.index} sees windows only, of which counts cannot "
                              "be learned", where="--calibration")  # fmt: skip
         b.scope(f"calibration_{block.index}")
-        core = Core(b, attention, nodes, batch)
+        core = core_of(b, block.attentions, space.axis, nodes, batch)
         given = ScoreInput(
-            b, core, core.product.inputs[0], space.prefix, space.patches, analysis.cls or 0, {},
-            space.patches, stages=[Stage(space.patches)],
+            b, core, core.product.inputs[0], space.prefix, space.patches,
+            analysis.readers or (0,), {}, space.patches, stages=[Stage(space.patches)],
         )  # fmt: skip
         for i, spec in enumerate(scores):
             # An output of its own name: a score may be a tensor that is there already.

@@ -42,7 +42,7 @@ def schedule_for(
         if calibration is not None:
             raise UsageError("a schedule learns nothing from images", where="--calibration",
                              hint="leave it away")  # fmt: skip
-        made = _read_schedule(schedule)
+        made = given_schedule(schedule)
     else:
         analysis = model.analysis
         room = room_of(analysis, outputs)
@@ -67,7 +67,12 @@ def room_of(analysis: Analysis, outputs: str = "reduced") -> Room:
     return Room(names, groups, windows, parallel, unscored, grid)
 
 
-def _read_schedule(schedule: ScheduleLike) -> Schedule:
+def given_schedule(schedule: ScheduleLike) -> Schedule:
+    """A schedule that someone gives: read from a file, made of a document, or as it is.
+
+    Raises:
+        UsageError: not a schedule.
+    """
     if isinstance(schedule, Schedule):
         return schedule
     if isinstance(schedule, Mapping):

@@ -70,17 +70,47 @@ class BlockTokens:
 
 
 @dataclass(frozen=True)
+class TowerSchedule:
+    """What leaves another tower of the model; see `tcompile.analysis.towers`.
+
+    Attributes:
+        tower: its name.
+        dense: why nothing leaves it; empty where tokens do.
+        outputs: the model's outputs that hold its tokens; known once they were reduced.
+    """
+
+    tower: str
+    model: Shape
+    reductions: tuple[Reduction, ...] = ()
+    dense: str = ""
+    outputs: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "tower": self.tower,
+            "model": vars(self.model).copy(),
+            "reductions": [r.to_json() for r in self.reductions],
+            "dense": self.dense,
+            "outputs": list(self.outputs),
+        }
+
+
+@dataclass(frozen=True)
 class Schedule:
     """A method's reductions on a model of a given shape, in execution order.
 
     Attributes:
         notes: where it differs from the paper or from what was asked.
+        tower: the tower that it is for, where the model has several or one was asked for.
+        towers: what leaves the others; None: derived from this when it is applied.
     """
 
     method: str
     model: Shape
     reductions: tuple[Reduction, ...]
     notes: tuple[str, ...] = ()
+    tower: str | None = None
+    towers: tuple[TowerSchedule, ...] | None = None
 
     def tokens_per_block(self) -> tuple[BlockTokens, ...]:
         """Tokens entering each block's attention and MLP, prefix included."""
@@ -117,6 +147,8 @@ class Schedule:
             "reductions": [r.to_json() for r in self.reductions],
             "tokens_per_block": [vars(b).copy() for b in self.tokens_per_block()],
             "notes": list(self.notes),
+            **({} if self.tower is None else {"tower": self.tower}),
+            **({} if self.towers is None else {"towers": [t.to_json() for t in self.towers]}),
         }
 
     @staticmethod
@@ -129,25 +161,41 @@ class Schedule:
         try:
             if document["schema"] != SCHEMA:
                 raise UsageError(f"schema {document['schema']} is not {SCHEMA}", where=where)
-            reductions = tuple(
-                Reduction(
-                    str(r["site"]),
-                    _spec(r["score"]) if r.get("score") else None,
-                    _spec(r["reducer"]),
-                    whole_number(r["keep"]),
-                )
-                for r in document["reductions"]
-            )
-            fields = ("tokens", "prefix", "patches", "blocks")
-            shape = Shape(*(whole_number(document["model"][k]) for k in fields))
+            shape, reductions = _shape(document["model"]), _reductions(document["reductions"])
             notes = tuple(map(str, document.get("notes", ())))
-            return Schedule(str(document.get("method", "custom")), shape, reductions, notes)
+            tower, others = document.get("tower"), document.get("towers")
+            towers = None if others is None else tuple(map(_tower, others))
+            return Schedule(str(document.get("method", "custom")), shape, reductions, notes,
+                            None if tower is None else str(tower), towers)  # fmt: skip
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UsageError(
                 f"not a schedule: {type(error).__name__} {error}",
                 where=where,
                 hint="see `tcompile plan --json` for the form",
             ) from error
+
+
+def _shape(document: Mapping[str, Any]) -> Shape:
+    return Shape(*(whole_number(document[k]) for k in ("tokens", "prefix", "patches", "blocks")))
+
+
+def _reductions(documents: Any) -> tuple[Reduction, ...]:
+    return tuple(
+        Reduction(
+            str(r["site"]),
+            _spec(r["score"]) if r.get("score") else None,
+            _spec(r["reducer"]),
+            whole_number(r["keep"]),
+        )
+        for r in documents
+    )
+
+
+def _tower(document: Mapping[str, Any]) -> TowerSchedule:
+    return TowerSchedule(
+        str(document["tower"]), _shape(document["model"]), _reductions(document["reductions"]),
+        str(document.get("dense", "")), tuple(map(str, document.get("outputs", ()))),
+    )  # fmt: skip
 
 
 def whole_number(number: Any) -> int:

@@ -77,6 +77,7 @@ def profile(
     outputs: str = "reduced",
     shapes: Shapes | None = None,
     prefix: int | None = None,
+    tower: str | None = None,
     progress: Progress = lambda _: None,
 ) -> Profiled:
     """Latency against token count of a model's parts on a target.
@@ -98,7 +99,7 @@ def profile(
             measured in any case (two rounds over the dense model, three token counts and two steps
             of each method) may take longer.
         fresh: measure anew what was measured before.
-        outputs, shapes, prefix: see `build`.
+        outputs, shapes, prefix, tower: see `build`.
 
     Raises:
         UsageError: options that do not go together, files that are not what they should be, a
@@ -115,7 +116,7 @@ def profile(
         raise UsageError("is measured, not modelled", where="--import", hint="leave one away")
     given = _imports(imports)
     progress(f"reading {model}")
-    found = read(model, shapes=shapes, prefix=prefix)
+    found = read(model, shapes=shapes, prefix=prefix, tower=tower)
     notes: list[str] = []
     planned = _methods(methods, lambda text: method_for(
         found.analysis, room_of(found.analysis, outputs), text, outputs), notes)  # fmt: skip
@@ -124,7 +125,7 @@ def profile(
         made: Profile = _imported(found, planned, chosen, level, batch, given)
     else:
         asked = {"batch": batch, "threads": threads, "outputs": outputs, "shapes": shapes,
-                 "prefix": prefix}  # fmt: skip
+                 "prefix": prefix, "tower": tower}  # fmt: skip
         left = max(seconds - (time.monotonic() - begun), 0.0)
         made = _made(found, planned, chosen, level, modelled, asked, fresh, left, notes,
                      progress)  # fmt: skip

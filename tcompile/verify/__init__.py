@@ -10,7 +10,7 @@ from typing import Any, Literal
 from tcompile.artifact import Artifact, load_artifact
 from tcompile.errors import UsageError, VerificationError
 from tcompile.manifest import Fidelity, FusedAttentionEntry
-from tcompile.verify.choice import showing_choice
+from tcompile.verify.choice import showing_choice, tower_of_outputs
 from tcompile.verify.fidelity import compare
 from tcompile.verify.fusion import fused_attention, fusion_fault
 from tcompile.verify.layers import Layer, layers_of
@@ -93,6 +93,7 @@ def verify(
             where=opened.manifest.source.file,
             hint="give it as --against",
         )
+    towers = tower_of_outputs(opened.manifest.schedule)
     progress(f"running {opened.model} on {inputs.source}")
     with showing_choice(opened.model) as telling:
         actual = run_all(telling, inputs)
@@ -105,11 +106,11 @@ def verify(
         with reduced_reference(opened, dense.path) as path:
             tolerance = TOLERANCES[opened.manifest.precision]
             with showing_choice(path) as telling:
-                numerics = compare_numerics(run_all(telling, inputs), actual, tolerance)
+                numerics = compare_numerics(run_all(telling, inputs), actual, tolerance, towers)
     checks.append(_numerics(numerics, dense, opened))
     fused = fused_attention(opened)
     checks.append(_fusion(fused))
-    fidelity = _fidelity(dense, inputs, actual, progress)
+    fidelity = _fidelity(dense, inputs, actual, towers, progress)
     rows: tuple[Layer, ...] = ()
     if layers and dense is not None:
         progress("comparing layer by layer")
@@ -164,9 +165,10 @@ def _fidelity(
     dense: DenseModel | None,
     inputs: Samples,
     actual: dict[str, Any],
+    towers: dict[str, str],
     progress: Callable[[str], None],
 ) -> Fidelity | None:
     if dense is None:
         return None
     progress(f"running the dense model {dense.path}")
-    return compare(run_all(dense.path, inputs), actual, inputs)
+    return compare(run_all(dense.path, inputs), actual, inputs, towers)

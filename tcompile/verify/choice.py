@@ -58,10 +58,34 @@ def is_bookkeeping(name: str) -> bool:
     return name.startswith((INDEX, OWNER, SIZE, "tcompile."))
 
 
-def for_output(kind: str, name: str, extra: Mapping[str, Array], length: int) -> Array | None:
-    """The index or owner map of an output: its own if it has one, else a shared one that fits."""
+def tower_of_outputs(schedule: Mapping[str, Any]) -> dict[str, str]:
+    """Output → the tower whose tokens it holds, where that is not the first one: from the JSON of a
+    schedule."""
+    towers = schedule.get("towers") or ()
+    return {name: one["tower"] for one in towers for name in one.get("outputs", ())}
+
+
+def for_output(
+    kind: str,
+    name: str,
+    extra: Mapping[str, Array],
+    length: int,
+    towers: Mapping[str, str] | None = None,
+) -> Array | None:
+    """The index or owner map of an output: its own if it has one, else a shared one that fits.
+
+    Args:
+        towers: see `tower_of_outputs`; each of these has index and owner maps of its own.
+    """
+    labels = {f"{kind}_{tower}" for tower in (towers or {}).values()}
+    if towers and name in towers:
+        kind = f"{kind}_{towers[name]}"
+        labels = set()
     own = [extra[key] for key in (f"{kind}_{name}", kind) if key in extra]
-    shared = [array for key, array in extra.items() if key.startswith(f"{kind}_")]
+    shared = [
+        array for key, array in extra.items()
+        if key.startswith(f"{kind}_") and not any(key.startswith(label) for label in labels)
+    ]  # fmt: skip
     return next((array for array in (*own, *shared) if array.shape[1] == length), None)
 
 

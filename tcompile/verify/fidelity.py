@@ -20,23 +20,41 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def measure_fidelity(dense: str | Path, reduced: str | Path, samples: Samples) -> Fidelity:
-    """Run both models on ONNX Runtime and compare what they say."""
-    return compare(run_all(dense, samples), run_all(reduced, samples), samples)
+def measure_fidelity(
+    dense: str | Path,
+    reduced: str | Path,
+    samples: Samples,
+    towers: Mapping[str, str] | None = None,
+) -> Fidelity:
+    """Run both models on ONNX Runtime and compare what they say; see `compare`."""
+    return compare(run_all(dense, samples), run_all(reduced, samples), samples, towers)
 
 
-def compare(dense: Mapping[str, Array], reduced: Mapping[str, Array], samples: Samples) -> Fidelity:
-    """Compare outputs that both have, by name."""
+def compare(
+    dense: Mapping[str, Array],
+    reduced: Mapping[str, Array],
+    samples: Samples,
+    towers: Mapping[str, str] | None = None,
+) -> Fidelity:
+    """Compare outputs that both have, by name.
+
+    Args:
+        towers: output → tower whose tokens it holds, `choice.tower_of_outputs`.
+    """
     found = []
     for name, want in dense.items():
         if name in reduced and want.dtype.kind == "f" and not is_bookkeeping(name):
-            entry = _output(name, want, reduced[name], reduced)
+            entry = _output(name, want, reduced[name], reduced, towers)
             found += [entry] if entry else []
     return Fidelity(samples.source, len(samples), tuple(found))
 
 
 def _output(
-    name: str, dense: Array, reduced: Array, extra: Mapping[str, Array]
+    name: str,
+    dense: Array,
+    reduced: Array,
+    extra: Mapping[str, Array],
+    towers: Mapping[str, str] | None,
 ) -> OutputFidelity | None:
     if dense.shape == reduced.shape:
         top1 = top1_agreement(dense, reduced) if holds_classes(name, dense) else None
@@ -46,11 +64,11 @@ def _output(
         return None
     # [B, N, …] and [B, K, …], whatever lies where in the output itself.
     dense, reduced = (_token_axis_first(a, axes[0]) for a in (dense, reduced))
-    owner = for_output(OWNER, name, extra, dense.shape[1])
+    owner = for_output(OWNER, name, extra, dense.shape[1], towers)
     if owner is not None:
         want, have = restored(dense, reduced, owner)
         return _entry(name, "restored tokens", cosine(want, have), None)
-    index = for_output(INDEX, name, extra, reduced.shape[1])
+    index = for_output(INDEX, name, extra, reduced.shape[1], towers)
     if index is None:
         return None
     # A fused token (index -1) is none of the dense model's: leave it out on both sides.

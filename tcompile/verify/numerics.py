@@ -74,9 +74,16 @@ class Numerics:
 
 
 def compare_numerics(
-    reference: Mapping[str, Array], actual: Mapping[str, Array], tolerance: Tolerance
+    reference: Mapping[str, Array],
+    actual: Mapping[str, Array],
+    tolerance: Tolerance,
+    towers: Mapping[str, str] | None = None,
 ) -> Numerics:
-    """Compare the outputs of two runs on the same samples, [B, …] each."""
+    """Compare the outputs of two runs on the same samples, [B, …] each.
+
+    Args:
+        towers: output → tower whose tokens it holds, `choice.tower_of_outputs`.
+    """
     missing = sorted(set(reference) - set(actual))
     faults = [f"output '{name}' is missing" for name in missing] + not_finite(dict(actual))
     overlap = token_overlap(reference, actual)
@@ -94,7 +101,7 @@ def compare_numerics(
         if want.shape != actual[name].shape:
             faults.append(f"output '{name}' is {actual[name].shape}, reference {want.shape}")
             continue
-        result = _compare_output(name, reference, actual, same, tolerance)
+        result = _compare_output(name, reference, actual, same, tolerance, towers)
         outputs.append(result)
         if not result.passed:
             faults.append(
@@ -113,9 +120,11 @@ def _compare_output(
     actual: Mapping[str, Array],
     same: Array,
     tolerance: Tolerance,
+    towers: Mapping[str, str] | None,
 ) -> OutputNumerics:
     want, have = reference[name], actual[name]
-    index = (for_output(INDEX, name, outputs, want.shape[1]) for outputs in (reference, actual))
+    index = [for_output(INDEX, name, outputs, want.shape[1], towers)
+             for outputs in (reference, actual)]  # fmt: skip
     similar = cosine(want, have)
     if want.ndim > 2 and not same.all():
         similar = np.where(same, similar, _cosine_of_common(want, have, *index))

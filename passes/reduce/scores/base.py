@@ -39,7 +39,8 @@ class ScoreInput:
         core: the attention of the site's block.
         x: [B, N, C], the stream at the site.
         prefix: fixed tokens before the patches; `count` patches follow.
-        cls: position of the CLS token, from the front or (negative) from the back.
+        readers: positions of the CLS token, or of the several tokens that take its place, from the
+            front or (negative) from the back.
         parameters: of the score, defaults filled in.
         patches: T0, patches of the dense model.
         grid: their arrangement, such as (h, w) or (t, h, w); (T0,) where there is none.
@@ -55,7 +56,7 @@ class ScoreInput:
     x: gs.Tensor
     prefix: int
     count: int
-    cls: int = 0
+    readers: Sequence[int] = (0,)
     parameters: Mapping[str, Any] = field(default_factory=dict)
     patches: int = 0
     grid: tuple[int, ...] = ()

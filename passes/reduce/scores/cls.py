@@ -18,7 +18,8 @@ def cls(given: ScoreInput) -> gs.Tensor:
     """score_j = ν_j · agg_h(ω_hj · a_hj) for patches j: [B, T] (METHODS 2.1).
 
     a_h = softmax(q_cls·Kᵀ/√d)[h], taken over all keys, prefix included, and not renormalised
-    (METHODS 4.11). Only that row is recomputed, O(h·N·d), so that the attention stays fused.
+    (METHODS 4.11). Only that row is recomputed, O(h·N·d), so that the attention stays fused. Where
+    the model reads several tokens of a kind together (detection tokens), a_h is their rows' mean.
 
     * `agg`: mean (EViT, FasterVLM, DiffRate), sum (VisionZip, Evo-ViT), max, rms.
     * `weight=context`: ω_hj = ‖o_hj‖₂ / Σ_h ‖o_hj‖₂, o = A·V by head (AS-ViT).
@@ -69,15 +70,20 @@ def _row(given: ScoreInput) -> gs.Tensor:
 def _attention(given: ScoreInput) -> gs.Tensor:
     """[B, h, 1, N], h = 1 where heads are joined."""
     b, p, core = given.b, given.parameters, given.core
-    place = [core.position(given.cls)]
+    places = [core.position(place) for place in given.readers]
     if p["heads"] == "each":
-        return core.logits(place) if p["softmax"] == "pre" else core.rows(place)
+        return _mean(given, core.logits(places) if p["softmax"] == "pre" else core.rows(places))
     if p["weight"] == "context":
         raise UsageError("weight=context weighs heads, and heads=joined has one",
                          where="schedule, score 'cls'")  # fmt: skip
-    whole = b.reduce("Sum", core.logits(place), [1], 1)
+    whole = b.reduce("Sum", core.logits(places), [1], 1)
     whole = b.op("Mul", whole, b.const([1 / sqrt(core.attention.heads)], np.float32))
-    return whole if p["softmax"] == "pre" else b.op("Softmax", whole, axis=-1)
+    return _mean(given, whole if p["softmax"] == "pre" else b.op("Softmax", whole, axis=-1))
+
+
+def _mean(given: ScoreInput, rows: gs.Tensor) -> gs.Tensor:
+    """[B, h, 1, N], over the tokens that are read together."""
+    return rows if len(given.readers) == 1 else given.b.reduce("Mean", rows, [2], 1)
 
 
 SCORE = Score(

@@ -27,7 +27,8 @@ def pagerank(given: ScoreInput) -> gs.Tensor:
     attention = core.rows()
     tokens, row = core.tokens, np.ones((1, 1, 1, core.tokens))
     if p["cls_boost"]:
-        row[..., core.position(given.cls)] = sqrt(tokens)
+        places = [core.position(place) for place in given.readers]
+        row[..., places] = sqrt(tokens) / len(places)
     votes: gs.Tensor = b.const(row / row.mean(), np.float32)
     for _ in range(p["iterations"]):
         votes = b.op("MatMul", votes, attention)

@@ -87,8 +87,8 @@ def losses_on(
         spread = np.linspace(0, len(method.sites) - 1, min(SITES, len(method.sites)))
         sites = [method.sites[i].name for i in sorted({round(x) for x in spread})]
         few = [shape.prefix + max(round(s * shape.patches), 1) for s in SHARES]
-        bound = {"prefix": request.prefix, "shapes": {k: list(map(str, v)) for k, v in
-                                                      (request.shapes or {}).items()}}  # fmt: skip
+        shapes = {k: list(map(str, v)) for k, v in (request.shapes or {}).items()}
+        bound = {"prefix": request.prefix, "tower": request.tower, "shapes": shapes}
         key = losses_key(source, method.text, images.fit, sites, few, kind=kind,
                          outputs=request.outputs, seed=request.seed, bound=bound)  # fmt: skip
         found = cached_losses(key, lambda: measure(

@@ -1,0 +1,100 @@
+"""Several towers: one rewrite after the other.
+
+The second rewrite works on the result of the first, analysed afresh: what its tokens meet there is
+what the finished graph has, so that no walk has to know of two token axes at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import onnx_graphsurgeon as gs
+
+from tcompile.analysis.model import Analysis, analyse_axis, meeting
+from tcompile.errors import ModelError, TcompileError, UsageError
+from tcompile.passes.reduce.apply import ReducedGraph, reduce_graph
+from tcompile.passes.reduce.check import check_schedule
+from tcompile.passes.reduce.outputs import carries_patches
+from tcompile.passes.reduce.recheck import check_counts
+from tcompile.planning.schedule import Schedule, TowerSchedule
+
+
+def reduce_towers(
+    dense: gs.Graph,
+    analysis: Analysis,
+    schedule: Schedule,
+    *,
+    outputs: str = "reduced",
+    prefix: int | None = None,
+    strict: bool = False,
+) -> tuple[ReducedGraph, Schedule]:
+    """Apply a schedule to its tower, and to the others what it says of them.
+
+    Args:
+        prefix: tokens that a person stated to be no patches.
+        strict: a tower that cannot do what is said of it is an error; otherwise it stays dense.
+
+    Returns:
+        The reduced model, and the schedule with what became of each tower, and why.
+
+    Raises:
+        UsageError: the schedule does not fit the model, or asks for what is illegal.
+    """
+    made = reduce_graph(dense, analysis, schedule, outputs=outputs)
+    check_counts(made.graph, analysis, schedule)
+    mine = {n.name for n in dense.nodes}
+    towers = {a.tower: a for a in analysis.others}
+    done: list[TowerSchedule] = []
+    for plan in schedule.towers or ():
+        if not plan.reductions:
+            done.append(plan)
+            continue
+        other = towers[plan.tower]
+        own = Schedule(schedule.method, plan.model, plan.reductions)
+        try:
+            check_schedule(other, own, outputs)
+            # Whom the model reads may be out of sight behind the tokens of another tower.
+            written = frozenset(n.name for n in made.graph.nodes) - mine
+            sites = {r.site for r in plan.reductions}
+            here = analyse_axis(made.graph, other.space.axis, other.tower, prefix, sites, written,
+                                analysis.facts.sized)  # fmt: skip
+            here = replace(here, cls=other.cls, readers=other.readers)
+            if here.shape != other.shape:
+                raise _MeetingError(f"its last blocks run over the tokens of '{analysis.tower}'")
+            more = reduce_graph(made.graph, here, own, outputs=outputs, label=other.tower)
+        except (ModelError, UsageError) as error:
+            why = _why(dense, [analysis, *analysis.others], other, error)
+            if strict:
+                raise UsageError(f"tower '{other.tower}': {why}", where="schedule") from error
+            done.append(replace(plan, reductions=(), dense=why))
+            continue
+        check_counts(more.graph, here, own)
+        holds = tuple(str(o.name) for o in dense.outputs if carries_patches(o, other))
+        edits = {n: [*made.edits.get(n, ()), *more.edits.get(n, ())]
+                 for n in {**made.edits, **more.edits}}  # fmt: skip
+        made = ReducedGraph(more.graph, made.fp32_nodes | more.fp32_nodes, edits)
+        done.append(replace(plan, outputs=holds))
+    if any(plan.reductions for plan in done):
+        check_counts(made.graph, analysis, schedule)
+    return made, schedule if schedule.towers is None else replace(schedule, towers=tuple(done))
+
+
+class _MeetingError(UsageError):
+    """Another tower's tokens are in its way."""
+
+
+def _why(dense: gs.Graph, towers: Sequence[Analysis], other: Analysis, error: TcompileError) -> str:
+    """Why a tower stays dense: where its site was legal by itself, what its tokens meet."""
+    legal = [s.name for s in other.sites if s.legal]
+    became = any(f"'{name}' is illegal" in error.what for name in legal)
+    if not became and not isinstance(error, _MeetingError):
+        return error.what
+    for tower in towers:
+        node = meeting(dense, other, tower) if tower is not other else None
+        if node is not None:
+            return (
+                f"its tokens meet those of '{tower.tower}' at {node.op} '{node.name}', where "
+                "fewer of those are left"
+            )
+    return error.what

@@ -1,0 +1,135 @@
+"""Towers: the encoders of a model, or the passes of one encoder over several images.
+
+Each runs over tokens of its own: left and right image, a second encoder of the same image. Which
+of the token axes are towers, what they are called, and which attentions belong to none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import onnx_graphsurgeon as gs
+
+from tcompile.analysis import axes as ax
+from tcompile.analysis.attention import Attention
+from tcompile.analysis.axes import Axis
+from tcompile.analysis.space import Residual, TokenSpace, token_axes, token_space
+from tcompile.analysis.structure import Block, ancestors
+from tcompile.ir import is_const, producer, shape
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Attentions of one kind that belong to no tower: a text encoder, a decoder, another stage of
+    the encoder. None of the tokens that they run over are taken away.
+
+    Attributes:
+        count: how many.
+        queries, keys: what each has.
+        node: the first one's softmax or `Attention`.
+        inputs: the graph inputs that they depend on.
+    """
+
+    count: int
+    queries: int
+    keys: int
+    node: str
+    inputs: tuple[str, ...]
+
+    def __str__(self) -> str:
+        what = "attention" if self.count == 1 else "attentions"
+        over = f"over {self.queries} tokens"
+        if self.queries != self.keys:
+            over = f"from {self.queries} queries to {self.keys} keys"
+        source = f" of '{self.inputs[0]}'" if len(self.inputs) == 1 else ""
+        return f"{self.count} {what} {over}{source} ('{self.node}')"
+
+
+def tower_axes(graph: gs.Graph, found: Sequence[Residual]) -> list[Axis]:
+    """The token axes of the towers; first the one that schedules are planned for.
+
+    A tower begins by itself: none of its blocks comes before another tower's first one. Of the
+    stages of one encoder, that of most blocks is the tower, and the others are not.
+    """
+    tensors = graph.tensors()
+    above: dict[str, set[str]] = {}
+
+    def reads(axis: Axis) -> set[str]:
+        entry = next(r.stream for r in found if r.axis == axis)
+        if entry not in above:
+            above[entry] = ancestors(tensors[entry])
+        return above[entry]
+
+    towers: list[Axis] = []
+    for axis in token_axes(found):
+        mine = [r for r in found if r.axis == axis]
+        if token_space(found, None, axis) is None:
+            continue
+        if towers and not any(a.self_attention for r in mine for a in r.attentions):
+            continue
+        others = [[r for r in found if r.axis == t] for t in towers]
+        alone = all(
+            not any(r.after in reads(axis) for r in other)
+            and not any(r.after in reads(other[0].axis) for r in mine)
+            for other in others
+        )
+        if alone:
+            towers.append(axis)
+    return towers
+
+
+def names_of(graph: gs.Graph, found: Sequence[Residual], towers: Sequence[Axis]) -> list[str]:
+    """A name for each tower: of its image, where no other has the same one; else its number in
+    execution order."""
+    images = [_image(graph, next(r.stream for r in found if r.axis == axis)) for axis in towers]
+    if all(images) and len(set(images)) == len(images):
+        return images
+    order = list(dict.fromkeys(r.axis for r in found if r.axis in towers))
+    return [f"tower{order.index(axis)}" for axis in towers]
+
+
+def _image(graph: gs.Graph, stream: str) -> str:
+    """The largest input that a stream depends on; empty where several are as large."""
+    above: set[str] = set()
+    pending = [graph.tensors()[stream]]
+    while pending:
+        tensor = pending.pop()
+        maker = producer(tensor)
+        above.add(str(tensor.name))
+        # How many images there are may be taken from any of the inputs.
+        if maker is not None and maker.op not in ("Shape", "Size"):
+            pending += [t for t in maker.inputs if t.name not in above and not is_const(t)]
+    sizes = {str(t.name): prod(shape(t)) for t in graph.inputs if t.name in above}
+    largest = [n for n, size in sizes.items() if size == max(sizes.values())]
+    return largest[0] if len(largest) == 1 else ""
+
+
+def beside(
+    graph: gs.Graph,
+    attentions: Sequence[Attention],
+    towers: Iterable[tuple[TokenSpace, Sequence[Block]]],
+) -> tuple[Beside, ...]:
+    """The attentions that are in no tower and do not run over the tokens of one, by their kind.
+
+    Those with one query (pooling heads) are left out: they have no tokens to lose.
+    """
+    tensors = graph.tensors()
+    inputs = [str(t.name) for t in graph.inputs]
+    known = list(towers)
+    mine = {a.node for _, blocks in known for b in blocks for a in b.attentions}
+    groups: dict[tuple[int, int, tuple[str, ...]], list[str]] = {}
+    for core in attentions:
+        if core.node in mine or core.query_rows <= 1:
+            continue
+        above = ancestors(tensors[core.context])
+        if any(core.rows in space.runs and blocks[0].stream_in in above for space, blocks in known):
+            continue
+        source = tuple(n for n in inputs if n in above)
+        key = (ax.size(core.rows), ax.size(core.columns), source)
+        groups.setdefault(key, []).append(core.node)
+    return tuple(
+        Beside(len(nodes), rows, columns, nodes[0], source)
+        for (rows, columns, source), nodes in groups.items()
+    )
