@@ -277,5 +277,5 @@ def test_a_table_that_the_batch_indexes_is_refused_where_it_may_be_too_short() -
         table = w.const([0.5, 1.0, 2.0, 4.0], "float32")
         return w.op("Mul", x, w.op("Gather", table, size_of(w, x), axis=0))
 
-    with pytest.raises(ModelError, match="size of the batch.*export with a fixed batch"):
+    with pytest.raises(ModelError, match=r"size of the batch.*export with a fixed batch"):
         normalize(vit(value, None))
