@@ -89,7 +89,7 @@ def _check_names(
         raise UsageError(f"has {_names(strange)}, which the model has no input for; {takes}",
                          where=where, hint=f"name the arrays as the inputs; '{LABELS}' may be "
                          "there too")  # fmt: skip
-    image = model.image_input
+    image = model.image_input or next((t for t in model.inputs if len(t.shape) > 2), None)
     missing = image is not None and image.name not in given
     if not given or missing:
         needs = f" '{image.name}'" if image is not None and missing else " any input"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from tcompile.errors import ModelError, TcompileError, UsageError
+from tcompile.ir import settled
 
 
 class RefusedError(TcompileError):
@@ -164,8 +164,5 @@ class Batch:
 def first_dims(dim: int | str, batch: Batch) -> tuple[int, int, int]:
     """A first dim at the three sizes: `batch`, any other name, or `batch*3` where the batch is
     merged with another axis. A number stays itself."""
-    factors = str(dim).split("*")
-    fixed = math.prod(int(f) for f in factors if f.isdecimal())
-    free = sum(not f.isdecimal() for f in factors)
-    low, middle, high = (fixed * size**free for size in batch.sizes)
+    low, middle, high = (dim if isinstance(dim, int) else settled(dim, n) for n in batch.sizes)
     return low, middle, high

@@ -151,6 +151,31 @@ def test_verify_fails_in_one_line(tcompile: Command, vit: Path) -> None:
     assert (document.code, document.json()["passed"]) == (1, False)
 
 
+def test_data_that_is_wrong_is_the_users_fault(tcompile: Command, vit: Path) -> None:
+    """A key that is no input's, NaN, and pixels of unknown range, wherever data is read."""
+    good = np.zeros((4, 3, 32, 32), np.float32)
+    nan = good.copy()
+    nan[2, 1, 0, 5] = np.nan
+    np.savez("key.npz", imgae=good)
+    np.savez("nan.npz", image=nan)
+    build(tcompile, "--keep", "0.5")
+    for file, says in (("key.npz", "key.npz: has 'imgae', which the model has no input for; the "
+                        "model takes 'image'"),
+                       ("nan.npz", "nan.npz: 'image' has nan at [2, 1, 0, 5]")):  # fmt: skip
+        for command in (
+            ("run", "out", "--input", file),
+            ("verify", "out", "--data", file),
+            ("plan", vit, "--target", "cpu", "--keep", "0.5", "--method", "fitprune",
+             "--calibration", file),
+            ("build", vit, *TOPK, "--keep", "0.5", "--max-drop", "0.5", "--profile", "model",
+             "--calibration", file, "-o", "none"),
+        ):  # fmt: skip
+            refused = tcompile(*command)
+            assert refused.code == 2, (command, refused)
+            assert says in refused.err, command
+    assert not Path("none").exists()
+
+
 def test_bench(tcompile: Command, vit: Path) -> None:
     build(tcompile, "--keep", "0.6")
     found = tcompile("bench", "out", "--rounds", "5", "--threads", "1", "--json").json()

@@ -153,6 +153,28 @@ def test_arrays_for_inputs_of_other_types(tmp_path: Path) -> None:
         samples_for(model, tmp_path / "x.npz")
 
 
+def test_images_of_bytes_are_not_made_up(tmp_path: Path) -> None:
+    """Ones stand in for masks and ids, never for an image, whatever its type."""
+    entries = [
+        ("mask", TensorProto.FLOAT, [None, 4]),
+        ("image", TensorProto.UINT8, [None, 4, 4, 3]),
+    ]
+    given = [helper.make_tensor_value_info(*entry) for entry in entries]
+    out = helper.make_tensor_value_info("out", TensorProto.FLOAT, [None, 4])
+    node = helper.make_node("Identity", ["mask"], ["out"])
+    path = tmp_path / "m.onnx"
+    onnx.save(helper.make_model(helper.make_graph([node], "g", given, [out])), str(path))
+    np.savez(tmp_path / "x.npz", mask=np.ones((2, 4)))
+    with pytest.raises(UsageError, match="holds no array for 'image'; the model takes 'mask', 'im"):
+        samples_for(signature(path), tmp_path / "x.npz")
+    pixels = np.full((2, 4, 4, 3), 255.0)
+    np.savez(tmp_path / "x.npz", image=pixels)
+    assert samples_for(signature(path), tmp_path / "x.npz").source.endswith("(ones for mask)")
+    np.savez(tmp_path / "x.npz", image=pixels + 1)
+    with pytest.raises(UsageError, match=r"'image' has 256\.0 at \[0, 0, 0, 0\], .* type uint8"):
+        samples_for(signature(path), tmp_path / "x.npz")
+
+
 def test_images_are_prepared_as_the_model_says(tmp_path: Path) -> None:
     image_module = pytest.importorskip("PIL.Image")
     settings = {"size": [32, 32], "mean": [0.5] * 3, "std": [0.25] * 3, "labels": ["a", "b"]}
