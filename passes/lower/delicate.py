@@ -75,6 +75,7 @@ class Delicate:
             or node.op in _SINGLE
             or self._follows(node, floats)
             or (node.op in {"Mul", "Div"} and any(t.name in self._factors for t in floats))
+            or (node.op == "Div" and node.inputs[1].name in self._exact)  # a count has no bound
             or _feeds_a_variance(node)
             or any(not fits(t, node) for t in node.inputs)
             or not self._takes_fp16(node)

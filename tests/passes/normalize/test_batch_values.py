@@ -20,6 +20,7 @@ import pytest
 import tcompile
 from tcompile.errors import ModelError
 from tcompile.ir import to_onnx
+from tcompile.passes.lower.precision import to_fp16
 from tcompile.passes.normalize import normalize
 from tcompile.vit_graph import GraphWriter, VitSpec, patch_tokens, prefix_tokens, random_weights
 from tests.oracles.masked import check_masked
@@ -181,6 +182,18 @@ def test_reduced_models_agree_with_masked_attention(value: Value, tmp_path: Path
         check_masked(onnx.load(path), to_onnx(made.graph), schedule, images(batch))
 
 
+def test_a_count_beyond_half_precision_divides_in_fp32(tmp_path: Path) -> None:
+    """The size of 32 images is more than fp16 holds, and the batch has no bound."""
+    path = tmp_path / "free.onnx"
+    onnx.save(vit(lambda w, x: w.op("Div", x, as_float(w, w.op("Size", "image"))), None), path)
+    made = tcompile.reduce(path, method="topk", keep=0.5)
+    half = to_fp16(made.graph, fp32_nodes=made.fp32_nodes)
+    sizes = {t.name for n in half.nodes if n.op == "Cast" for t in n.outputs
+             if np.dtype(n.inputs[0].dtype).kind == "i"}  # fmt: skip
+    (division,) = (n for n in half.nodes if n.op == "Div" and n.inputs[1].name in sizes)
+    assert all(t.dtype == np.float32 for t in division.inputs)
+
+
 def branching(w: GraphWriter, x: str) -> str:
     """If, with the stream as it is, or doubled."""
 
@@ -239,3 +252,30 @@ def test_only_what_is_the_same_for_every_batch_is_folded() -> None:
     stored = [t for t in found.tensors().values() if t.__class__.__name__ == "Constant"]
     assert not any((np.asarray(t.values) % 7919 == 0).any() for t in stored
                    if np.dtype(t.dtype).kind == "i" and 0 not in np.asarray(t.values))  # fmt: skip
+
+
+def test_outputs_that_are_the_batch_say_so_for_every_batch() -> None:
+    """A shape, a size and a number computed from them, as outputs of the model."""
+    text = """<ir_version: 9, opset_import: ["" : 18]>
+    g (float[n,3,4] x) => (int64[3] dims, int64 size, float mean, float[n,3,4] y) {
+        y = Relu (x) dims = Shape (y) size = Size (y)
+        count = Cast <to = 1> (size) one = Constant <value_float = 1.0> () mean = Div (one, count)
+    }"""
+    source = onnx.parser.parse_model(text)
+    found = to_onnx(normalize(source).graph)
+    onnx.checker.check_model(found, full_check=True)
+    for batch in BATCHES:
+        feed = {"x": np.ones((batch, 3, 4), np.float32)}
+        for have, want in zip(run(found, feed), run(source, feed), strict=True):
+            np.testing.assert_array_equal(have, want)
+
+
+def test_a_table_that_the_batch_indexes_is_refused_where_it_may_be_too_short() -> None:
+    """A row for each size of batch up to four: no one can say what the fifth gets."""
+
+    def value(w: GraphWriter, x: str) -> str:
+        table = w.const([0.5, 1.0, 2.0, 4.0], "float32")
+        return w.op("Mul", x, w.op("Gather", table, size_of(w, x), axis=0))
+
+    with pytest.raises(ModelError, match=r"size of the batch.*export with a fixed batch"):
+        normalize(vit(value, None))
