@@ -216,7 +216,7 @@ def test_a_share_that_rounds_to_all() -> None:
         "asked 0.999 (64 of 64 patch tokens), kept 1.00 (64)",
     )
     # Free up to the last token, and still not all of them.
-    found = planned(given, Planted(tile=100), keep="63/64")
+    found = planned(given, Planted(tile=100, rise=10.0), keep="63/64")
     assert (found.outcome.emitted, found.schedule.final) == ("reduced", 63)
 
 
