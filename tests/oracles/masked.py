@@ -76,6 +76,10 @@ class Cut:
     keep: int
     score: str
 
+    @property
+    def site(self) -> str:
+        return self.place if self.place == "output" else f"{self.place}:{self.block}"
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -137,6 +141,7 @@ def check_masked(
     outputs: str = "reduced",
     tokens: Tokens | None = None,
     spans: Mapping[int, tuple[str, str]] | None = None,
+    places: Mapping[str, str] | None = None,
 ) -> Verdict:
     """Compare a reduced model with the dense file made to ignore the dropped tokens.
 
@@ -149,6 +154,8 @@ def check_masked(
         tokens: where the fixed tokens stand; before the patches by default.
         spans: block → the streams before and behind it, where one knows better than the oracle,
             which takes one sum after the attention for its end.
+        places: site → the stream there, where one knows better than the oracle, which looks for
+            sums behind the attention.
 
     Raises:
         MismatchError: saying where the two differ.
@@ -171,7 +178,7 @@ def check_masked(
     try:
         if tokens.total > SMALL and not blind(file, cores, tokens):
             raise InapplicableError("large")
-        walk = _walk(file, cuts, read, kept, tokens, spans or {})
+        walk = _walk(file, cuts, read, kept, tokens, spans or {}, places or {})
         values, expected = values_of(walk, looked_at), outputs_of(walk, file)
         noise = _drift(file, tokens)
     except IllegalError as error:
@@ -263,7 +270,7 @@ def _dropping(
 
 def _walk(
     file: File, cuts: Sequence[Cut], read: Sequence[Core], kept: Sequence[Array], tokens: Tokens,
-    spans: Mapping[int, tuple[str, str]],
+    spans: Mapping[int, tuple[str, str]], places: Mapping[str, str],
 ) -> Walk:  # fmt: skip
     """The file worked out with the tokens gone."""
     if all(cut.place == "around" for cut in cuts):
@@ -276,7 +283,11 @@ def _walk(
                 raise InapplicableError("an attention without a residual stream")
             around[end] = (start, few)
         return Walk(file, tokens, {}, around)
-    streams = (file.stream(c.node, cut.place) for cut, c in zip(cuts, read, strict=True))
+    names = [places.get(cut.site, "") for cut in cuts]
+    streams = [
+        file.origin(name) if name in file.maker else file.stream(core.node, cut.place)
+        for name, cut, core in zip(names, cuts, read, strict=True)
+    ]
     return Walk(file, tokens, dict(zip(streams, kept, strict=True)))
 
 

@@ -69,12 +69,30 @@ class Walk(Ops):
 
     def _made(self, node: onnx.NodeProto, inner: Mapping[str, Held]) -> dict[str, Held]:
         """The node's outputs; its inputs are those of `inner`, or else the model's."""
+        if node.op_type == "If":
+            return self._branch(node, inner)
         given: list[Held | None] = []
         for name in node.input:
             if name and name not in self.held and name not in inner:
                 raise InapplicableError(f"'{name}' was not computed")
             given.append(inner.get(name, self.held.get(name)) if name else None)
         return {n: h for n, h in zip(node.output, self.apply(node, given), strict=False) if n}
+
+    def _branch(self, node: onnx.NodeProto, inner: Mapping[str, Held]) -> dict[str, Held]:
+        """The branch of an If whose condition does not depend on the image."""
+        condition = inner.get(node.input[0], self.held.get(node.input[0]))
+        if condition is None or not condition.fixed:
+            raise InapplicableError(f"If '{node.name}' decides at run time")
+        wanted = "then_branch" if condition.value.all() else "else_branch"
+        (graph,) = (a.g for a in node.attribute if a.name == wanted)
+        known = dict(inner)
+        known |= {
+            t.name: Held(wide(numpy_helper.to_array(t)), fixed=True) for t in graph.initializer
+        }
+        for one in graph.node:
+            known |= self._made(one, known)
+        pairs = zip(node.output, graph.output, strict=True)
+        return {n: known.get(o.name, self.held.get(o.name)) or known[o.name] for n, o in pairs}
 
     @staticmethod
     def _back(start: Held, end: Held) -> Held:
