@@ -49,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.state.parent.mkdir(parents=True, exist_ok=True)
         start = time.monotonic()
         with options.state.open("a") as state:
+            if known and not options.state.read_text().endswith("\n"):
+                state.write("\n")  # the run before was stopped inside a line
 
             def done(result: Result) -> None:
                 known[result.seed] = result

@@ -12,11 +12,12 @@ HEAD = """# Fuzz run
 {count} small encoders, each changed at random, reduced, and held against the oracle. Written by
 `python -m tests.fuzz`, never by hand; `python -m tests.fuzz --case SEED` tries one case again.
 
-Seeds {first} to {last}. A seed chooses one of {bases} sound models (2 or 3 blocks, 0 to 3 special tokens,
-batch 1, 2 or free, every kind of head), a method, and one to four changes.
+Seeds {first} to {last}. A seed chooses one of {bases} sound models (2 or 3 blocks, 0 to 3 special
+tokens, batch 1, 2 or free, every kind of head), a method, and one to four changes.
 
-The oracle is `tests/oracles/present_walk.py`: the dense file worked out op by op in float64, each tensor
-knowing which of its elements are made of tokens that are left. It shares nothing with the passes.
+The oracle is `tests/oracles/present_walk.py`: the dense file worked out op by op in float64, each
+tensor knowing which of its elements are made of tokens that are left. It shares nothing with the
+passes.
 
 | outcome | what it means | cases |
 | --- | --- | --- |
@@ -46,7 +47,7 @@ FAULTS = ("wrong", "crashed", "slow")
 
 
 def page(results: Sequence[Result], bases: int) -> str:
-    """The page, of results in any order. It holds no times, so that the same code writes it again."""
+    """The page, of results in any order; without times, so that the same code writes the same."""
     results = sorted(results, key=lambda r: r.seed)
     total = Counter(r.outcome for r in results)
     by: dict[str, Counter[str]] = {}
