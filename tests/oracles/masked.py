@@ -49,6 +49,7 @@ from tests.oracles.dense_parts import (
 )
 from tests.oracles.masked_choice import check_choice, probabilities, scores, seen_by
 from tests.oracles.masked_graph import with_masks
+from tests.oracles.merged import expected_merged, is_merged
 from tests.oracles.present import Held, IllegalError
 from tests.oracles.present_walk import Walk, outputs_of, values_of
 
@@ -161,9 +162,12 @@ def check_masked(
         MismatchError: saying where the two differ.
         InapplicableError: the oracle says nothing of this model.
     """
-    cuts, blocks = cuts_of(schedule), schedule["model"]["blocks"]
     tokens = tokens or layout_of(schedule)
     file = File(dense, feed)
+    if is_merged(schedule) and outputs == "reduced":
+        wanted = expected_merged(file, reduced, schedule, tokens, places or {})
+        return _compare(file, infer(reduced, feed), wanted, _drift(file, tokens), None, tokens)
+    cuts, blocks = cuts_of(schedule), schedule["model"]["blocks"]
     apart = all(cut.place == "around" for cut in cuts)
     cores = find_cores(file)
     of_blocks = _of_blocks(cores, blocks, tokens)
@@ -330,8 +334,8 @@ def _taken(value: Array, picked: Sequence[Array], axis: int) -> Array:
 
 
 def _compare(
-    file: File, found: Arrays, masked: Arrays, noise: Mapping[str, float], kept: Array,
-    tokens: Tokens,
+    file: File, found: Arrays, masked: Arrays, noise: Mapping[str, float],
+    kept: Array | None, tokens: Tokens,
 ) -> Verdict:  # fmt: skip
     names = [o.name for o in file.model.graph.output]
     errors, tolerances = [], []
@@ -339,6 +343,8 @@ def _compare(
         if name not in found:
             raise MismatchError(f"output '{name}' is gone")
         expected = masked[name]
+        if expected.shape != found[name].shape:
+            raise MismatchError(f"{name}: shape {found[name].shape} for {expected.shape}")
         if not np.isfinite(expected).all():
             raise InapplicableError(f"the dense '{name}' is not finite")
         error = float(np.abs(found[name].astype(np.float64) - expected).max(initial=0))
@@ -347,7 +353,7 @@ def _compare(
         tolerances.append(FACTOR * max(noise[name], FLOOR * scale))
         if not error <= tolerances[-1]:  # so that NaN is a mismatch
             raise MismatchError(f"{name}: error {error:.2e}, allowed {tolerances[-1]:.2e}")
-    if "token_index" in found:
+    if "token_index" in found and kept is not None:
         _check_index(found, file.values, names, kept, tokens)
     unknown = [n for n in found if n not in names and not n.startswith(EXTRA)]
     if unknown:
