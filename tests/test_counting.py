@@ -76,9 +76,8 @@ def close(found: Mapping[str, np.ndarray], shape: Shape) -> None:
 def test_the_oracle_counts_as_pytorch_does(name: str, cache: Path) -> None:
     turn = list(MEANS).index(name)
     places: tuple[Place, ...] = ("patches", "centre", "tokens", "gate")
-    for k in range(2):
-        shape = Shape(places[(turn + k) % 4], (1, 0, 5)[(turn + k) % 3], batch=(2, None)[turn % 2])
-        close(walked(respell(exported(shape, cache), MEANS[name]), shape), shape)
+    shape = Shape(places[turn % 4], (1, 0, 5)[turn % 3], batch=(2, None)[turn % 2])
+    close(walked(respell(exported(shape, cache), MEANS[name]), shape), shape)
 
 
 @pytest.mark.parametrize("name", SPREADS)
@@ -273,11 +272,10 @@ def test_a_branch_in_another_order(order: str, branch: str, cache: Path, tmp_pat
 
 @pytest.mark.parametrize("order", sorted(orders(Shape("patches"))))
 def test_an_order_that_is_undone(order: str, cache: Path, tmp_path: Path) -> None:
-    for prefix in (0, 1):
-        shape = Shape("patches", prefix, batch=None)
-        change = there_and_back(orders(shape)[order])
-        model = after(exported(shape, cache), "LayerNormalization", 3, change)
-        assert tried(model, tmp_path / "model.onnx") in ("refused", "equal")
+    shape = Shape("patches", len(order) % 2, batch=None)
+    change = there_and_back(orders(shape)[order])
+    model = after(exported(shape, cache), "LayerNormalization", 3, change)
+    assert tried(model, tmp_path / "model.onnx") in ("refused", "equal")
 
 
 def test_the_oracle_sees_an_order(cache: Path) -> None:

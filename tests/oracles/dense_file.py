@@ -156,6 +156,14 @@ class File:
             found = self._norms(found)[0].output[0]
         return found
 
+    def origin(self, name: str) -> str:
+        """The tensor that this one is a copy of."""
+        while (i := self.maker.get(name)) is not None:
+            if self.nodes[i].op_type not in ("Identity", "Dropout"):
+                break
+            name = self.nodes[i].input[0]
+        return name
+
     def entering(self, core: int) -> str | None:
         """The residual stream before an attention: what its result is added to."""
         found = self._first_add(core)

@@ -126,10 +126,8 @@ def blind(file: File, cores: Sequence[Core], tokens: Tokens) -> bool:
         if counting and (node.op_type == "Einsum" or pooled_axes(file, node, tokens) is not None):
             return True
         if node.op_type == "MatMul" and i not in products and set(node.input) - file.live:
-            shapes = [file.values[n].shape for n in node.input if n in file.values]
-            stored = file.values.get(next(n for n in node.input if n not in file.live))
-            sizes = {tokens.total, tokens.patches}
-            if len(shapes) == 2 and stored is not None and sizes & set(stored.shape):
+            left = [file.values[n].shape for n in node.input[:1] if n in file.values]
+            if left and left[0][-1] in (tokens.total, tokens.patches):
                 return True
         if node.op_type == "Cast" and node.input[0] in file.values:
             read = file.values[node.input[0]]

@@ -49,6 +49,7 @@ from tests.oracles.dense_parts import (
 )
 from tests.oracles.masked_choice import check_choice, probabilities, scores, seen_by
 from tests.oracles.masked_graph import with_masks
+from tests.oracles.merged import expected_merged, is_merged
 from tests.oracles.present import Held, IllegalError
 from tests.oracles.present_walk import Walk, outputs_of, values_of
 
@@ -75,6 +76,10 @@ class Cut:
     block: int
     keep: int
     score: str
+
+    @property
+    def site(self) -> str:
+        return self.place if self.place == "output" else f"{self.place}:{self.block}"
 
 
 @dataclass(frozen=True)
@@ -137,6 +142,7 @@ def check_masked(
     outputs: str = "reduced",
     tokens: Tokens | None = None,
     spans: Mapping[int, tuple[str, str]] | None = None,
+    places: Mapping[str, str] | None = None,
 ) -> Verdict:
     """Compare a reduced model with the dense file made to ignore the dropped tokens.
 
@@ -149,14 +155,19 @@ def check_masked(
         tokens: where the fixed tokens stand; before the patches by default.
         spans: block → the streams before and behind it, where one knows better than the oracle,
             which takes one sum after the attention for its end.
+        places: site → the stream there, where one knows better than the oracle, which looks for
+            sums behind the attention.
 
     Raises:
         MismatchError: saying where the two differ.
         InapplicableError: the oracle says nothing of this model.
     """
-    cuts, blocks = cuts_of(schedule), schedule["model"]["blocks"]
     tokens = tokens or layout_of(schedule)
     file = File(dense, feed)
+    if is_merged(schedule) and outputs == "reduced":
+        wanted = expected_merged(file, reduced, schedule, tokens, places or {})
+        return _compare(file, infer(reduced, feed), wanted, _drift(file, tokens), None, tokens)
+    cuts, blocks = cuts_of(schedule), schedule["model"]["blocks"]
     apart = all(cut.place == "around" for cut in cuts)
     cores = find_cores(file)
     of_blocks = _of_blocks(cores, blocks, tokens)
@@ -171,7 +182,7 @@ def check_masked(
     try:
         if tokens.total > SMALL and not blind(file, cores, tokens):
             raise InapplicableError("large")
-        walk = _walk(file, cuts, read, kept, tokens, spans or {})
+        walk = _walk(file, cuts, read, kept, tokens, spans or {}, places or {})
         values, expected = values_of(walk, looked_at), outputs_of(walk, file)
         noise = _drift(file, tokens)
     except IllegalError as error:
@@ -263,7 +274,7 @@ def _dropping(
 
 def _walk(
     file: File, cuts: Sequence[Cut], read: Sequence[Core], kept: Sequence[Array], tokens: Tokens,
-    spans: Mapping[int, tuple[str, str]],
+    spans: Mapping[int, tuple[str, str]], places: Mapping[str, str],
 ) -> Walk:  # fmt: skip
     """The file worked out with the tokens gone."""
     if all(cut.place == "around" for cut in cuts):
@@ -276,7 +287,11 @@ def _walk(
                 raise InapplicableError("an attention without a residual stream")
             around[end] = (start, few)
         return Walk(file, tokens, {}, around)
-    streams = (file.stream(c.node, cut.place) for cut, c in zip(cuts, read, strict=True))
+    names = [places.get(cut.site, "") for cut in cuts]
+    streams = [
+        file.origin(name) if name in file.maker else file.stream(core.node, cut.place)
+        for name, cut, core in zip(names, cuts, read, strict=True)
+    ]
     return Walk(file, tokens, dict(zip(streams, kept, strict=True)))
 
 
@@ -319,8 +334,8 @@ def _taken(value: Array, picked: Sequence[Array], axis: int) -> Array:
 
 
 def _compare(
-    file: File, found: Arrays, masked: Arrays, noise: Mapping[str, float], kept: Array,
-    tokens: Tokens,
+    file: File, found: Arrays, masked: Arrays, noise: Mapping[str, float],
+    kept: Array | None, tokens: Tokens,
 ) -> Verdict:  # fmt: skip
     names = [o.name for o in file.model.graph.output]
     errors, tolerances = [], []
@@ -328,6 +343,8 @@ def _compare(
         if name not in found:
             raise MismatchError(f"output '{name}' is gone")
         expected = masked[name]
+        if expected.shape != found[name].shape:
+            raise MismatchError(f"{name}: shape {found[name].shape} for {expected.shape}")
         if not np.isfinite(expected).all():
             raise InapplicableError(f"the dense '{name}' is not finite")
         error = float(np.abs(found[name].astype(np.float64) - expected).max(initial=0))
@@ -336,7 +353,7 @@ def _compare(
         tolerances.append(FACTOR * max(noise[name], FLOOR * scale))
         if not error <= tolerances[-1]:  # so that NaN is a mismatch
             raise MismatchError(f"{name}: error {error:.2e}, allowed {tolerances[-1]:.2e}")
-    if "token_index" in found:
+    if "token_index" in found and kept is not None:
         _check_index(found, file.values, names, kept, tokens)
     unknown = [n for n in found if n not in names and not n.startswith(EXTRA)]
     if unknown:

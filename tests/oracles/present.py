@@ -84,6 +84,7 @@ class Held:
         total: of a sum over tokens.
         others: tensors that multiplied it, which know nothing of tokens that left.
         by: literals that multiplied it.
+        share: whether it is made of probabilities, rounded or moved.
     """
 
     value: Array
@@ -95,6 +96,7 @@ class Held:
     total: Total | None = None
     others: tuple[str, ...] = ()
     by: tuple[float, ...] = ()
+    share: bool = False
 
     @property
     def full(self) -> Array:

@@ -45,6 +45,8 @@ _LINEAR = VIEWS | {"Neg", "Cast", "CastLike", "Relu", "LeakyRelu", "Abs"}
 #: What does not change with the scale of its input.
 _SCALE_FREE = {"LayerNormalization", "RMSNormalization", "LpNormalization", "ArgMax", "ArgMin",
                "InstanceNormalization", "GroupNormalization", "Sign"}  # fmt: skip
+#: What leaves probabilities nearly what they are.
+_ROUNDING = {"Cast", "Where", "QuantizeLinear", "DequantizeLinear"}
 #: A number this small keeps a division from failing.
 _EPSILON = 1e-4
 
@@ -83,7 +85,8 @@ def numbers(node: onnx.NodeProto, opset: int, values: Sequence[Array | None]) ->
     given = {n: v for n, v in zip(copy.input, values, strict=True) if n and v is not None}
     try:
         with np.errstate(all="ignore"):
-            found = _evaluator(copy.SerializeToString(), opset).run(None, given)
+            least = 21 if "eLinear" in node.op_type else 1  # older ones are not implemented
+            found = _evaluator(copy.SerializeToString(), max(opset, least)).run(None, given)
     except Exception as error:  # whatever the reference does not implement
         raise InapplicableError(f"{node.op_type} '{node.name}': {error}") from error
     return [wide(np.asarray(v)) for v in found]
@@ -239,7 +242,7 @@ class Ops:
                 there, values = there[:1], values[:1]
         first = data[0]
         return [
-            kept(v, t, others=first.others, by=first.by, count=first.count)
+            kept(v, t, others=first.others, by=first.by, count=first.count, share=first.share)
             for v, t in zip(values, there, strict=False)
         ]
 
@@ -265,7 +268,8 @@ class Ops:
             by += (parts[0].literal,)
         elif node.op_type not in ("Cast", "Where", "Neg"):
             by = ()
-        return [kept(value, there, others=others, by=by)]
+        share = node.op_type in _ROUNDING and any(h.share for h in parts)
+        return [kept(value, there, others=others, by=by, share=share)]
 
     def _scaled(self, node: onnx.NodeProto, parts: list[Held], there: Array | None) -> Held:
         """A product or quotient of sums over tokens."""
@@ -291,7 +295,7 @@ class Ops:
         if b.count:
             return replace(out, total=replace(a.total, counted=True))
         if b.literal is None:
-            vague = not a.total.counted and b.fixed
+            vague = not a.total.counted
             return replace(out, total=replace(a.total, vague=a.total.vague or vague))
         total, more = a.total.times(_inverse(node, b.literal))
         return replace(out, value=out.value * more, total=total)
@@ -343,7 +347,7 @@ class Ops:
         else:
             _even_along(data, axis, _where(node))
             (value,) = numbers(node, self.opset, [x])
-        return [kept(np.nan_to_num(value), data.there)]
+        return [kept(np.nan_to_num(value), data.there, share=node.op_type == "Softmax")]
 
     def _best(self, node: onnx.NodeProto, given: list[Held | None]) -> list[Held]:
         data = given[0]
@@ -427,7 +431,9 @@ class Ops:
             for total in totals:
                 total.settle(where)
             return [out]
-        return [replace(out, total=totals[0])]
+        other = b if totals[0] is a.total else a
+        vague = totals[0].vague or not other.fixed  # a weight made of the image may be a share
+        return [replace(out, total=replace(totals[0], vague=vague))]
 
     def _attention(self, node: onnx.NodeProto, given: list[Held | None]) -> list[Held]:
         """softmax(q kᵀ · scale + mask) v."""
@@ -525,6 +531,8 @@ def _weighed(
 ) -> Held:
     """A product that sums over tokens: with probabilities, with a constant, or with anything."""
     for one, first in ((a, True), (b, False)):
+        if one.share:
+            return out
         ones = np.ones(b.value.shape if first else a.value.shape)
         pair = (one.filled(0), ones) if first else (ones, one.filled(0))
         sums = np.einsum(equation, *pair, optimize=True)

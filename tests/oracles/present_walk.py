@@ -14,8 +14,9 @@ Nothing here knows of passes, names or normal forms.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from math import prod
+from typing import TypeAlias
 
 import numpy as np
 import onnx
@@ -26,12 +27,15 @@ from tests.oracles.masked_graph import spread
 from tests.oracles.present import Held, Total, kept
 from tests.oracles.present_ops import Ops, wide
 
+#: What becomes of the stream, given the walk so far.
+Cut: TypeAlias = "Callable[[Walk, Held], Held]"
+
 
 class Walk(Ops):
     """The file with tokens gone behind some tensors.
 
     Args:
-        cuts: tensor → the patches [B, K] that are left from there on.
+        cuts: tensor → the patches [B, K] that are left from there on, or what becomes of it.
         around: stream behind a block → stream before it and the patches [B, K] that the block sees;
             the others have after it what they had before.
     """
@@ -40,7 +44,7 @@ class Walk(Ops):
         self,
         file: File,
         tokens: Tokens,
-        cuts: Mapping[str, Array],
+        cuts: Mapping[str, Array | Cut],
         around: Mapping[str, tuple[str, Array]] | None = None,
     ) -> None:
         versions = [o.version for o in file.model.opset_import if o.domain in ("", "ai.onnx")]
@@ -64,17 +68,36 @@ class Walk(Ops):
                 if end in made:
                     made[end] = self._back(self.held[start], apart[end][end])
             self.held |= {
-                n: self._cut(h, self.cuts[n]) if n in self.cuts else h for n, h in made.items()
+                n: self._leaving(h, self.cuts[n]) if n in self.cuts else h for n, h in made.items()
             }
+            self.after(node)
 
     def _made(self, node: onnx.NodeProto, inner: Mapping[str, Held]) -> dict[str, Held]:
         """The node's outputs; its inputs are those of `inner`, or else the model's."""
+        if node.op_type == "If":
+            return self._branch(node, inner)
         given: list[Held | None] = []
         for name in node.input:
             if name and name not in self.held and name not in inner:
                 raise InapplicableError(f"'{name}' was not computed")
             given.append(inner.get(name, self.held.get(name)) if name else None)
         return {n: h for n, h in zip(node.output, self.apply(node, given), strict=False) if n}
+
+    def _branch(self, node: onnx.NodeProto, inner: Mapping[str, Held]) -> dict[str, Held]:
+        """The branch of an If whose condition does not depend on the image."""
+        condition = inner.get(node.input[0], self.held.get(node.input[0]))
+        if condition is None or not condition.fixed:
+            raise InapplicableError(f"If '{node.name}' decides at run time")
+        wanted = "then_branch" if condition.value.all() else "else_branch"
+        (graph,) = (a.g for a in node.attribute if a.name == wanted)
+        known = dict(inner)
+        known |= {
+            t.name: Held(wide(numpy_helper.to_array(t)), fixed=True) for t in graph.initializer
+        }
+        for one in graph.node:
+            known |= self._made(one, known)
+        pairs = zip(node.output, graph.output, strict=True)
+        return {n: known.get(o.name, self.held.get(o.name)) or known[o.name] for n, o in pairs}
 
     @staticmethod
     def _back(start: Held, end: Held) -> Held:
@@ -90,6 +113,17 @@ class Walk(Ops):
                 above.add(i)
                 todo += self.file.nodes[i].input
         return above & self.file.readers_of(self.file.behind(start))
+
+    def after(self, node: onnx.NodeProto) -> None:
+        """Look at what a node made."""
+
+    def _leaving(self, held: Held, cut: Array | Cut) -> Held:
+        return cut(self, held) if callable(cut) else self._cut(held, cut)
+
+    def token_axis(self, shape: tuple[int, ...]) -> int | None:
+        """The axis of a tensor that every token has a place on, where it is one axis."""
+        axes = [i for i, n in enumerate(shape[:-1]) if n == self.tokens.total and i]
+        return axes[0] if len(axes) == 1 else None
 
     def _cut(self, held: Held, few: Array) -> Held:
         shape = held.value.shape

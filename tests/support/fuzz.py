@@ -13,11 +13,14 @@ import onnx
 
 from tests.support.fuzz_damage import DAMAGE
 from tests.support.fuzz_draft import Draft
+from tests.support.fuzz_following import FOLLOWING
 from tests.support.fuzz_spelling import SPELLING
 from tests.support.fuzz_tokens import TOKENS
 
 Mutation = Callable[[Draft], str | None]
-MUTATIONS: Mapping[str, Mutation] = {f.__name__: f for f in (*DAMAGE, *TOKENS, *SPELLING)}
+MUTATIONS: Mapping[str, Mutation] = {
+    f.__name__: f for f in (*DAMAGE, *TOKENS, *SPELLING, *FOLLOWING)
+}
 
 
 def mutate(

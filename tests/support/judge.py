@@ -91,7 +91,9 @@ def judge(
     spans = {site.block: (site.tensor, site.until) for site in around}
     try:
         plan = made.schedule.to_json()
-        check_masked(source, reduced, plan, feed, tokens=_layout(analysis), spans=spans)
+        places = {site.name: site.tensor for site in analysis.sites}
+        tokens = _layout(analysis)
+        check_masked(source, reduced, plan, feed, tokens=tokens, spans=spans, places=places)
     except BROKEN as error:  # not with these optimisations, or not with those
         return Outcome("broken", str(error))
     except InapplicableError as error:
