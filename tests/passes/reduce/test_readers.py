@@ -94,9 +94,13 @@ def module(name: str) -> Any:
     if name == "other widths":
         return stirred(One(Encoder(heads=(2, 4)), tokens=True))
     kinds: dict[str, Callable[[], nn.Module]] = {
-        "distilled": Distilled, "first": First, "detecting": Detecting,
-        "detecting and all": lambda: Detecting(whole=True), "one detecting": lambda: Detecting(1), "registers": lambda: One(Encoder(prefix=5)),
-    }  # fmt: skip
+        "distilled": Distilled,
+        "first": First,
+        "detecting": Detecting,
+        "detecting and all": lambda: Detecting(whole=True),
+        "one detecting": lambda: Detecting(1),
+        "registers": lambda: One(Encoder(prefix=5)),
+    }
     return stirred(kinds[name]())
 
 
