@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pytest
@@ -17,12 +17,16 @@ import torch
 from torch import Tensor, nn
 
 import tcompile
+from tcompile import pipeline
 from tcompile.errors import UsageError
 from tcompile.pipeline import explain, read
 from tcompile.planning.schedule import Reduction, Schedule, Spec, TowerSchedule
 from tcompile.stages import Reduced
 from tests.support import many_towers as mt
 from tests.support.many_towers import Arrays, Encoder, One, Pair, export, images_of, run, stirred
+
+if TYPE_CHECKING:
+    from tcompile.planning.solve.planned import Planned
 
 Make = Callable[[], nn.Module]
 _MAKE: dict[str, Make] = {
@@ -382,6 +386,15 @@ def test_a_schedule_says_what_each_tower_loses_and_is_obeyed(file: Callable[...,
         tcompile.reduce(path, schedule=replace(plan, towers=(replace(right, tower="up"),)))
     with pytest.raises(UsageError, match="the schedule is for tower 'left'"):
         tcompile.reduce(path, schedule=plan, tower="right")
+
+
+def test_a_prediction_says_whose_tokens_it_counts(file: Callable[..., Path]) -> None:
+    model = read(file("pair"))
+    plan = tcompile.plan(file("pair"), method="topk", keep=0.6)
+    said = "the predicted latency has fewer tokens in tower 'left' alone"
+    predicted = pipeline._with_towers(model, plan, "reduced", cast("Planned", object()))
+    assert any(said in note for note in predicted.notes)
+    assert not any(said in note for note in plan.notes)
 
 
 def test_a_schedule_for_one_tower_keeps_to_it(file: Callable[..., Path]) -> None:

@@ -266,16 +266,17 @@ def _behind(graph: gs.Graph, last: str) -> frozenset[str]:
 
 
 def _find_cls(graph: gs.Graph, facts: Facts, space: TokenSpace, final: str) -> int | None:
-    """The fixed token that is read after the last block: by itself, with others, or as part of an
-    output. The first before the patches, else the first after them.
+    """The fixed token that is read after the last block: by itself or with others, else as part of
+    an output. The first before the patches, else the first after them.
 
     A model that only ever averages its patches (registers, or a CLS nobody reads) has no CLS whose
     attention means anything.
     """
-    if space.prefix and _is_read(graph, facts, space, final, 0):
-        return 0
-    if space.suffix and _is_read(graph, facts, space, final, space.end):
-        return -space.suffix
+    for returned in (False, True):
+        if space.prefix and _is_read(graph, facts, space, final, 0, returned):
+            return 0
+        if space.suffix and _is_read(graph, facts, space, final, space.end, returned):
+            return -space.suffix
     return None
 
 
@@ -300,10 +301,16 @@ def _readers(
     return tuple(range(cls, cls + count))
 
 
-def _is_read(graph: gs.Graph, facts: Facts, space: TokenSpace, final: str, piece: int) -> bool:
-    """Whether the first token of a piece is read after the last block."""
+def _is_read(
+    graph: gs.Graph, facts: Facts, space: TokenSpace, final: str, piece: int, returned: bool
+) -> bool:
+    """Whether the first token of a piece is read after the last block.
+
+    Args:
+        returned: an output that holds all tokens counts as well.
+    """
     below = {final}
-    if any(o.name == final for o in graph.outputs):
+    if returned and any(o.name == final for o in graph.outputs):
         return True
     outputs = {o.name for o in graph.outputs}
     first = sum(p.size for p in space.pieces[:piece])
@@ -311,7 +318,7 @@ def _is_read(graph: gs.Graph, facts: Facts, space: TokenSpace, final: str, piece
         if not any(t.name in below for t in node.inputs):
             continue
         below.update(t.name for t in node.outputs)
-        if any(o.name in outputs and carries(facts, o, space) for o in node.outputs):
+        if returned and any(o.name in outputs and carries(facts, o, space) for o in node.outputs):
             return True
         if node.op == "Gather" and _picks(node, facts, space, first):
             return True

@@ -259,8 +259,9 @@ class _Judge:
             return ""
         mine = set(self.space.pieces)
         others = sum(p.size for p in whole[0].root.pieces if p not in mine)
+        more = f"{others} more token{'s' if others > 1 else ''}"
         return (
-            f"Concat '{node.name}' puts {others} more tokens among them, and what runs over all "
+            f"Concat '{node.name}' puts {more} among them, and what runs over all "
             f"{ax.size(whole)} from there on is not reduced"
         )
 

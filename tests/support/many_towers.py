@@ -342,14 +342,15 @@ class Stages(One):
 class Detecting(Model):
     """Fixed tokens after the patches are read together (YOLOS); the tokens as well."""
 
-    def __init__(self, last: int = 6) -> None:
+    def __init__(self, last: int = 6, whole: bool = False) -> None:
         super().__init__()
+        self.whole = whole
         self.encoder, self.count = Encoder(last=last), last
         self.head = nn.Linear(32, 5)
 
     def forward(self, image: Tensor, kept: Any = None) -> tuple[Tensor, ...]:
         x = self.encoder(image, (kept or {}).get("image"))
-        return self.head(x[:, -self.count :]), x[:, 1:]
+        return self.head(x[:, -self.count :]), x if self.whole else x[:, 1:]
 
 
 def stirred(module: nn.Module, seed: int = 3) -> nn.Module:

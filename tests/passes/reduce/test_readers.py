@@ -94,9 +94,13 @@ def module(name: str) -> Any:
     if name == "other widths":
         return stirred(One(Encoder(heads=(2, 4)), tokens=True))
     kinds: dict[str, Callable[[], nn.Module]] = {
-        "distilled": Distilled, "first": First, "detecting": Detecting,
-        "one detecting": lambda: Detecting(1), "registers": lambda: One(Encoder(prefix=5)),
-    }  # fmt: skip
+        "distilled": Distilled,
+        "first": First,
+        "detecting": Detecting,
+        "detecting and all": lambda: Detecting(whole=True),
+        "one detecting": lambda: Detecting(1),
+        "registers": lambda: One(Encoder(prefix=5)),
+    }
     return stirred(kinds[name]())
 
 
@@ -209,6 +213,7 @@ def test_detection_tokens_score_together(file: Files) -> None:
     [
         ("detecting", (17, 22), "tokens 17–22 are read together, apart from the patches"),
         ("one detecting", (17, 17), "token 17 is read by itself (CLS)"),
+        ("detecting and all", (17, 22), "tokens 17–22 are read together, apart from the patches"),
         ("first", (0, 4), "tokens 0–4 are read together, apart from the patches"),
         ("distilled", (0, 0), "token 0 is read by itself (CLS)"),
         ("registers", (0, 0), "token 0 is read by itself (CLS)"),
