@@ -16,14 +16,17 @@ import pytest
 import torch
 from onnx import helper, numpy_helper
 
+from tcompile import pipeline
+from tcompile.ir import to_onnx
 from tests.oracles.compare import infer
 from tests.oracles.dense_file import File, InapplicableError, Tokens, feed_for
 from tests.oracles.exports import once
+from tests.oracles.merged import expected_merged
 from tests.oracles.present import IllegalError
 from tests.oracles.present_walk import Walk, outputs_of
 from tests.support.judge import judge
 from tests.support.respelling import MASK, MEANS, SPREADS, Writer, respell
-from tests.support.spelled_vit import Cut, Place, Shape, images, spelled, write
+from tests.support.spelled_vit import Cut, Place, Shape, images, inside, spelled, write
 
 #: Ops that see neighbours, of which the oracle says that it cannot tell, or that it is wrong.
 NEIGHBOURS = ("average_pool", "depthwise_conv")
@@ -298,6 +301,90 @@ def test_the_oracle_sees_neighbours(change: Change, cache: Path) -> None:
     shape = Shape("patches", 1, batch=None)
     with pytest.raises((IllegalError, AssertionError)):
         walked(after(exported(shape, cache), "LayerNormalization", 3, change), shape)
+
+
+# ---- numbers made of sizes ----------------------------------------------------------------------
+
+#: Index of the size that is read; op on it; join with the stream.
+SIZES = {
+    "batch": (0, None, "Div"),
+    "batch-modulo": (0, "Mod", "Mul"),
+    "batch-compared": (0, "Equal", "Add"),
+    "batch-less-one": (0, "Sub", "Add"),
+    "tokens": (1, None, "Div"),
+    "tokens-modulo": (1, "Mod", "Add"),
+    "tokens-compared": (1, "Greater", "Add"),
+    "tokens-less-one": (1, "Sub", "Mul"),
+    "all": (None, None, "Mul"),
+}
+
+
+def sized(name: str) -> Change:
+    axis, op, join = SIZES[name]
+
+    def change(model: onnx.ModelProto, x: str) -> list[onnx.NodeProto]:
+        if axis is None:
+            nodes = [helper.make_node("Size", [x], ["size_"])]
+        else:
+            nodes = [
+                helper.make_node("Shape", [x], ["shape_"]),
+                helper.make_node("Gather", ["shape_", stored(model, axis, "axis_")], ["size_"]),
+            ]
+        last = "size_"
+        if op is not None:
+            other = {"Mod": 3, "Equal": 2, "Greater": 15, "Sub": 1}[op]
+            nodes.append(helper.make_node(op, [last, stored(model, other, "other_")], ["made_"]))
+            last = "made_"
+        nodes.append(helper.make_node("Cast", [last], ["number_"], to=onnx.TensorProto.FLOAT))
+        return [*nodes, helper.make_node(join, [x, "number_"], ["sized_"])]
+
+    return change
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_a_number_made_of_sizes(name: str, cache: Path, tmp_path: Path) -> None:
+    """It is what it is at every batch, and follows the tokens; or the model is refused."""
+    plain = exported(Shape("patches", 1, batch=None), cache)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(after(plain, "LayerNormalization", 3, sized(name)).SerializeToString())
+    for batch in (1, 2, 3):
+        assert judge(path, "topk", batch=batch).kind in ("refused", "equal")
+
+
+# ---- merging and fusing --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["merge", "fuse"])
+@pytest.mark.parametrize("place", ["patches", "centre", "gate"])
+def test_the_oracle_merges_as_pytorch_does(place: Place, kind: str, cache: Path) -> None:
+    """One cut, decided by the reduced model; numbers by the oracle and by PyTorch."""
+    shape = Shape(place, 1, batch=None)
+    folder = cache / "spelled"
+    exported(shape, cache)
+    path = folder / f"{shape.place}-{shape.prefix}-{shape.rows}-{shape.batch}.onnx"
+    score = None if kind == "merge" else {"name": "cls"}
+    cut = {"site": "attn:1", "score": score, "reducer": {"name": kind}, "keep": 10}
+    model = {"tokens": 17, "prefix": 1, "patches": 16, "blocks": 3}
+    document = {"schema": 1, "method": "custom", "model": model, "reductions": [cut]}
+    made = pipeline.reduce(path, schedule=document)
+    feed, source = {"image": images(shape)}, onnx.load(path)
+    places = {site.name: site.tensor for site in pipeline.read(path).analysis.sites}
+    reduced = to_onnx(made.graph)
+    wanted = expected_merged(File(source, feed), reduced, document, Tokens(1, 16), places)
+    logits, tokens = inside(shape, cut, infer(reduced, feed))
+    np.testing.assert_allclose(wanted["logits"], logits, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(wanted["tokens"], tokens, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["tome", "evit"])
+def test_merging_is_judged(method: str, cache: Path, tmp_path: Path) -> None:
+    shape = Shape("gate", 1, batch=None)
+    plain = exported(shape, cache)
+    assert tried(plain, tmp_path / "model.onnx", method) == "equal"
+    turned = after(plain, "LayerNormalization", 3, permuted(orders(shape)["reversed"]))
+    assert tried(turned, tmp_path / "model.onnx", method) == "refused"
+    mixed = after(plain, "LayerNormalization", 3, batch_mean)
+    assert tried(mixed, tmp_path / "model.onnx", method) == "refused"
 
 
 # ---- sums that nothing counts --------------------------------------------------------------------

@@ -51,7 +51,7 @@ from tests.oracles.masked_choice import check_choice, probabilities, scores, see
 from tests.oracles.masked_graph import with_masks
 from tests.oracles.merged import expected_merged, is_merged
 from tests.oracles.present import Held, IllegalError
-from tests.oracles.present_walk import Walk, outputs_of, values_of
+from tests.oracles.present_walk import Walk, batch_axis, outputs_of, taken, values_of
 
 #: Both sides compute in float32, in another order: this many times the file's own noise is allowed.
 FACTOR = 3.0
@@ -205,7 +205,7 @@ def check_masked(
             check_choice(score, before, after, f"block {cut.block}", tokens)
         before = entering if apart else after
     if expected is not None:
-        masked = {n: _present_rows(h, found.get(n), n) for n, h in expected.items()}
+        masked = {n: _present_rows(h, found.get(n), n, batch) for n, h in expected.items()}
     else:
         masked = {
             n: _rows(values[n], found[n], kept[-1], tokens, n)
@@ -307,7 +307,7 @@ def _drift(file: File, tokens: Tokens) -> dict[str, float]:
     return noise
 
 
-def _present_rows(held: Held, reduced: Array | None, name: str) -> Array:
+def _present_rows(held: Held, reduced: Array | None, name: str, batch: int) -> Array:
     """What is left of a dense output, in the shape of the reduced one."""
     value, there = held.value, held.full
     if reduced is None or value.ndim != reduced.ndim:
@@ -315,22 +315,18 @@ def _present_rows(held: Held, reduced: Array | None, name: str) -> Array:
     for axis, (a, b) in enumerate(zip(value.shape, reduced.shape, strict=True)):
         if a == b:
             continue
-        rows = np.moveaxis(there, axis, 1 if axis else 0)
-        rows = rows.reshape(*rows.shape[: 2 if axis else 1], -1).any(-1)
-        picked = [np.flatnonzero(row) for row in (rows if axis else rows[None])]
+        lead = batch_axis(value.shape, axis, batch)
+        others = tuple(i for i in range(value.ndim) if i not in (axis, lead))
+        rows = there.any(others)
+        rows = rows[None] if lead is None else rows if lead < axis else rows.T
+        picked = [np.flatnonzero(row) for row in rows]
         if any(len(p) != b for p in picked):
             counts = [len(p) for p in picked]
             raise MismatchError(f"{name}: {reduced.shape}, where {counts} of {a} are left")
-        value, there = (_taken(x, picked, axis) for x in (value, there))
+        value, there = (taken(x, np.stack(picked), axis, lead) for x in (value, there))
     if not there.all():
         raise MismatchError(f"{name}: {reduced.shape}, of which some is made of tokens that left")
     return value
-
-
-def _taken(value: Array, picked: Sequence[Array], axis: int) -> Array:
-    if not axis:
-        return value[picked[0]]
-    return np.stack([np.take(v, p, axis - 1) for v, p in zip(value, picked, strict=True)])
 
 
 def _compare(

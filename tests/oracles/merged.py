@@ -23,7 +23,7 @@ from tests.oracles.dense_parts import Core, find_cores
 from tests.oracles.masked_choice import check_choice, probabilities, scores, seen_by
 from tests.oracles.present import Held, IllegalError, kept
 from tests.oracles.present_ops import ELEMENTWISE
-from tests.oracles.present_walk import Cut, Walk, outputs_of, values_of
+from tests.oracles.present_walk import Cut, Walk, batch_axis, outputs_of, taken, values_of
 
 _MERGES = ("TcMergeTokens", "TcMergeAllTokens")
 
@@ -62,7 +62,7 @@ def expected_merged(
                 s: _averaging(g) for s, g in zip(streams, groups, strict=True)
             }
             walk: Walk = _Grouped(file, tokens, cuts, dict(zip(streams, groups, strict=True)))
-            rows = _first_members(groups[-1], tokens)
+            rows = [_first_members(group, tokens) for group in groups]
         else:
             fused = _Fused(file, reduced, schedule, tokens)
             walk = _Placed(
@@ -70,11 +70,16 @@ def expected_merged(
                 tokens,
                 {s: fused.cut(i) for i, s in enumerate(streams)},  # type: ignore[misc]
             )
-            rows = tokens.full(fused.before)
+            rows = [tokens.full(before) for before in fused.befores]
         held = outputs_of(walk, file)
     except IllegalError as error:
         raise MismatchError(f"should have been refused: {error}") from error
-    return {name: _rows(h, rows, tokens, name) for name, h in held.items()}
+    behind = [file.behind(s) for s in streams]
+    found = {}
+    for name, one in held.items():
+        stages = [r for r, below in zip(rows, behind, strict=True) if name in below]
+        found[name] = _rows(one, stages[-1], tokens, name) if stages else one.value
+    return found
 
 
 def _read(reduced: onnx.ModelProto, feed: Arrays, names: Sequence[str]) -> Arrays:
@@ -217,6 +222,7 @@ class _Fused:
         self.cores: list[Core] = [cores[i] for i in numbers]
         batch = len(self.chosen[0])
         self.before = np.tile(np.arange(tokens.patches), (batch, 1))
+        self.befores: list[Array] = []
 
     def cut(self, step: int) -> Cut:
         def at(walk: Walk, held: Held) -> Held:
@@ -240,6 +246,7 @@ class _Fused:
             made = np.einsum("bt,btc->bc", score * left, rows)
             np.put_along_axis(value, slot[..., None] + tokens.before, made[:, None], axis=1)
             self.before = np.concatenate([positions, slot], axis=1)
+            self.befores.append(self.before)
             np.put_along_axis(there, tokens.full(self.before)[..., None], True, axis=1)
             return kept(value, there)
 
@@ -256,12 +263,9 @@ def _rows(held: Held, rows: Array, tokens: Tokens, name: str) -> Array:
         short = tokens.total - value.shape[axes[0]]
         if short and tokens.after:
             raise InapplicableError(f"output {name}")
-        index = rows[:, short:] - short
-        shape = [len(rows)] + [1] * (value.ndim - 1)
-        shape[axes[0]] = index.shape[1]
-        value, there = (
-            np.take_along_axis(x, index.reshape(shape), axes[0]) for x in (value, there)
-        )
+        index, axis = rows[:, short:] - short, axes[0]
+        lead = batch_axis(value.shape, axis, len(rows))
+        value, there = (taken(x, index, axis, lead) for x in (value, there))
     if not there.all():
         raise MismatchError(f"{name}: some of it is made of tokens that left")
     return value

@@ -24,6 +24,7 @@ from tests.oracles.present import (
     Total,
     birth,
     contracted,
+    even,
     joined,
     kept,
     reduced,
@@ -484,6 +485,7 @@ def _inverse(node: onnx.NodeProto, literal: float) -> float:
 
 def _whole(data: Held, axes: tuple[int, ...], node: onnx.NodeProto) -> Array:
     """Where it is there, the axes one long; raises InapplicableError where only a part is."""
+    even(data.full.sum(axes), _where(node))
     one, every = data.full.any(axes, keepdims=True), data.full.all(axes, keepdims=True)
     if (one != every).any():
         raise InapplicableError(f"{_where(node)} over some of the tokens")

@@ -205,3 +205,26 @@ def outputs_of(walk: Walk, file: File) -> dict[str, Held]:
 def values_of(walk: Walk, names: Iterable[str]) -> Arrays:
     """Tensors with what is not there at -1e9, as logits are."""
     return {n: walk.held[n].filled(-1e9) for n in names if n in walk.held}
+
+
+def batch_axis(shape: tuple[int, ...], axis: int, batch: int) -> int | None:
+    """The axis of the images in a tensor with tokens along `axis`; None where they share it, or
+    have all the same. Raises InapplicableError where that cannot be told."""
+    found = [i for i, n in enumerate(shape) if n == batch and i != axis]
+    before = [i for i in found if i < axis]
+    if batch == 1 or not axis:
+        return None
+    if before or found:
+        return (before or found)[0]
+    raise InapplicableError(f"of {shape}, which axis is the batch?")
+
+
+def taken(value: Array, index: Array, axis: int, lead: int | None) -> Array:
+    """Positions [B, K] along an axis, of each image others; [1, K] where there is no other axis."""
+    if lead is None:
+        return np.take(value, index[0], axis)
+    form = [1] * value.ndim
+    form[lead], form[axis] = index.shape
+    if lead > axis:
+        index = index.T
+    return np.take_along_axis(value, index.reshape(form), axis)

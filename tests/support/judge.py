@@ -41,11 +41,18 @@ class Outcome:
 
 
 def judge(
-    path: Path, method: str, keep: float = 0.6, *, outputs: str = "reduced", ours: bool = False
+    path: Path,
+    method: str,
+    keep: float = 0.6,
+    *,
+    outputs: str = "reduced",
+    ours: bool = False,
+    batch: int = 2,
 ) -> Outcome:
     """Reduce the file and check whatever comes out.
 
     Args:
+        batch: how many images are tried where the file leaves it open.
         ours: whether an error that calls itself a bug of tcompile's is let pass.
 
     Raises:
@@ -65,7 +72,7 @@ def judge(
         return Outcome("refused", text)
     source, reduced, normal = onnx.load(path), to_onnx(made.graph), to_onnx(made.dense)
     try:
-        feed = feed_for(source)
+        feed = feed_for(source, batch)
         given = infer(_bare(source), feed)
         again = infer(_bare(source), feed)
     except BROKEN as error:
