@@ -156,6 +156,7 @@ class Inspection:
         beside: attentions of no tower.
         read: the tokens whose attention `cls` scores read: (first, last), counted from the front;
             None where the model reads none.
+        returned: whether that token is only part of an output that holds all tokens.
         tokens: of all kinds; `prefix` stand before the patches, `suffix` after them.
         cls: position of the token that the model reads by itself, -1 the last one; None: it reads
             none.
@@ -188,6 +189,7 @@ class Inspection:
     towers: tuple[TowerInfo, ...] = ()
     beside: tuple[BesideInfo, ...] = ()
     read: tuple[int, int] | None = None
+    returned: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """All of it, as JSON values."""
@@ -233,6 +235,7 @@ def describe(name: str, graph: gs.Graph, analysis: Analysis) -> Inspection:
             for b in analysis.beside
         ),
         read=_read(analysis),
+        returned=analysis.returned,
     )
 
 

@@ -76,7 +76,8 @@ def _tokens(found: Inspection) -> list[str]:
     cls = "no token is read by itself"
     if found.read is not None:
         first, last = found.read
-        cls = f"token {first} is read by itself (CLS)"
+        how = "returned with all others" if found.returned else "read by itself"
+        cls = f"token {first} is {how} (CLS)"
         if first != last:
             cls = f"tokens {first}–{last} are read together, apart from the patches"
     lines = [f"Tokens: {found.tokens} = {' + '.join(filter(None, counts))}; {cls}"]

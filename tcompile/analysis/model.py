@@ -33,6 +33,7 @@ class Analysis:
         restorable: nodes behind the last block, which may get every token back.
         readers: positions, counted as `cls`, of the tokens whose attention a `cls` score reads:
             that token, or all of one kind that are read together (detection tokens).
+        returned: whether it is not read by itself, only part of an output of all tokens.
         tower: the name of this one of the model's towers.
         others: the other towers, in execution order.
         chosen: whether this one was asked for by name, so that the others stay dense.
@@ -47,6 +48,7 @@ class Analysis:
     cls: int | None
     restorable: frozenset[str]
     readers: tuple[int, ...] = ()
+    returned: bool = False
     tower: str = ""
     others: tuple[Analysis, ...] = ()
     chosen: bool = False
@@ -234,9 +236,12 @@ def _of_axis(
            if r.axis != space.axis):  # fmt: skip
         restorable = frozenset()  # another stage of the encoder follows, with other tokens
     found = tuple(find_sites(graph, facts, space, attentions, blocks, restorable, sites))
-    cls = _find_cls(graph, facts, space, blocks[-1].stream_out)
-    readers = _readers(graph, facts, space, blocks[-1].stream_out, cls)
-    return Analysis(facts, attentions, space, blocks, found, cls, restorable, readers, tower)
+    last = blocks[-1].stream_out
+    cls, returned = _find_cls(graph, facts, space, last)
+    readers = _readers(graph, facts, space, last, cls)
+    return Analysis(
+        facts, attentions, space, blocks, found, cls, restorable, readers, returned, tower
+    )
 
 
 def _meant(facts: Facts, streams: Sequence[Residual]) -> dict[ax.Root, Axis]:
@@ -265,19 +270,21 @@ def _behind(graph: gs.Graph, last: str) -> frozenset[str]:
     return frozenset(n.name for n in graph.nodes if not any(o.name in needed for o in n.outputs))
 
 
-def _find_cls(graph: gs.Graph, facts: Facts, space: TokenSpace, final: str) -> int | None:
+def _find_cls(
+    graph: gs.Graph, facts: Facts, space: TokenSpace, final: str
+) -> tuple[int | None, bool]:
     """The fixed token that is read after the last block: by itself or with others, else as part of
-    an output. The first before the patches, else the first after them.
+    an output, which the second value says. The first before the patches, else the first after them.
 
     A model that only ever averages its patches (registers, or a CLS nobody reads) has no CLS whose
     attention means anything.
     """
     for returned in (False, True):
         if space.prefix and _is_read(graph, facts, space, final, 0, returned):
-            return 0
+            return 0, returned
         if space.suffix and _is_read(graph, facts, space, final, space.end, returned):
-            return -space.suffix
-    return None
+            return -space.suffix, returned
+    return None, False
 
 
 def _readers(

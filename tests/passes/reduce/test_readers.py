@@ -61,6 +61,17 @@ class Distilled(Model):
         return self.heads[0](x[:, 0]), self.heads[1](x[:, 1])
 
 
+class Returning(Model):
+    """A backbone: all tokens, none of them apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = Encoder()
+
+    def forward(self, image: Tensor, kept: Any = None) -> tuple[Tensor, ...]:
+        return (self.encoder(image),)
+
+
 class First(Model):
     """Detection tokens before the patches, all from one parameter."""
 
@@ -99,6 +110,7 @@ def module(name: str) -> Any:
         "detecting": Detecting,
         "detecting and all": lambda: Detecting(whole=True),
         "one detecting": lambda: Detecting(1),
+        "all returned": Returning,
         "registers": lambda: One(Encoder(prefix=5)),
     }
     return stirred(kinds[name]())
@@ -216,6 +228,7 @@ def test_detection_tokens_score_together(file: Files) -> None:
         ("detecting and all", (17, 22), "tokens 17–22 are read together, apart from the patches"),
         ("first", (0, 4), "tokens 0–4 are read together, apart from the patches"),
         ("distilled", (0, 0), "token 0 is read by itself (CLS)"),
+        ("all returned", (0, 0), "token 0 is returned with all others (CLS)"),
         ("registers", (0, 0), "token 0 is read by itself (CLS)"),
     ],
 )
