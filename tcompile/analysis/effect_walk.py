@@ -120,6 +120,7 @@ class Walker(Joins):
         """Begin or end a stage at a tensor just written."""
         if out.name in self.ends:
             self.result.stage.pop(out.name, None)
+            self.measured.pop(out.name, None)
         cut = self.cuts.get(out.name)
         if cut is None:
             return
@@ -132,6 +133,7 @@ class Walker(Joins):
         self.result.cuts[out.name] = self.all_dims(out)
         if where.back:
             self.result.stage.pop(out.name, None)
+            self.measured.pop(out.name, None)
             return
         self.result.stage[out.name] = number
         if not where.region:
