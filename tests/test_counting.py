@@ -47,12 +47,15 @@ def few(shape: Shape, keep: int = 10, seed: int = 0) -> np.ndarray:
     return np.sort(np.stack(rows), axis=1)
 
 
-def walked(model: onnx.ModelProto, shape: Shape, block: int = 1) -> Mapping[str, np.ndarray]:
+def walked(
+    model: onnx.ModelProto, shape: Shape, block: int = 1, mask: np.ndarray | None = None
+) -> Mapping[str, np.ndarray]:
     """Outputs by the oracle, tokens leaving after an attention; rows are those of kept ones."""
     feed = feed_for(model)
     feed["image"] = images(shape)
     if MASK in feed:
-        feed[MASK] = np.ones_like(feed[MASK])
+        shown = np.ones_like(feed[MASK]) if mask is None else mask
+        feed[MASK] = shown.astype(feed[MASK].dtype)
     file, tokens = File(model, feed), Tokens(shape.prefix, shape.rows**2)
     softmaxes = [i for i, node in enumerate(file.nodes) if node.op_type == "Softmax"]
     stream = file.stream(softmaxes[block], "attn")
@@ -81,6 +84,27 @@ def test_the_oracle_counts_as_pytorch_does(name: str, cache: Path) -> None:
     places: tuple[Place, ...] = ("patches", "centre", "tokens", "gate")
     shape = Shape(places[turn % 4], (1, 0, 5)[turn % 3], batch=(2, None)[turn % 2])
     close(walked(respell(exported(shape, cache), MEANS[name]), shape), shape)
+
+
+@pytest.mark.parametrize("name", [n for n in MEANS if n.startswith("mask") and n != "mask_counted"])
+def test_the_oracle_counts_what_a_mask_shows(name: str, cache: Path) -> None:
+    """Of those that are left."""
+    shape = Shape("patches", 1)
+    model = respell(exported(shape, cache), MEANS[name])
+    shown = np.ones((2, 16))
+    shown[0, ::3] = shown[1, 1::4] = 0
+    if MASK not in [info.name for info in model.graph.input]:
+        shown[1] = shown[0]
+        (stored,) = (t for t in model.graph.initializer if list(t.dims)[:2] == [1, 16])
+        dtype = numpy_helper.to_array(stored).dtype
+        mask = shown[:1].reshape(stored.dims).astype(dtype)
+        stored.CopyFrom(numpy_helper.from_array(mask, stored.name))
+    found = walked(model, shape, mask=shown)
+    weight = np.take_along_axis(shown, few(shape), axis=1)[..., None]
+    assert 0 < weight.sum() < weight.size
+    mean = torch.from_numpy((found["tokens"][:, 1:] * weight).sum(1) / weight.sum(1))
+    logits = spelled(shape).double().head(mean).numpy()
+    np.testing.assert_allclose(found["logits"], logits, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", SPREADS)

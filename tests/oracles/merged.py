@@ -75,10 +75,12 @@ def expected_merged(
     except IllegalError as error:
         raise MismatchError(f"should have been refused: {error}") from error
     behind = [file.behind(s) for s in streams]
+    shapes = {name: value.shape for name, value in infer(reduced, file.feed).items()}
     found = {}
     for name, one in held.items():
         stages = [r for r, below in zip(rows, behind, strict=True) if name in below]
-        found[name] = _rows(one, stages[-1], tokens, name) if stages else one.value
+        changed = stages and shapes.get(name) != one.value.shape
+        found[name] = _rows(one, stages[-1], tokens, name) if changed else one.value
     return found
 
 
@@ -155,9 +157,13 @@ class _Grouped(Walk):
             return  # it was so before
         behind = set().union(*self._behind.values())
         where = f"{node.op_type} '{node.name or name}'"
-        if all(n in behind for n in given):
+        if not any(self._table(n) for n in node.input if n and n not in behind):
             raise IllegalError(f"{where}: joins tokens that are not the same")
         raise InapplicableError(f"{where}: a table with a row for each merged token")
+
+    def _table(self, name: str) -> bool:
+        sizes = (self.tokens.total, self.tokens.patches)
+        return any(n in sizes for n in self.held[name].value.shape)
 
     def _of_tokens(self, name: str) -> bool:
         return self.token_axis(self.held[name].value.shape) is not None
