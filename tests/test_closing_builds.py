@@ -105,10 +105,8 @@ def test_a_faster_build_stays(source: Path, timed: Any, tmp_path: Path) -> None:
     document = manifest_of(made)
     assert document["faster"] is True
     assert document["emitted"] == "reduced"
-    assert document["summary"] == [
-        "asked 0.40 (7 of 16 patch tokens), kept 0.44 (7), because that is what was asked, and no "
-        "more is free"
-    ]
+    (line,) = document["summary"]
+    assert line.startswith("asked 0.40 (7 of 16 patch tokens), kept 0.44 (7), because that is what")
     assert document["tokens_per_block"][-1]["mlp"] == 8
     assert document["plan"]["latency_kind"] == "modelled"
     assert "planned from a modelled profile, not from a measurement" in document["notes"]

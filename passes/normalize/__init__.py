@@ -115,7 +115,7 @@ def _to_normal_form(graph: gs.Graph, *, free: bool) -> tuple[bool, Origins]:
         changed = fold_shapes(graph, vectors, origins) + inline_ifs(graph)
         changed += settle_batch_values(graph, vectors)
         changed += fold_constants(graph, origins)
-        changed += simplify(graph, loose) + tiles_to_expands(graph, values, vectors)
+        changed += simplify(graph, loose, origins.of) + tiles_to_expands(graph, values, vectors)
         changed += gather_nd_to_gather(graph)
         changed += drop_batch_expansion(graph, values, vectors) if free else 0
         if not changed:

@@ -18,18 +18,22 @@ from tcompile.ir import attr, bypass, ints, is_const, is_free, large, producer, 
 _SMALL = 1 << 24
 
 
-def simplify(graph: gs.Graph, loose: Collection[str] = ()) -> int:
+def simplify(graph: gs.Graph, loose: Collection[str] = (), sized: Collection[str] = ()) -> int:
     """One sweep; needs inferred shapes. Returns how many nodes or masks went.
 
     Args:
         loose: tensors that depend on the batch alone, and not as vectors of dims do: what does
             nothing at the size that stands for the batch may well do something at another.
+        sized: stored numbers that were computed from sizes: what does nothing with every token may
+            well do something with fewer.
     """
     count = 0
     for node in list(graph.nodes):
         if node.domain not in (None, "", "ai.onnx") or not node.outputs:
             continue
         if any(t.name in loose for t in node.inputs):
+            continue
+        if node.op in _VALUES and any(t.name in sized for t in node.inputs):
             continue
         rule = _RULES.get(node.op)
         source = rule(node) if rule else None
@@ -41,6 +45,10 @@ def simplify(graph: gs.Graph, loose: Collection[str] = ()) -> int:
     if count:
         graph.cleanup(remove_unused_graph_inputs=False)
     return count
+
+
+#: Ops in which a number is a value, not a shape.
+_VALUES = ("Add", "Sub", "Mul", "Div", "Where")
 
 
 def _same(a: gs.Tensor, b: gs.Tensor) -> bool:

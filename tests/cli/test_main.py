@@ -64,7 +64,9 @@ def test_nothing_heavy_is_imported_for_help() -> None:
 def test_keep_is_documented(tcompile: Command) -> None:
     shown = " ".join(tcompile("build", "--help").out.split())
     assert "ceil(R x patch tokens), exact on the decimal you typed" in shown
-    assert "prefix tokens (CLS, registers) always stay" in shown
+    assert "Prefix tokens (CLS, registers) always stay" in shown
+    assert "more, by a tenth at most, only where they are free on a plateau of the target" in shown
+    assert "exactly ceil(R x patch tokens), even where more are free" in shown
 
 
 def test_unknown_command(tcompile: Command) -> None:

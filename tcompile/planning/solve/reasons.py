@@ -18,7 +18,13 @@ if TYPE_CHECKING:
 
 
 def plateau_claim(profile: Profile) -> tuple[bool, str]:
-    """Whether a profile's plateaus may be taken for what they are, and if not, why."""
+    """Whether a profile's plateaus may be taken for what they are, and if not, why.
+
+    A modelled CPU's figures are timed in two seconds before each plan. What is flat on a busy
+    machine is a slope on an idle one, and one command must not keep now 118 and now 128 tokens.
+    """
+    if profile.kind == "modelled" and profile.conditions.threads:
+        return False, "it is modelled from a short look at this CPU (--profile measure has them)"
     return (
         bool(getattr(profile, "claims_plateaus", True)),
         str(getattr(profile, "why_no_plateaus", "")),

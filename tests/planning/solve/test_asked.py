@@ -45,6 +45,9 @@ def planned(
     question = Question(given, room_of(given.analysis), request)
     methods = question.methods()
     profile = profile or planted.profile(given, methods, kind=kind)
+    if kind == "modelled":
+        gpu = replace(profile.conditions, target="rtx-4090", threads=0)
+        profile = replace(profile, conditions=gpu)
     return solve_request(question, methods, profile, lambda _: None)
 
 
@@ -124,7 +127,7 @@ def test_more_only_where_it_is_free_and_a_tenth_at_most(tile: int, kind: str) ->
         found = planned(given, planted, kind, keep="37/64")
         assert (found.schedule.final, found.outcome.reason) == (39, "plateau")
         assert found.outcome.why == (
-            f"37 to 39 patch tokens take the same time on cpu within "
+            "37 to 39 patch tokens take the same time on cpu within "
             f"{solving.EPS[kind]:.0%} ({kind})"
         )
 
@@ -149,6 +152,18 @@ def test_a_profile_that_claims_no_plateau_gives_none_away() -> None:
         "asked 0.5781 (37 of 64 patch tokens), kept 0.58 (37), because that is what was asked; the "
         "profile claims no plateau: its spread of 9 % exceeds its steps",
     )
+
+
+def test_a_hasty_look_at_a_cpu_gives_none_away() -> None:
+    """A flat part of a modelled CPU follows from how busy the machine was in two seconds."""
+    given = model(replace(WIDE, depth=2))
+    question = Question(given, room_of(given.analysis), Request(keep="37/64"))
+    planted = Planted(tile=8, launch=0.01, each=0.0)
+    profile = planted.profile(given, question.methods(), kind="modelled")
+    assert profile.conditions.threads
+    found = planned(given, planted, profile=profile, keep="37/64")
+    assert (found.schedule.final, found.outcome.reason) == (37, "asked")
+    assert "claims no plateau: it is modelled from a short look" in found.outcome.why
 
 
 def grouped(tmp_path: Path) -> Method:
