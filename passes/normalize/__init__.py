@@ -113,7 +113,7 @@ def _to_normal_form(graph: gs.Graph, *, free: bool) -> tuple[bool, Origins]:
         values = infer(graph)
         loose = {n for n in values if n not in vectors.names}
         changed = fold_shapes(graph, vectors, origins) + inline_ifs(graph)
-        changed += settle_batch_values(graph, vectors)
+        changed += settle_batch_values(graph, vectors, origins)
         changed += fold_constants(graph, origins)
         changed += simplify(graph, loose, origins.of) + tiles_to_expands(graph, values, vectors)
         changed += gather_nd_to_gather(graph)

@@ -31,6 +31,7 @@ from tcompile.ir import (
     settled,
     value,
 )
+from tcompile.passes.normalize.origins import Origins
 
 Values = dict[str, np.ndarray[Any, Any]]
 
@@ -267,12 +268,14 @@ def batch_values(graph: gs.Graph, sizes: Mapping[str, int] | None = None) -> Val
     return BatchFunction(graph, nodes)(sizes or {n: free_size(n) for n in free_names(graph)})
 
 
-def settle_batch_values(graph: gs.Graph, vectors: DimVectors) -> int:
+def settle_batch_values(graph: gs.Graph, vectors: DimVectors, origins: Origins) -> int:
     """Fold what is the same for every batch and spell vectors of dims in one way.
 
     Returns how many tensors that changed.
     """
     nodes = batch_nodes(graph)
+    for node in nodes:
+        origins.follow(node)
     loose = [n for n in nodes if n.outputs[0].name not in vectors.names]
     if not loose:
         return 0
@@ -302,7 +305,9 @@ def settle_batch_values(graph: gs.Graph, vectors: DimVectors) -> int:
             _equal(_at(at, sizes), v[name]) for sizes, v in others
         ):  # fmt: skip
             dims = [int(v) for v in at.reshape(-1)]
-            replace_uses(tensor, vectors.vector(dims) if at.ndim else vectors.scalar(dims[0]))
+            made = vectors.vector(dims) if at.ndim else vectors.scalar(dims[0])
+            origins.same(tensor, made)
+            replace_uses(tensor, made)
             count += 1
     if count:
         graph.cleanup(remove_unused_graph_inputs=False).toposort()

@@ -45,6 +45,8 @@ def fold_shapes(graph: gs.Graph, vectors: DimVectors, origins: Origins) -> int:
         free = any(map(is_free, dims)) if node.op == "Shape" else is_free(size)
         if free:
             made = vectors.vector(dims) if node.op == "Shape" else vectors.scalar(size)
+            origins.measured(node)
+            origins.same(out, made)
             replace_uses(out, made)
             if any(out is o for o in graph.outputs):
                 node.op, node.attrs, node.inputs = "Identity", {}, [made]

@@ -43,6 +43,14 @@ class Origins:
         else:
             self.of[out] = _array([_NONE.union(*each)], ())
 
+    def same(self, tensor: gs.Tensor, other: gs.Tensor) -> None:
+        """Another tensor takes the place of one; it may have that of others already."""
+        mine, known = self.of.get(tensor.name), self.of.get(other.name)
+        if mine is not None:
+            both = mine if known is None or known.shape != mine.shape else (
+                np.frompyfunc(frozenset.union, 2, 1)(mine, known))  # fmt: skip
+            self.of[str(other.name)] = _as_array(both)
+
     def follow(self, node: gs.Node) -> None:
         """A node that is about to be evaluated."""
         if not any(t.name in self.of for t in node.inputs):

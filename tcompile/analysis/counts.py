@@ -168,7 +168,9 @@ class _Counter:
     def _sized(self, tensor: gs.Tensor) -> bool:
         """Whether a stored number was computed from how many tokens there are."""
         origin = self.facts.sized.get(tensor.name)
-        if not origin or not is_const(tensor) or uniform(tensor) is None:
+        if not origin or self.facts.is_live(tensor):
+            return False
+        if uniform(tensor) is None and (is_const(tensor) or int(np.prod(shape(tensor))) != 1):
             return False
         for name, axis, size in origin:
             known = self._dims.get(name)
