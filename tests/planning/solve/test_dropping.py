@@ -174,7 +174,13 @@ def test_tokens_bound_it(trial: type[FakeTrial]) -> None:
         FakeTrial.drops[str(dropping.schedule_of(one.method, plan))] = 0.9
     with pytest.raises(UsageError, match="with 8 patch tokens kept"):
         dropping.fastest_within(
-            model().graph, [one], bounded, 0.1, Images(), "reduced", quiet  # type: ignore[arg-type]
+            model().graph,
+            [one],
+            bounded,
+            0.1,
+            Images(),
+            "reduced",
+            quiet,  # type: ignore[arg-type]
         )
 
 
