@@ -219,8 +219,11 @@ class Walker(Joins):
                 continue
             if self.stage(tensor) == taken:
                 continue  # tokens, of which something was summed before
-            if tensor.name not in self.facts.imaged and node.op in ("Mul", "Div") and not one:
+            beside = tensor.name not in self.facts.imaged and not one
+            if beside and node.op in ("Mul", "Div"):
                 edits.append(Recount(i, taken))
+            elif beside and node.op in tf.BROADCAST.split():
+                self._no_drop(node, f"joins '{tensor.name}', a figure of a mask of every token")
             elif value.degree > 0:
                 self._no_drop(node, "joins sums over more and over fewer tokens")
         unresolved = self.counts.unresolved.get(node.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tcompile.ir import to_onnx
 from tests.oracles.compare import MismatchError, infer
 from tests.oracles.dense_file import Arrays, InapplicableError, Tokens, feed_for
 from tests.oracles.masked import check_masked
+from tests.oracles.several import Tower, check_towers
 
 #: What a file that ONNX Runtime cannot take raises there.
 BROKEN = (
@@ -100,6 +102,9 @@ def judge(
         plan = made.schedule.to_json()
         places = {site.name: site.tensor for site in analysis.sites}
         tokens = _layout(analysis)
+        if plan.get("towers"):
+            check_towers(source, reduced, _towers(plan, analysis), feed)
+            return Outcome("equal")
         check_masked(source, reduced, plan, feed, tokens=tokens, spans=spans, places=places)
     except BROKEN as error:  # not with these optimisations, or not with those
         return Outcome("broken", str(error))
@@ -108,6 +113,21 @@ def judge(
     except MismatchError as error:
         raise WrongError(f"silently wrong: {error}") from error
     return Outcome("equal")
+
+
+def _towers(plan: Mapping[str, Any], analysis: Analysis) -> list[Tower]:
+    """The towers that lose tokens; one that stays dense has none to tell."""
+    known = {a.tower: a for a in (analysis, *analysis.others)}
+    plans = [plan, *plan["towers"]]
+    return [
+        Tower(
+            {**one, "model": one["model"]},
+            _layout(known[one["tower"]]),
+            {site.name: site.tensor for site in known[one["tower"]].sites},
+        )
+        for one in plans
+        if one["reductions"]
+    ]
 
 
 def layout(path: Path) -> Tokens:
