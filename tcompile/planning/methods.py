@@ -77,7 +77,7 @@ def parse_keep(keep: float | str | Fraction) -> Fraction:
         raise UsageError(
             f"{keep} is outside (0, 1]",
             where="--keep",
-            hint="it is the fraction of patch tokens that leave the encoder",
+            hint="it is the fraction of patch tokens that are kept",
         )
     return ratio
 
