@@ -128,7 +128,7 @@ def _measured(kept: Attempt) -> str:
 def _remarked(kept: Attempt) -> Manifest:
     """The reduced model that --force keeps."""
     assert kept.chosen is not None
-    remark = f"the reduced model was {_measured(kept)}; --force keeps it"
+    remark = f"the reduced model was {_measured(kept)}; it is kept because of --force"
     return kept.manifest.with_outcome(replace(kept.chosen.outcome, remark=remark))
 
 
@@ -233,6 +233,8 @@ def _with_plan(made: Attempt, asked: Build) -> Manifest:
         notes.append(f"measured {made.ms:.4g} ms, more than the {budget:.4g} ms asked for and the "
                      f"band of {planned.band:.0%}; the dense model took {made.dense_ms:.4g} ms "
                      f"where the profile has {planned.plan.dense_ms:.4g}")  # fmt: skip
+        over = f"measured here it takes {made.ms:.4g} ms, more than the {budget:.4g} ms asked for"
+        manifest = manifest.with_outcome(replace(made.chosen.outcome, remark=over))
     return replace(manifest, notes=tuple(notes), plan=document)
 
 

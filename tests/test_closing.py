@@ -220,7 +220,7 @@ def test_force_keeps_it(world: Any, tmp_path: Path, named: bool) -> None:
     assert first.startswith("asked 0.50 (8 of 16 patch tokens), kept 0.62 (10), because")
     assert second == (
         "the reduced model was measured slower than dense here, 21 ms against 20 ms; "
-        "--force keeps it"
+        "it is kept because of --force"
     )
 
 
@@ -257,6 +257,7 @@ def test_a_prediction_that_was_off_is_said(
 
 def test_a_latency_that_was_not_kept_is_said(world: Any, tmp_path: Path) -> None:
     made = world(11.5).build(tmp_path, latency=10)
+    assert made.summary[-1] == "measured here it takes 11.5 ms, more than the 10 ms asked for"
     assert any("11.5 ms, more than the 10 ms asked for" in n for n in made.notes)
     other = world(10.9).build(tmp_path, latency=10)
     assert not any("asked for" in n for n in other.notes)

@@ -17,6 +17,7 @@ import torch
 from onnx import helper, numpy_helper
 
 from tcompile import pipeline
+from tcompile.errors import UsageError
 from tcompile.ir import to_onnx
 from tests.oracles.compare import infer
 from tests.oracles.dense_file import File, InapplicableError, Tokens, feed_for
@@ -226,6 +227,19 @@ def test_images_that_see_each_other(
     model = after(plain, "LayerNormalization", 3, change)
     for method in ("topk:block=0,site=block", "bypass"):
         assert tried(model, tmp_path / "model.onnx", method) in ("refused", "equal")
+
+
+@pytest.mark.parametrize(("axis", "why"), [(0, "along the batch"), (1, "accumulates over tokens")])
+def test_a_running_sum_is_refused_for_the_axis_it_has(
+    axis: int, why: str, cache: Path, tmp_path: Path
+) -> None:
+    def change(model: onnx.ModelProto, x: str) -> list[onnx.NodeProto]:
+        return [helper.make_node("CumSum", [x, stored(model, axis, "axis_")], ["mixed_"])]
+
+    plain, path = exported(Shape("patches", 1, batch=2), cache), tmp_path / "model.onnx"
+    onnx.save(after(plain, "LayerNormalization", 3, change), path)
+    with pytest.raises(UsageError, match=why):
+        pipeline.reduce(path, method="topk:block=0,site=block", keep=0.5)
 
 
 def test_one_image_has_no_neighbours(cache: Path, tmp_path: Path) -> None:

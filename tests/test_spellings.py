@@ -250,6 +250,8 @@ TORCH: Mapping[str, Any] = {
     "sum-over-shape": lambda x: x.sum(1) / x.shape[1],
     "einsum": lambda x: torch.einsum("bnc->bc", x) / x.shape[1],
     "ones": lambda x: (torch.ones(x.shape[0], 1, x.shape[1]) @ x).squeeze(1) / x.shape[1],
+    "ones-for-all": lambda x: (torch.ones(1, 1, x.shape[1]) @ x).squeeze(1) / x.shape[1],
+    "counted-ones": lambda x: x.sum(1) / torch.ones(x.shape[1]).sum(),
     "masked": _masked,
     "pooled": lambda x: nn.functional.adaptive_avg_pool1d(x.transpose(1, 2), 1).squeeze(-1),
     "linear": lambda x: nn.functional.linear(

@@ -21,6 +21,8 @@ _Origins = npt.NDArray[np.object_]
 #: Tensors of more elements are tables, not sizes.
 _LARGEST = 1024
 _NONE: Origin = frozenset()
+#: Ops that give what their first input holds in other shapes.
+_SHAPED = ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Expand")
 
 
 class Origins:
@@ -28,10 +30,13 @@ class Origins:
 
     Attributes:
         of: stored tensor → the origins of each of its elements.
+        filled: those of which only the length came from a size, not what they hold, such as ones
+            for each token. What is summed of them is a size again.
     """
 
     def __init__(self) -> None:
         self.of: dict[str, _Origins] = {}
+        self.filled: set[str] = set()
 
     def measured(self, node: gs.Node) -> None:
         """A Shape or Size that is about to be stored."""
@@ -47,6 +52,10 @@ class Origins:
         """Another tensor takes the place of one; it may have that of others already."""
         mine, known = self.of.get(tensor.name), self.of.get(other.name)
         if mine is not None:
+            if tensor.name not in self.filled:
+                self.filled.discard(str(other.name))
+            elif known is None:
+                self.filled.add(str(other.name))
             both = mine if known is None or known.shape != mine.shape else (
                 np.frompyfunc(frozenset.union, 2, 1)(mine, known))  # fmt: skip
             self.of[str(other.name)] = _as_array(both)
@@ -55,6 +64,9 @@ class Origins:
         """A node that is about to be evaluated."""
         if not any(t.name in self.of for t in node.inputs):
             return
+        shaped = node.op in _SHAPED and node.inputs[0].name in self.filled
+        if shaped or node.op == "ConstantOfShape":
+            self.filled.add(str(node.outputs[0].name))
         try:
             found = self._moved(node)
         except (ValueError, IndexError, TypeError):
@@ -74,7 +86,8 @@ class Origins:
 
     def summary(self) -> dict[str, Origin]:
         """Of each stored tensor, what any of its elements came from."""
-        return {name: _NONE.union(*each.reshape(-1)) for name, each in self.of.items()}
+        return {name: _NONE.union(*each.reshape(-1)) for name, each in self.of.items()
+                if name not in self.filled}  # fmt: skip
 
     def _given(self, tensor: gs.Tensor) -> _Origins:
         known = self.of.get(tensor.name)

@@ -48,6 +48,8 @@ def _plain(reason: str) -> str:
     text = re.sub(r"^Invalid Node - \S+ ", "", text)
     text = re.sub(r"\bI\w+::\w+: |Error Code \d+: |Assertion failed: ", "", text)
     text = re.sub(r"[.,]? ?\(?\bIn \w+ at /\S+\)?", "", text)
+    if text.rstrip(".") in ("", "false"):
+        return "it gives no reason"  # an assertion of a bare `false`
     return text if len(text) <= 400 else f"{text[:400]} …"
 
 

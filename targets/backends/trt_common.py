@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +17,7 @@ from typing import Any
 import onnx
 
 from tcompile.errors import ModelError, TcompileError
+from tcompile.interrupt import checkpoint
 from tcompile.targets.backends.base import Batch, EngineError, ParseError, first_dims
 
 logger = logging.getLogger("tcompile.tensorrt")
@@ -47,6 +49,7 @@ def build_plan(
     """
     log = _log_of(trt)
     builder, network, _parser = parse(trt, model_path, flags)
+    checkpoint()
     config = builder.create_builder_config()
     # Node names in the plan are what tells which attention was fused.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
@@ -55,6 +58,7 @@ def build_plan(
     if profile is not None:
         config.add_optimization_profile(profile)
     plan = builder.build_serialized_network(network, config)
+    checkpoint()
     if plan is None:
         raise EngineError(title(trt), _last(log), where=str(model_path))
     # A view: an engine holds all weights, and the caller only writes it to a file.
@@ -165,7 +169,10 @@ class _Log:
                 if level >= logging.ERROR:
                     remember.append(" ".join(message.split()))
                     level = logging.DEBUG  # the exception we raise carries it
-                logger.log(level, "%s", message)
+                # TensorRT would print an exception from here and go on; Ctrl-C is not lost: our
+                # handler has noted it, and `build_plan` asks.
+                with suppress(KeyboardInterrupt):
+                    logger.log(level, "%s", message)
 
         self.native = Bridge()
 

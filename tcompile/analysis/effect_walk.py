@@ -28,7 +28,7 @@ from tcompile.analysis.facts import Facts
 from tcompile.analysis.groups import VIEWS
 from tcompile.analysis.space import TokenSpace
 from tcompile.analysis.transfer_grid import tiled_pool
-from tcompile.ir import attr, axes_argument, is_const, producer, shape
+from tcompile.ir import attr, axes_argument, ints, is_const, producer, shape
 
 #: Ops that always rearrange what a grid of tokens holds, even where both sides can be located.
 _REGROUPING = ("SpaceToDepth", "DepthToSpace", "AveragePool", "MaxPool")
@@ -394,6 +394,8 @@ def mixed_axes(node: gs.Node, operand: int) -> list[int]:
     rank = len(tensor.shape)
     if node.op in _APART:
         return []
+    if node.op == "CumSum" and is_const(node.inputs[1]):
+        return [ints(node.inputs[1])[0] % rank] if operand == 0 else []
     if node.op in _ALONG:
         return [int(attr(node, "axis", _ALONG[node.op])) % rank]
     if node.op == "Gather":
@@ -427,7 +429,7 @@ _APART = frozenset(
 #: Ops that work along one axis, and which by default.
 _ALONG = {
     "Concat": 0, "Split": 0, "Softmax": -1, "LogSoftmax": -1, "LpNormalization": -1, "ArgMax": 0,
-    "ArgMin": 0, "Hardmax": -1, "CumSum": 0,
+    "ArgMin": 0, "Hardmax": -1,
 }  # fmt: skip
 #: Ops whose first axis is the batch by their definition.
 _PER_IMAGE = frozenset(

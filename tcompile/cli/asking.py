@@ -19,7 +19,7 @@ _OPTIONS = (
     click.option(
         "--keep",
         type=Keep(),
-        help="Share of the patch tokens that leave the encoder, in (0, 1]: at least ceil(R x patch "
+        help="Share of the patch tokens kept to the end, in (0, 1]: at least ceil(R x patch "
         "tokens), exact on the decimal you typed; more, by a tenth at most, only where they are "
         "free on a plateau of the target. Prefix tokens (CLS, registers) always stay. 1 gives back "
         "the dense model.",

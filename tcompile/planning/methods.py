@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -76,7 +77,7 @@ def parse_keep(keep: float | str | Fraction) -> Fraction:
         raise UsageError(
             f"{keep} is outside (0, 1]",
             where="--keep",
-            hint="it is the fraction of patch tokens that leave the encoder",
+            hint="it is the fraction of patch tokens that are kept",
         )
     return ratio
 
@@ -170,12 +171,18 @@ def _reduction(preset: Preset, step: Step) -> Reduction:
     return Reduction(step.site, score, preset.reducer_at(step), step.keep)
 
 
+def replaced_scores(
+    preset: Preset, context: Context, values: Values, reductions: Sequence[Reduction]
+) -> list[str]:
+    """Notes on the scores that stand in for those of the preset, which the model cannot give."""
+    steps = _steps(context, values, [Place(r.site, r.keep) for r in reductions])
+    return stand_in_notes([preset.score_at(step) for step in steps], [r.score for r in reductions])
+
+
 def _notes(preset: Preset, context: Context, values: Values, made: Schedule) -> tuple[str, ...]:
     """What differs from the paper, or from what was asked."""
-    steps = _steps(context, values, [Place(r.site, r.keep) for r in made.reductions])
-    wanted = [preset.score_at(step) for step in steps]
     notes = [*preset.scheduler.notes(context, values),
-             *stand_in_notes(wanted, [r.score for r in made.reductions])]  # fmt: skip
+             *replaced_scores(preset, context, values, made.reductions)]  # fmt: skip
     if not made.reductions:
         notes.append("no token leaves with these parameters: this is the dense model")
     left = made.reductions and not made.reductions[-1].site.startswith(("around", "inside"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,16 +14,17 @@ import onnx
 import onnx_graphsurgeon as gs
 import pytest
 
-from tcompile import filling, pipeline
+from tcompile import filling, interrupt, pipeline
 from tcompile.artifact import load_artifact
 from tcompile.errors import InternalError, ModelError, TcompileError
 from tcompile.passes.lower import lower
+from tcompile.targets.backends import trt_common
 from tcompile.targets.backends.base import EngineError, ParseError
 from tcompile.targets.backends.ort import OrtRunner
 from tcompile.targets.backends.parsing import ONLY_TENSORRT, parse_elsewhere
 from tests.passes.lower.blocks import parse, save
 from tests.support.command import Command
-from tests.support.tiny_vit import VitSpec, build_vit, random_weights
+from tests.support.tiny_vit import VitSpec, build_vit, random_weights, save_tiny_vit
 
 pytest.importorskip("tensorrt_rtx")
 HEAD = '<ir_version: 10, opset_import: ["":20, "acme":1]>\n'
@@ -255,3 +257,30 @@ def test_a_reason_is_short_and_of_the_model() -> None:
     error = EngineError("T 1", "Invalid Node - a IB::build: Error Code 4: x In f at /_src/a.cpp:1")
     assert error.what == "T 1 cannot build an engine: x"
     assert len(ParseError("T 1", "long " * 500, node="n", op="Op").what) < 500
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [("Assertion failed: false", "it gives no reason"), ("", "it gives no reason"),
+     ("Assertion failed: axis < 4 && false", "axis < 4 && false")],
+)  # fmt: skip
+def test_a_reason_that_says_nothing_is_not_repeated(given: str, told: str) -> None:
+    error = ParseError("TensorRT", given, node="mine", op="BitwiseAnd")
+    assert str(error) == f"TensorRT does not accept node 'mine' (BitwiseAnd): {told}"
+
+
+def test_an_interrupt_in_a_message_of_tensorrt_is_not_printed_and_not_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """TensorRT prints a traceback of what its logger raises, and goes on with its work."""
+    import tensorrt_rtx as trt
+
+    def interrupted(*_: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(interrupt, "_received", None)
+    monkeypatch.setattr(trt_common.logger, "log", interrupted)
+    with interrupt.listening():
+        trt_common._log_of(trt).native.log(trt.ILogger.INFO, "a step")
+        with pytest.raises(KeyboardInterrupt):
+            trt_common.build_plan(trt, save_tiny_vit(Path("vit.onnx")))

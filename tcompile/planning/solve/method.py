@@ -15,7 +15,7 @@ from tcompile.passes.reduce.check import check_schedule, dense_grid
 from tcompile.passes.reduce.reducers import filled_reducer, reducer_of
 from tcompile.passes.reduce.reducers.base import Ask
 from tcompile.planning.context import Context, Room
-from tcompile.planning.methods import composed, parse_method
+from tcompile.planning.methods import composed, parse_method, replaced_scores
 from tcompile.planning.optimise import SiteRule
 from tcompile.planning.presets import Preset
 from tcompile.planning.schedule import Reduction, Schedule
@@ -69,7 +69,8 @@ class Method:
             UsageError: the reducer or the model cannot do it.
         """
         made = _composed(self.text, self.preset, self.values, self.context, places)
-        made = replace(made, notes=tuple(notes))
+        scores = replaced_scores(self.preset, self.context, self.values, made.reductions)
+        made = replace(made, notes=(*notes, *scores))
         check_schedule(self.analysis, made, self.outputs)
         return made
 

@@ -99,7 +99,7 @@ def _of_share(asked: Share, best: Choice, profile: Profile, budget: Budget) -> t
     ends = ends_of(candidate, budget)
     kept, least, edge = (n - prefix for n in (plan.final, ends.least, ends.edge))
     if kept == asked.of == asked.patches:
-        return "asked", "that is all of them"
+        return "asked", "all patch tokens were asked for"
     if kept > least:
         why = (f"{least} to {kept} patch tokens take the same time on "
                f"{profile.conditions.target} within {budget.eps:.0%} ({profile.kind})")  # fmt: skip
@@ -160,7 +160,7 @@ def _of_method(
     kept, patches = schedule.final, schedule.model.patches
     if asked is not None and kept == asked.patches:
         if kept == patches:
-            return "asked", "that is all of them"
+            return "asked", "all patch tokens were asked for"
         if request.exact:
             return "exact", "that is what was asked (--exact)"
         return "asked", f"that is what was asked, by {name}'s own schedule"

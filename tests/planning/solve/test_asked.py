@@ -227,7 +227,7 @@ def test_a_share_that_rounds_to_all() -> None:
     found = planned(given, Planted(), keep=0.999)
     assert (found.outcome.emitted, found.outcome.reason) == ("dense", "asked")
     assert found.outcome.summary() == (
-        "this is the dense model: that is all of them",
+        "this is the dense model: all patch tokens were asked for",
         "asked 0.999 (64 of 64 patch tokens), kept 1.00 (64)",
     )
     # Free up to the last token, and still not all of them.
@@ -262,7 +262,7 @@ def test_exact_needs_a_share() -> None:
         ({"method": "bypass", "keep": 0.5}, "method",
          "asked 0.50 (32 of 64 patch tokens), kept 1.00 (64), because with bypass all come back; "
          "32 are left in between"),
-        ({"keep": 1}, "asked", "this is the dense model: that is all of them"),
+        ({"keep": 1}, "asked", "this is the dense model: all patch tokens were asked for"),
         ({"schedule": True}, "schedule",
          "asked the schedule given, kept 0.31 (20 of 64 patch tokens), because the schedule says"),
         ({"latency": 1000.0}, "budget", "this is the dense model: its "),
