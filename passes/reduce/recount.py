@@ -149,9 +149,11 @@ def _copied(editor: Editor, name: str, stage: Stage) -> gs.Tensor:
     for source in maker.inputs:
         plain = source.is_empty() or is_const(source) or source.name not in editor.facts.live
         inputs.append(source if plain else _anew(editor, source.name, stage))
-    out = gs.Variable(editor.b.name(name.strip("/")), tensor.dtype, tensor.shape)
+    outputs = [gs.Variable(editor.b.name(t.name.strip("/")), t.dtype, t.shape)
+               for t in maker.outputs]  # fmt: skip
+    out = outputs[[t.name for t in maker.outputs].index(tensor.name)]
     copy = gs.Node(maker.op, editor.b.name(f"{maker.name.strip('/')}/left"), dict(maker.attrs),
-                   inputs, [out], maker.domain)  # fmt: skip
+                   inputs, outputs, maker.domain)  # fmt: skip
     editor.b.graph.nodes.append(copy)
     editor.dense_inputs[copy.name] = [str(t.name) for t in maker.inputs]
     # Its result stands for the dense one where an edit looks for the axes of it.
