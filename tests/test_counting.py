@@ -436,3 +436,29 @@ def test_a_sum_whose_scale_does_not_matter(cache: Path, tmp_path: Path) -> None:
 
     model = respell(exported(Shape("patches", 1), cache), unit)
     assert tried(model, tmp_path / "model.onnx", "topk") in ("equal", "refused")
+
+
+def second_of_two(w: Writer) -> str:
+    """The count is the second result of a Split; the first is half of it."""
+    mask = w.op("Unsqueeze", w.given(onnx.TensorProto.FLOAT), w.ints(2))
+    both = w.op("Concat", w.op("Mul", mask, w.const(0.5)), mask, axis=2)
+    first, second = f"{w.scope}/half", f"{w.scope}/whole"
+    w.nodes.append(helper.make_node("Split", [w.sum(both), w.ints(1, 1)], [first, second], axis=2))
+    return w.op("Div", w.sum(w.op("Mul", w.x, mask)), second)
+
+
+def beside_the_batch(w: Writer) -> str:
+    """A Slice with a step, as newer exporters write it: the batch is not made of the tokens."""
+    shape = w.op("Shape", w.x)
+    batch = w.op("Slice", shape, w.ints(0), w.ints(1), w.ints(0), w.ints(1))
+    number = w.op("Cast", batch, to=onnx.TensorProto.FLOAT)
+    mean = w.op("ReduceMean", w.op("Mul", w.x, number), axes=[1], keepdims=1)
+    return w.op("Div", mean, number)
+
+
+@pytest.mark.parametrize("spelling", [second_of_two, beside_the_batch], ids=lambda s: s.__name__)
+def test_counts_that_are_told_apart(
+    spelling: Callable[[Writer], str], cache: Path, tmp_path: Path
+) -> None:
+    model = respell(exported(Shape("patches", 1, batch=2), cache), spelling)
+    assert tried(model, tmp_path / "model.onnx", "topk") == "equal"
