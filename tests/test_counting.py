@@ -456,9 +456,39 @@ def beside_the_batch(w: Writer) -> str:
     return w.op("Div", mean, number)
 
 
-@pytest.mark.parametrize("spelling", [second_of_two, beside_the_batch], ids=lambda s: s.__name__)
+def in_integers(w: Writer) -> str:
+    """A sum of integers, divided by N without a rest being kept: nothing a ratio could follow."""
+    steps = w.op("Cast", w.op("Mul", w.x, w.const(1000.0)), to=onnx.TensorProto.INT64)
+    whole = w.op("Div", w.sum(steps), w.const(w.count, np.int64))
+    return w.op("Mul", w.op("Cast", whole, to=onnx.TensorProto.FLOAT), w.const(0.001))
+
+
+SPELLINGS = {second_of_two: "equal", beside_the_batch: "equal", in_integers: "refused"}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS, ids=lambda spelling: spelling.__name__)
 def test_counts_that_are_told_apart(
     spelling: Callable[[Writer], str], cache: Path, tmp_path: Path
 ) -> None:
     model = respell(exported(Shape("patches", 1, batch=2), cache), spelling)
-    assert tried(model, tmp_path / "model.onnx", "topk") == "equal"
+    assert tried(model, tmp_path / "model.onnx", "topk") == SPELLINGS[spelling]
+
+
+def test_counts_in_double(cache: Path, tmp_path: Path) -> None:
+    """A stored mask that hides every third token, and as a number how many it shows."""
+    found = {}
+    for kind in (np.float32, np.float64):
+
+        def shown(w: Writer, kind: type = kind) -> str:
+            to = helper.np_dtype_to_tensor_dtype(np.dtype(kind))
+            mask = (np.arange(w.count) % 3 > 0).astype(kind).reshape(1, -1, 1)
+            total = w.sum(w.op("Mul", w.op("Cast", w.x, to=to), w.const(mask, kind)))
+            mean = w.op("Div", total, w.const([[[mask.sum()]]], kind))
+            return w.op("Cast", mean, to=onnx.TensorProto.FLOAT)
+
+        path = tmp_path / "model.onnx"
+        path.write_bytes(respell(exported(Shape("patches", 1, batch=2), cache), shown)
+                         .SerializeToString())  # fmt: skip
+        model = to_onnx(pipeline.reduce(path, keep=0.6, method="topk").graph)
+        found[kind] = infer(model, feed_for(model))["logits"]
+    np.testing.assert_allclose(found[np.float64], found[np.float32], rtol=0, atol=1e-5)

@@ -49,6 +49,8 @@ def rescale(editor: Editor, node: gs.Node, edit: fx.Rescale, stage: Stage) -> No
         total = editor.b.op("Mul", total, editor.b.const([number], np.float32))
     out = node.outputs[0]
     ratio = _for_images(editor, total, out)
+    if np.dtype(out.dtype) != np.float32:
+        ratio = editor.b.cast(ratio, out.dtype)
     follow(editor.b, node, out, lambda raw: editor.b.op("Mul", raw, ratio, dtype=out.dtype))
 
 
@@ -80,7 +82,7 @@ def _by_number(editor: Editor, node: gs.Node, edit: fx.Rescale, ratio: float) ->
             node.inputs[edit.operand] = editor.b.const(scaled, values.dtype)
             return
     out = node.outputs[0]
-    factor = editor.b.const([ratio], np.float32)
+    factor = editor.b.const([ratio], out.dtype)
     follow(editor.b, node, out, lambda raw: editor.b.op("Mul", raw, factor, dtype=out.dtype))
 
 

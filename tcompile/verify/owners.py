@@ -19,7 +19,7 @@ _REMEDIES = (
     ("UINT8", "cast the image to float before anything else reads it"),
     ("zero point", "quantise symmetrically: TensorRT takes zero points of 0 only"),
     ("reduction", "TensorRT scatters without a reduction only"),
-    ("Plugin not found", "it is not an operator of TensorRT; write it with standard ONNX operators"),
+    ("Plugin not found", "TensorRT has no such operator; write it with standard ONNX operators"),
 )
 _KEEP = "--keep-failed writes the artifact all the same, to look into"
 
