@@ -492,3 +492,18 @@ def test_counts_in_double(cache: Path, tmp_path: Path) -> None:
         model = to_onnx(pipeline.reduce(path, keep=0.6, method="topk").graph)
         found[kind] = infer(model, feed_for(model))["logits"]
     np.testing.assert_allclose(found[np.float64], found[np.float32], rtol=0, atol=1e-5)
+
+
+def test_sizes_that_do_not_add_up(cache: Path, tmp_path: Path) -> None:
+    """DiffRate drops some tokens, merges others, and lets sizes grow by similarity: a sum over N is
+    the mean all the same, and a sum that nothing counts is refused."""
+    plain, found = exported(Shape("patches", 1, batch=2), cache), []
+    path = tmp_path / "model.onnx"
+    for model in (plain, *(respell(plain, MEANS[n]) for n in ("sum_over_n", "mask_counted"))):
+        path.write_bytes(model.SerializeToString())
+        reduced = to_onnx(pipeline.reduce(path, keep=0.5, method="diffrate").graph)
+        found.append(infer(reduced, feed_for(reduced))["logits"])
+    for logits in found[1:]:
+        np.testing.assert_allclose(logits, found[0], rtol=0, atol=1e-5)
+    assert tried(summed(plain), path, "tome") != "refused"
+    assert tried(summed(plain), path, "diffrate") == "refused"

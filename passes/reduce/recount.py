@@ -22,22 +22,23 @@ def rescale(editor: Editor, node: gs.Node, edit: fx.Rescale, stage: Stage) -> No
     """Multiply a node's result by the ratio of a count now and in the dense model."""
     summed = edit.summed
     masked = summed.weights is not None and any(f.base == "weights" for f in edit.factors)
-    if not masked:
-        if stage.size is not None:
-            return  # the sizes of merged tokens sum to as many as there were
+    if not masked and stage.size is None:
         _by_number(editor, node, edit, _ratio(editor, edit, stage))
         return
-    mask = _mask_sum(editor, summed, stage)
+    sums: dict[str, gs.Tensor] = {}
     total: gs.Tensor | None = None
     number = 1.0
     for factor in edit.factors:
         power = float(factor.power)
         before = summed.count(factor.base, editor.space) + factor.offset
-        if factor.base == "size":
-            after = before if stage.size is not None else _size(editor, summed, stage)
+        if factor.base == "size" and stage.size is None:
+            after = _size(editor, summed, stage)
             number *= ((after + factor.offset) / before) ** power
             continue
-        part = editor.b.op("Mul", mask, editor.b.const([summed.terms], np.float32))
+        if factor.base not in sums:
+            made = _mask_sum if factor.base == "weights" else _size_sum
+            sums[factor.base] = made(editor, summed, stage)
+        part = editor.b.op("Mul", sums[factor.base], editor.b.const([summed.terms], np.float32))
         if factor.offset:
             part = editor.b.op("Add", part, editor.b.const([factor.offset], np.float32))
         part = editor.b.op("Div", part, editor.b.const([before], np.float32))
@@ -97,6 +98,13 @@ def _mask_sum(editor: Editor, summed: fx.Summed, stage: Stage) -> gs.Tensor:
     if stage.size is not None:
         kept = b.op("Mul", kept, sizes_on_run(b, editor.space, stage, run))
     return b.reduce("Sum", kept, [1])
+
+
+def _size_sum(editor: Editor, summed: fx.Summed, stage: Stage) -> gs.Tensor:
+    """[B] how many tokens those that are left stand for: fewer than there were, where some were
+    dropped or sizes grow by less."""
+    assert summed.dim.run is not None
+    return editor.b.reduce("Sum", sizes_on_run(editor.b, editor.space, stage, summed.dim.run), [1])
 
 
 def _for_images(editor: Editor, numbers: gs.Tensor, like: gs.Tensor) -> gs.Tensor:
