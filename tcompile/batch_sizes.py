@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tcompile.errors import UsageError
-from tcompile.ir import batch_dim
+from tcompile.ir import batch_dim, free_names
 from tcompile.targets.backends.base import Batch
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class BatchSizes:
 
     def check(self, graph: gs.Graph, where: str | Path) -> None:
         """Raise `UsageError` for sizes that a model of a fixed batch does not have."""
-        if is_free(graph):
+        if free_names(graph):
             return
         fixed = batch_dim(graph)
         for option, size in self.asked.items():
@@ -60,8 +60,3 @@ class BatchSizes:
                     where=str(where),
                     hint="export it with a free batch (tcompile export --batch dynamic)",
                 )
-
-
-def is_free(graph: gs.Graph) -> bool:
-    """Whether the batch of any input is free, whatever it is called."""
-    return any(isinstance(t.shape[0], str) for t in graph.inputs if t.shape)

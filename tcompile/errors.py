@@ -58,7 +58,7 @@ class VerificationError(TcompileError):
 
 
 class FailedBuildError(VerificationError):
-    """What was built does not compute what the reduced graph does; it was not written."""
+    """What was built does not compute what the reduced graph does."""
 
 
 class InternalError(TcompileError):

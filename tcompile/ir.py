@@ -137,6 +137,13 @@ def axes_argument(node: gs.Node, opset_input: int = 1) -> list[int] | None:
     return None
 
 
+def reduced_axes(node: gs.Node) -> list[int]:
+    """The axes, counted from the front, that a Reduce* runs over: all, where it names none."""
+    rank = len(node.inputs[0].shape)
+    every = [] if attr(node, "noop_with_empty_axes", 0) else range(rank)
+    return [a % rank for a in axes_argument(node) or every]
+
+
 def replace_uses(old: gs.Tensor, new: gs.Tensor, nodes: Sequence[gs.Node] | None = None) -> None:
     """Let every consumer of `old` (or only `nodes`) read `new` instead. Graph outputs stay."""
     for node in list(old.outputs) if nodes is None else nodes:

@@ -450,3 +450,74 @@ def test_a_sum_whose_scale_does_not_matter(cache: Path, tmp_path: Path) -> None:
 
     model = respell(exported(Shape("patches", 1), cache), unit)
     assert tried(model, tmp_path / "model.onnx", "topk") in ("equal", "refused")
+
+
+def second_of_two(w: Writer) -> str:
+    """The count is the second result of a Split; the first is half of it."""
+    mask = w.op("Unsqueeze", w.given(onnx.TensorProto.FLOAT), w.ints(2))
+    both = w.op("Concat", w.op("Mul", mask, w.const(0.5)), mask, axis=2)
+    first, second = f"{w.scope}/half", f"{w.scope}/whole"
+    w.nodes.append(helper.make_node("Split", [w.sum(both), w.ints(1, 1)], [first, second], axis=2))
+    return w.op("Div", w.sum(w.op("Mul", w.x, mask)), second)
+
+
+def beside_the_batch(w: Writer) -> str:
+    """A Slice with a step, as newer exporters write it: the batch is not made of the tokens."""
+    shape = w.op("Shape", w.x)
+    batch = w.op("Slice", shape, w.ints(0), w.ints(1), w.ints(0), w.ints(1))
+    number = w.op("Cast", batch, to=onnx.TensorProto.FLOAT)
+    mean = w.op("ReduceMean", w.op("Mul", w.x, number), axes=[1], keepdims=1)
+    return w.op("Div", mean, number)
+
+
+def in_integers(w: Writer) -> str:
+    """A sum of integers, divided by N without a rest being kept: nothing a ratio could follow."""
+    steps = w.op("Cast", w.op("Mul", w.x, w.const(1000.0)), to=onnx.TensorProto.INT64)
+    whole = w.op("Div", w.sum(steps), w.const(w.count, np.int64))
+    return w.op("Mul", w.op("Cast", whole, to=onnx.TensorProto.FLOAT), w.const(0.001))
+
+
+SPELLINGS = {second_of_two: "equal", beside_the_batch: "equal", in_integers: "refused"}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS, ids=lambda spelling: spelling.__name__)
+def test_counts_that_are_told_apart(
+    spelling: Callable[[Writer], str], cache: Path, tmp_path: Path
+) -> None:
+    model = respell(exported(Shape("patches", 1, batch=2), cache), spelling)
+    assert tried(model, tmp_path / "model.onnx", "topk") == SPELLINGS[spelling]
+
+
+def test_counts_in_double(cache: Path, tmp_path: Path) -> None:
+    """A stored mask that hides every third token, and as a number how many it shows."""
+    found = {}
+    for kind in (np.float32, np.float64):
+
+        def shown(w: Writer, kind: type = kind) -> str:
+            to = helper.np_dtype_to_tensor_dtype(np.dtype(kind))
+            mask = (np.arange(w.count) % 3 > 0).astype(kind).reshape(1, -1, 1)
+            total = w.sum(w.op("Mul", w.op("Cast", w.x, to=to), w.const(mask, kind)))
+            mean = w.op("Div", total, w.const([[[mask.sum()]]], kind))
+            return w.op("Cast", mean, to=onnx.TensorProto.FLOAT)
+
+        path = tmp_path / "model.onnx"
+        path.write_bytes(respell(exported(Shape("patches", 1, batch=2), cache), shown)
+                         .SerializeToString())  # fmt: skip
+        model = to_onnx(pipeline.reduce(path, keep=0.6, method="topk").graph)
+        found[kind] = infer(model, feed_for(model))["logits"]
+    np.testing.assert_allclose(found[np.float64], found[np.float32], rtol=0, atol=1e-5)
+
+
+def test_sizes_that_do_not_add_up(cache: Path, tmp_path: Path) -> None:
+    """DiffRate drops some tokens, merges others, and lets sizes grow by similarity: a sum over N is
+    the mean all the same, and a sum that nothing counts is refused."""
+    plain, found = exported(Shape("patches", 1, batch=2), cache), []
+    path = tmp_path / "model.onnx"
+    for model in (plain, *(respell(plain, MEANS[n]) for n in ("sum_over_n", "mask_counted"))):
+        path.write_bytes(model.SerializeToString())
+        reduced = to_onnx(pipeline.reduce(path, keep=0.5, method="diffrate").graph)
+        found.append(infer(reduced, feed_for(reduced))["logits"])
+    for logits in found[1:]:
+        np.testing.assert_allclose(logits, found[0], rtol=0, atol=1e-5)
+    assert tried(summed(plain), path, "tome") != "refused"
+    assert tried(summed(plain), path, "diffrate") == "refused"

@@ -43,7 +43,7 @@ NEVER = {
 }  # fmt: skip
 #: Ops that make tensors of a size that an input says: what they make waits for its shape.
 SIZED = ("ConstantOfShape", "Expand", "Tile", "Range")
-#: A value of more numbers than this is no bookkeeping and stays as it is.
+#: A value of more numbers than this is not bookkeeping and stays as it is.
 _MOST = 1 << 14
 #: Batches that values are looked at for, with the numbers that the graph itself compares with.
 _BATCHES = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 31, 32, 33, 48, 64, 100, 128, 255, 256, 257, 1000,

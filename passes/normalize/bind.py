@@ -58,7 +58,7 @@ def _bound(tensor: gs.Tensor, given: Sequence[int | str] | None) -> list[int | s
     """The dims of an input, the name of the first where it is free."""
     if tensor.shape is None or not isinstance(tensor.dtype, (type, np.dtype)):
         raise ModelError(
-            f"input '{tensor.name}' is no tensor of a type and rank that tcompile knows",
+            f"input '{tensor.name}' is not a tensor of a type and rank that tcompile knows",
             hint="export the model in fp32, its inputs with shapes",
         )
     dims = list(given if given is not None else tensor.shape or [])

@@ -105,11 +105,12 @@ class Origins:
         given = [_stored(t) for t in node.inputs[1:]]
         if node.op == "Gather" and given[0] is not None:
             return _as_array(first.take(given[0], axis=int(attr(node, "axis", 0))))
-        if node.op == "Slice" and first.ndim == 1 and len(given) < 4:
-            start, stop = given[:2]
-            if start is None or stop is None:
+        if node.op == "Slice" and first.ndim == 1:
+            start, stop, *rest = given
+            step = rest[1] if len(rest) > 1 else np.ones(1, np.int64)
+            if start is None or stop is None or step is None:
                 return None
-            return first[int(start.reshape(-1)[0]) : int(stop.reshape(-1)[0])]
+            return first[slice(*(int(v.reshape(-1)[0]) for v in (start, stop, step)))]
         if node.op == "Squeeze":
             return _as_array(first.reshape(-1)[0]) if first.size == 1 else None
         if node.op == "Unsqueeze":

@@ -8,7 +8,13 @@ from tcompile.analysis.effects import Effects
 from tcompile.analysis.model import Analysis
 from tcompile.analysis.sites import Site
 from tcompile.errors import UsageError
-from tcompile.passes.reduce.reducers import filled_reducer, needs_score, reducer_of, traits_of
+from tcompile.passes.reduce.reducers import (
+    drops,
+    filled_reducer,
+    needs_score,
+    reducer_of,
+    traits_of,
+)
 from tcompile.passes.reduce.reducers.base import Ask, Grid
 from tcompile.passes.reduce.scores import leaves
 from tcompile.passes.reduce.steps import Step
@@ -114,7 +120,8 @@ def _check_place(analysis: Analysis, site: Site, one: Reduction, outputs: str, b
 def _reason(analysis: Analysis, site: Site, spec: Spec, outputs: str) -> str:
     """Why the reducer may not work at the site; empty if it may."""
     reducer, segments = reducer_of(spec), analysis.space.segments
-    reason = site.verdict(outputs).of(traits_of(spec))
+    traits = {*traits_of(spec), *(["drop"] if drops(spec) else [])}
+    reason = site.verdict(outputs).of(traits)
     grouped = site.step(outputs) // segments
     if not reason and grouped > 1 and not reducer.groups:
         return f"tokens leave in whole groups of {grouped}, which '{reducer.name}' would break"
@@ -244,7 +251,7 @@ def raise_on_barrier(found: Effects, schedule: Schedule) -> None:
     traits = {t for r in schedule.reductions for t in traits_of(r.reducer)}
     barriers = found.barriers + (found.merge_barriers if "merge" in traits else [])
     barriers += found.fuse_barriers if "fuse" in traits else []
-    drops = any("merge" not in traits_of(r.reducer) for r in schedule.reductions)
-    barriers += found.drop_barriers if drops else []
+    if any(drops(r.reducer) for r in schedule.reductions):
+        barriers += found.drop_barriers
     if barriers:
         raise UsageError(f"tokens cannot leave as scheduled: {barriers[0]}", where="schedule")

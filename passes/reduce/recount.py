@@ -22,22 +22,23 @@ def rescale(editor: Editor, node: gs.Node, edit: fx.Rescale, stage: Stage) -> No
     """Multiply a node's result by the ratio of a count now and in the dense model."""
     summed = edit.summed
     masked = summed.weights is not None and any(f.base == "weights" for f in edit.factors)
-    if not masked:
-        if stage.size is not None:
-            return  # the sizes of merged tokens sum to as many as there were
+    if not masked and stage.size is None:
         _by_number(editor, node, edit, _ratio(editor, edit, stage))
         return
-    mask = _mask_sum(editor, summed, stage)
+    sums: dict[str, gs.Tensor] = {}
     total: gs.Tensor | None = None
     number = 1.0
     for factor in edit.factors:
         power = float(factor.power)
         before = summed.count(factor.base, editor.space) + factor.offset
-        if factor.base == "size":
-            after = before if stage.size is not None else _size(editor, summed, stage)
+        if factor.base == "size" and stage.size is None:
+            after = _size(editor, summed, stage)
             number *= ((after + factor.offset) / before) ** power
             continue
-        part = editor.b.op("Mul", mask, editor.b.const([summed.terms], np.float32))
+        if factor.base not in sums:
+            made = _mask_sum if factor.base == "weights" else _size_sum
+            sums[factor.base] = made(editor, summed, stage)
+        part = editor.b.op("Mul", sums[factor.base], editor.b.const([summed.terms], np.float32))
         if factor.offset:
             part = editor.b.op("Add", part, editor.b.const([factor.offset], np.float32))
         part = editor.b.op("Div", part, editor.b.const([before], np.float32))
@@ -49,6 +50,8 @@ def rescale(editor: Editor, node: gs.Node, edit: fx.Rescale, stage: Stage) -> No
         total = editor.b.op("Mul", total, editor.b.const([number], np.float32))
     out = node.outputs[0]
     ratio = _for_images(editor, total, out)
+    if np.dtype(out.dtype) != np.float32:
+        ratio = editor.b.cast(ratio, out.dtype)
     follow(editor.b, node, out, lambda raw: editor.b.op("Mul", raw, ratio, dtype=out.dtype))
 
 
@@ -80,7 +83,7 @@ def _by_number(editor: Editor, node: gs.Node, edit: fx.Rescale, ratio: float) ->
             node.inputs[edit.operand] = editor.b.const(scaled, values.dtype)
             return
     out = node.outputs[0]
-    factor = editor.b.const([ratio], np.float32)
+    factor = editor.b.const([ratio], out.dtype)
     follow(editor.b, node, out, lambda raw: editor.b.op("Mul", raw, factor, dtype=out.dtype))
 
 
@@ -95,6 +98,13 @@ def _mask_sum(editor: Editor, summed: fx.Summed, stage: Stage) -> gs.Tensor:
     if stage.size is not None:
         kept = b.op("Mul", kept, sizes_on_run(b, editor.space, stage, run))
     return b.reduce("Sum", kept, [1])
+
+
+def _size_sum(editor: Editor, summed: fx.Summed, stage: Stage) -> gs.Tensor:
+    """[B] how many tokens those that are left stand for: fewer than there were, where some were
+    dropped or sizes grow by less."""
+    assert summed.dim.run is not None
+    return editor.b.reduce("Sum", sizes_on_run(editor.b, editor.space, stage, summed.dim.run), [1])
 
 
 def _for_images(editor: Editor, numbers: gs.Tensor, like: gs.Tensor) -> gs.Tensor:
@@ -149,9 +159,11 @@ def _copied(editor: Editor, name: str, stage: Stage) -> gs.Tensor:
     for source in maker.inputs:
         plain = source.is_empty() or is_const(source) or source.name not in editor.facts.live
         inputs.append(source if plain else _anew(editor, source.name, stage))
-    out = gs.Variable(editor.b.name(name.strip("/")), tensor.dtype, tensor.shape)
+    outputs = [gs.Variable(editor.b.name(t.name.strip("/")), t.dtype, t.shape)
+               for t in maker.outputs]  # fmt: skip
+    out = outputs[[t.name for t in maker.outputs].index(tensor.name)]
     copy = gs.Node(maker.op, editor.b.name(f"{maker.name.strip('/')}/left"), dict(maker.attrs),
-                   inputs, [out], maker.domain)  # fmt: skip
+                   inputs, outputs, maker.domain)  # fmt: skip
     editor.b.graph.nodes.append(copy)
     editor.dense_inputs[copy.name] = [str(t.name) for t in maker.inputs]
     # Its result stands for the dense one where an edit looks for the axes of it.

@@ -10,38 +10,26 @@ without a trace: the node that sums is `unresolved`, which forbids dropping.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import Literal
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis import transfer as tf
-from tcompile.analysis.effects import (
-    Dim,
-    Dims,
-    Factor,
-    Rescale,
-    Summed,
-    Vector,
-    locate,
-)
+from tcompile.analysis.effects import Dim, Dims, Factor, Rescale, Summed, Vector, locate
 from tcompile.analysis.facts import Facts
+from tcompile.analysis.literals import LARGEST, explain, negligible, uniform
 from tcompile.analysis.space import TokenSpace
-from tcompile.ir import attr, axes_argument, is_const, shape, value
+from tcompile.ir import attr, is_const, reduced_axes, shape, value
 
-#: Constants with more elements are not looked at: no scalar and no mask is as large.
-_LARGEST = 1 << 16
 #: Ops in which a number means a value, not a size.
 _ARITHMETIC = (
     *("Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Mod", "Where", "Clip", "Sum", "Mean"),
     *("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "PRelu", "MatMul", "Gemm"),
     "Attention",
 )
-#: A constant that is added and no larger than this only keeps a divisor from being 0.
-_EPSILON = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,10 +90,7 @@ def sums_over(node: gs.Node) -> list[tuple[int, int]]:
     """(operand, axis) that the node sums or averages along; axes count from the front."""
     rank = len(node.inputs[0].shape or ())
     if node.op in ("ReduceSum", "ReduceMean"):
-        axes = axes_argument(node)
-        if axes is None:
-            axes = [] if attr(node, "noop_with_empty_axes", 0) else list(range(rank))
-        return [(0, a % rank) for a in axes]
+        return [(0, a) for a in reduced_axes(node)]
     if node.op == "GlobalAveragePool":
         return [(0, a) for a in range(2, rank)]
     if node.op in ("MatMul", "Gemm"):
@@ -245,49 +230,20 @@ class _Counter:
     def _explained(
         self, node: gs.Node, value: Value, literal: float, operand: int | None, inverse: bool
     ) -> Value | None:
-        """The value after a multiplication by a literal that is a count; None where it is none."""
+        """The value after a multiplication by a literal that is a count; None where it is not."""
+        if np.dtype(node.outputs[0].dtype).kind != "f":
+            return None  # integers cannot be multiplied by a ratio
         for name in sorted(value.sums):
             summed = self.found.summed[name]
-            for factors, degree in self._guesses(value, summed):
-                wanted = 1.0
-                for factor in factors:
-                    base = summed.count(factor.base, self.space) + factor.offset
-                    if base <= 1 and factor.base == "size":
-                        wanted = 0.0
-                        break
-                    wanted *= max(base, 1e-30) ** float(factor.power)
-                if wanted and wanted != 1 and _close(literal, wanted):
-                    if node.name in self.found.rescales:
-                        return None
-                    made = Rescale(summed, factors, operand, inverse)
-                    self.found.rescales[node.name] = made
-                    return replace(value, degree=degree)
+            meaning = explain(literal, summed, self.space, value.degree, value.pooled)
+            if meaning is None:
+                continue
+            if node.name in self.found.rescales:
+                return None
+            factors, degree = meaning
+            self.found.rescales[node.name] = Rescale(summed, factors, operand, inverse)
+            return replace(value, degree=degree)
         return None
-
-    def _guesses(
-        self, value: Value, summed: Summed
-    ) -> Iterable[tuple[tuple[Factor, ...], Fraction]]:
-        """What a literal may be, and the degree after it."""
-        degree, half, one = value.degree, Fraction(1, 2), Fraction(1)
-        weighted = summed.weights is not None
-        bases: tuple[Literal["size", "weights"], ...] = ("weights", "size") if weighted else (
-            "size",)  # fmt: skip
-        if degree > 0:
-            for power in dict.fromkeys((degree, one, half)):
-                for base in bases:
-                    for offset in (0, -1):
-                        yield (Factor(base, offset, -power),), degree - power
-            return
-        if degree == 0 and value.pooled:
-            for power in (one, half):
-                for sign in (1, -1):
-                    yield (
-                        (Factor("size", 0, sign * power), Factor("size", -1, -sign * power)),
-                        (degree),
-                    )
-            if weighted:
-                yield (Factor("size", 0, one), Factor("weights", 0, -one)), degree
-            yield (Factor("size", 0, one),), degree + 1
 
     # -- products --------------------------------------------------------------------------------
 
@@ -324,7 +280,7 @@ class _Counter:
             return one
         dims, out = shape(tensor), node.outputs[0]
         wide = [i for i, n in enumerate(dims) if n > 1]
-        if len(wide) != 1 or int(np.prod(dims)) > _LARGEST:
+        if len(wide) != 1 or int(np.prod(dims)) > LARGEST:
             return one
         axis = wide[0] + len(out.shape) - len(dims)
         if self.dim(out, axis) is None:
@@ -347,7 +303,7 @@ class _Counter:
         tensors = node.inputs[1:] if node.op == "Where" else node.inputs
         mine = values[1:] if node.op == "Where" else values
         pairs = [(t, v) for t, v in zip(tensors, mine, strict=True) if not t.is_empty()]
-        live = [v for t, v in pairs if not _negligible(node, t)]
+        live = [v for t, v in pairs if not negligible(node, t)]
         grown = [v for v in live if v.degree > 0]
         if not grown:
             least = min((v for v in live), key=lambda v: v.degree, default=_PLAIN)
@@ -381,7 +337,7 @@ class _Counter:
             product = _times(product, one)
         product = replace(product, weights=None) if product.weights is not None else product
         biased = len(node.inputs) > 2 and not node.inputs[2].is_empty()
-        if biased and product.degree > 0 and not _negligible(node, node.inputs[2]):
+        if biased and product.degree > 0 and not negligible(node, node.inputs[2]):
             self.grows(product, f"{node.op} '{node.name}' adds a bias to the sum")
             return _PLAIN
         return product
@@ -423,8 +379,7 @@ class _Counter:
             return self.opaque(node, values)
         if node.op == "ReduceSum" and one.pooled:
             dims = shape(node.inputs[0])
-            axes = axes_argument(node) or range(len(dims))
-            more = int(np.prod([dims[a] for a in axes]))
+            more = int(np.prod([dims[a] for a in reduced_axes(node)]))
             for name in one.sums:
                 old = self.found.summed[name]
                 if one.degree > 0 and old.terms == 1 and more > 1:
@@ -449,40 +404,6 @@ def _times(a: Value, b: Value) -> Value:
     return Value(
         a.degree + b.degree, a.sums | b.sums, a.pooled and b.pooled, weights, a.scales + b.scales
     )
-
-
-def uniform(tensor: gs.Tensor) -> float | None:
-    """The number that a constant holds everywhere; None where it holds several."""
-    if not is_const(tensor):
-        return None
-    dims = [int(d) for d in tensor.shape or ()]
-    if 0 in dims or int(np.prod(dims)) > _LARGEST:
-        return None
-    array = np.asarray(value(tensor))
-    if array.dtype.kind not in "fiu":
-        return None
-    first = array.reshape(-1)[0]
-    return float(first) if bool((array == first).all()) else None
-
-
-def _negligible(node: gs.Node, tensor: gs.Tensor) -> bool:
-    """Whether a constant adds nothing that matters to a sum."""
-    number = uniform(tensor) if is_const(tensor) else None
-    if number is None:
-        return False
-    return number == 0 or (abs(number) <= (1 if node.op == "Max" else _EPSILON))
-
-
-def _close(literal: float, wanted: float) -> bool:
-    """Equal as written in fp32, or rounded to fp16 or bf16 once."""
-    if abs(literal - wanted) <= 1e-6 * abs(wanted):
-        return True
-    half = float(np.float16(wanted)) if abs(wanted) < 6e4 else wanted
-    if half == literal:
-        return True
-    inverse = 1 / wanted
-    as_divisor = float(np.float16(inverse)) if abs(inverse) < 6e4 else inverse
-    return as_divisor == 1 / literal
 
 
 _Rule = Callable[[_Counter, gs.Node, Sequence[Value]], Value]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis import transfer as tf
-from tcompile.analysis.counts import uniform
 from tcompile.analysis.effect_ops import BarrierError, Rules
 from tcompile.analysis.effects import Barrier, Dim, Dims, Edit, Side, SideAxis
+from tcompile.analysis.literals import uniform
 from tcompile.ir import attr, shape
 
 _TOGETHER = (*tf.BROADCAST.split(), "Concat")

@@ -8,7 +8,7 @@ import onnx_graphsurgeon as gs
 
 from tcompile.analysis import transfer as tf
 from tcompile.analysis.attention import Attention
-from tcompile.analysis.counts import Counts, uniform
+from tcompile.analysis.counts import Counts
 from tcompile.analysis.effects import (
     Barrier,
     Bias,
@@ -27,8 +27,9 @@ from tcompile.analysis.effects import (
     locate,
 )
 from tcompile.analysis.facts import Facts
+from tcompile.analysis.literals import uniform
 from tcompile.analysis.space import TokenSpace
-from tcompile.ir import attr, axes_argument, is_const, shape, value
+from tcompile.ir import attr, is_const, reduced_axes, shape, value
 
 
 class BarrierError(Exception):
@@ -195,10 +196,10 @@ class Rules:
 
     def _reduce(self, node: gs.Node) -> list[Edit]:
         rank = len(node.inputs[0].shape)
-        axes = [int(attr(node, "axis", 0))] if node.op.startswith("Arg") else axes_argument(node)
-        axes = [a % rank for a in axes] if axes else list(range(rank))
-        if node.op.startswith("Global"):
-            axes = list(range(2, rank))
+        if node.op.startswith("Arg"):
+            axes = [int(attr(node, "axis", 0)) % rank]
+        else:
+            axes = list(range(2, rank)) if node.op.startswith("Global") else reduced_axes(node)
         pooled = [a for a in axes if self.run(node.inputs[0], a)]
         if not pooled:
             return []

@@ -28,7 +28,11 @@ from tcompile.analysis.facts import Facts
 from tcompile.analysis.groups import VIEWS
 from tcompile.analysis.space import TokenSpace
 from tcompile.analysis.transfer_grid import tiled_pool
+<<<<<<< HEAD
 from tcompile.ir import attr, axes_argument, ints, is_const, producer, shape
+=======
+from tcompile.ir import attr, is_const, producer, reduced_axes, shape
+>>>>>>> rev-batches
 
 #: Ops that always rearrange what a grid of tokens holds, even where both sides can be located.
 _REGROUPING = ("SpaceToDepth", "DepthToSpace", "AveragePool", "MaxPool")
@@ -406,13 +410,10 @@ def mixed_axes(node: gs.Node, operand: int) -> list[int]:
             sizes = shape(tensor)
             return [a for a, b in bounds.items() if b != (0, sizes[a], 1)]
     if node.op in tf.REDUCTIONS.split():
-        axes = axes_argument(node)
-        if axes is None:
-            axes = [] if attr(node, "noop_with_empty_axes", 0) else list(range(rank))
-        return [a % rank for a in axes]
+        return reduced_axes(node)
     if node.op in ("MatMul", "Gemm"):
         return [tf.contracted(node)[operand] % rank] if operand < 2 else []
-    if node.op == "Einsum":
+    if node.op == "Einsum" and tf.spelled_out(node):
         return [axis for i, axis in tf.einsum_contracted(node) if i == operand]
     if node.op in ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"):
         return list(range(int(attr(node, "axis", -1)) % rank, rank))

@@ -30,7 +30,7 @@ class Verdict:
         reason: by any reducer.
         merge: by merging, which needs sizes.
         fuse: by fusing those that leave into one token, which has no position.
-        drop: by whatever does not merge, so that what is summed over tokens becomes less.
+        drop: where tokens leave that no size counts, so that what is summed becomes less.
     """
 
     reason: str = ""
@@ -39,10 +39,15 @@ class Verdict:
     drop: str = ""
 
     def of(self, traits: Iterable[str]) -> str:
-        """The reason against a reducer that merges or fuses, or does neither."""
+        """The reason against a reducer.
+
+        Args:
+            traits: `merge`, `fuse`, both or neither; `drop` if it merges and drops some besides.
+        """
         named = set(traits)
-        against = [self.reason, self.merge if "merge" in named else self.drop,
-                   self.fuse if "fuse" in named else ""]  # fmt: skip
+        drops = "drop" in named or "merge" not in named
+        against = [self.reason, self.merge if "merge" in named else "",
+                   self.drop if drops else "", self.fuse if "fuse" in named else ""]  # fmt: skip
         return next(filter(None, against), "")
 
 

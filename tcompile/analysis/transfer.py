@@ -16,7 +16,7 @@ from tcompile.analysis import axes as ax
 from tcompile.analysis.axes import ONE, Axes, Axis
 from tcompile.analysis.facts import Facts, Result, free_axis
 from tcompile.analysis.transfer_grid import blocks_to_depth, pad, spatial
-from tcompile.ir import attr, axes_argument, ints, is_const, is_free, shape, value
+from tcompile.ir import attr, ints, is_const, is_free, reduced_axes, shape, value
 
 Transfer: TypeAlias = Callable[[gs.Node, Facts], Result]
 
@@ -249,13 +249,8 @@ def expand(node: gs.Node, facts: Facts) -> Result:
 def reduce(node: gs.Node, facts: Facts) -> Result:
     """The reduced axes go, or stay with size 1."""
     source = facts.of(node.inputs[0])
-    if node.op in ("ArgMax", "ArgMin"):
-        axes: list[int] | None = [_axis(node, len(source))]
-    else:
-        axes = axes_argument(node)
-    if axes is None:
-        axes = [] if attr(node, "noop_with_empty_axes", 0) else list(range(len(source)))
-    gone = {a % len(source) for a in axes}
+    arg = node.op in ("ArgMax", "ArgMin")
+    gone = [_axis(node, len(source))] if arg else reduced_axes(node)
     if attr(node, "keepdims", 1) == 1:
         return [tuple(ONE if i in gone else a for i, a in enumerate(source))]
     return [tuple(a for i, a in enumerate(source) if i not in gone)]
@@ -271,15 +266,23 @@ def attention(node: gs.Node, facts: Facts) -> Result:
 
 def einsum(node: gs.Node, facts: Facts) -> Result:
     """Letters are axes."""
-    equation = str(attr(node, "equation")).replace(" ", "")
-    if "." in equation or "->" not in equation:
+    if not spelled_out(node):
         return None
-    terms, out = equation.split("->")
+    terms, out = _equation(node).split("->")
     letters: dict[str, Axis] = {}
     for term, tensor in zip(terms.split(","), node.inputs, strict=True):
         for letter, axis in zip(term, facts.of(tensor), strict=True):
             letters[letter] = facts.unify(node, letters.get(letter, axis), axis)
     return [tuple(letters[c] for c in out)]
+
+
+def spelled_out(node: gs.Node) -> bool:
+    """Whether an Einsum has a letter for every axis and says which its result has."""
+    return "." not in _equation(node) and "->" in _equation(node)
+
+
+def _equation(node: gs.Node) -> str:
+    return str(attr(node, "equation")).replace(" ", "")
 
 
 def contracted(node: gs.Node) -> tuple[int, int]:
@@ -290,11 +293,10 @@ def contracted(node: gs.Node) -> tuple[int, int]:
 
 
 def einsum_contracted(node: gs.Node) -> list[tuple[int, int]]:
-    """(operand, axis) of every letter of an Einsum that its result does not have."""
-    equation = str(attr(node, "equation")).replace(" ", "")
-    if "." in equation or "->" not in equation:
+    """(operand, axis) of every letter that the result does not have of a spelled-out Einsum."""
+    if not spelled_out(node):
         return []
-    terms, out = equation.split("->")
+    terms, out = _equation(node).split("->")
     return [
         (i, axis) for i, term in enumerate(terms.split(",")) for axis, letter in enumerate(term)
         if letter not in out

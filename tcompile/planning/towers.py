@@ -41,7 +41,7 @@ def _check_names(analysis: Analysis, towers: Iterable[TowerSchedule]) -> None:
         names = ", ".join([analysis.tower, *has])
         raise UsageError(
             f"is for tower '{analysis.tower}' beside {', '.join(said) or 'none'}; the model has "
-            f"{names}", where="schedule", hint="leave `towers` out: they follow the first one",
+            f"{names}", where="schedule", hint="omit `towers`: they follow the first one",
         )  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """Layer by layer: where does a lowered model leave the reduced fp32 graph?
 
-The rows are the residual stream behind every attention and every MLP, and the outputs; where one
-departs, also the tensors between the last good row and it that are furthest away.
+The rows are the residual stream behind every attention and every MLP of every tower, and the
+outputs; where one departs, also the tensors between it and the last good row that are furthest
+away.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Layer:
     """One tensor of the lowered model against the reduced fp32 graph, the worst of all samples.
 
     Attributes:
-        layer: which it is, in words: "block 3, attention".
+        layer: which it is, in words: "block 3, attention"; of several towers with its name first.
         tensor, node: its name, and the node that gives it, as the user's file calls it if it is the
             user's.
         largest: the largest magnitude in fp32.
@@ -59,7 +60,8 @@ def layers_of(artifact: Artifact, dense: Path, samples: Samples) -> tuple[Layer,
         dense: the source.
         samples: inputs; the first few are used.
     """
-    blocks, reduced = analyse_again(artifact, dense).analysis.blocks, reduce_again(artifact, dense)
+    first, reduced = analyse_again(artifact, dense).analysis, reduce_again(artifact, dense)
+    towers = {a.tower: a.blocks for a in (first, *first.others)}
     lowered = gs.import_onnx(load(artifact.model))
     if any(t.dtype is None for n in lowered.nodes for t in n.outputs):
         infer(lowered, symbolic=True)
@@ -69,7 +71,7 @@ def layers_of(artifact: Artifact, dense: Path, samples: Samples) -> tuple[Layer,
         pair = write_pair(reduced.graph, lowered, Path(folder), owners)
         del reduced, lowered
         found = _differences(pair, Samples(few, samples.source, samples.real))
-    return tuple(_rows(pair, blocks, found, artifact.manifest.precision))
+    return tuple(_rows(pair, towers, found, artifact.manifest.precision))
 
 
 def _differences(pair: Pair, samples: Samples) -> dict[str, Difference]:
@@ -88,9 +90,12 @@ def _badness(how: Difference) -> tuple[int, float, float]:
 
 
 def _rows(
-    pair: Pair, blocks: Sequence[Block], found: Mapping[str, Difference], precision: str
+    pair: Pair,
+    towers: Mapping[str, Sequence[Block]],
+    found: Mapping[str, Difference],
+    precision: str,
 ) -> list[Layer]:
-    labels = _labels(pair, blocks)
+    labels = _labels(pair, towers)
     rows: list[Layer] = []
     between: list[Shared] = []
     for tensor in pair.shared:
@@ -110,12 +115,14 @@ def _rows(
     return rows
 
 
-def _labels(pair: Pair, blocks: Sequence[Block]) -> dict[str, str]:
+def _labels(pair: Pair, towers: Mapping[str, Sequence[Block]]) -> dict[str, str]:
     labels: dict[str, str] = {}
-    for block in blocks:
-        if block.after_attention != block.stream_out:
-            labels[block.after_attention] = f"block {block.index}, attention"
-        labels[block.stream_out] = f"block {block.index}, MLP"
+    for tower, blocks in towers.items():
+        of = f"{tower}, " if len(towers) > 1 else ""
+        for block in blocks:
+            if block.after_attention != block.stream_out:
+                labels[block.after_attention] = f"{of}block {block.index}, attention"
+            labels[block.stream_out] = f"{of}block {block.index}, MLP"
     for name in pair.outputs:
         labels[name] = f"output {name}"
     return labels

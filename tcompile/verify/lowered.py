@@ -20,7 +20,7 @@ from tcompile.errors import FailedBuildError, InternalError, ModelError
 from tcompile.targets.backends.ort import OrtRunner
 from tcompile.verify.metrics import jaccard
 from tcompile.verify.pair import Pair, Shared, with_outputs
-from tcompile.verify.runs import Samples, batches, feed, rows_of
+from tcompile.verify.runs import Samples, batches, feed, rows_of, signature
 from tcompile.verify.scenes import scenes_for
 
 Array = npt.NDArray[Any]
@@ -118,8 +118,6 @@ def judge(
     Raises:
         InternalError: ONNX Runtime does not accept what became of the model.
     """
-    from tcompile.verify.runs import signature
-
     samples = scenes_for(signature(original))
     try:
         found, choices = _compare(pair, samples)
@@ -292,6 +290,3 @@ def _other_choices(choices: Mapping[str, list[float]], precision: str) -> Iterat
             place = name.split("/")[1].replace("_", ":", 1) if name.count("/") > 1 else name
             yield (f"{precision} and fp32 choose {np.mean(shares):.0%} of the tokens at {place} "
                    "alike, on procedural scenes and noise")  # fmt: skip
-
-
-__all__ = ["COSINES", "Difference", "Judgement", "difference", "first_departure", "judge"]

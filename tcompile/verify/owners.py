@@ -19,7 +19,7 @@ _REMEDIES = (
     ("UINT8", "cast the image to float before anything else reads it"),
     ("zero point", "quantise symmetrically: TensorRT takes zero points of 0 only"),
     ("reduction", "TensorRT scatters without a reduction only"),
-    ("Plugin not found", "it is no operator of TensorRT; write it with standard ONNX operators"),
+    ("Plugin not found", "TensorRT has no such operator; write it with standard ONNX operators"),
 )
 _KEEP = "--keep-failed writes the artifact all the same, to look into"
 
@@ -79,7 +79,8 @@ def blamed(error: RefusedError, owners: Owners, source: str) -> TcompileError:
     else:
         label, node = _named_in(error.reason, owners), ""
     if label is None:
-        what = error.sentence(f"a node that tcompile wrote, {node} ({error.op})")
+        ours = f"a node that tcompile wrote, {node} ({error.op})" if node else "the model"
+        what = error.sentence(ours)
         return InternalError(what, where=source, hint=f"please report it; {_KEEP}")
     remedy = next((text for word, text in _REMEDIES if word in error.reason), "")
     hint = f"{remedy}; {_KEEP}" if remedy else _KEEP

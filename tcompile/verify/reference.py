@@ -48,7 +48,8 @@ def analyse_again(artifact: Artifact, dense: Path) -> Analysed:
     from tcompile import pipeline
 
     manifest = artifact.manifest
-    return pipeline.read(dense, shapes=manifest.shapes, prefix=manifest.prefix)
+    return pipeline.read(dense, shapes=manifest.shapes, prefix=manifest.prefix,
+                         tower=manifest.schedule.get("tower"))  # fmt: skip
 
 
 def reduce_again(artifact: Artifact, dense: Path) -> Reduced:

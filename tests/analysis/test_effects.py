@@ -9,10 +9,11 @@ import onnx
 import onnx_graphsurgeon as gs
 import pytest
 
-from tcompile.analysis.effect_walk import effects
+from tcompile.analysis.effect_walk import effects, mixed_axes
 from tcompile.analysis.effects import Pool, SetGather, SetShape, SetSlice, SetSplit, Side
 from tcompile.analysis.model import Analysis, analyse
 from tcompile.errors import ModelError
+from tcompile.ir import reduced_axes
 from tcompile.passes.normalize import normalize
 from tests.support.tiny_vit import VitSpec, build_vit, random_weights
 
@@ -165,3 +166,30 @@ def test_a_mask_among_the_inputs_follows_the_tokens() -> None:
     joins = "in block 1, Add 'add_mask' joins 'mask', which has no row for a fused token"
     assert sites["attn:0"].fuse == sites["block:0"].fuse == joins
     assert sites["attn:1"].fuse == sites["output"].fuse == ""
+
+
+@pytest.mark.parametrize(
+    ("equation", "mixed"),
+    [("bij,bjk->bik", [2]), ("...ij,...jk->...ik", [0, 1, 2]), ("bij,bjk", [0, 1, 2])],
+)
+def test_an_einsum_that_is_not_spelled_out_may_mix_everything(
+    equation: str, mixed: list[int]
+) -> None:
+    tensors = [gs.Variable(name, np.float32, [2, 4, 4]) for name in "aby"]
+    node = gs.Node("Einsum", "e", {"equation": equation}, tensors[:2], tensors[2:])
+    assert mixed_axes(node, 0) == mixed
+
+
+@pytest.mark.parametrize(
+    ("axes", "noop", "found"),
+    [(None, 0, [0, 1, 2]), ([], 0, [0, 1, 2]), ([], 1, []), ([-1, 1], 0, [2, 1])],
+)
+def test_axes_that_a_reduction_does_not_name(
+    axes: list[int] | None, noop: int, found: list[int]
+) -> None:
+    inputs = [gs.Variable("x", np.float32, [2, 4, 4])]
+    if axes is not None:
+        inputs.append(gs.Constant("axes", np.asarray(axes, np.int64)))
+    node = gs.Node("ReduceSum", "r", {"noop_with_empty_axes": noop}, inputs,
+                   [gs.Variable("y", np.float32)])  # fmt: skip
+    assert reduced_axes(node) == found

@@ -36,6 +36,11 @@ def test_a_chosen_tower_everywhere(tcompile: Command, pair: Path) -> None:
     checked = tcompile("verify", "out", "--json").json()
     outcomes = {c["name"]: c["outcome"] for c in checked["checks"]}
     assert outcomes["numerics"] == "passed"
+    layers = tcompile("verify", "out", "--layers", "--json").json()["layers"]
+    named = [row["layer"] for row in layers if "block" in row["layer"]]
+    assert named[0].partition(", block 0, ")[0] in ("left", "right")
+    assert {name.partition(",")[0] for name in named} == {"left", "right"}
+    assert len(set(named)) == len(named)
     shape = {o["name"]: o["shape"] for o in manifest["outputs"]}
     assert (shape["out2"], shape["out3"]) == ([1, 16, 32], [1, 8, 32])
 

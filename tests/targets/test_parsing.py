@@ -18,10 +18,15 @@ from tcompile import filling, interrupt, pipeline
 from tcompile.artifact import load_artifact
 from tcompile.errors import InternalError, ModelError, TcompileError
 from tcompile.passes.lower import lower
+<<<<<<< HEAD
 from tcompile.targets.backends import trt_common
+=======
+from tcompile.passes.normalize import normalize
+
 from tcompile.targets.backends.base import EngineError, ParseError
 from tcompile.targets.backends.ort import OrtRunner
 from tcompile.targets.backends.parsing import ONLY_TENSORRT, parse_elsewhere
+from tcompile.verify.owners import Owners, blamed
 from tests.passes.lower.blocks import parse, save
 from tests.support.command import Command
 from tests.support.tiny_vit import VitSpec, build_vit, random_weights, save_tiny_vit
@@ -211,6 +216,16 @@ def test_what_parses_and_does_not_build_is_blamed_on_its_node() -> None:
     assert "best_of_all" in raised.value.what
     assert raised.value.exit_code == 2
     assert not Path("out").exists()
+
+
+def test_what_names_no_node_is_said_of_the_model() -> None:
+    """Nothing tells whose node it is."""
+    model = build_vit(SPEC, random_weights(SPEC, 0), batch=1)
+    onnx.save(model, "vit.onnx")
+    refused = ParseError("TensorRT 10.13", "it gave no reason")
+    found = blamed(refused, Owners(Path("vit.onnx"), normalize(model).graph), "vit.onnx")
+    assert found.what == "TensorRT 10.13 does not accept the model: it gave no reason"
+    assert (found.exit_code, found.where) == (1, "vit.onnx")
 
 
 NOTED = {

@@ -34,6 +34,7 @@ __all__ = [
     "Ask",
     "Reducer",
     "ReducerInput",
+    "drops",
     "filled_reducer",
     "find_reducer",
     "needs_score",
@@ -78,6 +79,16 @@ def traits_of(spec: Spec) -> frozenset[Trait]:
     """What a reducer, or what it is made of, does to the tokens."""
     reducer = reducer_of(spec)
     return reducer.traits.union(*map(traits_of, reducer.parts(filled_reducer(spec))))
+
+
+def drops(spec: Spec) -> bool:
+    """Whether tokens leave and the sizes of the others do not grow by as much: a chain may drop
+    some and merge some, and sizes may grow by less than what was merged."""
+    reducer, parameters = reducer_of(spec), filled_reducer(spec)
+    parts = reducer.parts(parameters)
+    if parts:
+        return any(map(drops, parts))
+    return "merge" not in reducer.traits or parameters.get("sizes", True) not in (True, "sum")
 
 
 def needs_score(spec: Spec) -> bool:

@@ -25,10 +25,7 @@ def plateau_claim(profile: Profile) -> tuple[bool, str]:
     """
     if profile.kind == "modelled" and profile.conditions.threads:
         return False, "it is modelled from a short look at this CPU (--profile measure has them)"
-    return (
-        bool(getattr(profile, "claims_plateaus", True)),
-        str(getattr(profile, "why_no_plateaus", "")),
-    )
+    return profile.claims_plateaus, profile.why_no_plateaus
 
 
 def asked_share(request: Request, shape: Shape) -> Share | None:
