@@ -28,11 +28,7 @@ from tcompile.analysis.facts import Facts
 from tcompile.analysis.groups import VIEWS
 from tcompile.analysis.space import TokenSpace
 from tcompile.analysis.transfer_grid import tiled_pool
-<<<<<<< HEAD
-from tcompile.ir import attr, axes_argument, ints, is_const, producer, shape
-=======
-from tcompile.ir import attr, is_const, producer, reduced_axes, shape
->>>>>>> rev-batches
+from tcompile.ir import attr, ints, is_const, producer, reduced_axes, shape
 
 #: Ops that always rearrange what a grid of tokens holds, even where both sides can be located.
 _REGROUPING = ("SpaceToDepth", "DepthToSpace", "AveragePool", "MaxPool")

@@ -18,11 +18,8 @@ from tcompile import filling, interrupt, pipeline
 from tcompile.artifact import load_artifact
 from tcompile.errors import InternalError, ModelError, TcompileError
 from tcompile.passes.lower import lower
-<<<<<<< HEAD
-from tcompile.targets.backends import trt_common
-=======
 from tcompile.passes.normalize import normalize
-
+from tcompile.targets.backends import trt_common
 from tcompile.targets.backends.base import EngineError, ParseError
 from tcompile.targets.backends.ort import OrtRunner
 from tcompile.targets.backends.parsing import ONLY_TENSORRT, parse_elsewhere
