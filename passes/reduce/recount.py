@@ -167,19 +167,10 @@ def _copied(editor: Editor, name: str, stage: Stage) -> gs.Tensor:
 
 
 def _weigh(editor: Editor, node: gs.Node, dim: fx.Dim, stage: Stage) -> None:
-    """Let a sum of a mask count merged tokens by their sizes, in floating point."""
-    b, out = editor.b, node.outputs[0]
+    """Let a sum of a mask count merged tokens by their sizes."""
     axes = editor.facts.axes[editor.dense_inputs[node.name][0]]
     axis = fx.locate(axes, editor.space).index(dim)
     assert dim.run is not None
-    dtype = np.dtype(out.dtype)
-    if dtype.kind != "f":
-        given = node.inputs[0]
-        node.inputs[0] = b.cast(given, np.float32)
-        node.inputs[0].shape = given.shape
-        summed = gs.Variable(b.name("summed"), np.float32)
-        node.outputs[0] = summed
-        b.cast(summed, dtype).inputs[0].outputs[0] = out
     editor.apply(node, fx.Pool(axis, dim.run), stage)
 
 

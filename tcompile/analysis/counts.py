@@ -72,7 +72,7 @@ class Counts:
 
     Attributes:
         values: tensor → what is known of it, where that is not nothing.
-        summed: node that sums or averages over tokens → what it runs over.
+        summed: node that sums, averages or takes shares over tokens → what it runs over.
         rescales: node → how what it gives follows the number of tokens.
         unresolved: node that sums over tokens → the node that reads the sum as it is.
         sized: nodes that read a number computed from how many tokens there are, unexplained.
@@ -278,6 +278,12 @@ class _Counter:
                     for offset in (0, -1):
                         yield (Factor(base, offset, -power),), degree - power
             return
+        if degree < 0:
+            for power in dict.fromkeys((-degree, one, half)):
+                for base in bases:
+                    for offset in (0, -1):
+                        yield (Factor(base, offset, power),), degree + power
+            return
         if degree == 0 and value.pooled:
             for power in (one, half):
                 for sign in (1, -1):
@@ -300,9 +306,12 @@ class _Counter:
                 continue
             here = 1 - i
             one = values[i]
-            if inverse and here == 0:
-                return self.power(one, Fraction(-1))
+            over = inverse and here == 0  # the literal is what is divided
+            if over:
+                one, inverse = self.power(one, Fraction(-1)), False
             literal = uniform(tensor)
+            if literal is None and over:
+                return one
             if literal is None:
                 return self._masked(node, one, tensor, inverse)
             if literal == 0 or not np.isfinite(literal):
@@ -435,8 +444,12 @@ class _Counter:
         """Softmax: over tokens its entries shrink as their number grows."""
         self.opaque(node, values)
         axis = int(attr(node, "axis", -1)) % len(node.inputs[0].shape)
-        if node.op == "Softmax" and self.dim(node.inputs[0], axis) is not None:
-            return Value(Fraction(-1))
+        dim = self.dim(node.inputs[0], axis)
+        if node.op == "Softmax" and dim is not None:
+            if dim.part == "rest":
+                return Value(Fraction(-1))
+            self.found.summed[node.name] = Summed(dim, None, 1)
+            return Value(Fraction(-1), frozenset({node.name}))
         return _PLAIN
 
 
