@@ -40,6 +40,9 @@ _ARITHMETIC = (
     *("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "PRelu", "MatMul", "Gemm"),
     "Attention",
 )
+#: Ops over an axis that depend on all that is there, and of these the ones that do not count.
+_NORMALISING = ("Softmax", "LogSoftmax", "LpNormalization")
+_EXTREMES = ("ReduceMax", "ReduceMin")
 #: A constant that is added and no larger than this only keeps a divisor from being 0.
 _EPSILON = 1e-3
 
@@ -76,6 +79,8 @@ class Counts:
         rescales: node → how what it gives follows the number of tokens.
         unresolved: node that sums over tokens → the node that reads the sum as it is.
         sized: nodes that read a number computed from how many tokens there are, unexplained.
+        beside: tensor that is computed from what was taken over all tokens of a mask or the like
+            → the node on the way that could not weigh merged tokens; empty where all can.
     """
 
     values: dict[str, Value] = field(default_factory=dict)
@@ -83,6 +88,7 @@ class Counts:
     rescales: dict[str, Rescale] = field(default_factory=dict)
     unresolved: dict[str, str] = field(default_factory=dict)
     sized: set[str] = field(default_factory=set)
+    beside: dict[str, str] = field(default_factory=dict)
 
     def of(self, tensor: gs.Tensor) -> Value:
         return self.values.get(tensor.name, _PLAIN)
@@ -154,10 +160,37 @@ class _Counter:
             result = rule(self, node, values)
         else:
             result = self.opaque(node, values)
+        if plain:
+            self._beside(node, bool(over))
         if result is _PLAIN:
             return
         for out in node.outputs:
             self.found.values[out.name] = result
+
+    def _beside(self, node: gs.Node, summed: bool) -> None:
+        """Whatever is taken over all tokens of a mask, and what is computed from that."""
+        beside = self.found.beside
+        known = [beside[t.name] for t in node.inputs if t.name in beside]
+        if summed and node.op in ("MatMul", "Gemm", "Einsum"):
+            known.append(node.name)
+        elif summed:
+            known.append("")
+        elif self._takes_all(node):
+            known.append("" if node.op in _EXTREMES else node.name)
+        for out in node.outputs:
+            if known and out.name not in self.facts.imaged:
+                beside[out.name] = max(known)
+
+    def _takes_all(self, node: gs.Node) -> bool:
+        """Whether it depends on all tokens at once, without being a sum of them."""
+        rank = len(node.inputs[0].shape or ()) if node.inputs else 0
+        if node.op in _NORMALISING:
+            axes = [int(attr(node, "axis", -1))]
+        elif node.op in tf.REDUCTIONS.split() and not node.op.startswith("Arg"):
+            axes = axes_argument(node) or list(range(rank))
+        else:
+            return False
+        return any(self.dim(node.inputs[0], a % rank) is not None for a in axes)
 
     def opaque(self, node: gs.Node, values: Sequence[Value]) -> Value:
         """An op that no sum may go through unscaled."""

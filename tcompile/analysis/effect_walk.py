@@ -215,12 +215,15 @@ class Walker(Joins):
         edits: list[Edit] = []
         for i, (tensor, one) in enumerate(zip(node.inputs, of, strict=True)):
             value = self.counts.of(tensor)
-            if is_const(tensor) or (value.degree == 0 and not value.pooled) or one == taken:
+            if is_const(tensor) or one == taken:
                 continue
             if self.stage(tensor) == taken:
                 continue  # tokens, of which something was summed before
-            if tensor.name not in self.facts.imaged and node.op in ("Mul", "Div") and not one:
+            if tensor.name in self.counts.beside:
                 edits.append(Recount(i, taken))
+                taker = self.counts.beside[tensor.name]
+                if taker:
+                    self._no_merge(node, f"reads what '{taker}' makes of all tokens of a mask")
             elif value.degree > 0:
                 self._no_drop(node, "joins sums over more and over fewer tokens")
         unresolved = self.counts.unresolved.get(node.name)
