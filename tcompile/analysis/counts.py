@@ -79,6 +79,7 @@ class Counts:
         rescales: node → how what it gives follows the number of tokens.
         unresolved: node that sums over tokens → the node that reads the sum as it is.
         sized: nodes that read a number computed from how many tokens there are, unexplained.
+        doubts: node whose literal may be a count, or may not → what it does.
         beside: tensor that is computed from what was taken over all tokens of a mask or the like
             → the node on the way that could not weigh merged tokens; empty where all can.
     """
@@ -88,6 +89,7 @@ class Counts:
     rescales: dict[str, Rescale] = field(default_factory=dict)
     unresolved: dict[str, str] = field(default_factory=dict)
     sized: set[str] = field(default_factory=set)
+    doubts: dict[str, str] = field(default_factory=dict)
     beside: dict[str, str] = field(default_factory=dict)
 
     def of(self, tensor: gs.Tensor) -> Value:
@@ -297,6 +299,18 @@ class _Counter:
                     return replace(value, degree=degree)
         return None
 
+    def _doubt(self, node: gs.Node, value: Value, literal: float) -> None:
+        """A mean over N tokens times 1/√N: a standard error, or something else."""
+        if value.degree or not value.pooled:
+            return
+        for name in sorted(value.sums):
+            total = self.found.summed[name].count("size", self.space)
+            if _close(literal, total**-0.5):
+                self.found.doubts[node.name] = (
+                    f"multiplies a mean over {total:g} tokens by {literal:.4g}, which may or may "
+                    "not be one over the root of their number"
+                )
+
     def _guesses(
         self, value: Value, summed: Summed
     ) -> Iterable[tuple[tuple[Factor, ...], Fraction]]:
@@ -356,6 +370,7 @@ class _Counter:
             if explained is not None:
                 self.found.sized.discard(node.name)
                 return explained
+            self._doubt(node, one, number)
             return replace(one, scales=(*one.scales, (node.name, number)))
         a, b = values[:2]
         return _times(a, self.power(b, Fraction(-1)) if inverse else b)

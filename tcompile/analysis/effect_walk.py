@@ -234,6 +234,8 @@ class Walker(Joins):
             self._no_drop(node, why)
         if node.name in self.counts.sized:
             self._no_drop(node, "reads a number that was computed from how many tokens there are")
+        if node.name in self.counts.doubts:
+            self._no_drop(node, self.counts.doubts[node.name])
         scaled = self.counts.rescales.get(node.name)
         if scaled is not None:
             edits.append(replace(scaled, stage=taken))
