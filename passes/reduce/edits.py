@@ -8,6 +8,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis import effects as fx
+from tcompile.analysis.counts import sums_over
 from tcompile.errors import InternalError, ModelError
 from tcompile.ir import attr, ints, is_const, is_free, replace_uses
 from tcompile.passes.reduce.builder import Builder
@@ -124,7 +125,7 @@ class Editor(Rows):
     def _pool(self, node: gs.Node, edit: fx.Pool, stage: Stage) -> None:
         """Mean over tokens → Σ s·x / Σ s; sum → Σ s·x."""
         b, x = self.b, node.inputs[edit.operand]
-        rank = len(x.shape)
+        rank, over = len(x.shape), [axis for _, axis in sums_over(node)]
         batch_axis = self.batch_axis(self.dense_inputs[node.name][edit.operand])
         sizes = sizes_on_run(b, self.space, stage, edit.run)
         if batch_axis is not None and batch_axis > edit.axis:
@@ -140,7 +141,7 @@ class Editor(Rows):
         b.fp32.add(node.name)
         if node.op in ("ReduceMean", "GlobalAveragePool"):
             mean = node.outputs[0]
-            total = b.reduce("Mean", weights, [edit.axis], int(attr(node, "keepdims", 1)))
+            total = b.reduce("Mean", weights, over, int(attr(node, "keepdims", 1)))
             follow(b, node, mean, lambda raw: b.op("Div", raw, total, dtype=mean.dtype))
 
     def _bias(self, node: gs.Node, edit: fx.Bias, stage: Stage) -> None:

@@ -409,6 +409,7 @@ class _Counter:
         if not grown:
             least = min((v for v in live), key=lambda v: v.degree, default=_PLAIN)
             if least.degree < 0:
+                self._uniform_share(node, least)
                 return least  # probabilities with a bias
             pooled = bool(live) and all(v.pooled for v in live)
             sums = frozenset().union(*(v.sums for v in live)) if pooled else frozenset()
@@ -422,6 +423,17 @@ class _Counter:
         same = all(v.weights is grown[0].weights for v in grown)
         return Value(degree, sums, all(v.pooled for v in grown),
                      grown[0].weights if same else None)  # fmt: skip
+
+    def _uniform_share(self, node: gs.Node, value: Value) -> None:
+        """1/N that is added to probabilities of N tokens, or taken off."""
+        for i, tensor in enumerate(node.inputs):
+            literal = uniform(tensor) if is_const(tensor) else None
+            for name in sorted(value.sums) if literal else ():
+                summed = self.found.summed[name]
+                wanted = summed.count("size", self.space) ** float(value.degree)
+                if _close(abs(literal or 0.0), wanted):
+                    factors = (Factor("size", 0, value.degree),)
+                    self.found.rescales[node.name] = Rescale(summed, factors, i)
 
     def first(self, node: gs.Node, values: Sequence[Value]) -> Value:
         """Linear in its first input."""

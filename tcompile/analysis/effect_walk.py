@@ -247,6 +247,8 @@ class Walker(Joins):
 
     def _check_neighbours(self, node: gs.Node) -> None:
         """At one place along the tokens, each image of the batch has another one."""
+        if not self.knows(node):
+            return
         for operand, tensor in enumerate(node.inputs):
             if tensor.is_empty() or is_const(tensor) or not self.stage(tensor):
                 continue
