@@ -170,6 +170,9 @@ def _copied(editor: Editor, name: str, stage: Stage) -> gs.Tensor:
     elif copy.op in ("Reshape", "Expand"):
         dims_of = fx.locate(editor.facts.axes[name], editor.space)
         editor.apply(copy, fx.SetShape(tuple(d for d in dims_of if d is not None)), stage)
+    scaled = editor.counts.rescales.get(maker.name)
+    if scaled is not None:
+        rescale(editor, copy, scaled, stage)
     out.shape = _shape_now(editor, name, stage)
     return out
 

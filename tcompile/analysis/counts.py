@@ -300,7 +300,16 @@ class _Counter:
         return None
 
     def _doubt(self, node: gs.Node, value: Value, literal: float) -> None:
-        """A mean over N tokens times 1/√N: a standard error, or something else."""
+        """A mean over N tokens times 1/√N: a standard error, or something else. Logits times log N:
+        a temperature that follows how many there are."""
+        out = node.outputs[0]
+        dims = [self.dim(out, axis) for axis in range(len(out.shape))]
+        for n in {d.size(self.space, self.space.patches, 1) for d in dims if d is not None}:
+            if n > 2 and _close(literal, float(np.log(n))):
+                self.found.doubts[node.name] = (
+                    f"multiplies by {literal:.4g}, which is the logarithm of {n}, the number of "
+                    "tokens"
+                )
         if value.degree or not value.pooled:
             return
         for name in sorted(value.sums):
