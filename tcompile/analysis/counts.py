@@ -374,6 +374,8 @@ class _Counter:
                 return one
             number = 1 / literal if inverse else literal
             if number == 1:
+                if int(np.prod(shape(tensor))) > 1:
+                    self.found.sized.discard(node.name)  # ones for all tokens, such as a mask
                 return one
             explained = self._explained(node, one, number, here, inverse)
             if explained is not None:
