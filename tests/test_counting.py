@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 import torch
 from onnx import helper, numpy_helper
+from torch import Tensor
 
 from tcompile import pipeline
 from tcompile.errors import UsageError
@@ -25,9 +27,19 @@ from tests.oracles.exports import once
 from tests.oracles.merged import expected_merged
 from tests.oracles.present import IllegalError
 from tests.oracles.present_walk import Walk, outputs_of
+from tests.oracles.weights import stir
 from tests.support.judge import judge
 from tests.support.respelling import MASK, MEANS, SPREADS, Writer, respell
-from tests.support.spelled_vit import Cut, Place, Shape, images, inside, spelled, write
+from tests.support.spelled_vit import (
+    Cut,
+    Place,
+    Shape,
+    SpelledViT,
+    images,
+    inside,
+    spelled,
+    write,
+)
 
 #: Ops that see neighbours, of which the oracle says that it cannot tell, or that it is wrong.
 NEIGHBOURS = ("average_pool", "depthwise_conv")
@@ -428,6 +440,20 @@ def test_merging_is_judged(method: str, cache: Path, tmp_path: Path) -> None:
 # ---- sums that nothing counts --------------------------------------------------------------------
 
 
+def test_a_temperature_of_the_number_of_tokens(cache: Path, tmp_path: Path) -> None:
+    plain, path = exported(Shape("patches", 1), cache), tmp_path / "model.onnx"
+    for number, kind in ((17, "refused"), (18, "equal")):
+
+        def sharper(model: onnx.ModelProto, x: str, number: int = number) -> list[onnx.NodeProto]:
+            log = stored(model, np.float32(np.log(number)), "log_")
+            return [helper.make_node("Mul", [x, log], ["sharper_"])]
+
+        model = after(plain, "MatMul", 13, sharper)
+        (at,) = (n for n in model.graph.node if "sharper_" in n.input)
+        assert at.op_type in ("Mul", "Softmax")
+        assert tried(model, path) == kind
+
+
 def summed(model: onnx.ModelProto, keep: float = 1.0) -> onnx.ModelProto:
     """The last mean is a sum, of which `keep` is taken."""
     return respell(model, lambda w: w.op("Mul", w.sum(), w.const(keep)))
@@ -521,3 +547,155 @@ def test_sizes_that_do_not_add_up(cache: Path, tmp_path: Path) -> None:
         np.testing.assert_allclose(logits, found[0], rtol=0, atol=1e-5)
     assert tried(summed(plain), path, "tome") != "refused"
     assert tried(summed(plain), path, "diffrate") == "refused"
+
+
+# ---- heads, as PyTorch spells them ---------------------------------------------------------------
+
+#: (the model, its part of the normed tokens [B, n, C], a mask [B, n]) -> what the head reads.
+Spelled = Callable[[Any, Tensor, Tensor], Tensor]
+#: The same where sizes [B, n, 1] weigh the tokens that are left.
+Right = Callable[[Any, Tensor, Tensor, Tensor], Tensor]
+
+
+def weighted(x: Tensor, w: Tensor) -> Tensor:
+    return (x * w).sum(1) / w.sum(1)
+
+
+def standard_error(x: Tensor, s: Tensor) -> Tensor:
+    n = s.sum(1)
+    return (((x - weighted(x, s)[:, None]) ** 2 * s).sum(1) / (n - 1) / n).sqrt()
+
+
+def masked_spread(x: Tensor, w: Tensor) -> Tensor:
+    n = w.sum(1, keepdim=True)
+    mean = (x * w).sum(1, keepdim=True) / n
+    return ((x - mean) ** 2 * w).sum(1) / (n[:, 0] - 1)
+
+
+def standard(w: Tensor, s: Tensor) -> Tensor:
+    """What a mask has beyond its mean, over its deviation."""
+    far = w - weighted(w, s)[:, None]
+    return far / weighted(far**2, s)[:, None].sqrt()
+
+
+def table(n: int) -> Tensor:
+    return 1 + torch.arange(n)[None, :, None] / 7
+
+
+def shares(x: Tensor, s: Tensor) -> Tensor:
+    """[B, n, 1] that sum to one."""
+    return (x[..., :1] + s.log()).softmax(1)
+
+
+HEADS_SPELLED: dict[str, tuple[Spelled, Right]] = {
+    "harmonic": (
+        lambda m, x, k: 16 / (1 / (x.exp() + 1)).sum(1),
+        lambda m, x, k, s: 1 / weighted(1 / (x.exp() + 1), s),
+    ),
+    "shares_times_n": (
+        lambda m, x, k: (x[..., :1].softmax(1) * 16 * x).mean(1),
+        lambda m, x, k, s: (shares(x, s) * x).sum(1),
+    ),
+    "shares_less_a_share": (
+        lambda m, x, k: ((x[..., :1].softmax(1) - 1 / 16) * x).sum(1),
+        lambda m, x, k, s: (shares(x, s) * x).sum(1) - weighted(x, s),
+    ),
+    "integers": (
+        lambda m, x, k: (x > 0.1).sum(1).to(x) / 16,
+        lambda m, x, k, s: weighted((x > 0.1).to(x), s),
+    ),
+    "grid": (lambda m, x, k: x.reshape(-1, 4, 4, 32).mean((1, 2)),
+             lambda m, x, k, s: weighted(x, s)),
+    "standard_error": (lambda m, x, k: x.std(1) / 4, lambda m, x, k, s: standard_error(x, s)),
+    "mask_product": (
+        lambda m, x, k: ((k / k.sum(1, keepdim=True))[:, None] @ x)[:, 0],
+        lambda m, x, k, s: weighted(x, k[..., None] * s),
+    ),
+    "mask_spread": (lambda m, x, k: masked_spread(x, k[..., None]),
+                    lambda m, x, k, s: masked_spread(x, k[..., None] * s)),
+    "mask_share": (
+        lambda m, x, k: weighted(x, k[..., None]) + k.mean(1, keepdim=True),
+        lambda m, x, k, s: weighted(x, k[..., None] * s) + weighted(k[..., None], s),
+    ),
+    "mask_counted": (
+        lambda m, x, k: weighted(x, k[..., None]) * (k.sum(1, keepdim=True) + 1).log(),
+        lambda m, x, k, s: weighted(x, k[..., None] * s) * ((k[..., None] * s).sum(1) + 1).log(),
+    ),
+    "mask_softmax": (
+        lambda m, x, k: (k[..., None].softmax(1) * x).sum(1),
+        lambda m, x, k, s: (shares(k[..., None], s) * x).sum(1),
+    ),
+    "mask_standard": (
+        lambda m, x, k: (x * standard(k[..., None] * table(16), torch.ones(1, 16, 1))).mean(1),
+        lambda m, x, k, s: weighted(x * standard(k[..., None] * m.rows, s), s),
+    ),
+    "mask_of_a_table": (
+        lambda m, x, k: weighted(x, k[..., None] / k.sum(1)[:, None, None] * table(16)),
+        lambda m, x, k, s: weighted(x, k[..., None] * m.rows * s),
+    ),
+}  # fmt: skip
+#: What is refused where tokens are dropped, or merged, and why.
+REFUSED = {
+    ("standard_error", "topk"): "may or may not be one over the root",
+    ("mask_spread", "topk"): "sums over tokens",
+    ("shares_times_n", "merge"): "no attention we recognise",
+    ("shares_less_a_share", "merge"): "no attention we recognise",
+    ("mask_softmax", "merge"): "of all tokens of a mask",
+}
+
+
+class Headed(SpelledViT):
+    """Images and a mask [B, 16] of the patches -> (logits, tokens)."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(Shape("patches", 1, batch=None))
+        self.spell, self.right = HEADS_SPELLED[name]
+        self.mask = self.rows = torch.ones(0)
+
+    def forward(  # type: ignore[override]
+        self, images: Tensor, mask: Tensor, cut: Cut | None = None
+    ) -> tuple[Tensor, Tensor]:
+        self.mask = mask
+        self.cut = cut
+        return super().forward(images, cut)
+
+    def pooled(self, x: Tensor, size: Tensor | None) -> Tensor:
+        if self.cut is None:
+            return self.spell(self, x[:, 1:], self.mask)
+        there = self.cut.index[:, 1:] - 1
+        self.rows = table(16).to(x)[0][there]
+        weight = torch.ones_like(x[..., 0]) if size is None else size
+        return self.right(self, x[:, 1:], self.mask.gather(1, there), weight[:, 1:, None])
+
+
+@pytest.mark.parametrize("name", HEADS_SPELLED)
+def test_a_head_counts_what_is_left(name: str, tmp_path: Path) -> None:
+    """Dropped or merged inside PyTorch, the head gives the same; or it is refused, and why."""
+    model, path = Headed(name).eval().requires_grad_(False), tmp_path / "model.onnx"
+    stir(model, seed=11)
+    mask = np.ones((2, 16), np.float32)
+    mask[0, ::3] = mask[1, 1::4] = 0
+    feed = {"image": images(model.shape)} | ({"mask": mask} if "mask" in name else {})
+    given = (torch.from_numpy(images(model.shape)), torch.from_numpy(mask))
+    torch.onnx.export(
+        model, given, str(path), dynamo=False, opset_version=17, input_names=["image", "mask"],
+        output_names=["logits", "tokens"],
+        dynamic_axes={"image": {0: "batch"}, "mask": {0: "batch"}},
+    )  # fmt: skip
+    model.double()
+    for kind in ("topk", "merge"):
+        score = None if kind == "merge" else {"name": "cls"}
+        cut = {"site": "attn:1", "score": score, "reducer": {"name": kind}, "keep": 10}
+        shape = {"tokens": 17, "prefix": 1, "patches": 16, "blocks": 3}
+        document = {"schema": 1, "method": "custom", "model": shape, "reductions": [cut]}
+        why = REFUSED.get((name, kind))
+        if why is not None:
+            with pytest.raises(UsageError, match=why):
+                pipeline.reduce(path, schedule=document)
+            continue
+        found = infer(to_onnx(pipeline.reduce(path, schedule=document).graph), feed)
+        owner = torch.from_numpy(found["token_owner"]) if kind == "merge" else None
+        done = Cut(1, kind, torch.from_numpy(found["token_index"]), owner)
+        logits, tokens = model(*(t.double() for t in given), done)
+        np.testing.assert_allclose(found["tokens"], tokens.numpy(), rtol=0, atol=1e-5)
+        np.testing.assert_allclose(found["logits"], logits.numpy(), rtol=0, atol=1e-5)

@@ -138,10 +138,11 @@ class _Rewriter:
             restored = self.found.restored.get(node.name)
             number = self.found.node_stage.get(node.name, 0) if restored is None else restored
             stage = self.stages[number]
+            written = list(node.outputs)  # what an edit scales is written by a node behind
             for edit in self.found.edits.get(node.name, []):
                 taken = edit.stage if isinstance(edit, (Rescale, Recount)) else number
                 self.editor.apply(node, edit, self.stages[taken])
-            for out in list(node.outputs):
+            for out in written:
                 if out.name in self.found.dims and restored is None:
                     out.shape = self._shape(out.name, stage)
                 name = str(out.name)

@@ -8,8 +8,10 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis import effects as fx
+from tcompile.analysis.counts import sums_over
 from tcompile.errors import InternalError, ModelError
 from tcompile.ir import attr, ints, is_const, is_free, replace_uses
+from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.edit_rows import Rows
 from tcompile.passes.reduce.recount import follow, recount, rescale
 from tcompile.passes.reduce.stage import (
@@ -123,7 +125,7 @@ class Editor(Rows):
     def _pool(self, node: gs.Node, edit: fx.Pool, stage: Stage) -> None:
         """Mean over tokens → Σ s·x / Σ s; sum → Σ s·x."""
         b, x = self.b, node.inputs[edit.operand]
-        rank = len(x.shape)
+        rank, over = len(x.shape), [axis for _, axis in sums_over(node)]
         batch_axis = self.batch_axis(self.dense_inputs[node.name][edit.operand])
         sizes = sizes_on_run(b, self.space, stage, edit.run)
         if batch_axis is not None and batch_axis > edit.axis:
@@ -132,12 +134,14 @@ class Editor(Rows):
         if batch_axis is None:
             sizes = b.squeeze(sizes, 0)
         weights = b.unsqueeze(sizes, *around) if around else sizes
+        if np.dtype(x.dtype).kind != "f":
+            x = _as_floats(b, node, edit.operand)
         weighted = b.op("Mul", x, weights, dtype=x.dtype)
         node.inputs[edit.operand] = weighted
         b.fp32.add(node.name)
         if node.op in ("ReduceMean", "GlobalAveragePool"):
             mean = node.outputs[0]
-            total = b.reduce("Mean", weights, [edit.axis], int(attr(node, "keepdims", 1)))
+            total = b.reduce("Mean", weights, over, int(attr(node, "keepdims", 1)))
             follow(b, node, mean, lambda raw: b.op("Div", raw, total, dtype=mean.dtype))
 
     def _bias(self, node: gs.Node, edit: fx.Bias, stage: Stage) -> None:
@@ -193,6 +197,16 @@ class Editor(Rows):
             count = run.size(self.space, stage.count)
             stage.cache[key] = b.reshape(spread, [-1, 1, count])
         return stage.cache[key]
+
+
+def _as_floats(b: Builder, node: gs.Node, operand: int) -> gs.Tensor:
+    """Let a sum of integers sum in floating point (sizes are); its result is cast back."""
+    given, out = node.inputs[operand], node.outputs[0]
+    node.inputs[operand] = b.cast(given, np.float32)
+    node.inputs[operand].shape = given.shape
+    node.outputs[0] = gs.Variable(b.name("summed"), np.float32)
+    b.cast(node.outputs[0], np.dtype(out.dtype)).inputs[0].outputs[0] = out
+    return node.inputs[operand]
 
 
 def redirect(old: gs.Tensor, new: gs.Tensor, readers: list[gs.Node], graph: gs.Graph) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis import effects as fx
+from tcompile.analysis.axes import Axes
+from tcompile.analysis.counts import sums_over
+from tcompile.analysis.transfer import BROADCAST
 from tcompile.errors import ModelError
 from tcompile.ir import int_to_dim, is_const, producer
 from tcompile.passes.reduce.builder import Builder
@@ -148,17 +152,21 @@ def _anew(editor: Editor, name: str, stage: Stage) -> gs.Tensor:
 
 
 def _copied(editor: Editor, name: str, stage: Stage) -> gs.Tensor:
-    value = editor.counts.values.get(name)
     tensor = editor.current[name]
-    if value is None or (value.degree == 0 and not value.pooled):
+    if name not in editor.counts.beside:
         return _left(editor, name, tensor, stage)
     maker = producer(tensor)
     if maker is None:
         return tensor
     inputs: list[gs.Tensor] = []
     for source in maker.inputs:
-        plain = source.is_empty() or is_const(source) or source.name not in editor.facts.live
-        inputs.append(source if plain else _anew(editor, source.name, stage))
+        if source.is_empty():
+            inputs.append(source)
+        elif is_const(source) or source.name not in editor.facts.live:
+            table = is_const(source) and maker.op in BROADCAST.split()
+            inputs.append(_rows(editor, source, name, stage) if table else source)
+        else:
+            inputs.append(_anew(editor, source.name, stage))
     outputs = [gs.Variable(editor.b.name(t.name.strip("/")), t.dtype, t.shape)
                for t in maker.outputs]  # fmt: skip
     out = outputs[[t.name for t in maker.outputs].index(tensor.name)]
@@ -168,51 +176,69 @@ def _copied(editor: Editor, name: str, stage: Stage) -> gs.Tensor:
     editor.dense_inputs[copy.name] = [str(t.name) for t in maker.inputs]
     # Its result stands for the dense one where an edit looks for the axes of it.
     editor.facts.axes[out.name] = editor.facts.axes[name]
-    if maker.name in editor.counts.summed:
+    if maker.name in editor.counts.summed and sums_over(maker):
         if stage.size is not None:
             _weigh(editor, copy, editor.counts.summed[maker.name].dim, stage)
     elif copy.op in ("Reshape", "Expand"):
         dims_of = fx.locate(editor.facts.axes[name], editor.space)
         editor.apply(copy, fx.SetShape(tuple(d for d in dims_of if d is not None)), stage)
+    scaled = editor.counts.rescales.get(maker.name)
+    if scaled is not None:
+        rescale(editor, copy, scaled, stage)
     out.shape = _shape_now(editor, name, stage)
     return out
 
 
 def _weigh(editor: Editor, node: gs.Node, dim: fx.Dim, stage: Stage) -> None:
-    """Let a sum of a mask count merged tokens by their sizes, in floating point."""
-    b, out = editor.b, node.outputs[0]
+    """Let a sum of a mask count merged tokens by their sizes."""
     axes = editor.facts.axes[editor.dense_inputs[node.name][0]]
     axis = fx.locate(axes, editor.space).index(dim)
     assert dim.run is not None
-    dtype = np.dtype(out.dtype)
-    if dtype.kind != "f":
-        given = node.inputs[0]
-        node.inputs[0] = b.cast(given, np.float32)
-        node.inputs[0].shape = given.shape
-        summed = gs.Variable(b.name("summed"), np.float32)
-        node.outputs[0] = summed
-        b.cast(summed, dtype).inputs[0].outputs[0] = out
     editor.apply(node, fx.Pool(axis, dim.run), stage)
+
+
+def _rows(editor: Editor, table: gs.Tensor, name: str, stage: Stage) -> gs.Tensor:
+    """The rows of a stored table that belong to the tokens that are left, where a dense tensor is
+    made from it position by position."""
+    axes = editor.facts.axes[name]
+    behind = len(axes) - len(table.shape)
+    places = [
+        replace(p, axis=p.axis - behind) for p in _places(editor, axes)
+        if p.axis >= behind and table.shape[p.axis - behind] > 1
+    ]  # fmt: skip
+    return _taken(editor, table, axes, places, stage)
 
 
 def _left(editor: Editor, name: str, tensor: gs.Tensor, stage: Stage) -> gs.Tensor:
     """The rows of a tensor with every token of those that are left; as it is where it has
     none."""
     axes = editor.facts.axes[name]
-    places = [
+    moved = _taken(editor, tensor, axes, _places(editor, axes), stage)
+    if moved is not tensor:
+        moved.shape = _shape_now(editor, name, stage)
+    return moved
+
+
+def _places(editor: Editor, axes: Axes) -> list[fx.SideAxis]:
+    """The axes that hold tokens."""
+    return [
         fx.SideAxis(i, d.run, d.part)
         for i, d in enumerate(fx.locate(axes, editor.space))
         if d is not None and d.run is not None and d.part != "rest"
         and d.run.patches(editor.space)
     ]  # fmt: skip
+
+
+def _taken(
+    editor: Editor, tensor: gs.Tensor, axes: Axes, places: list[fx.SideAxis], stage: Stage
+) -> gs.Tensor:
+    """Rows of the tokens that are left."""
     if not places:
         return tensor
     indices = [index_on_run(editor.b, editor.space, stage, p.run, p.part) for p in places]
     counts = [fx.Dim(1, False, p.run, p.part).size(editor.space, stage.count, 1) for p in places]
     dims = [0 if isinstance(d, str) else int(d) for d in tensor.shape]
-    moved = editor.moved(tensor, axes, places, indices, counts, dims)
-    moved.shape = _shape_now(editor, name, stage)
-    return moved
+    return editor.moved(tensor, axes, places, indices, counts, dims)
 
 
 def _shape_now(editor: Editor, name: str, stage: Stage) -> list[int | str]:

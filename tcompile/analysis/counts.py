@@ -20,7 +20,7 @@ import onnx_graphsurgeon as gs
 from tcompile.analysis import transfer as tf
 from tcompile.analysis.effects import Dim, Dims, Factor, Rescale, Summed, Vector, locate
 from tcompile.analysis.facts import Facts
-from tcompile.analysis.literals import LARGEST, explain, negligible, uniform
+from tcompile.analysis.literals import LARGEST, close, explain, negligible, uniform
 from tcompile.analysis.space import TokenSpace
 from tcompile.ir import attr, is_const, reduced_axes, shape, value
 
@@ -30,6 +30,10 @@ _ARITHMETIC = (
     *("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "PRelu", "MatMul", "Gemm"),
     "Attention",
 )
+#: Ops over an axis that depend on all that is there, and of these the ones that do not count.
+_NORMALISING = ("Softmax", "LogSoftmax", "LpNormalization")
+_EXTREMES = ("ReduceMax", "ReduceMin")
+_COMPARISONS = ("Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Equal")
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,10 +64,13 @@ class Counts:
 
     Attributes:
         values: tensor → what is known of it, where that is not nothing.
-        summed: node that sums or averages over tokens → what it runs over.
+        summed: node that sums, averages or takes shares over tokens → what it runs over.
         rescales: node → how what it gives follows the number of tokens.
         unresolved: node that sums over tokens → the node that reads the sum as it is.
         sized: nodes that read a number computed from how many tokens there are, unexplained.
+        doubts: node whose literal may be a count, or may not → what it does.
+        beside: tensor that is computed from what was taken over all tokens of a mask or the like
+            → the node on the way that could not weigh merged tokens; empty where all can.
     """
 
     values: dict[str, Value] = field(default_factory=dict)
@@ -71,6 +78,8 @@ class Counts:
     rescales: dict[str, Rescale] = field(default_factory=dict)
     unresolved: dict[str, str] = field(default_factory=dict)
     sized: set[str] = field(default_factory=set)
+    doubts: dict[str, str] = field(default_factory=dict)
+    beside: dict[str, str] = field(default_factory=dict)
 
     def of(self, tensor: gs.Tensor) -> Value:
         return self.values.get(tensor.name, _PLAIN)
@@ -139,10 +148,39 @@ class _Counter:
             result = rule(self, node, values)
         else:
             result = self.opaque(node, values)
+        if plain:
+            self._beside(node, bool(over))
         if result is _PLAIN:
             return
         for out in node.outputs:
             self.found.values[out.name] = result
+
+    def _beside(self, node: gs.Node, summed: bool) -> None:
+        """Whatever is taken over all tokens of a mask, and what is computed from that."""
+        if node.op in _COMPARISONS:
+            return  # a length that positions are held against is one of all tokens
+        beside = self.found.beside
+        known = [beside[t.name] for t in node.inputs if t.name in beside]
+        if summed and node.op in ("MatMul", "Gemm", "Einsum"):
+            known.append(node.name)
+        elif summed:
+            known.append("")
+        elif self._takes_all(node):
+            known.append("" if node.op in _EXTREMES else node.name)
+        for out in node.outputs:
+            if known and out.name not in self.facts.imaged:
+                beside[out.name] = max(known)
+
+    def _takes_all(self, node: gs.Node) -> bool:
+        """Whether it depends on all tokens at once, without being a sum of them."""
+        rank = len(node.inputs[0].shape or ()) if node.inputs else 0
+        if node.op in _NORMALISING:
+            axes = [int(attr(node, "axis", -1))]
+        elif node.op in tf.REDUCTIONS.split() and not node.op.startswith("Arg"):
+            axes = reduced_axes(node)
+        else:
+            return False
+        return any(self.dim(node.inputs[0], a % rank) is not None for a in axes)
 
     def opaque(self, node: gs.Node, values: Sequence[Value]) -> Value:
         """An op that no sum may go through unscaled."""
@@ -245,6 +283,27 @@ class _Counter:
             return replace(value, degree=degree)
         return None
 
+    def _doubt(self, node: gs.Node, value: Value, literal: float) -> None:
+        """A mean over N tokens times 1/√N: a standard error, or something else. Logits times log N:
+        a temperature that follows how many there are."""
+        out = node.outputs[0]
+        dims = [self.dim(out, axis) for axis in range(len(out.shape))]
+        for n in {d.size(self.space, self.space.patches, 1) for d in dims if d is not None}:
+            if n > 2 and close(literal, float(np.log(n))):
+                self.found.doubts[node.name] = (
+                    f"multiplies by {literal:.4g}, which is the logarithm of {n}, the number of "
+                    "tokens"
+                )
+        if value.degree or not value.pooled:
+            return
+        for name in sorted(value.sums):
+            total = self.found.summed[name].count("size", self.space)
+            if close(literal, total**-0.5):
+                self.found.doubts[node.name] = (
+                    f"multiplies a mean over {total:g} tokens by {literal:.4g}, which may or may "
+                    "not be one over the root of their number"
+                )
+
     # -- products --------------------------------------------------------------------------------
 
     def product(self, node: gs.Node, values: Sequence[Value]) -> Value:
@@ -256,20 +315,26 @@ class _Counter:
                 continue
             here = 1 - i
             one = values[i]
-            if inverse and here == 0:
-                return self.power(one, Fraction(-1))
+            over = inverse and here == 0  # the literal is what is divided
+            if over:
+                one, inverse = self.power(one, Fraction(-1)), False
             literal = uniform(tensor)
+            if literal is None and over:
+                return one
             if literal is None:
                 return self._masked(node, one, tensor, inverse)
             if literal == 0 or not np.isfinite(literal):
                 return one
             number = 1 / literal if inverse else literal
             if number == 1:
+                if int(np.prod(shape(tensor))) > 1:
+                    self.found.sized.discard(node.name)  # ones for all tokens, such as a mask
                 return one
             explained = self._explained(node, one, number, here, inverse)
             if explained is not None:
                 self.found.sized.discard(node.name)
                 return explained
+            self._doubt(node, one, number)
             return replace(one, scales=(*one.scales, (node.name, number)))
         a, b = values[:2]
         return _times(a, self.power(b, Fraction(-1)) if inverse else b)
@@ -308,6 +373,7 @@ class _Counter:
         if not grown:
             least = min((v for v in live), key=lambda v: v.degree, default=_PLAIN)
             if least.degree < 0:
+                self._uniform_share(node, least)
                 return least  # probabilities with a bias
             pooled = bool(live) and all(v.pooled for v in live)
             sums = frozenset().union(*(v.sums for v in live)) if pooled else frozenset()
@@ -321,6 +387,17 @@ class _Counter:
         same = all(v.weights is grown[0].weights for v in grown)
         return Value(degree, sums, all(v.pooled for v in grown),
                      grown[0].weights if same else None)  # fmt: skip
+
+    def _uniform_share(self, node: gs.Node, value: Value) -> None:
+        """1/N that is added to probabilities of N tokens, or taken off."""
+        for i, tensor in enumerate(node.inputs):
+            literal = uniform(tensor) if is_const(tensor) else None
+            for name in sorted(value.sums) if literal else ():
+                summed = self.found.summed[name]
+                wanted = summed.count("size", self.space) ** float(value.degree)
+                if close(abs(literal or 0.0), wanted):
+                    factors = (Factor("size", 0, value.degree),)
+                    self.found.rescales[node.name] = Rescale(summed, factors, i)
 
     def first(self, node: gs.Node, values: Sequence[Value]) -> Value:
         """Linear in its first input."""
@@ -390,8 +467,12 @@ class _Counter:
         """Softmax: over tokens its entries shrink as their number grows."""
         self.opaque(node, values)
         axis = int(attr(node, "axis", -1)) % len(node.inputs[0].shape)
-        if node.op == "Softmax" and self.dim(node.inputs[0], axis) is not None:
-            return Value(Fraction(-1))
+        dim = self.dim(node.inputs[0], axis)
+        if node.op == "Softmax" and dim is not None:
+            if dim.part == "rest":
+                return Value(Fraction(-1))
+            self.found.summed[node.name] = Summed(dim, None, 1)
+            return Value(Fraction(-1), frozenset({node.name}))
         return _PLAIN
 
 

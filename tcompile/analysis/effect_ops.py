@@ -92,10 +92,13 @@ class Rules:
         Raises:
             BarrierError: tokens may not have left before this op.
         """
-        rule = self._rules.get(node.op)
-        if rule is None or node.domain not in (None, "", "ai.onnx"):
+        if not self.knows(node):
             raise BarrierError("is not an op that tcompile knows how to carry tokens through")
-        return rule(node)
+        return self._rules[node.op](node)
+
+    def knows(self, node: gs.Node) -> bool:
+        """Whether the op has a rule."""
+        return node.op in self._rules and node.domain in (None, "", "ai.onnx")
 
     def _table(self) -> dict[str, Callable[[gs.Node], list[Edit]]]:
         groups: tuple[tuple[str, Callable[[gs.Node], list[Edit]]], ...] = (

@@ -215,15 +215,15 @@ class Walker(Joins):
         edits: list[Edit] = []
         for i, (tensor, one) in enumerate(zip(node.inputs, of, strict=True)):
             value = self.counts.of(tensor)
-            if is_const(tensor) or (value.degree == 0 and not value.pooled) or one == taken:
+            if is_const(tensor) or one == taken:
                 continue
             if self.stage(tensor) == taken:
                 continue  # tokens, of which something was summed before
-            beside = tensor.name not in self.facts.imaged and not one
-            if beside and node.op in ("Mul", "Div"):
+            if tensor.name in self.counts.beside:
                 edits.append(Recount(i, taken))
-            elif beside and node.op in tf.BROADCAST.split():
-                self._no_drop(node, f"joins '{tensor.name}', a figure of a mask of every token")
+                taker = self.counts.beside[tensor.name]
+                if taker:
+                    self._no_merge(node, f"reads what '{taker}' makes of all tokens of a mask")
             elif value.degree > 0:
                 self._no_drop(node, "joins sums over more and over fewer tokens")
         unresolved = self.counts.unresolved.get(node.name)
@@ -234,6 +234,8 @@ class Walker(Joins):
             self._no_drop(node, why)
         if node.name in self.counts.sized:
             self._no_drop(node, "reads a number that was computed from how many tokens there are")
+        if node.name in self.counts.doubts:
+            self._no_drop(node, self.counts.doubts[node.name])
         scaled = self.counts.rescales.get(node.name)
         if scaled is not None:
             edits.append(replace(scaled, stage=taken))
@@ -245,6 +247,8 @@ class Walker(Joins):
 
     def _check_neighbours(self, node: gs.Node) -> None:
         """At one place along the tokens, each image of the batch has another one."""
+        if not self.knows(node):
+            return
         for operand, tensor in enumerate(node.inputs):
             if tensor.is_empty() or is_const(tensor) or not self.stage(tensor):
                 continue

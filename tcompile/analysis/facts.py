@@ -44,6 +44,7 @@ class Facts:
         imaged: tensors whose value depends on an image, and not only on a mask or a size beside it.
         met: index set of features → the axes of tokens or batch that it was joined with, position
             by position.
+        alike: pairs of index sets of masks that were joined with each other, position by position.
         sized: stored number → what it was computed from.
         origin: index set that a node made by taking positions of others → those others.
     """
@@ -59,6 +60,7 @@ class Facts:
     imaged: set[str] = field(default_factory=set)
     sized: Mapping[str, Origin] = field(default_factory=dict)
     met: dict[ax.Root, set[ax.Axis]] = field(default_factory=dict)
+    alike: set[tuple[ax.Root, ax.Root]] = field(default_factory=set)
     origin: dict[ax.Root, set[ax.Root]] = field(default_factory=dict)
 
     def of(self, tensor: gs.Tensor) -> Axes:
@@ -77,6 +79,8 @@ class Facts:
     def unify(self, node: gs.Node, a: ax.Axis, b: ax.Axis) -> ax.Axis:
         """Elementwise: the common axis; a contradiction is recorded."""
         axis, conflict = ax.unify(a, b)
+        if a != b and not (ax.strong(a) or ax.strong(b)) and ax.size(a) == ax.size(b) > 1:
+            return self._beside(a, b, axis)
         for mine, other in ((a, b), (b, a)):
             loose = len(mine) == 1 and mine[0].whole and not ax.strong(mine)
             if loose and ax.strong(other) and ax.size(mine) == ax.size(other):
@@ -94,6 +98,15 @@ class Facts:
                 f"joins axes that contradict each other: {ax.show(a)} against {ax.show(b)}"
             )  # fmt: skip
         return axis
+
+    def _beside(self, a: ax.Axis, b: ax.Axis, axis: ax.Axis) -> ax.Axis:
+        """Two axes without a meaning yet: that of a mask, which may still get one, outlives that of
+        a constant, and those of two masks are one."""
+        own = [x for x in (a, b) if len(x) == 1 and x[0].whole
+               and x[0].root.name.rpartition("/")[0] in self.live]  # fmt: skip
+        if len(own) == 2:
+            self.alike.add((own[0][0].root, own[1][0].root))
+        return own[-1] if own else axis
 
     def _of_tokens(self, roots: set[ax.Root]) -> bool:
         """Whether some of the index sets are tokens, or positions taken from them."""

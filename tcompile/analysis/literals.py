@@ -43,7 +43,7 @@ def explain(
                 wanted = 0.0
                 break
             wanted *= max(base, 1e-30) ** float(factor.power)
-        if wanted and wanted != 1 and _close(literal, wanted):
+        if wanted and wanted != 1 and close(literal, wanted):
             return factors, after
     return None
 
@@ -60,7 +60,13 @@ def _guesses(
                 for offset in (0, -1):
                     yield (Factor(base, offset, -power),), degree - power
         return
-    if degree == 0 and pooled:
+    if degree < 0:
+        for power in dict.fromkeys((-degree, one, half)):
+            for base in bases:
+                for offset in (0, -1):
+                    yield (Factor(base, offset, power),), degree + power
+        return
+    if pooled:
         for power in (one, half):
             for sign in (1, -1):
                 up, down = Factor("size", 0, sign * power), Factor("size", -1, -sign * power)
@@ -70,7 +76,7 @@ def _guesses(
         yield (Factor("size", 0, one),), degree + 1
 
 
-def _close(literal: float, wanted: float) -> bool:
+def close(literal: float, wanted: float) -> bool:
     """Equal as written in fp32, or rounded to fp16 once."""
     if abs(literal - wanted) <= 1e-6 * abs(wanted):
         return True

@@ -260,6 +260,10 @@ def _meant(facts: Facts, streams: Sequence[Residual]) -> dict[ax.Root, Axis]:
         (axis,) = axes
         if axis in runs or all(d.root.kind == "batch" for d in axis):
             found[root] = axis
+    for pair in list(facts.alike) * len(facts.alike):
+        for one, other in (pair, pair[::-1]):
+            if one in found:
+                found.setdefault(other, found[one])
     return found
 
 
