@@ -15,9 +15,10 @@ from tcompile.targets.backends.base import EngineError, RefusedError
 
 #: What a reason has in it, and what helps.
 _REMEDIES = (
+    ("zeroPoint", "quantise symmetrically: TensorRT takes zero points of 0 only"),
+    ("zero point", "quantise symmetrically: TensorRT takes zero points of 0 only"),
     ("UInt8", "cast the image to float before anything else reads it"),
     ("UINT8", "cast the image to float before anything else reads it"),
-    ("zero point", "quantise symmetrically: TensorRT takes zero points of 0 only"),
     ("reduction", "TensorRT scatters without a reduction only"),
     ("Plugin not found", "TensorRT has no such operator; write it with standard ONNX operators"),
 )
