@@ -156,11 +156,21 @@ def _refuse_branches(graph: gs.Graph, values: Values) -> None:
             )
 
 
+def _drop_stale_inputs(model: onnx.ModelProto) -> None:
+    """What the file says of its inputs a second time, which may be another shape."""
+    names = {t.name for t in model.graph.input}
+    kept = [v for v in model.graph.value_info if v.name not in names]
+    if len(kept) < len(model.graph.value_info):
+        del model.graph.value_info[:]
+        model.graph.value_info.extend(kept)
+
+
 def _import(model: onnx.ModelProto) -> gs.Graph:
     """The model in the IR: functions inlined, dead nodes gone, in execution order."""
     try:
         if model.functions:
             model = onnx.inliner.inline_local_functions(model)
+        _drop_stale_inputs(model)
         graph = gs.import_onnx(model)
         for node in graph.nodes:
             node.domain = None if node.domain in ("", "ai.onnx") else node.domain

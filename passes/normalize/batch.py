@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis import axes as ax
 from tcompile.analysis.propagate import propagate
 from tcompile.errors import ModelError
-from tcompile.ir import int_to_dim, is_const, is_free
+from tcompile.ir import int_to_dim, is_const, is_free, shape
 from tcompile.passes.normalize.batch_values import HINT, DimVectors
 
 
@@ -38,6 +40,11 @@ def free_batch(graph: gs.Graph, vectors: DimVectors) -> None:
     facts = propagate(graph)
     for node in list(graph.nodes):
         if node.op == "Reshape":
+            if prod(shape(node.inputs[0])) != prod(shape(node.outputs[0])):
+                raise ModelError(
+                    f"Reshape '{node.name}' fits one size of the batch, and the batch is free",
+                    hint="bind it with --shape",
+                )
             _free_reshape(node, facts.of(node.inputs[0]), facts.of(node.outputs[0]), vectors)
     for tensor in graph.tensors().values():
         if not is_const(tensor) and tensor.shape is not None:

@@ -80,14 +80,19 @@ def fold_constants(graph: gs.Graph, origins: Origins) -> int:
         if t.name
         and (any(id(c) not in inside for c in t.outputs) or any(t is o for o in graph.outputs))
     ]
-    outputs = [o.name for o in graph.outputs]
+    outputs, copied = [o.name for o in graph.outputs], 0
     for tensor, result in zip(wanted, _evaluate(graph, foldable, wanted), strict=True):
         if tensor.name in outputs:
-            continue  # a constant graph output keeps its node
+            # A constant graph output keeps its node; what reads it reads a stored copy.
+            if tensor.outputs:
+                name = f"{tensor.name}/value"
+                copied += 1
+                replace_uses(tensor, gs.Constant(name, np.array(result)))
+            continue
         _store(tensor, result)
     before = len(graph.nodes)
     _drop_dead(graph)
-    return before - len(graph.nodes)
+    return before - len(graph.nodes) + copied
 
 
 def _foldable(node: gs.Node, known: set[str]) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.logger import G_LOGGER
+from onnx_graphsurgeon.util.exception import OnnxGraphSurgeonException
 
 from tcompile.analysis import axes as ax
 from tcompile.analysis.counts import Counts, find_counts
@@ -158,7 +160,7 @@ class _Rewriter:
             raise InternalError(f"sites {list(pending)} were not reached")
         self._outputs(dense_outputs, outputs, label)
         # Owners and indices that no output asks for were written all the same; here they go.
-        self.graph.cleanup(remove_unused_graph_inputs=False).toposort()
+        self._sort()
         add_functions(self.graph)
         # A restored output has taken the name of the reduced one, and has no shape yet.
         predicted = {
@@ -168,6 +170,18 @@ class _Rewriter:
         }
         self._spell_out_biased()
         self._infer(predicted)
+
+    def _sort(self) -> None:
+        """Dead nodes go, the others stand in execution order."""
+        try:
+            with G_LOGGER.suppress(G_LOGGER.CRITICAL + 1):  # it prints what the error says
+                self.graph.cleanup(remove_unused_graph_inputs=False).toposort()
+        except OnnxGraphSurgeonException as error:
+            names = ", ".join(self.cuts)
+            raise UsageError(
+                f"what is read to choose tokens at {names} is computed from the tokens that leave "
+                "there", where="schedule", hint="choose another site",
+            ) from error  # fmt: skip
 
     def _spell_out_biased(self) -> None:
         """Decompose each `Attention` that was given a bias shared by all queries.

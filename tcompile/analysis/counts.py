@@ -97,6 +97,8 @@ def find_counts(graph: gs.Graph, facts: Facts, space: TokenSpace) -> Counts:
 
 def sums_over(node: gs.Node) -> list[tuple[int, int]]:
     """(operand, axis) that the node sums or averages along; axes count from the front."""
+    if not node.inputs:
+        return []
     rank = len(node.inputs[0].shape or ())
     if node.op in ("ReduceSum", "ReduceMean"):
         return [(0, a) for a in reduced_axes(node)]

@@ -144,6 +144,8 @@ class _Grouped(Walk):
         super().__init__(file, tokens, cuts)
 
     def after(self, node: onnx.NodeProto) -> None:
+        if node.op_type in ("MatMul", "Gemm", "Einsum"):
+            self._check_row(node)
         if node.op_type not in ELEMENTWISE:
             return
         name = node.output[0]
@@ -160,6 +162,15 @@ class _Grouped(Walk):
         if not any(self._table(n) for n in node.input if n and n not in behind):
             raise IllegalError(f"{where}: joins tokens that are not the same")
         raise InapplicableError(f"{where}: a table with a row for each merged token")
+
+    def _check_row(self, node: onnx.NodeProto) -> None:
+        """A mask that multiplies tokens as a row: merged tokens may be half hidden."""
+        behind = set().union(*self._behind.values())
+        for name in node.input:
+            mask = name and name not in behind and name in self.file.live and self._table(name)
+            if mask and any(n in behind for n in node.input) and np.ptp(self.held[name].value):
+                where = f"{node.op_type} '{node.name or node.output[0]}'"
+                raise InapplicableError(f"{where}: a mask with a number for each merged token")
 
     def _table(self, name: str) -> bool:
         sizes = (self.tokens.total, self.tokens.patches)
@@ -272,6 +283,8 @@ def _rows(held: Held, rows: Array, tokens: Tokens, name: str) -> Array:
         index, axis = rows[:, short:] - short, axes[0]
         lead = batch_axis(value.shape, axis, len(rows))
         value, there = (taken(x, index, axis, lead) for x in (value, there))
+    if not there.all() and len(axes) > 1:
+        raise InapplicableError(f"output {name}: tokens along two axes")
     if not there.all():
         raise MismatchError(f"{name}: some of it is made of tokens that left")
     return value

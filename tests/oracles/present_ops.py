@@ -276,8 +276,10 @@ class Ops:
         """A product or quotient of sums over tokens."""
         a, b = parts
         where = _where(node)
+        again = b
         if node.op_type == "Div" and a.total is not None and b.total is None:
-            b = self.counted(a.total, node.input[1], b)
+            again = self.counted(a.total, node.input[1], b)
+        counted, b = again is not b, again
         if node.op_type == "Mul" and a.total is None:
             a, b = b, a
         (value,) = numbers(node, self.opset, [a.value, b.value])
@@ -292,8 +294,10 @@ class Ops:
                 return out
             sign = -1 if node.op_type == "Div" else 1
             degree = a.total.degree + sign * b.total.degree
+            if not degree and sign < 0:  # a sum over how many it goes over is a mean
+                return replace(out, total=replace(a.total, counted=True))
             return replace(out, total=replace(a.total, degree=degree)) if degree else out
-        if b.count:
+        if b.count or counted:
             return replace(out, total=replace(a.total, counted=True))
         if b.literal is None:
             vague = not a.total.counted

@@ -24,7 +24,7 @@ from onnx import numpy_helper
 
 from tests.oracles.dense_file import Array, Arrays, File, InapplicableError, Tokens
 from tests.oracles.masked_graph import spread
-from tests.oracles.present import Held, Total, kept
+from tests.oracles.present import Held, IllegalError, Total, kept
 from tests.oracles.present_ops import Ops, wide
 
 #: What becomes of the stream, given the walk so far.
@@ -56,21 +56,52 @@ class Walk(Ops):
         for name, tensor in file.stored.items():
             if name not in self.held:
                 self.held[name] = Held(wide(numpy_helper.to_array(tensor)), fixed=True)
+        read = self._read()
+        if self.around and any(node.op_type == "If" for node in file.nodes):
+            raise InapplicableError("what an If reads is not seen")
         insides = {end: self._inside(start, end) for end, (start, _) in self.around.items()}
         apart: dict[str, dict[str, Held]] = {end: {} for end in self.around}
         for i, node in enumerate(file.nodes):
-            made = self._made(node, {})
-            for end, (start, few) in self.around.items():
-                if i in insides[end]:
-                    inner = apart[end]
-                    inner.setdefault(start, self._cut(self.held[start], few))
-                    inner |= self._made(node, inner)
-                if end in made:
-                    made[end] = self._back(self.held[start], apart[end][end])
+            try:
+                made = self._at(i, insides, apart)
+            except IllegalError as error:
+                if i in read:
+                    raise
+                raise InapplicableError(f"only the shape of it is read: {error}") from error
             self.held |= {
                 n: self._leaving(h, self.cuts[n]) if n in self.cuts else h for n, h in made.items()
             }
             self.after(node)
+
+    def _at(
+        self, i: int, insides: Mapping[str, set[int]], apart: Mapping[str, dict[str, Held]]
+    ) -> dict[str, Held]:
+        """What a node makes, for all tokens and inside the blocks that some bypass."""
+        node = self.file.nodes[i]
+        made = self._made(node, {})
+        for end, (start, few) in self.around.items():
+            if i in insides[end]:
+                inner = apart[end]
+                inner.setdefault(start, self._cut(self.held[start], few))
+                inner |= self._made(node, inner)
+            if end in made:
+                made[end] = self._back(self.held[start], apart[end][end])
+        return made
+
+    def _read(self) -> set[int]:
+        """The nodes whose values, and not only their shapes, an output depends on."""
+        found: set[int] = set()
+        todo = [o.name for o in self.file.model.graph.output]
+        while todo:
+            i = self.file.maker.get(todo.pop())
+            if i is None or i in found:
+                continue
+            found.add(i)
+            if any(a.HasField("g") for a in self.file.nodes[i].attribute):
+                return set(range(len(self.file.nodes)))
+            if self.file.nodes[i].op_type not in ("Shape", "Size"):
+                todo += self.file.nodes[i].input
+        return found
 
     def _made(self, node: onnx.NodeProto, inner: Mapping[str, Held]) -> dict[str, Held]:
         """The node's outputs; its inputs are those of `inner`, or else the model's."""
