@@ -417,6 +417,8 @@ def mixed_axes(node: gs.Node, operand: int) -> list[int]:
         return [axis for i, axis in tf.einsum_contracted(node) if i == operand]
     if node.op in ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"):
         return list(range(int(attr(node, "axis", -1)) % rank, rank))
+    if node.op == "Attention":
+        return [rank - 2, rank - 1]  # heads, which the batch may be joined with, are apart
     if node.op in _PER_IMAGE:
         return list(range(1, rank))
     return list(range(rank))
@@ -434,6 +436,6 @@ _ALONG = {
 }  # fmt: skip
 #: Ops whose first axis is the batch by their definition.
 _PER_IMAGE = frozenset(
-    (*tf.SPATIAL.split(), "InstanceNormalization", "GroupNormalization", "LRN", "Attention",
-     "SpaceToDepth", "DepthToSpace")
+    (*tf.SPATIAL.split(), "InstanceNormalization", "GroupNormalization", "LRN", "SpaceToDepth",
+     "DepthToSpace")
 )  # fmt: skip

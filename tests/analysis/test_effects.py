@@ -180,6 +180,13 @@ def test_an_einsum_that_is_not_spelled_out_may_mix_everything(
     assert mixed_axes(node, 0) == mixed
 
 
+def test_an_attention_does_not_mix_its_heads() -> None:
+    """Nor the batch, which an export may have joined with them: [1, B·h, N, D]."""
+    tensors = [gs.Variable(name, np.float32, [1, 6, 4, 4]) for name in "qkvy"]
+    node = gs.Node("Attention", "a", {}, tensors[:3], tensors[3:])
+    assert mixed_axes(node, 0) == mixed_axes(node, 1) == [2, 3]
+
+
 @pytest.mark.parametrize(
     ("axes", "noop", "found"),
     [(None, 0, [0, 1, 2]), ([], 0, [0, 1, 2]), ([], 1, []), ([-1, 1], 0, [2, 1])],
