@@ -349,7 +349,7 @@ def respell(model: onnx.ModelProto, spelling: Spelling, *, spread: bool = False)
 
 def _averages(node: onnx.NodeProto, shapes: Mapping[str, list[int]]) -> bool:
     axes = list(attribute_of(node, "axes", []))
-    return node.op_type == "ReduceMean" and axes == [1] and len(shapes[node.input[0]]) == 3
+    return node.op_type == "ReduceMean" and axes == [1] and len(shapes.get(node.input[0], ())) == 3
 
 
 def _shapes(model: onnx.ModelProto) -> dict[str, list[int]]:
