@@ -6,6 +6,7 @@ implementation, in float64; presence goes through the same op where it only move
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -100,7 +101,7 @@ def wide(value: Array) -> Array:
 # ---- one op --------------------------------------------------------------------------------------
 
 
-class Ops:
+class Ops(ABC):
     """The rules; `opset` is the file's."""
 
     def __init__(self, opset: int) -> None:
@@ -214,9 +215,9 @@ class Ops:
             raise InapplicableError(f"{_where(node)}: a shape that follows the tokens")
         return [kept(value, self.presence(shape.shape_of), fixed=False)]
 
+    @abstractmethod
     def presence(self, name: str) -> Array | None:
         """Where a tensor is there, by name."""
-        raise NotImplementedError
 
     # -- moving and elementwise --------------------------------------------------------------------
 
@@ -305,9 +306,9 @@ class Ops:
         total, more = a.total.times(_inverse(node, b.literal))
         return replace(out, value=out.value * more, total=total)
 
+    @abstractmethod
     def counted(self, total: Total, name: str, divisor: Held) -> Held:
         """The divisor of a sum over tokens, counting only those that are left."""
-        raise NotImplementedError
 
     # -- along axes --------------------------------------------------------------------------------
 
