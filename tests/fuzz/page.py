@@ -35,7 +35,7 @@ A case with several counts for each of them.
 
 _MEANING = {
     "equal": "reduced, and equal to the oracle",
-    "ran": "reduced and run, finite and of the right shapes; the oracle has no answer for this model",
+    "ran": "reduced and run, finite, of the right shapes; the oracle has no answer for this model",
     "dense": "nothing was reduced",
     "refused": "refused in one line",
     "broken": "ONNX Runtime does not take the changed model either, or it is random",
