@@ -44,8 +44,9 @@ class Row:
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     """The command line."""
-    return subprocess.run([sys.executable, "-m", "tcompile", *arguments], text=True,
-                          capture_output=True, check=False)  # fmt: skip
+    return subprocess.run(
+        [sys.executable, "-m", "tcompile", *arguments], text=True, capture_output=True, check=False
+    )
 
 
 def judged(document: dict[str, Any], exact: bool, target: str) -> str:
@@ -79,8 +80,16 @@ def one(model: str, path: Path, command: str, target: str, exact: bool, work: Pa
         return Row(model, command, target, exact, "nothing", 0, (), done.stderr.strip()[-300:])
     document = json.loads(done.stdout)
     document = document["manifest"] if command == "build" else document
-    return Row(model, command, target, exact, document["emitted"], document["kept"]["patches"],
-               tuple(document["summary"]), judged(document, exact, target))  # fmt: skip
+    return Row(
+        model,
+        command,
+        target,
+        exact,
+        document["emitted"],
+        document["kept"]["patches"],
+        tuple(document["summary"]),
+        judged(document, exact, target),
+    )
 
 
 def export(model: str, work: Path) -> Path:
@@ -98,9 +107,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.asked", description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="models, artifacts, finished rows")
     parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
-    parser.add_argument("--build", nargs="*", default=list(BUILDS), metavar="TARGET",
-                        help=f"to build the first model for, and the second for the first of them "
-                        f"[default: {' '.join(BUILDS)}]")  # fmt: skip
+    parser.add_argument(
+        "--build",
+        nargs="*",
+        default=list(BUILDS),
+        metavar="TARGET",
+        help=f"to build the first model for, and the second for the first of them "
+        f"[default: {' '.join(BUILDS)}]",
+    )
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
@@ -119,8 +133,10 @@ def main() -> None:
                 row = one(model, path, command, target, exact, given.work)
                 kept.write_text(json.dumps(asdict(row)) + "\n")
             rows.append(row)
-            print(f"{row.key}: {row.wrong or 'right'}: {row.kept}; {' | '.join(row.summary)}",
-                  flush=True)  # fmt: skip
+            print(
+                f"{row.key}: {row.wrong or 'right'}: {row.kept}; {' | '.join(row.summary)}",
+                flush=True,
+            )
     wrong = [row.key for row in rows if row.wrong]
     print(f"{len(rows)} rows, {len(wrong)} wrong{': ' if wrong else ''}{', '.join(wrong)}")
     raise SystemExit(1 if wrong else 0)

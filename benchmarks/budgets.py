@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.subjects import HELD_OUT, SUBJECTS, calibration, export, find, images
-from tcompile.artifact import load_artifact
-from tcompile.errors import TcompileError
+from tcompile.artifact.directory import load_artifact
+from tcompile.core.errors import TcompileError
 from tcompile.pipeline import build, price, read
 from tcompile.planning.losses import measure_drop
 from tcompile.planning.solve.solve import BAND
-from tcompile.timing import bench_models, machine_name
-from tcompile.verify.runs import Samples, run_all
+from tcompile.runtime.samples import Samples, run_all
+from tcompile.runtime.timing import bench_models, machine_name
 
 SHARES = (0.9, 0.75, 0.6, 0.45)
 DROPS = (0.01, 0.02, 0.05)
@@ -38,17 +38,29 @@ def latencies(name: str, folder: Path, refine: bool) -> list[dict[str, Any]]:
     for share in SHARES:
         asked = share * dense
         artifact = load_artifact(
-            build(path, target="cpu", latency=asked, refine=refine, output=folder / "artifact",
-                  force=True)
-        )  # fmt: skip
+            build(
+                path,
+                target="cpu",
+                latency=asked,
+                refine=refine,
+                output=folder / "artifact",
+                force=True,
+            )
+        )
         again = bench_models(path, artifact.model, rounds=20, seconds=_SECONDS)
         # The budget in the terms of the dense model as it runs now.
         now = asked * again.dense.median / dense
-        found.append({
-            "model": name, "share": share, "asked": asked, "measured": again.reduced.median,
-            "dense": again.dense.median, "off": again.reduced.median / asked - 1,
-            "off_now": again.reduced.median / now - 1,
-        })  # fmt: skip
+        found.append(
+            {
+                "model": name,
+                "share": share,
+                "asked": asked,
+                "measured": again.reduced.median,
+                "dense": again.dense.median,
+                "off": again.reduced.median / asked - 1,
+                "off_now": again.reduced.median / now - 1,
+            }
+        )
         print(found[-1], file=sys.stderr, flush=True)
     return found
 
@@ -57,8 +69,8 @@ def drops(
     folder: Path, methods: tuple[str, ...] = ("auto", "topk", "tome")
 ) -> list[dict[str, Any]]:
     """Plans for glyphs with a bounded drop, asked the held-out scenes."""
+    from tcompile.core.save import save
     from tcompile.passes.reduce import reduce_graph
-    from tcompile.saving import save
 
     subject = find("glyphs")
     path = export(subject, folder)
@@ -81,13 +93,18 @@ def drops(
             assert made.planned is not None
             drop = measure_drop(dense, run_all(reduced, samples), labels)
             checked = made.planned.drop
-            found.append({
-                "method": method, "asked": most, "chosen": made.schedule.method,
-                "checked": None if checked is None else checked.mean,
-                "bound": None if checked is None else checked.upper,
-                "held_out": drop.mean, "speedup": made.planned.plan.speedup,
-                "outcome": made.planned.outcome.to_json(),
-            })  # fmt: skip
+            found.append(
+                {
+                    "method": method,
+                    "asked": most,
+                    "chosen": made.schedule.method,
+                    "checked": None if checked is None else checked.mean,
+                    "bound": None if checked is None else checked.upper,
+                    "held_out": drop.mean,
+                    "speedup": made.planned.plan.speedup,
+                    "outcome": made.planned.outcome.to_json(),
+                }
+            )
             print(found[-1], file=sys.stderr, flush=True)
     return found
 

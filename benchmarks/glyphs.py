@@ -16,8 +16,8 @@ from typing import Any
 
 import onnx
 
-from tcompile.demo import write_glyphs
-from tcompile.ir import to_onnx
+from tcompile.api.demo import write_glyphs
+from tcompile.core.graph import to_onnx
 from tcompile.models.glyphs.evaluate import Scores, evaluate
 from tcompile.pipeline import reduce
 from tcompile.targets.backends.ort import OrtRunner

@@ -21,16 +21,16 @@ import onnx
 from benchmarks.methods_given import families, prepare
 from benchmarks.methods_page import Results, Row, answers, write_table
 from benchmarks.methods_plot import plot
-from tcompile.cost import cost_of
-from tcompile.demo import write_glyphs
-from tcompile.errors import TcompileError
-from tcompile.ir import to_onnx
+from tcompile.api.demo import write_glyphs
+from tcompile.core.errors import TcompileError
+from tcompile.core.graph import to_onnx
+from tcompile.methods.composition import METHODS
 from tcompile.models.glyphs import data
 from tcompile.models.glyphs.evaluate import HELD_OUT_SEED, evaluate
 from tcompile.pipeline import reduce
-from tcompile.planning.methods import METHODS
+from tcompile.planning.cost import cost_of
+from tcompile.runtime.timing import interleave, machine_name, speedup, summarise, usable_cores
 from tcompile.targets.backends.ort import OrtRunner
-from tcompile.timing import interleave, machine_name, speedup, summarise, usable_cores
 
 KEEPS = ("0.8", "0.6", "0.5", "0.4", "0.3", "0.2")
 

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import onnx
 
-from tcompile.ir import to_onnx
+from tcompile.core.graph import to_onnx
+from tcompile.methods.composition import METHODS, find_method
 from tcompile.models.glyphs import data
 from tcompile.pipeline import read, schedule_for
-from tcompile.planning.methods import METHODS, find_method
 from tcompile.targets.backends.ort import OrtRunner
 
 STREAM, SCENES = 4, 200

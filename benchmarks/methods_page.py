@@ -180,8 +180,11 @@ def table(
         "![Top-1 against latency](methods.svg)",
     ]
     if busy:
-        lines += ["", f"**The machine was busy (load average up to {max(loads):.1f}): speed-ups "
-                      "are not to be quoted.**"]  # fmt: skip
+        lines += [
+            "",
+            f"**The machine was busy (load average up to {max(loads):.1f}): speed-ups "
+            "are not to be quoted.**",
+        ]
     head = ["method", "family", *keeps, f"FLOPs at {middle}", "added", "nodes", "unfused"]
     lines += ["", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for method in dict.fromkeys(row.method for row in rows):

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.subjects import Subject, export
-from tcompile.artifact import load_artifact
-from tcompile.errors import TcompileError
+from tcompile.artifact.directory import load_artifact
+from tcompile.core.errors import TcompileError
+from tcompile.methods.composition import METHODS
 from tcompile.pipeline import build
-from tcompile.planning.methods import METHODS
-from tcompile.timing import bench_models, machine_name
+from tcompile.runtime.timing import bench_models, machine_name
 
 MODELS = (
     Subject("glyphs", "zoo:glyphs", 56, "image", 0, ()),

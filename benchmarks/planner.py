@@ -28,20 +28,20 @@ from benchmarks.methods_given import prepare
 from benchmarks.planner_page import page, plot
 from benchmarks.profiles import timed, together_of
 from benchmarks.subjects import HELD_OUT, SUBJECTS, Subject, calibration, export, find, images
-from tcompile.errors import TcompileError
+from tcompile.core.errors import TcompileError
+from tcompile.core.save import save
+from tcompile.core.schedule import Schedule
+from tcompile.methods.composition import METHODS
 from tcompile.passes.reduce import reduce_graph
 from tcompile.pipeline import Analysed, read, room_of, schedule_for
-from tcompile.planning.methods import METHODS
-from tcompile.planning.schedule import Schedule
+from tcompile.planning.request import Request
 from tcompile.planning.solve.latencies import measured
 from tcompile.planning.solve.solve import Question, solve_request
-from tcompile.profiling.meter import OrtMeter
-from tcompile.request import Request
-from tcompile.saving import save
+from tcompile.profiling.runtimes import OrtMeter
+from tcompile.runtime.metrics import cosine
+from tcompile.runtime.samples import Samples, run_all
+from tcompile.runtime.timing import machine_name
 from tcompile.targets import load_target
-from tcompile.timing import machine_name
-from tcompile.verify.metrics import cosine
-from tcompile.verify.runs import Samples, run_all
 
 #: Budgets of the planned schedules, as shares of the dense model's latency.
 BUDGETS = tuple(round(1 - 0.04 * i, 2) for i in range(1, 18))
@@ -93,8 +93,9 @@ def wanted(subject: Subject, path: Path, model: Analysed, folder: Path) -> Itera
         # The budget is of the profile's own dense model: shares are what is compared.
         asked = replace(request, latency=share * profile.dense.ms)
         try:
-            planned = solve_request(replace(question, request=asked), methods, profile,
-                                    lambda text: None)  # fmt: skip
+            planned = solve_request(
+                replace(question, request=asked), methods, profile, lambda text: None
+            )
             made = planned.schedule
             yield Point("planned", str(share), made.to_json(), method=made.method)
         except TcompileError as error:
@@ -136,8 +137,16 @@ def answered(subject: Subject, path: Path, folder: Path) -> list[Point]:
                 made = replace(point, **score(answers(graph, samples)))  # type: ignore[arg-type]
             except TcompileError as error:
                 made = replace(point, schedule=None, why=error.one_line())
-        print(subject.name, made.name, made.ask, made.cosine, made.top1, made.why[:80],
-              file=sys.stderr, flush=True)  # fmt: skip
+        print(
+            subject.name,
+            made.name,
+            made.ask,
+            made.cosine,
+            made.top1,
+            made.why[:80],
+            file=sys.stderr,
+            flush=True,
+        )
         points.append(made)
     return points
 
@@ -179,9 +188,12 @@ def main() -> None:
     given.work.mkdir(parents=True, exist_ok=True)
     conditions = OrtMeter(load_target("cpu")).conditions()
     found: dict[str, Any] = {
-        "machine": machine_name(), "runtime": f"ONNX Runtime {conditions.software['onnxruntime']}",
-        "threads": conditions.threads, "date": conditions.date[:10], "models": {},
-    }  # fmt: skip
+        "machine": machine_name(),
+        "runtime": f"ONNX Runtime {conditions.software['onnxruntime']}",
+        "threads": conditions.threads,
+        "date": conditions.date[:10],
+        "models": {},
+    }
     for name in given.models:
         subject, kept = find(name), given.work / f"{name}.planner.json"
         path = export(subject, given.work)
@@ -202,10 +214,12 @@ def main() -> None:
         points = [Point(**p) for p in json.loads(kept.read_text())] if kept.exists() else []
         if any(p.share is not None for p in points):
             found["models"][name] = [
-                {**{k: v for k, v in asdict(p).items() if k != "schedule"},
-                 "there": p.schedule is not None}
+                {
+                    **{k: v for k, v in asdict(p).items() if k != "schedule"},
+                    "there": p.schedule is not None,
+                }
                 for p in points
-            ]  # fmt: skip
+            ]
     print(page(found))
     if given.output is not None:
         (given.output / "planner.md").write_text(page(found))

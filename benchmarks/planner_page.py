@@ -63,14 +63,17 @@ def page(found: dict[str, Any]) -> str:
             mark = "" if best is None or best[what] >= point[what] else " **worse**"
             other = (
                 f"{_text(best[what], what)}{mark} | {best['ask']} | {best['method'] or 'dense'} | "
-                f"{best['share']:.3f}" if best else "none so fast | | |"
-            )  # fmt: skip
+                f"{best['share']:.3f}"
+                if best
+                else "none so fast | | |"
+            )
             lines.append(
                 f"| {point['name']} | {point['ask']} | {point['share']:.3f} | "
                 f"{_text(point[what], what)} | {other} |"
             )
-        missing = sorted({p["name"] for p in points if not p["there"] and p["name"] not in
-                          ("dense", "planned")})  # fmt: skip
+        missing = sorted(
+            {p["name"] for p in points if not p["there"] and p["name"] not in ("dense", "planned")}
+        )
         if missing:
             lines.append(f"\nNot possible on this model: {', '.join(missing)}.\n")
         lines.append(f"\n![{name}](planner-{name}.png)\n")
@@ -109,13 +112,30 @@ def plot(found: dict[str, Any], folder: Path) -> None:
         ours = [p for p in points if p["name"] == "planned" and p["share"] is not None]
         ours = sorted([*ours, {**points[0], "share": 1.0}], key=lambda p: p["share"])
         others = [p for p in points[1:] if p["name"] != "planned" and p["share"] is not None]
-        axes.plot([p["share"] for p in others], [_height(p, what) for p in others], "x",
-                  color="0.45", label="methods' own schedules")  # fmt: skip
-        axes.plot([p["share"] for p in ours], [_height(p, what) for p in ours], "o-",
-                  color="black", markersize=4, label="planned (auto, calibrated)")  # fmt: skip
+        axes.plot(
+            [p["share"] for p in others],
+            [_height(p, what) for p in others],
+            "x",
+            color="0.45",
+            label="methods' own schedules",
+        )
+        axes.plot(
+            [p["share"] for p in ours],
+            [_height(p, what) for p in ours],
+            "o-",
+            color="black",
+            markersize=4,
+            label="planned (auto, calibrated)",
+        )
         for p in others:
-            axes.annotate(p["name"], (p["share"], _height(p, what)), fontsize=5, color="0.35",
-                          xytext=(2, 2), textcoords="offset points")  # fmt: skip
+            axes.annotate(
+                p["name"],
+                (p["share"], _height(p, what)),
+                fontsize=5,
+                color="0.35",
+                xytext=(2, 2),
+                textcoords="offset points",
+            )
         axes.set_xlim(0.25, 1.4)
         axes.set_xlabel("latency, share of the dense model's (measured)")
         if what == "top1":

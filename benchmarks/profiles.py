@@ -23,22 +23,22 @@ from typing import Any
 import numpy as np
 
 from benchmarks.subjects import SUBJECTS, export, find
-from tcompile.errors import UsageError
+from tcompile.core.errors import UsageError
+from tcompile.core.schedule import Schedule
+from tcompile.methods.method import method_for
+from tcompile.methods.schedulers import Place
 from tcompile.passes.reduce import reduce_graph
 from tcompile.pipeline import read, room_of
 from tcompile.planning.optimise import Plan, plan_of
-from tcompile.planning.schedule import Schedule
-from tcompile.planning.schedulers import Place
+from tcompile.planning.request import Request
 from tcompile.planning.solve.candidates import PORTFOLIO, Candidate, candidate
 from tcompile.planning.solve.latencies import measured
-from tcompile.planning.solve.method import method_for
 from tcompile.planning.solve.sources import prior_of
-from tcompile.profiling.meter import OrtMeter, Run
 from tcompile.profiling.profile import Profile
-from tcompile.profiling.stations import Job, Key, Station, figures, rounds
-from tcompile.request import Request
+from tcompile.profiling.runtimes import OrtMeter, Run
+from tcompile.profiling.sessions import Job, Key, Station, figures, rounds
+from tcompile.runtime.timing import machine_name
 from tcompile.targets import load_target
-from tcompile.timing import machine_name
 
 METHODS = PORTFOLIO
 #: Of weights, in models that are open at a time; a runtime keeps them twice.
@@ -111,10 +111,11 @@ def compared(
     profile = measured(model, methods, load_target("cpu"), request, lambda text: None, fresh=True)
     seconds = time.perf_counter() - start
     candidates = [
-        candidate(model.graph, m, profile, lambda method, counts: prior_of(method), least=None,
-                  eps=0.02)
+        candidate(
+            model.graph, m, profile, lambda method, counts: prior_of(method), least=None, eps=0.02
+        )
         for m in methods
-    ]  # fmt: skip
+    ]
     together = together_of(path)
     rows: list[Row] = []
     drawn = random_plans(candidates, seed)
@@ -129,8 +130,9 @@ def compared(
             dense, *times = timed(calls, least, seed)
             for (one, plan, _), ms in zip(some, times, strict=True):
                 steps = [(s.site, s.after) for s in plan.steps]
-                rows.append(Row(name, one.method.text, steps, plan.latency_ms, ms, plan.dense_ms,
-                                dense))  # fmt: skip
+                rows.append(
+                    Row(name, one.method.text, steps, plan.latency_ms, ms, plan.dense_ms, dense)
+                )
             del calls
     return rows, profile, seconds
 
@@ -154,9 +156,11 @@ def summary(rows: Sequence[Row]) -> dict[str, float]:
     raw, share = (np.abs([getattr(r, k) for r in rows]) for k in ("error", "share_error"))
     return {
         "schedules": len(rows),
-        "median": float(np.median(raw)), "worst": float(raw.max()),
-        "share_median": float(np.median(share)), "share_worst": float(share.max()),
-    }  # fmt: skip
+        "median": float(np.median(raw)),
+        "worst": float(raw.max()),
+        "share_median": float(np.median(share)),
+        "share_worst": float(share.max()),
+    }
 
 
 def page(found: dict[str, Any]) -> str:
@@ -197,23 +201,28 @@ def main() -> None:
     given = parser.parse_args()
     conditions = OrtMeter(load_target("cpu"), threads=given.threads).conditions()
     found: dict[str, Any] = {
-        "machine": machine_name(), "runtime": f"ONNX Runtime {conditions.software['onnxruntime']}",
-        "threads": conditions.threads, "date": conditions.date[:10], "models": {},
-    }  # fmt: skip
+        "machine": machine_name(),
+        "runtime": f"ONNX Runtime {conditions.software['onnxruntime']}",
+        "threads": conditions.threads,
+        "date": conditions.date[:10],
+        "models": {},
+    }
     with tempfile.TemporaryDirectory(prefix="tcompile-bench-") as scratch:
         folder = given.exports or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
         for name in given.models:
             path = export(find(name), folder)
-            rows, profile, seconds = compared(name, path, given.schedules, given.rounds,
-                                              given.seed, given.threads)  # fmt: skip
+            rows, profile, seconds = compared(
+                name, path, given.schedules, given.rounds, given.seed, given.threads
+            )
             assert profile.dense is not None
             found["models"][name] = {
-                "summary": summary(rows), "seconds": seconds,
+                "summary": summary(rows),
+                "seconds": seconds,
                 "dense_profiled": profile.dense.ms,
                 "dense_beside": float(np.median([r.dense_measured for r in rows])),
                 "rows": [asdict(r) for r in rows],
-            }  # fmt: skip
+            }
             print(name, json.dumps(summary(rows)), file=sys.stderr, flush=True)
     print(page(found))
     if given.output is not None:

@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from tcompile.ir import to_onnx
+from tcompile.core.graph import to_onnx
+from tcompile.models.onnx_vit import VitSpec, build_vit, random_weights
 from tcompile.pipeline import Analysed, read
 from tcompile.profiling.roofline import Device, cpu_device, modelled
+from tcompile.runtime.timing import machine_name, usable_cores
 from tcompile.targets.backends.ort import OrtRunner
-from tcompile.timing import machine_name, usable_cores
-from tcompile.vit_graph import VitSpec, build_vit, random_weights
 
 SIZES = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12), "large": (1024, 16)}
 IMAGES = (64, 96, 128, 160, 192, 224, 288, 384)
@@ -100,18 +100,27 @@ def main() -> None:
     device = cpu_device(given.threads)
     found = []
     for size in given.models:
-        for row in rows(size, given.images, device, depth=given.depth, batch=given.batch,
-                        rounds=given.rounds):  # fmt: skip
+        for row in rows(
+            size, given.images, device, depth=given.depth, batch=given.batch, rounds=given.rounds
+        ):
             found.append(row)
             if not given.json:
-                print(f"{row.model:6} {row.tokens:4} tokens  modelled {row.modelled:8.2f} ms  "
-                      f"measured {row.measured:8.2f} (median {row.median:8.2f})  "
-                      f"{row.error:+6.1%}", flush=True)  # fmt: skip
+                print(
+                    f"{row.model:6} {row.tokens:4} tokens  modelled {row.modelled:8.2f} ms  "
+                    f"measured {row.measured:8.2f} (median {row.median:8.2f})  "
+                    f"{row.error:+6.1%}",
+                    flush=True,
+                )
     errors = sorted(abs(row.error) for row in found)
     median, worst = float(np.median(errors)), errors[-1]
     if given.json:
-        data = {"device": asdict(device), "rows": [asdict(r) for r in found], "median": median,
-                "worst": worst, "machine": machine_name()}  # fmt: skip
+        data = {
+            "device": asdict(device),
+            "rows": [asdict(r) for r in found],
+            "median": median,
+            "worst": worst,
+            "machine": machine_name(),
+        }
         print(json.dumps(data, indent=2))
         return
     what = "CPU time" if given.threads == 1 else "wall time"

@@ -46,9 +46,10 @@ SUBJECTS = (
     Subject("glyphs", "zoo:glyphs", 56, "image", 1000, ("0.7", "0.5", "0.35")),
     Subject("vit_small", "benchmarks.subjects:vit_small", 224, "pixel_values", 16, ("0.7", "0.5")),
     Subject("vit_base", "benchmarks.subjects:vit_base", 224, "pixel_values", 8, ("0.6",)),
-    Subject("dinov2_small_518", "benchmarks.subjects:dinov2_small", 518, "pixel_values", 4,
-            ("0.5",)),
-)  # fmt: skip
+    Subject(
+        "dinov2_small_518", "benchmarks.subjects:dinov2_small", 518, "pixel_values", 4, ("0.5",)
+    ),
+)
 
 
 def find(name: str) -> Subject:
@@ -62,7 +63,7 @@ def export(subject: Subject, folder: Path) -> Path:
     if path.exists():
         return path
     if subject.source.startswith("zoo:"):
-        from tcompile.demo import write_glyphs
+        from tcompile.api.demo import write_glyphs
 
         write_glyphs(path)
         return path
@@ -75,7 +76,7 @@ def export(subject: Subject, folder: Path) -> Path:
 
 def images(subject: Subject, model: Path, stream: int, count: int) -> dict[str, Any]:
     """Scenes as the model takes them, by the name of its input, and `labels`."""
-    from tcompile.verify.runs import signature
+    from tcompile.runtime.samples import signature
 
     pictures, labels, _ = data.batch(stream, 0, count)
     made = data.preprocess(pictures)

@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
 
-    from tcompile.bench import bench
+    from tcompile.api.bench import bench
 
     with tempfile.TemporaryDirectory(prefix="tcompile-bench-") as folder:
         model, artifact = Path(folder) / "model.onnx", Path(folder) / "artifact"
@@ -64,8 +64,10 @@ def main() -> None:
     print(f"{found.machine}; {found.runtime}, {found.threads} threads; {found.rounds} rounds")
     for name, timing in (("dense", found.dense), ("reduced", found.reduced)):
         print(f"  {name:8} {timing.median:7.1f} ms [{timing.lower:.1f}, {timing.upper:.1f}]")
-    print(f"  speed-up {s.ratio:.3f} [{s.lower:.3f}, {s.upper:.3f}], FLOP-ideal {ideal:.3f}: "
-          f"{s.ratio / ideal:.1%} of it")  # fmt: skip
+    print(
+        f"  speed-up {s.ratio:.3f} [{s.lower:.3f}, {s.upper:.3f}], FLOP-ideal {ideal:.3f}: "
+        f"{s.ratio / ideal:.1%} of it"
+    )
     print(f"  build    {seconds:.1f} s, peak {peak:.0f} MB for a model of {size:.0f} MB")
     print(f"  (this process: peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10} MB)")
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from tcompile.errors import UsageError
+from tcompile.core.errors import UsageError
 
 if TYPE_CHECKING:
     from tcompile.models.source import LoadedModel

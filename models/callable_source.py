@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from tcompile.errors import ModelError
+from tcompile.core.errors import ModelError
 from tcompile.models.source import SOURCES, LoadedModel, Request, cannot_build
 
 

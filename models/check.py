@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import torch
 
-from tcompile.errors import ModelError
+from tcompile.core.errors import ModelError
 from tcompile.models.recipes import batched
 from tcompile.models.source import LoadedModel
 

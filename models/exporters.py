@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tcompile.errors import MissingExtraError, ModelError, TcompileError, UsageError
+from tcompile.core.errors import MissingExtraError, ModelError, TcompileError, UsageError
 from tcompile.models.known import known_hint
 from tcompile.models.report import ExportReport
 from tcompile.models.source import LoadedModel, Source, load_source, parse_source, require
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import onnx
 
     from tcompile.models import recipes
-    from tcompile.models.cures import Cure
+    from tcompile.models.exporter_workarounds import Cure
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def export(
         require_runtime()
     require("onnxscript", "exporting to ONNX")
     from tcompile.models.attention import attention_as
-    from tcompile.models.cures import plans
+    from tcompile.models.exporter_workarounds import plans
 
     failures: list[str] = []
     with attention_as(loaded, attention):
@@ -127,14 +127,8 @@ def _attempt(
     from tcompile.models import recipes
     from tcompile.models.attention import get_attention
     from tcompile.models.check import check_file
-    from tcompile.models.cures import applied
-    from tcompile.models.files import (
-        dims,
-        metadata,
-        settle_inputs,
-        settle_outputs,
-        staged,
-    )
+    from tcompile.models.exporter_workarounds import applied
+    from tcompile.models.files import dims, metadata, settle_inputs, settle_outputs, staged
     from tcompile.models.opset import lower_to_17, opset_of
 
     job = recipes.job(loaded, batch, opset or DEFAULT_OPSET[name])

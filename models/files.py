@@ -12,7 +12,7 @@ from pathlib import Path
 
 import onnx
 
-from tcompile.errors import ModelError
+from tcompile.core.errors import ModelError
 from tcompile.models.preprocess import PREPROCESS_KEY, SOURCE_KEY
 from tcompile.models.report import Dims
 from tcompile.models.source import LoadedModel

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tcompile.errors import ModelError
+from tcompile.core.errors import ModelError
 from tcompile.models import hf_config
 from tcompile.models.hf_packed import PACKED, PACKED_TYPES
 from tcompile.models.source import LoadedModel, Request, cannot_build, require, unknown_name
@@ -22,7 +22,7 @@ from tcompile.models.source import LoadedModel, Request, cannot_build, require, 
 if TYPE_CHECKING:
     from torch import nn
 
-    from tcompile.models.hf_words import Word
+    from tcompile.models.hf_families import Word
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def load(request: Request) -> LoadedModel:
         MissingExtraError: transformers is not installed.
     """
     transformers = require("transformers", f"loading {request.source.text}")
-    from tcompile.models.hf_words import WORDS, of_class
+    from tcompile.models.hf_families import WORDS, of_class
 
     name, options = request.source.name, dict(request.options)
     wanted, part = options.pop("class", None), options.pop("part", None)
@@ -122,7 +122,7 @@ def _fresh(
     transformers: Any, word: Word, wanted: str | None, options: Mapping[str, Any], size: int | None
 ) -> _Made:
     """A word's model with random weights."""
-    from tcompile.models.hf_words import empty_text
+    from tcompile.models.hf_families import empty_text
 
     class_name = wanted or word.model
     model_class = getattr(transformers, class_name)
@@ -140,7 +140,7 @@ def _word(transformers: Any, config: Any, part: str | None) -> Word | None:
     Raises:
         ValueError: it has no such part.
     """
-    from tcompile.models.hf_words import TYPES, WORDS, of_class
+    from tcompile.models.hf_families import TYPES, WORDS, of_class
 
     usual = TYPES.get(config.model_type)
     if part is None and usual is not None:
@@ -169,7 +169,7 @@ def _checkpoint(
     options: Mapping[str, Any],
 ) -> _Made:
     """The checkpoint's model: of the class asked for, else what `Word` and its own class say."""
-    from tcompile.models.hf_words import empty_text
+    from tcompile.models.hf_families import empty_text
 
     kinds = [a for a in (config.architectures or []) if a.endswith("ImageClassification")]
     if type(config) not in transformers.MODEL_MAPPING:  # there is no bare encoder of its kind

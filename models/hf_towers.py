@@ -26,10 +26,7 @@ class Features(nn.Module):
     """
 
     def __init__(
-        self,
-        tower: Any,
-        join: Callable[..., torch.Tensor],
-        parts: Mapping[str, nn.Module],
+        self, tower: Any, join: Callable[..., torch.Tensor], parts: Mapping[str, nn.Module]
     ) -> None:
         super().__init__()
         self.tower = tower

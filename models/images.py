@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tcompile.errors import MissingExtraError, UsageError
+from tcompile.core.errors import MissingExtraError, UsageError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -75,8 +75,11 @@ def _eight_bits(image: Image.Image, opened: Image.Image, path: str | Path) -> Im
     # PNG and PPM have at most 16 bits; in TIFF mode I is for signed and for 32-bit numbers.
     wide = image.mode == "I" and opened.format not in ("PNG", "PPM")
     if wide or values.min() < 0 or values.max() > 0xFFFF:
-        raise UsageError("has pixels of signed or 32-bit integers: which value is white is not "
-                         "known", where=str(path), hint=_ELSE)  # fmt: skip
+        raise UsageError(
+            "has pixels of signed or 32-bit integers: which value is white is not known",
+            where=str(path),
+            hint=_ELSE,
+        )
     return _grey(values / ((1 << _bits(opened)) - 1), opened)
 
 
@@ -87,8 +90,10 @@ def _unit(values: NDArray[np.float64], path: str | Path) -> NDArray[np.float64]:
         row, column = (int(i) for i in bad[0])
         raise UsageError(
             f"has float pixels, which must lie within 0 (black) and 1 (white): "
-            f"{values[row, column]:g} in row {row}, column {column}", where=str(path), hint=_ELSE,
-        )  # fmt: skip
+            f"{values[row, column]:g} in row {row}, column {column}",
+            where=str(path),
+            hint=_ELSE,
+        )
     return values
 
 

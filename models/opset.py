@@ -12,7 +12,7 @@ from typing import Any
 import onnx
 from onnx import numpy_helper
 
-from tcompile.errors import ModelError
+from tcompile.core.errors import ModelError
 
 
 def opset_of(proto: onnx.ModelProto) -> int:

@@ -56,7 +56,7 @@ class PositionTable(torch.nn.Module):
 
     All images have the same grid, so the rows of one are repeated for each.
 
-    `interpolate_pos_encoding` bears the name by which `tcompile.models.cures` finds what an
+    `interpolate_pos_encoding` bears the name by which `exporter_workarounds` finds what an
     export may take as a constant.
     """
 

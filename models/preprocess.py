@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tcompile.errors import ModelError, UsageError
+from tcompile.core.errors import ModelError, UsageError
 from tcompile.models.images import read_rgb
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from typing import Any
 import onnx
 import torch
 
-from tcompile.errors import MissingExtraError
+from tcompile.core.errors import MissingExtraError
 from tcompile.models.source import LoadedModel
 
 log = logging.getLogger(__name__)

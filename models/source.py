@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from tcompile.errors import MissingExtraError, ModelError, UsageError
+from tcompile.core.errors import MissingExtraError, ModelError, UsageError
 
 if TYPE_CHECKING:
     import torch

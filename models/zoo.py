@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tcompile.errors import ModelError
+from tcompile.core.errors import ModelError
 from tcompile.models.source import LoadedModel, Request, unknown_name
 
 

@@ -76,8 +76,15 @@ def ptx(source: str, arch: str = "75", nvcc: str | None = None) -> str:
     """
     with tempfile.TemporaryDirectory(prefix="tcompile-") as folder:
         made = Path(folder) / f"{source}.ptx"
-        command = [nvcc or find_nvcc(), *FLAGS, f"-arch=compute_{arch}", "-ptx",
-                   str(CUDA / "aot" / f"{source}.cu"), "-o", str(made)]  # fmt: skip
+        command = [
+            nvcc or find_nvcc(),
+            *FLAGS,
+            f"-arch=compute_{arch}",
+            "-ptx",
+            str(CUDA / "aot" / f"{source}.cu"),
+            "-o",
+            str(made),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"nvcc cannot compile {source}.cu: {done.stderr[-2000:]}")
@@ -90,8 +97,9 @@ def _up(a: int, b: int) -> int:
 
 def _select(s: Mapping[str, int], types: Mapping[str, str]) -> AotLaunch:
     count = s["T"]
-    items = next(i for i, most in ((1, 256), (2, 1024), (4, 4096), (8, 8192), (16, 1 << 14))
-                 if count <= most)  # fmt: skip
+    items = next(
+        i for i, most in ((1, 256), (2, 1024), (4, 4096), (8, 8192), (16, 1 << 14)) if count <= most
+    )
     block = _up(_up(count, items), 32) * 32
     with_rows = "prefix" in s
     name = "select" if with_rows else "top_k"
@@ -135,16 +143,24 @@ def _fuse(s: Mapping[str, int], types: Mapping[str, str]) -> AotLaunch:
 def _tiles(name: str, rows: str, *numbers: str) -> Callable[..., AotLaunch]:
     def launch(s: Mapping[str, int], types: Mapping[str, str]) -> AotLaunch:
         count = s["T"] - s["T"] // 2 if rows == "half" else s[rows]
-        return AotLaunch(f"tc_aot_{name}_{types['data']}", "match", (_up(count, _SIDE), 1, s["B"]),
-                         128, 0, tuple(s[n] for n in numbers))  # fmt: skip
+        return AotLaunch(
+            f"tc_aot_{name}_{types['data']}",
+            "match",
+            (_up(count, _SIDE), 1, s["B"]),
+            128,
+            0,
+            tuple(s[n] for n in numbers),
+        )
 
     return launch
 
 
 def _match(s: Mapping[str, int], types: Mapping[str, str]) -> AotLaunch:
     if s["half"] > MOST_PAIRS:
-        raise ValueError(f"TcMatchTokens ahead of time takes {2 * MOST_PAIRS} tokens at most, not "
-                         f"{s['T']}: use the plugin library")  # fmt: skip
+        raise ValueError(
+            f"TcMatchTokens ahead of time takes {2 * MOST_PAIRS} tokens at most, not "
+            f"{s['T']}: use the plugin library"
+        )
     power = 1 << (s["r"] - 1).bit_length()
     numbers = (s["T"], s["D"], s["r"], power)
     return AotLaunch(f"tc_aot_match_{types['data']}", "match", (s["B"], 1, 1), 128, 0, numbers)
@@ -164,8 +180,14 @@ def _merge(s: Mapping[str, int], types: Mapping[str, str]) -> AotLaunch:
     blocks = _up(rows, each)
     name = "merge" if "rest" in s else "merge_all"
     counts = (rest, leaving) if "rest" in s else ()
-    return AotLaunch(f"tc_aot_{name}_{types['data']}", "merge", (blocks, s["B"], 1), 256,
-                     2 * leaving, (s["T"], s["C"], *counts, blocks, each))  # fmt: skip
+    return AotLaunch(
+        f"tc_aot_{name}_{types['data']}",
+        "merge",
+        (blocks, s["B"], 1),
+        256,
+        2 * leaving,
+        (s["T"], s["C"], *counts, blocks, each),
+    )
 
 
 def _combine(how: str) -> Callable[..., AotLaunch]:
@@ -173,8 +195,14 @@ def _combine(how: str) -> Callable[..., AotLaunch]:
         each = _rows_each(s["K"], s["B"])
         blocks = _up(s["K"], each)
         numbers = (s["T"], s["C"], s["K"], s["N"], blocks, each)
-        return AotLaunch(f"tc_aot_combine_{how}_{types['data']}", "merge",
-                         (blocks + 1, s["B"], 1), 256, 2 * s["T"], numbers)  # fmt: skip
+        return AotLaunch(
+            f"tc_aot_combine_{how}_{types['data']}",
+            "merge",
+            (blocks + 1, s["B"], 1),
+            256,
+            2 * s["T"],
+            numbers,
+        )
 
     return launch
 

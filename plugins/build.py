@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tcompile._version import __version__
-from tcompile.errors import TcompileError, UsageError
+from tcompile.core.errors import TcompileError, UsageError
 
 LIBRARY = "libtcompile_plugins.so"
 #: The CMake project: kernels in cuda/, the library in trt/.
@@ -19,8 +19,13 @@ SOURCES = Path(__file__).resolve().parent
 #: CMake's oldest that the project takes.
 CMAKE = (3, 24)
 #: Where a header of TensorRT is looked for, beside TENSORRT_ROOT: Debian and JetPack packages.
-_HEADERS = ("/usr/include", "/usr/include/x86_64-linux-gnu", "/usr/include/aarch64-linux-gnu",
-            "/usr/local/tensorrt/include", "/opt/tensorrt/include")  # fmt: skip
+_HEADERS = (
+    "/usr/include",
+    "/usr/include/x86_64-linux-gnu",
+    "/usr/include/aarch64-linux-gnu",
+    "/usr/local/tensorrt/include",
+    "/opt/tensorrt/include",
+)
 
 
 @dataclass(frozen=True)
@@ -76,17 +81,23 @@ def find_tools(tensorrt_root: str | Path | None = None) -> Tools:
     """
     cmake = shutil.which("cmake")
     if cmake is None:
-        raise UsageError("building plugins needs CMake, which is not installed",
-                         hint="apt install cmake, or pip install cmake")  # fmt: skip
+        raise UsageError(
+            "building plugins needs CMake, which is not installed",
+            hint="apt install cmake, or pip install cmake",
+        )
     text = _output(cmake, "--version")
     found = re.search(r"(\d+)\.(\d+)", text)
     if found is None or (int(found[1]), int(found[2])) < CMAKE:
-        raise UsageError(f"building plugins needs CMake {CMAKE[0]}.{CMAKE[1]} or newer, {cmake} is "
-                         f"{found[0] if found else 'of no known version'}",
-                         hint="pip install cmake")  # fmt: skip
-    nvcc = os.environ.get("CUDACXX") or shutil.which("nvcc") or _first(
-        "/usr/local/cuda/bin/nvcc", "/opt/cuda/bin/nvcc"
-    )  # fmt: skip
+        raise UsageError(
+            f"building plugins needs CMake {CMAKE[0]}.{CMAKE[1]} or newer, {cmake} is "
+            f"{found[0] if found else 'of no known version'}",
+            hint="pip install cmake",
+        )
+    nvcc = (
+        os.environ.get("CUDACXX")
+        or shutil.which("nvcc")
+        or _first("/usr/local/cuda/bin/nvcc", "/opt/cuda/bin/nvcc")
+    )
     if nvcc is None or shutil.which(nvcc) is None:
         raise UsageError(
             "building plugins needs nvcc, which is not installed",
@@ -114,8 +125,9 @@ def architectures(text: str) -> str:
         return text
     names = [re.sub(r"^sm_?", "", name.strip()).replace(".", "") for name in text.split(",")]
     if not all(re.fullmatch(r"\d{2,3}a?", name) for name in names):
-        raise UsageError(f"'{text}' is no GPU architecture", where="--arch",
-                         hint="such as 87, 8.7, or 87,110")  # fmt: skip
+        raise UsageError(
+            f"'{text}' is no GPU architecture", where="--arch", hint="such as 87, 8.7, or 87,110"
+        )
     return ";".join(names)
 
 
@@ -138,10 +150,16 @@ def build_library(
     """
     tools = find_tools(tensorrt_root)
     chosen = architectures(arch)
-    if chosen == "native" and shutil.which("nvidia-smi") is None and not Path(
-        "/proc/device-tree/model").exists():  # fmt: skip
-        raise UsageError("this machine has no GPU to build for", where="--arch",
-                         hint="name the architecture: --arch 87 for Jetson Orin")  # fmt: skip
+    if (
+        chosen == "native"
+        and shutil.which("nvidia-smi") is None
+        and not Path("/proc/device-tree/model").exists()
+    ):
+        raise UsageError(
+            "this machine has no GPU to build for",
+            where="--arch",
+            hint="name the architecture: --arch 87 for Jetson Orin",
+        )
     final = Path(output) / LIBRARY if output is not None else library_path()
     final.parent.mkdir(parents=True, exist_ok=True)
     # One folder an architecture. `--fresh` forgets which headers and compiler were found before.
@@ -149,10 +167,17 @@ def build_library(
     work.mkdir(parents=True, exist_ok=True)
     log = work / "build.log"
     configure = [
-        tools.cmake, "-S", str(SOURCES), "-B", str(work), "--fresh", "-DCMAKE_BUILD_TYPE=Release",
-        f"-DCMAKE_CUDA_COMPILER={tools.nvcc}", f"-DCMAKE_CUDA_ARCHITECTURES={chosen}",
+        tools.cmake,
+        "-S",
+        str(SOURCES),
+        "-B",
+        str(work),
+        "--fresh",
+        "-DCMAKE_BUILD_TYPE=Release",
+        f"-DCMAKE_CUDA_COMPILER={tools.nvcc}",
+        f"-DCMAKE_CUDA_ARCHITECTURES={chosen}",
         f"-DTCOMPILE_PACKAGE_VERSION={__version__}",
-    ]  # fmt: skip
+    ]
     if tools.root is not None:
         configure.append(f"-DTENSORRT_ROOT={tools.root}")
     with log.open("w", encoding="utf-8") as stream:
@@ -163,8 +188,9 @@ def build_library(
             progress(name)
             done = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, check=False)
             if done.returncode:
-                raise TcompileError(f"{name} the plugin library failed: {_last_error(log)}",
-                                    where=str(log))  # fmt: skip
+                raise TcompileError(
+                    f"{name} the plugin library failed: {_last_error(log)}", where=str(log)
+                )
     made = next(iter(sorted(work.rglob(LIBRARY))), None)
     if made is None:
         raise TcompileError(f"the build made no {LIBRARY}", where=str(log))

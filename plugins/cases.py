@@ -19,8 +19,19 @@ _DENORMAL = {"f32": 1e-41, "f16": 3e-7, "bf16": 1e-40}
 #: What numbers a case is made of. `grid`: small whole numbers, so that most scores tie; `basis`:
 #: rows that are multiples of a unit vector by powers of two, whose cosines are exact; `one`: all
 #: numbers the same.
-STYLES = ("normal", "normal", "normal", "grid", "basis", "one", "zero", "denormal", "large", "nan",
-          "inf")  # fmt: skip
+STYLES = (
+    "normal",
+    "normal",
+    "normal",
+    "grid",
+    "basis",
+    "one",
+    "zero",
+    "denormal",
+    "large",
+    "nan",
+    "inf",
+)
 
 
 @dataclass(frozen=True)
@@ -127,10 +138,21 @@ def _sizes(op: TokenOp, rng: np.random.Generator, number: int) -> dict[str, int]
         T = min(T, 16384 - prefix)
         K = min(K, T)
     return {
-        "B": B, "T": T, "C": C, "K": K, "k": K, "r": r, "half": half, "rest": half - r,
-        "odd": odd, "N": max(N, 1), "prefix": prefix, "D": C, "M": int(rng.integers(1, many + 1)),
+        "B": B,
+        "T": T,
+        "C": C,
+        "K": K,
+        "k": K,
+        "r": r,
+        "half": half,
+        "rest": half - r,
+        "odd": odd,
+        "N": max(N, 1),
+        "prefix": prefix,
+        "D": C,
+        "M": int(rng.integers(1, many + 1)),
         "E": int(rng.integers(1, 70)),
-    }  # fmt: skip
+    }
 
 
 class _Maker:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tcompile._version import __version__
-from tcompile.errors import UsageError
+from tcompile.core.errors import UsageError
 from tcompile.plugins.elf import ElfError, SharedLibrary, read_library
 from tcompile.plugins.header import header
 from tcompile.plugins.library import API_VERSION
@@ -21,8 +21,16 @@ from tcompile.plugins.spec import PLUGIN_VERSION
 
 VERSION, TABLE = "tcompile_plugins_version", "tcompile_plugins_table"
 #: What TensorRT calls, and what our own tools do.
-SYMBOLS = ("getCreators", "setLoggerFinder", "tc_api_version", "tc_op_find", "tc_infer", "tc_check",
-           "tc_workspace", "tc_launch")  # fmt: skip
+SYMBOLS = (
+    "getCreators",
+    "setLoggerFinder",
+    "tc_api_version",
+    "tc_op_find",
+    "tc_infer",
+    "tc_check",
+    "tc_workspace",
+    "tc_launch",
+)
 
 
 @dataclass(frozen=True)
@@ -109,10 +117,11 @@ def check_library(
     problems = _wrong_machine(library, machine or platform.machine())
     if facts:
         problems += [
-            *_wrong_symbols(library), *_wrong_version(facts, ops),
+            *_wrong_symbols(library),
+            *_wrong_version(facts, ops),
             *(_wrong_tensorrt(facts, tensorrt) if tensorrt else []),
             *(_wrong_architecture(facts, architecture) if architecture else []),
-        ]  # fmt: skip
+        ]
     else:
         problems.append(f"it has no {VERSION}: not a plugin library of tcompile")
     notes = []
@@ -124,10 +133,7 @@ def check_library(
 
 
 def require_library(
-    path: str | Path,
-    *,
-    tensorrt: tuple[int, int] | None = None,
-    architecture: int | None = None,
+    path: str | Path, *, tensorrt: tuple[int, int] | None = None, architecture: int | None = None
 ) -> LibraryReport:
     """`check_library`, for who wants to load it on this machine.
 
@@ -136,8 +142,9 @@ def require_library(
     """
     report = check_library(path, tensorrt=tensorrt, architecture=architecture)
     if report.problems:
-        raise UsageError(report.problems[0], where=str(path),
-                         hint="`tcompile plugins check` says all")  # fmt: skip
+        raise UsageError(
+            report.problems[0], where=str(path), hint="`tcompile plugins check` says all"
+        )
     return report
 
 

@@ -117,9 +117,13 @@ def _read(data: bytes) -> SharedLibrary:
                 elif tag == _SONAME:
                     soname = _name(names, value)
     return SharedLibrary(
-        MACHINES.get(machine, f"machine {machine}"), soname, tuple(needed), exported, data,
+        MACHINES.get(machine, f"machine {machine}"),
+        soname,
+        tuple(needed),
+        exported,
+        data,
         tuple(loads),
-    )  # fmt: skip
+    )
 
 
 def _name(names: bytes, at: int) -> str:

@@ -10,14 +10,39 @@ from pathlib import Path
 
 CUDA = Path(__file__).parent / "cuda"
 #: What the library consists of.
-SOURCES = ("check.cpp", "launch.cpp", "select.cu", "gather.cu", "fuse.cu", "merge.cu", "match.cu",
-           "host/fibers.cpp", "host/cuda_host.cpp")  # fmt: skip
+SOURCES = (
+    "check.cpp",
+    "launch.cpp",
+    "select.cu",
+    "gather.cu",
+    "fuse.cu",
+    "merge.cu",
+    "match.cu",
+    "host/fibers.cpp",
+    "host/cuda_host.cpp",
+)
 #: The ahead-of-time form, in a library of its own.
-AOT_SOURCES = ("aot/select.cu", "aot/gather.cu", "aot/fuse.cu", "aot/merge.cu", "aot/match.cu",
-               "host/fibers.cpp", "host/cuda_host.cpp")  # fmt: skip
+AOT_SOURCES = (
+    "aot/select.cu",
+    "aot/gather.cu",
+    "aot/fuse.cu",
+    "aot/merge.cu",
+    "aot/match.cu",
+    "host/fibers.cpp",
+    "host/cuda_host.cpp",
+)
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-_FLAGS = ("-std=c++17", "-fPIC", "-fno-strict-aliasing", "-fvisibility=hidden", "-Wall", "-Wextra",
-          "-Wno-unknown-pragmas", "-Werror", "-ffp-contract=off")  # fmt: skip
+_FLAGS = (
+    "-std=c++17",
+    "-fPIC",
+    "-fno-strict-aliasing",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wextra",
+    "-Wno-unknown-pragmas",
+    "-Werror",
+    "-ffp-contract=off",
+)
 
 
 def compiler() -> str | None:
@@ -47,15 +72,35 @@ def compile_one(
     """One object file, named after its source; raises like `build`."""
     language = ["-x", "c++"] if source.suffix == ".cu" else []
     root = source.parent.parent if source.parent.name in ("host", "aot") else source.parent
-    _run([_cxx(), *_flags(sanitize), optimise, "-I", str(root), "-c", *language, str(source),
-          "-o", str(folder / f"{source.stem}.o")])  # fmt: skip
+    _run(
+        [
+            _cxx(),
+            *_flags(sanitize),
+            optimise,
+            "-I",
+            str(root),
+            "-c",
+            *language,
+            str(source),
+            "-o",
+            str(folder / f"{source.stem}.o"),
+        ]
+    )
 
 
 def link(folder: Path, *, sanitize: bool = False) -> Path:
     """The library of the object files in a folder; raises like `build`."""
     library = folder / "libtcompile_host.so"
-    _run([_cxx(), *_flags(sanitize), "-shared", *map(str, sorted(folder.glob("*.o"))),
-          "-o", str(library)])  # fmt: skip
+    _run(
+        [
+            _cxx(),
+            *_flags(sanitize),
+            "-shared",
+            *map(str, sorted(folder.glob("*.o"))),
+            "-o",
+            str(library),
+        ]
+    )
     return library
 
 

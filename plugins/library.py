@@ -123,9 +123,13 @@ class Library:
         """
         pointers = [(ctypes.c_void_p * max(len(p), 1))(*p) for p in (inputs, outputs)]
         status = self._lib.tc_launch(
-            self.op(op.name), ctypes.byref(call), *pointers, ctypes.c_void_p(workspace[0]),
-            ctypes.c_size_t(workspace[1]), ctypes.c_void_p(stream),
-        )  # fmt: skip
+            self.op(op.name),
+            ctypes.byref(call),
+            *pointers,
+            ctypes.c_void_p(workspace[0]),
+            ctypes.c_size_t(workspace[1]),
+            ctypes.c_void_p(stream),
+        )
         if status:
             raise KernelError(status, self._lib.tc_status_text(status).decode())
 
@@ -146,10 +150,12 @@ def run_aot_on_host(raw: ctypes.CDLL, case: Case) -> tuple[Array, ...]:
     arguments = [*addresses[0], *launch.numbers, *addresses[1]]
     raw.tc_host_run(
         ctypes.cast(getattr(raw, launch.symbol), ctypes.c_void_p),
-        (ctypes.c_uint32 * 3)(*launch.grid), ctypes.c_uint32(launch.block),
-        ctypes.c_size_t(launch.shared), (ctypes.c_uint64 * len(arguments))(*arguments),
+        (ctypes.c_uint32 * 3)(*launch.grid),
+        ctypes.c_uint32(launch.block),
+        ctypes.c_size_t(launch.shared),
+        (ctypes.c_uint64 * len(arguments))(*arguments),
         ctypes.c_uint32(len(arguments)),
-    )  # fmt: skip
+    )
     return tuple(unpack(a, kinds[t.kind]) for a, t in zip(results, op.gives, strict=True))
 
 
@@ -174,8 +180,9 @@ def run_on_host(library: Library, case: Case) -> tuple[Array, ...]:
     start = -workspace.ctypes.data % 16
     # A view that ends where the workspace ends lets a sanitizer see what lies beyond.
     space = (workspace.ctypes.data + start, size) if size else (0, 0)
-    library.launch(op, call, [a.ctypes.data for a in stored], [a.ctypes.data for a in results],
-                   space)  # fmt: skip
+    library.launch(
+        op, call, [a.ctypes.data for a in stored], [a.ctypes.data for a in results], space
+    )
     return tuple(unpack(a, kinds[t.kind]) for a, t in zip(results, op.gives, strict=True))
 
 

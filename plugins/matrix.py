@@ -86,15 +86,19 @@ def find_nvcc() -> str:
         RuntimeError: there is none.
     """
     packaged = Path(sysconfig.get_paths()["purelib"]) / "nvidia"
-    places = [Path("/usr/local/cuda/bin/nvcc"), Path("/opt/cuda/bin/nvcc"),
-              *sorted(packaged.glob("*/bin/nvcc"))]  # fmt: skip
+    places = [
+        Path("/usr/local/cuda/bin/nvcc"),
+        Path("/opt/cuda/bin/nvcc"),
+        *sorted(packaged.glob("*/bin/nvcc")),
+    ]
     named = os.environ.get("CUDACXX")
     found = shutil.which(named or "nvcc")
     if found is None and not named:
         found = next((str(p) for p in places if os.access(p, os.X_OK)), None)
     if found is None:
-        raise RuntimeError("no nvcc: install CUDA, or pip install nvidia-cuda-nvcc "
-                           "nvidia-cuda-cccl")  # fmt: skip
+        raise RuntimeError(
+            "no nvcc: install CUDA, or pip install nvidia-cuda-nvcc nvidia-cuda-cccl"
+        )
     return found
 
 
@@ -112,8 +116,19 @@ def compile_source(source: str, architectures: Iterable[str] = ARCHITECTURES) ->
     """
     generate = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in architectures]
     with tempfile.TemporaryDirectory(prefix="tcompile-") as folder:
-        command = [find_nvcc(), *FLAGS, *generate, "-Xptxas", "-v", "-Werror", "all-warnings",
-                   "-c", str(CUDA / source), "-o", str(Path(folder) / "made.o")]  # fmt: skip
+        command = [
+            find_nvcc(),
+            *FLAGS,
+            *generate,
+            "-Xptxas",
+            "-v",
+            "-Werror",
+            "all-warnings",
+            "-c",
+            str(CUDA / source),
+            "-o",
+            str(Path(folder) / "made.o"),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"nvcc cannot compile {source}: {done.stderr[-4000:]}")
@@ -143,16 +158,29 @@ def read_needs(text: str) -> Iterator[Need]:
         stack = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes", block)
         shared = re.search(r"(\d+) bytes smem", block)
         frame, stores, loads = map(int, stack.groups()) if stack else (0, 0, 0)
-        yield Need(readable(head[1]), head[2], int(used[1]), stores + loads, frame,
-                   int(shared[1]) if shared else 0)  # fmt: skip
+        yield Need(
+            readable(head[1]),
+            head[2],
+            int(used[1]),
+            stores + loads,
+            frame,
+            int(shared[1]) if shared else 0,
+        )
 
 
 #: Pieces of mangled names.
 _PIECES = {
-    "6__half": " f16 ", "13__nv_bfloat16": " bf16 ", "5uint4": " 16B ", "5uint2": " 8B ",
-    "LNS_7CombineE0E": " mean ", "LNS_7CombineE1E": " plain ", "LNS_7CombineE2E": " mlerp ",
-    "LNS_7CombineE3E": " drop ", "Lb0E": " 0 ", "Lb1E": " 1 ",
-}  # fmt: skip
+    "6__half": " f16 ",
+    "13__nv_bfloat16": " bf16 ",
+    "5uint4": " 16B ",
+    "5uint2": " 8B ",
+    "LNS_7CombineE0E": " mean ",
+    "LNS_7CombineE1E": " plain ",
+    "LNS_7CombineE2E": " mlerp ",
+    "LNS_7CombineE3E": " drop ",
+    "Lb0E": " 0 ",
+    "Lb1E": " 1 ",
+}
 
 
 def readable(mangled: str) -> str:
@@ -201,8 +229,10 @@ def table(needs: list[Need]) -> str:
     rows = [f"| kernel | {' | '.join(archs)} | shared |", "|---" * (len(archs) + 2) + "|"]
     for kernel in dict.fromkeys(n.kernel for n in needs):
         own = {n.arch: n for n in needs if n.kernel == kernel}
-        cells = [f"{own[a].registers}{f'+{own[a].spills}' if own[a].spills else ''}"
-                 if a in own else "" for a in archs]  # fmt: skip
+        cells = [
+            f"{own[a].registers}{f'+{own[a].spills}' if own[a].spills else ''}" if a in own else ""
+            for a in archs
+        ]
         shared = max(n.shared for n in own.values())
         rows.append(f"| `{kernel}` | {' | '.join(cells)} | {shared} |")
     return "\n".join(rows)

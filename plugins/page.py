@@ -91,20 +91,26 @@ def op_json(op: TokenOp) -> dict[str, Any]:
     """What a plugin of the op takes, gives, and has for fields."""
 
     def tensor(t: Tensor) -> dict[str, Any]:
-        return {"name": t.name, "dims": list(t.dims), "kind": t.kind, "types": list(KINDS[t.kind]),
-                "meaning": t.doc}  # fmt: skip
+        return {
+            "name": t.name,
+            "dims": list(t.dims),
+            "kind": t.kind,
+            "types": list(KINDS[t.kind]),
+            "meaning": t.doc,
+        }
 
     fields = (a.split(":", 1) for a in op.attributes)
     return {
         "name": op.name,
         "version": PLUGIN_VERSION,
         "namespace": PLUGIN_NAMESPACE,
-        "fields": [{"name": n, "type": "int64", "length": 1, "meaning": m.strip()}
-                   for n, m in fields],
+        "fields": [
+            {"name": n, "type": "int64", "length": 1, "meaning": m.strip()} for n, m in fields
+        ],
         "inputs": [tensor(t) for t in op.takes],
         "outputs": [tensor(t) for t in op.gives],
         "limits": list(op.limits),
-    }  # fmt: skip
+    }
 
 
 _IN_ONNX = {
@@ -148,9 +154,12 @@ def _native() -> str:
             "## Kernels that one step adds, natively\n",
             f"{data['about']} With {data['runtime']}, by compute capability; tests hold the "
             "engines to the last column.\n",
-            head, "|---" * (len(names) + 3) + "|", *rows, "",
+            head,
+            "|---" * (len(names) + 3) + "|",
+            *rows,
+            "",
         ]
-    )  # fmt: skip
+    )
 
 
 def _op(op: TokenOp) -> str:

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tcompile.core.domain import DOMAIN
 from tcompile.plugins.shapes import evaluate, holds, symbols
 
 if TYPE_CHECKING:
     import onnx
     import onnx_graphsurgeon as gs
 
-DOMAIN = "tcompile"
 #: Of every plugin: what the registry finds it by, beside its name.
 PLUGIN_VERSION, PLUGIN_NAMESPACE = "1", "tcompile"
 #: No tensor has more tokens, or more images.

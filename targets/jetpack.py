@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from functools import lru_cache
 
-from tcompile.targets.target import DEVICES, Target
+from tcompile.targets.devices import DEVICES, Target
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,9 @@ _LAZY = {
     ),
     **dict.fromkeys(("export", "load_source"), "tcompile.models"),
     **dict.fromkeys(("load_target", "list_targets"), "tcompile.targets"),
-    "profile": "tcompile.profiling.api",
-    "Schedule": "tcompile.planning.schedule",
-    "TcompileError": "tcompile.errors",
+    "profile": "tcompile.api.profile",
+    "Schedule": "tcompile.core.schedule",
+    "TcompileError": "tcompile.core.errors",
 }
 
 __all__ = ["__version__", *_LAZY]

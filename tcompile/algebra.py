@@ -7,19 +7,19 @@ from __future__ import annotations
 
 from onnx_graphsurgeon import Tensor
 
+from tcompile.core.parameters import Parameter
+from tcompile.core.schedule import Reduction, Spec
+from tcompile.methods import schedulers
+from tcompile.methods.context import Context, Step, Values
+from tcompile.methods.presets.base import Preset
+from tcompile.methods.schedulers.base import Place, Scheduler
+from tcompile.passes.reduce.attention_view import Core
 from tcompile.passes.reduce.builder import Builder
-from tcompile.passes.reduce.core import Core
 from tcompile.passes.reduce.reducers import find_reducer
 from tcompile.passes.reduce.reducers.base import Ask, Reducer, ReducerInput
 from tcompile.passes.reduce.scores import find_score
 from tcompile.passes.reduce.scores.base import Score, ScoreInput
-from tcompile.passes.reduce.stage import Stage
-from tcompile.planning import schedulers
-from tcompile.planning.context import Context, Step, Values
-from tcompile.planning.parameters import Parameter
-from tcompile.planning.presets.base import Preset
-from tcompile.planning.schedule import Reduction, Spec
-from tcompile.planning.schedulers.base import Place, Scheduler
+from tcompile.passes.reduce.token_state import Stage
 
 __all__ = [
     "Ask",

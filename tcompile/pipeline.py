@@ -8,39 +8,51 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tcompile.analysis.model import analyse
-from tcompile.artifact import check_destination, write_artifact
-from tcompile.batch_sizes import BatchSizes
-from tcompile.closing import Build, fill_best
-from tcompile.cost import cost_of
-from tcompile.errors import TcompileError, UsageError
-from tcompile.inspection import Inspection, describe
-from tcompile.inspection_why import NodeFacts
-from tcompile.inspection_why import explain as explain_node
-from tcompile.loading import load, names_in
-from tcompile.manifest import Manifest, describe_source
+from tcompile.artifact.directory import check_destination, write_artifact
+from tcompile.artifact.manifest import Manifest
+from tcompile.build.loop import Build, fill_best
+from tcompile.core.errors import TcompileError, UsageError
+from tcompile.core.load import load, names_in
+from tcompile.core.model_files import describe_source
+from tcompile.core.schedule import Schedule
 from tcompile.passes.lower.token_ops import choose_token_ops
 from tcompile.passes.normalize import normalize
-from tcompile.passes.normalize.bind import Shapes
+from tcompile.passes.normalize.bind_shapes import Shapes
 from tcompile.passes.reduce.towers import reduce_towers
-from tcompile.planning.own import given_schedule, room_of, schedule_for
-from tcompile.planning.schedule import Schedule
-from tcompile.planning.solve.choose import choose
+from tcompile.passes.stages import Analysed, Reduced
+from tcompile.planning.cost import cost_of
+from tcompile.planning.method_schedule import given_schedule, room_of, schedule_for
+from tcompile.planning.priced import Priced
+from tcompile.planning.request import NO_METHOD, Request
 from tcompile.planning.solve.planned import Followed, Planned
+from tcompile.planning.solve.schedule_for_request import choose
 from tcompile.planning.solve.whole import with_latency
 from tcompile.planning.towers import for_towers, tower_notes
-from tcompile.request import NO_METHOD, Request
-from tcompile.stages import Analysed, Priced, Reduced
+from tcompile.report.explain import NodeFacts
+from tcompile.report.explain import explain as explain_node
+from tcompile.report.inspection import Inspection, describe
 from tcompile.targets import Target, load_target
+from tcompile.targets.backends.batch_sizes import BatchSizes
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from tcompile.request import Asked
+    from tcompile.planning.request import Asked
 
 __all__ = [
-    "Analysed", "Priced", "Reduced", "build", "explain", "inspect", "plan", "price", "read",
-    "reduce", "room_of", "schedule_for",
-]  # fmt: skip
+    "Analysed",
+    "Priced",
+    "Reduced",
+    "build",
+    "explain",
+    "inspect",
+    "plan",
+    "price",
+    "read",
+    "reduce",
+    "room_of",
+    "schedule_for",
+]
 
 Progress = Callable[[str], None]
 
@@ -79,8 +91,11 @@ def _read_asked(model: str | Path, request: Request) -> Analysed:
     if request.schedule is not None:
         own = given_schedule(request.schedule).tower
         if tower is not None and own is not None and tower != own:
-            raise UsageError(f"the schedule is for tower '{own}'", where=f"--tower {tower}",
-                             hint="omit one of them")  # fmt: skip
+            raise UsageError(
+                f"the schedule is for tower '{own}'",
+                where=f"--tower {tower}",
+                hint="omit one of them",
+            )
         tower = tower or own
     return read(model, shapes=request.shapes, prefix=request.prefix, tower=tower)
 
@@ -120,7 +135,7 @@ def plan(
     """The schedule that `build` would follow; writes nothing.
 
     Args:
-        asked: keep, latency, max_drop, method, …: see `tcompile.request.Request`.
+        asked: keep, latency, max_drop, method, …: see `tcompile.planning.request.Request`.
 
     Raises:
         UsageError: as `read`; no budget, no plan within it, an illegal site.
@@ -167,8 +182,10 @@ def _with_towers(
     full = for_towers(model.analysis, schedule, outputs)
     notes = tower_notes(full, model.analysis)
     if isinstance(planned, Planned) and any(t.reductions for t in full.towers or ()):
-        notes.append(f"the predicted latency has fewer tokens in tower '{full.tower}' alone: that "
-                     "of the others is as of the dense model")  # fmt: skip
+        notes.append(
+            f"the predicted latency has fewer tokens in tower '{full.tower}' alone: that "
+            "of the others is as of the dense model"
+        )
     return replace(full, notes=(*(n for n in full.notes if n not in notes), *notes))
 
 
@@ -176,15 +193,25 @@ def _reduce(
     model: Analysed, schedule: Schedule, outputs: str, planned: Planned | Followed | None = None
 ) -> Reduced:
     full = for_towers(model.analysis, schedule, outputs)
-    made, done = reduce_towers(model.graph, model.analysis, full, outputs=outputs,
-                               prefix=model.prefix, strict=full is schedule)  # fmt: skip
+    made, done = reduce_towers(
+        model.graph,
+        model.analysis,
+        full,
+        outputs=outputs,
+        prefix=model.prefix,
+        strict=full is schedule,
+    )
     layers = sum(1 for a in model.analysis.attentions if a.query_rows > 1)
     normal = model.normalized
     return Reduced(
-        made.graph, normal.graph, _with_towers(model, done, outputs, planned), made.fp32_nodes,
+        made.graph,
+        normal.graph,
+        _with_towers(model, done, outputs, planned),
+        made.fp32_nodes,
         layers,
-        normal.metadata, normal.widened,
-    )  # fmt: skip
+        normal.metadata,
+        normal.widened,
+    )
 
 
 def build(
@@ -219,7 +246,7 @@ def build(
         min_batch, opt_batch, max_batch: what an engine takes and is tuned for, of a model with a
             free batch; by default 1, `batch`, and the larger of 8 and that.
         keep_failed: write also a model that failed a check, with `fault` in its manifest.
-        asked: keep, latency, max_drop, method, …: see `tcompile.request.Request`.
+        asked: keep, latency, max_drop, method, …: see `tcompile.planning.request.Request`.
 
     Raises:
         UsageError, ModelError: see `read` and `plan`; also a destination that is not ours, and a
@@ -239,8 +266,12 @@ def build(
     origin = describe_source(path)
 
     def fill(folder: Path) -> Manifest:
-        made = fill_best(folder, Build(origin, chosen, level, request, force, refine, form,
-                                        batches, keep_failed), job.make, progress)  # fmt: skip
+        made = fill_best(
+            folder,
+            Build(origin, chosen, level, request, force, refine, form, batches, keep_failed),
+            job.make,
+            progress,
+        )
         bound = {name: tuple(dims) for name, dims in (request.shapes or {}).items()}
         return replace(made, shapes=bound, prefix=request.prefix)
 
@@ -251,9 +282,14 @@ class _Job:
     """Makes reduced models of one source: the first, others after what was measured, the dense."""
 
     def __init__(
-        self, path: Path, request: Request, target: Target, precision: str, batches: BatchSizes,
+        self,
+        path: Path,
+        request: Request,
+        target: Target,
+        precision: str,
+        batches: BatchSizes,
         say: Progress,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.path, self.request, self.target = path, request, target
         self.precision, self.batches, self.say = precision, batches, say
         self.held: tuple[Reduced, Any] | None = None

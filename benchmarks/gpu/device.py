@@ -18,8 +18,13 @@ from benchmarks.gpu.work import Call, Work
 from tcompile.plugins.library import CCall, Library
 from tcompile.plugins.spec import Array, TokenOp
 
-TORCH = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "i32": torch.int32,
-         "i64": torch.int64}  # fmt: skip
+TORCH = {
+    "f32": torch.float32,
+    "f16": torch.float16,
+    "bf16": torch.bfloat16,
+    "i32": torch.int32,
+    "i64": torch.int64,
+}
 _NAMES = {value: key for key, value in TORCH.items()}
 #: Bytes after every output that no kernel may touch, and what they hold.
 _GUARD, _FILL = 256, 0x7B
@@ -73,9 +78,12 @@ class Device:
         return torch.from_numpy(np.ascontiguousarray(values)).to(TORCH[kind]).to(self.where)
 
     def prepare(
-        self, op: TokenOp, inputs: Sequence[torch.Tensor], numbers: Mapping[str, int],
+        self,
+        op: TokenOp,
+        inputs: Sequence[torch.Tensor],
+        numbers: Mapping[str, int],
         index: str = "i64",
-    ) -> Prepared:  # fmt: skip
+    ) -> Prepared:
         """Describe a call and allocate its outputs, each with a guard behind it.
 
         Args:
@@ -105,9 +113,13 @@ class Device:
         stream = torch.cuda.current_stream().cuda_stream if self.gpu else 0
         space = (ready.workspace.data_ptr(), ready.size) if ready.workspace is not None else (0, 0)
         self.library.launch(
-            ready.op, ready.call, [t.data_ptr() for t in ready.inputs],
-            [t.data_ptr() for t in ready.outputs], space, stream,
-        )  # fmt: skip
+            ready.op,
+            ready.call,
+            [t.data_ptr() for t in ready.inputs],
+            [t.data_ptr() for t in ready.outputs],
+            space,
+            stream,
+        )
 
     def wait(self) -> None:
         """Until all is done."""
@@ -190,6 +202,7 @@ def peaks() -> dict[str, float]:
         side = 4096 if name == "f32" else 8192
         a = torch.randn(side, side, device="cuda", dtype=TORCH[name])
         out = torch.empty_like(a)
-        found[name] = 2 * side**3 / (by_stream(lambda a=a, out=out: torch.mm(a, a, out=out)).median
-                                     * 1e-6)  # fmt: skip
+        found[name] = (
+            2 * side**3 / (by_stream(lambda a=a, out=out: torch.mm(a, a, out=out)).median * 1e-6)
+        )
     return found

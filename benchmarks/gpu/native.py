@@ -22,16 +22,16 @@ from typing import Any
 import onnx
 
 from tcompile import pipeline
-from tcompile.errors import TcompileError, UsageError
+from tcompile.core.errors import TcompileError, UsageError
+from tcompile.core.save import save
+from tcompile.core.schedule import Schedule
+from tcompile.methods.presets import PRESETS
+from tcompile.models.onnx_vit import VitSpec, build_vit, random_weights
 from tcompile.passes.lower import lower
-from tcompile.planning.presets import PRESETS
-from tcompile.planning.schedule import Schedule
 from tcompile.plugins.page import NATIVE
-from tcompile.saving import save
 from tcompile.targets import load_target
 from tcompile.targets.backends import rtx
 from tcompile.targets.backends.fusion import kernels
-from tcompile.vit_graph import VitSpec, build_vit, random_weights
 
 #: What TensorRT-RTX 1.7 builds for.
 CAPABILITIES = ("75", "80", "86", "89", "120", "121")

@@ -44,8 +44,12 @@ def data_sheet(target: str) -> dict[str, float]:
     assert bandwidth is not None
     assert half is not None
     # fp32 outside of tensor cores: an eighth of the dense fp16 rate on these architectures.
-    return {"bandwidth": bandwidth * 1e9, "f16": half * 1e12, "bf16": half * 1e12,
-            "f32": half * 1e12 / 8}  # fmt: skip
+    return {
+        "bandwidth": bandwidth * 1e9,
+        "f16": half * 1e12,
+        "bf16": half * 1e12,
+        "f32": half * 1e12 / 8,
+    }
 
 
 def prediction() -> str:
@@ -53,10 +57,15 @@ def prediction() -> str:
     rates = {name: data_sheet(name) for name in PREDICTED}
     head = ("work", "MB", "GFLOP", *(f"floor on {name}, modelled" for name in PREDICTED), "aim")
     rows = [
-        (w.title, f"{w.bytes / 1e6:.3g}", f"{w.flops / 1e9:.3g}" if w.flops else "",
-         *(f"{floors(w, rates[name]):.3g} µs" for name in PREDICTED), w.aim.text if w.aim else "")
+        (
+            w.title,
+            f"{w.bytes / 1e6:.3g}",
+            f"{w.flops / 1e9:.3g}" if w.flops else "",
+            *(f"{floors(w, rates[name]):.3g} µs" for name in PREDICTED),
+            w.aim.text if w.aim else "",
+        )
         for w in works()
-    ]  # fmt: skip
+    ]
     return f"{_HEAD}{_NONE}\n{_table(head, rows)}\n"
 
 
@@ -74,9 +83,15 @@ def predicted_json() -> dict[str, Any]:
 
 def row_json(work: Work) -> dict[str, Any]:
     """What is known of a piece of work before it runs."""
-    return {"work": work.name, "title": work.title, "data": work.data,
-            "shapes": {n: list(s) for n, s in work.shapes.items()}, "bytes": work.bytes,
-            "flops": work.flops, "aim": work.aim.text if work.aim else None}  # fmt: skip
+    return {
+        "work": work.name,
+        "title": work.title,
+        "data": work.data,
+        "shapes": {n: list(s) for n, s in work.shapes.items()},
+        "bytes": work.bytes,
+        "flops": work.flops,
+        "aim": work.aim.text if work.aim else None,
+    }
 
 
 def measured(results: Mapping[str, Any]) -> str:
@@ -84,9 +99,21 @@ def measured(results: Mapping[str, Any]) -> str:
     about = results["about"]
     rates = results["rates"]
     peaks = ", ".join(f"{k} {v / 1e12:.3g} TFLOP/s" for k, v in rates.items() if k != "bandwidth")
-    head = ("work", "MB", "GFLOP", "floor, µs", "ours, µs", "of the floor", "launched, µs",
-            "eager torch, µs", "in a graph, µs", "torch.compile, µs", "in a graph, µs", "aim",
-            "met")  # fmt: skip
+    head = (
+        "work",
+        "MB",
+        "GFLOP",
+        "floor, µs",
+        "ours, µs",
+        "of the floor",
+        "launched, µs",
+        "eager torch, µs",
+        "in a graph, µs",
+        "torch.compile, µs",
+        "in a graph, µs",
+        "aim",
+        "met",
+    )
     rows = [_measured_row(row) for row in results["rows"]]
     wrong = {k: v for k, v in results["correctness"].items() if v["wrong"]}
     cases = sum(v["cases"] for v in results["correctness"].values())
@@ -111,7 +138,7 @@ def measured(results: Mapping[str, Any]) -> str:
             _table(head, rows),
             "",
         ]
-    )  # fmt: skip
+    )
 
 
 def _measured_row(row: Mapping[str, Any]) -> list[str]:
@@ -120,23 +147,29 @@ def _measured_row(row: Mapping[str, Any]) -> list[str]:
 
     rivals = row["rivals"]
     return [
-        row["title"], number(row["bytes"] / 1e6),
+        row["title"],
+        number(row["bytes"] / 1e6),
         number(row["flops"] / 1e9) if row["flops"] else "",
-        number(row["floor_us"]), number(row["ours_us"]["median"]),
+        number(row["floor_us"]),
+        number(row["ours_us"]["median"]),
         f"{row['floor_us'] / row['ours_us']['median']:.0%}",
         number(row["launched_us"]["median"]),
-        *(number(rivals[n]["median"] if rivals.get(n) else None)
-          for n in ("eager", "eager graph", "compile", "compile graph")),
-        row["aim"] or "", "" if row["met"] is None else "yes" if row["met"] else "**no**",
-    ]  # fmt: skip
+        *(
+            number(rivals[n]["median"] if rivals.get(n) else None)
+            for n in ("eager", "eager graph", "compile", "compile graph")
+        ),
+        row["aim"] or "",
+        "" if row["met"] is None else "yes" if row["met"] else "**no**",
+    ]
 
 
 def write(folder: Path, text: str, data: Mapping[str, Any]) -> None:
     """gpu.md and gpu.json."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "gpu.md").write_text(text, encoding="utf-8")
-    (folder / "gpu.json").write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n",
-                                     encoding="utf-8")  # fmt: skip
+    (folder / "gpu.json").write_text(
+        json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -45,8 +45,11 @@ def gather(t: Tensors, s: Mapping[str, int]) -> dict[str, Tensor]:
 def take(t: Tensors, s: Mapping[str, int]) -> dict[str, Tensor]:
     """Three gathers."""
     rows = t["rows"]
-    return {"y": _rows(t["x"], rows), "new_size": t["size"].gather(1, rows),
-            "new_table": t["table"][rows]}  # fmt: skip
+    return {
+        "y": _rows(t["x"], rows),
+        "new_size": t["size"].gather(1, rows),
+        "new_table": t["table"][rows],
+    }
 
 
 def unmerge(t: Tensors, s: Mapping[str, int]) -> dict[str, Tensor]:
@@ -87,8 +90,11 @@ def match(t: Tensors, s: Mapping[str, int]) -> dict[str, Tensor]:
     best, place = scores.max(-1)
     order = best.argsort(dim=-1, descending=True)
     source = order[:, : s["r"]]
-    return {"keep": order[:, s["r"] :].sort(dim=1).values, "source": source,
-            "target": place.gather(1, source)}  # fmt: skip
+    return {
+        "keep": order[:, s["r"] :].sort(dim=1).values,
+        "source": source,
+        "target": place.gather(1, source),
+    }
 
 
 def match_all(t: Tensors, s: Mapping[str, int]) -> dict[str, Tensor]:
@@ -147,8 +153,11 @@ def combine(how: str) -> Rival:
                 longest = kept.float().norm(dim=-1).scatter_reduce(1, slot, length, "amax")
                 mean = normalize(mean.float(), dim=-1) * longest[..., None]
             y = mean.to(x.dtype)
-        return {"y": y, "new_size": new_size,
-                "new_owner": torch.where(t["owner"] < 0, t["owner"], found)}  # fmt: skip
+        return {
+            "y": y,
+            "new_size": new_size,
+            "new_owner": torch.where(t["owner"] < 0, t["owner"], found),
+        }
 
     return run
 
@@ -170,14 +179,26 @@ def evit_step(t: Tensors, s: Mapping[str, int]) -> dict[str, Tensor]:
 
 #: By the name of the work.
 RIVALS: Mapping[str, Rival] = {
-    "TcTopKTokens": top_k, "TcSelectTokens": select, "TcGatherTokens": gather,
-    "TcTakeTokens": take, "TcUnmergeTokens": unmerge, "TcReturnTokens": give_back,
-    "TcFuseTokens": fuse, "TcPartnerTokens": partner, "TcNearestTokens": nearest,
-    "TcMatchTokens": match, "TcMatchAllTokens": match_all, "TcMergeTokens": merge,
-    "TcMergeAllTokens": merge_all, "TcCombineMeanTokens": combine("mean"),
-    "TcCombinePlainTokens": combine("plain"), "TcCombineMlerpTokens": combine("mlerp"),
-    "TcCombineDropTokens": combine("drop"), "ToMe step": tome_step, "EViT step": evit_step,
-}  # fmt: skip
+    "TcTopKTokens": top_k,
+    "TcSelectTokens": select,
+    "TcGatherTokens": gather,
+    "TcTakeTokens": take,
+    "TcUnmergeTokens": unmerge,
+    "TcReturnTokens": give_back,
+    "TcFuseTokens": fuse,
+    "TcPartnerTokens": partner,
+    "TcNearestTokens": nearest,
+    "TcMatchTokens": match,
+    "TcMatchAllTokens": match_all,
+    "TcMergeTokens": merge,
+    "TcMergeAllTokens": merge_all,
+    "TcCombineMeanTokens": combine("mean"),
+    "TcCombinePlainTokens": combine("plain"),
+    "TcCombineMlerpTokens": combine("mlerp"),
+    "TcCombineDropTokens": combine("drop"),
+    "ToMe step": tome_step,
+    "EViT step": evit_step,
+}
 
 
 def compiled(rival: Rival) -> Callable[[Tensors, Mapping[str, int]], Any]:

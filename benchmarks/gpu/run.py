@@ -42,16 +42,19 @@ def check_ops(
     for op in ops:
         wrong: list[str] = []
         for case in cases(op, count, seed):
-            inputs = [device.put(a, case.types[t.kind])
-                      for a, t in zip(case.inputs, op.takes, strict=True)]  # fmt: skip
+            inputs = [
+                device.put(a, case.types[t.kind])
+                for a, t in zip(case.inputs, op.takes, strict=True)
+            ]
             ready = device.prepare(op, inputs, case.numbers, case.types["index"])
             device.launch(ready)
             device.wait()
             got = tuple(
                 (o.float() if o.dtype in (TORCH["f32"], TORCH["f16"], TORCH["bf16"]) else o.long())
-                .cpu().numpy()
+                .cpu()
+                .numpy()
                 for o in ready.outputs
-            )  # fmt: skip
+            )
             faults = problems(case, got)
             if overran(ready):
                 faults.append("writes behind an output")
@@ -156,10 +159,14 @@ def _about(sanitizer: str) -> dict[str, str]:
     except (OSError, subprocess.CalledProcessError, IndexError):
         driver = "unknown"
     return {
-        "device": properties.name, "capability": f"{properties.major}.{properties.minor}",
-        "driver": driver, "torch": torch.__version__, "cuda": str(torch.version.cuda),
-        "sanitizer": sanitizer, "date": datetime.date.today().isoformat(),
-    }  # fmt: skip
+        "device": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "driver": driver,
+        "torch": torch.__version__,
+        "cuda": str(torch.version.cuda),
+        "sanitizer": sanitizer,
+        "date": datetime.date.today().isoformat(),
+    }
 
 
 def dry_rows(device: Device, items: Iterable[Work]) -> list[dict[str, Any]]:
@@ -201,10 +208,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for work in works():
         rows.append(measure(device, work, rates))
         row = rows[-1]
-        print(f"{work.title}: {row['ours_us']['median']:.3g} µs, floor {row['floor_us']:.3g} µs, "
-              f"met: {row['met']}", file=sys.stderr, flush=True)  # fmt: skip
-    results = {"measured": True, "about": _about(given.sanitizer), "rates": rates,
-               "correctness": correctness, "rows": rows}  # fmt: skip
+        print(
+            f"{work.title}: {row['ours_us']['median']:.3g} µs, floor {row['floor_us']:.3g} µs, "
+            f"met: {row['met']}",
+            file=sys.stderr,
+            flush=True,
+        )
+    results = {
+        "measured": True,
+        "about": _about(given.sanitizer),
+        "rates": rates,
+        "correctness": correctness,
+        "rows": rows,
+    }
     page.write(given.output or Path(), page.measured(results), results)
     return int(any(v["wrong"] for v in correctness.values()))
 

@@ -190,20 +190,32 @@ def tome_step(data: str, aim: Aim | None = None, **sizes: int) -> Work:
     known = dict(sizes)
     T, r = known["T"], known["r"]
     known |= {"half": T - T // 2, "rest": T - T // 2 - r}
-    shapes = {"metric": (known["B"], T, known["D"]), "x": (known["B"], T, known["C"]),
-              "size": (known["B"], T), "slots": (T // 2,)}  # fmt: skip
-    match = Call("TcMatchTokens", ("metric",), ("keep", "source", "target"),
-                 {k: known[k] for k in ("r", "half", "rest")})  # fmt: skip
-    merge = Call("TcMergeTokens", ("x", "size", "keep", "source", "target", "slots"),
-                 ("y", "new_size"), {})  # fmt: skip
+    shapes = {
+        "metric": (known["B"], T, known["D"]),
+        "x": (known["B"], T, known["C"]),
+        "size": (known["B"], T),
+        "slots": (T // 2,),
+    }
+    match = Call(
+        "TcMatchTokens",
+        ("metric",),
+        ("keep", "source", "target"),
+        {k: known[k] for k in ("r", "half", "rest")},
+    )
+    merge = Call(
+        "TcMergeTokens", ("x", "size", "keep", "source", "target", "slots"), ("y", "new_size"), {}
+    )
     return Work("ToMe step", data, shapes, known, (match, merge), ("y", "new_size"), aim)
 
 
 def evit_step(data: str, aim: Aim | None = None, **sizes: int) -> Work:
     """EViT after attention: keep the K most attended, fuse the rest by their scores."""
     known = {**sizes, "k": sizes["K"]}
-    shapes = {"scores": (known["B"], known["T"]), "x": (known["B"], known["T"], known["C"]),
-              "weight": (known["B"], known["T"])}  # fmt: skip
+    shapes = {
+        "scores": (known["B"], known["T"]),
+        "x": (known["B"], known["T"], known["C"]),
+        "weight": (known["B"], known["T"]),
+    }
     calls = (
         Call("TcTopKTokens", ("scores",), ("index",), {"k": known["K"]}),
         Call("TcGatherTokens", ("x", "index"), ("y",), {}),
@@ -234,11 +246,18 @@ def works() -> tuple[Work, ...]:
         one("TcGatherTokens", "f32", _COPY, B=8, T=4096, C=1024, K=2048),
         one("TcGatherTokens", "bf16", B=8, T=4096, C=1023, K=2048),
         one("TcMatchTokens", "f16", B=1, T=577, D=64, r=23),
-        tome_step("f16", Aim("at least 5 x faster than eager torch", faster="eager", times=5),
-                  B=1, T=577, C=1024, D=64, r=23),
+        tome_step(
+            "f16",
+            Aim("at least 5 x faster than eager torch", faster="eager", times=5),
+            B=1,
+            T=577,
+            C=1024,
+            D=64,
+            r=23,
+        ),
         tome_step("f16", B=8, T=4096, C=1024, D=64, r=1024),
         evit_step("f16", B=1, T=577, C=1024, K=403),
-    )  # fmt: skip
+    )
 
 
 def _singles(big: Mapping[str, int], small: Mapping[str, int], data: str) -> tuple[Work, ...]:

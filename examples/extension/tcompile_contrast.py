@@ -1,6 +1,6 @@
 """A score, a reducer and a preset of one's own for tcompile; `pip install .` is all it takes.
 
-docs/extending.md explains it, tests/test_extensions.py runs it.
+docs/extending.md explains it, tests/acceptance/test_extensions.py runs it.
 """
 
 from __future__ import annotations

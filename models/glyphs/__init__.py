@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tcompile.errors import MissingExtraError, ModelError
+from tcompile.core.errors import MissingExtraError, ModelError
 
 if TYPE_CHECKING:
     from tcompile.models.glyphs.model import GlyphViT

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tcompile.errors import MissingExtraError
+from tcompile.core.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -164,10 +164,7 @@ def _ink(rng: np.random.Generator, char: str, height: float) -> NDArray[np.float
     stretch = rng.uniform(0.9, 1.15)
     angle = rng.uniform(-_ROTATION, _ROTATION)
     mask = mask.rotate(angle, resample=image_module.Resampling.BILINEAR, expand=True)
-    size = (
-        max(3, math.ceil(mask.width * scale * stretch)),
-        max(3, math.ceil(mask.height * scale)),
-    )
+    size = (max(3, math.ceil(mask.width * scale * stretch)), max(3, math.ceil(mask.height * scale)))
     mask = mask.resize(size, resample=image_module.Resampling.BOX)
     ink: NDArray[np.float32] = np.asarray(mask, dtype=np.float32) / np.float32(255.0)
     return ink

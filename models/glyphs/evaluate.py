@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from tcompile.errors import MissingExtraError, ModelError
+from tcompile.core.errors import MissingExtraError, ModelError
 from tcompile.models.glyphs import data
 
 if TYPE_CHECKING:

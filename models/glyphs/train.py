@@ -49,7 +49,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tcompile.errors import UsageError
+from tcompile.core.errors import UsageError
 from tcompile.models.glyphs import data, load, untrained
 from tcompile.models.glyphs.evaluate import HELD_OUT_SEED, evaluate, torch_predict
 from tcompile.models.glyphs.model import GlyphViT

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from tcompile.errors import ModelError
+from tcompile.core.errors import ModelError
 
 #: Attributes that say nothing more than their default in the cases we spell out.
 _NEUTRAL = {
@@ -145,11 +145,7 @@ class _Spelling:
         return self._emit("Transpose", name, [apart], perm=list(order))
 
     def _reshape(
-        self,
-        name: str,
-        tensor: gs.Tensor,
-        shape: Sequence[int],
-        output: gs.Variable | None = None,
+        self, name: str, tensor: gs.Tensor, shape: Sequence[int], output: gs.Variable | None = None
     ) -> gs.Variable:
         target = gs.Constant(self._name(f"{name}_shape"), np.array(shape, np.int64))
         return self._emit("Reshape", name, [tensor, target], output)

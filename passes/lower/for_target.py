@@ -6,19 +6,19 @@ import re
 
 import onnx_graphsurgeon as gs
 
-from tcompile.errors import UsageError
-from tcompile.ir import unique_names
+from tcompile.core.errors import UsageError
+from tcompile.core.graph import unique_names
 from tcompile.passes.lower.attention import decompose_attention, query_rows
 from tcompile.passes.lower.norm import decompose_rms_norm
 from tcompile.passes.lower.opset import lower_opset
 from tcompile.passes.lower.pixels import cast_pixels_first
 from tcompile.passes.lower.precision import to_fp16
 from tcompile.passes.lower.shapes import complete
+from tcompile.passes.lower.spell_fp32_matmul import spell_products
 from tcompile.passes.lower.token_casts import move_casts
 from tcompile.passes.lower.token_fuse import fuse_calls
 from tcompile.passes.lower.token_ops import TokenOps, lower_token_ops
-from tcompile.passes.lower.turing import spell_products
-from tcompile.targets.target import Precision, Target
+from tcompile.targets.devices import Precision, Target
 
 #: What TensorRT 10.3, the oldest on a supported JetPack, was made for.
 _JETSON_OPSET = 20

@@ -11,16 +11,29 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from tcompile.ir import bypass, is_const, replace_uses, value
+from tcompile.core.graph import bypass, is_const, replace_uses, value
 from tcompile.passes.lower.types import FLOAT32, as_dtype
 
 _UINT8 = np.dtype(np.uint8)
 #: Give values that they were given, and the inputs that hold values.
 _MOVES = {
-    "Identity": 1, "Reshape": 1, "Flatten": 1, "Transpose": 1, "Squeeze": 1, "Unsqueeze": 1,
-    "Expand": 1, "Tile": 1, "Slice": 1, "Split": 1, "Gather": 1, "GatherElements": 1,
-    "GatherND": 1, "DepthToSpace": 1, "SpaceToDepth": 1, "Concat": None,
-}  # fmt: skip
+    "Identity": 1,
+    "Reshape": 1,
+    "Flatten": 1,
+    "Transpose": 1,
+    "Squeeze": 1,
+    "Unsqueeze": 1,
+    "Expand": 1,
+    "Tile": 1,
+    "Slice": 1,
+    "Split": 1,
+    "Gather": 1,
+    "GatherElements": 1,
+    "GatherND": 1,
+    "DepthToSpace": 1,
+    "SpaceToDepth": 1,
+    "Concat": None,
+}
 
 
 def cast_pixels_first(graph: gs.Graph) -> int:

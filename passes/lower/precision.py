@@ -11,9 +11,9 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from tcompile.errors import InternalError, ModelError
-from tcompile.ir import constant_nodes_to_constants
-from tcompile.passes.lower.delicate import FLOAT16_MAX, Delicate, largest, peek
+from tcompile.core.errors import InternalError, ModelError
+from tcompile.core.graph import constant_nodes_to_constants
+from tcompile.passes.lower.fp32_policy import FLOAT16_MAX, Delicate, largest, peek
 from tcompile.passes.lower.shapes import complete
 from tcompile.passes.lower.types import (
     FLOAT16,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_graphsurgeon as gs
 
-from tcompile.errors import InternalError
+from tcompile.core.errors import InternalError
 from tcompile.passes.normalize.infer import infer
 
 

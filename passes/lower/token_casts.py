@@ -10,10 +10,11 @@ from __future__ import annotations
 import onnx
 import onnx_graphsurgeon as gs
 
-from tcompile.ir import bypass
+from tcompile.core.domain import DOMAIN
+from tcompile.core.graph import bypass
 from tcompile.passes.lower.types import FLOAT16, FLOAT32, as_dtype
 from tcompile.plugins.ops import OPS
-from tcompile.plugins.spec import DOMAIN, TokenOp
+from tcompile.plugins.spec import TokenOp
 
 
 def move_casts(graph: gs.Graph) -> int:

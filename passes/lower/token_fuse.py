@@ -10,9 +10,10 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from tcompile.ir import ints, is_const, producer, value
+from tcompile.core.domain import DOMAIN
+from tcompile.core.graph import ints, is_const, producer, value
 from tcompile.passes.lower.token_groups import combine
-from tcompile.plugins.spec import DOMAIN, add_functions
+from tcompile.plugins.spec import add_functions
 
 
 def fuse_calls(graph: gs.Graph) -> int:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from tcompile.ir import ints, is_const, producer, value
-from tcompile.plugins.spec import DOMAIN
+from tcompile.core.domain import DOMAIN
+from tcompile.core.graph import ints, is_const, producer, value
 
 
 def combine(graph: gs.Graph, node: gs.Node) -> int:

@@ -17,13 +17,14 @@ from typing import Literal, get_args
 
 import onnx_graphsurgeon as gs
 
-from tcompile.errors import UsageError
-from tcompile.ir import value
+from tcompile.core.domain import DOMAIN
+from tcompile.core.errors import UsageError
+from tcompile.core.graph import value
 from tcompile.plugins.fields import field_names, node_attributes
 from tcompile.plugins.ops import OPS, find_op
-from tcompile.plugins.spec import DOMAIN, PLUGIN_NAMESPACE, PLUGIN_VERSION
+from tcompile.plugins.spec import PLUGIN_NAMESPACE, PLUGIN_VERSION
+from tcompile.targets.devices import Target
 from tcompile.targets.jetpack import jetpacks_for
-from tcompile.targets.target import Target
 
 TokenOps = Literal["native", "plugin", "aot"]
 FORMS: tuple[TokenOps, ...] = get_args(TokenOps)
@@ -104,8 +105,9 @@ def rule_for(version: Version) -> Rule:
     for rule in reversed(RULES):
         if rule.since <= version:
             return rule
-    raise UsageError(f"TensorRT {version[0]}.{version[1]} is too old for token ops",
-                     hint="9.0 or newer")  # fmt: skip
+    raise UsageError(
+        f"TensorRT {version[0]}.{version[1]} is too old for token ops", hint="9.0 or newer"
+    )
 
 
 def choose_token_ops(target: Target, wanted: str | None = None) -> TokenOpsChoice:
@@ -118,15 +120,24 @@ def choose_token_ops(target: Target, wanted: str | None = None) -> TokenOpsChoic
         return TokenOpsChoice("native", _NATIVE[target.runtime])
     form = next((form for form in FORMS if form == wanted), None)
     if form is None:
-        raise UsageError(f"no form '{wanted}' of token ops", where="--token-ops",
-                         hint=f"one of {', '.join(FORMS)}")  # fmt: skip
+        raise UsageError(
+            f"no form '{wanted}' of token ops",
+            where="--token-ops",
+            hint=f"one of {', '.join(FORMS)}",
+        )
     if form != "native" and target.runtime in _REFUSED:
-        raise UsageError(f"'{form}' is nothing for {target.name}: {_REFUSED[target.runtime]}",
-                         where="--token-ops", hint="native is")  # fmt: skip
+        raise UsageError(
+            f"'{form}' is nothing for {target.name}: {_REFUSED[target.runtime]}",
+            where="--token-ops",
+            hint="native is",
+        )
     if form == "aot" and not any(rule_for(j.trt_version).aot for j in jetpacks_for(target)):
-        raise UsageError(f"no JetPack of {target.name} has TensorRT 10.9, the first to take "
-                         "kernels compiled ahead of time", where="--token-ops",
-                         hint="plugin is built on any")  # fmt: skip
+        raise UsageError(
+            f"no JetPack of {target.name} has TensorRT 10.9, the first to take "
+            "kernels compiled ahead of time",
+            where="--token-ops",
+            hint="plugin is built on any",
+        )
     return TokenOpsChoice(form, "asked for")
 
 

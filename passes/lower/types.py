@@ -19,15 +19,29 @@ _FLOATS = {FLOAT16, FLOAT32, np.dtype(np.float64)}
 _BOOL, _INT64 = np.dtype(np.bool_), np.dtype(np.int64)
 
 _TO_BOOL = {
-    "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or", "Xor", "Not",
-    "IsNaN", "IsInf",
-}  # fmt: skip
+    "Equal",
+    "Greater",
+    "GreaterOrEqual",
+    "Less",
+    "LessOrEqual",
+    "And",
+    "Or",
+    "Xor",
+    "Not",
+    "IsNaN",
+    "IsInf",
+}
 _TO_INT64 = {"Shape", "Size", "NonZero", "ArgMax", "ArgMin"}
 #: Operators that take floats of several types at once.
 _MIXED = {
-    "Cast", "CastLike", "Pow", "Resize", "QuantizeLinear", "DequantizeLinear",
+    "Cast",
+    "CastLike",
+    "Pow",
+    "Resize",
+    "QuantizeLinear",
+    "DequantizeLinear",
     "BatchNormalization",
-}  # fmt: skip
+}
 #: The input that an output's type follows, where it is not the first.
 _FOLLOWS = {"Where": 1, "CastLike": 1, "OneHot": 2}
 

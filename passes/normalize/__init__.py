@@ -18,21 +18,21 @@ from onnx_graphsurgeon.logger import G_LOGGER
 from onnx_graphsurgeon.util.exception import OnnxGraphSurgeonException
 
 from tcompile.analysis.facts import Origin
-from tcompile.errors import ModelError
-from tcompile.ir import unique_names
+from tcompile.core.errors import ModelError
+from tcompile.core.graph import unique_names
 from tcompile.passes.normalize.batch import check_known, explicit_reshapes, free_batch
 from tcompile.passes.normalize.batch_values import HINT, DimVectors, Values, settle_batch_values
-from tcompile.passes.normalize.bind import Shapes, bind_inputs
-from tcompile.passes.normalize.fold import fold_constants, fold_shapes, inline_ifs
-from tcompile.passes.normalize.infer import ContradictionError, check, check_shapes, infer
-from tcompile.passes.normalize.origins import Origins
-from tcompile.passes.normalize.simplify import simplify
-from tcompile.passes.normalize.uniform import (
+from tcompile.passes.normalize.bind_shapes import Shapes, bind_inputs
+from tcompile.passes.normalize.broadcast_constants import (
     drop_batch_expansion,
     gather_nd_to_gather,
     tiles_to_expands,
 )
-from tcompile.passes.normalize.widen import widen
+from tcompile.passes.normalize.fold import fold_constants, fold_shapes, inline_ifs
+from tcompile.passes.normalize.infer import ContradictionError, check, check_shapes, infer
+from tcompile.passes.normalize.origins import Origins
+from tcompile.passes.normalize.simplify import simplify
+from tcompile.passes.normalize.upcast_fp16 import widen
 
 _ROUNDS = 64
 

@@ -9,8 +9,8 @@ import onnx_graphsurgeon as gs
 
 from tcompile.analysis import axes as ax
 from tcompile.analysis.propagate import propagate
-from tcompile.errors import ModelError
-from tcompile.ir import int_to_dim, is_const, is_free, shape
+from tcompile.core.errors import ModelError
+from tcompile.core.graph import int_to_dim, is_const, is_free, shape
 from tcompile.passes.normalize.batch_values import HINT, DimVectors
 
 
@@ -53,8 +53,9 @@ def free_batch(graph: gs.Graph, vectors: DimVectors) -> None:
 
 
 def _lost(node: gs.Node) -> ModelError:
-    return ModelError(f"the free batch cannot be followed through {node.op} '{node.name}'",
-                      hint=HINT)  # fmt: skip
+    return ModelError(
+        f"the free batch cannot be followed through {node.op} '{node.name}'", hint=HINT
+    )
 
 
 def _free_reshape(node: gs.Node, before: ax.Axes, after: ax.Axes, vectors: DimVectors) -> None:

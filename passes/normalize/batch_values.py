@@ -19,8 +19,8 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
-from tcompile.errors import MissingExtraError, ModelError
-from tcompile.ir import (
+from tcompile.core.errors import MissingExtraError, ModelError
+from tcompile.core.graph import (
     free_factors,
     free_names,
     free_size,
@@ -38,16 +38,49 @@ Values = dict[str, np.ndarray[Any, Any]]
 HINT = "export with a fixed batch"
 #: Ops whose result is another one each time, and ops with graphs inside.
 NEVER = {
-    "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial",
-    "Bernoulli", "Loop", "Scan", "If", "QuantizeLinear", "DequantizeLinear",
-}  # fmt: skip
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+    "Multinomial",
+    "Bernoulli",
+    "Loop",
+    "Scan",
+    "If",
+    "QuantizeLinear",
+    "DequantizeLinear",
+}
 #: Ops that make tensors of a size that an input says: what they make waits for its shape.
 SIZED = ("ConstantOfShape", "Expand", "Tile", "Range")
 #: A value of more numbers than this is not bookkeeping and stays as it is.
 _MOST = 1 << 14
 #: Batches that values are looked at for, with the numbers that the graph itself compares with.
-_BATCHES = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 31, 32, 33, 48, 64, 100, 128, 255, 256, 257, 1000,
-            1024, 4096)  # fmt: skip
+_BATCHES = (
+    1,
+    2,
+    3,
+    4,
+    5,
+    6,
+    7,
+    8,
+    12,
+    16,
+    24,
+    31,
+    32,
+    33,
+    48,
+    64,
+    100,
+    128,
+    255,
+    256,
+    257,
+    1000,
+    1024,
+    4096,
+)
 _MOST_COMPARED = 24
 
 
@@ -109,8 +142,11 @@ class DimVectors:
         found = gs.Constant(f"tc_{dim}", np.asarray([rest], dtype=np.int64)) if rest != 1 else None
         for name in names:
             factor = self._once(("dim", name), lambda key: self._dim(key[1]))
-            found = factor if found is None else self._node(
-                "Mul", f"tc_{_tag([dim])}", [factor, found], [1])  # fmt: skip
+            found = (
+                factor
+                if found is None
+                else self._node("Mul", f"tc_{_tag([dim])}", [factor, found], [1])
+            )
         assert found is not None
         return found
 
@@ -118,20 +154,24 @@ class DimVectors:
         tag = _tag(dims)
         parts = [
             self._once(("product", d), lambda key: self._product(key[1]))
-            if is_free(d) else gs.Constant(f"tc_{tag}_{i}", np.asarray([d], dtype=np.int64))
+            if is_free(d)
+            else gs.Constant(f"tc_{tag}_{i}", np.asarray([d], dtype=np.int64))
             for i, d in enumerate(dims)
-        ]  # fmt: skip
+        ]
         return self._node("Concat", f"tc_shape_{tag}", parts, [len(dims)], axis=0)
 
     def _scalar(self, dim: int) -> gs.Tensor:
         zero = gs.Constant(f"tc_first_{dim}", np.asarray(0, dtype=np.int64))
-        return self._node("Gather", f"tc_size_{_tag([dim])}", [self.vector([dim]), zero], [],
-                          axis=0)  # fmt: skip
+        return self._node(
+            "Gather", f"tc_size_{_tag([dim])}", [self.vector([dim]), zero], [], axis=0
+        )
 
 
 def _tag(dims: Sequence[int]) -> str:
-    parts = [(*names, *([str(rest)] if rest != 1 or not names else []))
-             for names, rest in map(free_factors, dims)]  # fmt: skip
+    parts = [
+        (*names, *([str(rest)] if rest != 1 or not names else []))
+        for names, rest in map(free_factors, dims)
+    ]
     return "x".join("".join(p) for p in parts)
 
 
@@ -301,9 +341,11 @@ def settle_batch_values(graph: gs.Graph, vectors: DimVectors, origins: Origins) 
             tensor.inputs.clear()
             tensor.to_constant(np.ascontiguousarray(at) if at.ndim else at)
             count += 1
-        elif at.dtype == np.int64 and at.ndim < 2 and all(
-            _equal(_at(at, sizes), v[name]) for sizes, v in others
-        ):  # fmt: skip
+        elif (
+            at.dtype == np.int64
+            and at.ndim < 2
+            and all(_equal(_at(at, sizes), v[name]) for sizes, v in others)
+        ):
             dims = [int(v) for v in at.reshape(-1)]
             made = vectors.vector(dims) if at.ndim else vectors.scalar(dims[0])
             origins.same(tensor, made)

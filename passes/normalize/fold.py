@@ -15,8 +15,8 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
-from tcompile.errors import MissingExtraError, ModelError
-from tcompile.ir import attr, is_const, is_free, opset_imports, replace_uses, value
+from tcompile.core.errors import MissingExtraError, ModelError
+from tcompile.core.graph import attr, is_const, is_free, opset_imports, replace_uses, value
 from tcompile.passes.normalize.batch_values import NEVER, SIZED, DimVectors
 from tcompile.passes.normalize.origins import Origins
 

@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from tcompile.errors import ModelError
-from tcompile.ir import (
+from tcompile.core.errors import ModelError
+from tcompile.core.graph import (
     attr,
     free_factors,
     free_names,
@@ -142,8 +142,9 @@ def check_shapes(graph: gs.Graph) -> None:
         except ContradictionError as error:
             raise ModelError(
                 "its shapes do not hold for every size of the batch: "
-                f"{error.what.partition(': ')[2]}", hint=HINT,
-            ) from error  # fmt: skip
+                f"{error.what.partition(': ')[2]}",
+                hint=HINT,
+            ) from error
         for node in graph.nodes:
             for out in node.outputs:
                 if out.is_empty() or out.shape is None:
@@ -188,8 +189,9 @@ def check_meetings(graph: gs.Graph) -> None:
         if not fits and len(names) > 1:
             raise ContradictionError(
                 f"its shapes contradict each other at {node.op} '{node.name}'",
-                names=list(names), hint="the export is broken",
-            )  # fmt: skip
+                names=list(names),
+                hint="the export is broken",
+            )
 
 
 def _letters_fit(equation: str, dims: Sequence[tuple[int, ...]]) -> bool:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis.facts import Origin
-from tcompile.ir import attr, is_const, producer, value
+from tcompile.core.graph import attr, is_const, producer, value
 
 _Origins = npt.NDArray[np.object_]
 
@@ -56,8 +56,11 @@ class Origins:
                 self.filled.discard(str(other.name))
             elif known is None:
                 self.filled.add(str(other.name))
-            both = mine if known is None or known.shape != mine.shape else (
-                np.frompyfunc(frozenset.union, 2, 1)(mine, known))  # fmt: skip
+            both = (
+                mine
+                if known is None or known.shape != mine.shape
+                else (np.frompyfunc(frozenset.union, 2, 1)(mine, known))
+            )
             self.of[str(other.name)] = _as_array(both)
 
     def follow(self, node: gs.Node) -> None:
@@ -86,8 +89,11 @@ class Origins:
 
     def summary(self) -> dict[str, Origin]:
         """Of each stored tensor, what any of its elements came from."""
-        return {name: _NONE.union(*each.reshape(-1)) for name, each in self.of.items()
-                if name not in self.filled}  # fmt: skip
+        return {
+            name: _NONE.union(*each.reshape(-1))
+            for name, each in self.of.items()
+            if name not in self.filled
+        }
 
     def _given(self, tensor: gs.Tensor) -> _Origins:
         known = self.of.get(tensor.name)

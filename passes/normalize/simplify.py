@@ -13,7 +13,7 @@ from collections.abc import Collection
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from tcompile.ir import attr, bypass, ints, is_const, is_free, large, producer, value
+from tcompile.core.graph import attr, bypass, ints, is_const, is_free, large, producer, value
 
 _SMALL = 1 << 24
 

@@ -15,20 +15,20 @@ from tcompile.analysis.effects import Cut, Effects, Recount, Rescale, Run, locat
 from tcompile.analysis.layout import Layout, stream_layout, tower_batch
 from tcompile.analysis.model import Analysis
 from tcompile.analysis.sites import Site
-from tcompile.errors import InternalError, ModelError, UsageError
-from tcompile.ir import int_to_dim, is_const, replace_uses, shape
+from tcompile.core.errors import InternalError, ModelError, UsageError
+from tcompile.core.graph import int_to_dim, is_const, replace_uses, shape
+from tcompile.core.schedule import Schedule
 from tcompile.passes.lower.attention import decompose_attention
 from tcompile.passes.normalize.infer import infer
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.bypass import Bypass, copies, returned
 from tcompile.passes.reduce.check import check_schedule, dense_grid, raise_on_barrier
 from tcompile.passes.reduce.edits import Editor, redirect
-from tcompile.passes.reduce.moving import from_rows, to_rows
+from tcompile.passes.reduce.gather_rows import from_rows, to_rows
 from tcompile.passes.reduce.outputs import Carried, carried, token_outputs
 from tcompile.passes.reduce.reducers import reducer_of
-from tcompile.passes.reduce.stage import Stage, index_on_run, owner_on_run
 from tcompile.passes.reduce.steps import Step, Steps
-from tcompile.planning.schedule import Schedule
+from tcompile.passes.reduce.token_state import Stage, index_on_run, owner_on_run
 from tcompile.plugins.spec import add_functions
 
 
@@ -48,9 +48,13 @@ class ReducedGraph:
 
 
 def reduce_graph(
-    dense: gs.Graph, analysis: Analysis, schedule: Schedule, *, outputs: str = "reduced",
+    dense: gs.Graph,
+    analysis: Analysis,
+    schedule: Schedule,
+    *,
+    outputs: str = "reduced",
     label: str = "",
-) -> ReducedGraph:  # fmt: skip
+) -> ReducedGraph:
     """Apply a schedule to the tower that the analysis describes. The dense graph is left as it is.
 
     Args:
@@ -73,9 +77,14 @@ def reduce_graph(
     cuts = [s.site.cut(graph, back=_returns(s)) for s in steps]
     counts = find_counts(graph, analysis.facts, analysis.space)
     found = effects(
-        graph, analysis.facts, analysis.space, analysis.attentions, cuts, restorable=restorable,
+        graph,
+        analysis.facts,
+        analysis.space,
+        analysis.attentions,
+        cuts,
+        restorable=restorable,
         counts=counts,
-    )  # fmt: skip
+    )
     raise_on_barrier(found, schedule)
     rewriter = _Rewriter(
         graph, analysis, found, {s.site.name: c for s, c in zip(steps, cuts, strict=True)}, counts
@@ -123,13 +132,20 @@ class _Rewriter:
         # Copies of nodes get axes as well; those are of this rewrite alone.
         facts = replace(analysis.facts, axes=dict(analysis.facts.axes))
         self.editor = Editor(
-            self.b, analysis.space, self.batch, facts, inputs, counts, first,
-            current=dict(tensors),
-        )  # fmt: skip
+            self.b, analysis.space, self.batch, facts, inputs, counts, first, current=dict(tensors)
+        )
         self.fixed = analysis.space.prefix + analysis.space.suffix
         self.entering = tensors[analysis.blocks[0].stream_in]
-        self.steps = Steps(self.b, analysis, found, self.nodes, self.batch, self.stages,
-                           dense_grid(analysis), self._entered)  # fmt: skip
+        self.steps = Steps(
+            self.b,
+            analysis,
+            found,
+            self.nodes,
+            self.batch,
+            self.stages,
+            dense_grid(analysis),
+            self._entered,
+        )
 
     def run(self, steps: list[Step], outputs: str, label: str) -> None:
         pending = {step.site.tensor: step for step in steps}
@@ -180,8 +196,10 @@ class _Rewriter:
             names = ", ".join(self.cuts)
             raise UsageError(
                 f"what is read to choose tokens at {names} is computed from the tokens that leave "
-                "there", where="schedule", hint="choose another site",
-            ) from error  # fmt: skip
+                "there",
+                where="schedule",
+                hint="choose another site",
+            ) from error
 
     def _spell_out_biased(self) -> None:
         """Decompose each `Attention` that was given a bias shared by all queries.
@@ -190,9 +208,10 @@ class _Rewriter:
         than the attention. The spelled-out form is fused by TensorRT all the same.
         """
         names = {
-            a.node for a in self.analysis.attentions
+            a.node
+            for a in self.analysis.attentions
             if a.form == "op" and self.nodes[a.node].name in self.editor.biased
-        }  # fmt: skip
+        }
         if names:
             self._infer_shapes()
             decompose_attention(self.graph, lambda node: node.name in names)
@@ -262,8 +281,9 @@ class _Rewriter:
         merged, beside = self.cuts[site.name].merged, None
         if merged:
             entering = blocks[site.block].stream_in
-            beside = to_rows(b, self.editor.current[entering], self._layout(entering, site),
-                             space.total)  # fmt: skip
+            beside = to_rows(
+                b, self.editor.current[entering], self._layout(entering, site), space.total
+            )
         reduced, after = self.steps.run(step, rows, width, core, self.stages[0], beside)
         if not merged:
             assert after.index is not None

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from tcompile.plugins.spec import DOMAIN
+from tcompile.core.domain import DOMAIN
 
 _END = np.iinfo(np.int64).max
 
@@ -132,8 +132,9 @@ class Builder:
 
     def for_all(self, row: Any, x: gs.Tensor, dtype: Any = np.int64) -> gs.Variable:
         """[B, n]: the numbers of a row [n], the same for each image of x [B, N, C]."""
-        nothing = self.op("Mul", self.cast(self.corner(x), dtype), self.const([0], dtype),
-                          dtype=dtype)  # fmt: skip
+        nothing = self.op(
+            "Mul", self.cast(self.corner(x), dtype), self.const([0], dtype), dtype=dtype
+        )
         return self.op("Add", nothing, self.const(np.reshape(row, (1, -1)), dtype), dtype=dtype)
 
     def reduce(self, kind: str, x: gs.Tensor, axes: Sequence[int], keepdims: int = 0) -> Any:

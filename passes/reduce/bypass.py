@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 
 from tcompile.analysis.structure import Block
 from tcompile.passes.reduce.builder import Builder
-from tcompile.passes.reduce.stage import Stage
+from tcompile.passes.reduce.token_state import Stage
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,9 @@ def copies(b: Builder, region: Sequence[gs.Node], block: Block) -> dict[str, gs.
             copied[out.name] = gs.Variable(b.name(f"all/{out.name}"), out.dtype, out.shape)
             outputs.append(copied[out.name])
         inputs = [copied.get(t.name, t) for t in node.inputs]
-        copy = gs.Node(node.op, b.name(f"all/{node.name}"), dict(node.attrs), inputs, outputs,
-                       node.domain)  # fmt: skip
+        copy = gs.Node(
+            node.op, b.name(f"all/{node.name}"), dict(node.attrs), inputs, outputs, node.domain
+        )
         made[node.name] = copy
         b.graph.nodes.append(copy)
         left -= {str(out.name) for out in node.outputs}
@@ -63,5 +64,6 @@ def returned(
     """
     slots = b.const(np.arange(count))
     stay = b.const(count + np.arange(total))
-    return b.call("TcReturnTokens", rows, kept, index, slots, stay, dtypes=[kept.dtype],
-                  fp32=False)[0]  # fmt: skip
+    return b.call(
+        "TcReturnTokens", rows, kept, index, slots, stay, dtypes=[kept.dtype], fp32=False
+    )[0]

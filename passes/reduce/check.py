@@ -7,7 +7,8 @@ from dataclasses import replace
 from tcompile.analysis.effects import Effects
 from tcompile.analysis.model import Analysis
 from tcompile.analysis.sites import Site
-from tcompile.errors import UsageError
+from tcompile.core.errors import UsageError
+from tcompile.core.schedule import Reduction, Schedule, Spec
 from tcompile.passes.reduce.reducers import (
     drops,
     filled_reducer,
@@ -18,7 +19,6 @@ from tcompile.passes.reduce.reducers import (
 from tcompile.passes.reduce.reducers.base import Ask, Grid
 from tcompile.passes.reduce.scores import leaves
 from tcompile.passes.reduce.steps import Step
-from tcompile.planning.schedule import Reduction, Schedule, Spec
 
 
 def check_schedule(analysis: Analysis, schedule: Schedule, outputs: str = "reduced") -> list[Step]:
@@ -42,8 +42,9 @@ def check_schedule(analysis: Analysis, schedule: Schedule, outputs: str = "reduc
     for one in schedule.reductions:
         site = analysis.site(one.site)
         if site is None:
-            raise UsageError(f"no site '{one.site}'", where="schedule",
-                             hint="`tcompile inspect` lists them")  # fmt: skip
+            raise UsageError(
+                f"no site '{one.site}'", where="schedule", hint="`tcompile inspect` lists them"
+            )
         reducer, values = reducer_of(one.reducer), filled_reducer(one.reducer)
         later = schedule.reductions[len(steps) + 1 :]
         back = any(reducer_of(r.reducer).returns for r in later)
@@ -84,8 +85,9 @@ def _check_return(analysis: Analysis, site: Site, one: Reduction, count: int) ->
     if one.keep != total:
         raise UsageError(f"all {total} tokens come back, not {one.keep}", where=where)
     if analysis.space.segments > 1:
-        raise UsageError("tokens of frames or windows that attend apart do not come back",
-                         where=where)  # fmt: skip
+        raise UsageError(
+            "tokens of frames or windows that attend apart do not come back", where=where
+        )
 
 
 def _check_place(analysis: Analysis, site: Site, one: Reduction, outputs: str, back: bool) -> None:
@@ -112,9 +114,10 @@ def _check_place(analysis: Analysis, site: Site, one: Reduction, outputs: str, b
     reason = _reason(analysis, site, one.reducer, outputs)
     if reason:
         raise UsageError(
-            f"site '{site.name}' is illegal: {reason}", where="schedule",
+            f"site '{site.name}' is illegal: {reason}",
+            where="schedule",
             hint=_nearest_legal(analysis, site, one.reducer, outputs),
-        )  # fmt: skip
+        )
 
 
 def _reason(analysis: Analysis, site: Site, spec: Spec, outputs: str) -> str:
@@ -137,8 +140,11 @@ def _check_after(before: Site, site: Site) -> None:
     """Whether a step may follow another."""
     # Scores read Q and K, merging reads K: they must still have the tokens of the stream.
     if before.until and site.until and before.block >= site.block:
-        raise UsageError(f"sites '{before.name}' and '{site.name}' are of one block",
-                         where="schedule", hint="reduce once in a block")  # fmt: skip
+        raise UsageError(
+            f"sites '{before.name}' and '{site.name}' are of one block",
+            where="schedule",
+            hint="reduce once in a block",
+        )
     if (before.until == "") != (site.until == ""):
         raise UsageError("bypass does not mix with tokens that leave for good", where="schedule")
     if before.block == site.block:
@@ -157,8 +163,9 @@ def _check_score(analysis: Analysis, site: Site, one: Reduction) -> None:
         _check_leaves(analysis, site, own)
     if one.score is None:
         if needs_score(one.reducer):
-            raise UsageError(f"reducer '{reducer.name}' needs a score",
-                             where=f"schedule, site '{one.site}'")  # fmt: skip
+            raise UsageError(
+                f"reducer '{reducer.name}' needs a score", where=f"schedule, site '{one.site}'"
+            )
         return
     _check_leaves(analysis, site, one.score)
 

@@ -9,15 +9,12 @@ import onnx_graphsurgeon as gs
 
 from tcompile.analysis import effects as fx
 from tcompile.analysis.counts import sums_over
-from tcompile.errors import InternalError, ModelError
-from tcompile.ir import attr, ints, is_const, is_free, replace_uses
+from tcompile.core.errors import InternalError, ModelError
+from tcompile.core.graph import attr, ints, is_const, is_free, replace_uses
 from tcompile.passes.reduce.builder import Builder
-from tcompile.passes.reduce.edit_rows import Rows
 from tcompile.passes.reduce.recount import follow, recount, rescale
-from tcompile.passes.reduce.stage import (
-    Stage,
-    sizes_on_run,
-)
+from tcompile.passes.reduce.side_inputs import Rows
+from tcompile.passes.reduce.token_state import Stage, sizes_on_run
 
 
 @dataclass
@@ -60,10 +57,13 @@ class Editor(Rows):
             node.inputs[1] = self._at_run_time(node, edit, stage)
             return
         old = ints(node.inputs[1])
-        dims = [d.size(self.space, stage.count, 1 if is_free(d.extent) else d.extent)
-                for d in edit.dims]  # fmt: skip
-        loose = [n if n in (0, -1) and d.batch else s
-                 for n, d, s in zip(old, edit.dims, dims, strict=True)]  # fmt: skip
+        dims = [
+            d.size(self.space, stage.count, 1 if is_free(d.extent) else d.extent) for d in edit.dims
+        ]
+        loose = [
+            n if n in (0, -1) and d.batch else s
+            for n, d, s in zip(old, edit.dims, dims, strict=True)
+        ]
         if node.op == "Reshape":
             node.attrs.pop("allowzero", None)
         node.inputs[1] = self.b.const(loose if node.op == "Reshape" else dims)

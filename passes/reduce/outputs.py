@@ -10,10 +10,10 @@ import onnx_graphsurgeon as gs
 from tcompile.analysis.effects import Dims, Part, Run, SideAxis, locate
 from tcompile.analysis.model import Analysis
 from tcompile.analysis.space import TokenSpace
-from tcompile.errors import ModelError
+from tcompile.core.errors import ModelError
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.edits import Editor
-from tcompile.passes.reduce.stage import (
+from tcompile.passes.reduce.token_state import (
     Stage,
     in_order,
     index_on_run,
@@ -35,9 +35,12 @@ class Carried:
 
 
 def token_outputs(
-    editor: Editor, stages: Sequence[Stage], outputs: Mapping[str, Carried], mode: str,
+    editor: Editor,
+    stages: Sequence[Stage],
+    outputs: Mapping[str, Carried],
+    mode: str,
     label: str = "",
-) -> None:  # fmt: skip
+) -> None:
     """Finish every output that carries tokens.
 
     `reduced`: adds `token_index` [B, K] (−1: a fused token), and after merging `token_owner` [B, N]
@@ -72,8 +75,10 @@ def token_outputs(
             order = editor.order(place.order)
             _add_output(b, f"token_index{suffix}", in_order(b, space, stage, place.run, order)[0])
             if stage.size is not None:
-                raise ModelError(f"output '{name}' puts merged tokens in another order",
-                                 hint="build with --outputs restored")  # fmt: skip
+                raise ModelError(
+                    f"output '{name}' puts merged tokens in another order",
+                    hint="build with --outputs restored",
+                )
             continue
         index = index_on_run(b, space, stage, place.run, place.part)
         _add_output(b, f"token_index{suffix}", index)
@@ -139,9 +144,9 @@ def _since(editor: Editor, stages: Sequence[Stage], place: Carried, last: int) -
     for number in range(last, place.stage, -1):
         before = stages[number - 1]
         step = index_on_run(b, space, stages[number], place.run, "tokens", before)
-        found = step if found is None else b.op(
-            "GatherElements", step, found, dtype=step.dtype, axis=1
-        )  # fmt: skip
+        found = (
+            step if found is None else b.op("GatherElements", step, found, dtype=step.dtype, axis=1)
+        )
     assert found is not None
     return found
 

@@ -12,9 +12,9 @@ from tcompile.analysis.effects import locate
 from tcompile.analysis.model import Analysis
 from tcompile.analysis.sites import Site, between
 from tcompile.analysis.structure import ancestors
-from tcompile.ir import is_const
+from tcompile.core.graph import is_const
+from tcompile.passes.reduce.attention_view import Core
 from tcompile.passes.reduce.builder import Builder
-from tcompile.passes.reduce.core import Core
 
 
 def find_probe(analysis: Analysis, graph: gs.Graph) -> Attention | None:
@@ -78,8 +78,9 @@ def _copied(
             )
             outputs.append(tensors[out.name])
         inputs = [tensors.get(t.name, t) for t in node.inputs]
-        copy = gs.Node(node.op, b.name(f"probe/{node.name}"), dict(node.attrs), inputs, outputs,
-                       node.domain)  # fmt: skip
+        copy = gs.Node(
+            node.op, b.name(f"probe/{node.name}"), dict(node.attrs), inputs, outputs, node.domain
+        )
         if node.op in ("Reshape", "Expand") and is_const(node.inputs[1]):
             dims = _shape(analysis, node.outputs[0], None, count)
             copy.inputs[1] = b.const([d if isinstance(d, int) else 0 for d in dims])

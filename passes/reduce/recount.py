@@ -13,10 +13,10 @@ from tcompile.analysis import effects as fx
 from tcompile.analysis.axes import Axes
 from tcompile.analysis.counts import sums_over
 from tcompile.analysis.transfer import BROADCAST
-from tcompile.errors import ModelError
-from tcompile.ir import int_to_dim, is_const, producer
+from tcompile.core.errors import ModelError
+from tcompile.core.graph import int_to_dim, is_const, producer
 from tcompile.passes.reduce.builder import Builder
-from tcompile.passes.reduce.stage import Stage, index_on_run, sizes_on_run
+from tcompile.passes.reduce.token_state import Stage, index_on_run, sizes_on_run
 
 if TYPE_CHECKING:
     from tcompile.passes.reduce.edits import Editor
@@ -70,8 +70,7 @@ def _ratio(editor: Editor, edit: fx.Rescale, stage: Stage) -> float:
         after = _size(editor, edit.summed, stage) + factor.offset
         if after <= 0:
             raise ModelError(
-                "divides by the number of tokens less one, and one is left",
-                hint="keep more tokens",
+                "divides by the number of tokens less one, and one is left", hint="keep more tokens"
             )
         ratio *= (after / before) ** float(factor.power)
     return ratio
@@ -167,11 +166,18 @@ def _copied(editor: Editor, name: str, stage: Stage) -> gs.Tensor:
             inputs.append(_rows(editor, source, name, stage) if table else source)
         else:
             inputs.append(_anew(editor, source.name, stage))
-    outputs = [gs.Variable(editor.b.name(t.name.strip("/")), t.dtype, t.shape)
-               for t in maker.outputs]  # fmt: skip
+    outputs = [
+        gs.Variable(editor.b.name(t.name.strip("/")), t.dtype, t.shape) for t in maker.outputs
+    ]
     out = outputs[[t.name for t in maker.outputs].index(tensor.name)]
-    copy = gs.Node(maker.op, editor.b.name(f"{maker.name.strip('/')}/left"), dict(maker.attrs),
-                   inputs, outputs, maker.domain)  # fmt: skip
+    copy = gs.Node(
+        maker.op,
+        editor.b.name(f"{maker.name.strip('/')}/left"),
+        dict(maker.attrs),
+        inputs,
+        outputs,
+        maker.domain,
+    )
     editor.b.graph.nodes.append(copy)
     editor.dense_inputs[copy.name] = [str(t.name) for t in maker.inputs]
     # Its result stands for the dense one where an edit looks for the axes of it.
@@ -203,9 +209,10 @@ def _rows(editor: Editor, table: gs.Tensor, name: str, stage: Stage) -> gs.Tenso
     axes = editor.facts.axes[name]
     behind = len(axes) - len(table.shape)
     places = [
-        replace(p, axis=p.axis - behind) for p in _places(editor, axes)
+        replace(p, axis=p.axis - behind)
+        for p in _places(editor, axes)
         if p.axis >= behind and table.shape[p.axis - behind] > 1
-    ]  # fmt: skip
+    ]
     return _taken(editor, table, axes, places, stage)
 
 
@@ -224,9 +231,8 @@ def _places(editor: Editor, axes: Axes) -> list[fx.SideAxis]:
     return [
         fx.SideAxis(i, d.run, d.part)
         for i, d in enumerate(fx.locate(axes, editor.space))
-        if d is not None and d.run is not None and d.part != "rest"
-        and d.run.patches(editor.space)
-    ]  # fmt: skip
+        if d is not None and d.run is not None and d.part != "rest" and d.run.patches(editor.space)
+    ]
 
 
 def _taken(

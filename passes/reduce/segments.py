@@ -11,10 +11,10 @@ import onnx_graphsurgeon as gs
 
 from tcompile.analysis.attention import Attention
 from tcompile.analysis.axes import Axis
-from tcompile.errors import InternalError
+from tcompile.core.errors import InternalError
+from tcompile.passes.reduce.attention_view import Core
 from tcompile.passes.reduce.builder import Builder
-from tcompile.passes.reduce.core import Core
-from tcompile.passes.reduce.stage import Stage
+from tcompile.passes.reduce.token_state import Stage
 
 if TYPE_CHECKING:
     from tcompile.passes.reduce.reducers.base import Reducer, ReducerInput
@@ -162,8 +162,13 @@ def by_segment(reducer: Reducer, given: ReducerInput, segments: int) -> tuple[gs
         score=None if given.score is None else b.reshape(given.score, [-1, count]),
         core=_Folded(given, count),
         stage=_folded(b, before, segments, each, table),
-        prefix=0, suffix=0, patches=each, keep=keep, table=table, fixed=None,
-    )  # fmt: skip
+        prefix=0,
+        suffix=0,
+        patches=each,
+        keep=keep,
+        table=table,
+        fixed=None,
+    )
     reduced, after = reducer.run(inner)
     whole_again = _unfolded(b, after, segments, each, count, table)
     return given.joined(rows(reduced, given.keep), fp32=False), whole_again
@@ -172,17 +177,25 @@ def by_segment(reducer: Reducer, given: ReducerInput, segments: int) -> tuple[gs
 def _lengths(count: int, each: int, members: int) -> dict[str, int]:
     """How long each tensor of a stage is in one segment."""
     return {
-        "index": count, "size": count, "local": count, "owner": each,
-        "groups": count // members, "group_owner": each // members,
-    }  # fmt: skip
+        "index": count,
+        "size": count,
+        "local": count,
+        "owner": each,
+        "groups": count // members,
+        "group_owner": each // members,
+    }
 
 
 def _folded(b: Builder, stage: Stage, segments: int, each: int, table: np.ndarray | None) -> Stage:
     """The stage with the segments in the batch, numbers counted from each segment's first."""
     members = 1 if table is None else table.shape[1]
     count = stage.count // segments
-    steps = {"index": each, "owner": count, "groups": each // members,
-             "group_owner": count // members}  # fmt: skip
+    steps = {
+        "index": each,
+        "owner": count,
+        "groups": each // members,
+        "group_owner": count // members,
+    }
     found: dict[str, Any] = {}
     for name, length in _lengths(count, each, members).items():
         tensor = getattr(stage, name)
@@ -201,8 +214,13 @@ def _unfolded(
 ) -> Stage:
     """The inverse, after a reduction of segments of `before` tokens."""
     members = 1 if table is None else table.shape[1]
-    steps = {"index": each, "local": before, "owner": stage.count, "groups": each // members,
-             "group_owner": stage.count // members}  # fmt: skip
+    steps = {
+        "index": each,
+        "local": before,
+        "owner": stage.count,
+        "groups": each // members,
+        "group_owner": stage.count // members,
+    }
     found: dict[str, Any] = {}
     for name, length in _lengths(stage.count, each, members).items():
         tensor = getattr(stage, name)

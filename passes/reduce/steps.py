@@ -11,17 +11,17 @@ import onnx_graphsurgeon as gs
 from tcompile.analysis.effects import Effects, Run
 from tcompile.analysis.model import Analysis
 from tcompile.analysis.sites import Site
-from tcompile.ir import is_const, value
+from tcompile.core.graph import is_const, value
+from tcompile.core.schedule import Reduction, Spec
+from tcompile.passes.reduce.attention_view import Core
 from tcompile.passes.reduce.builder import Builder
-from tcompile.passes.reduce.core import Core
 from tcompile.passes.reduce.probe import probe_of
 from tcompile.passes.reduce.reducers import ReducerInput, filled_reducer, find_reducer
 from tcompile.passes.reduce.reducers.base import Grid
-from tcompile.passes.reduce.reducers.giveback import put
+from tcompile.passes.reduce.reducers.restore import put
 from tcompile.passes.reduce.scores.base import Score, ScoreInput, Seen
 from tcompile.passes.reduce.segments import Cores, by_segment, core_of
-from tcompile.passes.reduce.stage import Stage
-from tcompile.planning.schedule import Reduction, Spec
+from tcompile.passes.reduce.token_state import Stage
 
 
 @dataclass(frozen=True)
@@ -110,10 +110,26 @@ class Steps:
         grouping = space.grouping if self.found.grouped else None
         table = None if grouping is None else grouping.table(space.whole_patches or ())
         given = ReducerInput(
-            b, rows, width, score, core, stage, space.prefix, space.suffix, space.patches,
-            reduction.keep, filled_reducer(reduction.reducer), table, step.grid, fixed,
-            self.full, beside, self.whole, self.entered, rank,
-        )  # fmt: skip
+            b,
+            rows,
+            width,
+            score,
+            core,
+            stage,
+            space.prefix,
+            space.suffix,
+            space.patches,
+            reduction.keep,
+            filled_reducer(reduction.reducer),
+            table,
+            step.grid,
+            fixed,
+            self.full,
+            beside,
+            self.whole,
+            self.entered,
+            rank,
+        )
         if self.returns and not step.site.until:
             patches = given.of_patches(rows, fp32=False)
             self.full = put(
@@ -135,11 +151,20 @@ class Steps:
         """[B, T]; where the block's attentions see segments apart, each scores its own."""
         b, space = self.b, self.analysis.space
         given = ScoreInput(
-            b, core, rows, space.prefix, stage.count, self.analysis.readers or (0,), {},
-            space.patches, self.whole or (space.patches,), self.stages, self._seen(site),
+            b,
+            core,
+            rows,
+            space.prefix,
+            stage.count,
+            self.analysis.readers or (0,),
+            {},
+            space.patches,
+            self.whole or (space.patches,),
+            self.stages,
+            self._seen(site),
             probe_of(b, self.analysis, self.nodes, self.batch, stage.count, site),
             self._in_segments if isinstance(core, Cores) else None,
-        )  # fmt: skip
+        )
         return given.score(spec)
 
     def _in_segments(self, score: Score, given: ScoreInput) -> gs.Tensor:

@@ -12,12 +12,12 @@ from dataclasses import replace
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis.model import Analysis, analyse_axis, meeting
-from tcompile.errors import ModelError, TcompileError, UsageError
+from tcompile.core.errors import ModelError, TcompileError, UsageError
+from tcompile.core.schedule import Schedule, TowerSchedule
 from tcompile.passes.reduce.apply import ReducedGraph, reduce_graph
 from tcompile.passes.reduce.check import check_schedule
 from tcompile.passes.reduce.outputs import carries_patches
-from tcompile.passes.reduce.recheck import check_counts
-from tcompile.planning.schedule import Schedule, TowerSchedule
+from tcompile.passes.reduce.verify_counts import check_counts
 
 
 def reduce_towers(
@@ -57,8 +57,15 @@ def reduce_towers(
             # Whom the model reads may be out of sight behind the tokens of another tower.
             written = frozenset(n.name for n in made.graph.nodes) - mine
             sites = {r.site for r in plan.reductions}
-            here = analyse_axis(made.graph, other.space.axis, other.tower, prefix, sites, written,
-                                analysis.facts.sized)  # fmt: skip
+            here = analyse_axis(
+                made.graph,
+                other.space.axis,
+                other.tower,
+                prefix,
+                sites,
+                written,
+                analysis.facts.sized,
+            )
             here = replace(here, cls=other.cls, readers=other.readers)
             if here.shape != other.shape:
                 raise _MeetingError(f"its last blocks run over the tokens of '{analysis.tower}'")
@@ -71,8 +78,10 @@ def reduce_towers(
             continue
         check_counts(more.graph, here, own)
         holds = tuple(str(o.name) for o in dense.outputs if carries_patches(o, other))
-        edits = {n: [*made.edits.get(n, ()), *more.edits.get(n, ())]
-                 for n in {**made.edits, **more.edits}}  # fmt: skip
+        edits = {
+            n: [*made.edits.get(n, ()), *more.edits.get(n, ())]
+            for n in {**made.edits, **more.edits}
+        }
         made = ReducedGraph(more.graph, made.fp32_nodes | more.fp32_nodes, edits)
         done.append(replace(plan, outputs=holds))
     if any(plan.reductions for plan in done):

@@ -9,7 +9,7 @@ import re
 import tempfile
 from pathlib import Path
 
-from tcompile.errors import UsageError
+from tcompile.core.errors import UsageError
 from tcompile.plugins.aot_kernels import ptx
 from tcompile.plugins.build import library_path
 from tcompile.plugins.matrix import CUDA, find_nvcc
@@ -32,9 +32,10 @@ def kernel_ptx(source: str, symbol: str, architecture: int = OLDEST) -> str:
     try:
         nvcc = find_nvcc()
     except RuntimeError as error:
-        raise UsageError("kernels compiled ahead of time need nvcc, which is not installed",
-                         hint="install the CUDA toolkit, or pip install nvidia-cuda-nvcc "
-                         "nvidia-cuda-cccl") from error  # fmt: skip
+        raise UsageError(
+            "kernels compiled ahead of time need nvcc, which is not installed",
+            hint="install the CUDA toolkit, or pip install nvidia-cuda-nvcc nvidia-cuda-cccl",
+        ) from error
     kept = library_path().parent / "ptx" / f"{source}-{architecture}-{_digest(nvcc)}.ptx"
     if not kept.is_file():
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -67,9 +68,12 @@ def this_architecture() -> int:
         return OLDEST
     device, major, minor = (ctypes.c_int() for _ in range(3))
     # 75 and 76: CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and MINOR.
-    if (cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(device), 0)
-            or cuda.cuDeviceGetAttribute(ctypes.byref(major), 75, device)
-            or cuda.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)):  # fmt: skip
+    if (
+        cuda.cuInit(0)
+        or cuda.cuDeviceGet(ctypes.byref(device), 0)
+        or cuda.cuDeviceGetAttribute(ctypes.byref(major), 75, device)
+        or cuda.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)
+    ):
         return OLDEST
     return 10 * major.value + minor.value
 

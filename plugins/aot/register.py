@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import GenericAlias, ModuleType
 from typing import Any
 
-from tcompile.errors import UsageError
+from tcompile.core.errors import UsageError
 from tcompile.plugins.aot.ptx import kernel_ptx, this_architecture
 from tcompile.plugins.aot_kernels import aot_launch
 from tcompile.plugins.fields import field_names
@@ -48,9 +48,11 @@ def register(
     """
     trtp = trtp or _plugin_module()
     if not hasattr(trtp, "aot_impl"):
-        raise UsageError("this TensorRT takes no kernels compiled ahead of time: 10.9 is the "
-                         "first that does", where="--token-ops",
-                         hint="plugin is built on any")  # fmt: skip
+        raise UsageError(
+            "this TensorRT takes no kernels compiled ahead of time: 10.9 is the first that does",
+            where="--token-ops",
+            hint="plugin is built on any",
+        )
     arch = architecture or this_architecture()
     for op in OPS:
         if op.name in _done:
@@ -93,8 +95,11 @@ def implemented(op: TokenOp, trtp: ModuleType, architecture: int) -> Callable[..
         numbers = dict(zip(op.fields, rest, strict=False))
         shapes = tuple(_shape(desc) for desc in inputs)
         if any(size is None for shape in shapes for size in shape):
-            raise UsageError(f"{op.name}: kernels compiled ahead of time take static shapes only",
-                             where="--token-ops", hint="build for one batch size")  # fmt: skip
+            raise UsageError(
+                f"{op.name}: kernels compiled ahead of time take static shapes only",
+                where="--token-ops",
+                hint="build for one batch size",
+            )
         types = {t.kind: _TYPES[d.dtype.name] for t, d in zip(op.takes, inputs, strict=True)}
         if types.get("index", "i64") != "i64":
             raise UsageError(f"{op.name}: an index must be int64, as ONNX has it")
@@ -118,17 +123,22 @@ def _plugin_module() -> ModuleType:
     try:
         import tensorrt.plugin as trtp
     except ImportError as error:
-        raise UsageError("this TensorRT has no tensorrt.plugin", where="--token-ops",
-                         hint="it came with 10.6, and kernels compiled ahead of time with 10.9",
-                         ) from error  # fmt: skip
+        raise UsageError(
+            "this TensorRT has no tensorrt.plugin",
+            where="--token-ops",
+            hint="it came with 10.6, and kernels compiled ahead of time with 10.9",
+        ) from error
     module: ModuleType = trtp
     return module
 
 
 def _signed(
-    function: Callable[..., tuple[Any, ...]], op: TokenOp, trtp: ModuleType,
-    behind: Sequence[str], results: Any,
-) -> Callable[..., tuple[Any, ...]]:  # fmt: skip
+    function: Callable[..., tuple[Any, ...]],
+    op: TokenOp,
+    trtp: ModuleType,
+    behind: Sequence[str],
+    results: Any,
+) -> Callable[..., tuple[Any, ...]]:
     """The function with the signature that TensorRT reads: it calls by position."""
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     parameters = [

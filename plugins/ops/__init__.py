@@ -16,9 +16,24 @@ from tcompile.plugins.spec import TokenOp
 
 #: The registry.
 OPS: tuple[TokenOp, ...] = (
-    TOP_K, SELECT, GATHER, TAKE, UNMERGE, RETURN, FUSE, PARTNER, NEAREST, MATCH, MATCH_ALL,
-    MERGE, MERGE_ALL, COMBINE_MEAN, COMBINE_PLAIN, COMBINE_MLERP, COMBINE_DROP,
-)  # fmt: skip
+    TOP_K,
+    SELECT,
+    GATHER,
+    TAKE,
+    UNMERGE,
+    RETURN,
+    FUSE,
+    PARTNER,
+    NEAREST,
+    MATCH,
+    MATCH_ALL,
+    MERGE,
+    MERGE_ALL,
+    COMBINE_MEAN,
+    COMBINE_PLAIN,
+    COMBINE_MLERP,
+    COMBINE_DROP,
+)
 
 
 def find_op(name: str) -> TokenOp:

@@ -31,9 +31,15 @@ def _bookkeeping(size: Array, owner: Array, keep: Array, source: Array, slot: Ar
 
 
 def _mean(
-    x: Array, weight: Array, size: Array, owner: Array, keep: Array, source: Array, slot: Array,
+    x: Array,
+    weight: Array,
+    size: Array,
+    owner: Array,
+    keep: Array,
+    source: Array,
+    slot: Array,
     slots: Array,
-) -> tuple[Array, ...]:  # fmt: skip
+) -> tuple[Array, ...]:
     own, leaving = take(weight, keep), take(weight, source)
     with np.errstate(all="ignore"):
         total = added(own, slot, leaving)
@@ -50,9 +56,15 @@ def _plain(
 
 
 def _mlerp(
-    x: Array, weight: Array, size: Array, owner: Array, keep: Array, source: Array, slot: Array,
+    x: Array,
+    weight: Array,
+    size: Array,
+    owner: Array,
+    keep: Array,
+    source: Array,
+    slot: Array,
     slots: Array,
-) -> tuple[Array, ...]:  # fmt: skip
+) -> tuple[Array, ...]:
     mean, *others = _mean(x, weight, size, owner, keep, source, slot, slots)
     longest = _length(take(x, keep))
     for b, (row, value) in enumerate(zip(slot, _length(take(x, source)), strict=True)):
@@ -171,28 +183,51 @@ _TAIL = """ Sizes add up; an owner becomes the token that its own went into, -1 
 the plugin lowering for `merge` (other splits than `alternate`) and `assign`."""
 
 COMBINE_MEAN = TokenOp(
-    "TcCombineMeanTokens", _X + _WEIGHT + _REST, _GIVES, (),
-    _STEP + _WEIGHED.format("y"), _mean,
+    "TcCombineMeanTokens",
+    _X + _WEIGHT + _REST,
+    _GIVES,
+    (),
+    _STEP + _WEIGHED.format("y"),
+    _mean,
     doc="y_k = sum of w x/sum of w over a token that stays and all it takes in, in fp32." + _TAIL,
-    limits=_LIMITS, unused=("slots",),
-)  # fmt: skip
+    limits=_LIMITS,
+    unused=("slots",),
+)
 
 COMBINE_PLAIN = TokenOp(
-    "TcCombinePlainTokens", _X + _REST, _GIVES, (), _STEP + _PLAIN, _plain,
+    "TcCombinePlainTokens",
+    _X + _REST,
+    _GIVES,
+    (),
+    _STEP + _PLAIN,
+    _plain,
     doc="The same with equal weights: the mean of a token that stays and all it takes in." + _TAIL,
-    limits=_LIMITS, unused=("slots",),
-)  # fmt: skip
+    limits=_LIMITS,
+    unused=("slots",),
+)
 
 COMBINE_MLERP = TokenOp(
-    "TcCombineMlerpTokens", _X + _WEIGHT + _REST, _GIVES, (), _STEP + _MLERP, _mlerp,
+    "TcCombineMlerpTokens",
+    _X + _WEIGHT + _REST,
+    _GIVES,
+    (),
+    _STEP + _MLERP,
+    _mlerp,
     doc="The direction of the weighted mean at the length of the longest of them: "
-        "m/|m| times max |x| (MLERP of Token Fusion)." + _TAIL,
-    limits=_LIMITS, unused=("slots",),
-)  # fmt: skip
+    "m/|m| times max |x| (MLERP of Token Fusion)." + _TAIL,
+    limits=_LIMITS,
+    unused=("slots",),
+)
 
 COMBINE_DROP = TokenOp(
-    "TcCombineDropTokens", _X + _REST, _GIVES, (),
-    _STEP + "  y = Identity (staying)\n", _drop,
+    "TcCombineDropTokens",
+    _X + _REST,
+    _GIVES,
+    (),
+    _STEP + "  y = Identity (staying)\n",
+    _drop,
     doc="The tokens that stay as they are; what leaves only counts." + _TAIL,
-    limits=_LIMITS, unused=("slots",), exact=("y",),
-)  # fmt: skip
+    limits=_LIMITS,
+    unused=("slots",),
+    exact=("y",),
+)

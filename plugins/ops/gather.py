@@ -31,11 +31,17 @@ def _take_all(x: Array, size: Array, table: Array, rows: Array) -> tuple[Array, 
 
 TAKE = TokenOp(
     "TcTakeTokens",
-    ("x [B,N,C] data: tokens", "size [B,N] f32: what each counts for",
-     "table [N,E] table: of positions, one for all images",
-     "rows [B,M] index: which, 0 to N-1, any order, repeats allowed"),
-    ("y [B,M,C] data: these tokens", "new_size [B,M] f32: their sizes",
-     "new_table [B,M,E] table: their rows of the table"),
+    (
+        "x [B,N,C] data: tokens",
+        "size [B,N] f32: what each counts for",
+        "table [N,E] table: of positions, one for all images",
+        "rows [B,M] index: which, 0 to N-1, any order, repeats allowed",
+    ),
+    (
+        "y [B,M,C] data: these tokens",
+        "new_size [B,M] f32: their sizes",
+        "new_table [B,M,E] table: their rows of the table",
+    ),
     (),
     """  last = Constant <value: tensor = int64[1] {-1}> ()
   column = Unsqueeze (rows, last)
@@ -46,9 +52,10 @@ TAKE = TokenOp(
     doc="""The stream, the sizes and a table of positions (rotary, absolute) gathered in one pass.
 Written by the plugin lowering where a `TcGatherTokens` of the stream and gathers of sizes and
 tables share their index (`topk` on models with rotary positions, after a `merge` that left
-sizes).""",     limits=("N<=16384", "M<=16384"),
+sizes).""",
+    limits=("N<=16384", "M<=16384"),
     exact=("y", "new_size", "new_table"),
-)  # fmt: skip
+)
 
 
 def _unmerge(x: Array, owner: Array, k: int) -> tuple[Array, ...]:
@@ -58,8 +65,10 @@ def _unmerge(x: Array, owner: Array, k: int) -> tuple[Array, ...]:
 
 UNMERGE = TokenOp(
     "TcUnmergeTokens",
-    ("x [B,K,C] data: the tokens that are left",
-     "owner [B,N] index: which of them each token became part of, -1: none"),
+    (
+        "x [B,K,C] data: the tokens that are left",
+        "owner [B,N] index: which of them each token became part of, -1: none",
+    ),
     ("y [B,N,C] data: for every token its owner's row",),
     ("k: K",),
     """  pads = Constant <value: tensor = int64[6] {0, 0, 0, 0, 1, 0}> ()
@@ -77,7 +86,7 @@ nothing stands for it. For dense outputs of models whose reducers leave tokens w
 where all have one, `TcGatherTokens` does the same.""",
     limits=("K<=16384", "N<=16384", "k==K"),
     exact=("y",),
-)  # fmt: skip
+)
 
 
 def _return(x: Array, kept: Array, index: Array, slots: Array, stay: Array) -> tuple[Array, ...]:
@@ -88,9 +97,13 @@ def _return(x: Array, kept: Array, index: Array, slots: Array, stay: Array) -> t
 
 RETURN = TokenOp(
     "TcReturnTokens",
-    ("x [B,N,C] data: the sequence as it was", "kept [B,K,C] data: tokens that went another way",
-     "index [B,K] index: where they belong, no two alike", "slots [K] index: 0 to K-1",
-     "stay [N] index: K to K+N-1"),
+    (
+        "x [B,N,C] data: the sequence as it was",
+        "kept [B,K,C] data: tokens that went another way",
+        "index [B,K] index: where they belong, no two alike",
+        "slots [K] index: 0 to K-1",
+        "stay [N] index: K to K+N-1",
+    ),
     ("y [B,N,C] data: x with `kept` put back",),
     (),
     """  zero = Constant <value: tensor = int64[1] {0}> ()
@@ -108,7 +121,8 @@ RETURN = TokenOp(
     _return,
     doc="""Scatter back: y[b, index[b, k]] = kept[b, k], every other row as in x. `bypass` uses it:
 the best tokens run through a block, the others pass it unchanged. An index beyond N puts
-nothing.""",     limits=("K<=N", "N<=16384"),
+nothing.""",
+    limits=("K<=N", "N<=16384"),
     unused=("slots", "stay"),
     exact=("y",),
-)  # fmt: skip
+)

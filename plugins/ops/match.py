@@ -21,10 +21,15 @@ def _partner(a: Array, b: Array) -> tuple[Array, ...]:
 PARTNER = TokenOp(
     "TcPartnerTokens",
     ("a [B,M,D] data: who looks for a partner", "b [B,N,D] data: among whom"),
-    ("partner [B,M] index: of each the one in b with the largest cosine",
-     "similarity [B,M] f32: that cosine"),
+    (
+        "partner [B,M] index: of each the one in b with the largest cosine",
+        "similarity [B,M] f32: that cosine",
+    ),
     (),
-    unit_body("a", "unit_a", "_a") + "\n" + unit_body("b", "unit_b", "_b") + """
+    unit_body("a", "unit_a", "_a")
+    + "\n"
+    + unit_body("b", "unit_b", "_b")
+    + """
   one = Constant <value: tensor = int64[1] {1}> ()
   across = Transpose <perm: ints = [0, 2, 1]> (unit_b)
   cosine = MatMul (unit_a, across)
@@ -35,7 +40,7 @@ PARTNER = TokenOp(
     doc="""The bipartite matching itself, for any two sets of tokens. Written by the plugin lowering
 for `assign`, `contextual` and `merge` with other splits than `alternate`.""",
     limits=("M<=16384", "N<=16384"),
-)  # fmt: skip
+)
 
 
 def _nearest(x: Array, index: Array, slots: Array) -> tuple[Array, ...]:
@@ -46,11 +51,15 @@ def _nearest(x: Array, index: Array, slots: Array) -> tuple[Array, ...]:
 
 NEAREST = TokenOp(
     "TcNearestTokens",
-    ("x [B,T,C] data: tokens", "index [B,K] index: those that stay, no two alike",
-     "slots [K] index: 0 to K-1"),
+    (
+        "x [B,T,C] data: tokens",
+        "index [B,K] index: those that stay, no two alike",
+        "slots [K] index: 0 to K-1",
+    ),
     ("owner [B,T] index: of each token the number of the kept one with the largest cosine",),
     (),
-    unit_body("x") + """
+    unit_body("x")
+    + """
   column = Unsqueeze (index, last)
   kept = GatherND <batch_dims: int = 1> (unit, column)
   kept_t = Transpose <perm: ints = [0, 2, 1]> (kept)
@@ -64,7 +73,7 @@ NEAREST = TokenOp(
 kept token most like them. `topk`, `propagate` and `diverse` use it for owner maps.""",
     limits=("K<=T", "T<=16384"),
     unused=("slots",),
-)  # fmt: skip
+)
 
 
 def _match(metric: Array, r: int, half: int, rest: int) -> tuple[Array, ...]:
@@ -93,9 +102,11 @@ _EDGES = (
 MATCH = TokenOp(
     "TcMatchTokens",
     ("metric [B,T,D] data: what tokens are compared by",),
-    ("keep [B,rest] index: even positions that stay, ascending, as numbers among the even ones",
-     "source [B,r] index: even positions that merge, best pair first, numbered likewise",
-     "target [B,r] index: whom each merges into, as a number among the odd positions"),
+    (
+        "keep [B,rest] index: even positions that stay, ascending, as numbers among the even ones",
+        "source [B,r] index: even positions that merge, best pair first, numbered likewise",
+        "target [B,r] index: whom each merges into, as a number among the odd positions",
+    ),
     ("r: pairs to merge", "half: number of even positions", "rest: half - r, at least 1"),
     _EDGES
     + """
@@ -114,7 +125,7 @@ MATCH = TokenOp(
     doc="""ToMe's bipartite soft matching: every even position finds its best odd one, the r best
 pairs merge. `merge` with split=alternate uses it.""",
     limits=("half==T-T/2", "rest==half-r", "1<=r", "1<=rest", "2<=T", "T<=16384"),
-)  # fmt: skip
+)
 
 MATCH_ALL = TokenOp(
     "TcMatchAllTokens",

@@ -67,11 +67,18 @@ merge into the odd position b, s the sizes, in fp32; sizes add up."""
 
 MERGE = TokenOp(
     "TcMergeTokens",
-    ("x [B,T,C] data: tokens", "size [B,T] f32: how many each stands for, above 0",
-     "keep [B,rest] index: even positions that stay", "source [B,r] index: even ones that merge",
-     "target [B,r] index: whom into, among the odd ones", "slots [T/2] index: 0 to T/2-1"),
-    ("y [B,rest+T/2,C] data: [unmerged even | odd]",
-     "new_size [B,rest+T/2] f32: how many each stands for"),
+    (
+        "x [B,T,C] data: tokens",
+        "size [B,T] f32: how many each stands for, above 0",
+        "keep [B,rest] index: even positions that stay",
+        "source [B,r] index: even ones that merge",
+        "target [B,r] index: whom into, among the odd ones",
+        "slots [T/2] index: 0 to T/2-1",
+    ),
+    (
+        "y [B,rest+T/2,C] data: [unmerged even | odd]",
+        "new_size [B,rest+T/2] f32: how many each stands for",
+    ),
     (),
     _SPLIT
     + """  keep_column = Unsqueeze (keep, last)
@@ -87,17 +94,21 @@ MERGE = TokenOp(
   sizes = Concat <axis: int = 1> (kept_size, total)
   new_size = Squeeze (sizes, last)""",
     _merge,
-    doc=_WEIGHTED + """ Numbers are those of `TcMatchTokens`. `merge` with split=alternate uses it.
+    doc=_WEIGHTED
+    + """ Numbers are those of `TcMatchTokens`. `merge` with split=alternate uses it.
 The body multiplies by zeros: where x is not finite it spoils more than the group it is in.""",
     limits=("rest+r==T-T/2", "2<=T", "T<=16384"),
     unused=("slots",),
-)  # fmt: skip
+)
 
 MERGE_ALL = TokenOp(
     "TcMergeAllTokens",
-    ("x [B,T,C] data: tokens", "size [B,T] f32: how many each stands for, above 0",
-     "target [B,T-T/2] index: whom each even position merges into, among the odd ones",
-     "slots [T/2] index: 0 to T/2-1"),
+    (
+        "x [B,T,C] data: tokens",
+        "size [B,T] f32: how many each stands for, above 0",
+        "target [B,T-T/2] index: whom each even position merges into, among the odd ones",
+        "slots [T/2] index: 0 to T/2-1",
+    ),
     ("merged [B,T/2,C] data: the odd positions", "new_size [B,T/2] f32: how many each stands for"),
     (),
     _SPLIT + _MERGED.format("even", "even_size") + "\n  new_size = Squeeze (total, last)",
@@ -105,4 +116,4 @@ MERGE_ALL = TokenOp(
     doc=_WEIGHTED + """ Here every even position merges, by `TcMatchAllTokens`.""",
     limits=("2<=T", "T<=16384"),
     unused=("slots",),
-)  # fmt: skip
+)

@@ -39,10 +39,13 @@ def _select(scores: Array, fixed: Array, k: int, prefix: int) -> tuple[Array, ..
 SELECT = TokenOp(
     "TcSelectTokens",
     ("scores [B,T] data: larger = keep", "fixed [prefix] index: 0 to prefix-1"),
-    ("index [B,k] index: the tokens that stay, ascending, numbered without the prefix",
-     "rows [B,prefix+k] index: the prefix and these, as places in the whole sequence"),
+    (
+        "index [B,k] index: the tokens that stay, ascending, numbered without the prefix",
+        "rows [B,prefix+k] index: the prefix and these, as places in the whole sequence",
+    ),
     ("k: how many tokens to keep", "prefix: tokens in front that have no score and always stay"),
-    _CHOOSE + """
+    _CHOOSE
+    + """
   ahead = Constant <value: tensor = @prefix> ()
   zero = Constant <value: tensor = int64[1] {0}> ()
   one = Constant <value: tensor = int64[1] {1}> ()
@@ -58,4 +61,4 @@ joining it again. Written by the plugin lowering in place of `TcTopKTokens` unde
 `bypass`.""",
     limits=("k<=T", "prefix+T<=16384"),
     unused=("fixed",),
-)  # fmt: skip
+)

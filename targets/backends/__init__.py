@@ -6,12 +6,12 @@ from pathlib import Path
 
 import onnx
 
-from tcompile.errors import UsageError
+from tcompile.core.errors import UsageError
 from tcompile.targets.backends import jetson, ort, rtx, tensorrt
 from tcompile.targets.backends.base import Batch, Emitted, FusedAttention, TensorInfo
 from tcompile.targets.backends.fusion import Plan, fused_attention
 from tcompile.targets.backends.parsing import parse_elsewhere
-from tcompile.targets.target import Precision, Target
+from tcompile.targets.devices import Precision, Target
 
 __all__ = ["Batch", "Emitted", "FusedAttention", "TensorInfo", "emit"]
 

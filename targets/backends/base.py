@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from tcompile.errors import ModelError, TcompileError, UsageError
-from tcompile.ir import settled
+from tcompile.core.errors import ModelError, TcompileError, UsageError
+from tcompile.core.graph import settled
 
 
 class RefusedError(TcompileError):
@@ -158,8 +158,10 @@ class Batch:
         low = 1 if smallest is None else smallest
         middle = max(batch, low) if typical is None else typical
         if largest is not None and batch > largest:
-            raise UsageError(f"plans for {batch} images in a run, which is more than --max-batch "
-                             f"{largest}", where="--batch")  # fmt: skip
+            raise UsageError(
+                f"plans for {batch} images in a run, which is more than --max-batch {largest}",
+                where="--batch",
+            )
         return Batch(low, middle, max(8, middle, batch) if largest is None else largest)
 
 

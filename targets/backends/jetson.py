@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tcompile.errors import ModelError
+from tcompile.core.errors import ModelError
+from tcompile.core.save import without_bodies
 from tcompile.passes.lower.token_ops import rule_for
 from tcompile.plugins.build import LIBRARY
-from tcompile.saving import without_bodies
 from tcompile.targets.backends.base import Batch, TensorInfo, first_dims
+from tcompile.targets.devices import Target
 from tcompile.targets.jetpack import JetPack, jetpacks_for
-from tcompile.targets.target import Target
 
 SCRIPT, README, LINES = "build_engine.sh", "README.txt", "trtexec.json"
 #: Where the bundle looks for our plugin library, and what the model without the bodies of token ops

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx
 from google.protobuf.message import DecodeError
 
-from tcompile.errors import ModelError, UsageError
+from tcompile.core.errors import ModelError, UsageError
 from tcompile.targets.backends.base import TensorInfo
 from tcompile.targets.backends.extras import require
 

@@ -14,8 +14,8 @@ from types import ModuleType
 
 import onnx
 
-from tcompile.errors import MissingExtraError
-from tcompile.plugins.spec import DOMAIN
+from tcompile.core.domain import DOMAIN
+from tcompile.core.errors import MissingExtraError
 from tcompile.targets.backends.base import ParseError
 from tcompile.targets.backends.extras import require
 from tcompile.targets.backends.trt_common import parse, title
@@ -48,9 +48,12 @@ ONLY_TENSORRT = (
     OnlyTensorRT("ScatterElements", "with a reduction, a plugin that comes with it", _reduces),
     OnlyTensorRT("RoiAlign", "a plugin; that of TensorRT-RTX wants a GPU to be parsed"),
     OnlyTensorRT("DeformConv", "a plugin that comes with it"),
-    OnlyTensorRT("", "a plugin of that name, where the device has it",
-                 lambda node: bool(node.domain) and node.domain != DOMAIN),
-)  # fmt: skip
+    OnlyTensorRT(
+        "",
+        "a plugin of that name, where the device has it",
+        lambda node: bool(node.domain) and node.domain != DOMAIN,
+    ),
+)
 
 
 def parse_elsewhere(model_path: Path) -> tuple[str, ...]:
@@ -62,8 +65,10 @@ def parse_elsewhere(model_path: Path) -> tuple[str, ...]:
     try:
         rtx = require("tensorrt_rtx", "rtx", "parsing")
     except MissingExtraError:
-        return ("not parsed by any TensorRT here: TensorRT-RTX is not installed "
-                "(pip install 'tcompile[rtx]')",)  # fmt: skip
+        return (
+            "not parsed by any TensorRT here: TensorRT-RTX is not installed "
+            "(pip install 'tcompile[rtx]')",
+        )
     notes: list[str] = []
     cut: set[str] = set()
     for _ in range(_MOST):
@@ -74,8 +79,10 @@ def parse_elsewhere(model_path: Path) -> tuple[str, ...]:
             if found is None or error.node in cut:
                 raise
             cut.add(error.node)
-            notes.append(f"node '{error.node}' ({error.op}) is not parsed by {title(rtx)}, which "
-                         f"stands in for TensorRT here; TensorRT has {found.why}")  # fmt: skip
+            notes.append(
+                f"node '{error.node}' ({error.op}) is not parsed by {title(rtx)}, which "
+                f"stands in for TensorRT here; TensorRT has {found.why}"
+            )
             continue
         return tuple(notes)
     return (*notes, "the rest of the model was not parsed")

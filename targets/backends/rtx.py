@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tcompile.errors import UsageError
+from tcompile.core.errors import UsageError
 from tcompile.targets.backends.base import Batch
 from tcompile.targets.backends.extras import require
 from tcompile.targets.backends.trt_common import build_plan

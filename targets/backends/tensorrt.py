@@ -10,9 +10,9 @@ import tempfile
 from pathlib import Path
 from types import ModuleType
 
-from tcompile.errors import UsageError
+from tcompile.core.errors import UsageError
+from tcompile.core.save import without_bodies
 from tcompile.passes.lower.token_ops import rule_for
-from tcompile.saving import without_bodies
 from tcompile.targets.backends.base import Batch
 from tcompile.targets.backends.extras import require
 from tcompile.targets.backends.trt_common import build_plan
@@ -73,9 +73,10 @@ def _with_plugins(
         # Without them the parser would quietly take the bodies instead.
         del _LOADED[str(library)]
         raise UsageError(
-            "TensorRT does not load the plugin library", where=str(library),
+            "TensorRT does not load the plugin library",
+            where=str(library),
             hint="is CUDA's runtime there, and are no token ops registered yet?",
-        )  # fmt: skip
+        )
     if not rule_for(version).takes_body_first:
         return build_plan(trt, model_path, batch=batch)
     # Beside the model, whose weights may lie in a file that is named relative to it.
@@ -91,8 +92,10 @@ def _register_aot(trt: ModuleType, version: tuple[int, int]) -> int:
     if not rule_for(version).aot:
         raise UsageError(
             f"TensorRT {trt.__version__} takes no kernels compiled ahead of time, 10.9 is the "
-            "first that does", where="--token-ops", hint="plugin is built on any",
-        )  # fmt: skip
+            "first that does",
+            where="--token-ops",
+            hint="plugin is built on any",
+        )
     from tcompile.plugins.aot import register
 
     register()

@@ -16,8 +16,8 @@ from typing import Any
 
 import onnx
 
-from tcompile.errors import ModelError, TcompileError
-from tcompile.interrupt import checkpoint
+from tcompile.core.errors import ModelError, TcompileError
+from tcompile.core.interrupt import checkpoint
 from tcompile.targets.backends.base import Batch, EngineError, ParseError, first_dims
 
 logger = logging.getLogger("tcompile.tensorrt")

@@ -15,13 +15,22 @@ import onnx_graphsurgeon as gs
 from tcompile.analysis import axes as ax
 from tcompile.analysis.axes import Axis
 from tcompile.analysis.facts import Facts
-from tcompile.ir import attr, is_const, producer, shape
+from tcompile.core.graph import attr, is_const, producer, shape
 
 #: What may stand between Q·Kᵀ and Softmax, and between Softmax and ·V.
 _QDQ = {"QuantizeLinear", "DequantizeLinear"}
 BEFORE_SOFTMAX = _QDQ | {
-    "Add", "Sub", "Mul", "Div", "Cast", "Where", "Clip", "Identity", "Tanh", "Reshape"
-}  # fmt: skip
+    "Add",
+    "Sub",
+    "Mul",
+    "Div",
+    "Cast",
+    "Where",
+    "Clip",
+    "Identity",
+    "Tanh",
+    "Reshape",
+}
 _AFTER = _QDQ | {"Cast", "Where", "IsNaN", "Dropout", "Identity", "Mul", "Reshape"}
 
 
@@ -95,10 +104,19 @@ def _from_softmax(node: gs.Node, facts: Facts, index: int) -> Attention | None:
     rows, columns = facts.of(logits)[-2:]
     q, k = product.inputs
     return Attention(
-        index, "softmax", node.name, q.name, k.name, reader.inputs[1].name, product.name,
-        tuple(reversed(chain)), reader.outputs[0].name, rows, columns,
+        index,
+        "softmax",
+        node.name,
+        q.name,
+        k.name,
+        reader.inputs[1].name,
+        product.name,
+        tuple(reversed(chain)),
+        reader.outputs[0].name,
+        rows,
+        columns,
         _heads(facts.of(logits)[:-2]),
-    )  # fmt: skip
+    )
 
 
 def _heads(axes: tuple[Axis, ...]) -> int:
@@ -153,6 +171,16 @@ def _from_op(node: gs.Node, facts: Facts, index: int) -> Attention:
     q, k, v = node.inputs[:3]
     heads = _heads(facts.of(q)[:2]) if len(q.shape) == 4 else int(attr(node, "q_num_heads"))
     return Attention(
-        index, "op", node.name, q.name, k.name, v.name, node.name, (),
-        node.outputs[0].name, facts.of(q)[-2], facts.of(k)[-2], heads,
-    )  # fmt: skip
+        index,
+        "op",
+        node.name,
+        q.name,
+        k.name,
+        v.name,
+        node.name,
+        (),
+        node.outputs[0].name,
+        facts.of(q)[-2],
+        facts.of(k)[-2],
+        heads,
+    )

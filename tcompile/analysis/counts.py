@@ -22,7 +22,7 @@ from tcompile.analysis.effects import Dim, Dims, Factor, Rescale, Summed, Vector
 from tcompile.analysis.facts import Facts
 from tcompile.analysis.literals import LARGEST, close, explain, negligible, uniform
 from tcompile.analysis.space import TokenSpace
-from tcompile.ir import attr, is_const, reduced_axes, shape, value
+from tcompile.core.graph import attr, is_const, reduced_axes, shape, value
 
 #: Ops in which a number means a value, not a size.
 _ARITHMETIC = (
@@ -214,8 +214,11 @@ class _Counter:
 
     def _over_tokens(self, node: gs.Node) -> list[tuple[int, int, Dim]]:
         """What it sums along that holds patches of a tensor that is computed."""
-        found = [(i, axis, self.dim(node.inputs[i], axis)) for i, axis in sums_over(node)
-                 if not is_const(node.inputs[i])]  # fmt: skip
+        found = [
+            (i, axis, self.dim(node.inputs[i], axis))
+            for i, axis in sums_over(node)
+            if not is_const(node.inputs[i])
+        ]
         held = [(i, axis, dim) for i, axis, dim in found if dim is not None]
         return [h for h in held if h[2].part != "rest"]
 
@@ -353,8 +356,11 @@ class _Counter:
         if self.dim(out, axis) is None:
             return one
         mask = np.asarray(value(tensor), np.float64).reshape(-1)
-        weights = mask if one.weights is None else (
-            one.weights * mask if len(one.weights) == len(mask) else None)  # fmt: skip
+        weights = (
+            mask
+            if one.weights is None
+            else (one.weights * mask if len(one.weights) == len(mask) else None)
+        )
         return replace(one, weights=weights)
 
     def power(self, one: Value, exponent: Fraction) -> Value:
@@ -387,8 +393,7 @@ class _Counter:
             return _PLAIN
         sums = frozenset().union(*(v.sums for v in grown))
         same = all(v.weights is grown[0].weights for v in grown)
-        return Value(degree, sums, all(v.pooled for v in grown),
-                     grown[0].weights if same else None)  # fmt: skip
+        return Value(degree, sums, all(v.pooled for v in grown), grown[0].weights if same else None)
 
     def _uniform_share(self, node: gs.Node, value: Value) -> None:
         """1/N that is added to probabilities of N tokens, or taken off."""
@@ -442,8 +447,11 @@ class _Counter:
         if one.degree <= 0:
             return one
         low, high = ([*node.inputs[1:3], None, None])[:2]
-        lowest = attr(node, "min", None) if low is None or low.is_empty() else (
-            uniform(low) if is_const(low) else None)  # fmt: skip
+        lowest = (
+            attr(node, "min", None)
+            if low is None or low.is_empty()
+            else (uniform(low) if is_const(low) else None)
+        )
         open_end = (high is None or high.is_empty()) and attr(node, "max", None) is None
         if open_end and (lowest is None or lowest <= 1):
             return one
@@ -494,10 +502,13 @@ _Rule = Callable[[_Counter, gs.Node, Sequence[Value]], Value]
 
 def _table() -> Mapping[str, _Rule]:
     groups: tuple[tuple[_Rule, str], ...] = (
-        (_Counter.first, "Cast Identity Neg Abs Relu LeakyRelu PRelu Dropout Transpose Reshape "
-         "Flatten Squeeze Unsqueeze Expand Tile Slice Split Gather Pad QuantizeLinear "
-         "DequantizeLinear SpaceToDepth DepthToSpace AveragePool MaxPool GlobalMaxPool "
-         "GlobalAveragePool Resize LpPool CumSum"),
+        (
+            _Counter.first,
+            "Cast Identity Neg Abs Relu LeakyRelu PRelu Dropout Transpose Reshape "
+            "Flatten Squeeze Unsqueeze Expand Tile Slice Split Gather Pad QuantizeLinear "
+            "DequantizeLinear SpaceToDepth DepthToSpace AveragePool MaxPool GlobalMaxPool "
+            "GlobalAveragePool Resize LpPool CumSum",
+        ),
         (_Counter.product, "Mul Div"),
         (_Counter.combined, "Add Sub Max Min Sum Mean Where Concat"),
         (_Counter.weighted, "MatMul Gemm Einsum Conv"),
@@ -507,10 +518,13 @@ def _table() -> Mapping[str, _Rule]:
         (_Counter.clipped, "Clip"),
         (_Counter.chances, "Softmax LogSoftmax"),
         (_Counter.reduced, tf.REDUCTIONS.replace("ArgMax ArgMin ", "")),
-        (_Counter.forgets, "LayerNormalization RMSNormalization SimplifiedLayerNormalization "
-         "LpNormalization InstanceNormalization ArgMax ArgMin Sign Shape Size IsNaN IsInf "
-         "Equal Greater GreaterOrEqual Less LessOrEqual And Or Not Xor ConstantOfShape"),
-    )  # fmt: skip
+        (
+            _Counter.forgets,
+            "LayerNormalization RMSNormalization SimplifiedLayerNormalization "
+            "LpNormalization InstanceNormalization ArgMax ArgMin Sign Shape Size IsNaN IsInf "
+            "Equal Greater GreaterOrEqual Less LessOrEqual And Or Not Xor ConstantOfShape",
+        ),
+    )
     return {op: rule for rule, ops in groups for op in ops.split()}
 
 

@@ -8,7 +8,7 @@ from tcompile.analysis import transfer as tf
 from tcompile.analysis.effect_ops import BarrierError, Rules
 from tcompile.analysis.effects import Barrier, Dim, Dims, Edit, Side, SideAxis
 from tcompile.analysis.literals import uniform
-from tcompile.ir import attr, shape
+from tcompile.core.graph import attr, shape
 
 _TOGETHER = (*tf.BROADCAST.split(), "Concat")
 
@@ -78,8 +78,9 @@ class Joins(Rules):
                 span += 1
             here = slice(axis + offset, axis + offset + span)
             if dim.part == "rest" or sizes[axis : axis + span] != dense[here]:
-                raise BarrierError(f"joins a grid of tokens and '{tensor.name}', a table of one "
-                                   "side of it")  # fmt: skip
+                raise BarrierError(
+                    f"joins a grid of tokens and '{tensor.name}', a table of one side of it"
+                )
             found.append(SideAxis(axis, dim.run, dim.part, span))
             axis += span - 1
         return found
@@ -126,8 +127,12 @@ class Joins(Rules):
             return
         if node.op == "Einsum":
             letters = str(attr(node, "equation")).replace(" ", "").split("->")[0].split(",")
-            dims = {c: d for term, t in zip(letters, node.inputs, strict=True)
-                    for c, d in zip(term, self.dims(t), strict=True) if self.stage(t)}  # fmt: skip
+            dims = {
+                c: d
+                for term, t in zip(letters, node.inputs, strict=True)
+                for c, d in zip(term, self.dims(t), strict=True)
+                if self.stage(t)
+            }
             if any(self.patchy(dims[c]) for c in letters[operand] if c in dims):
                 raise BarrierError("mixes tokens with a stored tensor")
         elif self.patchy(self.dims(node.inputs[1 - operand])[tf.contracted(node)[1 - operand]]):

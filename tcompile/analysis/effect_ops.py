@@ -29,7 +29,7 @@ from tcompile.analysis.effects import (
 from tcompile.analysis.facts import Facts
 from tcompile.analysis.literals import uniform
 from tcompile.analysis.space import TokenSpace
-from tcompile.ir import attr, is_const, reduced_axes, shape, value
+from tcompile.core.graph import attr, is_const, reduced_axes, shape, value
 
 
 class BarrierError(Exception):
@@ -267,8 +267,9 @@ class Rules:
             return []
         first, axis = held[0]
         dim = self.dims(node.inputs[first])[axis]
-        alike = [(k, i) for k, i in places
-                 if (k, i) not in held and uniform(node.inputs[k]) is not None]  # fmt: skip
+        alike = [
+            (k, i) for k, i in places if (k, i) not in held and uniform(node.inputs[k]) is not None
+        ]
         if alike and len(held) == 1 and dim is not None and dim.run is not None:
             # A matrix of ones is a sum, one of 1/N a mean.
             if dim.batch or dim.factor != 1 or dim.part == "rest":

@@ -28,7 +28,7 @@ from tcompile.analysis.facts import Facts
 from tcompile.analysis.groups import VIEWS
 from tcompile.analysis.space import TokenSpace
 from tcompile.analysis.transfer_grid import tiled_pool
-from tcompile.ir import attr, ints, is_const, producer, reduced_axes, shape
+from tcompile.core.graph import attr, ints, is_const, producer, reduced_axes, shape
 
 #: Ops that always rearrange what a grid of tokens holds, even where both sides can be located.
 _REGROUPING = ("SpaceToDepth", "DepthToSpace", "AveragePool", "MaxPool")
@@ -55,9 +55,13 @@ def effects(
     result = Effects()
     made = [c if isinstance(c, Cut) else Cut(c) for c in cuts]
     walker = Walker(
-        facts, space, {a.node: a for a in attentions}, result, {} if known is None else known,
+        facts,
+        space,
+        {a.node: a for a in attentions},
+        result,
+        {} if known is None else known,
         find_counts(graph, facts, space) if counts is None else counts,
-    )  # fmt: skip
+    )
     walker.cuts = {c.tensor: (i + 1, c) for i, c in enumerate(made)}
     walker.ends = {c.until: i + 1 for i, c in enumerate(made) if c.until}
     walker.backs = {i + 1 for i, c in enumerate(made) if c.back}
@@ -162,8 +166,11 @@ class Walker(Joins):
                 why = "splits or permutes the token axis"
         elif not self.restorable and self.result.stage.get(out.name, 0):
             dims = self.result.dims[out.name]
-            why = "gives a grid, which fewer tokens do not fill" if any(
-                d.part == "rest" for d in dims) else ""  # fmt: skip
+            why = (
+                "gives a grid, which fewer tokens do not fill"
+                if any(d.part == "rest" for d in dims)
+                else ""
+            )
         if why:
             self.result.barriers.append(Barrier(name, op, why))
 
@@ -296,8 +303,11 @@ class Walker(Joins):
             raise BarrierError(self._cut_text(out))
 
     def _cut_text(self, tensor: gs.Tensor) -> str:
-        lost = [ax.show(a) for a, d in zip(self.facts.of(tensor), self.dims(tensor), strict=True)
-                if d is None]  # fmt: skip
+        lost = [
+            ax.show(a)
+            for a, d in zip(self.facts.of(tensor), self.dims(tensor), strict=True)
+            if d is None
+        ]
         return f"splits or permutes the token axis: {', '.join(lost)}"
 
     # -- regions of views ------------------------------------------------------------------------
@@ -341,9 +351,10 @@ class Walker(Joins):
             if node.name not in self._restorable(stage):
                 return False
             edits: list[Edit] = [
-                Restore(i) for i, t in enumerate(node.inputs)
+                Restore(i)
+                for i, t in enumerate(node.inputs)
                 if not t.is_empty() and self.stage(t) == stage
-            ]  # fmt: skip
+            ]
             self.result.edits[node.name] = edits
             self.result.restored[node.name] = stage
         if self._bypassed(stage):
@@ -426,16 +437,36 @@ def mixed_axes(node: gs.Node, operand: int) -> list[int]:
 
 #: Ops that treat every position by itself.
 _APART = frozenset(
-    (*tf.ELEMENTWISE.split(), *tf.BROADCAST.split(), *tf.VIEWS.split(), "Transpose", "Expand",
-     "BatchNormalization", "Tile", "Pad")
-)  # fmt: skip
+    (
+        *tf.ELEMENTWISE.split(),
+        *tf.BROADCAST.split(),
+        *tf.VIEWS.split(),
+        "Transpose",
+        "Expand",
+        "BatchNormalization",
+        "Tile",
+        "Pad",
+    )
+)
 #: Ops that work along one axis, and which by default.
 _ALONG = {
-    "Concat": 0, "Split": 0, "Softmax": -1, "LogSoftmax": -1, "LpNormalization": -1, "ArgMax": 0,
-    "ArgMin": 0, "Hardmax": -1,
-}  # fmt: skip
+    "Concat": 0,
+    "Split": 0,
+    "Softmax": -1,
+    "LogSoftmax": -1,
+    "LpNormalization": -1,
+    "ArgMax": 0,
+    "ArgMin": 0,
+    "Hardmax": -1,
+}
 #: Ops whose first axis is the batch by their definition.
 _PER_IMAGE = frozenset(
-    (*tf.SPATIAL.split(), "InstanceNormalization", "GroupNormalization", "LRN", "SpaceToDepth",
-     "DepthToSpace")
-)  # fmt: skip
+    (
+        *tf.SPATIAL.split(),
+        "InstanceNormalization",
+        "GroupNormalization",
+        "LRN",
+        "SpaceToDepth",
+        "DepthToSpace",
+    )
+)

@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 
 from tcompile.analysis import axes as ax
 from tcompile.analysis.axes import Axes
-from tcompile.ir import free_factors, free_size, shape
+from tcompile.core.graph import free_factors, free_size, shape
 
 #: (tensor, axis, size) of the axes that a stored number was computed from.
 Origin: TypeAlias = frozenset[tuple[str, int, int]]
@@ -94,16 +94,20 @@ class Facts:
         if conflict:
             mixed = any(r in self.permuted for x in (a, b) for r in ax.roots(x))
             self.conflicts[node.name] = (
-                "joins tokens with tokens in another order" if mixed else
-                f"joins axes that contradict each other: {ax.show(a)} against {ax.show(b)}"
-            )  # fmt: skip
+                "joins tokens with tokens in another order"
+                if mixed
+                else f"joins axes that contradict each other: {ax.show(a)} against {ax.show(b)}"
+            )
         return axis
 
     def _beside(self, a: ax.Axis, b: ax.Axis, axis: ax.Axis) -> ax.Axis:
         """Two axes without a meaning yet: that of a mask, which may still get one, outlives that of
         a constant, and those of two masks are one."""
-        own = [x for x in (a, b) if len(x) == 1 and x[0].whole
-               and x[0].root.name.rpartition("/")[0] in self.live]  # fmt: skip
+        own = [
+            x
+            for x in (a, b)
+            if len(x) == 1 and x[0].whole and x[0].root.name.rpartition("/")[0] in self.live
+        ]
         if len(own) == 2:
             self.alike.add((own[0][0].root, own[1][0].root))
         return own[-1] if own else axis

@@ -12,9 +12,9 @@ import onnx_graphsurgeon as gs
 from onnx.helper import np_dtype_to_tensor_dtype
 
 from tcompile.analysis.structure import Block
-from tcompile.ir import attr, batch_dim, producer, settled, value
+from tcompile.core.domain import DOMAIN
+from tcompile.core.graph import attr, batch_dim, producer, settled, value
 from tcompile.plugins.ops import OPS
-from tcompile.plugins.spec import DOMAIN
 
 #: Any that all bodies can be written in; products do not depend on it.
 _OPSET = 18
@@ -41,8 +41,9 @@ def node_flops(node: gs.Node) -> int:
 
 def _token_op(node: gs.Node) -> int:
     """FLOPs of a token op: those of its body, whose shapes follow from the inputs'."""
-    inputs = tuple((int(np_dtype_to_tensor_dtype(np.dtype(t.dtype))), tuple(shape(t)))
-                   for t in node.inputs)  # fmt: skip
+    inputs = tuple(
+        (int(np_dtype_to_tensor_dtype(np.dtype(t.dtype))), tuple(shape(t))) for t in node.inputs
+    )
     numbers = tuple((k, int(value(v)[0])) for k, v in sorted(node.attrs.items()))
     return _body_flops(str(node.op), inputs, numbers)
 
@@ -57,8 +58,9 @@ def _body_flops(
         for i, (dtype, dims) in enumerate(inputs)
     ]
     outputs = [onnx.helper.make_empty_tensor_value_info(f"o{i}") for i in range(len(spec.outputs))]
-    call = onnx.helper.make_node(op, [t.name for t in given], [o.name for o in outputs],
-                                 domain=DOMAIN)  # fmt: skip
+    call = onnx.helper.make_node(
+        op, [t.name for t in given], [o.name for o in outputs], domain=DOMAIN
+    )
     for key, number in numbers:
         tensor = onnx.numpy_helper.from_array(np.asarray([number], np.int64), key)
         call.attribute.append(onnx.helper.make_attribute(key, tensor))

@@ -19,9 +19,16 @@ from tcompile.analysis.transfer_grid import tiled_pool
 
 #: Ops that only rearrange elements: a region of them may be replaced by one such op.
 VIEWS = (
-    "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Cast",
-    "SpaceToDepth", "DepthToSpace",
-)  # fmt: skip
+    "Reshape",
+    "Transpose",
+    "Squeeze",
+    "Unsqueeze",
+    "Flatten",
+    "Identity",
+    "Cast",
+    "SpaceToDepth",
+    "DepthToSpace",
+)
 
 
 @dataclass(frozen=True)

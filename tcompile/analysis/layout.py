@@ -11,7 +11,7 @@ from tcompile.analysis import axes as ax
 from tcompile.analysis.axes import Axes
 from tcompile.analysis.effects import Dim, Run, locate
 from tcompile.analysis.space import TokenSpace
-from tcompile.ir import batch_dim, int_to_dim, is_free
+from tcompile.core.graph import batch_dim, int_to_dim, is_free
 
 if TYPE_CHECKING:
     from tcompile.analysis.model import Analysis

@@ -14,7 +14,7 @@ import onnx_graphsurgeon as gs
 
 from tcompile.analysis.effects import Factor, Summed
 from tcompile.analysis.space import TokenSpace
-from tcompile.ir import is_const, value
+from tcompile.core.graph import is_const, value
 
 #: Constants with more elements are not looked at: no scalar and no mask is as large.
 LARGEST = 1 << 16

@@ -18,9 +18,9 @@ from tcompile.analysis.sites import Site, find_sites
 from tcompile.analysis.space import Residual, TokenSpace, token_axes, token_space, with_orders
 from tcompile.analysis.structure import Block, ancestors, carries, find_blocks, residuals
 from tcompile.analysis.towers import Beside, beside, names_of, tower_axes
-from tcompile.errors import ModelError, UsageError
-from tcompile.ir import attr, is_const, value
-from tcompile.planning.schedule import Shape
+from tcompile.core.errors import ModelError, UsageError
+from tcompile.core.graph import attr, is_const, value
+from tcompile.core.schedule import Shape
 
 
 @dataclass(frozen=True)
@@ -106,8 +106,9 @@ def analyse(
         )
     names = names_of(graph, streams, axes)
     if tower is not None and tower not in names:
-        raise UsageError(f"no tower '{tower}'", where="--tower",
-                         hint=f"this model has: {', '.join(names)}")  # fmt: skip
+        raise UsageError(
+            f"no tower '{tower}'", where="--tower", hint=f"this model has: {', '.join(names)}"
+        )
     first = 0 if tower is None else names.index(tower)
     order = list(dict.fromkeys(r.axis for r in streams))
     others = sorted((i for i in range(len(axes)) if i != first), key=lambda i: order.index(axes[i]))
@@ -120,8 +121,12 @@ def analyse(
         for i in others
     ]
     towers = [(a.space, a.blocks) for a in (main, *rest)]
-    return replace(main, others=tuple(rest), chosen=tower is not None,
-                   beside=beside(graph, known.attentions, towers))  # fmt: skip
+    return replace(
+        main,
+        others=tuple(rest),
+        chosen=tower is not None,
+        beside=beside(graph, known.attentions, towers),
+    )
 
 
 def _where_tokens_may_leave(
@@ -201,9 +206,15 @@ class _Streams:
 
 
 def _of_axis(
-    graph: gs.Graph, known: _Streams, axis: Axis, tower: str, prefix: int | None, *,
-    must: bool = False, sites: Container[str] | None = None,
-) -> Analysis:  # fmt: skip
+    graph: gs.Graph,
+    known: _Streams,
+    axis: Axis,
+    tower: str,
+    prefix: int | None,
+    *,
+    must: bool = False,
+    sites: Container[str] | None = None,
+) -> Analysis:
     """Analyse one tower.
 
     Args:
@@ -221,9 +232,10 @@ def _of_axis(
     if space is None and must:
         most = proven.prefix + proven.patches - 1
         raise UsageError(
-            f"{prefix} tokens before the patches are not possible here", where="--prefix",
+            f"{prefix} tokens before the patches are not possible here",
+            where="--prefix",
             hint=f"the analysis proves {proven.prefix}; more can be stated, up to {most}",
-        )  # fmt: skip
+        )
     space = space or proven
     whole = space.whole_patches
     if whole is not None:
@@ -232,8 +244,11 @@ def _of_axis(
     blocks = tuple(find_blocks(graph, facts, streams, space))
     restorable = _behind(graph, blocks[-1].stream_out)
     tensors = graph.tensors()
-    if any(blocks[-1].stream_out in ancestors(tensors[r.stream]) for r in streams
-           if r.axis != space.axis):  # fmt: skip
+    if any(
+        blocks[-1].stream_out in ancestors(tensors[r.stream])
+        for r in streams
+        if r.axis != space.axis
+    ):
         restorable = frozenset()  # another stage of the encoder follows, with other tokens
     found = tuple(find_sites(graph, facts, space, attentions, blocks, restorable, sites))
     last = blocks[-1].stream_out

@@ -13,8 +13,8 @@ from tcompile.analysis.axes import Axes
 from tcompile.analysis.facts import Facts, free_axis
 from tcompile.analysis.rotary import rotations
 from tcompile.analysis.transfer import TRANSFER
-from tcompile.errors import InternalError
-from tcompile.ir import is_free, settled, shape
+from tcompile.core.errors import InternalError
+from tcompile.core.graph import is_free, settled, shape
 
 
 def propagate(
@@ -42,12 +42,15 @@ def propagate(
         facts.live.add(tensor.name)
         if tensor.name in images:
             facts.imaged.add(tensor.name)
-        facts.axes[tensor.name] = _as_meant(meant, tuple(
-            free_axis("batch", d, "batch")
-            if i == 0 and (is_free(d) or len(dims) >= 3)
-            else ax.new(f"{tensor.name}/{i}", d, kind)
-            for i, d in enumerate(dims)
-        ))  # fmt: skip
+        facts.axes[tensor.name] = _as_meant(
+            meant,
+            tuple(
+                free_axis("batch", d, "batch")
+                if i == 0 and (is_free(d) or len(dims) >= 3)
+                else ax.new(f"{tensor.name}/{i}", d, kind)
+                for i, d in enumerate(dims)
+            ),
+        )
     for node in graph.nodes:
         transfer = TRANSFER.get(node.op) if node.domain in (None, "", "ai.onnx") else None
         result = transfer(node, facts) if transfer else None

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis.groups import VIEWS
-from tcompile.ir import is_const, nbytes, producer, value
+from tcompile.core.graph import is_const, nbytes, producer, value
 
 _LARGEST = 1 << 26
 _WALKED = (*VIEWS, "Concat", "Split", "Slice", "Gather", "Neg")

@@ -16,7 +16,7 @@ from tcompile.analysis.facts import Facts
 from tcompile.analysis.layout import stream_layout
 from tcompile.analysis.space import TokenSpace
 from tcompile.analysis.structure import Block, carries
-from tcompile.ir import attr, consumers, producer
+from tcompile.core.graph import attr, consumers, producer
 
 #: What treats each token by itself on its way from the stream.
 NORMS = ("LayerNormalization", "RMSNormalization", "Identity")
@@ -46,8 +46,12 @@ class Verdict:
         """
         named = set(traits)
         drops = "drop" in named or "merge" not in named
-        against = [self.reason, self.merge if "merge" in named else "",
-                   self.drop if drops else "", self.fuse if "fuse" in named else ""]  # fmt: skip
+        against = [
+            self.reason,
+            self.merge if "merge" in named else "",
+            self.drop if drops else "",
+            self.fuse if "fuse" in named else "",
+        ]
         return next(filter(None, against), "")
 
 
@@ -161,10 +165,15 @@ class _Judge:
         mine = space is self.space
         known = self.known if mine else self.known_free
         return effects(
-            self.graph, self.facts, space, self.attentions, [cut],
-            restorable=self.restorable if restored else frozenset(), known=known,
+            self.graph,
+            self.facts,
+            space,
+            self.attentions,
+            [cut],
+            restorable=self.restorable if restored else frozenset(),
+            known=known,
             counts=self.counts if mine else self.counts_free,
-        )  # fmt: skip
+        )
 
     def site(self, name: str, tensor: str, block: Block, until: str = "") -> Site:
         """Judge one point."""
@@ -186,8 +195,17 @@ class _Judge:
             if reduced.reason == "" and not name.startswith("inside"):
                 why = "around a block tokens can only be bypassed"
                 reduced = Verdict("", why, why, reduced.drop)
-            return Site(name, tensor, block.index, reduced, reduced, segments, segments,
-                        block.over_tokens, until)  # fmt: skip
+            return Site(
+                name,
+                tensor,
+                block.index,
+                reduced,
+                reduced,
+                segments,
+                segments,
+                block.over_tokens,
+                until,
+            )
         restored = reduced
         if reduced.reason or found.grouped:
             restored = self.verdict(self.walk(cut, restored=True), block)
@@ -197,9 +215,11 @@ class _Judge:
         if size > 1 and not reduced.reason:
             why = f"tokens leave in whole groups of {size}, which '{found.grouped}' joins; "
             reduced = Verdict(
-                "", f"{why}merging would break them", f"{why}a fused token belongs to none",
+                "",
+                f"{why}merging would break them",
+                f"{why}a fused token belongs to none",
                 reduced.drop,
-            )  # fmt: skip
+            )
         reduced, restored = (self.without_sums(v, block) for v in (reduced, restored))
         scored = block.over_tokens
         return Site(name, tensor, block.index, reduced, restored, size * segments, segments, scored)
@@ -301,9 +321,15 @@ def find_sites(
             sides = " × ".join(map(str, block.window))
             why = f"block {block.index} attends within windows of {sides} tokens"
             found.append(
-                Site(name, block.stream_in, block.index, never(why), never(why),
-                     until=block.stream_out)
-            )  # fmt: skip
+                Site(
+                    name,
+                    block.stream_in,
+                    block.index,
+                    never(why),
+                    never(why),
+                    until=block.stream_out,
+                )
+            )
         else:
             found.append(judge.site(name, block.stream_in, block, block.stream_out))
         found.append(_inside(judge, graph, block))
@@ -332,8 +358,14 @@ def _inside(judge: _Judge, graph: gs.Graph, block: Block) -> Site:
     elif not region or tensor.name == end:
         why = f"the attention of block {block.index} has no branch of its own"
     if why:
-        return Site(name, str(tensor.name), block.index, never(why), never(why),
-                    until=end or block.after_attention)  # fmt: skip
+        return Site(
+            name,
+            str(tensor.name),
+            block.index,
+            never(why),
+            never(why),
+            until=end or block.after_attention,
+        )
     return judge.site(name, str(tensor.name), block, end)
 
 

@@ -13,7 +13,7 @@ from tcompile.analysis.axes import Axis
 from tcompile.analysis.facts import Facts
 from tcompile.analysis.space import Residual
 from tcompile.analysis.space import TokenSpace as TokenSpace
-from tcompile.ir import consumers, is_const, producer
+from tcompile.core.graph import consumers, is_const, producer
 
 #: Ops that leave a tensor's tokens as they are; a residual may be read through them.
 PASSING = ("QuantizeLinear", "DequantizeLinear", "Cast", "Identity")

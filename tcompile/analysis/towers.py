@@ -17,7 +17,7 @@ from tcompile.analysis.attention import Attention
 from tcompile.analysis.axes import Axis
 from tcompile.analysis.space import Residual, TokenSpace, token_axes, token_space
 from tcompile.analysis.structure import Block, ancestors
-from tcompile.ir import is_const, producer, shape
+from tcompile.core.graph import is_const, producer, shape
 
 
 @dataclass(frozen=True)

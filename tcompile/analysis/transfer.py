@@ -16,7 +16,7 @@ from tcompile.analysis import axes as ax
 from tcompile.analysis.axes import ONE, Axes, Axis
 from tcompile.analysis.facts import Facts, Result, free_axis
 from tcompile.analysis.transfer_grid import blocks_to_depth, pad, spatial
-from tcompile.ir import attr, ints, is_const, is_free, reduced_axes, shape, value
+from tcompile.core.graph import attr, ints, is_const, is_free, reduced_axes, shape, value
 
 Transfer: TypeAlias = Callable[[gs.Node, Facts], Result]
 
@@ -298,9 +298,11 @@ def einsum_contracted(node: gs.Node) -> list[tuple[int, int]]:
         return []
     terms, out = _equation(node).split("->")
     return [
-        (i, axis) for i, term in enumerate(terms.split(",")) for axis, letter in enumerate(term)
+        (i, axis)
+        for i, term in enumerate(terms.split(","))
+        for axis, letter in enumerate(term)
         if letter not in out
-    ]  # fmt: skip
+    ]
 
 
 def _table(function: Transfer, ops: str) -> dict[str, Transfer]:

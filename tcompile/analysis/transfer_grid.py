@@ -7,7 +7,7 @@ import onnx_graphsurgeon as gs
 from tcompile.analysis import axes as ax
 from tcompile.analysis.axes import ONE, Axis
 from tcompile.analysis.facts import Facts, Result
-from tcompile.ir import attr, ints, is_const, shape
+from tcompile.core.graph import attr, ints, is_const, shape
 
 
 def spatial(node: gs.Node, facts: Facts) -> Result:
@@ -54,8 +54,11 @@ def pad(node: gs.Node, facts: Facts) -> Result:
         kept = ax.sliced(axis, max(0, -before), length - max(0, -after))
         name = f"{node.outputs[0].name}/{i}"
         if not ax.strong(axis):
-            kept = kept if ax.size(kept) == length + before + after else ax.new(
-                name, length + before + after, "weak")  # fmt: skip
+            kept = (
+                kept
+                if ax.size(kept) == length + before + after
+                else ax.new(name, length + before + after, "weak")
+            )
         elif before > 0 or after > 0:
             parts = [
                 ax.new(f"{name}/pad{n}", n, "fixed") if n > 0 else ONE for n in (before, after)

@@ -27,8 +27,8 @@ from tcompile.cli import (
     verify,
 )
 from tcompile.cli.common import State, common_options
-from tcompile.cli.failures import explain
-from tcompile.interrupt import listening
+from tcompile.cli.exit import explain
+from tcompile.core.interrupt import listening
 
 COMMANDS = (
     export.export,

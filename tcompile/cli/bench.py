@@ -18,14 +18,19 @@ from tcompile.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from tcompile.timing import Benchmark
+    from tcompile.runtime.timing import Benchmark
 
 
 @click.command(short_help="Measure dense against reduced on this machine.")
 @click.argument("artifact", type=click.Path(path_type=Path))
 @AGAINST
-@click.option("--rounds", type=click.IntRange(min=5), default=50, show_default=True,
-              help="Timed runs of each model.")  # fmt: skip
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=5),
+    default=50,
+    show_default=True,
+    help="Timed runs of each model.",
+)
 @THREADS
 @JSON
 @common_options
@@ -41,7 +46,7 @@ def bench(
     Example:
       taskset -c 0,1 tcompile bench vit-cpu --rounds 100
     """
-    from tcompile.bench import bench as run_bench
+    from tcompile.api.bench import bench as run_bench
 
     with progress() as say:
         result = run_bench(artifact, against=against, rounds=rounds, threads=threads, progress=say)
@@ -53,12 +58,15 @@ def bench(
 
 def print_benchmark(result: Benchmark) -> None:
     """The figures as a table, and under which conditions they hold."""
-    from tcompile.report import milliseconds
-    from tcompile.timing import EMULATED
+    from tcompile.artifact.page import milliseconds
+    from tcompile.runtime.timing import EMULATED
 
     dense = "dense" if result.source is None else "dense, fp32 normal form"
-    timed = [(dense, result.dense), ("reduced", result.reduced),
-             *([("dense, fp16 as it came", result.source)] if result.source else [])]  # fmt: skip
+    timed = [
+        (dense, result.dense),
+        ("reduced", result.reduced),
+        *([("dense, fp16 as it came", result.source)] if result.source else []),
+    ]
     rows = [
         (name, milliseconds(t.median), f"{milliseconds(t.lower)} to {milliseconds(t.upper)}")
         for name, t in timed
@@ -66,8 +74,10 @@ def print_benchmark(result: Benchmark) -> None:
     print_table(("model", "median", "quartiles"), rows)
     s = result.speedup
     ideal = f"; by FLOPs alone {result.flop_ideal:.2f}" if result.flop_ideal else ""
-    click.echo(f"speed-up {s.ratio:.2f} [{s.lower:.2f}, {s.upper:.2f}] (95 %) of the reduced model "
-               f"over {result.compared}{ideal}")  # fmt: skip
+    click.echo(
+        f"speed-up {s.ratio:.2f} [{s.lower:.2f}, {s.upper:.2f}] (95 %) of the reduced model "
+        f"over {result.compared}{ideal}"
+    )
     if result.source_speedup is not None:
         s = result.source_speedup
         click.echo(f"speed-up {s.ratio:.2f} [{s.lower:.2f}, {s.upper:.2f}] (95 %) over {EMULATED}")

@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from tcompile.cli.asking import asked_of, schedule_options
 from tcompile.cli.common import JSON, common_options, print_json, print_table, progress
-from tcompile.errors import FailedBuildError
+from tcompile.cli.schedule_options import asked_of, schedule_options
+from tcompile.core.errors import FailedBuildError
 
 
 @click.command(short_help="Compile a model to carry fewer tokens; write an artifact.")
@@ -26,13 +26,25 @@ from tcompile.errors import FailedBuildError
     help="Token ops as function bodies, as our TensorRT plugins (`tcompile plugins`), or as "
     "kernels compiled ahead of time [default: the target's; native].",
 )
-@click.option("--min-batch", type=click.IntRange(min=1), metavar="N",
-              help="Fewest images that an engine takes, of a model with a free batch [default: 1]. "
-              "An ONNX model on a CPU runs any batch: there it is only recorded.")  # fmt: skip
-@click.option("--opt-batch", type=click.IntRange(min=1), metavar="N",
-              help="Images that the engine is tuned for [default: --batch].")  # fmt: skip
-@click.option("--max-batch", type=click.IntRange(min=1), metavar="N",
-              help="Most images that the engine takes [default: 8, or --batch].")  # fmt: skip
+@click.option(
+    "--min-batch",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Fewest images that an engine takes, of a model with a free batch [default: 1]. "
+    "An ONNX model on a CPU runs any batch: there it is only recorded.",
+)
+@click.option(
+    "--opt-batch",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Images that the engine is tuned for [default: --batch].",
+)
+@click.option(
+    "--max-batch",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Most images that the engine takes [default: 8, or --batch].",
+)
 @click.option(
     "-o",
     "--output",
@@ -91,7 +103,7 @@ def build(
       tcompile build vit.onnx --target cpu --max-drop 0.01 --calibration images/
       tcompile build vit.onnx --target rtx-4090 --method tome:r=13 -o vit-4090
     """
-    from tcompile.artifact import load_artifact
+    from tcompile.artifact.directory import load_artifact
     from tcompile.pipeline import build as build_artifact
 
     with progress() as say:
@@ -112,21 +124,28 @@ def build(
         )
     manifest = load_artifact(directory).manifest
     if as_json:
-        print_json({"artifact": str(directory), "emitted": manifest.emitted,
-                    "manifest": manifest.to_json()})  # fmt: skip
+        print_json(
+            {
+                "artifact": str(directory),
+                "emitted": manifest.emitted,
+                "manifest": manifest.to_json(),
+            }
+        )
     else:
         print_summary(directory)
     if manifest.fault:
         raise FailedBuildError(
             "this build failed its own checks, see FAILED above; it is kept for debugging only"
-            if not as_json else manifest.fault, where=str(directory),
-        )  # fmt: skip
+            if not as_json
+            else manifest.fault,
+            where=str(directory),
+        )
 
 
 def print_summary(directory: Path) -> None:
     """What was asked, what is given and why; then what was built, in a few rows."""
-    from tcompile.artifact import load_artifact
-    from tcompile.report import giga, milliseconds
+    from tcompile.artifact.directory import load_artifact
+    from tcompile.artifact.page import giga, milliseconds
 
     m = load_artifact(directory).manifest
     for line in m.summary:
@@ -135,9 +154,12 @@ def print_summary(directory: Path) -> None:
     rows: list[tuple[str, str]] = [
         *([("FAILED", m.fault)] if m.fault else []),
         ("tokens", f"{first.attention} enter the first block, {last.mlp} the last MLP"),
-        ("FLOPs", f"{giga(m.flops.dense)} dense, {giga(m.flops.reduced)} reduced "
-                  f"({m.flops.dense / max(m.flops.reduced, 1):.2f} x fewer)"),
-    ]  # fmt: skip
+        (
+            "FLOPs",
+            f"{giga(m.flops.dense)} dense, {giga(m.flops.reduced)} reduced "
+            f"({m.flops.dense / max(m.flops.reduced, 1):.2f} x fewer)",
+        ),
+    ]
     for figure in m.latency:
         where = f"{figure.device}, {figure.runtime}"
         rows.append(
@@ -145,8 +167,12 @@ def print_summary(directory: Path) -> None:
         )
     tried = (m.plan or {}).get("tried_schedule")
     if tried:
-        rows.append((f"{tried['schedule']['method']}, measured",
-                     f"{milliseconds(tried['ms'])}; tried, not emitted"))  # fmt: skip
+        rows.append(
+            (
+                f"{tried['schedule']['method']}, measured",
+                f"{milliseconds(tried['ms'])}; tried, not emitted",
+            )
+        )
     if m.fidelity:
         for out in m.fidelity.outputs:
             top1 = (
@@ -163,5 +189,9 @@ def print_summary(directory: Path) -> None:
         rows.append(("batches", m.batch_sizes.words))
     rows += [("note", note) for note in m.notes]
     rows.append(("files", ", ".join(f.path for f in m.files)))
-    print_table(("", ""), rows, title=f"{directory}: {m.source.file} for {m.target.name}, "
-                f"{m.precision}, {m.schedule.get('method')}")  # fmt: skip
+    print_table(
+        ("", ""),
+        rows,
+        title=f"{directory}: {m.source.file} for {m.target.name}, "
+        f"{m.precision}, {m.schedule.get('method')}",
+    )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from tcompile.interrupt import checkpoint
+from tcompile.core.interrupt import checkpoint
 
 F = TypeVar("F", bound=Callable[..., Any])
 Progress = Callable[[str], None]
@@ -99,7 +99,7 @@ class Keep(_KeepBase):
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> Fraction:
         """Text such as `0.6` or `3/5` to a fraction in (0, 1]; raises `UsageError`."""
-        from tcompile.planning.methods import parse_keep
+        from tcompile.methods.composition import parse_keep
 
         return parse_keep(value)
 

@@ -11,14 +11,34 @@ from tcompile.cli.common import JSON, Keep, common_options, print_json, print_ta
 
 
 @click.command(short_help="The whole job on a small model that comes along.")
-@click.option("--keep", type=Keep(), default="0.6", show_default=True,
-              help="Share of the patch tokens to keep.")  # fmt: skip
-@click.option("--method", default="auto", show_default=True, metavar="M",
-              help="As in `tcompile build`; auto: solved for this CPU.")  # fmt: skip
-@click.option("--scenes", type=click.IntRange(min=1), default=500, show_default=True,
-              help="Held-out scenes to score both models on.")  # fmt: skip
-@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR",
-              help="A new folder in which model and artifact stay.")  # fmt: skip
+@click.option(
+    "--keep",
+    type=Keep(),
+    default="0.6",
+    show_default=True,
+    help="Share of the patch tokens to keep.",
+)
+@click.option(
+    "--method",
+    default="auto",
+    show_default=True,
+    metavar="M",
+    help="As in `tcompile build`; auto: solved for this CPU.",
+)
+@click.option(
+    "--scenes",
+    type=click.IntRange(min=1),
+    default=500,
+    show_default=True,
+    help="Held-out scenes to score both models on.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="A new folder in which model and artifact stay.",
+)
 @JSON
 @common_options
 def demo(keep: Fraction, method: str, scenes: int, output: Path | None, as_json: bool) -> None:
@@ -32,7 +52,7 @@ def demo(keep: Fraction, method: str, scenes: int, output: Path | None, as_json:
     Example:
       tcompile demo --keep 0.4 -o demo
     """
-    from tcompile.demo import demo as run_demo
+    from tcompile.api.demo import demo as run_demo
 
     with progress() as say:
         result = run_demo(keep=keep, method=method, folder=output, scenes=scenes, progress=say)
@@ -46,11 +66,15 @@ def demo(keep: Fraction, method: str, scenes: int, output: Path | None, as_json:
         ("model", "tokens", "right sums", "median, ms"),
         [
             ("dense", result.tokens_in, f"{result.dense_top1:.1%}", f"{b.dense.median:.3g}"),
-            ("reduced", f"{result.tokens_in} to {result.tokens_out}",
-             f"{result.reduced_top1:.1%}", f"{b.reduced.median:.3g}"),
+            (
+                "reduced",
+                f"{result.tokens_in} to {result.tokens_out}",
+                f"{result.reduced_top1:.1%}",
+                f"{b.reduced.median:.3g}",
+            ),
         ],
         title=f"zoo:glyphs, {result.method}, keep {float(keep):g}",
-    )  # fmt: skip
+    )
     s = b.speedup
     click.echo(
         f"speed-up {s.ratio:.2f} [{s.lower:.2f}, {s.upper:.2f}] of reduced over dense (95 %, "

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from tcompile.inspection import Inspection
-    from tcompile.inspection_why import NodeFacts
+    from tcompile.report.explain import NodeFacts
+    from tcompile.report.inspection import Inspection
 
 from tcompile.cli.common import (
     JSON,

@@ -9,7 +9,7 @@ import click
 from tcompile.cli.common import JSON, common_options, print_json, print_table
 
 if TYPE_CHECKING:
-    from tcompile.planning.presets.card import Card
+    from tcompile.methods.method_page import Card
 
 
 @click.command(short_help="List the token-reduction methods, or explain one.")
@@ -25,12 +25,12 @@ def methods(name: str | None, as_json: bool) -> None:
       tcompile methods tome
       tcompile build vit.onnx --target cpu --method tome:r=13
     """
-    from tcompile.extensions import extensions
-    from tcompile.planning.methods import find_method
-    from tcompile.planning.presets import PRESETS, Preset
+    from tcompile.core.extensions import extensions
+    from tcompile.methods.composition import find_method
+    from tcompile.methods.presets import PRESETS, Preset
 
     if name is not None:
-        from tcompile.planning.presets.card import card
+        from tcompile.methods.method_page import card
 
         found = card(find_method(name))
         if as_json:
@@ -66,7 +66,8 @@ def _print(found: Card) -> None:
         click.echo(f"Published: {preset.published}")
     click.echo(f"Needs: {'; '.join(found.needs) or 'nothing in particular'}")
     fused = "stays fused" if found.fused else "is not fused where the score reads it"
-    click.echo(f"Attention {fused}. What it adds on a model: tcompile plan MODEL --method "
-               f"{preset.name} …")  # fmt: skip
+    click.echo(
+        f"Attention {fused}. What it adds on a model: tcompile plan MODEL --method {preset.name} …"
+    )
     if preset.note:
         click.echo(f"Note: {preset.note}")

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tcompile.cli.asking import asked_of, schedule_options
 from tcompile.cli.common import JSON, common_options, print_json, print_table, progress
+from tcompile.cli.schedule_options import asked_of, schedule_options
 
 if TYPE_CHECKING:
     from tcompile.planning.solve.planned import Planned
@@ -40,7 +40,7 @@ def plan(model: Path, target: str, plot: Path | None, as_json: bool, **options: 
         say(f"analysing {model}")
         made = price(model, target=target, progress=say, **asked_of(options))
     if plot is not None:
-        from tcompile.planning.solve.pictures import draw
+        from tcompile.report.plan_plots import draw
 
         for path in draw(made.planned, plot):
             click.echo(f"wrote {path}", err=True)

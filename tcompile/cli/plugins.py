@@ -36,10 +36,16 @@ def list_ops(as_json: bool) -> None:
         print_json([op_json(op) for op in OPS])
         return
     rows = [
-        (op.name, PLUGIN_VERSION, PLUGIN_NAMESPACE, ", ".join(op.fields),
-         ", ".join(t.name for t in op.takes), ", ".join(t.name for t in op.gives))
+        (
+            op.name,
+            PLUGIN_VERSION,
+            PLUGIN_NAMESPACE,
+            ", ".join(op.fields),
+            ", ".join(t.name for t in op.takes),
+            ", ".join(t.name for t in op.gives),
+        )
         for op in OPS
-    ]  # fmt: skip
+    ]
     print_table(("op", "version", "namespace", "fields", "takes", "gives"), rows)
     click.echo("docs/token-ops.md tells what each does.")
 
@@ -86,7 +92,7 @@ def check(library: Path, as_json: bool) -> None:
 
     Nothing in it is run. Exit code 1 where something is wrong.
     """
-    from tcompile.errors import VerificationError
+    from tcompile.core.errors import VerificationError
     from tcompile.plugins.check import check_library
 
     report = check_library(library)

@@ -23,7 +23,7 @@ from tcompile.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from tcompile.profiling.api import Profiled
+    from tcompile.api.profile import Profiled
 
 #: Rows of the table for people.
 _ROWS = 13
@@ -34,32 +34,69 @@ _FREE = 1e-5
 @click.command(short_help="Latency against token count on a device.")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--target", required=True, metavar="T", help="The device; see `tcompile targets`.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE",
-              help="Write the profile there, for `tcompile build --profile FILE`.")  # fmt: skip
-@click.option("--plot", type=click.Path(path_type=Path), metavar="PICTURE",
-              help="Draw latency against tokens: .png or .svg.")  # fmt: skip
-@click.option("--method", "methods", multiple=True, metavar="M",
-              help="A method whose steps are measured; may be given several times [default: evit, "
-              "topk, mctf and turbo, where the model has room for them].")  # fmt: skip
-@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True,
-              help="Images in a run, where the model leaves it free.")  # fmt: skip
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write the profile there, for `tcompile build --profile FILE`.",
+)
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path),
+    metavar="PICTURE",
+    help="Draw latency against tokens: .png or .svg.",
+)
+@click.option(
+    "--method",
+    "methods",
+    multiple=True,
+    metavar="M",
+    help="A method whose steps are measured; may be given several times [default: evit, "
+    "topk, mctf and turbo, where the model has room for them].",
+)
+@click.option(
+    "--batch",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Images in a run, where the model leaves it free.",
+)
 @THREADS
-@click.option("--precision", metavar="P",
-              help="fp32, fp16, or int8 with --modelled [default: the target's].")  # fmt: skip
-@click.option("--modelled", is_flag=True,
-              help="Do not measure: work latency out from the device's data sheet.")  # fmt: skip
-@click.option("--import", "imports", multiple=True, metavar="FILE",
-              help="What others measured of whole models, instead of measuring: a CSV of "
-              "tokens,ms[,lower,upper]; or N=FILE for each count N, written by trtexec "
-              "--exportTimes or --exportProfile; and M=FILE, a CSV of before,after,ms for the "
-              "steps of method M.")  # fmt: skip
-@click.option("--against", type=click.Path(path_type=Path), metavar="FILE",
-              help="Compare with another profile.")  # fmt: skip
-@click.option("--seconds", type=click.FloatRange(min=1), default=240.0, show_default=True,
-              help="That the command may take in all, reading the model and opening its parts "
-              "included. As many token counts and steps are measured as that suffices for; two "
-              "rounds over the dense model, three counts and two steps of each method are measured "
-              "in any case, and what is being opened or run is not broken off.")  # fmt: skip
+@click.option(
+    "--precision", metavar="P", help="fp32, fp16, or int8 with --modelled [default: the target's]."
+)
+@click.option(
+    "--modelled",
+    is_flag=True,
+    help="Do not measure: work latency out from the device's data sheet.",
+)
+@click.option(
+    "--import",
+    "imports",
+    multiple=True,
+    metavar="FILE",
+    help="What others measured of whole models, instead of measuring: a CSV of "
+    "tokens,ms[,lower,upper]; or N=FILE for each count N, written by trtexec "
+    "--exportTimes or --exportProfile; and M=FILE, a CSV of before,after,ms for the "
+    "steps of method M.",
+)
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Compare with another profile.",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=1),
+    default=240.0,
+    show_default=True,
+    help="That the command may take in all, reading the model and opening its parts "
+    "included. As many token counts and steps are measured as that suffices for; two "
+    "rounds over the dense model, three counts and two steps of each method are measured "
+    "in any case, and what is being opened or run is not broken off.",
+)
 @click.option("--fresh", is_flag=True, help="Measure anew what was measured before.")
 @outputs_option
 @shape_option
@@ -99,9 +136,9 @@ def profile(
       tcompile profile vit.onnx --target t4 --import 197=a.json --import 99=b.json -o t4.json
     """
     begun = time.monotonic()  # What is imported here takes its time, too.
-    from tcompile.profiling.api import check_output, draw_profile, write_profile
-    from tcompile.profiling.api import profile as make
-    from tcompile.profiling.plot import check_picture
+    from tcompile.api.profile import check_output, draw_profile, write_profile
+    from tcompile.api.profile import profile as make
+    from tcompile.report.plots import check_picture
 
     if output is not None:
         check_output(output)
@@ -141,7 +178,7 @@ def profile(
 
 def print_profile(made: Profiled) -> None:
     """Latency of the whole model at some counts, of the methods' steps, and where it is from."""
-    from tcompile.report import milliseconds
+    from tcompile.artifact.page import milliseconds
 
     found = made.totals
     at = {n: i for i, n in enumerate(found.counts)}

@@ -19,8 +19,13 @@ from tcompile.cli.common import JSON, common_options, print_json, print_table, p
     metavar="FILE",
     help="An image, .npy for the first input, or .npz with an array for each input, by its name.",
 )
-@click.option("--top", type=click.IntRange(min=1), default=5, show_default=True,
-              help="How many classes to show.")  # fmt: skip
+@click.option(
+    "--top",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    help="How many classes to show.",
+)
 @JSON
 @common_options
 def run(artifact: Path, data: Path, top: int, as_json: bool) -> None:
@@ -33,7 +38,7 @@ def run(artifact: Path, data: Path, top: int, as_json: bool) -> None:
     Example:
       tcompile run vit-cpu --input cat.png
     """
-    from tcompile.runner import run as run_model
+    from tcompile.api.run import run as run_model
 
     with progress() as say:
         say(f"running {artifact}")

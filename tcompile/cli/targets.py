@@ -42,8 +42,14 @@ def targets(name: str | None, as_json: bool) -> None:
     print_table(
         ("target", "device", "runs on", "precision", "compute capability", "also called"),
         [
-            (t.name, t.title, t.runtime, t.default_precision, t.compute_capability,
-             ", ".join((*t.aliases, *(f"{t.name}:{v}" for v in t.variants))))
+            (
+                t.name,
+                t.title,
+                t.runtime,
+                t.default_precision,
+                t.compute_capability,
+                ", ".join((*t.aliases, *(f"{t.name}:{v}" for v in t.variants))),
+            )
             for t in known
         ],
-    )  # fmt: skip
+    )

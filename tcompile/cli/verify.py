@@ -11,7 +11,7 @@ import click
 from tcompile.cli.common import AGAINST, JSON, common_options, print_json, print_table, progress
 
 if TYPE_CHECKING:
-    from tcompile.verify import Layer
+    from tcompile.api.verify import Layer
 
 
 @click.command(short_help="Check an artifact, and its distance from the dense model.")
@@ -23,8 +23,13 @@ if TYPE_CHECKING:
     metavar="PATH",
     help="A folder of images, or .npy or .npz [default: random inputs].",
 )
-@click.option("--samples", type=click.IntRange(min=1), default=8, show_default=True,
-              help="How many random inputs.")  # fmt: skip
+@click.option(
+    "--samples",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    help="How many random inputs.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="For the random inputs.")
 @click.option(
     "--layers",
@@ -52,13 +57,18 @@ def verify(
       tcompile verify vit-cpu --data photos/
       tcompile verify vit-rtx-4090 --layers
     """
-    from tcompile.verify import verify as verify_artifact
+    from tcompile.api.verify import verify as verify_artifact
 
     with progress() as say:
         found = verify_artifact(
-            artifact, against=against, data=data, samples=samples, seed=seed, layers=layers,
+            artifact,
+            against=against,
+            data=data,
+            samples=samples,
+            seed=seed,
+            layers=layers,
             progress=say,
-        )  # fmt: skip
+        )
     if as_json:
         print_json(found.to_json())
     else:
@@ -88,7 +98,7 @@ def _print_layers(layers: Sequence[Layer]) -> None:
 
 
 def _print_fidelity(fidelity: object) -> None:
-    from tcompile.manifest import Fidelity
+    from tcompile.artifact.manifest import Fidelity
 
     assert isinstance(fidelity, Fidelity)
     rows = [

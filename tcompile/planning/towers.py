@@ -8,13 +8,13 @@ from fractions import Fraction
 from math import ceil
 
 from tcompile.analysis.model import Analysis
-from tcompile.errors import UsageError
+from tcompile.core.errors import UsageError
+from tcompile.core.schedule import Reduction, Schedule, TowerSchedule
+from tcompile.methods.context import Context
+from tcompile.methods.score_fallbacks import stand_in
 from tcompile.passes.reduce.reducers import reducer_of
 from tcompile.passes.reduce.scores import leaves
-from tcompile.planning.context import Context
-from tcompile.planning.own import room_of
-from tcompile.planning.schedule import Reduction, Schedule, TowerSchedule
-from tcompile.planning.standins import stand_in
+from tcompile.planning.method_schedule import room_of
 
 
 def for_towers(analysis: Analysis, schedule: Schedule, outputs: str = "reduced") -> Schedule:
@@ -41,8 +41,10 @@ def _check_names(analysis: Analysis, towers: Iterable[TowerSchedule]) -> None:
         names = ", ".join([analysis.tower, *has])
         raise UsageError(
             f"is for tower '{analysis.tower}' beside {', '.join(said) or 'none'}; the model has "
-            f"{names}", where="schedule", hint="omit `towers`: they follow the first one",
-        )  # fmt: skip
+            f"{names}",
+            where="schedule",
+            hint="omit `towers`: they follow the first one",
+        )
 
 
 def _follow(analysis: Analysis, other: Analysis, schedule: Schedule, outputs: str) -> TowerSchedule:
@@ -109,19 +111,25 @@ def _read(analysis: Analysis, reductions: Iterable[Reduction]) -> list[str]:
     """Of which tokens and attentions scores read, where that is not plain."""
     notes = []
     for one in reductions:
-        specs = [*reducer_of(one.reducer).scores(one.reducer.parameters),
-                 *([] if one.score is None else [one.score])]  # fmt: skip
+        specs = [
+            *reducer_of(one.reducer).scores(one.reducer.parameters),
+            *([] if one.score is None else [one.score]),
+        ]
         scores = [pair for spec in specs for pair in leaves(spec)]
         site = analysis.site(one.site)
         if site is None:
             continue
         if any("cls" in s.needs(v) for s, v in scores) and len(analysis.readers) > 1:
-            first, last = (i % analysis.space.total for i in
-                           (analysis.readers[0], analysis.readers[-1]))  # fmt: skip
-            notes.append(f"score cls is the mean of what tokens {first}–{last} pay, which are read "
-                         "together")  # fmt: skip
+            first, last = (
+                i % analysis.space.total for i in (analysis.readers[0], analysis.readers[-1])
+            )
+            notes.append(
+                f"score cls is the mean of what tokens {first}–{last} pay, which are read together"
+            )
         block = analysis.blocks[site.block]
         if any(s.reads(v) for s, v in scores) and block.several:
-            notes.append(f"scores at block {block.index} read all {len(block.attentions)} of its "
-                         "attentions, as so many more heads")  # fmt: skip
+            notes.append(
+                f"scores at block {block.index} read all {len(block.attentions)} of its "
+                "attentions, as so many more heads"
+            )
     return notes

@@ -82,14 +82,18 @@ class Comparison:
         return {
             "kinds": list(self.kinds),
             "parts": [
-                {"role": row.role, "name": row.name, "median_ratio": row.median,
-                 "points": [{**asdict(r), "ratio": r.ratio} for r in row.ratios]}
+                {
+                    "role": row.role,
+                    "name": row.name,
+                    "median_ratio": row.median,
+                    "points": [{**asdict(r), "ratio": r.ratio} for r in row.ratios],
+                }
                 for row in self.rows
             ],
             "parts_in_one_only": list(self.alone),
             "conditions_that_differ": {k: list(v) for k, v in self.conditions.items()},
             "closure": list(self.closure),
-        }  # fmt: skip
+        }
 
     def lines(self) -> list[str]:
         """For people."""
@@ -107,8 +111,9 @@ class Comparison:
         if not self.rows:
             found.append("  they have no part in common")
         if any(self.alone):
-            found.append(f"  only in the first: {self.alone[0]} parts, only in the second: "
-                         f"{self.alone[1]}")  # fmt: skip
+            found.append(
+                f"  only in the first: {self.alone[0]} parts, only in the second: {self.alone[1]}"
+            )
         for name, closure in zip(("first", "second"), self.closure, strict=True):
             if closure is not None:
                 found.append(f"  parts over the dense model, {name}: {closure:.3f}")
@@ -151,8 +156,9 @@ def _rows(first: Profile, second: Profile) -> Iterator[Row]:
     for name in first.stem.keys() & second.stem.keys():
         yield Row("stem", name, (Ratio(tokens, 0, first.stem[name].ms, second.stem[name].ms),))
     for role, mine, theirs in (
-        ("half", first.halves, second.halves), ("head", first.heads, second.heads),
-    ):  # fmt: skip
+        ("half", first.halves, second.halves),
+        ("head", first.heads, second.heads),
+    ):
         for name in mine:
             ratios = _by_count(mine[name], theirs[name]) if name in theirs else ()
             if ratios:

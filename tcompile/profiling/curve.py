@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tcompile.errors import UsageError
+from tcompile.core.errors import UsageError
 
 Floats = npt.NDArray[np.float64]
 
@@ -54,9 +54,10 @@ class Figure:
         a, b = max(self.runs, 1), max(other.runs, 1)
         low, mid, high = (
             (x * a + y * b) / (a + b)
-            for x, y in zip((self.lower, self.ms, self.upper),
-                            (other.lower, other.ms, other.upper), strict=True)
-        )  # fmt: skip
+            for x, y in zip(
+                (self.lower, self.ms, self.upper), (other.lower, other.ms, other.upper), strict=True
+            )
+        )
         return Figure(mid, low, high, self.runs + other.runs)
 
     def to_json(self) -> list[float]:
@@ -185,8 +186,9 @@ class Curve:
             or any(v < 0 for v in fitted)
         ):
             raise ValueError(f"{list(fitted)} are not times of {len(rows)} points")
-        points = tuple((int(row[0]), Figure.from_json(row[1:5] if fitted else row[1:]))
-                       for row in rows)  # fmt: skip
+        points = tuple(
+            (int(row[0]), Figure.from_json(row[1:5] if fitted else row[1:])) for row in rows
+        )
         return Curve(points, fitted or None)
 
 

@@ -16,15 +16,15 @@ from typing import Any, cast
 
 import onnx_graphsurgeon as gs
 
-from tcompile.errors import MissingExtraError, UsageError
+from tcompile.core.errors import MissingExtraError, UsageError
+from tcompile.core.save import save
 from tcompile.passes.lower import lower, to_fp16
-from tcompile.profiling.meter import Run, inputs_of
 from tcompile.profiling.profile import Conditions
-from tcompile.saving import save
+from tcompile.profiling.runtimes import Run, inputs_of
 from tcompile.targets import Target
 from tcompile.targets.backends import check_precision, jetson, rtx, tensorrt
 from tcompile.targets.backends.base import Batch
-from tcompile.targets.target import Precision
+from tcompile.targets.devices import Precision
 
 #: Where the driver shows its GPUs; a Jetson has no nvidia-smi and no /dev/nvidia0 before R36.
 _DEVICES = ("/dev/nvidia0", "/dev/nvhost-gpu", "/dev/dxg")
@@ -40,8 +40,11 @@ class GpuMeter:
     def open(self, graph: gs.Graph, path: Path) -> Run:
         """Build an engine and hold it with its inputs on the device; the call waits for the end."""
         plan = self.build(graph, path)
-        return _runner(plan, inputs_of(part_for(graph, self.target, self.precision), self.batch),
-                       rtx=self.target.runtime == "tensorrt-rtx")  # fmt: skip
+        return _runner(
+            plan,
+            inputs_of(part_for(graph, self.target, self.precision), self.batch),
+            rtx=self.target.runtime == "tensorrt-rtx",
+        )
 
     def build(self, graph: gs.Graph, path: Path) -> memoryview:
         """The engine of a part at this batch."""
@@ -86,24 +89,34 @@ def gpu_meter(target: Target, *, batch: int, precision: str | None) -> GpuMeter:
     check_precision(target, level)
     hint = "its data sheet does: `tcompile profile --modelled`, `--profile model` elsewhere"
     if not any(Path(p).exists() for p in _DEVICES):
-        raise UsageError("cannot be measured from here: this machine has no NVIDIA GPU",
-                         where=f"--target {target.name}", hint=hint)  # fmt: skip
+        raise UsageError(
+            "cannot be measured from here: this machine has no NVIDIA GPU",
+            where=f"--target {target.name}",
+            hint=hint,
+        )
     if (target.runtime == "jetson") != jetson.is_jetson():
         what = "no Jetson" if target.runtime == "jetson" else "a Jetson"
-        raise UsageError(f"cannot be measured from here: this machine is {what}",
-                         where=f"--target {target.name}", hint=hint)  # fmt: skip
+        raise UsageError(
+            f"cannot be measured from here: this machine is {what}",
+            where=f"--target {target.name}",
+            hint=hint,
+        )
     capability = _smi().get("compute_cap", "")
     if capability and capability != target.compute_capability:
         raise UsageError(
             f"cannot be measured from here: this machine's GPU has compute capability {capability}"
-            f", not {target.compute_capability}", where=f"--target {target.name}", hint=hint,
-        )  # fmt: skip
+            f", not {target.compute_capability}",
+            where=f"--target {target.name}",
+            hint=hint,
+        )
     try:
         _ = rtx.version() if target.runtime == "tensorrt-rtx" else tensorrt.version()
     except MissingExtraError as error:
-        raise UsageError(f"cannot be measured from here: {error.what}",
-                         where=f"--target {target.name}",
-                         hint=f"{error.hint}; {hint}") from error  # fmt: skip
+        raise UsageError(
+            f"cannot be measured from here: {error.what}",
+            where=f"--target {target.name}",
+            hint=f"{error.hint}; {hint}",
+        ) from error
     return GpuMeter(target, batch=batch, precision=cast(Precision, level))
 
 

@@ -9,8 +9,8 @@ import onnx_graphsurgeon as gs
 
 from tcompile.analysis.flops import node_flops
 from tcompile.analysis.model import Analysis
-from tcompile.errors import UsageError
-from tcompile.planning.solve.method import Method
+from tcompile.core.errors import UsageError
+from tcompile.methods.method import Method
 from tcompile.profiling.curve import Curve, Figure, StepCost
 from tcompile.profiling.profile import Conditions, MeasuredProfile, Subject
 from tcompile.profiling.sizing import Sized, structures
@@ -53,8 +53,9 @@ def imported_profile(
     if not methods:
         raise UsageError("no method can be planned on this model", where="--method")
     if curve.counts[0] >= shape.tokens:
-        raise UsageError(f"has no latency below the model's {shape.tokens} tokens",
-                         where="--import")  # fmt: skip
+        raise UsageError(
+            f"has no latency below the model's {shape.tokens} tokens", where="--import"
+        )
     found = structures(dense, analysis, methods)
     whole = dict(curve.points)
     whole.setdefault(shape.tokens, _between(curve, shape.tokens))
@@ -69,8 +70,9 @@ def imported_profile(
         """FLOPs of all halves and the head of the dense model, were there so many tokens."""
         return sum(
             uses * _at(parts[s if tokens in parts[s].graphs else later.get(s, s)], tokens)
-            for s, uses in found.uses.items() if s in parts
-        )  # fmt: skip
+            for s, uses in found.uses.items()
+            if s in parts
+        )
 
     all_flops = stem_flops + total(shape.tokens)
     stem_ms = points[shape.tokens].ms * stem_flops / max(all_flops, 1.0)
@@ -81,11 +83,15 @@ def imported_profile(
     def spread(part: Sized) -> Curve:
         shares = [_at(part, n) / max(total(n), 1.0) for n in points]
         return Curve(
-            tuple((n, _scaled(f.minus(stem_ms), share))
-                  for (n, f), share in zip(points.items(), shares, strict=True)),
-            tuple(float(max(ms - stem_ms, 0.0) * share)
-                  for ms, share in zip(fitted, shares, strict=True)),
-        )  # fmt: skip
+            tuple(
+                (n, _scaled(f.minus(stem_ms), share))
+                for (n, f), share in zip(points.items(), shares, strict=True)
+            ),
+            tuple(
+                float(max(ms - stem_ms, 0.0) * share)
+                for ms, share in zip(fitted, shares, strict=True)
+            ),
+        )
 
     given = dict(steps or {})
     free = StepCost(((shape.tokens, shape.prefix + 1, Figure(0.0, 0.0, 0.0)),))
@@ -96,13 +102,15 @@ def imported_profile(
     return MeasuredProfile(
         replace(conditions, note=note),
         Subject(source, shape.tokens, shape.prefix, shape.blocks),
-        {s: _scaled(points[shape.tokens], _flops(g) / max(all_flops, 1.0))
-         for s, g in found.stem.items()},
+        {
+            s: _scaled(points[shape.tokens], _flops(g) / max(all_flops, 1.0))
+            for s, g in found.stem.items()
+        },
         {s: spread(part) for s, part in found.halves.items()},
         {s: spread(part) for s, part in found.heads.items()},
         {m.key: given.get(m.key, free) for m in methods},
         points[shape.tokens],
-    )  # fmt: skip
+    )
 
 
 def _later(layout: Layout) -> dict[str, str]:

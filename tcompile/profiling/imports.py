@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tcompile.errors import UsageError
+from tcompile.core.errors import UsageError
 from tcompile.profiling.curve import Curve, Figure, StepCost
 
 #: Of one run in `--exportTimes`, the first that is there: transfers included (TensorRT 8 to 10).
@@ -62,8 +62,9 @@ def read_steps(path: str | Path) -> StepCost:
     for number, (n, k, *rest) in _rows(path, (3, 5), "tokens before, tokens after, ms"):
         before, after = _count(n, path, number), _count(k, path, number)
         if not after < before:
-            raise UsageError("a step leaves fewer tokens than there were",
-                             where=f"{path}, line {number}")  # fmt: skip
+            raise UsageError(
+                "a step leaves fewer tokens than there were", where=f"{path}, line {number}"
+            )
         points[before, after] = _figure(rest, path, number)
     return StepCost(tuple((n, k, f) for (n, k), f in sorted(points.items())))
 
@@ -82,14 +83,17 @@ def read_trtexec(path: str | Path) -> Figure:
     records = _records(path)
     if any(isinstance(r, dict) and (_MEDIAN in r or _MEAN in r) for r in records):
         layers, runs = _layers(records, path)
-        median, mean = (math.fsum(x) for x in zip(*((p.median, p.mean) for p in layers),
-                                                  strict=True))  # fmt: skip
+        median, mean = (
+            math.fsum(x) for x in zip(*((p.median, p.mean) for p in layers), strict=True)
+        )
         return Figure(median, min(median, mean), max(median, mean), runs)
-    name = next((n for n in _RUN if records and isinstance(records[0], dict) and n in records[0]),
-                None)  # fmt: skip
+    name = next(
+        (n for n in _RUN if records and isinstance(records[0], dict) and n in records[0]), None
+    )
     if name is None:
-        raise UsageError("is neither of trtexec's --exportTimes nor of its --exportProfile",
-                         where=str(path))  # fmt: skip
+        raise UsageError(
+            "is neither of trtexec's --exportTimes nor of its --exportProfile", where=str(path)
+        )
     return Figure.of([_ms(r, name, f"{path}, run {i}") for i, r in enumerate(records, 1)])
 
 
@@ -109,8 +113,11 @@ def whole_curve(files: Mapping[int, str | Path]) -> Curve:
         UsageError: as `read_trtexec`.
     """
     if len(files) < 2:
-        raise UsageError("needs latencies at two token counts at least", where="--import",
-                         hint="--import 197=FILE --import 100=FILE")  # fmt: skip
+        raise UsageError(
+            "needs latencies at two token counts at least",
+            where="--import",
+            hint="--import 197=FILE --import 100=FILE",
+        )
     return Curve.of((n, read_trtexec(path)) for n, path in files.items())
 
 
@@ -154,8 +161,11 @@ def _figure(cells: Sequence[str], path: str | Path, number: int) -> Figure:
     times = [float(c) for c in cells]
     ms, lower, upper = times if len(times) == 3 else (times[0],) * 3
     if not all(math.isfinite(t) and t >= 0 for t in times) or not lower <= ms <= upper:
-        raise UsageError(f"{', '.join(cells)} are no milliseconds", where=f"{path}, line {number}",
-                         hint="ms, or ms, lower and upper quartile")  # fmt: skip
+        raise UsageError(
+            f"{', '.join(cells)} are no milliseconds",
+            where=f"{path}, line {number}",
+            hint="ms, or ms, lower and upper quartile",
+        )
     return Figure(ms, lower, upper, 1)
 
 

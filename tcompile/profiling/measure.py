@@ -18,18 +18,18 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis.model import Analysis
-from tcompile.errors import UsageError
-from tcompile.ir import is_const, nbytes
-from tcompile.planning.solve.method import Method
+from tcompile.core.errors import UsageError
+from tcompile.core.graph import is_const, nbytes
+from tcompile.core.subgraph import repeated
+from tcompile.methods.method import Method
 from tcompile.profiling.curve import Curve, Figure, StepCost
-from tcompile.profiling.cut import subgraph
-from tcompile.profiling.meter import Meter
+from tcompile.profiling.partition import subgraph
 from tcompile.profiling.profile import MeasuredProfile, Subject
 from tcompile.profiling.refine import first_counts, refined
+from tcompile.profiling.runtimes import Meter
 from tcompile.profiling.sampling import STEPS, Steps, steps_to, whole
-from tcompile.profiling.stations import Job, Key, Opener, Station, figures, rounds
+from tcompile.profiling.sessions import Job, Key, Opener, Station, figures, rounds
 from tcompile.profiling.structure import Cut, cut_at, cut_dense, cut_steps
-from tcompile.subgraph import repeated
 
 #: Weights that all open sessions together may hold; prepacked ones count twice.
 _MOST_BYTES = 5 << 30
@@ -134,12 +134,12 @@ class _Campaign:
         shape = self.analysis.shape
         self.say("opening the dense model and its parts")
         cuts = cut_dense(self.dense, self.analysis)
-        self.halves[shape.tokens] = self._ready(lambda: self._with_call(
-            self.opener.station([cuts], stem=True), shape.tokens, cuts
-        ))  # fmt: skip
-        self.whole = self._ready(lambda: Station(
-            [Job(Key("dense", "", shape.tokens), self.opener.open(self.dense))]
-        ))  # fmt: skip
+        self.halves[shape.tokens] = self._ready(
+            lambda: self._with_call(self.opener.station([cuts], stem=True), shape.tokens, cuts)
+        )
+        self.whole = self._ready(
+            lambda: Station([Job(Key("dense", "", shape.tokens), self.opener.open(self.dense))])
+        )
         grain = max(rule.granularity for m in self.methods for rule in m.sites)
         counts = _spread(first_counts(shape.tokens, shape.prefix, grain))
         self._open(counts[:_LEAST_COUNTS], always=True)
@@ -158,8 +158,15 @@ class _Campaign:
 
     def _rounds(self, count: int, least: float) -> None:
         start = time.monotonic()
-        done = rounds(self._stations(), count, least=least, seed=self.effort.seed,
-                      deadline=self.deadline, expected=self.round, say=self.say)  # fmt: skip
+        done = rounds(
+            self._stations(),
+            count,
+            least=least,
+            seed=self.effort.seed,
+            deadline=self.deadline,
+            expected=self.round,
+            say=self.say,
+        )
         if done:
             self.round = (time.monotonic() - start) / done
 
@@ -250,8 +257,11 @@ class _Campaign:
         """(tokens, both halves of all blocks as they are there) of every count so far."""
         found, every = [], figures(self._stations())
         for tokens in sorted(self.halves):
-            halves = [f.minus(0, share) for key, (f, share) in every.items()
-                      if key.kind == "half" and key.tokens == tokens]  # fmt: skip
+            halves = [
+                f.minus(0, share)
+                for key, (f, share) in every.items()
+                if key.kind == "half" and key.tokens == tokens
+            ]
             ms = sum(f.ms for f in halves)
             spread = float(np.sqrt(sum((f.upper - f.lower) ** 2 for f in halves))) / 2
             found.append((tokens, Figure(ms, ms - spread, ms + spread)))

@@ -9,8 +9,8 @@ import onnx_graphsurgeon as gs
 
 from tcompile._version import __version__
 from tcompile.analysis.model import Analysis
-from tcompile.errors import UsageError
-from tcompile.planning.solve.method import Method
+from tcompile.core.errors import UsageError
+from tcompile.methods.method import Method
 from tcompile.profiling.curve import Curve, Figure, StepCost
 from tcompile.profiling.profile import Conditions, ModelledProfile, Subject
 from tcompile.profiling.sizing import Sized, structures
@@ -103,7 +103,7 @@ def _curves(
 
 
 def _conditions(target: Target, device: Device, precision: str, batch: int) -> Conditions:
-    from tcompile.timing import machine_name
+    from tcompile.runtime.timing import machine_name
 
     if device.cpu:
         name = machine_name()

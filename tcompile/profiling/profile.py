@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
-from tcompile.errors import UsageError
+from tcompile.core.errors import UsageError
 from tcompile.profiling.curve import Curve, Figure, StepCost, combined
 from tcompile.profiling.steps import steps_of
 
@@ -226,12 +226,16 @@ def combine(first: P, second: Profile) -> P:
         UsageError: one measured and one modelled, or measured under other conditions.
     """
     if type(first) is not type(second):
-        raise UsageError(f"a {first.kind} and a {second.kind} profile are not put together",
-                         where="profile")  # fmt: skip
+        raise UsageError(
+            f"a {first.kind} and a {second.kind} profile are not put together", where="profile"
+        )
     apart = first.conditions.same(second.conditions)
     if apart:
-        raise UsageError(f"profiles differ in {', '.join(apart)}", where="profile",
-                         hint="measure both under the same conditions")  # fmt: skip
+        raise UsageError(
+            f"profiles differ in {', '.join(apart)}",
+            where="profile",
+            hint="measure both under the same conditions",
+        )
     dense = first.dense if first.subject == second.subject else None
     if dense is not None and second.dense is not None:
         dense = dense.with_(second.dense)

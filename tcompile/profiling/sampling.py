@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from tcompile.errors import UsageError
-from tcompile.planning.schedulers import Place
-from tcompile.planning.solve.method import Method
+from tcompile.core.errors import UsageError
+from tcompile.methods.method import Method
+from tcompile.methods.schedulers import Place
 
 Steps = list[tuple[str, int]]
 #: Steps that are measured or modelled: from a share of the patches, to a share of that.
 STEPS = (
-    (1.0, 0.9), (1.0, 0.7), (1.0, 0.5), (0.7, 0.9), (0.7, 0.6), (0.5, 0.9), (0.5, 0.5), (0.3, 0.7),
-)  # fmt: skip
+    (1.0, 0.9),
+    (1.0, 0.7),
+    (1.0, 0.5),
+    (0.7, 0.9),
+    (0.7, 0.6),
+    (0.5, 0.9),
+    (0.5, 0.5),
+    (0.3, 0.7),
+)
 
 
 def sampled(method: Method) -> list[Steps]:

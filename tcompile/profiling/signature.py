@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from tcompile.ir import is_const, value
-from tcompile.profiling.cut import Part
+from tcompile.core.graph import is_const, value
+from tcompile.profiling.partition import Part
 
 _SMALL = 8
 

@@ -16,10 +16,10 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis.model import Analysis
-from tcompile.errors import UsageError
-from tcompile.ir import dim_to_int, int_to_dim, is_const
-from tcompile.planning.solve.method import Method
-from tcompile.profiling.cut import Part, subgraph
+from tcompile.core.errors import UsageError
+from tcompile.core.graph import dim_to_int, int_to_dim, is_const
+from tcompile.methods.method import Method
+from tcompile.profiling.partition import Part, subgraph
 from tcompile.profiling.sampling import sampled
 from tcompile.profiling.structure import Cut, cut_at, cut_dense, cut_steps
 
@@ -106,8 +106,9 @@ def structures(dense: gs.Graph, analysis: Analysis, methods: Sequence[Method]) -
             seen[kind] = found
     stem = {
         s: subgraph(dense, p)
-        for p, s in zip(whole.parts, whole.signatures, strict=True) if p.role == "stem"
-    }  # fmt: skip
+        for p, s in zip(whole.parts, whole.signatures, strict=True)
+        if p.role == "stem"
+    }
     halves, heads = ({s: sized(g) for s, g in seen[kind].items()} for kind in ("half", "head"))
     return Structures(whole, Counter(whole.signatures), stem, halves, heads, steps)
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis.model import Analysis
-from tcompile.errors import UsageError
+from tcompile.core.errors import UsageError
+from tcompile.methods.method import Method
 from tcompile.passes.reduce import reduce_graph
-from tcompile.planning.solve.method import Method
-from tcompile.profiling import twins
-from tcompile.profiling.cut import Part, cut
+from tcompile.profiling import common_subexpressions as twins
+from tcompile.profiling.partition import Part, cut
 from tcompile.profiling.signature import signature
 
 
@@ -74,7 +74,7 @@ def cut_steps(
     Args:
         without_twins: leave out nodes that compute what others do (`twins`).
     """
-    from tcompile.planning.schedulers import Place
+    from tcompile.methods.schedulers import Place
 
     schedule = method.schedule([Place(*s) for s in steps])
     made = reduce_graph(dense, method.analysis, schedule, outputs=method.outputs).graph
@@ -113,8 +113,9 @@ def layout_of(dense: gs.Graph, method: Method) -> Layout:
     blocks = method.context.shape.blocks
     whole = _halves(before, blocks)
     later = _halves(after, blocks, behind=True)
-    stem = next((s for p, s in zip(before.parts, before.signatures, strict=True)
-                 if p.role == "stem"), "")  # fmt: skip
+    stem = next(
+        (s for p, s in zip(before.parts, before.signatures, strict=True) if p.role == "stem"), ""
+    )
     heads = [c.head() for c in (before, after)]
     return Layout(
         stem,

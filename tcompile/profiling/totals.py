@@ -63,10 +63,14 @@ def totals(
         return ms, down, up, off
 
     halves = [
-        added([(before[i], after[i]) for before, after in zip(layout.dense, layout.reduced,
-                                                             strict=True)])
+        added(
+            [
+                (before[i], after[i])
+                for before, after in zip(layout.dense, layout.reduced, strict=True)
+            ]
+        )
         for i in (0, 1)
-    ]  # fmt: skip
+    ]
     head = added([(layout.head_dense, layout.head)])
     stem = profile.stem.get(layout.stem, Figure.modelled(0.0))
     ms = stem.ms + halves[0][0] + halves[1][0] + head[0]
@@ -77,9 +81,16 @@ def totals(
     found = tuple(int(c) for c in n)
     raw = np.interp(known, n, ms + halves[0][3] + halves[1][3] + head[3])
     return Totals(
-        found, tuple(known), ms, np.maximum(ms - down, 0.0), ms + up, halves[0][0], halves[1][0],
-        np.asarray(raw), plateaus(found, ms, eps) if profile.claims_plateaus else (),
-    )  # fmt: skip
+        found,
+        tuple(known),
+        ms,
+        np.maximum(ms - down, 0.0),
+        ms + up,
+        halves[0][0],
+        halves[1][0],
+        np.asarray(raw),
+        plateaus(found, ms, eps) if profile.claims_plateaus else (),
+    )
 
 
 def _row(

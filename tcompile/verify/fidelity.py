@@ -9,10 +9,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tcompile.manifest import Fidelity, OutputFidelity
-from tcompile.verify.choice import INDEX, OWNER, for_output, is_bookkeeping
-from tcompile.verify.metrics import cosine, holds_classes, top1_agreement
-from tcompile.verify.runs import Samples, run_all
+from tcompile.artifact.manifest import Fidelity, OutputFidelity
+from tcompile.runtime.metrics import cosine, holds_classes, top1_agreement
+from tcompile.runtime.samples import Samples, run_all
+from tcompile.runtime.token_outputs import (
+    INDEX,
+    OWNER,
+    for_output,
+    is_bookkeeping,
+    restored,
+    take_rows,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -82,26 +89,6 @@ def _token_axis_first(array: Array, axis: int) -> Array:
 
     moved = np.moveaxis(array, axis, 1)
     return moved.reshape(*moved.shape[:2], -1)
-
-
-def restored(dense: Array, reduced: Array, owner: Array) -> tuple[Array, Array]:
-    """Both as [B, N, C], original tokens that nothing stands for zeroed in both.
-
-    Args:
-        dense: [B, N, C].
-        reduced: [B, K, C].
-        owner: [B, N], the row of `reduced` that stands for each token, or -1.
-    """
-    here = (owner >= 0)[..., None]
-    rows = take_rows(reduced, owner.clip(min=0))
-    return dense * here, rows * here
-
-
-def take_rows(tokens: Array, index: Array) -> Array:
-    """tokens [B, N, C] at index [B, K]: [B, K, C]."""
-    import numpy as np
-
-    return np.take_along_axis(tokens, index.astype(np.int64)[..., None], axis=1)
 
 
 def _entry(name: str, compared: Any, values: Array, top1: float | None) -> OutputFidelity:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tcompile.artifact import Artifact
-from tcompile.manifest import FusedAttentionEntry
+from tcompile.artifact.directory import Artifact
+from tcompile.artifact.manifest import FusedAttentionEntry
 
 
 def fused_attention(artifact: Artifact) -> FusedAttentionEntry | None:
@@ -14,7 +14,7 @@ def fused_attention(artifact: Artifact) -> FusedAttentionEntry | None:
     engines = sorted(artifact.directory.glob("engine/*.engine"))
     if not engines or artifact.manifest.fused_attention is None:
         return None
-    from tcompile.loading import load
+    from tcompile.core.load import load
     from tcompile.targets.backends.fusion import fused_attention as count
 
     found = count(engines[0].read_bytes(), load(artifact.model))

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tcompile.errors import FailedBuildError, InternalError, ModelError
+from tcompile.core.errors import FailedBuildError, InternalError, ModelError
+from tcompile.runtime.metrics import jaccard
+from tcompile.runtime.samples import Samples, batches, feed, rows_of, signature
 from tcompile.targets.backends.ort import OrtRunner
-from tcompile.verify.metrics import jaccard
 from tcompile.verify.pair import Pair, Shared, with_outputs
-from tcompile.verify.runs import Samples, batches, feed, rows_of, signature
 from tcompile.verify.scenes import scenes_for
 
 Array = npt.NDArray[Any]
@@ -288,5 +288,7 @@ def _other_choices(choices: Mapping[str, list[float]], precision: str) -> Iterat
     for name, shares in choices.items():
         if shares and np.mean(shares) < _SAME:
             place = name.split("/")[1].replace("_", ":", 1) if name.count("/") > 1 else name
-            yield (f"{precision} and fp32 choose {np.mean(shares):.0%} of the tokens at {place} "
-                   "alike, on procedural scenes and noise")  # fmt: skip
+            yield (
+                f"{precision} and fp32 choose {np.mean(shares):.0%} of the tokens at {place} "
+                "alike, on procedural scenes and noise"
+            )

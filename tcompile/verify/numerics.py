@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tcompile.verify.choice import INDEX, for_output, is_bookkeeping, token_overlap
-from tcompile.verify.metrics import cosine, not_finite
+from tcompile.runtime.metrics import cosine, not_finite
+from tcompile.runtime.token_outputs import INDEX, for_output, is_bookkeeping, token_overlap
 
 Array = np.ndarray[Any, np.dtype[Any]]
 #: For a sample in which a token was flipped, over the tokens that both have.
@@ -123,8 +123,9 @@ def _compare_output(
     towers: Mapping[str, str] | None,
 ) -> OutputNumerics:
     want, have = reference[name], actual[name]
-    index = [for_output(INDEX, name, outputs, want.shape[1], towers)
-             for outputs in (reference, actual)]  # fmt: skip
+    index = [
+        for_output(INDEX, name, outputs, want.shape[1], towers) for outputs in (reference, actual)
+    ]
     similar = cosine(want, have)
     if want.ndim > 2 and not same.all():
         similar = np.where(same, similar, _cosine_of_common(want, have, *index))

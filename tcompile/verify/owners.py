@@ -8,8 +8,8 @@ from pathlib import Path
 
 import onnx_graphsurgeon as gs
 
-from tcompile.errors import InternalError, ModelError, TcompileError
-from tcompile.loading import names_in
+from tcompile.core.errors import InternalError, ModelError, TcompileError
+from tcompile.core.load import names_in
 from tcompile.passes.lower.for_target import printable
 from tcompile.targets.backends.base import EngineError, RefusedError
 

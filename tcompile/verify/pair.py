@@ -19,11 +19,11 @@ import numpy.typing as npt
 import onnx
 import onnx_graphsurgeon as gs
 
-from tcompile.ir import is_const, value
-from tcompile.passes.lower.delicate import clamps
+from tcompile.core.domain import DOMAIN
+from tcompile.core.graph import is_const, value
+from tcompile.core.save import save
+from tcompile.passes.lower.fp32_policy import clamps
 from tcompile.passes.lower.types import FLOAT16, FLOAT32
-from tcompile.plugins.spec import DOMAIN
-from tcompile.saving import save
 from tcompile.verify.owners import Owners
 from tcompile.verify.rounding import spell_rounding
 

@@ -10,14 +10,29 @@ from __future__ import annotations
 import onnx
 import onnx_graphsurgeon as gs
 
-from tcompile.ir import is_const
+from tcompile.core.graph import is_const
 from tcompile.passes.lower.types import FLOAT16, FLOAT32
 
 #: Give values that they were given: nothing to round.
 _MOVES = {
-    "Identity", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Expand", "Tile",
-    "Slice", "Split", "Gather", "GatherElements", "GatherND", "Concat", "Relu", "Neg", "Abs",
-}  # fmt: skip
+    "Identity",
+    "Reshape",
+    "Flatten",
+    "Transpose",
+    "Squeeze",
+    "Unsqueeze",
+    "Expand",
+    "Tile",
+    "Slice",
+    "Split",
+    "Gather",
+    "GatherElements",
+    "GatherND",
+    "Concat",
+    "Relu",
+    "Neg",
+    "Abs",
+}
 
 
 def spell_rounding(graph: gs.Graph) -> None:

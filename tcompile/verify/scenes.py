@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tcompile.models.preprocess import pack_patches
-from tcompile.verify.runs import Samples, Signature, samples_for
+from tcompile.runtime.samples import Samples, Signature, samples_for
 
 Array = npt.NDArray[Any]
 #: Sizes of an axis that is of colours.

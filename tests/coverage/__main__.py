@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from tcompile.jsonform import decode
+from tcompile.core.decode import decode
 from tests.coverage.measure import Row, empty
 from tests.coverage.page import failures, page
 from tests.coverage.rows import Ask, wanted
@@ -43,8 +43,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--full", action="store_true", help="every export, not a covering choice")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N")
     parser.add_argument("--cache", type=Path, default=ROOT / "build/coverage", metavar="DIR")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE",
-                        help="default: docs/coverage.md; with --only, standard output")  # fmt: skip
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="default: docs/coverage.md; with --only, standard output",
+    )
     options = parser.parse_args(arguments)
     asks = [a for a in wanted(full=options.full) if re.search(options.only, a.id)]
     exporting = digest(_EXPORTING)
@@ -53,8 +58,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for folder in (exports, results):
         folder.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    run([a for a in asks if not (results / f"{a.id}.json").exists()], results, exports,
-        options.workers)  # fmt: skip
+    run(
+        [a for a in asks if not (results / f"{a.id}.json").exists()],
+        results,
+        exports,
+        options.workers,
+    )
     rows = [read(results / f"{a.id}.json") for a in asks]
     print(f"{len(rows)} rows, {time.perf_counter() - start:.0f} s", file=sys.stderr)
     text = page(rows)
@@ -120,9 +129,13 @@ class Worker:
         self.since = time.monotonic()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.coverage.worker", str(self.results), str(self.exports)],
-            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True,
-            cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        )
         assert self.process.stdin is not None
         self.process.stdin.write("\n".join(a.id for a in left))
         self.process.stdin.close()

@@ -11,10 +11,10 @@ from typing import Any
 import onnx
 
 from tcompile import pipeline
-from tcompile.errors import ModelError, UsageError
-from tcompile.inspection_page import ranges
-from tcompile.ir import to_onnx
+from tcompile.core.errors import ModelError, UsageError
+from tcompile.core.graph import to_onnx
 from tcompile.models import export
+from tcompile.report.inspection_page import ranges
 from tests.coverage.rows import Ask, model_of
 from tests.oracles.compare import MismatchError, Subject, check, check_structure, dense_errors
 from tests.oracles.dense_file import InapplicableError, feed_for

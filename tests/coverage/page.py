@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from importlib import metadata
 
-from tcompile.report import table
+from tcompile.artifact.page import table
 from tests.coverage.measure import METHODS, Cell, Row
 from tests.coverage.rows import ALL
 
@@ -130,8 +130,18 @@ def _families(rows: Sequence[Row]) -> str:
 
 
 def _method(method: str, cells: Sequence[Cell]) -> str:
-    kinds = {("FAILED" if c.status == "failed" else "✗" if c.status == "refused" else
-              "restored" if c.outputs == "restored" else "✓") for c in cells}  # fmt: skip
+    kinds = {
+        (
+            "FAILED"
+            if c.status == "failed"
+            else "✗"
+            if c.status == "refused"
+            else "restored"
+            if c.outputs == "restored"
+            else "✓"
+        )
+        for c in cells
+    }
     return " / ".join(sorted(kinds))
 
 
@@ -168,8 +178,16 @@ def _not_exported(rows: Sequence[Row]) -> str:
 
 
 def _versions() -> str:
-    names = ("torch", "timm", "transformers", "open_clip_torch", "torchvision", "onnx",
-             "onnxscript", "onnxruntime")  # fmt: skip
+    names = (
+        "torch",
+        "timm",
+        "transformers",
+        "open_clip_torch",
+        "torchvision",
+        "onnx",
+        "onnxscript",
+        "onnxruntime",
+    )
     found = []
     for name in names:
         try:

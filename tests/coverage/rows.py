@@ -32,7 +32,7 @@ MORE: tuple[Case, ...] = (
     _more("hf:llava-onevision", 64, _LLAVA, "tiles of an image"),
     _more("hf:blip-vision", 64, {**_TINY, "patch_size": 8}, ""),
     _more("hf:siglip-classify", 64, {**_TINY, "patch_size": 8, "num_classes": 7}, "average pool"),
-)  # fmt: skip
+)
 
 ALL: dict[str, Case] = {**BY_ID, **{case.id: case for case in MORE}}
 

@@ -28,11 +28,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="the first; default: 0")
     parser.add_argument("--workers", type=int, default=2, metavar="N")
     parser.add_argument("--limit", type=float, default=60.0, metavar="S", help="seconds for a case")
-    parser.add_argument("--state", type=Path, default=ROOT / "build/fuzz.jsonl", metavar="FILE",
-                        help="results so far; a case in it is not tried again")  # fmt: skip
+    parser.add_argument(
+        "--state",
+        type=Path,
+        default=ROOT / "build/fuzz.jsonl",
+        metavar="FILE",
+        help="results so far; a case in it is not tried again",
+    )
     parser.add_argument("--again", action="store_true", help="try faults in the state file again")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE",
-                        help="the page; default: docs/benchmarks/fuzz.md")  # fmt: skip
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="the page; default: docs/benchmarks/fuzz.md",
+    )
     parser.add_argument("--case", type=int, metavar="SEED", help="try one case and say what it is")
     parser.add_argument("--save", type=Path, metavar="FILE", help="with --case: write its model")
     options = parser.parse_args(arguments)

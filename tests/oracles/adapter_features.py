@@ -39,8 +39,7 @@ def _llava(model: Any) -> Encoder:
 
 def _paligemma(model: Any) -> Encoder:
     return replace(
-        hf_siglip(model.tower),
-        head=lambda stream: (Output(model.parts["projector"](stream.x), 0),),
+        hf_siglip(model.tower), head=lambda stream: (Output(model.parts["projector"](stream.x), 0),)
     )
 
 

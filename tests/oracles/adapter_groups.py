@@ -47,11 +47,7 @@ def internvl_projector(model: Any) -> Encoder:
     width = projector.layer_norm.normalized_shape[0]
     edge = round((width / model.config.hidden_size) ** 0.5)
     return _grouped(
-        internvl(model.tower),
-        grid[0],
-        edge,
-        lambda x: projector(joined(x, edge**2)),
-        cls=False,
+        internvl(model.tower), grid[0], edge, lambda x: projector(joined(x, edge**2)), cls=False
     )
 
 

@@ -156,8 +156,7 @@ def hf_deit_teacher(model: Any) -> Encoder:
 
 def hf_clip_projection(model: Any) -> Encoder:
     return _with_head(
-        hf_clip(model.vision_model),
-        lambda _, out: (Output(model.visual_projection(out[1].value)),),
+        hf_clip(model.vision_model), lambda _, out: (Output(model.visual_projection(out[1].value)),)
     )
 
 

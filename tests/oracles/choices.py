@@ -195,8 +195,5 @@ def tome(x: Tensor, sizes: Tensor | None, keys: Tensor, keep: int) -> Step:
         sizes=torch.cat([gather(sizes[:, 0::2], alone), counts], dim=1),
         source=torch.cat([2 * alone, odd], dim=1),
         owner=owner,
-        margins=(
-            ("merged", boundary),
-            ("target", gather(behind, merged).amin(dim=1)),
-        ),
+        margins=(("merged", boundary), ("target", gather(behind, merged).amin(dim=1))),
     )

@@ -14,9 +14,16 @@ from tests.oracles.dense_file import File, InapplicableError, Tokens, attribute_
 
 #: What may stand between Softmax and ·V, without mixing one key's probability into another's.
 _AFTER_SOFTMAX = {
-    "Cast", "Identity", "Dropout", "Transpose", "Reshape", "Where", "IsNaN", "QuantizeLinear",
+    "Cast",
+    "Identity",
+    "Dropout",
+    "Transpose",
+    "Reshape",
+    "Where",
+    "IsNaN",
+    "QuantizeLinear",
     "DequantizeLinear",
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)

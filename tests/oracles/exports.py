@@ -27,10 +27,7 @@ def stirred(case_id: str) -> LoadedModel:
     """The model of a case with its weights redrawn (`stir`), the same every time."""
     case = BY_ID[case_id]
     loaded = load_source(
-        case.source,
-        random_weights=True,
-        image_size=case.image_size,
-        overrides=case.overrides,
+        case.source, random_weights=True, image_size=case.image_size, overrides=case.overrides
     )
     stir(loaded.module, seed=len(case_id))
     return loaded

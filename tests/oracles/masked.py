@@ -30,15 +30,7 @@ import onnx
 import onnxruntime
 
 from tests.oracles.compare import EXTRA, MismatchError, infer
-from tests.oracles.dense_file import (
-    POOLS,
-    Array,
-    Arrays,
-    File,
-    InapplicableError,
-    Tokens,
-    exposing,
-)
+from tests.oracles.dense_file import POOLS, Array, Arrays, File, InapplicableError, Tokens, exposing
 from tests.oracles.dense_parts import (
     Core,
     blind,
@@ -231,9 +223,13 @@ Masked = tuple[onnx.ModelProto, Arrays]
 
 
 def _bypassing(
-    file: File, cuts: Sequence[Cut], read: Sequence[Core], kept: Sequence[Array], tokens: Tokens,
+    file: File,
+    cuts: Sequence[Cut],
+    read: Sequence[Core],
+    kept: Sequence[Array],
+    tokens: Tokens,
     spans: Mapping[int, tuple[str, str]],
-) -> Masked:  # fmt: skip
+) -> Masked:
     """Each block's attention sees the kept tokens, and the others pass it by."""
     around = {}
     for cut, core, few in zip(cuts, read, kept, strict=True):
@@ -253,9 +249,13 @@ def _bypassing(
 
 
 def _dropping(
-    file: File, cores: Sequence[Core], read: Sequence[Core], cuts: Sequence[Cut],
-    kept: Sequence[Array], tokens: Tokens,
-) -> Masked:  # fmt: skip
+    file: File,
+    cores: Sequence[Core],
+    read: Sequence[Core],
+    cuts: Sequence[Cut],
+    kept: Sequence[Array],
+    tokens: Tokens,
+) -> Masked:
     """Everything behind a cut sees the kept tokens alone."""
     below = [file.behind(file.stream(c.node, cut.place)) for cut, c in zip(cuts, read, strict=True)]
 
@@ -269,16 +269,23 @@ def _dropping(
     pools = {
         i: kept[stage(i) - 1]
         for i, node in enumerate(file.nodes)
-        if node.op_type in POOLS and node.input[0] in file.values and stage(i)
+        if node.op_type in POOLS
+        and node.input[0] in file.values
+        and stage(i)
         and pooled_axes(file, node, tokens) is not None
-    }  # fmt: skip
+    }
     return with_masks(file, hidden, pools, tokens)
 
 
 def _walk(
-    file: File, cuts: Sequence[Cut], read: Sequence[Core], kept: Sequence[Array], tokens: Tokens,
-    spans: Mapping[int, tuple[str, str]], places: Mapping[str, str],
-) -> Walk:  # fmt: skip
+    file: File,
+    cuts: Sequence[Cut],
+    read: Sequence[Core],
+    kept: Sequence[Array],
+    tokens: Tokens,
+    spans: Mapping[int, tuple[str, str]],
+    places: Mapping[str, str],
+) -> Walk:
     """The file worked out with the tokens gone."""
     if all(cut.place == "around" for cut in cuts):
         around = {}
@@ -311,9 +318,13 @@ def _drift(file: File, tokens: Tokens) -> dict[str, float]:
 
 
 def _present_rows(
-    held: Held, reduced: Array | None, name: str, batch: int,
-    kept: Array | None = None, tokens: Tokens | None = None,
-) -> Array:  # fmt: skip
+    held: Held,
+    reduced: Array | None,
+    name: str,
+    batch: int,
+    kept: Array | None = None,
+    tokens: Tokens | None = None,
+) -> Array:
     """What is left of a dense output, in the shape of the reduced one.
 
     Args:
@@ -342,9 +353,13 @@ def _present_rows(
 
 
 def _compare(
-    file: File, found: Arrays, masked: Arrays, noise: Mapping[str, float],
-    kept: Array | None, tokens: Tokens,
-) -> Verdict:  # fmt: skip
+    file: File,
+    found: Arrays,
+    masked: Arrays,
+    noise: Mapping[str, float],
+    kept: Array | None,
+    tokens: Tokens,
+) -> Verdict:
     names = [o.name for o in file.model.graph.output]
     errors, tolerances = [], []
     for name in names:

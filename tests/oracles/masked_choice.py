@@ -28,8 +28,10 @@ def probabilities(core: Core, file: File, values: Arrays, batch: int) -> Array:
         q, k = (values[name].astype(np.float64) for name in node.input[:2])
         if q.ndim == 3:
             heads = [int(attribute_of(node, f"{x}_num_heads", 1)) for x in ("q", "kv")]
-            q, k = (x.reshape(*x.shape[:2], h, -1).swapaxes(1, 2)
-                    for x, h in zip((q, k), heads, strict=True))  # fmt: skip
+            q, k = (
+                x.reshape(*x.shape[:2], h, -1).swapaxes(1, 2)
+                for x, h in zip((q, k), heads, strict=True)
+            )
         k = np.repeat(k, q.shape[1] // k.shape[1], axis=1)
         scale = float(attribute_of(node, "scale", q.shape[-1] ** -0.5)) or q.shape[-1] ** -0.5
         logits = scale * (q @ k.swapaxes(-1, -2))

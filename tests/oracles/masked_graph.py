@@ -10,13 +10,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from tests.oracles.dense_file import (
-    Array,
-    Arrays,
-    File,
-    InapplicableError,
-    Tokens,
-)
+from tests.oracles.dense_file import Array, Arrays, File, InapplicableError, Tokens
 from tests.oracles.dense_parts import Core, pooled_axes
 
 #: What hides a key; exp of it is 0 in float32.

@@ -136,9 +136,12 @@ class _Grouped(Walk):
     """Watches whether members of a group stay alike."""
 
     def __init__(
-        self, file: File, tokens: Tokens, cuts: Mapping[str, Array | Cut],
+        self,
+        file: File,
+        tokens: Tokens,
+        cuts: Mapping[str, Array | Cut],
         groups: Mapping[str, Array],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._behind = {s: file.behind(s) for s in groups}
         self._groups = groups
         super().__init__(file, tokens, cuts)
@@ -211,8 +214,11 @@ class _Placed(Walk):
             return
         for name in filter(None, node.input):
             held = self.held[name]
-            axes = [i for i, n in enumerate(held.value.shape)
-                    if n in (self.tokens.total, self.tokens.patches)]  # fmt: skip
+            axes = [
+                i
+                for i, n in enumerate(held.value.shape)
+                if n in (self.tokens.total, self.tokens.patches)
+            ]
             if held.there is None and held.value.ndim > 1 and axes:
                 spread = np.ptp(np.moveaxis(held.value * 1.0, axes[0], 0), axis=0)
                 if np.any(spread):

@@ -27,10 +27,7 @@ __all__ = ["Margin", "Reduction", "Result", "run"]
 
 
 def run(
-    encoder: Encoder,
-    image: Tensor,
-    reductions: Sequence[Reduction],
-    outputs: str = "reduced",
+    encoder: Encoder, image: Tensor, reductions: Sequence[Reduction], outputs: str = "reduced"
 ) -> Result:
     """The encoder on image [B, 3, H, W] with tokens leaving at each site of `reductions`.
 

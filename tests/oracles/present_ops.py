@@ -45,8 +45,16 @@ ELEMENTWISE = frozenset(" ".join(_WORDS[2:]).split())
 #: What is twice as much where its input is.
 _LINEAR = VIEWS | {"Neg", "Cast", "CastLike", "Relu", "LeakyRelu", "Abs"}
 #: What does not change with the scale of its input.
-_SCALE_FREE = {"LayerNormalization", "RMSNormalization", "LpNormalization", "ArgMax", "ArgMin",
-               "InstanceNormalization", "GroupNormalization", "Sign"}  # fmt: skip
+_SCALE_FREE = {
+    "LayerNormalization",
+    "RMSNormalization",
+    "LpNormalization",
+    "ArgMax",
+    "ArgMin",
+    "InstanceNormalization",
+    "GroupNormalization",
+    "Sign",
+}
 #: What leaves probabilities nearly what they are.
 _ROUNDING = {"Cast", "Where", "QuantizeLinear", "DequantizeLinear"}
 #: A number this small keeps a division from failing.
@@ -61,9 +69,11 @@ def _evaluator(text: bytes, opset: int) -> Any:
     node = onnx.NodeProto.FromString(text)
     names = dict.fromkeys(n for n in node.input if n)
     graph = helper.make_graph(
-        [node], "one", [onnx.ValueInfoProto(name=n) for n in names],
+        [node],
+        "one",
+        [onnx.ValueInfoProto(name=n) for n in names],
         [onnx.ValueInfoProto(name=n) for n in node.output if n],
-    )  # fmt: skip
+    )
     return ReferenceEvaluator(
         helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
     )
@@ -192,9 +202,9 @@ class Ops(ABC):
         """Arithmetic on sizes, done for the dense ones and for what is there."""
         if all(h is None or h.now is None for h in given):
             return out
-        after = numbers(node, self.opset, [
-            h and (h.value if h.now is None else h.now) for h in given
-        ])  # fmt: skip
+        after = numbers(
+            node, self.opset, [h and (h.value if h.now is None else h.now) for h in given]
+        )
         sizes = []
         for held, now in zip(out, after, strict=True):
             if held.value.dtype.kind in "iu" and held.value.shape == now.shape:
@@ -260,9 +270,10 @@ class Ops(ABC):
         others = tuple(n for h in parts for n in h.others)
         if node.op_type in ("Mul", "Where", "Div", "And"):
             others += tuple(
-                n for n, h in zip(node.input, given, strict=True)
+                n
+                for n, h in zip(node.input, given, strict=True)
                 if h is not None and h.there is None and h.value.size > 1
-            )  # fmt: skip
+            )
         by = next((h.by for h in parts if h.there is not None), ())
         if node.op_type in ("Mul", "Div") and len(parts) == 2 and parts[1].literal is not None:
             by += (_inverse(node, parts[1].literal),)
@@ -546,9 +557,14 @@ def _weighed(
         if one.there is not None and np.allclose(sums[out.full], 1, atol=1e-4):
             return out
     data, other = (a, b) if a.there is not None else (b, a)
-    others = (*data.others, *(() if a.there is not None and b.there is not None else [
-        node.input[1] if other is b else node.input[0]
-    ]))  # fmt: skip
+    others = (
+        *data.others,
+        *(
+            ()
+            if a.there is not None and b.there is not None
+            else [node.input[1] if other is b else node.input[0]]
+        ),
+    )
     total = Total(size, left, others=others, vague=True, tokens=_tokens(data, size))
     if other.literal is None:
         vague = other.there is not None or other.fixed

@@ -88,8 +88,9 @@ def _leaving(tokens: Tokens, few: Array) -> Cut:
 def _chosen(reduced: onnx.ModelProto, feed: Arrays, site: str, used: dict[str, int]) -> Array:
     """[B, K] what the reduced model keeps at a site: of several towers, one after the other."""
     start = f"tcompile/{site.replace(':', '_')}/"
-    nodes = [n for n in reduced.graph.node
-             if n.op_type == "TcTopKTokens" and n.name.startswith(start)]  # fmt: skip
+    nodes = [
+        n for n in reduced.graph.node if n.op_type == "TcTopKTokens" and n.name.startswith(start)
+    ]
     nodes.sort(key=lambda n: int((re.findall(r"_(\d+)$", n.name) or ["0"])[0]))
     turn = used.get(site, 0)
     used[site] = turn + 1

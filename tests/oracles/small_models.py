@@ -135,11 +135,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "timm-eva02-clip": lambda: _timm("eva02_base_patch16_clip_224", swiglu_align_to=8),
     "timm-eva-norms-after": lambda: _timm("eva02_tiny_patch14_224", use_post_norm=True),
     "timm-eva-grouped": lambda: _timm(
-        "vit_small_patch16_dinov3",
-        attn_type="rope",
-        qkv_fused=False,
-        num_kv_heads=1,
-        qk_norm=True,
+        "vit_small_patch16_dinov3", attn_type="rope", qkv_fused=False, num_kv_heads=1, qk_norm=True
     ),
     "timm-dinov3": lambda: _timm("vit_small_patch16_dinov3"),
     "timm-dinov3-qkvb": lambda: _timm("vit_small_patch16_dinov3_qkvb"),

@@ -10,16 +10,9 @@ from typing import Any
 
 import onnx
 
-from tcompile.artifact import write_artifact
-from tcompile.manifest import (
-    BlockTokens,
-    Flops,
-    Manifest,
-    TargetEntry,
-    describe_source,
-    describe_tensors,
-    installed_versions,
-)
+from tcompile.artifact.directory import write_artifact
+from tcompile.artifact.manifest import BlockTokens, Flops, Manifest, TargetEntry, installed_versions
+from tcompile.core.model_files import describe_source, describe_tensors
 
 
 def manifest_for(source: Path, model: Path, **changes: Any) -> Manifest:

@@ -10,7 +10,7 @@ import pytest
 
 from tcompile.cli import main
 
-#: A method's own schedule: what the planner does is tests/cli/test_planner.py's matter.
+#: A method's own schedule: what the planner does is tests/acceptance/cli/test_planner.py's matter.
 TOPK = ("--target", "cpu", "--method", "topk")
 
 

@@ -159,9 +159,14 @@ def _causal(logits: Tensor) -> Tensor:
 def _convnet() -> nn.Module:
     conv = nn.Sequential(nn.Conv2d(8, 8, 3, 1, 1), nn.BatchNorm2d(8), nn.ReLU())
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3, 2, 1), Residual(conv), nn.MaxPool2d(2), Residual(conv),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES),
-    )  # fmt: skip
+        nn.Conv2d(3, 8, 3, 2, 1),
+        Residual(conv),
+        nn.MaxPool2d(2),
+        Residual(conv),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, CLASSES),
+    )
 
 
 def _convnext() -> nn.Module:
@@ -236,7 +241,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "text-causal": lambda: Text(causal=True),
     "sound": Sound,
     "detector": Detector,
-}  # fmt: skip
+}
 
 
 def example(name: str, batch: int = 2) -> Tensor:
@@ -253,10 +258,5 @@ def write(name: str, path: Path, seed: int = 0) -> None:
     for parameter in module.parameters():
         parameter.add_(0.2 * torch.randn(parameter.shape))
     torch.onnx.export(
-        module,
-        (example(name),),
-        str(path),
-        dynamo=False,
-        opset_version=17,
-        input_names=["input"],
+        module, (example(name),), str(path), dynamo=False, opset_version=17, input_names=["input"]
     )

@@ -64,8 +64,15 @@ def change_attribute(d: Draft) -> str | None:
     elif isinstance(value, float):
         changed = d.rng.choice([0.0, -value, value * 2, 1e30, float("nan")])
     elif isinstance(value, list) and value and isinstance(value[0], int):
-        changed = d.rng.choice([value[::-1], d.rng.sample(value, len(value)), value[:-1],
-                                [*value, 1], [v + 1 for v in value]])  # fmt: skip
+        changed = d.rng.choice(
+            [
+                value[::-1],
+                d.rng.sample(value, len(value)),
+                value[:-1],
+                [*value, 1],
+                [v + 1 for v in value],
+            ]
+        )
     elif isinstance(value, bytes):
         changed = d.rng.choice([b"", value[::-1], b"VALID", b"\xff\xfe"])
     else:
@@ -82,8 +89,11 @@ def change_integers(d: Draft) -> str | None:
     holders = [t for t in d.graph.initializer if t.data_type == TensorProto.INT64]
     for node in d.graph.node:
         if node.op_type == "Constant":
-            holders += [a.t for a in node.attribute if a.HasField("t")
-                        and a.t.data_type == TensorProto.INT64]  # fmt: skip
+            holders += [
+                a.t
+                for a in node.attribute
+                if a.HasField("t") and a.t.data_type == TensorProto.INT64
+            ]
     holders = [t for t in holders if prod(t.dims) > 0]
     if not holders:
         return None

@@ -268,11 +268,4 @@ def _at(edge: Edge) -> str:
     return f"{edge[0].op_type} {edge[0].name}"
 
 
-FOLLOWING = (
-    count_respelled,
-    count_inside,
-    permute_branch,
-    mix_batch,
-    shape_constant,
-    second_tower,
-)
+FOLLOWING = (count_respelled, count_inside, permute_branch, mix_batch, shape_constant, second_tower)

@@ -23,9 +23,9 @@ import onnx
 from onnx.version_converter import convert_version
 
 from tcompile import pipeline
-from tcompile.errors import InternalError, TcompileError
-from tcompile.planning.parameters import Parameter
-from tcompile.planning.presets import PRESETS, Preset
+from tcompile.core.errors import InternalError, TcompileError
+from tcompile.core.parameters import Parameter
+from tcompile.methods.presets import PRESETS, Preset
 from tests.support.fuzz_schedules import random_schedule
 from tests.support.grid_vit import GridVit, grid_vit, grid_weights, images
 from tests.support.judge_presets import Subject, WrongError, check
@@ -33,8 +33,29 @@ from tests.support.judge_presets import Subject, WrongError, check
 Array = np.ndarray[Any, Any]
 KEEPS = ("0.99", "0.9", "0.75", "0.5", "0.5", "0.3", "0.1", "0.02")
 #: Values that a person types by mistake, and what else a parameter may be.
-SILLY = ("", "nan", "inf", "-inf", "-5", "0", "1", "7", "1000", "1e999", "0.5", "1/3", "1/0",
-         "true", "x", "2+3", "a=b", "None", "1e-9", "0.001", "-1")  # fmt: skip
+SILLY = (
+    "",
+    "nan",
+    "inf",
+    "-inf",
+    "-5",
+    "0",
+    "1",
+    "7",
+    "1000",
+    "1e999",
+    "0.5",
+    "1/3",
+    "1/0",
+    "true",
+    "x",
+    "2+3",
+    "a=b",
+    "None",
+    "1e-9",
+    "0.001",
+    "-1",
+)
 SOUND: Mapping[type, tuple[str, ...]] = {
     int: ("0", "1", "2", "3", "5", "8"),
     float: ("0", "0.1", "0.5", "0.9", "1", "2", "-0.5"),
@@ -83,19 +104,26 @@ def ask(seed: int, preset: str = "") -> Ask:
     chosen = next((p for p in PRESETS if p.name == preset), None) or rng.choice(PRESETS)
     video = "frames" in chosen.needs or rng.random() < 0.1
     spec = GridVit(
-        depth=rng.choice((1, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4, 6, 12)), width=16,
+        depth=rng.choice((1, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4, 6, 12)),
+        width=16,
         heads=rng.choice((1, 2, 4)),
-        prefix=rng.choice((0, 1, 1, 1, 2, 5)), classes=3,
+        prefix=rng.choice((0, 1, 1, 1, 2, 5)),
+        classes=3,
         pool=rng.choice(("none", "none", "none", "avg", "cls")),
-        rows=rows, columns=columns, frames=rng.choice((2, 4, 5, 8)) if video else 1,
-    )  # fmt: skip
+        rows=rows,
+        columns=columns,
+        frames=rng.choice((2, 4, 5, 8)) if video else 1,
+    )
     if spec.pool == "cls" and spec.prefix == 0:
         spec = GridVit(**{**vars(spec), "pool": "avg"})
     made = Ask(
-        seed, spec, rng.choice((None, None, None, 1, 2)),
+        seed,
+        spec,
+        rng.choice((None, None, None, 1, 2)),
         rng.choice(("reduced", "reduced", "reduced", "restored")),
-        opset=rng.choice((17, 17, 18, 20, 23)), scale=rng.choice((1.0, 1.0, 1.0, 0.0, 100.0)),
-    )  # fmt: skip
+        opset=rng.choice((17, 17, 18, 20, 23)),
+        scale=rng.choice((1.0, 1.0, 1.0, 0.0, 100.0)),
+    )
     if preset == "schedule" or (not preset and rng.random() < 0.2):
         return Ask(**{**vars(made), "schedule": random_schedule(spec, rng, head_file)})
     method, budget = _method(chosen, spec, rng)
@@ -131,8 +159,23 @@ def _value(parameter: Parameter, rng: random.Random) -> str:
 def head_file(width: int, rng: random.Random) -> str:
     """Weights of a scorer: mostly sound ones."""
     kinds = ["sound"] * 20 + ["deep", "deep", "two", "normed", "normed"] * 2
-    return _head(width, rng.choice([*kinds, "wide", "missing", "garbage", "empty", "nan", "folder",
-                                    "half", "flat", "words"]))  # fmt: skip
+    return _head(
+        width,
+        rng.choice(
+            [
+                *kinds,
+                "wide",
+                "missing",
+                "garbage",
+                "empty",
+                "nan",
+                "folder",
+                "half",
+                "flat",
+                "words",
+            ]
+        ),
+    )
 
 
 @lru_cache(maxsize=50)
@@ -165,8 +208,10 @@ def _head(width: int, kind: str) -> str:
 
 
 def _calibration(spec: GridVit, rng: random.Random) -> str | None:
-    kind = rng.choice(["sound"] * 12 + ["one", "shape", "name", "empty", "missing", "garbage",
-                                        "nan", "none", "words"])  # fmt: skip
+    kind = rng.choice(
+        ["sound"] * 12
+        + ["one", "shape", "name", "empty", "missing", "garbage", "nan", "none", "words"]
+    )
     return None if kind == "none" else _images(spec.side, kind)
 
 
@@ -210,9 +255,13 @@ def tried(made: Ask) -> Outcome:
     try:
         model = subject(made.spec, made.batch, made.opset, made.scale)
         schedule = pipeline.schedule_for(
-            model.model, made.keep, made.method or "topk", made.schedule, made.outputs,
+            model.model,
+            made.keep,
+            made.method or "topk",
+            made.schedule,
+            made.outputs,
             made.calibration,
-        )  # fmt: skip
+        )
         return Outcome(check(model, schedule, made.outputs))
     except InternalError as error:
         raise WrongError(f"calls itself a bug: {error}") from error

@@ -6,15 +6,33 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+from tcompile.core.parameters import Parameter, Parameters
+from tcompile.core.schedule import Spec
 from tcompile.passes.reduce.reducers import REDUCERS, Ask, filled_reducer, find_reducer
 from tcompile.passes.reduce.scores import SCORES
-from tcompile.planning.parameters import Parameter, Parameters
-from tcompile.planning.schedule import Spec
 from tests.support.grid_vit import GridVit
 
 HeadFile = Callable[[int, random.Random], str]
-ODD: tuple[Any, ...] = (-1, 0, 1, 2, 3, 0.5, float("nan"), float("inf"), 1e30, "x", "", True, None,
-                        [], {}, [1, 2], [0, 0], 10**12)  # fmt: skip
+ODD: tuple[Any, ...] = (
+    -1,
+    0,
+    1,
+    2,
+    3,
+    0.5,
+    float("nan"),
+    float("inf"),
+    1e30,
+    "x",
+    "",
+    True,
+    None,
+    [],
+    {},
+    [1, 2],
+    [0, 0],
+    10**12,
+)
 
 
 def random_schedule(spec: GridVit, rng: random.Random, head_file: HeadFile) -> dict[str, Any]:
@@ -28,8 +46,14 @@ def random_schedule(spec: GridVit, rng: random.Random, head_file: HeadFile) -> d
             place = rng.choice(("around", "inside")) if kind == "mixed" else kind
         if at.count < spec.patches and place == "block" and rng.random() < 0.6:
             fill = rng.choice(("stale", "owner", "mean", "zero", "upsample"))
-            steps.append({"site": f"block:{block}", "score": None, "keep": spec.patches,
-                          "reducer": {"name": "return", "fill": fill}})  # fmt: skip
+            steps.append(
+                {
+                    "site": f"block:{block}",
+                    "score": None,
+                    "keep": spec.patches,
+                    "reducer": {"name": "return", "fill": fill},
+                }
+            )
             at = Walk(spec, rng, head_file)
             continue
         steps.append(at.step(f"{place}:{block}"))
@@ -41,8 +65,12 @@ def random_schedule(spec: GridVit, rng: random.Random, head_file: HeadFile) -> d
         steps[rng.randrange(len(steps))][rng.choice(("site", "score", "reducer", "keep"))] = (
             rng.choice(ODD)
         )
-    model = {"tokens": spec.tokens, "prefix": spec.prefix, "patches": spec.patches,
-             "blocks": spec.depth}  # fmt: skip
+    model = {
+        "tokens": spec.tokens,
+        "prefix": spec.prefix,
+        "patches": spec.patches,
+        "blocks": spec.depth,
+    }
     return {"schema": 1, "method": "custom", "model": model, "reductions": steps}
 
 
@@ -82,8 +110,12 @@ class Walk:
                     break
         if place in ("attn", "block", "output"):
             self.count, self.grid = keep, after
-        return {"site": site, "score": _score(self.spec, rng, self.head_file),
-                "reducer": reducer, "keep": keep}  # fmt: skip
+        return {
+            "site": site,
+            "score": _score(self.spec, rng, self.head_file),
+            "reducer": reducer,
+            "keep": keep,
+        }
 
 
 def _others(document: dict[str, Any]) -> dict[str, Any]:
@@ -131,8 +163,12 @@ def _score(spec: GridVit, rng: random.Random, head_file: HeadFile, deep: int = 0
         return None
     score = rng.choice(SCORES)
     if rng.random() < 0.97:
-        have = {"cls": spec.prefix > 0 and spec.pool != "avg", "grid": spec.rows * spec.columns > 8,
-                "frames": spec.frames > 1, "probe": False}  # fmt: skip
+        have = {
+            "cls": spec.prefix > 0 and spec.pool != "avg",
+            "grid": spec.rows * spec.columns > 8,
+            "frames": spec.frames > 1,
+            "probe": False,
+        }
         scores = [s for s in SCORES if all(have[n] for n in s.needs(_defaults(s.parameters)))]
         score = rng.choice(scores)
     found: dict[str, Any] = {"name": score.name, **_values(score.parameters, rng)}
@@ -140,13 +176,18 @@ def _score(spec: GridVit, rng: random.Random, head_file: HeadFile, deep: int = 0
         found["file"] = head_file(spec.width, rng)
     if "terms" in score.parameters and (deep < 2 or rng.random() < 0.5):
         how = {"sum": ("weight", "norm"), "product": ("power",)}.get(score.name, ())
-        choices = {"weight": (1.0, -0.5, 0), "power": (1.0, 0.5, -1),
-                   "norm": ("none", "max", "minmax", "l2", "softmax")}  # fmt: skip
+        choices = {
+            "weight": (1.0, -0.5, 0),
+            "power": (1.0, 0.5, -1),
+            "norm": ("none", "max", "minmax", "l2", "softmax"),
+        }
         found["terms"] = [
-            {"score": _score(spec, rng, head_file, deep + 1),
-             **{k: rng.choice(choices[k]) for k in how if rng.random() < 0.5}}
+            {
+                "score": _score(spec, rng, head_file, deep + 1),
+                **{k: rng.choice(choices[k]) for k in how if rng.random() < 0.5},
+            }
             for _ in range(rng.randint(0 if rng.random() < 0.1 else 1, 3))
-        ]  # fmt: skip
+        ]
     if "score" in score.parameters and (deep < 2 or rng.random() < 0.5):
         found["score"] = _score(spec, rng, head_file, deep + 1)
     return found
@@ -166,8 +207,11 @@ def _value(parameter: Parameter, rng: random.Random) -> Any:
     if parameter.choices:
         return rng.choice(parameter.choices)
     sound: dict[type, tuple[Any, ...]] = {
-        int: (1, 2, 3, 4, 8), float: (0.0, 0.25, 0.5, 1, 2.0), bool: (True, False),
-        list: ([2, 2], [1, 2]), str: ("frames",),
-    }  # fmt: skip
+        int: (1, 2, 3, 4, 8),
+        float: (0.0, 0.25, 0.5, 1, 2.0),
+        bool: (True, False),
+        list: ([2, 2], [1, 2]),
+        str: ("frames",),
+    }
     values = sound.get(parameter.type, ODD)
     return rng.choice([v for v in values if not parameter.problem(v)] or values)

@@ -31,10 +31,8 @@ def insert_plain(d: Draft) -> str | None:
             q := d.make("QuantizeLinear", "@", half, d.constant(np.int8(0))),
             d.make("DequantizeLinear", q.output[0], half, d.constant(np.int8(0))),
         ],
-        "Random": lambda: [
-            r := d.make("RandomNormalLike", "@"), d.make("Add", "@", r.output[0])
-        ],
-    }  # fmt: skip
+        "Random": lambda: [r := d.make("RandomNormalLike", "@"), d.make("Add", "@", r.output[0])],
+    }
     what = d.rng.choice(list(chains))
     d.insert(edge, *chains[what]())
     return f"{edge[0].op_type} {edge[0].name}: {what}"
@@ -95,15 +93,21 @@ def in_loop(d: Draft) -> str | None:
         return None
     turn, going, state, after, still = (d.fresh("loop") for _ in range(5))
     body = helper.make_graph(
-        [helper.make_node("Identity", [state], [after]),
-         helper.make_node("Identity", [going], [still])],
+        [
+            helper.make_node("Identity", [state], [after]),
+            helper.make_node("Identity", [going], [still]),
+        ],
         "body",
-        [helper.make_tensor_value_info(turn, TensorProto.INT64, []),
-         helper.make_tensor_value_info(going, TensorProto.BOOL, []),
-         helper.make_tensor_value_info(state, TensorProto.FLOAT, None)],
-        [helper.make_tensor_value_info(still, TensorProto.BOOL, []),
-         helper.make_tensor_value_info(after, TensorProto.FLOAT, None)],
-    )  # fmt: skip
+        [
+            helper.make_tensor_value_info(turn, TensorProto.INT64, []),
+            helper.make_tensor_value_info(going, TensorProto.BOOL, []),
+            helper.make_tensor_value_info(state, TensorProto.FLOAT, None),
+        ],
+        [
+            helper.make_tensor_value_info(still, TensorProto.BOOL, []),
+            helper.make_tensor_value_info(after, TensorProto.FLOAT, None),
+        ],
+    )
     count, yes = d.constant(np.array(1)), d.constant(np.array(True))
     d.insert(edge, d.make("Loop", count, yes, "@", body=body))
     return f"{edge[0].op_type} {edge[0].name}"

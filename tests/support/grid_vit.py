@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from tcompile.vit_graph import GraphWriter, VitSpec, pool, prefix_tokens, random_weights
+from tcompile.models.onnx_vit import GraphWriter, VitSpec, pool, prefix_tokens, random_weights
 
 Array = np.ndarray[Any, Any]
 
@@ -60,9 +60,13 @@ def grid_vit(
         image, tall = writer.op("Reshape", image, shape), [1, *tall]
         writer.initializers[kernel] = np.asarray(weights[kernel])[:, :, None]
     embedded = writer.op(
-        "Conv", image, kernel, writer.weight("patch_embed.proj.bias"),
-        kernel_shape=tall, strides=tall,
-    )  # fmt: skip
+        "Conv",
+        image,
+        kernel,
+        writer.weight("patch_embed.proj.bias"),
+        kernel_shape=tall,
+        strides=tall,
+    )
     flat = writer.op("Reshape", embedded, writer.const([0, spec.width, spec.patches]))
     x = prefix_tokens(writer, spec, writer.op("Transpose", flat, perm=[0, 2, 1]), batch)
     x = writer.op("Add", x, writer.weight("pos_embed"))

@@ -13,8 +13,8 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort
 
 from tcompile import pipeline
 from tcompile.analysis.model import Analysis
-from tcompile.errors import InternalError, TcompileError
-from tcompile.ir import to_onnx
+from tcompile.core.errors import InternalError, TcompileError
+from tcompile.core.graph import to_onnx
 from tests.oracles.compare import MismatchError, infer
 from tests.oracles.dense_file import Arrays, InapplicableError, Tokens, feed_for
 from tests.oracles.masked import check_masked
@@ -22,9 +22,15 @@ from tests.oracles.several import Tower, check_towers
 
 #: What a file that ONNX Runtime cannot take raises there.
 BROKEN = (
-    ort.Fail, ort.InvalidArgument, ort.InvalidGraph, ort.InvalidProtobuf, ort.NotImplemented,
-    ort.RuntimeException, ort.NoSuchFile, ort.EPFail,
-)  # fmt: skip
+    ort.Fail,
+    ort.InvalidArgument,
+    ort.InvalidGraph,
+    ort.InvalidProtobuf,
+    ort.NotImplemented,
+    ort.RuntimeException,
+    ort.NoSuchFile,
+    ort.EPFail,
+)
 #: Normal form and source, relative to the output's largest magnitude.
 NORMAL = 1e-5
 

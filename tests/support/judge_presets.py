@@ -16,9 +16,9 @@ import onnx
 import onnxruntime
 
 from tcompile import pipeline
-from tcompile.ir import to_onnx
+from tcompile.core.graph import to_onnx
+from tcompile.core.schedule import Reduction, Schedule
 from tcompile.passes.reduce.reducers import filled_reducer, find_reducer, traits_of
-from tcompile.planning.schedule import Reduction, Schedule
 from tests.support.grid_vit import GridVit, forward
 
 Array = np.ndarray[Any, Any]

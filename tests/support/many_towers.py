@@ -79,9 +79,16 @@ class Encoder(nn.Module):
     """A small ViT: [B, 3, S, S] → its tokens after the last norm; `last` fixed ones at the end."""
 
     def __init__(
-        self, size: int = 32, patch: int = 8, width: int = 32, depth: int = 2, prefix: int = 1,
-        last: int = 0, heads: Sequence[int] = (2,), summed: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        size: int = 32,
+        patch: int = 8,
+        width: int = 32,
+        depth: int = 2,
+        prefix: int = 1,
+        last: int = 0,
+        heads: Sequence[int] = (2,),
+        summed: bool = False,
+    ) -> None:
         super().__init__()
         count = (size // patch) ** 2
         self.patches = range(prefix, prefix + count)
@@ -132,9 +139,12 @@ class One(Model):
     where `tokens`."""
 
     def __init__(
-        self, encoder: Encoder, head: nn.Linear | None = None, tokens: bool = False,
+        self,
+        encoder: Encoder,
+        head: nn.Linear | None = None,
+        tokens: bool = False,
         mean: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.encoder, self.head = encoder, head or nn.Linear(32, 5)
         self.tokens, self.mean = tokens, mean
@@ -231,8 +241,10 @@ class Stereo(Model):
     def forward(self, left: Tensor, right: Tensor, kept: Any = None) -> tuple[Tensor, ...]:
         kept = kept or {}
         a, b = self.encoder(left, kept.get("left")), self.encoder(right, kept.get("right"))
-        a, b = (a + self.across(self.norm(a), self.norm(b)),
-                b + self.back(self.norm(b), self.norm(a)))  # fmt: skip
+        a, b = (
+            a + self.across(self.norm(a), self.norm(b)),
+            b + self.back(self.norm(b), self.norm(a)),
+        )
         return a, b
 
 
@@ -373,9 +385,17 @@ def export(
         count = len(module(*images))
         names = [f"out{i}" for i in range(count)]
         free = {n: {0: "batch"} for n in [*inputs, *names]} if batch else None
-        torch.onnx.export(module, images, str(path), opset_version=opset, dynamo=False,
-                          input_names=list(inputs), output_names=names, dynamic_axes=free,
-                          **kw)  # fmt: skip
+        torch.onnx.export(
+            module,
+            images,
+            str(path),
+            opset_version=opset,
+            dynamo=False,
+            input_names=list(inputs),
+            output_names=names,
+            dynamic_axes=free,
+            **kw,
+        )
     return path
 
 
@@ -389,7 +409,7 @@ def images_of(module: nn.Module, batch: int = 1, seed: int = 0) -> dict[str, Ten
 def run(model: gs.Graph | onnx.ModelProto | Path, feed: Mapping[str, Tensor]) -> Arrays:
     """The outputs of a model in ONNX Runtime."""
     if isinstance(model, gs.Graph):
-        from tcompile.ir import to_onnx
+        from tcompile.core.graph import to_onnx
 
         model = to_onnx(model)
     source = str(model) if isinstance(model, Path) else model.SerializeToString()

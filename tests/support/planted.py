@@ -9,12 +9,12 @@ from math import ceil
 from pathlib import Path
 from tempfile import mkdtemp
 
+from tcompile.core.schedule import Schedule
+from tcompile.methods.method import Method, method_for
 from tcompile.passes.reduce import reduce_graph
 from tcompile.pipeline import Analysed, read, room_of
-from tcompile.planning.schedule import Schedule
-from tcompile.planning.solve.method import Method, method_for
 from tcompile.profiling.curve import Curve, Figure, StepCost
-from tcompile.profiling.cut import cut
+from tcompile.profiling.partition import cut
 from tcompile.profiling.profile import (
     Conditions,
     MeasuredProfile,
@@ -67,9 +67,13 @@ class Planted:
         return self.launch + self.each * before
 
     def profile(
-        self, given: Analysed, methods: Sequence[Method], *, kind: str = "measured",
+        self,
+        given: Analysed,
+        methods: Sequence[Method],
+        *,
+        kind: str = "measured",
         dense: bool = False,
-    ) -> Profile:  # fmt: skip
+    ) -> Profile:
         """With all that the model has under the methods.
 
         Args:
@@ -97,10 +101,14 @@ class Planted:
         steps = StepCost(tuple((n, n // 2, figure(self.step(n))) for n in counts))
         made = MeasuredProfile if kind == "measured" else ModelledProfile
         return made(
-            CONDITIONS, Subject(Path(given.source).name, shape.tokens, shape.prefix, shape.blocks),
-            stem, halves, heads, {m.key: steps for m in methods},
+            CONDITIONS,
+            Subject(Path(given.source).name, shape.tokens, shape.prefix, shape.blocks),
+            stem,
+            halves,
+            heads,
+            {m.key: steps for m in methods},
             figure(self.whole * self.dense(given)) if dense else None,
-        )  # fmt: skip
+        )
 
     def dense(self, given: Analysed) -> float:
         """ms of the dense model's parts."""

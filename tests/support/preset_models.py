@@ -14,13 +14,13 @@ import onnx
 import onnxruntime
 
 from tcompile import pipeline
-from tcompile.errors import UsageError
-from tcompile.ir import to_onnx
+from tcompile.core.errors import UsageError
+from tcompile.core.graph import to_onnx
+from tcompile.core.schedule import Schedule
+from tcompile.methods.presets import PRESETS, Preset
+from tcompile.models.onnx_vit import GraphWriter, VitSpec, build_vit, prefix_tokens, random_weights
 from tcompile.passes.lower import lower
-from tcompile.planning.presets import PRESETS, Preset
-from tcompile.planning.schedule import Schedule
 from tcompile.targets import load_target
-from tcompile.vit_graph import GraphWriter, VitSpec, build_vit, prefix_tokens, random_weights
 
 Array = np.ndarray[Any, Any]
 
@@ -38,9 +38,13 @@ def video_vit(spec: VitSpec, weights: Mapping[str, Array]) -> onnx.ModelProto:
     kernel = np.asarray(weights["patch_embed.proj.weight"])[:, :, None]
     writer.initializers["kernel"] = kernel
     embedded = writer.op(
-        "Conv", frames, "kernel", writer.weight("patch_embed.proj.bias"),
-        kernel_shape=[1, side, side], strides=[1, side, side],
-    )  # fmt: skip
+        "Conv",
+        frames,
+        "kernel",
+        writer.weight("patch_embed.proj.bias"),
+        kernel_shape=[1, side, side],
+        strides=[1, side, side],
+    )
     flat = writer.op("Reshape", embedded, writer.const([0, spec.width, spec.patches]))
     x = prefix_tokens(writer, spec, writer.op("Transpose", flat, perm=[0, 2, 1]), None)
     x = writer.op("Add", x, writer.weight("pos_embed"))

@@ -14,19 +14,30 @@ import onnx_graphsurgeon as gs
 import pytest
 
 from tcompile import pipeline
-from tcompile.planning.solve.method import Method, method_for
-from tcompile.profiling import stations
-from tcompile.profiling.cut import Part, subgraph
+from tcompile.core.save import save
+from tcompile.methods.method import Method, method_for
+from tcompile.models.onnx_vit import GraphWriter, patch_tokens, pool, prefix_tokens
+from tcompile.profiling import sessions as stations
+from tcompile.profiling.partition import Part, subgraph
 from tcompile.profiling.profile import Conditions
-from tcompile.saving import save
 from tcompile.targets.backends.ort import OrtRunner
-from tcompile.vit_graph import GraphWriter, patch_tokens, pool, prefix_tokens
 from tests.support.tiny_vit import VitSpec, random_weights, save_tiny_vit
 
 Array = np.ndarray[Any, Any]
 
-CONDITIONS = Conditions("fake", "a clock", "none", {"fake": "1"}, "fp32", 1, 1, "1 GHz", "15 W",
-                        "2026-01-02T03:04:05+00:00", "")  # fmt: skip
+CONDITIONS = Conditions(
+    "fake",
+    "a clock",
+    "none",
+    {"fake": "1"},
+    "fp32",
+    1,
+    1,
+    "1 GHz",
+    "15 W",
+    "2026-01-02T03:04:05+00:00",
+    "",
+)
 
 
 def tiny(folder: Path, spec: VitSpec | None = None, batch: int | None = 1) -> pipeline.Analysed:
@@ -68,8 +79,9 @@ class _Sided(GraphWriter):
         scores = self.op("Add", scores, self.bias)
         mixed = self.op("MatMul", self.op("Softmax", scores, axis=-1), v)
         joined = self.op("Transpose", mixed, perm=[0, 2, 1, 3])
-        return self.linear(self.op("Reshape", joined, self.const([0, tokens, width])),
-                           f"{name}.proj")  # fmt: skip
+        return self.linear(
+            self.op("Reshape", joined, self.const([0, tokens, width])), f"{name}.proj"
+        )
 
 
 def sided(folder: Path, spec: VitSpec | None = None, batch: int = 2) -> pipeline.Analysed:
@@ -156,11 +168,20 @@ def trtexec_times() -> list[dict[str, float]]:
     found = []
     for i in range(21):
         start, compute = 3.0 * i, 2.0 + 0.01 * i
-        found.append({
-            "startEnqMs": start, "endEnqMs": start + 0.1, "startH2dMs": start,
-            "endH2dMs": start + 0.2, "startComputeMs": start + 0.2,
-            "endComputeMs": start + 0.2 + compute, "startD2hMs": start + 0.2 + compute,
-            "endD2hMs": start + 0.3 + compute, "h2dMs": 0.2, "computeMs": compute, "d2hMs": 0.1,
-            "latencyMs": compute + 0.3,
-        })  # fmt: skip
+        found.append(
+            {
+                "startEnqMs": start,
+                "endEnqMs": start + 0.1,
+                "startH2dMs": start,
+                "endH2dMs": start + 0.2,
+                "startComputeMs": start + 0.2,
+                "endComputeMs": start + 0.2 + compute,
+                "startD2hMs": start + 0.2 + compute,
+                "endD2hMs": start + 0.3 + compute,
+                "h2dMs": 0.2,
+                "computeMs": compute,
+                "d2hMs": 0.1,
+                "latencyMs": compute + 0.3,
+            }
+        )
     return found

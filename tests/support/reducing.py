@@ -11,14 +11,14 @@ import onnx
 import onnx_graphsurgeon as gs
 import onnxruntime as ort
 
-from tcompile.ir import to_onnx
+from tcompile.core.graph import to_onnx
+from tcompile.core.schedule import Spec
 from tcompile.passes.lower.precision import to_fp16
 from tcompile.passes.normalize.infer import infer
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.reducers import Ask, ReducerInput, filled_reducer, find_reducer
 from tcompile.passes.reduce.segments import by_segment
-from tcompile.passes.reduce.stage import Stage
-from tcompile.planning.schedule import Spec
+from tcompile.passes.reduce.token_state import Stage
 from tcompile.plugins.spec import add_functions
 from tests.support.half import run_as_written
 
@@ -142,11 +142,22 @@ def reduced(
     core: Any = Keys(inputs["keys"], inputs.get("logits"))
     core.b = builder
     given = ReducerInput(
-        builder, inputs["x"], tokens.x.shape[2], inputs.get("score"), core,
-        Stage(tokens.count, **of_stage), tokens.prefix, tokens.suffix, total, keep, values,
-        grid=tokens.grid, whole=whole, beside=inputs.get("beside"),
+        builder,
+        inputs["x"],
+        tokens.x.shape[2],
+        inputs.get("score"),
+        core,
+        Stage(tokens.count, **of_stage),
+        tokens.prefix,
+        tokens.suffix,
+        total,
+        keep,
+        values,
+        grid=tokens.grid,
+        whole=whole,
+        beside=inputs.get("beside"),
         entered=lambda: inputs["entered" if "entered" in inputs else "x"],
-    )  # fmt: skip
+    )
     reducer = find_reducer(name)
     stream, after = by_segment(reducer, given, segments) if segments > 1 else reducer.run(given)
     assert after.count == keep

@@ -238,15 +238,36 @@ def last_of_cumsum(w: Writer) -> str:
 MEANS: Mapping[str, Spelling] = {
     f.__name__: f
     for f in (
-        sum_over_n, sum_times_inverse, inverse_first, divided_first,
-        sum_over_shape, sum_over_sliced_shape, sum_over_size, sum_over_ones, sum_over_expanded,
-        ones_matmul, averaging_matmul, matmul_from_the_right, matmul_with_a_vector,
-        einsum_over_n, einsum_with_weights, einsum_with_ones, grid_mean, pooled_sum,
-        mask_constant, mask_counted, mask_expanded,
-        mask_given, mask_of_integers, mask_of_truths, mask_multiplied,
-        average_pool, depthwise_conv, last_of_cumsum,
+        sum_over_n,
+        sum_times_inverse,
+        inverse_first,
+        divided_first,
+        sum_over_shape,
+        sum_over_sliced_shape,
+        sum_over_size,
+        sum_over_ones,
+        sum_over_expanded,
+        ones_matmul,
+        averaging_matmul,
+        matmul_from_the_right,
+        matmul_with_a_vector,
+        einsum_over_n,
+        einsum_with_weights,
+        einsum_with_ones,
+        grid_mean,
+        pooled_sum,
+        mask_constant,
+        mask_counted,
+        mask_expanded,
+        mask_given,
+        mask_of_integers,
+        mask_of_truths,
+        mask_multiplied,
+        average_pool,
+        depthwise_conv,
+        last_of_cumsum,
     )
-}  # fmt: skip
+}
 
 
 # ---- a variance with N - 1: x are the squares, the result [B, 1, C] ------------------------------
@@ -290,10 +311,15 @@ def length_over_root(w: Writer) -> str:
 SPREADS: Mapping[str, Spelling] = {
     f.__name__: f
     for f in (
-        scaled_mean, scaled_twice, sum_over_n_less_one, sum_over_shape_less_one,
-        sum_over_difference, ones_matmul_less_one, length_over_root,
+        scaled_mean,
+        scaled_twice,
+        sum_over_n_less_one,
+        sum_over_shape_less_one,
+        sum_over_difference,
+        ones_matmul_less_one,
+        length_over_root,
     )
-}  # fmt: skip
+}
 
 
 # ---- in a model ----------------------------------------------------------------------------------

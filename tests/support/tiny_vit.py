@@ -6,7 +6,7 @@ from pathlib import Path
 
 import onnx
 
-from tcompile.vit_graph import VitSpec, build_vit, random_weights
+from tcompile.models.onnx_vit import VitSpec, build_vit, random_weights
 
 __all__ = ["VitSpec", "build_vit", "random_weights", "save_tiny_vit"]
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from tcompile.extensions import find
+from tcompile.core.extensions import find
+from tcompile.core.parameters import filled
+from tcompile.core.schedule import Spec
 from tcompile.passes.reduce.reducers import (
     assign,
     bypass,
@@ -15,19 +17,17 @@ from tcompile.passes.reduce.reducers import (
     contextual,
     diverse,
     fuse,
-    giveback,
     lines,
     merge,
     neighbours,
     pool,
     propagate,
+    restore,
     soft,
     topk,
     windows,
 )
 from tcompile.passes.reduce.reducers.base import Ask, Reducer, ReducerInput, Trait
-from tcompile.planning.parameters import filled
-from tcompile.planning.schedule import Spec
 
 __all__ = [
     "REDUCERS",
@@ -48,7 +48,7 @@ REDUCERS: tuple[Reducer, ...] = (
     merge.REDUCER,
     bypass.REDUCER,
     chain.REDUCER,
-    giveback.REDUCER,
+    restore.REDUCER,
     assign.REDUCER,
     contextual.REDUCER,
     neighbours.REDUCER,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from tcompile.core.parameters import Parameter
 from tcompile.passes.reduce.reducers.base import Ask, Reducer, ReducerInput
 from tcompile.passes.reduce.reducers.common import (
     choose,
@@ -20,8 +21,7 @@ from tcompile.passes.reduce.reducers.common import (
 )
 from tcompile.passes.reduce.reducers.merge_combine import Groups
 from tcompile.passes.reduce.reducers.merge_edges import metric
-from tcompile.passes.reduce.stage import Stage
-from tcompile.planning.parameters import Parameter
+from tcompile.passes.reduce.token_state import Stage
 
 #: No size is less: its logarithm is added to logits.
 _LEAST = 1e-3
@@ -84,10 +84,14 @@ REDUCER = Reducer(
     {
         "metric": Parameter(str, "x", "what cosines are taken of", ("keys", "x")),
         "combine": Parameter(str, "mean", "what becomes of a centre", ("mean", "size_mean")),
-        "sizes": Parameter(str, "similarity", "what a centre counts for from here on",
-                           ("similarity", "sum", "none")),
+        "sizes": Parameter(
+            str,
+            "similarity",
+            "what a centre counts for from here on",
+            ("similarity", "sum", "none"),
+        ),
     },
     traits=frozenset({"merge"}),
     segments=True,
     problem=_problem,
-)  # fmt: skip
+)

@@ -7,7 +7,7 @@ import onnx_graphsurgeon as gs
 
 from tcompile.passes.reduce.reducers.base import Reducer, ReducerInput
 from tcompile.passes.reduce.reducers.common import choose
-from tcompile.passes.reduce.stage import Stage
+from tcompile.passes.reduce.token_state import Stage
 
 
 def bypass(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
@@ -21,8 +21,12 @@ def bypass(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
     first = b.slice(index, 1, 0, 1)
     zero = b.op("Sub", first, first, dtype=np.int64)
     nowhere = b.op("Add", zero, b.const(np.zeros((1, given.patches))), dtype=np.int64)
-    slots = b.op("Add", b.op("Sub", index, index, dtype=np.int64),
-                 b.const(np.arange(given.keep)), dtype=np.int64)  # fmt: skip
+    slots = b.op(
+        "Add",
+        b.op("Sub", index, index, dtype=np.int64),
+        b.const(np.arange(given.keep)),
+        dtype=np.int64,
+    )
     owner = b.op("ScatterElements", nowhere, index, slots, dtype=np.int64, axis=1)
     after = Stage(given.keep, index=index, local=index, owner=owner)
     return given.joined(kept, fp32=False), after

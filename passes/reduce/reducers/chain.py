@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import onnx_graphsurgeon as gs
 
-from tcompile.errors import UsageError
-from tcompile.passes.reduce.core import Core
+from tcompile.core.errors import UsageError
+from tcompile.core.parameters import Parameter
+from tcompile.passes.reduce.attention_view import Core
 from tcompile.passes.reduce.reducers.base import Ask, Reducer, ReducerInput
 from tcompile.passes.reduce.reducers.chain_steps import parts, problem, scores, steps_of
 from tcompile.passes.reduce.reducers.common import rows, take
-from tcompile.passes.reduce.stage import Stage
-from tcompile.planning.parameters import Parameter
+from tcompile.passes.reduce.token_state import Stage
 
 
 class _Left(Core):
@@ -77,8 +77,9 @@ def chain(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
         core, beside = _Left(current.core, current, after.local), current.beside
         if beside is not None:
             beside = _left(current, beside, after.local, fp32=False)
-        current = replace(given, x=stream, score=score, core=core, stage=after, fixed=None,
-                          beside=beside)  # fmt: skip
+        current = replace(
+            given, x=stream, score=score, core=core, stage=after, fixed=None, beside=beside
+        )
     raise UsageError("a chain without steps", where="schedule")
 
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tcompile.errors import UsageError
+from tcompile.core.errors import UsageError
+from tcompile.core.schedule import Spec, whole_number
 from tcompile.passes.reduce.reducers.base import Ask
-from tcompile.planning.schedule import Spec, whole_number
 
 #: How deep chains may be nested: who needs more has written a loop.
 _DEEPEST = 4
@@ -38,8 +38,9 @@ def steps_of(parameters: Mapping[str, Any]) -> list[Step]:
             score = _spec(own) if own else None
             found.append(Step(_spec(step["reducer"]), whole_number(step["keep"]), score))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UsageError(f"a step of a chain is {{reducer, keep, score}}, not {step!r}",
-                             where="schedule") from error  # fmt: skip
+            raise UsageError(
+                f"a step of a chain is {{reducer, keep, score}}, not {step!r}", where="schedule"
+            ) from error
     return found
 
 

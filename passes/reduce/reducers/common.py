@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from tcompile.errors import UsageError
+from tcompile.core.errors import UsageError
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.reducers.base import ReducerInput
-from tcompile.passes.reduce.stage import Stage
+from tcompile.passes.reduce.token_state import Stage
 
 #: TensorRT's TopK refuses a larger K (FACTS B.6).
 TOPK_LIMIT = 3840
@@ -81,8 +81,14 @@ def others(b: Builder, index: gs.Tensor, total: int, count: int) -> gs.Tensor:
 
 def ascending(b: Builder, key: gs.Tensor, count: int) -> list[gs.Variable]:
     """[B, count] i64 twice: the least of key [B, n] i64, ascending, and where they are."""
-    least, place = b.nodes("TopK", [b.cast(key, np.float32), [count]], [np.float32, np.int64],
-                           axis=-1, largest=0, sorted=1)  # fmt: skip
+    least, place = b.nodes(
+        "TopK",
+        [b.cast(key, np.float32), [count]],
+        [np.float32, np.int64],
+        axis=-1,
+        largest=0,
+        sorted=1,
+    )
     return [b.cast(least, np.int64), place]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from tcompile.core.parameters import Parameter
 from tcompile.passes.reduce.reducers.assign import closest
 from tcompile.passes.reduce.reducers.base import Ask, Reducer, ReducerInput
 from tcompile.passes.reduce.reducers.common import (
@@ -21,8 +22,7 @@ from tcompile.passes.reduce.reducers.common import (
     staying,
 )
 from tcompile.passes.reduce.reducers.merge_edges import metric
-from tcompile.passes.reduce.stage import Stage
-from tcompile.planning.parameters import Parameter
+from tcompile.passes.reduce.token_state import Stage
 
 
 def contextual(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
@@ -68,8 +68,10 @@ def _at(given: ReducerInput, index: gs.Tensor, places: np.ndarray) -> gs.Tensor:
 def _problem(ask: Ask) -> str:
     count = ask.parameters["contextual"]
     if ask.keep <= count:
-        return f"{ask.keep} tokens leave no dominant one beside {count} contextual ones: " \
-               f"contextual={ask.keep - 1} or less, or keep {count + 1} or more"  # fmt: skip
+        return (
+            f"{ask.keep} tokens leave no dominant one beside {count} contextual ones: "
+            f"contextual={ask.keep - 1} or less, or keep {count + 1} or more"
+        )
     return sorts(ask.keep, ask.count - ask.keep + count)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from tcompile.core.parameters import Parameter
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.reducers.base import Ask, Reducer, ReducerInput
 from tcompile.passes.reduce.reducers.common import (
@@ -24,8 +25,7 @@ from tcompile.passes.reduce.reducers.common import (
     staying,
 )
 from tcompile.passes.reduce.reducers.merge_edges import metric
-from tcompile.passes.reduce.stage import Stage
-from tcompile.planning.parameters import Parameter
+from tcompile.passes.reduce.token_state import Stage
 
 #: More rounds than this make a graph too long.
 _ROUNDS = 256
@@ -52,8 +52,9 @@ def diverse(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
 def _unlike(given: ReducerInput, important: int) -> gs.Tensor:
     """[B, K]: the important ones and those that are left of the others, ascending."""
     b, count = given.b, given.stage.count
-    _, order = b.nodes("TopK", [scored(given), [count]], [np.float32, np.int64],
-                       axis=-1, largest=1, sorted=1)  # fmt: skip
+    _, order = b.nodes(
+        "TopK", [scored(given), [count]], [np.float32, np.int64], axis=-1, largest=1, sorted=1
+    )
     left: gs.Tensor = b.slice(order, 1, important, None)
     features = rows(b, b.unit(metric(given)), left)
     size = count - important
@@ -74,8 +75,7 @@ def _alike(b: Builder, features: gs.Tensor, size: int, r: int) -> gs.Tensor:
     )
     cosine = b.op("MatMul", even, b.transpose(odd, [0, 2, 1]))
     nearest = b.reduce("Max", cosine, [2])
-    _, most = b.nodes("TopK", [nearest, [r]], [np.float32, np.int64],
-                      axis=-1, largest=1, sorted=1)  # fmt: skip
+    _, most = b.nodes("TopK", [nearest, [r]], [np.float32, np.int64], axis=-1, largest=1, sorted=1)
     return b.op("Mul", most, [2], dtype=np.int64)
 
 
@@ -100,8 +100,10 @@ def _problem(ask: Ask) -> str:
         return sorts(ask.keep)
     rounds = len(_drops(ask.parameters, ask.count, ask.keep))
     if rounds > _ROUNDS:
-        return f"{ask.count - ask.keep} tokens leave in {rounds} rounds, more than {_ROUNDS}; " \
-               "rounds=16 makes the steps larger"  # fmt: skip
+        return (
+            f"{ask.count - ask.keep} tokens leave in {rounds} rounds, more than {_ROUNDS}; "
+            "rounds=16 makes the steps larger"
+        )
     return sorts(ask.count)
 
 
@@ -109,11 +111,12 @@ REDUCER = Reducer(
     "diverse",
     diverse,
     {
-        "important": Parameter(float, 0.5, "share of the tokens kept for their score",
-                               least=0.0, most=1.0),
+        "important": Parameter(
+            float, 0.5, "share of the tokens kept for their score", least=0.0, most=1.0
+        ),
         "step": Parameter(int, 8, "tokens that leave in a round", least=1),
         "rounds": Parameter(int, None, "how many rounds, in place of step", least=1),
         "metric": Parameter(str, "x", "what cosines are taken of", ("keys", "x")),
     },
     problem=_problem,
-)  # fmt: skip
+)

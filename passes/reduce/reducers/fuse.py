@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from tcompile.core.parameters import Parameter
 from tcompile.passes.reduce.reducers.base import Ask, Reducer, ReducerInput
 from tcompile.passes.reduce.reducers.common import (
     TINY,
@@ -19,8 +20,7 @@ from tcompile.passes.reduce.reducers.common import (
     rows,
     take,
 )
-from tcompile.passes.reduce.stage import Stage
-from tcompile.planning.parameters import Parameter
+from tcompile.passes.reduce.token_state import Stage
 
 WEIGHTS = ("score", "normalised", "mean", "size")
 
@@ -94,8 +94,14 @@ def problem(ask: Ask) -> str:
 REDUCER = Reducer(
     "fuse",
     fuse,
-    {"weights": Parameter(str, "score", "what the others are weighted by in the one token that "
-                          "stands for them", WEIGHTS)},
+    {
+        "weights": Parameter(
+            str,
+            "score",
+            "what the others are weighted by in the one token that stands for them",
+            WEIGHTS,
+        )
+    },
     traits=frozenset({"fuse"}),
     problem=problem,
-)  # fmt: skip
+)

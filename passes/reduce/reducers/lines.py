@@ -8,19 +8,12 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from tcompile.core.parameters import Parameter
 from tcompile.passes.reduce.reducers.base import Ask, Grid, Reducer, ReducerInput
-from tcompile.passes.reduce.reducers.common import (
-    for_all,
-    numbers,
-    onehot,
-    others,
-    placed,
-    staying,
-)
+from tcompile.passes.reduce.reducers.common import for_all, numbers, onehot, others, placed, staying
 from tcompile.passes.reduce.reducers.grids import nearest, planes
 from tcompile.passes.reduce.reducers.lines_grid import Lines, axis_of, possible_counts
-from tcompile.passes.reduce.stage import Stage
-from tcompile.planning.parameters import Parameter
+from tcompile.passes.reduce.token_state import Stage
 
 
 def lines(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
@@ -72,9 +65,11 @@ def _problem(ask: Ask) -> str:
     if ask.keep in possible:
         return ""
     what = "whole rows or columns" if axis == "auto" else f"whole {axis}"
-    return f"{what} of a grid of {grid[1]} x {grid[2]} merge, up to half of them: " \
-           f"{nearest(sorted(possible), ask.keep)} of {ask.count} can stay, not " \
-           f"{ask.keep}"  # fmt: skip
+    return (
+        f"{what} of a grid of {grid[1]} x {grid[2]} merge, up to half of them: "
+        f"{nearest(sorted(possible), ask.keep)} of {ask.count} can stay, not "
+        f"{ask.keep}"
+    )
 
 
 def _grid(ask: Ask) -> Grid:
@@ -87,10 +82,16 @@ def _grid(ask: Ask) -> Grid:
 REDUCER = Reducer(
     "lines",
     lines,
-    {"axis": Parameter(str, "auto", "which lines merge; auto: those of the longer side that can, "
-                       "columns of a square", ("auto", "columns", "rows"))},
+    {
+        "axis": Parameter(
+            str,
+            "auto",
+            "which lines merge; auto: those of the longer side that can, columns of a square",
+            ("auto", "columns", "rows"),
+        )
+    },
     traits=frozenset({"merge"}),
     scored=False,
     problem=_problem,
     grid=_grid,
-)  # fmt: skip
+)

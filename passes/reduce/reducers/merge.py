@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from tcompile.errors import UsageError
+from tcompile.core.errors import UsageError
+from tcompile.core.parameters import Parameter
 from tcompile.passes.reduce.reducers.base import Reducer, ReducerInput
 from tcompile.passes.reduce.reducers.common import compose_owner, take
 from tcompile.passes.reduce.reducers.merge_alternate import alternate
@@ -22,8 +23,7 @@ from tcompile.passes.reduce.reducers.merge_edges import edges, metric
 from tcompile.passes.reduce.reducers.merge_limits import plain, problem
 from tcompile.passes.reduce.reducers.merge_match import match
 from tcompile.passes.reduce.reducers.merge_split import PARITIES, SORTED, SPLITS, shifted, sides
-from tcompile.passes.reduce.stage import Stage
-from tcompile.planning.parameters import Parameter
+from tcompile.passes.reduce.token_state import Stage
 
 
 def merge(given: ReducerInput) -> tuple[gs.Tensor, Stage]:

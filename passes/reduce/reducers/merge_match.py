@@ -38,8 +38,14 @@ def match(
     if not first:
         return later, last
     # [B, |B|]: where what is in each token of B is in the end.
-    ends = b.op("ScatterElements", other.at(b, numbers(b, back, other.count)), back, last,
-                dtype=np.int64, axis=1)  # fmt: skip
+    ends = b.op(
+        "ScatterElements",
+        other.at(b, numbers(b, back, other.count)),
+        back,
+        last,
+        dtype=np.int64,
+        axis=1,
+    )
     target = b.op("GatherElements", ends, partner, dtype=np.int64, axis=1)
     return b.concat([source, later], 1), b.concat([target, last], 1)
 

@@ -78,8 +78,9 @@ def sides(given: ReducerInput) -> tuple[Side, Side]:
         return Side(rest, len(rest)), Side(places, len(places))
     taken = 2 * r if split == "protected" else count
     assert given.score is not None
-    _, ranked = b.nodes("TopK", [given.score, [taken]], [np.float32, np.int64],
-                        axis=-1, largest=0, sorted=1)  # fmt: skip
+    _, ranked = b.nodes(
+        "TopK", [given.score, [taken]], [np.float32, np.int64], axis=-1, largest=0, sorted=1
+    )
     if split == "halves":
         half = count // 2
         return (

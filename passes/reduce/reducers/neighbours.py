@@ -8,12 +8,12 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from tcompile.core.parameters import Parameter
 from tcompile.passes.reduce.reducers.base import Ask, Reducer, ReducerInput
 from tcompile.passes.reduce.reducers.common import choose, rows, sorts
 from tcompile.passes.reduce.reducers.fuse import fused, problem, rest_token
 from tcompile.passes.reduce.reducers.merge_edges import metric
-from tcompile.passes.reduce.stage import Stage
-from tcompile.planning.parameters import Parameter
+from tcompile.passes.reduce.token_state import Stage
 
 #: Below every cosine: no token is its own neighbour.
 _FAR = -4.0
@@ -36,8 +36,9 @@ def neighbours(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
     itself = b.op("Equal", b.unsqueeze(index, 2), places, dtype=np.bool_)
     near = b.op("Where", itself, b.const([_FAR], np.float32), cosine)
     many = min(given.parameters["neighbours"], count - 1)
-    value, best = b.nodes("TopK", [near, [many]], [np.float32, np.int64],
-                          axis=-1, largest=1, sorted=1)  # fmt: skip
+    value, best = b.nodes(
+        "TopK", [near, [many]], [np.float32, np.int64], axis=-1, largest=1, sorted=1
+    )
     zero, one = b.const([0], np.float32), b.const([1], np.float32)
     ones = b.op("Add", b.op("Mul", value, zero), one)
     taken = b.op("ScatterElements", b.op("Mul", cosine, zero), best, ones, axis=2)
@@ -66,9 +67,13 @@ REDUCER = Reducer(
     neighbours,
     {
         "neighbours": Parameter(int, 32, "tokens that each one takes in", least=1),
-        "metric": Parameter(str, "joined", "what cosines are taken of; joined: all heads' keys",
-                            ("joined", "keys", "x")),
+        "metric": Parameter(
+            str,
+            "joined",
+            "what cosines are taken of; joined: all heads' keys",
+            ("joined", "keys", "x"),
+        ),
     },
     traits=frozenset({"fuse"}),
     problem=_problem,
-)  # fmt: skip
+)

@@ -10,11 +10,11 @@ from math import prod
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from tcompile.core.parameters import Parameter
 from tcompile.passes.reduce.reducers.base import Ask, Grid, Reducer, ReducerInput
 from tcompile.passes.reduce.reducers.common import for_all, staying
 from tcompile.passes.reduce.reducers.grids import nearest, planes
-from tcompile.passes.reduce.stage import Stage
-from tcompile.planning.parameters import Parameter
+from tcompile.passes.reduce.token_state import Stage
 
 
 def pool(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
@@ -45,8 +45,14 @@ def _means(given: ReducerInput, x: gs.Tensor, grid: Grid, width: int) -> gs.Tens
     b, side, (_, h, w) = given.b, given.parameters["side"], grid
     images = b.transpose(b.reshape(x, [-1, h, w, width]), [0, 3, 1, 2])
     # What is padded does not count.
-    pooled = b.op("AveragePool", images, kernel_shape=[side, side], strides=[side, side],
-                  pads=[0, 0, -h % side, -w % side], count_include_pad=0)  # fmt: skip
+    pooled = b.op(
+        "AveragePool",
+        images,
+        kernel_shape=[side, side],
+        strides=[side, side],
+        pads=[0, 0, -h % side, -w % side],
+        count_include_pad=0,
+    )
     return b.reshape(b.transpose(pooled, [0, 2, 3, 1]), [-1, given.keep, width])
 
 
@@ -70,8 +76,10 @@ def _problem(ask: Ask) -> str:
         return f"a cell of side {side} is larger than the grid of {grid[1]} x {grid[2]}"
     if ask.keep != prod(_smaller(grid, side)):
         choices = {prod(_smaller(grid, s)): s for s in range(max(grid[1:]), 1, -1)}
-        return f"cells of side {side} leave {prod(_smaller(grid, side))} tokens, not {ask.keep}; " \
-               f"sides of 2 or more can leave {nearest(sorted(choices), ask.keep)}"  # fmt: skip
+        return (
+            f"cells of side {side} leave {prod(_smaller(grid, side))} tokens, not {ask.keep}; "
+            f"sides of 2 or more can leave {nearest(sorted(choices), ask.keep)}"
+        )
     return ""
 
 

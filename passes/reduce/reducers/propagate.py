@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from tcompile.errors import UsageError
+from tcompile.core.errors import UsageError
+from tcompile.core.parameters import Parameter
 from tcompile.passes.reduce.reducers.base import Ask, Reducer, ReducerInput
 from tcompile.passes.reduce.reducers.common import choose, others, rows, sorts, staying
 from tcompile.passes.reduce.reducers.grids import beside, planes
-from tcompile.passes.reduce.stage import Stage
-from tcompile.planning.parameters import Parameter
+from tcompile.passes.reduce.token_state import Stage
 
 #: Where a stage keeps the graph of its tokens, so that it need not be made again.
 _GRAPH = "propagate/graph"
@@ -77,8 +77,14 @@ def _graph(given: ReducerInput) -> gs.Tensor:
     # No token is its own neighbour: 4 is beyond every cosine.
     alike = b.op("Sub", cosine, b.const(4 * np.eye(count)[None], np.float32))
     zero, one = b.const([0], np.float32), b.const([1], np.float32)
-    value, best = b.nodes("TopK", [alike, [min(parameters["semantic"], count - 1)]],
-                          [np.float32, np.int64], axis=-1, largest=1, sorted=1)  # fmt: skip
+    value, best = b.nodes(
+        "TopK",
+        [alike, [min(parameters["semantic"], count - 1)]],
+        [np.float32, np.int64],
+        axis=-1,
+        largest=1,
+        sorted=1,
+    )
     ones = b.op("Add", b.op("Mul", value, zero), one)
     near = b.op("ScatterElements", b.op("Mul", cosine, zero), best, ones, axis=2)
     spatial = beside(planes(given.whole, count), parameters["neighbours"])

@@ -41,8 +41,9 @@ def chosen(given: ReducerInput) -> gs.Tensor:
 def _rows(given: ReducerInput, grid: Grid) -> gs.Tensor:
     b, wide = given.b, grid[2]
     each = b.reshape(scored(given), [0, grid[0] * grid[1], wide])
-    best = b.call("TcTopKTokens", b.reduce("Sum", each, [2]), dtypes=[np.int64],
-                  k=given.keep // wide)[0]  # fmt: skip
+    best = b.call(
+        "TcTopKTokens", b.reduce("Sum", each, [2]), dtypes=[np.int64], k=given.keep // wide
+    )[0]
     first = b.unsqueeze(b.op("Mul", best, [wide], dtype=np.int64), 2)
     index = b.op("Add", first, b.const(np.arange(wide).reshape(1, 1, -1)), dtype=np.int64)
     return b.reshape(index, [0, given.keep])
@@ -52,8 +53,14 @@ def _each(given: ReducerInput, table: np.ndarray, count: int) -> gs.Tensor:
     """[B, count] i64: the best of each row of the table [n, m], count/n of them."""
     b, (n, m) = given.b, table.shape
     lined = b.op("Gather", scored(given), b.const(table.reshape(-1)), axis=1)
-    _, best = b.nodes("TopK", [b.reshape(lined, [0, n, m]), [count // n]], [np.float32, np.int64],
-                      axis=-1, largest=1, sorted=1)  # fmt: skip
+    _, best = b.nodes(
+        "TopK",
+        [b.reshape(lined, [0, n, m]), [count // n]],
+        [np.float32, np.int64],
+        axis=-1,
+        largest=1,
+        sorted=1,
+    )
     place = b.op("Add", best, b.const(m * np.arange(n).reshape(1, -1, 1)), dtype=np.int64)
     index = b.op("Gather", b.const(table.reshape(-1)), place, dtype=np.int64, axis=0)
     return b.reshape(index, [0, count])
@@ -87,11 +94,14 @@ def problem(ask: Ask) -> str:
         return f'within is [rows, columns] of a window or "frames", not {within!r}'
     high, wide = within
     if not grid or grid[1] % high or grid[2] % wide:
-        return f"windows of {high} x {wide} do not tile what these tokens are: " \
-               f"{' x '.join(map(str, ask.grid)) or 'no grid'}"  # fmt: skip
+        return (
+            f"windows of {high} x {wide} do not tile what these tokens are: "
+            f"{' x '.join(map(str, ask.grid)) or 'no grid'}"
+        )
     windows = len(cells(grid, high, wide))
-    return _steps(ask, 0, windows, f"as many tokens are kept of each of {windows} windows") \
-        or sorts(ask.keep)  # fmt: skip
+    return _steps(
+        ask, 0, windows, f"as many tokens are kept of each of {windows} windows"
+    ) or sorts(ask.keep)
 
 
 def _side(n: object) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from tcompile.core.parameters import Parameter
 from tcompile.passes.reduce.reducers.base import Ask, Reducer, ReducerInput
 from tcompile.passes.reduce.reducers.common import (
     choose,
@@ -19,8 +20,7 @@ from tcompile.passes.reduce.reducers.common import (
     sorts,
     staying,
 )
-from tcompile.passes.reduce.stage import Stage
-from tcompile.planning.parameters import Parameter
+from tcompile.passes.reduce.token_state import Stage
 
 
 def soft(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
@@ -41,8 +41,9 @@ def soft(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
     logits = b.reduce("Mean", given.core.logits(), [1])
     logits = given.of_patches(b.transpose(given.of_patches(logits), [0, 2, 1]))
     edges = rows(b, b.transpose(rows(b, logits, kept), [0, 2, 1]), gone)
-    value, best = b.nodes("TopK", [edges, [targets]], [np.float32, np.int64],
-                          axis=-1, largest=1, sorted=1)  # fmt: skip
+    value, best = b.nodes(
+        "TopK", [edges, [targets]], [np.float32, np.int64], axis=-1, largest=1, sorted=1
+    )
     share = b.op("Softmax", value, axis=-1)
     slots = [b.squeeze(b.slice(best, 2, i, i + 1), 2) for i in range(targets)]
     weight: gs.Tensor | None = None

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from tcompile.core.parameters import Parameter
 from tcompile.passes.reduce.reducers.base import Ask, Grid, Reducer, ReducerInput
 from tcompile.passes.reduce.reducers.common import compose_owner, staying, take
 from tcompile.passes.reduce.reducers.quota import chosen, problem
-from tcompile.passes.reduce.stage import Stage
-from tcompile.planning.parameters import Parameter
+from tcompile.passes.reduce.token_state import Stage
 
 
 def topk(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
@@ -58,15 +58,17 @@ def _in_groups(given: ReducerInput, table: np.ndarray) -> tuple[gs.Tensor, Stage
     kept_groups = given.keep // size
     means = b.reduce("Mean", b.reshape(score, [0, groups, size]), [2])
     chosen = b.call("TcTopKTokens", means, dtypes=[np.int64], k=kept_groups)[0]
-    index = b.reshape(b.op("Gather", b.const(table), chosen, dtype=np.int64, axis=0),
-                      [0, given.keep])  # fmt: skip
+    index = b.reshape(
+        b.op("Gather", b.const(table), chosen, dtype=np.int64, axis=0), [0, given.keep]
+    )
     kept = b.call("TcGatherTokens", patches, index, dtypes=[given.x.dtype], fp32=False)[0]
 
     # A group that leaves belongs to the kept one whose mean is nearest.
     members = b.reshape(lined, [0, groups, size, given.width])
     slots = b.const(np.arange(kept_groups))
-    nearest = b.call("TcNearestTokens", b.reduce("Mean", members, [2]), chosen, slots,
-                     dtypes=[np.int64])[0]  # fmt: skip
+    nearest = b.call(
+        "TcNearestTokens", b.reduce("Mean", members, [2]), chosen, slots, dtypes=[np.int64]
+    )[0]
     group_owner = compose_owner(b, before.group_owner, nearest)
     after = Stage(
         given.keep,
@@ -84,8 +86,9 @@ def _owner(given: ReducerInput, group_owner: gs.Tensor, size: int) -> gs.Tensor:
     assert given.table is not None
     b, place = given.b, np.argsort(given.table.reshape(-1))
     group = b.op("Gather", group_owner, b.const(place // size), dtype=np.int64, axis=1)
-    return b.op("Add", b.op("Mul", group, [size], dtype=np.int64), b.const(place % size),
-                dtype=np.int64)  # fmt: skip
+    return b.op(
+        "Add", b.op("Mul", group, [size], dtype=np.int64), b.const(place % size), dtype=np.int64
+    )
 
 
 def _grid(ask: Ask) -> Grid:
@@ -105,12 +108,16 @@ REDUCER = Reducer(
     topk,
     {
         "unit": Parameter(str, "token", "what leaves", ("token", "row")),
-        "within": Parameter(object, None, "[rows, columns] of windows that all keep as many; or "
-                            "frames: three of every four do, the first stays whole"),
+        "within": Parameter(
+            object,
+            None,
+            "[rows, columns] of windows that all keep as many; or "
+            "frames: three of every four do, the first stays whole",
+        ),
     },
     groups=True,
     segments=True,
     problem=problem,
     grid=_grid,
     by=_by,
-)  # fmt: skip
+)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from tcompile.core.parameters import Parameter
 from tcompile.passes.reduce.reducers.base import Ask, Reducer, ReducerInput
 from tcompile.passes.reduce.reducers.common import (
     for_all,
@@ -21,8 +22,7 @@ from tcompile.passes.reduce.reducers.common import (
 )
 from tcompile.passes.reduce.reducers.grids import cells, nearest, planes
 from tcompile.passes.reduce.reducers.merge_edges import metric
-from tcompile.passes.reduce.stage import Stage
-from tcompile.planning.parameters import Parameter
+from tcompile.passes.reduce.token_state import Stage
 
 
 def windows(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
@@ -46,8 +46,12 @@ def windows(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
         size = for_all(given, np.ones(count), np.float32)
     merged, total = _means(given, patches, size, table, chosen)
 
-    slot = b.op("Add", b.op("Mul", members, [0], dtype=np.int64),
-                b.const(np.arange(merges).reshape(1, -1, 1)), dtype=np.int64)  # fmt: skip
+    slot = b.op(
+        "Add",
+        b.op("Mul", members, [0], dtype=np.int64),
+        b.const(np.arange(merges).reshape(1, -1, 1)),
+        dtype=np.int64,
+    )
     into = (taken, b.reshape(slot, [0, merges * side * side]))
     left = given.keep - merges
     if not left:
@@ -102,9 +106,11 @@ def _problem(ask: Ask) -> str:
     each, most = side * side - 1, len(cells(grid, side, side))
     possible = [ask.count - each * r for r in range(most, 0, -1)]
     if ask.keep not in possible:
-        return f"up to {most} windows of {side} x {side} can merge, {each} tokens leaving with " \
-               f"each: {nearest(possible, ask.keep)} of {ask.count} tokens can stay, not " \
-               f"{ask.keep}"  # fmt: skip
+        return (
+            f"up to {most} windows of {side} x {side} can merge, {each} tokens leaving with "
+            f"each: {nearest(possible, ask.keep)} of {ask.count} tokens can stay, not "
+            f"{ask.keep}"
+        )
     return sorts(ask.keep)
 
 

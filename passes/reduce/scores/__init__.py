@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from tcompile.errors import UsageError
-from tcompile.extensions import find
+from tcompile.core.errors import UsageError
+from tcompile.core.extensions import find
+from tcompile.core.parameters import filled
+from tcompile.core.schedule import Spec
 from tcompile.passes.reduce.scores import (
     attn,
     cls,
@@ -28,8 +30,6 @@ from tcompile.passes.reduce.scores import (
     window_penalty,
 )
 from tcompile.passes.reduce.scores.base import Score, ScoreInput
-from tcompile.planning.parameters import filled
-from tcompile.planning.schedule import Spec
 
 __all__ = ["SCORES", "Score", "ScoreInput", "filled_score", "find_score", "leaves"]
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import onnx_graphsurgeon as gs
 
+from tcompile.core.parameters import Parameters
+from tcompile.core.schedule import Spec
+from tcompile.passes.reduce.attention_view import Core
 from tcompile.passes.reduce.builder import Builder
-from tcompile.passes.reduce.core import Core
-from tcompile.passes.reduce.stage import Stage
-from tcompile.planning.parameters import Parameters
-from tcompile.planning.schedule import Spec
+from tcompile.passes.reduce.token_state import Stage
 
 
 @dataclass(frozen=True)

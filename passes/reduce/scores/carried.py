@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from tcompile.errors import UsageError
+from tcompile.core.errors import UsageError
 from tcompile.passes.reduce.scores.base import ScoreInput, Seen
-from tcompile.passes.reduce.stage import Stage
+from tcompile.passes.reduce.token_state import Stage
 
 One = Callable[[ScoreInput], gs.Tensor]
 Combine = Callable[[gs.Tensor, gs.Tensor], gs.Tensor]
@@ -49,15 +49,18 @@ def over(given: ScoreInput, blocks: Sequence[Seen], one: One, combine: Combine) 
     b, total, place = given.b, None, 0
     if not blocks:
         raise UsageError(
-            "no block before has an attention that could be read", where="schedule",
+            "no block before has an attention that could be read",
+            where="schedule",
             hint="use a later site, or the block's own attention only",
-        )  # fmt: skip
+        )
     for seen in blocks:
         if seen.core.attention.columns != given.core.attention.columns:
             raise UsageError(
                 f"the attention '{seen.core.node.name}' of a block before is not over the same "
-                "tokens as the site's own", where="schedule", hint="use source=this",
-            )  # fmt: skip
+                "tokens as the site's own",
+                where="schedule",
+                hint="use source=this",
+            )
         inner = replace(given, core=seen.core, count=given.stages[seen.number].count)
         new = one(inner)
         if seen.through is None:

@@ -7,11 +7,11 @@ from math import sqrt
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from tcompile.errors import UsageError
+from tcompile.core.errors import UsageError
+from tcompile.core.parameters import Parameter
 from tcompile.passes.reduce.scores.base import Score, ScoreInput
 from tcompile.passes.reduce.scores.carried import over, previous
 from tcompile.passes.reduce.scores.common import AGGREGATIONS, divided
-from tcompile.planning.parameters import Parameter
 
 
 def cls(given: ScoreInput) -> gs.Tensor:
@@ -74,8 +74,9 @@ def _attention(given: ScoreInput) -> gs.Tensor:
     if p["heads"] == "each":
         return _mean(given, core.logits(places) if p["softmax"] == "pre" else core.rows(places))
     if p["weight"] == "context":
-        raise UsageError("weight=context weighs heads, and heads=joined has one",
-                         where="schedule, score 'cls'")  # fmt: skip
+        raise UsageError(
+            "weight=context weighs heads, and heads=joined has one", where="schedule, score 'cls'"
+        )
     whole = b.reduce("Sum", core.logits(places), [1], 1)
     whole = b.op("Mul", whole, b.const([1 / sqrt(core.attention.heads)], np.float32))
     return _mean(given, whole if p["softmax"] == "pre" else b.op("Softmax", whole, axis=-1))

@@ -6,11 +6,11 @@ from math import isqrt
 
 import onnx_graphsurgeon as gs
 
-from tcompile.errors import UsageError
+from tcompile.core.errors import UsageError
+from tcompile.core.parameters import Parameter
 from tcompile.passes.reduce.scores.base import Score, ScoreInput
 from tcompile.passes.reduce.scores.carried import over
 from tcompile.passes.reduce.scores.common import AGGREGATIONS
-from tcompile.planning.parameters import Parameter
 
 
 def colsum(given: ScoreInput) -> gs.Tensor:
@@ -41,8 +41,10 @@ def _one(given: ScoreInput) -> gs.Tensor:
     b, p = given.b, given.parameters
     agg, which = AGGREGATIONS[p["agg"]], p["queries"]
     if p["diagonal"] and which == "strided":
-        raise UsageError("diagonal=true needs the row of every patch: queries=all or patches",
-                         where="schedule, score 'colsum'")  # fmt: skip
+        raise UsageError(
+            "diagonal=true needs the row of every patch: queries=all or patches",
+            where="schedule, score 'colsum'",
+        )
     positions = None
     if which != "all":
         places = strided(given.count, p["m"]) if which == "strided" else range(given.count)

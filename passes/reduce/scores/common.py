@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from tcompile.errors import UsageError
+from tcompile.core.errors import UsageError
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.scores.base import ScoreInput
 

@@ -8,16 +8,10 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from tcompile.core.parameters import Parameter
 from tcompile.passes.reduce.scores.base import Score, ScoreInput
 from tcompile.passes.reduce.scores.colsum import strided
-from tcompile.passes.reduce.scores.common import (
-    ALWAYS,
-    metric,
-    reads_keys,
-    whole_grid,
-    windows,
-)
-from tcompile.planning.parameters import Parameter
+from tcompile.passes.reduce.scores.common import ALWAYS, metric, reads_keys, whole_grid, windows
 
 
 def dup(given: ScoreInput) -> gs.Tensor:
@@ -56,8 +50,12 @@ def _to_few(given: ScoreInput) -> gs.Tensor:
         few = b.call("TcGatherTokens", of, index, dtypes=[np.float32])[0]
         all_places = b.const(np.arange(given.count)[None, None])
         same = b.op("Equal", b.unsqueeze(index, 2), all_places, dtype=np.bool_)
-        chosen = b.op("Greater", b.reduce("Sum", b.cast(same, np.float32), [1]),
-                      b.const([0], np.float32), dtype=np.bool_)  # fmt: skip
+        chosen = b.op(
+            "Greater",
+            b.reduce("Sum", b.cast(same, np.float32), [1]),
+            b.const([0], np.float32),
+            dtype=np.bool_,
+        )
     cosine = b.op("MatMul", of, b.transpose(few, [0, 2, 1]))
     score = b.op("Neg", b.reduce(_agg(given), cosine, [2]))
     return b.op("Where", chosen, b.const([ALWAYS], np.float32), score)
@@ -91,8 +89,9 @@ def _between_frames(given: ScoreInput) -> gs.Tensor:
     at = (before[:, None] * (h * w) + place).reshape(-1)
     cosine = b.reduce("Sum", b.op("Mul", of, b.op("Gather", of, b.const(at), axis=1)), [2])
     first = np.repeat(frame % 4 == 0, h * w)[None]
-    return b.op("Where", b.const(first, np.bool_), b.const([ALWAYS], np.float32),
-                b.op("Neg", cosine))  # fmt: skip
+    return b.op(
+        "Where", b.const(first, np.bool_), b.const([ALWAYS], np.float32), b.op("Neg", cosine)
+    )
 
 
 def _needs(parameters: Mapping[str, Any]) -> tuple[str, ...]:

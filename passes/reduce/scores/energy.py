@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from tcompile.core.parameters import Parameter
 from tcompile.passes.reduce.scores.base import Score, ScoreInput
 from tcompile.passes.reduce.scores.common import metric, reads_keys
-from tcompile.planning.parameters import Parameter
 
 
 def energy(given: ScoreInput) -> gs.Tensor:

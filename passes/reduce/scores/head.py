@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from tcompile.errors import UsageError
+from tcompile.core.errors import UsageError
+from tcompile.core.parameters import Parameter
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.scores.base import Score, ScoreInput
-from tcompile.planning.parameters import Parameter
 
 #: Bytes that the weights may have.
 _MOST = 256 * 2**20
@@ -79,8 +79,9 @@ def layers(weights: Weights, keep: int) -> list[tuple[np.ndarray[Any, Any], np.n
         if weight.ndim != 2 or bias.shape != weight.shape[:1]:
             raise _wrong(f"{i}.weight and {i}.bias are not [out, in] and [out]", None)
         if found and weight.shape[1] != len(found[-1][1]):
-            raise _wrong(f"{i}.weight takes {weight.shape[1]} channels of {len(found[-1][1])}",
-                         None)  # fmt: skip
+            raise _wrong(
+                f"{i}.weight takes {weight.shape[1]} channels of {len(found[-1][1])}", None
+            )
         found.append((weight, bias))
     known = {f"{i}.{kind}" for i in range(len(found)) for kind in ("weight", "bias")}
     strange = set(weights) - known - {"norm.weight", "norm.bias"}

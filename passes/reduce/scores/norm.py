@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import onnx_graphsurgeon as gs
 
+from tcompile.core.parameters import Parameter
 from tcompile.passes.reduce.scores.base import Score, ScoreInput
-from tcompile.planning.parameters import Parameter
 
 
 def norm(given: ScoreInput) -> gs.Tensor:
@@ -23,9 +23,6 @@ def norm(given: ScoreInput) -> gs.Tensor:
 SCORE = Score(
     "norm",
     norm,
-    {
-        "of": Parameter(str, "x", "f", ("x", "k", "v")),
-        "p": Parameter(int, 2, "which norm", (1, 2)),
-    },
+    {"of": Parameter(str, "x", "f", ("x", "k", "v")), "p": Parameter(int, 2, "which norm", (1, 2))},
     attention=lambda p: bool(p["of"] != "x"),
 )

@@ -7,9 +7,9 @@ from math import sqrt
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from tcompile.core.parameters import Parameter
 from tcompile.passes.reduce.scores.base import Score, ScoreInput
 from tcompile.passes.reduce.scores.common import divided
-from tcompile.planning.parameters import Parameter
 
 
 def pagerank(given: ScoreInput) -> gs.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_graphsurgeon as gs
 
-from tcompile.errors import UsageError
+from tcompile.core.errors import UsageError
 from tcompile.passes.reduce.scores.base import Score, ScoreInput
 
 
@@ -16,8 +16,11 @@ def probe(given: ScoreInput) -> gs.Tensor:
     softmax runs over all tokens, prefix included. Costs one K projection, 2·N·C² operations.
     """
     if given.probe is None:
-        raise UsageError("score 'probe' needs a learned query that pools the tokens behind the "
-                         "last block, which this model has not", where="schedule")  # fmt: skip
+        raise UsageError(
+            "score 'probe' needs a learned query that pools the tokens behind the "
+            "last block, which this model has not",
+            where="schedule",
+        )
     return given.of_patches(given.probe(given.x))
 
 

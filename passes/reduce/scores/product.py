@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from tcompile.core.parameters import Parameter
+from tcompile.core.schedule import Spec
 from tcompile.passes.reduce.scores.base import Score, ScoreInput
 from tcompile.passes.reduce.scores.common import TINY
 from tcompile.passes.reduce.scores.terms import Term, scored, terms
-from tcompile.planning.parameters import Parameter
-from tcompile.planning.schedule import Spec
 
 #: e^±80 are the last powers of e that fp32 holds with room to spare.
 _MOST = 80.0

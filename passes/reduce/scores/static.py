@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from tcompile.core.parameters import Parameter
 from tcompile.passes.reduce.scores.base import Score, ScoreInput
 from tcompile.passes.reduce.scores.carried import at_site
 from tcompile.passes.reduce.scores.colsum import strided
 from tcompile.passes.reduce.scores.common import whole_grid
-from tcompile.planning.parameters import Parameter
 
 Array = np.ndarray[Any, Any]
 

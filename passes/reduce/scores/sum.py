@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from tcompile.core.parameters import Parameter
+from tcompile.core.schedule import Spec
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.scores.base import Score, ScoreInput
 from tcompile.passes.reduce.scores.common import divided
 from tcompile.passes.reduce.scores.terms import Term, scored, terms
-from tcompile.planning.parameters import Parameter
-from tcompile.planning.schedule import Spec
 
 NORMS = ("none", "max", "minmax", "l2", "softmax")
 

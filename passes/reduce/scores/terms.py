@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from tcompile.errors import UsageError
-from tcompile.ir import is_const, value
+from tcompile.core.errors import UsageError
+from tcompile.core.graph import is_const, value
+from tcompile.core.schedule import Spec
 from tcompile.passes.reduce.scores.base import ScoreInput
-from tcompile.planning.schedule import Spec
 
 #: The most terms that a combiner takes.
 MOST = 16

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from tcompile.errors import UsageError
+from tcompile.core.errors import UsageError
+from tcompile.core.parameters import Parameter
+from tcompile.core.schedule import Spec
 from tcompile.passes.reduce.scores.base import Score, ScoreInput
 from tcompile.passes.reduce.scores.carried import at_site
 from tcompile.passes.reduce.scores.common import whole_grid, windows
 from tcompile.passes.reduce.scores.terms import part, scored
-from tcompile.planning.parameters import Parameter
-from tcompile.planning.schedule import Spec
 
 #: Above any score: no token is there.
 _NONE = 1e30
@@ -32,8 +32,11 @@ def window_penalty(given: ScoreInput) -> gs.Tensor:
     score = scored(given, _part(p))
     stage = at_site(given)
     if not stage.positioned:
-        raise UsageError("score 'window_penalty' needs a place in the grid for every token",
-                         where="schedule", hint="use a reducer that fuses none")  # fmt: skip
+        raise UsageError(
+            "score 'window_penalty' needs a place in the grid for every token",
+            where="schedule",
+            hint="use a reducer that fuses none",
+        )
     total = prod(given.grid)
     table = windows(whole_grid(given, "window_penalty", given.patches), p["side"])
     whole = score
@@ -59,8 +62,9 @@ def window_penalty(given: ScoreInput) -> gs.Tensor:
         worst = b.op("Greater", flag, b.const([0.5], np.float32), dtype=np.bool_)
     negative = b.op("Less", score, b.const([0], np.float32), dtype=np.bool_)
     factor = float(p["factor"])
-    scale = b.op("Where", negative, b.const([factor], np.float32),
-                 b.const([1 / factor], np.float32))  # fmt: skip
+    scale = b.op(
+        "Where", negative, b.const([factor], np.float32), b.const([1 / factor], np.float32)
+    )
     return b.op("Where", worst, b.op("Mul", score, scale), score)
 
 

@@ -1,11 +1,11 @@
 """What a step loses: measured on images, or from the attention of one dense pass."""
 
+from tcompile.planning.losses.attention_mass import attention_losses
 from tcompile.planning.losses.base import Kind, Progress, SiteLosses
 from tcompile.planning.losses.cache import cached_losses, losses_key
 from tcompile.planning.losses.data import Calibration, read_calibration, split
 from tcompile.planning.losses.distance import distance, unit
 from tcompile.planning.losses.drop import Drop, images_needed, measure_drop
-from tcompile.planning.losses.mass import attention_losses
 from tcompile.planning.losses.sensitivity import measured_losses
 
 __all__ = [

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from tcompile.errors import UsageError
+from tcompile.core.errors import UsageError
 from tcompile.planning.losses.curves import Curve
 from tcompile.planning.optimise.tables import Floats, SiteRule, StepFunction
 
@@ -59,8 +59,9 @@ class SiteLosses:
 
     def __post_init__(self) -> None:
         if not self.at or list(self.counts) != sorted(set(self.counts)) or len(self.counts) < 2:
-            raise UsageError("needs sites, and counts that ascend to the model's own",
-                             where="losses")  # fmt: skip
+            raise UsageError(
+                "needs sites, and counts that ascend to the model's own", where="losses"
+            )
         if not 0 <= self.prefix < self.counts[0]:
             raise UsageError("every count must exceed the prefix tokens", where="losses")
         if self.kind not in ("calibrated", "attention"):
@@ -143,13 +144,18 @@ class SiteLosses:
                 raise UsageError(f"schema {document['schema']} is not {SCHEMA}", where=where)
             at = {str(s): tuple(map(float, v)) for s, v in document["at"].items()}
             return SiteLosses(
-                tuple(map(int, document["counts"])), at,
-                blocks=int(document["blocks"]), prefix=int(document["prefix"]),
-                unit=str(document["unit"]), kind=document["kind"],
-                images=int(document["images"]), seed=int(document["seed"]),
-                source=str(document["source"]), composition=document["composition"],
+                tuple(map(int, document["counts"])),
+                at,
+                blocks=int(document["blocks"]),
+                prefix=int(document["prefix"]),
+                unit=str(document["unit"]),
+                kind=document["kind"],
+                images=int(document["images"]),
+                seed=int(document["seed"]),
+                source=str(document["source"]),
+                composition=document["composition"],
                 notes=tuple(map(str, document.get("notes", ()))),
-            )  # fmt: skip
+            )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise UsageError(f"not losses: {type(error).__name__} {error}", where=where) from error
 

@@ -91,6 +91,7 @@ def mean_at_most(values: npt.ArrayLike, alpha: float) -> float:
     q = -student_quantile(1 - alpha, n - 1) / math.sqrt(n)
     if abs(skew) < 1e-6:
         return mean - deviation * q
-    root = math.copysign(abs(1 + skew * (q - skew / (6 * n))) ** (1 / 3),
-                         1 + skew * (q - skew / (6 * n)))  # fmt: skip
+    root = math.copysign(
+        abs(1 + skew * (q - skew / (6 * n))) ** (1 / 3), 1 + skew * (q - skew / (6 * n))
+    )
     return mean - deviation * 3 / skew * (root - 1)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tcompile._version import __version__
-from tcompile.caching import cached
-from tcompile.manifest import describe_source
+from tcompile.core.cache import cached
+from tcompile.core.model_files import describe_source
 from tcompile.planning.losses.base import SCHEMA, SiteLosses
 from tcompile.planning.losses.data import Calibration
 
@@ -35,12 +35,18 @@ def losses_key(
     """
     source = describe_source(model)
     return {
-        "schema": SCHEMA, "version": __version__,
+        "schema": SCHEMA,
+        "version": __version__,
         "model": [source.sha256, *(f"{e.path} {e.sha256}" for e in source.external_data)],
-        "method": method, "data": calibration.digest,
-        "sites": list(sites), "counts": sorted(set(map(int, counts))),
-        "kind": kind, "outputs": outputs, "seed": seed, "bound": dict(bound or {}),
-    }  # fmt: skip
+        "method": method,
+        "data": calibration.digest,
+        "sites": list(sites),
+        "counts": sorted(set(map(int, counts))),
+        "kind": kind,
+        "outputs": outputs,
+        "seed": seed,
+        "bound": dict(bound or {}),
+    }
 
 
 def cached_losses(key: Mapping[str, Any], make: Callable[[], SiteLosses]) -> SiteLosses:

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tcompile.arrays import LABELS, read_arrays
-from tcompile.errors import UsageError
+from tcompile.core.errors import UsageError
 from tcompile.models.images import SUFFIXES
-from tcompile.verify.runs import Samples, Signature, sample_arrays, samples_for, signature
+from tcompile.runtime.arrays import LABELS, read_arrays
+from tcompile.runtime.samples import Samples, Signature, sample_arrays, samples_for, signature
 
 Array = npt.NDArray[Any]
 Labels = npt.NDArray[np.int64]
@@ -108,8 +108,9 @@ def split(calibration: Calibration, seed: int = 0) -> tuple[Calibration, Calibra
     """
     total = len(calibration)
     if total < 2:
-        raise UsageError("two images at least: one to plan with, one to check on",
-                         where="--calibration")  # fmt: skip
+        raise UsageError(
+            "two images at least: one to plan with, one to check on", where="--calibration"
+        )
     order = np.random.default_rng(seed).permutation(total)
     parts = np.sort(order[: total // 2]), np.sort(order[total // 2 :])
     names = ("to plan with", "to check on")
@@ -143,8 +144,11 @@ def _labels_csv(folder: Path) -> Array:
     names = [p.relative_to(folder).as_posix() for p in files]
     missing = [n for n in names if n not in given]
     if missing:
-        raise UsageError(f"has no label for {missing[0]}", where=where,
-                         hint="a row file,label for every image of the folder")  # fmt: skip
+        raise UsageError(
+            f"has no label for {missing[0]}",
+            where=where,
+            hint="a row file,label for every image of the folder",
+        )
     return np.array([given[n] for n in names], np.int64)
 
 
@@ -162,8 +166,9 @@ def _run_loader(path: Path, most: int | None) -> tuple[dict[str, Array], Array |
         said = " ".join(f"{type(error).__name__} {error}".split())
         raise UsageError(f"fails: {said}", where=where) from error
     if not parts or any(not isinstance(p, Mapping) or set(p) != set(parts[0]) for p in parts):
-        raise UsageError("load_data() must yield dicts of arrays, all with the same names",
-                         where=where)  # fmt: skip
+        raise UsageError(
+            "load_data() must yield dicts of arrays, all with the same names", where=where
+        )
     try:
         joined = {str(n): np.concatenate([_rows(p[n]) for p in parts]) for n in parts[0]}
     except ValueError as error:

@@ -34,10 +34,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tcompile.errors import UsageError
-from tcompile.verify.choice import INDEX, OWNER, for_output, is_bookkeeping
-from tcompile.verify.fidelity import restored, take_rows
-from tcompile.verify.metrics import cosine, holds_classes
+from tcompile.core.errors import UsageError
+from tcompile.runtime.metrics import cosine, holds_classes
+from tcompile.runtime.token_outputs import (
+    INDEX,
+    OWNER,
+    for_output,
+    is_bookkeeping,
+    restored,
+    take_rows,
+)
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
@@ -48,8 +54,11 @@ VARIATION, COSINE = "class probability that moves", "1 - cosine of the outputs"
 
 def class_outputs(outputs: Outputs) -> list[str]:
     """The outputs that score classes."""
-    return [n for n, a in outputs.items() if not is_bookkeeping(n) and holds_classes(n, a)
-            and a.shape[1] > 1]  # fmt: skip
+    return [
+        n
+        for n, a in outputs.items()
+        if not is_bookkeeping(n) and holds_classes(n, a) and a.shape[1] > 1
+    ]
 
 
 def unit(dense: Outputs) -> str:
@@ -78,12 +87,15 @@ def dissimilarity(dense: Outputs, reduced: Outputs) -> Floats:
     found = [
         1.0 - like
         for name, want in dense.items()
-        if name in reduced and want.dtype.kind == "f" and not is_bookkeeping(name)
+        if name in reduced
+        and want.dtype.kind == "f"
+        and not is_bookkeeping(name)
         and (like := likeness(name, want, reduced[name], reduced)) is not None
-    ]  # fmt: skip
+    ]
     if not found:
-        raise UsageError("the model has no output that can be compared with the dense one's",
-                         where="calibration")  # fmt: skip
+        raise UsageError(
+            "the model has no output that can be compared with the dense one's", where="calibration"
+        )
     return _mean(found)
 
 

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tcompile.errors import UsageError
+from tcompile.core.errors import UsageError
 from tcompile.planning.losses.bounds import mean_at_most, share_at_least, share_at_most
 from tcompile.planning.losses.distance import class_outputs, dissimilarity
 

@@ -10,18 +10,25 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from tcompile.errors import UsageError
-from tcompile.ir import settled
+from tcompile.core.errors import UsageError
+from tcompile.core.graph import settled
+from tcompile.core.schedule import Schedule
+from tcompile.methods.context import Values
+from tcompile.methods.presets import Preset
 from tcompile.passes.reduce import reduce_graph
-from tcompile.planning.context import Values
 from tcompile.planning.losses.base import Progress, SiteLosses, silent
 from tcompile.planning.losses.curves import fitted
 from tcompile.planning.losses.distance import distance, unit
+from tcompile.planning.losses.partial_execution import (
+    Array,
+    Feed,
+    Feeds,
+    run_graph,
+    suffix,
+    with_outputs,
+)
 from tcompile.planning.losses.steps import composition, single_step, snapped
-from tcompile.planning.losses.suffix import Array, Feed, Feeds, run_graph, suffix, with_outputs
-from tcompile.planning.presets import Preset
-from tcompile.planning.schedule import Schedule
-from tcompile.verify.runs import Samples
+from tcompile.runtime.samples import Samples
 
 if TYPE_CHECKING:
     from tcompile.analysis.model import Analysis
@@ -77,8 +84,11 @@ def measured_losses(
     notes: list[str] = []
     cases = _cases(graph, analysis, preset, values, sites, counts, outputs, notes)
     if not cases:
-        raise UsageError(f"no step of {preset.name} can be measured at {', '.join(sites)}",
-                         where="calibration", hint=notes[0] if notes else "")  # fmt: skip
+        raise UsageError(
+            f"no step of {preset.name} can be measured at {', '.join(sites)}",
+            where="calibration",
+            hint=notes[0] if notes else "",
+        )
     feeds = Feeds.of(graph, len(samples))
     found: dict[tuple[str, int], list[float]] = {(c.site, c.count): [] for c in cases}
     named, done = "", 0
@@ -92,8 +102,10 @@ def measured_losses(
             reduced = _reduced(graph, analysis, case, outputs, dense, feeds)
             found[case.site, case.count] += distance(dense.outputs, reduced).tolist()
             done += len(part)
-            progress(f"calibrating: {case.site} to {case.count} tokens "
-                     f"({100 * done // (len(cases) * len(samples))} %)")  # fmt: skip
+            progress(
+                f"calibrating: {case.site} to {case.count} tokens "
+                f"({100 * done // (len(cases) * len(samples))} %)"
+            )
     grid = sorted({n for n in counts if shape.prefix < n < shape.tokens} | {shape.tokens})
     at: dict[str, tuple[float, ...]] = {}
     for site in dict.fromkeys(c.site for c in cases):
@@ -101,9 +113,18 @@ def measured_losses(
         curve = fitted(means, shape.tokens, shape.prefix)
         at[site] = tuple(curve(grid).tolist())
     return SiteLosses(
-        tuple(grid), at, shape.blocks, shape.prefix, named, "calibrated", len(samples), seed,
-        samples.source, composition(cases[0].schedule), tuple(notes),
-    )  # fmt: skip
+        tuple(grid),
+        at,
+        shape.blocks,
+        shape.prefix,
+        named,
+        "calibrated",
+        len(samples),
+        seed,
+        samples.source,
+        composition(cases[0].schedule),
+        tuple(notes),
+    )
 
 
 def _cases(

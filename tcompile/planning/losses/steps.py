@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
+from tcompile.core.schedule import Reduction, Schedule
+from tcompile.methods.context import Context, Step, Values
+from tcompile.methods.presets import Preset
+from tcompile.methods.score_fallbacks import stand_in
 from tcompile.passes.reduce.reducers import traits_of
-from tcompile.planning.context import Context, Step, Values
 from tcompile.planning.losses.base import Composition
-from tcompile.planning.own import room_of
-from tcompile.planning.presets import Preset
-from tcompile.planning.schedule import Reduction, Schedule
-from tcompile.planning.standins import stand_in
+from tcompile.planning.method_schedule import room_of
 
 if TYPE_CHECKING:
     from tcompile.analysis.model import Analysis
@@ -30,8 +30,13 @@ def single_step(
     """The schedule of one step from all tokens to a whole count, prefix included."""
     shape = analysis.shape
     keep = count - shape.prefix
-    context = Context(preset.name, shape, analysis.has_cls, Fraction(keep, shape.patches),
-                      room_of(analysis, outputs))  # fmt: skip
+    context = Context(
+        preset.name,
+        shape,
+        analysis.has_cls,
+        Fraction(keep, shape.patches),
+        room_of(analysis, outputs),
+    )
     step = Step(context, values, site, shape.patches, keep, 0, 1)
     score = preset.score_at(step)
     if score is not None:

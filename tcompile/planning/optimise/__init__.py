@@ -3,10 +3,7 @@
 from tcompile.planning.optimise.limits import Limits
 from tcompile.planning.optimise.pareto import Front, front
 from tcompile.planning.optimise.plan import Plan, Step, dense_plan, plan_of
-from tcompile.planning.optimise.pomt import PomtChoice, pomt_choice
-from tcompile.planning.optimise.prior import PRIORS, Prior, prior_loss
-from tcompile.planning.optimise.solver import Goal, solve
-from tcompile.planning.optimise.stairs import (
+from tcompile.planning.optimise.plateaus import (
     Plateau,
     flattened,
     free_edge,
@@ -15,6 +12,9 @@ from tcompile.planning.optimise.stairs import (
     right_edge,
     sitting,
 )
+from tcompile.planning.optimise.pomt import PomtChoice, pomt_choice
+from tcompile.planning.optimise.prior import PRIORS, Prior, prior_loss
+from tcompile.planning.optimise.solver import Goal, solve
 from tcompile.planning.optimise.tables import SiteRule, Tables
 
 __all__ = [

@@ -73,9 +73,11 @@ class Chain:
 def chain(tables: Tables, limits: Limits) -> Chain:
     """The tables under the limits."""
     size, blocks = len(tables.counts), tables.blocks
-    rows = [(place, half[place[0]])
-            for b in range(blocks)
-            for place, half in (((b, -1), tables.attn_ms), ((b, 0), tables.mlp_ms))]  # fmt: skip
+    rows = [
+        (place, half[place[0]])
+        for b in range(blocks)
+        for place, half in (((b, -1), tables.attn_ms), ((b, 0), tables.mlp_ms))
+    ]
     # A part runs before the first site that is not before it: attention of b before (b, 0), …
     places = [site.place(blocks) for site in tables.sites]
     before = np.zeros((len(places) + 1, size))
@@ -101,10 +103,19 @@ def chain(tables: Tables, limits: Limits) -> Chain:
     step_ms, ms = _whole([before, *reducers])
     step_loss, loss = _whole([np.zeros((1, size)), *losses])
     return Chain(
-        np.asarray(tables.counts, np.int64), step_ms[0], parts, edges, np.where(edges, 0.0, np.inf),
-        _stack(step_ms[1:], size), _stack(step_loss[1:], size), carry,
-        final_allowed(tables, limits), limits.max_steps, ms, loss,
-    )  # fmt: skip
+        np.asarray(tables.counts, np.int64),
+        step_ms[0],
+        parts,
+        edges,
+        np.where(edges, 0.0, np.inf),
+        _stack(step_ms[1:], size),
+        _stack(step_loss[1:], size),
+        carry,
+        final_allowed(tables, limits),
+        limits.max_steps,
+        ms,
+        loss,
+    )
 
 
 def _stack(steps: list[Ints], size: int) -> Ints:

@@ -103,8 +103,7 @@ def _next(chain: Chain, edges: Mask, i: int, labels: Labels, bounds: tuple[Bound
     """Every label at the next site that the bounds let through."""
     labels = _run(chain, i, labels)
     rows = np.arange(len(labels))
-    stay = Labels(**vars(labels) | {
-        "forbidden": labels.forbidden * chain.carry[i], "parent": rows})  # fmt: skip
+    stay = Labels(**vars(labels) | {"forbidden": labels.forbidden * chain.carry[i], "parent": rows})
     limited = chain.max_steps is not None
     free = labels.forbidden == 0
     if limited:
@@ -119,13 +118,21 @@ def _next(chain: Chain, edges: Mask, i: int, labels: Labels, bounds: tuple[Bound
     came = labels.at[parent]
     to = targets[begins[came] + within]
     step = Labels(
-        labels.level[parent] + int(limited), np.full(len(to), int(chain.carry[i])), to,
+        labels.level[parent] + int(limited),
+        np.full(len(to), int(chain.carry[i])),
+        to,
         labels.ms[parent] + chain.step_ms[i, came, to],
         labels.loss[parent] + chain.step_loss[i, came, to],
-        labels.tokens[parent], labels.steps[parent] + 1, parent,
-    )  # fmt: skip
-    both = Labels(*(np.concatenate(pair) for pair in
-                    zip(vars(stay).values(), vars(step).values(), strict=True)))  # fmt: skip
+        labels.tokens[parent],
+        labels.steps[parent] + 1,
+        parent,
+    )
+    both = Labels(
+        *(
+            np.concatenate(pair)
+            for pair in zip(vars(stay).values(), vars(step).values(), strict=True)
+        )
+    )
     good = np.ones(len(both), bool)
     for bound in bounds:
         go = bound.go[i + 1, both.level, both.forbidden, both.at]

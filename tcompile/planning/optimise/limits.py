@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tcompile.errors import UsageError
+from tcompile.core.errors import UsageError
 from tcompile.planning.optimise.tables import Tables
 
 Mask = npt.NDArray[np.bool_]
@@ -35,8 +35,9 @@ class Limits:
 
     def __post_init__(self) -> None:
         if self.align < 1 or (self.max_steps is not None and self.max_steps < 0):
-            raise UsageError("needs an alignment of at least 1 and no negative number of steps",
-                             where="limits")  # fmt: skip
+            raise UsageError(
+                "needs an alignment of at least 1 and no negative number of steps", where="limits"
+            )
 
 
 def allowed(tables: Tables, site: int, limits: Limits) -> Mask:

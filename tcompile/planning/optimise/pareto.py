@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tcompile.errors import UsageError
+from tcompile.core.errors import UsageError
 from tcompile.planning.optimise.bounds import bound
 from tcompile.planning.optimise.chain import Chain, chain
 from tcompile.planning.optimise.labels import search
@@ -45,8 +45,11 @@ def front(
     links = chain(tables, limits or Limits())
     found = _all(links) if exact else _hull(links, points)
     if not found:
-        raise UsageError("no allowed steps end in a token count that was asked for", where="plan",
-                         hint="ask for another count, or loosen the limits")  # fmt: skip
+        raise UsageError(
+            "no allowed steps end in a token count that was asked for",
+            where="plan",
+            hint="ask for another count, or loosen the limits",
+        )
     found = _sweep(found)
     plans = (plan_of(tables, [tables.counts[i] for i in path.at]) for path in found)
     return Front(tuple(plans), exact)
@@ -71,8 +74,9 @@ def _hull(links: Chain, points: int) -> list[Path]:
         if good.ms <= fast.ms or fast.loss <= good.loss:
             continue
         weights = Weights(float(fast.loss - good.loss), float(good.ms - fast.ms))
-        weights = Weights(weights.ms / (weights.ms + weights.loss),
-                          weights.loss / (weights.ms + weights.loss))  # fmt: skip
+        weights = Weights(
+            weights.ms / (weights.ms + weights.loss), weights.loss / (weights.ms + weights.loss)
+        )
         between = shortest(links, weights)
         assert between is not None
         if weights.of(between) < weights.of(fast) * (1 - 1e-9) and fast.ms <= between.ms <= good.ms:

@@ -67,9 +67,12 @@ class Plan:
                 {"block": i, "attention": a, "mlp": m}
                 for i, (a, m) in enumerate(zip(self.attention, self.mlp, strict=True))
             ],
-            "final": self.final, "latency_ms": self.latency_ms, "loss": self.loss,
-            "dense_ms": self.dense_ms, "gap": self.gap,
-        }  # fmt: skip
+            "final": self.final,
+            "latency_ms": self.latency_ms,
+            "loss": self.loss,
+            "dense_ms": self.dense_ms,
+            "gap": self.gap,
+        }
 
 
 def plan_of(tables: Tables, counts: Sequence[int]) -> Plan:
@@ -96,8 +99,15 @@ def plan_of(tables: Tables, counts: Sequence[int]) -> Plan:
         to = tables.index(counts[number])
         if to != at:
             ms, loss = tables.reducer_ms[number][at, to], tables.loss[number][at, to]
-            steps.append(Step(tables.sites[number].name, tables.counts[at], tables.counts[to],
-                              float(ms), float(loss)))  # fmt: skip
+            steps.append(
+                Step(
+                    tables.sites[number].name,
+                    tables.counts[at],
+                    tables.counts[to],
+                    float(ms),
+                    float(loss),
+                )
+            )
         at = to
 
     for block in range(tables.blocks):
@@ -108,9 +118,14 @@ def plan_of(tables: Tables, counts: Sequence[int]) -> Plan:
     reach(tables.blocks - 1, 2)
     costs += [float(tables.head_ms[at]), *(step.ms for step in steps)]
     return Plan(
-        tuple(steps), tuple(halves[0]), tuple(halves[1]), tables.counts[at],
-        fsum(costs), fsum(step.loss for step in steps), tables.dense_ms,
-    )  # fmt: skip
+        tuple(steps),
+        tuple(halves[0]),
+        tuple(halves[1]),
+        tables.counts[at],
+        fsum(costs),
+        fsum(step.loss for step in steps),
+        tables.dense_ms,
+    )
 
 
 def dense_plan(tables: Tables) -> Plan:

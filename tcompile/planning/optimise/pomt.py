@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tcompile.errors import UsageError
+from tcompile.core.errors import UsageError
 
 #: The block, from 0, between whose attention and MLP tokens leave; POMT does not search it.
 BLOCK = 3

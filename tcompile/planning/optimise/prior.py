@@ -30,7 +30,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tcompile.errors import UsageError
+from tcompile.core.errors import UsageError
 from tcompile.planning.optimise.tables import Floats, SiteRule, StepFunction
 
 

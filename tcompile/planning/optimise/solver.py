@@ -20,14 +20,14 @@ from typing import Literal
 
 import numpy as np
 
-from tcompile.errors import InternalError, UsageError
+from tcompile.core.errors import InternalError, UsageError
 from tcompile.planning.optimise.bounds import Axis, Problem, start, tightened, worthwhile
 from tcompile.planning.optimise.chain import Chain, chain
 from tcompile.planning.optimise.labels import Found, search
 from tcompile.planning.optimise.limits import Limits
 from tcompile.planning.optimise.paths import Path, Weights
 from tcompile.planning.optimise.plan import Plan, plan_of
-from tcompile.planning.optimise.stairs import flattened
+from tcompile.planning.optimise.plateaus import flattened
 from tcompile.planning.optimise.tables import Tables
 
 #: Labels held at a site by default: one to two seconds at most for 48 blocks and 200 counts, where
@@ -58,8 +58,9 @@ class Goal:
         for name in ("trade", "latency_ms", "loss"):
             number = getattr(self, name)
             if number is not None and not 0 <= number < float("inf"):
-                raise UsageError(f"{number} is no budget: it must be finite and not negative",
-                                 where=name)  # fmt: skip
+                raise UsageError(
+                    f"{number} is no budget: it must be finite and not negative", where=name
+                )
 
     def value(self, latency: float, loss: float) -> float:
         """The objective."""
@@ -117,12 +118,18 @@ def best_path(links: Chain, goal: Goal, effort: int | None) -> tuple[Path, float
         "both": Weights(1.0, goal.trade * links.loss / links.ms),
     }[goal.minimise]
     # A budget on what is minimised is looked at last: the least is then the nearest there is.
-    problem = Problem(weights, None if goal.minimise == "latency" else ms,
-                      None if goal.minimise == "loss" else loss)  # fmt: skip
+    problem = Problem(
+        weights,
+        None if goal.minimise == "latency" else ms,
+        None if goal.minimise == "loss" else loss,
+    )
     first = start(links, problem)
     if first is None:
-        raise UsageError("no allowed steps end in a token count that was asked for", where="plan",
-                         hint="ask for another count, or loosen the limits")  # fmt: skip
+        raise UsageError(
+            "no allowed steps end in a token count that was asked for",
+            where="plan",
+            hint="ask for another count, or loosen the limits",
+        )
     for over, least in first.unreachable.items():
         raise _out_of_reach(goal, over, least * (links.ms if over == "ms" else links.loss))
     axis: Axis = "ms" if goal.minimise == "latency" or problem.loss is not None else "loss"
@@ -178,10 +185,12 @@ def _out_of_reach(goal: Goal, axis: Axis, least: float, gap: float = 0.0) -> Usa
         return UsageError(
             f"no plan{within} takes at most {goal.latency_ms:.4g} ms: "
             f"the fastest takes {least:.4g} ms{about}",
-            where="latency budget", hint="allow more ms, more loss, or more sites",
-        )  # fmt: skip
+            where="latency budget",
+            hint="allow more ms, more loss, or more sites",
+        )
     within = f" within {goal.latency_ms:.4g} ms" if goal.latency_ms is not None else ""
     return UsageError(
         f"no plan{within} loses at most {goal.loss:.4g}: the least loss is {least:.4g}{about}",
-        where="loss budget", hint="allow more loss or more ms",
-    )  # fmt: skip
+        where="loss budget",
+        hint="allow more loss or more ms",
+    )

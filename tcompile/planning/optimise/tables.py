@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tcompile.errors import UsageError
+from tcompile.core.errors import UsageError
 
 Floats = npt.NDArray[np.float64]
 #: (site, n_in [G, 1], n_out [1, G]) → anything that broadcasts to [G, G].
@@ -44,12 +44,15 @@ class SiteRule:
         kind, _, block = self.name.partition(":")
         known = self.name == "output" or (kind in ("attn", "block") and block.isdecimal())
         if not known:
-            raise UsageError("not a site that can be planned: attn:N, block:N or output",
-                             where=self.name)  # fmt: skip
-        if self.granularity < 1 or (self.most_dropped is not None and not
-                                    0 <= self.most_dropped <= 1):  # fmt: skip
-            raise UsageError("needs a granularity of at least 1 and a share from 0 to 1",
-                             where=self.name)  # fmt: skip
+            raise UsageError(
+                "not a site that can be planned: attn:N, block:N or output", where=self.name
+            )
+        if self.granularity < 1 or (
+            self.most_dropped is not None and not 0 <= self.most_dropped <= 1
+        ):
+            raise UsageError(
+                "needs a granularity of at least 1 and a share from 0 to 1", where=self.name
+            )
 
     def place(self, blocks: int) -> tuple[int, int]:
         """(block, 0 between attention and MLP | 1 after the MLP | 2 at the output): the order in
@@ -158,11 +161,16 @@ class Tables:
             return tuple(np.broadcast_to(np.asarray(f, np.float64), size) for f in found)
 
         return Tables(
-            tuple(int(c) for c in n), prefix,
-            np.asarray(attn_ms, np.float64), np.asarray(mlp_ms, np.float64),
-            np.asarray(head_ms, np.float64), float(stem_ms),
-            tuple(sites), pairs(reducer_ms), pairs(loss),
-        )  # fmt: skip
+            tuple(int(c) for c in n),
+            prefix,
+            np.asarray(attn_ms, np.float64),
+            np.asarray(mlp_ms, np.float64),
+            np.asarray(head_ms, np.float64),
+            float(stem_ms),
+            tuple(sites),
+            pairs(reducer_ms),
+            pairs(loss),
+        )
 
 
 def _check(name: str, values: Floats, shape: tuple[int, ...], *, below: bool = False) -> None:

@@ -15,7 +15,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from tcompile.errors import UsageError
+from tcompile.core.errors import UsageError
 from tcompile.planning.optimise import (
     Goal,
     Limits,
@@ -155,8 +155,11 @@ def _down_from(tables: Tables, first: int, target: int) -> list[int]:
             patches = count - tables.prefix
             most = patches if rule.most_dropped is None else int(rule.most_dropped * patches)
             least = max(target, count - most, rule.least)
-            reach = [c for c in tables.counts if least <= c < count
-                     and (c - tables.prefix) % rule.granularity == 0]  # fmt: skip
+            reach = [
+                c
+                for c in tables.counts
+                if least <= c < count and (c - tables.prefix) % rule.granularity == 0
+            ]
             if reach:
                 count, block = reach[0], at
         after.append(count)
@@ -190,9 +193,11 @@ def best_of_all(candidates: Sequence[Candidate], budget: Budget) -> tuple[Choice
         fastest = min(choice.plan.latency_ms for choice, _ in usual)
         if fastest >= usual[0][0].plan.dense_ms * (1 - budget.band):
             # Nothing to gain by the prediction: it cannot tell a better place than the usual one.
-            fits = [choice for choice, _ in usual
-                    if budget.latency_ms is None
-                    or choice.plan.latency_ms <= budget.latency_ms]  # fmt: skip
+            fits = [
+                choice
+                for choice, _ in usual
+                if budget.latency_ms is None or choice.plan.latency_ms <= budget.latency_ms
+            ]
             if fits:
                 return _least_loss(fits), fits
         limits = [(choice.candidate, ms) for choice, ms in _in_time(usual, budget)]
@@ -238,8 +243,11 @@ def _usual(candidates: Sequence[Candidate], budget: Budget) -> list[tuple[Choice
     for one in candidates:
         ends, tables = ends_of(one, budget), one.tables
         if tables.tokens > ends.least > tables.prefix + TOPK_LIMIT:
-            raise UsageError(f"keeping {ends.least - tables.prefix} tokens is beyond TensorRT's "
-                             f"TopK limit of {TOPK_LIMIT}", where="--keep")  # fmt: skip
+            raise UsageError(
+                f"keeping {ends.least - tables.prefix} tokens is beyond TensorRT's "
+                f"TopK limit of {TOPK_LIMIT}",
+                where="--keep",
+            )
         plan = usual_plan(one, ends.most)
         if plan.final > ends.most:
             short.append((plan.final - tables.prefix, one.method.preset.name))
@@ -267,8 +275,10 @@ def next_step_down(candidate: Candidate, plan: Plan, band: float) -> str:
         lower = usual_plan(candidate, count)
         if lower.latency_ms < lower.dense_ms * (1 - band):
             share = (lower.final - tables.prefix) / patches
-            return (f"; with {lower.final} tokens (--keep {math.floor(100 * share) / 100:.2f}) it "
-                    f"would take {lower.latency_ms:.4g} ms")  # fmt: skip
+            return (
+                f"; with {lower.final} tokens (--keep {math.floor(100 * share) / 100:.2f}) it "
+                f"would take {lower.latency_ms:.4g} ms"
+            )
     return ""
 
 

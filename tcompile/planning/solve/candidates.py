@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis.model import Analysis
-from tcompile.errors import UsageError
-from tcompile.planning.context import Room
+from tcompile.core.errors import UsageError
+from tcompile.methods.context import Room
+from tcompile.methods.method import Method, method_for
 from tcompile.planning.optimise import Limits, Tables
 from tcompile.planning.optimise.tables import StepFunction
-from tcompile.planning.solve.method import Method, method_for
+from tcompile.planning.request import AUTO
 from tcompile.planning.solve.tables import counts_for, tables_for
 from tcompile.profiling.profile import Profile
 from tcompile.profiling.structure import Layout, layout_of
-from tcompile.request import AUTO
 
 #: What `auto` tries with images, in order; without, the first that the model has room for: losses
 #: of different methods cannot be compared then. `evit` keeps a trace of what leaves; where a fused

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tcompile.core.schedule import Schedule
+from tcompile.methods.method import Method
+from tcompile.methods.schedulers import Place
 from tcompile.planning.optimise import Plan
-from tcompile.planning.schedule import Schedule
-from tcompile.planning.schedulers import Place
-from tcompile.planning.solve.method import Method
 
 
 def schedule_of(method: Method, plan: Plan, notes: Sequence[str] = ()) -> Schedule:

@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tcompile._version import __version__
-from tcompile.caching import cached, entry_path
-from tcompile.errors import UsageError
-from tcompile.manifest import describe_source
-from tcompile.planning.solve.method import Method
+from tcompile.core.cache import cached, entry_path
+from tcompile.core.errors import UsageError
+from tcompile.core.model_files import describe_source
+from tcompile.methods.method import Method
 from tcompile.profiling.profile import Profile, combine, from_json, read_profile
 
 if TYPE_CHECKING:
-    from tcompile.profiling.meter import Meter
+    from tcompile.passes.stages import Analysed
+    from tcompile.planning.request import Request
     from tcompile.profiling.profile import MeasuredProfile
-    from tcompile.request import Request
-    from tcompile.stages import Analysed
+    from tcompile.profiling.runtimes import Meter
     from tcompile.targets import Target
 
 Progress = Callable[[str], None]
@@ -73,9 +73,15 @@ def modelled(
 
     say(f"modelling latency on {target.name}")
     return modelled_profile(
-        model.graph, model.analysis, methods, target, precision=precision, batch=request.batch,
-        source=Path(model.source).name, threads=request.threads,
-    )  # fmt: skip
+        model.graph,
+        model.analysis,
+        methods,
+        target,
+        precision=precision,
+        batch=request.batch,
+        source=Path(model.source).name,
+        threads=request.threads,
+    )
 
 
 def measured(
@@ -109,9 +115,14 @@ def measured(
     def make() -> dict[str, Any]:
         left = max(seconds - (time.monotonic() - begun), 0.0)
         made: MeasuredProfile = measure(
-            model.graph, model.analysis, lacking, meter, source=Path(model.source).name,
-            effort=Effort(seconds=left, seed=request.seed), progress=say,
-        )  # fmt: skip
+            model.graph,
+            model.analysis,
+            lacking,
+            meter,
+            source=Path(model.source).name,
+            effort=Effort(seconds=left, seed=request.seed),
+            progress=say,
+        )
         return (made if old is None else combine(made, old)).to_json()
 
     key = profile_key(model, target, request, precision)
@@ -135,12 +146,14 @@ def profile_key(
         "version": __version__,
         "model": [source.sha256, *(f"{e.path} {e.sha256}" for e in source.external_data)],
         "conditions": conditions,
-        "outputs": request.outputs, "prefix": request.prefix, "shapes": shapes,
-    }  # fmt: skip
+        "outputs": request.outputs,
+        "prefix": request.prefix,
+        "shapes": shapes,
+    }
 
 
 def _meter(target: Target, request: Request, precision: str | None) -> Meter:
-    from tcompile.profiling.meter import meter_for
+    from tcompile.profiling.runtimes import meter_for
 
     # A CPU is planned for in fp32 whatever is emitted: it only emulates fp16.
     level = None if target.runtime == "onnxruntime" else precision

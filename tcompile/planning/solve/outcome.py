@@ -18,8 +18,18 @@ Emitted = Literal["reduced", "dense"]
 #: `budget`: a budget of latency allows as many; `drop`: the images allow no fewer;
 #: `utility`: pomt's choice; `measured`: the reduced model was measured on the target, and dense is
 #: emitted instead.
-Reason = Literal["asked", "exact", "plateau", "groups", "method", "schedule", "budget", "drop",
-                 "utility", "measured"]  # fmt: skip
+Reason = Literal[
+    "asked",
+    "exact",
+    "plateau",
+    "groups",
+    "method",
+    "schedule",
+    "budget",
+    "drop",
+    "utility",
+    "measured",
+]
 
 
 @dataclass(frozen=True)
@@ -70,8 +80,11 @@ class Outcome:
         number = f"{self.kept.patches} of {self.kept.of} patch tokens"
         if self.asked is not None:
             number = str(self.kept.patches)
-            asked.insert(0, f"{share_text(self.asked.keep)} ({self.asked.patches} of "
-                            f"{self.asked.of} patch tokens)")  # fmt: skip
+            asked.insert(
+                0,
+                f"{share_text(self.asked.keep)} ({self.asked.patches} of "
+                f"{self.asked.of} patch tokens)",
+            )
         line = f"asked {', '.join(asked)}, " if asked else ""
         line += f"kept {self.kept.keep:.2f} ({number})"
         lines.append(line if self.emitted == "dense" else f"{line}, because {self.why}")

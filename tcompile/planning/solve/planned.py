@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tcompile.core.schedule import Schedule
 from tcompile.planning.losses.drop import Drop
 from tcompile.planning.optimise import Front, Plan, Plateau
-from tcompile.planning.schedule import Schedule
 from tcompile.planning.solve.outcome import Outcome
 
 #: By kind of profile: the share of the dense latency below which a predicted saving says nothing.
@@ -131,8 +131,10 @@ def prediction_note(kind: str, ms: float, dense_ms: float, band: float) -> str:
     whose = "the model's error" if kind == "modelled" else "what a profile can tell"
     near = abs(ms - dense_ms) <= band * dense_ms
     verdict = f"within {whose}" if near else f"slower by more than {whose}, {band:.0%}"
-    return (f"{kind} latency says reduced {ms:.4g} ms, dense {dense_ms:.4g} ms: {verdict}; "
-            "measure on the device")  # fmt: skip
+    return (
+        f"{kind} latency says reduced {ms:.4g} ms, dense {dense_ms:.4g} ms: {verdict}; "
+        "measure on the device"
+    )
 
 
 @dataclass(frozen=True)
@@ -152,10 +154,17 @@ class Followed:
     def to_json(self) -> dict[str, Any]:
         """As JSON values, by the names that a solved schedule has for them."""
         m = self.modelled
-        latency = {} if m is None else {
-            "latency_kind": "modelled", "profile": m.profile, "band": m.band,
-            "predicted_ms": m.ms, "dense_ms": m.dense_ms,
-        }  # fmt: skip
+        latency = (
+            {}
+            if m is None
+            else {
+                "latency_kind": "modelled",
+                "profile": m.profile,
+                "band": m.band,
+                "predicted_ms": m.ms,
+                "dense_ms": m.dense_ms,
+            }
+        )
         return {"budget": dict(self.budget), **latency}
 
     def lines(self) -> list[str]:
@@ -165,9 +174,12 @@ class Followed:
             return []
         note = m.note()
         said = [f"note: {note}"] if note else []
-        return [*said, f"modelled latency: {m.ms:.4g} ms, dense {m.dense_ms:.4g} ms "
-                f"({m.dense_ms / m.ms if m.ms > 0 else 1.0:.2f} x), within {100 * m.band:.0f} %; "
-                f"profile: {m.profile}"]  # fmt: skip
+        return [
+            *said,
+            f"modelled latency: {m.ms:.4g} ms, dense {m.dense_ms:.4g} ms "
+            f"({m.dense_ms / m.ms if m.ms > 0 else 1.0:.2f} x), within {100 * m.band:.0f} %; "
+            f"profile: {m.profile}",
+        ]
 
 
 def plateau_rows(planned: Planned) -> Sequence[tuple[str, int, int, str]]:

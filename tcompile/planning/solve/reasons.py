@@ -6,15 +6,15 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from tcompile.planning.methods import parse_keep
-from tcompile.planning.schedule import Schedule, Shape
+from tcompile.core.schedule import Schedule, Shape
+from tcompile.methods.composition import parse_keep
+from tcompile.planning.request import AUTO
 from tcompile.planning.solve.budgets import Budget, Choice, ends_of
 from tcompile.planning.solve.outcome import Emitted, Outcome, Reason, Share
 from tcompile.profiling.profile import Profile
-from tcompile.request import AUTO
 
 if TYPE_CHECKING:
-    from tcompile.request import Request
+    from tcompile.planning.request import Request
 
 
 def plateau_claim(profile: Profile) -> tuple[bool, str]:
@@ -39,8 +39,13 @@ def asked_share(request: Request, shape: Shape) -> Share | None:
 def budget_of(request: Request) -> dict[str, Any]:
     """What was asked, by name; what was not is left out."""
     keep = None if request.keep is None else float(parse_keep(request.keep))
-    asked = {"keep": keep, "exact": request.exact or None, "latency_ms": request.latency,
-             "max_drop": request.max_drop, "objective": request.objective}  # fmt: skip
+    asked = {
+        "keep": keep,
+        "exact": request.exact or None,
+        "latency_ms": request.latency,
+        "max_drop": request.max_drop,
+        "objective": request.objective,
+    }
     return {k: v for k, v in asked.items() if v is not None}
 
 
@@ -98,8 +103,10 @@ def _of_share(asked: Share, best: Choice, profile: Profile, budget: Budget) -> t
     if kept == asked.of == asked.patches:
         return "asked", "all patch tokens were asked for"
     if kept > least:
-        why = (f"{least} to {kept} patch tokens take the same time on "
-               f"{profile.conditions.target} within {budget.eps:.0%} ({profile.kind})")  # fmt: skip
+        why = (
+            f"{least} to {kept} patch tokens take the same time on "
+            f"{profile.conditions.target} within {budget.eps:.0%} ({profile.kind})"
+        )
         return "plateau", why + ("; at most a tenth more than asked is kept" if edge > kept else "")
     if kept > asked.patches:
         grain = max(rule.granularity for rule in candidate.tables.sites)
@@ -136,8 +143,9 @@ def followed_outcome(
     kept = Share.kept(schedule.final, shape.patches)
     emitted: Emitted = "reduced" if schedule.reductions else "dense"
     if request.schedule is not None:
-        return Outcome(emitted, "schedule", "the schedule says so", kept, None,
-                       ("the schedule given",))  # fmt: skip
+        return Outcome(
+            emitted, "schedule", "the schedule says so", kept, None, ("the schedule given",)
+        )
     own = schedule.method if request.method == AUTO else request.method
     name, _, given = own.partition(":")
     others = (f"{own}",) if asked is None or given else ()
@@ -148,11 +156,7 @@ def followed_outcome(
 
 
 def _of_method(
-    request: Request,
-    schedule: Schedule,
-    asked: Share | None,
-    name: str,
-    together: str,
+    request: Request, schedule: Schedule, asked: Share | None, name: str, together: str
 ) -> tuple[Reason, str]:
     kept, patches = schedule.final, schedule.model.patches
     if asked is not None and kept == asked.patches:

@@ -9,12 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tcompile.errors import UsageError
+from tcompile.core.errors import UsageError
+from tcompile.core.schedule import Schedule
+from tcompile.methods.composition import parse_keep
+from tcompile.methods.context import Room
+from tcompile.methods.method import Method, method_for
 from tcompile.passes.reduce import reduce_graph
-from tcompile.planning.context import Room
-from tcompile.planning.methods import parse_keep
 from tcompile.planning.optimise import front, sitting
-from tcompile.planning.schedule import Schedule
+from tcompile.planning.request import AUTO, Request
 from tcompile.planning.solve.budgets import (
     Budget,
     Choice,
@@ -25,17 +27,15 @@ from tcompile.planning.solve.budgets import (
 )
 from tcompile.planning.solve.candidates import Candidate, candidate, methods_of
 from tcompile.planning.solve.compose import schedule_of
-from tcompile.planning.solve.dropping import fastest_within
-from tcompile.planning.solve.method import Method, method_for
+from tcompile.planning.solve.max_drop import fastest_within
 from tcompile.planning.solve.planned import WORTH, Planned, Tried, prediction_note
 from tcompile.planning.solve.reasons import budget_of, plateau_claim, solved_outcome
 from tcompile.planning.solve.sources import PRIOR, Images, images_for, losses_on, prior_of
 from tcompile.planning.solve.utility import pomt_plan, utility_of, whole_latency
 from tcompile.profiling.profile import Profile
-from tcompile.request import AUTO, Request
 
 if TYPE_CHECKING:
-    from tcompile.stages import Analysed
+    from tcompile.passes.stages import Analysed
 
 Progress = Callable[[str], None]
 #: By kind of profile: latencies that count as one plateau, and the share by which a measurement may
@@ -67,8 +67,9 @@ class Question:
         if self.request.objective == "pomt" and text == AUTO:
             text = "pomt"
         several = self.request.calibration is not None and self.request.losses == "measured"
-        return methods_of(self.model.analysis, self.room, text, self.request.outputs,
-                          several=several)  # fmt: skip
+        return methods_of(
+            self.model.analysis, self.room, text, self.request.outputs, several=several
+        )
 
 
 def solve_request(
@@ -85,8 +86,9 @@ def solve_request(
     if request.keep is not None:
         final = math.ceil(parse_keep(request.keep) * shape.patches) + shape.prefix
     claims, _ = plateau_claim(profile)
-    budget = Budget(final, request.latency, EPS[kind] if claims else 0.0, WORTH[kind],
-                    request.exact)  # fmt: skip
+    budget = Budget(
+        final, request.latency, EPS[kind] if claims else 0.0, WORTH[kind], request.exact
+    )
     images: Images | None = None
     losses: Callable[..., Any] = lambda method, counts: prior_of(method)  # noqa: E731
     if request.calibration is not None:
@@ -103,8 +105,9 @@ def solve_request(
     drop = None
     if request.max_drop is not None:
         assert images is not None
-        best, drop = fastest_within(graph, candidates, budget, request.max_drop, images.check,
-                                    request.outputs, say)  # fmt: skip
+        best, drop = fastest_within(
+            graph, candidates, budget, request.max_drop, images.check, request.outputs, say
+        )
         each = [best]
     else:
         best, each = best_of_all(candidates, budget)
@@ -118,8 +121,10 @@ def _answer(
     one, plan = best.candidate, best.plan
     outcome = solved_outcome(question.request, best, profile, budget, BAND[profile.kind])
     modelled = ["planned from a modelled profile, not from a measurement"]
-    notes = [*(modelled if profile.kind == "modelled" else []),
-             *(_prediction(best, profile, budget))]  # fmt: skip
+    notes = [
+        *(modelled if profile.kind == "modelled" else []),
+        *(_prediction(best, profile, budget)),
+    ]
     try:
         shown = front(one.tables, limits_of(one, budget))
     except UsageError:
@@ -153,18 +158,20 @@ def _by_utility(
 ) -> Planned:
     """POMT's own choice of a count; `Request` lets it have no budgets."""
     request, graph = question.request, question.model.graph
-    random = method_for(question.model.analysis, question.room, f"random:seed={request.seed}",
-                        request.outputs)  # fmt: skip
+    random = method_for(
+        question.model.analysis, question.room, f"random:seed={request.seed}", request.outputs
+    )
 
     def run(schedule: Schedule | None) -> Any:
-        from tcompile.saving import save
-        from tcompile.verify.runs import run_all
+        from tcompile.core.save import save
+        from tcompile.runtime.samples import run_all
 
         made = graph
         if schedule is not None:
             say(f"accuracy at {schedule.final} random tokens")
-            made = reduce_graph(graph, question.model.analysis, schedule,
-                                outputs=request.outputs).graph  # fmt: skip
+            made = reduce_graph(
+                graph, question.model.analysis, schedule, outputs=request.outputs
+            ).graph
         with tempfile.TemporaryDirectory(prefix="tcompile-") as folder:
             path = Path(folder) / "model.onnx"
             save(made, path)

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from tcompile.methods.method import Method
 from tcompile.planning.optimise import prior_loss
 from tcompile.planning.solve.candidates import Losses
-from tcompile.planning.solve.method import Method
 
 if TYPE_CHECKING:
     from tcompile.planning.losses import Calibration
-    from tcompile.request import Request
+    from tcompile.planning.request import Request
 
 #: Shares of the patches that single steps are measured at; between them losses are interpolated.
 SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -55,16 +55,18 @@ def images_for(source: str, request: Request) -> Images:
     fit, check = split(data, request.seed)
     if len(fit) > request.images:
         rows = np.arange(request.images)
-        fit = fit.rows(rows, f"{request.images} of {data.source} to plan with (seed "
-                             f"{request.seed})")  # fmt: skip
+        fit = fit.rows(
+            rows, f"{request.images} of {data.source} to plan with (seed {request.seed})"
+        )
     return Images(fit, check)
 
 
 def prior_of(method: Method) -> Losses:
     """What is lost when there are no images to tell."""
     shape = method.context.shape
-    step = prior_loss(method.preset.family, tokens=shape.tokens, prefix=shape.prefix,
-                      blocks=shape.blocks)  # fmt: skip
+    step = prior_loss(
+        method.preset.family, tokens=shape.tokens, prefix=shape.prefix, blocks=shape.blocks
+    )
     return Losses(step, f"{PRIOR} (no --calibration)", False)
 
 
@@ -89,13 +91,32 @@ def losses_on(
         few = [shape.prefix + max(round(s * shape.patches), 1) for s in SHARES]
         shapes = {k: list(map(str, v)) for k, v in (request.shapes or {}).items()}
         bound = {"prefix": request.prefix, "tower": request.tower, "shapes": shapes}
-        key = losses_key(source, method.text, images.fit, sites, few, kind=kind,
-                         outputs=request.outputs, seed=request.seed, bound=bound)  # fmt: skip
-        found = cached_losses(key, lambda: measure(
-            graph, method.analysis, method.preset, method.values, sites, few, images.fit.samples,
-            outputs=request.outputs, seed=request.seed,
-            progress=lambda text: say(f"{method.preset.name}: {text}"),
-        ))  # fmt: skip
+        key = losses_key(
+            source,
+            method.text,
+            images.fit,
+            sites,
+            few,
+            kind=kind,
+            outputs=request.outputs,
+            seed=request.seed,
+            bound=bound,
+        )
+        found = cached_losses(
+            key,
+            lambda: measure(
+                graph,
+                method.analysis,
+                method.preset,
+                method.values,
+                sites,
+                few,
+                images.fit.samples,
+                outputs=request.outputs,
+                seed=request.seed,
+                progress=lambda text: say(f"{method.preset.name}: {text}"),
+            ),
+        )
         words = f"{found.unit}, {found.kind} on {found.images} images ({found.source})"
         return Losses(found.step(), words, kind == "calibrated")
 

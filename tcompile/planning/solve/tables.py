@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from tcompile.errors import UsageError
+from tcompile.core.errors import UsageError
+from tcompile.methods.method import Method
 from tcompile.planning.optimise import Tables, grid
 from tcompile.planning.optimise.tables import StepFunction
-from tcompile.planning.solve.method import Method
 from tcompile.profiling.curve import Curve, StepCost
 from tcompile.profiling.profile import Profile
 from tcompile.profiling.structure import Layout
@@ -50,11 +50,7 @@ def counts_for(
 
 
 def tables_for(
-    profile: Profile,
-    layout: Layout,
-    method: Method,
-    loss: StepFunction,
-    counts: Sequence[int],
+    profile: Profile, layout: Layout, method: Method, loss: StepFunction, counts: Sequence[int]
 ) -> Tables:
     """What the optimiser is told of a model.
 
@@ -66,10 +62,14 @@ def tables_for(
     dense_of, later_of = layout.dense, layout.reduced
     curves = _curves(profile, layout)
     attn, mlp = (
-        np.stack([_row(curves, before[i], later[i], n)
-                  for before, later in zip(dense_of, later_of, strict=True)])
+        np.stack(
+            [
+                _row(curves, before[i], later[i], n)
+                for before, later in zip(dense_of, later_of, strict=True)
+            ]
+        )
         for i in (0, 1)
-    )  # fmt: skip
+    )
     heads = dict(profile.heads)
     head = _row(heads, layout.head_dense, layout.head, n)
     stem = profile.stem.get(layout.stem)
@@ -88,9 +88,16 @@ def tables_for(
     scale = _closure(profile, stem.ms if stem else 0.0, attn, mlp, head)
     attn, mlp, head = scale * attn, scale * mlp, scale * head
     return Tables.of(
-        [int(c) for c in n], shape.prefix, attn_ms=attn, mlp_ms=mlp, head_ms=head,
-        stem_ms=stem.ms if stem else 0.0, sites=method.sites, reducer_ms=reducer_ms, loss=loss,
-    )  # fmt: skip
+        [int(c) for c in n],
+        shape.prefix,
+        attn_ms=attn,
+        mlp_ms=mlp,
+        head_ms=head,
+        stem_ms=stem.ms if stem else 0.0,
+        sites=method.sites,
+        reducer_ms=reducer_ms,
+        loss=loss,
+    )
 
 
 def _closure(profile: Profile, stem: float, *parts: Floats) -> float:
@@ -129,6 +136,8 @@ def _curves(profile: Profile, layout: Layout) -> dict[str, Curve]:
 def _missing(profile: Profile, what: str, options: str = "") -> UsageError:
     """A profile of another model, or one that was measured without the method."""
     extra = f" {options}" if options else ""
-    return UsageError(f"the profile of {profile.subject.source} does not have {what}",
-                      where="--profile",
-                      hint=f"`tcompile profile MODEL --target T{extra}` measures it")  # fmt: skip
+    return UsageError(
+        f"the profile of {profile.subject.source} does not have {what}",
+        where="--profile",
+        hint=f"`tcompile profile MODEL --target T{extra}` measures it",
+    )

@@ -15,15 +15,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tcompile.errors import UsageError
+from tcompile.core.errors import UsageError
+from tcompile.core.schedule import Schedule
+from tcompile.methods.method import Method
+from tcompile.methods.schedulers import Place
 from tcompile.planning.losses.distance import class_outputs, dissimilarity
 from tcompile.planning.optimise import Plan, PomtChoice, Tables, plan_of, pomt_choice
 from tcompile.planning.optimise.pomt import BLOCK
-from tcompile.planning.schedule import Schedule
-from tcompile.planning.schedulers import Place
 from tcompile.planning.solve.candidates import Candidate
-from tcompile.planning.solve.dropping import Outputs
-from tcompile.planning.solve.method import Method
+from tcompile.planning.solve.max_drop import Outputs
 
 #: Shares of the patches at which accuracy is measured; between them it is interpolated.
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -76,8 +76,7 @@ def utility_of(
     accuracy = np.interp(counts, sorted(found), [found[n] for n in sorted(found)])
     at = [tables.index(n) for n in counts]
     latency = whole_latency(tables)[at]
-    choice = pomt_choice(counts, latency, accuracy, alpha, tokens=shape.tokens,
-                         prefix=shape.prefix)  # fmt: skip
+    choice = pomt_choice(counts, latency, accuracy, alpha, tokens=shape.tokens, prefix=shape.prefix)
     return Utility(tuple(counts), tuple(latency), tuple(accuracy), choice)
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tcompile.errors import TcompileError
+from tcompile.core.errors import TcompileError
 from tcompile.planning.solve.planned import Followed, Modelled
 from tcompile.planning.solve.solve import BAND
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
 
-    from tcompile.stages import Reduced
+    from tcompile.passes.stages import Reduced
     from tcompile.targets import Target
 
 
@@ -43,12 +43,17 @@ def whole_ms(graph: gs.Graph, target: Target, precision: str, batch: int) -> flo
 def faster_precision(graph: gs.Graph, target: Target, precision: str, batch: int) -> str:
     """A note that another precision of the target is modelled to be faster; empty for none."""
     mine = whole_ms(graph, target, precision, batch)
-    others = [(ms, p) for p in target.precisions if p != precision
-              and (ms := whole_ms(graph, target, p, batch)) is not None]  # fmt: skip
+    others = [
+        (ms, p)
+        for p in target.precisions
+        if p != precision and (ms := whole_ms(graph, target, p, batch)) is not None
+    ]
     if mine is None or not others:
         return ""
     ms, best = min(others)
     if ms >= mine * (1 - BAND["modelled"] / 2):
         return ""
-    return (f"{best} is modelled {mine / ms:.1f} x faster than {precision} here ({ms:.4g} ms "
-            f"against {mine:.4g} ms): --precision {best}")  # fmt: skip
+    return (
+        f"{best} is modelled {mine / ms:.1f} x faster than {precision} here ({ms:.4g} ms "
+        f"against {mine:.4g} ms): --precision {best}"
+    )

@@ -7,8 +7,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from tcompile.profiling.roofline.device import CPU_TILES, Device
+from tcompile.runtime.timing import usable_cores
 from tcompile.targets.backends.extras import require
-from tcompile.timing import usable_cores
 
 if TYPE_CHECKING:
     import onnx
@@ -63,11 +63,23 @@ def from_figures(threads: int, seconds: dict[str, float]) -> Device:
     memory = 12 * _BEYOND / max(seconds["beyond"] - launch, 1e-9)
     matrix = 2 * _ROWS * _SIDE * _SIDE / max(seconds["product"], 1e-9) / threads / 1e9
     return Device(
-        name="cpu", cpu=True, precision="fp32", cores=threads, clock=1e9, matrix=matrix,
-        half=matrix, vector=matrix * _ELEMENTWISE, memory=min(memory, cache), cache=cache,
-        cache_size=32 * 2**20, scratch=2**15, launch=launch, mainloop=1.0,
-        prologue=_START * launch, tiles=CPU_TILES,
-    )  # fmt: skip
+        name="cpu",
+        cpu=True,
+        precision="fp32",
+        cores=threads,
+        clock=1e9,
+        matrix=matrix,
+        half=matrix,
+        vector=matrix * _ELEMENTWISE,
+        memory=min(memory, cache),
+        cache=cache,
+        cache_size=32 * 2**20,
+        scratch=2**15,
+        launch=launch,
+        mainloop=1.0,
+        prologue=_START * launch,
+        tiles=CPU_TILES,
+    )
 
 
 def _seconds(model: onnx.ModelProto, threads: int, runs: int, cold: bool = False) -> float:
@@ -81,9 +93,7 @@ def _seconds(model: onnx.ModelProto, threads: int, runs: int, cold: bool = False
     session = ort.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    feed: dict[str, Any] = {
-        i.name: np.ones(i.shape, np.float32) for i in session.get_inputs()
-    }  # fmt: skip
+    feed: dict[str, Any] = {i.name: np.ones(i.shape, np.float32) for i in session.get_inputs()}
     names = [o.name for o in session.get_outputs()]
     clock = time.thread_time if threads == 1 else time.perf_counter
     flush = np.ones(_FLUSH // 8 if cold else 0)

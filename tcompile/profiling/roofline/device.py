@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from tcompile.errors import UsageError
-from tcompile.targets.target import Target
+from tcompile.core.errors import UsageError
+from tcompile.targets.devices import Target
 
 Precision = Literal["fp32", "fp16", "int8"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
@@ -35,9 +35,17 @@ class Tile:
 
 #: The shapes a GEMM library has: CUTLASS' and cuBLAS' usual ones.
 GPU_TILES = (
-    Tile(256, 128, 8), Tile(128, 256, 8), Tile(128, 128, 8), Tile(128, 64, 4), Tile(64, 128, 4),
-    Tile(64, 64, 4), Tile(64, 32, 4), Tile(32, 128, 4), Tile(32, 64, 4), Tile(16, 64, 4),
-)  # fmt: skip
+    Tile(256, 128, 8),
+    Tile(128, 256, 8),
+    Tile(128, 128, 8),
+    Tile(128, 64, 4),
+    Tile(64, 128, 4),
+    Tile(64, 64, 4),
+    Tile(64, 32, 4),
+    Tile(32, 128, 4),
+    Tile(32, 64, 4),
+    Tile(16, 64, 4),
+)
 #: MLAS: a remainder of one row costs about what three do; columns go by 16.
 CPU_TILES = (Tile(3, 16, 1),)
 
@@ -109,10 +117,20 @@ def device_of(target: Target, precision: str) -> Device:
         UsageError: the target has no figures, or the precision is none of fp32, fp16, int8.
     """
     if precision not in PRECISIONS:
-        raise UsageError(f"unknown precision '{precision}'", where="--precision",
-                         hint=f"one of {', '.join(PRECISIONS)}")  # fmt: skip
-    needed = ("sm_count", "boost_clock", "fp16_dense", "int8_dense", "memory_bandwidth", "l2_cache",
-              "shared_memory_per_sm")  # fmt: skip
+        raise UsageError(
+            f"unknown precision '{precision}'",
+            where="--precision",
+            hint=f"one of {', '.join(PRECISIONS)}",
+        )
+    needed = (
+        "sm_count",
+        "boost_clock",
+        "fp16_dense",
+        "int8_dense",
+        "memory_bandwidth",
+        "l2_cache",
+        "shared_memory_per_sm",
+    )
     missing = [name for name in needed if target.value(name) is None]
     if missing or target.compute_capability is None:
         raise UsageError(

@@ -14,13 +14,7 @@ from tcompile.profiling.roofline.attention import Attention, fuses
 from tcompile.profiling.roofline.cores import Core, cores_of, links_of
 from tcompile.profiling.roofline.device import Device
 from tcompile.profiling.roofline.kinds import SCATTERS, kind_of
-from tcompile.profiling.roofline.pieces import (
-    Piece,
-    kind_of_steps,
-    nbytes,
-    operations,
-    read_bytes,
-)
+from tcompile.profiling.roofline.pieces import Piece, kind_of_steps, nbytes, operations, read_bytes
 from tcompile.profiling.roofline.products import attention_of, product_of, unfused
 from tcompile.profiling.roofline.steps import Step, Steps, Value
 
@@ -157,8 +151,13 @@ class _Fusion:
         made = {v.name for s in group.steps for v in s.writes}
         if any(self.roots.get(name, name) in made for name in self.steps.outputs):
             return [group, group]
-        found = {id(g): g for g in self.groups for s in g.steps for v in s.reads
-                 if self.root(v) in made and g is not group}  # fmt: skip
+        found = {
+            id(g): g
+            for g in self.groups
+            for s in g.steps
+            for v in s.reads
+            if self.root(v) in made and g is not group
+        }
         return list(found.values())
 
 
@@ -223,5 +222,7 @@ def _spelled(steps: tuple[Step, ...], sizes: Attention, device: Device) -> list[
     first, second = unfused(sizes)
     softmax = Piece("norm", steps, 2 * scores * device.itemsize, operations=10 * scores)
     return [
-        Piece("gemm", steps, products=(first,)), softmax, Piece("gemm", steps, products=(second,))
-    ]  # fmt: skip
+        Piece("gemm", steps, products=(first,)),
+        softmax,
+        Piece("gemm", steps, products=(second,)),
+    ]

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import onnx_graphsurgeon as gs
 
-from tcompile.errors import UsageError
+from tcompile.core.errors import UsageError
 from tcompile.profiling.roofline.attention import attention_time
 from tcompile.profiling.roofline.device import PRECISIONS, Device
 from tcompile.profiling.roofline.fuse_cpu import cpu_pieces
@@ -73,8 +73,9 @@ def modelled(graph: gs.Graph, device: Device, *, precision: str, batch: int = 1)
         ModelError: a tensor has no shape.
     """
     if precision not in PRECISIONS or (not device.cpu and precision != device.precision):
-        raise UsageError(f"{device.name} was read for {device.precision}, not {precision}",
-                         where="--precision")  # fmt: skip
+        raise UsageError(
+            f"{device.name} was read for {device.precision}, not {precision}", where="--precision"
+        )
     if batch < 1:
         raise UsageError(f"a batch of {batch}", where="--batch", hint="at least 1")
     steps = steps_of(graph, batch)

@@ -52,8 +52,14 @@ def _einsum(step: Step, extra: int) -> Product:
         return prod(sizes[a] for a in axes)
 
     a, b, c = set(left), set(right), set(out)
-    return Product(size(a & b & c), size((a - b) & c), size((b - a) & c), size((a & b) - c),
-                   step.reads[1].constant, extra)  # fmt: skip
+    return Product(
+        size(a & b & c),
+        size((a - b) & c),
+        size((b - a) & c),
+        size((a & b) - c),
+        step.reads[1].constant,
+        extra,
+    )
 
 
 def attention_of(step: Step, extra: int = 0) -> Attention:

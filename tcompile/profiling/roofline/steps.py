@@ -14,15 +14,27 @@ import onnx.inliner
 import onnx_graphsurgeon as gs
 from onnx.helper import tensor_dtype_to_np_dtype
 
-from tcompile.errors import ModelError
-from tcompile.ir import attr, is_const, value
+from tcompile.core.domain import DOMAIN
+from tcompile.core.errors import ModelError
+from tcompile.core.graph import attr, is_const, value
 from tcompile.plugins.ops import OPS
-from tcompile.plugins.spec import DOMAIN
 
 #: Any that all bodies can be written in.
 _OPSET = 18
-_ATTRIBUTES = ("axis", "axes", "perm", "group", "transA", "transB", "batch_dims", "equation",
-               "q_num_heads", "kv_num_heads", "num_heads", "keepdims")  # fmt: skip
+_ATTRIBUTES = (
+    "axis",
+    "axes",
+    "perm",
+    "group",
+    "transA",
+    "transB",
+    "batch_dims",
+    "equation",
+    "q_num_heads",
+    "kv_num_heads",
+    "num_heads",
+    "keepdims",
+)
 
 
 @dataclass(frozen=True)
@@ -101,8 +113,9 @@ def _value(tensor: gs.Tensor, batch: int) -> Value:
     if tensor.shape is None:
         if not tensor.outputs:  # one of several outputs, which nobody reads
             return Value(tensor.name, (0,))
-        raise ModelError("a tensor has no shape, so that no latency can be modelled",
-                         where=tensor.name)  # fmt: skip
+        raise ModelError(
+            "a tensor has no shape, so that no latency can be modelled", where=tensor.name
+        )
     dims = tuple(_dim(d, batch) for d in tensor.shape)
     return _typed(tensor.name, dims, is_const(tensor), tensor.dtype)
 
@@ -136,10 +149,15 @@ def _inlined(
         return Value(f"{name}/{v.name}", v.shape, v.constant, v.floating, v.itemsize)
 
     return [
-        Step(f"{name}/{s.name}", s.op, tuple(map(rename, s.reads)), tuple(map(rename, s.writes)),
-             s.attributes)
+        Step(
+            f"{name}/{s.name}",
+            s.op,
+            tuple(map(rename, s.reads)),
+            tuple(map(rename, s.writes)),
+            s.attributes,
+        )
         for s in _body(op, signature, numbers)
-    ]  # fmt: skip
+    ]
 
 
 @lru_cache(maxsize=4096)
@@ -168,8 +186,11 @@ def _body(
                 old = known.get(out, Value(out, ()))
                 known[out] = Value(out, old.shape, True, old.floating, old.itemsize)
             continue
-        kept = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute
-                if a.name in _ATTRIBUTES}  # fmt: skip
+        kept = {
+            a.name: onnx.helper.get_attribute_value(a)
+            for a in node.attribute
+            if a.name in _ATTRIBUTES
+        }
         reads = tuple(known.get(n, Value(n, ())) for n in node.input if n)
         writes = tuple(known.get(n, Value(n, ())) for n in node.output if n)
         found.append(Step(f"{node.op_type}_{i}", node.op_type, reads, writes, kept))
@@ -181,8 +202,9 @@ def _inlined_body(op: str, numbers: Numbers) -> onnx.ModelProto:
     spec = next(o for o in OPS if o.name == op)
     given = [onnx.helper.make_empty_tensor_value_info(f"i{i}") for i in range(len(spec.inputs))]
     gives = [onnx.helper.make_empty_tensor_value_info(f"o{i}") for i in range(len(spec.outputs))]
-    call = onnx.helper.make_node(op, [v.name for v in given], [v.name for v in gives],
-                                 domain=DOMAIN)  # fmt: skip
+    call = onnx.helper.make_node(
+        op, [v.name for v in given], [v.name for v in gives], domain=DOMAIN
+    )
     for key, number in numbers:
         tensor = onnx.numpy_helper.from_array(np.asarray([number], np.int64), key)
         call.attribute.append(onnx.helper.make_attribute(key, tensor))

@@ -13,15 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.oracles.choices import Step
-from tests.oracles.presets.merging import (
-    best_of,
-    boundary,
-    cosines,
-    joined,
-    ones,
-    pooled,
-    ranked,
-)
+from tests.oracles.presets.merging import best_of, boundary, cosines, joined, ones, pooled, ranked
 from tests.oracles.stream import gather
 
 

@@ -61,8 +61,9 @@ def agree(
     raise MismatchError(f"{good} of {batch * tries} images agree: {last}")
 
 
-def _difference(ours: Mapping[str, Any], theirs: Result, allowed: tuple[float, ...],
-                row: int) -> str:  # fmt: skip
+def _difference(
+    ours: Mapping[str, Any], theirs: Result, allowed: tuple[float, ...], row: int
+) -> str:
     """What is different in an image, or nothing."""
     values = [v for name, v in ours.items() if name not in EXTRA]
     for value, output, dense in zip(values, theirs.outputs, allowed, strict=True):

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 
 from tcompile import pipeline
-from tcompile.ir import to_onnx
+from tcompile.core.graph import to_onnx
 from tests.oracles.compare import Subject, check, check_structure, dense_errors
 from tests.oracles.presets.base import PresetOracle
 from tests.oracles.presets.comparing import agree

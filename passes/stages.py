@@ -1,0 +1,52 @@
+"""What the passes hand on: a model that was analysed, a model that was reduced."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_graphsurgeon as gs
+
+from tcompile.analysis.model import Analysis
+from tcompile.core.schedule import Schedule
+from tcompile.passes.normalize import Normalized
+
+
+@dataclass(frozen=True)
+class Analysed:
+    """A model in normal form and what is known of it.
+
+    Attributes:
+        prefix: tokens at the front that a person stated to be no patches.
+    """
+
+    source: str
+    normalized: Normalized
+    analysis: Analysis
+    prefix: int | None = None
+
+    @property
+    def graph(self) -> gs.Graph:
+        return self.normalized.graph
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """A reduced model before lowering.
+
+    Attributes:
+        graph: reduced, fp32, token ops as model-local functions.
+        dense: the normalised dense graph it came from.
+        schedule: what was applied.
+        fp32_nodes: nodes that must stay fp32 when the rest goes to fp16.
+        attention_layers: attentions with more than one query row: the fused kernels to expect.
+        metadata: the source's metadata_props.
+        widened: whether the source computed in fp16.
+    """
+
+    graph: gs.Graph
+    dense: gs.Graph
+    schedule: Schedule
+    fp32_nodes: frozenset[str]
+    attention_layers: int
+    metadata: dict[str, str]
+    widened: bool

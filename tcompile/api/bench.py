@@ -1,0 +1,101 @@
+"""Dense against reduced on this machine: an artifact against the model it came from."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from tcompile.api.reference import find_dense, reduced_reference
+from tcompile.artifact.directory import Artifact, load_artifact
+from tcompile.core.errors import UsageError
+from tcompile.runtime.timing import Benchmark, bench_models
+
+
+def bench(
+    artifact: str | Path,
+    *,
+    against: str | Path | None = None,
+    rounds: int = 50,
+    threads: int | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Benchmark:
+    """Measure an artifact against the dense model it came from (or the one given).
+
+    An fp16 artifact is not built for a CPU, which would only emulate it: there, the fp32 reduced
+    graph is made again and measured, so that like is compared with like. A source that computes in
+    fp16 is compared in its fp32 normal form, and as it came apart from that.
+
+    Raises `UsageError` when the dense model cannot be found.
+    """
+    opened = load_artifact(artifact)
+    dense = find_dense(opened, against)
+    if dense is None:
+        raise UsageError(
+            f"the dense model it came from, '{opened.manifest.source.file}', is not there any more",
+            where=str(artifact),
+            hint="give it with --against",
+        )
+    note = _note(opened)
+    fp16 = opened.manifest.precision == "fp16"
+    with ExitStack() as stack:
+        reduced = (
+            stack.enter_context(reduced_reference(opened, dense.path)) if fp16 else opened.model
+        )
+        normal = stack.enter_context(normal_form(opened, dense.path))
+        flops = opened.manifest.flops
+        return bench_models(
+            normal or dense.path,
+            reduced,
+            rounds=rounds,
+            threads=threads,
+            note=note,
+            progress=progress,
+            source=dense.path if normal else None,
+            flop_ideal=flops.dense / flops.reduced if flops.reduced else None,
+        )
+
+
+@contextmanager
+def normal_form(artifact: Artifact, dense: Path) -> Iterator[Path | None]:
+    """The fp32 normal form of a dense model that computes in fp16, inside the `with` block; None
+    for any other."""
+    from tcompile.core.save import save
+    from tcompile.pipeline import read
+
+    if not _mentions_half(dense):
+        yield None
+        return
+    manifest = artifact.manifest
+    found = read(dense, shapes=manifest.shapes, prefix=manifest.prefix).normalized
+    if not found.widened:
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="tcompile-") as folder:
+        path = Path(folder) / "normal.onnx"
+        save(found.graph, path)
+        del found
+        yield path
+
+
+def _mentions_half(path: Path) -> bool:
+    """Whether a file may compute in fp16, told without normalising it."""
+    import onnx
+
+    model, half = onnx.load(str(path), load_external_data=False), onnx.TensorProto.FLOAT16
+    graph = model.graph
+    nodes = [*graph.node, *(n for f in model.functions for n in f.node)]
+    return (
+        any(w.data_type == half for w in graph.initializer)
+        or any(v.type.tensor_type.elem_type == half for v in (*graph.input, *graph.value_info))
+        or any(half in (a.i, a.t.data_type) for n in nodes for a in n.attribute)
+    )
+
+
+def _note(artifact: Artifact) -> str:
+    target = artifact.manifest.target.name
+    if target == "cpu":
+        return ""
+    what = " with the fp32 reduced graph" if artifact.manifest.precision == "fp16" else ""
+    return f"measured on this CPU{what}; it says little about {target}"

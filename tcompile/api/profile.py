@@ -1,0 +1,336 @@
+"""`tcompile profile` as a function: measured here, modelled, or from others' measurements."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tcompile.core.errors import UsageError
+from tcompile.methods.method import Method, method_for
+from tcompile.planning.method_schedule import room_of
+from tcompile.planning.solve.candidates import PORTFOLIO
+from tcompile.profiling.curve import Curve, StepCost
+from tcompile.profiling.profile import Conditions, Profile, read_profile
+from tcompile.profiling.structure import Layout, layout_of
+from tcompile.profiling.totals import Totals, totals
+from tcompile.targets import Target, load_target
+
+if TYPE_CHECKING:
+    from tcompile.passes.normalize.bind_shapes import Shapes
+    from tcompile.passes.stages import Analysed
+    from tcompile.profiling.compare import Comparison
+
+#: Methods whose steps a profile has unless told otherwise, where a model has room for them: those
+#: that a schedule is planned with.
+METHODS = PORTFOLIO
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Profiled:
+    """A profile and what it says of the model as a whole.
+
+    Attributes:
+        profile: it.
+        layout: which parts the model has.
+        notes: what was done otherwise than one might expect.
+        against: how it compares with another; None where none was given.
+    """
+
+    profile: Profile
+    layout: Layout
+    notes: tuple[str, ...] = ()
+    against: Comparison | None = None
+
+    @property
+    def totals(self) -> Totals:
+        """The whole model by token count."""
+        return totals(self.profile, self.layout)
+
+    def to_json(self) -> dict[str, Any]:
+        """The profile's document, which `--profile` reads, with notes, comparison, and whether it
+        claims plateaus."""
+        other = {} if self.against is None else {"against": self.against.to_json()}
+        steps = {
+            "claims_plateaus": self.profile.claims_plateaus,
+            "why_no_plateaus": self.profile.why_no_plateaus,
+        }
+        return {**self.profile.to_json(), **steps, "notes": list(self.notes), **other}
+
+
+def profile(
+    model: str | Path,
+    *,
+    target: str,
+    methods: Sequence[str] = (),
+    batch: int = 1,
+    threads: int | None = None,
+    precision: str | None = None,
+    modelled: bool = False,
+    imports: Sequence[str] = (),
+    against: str | Path | None = None,
+    seconds: float = 240.0,
+    fresh: bool = False,
+    outputs: str = "reduced",
+    shapes: Shapes | None = None,
+    prefix: int | None = None,
+    tower: str | None = None,
+    progress: Progress = lambda _: None,
+) -> Profiled:
+    """Latency against token count of a model's parts on a target.
+
+    Measured where the target can be measured from here (and kept: a second call finds it), else
+    modelled from the device's data sheet.
+
+    Args:
+        target: see `tcompile targets`.
+        methods: whose steps it is to have; by default `METHODS`, those that the model has room for.
+        batch: images in a run, where the model leaves it free.
+        threads: of a CPU.
+        precision: the target's own by default; `int8` is modelled only.
+        modelled: do not measure.
+        imports: others' measurements instead: `FILE.csv` of (tokens, ms); `N=FILE` of trtexec, one
+            for each token count; `METHOD=FILE.csv` of (before, after, ms).
+        against: a profile to compare it with.
+        seconds: that all of it may take, reading the model and opening its parts included. What is
+            measured in any case (two rounds over the dense model, three token counts and two steps
+            of each method) may take longer.
+        fresh: measure anew what was measured before.
+        outputs, shapes, prefix, tower: see `build`.
+
+    Raises:
+        UsageError: options that do not go together, files that are not what they should be, a
+            method that cannot be planned, a target that is neither at hand nor can be modelled.
+        ModelError: see `pipeline.read`.
+    """
+    from tcompile.pipeline import read
+
+    begun = time.monotonic()
+    chosen = load_target(target)
+    level = _precision(chosen, precision, modelled or bool(imports))
+    other = None if against is None else read_profile(against)
+    if modelled and imports:
+        raise UsageError("is measured, not modelled", where="--import", hint="leave one away")
+    given = _imports(imports)
+    progress(f"reading {model}")
+    found = read(model, shapes=shapes, prefix=prefix, tower=tower)
+    notes: list[str] = []
+    planned = _methods(
+        methods,
+        lambda text: method_for(found.analysis, room_of(found.analysis, outputs), text, outputs),
+        notes,
+    )
+    layout = layout_of(found.graph, planned[0])
+    if given is not None:
+        made: Profile = _imported(found, planned, chosen, level, batch, given)
+    else:
+        asked = {
+            "batch": batch,
+            "threads": threads,
+            "outputs": outputs,
+            "shapes": shapes,
+            "prefix": prefix,
+            "tower": tower,
+        }
+        left = max(seconds - (time.monotonic() - begun), 0.0)
+        made = _made(found, planned, chosen, level, modelled, asked, fresh, left, notes, progress)
+    compared = None
+    if other is not None:
+        from tcompile.profiling.compare import compare
+
+        compared = compare(made, other, _uses(layout))
+    return Profiled(made, layout, tuple(notes), compared)
+
+
+def check_output(path: str | Path) -> None:
+    """Raise UsageError unless there is a folder to write to; before minutes are spent."""
+    if not Path(path).parent.is_dir():
+        raise UsageError("the folder does not exist", where=str(path))
+
+
+def write_profile(profiled: Profiled, path: str | Path) -> Path:
+    """Write a profile's document as a whole or not at all.
+
+    Raises:
+        UsageError: it cannot be written there.
+    """
+    path = Path(path)
+    part = path.with_name(f".{path.name}.part")
+    text = json.dumps(profiled.profile.to_json(), indent=1, allow_nan=False)
+    try:
+        part.write_text(text + "\n", encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise UsageError(f"cannot be written: {error.strerror}", where=str(path)) from error
+    return path
+
+
+def draw_profile(profiled: Profiled, path: str | Path) -> Path:
+    """Draw latency against tokens; see `plot.plot_latency`."""
+    from tcompile.report.plots import plot_latency
+
+    found, subject = profiled.totals, profiled.profile.subject
+    why = profiled.profile.why_no_plateaus
+    return plot_latency(
+        found.counts,
+        found.ms,
+        path,
+        lower=found.lower,
+        upper=found.upper,
+        halves={"attention halves": found.attention, "MLP halves": found.mlp},
+        plateaus=found.plateaus,
+        measured=found.known if profiled.profile.kind == "measured" else (),
+        measured_ms=found.raw if profiled.profile.kind == "measured" else None,
+        title=f"{subject.source}: {profiled.profile.words}{why and f'; no plateaus: {why}'}",
+    )
+
+
+def _precision(target: Target, precision: str | None, modelled: bool) -> str:
+    """Raises UsageError for one that the target, or a measurement, does not have."""
+    level = precision or target.default_precision
+    cpu = target.runtime == "onnxruntime"
+    known = ("fp32",) if cpu else (*target.precisions, *(["int8"] if modelled else []))
+    if level not in known:
+        raise UsageError(
+            f"{target.name} is not profiled in {level}",
+            where="--precision",
+            hint=f"one of {', '.join(known)}",
+        )
+    return level
+
+
+def _methods(asked: Sequence[str], make: Callable[[str], Method], notes: list[str]) -> list[Method]:
+    """Those asked for; else all usual ones that can be planned, with a note of the others."""
+    if asked:
+        return [make(text) for text in dict.fromkeys(asked)]
+    found, last = [], None
+    for text in METHODS:
+        try:
+            found.append(make(text))
+        except UsageError as error:
+            last = error
+            notes.append(f"left out: {error.one_line()}")
+    if not found:
+        assert last is not None
+        raise last
+    return found
+
+
+def _made(
+    model: Analysed,
+    methods: Sequence[Method],
+    target: Target,
+    precision: str,
+    modelled: bool,
+    asked: Mapping[str, Any],
+    fresh: bool,
+    seconds: float,
+    notes: list[str],
+    say: Progress,
+) -> Profile:
+    from tcompile.planning.request import Request
+    from tcompile.planning.solve import latencies
+
+    request = Request(**asked)
+    if not modelled:
+        try:
+            return latencies.measured(
+                model,
+                methods,
+                target,
+                request,
+                say,
+                precision=precision,
+                fresh=fresh,
+                seconds=seconds,
+            )
+        except UsageError as error:
+            if target.runtime == "onnxruntime":
+                raise
+            notes.append(f"modelled: {error.what}")
+    return latencies.modelled(model, methods, target, request, precision, say)
+
+
+def _imports(given: Sequence[str]) -> tuple[Curve, dict[str, StepCost], str] | None:
+    """A curve of whole models, costs of steps by method, and what they were measured with."""
+    from tcompile.profiling.imports import read_csv, read_steps, whole_curve
+
+    if not given:
+        return None
+    tables: list[str] = []
+    runs: dict[int, str] = {}
+    steps: dict[str, StepCost] = {}
+    for text in given:
+        name, equals, path = text.partition("=")
+        if not equals:
+            tables.append(text)
+        elif name.isdecimal():
+            if int(name) in runs:
+                raise UsageError(f"gives {name} tokens twice", where="--import")
+            runs[int(name)] = path
+        else:
+            name, _, path = text.rpartition("=")
+            steps[name] = read_steps(path)
+    if len(tables) + bool(runs) != 1:
+        raise UsageError(
+            "needs one table of (tokens, ms), or files of trtexec",
+            where="--import",
+            hint="FILE.csv, or 197=times.json 100=times.json",
+        )
+    curve = whole_curve(runs) if runs else read_csv(tables[0])
+    return curve, steps, "TensorRT, trtexec" if runs else "not told"
+
+
+def _imported(
+    model: Analysed,
+    methods: Sequence[Method],
+    target: Target,
+    precision: str,
+    batch: int,
+    given: tuple[Curve, dict[str, StepCost], str],
+) -> Profile:
+    from tcompile.profiling.imported import imported_profile
+
+    curve, steps, runtime = given
+    keys = {m.text: m.key for m in methods}
+    unknown = sorted(set(steps) - set(keys))
+    if unknown:
+        raise UsageError(
+            f"has steps of {unknown[0]}, which the profile is not of",
+            where="--import",
+            hint=f"add --method {unknown[0]}",
+        )
+    conditions = Conditions(
+        target=target.name,
+        device=target.title,
+        runtime=runtime,
+        software={},
+        precision=precision,
+        batch=batch,
+    )
+    return imported_profile(
+        model.graph,
+        model.analysis,
+        methods,
+        curve,
+        conditions,
+        source=Path(model.source).name,
+        steps={keys[k]: v for k, v in steps.items()},
+    )
+
+
+def _uses(layout: Layout) -> dict[str, int]:
+    """Signature → how many parts of the dense model have it."""
+    names: Iterable[str] = (s for pair in layout.dense for s in pair)
+    found: dict[str, int] = {}
+    for name in (layout.stem, *names, layout.head_dense):
+        if name:
+            found[name] = found.get(name, 0) + 1
+    return found

@@ -1,0 +1,86 @@
+"""What an artifact is checked against: the dense source, and the reduced graph before lowering."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tcompile.artifact.directory import Artifact
+from tcompile.core.errors import UsageError
+from tcompile.core.model_files import describe_source
+
+if TYPE_CHECKING:
+    from tcompile.passes.stages import Analysed, Reduced
+
+
+@dataclass(frozen=True)
+class DenseModel:
+    """The dense model to compare with; `same` when it is, byte for byte, what was compiled."""
+
+    path: Path
+    same: bool
+
+
+def find_dense(artifact: Artifact, against: str | Path | None) -> DenseModel | None:
+    """The model given as `against`, else the source where the manifest says it was.
+
+    A source that has changed since is not used unless it was asked for: it proves nothing.
+    Raises `UsageError` when `against` is no file.
+    """
+    source = artifact.manifest.source
+    if against is not None:
+        path = Path(against)
+        if not path.is_file():
+            raise UsageError("no such file", where=str(path), hint="see --against")
+        return DenseModel(path, describe_source(path).sha256 == source.sha256)
+    for path in (Path(source.file), artifact.directory.parent / Path(source.file).name):
+        if path.is_file() and describe_source(path).sha256 == source.sha256:
+            return DenseModel(path, True)
+    return None
+
+
+def analyse_again(artifact: Artifact, dense: Path) -> Analysed:
+    """The dense model, analysed as the build did. Raises what `tcompile.pipeline.read` raises."""
+    from tcompile import pipeline
+
+    manifest = artifact.manifest
+    return pipeline.read(
+        dense, shapes=manifest.shapes, prefix=manifest.prefix, tower=manifest.schedule.get("tower")
+    )
+
+
+def reduce_again(artifact: Artifact, dense: Path) -> Reduced:
+    """The dense model, reduced with the artifact's schedule.
+
+    Raises what `tcompile.pipeline.reduce` raises.
+    """
+    from tcompile import pipeline
+
+    manifest = artifact.manifest
+    return pipeline.reduce(
+        dense,
+        target=manifest.target.name,
+        schedule=manifest.schedule,
+        outputs=manifest.outputs_mode,
+        shapes=manifest.shapes,
+        prefix=manifest.prefix,
+    )
+
+
+@contextmanager
+def reduced_reference(artifact: Artifact, dense: Path) -> Iterator[Path]:
+    """The fp32 reduced graph, made again from the dense model with the artifact's schedule.
+
+    It only exists inside the `with` block. Raises what `tcompile.pipeline.reduce` raises.
+    """
+    from tcompile.core.save import save
+
+    reduced = reduce_again(artifact, dense)
+    with tempfile.TemporaryDirectory(prefix="tcompile-") as folder:
+        path = Path(folder) / "reference.onnx"
+        save(reduced.graph, path, reduced.metadata)
+        yield path

@@ -1,0 +1,89 @@
+"""Run an artifact (or any ONNX model) on one input and say what came out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tcompile.artifact.directory import is_artifact, load_artifact
+from tcompile.runtime.metrics import holds_classes
+from tcompile.runtime.samples import run_all, samples_for, signature
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class TopClass:
+    """A class, the model's raw output for it, and its softmax share."""
+
+    index: int
+    label: str
+    logit: float
+    probability: float
+
+
+@dataclass(frozen=True)
+class OutputSummary:
+    """One output. `top` is filled, a list for each sample, where the output holds classes."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    minimum: float
+    maximum: float
+    mean: float
+    top: tuple[tuple[TopClass, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What came out, and how long it took in all (loading included), in seconds."""
+
+    model: str
+    outputs: tuple[OutputSummary, ...]
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The result as JSON values."""
+        return asdict(self)
+
+
+def run(model: str | Path, data: str | Path, *, top: int = 5) -> RunResult:
+    """Run on an image, a folder of images, .npy or .npz, on ONNX Runtime.
+
+    Raises:
+        UsageError: the input does not fit the model.
+        ModelError: the model cannot be read.
+    """
+    path = load_artifact(model).model if is_artifact(model) or Path(model).is_dir() else Path(model)
+    start = time.perf_counter()
+    described = signature(path)
+    outputs = run_all(path, samples_for(described, data))
+    seconds = time.perf_counter() - start
+    labels = described.preprocessing.get("labels") or ()
+    summaries = tuple(_summary(name, array, top, labels) for name, array in outputs.items())
+    return RunResult(str(model), summaries, seconds)
+
+
+def _summary(name: str, array: Array, top: int, labels: Sequence[str]) -> OutputSummary:
+    ranked = tuple(_top(row, top, labels) for row in array) if holds_classes(name, array) else ()
+    low, high, mean = float(array.min()), float(array.max()), float(array.mean())
+    return OutputSummary(name, str(array.dtype), array.shape, low, high, mean, ranked)
+
+
+def _top(row: Array, count: int, labels: Sequence[str]) -> tuple[TopClass, ...]:
+    import numpy as np
+
+    shares = np.exp(row.astype(np.float64) - row.max())
+    shares /= shares.sum()
+    order = np.argsort(-row, kind="stable")[: max(count, 0)]
+    return tuple(
+        TopClass(int(i), labels[i] if i < len(labels) else "", float(row[i]), float(shares[i]))
+        for i in order
+    )

@@ -1,0 +1,174 @@
+"""Checks of what was built, each answering one question (DESIGN 5.11)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tcompile.api.layers import Layer, layers_of
+from tcompile.api.reference import DenseModel, find_dense, reduced_reference
+from tcompile.artifact.directory import Artifact, load_artifact
+from tcompile.artifact.manifest import Fidelity, FusedAttentionEntry
+from tcompile.core.errors import UsageError, VerificationError
+from tcompile.runtime.metrics import not_finite
+from tcompile.runtime.samples import Samples, run_all, samples_for, signature
+from tcompile.runtime.token_outputs import showing_choice, tower_of_outputs
+from tcompile.verify.fidelity import compare
+from tcompile.verify.fusion import fused_attention, fusion_fault
+from tcompile.verify.numerics import TOLERANCES, Numerics, compare_numerics
+from tcompile.verify.scenes import scenes_for
+
+__all__ = ["Check", "Layer", "Verification", "verify"]
+
+Outcome = Literal["passed", "failed", "skipped"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question and its answer; `detail` is a sentence."""
+
+    name: str
+    outcome: Outcome
+    detail: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Everything `verify` found out. Fidelity is a figure, not a check; layers are a table."""
+
+    artifact: str
+    checks: tuple[Check, ...]
+    numerics: Numerics | None
+    fidelity: Fidelity | None
+    fused_attention: FusedAttentionEntry | None
+    layers: tuple[Layer, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether no check failed."""
+        return all(check.outcome != "failed" for check in self.checks)
+
+    def require(self) -> None:
+        """Raise `VerificationError` with the first failure, if there is one."""
+        for check in self.checks:
+            if check.outcome == "failed":
+                raise VerificationError(check.detail, where=f"{self.artifact}: {check.name}")
+
+    def to_json(self) -> dict[str, Any]:
+        """The findings as JSON values."""
+        return {"passed": self.passed, **asdict(self)}
+
+
+def verify(
+    artifact: str | Path,
+    *,
+    against: str | Path | None = None,
+    data: str | Path | None = None,
+    samples: int = 8,
+    seed: int = 0,
+    layers: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Verification:
+    """Check an artifact: its files, its numerics, its fused attention; and measure its fidelity.
+
+    Args:
+        against: the dense model; by default the source, where the manifest says it lies.
+        data: images in a folder, .npy or .npz; by default `samples` random inputs from `seed`.
+        layers: compare the model with the reduced fp32 graph layer by layer too, on the data or,
+            without any, on procedural scenes and noise.
+
+    Raises:
+        UsageError, ModelError: something given cannot be used; layers without the source. A check
+            that does not hold is not an exception here: see `Verification.require`.
+    """
+    opened = load_artifact(artifact)
+    model = signature(opened.model)
+    inputs = samples_for(model, data, count=samples, seed=seed)
+    dense = find_dense(opened, against)
+    if layers and (dense is None or not dense.same):
+        raise UsageError(
+            "layers are compared with the source, which is not there",
+            where=opened.manifest.source.file,
+            hint="give it as --against",
+        )
+    towers = tower_of_outputs(opened.manifest.schedule)
+    progress(f"running {opened.model} on {inputs.source}")
+    with showing_choice(opened.model) as telling:
+        actual = run_all(telling, inputs)
+    fault = opened.manifest.fault
+    checks = [] if fault is None else [Check("build", "failed", fault)]
+    checks += [_files(opened), _finite(actual)]
+    numerics = None
+    if dense is not None and dense.same:
+        progress("making the fp32 reference again from the source")
+        with reduced_reference(opened, dense.path) as path:
+            tolerance = TOLERANCES[opened.manifest.precision]
+            with showing_choice(path) as telling:
+                numerics = compare_numerics(run_all(telling, inputs), actual, tolerance, towers)
+    checks.append(_numerics(numerics, dense, opened))
+    fused = fused_attention(opened)
+    checks.append(_fusion(fused))
+    fidelity = _fidelity(dense, inputs, actual, towers, progress)
+    rows: tuple[Layer, ...] = ()
+    if layers and dense is not None:
+        progress("comparing layer by layer")
+        rows = layers_of(opened, dense.path, inputs if data else scenes_for(model, seed=seed))
+    return Verification(str(artifact), tuple(checks), numerics, fidelity, fused, rows)
+
+
+def _files(artifact: Artifact) -> Check:
+    changed = artifact.changed_files()
+    if changed:
+        return Check("files", "failed", f"not as they were written: {', '.join(changed)}")
+    count = len(artifact.manifest.files)
+    return Check("files", "passed", f"{count} files are as they were written")
+
+
+def _finite(outputs: dict[str, Any]) -> Check:
+    faults = not_finite(outputs)
+    if faults:
+        return Check("finite", "failed", "; ".join(faults))
+    return Check("finite", "passed", "no NaN or Inf in any output")
+
+
+def _numerics(numerics: Numerics | None, dense: DenseModel | None, artifact: Artifact) -> Check:
+    if numerics is None:
+        why = "the source was not found" if dense is None else f"{dense.path} is not the source"
+        how = f"give {artifact.manifest.source.file} as --against"
+        return Check("numerics", "skipped", f"{why}; {how}")
+    if not numerics.passed:
+        faults = "; ".join(numerics.faults)
+        if artifact.manifest.precision == "fp16":
+            faults += "; if a build with --precision fp32 passes, fp16 is too coarse for this model"
+        return Check("numerics", "failed", faults)
+    worst = max((o.error for o in numerics.outputs), default=0.0)
+    overlap = numerics.token_overlap
+    tokens = "" if overlap is None else f"{overlap:.1%} of tokens the same, "
+    detail = f"{tokens}relative error {worst:.1e} against the fp32 reduced graph"
+    if (artifact.directory / "engine").exists():
+        detail += "; of model.onnx, the engine was not run"
+    return Check("numerics", "passed", detail)
+
+
+def _fusion(fused: FusedAttentionEntry | None) -> Check:
+    if fused is None:
+        return Check("fused attention", "skipped", "no engine in half precision to look into")
+    fault = fusion_fault(fused)
+    if fault:
+        return Check("fused attention", "failed", fault)
+    return Check("fused attention", "passed", f"all {fused.expected} attention layers are fused")
+
+
+def _fidelity(
+    dense: DenseModel | None,
+    inputs: Samples,
+    actual: dict[str, Any],
+    towers: dict[str, str],
+    progress: Callable[[str], None],
+) -> Fidelity | None:
+    if dense is None:
+        return None
+    progress(f"running the dense model {dense.path}")
+    return compare(run_all(dense.path, inputs), actual, inputs, towers)

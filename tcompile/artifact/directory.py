@@ -1,0 +1,204 @@
+"""The directory a build writes: model, engine, manifest, report. All of it or nothing.
+
+DIR/model.onnx      what ONNX Runtime runs, and what an engine is built from
+DIR/engine/*        where the target can be built for on this machine
+DIR/manifest.json   see tcompile/manifest.schema.json
+DIR/report.md       the manifest, for people
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tcompile.artifact.manifest import SCHEMA, Manifest
+from tcompile.artifact.page import render
+from tcompile.core.errors import ModelError, TcompileError, UsageError
+from tcompile.core.interrupt import checkpoint
+from tcompile.core.model_files import file_entry
+
+MODEL = "model.onnx"
+MANIFEST = "manifest.json"
+REPORT = "report.md"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An artifact on disk."""
+
+    directory: Path
+    manifest: Manifest
+
+    @property
+    def model(self) -> Path:
+        """The reduced, lowered ONNX model."""
+        return self.directory / MODEL
+
+    def changed_files(self) -> list[str]:
+        """Files that are missing, altered, or not listed; empty when all is well."""
+        return _changed_files(self.directory, self.manifest)
+
+
+def write_artifact(
+    directory: str | Path, fill: Callable[[Path], Manifest], force: bool = False
+) -> Path:
+    """Write an artifact as one step: afterwards it is all there, or nothing has changed.
+
+    Args:
+        directory: where it will lie. An artifact of ours that is already there is replaced.
+        fill: writes model, engine and so on into the (temporary) directory it is given, and
+            returns the manifest without `files`; report, digests and manifest.json are added here.
+        force: replace also an artifact in which files were altered or added since it was written.
+
+    Raises:
+        UsageError: the directory holds something that is not an artifact, or cannot be written.
+    """
+    final = check_destination(directory, force)
+    try:
+        with _parents(final.parent):
+            temporary = final.parent / f".{final.name}.{secrets.token_hex(4)}.tmp"
+            temporary.mkdir()
+            try:
+                manifest = fill(temporary)
+                _finish(temporary, manifest)
+                checkpoint()
+                _put_in_place(temporary, final)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        raise _cannot_write(final, error) from error
+    return final
+
+
+def check_destination(directory: str | Path, force: bool = False) -> Path:
+    """The resolved directory, if an artifact may be written there; call it before long work.
+
+    Raises `UsageError` otherwise. A directory that is not an artifact is never replaced, not even
+    with `force`: nobody should lose a home directory to a slip of the keyboard.
+    """
+    final = Path(directory).resolve()
+    where = str(directory)
+    try:
+        if not final.exists() or (final.is_dir() and not any(final.iterdir())):
+            return final
+    except OSError as error:
+        raise _cannot_write(final, error) from error
+    if not final.is_dir():
+        raise UsageError("exists and is not a directory", where=where, hint="choose another -o")
+    try:
+        changed = load_artifact(final).changed_files()
+    except TcompileError:
+        raise UsageError(
+            "exists and is not a tcompile artifact; it is left alone",
+            where=where,
+            hint="choose another -o, or remove it yourself",
+        ) from None
+    if changed and not force:
+        raise UsageError(
+            f"holds an artifact in which '{changed[0]}' was changed or added since it was written",
+            where=where,
+            hint="--force replaces it all the same",
+        )
+    return final
+
+
+def load_artifact(directory: str | Path) -> Artifact:
+    """Read an artifact's manifest.
+
+    Raises:
+        UsageError: no artifact there.
+        ModelError: a manifest that is damaged or of another version.
+    """
+    directory = Path(directory)
+    path = directory / MANIFEST
+    if not path.is_file():
+        what = "no such directory" if not directory.exists() else "not a tcompile artifact"
+        raise UsageError(
+            f"{what}, there is no {MANIFEST}", where=str(directory), hint="tcompile build makes one"
+        )
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+            raise ValueError(f"not a {SCHEMA} document")
+        return Artifact(directory, Manifest.from_json(document))
+    except (ValueError, OSError) as error:
+        raise ModelError(f"damaged manifest: {error}", where=str(path)) from error
+
+
+def is_artifact(path: str | Path) -> bool:
+    """Whether a path is a directory with a manifest in it."""
+    return (Path(path) / MANIFEST).is_file()
+
+
+def _finish(directory: Path, manifest: Manifest) -> None:
+    (directory / REPORT).write_text(render(manifest), encoding="utf-8")
+    manifest = manifest.with_files(file_entry(p, directory) for p in _files(directory))
+    text = json.dumps(manifest.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
+    (directory / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def _files(directory: Path) -> list[Path]:
+    found = sorted(p for p in directory.rglob("*") if p.is_file())
+    return [p for p in found if p != directory / MANIFEST]
+
+
+def _changed_files(directory: Path, manifest: Manifest) -> list[str]:
+    listed = {entry.path: entry for entry in manifest.files}
+    there = {p.relative_to(directory).as_posix(): p for p in _files(directory)}
+    differing = set(listed) ^ set(there)
+    for name in set(listed) & set(there):
+        # The size first: it saves hashing an engine that is plainly another one.
+        if there[name].stat().st_size != listed[name].bytes or (
+            file_entry(there[name], directory) != listed[name]
+        ):
+            differing.add(name)
+    return sorted(differing)
+
+
+def _put_in_place(temporary: Path, final: Path) -> None:
+    """Rename `temporary` to `final`; what was there before is only deleted once that is done."""
+    if not final.exists():
+        temporary.rename(final)
+        return
+    old = temporary.with_suffix(".old")
+    try:
+        final.rename(old)
+        temporary.rename(final)
+    except BaseException:
+        if old.exists() and not final.exists():
+            old.rename(final)
+        raise
+    finally:
+        if final.exists():
+            shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _parents(folder: Path) -> Iterator[None]:
+    """Make a folder for the duration, and take away again what was made if the body fails."""
+    made = []
+    for parent in [folder, *folder.parents]:
+        if parent.exists():
+            break
+        made.append(parent)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for parent in made:
+            try:
+                parent.rmdir()
+            except OSError:
+                break
+        raise
+
+
+def _cannot_write(path: Path, error: OSError) -> UsageError:
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    return UsageError(f"cannot write the artifact: {reason}", where=str(error.filename or path))

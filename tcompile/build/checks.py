@@ -1,0 +1,148 @@
+"""What a build measures about itself: the normal form is the source, fidelity, latency on a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tcompile.core.errors import InternalError, ModelError
+from tcompile.artifact.manifest import Fidelity, Latency
+from tcompile.targets import Target
+from tcompile.verify.fidelity import measure_fidelity
+from tcompile.runtime.samples import run_all, samples_for, signature
+
+if TYPE_CHECKING:
+    from tcompile.runtime.timing import Speedup
+
+#: Largest difference, relative to the largest value, that reordering fp32 sums may make.
+_TOLERANCE = 1e-3
+#: The same where the source rounds to fp16 after every operation and the normal form does not.
+_HALF_TOLERANCE = 5e-2
+#: Rounds at least, and at most where it is not sure yet which of the two is faster.
+_ROUNDS, _MOST_ROUNDS = 5, 60
+#: Least speed-up to call one faster: an interval that is looked at again and again leaves 1 by
+#: chance more often than once in twenty times.
+_LEAST_GAIN = 1.01
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Figures for the manifest.
+
+    Attributes:
+        faster: whether the reduced model was measured to be faster than dense: the whole 95 %
+            interval of the speed-up lies above 1, and it is 1 % at least. None where nothing was
+            measured.
+    """
+
+    fidelity: Fidelity
+    latency: tuple[Latency, ...]
+    notes: tuple[str, ...]
+    faster: bool | None = None
+
+
+def check_normal_form(source: Path, normal: Path, *, half: bool = False) -> None:
+    """Run the source and its normal form on the same input; they must agree.
+
+    Args:
+        half: whether the source computes in fp16.
+
+    Raises:
+        ModelError: ONNX Runtime rejects the source (a broken export).
+        InternalError: they differ.
+    """
+    import numpy as np
+
+    samples = samples_for(signature(normal), count=1)
+    try:
+        expected = run_all(source, samples)
+    except ModelError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(
+            f"ONNX Runtime rejects it: {reason}", where=str(source), hint="the export is broken"
+        ) from error
+    actual = run_all(normal, samples)
+    for name, want in expected.items():
+        if want.dtype.kind != "f":
+            continue
+        scale = max(float(np.abs(want).max(initial=0)), 1e-6)
+        error_size = float(np.abs(want - actual[name]).max(initial=0)) / scale
+        if not error_size <= (_HALF_TOLERANCE if half else _TOLERANCE):
+            raise InternalError(
+                f"normalising changed output '{name}' by {error_size:.1e}", where=str(source)
+            )
+
+
+def measure(
+    source: Path,
+    reduced: Path,
+    target: Target,
+    *,
+    samples: int = 2,
+    threads: int | None = None,
+    batch: int = 1,
+    decide: bool = True,
+    seconds: float = 0.0,
+    normal: Path | None = None,
+    towers: Mapping[str, str] | None = None,
+) -> Evidence:
+    """Fidelity of the reduced model on seeded inputs; on `cpu`, also how long both take.
+
+    A reduced model that is no faster is said to be so in a note.
+
+    Args:
+        normal: the normal form of a source that computes in fp16, in fp32: latency is compared with
+            that, and with the source as it came apart from it.
+        decide: measure on while it is not sure which is faster; of the dense model against itself
+            it never will be.
+        seconds: to measure for at least.
+        threads, batch: to measure with; a fixed batch is what it is.
+        towers: output → tower whose tokens it holds, `verify.choice.tower_of_outputs`.
+    """
+    drawn = samples_for(signature(reduced), count=samples)
+    fidelity = measure_fidelity(source, reduced, drawn, towers)
+    if target.runtime != "onnxruntime":
+        return Evidence(fidelity, (), ())
+    from tcompile.runtime.timing import EMULATED, bench_models
+
+    most = _MOST_ROUNDS if decide else None
+    timed = bench_models(
+        normal or source, reduced, source=source if normal else None, rounds=_ROUNDS, most=most,
+        seconds=seconds, threads=threads, batch=batch,
+    )
+    latency = tuple(
+        Latency(
+            which,  # type: ignore[arg-type]
+            "measured",
+            timing.median,
+            timed.machine,
+            timed.runtime,
+            timed.batch,
+            (timing.lower, timing.upper),
+            f"{words}{timed.rounds} interleaved rounds, {timed.threads} threads",
+        )
+        for which, timing, words in (
+            ("dense", timed.dense, "the fp32 normal form of an fp16 source; " if normal else ""),
+            ("reduced", timed.reduced, ""),
+            ("source", timed.source, "fp16, as it came; "),
+        )
+        if timing is not None
+    )
+    faster = timed.speedup.lower > 1 and timed.speedup.ratio >= _LEAST_GAIN
+    notes: list[str] = []
+    if not faster:
+        notes.append(f"not shown to be faster than dense here: {_times(timed.speedup)} over "
+                     f"{timed.compared}")
+    if timed.source_speedup is not None:
+        over = f"{_times(timed.speedup)} over {timed.compared}"
+        notes.append(f"speed-up of the reduced model: {over}; {_times(timed.source_speedup)} over "
+                     f"{EMULATED}")
+    return Evidence(fidelity, latency, tuple(notes), faster)
+
+
+def _times(found: Speedup) -> str:
+    return f"{found.ratio:.2f} × [{found.lower:.2f}, {found.upper:.2f}]"

@@ -1,0 +1,1 @@
+"""What all parts share: errors, graph helpers, files, schedules, parameters, the cache."""

@@ -1,0 +1,166 @@
+"""Writing a graph to an ONNX file tensor by tensor, so that no second copy of the weights is made.
+
+A protobuf message may be written in parts: the graph without its weights first, then one
+`initializer` field after the other. Beyond what one protobuf may hold, weights go to a file beside.
+Bodies of token ops come last: a file without them is the beginning of this one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import onnx
+import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
+
+from tcompile.core.domain import DOMAIN
+from tcompile.core.errors import ModelError
+from tcompile.core.graph import is_const, opset_imports
+
+#: Weights beyond this go beside the model: a protobuf must stay under 2 GiB.
+INLINE_LIMIT = 1 << 30
+_ALIGNMENT = 64
+# Field numbers of onnx.proto, as wire tags of length-delimited fields.
+_MODEL_GRAPH, _GRAPH_INITIALIZER = b"\x3a", b"\x2a"
+_MODEL_FUNCTIONS = b"\xca\x01"
+
+
+def without_weights(graph: gs.Graph, metadata: dict[str, str] | None = None) -> onnx.ModelProto:
+    """The model's protobuf with every initializer left out."""
+    tensors = graph.tensors().values()
+    ends = {t.name for t in (*graph.inputs, *graph.outputs)}
+    known = [t for t in tensors if not is_const(t) and t.name not in ends and t.name]
+    proto = onnx.helper.make_graph(
+        [OnnxExporter.export_node(n) for n in graph.nodes],
+        graph.name or "tcompile",
+        [OnnxExporter.export_value_info_proto(t, True) for t in graph.inputs],
+        [OnnxExporter.export_value_info_proto(t, True) for t in graph.outputs],
+        value_info=[
+            OnnxExporter.export_value_info_proto(t, False)
+            for t in known
+            if t.dtype is not None and t.shape is not None
+        ],
+    )
+    model = onnx.helper.make_model(
+        proto,
+        producer_name="tcompile",
+        opset_imports=opset_imports(graph),
+        functions=[OnnxExporter.export_function(f) for f in graph.functions],
+        ir_version=graph.ir_version or 10,
+    )
+    for key, text in (metadata or {}).items():
+        model.metadata_props.add(key=key, value=text)
+    return model
+
+
+def save(graph: gs.Graph, path: str | Path, metadata: dict[str, str] | None = None) -> None:
+    """Write the graph as one file, or with `PATH.data` beside it where it is too large."""
+    path = Path(path)
+    model = without_weights(graph, metadata)
+    body = model.graph.SerializeToString()
+    model.ClearField("graph")
+    bodies = onnx.ModelProto(functions=[f for f in model.functions if f.domain == DOMAIN])
+    others = [f for f in model.functions if f.domain != DOMAIN]
+    model.ClearField("functions")
+    model.functions.extend(others)
+    head, tail = model.SerializeToString(), bodies.SerializeToString()
+    constants = [t for t in graph.tensors().values() if is_const(t)]
+    total = sum(int(t._values.nbytes) for t in constants)
+    beside = path.with_name(f"{path.name}.data") if total > INLINE_LIMIT else None
+    with path.open("wb") as stream:
+        stream.write(head + _MODEL_GRAPH)
+        if beside is None:
+            # Each tensor is made twice, for its length and for its bytes; never two at once.
+            size = len(body) + sum(_framed(_proto(t).ByteSize()) for t in constants)
+            stream.write(_varint(size) + body)
+            for tensor in constants:
+                _write(stream, _proto(tensor).SerializeToString())
+            stream.write(tail)
+            return
+        with beside.open("wb") as data:
+            stubs = list(_beside(constants, data, beside.name))
+        stream.write(_varint(len(body) + sum(_framed(len(s)) for s in stubs)) + body)
+        for stub in stubs:
+            _write(stream, stub)
+        stream.write(tail)
+
+
+def without_bodies(path: str | Path) -> int:
+    """How many bytes of a file that `save` wrote are the model without bodies of token ops.
+
+    Raises:
+        ModelError: it is not such a file.
+    """
+    end = 0
+    with Path(path).open("rb") as stream:
+        size = stream.seek(0, 2)
+        stream.seek(0)
+        while stream.tell() < size:
+            tag = _read_varint(stream)
+            if tag & 7 == 0:
+                _read_varint(stream)
+            elif tag & 7 == 2:
+                length = _read_varint(stream)
+                stream.seek(length, 1)
+            else:
+                raise ModelError("is no ONNX file that tcompile wrote", where=str(path))
+            if _varint(tag) != _MODEL_FUNCTIONS:
+                end = stream.tell()
+    return end
+
+
+def _proto(tensor: gs.Constant) -> onnx.TensorProto:
+    proto: onnx.TensorProto = OnnxExporter.export_tensor_proto(tensor)
+    return proto
+
+
+def _beside(constants: list[gs.Constant], data: BinaryIO, location: str) -> Iterator[bytes]:
+    """Write raw data; yields the tensors that refer to it. Small ones stay inline."""
+    for tensor in constants:
+        proto = _proto(tensor)
+        if not proto.HasField("raw_data") or len(proto.raw_data) < 1024:
+            yield proto.SerializeToString()
+            continue
+        data.write(b"\0" * (-data.tell() % _ALIGNMENT))
+        stub = onnx.TensorProto(
+            name=proto.name,
+            data_type=proto.data_type,
+            dims=proto.dims,
+            data_location=onnx.TensorProto.EXTERNAL,
+        )
+        fields = {"location": location, "offset": data.tell(), "length": len(proto.raw_data)}
+        for key, value in fields.items():
+            stub.external_data.add(key=key, value=str(value))
+        data.write(proto.raw_data)
+        yield stub.SerializeToString()
+
+
+def _varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+def _read_varint(stream: BinaryIO) -> int:
+    number = shift = 0
+    while True:
+        byte = (stream.read(1) or b"\0")[0]
+        number |= (byte & 0x7F) << shift
+        if not byte & 0x80:
+            return number
+        shift += 7
+
+
+def _framed(length: int) -> int:
+    """Bytes of an initializer field that holds a tensor of this length."""
+    return len(_GRAPH_INITIALIZER) + len(_varint(length)) + length
+
+
+def _write(stream: BinaryIO, tensor: bytes) -> None:
+    stream.write(_GRAPH_INITIALIZER + _varint(len(tensor)))
+    stream.write(tensor)

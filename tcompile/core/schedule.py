@@ -1,0 +1,257 @@
+"""The schedule: which tokens leave where. `plan` prints it as the JSON that `build` reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tcompile.core.errors import UsageError
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A score or reducer by name, with its parameters."""
+
+    name: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, **self.parameters}
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """One point where tokens leave.
+
+    Attributes:
+        site: `attn:3`, `block:3`, `around:3`, `inside:3` or `output`.
+        score: importance per token; None where the reducer needs none (ToMe).
+        reducer: what happens to the tokens that leave.
+        keep: non-prefix tokens that go on (around a block: through it; inside it: into its
+            attention), a fused one included.
+    """
+
+    site: str
+    score: Spec | None
+    reducer: Spec
+    keep: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "site": self.site,
+            "score": self.score.to_json() if self.score else None,
+            "reducer": self.reducer.to_json(),
+            "keep": self.keep,
+        }
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a schedule is for: token counts and number of blocks."""
+
+    tokens: int
+    prefix: int
+    patches: int
+    blocks: int
+
+
+@dataclass(frozen=True)
+class BlockTokens:
+    """Tokens entering a block's attention and its MLP, prefix included."""
+
+    block: int
+    attention: int
+    mlp: int
+
+
+@dataclass(frozen=True)
+class TowerSchedule:
+    """What leaves another tower of the model; see `tcompile.analysis.towers`.
+
+    Attributes:
+        tower: its name.
+        dense: why nothing leaves it; empty where tokens do.
+        outputs: the model's outputs that hold its tokens; known once they were reduced.
+    """
+
+    tower: str
+    model: Shape
+    reductions: tuple[Reduction, ...] = ()
+    dense: str = ""
+    outputs: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "tower": self.tower,
+            "model": vars(self.model).copy(),
+            "reductions": [r.to_json() for r in self.reductions],
+            "dense": self.dense,
+            "outputs": list(self.outputs),
+        }
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A method's reductions on a model of a given shape, in execution order.
+
+    Attributes:
+        notes: where it differs from the paper or from what was asked.
+        tower: the tower that it is for, where the model has several or one was asked for.
+        towers: what leaves the others; None: derived from this when it is applied.
+    """
+
+    method: str
+    model: Shape
+    reductions: tuple[Reduction, ...]
+    notes: tuple[str, ...] = ()
+    tower: str | None = None
+    towers: tuple[TowerSchedule, ...] | None = None
+
+    def tokens_per_block(self) -> tuple[BlockTokens, ...]:
+        """Tokens entering each block's attention and MLP, prefix included."""
+        fixed = self.model.tokens - self.model.patches
+        keep = {r.site: r.keep for r in self.reductions}
+        count, rows = self.model.patches, []
+        for block in range(self.model.blocks):
+            around = keep.get(f"around:{block}")
+            if around is not None:
+                rows.append(BlockTokens(block, around + fixed, around + fixed))
+                continue
+            inside = keep.get(f"inside:{block}")
+            if inside is not None:
+                rows.append(BlockTokens(block, inside + fixed, count + fixed))
+                continue
+            attention = count
+            count = keep.get(f"attn:{block}", count)
+            rows.append(BlockTokens(block, attention + fixed, count + fixed))
+            count = keep.get(f"block:{block}", count)
+        return tuple(rows)
+
+    @property
+    def final(self) -> int:
+        """Non-prefix tokens that leave the encoder."""
+        leaving = [r for r in self.reductions if not r.site.startswith(("around:", "inside:"))]
+        return leaving[-1].keep if leaving else self.model.patches
+
+    def to_json(self) -> dict[str, Any]:
+        """The document that `from_json` reads."""
+        return {
+            "schema": SCHEMA,
+            "method": self.method,
+            "model": vars(self.model).copy(),
+            "reductions": [r.to_json() for r in self.reductions],
+            "tokens_per_block": [vars(b).copy() for b in self.tokens_per_block()],
+            "notes": list(self.notes),
+            **({} if self.tower is None else {"tower": self.tower}),
+            **({} if self.towers is None else {"towers": [t.to_json() for t in self.towers]}),
+        }
+
+    @staticmethod
+    def from_json(document: Mapping[str, Any], where: str = "schedule") -> Schedule:
+        """Read a schedule; `tokens_per_block` is derived and ignored.
+
+        Raises:
+            UsageError: a field is missing or of the wrong type.
+        """
+        try:
+            if document["schema"] != SCHEMA:
+                raise UsageError(f"schema {document['schema']} is not {SCHEMA}", where=where)
+            shape, reductions = _shape(document["model"]), _reductions(document["reductions"])
+            notes = tuple(map(str, document.get("notes", ())))
+            tower, others = document.get("tower"), document.get("towers")
+            towers = None if others is None else tuple(map(_tower, others))
+            return Schedule(
+                str(document.get("method", "custom")),
+                shape,
+                reductions,
+                notes,
+                None if tower is None else str(tower),
+                towers,
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UsageError(
+                f"not a schedule: {type(error).__name__} {error}",
+                where=where,
+                hint="see `tcompile plan --json` for the form",
+            ) from error
+
+
+def _shape(document: Mapping[str, Any]) -> Shape:
+    return Shape(*(whole_number(document[k]) for k in ("tokens", "prefix", "patches", "blocks")))
+
+
+def _reductions(documents: Any) -> tuple[Reduction, ...]:
+    return tuple(
+        Reduction(
+            str(r["site"]),
+            _spec(r["score"]) if r.get("score") else None,
+            _spec(r["reducer"]),
+            whole_number(r["keep"]),
+        )
+        for r in documents
+    )
+
+
+def _tower(document: Mapping[str, Any]) -> TowerSchedule:
+    return TowerSchedule(
+        str(document["tower"]),
+        _shape(document["model"]),
+        _reductions(document["reductions"]),
+        str(document.get("dense", "")),
+        tuple(map(str, document.get("outputs", ()))),
+    )
+
+
+def whole_number(number: Any) -> int:
+    """A whole number, which `true`, 8.5 and infinity are not."""
+    if isinstance(number, bool) or not isinstance(number, (int, float)) or number % 1 != 0:
+        raise ValueError(f"{number!r} is no whole number")
+    return int(number)
+
+
+def _spec(document: Mapping[str, Any]) -> Spec:
+    parameters = {k: v for k, v in document.items() if k != "name"}
+    return Spec(str(document["name"]), parameters)
+
+
+def read_schedule(path: str | Path) -> Schedule:
+    """Read a schedule file, JSON or YAML.
+
+    Raises:
+        UsageError: no such file, or not a schedule.
+        MissingExtraError: a YAML file without PyYAML.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError("cannot be read", where=str(path)) from error
+    try:
+        document = json.loads(text)
+    except RecursionError as error:
+        raise UsageError("not a schedule: nested too deeply", where=str(path)) from error
+    except json.JSONDecodeError as error:
+        if path.suffix not in (".yaml", ".yml"):
+            raise UsageError(f"not JSON: {error}", where=str(path)) from error
+        document = _yaml(text, path)
+    if not isinstance(document, dict):
+        raise UsageError("not a schedule", where=str(path))
+    return Schedule.from_json(document.get("schedule", document), str(path))
+
+
+def _yaml(text: str, path: Path) -> Any:
+    from tcompile.core.errors import MissingExtraError
+
+    try:
+        import yaml
+    except ImportError as error:
+        raise MissingExtraError("pyyaml", "yaml", "reading a YAML schedule") from error
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"not YAML: {' '.join(str(error).split())}", where=str(path)) from error

@@ -1,0 +1,110 @@
+"""What a model's attention pays each token on images: for presets that learn their counts."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from tcompile.analysis.layout import tower_batch
+from tcompile.core.errors import UsageError
+from tcompile.core.save import save
+from tcompile.core.schedule import Spec
+from tcompile.passes.reduce.builder import Builder
+from tcompile.passes.reduce.scores.base import ScoreInput
+from tcompile.passes.reduce.segments import core_of
+from tcompile.passes.reduce.token_state import Stage
+
+if TYPE_CHECKING:
+    from tcompile.analysis.model import Analysis
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+#: Scores → for each the shares [blocks, images, patches].
+Observe = Callable[[Sequence[Spec]], list[Array]]
+
+
+def observer(graph: gs.Graph, analysis: Analysis, source: str | Path, data: str | Path) -> Observe:
+    """What runs a model on images when asked for scores.
+
+    Args:
+        graph: the dense model in normal form.
+        source: the file it came from, which says how images are prepared.
+        data: .npz or .npy of its inputs, or a folder of images.
+    """
+    from tcompile.runtime.samples import samples_for, signature
+
+    def observe(scores: Sequence[Spec]) -> list[Array]:
+        samples = samples_for(signature(source), data)
+        return observed(graph, analysis, scores, samples.arrays)
+
+    return observe
+
+
+def observed(
+    graph: gs.Graph, analysis: Analysis, scores: Sequence[Spec], arrays: Mapping[str, Any]
+) -> list[Array]:
+    """Each score in every block of the dense model: [blocks, images, patches].
+
+    Those of an image in a block are divided by their sum, so that they are shares.
+
+    Args:
+        arrays: the model's inputs by name, one image a row.
+
+    Raises:
+        UsageError: attention within windows, which such scores cannot be had of.
+    """
+    from tcompile.runtime.samples import Samples, run_all
+
+    probed = graph.copy()
+    names = _write(probed, analysis, scores)
+    probed.cleanup(remove_unused_graph_inputs=False).toposort()
+    with tempfile.TemporaryDirectory(prefix="tcompile-") as folder:
+        path = Path(folder) / "probed.onnx"
+        save(probed, path)
+        found = run_all(path, Samples(arrays, "calibration", real=True))
+    shares: list[Array] = []
+    for per_block in names:
+        # Models of packed patches, one image at a time, give one axis more.
+        flat = [found[name].reshape(-1, analysis.space.patches) for name in per_block]
+        whole = np.stack(flat).astype(np.float64)
+        shares.append(whole / np.maximum(whole.sum(axis=-1, keepdims=True), 1e-12))
+    return shares
+
+
+def _write(graph: gs.Graph, analysis: Analysis, scores: Sequence[Spec]) -> list[list[str]]:
+    """Make the scores of every block the graph's only outputs; their names."""
+    b, space, first = Builder(graph), analysis.space, tower_batch(graph, analysis)
+    nodes = {n.name: n for n in graph.nodes}
+    batch = first if isinstance(first, int) else None
+    names: list[list[str]] = [[] for _ in scores]
+    graph.outputs.clear()
+    for block in analysis.blocks:
+        if any(a.columns != space.axis for a in block.attentions):
+            raise UsageError(
+                f"attention {block.index} sees windows only, of which counts cannot be learned",
+                where="--calibration",
+            )
+        b.scope(f"calibration_{block.index}")
+        core = core_of(b, block.attentions, space.axis, nodes, batch)
+        given = ScoreInput(
+            b,
+            core,
+            core.product.inputs[0],
+            space.prefix,
+            space.patches,
+            analysis.readers or (0,),
+            {},
+            space.patches,
+            stages=[Stage(space.patches)],
+        )
+        for i, spec in enumerate(scores):
+            # An output of its own name: a score may be a tensor that is there already.
+            out = b.op("Identity", given.score(spec))
+            out.dtype, out.shape = np.dtype(np.float32), [first, space.patches]
+            graph.outputs.append(out)
+            names[i].append(str(out.name))
+    return names

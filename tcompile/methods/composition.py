@@ -1,0 +1,206 @@
+"""From `--method` and `--keep` to a schedule: a preset composed for a model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tcompile.core.errors import UsageError
+from tcompile.core.extensions import find
+from tcompile.core.parameters import fraction, parse
+from tcompile.core.schedule import Reduction, Schedule, Shape
+from tcompile.methods.context import Context, Room, Step, Values
+from tcompile.methods.presets import PRESETS, Preset
+from tcompile.methods.schedulers import Place
+from tcompile.methods.score_fallbacks import stand_in, stand_in_notes
+
+if TYPE_CHECKING:
+    from tcompile.methods.calibration import Observe
+
+__all__ = ["METHODS", "Context", "Room", "compose", "find_method", "parse_keep", "parse_method"]
+
+#: The presets that come along; `find_method` also finds those of other packages.
+METHODS = PRESETS
+
+
+def find_method(name: str) -> Preset:
+    """The preset of that name.
+
+    Raises:
+        UsageError: there is none; names the nearest.
+    """
+    try:
+        return find("method", name, PRESETS, "tcompile.presets", Preset)
+    except UsageError as error:
+        raise UsageError(error.what, where=error.where or "--method", hint=error.hint) from error
+
+
+def parse_method(text: str) -> tuple[Preset, dict[str, Any]]:
+    """`evit:rate=0.7` → the preset and all its parameters.
+
+    Raises:
+        UsageError: unknown preset or parameter, a value it cannot have, or a required one missing.
+    """
+    name, _, rest = text.partition(":")
+    preset = find_method(name)
+    values: dict[str, Any] = {k: p.default for k, p in preset.parameters.items()}
+    for item in filter(None, rest.split(",")):
+        key, equals, raw = item.partition("=")
+        if key not in preset.parameters or not equals:
+            known = ", ".join(preset.parameters)
+            raise UsageError(
+                f"'{item}' is not a parameter of {name}",
+                where="--method",
+                hint=f"it has: {known}" if known else "it has none",
+            )
+        values[key] = parse(preset.parameters[key], key, raw)
+    for key in preset.required:
+        if values[key] is None:
+            meaning = preset.parameters[key].meaning
+            raise UsageError(
+                f"{name} needs {key}: {meaning}",
+                where="--method",
+                hint=f"say --method {name}:{key}=…",
+            )
+    return preset, values
+
+
+def parse_keep(keep: float | str | Fraction) -> Fraction:
+    """The keep ratio as the exact decimal that was typed.
+
+    Raises:
+        UsageError: not a number in (0, 1].
+    """
+    try:
+        ratio = keep if isinstance(keep, Fraction) else fraction(str(keep))
+    except (ValueError, ZeroDivisionError) as error:
+        raise UsageError(f"'{keep}' is no number", where="--keep") from error
+    if not 0 < ratio <= 1:
+        raise UsageError(
+            f"{keep} is outside (0, 1]",
+            where="--keep",
+            hint="it is the fraction of patch tokens that are kept",
+        )
+    return ratio
+
+
+def compose(
+    text: str,
+    shape: Shape,
+    has_cls: bool,
+    keep: float | str | Fraction | None,
+    room: Room | None = None,
+    observe: Observe | None = None,
+) -> Schedule:
+    """The schedule of a preset on a model.
+
+    Args:
+        room: where the model lets tokens leave; None: everywhere.
+        observe: gives scores on images (`planning.calibration`), for the presets that need them.
+
+    Raises:
+        UsageError: no budget given, two budgets given, or parameters that do not fit the model.
+    """
+    preset, values = parse_method(text)
+    own = [k for k in preset.budget if values[k] is not None]
+    if keep is None and not own:
+        how = "--keep R" + "".join(f" or --method {preset.name}:{k}=…" for k in preset.budget)
+        raise UsageError("no budget given", where="--keep", hint=f"say {how}")
+    if keep is not None and own:
+        raise UsageError(
+            f"--keep and {preset.name}:{own[0]} both set the budget",
+            where="--keep",
+            hint="give one of them",
+        )
+    ratio = None if keep is None else parse_keep(keep)
+    if observe is not None and not preset.scheduler.observes:
+        raise UsageError(
+            f"{preset.name} learns nothing from images", where="--calibration", hint="leave it away"
+        )
+    if ratio == 1:
+        return Schedule(text, shape, ())
+    values = {k: _file(k, v) if isinstance(v, Path) else v for k, v in values.items()}
+    context = Context(preset.name, shape, has_cls, ratio, room)
+    if preset.scheduler.observes:
+        if observe is None:
+            raise UsageError(
+                f"{preset.name} needs images to learn its counts from",
+                where="--calibration",
+                hint="say --calibration FILE.npz",
+            )
+        wanted = [stand_in(score, context, "") for score in preset.scheduler.observes]
+        context = replace(context, calibration=observe(wanted))
+    made = Schedule(text, shape, composed(preset, context, values))
+    return replace(made, notes=_notes(preset, context, values, made))
+
+
+def _file(key: str, path: Path) -> Path:
+    """Where it is, whatever directory the schedule is read in."""
+    if not path.is_file():
+        raise UsageError(f"{key}={path} is no file", where="--method")
+    return path.absolute()
+
+
+def composed(preset: Preset, context: Context, values: Values) -> tuple[Reduction, ...]:
+    """A preset's reductions for a model, by all its parameters."""
+    places = _in_groups(preset.scheduler.run(context, values), context)
+    return tuple(_reduction(preset, step) for step in _steps(context, values, places))
+
+
+def _in_groups(places: list[Place], context: Context) -> list[Place]:
+    """Counts rounded up to what may leave together; places that then take nothing are gone."""
+    found: list[Place] = []
+    count = context.shape.patches
+    for place in places:
+        size = context.group(place.site)
+        keep = math.ceil(place.keep / Fraction(size)) * size
+        apart = place.site.startswith(("around", "inside"))
+        if keep != count or apart:
+            found.append(Place(place.site, keep))
+            count = count if apart else keep
+    return found
+
+
+def _steps(context: Context, values: Values, places: list[Place]) -> list[Step]:
+    found: list[Step] = []
+    count = context.shape.patches
+    for i, place in enumerate(places):
+        found.append(Step(context, values, place.site, count, place.keep, i, len(places)))
+        count = count if place.site.startswith(("around", "inside")) else place.keep
+    return found
+
+
+def _reduction(preset: Preset, step: Step) -> Reduction:
+    score = preset.score_at(step)
+    if score is not None:
+        score = stand_in(score, step.context, step.site)
+    return Reduction(step.site, score, preset.reducer_at(step), step.keep)
+
+
+def replaced_scores(
+    preset: Preset, context: Context, values: Values, reductions: Sequence[Reduction]
+) -> list[str]:
+    """Notes on the scores that stand in for those of the preset, which the model cannot give."""
+    steps = _steps(context, values, [Place(r.site, r.keep) for r in reductions])
+    return stand_in_notes([preset.score_at(step) for step in steps], [r.score for r in reductions])
+
+
+def _notes(preset: Preset, context: Context, values: Values, made: Schedule) -> tuple[str, ...]:
+    """What differs from the paper, or from what was asked."""
+    notes = [
+        *preset.scheduler.notes(context, values),
+        *replaced_scores(preset, context, values, made.reductions),
+    ]
+    if not made.reductions:
+        notes.append("no token leaves with these parameters: this is the dense model")
+    left = made.reductions and not made.reductions[-1].site.startswith(("around", "inside"))
+    if left and context.keep is not None and made.final not in (context.final, made.model.patches):
+        notes.append(
+            f"{made.final} patch tokens leave where --keep asked for {context.final}: "
+            f"{preset.name} cannot come closer here"
+        )
+    return tuple(notes)

@@ -1,0 +1,193 @@
+"""A preset as the planner sees it: where its steps may be, and with which counts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from tcompile.analysis.model import Analysis
+from tcompile.core.errors import TcompileError, UsageError
+from tcompile.core.schedule import Reduction, Schedule
+from tcompile.methods.composition import composed, parse_method, replaced_scores
+from tcompile.methods.context import Context, Room
+from tcompile.methods.presets import Preset
+from tcompile.methods.schedulers import Place
+from tcompile.methods.schedulers.base import Scheduler
+from tcompile.passes.reduce.check import check_schedule, dense_grid
+from tcompile.passes.reduce.reducers import filled_reducer, reducer_of
+from tcompile.passes.reduce.reducers.base import Ask
+from tcompile.planning.optimise import SiteRule
+
+#: Kinds of sites where tokens leave for good, which is what the planner plans.
+KINDS = ("attn", "block", "output")
+
+
+@dataclass(frozen=True, eq=False)
+class Method:
+    """A score and a reducer whose sites and counts are free.
+
+    Attributes:
+        text: as in `--method`.
+        preset, values: it, and its parameters.
+        analysis: of the model.
+        context: what it is composed for.
+        outputs: `reduced` or `restored`.
+        sites: where its steps may be, in the order in which they run.
+    """
+
+    text: str
+    preset: Preset
+    values: Mapping[str, Any]
+    analysis: Analysis
+    context: Context
+    outputs: str
+    sites: tuple[SiteRule, ...]
+
+    @property
+    def key(self) -> str:
+        """What its reducer's costs are kept under: parameters that set a budget do not matter."""
+        given = [
+            f"{k}={v}"
+            for k, v in sorted(self.values.items())
+            if k not in (*self.preset.budget, "block", "site") and v != self._default(k)
+        ]
+        return self.preset.name + (f":{','.join(given)}" if given else "")
+
+    def _default(self, name: str) -> Any:
+        return self.preset.parameters[name].default
+
+    def schedule(self, places: Sequence[Place], notes: Sequence[str] = ()) -> Schedule:
+        """Its steps at these places, checked.
+
+        Args:
+            places: patch tokens that stay, without the prefix.
+
+        Raises:
+            UsageError: the reducer or the model cannot do it.
+        """
+        made = _composed(self.text, self.preset, self.values, self.context, places)
+        scores = replaced_scores(self.preset, self.context, self.values, made.reductions)
+        made = replace(made, notes=(*notes, *scores))
+        check_schedule(self.analysis, made, self.outputs)
+        return made
+
+    def descend(self, keep: int) -> list[Place]:
+        """The fewest steps, as early as they can be, down to so many patch tokens or few more.
+
+        Raises:
+            UsageError: there are too few sites for that.
+        """
+        count, found, block = self.context.shape.patches, list[Place](), -1
+        for rule in self.sites:
+            at = rule.place(self.context.shape.blocks)[0]
+            if count <= keep:
+                break
+            if at == block:  # once in a block
+                continue
+            most = count if rule.most_dropped is None else int(rule.most_dropped * count)
+            to = max(keep, count - most, rule.least - self.context.shape.prefix)
+            to = math.ceil(to / rule.granularity) * rule.granularity
+            if to < count:
+                found.append(Place(rule.name, to))
+                count, block = to, at
+        if count > keep + max(r.granularity for r in self.sites):
+            raise UsageError(
+                f"{self.preset.name} cannot come down to {keep} tokens here", where="--method"
+            )
+        return found
+
+
+def method_for(
+    analysis: Analysis, room: Room, text: str, outputs: str = "reduced", *, observed: bool = False
+) -> Method:
+    """A preset on a model, as the planner sees it.
+
+    Args:
+        observed: whether images are at hand (only a message depends on it).
+
+    Raises:
+        UsageError: unknown, its steps come back or need counts of their own, or the model has no
+            site for it.
+    """
+    preset, values = parse_method(text)
+    shape = analysis.shape
+    values = {k: str(v.absolute()) if isinstance(v, Path) else v for k, v in values.items()}
+    context = Context(preset.name, shape, analysis.has_cls, Fraction(1, 2), room)
+    kinds = _kinds(preset, context, values)
+    rules: list[SiteRule] = []
+    reason = f"{preset.name} has no legal site in this model"
+    for site in analysis.sites:
+        if site.kind not in kinds:
+            continue
+        step = max(site.step(outputs), 1)
+        keep = math.ceil(shape.patches * 3 / 4 / step) * step
+        try:
+            made = _composed(text, preset, values, context, [Place(site.name, keep)])
+            check_schedule(analysis, made, outputs)
+        except TcompileError as error:
+            reason = error.one_line()
+            continue
+        rules.append(_rule(analysis, site.name, step, made.reductions[0]))
+    if not rules:
+        raise UsageError(
+            f"cannot be planned: {reason}",
+            where=f"--method {preset.name}",
+            hint="give it --keep, and it goes by its own schedule",
+        )
+    return Method(text, preset, values, analysis, context, outputs, tuple(rules))
+
+
+def _composed(
+    text: str, preset: Preset, values: Mapping[str, Any], context: Context, places: Sequence[Place]
+) -> Schedule:
+    given = Scheduler("planned", lambda context, values: list(places))
+    try:
+        steps = composed(replace(preset, scheduler=given), context, values)
+    except (ValueError, LookupError, RuntimeError) as error:
+        # What a preset does at a step may be written for the places of its own schedule.
+        raise UsageError("goes by places and counts of its own", where=preset.name) from error
+    return Schedule(text, context.shape, steps)
+
+
+def _kinds(preset: Preset, context: Context, values: Mapping[str, Any]) -> set[str]:
+    """The kinds of sites that its own schedule has."""
+    if preset.scheduler.observes:
+        return {"attn", "block"} if context.room and context.room.parallel else {"attn"}
+    found = {p.site.partition(":")[0] for p in preset.scheduler.run(context, values)}
+    apart = sorted(found - set(KINDS))
+    if apart or not found:
+        what = "tokens come back behind each of its steps" if apart else "it has no steps here"
+        raise UsageError(
+            f"cannot be planned: {what}",
+            where=f"--method {preset.name}",
+            hint="give it --keep, and it goes by its own schedule",
+        )
+    return found
+
+
+def _rule(analysis: Analysis, site: str, step: int, reduction: Reduction) -> SiteRule:
+    """What the reducer can do there, found by asking it.
+
+    Raises:
+        UsageError: it takes some counts only, such as those of a smaller grid.
+    """
+    shape, whole = analysis.shape, dense_grid(analysis)
+    values, reducer = filled_reducer(reduction.reducer), reducer_of(reduction.reducer)
+    segments = analysis.space.segments
+    count = shape.patches // segments
+    asks = range(step, shape.patches, step)
+    can = [k for k in asks if not reducer.problem(Ask(count, k // segments, values, whole, whole))]
+    if not can or can != list(asks)[-len(can) :]:
+        raise UsageError(
+            f"cannot be planned: {reducer.name} takes some token counts only",
+            where=f"site {site}",
+            hint="give it --keep, and it goes by its own schedule",
+        )
+    few = can[0] <= max(4, step) * segments
+    least = shape.prefix + (can[0] if few else step)
+    most = None if few else (shape.patches - can[0]) / shape.patches
+    return SiteRule(site, step, least, most)

@@ -1,0 +1,43 @@
+"""Schedulers: how many tokens leave where (METHODS SCH1 to SCH8)."""
+
+from tcompile.methods.schedulers.around import around, inside, until_last
+from tcompile.methods.schedulers.base import Place, Scheduler
+from tcompile.methods.schedulers.grid import (
+    cells,
+    dominant,
+    frames,
+    lined,
+    lines,
+    local_then_global,
+    rows,
+)
+from tcompile.methods.schedulers.layers import constant, ramp, ratio
+from tcompile.methods.schedulers.lists import counted, leaving
+from tcompile.methods.schedulers.once import single
+from tcompile.methods.schedulers.searched import fit, greedy, sigmoid
+from tcompile.methods.schedulers.stages import stages
+
+__all__ = [
+    "Place",
+    "Scheduler",
+    "around",
+    "cells",
+    "constant",
+    "counted",
+    "dominant",
+    "fit",
+    "frames",
+    "greedy",
+    "inside",
+    "leaving",
+    "lined",
+    "lines",
+    "local_then_global",
+    "ramp",
+    "ratio",
+    "rows",
+    "sigmoid",
+    "single",
+    "stages",
+    "until_last",
+]

@@ -1,0 +1,92 @@
+"""What a method adds to a model: the price of deciding which tokens leave."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_graphsurgeon as gs
+
+from tcompile.analysis.flops import batch_size, graph_flops, node_flops
+from tcompile.core.domain import DOMAIN
+from tcompile.core.schedule import Reduction, Schedule, Spec
+from tcompile.passes.reduce.reducers import filled_reducer, reducer_of
+from tcompile.passes.reduce.scores import leaves
+from tcompile.plugins.ops import OPS
+
+#: Names of all that the reduce pass writes begin with this.
+WRITTEN = "tcompile/"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """FLOPs are of matrix products and convolutions, for one image.
+
+    Attributes:
+        dense, reduced: FLOPs of the whole model before and after.
+        added: FLOPs of scores and reducers, a part of `reduced`.
+        nodes: how many nodes they are, token ops spelled out in standard ops.
+        unfused: `site: score` where the score keeps TensorRT from fusing the attention.
+    """
+
+    dense: int
+    reduced: int
+    added: int
+    nodes: int
+    unfused: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "flops_dense": self.dense,
+            "flops_reduced": self.reduced,
+            "flops_added": self.added,
+            "nodes_added": self.nodes,
+            "unfused": list(self.unfused),
+        }
+
+    def lines(self) -> list[str]:
+        """For people."""
+        share = 100 * self.added / max(self.reduced, 1)
+        fused = f"not at {', '.join(self.unfused)}" if self.unfused else "stays fused"
+        return [
+            f"FLOPs: {_scaled(self.reduced)} of {_scaled(self.dense)} "
+            f"({100 * self.reduced / max(self.dense, 1):.1f} %), {_scaled(self.added)} of them "
+            f"({share:.1f} %) for the method itself",
+            f"Nodes that the method adds: {self.nodes}; attention {fused}",
+        ]
+
+
+def cost_of(dense: gs.Graph, reduced: gs.Graph, schedule: Schedule) -> Cost:
+    """The cost of a schedule on a model, from its reduced graph before lowering."""
+    written = [n for n in reduced.nodes if n.name.startswith(WRITTEN)]
+    added = sum(node_flops(n) for n in written) // batch_size(reduced)
+    bodies = {op.name: _length(op.function(reduced.opset)) for op in OPS}
+    nodes = sum(bodies[n.op] if n.domain == DOMAIN else 1 for n in written)
+    unfused = tuple(
+        f"{step.site} (score {score.name})"
+        for step in schedule.reductions
+        for spec in _scores(step)
+        for score, values in leaves(spec)
+        if not score.fused(values)
+    )
+    return Cost(graph_flops(dense), graph_flops(reduced), added, nodes, unfused)
+
+
+def _scores(step: Reduction) -> list[Spec]:
+    """All scores of a step: its own and those its reducer takes besides."""
+    others = reducer_of(step.reducer).scores(filled_reducer(step.reducer))
+    return [*([step.score] if step.score else []), *others]
+
+
+def _scaled(number: float) -> str:
+    """With three digits and a unit."""
+    for unit in ("", " k", " M", " G"):
+        if number < 1000:
+            return f"{number:.3g}{unit}"
+        number /= 1000
+    return f"{number:.3g} T"
+
+
+def _length(function: Any) -> int:
+    """Nodes of a token op's body that compute something."""
+    return sum(1 for n in function.node if n.op_type != "Constant")

@@ -1,0 +1,1 @@
+"""What is shown to a person: inspection pages, explanations, plots."""

@@ -1,0 +1,264 @@
+"""What the analysis knows of one node: `tcompile inspect --why NODE`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import onnx_graphsurgeon as gs
+
+from tcompile.analysis.effect_walk import effects
+from tcompile.analysis.effects import Effects, locate
+from tcompile.analysis.model import Analysis
+from tcompile.analysis.sites import Site, between
+from tcompile.core.errors import UsageError
+from tcompile.core.graph import consumers, is_const, producer
+from tcompile.report.inspection_words import axis_words, edit_words
+
+
+@dataclass(frozen=True)
+class TensorFacts:
+    """A tensor; `axes` says in words what each dim runs over, `opaque` which node lost track."""
+
+    name: str
+    shape: tuple[int | str, ...]
+    axes: tuple[str, ...]
+    live: bool
+    stored: bool
+    opaque: str
+
+
+@dataclass(frozen=True)
+class WalkFacts:
+    """What happens at the node when tokens leave at a site: edits in words, or what forbids it."""
+
+    site: str
+    outputs: str
+    reached: bool
+    edits: tuple[str, ...]
+    barriers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class NodeFacts:
+    """All that is known of a node. `op` is `input` or `stored` for a tensor without a node.
+
+    Attributes:
+        place: where it lies, in words; `block` its block, if it lies in one.
+        conflict: the two claims about an axis that contradict each other there.
+        forbids: sites that are illegal because of it.
+        readers: the nodes that read what it gives.
+        tower: whose tokens, sites and blocks these are, where the model has several.
+    """
+
+    name: str
+    op: str
+    inputs: tuple[TensorFacts, ...]
+    outputs: tuple[TensorFacts, ...]
+    block: int | None
+    place: str
+    conflict: str
+    walks: tuple[WalkFacts, ...]
+    forbids: tuple[str, ...]
+    readers: tuple[str, ...]
+    tower: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, as JSON values."""
+        return asdict(self)
+
+    def to_text(self) -> str:
+        """The same for people."""
+        from tcompile.report.inspection_page import ranges
+
+        lines = [f"{self.op} '{self.name}', {self.place}"]
+        for what, tensors in (("reads", self.inputs), ("gives", self.outputs)):
+            lines += [line for t in tensors for line in _tensor_lines(what, t)]
+        if self.readers:
+            shown = ", ".join(f"'{r}'" for r in self.readers[:8])
+            lines.append(f"  read by {shown}" + (" …" if len(self.readers) > 8 else ""))
+        if self.conflict:
+            lines.append(f"  two claims about one axis: {self.conflict}")
+        told: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+        for walk in self.walks:
+            told.setdefault((walk.site, (*walk.edits, *walk.barriers)), []).append(walk.outputs)
+        for (site, texts), modes in told.items():
+            do = "pass a block" if site.startswith("around") else "leave"
+            lines.append(f"When tokens {do} at {site}, outputs {' or '.join(modes)}:")
+            lines += [f"  {text}" for text in texts]
+        if self.forbids:
+            lines.append(f"It is why tokens may not leave at {ranges(self.forbids)}")
+        return "\n".join(lines)
+
+
+def _tensor_lines(what: str, tensor: TensorFacts) -> list[str]:
+    kind = "stored" if tensor.stored else "from the image" if tensor.live else "same for all images"
+    lines = [f"  {what} '{tensor.name}' {list(tensor.shape)}, {kind}: {'; '.join(tensor.axes)}"]
+    lines = [line.removesuffix(": ") for line in lines]
+    return [*lines, f"    lost by {tensor.opaque}"] if tensor.opaque else lines
+
+
+def explain(
+    graph: gs.Graph, analysis: Analysis, name: str, folded: Iterable[str] = ()
+) -> NodeFacts:
+    """What is known of the node of that name, or of the one that gives the tensor of that name.
+
+    Args:
+        folded: names of the source file, to tell what went when it was brought into normal form.
+
+    Raises:
+        UsageError: nothing has that name; says which names come nearest.
+    """
+    node = next((n for n in graph.nodes if n.name == name), None)
+    tensors = graph.tensors()
+    if node is None and name in tensors:
+        node = producer(tensors[name])
+        if node is None:
+            return _source(tensors[name], analysis)
+    if node is None:
+        raise _unknown(graph, name, folded)
+    several, analysis = bool(analysis.others), _tower_of(graph, analysis, node)
+    block, place = _place(graph, analysis, node)
+    if several and block is not None:
+        place += f" of tower '{analysis.tower}'"
+    quoted = f"'{node.name}'"
+    return NodeFacts(
+        name=node.name,
+        op=node.op if node.domain in (None, "", "ai.onnx") else f"{node.domain}.{node.op}",
+        inputs=tuple(_tensor(t, analysis) for t in node.inputs if not t.is_empty()),
+        outputs=tuple(_tensor(t, analysis) for t in node.outputs if not t.is_empty()),
+        block=block,
+        place=place,
+        conflict=analysis.facts.conflicts.get(node.name, ""),
+        walks=tuple(_walk(graph, analysis, node, s, mode) for s, mode in _sites(analysis, block)),
+        forbids=tuple(s.name for s in analysis.sites if quoted in s.reason),
+        readers=tuple(r.name for t in node.outputs for r, _ in consumers(t)),
+        tower=analysis.tower if several else "",
+    )
+
+
+def _tower_of(graph: gs.Graph, analysis: Analysis, node: gs.Node) -> Analysis:
+    """The tower in whose blocks a node lies; the first one where it lies in none's."""
+    for tower in (analysis, *analysis.others):
+        if node.name in between(graph, tower.blocks[0].stream_in, tower.blocks[-1].stream_out):
+            return tower
+    return analysis
+
+
+def _source(tensor: gs.Tensor, analysis: Analysis) -> NodeFacts:
+    """An input of the graph, or a stored tensor."""
+    stored = is_const(tensor)
+    place = "stored in the file" if stored else "an input of the model"
+    return NodeFacts(
+        tensor.name,
+        "stored" if stored else "input",
+        (),
+        (_tensor(tensor, analysis),),
+        None,
+        place,
+        "",
+        (),
+        (),
+        tuple(r.name for r, _ in consumers(tensor)),
+    )
+
+
+def _unknown(graph: gs.Graph, name: str, folded: Iterable[str]) -> UsageError:
+    """The error for a name that nothing has."""
+    if name in set(folded):
+        return UsageError(
+            f"'{name}' is in the file, but was folded away when it was brought into normal form",
+            where="--why",
+        )
+    names = [n.name for n in graph.nodes]
+    names += [str(t) for t in graph.tensors()]
+    near = difflib.get_close_matches(name, names, 3, 0.4)
+    near += [n for n in names if name in n and n not in near][: 3 - len(near)]
+    hint = f"nearest: {', '.join(near)}" if near else "`tcompile inspect --json` has names"
+    return UsageError(f"no node or tensor '{name}'", where="--why", hint=hint)
+
+
+# ---- where it lies -------------------------------------------------------------------------------
+
+
+def _place(graph: gs.Graph, analysis: Analysis, node: gs.Node) -> tuple[int | None, str]:
+    for block in analysis.blocks:
+        if node.name in between(graph, block.stream_in, block.stream_out):
+            if block.parallel:
+                return block.index, f"in block {block.index}"
+            early = between(graph, block.stream_in, block.after_attention)
+            half = "attention" if node.name in early else "MLP"
+            return block.index, f"in the {half} of block {block.index}"
+    if node.name in analysis.restorable:
+        return None, "behind the last block"
+    if not any(analysis.facts.is_live(t) for t in node.inputs):
+        return None, "computed from stored tensors only"
+    order = {n.name: i for i, n in enumerate(graph.nodes)}
+    first = producer(graph.tensors()[analysis.blocks[0].stream_in])
+    if first is None or order[node.name] <= order[first.name]:
+        return None, "before the first block"
+    return None, "beside the blocks"
+
+
+def _tensor(tensor: gs.Tensor, analysis: Analysis) -> TensorFacts:
+    facts, space = analysis.facts, analysis.space
+    axes = facts.of(tensor)
+    words = tuple(axis_words(d, a, space) for d, a in zip(locate(axes, space), axes, strict=True))
+    words = () if is_const(tensor) else words
+    opaque = facts.opaque.get(tensor.name, "")
+    return TensorFacts(
+        tensor.name, tuple(tensor.shape), words, facts.is_live(tensor), is_const(tensor), opaque
+    )
+
+
+# ---- what a walk finds ---------------------------------------------------------------------------
+
+
+def _sites(analysis: Analysis, block: int | None) -> list[tuple[Site, str]]:
+    """The first legal site with reduced and with restored outputs, and around a block (the
+    node's own where that may be); where no site is legal, the first of all."""
+    leaving = [s for s in analysis.sites if not s.until]
+    found: list[tuple[Site, str]] = []
+    for mode in ("reduced", "restored"):
+        first = next((s for s in leaving if not s.verdict(mode).reason), None)
+        if first is None and mode == "reduced":
+            first = next((s for s in leaving if s.reason), None)
+        if first is not None:
+            found.append((first, mode))
+    around = [s for s in analysis.sites if s.kind == "around" and s.legal]
+    around.sort(key=lambda s: s.block != block)
+    return [*found, *((s, "reduced") for s in around[:1])]
+
+
+def _walk(graph: gs.Graph, analysis: Analysis, node: gs.Node, site: Site, mode: str) -> WalkFacts:
+    restorable = analysis.restorable if mode == "restored" else frozenset[str]()
+    found = effects(
+        graph,
+        analysis.facts,
+        analysis.space,
+        analysis.attentions,
+        [site.cut(graph)],
+        restorable=restorable,
+    )
+    reached = bool(found.node_stage.get(node.name)) or node.name in found.restored
+    barriers = _barriers(found, node)
+    edits = tuple(edit_words(e, node, analysis.space) for e in found.edits.get(node.name, []))
+    if not reached and not barriers:
+        edits = ("nothing changes: it reads nothing that tokens have left",)
+    elif not edits and not barriers:
+        edits = ("it carries fewer tokens and needs no change",)
+    return WalkFacts(site.name, mode, reached, edits, barriers)
+
+
+def _barriers(found: Effects, node: gs.Node) -> tuple[str, ...]:
+    kinds: Sequence[tuple[str, Any]] = (
+        ("forbids it", found.barriers),
+        ("forbids merging", found.merge_barriers),
+        ("forbids fusing", found.fuse_barriers),
+        ("forbids all but merging", found.drop_barriers),
+    )
+    return tuple(
+        f"{what}: it {b.why}" for what, barriers in kinds for b in barriers if b.node == node.name
+    )

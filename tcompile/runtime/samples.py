@@ -1,0 +1,316 @@
+"""Inputs for a model, from data or a seed, and what it makes of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from tcompile.core.errors import UsageError
+from tcompile.core.model_files import TensorEntry, describe_tensors
+from tcompile.models.images import SUFFIXES
+from tcompile.runtime.arrays import check_inputs, read_arrays
+from tcompile.runtime.pixels import pixel_inputs
+from tcompile.runtime.token_outputs import is_bookkeeping
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from tcompile.targets.backends.base import TensorInfo
+    from tcompile.targets.backends.ort import OrtRunner
+
+    Array = np.ndarray[Any, np.dtype[Any]]
+
+_Input = TypeVar("_Input", "TensorEntry", "TensorInfo")
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a model file takes and gives, and how images are prepared for it (may be empty)."""
+
+    path: Path
+    inputs: tuple[TensorEntry, ...]
+    outputs: tuple[TensorEntry, ...]
+    preprocessing: Mapping[str, Any]
+    #: Float inputs that hold pixels from 0 to 255: the model scales them itself.
+    pixels: frozenset[str] = frozenset()
+
+    @property
+    def packed(self) -> bool:
+        """Whether the rows of the first input are the patches of one sample, not samples."""
+        return bool(self.inputs) and _packed(self.inputs[0])
+
+    def own_batch(self, tensor: TensorEntry) -> bool:
+        """Whether its first dim is another than that of the images, such as that of texts."""
+        first = _leading(self.inputs)
+        return not self.packed and bool(tensor.shape) and tensor.shape[0] != first.shape[0]
+
+    def rows(self, tensor: TensorEntry) -> tuple[int | str, ...]:
+        """The shape of one sample of an input; all of it where it has a fixed batch of its own."""
+        whole = self.packed or (self.own_batch(tensor) and isinstance(tensor.shape[0], int))
+        return tuple(tensor.shape if whole else tensor.shape[1:])
+
+    @property
+    def batch(self) -> int | None:
+        """The fixed batch size, or None when any will do."""
+        if self.packed:
+            return 1
+        shape = _leading(self.inputs).shape if self.inputs else ()
+        first = shape[0] if shape else 1
+        return first if isinstance(first, int) else None
+
+    @property
+    def image_input(self) -> TensorEntry | None:
+        """The first floating-point input of four axes, or of packed patches, if there is one."""
+        if self.packed:
+            return self.inputs[0]
+        images = (t for t in self.inputs if len(t.shape) == 4 and t.dtype.startswith("float"))
+        return next(images, None)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Inputs by name, one sample a row, and where they come from."""
+
+    arrays: Mapping[str, Array]
+    source: str
+    #: True when these are real inputs, whose classes mean something.
+    real: bool
+
+    def __len__(self) -> int:
+        return len(next(iter(self.arrays.values())))
+
+
+def _leading(inputs: Sequence[_Input]) -> _Input:
+    """The input whose rows are the samples: the largest of floats with three axes, or the first."""
+    images = [t for t in inputs if len(t.shape) >= 3 and str(t.dtype).startswith("float")]
+    return max(images or inputs[:1], key=lambda t: math.prod(map(_size, t.shape)))
+
+
+def _packed(tensor: TensorEntry | TensorInfo) -> bool:
+    """A static [N, C] of floats with several rows: patches, as the Qwen processors pack them."""
+    shape = tensor.shape
+    static = len(shape) == 2 and all(isinstance(d, int) for d in shape)
+    return static and shape[0] != 1 and str(tensor.dtype).startswith("float")
+
+
+def signature(path: str | Path) -> Signature:
+    """Read a model's inputs, outputs and preprocessing. Raises `UsageError` or `ModelError`."""
+    path = Path(path)
+    if not path.is_file():
+        return _signature(path, 0, 0)  # which says what is wrong
+    state = path.stat()
+    return _signature(path, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=16)
+def _signature(path: Path, changed: int, size: int) -> Signature:
+    """Read once for each state of the file: weights may be large, and a build asks often."""
+    from tcompile.core.load import load
+    from tcompile.models.preprocess import read_preprocessing
+
+    model = load(path)
+    inputs, outputs = describe_tensors(model)
+    found = pixel_inputs(model)
+    return Signature(path, inputs, outputs, read_preprocessing(model) or {}, found)
+
+
+def samples_for(
+    model: Signature, data: str | Path | None = None, *, count: int = 8, seed: int = 0
+) -> Samples:
+    """Read `data` (images in a folder, .npy or .npz), or draw `count` random inputs from a seed.
+
+    Raises `UsageError` for data that does not fit the model.
+    """
+    if data is None:
+        return _random(model, count, seed)
+    path = Path(data)
+    if not path.exists():
+        raise UsageError("no such file or directory", where=str(path), hint="see --data")
+    return sample_arrays(model, _read(model, path), path)
+
+
+def sample_arrays(model: Signature, arrays: Mapping[str, Array], path: Path) -> Samples:
+    """Arrays by input name as samples, with ones for inputs that have none.
+
+    Raises `UsageError`, naming `path`, for arrays that do not fit the model.
+    """
+    arrays = _for_each_sample(model, check_inputs(model, arrays, str(path)), path)
+    lengths = {len(array) for array in arrays.values()}
+    if len(lengths) != 1 or 0 in lengths:
+        raise UsageError("arrays must hold the same number of samples", where=str(path))
+    missing = [t for t in model.inputs if t.name not in arrays]
+    rest = {t.name: _placeholder(model, t, max(lengths)) for t in missing} if missing else {}
+    total = len(next(iter(arrays.values())))
+    filled = f" (ones for {', '.join(rest)})" if rest else ""
+    return Samples({**arrays, **rest}, f"{total} samples from {path.name}{filled}", real=True)
+
+
+def _for_each_sample(model: Signature, arrays: Mapping[str, Array], path: Path) -> dict[str, Array]:
+    """Arrays of inputs with a batch of their own (texts) once for each sample, unless they hold as
+    many rows as there are samples."""
+    import numpy as np
+
+    own = {t.name for t in model.inputs if model.own_batch(t) and t.name in arrays}
+    counts = [len(array) for name, array in arrays.items() if name not in own]
+    found = dict(arrays)
+    for tensor in model.inputs:
+        if tensor.name not in own or not counts:
+            continue
+        array, fixed = found[tensor.name], isinstance(tensor.shape[0], int)
+        if len(array) == counts[0] and (not fixed or model.batch == 1):
+            continue
+        if fixed:
+            if len(array) != 1:
+                raise UsageError(
+                    f"input '{tensor.name}' has a batch of its own, which is given once for all "
+                    f"samples: {list(tensor.shape)}",
+                    where=str(path),
+                )
+            array = array[0]
+        found[tensor.name] = np.broadcast_to(array, (counts[0], *array.shape))
+    return found
+
+
+def batches(samples: Samples, size: int | None) -> Iterator[tuple[dict[str, Array], int]]:
+    """Cut samples into batches, each with its count of true rows.
+
+    The last one is filled up by repeating its last row: a fixed batch takes no fewer.
+    """
+    import numpy as np
+
+    total = len(samples)
+    size = size or min(total, 8)
+    for start in range(0, total, size):
+        rows = np.minimum(np.arange(start, start + size), total - 1)
+        yield {name: a[rows] for name, a in samples.arrays.items()}, min(size, total - start)
+
+
+def run_all(path: str | Path, samples: Samples, *, threads: int | None = None) -> dict[str, Array]:
+    """Every output for every sample, samples first, on ONNX Runtime.
+
+    Extra arrays are ignored, dtypes adapted.
+    """
+    import numpy as np
+
+    from tcompile.targets.backends.ort import OrtRunner
+
+    runner = OrtRunner(Path(path), threads=threads)
+    packed = bool(runner.inputs) and _packed(runner.inputs[0])
+    fixed = rows_of(runner)
+    kept: dict[str, list[Array]] = {tensor.name: [] for tensor in runner.outputs}
+    for arrays, true_rows in batches(samples, fixed):
+        size = len(next(iter(arrays.values())))
+        for name, array in runner.run(feed(runner.inputs, arrays)).items():
+            if packed and not is_bookkeeping(name):
+                array = array[np.newaxis]  # what it says of the tokens has a batch of 1 already
+            kept[name].append(by_sample(array, size)[:true_rows])
+    return {name: np.concatenate(parts) for name, parts in kept.items() if parts}
+
+
+def rows_of(runner: OrtRunner) -> int | None:
+    """Samples that a model takes at once; None: any number."""
+    if runner.inputs and _packed(runner.inputs[0]):
+        return 1
+    first = _leading(runner.inputs).shape[:1] if runner.inputs else ()
+    return first[0] if first and isinstance(first[0], int) else None
+
+
+def by_sample(array: Array, batch: int) -> Array:
+    """An output of a run of `batch` samples, samples first.
+
+    Some models give [N, B, C], some merge the batch with another axis, and some outputs have
+    nothing to do with it (of texts, or a number): those are every sample's.
+    """
+    import numpy as np
+
+    if array.ndim and array.shape[0] == batch:
+        return array
+    if array.ndim > 1 and array.shape[1] == batch:
+        return np.moveaxis(array, 1, 0)
+    if array.ndim and array.shape[0] and array.shape[0] % batch == 0:
+        return array.reshape(batch, -1, *array.shape[1:])
+    return np.broadcast_to(array, (batch, *array.shape))
+
+
+def feed(
+    inputs: Sequence[TensorEntry | TensorInfo], arrays: Mapping[str, Array]
+) -> dict[str, Array]:
+    """The arrays a model asks for, in the dtypes it asks for."""
+    missing = [tensor.name for tensor in inputs if tensor.name not in arrays]
+    if missing:
+        raise UsageError(f"no data for input '{missing[0]}'", hint="name it in an .npz file")
+    found = {t.name: arrays[t.name].astype(t.dtype, copy=False) for t in inputs}
+    # Packed patches have no batch axis; what has a batch of its own is the same for all samples.
+    return {
+        t.name: found[t.name][0] if found[t.name].ndim == len(t.shape) + 1 else found[t.name]
+        for t in inputs
+    }
+
+
+def _random(model: Signature, count: int, seed: int) -> Samples:
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    arrays: dict[str, Array] = {}
+    for tensor in model.inputs:
+        shape = [count, *(_size(d) for d in model.rows(tensor))]
+        if tensor.dtype.startswith("float"):
+            drawn = rng.standard_normal(shape)
+            if tensor.name in model.pixels:
+                drawn = np.clip(127.5 + 64 * drawn, 0, 255)
+            drawn = drawn.astype(tensor.dtype)
+            whole = len(shape) > len(tensor.shape) and not model.packed
+            arrays[tensor.name] = np.broadcast_to(drawn[:1], shape) if whole else drawn
+        else:
+            arrays[tensor.name] = _placeholder(model, tensor, count)
+    if not arrays:
+        raise UsageError("the model has no inputs", where=str(model.path))
+    return Samples(arrays, f"{count} random inputs (seed {seed})", real=False)
+
+
+def _placeholder(model: Signature, tensor: TensorEntry, count: int) -> Array:
+    """Ones: right for masks and harmless for ids."""
+    import numpy as np
+
+    return np.ones([count, *(_size(d) for d in model.rows(tensor))], dtype=tensor.dtype)
+
+
+def _size(dim: int | str) -> int:
+    return dim if isinstance(dim, int) else 1
+
+
+def _read(model: Signature, path: Path) -> dict[str, Array]:
+    if path.is_dir() or path.suffix.lower() in SUFFIXES:
+        return _read_images(model, path)
+    if path.suffix in (".npy", ".npz"):
+        return read_arrays(path)
+    raise UsageError(
+        "unknown kind of data", where=str(path), hint="an image, a folder of images, .npy or .npz"
+    )
+
+
+def _read_images(model: Signature, path: Path) -> dict[str, Array]:
+    import numpy as np
+
+    from tcompile.models.preprocess import load_image
+
+    tensor = model.image_input
+    if tensor is None:
+        raise UsageError("the model takes no images [B, C, H, W]", where=str(model.path))
+    if not model.preprocessing:
+        raise UsageError(
+            "does not say how images are prepared for it",
+            where=str(model.path),
+            hint="give the input as .npy or .npz",
+        )
+    files = [path]
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+    if not files:
+        raise UsageError("no images in this folder", where=str(path))
+    images = [load_image(file, model.preprocessing) for file in files]
+    return {tensor.name: np.stack(images) if model.packed else np.concatenate(images)}

@@ -1,0 +1,225 @@
+"""Timing two models against each other on this machine, ONNX Runtime on the CPU, interleaved.
+
+Both models run in every round, in random order, so that what the machine does meanwhile hits both.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tcompile.core.errors import UsageError
+from tcompile.runtime.samples import feed, samples_for, signature
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Array = np.ndarray[Any, np.dtype[Any]]
+
+Call = Callable[[], object]
+#: After which no more rounds are begun to tell which of two models is faster.
+_DECIDE_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds for one batch: median, and lower and upper quartile."""
+
+    median: float
+    lower: float
+    upper: float
+
+
+@dataclass(frozen=True)
+class Speedup:
+    """Median of dense over median of reduced, with a 95 % bootstrap interval."""
+
+    ratio: float
+    lower: float
+    upper: float
+
+
+#: What the reduced model is compared with: the file that was compiled, or, where that computes in
+#: fp16, its form in fp32. ONNX Runtime only emulates fp16 on a CPU, and a speed-up over that would
+#: be the precision's, not that of fewer tokens.
+AS_IT_CAME, NORMAL_FORM = "the dense model as it came", "the fp32 normal form of the fp16 model"
+EMULATED = (
+    "the fp16 model as it came, most of which ONNX Runtime computes in fp32 between casts on a CPU"
+)
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What was measured, where, and how.
+
+    Attributes:
+        dense: what the reduced model is compared with, `compared`.
+        speedup: of the reduced model over that.
+        source, source_speedup: the fp16 model as it came, and the reduced one over it; None where
+            `dense` is the model as it came.
+    """
+
+    dense: Timing
+    reduced: Timing
+    speedup: Speedup
+    flop_ideal: float | None
+    rounds: int
+    batch: int
+    threads: int
+    machine: str
+    runtime: str
+    note: str
+    compared: str = AS_IT_CAME
+    source: Timing | None = None
+    source_speedup: Speedup | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures as JSON values; all of them measured."""
+        return {"kind": "measured", **asdict(self)}
+
+
+def interleave(
+    calls: Sequence[Call], *, rounds: int, warmup: int = 3, seed: int = 0
+) -> list[list[float]]:
+    """Time each call once a round, in an order drawn anew each round: milliseconds by call."""
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    for call in calls:
+        for _ in range(warmup):
+            call()
+    times: list[list[float]] = [[] for _ in calls]
+    for _ in range(rounds):
+        for which in rng.permutation(len(calls)):
+            start = time.perf_counter()
+            calls[which]()
+            times[which].append((time.perf_counter() - start) * 1e3)
+    return times
+
+
+def summarise(times: Sequence[float]) -> Timing:
+    """Median and quartiles of some times."""
+    import numpy as np
+
+    lower, median, upper = np.percentile(times, [25, 50, 75])
+    return Timing(float(median), float(lower), float(upper))
+
+
+def speedup(dense: Sequence[float], reduced: Sequence[float], *, seed: int = 0) -> Speedup:
+    """Ratio of medians, and its interval from 2000 resamples of the rounds.
+
+    Rounds are resampled, not single times: both times of a round share what the machine did then.
+    """
+    import numpy as np
+
+    a, b = np.asarray(dense), np.asarray(reduced)
+    rows = np.random.default_rng(seed).integers(0, len(a), (2000, len(a)))
+    ratios = np.median(a[rows], axis=1) / np.median(b[rows], axis=1)
+    lower, upper = np.percentile(ratios, [2.5, 97.5])
+    return Speedup(float(np.median(a) / np.median(b)), float(lower), float(upper))
+
+
+def bench_models(
+    dense: str | Path,
+    reduced: str | Path,
+    *,
+    rounds: int = 50,
+    most: int | None = None,
+    seconds: float = 0.0,
+    threads: int | None = None,
+    batch: int | None = None,
+    flop_ideal: float | None = None,
+    note: str = "",
+    source: str | Path | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Benchmark:
+    """Measure two ONNX files on the same random inputs.
+
+    Args:
+        source: where `dense` is the fp32 normal form of an fp16 model, that model as it came, which
+            is measured in the same rounds.
+        rounds: timed runs of each model, after three that are not.
+        most: rounds at most; more than `rounds` are run, a few seconds long, while the interval of
+            the speed-up has 1 in it.
+        seconds: that the rounds take at least, whatever `most` says: medians of a shorter time are
+            those of a moment, where others use the machine as well.
+        threads: of ONNX Runtime; by default as many as this process may use.
+        batch: for models whose batch is free; a fixed batch is what it is.
+    """
+    from tcompile.targets.backends.ort import OrtRunner
+
+    if rounds < 5:
+        raise UsageError("needs at least 5 rounds", where="--rounds")
+    threads = threads or usable_cores()
+    paths = [dense, reduced, *([source] if source is not None else [])]
+    models = [signature(path) for path in paths]
+    size = models[0].batch or models[1].batch or batch or 1
+    # The dense model's image size may be free; the reduced one's never is.
+    samples = samples_for(models[1], count=size)
+    runners = [OrtRunner(m.path, threads=threads, in_turn=True) for m in models]
+    calls = [
+        _caller(runner, feed(m.inputs, samples.arrays))
+        for runner, m in zip(runners, models, strict=True)
+    ]
+    progress(f"{rounds} interleaved rounds on {threads} threads")
+    times = interleave(calls, rounds=rounds)
+    begun, limit = time.monotonic(), most or 0
+    while True:
+        lasted = time.monotonic() - begun
+        more_to_tell = len(times[0]) < limit and lasted <= _DECIDE_SECONDS and _undecided(times)
+        if lasted >= seconds and not more_to_tell:
+            break
+        some = rounds if lasted < seconds else min(rounds, limit - len(times[0]))
+        more = interleave(calls, rounds=some, warmup=0, seed=len(times[0]))
+        times = [[*a, *b] for a, b in zip(times, more, strict=True)]
+    return Benchmark(
+        dense=summarise(times[0]),
+        reduced=summarise(times[1]),
+        speedup=speedup(times[0], times[1]),
+        flop_ideal=flop_ideal,
+        rounds=len(times[0]),
+        batch=size,
+        threads=threads,
+        machine=machine_name(),
+        runtime=_runtime(),
+        note=note,
+        compared=AS_IT_CAME if source is None else NORMAL_FORM,
+        source=None if source is None else summarise(times[2]),
+        source_speedup=None if source is None else speedup(times[2], times[1]),
+    )
+
+
+def _undecided(times: Sequence[Sequence[float]]) -> bool:
+    found = speedup(times[0], times[1])
+    return found.lower <= 1 <= found.upper
+
+
+def usable_cores() -> int:
+    """Cores this process may run on (which taskset or a container may have limited)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def machine_name() -> str:
+    """The processor's name and the number of usable cores."""
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        name = names[0] if names else name
+    return f"{name}, {usable_cores()} cores"
+
+
+def _caller(runner: Any, inputs: dict[str, Array]) -> Call:
+    return lambda: runner.run(inputs)
+
+
+def _runtime() -> str:
+    import onnxruntime
+
+    return f"ONNX Runtime {onnxruntime.__version__} on the CPU"

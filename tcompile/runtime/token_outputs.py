@@ -1,0 +1,159 @@
+"""Which tokens a reduced model chooses, seen from outside.
+
+A model whose outputs have no token axis does not say which tokens it kept. Its token ops know: here
+the first of them that chooses gets an output of its own. Later ones see what the first has left, so
+that their indices only mean the same in two models while the first agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Array = np.ndarray[Any, np.dtype[Any]]
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from tcompile.runtime.metrics import jaccard, same_owner
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx
+
+    Array = np.ndarray[Any, np.dtype[Any]]
+
+INDEX, OWNER, SIZE = "token_index", "token_owner", "token_size"
+_CHOSEN, _SOURCE, _TARGET = "tcompile.chosen", "tcompile.source", "tcompile.target"
+#: Choosing token op: what its outputs say.
+_OUTPUTS = {
+    "TcTopKTokens": (_CHOSEN,),
+    "TcSelectTokens": (_CHOSEN,),
+    "TcMatchTokens": ("", _SOURCE, _TARGET),
+    "TcMatchAllTokens": (_TARGET,),
+}
+
+
+@contextmanager
+def showing_choice(path: Path) -> Iterator[Path]:
+    """The model, or where it does not tell its tokens a copy that does, inside the `with` block."""
+    import onnx
+
+    from tcompile.core.load import load
+
+    model = load(path)
+    node = next((n for n in model.graph.node if n.op_type in _OUTPUTS), None)
+    if node is None or any(is_bookkeeping(o.name) for o in model.graph.output):
+        yield path
+        return
+    _add_outputs(model, node)
+    with tempfile.TemporaryDirectory(prefix="tcompile-") as folder:
+        copy = Path(folder) / path.name
+        # One protobuf holds 2 GiB at most; what came in two files goes into two.
+        large = path.with_name(f"{path.name}.data").exists()
+        onnx.save(model, str(copy), save_as_external_data=large, location=f"{path.name}.data")
+        yield copy
+
+
+def is_bookkeeping(name: str) -> bool:
+    """Whether an output tells about tokens and holds none of the model's own results."""
+    return name.startswith((INDEX, OWNER, SIZE, "tcompile."))
+
+
+def tower_of_outputs(schedule: Mapping[str, Any]) -> dict[str, str]:
+    """Output → the tower whose tokens it holds, where that is not the first one: from the JSON of a
+    schedule."""
+    towers = schedule.get("towers") or ()
+    return {name: one["tower"] for one in towers for name in one.get("outputs", ())}
+
+
+def for_output(
+    kind: str,
+    name: str,
+    extra: Mapping[str, Array],
+    length: int,
+    towers: Mapping[str, str] | None = None,
+) -> Array | None:
+    """The index or owner map of an output: its own if it has one, else a shared one that fits.
+
+    Args:
+        towers: see `tower_of_outputs`; each of these has index and owner maps of its own.
+    """
+    labels = {f"{kind}_{tower}" for tower in (towers or {}).values()}
+    if towers and name in towers:
+        kind = f"{kind}_{towers[name]}"
+        labels = set()
+    own = [extra[key] for key in (f"{kind}_{name}", kind) if key in extra]
+    shared = [
+        array
+        for key, array in extra.items()
+        if key.startswith(f"{kind}_") and not any(key.startswith(label) for label in labels)
+    ]
+    return next((array for array in (*own, *shared) if array.shape[1] == length), None)
+
+
+def token_overlap(reference: Mapping[str, Array], actual: Mapping[str, Array]) -> Array | None:
+    """How far two runs agree on the tokens, for each sample in [0, 1]; None if neither tells.
+
+    Sets of kept tokens by Jaccard, owner maps by the share of tokens grouped alike, pairs merged by
+    Jaccard; where several tell, the lowest.
+    """
+    import numpy as np
+
+    found = []
+    for name, want in reference.items():
+        if name not in actual or want.shape != actual[name].shape:
+            continue
+        if name.startswith((INDEX, _CHOSEN)):
+            found.append(jaccard(want, actual[name]))
+        elif name.startswith(OWNER):
+            found.append(same_owner(want, actual[name]))
+    if _TARGET in reference and _TARGET in actual:
+        found.append(jaccard(_pairs(reference), _pairs(actual)))
+    return np.minimum.reduce(found) if found else None
+
+
+def _pairs(outputs: Mapping[str, Array]) -> Array:
+    """One number for each pair (source, target), [B, r]."""
+    import numpy as np
+
+    target = outputs[_TARGET]
+    source = outputs.get(_SOURCE, np.arange(target.shape[1]))
+    return source * (1 << 20) + target
+
+
+def _add_outputs(model: onnx.ModelProto, node: onnx.NodeProto) -> None:
+    from onnx import TensorProto, helper
+
+    for tensor, name in zip(node.output, _OUTPUTS[node.op_type], strict=False):
+        if name:
+            model.graph.node.append(helper.make_node("Identity", [tensor], [name], name=name))
+            model.graph.output.append(
+                helper.make_tensor_value_info(name, TensorProto.INT64, [None, None])
+            )
+
+
+def restored(dense: Array, reduced: Array, owner: Array) -> tuple[Array, Array]:
+    """Both as [B, N, C], original tokens that nothing stands for zeroed in both.
+
+    Args:
+        dense: [B, N, C].
+        reduced: [B, K, C].
+        owner: [B, N], the row of `reduced` that stands for each token, or -1.
+    """
+    here = (owner >= 0)[..., None]
+    rows = take_rows(reduced, owner.clip(min=0))
+    return dense * here, rows * here
+
+
+def take_rows(tokens: Array, index: Array) -> Array:
+    """tokens [B, N, C] at index [B, K]: [B, K, C]."""
+    import numpy as np
+
+    return np.take_along_axis(tokens, index.astype(np.int64)[..., None], axis=1)

@@ -1,0 +1,167 @@
+"""An artifact is written whole or not at all, and never over something that is not ours."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tcompile.artifact import directory as artifact
+from tcompile.artifact.directory import check_destination, load_artifact, write_artifact
+from tcompile.artifact.manifest import Manifest
+from tcompile.core.errors import ModelError, UsageError
+from tests.support.artifacts import make_artifact, manifest_for
+from tests.support.tiny_vit import save_tiny_vit
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return save_tiny_vit(tmp_path / "vit.onnx")
+
+
+def filler(source: Path, text: str = "engine") -> Callable[[Path], Manifest]:
+    def fill(folder: Path) -> Manifest:
+        (folder / "engine").mkdir()
+        (folder / "engine" / "a.engine").write_text(text)
+        (folder / "model.onnx").write_bytes(source.read_bytes())
+        return manifest_for(source, source)
+
+    return fill
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*"))
+
+
+def test_what_is_written_is_what_is_loaded(tmp_path: Path, source: Path) -> None:
+    out = write_artifact(tmp_path / "made" / "out", filler(source))
+    assert names(out) == ["engine", "engine/a.engine", "manifest.json", "model.onnx", "report.md"]
+    loaded = load_artifact(out)
+    listed = [f.path for f in loaded.manifest.files]
+    assert listed == ["engine/a.engine", "model.onnx", "report.md"]
+    assert loaded.changed_files() == []
+    assert "tokens into attention" in (out / "report.md").read_text()
+
+
+def test_same_input_gives_the_same_bytes(tmp_path: Path, source: Path) -> None:
+    first = write_artifact(tmp_path / "a", filler(source))
+    second = write_artifact(tmp_path / "b", filler(source))
+    for name in ("manifest.json", "report.md"):
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, SystemExit])
+def test_failure_leaves_nothing(tmp_path: Path, source: Path, error: type[BaseException]) -> None:
+    def fill(folder: Path) -> Manifest:
+        (folder / "model.onnx").write_text("half")
+        raise error
+
+    with pytest.raises(error):
+        write_artifact(tmp_path / "new" / "deep" / "out", fill)
+    assert names(tmp_path) == ["vit.onnx"]
+
+
+def test_failure_while_replacing_keeps_the_old_one(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = write_artifact(tmp_path / "out", filler(source, "old"))
+    rename, calls = Path.rename, []
+
+    def second_fails(self: Path, target: Path) -> Path:
+        calls.append(self)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", second_fails)
+    with pytest.raises(KeyboardInterrupt):
+        write_artifact(out, filler(source, "new"))
+    assert (out / "engine" / "a.engine").read_text() == "old"
+    assert load_artifact(out).changed_files() == []
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "vit.onnx"]
+
+
+def test_an_artifact_of_ours_is_replaced(tmp_path: Path, source: Path) -> None:
+    out = write_artifact(tmp_path / "out", filler(source, "old"))
+    write_artifact(out, filler(source, "new"))
+    assert (out / "engine" / "a.engine").read_text() == "new"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "vit.onnx"]
+
+
+def test_a_changed_artifact_needs_force(tmp_path: Path, source: Path) -> None:
+    out = write_artifact(tmp_path / "out", filler(source))
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match=r"notes\.txt.*--force"):
+        write_artifact(out, filler(source))
+    assert (out / "notes.txt").exists()
+    write_artifact(out, filler(source), force=True)
+    assert not (out / "notes.txt").exists()
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_foreign_directory_is_left_alone(tmp_path: Path, source: Path, force: bool) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "thesis.tex").write_text("years of work")
+    with pytest.raises(UsageError, match="not a tcompile artifact"):
+        write_artifact(home, filler(source), force=force)
+    (home / "manifest.json").write_text('{"name": "a web extension"}')
+    with pytest.raises(UsageError, match="not a tcompile artifact"):
+        write_artifact(home, filler(source), force=force)
+    assert names(home) == ["manifest.json", "thesis.tex"]
+
+
+def test_a_file_in_the_way(tmp_path: Path, source: Path) -> None:
+    with pytest.raises(UsageError, match="not a directory"):
+        check_destination(source)
+    with pytest.raises(UsageError, match="cannot write"):
+        write_artifact(source / "below", filler(source))
+
+
+def test_an_empty_directory_is_used(tmp_path: Path, source: Path) -> None:
+    (tmp_path / "out").mkdir()
+    assert load_artifact(write_artifact(tmp_path / "out", filler(source))).changed_files() == []
+
+
+def test_changes_are_found(tmp_path: Path, source: Path) -> None:
+    out = make_artifact(tmp_path / "out", source)
+    model = out / "model.onnx"
+    data = bytearray(model.read_bytes())
+    data[len(data) // 2] ^= 1
+    model.write_bytes(data)
+    (out / "report.md").unlink()
+    assert load_artifact(out).changed_files() == ["model.onnx", "report.md"]
+
+
+def test_no_artifact(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such directory"):
+        load_artifact(tmp_path / "nothing")
+    with pytest.raises(UsageError, match="not a tcompile artifact"):
+        load_artifact(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda d: d.update(schema="tcompile.artifact.manifest/99"),
+            "not a tcompile.artifact.manifest/1",
+        ),
+        (lambda d: d.pop("flops"), "flops: missing"),
+        (lambda d: d["flops"].update(dense="many"), r"flops\.dense: expected int, found 'many'"),
+        (lambda d: d["files"][0].update(path="../../etc/passwd"), "leaves the artifact"),
+        (lambda d: d.update(precision="fp12"), "precision: expected one of fp32, fp16"),
+        (lambda d: d.update(extra=1), "extra: unknown field"),
+    ],
+)
+def test_damaged_manifest(
+    tmp_path: Path, source: Path, change: Callable[[dict[str, object]], object], message: str
+) -> None:
+    path = make_artifact(tmp_path / "out", source) / artifact.MANIFEST
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+    with pytest.raises(ModelError, match=message):
+        load_artifact(path.parent)

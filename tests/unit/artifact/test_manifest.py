@@ -1,0 +1,130 @@
+"""The manifest, its published schema, and the way back from JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import onnx
+import pytest
+
+import tcompile
+from tcompile.artifact.manifest import (
+    BatchEntry,
+    Fidelity,
+    FusedAttentionEntry,
+    Latency,
+    Manifest,
+    OutputFidelity,
+    TargetEntry,
+)
+from tcompile.artifact.page import render
+from tcompile.core.model_files import FileEntry, describe_source, describe_tensors
+from tests.support.artifacts import manifest_for
+from tests.support.tiny_vit import VitSpec, build_vit, save_tiny_vit
+
+SCHEMA = json.loads((Path(tcompile.__file__).parent / "manifest.schema.json").read_text())
+
+
+@pytest.fixture
+def full(tmp_path: Path) -> Manifest:
+    """A manifest in which every field holds something."""
+    source = save_tiny_vit(tmp_path / "vit.onnx", batch=None)
+    return manifest_for(
+        source,
+        source,
+        target=TargetEntry("rtx-4090", "tensorrt-rtx", "8.9"),
+        precision="fp16",
+        schedule={
+            "schema": 1,
+            "method": "evit:rate=0.7",
+            "reductions": [
+                {"site": "attn:3", "score": {"name": "cls"}, "reducer": {"name": "fuse"}, "keep": 9}
+            ],
+        },
+        latency=(
+            Latency("dense", "modelled", 1.5, "GeForce RTX 4090", "TensorRT-RTX 1.7"),
+            Latency("reduced", "measured", 1.0, "this", "that", spread=(0.9, 1.1), note="warm"),
+        ),
+        fidelity=Fidelity("8 images", 8, (OutputFidelity("logits", "all", 0.99, 0.9, 0.875),)),
+        fused_attention=FusedAttentionEntry(12, 11, ("softmax_3",)),
+        batch_sizes=BatchEntry(1, 4, 16),
+        notes=("made from a modelled profile",),
+        files=(FileEntry("model.onnx", 3, "0" * 64),),
+    )
+
+
+def test_schema_is_one() -> None:
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+
+
+def test_schema_accepts_what_we_write(full: Manifest, tmp_path: Path) -> None:
+    minimal = manifest_for(tmp_path / "vit.onnx", tmp_path / "vit.onnx")
+    for manifest in (full, minimal):
+        document = json.loads(json.dumps(manifest.to_json()))
+        jsonschema.validate(document, SCHEMA, cls=jsonschema.Draft202012Validator)
+        assert Manifest.from_json(document) == manifest
+
+
+def test_schema_describes_every_field(full: Manifest) -> None:
+    assert set(SCHEMA["properties"]) == set(full.to_json())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: d.pop("tokens_per_block"),
+        lambda d: d["latency"][0].update(kind="guessed"),
+        lambda d: d["source"].update(sha256="abc"),
+        lambda d: d["files"][0].update(path="../up"),
+        lambda d: d["files"][0].update(path="/etc/passwd"),
+        lambda d: d.update(another=1),
+    ],
+)
+def test_schema_rejects(full: Manifest, change: Callable[[dict[str, Any]], object]) -> None:
+    document = json.loads(json.dumps(full.to_json()))
+    change(document)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(document, SCHEMA)
+
+
+def test_report_says_what_the_manifest_says(full: Manifest) -> None:
+    report = render(full)
+    for text in (
+        "for rtx-4090",
+        "fp16",
+        "evit:rate=0.7",
+        "modelled",
+        "measured",
+        "87.5%",
+        "11 of 12 attention layers",
+        "softmax_3",
+        "made from a modelled profile",
+        "50.0% less",
+    ):
+        assert text in report
+
+
+def test_tensors_of_a_symbolic_batch() -> None:
+    inputs, outputs = describe_tensors(build_vit(VitSpec(), batch=None))
+    assert [(t.name, t.dtype, t.shape) for t in (*inputs, *outputs)] == [
+        ("image", "float32", ("batch", 3, 32, 32)),
+        ("logits", "float32", ("batch", 10)),
+    ]
+
+
+def test_source_lists_external_data(tmp_path: Path) -> None:
+    path = tmp_path / "vit.onnx"
+    onnx.save(
+        build_vit(VitSpec()),
+        str(path),
+        save_as_external_data=True,
+        location="w.bin",
+        size_threshold=0,
+    )
+    source = describe_source(path)
+    assert [entry.path for entry in source.external_data] == ["w.bin"]
+    assert source.external_data[0].bytes == (tmp_path / "w.bin").stat().st_size

@@ -1,0 +1,71 @@
+"""Scores that read the stream only, on a graph that is nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+import onnxruntime as ort
+
+from tcompile.core.graph import is_const, to_onnx, value
+from tcompile.core.schedule import Spec
+from tcompile.passes.reduce.builder import Builder
+from tcompile.passes.reduce.scores import ScoreInput
+from tcompile.passes.reduce.token_state import Stage
+from tcompile.plugins.spec import add_functions
+
+Array = np.ndarray[Any, Any]
+
+
+def scored(
+    score: Spec,
+    x: Array,
+    *,
+    prefix: int = 0,
+    grid: tuple[int, ...] = (),
+    index: Array | None = None,
+    patches: int | None = None,
+    positioned: bool = True,
+) -> Array:
+    """[B, T] of a score of tokens [B, prefix + T, C]; the batch is free in the graph.
+
+    Args:
+        index: [B, T], the original patch each one is; None: all are there.
+        patches: how many there were.
+    """
+    count = x.shape[1] - prefix
+    graph = gs.Graph(opset=17, ir_version=9)
+    stream = gs.Variable("x", np.float32, ["batch", *x.shape[1:]])
+    place = gs.Variable("index", np.int64, ["batch", count])
+    graph.inputs = [stream] if index is None else [stream, place]
+    stages = [Stage(patches or count)]
+    if index is not None:
+        stages.append(Stage(count, place, positioned=positioned))
+    b = Builder(graph)
+    given = ScoreInput(
+        b,
+        None,
+        stream,
+        prefix,
+        count,
+        patches=patches or count,  # type: ignore[arg-type]
+        grid=grid or (patches or count,),
+        stages=stages,
+    )
+    made = given.score(score)
+    if is_const(made):
+        return np.asarray(value(made))
+    made.shape = ["batch", count]
+    graph.outputs = [made]
+    graph.cleanup(remove_unused_graph_inputs=False).toposort()
+    add_functions(graph)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = ort.InferenceSession(
+        to_onnx(graph).SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    feeds = {"x": x.astype(np.float32)}
+    if index is not None:
+        feeds["index"] = index.astype(np.int64)
+    return np.asarray(session.run(None, feeds)[0])

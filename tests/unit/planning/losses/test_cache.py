@@ -1,0 +1,77 @@
+"""Losses are measured once for a model, a method, data and settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tcompile.core.cache import entry_path
+from tcompile.planning.losses import Calibration, SiteLosses, cached_losses, losses_key
+from tcompile.runtime.samples import Samples
+from tests.support.tiny_vit import VitSpec, save_tiny_vit
+
+LOSSES = SiteLosses((5, 9, 17), {"attn:0": (0.3, 0.1, 0.0)}, 1, 1, "nats", "calibrated", 2, 0, "2")
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TCOMPILE_CACHE", str(tmp_path / "cache"))
+
+
+def data(seed: int) -> Calibration:
+    images = np.random.default_rng(seed).normal(size=(2, 3)).astype(np.float32)
+    return Calibration.of(Samples({"image": images}, "2", True), None, "2")
+
+
+def test_measured_once(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def make() -> SiteLosses:
+        calls.append(1)
+        return LOSSES
+
+    path = save_tiny_vit(tmp_path / "vit.onnx", VitSpec(depth=1))
+    key = losses_key(path, "topk", data(0), ["attn:0"], [5, 9])
+    assert cached_losses(key, make) == cached_losses(key, make) == LOSSES
+    assert len(calls) == 1
+    entry = entry_path("losses", key)
+    # Losses that fall as more tokens stay no longer: valid JSON, but none of ours.
+    entry.write_text(entry.read_text().replace("0.3", "0.05"))
+    assert cached_losses(key, make) == LOSSES
+    assert len(calls) == 2
+
+
+def test_whatever_losses_depend_on_is_in_the_key(tmp_path: Path) -> None:
+    one = save_tiny_vit(tmp_path / "vit.onnx", VitSpec(depth=1))
+    other = save_tiny_vit(tmp_path / "other.onnx", VitSpec(depth=1), seed=1)
+    copy = tmp_path / "copy.onnx"
+    copy.write_bytes(one.read_bytes())
+
+    def key(
+        model: Path = one,
+        method: str = "topk",
+        images: int = 0,
+        sites: str = "attn:0",
+        counts: tuple[int, ...] = (5, 9),
+        **more: Any,
+    ) -> str:
+        made = losses_key(model, method, data(images), [sites], counts, **more)
+        return entry_path("losses", made).name
+
+    assert key() == key(copy) == key(counts=(9, 5, 5))
+    changed = [
+        key(),
+        key(other),
+        key(method="topk:site=block"),
+        key(images=1),
+        key(sites="block:0"),
+        key(counts=(5,)),
+        key(kind="attention"),
+        key(outputs="restored"),
+        key(seed=1),
+        key(bound={"prefix": 2}),
+    ]
+    assert len(set(changed)) == len(changed)

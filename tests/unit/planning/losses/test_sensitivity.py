@@ -1,0 +1,192 @@
+"""Measured losses equal those of whole reduced models, whatever crosses the cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from tcompile.core.errors import UsageError
+from tcompile.core.save import save
+from tcompile.methods.composition import parse_method
+from tcompile.passes.reduce import reduce_graph
+from tcompile.passes.stages import Analysed
+from tcompile.pipeline import read
+from tcompile.planning.losses import SiteLosses, distance, measured_losses
+from tcompile.planning.losses.partial_execution import suffix
+from tcompile.planning.losses.steps import single_step, snapped
+from tcompile.runtime.samples import Samples, run_all, samples_for, signature
+from tests.support.tiny_vit import VitSpec, save_tiny_vit
+
+SPEC = VitSpec(image=32, patch=8, width=32, heads=2, depth=3)
+SITES = ("attn:0", "block:1", "attn:2", "output")
+
+
+def tiny(folder: Path, **changes: object) -> Path:
+    spec = VitSpec(**{**vars(SPEC), **changes})  # type: ignore[arg-type]
+    return save_tiny_vit(folder / "vit.onnx", spec, batch=None)
+
+
+def fixed(folder: Path) -> Path:
+    return save_tiny_vit(folder / "vit.onnx", SPEC, batch=2)
+
+
+def early(folder: Path) -> Path:
+    """Tokens, and besides them the stream behind block 0, which later steps do not reach."""
+    path = tiny(folder, pool="none")
+    name = read(path).analysis.blocks[0].stream_out
+    proto = onnx.load(path)
+    shape = ["batch", SPEC.tokens, SPEC.width]
+    proto.graph.output.append(onnx.helper.make_tensor_value_info(name, 1, shape))
+    onnx.save(proto, path)
+    return path
+
+
+def odd(name: str) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        pytest.importorskip("torch")
+        from tcompile.models import export
+        from tests.oracles import exports
+
+        loaded, _ = exports.masked(dark=True) if name == "masked" else exports.odd(name)
+        path = folder / "odd.onnx"
+        export(loaded, path, batch="dynamic", exporter="torchscript", check=False)
+        return path
+
+    return write
+
+
+MODELS: dict[str, Callable[[Path], Path]] = {
+    "classes": tiny,
+    "tokens": lambda folder: tiny(folder, pool="none", prefix=2),
+    "mean": lambda folder: tiny(folder, pool="mean", prefix=0),
+    "fixed batch": fixed,
+    "early": early,
+    "rotary": odd("rotary"),
+    "masked by the image": odd("masked"),
+}
+
+#: spatten reads the attention of every block so far.
+METHODS = {
+    "classes": ("topk", "tome", "evit", "spatten"),
+    "rotary": ("topk", "tome"),
+    "masked by the image": ("topk", "spatten"),
+}
+
+
+def whole(model: Analysed, method: str, site: str, count: int, samples: Samples) -> float:
+    """The loss of one step by running the dense and the reduced file."""
+    analysis, (preset, values) = model.analysis, parse_method(method)
+    schedule = single_step(analysis, preset, values, site, count)
+    path = Path(model.source).with_name("whole.onnx")
+    save(reduce_graph(model.graph, analysis, schedule).graph, path)
+    return float(distance(run_all(model.source, samples), run_all(path, samples)).mean())
+
+
+def measure(
+    model: Analysed, method: str, counts: list[int], samples: Samples, memory: int = 1 << 29
+) -> SiteLosses:
+    preset, values = parse_method(method)
+    names = [s for s in SITES if (found := model.analysis.site(s)) and found.legal]
+    return measured_losses(
+        model.graph, model.analysis, preset, values, names, counts, samples, memory=memory
+    )
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_equal_to_whole_models(kind: str, tmp_path: Path) -> None:
+    path = MODELS[kind](tmp_path)
+    model, samples = read(path), samples_for(signature(path), count=5)
+    tokens = model.analysis.shape.tokens
+    count = (3 * tokens) // 4
+    reached = False
+    for method in METHODS.get(kind, ("topk", "evit")):
+        found = measure(model, method, [count], samples)
+        assert found.counts == (count, tokens)
+        for site, (value, last) in found.at.items():
+            expected = whole(model, method, site, count, samples)
+            assert value == pytest.approx(expected, abs=1e-6)
+            assert last == 0.0
+            reached = reached or expected > 1e-4
+    assert reached
+
+
+def test_little_memory_gives_the_same(tmp_path: Path) -> None:
+    path = tiny(tmp_path)
+    model, samples = read(path), samples_for(signature(path), count=9)
+    some = measure(model, "topk", [9], samples)
+    for memory in (1, 200_000):
+        less = measure(model, "topk", [9], samples, memory=memory)
+        for site in some.at:
+            np.testing.assert_allclose(less.at[site], some.at[site], atol=1e-7)
+
+
+def test_only_what_follows_the_site_is_run(tmp_path: Path) -> None:
+    model = read(tiny(tmp_path))
+    preset, values = parse_method("topk")
+    sizes = []
+    for name in ("attn:0", "attn:1", "attn:2", "output"):
+        site = model.analysis.site(name)
+        assert site is not None
+        schedule = single_step(model.analysis, preset, values, name, 9)
+        reduced = reduce_graph(model.graph, model.analysis, schedule).graph
+        part = suffix(model.graph, reduced, site)
+        assert "image" not in part.sources
+        sizes.append(sum(n.op in ("MatMul", "Gemm") for n in part.graph.nodes))
+    blocks = -np.diff(sizes)[:2]
+    assert blocks[0] == blocks[1] > 5
+    assert sizes[0] < sum(n.op in ("MatMul", "Gemm") for n in model.graph.nodes)
+
+
+def test_what_a_reducer_cannot_do_is_noted_and_extrapolated(tmp_path: Path) -> None:
+    path = tiny(tmp_path)
+    found = measure(read(path), "tome", [5, 12], samples_for(signature(path), count=2))
+    # 16 patches merge in pairs: 8 stay at least.
+    assert found.counts == (5, 12, 17)
+    assert any("attn:0: not measured at 5 tokens" in note for note in found.notes)
+    low, measured, _ = found.at["attn:0"]
+    odds = measured / (1 - measured) * (0.75**2 / 0.25) / ((5 / 16) ** 2 / (11 / 16))
+    assert low == pytest.approx(odds / (1 + odds))
+
+
+def test_nothing_to_measure_is_said(tmp_path: Path) -> None:
+    path = tiny(tmp_path)
+    samples = samples_for(signature(path), count=2)
+    with pytest.raises(UsageError, match="no step of tome can be measured"):
+        measure(read(path), "tome", [3], samples)
+    preset, values = parse_method("topk")
+    model = read(path)
+    with pytest.raises(UsageError, match="no site 'attn:7'"):
+        measured_losses(model.graph, model.analysis, preset, values, ["attn:7"], [9], samples)
+
+
+def test_the_same_twice_and_progress_is_shown(tmp_path: Path) -> None:
+    path = tiny(tmp_path)
+    model, samples = read(path), samples_for(signature(path), count=3)
+    preset, values = parse_method("evit")
+    said: list[str] = []
+    first, second = (
+        measured_losses(
+            model.graph,
+            model.analysis,
+            preset,
+            values,
+            ["attn:1", "attn:0"],
+            [5, 9, 13],
+            samples,
+            seed=4,
+            progress=said.append,
+        )
+        for _ in range(2)
+    )
+    assert first == second
+    assert (first.images, first.seed, first.kind) == (3, 4, "calibrated")
+    assert said[-1].endswith("(100 %)")
+
+
+def test_counts_are_rounded_up_to_groups(tmp_path: Path) -> None:
+    model = read(tiny(tmp_path))
+    assert snapped(model.analysis, "attn:0", [1, 2, 5, 17, 30, 5]) == [5, 2]

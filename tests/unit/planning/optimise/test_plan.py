@@ -1,0 +1,122 @@
+"""Plans and tables: what they add up to, when dense is the answer, what is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tcompile.core.errors import UsageError
+from tcompile.planning.optimise import Goal, Limits, SiteRule, Tables, dense_plan, plan_of, solve
+from tests.unit.planning.optimise.instances import instance, staircase
+
+
+def test_a_plan_by_hand() -> None:
+    n = [4, 8]
+    tables = Tables.of(
+        n,
+        1,
+        attn_ms=[[1, 2], [3, 5]],
+        mlp_ms=[[10, 20], [30, 50]],
+        head_ms=[100, 200],
+        stem_ms=1000,
+        sites=[SiteRule("attn:0"), SiteRule("block:1"), SiteRule("output")],
+        reducer_ms=lambda site, i, o: 0.5 + (site == "output"),
+        loss=lambda s, i, o: i - o,
+    )
+    early, late, out, none = (
+        plan_of(tables, c) for c in ([4, 4, 4], [8, 4, 4], [8, 8, 4], [8, 8, 8])
+    )
+    assert early.latency_ms == 1000 + 2 + 0.5 + 10 + 3 + 30 + 100
+    assert late.latency_ms == 1000 + 2 + 20 + 5 + 50 + 0.5 + 100
+    assert out.latency_ms == late.latency_ms + 1
+    assert none.latency_ms == none.dense_ms == 1000 + 2 + 20 + 5 + 50 + 200
+    assert (early.attention, early.mlp, early.final) == ((8, 4), (4, 4), 4)
+    assert early.counts == {"attn:0": 4}
+    assert (early.loss, none.loss, none.steps) == (4, 0, ())
+    assert early.speedup == pytest.approx(1277 / 1145.5)
+    assert early.tokens == 8 + 4 + 4 + 4 + 4
+    assert json.loads(json.dumps(early.to_json()))["tokens_per_block"][1] == {
+        "block": 1,
+        "attention": 4,
+        "mlp": 4,
+    }
+    with pytest.raises(UsageError, match="5 tokens are not on the grid"):
+        plan_of(tables, [5, 5, 5])
+
+
+def test_dense_where_nothing_beats_it_and_fewer_where_they_are_asked_for() -> None:
+    """Latency that does not fall: the steps' own cost is never paid back."""
+    tables = staircase(tile=64)
+    assert solve(tables, Goal("latency", loss=100.0)) == replace(
+        dense_plan(tables), objective=tables.dense_ms
+    )
+    forced = solve(tables, Goal("latency"), Limits(final_most=20))
+    assert forced.steps
+    assert forced.final <= 20
+    assert forced.latency_ms > forced.dense_ms
+
+
+def test_a_model_without_sites_is_dense() -> None:
+    tables = replace(staircase(), sites=(), reducer_ms=(), loss=())
+    for goal in (Goal("loss"), Goal("latency"), Goal("both", 1.0)):
+        assert not solve(tables, goal).steps
+    with pytest.raises(UsageError, match="no allowed steps end"):
+        solve(tables, Goal("latency"), Limits(final_most=10))
+
+
+def test_a_budget_at_the_dense_latency_keeps_all_tokens() -> None:
+    for seed in range(10):
+        tables = instance(seed, ties=False)
+        plan = solve(tables, Goal("loss", latency_ms=tables.dense_ms))
+        assert plan.loss == 0
+
+
+@pytest.mark.parametrize(
+    ("field", "number"), [("latency_ms", -1.0), ("loss", float("nan")), ("trade", float("inf"))]
+)
+def test_what_is_no_budget(field: str, number: float) -> None:
+    with pytest.raises(UsageError, match="finite and not negative"):
+        Goal("both", **{field: number})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"counts": (8, 4)}, "ascend"),
+        ({"prefix": 4}, "exceed the prefix"),
+        ({"head_ms": np.zeros(3)}, "head_ms has shape"),
+        ({"attn_ms": np.full((2, 2), -1.0)}, "attn_ms must be finite"),
+        ({"mlp_ms": np.full((2, 2), np.nan)}, "mlp_ms must be finite"),
+        ({"stem_ms": -1.0}, "stem_ms must be"),
+        ({"sites": ()}, "each site needs"),
+        ({"sites": (SiteRule("block:0"), SiteRule("attn:0"))}, "execution order"),
+        ({"sites": (SiteRule("attn:0"), SiteRule("attn:2"))}, "has 2 blocks"),
+        ({"loss": (np.zeros((2, 2)), np.full((2, 2), np.inf))}, "loss of block:0"),
+    ],
+)
+def test_what_are_no_tables(change: dict[str, Any], words: str) -> None:
+    zero = np.zeros((2, 2))
+    good: dict[str, Any] = {
+        "counts": (4, 8),
+        "prefix": 1,
+        "attn_ms": zero,
+        "mlp_ms": zero,
+        "head_ms": np.zeros(2),
+        "stem_ms": 0.0,
+        "sites": (SiteRule("attn:0"), SiteRule("block:0")),
+        "reducer_ms": (zero, zero),
+        "loss": (zero, zero),
+    }
+    assert Tables(**good).dense_ms == 0
+    with pytest.raises(UsageError, match=words):
+        Tables(**(good | change))
+
+
+@pytest.mark.parametrize("name", ["around:1", "attn", "attn:x", "inside:0", ""])
+def test_what_is_no_site_of_a_plan(name: str) -> None:
+    with pytest.raises(UsageError, match="not a site"):
+        SiteRule(name)

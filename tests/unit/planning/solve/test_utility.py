@@ -1,0 +1,162 @@
+"""`--objective pomt` against POMT's formula in NumPy: METHODS, POMT."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from tcompile import pipeline
+from tcompile.core.errors import UsageError
+from tcompile.core.graph import to_onnx
+from tcompile.core.schedule import Reduction, Schedule, Spec
+from tcompile.planning.losses import read_calibration, split
+from tcompile.planning.solve.candidates import Candidate
+from tcompile.planning.solve.tables import counts_for, tables_for
+from tcompile.planning.solve.utility import SHARES, pomt_plan, utility_of
+from tcompile.profiling.structure import layout_of
+from tcompile.targets.backends.ort import OrtRunner
+from tests.support.planted import STEM, Planted, method, model
+from tests.support.tiny_vit import VitSpec
+
+DEEP = VitSpec(depth=5)
+PLANTED = Planted(tile=4, rise=1.0)
+
+
+def a_candidate(name: str = "pomt", spec: VitSpec = DEEP) -> Candidate:
+    given = model(spec)
+    one = method(given, name)
+    profile, layout = PLANTED.profile(given, [one]), layout_of(given.graph, one)
+    counts = counts_for(profile, layout, one)
+    tables = tables_for(profile, layout, one, lambda s, n, k: 0.0, counts)
+    return Candidate(one, tables, "none", False)
+
+
+def latency(tokens: int, blocks: int) -> float:
+    """L(n): all parts with n tokens."""
+    halves = PLANTED.half("attn", tokens) + PLANTED.half("mlp", tokens)
+    return STEM + blocks * halves + PLANTED.head(tokens)
+
+
+def chosen(counts: Any, ms: Any, good: Any, alpha: float) -> tuple[int, Any]:
+    """argmax of α(1 − L/max L) + (1 − α) A/max A, the largest n of equals."""
+    ms, good = np.asarray(ms), np.asarray(good)
+    utility = alpha * (1 - ms / ms.max()) + (1 - alpha) * good / good.max()
+    best = max(n for n, u in zip(counts, utility, strict=True) if u == utility.max())
+    return best, utility
+
+
+@pytest.mark.parametrize("alpha", [0.2, 0.5, 0.8])
+@pytest.mark.parametrize("fall", [0.3, 1.0, 4.0])
+def test_utility_is_the_formula(alpha: float, fall: float) -> None:
+    """Answers that get worse in a planted way as tokens leave."""
+    one = a_candidate()
+    random = method(model(DEEP), "random:seed=0")
+    asked: list[int] = []
+
+    def run(schedule: Schedule | None) -> dict[str, Any]:
+        """100 images; a share of them is answered otherwise than by the dense model."""
+        left = 1.0 if schedule is None else schedule.final / 16
+        if schedule is not None:
+            asked.append(schedule.final)
+            (step,) = schedule.reductions
+            assert (step.site, step.score) == (
+                "attn:0",
+                Spec("static", {"pattern": "random", "seed": 0}),
+            )
+        wrong = round(100 * (1 - left**fall))
+        return {"logits": np.eye(10)[[1] * wrong + [0] * (100 - wrong)]}
+
+    found = utility_of(one.tables, random, run, None, alpha)
+    keeps = sorted({max(round(s * 16), 1) for s in SHARES})
+    assert sorted(asked) == keeps
+    known = {k + 1: 1 - round(100 * (1 - (k / 16) ** fall)) / 100 for k in keeps} | {17: 1.0}
+    counts = [n for n in one.tables.counts if n >= min(known)]
+    good = np.interp(counts, sorted(known), [known[n] for n in sorted(known)])
+    ms = [latency(n, 5) for n in counts]
+    best, utility = chosen(counts, ms, good, alpha)
+    assert found.counts == tuple(counts)
+    np.testing.assert_allclose(found.latency, ms)
+    np.testing.assert_allclose(found.accuracy, good)
+    np.testing.assert_allclose(found.choice.utility, utility)
+    assert found.choice.tokens == best
+    assert found.choice.removed == 17 - best
+
+
+def test_labels_say_what_is_right() -> None:
+    one, random = a_candidate(), method(model(DEEP), "random")
+    labels = np.array([0, 1, 2, 3])
+
+    def run(schedule: Schedule | None) -> dict[str, Any]:
+        return {"logits": np.eye(5)[[0, 1, 0, 0] if schedule is None else [0, 1, 2, 3]]}
+
+    found = utility_of(one.tables, random, run, labels)
+    assert (found.accuracy[-1], found.accuracy[0]) == (0.5, 1.0)
+
+
+def test_outputs_without_classes_are_compared_by_angle() -> None:
+    one, random = a_candidate(), method(model(DEEP), "random")
+    turned = {"tokens": np.array([[[1.0, 1.0]], [[1.0, 1.0]]])}
+    dense = {"tokens": np.array([[[1.0, 0.0]], [[1.0, 0.0]]])}
+    found = utility_of(one.tables, random, lambda s: dense if s is None else turned, None)
+    assert found.accuracy[0] == pytest.approx(np.sqrt(0.5))
+
+
+@pytest.mark.parametrize(("name", "site"), [("pomt", "attn:3"), ("as-vit", "block:3")])
+def test_one_step_at_block_three(name: str, site: str) -> None:
+    one = a_candidate(name)
+    plan = pomt_plan(one, 12)
+    assert [(s.site, s.before, s.after) for s in plan.steps] == [(site, 17, 12)]
+    made = one.method.schedule([dropping_place(site, 11)])
+    assert plan.latency_ms == pytest.approx(PLANTED.latency(model(DEEP), made))
+
+
+def dropping_place(site: str, keep: int) -> Any:
+    from tcompile.methods.schedulers import Place
+
+    return Place(site, keep)
+
+
+def test_a_model_with_too_few_blocks_is_refused() -> None:
+    with pytest.raises(UsageError, match="block 3"):
+        pomt_plan(a_candidate(spec=VitSpec()), 9)
+
+
+def test_through_the_api(tmp_path: Path) -> None:
+    given = model(DEEP)
+    rng = np.random.default_rng(0)
+    images = tmp_path / "images.npz"
+    np.savez(images, image=rng.standard_normal((24, 3, 32, 32)).astype(np.float32))
+    profile = PLANTED.profile(given, [method(given, "pomt")])
+    asked: dict[str, Any] = {"calibration": images, "images": 2, "profile": profile}
+    planned = pipeline.price(given.source, objective="pomt", **asked).planned
+    assert planned is not None
+
+    _, check = split(read_calibration(given.source, images), 0)
+    x, shape = check.samples.arrays["image"], given.analysis.shape
+
+    def answers(keep: int | None) -> Any:
+        path = tmp_path / "model.onnx"
+        score = Spec("static", {"pattern": "random", "seed": 0})
+        steps = () if keep is None else (Reduction("attn:0", score, Spec("topk"), keep),)
+        made = pipeline.reduce(given.source, schedule=Schedule("mine", shape, steps))
+        onnx.save(to_onnx(made.graph), str(path))
+        runner = OrtRunner(path)
+        return [int(next(iter(runner.run({"image": i[None]}).values())).argmax()) for i in x]
+
+    dense = np.array(answers(None))
+    known = {17: 1.0}
+    for keep in sorted({max(round(s * 16), 1) for s in SHARES}):
+        known[keep + 1] = float((np.array(answers(keep)) == dense).mean())
+    counts = range(min(n for n in known if n >= 3), 18)
+    good = np.interp(counts, sorted(known), [known[n] for n in sorted(known)])
+    best, _ = chosen(counts, [latency(n, 5) for n in counts], good, 0.5)
+    assert planned.plan.final == best
+    if best < 17:
+        assert [(s.site, s.after) for s in planned.plan.steps] == [("attn:3", best)]
+    assert planned.schedule.method == "pomt"
+    assert "picked by accuracy on images" in planned.losses
+    assert planned.to_json()["budget"] == {"objective": "pomt"}

@@ -1,0 +1,114 @@
+"""Bundles whose token ops are plugins: which file and which library trtexec is given."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import onnx
+import pytest
+
+from tcompile import pipeline
+from tcompile.artifact.directory import load_artifact
+from tests.support.tiny_vit import save_tiny_vit
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A build for a Jetson with plugins."""
+    pytest.importorskip("onnxruntime")
+    folder = tmp_path_factory.mktemp("bundle")
+    return pipeline.build(
+        save_tiny_vit(folder / "vit.onnx"),
+        target="jetson-orin",
+        method="tome:r=3",
+        token_ops="plugin",
+        output=folder / "out",
+    )
+
+
+def test_the_manifest_says_so(bundle: Path) -> None:
+    artifact = load_artifact(bundle)
+    assert artifact.manifest.token_ops is not None
+    assert artifact.manifest.token_ops.form == "plugin"
+    assert artifact.changed_files() == []
+    assert any("tcompile plugins build" in note for note in artifact.manifest.notes)
+    assert "Token ops: plugin; asked for." in (bundle / "report.md").read_text()
+
+
+def test_lines_by_tensorrt(bundle: Path) -> None:
+    rows = json.loads((bundle / "trtexec.json").read_text())["commands"]
+    assert {r["tensorrt"].rsplit(".", 1)[0] for r in rows} == {"10.3", "10.16", "11.4"}
+    for row in rows:
+        line = row["command"]
+        assert "--dynamicPlugins=plugins/libtcompile_plugins.so" in line
+        old = row["tensorrt"].startswith("10.3")
+        assert line.startswith("head -c ") == old
+        assert ("--onnx=model.plugin.onnx" in line) == old
+        assert ("--onnx=model.onnx" in line) != old
+        assert line in (bundle / "README.txt").read_text()
+    assert "plugins build -o plugins" in (bundle / "README.txt").read_text()
+
+
+def build_with(
+    bundle: Path, folder: Path, number: str, **env: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the script with a trtexec that keeps the model it is given and writes its arguments."""
+    trtexec = folder / "trtexec"
+    trtexec.write_text(
+        f"""#!/bin/sh
+if [ "$1" = --help ]; then echo "&&&& RUNNING TensorRT.trtexec [TensorRT v{number}]"; exit; fi
+for each; do case $each in
+  --onnx=*) cp "${{each#--onnx=}}" "{folder}/model";;
+  --saveEngine=*) touch "${{each#--saveEngine=}}";;
+esac; done
+echo "$*" > "{folder}/arguments"
+"""
+    )
+    trtexec.chmod(0o755)
+    return subprocess.run(
+        [str(bundle / "build_engine.sh")],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PATH": "/usr/bin:/bin", "TRTEXEC": str(trtexec), **env},
+    )
+
+
+@pytest.mark.parametrize(("number", "bodies"), [("100300", 0), ("101303", 2), ("110401", 2)])
+def test_the_script_gives_each_what_it_understands(
+    bundle: Path, tmp_path: Path, number: str, bodies: int
+) -> None:
+    (bundle / "plugins").mkdir(exist_ok=True)
+    (bundle / "plugins/libtcompile_plugins.so").touch()
+    done = build_with(bundle, tmp_path, number)
+    assert done.returncode == 0, done.stderr
+    assert "--dynamicPlugins=plugins/libtcompile_plugins.so" in (tmp_path / "arguments").read_text()
+    model = onnx.load(str(tmp_path / "model"))
+    assert len(model.functions) == bodies
+    assert [n.op_type for n in model.graph.node] == [
+        n.op_type for n in onnx.load(str(bundle / "model.onnx")).graph.node
+    ]
+
+
+def test_the_script_wants_the_library(bundle: Path, tmp_path: Path) -> None:
+    done = build_with(bundle, tmp_path, "101602", PLUGINS="nowhere.so")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "nowhere.so" in done.stderr
+    assert not (tmp_path / "model").exists()
+
+
+def test_native_bundles_say_nothing_of_plugins(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    for form in ("native", "aot"):
+        made = pipeline.build(
+            save_tiny_vit(tmp_path / "vit.onnx"),
+            target="jetson-orin",
+            keep=0.6,
+            token_ops=form,
+            output=tmp_path / form,
+        )
+        assert "lugins" not in (made / "build_engine.sh").read_text()
+        assert "lugins" not in (made / "README.txt").read_text()
