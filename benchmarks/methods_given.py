@@ -16,7 +16,8 @@ import onnx
 from tcompile.core.graph import to_onnx
 from tcompile.methods.composition import METHODS, find_method
 from tcompile.models.glyphs import data
-from tcompile.pipeline import read, schedule_for
+from tcompile.pipeline import read
+from tcompile.planning.method_schedule import schedule_for
 from tcompile.targets.backends.ort import OrtRunner
 
 STREAM, SCENES = 4, 200

@@ -33,11 +33,13 @@ from tcompile.core.save import save
 from tcompile.core.schedule import Schedule
 from tcompile.methods.composition import METHODS
 from tcompile.passes.reduce import reduce_graph
-from tcompile.pipeline import Analysed, read, room_of, schedule_for
+from tcompile.passes.stages import Analysed
+from tcompile.pipeline import read
+from tcompile.planning.method_schedule import schedule_for, site_constraints
 from tcompile.planning.request import Request
 from tcompile.planning.solve.latencies import measured
-from tcompile.planning.solve.solve import Question, solve_request
-from tcompile.profiling.runtimes import OrtMeter
+from tcompile.planning.solve.solve import PlanningProblem, solve_request
+from tcompile.profiling.runtimes import OrtRuntime
 from tcompile.runtime.metrics import cosine
 from tcompile.runtime.samples import Samples, run_all
 from tcompile.runtime.timing import machine_name
@@ -86,7 +88,7 @@ def wanted(subject: Subject, path: Path, model: Analysed, folder: Path) -> Itera
     target = load_target("cpu")
     for share in BUDGETS:
         request = Request(latency=1.0, calibration=data, images=count // 2)
-        question = Question(model, room_of(model.analysis), request)
+        question = PlanningProblem(model, site_constraints(model.analysis), request)
         methods = question.methods()
         profile = measured(model, methods, target, request, lambda text: None)
         assert profile.dense is not None
@@ -153,7 +155,7 @@ def answered(subject: Subject, path: Path, folder: Path) -> list[Point]:
 
 def timed_points(path: Path, points: Sequence[Point], rounds: int) -> list[Point]:
     """The points with their share of the dense model's latency, measured in the same rounds."""
-    model, meter = read(path), OrtMeter(load_target("cpu"))
+    model, meter = read(path), OrtRuntime(load_target("cpu"))
     known: dict[str, float] = {}
     todo = [p for p in points if p.schedule is not None]
     with tempfile.TemporaryDirectory(prefix="tcompile-bench-") as folder:
@@ -186,7 +188,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path)
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
-    conditions = OrtMeter(load_target("cpu")).conditions()
+    conditions = OrtRuntime(load_target("cpu")).conditions()
     found: dict[str, Any] = {
         "machine": machine_name(),
         "runtime": f"ONNX Runtime {conditions.software['onnxruntime']}",

@@ -28,15 +28,16 @@ from tcompile.core.schedule import Schedule
 from tcompile.methods.method import method_for
 from tcompile.methods.schedulers import Place
 from tcompile.passes.reduce import reduce_graph
-from tcompile.pipeline import read, room_of
+from tcompile.pipeline import read
+from tcompile.planning.method_schedule import site_constraints
 from tcompile.planning.optimise import Plan, plan_of
 from tcompile.planning.request import Request
-from tcompile.planning.solve.candidates import PORTFOLIO, Candidate, candidate
+from tcompile.planning.solve.candidates import PORTFOLIO, MethodTables, candidate
 from tcompile.planning.solve.latencies import measured
 from tcompile.planning.solve.sources import prior_of
 from tcompile.profiling.profile import Profile
-from tcompile.profiling.runtimes import OrtMeter, Run
-from tcompile.profiling.sessions import Job, Key, Station, figures, rounds
+from tcompile.profiling.runtimes import OrtRuntime, Run
+from tcompile.profiling.sessions import Session, Workload, WorkloadId, figures, rounds
 from tcompile.runtime.timing import machine_name
 from tcompile.targets import load_target
 
@@ -73,8 +74,8 @@ class Row:
 
 
 def random_plans(
-    candidates: Sequence[Candidate], seed: int
-) -> Iterator[tuple[Candidate, Plan, Schedule]]:
+    candidates: Sequence[MethodTables], seed: int
+) -> Iterator[tuple[MethodTables, Plan, Schedule]]:
     """One to five steps of a method at random sites, to random counts of its grid, endless."""
     rng = np.random.default_rng(seed)
     number = 0
@@ -103,8 +104,8 @@ def compared(
 ) -> tuple[list[Row], Profile, float]:
     """The rows of a model, its profile, and how long that took in seconds."""
     model = read(path)
-    meter = OrtMeter(load_target("cpu"), threads=threads)
-    room = room_of(model.analysis)
+    meter = OrtRuntime(load_target("cpu"), threads=threads)
+    room = site_constraints(model.analysis)
     methods = [method_for(model.analysis, room, text) for text in METHODS]
     start = time.perf_counter()
     request = Request(keep=1, threads=threads, seed=seed)
@@ -145,7 +146,9 @@ def together_of(path: Path) -> int:
 def timed(calls: Sequence[Run], least: int, seed: int) -> list[float]:
     """Median ms of models, each run over and over as on a device: once without the clock, to have
     its own weights in the caches, then with it; interleaved, in an order drawn anew each round."""
-    stations = [Station([Job(Key("dense", str(i), 0), call)]) for i, call in enumerate(calls)]
+    stations = [
+        Session([Workload(WorkloadId("dense", str(i), 0), call)]) for i, call in enumerate(calls)
+    ]
     seconds = _SECONDS * len(calls)
     rounds(stations, least, least=seconds, seed=seed, deadline=time.monotonic() + 600)
     return [figure.ms for figure, _ in figures(stations).values()]
@@ -199,7 +202,7 @@ def main() -> None:
     parser.add_argument("--exports", type=Path, help="where dense models are kept between runs")
     parser.add_argument("-o", "--output", type=Path)
     given = parser.parse_args()
-    conditions = OrtMeter(load_target("cpu"), threads=given.threads).conditions()
+    conditions = OrtRuntime(load_target("cpu"), threads=given.threads).conditions()
     found: dict[str, Any] = {
         "machine": machine_name(),
         "runtime": f"ONNX Runtime {conditions.software['onnxruntime']}",

@@ -20,7 +20,8 @@ import onnx
 
 from tcompile.core.graph import to_onnx
 from tcompile.models.onnx_vit import VitSpec, build_vit, random_weights
-from tcompile.pipeline import Analysed, read
+from tcompile.passes.stages import Analysed
+from tcompile.pipeline import read
 from tcompile.profiling.roofline import Device, cpu_device, modelled
 from tcompile.runtime.timing import machine_name, usable_cores
 from tcompile.targets.backends.ort import OrtRunner

@@ -13,19 +13,19 @@ from tcompile.methods import schedulers
 from tcompile.methods.context import Context, Step, Values
 from tcompile.methods.presets.base import Preset
 from tcompile.methods.schedulers.base import Place, Scheduler
-from tcompile.passes.reduce.attention_view import Core
+from tcompile.passes.reduce.attention_view import AttentionView
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.reducers import find_reducer
 from tcompile.passes.reduce.reducers.base import Ask, Reducer, ReducerInput
 from tcompile.passes.reduce.scores import find_score
 from tcompile.passes.reduce.scores.base import Score, ScoreInput
-from tcompile.passes.reduce.token_state import Stage
+from tcompile.passes.reduce.token_state import TokenState
 
 __all__ = [
     "Ask",
+    "AttentionView",
     "Builder",
     "Context",
-    "Core",
     "Parameter",
     "Place",
     "Preset",
@@ -36,9 +36,9 @@ __all__ = [
     "Score",
     "ScoreInput",
     "Spec",
-    "Stage",
     "Step",
     "Tensor",
+    "TokenState",
     "Values",
     "find_reducer",
     "find_score",

@@ -21,11 +21,11 @@ from tcompile.passes.normalize.bind_shapes import Shapes
 from tcompile.passes.reduce.towers import reduce_towers
 from tcompile.passes.stages import Analysed, Reduced
 from tcompile.planning.cost import cost_of
-from tcompile.planning.method_schedule import given_schedule, room_of, schedule_for
-from tcompile.planning.priced import Priced
+from tcompile.planning.method_schedule import given_schedule
+from tcompile.planning.priced import PlanWithCost
 from tcompile.planning.request import NO_METHOD, Request
-from tcompile.planning.solve.planned import Followed, Planned
-from tcompile.planning.solve.schedule_for_request import choose
+from tcompile.planning.solve.planned import Followed, PlanReport
+from tcompile.planning.solve.schedule_for_request import schedule_for_request
 from tcompile.planning.solve.whole import with_latency
 from tcompile.planning.towers import for_towers, tower_notes
 from tcompile.report.explain import NodeFacts
@@ -39,20 +39,7 @@ if TYPE_CHECKING:
 
     from tcompile.planning.request import Asked
 
-__all__ = [
-    "Analysed",
-    "Priced",
-    "Reduced",
-    "build",
-    "explain",
-    "inspect",
-    "plan",
-    "price",
-    "read",
-    "reduce",
-    "room_of",
-    "schedule_for",
-]
+__all__ = ["build", "explain", "inspect", "plan", "price", "read", "reduce"]
 
 Progress = Callable[[str], None]
 
@@ -142,7 +129,9 @@ def plan(
     """
     request, chosen = Request.of(asked), load_target(target)
     read_model = _read_asked(model, request)
-    made, planned = choose(read_model, request, chosen, chosen.default_precision, progress)
+    made, planned = schedule_for_request(
+        read_model, request, chosen, chosen.default_precision, progress
+    )
     if read_model.analysis.others:
         # What another tower can follow is known once it has.
         return _reduce(read_model, made, request.outputs, planned).schedule
@@ -151,18 +140,18 @@ def plan(
 
 def price(
     model: str | Path, *, target: str = "cpu", progress: Progress = silent, **asked: Unpack[Asked]
-) -> Priced:
+) -> PlanWithCost:
     """The schedule that `build` would follow, what its scores and reducers add, and where it was
     solved, what it is predicted to take and lose; writes nothing. Arguments and errors as `plan`.
     """
     request, chosen = Request.of(asked), load_target(target)
     read_model = _read_asked(model, request)
     precision = chosen.default_precision
-    made, planned = choose(read_model, request, chosen, precision, progress)
+    made, planned = schedule_for_request(read_model, request, chosen, precision, progress)
     reduced = _reduce(read_model, made, request.outputs, planned)
     if isinstance(planned, Followed):
         planned = with_latency(planned, reduced, chosen, precision, request.batch)
-    return Priced(reduced.schedule, cost_of(reduced.dense, reduced.graph, made), planned)
+    return PlanWithCost(reduced.schedule, cost_of(reduced.dense, reduced.graph, made), planned)
 
 
 def reduce(
@@ -171,17 +160,19 @@ def reduce(
     """Everything up to the reduced fp32 graph. Arguments and errors as `plan`."""
     request, chosen = Request.of(asked), load_target(target)
     read_model = _read_asked(model, request)
-    made, planned = choose(read_model, request, chosen, chosen.default_precision, progress)
+    made, planned = schedule_for_request(
+        read_model, request, chosen, chosen.default_precision, progress
+    )
     return _reduce(read_model, made, request.outputs, planned)
 
 
 def _with_towers(
-    model: Analysed, schedule: Schedule, outputs: str, planned: Planned | Followed | None = None
+    model: Analysed, schedule: Schedule, outputs: str, planned: PlanReport | Followed | None = None
 ) -> Schedule:
     """The schedule with what leaves the model's other towers, and notes of it."""
     full = for_towers(model.analysis, schedule, outputs)
     notes = tower_notes(full, model.analysis)
-    if isinstance(planned, Planned) and any(t.reductions for t in full.towers or ()):
+    if isinstance(planned, PlanReport) and any(t.reductions for t in full.towers or ()):
         notes.append(
             f"the predicted latency has fewer tokens in tower '{full.tower}' alone: that "
             "of the others is as of the dense model"
@@ -190,7 +181,7 @@ def _with_towers(
 
 
 def _reduce(
-    model: Analysed, schedule: Schedule, outputs: str, planned: Planned | Followed | None = None
+    model: Analysed, schedule: Schedule, outputs: str, planned: PlanReport | Followed | None = None
 ) -> Reduced:
     full = for_towers(model.analysis, schedule, outputs)
     made, done = reduce_towers(
@@ -309,7 +300,9 @@ class _Job:
         self.batches.check(analysed.graph, self.path)
         made, planned = Schedule(NO_METHOD, analysed.analysis.shape, ()), None
         if request is not None:
-            made, planned = choose(analysed, request, self.target, self.precision, self.say)
+            made, planned = schedule_for_request(
+                analysed, request, self.target, self.precision, self.say
+            )
         self.say("reducing")
         return _reduce(analysed, made, asked.outputs, planned), planned
 

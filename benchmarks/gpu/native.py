@@ -28,6 +28,8 @@ from tcompile.core.schedule import Schedule
 from tcompile.methods.presets import PRESETS
 from tcompile.models.onnx_vit import VitSpec, build_vit, random_weights
 from tcompile.passes.lower import lower
+from tcompile.passes.stages import Analysed
+from tcompile.planning.method_schedule import schedule_for
 from tcompile.plugins.page import NATIVE
 from tcompile.targets import load_target
 from tcompile.targets.backends import rtx
@@ -63,7 +65,7 @@ class Row:
 
 
 @lru_cache(maxsize=1)
-def model() -> pipeline.Analysed:
+def model() -> Analysed:
     """The dense model."""
     path = Path(mkdtemp()) / "vit.onnx"
     onnx.save(build_vit(SPEC, random_weights(SPEC), batch=1), str(path))
@@ -85,7 +87,7 @@ def first_step(method: str) -> Schedule:
     problem: TcompileError | None = None
     for keep in KEEPS:
         try:
-            made = pipeline.schedule_for(model(), keep, method)
+            made = schedule_for(model(), keep, method)
             if not made.reductions:
                 continue
             step = replace(made, reductions=made.reductions[:1])

@@ -21,7 +21,7 @@ def contrast(given: algebra.ScoreInput) -> algebra.Tensor:
 SCORE = algebra.Score("contrast", contrast, attention=False)
 
 
-def lift(given: algebra.ReducerInput) -> tuple[algebra.Tensor, algebra.Stage]:
+def lift(given: algebra.ReducerInput) -> tuple[algebra.Tensor, algebra.TokenState]:
     """The K best stay, each with a share of what was there: x_S' = x_S + alpha · mean_j x_j."""
     b, patches = given.b, given.of_patches(given.x)
     alpha = b.const(given.parameters["alpha"], np.float32)

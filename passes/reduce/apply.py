@@ -11,7 +11,7 @@ from onnx_graphsurgeon.util.exception import OnnxGraphSurgeonException
 from tcompile.analysis import axes as ax
 from tcompile.analysis.counts import Counts, find_counts
 from tcompile.analysis.effect_walk import effects
-from tcompile.analysis.effects import Cut, Effects, Recount, Rescale, Run, locate
+from tcompile.analysis.effects import Effects, Recount, ReductionPoint, Rescale, Run, locate
 from tcompile.analysis.layout import Layout, stream_layout, tower_batch
 from tcompile.analysis.model import Analysis
 from tcompile.analysis.sites import Site
@@ -28,7 +28,7 @@ from tcompile.passes.reduce.gather_rows import from_rows, to_rows
 from tcompile.passes.reduce.outputs import Carried, carried, token_outputs
 from tcompile.passes.reduce.reducers import reducer_of
 from tcompile.passes.reduce.steps import Step, Steps
-from tcompile.passes.reduce.token_state import Stage, index_on_run, owner_on_run
+from tcompile.passes.reduce.token_state import TokenState, index_on_run, owner_on_run
 from tcompile.plugins.spec import add_functions
 
 
@@ -115,7 +115,7 @@ class _Rewriter:
         graph: gs.Graph,
         analysis: Analysis,
         found: Effects,
-        cuts: dict[str, Cut],
+        cuts: dict[str, ReductionPoint],
         counts: Counts,
     ) -> None:
         self.graph, self.analysis, self.found, self.cuts = graph, analysis, found, cuts
@@ -127,7 +127,7 @@ class _Rewriter:
         self.readers = {name: list(t.outputs) for name, t in tensors.items()}
         first = tower_batch(graph, analysis)
         self.batch = first if isinstance(first, int) else None
-        self.stages = [Stage(analysis.space.patches)]
+        self.stages = [TokenState(analysis.space.patches)]
         inputs = {n.name: [str(t.name) for t in n.inputs] for n in graph.nodes}
         # Copies of nodes get axes as well; those are of this rewrite alone.
         facts = replace(analysis.facts, axes=dict(analysis.facts.axes))
@@ -217,7 +217,7 @@ class _Rewriter:
             decompose_attention(self.graph, lambda node: node.name in names)
             self.graph.toposort()
 
-    def _shape(self, name: str, stage: Stage) -> list[int | str]:
+    def _shape(self, name: str, stage: TokenState) -> list[int | str]:
         if stage is self.stages[0]:
             return [int_to_dim(ax.size(a)) for a in self.analysis.facts.axes[name]]
         dims = self.found.dims.get(name) or self.found.cuts[name]
@@ -253,7 +253,7 @@ class _Rewriter:
         self.editor.current[name] = new
         redirect(stream, new, readers, self.graph)
 
-    def _stream(self, name: str, rows: gs.Tensor, layout: Layout, after: Stage) -> gs.Tensor:
+    def _stream(self, name: str, rows: gs.Tensor, layout: Layout, after: TokenState) -> gs.Tensor:
         """The reduced rows in the layout of the stream; a new stage begins."""
         space, axes = self.analysis.space, self.analysis.facts.axes[name]
         sizes = [space.prefix + space.suffix + after.count] + [1] * (len(layout.tokens) - 1)

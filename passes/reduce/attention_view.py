@@ -19,7 +19,7 @@ from tcompile.passes.reduce.attention_operands import Operands
 from tcompile.passes.reduce.builder import Builder
 
 
-class Core(Operands):
+class AttentionView(Operands):
     """An attention of the graph being rewritten, as the scores see it."""
 
     def __init__(

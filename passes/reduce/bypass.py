@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 
 from tcompile.analysis.structure import Block
 from tcompile.passes.reduce.builder import Builder
-from tcompile.passes.reduce.token_state import Stage
+from tcompile.passes.reduce.token_state import TokenState
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Bypass:
     """
 
     rows: gs.Tensor
-    stage: Stage
+    stage: TokenState
     merged: bool = False
 
 

@@ -14,14 +14,14 @@ from tcompile.core.graph import attr, ints, is_const, is_free, replace_uses
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.recount import follow, recount, rescale
 from tcompile.passes.reduce.side_inputs import Rows
-from tcompile.passes.reduce.token_state import Stage, sizes_on_run
+from tcompile.passes.reduce.token_state import TokenState, sizes_on_run
 
 
 @dataclass
 class Editor(Rows):
     """Edits nodes downstream of a cut."""
 
-    def apply(self, node: gs.Node, edit: fx.Edit, stage: Stage) -> None:
+    def apply(self, node: gs.Node, edit: fx.Edit, stage: TokenState) -> None:
         """Apply one edit in place; `stage` is that of the node's inputs."""
         self.b.scope(node.name.strip("/"))
         if isinstance(edit, fx.SetShape):
@@ -52,7 +52,7 @@ class Editor(Rows):
         elif stage.size is not None and stage.prop_attn:
             self._bias(node, edit, stage)
 
-    def _shape(self, node: gs.Node, edit: fx.SetShape, stage: Stage) -> None:
+    def _shape(self, node: gs.Node, edit: fx.SetShape, stage: TokenState) -> None:
         if not is_const(node.inputs[1]):
             node.inputs[1] = self._at_run_time(node, edit, stage)
             return
@@ -68,7 +68,7 @@ class Editor(Rows):
             node.attrs.pop("allowzero", None)
         node.inputs[1] = self.b.const(loose if node.op == "Reshape" else dims)
 
-    def _at_run_time(self, node: gs.Node, edit: fx.SetShape, stage: Stage) -> gs.Tensor:
+    def _at_run_time(self, node: gs.Node, edit: fx.SetShape, stage: TokenState) -> gs.Tensor:
         """A target that is computed from the batch: its batch dims are taken from the old one."""
         b, parts = self.b, []
         for i, dim in enumerate(edit.dims):
@@ -84,7 +84,7 @@ class Editor(Rows):
     def _offset(self, whole: fx.Run, part: fx.Run, count: int) -> int:
         return fx.Run(whole.first, part.first).size(self.space, count)
 
-    def _slice(self, node: gs.Node, edit: fx.SetSlice, stage: Stage) -> None:
+    def _slice(self, node: gs.Node, edit: fx.SetSlice, stage: TokenState) -> None:
         starts, ends = ints(node.inputs[1]), ints(node.inputs[2])
         given = len(node.inputs) > 3 and not node.inputs[3].is_empty()
         axes = ints(node.inputs[3]) if given else list(range(len(starts)))
@@ -94,7 +94,7 @@ class Editor(Rows):
         ends[position] = starts[position] + edit.part.size(self.space, stage.count)
         node.inputs[1], node.inputs[2] = self.b.const(starts), self.b.const(ends)
 
-    def _split(self, node: gs.Node, edit: fx.SetSplit, stage: Stage) -> None:
+    def _split(self, node: gs.Node, edit: fx.SetSplit, stage: TokenState) -> None:
         sizes = self.b.const([p.size(self.space, stage.count) for p in edit.parts])
         node.attrs.pop("num_outputs", None)
         if len(node.inputs) > 1:
@@ -102,7 +102,7 @@ class Editor(Rows):
         else:
             node.inputs.append(sizes)
 
-    def _gather(self, node: gs.Node, edit: fx.SetGather, stage: Stage) -> None:
+    def _gather(self, node: gs.Node, edit: fx.SetGather, stage: TokenState) -> None:
         count, space = stage.count, self.space
         if edit.part is not None:
             start = self._offset(edit.whole, edit.part, count)
@@ -114,7 +114,7 @@ class Editor(Rows):
         shape = list(node.inputs[1].shape)
         node.inputs[1] = self.b.const(np.asarray(moved).reshape(shape))
 
-    def _trim(self, node: gs.Node, edit: fx.Trim, stage: Stage) -> None:
+    def _trim(self, node: gs.Node, edit: fx.Trim, stage: TokenState) -> None:
         count = edit.dim.size(self.space, stage.count, 1)
         stored = node.inputs[edit.operand]
         rows = np.asarray(stored.values).take(np.arange(count), edit.axis)
@@ -122,7 +122,7 @@ class Editor(Rows):
 
     # -- what merging needs ----------------------------------------------------------------------
 
-    def _pool(self, node: gs.Node, edit: fx.Pool, stage: Stage) -> None:
+    def _pool(self, node: gs.Node, edit: fx.Pool, stage: TokenState) -> None:
         """Mean over tokens → Σ s·x / Σ s; sum → Σ s·x."""
         b, x = self.b, node.inputs[edit.operand]
         rank, over = len(x.shape), [axis for _, axis in sums_over(node)]
@@ -144,7 +144,7 @@ class Editor(Rows):
             total = b.reduce("Mean", weights, over, int(attr(node, "keepdims", 1)))
             follow(b, node, mean, lambda raw: b.op("Div", raw, total, dtype=mean.dtype))
 
-    def _bias(self, node: gs.Node, edit: fx.Bias, stage: Stage) -> None:
+    def _bias(self, node: gs.Node, edit: fx.Bias, stage: TokenState) -> None:
         """logits += log size of each key (proportional attention)."""
         b = self.b
         (columns,) = fx.locate((edit.attention.columns,), self.space)
@@ -188,7 +188,7 @@ class Editor(Rows):
         else:
             node.inputs.append(bias)
 
-    def _per_head(self, bias: gs.Tensor, heads: int, run: fx.Run, stage: Stage) -> gs.Tensor:
+    def _per_head(self, bias: gs.Tensor, heads: int, run: fx.Run, stage: TokenState) -> gs.Tensor:
         """[B,1,1,N] → [(B h),1,N] for logits that merge batch and heads."""
         key = f"heads{run}"
         if key not in stage.cache:

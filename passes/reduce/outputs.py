@@ -14,7 +14,7 @@ from tcompile.core.errors import ModelError
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.edits import Editor
 from tcompile.passes.reduce.token_state import (
-    Stage,
+    TokenState,
     in_order,
     index_on_run,
     owner_on_run,
@@ -36,7 +36,7 @@ class Carried:
 
 def token_outputs(
     editor: Editor,
-    stages: Sequence[Stage],
+    stages: Sequence[TokenState],
     outputs: Mapping[str, Carried],
     mode: str,
     label: str = "",
@@ -110,13 +110,13 @@ def _replace(editor: Editor, name: str, new: gs.Tensor, old: gs.Tensor) -> None:
     editor.b.graph.outputs[position] = out
 
 
-def _restore(editor: Editor, name: str, stage: Stage) -> None:
+def _restore(editor: Editor, name: str, stage: TokenState) -> None:
     old = next(t for t in editor.b.graph.outputs if t.name == name)
     _replace(editor, name, editor.restored(old, name, stage), old)
 
 
 def _catch_up(
-    editor: Editor, stages: Sequence[Stage], name: str, place: Carried, last: int
+    editor: Editor, stages: Sequence[TokenState], name: str, place: Carried, last: int
 ) -> None:
     """Take from an output of an earlier depth the tokens that are left at the end."""
     b = editor.b
@@ -133,7 +133,7 @@ def _catch_up(
     _replace(editor, name, new, old)
 
 
-def _since(editor: Editor, stages: Sequence[Stage], place: Carried, last: int) -> gs.Tensor:
+def _since(editor: Editor, stages: Sequence[TokenState], place: Carried, last: int) -> gs.Tensor:
     """[B, n]: where the tokens left at the end are in a run of an earlier stage."""
     b, space = editor.b, editor.space
     if place.part == "groups":

@@ -13,7 +13,7 @@ from tcompile.analysis.model import Analysis
 from tcompile.analysis.sites import Site, between
 from tcompile.analysis.structure import ancestors
 from tcompile.core.graph import is_const
-from tcompile.passes.reduce.attention_view import Core
+from tcompile.passes.reduce.attention_view import AttentionView
 from tcompile.passes.reduce.builder import Builder
 
 
@@ -48,7 +48,7 @@ def probe_of(
 
     def attend(x: gs.Tensor) -> gs.Tensor:
         copied = _copied(b, analysis, found, start, x, batch, count)
-        core = Core(b, found, {**nodes, **copied}, batch)
+        core = AttentionView(b, found, {**nodes, **copied}, batch)
         queries = core.rows(list(range(found.query_rows)))
         return b.reduce("Mean", queries, [1, 2])
 

@@ -16,13 +16,13 @@ from tcompile.analysis.transfer import BROADCAST
 from tcompile.core.errors import ModelError
 from tcompile.core.graph import int_to_dim, is_const, producer
 from tcompile.passes.reduce.builder import Builder
-from tcompile.passes.reduce.token_state import Stage, index_on_run, sizes_on_run
+from tcompile.passes.reduce.token_state import TokenState, index_on_run, sizes_on_run
 
 if TYPE_CHECKING:
     from tcompile.passes.reduce.edits import Editor
 
 
-def rescale(editor: Editor, node: gs.Node, edit: fx.Rescale, stage: Stage) -> None:
+def rescale(editor: Editor, node: gs.Node, edit: fx.Rescale, stage: TokenState) -> None:
     """Multiply a node's result by the ratio of a count now and in the dense model."""
     summed = edit.summed
     masked = summed.weights is not None and any(f.base == "weights" for f in edit.factors)
@@ -59,11 +59,11 @@ def rescale(editor: Editor, node: gs.Node, edit: fx.Rescale, stage: Stage) -> No
     follow(editor.b, node, out, lambda raw: editor.b.op("Mul", raw, ratio, dtype=out.dtype))
 
 
-def _size(editor: Editor, summed: fx.Summed, stage: Stage) -> float:
+def _size(editor: Editor, summed: fx.Summed, stage: TokenState) -> float:
     return float(summed.dim.size(editor.space, stage.count, 1) * summed.terms)
 
 
-def _ratio(editor: Editor, edit: fx.Rescale, stage: Stage) -> float:
+def _ratio(editor: Editor, edit: fx.Rescale, stage: TokenState) -> float:
     ratio = 1.0
     for factor in edit.factors:
         before = edit.summed.count(factor.base, editor.space) + factor.offset
@@ -90,7 +90,7 @@ def _by_number(editor: Editor, node: gs.Node, edit: fx.Rescale, ratio: float) ->
     follow(editor.b, node, out, lambda raw: editor.b.op("Mul", raw, factor, dtype=out.dtype))
 
 
-def _mask_sum(editor: Editor, summed: fx.Summed, stage: Stage) -> gs.Tensor:
+def _mask_sum(editor: Editor, summed: fx.Summed, stage: TokenState) -> gs.Tensor:
     """[B] sum of a constant mask over the tokens that are left, each by its size."""
     b = editor.b
     assert summed.weights is not None
@@ -103,7 +103,7 @@ def _mask_sum(editor: Editor, summed: fx.Summed, stage: Stage) -> gs.Tensor:
     return b.reduce("Sum", kept, [1])
 
 
-def _size_sum(editor: Editor, summed: fx.Summed, stage: Stage) -> gs.Tensor:
+def _size_sum(editor: Editor, summed: fx.Summed, stage: TokenState) -> gs.Tensor:
     """[B] how many tokens those that are left stand for: fewer than there were, where some were
     dropped or sizes grow by less."""
     assert summed.dim.run is not None
@@ -136,13 +136,13 @@ def follow(
     made.inputs[0].outputs[0] = out
 
 
-def recount(editor: Editor, node: gs.Node, edit: fx.Recount, stage: Stage) -> None:
+def recount(editor: Editor, node: gs.Node, edit: fx.Recount, stage: TokenState) -> None:
     """Compute an operand anew, from a mask of the tokens that are left."""
     name = editor.dense_inputs[node.name][edit.operand]
     node.inputs[edit.operand] = _anew(editor, name, stage)
 
 
-def _anew(editor: Editor, name: str, stage: Stage) -> gs.Tensor:
+def _anew(editor: Editor, name: str, stage: TokenState) -> gs.Tensor:
     """A dense tensor beside the stream, computed from the rows of the tokens that are left."""
     key = f"anew/{name}"
     if key not in stage.cache:
@@ -150,7 +150,7 @@ def _anew(editor: Editor, name: str, stage: Stage) -> gs.Tensor:
     return stage.cache[key]
 
 
-def _copied(editor: Editor, name: str, stage: Stage) -> gs.Tensor:
+def _copied(editor: Editor, name: str, stage: TokenState) -> gs.Tensor:
     tensor = editor.current[name]
     if name not in editor.counts.beside:
         return _left(editor, name, tensor, stage)
@@ -195,7 +195,7 @@ def _copied(editor: Editor, name: str, stage: Stage) -> gs.Tensor:
     return out
 
 
-def _weigh(editor: Editor, node: gs.Node, dim: fx.Dim, stage: Stage) -> None:
+def _weigh(editor: Editor, node: gs.Node, dim: fx.Dim, stage: TokenState) -> None:
     """Let a sum of a mask count merged tokens by their sizes."""
     axes = editor.facts.axes[editor.dense_inputs[node.name][0]]
     axis = fx.locate(axes, editor.space).index(dim)
@@ -203,7 +203,7 @@ def _weigh(editor: Editor, node: gs.Node, dim: fx.Dim, stage: Stage) -> None:
     editor.apply(node, fx.Pool(axis, dim.run), stage)
 
 
-def _rows(editor: Editor, table: gs.Tensor, name: str, stage: Stage) -> gs.Tensor:
+def _rows(editor: Editor, table: gs.Tensor, name: str, stage: TokenState) -> gs.Tensor:
     """The rows of a stored table that belong to the tokens that are left, where a dense tensor is
     made from it position by position."""
     axes = editor.facts.axes[name]
@@ -216,7 +216,7 @@ def _rows(editor: Editor, table: gs.Tensor, name: str, stage: Stage) -> gs.Tenso
     return _taken(editor, table, axes, places, stage)
 
 
-def _left(editor: Editor, name: str, tensor: gs.Tensor, stage: Stage) -> gs.Tensor:
+def _left(editor: Editor, name: str, tensor: gs.Tensor, stage: TokenState) -> gs.Tensor:
     """The rows of a tensor with every token of those that are left; as it is where it has
     none."""
     axes = editor.facts.axes[name]
@@ -236,7 +236,7 @@ def _places(editor: Editor, axes: Axes) -> list[fx.SideAxis]:
 
 
 def _taken(
-    editor: Editor, tensor: gs.Tensor, axes: Axes, places: list[fx.SideAxis], stage: Stage
+    editor: Editor, tensor: gs.Tensor, axes: Axes, places: list[fx.SideAxis], stage: TokenState
 ) -> gs.Tensor:
     """Rows of the tokens that are left."""
     if not places:
@@ -247,7 +247,7 @@ def _taken(
     return editor.moved(tensor, axes, places, indices, counts, dims)
 
 
-def _shape_now(editor: Editor, name: str, stage: Stage) -> list[int | str]:
+def _shape_now(editor: Editor, name: str, stage: TokenState) -> list[int | str]:
     """Dims of a dense tensor once tokens have left."""
     dims = fx.locate(editor.facts.axes[name], editor.space)
     return [int_to_dim(d.size(editor.space, stage.count, d.extent) if d else 0) for d in dims]

@@ -12,18 +12,18 @@ import onnx_graphsurgeon as gs
 from tcompile.analysis.attention import Attention
 from tcompile.analysis.axes import Axis
 from tcompile.core.errors import InternalError
-from tcompile.passes.reduce.attention_view import Core
+from tcompile.passes.reduce.attention_view import AttentionView
 from tcompile.passes.reduce.builder import Builder
-from tcompile.passes.reduce.token_state import Stage
+from tcompile.passes.reduce.token_state import TokenState
 
 if TYPE_CHECKING:
     from tcompile.passes.reduce.reducers.base import Reducer, ReducerInput
 
 
-class Several(Core):
+class Several(AttentionView):
     """The attentions of a block over the same tokens, as one that has the heads of all."""
 
-    def __init__(self, cores: Sequence[Core]) -> None:
+    def __init__(self, cores: Sequence[AttentionView]) -> None:
         first = cores[0]
         self.b, self.batch, self.node, self.product = (
             first.b,
@@ -36,11 +36,11 @@ class Several(Core):
         self.cores = tuple(cores)
 
     def rows(self, positions: Sequence[int] | None = None) -> gs.Tensor:
-        """See `Core`."""
+        """See `AttentionView`."""
         return self.b.concat([c.rows(positions) for c in self.cores], 1)
 
     def logits(self, positions: Sequence[int] | None = None) -> gs.Tensor:
-        """See `Core`."""
+        """See `AttentionView`."""
         return self.b.concat([c.logits(positions) for c in self.cores], 1)
 
     def keys(self) -> gs.Tensor:
@@ -90,10 +90,10 @@ class Several(Core):
         return self.b.concat(parts, 1)
 
 
-class Cores(Core):
+class Cores(AttentionView):
     """The attentions of a block that each see a part of the tokens, as one."""
 
-    def __init__(self, cores: Sequence[Core]) -> None:
+    def __init__(self, cores: Sequence[AttentionView]) -> None:
         first = cores[0]
         self.b, self.attention, self.batch = first.b, first.attention, first.batch
         self.node, self.product = first.node, first.product
@@ -104,7 +104,7 @@ class Cores(Core):
         return self.b.concat([c.keys() for c in self.cores], 1)
 
 
-class _Folded(Core):
+class _Folded(AttentionView):
     """An attention whose keys have the segments in the batch."""
 
     def __init__(self, given: ReducerInput, count: int) -> None:
@@ -125,21 +125,23 @@ def core_of(
     axis: Axis,
     nodes: Mapping[str, gs.Node],
     batch: int | None,
-) -> Core:
+) -> AttentionView:
     """The attentions of a block as one: those over the same tokens by their heads, those that see
     segments apart one after the other.
 
     Args:
         axis: of all tokens.
     """
-    groups: dict[Axis, list[Core]] = {}
+    groups: dict[Axis, list[AttentionView]] = {}
     for one in attentions:
-        groups.setdefault(one.columns, []).append(Core(b, one, nodes, batch))
+        groups.setdefault(one.columns, []).append(AttentionView(b, one, nodes, batch))
     cores = [Several(group) if len(group) > 1 else group[0] for group in groups.values()]
     return Cores(cores) if attentions[0].columns != axis else cores[0]
 
 
-def by_segment(reducer: Reducer, given: ReducerInput, segments: int) -> tuple[gs.Tensor, Stage]:
+def by_segment(
+    reducer: Reducer, given: ReducerInput, segments: int
+) -> tuple[gs.Tensor, TokenState]:
     """Run a reducer on [B·S, T/S, C] and put its result together again."""
     b, before, total = given.b, given.stage, given.patches
     count, keep = before.count // segments, given.keep // segments
@@ -186,7 +188,9 @@ def _lengths(count: int, each: int, members: int) -> dict[str, int]:
     }
 
 
-def _folded(b: Builder, stage: Stage, segments: int, each: int, table: np.ndarray | None) -> Stage:
+def _folded(
+    b: Builder, stage: TokenState, segments: int, each: int, table: np.ndarray | None
+) -> TokenState:
     """The stage with the segments in the batch, numbers counted from each segment's first."""
     members = 1 if table is None else table.shape[1]
     count = stage.count // segments
@@ -210,8 +214,8 @@ def _folded(b: Builder, stage: Stage, segments: int, each: int, table: np.ndarra
 
 
 def _unfolded(
-    b: Builder, stage: Stage, segments: int, each: int, before: int, table: np.ndarray | None
-) -> Stage:
+    b: Builder, stage: TokenState, segments: int, each: int, before: int, table: np.ndarray | None
+) -> TokenState:
     """The inverse, after a reduction of segments of `before` tokens."""
     members = 1 if table is None else table.shape[1]
     steps = {

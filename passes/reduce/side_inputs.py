@@ -18,7 +18,7 @@ from tcompile.core.graph import BATCH, dim_to_int, int_to_dim
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.gather_rows import Mover, regroup
 from tcompile.passes.reduce.token_state import (
-    Stage,
+    TokenState,
     in_order,
     index_on_run,
     owner_in_order,
@@ -73,7 +73,7 @@ class Rows:
 
     # -- side inputs -----------------------------------------------------------------------------
 
-    def _side(self, node: gs.Node, edit: fx.Side, stage: Stage) -> None:
+    def _side(self, node: gs.Node, edit: fx.Side, stage: TokenState) -> None:
         tensor = node.inputs[edit.operand]
         if not stage.positioned and edit.fill is None:
             raise UsageError(
@@ -99,7 +99,9 @@ class Rows:
             stage.cache[key].shape = self._gathered_shape(tensor, edit, stage, rank, batch_axis)
         node.inputs[edit.operand] = stage.cache[key]
 
-    def _gathered(self, tensor: gs.Tensor, edit: fx.Side, stage: Stage, axes: ax.Axes) -> gs.Tensor:
+    def _gathered(
+        self, tensor: gs.Tensor, edit: fx.Side, stage: TokenState, axes: ax.Axes
+    ) -> gs.Tensor:
         places = edit.axes
         indices = [index_on_run(self.b, self.space, stage, p.run, p.part) for p in places]
         dims = [0 if isinstance(d, str) else int(d) for d in tensor.shape]
@@ -121,7 +123,7 @@ class Rows:
         return longer, [self.b.op("Where", missing, last, index, dtype=np.int64)]
 
     def _gathered_shape(
-        self, tensor: gs.Tensor, edit: fx.Side, stage: Stage, rank: int, batch_axis: int | None
+        self, tensor: gs.Tensor, edit: fx.Side, stage: TokenState, rank: int, batch_axis: int | None
     ) -> list[int | str]:
         missing = 0 if self.batch == 1 else rank - len(tensor.shape)
         dims: list[int | str] = [1] * missing + list(tensor.shape)
@@ -136,7 +138,7 @@ class Rows:
 
     # -- every token again, and groups of them ----------------------------------------------------
 
-    def _restore(self, node: gs.Node, edit: fx.Restore, stage: Stage) -> None:
+    def _restore(self, node: gs.Node, edit: fx.Restore, stage: TokenState) -> None:
         tensor = node.inputs[edit.operand]
         key = f"restored/{tensor.name}"
         if key not in stage.cache:
@@ -145,7 +147,7 @@ class Rows:
             )
         node.inputs[edit.operand] = stage.cache[key]
 
-    def restored(self, tensor: gs.Tensor, name: str, stage: Stage) -> gs.Tensor:
+    def restored(self, tensor: gs.Tensor, name: str, stage: TokenState) -> gs.Tensor:
         """A row for every dense token: that of its owner.
 
         Args:
@@ -187,7 +189,7 @@ class Rows:
         """The order of that name."""
         return next(o for o in self.space.orders.values() if o.name == name)
 
-    def _reorder(self, node: gs.Node, edit: fx.Reorder, stage: Stage) -> None:
+    def _reorder(self, node: gs.Node, edit: fx.Reorder, stage: TokenState) -> None:
         """Those that are left, in the order that the node puts all of them in."""
         source = node.inputs[0]
         _, now = in_order(self.b, self.space, stage, edit.run, edit.order)
@@ -213,7 +215,7 @@ class Rows:
         count = fx.Dim(1, False, place.run, place.part).size(self.space, count, 1)
         return self.moved(tensor, axes, [place], [index], [count], dims)
 
-    def _regroup(self, node: gs.Node, edit: fx.Regroup, stage: Stage) -> None:
+    def _regroup(self, node: gs.Node, edit: fx.Regroup, stage: TokenState) -> None:
         name = node.outputs[0].name
         source = self.current[edit.source]
         axes = (self.facts.axes[edit.source], self.facts.axes[name])

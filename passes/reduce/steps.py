@@ -13,7 +13,7 @@ from tcompile.analysis.model import Analysis
 from tcompile.analysis.sites import Site
 from tcompile.core.graph import is_const, value
 from tcompile.core.schedule import Reduction, Spec
-from tcompile.passes.reduce.attention_view import Core
+from tcompile.passes.reduce.attention_view import AttentionView
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.probe import probe_of
 from tcompile.passes.reduce.reducers import ReducerInput, filled_reducer, find_reducer
@@ -21,7 +21,7 @@ from tcompile.passes.reduce.reducers.base import Grid
 from tcompile.passes.reduce.reducers.restore import put
 from tcompile.passes.reduce.scores.base import Score, ScoreInput, Seen
 from tcompile.passes.reduce.segments import Cores, by_segment, core_of
-from tcompile.passes.reduce.token_state import Stage
+from tcompile.passes.reduce.token_state import TokenState
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Steps:
         found: Effects,
         nodes: Mapping[str, gs.Node],
         batch: int | None,
-        stages: Sequence[Stage],
+        stages: Sequence[TokenState],
         whole: Grid,
         entered: Callable[[], gs.Tensor],
     ) -> None:
@@ -67,7 +67,7 @@ class Steps:
         self.full: gs.Tensor | None = None
         self.through: dict[int, gs.Tensor] = {}
 
-    def core(self, block: int, nodes: Mapping[str, gs.Node] | None = None) -> Core:
+    def core(self, block: int, nodes: Mapping[str, gs.Node] | None = None) -> AttentionView:
         """The attention of a block; several as one."""
         attentions = self.analysis.blocks[block].attentions
         return core_of(
@@ -79,10 +79,10 @@ class Steps:
         step: Step,
         rows: gs.Tensor,
         width: int,
-        core: Core,
-        stage: Stage,
+        core: AttentionView,
+        stage: TokenState,
         beside: gs.Tensor | None = None,
-    ) -> tuple[gs.Tensor, Stage]:
+    ) -> tuple[gs.Tensor, TokenState]:
         """The stream [B, N, C] after a step, and what is known of its tokens.
 
         Args:
@@ -146,7 +146,7 @@ class Steps:
         return self.b.for_all(value(score), rows, np.float32)
 
     def _score(
-        self, site: Site, spec: Spec, rows: gs.Tensor, core: Core, stage: Stage
+        self, site: Site, spec: Spec, rows: gs.Tensor, core: AttentionView, stage: TokenState
     ) -> gs.Tensor:
         """[B, T]; where the block's attentions see segments apart, each scores its own."""
         b, space = self.b, self.analysis.space

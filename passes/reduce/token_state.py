@@ -13,7 +13,7 @@ from tcompile.passes.reduce.builder import Builder
 
 
 @dataclass
-class Stage:
+class TokenState:
     """The patch tokens after a number of reductions; tensors are [B, ...] with B free or literal.
 
     Attributes:
@@ -82,7 +82,7 @@ def on_run(
     return b.concat(parts, 1)
 
 
-def sizes_on_run(b: Builder, space: TokenSpace, stage: Stage, run: Run) -> gs.Tensor:
+def sizes_on_run(b: Builder, space: TokenSpace, stage: TokenState, run: Run) -> gs.Tensor:
     """[B, n] f32 sizes of a run's tokens; prefix tokens have size 1."""
     key = f"size{run}"
     if key not in stage.cache:
@@ -115,10 +115,10 @@ def _places(space: TokenSpace, run: Run, count: int) -> tuple[int, list[np.ndarr
 def index_on_run(
     b: Builder,
     space: TokenSpace,
-    stage: Stage,
+    stage: TokenState,
     run: Run,
     part: Part = "tokens",
-    since: Stage | None = None,
+    since: TokenState | None = None,
 ) -> gs.Tensor:
     """[B, n] i64: for each token (or group) of the run, its position in the dense run (−1: none).
 
@@ -145,7 +145,7 @@ def index_on_run(
 
 
 def owner_on_run(
-    b: Builder, space: TokenSpace, stage: Stage, run: Run, part: Part = "tokens"
+    b: Builder, space: TokenSpace, stage: TokenState, run: Run, part: Part = "tokens"
 ) -> gs.Tensor:
     """[B, n dense] i64: each dense token (group) of the run → its owner's place in the reduced
     run."""
@@ -165,7 +165,7 @@ def owner_on_run(
 
 
 def in_order(
-    b: Builder, space: TokenSpace, stage: Stage, run: Run, order: Order
+    b: Builder, space: TokenSpace, stage: TokenState, run: Run, order: Order
 ) -> tuple[gs.Tensor, gs.Tensor]:
     """[B, n] i64 twice: the positions in another order of what is left, ascending, and where each
     of them is now."""
@@ -191,7 +191,7 @@ def in_order(
 
 
 def owner_in_order(
-    b: Builder, space: TokenSpace, stage: Stage, run: Run, order: Order
+    b: Builder, space: TokenSpace, stage: TokenState, run: Run, order: Order
 ) -> gs.Tensor:
     """[B, n dense] i64: in another order, each dense token's (group's) owner's place."""
     _, now = in_order(b, space, stage, run, order)

@@ -3,8 +3,8 @@
 An `Axis` is a row-major product of `Digit`s; the empty product is an axis of size 1. A digit is
 one digit of the mixed-radix expansion of a `Root`, the index set that some op introduced:
 `index = (root index // stride) % size`. So Reshape can split `w` into `(w//7, w%7)` and join the
-two again, and the algebra notices. A root made by Concat is a list of `Piece`s, intervals of other
-axes, so that slicing it gives back exactly what was concatenated: prefix and patches stay apart.
+two again, and the algebra notices. A root made by Concat is a list of `Interval`s of other axes, so
+that slicing it gives back exactly what was concatenated: prefix and patches stay apart.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Kind = Literal["batch", "data", "fixed", "weak"]
 
 
 @dataclass(frozen=True)
-class Piece:
+class Interval:
     """The interval [start, stop) of an axis, as one part of a concatenation."""
 
     axis: tuple[Digit, ...]
@@ -49,7 +49,7 @@ class Root:
     name: str
     size: int
     kind: Kind
-    pieces: tuple[Piece, ...] = ()
+    pieces: tuple[Interval, ...] = ()
     _hash: int = field(init=False, repr=False, compare=False, default=0)
 
     def __post_init__(self) -> None:
@@ -77,7 +77,7 @@ Axes = tuple[Axis, ...]
 ONE: Axis = ()
 
 
-def new(name: str, length: int, kind: Kind, pieces: tuple[Piece, ...] = ()) -> Axis:
+def new(name: str, length: int, kind: Kind, pieces: tuple[Interval, ...] = ()) -> Axis:
     """A fresh axis of its own root. Size 1 keeps its identity only where it is a prefix token."""
     if length == 1 and kind != "fixed":
         return ONE
@@ -157,22 +157,22 @@ def regroup(axes: Sequence[Axis], dims: Sequence[int]) -> Axes | None:
     return tuple(result) if all(d.size == 1 for d in pending) else None
 
 
-def pieces(axis: Axis) -> tuple[Piece, ...]:
+def pieces(axis: Axis) -> tuple[Interval, ...]:
     """What the axis was concatenated from; an axis that was not is one piece."""
     if len(axis) == 1 and axis[0].whole and axis[0].root.pieces:
         return axis[0].root.pieces
-    return (Piece(axis, 0, size(axis)),)
+    return (Interval(axis, 0, size(axis)),)
 
 
-def from_pieces(parts: Sequence[Piece]) -> Axis:
+def from_pieces(parts: Sequence[Interval]) -> Axis:
     """The concatenation of the parts; one that gives back a whole axis is that axis."""
-    merged: list[Piece] = []
+    merged: list[Interval] = []
     for part in parts:
         if part.size == 0:
             continue
         last = merged[-1] if merged else None
         if last and last.axis == part.axis and last.stop == part.start:
-            merged[-1] = Piece(part.axis, last.start, part.stop)
+            merged[-1] = Interval(part.axis, last.start, part.stop)
         else:
             merged.append(part)
     if len(merged) == 1 and merged[0].full:
@@ -192,13 +192,13 @@ def concat(axes: Sequence[Axis]) -> Axis:
 
 def sliced(axis: Axis, start: int, stop: int) -> Axis:
     """Positions [start, stop) of the axis."""
-    taken: list[Piece] = []
+    taken: list[Interval] = []
     offset = 0
     for part in pieces(axis):
         low, high = max(start, offset), min(stop, offset + part.size)
         if low < high:
             base = part.start - offset
-            taken.append(Piece(part.axis, low + base, high + base))
+            taken.append(Interval(part.axis, low + base, high + base))
         offset += part.size
     return from_pieces(taken) if taken else ONE
 

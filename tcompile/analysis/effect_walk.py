@@ -15,11 +15,11 @@ from tcompile.analysis.effect_joins import Joins
 from tcompile.analysis.effect_ops import BarrierError
 from tcompile.analysis.effects import (
     Barrier,
-    Cut,
     Dims,
     Edit,
     Effects,
     Recount,
+    ReductionPoint,
     Region,
     Regroup,
     Restore,
@@ -39,7 +39,7 @@ def effects(
     facts: Facts,
     space: TokenSpace,
     attentions: Sequence[Attention],
-    cuts: Sequence[str | Cut],
+    cuts: Sequence[str | ReductionPoint],
     *,
     restorable: frozenset[str] = frozenset(),
     known: dict[str, Dims] | None = None,
@@ -53,7 +53,7 @@ def effects(
         counts: what grows with the number of tokens, shared in the same way.
     """
     result = Effects()
-    made = [c if isinstance(c, Cut) else Cut(c) for c in cuts]
+    made = [c if isinstance(c, ReductionPoint) else ReductionPoint(c) for c in cuts]
     walker = Walker(
         facts,
         space,
@@ -99,7 +99,7 @@ class Walker(Joins):
         measured: tensor → the stage of the tokens that it is, or was summed from, where not 0.
     """
 
-    cuts: Mapping[str, tuple[int, Cut]]
+    cuts: Mapping[str, tuple[int, ReductionPoint]]
     ends: Mapping[str, int]
     backs: set[int]
     restorable: frozenset[str]
@@ -143,7 +143,7 @@ class Walker(Joins):
         if not where.region:
             self.result.dims[out.name] = self.result.cuts[out.name]
 
-    def region_of(self, tensor: str) -> Cut | None:
+    def region_of(self, tensor: str) -> ReductionPoint | None:
         """The bypass that a tensor lies inside of."""
         stage = self.result.stage.get(tensor, 0)
         for number, cut in self.cuts.values():

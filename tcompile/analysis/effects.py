@@ -342,7 +342,7 @@ Edit: TypeAlias = (
 
 
 @dataclass(frozen=True)
-class Cut:
+class ReductionPoint:
     """Where tokens leave: at a tensor, for good or for the length of a block.
 
     Attributes:

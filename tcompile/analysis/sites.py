@@ -11,7 +11,7 @@ from tcompile.analysis import axes as ax
 from tcompile.analysis.attention import Attention
 from tcompile.analysis.counts import find_counts
 from tcompile.analysis.effect_walk import effects
-from tcompile.analysis.effects import Barrier, Cut, Dims, Effects
+from tcompile.analysis.effects import Barrier, Dims, Effects, ReductionPoint
 from tcompile.analysis.facts import Facts
 from tcompile.analysis.layout import stream_layout
 from tcompile.analysis.space import TokenSpace
@@ -107,16 +107,16 @@ class Site:
         """For `reduced` or `restored` outputs."""
         return self.restored if outputs == "restored" else self.reduced
 
-    def cut(self, graph: gs.Graph, *, back: bool = False) -> Cut:
+    def cut(self, graph: gs.Graph, *, back: bool = False) -> ReductionPoint:
         """What the walk is told of it.
 
         Args:
             back: every token returns there.
         """
         if not self.until:
-            return Cut(self.tensor, back=back)
+            return ReductionPoint(self.tensor, back=back)
         region = between(graph, self.tensor, self.until)
-        return Cut(self.tensor, self.until, region, merged=self.kind == "inside")
+        return ReductionPoint(self.tensor, self.until, region, merged=self.kind == "inside")
 
 
 def between(graph: gs.Graph, start: str, end: str) -> frozenset[str]:
@@ -160,7 +160,7 @@ class _Judge:
             self.counts_free = find_counts(graph, facts, self.free)
         self.order = {n.name: i for i, n in enumerate(graph.nodes)}
 
-    def walk(self, cut: Cut, *, restored: bool = False) -> Effects:
+    def walk(self, cut: ReductionPoint, *, restored: bool = False) -> Effects:
         space = self.free if restored else self.space
         mine = space is self.space
         known = self.known if mine else self.known_free

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from tcompile.analysis import axes as ax
 from tcompile.analysis.attention import Attention
-from tcompile.analysis.axes import Axis, Piece
+from tcompile.analysis.axes import Axis, Interval
 from tcompile.analysis.facts import Facts
 from tcompile.analysis.groups import Grouping
 
@@ -48,7 +48,7 @@ class TokenSpace:
     """
 
     axis: Axis
-    pieces: tuple[Piece, ...]
+    pieces: tuple[Interval, ...]
     patch: int
     grid: tuple[int, ...]
     grouping: Grouping | None = None
@@ -169,7 +169,7 @@ def with_orders(space: TokenSpace, facts: Facts) -> TokenSpace:
     return replace(space, orders=found)
 
 
-def _segments(found: Sequence[Residual], axis: Axis, patch: Piece) -> list[Piece]:
+def _segments(found: Sequence[Residual], axis: Axis, patch: Interval) -> list[Interval]:
     """The finest parts of the patches that attentions see apart, if all are of one size."""
     bounds = {patch.start, patch.stop}
     for core in (a for r in found for a in r.attentions if a.columns != axis):
@@ -178,16 +178,18 @@ def _segments(found: Sequence[Residual], axis: Axis, patch: Piece) -> list[Piece
             return [patch]
         bounds |= {parts[0].start, parts[0].stop}
     marks = sorted(bounds)
-    found_parts = [Piece(patch.axis, a, b) for a, b in pairwise(marks)]
+    found_parts = [Interval(patch.axis, a, b) for a, b in pairwise(marks)]
     equal = len({p.size for p in found_parts}) == 1 and marks[0] == patch.start
     return found_parts if equal and len(found_parts) <= _MOST_SEGMENTS else [patch]
 
 
-def _stated(pieces: tuple[Piece, ...], patch: int, more: int) -> tuple[tuple[Piece, ...], int]:
+def _stated(
+    pieces: tuple[Interval, ...], patch: int, more: int
+) -> tuple[tuple[Interval, ...], int]:
     """Count the first `more` patches as fixed tokens."""
     if more == 0:
         return pieces, patch
     part = pieces[patch]
     middle = part.start + more
-    cut = (Piece(part.axis, part.start, middle), Piece(part.axis, middle, part.stop))
+    cut = (Interval(part.axis, part.start, middle), Interval(part.axis, middle, part.stop))
     return (*pieces[:patch], *cut, *pieces[patch + 1 :]), patch + 1

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tcompile.core.errors import UsageError
 from tcompile.methods.method import Method, method_for
-from tcompile.planning.method_schedule import room_of
+from tcompile.planning.method_schedule import site_constraints
 from tcompile.planning.solve.candidates import PORTFOLIO
 from tcompile.profiling.curve import Curve, StepCost
 from tcompile.profiling.profile import Conditions, Profile, read_profile
@@ -122,7 +122,9 @@ def profile(
     notes: list[str] = []
     planned = _methods(
         methods,
-        lambda text: method_for(found.analysis, room_of(found.analysis, outputs), text, outputs),
+        lambda text: method_for(
+            found.analysis, site_constraints(found.analysis, outputs), text, outputs
+        ),
         notes,
     )
     layout = layout_of(found.graph, planned[0])

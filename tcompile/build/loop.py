@@ -21,13 +21,13 @@ from tcompile.core.model_files import Source
 
 if TYPE_CHECKING:
     from tcompile.passes.lower.token_ops import TokenOpsChoice
-    from tcompile.planning.solve.planned import Followed, Planned
+    from tcompile.planning.solve.planned import Followed, PlanReport
     from tcompile.planning.request import Request
     from tcompile.passes.stages import Reduced
     from tcompile.targets import Target
 
 #: A request → its reduced model and how it was planned; None → the dense model.
-Make = Callable[["Request | None"], "tuple[Reduced, Planned | Followed | None]"]
+Make = Callable[["Request | None"], "tuple[Reduced, PlanReport | Followed | None]"]
 #: Plans that are built and measured at most.
 _ATTEMPTS = 3
 #: Seconds that both models are timed where milliseconds were promised.
@@ -72,17 +72,17 @@ class Attempt:
     """
 
     manifest: Manifest
-    planned: Planned | None
-    chosen: Planned | Followed | None
+    planned: PlanReport | None
+    chosen: PlanReport | Followed | None
     dense_ms: float | None
     ms: float | None
 
     @staticmethod
-    def of(manifest: Manifest, chosen: Planned | Followed | None) -> Attempt:
-        from tcompile.planning.solve.planned import Planned
+    def of(manifest: Manifest, chosen: PlanReport | Followed | None) -> Attempt:
+        from tcompile.planning.solve.planned import PlanReport
 
         times = {f.model: f.milliseconds for f in manifest.latency if f.kind == "measured"}
-        planned = chosen if isinstance(chosen, Planned) else None
+        planned = chosen if isinstance(chosen, PlanReport) else None
         return Attempt(manifest, planned, chosen, times.get("dense"), times.get("reduced"))
 
     @property
@@ -171,20 +171,20 @@ def _attempt(
     return replace(made, manifest=_with_plan(made, asked))
 
 
-def _as_asked(chosen: Planned | Followed, request: Request) -> Planned | Followed:
+def _as_asked(chosen: PlanReport | Followed, request: Request) -> PlanReport | Followed:
     """In the words of what was asked first, where planning again asked for another budget."""
-    from tcompile.planning.solve.planned import Planned
+    from tcompile.planning.solve.planned import PlanReport
     from tcompile.planning.solve.reasons import budget_of, budget_words
 
-    if not isinstance(chosen, Planned):
+    if not isinstance(chosen, PlanReport):
         return chosen
     outcome = replace(chosen.outcome, others=budget_words(request))
     return replace(chosen, outcome=outcome, budget=budget_of(request))
 
 
 def _on_target(
-    chosen: Planned | Followed, reduced: Reduced, asked: Build
-) -> tuple[Planned | Followed, list[str]]:
+    chosen: PlanReport | Followed, reduced: Reduced, asked: Build
+) -> tuple[PlanReport | Followed, list[str]]:
     """With modelled latency where no profile was planned with; and whether another precision of the
     target is faster."""
     from tcompile.planning.solve.planned import Followed
@@ -239,7 +239,7 @@ def _with_plan(made: Attempt, asked: Build) -> Manifest:
     return replace(manifest, notes=tuple(notes), plan=document)
 
 
-def _modelled(chosen: Planned | Followed, asked: Build) -> tuple[Latency, ...]:
+def _modelled(chosen: PlanReport | Followed, asked: Build) -> tuple[Latency, ...]:
     """What the roofline has of both models, where nothing runs here."""
     document, target, batch = chosen.to_json(), asked.target, asked.request.batch
     if document.get("latency_kind") != "modelled":

@@ -9,7 +9,7 @@ import click
 from tcompile.cli.common import JSON, common_options, print_json, print_table
 
 if TYPE_CHECKING:
-    from tcompile.methods.method_page import Card
+    from tcompile.methods.method_page import MethodPage
 
 
 @click.command(short_help="List the token-reduction methods, or explain one.")
@@ -30,9 +30,9 @@ def methods(name: str | None, as_json: bool) -> None:
     from tcompile.methods.presets import PRESETS, Preset
 
     if name is not None:
-        from tcompile.methods.method_page import card
+        from tcompile.methods.method_page import method_page
 
-        found = card(find_method(name))
+        found = method_page(find_method(name))
         if as_json:
             print_json(found.to_json())
         else:
@@ -47,7 +47,7 @@ def methods(name: str | None, as_json: bool) -> None:
     click.echo("`tcompile methods NAME` tells all of one; docs/methods.md of all.")
 
 
-def _print(found: Card) -> None:
+def _print(found: MethodPage) -> None:
     preset = found.preset
     click.echo(f"{preset.name}: {preset.summary}")
     click.echo(f"  {preset.reference}\n")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tcompile.methods.method_page import Card, card
+from tcompile.methods.method_page import MethodPage, method_page
 from tcompile.methods.presets import PRESETS
 from tcompile.methods.schedule_reference import parts
 
@@ -23,7 +23,7 @@ back after it, and `output` behind the encoder's last norm. All are re-implement
 
 def page() -> str:
     """The page, in Markdown."""
-    cards = [card(preset) for preset in PRESETS]
+    cards = [method_page(preset) for preset in PRESETS]
     lines = [_HEAD, "| method | kind | what it does |", "|---|---|---|"]
     for one in cards:
         preset = one.preset
@@ -34,7 +34,7 @@ def page() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _section(one: Card) -> Iterator[str]:
+def _section(one: MethodPage) -> Iterator[str]:
     preset = one.preset
     yield f"## {preset.name}"
     yield ""

@@ -17,7 +17,7 @@ from tcompile.core.schedule import Spec
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.scores.base import ScoreInput
 from tcompile.passes.reduce.segments import core_of
-from tcompile.passes.reduce.token_state import Stage
+from tcompile.passes.reduce.token_state import TokenState
 
 if TYPE_CHECKING:
     from tcompile.analysis.model import Analysis
@@ -99,7 +99,7 @@ def _write(graph: gs.Graph, analysis: Analysis, scores: Sequence[Spec]) -> list[
             analysis.readers or (0,),
             {},
             space.patches,
-            stages=[Stage(space.patches)],
+            stages=[TokenState(space.patches)],
         )
         for i, spec in enumerate(scores):
             # An output of its own name: a score may be a tensor that is there already.

@@ -13,15 +13,23 @@ from tcompile.core.errors import UsageError
 from tcompile.core.extensions import find
 from tcompile.core.parameters import fraction, parse
 from tcompile.core.schedule import Reduction, Schedule, Shape
-from tcompile.methods.context import Context, Room, Step, Values
+from tcompile.methods.context import Context, SiteConstraints, Step, Values
 from tcompile.methods.presets import PRESETS, Preset
 from tcompile.methods.schedulers import Place
-from tcompile.methods.score_fallbacks import stand_in, stand_in_notes
+from tcompile.methods.score_fallbacks import score_fallback, score_fallback_notes
 
 if TYPE_CHECKING:
     from tcompile.methods.calibration import Observe
 
-__all__ = ["METHODS", "Context", "Room", "compose", "find_method", "parse_keep", "parse_method"]
+__all__ = [
+    "METHODS",
+    "Context",
+    "SiteConstraints",
+    "compose",
+    "find_method",
+    "parse_keep",
+    "parse_method",
+]
 
 #: The presets that come along; `find_method` also finds those of other packages.
 METHODS = PRESETS
@@ -93,7 +101,7 @@ def compose(
     shape: Shape,
     has_cls: bool,
     keep: float | str | Fraction | None,
-    room: Room | None = None,
+    room: SiteConstraints | None = None,
     observe: Observe | None = None,
 ) -> Schedule:
     """The schedule of a preset on a model.
@@ -132,7 +140,7 @@ def compose(
                 where="--calibration",
                 hint="say --calibration FILE.npz",
             )
-        wanted = [stand_in(score, context, "") for score in preset.scheduler.observes]
+        wanted = [score_fallback(score, context, "") for score in preset.scheduler.observes]
         context = replace(context, calibration=observe(wanted))
     made = Schedule(text, shape, composed(preset, context, values))
     return replace(made, notes=_notes(preset, context, values, made))
@@ -177,7 +185,7 @@ def _steps(context: Context, values: Values, places: list[Place]) -> list[Step]:
 def _reduction(preset: Preset, step: Step) -> Reduction:
     score = preset.score_at(step)
     if score is not None:
-        score = stand_in(score, step.context, step.site)
+        score = score_fallback(score, step.context, step.site)
     return Reduction(step.site, score, preset.reducer_at(step), step.keep)
 
 
@@ -186,7 +194,9 @@ def replaced_scores(
 ) -> list[str]:
     """Notes on the scores that stand in for those of the preset, which the model cannot give."""
     steps = _steps(context, values, [Place(r.site, r.keep) for r in reductions])
-    return stand_in_notes([preset.score_at(step) for step in steps], [r.score for r in reductions])
+    return score_fallback_notes(
+        [preset.score_at(step) for step in steps], [r.score for r in reductions]
+    )
 
 
 def _notes(preset: Preset, context: Context, values: Values, made: Schedule) -> tuple[str, ...]:

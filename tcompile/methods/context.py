@@ -16,7 +16,7 @@ Values = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Room:
+class SiteConstraints:
     """Where a model lets tokens leave.
 
     Attributes:
@@ -55,7 +55,7 @@ class Context:
     shape: Shape
     has_cls: bool
     keep: Fraction | None
-    room: Room | None = None
+    room: SiteConstraints | None = None
     calibration: Sequence[Any] = ()
 
     def site(self, block: int) -> str:

@@ -13,7 +13,7 @@ from tcompile.analysis.model import Analysis
 from tcompile.core.errors import TcompileError, UsageError
 from tcompile.core.schedule import Reduction, Schedule
 from tcompile.methods.composition import composed, parse_method, replaced_scores
-from tcompile.methods.context import Context, Room
+from tcompile.methods.context import Context, SiteConstraints
 from tcompile.methods.presets import Preset
 from tcompile.methods.schedulers import Place
 from tcompile.methods.schedulers.base import Scheduler
@@ -102,7 +102,12 @@ class Method:
 
 
 def method_for(
-    analysis: Analysis, room: Room, text: str, outputs: str = "reduced", *, observed: bool = False
+    analysis: Analysis,
+    room: SiteConstraints,
+    text: str,
+    outputs: str = "reduced",
+    *,
+    observed: bool = False,
 ) -> Method:
     """A preset on a model, as the planner sees it.
 

@@ -9,7 +9,7 @@ from itertools import groupby
 from typing import Any
 
 from tcompile.core.schedule import Reduction, Shape, Spec
-from tcompile.methods.context import Context, Room, Step, Values
+from tcompile.methods.context import Context, SiteConstraints, Step, Values
 from tcompile.methods.presets.base import Preset
 from tcompile.methods.score_fallbacks import names_in
 
@@ -36,7 +36,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Card:
+class MethodPage:
     """What cannot be read from the preset itself.
 
     Attributes:
@@ -67,7 +67,7 @@ class Card:
         }
 
 
-def card(preset: Preset) -> Card:
+def method_page(preset: Preset) -> MethodPage:
     """Compose a preset for an example and describe it."""
     reductions = _example(preset)
     specs = [r.score for r in reductions if r.score is not None]
@@ -77,7 +77,7 @@ def card(preset: Preset) -> Card:
     asked |= {"cls"} if any("cls" in _names(s) for s in specs) else set()
     words = [_NEEDS[n] for n in _NEEDS if n in asked]
     words += [f"{key}: {preset.parameters[key].meaning}" for key in preset.required]
-    return Card(preset, tuple(_rows(reductions)), tuple(words), fused)
+    return MethodPage(preset, tuple(_rows(reductions)), tuple(words), fused)
 
 
 def _example(preset: Preset) -> list[Reduction]:
@@ -85,10 +85,10 @@ def _example(preset: Preset) -> list[Reduction]:
 
     values: Values = {k: p.default for k, p in preset.parameters.items()}
     values = {**values, **dict.fromkeys(preset.required, "FILE")}
-    room: Room | None = None
+    room: SiteConstraints | None = None
     shape = _VIDEO if "frames" in preset.needs else _IMAGE
     if shape is _VIDEO:
-        room = Room(frozenset({"output"}), grid=(8, 7, 7))
+        room = SiteConstraints(frozenset({"output"}), grid=(8, 7, 7))
     context = Context(preset.name, shape, True, Fraction(1, 2), room)
     if not preset.scheduler.observes:
         return list(composed(preset, context, values))

@@ -12,7 +12,7 @@ from tcompile.methods.context import Context
 _ATTENTION = {"cls", "attn", "colsum", "pagerank", "rowmean"}
 
 
-def stand_in(score: Spec, context: Context, site: str) -> Spec:
+def score_fallback(score: Spec, context: Context, site: str) -> Spec:
     """The score; `norm` where its attention sees windows only; `attn` for `cls` without CLS."""
     names = names_in(score.to_json())
     # Scores of a windowed model's global blocks would need its position bias for every pair.
@@ -25,7 +25,7 @@ def stand_in(score: Spec, context: Context, site: str) -> Spec:
     return Spec(document.pop("name"), document)
 
 
-def stand_in_notes(wanted: Sequence[Spec | None], got: Sequence[Spec | None]) -> list[str]:
+def score_fallback_notes(wanted: Sequence[Spec | None], got: Sequence[Spec | None]) -> list[str]:
     """What a plan is to say of it."""
     notes, pairs = [], [(w, g) for w, g in zip(wanted, got, strict=True) if w and g and w != g]
     if any(g.name != "norm" for _, g in pairs):

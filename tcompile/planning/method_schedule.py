@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tcompile.analysis.model import Analysis
 from tcompile.core.errors import UsageError
 from tcompile.core.schedule import Schedule, read_schedule
-from tcompile.methods.composition import Room, compose
+from tcompile.methods.composition import SiteConstraints, compose
 from tcompile.passes.reduce.check import check_schedule, dense_grid
 from tcompile.planning.request import Keep
 
@@ -49,7 +49,7 @@ def schedule_for(
         made = given_schedule(schedule)
     else:
         analysis = model.analysis
-        room = room_of(analysis, outputs)
+        room = site_constraints(analysis, outputs)
         observe = None
         if calibration is not None:
             from tcompile.methods.calibration import observer
@@ -60,7 +60,7 @@ def schedule_for(
     return made
 
 
-def room_of(analysis: Analysis, outputs: str = "reduced") -> Room:
+def site_constraints(analysis: Analysis, outputs: str = "reduced") -> SiteConstraints:
     """Where a model lets tokens leave, as methods see it."""
     legal = [s for s in analysis.sites if not s.verdict(outputs).reason]
     groups = {s.name: s.step(outputs) for s in legal if s.step(outputs) > 1}
@@ -68,7 +68,7 @@ def room_of(analysis: Analysis, outputs: str = "reduced") -> Room:
     windows = any(b.window for b in analysis.blocks)
     parallel = frozenset(b.index for b in analysis.blocks if b.parallel)
     names, grid = frozenset(s.name for s in legal), dense_grid(analysis)
-    return Room(names, groups, windows, parallel, unscored, grid)
+    return SiteConstraints(names, groups, windows, parallel, unscored, grid)
 
 
 def given_schedule(schedule: ScheduleLike) -> Schedule:

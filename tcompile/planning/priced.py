@@ -7,11 +7,11 @@ from typing import Any
 
 from tcompile.core.schedule import Schedule
 from tcompile.planning.cost import Cost
-from tcompile.planning.solve.planned import Followed, Planned
+from tcompile.planning.solve.planned import Followed, PlanReport
 
 
 @dataclass(frozen=True)
-class Priced:
+class PlanWithCost:
     """A schedule and what following it costs.
 
     Attributes:
@@ -21,12 +21,12 @@ class Priced:
 
     schedule: Schedule
     cost: Cost
-    chosen: Planned | Followed
+    chosen: PlanReport | Followed
 
     @property
-    def planned(self) -> Planned | None:
+    def planned(self) -> PlanReport | None:
         """How it was solved; None where a method's own schedule or a given one is followed."""
-        return self.chosen if isinstance(self.chosen, Planned) else None
+        return self.chosen if isinstance(self.chosen, PlanReport) else None
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -11,10 +11,10 @@ from tcompile.analysis.model import Analysis
 from tcompile.core.errors import UsageError
 from tcompile.core.schedule import Reduction, Schedule, TowerSchedule
 from tcompile.methods.context import Context
-from tcompile.methods.score_fallbacks import stand_in
+from tcompile.methods.score_fallbacks import score_fallback
 from tcompile.passes.reduce.reducers import reducer_of
 from tcompile.passes.reduce.scores import leaves
-from tcompile.planning.method_schedule import room_of
+from tcompile.planning.method_schedule import site_constraints
 
 
 def for_towers(analysis: Analysis, schedule: Schedule, outputs: str = "reduced") -> Schedule:
@@ -61,7 +61,7 @@ def _scaled(
     analysis: Analysis, other: Analysis, schedule: Schedule, outputs: str
 ) -> tuple[Reduction, ...]:
     mine, its = analysis.shape, other.shape
-    room = room_of(other, outputs)
+    room = site_constraints(other, outputs)
     context = Context(schedule.method, its, other.has_cls, None, room)
     found: dict[str, Reduction] = {}
     for one in schedule.reductions:
@@ -71,7 +71,7 @@ def _scaled(
             name = f"{kind}:{ceil(Fraction((int(number) + 1) * its.blocks, mine.blocks)) - 1}"
         group = room.groups.get(name, 1)
         keep = ceil(Fraction(one.keep * its.patches, mine.patches * group)) * group
-        score = None if one.score is None else stand_in(one.score, context, name)
+        score = None if one.score is None else score_fallback(one.score, context, name)
         found[name] = Reduction(name, score, one.reducer, keep)
     count, kept = its.patches, []
     for one in found.values():

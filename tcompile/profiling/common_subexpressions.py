@@ -12,7 +12,7 @@ import onnx_graphsurgeon as gs
 from tcompile.core.graph import is_const, replace_uses
 
 
-def without_twins(graph: gs.Graph) -> gs.Graph:
+def without_common_subexpressions(graph: gs.Graph) -> gs.Graph:
     """The graph with one of each set of nodes of the same operator, attributes and inputs; the one
     that was there before anything was written. The given graph is left as it is."""
     made = graph.copy()

@@ -25,7 +25,7 @@ _WINDOW = 15
 _SWEEPS = 4
 
 
-def steadied(
+def detrended(
     times: Mapping[K, Sequence[float]], when: Mapping[K, Sequence[float]]
 ) -> dict[K, list[float]]:
     """The times as they would be had the machine kept its median pace.

@@ -31,7 +31,7 @@ _DEVICES = ("/dev/nvidia0", "/dev/nvhost-gpu", "/dev/dxg")
 _SMI = ("name", "compute_cap", "driver_version", "clocks.max.sm", "power.limit")
 
 
-class GpuMeter:
+class GpuRuntime:
     """TensorRT-RTX or TensorRT on this machine's GPU."""
 
     def __init__(self, target: Target, *, batch: int, precision: Precision) -> None:
@@ -79,7 +79,7 @@ class GpuMeter:
         )
 
 
-def gpu_meter(target: Target, *, batch: int, precision: str | None) -> GpuMeter:
+def gpu_runtime(target: Target, *, batch: int, precision: str | None) -> GpuRuntime:
     """What measures on a GPU target from here.
 
     Raises:
@@ -117,7 +117,7 @@ def gpu_meter(target: Target, *, batch: int, precision: str | None) -> GpuMeter:
             where=f"--target {target.name}",
             hint=f"{error.hint}; {hint}",
         ) from error
-    return GpuMeter(target, batch=batch, precision=cast(Precision, level))
+    return GpuRuntime(target, batch=batch, precision=cast(Precision, level))
 
 
 def part_for(graph: gs.Graph, target: Target, precision: Precision) -> gs.Graph:

@@ -26,10 +26,17 @@ from tcompile.profiling.curve import Curve, Figure, StepCost
 from tcompile.profiling.partition import subgraph
 from tcompile.profiling.profile import MeasuredProfile, Subject
 from tcompile.profiling.refine import first_counts, refined
-from tcompile.profiling.runtimes import Meter
+from tcompile.profiling.runtimes import Runtime
 from tcompile.profiling.sampling import STEPS, Steps, steps_to, whole
-from tcompile.profiling.sessions import Job, Key, Opener, Station, figures, rounds
-from tcompile.profiling.structure import Cut, cut_at, cut_dense, cut_steps
+from tcompile.profiling.sessions import (
+    Session,
+    SessionFactory,
+    Workload,
+    WorkloadId,
+    figures,
+    rounds,
+)
+from tcompile.profiling.structure import PartitionedGraph, cut_at, cut_dense, cut_steps
 
 #: Weights that all open sessions together may hold; prepacked ones count twice.
 _MOST_BYTES = 5 << 30
@@ -69,7 +76,7 @@ def measure(
     dense: gs.Graph,
     analysis: Analysis,
     methods: Sequence[Method],
-    meter: Meter,
+    meter: Runtime,
     *,
     source: str,
     effort: Effort | None = None,
@@ -89,7 +96,7 @@ def measure(
     if not methods:
         raise UsageError("no method can be planned on this model", where="--method")
     with tempfile.TemporaryDirectory(prefix="tcompile-profile-") as folder:
-        campaign = _Campaign(dense, analysis, methods, meter, Path(folder), effort, progress)
+        campaign = ProfileRun(dense, analysis, methods, meter, Path(folder), effort, progress)
         campaign.run()
         return campaign.profile(source)
 
@@ -105,13 +112,13 @@ def _spread(counts: Sequence[int]) -> list[int]:
     return found
 
 
-class _Campaign:
+class ProfileRun:
     def __init__(
         self,
         dense: gs.Graph,
         analysis: Analysis,
         methods: Sequence[Method],
-        meter: Meter,
+        meter: Runtime,
         folder: Path,
         effort: Effort,
         say: Callable[[str], None],
@@ -125,10 +132,10 @@ class _Campaign:
         weights = sum(nbytes(t) for t in dense.tensors().values() if is_const(t))
         # Halves of attention and MLP are chained apart: each gets half of a station's room.
         room = _MOST_BYTES // (2 * _STATIONS) // 2
-        self.opener = Opener(meter, folder, min(room, weights) or 1)
-        self.halves: dict[int, Station] = {}
-        self.steps: list[Station] = []
-        self.whole = Station([])
+        self.opener = SessionFactory(meter, folder, min(room, weights) or 1)
+        self.halves: dict[int, Session] = {}
+        self.steps: list[Session] = []
+        self.whole = Session([])
 
     def run(self) -> None:
         shape = self.analysis.shape
@@ -138,7 +145,9 @@ class _Campaign:
             lambda: self._with_call(self.opener.station([cuts], stem=True), shape.tokens, cuts)
         )
         self.whole = self._ready(
-            lambda: Station([Job(Key("dense", "", shape.tokens), self.opener.open(self.dense))])
+            lambda: Session(
+                [Workload(WorkloadId("dense", "", shape.tokens), self.opener.open(self.dense))]
+            )
         )
         grain = max(rule.granularity for m in self.methods for rule in m.sites)
         counts = _spread(first_counts(shape.tokens, shape.prefix, grain))
@@ -170,7 +179,7 @@ class _Campaign:
         if done:
             self.round = (time.monotonic() - start) / done
 
-    def _ready(self, make: Callable[[], Station]) -> Station:
+    def _ready(self, make: Callable[[], Session]) -> Session:
         """A station that has run once; how long that took tells what there is time for."""
         start = time.monotonic()
         station = make()
@@ -184,7 +193,7 @@ class _Campaign:
         needed = self.opening + _FIRST * (self.round + more)
         return time.monotonic() + needed <= self.deadline
 
-    def _stations(self) -> list[Station]:
+    def _stations(self) -> list[Session]:
         return [self.whole, *self.halves.values(), *self.steps]
 
     def _open(self, counts: Sequence[int], *, always: bool = False) -> int:
@@ -204,17 +213,17 @@ class _Campaign:
                 opened += 1
         return opened
 
-    def _at(self, tokens: int, cuts: Sequence[Cut]) -> Station:
+    def _at(self, tokens: int, cuts: Sequence[PartitionedGraph]) -> Session:
         return self._with_call(self.opener.station(cuts), tokens, cuts[0])
 
-    def _cut(self, method: Method, tokens: int) -> Cut | None:
+    def _cut(self, method: Method, tokens: int) -> PartitionedGraph | None:
         try:
             cuts = cut_at(self.dense, method, tokens)
         except UsageError:
             return None  # Too few for it: what others show must do.
         return cuts if cuts.tokens == tokens else None
 
-    def _with_call(self, station: Station, tokens: int, cuts: Cut) -> Station:
+    def _with_call(self, station: Session, tokens: int, cuts: PartitionedGraph) -> Session:
         """The station, and a call of the runtime that computes nothing."""
         half = next(p for p in cuts.parts if p.role in ("attn", "mlp"))
         stream = cuts.graph.tensors()[half.end]
@@ -223,14 +232,14 @@ class _Campaign:
         node = gs.Node("Identity", "call", {}, [given], [nothing])
         graph = gs.Graph([node], [given], [nothing], opset=cuts.graph.opset)
         graph.ir_version = min(cuts.graph.ir_version or 10, onnx.IR_VERSION)
-        job = Job(Key("call", "", tokens), self.opener.open(graph))
-        return Station([*station.jobs, job])
+        job = Workload(WorkloadId("call", "", tokens), self.opener.open(graph))
+        return Session([*station.jobs, job])
 
-    def _steps(self, method: Method) -> Station:
+    def _steps(self, method: Method) -> Session:
         """The steps of a method, ready to run; the first ones only where time is short."""
         shape = self.analysis.shape
         rule = method.sites[len(method.sites) // 2]
-        jobs: dict[Key, Job] = {}
+        jobs: dict[WorkloadId, Workload] = {}
         for i, (start, share) in enumerate(STEPS):
             if len(jobs) >= _LEAST_STEPS and not self._room():
                 self.left_out += len(STEPS) - i
@@ -238,20 +247,20 @@ class _Campaign:
             before = whole(start * shape.patches, rule.granularity)
             after = whole(start * share * shape.patches, rule.granularity)
             steps = steps_to(method, before, after, deep=True)
-            key = Key("step", method.key, before + shape.prefix, after + shape.prefix)
+            key = WorkloadId("step", method.key, before + shape.prefix, after + shape.prefix)
             if steps is None or key in jobs:
                 continue
             station = self._ready(partial(self._step, method, steps, key))
             jobs[key] = station.jobs[0]
         if not jobs:
             raise UsageError(f"no step of {method.key} can be measured", where="--method")
-        return Station(list(jobs.values()))
+        return Session(list(jobs.values()))
 
-    def _step(self, method: Method, steps: Steps, key: Key) -> Station:
-        cuts = cut_steps(self.dense, method, steps, without_twins=True)
+    def _step(self, method: Method, steps: Steps, key: WorkloadId) -> Session:
+        cuts = cut_steps(self.dense, method, steps, deduplicate=True)
         # By itself a step is so short that waking the runtime's threads would be most of it.
         part = repeated(subgraph(cuts.graph, cuts.parts[cuts.step]), _COPIES)
-        return Station([Job(key, self.opener.open(part), _COPIES)])
+        return Session([Workload(key, self.opener.open(part), _COPIES)])
 
     def _total(self) -> list[tuple[int, Figure]]:
         """(tokens, both halves of all blocks as they are there) of every count so far."""

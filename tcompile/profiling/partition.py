@@ -25,7 +25,7 @@ Role = Literal["stem", "attn", "mlp", "reducer", "head"]
 
 
 @dataclass(frozen=True)
-class Part:
+class Segment:
     """Some of a model's nodes, which run one after another.
 
     Attributes:
@@ -44,7 +44,7 @@ class Part:
     site: str = ""
 
 
-def cut(dense: gs.Graph, analysis: Analysis, graph: gs.Graph | None = None) -> list[Part]:
+def partition(dense: gs.Graph, analysis: Analysis, graph: gs.Graph | None = None) -> list[Segment]:
     """The parts of a model in the order in which they run, those without nodes left out.
 
     Args:
@@ -61,9 +61,9 @@ class _Cutter:
         self.dense_tensors, self.tensors = dense.tensors(), graph.tensors()
         self.nodes = {n.name: n for n in graph.nodes}
         self.seen: set[str] = set()
-        self.found: list[Part] = []
+        self.found: list[Segment] = []
 
-    def parts(self) -> list[Part]:
+    def parts(self) -> list[Segment]:
         blocks = self.analysis.blocks
         start = self._entry(blocks[0].stream_in)
         self._add("stem", -1, "", start)
@@ -74,7 +74,7 @@ class _Cutter:
         self._written_for_outputs()
         rest = frozenset(self.nodes) - self.seen
         if rest:
-            self.found.append(Part("head", -1, rest, start))
+            self.found.append(Segment("head", -1, rest, start))
         return self._with_shared_moved()
 
     def _half(self, role: Role, block: int, start: str, end: str, kind: str = "attn") -> str:
@@ -91,7 +91,7 @@ class _Cutter:
         nodes = needed_nodes([self.tensors[end]], self.seen)
         self.seen |= nodes
         if nodes:
-            self.found.append(Part(role, block, frozenset(nodes), start, end, site))
+            self.found.append(Segment(role, block, frozenset(nodes), start, end, site))
 
     def _written_for_outputs(self) -> None:
         """What a step wrote for outputs alone (owners, sizes) is its own work, not the head's; so
@@ -106,7 +106,7 @@ class _Cutter:
                 old = self.found[parts[site]]
                 self.found[parts[site]] = replace(old, nodes=old.nodes | nodes)
             elif nodes:
-                self.found.append(Part("reducer", last, frozenset(nodes), site=site))
+                self.found.append(Segment("reducer", last, frozenset(nodes), site=site))
 
     def _entry(self, stream: str) -> str:
         """The tensor that stands for a tensor of the dense stream after the site there."""
@@ -116,7 +116,7 @@ class _Cutter:
                 return str(kept.inputs[position].name)
         return stream
 
-    def _with_shared_moved(self) -> list[Part]:
+    def _with_shared_moved(self) -> list[Segment]:
         """What several parts read beside the stream, such as the rows of a rotary table, is made
         once: by the reducer before, or the stem."""
         owner = {n: i for i, p in enumerate(self.found) for n in p.nodes}
@@ -136,7 +136,7 @@ class _Cutter:
             nodes[to].add(name)
         return [replace(p, nodes=frozenset(n)) for p, n in zip(self.found, nodes, strict=True) if n]
 
-    def _shared(self, part: Part, owner: dict[str, int], at: int) -> set[str]:
+    def _shared(self, part: Segment, owner: dict[str, int], at: int) -> set[str]:
         """Nodes off the path of the stream that a later part reads too."""
         path, below = set[str](), {part.start}
         mine = [n for n in self.graph.nodes if n.name in part.nodes]
@@ -155,7 +155,7 @@ class _Cutter:
         return {n for n in needed if n in part.nodes and n not in path}
 
 
-def subgraph(graph: gs.Graph, part: Part) -> gs.Graph:
+def subgraph(graph: gs.Graph, part: Segment) -> gs.Graph:
     """A part as a graph of its own; its outputs are all that others read of it."""
     names = [o.name for n in graph.nodes if n.name in part.nodes for o in n.outputs]
     inside = part.nodes
@@ -169,7 +169,7 @@ def subgraph(graph: gs.Graph, part: Part) -> gs.Graph:
     return extract(graph, inside, outputs)
 
 
-def chained(graph: gs.Graph, parts: Sequence[Part]) -> gs.Graph:
+def chained(graph: gs.Graph, parts: Sequence[Segment]) -> gs.Graph:
     """Parts of one structure as a graph, each reading what the one before it gave.
 
     What they read beside the stream (masks, tables, sizes) becomes inputs, one for each tensor.

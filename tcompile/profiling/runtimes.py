@@ -1,6 +1,6 @@
 """What opens a file on a target's runtime and runs it, so that it can be timed.
 
-A device that is reached over SSH will be one more `Meter`: a profile asks for no more than this.
+A device that is reached over SSH will be one more `Runtime`: a profile asks for no more than this.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tcompile.targets import Target
 Run = Callable[[], object]
 
 
-class Meter(Protocol):
+class Runtime(Protocol):
     """A runtime on a device.
 
     Attributes:
@@ -46,7 +46,7 @@ class Meter(Protocol):
         ...
 
 
-class OrtMeter:
+class OrtRuntime:
     """ONNX Runtime on the CPU of this machine."""
 
     def __init__(self, target: Target, *, batch: int = 1, threads: int | None = None) -> None:
@@ -81,9 +81,9 @@ class OrtMeter:
         )
 
 
-def meter_for(
+def runtime_for(
     target: Target, *, batch: int = 1, threads: int | None = None, precision: str | None = None
-) -> Meter:
+) -> Runtime:
     """What measures on a target from here.
 
     Raises:
@@ -94,10 +94,10 @@ def meter_for(
             raise UsageError(
                 "a CPU is measured in fp32", where="--precision", hint="it only emulates fp16"
             )
-        return OrtMeter(target, batch=batch, threads=threads)
-    from tcompile.profiling.gpu import gpu_meter
+        return OrtRuntime(target, batch=batch, threads=threads)
+    from tcompile.profiling.gpu import gpu_runtime
 
-    return gpu_meter(target, batch=batch, precision=precision)
+    return gpu_runtime(target, batch=batch, precision=precision)
 
 
 def inputs_of(graph: gs.Graph, batch: int, seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:

@@ -18,10 +18,10 @@ import onnx_graphsurgeon as gs
 
 from tcompile.core.graph import is_const, nbytes
 from tcompile.profiling.curve import Figure
-from tcompile.profiling.detrend import steadied
-from tcompile.profiling.partition import Part, chained, subgraph
-from tcompile.profiling.runtimes import Meter, Run
-from tcompile.profiling.structure import Cut
+from tcompile.profiling.detrend import detrended
+from tcompile.profiling.partition import Segment, chained, subgraph
+from tcompile.profiling.runtimes import Run, Runtime
+from tcompile.profiling.structure import PartitionedGraph
 
 Kind = Literal["stem", "half", "head", "step", "dense", "call"]
 
@@ -31,7 +31,7 @@ _MOST_RUNS = 20
 
 
 @dataclass(frozen=True)
-class Key:
+class WorkloadId:
     """What a time is of: a structure, or a method's step, at a token count."""
 
     kind: Kind
@@ -41,22 +41,22 @@ class Key:
 
 
 @dataclass(frozen=True, eq=False)
-class Job:
+class Workload:
     """Something to run, and how many of what it is of it holds."""
 
-    key: Key
+    key: WorkloadId
     run: Run
     share: int = 1
 
 
 @dataclass(eq=False)
-class Station:
+class Session:
     """Jobs that run in turn; `times` of each, and `when` they began, grow by one a round."""
 
-    jobs: Sequence[Job]
-    times: dict[Key, list[float]] = field(default_factory=dict)
-    when: dict[Key, list[float]] = field(default_factory=dict)
-    runs: dict[Key, int] = field(default_factory=dict)
+    jobs: Sequence[Workload]
+    times: dict[WorkloadId, list[float]] = field(default_factory=dict)
+    when: dict[WorkloadId, list[float]] = field(default_factory=dict)
+    runs: dict[WorkloadId, int] = field(default_factory=dict)
 
     @property
     def rounds(self) -> int:
@@ -88,16 +88,16 @@ class Station:
             self.when.setdefault(job.key, []).append(start)
 
 
-def figures(stations: Iterable[Station]) -> dict[Key, tuple[Figure, int]]:
+def figures(stations: Iterable[Session]) -> dict[WorkloadId, tuple[Figure, int]]:
     """Of each job, with its share; the machine's own pace is taken out (`drift`)."""
     every = list(stations)
     share = {job.key: job.share for station in every for job in station.jobs}
     times = {key: ms for station in every for key, ms in station.times.items()}
     when = {key: at for station in every for key, at in station.when.items()}
-    return {key: (Figure.of(ms), share[key]) for key, ms in steadied(times, when).items()}
+    return {key: (Figure.of(ms), share[key]) for key, ms in detrended(times, when).items()}
 
 
-class Opener:
+class SessionFactory:
     """Opens parts of cut graphs on a meter.
 
     Args:
@@ -105,39 +105,43 @@ class Opener:
         most_bytes: of weights in one chain of halves.
     """
 
-    def __init__(self, meter: Meter, folder: Path, most_bytes: int) -> None:
+    def __init__(self, meter: Runtime, folder: Path, most_bytes: int) -> None:
         self.meter, self.folder, self.most_bytes = meter, folder, most_bytes
 
     def station(
-        self, cuts: Sequence[Cut], known: Mapping[str, str] | None = None, *, stem: bool = False
-    ) -> Station:
+        self,
+        cuts: Sequence[PartitionedGraph],
+        known: Mapping[str, str] | None = None,
+        *,
+        stem: bool = False,
+    ) -> Session:
         """The halves and heads of some cuts at one token count, each structure once."""
-        jobs: dict[Key, Job] = {}
+        jobs: dict[WorkloadId, Workload] = {}
         for given in cuts:
             for sign, parts in given.halves().items():
-                key = Key("half", sign, given.tokens)
+                key = WorkloadId("half", sign, given.tokens)
                 if key not in jobs:
                     jobs[key] = self.halves(key, given.graph, parts)
             head = given.head()
             if head is not None:
-                key = Key("head", head[1], given.tokens)
+                key = WorkloadId("head", head[1], given.tokens)
                 if key not in jobs:
-                    jobs[key] = Job(key, self.open(subgraph(given.graph, head[0])))
+                    jobs[key] = Workload(key, self.open(subgraph(given.graph, head[0])))
             if stem:
                 for part, sign in zip(given.parts, given.signatures, strict=True):
                     if part.role == "stem":
-                        key = Key("stem", sign, given.tokens)
-                        jobs[key] = Job(key, self.open(subgraph(given.graph, part)))
-        return Station(_in_model_order(list(jobs.values())))
+                        key = WorkloadId("stem", sign, given.tokens)
+                        jobs[key] = Workload(key, self.open(subgraph(given.graph, part)))
+        return Session(_in_model_order(list(jobs.values())))
 
-    def halves(self, key: Key, graph: gs.Graph, parts: Sequence[Part]) -> Job:
+    def halves(self, key: WorkloadId, graph: gs.Graph, parts: Sequence[Segment]) -> Workload:
         """A chain of halves of one structure, as many as the weights allow."""
         one = chained(graph, parts[:1])
         weights = sum(nbytes(t) for t in one.tensors().values() if is_const(t))
         length = int(np.clip(self.most_bytes // max(weights, 1), 1, len(parts)))
         # From the last ones on: nothing but their weights tells them apart.
         chosen = parts[len(parts) - length :]
-        return Job(key, self.open(chained(graph, chosen)), length)
+        return Workload(key, self.open(chained(graph, chosen)), length)
 
     def open(self, graph: gs.Graph) -> Run:
         run = self.meter.open(graph, self.folder / "part.onnx")
@@ -145,13 +149,13 @@ class Opener:
         return run
 
 
-def _in_model_order(jobs: list[Job]) -> list[Job]:
+def _in_model_order(jobs: list[Workload]) -> list[Workload]:
     order: Mapping[Kind, int] = {"stem": 0, "half": 1, "head": 2, "step": 3, "dense": 4, "call": 5}
     return sorted(jobs, key=lambda job: order[job.key.kind])
 
 
 def rounds(
-    stations: Sequence[Station],
+    stations: Sequence[Session],
     count: int,
     *,
     least: float,

@@ -9,12 +9,12 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from tcompile.core.graph import is_const, value
-from tcompile.profiling.partition import Part
+from tcompile.profiling.partition import Segment
 
 _SMALL = 8
 
 
-def signature(graph: gs.Graph, part: Part) -> str:
+def signature(graph: gs.Graph, part: Segment) -> str:
     """Twelve hex digits of operators, attributes, how they are joined, and weights' shapes.
 
     Whole numbers among the inputs (what to reshape to, where to slice) count by how many there are:

@@ -19,9 +19,9 @@ from tcompile.analysis.model import Analysis
 from tcompile.core.errors import UsageError
 from tcompile.core.graph import dim_to_int, int_to_dim, is_const
 from tcompile.methods.method import Method
-from tcompile.profiling.partition import Part, subgraph
+from tcompile.profiling.partition import Segment, subgraph
 from tcompile.profiling.sampling import sampled
-from tcompile.profiling.structure import Cut, cut_at, cut_dense, cut_steps
+from tcompile.profiling.structure import PartitionedGraph, cut_at, cut_dense, cut_steps
 
 #: Counts at which a model is cut that has a half whose dims are on no line.
 _FEW = 12
@@ -71,7 +71,7 @@ class Structures:
         steps: method → what steps of it are made of: (before, after, part), prefix included.
     """
 
-    dense: Cut
+    dense: PartitionedGraph
     uses: Mapping[str, int]
     stem: Mapping[str, gs.Graph]
     halves: Mapping[str, Sized]
@@ -122,7 +122,10 @@ def sized(graphs: Mapping[int, gs.Graph]) -> Sized:
 Graphs = dict[str, dict[int, gs.Graph]]
 
 
-def _seen(cuts: Iterable[Cut], of: Callable[[Cut], Iterator[tuple[Part, str]]]) -> Graphs:
+def _seen(
+    cuts: Iterable[PartitionedGraph],
+    of: Callable[[PartitionedGraph], Iterator[tuple[Segment, str]]],
+) -> Graphs:
     """Signature → count → part."""
     found: Graphs = {}
     for given in cuts:
@@ -133,11 +136,11 @@ def _seen(cuts: Iterable[Cut], of: Callable[[Cut], Iterator[tuple[Part, str]]]) 
     return found
 
 
-def _halves(given: Cut) -> Iterator[tuple[Part, str]]:
+def _halves(given: PartitionedGraph) -> Iterator[tuple[Segment, str]]:
     return ((parts[0], sign) for sign, parts in given.halves().items())
 
 
-def _heads(given: Cut) -> Iterator[tuple[Part, str]]:
+def _heads(given: PartitionedGraph) -> Iterator[tuple[Segment, str]]:
     head = given.head()
     return iter([] if head is None else [head])
 
@@ -147,7 +150,9 @@ def _merged(given: Sequence[Graphs]) -> Graphs:
     return {s: {n: g for graphs in given for n, g in graphs.get(s, {}).items()} for s in names}
 
 
-def _steps(made: Sequence[tuple[list[tuple[str, int]], Cut]], method: Method) -> list[StepPart]:
+def _steps(
+    made: Sequence[tuple[list[tuple[str, int]], PartitionedGraph]], method: Method
+) -> list[StepPart]:
     """Each step of some graphs as a part, those of equal counts once."""
     shape = method.context.shape
     found: dict[tuple[int, int], gs.Graph] = {}
@@ -162,7 +167,7 @@ def _steps(made: Sequence[tuple[list[tuple[str, int]], Cut]], method: Method) ->
     return [(n, k, graph) for (n, k), graph in sorted(found.items())]
 
 
-def _at_few(dense: gs.Graph, method: Method) -> Iterator[Cut]:
+def _at_few(dense: gs.Graph, method: Method) -> Iterator[PartitionedGraph]:
     """The model at counts spread evenly."""
     shape = method.context.shape
     grain = max(rule.granularity for rule in method.sites)

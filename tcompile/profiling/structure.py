@@ -10,13 +10,13 @@ from tcompile.analysis.model import Analysis
 from tcompile.core.errors import UsageError
 from tcompile.methods.method import Method
 from tcompile.passes.reduce import reduce_graph
-from tcompile.profiling import common_subexpressions as twins
-from tcompile.profiling.partition import Part, cut
+from tcompile.profiling.common_subexpressions import without_common_subexpressions
+from tcompile.profiling.partition import Segment, partition
 from tcompile.profiling.signature import signature
 
 
 @dataclass(frozen=True, eq=False)
-class Cut:
+class PartitionedGraph:
     """A graph and its parts.
 
     Attributes:
@@ -28,33 +28,35 @@ class Cut:
 
     graph: gs.Graph
     tokens: int
-    parts: tuple[Part, ...]
+    parts: tuple[Segment, ...]
     signatures: tuple[str, ...]
     step: int = -1
 
-    def behind(self, role: str) -> list[tuple[Part, str]]:
+    def behind(self, role: str) -> list[tuple[Segment, str]]:
         """Parts of a role behind the last step, with their signatures."""
         pairs = list(zip(self.parts, self.signatures, strict=True))[self.step + 1 :]
         return [(p, s) for p, s in pairs if p.role == role]
 
-    def halves(self) -> dict[str, list[Part]]:
+    def halves(self) -> dict[str, list[Segment]]:
         """Halves behind the last step, alike ones together."""
-        found: dict[str, list[Part]] = {}
+        found: dict[str, list[Segment]] = {}
         for part, sign in [*self.behind("attn"), *self.behind("mlp")]:
             found.setdefault(sign, []).append(part)
         return found
 
-    def head(self) -> tuple[Part, str] | None:
+    def head(self) -> tuple[Segment, str] | None:
         return next(iter(self.behind("head")), None)
 
 
-def cut_dense(dense: gs.Graph, analysis: Analysis) -> Cut:
+def cut_dense(dense: gs.Graph, analysis: Analysis) -> PartitionedGraph:
     """The dense model's parts."""
-    parts = tuple(cut(dense, analysis))
-    return Cut(dense, analysis.shape.tokens, parts, tuple(signature(dense, p) for p in parts))
+    parts = tuple(partition(dense, analysis))
+    return PartitionedGraph(
+        dense, analysis.shape.tokens, parts, tuple(signature(dense, p) for p in parts)
+    )
 
 
-def cut_at(dense: gs.Graph, method: Method, tokens: int) -> Cut:
+def cut_at(dense: gs.Graph, method: Method, tokens: int) -> PartitionedGraph:
     """The parts of the model when a method comes down to so many tokens, as early as it can.
 
     Raises:
@@ -67,23 +69,23 @@ def cut_at(dense: gs.Graph, method: Method, tokens: int) -> Cut:
 
 
 def cut_steps(
-    dense: gs.Graph, method: Method, steps: list[tuple[str, int]], *, without_twins: bool = False
-) -> Cut:
+    dense: gs.Graph, method: Method, steps: list[tuple[str, int]], *, deduplicate: bool = False
+) -> PartitionedGraph:
     """The parts of the model with these steps of a method: (site, patches that stay).
 
     Args:
-        without_twins: leave out nodes that compute what others do (`twins`).
+        deduplicate: leave out nodes that compute what others do.
     """
     from tcompile.methods.schedulers import Place
 
     schedule = method.schedule([Place(*s) for s in steps])
     made = reduce_graph(dense, method.analysis, schedule, outputs=method.outputs).graph
-    if without_twins:
-        made = twins.without_twins(made)
-    parts = tuple(cut(dense, method.analysis, made))
+    if deduplicate:
+        made = without_common_subexpressions(made)
+    parts = tuple(partition(dense, method.analysis, made))
     last = max(i for i, p in enumerate(parts) if p.role == "reducer" and p.site == steps[-1][0])
     tokens = method.context.shape.prefix + steps[-1][1]
-    return Cut(made, tokens, parts, tuple(signature(made, p) for p in parts), last)
+    return PartitionedGraph(made, tokens, parts, tuple(signature(made, p) for p in parts), last)
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ def layout_of(dense: gs.Graph, method: Method) -> Layout:
     )
 
 
-def _halves(given: Cut, blocks: int, behind: bool = False) -> list[tuple[str, str]]:
+def _halves(given: PartitionedGraph, blocks: int, behind: bool = False) -> list[tuple[str, str]]:
     found = [["", ""] for _ in range(blocks)]
     pairs = zip(given.parts, given.signatures, strict=True)
     for i, (part, sign) in enumerate(pairs):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from tcompile.core.errors import UsageError
-from tcompile.planning.solve.planned import Planned
+from tcompile.planning.solve.planned import PlanReport
 
 
-def draw(planned: Planned | None, path: Path) -> list[Path]:
+def draw(planned: PlanReport | None, path: Path) -> list[Path]:
     """Write NAME-latency, NAME-depth and, where plans were weighed, NAME-front beside each other.
 
     Raises:

@@ -24,7 +24,7 @@ from tcompile.core.graph import to_onnx
 from tcompile.methods.presets import PRESETS
 from tcompile.passes.lower import lower
 from tcompile.passes.reduce.reducers import merge, merge_combine
-from tcompile.passes.reduce.token_state import Stage
+from tcompile.passes.reduce.token_state import TokenState
 from tests.oracles.compare import MismatchError
 from tests.oracles.presets.comparing import agree
 from tests.oracles.presets.held import method
@@ -202,7 +202,7 @@ def split_off_by_one(patch: pytest.MonkeyPatch) -> None:
 
 def sizes_forgotten(patch: pytest.MonkeyPatch) -> None:
     """What tokens stand for is not carried on."""
-    patch.setattr(merge, "Stage", lambda *a, **kw: replace(Stage(*a, **kw), size=None))
+    patch.setattr(merge, "TokenState", lambda *a, **kw: replace(TokenState(*a, **kw), size=None))
 
 
 def length_of_the_target(patch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,7 @@ from tcompile import pipeline
 from tcompile.core.errors import InternalError, TcompileError
 from tcompile.core.parameters import Parameter
 from tcompile.methods.presets import PRESETS, Preset
+from tcompile.planning.method_schedule import schedule_for
 from tests.support.fuzz_schedules import random_schedule
 from tests.support.grid_vit import GridVit, grid_vit, grid_weights, images
 from tests.support.judge_presets import Subject, WrongError, check
@@ -254,7 +255,7 @@ def tried(made: Ask) -> Outcome:
     """
     try:
         model = subject(made.spec, made.batch, made.opset, made.scale)
-        schedule = pipeline.schedule_for(
+        schedule = schedule_for(
             model.model,
             made.keep,
             made.method or "topk",

@@ -19,6 +19,7 @@ from tcompile import pipeline
 from tcompile.core.graph import to_onnx
 from tcompile.core.schedule import Reduction, Schedule
 from tcompile.passes.reduce.reducers import filled_reducer, find_reducer, traits_of
+from tcompile.passes.stages import Analysed
 from tests.support.grid_vit import GridVit, forward
 
 Array = np.ndarray[Any, Any]
@@ -46,7 +47,7 @@ class Subject:
         known: spec and weights of a `GridVit`; None for other models.
     """
 
-    model: pipeline.Analysed
+    model: Analysed
     batch: int
     feed: Arrays
     known: tuple[GridVit, Arrays] | None = None

@@ -12,9 +12,11 @@ from tempfile import mkdtemp
 from tcompile.core.schedule import Schedule
 from tcompile.methods.method import Method, method_for
 from tcompile.passes.reduce import reduce_graph
-from tcompile.pipeline import Analysed, read, room_of
+from tcompile.passes.stages import Analysed
+from tcompile.pipeline import read
+from tcompile.planning.method_schedule import site_constraints
 from tcompile.profiling.curve import Curve, Figure, StepCost
-from tcompile.profiling.partition import cut
+from tcompile.profiling.partition import partition
 from tcompile.profiling.profile import (
     Conditions,
     MeasuredProfile,
@@ -37,7 +39,7 @@ def model(spec: VitSpec | None = None) -> Analysed:
 
 
 def method(given: Analysed, text: str, outputs: str = "reduced") -> Method:
-    return method_for(given.analysis, room_of(given.analysis, outputs), text, outputs)
+    return method_for(given.analysis, site_constraints(given.analysis, outputs), text, outputs)
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ class Planted:
         graph = reduce_graph(given.graph, given.analysis, schedule).graph
         keeps = {r.site: r.keep for r in schedule.reductions}
         tokens, total = given.analysis.shape.tokens, 0.0
-        for part in cut(given.graph, given.analysis, graph):
+        for part in partition(given.graph, given.analysis, graph):
             if part.role == "stem":
                 total += STEM
             elif part.role == "reducer" and part.site in keeps:
@@ -138,7 +140,7 @@ def looked_up(given: Analysed, schedule: Schedule, profile: Profile, key: str) -
     graph = reduce_graph(given.graph, given.analysis, schedule).graph
     keeps = {r.site: r.keep for r in schedule.reductions}
     tokens, total = given.analysis.shape.tokens, 0.0
-    for part in cut(given.graph, given.analysis, graph):
+    for part in partition(given.graph, given.analysis, graph):
         sign = signature(graph, part)
         if part.role == "stem":
             total += profile.stem[sign].ms

@@ -20,6 +20,8 @@ from tcompile.core.schedule import Schedule
 from tcompile.methods.presets import PRESETS, Preset
 from tcompile.models.onnx_vit import GraphWriter, VitSpec, build_vit, prefix_tokens, random_weights
 from tcompile.passes.lower import lower
+from tcompile.passes.stages import Analysed
+from tcompile.planning.method_schedule import schedule_for
 from tcompile.targets import load_target
 
 Array = np.ndarray[Any, Any]
@@ -121,7 +123,7 @@ def some_images(spec: VitSpec, batch: int) -> Array:
 
 
 @lru_cache(maxsize=8)
-def analysed(kind: str) -> tuple[VitSpec, pipeline.Analysed]:
+def analysed(kind: str) -> tuple[VitSpec, Analysed]:
     """image, video: `inert` models. flat: the same without positions, so that equal patches are
     equal tokens. loud: LOUD; deep: the same with more blocks."""
     specs = {"loud": LOUD, "deep": replace(LOUD, depth=8)}
@@ -186,7 +188,7 @@ def scheduled(
         images = calibration_file(spec.image) if "calibration" in preset.needs else None
         for keep in keeps:
             try:
-                found = pipeline.schedule_for(
+                found = schedule_for(
                     model, keep, method(preset, spec), outputs=outputs, calibration=images
                 )
                 return name, found
@@ -216,7 +218,7 @@ def made_loud(preset: Preset) -> Made:
     """As few tokens as it can reach, in half precision."""
     if values := largest(preset):
         kind, (spec, model) = "deep", analysed("deep")
-        schedule = pipeline.schedule_for(model, None, method(preset, spec, **values))
+        schedule = schedule_for(model, None, method(preset, spec, **values))
     else:
         kind, schedule = scheduled(preset, "loud", LEAST)
         spec, model = analysed(kind)

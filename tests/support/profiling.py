@@ -17,8 +17,10 @@ from tcompile import pipeline
 from tcompile.core.save import save
 from tcompile.methods.method import Method, method_for
 from tcompile.models.onnx_vit import GraphWriter, patch_tokens, pool, prefix_tokens
+from tcompile.passes.stages import Analysed
+from tcompile.planning.method_schedule import site_constraints
 from tcompile.profiling import sessions as stations
-from tcompile.profiling.partition import Part, subgraph
+from tcompile.profiling.partition import Segment, subgraph
 from tcompile.profiling.profile import Conditions
 from tcompile.targets.backends.ort import OrtRunner
 from tests.support.tiny_vit import VitSpec, random_weights, save_tiny_vit
@@ -40,7 +42,7 @@ CONDITIONS = Conditions(
 )
 
 
-def tiny(folder: Path, spec: VitSpec | None = None, batch: int | None = 1) -> pipeline.Analysed:
+def tiny(folder: Path, spec: VitSpec | None = None, batch: int | None = 1) -> Analysed:
     """A tiny ViT, read."""
     return pipeline.read(save_tiny_vit(folder / "tiny.onnx", spec, batch=batch))
 
@@ -84,7 +86,7 @@ class _Sided(GraphWriter):
         )
 
 
-def sided(folder: Path, spec: VitSpec | None = None, batch: int = 2) -> pipeline.Analysed:
+def sided(folder: Path, spec: VitSpec | None = None, batch: int = 2) -> Analysed:
     """A tiny ViT whose attentions read rotary tables and a bias, read."""
     spec = spec or VitSpec()
     writer = _Sided(spec)
@@ -97,12 +99,12 @@ def sided(folder: Path, spec: VitSpec | None = None, batch: int = 2) -> pipeline
     return pipeline.read(path)
 
 
-def method(model: pipeline.Analysed, text: str, outputs: str = "reduced") -> Method:
+def method(model: Analysed, text: str, outputs: str = "reduced") -> Method:
     """A method on a model."""
-    return method_for(model.analysis, pipeline.room_of(model.analysis, outputs), text, outputs)
+    return method_for(model.analysis, site_constraints(model.analysis, outputs), text, outputs)
 
 
-def run_parts(graph: gs.Graph, parts: list[Part], feed: dict[str, Array], folder: Path) -> Any:
+def run_parts(graph: gs.Graph, parts: list[Segment], feed: dict[str, Array], folder: Path) -> Any:
     """The parts one after another, each fed what those before it gave."""
     known = dict(feed)
     for i, part in enumerate(parts):

@@ -18,7 +18,7 @@ from tcompile.passes.normalize.infer import infer
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.reducers import Ask, ReducerInput, filled_reducer, find_reducer
 from tcompile.passes.reduce.segments import by_segment
-from tcompile.passes.reduce.token_state import Stage
+from tcompile.passes.reduce.token_state import TokenState
 from tcompile.plugins.spec import add_functions
 from tests.support.half import run_as_written
 
@@ -147,7 +147,7 @@ def reduced(
         tokens.x.shape[2],
         inputs.get("score"),
         core,
-        Stage(tokens.count, **of_stage),
+        TokenState(tokens.count, **of_stage),
         tokens.prefix,
         tokens.suffix,
         total,

@@ -21,13 +21,13 @@ from tcompile.passes.reduce.reducers.common import (
 )
 from tcompile.passes.reduce.reducers.merge_combine import Groups
 from tcompile.passes.reduce.reducers.merge_edges import metric
-from tcompile.passes.reduce.token_state import Stage
+from tcompile.passes.reduce.token_state import TokenState
 
 #: No size is less: its logarithm is added to logits.
 _LEAST = 1e-3
 
 
-def assign(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
+def assign(given: ReducerInput) -> tuple[gs.Tensor, TokenState]:
     """x' = [prefix | x'_S | suffix], S = the K best, ascending; each j ∉ S goes to
     c(j) = argmax_{k∈S} cos(m_j, m_k), m the stream or the keys' mean; fp32 inside.
 

@@ -11,9 +11,9 @@ import onnx_graphsurgeon as gs
 
 from tcompile.core.parameters import Parameters
 from tcompile.core.schedule import Spec
-from tcompile.passes.reduce.attention_view import Core
+from tcompile.passes.reduce.attention_view import AttentionView
 from tcompile.passes.reduce.builder import Builder
-from tcompile.passes.reduce.token_state import Stage
+from tcompile.passes.reduce.token_state import TokenState
 
 Grid = tuple[int, ...]
 
@@ -47,8 +47,8 @@ class ReducerInput:
     x: gs.Tensor
     width: int
     score: gs.Tensor | None
-    core: Core
-    stage: Stage
+    core: AttentionView
+    stage: TokenState
     prefix: int
     suffix: int
     patches: int
@@ -84,7 +84,7 @@ class ReducerInput:
             parts.append(self.b.slice(self.x, 1, self.prefix + self.stage.count, None, **kw))
         return self.b.concat(parts, 1, **kw)
 
-    def reduce(self, spec: Spec) -> tuple[gs.Tensor, Stage]:
+    def reduce(self, spec: Spec) -> tuple[gs.Tensor, TokenState]:
         """What another reducer makes of it, for one that leaves the rest to it."""
         from tcompile.passes.reduce.reducers import filled_reducer, find_reducer
 
@@ -152,7 +152,7 @@ class Reducer:
     """
 
     name: str
-    run: Callable[[ReducerInput], tuple[gs.Tensor, Stage]]
+    run: Callable[[ReducerInput], tuple[gs.Tensor, TokenState]]
     parameters: Parameters = field(default_factory=dict)
     traits: frozenset[Trait] = frozenset()
     scored: bool = True

@@ -7,10 +7,10 @@ import onnx_graphsurgeon as gs
 
 from tcompile.passes.reduce.reducers.base import Reducer, ReducerInput
 from tcompile.passes.reduce.reducers.common import choose
-from tcompile.passes.reduce.token_state import Stage
+from tcompile.passes.reduce.token_state import TokenState
 
 
-def bypass(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
+def bypass(given: ReducerInput) -> tuple[gs.Tensor, TokenState]:
     """x' = [prefix | x_S | suffix], S = the K best, ascending; the map is put together again after
     the block, so a token that is not in S has no owner: any row may stand for it meanwhile.
     """
@@ -28,7 +28,7 @@ def bypass(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
         dtype=np.int64,
     )
     owner = b.op("ScatterElements", nowhere, index, slots, dtype=np.int64, axis=1)
-    after = Stage(given.keep, index=index, local=index, owner=owner)
+    after = TokenState(given.keep, index=index, local=index, owner=owner)
     return given.joined(kept, fp32=False), after
 
 

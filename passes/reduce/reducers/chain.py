@@ -8,17 +8,17 @@ import onnx_graphsurgeon as gs
 
 from tcompile.core.errors import UsageError
 from tcompile.core.parameters import Parameter
-from tcompile.passes.reduce.attention_view import Core
+from tcompile.passes.reduce.attention_view import AttentionView
 from tcompile.passes.reduce.reducers.base import Ask, Reducer, ReducerInput
 from tcompile.passes.reduce.reducers.chain_steps import parts, problem, scores, steps_of
 from tcompile.passes.reduce.reducers.common import rows, take
-from tcompile.passes.reduce.token_state import Stage
+from tcompile.passes.reduce.token_state import TokenState
 
 
-class _Left(Core):
+class _Left(AttentionView):
     """The attention as those tokens see it that are left."""
 
-    def __init__(self, core: Core, given: ReducerInput, local: gs.Tensor) -> None:
+    def __init__(self, core: AttentionView, given: ReducerInput, local: gs.Tensor) -> None:
         self.b, self.attention, self.batch = core.b, core.attention, core.batch
         self.node, self.product = core.node, core.product
         self.core, self.given, self.local = core, given, local
@@ -45,7 +45,7 @@ def _left(
     return replace(given, x=whole).joined(kept, fp32=fp32)
 
 
-def chain(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
+def chain(given: ReducerInput) -> tuple[gs.Tensor, TokenState]:
     """Each step takes what the one before left; keys go with their tokens, and so does the stream
     beside an attention, and so do scores: the site's, or the step's own, which is of all tokens
     that arrive at the site.

@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 from tcompile.core.errors import UsageError
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.reducers.base import ReducerInput
-from tcompile.passes.reduce.token_state import Stage
+from tcompile.passes.reduce.token_state import TokenState
 
 #: TensorRT's TopK refuses a larger K (FACTS B.6).
 TOPK_LIMIT = 3840
@@ -123,7 +123,7 @@ def compose_owner(b: Builder, before: gs.Tensor | None, step: gs.Tensor) -> gs.T
     return step if before is None else b.op("GatherElements", step, before, dtype=np.int64, axis=1)
 
 
-def staying(given: ReducerInput, index: gs.Tensor, step: gs.Tensor, **changes: Any) -> Stage:
+def staying(given: ReducerInput, index: gs.Tensor, step: gs.Tensor, **changes: Any) -> TokenState:
     """The stage of tokens that were at index [B, K] before.
 
     Args:
@@ -136,7 +136,7 @@ def staying(given: ReducerInput, index: gs.Tensor, step: gs.Tensor, **changes: A
         "prop_attn": before.prop_attn,
         **changes,
     }
-    return Stage(
+    return TokenState(
         given.keep,
         index=take(b, before.index, index),
         owner=compose_owner(b, before.owner, step),

@@ -22,10 +22,10 @@ from tcompile.passes.reduce.reducers.common import (
     staying,
 )
 from tcompile.passes.reduce.reducers.merge_edges import metric
-from tcompile.passes.reduce.token_state import Stage
+from tcompile.passes.reduce.token_state import TokenState
 
 
-def contextual(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
+def contextual(given: ReducerInput) -> tuple[gs.Tensor, TokenState]:
     """x' = [prefix | dominant | contextual | suffix], each ascending; fp32 inside.
 
     dominant: the K − c best. Of the M others, ascending, every step-th is a target, c of them,

@@ -25,13 +25,13 @@ from tcompile.passes.reduce.reducers.common import (
     staying,
 )
 from tcompile.passes.reduce.reducers.merge_edges import metric
-from tcompile.passes.reduce.token_state import Stage
+from tcompile.passes.reduce.token_state import TokenState
 
 #: More rounds than this make a graph too long.
 _ROUNDS = 256
 
 
-def diverse(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
+def diverse(given: ReducerInput) -> tuple[gs.Tensor, TokenState]:
     """x' = [prefix | x_S | suffix], ascending; fp32 inside. S = the int(important · K) best by
     score, and what is left of the others after these rounds: of their list, best first, even places
     A and odd places B; the `step` of A (fewer in the last round) with the largest max_{b∈B}

@@ -20,12 +20,12 @@ from tcompile.passes.reduce.reducers.common import (
     rows,
     take,
 )
-from tcompile.passes.reduce.token_state import Stage
+from tcompile.passes.reduce.token_state import TokenState
 
 WEIGHTS = ("score", "normalised", "mean", "size")
 
 
-def fuse(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
+def fuse(given: ReducerInput) -> tuple[gs.Tensor, TokenState]:
     """x' = [prefix | x_S | f | suffix], S the K − 1 best, ascending; fp32 inside. Over all j ∉ S
 
     * score: f = Σ c_j x_j, raw scores, not renormalised, as published (METHODS 4.9);
@@ -58,7 +58,7 @@ def rest_token(given: ReducerInput, patches: gs.Tensor, index: gs.Tensor) -> gs.
     return rest
 
 
-def fused(given: ReducerInput, index: gs.Tensor) -> Stage:
+def fused(given: ReducerInput, index: gs.Tensor) -> TokenState:
     """The stage of [tokens at index [B, K − 1] | one for all the others]."""
     b, before, kept = given.b, given.stage, given.keep - 1
     first = b.slice(index, 1, 0, 1)
@@ -67,7 +67,7 @@ def fused(given: ReducerInput, index: gs.Tensor) -> Stage:
     last = b.op("Add", zero, b.const(np.full((1, before.count), kept)), dtype=np.int64)
     step = b.op("ScatterElements", last, index, numbers(b, index, kept), dtype=np.int64, axis=1)
     nowhere = b.op("Sub", zero, [1], dtype=np.int64)
-    return Stage(
+    return TokenState(
         given.keep,
         index=b.concat([take(b, before.index, index), nowhere], 1),
         size=_sizes(given, index),

@@ -13,10 +13,10 @@ from tcompile.passes.reduce.reducers.base import Ask, Grid, Reducer, ReducerInpu
 from tcompile.passes.reduce.reducers.common import for_all, numbers, onehot, others, placed, staying
 from tcompile.passes.reduce.reducers.grids import nearest, planes
 from tcompile.passes.reduce.reducers.lines_grid import Lines, axis_of, possible_counts
-from tcompile.passes.reduce.token_state import Stage
+from tcompile.passes.reduce.token_state import TokenState
 
 
-def lines(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
+def lines(given: ReducerInput) -> tuple[gs.Tensor, TokenState]:
     """Of the pairs of columns (or rows) (0, 1), (2, 3) … those r with the largest mean, over the
     rows, of cos(x_left, x_right) become one each, in the place of the left one: the mean by size,
     the sum of the sizes. r: columns that are too many for K. What is left is a grid in raster

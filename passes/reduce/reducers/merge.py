@@ -23,10 +23,10 @@ from tcompile.passes.reduce.reducers.merge_edges import edges, metric
 from tcompile.passes.reduce.reducers.merge_limits import plain, problem
 from tcompile.passes.reduce.reducers.merge_match import match
 from tcompile.passes.reduce.reducers.merge_split import PARITIES, SORTED, SPLITS, shifted, sides
-from tcompile.passes.reduce.token_state import Stage
+from tcompile.passes.reduce.token_state import TokenState
 
 
-def merge(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
+def merge(given: ReducerInput) -> tuple[gs.Tensor, TokenState]:
     """r = T − keep patches of A leave into their best of B (`merge_split`, `merge_edges`,
     `merge_match`, `merge_combine`), fp32 inside. The prefix takes no part (DESIGN 5.4).
 
@@ -54,7 +54,7 @@ def merge(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
         size = groups.sizes() if parameters["sizes"] else None
     if not parameters["sizes"]:
         size = None if before.size is None else take(b, before.size, index)
-    after = Stage(
+    after = TokenState(
         given.keep,
         index=take(b, before.index, index),
         size=size,

@@ -13,13 +13,13 @@ from tcompile.passes.reduce.reducers.base import Ask, Reducer, ReducerInput
 from tcompile.passes.reduce.reducers.common import choose, rows, sorts
 from tcompile.passes.reduce.reducers.fuse import fused, problem, rest_token
 from tcompile.passes.reduce.reducers.merge_edges import metric
-from tcompile.passes.reduce.token_state import Stage
+from tcompile.passes.reduce.token_state import TokenState
 
 #: Below every cosine: no token is its own neighbour.
 _FAR = -4.0
 
 
-def neighbours(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
+def neighbours(given: ReducerInput) -> tuple[gs.Tensor, TokenState]:
     """x' = [prefix | x_k + Σ_{j∈N(k)} c_j x_j, k ∈ S | Σ_{j∉S} c_j x_j | suffix]; fp32 inside.
 
     S: the K − 1 best by score c, ascending. N(k): the `neighbours` others (all, if there are fewer)

@@ -14,10 +14,10 @@ from tcompile.core.parameters import Parameter
 from tcompile.passes.reduce.reducers.base import Ask, Grid, Reducer, ReducerInput
 from tcompile.passes.reduce.reducers.common import for_all, staying
 from tcompile.passes.reduce.reducers.grids import nearest, planes
-from tcompile.passes.reduce.token_state import Stage
+from tcompile.passes.reduce.token_state import TokenState
 
 
-def pool(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
+def pool(given: ReducerInput) -> tuple[gs.Tensor, TokenState]:
     """y_c = Σ s x / Σ s over the cells of side × side, frame by frame, in raster order; those at
     the right and bottom edge may be smaller. A cell has the position of its top left token and
     the sum of the sizes; later attentions add its logarithm where they did before. fp32 inside.

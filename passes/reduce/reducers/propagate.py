@@ -16,13 +16,13 @@ from tcompile.core.parameters import Parameter
 from tcompile.passes.reduce.reducers.base import Ask, Reducer, ReducerInput
 from tcompile.passes.reduce.reducers.common import choose, others, rows, sorts, staying
 from tcompile.passes.reduce.reducers.grids import beside, planes
-from tcompile.passes.reduce.token_state import Stage
+from tcompile.passes.reduce.token_state import TokenState
 
 #: Where a stage keeps the graph of its tokens, so that it need not be made again.
 _GRAPH = "propagate/graph"
 
 
-def propagate(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
+def propagate(given: ReducerInput) -> tuple[gs.Tensor, TokenState]:
     """x' = [prefix | x_k + α Σ_{p∉S} Â_kp x_p, k ∈ S | suffix], S = the K best, ascending; fp32
     inside. Â = D^-½ G D^-½ by row sums D; G_ij = 1 where j is one of the `neighbours` (8 or 4)
     around i in the grid, or one of the `semantic` others of largest cosine to i.

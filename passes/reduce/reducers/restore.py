@@ -8,12 +8,12 @@ import onnx_graphsurgeon as gs
 from tcompile.core.parameters import Parameter
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.reducers.base import Ask, Grid, Reducer, ReducerInput
-from tcompile.passes.reduce.token_state import Stage
+from tcompile.passes.reduce.token_state import TokenState
 
 FILLS = ("stale", "owner", "mean", "zero", "upsample")
 
 
-def give_back(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
+def give_back(given: ReducerInput) -> tuple[gs.Tensor, TokenState]:
     """[prefix | T0 patches in their first order | suffix]; a token that had left is, by `fill`,
 
     * `stale`: what it was when it left (U2; before the last block: U3, Cropr's last-layer fusion);
@@ -23,12 +23,12 @@ def give_back(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
     b, stage, fill = given.b, given.stage, given.parameters["fill"]
     patches = given.of_patches(given.x, fp32=False)
     if fill == "upsample":
-        return given.joined(_upsampled(given, patches), fp32=False), Stage(given.patches)
+        return given.joined(_upsampled(given, patches), fp32=False), TokenState(given.patches)
     if fill == "owner":
         owner = stage.owner
         assert owner is not None
         full = b.call("TcGatherTokens", patches, owner, dtypes=[given.x.dtype], fp32=False)[0]
-        return given.joined(full, fp32=False), Stage(given.patches)
+        return given.joined(full, fp32=False), TokenState(given.patches)
     if fill == "stale":
         assert given.full is not None
         base = given.full
@@ -40,10 +40,10 @@ def give_back(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
             one = b.unsqueeze(b.op("Mul", corner, b.const([0], np.float32)), 2)
         shape = (1, given.patches, given.width if fill == "zero" else 1)
         base = b.op("Add", one, b.const(np.zeros(shape), np.float32))
-    return given.joined(put(b, base, patches, stage, given.patches)), Stage(given.patches)
+    return given.joined(put(b, base, patches, stage, given.patches)), TokenState(given.patches)
 
 
-def put(b: Builder, full: gs.Tensor, kept: gs.Tensor, stage: Stage, total: int) -> gs.Tensor:
+def put(b: Builder, full: gs.Tensor, kept: gs.Tensor, stage: TokenState, total: int) -> gs.Tensor:
     """[B, T0, C]: `full` with the rows of `kept` [B, K, C] where each of them was at first; a token
     without a position is in no place."""
     index = stage.index

@@ -20,10 +20,10 @@ from tcompile.passes.reduce.reducers.common import (
     sorts,
     staying,
 )
-from tcompile.passes.reduce.token_state import Stage
+from tcompile.passes.reduce.token_state import TokenState
 
 
-def soft(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
+def soft(given: ReducerInput) -> tuple[gs.Tensor, TokenState]:
     """x' = [prefix | x'_S | suffix], S = the K best, ascending; each i ∉ S goes to the `targets`
     k ∈ S of largest correlation L_ik = mean_h q_i·k_k/√d by w_ik = softmax over these;
 

@@ -16,10 +16,10 @@ from tcompile.core.parameters import Parameter
 from tcompile.passes.reduce.reducers.base import Ask, Grid, Reducer, ReducerInput
 from tcompile.passes.reduce.reducers.common import compose_owner, staying, take
 from tcompile.passes.reduce.reducers.quota import chosen, problem
-from tcompile.passes.reduce.token_state import Stage
+from tcompile.passes.reduce.token_state import TokenState
 
 
-def topk(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
+def topk(given: ReducerInput) -> tuple[gs.Tensor, TokenState]:
     """x' = [prefix | x_S | suffix], S = the K best, by `quota.chosen`, ascending.
 
     For restored outputs a dropped token is represented by the kept one nearest in cosine here.
@@ -35,7 +35,7 @@ def topk(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
     return given.joined(kept, fp32=False), staying(given, index, step)
 
 
-def _in_groups(given: ReducerInput, table: np.ndarray) -> tuple[gs.Tensor, Stage]:
+def _in_groups(given: ReducerInput, table: np.ndarray) -> tuple[gs.Tensor, TokenState]:
     """The same for whole groups: score of a group = mean of its members'; the stream leaves as
     [group 0's members | group 1's | …], groups ascending.
 
@@ -70,7 +70,7 @@ def _in_groups(given: ReducerInput, table: np.ndarray) -> tuple[gs.Tensor, Stage
         "TcNearestTokens", b.reduce("Mean", members, [2]), chosen, slots, dtypes=[np.int64]
     )[0]
     group_owner = compose_owner(b, before.group_owner, nearest)
-    after = Stage(
+    after = TokenState(
         given.keep,
         index=take(b, before.index, index),
         owner=_owner(given, group_owner, size),

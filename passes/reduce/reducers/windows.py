@@ -22,10 +22,10 @@ from tcompile.passes.reduce.reducers.common import (
 )
 from tcompile.passes.reduce.reducers.grids import cells, nearest, planes
 from tcompile.passes.reduce.reducers.merge_edges import metric
-from tcompile.passes.reduce.token_state import Stage
+from tcompile.passes.reduce.token_state import TokenState
 
 
-def windows(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
+def windows(given: ReducerInput) -> tuple[gs.Tensor, TokenState]:
     """x' = [prefix | merged windows | all others | suffix], each ascending; fp32 inside.
 
     Of the whole side × side windows the r = (T − K)/(side² − 1) with the largest mean cosine of two
@@ -65,7 +65,7 @@ def windows(given: ReducerInput) -> tuple[gs.Tensor, Stage]:
     return given.joined(joined, fp32=False), _stage(given, index, step, total)
 
 
-def _stage(given: ReducerInput, index: gs.Tensor, step: gs.Tensor, total: gs.Tensor) -> Stage:
+def _stage(given: ReducerInput, index: gs.Tensor, step: gs.Tensor, total: gs.Tensor) -> TokenState:
     if given.parameters["sizes"]:
         return staying(given, index, step, size=total)
     return staying(given, index, step)

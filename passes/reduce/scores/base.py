@@ -10,9 +10,9 @@ import onnx_graphsurgeon as gs
 
 from tcompile.core.parameters import Parameters
 from tcompile.core.schedule import Spec
-from tcompile.passes.reduce.attention_view import Core
+from tcompile.passes.reduce.attention_view import AttentionView
 from tcompile.passes.reduce.builder import Builder
-from tcompile.passes.reduce.token_state import Stage
+from tcompile.passes.reduce.token_state import TokenState
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Seen:
         through: [B, K] i64, the patches that ran through it where others bypassed it; None: all.
     """
 
-    core: Core
+    core: AttentionView
     number: int
     through: gs.Tensor | None = None
 
@@ -52,7 +52,7 @@ class ScoreInput:
     """
 
     b: Builder
-    core: Core
+    core: AttentionView
     x: gs.Tensor
     prefix: int
     count: int
@@ -60,7 +60,7 @@ class ScoreInput:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     patches: int = 0
     grid: tuple[int, ...] = ()
-    stages: Sequence[Stage] = ()
+    stages: Sequence[TokenState] = ()
     seen: Sequence[Seen] = ()
     probe: Callable[[gs.Tensor], gs.Tensor] | None = None
     apart: Callable[[Score, ScoreInput], gs.Tensor] | None = None

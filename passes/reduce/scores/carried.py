@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 
 from tcompile.core.errors import UsageError
 from tcompile.passes.reduce.scores.base import ScoreInput, Seen
-from tcompile.passes.reduce.token_state import Stage
+from tcompile.passes.reduce.token_state import TokenState
 
 One = Callable[[ScoreInput], gs.Tensor]
 Combine = Callable[[gs.Tensor, gs.Tensor], gs.Tensor]
@@ -21,7 +21,7 @@ def owns(given: ScoreInput) -> bool:
     return bool(given.seen) and given.seen[-1].core.attention == given.core.attention
 
 
-def at_site(given: ScoreInput) -> Stage:
+def at_site(given: ScoreInput) -> TokenState:
     """The stage of the tokens that are scored: around or inside a block all of them are there."""
     return given.stages[-1] if owns(given) or not given.seen else given.stages[0]
 
@@ -39,8 +39,8 @@ def previous(given: ScoreInput, one: One) -> gs.Tensor:
 def over(given: ScoreInput, blocks: Sequence[Seen], one: One, combine: Combine) -> gs.Tensor:
     """`one` of each block, combined from the first to the last: [B, T].
 
-    What a token has is carried to the tokens that are left (`Stage.local`), given to all that it
-    stood for where they come back (`Stage.owner`), and kept by tokens that bypass a block.
+    What a token has is carried to the tokens that are left (`TokenState.local`), given to all that
+    it stood for where they come back (`TokenState.owner`), and kept by tokens that bypass a block.
 
     Raises:
         UsageError: there is no such block, one sees windows only, or tokens since then were made

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from tcompile.core.schedule import Reduction, Schedule
 from tcompile.methods.context import Context, Step, Values
 from tcompile.methods.presets import Preset
-from tcompile.methods.score_fallbacks import stand_in
+from tcompile.methods.score_fallbacks import score_fallback
 from tcompile.passes.reduce.reducers import traits_of
 from tcompile.planning.losses.base import Composition
-from tcompile.planning.method_schedule import room_of
+from tcompile.planning.method_schedule import site_constraints
 
 if TYPE_CHECKING:
     from tcompile.analysis.model import Analysis
@@ -35,12 +35,12 @@ def single_step(
         shape,
         analysis.has_cls,
         Fraction(keep, shape.patches),
-        room_of(analysis, outputs),
+        site_constraints(analysis, outputs),
     )
     step = Step(context, values, site, shape.patches, keep, 0, 1)
     score = preset.score_at(step)
     if score is not None:
-        score = stand_in(score, context, site)
+        score = score_fallback(score, context, site)
     reduction = Reduction(site, score, preset.reducer_at(step), keep)
     return Schedule(preset.name, shape, (reduction,))
 

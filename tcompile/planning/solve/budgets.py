@@ -27,7 +27,7 @@ from tcompile.planning.optimise import (
     solve,
 )
 from tcompile.planning.optimise.tables import Floats, Tables
-from tcompile.planning.solve.candidates import TOPK_LIMIT, Candidate
+from tcompile.planning.solve.candidates import TOPK_LIMIT, MethodTables
 from tcompile.planning.solve.outcome import Reason
 
 #: Patch tokens that are kept over those asked for, at most, where they are free: one tenth.
@@ -72,7 +72,7 @@ class Ends:
 
 
 @dataclass(frozen=True, eq=False)
-class Choice:
+class MethodPlan:
     """A method's plan.
 
     Attributes:
@@ -80,13 +80,13 @@ class Choice:
         reason, why: where the plan takes no step: why.
     """
 
-    candidate: Candidate
+    candidate: MethodTables
     plan: Plan
     reason: Reason = "budget"
     why: str = ""
 
 
-def ends_of(candidate: Candidate, budget: Budget) -> Ends:
+def ends_of(candidate: MethodTables, budget: Budget) -> Ends:
     """With how many tokens a method's plan may end; `budget` must say how many were asked for.
 
     Never with all of them, however free they are, unless all were asked for.
@@ -117,7 +117,7 @@ def _behind(tables: Tables) -> Floats:
     return blocks + tables.head_ms  # type: ignore[no-any-return]
 
 
-def limits_of(candidate: Candidate, budget: Budget) -> Limits:
+def limits_of(candidate: MethodTables, budget: Budget) -> Limits:
     """A method's limits, and the tokens that may be left."""
     limits = candidate.limits
     if budget.final is None:
@@ -126,7 +126,7 @@ def limits_of(candidate: Candidate, budget: Budget) -> Limits:
     return replace(limits, final_least=ends.least, final_most=ends.most)
 
 
-def usual_plan(candidate: Candidate, final: int, tables: Tables | None = None) -> Plan:
+def usual_plan(candidate: MethodTables, final: int, tables: Tables | None = None) -> Plan:
     """Down to `final` tokens or the least count from there on, at a quarter of the depth.
 
     Where a method cannot in one step, in the fewest from there on; where too few sites follow, from
@@ -166,7 +166,7 @@ def _down_from(tables: Tables, first: int, target: int) -> list[int]:
     return after
 
 
-def best_of(candidate: Candidate, budget: Budget) -> Choice:
+def best_of(candidate: MethodTables, budget: Budget) -> MethodPlan:
     """The plan of a method that loses least within the latency.
 
     Raises:
@@ -176,10 +176,12 @@ def best_of(candidate: Candidate, budget: Budget) -> Choice:
     tables = candidate.tables
     goal = Goal("loss", latency_ms=budget.latency_ms)
     plan = solve(tables, goal, limits_of(candidate, budget), eps=budget.eps)
-    return Choice(candidate, plan)
+    return MethodPlan(candidate, plan)
 
 
-def best_of_all(candidates: Sequence[Candidate], budget: Budget) -> tuple[Choice, list[Choice]]:
+def best_of_all(
+    candidates: Sequence[MethodTables], budget: Budget
+) -> tuple[MethodPlan, list[MethodPlan]]:
     """The plan that loses least of several methods', and each one's own.
 
     With a share of tokens: no slower than the fastest of the methods is in the usual place.
@@ -201,7 +203,7 @@ def best_of_all(candidates: Sequence[Candidate], budget: Budget) -> tuple[Choice
             if fits:
                 return _least_loss(fits), fits
         limits = [(choice.candidate, ms) for choice, ms in _in_time(usual, budget)]
-    found: list[Choice] = []
+    found: list[MethodPlan] = []
     reason: UsageError | None = None
     for one, ms in limits:
         try:
@@ -214,11 +216,13 @@ def best_of_all(candidates: Sequence[Candidate], budget: Budget) -> tuple[Choice
     return _least_loss(found), found
 
 
-def _least_loss(choices: Sequence[Choice]) -> Choice:
+def _least_loss(choices: Sequence[MethodPlan]) -> MethodPlan:
     return min(choices, key=lambda choice: (choice.plan.loss, choice.plan.latency_ms))
 
 
-def _in_time(usual: Sequence[tuple[Choice, float]], budget: Budget) -> list[tuple[Choice, float]]:
+def _in_time(
+    usual: Sequence[tuple[MethodPlan, float]], budget: Budget
+) -> list[tuple[MethodPlan, float]]:
     """What each method's plan may take: what the fastest takes in the usual place, or itself where
     a prediction cannot tell the two apart; and no more than the budget."""
     fastest = min(ms for _, ms in usual)
@@ -231,14 +235,14 @@ def _in_time(usual: Sequence[tuple[Choice, float]], budget: Budget) -> list[tupl
     return found
 
 
-def _usual(candidates: Sequence[Candidate], budget: Budget) -> list[tuple[Choice, float]]:
+def _usual(candidates: Sequence[MethodTables], budget: Budget) -> list[tuple[MethodPlan, float]]:
     """Of each method that can: its usual plan with all that is free, and the ms that it takes with
     every plateau at its highest, as plans are solved.
 
     Raises:
         UsageError: none can come down to so few tokens.
     """
-    found: list[tuple[Choice, float]] = []
+    found: list[tuple[MethodPlan, float]] = []
     short: list[tuple[int, str]] = []
     for one in candidates:
         ends, tables = ends_of(one, budget), one.tables
@@ -254,7 +258,7 @@ def _usual(candidates: Sequence[Candidate], budget: Budget) -> list[tuple[Choice
             continue
         flat = flattened(tables, budget.eps) if budget.eps > 0 else tables
         ms = max(usual_plan(one, end, flat).latency_ms for end in (ends.least, ends.most))
-        found.append((Choice(one, plan), ms))
+        found.append((MethodPlan(one, plan), ms))
     if not found:
         assert budget.final is not None
         fewest, name = min(short)
@@ -267,7 +271,7 @@ def _usual(candidates: Sequence[Candidate], budget: Budget) -> list[tuple[Choice
     return found
 
 
-def next_step_down(candidate: Candidate, plan: Plan, band: float) -> str:
+def next_step_down(candidate: MethodTables, plan: Plan, band: float) -> str:
     """The most tokens with which the model would be faster, where latency falls in a step."""
     tables = candidate.tables
     patches = tables.tokens - tables.prefix
@@ -282,6 +286,6 @@ def next_step_down(candidate: Candidate, plan: Plan, band: float) -> str:
     return ""
 
 
-def dense_choice(candidate: Candidate, reason: Reason, why: str) -> Choice:
+def dense_choice(candidate: MethodTables, reason: Reason, why: str) -> MethodPlan:
     """The dense model, and why."""
-    return Choice(candidate, dense_plan(candidate.tables), reason, why)
+    return MethodPlan(candidate, dense_plan(candidate.tables), reason, why)

@@ -9,7 +9,7 @@ import onnx_graphsurgeon as gs
 
 from tcompile.analysis.model import Analysis
 from tcompile.core.errors import UsageError
-from tcompile.methods.context import Room
+from tcompile.methods.context import SiteConstraints
 from tcompile.methods.method import Method, method_for
 from tcompile.planning.optimise import Limits, Tables
 from tcompile.planning.optimise.tables import StepFunction
@@ -28,7 +28,7 @@ TOPK_LIMIT = 3840
 
 
 @dataclass(frozen=True, eq=False)
-class Candidate:
+class MethodTables:
     """A method, and what its steps cost and lose.
 
     Attributes:
@@ -59,7 +59,7 @@ class Losses:
 
 
 def methods_of(
-    analysis: Analysis, room: Room, text: str, outputs: str, *, several: bool
+    analysis: Analysis, room: SiteConstraints, text: str, outputs: str, *, several: bool
 ) -> list[Method]:
     """The methods that are to be planned.
 
@@ -98,7 +98,7 @@ def candidate(
     *,
     least: int | None,
     eps: float,
-) -> Candidate:
+) -> MethodTables:
     """A method with its tables.
 
     Args:
@@ -110,4 +110,4 @@ def candidate(
     counts = counts_for(profile, layout, method, eps=eps, least=least)
     given = losses(method, counts)
     tables = tables_for(profile, layout, method, given.step, counts)
-    return Candidate(method, tables, given.words, given.comparable)
+    return MethodTables(method, tables, given.words, given.comparable)

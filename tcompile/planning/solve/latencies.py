@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tcompile.passes.stages import Analysed
     from tcompile.planning.request import Request
     from tcompile.profiling.profile import MeasuredProfile
-    from tcompile.profiling.runtimes import Meter
+    from tcompile.profiling.runtimes import Runtime
     from tcompile.targets import Target
 
 Progress = Callable[[str], None]
@@ -152,12 +152,12 @@ def profile_key(
     }
 
 
-def _meter(target: Target, request: Request, precision: str | None) -> Meter:
-    from tcompile.profiling.runtimes import meter_for
+def _meter(target: Target, request: Request, precision: str | None) -> Runtime:
+    from tcompile.profiling.runtimes import runtime_for
 
     # A CPU is planned for in fp32 whatever is emitted: it only emulates fp16.
     level = None if target.runtime == "onnxruntime" else precision
-    return meter_for(target, batch=request.batch, threads=request.threads, precision=level)
+    return runtime_for(target, batch=request.batch, threads=request.threads, precision=level)
 
 
 def _before(

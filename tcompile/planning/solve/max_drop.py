@@ -23,8 +23,8 @@ from tcompile.core.schedule import Schedule
 from tcompile.passes.reduce import reduce_graph
 from tcompile.planning.losses import Calibration, Drop, images_needed, measure_drop
 from tcompile.planning.optimise import Plan, front
-from tcompile.planning.solve.budgets import Budget, Choice, dense_choice, limits_of
-from tcompile.planning.solve.candidates import Candidate
+from tcompile.planning.solve.budgets import Budget, MethodPlan, dense_choice, limits_of
+from tcompile.planning.solve.candidates import MethodTables
 from tcompile.planning.solve.compose import schedule_of
 from tcompile.runtime.samples import run_all
 
@@ -55,7 +55,7 @@ class Trial:
         self.confidence = 1 - (1 - CONFIDENCE) / max(most, 1)
         self.dense = self._run(graph)
 
-    def drop(self, candidate: Candidate, schedule: Schedule) -> Drop:
+    def drop(self, candidate: MethodTables, schedule: Schedule) -> Drop:
         """What a schedule loses on the images."""
         made = reduce_graph(self.graph, candidate.method.analysis, schedule, outputs=self.outputs)
         return measure_drop(
@@ -72,13 +72,13 @@ class Trial:
 
 def fastest_within(
     graph: gs.Graph,
-    candidates: Sequence[Candidate],
+    candidates: Sequence[MethodTables],
     budget: Budget,
     most: float,
     images: Calibration,
     outputs: str,
     say: Callable[[str], None],
-) -> tuple[Choice, Drop | None]:
+) -> tuple[MethodPlan, Drop | None]:
     """The fastest plan whose drop on the images is at most `most`, for certain as far as they tell.
 
     The dense model where no other plan is.
@@ -96,7 +96,7 @@ def fastest_within(
         return dense_choice(candidates[0], "drop", why), None
     tries = max(math.ceil(math.log2(len(plans) + 1)), 1)
     trial = Trial(graph, images, outputs, tries, say)
-    best: tuple[Choice, Drop] | None = None
+    best: tuple[MethodPlan, Drop] | None = None
     low, high = 0, len(plans) - 1  # Of plans that are not known to lose too much.
     nearest: Drop | None = None
     while low <= high:
@@ -131,9 +131,9 @@ def fastest_within(
     return dense_choice(candidates[0], "drop", why), nearest
 
 
-def _by_loss(candidates: Sequence[Candidate], budget: Budget) -> list[Choice]:
+def _by_loss(candidates: Sequence[MethodTables], budget: Budget) -> list[MethodPlan]:
     """Plans of all methods' fronts that no other beats, from the least loss to the most."""
-    found: list[Choice] = []
+    found: list[MethodPlan] = []
     reason: UsageError | None = None
     for one in candidates:
         try:
@@ -141,12 +141,12 @@ def _by_loss(candidates: Sequence[Candidate], budget: Budget) -> list[Choice]:
         except UsageError as error:
             reason = reason or error
             continue
-        found += [Choice(one, p) for p in plans if _counts(one, p, budget)]
+        found += [MethodPlan(one, p) for p in plans if _counts(one, p, budget)]
     if not found and reason is not None:
         raise reason
     if budget.latency_ms is not None and not found:
         raise UsageError(f"no plan takes {budget.latency_ms:.4g} ms", where="--latency")
-    kept: list[Choice] = []
+    kept: list[MethodPlan] = []
     fastest = np.inf
     for choice in sorted(found, key=lambda c: (c.plan.loss, c.plan.latency_ms)):
         if choice.plan.latency_ms < fastest:
@@ -155,7 +155,7 @@ def _by_loss(candidates: Sequence[Candidate], budget: Budget) -> list[Choice]:
     return kept
 
 
-def _counts(candidate: Candidate, plan: Plan, budget: Budget) -> bool:
+def _counts(candidate: MethodTables, plan: Plan, budget: Budget) -> bool:
     """Whether a plan is worth running: in budget, and predicted to be faster than dense by more
     than the band, unless its count of tokens was asked for."""
     if not plan.steps or (budget.latency_ms is not None and plan.latency_ms > budget.latency_ms):

@@ -25,7 +25,7 @@ class Tried:
 
 
 @dataclass(frozen=True, eq=False)
-class Planned:
+class PlanReport:
     """A schedule that was solved, and why it is this one.
 
     Attributes:
@@ -182,7 +182,7 @@ class Followed:
         ]
 
 
-def plateau_rows(planned: Planned) -> Sequence[tuple[str, int, int, str]]:
+def plateau_rows(planned: PlanReport) -> Sequence[tuple[str, int, int, str]]:
     """(site, before, after, plateau) of each step, prefix included."""
     return [
         (s.site, s.before, s.after, f"{p.first} to {p.last}: {p.ms:.4g} ms behind it")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tcompile.core.schedule import Schedule, Shape
 from tcompile.methods.composition import parse_keep
 from tcompile.planning.request import AUTO
-from tcompile.planning.solve.budgets import Budget, Choice, ends_of
+from tcompile.planning.solve.budgets import Budget, MethodPlan, ends_of
 from tcompile.planning.solve.outcome import Emitted, Outcome, Reason, Share
 from tcompile.profiling.profile import Profile
 
@@ -62,7 +62,7 @@ def budget_words(request: Request) -> tuple[str, ...]:
 
 
 def solved_outcome(
-    request: Request, best: Choice, profile: Profile, budget: Budget, error: float
+    request: Request, best: MethodPlan, profile: Profile, budget: Budget, error: float
 ) -> Outcome:
     """Of a schedule that was solved.
 
@@ -95,7 +95,9 @@ def _of_budget(request: Request) -> tuple[Reason, str]:
     return "budget", "that loses the least within it"
 
 
-def _of_share(asked: Share, best: Choice, profile: Profile, budget: Budget) -> tuple[Reason, str]:
+def _of_share(
+    asked: Share, best: MethodPlan, profile: Profile, budget: Budget
+) -> tuple[Reason, str]:
     candidate, plan = best.candidate, best.plan
     prefix, name = candidate.tables.prefix, candidate.method.preset.name
     ends = ends_of(candidate, budget)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from tcompile.core.errors import UsageError
 from tcompile.core.schedule import Schedule
 from tcompile.methods.composition import parse_keep
-from tcompile.planning.method_schedule import room_of, schedule_for
+from tcompile.planning.method_schedule import schedule_for, site_constraints
 from tcompile.planning.request import AUTO, NO_METHOD
 from tcompile.planning.solve.latencies import profile_for
-from tcompile.planning.solve.planned import Followed, Planned
+from tcompile.planning.solve.planned import Followed, PlanReport
 from tcompile.planning.solve.reasons import budget_of, followed_outcome
-from tcompile.planning.solve.solve import Question, solve_request
+from tcompile.planning.solve.solve import PlanningProblem, solve_request
 
 if TYPE_CHECKING:
     from tcompile.passes.stages import Analysed
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
     from tcompile.targets import Target
 
 
-def choose(
+def schedule_for_request(
     model: Analysed,
     request: Request,
     target: Target,
     precision: str,
     say: Callable[[str], None] = lambda _: None,
-) -> tuple[Schedule, Planned | Followed]:
+) -> tuple[Schedule, PlanReport | Followed]:
     """The schedule to follow, how it was solved or whose it is, and why it keeps what it keeps.
 
     Raises:
         UsageError: no budget or two, no plan within them, an illegal site, a schedule for another
             model.
     """
-    room = room_of(model.analysis, request.outputs)
+    room = site_constraints(model.analysis, request.outputs)
 
     def followed(made: Schedule) -> tuple[Schedule, Followed]:
         if not made.reductions and request.method == AUTO and request.schedule is None:
@@ -63,7 +63,7 @@ def choose(
         raise UsageError(
             "no budget given", where="--keep", hint="say --keep R, --latency MS or --max-drop D"
         )
-    question = Question(model, room, request)
+    question = PlanningProblem(model, room, request)
     try:
         methods = question.methods()
     except UsageError:

@@ -12,23 +12,23 @@ from typing import TYPE_CHECKING, Any
 from tcompile.core.errors import UsageError
 from tcompile.core.schedule import Schedule
 from tcompile.methods.composition import parse_keep
-from tcompile.methods.context import Room
+from tcompile.methods.context import SiteConstraints
 from tcompile.methods.method import Method, method_for
 from tcompile.passes.reduce import reduce_graph
 from tcompile.planning.optimise import front, sitting
 from tcompile.planning.request import AUTO, Request
 from tcompile.planning.solve.budgets import (
     Budget,
-    Choice,
+    MethodPlan,
     best_of_all,
     dense_choice,
     limits_of,
     next_step_down,
 )
-from tcompile.planning.solve.candidates import Candidate, candidate, methods_of
+from tcompile.planning.solve.candidates import MethodTables, candidate, methods_of
 from tcompile.planning.solve.compose import schedule_of
 from tcompile.planning.solve.max_drop import fastest_within
-from tcompile.planning.solve.planned import WORTH, Planned, Tried, prediction_note
+from tcompile.planning.solve.planned import WORTH, PlanReport, Tried, prediction_note
 from tcompile.planning.solve.reasons import budget_of, plateau_claim, solved_outcome
 from tcompile.planning.solve.sources import PRIOR, Images, images_for, losses_on, prior_of
 from tcompile.planning.solve.utility import pomt_plan, utility_of, whole_latency
@@ -45,7 +45,7 @@ BAND = {"measured": 0.1, "modelled": 0.3}
 
 
 @dataclass(frozen=True, eq=False)
-class Question:
+class PlanningProblem:
     """A request on a model.
 
     Attributes:
@@ -55,7 +55,7 @@ class Question:
     """
 
     model: Analysed
-    room: Room
+    room: SiteConstraints
     request: Request
 
     def methods(self) -> list[Method]:
@@ -73,8 +73,8 @@ class Question:
 
 
 def solve_request(
-    question: Question, methods: Sequence[Method], profile: Profile, say: Progress
-) -> Planned:
+    question: PlanningProblem, methods: Sequence[Method], profile: Profile, say: Progress
+) -> PlanReport:
     """The schedule of a request, by a profile.
 
     Raises:
@@ -116,8 +116,12 @@ def solve_request(
 
 
 def _answer(
-    question: Question, best: Choice, each: Sequence[Choice], profile: Profile, budget: Budget
-) -> Planned:
+    question: PlanningProblem,
+    best: MethodPlan,
+    each: Sequence[MethodPlan],
+    profile: Profile,
+    budget: Budget,
+) -> PlanReport:
     one, plan = best.candidate, best.plan
     outcome = solved_outcome(question.request, best, profile, budget, BAND[profile.kind])
     modelled = ["planned from a modelled profile, not from a measurement"]
@@ -130,7 +134,7 @@ def _answer(
     except UsageError:
         shown = None
     totals = whole_latency(one.tables)
-    return Planned(
+    return PlanReport(
         schedule_of(one.method, plan, notes),
         plan,
         profile.words,
@@ -146,7 +150,7 @@ def _answer(
     )
 
 
-def _prediction(best: Choice, profile: Profile, budget: Budget) -> list[str]:
+def _prediction(best: MethodPlan, profile: Profile, budget: Budget) -> list[str]:
     """A note where nothing is gained by the profile."""
     plan, kind = best.plan, profile.kind
     note = prediction_note(kind, plan.latency_ms, plan.dense_ms, BAND[kind]) if plan.steps else ""
@@ -154,8 +158,8 @@ def _prediction(best: Choice, profile: Profile, budget: Budget) -> list[str]:
 
 
 def _by_utility(
-    question: Question, one: Candidate, profile: Profile, images: Images, say: Progress
-) -> Planned:
+    question: PlanningProblem, one: MethodTables, profile: Profile, images: Images, say: Progress
+) -> PlanReport:
     """POMT's own choice of a count; `Request` lets it have no budgets."""
     request, graph = question.request, question.model.graph
     random = method_for(
@@ -183,5 +187,5 @@ def _by_utility(
     if tokens == one.tables.tokens:
         choice = dense_choice(one, "utility", "the utility is highest with all tokens")
     else:
-        choice = Choice(one, pomt_plan(one, tokens))
+        choice = MethodPlan(one, pomt_plan(one, tokens))
     return _answer(question, choice, [choice], profile, budget)

@@ -22,7 +22,7 @@ from tcompile.methods.schedulers import Place
 from tcompile.planning.losses.distance import class_outputs, dissimilarity
 from tcompile.planning.optimise import Plan, PomtChoice, Tables, plan_of, pomt_choice
 from tcompile.planning.optimise.pomt import BLOCK
-from tcompile.planning.solve.candidates import Candidate
+from tcompile.planning.solve.candidates import MethodTables
 from tcompile.planning.solve.max_drop import Outputs
 
 #: Shares of the patches at which accuracy is measured; between them it is interpolated.
@@ -90,7 +90,7 @@ def _good(dense: Outputs, found: Outputs, labels: npt.NDArray[np.int64] | None) 
     return float((answers == right).mean())
 
 
-def pomt_plan(candidate: Candidate, tokens: int) -> Plan:
+def pomt_plan(candidate: MethodTables, tokens: int) -> Plan:
     """One step to so many tokens at block 3, or the first legal site behind it.
 
     Raises:

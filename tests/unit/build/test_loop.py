@@ -19,7 +19,7 @@ from tcompile.planning.optimise import Plan, Plateau, Step
 from tcompile.core.schedule import Reduction, Schedule, Shape, Spec
 from tcompile.planning.solve import whole
 from tcompile.planning.solve.outcome import Outcome, Share
-from tcompile.planning.solve.planned import Followed, Planned
+from tcompile.planning.solve.planned import Followed, PlanReport
 from tcompile.planning.request import Request
 from tcompile.targets import load_target
 
@@ -74,7 +74,7 @@ class World:
     reduced: int = 0
     now: float = 0.0
 
-    def make(self, request: Request | None) -> tuple[Any, Planned | Followed | None]:
+    def make(self, request: Request | None) -> tuple[Any, PlanReport | Followed | None]:
         self.requests.append(request)
         budget = None if request is None else request.latency or 10.0
         self.asked.append(budget)
@@ -88,7 +88,7 @@ class World:
             (Step("attn:0", 17, keep + 1, 0.1, DENSE - budget),), (17,) * 3, (keep + 1,) * 3,
             keep + 1, self.pessimism * budget, DENSE - budget, DENSE,
         )
-        planned = Planned(schedule_of(keep), plan, "a profile", self.kind, 0.1, "none",
+        planned = PlanReport(schedule_of(keep), plan, "a profile", self.kind, 0.1, "none",
                           outcome_of(keep), plateaus=(Plateau(keep, keep + 1, 1.0),))
         own = Followed(outcome_of(keep), {"keep": 0.5})
         return Made(schedule_of(keep)), own if self.named else planned

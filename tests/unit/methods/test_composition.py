@@ -9,7 +9,7 @@ import pytest
 
 from tcompile.core.errors import UsageError
 from tcompile.core.schedule import Schedule, Shape, read_schedule
-from tcompile.methods.composition import METHODS, Room, compose, parse_keep
+from tcompile.methods.composition import METHODS, SiteConstraints, compose, parse_keep
 from tcompile.methods.presets import Preset
 
 VIT = Shape(197, 1, 196, 12)
@@ -61,12 +61,12 @@ def test_bypass_keeps_the_map_whole() -> None:
 
 def test_sites_follow_the_room_of_the_model() -> None:
     shape = Shape(64, 0, 64, 4)
-    groups = Room(frozenset({"attn:2", "attn:3"}), {"attn:2": 4, "attn:3": 4})
+    groups = SiteConstraints(frozenset({"attn:2", "attn:3"}), {"attn:2": 4, "attn:3": 4})
     (step,) = compose("topk", shape, False, "0.6", groups).reductions
     assert (step.site, step.keep) == ("attn:2", 40)  # ceil(0.6 · 16 groups) = 10
-    side_by_side = Room(frozenset({"block:1"}), parallel=frozenset(range(4)))
+    side_by_side = SiteConstraints(frozenset({"block:1"}), parallel=frozenset(range(4)))
     assert compose("topk", shape, False, "0.5", side_by_side).reductions[0].site == "block:1"
-    windows = Room(frozenset({"around:2"}), windows=True)
+    windows = SiteConstraints(frozenset({"around:2"}), windows=True)
     (step,) = compose("bypass", shape, False, "0.5", windows).reductions
     assert step.score is not None
     assert (step.site, step.score.name) == ("around:2", "norm")

@@ -14,7 +14,9 @@ from tcompile.core.errors import UsageError
 from tcompile.methods.method import Method, method_for
 from tcompile.methods.schedulers import Place
 from tcompile.models.onnx_vit import GraphWriter
-from tcompile.pipeline import Analysed, read, room_of
+from tcompile.passes.stages import Analysed
+from tcompile.pipeline import read
+from tcompile.planning.method_schedule import site_constraints
 from tcompile.planning.optimise import SiteRule
 from tests.support.grid_vit import GridVit, grid_vit, grid_weights
 from tests.support.planted import method, model
@@ -169,7 +171,7 @@ def saved(found: onnx.ModelProto, path: Path) -> Analysed:
 def test_segments_lose_as_many_tokens_each(name: str, tmp_path: Path) -> None:
     spec = VitSpec(image=64, patch=8, depth=2, prefix=0, pool="none")
     given = saved(video_vit(spec, random_weights(spec)), tmp_path / "video.onnx")
-    room = room_of(given.analysis)
+    room = site_constraints(given.analysis)
     try:
         one = method_for(given.analysis, room, name)
     except UsageError as error:

@@ -11,7 +11,7 @@ import pytest
 
 from tcompile.core.errors import UsageError
 from tcompile.core.schedule import Schedule, Shape
-from tcompile.methods.composition import METHODS, Room, compose
+from tcompile.methods.composition import METHODS, SiteConstraints, compose
 from tcompile.methods.counts import inflected
 from tcompile.methods.presets import Preset
 from tcompile.methods.presets.mixed import DIFFRATE_TABLES, PYRA_LISTS
@@ -19,7 +19,7 @@ from tcompile.methods.presets.mixed import DIFFRATE_TABLES, PYRA_LISTS
 VIT = Shape(197, 1, 196, 12)
 DEIT = Shape(198, 2, 196, 12)
 CLIP = Shape(577, 1, 576, 24)
-VIDEO = Room(frozenset({"output"}), grid=(8, 4, 4))
+VIDEO = SiteConstraints(frozenset({"output"}), grid=(8, 4, 4))
 
 #: Any file: composing does not look into it.
 HEAD = Path(__file__)
@@ -185,7 +185,7 @@ def test_algm_takes_windows_then_pairs() -> None:
 def test_counts_of_every_preset(preset: Preset, keep: str) -> None:
     for shape in SHAPES:
         if preset.needs == ("frames",):
-            room = Room(frozenset({"output"}), grid=(shape.patches // 4, 2, 2))
+            room = SiteConstraints(frozenset({"output"}), grid=(shape.patches // 4, 2, 2))
         else:
             room = None
         made = compose(text(preset.name), shape, True, keep, room)
@@ -263,7 +263,7 @@ def test_what_does_not_fit_is_refused(method: str, keep: str | None, says: str) 
 
 
 def test_a_grid_is_needed_where_a_preset_says_so() -> None:
-    room = Room(frozenset(f"attn:{i}" for i in range(12)) | {"output"})
+    room = SiteConstraints(frozenset(f"attn:{i}" for i in range(12)) | {"output"})
     for name in ("llava-zip", "atme", "algm", "tomesd"):
         with pytest.raises(UsageError, match="needs patches in a grid"):
             compose(name, VIT, True, "0.5", room)

@@ -11,7 +11,9 @@ from tcompile.core.schedule import Spec
 from tcompile.methods.composition import METHODS, compose
 from tcompile.methods.presets import Preset
 from tcompile.passes.reduce.check import check_schedule
-from tcompile.pipeline import Analysed, read, room_of
+from tcompile.passes.stages import Analysed
+from tcompile.pipeline import read
+from tcompile.planning.method_schedule import site_constraints
 from tests.support.tiny_vit import VitSpec, save_tiny_vit
 
 SPECS = (
@@ -40,6 +42,8 @@ def test_every_preset_fits(preset: Preset, model: Analysed) -> None:
     text = f"{preset.name}:head={__file__}" if preset.required else preset.name
     for keep in ("0.8", "0.55", "0.3"):
         given = observe if preset.scheduler.observes else None
-        made = compose(text, shape, model.analysis.has_cls, keep, room_of(model.analysis), given)
+        made = compose(
+            text, shape, model.analysis.has_cls, keep, site_constraints(model.analysis), given
+        )
         check_schedule(model.analysis, made)
         assert made.reductions or preset.name == "llava-zip"

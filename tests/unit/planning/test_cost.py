@@ -12,6 +12,7 @@ from tcompile.analysis.flops import graph_flops
 from tcompile.core.schedule import Reduction, Schedule, Shape, Spec
 from tcompile.passes.reduce import scores
 from tcompile.passes.reduce.scores import Score, norm
+from tcompile.planning.priced import PlanWithCost
 from tests.support.tiny_vit import VitSpec, save_tiny_vit
 
 SHAPE = Shape(17, 1, 16, 3)
@@ -22,7 +23,7 @@ def vit(tmp_path: Path) -> Path:
     return save_tiny_vit(tmp_path / "vit.onnx", VitSpec(), batch=2)
 
 
-def priced(path: Path, *steps: Reduction) -> pipeline.Priced:
+def priced(path: Path, *steps: Reduction) -> PlanWithCost:
     return pipeline.price(path, schedule=Schedule("test", SHAPE, steps))
 
 

@@ -9,6 +9,7 @@ import pytest
 from tcompile import pipeline
 from tcompile.core.errors import UsageError
 from tcompile.core.schedule import Schedule
+from tcompile.planning.method_schedule import schedule_for
 from tcompile.planning.request import Request
 from tests.support.planted import Planted, method, model
 
@@ -105,7 +106,7 @@ def test_a_named_method_goes_by_its_own_schedule() -> None:
     path = model().source
     made = pipeline.plan(path, keep=0.5, method="topk")
     assert [(r.site, r.keep) for r in made.reductions] == [("attn:0", 8)] or made.final == 8
-    assert made == pipeline.schedule_for(pipeline.read(path), 0.5, "topk")
+    assert made == schedule_for(pipeline.read(path), 0.5, "topk")
 
 
 def test_objective_alone_has_a_named_method_solved() -> None:

@@ -12,10 +12,11 @@ import pytest
 from tcompile import pipeline
 from tcompile.analysis.flops import node_flops
 from tcompile.api import profile as api
+from tcompile.passes.stages import Analysed
 from tcompile.profiling import runtimes as meter
 from tcompile.profiling.measure import Effort, _spread, measure
 from tcompile.profiling.profile import MeasuredProfile
-from tcompile.profiling.sessions import Job, Key, Station, rounds
+from tcompile.profiling.sessions import Session, Workload, WorkloadId, rounds
 from tests.support.profiling import Clock, FakeMeter, method, tiny
 from tests.support.tiny_vit import VitSpec, save_tiny_vit
 
@@ -27,12 +28,12 @@ def flops(graph: gs.Graph) -> float:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> pipeline.Analysed:
+def model(tmp_path_factory: pytest.TempPathFactory) -> Analysed:
     return tiny(tmp_path_factory.mktemp("budget"), SPEC)
 
 
 def campaign(
-    model: pipeline.Analysed,
+    model: Analysed,
     seconds: float,
     *,
     opening: float,
@@ -68,7 +69,7 @@ def counts(made: MeasuredProfile) -> int:
     ],
 )
 def test_no_more_seconds_than_asked_for(
-    model: pipeline.Analysed, opening: float, call: float, least: int, methods: tuple[str, ...]
+    model: Analysed, opening: float, call: float, least: int, methods: tuple[str, ...]
 ) -> None:
     """Slow to open, slow to run, or both; from a budget that just suffices upwards."""
     found = []
@@ -82,7 +83,7 @@ def test_no_more_seconds_than_asked_for(
         assert found[0] < found[-1], "more time, more counts and steps"
 
 
-def test_what_is_measured_in_any_case(model: pipeline.Analysed) -> None:
+def test_what_is_measured_in_any_case(model: Analysed) -> None:
     made, took = campaign(model, 1.0, opening=2.0, call=10.0)
     assert took > 1.0
     assert counts(made) == 4, "three and the dense model's"
@@ -93,7 +94,7 @@ def test_what_is_measured_in_any_case(model: pipeline.Analysed) -> None:
     assert made.conditions.note == "9 token counts and steps were left out for want of time"
 
 
-def test_with_time_enough_nothing_is_left_out(model: pipeline.Analysed) -> None:
+def test_with_time_enough_nothing_is_left_out(model: Analysed) -> None:
     made, took = campaign(model, 1e9, opening=1.0, call=0.5)
     assert made.conditions.note == ""
     assert counts(made) >= 7
@@ -101,7 +102,7 @@ def test_with_time_enough_nothing_is_left_out(model: pipeline.Analysed) -> None:
     assert took < 1000
 
 
-def test_the_time_that_is_left_is_used(model: pipeline.Analysed) -> None:
+def test_the_time_that_is_left_is_used(model: Analysed) -> None:
     """Rounds go on to the end: one more would not have fitted."""
     made, took = campaign(model, 60, opening=0.5, call=50.0)
     assert took > 0.8 * 60
@@ -115,7 +116,7 @@ def test_reading_and_planning_count(
 ) -> None:
     clock, real = Clock(), pipeline.read
 
-    def slow(*given: Any, **named: Any) -> pipeline.Analysed:
+    def slow(*given: Any, **named: Any) -> Analysed:
         clock.now += reading
         return real(*given, **named)
 
@@ -123,7 +124,7 @@ def test_reading_and_planning_count(
     clock.install(monkeypatch)
     monkeypatch.setattr(pipeline, "read", slow)
     fake = FakeMeter(clock, flops, 50.0, opening=0.25)
-    monkeypatch.setattr(meter, "meter_for", lambda target, **named: fake)
+    monkeypatch.setattr(meter, "runtime_for", lambda target, **named: fake)
     made = api.profile(path, target="cpu", methods=["topk"], seconds=60)
     assert made.profile.kind == "measured"
     assert 45 < clock.now <= 60
@@ -139,7 +140,7 @@ def test_rounds_end_before_the_deadline_once_all_had_two(monkeypatch: pytest.Mon
 
         return run
 
-    first, second = (Station([Job(Key("half", name, 8), take(1.0))]) for name in "ab")
+    first, second = (Session([Workload(WorkloadId("half", name, 8), take(1.0))]) for name in "ab")
     # A round takes four seconds: each runs without the clock, and with it.
     assert rounds([first], 7, least=0.0, seed=0, deadline=0.0) == 2
     assert rounds([first], 7, least=0.0, seed=0, deadline=0.0) == 0

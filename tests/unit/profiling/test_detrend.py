@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tcompile.profiling.detrend import steadied
+from tcompile.profiling.detrend import detrended
 
 PARTS = {"attention": 2.0, "mlp": 5.0, "step": 0.3, "head": 0.1, "dense": 40.0}
 
@@ -34,7 +34,7 @@ def measured(
 @pytest.mark.parametrize("seed", range(5))
 def test_a_pace_that_wanders_leaves_the_ratios(seed: int) -> None:
     times, when = measured(wandering, 80, seed, 0.02)
-    found = {k: float(np.median(v)) for k, v in steadied(times, when).items()}
+    found = {k: float(np.median(v)) for k, v in detrended(times, when).items()}
     for name, ms in PARTS.items():
         assert found[name] / found["dense"] == pytest.approx(ms / 40, rel=0.02)
 
@@ -52,7 +52,7 @@ def test_ratios_of_plain_medians_would_not_do() -> None:
 @pytest.mark.parametrize(("pace", "seed"), [(0.2, 0), (1.0, 1), (5.0, 2)])
 def test_a_steady_machine_is_left_alone(pace: float, seed: int) -> None:
     times, when = measured(lambda t: pace, 5, seed)
-    found = steadied(times, when)
+    found = detrended(times, when)
     for name in PARTS:
         np.testing.assert_allclose(found[name], times[name], rtol=1e-9)
 
@@ -62,17 +62,17 @@ def test_parts_that_began_later_are_compared_with_those_beside_them() -> None:
     times, when = measured(lambda t: 1.0 if t < 1.0 else 1.4, 60)
     late = [i for i, t in enumerate(when["step"]) if t > 1.0]
     times["step"], when["step"] = ([v[i] for i in late] for v in (times["step"], when["step"]))
-    found = steadied(times, when)
+    found = detrended(times, when)
     assert np.median(found["step"]) / np.median(found["mlp"]) == pytest.approx(0.06, rel=0.01)
 
 
 def test_the_whole_keeps_its_length() -> None:
     """Times stay milliseconds: the median pace is 1."""
     times, when = measured(lambda t: 2.0 if t % 1 < 0.3 else 1.0, 60)
-    assert np.median(steadied(times, when)["dense"]) == pytest.approx(40.0, rel=0.02)
+    assert np.median(detrended(times, when)["dense"]) == pytest.approx(40.0, rel=0.02)
 
 
 def test_one_part_and_none() -> None:
-    assert steadied({"a": [1.0, 2.0]}, {"a": [0.0, 1.0]}) == {"a": [1.0, 2.0]}
-    assert steadied({}, {}) == {}
-    assert steadied({"a": [1.0], "b": []}, {"a": [0.0], "b": []}) == {"a": [1.0], "b": []}
+    assert detrended({"a": [1.0, 2.0]}, {"a": [0.0, 1.0]}) == {"a": [1.0, 2.0]}
+    assert detrended({}, {}) == {}
+    assert detrended({"a": [1.0], "b": []}, {"a": [0.0], "b": []}) == {"a": [1.0], "b": []}

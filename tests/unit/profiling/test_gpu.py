@@ -12,7 +12,7 @@ import pytest
 from tcompile.core.errors import UsageError
 from tcompile.profiling import gpu
 from tcompile.profiling.partition import subgraph
-from tcompile.profiling.runtimes import meter_for
+from tcompile.profiling.runtimes import runtime_for
 from tcompile.profiling.structure import cut_at
 from tcompile.targets import load_target
 from tests.support.profiling import method, tiny
@@ -37,27 +37,27 @@ def a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, str]:
 @pytest.mark.parametrize("name", ["rtx-4090", "jetson-orin-nano", "t4"])
 def test_without_a_gpu_it_says_so(name: str) -> None:
     with pytest.raises(UsageError, match=f"{name}: .*no NVIDIA GPU.*--modelled"):
-        meter_for(load_target(name))
+        runtime_for(load_target(name))
 
 
 @pytest.mark.usefixtures("a_gpu")
 def test_another_gpu_is_refused() -> None:
     with pytest.raises(UsageError, match=r"8\.9, not 7\.5.*--modelled"):
-        meter_for(load_target("t4"))
+        runtime_for(load_target("t4"))
     with pytest.raises(UsageError, match="no Jetson"):
-        meter_for(load_target("jetson-orin-nano"))
+        runtime_for(load_target("jetson-orin-nano"))
 
 
 @pytest.mark.usefixtures("a_gpu")
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     with pytest.raises(UsageError, match=r"tensorrt_rtx.*pip install.*--modelled"):
-        meter_for(load_target("rtx-4090"))
+        runtime_for(load_target("rtx-4090"))
 
 
 def test_a_precision_it_does_not_have() -> None:
     with pytest.raises(UsageError, match="fp8"):
-        gpu.gpu_meter(load_target("rtx-4090"), batch=1, precision="fp8")
+        gpu.gpu_runtime(load_target("rtx-4090"), batch=1, precision="fp8")
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_fp16_parts_have_no_casts_where_they_were_cut(parts: dict[str, Any]) -> 
 @pytest.mark.parametrize("role", ["attn", "mlp", "reducer"])
 def test_parts_build_without_a_gpu(parts: dict[str, Any], tmp_path: Path, role: str) -> None:
     pytest.importorskip("tensorrt_rtx")
-    meter = gpu.GpuMeter(load_target("rtx-4090"), batch=2, precision="fp16")
+    meter = gpu.GpuRuntime(load_target("rtx-4090"), batch=2, precision="fp16")
     folder = tmp_path / "engine"
     folder.mkdir()
     assert len(meter.build(parts[role], folder / "part.onnx")) > 1000
@@ -89,7 +89,7 @@ def test_parts_build_without_a_gpu(parts: dict[str, Any], tmp_path: Path, role: 
 
 def test_conditions_are_what_the_driver_tells(a_gpu: dict[str, str]) -> None:
     pytest.importorskip("tensorrt_rtx")
-    meter = gpu.gpu_meter(load_target("rtx-4090"), batch=4, precision=None)
+    meter = gpu.gpu_runtime(load_target("rtx-4090"), batch=4, precision=None)
     told = meter.conditions()
     assert (told.device, told.precision, told.batch) == ("GPU", "fp16", 4)
     assert told.software["driver"] == a_gpu["driver_version"]

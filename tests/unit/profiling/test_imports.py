@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tcompile import pipeline
 from tcompile.core.errors import UsageError
+from tcompile.passes.stages import Analysed
 from tcompile.planning.optimise import prior_loss
 from tcompile.planning.solve.tables import counts_for, tables_for
 from tcompile.profiling.curve import Curve, Figure, StepCost
@@ -201,7 +201,7 @@ def test_steps_that_were_measured_are_taken(tmp_path: Path) -> None:
 
 
 def test_models_with_sides_and_merging(tmp_path: Path) -> None:
-    model: pipeline.Analysed = sided(tmp_path, VitSpec(depth=4))
+    model: Analysed = sided(tmp_path, VitSpec(depth=4))
     planners = [method(model, text) for text in ("tome",)]
     given = curve((5, 2.0), (17, 6.0))
     made = imported_profile(model.graph, model.analysis, planners, given, CONDITIONS, source="x")

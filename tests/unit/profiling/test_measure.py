@@ -5,9 +5,9 @@ from __future__ import annotations
 import onnx_graphsurgeon as gs
 import pytest
 
-from tcompile import pipeline
 from tcompile.analysis.flops import node_flops
 from tcompile.core.errors import UsageError
+from tcompile.passes.stages import Analysed
 from tcompile.planning.optimise import prior_loss
 from tcompile.planning.solve.tables import counts_for, tables_for
 from tcompile.profiling.measure import Effort, measure
@@ -37,11 +37,11 @@ def mlp(n: int) -> float:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> pipeline.Analysed:
+def model(tmp_path_factory: pytest.TempPathFactory) -> Analysed:
     return tiny(tmp_path_factory.mktemp("measure"), SPEC)
 
 
-def campaign(model: pipeline.Analysed, *texts: str, call: float) -> MeasuredProfile:
+def campaign(model: Analysed, *texts: str, call: float) -> MeasuredProfile:
     clock = Clock()
     methods = [method(model, text) for text in texts]
     with pytest.MonkeyPatch.context() as patched:
@@ -57,12 +57,12 @@ def campaign(model: pipeline.Analysed, *texts: str, call: float) -> MeasuredProf
 
 
 @pytest.fixture(scope="module")
-def free(model: pipeline.Analysed) -> MeasuredProfile:
+def free(model: Analysed) -> MeasuredProfile:
     """Of two methods, where calling the runtime takes no time."""
     return campaign(model, "topk", "tome", call=0.0)
 
 
-def test_curves_are_the_function(model: pipeline.Analysed) -> None:
+def test_curves_are_the_function(model: Analysed) -> None:
     """What calling the runtime takes is taken off, and what is chained is shared out."""
     call = 0.5
     made = campaign(model, "topk", call=call)
@@ -104,7 +104,7 @@ def test_steps_of_merging_cost_what_their_products_do(free: MeasuredProfile) -> 
         assert figure.ms >= least * (1 - 1e-9)
 
 
-def test_tables_add_up_to_the_dense_model(model: pipeline.Analysed, free: MeasuredProfile) -> None:
+def test_tables_add_up_to_the_dense_model(model: Analysed, free: MeasuredProfile) -> None:
     planner = method(model, "topk")
     made = free
     layout = layout_of(model.graph, planner)
@@ -120,6 +120,6 @@ def test_tables_add_up_to_the_dense_model(model: pipeline.Analysed, free: Measur
         tables_for(made, layout, other, loss, counts)
 
 
-def test_without_a_method_there_is_nothing_to_measure(model: pipeline.Analysed) -> None:
+def test_without_a_method_there_is_nothing_to_measure(model: Analysed) -> None:
     with pytest.raises(UsageError, match="--method"):
         measure(model.graph, model.analysis, [], FakeMeter(Clock(), flops), source="x")

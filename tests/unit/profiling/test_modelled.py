@@ -10,9 +10,9 @@ from typing import Any
 import onnx_graphsurgeon as gs
 import pytest
 
-from tcompile import pipeline
 from tcompile.analysis.flops import node_flops
 from tcompile.core.errors import UsageError
+from tcompile.passes.stages import Analysed
 from tcompile.profiling import roofline
 from tcompile.profiling.modelled import counts_to_model, modelled_profile
 from tcompile.profiling.partition import subgraph
@@ -35,7 +35,7 @@ def test_shapes_at_a_count_are_those_of_the_model_cut_there(
     tmp_path: Path, build: Any, text: str
 ) -> None:
     """Against cutting the model at every count."""
-    model: pipeline.Analysed = build(tmp_path, VitSpec(image=48, depth=4), batch=2)
+    model: Analysed = build(tmp_path, VitSpec(image=48, depth=4), batch=2)
     planner = method(model, text)
     found = structures(model.graph, model.analysis, [planner])
     tried = 0

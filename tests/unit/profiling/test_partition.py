@@ -10,10 +10,10 @@ import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
 
-from tcompile import pipeline
 from tcompile.methods.schedulers import Place
 from tcompile.passes.reduce import reduce_graph
-from tcompile.profiling.partition import Part, chained, cut, subgraph
+from tcompile.passes.stages import Analysed
+from tcompile.profiling.partition import Segment, chained, partition, subgraph
 from tcompile.profiling.structure import cut_at, cut_dense
 from tests.support.profiling import method, run_parts, run_whole, sided, tiny
 from tests.support.tiny_vit import VitSpec
@@ -26,7 +26,7 @@ SPECS = {
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pipeline.Analysed]:
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Analysed]:
     """Models of several builds, one of them with more than the stream in its blocks."""
     folder = tmp_path_factory.mktemp("cut")
     found = {}
@@ -37,7 +37,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pipeline.Analy
     return found
 
 
-def check(graph: gs.Graph, parts: list[Part], folder: Path) -> None:
+def check(graph: gs.Graph, parts: list[Segment], folder: Path) -> None:
     """A partition; and the same outputs, exactly, as of the whole graph."""
     owners = Counter(name for part in parts for name in part.nodes)
     assert set(owners) == {n.name for n in graph.nodes}
@@ -55,11 +55,9 @@ def check(graph: gs.Graph, parts: list[Part], folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [*SPECS, "sided"])
-def test_parts_of_the_dense_model(
-    models: dict[str, pipeline.Analysed], name: str, tmp_path: Path
-) -> None:
+def test_parts_of_the_dense_model(models: dict[str, Analysed], name: str, tmp_path: Path) -> None:
     model = models[name]
-    parts = cut(model.graph, model.analysis)
+    parts = partition(model.graph, model.analysis)
     check(model.graph, parts, tmp_path)
     blocks = len(model.analysis.blocks)
     roles = Counter(p.role for p in parts)
@@ -72,7 +70,7 @@ def test_parts_of_the_dense_model(
 @pytest.mark.parametrize("text", ["topk", "evit", "tome"])
 @pytest.mark.parametrize("name", [*SPECS, "sided"])
 def test_parts_of_a_reduced_model(
-    models: dict[str, pipeline.Analysed], name: str, text: str, tmp_path: Path
+    models: dict[str, Analysed], name: str, text: str, tmp_path: Path
 ) -> None:
     """Two steps, the second after the blocks between them."""
     model = models[name]
@@ -82,32 +80,30 @@ def test_parts_of_a_reduced_model(
     chosen = dict.fromkeys((sites[0], sites[-1]))
     places = [Place(s, patches * (3 - i) // 4) for i, s in enumerate(chosen)]
     graph = reduce_graph(model.graph, model.analysis, planner.schedule(places)).graph
-    parts = cut(model.graph, model.analysis, graph)
+    parts = partition(model.graph, model.analysis, graph)
     check(graph, parts, tmp_path)
     steps = [p.site for p in parts if p.role == "reducer" and p.site != "output"]
     assert steps == [p.site for p in places]
 
 
-def test_a_step_at_the_output_is_a_part(models: dict[str, pipeline.Analysed]) -> None:
+def test_a_step_at_the_output_is_a_part(models: dict[str, Analysed]) -> None:
     model = models["registers"]
     planner = method(model, "topk")
     sites = [s.name for s in model.analysis.sites if s.name == "output"]
     assert sites
     places = [Place("output", model.analysis.shape.patches // 2)]
     graph = reduce_graph(model.graph, model.analysis, planner.schedule(places)).graph
-    parts = cut(model.graph, model.analysis, graph)
+    parts = partition(model.graph, model.analysis, graph)
     (step,) = [p for p in parts if p.role == "reducer"]
     assert step.site == "output"
     assert any("TopK" in name for name in step.nodes), step.nodes
     assert sum(len(p.nodes) for p in parts) == len(graph.nodes)
 
 
-def test_a_chain_runs_halves_one_after_another(
-    models: dict[str, pipeline.Analysed], tmp_path: Path
-) -> None:
+def test_a_chain_runs_halves_one_after_another(models: dict[str, Analysed], tmp_path: Path) -> None:
     """MLP halves chained: the second reads what the first gave, not what stood between."""
     model = models["cls"]
-    parts = [p for p in cut(model.graph, model.analysis) if p.role == "mlp"]
+    parts = [p for p in partition(model.graph, model.analysis) if p.role == "mlp"]
     rng = np.random.default_rng(1)
     shape = [2, model.analysis.shape.tokens, 32]
     stream = rng.standard_normal(shape, np.float32)
@@ -120,7 +116,7 @@ def test_a_chain_runs_halves_one_after_another(
     assert np.array_equal(made, stream)
 
 
-def test_halves_behind_a_step_see_its_tokens(models: dict[str, pipeline.Analysed]) -> None:
+def test_halves_behind_a_step_see_its_tokens(models: dict[str, Analysed]) -> None:
     model = models["cls"]
     found = cut_at(model.graph, method(model, "topk"), 9)
     assert found.tokens == 9

@@ -8,13 +8,14 @@ import onnx
 import pytest
 
 from tcompile import pipeline
+from tcompile.passes.stages import Analysed
 from tcompile.profiling.signature import signature
 from tcompile.profiling.structure import cut_at, cut_dense, layout_of
 from tests.support.profiling import method, sided, tiny
 from tests.support.tiny_vit import VitSpec
 
 
-def halves(model: pipeline.Analysed) -> list[tuple[str, str]]:
+def halves(model: Analysed) -> list[tuple[str, str]]:
     """(role, signature) of the dense model's halves."""
     found = cut_dense(model.graph, model.analysis)
     pairs = zip(found.parts, found.signatures, strict=True)

@@ -15,6 +15,7 @@ from tcompile.core.errors import ModelError, UsageError
 from tcompile.core.save import save, without_bodies
 from tcompile.passes.lower import lower
 from tcompile.passes.lower.token_ops import RULES, choose_token_ops, rule_for
+from tcompile.passes.stages import Reduced
 from tcompile.plugins.ops import find_op
 from tcompile.targets import load_target
 from tests.support.tiny_vit import save_tiny_vit
@@ -35,7 +36,7 @@ PARSERS = {
 
 
 @pytest.fixture(scope="module")
-def reduced(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pipeline.Reduced]:
+def reduced(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Reduced]:
     """A tiny model reduced by two methods."""
     path = save_tiny_vit(tmp_path_factory.mktemp("vit") / "vit.onnx")
     return {
@@ -45,11 +46,7 @@ def reduced(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pipeline.Redu
 
 
 def emitted(
-    reduced: pipeline.Reduced,
-    folder: Path,
-    form: str,
-    precision: str = "fp32",
-    target: str = "jetson-orin",
+    reduced: Reduced, folder: Path, form: str, precision: str = "fp32", target: str = "jetson-orin"
 ) -> Path:
     """The model as a build would save it."""
     graph = lower(
@@ -99,7 +96,7 @@ def parsed(model: onnx.ModelProto, version: tuple[int, int], registered: bool) -
 
 @pytest.mark.parametrize("version", PARSERS)
 def test_each_parser_finds_the_plugin(
-    reduced: dict[str, pipeline.Reduced], tmp_path: Path, version: tuple[int, int]
+    reduced: dict[str, Reduced], tmp_path: Path, version: tuple[int, int]
 ) -> None:
     path = emitted(reduced["tome"], tmp_path, "plugin")
     file = alone(path) if rule_for(version).takes_body_first else path
@@ -124,7 +121,7 @@ def test_rules_follow_each_other() -> None:
 @pytest.mark.parametrize("form", ["native", "plugin", "aot"])
 @pytest.mark.parametrize("name", ["tome", "evit"])
 def test_whole_files_are_onnx_and_run(
-    reduced: dict[str, pipeline.Reduced], tmp_path: Path, form: str, name: str
+    reduced: dict[str, Reduced], tmp_path: Path, form: str, name: str
 ) -> None:
     pytest.importorskip("onnxruntime")
     path = emitted(reduced[name], tmp_path, form)
@@ -149,7 +146,7 @@ def test_whole_files_are_onnx_and_run(
 
 
 def test_a_file_without_bodies_is_the_same_model(
-    reduced: dict[str, pipeline.Reduced], tmp_path: Path
+    reduced: dict[str, Reduced], tmp_path: Path
 ) -> None:
     whole_path = emitted(reduced["evit"], tmp_path, "plugin")
     whole, cut = onnx.load(str(whole_path)), onnx.load(str(alone(whole_path)))
@@ -166,18 +163,14 @@ def test_a_file_without_bodies_is_the_same_model(
         without_bodies(plain)
 
 
-def test_onnx_runtime_needs_the_bodies(
-    reduced: dict[str, pipeline.Reduced], tmp_path: Path
-) -> None:
+def test_onnx_runtime_needs_the_bodies(reduced: dict[str, Reduced], tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     with pytest.raises(Exception, match=r"Tc[A-Z]"):
         run(alone(emitted(reduced["tome"], tmp_path, "plugin")))
 
 
 @pytest.mark.parametrize("name", ["tome", "evit"])
-def test_casts_move_into_bodies(
-    reduced: dict[str, pipeline.Reduced], tmp_path: Path, name: str
-) -> None:
+def test_casts_move_into_bodies(reduced: dict[str, Reduced], tmp_path: Path, name: str) -> None:
     pytest.importorskip("onnxruntime")
     native = emitted(reduced[name], tmp_path, "native", "fp16")
     path = emitted(reduced[name], tmp_path, "plugin", "fp16")
@@ -197,7 +190,7 @@ def test_casts_move_into_bodies(
 
 @pytest.mark.heavy
 def test_tensorrt_rtx_takes_bodies_and_never_a_plugin(
-    reduced: dict[str, pipeline.Reduced], tmp_path: Path
+    reduced: dict[str, Reduced], tmp_path: Path
 ) -> None:
     """Its parser is that of 10.15 and newer; nothing is registered, since it would not survive."""
     pytest.importorskip("tensorrt_rtx")

@@ -15,6 +15,7 @@ from tcompile import pipeline
 from tcompile.core.errors import ModelError, TcompileError, UsageError
 from tcompile.core.graph import to_onnx
 from tcompile.core.schedule import Reduction, Schedule, Shape, Spec
+from tcompile.planning.method_schedule import schedule_for
 from tests.support.tiny_vit import VitSpec, build_vit, random_weights, save_tiny_vit
 
 METHODS = ("topk", "evit", "tome")
@@ -51,7 +52,7 @@ def test_attention_is_not_read_twice(vit: Path, method: str) -> None:
 def test_the_dense_graph_is_left_alone(vit: Path, method: str) -> None:
     analysed = pipeline.read(vit)
     before = to_onnx(analysed.graph).SerializeToString()
-    schedule = pipeline.schedule_for(analysed, 0.5, method)
+    schedule = schedule_for(analysed, 0.5, method)
     pipeline._reduce(analysed, schedule, "reduced")
     assert to_onnx(analysed.graph).SerializeToString() == before
 

@@ -15,17 +15,19 @@ from tcompile import pipeline
 from tcompile.core.errors import UsageError
 from tcompile.core.schedule import Reduction, Schedule, Shape, Spec
 from tcompile.methods.method import Method
-from tcompile.pipeline import Analysed, read, room_of
+from tcompile.passes.stages import Analysed
+from tcompile.pipeline import read
+from tcompile.planning.method_schedule import site_constraints
 from tcompile.planning.optimise import Tables
 from tcompile.planning.request import Request
 from tcompile.planning.solve import solve as solving
 from tcompile.planning.solve.budgets import Budget, best_of_all
-from tcompile.planning.solve.candidates import Candidate
+from tcompile.planning.solve.candidates import MethodTables
 from tcompile.planning.solve.outcome import Outcome, Share, share_text
-from tcompile.planning.solve.planned import Followed, Planned, prediction_note
+from tcompile.planning.solve.planned import Followed, PlanReport, prediction_note
 from tcompile.planning.solve.reasons import followed_outcome, solved_outcome
-from tcompile.planning.solve.schedule_for_request import choose
-from tcompile.planning.solve.solve import Question, solve_request
+from tcompile.planning.solve.schedule_for_request import schedule_for_request
+from tcompile.planning.solve.solve import PlanningProblem, solve_request
 from tcompile.profiling.profile import MeasuredProfile, Profile
 from tcompile.targets import list_targets, load_target
 from tests.support.planted import Planted, method, model
@@ -43,9 +45,9 @@ def planned(
     kind: str = "measured",
     profile: Profile | None = None,
     **asked: Any,
-) -> Planned:
+) -> PlanReport:
     request = Request(**asked)
-    question = Question(given, room_of(given.analysis), request)
+    question = PlanningProblem(given, site_constraints(given.analysis), request)
     methods = question.methods()
     profile = profile or planted.profile(given, methods, kind=kind)
     if kind == "modelled":
@@ -59,9 +61,11 @@ def test_every_target_reduces(target: str) -> None:
     """A model so small that no roofline has it any faster with fewer tokens."""
     device = load_target(target)
 
-    def plan(**asked: Any) -> Planned:
-        made, chosen = choose(model(WIDE), Request(**asked), device, device.default_precision)
-        assert isinstance(chosen, Planned)
+    def plan(**asked: Any) -> PlanReport:
+        made, chosen = schedule_for_request(
+            model(WIDE), Request(**asked), device, device.default_precision
+        )
+        assert isinstance(chosen, PlanReport)
         assert made == chosen.schedule
         return chosen
 
@@ -145,7 +149,7 @@ class Doubtful(MeasuredProfile):
 def test_a_profile_that_claims_no_plateau_gives_none_away() -> None:
     given = model(replace(WIDE, depth=2))
     planted = Planted(tile=8, launch=0.01, each=0.0)
-    question = Question(given, room_of(given.analysis), Request(keep="37/64"))
+    question = PlanningProblem(given, site_constraints(given.analysis), Request(keep="37/64"))
     sure = planted.profile(given, question.methods())
     doubted = Doubtful(**{f.name: getattr(sure, f.name) for f in fields(sure)})
     assert planned(given, planted, profile=sure, keep="37/64").schedule.final == 39
@@ -160,7 +164,7 @@ def test_a_profile_that_claims_no_plateau_gives_none_away() -> None:
 def test_a_hasty_look_at_a_cpu_gives_none_away() -> None:
     """A flat part of a modelled CPU follows from how busy the machine was in two seconds."""
     given = model(replace(WIDE, depth=2))
-    question = Question(given, room_of(given.analysis), Request(keep="37/64"))
+    question = PlanningProblem(given, site_constraints(given.analysis), Request(keep="37/64"))
     planted = Planted(tile=8, launch=0.01, each=0.0)
     profile = planted.profile(given, question.methods(), kind="modelled")
     assert profile.conditions.threads
@@ -195,7 +199,7 @@ def test_the_nearest_count_that_the_model_allows(tmp_path: Path, tile: int, exac
         loss=lambda site, n, k: 1.0 * (n - k),
     )
     profile = Planted().profile(model(), [method(model(), "topk")])
-    given = Candidate(one, tables, "planted", False)
+    given = MethodTables(one, tables, "planted", False)
     for asked in range(1, 33):
         request = Request(keep=f"{asked}/36", exact=exact)
         budget = Budget(asked, None, 0.02, 0.02, exact)

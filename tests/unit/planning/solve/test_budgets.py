@@ -12,14 +12,15 @@ import pytest
 from tcompile import pipeline
 from tcompile.core.errors import UsageError
 from tcompile.core.schedule import Schedule
-from tcompile.pipeline import Analysed, room_of
+from tcompile.passes.stages import Analysed
+from tcompile.planning.method_schedule import site_constraints
 from tcompile.planning.optimise import prior_loss
 from tcompile.planning.request import Request
 from tcompile.planning.solve import solve as solving
 from tcompile.planning.solve.budgets import Budget, best_of_all, usual_plan
-from tcompile.planning.solve.candidates import Candidate, Losses, candidate
-from tcompile.planning.solve.planned import Planned
-from tcompile.planning.solve.solve import Question, solve_request
+from tcompile.planning.solve.candidates import Losses, MethodTables, candidate
+from tcompile.planning.solve.planned import PlanReport
+from tcompile.planning.solve.solve import PlanningProblem, solve_request
 from tests.support.planted import STEM, Planted, method, model
 from tests.support.tiny_vit import VitSpec
 
@@ -29,10 +30,10 @@ DEEP = VitSpec(depth=6)
 
 def planned(
     given: Analysed, planted: Planted = PLANTED, kind: str = "measured", **asked: Any
-) -> Planned:
+) -> PlanReport:
     """What the planner answers with planted latencies."""
     request = Request(**asked)
-    question = Question(given, room_of(given.analysis), request)
+    question = PlanningProblem(given, site_constraints(given.analysis), request)
     methods = question.methods()
     profile = planted.profile(given, methods, kind=kind)
     return solve_request(question, methods, profile, lambda _: None)
@@ -211,7 +212,7 @@ def test_the_usual_plan(name: str, final: int) -> None:
     assert [(s.site, s.before, s.after) for s in plan.steps] == steps
 
 
-def _candidate(given: Analysed, name: str, lost: float = 1.0, launch: float = 0.25) -> Candidate:
+def _candidate(given: Analysed, name: str, lost: float = 1.0, launch: float = 0.25) -> MethodTables:
     one = method(given, name)
     profile = Planted(launch=launch).profile(given, [one])
     shape = given.analysis.shape

@@ -12,7 +12,7 @@ import pytest
 
 from tcompile.core.errors import UsageError
 from tcompile.methods.method import Method
-from tcompile.pipeline import Analysed
+from tcompile.passes.stages import Analysed
 from tcompile.planning.request import Request
 from tcompile.planning.solve import latencies
 from tcompile.planning.solve.latencies import profile_for, profile_key
@@ -61,7 +61,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(measure, "measure", found.measure)
     monkeypatch.setattr(
         meter,
-        "meter_for",
+        "runtime_for",
         lambda target, batch=1, threads=None, precision=None: FakeMeter(batch, threads),
     )
     return found

@@ -12,12 +12,12 @@ from tcompile import pipeline
 from tcompile.core.errors import UsageError
 from tcompile.core.graph import to_onnx
 from tcompile.core.schedule import Schedule
-from tcompile.pipeline import Analysed
+from tcompile.passes.stages import Analysed
 from tcompile.planning.losses import Drop, images_needed, read_calibration, split
 from tcompile.planning.optimise import front, prior_loss
 from tcompile.planning.solve import max_drop as dropping
 from tcompile.planning.solve.budgets import Budget, limits_of
-from tcompile.planning.solve.candidates import Candidate, Losses, candidate
+from tcompile.planning.solve.candidates import Losses, MethodTables, candidate
 from tests.support.planted import Planted, method, model
 from tests.support.tiny_vit import VitSpec
 
@@ -29,7 +29,9 @@ def quiet(_: str) -> None:
     pass
 
 
-def a_candidate(given: Analysed, name: str, lost: float = 1.0, family: str = "prune") -> Candidate:
+def a_candidate(
+    given: Analysed, name: str, lost: float = 1.0, family: str = "prune"
+) -> MethodTables:
     one, shape = method(given, name), given.analysis.shape
     prior = prior_loss(family, tokens=shape.tokens, prefix=shape.prefix, blocks=shape.blocks)
 
@@ -54,7 +56,7 @@ class FakeTrial:
         self.confidence = 1 - (1 - dropping.CONFIDENCE) / max(most, 1)
         FakeTrial.made.append(self)
 
-    def drop(self, one: Candidate, schedule: Schedule) -> Drop:
+    def drop(self, one: MethodTables, schedule: Schedule) -> Drop:
         upper = FakeTrial.drops[str(schedule)]
         self.tried.append(upper)
         return Drop("top-1 disagreement with dense", upper / 2, upper, 10, self.confidence, True)
@@ -74,7 +76,7 @@ def trial(monkeypatch: pytest.MonkeyPatch) -> type[FakeTrial]:
     return FakeTrial
 
 
-def planted_drops(candidates: list[Candidate], drop: Any) -> list[tuple[float, float, Schedule]]:
+def planted_drops(candidates: list[MethodTables], drop: Any) -> list[tuple[float, float, Schedule]]:
     """(ms, drop, schedule) of all plans of the fronts that are faster than dense."""
     found = []
     for one in candidates:

@@ -14,7 +14,7 @@ from tcompile.core.errors import UsageError
 from tcompile.core.graph import to_onnx
 from tcompile.core.schedule import Reduction, Schedule, Spec
 from tcompile.planning.losses import read_calibration, split
-from tcompile.planning.solve.candidates import Candidate
+from tcompile.planning.solve.candidates import MethodTables
 from tcompile.planning.solve.tables import counts_for, tables_for
 from tcompile.planning.solve.utility import SHARES, pomt_plan, utility_of
 from tcompile.profiling.structure import layout_of
@@ -26,13 +26,13 @@ DEEP = VitSpec(depth=5)
 PLANTED = Planted(tile=4, rise=1.0)
 
 
-def a_candidate(name: str = "pomt", spec: VitSpec = DEEP) -> Candidate:
+def a_candidate(name: str = "pomt", spec: VitSpec = DEEP) -> MethodTables:
     given = model(spec)
     one = method(given, name)
     profile, layout = PLANTED.profile(given, [one]), layout_of(given.graph, one)
     counts = counts_for(profile, layout, one)
     tables = tables_for(profile, layout, one, lambda s, n, k: 0.0, counts)
-    return Candidate(one, tables, "none", False)
+    return MethodTables(one, tables, "none", False)
 
 
 def latency(tokens: int, blocks: int) -> float:

@@ -22,7 +22,9 @@ from tcompile.core.errors import UsageError
 from tcompile.core.graph import to_onnx
 from tcompile.methods.presets import PRESETS, Preset
 from tcompile.passes.lower import lower
+from tcompile.passes.stages import Analysed, Reduced
 from tcompile.planning.cost import cost_of
+from tcompile.planning.method_schedule import schedule_for
 from tcompile.targets import load_target
 from tcompile.targets.backends import emit
 from tcompile.targets.backends.base import FusedAttention
@@ -59,7 +61,7 @@ CHOSEN = [p for p in PRESETS if WHOLE or p.name in FEW]
 
 
 @lru_cache(maxsize=2)
-def analysed(video: bool) -> pipeline.Analysed:
+def analysed(video: bool) -> Analysed:
     """The model, or one of four frames, with a free batch."""
     path = Path(mkdtemp()) / "vit.onnx"
     spec = replace(SPEC, pool="none") if video else SPEC
@@ -68,16 +70,14 @@ def analysed(video: bool) -> pipeline.Analysed:
     return pipeline.read(path)
 
 
-def reduced_by(preset: Preset) -> pipeline.Reduced:
+def reduced_by(preset: Preset) -> Reduced:
     """At half of the tokens, or as near as it comes."""
     problems = []
     images = calibration_file(SPEC.image) if "calibration" in preset.needs else None
     for video in (False, True):
         for keep in KEEPS:
             try:
-                made = pipeline.schedule_for(
-                    analysed(video), keep, method(preset, SPEC), calibration=images
-                )
+                made = schedule_for(analysed(video), keep, method(preset, SPEC), calibration=images)
             except UsageError as error:
                 problems.append(str(error))
             else:
@@ -85,7 +85,7 @@ def reduced_by(preset: Preset) -> pipeline.Reduced:
     raise AssertionError("; ".join(problems))
 
 
-def engine(reduced: pipeline.Reduced, folder: Path) -> FusedAttention:
+def engine(reduced: Reduced, folder: Path) -> FusedAttention:
     """Build it for batches of 1 to 4."""
     target = load_target(TARGET)
     lowered = lower(reduced.graph, target=target, precision="fp16", fp32_nodes=reduced.fp32_nodes)

@@ -12,7 +12,7 @@ from tcompile.core.graph import is_const, to_onnx, value
 from tcompile.core.schedule import Spec
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.scores import ScoreInput
-from tcompile.passes.reduce.token_state import Stage
+from tcompile.passes.reduce.token_state import TokenState
 from tcompile.plugins.spec import add_functions
 
 Array = np.ndarray[Any, Any]
@@ -39,9 +39,9 @@ def scored(
     stream = gs.Variable("x", np.float32, ["batch", *x.shape[1:]])
     place = gs.Variable("index", np.int64, ["batch", count])
     graph.inputs = [stream] if index is None else [stream, place]
-    stages = [Stage(patches or count)]
+    stages = [TokenState(patches or count)]
     if index is not None:
-        stages.append(Stage(count, place, positioned=positioned))
+        stages.append(TokenState(count, place, positioned=positioned))
     b = Builder(graph)
     given = ScoreInput(
         b,

@@ -20,6 +20,7 @@ from tcompile.core.graph import to_onnx
 from tcompile.core.schedule import Reduction, Schedule, Spec
 from tcompile.models import onnx_vit as vit_graph
 from tcompile.passes.reduce import reduce_graph
+from tcompile.passes.stages import Analysed
 from tests.support.tiny_vit import VitSpec, build_vit, random_weights
 
 Array = np.ndarray[Any, Any]
@@ -113,7 +114,7 @@ class Taps:
 
 
 @cache
-def analysed(spec: VitSpec = SPEC, spelling: str = "plain") -> pipeline.Analysed:
+def analysed(spec: VitSpec = SPEC, spelling: str = "plain") -> Analysed:
     """A random ViT with a free batch, read."""
     with _writing(spelling), TemporaryDirectory() as folder:
         path = Path(folder) / "vit.onnx"
@@ -139,7 +140,7 @@ def taps(x: Array, site: str, spec: VitSpec = SPEC, spelling: str = "plain") -> 
     return Taps(stream, *split.astype(np.float64))
 
 
-def schedule(read: pipeline.Analysed, steps: Sequence[Step]) -> Schedule:
+def schedule(read: Analysed, steps: Sequence[Step]) -> Schedule:
     reductions = (
         Reduction(site, score, Spec(reducer), keep) for site, score, reducer, keep in steps
     )

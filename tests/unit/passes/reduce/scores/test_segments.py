@@ -12,6 +12,7 @@ from tcompile import pipeline
 from tcompile.core.errors import UsageError
 from tcompile.core.schedule import Reduction, Schedule, Spec
 from tcompile.passes.reduce import reduce_graph
+from tcompile.passes.stages import Analysed
 from tests.oracles.exports import exported
 from tests.support.zoo_matrix import BY_ID, Variant
 from tests.unit.passes.reduce.scores import graphs
@@ -32,11 +33,11 @@ TERMS: list[dict[str, Any]] = [
 
 
 @pytest.fixture(scope="module")
-def video(cache: Path) -> pipeline.Analysed:
+def video(cache: Path) -> Analysed:
     return pipeline.read(exported(BY_ID["hf-qwen2-vl-video"], QUICK, cache))
 
 
-def reduced(read: pipeline.Analysed, site: str, score: Spec, reducer: str) -> Any:
+def reduced(read: Analysed, site: str, score: Spec, reducer: str) -> Any:
     keep = read.analysis.shape.patches // 2
     steps = (Reduction(site, score, Spec(reducer), keep),)
     return reduce_graph(
@@ -49,7 +50,7 @@ def reduced(read: pipeline.Analysed, site: str, score: Spec, reducer: str) -> An
     [Spec("static", {"pattern": "random"}), Spec("sum", {"terms": TERMS}), Spec("colsum")],
     ids=lambda s: s.name,
 )
-def test_scores_of_frames(video: pipeline.Analysed, score: Spec) -> None:
+def test_scores_of_frames(video: Analysed, score: Spec) -> None:
     for site, reducer in (("block:0", "topk"), ("around:1", "bypass")):
         made = reduced(video, site, score, reducer)
         names = [str(o.name) for o in made.outputs]
