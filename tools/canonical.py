@@ -182,9 +182,7 @@ def _callees_first(functions: Iterable[FunctionProto]) -> list[FunctionProto]:
             if not any((n.domain, n.op_type) in waiting for n in f.node)
         ]
         if not ready:
-            raise ValueError(
-                f"the functions call each other in a circle: {', '.join(name for _, name in waiting)}"
-            )
+            raise ValueError(f"functions call each other in a circle: {sorted(waiting)}")
         found += [waiting.pop(key) for key in ready]
     return found
 

@@ -34,10 +34,12 @@ Twice (t) => (u)
 """
 MANIFEST: dict[str, Any] = {
     "tool": "tcompile 1",
+    "target": {"name": "cpu"},
     "source": {"file": "/one/vit.onnx", "sha256": "ab"},
     "files": [{"path": "model.onnx", "sha256": "1"}],
     "latency": [{"model": "dense", "kind": "measured", "milliseconds": 1.0, "spread": None}],
     "kept": {"keep": 0.6},
+    "plan": {"gap": 0.0, "steps": [{"before": 50, "ms": 0.5}]},
     "notes": ["takes 3 ms", "was measured on a Monday"],
 }
 
@@ -119,9 +121,12 @@ def test_a_manifest_is_compared_but_for_timings_and_paths() -> None:
     other["tool"], other["source"]["file"] = "tcompile 2", "/two/vit.onnx"
     other["files"][0]["sha256"], other["latency"][0]["milliseconds"] = "2", 2.0
     other["notes"] = ["takes 4.5 ms"]
+    other["plan"]["steps"][0]["ms"] = 0.7
     assert manifest_difference(MANIFEST, other) == ([], [])
     other["kept"]["keep"] = 0.7
     other["notes"] = ["lasts 3 ms"]
+    gpu = MANIFEST | {"target": {"name": "gpu"}}
+    assert len(manifest_difference(gpu, other | {"target": gpu["target"]})[0]) == 2
     assert manifest_difference(MANIFEST, other) == (
         ["manifest.kept.keep: 0.6 against 0.7"],
         [("takes # ms", "lasts # ms")],
