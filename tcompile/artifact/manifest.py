@@ -21,7 +21,7 @@ from tcompile.planning.solve.outcome import Emitted, Outcome, Reason, Share
 if TYPE_CHECKING:
     pass
 
-SCHEMA = "tcompile.artifact.manifest/1"
+SCHEMA = "tcompile.manifest/1"
 FigureKind = Literal["measured", "modelled"]
 
 

@@ -147,7 +147,7 @@ def test_no_artifact(tmp_path: Path) -> None:
     [
         (
             lambda d: d.update(schema="tcompile.artifact.manifest/99"),
-            "not a tcompile.artifact.manifest/1",
+            "not a tcompile.manifest/1",
         ),
         (lambda d: d.pop("flops"), "flops: missing"),
         (lambda d: d["flops"].update(dense="many"), r"flops\.dense: expected int, found 'many'"),
