@@ -16,6 +16,7 @@ from tcompile.plugins.spec import (
     Tensor,
     TokenOp,
 )
+from tcompile.targets.versions import TENSORRT
 
 #: Kernels that engines of TensorRT-RTX gain by one step of a method, with native token ops: made by
 #: `python -m benchmarks.gpu.native --write`.
@@ -122,13 +123,10 @@ _IN_ONNX = {
 
 
 def _rules() -> str:
-    # Lowering knows the runtimes; imported here, since this package is below it.
-    from tcompile.passes.lower.token_ops import RULES
-
     rows = [
         f"| {rule.versions} | {', '.join(rule.order)} | {_yes(not rule.takes_body_first)} | "
         f"{_yes(rule.aot)} |"
-        for rule in RULES
+        for rule in TENSORRT.parsers
     ]
     names = ("TensorRT", "a name is looked up as, in this order", "plugin beside a body", "aot")
     return "\n".join([f"| {' | '.join(names)} |", "|---|---|---|---|", *rows])

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from tcompile.targets.devices import Figure, Target, list_targets, load_target
-from tcompile.targets.jetpack import JetPack, jetpacks_for
+from tcompile.targets.versions import JetPack, jetpacks_for
 
 __all__ = ["Figure", "JetPack", "Target", "jetpacks_for", "list_targets", "load_target"]

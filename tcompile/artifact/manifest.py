@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tcompile._version import __version__
-from tcompile.core.decode import decode
+from tcompile.core.decode import decode, encode
 from tcompile.core.model_files import FileEntry, Source, TensorEntry
 from tcompile.planning.solve.outcome import Emitted, Outcome, Reason, Share
 
@@ -159,7 +159,7 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         """The document, as JSON values; `schema` and `tool` come first."""
-        document = asdict(self)
+        document = encode(self)
         first = {"schema": document.pop("schema"), "tool": document.pop("tool")}
         return {**first, **document}
 
