@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from tcompile.core.errors import ModelError
+from tcompile.core.model_files import TensorInfo
 from tcompile.core.save import without_bodies
 from tcompile.plugins.build import LIBRARY
-from tcompile.targets.backends.base import Batch, TensorInfo, first_dims
+from tcompile.targets.backends.base import Batch, first_dims
 from tcompile.targets.devices import Target
 from tcompile.targets.versions import (
     TENSORRT,

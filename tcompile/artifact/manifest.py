@@ -11,15 +11,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from tcompile._version import __version__
 from tcompile.core.decode import decode, encode
-from tcompile.core.model_files import FileEntry, Source, TensorEntry
+from tcompile.core.model_files import FileEntry, Source, TensorInfo
+from tcompile.core.schedule import BlockTokens
+from tcompile.passes.lower.token_ops import TokenOpsChoice
 from tcompile.planning.solve.outcome import Emitted, Outcome, Reason, Share
-
-if TYPE_CHECKING:
-    pass
+from tcompile.targets.backends.base import FusedAttention
 
 SCHEMA = "tcompile.artifact.manifest/1"
 FigureKind = Literal["measured", "modelled"]
@@ -32,15 +32,6 @@ class TargetEntry:
     name: str
     runtime: str
     compute_capability: str | None = None
-
-
-@dataclass(frozen=True)
-class BlockTokens:
-    """Tokens (prefix included) that enter the attention and the MLP of one block."""
-
-    block: int
-    attention: int
-    mlp: int
 
 
 @dataclass(frozen=True)
@@ -93,23 +84,6 @@ class Fidelity:
 
 
 @dataclass(frozen=True)
-class FusedAttentionEntry:
-    """Attention layers in the graph, fused kernels in the engine, names of the layers left out."""
-
-    expected: int
-    found: int
-    missing: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class TokenOpsEntry:
-    """The form of the token ops in the model, `passes.lower.token_ops`, and why it was taken."""
-
-    form: Literal["native", "plugin", "aot"]
-    reason: str
-
-
-@dataclass(frozen=True)
 class BatchEntry:
     """The batch sizes that an engine takes, and the one that it is tuned for."""
 
@@ -131,16 +105,16 @@ class Manifest:
     target: TargetEntry
     precision: Literal["fp32", "fp16"]
     outputs_mode: Literal["reduced", "restored"]
-    inputs: tuple[TensorEntry, ...]
-    outputs: tuple[TensorEntry, ...]
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
     schedule: dict[str, Any]
     tokens_per_block: tuple[BlockTokens, ...]
     flops: Flops
     versions: dict[str, str]
     latency: tuple[Latency, ...] = ()
     fidelity: Fidelity | None = None
-    fused_attention: FusedAttentionEntry | None = None
-    token_ops: TokenOpsEntry | None = None
+    fused_attention: FusedAttention | None = None
+    token_ops: TokenOpsChoice | None = None
     batch_sizes: BatchEntry | None = None
     notes: tuple[str, ...] = ()
     plan: dict[str, Any] | None = None

@@ -23,7 +23,10 @@ SCHEMA = 1
 def cache_dir() -> Path:
     """Return the folder of all entries: TCOMPILE_CACHE, else the platform's own for caches."""
     own = os.environ.get("TCOMPILE_CACHE")
-    return Path(own) if own else user_cache_path("tcompile", appauthor=False)
+    found = Path(own) if own else user_cache_path("tcompile", appauthor=False)
+    # For Python 3.10 there is only a platformdirs that takes a relative XDG_CACHE_HOME, which the
+    # XDG specification says to ignore.
+    return found if own or found.is_absolute() else Path.home() / ".cache" / "tcompile"
 
 
 def entry_path(kind: str, key: Mapping[str, Any]) -> Path:

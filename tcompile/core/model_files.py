@@ -32,7 +32,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class TensorEntry:
+class TensorInfo:
     """A graph input or output. A dimension is a number, or the name of a symbolic one."""
 
     name: str
@@ -77,14 +77,14 @@ def _external_locations(path: Path) -> set[str]:
 
 def describe_tensors(
     model: onnx.ModelProto,
-) -> tuple[tuple[TensorEntry, ...], tuple[TensorEntry, ...]]:
+) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:
     """The real inputs (no initialisers) and the outputs of a model."""
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = tuple(_tensor(v) for v in model.graph.input if v.name not in weights)
     return inputs, tuple(_tensor(v) for v in model.graph.output)
 
 
-def _tensor(value: onnx.ValueInfoProto) -> TensorEntry:
+def _tensor(value: onnx.ValueInfoProto) -> TensorInfo:
     import onnx
 
     tensor = value.type.tensor_type
@@ -92,4 +92,4 @@ def _tensor(value: onnx.ValueInfoProto) -> TensorEntry:
     shape = tuple(
         d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in tensor.shape.dim
     )
-    return TensorEntry(name=value.name, dtype=dtype, shape=shape)
+    return TensorInfo(name=value.name, dtype=dtype, shape=shape)

@@ -15,7 +15,6 @@ import tcompile
 from tcompile.artifact.manifest import (
     BatchEntry,
     Fidelity,
-    FusedAttentionEntry,
     Latency,
     Manifest,
     OutputFidelity,
@@ -23,6 +22,7 @@ from tcompile.artifact.manifest import (
 )
 from tcompile.artifact.page import render
 from tcompile.core.model_files import FileEntry, describe_source, describe_tensors
+from tcompile.targets.backends.base import FusedAttention
 from tests.support.artifacts import manifest_for
 from tests.support.tiny_vit import VitSpec, build_vit, save_tiny_vit
 
@@ -50,7 +50,7 @@ def full(tmp_path: Path) -> Manifest:
             Latency("reduced", "measured", 1.0, "this", "that", spread=(0.9, 1.1), note="warm"),
         ),
         fidelity=Fidelity("8 images", 8, (OutputFidelity("logits", "all", 0.99, 0.9, 0.875),)),
-        fused_attention=FusedAttentionEntry(12, 11, ("softmax_3",)),
+        fused_attention=FusedAttention(12, 11, ("softmax_3",)),
         batch_sizes=BatchEntry(1, 4, 16),
         notes=("made from a modelled profile",),
         files=(FileEntry("model.onnx", 3, "0" * 64),),
