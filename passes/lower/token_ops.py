@@ -49,7 +49,11 @@ _NATIVE = {
 
 @dataclass(frozen=True)
 class TokenOpsChoice:
-    """The form of a build, and why it was taken."""
+    """The form of the token ops in a model, and why it was taken.
+
+    Attributes:
+        form: function bodies, our TensorRT plugins, or kernels compiled ahead of time.
+    """
 
     form: TokenOps
     reason: str

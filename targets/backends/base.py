@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from tcompile.core.decode import Count
 from tcompile.core.errors import ModelError, TcompileError, UsageError
 from tcompile.core.graph import settled
 
@@ -76,8 +77,8 @@ class FusedAttention:
         missing: names of the attention layers (their Softmax or Attention node) without one.
     """
 
-    expected: int
-    found: int
+    expected: Count
+    found: Count
     missing: tuple[str, ...] = ()
 
     @property

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
-from msgspec import inspect
+from msgspec import Meta, inspect
 
 T = TypeVar("T")
+#: Numbers that documents hold; a schema shows their bounds.
+Count = Annotated[int, Meta(ge=0)]
+Positive = Annotated[int, Meta(ge=1)]
+NonNegative = Annotated[float, Meta(ge=0)]
+UnitInterval = Annotated[float, Meta(ge=0, le=1)]
 
 #: What msgspec says: `Expected this, got that - at $.place`.
 _ERROR = re.compile(

@@ -5,39 +5,64 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from msgspec import Meta
+
+from tcompile.core.decode import Count
 
 if TYPE_CHECKING:
     import onnx
 
+#: The shape of a tensor: a string is a dimension that stays free.
+Dims = tuple[Count | str, ...]
+Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+#: A path that does not leave its folder; `Manifest.from_json` checks it and says so in words.
+InFolder = Annotated[str, Meta(extra_json_schema={"pattern": r"^(?!/)(?!.*(^|/)\.\.(/|$)).+$"})]
+
 
 @dataclass(frozen=True)
 class FileEntry:
-    """A file: path relative to the folder that names it, with forward slashes."""
+    """A file of a folder.
 
-    path: str
-    bytes: int
-    sha256: str
+    Attributes:
+        path: relative to the folder that lists it, forward slashes.
+        sha256: SHA-256 of the file's bytes, in hexadecimal.
+    """
+
+    path: InFolder
+    bytes: Count
+    sha256: Sha256
 
 
 @dataclass(frozen=True)
 class Source:
-    """The model that was compiled. `file` is the path as it was given, `external_data` the weight
-    files it refers to (paths relative to the model's folder)."""
+    """The model that was compiled.
+
+    Attributes:
+        file: path of the model, as it was given.
+        sha256: SHA-256 of the file's bytes, in hexadecimal.
+        external_data: weight files that the model refers to, relative to its folder.
+    """
 
     file: str
-    bytes: int
-    sha256: str
+    bytes: Count
+    sha256: Sha256
     external_data: tuple[FileEntry, ...] = ()
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A graph input or output. A dimension is a number, or the name of a symbolic one."""
+    """An input or output of a model.
+
+    Attributes:
+        dtype: numpy name, e.g. float32.
+        shape: a number for each dimension, or the name of a symbolic one.
+    """
 
     name: str
     dtype: str
-    shape: tuple[int | str, ...]
+    shape: Dims
 
 
 def file_entry(path: Path, folder: Path) -> FileEntry:

@@ -25,6 +25,7 @@ from tcompile.core.model_files import FileEntry, describe_source, describe_tenso
 from tcompile.targets.backends.base import FusedAttention
 from tests.support.artifacts import manifest_for
 from tests.support.tiny_vit import VitSpec, build_vit, save_tiny_vit
+from tools import manifest_schema
 
 SCHEMA = json.loads((Path(tcompile.__file__).parent / "manifest.schema.json").read_text())
 
@@ -67,6 +68,11 @@ def test_schema_accepts_what_we_write(full: Manifest, tmp_path: Path) -> None:
         document = json.loads(json.dumps(manifest.to_json()))
         jsonschema.validate(document, SCHEMA, cls=jsonschema.Draft202012Validator)
         assert Manifest.from_json(document) == manifest
+
+
+def test_schema_is_made_from_the_classes() -> None:
+    committed = (Path(tcompile.__file__).parent / "manifest.schema.json").read_text()
+    assert committed == manifest_schema.text(), "run `python -m tools.manifest_schema`"
 
 
 def test_schema_describes_every_field(full: Manifest) -> None:
