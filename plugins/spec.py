@@ -23,7 +23,6 @@ from tcompile.plugins.shapes import evaluate, holds, symbols
 
 if TYPE_CHECKING:
     import onnx
-    import onnx_graphsurgeon as gs
 
 #: Of every plugin: what the registry finds it by, beside its name.
 PLUGIN_VERSION, PLUGIN_NAMESPACE = "1", "tcompile"
@@ -191,23 +190,3 @@ TOLERANCES: Mapping[str, Tolerance] = {
     "f16": Tolerance(2e-3, 2e-3, 5e-6),
     "bf16": Tolerance(1.6e-2, 1.6e-2, 5e-6),
 }
-
-
-def add_functions(graph: gs.Graph) -> None:
-    """Give the graph the function body of every token op that it calls."""
-    import onnx
-    import onnx_graphsurgeon as gs
-
-    from tcompile.plugins.ops import OPS
-
-    used = {n.op for n in graph.nodes if n.domain == DOMAIN}
-    have = {f.name for f in graph.functions}
-    shell = onnx.helper.make_model(
-        onnx.helper.make_graph([], "functions", [], []),
-        functions=[op.function(graph.opset) for op in OPS if op.name in used - have],
-        opset_imports=[
-            onnx.helper.make_opsetid("", graph.opset),
-            onnx.helper.make_opsetid(DOMAIN, 1),
-        ],
-    )
-    graph.functions.extend(gs.import_onnx(shell).functions)
