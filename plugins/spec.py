@@ -71,6 +71,16 @@ class Tensor:
             raise ValueError(f"'{text}' is of no kind of {', '.join(KINDS)}")
         return Tensor(name, tuple(dims.strip("[]").split(",")), kind, doc.strip())
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the tensor as JSON values."""
+        return {
+            "name": self.name,
+            "dims": list(self.dims),
+            "kind": self.kind,
+            "types": list(KINDS[self.kind]),
+            "meaning": self.doc,
+        }
+
 
 @dataclass(frozen=True)
 class TokenOp:
@@ -155,6 +165,21 @@ class TokenOp:
         """The shapes of the outputs of a call; raises like `bind`."""
         known = self.bind(shapes, numbers)
         return tuple(tuple(evaluate(d, known) for d in t.dims) for t in self.gives)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what a plugin of the op takes, gives, and has for fields."""
+        fields = (a.split(":", 1) for a in self.attributes)
+        return {
+            "name": self.name,
+            "version": PLUGIN_VERSION,
+            "namespace": PLUGIN_NAMESPACE,
+            "fields": [
+                {"name": n, "type": "int64", "length": 1, "meaning": m.strip()} for n, m in fields
+            ],
+            "inputs": [t.to_json() for t in self.takes],
+            "outputs": [t.to_json() for t in self.gives],
+            "limits": list(self.limits),
+        }
 
     def function(self, opset: int) -> onnx.FunctionProto:
         """The ONNX function under the given version of the default opset."""
