@@ -29,7 +29,7 @@ from tcompile.passes.reduce.outputs import Carried, carried, token_outputs
 from tcompile.passes.reduce.reducers import reducer_of
 from tcompile.passes.reduce.steps import Step, Steps
 from tcompile.passes.reduce.token_state import TokenState, index_on_run, owner_on_run
-from tcompile.plugins.spec import add_functions
+from tcompile.plugins.ops import add_functions
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,8 @@ def observer(graph: gs.Graph, analysis: Analysis, source: str | Path, data: str 
         source: the file it came from, which says how images are prepared.
         data: .npz or .npy of its inputs, or a folder of images.
     """
-    from tcompile.runtime.samples import samples_for, signature
+    from tcompile.runtime.samples import samples_for
+    from tcompile.runtime.signature import signature
 
     def observe(scores: Sequence[Spec]) -> list[Array]:
         samples = samples_for(signature(source), data)
