@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tcompile.core.errors import UsageError
-from tcompile.planning.optimise import Front, Plan, Plateau
-from tcompile.planning.optimise import plateaus as find_plateaus
+from tcompile.planning.optimise import Front, Plan
+from tcompile.profiling.plateaus import Plateau
+from tcompile.profiling.plateaus import plateaus as find_plateaus
 from tcompile.targets.backends.extras import require
 
 Floats = npt.NDArray[np.float64]

@@ -31,7 +31,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tcompile.core.errors import UsageError
-from tcompile.planning.optimise.tables import Floats, SiteRule, StepFunction
+from tcompile.methods.site_rule import SiteRule
+from tcompile.planning.optimise.tables import Floats, StepFunction
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Prior:
     power: float = 1.0
 
 
-#: By family of preset (`planning.presets.base.Preset.family`).
+#: By family of preset (`Preset.family`).
 PRIORS: dict[str, Prior] = {
     "prune": Prior(1.0, 8.0, 3.0),
     "calibrated": Prior(1.0, 8.0, 3.0),

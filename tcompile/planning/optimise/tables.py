@@ -17,48 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from tcompile.core.errors import UsageError
+from tcompile.methods.site_rule import SiteRule
 
 Floats = npt.NDArray[np.float64]
 #: (site, n_in [G, 1], n_out [1, G]) → anything that broadcasts to [G, G].
 StepFunction = Callable[[str, npt.NDArray[np.int64], npt.NDArray[np.int64]], Any]
-
-
-@dataclass(frozen=True)
-class SiteRule:
-    """A legal site, and what the analysis and the reducer demand of a step there.
-
-    Attributes:
-        name: `attn:3`, `block:3` or `output`.
-        granularity: the patches that stay are a multiple of it.
-        least: the fewest tokens that may stay, prefix included.
-        most_dropped: the share of the patches that may leave in one step, such as 0.5 for merging
-            in pairs; None: any.
-    """
-
-    name: str
-    granularity: int = 1
-    least: int = 1
-    most_dropped: float | None = None
-
-    def __post_init__(self) -> None:
-        kind, _, block = self.name.partition(":")
-        known = self.name == "output" or (kind in ("attn", "block") and block.isdecimal())
-        if not known:
-            raise UsageError(
-                "not a site that can be planned: attn:N, block:N or output", where=self.name
-            )
-        if self.granularity < 1 or (
-            self.most_dropped is not None and not 0 <= self.most_dropped <= 1
-        ):
-            raise UsageError(
-                "needs a granularity of at least 1 and a share from 0 to 1", where=self.name
-            )
-
-    def place(self, blocks: int) -> tuple[int, int]:
-        """(block, 0 between attention and MLP | 1 after the MLP | 2 at the output): the order in
-        which sites are passed; the output belongs to the last block."""
-        kind, _, block = self.name.partition(":")
-        return (blocks - 1, 2) if kind == "output" else (int(block), int(kind == "block"))
 
 
 @dataclass(frozen=True, eq=False)

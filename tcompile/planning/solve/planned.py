@@ -8,8 +8,9 @@ from typing import Any
 
 from tcompile.core.schedule import Schedule
 from tcompile.planning.losses.drop import Drop
-from tcompile.planning.optimise import Front, Plan, Plateau
+from tcompile.planning.optimise import Front, Plan
 from tcompile.planning.solve.outcome import Outcome
+from tcompile.profiling.plateaus import Plateau
 
 #: By kind of profile: the share of the dense latency below which a predicted saving says nothing.
 WORTH = {"measured": 0.02, "modelled": 0.05}

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from tcompile.planning.optimise import Goal, Limits, Plan, SiteRule, Tables
+from tcompile.methods.site_rule import SiteRule
+from tcompile.planning.optimise import Goal, Limits, Plan, Tables
 
 Key = tuple[float, float, float, int, int]
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from tcompile.core.errors import UsageError
+from tcompile.methods.site_rule import SiteRule
 from tcompile.planning.optimise import (
     Goal,
     Limits,
-    SiteRule,
     Tables,
     front,
     plan_of,

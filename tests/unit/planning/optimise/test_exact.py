@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from tcompile.core.errors import UsageError
-from tcompile.planning.optimise import Goal, Limits, SiteRule, Tables, front, plan_of, solve
+from tcompile.methods.site_rule import SiteRule
+from tcompile.planning.optimise import Goal, Limits, Tables, front, plan_of, solve
 from tests.unit.planning.optimise.instances import Whole, best, constrained, every, instance, key
 
 

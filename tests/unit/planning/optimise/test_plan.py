@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from tcompile.core.errors import UsageError
-from tcompile.planning.optimise import Goal, Limits, SiteRule, Tables, dense_plan, plan_of, solve
+from tcompile.methods.site_rule import SiteRule
+from tcompile.planning.optimise import Goal, Limits, Tables, dense_plan, plan_of, solve
 from tests.unit.planning.optimise.instances import instance, staircase
 
 
@@ -114,9 +115,3 @@ def test_what_are_no_tables(change: dict[str, Any], words: str) -> None:
     assert Tables(**good).dense_ms == 0
     with pytest.raises(UsageError, match=words):
         Tables(**(good | change))
-
-
-@pytest.mark.parametrize("name", ["around:1", "attn", "attn:x", "inside:0", ""])
-def test_what_is_no_site_of_a_plan(name: str) -> None:
-    with pytest.raises(UsageError, match="not a site"):
-        SiteRule(name)
