@@ -132,7 +132,7 @@ def _answer(
     try:
         shown = front(one.tables, limits_of(one, budget))
     except UsageError:
-        shown = None
+        shown = ()
     totals = whole_latency(one.tables)
     return PlanReport(
         schedule_of(one.method, plan, notes),
