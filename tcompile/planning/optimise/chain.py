@@ -16,6 +16,7 @@ from math import frexp
 import numpy as np
 import numpy.typing as npt
 
+from tcompile.methods.site_rule import SiteRule
 from tcompile.planning.optimise.tables import Floats, Tables
 
 Ints = npt.NDArray[np.int64]
@@ -125,22 +126,22 @@ FASTEST, LEAST_LOSS = Weights(1.0, 0.0), Weights(0.0, 1.0)
 def chain(tables: Tables, limits: Limits) -> Chain:
     """Return the tables under the limits."""
     n, blocks = np.asarray(tables.counts, np.int64), tables.blocks
-    masks = [allowed(tables, i, limits) for i in range(len(tables.sites))]
+    masks = [_allowed(tables, site, limits) for site in tables.sites]
     reducers, losses = (
         [np.where(mask, cost, 0.0) for mask, cost in zip(masks, costs, strict=True)]
         for costs in (tables.reducer_ms, tables.loss)
     )
-    rows = [*tables.attn_ms, *tables.mlp_ms, tables.head_ms, stem_ms := np.asarray(tables.stem_ms)]
-    ms, loss = _quantum([*rows, *reducers]), _quantum(losses)
-    stem, attn, mlp, head = (
-        _whole(cost, ms) for cost in (stem_ms, tables.attn_ms, tables.mlp_ms, tables.head_ms)
-    )
+    parts = (np.asarray(tables.stem_ms), tables.attn_ms, tables.mlp_ms, tables.head_ms)
+    ms = _quantum([*(row for part in parts for row in np.atleast_2d(part)), *reducers])
+    loss = _quantum(losses)
+    stem, attn, mlp, head = (_whole(part, ms) for part in parts)
 
-    def edges(block: int, site: int, before: Ints, after: Ints) -> Edges:
-        half = 0 if site == STAY else tables.sites[site].place(blocks)[1]
-        second = before if half else after
-        cost = attn[block][before] + mlp[block][second]
-        tokens = n[before] + n[second]
+    def edges(block: int, site: int) -> Edges:
+        """Return the edges of a block with a step at a site, or with none."""
+        before, after = np.nonzero(np.eye(len(n)) if site == STAY else masks[site])
+        between = site == STAY or tables.sites[site].place(blocks)[1] == 0
+        second = after if between else before  # What the MLP carries.
+        cost, tokens = attn[block][before] + mlp[block][second], n[before] + n[second]
         lost = np.zeros_like(cost)
         if block == 0:
             cost += stem
@@ -153,13 +154,10 @@ def chain(tables: Tables, limits: Limits) -> Chain:
         return Edges(before, after, np.full_like(before, site), cost, lost, tokens)
 
     def through(block: int) -> Edges:
-        every = np.arange(len(n))
-        found = [edges(block, STAY, every, every)]
+        here = [i for i, site in enumerate(tables.sites) if site.place(blocks)[0] == block]
         # The later of two sites comes first: a shortest path takes the first of equal edges.
-        for i in reversed(range(len(masks))):
-            if tables.sites[i].place(blocks)[0] == block:
-                found.append(edges(block, i, *np.nonzero(masks[i])))
-        both = Edges(*map(np.concatenate, zip(*(vars(e).values() for e in found), strict=True)))
+        found = [vars(edges(block, site)).values() for site in (STAY, *reversed(here))]
+        both = Edges(*map(np.concatenate, zip(*found, strict=True)))
         return both.take(np.argsort(both.before, kind="stable"))
 
     least = n[0] if limits.final_least is None else limits.final_least
@@ -168,9 +166,9 @@ def chain(tables: Tables, limits: Limits) -> Chain:
     return Chain(tuple(map(through, range(blocks))), final, ms, loss)
 
 
-def allowed(tables: Tables, site: int, limits: Limits) -> Mask:
+def _allowed(tables: Tables, rule: SiteRule, limits: Limits) -> Mask:
     """Return [G, G]: whether the step from counts[i] to counts[j] is allowed at a site."""
-    rule, n = tables.sites[site], np.asarray(tables.counts)
+    n = np.asarray(tables.counts)
     patches = n - tables.prefix
     target = (n >= rule.least) & (patches % rule.granularity == 0)
     if limits.topk is not None:
@@ -199,7 +197,8 @@ def to_go(chain: Chain, weights: Weights) -> Floats:
     for i, edges in reversed(list(enumerate(chain.blocks))):
         cost = weights.each(edges.ms, edges.loss) + found[i + 1, edges.after]
         # Every count has an edge: all its tokens may stay.
-        found[i] = np.minimum.reduceat(cost, _begins(chain, edges))
+        begins = np.searchsorted(edges.before, np.arange(len(chain.final)))
+        found[i] = np.minimum.reduceat(cost, begins)
     return found
 
 
@@ -226,7 +225,3 @@ def shortest(chain: Chain, weights: Weights) -> Path | None:
         ms, loss = ms + int(out.ms[best]), loss + int(out.loss[best])
         steps.append((at, int(out.site[best])))
     return Path(ms, loss, tuple(steps))
-
-
-def _begins(chain: Chain, edges: Edges) -> Ints:
-    return np.searchsorted(edges.before, np.arange(len(chain.final)))
