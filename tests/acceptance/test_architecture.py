@@ -101,7 +101,12 @@ def _run(script: str, folder: Path, *, fails: bool) -> str:
     env = {k: v for k, v in os.environ.items() if k != "CI" and not k.startswith("PYTEST")}
     env |= {"PYTHONPATH": str(folder), "PATH": f"{bin_folder}:{env['PATH']}"}
     done = subprocess.run(
-        ["bash", "-e", "-c", script], cwd=folder, env=env, capture_output=True, text=True, check=False
+        ["bash", "-e", "-c", script],
+        cwd=folder,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     printed = done.stdout + done.stderr
     assert (done.returncode != 0) == fails, printed
