@@ -9,7 +9,8 @@ from onnx_graphsurgeon.logger import G_LOGGER
 from onnx_graphsurgeon.util.exception import OnnxGraphSurgeonException
 
 from tcompile.analysis import axes as ax
-from tcompile.analysis.counts import Counts, find_counts
+from tcompile.analysis.count_state import Counts
+from tcompile.analysis.counts import find_counts
 from tcompile.analysis.effect_walk import effects
 from tcompile.analysis.effects import Effects, Recount, ReductionPoint, Rescale, Run, locate
 from tcompile.analysis.layout import Layout, stream_layout, tower_batch

@@ -72,7 +72,7 @@ class Editor(Rows):
         """A target that is computed from the batch: its batch dims are taken from the old one."""
         b, parts = self.b, []
         for i, dim in enumerate(edit.dims):
-            tokens = dim.run is not None and dim.run.patches(self.space)
+            tokens = dim.run is not None and dim.run.has_patches(self.space)
             if not dim.batch:
                 parts.append(b.const([dim.size(self.space, stage.count, 1)]))
             elif tokens:

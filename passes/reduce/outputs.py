@@ -160,7 +160,7 @@ def carries_patches(tensor: gs.Tensor, analysis: Analysis) -> bool:
 def carried(dims: Dims, space: TokenSpace, stage: int) -> Carried | None:
     """Where an output carries patches, if it does."""
     for axis, dim in enumerate(dims):
-        if dim is not None and dim.run is not None and dim.run.patches(space):
+        if dim is not None and dim.run is not None and dim.run.has_patches(space):
             span = 1
             while axis + span < len(dims):
                 after = dims[axis + span]

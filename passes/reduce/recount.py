@@ -12,9 +12,9 @@ import onnx_graphsurgeon as gs
 from tcompile.analysis import effects as fx
 from tcompile.analysis.axes import Axes
 from tcompile.analysis.counts import sums_over
-from tcompile.analysis.transfer import BROADCAST
 from tcompile.core.errors import ModelError
 from tcompile.core.graph import int_to_dim, is_const, producer
+from tcompile.core.op_traits import BROADCASTS
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.token_state import TokenState, index_on_run, sizes_on_run
 
@@ -162,7 +162,7 @@ def _copied(editor: Editor, name: str, stage: TokenState) -> gs.Tensor:
         if source.is_empty():
             inputs.append(source)
         elif is_const(source) or source.name not in editor.facts.live:
-            table = is_const(source) and maker.op in BROADCAST.split()
+            table = is_const(source) and maker.op in BROADCASTS
             inputs.append(_rows(editor, source, name, stage) if table else source)
         else:
             inputs.append(_anew(editor, source.name, stage))
@@ -231,7 +231,10 @@ def _places(editor: Editor, axes: Axes) -> list[fx.SideAxis]:
     return [
         fx.SideAxis(i, d.run, d.part)
         for i, d in enumerate(fx.locate(axes, editor.space))
-        if d is not None and d.run is not None and d.part != "rest" and d.run.patches(editor.space)
+        if d is not None
+        and d.run is not None
+        and d.part != "rest"
+        and d.run.has_patches(editor.space)
     ]
 
 

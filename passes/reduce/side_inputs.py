@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 
 from tcompile.analysis import axes as ax
 from tcompile.analysis import effects as fx
-from tcompile.analysis.counts import Counts
+from tcompile.analysis.count_state import Counts
 from tcompile.analysis.facts import Facts
 from tcompile.analysis.space import Order, TokenSpace
 from tcompile.core.errors import ModelError, UsageError
@@ -160,7 +160,7 @@ class Rows:
         found = [
             i
             for i, d in enumerate(dims)
-            if d and d.run and d.part != "rest" and d.run.patches(self.space)
+            if d and d.run and d.part != "rest" and d.run.has_patches(self.space)
         ]
         dim = dims[found[0]] if len(found) == 1 else None
         if dim is None or dim.run is None or dim.batch or dim.factor != 1:

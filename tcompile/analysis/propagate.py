@@ -1,4 +1,4 @@
-"""Forward propagation of axes through the graph, one transfer function per op kind."""
+"""Forward propagation of axes through the graph."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import onnx_graphsurgeon as gs
 from tcompile.analysis import axes as ax
 from tcompile.analysis.axes import Axes
 from tcompile.analysis.facts import Facts, free_axis
+from tcompile.analysis.ops import op_of
 from tcompile.analysis.rotary import rotations
-from tcompile.analysis.transfer import TRANSFER
 from tcompile.core.errors import InternalError
 from tcompile.core.graph import is_free, settled, shape
+from tcompile.core.op_traits import READS_SHAPE
 
 
 def propagate(
@@ -52,9 +53,9 @@ def propagate(
             ),
         )
     for node in graph.nodes:
-        transfer = TRANSFER.get(node.op) if node.domain in (None, "", "ai.onnx") else None
-        result = transfer(node, facts) if transfer else None
-        live = node.op not in ("Shape", "Size") and any(facts.is_live(t) for t in node.inputs)
+        op = op_of(node)
+        result = op.transfer(node, facts) if op else None
+        live = node.op not in READS_SHAPE and any(facts.is_live(t) for t in node.inputs)
         imaged = live and any(t.name in facts.imaged for t in node.inputs)
         for i, out in enumerate(node.outputs):
             if out.is_empty():
@@ -71,7 +72,7 @@ def propagate(
                 )
             facts.axes[out.name] = _fresh(out, live) if known is None else _as_meant(meant, known)
             if known is None and live:
-                why = "no transfer function" if transfer is None else "axes cannot be followed"
+                why = "axes cannot be followed" if op else "is not an op that tcompile knows"
                 facts.opaque[out.name] = f"{node.op} '{node.name}': {why}"
             if live:
                 facts.live.add(out.name)

@@ -14,9 +14,7 @@ from tcompile.analysis.facts import Facts
 from tcompile.analysis.space import Residual
 from tcompile.analysis.space import TokenSpace as TokenSpace
 from tcompile.core.graph import consumers, is_const, producer
-
-#: Ops that leave a tensor's tokens as they are; a residual may be read through them.
-PASSING = ("QuantizeLinear", "DequantizeLinear", "Cast", "Identity")
+from tcompile.core.op_traits import PASSES
 
 
 @dataclass(frozen=True)
@@ -199,7 +197,7 @@ def _unscaled(node: gs.Node | None) -> gs.Tensor | None:
     """What a node passes on, at most scaled by a constant."""
     if node is None:
         return None
-    if node.op in PASSING or (node.op == "Div" and is_const(node.inputs[1])):
+    if node.op in PASSES or (node.op == "Div" and is_const(node.inputs[1])):
         return node.inputs[0]
     if node.op == "Mul" and sum(map(is_const, node.inputs)) == 1:
         return next(t for t in node.inputs if not is_const(t))

@@ -1,7 +1,6 @@
 """Transfer functions: from the axes of a node's inputs to those of its outputs.
 
 Each takes (node, facts) and returns the axes of each output, or None where they cannot be told.
-`TRANSFER` is the list; an op that is not in it is opaque, and no site upstream of it is legal.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import onnx_graphsurgeon as gs
 from tcompile.analysis import axes as ax
 from tcompile.analysis.axes import ONE, Axes, Axis
 from tcompile.analysis.facts import Facts, Result, free_axis
-from tcompile.analysis.transfer_grid import blocks_to_depth, pad, spatial
 from tcompile.core.graph import attr, ints, is_const, is_free, reduced_axes, shape, value
 
 Transfer: TypeAlias = Callable[[gs.Node, Facts], Result]
@@ -23,6 +21,11 @@ Transfer: TypeAlias = Callable[[gs.Node, Facts], Result]
 
 def _axis(node: gs.Node, rank: int, name: str = "axis", default: int = 0) -> int:
     return int(attr(node, name, default)) % rank
+
+
+def untold(node: gs.Node, facts: Facts) -> Result:
+    """An op whose result has axes of its own."""
+    return None
 
 
 def same(node: gs.Node, facts: Facts) -> Result:
@@ -268,9 +271,9 @@ def einsum(node: gs.Node, facts: Facts) -> Result:
     """Letters are axes."""
     if not spelled_out(node):
         return None
-    terms, out = _equation(node).split("->")
+    terms, out = einsum_terms(node)
     letters: dict[str, Axis] = {}
-    for term, tensor in zip(terms.split(","), node.inputs, strict=True):
+    for term, tensor in zip(terms, node.inputs, strict=True):
         for letter, axis in zip(term, facts.of(tensor), strict=True):
             letters[letter] = facts.unify(node, letters.get(letter, axis), axis)
     return [tuple(letters[c] for c in out)]
@@ -278,11 +281,14 @@ def einsum(node: gs.Node, facts: Facts) -> Result:
 
 def spelled_out(node: gs.Node) -> bool:
     """Whether an Einsum has a letter for every axis and says which its result has."""
-    return "." not in _equation(node) and "->" in _equation(node)
+    equation = str(attr(node, "equation"))
+    return "." not in equation and "->" in equation
 
 
-def _equation(node: gs.Node) -> str:
-    return str(attr(node, "equation")).replace(" ", "")
+def einsum_terms(node: gs.Node) -> tuple[list[str], str]:
+    """The letters of each operand of an Einsum, and those of its result."""
+    terms, _, out = str(attr(node, "equation")).replace(" ", "").partition("->")
+    return terms.split(","), out
 
 
 def contracted(node: gs.Node) -> tuple[int, int]:
@@ -296,59 +302,10 @@ def einsum_contracted(node: gs.Node) -> list[tuple[int, int]]:
     """(operand, axis) of every letter that the result does not have of a spelled-out Einsum."""
     if not spelled_out(node):
         return []
-    terms, out = _equation(node).split("->")
+    terms, out = einsum_terms(node)
     return [
         (i, axis)
-        for i, term in enumerate(terms.split(","))
+        for i, term in enumerate(terms)
         for axis, letter in enumerate(term)
         if letter not in out
     ]
-
-
-def _table(function: Transfer, ops: str) -> dict[str, Transfer]:
-    return dict.fromkeys(ops.split(), function)
-
-
-#: Ops that treat every position along the token axis alike.
-ELEMENTWISE = (
-    "Abs Acos Acosh Asin Asinh Atan Atanh Cast Ceil Celu Clip Cos Cosh Elu Erf Exp Floor Gelu "
-    "HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round "
-    "Selu Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu Dropout "
-    "QuantizeLinear DequantizeLinear"
-)
-BROADCAST = (
-    "Add And BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max "
-    "Mean Min Mod Mul Or PRelu Pow Sub Sum Where Xor"
-)
-NORMALISING = (
-    "LayerNormalization RMSNormalization SimplifiedLayerNormalization Softmax LogSoftmax "
-    "LpNormalization"
-)
-CHANNELWISE = "BatchNormalization InstanceNormalization GroupNormalization LRN"
-VIEWS = "Reshape Flatten Squeeze Unsqueeze"
-REDUCTIONS = (
-    "ArgMax ArgMin ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin "
-    "ReduceProd ReduceSum ReduceSumSquare"
-)
-SPATIAL = "Conv MaxPool AveragePool GlobalAveragePool GlobalMaxPool Resize LpPool"
-
-TRANSFER: dict[str, Transfer] = {
-    **_table(same, f"{ELEMENTWISE} {CHANNELWISE} CumSum"),
-    **_table(normalise, NORMALISING),
-    **_table(broadcast, BROADCAST),
-    **_table(reshape, VIEWS),
-    **_table(expand, "Expand Tile ConstantOfShape"),
-    **_table(reduce, REDUCTIONS),
-    **_table(spatial, SPATIAL),
-    "MatMul": matmul,
-    "Gemm": gemm,
-    "Transpose": transpose,
-    "Slice": slice_,
-    "Split": split,
-    "Concat": concat,
-    "Gather": gather,
-    "Attention": attention,
-    "Einsum": einsum,
-    "Pad": pad,
-    **_table(blocks_to_depth, "SpaceToDepth DepthToSpace"),
-}

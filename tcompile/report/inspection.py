@@ -389,7 +389,7 @@ def _holds(tensor: gs.Tensor, analysis: Analysis) -> str:
     patches = (space.patch, space.end)
     if runs[0].part == "groups":
         what = "one row for each group of patches"
-    elif not run.patches(space):
+    elif not run.has_patches(space):
         what = "fixed tokens only"
     elif run.first == 0 and run.last == size:
         what = "all tokens"

@@ -49,7 +49,7 @@ def _run(run: Run, space: TokenSpace) -> str:
     count = run.size(space, space.patches)
     if run.first == 0 and run.last == len(space.pieces):
         return f"all {count} tokens"
-    if not run.patches(space):
+    if not run.has_patches(space):
         return f"{count} fixed tokens"
     alone = (run.first, run.last) == (space.patch, space.end)
     return f"{count} patches" if alone else f"{count} tokens, patches among them"
@@ -98,7 +98,7 @@ def _target(dim: Dim, space: TokenSpace) -> str:
     if dim.part == "rest":
         return "1"
     if dim.run is not None:
-        kept = "kept" if dim.run.patches(space) else _run(dim.run, space)
+        kept = "kept" if dim.run.has_patches(space) else _run(dim.run, space)
         parts.append("kept groups" if dim.part == "groups" else kept)
     if dim.factor != 1 or not parts:
         parts.append(str(dim.factor))
