@@ -82,7 +82,7 @@ def _outer(axes: Axes, roots: set[ax.Root], pool: bool) -> Axis | None:
     joined = False
     for axis in axes:
         mine = [d for d in axis if d.root in roots]
-        if any(d.root.kind == "weak" for d in axis):
+        if any(d.root.kind == "untracked" for d in axis):
             joined = joined or bool(mine)
         else:
             pure += mine

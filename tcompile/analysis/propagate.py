@@ -27,8 +27,8 @@ def propagate(
     """Axes of every tensor of a normalised graph (all shapes known, nodes in order).
 
     The first dim of every input is the batch, or a batch of its own; the other dims of images are
-    `data`, those of masks, sizes and the like `weak`: they take the meaning of what they are joined
-    with.
+    `data`, those of masks, sizes and the like `untracked`: they take the meaning of what they are
+    joined with.
 
     Args:
         tokens: index sets that win where an operation joins them with others, position by position.
@@ -39,7 +39,7 @@ def propagate(
     images = _images(graph)
     for tensor in graph.inputs:
         dims = shape(tensor)
-        kind: ax.Kind = "data" if tensor.name in images else "weak"
+        kind: ax.Kind = "data" if tensor.name in images else "untracked"
         facts.live.add(tensor.name)
         if tensor.name in images:
             facts.imaged.add(tensor.name)
@@ -99,10 +99,10 @@ def _images(graph: gs.Graph) -> set[str]:
 
 
 def _fresh(tensor: gs.Tensor, live: bool) -> Axes:
-    """Axes of a tensor nothing is known of: of their own, strong where data may hide in them."""
+    """Axes of a tensor nothing is known of: of their own, tracked where data may hide in them."""
     found: list[ax.Axis] = []
     for i, dim in enumerate(shape(tensor)):
         name = f"{tensor.name}/{i}"
-        kind: ax.Kind = "data" if live or is_free(dim) else "weak"
+        kind: ax.Kind = "data" if live or is_free(dim) else "untracked"
         found.append(free_axis(name, dim, kind) if is_free(dim) else ax.new(name, dim, kind))
     return tuple(found)

@@ -59,7 +59,9 @@ class Block:
 
 def token_axis(facts: Facts, tensor: gs.Tensor) -> Axis:
     """What a tensor's dims, batch and features left out, run over together: its tokens."""
-    digits = [d for axis in facts.of(tensor) for d in axis if d.root.kind not in ("batch", "weak")]
+    digits = [
+        d for axis in facts.of(tensor) for d in axis if d.root.kind not in ("batch", "untracked")
+    ]
     # A fixed token by itself may leave its digit on a batch of one; among others it says nothing.
     return ax.normal([d for d in digits if d.size > 1] or digits)
 

@@ -158,10 +158,12 @@ def concat(node: gs.Node, facts: Facts) -> Result:
             if i != axis:
                 merged[i] = facts.unify(node, merged[i], other)
     # A stack of features (weights, heads) has no identity worth keeping.
-    if any(ax.strong(p) for p in parts):
+    if any(ax.tracked(p) for p in parts):
         merged[axis] = ax.concat(parts)
     else:
-        merged[axis] = ax.new(f"{node.outputs[0].name}/{axis}", sum(map(ax.size, parts)), "weak")
+        merged[axis] = ax.new(
+            f"{node.outputs[0].name}/{axis}", sum(map(ax.size, parts)), "untracked"
+        )
     return [tuple(merged)]
 
 
@@ -191,7 +193,7 @@ def _reordered(node: gs.Node, facts: Facts, axis: int, source: Axis) -> Axis:
     The same order made twice of one axis is one index set.
     """
     index = value(node.inputs[1]).reshape(-1) % ax.size(source)
-    if not ax.strong(source) or sorted(index) != list(range(ax.size(source))):
+    if not ax.tracked(source) or sorted(index) != list(range(ax.size(source))):
         return _derived(node, facts, axis, source)
     order = tuple(int(i) for i in index)
     tag = hashlib.sha256(repr((source, order)).encode()).hexdigest()[:12]
@@ -220,11 +222,11 @@ def _derived(
     length: int | None = None,
     index: Axis = ONE,
 ) -> Axis:
-    """An index set of the node's own making, as strong as what it was made from."""
+    """An index set of the node's own making, tracked if what it was made from is."""
     length = shape(node.outputs[0])[axis] if length is None else length
     if ax.has_batch(index):
         return index
-    kind: ax.Kind = "data" if ax.strong(source) else "weak"
+    kind: ax.Kind = "data" if ax.tracked(source) else "untracked"
     made = ax.new(f"{node.outputs[0].name}/{axis}", length, kind)
     if made:
         facts.origin[made[0].root] = ax.roots(source)
@@ -243,9 +245,9 @@ def expand(node: gs.Node, facts: Facts) -> Result:
             continue
         name = f"{node.outputs[0].name}/{i}"
         if is_free(dim):
-            found.append(free_axis(name, dim, "weak"))
+            found.append(free_axis(name, dim, "untracked"))
         else:
-            found.append(ax.new(name, dim, "data" if ax.strong(axis) else "weak"))
+            found.append(ax.new(name, dim, "data" if ax.tracked(axis) else "untracked"))
     return [tuple(found)]
 
 
@@ -263,7 +265,9 @@ def attention(node: gs.Node, facts: Facts) -> Result:
     """ai.onnx Attention: rows of the query, features of the value."""
     q, v, width = facts.of(node.inputs[0]), facts.of(node.inputs[2]), shape(node.outputs[0])[-1]
     # Joined heads of the value are repeated where several heads of queries share one.
-    features = v[-1] if ax.size(v[-1]) == width else ax.new(node.outputs[0].name, width, "weak")
+    features = (
+        v[-1] if ax.size(v[-1]) == width else ax.new(node.outputs[0].name, width, "untracked")
+    )
     return [(*q[:-1], features)] if len(node.outputs) == 1 else None
 
 

@@ -328,7 +328,7 @@ def _heads(block: Block, graph: gs.Graph, analysis: Analysis) -> int:
     if core.form == "op" or not block.window:
         return core.heads
     axes = analysis.facts.of(graph.tensors()[core.q])[:-2]
-    return prod(d.size for axis in axes for d in axis if d.root.kind == "weak")
+    return prod(d.size for axis in axes for d in axis if d.root.kind == "untracked")
 
 
 def _segment(block: Block, space: TokenSpace) -> tuple[int, ...]:

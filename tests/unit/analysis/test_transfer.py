@@ -24,7 +24,11 @@ from tcompile.core.op_traits import BROADCASTS, ELEMENTWISE, READS_SHAPE, REDUCE
 B = ax.new("batch", 3, "batch")
 H, W = ax.new("h", 4, "data"), ax.new("w", 6, "data")
 N: Axis = H + W
-C, D, HEADS = ax.new("c", 8, "weak"), ax.new("d", 5, "weak"), ax.new("heads", 2, "weak")
+C, D, HEADS = (
+    ax.new("c", 8, "untracked"),
+    ax.new("d", 5, "untracked"),
+    ax.new("heads", 2, "untracked"),
+)
 CLS = ax.new("cls", 1, "fixed")
 TOKENS = ax.concat([CLS, N])
 OTHER = ax.new("other", 24, "data")
