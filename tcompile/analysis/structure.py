@@ -11,8 +11,7 @@ from tcompile.analysis import axes as ax
 from tcompile.analysis.attention import Attention
 from tcompile.analysis.axes import Axis
 from tcompile.analysis.facts import Facts
-from tcompile.analysis.space import Residual
-from tcompile.analysis.space import TokenSpace as TokenSpace
+from tcompile.analysis.space import Residual, TokenSpace
 from tcompile.core.graph import consumers, is_const, producer
 from tcompile.core.op_traits import PASSES
 

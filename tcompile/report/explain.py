@@ -15,6 +15,7 @@ from tcompile.analysis.model import Analysis
 from tcompile.analysis.sites import Site, between
 from tcompile.core.errors import UsageError
 from tcompile.core.graph import consumers, is_const, producer
+from tcompile.report.inspection_page import ranges
 from tcompile.report.inspection_words import axis_words, edit_words
 
 
@@ -71,8 +72,6 @@ class NodeFacts:
 
     def to_text(self) -> str:
         """The same for people."""
-        from tcompile.report.inspection_page import ranges
-
         lines = [f"{self.op} '{self.name}', {self.place}"]
         for what, tensors in (("reads", self.inputs), ("gives", self.outputs)):
             lines += [line for t in tensors for line in _tensor_lines(what, t)]

@@ -8,7 +8,7 @@ from tcompile.analysis import axes as ax
 from tcompile.analysis import effects as fx
 from tcompile.analysis.axes import Axis
 from tcompile.analysis.effects import Dim, Run
-from tcompile.analysis.structure import TokenSpace
+from tcompile.analysis.space import TokenSpace
 from tcompile.core.errors import assert_never
 
 
