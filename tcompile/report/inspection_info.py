@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tcompile.analysis.sites import Verdict
+from tcompile.core.site import SiteName
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class SiteInfo:
             reduced and with every token given back.
     """
 
-    site: str
+    site: SiteName
     block: int
     tensor: str
     granularity: int
