@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from tcompile.analysis.layout import tower_batch
+from tcompile.analysis.model import tower_batch
 from tcompile.core.errors import UsageError
 from tcompile.core.save import save
 from tcompile.core.schedule import Spec
