@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tcompile._version import __version__
+from tcompile.core.cache import cache_dir
 from tcompile.core.errors import TcompileError, UsageError
 
 LIBRARY = "libtcompile_plugins.so"
@@ -43,13 +44,8 @@ class Tools:
 
 
 def library_path() -> Path:
-    """Where `tcompile plugins build` puts the library: in the user's cache, one a version of ours.
-
-    TCOMPILE_CACHE, else XDG_CACHE_HOME/tcompile, else ~/.cache/tcompile.
-    """
-    own, shared = os.environ.get("TCOMPILE_CACHE"), os.environ.get("XDG_CACHE_HOME", "")
-    base = Path(shared) if Path(shared).is_absolute() else Path.home() / ".cache"
-    return (Path(own) if own else base / "tcompile") / "plugins" / __version__ / LIBRARY
+    """Return where `tcompile plugins build` puts the library: the cache, one for each version."""
+    return cache_dir() / "plugins" / __version__ / LIBRARY
 
 
 def built_library() -> Path:

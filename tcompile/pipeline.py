@@ -30,7 +30,8 @@ from tcompile.planning.solve.whole import with_latency
 from tcompile.planning.towers import for_towers, tower_notes
 from tcompile.report.explain import NodeFacts
 from tcompile.report.explain import explain as explain_node
-from tcompile.report.inspection import Inspection, describe
+from tcompile.report.inspection import describe
+from tcompile.report.inspection_page import Inspection
 from tcompile.targets import Target, load_target
 from tcompile.targets.backends.batch_sizes import BatchSizes
 

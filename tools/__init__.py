@@ -1,1 +1,1 @@
-"""Programs for those who work on tcompile; nothing of it is installed."""
+"""Generators of files in the repository: schemas and pages of documentation."""

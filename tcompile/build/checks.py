@@ -11,7 +11,8 @@ from tcompile.core.errors import InternalError, ModelError
 from tcompile.artifact.manifest import Fidelity, Latency
 from tcompile.targets import Target
 from tcompile.verify.fidelity import measure_fidelity
-from tcompile.runtime.samples import run_all, samples_for, signature
+from tcompile.runtime.samples import run_all, samples_for
+from tcompile.runtime.signature import signature
 
 if TYPE_CHECKING:
     from tcompile.runtime.timing import Speedup

@@ -13,13 +13,13 @@ from tcompile.analysis.flops import graph_flops
 from tcompile.artifact.directory import MODEL
 from tcompile.targets.backends.batch_sizes import UNBOUND, BatchSizes
 from tcompile.core.errors import TcompileError
-from tcompile.artifact.manifest import BatchEntry, BlockTokens, Flops, FusedAttentionEntry, Manifest, TargetEntry, TokenOpsEntry, installed_versions
+from tcompile.artifact.manifest import BatchEntry, Flops, Manifest, TargetEntry, installed_versions
 from tcompile.core.model_files import Source, describe_tensors
 from tcompile.passes.lower import lower
 from tcompile.passes.lower.token_ops import TokenOpsChoice, choose_token_ops, is_call
 from tcompile.core.save import save, without_weights
 from tcompile.targets import Target
-from tcompile.targets.backends import Emitted, FusedAttention, emit
+from tcompile.targets.backends import EmittedFiles, emit
 from tcompile.targets.backends.base import RefusedError
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def fill(
         fault = fault or blamed(error, owners, origin.file)
         if not keep_failed:
             raise fault from error
-        emitted = Emitted()
+        emitted = EmittedFiles()
     except TcompileError as error:
         if error.where.startswith(str(folder)):  # which is gone when anybody reads this
             error.where = origin.file
@@ -136,15 +136,13 @@ def fill(
         inputs=inputs,
         outputs=outs,
         schedule=schedule.to_json(),
-        tokens_per_block=tuple(
-            BlockTokens(b.block, b.attention, b.mlp) for b in schedule.tokens_per_block()
-        ),
+        tokens_per_block=schedule.tokens_per_block(),
         flops=flops,
         versions={**installed_versions(), **emitted.versions},
         latency=evidence.latency,
         fidelity=evidence.fidelity,
-        fused_attention=_fused_entry(emitted.fused),
-        token_ops=TokenOpsEntry(form.form, form.reason),
+        fused_attention=emitted.fused,
+        token_ops=form,
         batch_sizes=BatchEntry(*asked.settled.sizes)
         if free and (asked.asked or not unbound)
         else None,
@@ -162,9 +160,3 @@ def _aside(dense: Path, folder: Path) -> Path:
     for file in dense.parent.glob(f"{dense.name}*"):  # weights may lie beside it
         shutil.copyfile(file, kept / file.name)
     return kept / dense.name
-
-
-def _fused_entry(fused: FusedAttention | None) -> FusedAttentionEntry | None:
-    if fused is None:
-        return None
-    return FusedAttentionEntry(fused.expected, fused.found, tuple(fused.missing))

@@ -13,9 +13,11 @@ import pytest
 from tcompile.build import loop as closing
 from tcompile.build.loop import Build, fill_best
 from tcompile.core.errors import UsageError
-from tcompile.artifact.manifest import BlockTokens, Flops, Latency, Manifest, TargetEntry
+from tcompile.core.schedule import BlockTokens
+from tcompile.artifact.manifest import Flops, Latency, Manifest, TargetEntry
 from tcompile.core.model_files import Source
-from tcompile.planning.optimise import Plan, Plateau, Step
+from tcompile.planning.optimise import Plan, Step
+from tcompile.profiling.plateaus import Plateau
 from tcompile.core.schedule import Reduction, Schedule, Shape, Spec
 from tcompile.planning.solve import whole
 from tcompile.planning.solve.outcome import Outcome, Share
