@@ -107,9 +107,9 @@ def export(python: Path, checkout: Path, out: Path) -> None:
     subprocess.run(command, cwd=checkout, env=os.environ | _ENVIRONMENT, check=True)
 
 
-def build_all(python: Path, checkout: Path, exports: Path, out: Path) -> None:
+def build_all(python: Path, checkout: Path, exports: Path, out: Path, nice: int) -> None:
     """Build what is not yet there, one after another."""
-    os.nice(19 - os.nice(0))
+    os.nice(nice - os.nice(0))
     asked = list(builds(exports))
     for i, build in enumerate(asked, 1):
         folder = out / build.folder
@@ -278,6 +278,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command.add_argument(option, type=Path, required=True)
         if name == "build":
             command.add_argument("--exports", type=Path, required=True)
+            command.add_argument("--nice", type=int, default=19)
     command = commands.add_parser("compare")
     command.add_argument("one", type=Path)
     command.add_argument("other", type=Path)
@@ -287,7 +288,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if asked.command == "exports":
         export(asked.python, asked.checkout, asked.out)
     else:
-        build_all(asked.python, asked.checkout, asked.exports, asked.out)
+        build_all(asked.python, asked.checkout, asked.exports, asked.out, asked.nice)
     return 0
 
 
