@@ -242,7 +242,7 @@ class _Rewriter:
         name = str(stream.name)
         layout = self._layout(name, site)
         readers = self.readers[name]
-        core = self.steps.core(site.block)
+        core = self.steps.attention(site.block)
         b.scope(f"{site.name.replace(':', '_')}/{step.reduction.reducer.name}")
         rows = to_rows(b, stream, layout, self.fixed + stage.count)
         width = ax.size(self.analysis.facts.axes[name][layout.features])
@@ -275,7 +275,7 @@ class _Rewriter:
         b.scope(f"{site.name.replace(':', '_')}/score")
         region = [self.nodes[n] for n in self.order if n in self.cuts[site.name].region]
         nodes = {**self.nodes, **copies(b, region, blocks[site.block])}
-        core = self.steps.core(site.block, nodes)
+        core = self.steps.attention(site.block, nodes)
         rows = to_rows(b, stream, layout, space.total)
         width = ax.size(self.analysis.facts.axes[name][layout.features])
         merged, beside = self.cuts[site.name].merged, None
