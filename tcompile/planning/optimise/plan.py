@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import fsum
 from typing import Any
 
+from tcompile.core.site import SiteName
 from tcompile.planning.optimise.tables import Tables
 
 
@@ -14,7 +15,7 @@ from tcompile.planning.optimise.tables import Tables
 class Step:
     """So many tokens come, so many stay, prefix included; ms of the reducer, and the loss."""
 
-    site: str
+    site: SiteName
     before: int
     after: int
     ms: float

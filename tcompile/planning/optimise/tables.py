@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tcompile.core.errors import UsageError
+from tcompile.core.site import SiteName
 
 Floats = npt.NDArray[np.float64]
 #: (site, n_in [G, 1], n_out [1, G]) → anything that broadcasts to [G, G].
@@ -35,12 +36,13 @@ class SiteRule:
             in pairs; None: any.
     """
 
-    name: str
+    name: SiteName
     granularity: int = 1
     least: int = 1
     most_dropped: float | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "name", SiteName(self.name))  # people write text
         kind, _, block = self.name.partition(":")
         known = self.name == "output" or (kind in ("attn", "block") and block.isdecimal())
         if not known:
@@ -55,10 +57,8 @@ class SiteRule:
             )
 
     def place(self, blocks: int) -> tuple[int, int]:
-        """(block, 0 between attention and MLP | 1 after the MLP | 2 at the output): the order in
-        which sites are passed; the output belongs to the last block."""
-        kind, _, block = self.name.partition(":")
-        return (blocks - 1, 2) if kind == "output" else (int(block), int(kind == "block"))
+        """`SiteName.depth`: the order in which sites are passed."""
+        return self.name.depth(blocks)
 
 
 @dataclass(frozen=True, eq=False)

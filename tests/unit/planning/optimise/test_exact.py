@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tcompile.core.errors import UsageError
+from tcompile.core.site import SiteName
 from tcompile.planning.optimise import Goal, Limits, SiteRule, Tables, front, plan_of, solve
 from tests.unit.planning.optimise.instances import Whole, best, constrained, every, instance, key
 
@@ -155,7 +156,7 @@ def test_as_many_steps_as_allowed_where_many_are_best(most: int) -> None:
     """Losses that grow with the square of what leaves at once: the more steps the better."""
     tables = instance(7, blocks=4, size=7)
     n, names = np.asarray(tables.counts), [f"attn:{b}" for b in range(4)] + ["block:1", "block:2"]
-    names.sort(key=lambda s: SiteRule(s).place(4))
+    names.sort(key=lambda s: SiteName(s).depth(4))
     loss, free = (n[:, None] - n[None, :]) ** 2 / 8, np.zeros((7, 7))
     many = replace(
         tables, sites=tuple(map(SiteRule, names)), reducer_ms=(free,) * 6, loss=(loss,) * 6
