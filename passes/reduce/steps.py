@@ -102,11 +102,11 @@ class Steps:
         reducer = find_reducer(reduction.reducer.name)
         scope, score, fixed = step.site.name.replace(":", "_"), None, None
         if reduction.score is not None:
-            b.scope(f"{scope}/score")
+            b.scope(f"{scope}/score", step.site.name)
             score = ranked(reduction.score)
             if is_const(score):
                 fixed, score = value(score).reshape(-1), self._for_all(score, rows)
-        b.scope(f"{scope}/{reducer.name}")
+        b.scope(f"{scope}/{reducer.name}", step.site.name)
         grouping = space.grouping if self.found.grouped else None
         table = None if grouping is None else grouping.table(space.whole_patches or ())
         given = ReducerInput(
