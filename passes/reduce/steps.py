@@ -93,21 +93,21 @@ class Steps:
         b, space, reduction = self.b, self.analysis.space, step.reduction
         stream = rows if beside is None else beside
 
-        def sview_of(spec: Spec) -> gs.Tensor:
+        def score_of(spec: Spec) -> gs.Tensor:
             return self._score(step.site, spec, stream, attention, state)
 
         def score_fn(spec: Spec) -> gs.Tensor:
-            found = sview_of(spec)
+            found = score_of(spec)
             return self._for_all(found, rows) if is_const(found) else found
 
         reducer, parameters = find_reducer(reduction.reducer.name).bind(reduction.reducer)
         scope, score, fixed = step.site.name.replace(":", "_"), None, None
         if reduction.score is not None:
-            b.scope(f"{scope}/score")
-            score = sview_of(reduction.score)
+            b.scope(f"{scope}/score", step.site.name)
+            score = score_of(reduction.score)
             if is_const(score):
                 fixed, score = value(score).reshape(-1), self._for_all(score, rows)
-        b.scope(f"{scope}/{reducer.name}")
+        b.scope(f"{scope}/{reducer.name}", step.site.name)
         grouping = space.grouping if self.found.grouped else None
         table = None if grouping is None else grouping.table(space.whole_patches or ())
         inputs = ReducerInput(
