@@ -38,7 +38,6 @@ class Reduced:
         dense: the normalised dense graph it came from.
         schedule: what was applied.
         fp32_nodes: nodes that must stay fp32 when the rest goes to fp16.
-        attention_layers: attentions with more than one query row: the fused kernels to expect.
         metadata: the source's metadata_props.
         widened: whether the source computed in fp16.
     """
@@ -47,6 +46,5 @@ class Reduced:
     dense: gs.Graph
     schedule: Schedule
     fp32_nodes: frozenset[str]
-    attention_layers: int
     metadata: dict[str, str]
     widened: bool

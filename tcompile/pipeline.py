@@ -192,14 +192,12 @@ def _reduce(
         prefix=model.prefix,
         strict=full is schedule,
     )
-    layers = sum(1 for a in model.analysis.attentions if a.query_rows > 1)
     normal = model.normalized
     return Reduced(
         made.graph,
         normal.graph,
         _with_towers(model, done, outputs, planned),
         made.fp32_nodes,
-        layers,
         normal.metadata,
         normal.widened,
     )

@@ -66,7 +66,7 @@ def fill(
 
     source, form = Path(origin.file), token_ops or choose_token_ops(target, None)
     reduced = held.pop()
-    schedule, layers = reduced.schedule, reduced.attention_layers
+    schedule = reduced.schedule
     owners = Owners(source, reduced.dense)
     flops = Flops(graph_flops(reduced.dense), graph_flops(reduced.graph))
     lowered = lower(
@@ -118,11 +118,6 @@ def fill(
     unbound = free and target.runtime == "onnxruntime"
     if unbound and asked.asked:
         notes.append(f"{', '.join(asked.asked)}: {UNBOUND}")
-    if emitted.fused is not None and emitted.fused.expected != layers:
-        notes.append(
-            f"fusion was checked for {emitted.fused.expected} of {layers} attentions: the others "
-            "are spelled in a way that the engine's kernels cannot be matched with"
-        )
     evidence = measure(source, folder / MODEL, target, threads=threads, batch=batch, normal=normal,
                        decide=bool(schedule.reductions), seconds=seconds,
                        towers=tower_of_outputs(schedule.to_json()))
