@@ -226,7 +226,6 @@ def apply_schedule(
         schedule=_with_towers(model, done, outputs, planned),
         fp32_nodes=made.fp32_nodes,
         written=made.written,
-        attention_layers=sum(1 for a in model.analysis.attentions if a.query_rows > 1),
         metadata=normal.metadata,
         widened=normal.widened,
     )

@@ -44,7 +44,6 @@ class Models:
         owners: tells the user's nodes from those that tcompile wrote.
         schedule: what was applied.
         token_ops: their form, and why.
-        attention_layers: attentions with more than one query row.
         widened: whether the source computes in fp16.
     """
 
@@ -58,7 +57,6 @@ class Models:
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     flops: Flops
-    attention_layers: int
     widened: bool
 
     @property
@@ -120,7 +118,6 @@ def write_models(
         inputs=inputs,
         outputs=outputs,
         flops=Flops(graph_flops(reduced.dense), graph_flops(reduced.graph)),
-        attention_layers=reduced.attention_layers,
         widened=reduced.widened,
     )
 
@@ -192,12 +189,6 @@ def emit_model(models: Models, judged: Judgement, job: Job, say: Progress) -> Bu
     notes = [*judged.notes, *emitted.notes]
     if models.free_batch and job.target.runtime == "onnxruntime" and job.batches.asked:
         notes.append(f"{', '.join(job.batches.asked)}: {UNBOUND}")
-    layers = models.attention_layers
-    if emitted.fused is not None and emitted.fused.expected != layers:
-        notes.append(
-            f"fusion was checked for {emitted.fused.expected} of {layers} attentions: the others "
-            "are spelled in a way that the engine's kernels cannot be matched with"
-        )
     return Built(emitted, tuple(notes), fault)
 
 

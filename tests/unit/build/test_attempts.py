@@ -162,7 +162,6 @@ class World:
             inputs=(),
             outputs=(),
             flops=Flops(2, 1),
-            attention_layers=3,
             widened=False,
         )
 
