@@ -35,13 +35,11 @@ class Tools:
 
     Attributes:
         cmake, nvcc: paths of the programs.
-        headers: folder with NvInfer.h.
         root: what TENSORRT_ROOT is to be, or None where CMake finds the headers by itself.
     """
 
     cmake: str
     nvcc: str
-    headers: Path
     root: Path | None
 
 
@@ -101,14 +99,13 @@ def find_tools(tensorrt_root: str | Path | None = None) -> Tools:
         )
     root = tensorrt_root or os.environ.get("TENSORRT_ROOT")
     folders = [Path(root) / "include", Path(root)] if root else [Path(p) for p in _HEADERS]
-    headers = next((f for f in folders if (f / "NvInfer.h").is_file()), None)
-    if headers is None:
+    if not any((f / "NvInfer.h").is_file() for f in folders):
         where = str(Path(root)) if root else "the usual places"
         raise UsageError(
             f"building plugins needs TensorRT's headers: no NvInfer.h in {where}",
             hint="apt install libnvinfer-headers-dev, or --tensorrt DIR with DIR/include/NvInfer.h",
         )
-    return Tools(cmake, nvcc, headers, Path(root).resolve() if root else None)
+    return Tools(cmake, nvcc, Path(root).resolve() if root else None)
 
 
 def architectures(text: str) -> str:
