@@ -12,7 +12,7 @@ from typing import Any, Literal
 import msgspec
 
 from tcompile.core.decode import decode
-from tcompile.core.errors import UsageError
+from tcompile.core.errors import InternalError, UsageError
 
 Runtime = Literal["onnxruntime", "tensorrt-rtx", "jetson"]
 Precision = Literal["fp32", "fp16"]
@@ -134,7 +134,14 @@ def load_target(name: str) -> Target:
 def _all_targets() -> tuple[Target, ...]:
     # A leading underscore marks data that is not a device.
     files = sorted(path for path in DEVICES.glob("*.json") if not path.name.startswith("_"))
-    return tuple(decode(Target, msgspec.json.decode(path.read_bytes())) for path in files)
+    return tuple(map(_read, files))
+
+
+def _read(path: Path) -> Target:
+    try:
+        return decode(Target, msgspec.json.decode(path.read_bytes()))
+    except ValueError as error:
+        raise InternalError(str(error), where=f"targets/devices/{path.name}") from error
 
 
 def list_targets() -> list[Target]:
