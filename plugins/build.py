@@ -6,13 +6,13 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from tcompile._version import __version__
 from tcompile.core.cache import cache_dir
 from tcompile.core.errors import TcompileError, UsageError
+from tcompile.core.progress import Progress, silent
 
 LIBRARY = "libtcompile_plugins.so"
 #: The CMake project: kernels in cuda/, the library in trt/.
@@ -128,7 +128,7 @@ def build_library(
     output: str | Path | None = None,
     arch: str = "native",
     tensorrt_root: str | Path | None = None,
-    progress: Callable[[str], None] = lambda text: None,
+    progress: Progress = silent,
 ) -> Path:
     """Configure and build the library; returns where it is.
 
