@@ -58,7 +58,8 @@ _UNSTEADY = ("tool", "versions", "faster")
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
 _FIGURE = re.compile(r"\d+(\.\d+)?(?= ?(ms|%|x|times|interleaved rounds))")
 _TIMED = re.compile(r"\bmeasured\b|faster than dense here|speed-up of")
-#: On a CPU a modelled plan is made from a short look at the machine.
+#: On a CPU a modelled plan is made from a short look at the machine: what it takes differs from run
+#: to run, and what `auto` chooses may, if other programs run beside one of the two builds.
 _LATENCIES = ("predicted_ms", "dense_ms", "ms", "latency_ms", "measured_off")
 
 
@@ -227,10 +228,12 @@ def _steady(manifest: Any) -> dict[str, Any]:
 
 
 def _without(keys: Sequence[str], value: Any) -> Any:
-    """Leave keys out, however deep they are."""
+    """Leave out keys, however deep they are, and the sentences that say the same."""
     if isinstance(value, dict):
         return {k: _without(keys, v) for k, v in value.items() if k not in keys}
-    return [_without(keys, v) for v in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return [_without(keys, v) for v in value if not str(v).startswith("modelled latency says")]
+    return value
 
 
 def _timed(value: Any) -> bool:
