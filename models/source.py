@@ -55,7 +55,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Request:
+class LoadRequest:
     """What a recipe is asked to make.
 
     Attributes:
@@ -154,7 +154,7 @@ def load_source(
     import torch
 
     options = {**parsed.options, **(overrides or {})}
-    request = Request(parsed, random_weights, image_size, options)
+    request = LoadRequest(parsed, random_weights, image_size, options)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         loaded: LoadedModel = import_module(_RECIPES[parsed.library]).load(request)
@@ -185,7 +185,7 @@ def require(module: str, purpose: str) -> Any:
         raise MissingExtraError(module, "export", purpose) from error
 
 
-def unknown_name(request: Request, names: Iterable[str]) -> ModelError:
+def unknown_name(request: LoadRequest, names: Iterable[str]) -> ModelError:
     """The error for a name that the library does not have, with the nearest ones it has."""
     source = request.source
     near = get_close_matches(source.name, list(names), n=4, cutoff=0.5)
@@ -193,7 +193,7 @@ def unknown_name(request: Request, names: Iterable[str]) -> ModelError:
     return ModelError(f"{source.library} has no model '{source.name}'", hint=hint)
 
 
-def cannot_build(request: Request, error: Exception) -> ModelError:
+def cannot_build(request: LoadRequest, error: Exception) -> ModelError:
     """The error for a library that refused the configuration."""
     reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
     fresh = request.random_weights or request.source.library in ("callable", "zoo")

@@ -196,7 +196,7 @@ class TokenOp:
 
 
 @dataclass(frozen=True)
-class Tolerance:
+class KernelTolerance:
     """How far a float may be from the reference: |got − want| ≤ relative·|want| + absolute·scale.
 
     `absolute` covers sums that cancel; the scale is that of the terms (`TokenOp.scale`). Indices
@@ -210,8 +210,8 @@ class Tolerance:
 
 
 #: By the type of the data; accumulation is in fp32 always.
-TOLERANCES: Mapping[str, Tolerance] = {
-    "f32": Tolerance(2e-5, 2e-6, 5e-6),
-    "f16": Tolerance(2e-3, 2e-3, 5e-6),
-    "bf16": Tolerance(1.6e-2, 1.6e-2, 5e-6),
+TOLERANCES: Mapping[str, KernelTolerance] = {
+    "f32": KernelTolerance(2e-5, 2e-6, 5e-6),
+    "f16": KernelTolerance(2e-3, 2e-3, 5e-6),
+    "bf16": KernelTolerance(1.6e-2, 1.6e-2, 5e-6),
 }

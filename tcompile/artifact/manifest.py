@@ -17,7 +17,7 @@ from msgspec import Meta
 
 from tcompile._version import __version__
 from tcompile.core.decode import Count, NonNegative, Positive, UnitInterval, decode, encode
-from tcompile.core.model_files import Dims, FileEntry, Source, TensorInfo
+from tcompile.core.model_files import Dims, FileEntry, SourceFile, TensorInfo
 from tcompile.core.schedule import BlockTokens
 from tcompile.passes.lower.token_ops import TokenOpsChoice
 from tcompile.planning.solve.outcome import Emitted, Outcome, Reason, Share
@@ -215,7 +215,7 @@ class Manifest:
         tool: name and version of the compiler.
     """
 
-    source: Source
+    source: SourceFile
     target: TargetEntry
     precision: Literal["fp32", "fp16"]
     outputs_mode: Literal["reduced", "restored"]

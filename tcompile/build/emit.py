@@ -14,7 +14,7 @@ from tcompile.artifact.directory import MODEL
 from tcompile.targets.backends.batch_sizes import UNBOUND, BatchSizes
 from tcompile.core.errors import TcompileError
 from tcompile.artifact.manifest import BatchEntry, Flops, Manifest, TargetEntry, installed_versions
-from tcompile.core.model_files import Source, describe_tensors
+from tcompile.core.model_files import SourceFile, describe_tensors
 from tcompile.passes.lower import lower
 from tcompile.passes.lower.token_ops import TokenOpsChoice, choose_token_ops, is_call
 from tcompile.core.save import save, without_weights
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 def fill(
     folder: Path,
-    origin: Source,
+    origin: SourceFile,
     target: Target,
     precision: Any,
     held: list[Reduced],

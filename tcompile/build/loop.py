@@ -17,7 +17,7 @@ from tcompile.targets.backends.batch_sizes import BatchSizes
 from tcompile.core.errors import UsageError
 from tcompile.build.emit import fill
 from tcompile.artifact.manifest import Latency, Manifest
-from tcompile.core.model_files import Source
+from tcompile.core.model_files import SourceFile
 
 if TYPE_CHECKING:
     from tcompile.passes.lower.token_ops import TokenOpsChoice
@@ -49,7 +49,7 @@ class Build:
         keep_failed: write what failed a check, too.
     """
 
-    origin: Source
+    origin: SourceFile
     target: Target
     precision: str
     request: Request

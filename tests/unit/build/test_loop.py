@@ -15,7 +15,7 @@ from tcompile.build.loop import Build, fill_best
 from tcompile.core.errors import UsageError
 from tcompile.core.schedule import BlockTokens
 from tcompile.artifact.manifest import Flops, Latency, Manifest, TargetEntry
-from tcompile.core.model_files import Source
+from tcompile.core.model_files import SourceFile
 from tcompile.planning.optimise import Plan, Plateau, Step
 from tcompile.core.schedule import Reduction, Schedule, Shape, Spec
 from tcompile.planning.solve import whole
@@ -98,7 +98,7 @@ class World:
         return None if target.runtime == "onnxruntime" else self.whole.get((graph, precision))
 
     def fill(
-        self, folder: Path, origin: Source, target: Any, precision: Any, held: list[Made],
+        self, folder: Path, origin: SourceFile, target: Any, precision: Any, held: list[Made],
         outputs: Any, say: Any, *, seconds: float, **_: Any,
     ) -> Manifest:
         assert list(folder.iterdir()) == [], "what was built before is still there"
@@ -127,7 +127,7 @@ class World:
         self, folder: Path, *, target: str = "cpu", force: bool = False, refine: bool = False,
         **asked: Any,
     ) -> Manifest:
-        build = Build(Source("m.onnx", 1, "0"), load_target(target), "fp32", Request(**asked),
+        build = Build(SourceFile("m.onnx", 1, "0"), load_target(target), "fp32", Request(**asked),
                       force, refine)
         return fill_best(folder, build, self.make, lambda _: None)
 
