@@ -20,9 +20,9 @@ from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 BATCH_SENTINEL = 7919
 BATCH = "batch"
 #: The prime that stands for each free dim, by name. Only models whose inputs have batches of their
-#: own have others than `batch`. This is state of the process: hundreds of places tell from an int
-#: alone if it is free, without a graph at hand. A name keeps its prime and none is given away again,
-#: so that dims of one graph mean the same in another, whatever was read in between.
+#: own have others than `batch`. This is state of the process: many places tell from an int
+#: alone if it is free, without a graph at hand. A name keeps its prime, so that dims of one graph
+#: mean the same in another, whatever was read in between.
 _FREE: dict[str, int] = {BATCH: BATCH_SENTINEL}
 
 
