@@ -56,7 +56,6 @@ def load(family: PackedFamily, request: LoadRequest, *, is_fresh: bool) -> Loade
             "resize": "squash",
             **ready.preprocessing,
         },
-        resized=any(hasattr(m, "interpolate_pos_encoding") for m in tower.modules()),
         notes=(*ready.notes, *notes),
         fixed_batch=ready.fixed_batch,
     )

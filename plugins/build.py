@@ -6,13 +6,13 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from tcompile._version import __version__
 from tcompile.core.cache import cache_dir
 from tcompile.core.errors import TcompileError, UsageError
+from tcompile.core.progress import Progress, silent
 
 LIBRARY = "libtcompile_plugins.so"
 #: The CMake project: kernels in cuda/, the library in trt/.
@@ -35,13 +35,11 @@ class Tools:
 
     Attributes:
         cmake, nvcc: paths of the programs.
-        headers: folder with NvInfer.h.
         root: what TENSORRT_ROOT is to be, or None where CMake finds the headers by itself.
     """
 
     cmake: str
     nvcc: str
-    headers: Path
     root: Path | None
 
 
@@ -101,14 +99,13 @@ def find_tools(tensorrt_root: str | Path | None = None) -> Tools:
         )
     root = tensorrt_root or os.environ.get("TENSORRT_ROOT")
     folders = [Path(root) / "include", Path(root)] if root else [Path(p) for p in _HEADERS]
-    headers = next((f for f in folders if (f / "NvInfer.h").is_file()), None)
-    if headers is None:
+    if not any((f / "NvInfer.h").is_file() for f in folders):
         where = str(Path(root)) if root else "the usual places"
         raise UsageError(
             f"building plugins needs TensorRT's headers: no NvInfer.h in {where}",
             hint="apt install libnvinfer-headers-dev, or --tensorrt DIR with DIR/include/NvInfer.h",
         )
-    return Tools(cmake, nvcc, headers, Path(root).resolve() if root else None)
+    return Tools(cmake, nvcc, Path(root).resolve() if root else None)
 
 
 def architectures(text: str) -> str:
@@ -131,7 +128,7 @@ def build_library(
     output: str | Path | None = None,
     arch: str = "native",
     tensorrt_root: str | Path | None = None,
-    progress: Callable[[str], None] = lambda text: None,
+    progress: Progress = silent,
 ) -> Path:
     """Configure and build the library; returns where it is.
 

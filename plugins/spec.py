@@ -2,7 +2,7 @@
 what its CUDA kernel and its TensorRT plugin take.
 
 A runtime without our plugin inlines the function body; one with the plugin dispatches on the name.
-Parsers match the bare op type and ignore the domain, so names start with `Tc` (DESIGN 5.6).
+Parsers match the bare op type and ignore the domain, so names start with `Tc`.
 
 One specification yields the function body, the fields and tensor types of the plugin
 (`cuda/tcompile_spec.h`), the cases of its tests and its page of documentation. This module and the

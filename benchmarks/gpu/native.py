@@ -91,7 +91,7 @@ def first_step(method: str) -> Schedule:
             if not made.reductions:
                 continue
             step = replace(made, reductions=made.reductions[:1])
-            pipeline._reduce(model(), step, "reduced")
+            pipeline.apply_schedule(model(), step, "reduced")
             return step
         except TcompileError as error:
             problem = problem or error
@@ -101,7 +101,7 @@ def first_step(method: str) -> Schedule:
 def count(schedule: Schedule | None, capabilities: Sequence[str]) -> dict[str, int]:
     """Kernels of the engine of a schedule, of the dense model for None, by compute capability."""
     chosen = schedule or replace(first_step("topk"), reductions=())
-    reduced = pipeline._reduce(model(), chosen, "reduced")
+    reduced = pipeline.apply_schedule(model(), chosen, "reduced")
     found = {}
     for capability in capabilities:
         target = load_target(TARGETS.get(capability, TARGETS[""]))

@@ -10,7 +10,7 @@ from tcompile.core.errors import UsageError
 from tcompile.core.model_files import describe_tensors
 from tcompile.targets.backends import jetson, ort, rtx, tensorrt
 from tcompile.targets.backends.base import Batch, EmittedFiles, FusedAttention
-from tcompile.targets.backends.fusion import Plan, fused_attention
+from tcompile.targets.backends.fusion import Plan, fused_attention, unfused_notes
 from tcompile.targets.backends.parsing import parse_elsewhere
 from tcompile.targets.devices import Precision, Target
 
@@ -80,8 +80,8 @@ def _for_rtx(
     if precision == "fp32":
         note = "TensorRT has no fused attention in fp32: nothing was counted"
         return EmittedFiles((name,), versions=versions, notes=(note,))
-    fused = fused_attention(plan, onnx.load(str(model_path), load_external_data=False))
-    return EmittedFiles((name,), fused, versions)
+    model = onnx.load(str(model_path), load_external_data=False)
+    return EmittedFiles((name,), fused_attention(plan, model), versions, notes=unfused_notes(model))
 
 
 def _for_jetson(

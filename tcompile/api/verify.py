@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +11,7 @@ from tcompile.api.reference import DenseModel, find_dense, reduced_reference
 from tcompile.artifact.directory import Artifact, load_artifact
 from tcompile.artifact.manifest import Fidelity
 from tcompile.core.errors import UsageError, VerificationError
+from tcompile.core.progress import Progress, silent
 from tcompile.runtime.metrics import not_finite
 from tcompile.runtime.samples import Samples, run_all, samples_for
 from tcompile.runtime.signature import signature
@@ -71,7 +71,7 @@ def verify(
     samples: int = 8,
     seed: int = 0,
     layers: bool = False,
-    progress: Callable[[str], None] = lambda _: None,
+    progress: Progress = silent,
 ) -> Verification:
     """Check an artifact: its files, its numerics, its fused attention; and measure its fidelity.
 
@@ -168,7 +168,7 @@ def _fidelity(
     inputs: Samples,
     actual: dict[str, Any],
     towers: dict[str, str],
-    progress: Callable[[str], None],
+    progress: Progress,
 ) -> Fidelity | None:
     if dense is None:
         return None

@@ -23,7 +23,7 @@ from tcompile.passes.lower.token_ops import TokenOpsChoice
 from tcompile.planning.solve.outcome import Emitted, Outcome, Reason, Share
 from tcompile.targets.backends.base import FusedAttention
 
-SCHEMA: Final = "tcompile.artifact.manifest/1"
+SCHEMA: Final = "tcompile.manifest/1"
 FigureKind = Literal["measured", "modelled"]
 Cosine = Annotated[float, Meta(ge=-1, le=1)]
 
@@ -243,7 +243,7 @@ class Manifest:
     fault: str | None = None
     files: tuple[FileEntry, ...] = ()
     tool: Annotated[str, Meta(pattern="^tcompile .+$")] = f"tcompile {__version__}"
-    schema: Literal["tcompile.artifact.manifest/1"] = SCHEMA
+    schema: Literal["tcompile.manifest/1"] = SCHEMA
 
     def to_json(self) -> dict[str, Any]:
         """The document, as JSON values; `schema` and `tool` come first."""

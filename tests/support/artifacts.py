@@ -10,7 +10,7 @@ from typing import Any
 
 import onnx
 
-from tcompile.artifact.directory import write_artifact
+from tcompile.artifact.directory import new_artifact
 from tcompile.artifact.manifest import Flops, Manifest, TargetEntry, installed_versions
 from tcompile.core.model_files import describe_source, describe_tensors
 from tcompile.core.schedule import BlockTokens
@@ -54,3 +54,10 @@ def make_artifact(
         return manifest_for(source, model, **changes)
 
     return write_artifact(directory, fill)
+
+
+def write_artifact(directory: Path, fill: Callable[[Path], Manifest], force: bool = False) -> Path:
+    """Write an artifact whose files a function puts into the folder that it is given."""
+    with new_artifact(directory, force) as draft:
+        draft.finish(fill(draft.empty()))
+    return draft.directory
