@@ -14,9 +14,9 @@ import pytest
 
 from tcompile import pipeline
 from tcompile.artifact.manifest import Fidelity, Flops, Latency, Manifest
-from tcompile.build.checks import Evidence
-from tcompile.build.emit import Built, Models
-from tcompile.build.job import Job
+from tcompile.builder.checks import Evidence
+from tcompile.builder.emit import Built, Models
+from tcompile.builder.job import Job
 from tcompile.core.errors import UsageError
 from tcompile.core.model_files import SourceFile
 from tcompile.core.schedule import Reduction, Schedule, Shape, Spec
