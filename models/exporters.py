@@ -166,7 +166,7 @@ def _attempt(
 
 
 def _written(name: str, job: recipes.Job, *, is_asked: bool) -> onnx.ModelProto:
-    """What the exporter writes; in a newer opset where it says so and none was asked for."""
+    """Return what the exporter writes; in a newer opset where it says so and none was asked for."""
     import torch
 
     from tcompile.models import recipes

@@ -72,7 +72,7 @@ def image_side(config: Any) -> tuple[int, int]:
 
 
 def frames(config: Any) -> int | None:
-    """How many frames a clip has that a video model takes; None: it takes images."""
+    """Return how many frames a clip has that a video model takes; None: it takes images."""
     count = getattr(config, "num_frames", None) if config.model_type in _VIDEO else None
     return None if count is None else int(count)
 

@@ -84,7 +84,7 @@ def load(request: LoadRequest) -> LoadedModel:
 
 
 def _is_class(transformers: Any, name: str) -> bool:
-    """Whether it is a model class of transformers: `hf:YolosModel` means its default."""
+    """Return whether it is a model class of transformers: `hf:YolosModel` means its default."""
     return name.isidentifier() and hasattr(getattr(transformers, name, None), "config_class")
 
 
@@ -137,7 +137,7 @@ def _fresh(
 
 
 def _family_of(transformers: Any, config: Any, part: str | None) -> Family | None:
-    """What a checkpoint is read as; None: as the class that it was saved from.
+    """Return what a checkpoint is read as; None: as the class that it was saved from.
 
     Raises:
         ValueError: it has no such part.
@@ -228,6 +228,6 @@ def _weights(made: _Made, base: nn.Module) -> tuple[str, ...]:
 
 
 def _interpolates(base: nn.Module) -> bool:
-    """Whether the model must be told to resize its position table: some do it by themselves."""
+    """Return whether the model must be told to resize its table of positions; some need not."""
     flag = "interpolate_pos_encoding"
     return any(flag in inspect.signature(module.forward).parameters for module in base.modules())

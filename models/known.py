@@ -44,7 +44,7 @@ KNOWN: tuple[KnownFailure, ...] = (
 
 
 def known_hint(source: str, exporter: str) -> str:
-    """What to do about a failed export."""
+    """Return what to do about a failed export."""
     for failure in KNOWN:
         if failure.exporter in ("", exporter) and re.match(failure.source, source):
             return f"known to fail: {failure.hint}"

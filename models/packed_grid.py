@@ -141,7 +141,7 @@ class PackedTower(torch.nn.Module):
 
     @torch.no_grad()
     def _constants(self, grid: torch.Tensor) -> dict[str, Any]:
-        """What the tower would derive from `grid` [images, 3], under transformers' names."""
+        """Return what the tower would derive from `grid` [images, 3], under transformers' names."""
         from transformers import vision_utils
 
         tower = self.model

@@ -56,7 +56,7 @@ class Source:
 
 @dataclass(frozen=True)
 class LoadRequest:
-    """What a recipe is asked to make.
+    """The model that a recipe is asked to make.
 
     Attributes:
         source: the parsed SOURCE.

@@ -1,7 +1,7 @@
-"""What a token op is: an ONNX model-local function in the domain `tcompile`, its numpy meaning, and
-what its CUDA kernel and its TensorRT plugin take.
+"""The specification of a token op: an ONNX model-local function in the domain `tcompile`, its numpy
+meaning, and what its CUDA kernel and its TensorRT plugin take.
 
-A runtime without our plugin inlines the function body; one with the plugin dispatches on the name.
+A runtime without the plugin inlines the function body; one with the plugin dispatches on the name.
 Parsers match the bare op type and ignore the domain, so names start with `Tc`.
 
 One specification yields the function body, the fields and tensor types of the plugin
@@ -134,7 +134,7 @@ class TokenOp:
     def bind(
         self, shapes: tuple[tuple[int, ...], ...], numbers: Mapping[str, int]
     ) -> dict[str, int]:
-        """What each name of the specification is in a call.
+        """Return the value of each name of the specification in a call.
 
         Raises:
             ValueError: the shapes or the numbers are not those of a legal call; says what is wrong.
@@ -197,7 +197,7 @@ class TokenOp:
 
 @dataclass(frozen=True)
 class KernelTolerance:
-    """How far a float may be from the reference: |got − want| ≤ relative·|want| + absolute·scale.
+    """The bound of a float: |got − want| ≤ relative·|want| + absolute·scale.
 
     `absolute` covers sums that cancel; the scale is that of the terms (`TokenOp.scale`). Indices
     have none: they are equal, but where two candidates are within `near` of each other by the

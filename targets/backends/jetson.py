@@ -51,7 +51,7 @@ class Line:
 
 
 def is_jetson() -> bool:
-    """Whether this machine is a Jetson."""
+    """Return whether this machine is a Jetson."""
     try:
         return "Jetson" in _BOARD.read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -64,7 +64,7 @@ class Draft:
 
     @property
     def begun(self) -> bool:
-        """Whether anything was written, or tried to be."""
+        """Return whether anything was written, or tried to be."""
         return self._folder is not None
 
     def empty(self) -> Path:
@@ -179,7 +179,7 @@ def load_artifact(directory: str | Path) -> Artifact:
 
 
 def is_artifact(path: str | Path) -> bool:
-    """Whether a path is a directory with a manifest in it."""
+    """Return whether a path is a directory with a manifest in it."""
     return (Path(path) / MANIFEST).is_file()
 
 

@@ -1,4 +1,4 @@
-"""What a build knows about its result: the contents of an artifact's manifest.json.
+"""The facts that a build records of its result: the contents of an artifact's manifest.json.
 
 `manifest.schema.json`, on which people may rely, is made from these classes by
 `python -m tools.manifest_schema`. `Manifest.from_json(m.to_json()) == m`.
@@ -125,7 +125,7 @@ class Latency:
 
 @dataclass(frozen=True)
 class OutputFidelity:
-    """How far one output moved from the dense model's.
+    """The distance of one output from the dense model's.
 
     Attributes:
         compared: `all` (same shape), `kept tokens` (rows that are tokens of the dense model) or
@@ -170,7 +170,7 @@ class BatchEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an artifact directory written by `tcompile build` contains and how it came about.
+    """The contents of an artifact directory written by `tcompile build`, and how it came about.
 
     Attributes:
         source: the model that was compiled.

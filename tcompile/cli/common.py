@@ -1,4 +1,4 @@
-"""What the commands share: options, output, progress."""
+"""Things that the commands share: options, output, progress."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ AGAINST = click.option(
 
 @dataclass
 class State:
-    """What -v and --debug ask for; one a process."""
+    """The choice of -v and --debug; one for a process."""
 
     verbose: bool = False
     debug: bool = False
@@ -174,7 +174,7 @@ def progress() -> Iterator[Progress]:
 
 
 def _between_steps(show: Progress) -> Progress:
-    """Stop there if Ctrl-C was pressed while nobody could hear it."""
+    """Stop there if Ctrl-C was pressed while no one listened."""
 
     def step(text: str) -> None:
         checkpoint()

@@ -26,7 +26,7 @@ Kind = TypeVar("Kind", bound=Named)
 
 
 def extensions(group: str, kind: type[Kind], own: Iterable[Named] = ()) -> list[Kind]:
-    """What other packages offer in a group, loaded, by name; without what has a name of `own`.
+    """Load what other packages offer in a group, by name; without what has a name of `own`.
 
     Raises:
         UsageError: one that cannot be loaded or is something else, two of one name; names the

@@ -27,7 +27,7 @@ _FREE: dict[str, int] = {BATCH: BATCH_SENTINEL}
 
 
 def is_const(tensor: gs.Tensor) -> bool:
-    """Whether the tensor's value is stored in the graph."""
+    """Return whether the tensor's value is stored in the graph."""
     return isinstance(tensor, gs.Constant)
 
 
@@ -42,7 +42,7 @@ def ints(tensor: gs.Tensor) -> list[int]:
 
 
 def is_standard(node: gs.Node) -> bool:
-    """Whether the node's op is one of ONNX itself, not of another domain."""
+    """Return whether the node's op is one of ONNX itself, not of another domain."""
     return node.domain in (None, "", "ai.onnx")
 
 
@@ -73,7 +73,7 @@ def free_factors(dim: int | str) -> tuple[tuple[str, ...], int]:
 
 
 def is_free(dim: int | str) -> bool:
-    """Whether a free dim is a factor of it."""
+    """Return whether a free dim is a factor of it."""
     size = dim_to_int(dim)
     return size != 0 and any(size % prime == 0 for prime in _FREE.values())
 
@@ -203,7 +203,7 @@ def nbytes(constant: gs.Constant) -> int:
 
 
 def large(constant: gs.Constant, limit: int = 4096) -> bool:
-    """Whether a constant is too large to take part in shape inference."""
+    """Return whether a constant is too large to take part in shape inference."""
     return nbytes(constant) > limit
 
 

@@ -1,4 +1,4 @@
-"""What a model file holds, told without loading its weights: size, digest, inputs and outputs."""
+"""The contents of a model file without its weights: size, digest, inputs and outputs."""
 
 from __future__ import annotations
 
