@@ -28,8 +28,15 @@ _STEP = re.compile(r"\.(\w+)|\[(\d+|\.\.\.)\]")
 
 def encode(value: Any) -> Any:
     """Return a data class as JSON values: every field, in the order of the class."""
-    # To msgspec NumPy's float64 is not a float.
-    return msgspec.to_builtins(value, enc_hook=float)
+    return msgspec.to_builtins(value, enc_hook=_plain)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value of a subclass, such as NumPy's float64, as one of its JSON type."""
+    for kind in (str, int, float):
+        if isinstance(value, kind):
+            return kind(value)
+    raise TypeError(f"{type(value).__name__} is not a JSON type")
 
 
 def decode(kind: type[T], value: Any) -> T:

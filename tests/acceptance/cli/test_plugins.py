@@ -105,7 +105,7 @@ def test_architectures(text: str, wanted: str) -> None:
     if wanted:
         assert architectures(text) == wanted
     else:
-        with pytest.raises(Exception, match="no GPU architecture"):
+        with pytest.raises(Exception, match="not a GPU architecture"):
             architectures(text)
 
 
