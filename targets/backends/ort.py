@@ -59,7 +59,7 @@ class OrtRunner:
     ) -> None:
         ort = require("onnxruntime", "cpu", "running a model")
         options = ort.SessionOptions()
-        options.log_severity_level = 3  # warnings about unused initialisers help nobody
+        options.log_severity_level = 3  # warnings about unused initialisers help no one
         if threads is not None:
             options.intra_op_num_threads = threads
         if in_turn:

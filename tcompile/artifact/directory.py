@@ -127,7 +127,7 @@ def check_destination(directory: str | Path, force: bool = False) -> Path:
     """The resolved directory, if an artifact may be written there; call it before long work.
 
     Raises `UsageError` otherwise. A directory that is not an artifact is never replaced, not even
-    with `force`: nobody should lose a home directory to a slip of the keyboard.
+    with `force`: a typing error should not cost a home directory.
     """
     final = Path(directory).resolve()
     where = str(directory)
