@@ -1,7 +1,7 @@
 """Scores, reducers and presets of other packages, found by entry points (docs/extending.md).
 
-A name of tcompile always means its own, so that a schedule says the same wherever it is read. Nothing of
-another package is imported before its name is asked for, or all are listed.
+A name of tcompile always means its own, so that a schedule says the same wherever it is read.
+Nothing of another package is imported before its name is asked for, or all are listed.
 """
 
 from __future__ import annotations
