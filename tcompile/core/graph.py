@@ -20,12 +20,14 @@ from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 BATCH_SENTINEL = 7919
 BATCH = "batch"
 #: The prime that stands for each free dim, by name. Only models whose inputs have batches of their
-#: own have others than `batch`; a name keeps its prime, so that dims mean the same everywhere.
+#: own have others than `batch`. This is state of the process: many places tell from an int
+#: alone if it is free, without a graph at hand. A name keeps its prime, so that dims of one graph
+#: mean the same in another, whatever was read in between.
 _FREE: dict[str, int] = {BATCH: BATCH_SENTINEL}
 
 
 def is_const(tensor: gs.Tensor) -> bool:
-    """Whether the tensor's value is stored in the graph."""
+    """Return whether the tensor's value is stored in the graph."""
     return isinstance(tensor, gs.Constant)
 
 
@@ -40,7 +42,7 @@ def ints(tensor: gs.Tensor) -> list[int]:
 
 
 def is_standard(node: gs.Node) -> bool:
-    """Whether the node's op is one of ONNX itself, not of another domain."""
+    """Return whether the node's op is one of ONNX itself, not of another domain."""
     return node.domain in (None, "", "ai.onnx")
 
 
@@ -71,7 +73,7 @@ def free_factors(dim: int | str) -> tuple[tuple[str, ...], int]:
 
 
 def is_free(dim: int | str) -> bool:
-    """Whether a free dim is a factor of it."""
+    """Return whether a free dim is a factor of it."""
     size = dim_to_int(dim)
     return size != 0 and any(size % prime == 0 for prime in _FREE.values())
 
@@ -201,7 +203,7 @@ def nbytes(constant: gs.Constant) -> int:
 
 
 def large(constant: gs.Constant, limit: int = 4096) -> bool:
-    """Whether a constant is too large to take part in shape inference."""
+    """Return whether a constant is too large to take part in shape inference."""
     return nbytes(constant) > limit
 
 
