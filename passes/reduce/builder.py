@@ -17,7 +17,7 @@ _TINY = 1e-12
 
 
 class Builder:
-    """Appends nodes to a graph. Their order is mended by one toposort at the end.
+    """Appends nodes to a graph. One toposort at the end puts them in order.
 
     Attributes:
         fp32: names of the nodes written that must stay in fp32 when the graph goes to fp16.

@@ -64,7 +64,7 @@ class Editor:
         return self.moved(tensor, axes, places, indices, counts, literal_dims(tensor))
 
     def size_at(self, place: fx.SideAxis, count: int) -> int:
-        """How many rows an axis has when `count` patches are left."""
+        """The number of rows of an axis when `count` patches are left."""
         return fx.Dim(1, False, place.run, place.part).size(self.space, count, 1)
 
     def batch_axis(self, name: str) -> int | None:

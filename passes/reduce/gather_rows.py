@@ -113,7 +113,7 @@ class Mover:
         rank: int,
         merged: tuple[int, int],
     ) -> gs.Tensor:
-        """Where batch and heads are one axis: apart, gathered, and joined again."""
+        """Split an axis of batch and heads, gather, and join the two again."""
         b, (axis, heads) = self.b, merged
         own = axis - (rank - len(dims))
         split = list(dims)

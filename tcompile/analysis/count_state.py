@@ -17,7 +17,7 @@ from tcompile.analysis.space import TokenSpace
 
 @dataclass(frozen=True, eq=False)
 class Value:
-    """What is known of a tensor.
+    """The facts that are known of a tensor.
 
     Attributes:
         degree: how it grows with the number of tokens.
@@ -87,7 +87,7 @@ class Counts:
 
 @dataclass
 class Counter:
-    """What the rules look at, and the result that they write to."""
+    """The state that the rules look at, and the result that they write to."""
 
     facts: Facts
     space: TokenSpace
@@ -108,7 +108,7 @@ class Counter:
         return dim if dim is not None and dim.has_patches(self.space) else None
 
     def tokens_along(self, dim: Dim) -> int:
-        """How many positions a dim has in the dense model, for one image."""
+        """The number of positions of a dim in the dense model, for one image."""
         return dim.size(self.space, self.space.patches, 1)
 
     def grows(self, value: Value, where: str) -> None:

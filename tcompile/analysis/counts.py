@@ -94,7 +94,7 @@ def _beside(counter: Counter, node: gs.Node, summed: bool) -> None:
 
 
 def _takes_all(counter: Counter, node: gs.Node) -> bool:
-    """Whether it depends on all tokens at once, without being a sum of them."""
+    """Return whether it depends on all tokens at once, without being a sum of them."""
     if node.op in _NORMALISING:
         axes = [int(attr(node, "axis", -1))]
     elif node.op in REDUCES and not node.op.startswith("Arg"):
@@ -106,7 +106,7 @@ def _takes_all(counter: Counter, node: gs.Node) -> bool:
 
 
 def _sized(counter: Counter, tensor: gs.Tensor) -> bool:
-    """Whether a stored number was computed from how many tokens there are."""
+    """Return whether a stored number was computed from how many tokens there are."""
     origin = counter.facts.sized.get(tensor.name)
     if not origin or counter.facts.is_live(tensor):
         return False

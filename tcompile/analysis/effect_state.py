@@ -89,7 +89,7 @@ class Walk:
         return dim.run if dim is not None and self.has_patches(dim) else None
 
     def beside(self, tensor: gs.Tensor) -> bool:
-        """Whether it is a mask or the like: computed from inputs that are not images."""
+        """Return whether it is a mask or the like: computed from inputs that are not images."""
         return self.facts.is_live(tensor) and tensor.name not in self.facts.imaged
 
     def no_merge(self, node: gs.Node, why: str) -> None:

@@ -184,7 +184,7 @@ def _visit(walk: Walk, node: gs.Node) -> int:
 
 
 def _counted(walk: Walk, node: gs.Node, stage: int) -> list[Edit]:
-    """What follows the number of tokens: literals, and masks that are counted."""
+    """Edits of what follows the number of tokens: literals, and masks that are counted."""
     counts = walk.counts
     of = [walk.measured.get(t.name, 0) for t in node.inputs]
     taken = max([stage, *of], default=0)

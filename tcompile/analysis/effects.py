@@ -1,4 +1,4 @@
-"""What removing tokens at given points does to every node downstream, and what forbids it.
+"""Effects of removing tokens at given points: edits of the nodes downstream, and barriers.
 
 One walk answers both questions: the reduce pass applies the edits, and a site is legal exactly when
 its walk meets no barrier. Tensors are followed by *stage*: 0 before any cut, k after the k-th.
@@ -29,7 +29,7 @@ class Run:
     last: int
 
     def has_patches(self, space: TokenSpace) -> bool:
-        """Whether the patches are among them."""
+        """Return whether the patches are among them."""
         return self.first < space.end and space.patch < self.last
 
     def size(self, space: TokenSpace, count: int) -> int:
@@ -63,7 +63,7 @@ class Dim:
     extent: int = 1
 
     def has_patches(self, space: TokenSpace) -> bool:
-        """Whether the patches are in its run."""
+        """Return whether the patches are in its run."""
         return self.run is not None and self.run.has_patches(space)
 
     def size(self, space: TokenSpace, count: int, batch: int) -> int:
@@ -78,12 +78,12 @@ Dims = tuple[Dim | None, ...]
 
 
 def is_rest(dim: Dim | None) -> bool:
-    """Whether an earlier dim of the same grid holds the tokens."""
+    """Return whether an earlier dim of the same grid holds the tokens."""
     return dim is not None and dim.part == "rest"
 
 
 def span_of(dims: Dims, axis: int) -> int:
-    """How many neighbouring dims, from `axis` on, the tokens that begin there are spread over."""
+    """The number of neighbouring dims that the tokens which begin at `axis` are spread over."""
     end = axis + 1
     while end < len(dims) and is_rest(dims[end]):
         end += 1
@@ -214,8 +214,8 @@ class Side:
 
     Attributes:
         live: it depends on the image, so it has all tokens rather than positions.
-        fill: what a token without a position reads: 1 of cosines and 0 of sines, which is no
-            rotation at all; None where such a token cannot be.
+        fill: what a token without a position reads: 1 of cosines and 0 of sines, which does
+            not rotate; None where such a token cannot be.
     """
 
     operand: int
@@ -298,7 +298,7 @@ class Factor:
 
 @dataclass(frozen=True, eq=False)
 class Summed:
-    """What a sum or a mean runs over.
+    """The tokens that a sum or a mean runs over.
 
     Attributes:
         dim: the axis, in terms of the token space.
@@ -311,7 +311,7 @@ class Summed:
     terms: int
 
     def count(self, base: str, space: TokenSpace) -> float:
-        """Of the dense model."""
+        """The sum of what is counted, in the dense model."""
         if base == "weights" and self.weights is not None:
             return float(self.weights.sum()) * self.terms
         return float(self.dim.size(space, space.patches, 1) * self.terms)
@@ -319,7 +319,7 @@ class Summed:
 
 @dataclass(frozen=True, eq=False)
 class Rescale:
-    """What a node gives is multiplied by the ratio of counts now and in the dense model.
+    """The result of a node is multiplied by the ratio of counts now and in the dense model.
 
     Attributes:
         summed: what is counted.
@@ -362,7 +362,7 @@ Edit: TypeAlias = (
 
 @dataclass(frozen=True)
 class ReductionPoint:
-    """Where tokens leave: at a tensor, for good or for the length of a block.
+    """A point where tokens leave: at a tensor, for good or for the length of a block.
 
     Attributes:
         tensor: the stream they leave.
@@ -390,7 +390,7 @@ class Region:
 
 @dataclass(frozen=True)
 class Barrier:
-    """Why tokens may not have left upstream of this node."""
+    """The reason why tokens may not have left upstream of a node."""
 
     node: str
     op: str
@@ -402,7 +402,7 @@ class Barrier:
 
 @dataclass
 class Effects:
-    """What a walk found.
+    """The result of a walk.
 
     Attributes:
         edits: by node name.

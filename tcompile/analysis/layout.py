@@ -12,7 +12,7 @@ from tcompile.analysis.space import TokenSpace
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a stream has its axes.
+    """The places of a stream's axes.
 
     Attributes:
         batch: the batch axis; None where there is none (packed tokens).

@@ -144,7 +144,7 @@ def _windows(block: Block) -> str:
 
 @dataclass(frozen=True)
 class _Walks:
-    """What the walks over one token space share."""
+    """The state that walks over one token space share."""
 
     space: TokenSpace
     restorable: frozenset[str]
@@ -222,7 +222,7 @@ class _Judge:
         )
 
     def unfit(self, name: SiteName, tensor: str, until: str) -> str:
-        """Why a point is refused without a walk; empty where it is not."""
+        """The reason to refuse a point without a walk; empty where there is none."""
         if self.only is not None and name not in self.only:
             return "it was not asked for"
         streams = [self.facts.of(self.tensors[t]) for t in (tensor, until) if t]

@@ -1,4 +1,4 @@
-"""What the analysis knows of one node: `tcompile inspect --why NODE`."""
+"""Explaining one node by what the analysis knows of it: `tcompile inspect --why NODE`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class TensorFacts:
 
 @dataclass(frozen=True)
 class WalkFacts:
-    """What happens at the node when tokens leave at a site: edits in words, or what forbids it."""
+    """The effect on a node when tokens leave at a site: edits in words, or what forbids it."""
 
     site: SiteName
     outputs: str
@@ -103,7 +103,7 @@ def _tensor_lines(what: str, tensor: TensorFacts) -> list[str]:
 def explain(
     graph: gs.Graph, analysis: Analysis, name: str, folded: Iterable[str] = ()
 ) -> NodeFacts:
-    """What is known of the node of that name, or of the one that gives the tensor of that name.
+    """Collect what is known of the node of that name, or of the one that gives that tensor.
 
     Args:
         folded: names of the source file, to tell what went when it was brought into normal form.
