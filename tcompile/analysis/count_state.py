@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
@@ -116,12 +115,6 @@ class Counter:
         if value.degree > 0:
             for node in value.sums:
                 self.found.unresolved.setdefault(node, where)
-
-    def opaque(self, node: gs.Node, values: Sequence[Value]) -> Value:
-        """An op that no sum may go through unscaled."""
-        for one in values:
-            self.grows(one, f"{node.op} '{node.name}' reads the sum")
-        return PLAIN
 
     def explained(
         self,

@@ -21,6 +21,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis import transfer as tf
+from tcompile.analysis.count_rules import opaque
 from tcompile.analysis.count_state import PLAIN, Counter, Counts, Value
 from tcompile.analysis.effects import Dim, Factor, Rescale, Summed, is_rest
 from tcompile.analysis.facts import Facts
@@ -68,10 +69,8 @@ def _visit(counter: Counter, node: gs.Node) -> None:
     op = op_of(node)
     if over:
         result = _sum(counter, node, values, over)
-    elif op is not None:
-        result = op.counts(counter, node, values)
     else:
-        result = counter.opaque(node, values)
+        result = (opaque if op is None else op.counts)(counter, node, values)
     if is_standard(node):
         _beside(counter, node, bool(over))
     if result is not PLAIN:
@@ -155,7 +154,7 @@ def _sum(
                 continue
             literal = uniform(other)
             if literal is None:
-                return counter.opaque(node, values)  # the walk forbids it
+                return opaque(counter, node, values)  # the walk forbids it
             scales.append((node.name, literal))
     else:
         dims = shape(node.inputs[0])

@@ -54,19 +54,13 @@ def _guesses(
     """The counts that a literal may be, each with the degree after it."""
     half, one = Fraction(1, 2), Fraction(1)
     bases: tuple[Literal["size", "weights"], ...] = ("weights", "size") if weighted else ("size",)
-    if degree > 0:
-        for power in dict.fromkeys((degree, one, half)):
+    if degree:
+        towards = -1 if degree > 0 else 1
+        for power in dict.fromkeys((abs(degree), one, half)):
             for base in bases:
                 for offset in (0, -1):
-                    yield (Factor(base, offset, -power),), degree - power
-        return
-    if degree < 0:
-        for power in dict.fromkeys((-degree, one, half)):
-            for base in bases:
-                for offset in (0, -1):
-                    yield (Factor(base, offset, power),), degree + power
-        return
-    if pooled:
+                    yield (Factor(base, offset, towards * power),), degree + towards * power
+    elif pooled:
         for power in (one, half):
             for sign in (1, -1):
                 up, down = Factor("size", 0, sign * power), Factor("size", -1, -sign * power)

@@ -13,7 +13,7 @@ from tcompile.analysis.axes import Axis
 from tcompile.analysis.facts import Facts
 from tcompile.analysis.space import Residual, TokenSpace
 from tcompile.core.graph import consumers, is_const, producer
-from tcompile.core.op_traits import PASSES
+from tcompile.core.op_traits import PASSES, READS_SHAPE
 
 
 @dataclass(frozen=True)
@@ -205,13 +205,19 @@ def _unscaled(node: gs.Node | None) -> gs.Tensor | None:
     return None
 
 
-def ancestors(tensor: gs.Tensor) -> set[str]:
-    """Names of everything the tensor was computed from."""
+def ancestors(tensor: gs.Tensor, *, shapes: bool = True) -> set[str]:
+    """Names of everything the tensor was computed from.
+
+    Args:
+        shapes: also of what only its shape was taken from, such as how many images there are.
+    """
     found: set[str] = set()
     pending = [tensor]
     while pending:
         maker = producer(pending.pop())
-        for source in maker.inputs if maker is not None else []:
+        if maker is None or (maker.op in READS_SHAPE and not shapes):
+            continue
+        for source in maker.inputs:
             if source.name not in found and not is_const(source):
                 found.add(source.name)
                 pending.append(source)
