@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
-from tcompile.analysis.effects import Dims, Part, Run, SideAxis, locate, span_of
+from tcompile.analysis.effects import SideAxis
 from tcompile.analysis.model import Analysis
 from tcompile.analysis.space import TokenSpace
+from tcompile.analysis.token_dims import Dims, Part, Run, locate, span_of
 from tcompile.core.errors import ModelError
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.edit_state import Editor, literal_dims

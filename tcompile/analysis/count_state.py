@@ -8,10 +8,11 @@ from fractions import Fraction
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from tcompile.analysis.effects import Dim, Dims, Rescale, Summed, Vector, locate
+from tcompile.analysis.effects import Rescale, Summed, Vector
 from tcompile.analysis.facts import Facts
 from tcompile.analysis.literals import explain
 from tcompile.analysis.space import TokenSpace
+from tcompile.analysis.token_dims import Dim, Dims, locate
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,11 +23,12 @@ import onnx_graphsurgeon as gs
 from tcompile.analysis import transfer as tf
 from tcompile.analysis.count_rules import opaque
 from tcompile.analysis.count_state import PLAIN, Counter, Counts, Value
-from tcompile.analysis.effects import Dim, Factor, Rescale, Summed, is_rest
+from tcompile.analysis.effects import Factor, Rescale, Summed
 from tcompile.analysis.facts import Facts
 from tcompile.analysis.literals import uniform
 from tcompile.analysis.ops import op_of
 from tcompile.analysis.space import TokenSpace
+from tcompile.analysis.token_dims import Dim, is_rest
 from tcompile.core.graph import attr, is_const, is_standard, reduced_axes, shape
 from tcompile.core.op_traits import CALCULATES, COMPARES, PRODUCTS, REDUCES
 

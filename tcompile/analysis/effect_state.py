@@ -9,18 +9,10 @@ import onnx_graphsurgeon as gs
 
 from tcompile.analysis.attention import Attention
 from tcompile.analysis.count_state import Counts
-from tcompile.analysis.effects import (
-    Barrier,
-    Dim,
-    Dims,
-    Effects,
-    ReductionPoint,
-    Region,
-    Run,
-    locate,
-)
+from tcompile.analysis.effects import Barrier, Effects, ReductionPoint, Region
 from tcompile.analysis.facts import Facts
 from tcompile.analysis.space import TokenSpace
+from tcompile.analysis.token_dims import Dim, Dims, Run, locate
 from tcompile.core.graph import shape
 
 

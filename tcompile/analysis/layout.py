@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from tcompile.analysis import axes as ax
 from tcompile.analysis.axes import Axes
-from tcompile.analysis.effects import Dim, Run, locate
 from tcompile.analysis.space import TokenSpace
+from tcompile.analysis.token_dims import Dim, Run, locate
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from typing import Any
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis.effect_walk import effects
-from tcompile.analysis.effects import Effects, locate
+from tcompile.analysis.effects import Effects
 from tcompile.analysis.model import Analysis
 from tcompile.analysis.sites import Site, between
+from tcompile.analysis.token_dims import locate
 from tcompile.core.errors import UsageError
 from tcompile.core.graph import consumers, is_const, producer
 from tcompile.core.site import SiteName

@@ -11,12 +11,12 @@ import onnx_graphsurgeon as gs
 
 from tcompile.analysis import axes as ax
 from tcompile.analysis.attention import Attention
-from tcompile.analysis.effects import locate
 from tcompile.analysis.flops import block_flops, graph_flops
 from tcompile.analysis.model import Analysis, meeting
 from tcompile.analysis.sites import Site
 from tcompile.analysis.space import TokenSpace
 from tcompile.analysis.structure import Block, ancestors
+from tcompile.analysis.token_dims import locate
 from tcompile.core.graph import attr, batch_dim
 from tcompile.report.inspection_info import (
     BesideInfo,

@@ -7,8 +7,8 @@ import onnx_graphsurgeon as gs
 from tcompile.analysis import axes as ax
 from tcompile.analysis import effects as fx
 from tcompile.analysis.axes import Axis
-from tcompile.analysis.effects import Dim, Run
 from tcompile.analysis.space import TokenSpace
+from tcompile.analysis.token_dims import Dim, Run
 from tcompile.core.errors import assert_never
 
 
