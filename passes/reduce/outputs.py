@@ -57,7 +57,7 @@ def token_outputs(
     dropped = all(s.positioned and s.size is None for s in stages)
     last = max((c.stage for c in outputs.values()), default=0)
     for name, place in outputs.items():
-        b.scope(f"output/{name}")
+        b.scope(f"output/{name}", "output")
         stage = stages[place.stage]
         if mode == "restored":
             if place.stage:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -11,18 +11,14 @@ import numpy.typing as npt
 
 from tcompile.core.errors import UsageError
 from tcompile.core.site import SiteName
+from tcompile.methods.site_rule import SiteRule
 from tcompile.planning.losses.curves import Curve
-from tcompile.planning.optimise.tables import Floats, SiteRule, StepFunction
+from tcompile.planning.optimise.tables import Floats, StepFunction
 
 SCHEMA = 1
 Kind = Literal["calibrated", "attention"]
 #: How a step from fewer than N tokens is had of those from N; see `SiteLosses.step`.
 Composition = Literal["difference", "share"]
-Progress = Callable[[str], None]
-
-
-def silent(_: str) -> None:
-    """Progress that nobody watches."""
 
 
 @dataclass(frozen=True)
