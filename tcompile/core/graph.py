@@ -115,18 +115,27 @@ def free_names(graph: gs.Graph) -> list[str]:
     return list(dict.fromkeys(n for d in firsts for n in free_factors(d)[0]))
 
 
+def image_inputs(graph: gs.Graph) -> list[gs.Tensor]:
+    """The inputs that hold images: the largest of floats, or of all where none is one.
+
+    Several where they are equally large. Free batches are left out of the sizes.
+    """
+    floats = [t for t in graph.inputs if np.dtype(t.dtype).kind == "f"]
+    inputs = floats or list(graph.inputs)
+    sizes = [math.prod(settled(d, 1) for d in t.shape) for t in inputs]
+    return [t for t, size in zip(inputs, sizes, strict=True) if size == max(sizes)]
+
+
 def batch_dim(graph: gs.Graph) -> int | str:
     """The first dim of the images; 1 where no input has a batch.
 
-    Images are the largest floating-point input, if it has three axes or more. Without any, a first
-    dim that is free is the batch. Inputs of rank 0 to 2 with literal dims (a temperature, a list of
-    flags) say nothing of it.
+    Images of floats have three axes or more. Without any, a first dim that is free is the batch.
+    Inputs of rank 0 to 2 with literal dims (a temperature, a list of flags) say nothing of it.
     """
     free = [t.shape[0] for t in graph.inputs if t.shape and is_free(t.shape[0])]
-    floats = [t for t in graph.inputs if np.dtype(t.dtype).kind == "f"]
-    largest = max(floats, key=lambda t: math.prod(settled(d, 1) for d in t.shape), default=None)
-    if largest is not None and len(largest.shape) >= 3:
-        return largest.shape[0]  # type: ignore[no-any-return]
+    for image in image_inputs(graph)[:1]:
+        if np.dtype(image.dtype).kind == "f" and len(image.shape) >= 3:
+            return image.shape[0]  # type: ignore[no-any-return]
     return next(iter(free + [t.shape[0] for t in graph.inputs if len(t.shape) >= 3]), 1)
 
 
