@@ -22,11 +22,9 @@ from tcompile.passes.reduce.towers import reduce_towers
 from tcompile.passes.stages import Analysed, Reduced
 from tcompile.planning.cost import cost_of
 from tcompile.planning.method_schedule import given_schedule
-from tcompile.planning.priced import PlanWithCost
 from tcompile.planning.request import NO_METHOD, Request
-from tcompile.planning.solve.planned import Followed, PlanReport
+from tcompile.planning.solve.plan_report import FixedPlan, PlanReport, PlanWithCost
 from tcompile.planning.solve.schedule_for_request import schedule_for_request
-from tcompile.planning.solve.whole import with_latency
 from tcompile.planning.towers import for_towers, tower_notes
 from tcompile.report.explain import NodeFacts
 from tcompile.report.explain import explain as explain_node
@@ -149,8 +147,8 @@ def price(
     precision = chosen.default_precision
     made, planned = schedule_for_request(read_model, request, chosen, precision, progress)
     reduced = _reduce(read_model, made, request.outputs, planned)
-    if isinstance(planned, Followed):
-        planned = with_latency(planned, reduced, chosen, precision, request.batch)
+    if isinstance(planned, FixedPlan):
+        planned = planned.with_latency(reduced, chosen, precision, request.batch)
     return PlanWithCost(reduced.schedule, cost_of(reduced.dense, reduced.graph, made), planned)
 
 
@@ -167,7 +165,7 @@ def reduce(
 
 
 def _with_towers(
-    model: Analysed, schedule: Schedule, outputs: str, planned: PlanReport | Followed | None = None
+    model: Analysed, schedule: Schedule, outputs: str, planned: PlanReport | FixedPlan | None = None
 ) -> Schedule:
     """The schedule with what leaves the model's other towers, and notes of it."""
     full = for_towers(model.analysis, schedule, outputs)
@@ -181,7 +179,7 @@ def _with_towers(
 
 
 def _reduce(
-    model: Analysed, schedule: Schedule, outputs: str, planned: PlanReport | Followed | None = None
+    model: Analysed, schedule: Schedule, outputs: str, planned: PlanReport | FixedPlan | None = None
 ) -> Reduced:
     full = for_towers(model.analysis, schedule, outputs)
     made, done = reduce_towers(

@@ -21,13 +21,13 @@ from tcompile.core.model_files import Source
 
 if TYPE_CHECKING:
     from tcompile.passes.lower.token_ops import TokenOpsChoice
-    from tcompile.planning.solve.planned import Followed, PlanReport
+    from tcompile.planning.solve.plan_report import FixedPlan, PlanReport
     from tcompile.planning.request import Request
     from tcompile.passes.stages import Reduced
     from tcompile.targets import Target
 
 #: A request → its reduced model and how it was planned; None → the dense model.
-Make = Callable[["Request | None"], "tuple[Reduced, PlanReport | Followed | None]"]
+Make = Callable[["Request | None"], "tuple[Reduced, PlanReport | FixedPlan | None]"]
 #: Plans that are built and measured at most.
 _ATTEMPTS = 3
 #: Seconds that both models are timed where milliseconds were promised.
@@ -73,13 +73,13 @@ class Attempt:
 
     manifest: Manifest
     planned: PlanReport | None
-    chosen: PlanReport | Followed | None
+    chosen: PlanReport | FixedPlan | None
     dense_ms: float | None
     ms: float | None
 
     @staticmethod
-    def of(manifest: Manifest, chosen: PlanReport | Followed | None) -> Attempt:
-        from tcompile.planning.solve.planned import PlanReport
+    def of(manifest: Manifest, chosen: PlanReport | FixedPlan | None) -> Attempt:
+        from tcompile.planning.solve.plan_report import PlanReport
 
         times = {f.model: f.milliseconds for f in manifest.latency if f.kind == "measured"}
         planned = chosen if isinstance(chosen, PlanReport) else None
@@ -171,9 +171,9 @@ def _attempt(
     return replace(made, manifest=_with_plan(made, asked))
 
 
-def _as_asked(chosen: PlanReport | Followed, request: Request) -> PlanReport | Followed:
+def _as_asked(chosen: PlanReport | FixedPlan, request: Request) -> PlanReport | FixedPlan:
     """In the words of what was asked first, where planning again asked for another budget."""
-    from tcompile.planning.solve.planned import PlanReport
+    from tcompile.planning.solve.plan_report import PlanReport
     from tcompile.planning.solve.reasons import budget_of, budget_words
 
     if not isinstance(chosen, PlanReport):
@@ -183,19 +183,18 @@ def _as_asked(chosen: PlanReport | Followed, request: Request) -> PlanReport | F
 
 
 def _on_target(
-    chosen: PlanReport | Followed, reduced: Reduced, asked: Build
-) -> tuple[PlanReport | Followed, list[str]]:
+    chosen: PlanReport | FixedPlan, reduced: Reduced, asked: Build
+) -> tuple[PlanReport | FixedPlan, list[str]]:
     """With modelled latency where no profile was planned with; and whether another precision of the
     target is faster."""
-    from tcompile.planning.solve.planned import Followed
-    from tcompile.planning.solve.whole import faster_precision, with_latency
+    from tcompile.planning.solve.plan_report import FixedPlan, faster_precision
 
     target, batch = asked.target, asked.request.batch
     notes: list[str] = []
     if target.runtime == "onnxruntime":
         return chosen, notes
-    if isinstance(chosen, Followed):
-        chosen = with_latency(chosen, reduced, target, asked.precision, batch)
+    if isinstance(chosen, FixedPlan):
+        chosen = chosen.with_latency(reduced, target, asked.precision, batch)
         if chosen.modelled is not None and reduced.schedule.reductions:
             notes.append(chosen.modelled.note())
     if asked.precision != target.default_precision:
@@ -239,7 +238,7 @@ def _with_plan(made: Attempt, asked: Build) -> Manifest:
     return replace(manifest, notes=tuple(notes), plan=document)
 
 
-def _modelled(chosen: PlanReport | Followed, asked: Build) -> tuple[Latency, ...]:
+def _modelled(chosen: PlanReport | FixedPlan, asked: Build) -> tuple[Latency, ...]:
     """What the roofline has of both models, where nothing runs here."""
     document, target, batch = chosen.to_json(), asked.target, asked.request.batch
     if document.get("latency_kind") != "modelled":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,6 @@ import onnx_graphsurgeon as gs
 
 from tcompile.analysis.layout import tower_batch
 from tcompile.core.errors import UsageError
-from tcompile.core.save import save
 from tcompile.core.schedule import Spec
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.scores.base import ScoreInput
@@ -57,15 +55,12 @@ def observed(
     Raises:
         UsageError: attention within windows, which such scores cannot be had of.
     """
-    from tcompile.runtime.samples import Samples, run_all
+    from tcompile.runtime.samples import Samples, run_graph
 
     probed = graph.copy()
     names = _write(probed, analysis, scores)
     probed.cleanup(remove_unused_graph_inputs=False).toposort()
-    with tempfile.TemporaryDirectory(prefix="tcompile-") as folder:
-        path = Path(folder) / "probed.onnx"
-        save(probed, path)
-        found = run_all(path, Samples(arrays, "calibration", real=True))
+    found = run_graph(probed, Samples(arrays, "calibration", real=True))
     shares: list[Array] = []
     for per_block in names:
         # Models of packed patches, one image at a time, give one axis more.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tcompile.core.errors import UsageError
-from tcompile.planning.solve.planned import PlanReport
+from tcompile.planning.solve.plan_report import PlanReport
 
 
 def draw(planned: PlanReport | None, path: Path) -> list[Path]:

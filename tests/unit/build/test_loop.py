@@ -17,9 +17,9 @@ from tcompile.artifact.manifest import BlockTokens, Flops, Latency, Manifest, Ta
 from tcompile.core.model_files import Source
 from tcompile.planning.optimise import Plan, Plateau, Step
 from tcompile.core.schedule import Reduction, Schedule, Shape, Spec
-from tcompile.planning.solve import whole
+from tcompile.planning.solve import plan_report
 from tcompile.planning.solve.outcome import Outcome, Share
-from tcompile.planning.solve.planned import Followed, PlanReport
+from tcompile.planning.solve.plan_report import FixedPlan, PlanReport
 from tcompile.planning.request import Request
 from tcompile.targets import load_target
 
@@ -74,7 +74,7 @@ class World:
     reduced: int = 0
     now: float = 0.0
 
-    def make(self, request: Request | None) -> tuple[Any, PlanReport | Followed | None]:
+    def make(self, request: Request | None) -> tuple[Any, PlanReport | FixedPlan | None]:
         self.requests.append(request)
         budget = None if request is None else request.latency or 10.0
         self.asked.append(budget)
@@ -90,7 +90,7 @@ class World:
         )
         planned = PlanReport(schedule_of(keep), plan, "a profile", self.kind, 0.1, "none",
                           outcome_of(keep), plateaus=(Plateau(keep, keep + 1, 1.0),))
-        own = Followed(outcome_of(keep), {"keep": 0.5})
+        own = FixedPlan(outcome_of(keep), {"keep": 0.5})
         return Made(schedule_of(keep)), own if self.named else planned
 
     def whole_ms(self, graph: str, target: Any, precision: str, batch: int) -> float | None:
@@ -136,7 +136,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Callable[..., World]:
     def made(ms: Any, **more: Any) -> World:
         found = World(ms if callable(ms) else lambda i, predicted: ms, **more)
         monkeypatch.setattr(closing, "fill", found.fill)
-        monkeypatch.setattr(whole, "whole_ms", found.whole_ms)
+        monkeypatch.setattr(plan_report, "whole_ms", found.whole_ms)
         return found
 
     return made
