@@ -30,7 +30,7 @@ from benchmarks.profiles import timed, together_of
 from benchmarks.subjects import HELD_OUT, SUBJECTS, Subject, calibration, export, find, images
 from tcompile.core.errors import TcompileError
 from tcompile.core.schedule import Schedule
-from tcompile.methods.composition import METHODS
+from tcompile.methods.presets import PRESETS
 from tcompile.passes.reduce import reduce_graph
 from tcompile.passes.stages import Analysed
 from tcompile.pipeline import read
@@ -96,7 +96,7 @@ def wanted(subject: Subject, path: Path, model: Analysed, folder: Path) -> Itera
             yield Point("planned", str(share), made.to_json(), method=made.method)
         except TcompileError as error:
             yield Point("planned", str(share), None, error.one_line())
-    for preset in METHODS:
+    for preset in PRESETS:
         for keep in subject.keeps:
             try:
                 text, options = preset.name, {}

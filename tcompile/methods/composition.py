@@ -13,6 +13,7 @@ from tcompile.core.errors import UsageError
 from tcompile.core.extensions import find
 from tcompile.core.parameters import fraction, parse
 from tcompile.core.schedule import Reduction, Schedule, Shape
+from tcompile.core.site import SiteName
 from tcompile.methods.context import Context, SiteConstraints, Step, Values
 from tcompile.methods.presets import PRESETS, Preset
 from tcompile.methods.schedulers import Place
@@ -20,19 +21,6 @@ from tcompile.methods.score_fallbacks import score_fallback, score_fallback_note
 
 if TYPE_CHECKING:
     from tcompile.methods.calibration import Observe
-
-__all__ = [
-    "METHODS",
-    "Context",
-    "SiteConstraints",
-    "compose",
-    "find_method",
-    "parse_keep",
-    "parse_method",
-]
-
-#: The presets that come along; `find_method` also finds those of other packages.
-METHODS = PRESETS
 
 
 def find_method(name: str) -> Preset:
@@ -140,7 +128,8 @@ def compose(
                 where="--calibration",
                 hint="say --calibration FILE.npz",
             )
-        wanted = [score_fallback(score, context, "") for score in preset.scheduler.observes]
+        anywhere = SiteName("")
+        wanted = [score_fallback(s, context, anywhere) for s in preset.scheduler.observes]
         context = replace(context, calibration=observe(wanted))
     made = Schedule(text, shape, composed(preset, context, values))
     return replace(made, notes=_notes(preset, context, values, made))

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from tcompile.analysis.model import Analysis
 from tcompile.core.schedule import Schedule, read_schedule
-from tcompile.methods.composition import SiteConstraints, compose
+from tcompile.methods.composition import compose
+from tcompile.methods.context import SiteConstraints
 from tcompile.passes.reduce.check import check_schedule, dense_grid
 from tcompile.planning.request import Keep
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from tcompile.core.errors import UsageError
 from tcompile.core.schedule import Spec
+from tcompile.core.site import SiteName
 from tcompile.methods.context import Context, Values
 
 
@@ -14,8 +15,11 @@ from tcompile.methods.context import Context, Values
 class Place:
     """A point where tokens leave: the site, and how many patch tokens go on."""
 
-    site: str
+    site: SiteName
     keep: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "site", SiteName(self.site))  # people write text
 
 
 def _no_notes(context: Context, values: Values) -> tuple[str, ...]:
@@ -39,8 +43,18 @@ class Scheduler:
     observes: tuple[Spec, ...] = ()
 
 
+def falling(context: Context, goals: Iterable[tuple[SiteName, int]]) -> list[Place]:
+    """(site, patch tokens after it) as places, those left out where nothing leaves."""
+    found, count = list[Place](), context.shape.patches
+    for site, goal in goals:
+        if goal < count:
+            found.append(Place(site, goal))
+            count = goal
+    return found
+
+
 def places(
-    context: Context, wanted: Iterable[tuple[str, int]], *, half: bool = False
+    context: Context, wanted: Iterable[tuple[SiteName, int]], *, half: bool = False
 ) -> list[Place]:
     """Sites and counts as places, where something leaves.
 
@@ -53,15 +67,17 @@ def places(
         UsageError: the budget is out of reach that way.
     """
     total = count = context.shape.patches
-    goals, found = list(wanted), list[Place]()
-    if half:
+    goals = list(wanted)
+    if not half:
+        goals = [(site, max(goal, 1)) for site, goal in goals]
+    else:
         for i in range(len(goals) - 1, 0, -1):
             goals[i - 1] = (goals[i - 1][0], min(goals[i - 1][1], 2 * goals[i][1]))
-    for site, goal in goals:
-        leave = max(goal, count - count // 2 if half else 1)
-        if leave < count:
-            found.append(Place(site, leave))
-            count = leave
+        for i, (site, goal) in enumerate(goals):
+            count = min(max(goal, count - count // 2), count)
+            goals[i] = (site, count)
+    found = falling(context, goals)
+    count = found[-1].keep if found else total
     if context.keep is not None and count > context.final:
         once = "once" if len(goals) == 1 else f"{len(goals)} times"
         raise UsageError(

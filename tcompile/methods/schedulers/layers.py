@@ -5,9 +5,10 @@ from __future__ import annotations
 from fractions import Fraction
 from math import ceil
 
+from tcompile.core.site import SiteName
 from tcompile.methods.context import Context, Values
 from tcompile.methods.counts import inflected, root_ceil, shares
-from tcompile.methods.schedulers.base import Place, Scheduler, places
+from tcompile.methods.schedulers.base import Place, Scheduler, falling, places
 
 
 def constant(
@@ -32,16 +33,14 @@ def constant(
             even = all(w == 0 for w in weights)
             goals = shares(total, context.final, [1] * len(sites) if even else weights)
             return places(context, zip(sites, goals, strict=True), half=half)
-        found: list[Place] = []
-        fixed, count = context.shape.tokens - total, total
+        kept: list[tuple[SiteName, int]] = []
+        count = total
         for site, leaving in zip(sites, inflected(r, inflect, len(sites)), strict=True):
-            if count + fixed < least:
+            if count + context.shape.prefix < least:
                 break
-            leaving = min(leaving, count // 2 if half else count - 1)
-            if leaving:
-                count -= leaving
-                found.append(Place(site, count))
-        return found
+            count -= min(leaving, count // 2 if half else count - 1)
+            kept.append((site, count))
+        return falling(context, kept)
 
     since = f" from block {_times_l(first)} on" if first else ""
     return Scheduler(f"in every block{since}, as many each time", run)

@@ -6,8 +6,9 @@ from fractions import Fraction
 from math import ceil
 
 from tcompile.core.errors import UsageError
+from tcompile.core.site import SiteName
 from tcompile.methods.context import Context, Values
-from tcompile.methods.schedulers.base import Place, Scheduler
+from tcompile.methods.schedulers.base import Place, Scheduler, falling
 
 
 def single(kind: str = "attn", depth: Fraction = Fraction(1, 4), least: int = 1) -> Scheduler:
@@ -21,8 +22,7 @@ def single(kind: str = "attn", depth: Fraction = Fraction(1, 4), least: int = 1)
 
     def run(context: Context, values: Values) -> list[Place]:
         site = _site(context, values, kind, int(depth * context.shape.blocks))
-        keep = _keep(context, values, site, least)
-        return [Place(site, keep)] if keep < context.shape.patches else []
+        return falling(context, [(site, _keep(context, values, site, least))])
 
     where = "at the output" if kind == "output" else f"at {kind}:{_share(depth)}"
     return Scheduler(f"once, {where}", run)
@@ -32,22 +32,22 @@ def _share(depth: Fraction) -> str:
     return "L//4" if depth == Fraction(1, 4) else f"({depth.numerator}·L)//{depth.denominator}"
 
 
-def _site(context: Context, values: Values, kind: str, block: int) -> str:
+def _site(context: Context, values: Values, kind: str, block: int) -> SiteName:
     kind, chosen = values.get("site", kind), values.get("block")
     if kind == "output":
-        return kind
+        return SiteName.of(kind)
     if chosen is None:
-        if kind == "attn" and context.site(block).startswith("block"):
+        if kind == "attn" and context.site(block).kind == "block":
             kind = "block"
-        return f"{kind}:{context.first(kind, block)}"
+        return SiteName.of(kind, context.first(kind, block))
     if not 0 <= chosen < context.shape.blocks:
         raise UsageError(
             f"block {chosen} does not exist: 0 to {context.shape.blocks - 1}", where="--method"
         )
-    return f"{kind}:{chosen}"
+    return SiteName.of(kind, chosen)
 
 
-def _keep(context: Context, values: Values, site: str, least: int) -> int:
+def _keep(context: Context, values: Values, site: SiteName, least: int) -> int:
     total, r, rate = context.shape.patches, values.get("r"), values.get("rate")
     if r is not None:
         if total - r < least:

@@ -27,11 +27,12 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from tcompile.core.errors import UsageError
+from tcompile.core.progress import Progress, silent
 from tcompile.core.schedule import Spec
 from tcompile.methods.calibration import observed
 from tcompile.methods.method import Method
-from tcompile.planning.losses.base import Progress, SiteLosses, silent, through, whole_counts
-from tcompile.planning.optimise import SiteRule
+from tcompile.methods.site_rule import SiteRule
+from tcompile.planning.losses.base import SiteLosses, through, whole_counts
 from tcompile.runtime.metrics import holds_classes
 from tcompile.runtime.samples import Samples
 

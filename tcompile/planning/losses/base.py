@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,18 +12,15 @@ import numpy.typing as npt
 
 from tcompile.core.errors import UsageError
 from tcompile.core.schedule import Shape
+from tcompile.core.site import SiteName
+from tcompile.methods.site_rule import SiteRule
 from tcompile.planning.losses.curves import LossCurve, fitted
-from tcompile.planning.optimise.tables import Floats, SiteRule, StepFunction
+from tcompile.planning.optimise.tables import Floats, StepFunction
 
 SCHEMA = 1
 Kind = Literal["calibrated", "attention"]
 #: How a step from fewer than N tokens follows from those from N; see `SiteLosses.step`.
 Composition = Literal["difference", "share"]
-Progress = Callable[[str], None]
-
-
-def silent(_: str) -> None:
-    """Ignore progress."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,7 @@ class SiteLosses:
             raise UsageError("every count must exceed the prefix tokens", where="losses")
         for site, values in self.at.items():
             where = f"losses at {site}"
-            if SiteRule(site).place(self.blocks)[0] >= self.blocks:
+            if SiteRule(SiteName(site)).place(self.blocks)[0] >= self.blocks:
                 raise UsageError(f"the model has {self.blocks} blocks", where=where)
             found = np.asarray(values, np.float64)
             if found.shape != (len(self.counts),) or not np.all(np.isfinite(found)):
@@ -85,7 +82,7 @@ class SiteLosses:
         A site that was not measured lies between its neighbours in depth, linearly; before the
         first and behind the last it is as they are.
         """
-        names = sorted(self.at, key=lambda s: SiteRule(s).place(self.blocks))
+        names = sorted(self.at, key=lambda s: SiteName(s).depth(self.blocks))
         depths = [depth(s, self.blocks) for s in names]
         values: Sequence[float] = self.at.get(site, ())
         if not values:
@@ -151,5 +148,5 @@ def through(measured: Mapping[int, float], counts: Sequence[int], prefix: int) -
 def depth(site: str, blocks: int) -> float:
     """The depth of a site in blocks: attn:3 at 3.5, block:3 at 4, the output half a block behind
     the last."""
-    block, half = SiteRule(site).place(blocks)
+    block, half = SiteName(site).depth(blocks)
     return block + (half + 1) / 2

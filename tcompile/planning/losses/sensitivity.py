@@ -11,10 +11,13 @@ import onnx_graphsurgeon as gs
 
 from tcompile.core.errors import UsageError
 from tcompile.core.graph import settled
+from tcompile.core.progress import Progress, silent
+from tcompile.core.site import SiteName
 from tcompile.methods.method import Method
+from tcompile.methods.site_rule import SiteRule
 from tcompile.passes.reduce import reduce_graph
 from tcompile.passes.reduce.reducers import traits_of
-from tcompile.planning.losses.base import Progress, SiteLosses, silent, through, whole_counts
+from tcompile.planning.losses.base import SiteLosses, through, whole_counts
 from tcompile.planning.losses.distance import distance, unit
 from tcompile.planning.losses.partial_execution import (
     Array,
@@ -25,7 +28,6 @@ from tcompile.planning.losses.partial_execution import (
     suffix,
     with_outputs,
 )
-from tcompile.planning.optimise import SiteRule
 from tcompile.runtime.samples import Samples
 
 #: Bytes of activations kept at a time.
@@ -174,7 +176,7 @@ def _groups(
     found: list[tuple[list[_Case], slice]] = []
     for start in range(0, samples, rows):
         count = min(rows, samples - start)
-        groups: list[list[str]] = [[]]
+        groups: list[list[SiteName]] = [[]]
         for site in sites:
             if groups[-1] and sum(own[s] for s in [*groups[-1], site]) * count > memory:
                 groups.append([])

@@ -17,19 +17,11 @@ from dataclasses import dataclass, replace
 
 from tcompile.core.errors import UsageError
 from tcompile.passes.reduce.reducers.common import TOPK_LIMIT
-from tcompile.planning.optimise import (
-    Goal,
-    Limits,
-    Plan,
-    dense_plan,
-    flattened,
-    free_edge,
-    plan_of,
-    solve,
-)
+from tcompile.planning.optimise import Limits, Plan, dense_plan, flattened, plan_of, solve
 from tcompile.planning.optimise.tables import Floats, Tables
 from tcompile.planning.solve.method_tables import MethodTables
 from tcompile.planning.solve.outcome import Reason
+from tcompile.profiling.plateaus import free_edge
 
 #: Patch tokens that are kept over those asked for, at most, where they are free: one tenth.
 _MORE = 10
@@ -119,8 +111,8 @@ def _behind(tables: Tables) -> Floats:
 
 
 def limits_of(option: MethodTables, budget: Budget) -> Limits:
-    """Once in a block, no TopK that TensorRT would refuse, and the tokens that may be left."""
-    limits = Limits(topk=TOPK_LIMIT, once_per_block=True)
+    """No TopK that TensorRT would refuse, and the tokens that may be left."""
+    limits = Limits(topk=TOPK_LIMIT)
     if budget.final is None:
         return limits
     ends = ends_of(option, budget)
@@ -175,8 +167,7 @@ def best_of(option: MethodTables, budget: Budget) -> MethodPlan:
     """
     assert budget.latency_ms is not None
     tables = option.tables
-    goal = Goal("loss", latency_ms=budget.latency_ms)
-    plan = solve(tables, goal, limits_of(option, budget), eps=budget.eps)
+    plan = solve(tables, budget.latency_ms, limits_of(option, budget), eps=budget.eps)
     return MethodPlan(option, plan)
 
 

@@ -82,7 +82,7 @@ def _by_loss(options: Sequence[MethodTables], budget: Budget) -> list[MethodPlan
     reason: UsageError | None = None
     for option in options:
         try:
-            plans = front(option.tables, limits_of(option, budget), points=_POINTS).plans
+            plans = front(option.tables, limits_of(option, budget), points=_POINTS)
         except UsageError as error:
             reason = reason or error
             continue

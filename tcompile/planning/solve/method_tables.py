@@ -16,10 +16,11 @@ from tcompile.methods.method import Method, method_for
 from tcompile.methods.schedulers import Place
 from tcompile.passes.stages import Analysed
 from tcompile.planning.method_schedule import site_constraints
-from tcompile.planning.optimise import Plan, Tables, grid
+from tcompile.planning.optimise import Plan, Tables
 from tcompile.planning.optimise.tables import Floats, StepFunction
 from tcompile.planning.request import AUTO, Request
 from tcompile.profiling.curve import Curve
+from tcompile.profiling.plateaus import grid
 from tcompile.profiling.profile import Profile
 from tcompile.profiling.structure import Layout, layout_of
 
@@ -168,7 +169,7 @@ def tables_for(
     def reducer_ms(_: str, before: Ints, after: Ints) -> Floats:
         return costs.at(before, np.minimum(after, before))
 
-    scale = _closure(profile, stem, attn, mlp, head)
+    scale = _calibration_scale(profile, stem, attn, mlp, head)
     return Tables.of(
         [int(c) for c in n],
         method.context.shape.prefix,
@@ -182,7 +183,7 @@ def tables_for(
     )
 
 
-def _closure(profile: Profile, stem: float, *parts: Floats) -> float:
+def _calibration_scale(profile: Profile, stem: float, *parts: Floats) -> float:
     """The factor by which the parts of the dense model add up to the whole.
 
     Each part that was timed by itself wakes the runtime's threads and finds other caches than in

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from tcompile.core.errors import TcompileError
 from tcompile.core.schedule import Schedule
 from tcompile.planning.losses.drop import Drop
-from tcompile.planning.optimise import Front, Plan, Plateau
+from tcompile.planning.optimise import Plan
 from tcompile.planning.solve.outcome import Outcome
+from tcompile.profiling.plateaus import Plateau
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -47,7 +48,7 @@ class PlanReport:
         losses: where losses come from, and their unit.
         outcome: what was asked, what is given, and why.
         plateaus: of each step's count.
-        front: plans that no other beats in both latency and loss; None where nothing was weighed.
+        front: plans that no other beats in both latency and loss; none where nothing was weighed.
         tried: all methods that were weighed.
         drop: what was lost on images that nothing was planned with.
         curve: (tokens, ms) of the whole model if it carried so many from the first block on.
@@ -61,7 +62,7 @@ class PlanReport:
     losses: str
     outcome: Outcome
     plateaus: tuple[Plateau, ...] = ()
-    front: Front | None = None
+    front: tuple[Plan, ...] = ()
     tried: tuple[Tried, ...] = ()
     drop: Drop | None = None
     curve: tuple[tuple[int, float], ...] = ()
@@ -90,7 +91,7 @@ class PlanReport:
             ],
             "drop": None if self.drop is None else asdict(self.drop),
             "tried": [vars(t).copy() for t in self.tried],
-            "front": [[p.latency_ms, p.loss] for p in self.front.plans] if self.front else [],
+            "front": [[p.latency_ms, p.loss] for p in self.front],
         }
 
     def lines(self) -> list[str]:

@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from tcompile.core.errors import UsageError
+from tcompile.core.progress import Progress
 from tcompile.methods.composition import parse_keep
 from tcompile.methods.method import Method, method_for
 from tcompile.passes.stages import Analysed
 from tcompile.planning.losses import Drop
 from tcompile.planning.method_schedule import site_constraints
-from tcompile.planning.optimise import front, sitting
+from tcompile.planning.optimise import front, plateau_of
 from tcompile.planning.request import Request
 from tcompile.planning.solve.budgets import (
     Budget,
@@ -30,8 +31,6 @@ from tcompile.planning.solve.step_losses import PRIOR, images_for, losses_on, pr
 from tcompile.planning.solve.trial import Trial
 from tcompile.planning.solve.utility import accuracies, most_useful, pomt_plan, whole_latency
 from tcompile.profiling.profile import Profile
-
-Progress = Callable[[str], None]
 
 
 def solve_request(
@@ -111,7 +110,7 @@ def _report(
     try:
         shown = front(option.tables, limits_of(option, budget))
     except UsageError:
-        shown = None
+        shown = ()
     return PlanReport(
         option.schedule(plan, notes),
         plan,
@@ -119,7 +118,7 @@ def _report(
         kind,
         option.words,
         solved_outcome(request, best, profile, budget),
-        sitting(option.tables, plan, budget.eps),
+        plateau_of(option.tables, plan, budget.eps),
         shown,
         tuple(Tried(c.option.method.text, c.plan.latency_ms, c.plan.loss) for c in each),
         drop,

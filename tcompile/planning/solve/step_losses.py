@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tcompile.core.progress import Progress
 from tcompile.methods.method import Method
 from tcompile.passes.stages import Analysed
 from tcompile.planning.optimise import prior_loss
@@ -23,7 +23,6 @@ SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
 SITES = 8
 #: Where losses come from that nothing was measured for.
 PRIOR = "a documented prior, not a measurement"
-Progress = Callable[[str], None]
 
 
 def images_for(source: str, request: Request) -> tuple[Calibration, Calibration]:

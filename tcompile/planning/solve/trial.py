@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
+from tcompile.core.progress import Progress
 from tcompile.core.schedule import Schedule
 from tcompile.passes.reduce import reduce_graph
 from tcompile.passes.stages import Analysed
@@ -26,7 +26,7 @@ class Trial:
     model: Analysed
     images: Calibration
     outputs: str
-    say: Callable[[str], None]
+    say: Progress
 
     @cached_property
     def dense(self) -> Outputs:

@@ -56,7 +56,7 @@ def most_useful(tables: Tables, known: Mapping[int, float], alpha: float = 0.5) 
     counts = [n for n in tables.counts if n >= min(known)]
     accuracy = np.interp(counts, sorted(known), [known[n] for n in sorted(known)])
     latency = whole_latency(tables)[[tables.index(n) for n in counts]]
-    return pomt_choice(counts, latency, accuracy, alpha, tokens=tables.tokens, prefix=tables.prefix)
+    return pomt_choice(counts, latency, accuracy, alpha)
 
 
 def _good(dense: Outputs, found: Outputs, labels: npt.NDArray[np.int64] | None) -> float:

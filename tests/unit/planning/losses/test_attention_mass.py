@@ -10,12 +10,14 @@ import pytest
 
 from tcompile.core.errors import UsageError
 from tcompile.core.graph import to_onnx
+from tcompile.core.site import SiteName
+from tcompile.methods.site_rule import SiteRule
 from tcompile.passes.stages import Analysed
 from tcompile.pipeline import read
 from tcompile.planning.losses import attention_losses
 from tcompile.planning.losses.base import SiteLosses
-from tcompile.planning.optimise import SiteRule
-from tcompile.runtime.samples import Samples, samples_for, signature
+from tcompile.runtime.samples import Samples, samples_for
+from tcompile.runtime.signature import signature
 from tcompile.targets.backends.ort import OrtRunner
 from tests.support.planted import method as method_on
 from tests.support.tiny_vit import VitSpec, save_tiny_vit
@@ -31,7 +33,7 @@ def make(folder: Path, **changes: object) -> tuple[Analysed, Samples]:
 
 
 def losses(model: Analysed, samples: Samples, method: str) -> SiteLosses:
-    sites = [SiteRule(name) for name in SITES]
+    sites = [SiteRule(SiteName(name)) for name in SITES]
     return attention_losses(model.graph, method_on(model, method), sites, COUNTS, samples)
 
 

@@ -11,14 +11,16 @@ import pytest
 
 from tcompile.core.errors import UsageError
 from tcompile.core.save import save
+from tcompile.core.site import SiteName
 from tcompile.methods.method import Method
+from tcompile.methods.site_rule import SiteRule
 from tcompile.passes.reduce import reduce_graph
 from tcompile.passes.stages import Analysed
 from tcompile.pipeline import read
 from tcompile.planning.losses import SiteLosses, distance, measured_losses
 from tcompile.planning.losses.partial_execution import suffix
-from tcompile.planning.optimise import SiteRule
-from tcompile.runtime.samples import Samples, run_all, samples_for, signature
+from tcompile.runtime.samples import Samples, run_all, samples_for
+from tcompile.runtime.signature import signature
 from tests.support.planted import method as method_on
 from tests.support.tiny_vit import VitSpec, save_tiny_vit
 
@@ -178,5 +180,5 @@ def test_the_same_twice_and_progress_is_shown(tmp_path: Path) -> None:
 def test_counts_are_rounded_up_to_groups(tmp_path: Path) -> None:
     model = read(tiny(tmp_path))
     one = method_on(model, "topk")
-    assert one.reachable(SiteRule("attn:0"), [1, 2, 5, 17, 30, 5]) == [5, 2]
-    assert one.reachable(SiteRule("attn:0", 4), [1, 2, 5, 6, 12, 15, 17]) == [13, 9, 5]
+    assert one.reachable(SiteRule(SiteName("attn:0")), [1, 2, 5, 17, 30, 5]) == [5, 2]
+    assert one.reachable(SiteRule(SiteName("attn:0"), 4), [1, 2, 5, 6, 12, 15, 17]) == [13, 9, 5]

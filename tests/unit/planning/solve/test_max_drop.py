@@ -71,7 +71,7 @@ def planted_drops(
     """(ms, drop, schedule) of all plans of the fronts that are faster than dense."""
     found = []
     for one in options:
-        for plan in front(one.tables, limits_of(one, ANY), points=40).plans:
+        for plan in front(one.tables, limits_of(one, ANY), points=40):
             if plan.steps and plan.latency_ms < 0.98 * plan.dense_ms:
                 schedule = one.schedule(plan)
                 trial.drops[str(schedule)] = drop(plan.loss)
@@ -108,7 +108,7 @@ def test_plans_that_others_beat_are_not_among_them() -> None:
     all_plans = [
         (p.loss, p.latency_ms)
         for one in options
-        for p in front(one.tables, limits_of(one, ANY), points=40).plans
+        for p in front(one.tables, limits_of(one, ANY), points=40)
         if p.steps and p.latency_ms < 0.98 * p.dense_ms
     ]
     best = [
@@ -151,12 +151,12 @@ def test_tokens_bound_it() -> None:
     one = an_option(model(), "topk")
     planted_drops(trial, [one], lambda loss: 0.0)
     bounded = Budget(9, None, 0.02, 0.02)
-    for plan in front(one.tables, limits_of(one, bounded), points=40).plans:
+    for plan in front(one.tables, limits_of(one, bounded), points=40):
         trial.drops[str(one.schedule(plan))] = 0.0
     choice, _ = fastest_within([one], bounded, 0.1, trial)  # type: ignore[arg-type]
     assert 9 <= choice.plan.final < 17
     planted_drops(trial, [one], lambda loss: 0.9)
-    for plan in front(one.tables, limits_of(one, bounded), points=40).plans:
+    for plan in front(one.tables, limits_of(one, bounded), points=40):
         trial.drops[str(one.schedule(plan))] = 0.9
     with pytest.raises(UsageError, match="with 8 patch tokens kept"):
         fastest_within([one], bounded, 0.1, trial)  # type: ignore[arg-type]
