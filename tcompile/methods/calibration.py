@@ -1,4 +1,4 @@
-"""What a model's attention pays each token on images: for presets that learn their counts."""
+"""The attention that a model pays each token on images: for presets that learn their counts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Observe = Callable[[Sequence[Spec]], list[Array]]
 
 
 def observer(graph: gs.Graph, analysis: Analysis, source: str | Path, data: str | Path) -> Observe:
-    """What runs a model on images when asked for scores.
+    """A function that runs a model on images when asked for scores.
 
     Args:
         graph: the dense model in normal form.

@@ -50,7 +50,7 @@ class Method:
 
     @property
     def key(self) -> str:
-        """What its reducer's costs are kept under: parameters that set a budget do not matter."""
+        """The key of its reducer's costs: parameters that set a budget do not matter."""
         free, known = (*self.preset.budget, "block", "site"), self.preset.parameters
         given = [
             f"{k}={v}"
@@ -181,7 +181,7 @@ def _kinds(preset: Preset, context: Context, values: Mapping[str, Any]) -> set[s
 
 
 def _rule(analysis: Analysis, site: SiteName, step: int, reduction: Reduction) -> SiteRule:
-    """What the reducer can do there, found by asking it.
+    """The limits of a step there, found by asking the reducer.
 
     Raises:
         UsageError: it takes some counts only, such as those of a smaller grid.

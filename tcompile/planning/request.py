@@ -1,4 +1,4 @@
-"""What is asked of the compiler about tokens: how few, by what method, planned from what."""
+"""A request about tokens: how few to keep, by what method, planned from what."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Objective = Literal["loss", "pomt"]
 LossKind = Literal["measured", "attention"]
 #: The method that is chosen by what it loses; the others are presets' names.
 AUTO = "auto"
-#: What a schedule calls its method where no token leaves and nobody named one.
+#: What a schedule calls its method where no token leaves and none was named.
 NO_METHOD = "none"
 
 
@@ -49,7 +49,7 @@ class Asked(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked, checked.
+    """A checked request.
 
     Attributes:
         keep: share of the patch tokens that leave the encoder, in (0, 1]: at least
@@ -74,7 +74,7 @@ class Request:
         seed: of all that is drawn.
         outputs: `reduced` or `restored`, for outputs with a token axis.
         shapes: input name → dims, to bind dynamic dims by hand.
-        prefix: tokens at the front that are no patches, where the analysis does not see it.
+        prefix: tokens at the front that are not patches, where the analysis does not see it.
         tower: the one that loses tokens, of a model that has several; None: all of them.
     """
 
@@ -156,7 +156,7 @@ class Request:
 
     @property
     def bound(self) -> dict[str, Any]:
-        """What the model is read with besides its file, as JSON values, for keys of caches."""
+        """The options that the model is read with, as JSON values, for keys of caches."""
         shapes = {k: list(map(str, v)) for k, v in (self.shapes or {}).items()}
         return {"prefix": self.prefix, "shapes": shapes}
 

@@ -21,7 +21,7 @@ def draw(planned: PlanReport | None, path: Path) -> list[Path]:
         raise UsageError(
             "only a solved schedule is drawn",
             where="--plot",
-            hint="leave --method away, or give --latency or --max-drop",
+            hint="omit --method, or give --latency or --max-drop",
         )
 
     def named(what: str) -> Path:

@@ -1,4 +1,4 @@
-"""What a scheduler is."""
+"""Schedulers as data, and the places that they give."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _no_notes(context: Context, values: Values) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Scheduler:
-    """How many tokens leave where.
+    """A rule for how many tokens leave where.
 
     Attributes:
         words: for `tcompile methods`.

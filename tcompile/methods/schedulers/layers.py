@@ -1,4 +1,4 @@
-"""SCH3, SCH4, SCH5: tokens leave in every block."""
+"""Schedulers that let tokens leave in every block."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tcompile.methods.schedulers.base import Place, Scheduler, falling, places
 def constant(
     key: str = "r", *, half: bool = False, first: Fraction = Fraction(0), least: int = 0
 ) -> Scheduler:
-    """As many in each block; with `inflect`, ToMe's decreasing (−1) or increasing (1) numbers.
+    """The same number in each block; with `inflect`, ToMe's decreasing (−1) or increasing (1) ones.
 
     Args:
         key: the parameter that says how many.
@@ -47,7 +47,7 @@ def constant(
 
 
 def ratio(*, half: bool = False) -> Scheduler:
-    """SCH4: r = floor(T − T · ratio) of the T tokens before each block's MLP."""
+    """r = floor(T − T · ratio) of the T tokens before each block's MLP."""
 
     def run(context: Context, values: Values) -> list[Place]:
         total, blocks = context.shape.patches, context.shape.blocks
@@ -65,7 +65,7 @@ def ratio(*, half: bool = False) -> Scheduler:
 
 
 def ramp() -> Scheduler:
-    """SCH5: none in the first max(3, ceil(0.15 L)) blocks, then linear to the final count."""
+    """None in the first max(3, ceil(0.15 L)) blocks, then linear to the final count."""
 
     def run(context: Context, values: Values) -> list[Place]:
         blocks = context.shape.blocks

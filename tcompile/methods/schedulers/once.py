@@ -1,4 +1,4 @@
-"""SCH1: tokens leave once."""
+"""The scheduler that lets tokens leave once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SCH2: tokens leave at a few depths, each time the same share of those that are left."""
+"""The scheduler that lets the same share of what is left leave at a few depths."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a step loses, by site and token count: the table that measurements fill in."""
+"""Losses of steps by site and token count: the table that measurements fill in."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Composition = Literal["difference", "share"]
 
 @dataclass(frozen=True)
 class SiteLosses:
-    """What one step from all N tokens to fewer loses, by site.
+    """The loss of one step from all N tokens to fewer, by site.
 
     Losses of kind `calibrated` are distances of outputs, those of kind `attention` shares of
     attention mass; they are never compared with each other, nor with a prior.

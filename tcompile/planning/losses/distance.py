@@ -1,4 +1,4 @@
-"""How far a reduced model's outputs lie from the dense model's, one number an image.
+"""Distance of a reduced model's outputs from the dense model's, one number an image.
 
 - Classes [B, X] (`verify.metrics.holds_classes`): the total variation of the softmax,
   ½ Σ_c |p_c − q_c|, the probability that moves to other classes, and no other output is looked at.
@@ -55,7 +55,7 @@ def class_outputs(outputs: Outputs) -> list[str]:
 
 
 def unit(dense: Outputs) -> str:
-    """What `distance` is in for a model with these outputs."""
+    """The unit of `distance` for a model with these outputs."""
     return VARIATION if class_outputs(dense) else COSINE
 
 

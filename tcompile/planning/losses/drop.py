@@ -1,4 +1,4 @@
-"""How much worse a reduced model is on images it was not planned with, and how sure that is.
+"""The drop of a reduced model on images it was not planned with, and how sure that is.
 
 What is measured depends on what there is:
 - labels and class outputs: the drop of top-1 accuracy, P(only dense right) − P(only reduced right).
@@ -38,7 +38,7 @@ _TURNED_WRONG = 0.8
 
 @dataclass(frozen=True)
 class Drop:
-    """What a reduction costs on images.
+    """The loss of a reduction on images.
 
     Attributes:
         what: `top-1 accuracy` (its drop), `top-1 disagreement with dense` or `1 - cosine`.

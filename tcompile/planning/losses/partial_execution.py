@@ -66,7 +66,7 @@ def suffix(dense: gs.Graph, reduced: gs.Graph, site: Site) -> Suffix:
 
 @dataclass(frozen=True)
 class Feeds:
-    """How samples are fed to a model: in runs of a batch each.
+    """The way samples are fed to a model: in runs of a batch each.
 
     Attributes:
         size: samples in a run.
@@ -78,7 +78,7 @@ class Feeds:
 
     @staticmethod
     def of(graph: gs.Graph, samples: int) -> Feeds:
-        """As the graph's inputs want it; eight at a time where any number will do."""
+        """Feeds for a graph's inputs; eight samples at a time where any number will do."""
         first, batch = graph.inputs[0], batch_dim(graph)
         static = len(first.shape) == 2 and all(isinstance(d, int) for d in first.shape)
         packed = static and first.shape[0] != 1 and np.dtype(first.dtype).kind == "f"

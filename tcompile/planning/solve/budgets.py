@@ -31,7 +31,7 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Budget:
-    """What a plan must keep to.
+    """The limits that a plan must keep to.
 
     Attributes:
         final: tokens that were asked to leave the encoder, prefix included; None: any number.
@@ -80,7 +80,7 @@ class MethodPlan:
 
 
 def ends_of(option: MethodTables, budget: Budget) -> Ends:
-    """With how many tokens a method's plan may end; `budget` must say how many were asked for.
+    """Numbers of tokens that a method's plan may end with; `budget` must say how many were asked.
 
     Never with all of them, however free they are, unless all were asked for.
     """
@@ -221,7 +221,7 @@ def _in_time(
 
 
 def _usual(options: Sequence[MethodTables], budget: Budget) -> list[tuple[MethodPlan, float]]:
-    """Of each method that can: its usual plan with all that is free, and the ms that it takes with
+    """The usual plan of each method that can, with all that is free, and the ms that it takes with
     every plateau at its highest, as plans are solved.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Where the planner's latencies come from: a profile given, measured before, measured now, or the
+"""Sources of the planner's latencies: a profile given, measured before, measured now, or the
 roofline of the target's data sheet."""
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def profile_for(
     device.
 
     Raises:
-        UsageError: a file that is no profile, or a target that cannot be measured from here.
+        UsageError: a file that is not a profile, or a target that cannot be measured from here.
     """
     given = request.profile
     if isinstance(given, Profile):
@@ -155,6 +155,6 @@ def _runtime(target: Target, request: Request, precision: str | None) -> Runtime
 
 
 def _kept(key: Mapping[str, Any]) -> Profile | None:
-    """What was measured before."""
+    """The profile that was measured before, if there is one."""
     document = kept(KIND, key, from_json)
     return None if document is None else from_json(document)

@@ -1,4 +1,4 @@
-"""What is told of a schedule: how it was solved or whose it is, its latency and its cost."""
+"""Reports on a schedule: how it was solved or whose it is, its latency and its cost."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class PlanReport:
         return BAND[self.kind]
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values; the Pareto front as pairs."""
+        """The report as JSON values; the Pareto front as pairs."""
         return {
             "latency_kind": self.kind,
             "profile": self.profile,
@@ -95,7 +95,7 @@ class PlanReport:
         }
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Lines for people."""
         plan = self.plan
         said = [
             _latency_line(self.kind, plan.latency_ms, plan.dense_ms, self.profile),
@@ -149,7 +149,7 @@ class FixedPlan:
     modelled: Modelled | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values, by the names that a solved schedule has for them."""
+        """The report as JSON values, by the names that a solved schedule has for them."""
         m = self.modelled
         if m is None:
             return {"budget": dict(self.budget)}
@@ -163,7 +163,7 @@ class FixedPlan:
         }
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Lines for people."""
         m = self.modelled
         if m is None:
             return []
@@ -173,7 +173,7 @@ class FixedPlan:
     def with_latency(
         self, reduced: Reduced, target: Target, precision: str, batch: int
     ) -> FixedPlan:
-        """With the roofline's latency of both models; as it was on a CPU, which is measured."""
+        """Add the roofline's latency of both models; not on a CPU, which is measured."""
         ms = whole_ms(reduced.graph, target, precision, batch)
         dense = whole_ms(reduced.dense, target, precision, batch)
         if ms is None or dense is None:
@@ -197,7 +197,7 @@ class PlanWithCost:
 
     @property
     def planned(self) -> PlanReport | None:
-        """How it was solved; None where a method's own schedule or a given one is followed."""
+        """The report of a solved schedule; None where a method's own or a given one is followed."""
         return self.chosen if isinstance(self.chosen, PlanReport) else None
 
     def to_json(self) -> dict[str, Any]:
@@ -228,7 +228,7 @@ def prediction_note(kind: str, ms: float, dense_ms: float) -> str:
 
 
 def whole_ms(graph: gs.Graph, target: Target, precision: str, batch: int) -> float | None:
-    """ms of one batch by the roofline; None on a CPU, and where there are no figures."""
+    """ms of one batch by the roofline; None on a CPU, and where figures are missing."""
     if target.runtime == "onnxruntime":
         return None
     from tcompile.profiling.roofline import device_of, modelled

@@ -1,4 +1,4 @@
-"""Why a schedule keeps as many tokens as it does."""
+"""Reasons why a schedule keeps as many tokens as it does."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def plateau_claim(profile: Profile) -> tuple[bool, str]:
 
 
 def asked_share(request: Request, shape: Shape) -> Share | None:
-    """What --keep asks of a model: ceil(R · T) of T patches."""
+    """The share that --keep asks of a model: ceil(R · T) of T patches."""
     if request.keep is None:
         return None
     keep = parse_keep(request.keep)

@@ -1,4 +1,4 @@
-"""From a request and a profile to a schedule: losses, tables, the solver, and the report."""
+"""Solve a request by a profile: losses, tables, the solver, and the report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the planner's losses come from: images, their attention, or a prior."""
+"""Sources of the planner's losses: images, their attention, or a prior."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def images_for(source: str, request: Request) -> tuple[Calibration, Calibration]
 
 
 def prior_of(method: Method, words: str = f"{PRIOR} (no --calibration)") -> Losses:
-    """The losses where there are no images to tell."""
+    """The losses without calibration images."""
     shape = method.context.shape
     step = prior_loss(
         method.preset.family, tokens=shape.tokens, prefix=shape.prefix, blocks=shape.blocks

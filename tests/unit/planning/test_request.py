@@ -95,7 +95,7 @@ def test_auto_has_no_parameters_and_needs_a_budget() -> None:
         ({}, "no budget given"),
         ({"method": "topk"}, "no budget given"),
         ({"keep": 1.5}, "outside"),
-        ({"latency": 5, "keep": "most"}, "is no number"),
+        ({"latency": 5, "keep": "most"}, "is not a number"),
         ({"latency": 5, "method": "bypass"}, "cannot be planned"),
     ):
         with pytest.raises(UsageError, match=words):
