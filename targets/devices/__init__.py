@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +12,7 @@ from typing import Any, Literal
 import msgspec
 
 from tcompile.core.decode import decode
-from tcompile.core.errors import UsageError
+from tcompile.core.errors import InternalError, UsageError
 
 Runtime = Literal["onnxruntime", "tensorrt-rtx", "jetson"]
 Precision = Literal["fp32", "fp16"]
@@ -48,7 +48,7 @@ class Variant(msgspec.Struct, frozen=True, omit_defaults=True):
     power_modes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Target:
     """A device and how one compiles for it: the fields of its data file.
 
@@ -70,16 +70,16 @@ class Target:
 
     name: str
     title: str
-    aliases: tuple[str, ...]
+    aliases: tuple[str, ...] = ()
     runtime: Runtime
-    compute_capability: str | None
+    compute_capability: str | None = None
     default_precision: Precision
     precisions: tuple[Precision, ...]
-    jetpacks: tuple[str, ...]
-    figures: Mapping[str, DeviceFigure]
-    power_modes: tuple[str, ...]
-    variants: Mapping[str, Variant]
-    notes: tuple[str, ...]
+    jetpacks: tuple[str, ...] = ()
+    figures: Mapping[str, DeviceFigure] = field(default_factory=dict)
+    power_modes: tuple[str, ...] = ()
+    variants: Mapping[str, Variant] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def value(self, figure: str) -> float | None:
         """Return the number of a figure, or None where the device's file does not have it."""
@@ -134,7 +134,14 @@ def load_target(name: str) -> Target:
 def _all_targets() -> tuple[Target, ...]:
     # A leading underscore marks data that is not a device.
     files = sorted(path for path in DEVICES.glob("*.json") if not path.name.startswith("_"))
-    return tuple(decode(Target, msgspec.json.decode(path.read_bytes())) for path in files)
+    return tuple(map(_read, files))
+
+
+def _read(path: Path) -> Target:
+    try:
+        return decode(Target, msgspec.json.decode(path.read_bytes()))
+    except ValueError as error:
+        raise InternalError(str(error), where=f"targets/devices/{path.name}") from error
 
 
 def list_targets() -> list[Target]:
