@@ -7,7 +7,7 @@ and keys that scores and metrics read, rotary tables, masks, inputs of the model
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,11 +95,15 @@ class Feeds:
         array = array[0] if array.ndim == len(tensor.shape) + 1 else array
         return array.astype(tensor.dtype, copy=False)
 
-    def by_sample(self, name: str, array: Array, true: int) -> Array:
-        """An output of one run, samples first."""
-        if self.packed and not is_bookkeeping(name):
-            array = array[np.newaxis]
-        return by_sample(array, self.size)[:true]
+    def joined(self, results: Iterable[Feed], true: Sequence[int]) -> Feed:
+        """The outputs of all runs, samples first, of which `true` count in each run."""
+        parts: dict[str, list[Array]] = {}
+        for result, count in zip(results, true, strict=True):
+            for name, array in result.items():
+                if self.packed and not is_bookkeeping(name):
+                    array = array[np.newaxis]
+                parts.setdefault(name, []).append(by_sample(array, self.size)[:count])
+        return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 
 
 def run_feeds(graph: gs.Graph, runs: Sequence[Mapping[str, Array]]) -> Iterator[Feed]:

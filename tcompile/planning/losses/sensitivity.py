@@ -196,24 +196,18 @@ class _Dense:
 
     @staticmethod
     def of(graph: gs.Graph, crossing: Sequence[str], feeds: Feeds, samples: Samples) -> _Dense:
-        given = list(feeds.runs(graph, samples))
-        names, wanted = [str(o.name) for o in graph.outputs], set(crossing)
-        parts: dict[str, list[Array]] = {n: [] for n in names}
+        names, wanted = {str(o.name) for o in graph.outputs}, set(crossing)
         runs: list[tuple[Feed, int]] = []
-        results = run_feeds(with_outputs(graph, crossing), [f for f, _ in given])
+        outputs: list[Feed] = []
+        given = list(feeds.runs(graph, samples))
+        results = run_feeds(with_outputs(graph, crossing), [feed for feed, _ in given])
         for (feed, true), result in zip(given, results, strict=True):
-            for name in names:
-                parts[name].append(feeds.by_sample(name, result[name], true))
-            kept = {n: a for n, a in {**feed, **result}.items() if n in wanted}
-            runs.append((kept, true))
-        return _Dense({n: np.concatenate(p) for n, p in parts.items()}, runs)
+            runs.append(({n: a for n, a in {**feed, **result}.items() if n in wanted}, true))
+            outputs.append({n: a for n, a in result.items() if n in names})
+        return _Dense(feeds.joined(outputs, [true for _, true in runs]), runs)
 
 
 def _reduced(part: Suffix, dense: _Dense, feeds: Feeds) -> dict[str, Array]:
     """The reduced model's outputs; those that the step does not reach are the dense model's."""
-    parts: dict[str, list[Array]] = {}
-    results = run_feeds(part.graph, [part.feed(f) for f, _ in dense.runs])
-    for (_, true), result in zip(dense.runs, results, strict=True):
-        for name, array in result.items():
-            parts.setdefault(name, []).append(feeds.by_sample(name, array, true))
-    return {**dense.outputs, **{n: np.concatenate(p) for n, p in parts.items()}}
+    results = run_feeds(part.graph, [part.feed(feed) for feed, _ in dense.runs])
+    return {**dense.outputs, **feeds.joined(results, [true for _, true in dense.runs])}
