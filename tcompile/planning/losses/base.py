@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from tcompile.core.decode import decode, encode
 from tcompile.core.errors import UsageError
 from tcompile.core.schedule import Shape
 from tcompile.core.site import SiteName
@@ -118,7 +118,7 @@ class SiteLosses:
 
     def to_json(self) -> dict[str, Any]:
         """The document that `from_json` reads."""
-        return {"schema": SCHEMA, **msgspec.to_builtins(self)}
+        return {"schema": SCHEMA, **encode(self)}
 
     @staticmethod
     def from_json(document: Mapping[str, Any]) -> SiteLosses:
@@ -130,8 +130,8 @@ class SiteLosses:
         if document.get("schema") != SCHEMA:
             raise UsageError(f"schema {document.get('schema')} is not {SCHEMA}", where="losses")
         try:
-            return msgspec.convert(document, SiteLosses)
-        except msgspec.ValidationError as error:
+            return decode(SiteLosses, {k: v for k, v in document.items() if k != "schema"})
+        except ValueError as error:
             raise UsageError(f"not losses: {error}", where="losses") from error
 
 
