@@ -14,7 +14,8 @@ import numpy as np
 import onnx
 
 from tcompile.core.graph import to_onnx
-from tcompile.methods.composition import METHODS, find_method
+from tcompile.methods.composition import find_method
+from tcompile.methods.presets import PRESETS
 from tcompile.models.glyphs import data
 from tcompile.pipeline import read
 from tcompile.planning.method_schedule import schedule_for
@@ -96,4 +97,4 @@ def _tokens(sites: Sequence[str], source: Path, images: Any) -> list[Any]:
 
 def families() -> dict[str, str]:
     """What each preset does with tokens, for the plot."""
-    return {preset.name: preset.family for preset in METHODS}
+    return {preset.name: preset.family for preset in PRESETS}

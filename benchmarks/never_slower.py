@@ -21,7 +21,7 @@ import numpy as np
 from benchmarks.subjects import Subject, export
 from tcompile.artifact.directory import load_artifact
 from tcompile.core.errors import TcompileError
-from tcompile.methods.composition import METHODS
+from tcompile.methods.presets import PRESETS
 from tcompile.pipeline import build
 from tcompile.runtime.timing import bench_models, machine_name
 
@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path)
     given = parser.parse_args()
     rng = np.random.default_rng(given.seed)
-    methods = ["auto", *(p.name for p in METHODS if not p.needs and not p.required)]
+    methods = ["auto", *(p.name for p in PRESETS if not p.needs and not p.required)]
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="tcompile-bench-") as scratch:
         folder = Path(scratch)

@@ -29,19 +29,19 @@ from benchmarks.planner_page import page, plot
 from benchmarks.profiles import timed, together_of
 from benchmarks.subjects import HELD_OUT, SUBJECTS, Subject, calibration, export, find, images
 from tcompile.core.errors import TcompileError
-from tcompile.core.save import save
 from tcompile.core.schedule import Schedule
-from tcompile.methods.composition import METHODS
+from tcompile.methods.presets import PRESETS
 from tcompile.passes.reduce import reduce_graph
 from tcompile.passes.stages import Analysed
 from tcompile.pipeline import read
-from tcompile.planning.method_schedule import schedule_for, site_constraints
+from tcompile.planning.method_schedule import schedule_for
 from tcompile.planning.request import Request
 from tcompile.planning.solve.latencies import measured
-from tcompile.planning.solve.solve import PlanningProblem, solve_request
+from tcompile.planning.solve.method_tables import methods_for
+from tcompile.planning.solve.solve import solve_request
 from tcompile.profiling.runtimes import OrtRuntime
 from tcompile.runtime.metrics import cosine
-from tcompile.runtime.samples import Samples, run_all
+from tcompile.runtime.samples import Samples, run_graph
 from tcompile.runtime.timing import machine_name
 from tcompile.targets import load_target
 
@@ -75,10 +75,7 @@ class Point:
 
 def answers(graph: gs.Graph, samples: Samples) -> Any:
     """The model's first output, [images, …]."""
-    with tempfile.TemporaryDirectory(prefix="tcompile-bench-") as folder:
-        path = Path(folder) / "model.onnx"
-        save(graph, path)
-        return next(iter(run_all(path, samples).values()))
+    return next(iter(run_graph(graph, samples).values()))
 
 
 def wanted(subject: Subject, path: Path, model: Analysed, folder: Path) -> Iterator[Point]:
@@ -88,21 +85,18 @@ def wanted(subject: Subject, path: Path, model: Analysed, folder: Path) -> Itera
     target = load_target("cpu")
     for share in BUDGETS:
         request = Request(latency=1.0, calibration=data, images=count // 2)
-        question = PlanningProblem(model, site_constraints(model.analysis), request)
-        methods = question.methods()
+        methods = methods_for(model, request)
         profile = measured(model, methods, target, request, lambda text: None)
         assert profile.dense is not None
         # The budget is of the profile's own dense model: shares are what is compared.
         asked = replace(request, latency=share * profile.dense.ms)
         try:
-            planned = solve_request(
-                replace(question, request=asked), methods, profile, lambda text: None
-            )
+            planned = solve_request(model, asked, methods, profile, lambda text: None)
             made = planned.schedule
             yield Point("planned", str(share), made.to_json(), method=made.method)
         except TcompileError as error:
             yield Point("planned", str(share), None, error.one_line())
-    for preset in METHODS:
+    for preset in PRESETS:
         for keep in subject.keeps:
             try:
                 text, options = preset.name, {}

@@ -32,9 +32,9 @@ from tcompile.pipeline import read
 from tcompile.planning.method_schedule import site_constraints
 from tcompile.planning.optimise import Plan, plan_of
 from tcompile.planning.request import Request
-from tcompile.planning.solve.candidates import PORTFOLIO, MethodTables, candidate
 from tcompile.planning.solve.latencies import measured
-from tcompile.planning.solve.sources import prior_of
+from tcompile.planning.solve.method_tables import PORTFOLIO, MethodTables, method_tables
+from tcompile.planning.solve.step_losses import prior_of
 from tcompile.profiling.profile import Profile
 from tcompile.profiling.runtimes import OrtRuntime, Run
 from tcompile.profiling.sessions import Session, Workload, WorkloadId, figures, rounds
@@ -74,13 +74,13 @@ class Row:
 
 
 def random_plans(
-    candidates: Sequence[MethodTables], seed: int
+    options: Sequence[MethodTables], seed: int
 ) -> Iterator[tuple[MethodTables, Plan, Schedule]]:
     """One to five steps of a method at random sites, to random counts of its grid, endless."""
     rng = np.random.default_rng(seed)
     number = 0
     while True:
-        one = candidates[number % len(candidates)]
+        one = options[number % len(options)]
         tables, sites = one.tables, one.tables.sites
         free = [c for c in tables.counts[:-1] if c > 0.15 * tables.tokens]
         steps = int(rng.integers(1, min(5, len(sites)) + 1))
@@ -111,15 +111,12 @@ def compared(
     request = Request(keep=1, threads=threads, seed=seed)
     profile = measured(model, methods, load_target("cpu"), request, lambda text: None, fresh=True)
     seconds = time.perf_counter() - start
-    candidates = [
-        candidate(
-            model.graph, m, profile, lambda method, counts: prior_of(method), least=None, eps=0.02
-        )
-        for m in methods
+    options = [
+        method_tables(model.graph, m, profile, prior_of, least=None, eps=0.02) for m in methods
     ]
     together = together_of(path)
     rows: list[Row] = []
-    drawn = random_plans(candidates, seed)
+    drawn = random_plans(options, seed)
     with tempfile.TemporaryDirectory(prefix="tcompile-bench-") as folder:
         part = Path(folder) / "model.onnx"
         while len(rows) < schedules:

@@ -48,11 +48,9 @@ from tcompile.passes.runner import Dump
 from tcompile.passes.stages import Analysed, Reduced
 from tcompile.planning.cost import cost_of
 from tcompile.planning.method_schedule import given_schedule
-from tcompile.planning.priced import PlanWithCost
 from tcompile.planning.request import NO_METHOD, Request
-from tcompile.planning.solve.planned import Followed, PlanReport
+from tcompile.planning.solve.plan_report import FixedPlan, PlanReport, PlanWithCost
 from tcompile.planning.solve.schedule_for_request import schedule_for_request
-from tcompile.planning.solve.whole import with_latency
 from tcompile.planning.towers import for_towers, tower_notes
 from tcompile.report.explain import NodeFacts
 from tcompile.report.explain import explain as explain_node
@@ -176,8 +174,8 @@ def price(
     precision = chosen.default_precision
     made, planned = schedule_for_request(read_model, request, chosen, precision, progress)
     reduced = apply_schedule(read_model, made, request.outputs, planned)
-    if isinstance(planned, Followed):
-        planned = with_latency(planned, reduced, chosen, precision, request.batch)
+    if isinstance(planned, FixedPlan):
+        planned = planned.with_latency(reduced, chosen, precision, request.batch)
     return PlanWithCost(reduced.schedule, cost_of(reduced), planned)
 
 
@@ -197,7 +195,7 @@ def apply_schedule(
     model: Analysed,
     schedule: Schedule,
     outputs: str = "reduced",
-    planned: PlanReport | Followed | None = None,
+    planned: PlanReport | FixedPlan | None = None,
     dump: Dump | None = None,
 ) -> Reduced:
     """The reduced graph of a schedule, with what leaves the model's other towers.
@@ -232,7 +230,7 @@ def apply_schedule(
 
 
 def _with_towers(
-    model: Analysed, schedule: Schedule, outputs: str, planned: PlanReport | Followed | None = None
+    model: Analysed, schedule: Schedule, outputs: str, planned: PlanReport | FixedPlan | None = None
 ) -> Schedule:
     """The schedule with what leaves the model's other towers, and notes of it."""
     full = for_towers(model.analysis, schedule, outputs)
@@ -367,7 +365,7 @@ def _build_one(job: Job, request: Request | None, draft: Draft, say: Progress) -
 
 def _write_reduced(
     job: Job, request: Request | None, draft: Draft, scratch: Path, say: Progress
-) -> tuple[Models, PlanReport | Followed | None, list[str]]:
+) -> tuple[Models, PlanReport | FixedPlan | None, list[str]]:
     """Read → plan → reduce → lower, and write what the stages behind need; graphs live here alone.
 
     Returns:
@@ -377,7 +375,7 @@ def _write_reduced(
     analysed = _read_asked(job.path, job.request, job.dump)
     job.batches.check(analysed.graph, job.path)
     schedule = Schedule(NO_METHOD, analysed.analysis.shape, ())
-    planned: PlanReport | Followed | None = None
+    planned: PlanReport | FixedPlan | None = None
     if request is not None:
         schedule, planned = schedule_for_request(analysed, request, job.target, job.precision, say)
     say("reducing")

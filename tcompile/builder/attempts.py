@@ -12,9 +12,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tcompile.artifact.manifest import Latency, Manifest
-from tcompile.planning.solve.planned import Followed, PlanReport
+from tcompile.planning.solve.plan_report import FixedPlan, PlanReport, faster_precision
 from tcompile.planning.solve.reasons import budget_of, budget_words
-from tcompile.planning.solve.whole import faster_precision, with_latency
 
 if TYPE_CHECKING:
     from tcompile.builder.job import Job
@@ -38,7 +37,7 @@ class Attempt:
 
     request: Request | None
     manifest: Manifest
-    chosen: PlanReport | Followed | None
+    chosen: PlanReport | FixedPlan | None
     dense_ms: float | None = None
     ms: float | None = None
 
@@ -70,8 +69,8 @@ class Attempt:
 
 
 def on_target(
-    chosen: PlanReport | Followed | None, reduced: Reduced, job: Job
-) -> tuple[PlanReport | Followed | None, list[str]]:
+    chosen: PlanReport | FixedPlan | None, reduced: Reduced, job: Job
+) -> tuple[PlanReport | FixedPlan | None, list[str]]:
     """A plan in the words of what was asked first, with modelled latency where it was not solved
     from a profile; and notes on that, and on a faster precision of the target."""
     target, batch = job.target, job.request.batch
@@ -82,8 +81,8 @@ def on_target(
         chosen = replace(chosen, outcome=outcome, budget=budget_of(job.request))
     if chosen is None or target.runtime == "onnxruntime":
         return chosen, notes
-    if isinstance(chosen, Followed):
-        chosen = with_latency(chosen, reduced, target, job.precision, batch)
+    if isinstance(chosen, FixedPlan):
+        chosen = chosen.with_latency(reduced, target, job.precision, batch)
         if chosen.modelled is not None and reduced.schedule.reductions:
             notes.append(chosen.modelled.note())
     if job.precision != target.default_precision:
@@ -92,7 +91,7 @@ def on_target(
 
 
 def attempt_of(
-    request: Request | None, manifest: Manifest, chosen: PlanReport | Followed | None, job: Job
+    request: Request | None, manifest: Manifest, chosen: PlanReport | FixedPlan | None, job: Job
 ) -> Attempt:
     """What was built for a request: its manifest says how it was planned, too."""
     times = {f.model: f.milliseconds for f in manifest.latency if f.kind == "measured"}

@@ -11,7 +11,7 @@ from tcompile.cli.common import JSON, common_options, print_json, print_table, p
 from tcompile.cli.schedule_options import asked_of, schedule_options
 
 if TYPE_CHECKING:
-    from tcompile.planning.solve.planned import PlanReport
+    from tcompile.planning.solve.plan_report import PlanReport
 
 
 @click.command(short_help="Show the schedule that build would follow.")
@@ -61,11 +61,8 @@ def plan(model: Path, target: str, plot: Path | None, as_json: bool, **options: 
 
 
 def print_planned(planned: PlanReport) -> None:
-    """Print what a solved schedule is predicted to take and lose, and each count's plateau."""
-    from tcompile.planning.solve.planned import plateau_rows
-
-    rows = plateau_rows(planned)
-    if rows:
+    """What a solved schedule is predicted to take and lose, and the plateau of each count."""
+    if rows := planned.rows():
         print_table(("site", "tokens before", "after", "plateau of as many tokens"), rows)
     for line in planned.lines():
         click.echo(line)

@@ -48,8 +48,7 @@ def cached(
 ) -> dict[str, Any]:
     """Return the result of `make`, from the cache if it was made before.
 
-    An entry that is corrupt, of another version or of other things is made again and rewritten. A
-    cache that cannot be read or written is done without.
+    An entry that is corrupt, of another version or of other things is made again and rewritten.
 
     Args:
         kind: the folder, such as `losses` or `profiles`.
@@ -57,18 +56,33 @@ def cached(
         make: gives JSON values.
         check: is given what was found; if it raises, that is made again.
     """
-    path, own = entry_path(kind, key), json.loads(json.dumps(key))
+    value = kept(kind, key, check)
+    if value is None:
+        value = make()
+        keep(kind, key, value)
+    return value
+
+
+def kept(
+    kind: str, key: Mapping[str, Any], check: Callable[[dict[str, Any]], object]
+) -> dict[str, Any] | None:
+    """An entry's value; None if there is none that `check` takes. Arguments as `cached`."""
     with suppress(Exception):  # Whatever an entry holds, it is not worth failing for.
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(entry_path(kind, key).read_text(encoding="utf-8"))
+        own = json.loads(json.dumps(key))
         if (document["schema"], document["kind"], document["key"]) == (SCHEMA, kind, own):
             found: dict[str, Any] = document["value"]
             if isinstance(found, dict):
                 check(found)
                 return found
-    value = make()
+    return None
+
+
+def keep(kind: str, key: Mapping[str, Any], value: dict[str, Any]) -> None:
+    """Write an entry; a cache that cannot be written is done without."""
     with suppress(OSError):
-        _write(path, {"schema": SCHEMA, "kind": kind, "key": own, "value": value})
-    return value
+        document = {"schema": SCHEMA, "kind": kind, "key": dict(key), "value": value}
+        _write(entry_path(kind, key), document)
 
 
 def _write(path: Path, document: dict[str, Any]) -> None:

@@ -50,6 +50,11 @@ class SourceFile:
     sha256: Sha256
     external_data: tuple[FileEntry, ...] = ()
 
+    @property
+    def digests(self) -> list[str]:
+        """Digests of all its files, for keys of caches."""
+        return [self.sha256, *(f"{e.path} {e.sha256}" for e in self.external_data)]
+
 
 @dataclass(frozen=True)
 class TensorInfo:

@@ -7,7 +7,9 @@ Bodies of token ops come last: a file without them is the beginning of this one.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,6 +27,15 @@ _ALIGNMENT = 64
 # Field numbers of onnx.proto, as wire tags of length-delimited fields.
 _MODEL_GRAPH, _GRAPH_INITIALIZER = b"\x3a", b"\x2a"
 _MODEL_FUNCTIONS = b"\xca\x01"
+
+
+@contextmanager
+def saved(graph: gs.Graph) -> Iterator[Path]:
+    """A graph as a file, in a folder of its own that is deleted afterwards."""
+    with tempfile.TemporaryDirectory(prefix="tcompile-") as folder:
+        path = Path(folder) / "model.onnx"
+        save(graph, path)
+        yield path
 
 
 def without_weights(graph: gs.Graph, metadata: dict[str, str] | None = None) -> onnx.ModelProto:

@@ -1,8 +1,7 @@
-"""What a model's attention pays each token on images: for presets that learn their counts."""
+"""The attention that a model pays each token on images: for presets that learn their counts."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,6 @@ import onnx_graphsurgeon as gs
 
 from tcompile.analysis.model import tower_batch
 from tcompile.core.errors import UsageError
-from tcompile.core.save import save
 from tcompile.core.schedule import Spec
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.scores import find_score
@@ -29,7 +27,7 @@ Observe = Callable[[Sequence[Spec]], list[Array]]
 
 
 def observer(graph: gs.Graph, analysis: Analysis, source: str | Path, data: str | Path) -> Observe:
-    """What runs a model on images when asked for scores.
+    """A function that runs a model on images when asked for scores.
 
     Args:
         graph: the dense model in normal form.
@@ -59,15 +57,12 @@ def observed(
     Raises:
         UsageError: attention within windows, which such scores cannot be had of.
     """
-    from tcompile.runtime.samples import Samples, run_all
+    from tcompile.runtime.samples import Samples, run_graph
 
     probed = graph.copy()
     names = _write(probed, analysis, scores)
     probed.cleanup(remove_unused_graph_inputs=False).toposort()
-    with tempfile.TemporaryDirectory(prefix="tcompile-") as folder:
-        path = Path(folder) / "probed.onnx"
-        save(probed, path)
-        found = run_all(path, Samples(arrays, "calibration", real=True))
+    found = run_graph(probed, Samples(arrays, "calibration", real=True))
     shares: list[Array] = []
     for per_block in names:
         # Models of packed patches, one image at a time, give one axis more.

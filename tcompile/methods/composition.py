@@ -1,4 +1,4 @@
-"""From `--method` and `--keep` to a schedule: a preset composed for a model."""
+"""Compose a preset for a model: from `--method` and `--keep` to a schedule."""
 
 from __future__ import annotations
 
@@ -21,19 +21,6 @@ from tcompile.methods.score_fallbacks import score_fallback, score_fallback_note
 
 if TYPE_CHECKING:
     from tcompile.methods.calibration import Observe
-
-__all__ = [
-    "METHODS",
-    "Context",
-    "SiteConstraints",
-    "compose",
-    "find_method",
-    "parse_keep",
-    "parse_method",
-]
-
-#: The presets that come along; `find_method` also finds those of other packages.
-METHODS = PRESETS
 
 
 def find_method(name: str) -> Preset:
@@ -87,7 +74,7 @@ def parse_keep(keep: float | str | Fraction) -> Fraction:
     try:
         ratio = keep if isinstance(keep, Fraction) else fraction(str(keep))
     except (ValueError, ZeroDivisionError) as error:
-        raise UsageError(f"'{keep}' is no number", where="--keep") from error
+        raise UsageError(f"'{keep}' is not a number", where="--keep") from error
     if not 0 < ratio <= 1:
         raise UsageError(
             f"{keep} is outside (0, 1]",
@@ -128,7 +115,7 @@ def compose(
     ratio = None if keep is None else parse_keep(keep)
     if observe is not None and not preset.scheduler.observes:
         raise UsageError(
-            f"{preset.name} learns nothing from images", where="--calibration", hint="leave it away"
+            f"{preset.name} learns nothing from images", where="--calibration", hint="omit it"
         )
     if ratio == 1:
         return Schedule(text, shape, ())
@@ -149,9 +136,9 @@ def compose(
 
 
 def _file(key: str, path: Path) -> Path:
-    """Where it is, whatever directory the schedule is read in."""
+    """The absolute path, whatever directory the schedule is read in."""
     if not path.is_file():
-        raise UsageError(f"{key}={path} is no file", where="--method")
+        raise UsageError(f"{key}={path} is not a file", where="--method")
     return path.absolute()
 
 
@@ -202,7 +189,7 @@ def replaced_scores(
 
 
 def _notes(preset: Preset, context: Context, values: Values, made: Schedule) -> tuple[str, ...]:
-    """What differs from the paper, or from what was asked."""
+    """Notes on what differs from the paper, or from what was asked."""
     notes = [
         *preset.scheduler.notes(context, values),
         *replaced_scores(preset, context, values, made.reductions),

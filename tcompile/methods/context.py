@@ -1,4 +1,4 @@
-"""What a preset is composed for: the model's shape, where its tokens may leave, the budget."""
+"""Facts a preset is composed for: the model's shape, where its tokens may leave, the budget."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Values = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class SiteConstraints:
-    """Where a model lets tokens leave.
+    """The sites where a model lets tokens leave, and what it demands there.
 
     Attributes:
         legal: names of the sites where they may.
@@ -39,7 +39,7 @@ class SiteConstraints:
 
 @dataclass(frozen=True)
 class Context:
-    """What a preset is composed for.
+    """The model and the budget that a preset is composed for.
 
     Attributes:
         method: its name, for messages.
@@ -76,7 +76,7 @@ class Context:
         return next(iter(scored + legal), block)
 
     def blind(self, site: SiteName) -> bool:
-        """Whether the site's attention sees windows only, so that it cannot score."""
+        """Tell whether the site's attention sees windows only, so that it cannot score."""
         return self.room is not None and site in self.room.unscored
 
     def group(self, site: SiteName) -> int:
@@ -107,7 +107,7 @@ class Context:
         if len(grid) < 2 or prod(grid) != self.shape.patches:
             raise UsageError(
                 f"{self.method} needs patches in a grid of rows and columns, which "
-                "this model has not",
+                "this model does not have",
                 where="--method",
             )
         return grid

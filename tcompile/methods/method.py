@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -50,16 +50,29 @@ class Method:
 
     @property
     def key(self) -> str:
-        """What its reducer's costs are kept under: parameters that set a budget do not matter."""
+        """The key of its reducer's costs: parameters that set a budget do not matter."""
+        free, known = (*self.preset.budget, "block", "site"), self.preset.parameters
         given = [
             f"{k}={v}"
             for k, v in sorted(self.values.items())
-            if k not in (*self.preset.budget, "block", "site") and v != self._default(k)
+            if k not in free and v != known[k].default
         ]
         return self.preset.name + (f":{','.join(given)}" if given else "")
 
-    def _default(self, name: str) -> Any:
-        return self.preset.parameters[name].default
+    def single_step(self, site: SiteRule, count: int) -> Schedule:
+        """The schedule of one step from all tokens to a whole count, prefix included; the reducer
+        may still refuse it."""
+        keep = count - self.context.shape.prefix
+        return _composed(
+            self.text, self.preset, self.values, self.context, [Place(site.name, keep)]
+        )
+
+    def reachable(self, site: SiteRule, counts: Iterable[int]) -> list[int]:
+        """The counts below N that a site can keep, prefix included: rounded up to whole groups,
+        each once, falling."""
+        shape, group = self.context.shape, site.granularity
+        keeps = {math.ceil((n - shape.prefix) / group) * group for n in counts if n > shape.prefix}
+        return sorted((k + shape.prefix for k in keeps if k < shape.patches), reverse=True)
 
     def schedule(self, places: Sequence[Place], notes: Sequence[str] = ()) -> Schedule:
         """Its steps at these places, checked.
@@ -103,17 +116,9 @@ class Method:
 
 
 def method_for(
-    analysis: Analysis,
-    room: SiteConstraints,
-    text: str,
-    outputs: str = "reduced",
-    *,
-    observed: bool = False,
+    analysis: Analysis, room: SiteConstraints, text: str, outputs: str = "reduced"
 ) -> Method:
     """A preset on a model, as the planner sees it.
-
-    Args:
-        observed: whether images are at hand (only a message depends on it).
 
     Raises:
         UsageError: unknown, its steps come back or need counts of their own, or the model has no
@@ -176,7 +181,7 @@ def _kinds(preset: Preset, context: Context, values: Mapping[str, Any]) -> set[s
 
 
 def _rule(analysis: Analysis, site: SiteName, step: int, reduction: Reduction) -> SiteRule:
-    """What the reducer can do there, found by asking it.
+    """The limits of a step there, found by asking the reducer.
 
     Raises:
         UsageError: it takes some counts only, such as those of a smaller grid.

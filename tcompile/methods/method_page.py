@@ -1,4 +1,4 @@
-"""All that is to be said of a preset, for `tcompile methods NAME` and docs/methods.md."""
+"""Everything about a preset, for `tcompile methods NAME` and docs/methods.md."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Row:
 
 @dataclass(frozen=True)
 class MethodPage:
-    """What cannot be read from the preset itself.
+    """The facts that cannot be read from the preset itself.
 
     Attributes:
         preset: what it is about.
@@ -54,7 +54,7 @@ class MethodPage:
 
     @property
     def example(self) -> str:
-        """What the rows were composed for."""
+        """The model that the rows were composed for."""
         video = "frames" in self.preset.needs
         return f"12 blocks, {'8 frames of 49' if video else 'CLS and 196'} patches, --keep 0.5"
 
@@ -104,7 +104,7 @@ def _names(score: Spec) -> set[str]:
 
 
 def _of_scores(specs: Sequence[Spec]) -> tuple[set[str], bool]:
-    """What they need of the model, and whether they leave the attention fused."""
+    """The needs of scores of the model, and whether they leave the attention fused."""
     from tcompile.passes.reduce.scores import leaves
 
     found = [leaf for spec in specs for leaf in leaves(spec)]

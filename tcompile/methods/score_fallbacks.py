@@ -1,4 +1,4 @@
-"""Scores that stand in for others, where a model has not what those read."""
+"""Scores that stand in for others, where a model does not have what those read."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def score_fallback(score: Spec, context: Context, site: SiteName) -> Spec:
 
 
 def score_fallback_notes(wanted: Sequence[Spec | None], got: Sequence[Spec | None]) -> list[str]:
-    """What a plan is to say of it."""
+    """Notes of a plan on scores that stand in for others."""
     notes, pairs = [], [(w, g) for w, g in zip(wanted, got, strict=True) if w and g and w != g]
     if any(g.name != "norm" for _, g in pairs):
         notes.append(
@@ -42,7 +42,7 @@ def score_fallback_notes(wanted: Sequence[Spec | None], got: Sequence[Spec | Non
 
 
 def names_in(document: Any) -> set[str]:
-    """Of a score and all that it is made of."""
+    """The names of a score and of all that it is made of."""
     if isinstance(document, Mapping):
         own = {str(document["name"])} if "name" in document else set()
         return own.union(*(names_in(v) for v in document.values()))

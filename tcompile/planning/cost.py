@@ -1,4 +1,4 @@
-"""What a method adds to a model: the price of deciding which tokens leave."""
+"""The FLOPs and nodes that a method adds to a model: the price of deciding which tokens leave."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Cost:
         }
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Lines for people."""
         share = 100 * self.added / max(self.reduced, 1)
         fused = f"not at {', '.join(self.unfused)}" if self.unfused else "stays fused"
         return [
@@ -78,7 +78,7 @@ def _scores(step: Reduction) -> list[Spec]:
 
 
 def _scaled(number: float) -> str:
-    """With three digits and a unit."""
+    """A number with three digits and a unit."""
     for unit in ("", " k", " M", " G"):
         if number < 1000:
             return f"{number:.3g}{unit}"

@@ -7,61 +7,57 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tcompile.analysis.model import Analysis
-from tcompile.core.errors import UsageError
 from tcompile.core.schedule import Schedule, read_schedule
-from tcompile.methods.composition import SiteConstraints, compose
+from tcompile.methods.composition import compose
+from tcompile.methods.context import SiteConstraints
 from tcompile.passes.reduce.check import check_schedule, dense_grid
 from tcompile.planning.request import Keep
 
 if TYPE_CHECKING:
     from tcompile.passes.stages import Analysed
 
-ScheduleLike = str | Path | Mapping[str, Any] | Schedule | None
+ScheduleLike = str | Path | Mapping[str, Any] | Schedule
 
 
 def schedule_for(
     model: Analysed,
     keep: Keep = None,
     method: str = "topk",
-    schedule: ScheduleLike = None,
     outputs: str = "reduced",
     calibration: str | Path | None = None,
 ) -> Schedule:
-    """A method's own schedule for a budget, or the one given, checked against the model.
+    """A method's own schedule for a budget, checked against the model.
 
     Args:
         calibration: images, for methods that learn their counts from them; see `build`.
 
     Raises:
-        UsageError: no budget or two, an illegal site, a schedule for another model.
+        UsageError: no budget or two, parameters that do not fit the model, or an illegal site.
     """
-    if schedule is not None:
-        if keep is not None:
-            raise UsageError(
-                "--keep and --schedule both set the budget",
-                where="--schedule",
-                hint="give one of them",
-            )
-        if calibration is not None:
-            raise UsageError(
-                "a schedule learns nothing from images", where="--calibration", hint="leave it away"
-            )
-        made = given_schedule(schedule)
-    else:
-        analysis = model.analysis
-        room = site_constraints(analysis, outputs)
-        observe = None
-        if calibration is not None:
-            from tcompile.methods.calibration import observer
+    analysis, observe = model.analysis, None
+    if calibration is not None:
+        from tcompile.methods.calibration import observer
 
-            observe = observer(model.graph, analysis, model.source, calibration)
-        made = compose(method, analysis.shape, analysis.has_cls, keep, room, observe)
+        observe = observer(model.graph, analysis, model.source, calibration)
+    constraints = site_constraints(analysis, outputs)
+    made = compose(method, analysis.shape, analysis.has_cls, keep, constraints, observe)
+    check_schedule(analysis, made, outputs)
+    return made
+
+
+def checked_schedule(model: Analysed, schedule: ScheduleLike, outputs: str = "reduced") -> Schedule:
+    """The schedule that someone gives, checked against the model.
+
+    Raises:
+        UsageError: not a schedule, one for another model, or an illegal site.
+    """
+    made = given_schedule(schedule)
     check_schedule(model.analysis, made, outputs)
     return made
 
 
 def site_constraints(analysis: Analysis, outputs: str = "reduced") -> SiteConstraints:
-    """Where a model lets tokens leave, as methods see it."""
+    """Describe where a model lets tokens leave, as methods see it."""
     legal = [s for s in analysis.sites if not s.verdict(outputs).reason]
     groups = {s.name: s.step(outputs) for s in legal if s.step(outputs) > 1}
     unscored = frozenset(s.name for s in analysis.sites if not s.scored)
@@ -79,7 +75,6 @@ def given_schedule(schedule: ScheduleLike) -> Schedule:
     """
     if isinstance(schedule, Schedule):
         return schedule
-    if isinstance(schedule, Mapping):
-        return Schedule.from_json(schedule)
-    assert schedule is not None
-    return read_schedule(schedule)
+    return (
+        Schedule.from_json(schedule) if isinstance(schedule, Mapping) else read_schedule(schedule)
+    )

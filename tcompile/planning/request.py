@@ -1,9 +1,9 @@
-"""What is asked of the compiler about tokens: how few, by what method, planned from what."""
+"""A request about tokens: how few to keep, by what method, planned from what."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
@@ -20,7 +20,7 @@ Objective = Literal["loss", "pomt"]
 LossKind = Literal["measured", "attention"]
 #: The method that is chosen by what it loses; the others are presets' names.
 AUTO = "auto"
-#: What a schedule calls its method where no token leaves and nobody named one.
+#: What a schedule calls its method where no token leaves and none was named.
 NO_METHOD = "none"
 
 
@@ -49,7 +49,7 @@ class Asked(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked, checked.
+    """A checked request.
 
     Attributes:
         keep: share of the patch tokens that leave the encoder, in (0, 1]: at least
@@ -74,7 +74,7 @@ class Request:
         seed: of all that is drawn.
         outputs: `reduced` or `restored`, for outputs with a token axis.
         shapes: input name → dims, to bind dynamic dims by hand.
-        prefix: tokens at the front that are no patches, where the analysis does not see it.
+        prefix: tokens at the front that are not patches, where the analysis does not see it.
         tower: the one that loses tokens, of a model that has several; None: all of them.
     """
 
@@ -93,90 +93,91 @@ class Request:
     threads: int | None = None
     seed: int = 0
     outputs: str = "reduced"
-    shapes: Any = field(default=None)
+    shapes: Any = None
     prefix: int | None = None
     tower: str | None = None
 
     def __post_init__(self) -> None:
-        for name, unit in (("latency", "ms"), ("max_drop", "a share")):
-            number = getattr(self, name)
-            option = f"--{name.replace('_', '-')}"
-            if number is None:
-                continue
-            if isinstance(number, bool) or not isinstance(number, (int, float)):
-                raise UsageError(f"{number!r} is no number", where=option)
-            if not 0 < number < float("inf") or (name == "max_drop" and number >= 1):
-                raise UsageError(
-                    f"{number:g} is no budget: it is {unit}, more than 0"
-                    + (" and less than 1" if name == "max_drop" else ""),
-                    where=option,
-                )
-        if self.max_drop is not None and self.calibration is None:
-            raise UsageError(
-                "needs images to see what is lost",
-                where="--max-drop",
-                hint="say --calibration DIR, FILE.npz or loader.py",
-            )
-        if self.objective == "pomt" and self.calibration is None:
-            raise UsageError(
-                "pomt weighs latency against accuracy on images",
-                where="--objective pomt",
-                hint="say --calibration",
-            )
-        budgets = (self.keep, self.latency, self.max_drop)
-        if self.objective == "pomt" and any(b is not None for b in budgets):
-            raise UsageError(
-                "pomt's utility picks the count by itself",
-                where="--objective pomt",
-                hint="leave --keep, --latency and --max-drop away",
-            )
-        if self.schedule is not None:
-            self._check_alone()
-        if self.exact and self.keep is None:
-            raise UsageError(
-                "says that a share is meant exactly, and none is given",
-                where="--exact",
-                hint="say --keep R",
-            )
+        _check_number("--latency", self.latency, "in ms, more than 0", float("inf"))
+        _check_number("--max-drop", self.max_drop, "a share, more than 0 and less than 1", 1)
+        for wrong, where, what, hint in self._conflicts():
+            if wrong:
+                raise UsageError(what, where=where, hint=hint)
 
-    def _check_alone(self) -> None:
-        """A schedule says all that budgets and methods would."""
-        if self.keep is not None:
-            raise UsageError(
-                "--keep and --schedule both set the budget",
-                where="--schedule",
-                hint="give one of them",
+    def _conflicts(self) -> Iterator[tuple[bool, str, str, str]]:
+        """Options that need or exclude each other: (wrong, where, what, hint)."""
+        pomt, given = self.objective == "pomt", self.schedule is not None
+        unseen = self.calibration is None
+        yield (
+            self.max_drop is not None and unseen,
+            "--max-drop",
+            "needs images to see what is lost",
+            "say --calibration DIR, FILE.npz or loader.py",
+        )
+        yield (
+            pomt and unseen,
+            "--objective pomt",
+            "pomt weighs latency against accuracy on images",
+            "say --calibration",
+        )
+        yield (
+            pomt and any(b is not None for b in (self.keep, self.latency, self.max_drop)),
+            "--objective pomt",
+            "pomt's utility picks the count by itself",
+            "omit --keep, --latency and --max-drop",
+        )
+        for name in ("keep", "latency", "max_drop", "objective"):
+            yield (
+                given and getattr(self, name) is not None,
+                "--schedule",
+                f"--{name.replace('_', '-')} and --schedule both say how many tokens leave",
+                "give one of them",
             )
-        for name in ("latency", "max_drop", "objective"):
-            if getattr(self, name) is not None:
-                option = f"--{name.replace('_', '-')}"
-                raise UsageError(
-                    f"{option} and --schedule both say how many tokens leave",
-                    where="--schedule",
-                    hint="give one of them",
-                )
-        if self.calibration is not None:
-            raise UsageError(
-                "a schedule learns nothing from images", where="--calibration", hint="leave it away"
-            )
+        yield (
+            given and not unseen,
+            "--calibration",
+            "a schedule learns nothing from images",
+            "omit it",
+        )
+        yield (
+            self.exact and self.keep is None,
+            "--exact",
+            "says that a share is meant exactly, and none is given",
+            "say --keep R",
+        )
 
     @property
     def solved(self) -> bool:
-        """Whether the planner says where tokens leave; otherwise a method's own schedule does, or
-        the one given."""
-        if self.schedule is not None:
-            return False
-        wanted = self.latency is not None or self.max_drop is not None
-        return wanted or self.objective is not None or self.method.partition(":")[0] == AUTO
+        """True where the planner says where tokens leave; otherwise a method's own schedule does,
+        or the one given."""
+        asked = (self.latency, self.max_drop, self.objective)
+        wanted = any(a is not None for a in asked) or self.method.partition(":")[0] == AUTO
+        return wanted and self.schedule is None
+
+    @property
+    def bound(self) -> dict[str, Any]:
+        """The options that the model is read with, as JSON values, for keys of caches."""
+        shapes = {k: list(map(str, v)) for k, v in (self.shapes or {}).items()}
+        return {"prefix": self.prefix, "shapes": shapes}
 
     @staticmethod
     def of(asked: Mapping[str, Any]) -> Request:
-        """From keyword arguments.
+        """A request from keyword arguments.
 
         Raises:
-            TypeError: one that there is not.
+            TypeError: an unknown one.
         """
         unknown = set(asked) - {f.name for f in fields(Request)}
         if unknown:
             raise TypeError(f"unknown option: {', '.join(sorted(unknown))}")
         return Request(**asked)
+
+
+def _check_number(option: str, number: Any, words: str, limit: float) -> None:
+    """Refuse a budget that is not a number between 0 and its limit."""
+    if number is None:
+        return
+    if isinstance(number, bool) or not isinstance(number, (int, float)):
+        raise UsageError(f"{number!r} is not a number", where=option)
+    if not 0 < number < limit:
+        raise UsageError(f"{number:g} is not a budget: it is {words}", where=option)

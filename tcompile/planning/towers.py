@@ -84,7 +84,7 @@ def _scaled(
 
 
 def tower_notes(schedule: Schedule, analysis: Analysis) -> list[str]:
-    """What a plan is to say of the other towers, of what stays dense, and of whom scores read."""
+    """Notes on the other towers, on what stays dense, and on which tokens scores read."""
     if not schedule.reductions and not any(t.reductions for t in schedule.towers or ()):
         return []
     notes = []
@@ -109,7 +109,7 @@ def _note(schedule: Schedule, tower: TowerSchedule) -> str:
 
 
 def _read(analysis: Analysis, reductions: Iterable[Reduction]) -> list[str]:
-    """Of which tokens and attentions scores read, where that is not plain."""
+    """Notes on the tokens and attentions that scores read, where that is not plain."""
     notes = []
     for one in reductions:
         specs = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tcompile.core.errors import UsageError
-from tcompile.planning.solve.planned import PlanReport
+from tcompile.planning.solve.plan_report import PlanReport
 
 
 def draw(planned: PlanReport | None, path: Path) -> list[Path]:
@@ -21,7 +21,7 @@ def draw(planned: PlanReport | None, path: Path) -> list[Path]:
         raise UsageError(
             "only a solved schedule is drawn",
             where="--plot",
-            hint="leave --method away, or give --latency or --max-drop",
+            hint="omit --method, or give --latency or --max-drop",
         )
 
     def named(what: str) -> Path:

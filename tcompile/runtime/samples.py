@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tcompile.core.errors import UsageError
 from tcompile.core.model_files import TensorInfo
+from tcompile.core.save import saved
 from tcompile.models.images import SUFFIXES
 from tcompile.runtime.arrays import check_inputs, read_arrays
 from tcompile.runtime.signature import Signature, fixed_dim, is_packed, leading_input
@@ -16,6 +17,7 @@ from tcompile.runtime.token_outputs import is_bookkeeping
 
 if TYPE_CHECKING:
     import numpy as np
+    import onnx_graphsurgeon as gs
 
     from tcompile.targets.backends.ort import OrtRunner
 
@@ -126,6 +128,12 @@ def run_all(path: str | Path, samples: Samples, *, threads: int | None = None) -
                 array = array[np.newaxis]  # what it says of the tokens has a batch of 1 already
             kept[name].append(by_sample(array, size)[:true_rows])
     return {name: np.concatenate(parts) for name, parts in kept.items() if parts}
+
+
+def run_graph(graph: gs.Graph, samples: Samples) -> dict[str, Array]:
+    """Every output of a graph for every sample, as `run_all` gives those of a file."""
+    with saved(graph) as path:
+        return run_all(path, samples)
 
 
 def rows_of(runner: OrtRunner) -> int | None:

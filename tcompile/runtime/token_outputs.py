@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tcompile.runtime.metrics import jaccard, same_owner
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, np.dtype[Any]]
 
+#: Which tokens an output of two models was compared over.
+Compared = Literal["all", "restored tokens", "kept tokens"]
 INDEX, OWNER, SIZE = "token_index", "token_owner", "token_size"
 _CHOSEN, _SOURCE, _TARGET = "tcompile.chosen", "tcompile.source", "tcompile.target"
 #: Choosing token op: what its outputs say.
@@ -129,6 +131,43 @@ def _add_outputs(model: onnx.ModelProto, node: onnx.NodeProto) -> None:
             model.graph.output.append(
                 helper.make_tensor_value_info(name, TensorProto.INT64, [None, None])
             )
+
+
+def aligned(
+    name: str,
+    dense: Array,
+    reduced: Array,
+    extra: Mapping[str, Array],
+    towers: Mapping[str, str] | None = None,
+) -> tuple[Compared, Array, Array] | None:
+    """An output of the dense and of a reduced model over the tokens that both have, and which
+    tokens those are; None where they cannot be compared.
+
+    Args:
+        extra: outputs of the reduced model, with what tells of its tokens.
+        towers: see `for_output`.
+    """
+    import numpy as np
+
+    if dense.shape == reduced.shape:
+        return "all", dense, reduced
+    if dense.ndim != reduced.ndim:
+        return None
+    axes = [i for i, (n, k) in enumerate(zip(dense.shape, reduced.shape, strict=True)) if n != k]
+    if len(axes) != 1 or axes[0] == 0:
+        return None
+    # [B, N, …] and [B, K, …], whatever lies where in the output itself.
+    want, have = (np.moveaxis(a, axes[0], 1) for a in (dense, reduced))
+    want, have = (a.reshape(*a.shape[:2], -1) for a in (want, have))
+    owner = for_output(OWNER, name, extra, want.shape[1], towers)
+    if owner is not None:
+        return "restored tokens", *restored(want, have, owner)
+    index = for_output(INDEX, name, extra, have.shape[1], towers)
+    if index is None:
+        return None
+    # A fused token (index -1) is not one of the dense model's: it is left out on both sides.
+    real = (index >= 0)[..., None]
+    return "kept tokens", take_rows(want, index.clip(min=0)) * real, have * real
 
 
 def restored(dense: Array, reduced: Array, owner: Array) -> tuple[Array, Array]:

@@ -22,7 +22,7 @@ from tcompile.core.errors import UsageError
 from tcompile.core.schedule import Reduction, Schedule, Spec, TowerSchedule
 from tcompile.passes.stages import Reduced
 from tcompile.pipeline import explain, read
-from tcompile.planning.solve.planned import PlanReport
+from tcompile.planning.solve.plan_report import PlanReport
 from tests.support import many_towers as mt
 from tests.support.many_towers import Arrays, Encoder, One, Pair, export, images_of, run, stirred
 

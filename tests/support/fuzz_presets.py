@@ -25,8 +25,11 @@ from onnx.version_converter import convert_version
 from tcompile import pipeline
 from tcompile.core.errors import InternalError, TcompileError
 from tcompile.core.parameters import Parameter
+from tcompile.core.schedule import Schedule
 from tcompile.methods.presets import PRESETS, Preset
-from tcompile.planning.method_schedule import schedule_for
+from tcompile.passes.stages import Analysed
+from tcompile.planning.method_schedule import checked_schedule, schedule_for
+from tcompile.planning.request import Request
 from tests.support.fuzz_schedules import random_schedule
 from tests.support.grid_vit import GridVit, grid_vit, grid_weights, images
 from tests.support.judge_presets import Subject, WrongError, check
@@ -246,6 +249,15 @@ def subject(spec: GridVit, batch: int | None, opset: int = 17, scale: float = 1.
     return Subject(pipeline.read(path), batch or 0, feed, (spec, weights))
 
 
+def _scheduled(model: Analysed, made: Ask) -> Schedule:
+    """The schedule that is asked for; contradictions are refused."""
+    asked = {"keep": made.keep, "schedule": made.schedule, "calibration": made.calibration}
+    Request.of(asked)
+    if made.schedule is not None:
+        return checked_schedule(model, made.schedule, made.outputs)
+    return schedule_for(model, made.keep, made.method or "topk", made.outputs, made.calibration)
+
+
 def tried(made: Ask) -> Outcome:
     """Build what is asked for and check it.
 
@@ -255,14 +267,7 @@ def tried(made: Ask) -> Outcome:
     """
     try:
         model = subject(made.spec, made.batch, made.opset, made.scale)
-        schedule = schedule_for(
-            model.model,
-            made.keep,
-            made.method or "topk",
-            made.schedule,
-            made.outputs,
-            made.calibration,
-        )
+        schedule = _scheduled(model.model, made)
         return Outcome(check(model, schedule, made.outputs))
     except InternalError as error:
         raise WrongError(f"calls itself a bug: {error}") from error

@@ -1,4 +1,4 @@
-"""What a preset is."""
+"""The data of a preset."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What several presets take."""
+"""Parameters, scores and reducers that several presets share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TOPK = Spec("topk")
 
 
 def rate(published: str = "") -> Parameter:
-    """Of stages: tokens kept at each."""
+    """The parameter of stages: tokens kept at each."""
     paper = f" (paper: {published})" if published else ""
     return Parameter(Fraction, None, f"tokens kept at each stage{paper}", least=0.001, most=1)
 

@@ -125,7 +125,7 @@ def _turbo(step: Step) -> Spec:
     alpha, beta, gamma = (step.values[k] for k in ("alpha", "beta", "gamma"))
     blocks = step.context.shape.blocks
     if gamma >= blocks:
-        raise UsageError(f"gamma={gamma} is no block: 0 to {blocks - 1}", where="--method")
+        raise UsageError(f"gamma={gamma} is not a block: 0 to {blocks - 1}", where="--method")
     return Spec("merge", {"penalty": 30 * alpha * beta ** abs(gamma - step.block)})
 
 

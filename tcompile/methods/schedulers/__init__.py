@@ -1,4 +1,4 @@
-"""Schedulers: how many tokens leave where (METHODS SCH1 to SCH8)."""
+"""Schedulers: how many tokens leave where."""
 
 from tcompile.methods.schedulers.around import around, inside, until_last
 from tcompile.methods.schedulers.base import Place, Scheduler

@@ -8,7 +8,7 @@ from tcompile.core.errors import UsageError
 from tcompile.core.site import SiteName
 from tcompile.methods.context import Context, Values
 from tcompile.methods.counts import root_ceil, shares
-from tcompile.methods.schedulers.base import Place, Scheduler
+from tcompile.methods.schedulers.base import Place, Scheduler, falling
 
 
 def around(
@@ -105,11 +105,7 @@ def until_last() -> Scheduler:
             raise UsageError(
                 f"r={r} in {steps} blocks leaves none of {total} tokens", where="--method"
             )
-        found, count = [], total
-        for block, keep in enumerate(counts):
-            if keep < count:
-                found.append(Place(SiteName.of("block", block), keep))
-                count = keep
-        return [*found, Place(SiteName.of("block", steps), total)]
+        goals = ((SiteName.of("block", block), keep) for block, keep in enumerate(counts))
+        return [*falling(context, goals), Place(SiteName.of("block", steps), total)]
 
     return Scheduler("after every block but the last two; all come back before the last", run)

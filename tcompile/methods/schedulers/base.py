@@ -1,4 +1,4 @@
-"""What a scheduler is."""
+"""Schedulers as data, and the places that they give."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _no_notes(context: Context, values: Values) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Scheduler:
-    """How many tokens leave where.
+    """A rule for how many tokens leave where.
 
     Attributes:
         words: for `tcompile methods`.
@@ -41,6 +41,16 @@ class Scheduler:
     run: Callable[[Context, Values], list[Place]]
     notes: Callable[[Context, Values], tuple[str, ...]] = _no_notes
     observes: tuple[Spec, ...] = ()
+
+
+def falling(context: Context, goals: Iterable[tuple[SiteName, int]]) -> list[Place]:
+    """(site, patch tokens after it) as places, those left out where nothing leaves."""
+    found, count = list[Place](), context.shape.patches
+    for site, goal in goals:
+        if goal < count:
+            found.append(Place(site, goal))
+            count = goal
+    return found
 
 
 def places(
@@ -57,15 +67,17 @@ def places(
         UsageError: the budget is out of reach that way.
     """
     total = count = context.shape.patches
-    goals, found = list(wanted), list[Place]()
-    if half:
+    goals = list(wanted)
+    if not half:
+        goals = [(site, max(goal, 1)) for site, goal in goals]
+    else:
         for i in range(len(goals) - 1, 0, -1):
             goals[i - 1] = (goals[i - 1][0], min(goals[i - 1][1], 2 * goals[i][1]))
-    for site, goal in goals:
-        leave = max(goal, count - count // 2 if half else 1)
-        if leave < count:
-            found.append(Place(site, leave))
-            count = leave
+        for i, (site, goal) in enumerate(goals):
+            count = min(max(goal, count - count // 2), count)
+            goals[i] = (site, count)
+    found = falling(context, goals)
+    count = found[-1].keep if found else total
     if context.keep is not None and count > context.final:
         once = "once" if len(goals) == 1 else f"{len(goals)} times"
         raise UsageError(

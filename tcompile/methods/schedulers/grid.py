@@ -9,8 +9,10 @@ from tcompile.core.errors import UsageError
 from tcompile.core.site import SiteName
 from tcompile.methods.context import Context, Values
 from tcompile.methods.counts import half_up, root_ceil
-from tcompile.methods.schedulers.base import Place, Scheduler
+from tcompile.methods.schedulers.base import Place, Scheduler, falling
 from tcompile.methods.schedulers.stages import depths
+
+OUTPUT = SiteName("output")
 
 
 def local_then_global() -> Scheduler:
@@ -34,13 +36,7 @@ def local_then_global() -> Scheduler:
                 where="--keep" if context.keep is not None else "--method",
             )
         sites = [context.site(0), context.site(max(blocks // 3, 1))]
-        goals = zip(sites, (left, final), strict=True)
-        count, found = total, []
-        for site, goal in goals:
-            if goal < count:
-                found.append(Place(site, goal))
-            count = goal
-        return found
+        return falling(context, zip(sites, (left, final), strict=True))
 
     return Scheduler("in the first block and in block L//3", run)
 
@@ -49,12 +45,12 @@ def rows() -> Scheduler:
     """At the output, whole rows of the grid where `unit` is row."""
 
     def run(context: Context, values: Values) -> list[Place]:
-        total, keep = context.shape.patches, context.final_at(SiteName.of("output"))
+        total, keep = context.shape.patches, context.final_at(OUTPUT)
         if values["unit"] == "row":
             width = context.grid[-1]
             assert context.keep is not None
             keep = ceil(context.keep * (total // width)) * width
-        return [Place(SiteName.of("output"), keep)] if keep < total else []
+        return falling(context, [(OUTPUT, keep)])
 
     return Scheduler("once, at the output", run)
 
@@ -63,9 +59,9 @@ def dominant() -> Scheduler:
     """At the output: `dominant` tokens, CLS among them, and `contextual` ones (VisionZip)."""
 
     def run(context: Context, values: Values) -> list[Place]:
-        total, best, rest = context.shape.patches, values["dominant"], values["contextual"]
+        best, rest = values["dominant"], values["contextual"]
         if best is None:
-            keep = context.final_at(SiteName.of("output"))
+            keep = context.final_at(OUTPUT)
         else:
             # 162 of 192 = 27/32 are dominant where published.
             rest = half_up(Fraction(5 * best, 27)) if rest is None else rest
@@ -74,7 +70,7 @@ def dominant() -> Scheduler:
             raise UsageError(
                 f"{rest} contextual tokens of {keep} leave no dominant one", where="--method"
             )
-        return [Place(SiteName.of("output"), keep)] if keep < total else []
+        return falling(context, [(OUTPUT, keep)])
 
     return Scheduler("once, at the output", run)
 
@@ -83,13 +79,13 @@ def cells() -> Scheduler:
     """At the output, one token for each cell of `side` x `side`; the nearest to --keep."""
 
     def run(context: Context, values: Values) -> list[Place]:
-        total, side = context.shape.patches, values["side"]
+        side = values["side"]
         frames, (h, w) = prod(context.grid[:-2]), context.grid[-2:]
         left = {s: frames * ceil(h / s) * ceil(w / s) for s in range(1, max(h, w) + 1)}
         if side is None:
             side = min(left, key=lambda s: (abs(left[s] - context.final), s))
         keep = left.get(side, frames)
-        return [Place(SiteName.of("output"), keep)] if keep < total else []
+        return falling(context, [(OUTPUT, keep)])
 
     return Scheduler("once, at the output", run)
 
@@ -112,13 +108,11 @@ def lines() -> Scheduler:
         _, fewer, narrower = min(sizes, key=lambda s: (s[0] > near, s[1] * s[2], s[0]))
         heights = [root_ceil(h, Fraction(fewer, h), i + 1, down) for i in range(down)]
         widths = [root_ceil(w, Fraction(narrower, w), i + 1, across) for i in range(across)]
-        found, count = [], context.shape.patches
+        goals: list[tuple[SiteName, int]] = []
         for i, block in enumerate(at):
             (h, w) = (heights[i // 2], w) if i % 2 else (h, widths[i // 2])
-            if frames * h * w < count:
-                count = frames * h * w
-                found.append(Place(context.site(block), count))
-        return found
+            goals.append((context.site(block), frames * h * w))
+        return falling(context, goals)
 
     return Scheduler("columns at blocks L//4, L//2, 3L//4, rows in the blocks after them", run)
 
@@ -152,6 +146,6 @@ def frames() -> Scheduler:
                 where="--keep",
             )
         keep = whole * size + others * each
-        return [Place(SiteName.of("output"), keep)] if keep < total else []
+        return falling(context, [(OUTPUT, keep)])
 
     return Scheduler("once, at the output, every fourth frame whole", run)

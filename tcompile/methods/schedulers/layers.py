@@ -1,19 +1,20 @@
-"""SCH3, SCH4, SCH5: tokens leave in every block."""
+"""Schedulers that let tokens leave in every block."""
 
 from __future__ import annotations
 
 from fractions import Fraction
 from math import ceil
 
+from tcompile.core.site import SiteName
 from tcompile.methods.context import Context, Values
 from tcompile.methods.counts import inflected, root_ceil, shares
-from tcompile.methods.schedulers.base import Place, Scheduler, places
+from tcompile.methods.schedulers.base import Place, Scheduler, falling, places
 
 
 def constant(
     key: str = "r", *, half: bool = False, first: Fraction = Fraction(0), least: int = 0
 ) -> Scheduler:
-    """As many in each block; with `inflect`, ToMe's decreasing (−1) or increasing (1) numbers.
+    """The same number in each block; with `inflect`, ToMe's decreasing (−1) or increasing (1) ones.
 
     Args:
         key: the parameter that says how many.
@@ -32,23 +33,21 @@ def constant(
             even = all(w == 0 for w in weights)
             goals = shares(total, context.final, [1] * len(sites) if even else weights)
             return places(context, zip(sites, goals, strict=True), half=half)
-        found: list[Place] = []
-        fixed, count = context.shape.tokens - total, total
+        kept: list[tuple[SiteName, int]] = []
+        count = total
         for site, leaving in zip(sites, inflected(r, inflect, len(sites)), strict=True):
-            if count + fixed < least:
+            if count + context.shape.prefix < least:
                 break
-            leaving = min(leaving, count // 2 if half else count - 1)
-            if leaving:
-                count -= leaving
-                found.append(Place(site, count))
-        return found
+            count -= min(leaving, count // 2 if half else count - 1)
+            kept.append((site, count))
+        return falling(context, kept)
 
     since = f" from block {_times_l(first)} on" if first else ""
     return Scheduler(f"in every block{since}, as many each time", run)
 
 
 def ratio(*, half: bool = False) -> Scheduler:
-    """SCH4: r = floor(T − T · ratio) of the T tokens before each block's MLP."""
+    """r = floor(T − T · ratio) of the T tokens before each block's MLP."""
 
     def run(context: Context, values: Values) -> list[Place]:
         total, blocks = context.shape.patches, context.shape.blocks
@@ -66,7 +65,7 @@ def ratio(*, half: bool = False) -> Scheduler:
 
 
 def ramp() -> Scheduler:
-    """SCH5: none in the first max(3, ceil(0.15 L)) blocks, then linear to the final count."""
+    """None in the first max(3, ceil(0.15 L)) blocks, then linear to the final count."""
 
     def run(context: Context, values: Values) -> list[Place]:
         blocks = context.shape.blocks

@@ -1,4 +1,4 @@
-"""SCH6: published lists of counts."""
+"""Schedulers that follow published lists of counts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Counts = Sequence[int]
 
 
 def leaving(key: str, tables: Mapping[str, Sequence[Sequence[int]]]) -> Scheduler:
-    """As many tokens leave each block as a list says; the list is the one of the model's depth.
+    """Numbers of tokens that leave each block, from a list for the model's depth.
 
     Args:
         key: the parameter that names the table.

@@ -1,4 +1,4 @@
-"""SCH1: tokens leave once."""
+"""The scheduler that lets tokens leave once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from math import ceil
 from tcompile.core.errors import UsageError
 from tcompile.core.site import SiteName
 from tcompile.methods.context import Context, Values
-from tcompile.methods.schedulers.base import Place, Scheduler
+from tcompile.methods.schedulers.base import Place, Scheduler, falling
 
 
 def single(kind: str = "attn", depth: Fraction = Fraction(1, 4), least: int = 1) -> Scheduler:
@@ -22,8 +22,7 @@ def single(kind: str = "attn", depth: Fraction = Fraction(1, 4), least: int = 1)
 
     def run(context: Context, values: Values) -> list[Place]:
         site = _site(context, values, kind, int(depth * context.shape.blocks))
-        keep = _keep(context, values, site, least)
-        return [Place(site, keep)] if keep < context.shape.patches else []
+        return falling(context, [(site, _keep(context, values, site, least))])
 
     where = "at the output" if kind == "output" else f"at {kind}:{_share(depth)}"
     return Scheduler(f"once, {where}", run)

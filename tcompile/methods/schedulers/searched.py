@@ -1,4 +1,4 @@
-"""SCH7, SCH8: counts learned from what attention pays each token on images."""
+"""Schedulers that learn counts from the attention that each token is paid on images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def fit(*scores: Spec) -> Scheduler:
-    """SCH7 (FitPrune): in each block as many leave as cost at most alpha of every score's sum.
+    """FitPrune: in each block as many leave as cost at most alpha of every score's sum.
 
     Tokens go by the product of the scores, least first; counts are means over the images; alpha is
     the least, by bisection, that brings the last block to --keep.
@@ -44,7 +44,7 @@ def fit(*scores: Spec) -> Scheduler:
 
 
 def greedy(score: Spec) -> Scheduler:
-    """SCH8 (G-Search): from the first block on, as few as lose at most a tolerance each time.
+    """G-Search: from the first block on, as few as lose at most a tolerance each time.
 
     What is lost is a share of what the tokens still there receive. The tolerance is the least, by
     bisection, that brings the last block to --keep.
@@ -78,7 +78,7 @@ def greedy(score: Spec) -> Scheduler:
 
 
 def sigmoid(score: Spec) -> Scheduler:
-    """SCH8 (P-Sigmoid): what has left after block l is a sigmoid of (l + 1)/L.
+    """P-Sigmoid: what has left after block l is a sigmoid of (l + 1)/L.
 
     Of the midpoints and widths that keep no more tokens in the mean over the blocks than a straight
     line to --keep, the pair that loses least of the score on the images, all blocks together.
@@ -138,7 +138,7 @@ def _sigmoid(total: int, final: int, blocks: int, middle: float, width: float) -
 
 
 def _lost(shares: Array, counts: list[int]) -> float:
-    """What the tokens that have left would receive in each block, summed."""
+    """The attention that the tokens that have left would receive in each block, summed."""
     import numpy as np
 
     gone = np.zeros(shares.shape[1:], bool)

@@ -1,4 +1,4 @@
-"""SCH2: tokens leave at a few depths, each time the same share of those that are left."""
+"""The scheduler that lets the same share of what is left leave at a few depths."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from math import ceil
 from tcompile.core.site import SiteName
 from tcompile.methods.context import Context, Values
 from tcompile.methods.counts import root_ceil
-from tcompile.methods.schedulers.base import Place, Scheduler
+from tcompile.methods.schedulers.base import Place, Scheduler, falling
 
 
 def stages(
@@ -26,8 +26,8 @@ def stages(
     """
 
     def run(context: Context, values: Values) -> list[Place]:
-        total, found, blocks = context.shape.patches, [], depths(context.shape.blocks, before)
-        count, rate = total, values.get("rate")
+        total, blocks = context.shape.patches, depths(context.shape.blocks, before)
+        count, rate, goals = total, values.get("rate"), list[tuple[SiteName, int]]()
         for i, block in enumerate(blocks, 1):
             if rate is None:
                 assert context.keep is not None
@@ -35,11 +35,10 @@ def stages(
             else:
                 kept = int(total * rate**i) if whole else ceil(rate * count)
                 leave = max(kept, 1) + fused if kept < count else count
-            if leave < count:
-                site = context.site(block) if kind == "attn" else SiteName.of(kind, block)
-                found.append(Place(site, leave))
-                count = leave
-        return found
+            site = context.site(block) if kind == "attn" else SiteName.of(kind, block)
+            goals.append((site, leave))
+            count = min(count, leave)
+        return falling(context, goals)
 
     where = "before blocks" if before else "after the MLP of blocks"
     where = "before the MLP of blocks" if kind == "attn" else where

@@ -1,4 +1,4 @@
-"""What a step loses: measured on images, or from the attention of one dense pass."""
+"""Losses of steps: measured on images, or from the attention of one dense pass."""
 
 from tcompile.planning.losses.attention_mass import attention_losses
 from tcompile.planning.losses.base import Kind, SiteLosses

@@ -1,7 +1,7 @@
 """The cheap alternative: how much attention the tokens that leave would have been paid.
 
-After FitPrune (Ye et al., AAAI 2025; METHODS SCH7), whose loss of a layer is the share of attention
-mass of the tokens that leave it. Here, for a step at the site of block l that keeps n tokens,
+After FitPrune (Ye et al., AAAI 2025), whose loss of a layer is the share of attention mass of the
+tokens that leave it. Here, for a step at the site of block l that keeps n tokens,
 
     at(n) = mean over images of (1/L) · Σ_{l' > l} Σ_{j leaves} share_{l'}(j)
 
@@ -29,13 +29,10 @@ import onnx_graphsurgeon as gs
 from tcompile.core.errors import UsageError
 from tcompile.core.progress import Progress, silent
 from tcompile.core.schedule import Spec
-from tcompile.core.site import SiteName
 from tcompile.methods.calibration import observed
-from tcompile.methods.context import Values
-from tcompile.methods.presets import Preset
-from tcompile.planning.losses.base import SiteLosses
-from tcompile.planning.losses.curves import fitted
-from tcompile.planning.losses.steps import single_step, snapped
+from tcompile.methods.method import Method
+from tcompile.methods.site_rule import SiteRule
+from tcompile.planning.losses.base import SiteLosses, through, whole_counts
 from tcompile.runtime.metrics import holds_classes
 from tcompile.runtime.samples import Samples
 
@@ -51,15 +48,11 @@ Floats = npt.NDArray[np.float64]
 
 def attention_losses(
     graph: gs.Graph,
-    analysis: Analysis,
-    preset: Preset,
-    values: Values,
-    sites: Sequence[str],
+    method: Method,
+    sites: Sequence[SiteRule],
     counts: Sequence[int],
     samples: Samples,
     *,
-    outputs: str = "reduced",
-    seed: int = 0,
     progress: Progress = silent,
 ) -> SiteLosses:
     """Losses by attention mass, from one pass of the dense model. Arguments as
@@ -68,43 +61,31 @@ def attention_losses(
     Raises:
         UsageError: no count lies below the model's, or attention within windows.
     """
-    shape = analysis.shape
+    analysis, shape = method.analysis, method.analysis.shape
     progress(f"calibrating: attention of the dense model on {len(samples)} images")
-    found: dict[str, tuple[float, ...]] = {}
-    grid = sorted({n for n in counts if shape.prefix < n < shape.tokens} | {shape.tokens})
+    grid = whole_counts(shape, counts)
     if len(grid) < 2:
         raise UsageError("no count lies below the model's own", where="calibration")
-    specs = {site: _score(analysis, preset, values, site, grid[0], outputs) for site in sites}
-    scores = list({str(s.to_json()): s for s in specs.values()}.values())
-    shares = dict(
-        zip(
-            (str(s.to_json()) for s in scores),
-            observed(graph, analysis, scores, samples.arrays),
-            strict=True,
-        )
-    )
+    specs = [_score(method, site, grid[0]) for site in sites]
+    scores = [s for i, s in enumerate(specs) if s not in specs[:i]]
+    shares = observed(graph, analysis, scores, samples.arrays)
     read = _reads_patches(graph, analysis)
-    for site in sites:
-        block = SiteName(site).depth(shape.blocks)[0]
-        lost = _lost(shares[str(specs[site].to_json())], block, read)
-        wanted = snapped(analysis, site, grid, outputs)
-        curve = fitted(
-            {n: float(lost[n - shape.prefix - 1]) for n in wanted}, shape.tokens, shape.prefix
-        )
-        found[site] = tuple(curve(grid).tolist())
-    names = sorted({s.name for s in specs.values()})
-    notes = (f"attention as the score {', '.join(names)} reads it",)
+    at: dict[str, tuple[float, ...]] = {}
+    for site, spec in zip(sites, specs, strict=True):
+        lost = _lost(shares[scores.index(spec)], site.place(shape.blocks)[0], read)
+        known = {n: float(lost[n - shape.prefix - 1]) for n in method.reachable(site, grid)}
+        at[site.name] = through(known, grid, shape.prefix)
+    names = ", ".join(sorted({s.name for s in specs}))
     return SiteLosses(
-        tuple(grid),
-        found,
+        grid,
+        at,
         shape.blocks,
         shape.prefix,
         UNIT,
         "attention",
         len(samples),
-        seed,
         samples.source,
-        notes=notes,
+        notes=(f"attention as the score {names} reads it",),
     )
 
 
@@ -125,18 +106,18 @@ def _lost(shares: Floats, block: int, read: bool) -> Floats:
     return np.asarray(np.maximum(kept[:, -1:] - kept, 0.0).mean(axis=0) / blocks)
 
 
-def _score(
-    analysis: Analysis, preset: Preset, values: Values, site: str, count: int, outputs: str
-) -> Spec:
+def _score(method: Method, site: SiteRule, count: int) -> Spec:
     """The method's own score where it is attention paid, else that of CLS or of the patches."""
-    own = single_step(analysis, preset, values, SiteName(site), count, outputs).reductions[0].score
+    count = min(count, method.context.shape.tokens - site.granularity)  # Or all of them would stay.
+    own = method.single_step(site, count).reductions[0].score
     if own is not None and own.name in _PAID and not own.parameters.get("cumulative"):
         return own
-    return Spec("cls" if analysis.has_cls else "attn")
+    return Spec("cls" if method.analysis.has_cls else "attn")
 
 
 def _reads_patches(graph: gs.Graph, analysis: Analysis) -> bool:
-    """Whether what `distance` looks at depends on patches of the last block, not on CLS alone."""
+    """Tell whether what `distance` looks at depends on patches of the last block, not on CLS
+    alone."""
     if not analysis.has_cls:
         return True
     space, axes = analysis.space, analysis.facts.axes

@@ -1,29 +1,31 @@
-"""What a step loses, by site and token count: the table that measurements fill in."""
+"""Losses of steps by site and token count: the table that measurements fill in."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from tcompile.core.decode import decode, encode
 from tcompile.core.errors import UsageError
+from tcompile.core.schedule import Shape
 from tcompile.core.site import SiteName
 from tcompile.methods.site_rule import SiteRule
-from tcompile.planning.losses.curves import Curve
+from tcompile.planning.losses.curves import LossCurve, fitted
 from tcompile.planning.optimise.tables import Floats, StepFunction
 
 SCHEMA = 1
 Kind = Literal["calibrated", "attention"]
-#: How a step from fewer than N tokens is had of those from N; see `SiteLosses.step`.
+#: How a step from fewer than N tokens follows from those from N; see `SiteLosses.step`.
 Composition = Literal["difference", "share"]
 
 
 @dataclass(frozen=True)
 class SiteLosses:
-    """What one step from all N tokens to fewer loses, by site.
+    """The loss of one step from all N tokens to fewer, by site.
 
     Losses of kind `calibrated` are distances of outputs, those of kind `attention` shares of
     attention mass; they are never compared with each other, nor with a prior.
@@ -35,9 +37,8 @@ class SiteLosses:
         unit: of the losses, in words.
         kind: `calibrated` (outputs compared) or `attention` (mass of attention).
         images: on how many it was measured.
-        seed: of what was drawn.
         source: where the images come from.
-        composition: how a step from fewer than N tokens is had of those from N: `difference`, or
+        composition: how a step from fewer than N tokens follows from those from N: `difference`, or
             `share` for reducers that merge.
         notes: what could not be measured, and what was done about it.
     """
@@ -49,10 +50,9 @@ class SiteLosses:
     unit: str
     kind: Kind
     images: int
-    seed: int
     source: str
     composition: Composition = "difference"
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.at or list(self.counts) != sorted(set(self.counts)) or len(self.counts) < 2:
@@ -61,10 +61,6 @@ class SiteLosses:
             )
         if not 0 <= self.prefix < self.counts[0]:
             raise UsageError("every count must exceed the prefix tokens", where="losses")
-        if self.kind not in ("calibrated", "attention"):
-            raise UsageError(f"no such kind: {self.kind}", where="losses")
-        if self.composition not in ("difference", "share"):
-            raise UsageError(f"no such composition: {self.composition}", where="losses")
         for site, values in self.at.items():
             where = f"losses at {site}"
             if SiteRule(SiteName(site)).place(self.blocks)[0] >= self.blocks:
@@ -80,26 +76,23 @@ class SiteLosses:
         """N, of the dense model."""
         return self.counts[-1]
 
-    def curve(self, site: str) -> Curve:
+    def curve(self, site: str) -> LossCurve:
         """The loss of going from N to n tokens at a site, as a function of n.
 
         A site that was not measured lies between its neighbours in depth, linearly; before the
         first and behind the last it is as they are.
         """
-        if site in self.at:
-            return self._curve(self.at[site])
         names = sorted(self.at, key=lambda s: SiteName(s).depth(self.blocks))
-        depths = np.array([depth(s, self.blocks) for s in names])
-        here = depth(site, self.blocks)
-        table = np.array([self.at[s] for s in names])  # [S, G]
-        return self._curve([np.interp(here, depths, column) for column in table.T])
-
-    def _curve(self, values: Sequence[float]) -> Curve:
-        return Curve(self.counts, tuple(map(float, values)), self.prefix)
+        depths = [depth(s, self.blocks) for s in names]
+        values: Sequence[float] = self.at.get(site, ())
+        if not values:
+            table = np.array([self.at[s] for s in names])  # [S, G]
+            values = [np.interp(depth(site, self.blocks), depths, column) for column in table.T]
+        return LossCurve(self.counts, tuple(map(float, values)), self.prefix)
 
     def step(self) -> StepFunction:
-        """What the optimiser takes. Losses of steps at several depths add up, and with
-        d = max(at(n_out) − at(n_in), 0), s = at(N · n_out/n_in) a step loses
+        """The loss of a step, as the optimiser asks for it. Losses of steps at several depths add
+        up, and with d = max(at(n_out) − at(n_in), 0), s = at(N · n_out/n_in) a step loses
 
         - d, where tokens leave by a score (`difference`): two steps at one depth lose what one
           does, since what left earlier would mostly have left here;
@@ -110,7 +103,7 @@ class SiteLosses:
         By experiment on zoo:glyphs, as told in `losses.distance`: d, s and √(d·s) rank accuracy
         drops of topk by 0.985, 0.957, 0.975, of tome by 0.886, 0.933, 0.960.
         """
-        curves: dict[str, Curve] = {}
+        curves: dict[str, LossCurve] = {}
 
         def loss(site: str, n_in: npt.NDArray[np.int64], n_out: npt.NDArray[np.int64]) -> Floats:
             curve = curves.setdefault(site, self.curve(site))
@@ -125,39 +118,35 @@ class SiteLosses:
 
     def to_json(self) -> dict[str, Any]:
         """The document that `from_json` reads."""
-        at = {site: list(values) for site, values in self.at.items()}
-        rest = {"at": at, "counts": list(self.counts), "notes": list(self.notes)}
-        return {"schema": SCHEMA, **asdict(self), **rest}
+        return {"schema": SCHEMA, **encode(self)}
 
     @staticmethod
-    def from_json(document: Mapping[str, Any], where: str = "losses") -> SiteLosses:
+    def from_json(document: Mapping[str, Any]) -> SiteLosses:
         """Read what `to_json` wrote.
 
         Raises:
             UsageError: it is something else.
         """
+        if document.get("schema") != SCHEMA:
+            raise UsageError(f"schema {document.get('schema')} is not {SCHEMA}", where="losses")
         try:
-            if document["schema"] != SCHEMA:
-                raise UsageError(f"schema {document['schema']} is not {SCHEMA}", where=where)
-            at = {str(s): tuple(map(float, v)) for s, v in document["at"].items()}
-            return SiteLosses(
-                tuple(map(int, document["counts"])),
-                at,
-                blocks=int(document["blocks"]),
-                prefix=int(document["prefix"]),
-                unit=str(document["unit"]),
-                kind=document["kind"],
-                images=int(document["images"]),
-                seed=int(document["seed"]),
-                source=str(document["source"]),
-                composition=document["composition"],
-                notes=tuple(map(str, document.get("notes", ()))),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise UsageError(f"not losses: {type(error).__name__} {error}", where=where) from error
+            return decode(SiteLosses, {k: v for k, v in document.items() if k != "schema"})
+        except ValueError as error:
+            raise UsageError(f"not losses: {error}", where="losses") from error
+
+
+def whole_counts(shape: Shape, counts: Iterable[int]) -> tuple[int, ...]:
+    """The counts that a model can carry, ascending, its own last."""
+    return (*sorted({n for n in counts if shape.prefix < n < shape.tokens}), shape.tokens)
+
+
+def through(measured: Mapping[int, float], counts: Sequence[int], prefix: int) -> tuple[float, ...]:
+    """Losses at all counts, from those at some of them."""
+    return tuple(fitted(measured, counts[-1], prefix)(counts).tolist())
 
 
 def depth(site: str, blocks: int) -> float:
-    """Of a site in blocks: attn:3 at 3.5, block:3 at 4, the output half a block behind the last."""
+    """The depth of a site in blocks: attn:3 at 3.5, block:3 at 4, the output half a block behind
+    the last."""
     block, half = SiteName(site).depth(blocks)
     return block + (half + 1) / 2

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tcompile._version import __version__
 from tcompile.core.cache import cached
 from tcompile.core.model_files import describe_source
 from tcompile.planning.losses.base import SCHEMA, SiteLosses
-from tcompile.planning.losses.data import Calibration
+
+if TYPE_CHECKING:
+    from tcompile.planning.request import Request
 
 KIND = "losses"
 
@@ -18,34 +20,29 @@ KIND = "losses"
 def losses_key(
     model: str | Path,
     method: str,
-    calibration: Calibration,
+    digest: str,
     sites: Sequence[str],
     counts: Sequence[int],
-    *,
-    kind: str = "calibrated",
-    outputs: str = "reduced",
-    seed: int = 0,
-    bound: Mapping[str, Any] | None = None,
+    request: Request,
 ) -> dict[str, Any]:
     """All that losses depend on, as JSON values.
 
     Args:
         method: as in `--method`, parameters included.
-        bound: what else the model was read with (`shapes`, `prefix`).
+        digest: of the calibration data.
     """
-    source = describe_source(model)
     return {
         "schema": SCHEMA,
         "version": __version__,
-        "model": [source.sha256, *(f"{e.path} {e.sha256}" for e in source.external_data)],
+        "model": describe_source(model).digests,
         "method": method,
-        "data": calibration.digest,
+        "data": digest,
         "sites": list(sites),
-        "counts": sorted(set(map(int, counts))),
-        "kind": kind,
-        "outputs": outputs,
-        "seed": seed,
-        "bound": dict(bound or {}),
+        "counts": sorted(set(counts)),
+        "kind": request.losses,
+        "outputs": request.outputs,
+        "seed": request.seed,
+        "bound": {**request.bound, "tower": request.tower},
     }
 
 

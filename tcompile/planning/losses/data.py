@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import runpy
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from tcompile.core.errors import UsageError
 from tcompile.models.images import SUFFIXES
 from tcompile.runtime.arrays import LABELS, read_arrays
 from tcompile.runtime.samples import Samples, sample_arrays, samples_for
-from tcompile.runtime.signature import Signature, signature
+from tcompile.runtime.signature import signature
 
 Array = npt.NDArray[Any]
 Labels = npt.NDArray[np.int64]
@@ -33,40 +33,34 @@ class Calibration:
     Attributes:
         samples: one a row.
         labels: [images] class numbers, or None.
-        source: where they come from, in words.
         digest: of names, shapes and contents, for caches.
     """
 
     samples: Samples
     labels: Labels | None
-    source: str
     digest: str
 
     def __len__(self) -> int:
         return len(self.samples)
 
     @staticmethod
-    def of(samples: Samples, labels: npt.ArrayLike | None, source: str) -> Calibration:
-        """Digest included.
+    def of(samples: Samples, labels: npt.ArrayLike | None) -> Calibration:
+        """Calibration data with its digest.
 
         Raises:
-            UsageError: labels that are no class numbers, or another number of them than samples.
+            UsageError: labels that are not class numbers, or another number of them than samples.
         """
-        checked = None if labels is None else _labels(labels, len(samples), source)
-        return Calibration(samples, checked, source, _digest(samples.arrays, checked))
+        checked = None if labels is None else _labels(labels, len(samples), samples.source)
+        return Calibration(samples, checked, _digest(samples.arrays, checked))
 
-    def rows(self, index: npt.ArrayLike, source: str = "") -> Calibration:
+    def rows(self, chosen: npt.NDArray[np.int64], source: str) -> Calibration:
         """Some of the samples."""
-        chosen = np.asarray(index, np.int64)
         arrays = {name: array[chosen] for name, array in self.samples.arrays.items()}
-        words = source or self.source
-        samples = replace(self.samples, arrays=arrays, source=words)
-        return Calibration.of(samples, None if self.labels is None else self.labels[chosen], words)
+        labels = None if self.labels is None else self.labels[chosen]
+        return Calibration.of(replace(self.samples, arrays=arrays, source=source), labels)
 
 
-def read_calibration(
-    model_path: str | Path, data: str | Path, *, limit: int | None = None, seed: int = 0
-) -> Calibration:
+def read_calibration(model_path: str | Path, data: str | Path) -> Calibration:
     """Read calibration data for a model.
 
     A script (`loader.py`) is the user's own program and is executed, with all that it may do: only
@@ -78,28 +72,18 @@ def read_calibration(
             and perhaps `labels`; or a .py that defines `load_data()`, which yields dicts of arrays
             by input name, a batch each, perhaps with `labels` (what polygraphy's
             `--data-loader-script` takes).
-        limit: of the samples, drawn from `seed`, in their order; a script is asked for four times
-            as many, since it may have no end.
 
     Raises:
         UsageError: no such file, or data that does not fit the model.
     """
     path, model = Path(data), signature(model_path)
-    if limit is not None and limit < 1:
-        raise UsageError("at least one image is needed", where="--calibration")
     if path.suffix == ".py" and path.is_file():
-        arrays, labels = _run_loader(path, None if limit is None else 4 * limit)
-        read = _from_arrays(model, arrays, labels, path)
-    else:
-        samples = samples_for(model, path)
-        read = Calibration.of(samples, _labels_of(path), samples.source)
-    if limit is None or limit >= len(read):
-        return read
-    chosen = np.sort(np.random.default_rng(seed).permutation(len(read))[:limit])
-    return read.rows(chosen, f"{limit} of {read.source} (seed {seed})")
+        arrays, labels = _run_loader(path)
+        return Calibration.of(sample_arrays(model, arrays, path), labels)
+    return Calibration.of(samples_for(model, path), _labels_of(path))
 
 
-def split(calibration: Calibration, seed: int = 0) -> tuple[Calibration, Calibration]:
+def split(calibration: Calibration, seed: int) -> tuple[Calibration, Calibration]:
     """Two disjoint parts: what sensitivities are measured on, and what a drop is checked on.
 
     The second has half the samples, rounded up: a bound needs more images than a mean.
@@ -116,7 +100,7 @@ def split(calibration: Calibration, seed: int = 0) -> tuple[Calibration, Calibra
     parts = np.sort(order[: total // 2]), np.sort(order[total // 2 :])
     names = ("to plan with", "to check on")
     fit, check = (
-        calibration.rows(rows, f"{len(rows)} of {calibration.source} {name} (seed {seed})")
+        calibration.rows(rows, f"{len(rows)} of {calibration.samples.source} {name} (seed {seed})")
         for rows, name in zip(parts, names, strict=True)
     )
     return fit, check
@@ -153,14 +137,14 @@ def _labels_csv(folder: Path) -> Array:
     return np.array([given[n] for n in names], np.int64)
 
 
-def _run_loader(path: Path, most: int | None) -> tuple[dict[str, Array], Array | None]:
-    """What the script's `load_data()` yields, joined; at least `most` samples if it has them."""
+def _run_loader(path: Path) -> tuple[dict[str, Array], Array | None]:
+    """The arrays and labels that the script's `load_data()` yields, joined."""
     where = str(path)
     try:
         load = runpy.run_path(where).get("load_data")
         if not callable(load):
             raise UsageError("defines no load_data()", where=where)
-        parts = list(_some(load(), most))
+        parts = list(load())
     except UsageError:
         raise
     except (Exception, SystemExit) as error:  # The script may raise anything.
@@ -178,28 +162,9 @@ def _run_loader(path: Path, most: int | None) -> tuple[dict[str, Array], Array |
     return joined, labels
 
 
-def _some(batches: Iterable[Any], most: int | None) -> Iterable[Any]:
-    """Batches until there are enough samples: a loader may be endless."""
-    total = 0
-    for batch in batches:
-        yield batch
-        first = next(iter(batch.values())) if isinstance(batch, Mapping) and batch else None
-        total += len(_rows(first)) if first is not None else 0
-        if most is not None and total >= most:
-            return
-
-
 def _rows(array: Any) -> Array:
     found = np.asarray(array)
     return found[np.newaxis] if found.ndim == 0 else found
-
-
-def _from_arrays(
-    model: Signature, arrays: Mapping[str, Array], labels: Array | None, path: Path
-) -> Calibration:
-    """Through the same checks as a file of arrays."""
-    samples = sample_arrays(model, arrays, path)
-    return Calibration.of(samples, labels, samples.source)
 
 
 def _labels(labels: npt.ArrayLike, count: int, where: str) -> Labels:

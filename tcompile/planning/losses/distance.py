@@ -1,4 +1,4 @@
-"""How far a reduced model's outputs lie from the dense model's, one number an image.
+"""Distance of a reduced model's outputs from the dense model's, one number an image.
 
 - Classes [B, X] (`verify.metrics.holds_classes`): the total variation of the softmax,
   ½ Σ_c |p_c − q_c|, the probability that moves to other classes, and no other output is looked at.
@@ -36,14 +36,7 @@ import numpy.typing as npt
 
 from tcompile.core.errors import UsageError
 from tcompile.runtime.metrics import cosine, holds_classes
-from tcompile.runtime.token_outputs import (
-    INDEX,
-    OWNER,
-    for_output,
-    is_bookkeeping,
-    restored,
-    take_rows,
-)
+from tcompile.runtime.token_outputs import aligned, is_bookkeeping
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
@@ -62,7 +55,7 @@ def class_outputs(outputs: Outputs) -> list[str]:
 
 
 def unit(dense: Outputs) -> str:
-    """What `distance` is in for a model with these outputs."""
+    """The unit of `distance` for a model with these outputs."""
     return VARIATION if class_outputs(dense) else COSINE
 
 
@@ -85,12 +78,12 @@ def distance(dense: Outputs, reduced: Outputs) -> Floats:
 def dissimilarity(dense: Outputs, reduced: Outputs) -> Floats:
     """1 − cosine [B], the mean over all outputs that can be compared. Raises as `distance`."""
     found = [
-        1.0 - like
+        np.asarray(1.0 - cosine(*pair[1:]))
         for name, want in dense.items()
         if name in reduced
         and want.dtype.kind == "f"
         and not is_bookkeeping(name)
-        and (like := likeness(name, want, reduced[name], reduced)) is not None
+        and (pair := aligned(name, want, reduced[name], reduced)) is not None
     ]
     if not found:
         raise UsageError(
@@ -113,25 +106,3 @@ def softmax(logits: Array) -> Floats:
 def variation(dense: Array, reduced: Array) -> Floats:
     """Total variation [B], in [0, 1], between the softmax of two [B, X] arrays of logits."""
     return np.asarray(np.abs(softmax(dense) - softmax(reduced)).sum(axis=-1) / 2)
-
-
-def likeness(name: str, dense: Array, reduced: Array, extra: Outputs) -> Floats | None:
-    """Cosine [B] of one output with the dense one's; None where they cannot be compared."""
-    if dense.shape == reduced.shape:
-        return np.asarray(cosine(dense, reduced))
-    if dense.ndim != reduced.ndim:
-        return None
-    axes = [i for i, (n, k) in enumerate(zip(dense.shape, reduced.shape, strict=True)) if n != k]
-    if len(axes) != 1 or axes[0] == 0:
-        return None
-    have, want = (np.moveaxis(a, axes[0], 1) for a in (reduced, dense))
-    have, want = (a.reshape(*a.shape[:2], -1) for a in (have, want))
-    owner = for_output(OWNER, name, extra, want.shape[1])
-    if owner is not None:
-        return np.asarray(cosine(*restored(want, have, owner)))
-    index = for_output(INDEX, name, extra, have.shape[1])
-    if index is None:
-        return None
-    # A fused token (index -1) is none of the dense model's: leave it out on both sides.
-    real = (index >= 0)[..., None]
-    return np.asarray(cosine(take_rows(want, index.clip(min=0)) * real, have * real))

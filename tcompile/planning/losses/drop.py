@@ -1,4 +1,4 @@
-"""How much worse a reduced model is on images it was not planned with, and how sure that is.
+"""The drop of a reduced model on images it was not planned with, and how sure that is.
 
 What is measured depends on what there is:
 - labels and class outputs: the drop of top-1 accuracy, P(only dense right) − P(only reduced right).
@@ -12,8 +12,8 @@ What is measured depends on what there is:
   promised 90 % it holds in 87 to 93 % of draws of 32 or 64 images from gamma (shape 0.5), lognormal
   (σ = 1) and the distances of 108 reduced zoo:glyphs, less often where tails are longer.
 
-A bound is for one model chosen without these images. Whoever picks the best of k by their bounds
-should ask for a confidence of 1 − (1 − c)/k.
+A bound is for one model chosen without these images. To pick the best of k by their bounds,
+ask for a confidence of 1 − (1 − c)/k.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _TURNED_WRONG = 0.8
 
 @dataclass(frozen=True)
 class Drop:
-    """What a reduction costs on images.
+    """The loss of a reduction on images.
 
     Attributes:
         what: `top-1 accuracy` (its drop), `top-1 disagreement with dense` or `1 - cosine`.
@@ -76,18 +76,15 @@ def measure_drop(
     Raises:
         UsageError: no images, labels that do not fit, or outputs that cannot be compared.
     """
-    if not 0 < confidence < 1:
-        raise UsageError("a confidence lies between 0 and 1", where="max-drop")
-    alpha = 1 - confidence
+    alpha, total = 1 - confidence, len(next(iter(dense_outputs.values())))
+    if not total:
+        raise UsageError("no images to measure on", where="max-drop")
     names = [n for n in class_outputs(dense_outputs) if n in reduced_outputs]
     if not names:
         far = dissimilarity(dense_outputs, reduced_outputs)
         upper = min(mean_at_most(far, alpha / 2), 2.0)
-        return Drop(COSINE, _mean(far), upper, len(far), confidence, False)
+        return Drop(COSINE, float(far.mean()), upper, total, confidence, False)
     before, after = (o[names[0]].argmax(axis=-1) for o in (dense_outputs, reduced_outputs))
-    total = len(before)
-    if not total:
-        raise UsageError("no images to measure on", where="max-drop")
     if labels is None:
         changed = int((before != after).sum())
         upper = share_at_most(changed, total, alpha)
@@ -107,17 +104,9 @@ def images_needed(drop: float, confidence: float = 0.9, *, labels: bool = False)
     """The fewest images with which a class model can be shown to drop by at most `drop`: as many as
     it takes if not one of them changes. If some do, more.
 
-    Raises:
-        UsageError: a drop outside (0, 1).
+    Args:
+        drop, confidence: both between 0 and 1.
     """
-    if not 0 < drop < 1 or not 0 < confidence < 1:
-        raise UsageError("a drop and a confidence lie between 0 and 1", where="max-drop")
     alpha = (1 - confidence) * (_TURNED_WRONG if labels else 1.0)
-    # Nothing of n: the bound is 1 − alpha^(1/n).
+    # With no change in n images, the bound is 1 − alpha^(1/n).
     return math.ceil(math.log(alpha) / math.log1p(-drop) - 1e-9)
-
-
-def _mean(values: npt.NDArray[np.float64]) -> float:
-    if not len(values):
-        raise UsageError("no images to measure on", where="max-drop")
-    return float(values.mean())

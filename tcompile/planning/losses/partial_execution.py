@@ -7,10 +7,8 @@ and keys that scores and metrics read, rotary tables, masks, inputs of the model
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +17,7 @@ import onnx_graphsurgeon as gs
 
 from tcompile.analysis.sites import Site
 from tcompile.core.graph import batch_dim, producer
-from tcompile.core.save import save
+from tcompile.core.save import saved
 from tcompile.core.subgraph import extract, needed_nodes
 from tcompile.runtime.samples import Samples, batches, by_sample
 from tcompile.runtime.token_outputs import is_bookkeeping
@@ -68,7 +66,7 @@ def suffix(dense: gs.Graph, reduced: gs.Graph, site: Site) -> Suffix:
 
 @dataclass(frozen=True)
 class Feeds:
-    """How samples are fed to a model: in runs of a batch each.
+    """The way samples are fed to a model: in runs of a batch each.
 
     Attributes:
         size: samples in a run.
@@ -79,23 +77,16 @@ class Feeds:
     packed: bool
 
     @staticmethod
-    def of(graph: gs.Graph, samples: int, most: int = 8) -> Feeds:
-        """As the graph's inputs want it; at most `most` at a time where any number will do."""
-        first = graph.inputs[0]
-        dims = list(first.shape)
-        packed = (
-            len(dims) == 2
-            and all(isinstance(d, int) for d in dims)
-            and dims[0] != 1
-            and np.dtype(first.dtype).kind == "f"
-        )
-        batch = batch_dim(graph)
-        return Feeds(
-            1 if packed else batch if isinstance(batch, int) else min(samples, most), packed
-        )
+    def of(graph: gs.Graph, samples: int) -> Feeds:
+        """Feeds for a graph's inputs; eight samples at a time where any number will do."""
+        first, batch = graph.inputs[0], batch_dim(graph)
+        static = len(first.shape) == 2 and all(isinstance(d, int) for d in first.shape)
+        packed = static and first.shape[0] != 1 and np.dtype(first.dtype).kind == "f"
+        size = batch if isinstance(batch, int) else min(samples, 8)
+        return Feeds(1 if packed else size, packed)
 
     def runs(self, graph: gs.Graph, samples: Samples) -> Iterator[tuple[Feed, int]]:
-        """What each run is given, and how many of its samples count."""
+        """The feed of each run, and how many of its samples count."""
         for arrays, true in batches(samples, self.size):
             yield {t.name: self._fit(t, arrays[t.name]) for t in graph.inputs}, true
 
@@ -104,14 +95,18 @@ class Feeds:
         array = array[0] if array.ndim == len(tensor.shape) + 1 else array
         return array.astype(tensor.dtype, copy=False)
 
-    def by_sample(self, name: str, array: Array, true: int) -> Array:
-        """An output of one run, samples first."""
-        if self.packed and not is_bookkeeping(name):
-            array = array[np.newaxis]
-        return by_sample(array, self.size)[:true]
+    def joined(self, results: Iterable[Feed], true: Sequence[int]) -> Feed:
+        """The outputs of all runs, samples first, of which `true` count in each run."""
+        parts: dict[str, list[Array]] = {}
+        for result, count in zip(results, true, strict=True):
+            for name, array in result.items():
+                if self.packed and not is_bookkeeping(name):
+                    array = array[np.newaxis]
+                parts.setdefault(name, []).append(by_sample(array, self.size)[:count])
+        return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 
 
-def run_graph(graph: gs.Graph, runs: Sequence[Mapping[str, Array]]) -> Iterator[Feed]:
+def run_feeds(graph: gs.Graph, runs: Sequence[Mapping[str, Array]]) -> Iterator[Feed]:
     """Every output of a graph for each run, on ONNX Runtime; what it does not read is ignored.
 
     Raises:
@@ -120,9 +115,7 @@ def run_graph(graph: gs.Graph, runs: Sequence[Mapping[str, Array]]) -> Iterator[
     """
     from tcompile.targets.backends.ort import OrtRunner
 
-    with tempfile.TemporaryDirectory(prefix="tcompile-") as folder:
-        path = Path(folder) / "part.onnx"
-        save(graph, path)
+    with saved(graph) as path:
         runner = OrtRunner(path)
         for feed in runs:
             yield runner.run({t.name: feed[t.name] for t in runner.inputs})

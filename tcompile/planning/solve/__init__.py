@@ -1,1 +1,1 @@
-"""From a budget and a profile to a schedule: `tcompile.planning.optimise` fed with a model."""
+"""The planner: from a request and a profile to a schedule."""

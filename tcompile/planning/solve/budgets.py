@@ -16,9 +16,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tcompile.core.errors import UsageError
+from tcompile.passes.reduce.reducers.common import TOPK_LIMIT
 from tcompile.planning.optimise import Limits, Plan, dense_plan, flattened, plan_of, solve
 from tcompile.planning.optimise.tables import Floats, Tables
-from tcompile.planning.solve.candidates import TOPK_LIMIT, MethodTables
+from tcompile.planning.solve.method_tables import MethodTables
 from tcompile.planning.solve.outcome import Reason
 from tcompile.profiling.plateaus import free_edge
 
@@ -30,7 +31,7 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Budget:
-    """What a plan must keep to.
+    """The limits that a plan must keep to.
 
     Attributes:
         final: tokens that were asked to leave the encoder, prefix included; None: any number.
@@ -68,23 +69,23 @@ class MethodPlan:
     """A method's plan.
 
     Attributes:
-        candidate, plan: they.
+        option, plan: the method, and its plan.
         reason, why: where the plan takes no step: why.
     """
 
-    candidate: MethodTables
+    option: MethodTables
     plan: Plan
     reason: Reason = "budget"
     why: str = ""
 
 
-def ends_of(candidate: MethodTables, budget: Budget) -> Ends:
-    """With how many tokens a method's plan may end; `budget` must say how many were asked for.
+def ends_of(option: MethodTables, budget: Budget) -> Ends:
+    """Numbers of tokens that a method's plan may end with; `budget` must say how many were asked.
 
     Never with all of them, however free they are, unless all were asked for.
     """
     assert budget.final is not None
-    tables = candidate.tables
+    tables = option.tables
     counts, prefix = tables.counts, tables.prefix
 
     def can(count: int) -> bool:
@@ -109,25 +110,25 @@ def _behind(tables: Tables) -> Floats:
     return blocks + tables.head_ms  # type: ignore[no-any-return]
 
 
-def limits_of(candidate: MethodTables, budget: Budget) -> Limits:
-    """A method's limits, and the tokens that may be left."""
-    limits = candidate.limits
+def limits_of(option: MethodTables, budget: Budget) -> Limits:
+    """No TopK that TensorRT would refuse, and the tokens that may be left."""
+    limits = Limits(topk=TOPK_LIMIT)
     if budget.final is None:
         return limits
-    ends = ends_of(candidate, budget)
+    ends = ends_of(option, budget)
     return replace(limits, final_least=ends.least, final_most=ends.most)
 
 
-def usual_plan(candidate: MethodTables, final: int, tables: Tables | None = None) -> Plan:
+def usual_plan(option: MethodTables, final: int, tables: Tables | None = None) -> Plan:
     """Down to `final` tokens or the least count from there on, at a quarter of the depth.
 
     Where a method cannot in one step, in the fewest from there on; where too few sites follow, from
     the first one on; and where that is not enough either, as far as they reach.
 
     Args:
-        tables: other latencies than the candidate's; the grid must be the same.
+        tables: other latencies than the option's; the grid must be the same.
     """
-    tables = tables or candidate.tables
+    tables = tables or option.tables
     target = next(c for c in tables.counts if c >= min(final, tables.tokens))
     after: list[int] = []
     for first in (tables.blocks // 4, 0):
@@ -158,20 +159,20 @@ def _down_from(tables: Tables, first: int, target: int) -> list[int]:
     return after
 
 
-def best_of(candidate: MethodTables, budget: Budget) -> MethodPlan:
+def best_of(option: MethodTables, budget: Budget) -> MethodPlan:
     """The plan of a method that loses least within the latency.
 
     Raises:
         UsageError: no plan keeps to the budgets; says what the nearest one takes.
     """
     assert budget.latency_ms is not None
-    tables = candidate.tables
-    plan = solve(tables, budget.latency_ms, limits_of(candidate, budget), eps=budget.eps)
-    return MethodPlan(candidate, plan)
+    tables = option.tables
+    plan = solve(tables, budget.latency_ms, limits_of(option, budget), eps=budget.eps)
+    return MethodPlan(option, plan)
 
 
 def best_of_all(
-    candidates: Sequence[MethodTables], budget: Budget
+    options: Sequence[MethodTables], budget: Budget
 ) -> tuple[MethodPlan, list[MethodPlan]]:
     """The plan that loses least of several methods', and each one's own.
 
@@ -180,54 +181,47 @@ def best_of_all(
     Raises:
         UsageError: no method keeps to the budgets.
     """
-    limits = [(one, budget.latency_ms) for one in candidates]
+    limits = [(option, budget.latency_ms) for option in options]
     if budget.final is not None:
-        usual = _usual(candidates, budget)
-        fastest = min(choice.plan.latency_ms for choice, _ in usual)
+        usual = _usual(options, budget)
+        fastest = min(one.plan.latency_ms for one, _ in usual)
         if fastest >= usual[0][0].plan.dense_ms * (1 - budget.band):
             # Nothing to gain by the prediction: it cannot tell a better place than the usual one.
-            fits = [
-                choice
-                for choice, _ in usual
-                if budget.latency_ms is None or choice.plan.latency_ms <= budget.latency_ms
-            ]
-            if fits:
+            most = math.inf if budget.latency_ms is None else budget.latency_ms
+            if fits := [one for one, _ in usual if one.plan.latency_ms <= most]:
                 return _least_loss(fits), fits
-        limits = [(choice.candidate, ms) for choice, ms in _in_time(usual, budget)]
+        limits = [(one.option, ms) for one, ms in _in_time(usual, budget)]
     found: list[MethodPlan] = []
-    reason: UsageError | None = None
-    for one, ms in limits:
+    reasons: list[UsageError] = []
+    for option, ms in limits:
         try:
-            found.append(best_of(one, replace(budget, latency_ms=ms)))
+            found.append(best_of(option, replace(budget, latency_ms=ms)))
         except UsageError as error:
-            reason = reason or error
+            reasons.append(error)
     if not found:
-        assert reason is not None
-        raise reason
+        raise reasons[0]
     return _least_loss(found), found
 
 
-def _least_loss(choices: Sequence[MethodPlan]) -> MethodPlan:
-    return min(choices, key=lambda choice: (choice.plan.loss, choice.plan.latency_ms))
+def _least_loss(plans: Sequence[MethodPlan]) -> MethodPlan:
+    return min(plans, key=lambda one: (one.plan.loss, one.plan.latency_ms))
 
 
 def _in_time(
     usual: Sequence[tuple[MethodPlan, float]], budget: Budget
 ) -> list[tuple[MethodPlan, float]]:
-    """What each method's plan may take: what the fastest takes in the usual place, or itself where
-    a prediction cannot tell the two apart; and no more than the budget."""
+    """The ms that each method's plan may take: those of the fastest in the usual place, or its own
+    where a prediction cannot tell the two apart; and no more than the budget."""
     fastest = min(ms for _, ms in usual)
-    found = []
-    for choice, ms in usual:
-        limit = ms if ms <= fastest * (1 + budget.band) else fastest
-        limit *= 1 + _ROUNDING
-        most = budget.latency_ms
-        found.append((choice, limit if most is None else min(limit, most)))
-    return found
+    most = math.inf if budget.latency_ms is None else budget.latency_ms
+    return [
+        (one, min((ms if ms <= fastest * (1 + budget.band) else fastest) * (1 + _ROUNDING), most))
+        for one, ms in usual
+    ]
 
 
-def _usual(candidates: Sequence[MethodTables], budget: Budget) -> list[tuple[MethodPlan, float]]:
-    """Of each method that can: its usual plan with all that is free, and the ms that it takes with
+def _usual(options: Sequence[MethodTables], budget: Budget) -> list[tuple[MethodPlan, float]]:
+    """The usual plan of each method that can, with all that is free, and the ms that it takes with
     every plateau at its highest, as plans are solved.
 
     Raises:
@@ -235,25 +229,25 @@ def _usual(candidates: Sequence[MethodTables], budget: Budget) -> list[tuple[Met
     """
     found: list[tuple[MethodPlan, float]] = []
     short: list[tuple[int, str]] = []
-    for one in candidates:
-        ends, tables = ends_of(one, budget), one.tables
+    for option in options:
+        ends, tables = ends_of(option, budget), option.tables
         if tables.tokens > ends.least > tables.prefix + TOPK_LIMIT:
             raise UsageError(
                 f"keeping {ends.least - tables.prefix} tokens is beyond TensorRT's "
                 f"TopK limit of {TOPK_LIMIT}",
                 where="--keep",
             )
-        plan = usual_plan(one, ends.most)
+        plan = usual_plan(option, ends.most)
         if plan.final > ends.most:
-            short.append((plan.final - tables.prefix, one.method.preset.name))
+            short.append((plan.final - tables.prefix, option.method.preset.name))
             continue
         flat = flattened(tables, budget.eps) if budget.eps > 0 else tables
-        ms = max(usual_plan(one, end, flat).latency_ms for end in (ends.least, ends.most))
-        found.append((MethodPlan(one, plan), ms))
+        ms = max(usual_plan(option, end, flat).latency_ms for end in (ends.least, ends.most))
+        found.append((MethodPlan(option, plan), ms))
     if not found:
         assert budget.final is not None
         fewest, name = min(short)
-        wanted = budget.final - candidates[0].tables.prefix
+        wanted = budget.final - options[0].tables.prefix
         raise UsageError(
             f"{name} cannot come down to {wanted} patch tokens: {fewest} are the fewest here",
             where="--keep",
@@ -262,12 +256,12 @@ def _usual(candidates: Sequence[MethodTables], budget: Budget) -> list[tuple[Met
     return found
 
 
-def next_step_down(candidate: MethodTables, plan: Plan, band: float) -> str:
+def next_step_down(option: MethodTables, plan: Plan, band: float) -> str:
     """The most tokens with which the model would be faster, where latency falls in a step."""
-    tables = candidate.tables
+    tables = option.tables
     patches = tables.tokens - tables.prefix
     for count in reversed([c for c in tables.counts if c < plan.final]):
-        lower = usual_plan(candidate, count)
+        lower = usual_plan(option, count)
         if lower.latency_ms < lower.dense_ms * (1 - band):
             share = (lower.final - tables.prefix) / patches
             return (
@@ -277,6 +271,6 @@ def next_step_down(candidate: MethodTables, plan: Plan, band: float) -> str:
     return ""
 
 
-def dense_choice(candidate: MethodTables, reason: Reason, why: str) -> MethodPlan:
+def dense_plan_of(option: MethodTables, reason: Reason, why: str) -> MethodPlan:
     """The dense model, and why."""
-    return MethodPlan(candidate, dense_plan(candidate.tables), reason, why)
+    return MethodPlan(option, dense_plan(option.tables), reason, why)

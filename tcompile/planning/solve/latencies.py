@@ -1,16 +1,16 @@
-"""Where the planner's latencies come from: a profile given, measured before, measured now, or the
+"""Sources of the planner's latencies: a profile given, measured before, measured now, or the
 roofline of the target's data sheet."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tcompile._version import __version__
-from tcompile.core.cache import cached, entry_path
-from tcompile.core.errors import UsageError
+from tcompile.core.cache import keep, kept
 from tcompile.core.model_files import describe_source
 from tcompile.core.progress import Progress
 from tcompile.methods.method import Method
@@ -19,7 +19,6 @@ from tcompile.profiling.profile import Profile, combine, from_json, read_profile
 if TYPE_CHECKING:
     from tcompile.passes.stages import Analysed
     from tcompile.planning.request import Request
-    from tcompile.profiling.profile import MeasuredProfile
     from tcompile.profiling.runtimes import Runtime
     from tcompile.targets import Target
 
@@ -42,7 +41,7 @@ def profile_for(
     device.
 
     Raises:
-        UsageError: a file that is no profile, or a target that cannot be measured from here.
+        UsageError: a file that is not a profile, or a target that cannot be measured from here.
     """
     given = request.profile
     if isinstance(given, Profile):
@@ -55,7 +54,9 @@ def profile_for(
         return read_profile(given)
     if target.runtime == "onnxruntime":
         exact = request.latency is not None or request.max_drop is not None
-        if exact or _before(model, methods, target, request, precision) is not None:
+        before = None if exact else _kept(profile_key(model, target, request, precision))
+        known = before is not None and all(m.key in before.reducers for m in methods)
+        if exact or known:
             return measured(model, methods, target, request, say, precision=precision)
     return modelled(model, methods, target, request, precision, say)
 
@@ -108,51 +109,44 @@ def measured(
     from tcompile.profiling.measure import Effort, measure
 
     begun = time.monotonic()
-    meter = _meter(target, request, precision)
-    old = None if fresh else _before(model, (), target, request, precision)
-    lacking = [m for m in methods if old is None or m.key not in old.reducers]
-
-    def make() -> dict[str, Any]:
-        left = max(seconds - (time.monotonic() - begun), 0.0)
-        made: MeasuredProfile = measure(
-            model.graph,
-            model.analysis,
-            lacking,
-            meter,
-            source=Path(model.source).name,
-            effort=Effort(seconds=left, seed=request.seed),
-            progress=say,
-        )
-        return (made if old is None else combine(made, old)).to_json()
-
+    runtime = _runtime(target, request, precision)
     key = profile_key(model, target, request, precision)
-    if lacking:
-        entry_path(KIND, key).unlink(missing_ok=True)
-    return from_json(cached(KIND, key, make, from_json))
+    old = None if fresh else _kept(key)
+    lacking = [m for m in methods if old is None or m.key not in old.reducers]
+    if old is not None and not lacking:
+        return old
+    left = max(seconds - (time.monotonic() - begun), 0.0)
+    made = measure(
+        model.graph,
+        model.analysis,
+        lacking,
+        runtime,
+        source=Path(model.source).name,
+        effort=Effort(seconds=left, seed=request.seed),
+        progress=say,
+    )
+    document = (made if old is None else combine(made, old)).to_json()
+    keep(KIND, key, document)
+    return from_json(document)
 
 
 def profile_key(
     model: Analysed, target: Target, request: Request, precision: str | None = None
 ) -> dict[str, Any]:
     """All that a measured profile depends on, the methods apart."""
-    from dataclasses import asdict
-
-    conditions = asdict(_meter(target, request, precision).conditions())
+    conditions = asdict(_runtime(target, request, precision).conditions())
     for changing in ("date", "note"):
         conditions.pop(changing)
-    source = describe_source(model.source)
-    shapes = {k: list(map(str, v)) for k, v in (request.shapes or {}).items()}
     return {
         "version": __version__,
-        "model": [source.sha256, *(f"{e.path} {e.sha256}" for e in source.external_data)],
+        "model": describe_source(model.source).digests,
         "conditions": conditions,
         "outputs": request.outputs,
-        "prefix": request.prefix,
-        "shapes": shapes,
+        **request.bound,
     }
 
 
-def _meter(target: Target, request: Request, precision: str | None) -> Runtime:
+def _runtime(target: Target, request: Request, precision: str | None) -> Runtime:
     from tcompile.profiling.runtimes import runtime_for
 
     # A CPU is planned for in fp32 whatever is emitted: it only emulates fp16.
@@ -160,24 +154,7 @@ def _meter(target: Target, request: Request, precision: str | None) -> Runtime:
     return runtime_for(target, batch=request.batch, threads=request.threads, precision=level)
 
 
-def _before(
-    model: Analysed,
-    methods: Sequence[Method],
-    target: Target,
-    request: Request,
-    precision: str | None,
-) -> Profile | None:
-    """What was measured before, if it has all the methods."""
-    key = profile_key(model, target, request, precision)
-    path = entry_path(KIND, key)
-    if not path.is_file():
-        return None
-
-    def nothing() -> dict[str, Any]:
-        raise UsageError("not there", where=str(path))
-
-    try:
-        found = from_json(cached(KIND, key, nothing, from_json))
-    except UsageError:
-        return None
-    return found if all(m.key in found.reducers for m in methods) else None
+def _kept(key: Mapping[str, Any]) -> Profile | None:
+    """The profile that was measured before, if there is one."""
+    document = kept(KIND, key, from_json)
+    return None if document is None else from_json(document)

@@ -1,4 +1,4 @@
-"""What was asked of tokens, what is given, and why the two differ where they do.
+"""The outcome of a request: what was asked of tokens, what is given, and why the two differ.
 
 The same words are the first lines of `plan`, of `build`, and of an artifact's report.md; the same
 fields are in the JSON of `plan` and in the manifest.
@@ -50,13 +50,13 @@ class Share:
 
     @staticmethod
     def kept(patches: int, of: int) -> Share:
-        """So many of all."""
+        """A number of patch tokens as a share of all."""
         return Share(patches / of, patches, of)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What is given for what was asked.
+    """The answer to what was asked.
 
     Attributes:
         emitted: which model.
@@ -98,7 +98,7 @@ class Outcome:
         return replace(self, emitted="dense", reason="measured", why=why, kept=every, remark="")
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values, for `plan`; the manifest has the same fields."""
+        """The outcome as JSON values, for `plan`; the manifest has the same fields."""
         return {
             "emitted": self.emitted,
             "reason": self.reason,

@@ -1,4 +1,4 @@
-"""Why a schedule keeps as many tokens as it does."""
+"""Reasons why a schedule keeps as many tokens as it does."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from tcompile.methods.composition import parse_keep
 from tcompile.planning.request import AUTO
 from tcompile.planning.solve.budgets import Budget, MethodPlan, ends_of
 from tcompile.planning.solve.outcome import Emitted, Outcome, Reason, Share
+from tcompile.planning.solve.plan_report import BAND
 from tcompile.profiling.profile import Profile
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def plateau_claim(profile: Profile) -> tuple[bool, str]:
-    """Whether a profile's plateaus may be taken for what they are, and if not, why.
+    """Tell whether a profile's plateaus may be taken for what they are, and if not, why.
 
     A modelled CPU's figures are timed in two seconds before each plan. What is flat on a busy
     machine is a slope on an idle one, and one command must not keep now 118 and now 128 tokens.
@@ -30,7 +31,7 @@ def plateau_claim(profile: Profile) -> tuple[bool, str]:
 
 
 def asked_share(request: Request, shape: Shape) -> Share | None:
-    """What --keep asks of a model: ceil(R · T) of T patches."""
+    """The share that --keep asks of a model: ceil(R · T) of T patches."""
     if request.keep is None:
         return None
     keep = parse_keep(request.keep)
@@ -38,7 +39,7 @@ def asked_share(request: Request, shape: Shape) -> Share | None:
 
 
 def budget_of(request: Request) -> dict[str, Any]:
-    """What was asked, by name; what was not is left out."""
+    """The budgets that were asked, by name."""
     keep = None if request.keep is None else float(parse_keep(request.keep))
     asked = {
         "keep": keep,
@@ -62,29 +63,22 @@ def budget_words(request: Request) -> tuple[str, ...]:
     return tuple(found)
 
 
-def solved_outcome(
-    request: Request, best: MethodPlan, profile: Profile, budget: Budget, error: float
-) -> Outcome:
-    """Of a schedule that was solved.
-
-    Args:
-        error: the share by which a measurement may differ from the profile.
-    """
-    candidate, plan = best.candidate, best.plan
-    shape = candidate.method.context.shape
+def solved_outcome(request: Request, best: MethodPlan, profile: Profile, budget: Budget) -> Outcome:
+    """The outcome of a schedule that was solved."""
+    plan, shape = best.plan, best.option.method.context.shape
     asked = asked_share(request, shape)
-    emitted: Emitted = "reduced" if plan.steps else "dense"
     if asked is not None:
         reason, why = _of_share(asked, best, profile, budget)
     elif plan.steps:
         reason, why = _of_budget(request)
     elif best.reason == "budget":
-        sure = f"modelled, ± {error:.0%}" if profile.kind == "modelled" else profile.kind
+        sure = f"modelled, ± {BAND['modelled']:.0%}" if profile.kind == "modelled" else profile.kind
         reason = "budget"
         why = f"its {plan.dense_ms:.4g} ms ({sure}) are within what was asked"
     else:
         reason, why = best.reason, best.why
     kept = Share.kept(plan.final - shape.prefix, shape.patches)
+    emitted: Emitted = "reduced" if plan.steps else "dense"
     return Outcome(emitted, reason, why, kept, asked, budget_words(request))
 
 
@@ -99,9 +93,9 @@ def _of_budget(request: Request) -> tuple[Reason, str]:
 def _of_share(
     asked: Share, best: MethodPlan, profile: Profile, budget: Budget
 ) -> tuple[Reason, str]:
-    candidate, plan = best.candidate, best.plan
-    prefix, name = candidate.tables.prefix, candidate.method.preset.name
-    ends = ends_of(candidate, budget)
+    option, plan = best.option, best.plan
+    prefix, name = option.tables.prefix, option.method.preset.name
+    ends = ends_of(option, budget)
     kept, least, edge = (n - prefix for n in (plan.final, ends.least, ends.edge))
     if kept == asked.of == asked.patches:
         return "asked", "all patch tokens were asked for"
@@ -112,9 +106,9 @@ def _of_share(
         )
         return "plateau", why + ("; at most a tenth more than asked is kept" if edge > kept else "")
     if kept > asked.patches:
-        grain = max(rule.granularity for rule in candidate.tables.sites)
+        grain = max(rule.granularity for rule in option.tables.sites)
         if grain > 1:
-            return "groups", _together(grain, candidate.method.analysis.space.segments)
+            return "groups", _together(grain, option.method.analysis.space.segments)
         return "method", f"{name} can keep no fewer here"
     if budget.exact:
         return "exact", "that is what was asked (--exact)"
@@ -126,16 +120,16 @@ def _of_share(
 
 
 def _together(grain: int, segments: int) -> str:
-    """That patches leave only so many at a time."""
+    """The words for patches that leave only so many at a time."""
     if segments > 1:
         return f"patches leave {grain} at a time, as many from each of {segments} segments"
     return f"patches leave in groups of {grain}"
 
 
-def followed_outcome(
+def fixed_outcome(
     request: Request, schedule: Schedule, groups: Mapping[SiteName, int], segments: int = 1
 ) -> Outcome:
-    """Of a method's own schedule, or of one that was given.
+    """The outcome of a method's own schedule, or of one that was given.
 
     Args:
         groups: site → patches that leave together, where that is more than one.
@@ -151,11 +145,10 @@ def followed_outcome(
         )
     own = schedule.method if request.method == AUTO else request.method
     name, _, given = own.partition(":")
-    others = (f"{own}",) if asked is None or given else ()
     grain = max((groups.get(r.site, 1) for r in schedule.reductions), default=1)
     together = "" if grain == 1 else _together(grain, segments)
     reason, why = _of_method(request, schedule, asked, name, together)
-    return Outcome(emitted, reason, why, kept, asked, others)
+    return Outcome(emitted, reason, why, kept, asked, (own,) if asked is None or given else ())
 
 
 def _of_method(

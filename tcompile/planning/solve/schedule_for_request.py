@@ -9,12 +9,13 @@ from tcompile.core.errors import UsageError
 from tcompile.core.progress import Progress, silent
 from tcompile.core.schedule import Schedule
 from tcompile.methods.composition import parse_keep
-from tcompile.planning.method_schedule import schedule_for, site_constraints
+from tcompile.planning.method_schedule import checked_schedule, schedule_for, site_constraints
 from tcompile.planning.request import AUTO, NO_METHOD
 from tcompile.planning.solve.latencies import profile_for
-from tcompile.planning.solve.planned import Followed, PlanReport
-from tcompile.planning.solve.reasons import budget_of, followed_outcome
-from tcompile.planning.solve.solve import PlanningProblem, solve_request
+from tcompile.planning.solve.method_tables import methods_for
+from tcompile.planning.solve.plan_report import FixedPlan, PlanReport
+from tcompile.planning.solve.reasons import budget_of, fixed_outcome
+from tcompile.planning.solve.solve import solve_request
 
 if TYPE_CHECKING:
     from tcompile.passes.stages import Analysed
@@ -24,51 +25,62 @@ if TYPE_CHECKING:
 
 def schedule_for_request(
     model: Analysed, request: Request, target: Target, precision: str, say: Progress = silent
-) -> tuple[Schedule, PlanReport | Followed]:
+) -> tuple[Schedule, PlanReport | FixedPlan]:
     """The schedule to follow, how it was solved or whose it is, and why it keeps what it keeps.
+
+    What is asked → the methods it is asked of → a profile of them → losses, tables, the solver and
+    the report (`solve_request`).
 
     Raises:
         UsageError: no budget or two, no plan within them, an illegal site, a schedule for another
             model.
     """
-    room = site_constraints(model.analysis, request.outputs)
+    fixed = _fixed_schedule(model, request)
+    if fixed is not None:
+        return _fixed_plan(model, request, fixed)
+    try:
+        methods = methods_for(model, request)
+    except UsageError:
+        if request.method != AUTO or request.keep is None:
+            raise
+        # What topk says of the model is more to the point than that nothing can be planned.
+        own = schedule_for(model, request.keep, "topk", request.outputs)
+        return _fixed_plan(model, request, own)
+    profile = profile_for(model, methods, target, request, precision, say)
+    report = solve_request(model, request, methods, profile, say)
+    if not report.schedule.reductions and request.method == AUTO:
+        report = replace(report, schedule=replace(report.schedule, method=NO_METHOD))
+    return report.schedule, report
 
-    def followed(made: Schedule) -> tuple[Schedule, Followed]:
-        if not made.reductions and request.method == AUTO and request.schedule is None:
-            made = replace(made, method=NO_METHOD)
-        outcome = followed_outcome(request, made, room.groups, model.analysis.space.segments)
-        return made, Followed(outcome, budget_of(request))
 
+def _fixed_schedule(model: Analysed, request: Request) -> Schedule | None:
+    """The schedule of a request that leaves nothing to solve; None if there is something.
+
+    Raises:
+        UsageError: no budget, or a schedule or method that does not fit the model.
+    """
+    if request.schedule is not None:
+        return checked_schedule(model, request.schedule, request.outputs)
     if not request.solved:
-        return followed(
-            schedule_for(
-                model,
-                request.keep,
-                request.method,
-                request.schedule,
-                request.outputs,
-                request.calibration,
-            )
+        return schedule_for(
+            model, request.keep, request.method, request.outputs, request.calibration
         )
-    if request.method.partition(":")[0] == AUTO and request.method != AUTO:
+    if request.method.startswith(f"{AUTO}:"):
         raise UsageError("auto has no parameters", where="--method")
     if request.keep is not None and parse_keep(request.keep) == 1 and request.latency is None:
-        return followed(Schedule(request.method, model.analysis.shape, ()))
+        return Schedule(request.method, model.analysis.shape, ())
     budgets = (request.keep, request.latency, request.max_drop)
     if request.objective != "pomt" and all(b is None for b in budgets):
         raise UsageError(
             "no budget given", where="--keep", hint="say --keep R, --latency MS or --max-drop D"
         )
-    question = PlanningProblem(model, room, request)
-    try:
-        methods = question.methods()
-    except UsageError:
-        if request.method != AUTO or request.keep is None:
-            raise
-        # What topk says of the model is more to the point than that nothing can be planned.
-        return followed(schedule_for(model, request.keep, "topk", None, request.outputs))
-    profile = profile_for(model, methods, target, request, precision, say)
-    planned = solve_request(question, methods, profile, say)
-    if not planned.schedule.reductions and request.method == AUTO:
-        planned = replace(planned, schedule=replace(planned.schedule, method=NO_METHOD))
-    return planned.schedule, planned
+    return None
+
+
+def _fixed_plan(model: Analysed, request: Request, made: Schedule) -> tuple[Schedule, FixedPlan]:
+    """A schedule that was not solved, and why it keeps what it keeps."""
+    if not made.reductions and request.method == AUTO and request.schedule is None:
+        made = replace(made, method=NO_METHOD)
+    groups = site_constraints(model.analysis, request.outputs).groups
+    outcome = fixed_outcome(request, made, groups, model.analysis.space.segments)
+    return made, FixedPlan(outcome, budget_of(request))

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tcompile.methods.__main__ import page
 from tcompile.methods.presets import PRESETS, Preset
 from tests.support.command import Command
+from tools.methods_page import page
 
 DOCS = Path(__file__).parents[3] / "docs"
 
@@ -44,7 +44,7 @@ def test_a_name_that_is_none_gets_the_nearest(tcompile: Command) -> None:
 
 
 def test_the_page_is_current() -> None:
-    made = "python -m tcompile.methods > docs/methods.md"
+    made = "python -m tools.methods_page > docs/methods.md"
     assert (DOCS / "methods.md").read_text(encoding="utf-8") == page(), made
 
 

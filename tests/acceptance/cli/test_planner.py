@@ -222,7 +222,7 @@ def test_a_plan_drawn(tcompile: Command, profiled: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--latency", "-1"], ["--latency", "no budget"]),
+        (["--latency", "-1"], ["--latency", "not a budget"]),
         (["--latency", "0"], ["--latency"]),
         (["--latency", "nan"], ["--latency"]),
         (["--latency", "fast"], ["--latency", "fast"]),

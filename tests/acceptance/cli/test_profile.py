@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import tcompile as package
-from tcompile.planning.solve.candidates import PORTFOLIO
+from tcompile.planning.solve.method_tables import PORTFOLIO
 from tcompile.profiling import measure
 from tcompile.profiling import sessions as stations
 from tcompile.profiling.measure import Effort

@@ -23,9 +23,9 @@ from tcompile.core.schedule import Reduction, Schedule, Shape, Spec
 from tcompile.passes.lower.token_ops import choose_token_ops
 from tcompile.planning.optimise import Plan, Step
 from tcompile.planning.request import Request
-from tcompile.planning.solve import whole
+from tcompile.planning.solve import plan_report
 from tcompile.planning.solve.outcome import Outcome, Share
-from tcompile.planning.solve.planned import Followed, PlanReport
+from tcompile.planning.solve.plan_report import FixedPlan, PlanReport
 from tcompile.profiling.plateaus import Plateau
 from tcompile.targets import load_target
 from tcompile.targets.backends.base import EmittedFiles
@@ -105,7 +105,7 @@ class World:
             graph=SimpleNamespace(inputs=[]), analysis=SimpleNamespace(shape=SHAPE)
         )
 
-    def solve(self, _: Any, request: Request, *__: Any) -> tuple[Schedule, PlanReport | Followed]:
+    def solve(self, _: Any, request: Request, *__: Any) -> tuple[Schedule, PlanReport | FixedPlan]:
         budget = request.latency or 10.0
         self.requests.append(request)
         self.asked.append(budget)
@@ -127,12 +127,11 @@ class World:
             plan,
             "a profile",
             self.kind,
-            0.1,
             "none",
             outcome_of(keep),
             plateaus=(Plateau(keep, keep + 1, 1.0),),
         )
-        own = Followed(outcome_of(keep), {"keep": 0.5})
+        own = FixedPlan(outcome_of(keep), {"keep": 0.5})
         return schedule_of(keep), own if self.named else planned
 
     def reduce(self, _: Any, schedule: Schedule, outputs: str, planned: Any, dump: Any) -> Made:
@@ -221,7 +220,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Callable[..., World]:
             "measure": found.measure,
         }.items():
             monkeypatch.setattr(pipeline, stage, stand_in)
-        monkeypatch.setattr(whole, "whole_ms", found.whole_ms)
+        monkeypatch.setattr(plan_report, "whole_ms", found.whole_ms)
         return found
 
     return made

@@ -8,6 +8,7 @@ import pickle
 
 import pytest
 
+from tcompile.core.decode import encode
 from tcompile.core.schedule import Reduction, Spec
 from tcompile.core.site import SiteName
 
@@ -47,3 +48,12 @@ def test_text_that_is_not_a_site_is_of_no_kind() -> None:
     assert SiteName("nowhere").kind == "nowhere"
     with pytest.raises(ValueError, match="invalid literal"):
         _ = SiteName("attn:first").block
+
+
+def test_a_name_in_a_document_is_plain_text() -> None:
+    site = SiteName("attn:3")
+    assert type(encode([site])[0]) is str
+    assert encode({"at": {site: 1.0}, "steps": [site]}) == {
+        "at": {"attn:3": 1.0},
+        "steps": ["attn:3"],
+    }

@@ -13,12 +13,13 @@ from tcompile.core.errors import UsageError
 from tcompile.core.graph import to_onnx
 from tcompile.core.schedule import Shape, Spec
 from tcompile.methods.calibration import observer
-from tcompile.methods.composition import METHODS, compose
+from tcompile.methods.composition import compose
+from tcompile.methods.presets import PRESETS
 from tcompile.pipeline import plan, read
 from tcompile.targets.backends.ort import OrtRunner
 from tests.support.tiny_vit import VitSpec, save_tiny_vit
 
-LEARN = [m.name for m in METHODS if m.scheduler.observes]
+LEARN = [m.name for m in PRESETS if m.scheduler.observes]
 SPEC = VitSpec(image=32, patch=8, width=32, heads=2, depth=3)
 
 
@@ -106,7 +107,7 @@ def test_keep_is_met_exactly(method: str, keep: str) -> None:
     rng = np.random.default_rng(1)
     for blocks, patches in ((1, 16), (4, 49), (12, 196)):
         shares = [rng.dirichlet(np.full(patches, 0.5), size=(blocks, 3)) for _ in range(2)]
-        wanted = next(m for m in METHODS if m.name == method).scheduler.observes
+        wanted = next(m for m in PRESETS if m.name == method).scheduler.observes
         found = counts(method, shares[: len(wanted)], keep, patches)
         assert found[-1] == -(-int(keep[2:]) * patches // 10 ** len(keep[2:]))
         assert found == sorted(found, reverse=True)

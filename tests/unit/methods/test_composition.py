@@ -1,4 +1,4 @@
-"""Schedules: counts from METHODS' oracles, exact rounding, errors."""
+"""Schedules: counts from PRESETS' oracles, exact rounding, errors."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import pytest
 
 from tcompile.core.errors import UsageError
 from tcompile.core.schedule import Schedule, Shape, read_schedule
-from tcompile.methods.composition import METHODS, SiteConstraints, compose, parse_keep
-from tcompile.methods.presets import Preset
+from tcompile.methods.composition import compose, parse_keep
+from tcompile.methods.context import SiteConstraints
+from tcompile.methods.presets import PRESETS, Preset
 
 VIT = Shape(197, 1, 196, 12)
 
@@ -79,12 +80,12 @@ def test_rounding_is_exact_on_the_decimal() -> None:
 
 
 def test_keep_one_reduces_nothing() -> None:
-    for method in METHODS:
+    for method in PRESETS:
         assert compose(given(method), VIT, True, "1.0").reductions == ()
 
 
 def test_a_keep_that_rounds_up_to_all_reduces_nothing() -> None:
-    for method in METHODS:
+    for method in PRESETS:
         if not {"calibration", "frames"} & set(method.needs):
             assert compose(given(method), Shape(50, 1, 49, 12), True, "0.99").reductions == ()
 

@@ -1,4 +1,4 @@
-"""Every preset: counts from METHODS' oracles and from --keep; what each declares."""
+"""Every preset: counts from PRESETS' oracles and from --keep; what each declares."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import pytest
 
 from tcompile.core.errors import UsageError
 from tcompile.core.schedule import Schedule, Shape
-from tcompile.methods.composition import METHODS, SiteConstraints, compose
+from tcompile.methods.composition import compose
+from tcompile.methods.context import SiteConstraints
 from tcompile.methods.counts import inflected
-from tcompile.methods.presets import Preset
+from tcompile.methods.presets import PRESETS, Preset
 from tcompile.methods.presets.mixed import DIFFRATE_TABLES, PYRA_LISTS
 
 VIT = Shape(197, 1, 196, 12)
@@ -31,13 +32,13 @@ COARSE = ("atme", "llava-zip", "dycoke")
 
 #: Those whose counts need no images (tests/unit/methods/test_calibration.py has the others), and of
 #: these those that need no video.
-COUNTED = [m for m in METHODS if "calibration" not in m.needs]
+COUNTED = [m for m in PRESETS if "calibration" not in m.needs]
 OF_IMAGES = [m for m in COUNTED if "frames" not in m.needs]
 
 
 def text(name: str) -> str:
     """The preset, with what it must be given."""
-    preset = next(m for m in METHODS if m.name == name)
+    preset = next(m for m in PRESETS if m.name == name)
     return f"{name}:head={HEAD}" if "head" in preset.required else name
 
 
@@ -203,7 +204,7 @@ def test_counts_of_every_preset(preset: Preset, keep: str) -> None:
         assert Schedule.from_json(made.to_json()) == made
 
 
-@pytest.mark.parametrize("preset", METHODS, ids=lambda m: m.name)
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda m: m.name)
 def test_every_preset_says_what_it_is(preset: Preset) -> None:
     assert preset.name == preset.name.lower()
     for words in (preset.summary, preset.formula, preset.reference, preset.scheduler.words):
@@ -215,7 +216,7 @@ def test_every_preset_says_what_it_is(preset: Preset) -> None:
 
 
 def test_names_are_unique() -> None:
-    assert len({m.name for m in METHODS}) == len(METHODS)
+    assert len({m.name for m in PRESETS}) == len(PRESETS)
 
 
 @pytest.mark.parametrize("preset", OF_IMAGES, ids=lambda m: m.name)
@@ -231,12 +232,12 @@ def test_without_cls_the_plan_says_so(preset: Preset) -> None:
     ("method", "keep", "says"),
     [
         ("cropr", "0.5", "needs head"),
-        ("cropr:head=nowhere.npz", "0.5", r"head=nowhere\.npz is no file"),
+        ("cropr:head=nowhere.npz", "0.5", r"head=nowhere\.npz is not a file"),
         ("diffrate:table=deit-s", "0.5", "both set the budget"),
         ("diffrate:table=deit-x", None, "deit-s or deit-b"),
         ("pitome:ratio=0", None, "less than"),
         ("pomt:r=195", None, "leaves fewer than 2"),
-        ("turbo:r=3,gamma=12", None, "gamma=12 is no block: 0 to 11"),
+        ("turbo:r=3,gamma=12", None, "gamma=12 is not a block: 0 to 11"),
         ("turbo:r=3,beta=3", None, "more than 2"),
         ("gtp:p=3,alpha=1e38", None, "more than 1"),
         ("dart:pivots=0", "0.5", "less than"),

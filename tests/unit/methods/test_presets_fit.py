@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from tcompile.core.schedule import Spec
-from tcompile.methods.composition import METHODS, compose
-from tcompile.methods.presets import Preset
+from tcompile.methods.composition import compose
+from tcompile.methods.presets import PRESETS, Preset
 from tcompile.passes.reduce.check import check_schedule
 from tcompile.passes.stages import Analysed
 from tcompile.pipeline import read
@@ -22,7 +22,7 @@ SPECS = (
     VitSpec(image=64, patch=8, depth=3, prefix=0, pool="avg"),
 )
 #: Those that need no video.
-OF_IMAGES = [m for m in METHODS if "frames" not in m.needs]
+OF_IMAGES = [m for m in PRESETS if "frames" not in m.needs]
 
 
 @pytest.fixture(scope="module", params=range(len(SPECS)), ids=["49", "64+5", "64"])

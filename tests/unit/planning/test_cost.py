@@ -12,7 +12,7 @@ from tcompile.analysis.flops import graph_flops
 from tcompile.core.schedule import Reduction, Schedule, Shape, Spec
 from tcompile.passes.reduce import scores
 from tcompile.passes.reduce.scores import Score, norm
-from tcompile.planning.priced import PlanWithCost
+from tcompile.planning.solve.plan_report import PlanWithCost
 from tests.support.tiny_vit import VitSpec, save_tiny_vit
 
 SHAPE = Shape(17, 1, 16, 3)

@@ -14,12 +14,12 @@ from tcompile.planning.request import Request
 from tests.support.planted import Planted, method, model
 
 REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
-    "negative latency": ({"latency": -1}, "--latency", "-1 is no budget: it is ms"),
-    "no latency": ({"latency": 0}, "--latency", "no budget"),
-    "endless latency": ({"latency": float("inf")}, "--latency", "no budget"),
-    "latency nan": ({"latency": float("nan")}, "--latency", "no budget"),
-    "latency in words": ({"latency": "6"}, "--latency", "'6' is no number"),
-    "latency true": ({"latency": True}, "--latency", "no number"),
+    "negative latency": ({"latency": -1}, "--latency", "-1 is not a budget: it is in ms"),
+    "no latency": ({"latency": 0}, "--latency", "not a budget"),
+    "endless latency": ({"latency": float("inf")}, "--latency", "not a budget"),
+    "latency nan": ({"latency": float("nan")}, "--latency", "not a budget"),
+    "latency in words": ({"latency": "6"}, "--latency", "'6' is not a number"),
+    "latency true": ({"latency": True}, "--latency", "not a number"),
     "all dropped": ({"max_drop": 1.0, "calibration": "x"}, "--max-drop", "less than 1"),
     "none dropped": ({"max_drop": 0.0, "calibration": "x"}, "--max-drop", "more than 0"),
     "drop unseen": ({"max_drop": 0.1}, "--max-drop", "needs images"),
@@ -95,7 +95,7 @@ def test_auto_has_no_parameters_and_needs_a_budget() -> None:
         ({}, "no budget given"),
         ({"method": "topk"}, "no budget given"),
         ({"keep": 1.5}, "outside"),
-        ({"latency": 5, "keep": "most"}, "is no number"),
+        ({"latency": 5, "keep": "most"}, "is not a number"),
         ({"latency": 5, "method": "bypass"}, "cannot be planned"),
     ):
         with pytest.raises(UsageError, match=words):

@@ -10,7 +10,8 @@ import pytest
 
 from tcompile.core.errors import UsageError
 from tcompile.core.graph import to_onnx
-from tcompile.methods.composition import parse_method
+from tcompile.core.site import SiteName
+from tcompile.methods.site_rule import SiteRule
 from tcompile.passes.stages import Analysed
 from tcompile.pipeline import read
 from tcompile.planning.losses import attention_losses
@@ -18,6 +19,7 @@ from tcompile.planning.losses.base import SiteLosses
 from tcompile.runtime.samples import Samples, samples_for
 from tcompile.runtime.signature import signature
 from tcompile.targets.backends.ort import OrtRunner
+from tests.support.planted import method as method_on
 from tests.support.tiny_vit import VitSpec, save_tiny_vit
 
 SITES = ["attn:0", "block:1", "attn:2", "output"]
@@ -31,8 +33,8 @@ def make(folder: Path, **changes: object) -> tuple[Analysed, Samples]:
 
 
 def losses(model: Analysed, samples: Samples, method: str) -> SiteLosses:
-    preset, values = parse_method(method)
-    return attention_losses(model.graph, model.analysis, preset, values, SITES, COUNTS, samples)
+    sites = [SiteRule(SiteName(name)) for name in SITES]
+    return attention_losses(model.graph, method_on(model, method), sites, COUNTS, samples)
 
 
 def attentions(model: Analysed, samples: Samples) -> list[np.ndarray]:
@@ -84,6 +86,6 @@ def test_without_cls_patches_pay(tmp_path: Path) -> None:
 
 def test_a_count_is_needed(tmp_path: Path) -> None:
     model, samples = make(tmp_path)
-    preset, values = parse_method("topk")
+    one = method_on(model, "topk")
     with pytest.raises(UsageError, match="no count"):
-        attention_losses(model.graph, model.analysis, preset, values, SITES, [17], samples)
+        attention_losses(model.graph, one, one.sites, [17], samples)

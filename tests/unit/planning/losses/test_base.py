@@ -21,7 +21,6 @@ LOSSES = SiteLosses(
     "nats",
     "calibrated",
     16,
-    3,
     "16 images",
     notes=("a note",),
 )

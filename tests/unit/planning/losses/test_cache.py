@@ -10,10 +10,11 @@ import pytest
 
 from tcompile.core.cache import entry_path
 from tcompile.planning.losses import Calibration, SiteLosses, cached_losses, losses_key
+from tcompile.planning.request import Request
 from tcompile.runtime.samples import Samples
 from tests.support.tiny_vit import VitSpec, save_tiny_vit
 
-LOSSES = SiteLosses((5, 9, 17), {"attn:0": (0.3, 0.1, 0.0)}, 1, 1, "nats", "calibrated", 2, 0, "2")
+LOSSES = SiteLosses((5, 9, 17), {"attn:0": (0.3, 0.1, 0.0)}, 1, 1, "nats", "calibrated", 2, "2")
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +24,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def data(seed: int) -> Calibration:
     images = np.random.default_rng(seed).normal(size=(2, 3)).astype(np.float32)
-    return Calibration.of(Samples({"image": images}, "2", True), None, "2")
+    return Calibration.of(Samples({"image": images}, "2", True), None)
 
 
 def test_measured_once(tmp_path: Path) -> None:
@@ -34,7 +35,7 @@ def test_measured_once(tmp_path: Path) -> None:
         return LOSSES
 
     path = save_tiny_vit(tmp_path / "vit.onnx", VitSpec(depth=1))
-    key = losses_key(path, "topk", data(0), ["attn:0"], [5, 9])
+    key = losses_key(path, "topk", data(0).digest, ["attn:0"], [5, 9], Request())
     assert cached_losses(key, make) == cached_losses(key, make) == LOSSES
     assert len(calls) == 1
     entry = entry_path("losses", key)
@@ -58,7 +59,8 @@ def test_whatever_losses_depend_on_is_in_the_key(tmp_path: Path) -> None:
         counts: tuple[int, ...] = (5, 9),
         **more: Any,
     ) -> str:
-        made = losses_key(model, method, data(images), [sites], counts, **more)
+        digest, request = data(images).digest, Request(**more)
+        made = losses_key(model, method, digest, [sites], counts, request)
         return entry_path("losses", made).name
 
     assert key() == key(copy) == key(counts=(9, 5, 5))
@@ -69,9 +71,11 @@ def test_whatever_losses_depend_on_is_in_the_key(tmp_path: Path) -> None:
         key(images=1),
         key(sites="block:0"),
         key(counts=(5,)),
-        key(kind="attention"),
+        key(losses="attention"),
         key(outputs="restored"),
         key(seed=1),
-        key(bound={"prefix": 2}),
+        key(prefix=2),
+        key(tower="image"),
+        key(shapes={"image": ["batch"]}),
     ]
     assert len(set(changed)) == len(changed)

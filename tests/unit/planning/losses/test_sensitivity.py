@@ -11,15 +11,17 @@ import pytest
 
 from tcompile.core.errors import UsageError
 from tcompile.core.save import save
-from tcompile.methods.composition import parse_method
+from tcompile.core.site import SiteName
+from tcompile.methods.method import Method
+from tcompile.methods.site_rule import SiteRule
 from tcompile.passes.reduce import reduce_graph
 from tcompile.passes.stages import Analysed
 from tcompile.pipeline import read
 from tcompile.planning.losses import SiteLosses, distance, measured_losses
 from tcompile.planning.losses.partial_execution import suffix
-from tcompile.planning.losses.steps import single_step, snapped
 from tcompile.runtime.samples import Samples, run_all, samples_for
 from tcompile.runtime.signature import signature
+from tests.support.planted import method as method_on
 from tests.support.tiny_vit import VitSpec, save_tiny_vit
 
 SPEC = VitSpec(image=32, patch=8, width=32, heads=2, depth=3)
@@ -78,23 +80,25 @@ METHODS = {
 }
 
 
-def whole(model: Analysed, method: str, site: str, count: int, samples: Samples) -> float:
+def rules(model: Analysed, *names: str) -> list[SiteRule]:
+    """Sites to measure at, those among them that the method's own schedule has none of."""
+    sites = [site for name in names if (site := model.analysis.site(name)) and site.legal]
+    return [SiteRule(s.name, max(s.step("reduced"), 1)) for s in sites]
+
+
+def whole(model: Analysed, one: Method, site: str, count: int, samples: Samples) -> float:
     """The loss of one step by running the dense and the reduced file."""
-    analysis, (preset, values) = model.analysis, parse_method(method)
-    schedule = single_step(analysis, preset, values, site, count)
+    (rule,) = rules(model, site)
     path = Path(model.source).with_name("whole.onnx")
-    save(reduce_graph(model.graph, analysis, schedule).graph, path)
+    save(reduce_graph(model.graph, model.analysis, one.single_step(rule, count)).graph, path)
     return float(distance(run_all(model.source, samples), run_all(path, samples)).mean())
 
 
 def measure(
     model: Analysed, method: str, counts: list[int], samples: Samples, memory: int = 1 << 29
 ) -> SiteLosses:
-    preset, values = parse_method(method)
-    names = [s for s in SITES if (found := model.analysis.site(s)) and found.legal]
-    return measured_losses(
-        model.graph, model.analysis, preset, values, names, counts, samples, memory=memory
-    )
+    one, sites = method_on(model, method), rules(model, *SITES)
+    return measured_losses(model.graph, one, sites, counts, samples, memory=memory)
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -108,7 +112,7 @@ def test_equal_to_whole_models(kind: str, tmp_path: Path) -> None:
         found = measure(model, method, [count], samples)
         assert found.counts == (count, tokens)
         for site, (value, last) in found.at.items():
-            expected = whole(model, method, site, count, samples)
+            expected = whole(model, method_on(model, method), site, count, samples)
             assert value == pytest.approx(expected, abs=1e-6)
             assert last == 0.0
             reached = reached or expected > 1e-4
@@ -127,12 +131,11 @@ def test_little_memory_gives_the_same(tmp_path: Path) -> None:
 
 def test_only_what_follows_the_site_is_run(tmp_path: Path) -> None:
     model = read(tiny(tmp_path))
-    preset, values = parse_method("topk")
-    sizes = []
+    one, sizes = method_on(model, "topk"), []
     for name in ("attn:0", "attn:1", "attn:2", "output"):
         site = model.analysis.site(name)
         assert site is not None
-        schedule = single_step(model.analysis, preset, values, name, 9)
+        schedule = one.single_step(rules(model, name)[0], 9)
         reduced = reduce_graph(model.graph, model.analysis, schedule).graph
         part = suffix(model.graph, reduced, site)
         assert "image" not in part.sources
@@ -158,36 +161,24 @@ def test_nothing_to_measure_is_said(tmp_path: Path) -> None:
     samples = samples_for(signature(path), count=2)
     with pytest.raises(UsageError, match="no step of tome can be measured"):
         measure(read(path), "tome", [3], samples)
-    preset, values = parse_method("topk")
-    model = read(path)
-    with pytest.raises(UsageError, match="no site 'attn:7'"):
-        measured_losses(model.graph, model.analysis, preset, values, ["attn:7"], [9], samples)
 
 
 def test_the_same_twice_and_progress_is_shown(tmp_path: Path) -> None:
     path = tiny(tmp_path)
     model, samples = read(path), samples_for(signature(path), count=3)
-    preset, values = parse_method("evit")
+    one, sites = method_on(model, "evit"), rules(model, "attn:1", "attn:0")
     said: list[str] = []
     first, second = (
-        measured_losses(
-            model.graph,
-            model.analysis,
-            preset,
-            values,
-            ["attn:1", "attn:0"],
-            [5, 9, 13],
-            samples,
-            seed=4,
-            progress=said.append,
-        )
+        measured_losses(model.graph, one, sites, [5, 9, 13], samples, progress=said.append)
         for _ in range(2)
     )
     assert first == second
-    assert (first.images, first.seed, first.kind) == (3, 4, "calibrated")
+    assert (first.images, first.kind) == (3, "calibrated")
     assert said[-1].endswith("(100 %)")
 
 
 def test_counts_are_rounded_up_to_groups(tmp_path: Path) -> None:
     model = read(tiny(tmp_path))
-    assert snapped(model.analysis, "attn:0", [1, 2, 5, 17, 30, 5]) == [5, 2]
+    one = method_on(model, "topk")
+    assert one.reachable(SiteRule(SiteName("attn:0")), [1, 2, 5, 17, 30, 5]) == [5, 2]
+    assert one.reachable(SiteRule(SiteName("attn:0"), 4), [1, 2, 5, 6, 12, 15, 17]) == [13, 9, 5]

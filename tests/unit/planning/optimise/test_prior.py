@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tcompile.core.errors import UsageError
-from tcompile.methods.composition import METHODS
+from tcompile.methods.presets import PRESETS
 from tcompile.planning.optimise import PRIORS, prior_loss
 
 N = np.arange(2, 198)
@@ -35,6 +35,6 @@ def test_its_shape(family: str) -> None:
 
 
 def test_every_family_of_presets_has_one() -> None:
-    assert {method.family for method in METHODS} <= set(PRIORS)
+    assert {method.family for method in PRESETS} <= set(PRIORS)
     with pytest.raises(UsageError, match="no prior for 'magic'"):
         prior_loss("magic", tokens=197, prefix=1, blocks=12)

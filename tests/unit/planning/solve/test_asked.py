@@ -17,17 +17,16 @@ from tcompile.core.schedule import Reduction, Schedule, Shape, Spec
 from tcompile.methods.method import Method
 from tcompile.passes.stages import Analysed
 from tcompile.pipeline import read
-from tcompile.planning.method_schedule import site_constraints
 from tcompile.planning.optimise import Tables
 from tcompile.planning.request import Request
-from tcompile.planning.solve import solve as solving
+from tcompile.planning.solve import plan_report
 from tcompile.planning.solve.budgets import Budget, best_of_all
-from tcompile.planning.solve.candidates import MethodTables
+from tcompile.planning.solve.method_tables import MethodTables, methods_for
 from tcompile.planning.solve.outcome import Outcome, Share, share_text
-from tcompile.planning.solve.planned import Followed, PlanReport, prediction_note
-from tcompile.planning.solve.reasons import followed_outcome, solved_outcome
+from tcompile.planning.solve.plan_report import FixedPlan, PlanReport, prediction_note
+from tcompile.planning.solve.reasons import fixed_outcome, solved_outcome
 from tcompile.planning.solve.schedule_for_request import schedule_for_request
-from tcompile.planning.solve.solve import PlanningProblem, solve_request
+from tcompile.planning.solve.solve import solve_request
 from tcompile.profiling.profile import MeasuredProfile, Profile
 from tcompile.targets import list_targets, load_target
 from tests.support.planted import Planted, method, model
@@ -47,13 +46,12 @@ def planned(
     **asked: Any,
 ) -> PlanReport:
     request = Request(**asked)
-    question = PlanningProblem(given, site_constraints(given.analysis), request)
-    methods = question.methods()
+    methods = methods_for(given, request)
     profile = profile or planted.profile(given, methods, kind=kind)
     if kind == "modelled":
         gpu = replace(profile.conditions, target="rtx-4090", threads=0)
         profile = replace(profile, conditions=gpu)
-    return solve_request(question, methods, profile, lambda _: None)
+    return solve_request(given, request, methods, profile, lambda _: None)
 
 
 @pytest.mark.parametrize("target", GPUS)
@@ -92,7 +90,7 @@ def test_a_method_by_name_has_its_budget_and_a_modelled_latency(name: str) -> No
     for exact in (False, True):
         made = pipeline.price(source, target="rtx-4090", keep=0.6, method=name, exact=exact)
         assert made.planned is None
-        assert isinstance(made.chosen, Followed)
+        assert isinstance(made.chosen, FixedPlan)
         assert made.schedule.final == 39
         document = made.to_json()
         assert document["reason"] == ("exact" if exact else "asked")
@@ -100,7 +98,7 @@ def test_a_method_by_name_has_its_budget_and_a_modelled_latency(name: str) -> No
         assert plan["budget"] == {"keep": 0.6, **({"exact": True} if exact else {})}
         assert (plan["latency_kind"], plan["band"]) == ("modelled", 0.3)
         dense = pipeline.price(source, target="rtx-4090", keep=1, method=name).chosen
-        assert isinstance(dense, Followed)
+        assert isinstance(dense, FixedPlan)
         assert dense.modelled is not None
         # Of the same model, whatever the method does to it.
         assert plan["dense_ms"] == dense.modelled.dense_ms == dense.modelled.ms
@@ -135,7 +133,7 @@ def test_more_only_where_it_is_free_and_a_tenth_at_most(tile: int, kind: str) ->
         assert (found.schedule.final, found.outcome.reason) == (39, "plateau")
         assert found.outcome.why == (
             "37 to 39 patch tokens take the same time on cpu within "
-            f"{solving.EPS[kind]:.0%} ({kind})"
+            f"{plan_report.EPS[kind]:.0%} ({kind})"
         )
 
 
@@ -149,8 +147,7 @@ class Doubtful(MeasuredProfile):
 def test_a_profile_that_claims_no_plateau_gives_none_away() -> None:
     given = model(replace(WIDE, depth=2))
     planted = Planted(tile=8, launch=0.01, each=0.0)
-    question = PlanningProblem(given, site_constraints(given.analysis), Request(keep="37/64"))
-    sure = planted.profile(given, question.methods())
+    sure = planted.profile(given, methods_for(given, Request(keep="37/64")))
     doubted = Doubtful(**{f.name: getattr(sure, f.name) for f in fields(sure)})
     assert planned(given, planted, profile=sure, keep="37/64").schedule.final == 39
     found = planned(given, planted, profile=doubted, keep="37/64")
@@ -164,9 +161,9 @@ def test_a_profile_that_claims_no_plateau_gives_none_away() -> None:
 def test_a_hasty_look_at_a_cpu_gives_none_away() -> None:
     """A flat part of a modelled CPU follows from how busy the machine was in two seconds."""
     given = model(replace(WIDE, depth=2))
-    question = PlanningProblem(given, site_constraints(given.analysis), Request(keep="37/64"))
     planted = Planted(tile=8, launch=0.01, each=0.0)
-    profile = planted.profile(given, question.methods(), kind="modelled")
+    methods = methods_for(given, Request(keep="37/64"))
+    profile = planted.profile(given, methods, kind="modelled")
     assert profile.conditions.threads
     found = planned(given, planted, profile=profile, keep="37/64")
     assert (found.schedule.final, found.outcome.reason) == (37, "asked")
@@ -199,12 +196,12 @@ def test_the_nearest_count_that_the_model_allows(tmp_path: Path, tile: int, exac
         loss=lambda site, n, k: 1.0 * (n - k),
     )
     profile = Planted().profile(model(), [method(model(), "topk")])
-    given = MethodTables(one, tables, "planted", False)
+    given = MethodTables(one, tables, "planted")
     for asked in range(1, 33):
         request = Request(keep=f"{asked}/36", exact=exact)
         budget = Budget(asked, None, 0.02, 0.02, exact)
         best, _ = best_of_all([given], budget)
-        outcome = solved_outcome(request, best, profile, budget, 0.1)
+        outcome = solved_outcome(request, best, profile, budget)
         kept, least = best.plan.final, ceil(asked / 4) * 4
         free = not exact and tile == 100
         assert kept == max(least, asked * 11 // 10 // 4 * 4 if free else 0)
@@ -223,7 +220,7 @@ def test_a_method_by_name_says_why_it_is_not_what_was_asked(exact: bool) -> None
         steps = (Reduction("attn:0", Spec("cls"), Spec("topk"), kept),)
         made = Schedule(method, Shape(37, 1, 36, 2), steps)
         request = Request(keep=Fraction(13, 36), method=method, exact=exact)
-        return followed_outcome(request, made, groups, segments)
+        return fixed_outcome(request, made, groups, segments)
 
     assert told(16, {"attn:0": 4}).why == "patches leave in groups of 4"
     whole = told(18, {"attn:0": 6}, segments=3)
@@ -310,14 +307,14 @@ def test_what_else_is_asked(asked: dict[str, Any], reason: str, line: str) -> No
 
 
 def test_predictions_in_words() -> None:
-    assert prediction_note("modelled", 0.9, 1.0, 0.3) == ""
-    assert prediction_note("measured", 0.97, 1.0, 0.1) == ""
-    assert prediction_note("modelled", 0.5547, 0.5498, 0.3) == (
+    assert prediction_note("modelled", 0.9, 1.0) == ""
+    assert prediction_note("measured", 0.97, 1.0) == ""
+    assert prediction_note("modelled", 0.5547, 0.5498) == (
         "modelled latency says reduced 0.5547 ms, dense 0.5498 ms: within the model's error; "
         "measure on the device"
     )
-    assert "slower by more than the model's error, 30%" in prediction_note("modelled", 2, 1, 0.3)
-    assert "within what a profile can tell" in prediction_note("measured", 0.99, 1.0, 0.1)
+    assert "slower by more than the model's error, 30%" in prediction_note("modelled", 2, 1)
+    assert "within what a profile can tell" in prediction_note("measured", 0.99, 1.0)
 
 
 def test_shares_as_they_were_typed() -> None:

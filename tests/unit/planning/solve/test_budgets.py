@@ -13,14 +13,13 @@ from tcompile import pipeline
 from tcompile.core.errors import UsageError
 from tcompile.core.schedule import Schedule
 from tcompile.passes.stages import Analysed
-from tcompile.planning.method_schedule import site_constraints
 from tcompile.planning.optimise import prior_loss
 from tcompile.planning.request import Request
-from tcompile.planning.solve import solve as solving
+from tcompile.planning.solve import plan_report
 from tcompile.planning.solve.budgets import Budget, best_of_all, usual_plan
-from tcompile.planning.solve.candidates import Losses, MethodTables, candidate
-from tcompile.planning.solve.planned import PlanReport
-from tcompile.planning.solve.solve import PlanningProblem, solve_request
+from tcompile.planning.solve.method_tables import Losses, MethodTables, method_tables, methods_for
+from tcompile.planning.solve.plan_report import PlanReport
+from tcompile.planning.solve.solve import solve_request
 from tests.support.planted import STEM, Planted, method, model
 from tests.support.tiny_vit import VitSpec
 
@@ -33,10 +32,9 @@ def planned(
 ) -> PlanReport:
     """What the planner answers with planted latencies."""
     request = Request(**asked)
-    question = PlanningProblem(given, site_constraints(given.analysis), request)
-    methods = question.methods()
+    methods = methods_for(given, request)
     profile = planted.profile(given, methods, kind=kind)
-    return solve_request(question, methods, profile, lambda _: None)
+    return solve_request(given, request, methods, profile, lambda _: None)
 
 
 def every(given: Analysed, name: str, planted: Planted) -> Iterator[tuple[float, float, int]]:
@@ -136,7 +134,7 @@ def test_keep_is_no_slower_and_loses_no_more_than_the_usual(keep: str, tile: int
     assert final <= found.plan.final <= 1 + max((final - 1) * 11 // 10, final - 1)
     one = method(given, "topk")
     usual = one.schedule([_place("attn:1", final - 1)])
-    usual_ms = planted.latency(given, usual) * (1 + solving.EPS["measured"])
+    usual_ms = planted.latency(given, usual) * (1 + plan_report.EPS["measured"])
     assert planted.latency(given, found.schedule) <= usual_ms
     loss = prior_loss("prune", tokens=shape.tokens, prefix=1, blocks=6)
     assert found.plan.loss <= float(loss("attn:1", shape.tokens, final)) + 1e-9  # type: ignore[arg-type]
@@ -198,7 +196,7 @@ def test_a_prediction_is_a_note(kind: str, launch: float) -> None:
 def test_the_usual_plan(name: str, final: int) -> None:
     """One step at a quarter of the depth, or as many as halving takes."""
     given = model(DEEP)
-    one = _candidate(given, name)
+    one = _option(given, name)
     plan = usual_plan(one, final)
     kind = "block" if name == "as-vit" else "attn"
     if name != "tome":
@@ -212,51 +210,51 @@ def test_the_usual_plan(name: str, final: int) -> None:
     assert [(s.site, s.before, s.after) for s in plan.steps] == steps
 
 
-def _candidate(given: Analysed, name: str, lost: float = 1.0, launch: float = 0.25) -> MethodTables:
+def _option(given: Analysed, name: str, lost: float = 1.0, launch: float = 0.25) -> MethodTables:
     one = method(given, name)
     profile = Planted(launch=launch).profile(given, [one])
     shape = given.analysis.shape
     prior = prior_loss("prune", tokens=shape.tokens, prefix=shape.prefix, blocks=shape.blocks)
 
-    def losses(of: Any, counts: Any) -> Losses:
-        return Losses(lambda s, n, k: lost * prior(s, n, k), "planted", True)
+    def losses(of: Any) -> Losses:
+        return Losses(lambda s, n, k: lost * prior(s, n, k), "planted")
 
-    return candidate(given.graph, one, profile, losses, least=None, eps=0.02)
+    return method_tables(given.graph, one, profile, losses, least=None, eps=0.02)
 
 
 def test_of_several_methods_the_one_that_loses_least() -> None:
     given = model()
-    candidates = [
-        _candidate(given, n, lost, launch)
+    options = [
+        _option(given, n, lost, launch)
         for n, lost, launch in (("topk", 3.0, 0.1), ("evit", 1.0, 0.4), ("tome", 2.0, 0.2))
     ]
     budget = Budget(None, 0.7 * PLANTED.dense(given), 0.02, 0.02)
-    best, each = best_of_all(candidates, budget)
-    assert best.candidate.method.text == "evit"
-    assert [c.candidate.method.text for c in each] == ["topk", "evit", "tome"]
+    best, each = best_of_all(options, budget)
+    assert best.option.method.text == "evit"
+    assert [c.option.method.text for c in each] == ["topk", "evit", "tome"]
     assert best.plan.loss == min(c.plan.loss for c in each)
     assert best.plan.latency_ms > min(c.plan.latency_ms for c in each), "or this shows nothing"
-    with_keep, _ = best_of_all(candidates, Budget(9, None, 0.02, 0.02))
-    assert with_keep.candidate.method.text == "evit"
+    with_keep, _ = best_of_all(options, Budget(9, None, 0.02, 0.02))
+    assert with_keep.option.method.text == "evit"
 
 
 def test_a_method_that_cannot_is_left_out() -> None:
     """Two blocks let `tome` halve twice; `topk` alone comes down to 3 tokens of 17."""
     given = model(VitSpec(depth=2))
-    candidates = [_candidate(given, n) for n in ("tome", "topk")]
+    options = [_option(given, n) for n in ("tome", "topk")]
     fastest = min(w[0] for w in every(given, "topk", PLANTED))
-    best, each = best_of_all(candidates, Budget(None, fastest + 0.01, 0.0, 0.02))
-    assert best.candidate.method.text == "topk"
+    best, each = best_of_all(options, Budget(None, fastest + 0.01, 0.0, 0.02))
+    assert best.option.method.text == "topk"
     assert len(each) == 1
     with pytest.raises(UsageError):
-        best_of_all(candidates, Budget(None, 0.1, 0.02, 0.02))
+        best_of_all(options, Budget(None, 0.1, 0.02, 0.02))
 
 
 def test_what_the_answer_tells() -> None:
     given = model()
     found = planned(given, kind="modelled", keep=0.5)
     assert "planned from a modelled profile, not from a measurement" in found.schedule.notes
-    assert (found.kind, found.band) == ("modelled", solving.BAND["modelled"])
+    assert (found.kind, found.band) == ("modelled", plan_report.BAND["modelled"])
     assert found.schedule.method == "evit"
     document = found.to_json()
     assert document["budget"] == {"keep": 0.5}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import ceil, log2
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from tcompile.core.schedule import Schedule
 from tcompile.passes.stages import Analysed
 from tcompile.planning.losses import Drop, images_needed, read_calibration, split
 from tcompile.planning.optimise import front, prior_loss
-from tcompile.planning.solve import max_drop as dropping
+from tcompile.planning.solve import max_drop
 from tcompile.planning.solve.budgets import Budget, limits_of
-from tcompile.planning.solve.candidates import Losses, MethodTables, candidate
+from tcompile.planning.solve.max_drop import CONFIDENCE, fastest_within
+from tcompile.planning.solve.method_tables import Losses, MethodTables, method_tables
 from tests.support.planted import Planted, method, model
 from tests.support.tiny_vit import VitSpec
 
@@ -25,41 +27,15 @@ PLANTED = Planted()
 ANY = Budget(None, None, 0.02, 0.02)
 
 
-def quiet(_: str) -> None:
-    pass
-
-
-def a_candidate(
-    given: Analysed, name: str, lost: float = 1.0, family: str = "prune"
-) -> MethodTables:
+def an_option(given: Analysed, name: str, lost: float = 1.0, family: str = "prune") -> MethodTables:
     one, shape = method(given, name), given.analysis.shape
     prior = prior_loss(family, tokens=shape.tokens, prefix=shape.prefix, blocks=shape.blocks)
 
-    def losses(of: Any, counts: Any) -> Losses:
-        return Losses(lambda s, n, k: lost * prior(s, n, k), "planted", True)
+    def losses(of: Any) -> Losses:
+        return Losses(lambda s, n, k: lost * prior(s, n, k), "planted")
 
     profile = PLANTED.profile(given, [one])
-    return candidate(given.graph, one, profile, losses, least=None, eps=0.02)
-
-
-class FakeTrial:
-    """Drops that follow a plan's loss, in place of running anything; notes what was tried.
-
-    A plan is recognised by its schedule.
-    """
-
-    made: list[FakeTrial] = []  # noqa: RUF012
-    drops: dict[str, float] = {}  # noqa: RUF012
-
-    def __init__(self, graph: Any, images: Any, outputs: str, most: int, say: Any) -> None:
-        self.most, self.images, self.tried = most, images, list[float]()
-        self.confidence = 1 - (1 - dropping.CONFIDENCE) / max(most, 1)
-        FakeTrial.made.append(self)
-
-    def drop(self, one: MethodTables, schedule: Schedule) -> Drop:
-        upper = FakeTrial.drops[str(schedule)]
-        self.tried.append(upper)
-        return Drop("top-1 disagreement with dense", upper / 2, upper, 10, self.confidence, True)
+    return method_tables(given.graph, one, profile, losses, least=None, eps=0.02)
 
 
 class Images:
@@ -69,49 +45,58 @@ class Images:
         return 10
 
 
-@pytest.fixture
-def trial(monkeypatch: pytest.MonkeyPatch) -> type[FakeTrial]:
-    FakeTrial.made, FakeTrial.drops = [], {}
-    monkeypatch.setattr(dropping, "Trial", FakeTrial)
-    return FakeTrial
+class FakeTrial:
+    """Drops that follow a plan's loss, in place of running anything; notes what was tried.
+
+    A plan is recognised by its schedule.
+    """
+
+    def __init__(self) -> None:
+        self.images, self.drops = Images(), dict[str, float]()
+        self.tried, self.confidence = list[float](), set[float]()
+
+    def say(self, text: str) -> None:
+        pass
+
+    def drop(self, schedule: Schedule, confidence: float) -> Drop:
+        upper = self.drops[str(schedule)]
+        self.tried.append(upper)
+        self.confidence.add(confidence)
+        return Drop("top-1 disagreement with dense", upper / 2, upper, 10, confidence, True)
 
 
-def planted_drops(candidates: list[MethodTables], drop: Any) -> list[tuple[float, float, Schedule]]:
+def planted_drops(
+    trial: FakeTrial, options: list[MethodTables], drop: Any
+) -> list[tuple[float, float, Schedule]]:
     """(ms, drop, schedule) of all plans of the fronts that are faster than dense."""
     found = []
-    for one in candidates:
+    for one in options:
         for plan in front(one.tables, limits_of(one, ANY), points=40):
             if plan.steps and plan.latency_ms < 0.98 * plan.dense_ms:
-                schedule = dropping.schedule_of(one.method, plan)
-                FakeTrial.drops[str(schedule)] = drop(plan.loss)
+                schedule = one.schedule(plan)
+                trial.drops[str(schedule)] = drop(plan.loss)
                 found.append((plan.latency_ms, drop(plan.loss), schedule))
     return found
 
 
 @pytest.mark.parametrize("most", [0.001, 0.02, 0.05, 0.1, 0.3, 0.6, 0.99])
-def test_the_fastest_that_keeps_to_it(most: float, trial: type[FakeTrial]) -> None:
+def test_the_fastest_that_keeps_to_it(most: float) -> None:
     """Whatever rises with the loss: bisection then finds what looking at all would."""
-    candidates = [a_candidate(model(), "topk"), a_candidate(model(), "evit", 0.7)]
-    known = planted_drops(candidates, lambda loss: loss / (3 + loss))
-    choice, drop = dropping.fastest_within(
-        model().graph,
-        candidates,
-        ANY,
-        most,
-        Images(),
-        "reduced",
-        quiet,  # type: ignore[arg-type]
-    )
+    trial = FakeTrial()
+    options = [an_option(model(), "topk"), an_option(model(), "evit", 0.7)]
+    known = planted_drops(trial, options, lambda loss: loss / (3 + loss))
+    choice, drop = fastest_within(options, ANY, most, trial)  # type: ignore[arg-type]
     fits = [k for k in known if k[1] <= most]
-    (made,) = trial.made
-    assert len(made.tried) <= made.most < len(known)
-    assert made.confidence == pytest.approx(1 - 0.1 / made.most)
+    # Of as many plans as none beats, a bisection runs so many.
+    most_tries = ceil(log2(len(max_drop._by_loss(options, ANY)) + 1))
+    assert len(trial.tried) <= most_tries < len(known)
+    assert trial.confidence == {1 - (1 - CONFIDENCE) / most_tries}
     if not fits:
         assert choice.plan.steps == ()
         assert choice.reason == "drop"
         assert "no plan was seen to lose at most" in choice.why
         assert drop is not None
-        assert drop.upper == min(made.tried)
+        assert drop.upper == min(trial.tried)
         return
     assert choice.plan.latency_ms == pytest.approx(min(k[0] for k in fits))
     assert drop is not None
@@ -120,121 +105,77 @@ def test_the_fastest_that_keeps_to_it(most: float, trial: type[FakeTrial]) -> No
 
 def test_plans_that_others_beat_are_not_among_them() -> None:
     """Of two methods, one of which loses more at late sites and less at early ones."""
-    candidates = [a_candidate(model(), "topk"), a_candidate(model(), "evit", 2.0, "output")]
+    options = [an_option(model(), "topk"), an_option(model(), "evit", 2.0, "output")]
     all_plans = [
         (p.loss, p.latency_ms)
-        for one in candidates
+        for one in options
         for p in front(one.tables, limits_of(one, ANY), points=40)
         if p.steps and p.latency_ms < 0.98 * p.dense_ms
     ]
     best = [
         a for a in all_plans if not any(b != a and b[0] <= a[0] and b[1] <= a[1] for b in all_plans)
     ]
-    found = dropping._by_loss(candidates, ANY)
-    assert {c.candidate.method.text for c in found} == {"topk", "evit"}
+    found = max_drop._by_loss(options, ANY)
+    assert {c.option.method.text for c in found} == {"topk", "evit"}
     assert [(c.plan.loss, c.plan.latency_ms) for c in found] == sorted(best)
     assert len(best) < len(all_plans)
 
 
-def test_what_it_would_take_is_said(trial: type[FakeTrial]) -> None:
-    one = a_candidate(model(), "topk")
-    planted_drops([one], lambda loss: 0.5)
-    choice, _ = dropping.fastest_within(
-        model().graph,
-        [one],
-        ANY,
-        0.01,
-        Images(),
-        "reduced",
-        quiet,  # type: ignore[arg-type]
-    )
-    need = images_needed(0.01, trial.made[0].confidence)
+def test_what_it_would_take_is_said() -> None:
+    trial = FakeTrial()
+    one = an_option(model(), "topk")
+    planted_drops(trial, [one], lambda loss: 0.5)
+    choice, _ = fastest_within([one], ANY, 0.01, trial)  # type: ignore[arg-type]
+    need = images_needed(0.01, *trial.confidence)
     said = choice.why
     assert f"it takes {need} images to check on" in said
     assert "lost 25.00%" in said
     assert "10 images" in said
 
 
-def test_with_latency_besides(trial: type[FakeTrial]) -> None:
-    one = a_candidate(model(), "topk")
+def test_with_latency_besides() -> None:
+    trial = FakeTrial()
+    one = an_option(model(), "topk")
     dense = PLANTED.dense(model())
-    known = planted_drops([one], lambda loss: loss / (3 + loss))
+    known = planted_drops(trial, [one], lambda loss: loss / (3 + loss))
     budget = Budget(None, 0.8 * dense, 0.02, 0.02)
-    choice, _ = dropping.fastest_within(
-        model().graph,
-        [one],
-        budget,
-        0.6,
-        Images(),
-        "reduced",
-        quiet,  # type: ignore[arg-type]
-    )
+    choice, _ = fastest_within([one], budget, 0.6, trial)  # type: ignore[arg-type]
     assert choice.plan.latency_ms <= 0.8 * dense
     assert choice.plan.latency_ms == pytest.approx(min(k[0] for k in known if k[1] <= 0.6))
     for most, ms, words in ((0.001, 0.8 * dense, "within"), (0.6, 1.0, "no plan takes 1 ms")):
         with pytest.raises(UsageError, match=words):
-            dropping.fastest_within(
-                model().graph,
-                [one],
-                Budget(None, ms, 0.02, 0.02),
-                most,
-                Images(),  # type: ignore[arg-type]
-                "reduced",
-                quiet,
-            )
+            fastest_within([one], Budget(None, ms, 0.02, 0.02), most, trial)  # type: ignore[arg-type]
 
 
-def test_tokens_bound_it(trial: type[FakeTrial]) -> None:
-    one = a_candidate(model(), "topk")
-    planted_drops([one], lambda loss: 0.0)
+def test_tokens_bound_it() -> None:
+    trial = FakeTrial()
+    one = an_option(model(), "topk")
+    planted_drops(trial, [one], lambda loss: 0.0)
     bounded = Budget(9, None, 0.02, 0.02)
     for plan in front(one.tables, limits_of(one, bounded), points=40):
-        FakeTrial.drops[str(dropping.schedule_of(one.method, plan))] = 0.0
-    choice, _ = dropping.fastest_within(
-        model().graph,
-        [one],
-        bounded,
-        0.1,
-        Images(),
-        "reduced",
-        quiet,  # type: ignore[arg-type]
-    )
+        trial.drops[str(one.schedule(plan))] = 0.0
+    choice, _ = fastest_within([one], bounded, 0.1, trial)  # type: ignore[arg-type]
     assert 9 <= choice.plan.final < 17
-    planted_drops([one], lambda loss: 0.9)
+    planted_drops(trial, [one], lambda loss: 0.9)
     for plan in front(one.tables, limits_of(one, bounded), points=40):
-        FakeTrial.drops[str(dropping.schedule_of(one.method, plan))] = 0.9
+        trial.drops[str(one.schedule(plan))] = 0.9
     with pytest.raises(UsageError, match="with 8 patch tokens kept"):
-        dropping.fastest_within(
-            model().graph,
-            [one],
-            bounded,
-            0.1,
-            Images(),
-            "reduced",
-            quiet,  # type: ignore[arg-type]
-        )
+        fastest_within([one], bounded, 0.1, trial)  # type: ignore[arg-type]
 
 
-def test_where_nothing_is_faster_nothing_is_run(trial: type[FakeTrial]) -> None:
+def test_where_nothing_is_faster_nothing_is_run() -> None:
+    trial = FakeTrial()
     given, one = model(), method(model(), "topk")
     slow = Planted(launch=500.0).profile(given, [one])
 
-    def losses(of: Any, counts: Any) -> Losses:
-        return Losses(lambda s, n, k: 1.0, "planted", True)
+    def losses(of: Any) -> Losses:
+        return Losses(lambda s, n, k: 1.0, "planted")
 
-    made = candidate(given.graph, one, slow, losses, least=None, eps=0.02)
-    choice, drop = dropping.fastest_within(
-        given.graph,
-        [made],
-        ANY,
-        0.5,
-        Images(),
-        "reduced",
-        quiet,  # type: ignore[arg-type]
-    )
+    made = method_tables(given.graph, one, slow, losses, least=None, eps=0.02)
+    choice, drop = fastest_within([made], ANY, 0.5, trial)  # type: ignore[arg-type]
     assert (choice.plan.steps, drop) == ((), None)
     assert choice.reason == "drop"
-    assert trial.made == []
+    assert trial.tried == []
     assert "no plan is predicted to be faster than the dense model" in choice.why
 
 

@@ -1,8 +1,10 @@
-"""`--objective pomt` against POMT's formula in NumPy: METHODS, POMT."""
+"""`--objective pomt` against POMT's formula in NumPy."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,10 +15,10 @@ from tcompile import pipeline
 from tcompile.core.errors import UsageError
 from tcompile.core.graph import to_onnx
 from tcompile.core.schedule import Reduction, Schedule, Spec
+from tcompile.methods.schedulers import Place
 from tcompile.planning.losses import read_calibration, split
-from tcompile.planning.solve.candidates import MethodTables
-from tcompile.planning.solve.tables import counts_for, tables_for
-from tcompile.planning.solve.utility import SHARES, pomt_plan, utility_of
+from tcompile.planning.solve.method_tables import MethodTables, counts_for, tables_for
+from tcompile.planning.solve.utility import SHARES, accuracies, most_useful, pomt_plan
 from tcompile.profiling.structure import layout_of
 from tcompile.targets.backends.ort import OrtRunner
 from tests.support.planted import STEM, Planted, method, model
@@ -26,13 +28,13 @@ DEEP = VitSpec(depth=5)
 PLANTED = Planted(tile=4, rise=1.0)
 
 
-def a_candidate(name: str = "pomt", spec: VitSpec = DEEP) -> MethodTables:
+def an_option(name: str = "pomt", spec: VitSpec = DEEP) -> MethodTables:
     given = model(spec)
     one = method(given, name)
     profile, layout = PLANTED.profile(given, [one]), layout_of(given.graph, one)
     counts = counts_for(profile, layout, one)
     tables = tables_for(profile, layout, one, lambda s, n, k: 0.0, counts)
-    return MethodTables(one, tables, "none", False)
+    return MethodTables(one, tables, "none")
 
 
 def latency(tokens: int, blocks: int) -> float:
@@ -49,28 +51,35 @@ def chosen(counts: Any, ms: Any, good: Any, alpha: float) -> tuple[int, Any]:
     return best, utility
 
 
+class FakeTrial:
+    """Answers made by hand, in place of running anything."""
+
+    def __init__(self, dense: Any, run: Callable[[Schedule], Any], labels: Any = None) -> None:
+        self.dense, self.run, self.images = dense, run, SimpleNamespace(labels=labels)
+
+
 @pytest.mark.parametrize("alpha", [0.2, 0.5, 0.8])
 @pytest.mark.parametrize("fall", [0.3, 1.0, 4.0])
 def test_utility_is_the_formula(alpha: float, fall: float) -> None:
     """Answers that get worse in a planted way as tokens leave."""
-    one = a_candidate()
+    one = an_option()
     random = method(model(DEEP), "random:seed=0")
     asked: list[int] = []
 
-    def run(schedule: Schedule | None) -> dict[str, Any]:
+    def answers(left: float) -> dict[str, Any]:
         """100 images; a share of them is answered otherwise than by the dense model."""
-        left = 1.0 if schedule is None else schedule.final / 16
-        if schedule is not None:
-            asked.append(schedule.final)
-            (step,) = schedule.reductions
-            assert (step.site, step.score) == (
-                "attn:0",
-                Spec("static", {"pattern": "random", "seed": 0}),
-            )
         wrong = round(100 * (1 - left**fall))
         return {"logits": np.eye(10)[[1] * wrong + [0] * (100 - wrong)]}
 
-    found = utility_of(one.tables, random, run, None, alpha)
+    def run(schedule: Schedule) -> dict[str, Any]:
+        asked.append(schedule.final)
+        (step,) = schedule.reductions
+        score = Spec("static", {"pattern": "random", "seed": 0})
+        assert (step.site, step.score) == ("attn:0", score)
+        return answers(schedule.final / 16)
+
+    measured = accuracies(random, FakeTrial(answers(1.0), run))  # type: ignore[arg-type]
+    found = most_useful(one.tables, measured, alpha)
     keeps = sorted({max(round(s * 16), 1) for s in SHARES})
     assert sorted(asked) == keeps
     known = {k + 1: 1 - round(100 * (1 - (k / 16) ** fall)) / 100 for k in keeps} | {17: 1.0}
@@ -78,50 +87,39 @@ def test_utility_is_the_formula(alpha: float, fall: float) -> None:
     good = np.interp(counts, sorted(known), [known[n] for n in sorted(known)])
     ms = [latency(n, 5) for n in counts]
     best, utility = chosen(counts, ms, good, alpha)
-    assert found.counts == tuple(counts)
-    np.testing.assert_allclose(found.latency, ms)
-    np.testing.assert_allclose(found.accuracy, good)
-    np.testing.assert_allclose(found.choice.utility, utility)
-    assert found.choice.tokens == best
+    assert measured == pytest.approx(known)
+    np.testing.assert_allclose(found.utility, utility)
+    assert found.tokens == best
 
 
 def test_labels_say_what_is_right() -> None:
-    one, random = a_candidate(), method(model(DEEP), "random")
-    labels = np.array([0, 1, 2, 3])
-
-    def run(schedule: Schedule | None) -> dict[str, Any]:
-        return {"logits": np.eye(5)[[0, 1, 0, 0] if schedule is None else [0, 1, 2, 3]]}
-
-    found = utility_of(one.tables, random, run, labels)
-    assert (found.accuracy[-1], found.accuracy[0]) == (0.5, 1.0)
+    dense, other = ({"logits": np.eye(5)[row]} for row in ([0, 1, 0, 0], [0, 1, 2, 3]))
+    trial = FakeTrial(dense, lambda _: other, np.array([0, 1, 2, 3]))
+    found = accuracies(method(model(DEEP), "random"), trial)  # type: ignore[arg-type]
+    assert found.pop(17) == 0.5
+    assert set(found.values()) == {1.0}
 
 
 def test_outputs_without_classes_are_compared_by_angle() -> None:
-    one, random = a_candidate(), method(model(DEEP), "random")
     turned = {"tokens": np.array([[[1.0, 1.0]], [[1.0, 1.0]]])}
     dense = {"tokens": np.array([[[1.0, 0.0]], [[1.0, 0.0]]])}
-    found = utility_of(one.tables, random, lambda s: dense if s is None else turned, None)
-    assert found.accuracy[0] == pytest.approx(np.sqrt(0.5))
+    trial = FakeTrial(dense, lambda _: turned)
+    found = accuracies(method(model(DEEP), "random"), trial)  # type: ignore[arg-type]
+    assert found[2] == pytest.approx(np.sqrt(0.5))
 
 
 @pytest.mark.parametrize(("name", "site"), [("pomt", "attn:3"), ("as-vit", "block:3")])
 def test_one_step_at_block_three(name: str, site: str) -> None:
-    one = a_candidate(name)
-    plan = pomt_plan(one, 12)
+    one = an_option(name)
+    plan = pomt_plan(one.tables, 12)
     assert [(s.site, s.before, s.after) for s in plan.steps] == [(site, 17, 12)]
-    made = one.method.schedule([dropping_place(site, 11)])
+    made = one.method.schedule([Place(site, 11)])
     assert plan.latency_ms == pytest.approx(PLANTED.latency(model(DEEP), made))
-
-
-def dropping_place(site: str, keep: int) -> Any:
-    from tcompile.methods.schedulers import Place
-
-    return Place(site, keep)
 
 
 def test_a_model_with_too_few_blocks_is_refused() -> None:
     with pytest.raises(UsageError, match="block 3"):
-        pomt_plan(a_candidate(spec=VitSpec()), 9)
+        pomt_plan(an_option(spec=VitSpec()).tables, 9)
 
 
 def test_through_the_api(tmp_path: Path) -> None:

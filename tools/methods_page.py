@@ -1,16 +1,20 @@
-"""docs/methods.md: `python -m tcompile.methods > docs/methods.md`."""
+"""docs/methods.md: `python -m tools.methods_page > docs/methods.md`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+import sys
+from collections.abc import Iterator, Sequence
 
+from tcompile.core.parameters import Parameter
 from tcompile.methods.method_page import MethodPage, method_page
 from tcompile.methods.presets import PRESETS
-from tcompile.methods.schedule_reference import parts
+from tcompile.passes.reduce.reducers import REDUCERS, Reducer
+from tcompile.passes.reduce.scores import SCORES, Score
 
 _HEAD = """# Methods
 
-Made by `python -m tcompile.methods > docs/methods.md`, from the presets themselves. `tcompile methods` prints the
+Made by `python -m tools.methods_page > docs/methods.md`, from the presets themselves. `tcompile methods` prints the
 same on the command line.
 
 A method is a *score* (how much each token matters), a *reducer* (what happens to those that leave) and a *schedule* (how many
@@ -19,6 +23,16 @@ shape allows it; or, in its place, the published parameters that set the budget,
 attention and MLP of block I, `block:I` behind its MLP, `around:I` around it, `inside:I` before its attention, with all tokens
 back after it, and `output` behind the encoder's last norm. All are re-implemented from their papers: nothing is copied.
 """  # noqa: E501
+
+_SCHEDULE = """
+# Scores and reducers
+
+What the methods are made of, and what a schedule written by hand may name (`tcompile plan --json` prints one to begin with;
+`tcompile build --schedule FILE` follows it):
+
+    {"site": "attn:3", "score": {"name": "cls", "agg": "max"}, "reducer": {"name": "topk"}, "keep": 98}
+
+`keep` counts patch tokens after the step. Scores are larger for what is to stay, in fp32; ties go to the lower index."""  # noqa: E501
 
 
 def page() -> str:
@@ -30,7 +44,7 @@ def page() -> str:
         lines.append(f"| [`{preset.name}`](#{preset.name}) | {preset.family} | {preset.summary} |")
     for one in cards:
         lines += ["", *_section(one)]
-    lines += parts()
+    lines += _parts()
     return "\n".join(lines) + "\n"
 
 
@@ -68,6 +82,36 @@ def _plain(value: object) -> str:
 
 def _sentence(text: str) -> str:
     return f"{text[0].upper()}{text[1:]}."
+
+
+def _parts() -> Iterator[str]:
+    """The scores and reducers that schedules are written with."""
+    yield _SCHEDULE
+    yield from _table("score", sorted(SCORES, key=lambda one: one.name))
+    yield from _table("reducer", sorted(REDUCERS, key=lambda one: one.name))
+
+
+def _table(kind: str, ones: Sequence[Score | Reducer]) -> Iterator[str]:
+    yield ""
+    yield f"| {kind} | what it is | parameters |"
+    yield "|---|---|---|"
+    for one in ones:
+        items = "; ".join(_parameter(k, p) for k, p in one.parameters.items())
+        yield f"| `{one.name}` | {_what(one)} | {items} |"
+
+
+def _what(one: Score | Reducer) -> str:
+    """The first sentence of its file, without its own name and references to our notes."""
+    text = (sys.modules[one.run.__module__].__doc__ or "").strip().split("\n\n")[0]
+    text = re.sub(r"\s*\((METHODS|DESIGN)[^)]*\)", "", " ".join(text.split()))
+    text = re.sub(r"^(`\w+`|[RU]\d[^:]*): ", "", text)
+    return text.rstrip(".").replace("|", "\\|")
+
+
+def _parameter(name: str, parameter: Parameter) -> str:
+    default = "" if parameter.default is None else f"={_plain(parameter.default)}"
+    choices = f" ({', '.join(map(str, parameter.choices))})" if parameter.choices else ""
+    return f"`{name}{default}`: {parameter.meaning}{choices}".replace("|", "\\|")
 
 
 if __name__ == "__main__":
