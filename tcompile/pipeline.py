@@ -37,6 +37,7 @@ from tcompile.builder.emit import (
 from tcompile.builder.job import Job
 from tcompile.core.errors import TcompileError, UsageError
 from tcompile.core.load import load, names_in
+from tcompile.core.model_files import describe_source
 from tcompile.core.progress import Progress, silent
 from tcompile.core.schedule import Schedule
 from tcompile.passes.lower import lower
@@ -59,6 +60,7 @@ from tcompile.report.inspection_page import Inspection
 from tcompile.runtime.token_outputs import tower_of_outputs
 from tcompile.targets import load_target
 from tcompile.targets.backends.batch_sizes import BatchSizes
+from tcompile.verify.owners import Owners
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -381,6 +383,7 @@ def _write_reduced(
     say("reducing")
     reduced = apply_schedule(analysed, schedule, job.request.outputs, planned, job.dump)
     # Up to here nothing was written, and what cannot be planned or reduced is known.
+    source, owners = describe_source(job.path), Owners(job.path, reduced.dense, reduced.written)
     folder = draft.empty()
     planned, notes = on_target(planned, reduced, job)
     lowered = lower(
@@ -391,7 +394,7 @@ def _write_reduced(
         token_ops=job.token_ops.form,
         dump=job.dump,
     )
-    models = write_models(reduced, lowered, job.token_ops, job.path, folder, scratch)
+    models = write_models(reduced, lowered, source, owners, job.token_ops, folder, scratch)
     return models, planned, notes
 
 

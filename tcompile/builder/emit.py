@@ -13,7 +13,7 @@ from tcompile.artifact.directory import MODEL
 from tcompile.artifact.manifest import BatchEntry, Flops, Manifest, TargetEntry, installed_versions
 from tcompile.builder.checks import Evidence, check_normal_form
 from tcompile.core.errors import TcompileError
-from tcompile.core.model_files import SourceFile, TensorInfo, describe_source, describe_tensors
+from tcompile.core.model_files import SourceFile, TensorInfo, describe_tensors
 from tcompile.core.progress import Progress
 from tcompile.core.save import save, without_weights
 from tcompile.core.schedule import Schedule
@@ -83,8 +83,9 @@ class Built:
 def write_models(
     reduced: Reduced,
     lowered: gs.Graph,
+    source: SourceFile,
+    owners: Owners,
     form: TokenOpsChoice,
-    path: Path,
     folder: Path,
     scratch: Path,
 ) -> Models:
@@ -92,15 +93,15 @@ def write_models(
 
     Args:
         lowered: what became of the reduced graph. It is changed, and of no use afterwards.
+        source, owners: of the user's file. They were made before lowering, since that file is read
+            for them, and there is memory for one more model only.
         form: the form of the token ops, as it was asked for.
-        path: the source.
         folder: takes the model to ship.
         scratch: takes the others.
     """
     if form.form != "native" and not any(is_call(node) for node in lowered.nodes):
         # The dense model where a plan declined, say: the device then needs no library for it.
         form = TokenOpsChoice("native", f"{form.form} was asked for, and there are no token ops")
-    owners = Owners(path, reduced.dense, reduced.written)
     inputs, outputs = describe_tensors(without_weights(lowered))
     shipped, dense, compared = folder / MODEL, scratch / "dense" / MODEL, scratch / "pair"
     dense.parent.mkdir()
@@ -108,7 +109,7 @@ def write_models(
     save(lowered, shipped, reduced.metadata)
     save(reduced.dense, dense)
     return Models(
-        source=describe_source(path),
+        source=source,
         shipped=shipped,
         dense=dense,
         pair=write_pair(reduced.graph, lowered, compared, owners),

@@ -43,6 +43,7 @@ class Made:
     graph: str = "reduced"
     dense: str = "dense"
     fp32_nodes: frozenset[str] = frozenset()
+    written: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -144,18 +145,25 @@ class World:
         return None if target.runtime == "onnxruntime" else self.whole.get((graph, precision))
 
     def write(
-        self, made: Made, lowered: Any, form: Any, path: Path, folder: Path, scratch: Path
+        self,
+        made: Made,
+        lowered: Any,
+        source: Any,
+        owners: Any,
+        form: Any,
+        folder: Path,
+        scratch: Path,
     ) -> Models:
         assert list(folder.iterdir()) == [], "what was built before is still there"
         self.filled += 1
         (folder / "model.onnx").write_text(str(made.schedule.final))
         (folder / "engine").mkdir()
         return Models(
-            source=SourceFile("m.onnx", 1, "0"),
+            source=source,
             shipped=folder / "model.onnx",
             dense=scratch / "dense.onnx",
             pair=None,  # type: ignore[arg-type]
-            owners=None,  # type: ignore[arg-type]
+            owners=owners,
             schedule=made.schedule,
             token_ops=form,
             inputs=(),
@@ -213,6 +221,8 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Callable[..., World]:
             "_read_asked": found.read,
             "schedule_for_request": found.solve,
             "apply_schedule": found.reduce,
+            "describe_source": lambda path: SourceFile(str(path), 1, "0"),
+            "Owners": lambda *_: None,
             "lower": lambda *_, **__: None,
             "write_models": found.write,
             "judge_models": lambda *_: None,
