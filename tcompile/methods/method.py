@@ -12,6 +12,7 @@ from typing import Any
 from tcompile.analysis.model import Analysis
 from tcompile.core.errors import TcompileError, UsageError
 from tcompile.core.schedule import Reduction, Schedule
+from tcompile.core.site import SiteName
 from tcompile.methods.composition import composed, parse_method, replaced_scores
 from tcompile.methods.context import Context, SiteConstraints
 from tcompile.methods.presets import Preset
@@ -162,7 +163,7 @@ def _kinds(preset: Preset, context: Context, values: Mapping[str, Any]) -> set[s
     """The kinds of sites that its own schedule has."""
     if preset.scheduler.observes:
         return {"attn", "block"} if context.room and context.room.parallel else {"attn"}
-    found = {p.site.partition(":")[0] for p in preset.scheduler.run(context, values)}
+    found = {p.site.kind for p in preset.scheduler.run(context, values)}
     apart = sorted(found - set(KINDS))
     if apart or not found:
         what = "tokens come back behind each of its steps" if apart else "it has no steps here"
@@ -174,7 +175,7 @@ def _kinds(preset: Preset, context: Context, values: Mapping[str, Any]) -> set[s
     return found
 
 
-def _rule(analysis: Analysis, site: str, step: int, reduction: Reduction) -> SiteRule:
+def _rule(analysis: Analysis, site: SiteName, step: int, reduction: Reduction) -> SiteRule:
     """What the reducer can do there, found by asking it.
 
     Raises:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tcompile.core.errors import UsageError
+from tcompile.core.site import SiteName
 
 
 @dataclass(frozen=True)
@@ -19,12 +20,13 @@ class SiteRule:
             in pairs; None: any.
     """
 
-    name: str
+    name: SiteName
     granularity: int = 1
     least: int = 1
     most_dropped: float | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "name", SiteName(self.name))  # people write text
         kind, _, block = self.name.partition(":")
         known = self.name == "output" or (kind in ("attn", "block") and block.isdecimal())
         if not known:
@@ -39,9 +41,5 @@ class SiteRule:
             )
 
     def place(self, blocks: int) -> tuple[int, int]:
-        """Return (block, 0 between attention and MLP | 1 after the MLP | 2 at the output).
-
-        This is the order in which sites are passed; the output belongs to the last block.
-        """
-        kind, _, block = self.name.partition(":")
-        return (blocks - 1, 2) if kind == "output" else (int(block), int(kind == "block"))
+        """Return `SiteName.depth`: the order in which sites are passed."""
+        return self.name.depth(blocks)

@@ -19,6 +19,7 @@ from tcompile.analysis.model import Analysis, meeting
 from tcompile.analysis.sites import Site, Verdict
 from tcompile.analysis.structure import Block, TokenSpace, ancestors
 from tcompile.core.graph import attr, batch_dim
+from tcompile.core.site import SiteName
 from tcompile.report.inspection_sides import SideInfo, find_sides
 
 
@@ -94,7 +95,7 @@ class SiteInfo:
             reduced and with every token given back.
     """
 
-    site: str
+    site: SiteName
     block: int
     tensor: str
     granularity: int

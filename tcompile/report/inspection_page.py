@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 
 from tcompile.artifact.page import giga
+from tcompile.core.site import SiteName
 from tcompile.report.inspection import BlockInfo, Inspection, SiteInfo, TowerInfo
 from tcompile.report.inspection_sides import SideInfo
 
@@ -27,16 +28,15 @@ def page(found: Inspection) -> str:
     return "\n\n".join("\n".join(lines) for lines in sections if lines)
 
 
-def ranges(names: Iterable[str]) -> str:
+def ranges(names: Iterable[SiteName]) -> str:
     """`attn:0, attn:1, attn:2, output` → `attn:0–2, output`."""
     runs: dict[str, list[int]] = {}
     plain = []
     for name in names:
-        kind, colon, number = name.partition(":")
-        if colon:
-            runs.setdefault(kind, []).append(int(number))
+        if name.block is None:
+            plain.append(str(name))
         else:
-            plain.append(name)
+            runs.setdefault(name.kind, []).append(name.block)
     parts = [f"{kind}:{span}" for kind, numbers in runs.items() for span in spans(numbers)]
     return ", ".join(parts + plain)
 
@@ -214,8 +214,8 @@ _Reason = Callable[[SiteInfo], str]
 
 
 def _sites(found: Inspection) -> list[str]:
-    leaving = [s for s in found.sites if not s.site.startswith(("around", "inside"))]
-    around = [s for s in found.sites if s.site.startswith("around")]
+    leaving = [s for s in found.sites if not s.site.returns]
+    around = [s for s in found.sites if s.site.kind == "around"]
     legal = [s for s in leaving if s.legal]
     lines = [f"Tokens may leave at {ranges(s.site for s in legal) or 'no site'}"]
     lines += _together(legal, lambda s: s.granularity, found)
@@ -238,7 +238,7 @@ def _sites(found: Inspection) -> list[str]:
     may = [s for s in around if s.legal]
     lines.append(f"Tokens may bypass blocks at {ranges(s.site for s in may) or 'no site'}")
     lines += _folded(around, lambda s: s.reduced.reason, "not at")
-    inside = [s for s in found.sites if s.site.startswith("inside")]
+    inside = [s for s in found.sites if s.site.kind == "inside"]
     may = [s for s in inside if s.legal and not s.reduced.merge]
     lines.append(f"They may merge for an attention at {ranges(s.site for s in may) or 'no site'}")
     return lines + _folded(inside, lambda s: s.reduced.reason or s.reduced.merge, "not at")

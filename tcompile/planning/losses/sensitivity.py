@@ -13,6 +13,7 @@ import onnx_graphsurgeon as gs
 from tcompile.core.errors import UsageError
 from tcompile.core.graph import settled
 from tcompile.core.schedule import Schedule
+from tcompile.core.site import SiteName
 from tcompile.methods.context import Values
 from tcompile.methods.presets import Preset
 from tcompile.passes.reduce import reduce_graph
@@ -146,7 +147,7 @@ def _cases(
         skipped: list[int] = []
         why = ""
         for count in snapped(analysis, name, counts, outputs):
-            schedule = single_step(analysis, preset, values, name, count, outputs)
+            schedule = single_step(analysis, preset, values, SiteName(name), count, outputs)
             try:
                 reduced = reduce_graph(graph, analysis, schedule, outputs=outputs)
             except UsageError as error:

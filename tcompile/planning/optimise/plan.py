@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import product
 from math import fsum
 
+from tcompile.core.site import SiteName
 from tcompile.planning.optimise.tables import Tables
 
 
@@ -14,7 +15,7 @@ from tcompile.planning.optimise.tables import Tables
 class Step:
     """Tokens before and after, prefix included; ms of the reducer, and the loss."""
 
-    site: str
+    site: SiteName
     before: int
     after: int
     ms: float

@@ -31,7 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tcompile.core.errors import UsageError
-from tcompile.methods.site_rule import SiteRule
+from tcompile.core.site import SiteName
 from tcompile.planning.optimise.tables import Floats, StepFunction
 
 
@@ -73,7 +73,7 @@ def prior_loss(family: str, *, tokens: int, prefix: int, blocks: int) -> StepFun
         return np.asarray((1 - left) ** 2 / left)
 
     def loss(site: str, n_in: npt.NDArray[np.int64], n_out: npt.NDArray[np.int64]) -> Floats:
-        block, half = SiteRule(site).place(blocks)
+        block, half = SiteName(site).depth(blocks)
         depth = min((block + (half + 1) / 2) / blocks, 1.0)
         weight = prior.scale * (1 + prior.early * (1 - depth) ** prior.power)
         return np.asarray(weight * np.maximum(g(n_out) - g(n_in), 0.0))

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from tcompile.core.site import SiteName
 from tcompile.methods.site_rule import SiteRule
 from tcompile.planning.optimise import Limits, Plan, Tables
 
@@ -169,7 +170,7 @@ def staircase(
     steps = np.broadcast_to(np.ceil(n / tile), (blocks, len(n)))
 
     def loss(site: str, before: Any, after: Any) -> Any:
-        return (before - after) * (blocks - SiteRule(site).place(blocks)[0]) / 8
+        return (before - after) * (blocks - SiteName(site).depth(blocks)[0]) / 8
 
     return Tables.of(
         counts,

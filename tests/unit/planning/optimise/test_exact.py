@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tcompile.core.errors import UsageError
+from tcompile.core.site import SiteName
 from tcompile.methods.site_rule import SiteRule
 from tcompile.planning.optimise import Limits, Plan, Tables, front, plan_of, solve
 from tests.unit.planning.optimise.instances import (
@@ -135,14 +136,14 @@ def test_one_step_a_block_up_to_the_output(seed: int) -> None:
         check_front(full, limits)
         for plan in front(full, limits):
             sites = [step.site for step in plan.steps]
-            assert len({SiteRule(s).place(2)[0] for s in sites}) == len(sites)
+            assert len({SiteName(s).depth(2)[0] for s in sites}) == len(sites)
 
 
 def test_many_steps_where_many_are_best() -> None:
     """Losses that grow with the square of what leaves at once: the more steps the better."""
     tables = instance(7, blocks=4, size=7)
     n, names = np.asarray(tables.counts), [f"attn:{b}" for b in range(4)] + ["block:1", "block:2"]
-    names.sort(key=lambda s: SiteRule(s).place(4))
+    names.sort(key=lambda s: SiteName(s).depth(4))
     loss, free = (n[:, None] - n[None, :]) ** 2 / 8, np.zeros((7, 7))
     many = replace(
         tables, sites=tuple(map(SiteRule, names)), reducer_ms=(free,) * 6, loss=(loss,) * 6
