@@ -18,6 +18,7 @@ from math import frexp
 import numpy as np
 import numpy.typing as npt
 
+from tcompile.core.errors import UsageError
 from tcompile.methods.site_rule import SiteRule
 from tcompile.planning.optimise.tables import Floats, Tables
 
@@ -88,8 +89,10 @@ class Chain:
         """The state in front of the first site: all tokens."""
         return len(self.final) // 2 - 1
 
-    def budget(self, latency_ms: float) -> int:
-        """Return a latency in quanta, up to the rounding of every part."""
+    def budget(self, latency_ms: float | None) -> int:
+        """Return a latency in quanta, up to the rounding of every part; None: any."""
+        if latency_ms is None:
+            return 1 << (BITS + 1)
         return int(min(latency_ms / self.ms, 2.0**BITS)) + 2 * len(self.sites) + 2
 
 
@@ -196,7 +199,7 @@ def _whole(cost: Floats, quantum: float) -> Ints:
 
 
 def to_go(chain: Chain, weights: Weights) -> Floats:
-    """Return [S + 1, 2 · G], the least weighted cost to the end, from in front of a site's parts."""
+    """Return [S + 1, 2 · G], the least weighted cost to the end, a site's own parts included."""
     found = np.where(chain.final, weights.ms * chain.run, np.inf)
     for i, edges in reversed(list(enumerate(chain.sites))):
         cost = weights.each(edges.ms, edges.loss) + found[i + 1, edges.after]
@@ -217,12 +220,20 @@ def so_far(chain: Chain, weights: Weights) -> Floats:
     return found[:-1]
 
 
-def shortest(chain: Chain, weights: Weights) -> Path | None:
-    """Return a plan of least weighted cost, or None if no plan ends in an allowed count."""
+def shortest(chain: Chain, weights: Weights) -> Path:
+    """Return a plan of least weighted cost.
+
+    Raises:
+        UsageError: no allowed steps end in a count that was asked for.
+    """
     go = to_go(chain, weights)
     at, ms, loss, states = chain.start, 0, 0, []
     if not np.isfinite(go[0, at]):
-        return None
+        raise UsageError(
+            "no allowed steps end in a token count that was asked for",
+            where="plan",
+            hint="ask for another count, or loosen the limits",
+        )
     for i, edges in enumerate(chain.sites):
         out = edges.take(edges.before == at)
         best = int(np.argmin(weights.each(out.ms, out.loss) + go[i + 1, out.after]))

@@ -121,9 +121,8 @@ def solve(
             f"{latency_ms} is not a budget: it must be finite and not negative", where="latency_ms"
         )
     links = chain(flattened(tables, eps) if eps > 0 else tables, limits or Limits())
-    fastest = fastest_path(links)
-    budget = None if latency_ms is None else links.budget(latency_ms)
-    if budget is not None and fastest.ms > budget:
+    fastest, budget = shortest(links, FASTEST), links.budget(latency_ms)
+    if fastest.ms > budget:
         raise UsageError(
             f"no plan takes at most {latency_ms:.4g} ms: "
             f"the fastest takes {fastest.ms * links.ms:.4g} ms",
@@ -134,45 +133,26 @@ def solve(
     return replace(plan_of(tables, path.counts(tables)), gap=gap * links.loss)
 
 
-def fastest_path(links: Chain) -> Path:
-    """Return a path of least latency.
-
-    Raises:
-        UsageError: no allowed steps end in a count that was asked for.
-    """
-    path = shortest(links, FASTEST)
-    if path is None:
-        raise UsageError(
-            "no allowed steps end in a token count that was asked for",
-            where="plan",
-            hint="ask for another count, or loosen the limits",
-        )
-    return path
-
-
 def best_path(
-    links: Chain, fastest: Path, budget: int | None, effort: int | None = EFFORT
+    links: Chain, fastest: Path, budget: int, effort: int | None = EFFORT
 ) -> tuple[Path, float]:
     """Return the path of least loss within a budget in quanta, and how much less it could lose.
 
     Args:
         fastest: any path of least latency; it must be within the budget.
     """
-    best = shortest(links, LEAST_LOSS)
-    assert best is not None
-    most_ms = 2 ** (BITS + 1) if budget is None else budget
-    slope = 0.0
-    if best.ms > most_ms:
-        slope, best = _multiplier(links, most_ms, best, fastest)
+    best, slope = shortest(links, LEAST_LOSS), 0.0
+    if best.ms > budget:
+        slope, best = _multiplier(links, budget, best, fastest)
     latency, *duals = (
-        Bound(weights, most_ms, so_far(links, weights), to_go(links, weights))
+        Bound(weights, budget, so_far(links, weights), to_go(links, weights))
         for weights in (FASTEST, *(Weights(each, 1.0) for each in sorted({0.0, slope})))
     )
-    lower = max(float(b.go[0, links.start]) - b.weights.ms * most_ms for b in duals)
+    lower = max(float(b.go[0, links.start]) - b.weights.ms * budget for b in duals)
     # A hasty search first: a better plan at hand rules out most of what a thorough one looks at.
     for most in (HASTY if effort is None else min(HASTY, effort), effort):
-        good = [replace(b, limit=best.loss + b.weights.ms * most_ms) for b in duals]
-        found, error = _search(links, (latency, *good), most_ms, most)
+        good = [replace(b, limit=best.loss + b.weights.ms * budget) for b in duals]
+        found, error = _search(links, (latency, *good), budget, most)
         if found is not None and (not error or (found.loss, found.ms) < (best.loss, best.ms)):
             best = found
         if not error:
@@ -187,7 +167,6 @@ def _multiplier(links: Chain, budget: int, beyond: Path, within: Path) -> tuple[
         slope = max(within.loss - beyond.loss, 0) / (beyond.ms - within.ms)
         weights = Weights(slope, 1.0)
         plan = shortest(links, weights)
-        assert plan is not None
         below = weights.of(beyond) - weights.of(plan)
         if plan.ms <= budget:
             best = min(best, plan, key=lambda p: p.loss)
