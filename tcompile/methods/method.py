@@ -20,7 +20,7 @@ from tcompile.methods.schedulers import Place
 from tcompile.methods.schedulers.base import Scheduler
 from tcompile.methods.site_rule import SiteRule
 from tcompile.passes.reduce.check import check_schedule, dense_grid
-from tcompile.passes.reduce.reducers import filled_reducer, reducer_of
+from tcompile.passes.reduce.reducers import find_reducer
 from tcompile.passes.reduce.reducers.base import Ask
 
 #: Kinds of sites where tokens leave for good, which is what the planner plans.
@@ -182,11 +182,14 @@ def _rule(analysis: Analysis, site: SiteName, step: int, reduction: Reduction) -
         UsageError: it takes some counts only, such as those of a smaller grid.
     """
     shape, whole = analysis.shape, dense_grid(analysis)
-    values, reducer = filled_reducer(reduction.reducer), reducer_of(reduction.reducer)
+    reducer, values = find_reducer(reduction.reducer.name).bind(reduction.reducer)
     segments = analysis.space.segments
     count = shape.patches // segments
     asks = range(step, shape.patches, step)
-    can = [k for k in asks if not reducer.problem(Ask(count, k // segments, values, whole, whole))]
+    ask = Ask(
+        count=count, keep=1, parameters=values, find=find_reducer, grid=whole, dense_grid=whole
+    )
+    can = [k for k in asks if not reducer.problem(replace(ask, keep=k // segments))]
     if not can or can != list(asks)[-len(can) :]:
         raise UsageError(
             f"cannot be planned: {reducer.name} takes some token counts only",

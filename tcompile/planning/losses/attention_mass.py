@@ -27,12 +27,13 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from tcompile.core.errors import UsageError
+from tcompile.core.progress import Progress, silent
 from tcompile.core.schedule import Spec
 from tcompile.core.site import SiteName
 from tcompile.methods.calibration import observed
 from tcompile.methods.context import Values
 from tcompile.methods.presets import Preset
-from tcompile.planning.losses.base import Progress, SiteLosses, silent
+from tcompile.planning.losses.base import SiteLosses
 from tcompile.planning.losses.curves import fitted
 from tcompile.planning.losses.steps import single_step, snapped
 from tcompile.runtime.metrics import holds_classes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -19,11 +19,6 @@ SCHEMA = 1
 Kind = Literal["calibrated", "attention"]
 #: How a step from fewer than N tokens is had of those from N; see `SiteLosses.step`.
 Composition = Literal["difference", "share"]
-Progress = Callable[[str], None]
-
-
-def silent(_: str) -> None:
-    """Progress that nobody watches."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tcompile.core.errors import UsageError
+from tcompile.core.progress import Progress
 from tcompile.core.schedule import Schedule
 from tcompile.methods.composition import parse_keep
 from tcompile.methods.context import SiteConstraints
@@ -37,7 +38,6 @@ from tcompile.profiling.profile import Profile
 if TYPE_CHECKING:
     from tcompile.passes.stages import Analysed
 
-Progress = Callable[[str], None]
 #: By kind of profile: latencies that count as one plateau, and the share by which a measurement may
 #: differ from what was predicted (benchmarks/profiles.py, docs/roofline.md).
 EPS = {"measured": 0.02, "modelled": 0.01}

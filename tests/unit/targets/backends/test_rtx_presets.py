@@ -81,7 +81,7 @@ def reduced_by(preset: Preset) -> Reduced:
             except UsageError as error:
                 problems.append(str(error))
             else:
-                return pipeline._reduce(analysed(video), made, "reduced")
+                return pipeline.apply_schedule(analysed(video), made, "reduced")
     raise AssertionError("; ".join(problems))
 
 
@@ -99,7 +99,7 @@ def engine(reduced: Reduced, folder: Path) -> FusedAttention:
 @pytest.mark.parametrize("preset", CHOSEN, ids=lambda preset: preset.name)
 def test_a_preset_builds_and_leaves_attention_fused(preset: Preset, tmp_path: Path) -> None:
     reduced = reduced_by(preset)
-    cost = cost_of(reduced.dense, reduced.graph, reduced.schedule)
+    cost = cost_of(reduced)
     fused = engine(reduced, tmp_path)
     assert fused.expected == SPEC.depth
     opened = {site.partition(" ")[0] for site in cost.unfused}
@@ -132,5 +132,6 @@ def test_tokens_that_leave_together_or_come_back(
     (variant, *_) = [v for v in variants(case) if v.exporter == "torchscript"]
     path = exported(case, variant, cache)
     reduced = pipeline.reduce(path, target=TARGET, keep="0.5", method=chosen)
-    layers = reduced.attention_layers
+    read = pipeline.read(path).analysis.attentions
+    layers = sum(attention.query_rows > 1 for attention in read)
     assert engine(reduced, tmp_path) == FusedAttention(layers, layers)
