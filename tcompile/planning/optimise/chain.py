@@ -1,7 +1,7 @@
-"""The tables as a chain of blocks, in whole numbers, and shortest paths through it.
+"""The tables as a chain of sites, in whole numbers, and shortest paths through it.
 
-A block lets at most one step through, at one of its sites. So what runs in a block is an edge from
-the token count that enters it to the count that leaves it, and a plan is a path along the blocks.
+A plan is a path: at each site an edge leads from one state to the next. A state is a token count,
+by number, plus G after a step at an earlier site of the same block, which has no second one.
 
 Latencies and losses are rounded to multiples of a power of two that is at most 2⁻³⁸ of the largest
 sum, so that sums do not depend on their order, ties are ties, and dominance is exact.
@@ -9,13 +9,16 @@ sum, so that sums do not depend on their order, ties are ties, and dominance is 
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import product
 from math import frexp
 
 import numpy as np
 import numpy.typing as npt
 
+from tcompile.core.errors import UsageError
 from tcompile.methods.site_rule import SiteRule
 from tcompile.planning.optimise.tables import Floats, Tables
 
@@ -24,8 +27,6 @@ Mask = npt.NDArray[np.bool_]
 
 #: Sums stay below 2 to this.
 BITS = 40
-#: The site of an edge along which all tokens stay.
-STAY = -1
 
 
 @dataclass(frozen=True)
@@ -45,21 +46,19 @@ class Limits:
 
 @dataclass(frozen=True, eq=False)
 class Edges:
-    """Ways through a block, by the count that enters it, as parallel arrays.
+    """Ways past a site as parallel arrays, by the state in front of it; to stay comes first.
 
     Attributes:
-        before, after: counts, by number on the grid.
-        site: number of the site of the step, or `STAY`.
-        ms, loss: in quanta.
-        tokens: carried, summed over the parts that run.
+        before, after: states.
+        step: 1 for a step, 0 where all tokens stay.
+        ms, loss: of the step, in quanta.
     """
 
     before: Ints
     after: Ints
-    site: Ints
+    step: Ints
     ms: Ints
     loss: Ints
-    tokens: Ints
 
     def take(self, which: Ints | Mask) -> Edges:
         """Return some of them."""
@@ -68,40 +67,46 @@ class Edges:
 
 @dataclass(frozen=True, eq=False)
 class Chain:
-    """A model as a chain.
+    """A model as a chain of S sites.
 
     Attributes:
-        blocks: the edges of each.
-        final: [G], whether so many tokens may leave the model.
+        sites: the edges of each.
+        run: [S + 1, 2 · G], latency of the parts in front of each site and after the last one.
+        carried: [S + 1, 2 · G], tokens carried, summed over these parts.
+        final: [2 · G], whether so many tokens may leave the model.
         ms, loss: the quanta.
     """
 
-    blocks: tuple[Edges, ...]
+    sites: tuple[Edges, ...]
+    run: Ints
+    carried: Ints
     final: Mask
     ms: float
     loss: float
 
-    def budget(self, latency_ms: float) -> int:
-        """Return a latency in quanta, up to the rounding of every part."""
-        return int(min(latency_ms / self.ms, 2.0**BITS)) + 4 * len(self.blocks) + 2
+    @property
+    def start(self) -> int:
+        """The state in front of the first site: all tokens."""
+        return len(self.final) // 2 - 1
+
+    def budget(self, latency_ms: float | None) -> int:
+        """Return a latency in quanta, up to the rounding of every part; None: any."""
+        if latency_ms is None:
+            return 1 << (BITS + 1)
+        return int(min(latency_ms / self.ms, 2.0**BITS)) + 2 * len(self.sites) + 2
 
 
 @dataclass(frozen=True)
 class Path:
-    """A plan in quanta: the count behind each block, by number, and the site of its step."""
+    """A plan in quanta, and its state behind each site."""
 
     ms: int
     loss: int
-    steps: tuple[tuple[int, int], ...]
+    states: tuple[int, ...]
 
     def counts(self, tables: Tables) -> list[int]:
-        """Return the tokens behind each site of the tables."""
-        found, at = [], len(tables.counts) - 1
-        for number, site in enumerate(tables.sites):
-            after, where = self.steps[site.place(tables.blocks)[0]]
-            at = after if number == where else at
-            found.append(tables.counts[at])
-        return found
+        """Return the tokens behind each site."""
+        return [tables.counts[state % len(tables.counts)] for state in self.states]
 
 
 @dataclass(frozen=True)
@@ -125,45 +130,48 @@ FASTEST, LEAST_LOSS = Weights(1.0, 0.0), Weights(0.0, 1.0)
 
 def chain(tables: Tables, limits: Limits) -> Chain:
     """Return the tables under the limits."""
-    n, blocks = np.asarray(tables.counts, np.int64), tables.blocks
+    n, size = np.asarray(tables.counts, np.int64), len(tables.counts)
+    places = [site.place(tables.blocks) for site in tables.sites]
+    # A part runs in front of the first site that follows it: attention of b before (b, 0), …
+    run, parts = np.zeros((len(places) + 1, size)), np.zeros(len(places) + 1, np.int64)
+    for block, half in product(range(tables.blocks), range(2)):
+        at = bisect_right(places, (block, half - 1))
+        run[at] += (tables.attn_ms, tables.mlp_ms)[half][block]
+        parts[at] += 1
+    run[0] += tables.stem_ms
+    run[-1] += tables.head_ms
+    parts[-1] += 1
     masks = [_allowed(tables, site, limits) for site in tables.sites]
     reducers, losses = (
         [np.where(mask, cost, 0.0) for mask, cost in zip(masks, costs, strict=True)]
         for costs in (tables.reducer_ms, tables.loss)
     )
-    parts = (np.asarray(tables.stem_ms), tables.attn_ms, tables.mlp_ms, tables.head_ms)
-    ms = _quantum([*(row for part in parts for row in np.atleast_2d(part)), *reducers])
-    loss = _quantum(losses)
-    stem, attn, mlp, head = (_whole(part, ms) for part in parts)
+    ms, loss = _quantum([*run, *reducers]), _quantum(losses)
+    blocks = [block for block, _ in places]
 
-    def edges(block: int, site: int) -> Edges:
-        """Return the edges of a block with a step at a site, or with none."""
-        before, after = np.nonzero(np.eye(len(n)) if site == STAY else masks[site])
-        between = site == STAY or tables.sites[site].place(blocks)[1] == 0
-        second = after if between else before  # What the MLP carries.
-        cost, tokens = attn[block][before] + mlp[block][second], n[before] + n[second]
-        lost = np.zeros_like(cost)
-        if block == 0:
-            cost += stem
-        if block == blocks - 1:
-            cost += head[after]
-            tokens += n[after]
-        if site != STAY:
-            cost += _whole(reducers[site][before, after], ms)
-            lost += _whole(losses[site][before, after], loss)
-        return Edges(before, after, np.full_like(before, site), cost, lost, tokens)
-
-    def through(block: int) -> Edges:
-        here = [i for i, site in enumerate(tables.sites) if site.place(blocks)[0] == block]
-        # The later of two sites comes first: a shortest path takes the first of equal edges.
-        found = [vars(edges(block, site)).values() for site in (STAY, *reversed(here))]
-        both = Edges(*map(np.concatenate, zip(*found, strict=True)))
-        return both.take(np.argsort(both.before, kind="stable"))
+    def edges(i: int) -> Edges:
+        again = size * (i + 1 < len(places) and blocks[i] == blocks[i + 1])
+        every = np.arange(size)
+        came, to = np.nonzero(masks[i])
+        before = np.concatenate([every, every + size, came])
+        after = np.concatenate([every, every + again, to + again])
+        step = np.arange(len(before)) >= 2 * size
+        cost, lost = np.zeros_like(before), np.zeros_like(before)
+        cost[step] = _whole(reducers[i][masks[i]], ms)
+        lost[step] = _whole(losses[i][masks[i]], loss)
+        found = Edges(before, after, step.astype(np.int64), cost, lost)
+        return found.take(np.argsort(before, kind="stable"))
 
     least = n[0] if limits.final_least is None else limits.final_least
     most = n[-1] if limits.final_most is None else limits.final_most
-    final = np.asarray((n >= least) & (n <= most))
-    return Chain(tuple(map(through, range(blocks))), final, ms, loss)
+    return Chain(
+        tuple(map(edges, range(len(places)))),
+        np.tile(_whole(run, ms), 2),
+        np.tile(parts[:, None] * n, 2),
+        np.tile((n >= least) & (n <= most), 2),
+        ms,
+        loss,
+    )
 
 
 def _allowed(tables: Tables, rule: SiteRule, limits: Limits) -> Mask:
@@ -191,37 +199,46 @@ def _whole(cost: Floats, quantum: float) -> Ints:
 
 
 def to_go(chain: Chain, weights: Weights) -> Floats:
-    """Return [L + 1, G], the least weighted cost from the count in front of a block to the end."""
-    found = np.empty((len(chain.blocks) + 1, len(chain.final)))
-    found[-1] = np.where(chain.final, 0.0, np.inf)
-    for i, edges in reversed(list(enumerate(chain.blocks))):
+    """Return [S + 1, 2 · G], the least weighted cost to the end, a site's own parts included."""
+    found = np.where(chain.final, weights.ms * chain.run, np.inf)
+    for i, edges in reversed(list(enumerate(chain.sites))):
         cost = weights.each(edges.ms, edges.loss) + found[i + 1, edges.after]
-        # Every count has an edge: all its tokens may stay.
+        # Every state has an edge: all its tokens may stay.
         begins = np.searchsorted(edges.before, np.arange(len(chain.final)))
-        found[i] = np.minimum.reduceat(cost, begins)
+        found[i] = np.minimum.reduceat(cost, begins) + weights.ms * chain.run[i]
     return found
 
 
 def so_far(chain: Chain, weights: Weights) -> Floats:
-    """Return [L, G], the least weighted cost from the start to the count in front of a block."""
-    found = np.full((len(chain.blocks), len(chain.final)), np.inf)
-    found[0, -1] = 0.0
-    for i, edges in enumerate(chain.blocks[:-1]):
+    """Return [S, 2 · G], the least weighted cost from the start to each site."""
+    found = np.full(chain.run.shape, np.inf)
+    found[0, chain.start] = 0.0
+    for i, edges in enumerate(chain.sites):
+        found[i] += weights.ms * chain.run[i]
         cost = found[i, edges.before] + weights.each(edges.ms, edges.loss)
         np.minimum.at(found[i + 1], edges.after, cost)
-    return found
+    return found[:-1]
 
 
-def shortest(chain: Chain, weights: Weights) -> Path | None:
-    """Return a plan of least weighted cost, or None if no plan ends in an allowed count."""
+def shortest(chain: Chain, weights: Weights) -> Path:
+    """Return a plan of least weighted cost.
+
+    Raises:
+        UsageError: no allowed steps end in a count that was asked for.
+    """
     go = to_go(chain, weights)
-    if not np.isfinite(go[0, -1]):
-        return None
-    at, ms, loss, steps = len(chain.final) - 1, 0, 0, []
-    for i, edges in enumerate(chain.blocks):
-        out = edges.take(np.flatnonzero(edges.before == at))
+    at, ms, loss, states = chain.start, 0, 0, []
+    if not np.isfinite(go[0, at]):
+        raise UsageError(
+            "no allowed steps end in a token count that was asked for",
+            where="plan",
+            hint="ask for another count, or loosen the limits",
+        )
+    for i, edges in enumerate(chain.sites):
+        out = edges.take(edges.before == at)
         best = int(np.argmin(weights.each(out.ms, out.loss) + go[i + 1, out.after]))
+        ms += int(chain.run[i, at] + out.ms[best])
+        loss += int(out.loss[best])
         at = int(out.after[best])
-        ms, loss = ms + int(out.ms[best]), loss + int(out.loss[best])
-        steps.append((at, int(out.site[best])))
-    return Path(ms, loss, tuple(steps))
+        states.append(at)
+    return Path(ms + int(chain.run[-1, at]), loss, tuple(states))

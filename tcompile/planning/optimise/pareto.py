@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tcompile.planning.optimise.chain import Chain, Limits, Path, Weights, chain, shortest
+from tcompile.planning.optimise.chain import FASTEST, Chain, Limits, Path, Weights, chain, shortest
 from tcompile.planning.optimise.plan import Plan, plan_of
-from tcompile.planning.optimise.solver import best_path, fastest_path
+from tcompile.planning.optimise.solver import best_path
 from tcompile.planning.optimise.tables import Tables
 
 
@@ -14,7 +14,7 @@ def front(tables: Tables, limits: Limits | None = None, *, points: int = 60) -> 
     No other plan beats one of them in both, and each is the best for some λ of latency + λ · loss.
 
     Args:
-        points: at most: O(L·G²) each, some 20 ms for 48 blocks and 200 counts.
+        points: at most: O(S·G²) each, some 20 ms for 48 blocks and 200 counts.
 
     Raises:
         UsageError: no allowed steps end in a count that was asked for.
@@ -29,8 +29,8 @@ def front(tables: Tables, limits: Limits | None = None, *, points: int = 60) -> 
 
 def _hull(links: Chain, points: int) -> list[Path]:
     """Return plans on the hull: between two, the one that lies farthest below their line."""
-    fastest = fastest_path(links)
-    ends = [best_path(links, fastest, budget)[0] for budget in (fastest.ms, None)]
+    fastest = shortest(links, FASTEST)
+    ends = [best_path(links, fastest, most)[0] for most in (fastest.ms, links.budget(None))]
     found, pending = list(ends), [(ends[0], ends[1])]
     while pending and len(found) < points:
         # The widest gap first, so that few points show the whole of it.
@@ -41,7 +41,6 @@ def _hull(links: Chain, points: int) -> list[Path]:
         rise, run = fast.loss - good.loss, good.ms - fast.ms
         weights = Weights(rise / (rise + run), run / (rise + run))
         between = shortest(links, weights)
-        assert between is not None
         if weights.of(between) < weights.of(fast) * (1 - 1e-9) and fast.ms <= between.ms <= good.ms:
             found.append(between)
             pending += [(fast, between), (between, good)]

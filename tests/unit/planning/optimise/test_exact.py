@@ -136,7 +136,7 @@ def test_one_step_a_block_up_to_the_output(seed: int) -> None:
         check_front(full, limits)
         for plan in front(full, limits):
             sites = [step.site for step in plan.steps]
-            assert len({SiteRule(s).place(2)[0] for s in sites}) == len(sites)
+            assert len({SiteName(s).depth(2)[0] for s in sites}) == len(sites)
 
 
 def test_many_steps_where_many_are_best() -> None:
