@@ -90,7 +90,7 @@ def measure(
         try:
             text, options = prepare(method, keep, source, folder)
             made = reduce(source, target="cpu", keep=keep, method=text, **options)
-            cost = cost_of(made.dense, made.graph, made.schedule)
+            cost = cost_of(made)
             onnx.save(to_onnx(made.graph), path)
             same = (cost.reduced / cost.dense, cost.added / cost.dense, cost.nodes)
             old = next((r for r in known if _graph(r) == (method, keep, *_near(same))), None)

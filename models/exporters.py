@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tcompile.core.errors import MissingExtraError, ModelError, TcompileError, UsageError
+from tcompile.core.progress import Progress
 from tcompile.models.known import known_hint
 from tcompile.models.report import ExportReport
 from tcompile.models.source import LoadedModel, Source, load_source, parse_source, require
@@ -39,7 +40,7 @@ def export(
     random_weights: bool = False,
     overrides: Mapping[str, Any] | None = None,
     check: bool = True,
-    progress: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
 ) -> ExportReport:
     """Write a model as ONNX and prove that the file computes what PyTorch does.
 
@@ -86,7 +87,7 @@ def export(
     from tcompile.models.exporter_workarounds import plans
 
     failures: list[str] = []
-    with attention_as(loaded, attention):
+    with attention_as(loaded.base, attention):
         for name in _order(loaded, exporter):
             first: str | None = None
             for cures in plans(loaded, attention, name):
@@ -135,7 +136,7 @@ def _attempt(
     with applied(loaded, cures) as used, recipes.quiet(), recipes.settings():
         proto = _written(name, job, is_asked=opset is not None)
         outputs = recipes.output_dims(job)
-        spelled = get_attention(loaded)
+        spelled = get_attention(loaded.base)
     settle_inputs(proto, job.shapes(), batch)
     settle_outputs(proto, outputs)
     if opset == 17 and opset_of(proto) == 18:
@@ -233,7 +234,7 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0] if lines else ''}"[:240]
 
 
-def _tell(progress: Callable[[str], None] | None, text: str) -> None:
+def _tell(progress: Progress | None, text: str) -> None:
     log.info("%s", text)
     if progress is not None:
         progress(text)

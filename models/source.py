@@ -167,7 +167,7 @@ def load_source(
     if attention is not None:
         from tcompile.models.attention import set_attention
 
-        set_attention(loaded, attention)
+        set_attention(loaded.base, attention)
     return loaded
 
 

@@ -1,7 +1,8 @@
-"""What the passes hand on: a model that was analysed, a model that was reduced."""
+"""Results of the passes: a model that was analysed, a model that was reduced."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
@@ -38,6 +39,8 @@ class Reduced:
         dense: the normalised dense graph it came from.
         schedule: what was applied.
         fp32_nodes: nodes that must stay fp32 when the rest goes to fp16.
+        written: name of each node and tensor that the reduction wrote → the site that it is for;
+            empty for what follows from several.
         metadata: the source's metadata_props.
         widened: whether the source computed in fp16.
     """
@@ -46,5 +49,6 @@ class Reduced:
     dense: gs.Graph
     schedule: Schedule
     fp32_nodes: frozenset[str]
+    written: Mapping[str, str]
     metadata: dict[str, str]
     widened: bool

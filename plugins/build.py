@@ -6,12 +6,13 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from tcompile._version import __version__
+from tcompile.core.cache import cache_dir
 from tcompile.core.errors import TcompileError, UsageError
+from tcompile.core.progress import Progress, silent
 
 LIBRARY = "libtcompile_plugins.so"
 #: The CMake project: kernels in cuda/, the library in trt/.
@@ -45,13 +46,8 @@ class Tools:
 
 
 def library_path() -> Path:
-    """Where `tcompile plugins build` puts the library: in the user's cache, one a version of ours.
-
-    TCOMPILE_CACHE, else XDG_CACHE_HOME/tcompile, else ~/.cache/tcompile.
-    """
-    own, shared = os.environ.get("TCOMPILE_CACHE"), os.environ.get("XDG_CACHE_HOME", "")
-    base = Path(shared) if Path(shared).is_absolute() else Path.home() / ".cache"
-    return (Path(own) if own else base / "tcompile") / "plugins" / __version__ / LIBRARY
+    """Return where `tcompile plugins build` puts the library: the cache, one for each version."""
+    return cache_dir() / "plugins" / __version__ / LIBRARY
 
 
 def built_library() -> Path:
@@ -135,7 +131,7 @@ def build_library(
     output: str | Path | None = None,
     arch: str = "native",
     tensorrt_root: str | Path | None = None,
-    progress: Callable[[str], None] = lambda text: None,
+    progress: Progress = silent,
 ) -> Path:
     """Configure and build the library; returns where it is.
 

@@ -1,24 +1,50 @@
-"""The whole compiler on one page: load, normalise, analyse, plan, reduce, lower, emit, verify."""
+"""The whole compiler on one page: read → plan → reduce → lower → emit → measure → write.
+
+`plan`, `price` and `reduce` go a part of the way; `build` goes all of it. What cannot be done is
+known before anything is written. From `emit` on, everything works from files: the graphs are gone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from tcompile.analysis.model import analyse
-from tcompile.artifact.directory import check_destination, write_artifact
+from tcompile.artifact.directory import Draft, new_artifact
 from tcompile.artifact.manifest import Manifest
-from tcompile.build.loop import Build, fill_best
+from tcompile.build.attempts import (
+    ATTEMPTS,
+    Attempt,
+    attempt_of,
+    better,
+    dense_instead,
+    kept_by_force,
+    next_request,
+    on_target,
+)
+from tcompile.build.checks import measure
+from tcompile.build.emit import (
+    Models,
+    emit_model,
+    judge_models,
+    manifest_of,
+    timed_against,
+    write_models,
+)
+from tcompile.build.job import Job
 from tcompile.core.errors import TcompileError, UsageError
 from tcompile.core.load import load, names_in
-from tcompile.core.model_files import describe_source
+from tcompile.core.progress import Progress, silent
 from tcompile.core.schedule import Schedule
+from tcompile.passes.lower import lower
 from tcompile.passes.lower.token_ops import choose_token_ops
 from tcompile.passes.normalize import normalize
 from tcompile.passes.normalize.bind_shapes import Shapes
 from tcompile.passes.reduce.towers import reduce_towers
+from tcompile.passes.runner import Dump
 from tcompile.passes.stages import Analysed, Reduced
 from tcompile.planning.cost import cost_of
 from tcompile.planning.method_schedule import given_schedule
@@ -30,8 +56,10 @@ from tcompile.planning.solve.whole import with_latency
 from tcompile.planning.towers import for_towers, tower_notes
 from tcompile.report.explain import NodeFacts
 from tcompile.report.explain import explain as explain_node
-from tcompile.report.inspection import Inspection, describe
-from tcompile.targets import Target, load_target
+from tcompile.report.inspection import describe
+from tcompile.report.inspection_page import Inspection
+from tcompile.runtime.token_outputs import tower_of_outputs
+from tcompile.targets import load_target
 from tcompile.targets.backends.batch_sizes import BatchSizes
 
 if TYPE_CHECKING:
@@ -39,13 +67,10 @@ if TYPE_CHECKING:
 
     from tcompile.planning.request import Asked
 
-__all__ = ["build", "explain", "inspect", "plan", "price", "read", "reduce"]
+__all__ = ["apply_schedule", "build", "explain", "inspect", "plan", "price", "read", "reduce"]
 
-Progress = Callable[[str], None]
-
-
-def silent(_: str) -> None:
-    """Progress that nobody watches."""
+#: Seconds that both models are timed for at least where milliseconds were promised.
+_SECONDS = 3.0
 
 
 def read(
@@ -54,6 +79,7 @@ def read(
     shapes: Shapes | None = None,
     prefix: int | None = None,
     tower: str | None = None,
+    dump: Dump | None = None,
 ) -> Analysed:
     """Load, normalise, analyse.
 
@@ -61,18 +87,19 @@ def read(
         shapes: input name → dims, to bind dynamic dims by hand.
         prefix: tokens at the front that are no patches, where the analysis does not see it.
         tower: the one that loses tokens, of a model that has several; None: all of them.
+        dump: takes the graph after each pass.
 
     Raises:
         UsageError: no such file, no such tower.
-        ModelError: a file that cannot be read, or holds no transformer we can follow.
+        ModelError: a file that cannot be read, or holds no transformer that tcompile can follow.
     """
     with _Located(model):
-        normalized = normalize(load(model), shapes=shapes)
+        normalized = normalize(load(model), shapes=shapes, dump=dump)
         analysis = analyse(normalized.graph, prefix=prefix, tower=tower, sized=normalized.sized)
         return Analysed(str(model), normalized, analysis, prefix)
 
 
-def _read_asked(model: str | Path, request: Request) -> Analysed:
+def _read_asked(model: str | Path, request: Request, dump: Dump | None = None) -> Analysed:
     """The model as a request has it: a schedule may be for one tower by name."""
     tower = request.tower
     if request.schedule is not None:
@@ -84,7 +111,7 @@ def _read_asked(model: str | Path, request: Request) -> Analysed:
                 hint="omit one of them",
             )
         tower = tower or own
-    return read(model, shapes=request.shapes, prefix=request.prefix, tower=tower)
+    return read(model, shapes=request.shapes, prefix=request.prefix, tower=tower, dump=dump)
 
 
 def inspect(
@@ -134,7 +161,7 @@ def plan(
     )
     if read_model.analysis.others:
         # What another tower can follow is known once it has.
-        return _reduce(read_model, made, request.outputs, planned).schedule
+        return apply_schedule(read_model, made, request.outputs, planned).schedule
     return _with_towers(read_model, made, request.outputs)
 
 
@@ -148,10 +175,10 @@ def price(
     read_model = _read_asked(model, request)
     precision = chosen.default_precision
     made, planned = schedule_for_request(read_model, request, chosen, precision, progress)
-    reduced = _reduce(read_model, made, request.outputs, planned)
+    reduced = apply_schedule(read_model, made, request.outputs, planned)
     if isinstance(planned, Followed):
         planned = with_latency(planned, reduced, chosen, precision, request.batch)
-    return PlanWithCost(reduced.schedule, cost_of(reduced.dense, reduced.graph, made), planned)
+    return PlanWithCost(reduced.schedule, cost_of(reduced), planned)
 
 
 def reduce(
@@ -163,7 +190,45 @@ def reduce(
     made, planned = schedule_for_request(
         read_model, request, chosen, chosen.default_precision, progress
     )
-    return _reduce(read_model, made, request.outputs, planned)
+    return apply_schedule(read_model, made, request.outputs, planned)
+
+
+def apply_schedule(
+    model: Analysed,
+    schedule: Schedule,
+    outputs: str = "reduced",
+    planned: PlanReport | Followed | None = None,
+    dump: Dump | None = None,
+) -> Reduced:
+    """The reduced graph of a schedule, with what leaves the model's other towers.
+
+    Args:
+        outputs: `reduced` or `restored`.
+        planned: how the schedule was found, where it was.
+        dump: takes the graph after each step and pass.
+
+    Raises:
+        UsageError: the schedule does not fit the model, or a site is illegal.
+    """
+    full, normal = for_towers(model.analysis, schedule, outputs), model.normalized
+    made, done = reduce_towers(
+        model.graph,
+        model.analysis,
+        full,
+        outputs=outputs,
+        prefix=model.prefix,
+        strict=full is schedule,
+        dump=dump,
+    )
+    return Reduced(
+        graph=made.graph,
+        dense=normal.graph,
+        schedule=_with_towers(model, done, outputs, planned),
+        fp32_nodes=made.fp32_nodes,
+        written=made.written,
+        metadata=normal.metadata,
+        widened=normal.widened,
+    )
 
 
 def _with_towers(
@@ -180,29 +245,6 @@ def _with_towers(
     return replace(full, notes=(*(n for n in full.notes if n not in notes), *notes))
 
 
-def _reduce(
-    model: Analysed, schedule: Schedule, outputs: str, planned: PlanReport | Followed | None = None
-) -> Reduced:
-    full = for_towers(model.analysis, schedule, outputs)
-    made, done = reduce_towers(
-        model.graph,
-        model.analysis,
-        full,
-        outputs=outputs,
-        prefix=model.prefix,
-        strict=full is schedule,
-    )
-    normal = model.normalized
-    return Reduced(
-        made.graph,
-        normal.graph,
-        _with_towers(model, done, outputs, planned),
-        made.fp32_nodes,
-        normal.metadata,
-        normal.widened,
-    )
-
-
 def build(
     model: str | Path,
     *,
@@ -216,6 +258,7 @@ def build(
     opt_batch: int | None = None,
     max_batch: int | None = None,
     keep_failed: bool = False,
+    dump: str | Path | None = None,
     progress: Progress = silent,
     **asked: Unpack[Asked],
 ) -> Path:
@@ -235,74 +278,123 @@ def build(
         min_batch, opt_batch, max_batch: what an engine takes and is tuned for, of a model with a
             free batch; by default 1, `batch`, and the larger of 8 and that.
         keep_failed: write also a model that failed a check, with `fault` in its manifest.
+        dump: a folder for the graph as ONNX text after every pass, of the model that is written;
+            new, empty, or of an earlier dump.
         asked: keep, latency, max_drop, method, …: see `tcompile.planning.request.Request`.
 
     Raises:
-        UsageError, ModelError: see `read` and `plan`; also a destination that is not ours, and a
-            node that the target's runtime does not accept.
+        UsageError, ModelError: see `read` and `plan`; also a destination or a folder for the dump
+            that holds something else, and a node that the target's runtime does not accept.
         FailedBuildError: the lowered model does not compute what the reduced fp32 graph does.
         MissingExtraError: the target's runtime is not installed.
     """
-    request, chosen = Request.of(asked), load_target(target)
-    batches = BatchSizes(min_batch, opt_batch, max_batch, request.batch)
-    form = choose_token_ops(chosen, token_ops)
-    path = Path(model)
-    directory = Path(output) if output is not None else path.parent / f"{path.stem}-{chosen.name}"
-    check_destination(directory, force)
-    level = precision or chosen.default_precision
-    job = _Job(path, request, chosen, level, batches, progress)
-    job.check()
-    origin = describe_source(path)
+    request, device, path = Request.of(asked), load_target(target), Path(model)
+    job = Job(
+        path=path,
+        request=request,
+        target=device,
+        precision=precision or device.default_precision,  # type: ignore[arg-type]
+        batches=BatchSizes(min_batch, opt_batch, max_batch, request.batch),
+        token_ops=choose_token_ops(device, token_ops),
+        force=force,
+        refine=refine,
+        keep_failed=keep_failed,
+        dump=None if dump is None else Dump(dump),
+    )
+    directory = path.parent / f"{path.stem}-{device.name}" if output is None else Path(output)
+    with new_artifact(directory, force) as draft:
+        draft.finish(_build_best(job, draft, progress))
+    return draft.directory
 
-    def fill(folder: Path) -> Manifest:
-        made = fill_best(
-            folder,
-            Build(origin, chosen, level, request, force, refine, form, batches, keep_failed),
-            job.make,
-            progress,
+
+def _build_best(job: Job, draft: Draft, say: Progress) -> Manifest:
+    """Build what is asked, again with `refine`, and the dense model where that is to be kept."""
+    best = last = _build_one(job, job.request, draft, say)
+    files: Attempt | None = last
+    for number in range(2, ATTEMPTS + 1):
+        request = next_request(last, job)
+        if request is None:
+            break
+        say(f"planning again, attempt {number} of {ATTEMPTS}")
+        files = None
+        try:
+            again = files = _build_one(job, request, draft, say)
+        except UsageError:  # no plan is within that budget
+            break
+        same = again.manifest.schedule == last.manifest.schedule
+        if same or better(again, best, job.request.latency):
+            best = again
+        last = again
+        if same:
+            break
+    if files is not best:
+        best = _build_one(job, best.request, draft, say)
+    if not best.slower:
+        return best.manifest
+    if job.force:
+        return kept_by_force(best)
+    say("the reduced model is not faster: emitting the dense one")
+    return dense_instead(best, _build_one(job, None, draft, say).manifest)
+
+
+def _build_one(job: Job, request: Request | None, draft: Draft, say: Progress) -> Attempt:
+    """Read → plan → reduce → lower → emit → measure: one model, in the place of an earlier one.
+
+    Args:
+        request: what is asked this time; None: the dense model.
+    """
+    with TemporaryDirectory(prefix="tcompile-") as scratch:
+        models, planned, notes = _write_reduced(job, request, draft, Path(scratch), say)
+        # Nodes and tensors refer to each other: only the collector frees the weights.
+        gc.collect()
+        judged = judge_models(models, job, say)
+        built = emit_model(models, judged, job, say)
+        say("measuring")
+        evidence = measure(
+            job.path,
+            models.shipped,
+            job.target,
+            threads=job.request.threads,
+            batch=job.request.batch,
+            normal=timed_against(models, job),
+            decide=bool(models.schedule.reductions),
+            seconds=0.0 if job.request.latency is None else _SECONDS,
+            towers=tower_of_outputs(models.schedule.to_json()),
         )
-        bound = {name: tuple(dims) for name, dims in (request.shapes or {}).items()}
-        return replace(made, shapes=bound, prefix=request.prefix)
-
-    return write_artifact(directory, fill, force)
+    manifest = manifest_of(models, built, evidence, job)
+    return attempt_of(request, replace(manifest, notes=(*notes, *manifest.notes)), planned, job)
 
 
-class _Job:
-    """Makes reduced models of one source: the first, others after what was measured, the dense."""
+def _write_reduced(
+    job: Job, request: Request | None, draft: Draft, scratch: Path, say: Progress
+) -> tuple[Models, PlanReport | Followed | None, list[str]]:
+    """Read → plan → reduce → lower, and write what the stages behind need; graphs live here alone.
 
-    def __init__(
-        self,
-        path: Path,
-        request: Request,
-        target: Target,
-        precision: str,
-        batches: BatchSizes,
-        say: Progress,
-    ) -> None:
-        self.path, self.request, self.target = path, request, target
-        self.precision, self.batches, self.say = precision, batches, say
-        self.held: tuple[Reduced, Any] | None = None
-
-    def check(self) -> None:
-        """Plan and reduce once, so that what cannot be done is known before anything is written."""
-        self.held = self.make(self.request)
-
-    def make(self, request: Request | None) -> tuple[Reduced, Any]:
-        """A reduced model, and how it was planned; None: the dense one."""
-        if self.held is not None and request == self.request:
-            held, self.held = self.held, None
-            return held
-        self.say(f"reading {self.path}")
-        asked = self.request
-        analysed = _read_asked(self.path, asked)
-        self.batches.check(analysed.graph, self.path)
-        made, planned = Schedule(NO_METHOD, analysed.analysis.shape, ()), None
-        if request is not None:
-            made, planned = schedule_for_request(
-                analysed, request, self.target, self.precision, self.say
-            )
-        self.say("reducing")
-        return _reduce(analysed, made, asked.outputs, planned), planned
+    Returns:
+        The files, how the schedule was found, and notes on that.
+    """
+    say(f"reading {job.path}")
+    analysed = _read_asked(job.path, job.request, job.dump)
+    job.batches.check(analysed.graph, job.path)
+    schedule = Schedule(NO_METHOD, analysed.analysis.shape, ())
+    planned: PlanReport | Followed | None = None
+    if request is not None:
+        schedule, planned = schedule_for_request(analysed, request, job.target, job.precision, say)
+    say("reducing")
+    reduced = apply_schedule(analysed, schedule, job.request.outputs, planned, job.dump)
+    # Up to here nothing was written, and what cannot be planned or reduced is known.
+    folder = draft.empty()
+    planned, notes = on_target(planned, reduced, job)
+    lowered = lower(
+        reduced.graph,
+        target=job.target,
+        precision=job.precision,
+        fp32_nodes=reduced.fp32_nodes,
+        token_ops=job.token_ops.form,
+        dump=job.dump,
+    )
+    models = write_models(reduced, lowered, job.token_ops, job.path, folder, scratch)
+    return models, planned, notes
 
 
 class _Located:

@@ -12,22 +12,22 @@ import numpy as np
 from tcompile import algebra
 
 
-def contrast(given: algebra.ScoreInput) -> algebra.Tensor:
+def contrast(inputs: algebra.ScoreInput) -> algebra.Tensor:
     """score_j = max_c x_jc − min_c x_jc: [B, T]. Reads no attention, which so stays fused."""
-    b, x = given.b, given.of_patches(given.x)
+    b, x = inputs.builder, inputs.of_patches(inputs.x)
     return b.op("Sub", b.reduce("Max", x, [2]), b.reduce("Min", x, [2]))
 
 
 SCORE = algebra.Score("contrast", contrast, attention=False)
 
 
-def lift(given: algebra.ReducerInput) -> tuple[algebra.Tensor, algebra.TokenState]:
+def lift(inputs: algebra.ReducerInput) -> tuple[algebra.Tensor, algebra.TokenState]:
     """The K best stay, each with a share of what was there: x_S' = x_S + alpha · mean_j x_j."""
-    b, patches = given.b, given.of_patches(given.x)
-    alpha = b.const(given.parameters["alpha"], np.float32)
+    b, patches = inputs.builder, inputs.of_patches(inputs.x)
+    alpha = b.const(inputs.parameters["alpha"], np.float32)
     share = b.op("Mul", b.reduce("Mean", patches, [1], keepdims=1), alpha)
-    lifted = given.joined(b.op("Add", patches, share), fp32=False)
-    return replace(given, x=lifted).reduce(algebra.Spec("topk"))
+    lifted = inputs.joined(b.op("Add", patches, share), fp32=False)
+    return replace(inputs, x=lifted).reduce(algebra.Spec("topk"))
 
 
 ALPHA = algebra.Parameter(float, 0.1, "share of the mean that is added", least=0, most=1)

@@ -1,11 +1,158 @@
-"""Lowering: precision, attention's form and opset for one target (DESIGN 3)."""
+"""Lowering: from a graph that any runtime could take to what one target takes best.
+
+The passes are listed below, in their order, each with when it applies.
+"""
 
 from __future__ import annotations
 
-from tcompile.passes.lower.attention import decompose_attention
-from tcompile.passes.lower.for_target import lower
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx_graphsurgeon as gs
+
+from tcompile.core.errors import UsageError
+from tcompile.passes.lower.attention import decompose_attention, query_rows
+from tcompile.passes.lower.names import rename_nodes
 from tcompile.passes.lower.norm import decompose_rms_norm
 from tcompile.passes.lower.opset import lower_opset
+from tcompile.passes.lower.pixels import cast_pixels_first
 from tcompile.passes.lower.precision import to_fp16
+from tcompile.passes.lower.shapes import complete
+from tcompile.passes.lower.spell_fp32_matmul import spell_products
+from tcompile.passes.lower.token_casts import move_casts
+from tcompile.passes.lower.token_fuse import fuse_calls
+from tcompile.passes.lower.token_ops import TokenOps, lower_token_ops
+from tcompile.passes.runner import Dump, Pass, run
+from tcompile.targets.devices import Precision, Target
 
 __all__ = ["decompose_attention", "decompose_rms_norm", "lower", "lower_opset", "to_fp16"]
+
+#: What TensorRT 10.3, the oldest on a supported JetPack, was made for.
+_JETSON_OPSET = 20
+
+
+@dataclass
+class _Lowering:
+    """What the passes work on.
+
+    Attributes:
+        target, precision, token_ops: what to lower for.
+        fp32_nodes: names of nodes that stay fp32, as they are called by now.
+    """
+
+    graph: gs.Graph
+    target: Target
+    precision: Precision
+    token_ops: TokenOps
+    fp32_nodes: frozenset[str]
+
+    @property
+    def tensorrt(self) -> bool:
+        return self.target.runtime != "onnxruntime"
+
+    @property
+    def jetson(self) -> bool:
+        return self.target.runtime == "jetson"
+
+    @property
+    def turing(self) -> bool:
+        """Whether TensorRT-RTX builds for a Turing GPU."""
+        return self.target.runtime == "tensorrt-rtx" and self.target.compute_capability == "7.5"
+
+    @property
+    def kernels(self) -> bool:
+        """Whether token ops run as kernels, not as function bodies."""
+        return self.token_ops != "native"
+
+    def replaced(self, nodes: Mapping[str, frozenset[str]]) -> None:
+        """Take note of which nodes are in the place of others, which may have to stay fp32."""
+        self.fp32_nodes = self.fp32_nodes.union(
+            *(names for old, names in nodes.items() if old in self.fp32_nodes)
+        )
+
+
+def lower(
+    graph: gs.Graph,
+    *,
+    target: Target,
+    precision: Precision,
+    fp32_nodes: frozenset[str] = frozenset(),
+    token_ops: TokenOps = "native",
+    dump: Dump | None = None,
+) -> gs.Graph:
+    """A copy of the graph in the form that the target takes best.
+
+    - `Attention` is spelled out for TensorRT, which fuses the plain spelling into the same kernels
+      and builds it too where it has none (fp32, one query row, wide heads); for ONNX Runtime only
+      where all queries share a mask, which ONNX allows and ONNX Runtime 1.32 does not.
+    - `RMSNormalization` is spelled out for a Jetson.
+    - For TensorRT 8-bit images are cast to float before they are moved: see `cast_pixels_first`.
+    - fp16: see `to_fp16`; inputs and outputs stay fp32.
+    - For a Jetson the opset becomes 20, unless an operator does not allow it (logged).
+    - Products of fp32 matrices are spelled as sums for a Turing GPU.
+    - Token ops get the form asked for: see `token_ops`, `token_fuse` and `token_casts`.
+    - Node names become unique and printable, since an engine's kernels refer to them.
+
+    Args:
+        graph: reduced, fp32, topologically sorted. It is left as it is.
+        target: what to lower for.
+        precision: of most of the result.
+        fp32_nodes: names of nodes that stay fp32 in an fp16 graph.
+        token_ops: as `choose_token_ops` gave it.
+        dump: takes the graph after each pass.
+
+    Raises:
+        UsageError: the target does not know the precision.
+        ModelError: an attention that has to be spelled out cannot be; control flow in fp16.
+    """
+    if precision not in target.precisions:
+        raise UsageError(
+            f"target {target.name} has no precision '{precision}'",
+            where="--precision",
+            hint=f"one of {', '.join(target.precisions)}",
+        )
+    lowered = graph.copy()
+    lowered.functions = [function.copy() for function in graph.functions]
+    state = _Lowering(lowered, target, precision, token_ops, fp32_nodes)
+    run(state, PASSES, "lower", dump)
+    return state.graph
+
+
+def _rename(state: _Lowering) -> None:
+    state.fp32_nodes = rename_nodes(state.graph, state.fp32_nodes)
+
+
+def _spell_attention(state: _Lowering) -> None:
+    state.replaced(
+        decompose_attention(state.graph, lambda n: state.tensorrt or _has_shared_mask(n))
+    )
+
+
+def _has_shared_mask(node: gs.Node) -> bool:
+    """Whether one mask row serves all queries of an `Attention` node."""
+    masks = [t for t in node.inputs[3:4] if not t.is_empty()]
+    return any(not t.shape or len(t.shape) < 2 or t.shape[-2] != query_rows(node) for t in masks)
+
+
+def _to_fp16(state: _Lowering) -> None:
+    state.graph = to_fp16(state.graph, fp32_nodes=state.fp32_nodes)
+
+
+PASSES: tuple[Pass[_Lowering], ...] = (
+    Pass("complete-shapes", lambda s: complete(s.graph)),
+    Pass("rename-nodes", _rename),
+    Pass("fuse-token-ops", lambda s: fuse_calls(s.graph), when=lambda s: s.kernels),
+    Pass("spell-attention", _spell_attention),
+    Pass(
+        "spell-rms-norm", lambda s: s.replaced(decompose_rms_norm(s.graph)), when=lambda s: s.jetson
+    ),
+    Pass("cast-pixels-first", lambda s: cast_pixels_first(s.graph), when=lambda s: s.tensorrt),
+    Pass("complete-spelled-shapes", lambda s: complete(s.graph)),
+    Pass("to-fp16", _to_fp16, when=lambda s: s.precision == "fp16"),
+    Pass("spell-fp32-matmul", lambda s: len(spell_products(s.graph)), when=lambda s: s.turing),
+    Pass(
+        "lower-opset", lambda s: len(lower_opset(s.graph, _JETSON_OPSET)), when=lambda s: s.jetson
+    ),
+    Pass("move-token-casts", lambda s: move_casts(s.graph), when=lambda s: s.kernels),
+    Pass("token-ops", lambda s: lower_token_ops(s.graph, s.token_ops)),
+)

@@ -1,9 +1,9 @@
-"""The normal form: one spelling per idea, whatever exporter wrote the file (DESIGN 5.13).
+"""The normal form: one spelling per idea, whatever exporter wrote the file.
 
 Local functions inlined; input dims bound; shapes inferred and folded to a fixed point; constant
 sub-graphs evaluated; no-ops and all-true masks gone; explicit dims in every Reshape; fp32 inside.
 Nothing is fused. Static, dynamic, TorchScript and transformers exports of one model become the same
-graph.
+graph. The passes are listed below, in their order.
 """
 
 from __future__ import annotations
@@ -33,8 +33,32 @@ from tcompile.passes.normalize.infer import ContradictionError, check, check_sha
 from tcompile.passes.normalize.origins import Origins
 from tcompile.passes.normalize.simplify import simplify
 from tcompile.passes.normalize.upcast_fp16 import widen
+from tcompile.passes.runner import Dump, Pass, run
 
+#: Rounds that a normal form may take at most.
 _ROUNDS = 64
+
+
+@dataclass
+class _Normalizing:
+    """What the passes work on.
+
+    Attributes:
+        free: whether a batch is free.
+        vectors: dims that are computed at run time.
+        origins: what stored numbers were computed from.
+        values: of what depends on the batch alone, as last inferred.
+        loose: the names among these that no vector of dims has.
+        widened: whether the model computed in fp16.
+    """
+
+    graph: gs.Graph
+    free: bool
+    vectors: DimVectors
+    origins: Origins = field(default_factory=Origins)
+    values: Values = field(default_factory=dict)
+    loose: set[str] = field(default_factory=set)
+    widened: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,11 +81,14 @@ class Normalized:
     sized: Mapping[str, Origin] = field(default_factory=dict)
 
 
-def normalize(model: onnx.ModelProto, *, shapes: Shapes | None = None) -> Normalized:
+def normalize(
+    model: onnx.ModelProto, *, shapes: Shapes | None = None, dump: Dump | None = None
+) -> Normalized:
     """Bring a model into normal form. The model given is used up.
 
     Args:
         shapes: input name → dims, to bind dynamic dims by hand.
+        dump: takes the graph after each pass.
 
     Raises:
         ModelError: a dim other than the batch stays dynamic, shapes contradict each other, or
@@ -70,16 +97,19 @@ def normalize(model: onnx.ModelProto, *, shapes: Shapes | None = None) -> Normal
     metadata = {p.key: p.value for p in model.metadata_props}
     joined: dict[str, str] = {}
     while True:
+        if dump is not None:
+            dump.restart()
         graph = _import(model)
         names = bind_inputs(graph, shapes, joined)
         try:
-            widened, origins = _to_normal_form(graph, free=bool(names))
+            state = _to_normal_form(graph, free=bool(names), dump=dump)
         except ContradictionError as error:
             if len(names) < 2:
                 raise
             joined = _join(joined, names, error.names)
         else:
-            return Normalized(graph, bool(names), metadata, widened, origins.summary())
+            sized = state.origins.summary()
+            return Normalized(state.graph, bool(names), metadata, state.widened, sized)
 
 
 def _join(
@@ -97,44 +127,37 @@ def _join(
     return {n: same[0] if one in same else one for n, one in known.items()}
 
 
-def _to_normal_form(graph: gs.Graph, *, free: bool) -> tuple[bool, Origins]:
-    """Whether the model computed in fp16, and which stored numbers came from which sizes.
+def _to_normal_form(graph: gs.Graph, *, free: bool, dump: Dump | None) -> _Normalizing:
+    """The graph in normal form, and what was learned on the way.
 
     Raises:
         ContradictionError: shapes contradict each other, perhaps since free dims are one.
         ModelError: a shape stays unknown, or control flow is left.
     """
-    check(graph)
-    widened = widen(graph)
-    if widened:
-        graph.toposort()
-    vectors, origins = DimVectors(graph), Origins()
+    state = _Normalizing(graph, free, DimVectors(graph))
+    run(state, BEFORE, "normalize", dump)
     for _ in range(_ROUNDS):
-        values = infer(graph)
-        loose = {n for n in values if n not in vectors.names}
-        changed = fold_shapes(graph, vectors, origins) + inline_ifs(graph)
-        changed += settle_batch_values(graph, vectors, origins)
-        changed += fold_constants(graph, origins)
-        changed += simplify(graph, loose, origins.of) + tiles_to_expands(graph, values, vectors)
-        changed += gather_nd_to_gather(graph)
-        changed += drop_batch_expansion(graph, values, vectors) if free else 0
-        if not changed:
+        if not run(state, ROUND, "normalize", dump):
             break
     else:
         raise ModelError("did not reach a normal form")
-    unique_names(graph)
-    _refuse_branches(graph, values)
-    check_known(graph)
-    if free:
-        check_shapes(graph)
-    explicit_reshapes(graph)
-    if free:
-        free_batch(graph, vectors)
-    return widened, origins
+    run(state, AFTER, "normalize", dump)
+    return state
+
+
+def _upcast(state: _Normalizing) -> None:
+    state.widened = widen(state.graph)
+    if state.widened:
+        state.graph.toposort()
+
+
+def _infer_shapes(state: _Normalizing) -> None:
+    state.values = infer(state.graph)
+    state.loose = {name for name in state.values if name not in state.vectors.names}
 
 
 def _refuse_branches(graph: gs.Graph, values: Values) -> None:
-    """What is decided at run time is beyond an analysis of one graph.
+    """Refuse what is decided at run time, which an analysis of one graph cannot follow.
 
     Args:
         values: of what depends on the batch alone.
@@ -183,3 +206,33 @@ def _import(model: onnx.ModelProto) -> gs.Graph:
         raise ModelError(
             f"not a valid ONNX graph: {' '.join(str(error).split())}", hint="export it again"
         ) from error
+
+
+BEFORE: tuple[Pass[_Normalizing], ...] = (
+    Pass("check", lambda s: check(s.graph)),
+    Pass("upcast-fp16", _upcast),
+)
+#: Run again and again, until a round changes nothing.
+ROUND: tuple[Pass[_Normalizing], ...] = (
+    Pass("infer-shapes", _infer_shapes),
+    Pass("fold-shapes", lambda s: fold_shapes(s.graph, s.vectors, s.origins)),
+    Pass("inline-ifs", lambda s: inline_ifs(s.graph)),
+    Pass("batch-values", lambda s: settle_batch_values(s.graph, s.vectors, s.origins)),
+    Pass("fold-constants", lambda s: fold_constants(s.graph, s.origins)),
+    Pass("simplify", lambda s: simplify(s.graph, s.loose, s.origins.of)),
+    Pass("tiles-to-expands", lambda s: tiles_to_expands(s.graph, s.values, s.vectors)),
+    Pass("gather-nd-to-gather", lambda s: gather_nd_to_gather(s.graph)),
+    Pass(
+        "batch-expansion",
+        lambda s: drop_batch_expansion(s.graph, s.values, s.vectors),
+        when=lambda s: s.free,
+    ),
+)
+AFTER: tuple[Pass[_Normalizing], ...] = (
+    Pass("unique-names", lambda s: unique_names(s.graph)),
+    Pass("refuse-branches", lambda s: _refuse_branches(s.graph, s.values)),
+    Pass("check-known", lambda s: check_known(s.graph)),
+    Pass("check-shapes", lambda s: check_shapes(s.graph), when=lambda s: s.free),
+    Pass("explicit-reshapes", lambda s: explicit_reshapes(s.graph)),
+    Pass("free-batch", lambda s: free_batch(s.graph, s.vectors), when=lambda s: s.free),
+)

@@ -1,5 +1,99 @@
-"""Reduce: write a schedule's scores and reducers into the graph and mend every shape downstream."""
+"""Reduce: write a schedule's scores and reducers into the graph and correct every shape downstream.
 
-from tcompile.passes.reduce.apply import ReducedGraph, reduce_graph
+The passes are listed below, in their order. The first one walks over the nodes once; `--dump` shows
+the graph after each step of the schedule there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import onnx_graphsurgeon as gs
+
+from tcompile.analysis.counts import find_counts
+from tcompile.analysis.effect_walk import effects
+from tcompile.analysis.model import Analysis
+from tcompile.core.errors import UsageError
+from tcompile.core.schedule import Schedule
+from tcompile.passes.reduce.apply import ReducedGraph, Rewriter, returns
+from tcompile.passes.reduce.check import check_schedule, raise_on_barrier
+from tcompile.passes.reduce.reducers import reducer_of
+from tcompile.passes.runner import Dump, Pass, run
+from tcompile.plugins.ops import add_functions
 
 __all__ = ["ReducedGraph", "reduce_graph"]
+
+
+def reduce_graph(
+    dense: gs.Graph,
+    analysis: Analysis,
+    schedule: Schedule,
+    *,
+    outputs: str = "reduced",
+    label: str = "",
+    dump: Dump | None = None,
+) -> ReducedGraph:
+    """Apply a schedule to the tower that the analysis describes. The dense graph is left as it is.
+
+    Args:
+        label: at the end of the names of the added outputs: `token_index_LABEL`.
+        dump: takes the graph after each step of the schedule and after each pass.
+
+    Raises:
+        UsageError: the schedule does not fit the model, or a site is illegal.
+    """
+    if outputs not in ("reduced", "restored"):
+        raise UsageError(f"'{outputs}' is not reduced or restored", where="--outputs")
+    steps = check_schedule(analysis, schedule, outputs)
+    graph = dense.copy()
+    if not schedule.reductions:
+        return ReducedGraph(graph, frozenset(), {}, {})
+    restorable: frozenset[str] = frozenset()
+    if outputs == "restored":
+        restorable = analysis.restorable
+        if not _in_groups(analysis, schedule):
+            analysis = replace(analysis, space=replace(analysis.space, grouping=None))
+    cuts = [s.site.cut(graph, back=returns(s)) for s in steps]
+    counts = find_counts(graph, analysis.facts, analysis.space)
+    found = effects(
+        graph,
+        analysis.facts,
+        analysis.space,
+        analysis.attentions,
+        cuts,
+        restorable=restorable,
+        counts=counts,
+    )
+    raise_on_barrier(found, schedule)
+    state = Rewriter(
+        graph,
+        analysis,
+        found,
+        list(zip(steps, cuts, strict=True)),
+        counts,
+        outputs=outputs,
+        label=label,
+        dump=dump,
+    )
+    run(state, PASSES, "reduce", dump)
+    edits = {n: [type(e).__name__ for e in es] for n, es in found.edits.items()}
+    return ReducedGraph(graph, frozenset(state.b.fp32), dict(state.b.written), edits)
+
+
+def _in_groups(analysis: Analysis, schedule: Schedule) -> bool:
+    """Whether every reduction takes whole groups, so that the model may join them."""
+    grouping, segments = analysis.space.grouping, analysis.space.segments
+    return grouping is not None and all(
+        reducer_of(r.reducer).groups and r.keep % (grouping.members * segments) == 0
+        for r in schedule.reductions
+    )
+
+
+PASSES: tuple[Pass[Rewriter], ...] = (
+    Pass("walk", lambda s: s.walk()),
+    Pass("token-outputs", lambda s: s.write_outputs()),
+    Pass("sort", lambda s: s.sort()),
+    Pass("token-op-bodies", lambda s: add_functions(s.graph)),
+    Pass("spell-biased-attention", lambda s: s.spell_biased()),
+    Pass("infer-shapes", lambda s: s.infer()),
+)

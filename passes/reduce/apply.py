@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import onnx_graphsurgeon as gs
@@ -9,27 +10,26 @@ from onnx_graphsurgeon.logger import G_LOGGER
 from onnx_graphsurgeon.util.exception import OnnxGraphSurgeonException
 
 from tcompile.analysis import axes as ax
-from tcompile.analysis.counts import Counts, find_counts
-from tcompile.analysis.effect_walk import effects
+from tcompile.analysis.count_state import Counts
 from tcompile.analysis.effects import Effects, Recount, ReductionPoint, Rescale, Run, locate
-from tcompile.analysis.layout import Layout, stream_layout, tower_batch
-from tcompile.analysis.model import Analysis
+from tcompile.analysis.layout import Layout, stream_layout
+from tcompile.analysis.model import Analysis, tower_batch
 from tcompile.analysis.sites import Site
 from tcompile.core.errors import InternalError, ModelError, UsageError
 from tcompile.core.graph import int_to_dim, is_const, replace_uses, shape
-from tcompile.core.schedule import Schedule
 from tcompile.passes.lower.attention import decompose_attention
 from tcompile.passes.normalize.infer import infer
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.bypass import Bypass, copies, returned
-from tcompile.passes.reduce.check import check_schedule, dense_grid, raise_on_barrier
-from tcompile.passes.reduce.edits import Editor, redirect
+from tcompile.passes.reduce.check import dense_grid
+from tcompile.passes.reduce.edit_state import Editor
+from tcompile.passes.reduce.edits import apply, redirect
 from tcompile.passes.reduce.gather_rows import from_rows, to_rows
 from tcompile.passes.reduce.outputs import Carried, carried, token_outputs
 from tcompile.passes.reduce.reducers import reducer_of
 from tcompile.passes.reduce.steps import Step, Steps
 from tcompile.passes.reduce.token_state import TokenState, index_on_run, owner_on_run
-from tcompile.plugins.spec import add_functions
+from tcompile.passes.runner import Dump
 
 
 @dataclass(frozen=True)
@@ -39,85 +39,46 @@ class ReducedGraph:
     Attributes:
         graph: a new graph; shapes static but for a free batch.
         fp32_nodes: nodes that must stay in fp32 in an fp16 graph.
+        written: name of each node and tensor that this pass wrote → the site that it is for; empty
+            for what follows from several.
         edits: node name → kinds of edits made, for reports.
     """
 
     graph: gs.Graph
     fp32_nodes: frozenset[str]
+    written: Mapping[str, str]
     edits: dict[str, list[str]]
 
 
-def reduce_graph(
-    dense: gs.Graph,
-    analysis: Analysis,
-    schedule: Schedule,
-    *,
-    outputs: str = "reduced",
-    label: str = "",
-) -> ReducedGraph:
-    """Apply a schedule to the tower that the analysis describes. The dense graph is left as it is.
-
-    Args:
-        label: at the end of the names of the added outputs: `token_index_LABEL`.
-
-    Raises:
-        UsageError: the schedule does not fit the model, or a site is illegal.
-    """
-    if outputs not in ("reduced", "restored"):
-        raise UsageError(f"'{outputs}' is not reduced or restored", where="--outputs")
-    steps = check_schedule(analysis, schedule, outputs)
-    graph = dense.copy()
-    if not schedule.reductions:
-        return ReducedGraph(graph, frozenset(), {})
-    restorable: frozenset[str] = frozenset()
-    if outputs == "restored":
-        restorable = analysis.restorable
-        if not _in_groups(analysis, schedule):
-            analysis = replace(analysis, space=replace(analysis.space, grouping=None))
-    cuts = [s.site.cut(graph, back=_returns(s)) for s in steps]
-    counts = find_counts(graph, analysis.facts, analysis.space)
-    found = effects(
-        graph,
-        analysis.facts,
-        analysis.space,
-        analysis.attentions,
-        cuts,
-        restorable=restorable,
-        counts=counts,
-    )
-    raise_on_barrier(found, schedule)
-    rewriter = _Rewriter(
-        graph, analysis, found, {s.site.name: c for s, c in zip(steps, cuts, strict=True)}, counts
-    )
-    rewriter.run(steps, outputs, label)
-    edits = {n: [type(e).__name__ for e in es] for n, es in found.edits.items()}
-    return ReducedGraph(graph, frozenset(rewriter.b.fp32), edits)
-
-
-def _returns(step: Step) -> bool:
+def returns(step: Step) -> bool:
     return reducer_of(step.reduction.reducer).returns
 
 
-def _in_groups(analysis: Analysis, schedule: Schedule) -> bool:
-    """Whether every reduction takes whole groups, so that the model may join them."""
-    grouping, segments = analysis.space.grouping, analysis.space.segments
-    return grouping is not None and all(
-        reducer_of(r.reducer).groups and r.keep % (grouping.members * segments) == 0
-        for r in schedule.reductions
-    )
+class Rewriter:
+    """State of the walk.
 
-
-class _Rewriter:
-    """State of the walk."""
+    Attributes:
+        graph: being rewritten.
+        b: writes nodes into it.
+    """
 
     def __init__(
         self,
         graph: gs.Graph,
         analysis: Analysis,
         found: Effects,
-        cuts: dict[str, ReductionPoint],
+        planned: Sequence[tuple[Step, ReductionPoint]],
         counts: Counts,
+        *,
+        outputs: str,
+        label: str,
+        dump: Dump | None,
     ) -> None:
+        self.outputs, self.label, self.dump = outputs, label, dump
+        self.planned = [step for step, _ in planned]
+        cuts = {step.site.name: cut for step, cut in planned}
+        self.dense_outputs = [str(o.name) for o in graph.outputs]
+        self.predicted: dict[str, list[int | str]] = {}
         self.graph, self.analysis, self.found, self.cuts = graph, analysis, found, cuts
         self.cuts_back = {c.tensor for c in cuts.values() if c.back}
         self.order = [n.name for n in graph.nodes]
@@ -147,11 +108,11 @@ class _Rewriter:
             self._entered,
         )
 
-    def run(self, steps: list[Step], outputs: str, label: str) -> None:
-        pending = {step.site.tensor: step for step in steps}
-        self.steps.returns = any(_returns(step) for step in steps)
+    def walk(self) -> None:
+        """Go through the nodes in execution order: edit them, reduce where tokens leave."""
+        pending = {step.site.tensor: step for step in self.planned}
+        self.steps.returns = any(returns(step) for step in self.planned)
         returning: dict[str, Bypass] = {}
-        dense_outputs = [str(o.name) for o in self.graph.outputs]
         for node in list(self.graph.nodes):
             restored = self.found.restored.get(node.name)
             number = self.found.node_stage.get(node.name, 0) if restored is None else restored
@@ -159,7 +120,7 @@ class _Rewriter:
             written = list(node.outputs)  # what an edit scales is written by a node behind
             for edit in self.found.edits.get(node.name, []):
                 taken = edit.stage if isinstance(edit, (Rescale, Recount)) else number
-                self.editor.apply(node, edit, self.stages[taken])
+                apply(self.editor, node, edit, self.stages[taken])
             for out in written:
                 if out.name in self.found.dims and restored is None:
                     out.shape = self._shape(out.name, stage)
@@ -172,23 +133,17 @@ class _Rewriter:
                         returning[step.site.until] = self._bypass_at(name, step)
                     else:
                         self._reduce_at(out, step)
+                    if self.dump is not None:
+                        place = f"{step.site.name}-{step.reduction.reducer.name}"
+                        self.dump.write("reduce", place, self.graph)
         if pending:
             raise InternalError(f"sites {list(pending)} were not reached")
-        self._outputs(dense_outputs, outputs, label)
-        # Owners and indices that no output asks for were written all the same; here they go.
-        self._sort()
-        add_functions(self.graph)
-        # A restored output has taken the name of the reduced one, and has no shape yet.
-        predicted = {
-            name: tensor.shape
-            for name, tensor in self.graph.tensors().items()
-            if name in self.found.dims and tensor.shape is not None
-        }
-        self._spell_out_biased()
-        self._infer(predicted)
 
-    def _sort(self) -> None:
-        """Dead nodes go, the others stand in execution order."""
+    def sort(self) -> None:
+        """Put nodes in execution order; those that no output needs go.
+
+        Owners and indices that no output asks for were written all the same.
+        """
         try:
             with G_LOGGER.suppress(G_LOGGER.CRITICAL + 1):  # it prints what the error says
                 self.graph.cleanup(remove_unused_graph_inputs=False).toposort()
@@ -201,12 +156,18 @@ class _Rewriter:
                 hint="choose another site",
             ) from error
 
-    def _spell_out_biased(self) -> None:
+    def spell_biased(self) -> None:
         """Decompose each `Attention` that was given a bias shared by all queries.
 
         ONNX lets the mask broadcast; ONNX Runtime refuses it, and a full [N, N] one would cost more
         than the attention. The spelled-out form is fused by TensorRT all the same.
         """
+        # A restored output has taken the name of the reduced one, and has no shape yet.
+        self.predicted = {
+            name: tensor.shape
+            for name, tensor in self.graph.tensors().items()
+            if name in self.found.dims and tensor.shape is not None
+        }
         names = {
             a.node
             for a in self.analysis.attentions
@@ -242,12 +203,12 @@ class _Rewriter:
         name = str(stream.name)
         layout = self._layout(name, site)
         readers = self.readers[name]
-        core = self.steps.core(site.block)
-        b.scope(f"{site.name.replace(':', '_')}/{step.reduction.reducer.name}")
+        core = self.steps.attention(site.block)
+        b.scope(f"{site.name.replace(':', '_')}/{step.reduction.reducer.name}", site.name)
         rows = to_rows(b, stream, layout, self.fixed + stage.count)
         width = ax.size(self.analysis.facts.axes[name][layout.features])
         reduced, after = self.steps.run(step, rows, width, core, stage)
-        if not stage.whole and not _returns(step):
+        if not stage.whole and not returns(step):
             after.before = len(self.stages) - 1
         new = self._stream(name, reduced, layout, after)
         self.editor.current[name] = new
@@ -272,10 +233,10 @@ class _Rewriter:
         b, site, space, blocks = self.b, step.site, self.analysis.space, self.analysis.blocks
         stream = self.editor.current[name]
         layout = self._layout(name, site)
-        b.scope(f"{site.name.replace(':', '_')}/score")
+        b.scope(f"{site.name.replace(':', '_')}/score", site.name)
         region = [self.nodes[n] for n in self.order if n in self.cuts[site.name].region]
         nodes = {**self.nodes, **copies(b, region, blocks[site.block])}
-        core = self.steps.core(site.block, nodes)
+        core = self.steps.attention(site.block, nodes)
         rows = to_rows(b, stream, layout, space.total)
         width = ax.size(self.analysis.facts.axes[name][layout.features])
         merged, beside = self.cuts[site.name].merged, None
@@ -316,24 +277,26 @@ class _Rewriter:
         self.editor.current[name] = new
         redirect(out, new, self.readers[name], self.graph)
 
-    def _outputs(self, dense: list[str], mode: str, label: str) -> None:
+    def write_outputs(self) -> None:
+        """Say which tokens an output holds, or spread it back over all of them."""
         wanted: dict[str, Carried] = {}
-        for name in dense:
+        for name in self.dense_outputs:
             stage = self.found.stage.get(name, 0)
             dims = locate(self.analysis.facts.axes[name], self.analysis.space)
             place = carried(dims, self.analysis.space, stage)
             if place is not None and not any(c.region for c in self.cuts.values()):
                 wanted[name] = place
-        token_outputs(self.editor, self.stages, wanted, mode, label)
+        token_outputs(self.editor, self.stages, wanted, self.outputs, self.label)
 
     def _infer_shapes(self, *, symbolic: bool = False) -> None:
-        """Shapes that contradict each other are the export's fault before this pass, ours after."""
+        """Shapes that contradict each other are the export's fault before this pass, and
+        tcompile's after it."""
         try:
             infer(self.graph, symbolic=symbolic)
         except ModelError as error:
             raise InternalError(f"the reduced graph does not fit together: {error.what}") from error
 
-    def _infer(self, predicted: dict[str, list[int | str]]) -> None:
+    def infer(self) -> None:
         """Infer shapes with the batch bound, then compare with what the analysis predicts.
 
         A Reshape whose −1 hides a missed fix would show here.
@@ -348,7 +311,8 @@ class _Rewriter:
                 continue
             if tensor.shape is None:
                 raise InternalError(f"the shape of '{name}' is unknown after reduction")
-            if name in predicted and list(tensor.shape) != list(predicted[name]):
+            if list(tensor.shape) != list(self.predicted.get(name, tensor.shape)):
                 raise InternalError(
-                    f"'{name}' has shape {tensor.shape}, the analysis predicts {predicted[name]}"
+                    f"'{name}' has shape {tensor.shape}, the analysis predicts "
+                    f"{self.predicted[name]}"
                 )

@@ -1,7 +1,7 @@
-"""Recomputing parts of an attention beside it, so that the attention itself stays fused.
+"""An attention of the graph being rewritten, as scores and reducers see it.
 
-Reading the softmax a second time would de-fuse it in TensorRT (DESIGN 5.5); a few rows of
-softmax(q·Kᵀ) cost O(rows·N·d) and leave it alone.
+Reading the softmax a second time would de-fuse it in TensorRT, so parts of an attention are
+recomputed beside it: a few rows of softmax(q·Kᵀ) cost O(rows·N·d) and leave it alone.
 """
 
 from __future__ import annotations
@@ -13,21 +13,31 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis.attention import Attention
-from tcompile.core.errors import UsageError
-from tcompile.core.graph import attr
-from tcompile.passes.reduce.attention_operands import Operands
+from tcompile.analysis.attention_match import AFTER_SOFTMAX, BEFORE_SOFTMAX
+from tcompile.core.errors import InternalError, UsageError
+from tcompile.core.graph import attr, is_const, producer, value
 from tcompile.passes.reduce.builder import Builder
 
 
-class AttentionView(Operands):
-    """An attention of the graph being rewritten, as the scores see it."""
+class AttentionView:
+    """Q, K, V, logits and probabilities of an attention, whichever spelling the graph has.
+
+    By head they are [B, heads, N, d] fp32. They are read beside the attention, which stays fused.
+
+    Attributes:
+        builder: writes nodes.
+        matched: what the analysis found of it.
+        batch: the literal batch, or None.
+        node: its Softmax or Attention.
+        product: its Q·Kᵀ, or the Attention.
+    """
 
     def __init__(
-        self, b: Builder, attention: Attention, nodes: Mapping[str, gs.Node], batch: int | None
+        self, builder: Builder, matched: Attention, nodes: Mapping[str, gs.Node], batch: int | None
     ) -> None:
-        self.b, self.attention, self.batch = b, attention, batch
-        self.node = nodes[attention.node]
-        self.product = nodes[attention.product]
+        self.builder, self.matched, self.batch = builder, matched, batch
+        self.node = nodes[matched.node]
+        self.product = nodes[matched.product]
 
     def rows(self, positions: Sequence[int] | None = None) -> gs.Tensor:
         """softmax(q_rows·Kᵀ) over all keys: [B, heads, len(positions), N] fp32.
@@ -39,7 +49,7 @@ class AttentionView(Operands):
             UsageError: the attention does more between Q·Kᵀ and softmax than scale and mask.
         """
         logits, dims = self._logits(positions)
-        return self._split(self.b.op("Softmax", logits, axis=-1), dims, positions)
+        return self._split(self.builder.op("Softmax", logits, axis=-1), dims, positions)
 
     def logits(self, positions: Sequence[int] | None = None) -> gs.Tensor:
         """What the softmax is taken of, scaled, masks and biases added; otherwise as `rows`."""
@@ -49,7 +59,7 @@ class AttentionView(Operands):
     def _logits(self, positions: Sequence[int] | None) -> tuple[gs.Tensor, list[int | str]]:
         """The logits, and the shape of those of the model."""
         self._check_rank()
-        if self.attention.form == "softmax":
+        if self.matched.form == "softmax":
             return self._logits_decomposed(positions), list(self.node.outputs[0].shape)
         return self._logits_op(positions), list(self.product.inputs[0].shape)
 
@@ -57,18 +67,18 @@ class AttentionView(Operands):
         self, x: gs.Tensor, dims: list[int | str], positions: Sequence[int] | None
     ) -> gs.Tensor:
         """[(B h), rows, N] or [1, (B h), rows, N] → [B, h, rows, N]."""
-        op = self.attention.form == "op"
+        op = self.matched.form == "op"
         if (op and len(dims) == 3) or not self._joined(dims):
             return x
-        heads, rows = self.attention.heads, self._rows(positions)
-        return self.b.reshape(x, [self.batch or -1, heads, rows, self._keys()])
+        heads, rows = self.matched.heads, self._rows(positions)
+        return self.builder.reshape(x, [self.batch or -1, heads, rows, self._keys()])
 
     def keys(self) -> gs.Tensor:
         """Keys averaged over heads: [B, N, d] fp32 (ToMe's metric, up to a positive factor)."""
-        b, k = self.b, self.product.inputs[1]
+        b, k = self.builder, self.product.inputs[1]
         self._check_rank()
-        heads = self.attention.heads
-        if self.attention.form == "op":
+        heads = self.matched.heads
+        if self.matched.form == "op":
             if len(k.shape) == 4:
                 return b.reduce("Mean", self._by_head(k), [1])
             split = b.reshape(k, [self.batch or -1, 0, heads, int(k.shape[-1]) // heads])
@@ -81,11 +91,11 @@ class AttentionView(Operands):
         axis %= len(x.shape)
         first, last = positions[0], positions[-1]
         if list(positions) == list(range(first, last + 1)):
-            return self.b.slice(x, axis, first, last + 1)
-        return self.b.op("Gather", x, list(positions), dtype=x.dtype, axis=axis)
+            return self.builder.slice(x, axis, first, last + 1)
+        return self.builder.op("Gather", x, list(positions), dtype=x.dtype, axis=axis)
 
     def _logits_decomposed(self, positions: Sequence[int] | None) -> gs.Tensor:
-        b, product = self.b, self.product
+        b, product = self.builder, self.product
         rows = self._take_rows(product.inputs[0], positions, -2)
         current = b.op("MatMul", rows, product.inputs[1])
         for node in self._chain():
@@ -111,11 +121,11 @@ class AttentionView(Operands):
         front: list[int] = [-1]
         if len(dims) == 4:
             joined = self._joined(dims)
-            front = [1, -1] if joined else [self.batch or -1, self.attention.heads]
-        return self.b.reshape(x, [*front, self._rows(positions), self._keys()])
+            front = [1, -1] if joined else [self.batch or -1, self.matched.heads]
+        return self.builder.reshape(x, [*front, self._rows(positions), self._keys()])
 
     def _logits_op(self, positions: Sequence[int] | None) -> gs.Tensor:
-        b, node, heads = self.b, self.node, self.attention.heads
+        b, node, heads = self.builder, self.node, self.matched.heads
         q, k = node.inputs[:2]
         shared = k.shape[1] != q.shape[1] if len(k.shape) == 4 else k.shape[-1] != q.shape[-1]
         for strange, why in (
@@ -154,3 +164,144 @@ class AttentionView(Operands):
                 mask = b.op("Where", mask, zero, low)
             logits = b.op("Add", logits, mask)
         return logits
+
+    def queries(self) -> gs.Tensor:
+        """Q as it enters the product: a scale may be in it or come behind (see `raw_scale`)."""
+        return self._by_head(self.product.inputs[0])
+
+    def head_keys(self) -> gs.Tensor:
+        """K as it enters the product."""
+        if self.matched.form == "op":
+            return self._by_head(self.product.inputs[1])
+        return self.builder.transpose(
+            self._by_head(self.product.inputs[1]), [0, 1, 3, 2], fp32=False
+        )
+
+    def values(self) -> gs.Tensor:
+        """V."""
+        if self.matched.form == "op":
+            return self._by_head(self.node.inputs[2])
+        return self._by_head(self._reader().inputs[1])
+
+    def context(self) -> gs.Tensor:
+        """softmax(Q·Kᵀ)·V: what the attention gives, before its projection."""
+        made = self.node if self.matched.form == "op" else self._reader()
+        return self._by_head(made.outputs[0])
+
+    def position(self, place: int) -> int:
+        """A place counted from the front, or (negative) from the back, as one from the front."""
+        return place if place >= 0 else self._keys() + place
+
+    @property
+    def tokens(self) -> int:
+        """How many keys there are."""
+        return self._keys()
+
+    @property
+    def width(self) -> int:
+        """Channels of a key."""
+        shape = self.product.inputs[1].shape
+        if self.matched.form == "softmax":
+            return int(shape[-2])
+        return int(shape[-1]) // (1 if len(shape) == 4 else self.matched.heads)
+
+    def raw_scale(self) -> float:
+        """What Q·Kᵀ is multiplied with behind the product, masks and biases left out.
+
+        Raises:
+            UsageError: the attention does more between Q·Kᵀ and softmax than scale and mask.
+        """
+        if self.matched.form == "op":
+            return float(attr(self.node, "scale") or 1 / sqrt(self.width))
+        scale = 1.0
+        for node in self._chain():
+            if node.op in ("Mul", "Div"):
+                factors = [value(t) for t in node.inputs if is_const(t)]
+                if len(factors) != 1 or factors[0].size != 1:
+                    raise self._strange(f"'{node.name}' scales its logits by more than one number")
+                factor = float(factors[0].reshape(()))
+                scale = scale * factor if node.op == "Mul" else scale / factor
+            elif node.op in ("Tanh", "Clip"):
+                raise self._strange(f"'{node.name}' bends its logits")
+        return scale
+
+    def _strange(self, why: str) -> UsageError:
+        return UsageError(
+            f"attention '{self.node.name}' cannot be recomputed: {why}",
+            where="--method",
+            hint="use a method whose score does not read attention, such as tome",
+        )
+
+    def _chain(self) -> list[gs.Node]:
+        """Nodes between the product and the softmax as they are now, inserted biases included."""
+        self._on_chain = {self.product.outputs[0].name}
+        found: list[gs.Node] = []
+
+        def up(tensor: gs.Tensor) -> bool:
+            node = producer(tensor)
+            if node is None or is_const(tensor):
+                return False
+            if node is self.product:
+                return True
+            if node.op not in BEFORE_SOFTMAX:
+                return False
+            for operand in node.inputs:
+                if up(operand):
+                    found.append(node)
+                    self._on_chain.add(tensor.name)
+                    return True
+            return False
+
+        if not up(self.node.inputs[0]):
+            raise self._strange("its heads are mixed before the softmax")
+        return found
+
+    def _by_head(self, x: gs.Tensor) -> gs.Tensor:
+        """[B, heads, N, d] of a tensor that goes into the attention or comes out of it."""
+        b, heads, dims = self.builder, self.matched.heads, list(x.shape)
+        self._check_rank()
+        if self.matched.form == "op" and len(dims) == 3:
+            split = b.reshape(x, [0, 0, heads, int(dims[-1]) // heads], fp32=False)
+            return b.transpose(split, [0, 2, 1, 3], fp32=False)
+        if not self._joined(dims):
+            return x
+        return b.reshape(x, [self.batch or -1, heads, int(dims[-2]), int(dims[-1])], fp32=False)
+
+    def _check_rank(self) -> None:
+        if self.matched.form == "op":
+            return
+        for rank in {len(self.product.outputs[0].shape), len(self.node.outputs[0].shape)}:
+            if rank not in (3, 4):
+                raise UsageError(
+                    f"attention '{self.node.name}' has logits of {rank} dims, so its rows "
+                    "cannot be recomputed",
+                    where="--method",
+                )
+
+    def _joined(self, dims: list[int | str]) -> bool:
+        """Whether batch and heads are one axis: [(B h), …] or [1, (B h), …]."""
+        if len(dims) == 3:
+            return True
+        return dims[0] == 1 and self.batch != 1
+
+    def _rows(self, positions: Sequence[int] | None) -> int:
+        """How many queries are meant."""
+        if positions is not None:
+            return len(positions)
+        return int(self.product.inputs[0].shape[-2])
+
+    def _keys(self) -> int:
+        k = self.product.inputs[1]
+        return int(k.shape[-1] if self.matched.form == "softmax" else k.shape[-2])
+
+    def _reader(self) -> gs.Node:
+        """The product with V, by walking down from the softmax."""
+        frontier, reached = list(self.node.outputs[0].outputs), {self.node.outputs[0].name}
+        while frontier:
+            node = frontier.pop(0)
+            if node.op == "MatMul" and node.inputs[0].name in reached:
+                return node
+            if node.op in AFTER_SOFTMAX:
+                reached.add(node.outputs[0].name)
+                frontier.extend(node.outputs[0].outputs)
+        raise InternalError(f"nothing multiplies '{self.node.name}' with V")

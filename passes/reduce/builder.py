@@ -17,22 +17,28 @@ _TINY = 1e-12
 
 
 class Builder:
-    """Appends nodes to a graph. Their order is mended by one toposort at the end.
+    """Appends nodes to a graph; one toposort at the end puts them in order.
 
     Attributes:
         fp32: names of the nodes written that must stay in fp32 when the graph goes to fp16.
+        written: name of a node or tensor written → the site that it is for, empty for none.
     """
 
     def __init__(self, graph: gs.Graph) -> None:
         self.graph = graph
         self.fp32: set[str] = set()
-        self._scope = "tcompile"
+        self.written: dict[str, str] = {}
+        self._scope, self._site = "tcompile", ""
         self._used = {n.name for n in graph.nodes} | set(graph.tensors())
         self._constants: dict[tuple[str, tuple[int, ...], bytes], gs.Constant] = {}
 
-    def scope(self, name: str) -> None:
-        """Prefix of the names that follow, such as `attn_3/score`."""
-        self._scope = f"tcompile/{name}"
+    def scope(self, name: str, site: str = "") -> None:
+        """Begin the names that follow with `tcompile/NAME`, such as `tcompile/attn_3/score`.
+
+        Args:
+            site: that the nodes are for.
+        """
+        self._scope, self._site = f"tcompile/{name}", site
 
     def name(self, hint: str) -> str:
         """A name not yet used in the graph."""
@@ -42,6 +48,7 @@ class Builder:
             i += 1
             name = f"{base}_{i}"
         self._used.add(name)
+        self.written[name] = self._site
         return name
 
     def const(self, array: Any, dtype: Any = np.int64) -> gs.Constant:

@@ -9,13 +9,7 @@ from tcompile.analysis.model import Analysis
 from tcompile.analysis.sites import Site
 from tcompile.core.errors import UsageError
 from tcompile.core.schedule import Reduction, Schedule, Spec
-from tcompile.passes.reduce.reducers import (
-    drops,
-    filled_reducer,
-    needs_score,
-    reducer_of,
-    traits_of,
-)
+from tcompile.passes.reduce.reducers import drops, find_reducer, needs_score, reducer_of, traits_of
 from tcompile.passes.reduce.reducers.base import Ask, Grid
 from tcompile.passes.reduce.scores import leaves
 from tcompile.passes.reduce.steps import Step
@@ -45,7 +39,7 @@ def check_schedule(analysis: Analysis, schedule: Schedule, outputs: str = "reduc
             raise UsageError(
                 f"no site '{one.site}'", where="schedule", hint="`tcompile inspect` lists them"
             )
-        reducer, values = reducer_of(one.reducer), filled_reducer(one.reducer)
+        reducer, values = find_reducer(one.reducer.name).bind(one.reducer)
         later = schedule.reductions[len(steps) + 1 :]
         back = any(reducer_of(r.reducer).returns for r in later)
         if reducer.returns:
@@ -59,7 +53,14 @@ def check_schedule(analysis: Analysis, schedule: Schedule, outputs: str = "reduc
         _check_score(analysis, site, one)
         if site.until:
             count, grid = analysis.shape.patches, whole
-        ask = Ask(count, one.keep, values, grid, whole)
+        ask = Ask(
+            count=count,
+            keep=one.keep,
+            parameters=values,
+            find=find_reducer,
+            grid=grid,
+            dense_grid=whole,
+        )
         segments = analysis.space.segments
         _check_count(one, ask, segments if back else site.step(outputs), segments)
         steps.append(Step(site, one, grid))
@@ -158,8 +159,8 @@ def _check_after(before: Site, site: Site) -> None:
 
 def _check_score(analysis: Analysis, site: Site, one: Reduction) -> None:
     """Whether the model has what the scores read."""
-    reducer = reducer_of(one.reducer)
-    for own in reducer.scores(filled_reducer(one.reducer)):
+    reducer, values = find_reducer(one.reducer.name).bind(one.reducer)
+    for own in reducer.scores(values):
         _check_leaves(analysis, site, own)
     if one.score is None:
         if needs_score(one.reducer):

@@ -1,4 +1,4 @@
-"""What the score and the reducer of one step of a schedule are given."""
+"""Running the score and the reducer of one step of a schedule."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from tcompile.core.schedule import Reduction, Spec
 from tcompile.passes.reduce.attention_view import AttentionView
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.probe import probe_of
-from tcompile.passes.reduce.reducers import ReducerInput, filled_reducer, find_reducer
+from tcompile.passes.reduce.reducers import ReducerInput, find_reducer
 from tcompile.passes.reduce.reducers.base import Grid
 from tcompile.passes.reduce.reducers.restore import put
-from tcompile.passes.reduce.scores.base import Score, ScoreInput, Seen
-from tcompile.passes.reduce.segments import Cores, by_segment, core_of
+from tcompile.passes.reduce.scores import find_score
+from tcompile.passes.reduce.scores.base import PastAttention, Score, ScoreInput
+from tcompile.passes.reduce.segments import Parts, by_segment, view_of
 from tcompile.passes.reduce.token_state import TokenState
 
 
@@ -67,10 +68,10 @@ class Steps:
         self.full: gs.Tensor | None = None
         self.through: dict[int, gs.Tensor] = {}
 
-    def core(self, block: int, nodes: Mapping[str, gs.Node] | None = None) -> AttentionView:
+    def attention(self, block: int, nodes: Mapping[str, gs.Node] | None = None) -> AttentionView:
         """The attention of a block; several as one."""
         attentions = self.analysis.blocks[block].attentions
-        return core_of(
+        return view_of(
             self.b, attentions, self.analysis.space.axis, nodes or self.nodes, self.batch
         )
 
@@ -79,8 +80,8 @@ class Steps:
         step: Step,
         rows: gs.Tensor,
         width: int,
-        core: AttentionView,
-        stage: TokenState,
+        attention: AttentionView,
+        state: TokenState,
         beside: gs.Tensor | None = None,
     ) -> tuple[gs.Tensor, TokenState]:
         """The stream [B, N, C] after a step, and what is known of its tokens.
@@ -92,52 +93,53 @@ class Steps:
         b, space, reduction = self.b, self.analysis.space, step.reduction
         stream = rows if beside is None else beside
 
-        def ranked(spec: Spec) -> gs.Tensor:
-            return self._score(step.site, spec, stream, core, stage)
+        def score_of(spec: Spec) -> gs.Tensor:
+            return self._score(step.site, spec, stream, attention, state)
 
-        def rank(spec: Spec) -> gs.Tensor:
-            found = ranked(spec)
+        def score_fn(spec: Spec) -> gs.Tensor:
+            found = score_of(spec)
             return self._for_all(found, rows) if is_const(found) else found
 
-        reducer = find_reducer(reduction.reducer.name)
+        reducer, parameters = find_reducer(reduction.reducer.name).bind(reduction.reducer)
         scope, score, fixed = step.site.name.replace(":", "_"), None, None
         if reduction.score is not None:
-            b.scope(f"{scope}/score")
-            score = ranked(reduction.score)
+            b.scope(f"{scope}/score", step.site.name)
+            score = score_of(reduction.score)
             if is_const(score):
                 fixed, score = value(score).reshape(-1), self._for_all(score, rows)
-        b.scope(f"{scope}/{reducer.name}")
+        b.scope(f"{scope}/{reducer.name}", step.site.name)
         grouping = space.grouping if self.found.grouped else None
         table = None if grouping is None else grouping.table(space.whole_patches or ())
-        given = ReducerInput(
-            b,
-            rows,
-            width,
-            score,
-            core,
-            stage,
-            space.prefix,
-            space.suffix,
-            space.patches,
-            reduction.keep,
-            filled_reducer(reduction.reducer),
-            table,
-            step.grid,
-            fixed,
-            self.full,
-            beside,
-            self.whole,
-            self.entered,
-            rank,
+        inputs = ReducerInput(
+            builder=b,
+            x=rows,
+            width=width,
+            score=score,
+            attention=attention,
+            state=state,
+            prefix=space.prefix,
+            suffix=space.suffix,
+            dense_count=space.patches,
+            dense_grid=self.whole,
+            keep=reduction.keep,
+            parameters=parameters,
+            find=find_reducer,
+            score_fn=score_fn,
+            encoder_input=self.entered,
+            group_table=table,
+            grid=step.grid,
+            fixed_score=fixed,
+            last_values=self.full,
+            residual=beside,
         )
         if self.returns and not step.site.until:
-            patches = given.of_patches(rows, fp32=False)
+            patches = inputs.of_patches(rows, fp32=False)
             self.full = put(
-                b, patches if self.full is None else self.full, patches, stage, space.patches
+                b, patches if self.full is None else self.full, patches, state, space.patches
             )
         if space.segments == 1:
-            return reducer.run(given)
-        return by_segment(reducer, given, space.segments)
+            return reducer.run(inputs)
+        return by_segment(reducer, inputs, space.segments)
 
     def _for_all(self, score: gs.Tensor, rows: gs.Tensor) -> gs.Tensor:
         """A constant score [1, T] for each image."""
@@ -146,44 +148,46 @@ class Steps:
         return self.b.for_all(value(score), rows, np.float32)
 
     def _score(
-        self, site: Site, spec: Spec, rows: gs.Tensor, core: AttentionView, stage: TokenState
+        self, site: Site, spec: Spec, rows: gs.Tensor, attention: AttentionView, state: TokenState
     ) -> gs.Tensor:
         """[B, T]; where the block's attentions see segments apart, each scores its own."""
         b, space = self.b, self.analysis.space
-        given = ScoreInput(
-            b,
-            core,
-            rows,
-            space.prefix,
-            stage.count,
-            self.analysis.readers or (0,),
-            {},
-            space.patches,
-            self.whole or (space.patches,),
-            self.stages,
-            self._seen(site),
-            probe_of(b, self.analysis, self.nodes, self.batch, stage.count, site),
-            self._in_segments if isinstance(core, Cores) else None,
+        inputs = ScoreInput(
+            builder=b,
+            attention=attention,
+            x=rows,
+            prefix=space.prefix,
+            count=state.count,
+            find=find_score,
+            cls_positions=self.analysis.readers or (0,),
+            dense_count=space.patches,
+            dense_grid=self.whole or (space.patches,),
+            states=self.stages,
+            past=self._past(site),
+            probe=probe_of(b, self.analysis, self.nodes, self.batch, state.count, site),
+            per_segment=self._in_segments if isinstance(attention, Parts) else None,
         )
-        return given.score(spec)
+        return inputs.score(spec)
 
-    def _in_segments(self, score: Score, given: ScoreInput) -> gs.Tensor:
-        assert isinstance(given.core, Cores)
-        space, parts, start = self.analysis.space, [], given.prefix
-        for one in given.core.cores:
-            count = Run(*space.runs[one.attention.columns]).size(space, given.count)
-            x = self.b.slice(given.x, 1, start, start + count)
-            inner = replace(given, core=one, x=x, prefix=0, count=count, seen=(), apart=None)
+    def _in_segments(self, score: Score, inputs: ScoreInput) -> gs.Tensor:
+        assert isinstance(inputs.attention, Parts)
+        space, parts, start = self.analysis.space, [], inputs.prefix
+        for view in inputs.attention.views:
+            count = Run(*space.runs[view.matched.columns]).size(space, inputs.count)
+            x = self.b.slice(inputs.x, 1, start, start + count)
+            inner = replace(
+                inputs, attention=view, x=x, prefix=0, count=count, past=(), per_segment=None
+            )
             parts.append(score.run(inner))
             start += count
         return self.b.concat(parts, 1)
 
-    def _seen(self, site: Site) -> list[Seen]:
+    def _past(self, site: Site) -> list[PastAttention]:
         """The attentions that were run by the time tokens leave at a site."""
         last = site.block if site.until else site.block + 1
         return [
-            Seen(
-                self.core(i),
+            PastAttention(
+                self.attention(i),
                 self.found.node_stage.get(self.analysis.blocks[i].attention.node, 0),
                 self.through.get(i),
             )

@@ -24,10 +24,10 @@ class TokenState:
         owner: [B, T] i64, the current token that represents each original patch; None: itself.
         positioned: whether every token still has a position of its own (no fused token).
         prop_attn: whether later attentions are to add log size.
-        local: [B, count] i64, where each one was in the stage before; None: not from there.
+        local: [B, count] i64, where each one was in the state before; None: not from there.
         groups: [B, count/g] i64, the original groups that are left; None: all, or no groups.
         group_owner: [B, T/g] i64, the current group that represents each original one.
-        before: the number of the stage that it was made from; 0 is the dense model.
+        before: the number of the state that it was made from; 0 is the dense model.
     """
 
     count: int
@@ -82,17 +82,17 @@ def on_run(
     return b.concat(parts, 1)
 
 
-def sizes_on_run(b: Builder, space: TokenSpace, stage: TokenState, run: Run) -> gs.Tensor:
+def sizes_on_run(b: Builder, space: TokenSpace, state: TokenState, run: Run) -> gs.Tensor:
     """[B, n] f32 sizes of a run's tokens; prefix tokens have size 1."""
     key = f"size{run}"
-    if key not in stage.cache:
-        assert stage.size is not None
+    if key not in state.cache:
+        assert state.size is not None
         ones = [
             None if space.patch <= i < space.end else np.ones(p.size, np.float32)
             for i, p in enumerate(space.pieces)
         ]
-        stage.cache[key] = on_run(b, space, run, stage.size, stage.count, ones)
-    return stage.cache[key]
+        state.cache[key] = on_run(b, space, run, state.size, state.count, ones)
+    return state.cache[key]
 
 
 def _places(space: TokenSpace, run: Run, count: int) -> tuple[int, list[np.ndarray | None]]:
@@ -115,7 +115,7 @@ def _places(space: TokenSpace, run: Run, count: int) -> tuple[int, list[np.ndarr
 def index_on_run(
     b: Builder,
     space: TokenSpace,
-    stage: TokenState,
+    state: TokenState,
     run: Run,
     part: Part = "tokens",
     since: TokenState | None = None,
@@ -123,58 +123,58 @@ def index_on_run(
     """[B, n] i64: for each token (or group) of the run, its position in the dense run (−1: none).
 
     Args:
-        since: an earlier stage, for the position in the run as it was then; None: the dense one.
+        since: an earlier state, for the position in the run as it was then; None: the dense one.
     """
     key = f"index{run}{part}{id(since)}"
-    if key not in stage.cache:
+    if key not in state.cache:
         if part == "groups":
-            assert stage.groups is not None
-            stage.cache[key] = stage.groups
-            return stage.groups
-        index = stage.index if since is None else stage.local
+            assert state.groups is not None
+            state.cache[key] = state.groups
+            return state.groups
+        index = state.index if since is None else state.local
         assert index is not None
         begin, fixed = _places(space, run, space.patches if since is None else since.count)
         if begin:
             shifted = b.op("Add", index, [begin], dtype=np.int64)
-            if not stage.positioned:
+            if not state.positioned:
                 negative = b.op("Less", index, [0], dtype=np.bool_)
                 shifted = b.op("Where", negative, index, shifted, dtype=np.int64)
             index = shifted
-        stage.cache[key] = on_run(b, space, run, index, stage.count, fixed)
-    return stage.cache[key]
+        state.cache[key] = on_run(b, space, run, index, state.count, fixed)
+    return state.cache[key]
 
 
 def owner_on_run(
-    b: Builder, space: TokenSpace, stage: TokenState, run: Run, part: Part = "tokens"
+    b: Builder, space: TokenSpace, state: TokenState, run: Run, part: Part = "tokens"
 ) -> gs.Tensor:
     """[B, n dense] i64: each dense token (group) of the run → its owner's place in the reduced
     run."""
     key = f"owner{run}{part}"
-    if key not in stage.cache:
+    if key not in state.cache:
         if part == "groups":
-            assert stage.group_owner is not None
-            stage.cache[key] = stage.group_owner
-            return stage.group_owner
-        assert stage.owner is not None
-        begin, fixed = _places(space, run, stage.count)
-        owner = stage.owner
+            assert state.group_owner is not None
+            state.cache[key] = state.group_owner
+            return state.group_owner
+        assert state.owner is not None
+        begin, fixed = _places(space, run, state.count)
+        owner = state.owner
         if begin:
             owner = b.op("Add", owner, [begin], dtype=np.int64)
-        stage.cache[key] = on_run(b, space, run, owner, space.patches, fixed)
-    return stage.cache[key]
+        state.cache[key] = on_run(b, space, run, owner, space.patches, fixed)
+    return state.cache[key]
 
 
 def in_order(
-    b: Builder, space: TokenSpace, stage: TokenState, run: Run, order: Order
+    b: Builder, space: TokenSpace, state: TokenState, run: Run, order: Order
 ) -> tuple[gs.Tensor, gs.Tensor]:
     """[B, n] i64 twice: the positions in another order of what is left, ascending, and where each
     of them is now."""
     key = f"order{order.name}"
-    if key not in stage.cache:
-        index = index_on_run(b, space, stage, run, "groups" if order.groups else "tokens")
+    if key not in state.cache:
+        index = index_on_run(b, space, state, run, "groups" if order.groups else "tokens")
         place = b.const(np.argsort(order.permutation))
         moved = b.op("Gather", place, index, dtype=np.int64, axis=0)
-        count = stage.count
+        count = state.count
         if order.groups and space.grouping is not None:
             count //= space.grouping.members
         ascending, now = b.nodes(
@@ -185,20 +185,20 @@ def in_order(
             largest=0,
             sorted=1,
         )
-        stage.cache[key] = b.cast(ascending, np.int64)
-        stage.cache[f"{key}/now"] = now
-    return stage.cache[key], stage.cache[f"{key}/now"]
+        state.cache[key] = b.cast(ascending, np.int64)
+        state.cache[f"{key}/now"] = now
+    return state.cache[key], state.cache[f"{key}/now"]
 
 
 def owner_in_order(
-    b: Builder, space: TokenSpace, stage: TokenState, run: Run, order: Order
+    b: Builder, space: TokenSpace, state: TokenState, run: Run, order: Order
 ) -> gs.Tensor:
     """[B, n dense] i64: in another order, each dense token's (group's) owner's place."""
-    _, now = in_order(b, space, stage, run, order)
-    owner = owner_on_run(b, space, stage, run, "groups" if order.groups else "tokens")
+    _, now = in_order(b, space, state, run, order)
+    owner = owner_on_run(b, space, state, run, "groups" if order.groups else "tokens")
     owner = b.op("Gather", owner, b.const(order.permutation), dtype=np.int64, axis=1)
     nothing = b.op("Sub", now, now, dtype=np.int64)
-    count = stage.count
+    count = state.count
     if order.groups and space.grouping is not None:
         count //= space.grouping.members
     ranks = b.op("Add", nothing, b.const(np.arange(count)), dtype=np.int64)

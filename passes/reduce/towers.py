@@ -14,10 +14,11 @@ import onnx_graphsurgeon as gs
 from tcompile.analysis.model import Analysis, analyse_axis, meeting
 from tcompile.core.errors import ModelError, TcompileError, UsageError
 from tcompile.core.schedule import Schedule, TowerSchedule
-from tcompile.passes.reduce.apply import ReducedGraph, reduce_graph
+from tcompile.passes.reduce import ReducedGraph, reduce_graph
 from tcompile.passes.reduce.check import check_schedule
 from tcompile.passes.reduce.outputs import carries_patches
 from tcompile.passes.reduce.verify_counts import check_counts
+from tcompile.passes.runner import Dump
 
 
 def reduce_towers(
@@ -28,12 +29,14 @@ def reduce_towers(
     outputs: str = "reduced",
     prefix: int | None = None,
     strict: bool = False,
+    dump: Dump | None = None,
 ) -> tuple[ReducedGraph, Schedule]:
     """Apply a schedule to its tower, and to the others what it says of them.
 
     Args:
         prefix: tokens that a person stated to be no patches.
         strict: a tower that cannot do what is said of it is an error; otherwise it stays dense.
+        dump: takes the graph after each step of the schedule and after each pass.
 
     Returns:
         The reduced model, and the schedule with what became of each tower, and why.
@@ -41,7 +44,7 @@ def reduce_towers(
     Raises:
         UsageError: the schedule does not fit the model, or asks for what is illegal.
     """
-    made = reduce_graph(dense, analysis, schedule, outputs=outputs)
+    made = reduce_graph(dense, analysis, schedule, outputs=outputs, dump=dump)
     check_counts(made.graph, analysis, schedule)
     mine = {n.name for n in dense.nodes}
     towers = {a.tower: a for a in analysis.others}
@@ -54,7 +57,7 @@ def reduce_towers(
         own = Schedule(schedule.method, plan.model, plan.reductions)
         try:
             check_schedule(other, own, outputs)
-            # Whom the model reads may be out of sight behind the tokens of another tower.
+            # The tokens that the model reads may be out of sight behind those of another tower.
             written = frozenset(n.name for n in made.graph.nodes) - mine
             sites = {r.site for r in plan.reductions}
             here = analyse_axis(
@@ -69,7 +72,9 @@ def reduce_towers(
             here = replace(here, cls=other.cls, readers=other.readers)
             if here.shape != other.shape:
                 raise _MeetingError(f"its last blocks run over the tokens of '{analysis.tower}'")
-            more = reduce_graph(made.graph, here, own, outputs=outputs, label=other.tower)
+            more = reduce_graph(
+                made.graph, here, own, outputs=outputs, label=other.tower, dump=dump
+            )
         except (ModelError, UsageError) as error:
             why = _why(dense, [analysis, *analysis.others], other, error)
             if strict:
@@ -82,7 +87,8 @@ def reduce_towers(
             n: [*made.edits.get(n, ()), *more.edits.get(n, ())]
             for n in {**made.edits, **more.edits}
         }
-        made = ReducedGraph(more.graph, made.fp32_nodes | more.fp32_nodes, edits)
+        names = {**made.written, **more.written}
+        made = ReducedGraph(more.graph, made.fp32_nodes | more.fp32_nodes, names, edits)
         done.append(replace(plan, outputs=holds))
     if any(plan.reductions for plan in done):
         check_counts(made.graph, analysis, schedule)

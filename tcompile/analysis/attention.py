@@ -54,7 +54,7 @@ class Attention:
     @property
     def self_attention(self) -> bool:
         """Queries and keys are the same tokens."""
-        return self.rows == self.columns and ax.strong(self.rows)
+        return self.rows == self.columns and ax.tracked(self.rows)
 
     @property
     def query_rows(self) -> int:

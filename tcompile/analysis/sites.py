@@ -17,6 +17,7 @@ from tcompile.analysis.layout import stream_layout
 from tcompile.analysis.space import TokenSpace
 from tcompile.analysis.structure import Block, carries
 from tcompile.core.graph import attr, consumers, producer
+from tcompile.core.site import SiteName
 
 #: What treats each token by itself on its way from the stream.
 NORMS = ("LayerNormalization", "RMSNormalization", "Identity")
@@ -76,7 +77,7 @@ class Site:
         until: the tensor at which they return, around a block or inside its attention.
     """
 
-    name: str
+    name: SiteName
     tensor: str
     block: int
     reduced: Verdict
@@ -93,7 +94,7 @@ class Site:
     @property
     def kind(self) -> str:
         """`attn`, `block`, `around`, `inside` or `output`."""
-        return self.name.partition(":")[0]
+        return self.name.kind
 
     @property
     def reason(self) -> str:
@@ -175,7 +176,7 @@ class _Judge:
             counts=self.counts if mine else self.counts_free,
         )
 
-    def site(self, name: str, tensor: str, block: Block, until: str = "") -> Site:
+    def site(self, name: SiteName, tensor: str, block: Block, until: str = "") -> Site:
         """Judge one point."""
         if self.only is not None and name not in self.only:
             unasked = never("it was not asked for")
@@ -192,7 +193,7 @@ class _Judge:
         found = self.walk(cut)
         reduced = self.verdict(found, block)
         if until:
-            if reduced.reason == "" and not name.startswith("inside"):
+            if reduced.reason == "" and name.kind != "inside":
                 why = "around a block tokens can only be bypassed"
                 reduced = Verdict("", why, why, reduced.drop)
             return Site(
@@ -308,15 +309,19 @@ def find_sites(
     judge = _Judge(graph, facts, space, attentions, blocks, restorable, only)
     found: list[Site] = []
     for block in blocks:
-        attn = judge.site(f"attn:{block.index}", block.after_attention, block)
+        attn = judge.site(SiteName.of("attn", block.index), block.after_attention, block)
         if block.parallel:
             why = "attention and MLP run in parallel, so nothing lies between them"
             attn = Site(attn.name, attn.tensor, attn.block, never(why), never(why))
-        found += [attn, judge.site(f"block:{block.index}", block.stream_out, block)]
+        found += [attn, judge.site(SiteName.of("block", block.index), block.stream_out, block)]
     last = blocks[-1]
-    found.append(judge.site("output", _output_tensor(graph, facts, space, last.stream_out), last))
+    found.append(
+        judge.site(
+            SiteName.of("output"), _output_tensor(graph, facts, space, last.stream_out), last
+        )
+    )
     for block in blocks:
-        name = f"around:{block.index}"
+        name = SiteName.of("around", block.index)
         if block.window:
             sides = " × ".join(map(str, block.window))
             why = f"block {block.index} attends within windows of {sides} tokens"
@@ -339,7 +344,7 @@ def find_sites(
 def _inside(judge: _Judge, graph: gs.Graph, block: Block) -> Site:
     """The site before the attention's projections, where merged tokens are split up again at the
     residual add."""
-    name = f"inside:{block.index}"
+    name = SiteName.of("inside", block.index)
     start, end = block.stream_in, ""
     adder = producer(graph.tensors()[block.after_attention])
     if adder is not None and adder.op == "Add" and not block.joined:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tcompile.api.reference import find_dense, reduced_reference
 from tcompile.artifact.directory import Artifact, load_artifact
 from tcompile.core.errors import UsageError
+from tcompile.core.progress import Progress, silent
 from tcompile.runtime.timing import Benchmark, bench_models
 
 
@@ -19,7 +20,7 @@ def bench(
     against: str | Path | None = None,
     rounds: int = 50,
     threads: int | None = None,
-    progress: Callable[[str], None] = lambda _: None,
+    progress: Progress = silent,
 ) -> Benchmark:
     """Measure an artifact against the dense model it came from (or the one given).
 

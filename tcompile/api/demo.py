@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from tcompile.core.errors import MissingExtraError, ModelError, UsageError
+from tcompile.core.progress import Progress, silent
 from tcompile.models.onnx_vit import GraphWriter
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def demo(
     method: str = "auto",
     folder: str | Path | None = None,
     scenes: int = 500,
-    progress: Callable[[str], None] = lambda _: None,
+    progress: Progress = silent,
 ) -> DemoResult:
     """Make the model, build it for the CPU, and measure accuracy and latency of both.
 

@@ -67,7 +67,7 @@ def layers_of(artifact: Artifact, dense: Path, samples: Samples) -> tuple[Layer,
         infer(lowered, symbolic=True)
     few = {name: array[:_SAMPLES] for name, array in samples.arrays.items()}
     with tempfile.TemporaryDirectory(prefix="tcompile-") as folder:
-        owners = Owners(dense, reduced.dense)
+        owners = Owners(dense, reduced.dense, reduced.written)
         pair = write_pair(reduced.graph, lowered, Path(folder), owners)
         del reduced, lowered
         found = _differences(pair, Samples(few, samples.source, samples.real))

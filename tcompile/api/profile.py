@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tcompile.core.errors import UsageError
+from tcompile.core.progress import Progress, silent
 from tcompile.methods.method import Method, method_for
 from tcompile.planning.method_schedule import site_constraints
 from tcompile.planning.solve.candidates import PORTFOLIO
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 #: Methods whose steps a profile has unless told otherwise, where a model has room for them: those
 #: that a schedule is planned with.
 METHODS = PORTFOLIO
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +80,7 @@ def profile(
     shapes: Shapes | None = None,
     prefix: int | None = None,
     tower: str | None = None,
-    progress: Progress = lambda _: None,
+    progress: Progress = silent,
 ) -> Profiled:
     """Latency against token count of a model's parts on a target.
 

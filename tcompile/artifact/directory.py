@@ -12,9 +12,10 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 from tcompile.artifact.manifest import SCHEMA, Manifest
@@ -45,35 +46,81 @@ class Artifact:
         return _changed_files(self.directory, self.manifest)
 
 
-def write_artifact(
-    directory: str | Path, fill: Callable[[Path], Manifest], force: bool = False
-) -> Path:
+class Draft:
+    """An artifact while it is written: a hidden folder beside the place where it will lie.
+
+    Nothing is on disk before `empty` is called for the first time, so that whatever a build finds
+    impossible before leaves no trace.
+
+    Attributes:
+        directory: where the artifact will lie.
+    """
+
+    def __init__(self, directory: str | Path, force: bool = False) -> None:
+        self._given, self._force = directory, force
+        self.directory = check_destination(directory, force)
+        self._parents: list[Path] = []
+        self._folder: Path | None = None
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything was written, or tried to be."""
+        return self._folder is not None
+
+    def empty(self) -> Path:
+        """The folder to write model, engine and so on into; what an earlier attempt left goes."""
+        if self._folder is not None:
+            for entry in self._folder.iterdir():
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            return self._folder
+        final = check_destination(self._given, self._force)  # planning may have taken hours
+        self._folder = final.parent / f".{final.name}.{secrets.token_hex(4)}.tmp"
+        self._parents = list(takewhile(lambda parent: not parent.exists(), final.parents))
+        final.parent.mkdir(parents=True, exist_ok=True)
+        self._folder.mkdir()
+        return self._folder
+
+    def finish(self, manifest: Manifest) -> None:
+        """Put it in place, with its report, the digests of its files and its manifest."""
+        assert self._folder is not None
+        _finish(self._folder, manifest)
+        checkpoint()
+        _put_in_place(self._folder, self.directory)
+        self._parents = []
+
+    def discard(self) -> None:
+        """Remove what is not in place, and the folders made for it."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+        for parent in self._parents:
+            try:
+                parent.rmdir()
+            except OSError:
+                break
+
+
+@contextmanager
+def new_artifact(directory: str | Path, force: bool = False) -> Iterator[Draft]:
     """Write an artifact as one step: afterwards it is all there, or nothing has changed.
 
+    Inside the `with` block, fill the folder that `Draft.empty` gives, then call `Draft.finish`.
+
     Args:
-        directory: where it will lie. An artifact of ours that is already there is replaced.
-        fill: writes model, engine and so on into the (temporary) directory it is given, and
-            returns the manifest without `files`; report, digests and manifest.json are added here.
+        directory: where it will lie. An artifact of tcompile that is already there is replaced.
         force: replace also an artifact in which files were altered or added since it was written.
 
     Raises:
         UsageError: the directory holds something that is not an artifact, or cannot be written.
     """
-    final = check_destination(directory, force)
+    draft = Draft(directory, force)
     try:
-        with _parents(final.parent):
-            temporary = final.parent / f".{final.name}.{secrets.token_hex(4)}.tmp"
-            temporary.mkdir()
-            try:
-                manifest = fill(temporary)
-                _finish(temporary, manifest)
-                checkpoint()
-                _put_in_place(temporary, final)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
+        yield draft
     except OSError as error:
-        raise _cannot_write(final, error) from error
-    return final
+        if draft.begun:
+            raise _cannot_write(draft.directory, error) from error
+        raise
+    finally:
+        draft.discard()
 
 
 def check_destination(directory: str | Path, force: bool = False) -> Path:
@@ -177,26 +224,6 @@ def _put_in_place(temporary: Path, final: Path) -> None:
     finally:
         if final.exists():
             shutil.rmtree(old, ignore_errors=True)
-
-
-@contextmanager
-def _parents(folder: Path) -> Iterator[None]:
-    """Make a folder for the duration, and take away again what was made if the body fails."""
-    made = []
-    for parent in [folder, *folder.parents]:
-        if parent.exists():
-            break
-        made.append(parent)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield
-    except BaseException:
-        for parent in made:
-            try:
-                parent.rmdir()
-            except OSError:
-                break
-        raise
 
 
 def _cannot_write(path: Path, error: OSError) -> UsageError:

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tcompile.core.errors import InternalError, ModelError
 from tcompile.artifact.manifest import Fidelity, Latency
+from tcompile.core.errors import InternalError, ModelError
+from tcompile.runtime.samples import run_all, samples_for
+from tcompile.runtime.signature import signature
 from tcompile.targets import Target
 from tcompile.verify.fidelity import measure_fidelity
-from tcompile.runtime.samples import run_all, samples_for, signature
 
 if TYPE_CHECKING:
     from tcompile.runtime.timing import Speedup
@@ -111,8 +112,14 @@ def measure(
 
     most = _MOST_ROUNDS if decide else None
     timed = bench_models(
-        normal or source, reduced, source=source if normal else None, rounds=_ROUNDS, most=most,
-        seconds=seconds, threads=threads, batch=batch,
+        normal or source,
+        reduced,
+        source=source if normal else None,
+        rounds=_ROUNDS,
+        most=most,
+        seconds=seconds,
+        threads=threads,
+        batch=batch,
     )
     latency = tuple(
         Latency(
@@ -135,12 +142,14 @@ def measure(
     faster = timed.speedup.lower > 1 and timed.speedup.ratio >= _LEAST_GAIN
     notes: list[str] = []
     if not faster:
-        notes.append(f"not shown to be faster than dense here: {_times(timed.speedup)} over "
-                     f"{timed.compared}")
+        notes.append(
+            f"not shown to be faster than dense here: {_times(timed.speedup)} over {timed.compared}"
+        )
     if timed.source_speedup is not None:
         over = f"{_times(timed.speedup)} over {timed.compared}"
-        notes.append(f"speed-up of the reduced model: {over}; {_times(timed.source_speedup)} over "
-                     f"{EMULATED}")
+        notes.append(
+            f"speed-up of the reduced model: {over}; {_times(timed.source_speedup)} over {EMULATED}"
+        )
     return Evidence(fidelity, latency, tuple(notes), faster)
 
 

@@ -1,165 +1,224 @@
-"""What a build writes: the lowered model, the engine, and the evidence in the manifest."""
+"""Stages of a build that work on files: write the models, judge them, emit; and the manifest."""
 
 from __future__ import annotations
 
-import gc
 import shutil
-import tempfile
-from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tcompile.analysis.flops import graph_flops
 from tcompile.artifact.directory import MODEL
-from tcompile.targets.backends.batch_sizes import UNBOUND, BatchSizes
+from tcompile.artifact.manifest import BatchEntry, Flops, Manifest, TargetEntry, installed_versions
+from tcompile.build.checks import Evidence, check_normal_form
 from tcompile.core.errors import TcompileError
-from tcompile.artifact.manifest import BatchEntry, BlockTokens, Flops, FusedAttentionEntry, Manifest, TargetEntry, TokenOpsEntry, installed_versions
-from tcompile.core.model_files import Source, describe_tensors
-from tcompile.passes.lower import lower
-from tcompile.passes.lower.token_ops import TokenOpsChoice, choose_token_ops, is_call
+from tcompile.core.model_files import Source, TensorInfo, describe_source, describe_tensors
+from tcompile.core.progress import Progress
 from tcompile.core.save import save, without_weights
-from tcompile.targets import Target
-from tcompile.targets.backends import Emitted, FusedAttention, emit
+from tcompile.core.schedule import Schedule
+from tcompile.passes.lower.token_ops import TokenOpsChoice, is_call
+from tcompile.targets.backends import EmittedFiles, emit
 from tcompile.targets.backends.base import RefusedError
+from tcompile.targets.backends.batch_sizes import UNBOUND
+from tcompile.verify.lowered import Judgement, judge
+from tcompile.verify.owners import Owners, blamed
+from tcompile.verify.pair import Pair, write_pair
 
 if TYPE_CHECKING:
+    import onnx_graphsurgeon as gs
+
+    from tcompile.build.job import Job
     from tcompile.passes.stages import Reduced
 
 
-def fill(
+@dataclass(frozen=True)
+class Models:
+    """Files of one build, and what is known of their models once the graphs are gone.
+
+    Attributes:
+        source: the user's model.
+        shipped: the lowered model, in the artifact's folder.
+        dense: the normal form of the source.
+        pair: the reduced and the lowered model, made comparable.
+        owners: tells the user's nodes from those that tcompile wrote.
+        schedule: what was applied.
+        token_ops: their form, and why.
+        widened: whether the source computes in fp16.
+    """
+
+    source: Source
+    shipped: Path
+    dense: Path
+    pair: Pair
+    owners: Owners
+    schedule: Schedule
+    token_ops: TokenOpsChoice
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    flops: Flops
+    widened: bool
+
+    @property
+    def free_batch(self) -> bool:
+        """Whether the batch of an input is free."""
+        return any(isinstance(dim, str) for t in self.inputs for dim in t.shape[:1])
+
+
+@dataclass(frozen=True)
+class Built:
+    """What came of judging and emitting.
+
+    Attributes:
+        emitted: what the target's backend wrote; nothing where it refused the model.
+        notes: of both.
+        fault: what is wrong with a model that is kept all the same; None where nothing is.
+    """
+
+    emitted: EmittedFiles
+    notes: tuple[str, ...]
+    fault: TcompileError | None
+
+
+def write_models(
+    reduced: Reduced,
+    lowered: gs.Graph,
+    form: TokenOpsChoice,
+    path: Path,
     folder: Path,
-    origin: Source,
-    target: Target,
-    precision: Any,
-    held: list[Reduced],
-    outputs: Any,
-    progress: Callable[[str], None],
-    *,
-    threads: int | None = None,
-    batch: int = 1,
-    batches: BatchSizes | None = None,
-    seconds: float = 0.0,
-    token_ops: TokenOpsChoice | None = None,
-    keep_failed: bool = False,
-) -> Manifest:
-    """Write model and engine into the folder; returns the manifest.
+    scratch: Path,
+) -> Models:
+    """Write all that the later stages read, so that the graphs can go.
 
     Args:
-        held: the reduced model, taken out of the list, so that its weights are gone before anything
-            is measured.
-        threads, batch: to measure with.
-        batches: that an engine takes, where the batch is free.
-        seconds: to measure for at least.
-        token_ops: their form, and why; None: the target's own.
-        keep_failed: return the manifest of a model that failed a check, with the fault in it.
-
-    Raises:
-        FailedBuildError: the lowered model does not compute what the reduced one does.
-        ModelError: the target's runtime does not accept one of the user's nodes.
-        InternalError: it does not accept one that tcompile wrote.
+        lowered: what became of the reduced graph. It is changed, and of no use afterwards.
+        form: the form of the token ops, as it was asked for.
+        path: the source.
+        folder: takes the model to ship.
+        scratch: takes the others.
     """
-    from tcompile.build.checks import check_normal_form, measure
-    from tcompile.runtime.token_outputs import tower_of_outputs
-    from tcompile.verify.lowered import judge
-    from tcompile.verify.owners import Owners, blamed
-    from tcompile.verify.pair import write_pair
-
-    source, form = Path(origin.file), token_ops or choose_token_ops(target, None)
-    reduced = held.pop()
-    schedule = reduced.schedule
-    owners = Owners(source, reduced.dense)
-    flops = Flops(graph_flops(reduced.dense), graph_flops(reduced.graph))
-    lowered = lower(
-        reduced.graph, target=target, precision=precision, fp32_nodes=reduced.fp32_nodes,
-        token_ops=form.form,
-    )
     if form.form != "native" and not any(is_call(node) for node in lowered.nodes):
         # The dense model where a plan declined, say: the device then needs no library for it.
         form = TokenOpsChoice("native", f"{form.form} was asked for, and there are no token ops")
-    inputs, outs = describe_tensors(without_weights(lowered))
-    widened = reduced.widened
-    save(lowered, folder / MODEL, reduced.metadata)
-    with tempfile.TemporaryDirectory(prefix="tcompile-") as scratch:
-        dense = Path(scratch) / MODEL
-        save(reduced.dense, dense)
-        pair = write_pair(reduced.graph, lowered, Path(scratch), owners)
-        # Nodes and tensors refer to each other: only the collector frees the weights.
-        del lowered, reduced
-        gc.collect()
-        progress("checking the normal form against the source")
-        check_normal_form(source, dense, half=widened)
-        if not (widened and target.runtime == "onnxruntime"):
-            dense.unlink()
-        progress("checking the lowered model against the reduced one")
-        judged = judge(pair, folder / MODEL, precision=precision, source=origin.file,
-                       precisions=target.precisions, progress=progress)
-        normal = _aside(dense, folder) if dense.exists() else None
-    fault: TcompileError | None = judged.fault
-    if fault is not None and not keep_failed:
-        raise fault
-    progress(f"emitting for {target.name}")
-    asked = batches or BatchSizes(batch=batch)
-    free = any(isinstance(d, str) for t in inputs for d in t.shape[:1])
-    try:
-        emitted = emit(folder / MODEL, folder, target=target, precision=precision,
-                       batch=asked.settled, token_ops=form.form)
-    except RefusedError as error:
-        fault = fault or blamed(error, owners, origin.file)
-        if not keep_failed:
-            raise fault from error
-        emitted = Emitted()
-    except TcompileError as error:
-        if error.where.startswith(str(folder)):  # which is gone when anybody reads this
-            error.where = origin.file
-            error.args = (error.one_line(),)
-        raise
-    progress("measuring")
-    notes = [*schedule.notes, *judged.notes, *emitted.notes]
-    unbound = free and target.runtime == "onnxruntime"
-    if unbound and asked.asked:
-        notes.append(f"{', '.join(asked.asked)}: {UNBOUND}")
-    evidence = measure(source, folder / MODEL, target, threads=threads, batch=batch, normal=normal,
-                       decide=bool(schedule.reductions), seconds=seconds,
-                       towers=tower_of_outputs(schedule.to_json()))
-    if normal is not None:
-        shutil.rmtree(normal.parent)
-    return Manifest(
-        source=origin,
-        target=TargetEntry(target.name, target.runtime, target.compute_capability),
-        precision=precision,
-        outputs_mode=outputs,
+    owners = Owners(path, reduced.dense, reduced.written)
+    inputs, outputs = describe_tensors(without_weights(lowered))
+    shipped, dense, compared = folder / MODEL, scratch / "dense" / MODEL, scratch / "pair"
+    dense.parent.mkdir()
+    compared.mkdir()
+    save(lowered, shipped, reduced.metadata)
+    save(reduced.dense, dense)
+    return Models(
+        source=describe_source(path),
+        shipped=shipped,
+        dense=dense,
+        pair=write_pair(reduced.graph, lowered, compared, owners),
+        owners=owners,
+        schedule=reduced.schedule,
+        token_ops=form,
         inputs=inputs,
-        outputs=outs,
-        schedule=schedule.to_json(),
-        tokens_per_block=tuple(
-            BlockTokens(b.block, b.attention, b.mlp) for b in schedule.tokens_per_block()
-        ),
-        flops=flops,
-        versions={**installed_versions(), **emitted.versions},
-        latency=evidence.latency,
-        fidelity=evidence.fidelity,
-        fused_attention=_fused_entry(emitted.fused),
-        token_ops=TokenOpsEntry(form.form, form.reason),
-        batch_sizes=BatchEntry(*asked.settled.sizes)
-        if free and (asked.asked or not unbound)
-        else None,
-        # Of the dense model there is nothing to say but that it is as fast as itself.
-        notes=(*notes, *(evidence.notes if schedule.reductions else ())),
-        faster=evidence.faster if schedule.reductions else None,
-        fault=None if fault is None else fault.what,
+        outputs=outputs,
+        flops=Flops(graph_flops(reduced.dense), graph_flops(reduced.graph)),
+        widened=reduced.widened,
     )
 
 
-def _aside(dense: Path, folder: Path) -> Path:
-    """The fp32 normal form of an fp16 source, kept in the folder until it has been timed."""
-    kept = folder / ".normal"
-    kept.mkdir()
-    for file in dense.parent.glob(f"{dense.name}*"):  # weights may lie beside it
-        shutil.copyfile(file, kept / file.name)
-    return kept / dense.name
+def judge_models(models: Models, job: Job, say: Progress) -> Judgement:
+    """Hold the normal form against the source, and the lowered model against the reduced one.
+
+    Files that no later stage reads are removed.
+
+    Raises:
+        ModelError: ONNX Runtime rejects the source.
+        FailedBuildError: the lowered model does not compute what the reduced one does.
+        InternalError: the normal form does not compute what the source does.
+    """
+    say("checking the normal form against the source")
+    check_normal_form(job.path, models.dense, half=models.widened)
+    if timed_against(models, job) is None:
+        shutil.rmtree(models.dense.parent)
+    say("checking the lowered model against the reduced one")
+    judged = judge(
+        models.pair,
+        models.shipped,
+        precision=job.precision,
+        source=str(job.path),
+        precisions=job.target.precisions,
+        progress=say,
+    )
+    shutil.rmtree(models.pair.reference.parent)
+    if judged.fault is not None and not job.keep_failed:
+        raise judged.fault
+    return judged
 
 
-def _fused_entry(fused: FusedAttention | None) -> FusedAttentionEntry | None:
-    if fused is None:
-        return None
-    return FusedAttentionEntry(fused.expected, fused.found, tuple(fused.missing))
+def timed_against(models: Models, job: Job) -> Path | None:
+    """The fp32 normal form of an fp16 source, which a CPU's latency is compared with; None: it is
+    compared with the source itself."""
+    return models.dense if models.widened and job.target.runtime == "onnxruntime" else None
+
+
+def emit_model(models: Models, judged: Judgement, job: Job, say: Progress) -> Built:
+    """Write what the target needs beside the lowered model.
+
+    Raises:
+        ModelError: the target's runtime does not accept one of the user's nodes.
+        InternalError: it does not accept one that tcompile wrote.
+    """
+    say(f"emitting for {job.target.name}")
+    fault: TcompileError | None = judged.fault
+    folder, source = models.shipped.parent, str(job.path)
+    try:
+        emitted = emit(
+            models.shipped,
+            folder,
+            target=job.target,
+            precision=job.precision,
+            batch=job.batches.settled,
+            token_ops=models.token_ops.form,
+        )
+    except RefusedError as error:
+        fault = fault or blamed(error, models.owners, source)
+        if not job.keep_failed:
+            raise fault from error
+        emitted = EmittedFiles()
+    except TcompileError as error:
+        if error.where.startswith(str(folder)):  # a folder that is gone when the error is read
+            error.where = source
+            error.args = (error.one_line(),)
+        raise
+    notes = [*judged.notes, *emitted.notes]
+    if models.free_batch and job.target.runtime == "onnxruntime" and job.batches.asked:
+        notes.append(f"{', '.join(job.batches.asked)}: {UNBOUND}")
+    return Built(emitted, tuple(notes), fault)
+
+
+def manifest_of(models: Models, built: Built, evidence: Evidence, job: Job) -> Manifest:
+    """Say what was built, and what was measured of it; how it was planned is not in it yet."""
+    schedule, reduced = models.schedule, bool(models.schedule.reductions)
+    target, asked = job.target, job.batches.asked
+    bounded = models.free_batch and (asked or target.runtime != "onnxruntime")
+    shapes: Mapping[str, tuple[int | str, ...]] = job.request.shapes or {}
+    # The dense model is as fast as itself: nothing is said of its latency.
+    notes = (*schedule.notes, *built.notes, *(evidence.notes if reduced else ()))
+    return Manifest(
+        source=models.source,
+        target=TargetEntry(target.name, target.runtime, target.compute_capability),
+        precision=job.precision,
+        outputs_mode=job.request.outputs,  # type: ignore[arg-type]
+        inputs=models.inputs,
+        outputs=models.outputs,
+        schedule=schedule.to_json(),
+        tokens_per_block=schedule.tokens_per_block(),
+        flops=models.flops,
+        versions={**installed_versions(), **built.emitted.versions},
+        latency=evidence.latency,
+        fidelity=evidence.fidelity,
+        fused_attention=built.emitted.fused,
+        token_ops=models.token_ops,
+        batch_sizes=BatchEntry(*job.batches.settled.sizes) if bounded else None,
+        notes=notes,
+        faster=evidence.faster if reduced else None,
+        shapes={name: tuple(dims) for name, dims in shapes.items()},
+        prefix=job.request.prefix,
+        fault=None if built.fault is None else built.fault.what,
+    )

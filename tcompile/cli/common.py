@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from tcompile.core.interrupt import checkpoint
+from tcompile.core.progress import Progress
 
 F = TypeVar("F", bound=Callable[..., Any])
-Progress = Callable[[str], None]
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 THREADS = click.option(

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tcompile.core.decode import Count, Positive
 from tcompile.core.errors import UsageError
+from tcompile.core.site import SiteName
 
 SCHEMA = 1
 
@@ -36,14 +38,17 @@ class Reduction:
             attention), a fused one included.
     """
 
-    site: str
+    site: SiteName
     score: Spec | None
     reducer: Spec
     keep: int
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "site", SiteName(self.site))  # people write text
+
     def to_json(self) -> dict[str, Any]:
         return {
-            "site": self.site,
+            "site": str(self.site),
             "score": self.score.to_json() if self.score else None,
             "reducer": self.reducer.to_json(),
             "keep": self.keep,
@@ -62,11 +67,16 @@ class Shape:
 
 @dataclass(frozen=True)
 class BlockTokens:
-    """Tokens entering a block's attention and its MLP, prefix included."""
+    """Tokens that enter a block, prefix tokens included.
 
-    block: int
-    attention: int
-    mlp: int
+    Attributes:
+        attention: tokens entering the attention.
+        mlp: tokens entering the MLP.
+    """
+
+    block: Count
+    attention: Positive
+    mlp: Positive
 
 
 @dataclass(frozen=True)
@@ -115,27 +125,27 @@ class Schedule:
     def tokens_per_block(self) -> tuple[BlockTokens, ...]:
         """Tokens entering each block's attention and MLP, prefix included."""
         fixed = self.model.tokens - self.model.patches
-        keep = {r.site: r.keep for r in self.reductions}
+        keep: dict[str, int] = {r.site: r.keep for r in self.reductions}
         count, rows = self.model.patches, []
         for block in range(self.model.blocks):
-            around = keep.get(f"around:{block}")
+            around = keep.get(SiteName.of("around", block))
             if around is not None:
                 rows.append(BlockTokens(block, around + fixed, around + fixed))
                 continue
-            inside = keep.get(f"inside:{block}")
+            inside = keep.get(SiteName.of("inside", block))
             if inside is not None:
                 rows.append(BlockTokens(block, inside + fixed, count + fixed))
                 continue
             attention = count
-            count = keep.get(f"attn:{block}", count)
+            count = keep.get(SiteName.of("attn", block), count)
             rows.append(BlockTokens(block, attention + fixed, count + fixed))
-            count = keep.get(f"block:{block}", count)
+            count = keep.get(SiteName.of("block", block), count)
         return tuple(rows)
 
     @property
     def final(self) -> int:
         """Non-prefix tokens that leave the encoder."""
-        leaving = [r for r in self.reductions if not r.site.startswith(("around:", "inside:"))]
+        leaving = [r for r in self.reductions if not r.site.returns]
         return leaving[-1].keep if leaving else self.model.patches
 
     def to_json(self) -> dict[str, Any]:
@@ -188,7 +198,7 @@ def _shape(document: Mapping[str, Any]) -> Shape:
 def _reductions(documents: Any) -> tuple[Reduction, ...]:
     return tuple(
         Reduction(
-            str(r["site"]),
+            SiteName(r["site"]),
             _spec(r["score"]) if r.get("score") else None,
             _spec(r["reducer"]),
             whole_number(r["keep"]),

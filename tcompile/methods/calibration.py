@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from tcompile.analysis.layout import tower_batch
+from tcompile.analysis.model import tower_batch
 from tcompile.core.errors import UsageError
 from tcompile.core.save import save
 from tcompile.core.schedule import Spec
 from tcompile.passes.reduce.builder import Builder
+from tcompile.passes.reduce.scores import find_score
 from tcompile.passes.reduce.scores.base import ScoreInput
-from tcompile.passes.reduce.segments import core_of
+from tcompile.passes.reduce.segments import view_of
 from tcompile.passes.reduce.token_state import TokenState
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ def observer(graph: gs.Graph, analysis: Analysis, source: str | Path, data: str 
         source: the file it came from, which says how images are prepared.
         data: .npz or .npy of its inputs, or a folder of images.
     """
-    from tcompile.runtime.samples import samples_for, signature
+    from tcompile.runtime.samples import samples_for
+    from tcompile.runtime.signature import signature
 
     def observe(scores: Sequence[Spec]) -> list[Array]:
         samples = samples_for(signature(source), data)
@@ -89,21 +91,21 @@ def _write(graph: gs.Graph, analysis: Analysis, scores: Sequence[Spec]) -> list[
                 where="--calibration",
             )
         b.scope(f"calibration_{block.index}")
-        core = core_of(b, block.attentions, space.axis, nodes, batch)
-        given = ScoreInput(
-            b,
-            core,
-            core.product.inputs[0],
-            space.prefix,
-            space.patches,
-            analysis.readers or (0,),
-            {},
-            space.patches,
-            stages=[TokenState(space.patches)],
+        attention = view_of(b, block.attentions, space.axis, nodes, batch)
+        inputs = ScoreInput(
+            builder=b,
+            attention=attention,
+            x=attention.product.inputs[0],
+            prefix=space.prefix,
+            count=space.patches,
+            find=find_score,
+            cls_positions=analysis.readers or (0,),
+            dense_count=space.patches,
+            states=[TokenState(space.patches)],
         )
         for i, spec in enumerate(scores):
             # An output of its own name: a score may be a tensor that is there already.
-            out = b.op("Identity", given.score(spec))
+            out = b.op("Identity", inputs.score(spec))
             out.dtype, out.shape = np.dtype(np.float32), [first, space.patches]
             graph.outputs.append(out)
             names[i].append(str(out.name))

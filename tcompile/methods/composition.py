@@ -13,6 +13,7 @@ from tcompile.core.errors import UsageError
 from tcompile.core.extensions import find
 from tcompile.core.parameters import fraction, parse
 from tcompile.core.schedule import Reduction, Schedule, Shape
+from tcompile.core.site import SiteName
 from tcompile.methods.context import Context, SiteConstraints, Step, Values
 from tcompile.methods.presets import PRESETS, Preset
 from tcompile.methods.schedulers import Place
@@ -140,7 +141,8 @@ def compose(
                 where="--calibration",
                 hint="say --calibration FILE.npz",
             )
-        wanted = [score_fallback(score, context, "") for score in preset.scheduler.observes]
+        anywhere = SiteName("")
+        wanted = [score_fallback(s, context, anywhere) for s in preset.scheduler.observes]
         context = replace(context, calibration=observe(wanted))
     made = Schedule(text, shape, composed(preset, context, values))
     return replace(made, notes=_notes(preset, context, values, made))

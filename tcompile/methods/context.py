@@ -11,6 +11,7 @@ from typing import Any
 
 from tcompile.core.errors import UsageError
 from tcompile.core.schedule import Shape
+from tcompile.core.site import SiteName
 
 Values = Mapping[str, Any]
 
@@ -28,11 +29,11 @@ class SiteConstraints:
         grid: (h, w) or (t, h, w) of the patches; empty where they are in none.
     """
 
-    legal: frozenset[str]
-    groups: Mapping[str, int] = field(default_factory=dict)
+    legal: frozenset[SiteName]
+    groups: Mapping[SiteName, int] = field(default_factory=dict)
     windows: bool = False
     parallel: frozenset[int] = frozenset()
-    unscored: frozenset[str] = frozenset()
+    unscored: frozenset[SiteName] = frozenset()
     grid: tuple[int, ...] = ()
 
 
@@ -58,31 +59,31 @@ class Context:
     room: SiteConstraints | None = None
     calibration: Sequence[Any] = ()
 
-    def site(self, block: int) -> str:
+    def site(self, block: int) -> SiteName:
         """Between attention and MLP of a block; after it where nothing lies between."""
         parallel = self.room is not None and block in self.room.parallel
-        return f"block:{block}" if parallel else f"attn:{block}"
+        return SiteName.of("block" if parallel else "attn", block)
 
     def legal(self, kind: str) -> list[int]:
         """The blocks whose site of the kind is legal."""
         blocks = range(self.shape.blocks)
-        return [i for i in blocks if self.room is None or f"{kind}:{i}" in self.room.legal]
+        return [i for i in blocks if self.room is None or SiteName.of(kind, i) in self.room.legal]
 
     def first(self, kind: str, block: int) -> int:
         """The first block from `block` on with a legal site of the kind; `block` if none has."""
         legal = [i for i in self.legal(kind) if i >= block]
-        scored = [i for i in legal if not self.blind(f"{kind}:{i}")]
+        scored = [i for i in legal if not self.blind(SiteName.of(kind, i))]
         return next(iter(scored + legal), block)
 
-    def blind(self, site: str) -> bool:
+    def blind(self, site: SiteName) -> bool:
         """Whether the site's attention sees windows only, so that it cannot score."""
         return self.room is not None and site in self.room.unscored
 
-    def group(self, site: str) -> int:
+    def group(self, site: SiteName) -> int:
         """Tokens that must leave together at a site."""
         return self.room.groups.get(site, 1) if self.room else 1
 
-    def final_at(self, site: str) -> int:
+    def final_at(self, site: SiteName) -> int:
         """Non-prefix tokens that leave a site: ceil(keep · T), or the groups' ceil(keep · G)."""
         size = self.group(site)
         assert self.keep is not None
@@ -126,7 +127,7 @@ class Step:
 
     context: Context
     values: Values
-    site: str
+    site: SiteName
     before: int
     keep: int
     number: int
@@ -135,8 +136,7 @@ class Step:
     @property
     def block(self) -> int:
         """Whose attention was the last; at the output that of the last block."""
-        _, _, block = self.site.partition(":")
-        return int(block) if block else self.context.shape.blocks - 1
+        return self.site.depth(self.context.shape.blocks)[0]
 
     @property
     def total(self) -> int:

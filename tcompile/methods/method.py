@@ -12,15 +12,16 @@ from typing import Any
 from tcompile.analysis.model import Analysis
 from tcompile.core.errors import TcompileError, UsageError
 from tcompile.core.schedule import Reduction, Schedule
+from tcompile.core.site import SiteName
 from tcompile.methods.composition import composed, parse_method, replaced_scores
 from tcompile.methods.context import Context, SiteConstraints
 from tcompile.methods.presets import Preset
 from tcompile.methods.schedulers import Place
 from tcompile.methods.schedulers.base import Scheduler
+from tcompile.methods.site_rule import SiteRule
 from tcompile.passes.reduce.check import check_schedule, dense_grid
-from tcompile.passes.reduce.reducers import filled_reducer, reducer_of
+from tcompile.passes.reduce.reducers import find_reducer
 from tcompile.passes.reduce.reducers.base import Ask
-from tcompile.planning.optimise import SiteRule
 
 #: Kinds of sites where tokens leave for good, which is what the planner plans.
 KINDS = ("attn", "block", "output")
@@ -162,7 +163,7 @@ def _kinds(preset: Preset, context: Context, values: Mapping[str, Any]) -> set[s
     """The kinds of sites that its own schedule has."""
     if preset.scheduler.observes:
         return {"attn", "block"} if context.room and context.room.parallel else {"attn"}
-    found = {p.site.partition(":")[0] for p in preset.scheduler.run(context, values)}
+    found = {p.site.kind for p in preset.scheduler.run(context, values)}
     apart = sorted(found - set(KINDS))
     if apart or not found:
         what = "tokens come back behind each of its steps" if apart else "it has no steps here"
@@ -174,18 +175,21 @@ def _kinds(preset: Preset, context: Context, values: Mapping[str, Any]) -> set[s
     return found
 
 
-def _rule(analysis: Analysis, site: str, step: int, reduction: Reduction) -> SiteRule:
+def _rule(analysis: Analysis, site: SiteName, step: int, reduction: Reduction) -> SiteRule:
     """What the reducer can do there, found by asking it.
 
     Raises:
         UsageError: it takes some counts only, such as those of a smaller grid.
     """
     shape, whole = analysis.shape, dense_grid(analysis)
-    values, reducer = filled_reducer(reduction.reducer), reducer_of(reduction.reducer)
+    reducer, values = find_reducer(reduction.reducer.name).bind(reduction.reducer)
     segments = analysis.space.segments
     count = shape.patches // segments
     asks = range(step, shape.patches, step)
-    can = [k for k in asks if not reducer.problem(Ask(count, k // segments, values, whole, whole))]
+    ask = Ask(
+        count=count, keep=1, parameters=values, find=find_reducer, grid=whole, dense_grid=whole
+    )
+    can = [k for k in asks if not reducer.problem(replace(ask, keep=k // segments))]
     if not can or can != list(asks)[-len(can) :]:
         raise UsageError(
             f"cannot be planned: {reducer.name} takes some token counts only",

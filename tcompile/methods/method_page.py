@@ -9,6 +9,7 @@ from itertools import groupby
 from typing import Any
 
 from tcompile.core.schedule import Reduction, Shape, Spec
+from tcompile.core.site import SiteName
 from tcompile.methods.context import Context, SiteConstraints, Step, Values
 from tcompile.methods.presets.base import Preset
 from tcompile.methods.score_fallbacks import names_in
@@ -88,13 +89,14 @@ def _example(preset: Preset) -> list[Reduction]:
     room: SiteConstraints | None = None
     shape = _VIDEO if "frames" in preset.needs else _IMAGE
     if shape is _VIDEO:
-        room = SiteConstraints(frozenset({"output"}), grid=(8, 7, 7))
+        room = SiteConstraints(frozenset({SiteName.of("output")}), grid=(8, 7, 7))
     context = Context(preset.name, shape, True, Fraction(1, 2), room)
     if not preset.scheduler.observes:
         return list(composed(preset, context, values))
     # Its counts come from images: one step stands for all.
-    step = Step(context, values, "attn:0", shape.patches, 0, 0, shape.blocks)
-    return [Reduction("attn:0", preset.score_at(step), preset.reducer_at(step), 0)]
+    site = SiteName.of("attn", 0)
+    step = Step(context, values, site, shape.patches, 0, 0, shape.blocks)
+    return [Reduction(site, preset.score_at(step), preset.reducer_at(step), 0)]
 
 
 def _names(score: Spec) -> set[str]:
@@ -114,7 +116,7 @@ def _rows(reductions: Sequence[Reduction]) -> list[Row]:
     rows: list[Row] = []
 
     def kind(r: Reduction) -> tuple[str, str, str]:
-        return (r.site.split(":")[0], r.score.name if r.score else "", _kind(r.reducer))
+        return (r.site.kind, r.score.name if r.score else "", _kind(r.reducer))
 
     for (place, score, _), group in groupby(reductions, kind):
         steps = list(group)

@@ -6,17 +6,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tcompile.core.schedule import Spec
+from tcompile.core.site import SiteName
 from tcompile.methods.context import Context
 
 #: Scores that read the attention: blind where it sees windows only.
 _ATTENTION = {"cls", "attn", "colsum", "pagerank", "rowmean"}
 
 
-def score_fallback(score: Spec, context: Context, site: str) -> Spec:
+def score_fallback(score: Spec, context: Context, site: SiteName) -> Spec:
     """The score; `norm` where its attention sees windows only; `attn` for `cls` without CLS."""
     names = names_in(score.to_json())
     # Scores of a windowed model's global blocks would need its position bias for every pair.
-    windows = context.room is not None and context.room.windows and site.startswith("around")
+    windows = context.room is not None and context.room.windows and site.kind == "around"
     if names & _ATTENTION and (windows or context.blind(site)):
         return Spec("norm")
     if context.has_cls or "cls" not in names:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
-
-import onnx_graphsurgeon as gs
+from typing import TYPE_CHECKING, Any
 
 from tcompile.analysis.flops import batch_size, graph_flops, node_flops
 from tcompile.core.domain import DOMAIN
-from tcompile.core.schedule import Reduction, Schedule, Spec
+from tcompile.core.schedule import Reduction, Spec
 from tcompile.passes.reduce.reducers import filled_reducer, reducer_of
 from tcompile.passes.reduce.scores import leaves
 from tcompile.plugins.ops import OPS
 
-#: Names of all that the reduce pass writes begin with this.
-WRITTEN = "tcompile/"
+if TYPE_CHECKING:
+    from tcompile.passes.stages import Reduced
 
 
 @dataclass(frozen=True)
@@ -56,20 +54,21 @@ class Cost:
         ]
 
 
-def cost_of(dense: gs.Graph, reduced: gs.Graph, schedule: Schedule) -> Cost:
-    """The cost of a schedule on a model, from its reduced graph before lowering."""
-    written = [n for n in reduced.nodes if n.name.startswith(WRITTEN)]
-    added = sum(node_flops(n) for n in written) // batch_size(reduced)
-    bodies = {op.name: _length(op.function(reduced.opset)) for op in OPS}
+def cost_of(reduced: Reduced) -> Cost:
+    """The cost of the schedule that was applied, before lowering."""
+    graph = reduced.graph
+    written = [n for n in graph.nodes if n.name in reduced.written]
+    added = sum(node_flops(n) for n in written) // batch_size(graph)
+    bodies = {op.name: _length(op.function(graph.opset)) for op in OPS}
     nodes = sum(bodies[n.op] if n.domain == DOMAIN else 1 for n in written)
     unfused = tuple(
         f"{step.site} (score {score.name})"
-        for step in schedule.reductions
+        for step in reduced.schedule.reductions
         for spec in _scores(step)
         for score, values in leaves(spec)
         if not score.fused(values)
     )
-    return Cost(graph_flops(dense), graph_flops(reduced), added, nodes, unfused)
+    return Cost(graph_flops(reduced.dense), graph_flops(graph), added, nodes, unfused)
 
 
 def _scores(step: Reduction) -> list[Spec]:

@@ -10,6 +10,7 @@ from math import ceil
 from tcompile.analysis.model import Analysis
 from tcompile.core.errors import UsageError
 from tcompile.core.schedule import Reduction, Schedule, TowerSchedule
+from tcompile.core.site import SiteName
 from tcompile.methods.context import Context
 from tcompile.methods.score_fallbacks import score_fallback
 from tcompile.passes.reduce.reducers import reducer_of
@@ -65,10 +66,10 @@ def _scaled(
     context = Context(schedule.method, its, other.has_cls, None, room)
     found: dict[str, Reduction] = {}
     for one in schedule.reductions:
-        kind, colon, number = one.site.partition(":")
-        name = one.site
-        if colon:
-            name = f"{kind}:{ceil(Fraction((int(number) + 1) * its.blocks, mine.blocks)) - 1}"
+        name, block = one.site, one.site.block
+        if block is not None:
+            block = ceil(Fraction((block + 1) * its.blocks, mine.blocks)) - 1
+            name = SiteName.of(one.site.kind, block)
         group = room.groups.get(name, 1)
         keep = ceil(Fraction(one.keep * its.patches, mine.patches * group)) * group
         score = None if one.score is None else score_fallback(one.score, context, name)
@@ -78,7 +79,7 @@ def _scaled(
         if not reducer_of(one.reducer).returns and one.keep >= count:
             continue
         kept.append(one)
-        count = count if one.site.startswith(("around", "inside")) else one.keep
+        count = count if one.site.returns else one.keep
     return tuple(kept)
 
 

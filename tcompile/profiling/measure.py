@@ -20,6 +20,7 @@ import onnx_graphsurgeon as gs
 from tcompile.analysis.model import Analysis
 from tcompile.core.errors import UsageError
 from tcompile.core.graph import is_const, nbytes
+from tcompile.core.progress import Progress, silent
 from tcompile.core.subgraph import repeated
 from tcompile.methods.method import Method
 from tcompile.profiling.curve import Curve, Figure, StepCost
@@ -80,7 +81,7 @@ def measure(
     *,
     source: str,
     effort: Effort | None = None,
-    progress: Callable[[str], None] = lambda _: None,
+    progress: Progress = silent,
 ) -> MeasuredProfile:
     """The profile of a model on a meter's device.
 
@@ -121,7 +122,7 @@ class ProfileRun:
         meter: Runtime,
         folder: Path,
         effort: Effort,
-        say: Callable[[str], None],
+        say: Progress,
     ) -> None:
         self.dense, self.analysis, self.methods = dense, analysis, methods
         self.meter, self.effort, self.say = meter, effort, say

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -17,6 +17,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from tcompile.core.graph import is_const, nbytes
+from tcompile.core.progress import Progress, silent
 from tcompile.profiling.curve import Figure
 from tcompile.profiling.detrend import detrended
 from tcompile.profiling.partition import Segment, chained, subgraph
@@ -162,7 +163,7 @@ def rounds(
     seed: int,
     deadline: float,
     expected: float = 0.0,
-    say: Callable[[str], None] = lambda _: None,
+    say: Progress = silent,
 ) -> int:
     """So many rounds over all stations, each in an order drawn anew; gives how many were run.
 

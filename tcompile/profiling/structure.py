@@ -8,6 +8,7 @@ import onnx_graphsurgeon as gs
 
 from tcompile.analysis.model import Analysis
 from tcompile.core.errors import UsageError
+from tcompile.core.site import SiteName
 from tcompile.methods.method import Method
 from tcompile.passes.reduce import reduce_graph
 from tcompile.profiling.common_subexpressions import without_common_subexpressions
@@ -78,7 +79,7 @@ def cut_steps(
     """
     from tcompile.methods.schedulers import Place
 
-    schedule = method.schedule([Place(*s) for s in steps])
+    schedule = method.schedule([Place(SiteName(site), keep) for site, keep in steps])
     made = reduce_graph(dense, method.analysis, schedule, outputs=method.outputs).graph
     if deduplicate:
         made = without_common_subexpressions(made)

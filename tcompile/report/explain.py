@@ -15,6 +15,8 @@ from tcompile.analysis.model import Analysis
 from tcompile.analysis.sites import Site, between
 from tcompile.core.errors import UsageError
 from tcompile.core.graph import consumers, is_const, producer
+from tcompile.core.site import SiteName
+from tcompile.report.inspection_page import ranges
 from tcompile.report.inspection_words import axis_words, edit_words
 
 
@@ -34,7 +36,7 @@ class TensorFacts:
 class WalkFacts:
     """What happens at the node when tokens leave at a site: edits in words, or what forbids it."""
 
-    site: str
+    site: SiteName
     outputs: str
     reached: bool
     edits: tuple[str, ...]
@@ -61,7 +63,7 @@ class NodeFacts:
     place: str
     conflict: str
     walks: tuple[WalkFacts, ...]
-    forbids: tuple[str, ...]
+    forbids: tuple[SiteName, ...]
     readers: tuple[str, ...]
     tower: str = ""
 
@@ -71,8 +73,6 @@ class NodeFacts:
 
     def to_text(self) -> str:
         """The same for people."""
-        from tcompile.report.inspection_page import ranges
-
         lines = [f"{self.op} '{self.name}', {self.place}"]
         for what, tensors in (("reads", self.inputs), ("gives", self.outputs)):
             lines += [line for t in tensors for line in _tensor_lines(what, t)]
@@ -81,11 +81,11 @@ class NodeFacts:
             lines.append(f"  read by {shown}" + (" …" if len(self.readers) > 8 else ""))
         if self.conflict:
             lines.append(f"  two claims about one axis: {self.conflict}")
-        told: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+        told: dict[tuple[SiteName, tuple[str, ...]], list[str]] = {}
         for walk in self.walks:
             told.setdefault((walk.site, (*walk.edits, *walk.barriers)), []).append(walk.outputs)
         for (site, texts), modes in told.items():
-            do = "pass a block" if site.startswith("around") else "leave"
+            do = "pass a block" if site.kind == "around" else "leave"
             lines.append(f"When tokens {do} at {site}, outputs {' or '.join(modes)}:")
             lines += [f"  {text}" for text in texts]
         if self.forbids:

@@ -4,14 +4,79 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from itertools import groupby
+from typing import Any
 
 from tcompile.artifact.page import giga
-from tcompile.report.inspection import BlockInfo, Inspection, SiteInfo, TowerInfo
+from tcompile.core.site import SiteName
+from tcompile.report.inspection_info import (
+    BesideInfo,
+    BlockInfo,
+    GroupInfo,
+    OutputInfo,
+    PartInfo,
+    SiteInfo,
+    TowerInfo,
+)
 from tcompile.report.inspection_sides import SideInfo
 
 #: With more blocks than this, blocks that are alike share a row.
 _ROWS = 16
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The structure of a model, and of its first tower or the one that was chosen.
+
+    Attributes:
+        tower: whose tokens, blocks and sites these are.
+        towers: all towers, this one first.
+        beside: attentions of no tower.
+        read: the tokens whose attention `cls` scores read: (first, last), counted from the front;
+            None where the model reads none.
+        returned: whether that token is only part of an output that holds all tokens.
+        tokens: of all kinds; `prefix` stand before the patches, `suffix` after them.
+        cls: position of the token that the model reads by itself, -1 the last one; None: it reads
+            none.
+        segments: parts of equal size (frames, windows) that some attention sees apart.
+        grid: the sides of the patches; one number where they never were a grid.
+        grouping: the groups in which patches leave.
+        flops: for one image.
+    """
+
+    model: str
+    opset: int
+    batch: int | str
+    inputs: dict[str, list[int | str]]
+    outputs: tuple[OutputInfo, ...]
+    tokens: int
+    prefix: int
+    suffix: int
+    patches: int
+    parts: tuple[PartInfo, ...]
+    segments: int
+    cls: int | None
+    grid: tuple[int, ...]
+    grouping: GroupInfo | None
+    attention_layers: int
+    flops: int
+    blocks: tuple[BlockInfo, ...]
+    sides: tuple[SideInfo, ...]
+    sites: tuple[SiteInfo, ...]
+    tower: str = ""
+    towers: tuple[TowerInfo, ...] = ()
+    beside: tuple[BesideInfo, ...] = ()
+    read: tuple[int, int] | None = None
+    returned: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, as JSON values."""
+        return asdict(self)
+
+    def to_text(self) -> str:
+        """The same for people, on a page."""
+        return page(self)
 
 
 def page(found: Inspection) -> str:
@@ -27,16 +92,15 @@ def page(found: Inspection) -> str:
     return "\n\n".join("\n".join(lines) for lines in sections if lines)
 
 
-def ranges(names: Iterable[str]) -> str:
+def ranges(names: Iterable[SiteName]) -> str:
     """`attn:0, attn:1, attn:2, output` → `attn:0–2, output`."""
     runs: dict[str, list[int]] = {}
     plain = []
     for name in names:
-        kind, colon, number = name.partition(":")
-        if colon:
-            runs.setdefault(kind, []).append(int(number))
+        if name.block is None:
+            plain.append(str(name))
         else:
-            plain.append(name)
+            runs.setdefault(name.kind, []).append(name.block)
     parts = [f"{kind}:{span}" for kind, numbers in runs.items() for span in spans(numbers)]
     return ", ".join(parts + plain)
 
@@ -214,8 +278,8 @@ _Reason = Callable[[SiteInfo], str]
 
 
 def _sites(found: Inspection) -> list[str]:
-    leaving = [s for s in found.sites if not s.site.startswith(("around", "inside"))]
-    around = [s for s in found.sites if s.site.startswith("around")]
+    leaving = [s for s in found.sites if not s.site.returns]
+    around = [s for s in found.sites if s.site.kind == "around"]
     legal = [s for s in leaving if s.legal]
     lines = [f"Tokens may leave at {ranges(s.site for s in legal) or 'no site'}"]
     lines += _together(legal, lambda s: s.granularity, found)
@@ -238,7 +302,7 @@ def _sites(found: Inspection) -> list[str]:
     may = [s for s in around if s.legal]
     lines.append(f"Tokens may bypass blocks at {ranges(s.site for s in may) or 'no site'}")
     lines += _folded(around, lambda s: s.reduced.reason, "not at")
-    inside = [s for s in found.sites if s.site.startswith("inside")]
+    inside = [s for s in found.sites if s.site.kind == "inside"]
     may = [s for s in inside if s.legal and not s.reduced.merge]
     lines.append(f"They may merge for an attention at {ranges(s.site for s in may) or 'no site'}")
     return lines + _folded(inside, lambda s: s.reduced.reason or s.reduced.merge, "not at")

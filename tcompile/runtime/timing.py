@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tcompile.core.errors import UsageError
-from tcompile.runtime.samples import feed, samples_for, signature
+from tcompile.core.progress import Progress, silent
+from tcompile.runtime.samples import feed, samples_for
+from tcompile.runtime.signature import signature
 
 if TYPE_CHECKING:
     import numpy as np
@@ -136,7 +138,7 @@ def bench_models(
     flop_ideal: float | None = None,
     note: str = "",
     source: str | Path | None = None,
-    progress: Callable[[str], None] = lambda _: None,
+    progress: Progress = silent,
 ) -> Benchmark:
     """Measure two ONNX files on the same random inputs.
 

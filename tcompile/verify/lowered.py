@@ -8,7 +8,7 @@ has left the fp32 values, the first tensor that did so is looked for.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from tcompile.core.errors import FailedBuildError, InternalError, ModelError
+from tcompile.core.progress import Progress, silent
 from tcompile.runtime.metrics import jaccard
-from tcompile.runtime.samples import Samples, batches, feed, rows_of, signature
+from tcompile.runtime.samples import Samples, batches, feed, rows_of
+from tcompile.runtime.signature import signature
 from tcompile.targets.backends.ort import OrtRunner
 from tcompile.verify.pair import Pair, Shared, with_outputs
 from tcompile.verify.scenes import scenes_for
@@ -105,7 +107,7 @@ def judge(
     precision: str,
     source: str,
     precisions: Sequence[str],
-    progress: Callable[[str], None] = lambda _: None,
+    progress: Progress = silent,
 ) -> Judgement:
     """Run both models and compare them.
 

@@ -1,19 +1,19 @@
-"""Whose node is it: the user's, under the name it has in the user's file, or tcompile's own?"""
+"""Owners of nodes: the user, who knows a node by its name in the file, or tcompile."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 
 import onnx_graphsurgeon as gs
 
 from tcompile.core.errors import InternalError, ModelError, TcompileError
 from tcompile.core.load import names_in
-from tcompile.passes.lower.for_target import printable
+from tcompile.passes.lower.names import printable
 from tcompile.targets.backends.base import EngineError, RefusedError
 
-#: What a reason has in it, and what helps.
+#: Words of a reason, and what helps.
 _REMEDIES = (
     ("zeroPoint", "quantise symmetrically: TensorRT takes zero points of 0 only"),
     ("zero point", "quantise symmetrically: TensorRT takes zero points of 0 only"),
@@ -31,9 +31,11 @@ class Owners:
     Args:
         source: the user's file.
         dense: its normal form.
+        written: names of the nodes and tensors that tcompile wrote into what became of it.
     """
 
-    def __init__(self, source: Path, dense: gs.Graph) -> None:
+    def __init__(self, source: Path, dense: gs.Graph, written: Container[str] = ()) -> None:
+        self.written = written
         known = set(names_in(source))
         self._labels: dict[str, str] = {}
         for node in dense.nodes:
@@ -94,6 +96,6 @@ def blamed(error: RefusedError, owners: Owners, source: str) -> TcompileError:
 def _named_in(reason: str, owners: Owners) -> str | None:
     """The user's node that a sentence is about; None where it names none, or one of tcompile's."""
     words = [w.strip(".:") for w in re.split(r"[\s'\"\[\](){},;|]+|\.\.\.", reason)]
-    if any(word.startswith("tcompile/") for word in words):
+    if any(word in owners.written for word in words):
         return None
     return next((label for word in words if (label := owners.label(word))), None)

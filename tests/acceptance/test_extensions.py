@@ -200,7 +200,7 @@ def test_a_score_or_reducer_that_cannot_be_loaded_is_named(
 
 FAILING = """
 from tcompile import algebra
-def run(given):
+def run(inputs):
     raise ValueError("no such luck")
 THING = algebra.Score("mine", run)
 """
@@ -215,8 +215,8 @@ def test_a_score_that_fails_is_its_authors_to_mend(vit: Path, install: Install) 
 
 NORM_BACKWARDS = """
 from tcompile import algebra
-def run(given):
-    return given.b.op("Neg", given.score(algebra.Spec("norm")))
+def run(inputs):
+    return inputs.builder.op("Neg", inputs.score(algebra.Spec("norm")))
 SCORE = algebra.Score({!r}, run)
 """
 

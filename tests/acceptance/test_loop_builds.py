@@ -15,7 +15,6 @@ import pytest
 import tcompile as package
 from tcompile import pipeline
 from tcompile.artifact.manifest import Fidelity, Latency
-from tcompile.build import checks as evidence
 from tcompile.build.checks import Evidence
 from tcompile.core.errors import UsageError
 from tcompile.core.schedule import Schedule
@@ -46,7 +45,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> Callable[[float | None], None]:
             latency = tuple(Latency(m, "measured", t, "here", "it") for m, t in times)  # type: ignore[arg-type]
             return replace(found, latency=latency, faster=ms < 2, notes=("timed",))
 
-        monkeypatch.setattr(evidence, "measure", measure)
+        monkeypatch.setattr(pipeline, "measure", measure)
 
     return plant
 

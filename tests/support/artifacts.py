@@ -10,9 +10,10 @@ from typing import Any
 
 import onnx
 
-from tcompile.artifact.directory import write_artifact
-from tcompile.artifact.manifest import BlockTokens, Flops, Manifest, TargetEntry, installed_versions
+from tcompile.artifact.directory import new_artifact
+from tcompile.artifact.manifest import Flops, Manifest, TargetEntry, installed_versions
 from tcompile.core.model_files import describe_source, describe_tensors
+from tcompile.core.schedule import BlockTokens
 
 
 def manifest_for(source: Path, model: Path, **changes: Any) -> Manifest:
@@ -53,3 +54,10 @@ def make_artifact(
         return manifest_for(source, model, **changes)
 
     return write_artifact(directory, fill)
+
+
+def write_artifact(directory: Path, fill: Callable[[Path], Manifest], force: bool = False) -> Path:
+    """Write an artifact whose files a function puts into the folder that it is given."""
+    with new_artifact(directory, force) as draft:
+        draft.finish(fill(draft.empty()))
+    return draft.directory

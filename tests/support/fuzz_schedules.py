@@ -8,7 +8,7 @@ from typing import Any
 
 from tcompile.core.parameters import Parameter, Parameters
 from tcompile.core.schedule import Spec
-from tcompile.passes.reduce.reducers import REDUCERS, Ask, filled_reducer, find_reducer
+from tcompile.passes.reduce.reducers import REDUCERS, Ask, find_reducer
 from tcompile.passes.reduce.scores import SCORES
 from tests.support.grid_vit import GridVit
 
@@ -99,9 +99,16 @@ class Walk:
             if not 1 <= keep < before:
                 break
             try:
-                values = filled_reducer(Spec(reducer["name"], _others(reducer)))
-                ask = Ask(before, keep, values, grid, self.whole)
-                found = find_reducer(reducer["name"]).of(values)
+                spec = Spec(reducer["name"], _others(reducer))
+                found, values = find_reducer(spec.name).bind(spec)
+                ask = Ask(
+                    count=before,
+                    keep=keep,
+                    parameters=values,
+                    find=find_reducer,
+                    grid=grid,
+                    dense_grid=self.whole,
+                )
                 if not found.problem(ask) or rng.random() < 0.02:
                     after = found.grid(ask)
                     break

@@ -96,7 +96,7 @@ def check(subject: Subject, schedule: Schedule, outputs: str) -> str:
 
 def built(subject: Subject, schedule: Schedule, outputs: str) -> onnx.ModelProto:
     """The reduced model, checked by ONNX."""
-    reduced = pipeline._reduce(subject.model, schedule, outputs)
+    reduced = pipeline.apply_schedule(subject.model, schedule, outputs)
     model = to_onnx(reduced.graph)
     onnx.checker.check_model(model, full_check=True)
     nodes = [*model.graph.node, *(n for f in model.functions for n in f.node)]

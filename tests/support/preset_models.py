@@ -210,7 +210,7 @@ def _made(name: str, kind: str) -> Made:
 
 def reduced(kind: str, schedule: Schedule, outputs: str = "reduced") -> Made:
     spec, model = analysed(kind)
-    graph = pipeline._reduce(model, schedule, outputs).graph
+    graph = pipeline.apply_schedule(model, schedule, outputs).graph
     return Made(kind, spec, to_onnx(graph), schedule)
 
 
@@ -222,7 +222,7 @@ def made_loud(preset: Preset) -> Made:
     else:
         kind, schedule = scheduled(preset, "loud", LEAST)
         spec, model = analysed(kind)
-    found = pipeline._reduce(model, schedule, "reduced")
+    found = pipeline.apply_schedule(model, schedule, "reduced")
     half = lower(
         found.graph, target=load_target("cpu"), precision="fp16", fp32_nodes=found.fp32_nodes
     )

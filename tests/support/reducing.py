@@ -19,7 +19,7 @@ from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.reducers import Ask, ReducerInput, filled_reducer, find_reducer
 from tcompile.passes.reduce.segments import by_segment
 from tcompile.passes.reduce.token_state import TokenState
-from tcompile.plugins.spec import add_functions
+from tcompile.plugins.ops import add_functions
 from tests.support.half import run_as_written
 
 Array = np.ndarray[Any, Any]
@@ -85,7 +85,7 @@ class Keys:
     """An attention of which only the keys and the logits are read."""
 
     attention = node = product = batch = None
-    b: Builder
+    builder: Builder
 
     def __init__(self, keys: gs.Tensor, logits: gs.Tensor | None = None) -> None:
         self._keys, self._logits = keys, logits
@@ -96,8 +96,8 @@ class Keys:
 
     def head_keys(self) -> gs.Tensor:
         """Of two heads, the halves of the keys."""
-        return self.b.transpose(
-            self.b.reshape(self._keys, [0, 0, 2, self.width // 2]), [0, 2, 1, 3]
+        return self.builder.transpose(
+            self.builder.reshape(self._keys, [0, 0, 2, self.width // 2]), [0, 2, 1, 3]
         )
 
     def logits(self) -> gs.Tensor:
@@ -108,7 +108,25 @@ class Keys:
 def problem(name: str, count: int, keep: int, grid: Sequence[int] = (), **parameters: Any) -> str:
     """Why the reducer cannot do that; empty if it can."""
     values = filled_reducer(Spec(name, parameters))
-    return str(find_reducer(name).problem(Ask(count, keep, values, tuple(grid), tuple(grid))))
+    return find_reducer(name).problem(ask_of(count, keep, values, tuple(grid), tuple(grid)))
+
+
+def ask_of(
+    count: int,
+    keep: int,
+    values: dict[str, Any],
+    grid: tuple[int, ...],
+    dense_grid: tuple[int, ...] = (),
+) -> Ask:
+    """What is asked of a reducer."""
+    return Ask(
+        count=count,
+        keep=keep,
+        parameters=values,
+        find=find_reducer,
+        grid=grid,
+        dense_grid=dense_grid,
+    )
 
 
 def reduced(
@@ -135,28 +153,34 @@ def reduced(
     builder = Builder(graph)
     values = filled_reducer(Spec(name, parameters))
     whole = tokens.whole or tokens.grid
-    each = Ask(tokens.count // segments, keep // segments, values, tokens.grid, whole)
+    each = ask_of(tokens.count // segments, keep // segments, values, tokens.grid, whole)
     assert not find_reducer(name).problem(each)
     of_stage = {k: inputs[k] for k in ("size", "index", "owner") if k in inputs}
     total = tokens.count if tokens.owner is None else tokens.owner.shape[1]
-    core: Any = Keys(inputs["keys"], inputs.get("logits"))
-    core.b = builder
+    attention: Any = Keys(inputs["keys"], inputs.get("logits"))
+    attention.builder = builder
+
+    def unscored(spec: Spec) -> gs.Tensor:
+        raise AssertionError(f"no score {spec}")
+
     given = ReducerInput(
-        builder,
-        inputs["x"],
-        tokens.x.shape[2],
-        inputs.get("score"),
-        core,
-        TokenState(tokens.count, **of_stage),
-        tokens.prefix,
-        tokens.suffix,
-        total,
-        keep,
-        values,
+        builder=builder,
+        x=inputs["x"],
+        width=tokens.x.shape[2],
+        score=inputs.get("score"),
+        attention=attention,
+        state=TokenState(tokens.count, **of_stage),
+        prefix=tokens.prefix,
+        suffix=tokens.suffix,
+        dense_count=total,
+        dense_grid=whole,
+        keep=keep,
+        parameters=values,
+        find=find_reducer,
+        score_fn=unscored,
+        encoder_input=lambda: inputs["entered" if "entered" in inputs else "x"],
         grid=tokens.grid,
-        whole=whole,
-        beside=inputs.get("beside"),
-        entered=lambda: inputs["entered" if "entered" in inputs else "x"],
+        residual=inputs.get("beside"),
     )
     reducer = find_reducer(name)
     stream, after = by_segment(reducer, given, segments) if segments > 1 else reducer.run(given)

@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 from tcompile.core.extensions import find
-from tcompile.core.parameters import filled
 from tcompile.core.schedule import Spec
 from tcompile.passes.reduce.reducers import (
     assign,
+    base,
     bypass,
     chain,
     contextual,
@@ -72,29 +72,7 @@ def find_reducer(name: str) -> Reducer:
 
 def reducer_of(spec: Spec) -> Reducer:
     """The reducer of a step, as it is with its parameters. Raises as `filled_reducer`."""
-    return find_reducer(spec.name).of(filled_reducer(spec))
-
-
-def traits_of(spec: Spec) -> frozenset[Trait]:
-    """What a reducer, or what it is made of, does to the tokens."""
-    reducer = reducer_of(spec)
-    return reducer.traits.union(*map(traits_of, reducer.parts(filled_reducer(spec))))
-
-
-def drops(spec: Spec) -> bool:
-    """Whether tokens leave and the sizes of the others do not grow by as much: a chain may drop
-    some and merge some, and sizes may grow by less than what was merged."""
-    reducer, parameters = reducer_of(spec), filled_reducer(spec)
-    parts = reducer.parts(parameters)
-    if parts:
-        return any(map(drops, parts))
-    return "merge" not in reducer.traits or parameters.get("sizes", True) not in (True, "sum")
-
-
-def needs_score(spec: Spec) -> bool:
-    """Whether a reducer, or what it is made of, needs a score."""
-    reducer = reducer_of(spec)
-    return reducer.scored or any(map(needs_score, reducer.parts(filled_reducer(spec))))
+    return find_reducer(spec.name).bind(spec)[0]
 
 
 def filled_reducer(spec: Spec) -> dict[str, Any]:
@@ -103,4 +81,24 @@ def filled_reducer(spec: Spec) -> dict[str, Any]:
     Raises:
         UsageError: an unknown one, or a value that it cannot have.
     """
-    return filled(find_reducer(spec.name).parameters, spec.parameters, spec.name, "schedule")
+    return find_reducer(spec.name).bind(spec)[1]
+
+
+def traits_of(spec: Spec) -> frozenset[Trait]:
+    """Return what a reducer, or what it is made of, does to the tokens."""
+    return base.traits_of(spec, find_reducer)
+
+
+def drops(spec: Spec) -> bool:
+    """Tell if tokens leave and the sizes of the others do not grow by as much: a chain may drop
+    some and merge some, and sizes may grow by less than what was merged."""
+    reducer, parameters = find_reducer(spec.name).bind(spec)
+    if parts := reducer.parts(parameters):
+        return any(map(drops, parts))
+    return "merge" not in reducer.traits or parameters.get("sizes", True) not in (True, "sum")
+
+
+def needs_score(spec: Spec) -> bool:
+    """Tell if a reducer, or what it is made of, needs a score."""
+    reducer, parameters = find_reducer(spec.name).bind(spec)
+    return reducer.scored or any(map(needs_score, reducer.parts(parameters)))

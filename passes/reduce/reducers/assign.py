@@ -12,6 +12,7 @@ from tcompile.core.parameters import Parameter
 from tcompile.passes.reduce.reducers.base import Ask, Reducer, ReducerInput
 from tcompile.passes.reduce.reducers.common import (
     choose,
+    metric,
     numbers,
     others,
     placed,
@@ -20,14 +21,13 @@ from tcompile.passes.reduce.reducers.common import (
     staying,
 )
 from tcompile.passes.reduce.reducers.merge_combine import Groups
-from tcompile.passes.reduce.reducers.merge_edges import metric
 from tcompile.passes.reduce.token_state import TokenState
 
 #: No size is less: its logarithm is added to logits.
 _LEAST = 1e-3
 
 
-def assign(given: ReducerInput) -> tuple[gs.Tensor, TokenState]:
+def assign(inputs: ReducerInput) -> tuple[gs.Tensor, TokenState]:
     """x' = [prefix | x'_S | suffix], S = the K best, ascending; each j ∉ S goes to
     c(j) = argmax_{k∈S} cos(m_j, m_k), m the stream or the keys' mean; fp32 inside.
 
@@ -35,26 +35,26 @@ def assign(given: ReducerInput) -> tuple[gs.Tensor, TokenState]:
     * sizes: similarity s_k + Σ s_j·cos_jk, as DiffRate, no less than 0.001 where opposite tokens
       meet; sum s_k + Σ s_j; none: they are as before. Later attentions add log size but for none.
     """
-    b, before, parameters = given.b, given.stage, given.parameters
-    kept = choose(given, given.keep)
-    gone = others(b, kept, before.count, before.count - given.keep)
-    alike, slot = closest(given, metric(given), gone, kept)
-    groups = Groups(given, kept, gone, slot)
+    b, before, parameters = inputs.builder, inputs.state, inputs.parameters
+    kept = choose(inputs, inputs.keep)
+    gone = others(b, kept, before.count, before.count - inputs.keep)
+    alike, slot = closest(inputs, metric(inputs), gone, kept)
+    groups = Groups(inputs, kept, gone, slot)
     merged = groups.features("plain" if parameters["combine"] == "mean" else "mean")
-    step = placed(b, before.count, (kept, numbers(b, kept, given.keep)), (gone, slot))
+    step = placed(b, before.count, (kept, numbers(b, kept, inputs.keep)), (gone, slot))
     if parameters["sizes"] == "none":
-        return given.joined(merged, fp32=False), staying(given, kept, step)
-    size = groups.sizes() if parameters["sizes"] == "sum" else _grown(given, groups, alike)
-    after = staying(given, kept, step, size=size, prop_attn=True)
-    return given.joined(merged, fp32=False), after
+        return inputs.joined(merged, fp32=False), staying(inputs, kept, step)
+    size = groups.sizes() if parameters["sizes"] == "sum" else _grown(inputs, groups, alike)
+    after = staying(inputs, kept, step, size=size, prop_attn=True)
+    return inputs.joined(merged, fp32=False), after
 
 
 def closest(
-    given: ReducerInput, features: gs.Tensor, gone: gs.Tensor, kept: gs.Tensor
+    inputs: ReducerInput, features: gs.Tensor, gone: gs.Tensor, kept: gs.Tensor
 ) -> tuple[gs.Tensor, gs.Tensor]:
     """[B, r] f32 and i64: for tokens at gone [B, r] the largest cosine to those at kept [B, K],
     and which of these has it."""
-    b = given.b
+    b = inputs.builder
     each = b.unit(features)
     centres = b.transpose(rows(b, each, kept), [0, 2, 1])
     cosine = b.op("MatMul", rows(b, each, gone), centres)
@@ -62,9 +62,9 @@ def closest(
     return b.reduce("Max", cosine, [2]), slot
 
 
-def _grown(given: ReducerInput, groups: Groups, alike: gs.Tensor) -> gs.Tensor:
+def _grown(inputs: ReducerInput, groups: Groups, alike: gs.Tensor) -> gs.Tensor:
     """[B, K]: s_k + Σ s_j·cos_jk."""
-    b, size = given.b, given.stage.size
+    b, size = inputs.builder, inputs.state.size
     arriving = alike
     own: gs.Tensor = b.const([1], np.float32)
     if size is not None:

@@ -19,13 +19,13 @@ TOPK_LIMIT = 3840
 TINY = 1e-12
 
 
-def choose(given: ReducerInput, count: int) -> gs.Tensor:
+def choose(inputs: ReducerInput, count: int) -> gs.Tensor:
     """[B, count] i64: indices of the best patches, ascending.
 
     Raises:
         UsageError: no score, or more than TensorRT's TopK can give.
     """
-    score = scored(given)
+    score = scored(inputs)
     if count < 1:
         raise UsageError("would leave no token of its own", where="--keep", hint="keep more")
     if count > TOPK_LIMIT:
@@ -33,21 +33,28 @@ def choose(given: ReducerInput, count: int) -> gs.Tensor:
             f"keeping {count} tokens is beyond TensorRT's TopK limit of {TOPK_LIMIT}",
             where="--keep",
         )
-    if given.fixed is not None:
-        best = np.sort(np.argsort(-given.fixed, kind="stable")[:count])
-        return for_all(given, best)
-    return given.b.call("TcTopKTokens", score, dtypes=[np.int64], k=count)[0]
+    if inputs.fixed_score is not None:
+        best = np.sort(np.argsort(-inputs.fixed_score, kind="stable")[:count])
+        return for_all(inputs, best)
+    return inputs.builder.call("TcTopKTokens", score, dtypes=[np.int64], k=count)[0]
 
 
-def scored(given: ReducerInput) -> gs.Tensor:
+def scored(inputs: ReducerInput) -> gs.Tensor:
     """[B, T], the score.
 
     Raises:
         UsageError: there is none.
     """
-    if given.score is None:
+    if inputs.score is None:
         raise UsageError("this reducer needs a score", where="schedule")
-    return given.score
+    return inputs.score
+
+
+def metric(inputs: ReducerInput) -> gs.Tensor:
+    """[B, T, D]: keys averaged over heads, or the stream."""
+    if inputs.parameters["metric"] == "keys":
+        return inputs.of_patches(inputs.attention.keys())
+    return inputs.of_patches(inputs.stream, fp32=False)
 
 
 def sorts(*lengths: int) -> str:
@@ -57,12 +64,12 @@ def sorts(*lengths: int) -> str:
     return ""
 
 
-def for_all(given: ReducerInput, row: np.ndarray, dtype: Any = np.int64) -> gs.Tensor:
+def for_all(inputs: ReducerInput, row: np.ndarray, dtype: Any = np.int64) -> gs.Tensor:
     """[B, n]: the same numbers for each image."""
-    b = given.b
-    if given.core.batch == 1:
+    b = inputs.builder
+    if inputs.attention.batch == 1:
         return b.const(row[None], dtype)
-    return b.for_all(row, given.x, dtype)
+    return b.for_all(row, inputs.x, dtype)
 
 
 def numbers(b: Builder, like: gs.Tensor, count: int) -> gs.Tensor:
@@ -123,21 +130,21 @@ def compose_owner(b: Builder, before: gs.Tensor | None, step: gs.Tensor) -> gs.T
     return step if before is None else b.op("GatherElements", step, before, dtype=np.int64, axis=1)
 
 
-def staying(given: ReducerInput, index: gs.Tensor, step: gs.Tensor, **changes: Any) -> TokenState:
-    """The stage of tokens that were at index [B, K] before.
+def staying(inputs: ReducerInput, index: gs.Tensor, step: gs.Tensor, **changes: Any) -> TokenState:
+    """The state of tokens that were at index [B, K] before.
 
     Args:
         step: [B, T], which of them now stands for each of before.
         changes: what does not just go with its token, such as `size`.
     """
-    b, before = given.b, given.stage
+    b, before = inputs.builder, inputs.state
     known = {
         "size": None if before.size is None else take(b, before.size, index),
         "prop_attn": before.prop_attn,
         **changes,
     }
     return TokenState(
-        given.keep,
+        inputs.keep,
         index=take(b, before.index, index),
         owner=compose_owner(b, before.owner, step),
         positioned=before.positioned,

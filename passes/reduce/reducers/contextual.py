@@ -13,6 +13,7 @@ from tcompile.passes.reduce.reducers.assign import closest
 from tcompile.passes.reduce.reducers.base import Ask, Reducer, ReducerInput
 from tcompile.passes.reduce.reducers.common import (
     choose,
+    metric,
     numbers,
     onehot,
     others,
@@ -21,11 +22,10 @@ from tcompile.passes.reduce.reducers.common import (
     sorts,
     staying,
 )
-from tcompile.passes.reduce.reducers.merge_edges import metric
 from tcompile.passes.reduce.token_state import TokenState
 
 
-def contextual(given: ReducerInput) -> tuple[gs.Tensor, TokenState]:
+def contextual(inputs: ReducerInput) -> tuple[gs.Tensor, TokenState]:
     """x' = [prefix | dominant | contextual | suffix], each ascending; fp32 inside.
 
     dominant: the K − c best. Of the M others, ascending, every step-th is a target, c of them,
@@ -33,17 +33,17 @@ def contextual(given: ReducerInput) -> tuple[gs.Tensor, TokenState]:
     A contextual token is x_t + Σ x_j / max(1, n_t): a sum of target and mean, about twice as long
     as either, as published (METHODS 4.9). Nobody counts for more than before.
     """
-    b, before, count = given.b, given.stage, given.parameters["contextual"]
-    dominant, left = given.keep - count, before.count - given.keep + count
-    best = choose(given, dominant)
+    b, before, count = inputs.builder, inputs.state, inputs.parameters["contextual"]
+    dominant, left = inputs.keep - count, before.count - inputs.keep + count
+    best = choose(inputs, dominant)
     rest = others(b, best, before.count, left)
-    targets, gone = (_at(given, rest, at) for at in _split(left, count))
+    targets, gone = (_at(inputs, rest, at) for at in _split(left, count))
     kept = b.concat([best, targets], 1)
-    patches = given.of_patches(given.x, fp32=False)
+    patches = inputs.of_patches(inputs.x, fp32=False)
     summed = rows(b, patches, targets)
-    step = placed(b, before.count, (kept, numbers(b, kept, given.keep)))
+    step = placed(b, before.count, (kept, numbers(b, kept, inputs.keep)))
     if left > count:
-        _, slot = closest(given, metric(given), gone, targets)
+        _, slot = closest(inputs, metric(inputs), gone, targets)
         into = onehot(b, slot, count)
         many = b.op("Max", b.reduce("Sum", into, [2], 1), b.const([1], np.float32))
         mean = b.op("Div", b.op("MatMul", into, rows(b, patches, gone)), many)
@@ -51,7 +51,7 @@ def contextual(given: ReducerInput) -> tuple[gs.Tensor, TokenState]:
         place = b.op("Add", slot, [dominant], dtype=np.int64)
         step = b.op("ScatterElements", step, gone, place, dtype=np.int64, axis=1)
     joined = b.concat([rows(b, patches, best, fp32=False), summed], 1, fp32=False)
-    return given.joined(joined, fp32=False), staying(given, kept, step)
+    return inputs.joined(joined, fp32=False), staying(inputs, kept, step)
 
 
 def _split(left: int, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -60,9 +60,9 @@ def _split(left: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     return targets, np.setdiff1d(np.arange(left), targets)
 
 
-def _at(given: ReducerInput, index: gs.Tensor, places: np.ndarray) -> gs.Tensor:
+def _at(inputs: ReducerInput, index: gs.Tensor, places: np.ndarray) -> gs.Tensor:
     """[B, n]: those of index [B, m] at the same places for each image."""
-    return given.b.op("Gather", index, given.b.const(places), dtype=np.int64, axis=1)
+    return inputs.builder.op("Gather", index, inputs.builder.const(places), dtype=np.int64, axis=1)
 
 
 def _problem(ask: Ask) -> str:

@@ -18,20 +18,20 @@ from tcompile.passes.reduce.reducers.base import Ask, Reducer, ReducerInput
 from tcompile.passes.reduce.reducers.common import (
     ascending,
     choose,
+    metric,
     others,
     rows,
     scored,
     sorts,
     staying,
 )
-from tcompile.passes.reduce.reducers.merge_edges import metric
 from tcompile.passes.reduce.token_state import TokenState
 
 #: More rounds than this make a graph too long.
 _ROUNDS = 256
 
 
-def diverse(given: ReducerInput) -> tuple[gs.Tensor, TokenState]:
+def diverse(inputs: ReducerInput) -> tuple[gs.Tensor, TokenState]:
     """x' = [prefix | x_S | suffix], ascending; fp32 inside. S = the int(important · K) best by
     score, and what is left of the others after these rounds: of their list, best first, even places
     A and odd places B; the `step` of A (fewer in the last round) with the largest max_{b∈B}
@@ -39,33 +39,33 @@ def diverse(given: ReducerInput) -> tuple[gs.Tensor, TokenState]:
 
     For restored outputs a dropped token is represented by the kept one nearest in cosine here.
     """
-    b = given.b
-    important = _important(given.parameters, given.keep)
-    index = choose(given, given.keep) if important == given.keep else _unlike(given, important)
-    patches = given.of_patches(given.x, fp32=False)
+    b = inputs.builder
+    important = _important(inputs.parameters, inputs.keep)
+    index = choose(inputs, inputs.keep) if important == inputs.keep else _unlike(inputs, important)
+    patches = inputs.of_patches(inputs.x, fp32=False)
     kept = rows(b, patches, index, fp32=False)
-    slots = b.const(np.arange(given.keep))
+    slots = b.const(np.arange(inputs.keep))
     step = b.call("TcNearestTokens", patches, index, slots, dtypes=[np.int64])[0]
-    return given.joined(kept, fp32=False), staying(given, index, step)
+    return inputs.joined(kept, fp32=False), staying(inputs, index, step)
 
 
-def _unlike(given: ReducerInput, important: int) -> gs.Tensor:
+def _unlike(inputs: ReducerInput, important: int) -> gs.Tensor:
     """[B, K]: the important ones and those that are left of the others, ascending."""
-    b, count = given.b, given.stage.count
+    b, count = inputs.builder, inputs.state.count
     _, order = b.nodes(
-        "TopK", [scored(given), [count]], [np.float32, np.int64], axis=-1, largest=1, sorted=1
+        "TopK", [scored(inputs), [count]], [np.float32, np.int64], axis=-1, largest=1, sorted=1
     )
     left: gs.Tensor = b.slice(order, 1, important, None)
-    features = rows(b, b.unit(metric(given)), left)
+    features = rows(b, b.unit(metric(inputs)), left)
     size = count - important
-    for r in _drops(given.parameters, count, given.keep):
+    for r in _drops(inputs.parameters, count, inputs.keep):
         stay = others(b, _alike(b, features, size, r), size, size - r)
         left = b.op("GatherElements", left, stay, dtype=np.int64, axis=1)
         size -= r
         features = rows(b, features, stay)
     if important:
         left = b.concat([b.slice(order, 1, 0, important), left], 1)
-    return ascending(b, left, given.keep)[0]
+    return ascending(b, left, inputs.keep)[0]
 
 
 def _alike(b: Builder, features: gs.Tensor, size: int, r: int) -> gs.Tensor:

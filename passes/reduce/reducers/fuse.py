@@ -25,29 +25,29 @@ from tcompile.passes.reduce.token_state import TokenState
 WEIGHTS = ("score", "normalised", "mean", "size")
 
 
-def fuse(given: ReducerInput) -> tuple[gs.Tensor, TokenState]:
+def fuse(inputs: ReducerInput) -> tuple[gs.Tensor, TokenState]:
     """x' = [prefix | x_S | f | suffix], S the K − 1 best, ascending; fp32 inside. Over all j ∉ S
 
     * score: f = Σ c_j x_j, raw scores, not renormalised, as published (METHODS 4.9);
     * normalised: Σ c_j x_j / Σ c_j, for scores of which none is negative;
     * mean: Σ x_j / n;  size: Σ s_j x_j / Σ s_j.
     """
-    b = given.b
-    index = choose(given, given.keep - 1)
-    patches = given.of_patches(given.x, fp32=False)
+    b = inputs.builder
+    index = choose(inputs, inputs.keep - 1)
+    patches = inputs.of_patches(inputs.x, fp32=False)
     best = rows(b, patches, index, fp32=False)
-    joined = b.concat([best, rest_token(given, patches, index)], 1, fp32=False)
-    return given.joined(joined, fp32=False), fused(given, index)
+    joined = b.concat([best, rest_token(inputs, patches, index)], 1, fp32=False)
+    return inputs.joined(joined, fp32=False), fused(inputs, index)
 
 
-def rest_token(given: ReducerInput, patches: gs.Tensor, index: gs.Tensor) -> gs.Tensor:
+def rest_token(inputs: ReducerInput, patches: gs.Tensor, index: gs.Tensor) -> gs.Tensor:
     """[B, 1, C]: the token that stands for those that are not at index [B, K − 1]."""
-    b, how, weight = given.b, given.parameters.get("weights", "score"), given.score
-    count = given.stage.count
-    if how == "size" and given.stage.size is not None:
-        weight = given.stage.size
+    b, how, weight = inputs.builder, inputs.parameters.get("weights", "score"), inputs.score
+    count = inputs.state.count
+    if how == "size" and inputs.state.size is not None:
+        weight = inputs.state.size
     elif how in ("mean", "size"):
-        weight, how = for_all(given, np.full(count, 1 / (count - given.keep + 1)), np.float32), ""
+        weight, how = for_all(inputs, np.full(count, 1 / (count - inputs.keep + 1)), np.float32), ""
     rest = b.call("TcFuseTokens", patches, weight, index, dtypes=[np.float32])[0]
     if how in ("normalised", "size"):
         none = b.op("Mul", b.cast(index, np.float32), b.const([0], np.float32))
@@ -58,9 +58,9 @@ def rest_token(given: ReducerInput, patches: gs.Tensor, index: gs.Tensor) -> gs.
     return rest
 
 
-def fused(given: ReducerInput, index: gs.Tensor) -> TokenState:
-    """The stage of [tokens at index [B, K − 1] | one for all the others]."""
-    b, before, kept = given.b, given.stage, given.keep - 1
+def fused(inputs: ReducerInput, index: gs.Tensor) -> TokenState:
+    """The state of [tokens at index [B, K − 1] | one for all the others]."""
+    b, before, kept = inputs.builder, inputs.state, inputs.keep - 1
     first = b.slice(index, 1, 0, 1)
     zero = b.op("Mul", first, [0], dtype=np.int64)
     # Everything that was dropped belongs to the fused token, the last slot.
@@ -68,18 +68,18 @@ def fused(given: ReducerInput, index: gs.Tensor) -> TokenState:
     step = b.op("ScatterElements", last, index, numbers(b, index, kept), dtype=np.int64, axis=1)
     nowhere = b.op("Sub", zero, [1], dtype=np.int64)
     return TokenState(
-        given.keep,
+        inputs.keep,
         index=b.concat([take(b, before.index, index), nowhere], 1),
-        size=_sizes(given, index),
+        size=_sizes(inputs, index),
         owner=compose_owner(b, before.owner, step),
         positioned=False,
         prop_attn=before.prop_attn,
     )
 
 
-def _sizes(given: ReducerInput, index: gs.Tensor) -> gs.Tensor | None:
+def _sizes(inputs: ReducerInput, index: gs.Tensor) -> gs.Tensor | None:
     """Sizes survive only where an earlier merge made some: the fused one is the leftover sum."""
-    b, size = given.b, given.stage.size
+    b, size = inputs.builder, inputs.state.size
     if size is None:
         return None
     kept = take(b, size, index)

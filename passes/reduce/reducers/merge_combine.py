@@ -45,10 +45,10 @@ def leave(
 class Groups:
     """The tokens that stay, each with those that become part of it."""
 
-    def __init__(self, given: ReducerInput, keep: gs.Tensor, source: gs.Tensor, slot: gs.Tensor):
-        self.b, self.given, self.keep, self.source = given.b, given, keep, source
-        places = given.b.const(np.arange(given.keep).reshape(1, -1, 1))
-        self._same = (given.b.unsqueeze(slot, 1), places)
+    def __init__(self, inputs: ReducerInput, keep: gs.Tensor, source: gs.Tensor, slot: gs.Tensor):
+        self.b, self.inputs, self.keep, self.source = inputs.builder, inputs, keep, source
+        places = inputs.builder.const(np.arange(inputs.keep).reshape(1, -1, 1))
+        self._same = (inputs.builder.unsqueeze(slot, 1), places)
         self._onehot: gs.Tensor | None = None
 
     @property
@@ -60,7 +60,7 @@ class Groups:
 
     def sizes(self) -> gs.Tensor:
         """[B, K]: s_k + Σ s_leaving."""
-        return self.b.squeeze(self._sum(self.given.stage.size), 2)
+        return self.b.squeeze(self._sum(self.inputs.state.size), 2)
 
     def features(self, combine: str) -> gs.Tensor:
         """[B, K, C], over a token that stays and all that become part of it:
@@ -69,8 +69,8 @@ class Groups:
         * mlerp: the direction of that mean at the length of the longest: x̄/‖x̄‖ · max ‖x‖;
         * drop: the token that stays, as it is.
         """
-        b, given = self.b, self.given
-        patches = given.of_patches(given.x, fp32=False)
+        b, inputs = self.b, self.inputs
+        patches = inputs.of_patches(inputs.x, fp32=False)
         staying = rows(b, patches, self.keep, fp32=False)
         if combine == "drop":
             return staying
@@ -89,11 +89,11 @@ class Groups:
         return b.op("Mul", b.op("Div", mean, self._length(mean)), longest)
 
     def _weight(self, combine: str) -> gs.Tensor | None:
-        size = self.given.stage.size
+        size = self.inputs.state.size
         if combine != "score":
             return None if combine == "plain" else size
-        assert self.given.score is not None
-        score = self.b.op("Max", self.given.score, self.b.const([TINY], np.float32))
+        assert self.inputs.score is not None
+        score = self.b.op("Max", self.inputs.score, self.b.const([TINY], np.float32))
         return score if size is None else self.b.op("Mul", score, size)
 
     def _sum(self, values: gs.Tensor | None) -> gs.Tensor:

@@ -1,13 +1,153 @@
-"""Which tokens leave, and into which they merge: the matching of `merge`."""
+"""Which tokens of `merge` leave, and into which they merge: sides, edges, matching."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from tcompile.passes.reduce.builder import Builder
-from tcompile.passes.reduce.reducers.common import numbers
-from tcompile.passes.reduce.reducers.merge_split import Side
+from tcompile.passes.reduce.reducers.base import Grid, ReducerInput
+from tcompile.passes.reduce.reducers.common import TINY, numbers
+from tcompile.passes.reduce.reducers.grids import cells, planes
+
+#: `energy`, `protected` and `halves` sort by the score.
+SPLITS = ("alternate", "energy", "protected", "halves", "grid")
+PARITIES = ("stripped", "reference")
+SORTED = frozenset({"energy", "protected", "halves"})
+
+_Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Side:
+    """Some of the tokens.
+
+    Attributes:
+        places: where they are: [n], the same for every image, or a tensor [B, n] i64.
+        count: n.
+    """
+
+    places: _Array | gs.Tensor
+    count: int
+
+    def rows(self, b: Builder, x: gs.Tensor) -> gs.Tensor:
+        """Theirs of [B, T, D]."""
+        if isinstance(self.places, gs.Tensor):
+            return b.call("TcGatherTokens", x, self.places, dtypes=[x.dtype])[0]
+        return self._fixed(b, self.places, x)
+
+    def values(self, b: Builder, x: gs.Tensor) -> gs.Tensor:
+        """Theirs of [B, T]."""
+        if isinstance(self.places, gs.Tensor):
+            return b.op("GatherElements", x, self.places, dtype=x.dtype, axis=1)
+        return self._fixed(b, self.places, x)
+
+    def at(self, b: Builder, numbers: gs.Tensor) -> gs.Tensor:
+        """[B, m]: the places of the numbered ones among them."""
+        if isinstance(self.places, gs.Tensor):
+            return b.op("GatherElements", self.places, numbers, dtype=np.int64, axis=1)
+        return b.op("Gather", b.const(self.places), numbers, dtype=np.int64, axis=0)
+
+    @staticmethod
+    def _fixed(b: Builder, places: _Array, x: gs.Tensor) -> gs.Tensor:
+        steps = set(np.diff(places).tolist())
+        if len(steps) == 1:
+            first, last, step = int(places[0]), int(places[-1]), steps.pop()
+            return b.op("Slice", x, [first], [last + 1], [1], [step], dtype=x.dtype)
+        return b.op("Gather", x, b.const(places), dtype=x.dtype, axis=1)
+
+
+def sides(inputs: ReducerInput) -> tuple[Side, Side]:
+    """A and B of T tokens, r of which are to merge.
+
+    * alternate (ToMe): even and odd places; parity=reference: of the sequence with its prefix,
+      which is what ToMe's code does where CLS (and distillation token) take part but may not merge.
+    * energy (PiToMe, "bsm"): even and odd ranks by score = −energy, least first.
+    * protected (PiToMe): even and odd ranks of the 2r first of these; the others take no part.
+    * halves (Zero-TPrune): the T//2 of least score, and the rest.
+    * grid (tomesd): all others, and the top-left token of every whole sy x sx cell.
+    """
+    b, count, parameters = inputs.builder, inputs.state.count, inputs.parameters
+    split, r = parameters["split"], count - inputs.keep
+    if split not in SORTED:
+        places = dst_places(parameters, count, inputs.grid, inputs.prefix)
+        rest = np.setdiff1d(np.arange(count), places)
+        return Side(rest, len(rest)), Side(places, len(places))
+    taken = 2 * r if split == "protected" else count
+    assert inputs.score is not None
+    _, ranked = b.nodes(
+        "TopK", [inputs.score, [taken]], [np.float32, np.int64], axis=-1, largest=0, sorted=1
+    )
+    if split == "halves":
+        half = count // 2
+        return (
+            Side(b.slice(ranked, 1, 0, half), half),
+            Side(b.slice(ranked, 1, half, None), count - half),
+        )
+    even, odd = (b.op("Slice", ranked, [i], [taken], [1], [2], dtype=np.int64) for i in (0, 1))
+    return Side(even, taken - taken // 2), Side(odd, taken // 2)
+
+
+def shifted(parameters: Mapping[str, Any], prefix: int) -> bool:
+    """Whether it is the odd patches that are sources: even places of a sequence with its prefix."""
+    return parameters["parity"] == "reference" and prefix % 2 == 1
+
+
+def dst_places(parameters: Mapping[str, Any], count: int, grid: Grid, prefix: int = 0) -> _Array:
+    """B where it does not depend on the image; empty where there is no grid for it."""
+    if parameters["split"] == "alternate":
+        return np.arange(0 if shifted(parameters, prefix) else 1, count, 2)
+    now = planes(grid, count)
+    if not now:
+        return np.zeros(0, np.int64)
+    return np.asarray(cells(now, parameters["sy"], parameters["sx"])[:, 0])
+
+
+#: MCTF's temperatures of information and size, taken as roots; that of similarity is 1.
+TAU_INFORMATION, TAU_SIZE = 20, 40
+
+
+def edges(inputs: ReducerInput, features: gs.Tensor, a: Side, other: Side) -> gs.Tensor:
+    """[B, |A|, |B|] fp32: cos(f_a, f_b), then
+
+    * MCTF: ((cos + 1)/2) · (â_a â_b)^(1/20) · (ŝ_a ŝ_b)^(1/40), â = 1/score and ŝ = 1/size, both
+      divided by their largest;
+    * Turbo: minus penalty · score_a.
+    """
+    b, parameters = inputs.builder, inputs.parameters
+    each = b.unit(features)
+    found = b.op("MatMul", a.rows(b, each), b.transpose(other.rows(b, each), [0, 2, 1]))
+    if parameters["criteria"] == "mctf":
+        half = b.op("Mul", b.op("Add", found, _number(b, 1)), _number(b, 0.5))
+        assert inputs.score is not None
+        found = _times(b, half, inputs.score, 1 / TAU_INFORMATION, a, other)
+        if inputs.state.size is not None:
+            found = _times(b, found, inputs.state.size, 1 / TAU_SIZE, a, other)
+    if parameters["penalty"]:
+        assert inputs.score is not None
+        scored = b.unsqueeze(a.values(b, inputs.score), 2)
+        found = b.op("Sub", found, b.op("Mul", scored, _number(b, parameters["penalty"])))
+    return found
+
+
+def _times(
+    b: Builder, found: gs.Tensor, values: gs.Tensor, power: float, a: Side, other: Side
+) -> gs.Tensor:
+    """found · (v_a v_b)^power with v = (1/value)/max(1/value) = min(value)/value."""
+    safe = b.op("Max", values, _number(b, TINY))
+    ratio = b.op("Div", b.reduce("Min", safe, [1], 1), safe)
+    rooted = b.op("Pow", ratio, _number(b, power))
+    row, column = b.unsqueeze(a.values(b, rooted), 2), b.unsqueeze(other.values(b, rooted), 1)
+    return b.op("Mul", b.op("Mul", found, row), column)
+
+
+def _number(b: Builder, value: float) -> gs.Tensor:
+    return b.const([value], np.float32)
+
 
 #: Taken off the edges of tokens that have left.
 _FAR = 1e30

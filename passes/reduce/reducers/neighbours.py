@@ -10,52 +10,51 @@ import onnx_graphsurgeon as gs
 
 from tcompile.core.parameters import Parameter
 from tcompile.passes.reduce.reducers.base import Ask, Reducer, ReducerInput
-from tcompile.passes.reduce.reducers.common import choose, rows, sorts
+from tcompile.passes.reduce.reducers.common import choose, metric, rows, sorts
 from tcompile.passes.reduce.reducers.fuse import fused, problem, rest_token
-from tcompile.passes.reduce.reducers.merge_edges import metric
 from tcompile.passes.reduce.token_state import TokenState
 
 #: Below every cosine: no token is its own neighbour.
 _FAR = -4.0
 
 
-def neighbours(given: ReducerInput) -> tuple[gs.Tensor, TokenState]:
+def neighbours(inputs: ReducerInput) -> tuple[gs.Tensor, TokenState]:
     """x' = [prefix | x_k + Σ_{j∈N(k)} c_j x_j, k ∈ S | Σ_{j∉S} c_j x_j | suffix]; fp32 inside.
 
     S: the K − 1 best by score c, ascending. N(k): the `neighbours` others (all, if there are fewer)
     of largest cosine to k, in S or not: by the keys of all heads joined, their mean, or the stream.
     Sums are not renormalised, as published (METHODS 4.9), and nobody counts for more than before.
     """
-    b, count = given.b, given.stage.count
-    index = choose(given, given.keep - 1)
-    patches = given.of_patches(given.x, fp32=False)
-    directions = b.unit(_features(given))
+    b, count = inputs.builder, inputs.state.count
+    index = choose(inputs, inputs.keep - 1)
+    patches = inputs.of_patches(inputs.x, fp32=False)
+    directions = b.unit(_features(inputs))
     kept = rows(b, directions, index)
     cosine = b.op("MatMul", kept, b.transpose(directions, [0, 2, 1]))
     places = b.const(np.arange(count).reshape(1, 1, -1))
     itself = b.op("Equal", b.unsqueeze(index, 2), places, dtype=np.bool_)
     near = b.op("Where", itself, b.const([_FAR], np.float32), cosine)
-    many = min(given.parameters["neighbours"], count - 1)
+    many = min(inputs.parameters["neighbours"], count - 1)
     value, best = b.nodes(
         "TopK", [near, [many]], [np.float32, np.int64], axis=-1, largest=1, sorted=1
     )
     zero, one = b.const([0], np.float32), b.const([1], np.float32)
     ones = b.op("Add", b.op("Mul", value, zero), one)
     taken = b.op("ScatterElements", b.op("Mul", cosine, zero), best, ones, axis=2)
-    assert given.score is not None
-    weight = b.op("Mul", taken, b.unsqueeze(given.score, 1))
+    assert inputs.score is not None
+    weight = b.op("Mul", taken, b.unsqueeze(inputs.score, 1))
     around = b.op("MatMul", weight, patches)
     own = b.op("Add", rows(b, patches, index), around)
-    joined = b.concat([own, rest_token(given, patches, index)], 1)
-    return given.joined(joined, fp32=False), fused(given, index)
+    joined = b.concat([own, rest_token(inputs, patches, index)], 1)
+    return inputs.joined(joined, fp32=False), fused(inputs, index)
 
 
-def _features(given: ReducerInput) -> gs.Tensor:
+def _features(inputs: ReducerInput) -> gs.Tensor:
     """[B, T, D]: what cosines are taken of."""
-    if given.parameters["metric"] != "joined":
-        return metric(given)
-    keys = given.b.transpose(given.core.head_keys(), [0, 2, 1, 3])
-    return given.of_patches(given.b.reshape(keys, [0, 0, -1]))
+    if inputs.parameters["metric"] != "joined":
+        return metric(inputs)
+    keys = inputs.builder.transpose(inputs.attention.head_keys(), [0, 2, 1, 3])
+    return inputs.of_patches(inputs.builder.reshape(keys, [0, 0, -1]))
 
 
 def _problem(ask: Ask) -> str:

@@ -17,32 +17,34 @@ from tcompile.passes.reduce.reducers.grids import nearest, planes
 from tcompile.passes.reduce.token_state import TokenState
 
 
-def pool(given: ReducerInput) -> tuple[gs.Tensor, TokenState]:
+def pool(inputs: ReducerInput) -> tuple[gs.Tensor, TokenState]:
     """y_c = Σ s x / Σ s over the cells of side × side, frame by frame, in raster order; those at
     the right and bottom edge may be smaller. A cell has the position of its top left token and
     the sum of the sizes; later attentions add its logarithm where they did before. fp32 inside.
     """
-    b, before, side = given.b, given.stage, given.parameters["side"]
-    grid = planes(given.grid, before.count)
+    b, before, side = inputs.builder, inputs.state, inputs.parameters["side"]
+    grid = planes(inputs.grid, before.count)
     cell, first = _cells(grid, side)
-    patches = given.of_patches(given.x, fp32=False)
+    patches = inputs.of_patches(inputs.x, fp32=False)
     members = b.const(np.bincount(cell)[None], np.float32)
     size = before.size
     if size is None:
-        pooled = _means(given, patches, grid, given.width)
-        total = for_all(given, np.bincount(cell), np.float32)
+        pooled = _means(inputs, patches, grid, inputs.width)
+        total = for_all(inputs, np.bincount(cell), np.float32)
     else:
         column = b.unsqueeze(size, 2)
-        means = _means(given, column, grid, 1)
-        pooled = b.op("Div", _means(given, b.op("Mul", patches, column), grid, given.width), means)
+        means = _means(inputs, column, grid, 1)
+        pooled = b.op(
+            "Div", _means(inputs, b.op("Mul", patches, column), grid, inputs.width), means
+        )
         total = b.op("Mul", b.squeeze(means, 2), members)
-    after = staying(given, for_all(given, first), for_all(given, cell), size=total)
-    return given.joined(pooled, fp32=False), after
+    after = staying(inputs, for_all(inputs, first), for_all(inputs, cell), size=total)
+    return inputs.joined(pooled, fp32=False), after
 
 
-def _means(given: ReducerInput, x: gs.Tensor, grid: Grid, width: int) -> gs.Tensor:
+def _means(inputs: ReducerInput, x: gs.Tensor, grid: Grid, width: int) -> gs.Tensor:
     """[B, K, width]: plain means over the cells."""
-    b, side, (_, h, w) = given.b, given.parameters["side"], grid
+    b, side, (_, h, w) = inputs.builder, inputs.parameters["side"], grid
     images = b.transpose(b.reshape(x, [-1, h, w, width]), [0, 3, 1, 2])
     # What is padded does not count.
     pooled = b.op(
@@ -53,7 +55,7 @@ def _means(given: ReducerInput, x: gs.Tensor, grid: Grid, width: int) -> gs.Tens
         pads=[0, 0, -h % side, -w % side],
         count_include_pad=0,
     )
-    return b.reshape(b.transpose(pooled, [0, 2, 3, 1]), [-1, given.keep, width])
+    return b.reshape(b.transpose(pooled, [0, 2, 3, 1]), [-1, inputs.keep, width])
 
 
 def _cells(grid: Grid, side: int) -> tuple[np.ndarray, np.ndarray]:

@@ -23,7 +23,7 @@ from tcompile.passes.reduce.reducers.common import (
 from tcompile.passes.reduce.token_state import TokenState
 
 
-def soft(given: ReducerInput) -> tuple[gs.Tensor, TokenState]:
+def soft(inputs: ReducerInput) -> tuple[gs.Tensor, TokenState]:
     """x' = [prefix | x'_S | suffix], S = the K best, ascending; each i ∉ S goes to the `targets`
     k ∈ S of largest correlation L_ik = mean_h q_i·k_k/√d by w_ik = softmax over these;
 
@@ -33,13 +33,13 @@ def soft(given: ReducerInput) -> tuple[gs.Tensor, TokenState]:
     0.998 of some 577 is one or two targets. The count is forgotten, as published: nobody counts
     for more than before. The owner is the first target. Computes Q·Kᵀ of the block once more.
     """
-    b, before, targets = given.b, given.stage, given.parameters["targets"]
-    kept = choose(given, given.keep)
-    gone = others(b, kept, before.count, before.count - given.keep)
-    patches = given.of_patches(given.x, fp32=False)
+    b, before, targets = inputs.builder, inputs.state, inputs.parameters["targets"]
+    kept = choose(inputs, inputs.keep)
+    gone = others(b, kept, before.count, before.count - inputs.keep)
+    patches = inputs.of_patches(inputs.x, fp32=False)
     # [B, T, T] → [B, r, T] → [B, T, r] → [B, K, r] → [B, r, K]
-    logits = b.reduce("Mean", given.core.logits(), [1])
-    logits = given.of_patches(b.transpose(given.of_patches(logits), [0, 2, 1]))
+    logits = b.reduce("Mean", inputs.attention.logits(), [1])
+    logits = inputs.of_patches(b.transpose(inputs.of_patches(logits), [0, 2, 1]))
     edges = rows(b, b.transpose(rows(b, logits, kept), [0, 2, 1]), gone)
     value, best = b.nodes(
         "TopK", [edges, [targets]], [np.float32, np.int64], axis=-1, largest=1, sorted=1
@@ -48,15 +48,15 @@ def soft(given: ReducerInput) -> tuple[gs.Tensor, TokenState]:
     slots = [b.squeeze(b.slice(best, 2, i, i + 1), 2) for i in range(targets)]
     weight: gs.Tensor | None = None
     for i, slot in enumerate(slots):
-        into = onehot(b, slot, given.keep)
+        into = onehot(b, slot, inputs.keep)
         if targets > 1:
             into = b.op("Mul", into, b.transpose(b.slice(share, 2, i, i + 1), [0, 2, 1]))
         weight = into if weight is None else b.op("Add", weight, into)
     assert weight is not None
     total = b.op("Add", rows(b, patches, kept), b.op("MatMul", weight, rows(b, patches, gone)))
     size = b.op("Add", b.reduce("Sum", weight, [2], 1), b.const([1], np.float32))
-    step = placed(b, before.count, (kept, numbers(b, kept, given.keep)), (gone, slots[0]))
-    return given.joined(b.op("Div", total, size), fp32=False), staying(given, kept, step)
+    step = placed(b, before.count, (kept, numbers(b, kept, inputs.keep)), (gone, slots[0]))
+    return inputs.joined(b.op("Div", total, size), fp32=False), staying(inputs, kept, step)
 
 
 def _problem(ask: Ask) -> str:

@@ -12,6 +12,7 @@ from tcompile.core.parameters import Parameter
 from tcompile.passes.reduce.reducers.base import Ask, Reducer, ReducerInput
 from tcompile.passes.reduce.reducers.common import (
     for_all,
+    metric,
     numbers,
     others,
     placed,
@@ -21,30 +22,29 @@ from tcompile.passes.reduce.reducers.common import (
     take,
 )
 from tcompile.passes.reduce.reducers.grids import cells, nearest, planes
-from tcompile.passes.reduce.reducers.merge_edges import metric
 from tcompile.passes.reduce.token_state import TokenState
 
 
-def windows(given: ReducerInput) -> tuple[gs.Tensor, TokenState]:
+def windows(inputs: ReducerInput) -> tuple[gs.Tensor, TokenState]:
     """x' = [prefix | merged windows | all others | suffix], each ascending; fp32 inside.
 
     Of the whole side × side windows the r = (T − K)/(side² − 1) with the largest mean cosine of two
     different members become their last member: the mean by size, the sum of the sizes. Later
     attentions add its logarithm only where they did before (released code does not).
     """
-    b, before, parameters = given.b, given.stage, given.parameters
+    b, before, parameters = inputs.builder, inputs.state, inputs.parameters
     side, count = parameters["side"], before.count
-    table = cells(planes(given.grid, count), side, side)
-    merges = (count - given.keep) // (side * side - 1)
-    chosen = b.call("TcTopKTokens", _alike(given, table), dtypes=[np.int64], k=merges)[0]
+    table = cells(planes(inputs.grid, count), side, side)
+    merges = (count - inputs.keep) // (side * side - 1)
+    chosen = b.call("TcTopKTokens", _alike(inputs, table), dtypes=[np.int64], k=merges)[0]
     members = b.op("Gather", b.const(table), chosen, dtype=np.int64, axis=0)
     taken = b.reshape(members, [0, merges * side * side])
     last = b.squeeze(b.slice(members, 2, side * side - 1, None), 2)
-    patches = given.of_patches(given.x, fp32=False)
+    patches = inputs.of_patches(inputs.x, fp32=False)
     size = before.size
     if size is None:
-        size = for_all(given, np.ones(count), np.float32)
-    merged, total = _means(given, patches, size, table, chosen)
+        size = for_all(inputs, np.ones(count), np.float32)
+    merged, total = _means(inputs, patches, size, table, chosen)
 
     slot = b.op(
         "Add",
@@ -53,28 +53,28 @@ def windows(given: ReducerInput) -> tuple[gs.Tensor, TokenState]:
         dtype=np.int64,
     )
     into = (taken, b.reshape(slot, [0, merges * side * side]))
-    left = given.keep - merges
+    left = inputs.keep - merges
     if not left:
-        return given.joined(merged, fp32=False), _stage(given, last, placed(b, count, into), total)
+        state = staying(inputs, last, placed(b, count, into), **_sizes(inputs, total))
+        return inputs.joined(merged, fp32=False), state
     rest = others(b, taken, count, left)
     after = b.op("Add", numbers(b, rest, left), [merges], dtype=np.int64)
     step = placed(b, count, into, (rest, after))
     joined = b.concat([merged, rows(b, patches, rest, fp32=False)], 1, fp32=False)
     total = b.concat([total, take(b, size, rest)], 1)
     index = b.concat([last, rest], 1)
-    return given.joined(joined, fp32=False), _stage(given, index, step, total)
+    state = staying(inputs, index, step, **_sizes(inputs, total))
+    return inputs.joined(joined, fp32=False), state
 
 
-def _stage(given: ReducerInput, index: gs.Tensor, step: gs.Tensor, total: gs.Tensor) -> TokenState:
-    if given.parameters["sizes"]:
-        return staying(given, index, step, size=total)
-    return staying(given, index, step)
+def _sizes(inputs: ReducerInput, total: gs.Tensor) -> dict[str, gs.Tensor]:
+    return {"size": total} if inputs.parameters["sizes"] else {}
 
 
-def _alike(given: ReducerInput, table: np.ndarray) -> gs.Tensor:
+def _alike(inputs: ReducerInput, table: np.ndarray) -> gs.Tensor:
     """[B, windows]: Σ_{i≠j} cos(x_i, x_j)/(m(m − 1)), by |Σ u|² − Σ |u|² of the directions u."""
-    b = given.b
-    each = b.unit(_lined(given, metric(given), table))
+    b = inputs.builder
+    each = b.unit(_lined(inputs, metric(inputs), table))
     whole = b.reduce("Sum", each, [2])
     both = b.reduce("Sum", b.op("Mul", whole, whole), [2])
     own = b.reduce("Sum", b.op("Mul", each, each), [2, 3])
@@ -83,20 +83,22 @@ def _alike(given: ReducerInput, table: np.ndarray) -> gs.Tensor:
 
 
 def _means(
-    given: ReducerInput, x: gs.Tensor, size: gs.Tensor, table: np.ndarray, chosen: gs.Tensor
+    inputs: ReducerInput, x: gs.Tensor, size: gs.Tensor, table: np.ndarray, chosen: gs.Tensor
 ) -> tuple[gs.Tensor, gs.Tensor]:
     """[B, r, C] and [B, r]: means and sizes of the chosen windows."""
-    b = given.b
-    weight = _lined(given, b.unsqueeze(size, 2), table)
+    b = inputs.builder
+    weight = _lined(inputs, b.unsqueeze(size, 2), table)
     total = b.reduce("Sum", weight, [2])
-    means = b.op("Div", b.reduce("Sum", b.op("Mul", _lined(given, x, table), weight), [2]), total)
+    means = b.op("Div", b.reduce("Sum", b.op("Mul", _lined(inputs, x, table), weight), [2]), total)
     return rows(b, means, chosen), take(b, b.squeeze(total, 2), chosen)
 
 
-def _lined(given: ReducerInput, x: gs.Tensor, table: np.ndarray) -> gs.Tensor:
+def _lined(inputs: ReducerInput, x: gs.Tensor, table: np.ndarray) -> gs.Tensor:
     """[B, windows, members, D]: the tokens of each window."""
-    lined = given.b.op("Gather", x, given.b.const(table.reshape(-1)), dtype=x.dtype, axis=1)
-    return given.b.reshape(lined, [0, *table.shape, -1])
+    lined = inputs.builder.op(
+        "Gather", x, inputs.builder.const(table.reshape(-1)), dtype=x.dtype, axis=1
+    )
+    return inputs.builder.reshape(lined, [0, *table.shape, -1])
 
 
 def _problem(ask: Ask) -> str:

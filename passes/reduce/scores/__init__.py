@@ -10,7 +10,6 @@ from typing import Any
 
 from tcompile.core.errors import UsageError
 from tcompile.core.extensions import find
-from tcompile.core.parameters import filled
 from tcompile.core.schedule import Spec
 from tcompile.passes.reduce.scores import (
     attn,
@@ -31,7 +30,7 @@ from tcompile.passes.reduce.scores import (
 )
 from tcompile.passes.reduce.scores.base import Score, ScoreInput
 
-__all__ = ["SCORES", "Score", "ScoreInput", "filled_score", "find_score", "leaves"]
+__all__ = ["SCORES", "Score", "ScoreInput", "find_score", "leaves"]
 
 SCORES: tuple[Score, ...] = (
     attn.SCORE,
@@ -61,24 +60,16 @@ def find_score(name: str) -> Score:
     return find("score", name, SCORES, "tcompile.scores", Score)
 
 
-def filled_score(spec: Spec) -> dict[str, Any]:
-    """Its parameters, defaults filled in.
-
-    Raises:
-        UsageError: an unknown one, or a value that it cannot have.
-    """
-    return filled(find_score(spec.name).parameters, spec.parameters, spec.name, "schedule")
-
-
 #: How deep scores may be made of scores.
 _DEEPEST = 8
 
 
 def leaves(spec: Spec, depth: int = 0) -> Iterator[tuple[Score, dict[str, Any]]]:
-    """A score and all that it is made of, with their parameters. Raises as `filled_score`."""
+    """A score and all that it is made of, with their parameters. Raises as `Score.filled`."""
     if depth > _DEEPEST:
         raise UsageError(f"scores are made of scores more than {_DEEPEST} deep", where="schedule")
-    score, values = find_score(spec.name), filled_score(spec)
+    score = find_score(spec.name)
+    values = score.filled(spec)
     yield score, values
     for part in score.parts(values):
         yield from leaves(part, depth + 1)

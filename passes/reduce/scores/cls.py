@@ -14,7 +14,7 @@ from tcompile.passes.reduce.scores.carried import over, previous
 from tcompile.passes.reduce.scores.common import AGGREGATIONS, divided
 
 
-def cls(given: ScoreInput) -> gs.Tensor:
+def cls(inputs: ScoreInput) -> gs.Tensor:
     """score_j = ν_j · agg_h(ω_hj · a_hj) for patches j: [B, T] (METHODS 2.1).
 
     a_h = softmax(q_cls·Kᵀ/√d)[h], taken over all keys, prefix included, and not renormalised
@@ -30,32 +30,32 @@ def cls(given: ScoreInput) -> gs.Tensor:
     * `source`: previous: the block before (AS-ViT); ema: g ← (1−τ)·g + τ·c over all blocks so far,
       g = c of the first; tokens that bypassed a block keep their g (Evo-ViT).
     """
-    source, tau = given.parameters["source"], float(given.parameters["tau"])
+    source, tau = inputs.parameters["source"], float(inputs.parameters["tau"])
     if source == "this":
-        return _row(given)
+        return _row(inputs)
     if source == "previous":
-        return previous(given, _row)
-    b = given.b
+        return previous(inputs, _row)
+    b = inputs.builder
 
     def ema(old: gs.Tensor, new: gs.Tensor) -> gs.Tensor:
         kept = b.op("Mul", old, b.const([1 - tau], np.float32))
         return b.op("Add", kept, b.op("Mul", new, b.const([tau], np.float32)))
 
-    return over(given, given.seen, _row, ema)
+    return over(inputs, inputs.past, _row, ema)
 
 
-def _row(given: ScoreInput) -> gs.Tensor:
-    """The score by the attention of `given.core`."""
-    b, p = given.b, given.parameters
-    row = _attention(given)
+def _row(inputs: ScoreInput) -> gs.Tensor:
+    """The score by the attention of `inputs.attention`."""
+    b, p = inputs.builder, inputs.parameters
+    row = _attention(inputs)
     if p["weight"] == "context":
-        length = b.reduce("L2", given.core.context(), [3])
+        length = b.reduce("L2", inputs.attention.context(), [3])
         share = divided(b, length, b.reduce("Sum", length, [1], 1))
         row = b.op("Mul", row, b.unsqueeze(share, 2))
     if p["value"] == "l1":
         # A joined head's values are those of all heads.
         one = p["heads"] == "joined"
-        length = b.reduce("L1", given.core.values(), [1, 3] if one else [3])
+        length = b.reduce("L1", inputs.attention.values(), [1, 3] if one else [3])
         row = b.op("Mul", row, b.unsqueeze(length, *((1, 2) if one else (2,))))
     if p["agg"] == "rms":
         mean = b.op("Sqrt", b.reduce("Mean", b.op("Mul", row, row), [1]))
@@ -63,28 +63,28 @@ def _row(given: ScoreInput) -> gs.Tensor:
         mean = b.reduce(AGGREGATIONS[p["agg"]], row, [1])
     mean = b.squeeze(mean, 1)
     if p["value"] == "l2":
-        mean = b.op("Mul", mean, b.reduce("L2", given.core.values(), [1, 3]))
-    return given.of_patches(mean)
+        mean = b.op("Mul", mean, b.reduce("L2", inputs.attention.values(), [1, 3]))
+    return inputs.of_patches(mean)
 
 
-def _attention(given: ScoreInput) -> gs.Tensor:
+def _attention(inputs: ScoreInput) -> gs.Tensor:
     """[B, h, 1, N], h = 1 where heads are joined."""
-    b, p, core = given.b, given.parameters, given.core
-    places = [core.position(place) for place in given.readers]
+    b, p, core = inputs.builder, inputs.parameters, inputs.attention
+    places = [core.position(place) for place in inputs.cls_positions]
     if p["heads"] == "each":
-        return _mean(given, core.logits(places) if p["softmax"] == "pre" else core.rows(places))
+        return _mean(inputs, core.logits(places) if p["softmax"] == "pre" else core.rows(places))
     if p["weight"] == "context":
         raise UsageError(
             "weight=context weighs heads, and heads=joined has one", where="schedule, score 'cls'"
         )
     whole = b.reduce("Sum", core.logits(places), [1], 1)
-    whole = b.op("Mul", whole, b.const([1 / sqrt(core.attention.heads)], np.float32))
-    return _mean(given, whole if p["softmax"] == "pre" else b.op("Softmax", whole, axis=-1))
+    whole = b.op("Mul", whole, b.const([1 / sqrt(core.matched.heads)], np.float32))
+    return _mean(inputs, whole if p["softmax"] == "pre" else b.op("Softmax", whole, axis=-1))
 
 
-def _mean(given: ScoreInput, rows: gs.Tensor) -> gs.Tensor:
+def _mean(inputs: ScoreInput, rows: gs.Tensor) -> gs.Tensor:
     """[B, h, 1, N], over the tokens that are read together."""
-    return rows if len(given.readers) == 1 else given.b.reduce("Mean", rows, [2], 1)
+    return rows if len(inputs.cls_positions) == 1 else inputs.builder.reduce("Mean", rows, [2], 1)
 
 
 SCORE = Score(

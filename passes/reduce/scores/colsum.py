@@ -13,7 +13,7 @@ from tcompile.passes.reduce.scores.carried import over
 from tcompile.passes.reduce.scores.common import AGGREGATIONS
 
 
-def colsum(given: ScoreInput) -> gs.Tensor:
+def colsum(inputs: ScoreInput) -> gs.Tensor:
     """score_j = Σ_{q∈Q} agg_h A[h,q,j] for patches j: [B, T]; A over all keys (METHODS 2.1, 3).
 
     * `heads=after`: agg_h Σ_{q∈Q} A[h,q,j] (FitPrune's max); mean and sum do not care.
@@ -25,20 +25,20 @@ def colsum(given: ScoreInput) -> gs.Tensor:
     All and patches compute Q·Kᵀ a second time beside the attention, 2·h·N²·d operations and N² of
     memory: the attention itself is not read and stays fused. mean and sum over heads rank alike.
     """
-    if not given.parameters["cumulative"]:
-        return _one(given)
-    b = given.b
-    return over(given, given.seen, _one, lambda old, new: b.op("Add", old, new))
+    if not inputs.parameters["cumulative"]:
+        return _one(inputs)
+    b = inputs.builder
+    return over(inputs, inputs.past, _one, lambda old, new: b.op("Add", old, new))
 
 
 def strided(count: int, m: int | None = None) -> list[int]:
-    """floor((i+½)·T/m) for i < m, m = ⌈√T⌉ if not given."""
+    """floor((i+½)·T/m) for i < m, m = ⌈√T⌉ if not inputs."""
     m = min(m or isqrt(count - 1) + 1, count)
     return [((2 * i + 1) * count) // (2 * m) for i in range(m)]
 
 
-def _one(given: ScoreInput) -> gs.Tensor:
-    b, p = given.b, given.parameters
+def _one(inputs: ScoreInput) -> gs.Tensor:
+    b, p = inputs.builder, inputs.parameters
     agg, which = AGGREGATIONS[p["agg"]], p["queries"]
     if p["diagonal"] and which == "strided":
         raise UsageError(
@@ -47,16 +47,16 @@ def _one(given: ScoreInput) -> gs.Tensor:
         )
     positions = None
     if which != "all":
-        places = strided(given.count, p["m"]) if which == "strided" else range(given.count)
-        positions = [given.prefix + i for i in places]
-    rows = given.of_patches(given.core.rows(positions), 3)
+        places = strided(inputs.count, p["m"]) if which == "strided" else range(inputs.count)
+        positions = [inputs.prefix + i for i in places]
+    rows = inputs.of_patches(inputs.attention.rows(positions), 3)
     if not p["diagonal"] and p["heads"] == "before":
         return b.reduce("Sum", b.reduce(agg, rows, [1]), [1])
     received = b.reduce(agg, b.reduce("Sum", rows, [2]), [1])
     if not p["diagonal"]:
         return received
-    own = given.of_patches(rows, 2) if positions is None else rows
-    count = given.count
+    own = inputs.of_patches(rows, 2) if positions is None else rows
+    count = inputs.count
     flat = b.reshape(own, [0, 0, count * count])
     diagonal = b.op("Slice", flat, [0], [count * count], [2], [count + 1])
     return b.op("Mul", b.reduce(agg, diagonal, [1]), received)

@@ -25,10 +25,10 @@ def divided(b: Builder, x: gs.Tensor, by: gs.Tensor) -> gs.Tensor:
     return b.op("Div", x, b.op("Max", by, b.const([TINY], np.float32)))
 
 
-def metric(given: ScoreInput) -> gs.Tensor:
+def metric(inputs: ScoreInput) -> gs.Tensor:
     """[B, T, ·]: mean_h K or the tokens themselves, by the parameter `metric`."""
-    keys = given.parameters["metric"] == "keys"
-    return given.of_patches(given.core.keys() if keys else given.x)
+    keys = inputs.parameters["metric"] == "keys"
+    return inputs.of_patches(inputs.attention.keys() if keys else inputs.x)
 
 
 def reads_keys(parameters: Any) -> bool:
@@ -36,13 +36,13 @@ def reads_keys(parameters: Any) -> bool:
     return bool(parameters["metric"] == "keys")
 
 
-def whole_grid(given: ScoreInput, name: str, count: int) -> tuple[int, int, int]:
+def whole_grid(inputs: ScoreInput, name: str, count: int) -> tuple[int, int, int]:
     """(t, h, w) of `count` tokens, t = 1 for an image.
 
     Raises:
         UsageError: they are no grid any more.
     """
-    grid = given.grid
+    grid = inputs.dense_grid
     if prod(grid) != count or len(grid) < 2 or len(grid) > 3:
         raise UsageError(
             f"score '{name}' needs tokens that still are a grid of rows and columns",

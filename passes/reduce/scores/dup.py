@@ -14,7 +14,7 @@ from tcompile.passes.reduce.scores.colsum import strided
 from tcompile.passes.reduce.scores.common import ALWAYS, metric, reads_keys, whole_grid, windows
 
 
-def dup(given: ScoreInput) -> gs.Tensor:
+def dup(inputs: ScoreInput) -> gs.Tensor:
     """score_j = −agg_{r∈R} cos(m_j, m_r) for patches j: [B, T]; agg max or mean, m = x or mean_h K.
 
     * pivots: R = the `count` tokens of largest ‖x‖_p (DART).
@@ -27,28 +27,30 @@ def dup(given: ScoreInput) -> gs.Tensor:
     that they stay, as published: the others would have nothing to stand for them. Reads no
     attention, so that it stays fused; window and frame need the grid as it was.
     """
-    kind = given.parameters["reference"]
+    kind = inputs.parameters["reference"]
     if kind == "window":
-        return _in_windows(given)
-    return _between_frames(given) if kind == "frame" else _to_few(given)
+        return _in_windows(inputs)
+    return _between_frames(inputs) if kind == "frame" else _to_few(inputs)
 
 
-def _agg(given: ScoreInput) -> str:
-    return "Max" if given.parameters["agg"] == "max" else "Mean"
+def _agg(inputs: ScoreInput) -> str:
+    return "Max" if inputs.parameters["agg"] == "max" else "Mean"
 
 
-def _to_few(given: ScoreInput) -> gs.Tensor:
-    b, p, of = given.b, given.parameters, given.b.unit(metric(given))
+def _to_few(inputs: ScoreInput) -> gs.Tensor:
+    b, p, of = inputs.builder, inputs.parameters, inputs.builder.unit(metric(inputs))
     if p["reference"] == "strided":
-        places = np.asarray(strided(given.count, p["count"]))
+        places = np.asarray(strided(inputs.count, p["count"]))
         few = b.op("Gather", of, b.const(places), axis=1)
-        own = np.isin(np.arange(given.count), places)[None]
+        own = np.isin(np.arange(inputs.count), places)[None]
         chosen: gs.Tensor = b.const(own, np.bool_)
     else:
-        length = b.reduce(f"L{p['p']}", given.of_patches(given.x), [2])
-        index = b.call("TcTopKTokens", length, dtypes=[np.int64], k=min(p["count"], given.count))[0]
+        length = b.reduce(f"L{p['p']}", inputs.of_patches(inputs.x), [2])
+        index = b.call("TcTopKTokens", length, dtypes=[np.int64], k=min(p["count"], inputs.count))[
+            0
+        ]
         few = b.call("TcGatherTokens", of, index, dtypes=[np.float32])[0]
-        all_places = b.const(np.arange(given.count)[None, None])
+        all_places = b.const(np.arange(inputs.count)[None, None])
         same = b.op("Equal", b.unsqueeze(index, 2), all_places, dtype=np.bool_)
         chosen = b.op(
             "Greater",
@@ -57,19 +59,19 @@ def _to_few(given: ScoreInput) -> gs.Tensor:
             dtype=np.bool_,
         )
     cosine = b.op("MatMul", of, b.transpose(few, [0, 2, 1]))
-    score = b.op("Neg", b.reduce(_agg(given), cosine, [2]))
+    score = b.op("Neg", b.reduce(_agg(inputs), cosine, [2]))
     return b.op("Where", chosen, b.const([ALWAYS], np.float32), score)
 
 
-def _in_windows(given: ScoreInput) -> gs.Tensor:
-    b, grid = given.b, whole_grid(given, "dup", given.count)
-    table = windows(grid, given.parameters["side"])
+def _in_windows(inputs: ScoreInput) -> gs.Tensor:
+    b, grid = inputs.builder, whole_grid(inputs, "dup", inputs.count)
+    table = windows(grid, inputs.parameters["side"])
     many, members = table.shape
-    each = b.op("Gather", b.unit(metric(given)), b.const(np.maximum(table, 0)), axis=1)
+    each = b.op("Gather", b.unit(metric(inputs)), b.const(np.maximum(table, 0)), axis=1)
     cosine = b.op("MatMul", each, b.transpose(each, [0, 1, 3, 2]))
     there = table >= 0
     others = there[:, None, :] & there[:, :, None] & ~np.eye(members, dtype=bool)
-    if given.parameters["agg"] == "max":
+    if inputs.parameters["agg"] == "max":
         found = b.op("Where", b.const(others[None], np.bool_), cosine, b.const([-1], np.float32))
         found = b.reduce("Max", found, [3])
     else:
@@ -78,13 +80,13 @@ def _in_windows(given: ScoreInput) -> gs.Tensor:
         found = b.reduce("Sum", b.op("Mul", cosine, b.const(share[None], np.float32)), [3])
         found = b.op("Sub", found, b.const((count == 0)[None], np.float32))
     flat = b.reshape(b.op("Neg", found), [0, many * members])
-    place = np.argsort(table.reshape(-1), kind="stable")[-given.count :]
+    place = np.argsort(table.reshape(-1), kind="stable")[-inputs.count :]
     return b.op("Gather", flat, b.const(place), axis=1)
 
 
-def _between_frames(given: ScoreInput) -> gs.Tensor:
-    b, (t, h, w) = given.b, whole_grid(given, "dup", given.count)
-    of, frame, place = b.unit(metric(given)), np.arange(t), np.arange(h * w)
+def _between_frames(inputs: ScoreInput) -> gs.Tensor:
+    b, (t, h, w) = inputs.builder, whole_grid(inputs, "dup", inputs.count)
+    of, frame, place = b.unit(metric(inputs)), np.arange(t), np.arange(h * w)
     before = frame - np.array([0, 1, 2, 1])[frame % 4]
     at = (before[:, None] * (h * w) + place).reshape(-1)
     cosine = b.reduce("Sum", b.op("Mul", of, b.op("Gather", of, b.const(at), axis=1)), [2])

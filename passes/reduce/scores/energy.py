@@ -10,16 +10,16 @@ from tcompile.passes.reduce.scores.base import Score, ScoreInput
 from tcompile.passes.reduce.scores.common import metric, reads_keys
 
 
-def energy(given: ScoreInput) -> gs.Tensor:
+def energy(inputs: ScoreInput) -> gs.Tensor:
     """score_i = −E_i, E_i = mean_j f(cos(m_i, m_j)) over patches j, i itself included: [B, T].
 
     m = mean_h K or x. elu, as in the released code: f(c) = ELU_α(c − margin); paper: f(c) = c where
     c ≥ margin, else α·(e^(c−margin) − 1). The two differ by the margin above it, which can change
     ranks (METHODS 1A, PiToMe). Costs 2·T²·d operations; reads K or x only.
     """
-    b, p = given.b, given.parameters
+    b, p = inputs.builder, inputs.parameters
     margin, alpha = b.const([p["margin"]], np.float32), float(p["alpha"])
-    unit_rows = b.unit(metric(given))
+    unit_rows = b.unit(metric(inputs))
     cosine = b.op("MatMul", unit_rows, b.transpose(unit_rows, [0, 2, 1]))
     beyond = b.op("Sub", cosine, margin)
     each = b.op("Elu", beyond, alpha=alpha)

@@ -21,7 +21,7 @@ _MOST = 256 * 2**20
 Weights = Mapping[str, np.ndarray[Any, Any]]
 
 
-def head(given: ScoreInput) -> gs.Tensor:
+def head(inputs: ScoreInput) -> gs.Tensor:
     """score_j = MLP(x_j) for patches j: [B, T]; GELU between the layers, none behind the last.
 
     `file`: an .npz with 0.weight [out, in], 0.bias (may be left out), 1.weight, … as in PyTorch,
@@ -29,9 +29,9 @@ def head(given: ScoreInput) -> gs.Tensor:
     is the score; of two, the margin of the logit of `keep_class` over the other's (SViT,
     DynamicViT). A single 0.weight [1, C] is Cropr's summed query and TNT's linear layer.
     """
-    b, weights = given.b, read(given.parameters["file"])
-    x, found = given.of_patches(given.x), layers(weights, given.parameters["keep_class"])
-    takes, has = found[0][0].shape[1], (given.x.shape or [None])[-1]
+    b, weights = inputs.builder, read(inputs.parameters["file"])
+    x, found = inputs.of_patches(inputs.x), layers(weights, inputs.parameters["keep_class"])
+    takes, has = found[0][0].shape[1], (inputs.x.shape or [None])[-1]
     if has not in (None, takes):
         raise _wrong(f"0.weight takes {takes} channels, tokens have {has}", None)
     if "norm.weight" in weights:
@@ -47,7 +47,7 @@ def read(file: Any) -> Weights:
     """The arrays of a file of weights.
 
     Raises:
-        UsageError: none given, no such file, or something else in it.
+        UsageError: none inputs, no such file, or something else in it.
     """
     if not file:
         raise _wrong("needs file=PATH, an .npz of weights", None)

@@ -8,16 +8,16 @@ from tcompile.core.parameters import Parameter
 from tcompile.passes.reduce.scores.base import Score, ScoreInput
 
 
-def norm(given: ScoreInput) -> gs.Tensor:
+def norm(inputs: ScoreInput) -> gs.Tensor:
     """score_j = ‖f_j‖_p for patches j: [B, T]; f = x, the stream, or k or v, all heads joined.
 
     x needs no attention at all. DART's pivots are the largest ‖x_j‖₁.
     """
-    kind, of = f"L{given.parameters['p']}", given.parameters["of"]
+    kind, of = f"L{inputs.parameters['p']}", inputs.parameters["of"]
     if of == "x":
-        return given.of_patches(given.b.reduce(kind, given.x, [2]))
-    heads = given.core.head_keys() if of == "k" else given.core.values()
-    return given.of_patches(given.b.reduce(kind, heads, [1, 3]))
+        return inputs.of_patches(inputs.builder.reduce(kind, inputs.x, [2]))
+    heads = inputs.attention.head_keys() if of == "k" else inputs.attention.values()
+    return inputs.of_patches(inputs.builder.reduce(kind, heads, [1, 3]))
 
 
 SCORE = Score(

@@ -12,7 +12,7 @@ from tcompile.passes.reduce.scores.base import Score, ScoreInput
 from tcompile.passes.reduce.scores.common import divided
 
 
-def pagerank(given: ScoreInput) -> gs.Tensor:
+def pagerank(inputs: ScoreInput) -> gs.Tensor:
     """score_i = √(Σ_h η_h s_hi² / Σ_h η_h) for patches i: [B, T] (METHODS 1A, Zero-TPrune).
 
     By head, `iterations` times s ← Aᵀ·s over all N tokens (A·1 = 1, so A itself would never move).
@@ -23,11 +23,11 @@ def pagerank(given: ScoreInput) -> gs.Tensor:
     Q·Kᵀ is computed a second time beside the attention, 2·h·N²·d operations and N² of memory, and
     2·h·N² in each iteration: the attention itself is not read and stays fused.
     """
-    b, p, core = given.b, given.parameters, given.core
+    b, p, core = inputs.builder, inputs.parameters, inputs.attention
     attention = core.rows()
     tokens, row = core.tokens, np.ones((1, 1, 1, core.tokens))
     if p["cls_boost"]:
-        places = [core.position(place) for place in given.readers]
+        places = [core.position(place) for place in inputs.cls_positions]
         row[..., places] = sqrt(tokens) / len(places)
     votes: gs.Tensor = b.const(row / row.mean(), np.float32)
     for _ in range(p["iterations"]):
@@ -47,7 +47,7 @@ def pagerank(given: ScoreInput) -> gs.Tensor:
     weight = b.op("Add", good, none)
     squares = b.reduce("Sum", b.op("Mul", weight, b.op("Mul", votes, votes)), [1], 1)
     mean = divided(b, squares, b.reduce("Sum", weight, [1], 1))
-    return given.of_patches(b.squeeze(b.op("Sqrt", mean), 1, 2))
+    return inputs.of_patches(b.squeeze(b.op("Sqrt", mean), 1, 2))
 
 
 SCORE = Score(

@@ -18,14 +18,14 @@ from tcompile.passes.reduce.scores.terms import Term, scored, terms
 _MOST = 80.0
 
 
-def multiply(given: ScoreInput) -> gs.Tensor:
+def multiply(inputs: ScoreInput) -> gs.Tensor:
     """score = Π_t max(score_t, 1e-12)^power_t: [B, T], between e^−80 and e^80.
 
     Written as exp(Σ_t power_t · ln score_t), so that no power of a small score overflows.
     """
-    b, total = given.b, None
-    for term in _terms(given.parameters):
-        safe = b.op("Max", scored(given, term.spec), b.const([TINY], np.float32))
+    b, total = inputs.builder, None
+    for term in _terms(inputs.parameters):
+        safe = b.op("Max", scored(inputs, term.spec), b.const([TINY], np.float32))
         power = b.op("Mul", b.op("Log", safe), b.const([term.number], np.float32))
         total = power if total is None else b.op("Add", total, power)
     assert total is not None

@@ -16,7 +16,7 @@ from tcompile.passes.reduce.scores.common import whole_grid
 Array = np.ndarray[Any, Any]
 
 
-def static(given: ScoreInput) -> gs.Tensor:
+def static(inputs: ScoreInput) -> gs.Tensor:
     """A constant [1, T] while all tokens are there; after that each token's own [B, T] of it.
 
     * strided: by the digits of j in base two, reversed: the K best are 2^n apart for every
@@ -27,32 +27,32 @@ def static(given: ScoreInput) -> gs.Tensor:
 
     A token without a place (fused) scores 0, less than any other.
     """
-    p = given.parameters
+    p = inputs.parameters
     if p["pattern"] == "strided" and p["keep"] is not None:
-        best = np.zeros((1, given.count))
-        best[0, strided(given.count, p["keep"])] = 1
-        return given.b.const(best, np.float32)
-    stage = at_site(given)
-    table = _pattern(given).astype(np.float32)
-    if stage.index is None:
-        return given.b.const(table[None], np.float32)
-    b, index = given.b, stage.index
-    if not stage.positioned:
+        best = np.zeros((1, inputs.count))
+        best[0, strided(inputs.count, p["keep"])] = 1
+        return inputs.builder.const(best, np.float32)
+    state = at_site(inputs)
+    table = _pattern(inputs).astype(np.float32)
+    if state.index is None:
+        return inputs.builder.const(table[None], np.float32)
+    b, index = inputs.builder, state.index
+    if not state.positioned:
         last = b.const([len(table)])
         index = b.op("Where", b.op("Less", index, [0], dtype=np.bool_), last, index, dtype=np.int64)
     return b.op("Gather", b.const([*table, 0], np.float32), index, axis=0)
 
 
-def _pattern(given: ScoreInput) -> Array:
+def _pattern(inputs: ScoreInput) -> Array:
     """[T0] of all patches of the dense model."""
-    p, total = given.parameters, given.patches
+    p, total = inputs.parameters, inputs.dense_count
     if p["pattern"] == "random":
         return np.asarray((1 + np.random.default_rng(p["seed"]).permutation(total)) / total)
     if p["pattern"] == "strided":
         bits = max(total - 1, 1).bit_length()
         reverse = np.array([int(f"{j:0{bits}b}"[::-1], 2) for j in range(total)])
         return np.asarray(1 - reverse / 2**bits)
-    t, h, w = whole_grid(given, "static", total)
+    t, h, w = whole_grid(inputs, "static", total)
     down = np.abs(np.arange(h) - (h - 1) / 2)[:, None] * np.ones((1, w))
     across = np.abs(np.arange(w) - (w - 1) / 2)[None] * np.ones((h, 1))
     distance = {

@@ -18,16 +18,16 @@ from tcompile.passes.reduce.scores.terms import Term, scored, terms
 NORMS = ("none", "max", "minmax", "l2", "softmax")
 
 
-def add(given: ScoreInput) -> gs.Tensor:
+def add(inputs: ScoreInput) -> gs.Tensor:
     """score = Σ_t weight_t · norm_t(score_t): [B, T], each normalised over its image's patches.
 
     max: s / max_j |s_j|; minmax: (s − min)/(max − min); l2: s/‖s‖₂; softmax. A constant score
     becomes zeros by minmax, and zeros stay zeros. POMT = colsum (max over heads) by max +
     value_mass; FiCoCo = .35·cls (pre) by l2 − .65·rowmean by l2.
     """
-    b, total = given.b, None
-    for term in _terms(given.parameters):
-        score = _normalised(b, scored(given, term.spec), term.norm)
+    b, total = inputs.builder, None
+    for term in _terms(inputs.parameters):
+        score = _normalised(b, scored(inputs, term.spec), term.norm)
         if term.number != 1:
             score = b.op("Mul", score, b.const([term.number], np.float32))
         total = score if total is None else b.op("Add", total, score)

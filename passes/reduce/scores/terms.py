@@ -69,10 +69,10 @@ def terms(
     return found
 
 
-def scored(given: ScoreInput, spec: Spec) -> gs.Tensor:
+def scored(inputs: ScoreInput, spec: Spec) -> gs.Tensor:
     """[B, T] fp32, one for each image also where no image matters."""
-    score = given.score(spec)
-    return given.b.for_all(value(score), given.x, np.float32) if is_const(score) else score
+    score = inputs.score(spec)
+    return inputs.builder.for_all(value(score), inputs.x, np.float32) if is_const(score) else score
 
 
 def _wrong(owner: str, why: str) -> UsageError:

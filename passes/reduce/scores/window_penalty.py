@@ -21,29 +21,29 @@ from tcompile.passes.reduce.scores.terms import part, scored
 _NONE = 1e30
 
 
-def window_penalty(given: ScoreInput) -> gs.Tensor:
+def window_penalty(inputs: ScoreInput) -> gs.Tensor:
     """The score, but the least of each side × side window of the grid, times `factor` where it is
     negative and divided by it where it is positive: [B, T] (METHODS 1B, FiCoCo-V).
 
     Windows are those of the dense model; one that has lost a token is penalised no more, so that
     what leaves spreads over the image. Ties: the first in raster order.
     """
-    b, p = given.b, given.parameters
-    score = scored(given, _part(p))
-    stage = at_site(given)
-    if not stage.positioned:
+    b, p = inputs.builder, inputs.parameters
+    score = scored(inputs, _part(p))
+    state = at_site(inputs)
+    if not state.positioned:
         raise UsageError(
             "score 'window_penalty' needs a place in the grid for every token",
             where="schedule",
             hint="use a reducer that fuses none",
         )
-    total = prod(given.grid)
-    table = windows(whole_grid(given, "window_penalty", given.patches), p["side"])
+    total = prod(inputs.dense_grid)
+    table = windows(whole_grid(inputs, "window_penalty", inputs.dense_count), p["side"])
     whole = score
-    if stage.index is not None:
+    if state.index is not None:
         absent = b.op("Mul", b.slice(score, 1, 0, 1), b.const([0], np.float32))
         absent = b.op("Add", absent, b.const(np.full((1, total), _NONE), np.float32))
-        whole = b.op("ScatterElements", absent, stage.index, score, axis=1)
+        whole = b.op("ScatterElements", absent, state.index, score, axis=1)
     # [B, W, side²]; beyond the edge of the grid: no token.
     each = b.op("Gather", whole, b.const(np.maximum(table, 0)), axis=1)
     there = b.const((table >= 0)[None], np.bool_)
@@ -57,8 +57,8 @@ def window_penalty(given: ScoreInput) -> gs.Tensor:
     window, member = order // table.shape[1], order % table.shape[1]
     chosen = b.op("Gather", least, b.const(window), dtype=np.int64, axis=1)
     worst = b.op("Equal", chosen, b.const(member[None]), dtype=np.bool_)
-    if stage.index is not None:
-        flag = b.op("GatherElements", b.cast(worst, np.float32), stage.index, axis=1)
+    if state.index is not None:
+        flag = b.op("GatherElements", b.cast(worst, np.float32), state.index, axis=1)
         worst = b.op("Greater", flag, b.const([0.5], np.float32), dtype=np.bool_)
     negative = b.op("Less", score, b.const([0], np.float32), dtype=np.bool_)
     factor = float(p["factor"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 from tcompile.core.errors import UsageError
+from tcompile.core.site import SiteName
 from tcompile.methods.context import Context, Values
 from tcompile.methods.counts import root_ceil, shares
 from tcompile.methods.schedulers.base import Place, Scheduler
@@ -38,7 +39,7 @@ def around(
         found: list[Place] = []
         most = (blocks[-1] - first) // max(depth // 4, 1) + 1
         for block in blocks:
-            site, power = f"around:{block}", (block - first) // max(depth // 4, 1) + 1
+            site, power = SiteName.of("around", block), (block - first) // max(depth // 4, 1) + 1
             if values.get("rate") is not None:
                 keep = max(int(total * values["rate"] ** power), 1)
             elif powers:
@@ -63,7 +64,7 @@ def inside() -> Scheduler:
         cells = total // (h * w) * (h // values["sy"]) * (w // values["sx"])
         found: list[Place] = []
         for block in context.legal("inside"):
-            site = f"inside:{block}"
+            site = SiteName.of("inside", block)
             keep = context.final_at(site) if share is None else total - int(total * share)
             if keep < max(cells, 1):
                 raise UsageError(
@@ -107,8 +108,8 @@ def until_last() -> Scheduler:
         found, count = [], total
         for block, keep in enumerate(counts):
             if keep < count:
-                found.append(Place(f"block:{block}", keep))
+                found.append(Place(SiteName.of("block", block), keep))
                 count = keep
-        return [*found, Place(f"block:{steps}", total)]
+        return [*found, Place(SiteName.of("block", steps), total)]
 
     return Scheduler("after every block but the last two; all come back before the last", run)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from tcompile.core.errors import UsageError
 from tcompile.core.schedule import Spec
+from tcompile.core.site import SiteName
 from tcompile.methods.context import Context, Values
 
 
@@ -14,8 +15,11 @@ from tcompile.methods.context import Context, Values
 class Place:
     """A point where tokens leave: the site, and how many patch tokens go on."""
 
-    site: str
+    site: SiteName
     keep: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "site", SiteName(self.site))  # people write text
 
 
 def _no_notes(context: Context, values: Values) -> tuple[str, ...]:
@@ -40,7 +44,7 @@ class Scheduler:
 
 
 def places(
-    context: Context, wanted: Iterable[tuple[str, int]], *, half: bool = False
+    context: Context, wanted: Iterable[tuple[SiteName, int]], *, half: bool = False
 ) -> list[Place]:
     """Sites and counts as places, where something leaves.
 

@@ -6,6 +6,7 @@ from fractions import Fraction
 from math import ceil, prod
 
 from tcompile.core.errors import UsageError
+from tcompile.core.site import SiteName
 from tcompile.methods.context import Context, Values
 from tcompile.methods.counts import half_up, root_ceil
 from tcompile.methods.schedulers.base import Place, Scheduler
@@ -48,12 +49,12 @@ def rows() -> Scheduler:
     """At the output, whole rows of the grid where `unit` is row."""
 
     def run(context: Context, values: Values) -> list[Place]:
-        total, keep = context.shape.patches, context.final_at("output")
+        total, keep = context.shape.patches, context.final_at(SiteName.of("output"))
         if values["unit"] == "row":
             width = context.grid[-1]
             assert context.keep is not None
             keep = ceil(context.keep * (total // width)) * width
-        return [Place("output", keep)] if keep < total else []
+        return [Place(SiteName.of("output"), keep)] if keep < total else []
 
     return Scheduler("once, at the output", run)
 
@@ -64,7 +65,7 @@ def dominant() -> Scheduler:
     def run(context: Context, values: Values) -> list[Place]:
         total, best, rest = context.shape.patches, values["dominant"], values["contextual"]
         if best is None:
-            keep = context.final_at("output")
+            keep = context.final_at(SiteName.of("output"))
         else:
             # 162 of 192 = 27/32 are dominant where published.
             rest = half_up(Fraction(5 * best, 27)) if rest is None else rest
@@ -73,7 +74,7 @@ def dominant() -> Scheduler:
             raise UsageError(
                 f"{rest} contextual tokens of {keep} leave no dominant one", where="--method"
             )
-        return [Place("output", keep)] if keep < total else []
+        return [Place(SiteName.of("output"), keep)] if keep < total else []
 
     return Scheduler("once, at the output", run)
 
@@ -88,7 +89,7 @@ def cells() -> Scheduler:
         if side is None:
             side = min(left, key=lambda s: (abs(left[s] - context.final), s))
         keep = left.get(side, frames)
-        return [Place("output", keep)] if keep < total else []
+        return [Place(SiteName.of("output"), keep)] if keep < total else []
 
     return Scheduler("once, at the output", run)
 
@@ -151,6 +152,6 @@ def frames() -> Scheduler:
                 where="--keep",
             )
         keep = whole * size + others * each
-        return [Place("output", keep)] if keep < total else []
+        return [Place(SiteName.of("output"), keep)] if keep < total else []
 
     return Scheduler("once, at the output, every fourth frame whole", run)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 
 from tcompile.core.errors import UsageError
+from tcompile.core.site import SiteName
 from tcompile.methods.context import Context, Values
 from tcompile.methods.counts import half_up
 from tcompile.methods.schedulers.base import Place, Scheduler, places
@@ -63,7 +64,7 @@ def along(context: Context, counts: Counts, total: int = 196, *, half: bool = Tr
     """Down to exactly what --keep says, what leaves shared out over the depth as in a list."""
     blocks, patches = context.shape.blocks, context.shape.patches
     removed = [Fraction(0), *(Fraction(total - c, total - counts[-1]) for c in counts)]
-    goals: list[tuple[str, int]] = []
+    goals: list[tuple[SiteName, int]] = []
     for block in range(blocks):
         at = Fraction((block + 1) * len(counts), blocks)
         low = int(at)

@@ -6,6 +6,7 @@ from fractions import Fraction
 from math import ceil
 
 from tcompile.core.errors import UsageError
+from tcompile.core.site import SiteName
 from tcompile.methods.context import Context, Values
 from tcompile.methods.schedulers.base import Place, Scheduler
 
@@ -32,22 +33,22 @@ def _share(depth: Fraction) -> str:
     return "L//4" if depth == Fraction(1, 4) else f"({depth.numerator}·L)//{depth.denominator}"
 
 
-def _site(context: Context, values: Values, kind: str, block: int) -> str:
+def _site(context: Context, values: Values, kind: str, block: int) -> SiteName:
     kind, chosen = values.get("site", kind), values.get("block")
     if kind == "output":
-        return kind
+        return SiteName.of(kind)
     if chosen is None:
-        if kind == "attn" and context.site(block).startswith("block"):
+        if kind == "attn" and context.site(block).kind == "block":
             kind = "block"
-        return f"{kind}:{context.first(kind, block)}"
+        return SiteName.of(kind, context.first(kind, block))
     if not 0 <= chosen < context.shape.blocks:
         raise UsageError(
             f"block {chosen} does not exist: 0 to {context.shape.blocks - 1}", where="--method"
         )
-    return f"{kind}:{chosen}"
+    return SiteName.of(kind, chosen)
 
 
-def _keep(context: Context, values: Values, site: str, least: int) -> int:
+def _keep(context: Context, values: Values, site: SiteName, least: int) -> int:
     total, r, rate = context.shape.patches, values.get("r"), values.get("rate")
     if r is not None:
         if total - r < least:

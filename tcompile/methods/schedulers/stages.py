@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from math import ceil
 
+from tcompile.core.site import SiteName
 from tcompile.methods.context import Context, Values
 from tcompile.methods.counts import root_ceil
 from tcompile.methods.schedulers.base import Place, Scheduler
@@ -35,7 +36,7 @@ def stages(
                 kept = int(total * rate**i) if whole else ceil(rate * count)
                 leave = max(kept, 1) + fused if kept < count else count
             if leave < count:
-                site = context.site(block) if kind == "attn" else f"{kind}:{block}"
+                site = context.site(block) if kind == "attn" else SiteName.of(kind, block)
                 found.append(Place(site, leave))
                 count = leave
         return found

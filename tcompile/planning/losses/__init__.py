@@ -1,7 +1,7 @@
 """What a step loses: measured on images, or from the attention of one dense pass."""
 
 from tcompile.planning.losses.attention_mass import attention_losses
-from tcompile.planning.losses.base import Kind, Progress, SiteLosses
+from tcompile.planning.losses.base import Kind, SiteLosses
 from tcompile.planning.losses.cache import cached_losses, losses_key
 from tcompile.planning.losses.data import Calibration, read_calibration, split
 from tcompile.planning.losses.distance import distance, unit
@@ -12,7 +12,6 @@ __all__ = [
     "Calibration",
     "Drop",
     "Kind",
-    "Progress",
     "SiteLosses",
     "attention_losses",
     "cached_losses",

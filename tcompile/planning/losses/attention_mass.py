@@ -27,11 +27,13 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from tcompile.core.errors import UsageError
+from tcompile.core.progress import Progress, silent
 from tcompile.core.schedule import Spec
+from tcompile.core.site import SiteName
 from tcompile.methods.calibration import observed
 from tcompile.methods.context import Values
 from tcompile.methods.presets import Preset
-from tcompile.planning.losses.base import Progress, SiteLosses, silent
+from tcompile.planning.losses.base import SiteLosses
 from tcompile.planning.losses.curves import fitted
 from tcompile.planning.losses.steps import single_step, snapped
 from tcompile.runtime.metrics import holds_classes
@@ -83,7 +85,7 @@ def attention_losses(
     )
     read = _reads_patches(graph, analysis)
     for site in sites:
-        block = shape.blocks - 1 if site == "output" else int(site.partition(":")[2])
+        block = SiteName(site).depth(shape.blocks)[0]
         lost = _lost(shares[str(specs[site].to_json())], block, read)
         wanted = snapped(analysis, site, grid, outputs)
         curve = fitted(
@@ -127,7 +129,7 @@ def _score(
     analysis: Analysis, preset: Preset, values: Values, site: str, count: int, outputs: str
 ) -> Spec:
     """The method's own score where it is attention paid, else that of CLS or of the patches."""
-    own = single_step(analysis, preset, values, site, count, outputs).reductions[0].score
+    own = single_step(analysis, preset, values, SiteName(site), count, outputs).reductions[0].score
     if own is not None and own.name in _PAID and not own.parameters.get("cumulative"):
         return own
     return Spec("cls" if analysis.has_cls else "attn")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -10,18 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 from tcompile.core.errors import UsageError
+from tcompile.core.site import SiteName
+from tcompile.methods.site_rule import SiteRule
 from tcompile.planning.losses.curves import Curve
-from tcompile.planning.optimise.tables import Floats, SiteRule, StepFunction
+from tcompile.planning.optimise.tables import Floats, StepFunction
 
 SCHEMA = 1
 Kind = Literal["calibrated", "attention"]
 #: How a step from fewer than N tokens is had of those from N; see `SiteLosses.step`.
 Composition = Literal["difference", "share"]
-Progress = Callable[[str], None]
-
-
-def silent(_: str) -> None:
-    """Progress that nobody watches."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,7 @@ class SiteLosses:
             raise UsageError(f"no such composition: {self.composition}", where="losses")
         for site, values in self.at.items():
             where = f"losses at {site}"
-            if SiteRule(site).place(self.blocks)[0] >= self.blocks:
+            if SiteRule(SiteName(site)).place(self.blocks)[0] >= self.blocks:
                 raise UsageError(f"the model has {self.blocks} blocks", where=where)
             found = np.asarray(values, np.float64)
             if found.shape != (len(self.counts),) or not np.all(np.isfinite(found)):
@@ -91,7 +88,7 @@ class SiteLosses:
         """
         if site in self.at:
             return self._curve(self.at[site])
-        names = sorted(self.at, key=lambda s: SiteRule(s).place(self.blocks))
+        names = sorted(self.at, key=lambda s: SiteName(s).depth(self.blocks))
         depths = np.array([depth(s, self.blocks) for s in names])
         here = depth(site, self.blocks)
         table = np.array([self.at[s] for s in names])  # [S, G]
@@ -162,5 +159,5 @@ class SiteLosses:
 
 def depth(site: str, blocks: int) -> float:
     """Of a site in blocks: attn:3 at 3.5, block:3 at 4, the output half a block behind the last."""
-    block, half = SiteRule(site).place(blocks)
+    block, half = SiteName(site).depth(blocks)
     return block + (half + 1) / 2

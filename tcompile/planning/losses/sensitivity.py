@@ -12,11 +12,13 @@ import onnx_graphsurgeon as gs
 
 from tcompile.core.errors import UsageError
 from tcompile.core.graph import settled
+from tcompile.core.progress import Progress, silent
 from tcompile.core.schedule import Schedule
+from tcompile.core.site import SiteName
 from tcompile.methods.context import Values
 from tcompile.methods.presets import Preset
 from tcompile.passes.reduce import reduce_graph
-from tcompile.planning.losses.base import Progress, SiteLosses, silent
+from tcompile.planning.losses.base import SiteLosses
 from tcompile.planning.losses.curves import fitted
 from tcompile.planning.losses.distance import distance, unit
 from tcompile.planning.losses.partial_execution import (
@@ -146,7 +148,7 @@ def _cases(
         skipped: list[int] = []
         why = ""
         for count in snapped(analysis, name, counts, outputs):
-            schedule = single_step(analysis, preset, values, name, count, outputs)
+            schedule = single_step(analysis, preset, values, SiteName(name), count, outputs)
             try:
                 reduced = reduce_graph(graph, analysis, schedule, outputs=outputs)
             except UsageError as error:

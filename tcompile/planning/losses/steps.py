@@ -8,6 +8,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from tcompile.core.schedule import Reduction, Schedule
+from tcompile.core.site import SiteName
 from tcompile.methods.context import Context, Step, Values
 from tcompile.methods.presets import Preset
 from tcompile.methods.score_fallbacks import score_fallback
@@ -23,7 +24,7 @@ def single_step(
     analysis: Analysis,
     preset: Preset,
     values: Values,
-    site: str,
+    site: SiteName,
     count: int,
     outputs: str = "reduced",
 ) -> Schedule:

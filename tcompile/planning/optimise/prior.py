@@ -1,4 +1,4 @@
-"""What a step loses when there are no data to tell: a prior, not a measurement.
+"""The loss of a step where there are no images to measure it on: a prior.
 
 loss(site, n_in → n_out) = scale · w(x) · (g(n_out/N) − g(n_in/N)),   g(r) = (1 − r)² / r
 w(x) = 1 + early · (1 − x)ᵖ,   x = depth of the site, from 0 before the first block to 1
@@ -31,20 +31,21 @@ import numpy as np
 import numpy.typing as npt
 
 from tcompile.core.errors import UsageError
-from tcompile.planning.optimise.tables import Floats, SiteRule, StepFunction
+from tcompile.core.site import SiteName
+from tcompile.planning.optimise.tables import Floats, StepFunction
 
 
 @dataclass(frozen=True)
 class Prior:
-    """How much a family loses, how much more so at the first block than after the last, and how
-    soon that is over."""
+    """How much a family loses, how much more at the first block than after the last, and how fast
+    that falls."""
 
     scale: float
     early: float
     power: float = 1.0
 
 
-#: By family of preset (`planning.presets.base.Preset.family`).
+#: By family of preset (`Preset.family`).
 PRIORS: dict[str, Prior] = {
     "prune": Prior(1.0, 8.0, 3.0),
     "calibrated": Prior(1.0, 8.0, 3.0),
@@ -58,7 +59,7 @@ PRIORS: dict[str, Prior] = {
 
 
 def prior_loss(family: str, *, tokens: int, prefix: int, blocks: int) -> StepFunction:
-    """The prior of a family as `Tables.of` takes it; see the module's docstring.
+    """Return the prior of a family as `Tables.of` takes it; see the module's docstring.
 
     Raises:
         UsageError: no such family.
@@ -72,7 +73,7 @@ def prior_loss(family: str, *, tokens: int, prefix: int, blocks: int) -> StepFun
         return np.asarray((1 - left) ** 2 / left)
 
     def loss(site: str, n_in: npt.NDArray[np.int64], n_out: npt.NDArray[np.int64]) -> Floats:
-        block, half = SiteRule(site).place(blocks)
+        block, half = SiteName(site).depth(blocks)
         depth = min((block + (half + 1) / 2) / blocks, 1.0)
         weight = prior.scale * (1 + prior.early * (1 - depth) ** prior.power)
         return np.asarray(weight * np.maximum(g(n_out) - g(n_in), 0.0))

@@ -4,7 +4,7 @@ roofline of the target's data sheet."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from tcompile._version import __version__
 from tcompile.core.cache import cached, entry_path
 from tcompile.core.errors import UsageError
 from tcompile.core.model_files import describe_source
+from tcompile.core.progress import Progress
 from tcompile.methods.method import Method
 from tcompile.profiling.profile import Profile, combine, from_json, read_profile
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from tcompile.profiling.runtimes import Runtime
     from tcompile.targets import Target
 
-Progress = Callable[[str], None]
 KIND = "profiles"
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from tcompile.core.errors import UsageError
+from tcompile.core.progress import Progress
 from tcompile.core.save import save
 from tcompile.core.schedule import Schedule
 from tcompile.passes.reduce import reduce_graph
@@ -44,12 +45,7 @@ class Trial:
     """
 
     def __init__(
-        self,
-        graph: gs.Graph,
-        images: Calibration,
-        outputs: str,
-        most: int,
-        say: Callable[[str], None],
+        self, graph: gs.Graph, images: Calibration, outputs: str, most: int, say: Progress
     ) -> None:
         self.graph, self.images, self.outputs, self.say = graph, images, outputs, say
         self.confidence = 1 - (1 - CONFIDENCE) / max(most, 1)
@@ -77,7 +73,7 @@ def fastest_within(
     most: float,
     images: Calibration,
     outputs: str,
-    say: Callable[[str], None],
+    say: Progress,
 ) -> tuple[MethodPlan, Drop | None]:
     """The fastest plan whose drop on the images is at most `most`, for certain as far as they tell.
 
@@ -137,7 +133,7 @@ def _by_loss(candidates: Sequence[MethodTables], budget: Budget) -> list[MethodP
     reason: UsageError | None = None
     for one in candidates:
         try:
-            plans = front(one.tables, limits_of(one, budget), points=_POINTS).plans
+            plans = front(one.tables, limits_of(one, budget), points=_POINTS)
         except UsageError as error:
             reason = reason or error
             continue

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from tcompile.core.schedule import Schedule, Shape
+from tcompile.core.site import SiteName
 from tcompile.methods.composition import parse_keep
 from tcompile.planning.request import AUTO
 from tcompile.planning.solve.budgets import Budget, MethodPlan, ends_of
@@ -132,7 +133,7 @@ def _together(grain: int, segments: int) -> str:
 
 
 def followed_outcome(
-    request: Request, schedule: Schedule, groups: Mapping[str, int], segments: int = 1
+    request: Request, schedule: Schedule, groups: Mapping[SiteName, int], segments: int = 1
 ) -> Outcome:
     """Of a method's own schedule, or of one that was given.
 
@@ -167,7 +168,7 @@ def _of_method(
         if request.exact:
             return "exact", "that is what was asked (--exact)"
         return "asked", f"that is what was asked, by {name}'s own schedule"
-    back = [r for r in schedule.reductions if r.site.startswith(("around", "inside"))]
+    back = [r for r in schedule.reductions if r.site.returns]
     if back or (kept == patches and schedule.reductions):
         fewest = min(r.keep for r in schedule.reductions)
         return "method", f"with {name} all come back; {fewest} are left in between"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tcompile.core.errors import UsageError
+from tcompile.core.progress import Progress, silent
 from tcompile.core.schedule import Schedule
 from tcompile.methods.composition import parse_keep
 from tcompile.planning.method_schedule import schedule_for, site_constraints
@@ -23,11 +23,7 @@ if TYPE_CHECKING:
 
 
 def schedule_for_request(
-    model: Analysed,
-    request: Request,
-    target: Target,
-    precision: str,
-    say: Callable[[str], None] = lambda _: None,
+    model: Analysed, request: Request, target: Target, precision: str, say: Progress = silent
 ) -> tuple[Schedule, PlanReport | Followed]:
     """The schedule to follow, how it was solved or whose it is, and why it keeps what it keeps.
 

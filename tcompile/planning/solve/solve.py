@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tcompile.core.errors import UsageError
+from tcompile.core.progress import Progress
 from tcompile.core.schedule import Schedule
 from tcompile.methods.composition import parse_keep
 from tcompile.methods.context import SiteConstraints
 from tcompile.methods.method import Method, method_for
 from tcompile.passes.reduce import reduce_graph
-from tcompile.planning.optimise import front, sitting
+from tcompile.planning.optimise import front, plateau_of
 from tcompile.planning.request import AUTO, Request
 from tcompile.planning.solve.budgets import (
     Budget,
@@ -37,7 +38,6 @@ from tcompile.profiling.profile import Profile
 if TYPE_CHECKING:
     from tcompile.passes.stages import Analysed
 
-Progress = Callable[[str], None]
 #: By kind of profile: latencies that count as one plateau, and the share by which a measurement may
 #: differ from what was predicted (benchmarks/profiles.py, docs/roofline.md).
 EPS = {"measured": 0.02, "modelled": 0.01}
@@ -132,7 +132,7 @@ def _answer(
     try:
         shown = front(one.tables, limits_of(one, budget))
     except UsageError:
-        shown = None
+        shown = ()
     totals = whole_latency(one.tables)
     return PlanReport(
         schedule_of(one.method, plan, notes),
@@ -142,7 +142,7 @@ def _answer(
         BAND[profile.kind],
         one.words,
         outcome,
-        sitting(one.tables, plan, budget.eps),
+        plateau_of(one.tables, plan, budget.eps),
         shown,
         tuple(Tried(c.candidate.method.text, c.plan.latency_ms, c.plan.loss) for c in each),
         curve=tuple(zip(one.tables.counts, map(float, totals), strict=True)),

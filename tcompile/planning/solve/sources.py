@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from tcompile.core.progress import Progress
 from tcompile.methods.method import Method
 from tcompile.planning.optimise import prior_loss
 from tcompile.planning.solve.candidates import Losses
@@ -24,7 +25,6 @@ SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
 SITES = 8
 #: Where losses come from that nothing was measured for.
 PRIOR = "a documented prior, not a measurement"
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)

@@ -123,15 +123,14 @@ def test_targets_and_methods(tcompile: Command) -> None:
 
 INTERRUPTED = """
 import sys, time, types
-from tcompile.artifact.directory import write_artifact
+from tcompile.artifact.directory import new_artifact
 from tcompile.cli import main
 
 def build(model, *, output, **rest):
-    def fill(folder):
-        (folder / "model.onnx").write_text("half")
+    with new_artifact(output) as draft:
+        (draft.empty() / "model.onnx").write_text("half")
         print("started", flush=True)
         time.sleep(30)
-    return write_artifact(output, fill)
 
 sys.modules["tcompile.pipeline"] = types.SimpleNamespace(build=build)
 sys.exit(main(["build", "m.onnx", "--target", "cpu", "--keep", "0.5", "-o", sys.argv[1]]))

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tcompile import pipeline
 from tcompile.artifact.manifest import Fidelity, Latency
-from tcompile.build import checks as evidence
 from tcompile.build.checks import Evidence
 from tests.acceptance.cli.test_bad_input import listing, refused
 from tests.support.command import Command
@@ -180,7 +180,7 @@ def test_a_declined_build_says_so_first(
         (),
         False,
     )
-    monkeypatch.setattr(evidence, "measure", lambda *_, **__: slow)
+    monkeypatch.setattr(pipeline, "measure", lambda *_, **__: slow)
     asked = ("build", vit, "--target", "cpu", "--method", "topk", "--keep", "0.6", "-o", "out")
     shown = tcompile(*asked)
     assert shown.code == 0

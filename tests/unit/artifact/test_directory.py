@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from tcompile.artifact import directory as artifact
-from tcompile.artifact.directory import check_destination, load_artifact, write_artifact
+from tcompile.artifact.directory import check_destination, load_artifact, new_artifact
 from tcompile.artifact.manifest import Manifest
 from tcompile.core.errors import ModelError, UsageError
-from tests.support.artifacts import make_artifact, manifest_for
+from tests.support.artifacts import make_artifact, manifest_for, write_artifact
 from tests.support.tiny_vit import save_tiny_vit
 
 
@@ -61,6 +61,33 @@ def test_failure_leaves_nothing(tmp_path: Path, source: Path, error: type[BaseEx
     with pytest.raises(error):
         write_artifact(tmp_path / "new" / "deep" / "out", fill)
     assert names(tmp_path) == ["vit.onnx"]
+
+
+def test_a_second_attempt_begins_with_nothing(tmp_path: Path, source: Path) -> None:
+    with new_artifact(tmp_path / "out") as draft:
+        assert names(tmp_path) == ["vit.onnx"], "written before anything was asked to be"
+        for text in ("first", "second"):
+            folder = draft.empty()
+            assert names(folder) == []
+            manifest = filler(source, text)(folder)
+        draft.finish(manifest)
+    assert (tmp_path / "out" / "engine" / "a.engine").read_text() == "second"
+    assert load_artifact(tmp_path / "out").changed_files() == []
+
+
+def test_what_comes_in_between_is_left_alone(tmp_path: Path) -> None:
+    """Planning takes a while; the destination was free when it began."""
+    with new_artifact(tmp_path / "out") as draft:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "thesis.tex").write_text("years of work")
+        with pytest.raises(UsageError, match="not a tcompile artifact"):
+            draft.empty()
+    assert names(tmp_path) == ["out", "out/thesis.tex"]
+
+
+def test_only_what_cannot_be_written_is_said_to_be(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), new_artifact(tmp_path / "out"):
+        raise FileNotFoundError("calibration images")
 
 
 def test_failure_while_replacing_keeps_the_old_one(
@@ -152,7 +179,7 @@ def test_no_artifact(tmp_path: Path) -> None:
         (lambda d: d.pop("flops"), "flops: missing"),
         (lambda d: d["flops"].update(dense="many"), r"flops\.dense: expected int, found 'many'"),
         (lambda d: d["files"][0].update(path="../../etc/passwd"), "leaves the artifact"),
-        (lambda d: d.update(precision="fp12"), "precision: expected one of fp32, fp16"),
+        (lambda d: d.update(precision="fp12"), "precision: expected one of fp16, fp32"),
         (lambda d: d.update(extra=1), "extra: unknown field"),
     ],
 )

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tcompile.artifact.directory import write_artifact
 from tcompile.artifact.manifest import Manifest
 from tcompile.core import interrupt
-from tests.support.artifacts import manifest_for
+from tests.support.artifacts import manifest_for, write_artifact
 from tests.support.tiny_vit import save_tiny_vit
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from tcompile import pipeline
 from tcompile.core.errors import UsageError
+from tcompile.core.site import SiteName
 from tcompile.report.inspection_page import page, ranges, spans
 from tests.oracles.exports import exported
 from tests.support.tiny_vit import VitSpec, save_tiny_vit
@@ -31,7 +32,8 @@ def quick(case_id: str, cache: Path, batch: int | str = "dynamic") -> Path:
 
 def test_ranges() -> None:
     assert spans([5, 0, 1, 2]) == ["0–2", "5"]
-    assert ranges(["attn:0", "block:3", "attn:1", "output"]) == "attn:0–1, block:3, output"
+    names = ["attn:0", "block:3", "attn:1", "output"]
+    assert ranges(map(SiteName, names)) == "attn:0–1, block:3, output"
     assert ranges([]) == ""
 
 
@@ -106,7 +108,7 @@ def test_many_blocks_fit_a_page(vit: Path) -> None:
     sites = tuple(
         replace(
             site,
-            site=f"attn:{i}",
+            site=SiteName.of("attn", i),
             legal=False,
             reduced=replace(site.reduced, reason=why.format(i, i)),
         )

@@ -13,7 +13,8 @@ from onnx import TensorProto, helper
 
 from tcompile.core.errors import UsageError
 from tcompile.models.preprocess import PREPROCESS_KEY
-from tcompile.runtime.samples import Samples, Signature, batches, run_all, samples_for, signature
+from tcompile.runtime.samples import Samples, batches, run_all, samples_for
+from tcompile.runtime.signature import Signature, signature
 from tests.support.tiny_vit import VitSpec, build_vit, save_tiny_vit
 
 

@@ -53,7 +53,7 @@ def test_the_dense_graph_is_left_alone(vit: Path, method: str) -> None:
     analysed = pipeline.read(vit)
     before = to_onnx(analysed.graph).SerializeToString()
     schedule = schedule_for(analysed, 0.5, method)
-    pipeline._reduce(analysed, schedule, "reduced")
+    pipeline.apply_schedule(analysed, schedule, "reduced")
     assert to_onnx(analysed.graph).SerializeToString() == before
 
 

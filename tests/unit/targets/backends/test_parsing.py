@@ -16,7 +16,6 @@ import pytest
 
 from tcompile import pipeline
 from tcompile.artifact.directory import load_artifact
-from tcompile.build import emit as filling
 from tcompile.core import interrupt
 from tcompile.core.errors import InternalError, ModelError, TcompileError
 from tcompile.passes.lower import lower
@@ -233,7 +232,7 @@ def test_a_node_of_ours_is_our_fault(target: str, monkeypatch: pytest.MonkeyPatc
         ]
         return graph
 
-    monkeypatch.setattr(filling, "lower", wrong)
+    monkeypatch.setattr(pipeline, "lower", wrong)
     monkeypatch.setattr("tcompile.verify.lowered._worst", lambda *a: None)
     onnx.save(build_vit(SPEC, random_weights(SPEC, 0), batch=1), "vit.onnx")
     with pytest.raises(InternalError, match="tcompile/a") as raised:

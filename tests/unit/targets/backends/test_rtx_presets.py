@@ -81,7 +81,7 @@ def reduced_by(preset: Preset) -> Reduced:
             except UsageError as error:
                 problems.append(str(error))
             else:
-                return pipeline._reduce(analysed(video), made, "reduced")
+                return pipeline.apply_schedule(analysed(video), made, "reduced")
     raise AssertionError("; ".join(problems))
 
 
@@ -99,7 +99,7 @@ def engine(reduced: Reduced, folder: Path) -> FusedAttention:
 @pytest.mark.parametrize("preset", CHOSEN, ids=lambda preset: preset.name)
 def test_a_preset_builds_and_leaves_attention_fused(preset: Preset, tmp_path: Path) -> None:
     reduced = reduced_by(preset)
-    cost = cost_of(reduced.dense, reduced.graph, reduced.schedule)
+    cost = cost_of(reduced)
     fused = engine(reduced, tmp_path)
     assert fused.expected == SPEC.depth
     opened = {site.partition(" ")[0] for site in cost.unfused}

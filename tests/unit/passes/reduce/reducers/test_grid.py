@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from tcompile.passes.reduce.reducers import find_reducer
-from tcompile.passes.reduce.reducers.base import Ask
-from tests.support.reducing import Reduced, problem, reduced
+from tests.support.reducing import Reduced, ask_of, problem, reduced
 from tests.unit.passes.reduce.reducers.given import (
     CASES,
     Array,
@@ -110,7 +109,7 @@ def test_pool(
     sane(t, found, keep)
     for n in range(batch):
         compare(t, found, n, pooled(grid, side))
-    left = find_reducer("pool").grid(Ask(24, keep, {"side": side}, grid))
+    left = find_reducer("pool").grid(ask_of(24, keep, {"side": side}, grid))
     assert np.prod(left) == keep
     assert len(left) == len(grid)
 
@@ -139,7 +138,7 @@ def test_lines(
     t = tokens(24, batch, prefix, sized=sized, grid=grid)
     found = reduced("lines", t, keep, axis=axis)
     sane(t, found, keep)
-    assert find_reducer("lines").grid(Ask(24, keep, {"axis": axis}, grid)) == now
+    assert find_reducer("lines").grid(ask_of(24, keep, {"axis": axis}, grid)) == now
     which = "columns" if now[-1] < grid[-1] else "rows"
     for n in range(batch):
         compare(t, found, n, joined_lines(t.patches[n], grid, keep, which))

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tcompile.core.schedule import Spec
 from tcompile.passes.reduce.reducers import find_reducer
-from tcompile.passes.reduce.reducers.base import Ask
-from tests.support.reducing import problem, reduced
+from tests.support.reducing import ask_of, problem, reduced
 from tests.unit.passes.reduce.reducers.given import (
     CASES,
     Tokens,
@@ -131,8 +131,8 @@ def test_what_is_impossible(
 def test_the_grid_that_is_left() -> None:
     values = {"unit": "row", "within": None}
     topk = find_reducer("topk")
-    assert topk.grid(Ask(24, 12, values, (4, 6))) == (2, 6)
-    assert topk.grid(Ask(24, 12, values, (2, 2, 6))) == ()
-    assert topk.grid(Ask(24, 12, {"unit": "token", "within": None}, (4, 6))) == ()
-    assert topk.of({"unit": "token", "within": None}).groups
-    assert not topk.of(values).segments
+    assert topk.grid(ask_of(24, 12, values, (4, 6))) == (2, 6)
+    assert topk.grid(ask_of(24, 12, values, (2, 2, 6))) == ()
+    assert topk.grid(ask_of(24, 12, {"unit": "token", "within": None}, (4, 6))) == ()
+    assert topk.bind(Spec("topk"))[0].groups
+    assert not topk.bind(Spec("topk", values))[0].segments

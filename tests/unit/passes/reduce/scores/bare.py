@@ -11,9 +11,9 @@ import onnxruntime as ort
 from tcompile.core.graph import is_const, to_onnx, value
 from tcompile.core.schedule import Spec
 from tcompile.passes.reduce.builder import Builder
-from tcompile.passes.reduce.scores import ScoreInput
+from tcompile.passes.reduce.scores import ScoreInput, find_score
 from tcompile.passes.reduce.token_state import TokenState
-from tcompile.plugins.spec import add_functions
+from tcompile.plugins.ops import add_functions
 
 Array = np.ndarray[Any, Any]
 
@@ -44,14 +44,15 @@ def scored(
         stages.append(TokenState(count, place, positioned=positioned))
     b = Builder(graph)
     given = ScoreInput(
-        b,
-        None,
-        stream,
-        prefix,
-        count,
-        patches=patches or count,  # type: ignore[arg-type]
-        grid=grid or (patches or count,),
-        stages=stages,
+        builder=b,
+        attention=None,  # type: ignore[arg-type]
+        x=stream,
+        prefix=prefix,
+        count=count,
+        find=find_score,
+        dense_count=patches or count,
+        dense_grid=grid or (patches or count,),
+        states=stages,
     )
     made = given.score(score)
     if is_const(made):

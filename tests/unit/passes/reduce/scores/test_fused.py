@@ -58,7 +58,7 @@ def test_all_attention_stays_fused(tmp_path: Path) -> None:
         Reduction("attn:1", FEW_ROWS, Spec("topk"), 48),
         Reduction("attn:2", MATRICES, Spec("topk"), 32),
     )
-    made = pipeline._reduce(read, Schedule("custom", read.analysis.shape, steps), "reduced")
+    made = pipeline.apply_schedule(read, Schedule("custom", read.analysis.shape, steps), "reduced")
     target = load_target("rtx-4090")
     lowered = lower(made.graph, target=target, precision="fp16", fp32_nodes=made.fp32_nodes)
     onnx.save(to_onnx(lowered), tmp_path / "model.onnx")

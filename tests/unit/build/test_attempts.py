@@ -3,25 +3,33 @@ place."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from tcompile.build import loop as closing
-from tcompile.build.loop import Build, fill_best
+from tcompile import pipeline
+from tcompile.artifact.manifest import Fidelity, Flops, Latency, Manifest
+from tcompile.build.checks import Evidence
+from tcompile.build.emit import Built, Models
+from tcompile.build.job import Job
 from tcompile.core.errors import UsageError
-from tcompile.artifact.manifest import BlockTokens, Flops, Latency, Manifest, TargetEntry
 from tcompile.core.model_files import Source
-from tcompile.planning.optimise import Plan, Plateau, Step
 from tcompile.core.schedule import Reduction, Schedule, Shape, Spec
+from tcompile.passes.lower.token_ops import choose_token_ops
+from tcompile.planning.optimise import Plan, Step
+from tcompile.planning.request import Request
 from tcompile.planning.solve import whole
 from tcompile.planning.solve.outcome import Outcome, Share
 from tcompile.planning.solve.planned import Followed, PlanReport
-from tcompile.planning.request import Request
+from tcompile.profiling.plateaus import Plateau
 from tcompile.targets import load_target
+from tcompile.targets.backends.base import EmittedFiles
+from tcompile.targets.backends.batch_sizes import BatchSizes
 
 SHAPE = Shape(17, 1, 16, 3)
 DENSE = 20.0
@@ -34,6 +42,19 @@ class Made:
     schedule: Schedule
     graph: str = "reduced"
     dense: str = "dense"
+    fp32_nodes: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Stands for an artifact that is being written."""
+
+    folder: Path
+
+    def empty(self) -> Path:
+        for entry in self.folder.iterdir():
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        return self.folder
 
 
 def schedule_of(keep: int) -> Schedule:
@@ -42,8 +63,13 @@ def schedule_of(keep: int) -> Schedule:
 
 
 def outcome_of(keep: int) -> Outcome:
-    return Outcome("reduced" if keep < 16 else "dense", "asked", "that is what was asked",
-                   Share.kept(keep, 16), Share(0.5, 8, 16))
+    return Outcome(
+        "reduced" if keep < 16 else "dense",
+        "asked",
+        "that is what was asked",
+        Share.kept(keep, 16),
+        Share(0.5, 8, 16),
+    )
 
 
 @dataclass
@@ -74,68 +100,127 @@ class World:
     reduced: int = 0
     now: float = 0.0
 
-    def make(self, request: Request | None) -> tuple[Any, PlanReport | Followed | None]:
+    def read(self, *_: Any) -> Any:
+        return SimpleNamespace(
+            graph=SimpleNamespace(inputs=[]), analysis=SimpleNamespace(shape=SHAPE)
+        )
+
+    def solve(self, _: Any, request: Request, *__: Any) -> tuple[Schedule, PlanReport | Followed]:
+        budget = request.latency or 10.0
         self.requests.append(request)
-        budget = None if request is None else request.latency or 10.0
         self.asked.append(budget)
-        if budget is None:
-            return Made(schedule_of(16)), None
         if budget < self.refuses:
             raise UsageError("no plan takes so little")
         keep, self.now = max(int(budget), 1), budget
-        self.kind = "measured" if request and request.profile == "measure" else self.kind
+        self.kind = "measured" if request.profile == "measure" else self.kind
         plan = Plan(
-            (Step("attn:0", 17, keep + 1, 0.1, DENSE - budget),), (17,) * 3, (keep + 1,) * 3,
-            keep + 1, self.pessimism * budget, DENSE - budget, DENSE,
+            (Step("attn:0", 17, keep + 1, 0.1, DENSE - budget),),
+            (17,) * 3,
+            (keep + 1,) * 3,
+            keep + 1,
+            self.pessimism * budget,
+            DENSE - budget,
+            DENSE,
         )
-        planned = PlanReport(schedule_of(keep), plan, "a profile", self.kind, 0.1, "none",
-                          outcome_of(keep), plateaus=(Plateau(keep, keep + 1, 1.0),))
+        planned = PlanReport(
+            schedule_of(keep),
+            plan,
+            "a profile",
+            self.kind,
+            0.1,
+            "none",
+            outcome_of(keep),
+            plateaus=(Plateau(keep, keep + 1, 1.0),),
+        )
         own = Followed(outcome_of(keep), {"keep": 0.5})
-        return Made(schedule_of(keep)), own if self.named else planned
+        return schedule_of(keep), own if self.named else planned
+
+    def reduce(self, _: Any, schedule: Schedule, outputs: str, planned: Any, dump: Any) -> Made:
+        if planned is None:
+            self.requests.append(None)
+            self.asked.append(None)
+        return Made(schedule)
 
     def whole_ms(self, graph: str, target: Any, precision: str, batch: int) -> float | None:
         return None if target.runtime == "onnxruntime" else self.whole.get((graph, precision))
 
-    def fill(
-        self, folder: Path, origin: Source, target: Any, precision: Any, held: list[Made],
-        outputs: Any, say: Any, *, seconds: float, **_: Any,
-    ) -> Manifest:
+    def write(
+        self, made: Made, lowered: Any, form: Any, path: Path, folder: Path, scratch: Path
+    ) -> Models:
         assert list(folder.iterdir()) == [], "what was built before is still there"
-        self.seconds.append(seconds)
         self.filled += 1
-        made = held.pop()
         (folder / "model.onnx").write_text(str(made.schedule.final))
         (folder / "engine").mkdir()
+        return Models(
+            source=Source("m.onnx", 1, "0"),
+            shipped=folder / "model.onnx",
+            dense=scratch / "dense.onnx",
+            pair=None,  # type: ignore[arg-type]
+            owners=None,  # type: ignore[arg-type]
+            schedule=made.schedule,
+            token_ops=form,
+            inputs=(),
+            outputs=(),
+            flops=Flops(2, 1),
+            widened=False,
+        )
+
+    def measure(
+        self, source: Path, shipped: Path, target: Any, *, decide: bool, seconds: float, **_: Any
+    ) -> Evidence:
+        self.seconds.append(seconds)
         latency: tuple[Latency, ...] = ()
         faster = None
         if target.runtime == "onnxruntime":
             ms = self.dense_ms
-            if made.schedule.reductions:
+            if decide:
                 self.reduced += 1
                 ms = self.ms(self.reduced, self.now)
                 faster = ms < self.dense_ms and self.sure
-            latency = (Latency("dense", "measured", self.dense_ms, "here", "it"),
-                       Latency("reduced", "measured", ms, "here", "it"))
-        return Manifest(
-            origin, TargetEntry(target.name, target.runtime), precision, "reduced", (), (),
-            made.schedule.to_json(), (BlockTokens(0, 17, 17),), Flops(2, 1), {}, latency,
-            notes=("of the build",), faster=faster,
-        )
+            latency = (
+                Latency("dense", "measured", self.dense_ms, "here", "it"),
+                Latency("reduced", "measured", ms, "here", "it"),
+            )
+        return Evidence(Fidelity("planted", 1, ()), latency, (), faster)
 
     def build(
-        self, folder: Path, *, target: str = "cpu", force: bool = False, refine: bool = False,
+        self,
+        folder: Path,
+        *,
+        target: str = "cpu",
+        force: bool = False,
+        refine: bool = False,
         **asked: Any,
     ) -> Manifest:
-        build = Build(Source("m.onnx", 1, "0"), load_target(target), "fp32", Request(**asked),
-                      force, refine)
-        return fill_best(folder, build, self.make, lambda _: None)
+        device = load_target(target)
+        job = Job(
+            path=Path("m.onnx"),
+            request=Request(**asked),
+            target=device,
+            precision="fp32",
+            token_ops=choose_token_ops(device),
+            batches=BatchSizes(),
+            force=force,
+            refine=refine,
+        )
+        return pipeline._build_best(job, Draft(folder), lambda _: None)  # type: ignore[arg-type]
 
 
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> Callable[..., World]:
     def made(ms: Any, **more: Any) -> World:
         found = World(ms if callable(ms) else lambda i, predicted: ms, **more)
-        monkeypatch.setattr(closing, "fill", found.fill)
+        for stage, stand_in in {
+            "_read_asked": found.read,
+            "schedule_for_request": found.solve,
+            "apply_schedule": found.reduce,
+            "lower": lambda *_, **__: None,
+            "write_models": found.write,
+            "judge_models": lambda *_: None,
+            "emit_model": lambda *_: Built(EmittedFiles(), ("of the build",), None),
+            "measure": found.measure,
+        }.items():
+            monkeypatch.setattr(pipeline, stage, stand_in)
         monkeypatch.setattr(whole, "whole_ms", found.whole_ms)
         return found
 
@@ -342,7 +427,8 @@ def test_refined_and_still_slower_is_dense(world: Any, tmp_path: Path) -> None:
 def test_a_gpu_elsewhere_gets_what_was_modelled(world: Any, tmp_path: Path) -> None:
     made = world(0.0, kind="modelled").build(tmp_path, target="rtx-4090", latency=10)
     assert {(f.model, f.kind, f.milliseconds) for f in made.latency} == {
-        ("dense", "modelled", DENSE), ("reduced", "modelled", 10.0),
+        ("dense", "modelled", DENSE),
+        ("reduced", "modelled", 10.0),
     }
     assert all(f.runtime == "roofline" for f in made.latency)
     assert made.faster is None
@@ -354,7 +440,8 @@ def test_a_method_by_name_has_a_budget_and_a_modelled_latency(world: Any, tmp_pa
     device = world(0.0, named=True, whole=times)
     made = device.build(tmp_path, target="rtx-4090", keep=0.5)
     assert {(f.model, f.kind, f.milliseconds) for f in made.latency} == {
-        ("dense", "modelled", 5.0), ("reduced", "modelled", 4.9),
+        ("dense", "modelled", 5.0),
+        ("reduced", "modelled", 4.9),
     }
     assert all("within 30%" in f.note for f in made.latency)
     plan = made.plan

@@ -1,0 +1,221 @@
+"""Attempts at one build: what was built and measured, what to ask next, which one to keep.
+
+What is asked is what is built. Only a measurement of both models on the target puts the dense one
+in its place, and says so first; `force` forbids that. With `refine`, a prediction that was off is
+corrected by what was measured, and planned again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from tcompile.artifact.manifest import Latency, Manifest
+from tcompile.planning.solve.planned import Followed, PlanReport
+from tcompile.planning.solve.reasons import budget_of, budget_words
+from tcompile.planning.solve.whole import faster_precision, with_latency
+
+if TYPE_CHECKING:
+    from tcompile.build.job import Job
+    from tcompile.passes.stages import Reduced
+    from tcompile.planning.request import Request
+
+#: Plans that are built and measured at most.
+ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A model that was built and, where its runtime runs here, measured.
+
+    Attributes:
+        request: what was asked for it; None: the dense model, in place of what was asked.
+        manifest: of it.
+        chosen: what was asked and what is given; None as for `request`.
+        dense_ms, ms: medians; None where nothing was measured.
+    """
+
+    request: Request | None
+    manifest: Manifest
+    chosen: PlanReport | Followed | None
+    dense_ms: float | None = None
+    ms: float | None = None
+
+    @property
+    def planned(self) -> PlanReport | None:
+        """How it was solved; None: it was not."""
+        return self.chosen if isinstance(self.chosen, PlanReport) else None
+
+    @property
+    def reduced(self) -> bool:
+        """Whether tokens leave it."""
+        return bool(self.manifest.schedule["reductions"])
+
+    @property
+    def slower(self) -> bool:
+        """Whether it was measured, and not shown to be faster than dense."""
+        return self.reduced and self.manifest.faster is False
+
+    @property
+    def off(self) -> float | None:
+        """How far its share of the dense latency is from the predicted one; None: unknown.
+
+        Shares, since a machine that is slower today than when it was profiled runs both slower.
+        """
+        if self.planned is None or self.ms is None or not self.dense_ms or not self.reduced:
+            return None
+        plan = self.planned.plan
+        return (self.ms / self.dense_ms) / (plan.latency_ms / plan.dense_ms) - 1
+
+
+def on_target(
+    chosen: PlanReport | Followed | None, reduced: Reduced, job: Job
+) -> tuple[PlanReport | Followed | None, list[str]]:
+    """A plan in the words of what was asked first, with modelled latency where it was not solved
+    from a profile; and notes on that, and on a faster precision of the target."""
+    target, batch = job.target, job.request.batch
+    notes: list[str] = []
+    if isinstance(chosen, PlanReport):
+        # Planning again asks for another budget.
+        outcome = replace(chosen.outcome, others=budget_words(job.request))
+        chosen = replace(chosen, outcome=outcome, budget=budget_of(job.request))
+    if chosen is None or target.runtime == "onnxruntime":
+        return chosen, notes
+    if isinstance(chosen, Followed):
+        chosen = with_latency(chosen, reduced, target, job.precision, batch)
+        if chosen.modelled is not None and reduced.schedule.reductions:
+            notes.append(chosen.modelled.note())
+    if job.precision != target.default_precision:
+        notes.append(faster_precision(reduced.graph, target, job.precision, batch))
+    return chosen, [note for note in notes if note]
+
+
+def attempt_of(
+    request: Request | None, manifest: Manifest, chosen: PlanReport | Followed | None, job: Job
+) -> Attempt:
+    """What was built for a request: its manifest says how it was planned, too."""
+    times = {f.model: f.milliseconds for f in manifest.latency if f.kind == "measured"}
+    made = Attempt(request, manifest, chosen, times.get("dense"), times.get("reduced"))
+    return replace(made, manifest=_with_plan(made, job))
+
+
+def _with_plan(made: Attempt, job: Job) -> Manifest:
+    """The manifest with the plan, and with a note where the prediction was off."""
+    if made.chosen is None:
+        return made.manifest
+    notes, manifest = list(made.manifest.notes), made.manifest.with_outcome(made.chosen.outcome)
+    document: dict[str, Any] = made.chosen.to_json()
+    document.pop("front", None)
+    latency = manifest.latency or _modelled(document, job)
+    if not made.reduced:
+        # There is one model; the second figure is of the dense one against itself.
+        latency = tuple(f for f in latency if f.model == "dense")
+    manifest = replace(manifest, latency=latency)
+    planned = made.planned
+    if planned is None:
+        return replace(manifest, plan=document)
+    off = made.off
+    if off is not None:
+        document["measured_off"] = off
+        if abs(off) > planned.band:
+            notes.append(
+                f"measured {made.ms:.4g} of {made.dense_ms:.4g} ms where "
+                f"{planned.plan.latency_ms:.4g} of {planned.plan.dense_ms:.4g} ms were predicted: "
+                f"more than {planned.band:.0%} off ({planned.kind} profile)"
+                + ("" if job.refine else "; --refine plans again from that")
+            )
+    budget = job.request.latency
+    if budget is not None and made.ms is not None and made.ms > budget * (1 + planned.band):
+        notes.append(
+            f"measured {made.ms:.4g} ms, more than the {budget:.4g} ms asked for and the "
+            f"band of {planned.band:.0%}; the dense model took {made.dense_ms:.4g} ms "
+            f"where the profile has {planned.plan.dense_ms:.4g}"
+        )
+        over = f"measured here it takes {made.ms:.4g} ms, more than the {budget:.4g} ms asked for"
+        manifest = manifest.with_outcome(replace(made.chosen.outcome, remark=over))
+    return replace(manifest, notes=tuple(notes), plan=document)
+
+
+def _modelled(document: Mapping[str, Any], job: Job) -> tuple[Latency, ...]:
+    """The latency of both models by the roofline, where nothing runs here."""
+    if document.get("latency_kind") != "modelled":
+        return ()
+    note = f"within {document['band']:.0%}, docs/roofline.md"
+    both = ("dense", document["dense_ms"]), ("reduced", document["predicted_ms"])
+    return tuple(
+        Latency(
+            which,  # type: ignore[arg-type]
+            "modelled",
+            ms,
+            job.target.title,
+            "roofline",
+            job.request.batch,
+            note=note,
+        )
+        for which, ms in both
+    )
+
+
+def next_request(made: Attempt, job: Job) -> Request | None:
+    """The request to plan with next; None: nothing more is to be learned.
+
+    A modelled profile gives way to a measured one. A budget of latency is scaled by how much longer
+    than predicted the last plan took.
+    """
+    request = made.request
+    if not job.refine or request is None or made.planned is None or made.ms is None:
+        return None
+    if made.planned.kind == "modelled" and job.target.runtime == "onnxruntime":
+        return replace(request, profile="measure")
+    budget = job.request.latency
+    if budget is None or request.latency is None or not made.reduced:
+        return None
+    ratio = made.ms / made.planned.plan.latency_ms
+    if made.ms <= budget and made.ms >= budget * (1 - made.planned.band):
+        return None
+    return replace(request, latency=budget / ratio)
+
+
+def better(new: Attempt, old: Attempt, budget: float | None) -> bool:
+    """Whether to keep the new one: within the budget before over it; then the less loss."""
+    if new.ms is None or old.ms is None:
+        return True
+    if budget is None:
+        return new.ms < old.ms or old.slower
+    over = [max(a.ms - budget, 0.0) for a in (new, old) if a.ms is not None]
+    if over[0] != over[1]:
+        return over[0] < over[1]
+    losses = [a.planned.plan.loss if a.planned else 0.0 for a in (new, old)]
+    return losses[0] <= losses[1]
+
+
+def _verdict(kept: Attempt) -> str:
+    """How long the reduced model and the dense one took here, in words."""
+    assert kept.ms is not None
+    assert kept.dense_ms is not None
+    verdict = "slower than" if kept.ms > kept.dense_ms else "not shown to be faster than"
+    return f"measured {verdict} dense here, {kept.ms:.4g} ms against {kept.dense_ms:.4g} ms"
+
+
+def kept_by_force(kept: Attempt) -> Manifest:
+    """The manifest of a reduced model that is not faster, and that --force keeps."""
+    assert kept.chosen is not None
+    remark = f"the reduced model was {_verdict(kept)}; it is kept because of --force"
+    return kept.manifest.with_outcome(replace(kept.chosen.outcome, remark=remark))
+
+
+def dense_instead(kept: Attempt, dense: Manifest) -> Manifest:
+    """The manifest of the dense model in place of one that was measured; says what that took."""
+    assert kept.chosen is not None
+    tried, outcome = kept.manifest.schedule, kept.chosen.outcome
+    why = (
+        f"the reduced model ({tried['method']}, {outcome.kept.patches} of {outcome.kept.of} patch "
+        f"tokens) was {_verdict(kept)}; --force keeps it"
+    )
+    plan = {
+        **(kept.manifest.plan or {}),
+        "tried_schedule": {"schedule": tried, "dense_ms": kept.dense_ms, "ms": kept.ms},
+    }
+    latency = tuple(f for f in kept.manifest.latency if f.model == "dense")
+    return replace(dense, plan=plan, latency=latency).with_outcome(outcome.dense_instead(why))

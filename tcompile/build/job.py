@@ -1,0 +1,42 @@
+"""Settings of one build, from its options to the last stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tcompile.passes.lower.token_ops import TokenOpsChoice
+    from tcompile.passes.runner import Dump
+    from tcompile.planning.request import Request
+    from tcompile.targets import Target
+    from tcompile.targets.backends.batch_sizes import BatchSizes
+    from tcompile.targets.devices import Precision
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be built, and how.
+
+    Attributes:
+        path: the source file.
+        request: what was asked of the tokens.
+        target, precision, token_ops: what it is built for.
+        batches: that an engine of a free batch takes.
+        force: emit also what is not faster than dense.
+        refine: plan again from measurements.
+        keep_failed: write also what failed a check.
+        dump: takes the graph after each pass.
+    """
+
+    path: Path
+    request: Request
+    target: Target
+    precision: Precision
+    token_ops: TokenOpsChoice
+    batches: BatchSizes
+    force: bool = False
+    refine: bool = False
+    keep_failed: bool = False
+    dump: Dump | None = None
