@@ -108,7 +108,7 @@ def measured(
     from tcompile.profiling.measure import Effort, measure
 
     begun = time.monotonic()
-    meter = _meter(target, request, precision)
+    runtime = _runtime(target, request, precision)
     old = None if fresh else _before(model, (), target, request, precision)
     lacking = [m for m in methods if old is None or m.key not in old.reducers]
 
@@ -118,7 +118,7 @@ def measured(
             model.graph,
             model.analysis,
             lacking,
-            meter,
+            runtime,
             source=Path(model.source).name,
             effort=Effort(seconds=left, seed=request.seed),
             progress=say,
@@ -137,7 +137,7 @@ def profile_key(
     """All that a measured profile depends on, the methods apart."""
     from dataclasses import asdict
 
-    conditions = asdict(_meter(target, request, precision).conditions())
+    conditions = asdict(_runtime(target, request, precision).conditions())
     for changing in ("date", "note"):
         conditions.pop(changing)
     source = describe_source(model.source)
@@ -152,7 +152,7 @@ def profile_key(
     }
 
 
-def _meter(target: Target, request: Request, precision: str | None) -> Runtime:
+def _runtime(target: Target, request: Request, precision: str | None) -> Runtime:
     from tcompile.profiling.runtimes import runtime_for
 
     # A CPU is planned for in fp32 whatever is emitted: it only emulates fp16.
