@@ -149,7 +149,7 @@ def answered(subject: Subject, path: Path, folder: Path) -> list[Point]:
 
 def timed_points(path: Path, points: Sequence[Point], rounds: int) -> list[Point]:
     """The points with their share of the dense model's latency, measured in the same rounds."""
-    model, meter = read(path), OrtRuntime(load_target("cpu"))
+    model, runtime = read(path), OrtRuntime(load_target("cpu"))
     known: dict[str, float] = {}
     todo = [p for p in points if p.schedule is not None]
     with tempfile.TemporaryDirectory(prefix="tcompile-bench-") as folder:
@@ -157,12 +157,12 @@ def timed_points(path: Path, points: Sequence[Point], rounds: int) -> list[Point
         together = together_of(path)
         for start in range(0, len(todo), together):
             some = todo[start : start + together]
-            calls = [meter.open(model.graph, part)]
+            calls = [runtime.open(model.graph, part)]
             for point in some:
                 assert point.schedule is not None
                 schedule = Schedule.from_json(point.schedule)
                 made = reduce_graph(model.graph, model.analysis, schedule).graph
-                calls.append(meter.open(made, part))
+                calls.append(runtime.open(made, part))
             dense, *times = timed(calls, rounds, start)
             for point, ms in zip(some, times, strict=True):
                 known[f"{point.name} {point.ask}"] = ms / dense

@@ -104,7 +104,7 @@ def compared(
 ) -> tuple[list[Row], Profile, float]:
     """The rows of a model, its profile, and how long that took in seconds."""
     model = read(path)
-    meter = OrtRuntime(load_target("cpu"), threads=threads)
+    runtime = OrtRuntime(load_target("cpu"), threads=threads)
     room = site_constraints(model.analysis)
     methods = [method_for(model.analysis, room, text) for text in METHODS]
     start = time.perf_counter()
@@ -121,10 +121,10 @@ def compared(
         part = Path(folder) / "model.onnx"
         while len(rows) < schedules:
             some = list(islice(drawn, min(together, schedules - len(rows))))
-            calls = [meter.open(model.graph, part)]
+            calls = [runtime.open(model.graph, part)]
             for _, _, schedule in some:
                 made = reduce_graph(model.graph, model.analysis, schedule).graph
-                calls.append(meter.open(made, part))
+                calls.append(runtime.open(made, part))
             dense, *times = timed(calls, least, seed)
             for (one, plan, _), ms in zip(some, times, strict=True):
                 steps = [(s.site, s.after) for s in plan.steps]
@@ -143,12 +143,12 @@ def together_of(path: Path) -> int:
 def timed(calls: Sequence[Run], least: int, seed: int) -> list[float]:
     """Median ms of models, each run over and over as on a device: once without the clock, to have
     its own weights in the caches, then with it; interleaved, in an order drawn anew each round."""
-    stations = [
+    sessions = [
         Session([Workload(WorkloadId("dense", str(i), 0), call)]) for i, call in enumerate(calls)
     ]
     seconds = _SECONDS * len(calls)
-    rounds(stations, least, least=seconds, seed=seed, deadline=time.monotonic() + 600)
-    return [figure.ms for figure, _ in figures(stations).values()]
+    rounds(sessions, least, least=seconds, seed=seed, deadline=time.monotonic() + 600)
+    return [figure.ms for figure, _ in figures(sessions).values()]
 
 
 def summary(rows: Sequence[Row]) -> dict[str, float]:

@@ -81,7 +81,7 @@ def _for_rtx(
         note = "TensorRT has no fused attention in fp32: nothing was counted"
         return EmittedFiles((name,), versions=versions, notes=(note,))
     model = onnx.load(str(model_path), load_external_data=False)
-    return EmittedFiles((name,), fused_attention(plan, model), versions, notes=unfused_notes(model))
+    return EmittedFiles((name,), fused_attention(plan, model), versions, unfused_notes(model))
 
 
 def _for_jetson(

@@ -6,18 +6,13 @@ from functools import cache
 from math import prod
 
 import numpy as np
-import onnx
-import onnx.inliner
 import onnx_graphsurgeon as gs
 from onnx.helper import np_dtype_to_tensor_dtype
 
 from tcompile.analysis.structure import Block
+from tcompile.analysis.token_bodies import Inputs, Numbers, numbers_of, token_op_body
 from tcompile.core.domain import DOMAIN
-from tcompile.core.graph import attr, batch_dim, producer, settled, value
-from tcompile.plugins.ops import OPS
-
-#: Any that all bodies can be written in; products do not depend on it.
-_OPSET = 18
+from tcompile.core.graph import attr, batch_dim, producer, settled
 
 
 def node_flops(node: gs.Node) -> int:
@@ -40,38 +35,16 @@ def node_flops(node: gs.Node) -> int:
 
 
 def _token_op(node: gs.Node) -> int:
-    """FLOPs of a token op: those of its body, whose shapes follow from the inputs'."""
+    """Return the FLOPs of a token op: those of its body, whose shapes follow from the inputs'."""
     inputs = tuple(
         (int(np_dtype_to_tensor_dtype(np.dtype(t.dtype))), tuple(shape(t))) for t in node.inputs
     )
-    numbers = tuple((k, int(value(v)[0])) for k, v in sorted(node.attrs.items()))
-    return _body_flops(str(node.op), inputs, numbers)
+    return _body_flops(str(node.op), inputs, numbers_of(node))
 
 
 @cache
-def _body_flops(
-    op: str, inputs: tuple[tuple[int, tuple[int, ...]], ...], numbers: tuple[tuple[str, int], ...]
-) -> int:
-    spec = next(o for o in OPS if o.name == op)
-    given = [
-        onnx.helper.make_tensor_value_info(f"i{i}", dtype, dims)
-        for i, (dtype, dims) in enumerate(inputs)
-    ]
-    outputs = [onnx.helper.make_empty_tensor_value_info(f"o{i}") for i in range(len(spec.outputs))]
-    call = onnx.helper.make_node(
-        op, [t.name for t in given], [o.name for o in outputs], domain=DOMAIN
-    )
-    for key, number in numbers:
-        tensor = onnx.numpy_helper.from_array(np.asarray([number], np.int64), key)
-        call.attribute.append(onnx.helper.make_attribute(key, tensor))
-    model = onnx.helper.make_model(
-        onnx.helper.make_graph([call], op, given, outputs),
-        functions=[spec.function(_OPSET)],
-        opset_imports=[onnx.helper.make_opsetid("", _OPSET), onnx.helper.make_opsetid(DOMAIN, 1)],
-    )
-    inlined = onnx.inliner.inline_local_functions(model)
-    known = onnx.shape_inference.infer_shapes(inlined, data_prop=True)
-    return sum(node_flops(n) for n in gs.import_onnx(known).nodes)
+def _body_flops(op: str, inputs: Inputs, numbers: Numbers) -> int:
+    return sum(node_flops(n) for n in token_op_body(op, inputs, numbers).nodes)
 
 
 def graph_flops(graph: gs.Graph) -> int:

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import combinations
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tcompile.core.errors import UsageError
+from tcompile.targets.backends.extras import require
 
 Floats = npt.NDArray[np.float64]
 
@@ -35,12 +35,12 @@ class Figure:
 
     @staticmethod
     def modelled(ms: float) -> Figure:
-        """A figure nobody measured."""
+        """Return a figure that follows from a model."""
         return Figure(ms, ms, ms)
 
     @staticmethod
     def of(times: Sequence[float]) -> Figure:
-        """Median and quartiles of some times in ms."""
+        """Return median and quartiles of some times in ms."""
         lower, median, upper = np.percentile(np.asarray(times, np.float64), [25, 50, 75])
         return Figure(float(median), float(lower), float(upper), len(times))
 
@@ -65,12 +65,12 @@ class Figure:
 
     @staticmethod
     def from_json(given: Sequence[float]) -> Figure:
-        """Raises ValueError for what is no figure."""
+        """Raise ValueError for what is not a figure."""
         ms, lower, upper, runs = given
         figure = Figure(float(ms), float(lower), float(upper), int(runs))
         times = (figure.lower, figure.ms, figure.upper)
         if not all(np.isfinite(times)) or min(times) < 0 or figure.runs < 0:
-            raise ValueError(f"{given} is no time")
+            raise ValueError(f"{given} is not a time")
         return figure
 
 
@@ -81,19 +81,17 @@ _FINEST = 1e-3
 
 
 def non_decreasing(values: npt.ArrayLike, weights: npt.ArrayLike) -> Floats:
-    """The non-decreasing values nearest to some, by weighted least squares (isotonic regression).
+    """Return the non-decreasing values nearest to some, by weighted least squares."""
+    return np.asarray(_optimize().isotonic_regression(values, weights=weights).x)
 
-    Pool adjacent violators (Ayer et al., 1955): runs that decrease become their weighted mean.
+
+def _optimize() -> Any:
+    """Return scipy.optimize, which takes a while to import.
+
+    Raises:
+        MissingExtraError: scipy is not installed.
     """
-    pools: list[tuple[float, float, int]] = []  # mean, weight, how many values
-    for value, weight in np.stack(np.broadcast_arrays(values, weights), axis=-1).tolist():
-        mean, total, size = value, weight, 1
-        while pools and pools[-1][0] > mean:
-            before, heavy, many = pools.pop()
-            mean = (before * heavy + mean * total) / (heavy + total)
-            total, size = heavy + total, size + many
-        pools.append((mean, total, size))
-    return np.repeat([p[0] for p in pools], [p[2] for p in pools]).astype(np.float64)
+    return require("scipy.optimize", "cpu", "fitting a profile")
 
 
 @dataclass(frozen=True)
@@ -116,7 +114,7 @@ class Curve:
 
     @staticmethod
     def of(points: Iterable[tuple[int, Figure]]) -> Curve:
-        """Points in any order."""
+        """Return the curve of points in any order."""
         return Curve(tuple(sorted(points, key=lambda p: p[0])))
 
     @cached_property
@@ -177,7 +175,7 @@ class Curve:
 
     @staticmethod
     def from_json(given: Sequence[Sequence[float]]) -> Curve:
-        """Raises ValueError for what is not a curve."""
+        """Raise ValueError for what is not a curve."""
         rows = sorted((int(row[0]), *row[1:]) for row in given)
         fitted = tuple(float(row[5]) for row in rows if len(row) == 6)
         if (
@@ -204,27 +202,15 @@ class StepCost:
 
     @cached_property
     def _fit(self) -> Floats:
-        """Weights of `_features`, none negative, by least squares of relative errors.
-
-        With five features each subset is tried, so that the best one is found for certain.
-        """
-        before = np.asarray([p[0] for p in self.points], np.float64)
-        after = np.asarray([p[1] for p in self.points], np.float64)
+        """Weights of `_features`, none negative, by least squares of relative errors."""
+        if not self.points:
+            return np.zeros(5)
+        before, after = np.asarray([p[:2] for p in self.points], np.float64).T
         ms = np.asarray([max(p[2].ms, 1e-6) for p in self.points])
         rows = _features(before, after) / ms[:, None]
-        best, least = np.zeros(rows.shape[1]), np.inf
-        for size in range(1, min(rows.shape[1], len(ms)) + 1):
-            for chosen in combinations(range(rows.shape[1]), size):
-                part = rows[:, chosen]
-                scale = np.linalg.norm(part, axis=0)
-                if not scale.all():
-                    continue
-                found = np.linalg.lstsq(part / scale, np.ones(len(ms)), rcond=None)[0] / scale
-                error = float(((part @ found - 1) ** 2).sum())
-                if (found >= 0).all() and error < least - 1e-12:
-                    best, least = np.zeros(rows.shape[1]), error
-                    best[list(chosen)] = found
-        return best
+        scale = np.maximum(np.linalg.norm(rows, axis=0), 1e-300)
+        weights, _ = _optimize().nnls(rows / scale, np.ones(len(ms)))
+        return np.asarray(weights / scale)
 
     def at(self, before: npt.ArrayLike, after: npt.ArrayLike) -> Floats:
         """ms of a step, any shapes that broadcast."""

@@ -1,4 +1,4 @@
-"""Others' measurements of a whole model: tables of (tokens, ms), and what trtexec writes.
+"""Imported measurements of a whole model: tables of (tokens, ms), and what trtexec writes.
 
 A file holds latencies of whole models; a profile is of parts. `imported_profile` spreads the one
 over the other, and says so in its note.
@@ -7,15 +7,14 @@ over the other, and says so in its note.
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tcompile.core.errors import UsageError
 from tcompile.profiling.curve import Curve, Figure, StepCost
+from tcompile.profiling.profile import read_json
 
 #: Of one run in `--exportTimes`, the first that is there: transfers included (TensorRT 8 to 10).
 _RUN = ("latencyMs", "computeMs")
@@ -23,17 +22,8 @@ _RUN = ("latencyMs", "computeMs")
 _MEDIAN, _MEAN = "medianMs", "averageMs"
 
 
-@dataclass(frozen=True)
-class Layer:
-    """A row of trtexec's `--exportProfile`: mean ms, and the median where it is told."""
-
-    name: str
-    mean: float
-    median: float
-
-
 def read_csv(path: str | Path) -> Curve:
-    """A curve from lines of `tokens, ms` or `tokens, ms, lower, upper` (quartiles).
+    """Read a curve from lines of `tokens, ms` or `tokens, ms, lower, upper` (quartiles).
 
     A first line of words is a header; empty lines and those that begin with # are left out. Commas,
     semicolons or tabs lie between.
@@ -53,7 +43,7 @@ def read_csv(path: str | Path) -> Curve:
 
 
 def read_steps(path: str | Path) -> StepCost:
-    """What a method's steps take, from lines of `before, after, ms` (and perhaps quartiles).
+    """Read what a method's steps take, from lines of `before, after, ms` (and perhaps quartiles).
 
     Raises:
         UsageError: as `read_csv`.
@@ -70,7 +60,7 @@ def read_steps(path: str | Path) -> StepCost:
 
 
 def read_trtexec(path: str | Path) -> Figure:
-    """What trtexec measured of one engine, from the file of `--exportTimes` or `--exportProfile`.
+    """Read what trtexec measured of one engine, from its `--exportTimes` or `--exportProfile`.
 
     Times of runs give a median and quartiles: `latencyMs`, transfers included, or else `computeMs`.
     Times of layers give the sum of their medians; between that and the sum of their means lies what
@@ -80,16 +70,13 @@ def read_trtexec(path: str | Path) -> Figure:
     Raises:
         UsageError: cannot be read, or is neither; names the record.
     """
-    records = _records(path)
-    if any(isinstance(r, dict) and (_MEDIAN in r or _MEAN in r) for r in records):
-        layers, runs = _layers(records, path)
-        median, mean = (
-            math.fsum(x) for x in zip(*((p.median, p.mean) for p in layers), strict=True)
-        )
-        return Figure(median, min(median, mean), max(median, mean), runs)
-    name = next(
-        (n for n in _RUN if records and isinstance(records[0], dict) and n in records[0]), None
-    )
+    records = read_json(path, "JSON")
+    if not isinstance(records, list) or not records:
+        raise UsageError("is not a list of trtexec's records", where=str(path))
+    names = [set(r) if isinstance(r, dict) else set() for r in records]
+    if any(n & {_MEDIAN, _MEAN} for n in names):
+        return _of_layers(records, path)
+    name = next((n for n in _RUN if n in names[0]), None)
     if name is None:
         raise UsageError(
             "is neither of trtexec's --exportTimes nor of its --exportProfile", where=str(path)
@@ -97,17 +84,23 @@ def read_trtexec(path: str | Path) -> Figure:
     return Figure.of([_ms(r, name, f"{path}, run {i}") for i, r in enumerate(records, 1)])
 
 
-def read_layers(path: str | Path) -> list[Layer]:
-    """The layers in a file of trtexec's `--exportProfile`.
-
-    Raises:
-        UsageError: as `read_trtexec`.
-    """
-    return _layers(_records(path), path)[0]
+def _of_layers(records: Sequence[Any], path: str | Path) -> Figure:
+    """Add up layers: `[{"count": runs}, {"name": …, "averageMs": …, "medianMs": …}, …]`."""
+    runs, medians, means = 1, list[float](), list[float]()
+    for i, record in enumerate(records, 1):
+        where = f"{path}, record {i}"
+        if isinstance(record, dict) and set(record) == {"count"}:
+            runs = int(_ms(record, "count", where))
+            continue
+        mean = _MEDIAN if isinstance(record, dict) and _MEAN not in record else _MEAN
+        means.append(_ms(record, mean, where))
+        medians.append(_ms(record, _MEDIAN, where) if _MEDIAN in record else means[-1])
+    total = math.fsum(medians)
+    return Figure(total, min(total, math.fsum(means)), max(total, math.fsum(means)), runs)
 
 
 def whole_curve(files: Mapping[int, str | Path]) -> Curve:
-    """A curve from one file of trtexec for each token count.
+    """Read a curve from one file of trtexec for each token count.
 
     Raises:
         UsageError: as `read_trtexec`.
@@ -153,7 +146,7 @@ def _is_number(text: str) -> bool:
 def _count(text: str, path: str | Path, number: int) -> int:
     value = float(text)
     if not value.is_integer() or not 1 <= value < 1e7:
-        raise UsageError(f"{text} is no number of tokens", where=f"{path}, line {number}")
+        raise UsageError(f"{text} is not a number of tokens", where=f"{path}, line {number}")
     return int(value)
 
 
@@ -162,40 +155,11 @@ def _figure(cells: Sequence[str], path: str | Path, number: int) -> Figure:
     ms, lower, upper = times if len(times) == 3 else (times[0],) * 3
     if not all(math.isfinite(t) and t >= 0 for t in times) or not lower <= ms <= upper:
         raise UsageError(
-            f"{', '.join(cells)} are no milliseconds",
+            f"{', '.join(cells)} are not milliseconds",
             where=f"{path}, line {number}",
             hint="ms, or ms, lower and upper quartile",
         )
     return Figure(ms, lower, upper, 1)
-
-
-def _records(path: str | Path) -> list[Any]:
-    try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError("cannot be read", where=str(path)) from error
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise UsageError(f"is no JSON: {error}", where=str(path)) from error
-    if not isinstance(document, list) or not document:
-        raise UsageError("is no list of trtexec's records", where=str(path))
-    return document
-
-
-def _layers(records: Sequence[Any], path: str | Path) -> tuple[list[Layer], int]:
-    """Rows, and how many runs they are of: `[{"count": N}, {"name": …, "averageMs": …}, …]`."""
-    runs, layers = 1, []
-    for i, record in enumerate(records, 1):
-        where = f"{path}, record {i}"
-        if isinstance(record, dict) and set(record) == {"count"}:
-            runs = int(_ms(record, "count", where))
-            continue
-        name = _MEAN if isinstance(record, dict) and _MEAN in record else _MEDIAN
-        mean = _ms(record, name, where)
-        median = _ms(record, _MEDIAN, where) if _MEDIAN in record else mean
-        layers.append(Layer(str(record.get("name", "")), mean, median))
-    if not layers:
-        raise UsageError("has no layers", where=str(path))
-    return layers, runs
 
 
 def _ms(record: Any, name: str, where: str) -> float:

@@ -28,7 +28,7 @@ from tcompile.profiling.partition import subgraph
 from tcompile.profiling.profile import MeasuredProfile, Subject
 from tcompile.profiling.refine import first_counts, refined
 from tcompile.profiling.runtimes import Runtime
-from tcompile.profiling.sampling import STEPS, Steps, steps_to, whole
+from tcompile.profiling.sampling import STEPS, Keeps, steps_to, whole
 from tcompile.profiling.sessions import (
     Session,
     SessionFactory,
@@ -37,11 +37,16 @@ from tcompile.profiling.sessions import (
     figures,
     rounds,
 )
-from tcompile.profiling.structure import PartitionedGraph, cut_at, cut_dense, cut_steps
+from tcompile.profiling.structure import (
+    PartitionedGraph,
+    partition_at,
+    partition_dense,
+    partition_steps,
+)
 
 #: Weights that all open sessions together may hold; prepacked ones count twice.
 _MOST_BYTES = 5 << 30
-_STATIONS = 24
+_SESSIONS = 24
 #: Copies of a step that are run as one.
 _COPIES = 4
 #: Rounds, and seconds where those are soon over, before more token counts are looked at.
@@ -77,13 +82,13 @@ def measure(
     dense: gs.Graph,
     analysis: Analysis,
     methods: Sequence[Method],
-    meter: Runtime,
+    runtime: Runtime,
     *,
     source: str,
     effort: Effort | None = None,
     progress: Progress = silent,
 ) -> MeasuredProfile:
-    """The profile of a model on a meter's device.
+    """The profile of a model on a runtime's device.
 
     Args:
         dense: in normal form.
@@ -97,9 +102,9 @@ def measure(
     if not methods:
         raise UsageError("no method can be planned on this model", where="--method")
     with tempfile.TemporaryDirectory(prefix="tcompile-profile-") as folder:
-        campaign = ProfileRun(dense, analysis, methods, meter, Path(folder), effort, progress)
-        campaign.run()
-        return campaign.profile(source)
+        profile_run = ProfileRun(dense, analysis, methods, runtime, Path(folder), effort, progress)
+        profile_run.run()
+        return profile_run.profile(source)
 
 
 def _spread(counts: Sequence[int]) -> list[int]:
@@ -119,21 +124,21 @@ class ProfileRun:
         dense: gs.Graph,
         analysis: Analysis,
         methods: Sequence[Method],
-        meter: Runtime,
+        runtime: Runtime,
         folder: Path,
         effort: Effort,
         say: Progress,
     ) -> None:
         self.dense, self.analysis, self.methods = dense, analysis, methods
-        self.meter, self.effort, self.say = meter, effort, say
+        self.runtime, self.effort, self.say = runtime, effort, say
         self.deadline = time.monotonic() + effort.seconds
-        #: Seconds: the longest that it took to open a station or a step; a round over all.
+        #: Seconds: the longest that it took to open a session or a step; a round over all.
         self.opening = self.round = 0.0
         self.left_out = 0
         weights = sum(nbytes(t) for t in dense.tensors().values() if is_const(t))
-        # Halves of attention and MLP are chained apart: each gets half of a station's room.
-        room = _MOST_BYTES // (2 * _STATIONS) // 2
-        self.opener = SessionFactory(meter, folder, min(room, weights) or 1)
+        # Halves of attention and MLP are chained apart: each gets half of a session's room.
+        room = _MOST_BYTES // (2 * _SESSIONS) // 2
+        self.factory = SessionFactory(runtime, folder, min(room, weights) or 1)
         self.halves: dict[int, Session] = {}
         self.steps: list[Session] = []
         self.whole = Session([])
@@ -141,13 +146,15 @@ class ProfileRun:
     def run(self) -> None:
         shape = self.analysis.shape
         self.say("opening the dense model and its parts")
-        cuts = cut_dense(self.dense, self.analysis)
+        partitioned = partition_dense(self.dense, self.analysis)
         self.halves[shape.tokens] = self._ready(
-            lambda: self._with_call(self.opener.station([cuts], stem=True), shape.tokens, cuts)
+            lambda: self._with_call(
+                self.factory.session([partitioned], stem=True), shape.tokens, partitioned
+            )
         )
         self.whole = self._ready(
             lambda: Session(
-                [Workload(WorkloadId("dense", "", shape.tokens), self.opener.open(self.dense))]
+                [Workload(WorkloadId("dense", "", shape.tokens), self.factory.open(self.dense))]
             )
         )
         grain = max(rule.granularity for m in self.methods for rule in m.sites)
@@ -169,7 +176,7 @@ class ProfileRun:
     def _rounds(self, count: int, least: float) -> None:
         start = time.monotonic()
         done = rounds(
-            self._stations(),
+            self._sessions(),
             count,
             least=least,
             seed=self.effort.seed,
@@ -181,20 +188,20 @@ class ProfileRun:
             self.round = (time.monotonic() - start) / done
 
     def _ready(self, make: Callable[[], Session]) -> Session:
-        """A station that has run once; how long that took tells what there is time for."""
+        """A session that has run once; how long that took tells what there is time for."""
         start = time.monotonic()
-        station = make()
+        session = make()
         self.opening = max(self.opening, time.monotonic() - start)
-        self.round += station.warmed()
-        return station
+        self.round += session.warmed()
+        return session
 
     def _room(self) -> bool:
-        """Whether there is time to open one more station, and to run all of them."""
-        more = self.round / max(len(self._stations()), 1)
+        """Whether there is time to open one more session, and to run all of them."""
+        more = self.round / max(len(self._sessions()), 1)
         needed = self.opening + _FIRST * (self.round + more)
         return time.monotonic() + needed <= self.deadline
 
-    def _stations(self) -> list[Session]:
+    def _sessions(self) -> list[Session]:
         return [self.whole, *self.halves.values(), *self.steps]
 
     def _open(self, counts: Sequence[int], *, always: bool = False) -> int:
@@ -207,65 +214,65 @@ class ProfileRun:
                 self.left_out += len(set(counts[i:]) - set(self.halves))
                 break
             self.say(f"opening the parts at {tokens} tokens")
-            cuts = [c for c in (self._cut(m, tokens) for m in self.methods) if c is not None]
-            if cuts:
-                made = partial(self._at, tokens, cuts)
+            partitioned = [c for c in (self._cut(m, tokens) for m in self.methods) if c is not None]
+            if partitioned:
+                made = partial(self._at, tokens, partitioned)
                 self.halves[tokens] = self._ready(made)
                 opened += 1
         return opened
 
-    def _at(self, tokens: int, cuts: Sequence[PartitionedGraph]) -> Session:
-        return self._with_call(self.opener.station(cuts), tokens, cuts[0])
+    def _at(self, tokens: int, partitioned: Sequence[PartitionedGraph]) -> Session:
+        return self._with_call(self.factory.session(partitioned), tokens, partitioned[0])
 
     def _cut(self, method: Method, tokens: int) -> PartitionedGraph | None:
         try:
-            cuts = cut_at(self.dense, method, tokens)
+            partitioned = partition_at(self.dense, method, tokens)
         except UsageError:
             return None  # Too few for it: what others show must do.
-        return cuts if cuts.tokens == tokens else None
+        return partitioned if partitioned.tokens == tokens else None
 
-    def _with_call(self, station: Session, tokens: int, cuts: PartitionedGraph) -> Session:
-        """The station, and a call of the runtime that computes nothing."""
-        half = next(p for p in cuts.parts if p.role in ("attn", "mlp"))
-        stream = cuts.graph.tensors()[half.end]
+    def _with_call(self, session: Session, tokens: int, partitioned: PartitionedGraph) -> Session:
+        """The session, and a call of the runtime that computes nothing."""
+        half = next(p for p in partitioned.parts if p.role in ("attn", "mlp"))
+        stream = partitioned.graph.tensors()[half.end]
         nothing = gs.Variable("nothing", stream.dtype, stream.shape)
         given = gs.Variable("given", stream.dtype, stream.shape)
         node = gs.Node("Identity", "call", {}, [given], [nothing])
-        graph = gs.Graph([node], [given], [nothing], opset=cuts.graph.opset)
-        graph.ir_version = min(cuts.graph.ir_version or 10, onnx.IR_VERSION)
-        job = Workload(WorkloadId("call", "", tokens), self.opener.open(graph))
-        return Session([*station.jobs, job])
+        graph = gs.Graph([node], [given], [nothing], opset=partitioned.graph.opset)
+        graph.ir_version = min(partitioned.graph.ir_version or 10, onnx.IR_VERSION)
+        workload = Workload(WorkloadId("call", "", tokens), self.factory.open(graph))
+        return Session([*session.workloads, workload])
 
     def _steps(self, method: Method) -> Session:
         """The steps of a method, ready to run; the first ones only where time is short."""
         shape = self.analysis.shape
         rule = method.sites[len(method.sites) // 2]
-        jobs: dict[WorkloadId, Workload] = {}
+        workloads: dict[WorkloadId, Workload] = {}
         for i, (start, share) in enumerate(STEPS):
-            if len(jobs) >= _LEAST_STEPS and not self._room():
+            if len(workloads) >= _LEAST_STEPS and not self._room():
                 self.left_out += len(STEPS) - i
                 break
             before = whole(start * shape.patches, rule.granularity)
             after = whole(start * share * shape.patches, rule.granularity)
             steps = steps_to(method, before, after, deep=True)
             key = WorkloadId("step", method.key, before + shape.prefix, after + shape.prefix)
-            if steps is None or key in jobs:
+            if steps is None or key in workloads:
                 continue
-            station = self._ready(partial(self._step, method, steps, key))
-            jobs[key] = station.jobs[0]
-        if not jobs:
+            session = self._ready(partial(self._step, method, steps, key))
+            workloads[key] = session.workloads[0]
+        if not workloads:
             raise UsageError(f"no step of {method.key} can be measured", where="--method")
-        return Session(list(jobs.values()))
+        return Session(list(workloads.values()))
 
-    def _step(self, method: Method, steps: Steps, key: WorkloadId) -> Session:
-        cuts = cut_steps(self.dense, method, steps, deduplicate=True)
+    def _step(self, method: Method, steps: Keeps, key: WorkloadId) -> Session:
+        partitioned = partition_steps(self.dense, method, steps, deduplicate=True)
         # By itself a step is so short that waking the runtime's threads would be most of it.
-        part = repeated(subgraph(cuts.graph, cuts.parts[cuts.step]), _COPIES)
-        return Session([Workload(key, self.opener.open(part), _COPIES)])
+        part = repeated(subgraph(partitioned.graph, partitioned.parts[partitioned.step]), _COPIES)
+        return Session([Workload(key, self.factory.open(part), _COPIES)])
 
     def _total(self) -> list[tuple[int, Figure]]:
         """(tokens, both halves of all blocks as they are there) of every count so far."""
-        found, every = [], figures(self._stations())
+        found, every = [], figures(self._sessions())
         for tokens in sorted(self.halves):
             halves = [
                 f.minus(0, share)
@@ -279,7 +286,7 @@ class ProfileRun:
 
     def profile(self, source: str) -> MeasuredProfile:
         shape = self.analysis.shape
-        every = figures(self._stations())
+        every = figures(self._sessions())
         calls = {key.tokens: figure for key, (figure, _) in every.items() if key.kind == "call"}
         stem: dict[str, Figure] = {}
         curves: dict[str, dict[str, list[tuple[int, Figure]]]] = {"half": {}, "head": {}}
@@ -300,7 +307,7 @@ class ProfileRun:
             {name: Curve.of(points) for name, points in curves[kind].items()}
             for kind in ("half", "head")
         )
-        conditions = self.meter.conditions()
+        conditions = self.runtime.conditions()
         if self.left_out:
             short = f"{self.left_out} token counts and steps were left out for want of time"
             conditions = replace(conditions, note="; ".join(filter(None, [conditions.note, short])))

@@ -1,9 +1,9 @@
-"""Cutting a model into what a profile knows: stem, attention and MLP halves, reducers, head.
+"""Partitioning a model into what a profile knows: stem, attention and MLP halves, reducers, head.
 
-The cuts are tensors of the residual stream. A part is what its last tensor needs and the parts
+It is cut at tensors of the residual stream. A part is what its last tensor needs and the parts
 before it do not; so every node lies in one part, and the times of all parts add up to the model's.
 
-A graph that was reduced is cut at the same tensors: nodes keep their names, and what reads the
+A reduced graph is cut at the same tensors: nodes keep their names, and what reads the
 stream behind a site reads the reduced one.
 """
 
@@ -52,10 +52,10 @@ def partition(dense: gs.Graph, analysis: Analysis, graph: gs.Graph | None = None
         graph: the same model reduced (at `attn`, `block` or `output` sites); None: the dense one.
     """
     graph = dense if graph is None else graph
-    return _Cutter(dense, analysis, graph).parts()
+    return _Partitioner(dense, analysis, graph).parts()
 
 
-class _Cutter:
+class _Partitioner:
     def __init__(self, dense: gs.Graph, analysis: Analysis, graph: gs.Graph) -> None:
         self.analysis, self.graph = analysis, graph
         self.dense_tensors, self.tensors = dense.tensors(), graph.tensors()
@@ -87,7 +87,7 @@ class _Cutter:
 
     def _add(self, role: Role, block: int, start: str, end: str, site: str = "") -> None:
         if end not in self.tensors:
-            raise InternalError(f"'{end}' is not in the graph any more", where="cutting")
+            raise InternalError(f"'{end}' is not in the graph any more", where="partition")
         nodes = needed_nodes([self.tensors[end]], self.seen)
         self.seen |= nodes
         if nodes:

@@ -15,9 +15,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
+from tcompile.core.decode import Count, Positive, decode
 from tcompile.core.errors import UsageError
 from tcompile.profiling.curve import Curve, Figure, StepCost, combined
-from tcompile.profiling.steps import steps_of
+from tcompile.profiling.plateaus import step_evidence
 
 FORMAT, VERSION = "tcompile-profile", 1
 Kind = Literal["measured", "modelled"]
@@ -45,8 +46,8 @@ class Conditions:
     runtime: str
     software: Mapping[str, str]
     precision: str
-    batch: int
-    threads: int = 0
+    batch: Positive
+    threads: Count = 0
     clocks: str = ""
     power_mode: str = ""
     date: str = ""
@@ -68,9 +69,9 @@ class Subject:
     """
 
     source: str
-    tokens: int
-    prefix: int
-    blocks: int
+    tokens: Positive
+    prefix: Count
+    blocks: Positive
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class Profile:
         """
         if self.kind == "modelled":
             return ""  # A model has no noise: its steps are those of tiles.
-        return steps_of([*self.halves.values(), *self.heads.values()]).why_none
+        return step_evidence([*self.halves.values(), *self.heads.values()]).why_none
 
     @property
     def claims_plateaus(self) -> bool:
@@ -151,72 +152,72 @@ class ModelledProfile(Profile):
 P = TypeVar("P", bound=Profile)
 
 
+@dataclass(frozen=True)
+class _Document:
+    """A profile as JSON holds it: figures and curves are lists of numbers."""
+
+    kind: Kind
+    conditions: Conditions
+    subject: Subject
+    stem: dict[str, list[float]]
+    halves: dict[str, list[list[float]]]
+    heads: dict[str, list[list[float]]]
+    reducers: dict[str, list[list[float]]]
+    dense: list[float] | None
+
+
 def from_json(document: Mapping[str, Any], where: str = "profile") -> Profile:
-    """Read a profile.
+    """Read a profile; fields beside those of a profile are what `tcompile profile` adds.
 
     Raises:
         UsageError: another format or version, or fields that are missing or make no sense.
     """
     if not isinstance(document, Mapping) or document.get("format") != FORMAT:
-        raise UsageError("is no profile", where=where, hint="`tcompile profile` writes them")
+        raise UsageError("is not a profile", where=where, hint="`tcompile profile` writes them")
     if document.get("version") != VERSION:
         raise UsageError(f"is of version {document.get('version')}, this is {VERSION}", where=where)
-    kinds = {"measured": MeasuredProfile, "modelled": ModelledProfile}
+    names = {f.name for f in fields(_Document)}
     try:
-        made = kinds[document["kind"]]
-        dense = document["dense"]
-        return made(
-            _conditions(document["conditions"]),
-            _subject(document["subject"]),
-            {k: Figure.from_json(v) for k, v in document["stem"].items()},
-            {k: Curve.from_json(v) for k, v in document["halves"].items()},
-            {k: Curve.from_json(v) for k, v in document["heads"].items()},
-            {k: StepCost.from_json(v) for k, v in document["reducers"].items()},
-            None if dense is None else Figure.from_json(dense),
+        found = decode(_Document, {k: v for k, v in document.items() if k in names})
+        if found.subject.tokens <= found.subject.prefix:
+            raise ValueError(f"subject.tokens: {found.subject.tokens} are no more than the prefix")
+        return (MeasuredProfile if found.kind == "measured" else ModelledProfile)(
+            found.conditions,
+            found.subject,
+            {k: Figure.from_json(v) for k, v in found.stem.items()},
+            {k: Curve.from_json(v) for k, v in found.halves.items()},
+            {k: Curve.from_json(v) for k, v in found.heads.items()},
+            {k: StepCost.from_json(v) for k, v in found.reducers.items()},
+            None if found.dense is None else Figure.from_json(found.dense),
         )
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise UsageError(f"is no profile: {type(error).__name__} {error}", where=where) from error
+    except (ValueError, OverflowError) as error:
+        raise UsageError(f"is not a profile: {error}", where=where) from error
 
 
-def _conditions(given: Mapping[str, Any]) -> Conditions:
-    """Raises ValueError, TypeError for fields of another type."""
-    made = Conditions(**given)
-    words = [getattr(made, f.name) for f in fields(made) if f.type == "str"]
-    software = dict(made.software).items()
-    if not all(isinstance(w, str) for w in (*words, *(w for pair in software for w in pair))):
-        raise ValueError("conditions that are no words")
-    if not _whole(made.batch, 1) or not _whole(made.threads, 0):
-        raise ValueError(f"batch {made.batch}, threads {made.threads}")
-    return made
+def read_json(path: str | Path, kind: str) -> Any:
+    """Read a JSON file.
 
+    Args:
+        kind: what it should be, for the message: "a profile".
 
-def _subject(given: Mapping[str, Any]) -> Subject:
-    """Raises ValueError, TypeError for what is no model."""
-    made = Subject(**given)
-    if not isinstance(made.source, str) or not _whole(made.prefix, 0) or not _whole(made.blocks, 1):
-        raise ValueError(f"{made} is no model")
-    if not _whole(made.tokens, made.prefix + 1):
-        raise ValueError(f"{made.tokens} tokens")
-    return made
-
-
-def _whole(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    Raises:
+        UsageError: it cannot be read, or is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError("cannot be read", where=str(path)) from error
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise UsageError(f"is not {kind}: {error}", where=str(path)) from error
 
 
 def read_profile(path: str | Path) -> Profile:
     """Read a profile file.
 
     Raises:
-        UsageError: cannot be read, or is none.
+        UsageError: it cannot be read, or is not a profile.
     """
-    try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError("cannot be read", where=str(path)) from error
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise UsageError(f"is no profile: {error}", where=str(path)) from error
-    return from_json(document, str(path))
+    return from_json(read_json(path, "a profile"), str(path))
 
 
 def combine(first: P, second: Profile) -> P:

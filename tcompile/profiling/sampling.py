@@ -1,4 +1,4 @@
-"""Which steps of a method are looked at to know what its steps take."""
+"""The steps of a method that are measured or modelled, to know what its steps take."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from tcompile.core.errors import UsageError
 from tcompile.methods.method import Method
 from tcompile.methods.schedulers import Place
 
-Steps = list[tuple[str, int]]
+#: (site, patches that stay) of each reduction.
+Keeps = list[tuple[str, int]]
 #: Steps that are measured or modelled: from a share of the patches, to a share of that.
 STEPS = (
     (1.0, 0.9),
@@ -22,7 +23,7 @@ STEPS = (
 )
 
 
-def sampled(method: Method) -> list[Steps]:
+def sampled(method: Method) -> list[Keeps]:
     """Schedules as (site, patches that stay), whose steps lie at the points that a measurement
     takes too: from a share of the patches, to a share of that.
 
@@ -31,7 +32,7 @@ def sampled(method: Method) -> list[Steps]:
     """
     shape = method.context.shape
     grain = max(rule.granularity for rule in method.sites)
-    found: list[Steps] = []
+    found: list[Keeps] = []
     for start, share in STEPS:
         before = whole(start * shape.patches, grain)
         steps = steps_to(method, before, whole(start * share * shape.patches, grain))
@@ -39,7 +40,7 @@ def sampled(method: Method) -> list[Steps]:
             found.append(steps)
     found.sort(key=len, reverse=True)
     known: set[tuple[int, int]] = set()
-    needed: list[Steps] = []
+    needed: list[Keeps] = []
     for steps in found:
         counts = [shape.patches, *(keep for _, keep in steps)]
         pairs = set(pairwise(counts))
@@ -54,7 +55,7 @@ def whole(patches: float, grain: int) -> int:
     return max(round(patches / grain), 1) * grain
 
 
-def steps_to(method: Method, before: int, after: int, *, deep: bool = False) -> Steps | None:
+def steps_to(method: Method, before: int, after: int, *, deep: bool = False) -> Keeps | None:
     """Steps that end with one from `before` to `after` patches; None: the method cannot.
 
     Args:

@@ -1,6 +1,6 @@
-"""Stations: all parts of a model that run at one token count, ready to be timed in turn.
+"""Sessions: all parts of a model that run at one token count, ready to be timed in turn.
 
-A station runs its parts one after another as the model would, once without the clock and then with
+A session runs its parts one after another as the model would, once without the clock and then with
 it: the caches are then as the model leaves them, whose weights they may or may not hold.
 """
 
@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -24,6 +24,7 @@ from tcompile.profiling.partition import Segment, chained, subgraph
 from tcompile.profiling.runtimes import Run, Runtime
 from tcompile.profiling.structure import PartitionedGraph
 
+#: In the order in which a model runs them.
 Kind = Literal["stem", "half", "head", "step", "dense", "call"]
 
 #: A time shorter than this is measured over several runs, in ms.
@@ -33,7 +34,7 @@ _MOST_RUNS = 20
 
 @dataclass(frozen=True)
 class WorkloadId:
-    """What a time is of: a structure, or a method's step, at a token count."""
+    """A structure, or a method's step, at a token count: what a time is of."""
 
     kind: Kind
     name: str
@@ -43,7 +44,7 @@ class WorkloadId:
 
 @dataclass(frozen=True, eq=False)
 class Workload:
-    """Something to run, and how many of what it is of it holds."""
+    """Something to run, and how many copies of its structure that holds."""
 
     key: WorkloadId
     run: Run
@@ -52,88 +53,91 @@ class Workload:
 
 @dataclass(eq=False)
 class Session:
-    """Jobs that run in turn; `times` of each, and `when` they began, grow by one a round."""
+    """Workloads that run in turn; `times` of each, and `when` they began, grow by one a round."""
 
-    jobs: Sequence[Workload]
+    workloads: Sequence[Workload]
     times: dict[WorkloadId, list[float]] = field(default_factory=dict)
     when: dict[WorkloadId, list[float]] = field(default_factory=dict)
     runs: dict[WorkloadId, int] = field(default_factory=dict)
 
     @property
     def rounds(self) -> int:
-        """How many rounds were timed."""
-        return min((len(self.times.get(job.key, [])) for job in self.jobs), default=0)
+        """The number of rounds that were timed."""
+        return min(
+            (len(self.times.get(workload.key, [])) for workload in self.workloads), default=0
+        )
 
     def warmed(self) -> float:
-        """Run all jobs once, which readies the runtime; how many seconds a round takes, about."""
+        """Run all workloads once, which readies the runtime; return about how many seconds a round
+        takes."""
         start = time.monotonic()
-        for job in self.jobs:
-            job.run()
+        for workload in self.workloads:
+            workload.run()
         # A round runs each twice, and what is short for longer.
-        return 2 * (time.monotonic() - start) + len(self.jobs) * _SHORT / 1e3
+        return 2 * (time.monotonic() - start) + len(self.workloads) * _SHORT / 1e3
 
     def round(self) -> None:
-        """Run all jobs once without the clock, and then with it."""
-        for job in self.jobs:
+        """Run all workloads once without the clock, and then with it."""
+        for workload in self.workloads:
             start = time.perf_counter()
-            job.run()
+            workload.run()
             ms = (time.perf_counter() - start) * 1e3
-            self.runs.setdefault(job.key, int(np.clip(_SHORT / max(ms, 1e-3), 1, _MOST_RUNS)))
-        for job in self.jobs:
-            runs = self.runs[job.key]
+            self.runs.setdefault(workload.key, int(np.clip(_SHORT / max(ms, 1e-3), 1, _MOST_RUNS)))
+        for workload in self.workloads:
+            runs = self.runs[workload.key]
             start = time.perf_counter()
             for _ in range(runs):
-                job.run()
+                workload.run()
             ms = (time.perf_counter() - start) * 1e3 / runs
-            self.times.setdefault(job.key, []).append(ms)
-            self.when.setdefault(job.key, []).append(start)
+            self.times.setdefault(workload.key, []).append(ms)
+            self.when.setdefault(workload.key, []).append(start)
 
 
-def figures(stations: Iterable[Session]) -> dict[WorkloadId, tuple[Figure, int]]:
-    """Of each job, with its share; the machine's own pace is taken out (`drift`)."""
-    every = list(stations)
-    share = {job.key: job.share for station in every for job in station.jobs}
-    times = {key: ms for station in every for key, ms in station.times.items()}
-    when = {key: at for station in every for key, at in station.when.items()}
+def figures(sessions: Iterable[Session]) -> dict[WorkloadId, tuple[Figure, int]]:
+    """Return the figure of each workload, with its share; the machine's own pace is taken out."""
+    every = list(sessions)
+    share = {workload.key: workload.share for session in every for workload in session.workloads}
+    times = {key: ms for session in every for key, ms in session.times.items()}
+    when = {key: at for session in every for key, at in session.when.items()}
     return {key: (Figure.of(ms), share[key]) for key, ms in detrended(times, when).items()}
 
 
 class SessionFactory:
-    """Opens parts of cut graphs on a meter.
+    """Opens parts of partitioned graphs on a runtime.
 
     Args:
         folder: for the files that a runtime reads.
         most_bytes: of weights in one chain of halves.
     """
 
-    def __init__(self, meter: Runtime, folder: Path, most_bytes: int) -> None:
-        self.meter, self.folder, self.most_bytes = meter, folder, most_bytes
+    def __init__(self, runtime: Runtime, folder: Path, most_bytes: int) -> None:
+        self.runtime, self.folder, self.most_bytes = runtime, folder, most_bytes
 
-    def station(
+    def session(
         self,
-        cuts: Sequence[PartitionedGraph],
+        partitioned: Sequence[PartitionedGraph],
         known: Mapping[str, str] | None = None,
         *,
         stem: bool = False,
     ) -> Session:
-        """The halves and heads of some cuts at one token count, each structure once."""
-        jobs: dict[WorkloadId, Workload] = {}
-        for given in cuts:
-            for sign, parts in given.halves().items():
-                key = WorkloadId("half", sign, given.tokens)
-                if key not in jobs:
-                    jobs[key] = self.halves(key, given.graph, parts)
-            head = given.head()
-            if head is not None:
-                key = WorkloadId("head", head[1], given.tokens)
-                if key not in jobs:
-                    jobs[key] = Workload(key, self.open(subgraph(given.graph, head[0])))
+        """Open the halves and heads of graphs at one token count, each structure once."""
+        workloads: dict[WorkloadId, Workload] = {}
+        for graph in partitioned:
+            for sign, parts in graph.halves().items():
+                key = WorkloadId("half", sign, graph.tokens)
+                if key not in workloads:
+                    workloads[key] = self.halves(key, graph.graph, parts)
+            others: list[tuple[Kind, Segment, str]] = []
+            if (head := graph.head()) is not None:
+                others.append(("head", *head))
             if stem:
-                for part, sign in zip(given.parts, given.signatures, strict=True):
-                    if part.role == "stem":
-                        key = WorkloadId("stem", sign, given.tokens)
-                        jobs[key] = Workload(key, self.open(subgraph(given.graph, part)))
-        return Session(_in_model_order(list(jobs.values())))
+                pairs = zip(graph.parts, graph.signatures, strict=True)
+                others += [("stem", p, sign) for p, sign in pairs if p.role == "stem"]
+            for kind, part, sign in others:
+                key = WorkloadId(kind, sign, graph.tokens)
+                if key not in workloads:
+                    workloads[key] = Workload(key, self.open(subgraph(graph.graph, part)))
+        return Session(_in_model_order(list(workloads.values())))
 
     def halves(self, key: WorkloadId, graph: gs.Graph, parts: Sequence[Segment]) -> Workload:
         """A chain of halves of one structure, as many as the weights allow."""
@@ -145,18 +149,18 @@ class SessionFactory:
         return Workload(key, self.open(chained(graph, chosen)), length)
 
     def open(self, graph: gs.Graph) -> Run:
-        run = self.meter.open(graph, self.folder / "part.onnx")
+        run = self.runtime.open(graph, self.folder / "part.onnx")
         gc.collect()  # Graphs refer to themselves; their weights would pile up.
         return run
 
 
-def _in_model_order(jobs: list[Workload]) -> list[Workload]:
-    order: Mapping[Kind, int] = {"stem": 0, "half": 1, "head": 2, "step": 3, "dense": 4, "call": 5}
-    return sorted(jobs, key=lambda job: order[job.key.kind])
+def _in_model_order(workloads: list[Workload]) -> list[Workload]:
+    order = get_args(Kind)
+    return sorted(workloads, key=lambda workload: order.index(workload.key.kind))
 
 
 def rounds(
-    stations: Sequence[Session],
+    sessions: Sequence[Session],
     count: int,
     *,
     least: float,
@@ -165,25 +169,25 @@ def rounds(
     expected: float = 0.0,
     say: Progress = silent,
 ) -> int:
-    """So many rounds over all stations, each in an order drawn anew; gives how many were run.
+    """So many rounds over all sessions, each in an order drawn anew; gives how many were run.
 
     Args:
         least: seconds; where the rounds take less, more follow, up to forty times as many.
-        deadline: of `time.monotonic`; none begins that may end behind it, once every station had
+        deadline: of `time.monotonic`; none begins that may end behind it, once every session had
             two.
         expected: seconds that a round takes, as far as it is known.
     """
     rng = np.random.default_rng(seed)
     longest, begun, number = expected, time.monotonic(), 0
-    needed = max((2 - station.rounds for station in stations), default=0)
+    needed = max((2 - session.rounds for session in sessions), default=0)
     while number < count or (time.monotonic() < begun + least and number < 40 * count):
         if number >= needed and time.monotonic() + longest > deadline:
             break
         if number < count:
-            say(f"round {number + 1} of {count}, {len(stations)} token counts and steps")
+            say(f"round {number + 1} of {count}, {len(sessions)} token counts and steps")
         start = time.monotonic()
-        for which in rng.permutation(len(stations)):
-            stations[which].round()
+        for which in rng.permutation(len(sessions)):
+            sessions[which].round()
         longest = max(longest, time.monotonic() - start)
         number += 1
     return number

@@ -21,7 +21,12 @@ from tcompile.core.graph import dim_to_int, int_to_dim, is_const
 from tcompile.methods.method import Method
 from tcompile.profiling.partition import Segment, subgraph
 from tcompile.profiling.sampling import sampled
-from tcompile.profiling.structure import PartitionedGraph, cut_at, cut_dense, cut_steps
+from tcompile.profiling.structure import (
+    PartitionedGraph,
+    partition_at,
+    partition_dense,
+    partition_steps,
+)
 
 #: Counts at which a model is cut that has a half whose dims are on no line.
 _FEW = 12
@@ -88,11 +93,11 @@ def structures(dense: gs.Graph, analysis: Analysis, methods: Sequence[Method]) -
     Raises:
         UsageError: a method of which no step is possible.
     """
-    whole = cut_dense(dense, analysis)
+    whole = partition_dense(dense, analysis)
     seen = {"half": _seen([whole], _halves), "head": _seen([whole], _heads)}
     steps: dict[str, Sequence[StepPart]] = {}
     for method in methods:
-        made = [(s, cut_steps(dense, method, s)) for s in sampled(method)]
+        made = [(s, partition_steps(dense, method, s)) for s in sampled(method)]
         if not made:
             raise UsageError(f"no step of {method.key} is possible", where="--method")
         steps[method.key] = _steps(made, method)
@@ -123,12 +128,12 @@ Graphs = dict[str, dict[int, gs.Graph]]
 
 
 def _seen(
-    cuts: Iterable[PartitionedGraph],
+    partitioned: Iterable[PartitionedGraph],
     of: Callable[[PartitionedGraph], Iterator[tuple[Segment, str]]],
 ) -> Graphs:
     """Signature → count → part."""
     found: Graphs = {}
-    for given in cuts:
+    for given in partitioned:
         for part, sign in of(given):
             graphs = found.setdefault(sign, {})
             if given.tokens not in graphs:
@@ -174,7 +179,7 @@ def _at_few(dense: gs.Graph, method: Method) -> Iterator[PartitionedGraph]:
     spread = np.linspace(shape.patches * 0.05, shape.patches, _FEW + 1)[:-1]
     for keep in sorted({max(round(s / grain), 1) * grain for s in spread}):
         try:
-            yield cut_at(dense, method, keep + shape.prefix)
+            yield partition_at(dense, method, keep + shape.prefix)
         except UsageError:
             continue
 

@@ -49,7 +49,7 @@ class PartitionedGraph:
         return next(iter(self.behind("head")), None)
 
 
-def cut_dense(dense: gs.Graph, analysis: Analysis) -> PartitionedGraph:
+def partition_dense(dense: gs.Graph, analysis: Analysis) -> PartitionedGraph:
     """The dense model's parts."""
     parts = tuple(partition(dense, analysis))
     return PartitionedGraph(
@@ -57,7 +57,7 @@ def cut_dense(dense: gs.Graph, analysis: Analysis) -> PartitionedGraph:
     )
 
 
-def cut_at(dense: gs.Graph, method: Method, tokens: int) -> PartitionedGraph:
+def partition_at(dense: gs.Graph, method: Method, tokens: int) -> PartitionedGraph:
     """The parts of the model when a method comes down to so many tokens, as early as it can.
 
     Raises:
@@ -66,10 +66,10 @@ def cut_at(dense: gs.Graph, method: Method, tokens: int) -> PartitionedGraph:
     places = method.descend(tokens - method.context.shape.prefix)
     if not places:
         raise UsageError(f"{tokens} tokens are all there are", where="profile")
-    return cut_steps(dense, method, [(p.site, p.keep) for p in places])
+    return partition_steps(dense, method, [(p.site, p.keep) for p in places])
 
 
-def cut_steps(
+def partition_steps(
     dense: gs.Graph, method: Method, steps: list[tuple[str, int]], *, deduplicate: bool = False
 ) -> PartitionedGraph:
     """The parts of the model with these steps of a method: (site, patches that stay).
@@ -109,10 +109,10 @@ class Layout:
 
 def layout_of(dense: gs.Graph, method: Method) -> Layout:
     """The layout of a model under a method; one early step shows it."""
-    before = cut_dense(dense, method.analysis)
+    before = partition_dense(dense, method.analysis)
     patches, rule = method.context.shape.patches, method.sites[0]
     keep = -(-patches * 3 // (4 * rule.granularity)) * rule.granularity
-    after = cut_steps(dense, method, [(rule.name, keep)])
+    after = partition_steps(dense, method, [(rule.name, keep)])
     blocks = method.context.shape.blocks
     whole = _halves(before, blocks)
     later = _halves(after, blocks, behind=True)

@@ -64,7 +64,7 @@ def plot_latency(
     measured_ms: npt.ArrayLike | None = None,
     title: str = "",
 ) -> Path:
-    """Latency against tokens.
+    """Draw latency against tokens.
 
     Args:
         counts: ascending, prefix included.
@@ -88,7 +88,6 @@ def plot_latency(
     shaded = find_plateaus(counts, ms) if plateaus is None else plateaus
     with _figure(path, title) as axes:
         n = np.asarray(counts)
-        wide = max(4, round(0.04 * (counts[-1] - counts[0])))
         whole = series["whole model"]
         wide = max(4, round(0.04 * (counts[-1] - counts[0])))
         for i, step in enumerate(p for p in shaded if p.last - p.first >= wide):
@@ -128,15 +127,12 @@ def plot_latency(
     return Path(path)
 
 
-def plot_schedule(
-    plan: Plan, tokens: int, path: str | Path, *, title: str = "", prefix: int | None = None
-) -> Path:
-    """Tokens in each half of each block under a plan, the dense model's dashed.
+def plot_schedule(plan: Plan, tokens: int, path: str | Path, *, title: str = "") -> Path:
+    """Draw the tokens in each half of each block under a plan, the dense model's dashed.
 
     Args:
         tokens: of the dense model, prefix included.
         path: .png or .svg.
-        prefix: drawn as a line that none goes below.
 
     Raises:
         UsageError: another suffix.
@@ -164,16 +160,6 @@ def plot_schedule(
             baseline=None,
             label=f"plan: {plan.latency_ms:.3g} of {plan.dense_ms:.3g} ms",
         )
-        if prefix:
-            axes.hlines(
-                prefix,
-                0,
-                edges[-1],
-                colors="black",
-                linestyles=":",
-                linewidth=1,
-                label=f"prefix: {prefix}",
-            )
         steps = [
             (edges[i + 1], after, str(after))
             for i, (before, after) in enumerate(pairwise(carried))
@@ -195,17 +181,15 @@ def plot_front(
     path: str | Path,
     *,
     chosen: Plan | None = None,
-    points: Sequence[tuple[str, float, float]] = (),
     losses: str = "",
     title: str = "",
 ) -> Path:
-    """Predicted latency against loss, with the dense model, and points that others chose.
+    """Draw predicted latency against loss, with the dense model.
 
     Args:
         front: plans on the lower convex hull, by rising latency.
         path: .png or .svg.
         chosen: the plan that was taken.
-        points: (label, ms, loss), such as what methods' own schedules come to.
         losses: what they are and their unit.
 
     Raises:
@@ -239,23 +223,12 @@ def plot_front(
                 markeredgecolor="black",
                 label="chosen",
             )
-        if points:
-            axes.plot(
-                [p[1] for p in points],
-                [p[2] for p in points],
-                "x",
-                markersize=5,
-                color="black",
-                linestyle="none",
-                label="other schedules",
-            )
         axes.set_xlabel("predicted latency of a batch [ms]")
         axes.set_ylabel(textwrap.fill("loss: " + losses if losses else "loss", 44))
-        seen = [p[2] for p in points] + ([chosen.loss] if chosen is not None else [])
         # The far end of a front, where hardly a token stays, would flatten all else.
-        axes.set_ylim(0, min(max(lost), 4 * max(seen, default=0) or max(lost)) * 1.05 or 1)
+        seen = chosen.loss if chosen is not None else 0.0
+        axes.set_ylim(0, min(max(lost), 4 * seen or max(lost)) * 1.05 or 1)
         axes.margins(x=0.1)
-        _labels(axes, [(x, y, text) for text, x, y in points])
     return Path(path)
 
 

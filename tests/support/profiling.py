@@ -1,4 +1,4 @@
-"""Models to profile, with side inputs and without; and a meter whose times are a known function."""
+"""Models to profile, with side inputs and without; and a runtime whose times are known."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tcompile.methods.method import Method, method_for
 from tcompile.models.onnx_vit import GraphWriter, patch_tokens, pool, prefix_tokens
 from tcompile.passes.stages import Analysed
 from tcompile.planning.method_schedule import site_constraints
-from tcompile.profiling import sessions as stations
+from tcompile.profiling import sessions
 from tcompile.profiling.partition import Segment, subgraph
 from tcompile.profiling.profile import Conditions
 from tcompile.targets.backends.ort import OrtRunner
@@ -132,14 +132,14 @@ class Clock:
     now: float = 0.0
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """In place of the clocks of stations and measurements; and no garbage is collected."""
-        monkeypatch.setattr(stations.gc, "collect", lambda: 0)
-        monkeypatch.setattr(stations.time, "perf_counter", lambda: self.now)
-        monkeypatch.setattr(stations.time, "monotonic", lambda: self.now)
+        """In place of the clocks of sessions and measurements; and no garbage is collected."""
+        monkeypatch.setattr(sessions.gc, "collect", lambda: 0)
+        monkeypatch.setattr(sessions.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(sessions.time, "monotonic", lambda: self.now)
 
 
 @dataclass
-class FakeMeter:
+class FakeRuntime:
     """Runs nothing; each call takes `cost(graph)` ms, and `call` besides; to open one takes
     `opening` seconds."""
 

@@ -11,11 +11,10 @@ import onnx_graphsurgeon as gs
 from tcompile.core.errors import UsageError
 from tcompile.profiling.roofline.attention import attention_time
 from tcompile.profiling.roofline.device import PRECISIONS, Device
-from tcompile.profiling.roofline.fuse_cpu import cpu_pieces
-from tcompile.profiling.roofline.fuse_gpu import gpu_pieces
+from tcompile.profiling.roofline.fusion import onnxruntime_nodes, tensorrt_kernels
 from tcompile.profiling.roofline.gemm import Time, memory_time, product_time
-from tcompile.profiling.roofline.pieces import Piece
 from tcompile.profiling.roofline.steps import steps_of
+from tcompile.profiling.roofline.work import Work
 
 Bound = Literal["compute", "memory", "launch"]
 
@@ -60,7 +59,7 @@ class Modelled:
 
 
 def modelled(graph: gs.Graph, device: Device, *, precision: str, batch: int = 1) -> Modelled:
-    """What a graph should take on a device: Σ over its kernels of launch + max(compute, memory).
+    """Return the latency of a graph: Σ over its kernels of launch + max(compute, memory).
 
     Args:
         graph: a model or a part of one, shapes known, sorted topologically; may call token ops.
@@ -79,39 +78,39 @@ def modelled(graph: gs.Graph, device: Device, *, precision: str, batch: int = 1)
     if batch < 1:
         raise UsageError(f"a batch of {batch}", where="--batch", hint="at least 1")
     steps = steps_of(graph, batch)
-    pieces = cpu_pieces(steps, device) if device.cpu else gpu_pieces(steps, device)
-    kernels = tuple(_kernel(piece, device) for piece in pieces)
+    price = onnxruntime_nodes if device.cpu else tensorrt_kernels
+    kernels = tuple(_kernel(work, device) for work in price(steps, device))
     return Modelled(sum(k.ms for k in kernels), kernels, device.name, precision, batch)
 
 
-def _kernel(piece: Piece, device: Device) -> Kernel:
-    time = _time(piece, device)
-    launch = piece.launches * device.launch
+def _kernel(work: Work, device: Device) -> Kernel:
+    time = _time(work, device)
+    launch = work.launches * device.launch
     bound: Bound = "compute" if time.compute >= time.memory else "memory"
-    nodes = tuple(step.name for step in piece.steps)
+    nodes = tuple(step.name for step in work.steps)
     return Kernel(
         name=nodes[0],
         nodes=nodes,
-        kind=piece.kind,
+        kind=work.kind,
         ms=(launch + time.work) * 1e3,
         bound="launch" if launch > time.work else bound,
-        launches=piece.launches,
+        launches=work.launches,
     )
 
 
-def _time(piece: Piece, device: Device) -> Time:
-    if piece.attention is not None:
-        return attention_time(piece.attention, device)
-    work = [product_time(product, device) for product in piece.products]
-    compute = sum(time.compute for time in work)
-    moved = memory_time(device, 0, piece.moved)
-    if device.cpu and piece.kind in {"gather", "scatter"}:
+def _time(work: Work, device: Device) -> Time:
+    if work.attention is not None:
+        return attention_time(work.attention, device)
+    products = [product_time(product, device) for product in work.products]
+    compute = sum(time.compute for time in products)
+    moved = memory_time(device, 0, work.moved)
+    if device.cpu and work.kind in {"gather", "scatter"}:
         moved *= device.cores  # ONNX Runtime moves data with one thread
-    memory = sum(time.memory for time in work) + moved
-    if piece.sort is not None:
-        compute += _sort(*piece.sort, device)
-    if piece.kind != "view":
-        compute += piece.operations / (device.vector * device.clock * device.cores)
+    memory = sum(time.memory for time in products) + moved
+    if work.sort is not None:
+        compute += _sort(*work.sort, device)
+    if work.kind != "view":
+        compute += work.operations / (device.vector * device.clock * device.cores)
     return Time(compute, memory)
 
 

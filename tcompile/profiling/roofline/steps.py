@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from math import prod
 from typing import Any
 
 import numpy as np
 import onnx
-import onnx.inliner
 import onnx_graphsurgeon as gs
-from onnx.helper import tensor_dtype_to_np_dtype
 
+from tcompile.analysis.attention_match import attentions
+from tcompile.analysis.token_bodies import Numbers, numbers_of, token_op_body
 from tcompile.core.domain import DOMAIN
 from tcompile.core.errors import ModelError
-from tcompile.core.graph import attr, is_const, value
-from tcompile.plugins.ops import OPS
+from tcompile.core.graph import attr, is_const, producer
 
-#: Any that all bodies can be written in.
-_OPSET = 18
 _ATTRIBUTES = (
     "axis",
     "axes",
@@ -49,7 +46,7 @@ class Value:
 
     @property
     def count(self) -> int:
-        """How many elements it has."""
+        """The number of elements."""
         return prod(self.shape)
 
 
@@ -66,14 +63,35 @@ class Step:
 
 @dataclass(frozen=True)
 class Steps:
-    """The steps of a graph in the order in which they run, and the names of its outputs."""
+    """The steps of a graph in the order in which they run.
+
+    Attributes:
+        outputs: names of the graph's outputs.
+        attentions: positions of the steps of each attention that a fused kernel could compute, from
+            Q·Kᵀ to ·V. Nothing else reads what lies between.
+    """
 
     steps: tuple[Step, ...]
     outputs: frozenset[str]
+    attentions: tuple[tuple[int, ...], ...] = ()
+
+    @cached_property
+    def makers(self) -> Mapping[str, int]:
+        """Tensor → position of the step that writes it."""
+        return {value.name: i for i, step in enumerate(self.steps) for value in step.writes}
+
+    @cached_property
+    def readers(self) -> Mapping[str, Sequence[int]]:
+        """Tensor → positions of the steps that read it."""
+        found: dict[str, list[int]] = {}
+        for position, step in enumerate(self.steps):
+            for value in step.reads:
+                found.setdefault(value.name, []).append(position)
+        return found
 
 
 def steps_of(graph: gs.Graph, batch: int) -> Steps:
-    """The steps of a graph for so many images.
+    """Return the steps of a graph for a number of images.
 
     Args:
         graph: sorted topologically, shapes known; token ops are replaced by their bodies.
@@ -84,79 +102,65 @@ def steps_of(graph: gs.Graph, batch: int) -> Steps:
     """
     seen: dict[str, Value] = {}
     found: list[Step] = []
-    for node in graph.nodes:
-        reads = _values(node.inputs, batch, seen)
-        writes = _values(node.outputs, batch, seen)
+    places: dict[int, int] = {}
+    for node in [n for n in graph.nodes if n.op != "Constant"]:
+        reads, writes = _values(node.inputs, batch, seen), _values(node.outputs, batch, seen)
         if node.domain == DOMAIN:
-            numbers = tuple((k, int(value(v)[0])) for k, v in sorted(node.attrs.items()))
-            found.extend(_inlined(str(node.name), str(node.op), reads, writes, numbers))
+            found.extend(_inlined(node, reads, writes))
         else:
+            places[id(node)] = len(found)
             kept = {k: attr(node, k) for k in _ATTRIBUTES if k in node.attrs}
             found.append(Step(str(node.name), str(node.op), reads, writes, kept))
-    return Steps(tuple(found), frozenset(t.name for t in graph.outputs))
+    whole = [m for m in attentions(graph) if not m.unfused_ops and not m.read_elsewhere(graph)]
+    return Steps(
+        tuple(found),
+        frozenset(t.name for t in graph.outputs),
+        tuple(tuple(places[id(n)] for n in m.nodes) for m in whole),
+    )
 
 
-def _values(tensors: Sequence[gs.Tensor], batch: int, seen: dict[str, Value]) -> tuple[Value, ...]:
-    found = []
-    for tensor in tensors:
-        name = tensor.name
-        if not name:
-            continue
-        known = seen.get(name)
-        if known is None:
-            known = seen[name] = _value(tensor, batch)
-        found.append(known)
-    return tuple(found)
+def _values(tensors: Iterable[gs.Tensor], batch: int, seen: dict[str, Value]) -> tuple[Value, ...]:
+    named = [t for t in tensors if t.name]
+    for tensor in named:
+        if tensor.name not in seen:
+            seen[tensor.name] = _value(tensor, batch)
+    return tuple(seen[t.name] for t in named)
 
 
 def _value(tensor: gs.Tensor, batch: int) -> Value:
     if tensor.shape is None:
-        if not tensor.outputs:  # one of several outputs, which nobody reads
+        if not tensor.outputs:  # one of several outputs, which nothing reads
             return Value(tensor.name, (0,))
         raise ModelError(
             "a tensor has no shape, so that no latency can be modelled", where=tensor.name
         )
-    dims = tuple(_dim(d, batch) for d in tensor.shape)
-    return _typed(tensor.name, dims, is_const(tensor), tensor.dtype)
+    dims = tuple(
+        batch * int(d.partition("*")[2] or 1) if isinstance(d, str) else int(d)
+        for d in tensor.shape
+    )
+    maker = producer(tensor)
+    constant = is_const(tensor) or (maker is not None and maker.op == "Constant")
+    if tensor.dtype is None or isinstance(tensor.dtype, int):  # unknown, or bfloat16 and smaller
+        return Value(tensor.name, dims, constant)
+    kind = np.dtype(tensor.dtype)
+    return Value(tensor.name, dims, constant, kind.kind == "f", min(kind.itemsize, 4))
 
 
-def _dim(dim: int | str, batch: int) -> int:
-    if isinstance(dim, str):
-        return batch * int(dim.partition("*")[2] or 1)
-    return int(dim)
-
-
-def _typed(name: str, dims: tuple[int, ...], constant: bool, dtype: Any) -> Value:
-    if dtype is None or isinstance(dtype, int):  # unknown, or bfloat16 and smaller
-        return Value(name, dims, constant)
-    kind = np.dtype(dtype)
-    return Value(name, dims, constant, kind.kind == "f", min(kind.itemsize, 4))
-
-
-Numbers = tuple[tuple[str, int], ...]
-
-
-def _inlined(
-    name: str, op: str, reads: tuple[Value, ...], writes: tuple[Value, ...], numbers: Numbers
-) -> list[Step]:
-    """The body's steps, its inputs and outputs under the names they have outside."""
-    signature = tuple((v.shape, v.floating, v.itemsize) for v in reads)
+def _inlined(call: gs.Node, reads: tuple[Value, ...], writes: tuple[Value, ...]) -> list[Step]:
+    """Return the steps of a token op's body, its inputs and outputs under their names outside."""
     outer = {f"i{i}": v for i, v in enumerate(reads)} | {f"o{i}": v for i, v in enumerate(writes)}
+    signature = tuple((v.shape, v.floating, v.itemsize) for v in reads)
 
-    def rename(v: Value) -> Value:
-        if v.name in outer:
-            return outer[v.name]
-        return Value(f"{name}/{v.name}", v.shape, v.constant, v.floating, v.itemsize)
+    def rename(values: Iterable[Value]) -> tuple[Value, ...]:
+        return tuple(
+            outer.get(v.name)
+            or Value(f"{call.name}/{v.name}", v.shape, v.constant, v.floating, v.itemsize)
+            for v in values
+        )
 
     return [
-        Step(
-            f"{name}/{s.name}",
-            s.op,
-            tuple(map(rename, s.reads)),
-            tuple(map(rename, s.writes)),
-            s.attributes,
-        )
-        for s in _body(op, signature, numbers)
+        Step(f"{call.name}/{s.name}", s.op, rename(s.reads), rename(s.writes), s.attributes)
+        for s in _body(str(call.op), signature, numbers_of(call))
     ]
 
 
@@ -164,53 +168,9 @@ def _inlined(
 def _body(
     op: str, signature: tuple[tuple[tuple[int, ...], bool, int], ...], numbers: Numbers
 ) -> tuple[Step, ...]:
-    """The steps of a token op's body on inputs i0, i1, … of these shapes."""
-    inlined = _inlined_body(op, numbers)
-    model = onnx.ModelProto()
-    model.CopyFrom(inlined)
-    for given, (shape, floating, itemsize) in zip(model.graph.input, signature, strict=True):
+    def dtype(floating: bool, itemsize: int) -> int:
         integer = onnx.TensorProto.BOOL if itemsize == 1 else onnx.TensorProto.INT64
-        kind = onnx.TensorProto.FLOAT if floating else integer
-        given.CopyFrom(onnx.helper.make_tensor_value_info(given.name, kind, shape))
-    graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    known = {}
-    for info in (*graph.input, *graph.value_info, *graph.output):
-        tensor = info.type.tensor_type
-        dtype = tensor_dtype_to_np_dtype(tensor.elem_type) if tensor.elem_type else None
-        dims = tuple(int(d.dim_value) for d in tensor.shape.dim)
-        known[info.name] = _typed(info.name, dims, False, dtype)
-    found = []
-    for i, node in enumerate(graph.node):
-        if node.op_type == "Constant":
-            for out in node.output:
-                old = known.get(out, Value(out, ()))
-                known[out] = Value(out, old.shape, True, old.floating, old.itemsize)
-            continue
-        kept = {
-            a.name: onnx.helper.get_attribute_value(a)
-            for a in node.attribute
-            if a.name in _ATTRIBUTES
-        }
-        reads = tuple(known.get(n, Value(n, ())) for n in node.input if n)
-        writes = tuple(known.get(n, Value(n, ())) for n in node.output if n)
-        found.append(Step(f"{node.op_type}_{i}", node.op_type, reads, writes, kept))
-    return tuple(found)
+        return int(onnx.TensorProto.FLOAT if floating else integer)
 
-
-@lru_cache(maxsize=4096)
-def _inlined_body(op: str, numbers: Numbers) -> onnx.ModelProto:
-    spec = next(o for o in OPS if o.name == op)
-    given = [onnx.helper.make_empty_tensor_value_info(f"i{i}") for i in range(len(spec.inputs))]
-    gives = [onnx.helper.make_empty_tensor_value_info(f"o{i}") for i in range(len(spec.outputs))]
-    call = onnx.helper.make_node(
-        op, [v.name for v in given], [v.name for v in gives], domain=DOMAIN
-    )
-    for key, number in numbers:
-        tensor = onnx.numpy_helper.from_array(np.asarray([number], np.int64), key)
-        call.attribute.append(onnx.helper.make_attribute(key, tensor))
-    model = onnx.helper.make_model(
-        onnx.helper.make_graph([call], op, given, gives),
-        functions=[spec.function(_OPSET)],
-        opset_imports=[onnx.helper.make_opsetid("", _OPSET), onnx.helper.make_opsetid(DOMAIN, 1)],
-    )
-    return onnx.inliner.inline_local_functions(model)
+    inputs = tuple((dtype(floating, size), shape) for shape, floating, size in signature)
+    return steps_of(token_op_body(op, inputs, numbers), 1).steps

@@ -10,8 +10,7 @@ import pytest
 
 import tcompile as package
 from tcompile.planning.solve.method_tables import PORTFOLIO
-from tcompile.profiling import measure
-from tcompile.profiling import sessions as stations
+from tcompile.profiling import measure, sessions
 from tcompile.profiling.measure import Effort
 from tcompile.profiling.profile import ModelledProfile, read_profile
 from tests.acceptance.cli.test_bad_input import refused
@@ -30,14 +29,14 @@ def campaigns(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     found: list[int] = []
     real = measure.measure
 
-    def short(dense: Any, analysis: Any, methods: Any, meter: Any, **named: Any) -> Any:
+    def short(dense: Any, analysis: Any, methods: Any, runtime: Any, **named: Any) -> Any:
         found.append(len(methods))
         named["effort"] = Effort(seconds=0.0, rounds=2, least=0.0)
-        return real(dense, analysis, methods, meter, **named)
+        return real(dense, analysis, methods, runtime, **named)
 
     monkeypatch.setattr(measure, "measure", short)
     monkeypatch.setattr(measure, "_FIRST_SECONDS", 0.0)
-    monkeypatch.setattr(stations.gc, "collect", lambda: 0)
+    monkeypatch.setattr(sessions.gc, "collect", lambda: 0)
     return found
 
 

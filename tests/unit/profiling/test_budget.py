@@ -13,11 +13,11 @@ from tcompile import pipeline
 from tcompile.analysis.flops import node_flops
 from tcompile.api import profile as api
 from tcompile.passes.stages import Analysed
-from tcompile.profiling import runtimes as meter
+from tcompile.profiling import runtimes
 from tcompile.profiling.measure import Effort, _spread, measure
 from tcompile.profiling.profile import MeasuredProfile
 from tcompile.profiling.sessions import Session, Workload, WorkloadId, rounds
-from tests.support.profiling import Clock, FakeMeter, method, tiny
+from tests.support.profiling import Clock, FakeRuntime, method, tiny
 from tests.support.tiny_vit import VitSpec, save_tiny_vit
 
 SPEC = VitSpec(image=64, depth=2)  # 65 tokens
@@ -32,7 +32,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Analysed:
     return tiny(tmp_path_factory.mktemp("budget"), SPEC)
 
 
-def campaign(
+def profile_run(
     model: Analysed,
     seconds: float,
     *,
@@ -48,7 +48,7 @@ def campaign(
             model.graph,
             model.analysis,
             [method(model, text) for text in methods],
-            FakeMeter(clock, flops, call, opening=opening),
+            FakeRuntime(clock, flops, call, opening=opening),
             source="x",
             effort=Effort(seconds=seconds),
         )
@@ -74,7 +74,7 @@ def test_no_more_seconds_than_asked_for(
     """Slow to open, slow to run, or both; from a budget that just suffices upwards."""
     found = []
     for seconds in (least, 2 * least):
-        made, took = campaign(model, seconds, opening=opening, call=call, methods=methods)
+        made, took = profile_run(model, seconds, opening=opening, call=call, methods=methods)
         assert took <= seconds
         assert set(made.reducers) == set(methods)
         found.append((counts(made), sum(len(r.points) for r in made.reducers.values())))
@@ -84,7 +84,7 @@ def test_no_more_seconds_than_asked_for(
 
 
 def test_what_is_measured_in_any_case(model: Analysed) -> None:
-    made, took = campaign(model, 1.0, opening=2.0, call=10.0)
+    made, took = profile_run(model, 1.0, opening=2.0, call=10.0)
     assert took > 1.0
     assert counts(made) == 4, "three and the dense model's"
     assert next(iter(made.halves.values())).counts == (2, 32, 56, 65)
@@ -95,7 +95,7 @@ def test_what_is_measured_in_any_case(model: Analysed) -> None:
 
 
 def test_with_time_enough_nothing_is_left_out(model: Analysed) -> None:
-    made, took = campaign(model, 1e9, opening=1.0, call=0.5)
+    made, took = profile_run(model, 1e9, opening=1.0, call=0.5)
     assert made.conditions.note == ""
     assert counts(made) >= 7
     assert len(made.reducers["topk"].points) >= 6
@@ -104,7 +104,7 @@ def test_with_time_enough_nothing_is_left_out(model: Analysed) -> None:
 
 def test_the_time_that_is_left_is_used(model: Analysed) -> None:
     """Rounds go on to the end: one more would not have fitted."""
-    made, took = campaign(model, 60, opening=0.5, call=50.0)
+    made, took = profile_run(model, 60, opening=0.5, call=50.0)
     assert took > 0.8 * 60
     assert made.dense is not None
     assert made.dense.runs >= 3
@@ -123,8 +123,8 @@ def test_reading_and_planning_count(
     path = save_tiny_vit(tmp_path / "vit.onnx", SPEC)
     clock.install(monkeypatch)
     monkeypatch.setattr(pipeline, "read", slow)
-    fake = FakeMeter(clock, flops, 50.0, opening=0.25)
-    monkeypatch.setattr(meter, "runtime_for", lambda target, **named: fake)
+    fake = FakeRuntime(clock, flops, 50.0, opening=0.25)
+    monkeypatch.setattr(runtimes, "runtime_for", lambda target, **named: fake)
     made = api.profile(path, target="cpu", methods=["topk"], seconds=60)
     assert made.profile.kind == "measured"
     assert 45 < clock.now <= 60

@@ -1,4 +1,4 @@
-"""A campaign on a clock that only the parts move: what is measured is what they take."""
+"""A profile_run on a clock that only the parts move: what is measured is what they take."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tcompile.planning.solve.method_tables import counts_for, tables_for
 from tcompile.profiling.measure import Effort, measure
 from tcompile.profiling.profile import MeasuredProfile, from_json
 from tcompile.profiling.structure import layout_of
-from tests.support.profiling import CONDITIONS, Clock, FakeMeter, method, tiny
+from tests.support.profiling import CONDITIONS, Clock, FakeRuntime, method, tiny
 from tests.support.tiny_vit import VitSpec
 
 SPEC = VitSpec(image=64, depth=4)  # 65 tokens
@@ -41,7 +41,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Analysed:
     return tiny(tmp_path_factory.mktemp("measure"), SPEC)
 
 
-def campaign(model: Analysed, *texts: str, call: float) -> MeasuredProfile:
+def profile_run(model: Analysed, *texts: str, call: float) -> MeasuredProfile:
     clock = Clock()
     methods = [method(model, text) for text in texts]
     with pytest.MonkeyPatch.context() as patched:
@@ -50,7 +50,7 @@ def campaign(model: Analysed, *texts: str, call: float) -> MeasuredProfile:
             model.graph,
             model.analysis,
             methods,
-            FakeMeter(clock, flops, call),
+            FakeRuntime(clock, flops, call),
             source="tiny.onnx",
             effort=EFFORT,
         )
@@ -59,13 +59,13 @@ def campaign(model: Analysed, *texts: str, call: float) -> MeasuredProfile:
 @pytest.fixture(scope="module")
 def free(model: Analysed) -> MeasuredProfile:
     """Of two methods, where calling the runtime takes no time."""
-    return campaign(model, "topk", "tome", call=0.0)
+    return profile_run(model, "topk", "tome", call=0.0)
 
 
 def test_curves_are_the_function(model: Analysed) -> None:
     """What calling the runtime takes is taken off, and what is chained is shared out."""
     call = 0.5
-    made = campaign(model, "topk", call=call)
+    made = profile_run(model, "topk", call=call)
     layout = layout_of(model.graph, method(model, "topk"))
     first, second = (made.halves[s] for s in layout.dense[0])
     assert first.counts == second.counts
@@ -122,4 +122,4 @@ def test_tables_add_up_to_the_dense_model(model: Analysed, free: MeasuredProfile
 
 def test_without_a_method_there_is_nothing_to_measure(model: Analysed) -> None:
     with pytest.raises(UsageError, match="--method"):
-        measure(model.graph, model.analysis, [], FakeMeter(Clock(), flops), source="x")
+        measure(model.graph, model.analysis, [], FakeRuntime(Clock(), flops), source="x")

@@ -19,7 +19,7 @@ from tcompile.profiling.partition import subgraph
 from tcompile.profiling.profile import ModelledProfile
 from tcompile.profiling.sampling import sampled
 from tcompile.profiling.sizing import sized, structures
-from tcompile.profiling.structure import cut_at, layout_of
+from tcompile.profiling.structure import layout_of, partition_at
 from tcompile.targets import load_target
 from tests.support.profiling import method, sided, tiny
 from tests.support.tiny_vit import VitSpec
@@ -40,13 +40,13 @@ def test_shapes_at_a_count_are_those_of_the_model_cut_there(
     found = structures(model.graph, model.analysis, [planner])
     tried = 0
     for n in range(12, 37, 3):
-        cuts = cut_at(model.graph, planner, n)
-        if cuts.tokens != n:
+        partitioned = partition_at(model.graph, planner, n)
+        if partitioned.tokens != n:
             continue
-        for sign, parts in cuts.halves().items():
+        for sign, parts in partitioned.halves().items():
             at = found.halves[sign].at(n)
             if at is not None:
-                assert dims(at) == dims(subgraph(cuts.graph, parts[0])), (n, sign)
+                assert dims(at) == dims(subgraph(partitioned.graph, parts[0])), (n, sign)
                 tried += 1
     assert tried >= 9
     assert sum(found.uses.values()) == len(found.dense.parts)
@@ -58,9 +58,9 @@ def test_dims_on_no_line_are_not_guessed(tmp_path: Path) -> None:
     planner = method(model, "topk")
     graphs = {}
     for n in (10, 20, 30):
-        cuts = cut_at(model.graph, planner, n)
-        part, _ = cuts.behind("mlp")[0]
-        graphs[n] = subgraph(cuts.graph, part)
+        partitioned = partition_at(model.graph, planner, n)
+        part, _ = partitioned.behind("mlp")[0]
+        graphs[n] = subgraph(partitioned.graph, part)
     assert sized(graphs).at(25) is not None
     assert sized({n: graphs[n] for n in (10, 20)}).at(25) is None
     tensor = graphs[20].nodes[0].outputs[0]

@@ -14,7 +14,7 @@ from tcompile.methods.schedulers import Place
 from tcompile.passes.reduce import reduce_graph
 from tcompile.passes.stages import Analysed
 from tcompile.profiling.partition import Segment, chained, partition, subgraph
-from tcompile.profiling.structure import cut_at, cut_dense
+from tcompile.profiling.structure import partition_at, partition_dense
 from tests.support.profiling import method, run_parts, run_whole, sided, tiny
 from tests.support.tiny_vit import VitSpec
 
@@ -118,7 +118,7 @@ def test_a_chain_runs_halves_one_after_another(models: dict[str, Analysed], tmp_
 
 def test_halves_behind_a_step_see_its_tokens(models: dict[str, Analysed]) -> None:
     model = models["cls"]
-    found = cut_at(model.graph, method(model, "topk"), 9)
+    found = partition_at(model.graph, method(model, "topk"), 9)
     assert found.tokens == 9
     for role in ("attn", "mlp"):
         for part, _ in found.behind(role):
@@ -126,14 +126,14 @@ def test_halves_behind_a_step_see_its_tokens(models: dict[str, Analysed]) -> Non
             assert piece.inputs[0].shape[1] == 9, part
     assert len(found.behind("mlp")) == 3
     assert len(found.behind("attn")) == 2
-    assert cut_dense(model.graph, model.analysis).step == -1
+    assert partition_dense(model.graph, model.analysis).step == -1
 
 
 @pytest.mark.parametrize(("build", "text"), [(tiny, "tome"), (sided, "topk"), (sided, "tome")])
 def test_what_halves_share_is_made_before_them(tmp_path: Path, build: Any, text: str) -> None:
     """Or else the first of them would be another structure, and dearer, than those behind it."""
     model = build(tmp_path, VitSpec(depth=5))
-    found = cut_at(model.graph, method(model, text), 12)
+    found = partition_at(model.graph, method(model, text), 12)
     makers = {
         o.name: part.role
         for part in found.parts

@@ -10,14 +10,14 @@ import pytest
 from tcompile import pipeline
 from tcompile.passes.stages import Analysed
 from tcompile.profiling.signature import signature
-from tcompile.profiling.structure import cut_at, cut_dense, layout_of
+from tcompile.profiling.structure import layout_of, partition_at, partition_dense
 from tests.support.profiling import method, sided, tiny
 from tests.support.tiny_vit import VitSpec
 
 
 def halves(model: Analysed) -> list[tuple[str, str]]:
     """(role, signature) of the dense model's halves."""
-    found = cut_dense(model.graph, model.analysis)
+    found = partition_dense(model.graph, model.analysis)
     pairs = zip(found.parts, found.signatures, strict=True)
     return [(p.role, s) for p, s in pairs if p.role in ("attn", "mlp")]
 
@@ -33,7 +33,7 @@ def test_blocks_share_a_signature_and_weights_do_not_matter(tmp_path: Path) -> N
 def test_token_counts_do_not_matter(tmp_path: Path, count: int) -> None:
     model = tiny(tmp_path)
     dense = {s for _, s in halves(model)}
-    assert set(cut_at(model.graph, method(model, "topk"), count).halves()) == dense
+    assert set(partition_at(model.graph, method(model, "topk"), count).halves()) == dense
     assert {s for _, s in halves(tiny(tmp_path, VitSpec(image=48)))} == dense
 
 
@@ -78,12 +78,12 @@ def test_masks_and_proportional_attention_matter(tmp_path: Path) -> None:
 
 def test_a_signature_is_of_the_part_alone(tmp_path: Path) -> None:
     model = tiny(tmp_path)
-    found = cut_dense(model.graph, model.analysis)
+    found = partition_dense(model.graph, model.analysis)
     part = next(p for p in found.parts if p.role == "mlp")
     before = signature(model.graph, part)
     for node in model.graph.nodes:
         node.name = f"renamed_{node.name}"
-    renamed = cut_dense(model.graph, model.analysis)
+    renamed = partition_dense(model.graph, model.analysis)
     assert (
         next(s for p, s in zip(renamed.parts, renamed.signatures, strict=True) if p.role == "mlp")
         == before

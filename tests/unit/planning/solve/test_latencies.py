@@ -16,8 +16,7 @@ from tcompile.passes.stages import Analysed
 from tcompile.planning.request import Request
 from tcompile.planning.solve import latencies
 from tcompile.planning.solve.latencies import profile_for, profile_key
-from tcompile.profiling import measure
-from tcompile.profiling import runtimes as meter
+from tcompile.profiling import measure, runtimes
 from tcompile.profiling.profile import MeasuredProfile, ModelledProfile, Profile
 from tcompile.targets import load_target
 from tests.support.planted import CONDITIONS, Planted, method, model
@@ -45,7 +44,7 @@ class World:
         )
 
 
-class FakeMeter:
+class FakeRuntime:
     def __init__(self, batch: int, threads: int | None) -> None:
         self.batch, self.threads = batch, threads
 
@@ -60,9 +59,9 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     found = World(model())
     monkeypatch.setattr(measure, "measure", found.measure)
     monkeypatch.setattr(
-        meter,
+        runtimes,
         "runtime_for",
-        lambda target, batch=1, threads=None, precision=None: FakeMeter(batch, threads),
+        lambda target, batch=1, threads=None, precision=None: FakeRuntime(batch, threads),
     )
     return found
 

@@ -7,8 +7,8 @@ import pytest
 from tcompile.analysis.flops import node_flops
 from tcompile.core.domain import DOMAIN
 from tcompile.core.errors import ModelError
-from tcompile.profiling.roofline.products import product_of
 from tcompile.profiling.roofline.steps import steps_of
+from tcompile.profiling.roofline.work import product_of
 
 
 def merge_graph(batch: int | str = 2) -> gs.Graph:

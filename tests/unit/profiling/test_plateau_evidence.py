@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from tcompile.profiling.curve import Curve, Figure
+from tcompile.profiling.plateaus import step_evidence
 from tcompile.profiling.profile import MeasuredProfile, ModelledProfile, Profile, Subject, from_json
-from tcompile.profiling.steps import steps_of
 from tests.support.profiling import CONDITIONS
 
 COUNTS = (*range(8, 197, 16), 197)
@@ -64,7 +64,7 @@ def test_a_fall_tells_of_noise_that_quartiles_do_not() -> None:
     assert not made.claims_plateaus
     assert made.why_no_plateaus == (
         "spread 8.9 % exceeds the largest step "
-        f"{100 * steps_of([found]).step:.2g} %: measured on a busy "
+        f"{100 * step_evidence([found]).step:.2g} %: measured on a busy "
         "machine?"
     )
 

@@ -14,7 +14,7 @@ from tcompile.passes.lower import lower
 from tcompile.passes.reduce import reduce_graph
 from tcompile.pipeline import read
 from tcompile.profiling.roofline import device_of, modelled
-from tcompile.profiling.roofline.fuse_gpu import gpu_pieces
+from tcompile.profiling.roofline.fusion import tensorrt_kernels
 from tcompile.profiling.roofline.steps import steps_of
 from tcompile.targets import load_target
 
@@ -94,13 +94,13 @@ def test_a_residual_add_joins_the_product_behind_what_it_adds():
     graph = gs.Graph(nodes, [x], [y])
     found = modelled(graph, DEVICE["fp16"], precision="fp16").kernels
     assert [k.nodes for k in found] == [("relu",), ("product", "residual")]
-    pieces = gpu_pieces(steps_of(graph, 1), DEVICE["fp16"])
+    found = tensorrt_kernels(steps_of(graph, 1), DEVICE["fp16"])
     # `a` is an operand and is read once; a residual from elsewhere is read besides.
-    assert pieces[1].products[0].extra == 0
+    assert found[1].products[0].extra == 0
     graph.inputs.append(gs.Variable("z", np.float32, (1, 64, 64)))
     graph.nodes[2].inputs[0] = graph.inputs[1]
-    pieces = gpu_pieces(steps_of(graph, 1), DEVICE["fp16"])
-    assert pieces[1].products[0].extra == 64 * 64 * 2
+    found = tensorrt_kernels(steps_of(graph, 1), DEVICE["fp16"])
+    assert found[1].products[0].extra == 64 * 64 * 2
 
 
 def test_a_mask_on_the_scores_stays_inside(vit):

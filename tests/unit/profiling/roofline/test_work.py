@@ -8,8 +8,8 @@ import pytest
 
 from tcompile.profiling.roofline import device_of, modelled
 from tcompile.profiling.roofline.cpu import from_figures
-from tcompile.profiling.roofline.pieces import read_bytes
 from tcompile.profiling.roofline.steps import steps_of
+from tcompile.profiling.roofline.work import read_bytes
 from tcompile.targets import load_target
 
 HALF = device_of(load_target("t4"), "fp16")
