@@ -8,7 +8,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis.attention import Attention
@@ -20,7 +19,9 @@ from tcompile.passes.reduce.reducers import find_reducer
 from tcompile.passes.reduce.reducers.base import ReducerInput
 from tcompile.passes.reduce.scores import find_score
 from tcompile.passes.reduce.scores.base import PastAttention, ScoreInput
+from tcompile.passes.reduce.segments import by_segment
 from tcompile.passes.reduce.token_state import TokenState
+from tests.golden.text import to_text
 
 #: Prefix, patches and their grid, channels, heads and channels of a head.
 PREFIX, COUNT, GRID, WIDTH, HEADS, SIZE = 1, 12, (3, 4), 6, 2, 3
@@ -108,11 +109,18 @@ REDUCERS: dict[str, Sequence[tuple[int, dict[str, Any]]]] = {
 }
 
 
+#: What else a reducer is shown with.
+MORE: dict[str, Sequence[tuple[int, dict[str, Any], str]]] = {
+    "topk": [(6, {}, "groups"), (6, {}, "segments"), (5, {}, "suffix")],
+    "merge": [(8, {}, "segments"), (9, {}, "inside")],
+    "fuse": [(5, {}, "suffix")],
+}
+
+
 class Bare:
     """A graph with the stream, and one attention, whose parts are inputs."""
 
-    def __init__(self) -> None:
-        total = PREFIX + COUNT
+    def __init__(self, total: int = PREFIX + COUNT) -> None:
         self.inputs: dict[str, gs.Variable] = {}
         self.graph = gs.Graph(opset=18, ir_version=9)
         self.builder = Builder(self.graph)
@@ -158,8 +166,9 @@ class Bare:
         )
         return AttentionView(self.builder, found, {n.name: n for n in nodes}, None)
 
-    def finish(self, outputs: dict[str, gs.Tensor | None]) -> onnx.ModelProto:
-        """The nodes that the outputs need, and the inputs that these need."""
+    def finish(self, outputs: dict[str, gs.Tensor | None]) -> str:
+        """The text of the nodes that the outputs need, and of the inputs that these need; which of
+        them an fp16 graph computes in fp16."""
         for name, tensor in outputs.items():
             if tensor is None:
                 continue
@@ -172,10 +181,12 @@ class Bare:
             self.graph.outputs.append(tensor)
         self.graph.inputs = list(self.inputs.values())
         self.graph.cleanup(remove_unused_graph_inputs=True).toposort()
-        return to_onnx(self.graph)
+        own = {n for view in self.attentions for n in (view.node.name, view.product.name)}
+        half = {n.name for n in self.graph.nodes} - self.builder.fp32 - own
+        return to_text(to_onnx(self.graph), half=half)
 
 
-def score(name: str, parameters: dict[str, Any], *, reduced: bool = False) -> onnx.ModelProto:
+def score(name: str, parameters: dict[str, Any], *, reduced: bool = False) -> str:
     """The nodes of a score.
 
     Args:
@@ -216,28 +227,26 @@ def _head(folder: Path) -> str:
     return str(folder / "head.npz")
 
 
-def reducer(
-    name: str, keep: int, parameters: dict[str, Any], *, sized: bool = False
-) -> onnx.ModelProto:
+def reducer(name: str, keep: int, parameters: dict[str, Any], how: str = "") -> str:
     """The nodes of a reducer.
 
     Args:
-        sized: the tokens have sizes, owners and places of a stage before.
+        how: `tokens have sizes`: and owners and places, of a state before; `groups`: tokens leave
+            in groups of two; `segments`: two halves of the tokens each lose as many; `suffix`: a
+            fixed token is behind the patches; `inside`: the stream is beside an attention.
     """
-    bare = Bare()
-    reduced = name == "return"
-    state = TokenState(COUNT)
-    if reduced or sized:
-        count = 4 if reduced else COUNT
+    found, values = find_reducer(name).bind(Spec(name, parameters))
+    count = 4 if found.returns else COUNT
+    suffix = int(how == "suffix")
+    bare = Bare(PREFIX + count + suffix)
+    state = TokenState(count)
+    if found.returns or how == "tokens have sizes":
         state = TokenState(
             count,
             index=bare.input("index", count, dtype=np.int64),
-            size=bare.input("size", count) if sized else None,
+            size=None if found.returns else bare.input("size", count),
             owner=bare.input("owner", COUNT, dtype=np.int64),
         )
-        if reduced:
-            bare.x.shape = ["batch", PREFIX + count, WIDTH]
-    found, values = find_reducer(name).bind(Spec(name, parameters))
     frames = values.get("within") == "frames"
 
     def score_fn(spec: Spec) -> gs.Tensor:
@@ -251,19 +260,21 @@ def reducer(
         attention=bare.attentions[1],
         state=state,
         prefix=PREFIX,
-        suffix=0,
+        suffix=suffix,
         dense_count=COUNT,
-        dense_grid=(2, 6) if reduced else GRID,
+        dense_grid=(2, 6) if found.returns else GRID,
         keep=keep,
         parameters=values,
         find=find_reducer,
         score_fn=score_fn,
         encoder_input=lambda: bare.input("encoder_input", PREFIX + COUNT, WIDTH),
-        grid=(2, 2) if reduced else (4, 1, 3) if frames else GRID,
+        group_table=np.arange(COUNT).reshape(2, -1).T if how == "groups" else None,
+        grid=(2, 2) if found.returns else (4, 1, 3) if frames else GRID,
         last_values=bare.input("last_values", COUNT, WIDTH),
+        residual=bare.input("residual", PREFIX + COUNT, WIDTH) if how == "inside" else None,
     )
     assert found.around or not found.problem(inputs.ask)
-    stream, after = found.run(inputs)
+    stream, after = by_segment(found, inputs, 2) if how == "segments" else found.run(inputs)
     assert after.count == keep
     return bare.finish(
         {"stream": stream, **{f"new_{k}": getattr(after, k) for k in ("index", "size", "owner")}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,10 +13,11 @@ import onnx_graphsurgeon as gs
 
 from tcompile import pipeline
 from tcompile.core.graph import to_onnx
-from tcompile.core.schedule import Reduction, Schedule, Spec
+from tcompile.core.schedule import Reduction, Schedule, Spec, TowerSchedule
 from tcompile.passes import lower, normalize, reduce
 from tcompile.passes.normalize.batch_values import DimVectors, settle_batch_values
 from tcompile.passes.normalize.bind_shapes import bind_inputs
+from tcompile.passes.reduce.towers import reduce_towers
 from tcompile.plugins.spec import add_functions
 from tcompile.targets import load_target
 
@@ -38,6 +40,7 @@ REDUCTIONS: dict[str, dict[str, Any]] = {
     "restored": {"steps": [("attn:0", "cls", "topk", 4)], "outputs": "restored"},
     "bypass": {"steps": [("around:0", "norm", "bypass", 4)]},
     "side-inputs": {"steps": [("block:0", "norm", "topk", 4)]},
+    "towers": {"steps": [("attn:0", "norm", "topk", 4)], "other": ("attn:0", "norm", "topk", 2)},
     "inside": {"steps": [("inside:0", None, "merge", 5)]},
 }
 
@@ -81,17 +84,24 @@ def _lower(name: str, model: onnx.ModelProto) -> onnx.ModelProto:
     return to_onnx(state.graph)
 
 
+def _reduction(site: str, score: str | None, reducer: str, keep: int) -> Reduction:
+    return Reduction(site, Spec(score) if score else None, Spec(reducer), keep)
+
+
 def _reduce(name: str, model: onnx.ModelProto) -> onnx.ModelProto:
     """All of reduce with a schedule, or its passes up to the one of that name."""
     with TemporaryDirectory() as folder:
         onnx.save(model, str(Path(folder) / "model.onnx"))
         read = pipeline.read(Path(folder) / "model.onnx")
     told = REDUCTIONS.get(name, REDUCTIONS["drop"])
-    reductions = tuple(
-        Reduction(site, Spec(score) if score else None, Spec(reducer), keep)
-        for site, score, reducer, keep in told["steps"]
-    )
+    reductions = tuple(_reduction(*step) for step in told["steps"])
     schedule = Schedule("golden", read.analysis.shape, reductions)
+    if "other" in told:
+        (other,) = read.analysis.others
+        tower = TowerSchedule(other.tower, other.shape, (_reduction(*told["other"]),))
+        schedule = replace(schedule, tower=read.analysis.tower, towers=(tower,))
+        made, _ = reduce_towers(read.graph, read.analysis, schedule, strict=True)
+        return to_onnx(made.graph)
     steps = [step.name for step in reduce.PASSES]
     passes = reduce.PASSES[: steps.index(name) + 1] if name in steps else reduce.PASSES
     found: list[gs.Graph] = []

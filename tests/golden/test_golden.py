@@ -87,15 +87,15 @@ def test_a_pass(name: str, update_golden: bool) -> None:
     compare(path, found, update_golden, f"{title}{BEFORE}{before}{AFTER}{found}")
 
 
-def cases(shown: list[tuple[str, Callable[[], onnx.ModelProto]]]) -> str:
+def cases(shown: list[tuple[str, Callable[[], str]]]) -> str:
     """One graph after the other, each below what it is of."""
-    return "\n".join(f"# {title}\n{to_text(make())}" for title, make in shown)
+    return "\n".join(f"# {title}\n{make()}" for title, make in shown)
 
 
 @pytest.mark.parametrize("score", SCORES, ids=lambda s: s.name)
 def test_a_score(score: Any, update_golden: bool) -> None:
     name = score.name
-    shown: list[tuple[str, Callable[[], onnx.ModelProto]]] = []
+    shown: list[tuple[str, Callable[[], str]]] = []
     for parameters in members.SCORES.get(name, [{}]):
         shown.append((_titled(name, parameters), lambda p=parameters: members.score(name, p)))
     if name in ("static", "window_penalty"):
@@ -109,14 +109,13 @@ def test_a_score(score: Any, update_golden: bool) -> None:
 @pytest.mark.parametrize("reducer", REDUCERS, ids=lambda r: r.name)
 def test_a_reducer(reducer: Any, update_golden: bool) -> None:
     name = reducer.name
-    shown: list[tuple[str, Callable[[], onnx.ModelProto]]] = []
-    for keep, parameters in members.REDUCERS.get(name, [(5, {})]):
-        title = f"{_titled(name, parameters)}, keep {keep}"
-        shown.append((title, lambda k=keep, p=parameters: members.reducer(name, k, p)))
+    listed = [(keep, p, "") for keep, p in members.REDUCERS.get(name, [(5, {})])]
     if not reducer.returns and not reducer.around:
-        keep, parameters = members.REDUCERS.get(name, [(5, {})])[0]
-        title = f"{_titled(name, parameters)}, keep {keep}, tokens have sizes"
-        shown.append((title, lambda: members.reducer(name, keep, parameters, sized=True)))
+        listed.append((*listed[0][:2], "tokens have sizes"))
+    shown: list[tuple[str, Callable[[], str]]] = []
+    for keep, parameters, how in [*listed, *members.MORE.get(name, [])]:
+        title = f"{_titled(name, parameters)}, keep {keep}{', ' + how if how else ''}"
+        shown.append((title, lambda k=keep, p=parameters, h=how: members.reducer(name, k, p, h)))
     text = cases(shown)
     compare(HERE / "reducers" / f"{name}.txt", text, update_golden, text)
 

@@ -45,6 +45,7 @@ def to_text(
     shapes: bool = False,
     names: bool = False,
     functions: bool = False,
+    half: Collection[str] = (),
 ) -> str:
     """Print a model.
 
@@ -53,6 +54,7 @@ def to_text(
         shapes: print the shapes of all tensors.
         names: print the names of nodes.
         functions: print the local functions.
+        half: names of nodes that a comment lists, by what they give, as of fp16 in an fp16 graph.
     """
     graph = model.graph
     called = _Names(graph, known)
@@ -71,6 +73,9 @@ def to_text(
             values = numpy_helper.to_array(t)
             digest = hashlib.blake2b(values.tobytes(), digest_size=4).hexdigest()
             lines.append(f"# {called(t.name)}: {digest}")
+    if half:
+        moved = [called(n.output[0]) for n in graph.node if n.name in half]
+        lines.append(f"# in fp16: {', '.join(moved)}")
     for function in model.functions if functions else ():
         ends = [", ".join(names) for names in (function.input, function.output)]
         opsets = ", ".join(f'"{o.domain}" : {o.version}' for o in function.opset_import)
@@ -117,6 +122,8 @@ def _printed(tensor: onnx.TensorProto) -> int:
 
 def _called(tensor: onnx.TensorProto) -> str:
     values = numpy_helper.to_array(tensor).reshape(-1).tolist()
+    if values == [np.iinfo(np.int64).max]:
+        return "end"
     if not 0 < len(values) <= _NAMED:
         return "table" if tensor.data_type == TensorProto.INT64 else "weight"
     kind = {TensorProto.INT64: "i", TensorProto.BOOL: "b"}.get(tensor.data_type, "f")
