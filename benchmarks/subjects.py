@@ -76,7 +76,7 @@ def export(subject: Subject, folder: Path) -> Path:
 
 def images(subject: Subject, model: Path, stream: int, count: int) -> dict[str, Any]:
     """Scenes as the model takes them, by the name of its input, and `labels`."""
-    from tcompile.runtime.samples import signature
+    from tcompile.runtime.signature import signature
 
     pictures, labels, _ = data.batch(stream, 0, count)
     made = data.preprocess(pictures)

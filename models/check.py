@@ -12,7 +12,7 @@ from tcompile.core.errors import ModelError
 from tcompile.models.recipes import batched
 from tcompile.models.source import LoadedModel
 
-# Exports that are right differ by some 2e-6 of the largest output (EXPORTS section 0); a wrong
+# Exports that are right differ by some 2e-6 of the largest output; a wrong
 # one by far more. Deep models add up rounding, hence the room between.
 RELATIVE_TOLERANCE = 1e-4
 # For a free batch: one image (where traces like to specialise) and a count never traced with.

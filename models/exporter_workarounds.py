@@ -290,7 +290,7 @@ def _complex_rotary(loaded: LoadedModel) -> list[torch.nn.Module]:
 
 @contextmanager
 def _unfused(loaded: LoadedModel) -> Iterator[Used]:
-    with attention_as(loaded, "eager") as kind:
+    with attention_as(loaded.base, "eager") as kind:
         yield [kind]
 
 
@@ -334,7 +334,7 @@ REAL_ROTARY = Cure(
 )
 UNFUSED = Cure(
     "attention is written out, since this exporter does not take the fused form",
-    lambda loaded, asked, exporter: asked is None and get_attention(loaded) == "sdpa",
+    lambda loaded, asked, exporter: asked is None and get_attention(loaded.base) == "sdpa",
     _unfused,
     at_once=False,
 )

@@ -87,7 +87,7 @@ def export(
     from tcompile.models.exporter_workarounds import plans
 
     failures: list[str] = []
-    with attention_as(loaded, attention):
+    with attention_as(loaded.base, attention):
         for name in _order(loaded, exporter):
             first: str | None = None
             for cures in plans(loaded, attention, name):
@@ -136,7 +136,7 @@ def _attempt(
     with applied(loaded, cures) as used, recipes.quiet(), recipes.settings():
         proto = _written(name, job, is_asked=opset is not None)
         outputs = recipes.output_dims(job)
-        spelled = get_attention(loaded)
+        spelled = get_attention(loaded.base)
     settle_inputs(proto, job.shapes(), batch)
     settle_outputs(proto, outputs)
     if opset == 17 and opset_of(proto) == 18:

@@ -56,7 +56,6 @@ def load(family: Family, request: Request, *, is_fresh: bool) -> LoadedModel:
             "resize": "squash",
             **ready.preprocessing,
         },
-        resized=any(hasattr(m, "interpolate_pos_encoding") for m in tower.modules()),
         notes=(*ready.notes, *notes),
         fixed_batch=ready.fixed_batch,
     )

@@ -96,8 +96,7 @@ def _finish(request: Request, made: _Made) -> LoadedModel:
     size = (request.image_size, request.image_size) if request.image_size else native
     vision = hf_config.tower_config(made.model.config)
     base = made.model.eval() if made.cut is None else made.cut(made.model.eval(), size).eval()
-    resized = size != native
-    call = {"interpolate_pos_encoding": True} if resized and _interpolates(base) else {}
+    call = {"interpolate_pos_encoding": True} if size != native and _interpolates(base) else {}
     image = example_image(*size, int(getattr(vision, "num_channels", 3)))
     frames = hf_config.frames(vision)
     if frames is not None:
@@ -113,7 +112,6 @@ def _finish(request: Request, made: _Made) -> LoadedModel:
         library="hf",
         preprocessing=hf_config.preprocessing(request, made.model, size),
         call=call,
-        resized=resized,
         notes=_weights(made, base),
     )
 

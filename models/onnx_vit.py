@@ -131,10 +131,10 @@ class GraphWriter:
         product = self.op("MatMul", x, self.weight(f"{name}.weight", transpose=True))
         return self.op("Add", product, self.weight(f"{name}.bias"))
 
-    def layer_norm(self, x: str, name: str, epsilon: float = 1e-6) -> str:
+    def layer_norm(self, x: str, name: str) -> str:
         """LayerNorm over the last axis."""
         scale, bias = self.weight(f"{name}.weight"), self.weight(f"{name}.bias")
-        return self.op("LayerNormalization", x, scale, bias, axis=-1, epsilon=epsilon)
+        return self.op("LayerNormalization", x, scale, bias, axis=-1, epsilon=1e-6)
 
     def gelu(self, x: str) -> str:
         """Exact GELU, spelled out: the Gelu operator only exists from opset 20."""
@@ -211,11 +211,7 @@ class GraphWriter:
 
 
 def build_vit(
-    spec: VitSpec,
-    weights: Mapping[str, Array] | None = None,
-    *,
-    batch: int | None = 1,
-    metadata: Mapping[str, str] | None = None,
+    spec: VitSpec, weights: Mapping[str, Array] | None = None, *, batch: int | None = 1
 ) -> onnx.ModelProto:
     """A checked ONNX model: `image` [B, 3, S, S] to `logits` [B, classes] or `tokens` [B, N, C].
 
@@ -233,10 +229,10 @@ def build_vit(
     if spec.pool == "none":
         x = writer.layer_norm(x, "norm")
         shape = [rows, spec.tokens, spec.width]
-        return writer.model(spec.image, {"tokens": (x, shape)}, metadata)
+        return writer.model(spec.image, {"tokens": (x, shape)})
     pooled = pool(writer, spec, writer.layer_norm(x, "norm"))
     logits = writer.linear(pooled, "head")
-    return writer.model(spec.image, {"logits": (logits, [rows, spec.classes])}, metadata)
+    return writer.model(spec.image, {"logits": (logits, [rows, spec.classes])})
 
 
 def patch_tokens(writer: GraphWriter, spec: VitSpec, image: str) -> str:

@@ -86,7 +86,6 @@ class LoadedModel:
         preprocessing: `mean`, `std` (3 each, for pixels in 0..1), `size` [H, W], `interpolation`,
             `crop_pct`, `resize` ("crop" or "squash"), `input`; `labels` where they are known.
         call: further keyword arguments that `base` needs at every call (transformers).
-        resized: the position table is interpolated at every call, to a size fixed by the input.
         notes: what the person should know about the weights; they go into the export's report.
         fixed_batch: why the first axis of the inputs cannot be left free; empty where it can.
     """
@@ -99,7 +98,6 @@ class LoadedModel:
     library: str
     preprocessing: Mapping[str, Any]
     call: Mapping[str, Any] = field(default_factory=dict)
-    resized: bool = False
     notes: tuple[str, ...] = ()
     fixed_batch: str = ""
 
@@ -167,7 +165,7 @@ def load_source(
     if attention is not None:
         from tcompile.models.attention import set_attention
 
-        set_attention(loaded, attention)
+        set_attention(loaded.base, attention)
     return loaded
 
 
@@ -226,10 +224,10 @@ def _wake(module: torch.nn.Module) -> None:
             torch.nn.init.normal_(part.weight, std=0.02)
 
 
-def _perturb(module: torch.nn.Module, std: float = 0.02) -> None:
+def _perturb(module: torch.nn.Module) -> None:
     import torch
 
     with torch.no_grad():
         for parameter in module.parameters():
             if parameter.is_floating_point():
-                parameter.add_(torch.randn_like(parameter) * std)
+                parameter.add_(torch.randn_like(parameter) * 0.02)

@@ -23,6 +23,8 @@ from tcompile.core.save import without_weights
 #: Values of a tensor that are printed; of larger ones type, dims and digest are.
 _PRINTED = 16
 _FILE = re.compile(r"\d{3,}-(normalize|reduce|lower)-[\w.-]+\.txt")
+#: Lies between two typed names in a text.
+_ENTRY = re.compile(r", (?=[a-z]\w*(\[[^\]]*\])? [\"\w])")
 
 
 class State(Protocol):
@@ -152,9 +154,12 @@ def to_text(
         else:
             kind = dtype_to_onnx(tensor.export_dtype)
             model.graph.initializer.add(name=tensor.name, data_type=kind, dims=dims)
-            digests.append(f"# {tensor.name}: {digest(tensor)}\n")
+            digests.append(f"# {tensor.name}: {digest(tensor)}")
     _elide(model.graph)
-    return f"{onnx.printer.to_text(model)}\n{''.join(digests)}"
+    lines = onnx.printer.to_text(model).split("\n")
+    # The printer has all weights and shapes on one line; two dumps are compared line by line.
+    lines = [_ENTRY.sub(",\n    ", line) if line.startswith("   <") else line for line in lines]
+    return "\n".join([*lines, *digests, ""])
 
 
 def _elide(graph: onnx.GraphProto) -> None:

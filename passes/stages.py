@@ -41,7 +41,6 @@ class Reduced:
         fp32_nodes: nodes that must stay fp32 when the rest goes to fp16.
         written: name of each node and tensor that the reduction wrote → the site that it is for;
             empty for what follows from several.
-        attention_layers: attentions with more than one query row: the fused kernels to expect.
         metadata: the source's metadata_props.
         widened: whether the source computed in fp16.
     """
@@ -51,6 +50,5 @@ class Reduced:
     schedule: Schedule
     fp32_nodes: frozenset[str]
     written: Mapping[str, str]
-    attention_layers: int
     metadata: dict[str, str]
     widened: bool

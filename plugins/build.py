@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tcompile._version import __version__
+from tcompile.core.cache import cache_dir
 from tcompile.core.errors import TcompileError, UsageError
 from tcompile.core.progress import Progress, silent
 
@@ -34,24 +35,17 @@ class Tools:
 
     Attributes:
         cmake, nvcc: paths of the programs.
-        headers: folder with NvInfer.h.
         root: what TENSORRT_ROOT is to be, or None where CMake finds the headers by itself.
     """
 
     cmake: str
     nvcc: str
-    headers: Path
     root: Path | None
 
 
 def library_path() -> Path:
-    """Where `tcompile plugins build` puts the library: in the user's cache, one a version of ours.
-
-    TCOMPILE_CACHE, else XDG_CACHE_HOME/tcompile, else ~/.cache/tcompile.
-    """
-    own, shared = os.environ.get("TCOMPILE_CACHE"), os.environ.get("XDG_CACHE_HOME", "")
-    base = Path(shared) if Path(shared).is_absolute() else Path.home() / ".cache"
-    return (Path(own) if own else base / "tcompile") / "plugins" / __version__ / LIBRARY
+    """Return where `tcompile plugins build` puts the library: the cache, one for each version."""
+    return cache_dir() / "plugins" / __version__ / LIBRARY
 
 
 def built_library() -> Path:
@@ -105,14 +99,13 @@ def find_tools(tensorrt_root: str | Path | None = None) -> Tools:
         )
     root = tensorrt_root or os.environ.get("TENSORRT_ROOT")
     folders = [Path(root) / "include", Path(root)] if root else [Path(p) for p in _HEADERS]
-    headers = next((f for f in folders if (f / "NvInfer.h").is_file()), None)
-    if headers is None:
+    if not any((f / "NvInfer.h").is_file() for f in folders):
         where = str(Path(root)) if root else "the usual places"
         raise UsageError(
             f"building plugins needs TensorRT's headers: no NvInfer.h in {where}",
             hint="apt install libnvinfer-headers-dev, or --tensorrt DIR with DIR/include/NvInfer.h",
         )
-    return Tools(cmake, nvcc, headers, Path(root).resolve() if root else None)
+    return Tools(cmake, nvcc, Path(root).resolve() if root else None)
 
 
 def architectures(text: str) -> str:

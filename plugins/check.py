@@ -132,15 +132,13 @@ def check_library(
     )
 
 
-def require_library(
-    path: str | Path, *, tensorrt: tuple[int, int] | None = None, architecture: int | None = None
-) -> LibraryReport:
+def require_library(path: str | Path, *, tensorrt: tuple[int, int] | None = None) -> LibraryReport:
     """`check_library`, for who wants to load it on this machine.
 
     Raises:
         UsageError: as there, or something is wrong with it; says what.
     """
-    report = check_library(path, tensorrt=tensorrt, architecture=architecture)
+    report = check_library(path, tensorrt=tensorrt)
     if report.problems:
         raise UsageError(
             report.problems[0], where=str(path), hint="`tcompile plugins check` says all"

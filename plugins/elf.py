@@ -15,7 +15,7 @@ _LARGEST = 1 << 30
 _SHARED = 3
 _LOAD = 1
 _STRINGS, _DYNAMIC, _SYMBOLS = 3, 6, 11
-_NEEDED, _SONAME = 1, 14
+_NEEDED = 1
 
 
 class ElfError(ValueError):
@@ -28,13 +28,11 @@ class SharedLibrary:
 
     Attributes:
         machine: as `platform.machine()` calls it, or `machine 40` where we know no name.
-        soname: what it calls itself; empty where it does not.
         needed: names of the libraries that it loads.
         exported: symbol → its address, for those that others can use.
     """
 
     machine: str
-    soname: str
     needed: tuple[str, ...]
     exported: dict[str, int]
     _data: bytes = field(repr=False)
@@ -96,7 +94,7 @@ def _read(data: bytes) -> SharedLibrary:
         for i in range(section_count)
     ]
     exported: dict[str, int] = {}
-    soname, needed = "", []
+    needed: list[str] = []
     for _, what, _, _, offset, size, link, _, _, _ in heads:
         if what not in (_SYMBOLS, _DYNAMIC):
             continue
@@ -114,15 +112,8 @@ def _read(data: bytes) -> SharedLibrary:
                 tag, value = struct.unpack_from("<qQ", data, at)
                 if tag == _NEEDED:
                     needed.append(_name(names, value))
-                elif tag == _SONAME:
-                    soname = _name(names, value)
     return SharedLibrary(
-        MACHINES.get(machine, f"machine {machine}"),
-        soname,
-        tuple(needed),
-        exported,
-        data,
-        tuple(loads),
+        MACHINES.get(machine, f"machine {machine}"), tuple(needed), exported, data, tuple(loads)
     )
 
 

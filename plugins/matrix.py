@@ -102,19 +102,13 @@ def find_nvcc() -> str:
     return found
 
 
-def find_ptxas() -> str:
-    """ptxas: beside nvcc; raises like it."""
-    beside = Path(find_nvcc()).resolve().with_name("ptxas")
-    return str(beside) if beside.exists() else shutil.which("ptxas") or str(beside)
-
-
-def compile_source(source: str, architectures: Iterable[str] = ARCHITECTURES) -> list[Need]:
+def compile_source(source: str) -> list[Need]:
     """Compile one source of `SOURCES` or `AOT_SOURCES`; what its kernels need.
 
     Raises:
         RuntimeError: there is no nvcc, or it fails or warns.
     """
-    generate = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in architectures]
+    generate = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHITECTURES]
     with tempfile.TemporaryDirectory(prefix="tcompile-") as folder:
         command = [
             find_nvcc(),
@@ -132,18 +126,6 @@ def compile_source(source: str, architectures: Iterable[str] = ARCHITECTURES) ->
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"nvcc cannot compile {source}: {done.stderr[-4000:]}")
-    return list(read_needs(done.stderr))
-
-
-def assemble(ptx: str, arch: str) -> list[Need]:
-    """What the kernels of a PTX text need on an architecture; raises like `compile_source`."""
-    with tempfile.TemporaryDirectory(prefix="tcompile-") as folder:
-        text = Path(folder) / "kernels.ptx"
-        text.write_text(ptx)
-        command = [find_ptxas(), f"-arch=sm_{arch}", "-v", str(text), "-o", f"{text}.cubin"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"ptxas refuses the kernels for sm_{arch}: {done.stderr[-4000:]}")
     return list(read_needs(done.stderr))
 
 

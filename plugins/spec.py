@@ -2,7 +2,7 @@
 what its CUDA kernel and its TensorRT plugin take.
 
 A runtime without our plugin inlines the function body; one with the plugin dispatches on the name.
-Parsers match the bare op type and ignore the domain, so names start with `Tc` (DESIGN 5.6).
+Parsers match the bare op type and ignore the domain, so names start with `Tc`.
 
 One specification yields the function body, the fields and tensor types of the plugin
 (`cuda/tcompile_spec.h`), the cases of its tests and its page of documentation. This module and the
@@ -23,7 +23,6 @@ from tcompile.plugins.shapes import evaluate, holds, symbols
 
 if TYPE_CHECKING:
     import onnx
-    import onnx_graphsurgeon as gs
 
 #: Of every plugin: what the registry finds it by, beside its name.
 PLUGIN_VERSION, PLUGIN_NAMESPACE = "1", "tcompile"
@@ -71,6 +70,16 @@ class Tensor:
         if kind not in KINDS:
             raise ValueError(f"'{text}' is of no kind of {', '.join(KINDS)}")
         return Tensor(name, tuple(dims.strip("[]").split(",")), kind, doc.strip())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the tensor as JSON values."""
+        return {
+            "name": self.name,
+            "dims": list(self.dims),
+            "kind": self.kind,
+            "types": list(KINDS[self.kind]),
+            "meaning": self.doc,
+        }
 
 
 @dataclass(frozen=True)
@@ -157,6 +166,21 @@ class TokenOp:
         known = self.bind(shapes, numbers)
         return tuple(tuple(evaluate(d, known) for d in t.dims) for t in self.gives)
 
+    def to_json(self) -> dict[str, Any]:
+        """Return what a plugin of the op takes, gives, and has for fields."""
+        fields = (a.split(":", 1) for a in self.attributes)
+        return {
+            "name": self.name,
+            "version": PLUGIN_VERSION,
+            "namespace": PLUGIN_NAMESPACE,
+            "fields": [
+                {"name": n, "type": "int64", "length": 1, "meaning": m.strip()} for n, m in fields
+            ],
+            "inputs": [t.to_json() for t in self.takes],
+            "outputs": [t.to_json() for t in self.gives],
+            "limits": list(self.limits),
+        }
+
     def function(self, opset: int) -> onnx.FunctionProto:
         """The ONNX function under the given version of the default opset."""
         import onnx
@@ -191,23 +215,3 @@ TOLERANCES: Mapping[str, Tolerance] = {
     "f16": Tolerance(2e-3, 2e-3, 5e-6),
     "bf16": Tolerance(1.6e-2, 1.6e-2, 5e-6),
 }
-
-
-def add_functions(graph: gs.Graph) -> None:
-    """Give the graph the function body of every token op that it calls."""
-    import onnx
-    import onnx_graphsurgeon as gs
-
-    from tcompile.plugins.ops import OPS
-
-    used = {n.op for n in graph.nodes if n.domain == DOMAIN}
-    have = {f.name for f in graph.functions}
-    shell = onnx.helper.make_model(
-        onnx.helper.make_graph([], "functions", [], []),
-        functions=[op.function(graph.opset) for op in OPS if op.name in used - have],
-        opset_imports=[
-            onnx.helper.make_opsetid("", graph.opset),
-            onnx.helper.make_opsetid(DOMAIN, 1),
-        ],
-    )
-    graph.functions.extend(gs.import_onnx(shell).functions)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tcompile.targets.devices import Figure, Target, list_targets, load_target
-from tcompile.targets.jetpack import JetPack, jetpacks_for
+from tcompile.targets.devices import DeviceFigure, Target, list_targets, load_target
+from tcompile.targets.versions import JetPack, jetpacks_for
 
-__all__ = ["Figure", "JetPack", "Target", "jetpacks_for", "list_targets", "load_target"]
+__all__ = ["DeviceFigure", "JetPack", "Target", "jetpacks_for", "list_targets", "load_target"]

@@ -56,7 +56,8 @@ from tcompile.planning.solve.whole import with_latency
 from tcompile.planning.towers import for_towers, tower_notes
 from tcompile.report.explain import NodeFacts
 from tcompile.report.explain import explain as explain_node
-from tcompile.report.inspection import Inspection, describe
+from tcompile.report.inspection import describe
+from tcompile.report.inspection_page import Inspection
 from tcompile.runtime.token_outputs import tower_of_outputs
 from tcompile.targets import load_target
 from tcompile.targets.backends.batch_sizes import BatchSizes
@@ -225,7 +226,6 @@ def apply_schedule(
         schedule=_with_towers(model, done, outputs, planned),
         fp32_nodes=made.fp32_nodes,
         written=made.written,
-        attention_layers=sum(1 for a in model.analysis.attentions if a.query_rows > 1),
         metadata=normal.metadata,
         widened=normal.widened,
     )

@@ -1,7 +1,7 @@
 """Kernels that TensorRT-RTX engines gain by one step of each method, with native token ops.
 
 python -m benchmarks.gpu.native            all of it, as a table
-python -m benchmarks.gpu.native --write    into plugins/native_kernels.json, for docs and tests
+python -m benchmarks.gpu.native --write    into native_kernels.json, for docs and tests
 
 No GPU is needed: engines are built for every compute capability on any machine, and a plan lists
 its kernels. What is counted is kernels of an engine with one reduction less those of the dense one.
@@ -30,10 +30,10 @@ from tcompile.models.onnx_vit import VitSpec, build_vit, random_weights
 from tcompile.passes.lower import lower
 from tcompile.passes.stages import Analysed
 from tcompile.planning.method_schedule import schedule_for
-from tcompile.plugins.page import NATIVE
 from tcompile.targets import load_target
 from tcompile.targets.backends import rtx
 from tcompile.targets.backends.fusion import kernels
+from tools.token_ops import NATIVE
 
 #: What TensorRT-RTX 1.7 builds for.
 CAPABILITIES = ("75", "80", "86", "89", "120", "121")

@@ -44,8 +44,8 @@ def load(path: Path = WEIGHTS) -> GlyphViT:
     return net
 
 
-def untrained(*, tiny: bool = False, seed: int = 0) -> GlyphViT:
-    """A model with random weights in evaluation mode, of full size or `model.TINY`.
+def untrained(*, seed: int = 0) -> GlyphViT:
+    """Return a model with random weights in evaluation mode.
 
     The caller's torch random state is left as it was.
 
@@ -56,8 +56,8 @@ def untrained(*, tiny: bool = False, seed: int = 0) -> GlyphViT:
         import torch
     except ImportError:
         raise MissingExtraError("torch", "export", "the glyphs model") from None
-    from tcompile.models.glyphs.model import TINY, GlyphConfig, GlyphViT
+    from tcompile.models.glyphs.model import GlyphViT
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return GlyphViT(TINY if tiny else GlyphConfig()).eval()
+        return GlyphViT().eval()

@@ -35,10 +35,6 @@ class GlyphConfig:
         return self.image_size // 4
 
 
-TINY = GlyphConfig(width=48, depth=2, heads=3)
-"""Untrained size for fast tests of whatever consumes such a model."""
-
-
 class Attention(nn.Module):
     """Multi-head self-attention, [B, N, C] -> [B, N, C], with q, k and v in one projection."""
 

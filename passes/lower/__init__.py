@@ -147,7 +147,7 @@ PASSES: tuple[Pass[_Lowering], ...] = (
         "spell-rms-norm", lambda s: s.replaced(decompose_rms_norm(s.graph)), when=lambda s: s.jetson
     ),
     Pass("cast-pixels-first", lambda s: cast_pixels_first(s.graph), when=lambda s: s.tensorrt),
-    Pass("complete-spelled-shapes", lambda s: complete(s.graph)),
+    Pass("complete-shapes", lambda s: complete(s.graph)),
     Pass("to-fp16", _to_fp16, when=lambda s: s.precision == "fp16"),
     Pass("spell-fp32-matmul", lambda s: len(spell_products(s.graph)), when=lambda s: s.turing),
     Pass(

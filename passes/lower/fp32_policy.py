@@ -15,6 +15,7 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
+from tcompile.core.op_traits import MOVES
 from tcompile.passes.lower.types import (
     FLOAT16,
     FLOAT32,
@@ -66,25 +67,7 @@ _SINGLE = {
 #: Results by which something is divided or multiplied: rounding them to fp16 rounds everything.
 _FACTORS = {"Pow", "Sqrt", "Reciprocal", "Exp", "Log", "ReduceL1", "ReduceL2", "ReduceSumSquare"}
 #: Change no value: they stay in the precision of what they move.
-_MOVES = {
-    "Identity",
-    "Reshape",
-    "Flatten",
-    "Transpose",
-    "Squeeze",
-    "Unsqueeze",
-    "Expand",
-    "Tile",
-    "Slice",
-    "Split",
-    "Gather",
-    "GatherElements",
-    "GatherND",
-    "Concat",
-    "Dropout",
-    "Neg",
-    "Abs",
-}
+_MOVES = MOVES | {"Dropout", "Neg", "Abs"}
 #: Reductions and bounds: in fp32 when what they take is.
 _FOLLOWS = _MOVES | {"ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "Max", "Min", "Clip"}
 _ARITHMETIC = {"Add", "Sub", "Mul", "Div", "Floor", "Ceil", "Round", "Mod"}

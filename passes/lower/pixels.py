@@ -12,28 +12,12 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from tcompile.core.graph import bypass, is_const, replace_uses, value
+from tcompile.core.op_traits import MOVES
 from tcompile.passes.lower.types import FLOAT32, as_dtype
 
 _UINT8 = np.dtype(np.uint8)
-#: Give values that they were given, and the inputs that hold values.
-_MOVES = {
-    "Identity": 1,
-    "Reshape": 1,
-    "Flatten": 1,
-    "Transpose": 1,
-    "Squeeze": 1,
-    "Unsqueeze": 1,
-    "Expand": 1,
-    "Tile": 1,
-    "Slice": 1,
-    "Split": 1,
-    "Gather": 1,
-    "GatherElements": 1,
-    "GatherND": 1,
-    "DepthToSpace": 1,
-    "SpaceToDepth": 1,
-    "Concat": None,
-}
+#: Give values that they were given.
+_MOVES = MOVES | {"DepthToSpace", "SpaceToDepth"}
 
 
 def cast_pixels_first(graph: gs.Graph) -> int:
@@ -100,7 +84,7 @@ def _region(
         inside |= {t.name for t in node.outputs}
         pending += [user for t in node.outputs for user in t.outputs]
     for node in moved:
-        for tensor in list(node.inputs)[: _MOVES[node.op]]:
+        for tensor in _values(node):
             if is_const(tensor):
                 constants.add(tensor.name)
             elif tensor.name not in inside:
@@ -113,8 +97,13 @@ def _image_of(tensor: gs.Tensor) -> gs.Tensor | None:
     """The uint8 input of the graph that a tensor holds values of; None where it is computed."""
     while tensor.inputs:
         maker = tensor.inputs[0]
-        sources = [t for t in list(maker.inputs)[: _MOVES.get(maker.op, 0)] if not is_const(t)]
+        sources = [t for t in _values(maker) if not is_const(t)] if maker.op in _MOVES else []
         if not sources:
             return None
         tensor = sources[0]
     return tensor if tensor.dtype == _UINT8 else None
+
+
+def _values(node: gs.Node) -> list[gs.Tensor]:
+    """The inputs of a node that moves values: those that hold values, not places."""
+    return list(node.inputs) if node.op == "Concat" else list(node.inputs)[:1]

@@ -13,7 +13,7 @@ import onnx_graphsurgeon as gs
 from tcompile.core.domain import DOMAIN
 from tcompile.core.graph import ints, is_const, producer, value
 from tcompile.passes.lower.token_groups import combine
-from tcompile.plugins.spec import add_functions
+from tcompile.plugins.ops import add_functions
 
 
 def fuse_calls(graph: gs.Graph) -> int:

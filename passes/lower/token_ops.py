@@ -1,7 +1,7 @@
 """The form that calls of token ops take: function bodies, our plugins, or kernels compiled ahead.
 
 A token op is a call of a model-local function. Whether a parser of TensorRT takes the function or a
-plugin of the same name depends on its version: `RULES`, as data. What follows from them:
+plugin of the same name depends on its version: `targets.versions`. What follows:
 
 native   the bodies, nothing else: every runtime inlines them.
 plugin   calls say which plugin they mean (`plugin_namespace`, `plugin_version`); bodies stay, so
@@ -24,56 +24,15 @@ from tcompile.plugins.fields import field_names, node_attributes
 from tcompile.plugins.ops import OPS, find_op
 from tcompile.plugins.spec import PLUGIN_NAMESPACE, PLUGIN_VERSION
 from tcompile.targets.devices import Target
-from tcompile.targets.jetpack import jetpacks_for
+from tcompile.targets.versions import first_with_aot, jetpacks_for, parser_rule
 
 TokenOps = Literal["native", "plugin", "aot"]
 FORMS: tuple[TokenOps, ...] = get_args(TokenOps)
-Version = tuple[int, int]
 
 #: What a node's attributes are called by which a parser finds its plugin.
 NAMESPACE, VERSION = "plugin_namespace", "plugin_version"
 _NAMES = frozenset(op.name for op in OPS)
 
-
-@dataclass(frozen=True)
-class Rule:
-    """How the ONNX parser of some versions of TensorRT finds out what a node means.
-
-    Attributes:
-        since, before: the first (major, minor), and the first that differs again; None: none yet.
-        order: what it tries, in this order. `marked plugin` is a registered plugin whose namespace
-            the node names; `plugin` any registered one.
-        aot: whether `tensorrt.plugin` takes kernels compiled ahead of time.
-    """
-
-    since: Version
-    before: Version | None
-    order: tuple[str, ...]
-    aot: bool = False
-
-    @property
-    def takes_body_first(self) -> bool:
-        """Whether a plugin is found only where the file has no body."""
-        first = next((w for w in self.order if w in ("function", "plugin", "marked plugin")), "")
-        return first == "function"
-
-    @property
-    def versions(self) -> str:
-        """As people write it."""
-        first = "{}.{}".format(*self.since)
-        if self.before is None:
-            return f"{first} and newer"
-        return f"{first} to before {'{}.{}'.format(*self.before)}"
-
-
-#: Of the parser's source (ModelImporter.cpp, onnxOpImporters.cpp) and the release notes of 10.7,
-#: 10.10 and 10.15. `tensorrt.plugin` came with 10.9.
-RULES: tuple[Rule, ...] = (
-    Rule((9, 0), (10, 7), ("built-in", "function", "plugin")),
-    Rule((10, 7), (10, 9), ("built-in", "plugin", "function")),
-    Rule((10, 9), (10, 15), ("built-in", "plugin", "function"), aot=True),
-    Rule((10, 15), None, ("marked plugin", "built-in", "function", "plugin"), aot=True),
-)
 
 _REFUSED = {
     "onnxruntime": "ONNX Runtime runs the function bodies and knows no TensorRT plugins",
@@ -90,24 +49,14 @@ _NATIVE = {
 
 @dataclass(frozen=True)
 class TokenOpsChoice:
-    """The form of a build, and why it was taken."""
+    """The form of the token ops in a model, and why it was taken.
+
+    Attributes:
+        form: function bodies, our TensorRT plugins, or kernels compiled ahead of time.
+    """
 
     form: TokenOps
     reason: str
-
-
-def rule_for(version: Version) -> Rule:
-    """The rule of a version of TensorRT.
-
-    Raises:
-        UsageError: it is older than any that we know.
-    """
-    for rule in reversed(RULES):
-        if rule.since <= version:
-            return rule
-    raise UsageError(
-        f"TensorRT {version[0]}.{version[1]} is too old for token ops", hint="9.0 or newer"
-    )
 
 
 def choose_token_ops(target: Target, wanted: str | None = None) -> TokenOpsChoice:
@@ -131,9 +80,9 @@ def choose_token_ops(target: Target, wanted: str | None = None) -> TokenOpsChoic
             where="--token-ops",
             hint="native is",
         )
-    if form == "aot" and not any(rule_for(j.trt_version).aot for j in jetpacks_for(target)):
+    if form == "aot" and not any(parser_rule(j.trt_version).aot for j in jetpacks_for(target)):
         raise UsageError(
-            f"no JetPack of {target.name} has TensorRT 10.9, the first to take "
+            f"no JetPack of {target.name} has TensorRT {first_with_aot()}, the first to take "
             "kernels compiled ahead of time",
             where="--token-ops",
             hint="plugin is built on any",

@@ -9,7 +9,6 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from tcompile.analysis.transfer import BROADCAST, ELEMENTWISE, REDUCTIONS
 from tcompile.core.graph import (
     attr,
     axes_argument,
@@ -20,11 +19,8 @@ from tcompile.core.graph import (
     shape,
     value,
 )
+from tcompile.core.op_traits import BROADCASTS, ELEMENTWISE, READS_SHAPE, REDUCES
 from tcompile.passes.normalize.batch_values import DimVectors, Values
-
-_BROADCAST = set(BROADCAST.split())
-_ELEMENTWISE = set(ELEMENTWISE.split())
-_REDUCTIONS = set(REDUCTIONS.split())
 
 
 def drop_batch_expansion(graph: gs.Graph, values: Values, vectors: DimVectors) -> int:
@@ -95,7 +91,7 @@ def _tolerant(graph: gs.Graph, tensor: gs.Tensor, axis: int, size: int) -> bool:
         if node.op == "Expand" and tensor is node.inputs[0]:
             continue  # it expands what has size 1 to the same size
         others = [t for t in node.inputs if t is not tensor and not t.is_empty()]
-        broadcasts = node.op in _BROADCAST or (node.op == "MatMul" and axis < -2)
+        broadcasts = node.op in BROADCASTS or (node.op == "MatMul" and axis < -2)
         if broadcasts and any(_batched(t, axis, size) for t in others):
             continue
         after = None if node.outputs[1:] else _after(node, axis)
@@ -107,14 +103,14 @@ def _tolerant(graph: gs.Graph, tensor: gs.Tensor, axis: int, size: int) -> bool:
 def _after(node: gs.Node, axis: int) -> int | None:
     """Where an axis (negative) of the first input is in the result; None where that is unknown, or
     the node does something along it."""
-    if node.op in _BROADCAST or node.op in _ELEMENTWISE:
+    if node.op in BROADCASTS or node.op in ELEMENTWISE:
         return axis
     if node.inputs[0].shape is None:
         return None  # not known yet; a later round will tell
     rank = len(node.inputs[0].shape)
     place = axis + rank
     axes = axes_argument(node) if "axis" not in node.attrs else None
-    if node.op in _REDUCTIONS and axes:
+    if node.op in REDUCES and axes:
         gone = {a % rank for a in axes}
         if place in gone or attr(node, "keepdims", 1):
             return None if place in gone else axis
@@ -146,7 +142,7 @@ def _from_constants(tensor: gs.Tensor) -> bool:
         seen.add(current.name)
         if not current.inputs:
             return False
-        if current.inputs[0].op in ("Shape", "Size"):
+        if current.inputs[0].op in READS_SHAPE:
             continue  # the size of an input says nothing of what is in it
         pending.extend(current.inputs[0].inputs)
     return True

@@ -19,7 +19,7 @@ from tcompile.passes.reduce.apply import ReducedGraph, Rewriter, returns
 from tcompile.passes.reduce.check import check_schedule, raise_on_barrier
 from tcompile.passes.reduce.reducers import reducer_of
 from tcompile.passes.runner import Dump, Pass, run
-from tcompile.plugins.spec import add_functions
+from tcompile.plugins.ops import add_functions
 
 __all__ = ["ReducedGraph", "reduce_graph"]
 

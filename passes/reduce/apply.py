@@ -10,10 +10,10 @@ from onnx_graphsurgeon.logger import G_LOGGER
 from onnx_graphsurgeon.util.exception import OnnxGraphSurgeonException
 
 from tcompile.analysis import axes as ax
-from tcompile.analysis.counts import Counts
+from tcompile.analysis.count_state import Counts
 from tcompile.analysis.effects import Effects, Recount, ReductionPoint, Rescale, Run, locate
-from tcompile.analysis.layout import Layout, stream_layout, tower_batch
-from tcompile.analysis.model import Analysis
+from tcompile.analysis.layout import Layout, stream_layout
+from tcompile.analysis.model import Analysis, tower_batch
 from tcompile.analysis.sites import Site
 from tcompile.core.errors import InternalError, ModelError, UsageError
 from tcompile.core.graph import int_to_dim, is_const, replace_uses, shape
@@ -22,7 +22,8 @@ from tcompile.passes.normalize.infer import infer
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.bypass import Bypass, copies, returned
 from tcompile.passes.reduce.check import dense_grid
-from tcompile.passes.reduce.edits import Editor, redirect
+from tcompile.passes.reduce.edit_state import Editor
+from tcompile.passes.reduce.edits import apply, redirect
 from tcompile.passes.reduce.gather_rows import from_rows, to_rows
 from tcompile.passes.reduce.outputs import Carried, carried, token_outputs
 from tcompile.passes.reduce.reducers import reducer_of
@@ -119,7 +120,7 @@ class Rewriter:
             written = list(node.outputs)  # what an edit scales is written by a node behind
             for edit in self.found.edits.get(node.name, []):
                 taken = edit.stage if isinstance(edit, (Rescale, Recount)) else number
-                self.editor.apply(node, edit, self.stages[taken])
+                apply(self.editor, node, edit, self.stages[taken])
             for out in written:
                 if out.name in self.found.dims and restored is None:
                     out.shape = self._shape(out.name, stage)

@@ -12,13 +12,11 @@ from math import sqrt
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from tcompile.analysis.attention import BEFORE_SOFTMAX, Attention
+from tcompile.analysis.attention import Attention
+from tcompile.analysis.attention_match import AFTER_SOFTMAX, BEFORE_SOFTMAX
 from tcompile.core.errors import InternalError, UsageError
 from tcompile.core.graph import attr, is_const, producer, value
 from tcompile.passes.reduce.builder import Builder
-
-#: What may stand between Softmax and ·V.
-_AFTER = BEFORE_SOFTMAX | {"IsNaN", "Dropout"}
 
 
 class AttentionView:
@@ -303,7 +301,7 @@ class AttentionView:
             node = frontier.pop(0)
             if node.op == "MatMul" and node.inputs[0].name in reached:
                 return node
-            if node.op in _AFTER:
+            if node.op in AFTER_SOFTMAX:
                 reached.add(node.outputs[0].name)
                 frontier.extend(node.outputs[0].outputs)
         raise InternalError(f"nothing multiplies '{self.node.name}' with V")

@@ -95,7 +95,7 @@ class Mover:
         if alone:
             return self._per_sample(x, dims, places, indices, len(result), alone[0])
         merged = [i for i, a in enumerate(result) if a and a[0].root.kind == "batch"]
-        if len(merged) != 1 or any(d.root.kind != "weak" for d in result[merged[0]][1:]):
+        if len(merged) != 1 or any(d.root.kind != "untracked" for d in result[merged[0]][1:]):
             raise ModelError(
                 f"'{tensor.name}' merges the batch with another axis, so each image cannot have "
                 "tokens of its own there",

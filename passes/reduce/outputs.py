@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
-from tcompile.analysis.effects import Dims, Part, Run, SideAxis, locate
+from tcompile.analysis.effects import Dims, Part, Run, SideAxis, locate, span_of
 from tcompile.analysis.model import Analysis
 from tcompile.analysis.space import TokenSpace
 from tcompile.core.errors import ModelError
 from tcompile.passes.reduce.builder import Builder
-from tcompile.passes.reduce.edits import Editor
+from tcompile.passes.reduce.edit_state import Editor, literal_dims
+from tcompile.passes.reduce.side_inputs import restored
 from tcompile.passes.reduce.token_state import (
     TokenState,
     in_order,
@@ -112,7 +113,7 @@ def _replace(editor: Editor, name: str, new: gs.Tensor, old: gs.Tensor) -> None:
 
 def _restore(editor: Editor, name: str, stage: TokenState) -> None:
     old = next(t for t in editor.b.graph.outputs if t.name == name)
-    _replace(editor, name, editor.restored(old, name, stage), old)
+    _replace(editor, name, restored(editor, old, name, stage), old)
 
 
 def _catch_up(
@@ -129,7 +130,8 @@ def _catch_up(
     else:
         index = _since(editor, stages, place, last)
     side = SideAxis(place.axis, place.run, place.part, place.span)
-    new = editor.taken(old, name, side, index, stages[last].count)
+    axes, count = editor.facts.axes[name], editor.size_at(side, stages[last].count)
+    new = editor.moved(old, axes, [side], [index], [count], literal_dims(old))
     _replace(editor, name, new, old)
 
 
@@ -160,12 +162,6 @@ def carries_patches(tensor: gs.Tensor, analysis: Analysis) -> bool:
 def carried(dims: Dims, space: TokenSpace, stage: int) -> Carried | None:
     """Where an output carries patches, if it does."""
     for axis, dim in enumerate(dims):
-        if dim is not None and dim.run is not None and dim.run.patches(space):
-            span = 1
-            while axis + span < len(dims):
-                after = dims[axis + span]
-                if after is None or after.part != "rest":
-                    break
-                span += 1
-            return Carried(axis, span, dim.run, dim.part, stage, dim.order)
+        if dim is not None and dim.run is not None and dim.has_patches(space):
+            return Carried(axis, span_of(dims, axis), dim.run, dim.part, stage, dim.order)
     return None

@@ -95,6 +95,6 @@ def _shape(analysis: Analysis, out: gs.Tensor, batch: int | None, count: int) ->
     for dim, old in zip(
         locate(analysis.facts.axes[out.name], analysis.space), out.shape, strict=True
     ):
-        held = dim is not None and dim.run is not None and dim.run.patches(analysis.space)
+        held = dim is not None and dim.run is not None and dim.run.has_patches(analysis.space)
         found.append(dim.size(analysis.space, count, batch or 1) if dim and held else old)
     return found

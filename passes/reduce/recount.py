@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis import effects as fx
-from tcompile.analysis.axes import Axes
 from tcompile.analysis.counts import sums_over
-from tcompile.analysis.transfer import BROADCAST
 from tcompile.core.errors import ModelError
 from tcompile.core.graph import int_to_dim, is_const, producer
-from tcompile.passes.reduce.builder import Builder
+from tcompile.core.op_traits import BROADCASTS
+from tcompile.passes.reduce.edit_state import Editor
+from tcompile.passes.reduce.set_shapes import set_shape
 from tcompile.passes.reduce.token_state import TokenState, index_on_run, sizes_on_run
-
-if TYPE_CHECKING:
-    from tcompile.passes.reduce.edits import Editor
+from tcompile.passes.reduce.weigh import follow, pool
 
 
 def rescale(editor: Editor, node: gs.Node, edit: fx.Rescale, stage: TokenState) -> None:
@@ -125,17 +121,6 @@ def _for_images(editor: Editor, numbers: gs.Tensor, like: gs.Tensor) -> gs.Tenso
     return editor.b.reshape(numbers, [-1 if i == place else 1 for i in range(rank)])
 
 
-def follow(
-    b: Builder, node: gs.Node, out: gs.Tensor, write: Callable[[gs.Tensor], gs.Tensor]
-) -> None:
-    """Put what `write` makes of the node's result in the place of its result."""
-    raw = gs.Variable(b.name("raw"), out.dtype)
-    node.outputs[0] = raw
-    b.fp32.add(node.name)
-    made = write(raw)
-    made.inputs[0].outputs[0] = out
-
-
 def recount(editor: Editor, node: gs.Node, edit: fx.Recount, stage: TokenState) -> None:
     """Compute an operand anew, from a mask of the tokens that are left."""
     name = editor.dense_inputs[node.name][edit.operand]
@@ -162,7 +147,7 @@ def _copied(editor: Editor, name: str, stage: TokenState) -> gs.Tensor:
         if source.is_empty():
             inputs.append(source)
         elif is_const(source) or source.name not in editor.facts.live:
-            table = is_const(source) and maker.op in BROADCAST.split()
+            table = is_const(source) and maker.op in BROADCASTS
             inputs.append(_rows(editor, source, name, stage) if table else source)
         else:
             inputs.append(_anew(editor, source.name, stage))
@@ -187,7 +172,9 @@ def _copied(editor: Editor, name: str, stage: TokenState) -> gs.Tensor:
             _weigh(editor, copy, editor.counts.summed[maker.name].dim, stage)
     elif copy.op in ("Reshape", "Expand"):
         dims_of = fx.locate(editor.facts.axes[name], editor.space)
-        editor.apply(copy, fx.SetShape(tuple(d for d in dims_of if d is not None)), stage)
+        edit = fx.SetShape(tuple(d for d in dims_of if d is not None))
+        editor.b.scope(copy.name.strip("/"))
+        set_shape(editor, copy, edit, stage)
     scaled = editor.counts.rescales.get(maker.name)
     if scaled is not None:
         rescale(editor, copy, scaled, stage)
@@ -200,7 +187,8 @@ def _weigh(editor: Editor, node: gs.Node, dim: fx.Dim, stage: TokenState) -> Non
     axes = editor.facts.axes[editor.dense_inputs[node.name][0]]
     axis = fx.locate(axes, editor.space).index(dim)
     assert dim.run is not None
-    editor.apply(node, fx.Pool(axis, dim.run), stage)
+    editor.b.scope(node.name.strip("/"))
+    pool(editor, node, fx.Pool(axis, dim.run), stage)
 
 
 def _rows(editor: Editor, table: gs.Tensor, name: str, stage: TokenState) -> gs.Tensor:
@@ -210,41 +198,22 @@ def _rows(editor: Editor, table: gs.Tensor, name: str, stage: TokenState) -> gs.
     behind = len(axes) - len(table.shape)
     places = [
         replace(p, axis=p.axis - behind)
-        for p in _places(editor, axes)
+        for p in editor.token_axes(axes)
         if p.axis >= behind and table.shape[p.axis - behind] > 1
     ]
-    return _taken(editor, table, axes, places, stage)
+    return editor.left(table, axes, places, stage) if places else table
 
 
 def _left(editor: Editor, name: str, tensor: gs.Tensor, stage: TokenState) -> gs.Tensor:
     """The rows of a tensor with every token of those that are left; as it is where it has
     none."""
     axes = editor.facts.axes[name]
-    moved = _taken(editor, tensor, axes, _places(editor, axes), stage)
-    if moved is not tensor:
-        moved.shape = _shape_now(editor, name, stage)
-    return moved
-
-
-def _places(editor: Editor, axes: Axes) -> list[fx.SideAxis]:
-    """The axes that hold tokens."""
-    return [
-        fx.SideAxis(i, d.run, d.part)
-        for i, d in enumerate(fx.locate(axes, editor.space))
-        if d is not None and d.run is not None and d.part != "rest" and d.run.patches(editor.space)
-    ]
-
-
-def _taken(
-    editor: Editor, tensor: gs.Tensor, axes: Axes, places: list[fx.SideAxis], stage: TokenState
-) -> gs.Tensor:
-    """Rows of the tokens that are left."""
+    places = editor.token_axes(axes)
     if not places:
         return tensor
-    indices = [index_on_run(editor.b, editor.space, stage, p.run, p.part) for p in places]
-    counts = [fx.Dim(1, False, p.run, p.part).size(editor.space, stage.count, 1) for p in places]
-    dims = [0 if isinstance(d, str) else int(d) for d in tensor.shape]
-    return editor.moved(tensor, axes, places, indices, counts, dims)
+    moved = editor.left(tensor, axes, places, stage)
+    moved.shape = _shape_now(editor, name, stage)
+    return moved
 
 
 def _shape_now(editor: Editor, name: str, stage: TokenState) -> list[int | str]:

@@ -6,6 +6,9 @@ Where a tie is possible the lower index wins, as in ONNX TopK.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from tcompile.core.domain import DOMAIN
 from tcompile.plugins.ops.combine import COMBINE_DROP, COMBINE_MEAN, COMBINE_MLERP, COMBINE_PLAIN
 from tcompile.plugins.ops.fuse import FUSE
 from tcompile.plugins.ops.gather import GATHER, RETURN, TAKE, UNMERGE
@@ -13,6 +16,9 @@ from tcompile.plugins.ops.match import MATCH, MATCH_ALL, NEAREST, PARTNER
 from tcompile.plugins.ops.merge import MERGE, MERGE_ALL
 from tcompile.plugins.ops.select import SELECT, TOP_K
 from tcompile.plugins.spec import TokenOp
+
+if TYPE_CHECKING:
+    import onnx_graphsurgeon as gs
 
 #: The registry.
 OPS: tuple[TokenOp, ...] = (
@@ -43,3 +49,21 @@ def find_op(name: str) -> TokenOp:
         KeyError: there is none.
     """
     return {op.name: op for op in OPS}[name]
+
+
+def add_functions(graph: gs.Graph) -> None:
+    """Give the graph the function body of every token op that it calls."""
+    import onnx
+    import onnx_graphsurgeon as gs
+
+    used = {n.op for n in graph.nodes if n.domain == DOMAIN}
+    have = {f.name for f in graph.functions}
+    shell = onnx.helper.make_model(
+        onnx.helper.make_graph([], "functions", [], []),
+        functions=[op.function(graph.opset) for op in OPS if op.name in used - have],
+        opset_imports=[
+            onnx.helper.make_opsetid("", graph.opset),
+            onnx.helper.make_opsetid(DOMAIN, 1),
+        ],
+    )
+    graph.functions.extend(gs.import_onnx(shell).functions)

@@ -7,13 +7,14 @@ from pathlib import Path
 import onnx
 
 from tcompile.core.errors import UsageError
+from tcompile.core.model_files import describe_tensors
 from tcompile.targets.backends import jetson, ort, rtx, tensorrt
-from tcompile.targets.backends.base import Batch, Emitted, FusedAttention, TensorInfo
-from tcompile.targets.backends.fusion import Plan, fused_attention
+from tcompile.targets.backends.base import Batch, EmittedFiles, FusedAttention
+from tcompile.targets.backends.fusion import Plan, fused_attention, unfused_notes
 from tcompile.targets.backends.parsing import parse_elsewhere
 from tcompile.targets.devices import Precision, Target
 
-__all__ = ["Batch", "Emitted", "FusedAttention", "TensorInfo", "emit"]
+__all__ = ["Batch", "EmittedFiles", "FusedAttention", "emit"]
 
 
 def emit(
@@ -24,7 +25,7 @@ def emit(
     precision: Precision,
     batch: Batch | tuple[int, int, int] | None = None,
     token_ops: str = "native",
-) -> Emitted:
+) -> EmittedFiles:
     """Write what the target needs beside a lowered model.
 
     Args:
@@ -62,15 +63,15 @@ def check_precision(target: Target, precision: str) -> None:
         )
 
 
-def _for_onnxruntime(model_path: Path) -> Emitted:
+def _for_onnxruntime(model_path: Path) -> EmittedFiles:
     # Opening a session is what compiling means there: it proves that the file is accepted.
     ort.OrtRunner(model_path)
-    return Emitted(versions={"onnxruntime": ort.version()})
+    return EmittedFiles(versions={"onnxruntime": ort.version()})
 
 
 def _for_rtx(
     model_path: Path, directory: Path, target: Target, precision: Precision, batch: Batch
-) -> Emitted:
+) -> EmittedFiles:
     capability = target.compute_capability or ""
     plan = rtx.build(model_path, capability, batch=batch)
     name = f"engine/model.{rtx.sm(capability)}.engine"
@@ -78,19 +79,19 @@ def _for_rtx(
     versions = {"tensorrt_rtx": rtx.version()}
     if precision == "fp32":
         note = "TensorRT has no fused attention in fp32: nothing was counted"
-        return Emitted((name,), versions=versions, notes=(note,))
-    fused = fused_attention(plan, onnx.load(str(model_path), load_external_data=False))
-    return Emitted((name,), fused, versions)
+        return EmittedFiles((name,), versions=versions, notes=(note,))
+    model = onnx.load(str(model_path), load_external_data=False)
+    return EmittedFiles((name,), fused_attention(plan, model), versions, notes=unfused_notes(model))
 
 
 def _for_jetson(
     model_path: Path, directory: Path, target: Target, batch: Batch, token_ops: str
-) -> Emitted:
+) -> EmittedFiles:
     model = onnx.load(str(model_path), load_external_data=False)
     name = model_path.resolve().relative_to(directory.resolve()).as_posix()
     plugins = token_ops == "plugin"
     files = jetson.write_bundle(
-        directory, name, _inputs(model), target=target, batch=batch, plugins=plugins
+        directory, name, describe_tensors(model)[0], target=target, batch=batch, plugins=plugins
     )
     if not jetson.is_jetson():
         notes = [f"the engine is built on the device: run {jetson.SCRIPT} there"]
@@ -102,29 +103,13 @@ def _for_jetson(
                 "trtexec takes no kernels compiled ahead of time and builds the function bodies; "
                 "to have the kernels in the engine, run this build on the device"
             )
-        return Emitted(files, notes=tuple(notes))
+        return EmittedFiles(files, notes=tuple(notes))
     version = tensorrt.version()
     engine = f"engine/model.trt{'.'.join(version.split('.')[:2])}.engine"
     _write(directory / engine, tensorrt.build(model_path, batch=batch, token_ops=token_ops))
-    return Emitted((*files, engine), versions={"tensorrt": version})
+    return EmittedFiles((*files, engine), versions={"tensorrt": version})
 
 
 def _write(path: Path, plan: Plan) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(plan)
-
-
-def _inputs(model: onnx.ModelProto) -> tuple[TensorInfo, ...]:
-    constants = {tensor.name for tensor in model.graph.initializer}
-    infos = []
-    for value in model.graph.input:
-        if value.name in constants:
-            continue
-        tensor = value.type.tensor_type
-        dims = tuple(
-            dim.dim_value if dim.HasField("dim_value") else (dim.dim_param or "?")
-            for dim in tensor.shape.dim
-        )
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
-        infos.append(TensorInfo(value.name, dtype, dims))
-    return tuple(infos)

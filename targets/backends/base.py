@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
 
+from tcompile.core.decode import Count
 from tcompile.core.errors import ModelError, TcompileError, UsageError
 from tcompile.core.graph import settled
 
@@ -77,8 +77,8 @@ class FusedAttention:
         missing: names of the attention layers (their Softmax or Attention node) without one.
     """
 
-    expected: int
-    found: int
+    expected: Count
+    found: Count
     missing: tuple[str, ...] = ()
 
     @property
@@ -86,13 +86,9 @@ class FusedAttention:
         """Whether every expected attention is fused."""
         return not self.missing and self.found >= self.expected
 
-    def to_json(self) -> dict[str, Any]:
-        """The figures as plain JSON data."""
-        return {"expected": self.expected, "found": self.found, "missing": list(self.missing)}
-
 
 @dataclass(frozen=True)
-class Emitted:
+class EmittedFiles:
     """What a backend wrote for a target.
 
     Attributes:
@@ -106,15 +102,6 @@ class Emitted:
     fused: FusedAttention | None = None
     versions: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """A model input or output: dtype as numpy names it, symbolic dims as strings."""
-
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
 
 
 @dataclass(frozen=True)

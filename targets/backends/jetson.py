@@ -13,17 +13,26 @@ from pathlib import Path
 from typing import Any
 
 from tcompile.core.errors import ModelError
+from tcompile.core.model_files import TensorInfo
 from tcompile.core.save import without_bodies
-from tcompile.passes.lower.token_ops import rule_for
 from tcompile.plugins.build import LIBRARY
-from tcompile.targets.backends.base import Batch, TensorInfo, first_dims
+from tcompile.targets.backends.base import Batch, first_dims
 from tcompile.targets.devices import Target
-from tcompile.targets.jetpack import JetPack, jetpacks_for
+from tcompile.targets.versions import (
+    TENSORRT,
+    JetPack,
+    Version,
+    first_with_plugins_first,
+    jetpacks_for,
+    parse_version,
+    parser_rule,
+)
 
 SCRIPT, README, LINES = "build_engine.sh", "README.txt", "trtexec.json"
 #: Where the bundle looks for our plugin library, and what the model without the bodies of token ops
 #: is called, for a TensorRT whose parser takes those before plugins.
 PLUGINS, BARE = f"plugins/{LIBRARY}", "model.plugin.onnx"
+_TYPED = "--stronglyTyped"
 _BOARD = Path("/proc/device-tree/model")
 
 
@@ -73,9 +82,9 @@ def shape_flags(inputs: tuple[TensorInfo, ...], batch: Batch) -> tuple[str, ...]
     return (f"--minShapes={shapes(0)}", f"--optShapes={shapes(1)}", f"--maxShapes={shapes(2)}")
 
 
-def precision_flags(tensorrt_major: int) -> tuple[str, ...]:
-    """What makes trtexec keep to the graph's types: a flag in TensorRT 10, the only way in 11."""
-    return ("--stronglyTyped",) if tensorrt_major < 11 else ()
+def precision_flags(version: Version) -> tuple[str, ...]:
+    """Return what makes trtexec keep to the graph's types, where it has to be told."""
+    return () if version >= parse_version(TENSORRT.strongly_typed.only_since) else (_TYPED,)
 
 
 def lines(
@@ -96,11 +105,11 @@ def lines(
     result = []
     for jetpack in jetpacks_for(target):
         major, minor = jetpack.trt_version
-        alone = bodies_from is not None and rule_for(jetpack.trt_version).takes_body_first
+        alone = bodies_from is not None and parser_rule(jetpack.trt_version).takes_body_first
         flags = (
             f"--onnx={BARE if alone else model}",
             f"--saveEngine=engine/model.trt{major}.{minor}.engine",
-            *precision_flags(major),
+            *precision_flags(jetpack.trt_version),
             *shapes,
             *plugins,
             "--profilingVerbosity=detailed",
@@ -162,7 +171,8 @@ def _script(model: str, shapes: tuple[str, ...], bodies_from: int | None) -> str
     plugins = "" if bodies_from is None else _SCRIPT_PLUGINS.format(PLUGINS)
     cut, flag = "", ""
     if bodies_from is not None:
-        cut = _SCRIPT_CUT.format(bodies_from, shlex.quote(model), BARE)
+        first = first_with_plugins_first()
+        cut = _SCRIPT_CUT.format(bodies_from, shlex.quote(model), BARE, first, _number(first))
         flag = ' --dynamicPlugins="$plugins"'
     return f"""\
 #!/bin/sh
@@ -184,7 +194,7 @@ if [ -z "$number" ]; then
     echo "cannot tell the TensorRT version of $trtexec" >&2
     exit 2
 fi
-if [ "$number" -lt 100000 ]; then
+if [ "$number" -lt {_number(TENSORRT.strongly_typed.since)} ]; then
     echo "this model needs TensorRT 10.3 or newer (JetPack 6.1 or newer)" >&2
     exit 2
 fi
@@ -193,7 +203,7 @@ minor=$((number / 100 % 100))
 
 # The graph says the precision of every tensor. TensorRT 10 has to be told; 11 knows no other way.
 typed=
-if [ "$major" -lt 11 ]; then typed={precision_flags(10)[0]}; fi
+if [ "$major" -lt {parse_version(TENSORRT.strongly_typed.only_since)[0]} ]; then typed={_TYPED}; fi
 
 model={shlex.quote(model)}
 {cut}mkdir -p engine
@@ -205,6 +215,12 @@ echo "$engine"
 """
 
 
+def _number(version: str) -> int:
+    """Return a version as trtexec writes it: two digits each."""
+    major, minor = parse_version(version)
+    return 10000 * major + 100 * minor
+
+
 _SCRIPT_PLUGINS = """\
 plugins=${{PLUGINS:-{0}}}
 if ! [ -f "$plugins" ]; then
@@ -214,8 +230,8 @@ fi
 
 """
 _SCRIPT_CUT = """\
-# Before TensorRT 10.7 a function in the file goes before a plugin. Ours are the end of the file.
-if [ "$number" -lt 100700 ]; then
+# Before TensorRT {3} a function in the file goes before a plugin. Ours are the end of the file.
+if [ "$number" -lt {4} ]; then
     head -c {0} {1} > {2}
     model={2}
 fi
@@ -231,8 +247,8 @@ on the device or for it:
 where SOURCES is the folder `plugins` of tcompile. The engine needs the library whenever it is
 loaded: trtexec --loadEngine=ENGINE --dynamicPlugins={PLUGINS}, or in an application
 getPluginRegistry()->loadLibrary(PATH) before deserializeCudaEngine.
-From TensorRT 10.7 on the same model builds without it too (the bodies of its functions run then):
-leave --dynamicPlugins away.
+From TensorRT {first_with_plugins_first()} on the same model builds without it too (the bodies of
+its functions run then): omit --dynamicPlugins.
 """
 
 

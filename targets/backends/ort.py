@@ -12,7 +12,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from tcompile.core.errors import ModelError, UsageError
-from tcompile.targets.backends.base import TensorInfo
+from tcompile.core.model_files import TensorInfo
 from tcompile.targets.backends.extras import require
 
 Array = npt.NDArray[Any]

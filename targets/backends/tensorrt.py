@@ -12,14 +12,12 @@ from types import ModuleType
 
 from tcompile.core.errors import UsageError
 from tcompile.core.save import without_bodies
-from tcompile.passes.lower.token_ops import rule_for
 from tcompile.targets.backends.base import Batch
 from tcompile.targets.backends.extras import require
 from tcompile.targets.backends.trt_common import build_plan
+from tcompile.targets.versions import TENSORRT, Version, first_with_aot, parse_version, parser_rule
 
 _PURPOSE = "building a TensorRT engine"
-#: Strongly typed networks with everything our graphs use.
-OLDEST = (10, 0)
 
 
 def version() -> str:
@@ -40,17 +38,16 @@ def build(model_path: Path, *, batch: Batch | None = None, token_ops: str = "nat
         ModelError, TcompileError: see `build_plan`.
     """
     trt = require("tensorrt", "tensorrt", _PURPOSE)
-    major, minor = (int(part) for part in str(trt.__version__).split(".")[:2])
-    if (major, minor) < OLDEST:
+    version, oldest = parse_version(str(trt.__version__)), TENSORRT.strongly_typed.since
+    if version < parse_version(oldest):
         raise UsageError(
-            f"TensorRT {trt.__version__} is too old: strongly typed networks need "
-            f"{OLDEST[0]}.{OLDEST[1]}",
+            f"TensorRT {trt.__version__} is too old: strongly typed networks need {oldest}",
             hint="on a Jetson, install JetPack 6.1 or newer",
         )
     if token_ops == "plugin":
-        return _with_plugins(trt, (major, minor), model_path, batch)
+        return _with_plugins(trt, version, model_path, batch)
     if token_ops == "aot":
-        return build_plan(trt, model_path, batch=batch, flags=_register_aot(trt, (major, minor)))
+        return build_plan(trt, model_path, batch=batch, flags=_register_aot(trt, version))
     return build_plan(trt, model_path, batch=batch)
 
 
@@ -59,7 +56,7 @@ _LOADED: dict[str, object] = {}
 
 
 def _with_plugins(
-    trt: ModuleType, version: tuple[int, int], model_path: Path, batch: Batch | None
+    trt: ModuleType, version: Version, model_path: Path, batch: Batch | None
 ) -> memoryview:
     from tcompile.plugins.build import built_library
     from tcompile.plugins.check import require_library
@@ -77,7 +74,7 @@ def _with_plugins(
             where=str(library),
             hint="is CUDA's runtime there, and are no token ops registered yet?",
         )
-    if not rule_for(version).takes_body_first:
+    if not parser_rule(version).takes_body_first:
         return build_plan(trt, model_path, batch=batch)
     # Beside the model, whose weights may lie in a file that is named relative to it.
     with tempfile.NamedTemporaryFile(dir=model_path.parent, suffix=".onnx") as alone:
@@ -87,12 +84,12 @@ def _with_plugins(
         return build_plan(trt, Path(alone.name), batch=batch)
 
 
-def _register_aot(trt: ModuleType, version: tuple[int, int]) -> int:
+def _register_aot(trt: ModuleType, version: Version) -> int:
     """Make the kernels known to TensorRT; the creation flag of a network that prefers them."""
-    if not rule_for(version).aot:
+    if not parser_rule(version).aot:
         raise UsageError(
-            f"TensorRT {trt.__version__} takes no kernels compiled ahead of time, 10.9 is the "
-            "first that does",
+            f"TensorRT {trt.__version__} takes no kernels compiled ahead of time, "
+            f"{first_with_aot()} is the first that does",
             where="--token-ops",
             hint="plugin is built on any",
         )

@@ -1,37 +1,24 @@
 """Finding attention: softmax(Q·Kᵀ)·V however it is spelled, by where the axes go.
 
 A core is a Softmax over the last axis whose logits come from a product of two live tensors and
-whose result is contracted with a third, or an ai.onnx `Attention` (opset 23). EXPORTS section 2
-lists 177 spellings; all are one of these two after normalisation.
+whose result is contracted with a third, or an ai.onnx `Attention` (opset 23). Exporters spell it in
+many more ways; all are one of these two after normalisation.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Literal
 
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis import axes as ax
+from tcompile.analysis.attention_match import AttentionMatch, match_attention
 from tcompile.analysis.axes import Axis
 from tcompile.analysis.facts import Facts
-from tcompile.core.graph import attr, is_const, producer, shape
-
-#: What may stand between Q·Kᵀ and Softmax, and between Softmax and ·V.
-_QDQ = {"QuantizeLinear", "DequantizeLinear"}
-BEFORE_SOFTMAX = _QDQ | {
-    "Add",
-    "Sub",
-    "Mul",
-    "Div",
-    "Cast",
-    "Where",
-    "Clip",
-    "Identity",
-    "Tanh",
-    "Reshape",
-}
-_AFTER = _QDQ | {"Cast", "Where", "IsNaN", "Dropout", "Identity", "Mul", "Reshape"}
+from tcompile.core.graph import attr
 
 
 @dataclass(frozen=True)
@@ -67,7 +54,7 @@ class Attention:
     @property
     def self_attention(self) -> bool:
         """Queries and keys are the same tokens."""
-        return self.rows == self.columns and ax.strong(self.rows)
+        return self.rows == self.columns and ax.tracked(self.rows)
 
     @property
     def query_rows(self) -> int:
@@ -76,111 +63,46 @@ class Attention:
 
 
 def find_attention(graph: gs.Graph, facts: Facts) -> list[Attention]:
-    """Every attention of the graph, in execution order."""
+    """Return every attention of the graph, in execution order."""
     found: list[Attention] = []
     for node in graph.nodes:
-        core = None
-        if node.op == "Softmax":
-            core = _from_softmax(node, facts, len(found))
-        elif node.op == "Attention" and node.domain in (None, "", "ai.onnx"):
-            core = _from_op(node, facts, len(found))
-        if core is not None:
-            found.append(core)
+        match = match_attention(node, facts.is_live)
+        if match is not None and (node.op == "Attention" or _over_keys(node, facts)):
+            found.append(_attention(match, facts, len(found)))
     return found
 
 
-def _from_softmax(node: gs.Node, facts: Facts, index: int) -> Attention | None:
-    logits = node.inputs[0]
+def _over_keys(softmax: gs.Node, facts: Facts) -> bool:
+    """Tell whether a softmax goes over the last axis of logits that follow from the image."""
+    logits = softmax.inputs[0]
     rank = len(logits.shape)
-    if rank < 3 or int(attr(node, "axis", -1)) % rank != rank - 1 or not facts.is_live(logits):
-        return None
-    chain: list[str] = []
-    product = _product(logits, facts, chain)
-    if product is None:
-        return None
-    reader = _reader(node, facts)
-    if reader is None:
-        return None
-    rows, columns = facts.of(logits)[-2:]
-    q, k = product.inputs
+    return rank >= 3 and int(attr(softmax, "axis", -1)) % rank == rank - 1 and facts.is_live(logits)
+
+
+def _attention(match: AttentionMatch, facts: Facts, index: int) -> Attention:
+    node, (q, k, v) = match.node, match.operands
+    if node.op == "Attention":
+        heads = _heads(facts.of(q)[:2]) if len(q.shape) == 4 else int(attr(node, "q_num_heads"))
+        rows, columns = facts.of(q)[-2], facts.of(k)[-2]
+    else:
+        *leading, rows, columns = facts.of(node.inputs[0])
+        heads = _heads(leading)
     return Attention(
-        index,
-        "softmax",
-        node.name,
-        q.name,
-        k.name,
-        reader.inputs[1].name,
-        product.name,
-        tuple(reversed(chain)),
-        reader.outputs[0].name,
-        rows,
-        columns,
-        _heads(facts.of(logits)[:-2]),
+        index=index,
+        form="op" if node.op == "Attention" else "softmax",
+        node=node.name,
+        q=q.name,
+        k=k.name,
+        v=v.name,
+        product=match.product.name,
+        chain=tuple(n.name for n in match.before),
+        context=match.mix.outputs[0].name,
+        rows=rows,
+        columns=columns,
+        heads=heads,
     )
 
 
-def _heads(axes: tuple[Axis, ...]) -> int:
-    """Product of the leading axes of the logits, the batch left out."""
-    count = 1
-    for axis in axes:
-        for digit in axis:
-            count *= 1 if digit.root.kind == "batch" else digit.size
-    return count
-
-
-def _product(tensor: gs.Tensor, facts: Facts, chain: list[str]) -> gs.Node | None:
-    """Walk up from the logits to Q·Kᵀ."""
-    node = producer(tensor)
-    if node is None:
-        return None
-    if node.op == "MatMul":
-        # One side may be constant folded (a probe's query), never both.
-        return node if any(facts.is_live(t) for t in node.inputs) else None
-    if node.op not in BEFORE_SOFTMAX:
-        return None
-    for operand in node.inputs:
-        if is_const(operand) or not facts.is_live(operand):
-            continue
-        if node.op != "Reshape" and operand.shape is not None and shape(operand) != shape(tensor):
-            continue
-        mark = len(chain)
-        chain.append(node.name)
-        product = _product(operand, facts, chain)
-        if product is not None:
-            return product
-        del chain[mark:]
-    return None
-
-
-def _reader(softmax: gs.Node, facts: Facts) -> gs.Node | None:
-    """Walk down from the probabilities to ·V."""
-    frontier = list(softmax.outputs[0].outputs)
-    tensors = {softmax.outputs[0].name}
-    while frontier:
-        node = frontier.pop(0)
-        if node.op == "MatMul" and node.inputs[0].name in tensors:
-            if facts.is_live(node.inputs[1]):
-                return node
-        elif node.op in _AFTER:
-            tensors.add(node.outputs[0].name)
-            frontier.extend(node.outputs[0].outputs)
-    return None
-
-
-def _from_op(node: gs.Node, facts: Facts, index: int) -> Attention:
-    q, k, v = node.inputs[:3]
-    heads = _heads(facts.of(q)[:2]) if len(q.shape) == 4 else int(attr(node, "q_num_heads"))
-    return Attention(
-        index,
-        "op",
-        node.name,
-        q.name,
-        k.name,
-        v.name,
-        node.name,
-        (),
-        node.outputs[0].name,
-        facts.of(q)[-2],
-        facts.of(k)[-2],
-        heads,
-    )
+def _heads(axes: Sequence[Axis]) -> int:
+    """Return the product of the leading axes of the logits, the batch left out."""
+    return prod(digit.size for axis in axes for digit in axis if digit.root.kind != "batch")

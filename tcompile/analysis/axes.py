@@ -15,9 +15,9 @@ from math import prod
 from typing import Literal
 
 #: `batch`: the batch. `data`: born from an input's or a convolution's spatial axis. `fixed`: the
-#: positions of a side input that does not depend on the image (CLS, registers). `weak`: features,
-#: heads, axes of weights, whose identity nothing depends on.
-Kind = Literal["batch", "data", "fixed", "weak"]
+#: positions of a side input that does not depend on the image (CLS, registers).
+#: `untracked`: features, heads, axes of weights, whose identity nothing depends on.
+Kind = Literal["batch", "data", "fixed", "untracked"]
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,9 @@ def size(axis: Axis) -> int:
     return prod(d.size for d in axis)
 
 
-def strong(axis: Axis) -> bool:
+def tracked(axis: Axis) -> bool:
     """Whether the axis runs over batch, image positions or tokens, not over features."""
-    return any(d.root.kind != "weak" for d in axis)
+    return any(d.root.kind != "untracked" for d in axis)
 
 
 def has_batch(axis: Axis) -> bool:
@@ -179,7 +179,7 @@ def from_pieces(parts: Sequence[Interval]) -> Axis:
         return merged[0].axis
     length = sum(p.size for p in merged)
     kinds = {d.root.kind for p in merged for d in p.axis}
-    kind: Kind = "data" if "data" in kinds or "batch" in kinds else "weak"
+    kind: Kind = "data" if "data" in kinds or "batch" in kinds else "untracked"
     if kinds == {"fixed"}:
         kind = "fixed"
     return new("concat", length, kind, tuple(merged))
@@ -224,12 +224,12 @@ def unify(a: Axis, b: Axis) -> tuple[Axis, bool]:
         if size(a) == size(b):
             return (a or b), False
         return (b if size(a) == 1 else a), False
-    if not strong(a):
+    if not tracked(a):
         return b, False
-    if not strong(b):
+    if not tracked(b):
         return a, False
     # (batch, heads) of two computations: the heads have two names, which nothing depends on.
-    known = [[(i, d) for i, d in enumerate(x) if d.root.kind != "weak"] for x in (a, b)]
+    known = [[(i, d) for i, d in enumerate(x) if d.root.kind != "untracked"] for x in (a, b)]
     same_sizes = [d.size for d in a] == [d.size for d in b]
     return a, not (same_sizes and known[0] == known[1])
 

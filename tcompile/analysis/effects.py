@@ -28,7 +28,7 @@ class Run:
     first: int
     last: int
 
-    def patches(self, space: TokenSpace) -> bool:
+    def has_patches(self, space: TokenSpace) -> bool:
         """Whether the patches are among them."""
         return self.first < space.end and space.patch < self.last
 
@@ -44,13 +44,15 @@ class Run:
 #: What a dim holds of its run: every token; one position for each group of patches; or nothing
 #: (size 1), because an earlier dim of the same grid holds the tokens.
 Part = Literal["tokens", "groups", "rest"]
+#: How the members of a group become one; empty where they do not.
+Pooling = Literal["", "mean", "max"]
 
 
 @dataclass(frozen=True)
 class Dim:
     """A dim as factor × (batch) × (tokens of a run), in another order if `order` names one.
 
-    `extent` is the size of the batches in it: a free one's as `ir.dim_to_int` gives it.
+    `extent` is the size of the batches in it: a free one's as `dim_to_int` gives it.
     """
 
     factor: int
@@ -59,6 +61,10 @@ class Dim:
     part: Part = "tokens"
     order: str = ""
     extent: int = 1
+
+    def has_patches(self, space: TokenSpace) -> bool:
+        """Whether the patches are in its run."""
+        return self.run is not None and self.run.has_patches(space)
 
     def size(self, space: TokenSpace, count: int, batch: int) -> int:
         tokens = self.run.size(space, count) if self.run and self.part != "rest" else 1
@@ -69,6 +75,19 @@ class Dim:
 
 
 Dims = tuple[Dim | None, ...]
+
+
+def is_rest(dim: Dim | None) -> bool:
+    """Whether an earlier dim of the same grid holds the tokens."""
+    return dim is not None and dim.part == "rest"
+
+
+def span_of(dims: Dims, axis: int) -> int:
+    """How many neighbouring dims, from `axis` on, the tokens that begin there are spread over."""
+    end = axis + 1
+    while end < len(dims) and is_rest(dims[end]):
+        end += 1
+    return end - axis
 
 
 def locate(axes: Axes, space: TokenSpace) -> Dims:
@@ -222,7 +241,7 @@ class Regroup:
     """
 
     source: str
-    pool: Literal["", "mean", "max"] = ""
+    pool: Pooling = ""
 
 
 @dataclass(frozen=True)
@@ -366,7 +385,7 @@ class Region:
 
     source: str
     head: str
-    pool: str = ""
+    pool: Pooling = ""
 
 
 @dataclass(frozen=True)

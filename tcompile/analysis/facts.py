@@ -64,11 +64,11 @@ class Facts:
     origin: dict[ax.Root, set[ax.Root]] = field(default_factory=dict)
 
     def of(self, tensor: gs.Tensor) -> Axes:
-        """Axes of a tensor; those of a constant are weak."""
+        """Axes of a tensor; those of a constant are untracked."""
         known = self.axes.get(tensor.name)
         if known is None:
             known = tuple(
-                ax.new(f"{tensor.name}/{i}", d, "weak") for i, d in enumerate(shape(tensor))
+                ax.new(f"{tensor.name}/{i}", d, "untracked") for i, d in enumerate(shape(tensor))
             )
             self.axes[tensor.name] = known
         return known
@@ -79,11 +79,11 @@ class Facts:
     def unify(self, node: gs.Node, a: ax.Axis, b: ax.Axis) -> ax.Axis:
         """Elementwise: the common axis; a contradiction is recorded."""
         axis, conflict = ax.unify(a, b)
-        if a != b and not (ax.strong(a) or ax.strong(b)) and ax.size(a) == ax.size(b) > 1:
+        if a != b and not (ax.tracked(a) or ax.tracked(b)) and ax.size(a) == ax.size(b) > 1:
             return self._beside(a, b, axis)
         for mine, other in ((a, b), (b, a)):
-            loose = len(mine) == 1 and mine[0].whole and not ax.strong(mine)
-            if loose and ax.strong(other) and ax.size(mine) == ax.size(other):
+            loose = len(mine) == 1 and mine[0].whole and not ax.tracked(mine)
+            if loose and ax.tracked(other) and ax.size(mine) == ax.size(other):
                 self.met.setdefault(mine[0].root, set()).add(other)
         if conflict and self.preferred:
             foreign = [not self._of_tokens(ax.roots(x)) for x in (a, b)]

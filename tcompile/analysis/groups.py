@@ -16,19 +16,7 @@ from tcompile.analysis import axes as ax
 from tcompile.analysis.axes import Axes, Axis, Digit
 from tcompile.analysis.facts import Facts
 from tcompile.analysis.transfer_grid import tiled_pool
-
-#: Ops that only rearrange elements: a region of them may be replaced by one such op.
-VIEWS = (
-    "Reshape",
-    "Transpose",
-    "Squeeze",
-    "Unsqueeze",
-    "Flatten",
-    "Identity",
-    "Cast",
-    "SpaceToDepth",
-    "DepthToSpace",
-)
+from tcompile.core.op_traits import REARRANGES
 
 
 @dataclass(frozen=True)
@@ -76,7 +64,7 @@ def find_grouping(graph: gs.Graph, facts: Facts, patches: Axis) -> Grouping | No
     best: Grouping | None = None
     for node in graph.nodes:
         pool = tiled_pool(node) is not None
-        if not pool and node.op not in VIEWS:
+        if not pool and node.op not in REARRANGES:
             continue
         for out in node.outputs:
             outer = _outer(facts.of(out), roots, pool)
@@ -94,7 +82,7 @@ def _outer(axes: Axes, roots: set[ax.Root], pool: bool) -> Axis | None:
     joined = False
     for axis in axes:
         mine = [d for d in axis if d.root in roots]
-        if any(d.root.kind == "weak" for d in axis):
+        if any(d.root.kind == "untracked" for d in axis):
             joined = joined or bool(mine)
         else:
             pure += mine

@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-import onnx_graphsurgeon as gs
 
 from tcompile.analysis import axes as ax
 from tcompile.analysis.axes import Axes
 from tcompile.analysis.effects import Dim, Run, locate
 from tcompile.analysis.space import TokenSpace
-from tcompile.core.graph import batch_dim, int_to_dim, is_free
-
-if TYPE_CHECKING:
-    from tcompile.analysis.model import Analysis
 
 
 @dataclass(frozen=True)
@@ -58,13 +51,3 @@ def stream_layout(axes: Axes, space: TokenSpace) -> Layout | None:
     if not tokens or len(batches) > 1 or len(plain) != 1:
         return None
     return Layout(batches[0] if batches else None, tuple(tokens), plain[0])
-
-
-def tower_batch(graph: gs.Graph, analysis: Analysis) -> int | str:
-    """The batch of the stream whose tokens are reduced: other inputs may have their own."""
-    stream = analysis.facts.axes[analysis.blocks[0].stream_in]
-    found = [d.root.size for axis in stream for d in axis if d.root.kind == "batch"]
-    if found:
-        return int_to_dim(found[0])
-    first = batch_dim(graph)  # a literal batch of 1 has no digit to be known by
-    return 1 if is_free(first) else first

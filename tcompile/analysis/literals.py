@@ -104,7 +104,7 @@ def uniform(tensor: gs.Tensor) -> float | None:
 
 def negligible(node: gs.Node, tensor: gs.Tensor) -> bool:
     """Whether a constant adds nothing that matters to a sum."""
-    number = uniform(tensor) if is_const(tensor) else None
+    number = uniform(tensor)
     if number is None:
         return False
     return number == 0 or (abs(number) <= (1 if node.op == "Max" else _EPSILON))

@@ -19,7 +19,7 @@ from tcompile.analysis.space import Residual, TokenSpace, token_axes, token_spac
 from tcompile.analysis.structure import Block, ancestors, carries, find_blocks, residuals
 from tcompile.analysis.towers import Beside, beside, names_of, tower_axes
 from tcompile.core.errors import ModelError, UsageError
-from tcompile.core.graph import attr, is_const, value
+from tcompile.core.graph import attr, batch_dim, int_to_dim, is_const, is_free, value
 from tcompile.core.schedule import Shape
 
 
@@ -370,3 +370,13 @@ def _picks(node: gs.Node, facts: Facts, space: TokenSpace, position: int) -> boo
     if facts.of(node.inputs[0])[axis] != space.axis or not is_const(node.inputs[1]):
         return False
     return bool((value(node.inputs[1]).reshape(-1) % space.total == position).any())
+
+
+def tower_batch(graph: gs.Graph, analysis: Analysis) -> int | str:
+    """The batch of the stream whose tokens are reduced: other inputs may have their own."""
+    stream = analysis.facts.axes[analysis.blocks[0].stream_in]
+    found = [d.root.size for axis in stream for d in axis if d.root.kind == "batch"]
+    if found:
+        return int_to_dim(found[0])
+    first = batch_dim(graph)  # a literal batch of 1 has no digit to be known by
+    return 1 if is_free(first) else first

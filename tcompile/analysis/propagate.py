@@ -1,4 +1,4 @@
-"""Forward propagation of axes through the graph, one transfer function per op kind."""
+"""Forward propagation of axes through the graph."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import onnx_graphsurgeon as gs
 from tcompile.analysis import axes as ax
 from tcompile.analysis.axes import Axes
 from tcompile.analysis.facts import Facts, free_axis
+from tcompile.analysis.ops import op_of
 from tcompile.analysis.rotary import rotations
-from tcompile.analysis.transfer import TRANSFER
 from tcompile.core.errors import InternalError
 from tcompile.core.graph import is_free, settled, shape
+from tcompile.core.op_traits import READS_SHAPE
 
 
 def propagate(
@@ -26,8 +27,8 @@ def propagate(
     """Axes of every tensor of a normalised graph (all shapes known, nodes in order).
 
     The first dim of every input is the batch, or a batch of its own; the other dims of images are
-    `data`, those of masks, sizes and the like `weak`: they take the meaning of what they are joined
-    with.
+    `data`, those of masks, sizes and the like `untracked`: they take the meaning of what they are
+    joined with.
 
     Args:
         tokens: index sets that win where an operation joins them with others, position by position.
@@ -38,7 +39,7 @@ def propagate(
     images = _images(graph)
     for tensor in graph.inputs:
         dims = shape(tensor)
-        kind: ax.Kind = "data" if tensor.name in images else "weak"
+        kind: ax.Kind = "data" if tensor.name in images else "untracked"
         facts.live.add(tensor.name)
         if tensor.name in images:
             facts.imaged.add(tensor.name)
@@ -52,9 +53,9 @@ def propagate(
             ),
         )
     for node in graph.nodes:
-        transfer = TRANSFER.get(node.op) if node.domain in (None, "", "ai.onnx") else None
-        result = transfer(node, facts) if transfer else None
-        live = node.op not in ("Shape", "Size") and any(facts.is_live(t) for t in node.inputs)
+        op = op_of(node)
+        result = op.transfer(node, facts) if op else None
+        live = node.op not in READS_SHAPE and any(facts.is_live(t) for t in node.inputs)
         imaged = live and any(t.name in facts.imaged for t in node.inputs)
         for i, out in enumerate(node.outputs):
             if out.is_empty():
@@ -71,7 +72,7 @@ def propagate(
                 )
             facts.axes[out.name] = _fresh(out, live) if known is None else _as_meant(meant, known)
             if known is None and live:
-                why = "no transfer function" if transfer is None else "axes cannot be followed"
+                why = "axes cannot be followed" if op else "is not an op that tcompile knows"
                 facts.opaque[out.name] = f"{node.op} '{node.name}': {why}"
             if live:
                 facts.live.add(out.name)
@@ -98,10 +99,10 @@ def _images(graph: gs.Graph) -> set[str]:
 
 
 def _fresh(tensor: gs.Tensor, live: bool) -> Axes:
-    """Axes of a tensor nothing is known of: of their own, strong where data may hide in them."""
+    """Axes of a tensor nothing is known of: of their own, tracked where data may hide in them."""
     found: list[ax.Axis] = []
     for i, dim in enumerate(shape(tensor)):
         name = f"{tensor.name}/{i}"
-        kind: ax.Kind = "data" if live or is_free(dim) else "weak"
+        kind: ax.Kind = "data" if live or is_free(dim) else "untracked"
         found.append(free_axis(name, dim, kind) if is_free(dim) else ax.new(name, dim, kind))
     return tuple(found)

@@ -10,11 +10,11 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from tcompile.analysis.groups import VIEWS
 from tcompile.core.graph import is_const, nbytes, producer, value
+from tcompile.core.op_traits import REARRANGES
 
 _LARGEST = 1 << 26
-_WALKED = (*VIEWS, "Concat", "Split", "Slice", "Gather", "Neg")
+_WALKED = REARRANGES | {"Concat", "Split", "Slice", "Gather", "Neg"}
 
 
 def rotations(graph: gs.Graph) -> dict[str, float]:

@@ -11,12 +11,9 @@ from tcompile.analysis import axes as ax
 from tcompile.analysis.attention import Attention
 from tcompile.analysis.axes import Axis
 from tcompile.analysis.facts import Facts
-from tcompile.analysis.space import Residual
-from tcompile.analysis.space import TokenSpace as TokenSpace
+from tcompile.analysis.space import Residual, TokenSpace
 from tcompile.core.graph import consumers, is_const, producer
-
-#: Ops that leave a tensor's tokens as they are; a residual may be read through them.
-PASSING = ("QuantizeLinear", "DequantizeLinear", "Cast", "Identity")
+from tcompile.core.op_traits import PASSES
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,9 @@ class Block:
 
 def token_axis(facts: Facts, tensor: gs.Tensor) -> Axis:
     """What a tensor's dims, batch and features left out, run over together: its tokens."""
-    digits = [d for axis in facts.of(tensor) for d in axis if d.root.kind not in ("batch", "weak")]
+    digits = [
+        d for axis in facts.of(tensor) for d in axis if d.root.kind not in ("batch", "untracked")
+    ]
     # A fixed token by itself may leave its digit on a batch of one; among others it says nothing.
     return ax.normal([d for d in digits if d.size > 1] or digits)
 
@@ -199,7 +198,7 @@ def _unscaled(node: gs.Node | None) -> gs.Tensor | None:
     """What a node passes on, at most scaled by a constant."""
     if node is None:
         return None
-    if node.op in PASSING or (node.op == "Div" and is_const(node.inputs[1])):
+    if node.op in PASSES or (node.op == "Div" and is_const(node.inputs[1])):
         return node.inputs[0]
     if node.op == "Mul" and sum(map(is_const, node.inputs)) == 1:
         return next(t for t in node.inputs if not is_const(t))

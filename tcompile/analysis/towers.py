@@ -18,6 +18,7 @@ from tcompile.analysis.axes import Axis
 from tcompile.analysis.space import Residual, TokenSpace, token_axes, token_space
 from tcompile.analysis.structure import Block, ancestors
 from tcompile.core.graph import is_const, producer, shape
+from tcompile.core.op_traits import READS_SHAPE
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def _image(graph: gs.Graph, stream: str) -> str:
         maker = producer(tensor)
         above.add(str(tensor.name))
         # How many images there are may be taken from any of the inputs.
-        if maker is not None and maker.op not in ("Shape", "Size"):
+        if maker is not None and maker.op not in READS_SHAPE:
             pending += [t for t in maker.inputs if t.name not in above and not is_const(t)]
     sizes = {str(t.name): prod(shape(t)) for t in graph.inputs if t.name in above}
     largest = [n for n, size in sizes.items() if size == max(sizes.values())]

@@ -1,7 +1,6 @@
 """Transfer functions: from the axes of a node's inputs to those of its outputs.
 
 Each takes (node, facts) and returns the axes of each output, or None where they cannot be told.
-`TRANSFER` is the list; an op that is not in it is opaque, and no site upstream of it is legal.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import onnx_graphsurgeon as gs
 from tcompile.analysis import axes as ax
 from tcompile.analysis.axes import ONE, Axes, Axis
 from tcompile.analysis.facts import Facts, Result, free_axis
-from tcompile.analysis.transfer_grid import blocks_to_depth, pad, spatial
 from tcompile.core.graph import attr, ints, is_const, is_free, reduced_axes, shape, value
 
 Transfer: TypeAlias = Callable[[gs.Node, Facts], Result]
@@ -23,6 +21,11 @@ Transfer: TypeAlias = Callable[[gs.Node, Facts], Result]
 
 def _axis(node: gs.Node, rank: int, name: str = "axis", default: int = 0) -> int:
     return int(attr(node, name, default)) % rank
+
+
+def untold(node: gs.Node, facts: Facts) -> Result:
+    """An op whose result has axes of its own."""
+    return None
 
 
 def same(node: gs.Node, facts: Facts) -> Result:
@@ -155,10 +158,12 @@ def concat(node: gs.Node, facts: Facts) -> Result:
             if i != axis:
                 merged[i] = facts.unify(node, merged[i], other)
     # A stack of features (weights, heads) has no identity worth keeping.
-    if any(ax.strong(p) for p in parts):
+    if any(ax.tracked(p) for p in parts):
         merged[axis] = ax.concat(parts)
     else:
-        merged[axis] = ax.new(f"{node.outputs[0].name}/{axis}", sum(map(ax.size, parts)), "weak")
+        merged[axis] = ax.new(
+            f"{node.outputs[0].name}/{axis}", sum(map(ax.size, parts)), "untracked"
+        )
     return [tuple(merged)]
 
 
@@ -188,7 +193,7 @@ def _reordered(node: gs.Node, facts: Facts, axis: int, source: Axis) -> Axis:
     The same order made twice of one axis is one index set.
     """
     index = value(node.inputs[1]).reshape(-1) % ax.size(source)
-    if not ax.strong(source) or sorted(index) != list(range(ax.size(source))):
+    if not ax.tracked(source) or sorted(index) != list(range(ax.size(source))):
         return _derived(node, facts, axis, source)
     order = tuple(int(i) for i in index)
     tag = hashlib.sha256(repr((source, order)).encode()).hexdigest()[:12]
@@ -217,11 +222,11 @@ def _derived(
     length: int | None = None,
     index: Axis = ONE,
 ) -> Axis:
-    """An index set of the node's own making, as strong as what it was made from."""
+    """An index set of the node's own making, tracked if what it was made from is."""
     length = shape(node.outputs[0])[axis] if length is None else length
     if ax.has_batch(index):
         return index
-    kind: ax.Kind = "data" if ax.strong(source) else "weak"
+    kind: ax.Kind = "data" if ax.tracked(source) else "untracked"
     made = ax.new(f"{node.outputs[0].name}/{axis}", length, kind)
     if made:
         facts.origin[made[0].root] = ax.roots(source)
@@ -240,9 +245,9 @@ def expand(node: gs.Node, facts: Facts) -> Result:
             continue
         name = f"{node.outputs[0].name}/{i}"
         if is_free(dim):
-            found.append(free_axis(name, dim, "weak"))
+            found.append(free_axis(name, dim, "untracked"))
         else:
-            found.append(ax.new(name, dim, "data" if ax.strong(axis) else "weak"))
+            found.append(ax.new(name, dim, "data" if ax.tracked(axis) else "untracked"))
     return [tuple(found)]
 
 
@@ -260,7 +265,9 @@ def attention(node: gs.Node, facts: Facts) -> Result:
     """ai.onnx Attention: rows of the query, features of the value."""
     q, v, width = facts.of(node.inputs[0]), facts.of(node.inputs[2]), shape(node.outputs[0])[-1]
     # Joined heads of the value are repeated where several heads of queries share one.
-    features = v[-1] if ax.size(v[-1]) == width else ax.new(node.outputs[0].name, width, "weak")
+    features = (
+        v[-1] if ax.size(v[-1]) == width else ax.new(node.outputs[0].name, width, "untracked")
+    )
     return [(*q[:-1], features)] if len(node.outputs) == 1 else None
 
 
@@ -268,9 +275,9 @@ def einsum(node: gs.Node, facts: Facts) -> Result:
     """Letters are axes."""
     if not spelled_out(node):
         return None
-    terms, out = _equation(node).split("->")
+    terms, out = einsum_terms(node)
     letters: dict[str, Axis] = {}
-    for term, tensor in zip(terms.split(","), node.inputs, strict=True):
+    for term, tensor in zip(terms, node.inputs, strict=True):
         for letter, axis in zip(term, facts.of(tensor), strict=True):
             letters[letter] = facts.unify(node, letters.get(letter, axis), axis)
     return [tuple(letters[c] for c in out)]
@@ -278,11 +285,14 @@ def einsum(node: gs.Node, facts: Facts) -> Result:
 
 def spelled_out(node: gs.Node) -> bool:
     """Whether an Einsum has a letter for every axis and says which its result has."""
-    return "." not in _equation(node) and "->" in _equation(node)
+    equation = str(attr(node, "equation"))
+    return "." not in equation and "->" in equation
 
 
-def _equation(node: gs.Node) -> str:
-    return str(attr(node, "equation")).replace(" ", "")
+def einsum_terms(node: gs.Node) -> tuple[list[str], str]:
+    """The letters of each operand of an Einsum, and those of its result."""
+    terms, _, out = str(attr(node, "equation")).replace(" ", "").partition("->")
+    return terms.split(","), out
 
 
 def contracted(node: gs.Node) -> tuple[int, int]:
@@ -296,59 +306,10 @@ def einsum_contracted(node: gs.Node) -> list[tuple[int, int]]:
     """(operand, axis) of every letter that the result does not have of a spelled-out Einsum."""
     if not spelled_out(node):
         return []
-    terms, out = _equation(node).split("->")
+    terms, out = einsum_terms(node)
     return [
         (i, axis)
-        for i, term in enumerate(terms.split(","))
+        for i, term in enumerate(terms)
         for axis, letter in enumerate(term)
         if letter not in out
     ]
-
-
-def _table(function: Transfer, ops: str) -> dict[str, Transfer]:
-    return dict.fromkeys(ops.split(), function)
-
-
-#: Ops that treat every position along the token axis alike.
-ELEMENTWISE = (
-    "Abs Acos Acosh Asin Asinh Atan Atanh Cast Ceil Celu Clip Cos Cosh Elu Erf Exp Floor Gelu "
-    "HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round "
-    "Selu Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu Dropout "
-    "QuantizeLinear DequantizeLinear"
-)
-BROADCAST = (
-    "Add And BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max "
-    "Mean Min Mod Mul Or PRelu Pow Sub Sum Where Xor"
-)
-NORMALISING = (
-    "LayerNormalization RMSNormalization SimplifiedLayerNormalization Softmax LogSoftmax "
-    "LpNormalization"
-)
-CHANNELWISE = "BatchNormalization InstanceNormalization GroupNormalization LRN"
-VIEWS = "Reshape Flatten Squeeze Unsqueeze"
-REDUCTIONS = (
-    "ArgMax ArgMin ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin "
-    "ReduceProd ReduceSum ReduceSumSquare"
-)
-SPATIAL = "Conv MaxPool AveragePool GlobalAveragePool GlobalMaxPool Resize LpPool"
-
-TRANSFER: dict[str, Transfer] = {
-    **_table(same, f"{ELEMENTWISE} {CHANNELWISE} CumSum"),
-    **_table(normalise, NORMALISING),
-    **_table(broadcast, BROADCAST),
-    **_table(reshape, VIEWS),
-    **_table(expand, "Expand Tile ConstantOfShape"),
-    **_table(reduce, REDUCTIONS),
-    **_table(spatial, SPATIAL),
-    "MatMul": matmul,
-    "Gemm": gemm,
-    "Transpose": transpose,
-    "Slice": slice_,
-    "Split": split,
-    "Concat": concat,
-    "Gather": gather,
-    "Attention": attention,
-    "Einsum": einsum,
-    "Pad": pad,
-    **_table(blocks_to_depth, "SpaceToDepth DepthToSpace"),
-}

@@ -16,7 +16,7 @@ def spatial(node: gs.Node, facts: Facts) -> Result:
     source, out = facts.of(node.inputs[0]), shape(node.outputs[0])
     name = node.outputs[0].name
     keeps = node.op == "Conv" and _pointwise(node)
-    channels = source[1] if node.op != "Conv" else ax.new(f"{name}/1", out[1], "weak")
+    channels = source[1] if node.op != "Conv" else ax.new(f"{name}/1", out[1], "untracked")
     if ax.size(channels) != out[1]:
         return None
     tiles = tiled_pool(node)
@@ -53,11 +53,11 @@ def pad(node: gs.Node, facts: Facts) -> Result:
         length = ax.size(axis)
         kept = ax.sliced(axis, max(0, -before), length - max(0, -after))
         name = f"{node.outputs[0].name}/{i}"
-        if not ax.strong(axis):
+        if not ax.tracked(axis):
             kept = (
                 kept
                 if ax.size(kept) == length + before + after
-                else ax.new(name, length + before + after, "weak")
+                else ax.new(name, length + before + after, "untracked")
             )
         elif before > 0 or after > 0:
             parts = [

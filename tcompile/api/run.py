@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from tcompile.artifact.directory import is_artifact, load_artifact
 from tcompile.runtime.metrics import holds_classes
-from tcompile.runtime.samples import run_all, samples_for, signature
+from tcompile.runtime.samples import run_all, samples_for
+from tcompile.runtime.signature import signature
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,12 +9,14 @@ from typing import Any, Literal
 from tcompile.api.layers import Layer, layers_of
 from tcompile.api.reference import DenseModel, find_dense, reduced_reference
 from tcompile.artifact.directory import Artifact, load_artifact
-from tcompile.artifact.manifest import Fidelity, FusedAttentionEntry
+from tcompile.artifact.manifest import Fidelity
 from tcompile.core.errors import UsageError, VerificationError
 from tcompile.core.progress import Progress, silent
 from tcompile.runtime.metrics import not_finite
-from tcompile.runtime.samples import Samples, run_all, samples_for, signature
+from tcompile.runtime.samples import Samples, run_all, samples_for
+from tcompile.runtime.signature import signature
 from tcompile.runtime.token_outputs import showing_choice, tower_of_outputs
+from tcompile.targets.backends.base import FusedAttention
 from tcompile.verify.fidelity import compare
 from tcompile.verify.fusion import fused_attention, fusion_fault
 from tcompile.verify.numerics import TOLERANCES, Numerics, compare_numerics
@@ -42,7 +44,7 @@ class Verification:
     checks: tuple[Check, ...]
     numerics: Numerics | None
     fidelity: Fidelity | None
-    fused_attention: FusedAttentionEntry | None
+    fused_attention: FusedAttention | None
     layers: tuple[Layer, ...] = ()
 
     @property
@@ -152,7 +154,7 @@ def _numerics(numerics: Numerics | None, dense: DenseModel | None, artifact: Art
     return Check("numerics", "passed", detail)
 
 
-def _fusion(fused: FusedAttentionEntry | None) -> Check:
+def _fusion(fused: FusedAttention | None) -> Check:
     if fused is None:
         return Check("fused attention", "skipped", "no engine in half precision to look into")
     fault = fusion_fault(fused)

@@ -1,33 +1,92 @@
 """What a build knows about its result: the contents of an artifact's manifest.json.
 
-The JSON schema people may rely on is published beside this file, `manifest.schema.json`; the
-dataclasses here are the same thing for Python. `Manifest.from_json(m.to_json()) == m`.
+`manifest.schema.json`, on which people may rely, is made from these classes by
+`python -m tools.manifest_schema`. `Manifest.from_json(m.to_json()) == m`.
 """
 
 from __future__ import annotations
 
 import platform
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Annotated, Any, Final, Literal
+
+from msgspec import Meta
 
 from tcompile._version import __version__
-from tcompile.core.decode import decode
-from tcompile.core.model_files import FileEntry, Source, TensorEntry
+from tcompile.core.decode import Count, NonNegative, Positive, UnitInterval, decode, encode
+from tcompile.core.model_files import Dims, FileEntry, Source, TensorInfo
+from tcompile.core.schedule import BlockTokens
+from tcompile.passes.lower.token_ops import TokenOpsChoice
 from tcompile.planning.solve.outcome import Emitted, Outcome, Reason, Share
+from tcompile.targets.backends.base import FusedAttention
 
-if TYPE_CHECKING:
-    pass
-
-SCHEMA = "tcompile.artifact.manifest/1"
+SCHEMA: Final = "tcompile.manifest/1"
 FigureKind = Literal["measured", "modelled"]
+Cosine = Annotated[float, Meta(ge=-1, le=1)]
+
+_REDUCTION = {
+    "type": "object",
+    "required": ["site", "keep"],
+    "properties": {
+        "site": {
+            "description": "attn:BLOCK, block:BLOCK, around:BLOCK, inside:BLOCK or output",
+            "type": "string",
+        },
+        "keep": {
+            "description": "patch tokens that leave this site; prefix tokens always stay",
+            "type": "integer",
+            "minimum": 0,
+        },
+    },
+}
+_TOWER = {
+    "type": "object",
+    "required": ["tower", "reductions", "dense", "outputs"],
+    "properties": {
+        "tower": {"type": "string"},
+        "reductions": {"type": "array"},
+        "dense": {"type": "string"},
+        "outputs": {"type": "array", "items": {"type": "string"}},
+    },
+}
+#: A manifest keeps the schedule as it was written: what a reader may rely on is in the schema.
+ScheduleDocument = Annotated[
+    dict[str, Any],
+    Meta(
+        extra_json_schema={
+            "required": ["schema", "method", "reductions"],
+            "properties": {
+                "schema": {"const": 1},
+                "method": {"type": "string"},
+                "reductions": {"type": "array", "items": _REDUCTION},
+                "tower": {
+                    "description": "the tower that `reductions` are for, of a model that has "
+                    "several",
+                    "type": "string",
+                },
+                "towers": {
+                    "description": "what leaves the other towers, or why nothing does, and which "
+                    "outputs hold their tokens: those have token_index_TOWER",
+                    "type": "array",
+                    "items": _TOWER,
+                },
+            },
+        }
+    ),
+]
 
 
 @dataclass(frozen=True)
 class TargetEntry:
-    """The device compiled for."""
+    """The device compiled for.
+
+    Attributes:
+        runtime: onnxruntime, tensorrt-rtx or jetson.
+        compute_capability: of an NVIDIA device, e.g. 8.9.
+    """
 
     name: str
     runtime: str
@@ -35,36 +94,32 @@ class TargetEntry:
 
 
 @dataclass(frozen=True)
-class BlockTokens:
-    """Tokens (prefix included) that enter the attention and the MLP of one block."""
-
-    block: int
-    attention: int
-    mlp: int
-
-
-@dataclass(frozen=True)
 class Flops:
     """Floating-point operations for one image; a multiply-add counts as two."""
 
-    dense: int
-    reduced: int
+    dense: Count
+    reduced: Count
 
 
 @dataclass(frozen=True)
 class Latency:
-    """One latency figure, and where it comes from. `spread` is the quartiles, measured only.
+    """One latency, and where it comes from.
 
-    `source` is a model that computes in fp16, as it came; `dense` is then its fp32 normal form.
+    Attributes:
+        model: source: a model that computes in fp16, as it came; dense is then its fp32 normal
+            form.
+        kind: measured on the device named, or modelled from its data sheet.
+        milliseconds: median for one batch.
+        spread: lower and upper quartile; null for modelled figures.
     """
 
     model: Literal["dense", "reduced", "source"]
     kind: FigureKind
-    milliseconds: float
+    milliseconds: NonNegative
     device: str
     runtime: str
-    batch: int = 1
-    spread: tuple[float, float] | None = None
+    batch: Positive = 1
+    spread: tuple[NonNegative, NonNegative] | None = None
     note: str = ""
 
 
@@ -72,50 +127,40 @@ class Latency:
 class OutputFidelity:
     """How far one output moved from the dense model's.
 
-    `compared` says on what: `all` (same shape), `kept tokens` (rows that are tokens of the dense
-    model) or `restored tokens` (every original token against the one that now stands for it).
+    Attributes:
+        compared: `all` (same shape), `kept tokens` (rows that are tokens of the dense model) or
+            `restored tokens` (every original token against the one that now stands for it).
+        top1_agreement: share of samples with the same best class; null where the output holds no
+            classes.
     """
 
     output: str
     compared: Literal["all", "kept tokens", "restored tokens"]
-    cosine_mean: float
-    cosine_min: float
-    top1_agreement: float | None = None
+    cosine_mean: Cosine
+    cosine_min: Cosine
+    top1_agreement: UnitInterval | None = None
 
 
 @dataclass(frozen=True)
 class Fidelity:
-    """Reduced model against dense model, on `samples` inputs described by `data`."""
+    """The reduced model against the dense one.
+
+    Attributes:
+        data: what the models were run on.
+    """
 
     data: str
-    samples: int
+    samples: Positive
     outputs: tuple[OutputFidelity, ...]
-
-
-@dataclass(frozen=True)
-class FusedAttentionEntry:
-    """Attention layers in the graph, fused kernels in the engine, names of the layers left out."""
-
-    expected: int
-    found: int
-    missing: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class TokenOpsEntry:
-    """The form of the token ops in the model, `passes.lower.token_ops`, and why it was taken."""
-
-    form: Literal["native", "plugin", "aot"]
-    reason: str
 
 
 @dataclass(frozen=True)
 class BatchEntry:
     """The batch sizes that an engine takes, and the one that it is tuned for."""
 
-    smallest: int
-    typical: int
-    largest: int
+    smallest: Positive
+    typical: Positive
+    largest: Positive
 
     @property
     def words(self) -> str:
@@ -125,22 +170,65 @@ class BatchEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """See `manifest.schema.json` for what each field means to a reader."""
+    """What an artifact directory written by `tcompile build` contains and how it came about.
+
+    Attributes:
+        source: the model that was compiled.
+        target: the device compiled for.
+        outputs_mode: whether an output with a token axis holds the tokens that were kept, or all
+            of them through the owner map.
+        schedule: which tokens leave where, as `tcompile plan --json` prints it and `--schedule`
+            reads it.
+        tokens_per_block: prefix tokens included.
+        flops: for one image; a multiply-add counts as two.
+        versions: of Python, the compiler, its libraries and backends.
+        fidelity: what the reduction changed; null if it was not looked at.
+        fused_attention: attention layers in the graph, fused kernels found in the engine, layers
+            that are not fused; null without an engine.
+        token_ops: form of the token ops in the model, and why it was taken; null in manifests of
+            older versions.
+        batch_sizes: batch sizes that an engine of a free batch takes, and the one it is tuned for;
+            null: the batch is fixed, any is taken, or the manifest is older.
+        notes: what a reader should know, a sentence each.
+        plan: how the schedule was solved: profile, budget, predicted latency and loss, the plateau
+            of each count; of a method's own schedule or a given one the budget and, on a GPU, the
+            modelled latency; where dense is emitted because of a measurement, `tried_schedule`
+            with what it took; null in manifests of older versions.
+        faster: whether the reduced model was measured to be faster than dense, its whole 95 %
+            interval above 1; null: nothing was measured, or it is the dense model.
+        emitted: the model with fewer tokens, or the dense one; null in manifests of older versions.
+        reason: why so many tokens are kept. asked: so many were asked for; exact: the same, by
+            --exact; plateau: more than asked, free on the target; groups: patches leave in groups;
+            method: the method's own counts; schedule: the one given; budget: the latency asked for
+            allows as many; drop: --max-drop allows no fewer; utility: pomt's choice; measured: the
+            reduced model was measured to be no faster on the target, so dense is emitted.
+        asked: by --keep; null: by something else.
+        kept: what leaves the encoder of the model that is emitted.
+        summary: asked, kept and why, in words: the first lines of the report.
+        shapes: inputs whose size was settled by hand (--shape), with their dims; a string is a
+            dimension that stays free.
+        prefix: tokens before the patches, where a person stated them (--prefix); null: the
+            analysis found them.
+        fault: the check that this build failed; it was kept for debugging (--keep-failed); null:
+            none.
+        files: every file of the artifact except manifest.json.
+        tool: name and version of the compiler.
+    """
 
     source: Source
     target: TargetEntry
     precision: Literal["fp32", "fp16"]
     outputs_mode: Literal["reduced", "restored"]
-    inputs: tuple[TensorEntry, ...]
-    outputs: tuple[TensorEntry, ...]
-    schedule: dict[str, Any]
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    schedule: ScheduleDocument
     tokens_per_block: tuple[BlockTokens, ...]
     flops: Flops
     versions: dict[str, str]
     latency: tuple[Latency, ...] = ()
     fidelity: Fidelity | None = None
-    fused_attention: FusedAttentionEntry | None = None
-    token_ops: TokenOpsEntry | None = None
+    fused_attention: FusedAttention | None = None
+    token_ops: TokenOpsChoice | None = None
     batch_sizes: BatchEntry | None = None
     notes: tuple[str, ...] = ()
     plan: dict[str, Any] | None = None
@@ -150,16 +238,16 @@ class Manifest:
     asked: Share | None = None
     kept: Share | None = None
     summary: tuple[str, ...] = ()
-    shapes: dict[str, tuple[int | str, ...]] = field(default_factory=dict)
-    prefix: int | None = None
+    shapes: dict[str, Dims] = field(default_factory=dict)
+    prefix: Count | None = None
     fault: str | None = None
     files: tuple[FileEntry, ...] = ()
-    tool: str = f"tcompile {__version__}"
-    schema: str = SCHEMA
+    tool: Annotated[str, Meta(pattern="^tcompile .+$")] = f"tcompile {__version__}"
+    schema: Literal["tcompile.manifest/1"] = SCHEMA
 
     def to_json(self) -> dict[str, Any]:
         """The document, as JSON values; `schema` and `tool` come first."""
-        document = asdict(self)
+        document = encode(self)
         first = {"schema": document.pop("schema"), "tool": document.pop("tool")}
         return {**first, **document}
 
@@ -167,8 +255,6 @@ class Manifest:
     def from_json(cls, document: Any) -> Manifest:
         """Read a document. Raises `ValueError` naming the first field that is wrong."""
         manifest = decode(cls, document)
-        if manifest.schema != SCHEMA:
-            raise ValueError(f"schema: {manifest.schema!r}, this tcompile reads {SCHEMA!r}")
         for entry in manifest.files:
             path = Path(entry.path)
             if path.is_absolute() or ".." in path.parts:

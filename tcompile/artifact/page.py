@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from tcompile.artifact.manifest import Fidelity, FusedAttentionEntry, Latency, Manifest
-from tcompile.core.model_files import TensorEntry
+from tcompile.artifact.manifest import Fidelity, Latency, Manifest
+from tcompile.core.model_files import TensorInfo
+from tcompile.targets.backends.base import FusedAttention
 
 
 def render(manifest: Manifest) -> str:
@@ -90,15 +91,15 @@ def _fidelity(fidelity: Fidelity | None) -> str:
     return f"On {fidelity.data}.\n\n{table(head, rows)}"
 
 
-def _fused(fused: FusedAttentionEntry | None) -> str:
+def _fused(fused: FusedAttention | None) -> str:
     if fused is None:
         return "No engine here to look into."
     text = f"{fused.found} of {fused.expected} attention layers run in a fused kernel."
     return text + (f" Not fused: {', '.join(fused.missing)}." if fused.missing else "")
 
 
-def _tensors(inputs: Sequence[TensorEntry], outputs: Sequence[TensorEntry]) -> str:
-    def row(kind: str, tensor: TensorEntry) -> tuple[str, str, str, str]:
+def _tensors(inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo]) -> str:
+    def row(kind: str, tensor: TensorInfo) -> tuple[str, str, str, str]:
         return kind, f"`{tensor.name}`", tensor.dtype, " × ".join(map(str, tensor.shape))
 
     rows = [row("input", t) for t in inputs] + [row("output", t) for t in outputs]

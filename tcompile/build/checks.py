@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from tcompile.artifact.manifest import Fidelity, Latency
 from tcompile.core.errors import InternalError, ModelError
-from tcompile.runtime.samples import run_all, samples_for, signature
+from tcompile.runtime.samples import run_all, samples_for
+from tcompile.runtime.signature import signature
 from tcompile.targets import Target
 from tcompile.verify.fidelity import measure_fidelity
 

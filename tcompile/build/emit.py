@@ -10,24 +10,15 @@ from typing import TYPE_CHECKING
 
 from tcompile.analysis.flops import graph_flops
 from tcompile.artifact.directory import MODEL
-from tcompile.artifact.manifest import (
-    BatchEntry,
-    BlockTokens,
-    Flops,
-    FusedAttentionEntry,
-    Manifest,
-    TargetEntry,
-    TokenOpsEntry,
-    installed_versions,
-)
+from tcompile.artifact.manifest import BatchEntry, Flops, Manifest, TargetEntry, installed_versions
 from tcompile.build.checks import Evidence, check_normal_form
 from tcompile.core.errors import TcompileError
-from tcompile.core.model_files import Source, TensorEntry, describe_source, describe_tensors
+from tcompile.core.model_files import Source, TensorInfo, describe_source, describe_tensors
 from tcompile.core.progress import Progress
 from tcompile.core.save import save, without_weights
 from tcompile.core.schedule import Schedule
 from tcompile.passes.lower.token_ops import TokenOpsChoice, is_call
-from tcompile.targets.backends import Emitted, FusedAttention, emit
+from tcompile.targets.backends import EmittedFiles, emit
 from tcompile.targets.backends.base import RefusedError
 from tcompile.targets.backends.batch_sizes import UNBOUND
 from tcompile.verify.lowered import Judgement, judge
@@ -53,7 +44,6 @@ class Models:
         owners: tells the user's nodes from those that tcompile wrote.
         schedule: what was applied.
         token_ops: their form, and why.
-        attention_layers: attentions with more than one query row.
         widened: whether the source computes in fp16.
     """
 
@@ -64,10 +54,9 @@ class Models:
     owners: Owners
     schedule: Schedule
     token_ops: TokenOpsChoice
-    inputs: tuple[TensorEntry, ...]
-    outputs: tuple[TensorEntry, ...]
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
     flops: Flops
-    attention_layers: int
     widened: bool
 
     @property
@@ -86,7 +75,7 @@ class Built:
         fault: what is wrong with a model that is kept all the same; None where nothing is.
     """
 
-    emitted: Emitted
+    emitted: EmittedFiles
     notes: tuple[str, ...]
     fault: TcompileError | None
 
@@ -129,7 +118,6 @@ def write_models(
         inputs=inputs,
         outputs=outputs,
         flops=Flops(graph_flops(reduced.dense), graph_flops(reduced.graph)),
-        attention_layers=reduced.attention_layers,
         widened=reduced.widened,
     )
 
@@ -192,7 +180,7 @@ def emit_model(models: Models, judged: Judgement, job: Job, say: Progress) -> Bu
         fault = fault or blamed(error, models.owners, source)
         if not job.keep_failed:
             raise fault from error
-        emitted = Emitted()
+        emitted = EmittedFiles()
     except TcompileError as error:
         if error.where.startswith(str(folder)):  # a folder that is gone when the error is read
             error.where = source
@@ -201,12 +189,6 @@ def emit_model(models: Models, judged: Judgement, job: Job, say: Progress) -> Bu
     notes = [*judged.notes, *emitted.notes]
     if models.free_batch and job.target.runtime == "onnxruntime" and job.batches.asked:
         notes.append(f"{', '.join(job.batches.asked)}: {UNBOUND}")
-    layers = models.attention_layers
-    if emitted.fused is not None and emitted.fused.expected != layers:
-        notes.append(
-            f"fusion was checked for {emitted.fused.expected} of {layers} attentions: the others "
-            "are spelled in a way that the engine's kernels cannot be matched with"
-        )
     return Built(emitted, tuple(notes), fault)
 
 
@@ -226,15 +208,13 @@ def manifest_of(models: Models, built: Built, evidence: Evidence, job: Job) -> M
         inputs=models.inputs,
         outputs=models.outputs,
         schedule=schedule.to_json(),
-        tokens_per_block=tuple(
-            BlockTokens(b.block, b.attention, b.mlp) for b in schedule.tokens_per_block()
-        ),
+        tokens_per_block=schedule.tokens_per_block(),
         flops=models.flops,
         versions={**installed_versions(), **built.emitted.versions},
         latency=evidence.latency,
         fidelity=evidence.fidelity,
-        fused_attention=_fused_entry(built.emitted.fused),
-        token_ops=TokenOpsEntry(models.token_ops.form, models.token_ops.reason),
+        fused_attention=built.emitted.fused,
+        token_ops=models.token_ops,
         batch_sizes=BatchEntry(*job.batches.settled.sizes) if bounded else None,
         notes=notes,
         faster=evidence.faster if reduced else None,
@@ -242,9 +222,3 @@ def manifest_of(models: Models, built: Built, evidence: Evidence, job: Job) -> M
         prefix=job.request.prefix,
         fault=None if built.fault is None else built.fault.what,
     )
-
-
-def _fused_entry(fused: FusedAttention | None) -> FusedAttentionEntry | None:
-    if fused is None:
-        return None
-    return FusedAttentionEntry(fused.expected, fused.found, tuple(fused.missing))

@@ -71,6 +71,13 @@ from tcompile.core.errors import FailedBuildError
     help="Write the artifact of a build that failed its own checks, to look into; its manifest and "
     "report name the fault, and the exit code is 1 all the same.",
 )
+@click.option(
+    "--dump",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Write the graph as ONNX text after every pass, DIR/NNN-STAGE-PASS.txt, without large "
+    "weights; of the model that is emitted. DIR is new, empty, or of an earlier dump.",
+)
 @JSON
 @common_options
 def build(
@@ -85,6 +92,7 @@ def build(
     refine: bool,
     force: bool,
     keep_failed: bool,
+    dump: Path | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -119,6 +127,7 @@ def build(
             force=force,
             refine=refine,
             keep_failed=keep_failed,
+            dump=dump,
             progress=say,
             **asked_of(options),
         )

@@ -9,7 +9,7 @@ import click
 
 if TYPE_CHECKING:
     from tcompile.report.explain import NodeFacts
-    from tcompile.report.inspection import Inspection
+    from tcompile.report.inspection_page import Inspection
 
 from tcompile.cli.common import (
     JSON,

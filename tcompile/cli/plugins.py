@@ -29,11 +29,10 @@ def plugins() -> None:
 def list_ops(as_json: bool) -> None:
     """List the token ops: what a plugin of that name takes, gives, and has for fields."""
     from tcompile.plugins.ops import OPS
-    from tcompile.plugins.page import op_json
     from tcompile.plugins.spec import PLUGIN_NAMESPACE, PLUGIN_VERSION
 
     if as_json:
-        print_json([op_json(op) for op in OPS])
+        print_json([op.to_json() for op in OPS])
         return
     rows = [
         (

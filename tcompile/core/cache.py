@@ -15,17 +15,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from platformdirs import user_cache_path
+
 SCHEMA = 1
 
 
 def cache_dir() -> Path:
-    """Where entries lie: TCOMPILE_CACHE, else XDG_CACHE_HOME/tcompile, else ~/.cache/tcompile."""
-    own, shared = os.environ.get("TCOMPILE_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    if own:
-        return Path(own)
-    # The XDG specification: a relative path is to be ignored.
-    base = Path(shared) if shared and Path(shared).is_absolute() else Path.home() / ".cache"
-    return base / "tcompile"
+    """Return the folder of all entries: TCOMPILE_CACHE, else the platform's own for caches."""
+    own = os.environ.get("TCOMPILE_CACHE")
+    found = Path(own) if own else user_cache_path("tcompile", appauthor=False)
+    # For Python 3.10 there is only a platformdirs that takes a relative XDG_CACHE_HOME, which the
+    # XDG specification says to ignore.
+    return found if own or found.is_absolute() else Path.home() / ".cache" / "tcompile"
 
 
 def entry_path(kind: str, key: Mapping[str, Any]) -> Path:

@@ -1,94 +1,112 @@
-"""JSON values back into frozen dataclasses, checking every type on the way."""
+"""JSON documents from and to data classes, by msgspec; errors name the place in the document."""
 
 from __future__ import annotations
 
-import types
-from dataclasses import MISSING, fields, is_dataclass
-from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+import re
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from msgspec import Meta, inspect
 
 T = TypeVar("T")
+#: Numbers that documents hold; a schema shows their bounds.
+Count = Annotated[int, Meta(ge=0)]
+Positive = Annotated[int, Meta(ge=1)]
+NonNegative = Annotated[float, Meta(ge=0)]
+UnitInterval = Annotated[float, Meta(ge=0, le=1)]
+
+#: What msgspec says: `Expected this, got that - at $.place`.
+_ERROR = re.compile(
+    r"(Object missing required field `(?P<missing>\w+)`|Invalid enum value (?P<value>.*?)"
+    r"|(?P<fact>.*?)(, got (?P<got>.*?))?)( - at `\$(?P<place>.*)`)?",
+    re.DOTALL,
+)
+#: A field, an item of a list, or a value of an object whose name msgspec does not tell.
+_STEP = re.compile(r"\.(\w+)|\[(\d+|\.\.\.)\]")
 
 
-def decode(kind: type[T], value: Any, where: str = "") -> T:
-    """`value` as a `kind`: a dataclass, tuple, dict, Literal, union, or a plain JSON type.
+def encode(value: Any) -> Any:
+    """Return a data class as JSON values: every field, in the order of the class."""
+    # To msgspec NumPy's float64 is not a float.
+    return msgspec.to_builtins(value, enc_hook=float)
+
+
+def decode(kind: type[T], value: Any) -> T:
+    """Return `value`, made of JSON values, as a `kind`.
 
     Raises:
         ValueError: naming the place (`latency[0].kind`) and what was expected there.
     """
-    return cast(T, _decode(kind, value, where))
+    try:
+        made = msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise ValueError(_sentence(kind, value, str(error))) from error
+    # msgspec reads a document with more fields than the data class has.
+    for place in _unknown(value, encode(made), ""):
+        raise ValueError(f"{place}: unknown field")
+    return made
 
 
-def _decode(kind: Any, value: Any, where: str) -> Any:
-    origin, args = get_origin(kind), get_args(kind)
-    if kind is Any:
-        return value
-    if is_dataclass(kind):
-        return _decode_dataclass(cast(type, kind), value, where)
-    if origin is Literal:
-        if value in args:
-            return value
-        raise _wrong(where, f"one of {', '.join(map(str, args))}", value)
-    if origin in (Union, types.UnionType):
-        return _decode_union(args, value, where)
-    if origin is tuple:
-        return _decode_tuple(args, value, where)
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise _wrong(where, "an object", value)
-        return {k: _decode(args[1], v, f"{where}.{k}") for k, v in value.items()}
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    # bool is an int to Python but not to JSON.
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise _wrong(where, kind.__name__, value)
-    return value
+def _sentence(kind: type, value: Any, message: str) -> str:
+    """Return msgspec's message as `place: expected this, found that`."""
+    error = _ERROR.fullmatch(message)
+    assert error is not None, message  # The expression matches any text.
+    steps = _STEP.findall(error["place"] or "")
+    place = (error["place"] or "").lstrip(".")
+    if error["missing"]:
+        return f"{place}.{error['missing']}: missing".lstrip(".")
+    expected, found = str(error["fact"]).replace("`", ""), error["value"]
+    if found is not None:
+        expected = f"expected one of {', '.join(map(str, _choices(kind, steps)))}"
+    elif any(index == "..." for _, index in steps):
+        found = str(error["got"]).replace("`", "")
+    else:
+        for name, index in steps:
+            value = value[name or int(index)]
+        found = repr(value)
+    found = found if len(found) < 40 else f"{found[:37]}..."
+    return f"{place or 'document'}: {expected[:1].lower()}{expected[1:]}, found {found}"
 
 
-def _decode_dataclass(kind: type, value: Any, where: str) -> Any:
-    if not isinstance(value, dict):
-        raise _wrong(where, "an object", value)
-    hints = get_type_hints(kind)
-    known = {f.name: f for f in fields(kind)}
-    if unknown := sorted(set(value) - set(known)):
-        raise ValueError(f"{_join(where, unknown[0])}: unknown field")
-    arguments = {}
-    for name, field in known.items():
-        if name in value:
-            arguments[name] = _decode(hints[name], value[name], _join(where, name))
-        elif field.default is MISSING and field.default_factory is MISSING:
-            raise ValueError(f"{_join(where, name)}: missing")
-    return kind(**arguments)
+def _choices(kind: type, steps: list[tuple[str, str]]) -> tuple[Any, ...]:
+    """Return the values that a place in a document may have."""
+    found = [inspect.type_info(kind)]
+    for name, _ in steps:
+        found = [inside for each in found for inside in _inside(each, name)]
+    return next((k.values for k in _members(found) if isinstance(k, inspect.LiteralType)), ())
 
 
-def _decode_union(choices: tuple[Any, ...], value: Any, where: str) -> Any:
-    if value is None and type(None) in choices:
-        return None
-    errors = []
-    for choice in choices:
-        if choice is not type(None):
-            try:
-                return _decode(choice, value, where)
-            except ValueError as error:
-                errors.append(error)
-    raise errors[0]
+def _inside(kind: inspect.Type, name: str) -> Iterator[inspect.Type]:
+    for each in _members([kind]):
+        if isinstance(each, inspect.DataclassType):
+            yield from (field.type for field in each.fields if field.name == name)
+        elif isinstance(each, inspect.VarTupleType):
+            yield each.item_type
+        elif isinstance(each, inspect.DictType):
+            yield each.value_type
 
 
-def _decode_tuple(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
-    if not isinstance(value, (list, tuple)):
-        raise _wrong(where, "a list", value)
-    if kinds[-1] is Ellipsis:
-        kinds = (kinds[0],) * len(value)
-    if len(kinds) != len(value):
-        raise _wrong(where, f"a list of {len(kinds)}", value)
-    pairs = enumerate(zip(kinds, value, strict=True))
-    return tuple(_decode(kind, item, f"{where}[{i}]") for i, (kind, item) in pairs)
+def _members(kinds: list[inspect.Type]) -> Iterator[inspect.Type]:
+    """Yield the types, those of a union one by one, without their metadata."""
+    for kind in kinds:
+        if isinstance(kind, inspect.UnionType):
+            yield from _members(list(kind.types))
+        elif isinstance(kind, inspect.Metadata):
+            yield from _members([kind.type])
+        else:
+            yield kind
 
 
-def _join(where: str, name: str) -> str:
-    return f"{where}.{name}" if where else name
-
-
-def _wrong(where: str, expected: str, value: Any) -> ValueError:
-    shown = repr(value)
-    shown = shown if len(shown) < 40 else f"{shown[:37]}..."
-    return ValueError(f"{where or 'document'}: expected {expected}, found {shown}")
+def _unknown(given: Any, kept: Any, place: str) -> Iterator[str]:
+    """Yield the places of `given` that are not in `kept`."""
+    if isinstance(given, Mapping):
+        for name in sorted(given):
+            where = f"{place}.{name}".lstrip(".")
+            if name in kept:
+                yield from _unknown(given[name], kept[name], where)
+            else:
+                yield where
+    elif isinstance(given, (list, tuple)):
+        for i, (one, other) in enumerate(zip(given, kept, strict=True)):
+            yield from _unknown(one, other, f"{place}[{i}]")

@@ -1,10 +1,12 @@
 """The errors people see: what went wrong, where, and what to do about it.
 
-Exit codes: 2 when the person can mend it (arguments, input file, missing extra), 1 when the fault
-is ours or a check failed.
+Exit codes: 2 when the person can fix it (arguments, input file, missing extra), 1 when the fault is
+tcompile's or a check failed.
 """
 
 from __future__ import annotations
+
+from typing import NoReturn
 
 
 class TcompileError(Exception):
@@ -63,3 +65,11 @@ class FailedBuildError(VerificationError):
 
 class InternalError(TcompileError):
     """A state that should be impossible: a bug in tcompile."""
+
+
+def assert_never(value: NoReturn) -> NoReturn:
+    """The last case of a `match` over a closed set: mypy fails where a member has no case.
+
+    `typing.assert_never`, which Python 3.10 does not have.
+    """
+    raise InternalError(f"{type(value).__name__} has no case here")

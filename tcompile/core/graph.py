@@ -39,6 +39,11 @@ def ints(tensor: gs.Tensor) -> list[int]:
     return [int(v) for v in value(tensor).reshape(-1)]
 
 
+def is_standard(node: gs.Node) -> bool:
+    """Whether the node's op is one of ONNX itself, not of another domain."""
+    return node.domain in (None, "", "ai.onnx")
+
+
 def producer(tensor: gs.Tensor) -> gs.Node | None:
     """The node that writes the tensor, or None for graph inputs and constants."""
     return tensor.inputs[0] if tensor.inputs else None

@@ -5,39 +5,64 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from msgspec import Meta
+
+from tcompile.core.decode import Count
 
 if TYPE_CHECKING:
     import onnx
 
+#: The shape of a tensor: a string is a dimension that stays free.
+Dims = tuple[Count | str, ...]
+Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+#: A path that does not leave its folder; `Manifest.from_json` checks it and says so in words.
+InFolder = Annotated[str, Meta(extra_json_schema={"pattern": r"^(?!/)(?!.*(^|/)\.\.(/|$)).+$"})]
+
 
 @dataclass(frozen=True)
 class FileEntry:
-    """A file: path relative to the folder that names it, with forward slashes."""
+    """A file of a folder.
 
-    path: str
-    bytes: int
-    sha256: str
+    Attributes:
+        path: relative to the folder that lists it, forward slashes.
+        sha256: SHA-256 of the file's bytes, in hexadecimal.
+    """
+
+    path: InFolder
+    bytes: Count
+    sha256: Sha256
 
 
 @dataclass(frozen=True)
 class Source:
-    """The model that was compiled. `file` is the path as it was given, `external_data` the weight
-    files it refers to (paths relative to the model's folder)."""
+    """The model that was compiled.
+
+    Attributes:
+        file: path of the model, as it was given.
+        sha256: SHA-256 of the file's bytes, in hexadecimal.
+        external_data: weight files that the model refers to, relative to its folder.
+    """
 
     file: str
-    bytes: int
-    sha256: str
+    bytes: Count
+    sha256: Sha256
     external_data: tuple[FileEntry, ...] = ()
 
 
 @dataclass(frozen=True)
-class TensorEntry:
-    """A graph input or output. A dimension is a number, or the name of a symbolic one."""
+class TensorInfo:
+    """An input or output of a model.
+
+    Attributes:
+        dtype: numpy name, e.g. float32.
+        shape: a number for each dimension, or the name of a symbolic one.
+    """
 
     name: str
     dtype: str
-    shape: tuple[int | str, ...]
+    shape: Dims
 
 
 def file_entry(path: Path, folder: Path) -> FileEntry:
@@ -77,14 +102,14 @@ def _external_locations(path: Path) -> set[str]:
 
 def describe_tensors(
     model: onnx.ModelProto,
-) -> tuple[tuple[TensorEntry, ...], tuple[TensorEntry, ...]]:
+) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:
     """The real inputs (no initialisers) and the outputs of a model."""
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = tuple(_tensor(v) for v in model.graph.input if v.name not in weights)
     return inputs, tuple(_tensor(v) for v in model.graph.output)
 
 
-def _tensor(value: onnx.ValueInfoProto) -> TensorEntry:
+def _tensor(value: onnx.ValueInfoProto) -> TensorInfo:
     import onnx
 
     tensor = value.type.tensor_type
@@ -92,4 +117,4 @@ def _tensor(value: onnx.ValueInfoProto) -> TensorEntry:
     shape = tuple(
         d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in tensor.shape.dim
     )
-    return TensorEntry(name=value.name, dtype=dtype, shape=shape)
+    return TensorInfo(name=value.name, dtype=dtype, shape=shape)

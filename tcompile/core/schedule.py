@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tcompile.core.decode import Count, Positive
 from tcompile.core.errors import UsageError
 from tcompile.core.site import SiteName
 
@@ -66,11 +67,16 @@ class Shape:
 
 @dataclass(frozen=True)
 class BlockTokens:
-    """Tokens entering a block's attention and its MLP, prefix included."""
+    """Tokens that enter a block, prefix tokens included.
 
-    block: int
-    attention: int
-    mlp: int
+    Attributes:
+        attention: tokens entering the attention.
+        mlp: tokens entering the MLP.
+    """
+
+    block: Count
+    attention: Positive
+    mlp: Positive
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from tcompile.analysis.layout import tower_batch
+from tcompile.analysis.model import tower_batch
 from tcompile.core.errors import UsageError
 from tcompile.core.save import save
 from tcompile.core.schedule import Spec
@@ -36,7 +36,8 @@ def observer(graph: gs.Graph, analysis: Analysis, source: str | Path, data: str 
         source: the file it came from, which says how images are prepared.
         data: .npz or .npy of its inputs, or a folder of images.
     """
-    from tcompile.runtime.samples import samples_for, signature
+    from tcompile.runtime.samples import samples_for
+    from tcompile.runtime.signature import signature
 
     def observe(scores: Sequence[Spec]) -> list[Array]:
         samples = samples_for(signature(source), data)

@@ -18,10 +18,10 @@ from tcompile.methods.context import Context, SiteConstraints
 from tcompile.methods.presets import Preset
 from tcompile.methods.schedulers import Place
 from tcompile.methods.schedulers.base import Scheduler
+from tcompile.methods.site_rule import SiteRule
 from tcompile.passes.reduce.check import check_schedule, dense_grid
 from tcompile.passes.reduce.reducers import find_reducer
 from tcompile.passes.reduce.reducers.base import Ask
-from tcompile.planning.optimise import SiteRule
 
 #: Kinds of sites where tokens leave for good, which is what the planner plans.
 KINDS = ("attn", "block", "output")

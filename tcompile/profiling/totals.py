@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tcompile.planning.optimise import Plateau, plateaus
 from tcompile.profiling.curve import Curve, Figure
+from tcompile.profiling.plateaus import Plateau, plateaus
 from tcompile.profiling.profile import Profile
 from tcompile.profiling.structure import Layout
 

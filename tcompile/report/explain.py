@@ -16,6 +16,7 @@ from tcompile.analysis.sites import Site, between
 from tcompile.core.errors import UsageError
 from tcompile.core.graph import consumers, is_const, producer
 from tcompile.core.site import SiteName
+from tcompile.report.inspection_page import ranges
 from tcompile.report.inspection_words import axis_words, edit_words
 
 
@@ -72,8 +73,6 @@ class NodeFacts:
 
     def to_text(self) -> str:
         """The same for people."""
-        from tcompile.report.inspection_page import ranges
-
         lines = [f"{self.op} '{self.name}', {self.place}"]
         for what, tensors in (("reads", self.inputs), ("gives", self.outputs)):
             lines += [line for t in tensors for line in _tensor_lines(what, t)]

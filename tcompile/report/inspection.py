@@ -1,13 +1,11 @@
-"""What `tcompile inspect` knows of a model: its transformer, and where tokens may leave.
+"""Inspecting a model: its transformer, and where tokens may leave.
 
-`inspection_page` prints it; `to_json` gives all of it.
+`Inspection.to_text` prints it on a page; `to_json` gives all of it.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from math import prod
-from typing import Any
 
 import onnx_graphsurgeon as gs
 
@@ -16,191 +14,21 @@ from tcompile.analysis.attention import Attention
 from tcompile.analysis.effects import locate
 from tcompile.analysis.flops import block_flops, graph_flops
 from tcompile.analysis.model import Analysis, meeting
-from tcompile.analysis.sites import Site, Verdict
-from tcompile.analysis.structure import Block, TokenSpace, ancestors
+from tcompile.analysis.sites import Site
+from tcompile.analysis.space import TokenSpace
+from tcompile.analysis.structure import Block, ancestors
 from tcompile.core.graph import attr, batch_dim
-from tcompile.core.site import SiteName
-from tcompile.report.inspection_sides import SideInfo, find_sides
-
-
-@dataclass(frozen=True)
-class PartInfo:
-    """Consecutive tokens: patches, or fixed ones, which do not depend on the image.
-
-    `source` is the tensor that fixed tokens come from.
-    """
-
-    kind: str
-    start: int
-    tokens: int
-    source: str
-
-
-@dataclass(frozen=True)
-class GroupInfo:
-    """Groups of patches that `node` joins: `sides` of a group, and how many groups there are."""
-
-    members: int
-    sides: tuple[int, ...]
-    groups: int
-    node: str
-
-
-@dataclass(frozen=True)
-class BlockInfo:
-    """One block.
-
-    `attention` is how it is spelled, `window` the sides of what one query sees (empty: every
-    token; in a segment, its tokens), `parallel` whether attention and MLP stand side by side.
-    `stream_in`, `after_attention` and `stream_out` name the residual stream. FLOPs are for one
-    image.
-    """
-
-    block: int
-    heads: int
-    attention: str
-    node: str
-    attentions: int
-    window: tuple[int, ...]
-    parallel: bool
-    stream_in: str
-    after_attention: str
-    stream_out: str
-    flops: int
-
-
-@dataclass(frozen=True)
-class OutputInfo:
-    """What an output holds, in words: all tokens, patches, groups, a grid, or no tokens.
-
-    `after` is the last block that it depends on; None: on none.
-    """
-
-    output: str
-    shape: tuple[int | str, ...]
-    holds: str
-    after: int | None
-
-
-@dataclass(frozen=True)
-class SiteInfo:
-    """A point where tokens may leave, or around which they may pass a block.
-
-    Attributes:
-        granularity, restored_granularity: so many tokens leave together (whole groups, and as many
-            in each segment), with the outputs reduced and restored.
-        legal, merge_legal: for dropping and for merging, outputs reduced.
-        reason: why not; empty where tokens may leave.
-        reduced, restored: why not, for any reducer, for merging and for fusing, with the outputs
-            reduced and with every token given back.
-    """
-
-    site: SiteName
-    block: int
-    tensor: str
-    granularity: int
-    restored_granularity: int
-    legal: bool
-    merge_legal: bool
-    reason: str
-    reduced: Verdict
-    restored: Verdict
-
-
-@dataclass(frozen=True)
-class TowerInfo:
-    """One of the encoders, or of the passes of one, that run over tokens of their own.
-
-    `reduced` says whether tokens leave it unless another is chosen, `follows` whether it has the
-    shape of the first one and so follows the same schedule as it is. `legal` names the sites where
-    its tokens may leave, `reason` says why there is none. `meets` is the first node that its tokens
-    come to together with those of the first tower; empty where they never do.
-    """
-
-    tower: str
-    tokens: int
-    prefix: int
-    suffix: int
-    patches: int
-    grid: tuple[int, ...]
-    cls: int | None
-    blocks: int
-    stream_in: str
-    stream_out: str
-    reduced: bool
-    follows: bool
-    legal: tuple[str, ...]
-    reason: str
-    meets: str = ""
-
-
-@dataclass(frozen=True)
-class BesideInfo:
-    """Attentions that belong to no tower and stay dense: `attentions` of them, from `queries` to
-    `keys`, the first at `node`, made from `inputs`."""
-
-    attentions: int
-    queries: int
-    keys: int
-    node: str
-    inputs: tuple[str, ...]
-    words: str
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """The structure of a model, and of its first tower or the one that was chosen.
-
-    Attributes:
-        tower: whose tokens, blocks and sites these are.
-        towers: all towers, this one first.
-        beside: attentions of no tower.
-        read: the tokens whose attention `cls` scores read: (first, last), counted from the front;
-            None where the model reads none.
-        returned: whether that token is only part of an output that holds all tokens.
-        tokens: of all kinds; `prefix` stand before the patches, `suffix` after them.
-        cls: position of the token that the model reads by itself, -1 the last one; None: it reads
-            none.
-        segments: parts of equal size (frames, windows) that some attention sees apart.
-        grid: the sides of the patches; one number where they never were a grid.
-        grouping: the groups in which patches leave.
-        flops: for one image.
-    """
-
-    model: str
-    opset: int
-    batch: int | str
-    inputs: dict[str, list[int | str]]
-    outputs: tuple[OutputInfo, ...]
-    tokens: int
-    prefix: int
-    suffix: int
-    patches: int
-    parts: tuple[PartInfo, ...]
-    segments: int
-    cls: int | None
-    grid: tuple[int, ...]
-    grouping: GroupInfo | None
-    attention_layers: int
-    flops: int
-    blocks: tuple[BlockInfo, ...]
-    sides: tuple[SideInfo, ...]
-    sites: tuple[SiteInfo, ...]
-    tower: str = ""
-    towers: tuple[TowerInfo, ...] = ()
-    beside: tuple[BesideInfo, ...] = ()
-    read: tuple[int, int] | None = None
-    returned: bool = False
-
-    def to_json(self) -> dict[str, Any]:
-        """All of it, as JSON values."""
-        return asdict(self)
-
-    def to_text(self) -> str:
-        """The same for people, on a page."""
-        from tcompile.report.inspection_page import page
-
-        return page(self)
+from tcompile.report.inspection_info import (
+    BesideInfo,
+    BlockInfo,
+    GroupInfo,
+    OutputInfo,
+    PartInfo,
+    SiteInfo,
+    TowerInfo,
+)
+from tcompile.report.inspection_page import Inspection
+from tcompile.report.inspection_sides import find_sides
 
 
 def describe(name: str, graph: gs.Graph, analysis: Analysis) -> Inspection:
@@ -329,7 +157,7 @@ def _heads(block: Block, graph: gs.Graph, analysis: Analysis) -> int:
     if core.form == "op" or not block.window:
         return core.heads
     axes = analysis.facts.of(graph.tensors()[core.q])[:-2]
-    return prod(d.size for axis in axes for d in axis if d.root.kind == "weak")
+    return prod(d.size for axis in axes for d in axis if d.root.kind == "untracked")
 
 
 def _segment(block: Block, space: TokenSpace) -> tuple[int, ...]:
@@ -390,7 +218,7 @@ def _holds(tensor: gs.Tensor, analysis: Analysis) -> str:
     patches = (space.patch, space.end)
     if runs[0].part == "groups":
         what = "one row for each group of patches"
-    elif not run.patches(space):
+    elif not run.has_patches(space):
         what = "fixed tokens only"
     elif run.first == 0 and run.last == size:
         what = "all tokens"

@@ -4,15 +4,79 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from itertools import groupby
+from typing import Any
 
 from tcompile.artifact.page import giga
 from tcompile.core.site import SiteName
-from tcompile.report.inspection import BlockInfo, Inspection, SiteInfo, TowerInfo
+from tcompile.report.inspection_info import (
+    BesideInfo,
+    BlockInfo,
+    GroupInfo,
+    OutputInfo,
+    PartInfo,
+    SiteInfo,
+    TowerInfo,
+)
 from tcompile.report.inspection_sides import SideInfo
 
 #: With more blocks than this, blocks that are alike share a row.
 _ROWS = 16
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The structure of a model, and of its first tower or the one that was chosen.
+
+    Attributes:
+        tower: whose tokens, blocks and sites these are.
+        towers: all towers, this one first.
+        beside: attentions of no tower.
+        read: the tokens whose attention `cls` scores read: (first, last), counted from the front;
+            None where the model reads none.
+        returned: whether that token is only part of an output that holds all tokens.
+        tokens: of all kinds; `prefix` stand before the patches, `suffix` after them.
+        cls: position of the token that the model reads by itself, -1 the last one; None: it reads
+            none.
+        segments: parts of equal size (frames, windows) that some attention sees apart.
+        grid: the sides of the patches; one number where they never were a grid.
+        grouping: the groups in which patches leave.
+        flops: for one image.
+    """
+
+    model: str
+    opset: int
+    batch: int | str
+    inputs: dict[str, list[int | str]]
+    outputs: tuple[OutputInfo, ...]
+    tokens: int
+    prefix: int
+    suffix: int
+    patches: int
+    parts: tuple[PartInfo, ...]
+    segments: int
+    cls: int | None
+    grid: tuple[int, ...]
+    grouping: GroupInfo | None
+    attention_layers: int
+    flops: int
+    blocks: tuple[BlockInfo, ...]
+    sides: tuple[SideInfo, ...]
+    sites: tuple[SiteInfo, ...]
+    tower: str = ""
+    towers: tuple[TowerInfo, ...] = ()
+    beside: tuple[BesideInfo, ...] = ()
+    read: tuple[int, int] | None = None
+    returned: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, as JSON values."""
+        return asdict(self)
+
+    def to_text(self) -> str:
+        """The same for people, on a page."""
+        return page(self)
 
 
 def page(found: Inspection) -> str:

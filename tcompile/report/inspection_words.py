@@ -5,26 +5,11 @@ from __future__ import annotations
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis import axes as ax
+from tcompile.analysis import effects as fx
 from tcompile.analysis.axes import Axis
-from tcompile.analysis.effects import (
-    Bias,
-    Dim,
-    Edit,
-    Pool,
-    Recount,
-    Regroup,
-    Reorder,
-    Rescale,
-    Restore,
-    Run,
-    SetGather,
-    SetShape,
-    SetSlice,
-    SetSplit,
-    Side,
-    Trim,
-)
-from tcompile.analysis.structure import TokenSpace
+from tcompile.analysis.effects import Dim, Run
+from tcompile.analysis.space import TokenSpace
+from tcompile.core.errors import assert_never
 
 
 def axis_words(dim: Dim | None, axis: Axis, space: TokenSpace) -> str:
@@ -38,8 +23,8 @@ def axis_words(dim: Dim | None, axis: Axis, space: TokenSpace) -> str:
         parts.append(_run(dim.run, space) if dim.part == "tokens" else "groups of patches")
         parts += [str(dim.factor)] if dim.factor > 1 else []
     elif ax.size(axis) > 1 and not dim.batch:
-        weak = all(d.root.kind == "weak" for d in axis)
-        parts.append("features" if weak else ax.show(axis))
+        untracked = all(d.root.kind == "untracked" for d in axis)
+        parts.append("features" if untracked else ax.show(axis))
     elif dim.factor > 1:
         parts.append(str(dim.factor))
     return " × ".join(parts) or "1"
@@ -49,48 +34,48 @@ def _run(run: Run, space: TokenSpace) -> str:
     count = run.size(space, space.patches)
     if run.first == 0 and run.last == len(space.pieces):
         return f"all {count} tokens"
-    if not run.patches(space):
+    if not run.has_patches(space):
         return f"{count} fixed tokens"
     alone = (run.first, run.last) == (space.patch, space.end)
     return f"{count} patches" if alone else f"{count} tokens, patches among them"
 
 
-def edit_words(edit: Edit, node: gs.Node, space: TokenSpace) -> str:
-    """An edit in words."""
-    if isinstance(edit, SetShape):
-        dims = ", ".join(_target(d, space) for d in edit.dims)
-        return f"its target shape becomes [{dims}]"
-    if isinstance(edit, SetSlice):
-        return f"takes {_run(edit.part, space)} of {_run(edit.whole, space)} along axis {edit.axis}"
-    if isinstance(edit, SetSplit):
-        return f"splits into {' | '.join(_run(r, space) for r in edit.parts)}"
-    if isinstance(edit, SetGather):
-        what = _run(edit.part, space) if edit.part else f"positions {list(edit.positions)}"
-        return f"takes {what} of {_run(edit.whole, space)}"
-    if isinstance(edit, Side):
-        axes = ", ".join(str(a.axis) for a in edit.axes)
-        fused = "" if edit.fill is None else f"; a fused token reads {edit.fill:g}"
-        tensor = node.inputs[edit.operand].name
-        return f"the rows of '{tensor}' follow the tokens that stay, along axis {axes}{fused}"
-    if isinstance(edit, Pool):
-        return (
-            f"pools {_run(edit.run, space)} along axis {edit.axis}, weighed by size after merging"
-        )
-    if isinstance(edit, Bias):
-        return "its keys are fewer; after merging, log size is added to its logits"
-    if isinstance(edit, Restore):
-        return f"gets every token of '{node.inputs[edit.operand].name}' back before it reads it"
-    if isinstance(edit, Reorder):
-        return f"puts {_run(edit.run, space)} that are left in the order '{edit.order.name}'"
-    if isinstance(edit, Trim):
-        return f"its operand {edit.operand} is as long as there are tokens"
-    if isinstance(edit, Recount):
-        return f"its operand {edit.operand} is computed anew, from the mask of the tokens left"
-    if isinstance(edit, Rescale):
-        return "what it gives is scaled from the number of all tokens to that of those left"
-    assert isinstance(edit, Regroup)
-    pool = f", with the {edit.pool} of each group" if edit.pool else ""
-    return f"ends a region of views, which becomes one view of '{edit.source}'{pool}"
+def edit_words(edit: fx.Edit, node: gs.Node, space: TokenSpace) -> str:
+    """An edit in words: the one place that says how each is described."""
+    match edit:
+        case fx.SetShape(dims):
+            return f"its target shape becomes [{', '.join(_target(d, space) for d in dims)}]"
+        case fx.SetSlice(axis, whole, part):
+            return f"takes {_run(part, space)} of {_run(whole, space)} along axis {axis}"
+        case fx.SetSplit(parts):
+            return f"splits into {' | '.join(_run(r, space) for r in parts)}"
+        case fx.SetGather(whole, part, positions):
+            what = _run(part, space) if part else f"positions {list(positions)}"
+            return f"takes {what} of {_run(whole, space)}"
+        case fx.Side(operand, places, _, fill):
+            axes = ", ".join(str(a.axis) for a in places)
+            fused = "" if fill is None else f"; a fused token reads {fill:g}"
+            name = node.inputs[operand].name
+            return f"the rows of '{name}' follow the tokens that stay, along axis {axes}{fused}"
+        case fx.Pool(axis, run):
+            return f"pools {_run(run, space)} along axis {axis}, weighed by size after merging"
+        case fx.Bias():
+            return "its keys are fewer; after merging, log size is added to its logits"
+        case fx.Restore(operand):
+            return f"gets every token of '{node.inputs[operand].name}' back before it reads it"
+        case fx.Reorder(_, order, run):
+            return f"puts {_run(run, space)} that are left in the order '{order.name}'"
+        case fx.Trim(operand):
+            return f"its operand {operand} is as long as there are tokens"
+        case fx.Recount(operand):
+            return f"its operand {operand} is computed anew, from the mask of the tokens left"
+        case fx.Rescale():
+            return "what it gives is scaled from the number of all tokens to that of those left"
+        case fx.Regroup(source, pool):
+            pooled = f", with the {pool} of each group" if pool else ""
+            return f"ends a region of views, which becomes one view of '{source}'{pooled}"
+        case _:
+            return assert_never(edit)
 
 
 def _target(dim: Dim, space: TokenSpace) -> str:
@@ -98,7 +83,7 @@ def _target(dim: Dim, space: TokenSpace) -> str:
     if dim.part == "rest":
         return "1"
     if dim.run is not None:
-        kept = "kept" if dim.run.patches(space) else _run(dim.run, space)
+        kept = "kept" if dim.run.has_patches(space) else _run(dim.run, space)
         parts.append("kept groups" if dim.part == "groups" else kept)
     if dim.factor != 1 or not parts:
         parts.append(str(dim.factor))

@@ -33,7 +33,7 @@ def draw(planned: PlanReport | None, path: Path) -> list[Path]:
     made = [named("latency"), named("depth")]
     plot_latency(counts, ms, made[0], chosen=chosen, title=planned.profile)
     plot_schedule(plan, dense, made[1], title=planned.schedule.method)
-    if planned.front is not None:
+    if planned.front:
         made.append(named("front"))
         plot_front(planned.front, made[2], chosen=plan, losses=planned.losses)
     return made

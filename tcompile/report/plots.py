@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tcompile.core.errors import UsageError
-from tcompile.planning.optimise import Front, Plan, Plateau
-from tcompile.planning.optimise import plateaus as find_plateaus
+from tcompile.planning.optimise import Plan
+from tcompile.profiling.plateaus import Plateau
+from tcompile.profiling.plateaus import plateaus as find_plateaus
 from tcompile.targets.backends.extras import require
 
 Floats = npt.NDArray[np.float64]
@@ -190,7 +191,7 @@ def plot_schedule(
 
 
 def plot_front(
-    front: Front,
+    front: Sequence[Plan],
     path: str | Path,
     *,
     chosen: Plan | None = None,
@@ -201,6 +202,7 @@ def plot_front(
     """Predicted latency against loss, with the dense model, and points that others chose.
 
     Args:
+        front: plans on the lower convex hull, by rising latency.
         path: .png or .svg.
         chosen: the plan that was taken.
         points: (label, ms, loss), such as what methods' own schedules come to.
@@ -210,18 +212,14 @@ def plot_front(
         UsageError: another suffix; a front without plans.
         MissingExtraError: matplotlib is not installed.
     """
-    if not front.plans:
+    if not front:
         raise UsageError("the front has no plan", where="plot")
     with _figure(path, title) as axes:
-        ms, lost = [p.latency_ms for p in front.plans], [p.loss for p in front.plans]
-        name = "Pareto front" if front.complete else "Pareto front (convex hull)"
-        if front.complete:
-            axes.step(ms, lost, where="post", color="black", label=name)
-        else:
-            axes.plot(ms, lost, color="black", label=name)
+        ms, lost = [p.latency_ms for p in front], [p.loss for p in front]
+        axes.plot(ms, lost, color="black", label="Pareto front (convex hull)")
         axes.plot(ms, lost, ".", color="black", markersize=4)
         axes.plot(
-            [front.plans[0].dense_ms],
+            [front[0].dense_ms],
             [0],
             "s",
             markersize=6,

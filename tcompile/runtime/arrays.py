@@ -13,7 +13,7 @@ import numpy as np
 from tcompile.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from tcompile.runtime.samples import Signature
+    from tcompile.runtime.signature import Signature
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

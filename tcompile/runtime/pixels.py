@@ -9,21 +9,10 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
+from tcompile.core.op_traits import MOVES
+
 #: Values that pass on as they are.
-_MOVES = {
-    "Cast",
-    "Identity",
-    "Transpose",
-    "Reshape",
-    "Slice",
-    "Gather",
-    "Concat",
-    "Split",
-    "Squeeze",
-    "Unsqueeze",
-    "Resize",
-    "Pad",
-}
+_MOVES = MOVES | {"Cast", "Resize", "Pad"}
 #: An offset or divisor from here on is one of pixels to 255; no mean or deviation of 0 to 1 is.
 _LARGE = 8.0
 #: Values of a constant at most: a number for each colour.

@@ -2,73 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from tcompile.core.errors import UsageError
-from tcompile.core.model_files import TensorEntry, describe_tensors
+from tcompile.core.model_files import TensorInfo
 from tcompile.models.images import SUFFIXES
 from tcompile.runtime.arrays import check_inputs, read_arrays
-from tcompile.runtime.pixels import pixel_inputs
+from tcompile.runtime.signature import Signature, fixed_dim, is_packed, leading_input
 from tcompile.runtime.token_outputs import is_bookkeeping
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from tcompile.targets.backends.base import TensorInfo
     from tcompile.targets.backends.ort import OrtRunner
 
     Array = np.ndarray[Any, np.dtype[Any]]
-
-_Input = TypeVar("_Input", "TensorEntry", "TensorInfo")
-
-
-@dataclass(frozen=True)
-class Signature:
-    """What a model file takes and gives, and how images are prepared for it (may be empty)."""
-
-    path: Path
-    inputs: tuple[TensorEntry, ...]
-    outputs: tuple[TensorEntry, ...]
-    preprocessing: Mapping[str, Any]
-    #: Float inputs that hold pixels from 0 to 255: the model scales them itself.
-    pixels: frozenset[str] = frozenset()
-
-    @property
-    def packed(self) -> bool:
-        """Whether the rows of the first input are the patches of one sample, not samples."""
-        return bool(self.inputs) and _packed(self.inputs[0])
-
-    def own_batch(self, tensor: TensorEntry) -> bool:
-        """Whether its first dim is another than that of the images, such as that of texts."""
-        first = _leading(self.inputs)
-        return not self.packed and bool(tensor.shape) and tensor.shape[0] != first.shape[0]
-
-    def rows(self, tensor: TensorEntry) -> tuple[int | str, ...]:
-        """The shape of one sample of an input; all of it where it has a fixed batch of its own."""
-        whole = self.packed or (self.own_batch(tensor) and isinstance(tensor.shape[0], int))
-        return tuple(tensor.shape if whole else tensor.shape[1:])
-
-    @property
-    def batch(self) -> int | None:
-        """The fixed batch size, or None when any will do."""
-        if self.packed:
-            return 1
-        shape = _leading(self.inputs).shape if self.inputs else ()
-        first = shape[0] if shape else 1
-        return first if isinstance(first, int) else None
-
-    @property
-    def image_input(self) -> TensorEntry | None:
-        """The first floating-point input of four axes, or of packed patches, if there is one."""
-        if self.packed:
-            return self.inputs[0]
-        images = (t for t in self.inputs if len(t.shape) == 4 and t.dtype.startswith("float"))
-        return next(images, None)
 
 
 @dataclass(frozen=True)
@@ -82,40 +33,6 @@ class Samples:
 
     def __len__(self) -> int:
         return len(next(iter(self.arrays.values())))
-
-
-def _leading(inputs: Sequence[_Input]) -> _Input:
-    """The input whose rows are the samples: the largest of floats with three axes, or the first."""
-    images = [t for t in inputs if len(t.shape) >= 3 and str(t.dtype).startswith("float")]
-    return max(images or inputs[:1], key=lambda t: math.prod(map(_size, t.shape)))
-
-
-def _packed(tensor: TensorEntry | TensorInfo) -> bool:
-    """A static [N, C] of floats with several rows: patches, as the Qwen processors pack them."""
-    shape = tensor.shape
-    static = len(shape) == 2 and all(isinstance(d, int) for d in shape)
-    return static and shape[0] != 1 and str(tensor.dtype).startswith("float")
-
-
-def signature(path: str | Path) -> Signature:
-    """Read a model's inputs, outputs and preprocessing. Raises `UsageError` or `ModelError`."""
-    path = Path(path)
-    if not path.is_file():
-        return _signature(path, 0, 0)  # which says what is wrong
-    state = path.stat()
-    return _signature(path, state.st_mtime_ns, state.st_size)
-
-
-@lru_cache(maxsize=16)
-def _signature(path: Path, changed: int, size: int) -> Signature:
-    """Read once for each state of the file: weights may be large, and a build asks often."""
-    from tcompile.core.load import load
-    from tcompile.models.preprocess import read_preprocessing
-
-    model = load(path)
-    inputs, outputs = describe_tensors(model)
-    found = pixel_inputs(model)
-    return Signature(path, inputs, outputs, read_preprocessing(model) or {}, found)
 
 
 def samples_for(
@@ -199,7 +116,7 @@ def run_all(path: str | Path, samples: Samples, *, threads: int | None = None) -
     from tcompile.targets.backends.ort import OrtRunner
 
     runner = OrtRunner(Path(path), threads=threads)
-    packed = bool(runner.inputs) and _packed(runner.inputs[0])
+    packed = bool(runner.inputs) and is_packed(runner.inputs[0])
     fixed = rows_of(runner)
     kept: dict[str, list[Array]] = {tensor.name: [] for tensor in runner.outputs}
     for arrays, true_rows in batches(samples, fixed):
@@ -213,9 +130,9 @@ def run_all(path: str | Path, samples: Samples, *, threads: int | None = None) -
 
 def rows_of(runner: OrtRunner) -> int | None:
     """Samples that a model takes at once; None: any number."""
-    if runner.inputs and _packed(runner.inputs[0]):
+    if runner.inputs and is_packed(runner.inputs[0]):
         return 1
-    first = _leading(runner.inputs).shape[:1] if runner.inputs else ()
+    first = leading_input(runner.inputs).shape[:1] if runner.inputs else ()
     return first[0] if first and isinstance(first[0], int) else None
 
 
@@ -236,9 +153,7 @@ def by_sample(array: Array, batch: int) -> Array:
     return np.broadcast_to(array, (batch, *array.shape))
 
 
-def feed(
-    inputs: Sequence[TensorEntry | TensorInfo], arrays: Mapping[str, Array]
-) -> dict[str, Array]:
+def feed(inputs: Sequence[TensorInfo], arrays: Mapping[str, Array]) -> dict[str, Array]:
     """The arrays a model asks for, in the dtypes it asks for."""
     missing = [tensor.name for tensor in inputs if tensor.name not in arrays]
     if missing:
@@ -257,7 +172,7 @@ def _random(model: Signature, count: int, seed: int) -> Samples:
     rng = np.random.default_rng(seed)
     arrays: dict[str, Array] = {}
     for tensor in model.inputs:
-        shape = [count, *(_size(d) for d in model.rows(tensor))]
+        shape = [count, *(fixed_dim(d) for d in model.rows(tensor))]
         if tensor.dtype.startswith("float"):
             drawn = rng.standard_normal(shape)
             if tensor.name in model.pixels:
@@ -272,15 +187,11 @@ def _random(model: Signature, count: int, seed: int) -> Samples:
     return Samples(arrays, f"{count} random inputs (seed {seed})", real=False)
 
 
-def _placeholder(model: Signature, tensor: TensorEntry, count: int) -> Array:
+def _placeholder(model: Signature, tensor: TensorInfo, count: int) -> Array:
     """Ones: right for masks and harmless for ids."""
     import numpy as np
 
-    return np.ones([count, *(_size(d) for d in model.rows(tensor))], dtype=tensor.dtype)
-
-
-def _size(dim: int | str) -> int:
-    return dim if isinstance(dim, int) else 1
+    return np.ones([count, *(fixed_dim(d) for d in model.rows(tensor))], dtype=tensor.dtype)
 
 
 def _read(model: Signature, path: Path) -> dict[str, Array]:

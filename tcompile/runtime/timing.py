@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from tcompile.core.errors import UsageError
 from tcompile.core.progress import Progress, silent
-from tcompile.runtime.samples import feed, samples_for, signature
+from tcompile.runtime.samples import feed, samples_for
+from tcompile.runtime.signature import signature
 
 if TYPE_CHECKING:
     import numpy as np

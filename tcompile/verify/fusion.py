@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from tcompile.artifact.directory import Artifact
-from tcompile.artifact.manifest import FusedAttentionEntry
+from tcompile.targets.backends.base import FusedAttention
 
 
-def fused_attention(artifact: Artifact) -> FusedAttentionEntry | None:
+def fused_attention(artifact: Artifact) -> FusedAttention | None:
     """Expected, found and missing attention kernels, counted anew.
 
     None for an artifact without an engine, and for fp32, for which there are no fused kernels.
@@ -17,13 +17,12 @@ def fused_attention(artifact: Artifact) -> FusedAttentionEntry | None:
     from tcompile.core.load import load
     from tcompile.targets.backends.fusion import fused_attention as count
 
-    found = count(engines[0].read_bytes(), load(artifact.model))
-    return FusedAttentionEntry(found.expected, found.found, found.missing)
+    return count(engines[0].read_bytes(), load(artifact.model))
 
 
-def fusion_fault(fused: FusedAttentionEntry) -> str:
+def fusion_fault(fused: FusedAttention) -> str:
     """A sentence naming the layers that are not fused; empty when all are."""
-    if not fused.missing and fused.found >= fused.expected:
+    if fused.ok:
         return ""
     layers = f": {', '.join(fused.missing)}" if fused.missing else ""
     return (

@@ -19,7 +19,8 @@ import numpy.typing as npt
 from tcompile.core.errors import FailedBuildError, InternalError, ModelError
 from tcompile.core.progress import Progress, silent
 from tcompile.runtime.metrics import jaccard
-from tcompile.runtime.samples import Samples, batches, feed, rows_of, signature
+from tcompile.runtime.samples import Samples, batches, feed, rows_of
+from tcompile.runtime.signature import signature
 from tcompile.targets.backends.ort import OrtRunner
 from tcompile.verify.pair import Pair, Shared, with_outputs
 from tcompile.verify.scenes import scenes_for

@@ -11,28 +11,11 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from tcompile.core.graph import is_const
+from tcompile.core.op_traits import MOVES
 from tcompile.passes.lower.types import FLOAT16, FLOAT32
 
-#: Give values that they were given: nothing to round.
-_MOVES = {
-    "Identity",
-    "Reshape",
-    "Flatten",
-    "Transpose",
-    "Squeeze",
-    "Unsqueeze",
-    "Expand",
-    "Tile",
-    "Slice",
-    "Split",
-    "Gather",
-    "GatherElements",
-    "GatherND",
-    "Concat",
-    "Relu",
-    "Neg",
-    "Abs",
-}
+#: Give values that they were given, or these with another sign: nothing to round.
+_MOVES = MOVES | {"Relu", "Neg", "Abs"}
 
 
 def spell_rounding(graph: gs.Graph) -> None:

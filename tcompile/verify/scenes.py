@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tcompile.models.preprocess import pack_patches
-from tcompile.runtime.samples import Samples, Signature, samples_for
+from tcompile.runtime.samples import Samples, samples_for
+from tcompile.runtime.signature import Signature
 
 Array = npt.NDArray[Any]
 #: Sizes of an axis that is of colours.

@@ -640,8 +640,8 @@ HEADS_SPELLED: dict[str, tuple[Spelled, Right]] = {
 REFUSED = {
     ("standard_error", "topk"): "may or may not be one over the root",
     ("mask_spread", "topk"): "sums over tokens",
-    ("shares_times_n", "merge"): "no attention we recognise",
-    ("shares_less_a_share", "merge"): "no attention we recognise",
+    ("shares_times_n", "merge"): "not an attention that tcompile recognises",
+    ("shares_less_a_share", "merge"): "not an attention that tcompile recognises",
     ("mask_softmax", "merge"): "of all tokens of a mask",
 }
 

@@ -11,8 +11,9 @@ from typing import Any
 import onnx
 
 from tcompile.artifact.directory import new_artifact
-from tcompile.artifact.manifest import BlockTokens, Flops, Manifest, TargetEntry, installed_versions
+from tcompile.artifact.manifest import Flops, Manifest, TargetEntry, installed_versions
 from tcompile.core.model_files import describe_source, describe_tensors
+from tcompile.core.schedule import BlockTokens
 
 
 def manifest_for(source: Path, model: Path, **changes: Any) -> Manifest:

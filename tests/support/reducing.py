@@ -19,7 +19,7 @@ from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.reducers import Ask, ReducerInput, filled_reducer, find_reducer
 from tcompile.passes.reduce.segments import by_segment
 from tcompile.passes.reduce.token_state import TokenState
-from tcompile.plugins.spec import add_functions
+from tcompile.plugins.ops import add_functions
 from tests.support.half import run_as_written
 
 Array = np.ndarray[Any, Any]

@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from tcompile.core.errors import UsageError
 from tcompile.core.site import SiteName
+from tcompile.methods.site_rule import SiteRule
 from tcompile.planning.losses.curves import Curve
-from tcompile.planning.optimise.tables import Floats, SiteRule, StepFunction
+from tcompile.planning.optimise.tables import Floats, StepFunction
 
 SCHEMA = 1
 Kind = Literal["calibrated", "attention"]

@@ -16,7 +16,8 @@ import numpy.typing as npt
 from tcompile.core.errors import UsageError
 from tcompile.models.images import SUFFIXES
 from tcompile.runtime.arrays import LABELS, read_arrays
-from tcompile.runtime.samples import Samples, Signature, sample_arrays, samples_for, signature
+from tcompile.runtime.samples import Samples, sample_arrays, samples_for
+from tcompile.runtime.signature import Signature, signature
 
 Array = npt.NDArray[Any]
 Labels = npt.NDArray[np.int64]

@@ -1,4 +1,7 @@
-"""The tables as a chain of sites, in whole numbers.
+"""The tables as a chain of blocks, in whole numbers, and shortest paths through it.
+
+A block lets at most one step through, at one of its sites. So what runs in a block is an edge from
+the token count that enters it to the count that leaves it, and a plan is a path along the blocks.
 
 Latencies and losses are rounded to multiples of a power of two that is at most 2⁻³⁸ of the largest
 sum, so that sums do not depend on their order, ties are ties, and dominance is exact.
@@ -6,124 +9,219 @@ sum, so that sums do not depend on their order, ties are ties, and dominance is 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import frexp
 
 import numpy as np
 import numpy.typing as npt
 
-from tcompile.planning.optimise.limits import Limits, Mask, allowed, final_allowed
+from tcompile.methods.site_rule import SiteRule
 from tcompile.planning.optimise.tables import Floats, Tables
 
 Ints = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
 
 #: Sums stay below 2 to this.
 BITS = 40
+#: The site of an edge along which all tokens stay.
+STAY = -1
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Constraints on all steps; those of a single site are its `SiteRule`.
+
+    Attributes:
+        topk: the most patches that may stay after a step, because TopK takes no larger K
+            (3840 in TensorRT); None: any.
+        final_least, final_most: tokens that leave the model, prefix included.
+    """
+
+    topk: int | None = None
+    final_least: int | None = None
+    final_most: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Edges:
+    """Ways through a block, by the count that enters it, as parallel arrays.
+
+    Attributes:
+        before, after: counts, by number on the grid.
+        site: number of the site of the step, or `STAY`.
+        ms, loss: in quanta.
+        tokens: carried, summed over the parts that run.
+    """
+
+    before: Ints
+    after: Ints
+    site: Ints
+    ms: Ints
+    loss: Ints
+    tokens: Ints
+
+    def take(self, which: Ints | Mask) -> Edges:
+        """Return some of them."""
+        return Edges(*(array[which] for array in vars(self).values()))
 
 
 @dataclass(frozen=True, eq=False)
 class Chain:
-    """S sites, and what runs before each and after the last, in quanta.
+    """A model as a chain.
 
     Attributes:
-        counts: [G].
-        before: [S + 1, G], latency of what runs between sites; the last row follows the last site.
-        parts: [S + 1], how many parts that is: each carries its tokens.
-        edges: [S, G, G], whether a step is allowed.
-        barred: [S, G, G], infinite where it is not, else 0.
-        step_ms, step_loss: [S, G, G].
-        carry: [S], whether a step at this site forbids one at the next.
+        blocks: the edges of each.
         final: [G], whether so many tokens may leave the model.
-        max_steps: or None.
         ms, loss: the quanta.
     """
 
-    counts: Ints
-    before: Ints
-    parts: Ints
-    edges: Mask
-    barred: Floats
-    step_ms: Ints
-    step_loss: Ints
-    carry: tuple[bool, ...]
+    blocks: tuple[Edges, ...]
     final: Mask
-    max_steps: int | None
     ms: float
     loss: float
 
-    @property
-    def sites(self) -> int:
-        return len(self.carry)
+    def budget(self, latency_ms: float) -> int:
+        """Return a latency in quanta, up to the rounding of every part."""
+        return int(min(latency_ms / self.ms, 2.0**BITS)) + 4 * len(self.blocks) + 2
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """States at a site: steps so far, whether one is forbidden here, count."""
-        levels = 1 if self.max_steps is None else min(self.max_steps, self.sites) + 1
-        return levels, 2 if any(self.carry) else 1, len(self.counts)
 
-    def latency_budget(self, budget: float) -> int:
-        """In quanta, up to the rounding of every part."""
-        return int(min(budget / self.ms, 2.0**BITS)) + 2 * self.sites + 2
+@dataclass(frozen=True)
+class Path:
+    """A plan in quanta: the count behind each block, by number, and the site of its step."""
 
-    def loss_budget(self, budget: float) -> int:
-        """In quanta, up to the rounding of every step."""
-        return int(min(budget / self.loss, 2.0**BITS)) + self.sites + 1
+    ms: int
+    loss: int
+    steps: tuple[tuple[int, int], ...]
+
+    def counts(self, tables: Tables) -> list[int]:
+        """Return the tokens behind each site of the tables."""
+        found, at = [], len(tables.counts) - 1
+        for number, site in enumerate(tables.sites):
+            after, where = self.steps[site.place(tables.blocks)[0]]
+            at = after if number == where else at
+            found.append(tables.counts[at])
+        return found
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How much a quantum of latency and one of loss weigh."""
+
+    ms: float
+    loss: float
+
+    def of(self, path: Path) -> float:
+        """Return the weighted cost of a path."""
+        return self.ms * path.ms + self.loss * path.loss
+
+    def each(self, ms: Ints, loss: Ints) -> Floats:
+        """Return the weighted costs of edges or partial plans."""
+        return self.ms * ms + self.loss * loss
+
+
+FASTEST, LEAST_LOSS = Weights(1.0, 0.0), Weights(0.0, 1.0)
 
 
 def chain(tables: Tables, limits: Limits) -> Chain:
-    """The tables under the limits."""
-    size, blocks = len(tables.counts), tables.blocks
-    rows = [
-        (place, half[place[0]])
-        for b in range(blocks)
-        for place, half in (((b, -1), tables.attn_ms), ((b, 0), tables.mlp_ms))
-    ]
-    # A part runs before the first site that is not before it: attention of b before (b, 0), …
-    places = [site.place(blocks) for site in tables.sites]
-    before = np.zeros((len(places) + 1, size))
-    parts = np.zeros(len(places) + 1, np.int64)
-    for (block, half), cost in rows:
-        at = next((i for i, p in enumerate(places) if p > (block, half)), len(places))
-        before[at] += cost
-        parts[at] += 1
-    before[0] += tables.stem_ms
-    before[-1] += tables.head_ms
-    parts[-1] += 1
-    edges = np.zeros((len(places), size, size), bool)
-    for i in range(len(places)):
-        edges[i] = allowed(tables, i, limits)
-    carry = tuple(
-        limits.once_per_block and i + 1 < len(places) and places[i][0] == places[i + 1][0]
-        for i in range(len(places))
-    )
+    """Return the tables under the limits."""
+    n, blocks = np.asarray(tables.counts, np.int64), tables.blocks
+    masks = [_allowed(tables, site, limits) for site in tables.sites]
     reducers, losses = (
-        [np.where(e, t, 0.0) for e, t in zip(edges, steps, strict=True)]
-        for steps in (tables.reducer_ms, tables.loss)
+        [np.where(mask, cost, 0.0) for mask, cost in zip(masks, costs, strict=True)]
+        for costs in (tables.reducer_ms, tables.loss)
     )
-    step_ms, ms = _whole([before, *reducers])
-    step_loss, loss = _whole([np.zeros((1, size)), *losses])
-    return Chain(
-        np.asarray(tables.counts, np.int64),
-        step_ms[0],
-        parts,
-        edges,
-        np.where(edges, 0.0, np.inf),
-        _stack(step_ms[1:], size),
-        _stack(step_loss[1:], size),
-        carry,
-        final_allowed(tables, limits),
-        limits.max_steps,
-        ms,
-        loss,
-    )
+    parts = (np.asarray(tables.stem_ms), tables.attn_ms, tables.mlp_ms, tables.head_ms)
+    ms = _quantum([*(row for part in parts for row in np.atleast_2d(part)), *reducers])
+    loss = _quantum(losses)
+    stem, attn, mlp, head = (_whole(part, ms) for part in parts)
+
+    def edges(block: int, site: int) -> Edges:
+        """Return the edges of a block with a step at a site, or with none."""
+        before, after = np.nonzero(np.eye(len(n)) if site == STAY else masks[site])
+        between = site == STAY or tables.sites[site].place(blocks)[1] == 0
+        second = after if between else before  # What the MLP carries.
+        cost, tokens = attn[block][before] + mlp[block][second], n[before] + n[second]
+        lost = np.zeros_like(cost)
+        if block == 0:
+            cost += stem
+        if block == blocks - 1:
+            cost += head[after]
+            tokens += n[after]
+        if site != STAY:
+            cost += _whole(reducers[site][before, after], ms)
+            lost += _whole(losses[site][before, after], loss)
+        return Edges(before, after, np.full_like(before, site), cost, lost, tokens)
+
+    def through(block: int) -> Edges:
+        here = [i for i, site in enumerate(tables.sites) if site.place(blocks)[0] == block]
+        # The later of two sites comes first: a shortest path takes the first of equal edges.
+        found = [vars(edges(block, site)).values() for site in (STAY, *reversed(here))]
+        both = Edges(*map(np.concatenate, zip(*found, strict=True)))
+        return both.take(np.argsort(both.before, kind="stable"))
+
+    least = n[0] if limits.final_least is None else limits.final_least
+    most = n[-1] if limits.final_most is None else limits.final_most
+    final = np.asarray((n >= least) & (n <= most))
+    return Chain(tuple(map(through, range(blocks))), final, ms, loss)
 
 
-def _stack(steps: list[Ints], size: int) -> Ints:
-    return np.stack(steps) if steps else np.zeros((0, size, size), np.int64)
+def _allowed(tables: Tables, rule: SiteRule, limits: Limits) -> Mask:
+    """Return [G, G]: whether the step from counts[i] to counts[j] is allowed at a site."""
+    n = np.asarray(tables.counts)
+    patches = n - tables.prefix
+    target = (n >= rule.least) & (patches % rule.granularity == 0)
+    if limits.topk is not None:
+        target &= patches <= limits.topk
+    gone = n[:, None] - n[None, :]
+    mask: Mask = (gone > 0) & target[None, :]
+    if rule.most_dropped is not None:
+        # A share such as 0.1 of 30 patches is 3, whatever its binary form makes of it.
+        mask &= gone <= np.floor(rule.most_dropped * patches[:, None] + 1e-9)
+    return mask
 
 
-def _whole(costs: list[Floats]) -> tuple[list[Ints], float]:
-    """Costs in quanta, and the quantum: of the rows before sites, and of the steps at each."""
-    most = float(costs[0].max(axis=1).sum() + sum(c.max() for c in costs[1:]))
-    quantum = 2.0 ** (frexp(most)[1] - BITS + 1) if most > 0 else 1.0
-    return [np.rint(c / quantum).astype(np.int64) for c in costs], quantum
+def _quantum(costs: Iterable[Floats]) -> float:
+    most = sum(float(cost.max()) for cost in costs)
+    return 2.0 ** (frexp(most)[1] - BITS + 1) if most > 0 else 1.0
+
+
+def _whole(cost: Floats, quantum: float) -> Ints:
+    return np.rint(cost / quantum).astype(np.int64)
+
+
+def to_go(chain: Chain, weights: Weights) -> Floats:
+    """Return [L + 1, G], the least weighted cost from the count in front of a block to the end."""
+    found = np.empty((len(chain.blocks) + 1, len(chain.final)))
+    found[-1] = np.where(chain.final, 0.0, np.inf)
+    for i, edges in reversed(list(enumerate(chain.blocks))):
+        cost = weights.each(edges.ms, edges.loss) + found[i + 1, edges.after]
+        # Every count has an edge: all its tokens may stay.
+        begins = np.searchsorted(edges.before, np.arange(len(chain.final)))
+        found[i] = np.minimum.reduceat(cost, begins)
+    return found
+
+
+def so_far(chain: Chain, weights: Weights) -> Floats:
+    """Return [L, G], the least weighted cost from the start to the count in front of a block."""
+    found = np.full((len(chain.blocks), len(chain.final)), np.inf)
+    found[0, -1] = 0.0
+    for i, edges in enumerate(chain.blocks[:-1]):
+        cost = found[i, edges.before] + weights.each(edges.ms, edges.loss)
+        np.minimum.at(found[i + 1], edges.after, cost)
+    return found
+
+
+def shortest(chain: Chain, weights: Weights) -> Path | None:
+    """Return a plan of least weighted cost, or None if no plan ends in an allowed count."""
+    go = to_go(chain, weights)
+    if not np.isfinite(go[0, -1]):
+        return None
+    at, ms, loss, steps = len(chain.final) - 1, 0, 0, []
+    for i, edges in enumerate(chain.blocks):
+        out = edges.take(np.flatnonzero(edges.before == at))
+        best = int(np.argmin(weights.each(out.ms, out.loss) + go[i + 1, out.after]))
+        at = int(out.after[best])
+        ms, loss = ms + int(out.ms[best]), loss + int(out.loss[best])
+        steps.append((at, int(out.site[best])))
+    return Path(ms, loss, tuple(steps))

@@ -1,11 +1,11 @@
-"""What the optimiser answers: steps, what they cost and lose, and how good that is."""
+"""Plans: steps, what they cost and lose, and how good that is."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from math import fsum
-from typing import Any
 
 from tcompile.core.site import SiteName
 from tcompile.planning.optimise.tables import Tables
@@ -13,7 +13,7 @@ from tcompile.planning.optimise.tables import Tables
 
 @dataclass(frozen=True)
 class Step:
-    """So many tokens come, so many stay, prefix included; ms of the reducer, and the loss."""
+    """Tokens before and after, prefix included; ms of the reducer, and the loss."""
 
     site: SiteName
     before: int
@@ -24,15 +24,14 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which steps are taken; none is the dense model.
+    """The steps that are taken; without one, the dense model.
 
     Attributes:
         attention, mlp: tokens in each block's halves, prefix included.
         final: tokens that leave the model.
         latency_ms, loss: of the whole model.
         dense_ms: what the dense model takes.
-        gap: how much better the objective could be at most: 0 where the plan is proven best.
-        objective: what was minimised, its unit that of latency, loss or latency + λ·loss.
+        gap: how much less could be lost at most: 0 where the plan is proven best.
     """
 
     steps: tuple[Step, ...]
@@ -43,41 +42,15 @@ class Plan:
     loss: float
     dense_ms: float
     gap: float = 0.0
-    objective: float = 0.0
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Site → tokens that stay, prefix included."""
-        return {step.site: step.after for step in self.steps}
-
-    @property
-    def tokens(self) -> int:
-        """Carried, summed over all parts: both halves of each block, and the head."""
-        return sum(self.attention) + sum(self.mlp) + self.final
 
     @property
     def speedup(self) -> float:
-        """Latency of dense over that of the plan; 1 where nothing takes time."""
+        """Return the dense latency over that of the plan; 1 where nothing takes time."""
         return self.dense_ms / self.latency_ms if self.latency_ms > 0 else 1.0
-
-    def to_json(self) -> dict[str, Any]:
-        """As JSON values; latencies are predictions, and whoever made the tables says from what."""
-        return {
-            "steps": [vars(step).copy() for step in self.steps],
-            "tokens_per_block": [
-                {"block": i, "attention": a, "mlp": m}
-                for i, (a, m) in enumerate(zip(self.attention, self.mlp, strict=True))
-            ],
-            "final": self.final,
-            "latency_ms": self.latency_ms,
-            "loss": self.loss,
-            "dense_ms": self.dense_ms,
-            "gap": self.gap,
-        }
 
 
 def plan_of(tables: Tables, counts: Sequence[int]) -> Plan:
-    """The plan that has so many tokens after each of the tables' sites.
+    """Return the plan that has so many tokens after each of the tables' sites.
 
     latency = stem + Σ_l attn_l(n) + mlp_l(n) + head(n) + Σ_steps reducer(n_in → n_out)
 
@@ -90,38 +63,23 @@ def plan_of(tables: Tables, counts: Sequence[int]) -> Plan:
     places = {site.place(tables.blocks): i for i, site in enumerate(tables.sites)}
     at, steps = len(tables.counts) - 1, []
     costs = [tables.stem_ms]
-    halves: tuple[list[int], list[int]] = ([], [])
-
-    def reach(block: int, half: int) -> None:
-        nonlocal at
-        number = places.get((block, half))
-        if number is None:
-            return
-        to = tables.index(counts[number])
-        if to != at:
-            ms, loss = tables.reducer_ms[number][at, to], tables.loss[number][at, to]
-            steps.append(
-                Step(
-                    tables.sites[number].name,
-                    tables.counts[at],
-                    tables.counts[to],
-                    float(ms),
-                    float(loss),
-                )
-            )
+    carried: tuple[list[int], list[int]] = ([], [])
+    for block, half in product(range(tables.blocks), range(3)):
+        if half < 2:
+            carried[half].append(tables.counts[at])
+            costs.append(float((tables.attn_ms, tables.mlp_ms)[half][block, at]))
+        site = places.get((block, half))
+        to = at if site is None else tables.index(counts[site])
+        if site is not None and to != at:
+            ms, loss = tables.reducer_ms[site][at, to], tables.loss[site][at, to]
+            name, before, after = tables.sites[site].name, tables.counts[at], tables.counts[to]
+            steps.append(Step(name, before, after, float(ms), float(loss)))
         at = to
-
-    for block in range(tables.blocks):
-        for half, table in enumerate((tables.attn_ms, tables.mlp_ms)):
-            halves[half].append(tables.counts[at])
-            costs.append(float(table[block, at]))
-            reach(block, half)
-    reach(tables.blocks - 1, 2)
     costs += [float(tables.head_ms[at]), *(step.ms for step in steps)]
     return Plan(
         tuple(steps),
-        tuple(halves[0]),
-        tuple(halves[1]),
+        tuple(carried[0]),
+        tuple(carried[1]),
         tables.counts[at],
         fsum(costs),
         fsum(step.loss for step in steps),
@@ -130,5 +88,5 @@ def plan_of(tables: Tables, counts: Sequence[int]) -> Plan:
 
 
 def dense_plan(tables: Tables) -> Plan:
-    """No step at all."""
+    """Return the plan without a step."""
     return plan_of(tables, [tables.tokens] * len(tables.sites))

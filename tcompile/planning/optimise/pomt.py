@@ -6,7 +6,7 @@ with L(n) the latency and A(n) the accuracy of the model that carries n tokens, 
 
 Off by two: the released code removes R = N_patches − (n* + prefix) tokens, so that with one prefix
 token n* + 2 run, not the n* whose latency and accuracy were weighed, which may lie beyond a step.
-Here n* run. `released_removed` is what the released code would remove, to compare printed figures.
+Here n* run.
 """
 
 from __future__ import annotations
@@ -29,25 +29,15 @@ class PomtChoice:
 
     Attributes:
         tokens: n*, prefix included.
-        removed: tokens that leave, N − n*.
-        released_removed: R of the released code, N − n* − 2 · prefix.
         utility: U by count, as the counts were given.
     """
 
     tokens: int
-    removed: int
-    released_removed: int
     utility: tuple[float, ...]
 
 
 def pomt_choice(
-    counts: Sequence[int],
-    latency: npt.ArrayLike,
-    accuracy: npt.ArrayLike,
-    alpha: float = 0.5,
-    *,
-    tokens: int | None = None,
-    prefix: int = 1,
+    counts: Sequence[int], latency: npt.ArrayLike, accuracy: npt.ArrayLike, alpha: float = 0.5
 ) -> PomtChoice:
     """Weigh latency against accuracy.
 
@@ -55,8 +45,6 @@ def pomt_choice(
         counts: n, prefix included, in any order.
         latency: L(n), any unit; accuracy: A(n), any unit.
         alpha: the weight of latency, from 0 to 1.
-        tokens: N, of the dense model; None: the largest of the counts. (The released code's counts
-            lack N itself: say it.)
 
     Raises:
         UsageError: lengths that differ, no positive latency or accuracy, alpha out of range.
@@ -70,10 +58,5 @@ def pomt_choice(
             raise UsageError(f"{name} must be finite, not negative and not all 0", where="pomt")
     if not 0 <= alpha <= 1:
         raise UsageError(f"{alpha} is not between 0 and 1", where="alpha")
-    total = int(n.max()) if tokens is None else tokens
-    if total < n.max():
-        raise UsageError(f"counts exceed the model's {total} tokens", where="pomt")
     utility = alpha * (1 - t / t.max()) + (1 - alpha) * a / a.max()
-    best = int(n[utility == utility.max()].max())
-    removed = total - best
-    return PomtChoice(best, removed, removed - 2 * prefix, tuple(map(float, utility)))
+    return PomtChoice(int(n[utility == utility.max()].max()), tuple(map(float, utility)))

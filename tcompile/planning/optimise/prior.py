@@ -1,4 +1,4 @@
-"""What a step loses when there are no data to tell: a prior, not a measurement.
+"""The loss of a step where there are no images to measure it on: a prior.
 
 loss(site, n_in → n_out) = scale · w(x) · (g(n_out/N) − g(n_in/N)),   g(r) = (1 − r)² / r
 w(x) = 1 + early · (1 − x)ᵖ,   x = depth of the site, from 0 before the first block to 1
@@ -37,15 +37,15 @@ from tcompile.planning.optimise.tables import Floats, StepFunction
 
 @dataclass(frozen=True)
 class Prior:
-    """How much a family loses, how much more so at the first block than after the last, and how
-    soon that is over."""
+    """How much a family loses, how much more at the first block than after the last, and how fast
+    that falls."""
 
     scale: float
     early: float
     power: float = 1.0
 
 
-#: By family of preset (`planning.presets.base.Preset.family`).
+#: By family of preset (`Preset.family`).
 PRIORS: dict[str, Prior] = {
     "prune": Prior(1.0, 8.0, 3.0),
     "calibrated": Prior(1.0, 8.0, 3.0),
@@ -59,7 +59,7 @@ PRIORS: dict[str, Prior] = {
 
 
 def prior_loss(family: str, *, tokens: int, prefix: int, blocks: int) -> StepFunction:
-    """The prior of a family as `Tables.of` takes it; see the module's docstring.
+    """Return the prior of a family as `Tables.of` takes it; see the module's docstring.
 
     Raises:
         UsageError: no such family.

@@ -1,10 +1,10 @@
-"""What the optimiser is told: what every part and every step costs and loses, by token count.
+"""The optimiser's input: what every part and every step costs and loses, by token count.
 
 Counts are whole token counts, prefix included, as they run through the model. Latencies are in ms
 for one batch. Losses are in any unit that adds up over steps; both are ≥ 0.
 
-Sums are told apart to 2⁻³⁸ of the largest one, so what must not be is for `SiteRule` and `Limits`
-to say, not for a loss of 10¹².
+Sums are told apart to 2⁻³⁸ of the largest one: forbid a step by `SiteRule` and `Limits`, not by a
+loss of 10¹².
 """
 
 from __future__ import annotations
@@ -17,48 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from tcompile.core.errors import UsageError
-from tcompile.core.site import SiteName
+from tcompile.methods.site_rule import SiteRule
 
 Floats = npt.NDArray[np.float64]
 #: (site, n_in [G, 1], n_out [1, G]) → anything that broadcasts to [G, G].
 StepFunction = Callable[[str, npt.NDArray[np.int64], npt.NDArray[np.int64]], Any]
-
-
-@dataclass(frozen=True)
-class SiteRule:
-    """A legal site, and what the analysis and the reducer demand of a step there.
-
-    Attributes:
-        name: `attn:3`, `block:3` or `output`.
-        granularity: the patches that stay are a multiple of it.
-        least: the fewest tokens that may stay, prefix included.
-        most_dropped: the share of the patches that may leave in one step, such as 0.5 for merging
-            in pairs; None: any.
-    """
-
-    name: SiteName
-    granularity: int = 1
-    least: int = 1
-    most_dropped: float | None = None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "name", SiteName(self.name))  # people write text
-        kind, _, block = self.name.partition(":")
-        known = self.name == "output" or (kind in ("attn", "block") and block.isdecimal())
-        if not known:
-            raise UsageError(
-                "not a site that can be planned: attn:N, block:N or output", where=self.name
-            )
-        if self.granularity < 1 or (
-            self.most_dropped is not None and not 0 <= self.most_dropped <= 1
-        ):
-            raise UsageError(
-                "needs a granularity of at least 1 and a share from 0 to 1", where=self.name
-            )
-
-    def place(self, blocks: int) -> tuple[int, int]:
-        """`SiteName.depth`: the order in which sites are passed."""
-        return self.name.depth(blocks)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,17 +79,17 @@ class Tables:
 
     @property
     def tokens(self) -> int:
-        """Of the dense model."""
+        """Return the tokens of the dense model."""
         return self.counts[-1]
 
     @property
     def dense_ms(self) -> float:
-        """stem + Σ_l (attn_l(N) + mlp_l(N)) + head(N)."""
+        """Return stem + Σ_l (attn_l(N) + mlp_l(N)) + head(N)."""
         last = self.attn_ms[:, -1].sum() + self.mlp_ms[:, -1].sum() + self.head_ms[-1]
         return float(self.stem_ms + last)
 
     def index(self, count: int) -> int:
-        """Where a count lies on the grid.
+        """Return the number of a count on the grid.
 
         Raises:
             UsageError: it is not on it.
@@ -148,7 +111,7 @@ class Tables:
         reducer_ms: StepFunction,
         loss: StepFunction,
     ) -> Tables:
-        """Tables from functions of steps, which are called once a site with all pairs of counts.
+        """Make tables from functions of steps, called once for each site with all pairs of counts.
 
         Raises:
             UsageError: shapes that do not fit, or values that are negative or not finite.
@@ -174,7 +137,7 @@ class Tables:
 
 
 def _check(name: str, values: Floats, shape: tuple[int, ...], *, below: bool = False) -> None:
-    """Shape, and values that are finite and not negative (`below`: only i > j is looked at)."""
+    """Check the shape, and that values are finite and not negative (`below`: only where i > j)."""
     if values.shape != shape:
         raise UsageError(f"{name} has shape {values.shape}, not {shape}", where="tables")
     read = values[np.tril_indices(shape[0], -1)] if below else values

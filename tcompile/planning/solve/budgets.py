@@ -16,19 +16,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tcompile.core.errors import UsageError
-from tcompile.planning.optimise import (
-    Goal,
-    Limits,
-    Plan,
-    dense_plan,
-    flattened,
-    free_edge,
-    plan_of,
-    solve,
-)
+from tcompile.planning.optimise import Limits, Plan, dense_plan, flattened, plan_of, solve
 from tcompile.planning.optimise.tables import Floats, Tables
 from tcompile.planning.solve.candidates import TOPK_LIMIT, MethodTables
 from tcompile.planning.solve.outcome import Reason
+from tcompile.profiling.plateaus import free_edge
 
 #: Patch tokens that are kept over those asked for, at most, where they are free: one tenth.
 _MORE = 10
@@ -174,8 +166,7 @@ def best_of(candidate: MethodTables, budget: Budget) -> MethodPlan:
     """
     assert budget.latency_ms is not None
     tables = candidate.tables
-    goal = Goal("loss", latency_ms=budget.latency_ms)
-    plan = solve(tables, goal, limits_of(candidate, budget), eps=budget.eps)
+    plan = solve(tables, budget.latency_ms, limits_of(candidate, budget), eps=budget.eps)
     return MethodPlan(candidate, plan)
 
 

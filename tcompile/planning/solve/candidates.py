@@ -45,8 +45,8 @@ class MethodTables:
 
     @property
     def limits(self) -> Limits:
-        """Once in a block, and no TopK that TensorRT would refuse."""
-        return Limits(topk=TOPK_LIMIT, once_per_block=True)
+        """Return limits without a TopK that TensorRT would refuse."""
+        return Limits(topk=TOPK_LIMIT)
 
 
 @dataclass(frozen=True)

@@ -133,7 +133,7 @@ def _by_loss(candidates: Sequence[MethodTables], budget: Budget) -> list[MethodP
     reason: UsageError | None = None
     for one in candidates:
         try:
-            plans = front(one.tables, limits_of(one, budget), points=_POINTS).plans
+            plans = front(one.tables, limits_of(one, budget), points=_POINTS)
         except UsageError as error:
             reason = reason or error
             continue

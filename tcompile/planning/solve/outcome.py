@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from tcompile.core.decode import Count, Positive, UnitInterval
+
 #: What is written: the model with fewer tokens, or the dense one.
 Emitted = Literal["reduced", "dense"]
 #: Why so many tokens are kept:
@@ -37,14 +39,14 @@ class Share:
     """Patch tokens out of all.
 
     Attributes:
-        keep: the share; of what was asked, as it was typed.
-        patches: that leave the encoder.
-        of: patches of the dense model.
+        keep: share of the patch tokens; of what was asked, as it was typed.
+        patches: patch tokens that leave the encoder.
+        of: patch tokens of the dense model.
     """
 
-    keep: float
-    patches: int
-    of: int
+    keep: UnitInterval
+    patches: Count
+    of: Positive
 
     @staticmethod
     def kept(patches: int, of: int) -> Share:

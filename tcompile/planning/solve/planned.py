@@ -8,8 +8,9 @@ from typing import Any
 
 from tcompile.core.schedule import Schedule
 from tcompile.planning.losses.drop import Drop
-from tcompile.planning.optimise import Front, Plan, Plateau
+from tcompile.planning.optimise import Plan
 from tcompile.planning.solve.outcome import Outcome
+from tcompile.profiling.plateaus import Plateau
 
 #: By kind of profile: the share of the dense latency below which a predicted saving says nothing.
 WORTH = {"measured": 0.02, "modelled": 0.05}
@@ -36,7 +37,7 @@ class PlanReport:
         losses: where losses come from, and their unit.
         outcome: what was asked, what is given, and why.
         plateaus: of each step's count.
-        front: plans that no other beats in both latency and loss; None where nothing was weighed.
+        front: plans that no other beats in both latency and loss; none where nothing was weighed.
         tried: all methods that were weighed.
         drop: what was lost on images that nothing was planned with.
         curve: (tokens, ms) of the whole model if it carried so many from the first block on.
@@ -51,7 +52,7 @@ class PlanReport:
     losses: str
     outcome: Outcome
     plateaus: tuple[Plateau, ...] = ()
-    front: Front | None = None
+    front: tuple[Plan, ...] = ()
     tried: tuple[Tried, ...] = ()
     drop: Drop | None = None
     curve: tuple[tuple[int, float], ...] = ()
@@ -75,7 +76,7 @@ class PlanReport:
             ],
             "drop": None if self.drop is None else self.drop.to_json(),
             "tried": [vars(t).copy() for t in self.tried],
-            "front": [[p.latency_ms, p.loss] for p in self.front.plans] if self.front else [],
+            "front": [[p.latency_ms, p.loss] for p in self.front],
         }
 
     def lines(self) -> list[str]:

@@ -16,7 +16,7 @@ from tcompile.methods.composition import parse_keep
 from tcompile.methods.context import SiteConstraints
 from tcompile.methods.method import Method, method_for
 from tcompile.passes.reduce import reduce_graph
-from tcompile.planning.optimise import front, sitting
+from tcompile.planning.optimise import front, plateau_of
 from tcompile.planning.request import AUTO, Request
 from tcompile.planning.solve.budgets import (
     Budget,
@@ -132,7 +132,7 @@ def _answer(
     try:
         shown = front(one.tables, limits_of(one, budget))
     except UsageError:
-        shown = None
+        shown = ()
     totals = whole_latency(one.tables)
     return PlanReport(
         schedule_of(one.method, plan, notes),
@@ -142,7 +142,7 @@ def _answer(
         BAND[profile.kind],
         one.words,
         outcome,
-        sitting(one.tables, plan, budget.eps),
+        plateau_of(one.tables, plan, budget.eps),
         shown,
         tuple(Tried(c.candidate.method.text, c.plan.latency_ms, c.plan.loss) for c in each),
         curve=tuple(zip(one.tables.counts, map(float, totals), strict=True)),

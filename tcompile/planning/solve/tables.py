@@ -10,9 +10,10 @@ import numpy.typing as npt
 
 from tcompile.core.errors import UsageError
 from tcompile.methods.method import Method
-from tcompile.planning.optimise import Tables, grid
+from tcompile.planning.optimise import Tables
 from tcompile.planning.optimise.tables import StepFunction
 from tcompile.profiling.curve import Curve, StepCost
+from tcompile.profiling.plateaus import grid
 from tcompile.profiling.profile import Profile
 from tcompile.profiling.structure import Layout
 
@@ -85,7 +86,7 @@ def tables_for(
     ) -> Floats:
         return costs.at(before, np.minimum(after, before))
 
-    scale = _closure(profile, stem.ms if stem else 0.0, attn, mlp, head)
+    scale = _calibration_scale(profile, stem.ms if stem else 0.0, attn, mlp, head)
     attn, mlp, head = scale * attn, scale * mlp, scale * head
     return Tables.of(
         [int(c) for c in n],
@@ -100,8 +101,8 @@ def tables_for(
     )
 
 
-def _closure(profile: Profile, stem: float, *parts: Floats) -> float:
-    """What the parts of the dense model are to be multiplied by to add up to it.
+def _calibration_scale(profile: Profile, stem: float, *parts: Floats) -> float:
+    """Return the factor by which the parts of the dense model add up to the whole.
 
     Each part that was timed by itself wakes the runtime's threads and finds other caches than in
     its place; in a small model that shows. The whole was timed in the same rounds.

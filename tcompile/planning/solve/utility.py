@@ -76,7 +76,7 @@ def utility_of(
     accuracy = np.interp(counts, sorted(found), [found[n] for n in sorted(found)])
     at = [tables.index(n) for n in counts]
     latency = whole_latency(tables)[at]
-    choice = pomt_choice(counts, latency, accuracy, alpha, tokens=shape.tokens, prefix=shape.prefix)
+    choice = pomt_choice(counts, latency, accuracy, alpha)
     return Utility(tuple(counts), tuple(latency), tuple(accuracy), choice)
 
 

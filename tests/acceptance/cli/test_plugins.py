@@ -11,9 +11,9 @@ import pytest
 
 from tcompile.plugins.build import LIBRARY, SOURCES, architectures
 from tcompile.plugins.ops import OPS
-from tcompile.plugins.page import page
 from tcompile.plugins.spec import KINDS
 from tests.support.command import Command
+from tools.token_ops import page
 
 DOCS = Path(__file__).parents[3] / "docs"
 
@@ -76,7 +76,7 @@ def test_the_list(tcompile: Command) -> None:
 
 
 def test_the_page_is_current() -> None:
-    made = "python -m tcompile.plugins > docs/token-ops.md"
+    made = "python -m tools.token_ops > docs/token-ops.md"
     text = (DOCS / "token-ops.md").read_text(encoding="utf-8")
     assert text == page(), made
     for op in OPS:

@@ -8,7 +8,7 @@ from tcompile.analysis import axes as ax
 
 B = ax.new("batch", 3, "batch")
 H, W = ax.new("h", 14, "data"), ax.new("w", 14, "data")
-C = ax.new("c", 192, "weak")
+C = ax.new("c", 192, "untracked")
 CLS = ax.new("cls", 1, "fixed")
 REGS = ax.new("regs", 4, "fixed")
 
@@ -65,14 +65,14 @@ def test_slices_in_the_wrong_order_are_another_axis() -> None:
 
 
 def test_unify_prefers_what_is_known_and_reports_contradictions() -> None:
-    weak = ax.new("table", 196, "weak")
-    assert ax.unify(weak, H + W) == (H + W, False)
+    untracked = ax.new("table", 196, "untracked")
+    assert ax.unify(untracked, H + W) == (H + W, False)
     assert ax.unify(ax.ONE, H + W) == (H + W, False)
     assert ax.unify(H + W, W + H)[1]
 
 
 def test_unify_does_not_care_for_the_names_of_heads() -> None:
-    one, other = ax.new("q/heads", 2, "weak"), ax.new("k/heads", 2, "weak")
+    one, other = ax.new("q/heads", 2, "untracked"), ax.new("k/heads", 2, "untracked")
     assert ax.unify(B + one, B + other) == (B + one, False)
     assert ax.unify(B + one, other + B)[1]
 

@@ -9,9 +9,10 @@ import onnx
 import onnx_graphsurgeon as gs
 import pytest
 
-from tcompile.analysis.effect_walk import effects, mixed_axes
+from tcompile.analysis.effect_walk import effects
 from tcompile.analysis.effects import Pool, SetGather, SetShape, SetSlice, SetSplit, Side
 from tcompile.analysis.model import Analysis, analyse
+from tcompile.analysis.ops import mixed_axes
 from tcompile.core.errors import ModelError
 from tcompile.core.graph import reduced_axes
 from tcompile.passes.normalize import normalize

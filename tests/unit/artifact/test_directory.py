@@ -172,14 +172,11 @@ def test_no_artifact(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            lambda d: d.update(schema="tcompile.artifact.manifest/99"),
-            "not a tcompile.artifact.manifest/1",
-        ),
+        (lambda d: d.update(schema="tcompile.artifact.manifest/99"), "not a tcompile.manifest/1"),
         (lambda d: d.pop("flops"), "flops: missing"),
         (lambda d: d["flops"].update(dense="many"), r"flops\.dense: expected int, found 'many'"),
         (lambda d: d["files"][0].update(path="../../etc/passwd"), "leaves the artifact"),
-        (lambda d: d.update(precision="fp12"), "precision: expected one of fp32, fp16"),
+        (lambda d: d.update(precision="fp12"), "precision: expected one of fp16, fp32"),
         (lambda d: d.update(extra=1), "extra: unknown field"),
     ],
 )

@@ -15,7 +15,6 @@ import tcompile
 from tcompile.artifact.manifest import (
     BatchEntry,
     Fidelity,
-    FusedAttentionEntry,
     Latency,
     Manifest,
     OutputFidelity,
@@ -23,8 +22,10 @@ from tcompile.artifact.manifest import (
 )
 from tcompile.artifact.page import render
 from tcompile.core.model_files import FileEntry, describe_source, describe_tensors
+from tcompile.targets.backends.base import FusedAttention
 from tests.support.artifacts import manifest_for
 from tests.support.tiny_vit import VitSpec, build_vit, save_tiny_vit
+from tools import manifest_schema
 
 SCHEMA = json.loads((Path(tcompile.__file__).parent / "manifest.schema.json").read_text())
 
@@ -50,7 +51,7 @@ def full(tmp_path: Path) -> Manifest:
             Latency("reduced", "measured", 1.0, "this", "that", spread=(0.9, 1.1), note="warm"),
         ),
         fidelity=Fidelity("8 images", 8, (OutputFidelity("logits", "all", 0.99, 0.9, 0.875),)),
-        fused_attention=FusedAttentionEntry(12, 11, ("softmax_3",)),
+        fused_attention=FusedAttention(12, 11, ("softmax_3",)),
         batch_sizes=BatchEntry(1, 4, 16),
         notes=("made from a modelled profile",),
         files=(FileEntry("model.onnx", 3, "0" * 64),),
@@ -67,6 +68,11 @@ def test_schema_accepts_what_we_write(full: Manifest, tmp_path: Path) -> None:
         document = json.loads(json.dumps(manifest.to_json()))
         jsonschema.validate(document, SCHEMA, cls=jsonschema.Draft202012Validator)
         assert Manifest.from_json(document) == manifest
+
+
+def test_schema_is_made_from_the_classes() -> None:
+    committed = (Path(tcompile.__file__).parent / "manifest.schema.json").read_text()
+    assert committed == manifest_schema.text(), "run `python -m tools.manifest_schema`"
 
 
 def test_schema_describes_every_field(full: Manifest) -> None:

@@ -9,7 +9,7 @@ import os
 
 import pytest
 
-from tcompile.plugins.page import NATIVE, page
+from tools.token_ops import NATIVE, page
 
 pytest.importorskip("tensorrt_rtx")
 from benchmarks.gpu import native

@@ -21,13 +21,14 @@ from tcompile.core.errors import UsageError
 from tcompile.core.model_files import Source
 from tcompile.core.schedule import Reduction, Schedule, Shape, Spec
 from tcompile.passes.lower.token_ops import choose_token_ops
-from tcompile.planning.optimise import Plan, Plateau, Step
+from tcompile.planning.optimise import Plan, Step
 from tcompile.planning.request import Request
 from tcompile.planning.solve import whole
 from tcompile.planning.solve.outcome import Outcome, Share
 from tcompile.planning.solve.planned import Followed, PlanReport
+from tcompile.profiling.plateaus import Plateau
 from tcompile.targets import load_target
-from tcompile.targets.backends.base import Emitted
+from tcompile.targets.backends.base import EmittedFiles
 from tcompile.targets.backends.batch_sizes import BatchSizes
 
 SHAPE = Shape(17, 1, 16, 3)
@@ -161,7 +162,6 @@ class World:
             inputs=(),
             outputs=(),
             flops=Flops(2, 1),
-            attention_layers=3,
             widened=False,
         )
 
@@ -217,7 +217,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Callable[..., World]:
             "lower": lambda *_, **__: None,
             "write_models": found.write,
             "judge_models": lambda *_: None,
-            "emit_model": lambda *_: Built(Emitted(), ("of the build",), None),
+            "emit_model": lambda *_: Built(EmittedFiles(), ("of the build",), None),
             "measure": found.measure,
         }.items():
             monkeypatch.setattr(pipeline, stage, stand_in)

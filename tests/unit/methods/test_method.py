@@ -13,11 +13,11 @@ import pytest
 from tcompile.core.errors import UsageError
 from tcompile.methods.method import Method, method_for
 from tcompile.methods.schedulers import Place
+from tcompile.methods.site_rule import SiteRule
 from tcompile.models.onnx_vit import GraphWriter
 from tcompile.passes.stages import Analysed
 from tcompile.pipeline import read
 from tcompile.planning.method_schedule import site_constraints
-from tcompile.planning.optimise import SiteRule
 from tests.support.grid_vit import GridVit, grid_vit, grid_weights
 from tests.support.planted import method, model
 from tests.support.preset_models import video_vit

@@ -86,7 +86,7 @@ def test_family(name: str, variant: tuple[str, str | None, int, Any], tmp_path: 
         batch=batch,
     )
     assert report.inputs["image"][0] == ("batch" if batch == "dynamic" else batch)
-    assert report.attention == (attention or get_attention(loaded))
+    assert report.attention == (attention or get_attention(loaded.base))
     needed = FAMILIES[name][2 if exporter == "torchscript" else 3]
     wanted = {note for note in needed if note is not FORM or attention != "eager"}
     assert set(report.notes) == wanted

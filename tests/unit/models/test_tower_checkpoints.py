@@ -241,7 +241,6 @@ def test_checkpoint_at_another_size(saved: tuple[Any, Path], tmp_path: Path) -> 
     """Trained positions are resized; the file holds them as a constant."""
     _, folder = saved
     loaded = load_source(f"hf:{folder}", image_size=48)
-    assert loaded.resized
     path = tmp_path / "m.onnx"
     report = export(loaded, path, exporter="torchscript", batch="dynamic")
     assert next(iter(report.outputs.values()))[1] == 36

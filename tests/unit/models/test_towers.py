@@ -147,7 +147,7 @@ def test_the_spelling_of_attention_can_be_chosen(
     results, counts = [], []
     for kind in ("sdpa", "eager", "sdpa"):
         calls.clear()
-        with attention_as(loaded, kind) as used, torch.no_grad():
+        with attention_as(loaded.base, kind) as used, torch.no_grad():
             assert used == kind
             result = loaded.module(*loaded.example_inputs.values())
         results.append(result[0] if isinstance(result, tuple) else result)

@@ -25,9 +25,10 @@ from tcompile._version import __version__
 from tcompile.plugins import host_build
 from tcompile.plugins.cases import Case
 from tcompile.plugins.check import specification_digest
-from tcompile.plugins.library import TYPES, pack, unpack
+from tcompile.plugins.library import TYPES
 from tcompile.plugins.ops import OPS
 from tcompile.plugins.spec import Array, TokenOp
+from tests.unit.plugins.on_host import pack, unpack
 
 ENV = "TCOMPILE_TENSORRT_INCLUDE"
 SOURCES = host_build.CUDA.parent / "trt"

@@ -19,9 +19,10 @@ from tcompile.plugins.aot.ptx import kernel_ptx, only
 from tcompile.plugins.aot.register import described, implemented
 from tcompile.plugins.aot_kernels import SOURCES, AotLaunch, aot_launch
 from tcompile.plugins.cases import Case, cases
-from tcompile.plugins.matrix import ARCHITECTURES, find_ptxas
+from tcompile.plugins.matrix import ARCHITECTURES
 from tcompile.plugins.ops import OPS, find_op
 from tcompile.plugins.spec import TokenOp
+from tests.unit.plugins.ptxas import find_ptxas
 
 BINDINGS = "TCOMPILE_TENSORRT_BINDINGS"
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")

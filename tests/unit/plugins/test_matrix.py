@@ -13,7 +13,6 @@ from tcompile.plugins.matrix import (
     ARCHITECTURES,
     SOURCES,
     Need,
-    assemble,
     beyond,
     compile_source,
     find_nvcc,
@@ -22,6 +21,7 @@ from tcompile.plugins.matrix import (
     table,
 )
 from tcompile.plugins.ops import OPS, find_op
+from tests.unit.plugins.ptxas import assemble
 
 _PTXAS = """ptxas info    : 0 bytes gmem
 ptxas info    : Compiling entry function '_ZN2tc12merge_kernelI6__halfLi8ELNS_7CombineE2EEEvNS_6' \

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from tcompile.core.errors import UsageError
-from tcompile.planning.optimise import Front, Plan, Plateau, Step
+from tcompile.planning.optimise import Plan, Step
+from tcompile.profiling.plateaus import Plateau
 from tcompile.report.plots import check_picture, plot_front, plot_latency, plot_schedule
 
 pytest.importorskip("matplotlib")
@@ -25,12 +26,9 @@ PLAN = Plan(
     0.6,
     12.0,
 )
-FRONT = Front(
-    tuple(
-        Plan((), (65,) * 3, (65,) * 3, 65, ms, loss, 12.0)
-        for ms, loss in ((6.0, 9.0), (7.5, 0.6), (9.0, 0.3), (12.0, 0.0))
-    ),
-    True,
+FRONT = tuple(
+    Plan((), (65,) * 3, (65,) * 3, 65, ms, loss, 12.0)
+    for ms, loss in ((6.0, 9.0), (7.5, 0.6), (9.0, 0.3), (12.0, 0.0))
 )
 
 
@@ -120,7 +118,7 @@ def test_lengths_must_agree(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="as many"):
         plot_latency(COUNTS, MS[1:], tmp_path / "a.png")
     with pytest.raises(UsageError, match="no plan"):
-        plot_front(Front((), True), tmp_path / "a.png")
+        plot_front((), tmp_path / "a.png")
 
 
 def test_what_is_drawn_does_not_change_how_others_draw(tmp_path: Path) -> None:
@@ -132,7 +130,7 @@ def test_what_is_drawn_does_not_change_how_others_draw(tmp_path: Path) -> None:
 
 
 def test_pictures_without_extras(tmp_path: Path) -> None:
-    plot_front(Front(FRONT.plans, False), tmp_path / "a.png")
+    plot_front(FRONT, tmp_path / "a.png")
     plot_schedule(Plan((), (9,), (9,), 9, 1.0, 0.0, 1.0), 9, tmp_path / "b.png")
     plot_latency((5, 9), (1.0, 2.0), tmp_path / "c.png")
     plot_latency((9,), (0.0,), tmp_path / "d.png")

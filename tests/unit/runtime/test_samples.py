@@ -13,7 +13,8 @@ from onnx import TensorProto, helper
 
 from tcompile.core.errors import UsageError
 from tcompile.models.preprocess import PREPROCESS_KEY
-from tcompile.runtime.samples import Samples, Signature, batches, run_all, samples_for, signature
+from tcompile.runtime.samples import Samples, batches, run_all, samples_for
+from tcompile.runtime.signature import Signature, signature
 from tests.support.tiny_vit import VitSpec, build_vit, save_tiny_vit
 
 
@@ -181,7 +182,8 @@ def test_images_are_prepared_as_the_model_says(tmp_path: Path) -> None:
     image_module = pytest.importorskip("PIL.Image")
     settings = {"size": [32, 32], "mean": [0.5] * 3, "std": [0.25] * 3, "labels": ["a", "b"]}
     path = tmp_path / "vit.onnx"
-    model = build_vit(VitSpec(), batch=None, metadata={PREPROCESS_KEY: json.dumps(settings)})
+    model = build_vit(VitSpec(), batch=None)
+    onnx.helper.set_model_props(model, {PREPROCESS_KEY: json.dumps(settings)})
     onnx.save(model, str(path))
     folder = tmp_path / "images" / "deep"
     folder.mkdir(parents=True)

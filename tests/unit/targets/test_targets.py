@@ -9,7 +9,7 @@ import pytest
 from tcompile.core.errors import UsageError
 from tcompile.targets import jetpacks_for, list_targets, load_target
 from tcompile.targets.devices import DEVICES
-from tcompile.targets.jetpack import all_jetpacks
+from tcompile.targets.versions import all_jetpacks
 
 NAMES = {
     "cpu",

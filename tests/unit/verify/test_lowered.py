@@ -16,7 +16,7 @@ from tcompile.api.verify import verify
 from tcompile.artifact.directory import load_artifact
 from tcompile.core.errors import FailedBuildError, InternalError, UsageError
 from tcompile.passes.lower import lower
-from tcompile.runtime.samples import signature
+from tcompile.runtime.signature import signature
 from tcompile.targets import load_target
 from tcompile.verify.lowered import _compare, difference, judge
 from tcompile.verify.owners import Owners

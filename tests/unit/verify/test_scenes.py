@@ -8,14 +8,15 @@ import numpy as np
 import onnx
 import pytest
 
-from tcompile.core.model_files import TensorEntry
-from tcompile.runtime.samples import Signature, samples_for, signature
+from tcompile.core.model_files import TensorInfo
+from tcompile.runtime.samples import samples_for
+from tcompile.runtime.signature import Signature, signature
 from tcompile.verify.scenes import scene, scenes_for
 from tests.unit.passes.lower.blocks import parse
 
 
 def takes(dtype: str, *shape: int | str, **preprocessing: object) -> Signature:
-    return Signature(Path("m.onnx"), (TensorEntry("x", dtype, shape),), (), preprocessing)
+    return Signature(Path("m.onnx"), (TensorInfo("x", dtype, shape),), (), preprocessing)
 
 
 def slope(image: np.ndarray) -> float:
@@ -116,7 +117,7 @@ def test_a_model_that_scales_pixels_itself_gets_pixels(front: str, tmp_path: Pat
 def test_a_mask_is_no_image() -> None:
     model = Signature(
         Path("m"),
-        (TensorEntry("x", "float32", (1, 3, 32, 32)), TensorEntry("m", "float32", (1, 1, 16, 16))),
+        (TensorInfo("x", "float32", (1, 3, 32, 32)), TensorInfo("m", "float32", (1, 1, 16, 16))),
         (),
         {},
     )

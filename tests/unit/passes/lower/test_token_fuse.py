@@ -14,7 +14,7 @@ from tcompile import pipeline
 from tcompile.core.save import save
 from tcompile.passes.lower import lower
 from tcompile.passes.lower.token_fuse import fuse_calls
-from tcompile.plugins.spec import add_functions
+from tcompile.plugins.ops import add_functions
 from tcompile.targets import load_target
 from tests.support.tiny_vit import VitSpec, save_tiny_vit
 from tests.unit.passes.lower.blocks import run

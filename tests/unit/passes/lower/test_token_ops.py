@@ -14,10 +14,11 @@ from tcompile import pipeline
 from tcompile.core.errors import ModelError, UsageError
 from tcompile.core.save import save, without_bodies
 from tcompile.passes.lower import lower
-from tcompile.passes.lower.token_ops import RULES, choose_token_ops, rule_for
+from tcompile.passes.lower.token_ops import choose_token_ops
 from tcompile.passes.stages import Reduced
 from tcompile.plugins.ops import find_op
 from tcompile.targets import load_target
+from tcompile.targets.versions import TENSORRT, parser_rule
 from tests.support.tiny_vit import save_tiny_vit
 from tests.unit.passes.lower.blocks import run
 
@@ -99,7 +100,7 @@ def test_each_parser_finds_the_plugin(
     reduced: dict[str, Reduced], tmp_path: Path, version: tuple[int, int]
 ) -> None:
     path = emitted(reduced["tome"], tmp_path, "plugin")
-    file = alone(path) if rule_for(version).takes_body_first else path
+    file = alone(path) if parser_rule(version).takes_body_first else path
     model = onnx.load(str(file))
     assert len(calls(model)) >= 2
     found = tuple(parsed(model, version, registered) for registered in (True, False))
@@ -110,12 +111,12 @@ def test_each_parser_finds_the_plugin(
 
 
 def test_rules_follow_each_other() -> None:
-    for rule, following in pairwise(RULES):
+    for rule, following in pairwise(TENSORRT.parsers):
         assert rule.before == following.since
-    assert RULES[-1].before is None
-    assert [rule_for(v).aot for v in ((10, 8), (10, 9), (11, 4))] == [False, True, True]
+    assert TENSORRT.parsers[-1].before is None
+    assert [parser_rule(v).aot for v in ((10, 8), (10, 9), (11, 4))] == [False, True, True]
     with pytest.raises(UsageError, match=r"8\.6 is too old"):
-        rule_for((8, 6))
+        parser_rule((8, 6))
 
 
 @pytest.mark.parametrize("form", ["native", "plugin", "aot"])

@@ -26,7 +26,8 @@ from tcompile.models.onnx_vit import (
     random_weights,
 )
 from tcompile.passes.normalize import normalize
-from tcompile.runtime.samples import samples_for, signature
+from tcompile.runtime.samples import samples_for
+from tcompile.runtime.signature import signature
 from tests.oracles.masked import check_masked
 
 SPEC = VitSpec(image=32, patch=8, width=32, depth=3, prefix=1)

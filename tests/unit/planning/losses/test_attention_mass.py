@@ -15,7 +15,8 @@ from tcompile.passes.stages import Analysed
 from tcompile.pipeline import read
 from tcompile.planning.losses import attention_losses
 from tcompile.planning.losses.base import SiteLosses
-from tcompile.runtime.samples import Samples, samples_for, signature
+from tcompile.runtime.samples import Samples, samples_for
+from tcompile.runtime.signature import signature
 from tcompile.targets.backends.ort import OrtRunner
 from tests.support.tiny_vit import VitSpec, save_tiny_vit
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from tcompile.core.errors import UsageError
+from tcompile.methods.site_rule import SiteRule
 from tcompile.planning.losses import SiteLosses
-from tcompile.planning.optimise import SiteRule, Tables
+from tcompile.planning.optimise import Tables
 
 LOSSES = SiteLosses(
     (51, 101, 201),

@@ -18,7 +18,8 @@ from tcompile.pipeline import read
 from tcompile.planning.losses import SiteLosses, distance, measured_losses
 from tcompile.planning.losses.partial_execution import suffix
 from tcompile.planning.losses.steps import single_step, snapped
-from tcompile.runtime.samples import Samples, run_all, samples_for, signature
+from tcompile.runtime.samples import Samples, run_all, samples_for
+from tcompile.runtime.signature import signature
 from tests.support.tiny_vit import VitSpec, save_tiny_vit
 
 SPEC = VitSpec(image=32, patch=8, width=32, heads=2, depth=3)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from tcompile.core.site import SiteName
-from tcompile.planning.optimise import Goal, Limits, Plan, SiteRule, Tables
+from tcompile.methods.site_rule import SiteRule
+from tcompile.planning.optimise import Limits, Plan, Tables
 
-Key = tuple[float, float, float, int, int]
+Key = tuple[float, float, int, int]
 
 
 def instance(seed: int, *, blocks: int = 3, size: int = 5, ties: bool = True) -> Tables:
@@ -59,10 +60,7 @@ def constrained(tables: Tables, seed: int) -> tuple[Tables, Limits]:
         for s in tables.sites
     )
     limits = Limits(
-        align=int(maybe(2, 1)),
         topk=maybe(int(rng.integers(5, 40)), None),
-        max_steps=maybe(int(rng.integers(0, 6)), None),
-        once_per_block=bool(maybe(True, False)),
         final_least=maybe(int(rng.integers(1, 30)), None),
         final_most=maybe(int(rng.integers(10, 40)), None),
     )
@@ -79,21 +77,29 @@ class Whole:
     tokens: int
     steps: int
 
-    def key(self, goal: Goal) -> Key:
-        value = {"loss": self.loss, "latency": self.ms, "both": self.ms + goal.trade * self.loss}[
-            goal.minimise
-        ]
-        return value, self.loss, self.ms, -self.tokens, self.steps
+    @property
+    def key(self) -> Key:
+        """The order in which plans are better: the least first."""
+        return self.loss, self.ms, -self.tokens, self.steps
 
 
-def key(plan: Plan, goal: Goal) -> Key:
+def key(plan: Plan) -> Key:
     """As `Whole.key`."""
-    whole = Whole((), plan.latency_ms, plan.loss, plan.tokens, len(plan.steps))
-    return whole.key(goal)
+    tokens = sum(plan.attention) + sum(plan.mlp) + plan.final
+    return Whole((), plan.latency_ms, plan.loss, tokens, len(plan.steps)).key
+
+
+def after_sites(tables: Tables, plan: Plan) -> list[int]:
+    """Tokens behind each site, as `plan_of` takes them."""
+    steps, at, found = {s.site: s.after for s in plan.steps}, tables.tokens, []
+    for site in tables.sites:
+        at = steps.get(site.name, at)
+        found.append(at)
+    return found
 
 
 def every(tables: Tables, limits: Limits) -> Iterator[Whole]:
-    """All plans that the limits allow, one part and one site after the other."""
+    """All plans that the limits allow, one part and one site after the other: a step a block."""
     n, last = tables.counts, tables.blocks - 1
     cost = [
         (t[b], f"{k}:{b}")
@@ -113,7 +119,6 @@ def every(tables: Tables, limits: Limits) -> Iterator[Whole]:
             left % rule.granularity == 0
             and n[j] >= rule.least
             and (here - left) * 10 <= round(share * 10) * here
-            and n[j] % limits.align == 0
             and (limits.topk is None or left <= limits.topk)
         )
 
@@ -134,9 +139,7 @@ def every(tables: Tables, limits: Limits) -> Iterator[Whole]:
             return
         block = last if what == "output" else int(what.split(":")[1])
         yield from walk(at + 1, i, replace(whole, counts=(*whole.counts, n[i])), used)
-        if limits.once_per_block and block in used:
-            return
-        if limits.max_steps is not None and whole.steps >= limits.max_steps:
+        if block in used:
             return
         for j in range(i):
             if fits(tables.sites[number], i, j):
@@ -152,13 +155,10 @@ def every(tables: Tables, limits: Limits) -> Iterator[Whole]:
     yield from walk(0, len(n) - 1, Whole((), tables.stem_ms, 0.0, 0, 0), ())
 
 
-def best(wholes: list[Whole], goal: Goal) -> Whole | None:
-    """The best of them within the goal's budgets."""
-    fits: Callable[[Whole], bool] = lambda w: (  # noqa: E731
-        (goal.latency_ms is None or w.ms <= goal.latency_ms + 1e-9)
-        and (goal.loss is None or w.loss <= goal.loss + 1e-9)
-    )
-    return min(filter(fits, wholes), key=lambda w: w.key(goal), default=None)
+def best(wholes: list[Whole], latency_ms: float | None) -> Whole | None:
+    """The best of them within the budget."""
+    fits = [w for w in wholes if latency_ms is None or w.ms <= latency_ms + 1e-9]
+    return min(fits, key=lambda w: w.key, default=None)
 
 
 def staircase(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +9,8 @@ import numpy as np
 import pytest
 
 from tcompile.core.errors import UsageError
-from tcompile.planning.optimise import Goal, Limits, SiteRule, Tables, dense_plan, plan_of, solve
+from tcompile.methods.site_rule import SiteRule
+from tcompile.planning.optimise import Limits, Step, Tables, dense_plan, front, plan_of, solve
 from tests.unit.planning.optimise.instances import instance, staircase
 
 
@@ -35,15 +35,9 @@ def test_a_plan_by_hand() -> None:
     assert out.latency_ms == late.latency_ms + 1
     assert none.latency_ms == none.dense_ms == 1000 + 2 + 20 + 5 + 50 + 200
     assert (early.attention, early.mlp, early.final) == ((8, 4), (4, 4), 4)
-    assert early.counts == {"attn:0": 4}
+    assert early.steps == (Step("attn:0", 8, 4, 0.5, 4.0),)
     assert (early.loss, none.loss, none.steps) == (4, 0, ())
     assert early.speedup == pytest.approx(1277 / 1145.5)
-    assert early.tokens == 8 + 4 + 4 + 4 + 4
-    assert json.loads(json.dumps(early.to_json()))["tokens_per_block"][1] == {
-        "block": 1,
-        "attention": 4,
-        "mlp": 4,
-    }
     with pytest.raises(UsageError, match="5 tokens are not on the grid"):
         plan_of(tables, [5, 5, 5])
 
@@ -51,10 +45,8 @@ def test_a_plan_by_hand() -> None:
 def test_dense_where_nothing_beats_it_and_fewer_where_they_are_asked_for() -> None:
     """Latency that does not fall: the steps' own cost is never paid back."""
     tables = staircase(tile=64)
-    assert solve(tables, Goal("latency", loss=100.0)) == replace(
-        dense_plan(tables), objective=tables.dense_ms
-    )
-    forced = solve(tables, Goal("latency"), Limits(final_most=20))
+    assert front(tables) == (dense_plan(tables),)
+    forced = front(tables, Limits(final_most=20))[0]
     assert forced.steps
     assert forced.final <= 20
     assert forced.latency_ms > forced.dense_ms
@@ -62,25 +54,24 @@ def test_dense_where_nothing_beats_it_and_fewer_where_they_are_asked_for() -> No
 
 def test_a_model_without_sites_is_dense() -> None:
     tables = replace(staircase(), sites=(), reducer_ms=(), loss=())
-    for goal in (Goal("loss"), Goal("latency"), Goal("both", 1.0)):
-        assert not solve(tables, goal).steps
-    with pytest.raises(UsageError, match="no allowed steps end"):
-        solve(tables, Goal("latency"), Limits(final_most=10))
+    assert not solve(tables).steps
+    assert front(tables) == (dense_plan(tables),)
+    for ask in (front, solve):
+        with pytest.raises(UsageError, match="no allowed steps end"):
+            ask(tables, limits=Limits(final_most=10))
 
 
 def test_a_budget_at_the_dense_latency_keeps_all_tokens() -> None:
     for seed in range(10):
         tables = instance(seed, ties=False)
-        plan = solve(tables, Goal("loss", latency_ms=tables.dense_ms))
+        plan = solve(tables, tables.dense_ms)
         assert plan.loss == 0
 
 
-@pytest.mark.parametrize(
-    ("field", "number"), [("latency_ms", -1.0), ("loss", float("nan")), ("trade", float("inf"))]
-)
-def test_what_is_no_budget(field: str, number: float) -> None:
+@pytest.mark.parametrize("number", [-1.0, float("nan"), float("inf")])
+def test_what_is_no_budget(number: float) -> None:
     with pytest.raises(UsageError, match="finite and not negative"):
-        Goal("both", **{field: number})
+        solve(staircase(), number)
 
 
 @pytest.mark.parametrize(
@@ -114,9 +105,3 @@ def test_what_are_no_tables(change: dict[str, Any], words: str) -> None:
     assert Tables(**good).dense_ms == 0
     with pytest.raises(UsageError, match=words):
         Tables(**(good | change))
-
-
-@pytest.mark.parametrize("name", ["around:1", "attn", "attn:x", "inside:0", ""])
-def test_what_is_no_site_of_a_plan(name: str) -> None:
-    with pytest.raises(UsageError, match="not a site"):
-        SiteRule(name)

@@ -262,8 +262,8 @@ def test_what_the_answer_tells() -> None:
     assert document["budget"] == {"keep": 0.5}
     assert "declined" not in document
     assert document["predicted_ms"] == pytest.approx(PLANTED.latency(given, found.schedule))
-    assert found.front is not None
-    for a, b in zip(found.front.plans, found.front.plans[1:], strict=False):
+    assert found.front
+    for a, b in zip(found.front, found.front[1:], strict=False):
         assert a.latency_ms < b.latency_ms
         assert a.loss > b.loss
     curve = dict(found.curve)

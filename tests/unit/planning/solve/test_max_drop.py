@@ -80,7 +80,7 @@ def planted_drops(candidates: list[MethodTables], drop: Any) -> list[tuple[float
     """(ms, drop, schedule) of all plans of the fronts that are faster than dense."""
     found = []
     for one in candidates:
-        for plan in front(one.tables, limits_of(one, ANY), points=40).plans:
+        for plan in front(one.tables, limits_of(one, ANY), points=40):
             if plan.steps and plan.latency_ms < 0.98 * plan.dense_ms:
                 schedule = dropping.schedule_of(one.method, plan)
                 FakeTrial.drops[str(schedule)] = drop(plan.loss)
@@ -124,7 +124,7 @@ def test_plans_that_others_beat_are_not_among_them() -> None:
     all_plans = [
         (p.loss, p.latency_ms)
         for one in candidates
-        for p in front(one.tables, limits_of(one, ANY), points=40).plans
+        for p in front(one.tables, limits_of(one, ANY), points=40)
         if p.steps and p.latency_ms < 0.98 * p.dense_ms
     ]
     best = [
@@ -188,7 +188,7 @@ def test_tokens_bound_it(trial: type[FakeTrial]) -> None:
     one = a_candidate(model(), "topk")
     planted_drops([one], lambda loss: 0.0)
     bounded = Budget(9, None, 0.02, 0.02)
-    for plan in front(one.tables, limits_of(one, bounded), points=40).plans:
+    for plan in front(one.tables, limits_of(one, bounded), points=40):
         FakeTrial.drops[str(dropping.schedule_of(one.method, plan))] = 0.0
     choice, _ = dropping.fastest_within(
         model().graph,
@@ -201,7 +201,7 @@ def test_tokens_bound_it(trial: type[FakeTrial]) -> None:
     )
     assert 9 <= choice.plan.final < 17
     planted_drops([one], lambda loss: 0.9)
-    for plan in front(one.tables, limits_of(one, bounded), points=40).plans:
+    for plan in front(one.tables, limits_of(one, bounded), points=40):
         FakeTrial.drops[str(dropping.schedule_of(one.method, plan))] = 0.9
     with pytest.raises(UsageError, match="with 8 patch tokens kept"):
         dropping.fastest_within(

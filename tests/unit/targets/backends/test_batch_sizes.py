@@ -15,8 +15,9 @@ from tcompile.artifact.directory import load_artifact
 from tcompile.artifact.manifest import BatchEntry
 from tcompile.artifact.page import render
 from tcompile.core.errors import UsageError
+from tcompile.core.model_files import TensorInfo
 from tcompile.targets.backends import jetson, rtx, trt_common
-from tcompile.targets.backends.base import Batch, TensorInfo, first_dims
+from tcompile.targets.backends.base import Batch, first_dims
 from tests.support.tiny_vit import VitSpec, save_tiny_vit
 
 SPEC = VitSpec(image=32, patch=8, width=32, heads=2, depth=2)

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
 from tcompile.targets.backends.base import FusedAttention
-from tcompile.targets.backends.fusion import attention_layers, fused_attention, kernels
+from tcompile.targets.backends.fusion import (
+    attention_layers,
+    expected_fused,
+    fused_attention,
+    kernels,
+    unfused_notes,
+)
 from tests.unit.passes.lower.blocks import attention_blocks, parse
 
 PLAN = (
@@ -38,12 +48,12 @@ def test_a_plan_without_layer_names_is_counted() -> None:
 
 def test_attentions_of_a_graph() -> None:
     plain = attention_layers(attention_blocks(depth=2, tokens=17, mask="shared"))
-    assert [(layer.name, layer.queries) for layer in plain] == [
+    assert [(layer.node.name, layer.queries) for layer in plain] == [
         ("block0/softmax", 17),
         ("block1/softmax", 17),
     ]
     operators = attention_layers(attention_blocks(depth=1, operator=True, batch="b"))
-    assert [(layer.name, layer.queries) for layer in operators] == [("block0/attention", 33)]
+    assert [(layer.node.name, layer.queries) for layer in operators] == [("block0/attention", 33)]
 
 
 def test_other_softmaxes_are_no_attention() -> None:
@@ -67,7 +77,7 @@ def test_other_softmaxes_are_no_attention() -> None:
         }
         """
     )
-    assert [(layer.name, layer.queries) for layer in attention_layers(model)] == [("pool", 1)]
+    assert [(layer.node.name, layer.queries) for layer in attention_layers(model)] == [("pool", 1)]
     assert fused_attention(b"", model) == FusedAttention(0, 0)
 
 
@@ -76,4 +86,42 @@ def test_what_a_score_computes_is_no_attention_of_the_model() -> None:
     for node in model.graph.node:
         if node.name == "block1/softmax":
             node.name = "tcompile/attn_1/score/Softmax"
-    assert [layer.name for layer in attention_layers(model)] == ["block0/softmax"]
+    assert [layer.node.name for layer in attention_layers(model)] == ["block0/softmax"]
+
+
+def soft_capped(cap: str) -> onnx.ModelProto:
+    return parse(
+        f"""
+        <ir_version: 10, opset_import: ["":18]>
+        g (float[1,2,5,8] q, float[1,2,8,5] k, float[1,2,5,8] v) => (float[1,2,5,8] y)
+        {{
+          s = MatMul(q, k)
+          c = {cap}(s)
+          [cap] p = Softmax<axis=-1>(c)
+          y = MatMul(p, v)
+        }}
+        """
+    )
+
+
+def test_what_no_kernel_computes_inside_is_told_and_not_expected() -> None:
+    assert fused_attention(b"", soft_capped("Tanh")) == FusedAttention(0, 0)
+    (note,) = unfused_notes(soft_capped("Tanh"))
+    assert "'cap'" in note
+    assert "Tanh" in note
+    assert fused_attention(b"", soft_capped("Identity")) == FusedAttention(1, 0, ("cap",))
+    assert unfused_notes(soft_capped("Identity")) == ()
+
+
+def test_a_constant_query_is_fused_and_a_weight_for_keys_is_not() -> None:
+    def with_constant(name: str) -> onnx.ModelProto:
+        model = soft_capped("Identity")
+        (given,) = [i for i in model.graph.input if i.name == name]
+        model.graph.input.remove(given)
+        dims = [d.dim_value for d in given.type.tensor_type.shape.dim]
+        model.graph.initializer.append(numpy_helper.from_array(np.ones(dims, np.float32), name))
+        return model
+
+    assert expected_fused(with_constant("q")) == ["cap"]
+    assert expected_fused(with_constant("k")) == []
+    assert attention_layers(with_constant("v")) == []

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from tcompile.core.errors import ModelError, UsageError
+from tcompile.core.model_files import TensorInfo
 from tcompile.targets import load_target
 from tcompile.targets.backends import emit, jetson, tensorrt
-from tcompile.targets.backends.base import Batch, TensorInfo
+from tcompile.targets.backends.base import Batch
 from tests.unit.passes.lower.blocks import attention_blocks, save
 
 SHAPES = "--minShapes=x:1x33x64 --optShapes=x:2x33x64 --maxShapes=x:4x33x64"

@@ -10,9 +10,9 @@ import onnx
 import pytest
 
 from tcompile.core.errors import MissingExtraError, ModelError, UsageError
+from tcompile.core.model_files import TensorInfo
 from tcompile.targets import load_target
 from tcompile.targets.backends import emit
-from tcompile.targets.backends.base import TensorInfo
 from tcompile.targets.backends.ort import OrtRunner
 from tests.unit.passes.lower.blocks import parse, save
 

@@ -13,7 +13,7 @@ from tcompile.core.schedule import Spec
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.scores import ScoreInput, find_score
 from tcompile.passes.reduce.token_state import TokenState
-from tcompile.plugins.spec import add_functions
+from tcompile.plugins.ops import add_functions
 
 Array = np.ndarray[Any, Any]
 

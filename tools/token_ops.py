@@ -1,10 +1,12 @@
-"""The token ops as a page of documentation, and as JSON."""
+"""The page of the token ops, made from their specifications.
+
+python -m tools.token_ops > docs/token-ops.md
+"""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from tcompile.plugins.ops import OPS
 from tcompile.plugins.spec import (
@@ -13,17 +15,17 @@ from tcompile.plugins.spec import (
     PLUGIN_NAMESPACE,
     PLUGIN_VERSION,
     TOLERANCES,
-    Tensor,
     TokenOp,
 )
+from tcompile.targets.versions import TENSORRT
 
 #: Kernels that engines of TensorRT-RTX gain by one step of a method, with native token ops: made by
 #: `python -m benchmarks.gpu.native --write`.
-NATIVE = Path(__file__).parent / "native_kernels.json"
+NATIVE = Path(__file__).parents[1] / "benchmarks" / "gpu" / "native_kernels.json"
 
 _HEAD = f"""# Token ops
 
-Made from the specifications by `python -m tcompile.plugins > docs/token-ops.md`.
+Made from the specifications by `python -m tools.token_ops > docs/token-ops.md`.
 
 A reduced model chooses, gathers and merges tokens by {{count}} operators of ours, in the ONNX
 domain `tcompile`. Each has one specification (`plugins/ops/`), and three bodies that compute the
@@ -87,32 +89,6 @@ def page() -> str:
     return f"{head}\n{_native()}\n## The ops\n\n{ops}"
 
 
-def op_json(op: TokenOp) -> dict[str, Any]:
-    """What a plugin of the op takes, gives, and has for fields."""
-
-    def tensor(t: Tensor) -> dict[str, Any]:
-        return {
-            "name": t.name,
-            "dims": list(t.dims),
-            "kind": t.kind,
-            "types": list(KINDS[t.kind]),
-            "meaning": t.doc,
-        }
-
-    fields = (a.split(":", 1) for a in op.attributes)
-    return {
-        "name": op.name,
-        "version": PLUGIN_VERSION,
-        "namespace": PLUGIN_NAMESPACE,
-        "fields": [
-            {"name": n, "type": "int64", "length": 1, "meaning": m.strip()} for n, m in fields
-        ],
-        "inputs": [tensor(t) for t in op.takes],
-        "outputs": [tensor(t) for t in op.gives],
-        "limits": list(op.limits),
-    }
-
-
 _IN_ONNX = {
     "data": "float32; float16 as well where the body only moves it",
     "table": "any float type",
@@ -122,13 +98,10 @@ _IN_ONNX = {
 
 
 def _rules() -> str:
-    # Lowering knows the runtimes; imported here, since this package is below it.
-    from tcompile.passes.lower.token_ops import RULES
-
     rows = [
         f"| {rule.versions} | {', '.join(rule.order)} | {_yes(not rule.takes_body_first)} | "
         f"{_yes(rule.aot)} |"
-        for rule in RULES
+        for rule in TENSORRT.parsers
     ]
     names = ("TensorRT", "a name is looked up as, in this order", "plugin beside a body", "aot")
     return "\n".join([f"| {' | '.join(names)} |", "|---|---|---|---|", *rows])
@@ -139,8 +112,6 @@ def _yes(true: bool) -> str:
 
 
 def _native() -> str:
-    if not NATIVE.is_file():
-        return ""
     data = json.loads(NATIVE.read_text(encoding="utf-8"))
     names = list(data["capabilities"])
     head = f"| method | step | {' | '.join(f'{n[:-1]}.{n[-1]}' for n in names)} | at most |"
@@ -178,3 +149,7 @@ def _op(op: TokenOp) -> str:
         f"| | name | shape | kind | |\n|---|---|---|---|---|\n{table}\n\n"
         f"Fields: {fields or 'none'}. Holds in every call: {limits}.\n"
     )
+
+
+if __name__ == "__main__":
+    print(page(), end="")

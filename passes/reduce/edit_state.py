@@ -1,0 +1,94 @@
+"""The state that edits share: what they look at in the dense graph, and what they have written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import onnx_graphsurgeon as gs
+
+from tcompile.analysis import effects as fx
+from tcompile.analysis.axes import Axes
+from tcompile.analysis.count_state import Counts
+from tcompile.analysis.facts import Facts
+from tcompile.analysis.space import Order, TokenSpace
+from tcompile.core.graph import BATCH, dim_to_int
+from tcompile.passes.reduce.builder import Builder
+from tcompile.passes.reduce.gather_rows import Mover
+from tcompile.passes.reduce.token_state import TokenState, index_on_run
+
+
+@dataclass
+class Editor:
+    """State of a rewrite downstream of a cut.
+
+    Attributes:
+        batch: literal batch, or None when it is free.
+        facts: of the dense graph.
+        dense_inputs: node → names of its inputs in the dense graph.
+        counts: what grows with the number of tokens there.
+        first: the dim of the batch.
+        biased: `Attention` nodes that were given log sizes.
+        current: dense name → the tensor that stands for it now.
+    """
+
+    b: Builder
+    space: TokenSpace
+    batch: int | None
+    facts: Facts
+    dense_inputs: dict[str, list[str]]
+    counts: Counts
+    first: int | str = BATCH
+    biased: set[str] = field(default_factory=set)
+    current: dict[str, gs.Tensor] = field(default_factory=dict)
+
+    def moved(
+        self,
+        tensor: gs.Tensor,
+        result: Axes,
+        places: Sequence[fx.SideAxis],
+        indices: Sequence[gs.Tensor],
+        counts: Sequence[int],
+        dims: Sequence[int],
+    ) -> gs.Tensor:
+        """`Mover.gather`, told how many rows each index takes."""
+        lengths = {i.name: n for i, n in zip(indices, counts, strict=True)}
+        return Mover(self.b, self.batch, lengths).gather(tensor, result, places, indices, dims)
+
+    def left(
+        self, tensor: gs.Tensor, axes: Axes, places: Sequence[fx.SideAxis], stage: TokenState
+    ) -> gs.Tensor:
+        """Rows of a tensor with every token: those of the tokens that are left."""
+        indices = [index_on_run(self.b, self.space, stage, p.run, p.part) for p in places]
+        counts = [self.size_at(p, stage.count) for p in places]
+        return self.moved(tensor, axes, places, indices, counts, literal_dims(tensor))
+
+    def size_at(self, place: fx.SideAxis, count: int) -> int:
+        """How many rows an axis has when `count` patches are left."""
+        return fx.Dim(1, False, place.run, place.part).size(self.space, count, 1)
+
+    def batch_axis(self, name: str) -> int | None:
+        """The axis of a dense tensor that is exactly the batch of the tokens, or None."""
+        size = dim_to_int(self.first)
+        for i, axis in enumerate(self.facts.axes[name]):
+            if len(axis) == 1 and axis[0].root.kind == "batch" and axis[0].root.size == size:
+                return i
+        return None
+
+    def order(self, name: str) -> Order:
+        """The order of that name."""
+        return next(o for o in self.space.orders.values() if o.name == name)
+
+    def token_axes(self, axes: Axes) -> list[fx.SideAxis]:
+        """The axes of a dense tensor that hold patches, the first where a grid has several."""
+        return [
+            fx.SideAxis(i, d.run, d.part)
+            for i, d in enumerate(fx.locate(axes, self.space))
+            if d is not None and d.run is not None and not fx.is_rest(d)
+            if d.has_patches(self.space)
+        ]
+
+
+def literal_dims(tensor: gs.Tensor) -> list[int]:
+    """The dims of a tensor, those with a free batch as 0."""
+    return [0 if isinstance(d, str) else int(d) for d in tensor.shape]

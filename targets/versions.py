@@ -1,0 +1,138 @@
+"""Versions of TensorRT and JetPack: what each one has, takes and needs to be told, as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import msgspec
+
+from tcompile.core.errors import UsageError
+from tcompile.targets.devices import DEVICES, Target
+
+Version = tuple[int, int]
+
+
+def parse_version(text: str) -> Version:
+    """Return the (major, minor) of a version such as `10.3.0`."""
+    major, minor, *_ = text.split(".")
+    return int(major), int(minor)
+
+
+@dataclass(frozen=True)
+class ParserRule:
+    """How the ONNX parser of some versions of TensorRT finds out what a node means.
+
+    Attributes:
+        since, before: the first version, and the first one that differs again; None: none yet.
+        order: what it tries, in this order. `marked plugin` is a registered plugin whose namespace
+            the node names; `plugin` any registered one.
+        aot: whether `tensorrt.plugin` takes kernels compiled ahead of time.
+    """
+
+    since: str
+    before: str | None
+    order: tuple[str, ...]
+    aot: bool
+
+    @property
+    def takes_body_first(self) -> bool:
+        """Tell if a plugin is found only where the file has no body."""
+        first = next((w for w in self.order if w in ("function", "plugin", "marked plugin")), "")
+        return first == "function"
+
+    @property
+    def versions(self) -> str:
+        """The versions in words."""
+        if self.before is None:
+            return f"{self.since} and newer"
+        return f"{self.since} to before {self.before}"
+
+
+@dataclass(frozen=True)
+class StronglyTyped:
+    """Versions whose networks keep to the types of the graph.
+
+    Attributes:
+        since: the first that can; it has to be told.
+        only_since: the first that knows no other way, and refuses to be told.
+    """
+
+    since: str
+    only_since: str
+
+
+@dataclass(frozen=True)
+class TensorRTVersions:
+    """The file `devices/_tensorrt.json`; `source` says where its facts were read."""
+
+    source: str
+    strongly_typed: StronglyTyped
+    parsers: tuple[ParserRule, ...]
+
+
+TENSORRT = msgspec.json.decode((DEVICES / "_tensorrt.json").read_bytes(), type=TensorRTVersions)
+
+
+def parser_rule(version: Version) -> ParserRule:
+    """Return the rule of a version of TensorRT.
+
+    Raises:
+        UsageError: it is older than any that is known.
+    """
+    for rule in reversed(TENSORRT.parsers):
+        if parse_version(rule.since) <= version:
+            return rule
+    raise UsageError(
+        f"TensorRT {version[0]}.{version[1]} is too old for token ops",
+        hint=f"{TENSORRT.parsers[0].since} or newer",
+    )
+
+
+def first_with_aot() -> str:
+    """Return the first version that takes kernels compiled ahead of time."""
+    return next(rule.since for rule in TENSORRT.parsers if rule.aot)
+
+
+def first_with_plugins_first() -> str:
+    """Return the first version that takes a plugin although the file has a body."""
+    return next(rule.since for rule in TENSORRT.parsers if not rule.takes_body_first)
+
+
+@dataclass(frozen=True)
+class JetPack:
+    """One row of the JetPack matrix.
+
+    Attributes:
+        jetpack, l4t, cuda, tensorrt: version strings; empty where not known.
+        families: the Jetsons that it runs on: `orin`, `thor`.
+        supported: whether reduced models can be built there; `note` says why not.
+        confidence: `read` in `source`, or `recalled` (general knowledge, not checked again).
+    """
+
+    jetpack: str
+    l4t: str
+    cuda: str
+    tensorrt: str
+    families: tuple[str, ...]
+    supported: bool
+    confidence: str
+    source: str
+    note: str
+
+    @property
+    def trt_version(self) -> Version:
+        """TensorRT's (major, minor)."""
+        return parse_version(self.tensorrt)
+
+
+@lru_cache(maxsize=1)
+def all_jetpacks() -> tuple[JetPack, ...]:
+    """Return the whole matrix, oldest first."""
+    document = (DEVICES / "_jetpack.json").read_bytes()
+    return msgspec.json.decode(document, type=dict[str, tuple[JetPack, ...]])["matrix"]
+
+
+def jetpacks_for(target: Target) -> tuple[JetPack, ...]:
+    """Return the supported JetPacks of a Jetson, oldest first; none for another target."""
+    return tuple(row for row in all_jetpacks() if row.supported and row.jetpack in target.jetpacks)

@@ -1,0 +1,147 @@
+"""Growth of values with the number of tokens: the state and the result of following it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from tcompile.analysis.effects import Dim, Dims, Rescale, Summed, Vector, locate
+from tcompile.analysis.facts import Facts
+from tcompile.analysis.literals import explain
+from tcompile.analysis.space import TokenSpace
+
+
+@dataclass(frozen=True, eq=False)
+class Value:
+    """What is known of a tensor.
+
+    Attributes:
+        degree: how it grows with the number of tokens.
+        sums: the nodes that summed or averaged over tokens on the way to it.
+        pooled: whether it is a statistic over tokens, which all positions share.
+        weights: [n] the constant mask it was multiplied by, token by token.
+        scales: the nodes that multiplied it by a literal, which a sum that follows may explain.
+    """
+
+    degree: Fraction = Fraction(0)
+    sums: frozenset[str] = frozenset()
+    pooled: bool = False
+    weights: Vector | None = None
+    scales: tuple[tuple[str, float], ...] = ()
+
+    def power(self, exponent: Fraction) -> Value:
+        """The value raised to a power."""
+        if self is PLAIN:
+            return self
+        return replace(self, degree=self.degree * exponent, weights=None, scales=())
+
+    def times(self, other: Value) -> Value:
+        """The product of two values."""
+        if self is PLAIN or other is PLAIN:
+            one = other if self is PLAIN else self
+            return replace(one, pooled=False) if one.pooled and not one.degree else one
+        mine, its = self.weights, other.weights
+        return Value(
+            self.degree + other.degree,
+            self.sums | other.sums,
+            self.pooled and other.pooled,
+            mine if its is None else its if mine is None else None,
+            self.scales + other.scales,
+        )
+
+
+#: Nothing is known.
+PLAIN = Value()
+
+
+@dataclass
+class Counts:
+    """The result.
+
+    Attributes:
+        values: tensor → what is known of it, where that is not nothing.
+        summed: node that sums, averages or takes shares over tokens → what it runs over.
+        rescales: node → how what it gives follows the number of tokens.
+        unresolved: node that sums over tokens → the node that reads the sum as it is.
+        sized: nodes that read a number computed from how many tokens there are, unexplained.
+        doubts: node whose literal may be a count, or may not → what it does.
+        beside: tensor that is computed from what was taken over all tokens of a mask or the like
+            → the node on the way that could not weigh merged tokens; empty where all can.
+    """
+
+    values: dict[str, Value] = field(default_factory=dict)
+    summed: dict[str, Summed] = field(default_factory=dict)
+    rescales: dict[str, Rescale] = field(default_factory=dict)
+    unresolved: dict[str, str] = field(default_factory=dict)
+    sized: set[str] = field(default_factory=set)
+    doubts: dict[str, str] = field(default_factory=dict)
+    beside: dict[str, str] = field(default_factory=dict)
+
+    def of(self, tensor: gs.Tensor) -> Value:
+        return self.values.get(tensor.name, PLAIN)
+
+
+@dataclass
+class Counter:
+    """What the rules look at, and the result that they write to."""
+
+    facts: Facts
+    space: TokenSpace
+    found: Counts = field(default_factory=Counts)
+    _dims: dict[str, Dims] = field(default_factory=dict)
+
+    def dims(self, name: str) -> Dims | None:
+        """The dims of a tensor in terms of the token space; None where it has no axes yet."""
+        known = self._dims.get(name)
+        if known is None and name in self.facts.axes:
+            known = self._dims[name] = locate(self.facts.axes[name], self.space)
+        return known
+
+    def dim(self, tensor: gs.Tensor, axis: int) -> Dim | None:
+        """The dim along an axis, if the patches are in it."""
+        self.facts.of(tensor)  # a constant gets axes when it is first asked for
+        dim = (self.dims(tensor.name) or ())[axis]
+        return dim if dim is not None and dim.has_patches(self.space) else None
+
+    def tokens_along(self, dim: Dim) -> int:
+        """How many positions a dim has in the dense model, for one image."""
+        return dim.size(self.space, self.space.patches, 1)
+
+    def grows(self, value: Value, where: str) -> None:
+        """Something reads a sum over tokens as it is."""
+        if value.degree > 0:
+            for node in value.sums:
+                self.found.unresolved.setdefault(node, where)
+
+    def opaque(self, node: gs.Node, values: Sequence[Value]) -> Value:
+        """An op that no sum may go through unscaled."""
+        for one in values:
+            self.grows(one, f"{node.op} '{node.name}' reads the sum")
+        return PLAIN
+
+    def explained(
+        self,
+        node: gs.Node,
+        value: Value,
+        literal: float,
+        operand: int | None = None,
+        inverse: bool = False,
+    ) -> Value | None:
+        """The value after a multiplication by a literal that is a count; None where it is not."""
+        if np.dtype(node.outputs[0].dtype).kind != "f":
+            return None  # integers cannot be multiplied by a ratio
+        for name in sorted(value.sums):
+            summed = self.found.summed[name]
+            meaning = explain(literal, summed, self.space, value.degree, value.pooled)
+            if meaning is None:
+                continue
+            if node.name in self.found.rescales:
+                return None
+            factors, degree = meaning
+            self.found.rescales[node.name] = Rescale(summed, factors, operand, inverse)
+            return replace(value, degree=degree)
+        return None

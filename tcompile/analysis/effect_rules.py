@@ -1,0 +1,268 @@
+"""Effect rules: the edits of a node once its inputs carry fewer tokens, one short rule an op kind.
+
+Each takes (walk, node) and returns edits, or raises `BarrierError` where tokens may not have left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import onnx_graphsurgeon as gs
+
+from tcompile.analysis import transfer as tf
+from tcompile.analysis.effect_state import BarrierError, Walk
+from tcompile.analysis.effects import (
+    Bias,
+    Edit,
+    Pool,
+    Reorder,
+    Run,
+    SetGather,
+    SetShape,
+    SetSlice,
+    SetSplit,
+    Trim,
+    is_rest,
+)
+from tcompile.analysis.literals import uniform
+from tcompile.core.graph import attr, is_const, reduced_axes, shape, value
+
+NOT_KNOWN = "is not an op that tcompile knows how to carry tokens through"
+
+EffectRule: TypeAlias = Callable[[Walk, gs.Node], list[Edit]]
+
+
+def nothing(walk: Walk, node: gs.Node) -> list[Edit]:
+    """Every token is treated alike: shapes follow by themselves."""
+    return []
+
+
+def unsupported(walk: Walk, node: gs.Node) -> list[Edit]:
+    """An op that reads shapes: of tokens it would give another number."""
+    raise BarrierError(NOT_KNOWN)
+
+
+def set_shape(walk: Walk, node: gs.Node) -> list[Edit]:
+    return [SetShape(tuple(d for d in walk.dims(node.outputs[0]) if d is not None))]
+
+
+def tile(walk: Walk, node: gs.Node) -> list[Edit]:
+    for before, after in zip(walk.dims(node.inputs[0]), walk.dims(node.outputs[0]), strict=True):
+        if walk.has_patches(before) and before != after:
+            raise BarrierError("repeats tokens")
+    return []
+
+
+def slice_(walk: Walk, node: gs.Node) -> list[Edit]:
+    edits: list[Edit] = []
+    source, out = node.inputs[0], node.outputs[0]
+    for axis, (_, _, step) in (tf.slice_bounds(node) or {}).items():
+        whole = walk.run(source, axis)
+        # A Slice may take every position of the axis, of a grid as well.
+        if whole is None or (step == 1 and shape(source)[axis] == shape(out)[axis]):
+            continue
+        _needs_plain(walk, node, axis)
+        dim, part = walk.dims(source)[axis], walk.dims(out)[axis]
+        if step != 1 or part is None or part.run is None or dim is None or dim.batch:
+            raise BarrierError("takes particular patch tokens")
+        edits.append(SetSlice(axis, whole, part.run))
+    return edits
+
+
+def _needs_plain(walk: Walk, node: gs.Node, axis: int) -> None:
+    """The axis by itself holds every token of its run, one position each."""
+    dims = walk.dims(node.inputs[0])
+    dim = dims[axis]
+    spread = axis + 1 < len(dims) and is_rest(dims[axis + 1])
+    if dim is None or dim.part != "tokens" or spread or dim.order:
+        raise BarrierError("takes rows or columns of the grid of tokens")
+
+
+def split(walk: Walk, node: gs.Node) -> list[Edit]:
+    axis = int(attr(node, "axis", 0)) % len(node.inputs[0].shape)
+    if walk.run(node.inputs[0], axis) is None:
+        return []
+    _needs_plain(walk, node, axis)
+    runs = [walk.dims(t)[axis] for t in node.outputs]
+    parts = tuple(d.run for d in runs if d is not None and d.run is not None)
+    if len(parts) != len(runs):
+        raise BarrierError("takes particular patch tokens")
+    return [SetSplit(parts)]
+
+
+def gather(walk: Walk, node: gs.Node) -> list[Edit]:
+    source, index, space = node.inputs[0], node.inputs[1], walk.space
+    axis = int(attr(node, "axis", 0)) % len(source.shape)
+    whole = walk.run(source, axis)
+    if whole is None:
+        return []
+    order = space.orders.get(walk.facts.of(node.outputs[0])[axis])
+    before = walk.dims(source)[axis]
+    if order is not None and before is not None and before.order == "":
+        if (before.part == "groups") != order.groups:
+            raise BarrierError("puts tokens in another order than their groups'")
+        return [Reorder(axis, order, whole)]
+    _needs_plain(walk, node, axis)
+    if not is_const(index) or len(index.shape) > 1:
+        raise BarrierError("permutes or selects tokens by a computed index")
+    if len(index.shape) == 1:
+        part = walk.dims(node.outputs[0])[axis]
+        if part is not None and part.run is not None and part.has_patches(space):
+            return [SetGather(whole, part.run, ())]
+    total = shape(source)[axis]
+    positions = tuple(int(v) % total for v in value(index).reshape(-1))
+    low = Run(whole.first, space.patch).size(space, 0)
+    if any(low <= p < low + space.patches for p in positions):
+        raise BarrierError("takes particular patch tokens")
+    return [SetGather(whole, None, positions)]
+
+
+def reduce(walk: Walk, node: gs.Node) -> list[Edit]:
+    rank = len(node.inputs[0].shape)
+    if node.op.startswith("Arg"):
+        axes = [int(attr(node, "axis", 0)) % rank]
+    else:
+        axes = list(range(2, rank)) if node.op.startswith("Global") else reduced_axes(node)
+    pooled = [a for a in axes if walk.run(node.inputs[0], a)]
+    if not pooled:
+        return []
+    run = walk.run(node.inputs[0], pooled[0])
+    if pooled != [i for i in range(rank) if walk.run(node.inputs[0], i)]:
+        raise BarrierError("reduces rows or columns of the grid of tokens")
+    _pools_all(walk, node, pooled)
+    if node.op in ("ReduceMax", "ReduceMin", "GlobalMaxPool"):
+        return []
+    if node.op not in ("ReduceMean", "ReduceSum", "GlobalAveragePool") or run is None:
+        raise BarrierError("is not meaningful on fewer tokens")
+    if any(a not in pooled and shape(node.inputs[0])[a] > 1 for a in axes):
+        walk.no_merge(node, "pools tokens together with another axis")
+    return [Pool(pooled[0], run)]
+
+
+def _pools_all(walk: Walk, node: gs.Node, pooled: list[int]) -> None:
+    """Pooling groups must not keep their members apart: that would be a grid of its own."""
+    dim = walk.dims(node.inputs[0])[pooled[0]]
+    grouping = walk.space.grouping
+    if dim is None or dim.part != "groups" or grouping is None:
+        return
+    for axis in walk.facts.of(node.inputs[0]):
+        if axis and all(d in grouping.inner for d in axis):
+            raise BarrierError("pools groups of tokens, their members apart")
+
+
+def softmax(walk: Walk, node: gs.Node) -> list[Edit]:
+    axis = int(attr(node, "axis", -1)) % len(node.inputs[0].shape)
+    return _over_keys(walk, node, walk.run(node.inputs[0], axis))
+
+
+def attention(walk: Walk, node: gs.Node) -> list[Edit]:
+    keys, values = node.inputs[1:3]
+    if walk.stage(keys) != walk.stage(values):
+        raise BarrierError("has keys and values with different tokens")
+    return _over_keys(walk, node, walk.run(keys, -2))
+
+
+def _over_keys(walk: Walk, node: gs.Node, keys: Run | None) -> list[Edit]:
+    if keys is None:
+        return []
+    core = walk.attentions.get(node.name)
+    if core is None:
+        walk.no_merge(node, "runs over tokens but is not an attention that tcompile recognises")
+        return []
+    return [Bias(core)]
+
+
+def contract(walk: Walk, node: gs.Node) -> list[Edit]:
+    i, j = tf.contracted(node)
+    places = [(0, i % len(node.inputs[0].shape)), (1, j % len(node.inputs[1].shape))]
+    return _sum_along(walk, node, places)
+
+
+def einsum(walk: Walk, node: gs.Node) -> list[Edit]:
+    edits: list[Edit] = []
+    terms, out = tf.einsum_terms(node)
+    for letter in sorted(set("".join(terms)) - set(out)):
+        places = [(k, term.index(letter)) for k, term in enumerate(terms) if letter in term]
+        edits += _sum_along(walk, node, places)
+    return edits
+
+
+def _sum_along(walk: Walk, node: gs.Node, places: list[tuple[int, int]]) -> list[Edit]:
+    """The operands' axes that a product sums along together: (operand, axis) each."""
+    held = [(k, axis) for k, axis in places if walk.run(node.inputs[k], axis) is not None]
+    if not held:
+        return []
+    first, axis = held[0]
+    dim = walk.dims(node.inputs[first])[axis]
+    alike = [
+        (k, i) for k, i in places if (k, i) not in held and uniform(node.inputs[k]) is not None
+    ]
+    if alike and len(held) == 1 and dim is not None and dim.run is not None:
+        # A matrix of ones is a sum, one of 1/N a mean.
+        if dim.batch or dim.factor != 1 or dim.part == "rest":
+            raise BarrierError("sums over tokens merged with another axis")
+        trims: list[Edit] = [Trim(k, i, dim) for k, i in alike]
+        return [*trims, Pool(axis, dim.run, first)]
+    if len(held) == 1 and len(places) == 1 and dim is not None and dim.run is not None:
+        return [Pool(axis, dim.run, first)]
+    beside = [k for k, _ in held if walk.beside(node.inputs[k])]
+    if len(held) == 2 and len(beside) == 1 and dim is not None and dim.run is not None:
+        # A mask as a row that multiplies tokens; the other operand is the tokens.
+        operand, along = next(h for h in held if h[0] not in beside)
+        return [Pool(along, dim.run, operand)]
+    others = [walk.dims(node.inputs[k])[i] for k, i in held[1:]]
+    if (
+        len(held) < len(places)
+        or any(
+            o is None or dim is None or (o.run, o.order, o.part) != (dim.run, dim.order, dim.part)
+            for o in others
+        )
+        or len({walk.stage(node.inputs[k]) for k, _ in held}) > 1
+    ):
+        raise BarrierError("mixes tokens with a tensor that has other tokens")
+    if node.outputs[0].name not in {a.context for a in walk.attentions.values()}:
+        walk.no_merge(node, "sums over tokens outside an attention that tcompile recognises")
+    return []
+
+
+def cumsum(walk: Walk, node: gs.Node) -> list[Edit]:
+    raise BarrierError("accumulates over tokens")
+
+
+def normalise(walk: Walk, node: gs.Node) -> list[Edit]:
+    rank = len(node.inputs[0].shape)
+    for axis in range(int(attr(node, "axis", -1)) % rank, rank):
+        if walk.run(node.inputs[0], axis):
+            raise BarrierError("normalises over tokens")
+    return []
+
+
+def along(walk: Walk, node: gs.Node) -> list[Edit]:
+    if walk.run(node.inputs[0], int(attr(node, "axis", -1))):
+        raise BarrierError("normalises over tokens")
+    return []
+
+
+def channelwise(walk: Walk, node: gs.Node) -> list[Edit]:
+    if node.op != "BatchNormalization" or walk.run(node.inputs[0], 1):
+        raise BarrierError("normalises over tokens")
+    return []
+
+
+def grid(walk: Walk, node: gs.Node) -> list[Edit]:
+    if any(walk.run(node.inputs[0], a) for a in range(len(node.inputs[0].shape))):
+        raise BarrierError("needs the grid of tokens")
+    return []
+
+
+def spatial(walk: Walk, node: gs.Node) -> list[Edit]:
+    runs = [walk.run(node.inputs[0], a) for a in range(len(node.inputs[0].shape))]
+    if not any(runs):
+        return []
+    if node.op.startswith("Global") and not runs[1]:
+        return reduce(walk, node)
+    kept = walk.dims(node.inputs[0])[2:] == walk.dims(node.outputs[0])[2:]
+    if node.op != "Conv" or runs[1] or not kept:
+        raise BarrierError("needs the neighbourhood of each token")
+    return []

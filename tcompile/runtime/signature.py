@@ -1,0 +1,95 @@
+"""The inputs and outputs of a model file, as those who run it see them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from tcompile.core.model_files import TensorInfo, describe_tensors
+from tcompile.runtime.pixels import pixel_inputs
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a model file takes and gives, and how images are prepared for it (may be empty)."""
+
+    path: Path
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    preprocessing: Mapping[str, Any]
+    #: Float inputs that hold pixels from 0 to 255: the model scales them itself.
+    pixels: frozenset[str] = frozenset()
+
+    @property
+    def packed(self) -> bool:
+        """Whether the rows of the first input are the patches of one sample, not samples."""
+        return bool(self.inputs) and is_packed(self.inputs[0])
+
+    def own_batch(self, tensor: TensorInfo) -> bool:
+        """Whether its first dim is another than that of the images, such as that of texts."""
+        first = leading_input(self.inputs)
+        return not self.packed and bool(tensor.shape) and tensor.shape[0] != first.shape[0]
+
+    def rows(self, tensor: TensorInfo) -> tuple[int | str, ...]:
+        """The shape of one sample of an input; all of it where it has a fixed batch of its own."""
+        whole = self.packed or (self.own_batch(tensor) and isinstance(tensor.shape[0], int))
+        return tuple(tensor.shape if whole else tensor.shape[1:])
+
+    @property
+    def batch(self) -> int | None:
+        """The fixed batch size, or None when any will do."""
+        if self.packed:
+            return 1
+        shape = leading_input(self.inputs).shape if self.inputs else ()
+        first = shape[0] if shape else 1
+        return first if isinstance(first, int) else None
+
+    @property
+    def image_input(self) -> TensorInfo | None:
+        """The first floating-point input of four axes, or of packed patches, if there is one."""
+        if self.packed:
+            return self.inputs[0]
+        images = (t for t in self.inputs if len(t.shape) == 4 and t.dtype.startswith("float"))
+        return next(images, None)
+
+
+def leading_input(inputs: Sequence[TensorInfo]) -> TensorInfo:
+    """The input whose rows are the samples: the largest of floats with three axes, or the first."""
+    images = [t for t in inputs if len(t.shape) >= 3 and str(t.dtype).startswith("float")]
+    return max(images or inputs[:1], key=lambda t: math.prod(map(fixed_dim, t.shape)))
+
+
+def is_packed(tensor: TensorInfo) -> bool:
+    """A static [N, C] of floats with several rows: patches, as the Qwen processors pack them."""
+    shape = tensor.shape
+    static = len(shape) == 2 and all(isinstance(d, int) for d in shape)
+    return static and shape[0] != 1 and str(tensor.dtype).startswith("float")
+
+
+def signature(path: str | Path) -> Signature:
+    """Read a model's inputs, outputs and preprocessing. Raises `UsageError` or `ModelError`."""
+    path = Path(path)
+    if not path.is_file():
+        return _signature(path, 0, 0)  # which says what is wrong
+    state = path.stat()
+    return _signature(path, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=16)
+def _signature(path: Path, changed: int, size: int) -> Signature:
+    """Read once for each state of the file: weights may be large, and a build asks often."""
+    from tcompile.core.load import load
+    from tcompile.models.preprocess import read_preprocessing
+
+    model = load(path)
+    inputs, outputs = describe_tensors(model)
+    found = pixel_inputs(model)
+    return Signature(path, inputs, outputs, read_preprocessing(model) or {}, found)
+
+
+def fixed_dim(dim: int | str) -> int:
+    return dim if isinstance(dim, int) else 1
