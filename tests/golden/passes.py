@@ -18,7 +18,7 @@ from tcompile.passes import lower, normalize, reduce
 from tcompile.passes.normalize.batch_values import DimVectors, settle_batch_values
 from tcompile.passes.normalize.bind_shapes import bind_inputs
 from tcompile.passes.reduce.towers import reduce_towers
-from tcompile.plugins.spec import add_functions
+from tcompile.plugins.ops import add_functions
 from tcompile.targets import load_target
 
 NORMALIZE = (*normalize.BEFORE, *normalize.ROUND, *normalize.AFTER)
