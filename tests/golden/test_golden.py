@@ -28,7 +28,7 @@ BEFORE, AFTER = "# ---- before\n", "# ---- after\n"
 #: Lines that a graph may have.
 MOST = 80
 SHAPES = {"normalize/infer-shapes", "normalize/free-batch", "reduce/infer-shapes"}
-SHAPES |= {"lower/complete-shapes", "lower/complete-spelled-shapes"}
+SHAPES |= {"lower/complete-shapes"}
 NAMES = {"normalize/unique-names", "lower/rename-nodes"}
 FUNCTIONS = {"reduce/token-op-bodies", "lower/token-ops", "lower/move-token-casts"}
 
