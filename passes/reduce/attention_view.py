@@ -52,7 +52,7 @@ class AttentionView:
         return self._split(self.builder.op("Softmax", logits, axis=-1), dims, positions)
 
     def logits(self, positions: Sequence[int] | None = None) -> gs.Tensor:
-        """What the softmax is taken of, scaled, masks and biases added; otherwise as `rows`."""
+        """The input of the softmax, scaled, masks and biases added; otherwise as `rows`."""
         logits, dims = self._logits(positions)
         return self._split(logits, dims, positions)
 
@@ -206,7 +206,7 @@ class AttentionView:
         return int(shape[-1]) // (1 if len(shape) == 4 else self.matched.heads)
 
     def raw_scale(self) -> float:
-        """What Q·Kᵀ is multiplied with behind the product, masks and biases left out.
+        """The factor of Q·Kᵀ behind the product, masks and biases left out.
 
         Raises:
             UsageError: the attention does more between Q·Kᵀ and softmax than scale and mask.
@@ -279,7 +279,7 @@ class AttentionView:
                 )
 
     def _joined(self, dims: list[int | str]) -> bool:
-        """Whether batch and heads are one axis: [(B h), …] or [1, (B h), …]."""
+        """Tell if batch and heads are one axis: [(B h), …] or [1, (B h), …]."""
         if len(dims) == 3:
             return True
         return dims[0] == 1 and self.batch != 1

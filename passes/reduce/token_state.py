@@ -1,4 +1,4 @@
-"""What is known of the tokens between two reductions."""
+"""The tokens between two reductions."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class TokenState:
 
     @property
     def whole(self) -> bool:
-        """Whether it is the dense model's tokens, or they are all back."""
+        """Tell if it is the dense model's tokens, or they are all back."""
         return self.owner is None and self.index is None
 
 
@@ -96,8 +96,8 @@ def sizes_on_run(b: Builder, space: TokenSpace, state: TokenState, run: Run) -> 
 
 
 def _places(space: TokenSpace, run: Run, count: int) -> tuple[int, list[np.ndarray | None]]:
-    """What to add to a patch's number for its place in a run when `count` patches are there, and
-    the places of each piece of fixed tokens."""
+    """Return what to add to a patch's number for its place in a run of `count` patches, and the
+    places of each piece of fixed tokens."""
     offset, begin = 0, 0
     fixed: list[np.ndarray | None] = []
     each = count // space.segments
@@ -177,14 +177,7 @@ def in_order(
         count = state.count
         if order.groups and space.grouping is not None:
             count //= space.grouping.members
-        ascending, now = b.nodes(
-            "TopK",
-            [b.cast(moved, np.float32), [count]],
-            [np.float32, np.int64],
-            axis=-1,
-            largest=0,
-            sorted=1,
-        )
+        ascending, now = b.top_k(b.cast(moved, np.float32), count, largest=False)
         state.cache[key] = b.cast(ascending, np.int64)
         state.cache[f"{key}/now"] = now
     return state.cache[key], state.cache[f"{key}/now"]

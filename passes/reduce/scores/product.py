@@ -1,4 +1,4 @@
-"""`product`: scores raised to powers and multiplied (METHODS 2.1, combiners)."""
+"""`product`: scores raised to powers and multiplied."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`sum`: scores weighed and added (METHODS 2.1, combiners)."""
+"""`sum`: scores weighed and added."""
 
 from __future__ import annotations
 
