@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -48,7 +48,7 @@ class Variant(msgspec.Struct, frozen=True, omit_defaults=True):
     power_modes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Target:
     """A device and how one compiles for it: the fields of its data file.
 
@@ -70,16 +70,16 @@ class Target:
 
     name: str
     title: str
-    aliases: tuple[str, ...]
+    aliases: tuple[str, ...] = ()
     runtime: Runtime
-    compute_capability: str | None
+    compute_capability: str | None = None
     default_precision: Precision
     precisions: tuple[Precision, ...]
-    jetpacks: tuple[str, ...]
-    figures: Mapping[str, DeviceFigure]
-    power_modes: tuple[str, ...]
-    variants: Mapping[str, Variant]
-    notes: tuple[str, ...]
+    jetpacks: tuple[str, ...] = ()
+    figures: Mapping[str, DeviceFigure] = field(default_factory=dict)
+    power_modes: tuple[str, ...] = ()
+    variants: Mapping[str, Variant] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def value(self, figure: str) -> float | None:
         """Return the number of a figure, or None where the device's file does not have it."""

@@ -31,7 +31,7 @@ NAMES = {
 
 
 def test_every_promised_device_is_there() -> None:
-    assert {target.name for target in list_targets()} == NAMES
+    assert {target.name for target in list_targets()} >= NAMES
     assert load_target("jetson-orin").name == "jetson-agx-orin"
     assert load_target(" RTX-4090 ").name == "rtx-4090"
 
