@@ -125,12 +125,11 @@ def index_on_run(
     Args:
         since: an earlier state, for the position in the run as it was then; None: the dense one.
     """
-    key = f"index{run}{part}{id(since)}"
+    if part == "groups":
+        assert state.groups is not None
+        return state.groups
+    key = f"index{run}{id(since)}"
     if key not in state.cache:
-        if part == "groups":
-            assert state.groups is not None
-            state.cache[key] = state.groups
-            return state.groups
         index = state.index if since is None else state.local
         assert index is not None
         begin, fixed = _places(space, run, space.patches if since is None else since.count)
@@ -149,12 +148,11 @@ def owner_on_run(
 ) -> gs.Tensor:
     """[B, n dense] i64: each dense token (group) of the run → its owner's place in the reduced
     run."""
-    key = f"owner{run}{part}"
+    if part == "groups":
+        assert state.group_owner is not None
+        return state.group_owner
+    key = f"owner{run}"
     if key not in state.cache:
-        if part == "groups":
-            assert state.group_owner is not None
-            state.cache[key] = state.group_owner
-            return state.group_owner
         assert state.owner is not None
         begin, fixed = _places(space, run, state.count)
         owner = state.owner
@@ -162,6 +160,12 @@ def owner_on_run(
             owner = b.op("Add", owner, [begin], dtype=np.int64)
         state.cache[key] = on_run(b, space, run, owner, space.patches, fixed)
     return state.cache[key]
+
+
+def _left(space: TokenSpace, state: TokenState, order: Order) -> int:
+    """How many tokens (or groups) an order has left."""
+    grouping = space.grouping if order.groups else None
+    return state.count // (1 if grouping is None else grouping.members)
 
 
 def in_order(
@@ -174,10 +178,9 @@ def in_order(
         index = index_on_run(b, space, state, run, "groups" if order.groups else "tokens")
         place = b.const(np.argsort(order.permutation))
         moved = b.op("Gather", place, index, dtype=np.int64, axis=0)
-        count = state.count
-        if order.groups and space.grouping is not None:
-            count //= space.grouping.members
-        ascending, now = b.top_k(b.cast(moved, np.float32), count, largest=False)
+        ascending, now = b.top_k(
+            b.cast(moved, np.float32), _left(space, state, order), largest=False
+        )
         state.cache[key] = b.cast(ascending, np.int64)
         state.cache[f"{key}/now"] = now
     return state.cache[key], state.cache[f"{key}/now"]
@@ -191,9 +194,7 @@ def owner_in_order(
     owner = owner_on_run(b, space, state, run, "groups" if order.groups else "tokens")
     owner = b.op("Gather", owner, b.const(order.permutation), dtype=np.int64, axis=1)
     nothing = b.op("Sub", now, now, dtype=np.int64)
-    count = state.count
-    if order.groups and space.grouping is not None:
-        count //= space.grouping.members
-    ranks = b.op("Add", nothing, b.const(np.arange(count)), dtype=np.int64)
+    numbers = b.const(np.arange(_left(space, state, order)))
+    ranks = b.op("Add", nothing, numbers, dtype=np.int64)
     rank = b.op("ScatterElements", nothing, now, ranks, dtype=np.int64, axis=1)
     return b.op("GatherElements", rank, owner, dtype=np.int64, axis=1)

@@ -190,11 +190,11 @@ def match(
 
 def _best(b: Builder, edges: gs.Tensor, count: int, r: int) -> tuple[gs.Tensor, gs.Tensor]:
     """[B, r] twice: numbers of the rows with the best edges, and of their best columns."""
-    value, partner = _top(b, edges, 1)
+    value, partner = b.top_k(edges, 1)
     partner = b.squeeze(partner, 2)
     if r == count:
         return numbers(b, partner, count), partner
-    _, rows = _top(b, b.squeeze(value, 2), r)
+    _, rows = b.top_k(b.squeeze(value, 2), r)
     return rows, b.op("GatherElements", partner, rows, dtype=np.int64, axis=1)
 
 
@@ -205,7 +205,3 @@ def _without(b: Builder, edges: gs.Tensor, rows: gs.Tensor) -> gs.Tensor:
     low = b.op("Sub", b.op("Mul", b.cast(rows, np.float32), zero), far)
     gone = b.op("ScatterElements", near, rows, low, axis=1)
     return b.op("Add", edges, b.unsqueeze(gone, 2))
-
-
-def _top(b: Builder, x: gs.Tensor, k: int) -> list[gs.Variable]:
-    return b.top_k(x, k)
