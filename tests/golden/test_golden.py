@@ -44,6 +44,8 @@ PASSES = [f"{stage}/{name}" for stage in ("normalize", "reduce", "lower") for na
 
 def read(path: Path) -> tuple[str, str, str]:
     """The title of a pass's file, its graph before, and the graph after."""
+    if not path.exists():
+        pytest.fail(f"no {path}: write `# TITLE`, `# ---- before`, a graph, `# ---- after`")
     title, _, rest = path.read_text(encoding="utf-8").partition(BEFORE)
     before, _, after = rest.partition(AFTER)
     return title, before, after
@@ -70,12 +72,13 @@ def after(name: str, text: str) -> str:
     )
 
 
-def compare(path: Path, found: str, update: bool, written: str) -> None:
+def compare(path: Path, written: str, *, update: bool) -> None:
+    """Compare a file with what was found, or write it."""
     if update:
         path.parent.mkdir(exist_ok=True)
         path.write_text(written, encoding="utf-8")
         return
-    stored = path.read_text(encoding="utf-8")
+    stored = path.read_text(encoding="utf-8") if path.exists() else ""
     assert stored == written, f"{path.name}: --update-golden writes what was found"
 
 
@@ -84,7 +87,7 @@ def test_a_pass(name: str, update_golden: bool) -> None:
     path = HERE / f"{name}.txt"
     title, before, _ = read(path)
     found = after(name, source(before))
-    compare(path, found, update_golden, f"{title}{BEFORE}{before}{AFTER}{found}")
+    compare(path, f"{title}{BEFORE}{before}{AFTER}{found}", update=update_golden)
 
 
 def cases(shown: list[tuple[str, Callable[[], str]]]) -> str:
@@ -103,7 +106,7 @@ def test_a_score(score: Any, update_golden: bool) -> None:
         title = _titled(name, first) + ", tokens have left"
         shown.append((title, lambda: members.score(name, first, reduced=True)))
     text = cases(shown)
-    compare(HERE / "scores" / f"{name}.txt", text, update_golden, text)
+    compare(HERE / "scores" / f"{name}.txt", text, update=update_golden)
 
 
 @pytest.mark.parametrize("reducer", REDUCERS, ids=lambda r: r.name)
@@ -117,7 +120,7 @@ def test_a_reducer(reducer: Any, update_golden: bool) -> None:
         title = f"{_titled(name, parameters)}, keep {keep}{', ' + how if how else ''}"
         shown.append((title, lambda k=keep, p=parameters, h=how: members.reducer(name, k, p, h)))
     text = cases(shown)
-    compare(HERE / "reducers" / f"{name}.txt", text, update_golden, text)
+    compare(HERE / "reducers" / f"{name}.txt", text, update=update_golden)
 
 
 def _titled(name: str, parameters: dict[str, Any]) -> str:
