@@ -167,6 +167,10 @@ class _Finder(ast.NodeVisitor):
     def visit_UnaryOp(self, node: ast.UnaryOp) -> None:
         if isinstance(node.op, ast.Not):
             self._add(node, "not", f"({self._text(node.operand)})")
+        if isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Constant):
+            # The last axis becomes the second; -2 would often be the same to numpy.
+            self._add(node, "sign", f"({self._text(node.operand)})")
+            return
         self.generic_visit(node)
 
     def visit_JoinedStr(self, node: ast.JoinedStr) -> None:

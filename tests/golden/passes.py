@@ -40,6 +40,7 @@ REDUCTIONS: dict[str, dict[str, Any]] = {
     "restored": {"steps": [("attn:0", "cls", "topk", 4)], "outputs": "restored"},
     "bypass": {"steps": [("around:0", "norm", "bypass", 4)]},
     "side-inputs": {"steps": [("block:0", "norm", "topk", 4)]},
+    "refused": {"steps": [("block:0", "norm", "topk", 4)]},
     "attention-op": {"steps": [("attn:0", "cls", "topk", 4)]},
     "spell-biased-attention": {"steps": [("inside:0", None, "merge", 5)]},
     "towers": {"steps": [("attn:0", "norm", "topk", 4)], "other": ("attn:0", "norm", "topk", 2)},
