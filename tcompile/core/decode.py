@@ -28,8 +28,12 @@ _STEP = re.compile(r"\.(\w+)|\[(\d+|\.\.\.)\]")
 
 def encode(value: Any) -> Any:
     """Return a data class as JSON values: every field, in the order of the class."""
-    # To msgspec NumPy's float64 is not a float.
-    return msgspec.to_builtins(value, enc_hook=float)
+    return msgspec.to_builtins(value, enc_hook=_plain)
+
+
+def _plain(value: Any) -> str | float:
+    """Return the value of a subclass, such as NumPy's float64, which msgspec does not take."""
+    return str(value) if isinstance(value, str) else float(value)
 
 
 def decode(kind: type[T], value: Any) -> T:
