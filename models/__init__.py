@@ -1,4 +1,4 @@
-"""Where ONNX files come from: source libraries, exporters, and the small models we train ourselves.
+"""The makers of ONNX files: source libraries, exporters, and the small models we train ourselves.
 
 Nothing here imports torch until a source is loaded (PEP 562), so `import tcompile.models` costs
 next to nothing and works with the core alone.

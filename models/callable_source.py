@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from tcompile.core.errors import ModelError
-from tcompile.models.source import SOURCES, LoadedModel, Request, cannot_build
+from tcompile.models.source import SOURCES, LoadedModel, LoadRequest, cannot_build
 
 
-def load(request: Request) -> LoadedModel:
+def load(request: LoadRequest) -> LoadedModel:
     """Call the function with the source's options and take what it gives.
 
     It returns an `nn.Module`, then fed one [1, 3, S, S] image (S from `image_size`, or the
@@ -59,7 +59,7 @@ def load(request: Request) -> LoadedModel:
     )
 
 
-def _find(request: Request) -> Any:
+def _find(request: LoadRequest) -> Any:
     path, _, name = request.source.name.partition(":")
     here = str(Path.cwd())
     added = here not in sys.path
@@ -82,7 +82,7 @@ def _find(request: Request) -> Any:
     return found
 
 
-def _inputs(module: Any, given: Any, request: Request) -> dict[str, Any]:
+def _inputs(module: Any, given: Any, request: LoadRequest) -> dict[str, Any]:
     import torch
 
     from tcompile.models.outputs import example_image

@@ -16,12 +16,12 @@ from torch.nn import functional
 from tcompile.models.attention import attention_as, get_attention
 from tcompile.models.source import LoadedModel
 
-#: What a cure gives inside its `with`: a list of anything, empty if it made no difference.
+#: What a workaround gives inside its `with`: a list of anything, empty if it made no difference.
 Used = list[Any]
 
 
 @dataclass(frozen=True)
-class Cure:
+class Workaround:
     """One workaround.
 
     Attributes:
@@ -38,19 +38,26 @@ class Cure:
     at_once: bool = True
 
 
-def plans(loaded: LoadedModel, attention: str | None, exporter: str) -> list[tuple[Cure, ...]]:
-    """The combinations of cures worth trying, in order."""
-    fitting = [cure for cure in CURES if cure.fits(loaded, attention, exporter)]
-    first = tuple(cure for cure in fitting if cure.at_once)
+def plans(
+    loaded: LoadedModel, attention: str | None, exporter: str
+) -> list[tuple[Workaround, ...]]:
+    """Return the combinations of workarounds worth trying, in order."""
+    fitting = [each for each in WORKAROUNDS if each.fits(loaded, attention, exporter)]
+    first = tuple(each for each in fitting if each.at_once)
     return [first] if len(first) == len(fitting) else [first, tuple(fitting)]
 
 
 @contextmanager
-def applied(loaded: LoadedModel, cures: tuple[Cure, ...]) -> Iterator[Callable[[], list[str]]]:
-    """Put all of `cures` in force; gives what tells, then and later, which made a difference."""
+def applied(
+    loaded: LoadedModel, workarounds: tuple[Workaround, ...]
+) -> Iterator[Callable[[], list[str]]]:
+    """Put all of them in force; give what tells, then and later, which made a difference."""
     with ExitStack() as stack:
-        entered = [(cure, stack.enter_context(cure.apply(loaded))) for cure in cures]
-        yield lambda: [cure.note for cure, used in entered if used]
+        entered = [
+            (workaround, stack.enter_context(workaround.apply(loaded)))
+            for workaround in workarounds
+        ]
+        yield lambda: [each.note for each, used in entered if used]
 
 
 # ---- constants -----------------------------------------------------------------------------------
@@ -294,17 +301,17 @@ def _unfused(loaded: LoadedModel) -> Iterator[Used]:
         yield [kind]
 
 
-FIXED_POSITIONS = Cure(
+FIXED_POSITIONS = Workaround(
     "the position table is taken as a constant at this image size",
     lambda loaded, _, exporter: bool(_having(loaded, "interpolate_pos_encoding")),
     lambda loaded: _fixed(loaded, "interpolate_pos_encoding"),
 )
-FIXED_ROTARY = Cure(
+FIXED_ROTARY = Workaround(
     "the rotary tables are taken as constants at this image size",
     lambda loaded, _, exporter: exporter == "torchscript" and bool(_having(loaded, "get_embed")),
     lambda loaded: _fixed(loaded, "get_embed"),
 )
-FIXED_RESIZING = Cure(
+FIXED_RESIZING = Workaround(
     "a table that is resized is taken as a constant at this image size",
     # Of ids and masks no other values are known that the model would take.
     lambda loaded, _, exporter: all(
@@ -312,34 +319,34 @@ FIXED_RESIZING = Cure(
     ),
     _fixed_resizing,
 )
-FOUR_AXES = Cure(
+FOUR_AXES = Workaround(
     "fused attention is given the form that the exporter takes",
     lambda loaded, _, exporter: True,
     _four_axes,
 )
-PLAIN_RMS_NORM = Cure(
+PLAIN_RMS_NORM = Workaround(
     "RMS normalisation is written out, since this exporter does not take the fused form",
     lambda loaded, _, exporter: exporter == "torchscript",
     _plain_rms_norm,
 )
-NO_EMPTY_PARTS = Cure(
+NO_EMPTY_PARTS = Workaround(
     "empty parts are left out of concatenations",
     lambda loaded, _, exporter: exporter == "torchscript",
     _no_empty_parts,
 )
-REAL_ROTARY = Cure(
+REAL_ROTARY = Workaround(
     "the rotary embedding is written with real numbers, since ONNX has no complex ones",
     lambda loaded, _, exporter: exporter == "torchscript" and bool(_complex_rotary(loaded)),
     _real_rotary,
 )
-UNFUSED = Cure(
+UNFUSED = Workaround(
     "attention is written out, since this exporter does not take the fused form",
     lambda loaded, asked, exporter: asked is None and get_attention(loaded.base) == "sdpa",
     _unfused,
     at_once=False,
 )
 # In the order in which they are put in force: what one fixes the next does not see.
-CURES = (
+WORKAROUNDS = (
     FIXED_POSITIONS,
     FIXED_ROTARY,
     FIXED_RESIZING,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import onnx
 
     from tcompile.models import recipes
-    from tcompile.models.exporter_workarounds import Cure
+    from tcompile.models.exporter_workarounds import Workaround
 
 log = logging.getLogger(__name__)
 
@@ -90,10 +90,12 @@ def export(
     with attention_as(loaded.base, attention):
         for name in _order(loaded, exporter):
             first: str | None = None
-            for cures in plans(loaded, attention, name):
-                _tell(progress, _attempt_text(name, cures))
+            for workarounds in plans(loaded, attention, name):
+                _tell(progress, _attempt_text(name, workarounds))
                 try:
-                    return _attempt(loaded, target, name, batch, opset, cures, check, attention)
+                    return _attempt(
+                        loaded, target, name, batch, opset, workarounds, check, attention
+                    )
                 except MissingExtraError:
                     raise
                 except Exception as error:  # exporters raise anything; the next may manage
@@ -121,7 +123,7 @@ def _attempt(
     name: str,
     batch: int | str,
     opset: int | None,
-    cures: tuple[Cure, ...],
+    workarounds: tuple[Workaround, ...],
     check: bool,
     attention: str | None,
 ) -> ExportReport:
@@ -133,7 +135,7 @@ def _attempt(
     from tcompile.models.opset import lower_to_17, opset_of
 
     job = recipes.job(loaded, batch, opset or DEFAULT_OPSET[name])
-    with applied(loaded, cures) as used, recipes.quiet(), recipes.settings():
+    with applied(loaded, workarounds) as used, recipes.quiet(), recipes.settings():
         proto = _written(name, job, is_asked=opset is not None)
         outputs = recipes.output_dims(job)
         spelled = get_attention(loaded.base)
@@ -164,7 +166,7 @@ def _attempt(
 
 
 def _written(name: str, job: recipes.Job, *, is_asked: bool) -> onnx.ModelProto:
-    """What the exporter writes; in a newer opset where it says so and none was asked for."""
+    """Return what the exporter writes; in a newer opset where it says so and none was asked for."""
     import torch
 
     from tcompile.models import recipes
@@ -220,8 +222,10 @@ def _check_arguments(
         raise UsageError("its folder does not exist", where=str(target))
 
 
-def _attempt_text(name: str, cures: tuple[Cure, ...]) -> str:
-    return "; ".join([f"exporting with {name}", *(cure.note for cure in cures if not cure.at_once)])
+def _attempt_text(name: str, workarounds: tuple[Workaround, ...]) -> str:
+    return "; ".join(
+        [f"exporting with {name}", *(each.note for each in workarounds if not each.at_once)]
+    )
 
 
 def _reason(error: Exception) -> str:

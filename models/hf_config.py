@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tcompile.models.source import Request
+from tcompile.models.source import LoadRequest
 
 COMMON = {
     "depth": "num_hidden_layers",
@@ -72,7 +72,7 @@ def image_side(config: Any) -> tuple[int, int]:
 
 
 def frames(config: Any) -> int | None:
-    """How many frames a clip has that a video model takes; None: it takes images."""
+    """Return how many frames a clip has that a video model takes; None: it takes images."""
     count = getattr(config, "num_frames", None) if config.model_type in _VIDEO else None
     return None if count is None else int(count)
 
@@ -178,7 +178,7 @@ def _follow_width(given: dict[str, Any], target: Any) -> None:
         given["pooler_output_size"] = width
 
 
-def preprocessing(request: Request, model: Any, size: tuple[int, int]) -> dict[str, Any]:
+def preprocessing(request: LoadRequest, model: Any, size: tuple[int, int]) -> dict[str, Any]:
     """From the checkpoint's own `preprocessor_config.json`, else what the family uses.
 
     Args:

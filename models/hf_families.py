@@ -1,7 +1,7 @@
-"""Which part of a transformers model a word or a checkpoint means, as data.
+"""The part of a transformers model that a name or a checkpoint stands for, as data.
 
-`hf:WORD --random-weights` makes the model of `WORDS[WORD]`; a checkpoint is read as the word that
-`TYPES` gives for its `model_type`, or as the one asked for (`hf:OWNER/MODEL?part=WORD`).  Of models
+`hf:NAME --random-weights` makes the model of `FAMILIES[NAME]`; a checkpoint is read as the one that
+`TYPES` gives for its `model_type`, or as the one asked for (`hf:OWNER/MODEL?part=NAME`). Of models
 that also read text only the image half is made; the language model stays empty.
 """
 
@@ -17,7 +17,7 @@ from tcompile.models import hf_towers as towers
 
 
 @dataclass(frozen=True)
-class Word:
+class Family:
     """One kind of image model.
 
     Attributes:
@@ -35,19 +35,21 @@ class Word:
     config: Mapping[str, Any] = field(default_factory=dict)
 
 
-def of_class(transformers: Any, name: str) -> Word:
-    """A model class that has no word: as it is, or its image features where it is a joint model.
+def of_class(transformers: Any, name: str) -> Family:
+    """Return a model class without a name of its own: as it is, or the image features of a joint
+    model of images and text.
 
-    Its configuration departs from the defaults as that of a word with the same configuration does.
+    Its configuration differs from the defaults as that of a family with the same class of
+    configuration does.
     """
     model_class = getattr(transformers, name)
     kin = [
-        word.config
-        for word in WORDS.values()
-        if getattr(transformers, word.model).config_class is model_class.config_class
+        family.config
+        for family in FAMILIES.values()
+        if getattr(transformers, family.model).config_class is model_class.config_class
     ]
     is_joint = hasattr(model_class, "get_image_features")
-    return Word(name, cut=towers.ImageFeatures if is_joint else None, config=(kin or [{}])[0])
+    return Family(name, cut=towers.ImageFeatures if is_joint else None, config=(kin or [{}])[0])
 
 
 def empty_text(config: Any) -> None:
@@ -103,55 +105,55 @@ def _bare(config: Mapping[str, Any]) -> dict[str, Any]:
     return {k.removeprefix(head): v for k, v in config.items() if k.startswith(head)}
 
 
-WORDS: Mapping[str, Word] = {
-    "vit": Word("ViTModel"),
-    "vit-classify": Word("ViTForImageClassification"),
-    "deit": Word("DeiTModel"),
-    "deit-classify": Word("DeiTForImageClassification"),
-    "deit-distilled": Word("DeiTForImageClassificationWithTeacher"),
-    "beit": Word("BeitModel", config=_BEIT),
-    "beit-classify": Word("BeitForImageClassification", config=_BEIT),
-    "dinov2": Word("Dinov2Model"),
-    "dinov2-classify": Word("Dinov2ForImageClassification"),
-    "dinov2-registers": Word("Dinov2WithRegistersModel"),
-    "dinov2-registers-classify": Word("Dinov2WithRegistersForImageClassification"),
-    "dinov3": Word("DINOv3ViTModel", config={"num_register_tokens": 4}),
-    "clip-vision": Word("CLIPVisionModel"),
-    "clip-vision-projection": Word("CLIPVisionModelWithProjection"),
-    "siglip-vision": Word("SiglipVisionModel"),
-    "siglip-classify": Word("SiglipForImageClassification"),
-    "siglip2-vision": Word("Siglip2VisionModel", cut=towers.Siglip2Image),
-    "blip-vision": Word("BlipVisionModel"),
-    "blip2-vision": Word(
+FAMILIES: Mapping[str, Family] = {
+    "vit": Family("ViTModel"),
+    "vit-classify": Family("ViTForImageClassification"),
+    "deit": Family("DeiTModel"),
+    "deit-classify": Family("DeiTForImageClassification"),
+    "deit-distilled": Family("DeiTForImageClassificationWithTeacher"),
+    "beit": Family("BeitModel", config=_BEIT),
+    "beit-classify": Family("BeitForImageClassification", config=_BEIT),
+    "dinov2": Family("Dinov2Model"),
+    "dinov2-classify": Family("Dinov2ForImageClassification"),
+    "dinov2-registers": Family("Dinov2WithRegistersModel"),
+    "dinov2-registers-classify": Family("Dinov2WithRegistersForImageClassification"),
+    "dinov3": Family("DINOv3ViTModel", config={"num_register_tokens": 4}),
+    "clip-vision": Family("CLIPVisionModel"),
+    "clip-vision-projection": Family("CLIPVisionModelWithProjection"),
+    "siglip-vision": Family("SiglipVisionModel"),
+    "siglip-classify": Family("SiglipForImageClassification"),
+    "siglip2-vision": Family("Siglip2VisionModel", cut=towers.Siglip2Image),
+    "blip-vision": Family("BlipVisionModel"),
+    "blip2-vision": Family(
         "Blip2VisionModel", inside=("Blip2VisionModelWithProjection", "vision_model"), config=_AWAKE
     ),
-    "blip2-qformer": Word(
+    "blip2-qformer": Family(
         "Blip2VisionModelWithProjection",
         cut=towers.QueryReader,
         config={"vision_config.initializer_range": 0.02},
     ),
-    "llava": Word("LlavaModel", cut=towers.llava),
-    "llava-next": Word("LlavaNextModel", cut=towers.llava),
-    "llava-onevision": Word("LlavaOnevisionModel", cut=towers.llava),
-    "paligemma-vision": Word("PaliGemmaModel", cut=towers.last_layer),
-    "gemma3-vision": Word("Gemma3Model", cut=towers.last_layer, config=_GEMMA3),
-    "internvl-vision": Word("InternVLVisionModel", inside=("InternVLModel", "vision_tower")),
-    "internvl-projector": Word("InternVLModel", cut=towers.internvl),
-    "idefics3-vision": Word(
+    "llava": Family("LlavaModel", cut=towers.llava),
+    "llava-next": Family("LlavaNextModel", cut=towers.llava),
+    "llava-onevision": Family("LlavaOnevisionModel", cut=towers.llava),
+    "paligemma-vision": Family("PaliGemmaModel", cut=towers.last_layer),
+    "gemma3-vision": Family("Gemma3Model", cut=towers.last_layer, config=_GEMMA3),
+    "internvl-vision": Family("InternVLVisionModel", inside=("InternVLModel", "vision_tower")),
+    "internvl-projector": Family("InternVLModel", cut=towers.internvl),
+    "idefics3-vision": Family(
         "Idefics3VisionTransformer",
         inside=("Idefics3Model", "vision_model"),
-        cut=towers.FixedGrid,
+        cut=towers.Idefics3Tower,
         config=_bare(_IDEFICS3),
     ),
-    "idefics3-connector": Word("Idefics3Model", cut=towers.connector, config=_IDEFICS3),
-    "smolvlm-vision": Word(
+    "idefics3-connector": Family("Idefics3Model", cut=towers.connector, config=_IDEFICS3),
+    "smolvlm-vision": Family(
         "SmolVLMVisionTransformer",
         inside=("SmolVLMModel", "vision_model"),
-        cut=towers.FixedGrid,
+        cut=towers.Idefics3Tower,
         config=_bare(_SMOLVLM),
     ),
-    "smolvlm-connector": Word("SmolVLMModel", cut=towers.connector, config=_SMOLVLM),
-    "sam-vision": Word("SamVisionModel", cut=towers.sam, config=_AWAKE),
+    "smolvlm-connector": Family("SmolVLMModel", cut=towers.connector, config=_SMOLVLM),
+    "sam-vision": Family("SamVisionModel", cut=towers.sam, config=_AWAKE),
 }
 # What a checkpoint of a `model_type` is read as; all others: the classifier or the encoder it is.
 TYPES: Mapping[str, str] = {

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 
 from tcompile.models import hf_config
-from tcompile.models.hf_packed_families import TYPES, WORDS, Family
+from tcompile.models.hf_packed_families import PACKED_FAMILIES, TYPES, PackedFamily
 from tcompile.models.packed import Ready
-from tcompile.models.source import LoadedModel, Request, cannot_build, require
+from tcompile.models.source import LoadedModel, LoadRequest, cannot_build, require
 
 
-def load(family: Family, request: Request, *, is_fresh: bool) -> LoadedModel:
+def load(family: PackedFamily, request: LoadRequest, *, is_fresh: bool) -> LoadedModel:
     """Build or load a tower.
 
     Raises:
@@ -63,8 +63,8 @@ def load(family: Family, request: Request, *, is_fresh: bool) -> LoadedModel:
 
 def _ready(
     transformers: Any,
-    family: Family,
-    request: Request,
+    family: PackedFamily,
+    request: LoadRequest,
     options: Mapping[str, Any],
     own: Mapping[str, Any],
     is_fresh: bool,
@@ -89,7 +89,9 @@ def _ready(
     return family.make(tower.eval(), request.image_size, own), tower, notes
 
 
-def configured(start: Any, family: Family, options: Mapping[str, Any], size: int | None) -> Any:
+def configured(
+    start: Any, family: PackedFamily, options: Mapping[str, Any], size: int | None
+) -> Any:
     """A configuration like `start` with `options` changed; what depends on them follows.
 
     Raises:
@@ -162,10 +164,10 @@ def _processor(name: str) -> Mapping[str, Any]:
 
 
 #: What `hf:WORD --random-weights` builds.
-PACKED: Mapping[str, Callable[[Request], LoadedModel]] = {
-    word: partial(load, family, is_fresh=True) for word, family in WORDS.items()
+PACKED: Mapping[str, Callable[[LoadRequest], LoadedModel]] = {
+    name: partial(load, family, is_fresh=True) for name, family in PACKED_FAMILIES.items()
 }
 #: Of checkpoints with this `model_type`, the tower.
-PACKED_TYPES: Mapping[str, Callable[[Request], LoadedModel]] = {
+PACKED_TYPES: Mapping[str, Callable[[LoadRequest], LoadedModel]] = {
     kind: partial(load, family, is_fresh=False) for kind, family in TYPES.items()
 }

@@ -15,7 +15,7 @@ _HALF = ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5])
 
 
 @dataclass(frozen=True)
-class Family:
+class PackedFamily:
     """One kind of tower.
 
     Attributes:
@@ -46,7 +46,7 @@ class Family:
 _QWEN2 = {"embed_dim": "embed_dim", "depth": "depth", "num_heads": "num_heads"}
 _QWEN3 = {**_QWEN2, "embed_dim": "hidden_size", "output_dim": "out_hidden_size"}
 _GRID = ("grid", "frames")
-QWEN2 = Family(
+QWEN2 = PackedFamily(
     "qwen2_vl",
     "Qwen2VisionTransformerPretrainedModel",
     qwen,
@@ -54,7 +54,7 @@ QWEN2 = Family(
     _GRID,
     {**_QWEN2, "output_dim": "hidden_size"},
 )
-QWEN25 = Family(
+QWEN25 = PackedFamily(
     "qwen2_5_vl",
     "Qwen2_5_VisionTransformerPretrainedModel",
     qwen,
@@ -65,7 +65,7 @@ QWEN25 = Family(
     defaults={"hidden_size": 1280},
     layers={"fullatt_block_indexes": True},
 )
-QWEN3 = Family(
+QWEN3 = PackedFamily(
     "qwen3_vl",
     "Qwen3VLVisionModel",
     qwen,
@@ -90,7 +90,7 @@ EXAONE45 = replace(
 )
 
 _HF = {"embed_dim": "hidden_size", "depth": "num_hidden_layers", "num_heads": "num_attention_heads"}
-PIXTRAL = Family(
+PIXTRAL = PackedFamily(
     "pixtral",
     "PixtralVisionModel",
     packed_images.pixtral,
@@ -99,7 +99,7 @@ PIXTRAL = Family(
     _HF,
     weights=r"^(model\.)?(vision_tower|vision_encoder)\.",
 )
-MLLAMA = Family(
+MLLAMA = PackedFamily(
     "mllama",
     "MllamaVisionModel",
     packed_images.mllama,
@@ -109,7 +109,7 @@ MLLAMA = Family(
     layers={"intermediate_layers_indices": False},
     weights=r"^(model\.)?vision_model\.",
 )
-LLAMA4 = Family(
+LLAMA4 = PackedFamily(
     "llama4",
     "Llama4VisionModel",
     packed_images.llama4,
@@ -121,7 +121,7 @@ LLAMA4 = Family(
     weights=r"^(model\.)?vision_model\.",
 )
 
-WORDS: Mapping[str, Family] = {
+PACKED_FAMILIES: Mapping[str, PackedFamily] = {
     "qwen2-vl": QWEN2,
     "qwen2.5-vl": QWEN25,
     "qwen2.5-omni": QWEN25_OMNI,
@@ -137,7 +137,7 @@ WORDS: Mapping[str, Family] = {
     "llama4-vision": LLAMA4,
 }
 #: By `model_type` of a checkpoint: of the whole model, or of its tower alone.
-TYPES: Mapping[str, Family] = {
+TYPES: Mapping[str, PackedFamily] = {
     "qwen2_vl": QWEN2,
     "qwen2_vl_vision": QWEN2,
     "qwen2_5_vl": QWEN25,

@@ -1,4 +1,4 @@
-"""The image half of transformers' models, cut out of them (`hf_words` says for which words).
+"""The image half of transformers' models, cut out of them (`hf_families` says for which names).
 
 Every function takes the model and the image's height and width in pixels.
 """
@@ -131,7 +131,7 @@ def internvl(model: Any, _: Size) -> nn.Module:
     return Features(model.vision_tower, join, {"projector": model.multi_modal_projector})
 
 
-class FixedGrid(nn.Module):
+class Idefics3Tower(nn.Module):
     """Idefics3's and SmolVLM's tower (`tower`) at one image size.
 
     Its position ids are a constant: it finds them by comparing float fractions with a float range,
@@ -182,7 +182,7 @@ def connector(model: Any, size: Size) -> nn.Module:
         features: torch.Tensor = own.parts["connector"](tokens)
         return features
 
-    return Features(FixedGrid(model.vision_model, size), join, {"connector": model.connector})
+    return Features(Idefics3Tower(model.vision_model, size), join, {"connector": model.connector})
 
 
 class Siglip2Image(nn.Module):

@@ -1,4 +1,4 @@
-"""Exports known to fail, with every cure tried. A test notices when one starts to work."""
+"""Exports known to fail, with every workaround tried. A test notices when one starts to work."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class KnownFailure:
-    """A model that no cure helps.
+    """A model that no workaround helps.
 
     Attributes:
         source: regular expression over the SOURCE string.
@@ -44,7 +44,7 @@ KNOWN: tuple[KnownFailure, ...] = (
 
 
 def known_hint(source: str, exporter: str) -> str:
-    """What to do about a failed export."""
+    """Return what to do about a failed export."""
     for failure in KNOWN:
         if failure.exporter in ("", exporter) and re.match(failure.source, source):
             return f"known to fail: {failure.hint}"

@@ -42,7 +42,7 @@ class VitSpec:
 
     @property
     def patches(self) -> int:
-        """How many patch tokens there are."""
+        """Return how many patch tokens there are."""
         return (self.image // self.patch) ** 2
 
     @property

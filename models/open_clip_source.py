@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tcompile.models.source import LoadedModel, Request, cannot_build, require, unknown_name
+from tcompile.models.source import LoadedModel, LoadRequest, cannot_build, require, unknown_name
 
 _COMMON = {"depth": "layers", "embed_dim": "width"}
 
 
-def load(request: Request) -> LoadedModel:
+def load(request: LoadRequest) -> LoadedModel:
     """Build the image tower of an open_clip model; its output is the image embedding.
 
     Overrides are fields of the architecture's `vision_cfg`; `output_dim` is the embedding's width.

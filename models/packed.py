@@ -1,4 +1,4 @@
-"""What a tower with inputs of its own kind is made into, whatever its family."""
+"""The model made of a tower with inputs of its own kind, whatever its family."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 @dataclass(frozen=True)
 class Ready:
-    """What a family makes of its tower: see the fields of `LoadedModel`."""
+    """The parts that a family makes of its tower: see the fields of `LoadedModel`."""
 
     module: torch.nn.Module
     inputs: Mapping[str, torch.Tensor]

@@ -80,7 +80,7 @@ class PositionTable(torch.nn.Module):
         return rows
 
 
-class FixedGrid(torch.nn.Module):
+class PackedTower(torch.nn.Module):
     """A tower with the grid as a constant.
 
     Args:
@@ -141,7 +141,7 @@ class FixedGrid(torch.nn.Module):
 
     @torch.no_grad()
     def _constants(self, grid: torch.Tensor) -> dict[str, Any]:
-        """What the tower would derive from `grid` [images, 3], under transformers' names."""
+        """Return what the tower would derive from `grid` [images, 3], under transformers' names."""
         from transformers import vision_utils
 
         tower = self.model
@@ -175,7 +175,7 @@ def qwen(tower: Any, image_size: int | None, options: Mapping[str, Any]) -> Read
     """A tower at a square image of `image_size` pixels, or the options' `grid` or `frames`.
 
     Args:
-        tower: see `FixedGrid`.
+        tower: see `PackedTower`.
         image_size: pixels; None for some 448.
         options: `grid`, patches (time, height, width) of an image or video; or `frames`, so many
             images that are a video.
@@ -197,7 +197,7 @@ def qwen(tower: Any, image_size: int | None, options: Mapping[str, Any]) -> Read
     frames, height, width = grid
     if frames < 1 or height < 1 or width < 1 or height % merge or width % merge:
         raise ValueError(f"grid {grid} is not made of squares of {merge} x {merge} patches")
-    module = FixedGrid(tower, (frames, height, width))
+    module = PackedTower(tower, (frames, height, width))
     generator = torch.Generator().manual_seed(0)
     channels = int(config.in_channels) * time * patch * patch
     still = "an image" if frames == 1 else f"a video of {frames * time} frames"

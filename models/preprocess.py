@@ -23,7 +23,7 @@ SOURCE_KEY = "tcompile.source"
 
 
 def read_preprocessing(model: onnx.ModelProto) -> dict[str, Any] | None:
-    """What `export` recorded in the model's metadata, or None.
+    """Return what `export` recorded in the model's metadata, or None.
 
     Raises:
         ModelError: the entry is there but is not what we write.

@@ -1,4 +1,4 @@
-"""How each exporter is called. All give an in-memory `onnx.ModelProto`."""
+"""The calls of each exporter. All give an in-memory `onnx.ModelProto`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DYNAMO_OLDEST_OPSET = 18
 
 @dataclass(frozen=True)
 class Job:
-    """What a recipe exports.
+    """The model and settings that a recipe exports.
 
     Attributes:
         loaded: the model.
@@ -162,7 +162,7 @@ def output_dims(job: Job) -> list[tuple[int | str, ...]]:
 
 @contextlib.contextmanager
 def settings() -> Iterator[None]:
-    """What every exporter needs of torch while it traces."""
+    """Return what every exporter needs of torch while it traces."""
     # nn.MultiheadAttention's inference kernel is one op that TorchScript cannot write.
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)

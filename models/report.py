@@ -1,4 +1,4 @@
-"""What an export did."""
+"""The report of an export."""
 
 from __future__ import annotations
 

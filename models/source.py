@@ -55,8 +55,8 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Request:
-    """What a recipe is asked to make.
+class LoadRequest:
+    """The model that a recipe is asked to make.
 
     Attributes:
         source: the parsed SOURCE.
@@ -152,7 +152,7 @@ def load_source(
     import torch
 
     options = {**parsed.options, **(overrides or {})}
-    request = Request(parsed, random_weights, image_size, options)
+    request = LoadRequest(parsed, random_weights, image_size, options)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         loaded: LoadedModel = import_module(_RECIPES[parsed.library]).load(request)
@@ -183,7 +183,7 @@ def require(module: str, purpose: str) -> Any:
         raise MissingExtraError(module, "export", purpose) from error
 
 
-def unknown_name(request: Request, names: Iterable[str]) -> ModelError:
+def unknown_name(request: LoadRequest, names: Iterable[str]) -> ModelError:
     """The error for a name that the library does not have, with the nearest ones it has."""
     source = request.source
     near = get_close_matches(source.name, list(names), n=4, cutoff=0.5)
@@ -191,7 +191,7 @@ def unknown_name(request: Request, names: Iterable[str]) -> ModelError:
     return ModelError(f"{source.library} has no model '{source.name}'", hint=hint)
 
 
-def cannot_build(request: Request, error: Exception) -> ModelError:
+def cannot_build(request: LoadRequest, error: Exception) -> ModelError:
     """The error for a library that refused the configuration."""
     reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
     fresh = request.random_weights or request.source.library in ("callable", "zoo")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from tcompile.models.source import LoadedModel, Request, cannot_build, require, unknown_name
+from tcompile.models.source import LoadedModel, LoadRequest, cannot_build, require, unknown_name
 
 
-def load(request: Request) -> LoadedModel:
+def load(request: LoadRequest) -> LoadedModel:
     """Build a timm model, with its classification head unless `num_classes=0` is asked for.
 
     `features_only=true` makes a backbone of it, whose outputs are maps of several depths.

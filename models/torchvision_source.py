@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tcompile.models.source import LoadedModel, Request, cannot_build, require, unknown_name
+from tcompile.models.source import LoadedModel, LoadRequest, cannot_build, require, unknown_name
 
 # torchvision's builders pass these themselves and refuse them as arguments, so a changed ViT is
 # built from its class. Patch, layers, heads, width, MLP width, as in torchvision's own functions.
@@ -19,7 +19,7 @@ _VITS: dict[str, tuple[int, int, int, int, int]] = {
 _COMMON = {"depth": "num_layers", "embed_dim": "hidden_dim"}
 
 
-def load(request: Request) -> LoadedModel:
+def load(request: LoadRequest) -> LoadedModel:
     """Build a torchvision model with its classification head.
 
     Raises:
@@ -61,7 +61,7 @@ def load(request: Request) -> LoadedModel:
     )
 
 
-def _build(models: Any, request: Request, weights: Any, size: int) -> Any:
+def _build(models: Any, request: LoadRequest, weights: Any, size: int) -> Any:
     name = request.source.name
     if name not in _VITS:
         return models.get_model(

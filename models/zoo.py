@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tcompile.core.errors import ModelError
-from tcompile.models.source import LoadedModel, Request, unknown_name
+from tcompile.models.source import LoadedModel, LoadRequest, unknown_name
 
 
-def load(request: Request) -> LoadedModel:
+def load(request: LoadRequest) -> LoadedModel:
     """Load a zoo model with its trained weights (with fresh ones under `random_weights`).
 
     Raises:
@@ -23,7 +23,7 @@ def load(request: Request) -> LoadedModel:
     return ZOO[request.source.name](request)
 
 
-def _glyphs(request: Request) -> LoadedModel:
+def _glyphs(request: LoadRequest) -> LoadedModel:
     from tcompile.models import glyphs
     from tcompile.models.glyphs import data
     from tcompile.models.outputs import example_image
@@ -49,4 +49,4 @@ def _glyphs(request: Request) -> LoadedModel:
     )
 
 
-ZOO: dict[str, Callable[[Request], LoadedModel]] = {"glyphs": _glyphs}
+ZOO: dict[str, Callable[[LoadRequest], LoadedModel]] = {"glyphs": _glyphs}

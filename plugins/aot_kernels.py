@@ -52,7 +52,7 @@ def aot_launch(
     types: Mapping[str, str],
     numbers: Mapping[str, int],
 ) -> AotLaunch:
-    """How a call is launched.
+    """Return how a call is launched.
 
     Args:
         shapes: of the inputs.

@@ -31,7 +31,7 @@ _HEADERS = (
 
 @dataclass(frozen=True)
 class Tools:
-    """What a build needs of this machine.
+    """The tools of this machine that a build needs.
 
     Attributes:
         cmake, nvcc: paths of the programs.
@@ -84,7 +84,7 @@ def find_tools(tensorrt_root: str | Path | None = None) -> Tools:
     if found is None or (int(found[1]), int(found[2])) < CMAKE:
         raise UsageError(
             f"building plugins needs CMake {CMAKE[0]}.{CMAKE[1]} or newer, {cmake} is "
-            f"{found[0] if found else 'of no known version'}",
+            f"{found[0] if found else 'of an unknown version'}",
             hint="pip install cmake",
         )
     nvcc = (
@@ -119,7 +119,7 @@ def architectures(text: str) -> str:
     names = [re.sub(r"^sm_?", "", name.strip()).replace(".", "") for name in text.split(",")]
     if not all(re.fullmatch(r"\d{2,3}a?", name) for name in names):
         raise UsageError(
-            f"'{text}' is no GPU architecture", where="--arch", hint="such as 87, 8.7, or 87,110"
+            f"'{text}' is not a GPU architecture", where="--arch", hint="such as 87, 8.7, or 87,110"
         )
     return ";".join(names)
 

@@ -55,12 +55,12 @@ class Case:
 
     @property
     def finite(self) -> bool:
-        """Whether all numbers are finite: an ONNX body promises nothing else (0 · Inf, TopK)."""
+        """Return whether all numbers are finite: bodies promise no more (0 · Inf, TopK)."""
         return all(np.isfinite(a).all() for a in self.inputs if a.dtype == np.float32)
 
     @property
     def exact(self) -> bool:
-        """Whether sums of products come out the same in any order, so that indices must agree."""
+        """Return whether sums of products are the same in any order, so that indices must agree."""
         return self.style in ("basis", "zero")
 
     def __str__(self) -> str:
@@ -110,7 +110,7 @@ def case(op: TokenOp, seed: tuple[int, int], data: str) -> Case:
 
 
 def _sizes(op: TokenOp, rng: np.random.Generator, number: int) -> dict[str, int]:
-    """What every name of a specification is; small mostly, now and then long or at an edge."""
+    """Draw a value for every name of a specification: mostly small, now and then at an edge."""
     pairs = any(word in op.name for word in ("Match", "Partner", "Nearest"))
     many = int(rng.choice([8, 40, 40, 40, 150, 200 if pairs else 300]))
     if number % 60 == 59:

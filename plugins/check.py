@@ -1,4 +1,6 @@
-"""Is a plugin library ours, for this machine, and of this specification? Read from the file.
+"""Checks of a plugin library: is it that of tcompile, for this machine, of this specification?
+
+They read the file.
 
 One that does not fit would be refused by TensorRT with a word about a creator that is missing, or
 worse, taken. So it is checked before anything loads it, and nothing in it is run.
@@ -35,13 +37,13 @@ SYMBOLS = (
 
 @dataclass(frozen=True)
 class LibraryReport:
-    """What a plugin library is.
+    """The facts of a plugin library.
 
     Attributes:
         path: the file.
         machine: what it runs on, such as `aarch64`.
         facts: what it says it was built from: package, plugin, api, tensorrt, cuda, architectures,
-            specification (SHA-256 of the generated header). Empty where it is not ours.
+            specification (SHA-256 of the generated header). Empty where it is not that of tcompile.
         ops: names of its plugins.
         needed: libraries that it loads.
         problems: why it must not be loaded; empty where it may. Each a sentence.
@@ -103,7 +105,7 @@ def check_library(
         architecture: of the GPU, such as 87, where that is known.
 
     Raises:
-        UsageError: there is no such file, or it is no shared library.
+        UsageError: there is no such file, or it is not a shared library.
     """
     path = Path(path)
     try:

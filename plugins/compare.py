@@ -1,4 +1,4 @@
-"""Whether what a body gave is what the specification says: exactly, or to its tolerance.
+"""Outputs of a body against the specification: exactly, or to its tolerance.
 
 Indices agree exactly. Where an index is that of a largest cosine and rounding could have chosen
 another, the cosine of the one chosen is compared instead, and only within `Tolerance.near`.
@@ -14,7 +14,7 @@ from tcompile.plugins.spec import TOLERANCES, Array
 
 
 def problems(case: Case, got: tuple[Array, ...]) -> list[str]:
-    """What is wrong with the outputs of a case, floats as float32; empty where nothing is."""
+    """Return what is wrong with the outputs of a case, floats as float32; empty: nothing."""
     want = case.op.reference(*case.inputs, **case.numbers)
     if len(got) != len(want):
         return [f"{len(got)} outputs, not {len(want)}"]
@@ -43,7 +43,7 @@ def _differ(got: Array, want: Array) -> int:
 
 
 def _apart(case: Case, to: str, got: Array, want: Array) -> int:
-    """How many floats are further off than the tolerance of their type."""
+    """Return how many floats are further off than the tolerance of their type."""
     tolerance = TOLERANCES[to]
     scale = _scale(case)
     want = rounded(want, to)
@@ -99,7 +99,7 @@ def _match(case: Case, got: tuple[Array, ...], want: tuple[Array, ...]) -> list[
 def _chosen(
     case: Case, name: str, found: Array, index: Array, but: Array | None = None
 ) -> list[str]:
-    """Whether index [B, M] points at the largest of found [B, M, N], or as good as it.
+    """Return whether index [B, M] points at the largest of found [B, M, N], or as good as it.
 
     Args:
         but: rows that are not looked at.

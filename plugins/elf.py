@@ -1,4 +1,4 @@
-"""What a shared library says of itself, read from the file: nothing in it is loaded or run.
+"""The facts that a shared library tells of itself, read from the file: nothing in it is run.
 
 ELF, 64 bits, little-endian, as all targets have it. Layout: System V ABI, chapters 4 and 5.
 """
@@ -19,7 +19,7 @@ _NEEDED = 1
 
 
 class ElfError(ValueError):
-    """The file is no shared library that we can read; says why."""
+    """The file is not a shared library that can be read; says why."""
 
 
 @dataclass(frozen=True)
@@ -55,17 +55,17 @@ def read_library(path: Path) -> SharedLibrary:
     """Read a shared library.
 
     Raises:
-        ElfError: it is none, or of another kind than ours, or cut off.
+        ElfError: it is none, or of another kind, or cut off.
         OSError: the file cannot be read.
     """
     found = path.stat()
     if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
-        raise ElfError("is no regular file")  # Reading a device or a pipe may never end.
+        raise ElfError("is not a regular file")  # Reading a device or a pipe may never end.
     if found.st_size > _LARGEST:
         raise ElfError("is larger than any plugin library")
     data = path.read_bytes()
     if data[:4] != b"\x7fELF":
-        raise ElfError("is no ELF file")
+        raise ElfError("is not an ELF file")
     if data[4:6] != b"\x02\x01":
         raise ElfError("is not a 64-bit little-endian library")
     try:
@@ -79,7 +79,7 @@ def read_library(path: Path) -> SharedLibrary:
 def _read(data: bytes) -> SharedLibrary:
     kind, machine = struct.unpack_from("<HH", data, 16)
     if kind != _SHARED:
-        raise ElfError("is no shared library")
+        raise ElfError("is not a shared library")
     programs, sections = struct.unpack_from("<QQ", data, 32)
     program_size, program_count, section_size, section_count = struct.unpack_from("<HHHH", data, 54)
     loads = []

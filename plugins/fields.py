@@ -23,7 +23,7 @@ def field_names(op: TokenOp) -> tuple[str, ...]:
 
 
 def node_attributes(op: TokenOp, numbers: Mapping[str, int]) -> dict[str, int]:
-    """What a node needs, beside namespace and version, to become the plugin.
+    """Return what a node needs, beside namespace and version, to become the plugin.
 
     Args:
         numbers: of each attribute of the op.

@@ -128,7 +128,7 @@ def preload() -> dict[str, str]:
 
 
 def _run(command: list[str]) -> str:
-    """What a command prints; raises like `build`."""
+    """Return what a command prints; raises like `build`."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")

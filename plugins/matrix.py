@@ -64,7 +64,7 @@ SHARED = 48 * 1024
 
 @dataclass(frozen=True)
 class Need:
-    """What ptxas says of one kernel on one architecture; memory in bytes.
+    """The figures of ptxas for one kernel on one architecture; memory in bytes.
 
     Attributes:
         spills: bytes that registers are spilled to memory, stores and loads.
@@ -130,7 +130,7 @@ def compile_source(source: str) -> list[Need]:
 
 
 def read_needs(text: str) -> Iterator[Need]:
-    """What `ptxas -v` printed, kernel by kernel."""
+    """Return what `ptxas -v` printed, kernel by kernel."""
     blocks = re.split(r"(?=ptxas info\s*: Compiling entry function)", text)
     for block in blocks:
         head = re.search(r"entry function '(\S+)' for 'sm_(\w+)'", block)
@@ -187,7 +187,7 @@ def readable(mangled: str) -> str:
 
 
 def beyond(needs: Iterable[Need]) -> list[str]:
-    """What is not within the bounds."""
+    """Return what is not within the bounds."""
     found = []
     for n in needs:
         for what, value, bound in (

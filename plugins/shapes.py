@@ -16,7 +16,7 @@ def terms(text: str) -> list[tuple[int, str, int]]:
     """(sign, name or number, divisor) of each term.
 
     Raises:
-        ValueError: it is no expression.
+        ValueError: it is not an expression.
     """
     found, end = [], 0
     for match in _TERM.finditer(text):
@@ -26,7 +26,7 @@ def terms(text: str) -> list[tuple[int, str, int]]:
         found.append((-1 if sign == "-" else 1, name, int(divisor or 1)))
         end = match.end()
     if not found or end != len(text):
-        raise ValueError(f"'{text}' is no sum of names and numbers")
+        raise ValueError(f"'{text}' is not a sum of names and numbers")
     return found
 
 
@@ -48,7 +48,7 @@ def evaluate(text: str, known: Mapping[str, int]) -> int:
 
 
 def holds(limit: str, known: Mapping[str, int]) -> bool:
-    """Whether `a<=b` or `a==b` is true."""
+    """Return whether `a<=b` or `a==b` is true."""
     left, sign, right = re.split("(<=|==)", limit)
     a, b = evaluate(left, known), evaluate(right, known)
     return a <= b if sign == "<=" else a == b

@@ -1,7 +1,7 @@
-"""What a token op is: an ONNX model-local function in the domain `tcompile`, its numpy meaning, and
-what its CUDA kernel and its TensorRT plugin take.
+"""The specification of a token op: an ONNX model-local function in the domain `tcompile`, its numpy
+meaning, and what its CUDA kernel and its TensorRT plugin take.
 
-A runtime without our plugin inlines the function body; one with the plugin dispatches on the name.
+A runtime without the plugin inlines the function body; one with the plugin dispatches on the name.
 Parsers match the bare op type and ignore the domain, so names start with `Tc`.
 
 One specification yields the function body, the fields and tensor types of the plugin
@@ -134,7 +134,7 @@ class TokenOp:
     def bind(
         self, shapes: tuple[tuple[int, ...], ...], numbers: Mapping[str, int]
     ) -> dict[str, int]:
-        """What each name of the specification is in a call.
+        """Return the value of each name of the specification in a call.
 
         Raises:
             ValueError: the shapes or the numbers are not those of a legal call; says what is wrong.
@@ -196,8 +196,8 @@ class TokenOp:
 
 
 @dataclass(frozen=True)
-class Tolerance:
-    """How far a float may be from the reference: |got − want| ≤ relative·|want| + absolute·scale.
+class KernelTolerance:
+    """The bound of a float: |got − want| ≤ relative·|want| + absolute·scale.
 
     `absolute` covers sums that cancel; the scale is that of the terms (`TokenOp.scale`). Indices
     have none: they are equal, but where two candidates are within `near` of each other by the
@@ -210,8 +210,8 @@ class Tolerance:
 
 
 #: By the type of the data; accumulation is in fp32 always.
-TOLERANCES: Mapping[str, Tolerance] = {
-    "f32": Tolerance(2e-5, 2e-6, 5e-6),
-    "f16": Tolerance(2e-3, 2e-3, 5e-6),
-    "bf16": Tolerance(1.6e-2, 1.6e-2, 5e-6),
+TOLERANCES: Mapping[str, KernelTolerance] = {
+    "f32": KernelTolerance(2e-5, 2e-6, 5e-6),
+    "f16": KernelTolerance(2e-3, 2e-3, 5e-6),
+    "bf16": KernelTolerance(1.6e-2, 1.6e-2, 5e-6),
 }

@@ -21,7 +21,7 @@ def parse_version(text: str) -> Version:
 
 @dataclass(frozen=True)
 class ParserRule:
-    """How the ONNX parser of some versions of TensorRT finds out what a node means.
+    """The way in which the ONNX parser of some versions of TensorRT looks up an operator.
 
     Attributes:
         since, before: the first version, and the first one that differs again; None: none yet.

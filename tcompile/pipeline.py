@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tcompile.analysis.model import analyse
 from tcompile.artifact.directory import Draft, new_artifact
 from tcompile.artifact.manifest import Manifest
-from tcompile.build.attempts import (
+from tcompile.builder.attempts import (
     ATTEMPTS,
     Attempt,
     attempt_of,
@@ -25,8 +25,8 @@ from tcompile.build.attempts import (
     next_request,
     on_target,
 )
-from tcompile.build.checks import measure
-from tcompile.build.emit import (
+from tcompile.builder.checks import measure
+from tcompile.builder.emit import (
     Models,
     emit_model,
     judge_models,
@@ -34,7 +34,7 @@ from tcompile.build.emit import (
     timed_against,
     write_models,
 )
-from tcompile.build.job import Job
+from tcompile.builder.job import Job
 from tcompile.core.errors import TcompileError, UsageError
 from tcompile.core.load import load, names_in
 from tcompile.core.progress import Progress, silent

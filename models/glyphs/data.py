@@ -95,7 +95,7 @@ class _Placed:
         return slice(self.top, self.top + height), slice(self.left, self.left + width)
 
     def touches(self, other: _Placed) -> bool:
-        """Whether the bounding boxes share a pixel."""
+        """Return whether the bounding boxes share a pixel."""
         (height, width), (other_height, other_width) = self.ink.shape, other.ink.shape
         return bool(
             self.top < other.top + other_height

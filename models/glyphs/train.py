@@ -59,7 +59,7 @@ _CHUNK = 500
 
 @dataclass(frozen=True)
 class Settings:
-    """What one training run depends on."""
+    """The settings of one training run."""
 
     out: Path
     cache: Path

@@ -11,10 +11,11 @@ from onnx_graphsurgeon.util.exception import OnnxGraphSurgeonException
 
 from tcompile.analysis import axes as ax
 from tcompile.analysis.count_state import Counts
-from tcompile.analysis.effects import Effects, Recount, ReductionPoint, Rescale, Run, locate
+from tcompile.analysis.effects import Effects, Recount, ReductionPoint, Rescale
 from tcompile.analysis.layout import Layout, stream_layout
 from tcompile.analysis.model import Analysis, tower_batch
 from tcompile.analysis.sites import Site
+from tcompile.analysis.token_dims import Run, locate
 from tcompile.core.errors import InternalError, ModelError, UsageError
 from tcompile.core.graph import int_to_dim, is_const, replace_uses, shape
 from tcompile.passes.lower.attention import decompose_attention

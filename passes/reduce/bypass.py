@@ -15,7 +15,7 @@ from tcompile.passes.reduce.token_state import TokenState
 
 @dataclass(frozen=True)
 class Bypass:
-    """What is needed where the tokens return.
+    """The tensors that are needed where the tokens return.
 
     Attributes:
         rows: [B, N, C], the stream as it entered the block.

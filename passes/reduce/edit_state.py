@@ -12,6 +12,7 @@ from tcompile.analysis.axes import Axes
 from tcompile.analysis.count_state import Counts
 from tcompile.analysis.facts import Facts
 from tcompile.analysis.space import Order, TokenSpace
+from tcompile.analysis.token_dims import Dim, is_rest, locate
 from tcompile.core.graph import BATCH, dim_to_int
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.gather_rows import Mover
@@ -64,8 +65,8 @@ class Editor:
         return self.moved(tensor, axes, places, indices, counts, literal_dims(tensor))
 
     def size_at(self, place: fx.SideAxis, count: int) -> int:
-        """How many rows an axis has when `count` patches are left."""
-        return fx.Dim(1, False, place.run, place.part).size(self.space, count, 1)
+        """The number of rows of an axis when `count` patches are left."""
+        return Dim(1, False, place.run, place.part).size(self.space, count, 1)
 
     def batch_axis(self, name: str) -> int | None:
         """The axis of a dense tensor that is exactly the batch of the tokens, or None."""
@@ -83,8 +84,8 @@ class Editor:
         """The axes of a dense tensor that hold patches, the first where a grid has several."""
         return [
             fx.SideAxis(i, d.run, d.part)
-            for i, d in enumerate(fx.locate(axes, self.space))
-            if d is not None and d.run is not None and not fx.is_rest(d)
+            for i, d in enumerate(locate(axes, self.space))
+            if d is not None and d.run is not None and not is_rest(d)
             if d.has_patches(self.space)
         ]
 

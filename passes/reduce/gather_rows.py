@@ -11,10 +11,11 @@ import onnx_graphsurgeon as gs
 
 from tcompile.analysis import axes as ax
 from tcompile.analysis.axes import Axes, Digit
-from tcompile.analysis.effects import Dim, SideAxis, locate
+from tcompile.analysis.effects import SideAxis
 from tcompile.analysis.groups import Grouping
 from tcompile.analysis.layout import Layout
 from tcompile.analysis.space import TokenSpace
+from tcompile.analysis.token_dims import Dim, locate
 from tcompile.core.errors import InternalError, ModelError
 from tcompile.passes.reduce.builder import Builder
 
@@ -113,7 +114,7 @@ class Mover:
         rank: int,
         merged: tuple[int, int],
     ) -> gs.Tensor:
-        """Where batch and heads are one axis: apart, gathered, and joined again."""
+        """Split an axis of batch and heads, gather, and join the two again."""
         b, (axis, heads) = self.b, merged
         own = axis - (rank - len(dims))
         split = list(dims)

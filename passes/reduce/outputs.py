@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
-from tcompile.analysis.effects import Dims, Part, Run, SideAxis, locate, span_of
+from tcompile.analysis.effects import SideAxis
 from tcompile.analysis.model import Analysis
 from tcompile.analysis.space import TokenSpace
+from tcompile.analysis.token_dims import Dims, Part, Run, locate, span_of
 from tcompile.core.errors import ModelError
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.edit_state import Editor, literal_dims
@@ -154,13 +155,13 @@ def _since(editor: Editor, stages: Sequence[TokenState], place: Carried, last: i
 
 
 def carries_patches(tensor: gs.Tensor, analysis: Analysis) -> bool:
-    """Whether a tensor of the dense graph holds patches of the analysis's tower."""
+    """Return whether a tensor of the dense graph holds patches of the analysis's tower."""
     dims = locate(analysis.facts.of(tensor), analysis.space)
     return carried(dims, analysis.space, 0) is not None
 
 
 def carried(dims: Dims, space: TokenSpace, stage: int) -> Carried | None:
-    """Where an output carries patches, if it does."""
+    """The place of the patches in an output; None where it carries none."""
     for axis, dim in enumerate(dims):
         if dim is not None and dim.run is not None and dim.has_patches(space):
             return Carried(axis, span_of(dims, axis), dim.run, dim.part, stage, dim.order)

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis.attention import Attention
-from tcompile.analysis.effects import locate
 from tcompile.analysis.model import Analysis
 from tcompile.analysis.sites import Site, between
 from tcompile.analysis.structure import ancestors
+from tcompile.analysis.token_dims import locate
 from tcompile.core.graph import is_const
 from tcompile.passes.reduce.attention_view import AttentionView
 from tcompile.passes.reduce.builder import Builder

@@ -9,6 +9,7 @@ import onnx_graphsurgeon as gs
 
 from tcompile.analysis import effects as fx
 from tcompile.analysis.counts import sums_over
+from tcompile.analysis.token_dims import Dim, locate
 from tcompile.core.errors import ModelError
 from tcompile.core.graph import int_to_dim, is_const, producer
 from tcompile.core.op_traits import BROADCASTS
@@ -171,7 +172,7 @@ def _copied(editor: Editor, name: str, stage: TokenState) -> gs.Tensor:
         if stage.size is not None:
             _weigh(editor, copy, editor.counts.summed[maker.name].dim, stage)
     elif copy.op in ("Reshape", "Expand"):
-        dims_of = fx.locate(editor.facts.axes[name], editor.space)
+        dims_of = locate(editor.facts.axes[name], editor.space)
         edit = fx.SetShape(tuple(d for d in dims_of if d is not None))
         editor.b.scope(copy.name.strip("/"))
         set_shape(editor, copy, edit, stage)
@@ -182,10 +183,10 @@ def _copied(editor: Editor, name: str, stage: TokenState) -> gs.Tensor:
     return out
 
 
-def _weigh(editor: Editor, node: gs.Node, dim: fx.Dim, stage: TokenState) -> None:
+def _weigh(editor: Editor, node: gs.Node, dim: Dim, stage: TokenState) -> None:
     """Let a sum of a mask count merged tokens by their sizes."""
     axes = editor.facts.axes[editor.dense_inputs[node.name][0]]
-    axis = fx.locate(axes, editor.space).index(dim)
+    axis = locate(axes, editor.space).index(dim)
     assert dim.run is not None
     editor.b.scope(node.name.strip("/"))
     pool(editor, node, fx.Pool(axis, dim.run), stage)
@@ -218,5 +219,5 @@ def _left(editor: Editor, name: str, tensor: gs.Tensor, stage: TokenState) -> gs
 
 def _shape_now(editor: Editor, name: str, stage: TokenState) -> list[int | str]:
     """Dims of a dense tensor once tokens have left."""
-    dims = fx.locate(editor.facts.axes[name], editor.space)
+    dims = locate(editor.facts.axes[name], editor.space)
     return [int_to_dim(d.size(editor.space, stage.count, d.extent) if d else 0) for d in dims]

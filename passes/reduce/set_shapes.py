@@ -6,6 +6,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis import effects as fx
+from tcompile.analysis.token_dims import Run
 from tcompile.core.errors import InternalError
 from tcompile.core.graph import ints, is_const, is_free
 from tcompile.passes.reduce.edit_state import Editor
@@ -43,8 +44,8 @@ def _at_run_time(editor: Editor, node: gs.Node, edit: fx.SetShape, stage: TokenS
     return b.op("Concat", *parts, dtype=np.int64, axis=0, fp32=False)
 
 
-def _offset(editor: Editor, whole: fx.Run, part: fx.Run, count: int) -> int:
-    return fx.Run(whole.first, part.first).size(editor.space, count)
+def _offset(editor: Editor, whole: Run, part: Run, count: int) -> int:
+    return Run(whole.first, part.first).size(editor.space, count)
 
 
 def set_slice(editor: Editor, node: gs.Node, edit: fx.SetSlice, stage: TokenState) -> None:
@@ -77,7 +78,7 @@ def set_gather(editor: Editor, node: gs.Node, edit: fx.SetGather, stage: TokenSt
         node.inputs[1] = editor.b.const(start + np.arange(edit.part.size(space, count)))
         return
     # Positions after the patches move up by what left.
-    low = fx.Run(edit.whole.first, space.patch).size(space, 0)
+    low = Run(edit.whole.first, space.patch).size(space, 0)
     moved = [p if p < low else p - space.patches + count for p in edit.positions]
     node.inputs[1] = editor.b.const(np.asarray(moved).reshape(list(node.inputs[1].shape)))
 

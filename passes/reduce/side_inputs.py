@@ -7,6 +7,7 @@ import onnx_graphsurgeon as gs
 
 from tcompile.analysis import axes as ax
 from tcompile.analysis import effects as fx
+from tcompile.analysis.token_dims import locate, span_of
 from tcompile.core.errors import ModelError, UsageError
 from tcompile.core.graph import int_to_dim
 from tcompile.passes.reduce.edit_state import Editor, literal_dims
@@ -116,7 +117,7 @@ def restored(editor: Editor, tensor: gs.Tensor, name: str, stage: TokenState) ->
         name: what the tensor is called in the dense graph.
     """
     b, space, axes = editor.b, editor.space, editor.facts.axes[name]
-    dims = fx.locate(axes, space)
+    dims = locate(axes, space)
     sizes = [int(ax.size(a)) for a in axes]
     free = [i for i, a in enumerate(axes) if ax.has_batch(a)]
     found = editor.token_axes(axes)
@@ -124,7 +125,7 @@ def restored(editor: Editor, tensor: gs.Tensor, name: str, stage: TokenState) ->
     if dim is None or dim.run is None or dim.batch or dim.factor != 1:
         raise ModelError(f"'{name}' cannot get every token back: its layout is not known")
     place = found[0]
-    span = fx.span_of(dims, place.axis)
+    span = span_of(dims, place.axis)
     if dim.order:
         owner = owner_in_order(b, space, stage, dim.run, editor.order(dim.order))
     else:
@@ -157,7 +158,7 @@ def regroup_views(editor: Editor, node: gs.Node, edit: fx.Regroup, stage: TokenS
     space, batch = editor.space, editor.batch or 1
     axes = (editor.facts.axes[edit.source], editor.facts.axes[node.outputs[0].name])
     dims = []
-    for dim, axis in zip(fx.locate(axes[1], space), axes[1], strict=True):
+    for dim, axis in zip(locate(axes[1], space), axes[1], strict=True):
         size = dim.size(space, stage.count, 1) if dim else 0
         batched = ax.has_batch(axis)
         dims.append(-1 if batched and editor.batch is None else size * (batch if batched else 1))

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from tcompile.analysis.effects import Effects, Run
+from tcompile.analysis.effects import Effects
 from tcompile.analysis.model import Analysis
 from tcompile.analysis.sites import Site
+from tcompile.analysis.token_dims import Run
 from tcompile.core.graph import is_const, value
 from tcompile.core.schedule import Reduction, Spec
 from tcompile.passes.reduce.attention_view import AttentionView

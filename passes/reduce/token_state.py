@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from tcompile.analysis.effects import Part, Run
 from tcompile.analysis.space import Order, TokenSpace
+from tcompile.analysis.token_dims import Part, Run
 from tcompile.passes.reduce.builder import Builder
 
 

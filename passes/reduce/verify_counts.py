@@ -6,9 +6,9 @@ import onnx_graphsurgeon as gs
 
 from tcompile.analysis import axes as ax
 from tcompile.analysis.attention import find_attention
-from tcompile.analysis.effects import Run
 from tcompile.analysis.model import Analysis
 from tcompile.analysis.propagate import propagate
+from tcompile.analysis.token_dims import Run
 from tcompile.core.errors import InternalError
 from tcompile.core.schedule import Schedule
 

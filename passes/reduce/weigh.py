@@ -9,6 +9,7 @@ import onnx_graphsurgeon as gs
 
 from tcompile.analysis import effects as fx
 from tcompile.analysis.counts import sums_over
+from tcompile.analysis.token_dims import locate
 from tcompile.core.errors import InternalError, ModelError
 from tcompile.core.graph import attr
 from tcompile.passes.reduce.builder import Builder
@@ -67,7 +68,7 @@ def bias(editor: Editor, node: gs.Node, edit: fx.Bias, stage: TokenState) -> Non
     if stage.size is None or not stage.prop_attn:
         return
     b = editor.b
-    (columns,) = fx.locate((edit.attention.columns,), editor.space)
+    (columns,) = locate((edit.attention.columns,), editor.space)
     if columns is None or columns.run is None:
         raise InternalError("an attention's keys are not tokens", where=node.name)
     count = columns.run.size(editor.space, stage.count)

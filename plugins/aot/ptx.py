@@ -61,7 +61,7 @@ def only(text: str, symbol: str) -> str:
 
 
 def this_architecture() -> int:
-    """Of this machine's first GPU; the oldest that we have code for where there is none."""
+    """Return that of this machine's first GPU; without one the oldest that the kernels know."""
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -79,7 +79,7 @@ def this_architecture() -> int:
 
 
 def _digest(nvcc: str) -> str:
-    """Of the compiler and of all of ours that it can read."""
+    """Return the digest of the compiler and of all sources that it can read."""
     digest = hashlib.sha256(f"{nvcc} {Path(nvcc).stat().st_mtime_ns}".encode())
     for path in sorted([*CUDA.glob("aot/*"), *CUDA.glob("*.*h"), *CUDA.glob("*.h")]):
         digest.update(path.name.encode())

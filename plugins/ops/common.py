@@ -1,4 +1,4 @@
-"""What several ops have in common: pieces of bodies, and of references."""
+"""Pieces that several ops share: parts of bodies, and of references."""
 
 from __future__ import annotations
 

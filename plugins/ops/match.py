@@ -1,4 +1,4 @@
-"""Which token is most like which: cosine, without a matrix of similarities in memory.
+"""The most similar token of each: cosine, without a matrix of similarities in memory.
 
 All of them: similarity = cos of two rows in fp32, a row's length no less than 1e-6; a row of zeros
 is like nothing (0), NaN counts as -Inf; of equal similarities the lower index wins. Where two

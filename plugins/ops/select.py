@@ -1,4 +1,4 @@
-"""Which tokens stay: the k best."""
+"""The tokens that stay: the k best."""
 
 from __future__ import annotations
 

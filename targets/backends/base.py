@@ -1,4 +1,4 @@
-"""What every backend gives back."""
+"""The results of a backend, its errors, and the batch sizes that it is asked for."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class RefusedError(TcompileError):
         super().__init__(self.sentence(named), where=where)
 
     def sentence(self, node: str) -> str:
-        """What is wrong, with a node's name put in."""
+        """Return what is wrong, with a node's name put in."""
         return f"{self.runtime} does not accept {node}: {self.reason}"
 
 
@@ -63,13 +63,13 @@ class EngineError(RefusedError):
     """The parser accepts the model, and no engine can be built."""
 
     def sentence(self, node: str) -> str:
-        """What is wrong; the reason names nodes itself."""
+        """Return what is wrong; the reason names nodes itself."""
         return f"{self.runtime} cannot build an engine: {self.reason}"
 
 
 @dataclass(frozen=True)
 class FusedAttention:
-    """How many attention layers a compiled engine runs as one fused kernel.
+    """The attention layers that a compiled engine runs as one fused kernel.
 
     Attributes:
         expected: attention layers in the model that ought to be fused.
@@ -83,13 +83,13 @@ class FusedAttention:
 
     @property
     def ok(self) -> bool:
-        """Whether every expected attention is fused."""
+        """Return whether every expected attention is fused."""
         return not self.missing and self.found >= self.expected
 
 
 @dataclass(frozen=True)
 class EmittedFiles:
-    """What a backend wrote for a target.
+    """The files that a backend wrote for a target.
 
     Attributes:
         files: paths relative to the artifact directory.
@@ -134,7 +134,7 @@ class Batch:
     def asked(
         smallest: int | None, typical: int | None, largest: int | None, batch: int = 1
     ) -> Batch:
-        """What was asked for, the rest filled in: 1, `batch`, and the larger of 8 and that.
+        """Return the sizes asked for, the others filled in: 1, `batch`, the larger of 8 and that.
 
         Args:
             batch: images in a run, which is planned with.

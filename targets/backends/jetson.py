@@ -51,7 +51,7 @@ class Line:
 
 
 def is_jetson() -> bool:
-    """Whether this machine is a Jetson."""
+    """Return whether this machine is a Jetson."""
     try:
         return "Jetson" in _BOARD.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -238,7 +238,7 @@ fi
 
 """
 _README_PLUGINS = f"""
-Its token ops are plugins of ours. The library that holds them, {PLUGINS}, has to be built once,
+Its token ops are plugins of tcompile. The library that holds them, {PLUGINS}, has to be built once,
 on the device or for it:
 
   tcompile plugins build -o plugins        or, without Python, with CMake and nvcc:

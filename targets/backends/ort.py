@@ -59,7 +59,7 @@ class OrtRunner:
     ) -> None:
         ort = require("onnxruntime", "cpu", "running a model")
         options = ort.SessionOptions()
-        options.log_severity_level = 3  # warnings about unused initialisers help nobody
+        options.log_severity_level = 3  # warnings about unused initialisers help no one
         if threads is not None:
             options.intra_op_num_threads = threads
         if in_turn:
@@ -101,7 +101,7 @@ class OrtRunner:
         return {info.name: np.asarray(v) for info, v in zip(self.outputs, values, strict=True)}
 
     def prepared(self, feed: Mapping[str, Array]) -> Callable[[], object]:
-        """What runs the model on these inputs and leaves its outputs where they are.
+        """Return what runs the model on these inputs and leaves its outputs where they are.
 
         Inputs are looked at once, not at every run: of a part that is run for its latency alone,
         Python would otherwise be a good share.
@@ -133,7 +133,7 @@ class OrtRunner:
 
 
 def _is_half(path: str | Path) -> bool:
-    """Whether a model file stores fp16 weights. A file that is none is left to ONNX Runtime."""
+    """Return whether a file stores fp16 weights; what is not a model is left to ONNX Runtime."""
     try:
         model = onnx.load_model(str(path), "protobuf", load_external_data=False)
     except (OSError, ValueError, DecodeError):

@@ -1,6 +1,6 @@
-"""What `tensorrt` and `tensorrt_rtx` share: an ONNX file in, a serialised engine out.
+"""The parts that `tensorrt` and `tensorrt_rtx` share: an ONNX file in, a serialised engine out.
 
-Both packages have the same API for this. Networks are strongly typed on both (DESIGN 5.7): every
+Both packages have the same API for this. Networks are strongly typed on both: every
 precision is in the graph.
 """
 
@@ -112,7 +112,7 @@ def _profile(builder: Any, network: Any, batch: Batch, model_path: Path) -> Any 
 
 
 def _first_names(model_path: Path) -> dict[str, str]:
-    """What the first dims of the inputs are called, where they are symbolic."""
+    """Return what the first dims of the inputs are called, where they are symbolic."""
     graph = onnx.load(str(model_path), load_external_data=False).graph
     dims = {v.name: v.type.tensor_type.shape.dim for v in graph.input}
     return {

@@ -58,7 +58,7 @@ class Attention:
 
     @property
     def query_rows(self) -> int:
-        """How many queries it has; one in an attention-pool head."""
+        """The number of queries; one in an attention-pool head."""
         return ax.size(self.rows)
 
 

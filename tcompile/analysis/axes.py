@@ -38,7 +38,7 @@ class Interval:
 
     @property
     def fixed(self) -> bool:
-        """Whether these positions hold prefix tokens."""
+        """Return whether these positions hold prefix tokens."""
         return any(d.root.kind == "fixed" for d in self.axis)
 
 
@@ -85,17 +85,17 @@ def new(name: str, length: int, kind: Kind, pieces: tuple[Interval, ...] = ()) -
 
 
 def size(axis: Axis) -> int:
-    """How many positions the axis has."""
+    """The number of positions of the axis."""
     return prod(d.size for d in axis)
 
 
 def tracked(axis: Axis) -> bool:
-    """Whether the axis runs over batch, image positions or tokens, not over features."""
+    """Return whether the axis runs over batch, image positions or tokens, not over features."""
     return any(d.root.kind != "untracked" for d in axis)
 
 
 def has_batch(axis: Axis) -> bool:
-    """Whether batch is a factor of the axis."""
+    """Return whether batch is a factor of the axis."""
     return any(d.root.kind == "batch" for d in axis)
 
 
@@ -158,7 +158,7 @@ def regroup(axes: Sequence[Axis], dims: Sequence[int]) -> Axes | None:
 
 
 def pieces(axis: Axis) -> tuple[Interval, ...]:
-    """What the axis was concatenated from; an axis that was not is one piece."""
+    """The parts that the axis was concatenated from; an axis that was not is one part."""
     if len(axis) == 1 and axis[0].whole and axis[0].root.pieces:
         return axis[0].root.pieces
     return (Interval(axis, 0, size(axis)),)

@@ -14,8 +14,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis.count_state import PLAIN, Counter, Value
-from tcompile.analysis.effects import Factor, Rescale, Summed, is_rest
+from tcompile.analysis.effects import Factor, Rescale, Summed
 from tcompile.analysis.literals import LARGEST, close, negligible, uniform
+from tcompile.analysis.token_dims import is_rest
 from tcompile.core.graph import attr, is_const, reduced_axes, shape, value
 
 CountRule: TypeAlias = Callable[[Counter, gs.Node, Sequence[Value]], Value]
@@ -23,7 +24,9 @@ CountRule: TypeAlias = Callable[[Counter, gs.Node, Sequence[Value]], Value]
 
 def opaque(counter: Counter, node: gs.Node, values: Sequence[Value]) -> Value:
     """An op that no sum may go through unscaled."""
-    return counter.opaque(node, values)
+    for one in values:
+        counter.grows(one, f"{node.op} '{node.name}' reads the sum")
+    return PLAIN
 
 
 def linear(counter: Counter, node: gs.Node, values: Sequence[Value]) -> Value:
@@ -171,7 +174,7 @@ def raised(counter: Counter, node: gs.Node, values: Sequence[Value]) -> Value:
         return PLAIN
     exponent = uniform(node.inputs[1])
     if exponent is None:
-        return counter.opaque(node, values)
+        return opaque(counter, node, values)
     return values[0].power(Fraction(exponent).limit_denominator(8))
 
 
@@ -183,7 +186,7 @@ def clipped(counter: Counter, node: gs.Node, values: Sequence[Value]) -> Value:
     low, high = ([*node.inputs[1:3], None, None])[:2]
     lowest = attr(node, "min", None) if low is None or low.is_empty() else uniform(low)
     open_end = (high is None or high.is_empty()) and attr(node, "max", None) is None
-    return one if open_end and (lowest is None or lowest <= 1) else counter.opaque(node, values)
+    return one if open_end and (lowest is None or lowest <= 1) else opaque(counter, node, values)
 
 
 def reduced(counter: Counter, node: gs.Node, values: Sequence[Value]) -> Value:
@@ -192,7 +195,7 @@ def reduced(counter: Counter, node: gs.Node, values: Sequence[Value]) -> Value:
     if node.op == "ReduceSumSquare":
         return one.power(Fraction(2))
     if node.op.startswith("ReduceLog") or node.op == "ReduceProd":
-        return counter.opaque(node, values)
+        return opaque(counter, node, values)
     if node.op == "ReduceSum" and one.pooled and one.degree > 0:
         dims = shape(node.inputs[0])
         more = int(np.prod([dims[a] for a in reduced_axes(node)]))
@@ -205,7 +208,7 @@ def reduced(counter: Counter, node: gs.Node, values: Sequence[Value]) -> Value:
 
 def chances(counter: Counter, node: gs.Node, values: Sequence[Value]) -> Value:
     """Softmax: over tokens its entries shrink as their number grows."""
-    counter.opaque(node, values)
+    opaque(counter, node, values)
     axis = int(attr(node, "axis", -1)) % len(node.inputs[0].shape)
     dim = counter.dim(node.inputs[0], axis)
     if node.op != "Softmax" or dim is None:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from tcompile.analysis.effects import Dim, Dims, Rescale, Summed, Vector, locate
+from tcompile.analysis.effects import Rescale, Summed, Vector
 from tcompile.analysis.facts import Facts
 from tcompile.analysis.literals import explain
 from tcompile.analysis.space import TokenSpace
+from tcompile.analysis.token_dims import Dim, Dims, locate
 
 
 @dataclass(frozen=True, eq=False)
 class Value:
-    """What is known of a tensor.
+    """The facts that are known of a tensor.
 
     Attributes:
         degree: how it grows with the number of tokens.
@@ -87,7 +87,7 @@ class Counts:
 
 @dataclass
 class Counter:
-    """What the rules look at, and the result that they write to."""
+    """The state that the rules look at, and the result that they write to."""
 
     facts: Facts
     space: TokenSpace
@@ -108,7 +108,7 @@ class Counter:
         return dim if dim is not None and dim.has_patches(self.space) else None
 
     def tokens_along(self, dim: Dim) -> int:
-        """How many positions a dim has in the dense model, for one image."""
+        """The number of positions of a dim in the dense model, for one image."""
         return dim.size(self.space, self.space.patches, 1)
 
     def grows(self, value: Value, where: str) -> None:
@@ -116,12 +116,6 @@ class Counter:
         if value.degree > 0:
             for node in value.sums:
                 self.found.unresolved.setdefault(node, where)
-
-    def opaque(self, node: gs.Node, values: Sequence[Value]) -> Value:
-        """An op that no sum may go through unscaled."""
-        for one in values:
-            self.grows(one, f"{node.op} '{node.name}' reads the sum")
-        return PLAIN
 
     def explained(
         self,

@@ -21,12 +21,14 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis import transfer as tf
+from tcompile.analysis.count_rules import opaque
 from tcompile.analysis.count_state import PLAIN, Counter, Counts, Value
-from tcompile.analysis.effects import Dim, Factor, Rescale, Summed, is_rest
+from tcompile.analysis.effects import Factor, Rescale, Summed
 from tcompile.analysis.facts import Facts
 from tcompile.analysis.literals import uniform
 from tcompile.analysis.ops import op_of
 from tcompile.analysis.space import TokenSpace
+from tcompile.analysis.token_dims import Dim, is_rest
 from tcompile.core.graph import attr, is_const, is_standard, reduced_axes, shape
 from tcompile.core.op_traits import CALCULATES, COMPARES, PRODUCTS, REDUCES
 
@@ -68,10 +70,8 @@ def _visit(counter: Counter, node: gs.Node) -> None:
     op = op_of(node)
     if over:
         result = _sum(counter, node, values, over)
-    elif op is not None:
-        result = op.counts(counter, node, values)
     else:
-        result = counter.opaque(node, values)
+        result = (opaque if op is None else op.counts)(counter, node, values)
     if is_standard(node):
         _beside(counter, node, bool(over))
     if result is not PLAIN:
@@ -94,7 +94,7 @@ def _beside(counter: Counter, node: gs.Node, summed: bool) -> None:
 
 
 def _takes_all(counter: Counter, node: gs.Node) -> bool:
-    """Whether it depends on all tokens at once, without being a sum of them."""
+    """Return whether it depends on all tokens at once, without being a sum of them."""
     if node.op in _NORMALISING:
         axes = [int(attr(node, "axis", -1))]
     elif node.op in REDUCES and not node.op.startswith("Arg"):
@@ -106,7 +106,7 @@ def _takes_all(counter: Counter, node: gs.Node) -> bool:
 
 
 def _sized(counter: Counter, tensor: gs.Tensor) -> bool:
-    """Whether a stored number was computed from how many tokens there are."""
+    """Return whether a stored number was computed from how many tokens there are."""
     origin = counter.facts.sized.get(tensor.name)
     if not origin or counter.facts.is_live(tensor):
         return False
@@ -155,7 +155,7 @@ def _sum(
                 continue
             literal = uniform(other)
             if literal is None:
-                return counter.opaque(node, values)  # the walk forbids it
+                return opaque(counter, node, values)  # the walk forbids it
             scales.append((node.name, literal))
     else:
         dims = shape(node.inputs[0])

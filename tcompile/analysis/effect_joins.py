@@ -6,8 +6,9 @@ import onnx_graphsurgeon as gs
 
 from tcompile.analysis import transfer as tf
 from tcompile.analysis.effect_state import BarrierError, Walk
-from tcompile.analysis.effects import Barrier, Dim, Dims, Edit, Side, SideAxis, is_rest, span_of
+from tcompile.analysis.effects import Barrier, Edit, Side, SideAxis
 from tcompile.analysis.literals import uniform
+from tcompile.analysis.token_dims import Dim, Dims, is_rest, span_of
 from tcompile.core.graph import attr, shape
 from tcompile.core.op_traits import BROADCASTS, PRODUCTS
 

@@ -17,15 +17,14 @@ from tcompile.analysis.effects import (
     Edit,
     Pool,
     Reorder,
-    Run,
     SetGather,
     SetShape,
     SetSlice,
     SetSplit,
     Trim,
-    is_rest,
 )
 from tcompile.analysis.literals import uniform
+from tcompile.analysis.token_dims import Run, is_rest
 from tcompile.core.graph import attr, is_const, reduced_axes, shape, value
 
 NOT_KNOWN = "is not an op that tcompile knows how to carry tokens through"

@@ -9,18 +9,10 @@ import onnx_graphsurgeon as gs
 
 from tcompile.analysis.attention import Attention
 from tcompile.analysis.count_state import Counts
-from tcompile.analysis.effects import (
-    Barrier,
-    Dim,
-    Dims,
-    Effects,
-    ReductionPoint,
-    Region,
-    Run,
-    locate,
-)
+from tcompile.analysis.effects import Barrier, Effects, ReductionPoint, Region
 from tcompile.analysis.facts import Facts
 from tcompile.analysis.space import TokenSpace
+from tcompile.analysis.token_dims import Dim, Dims, Run, locate
 from tcompile.core.graph import shape
 
 
@@ -89,7 +81,7 @@ class Walk:
         return dim.run if dim is not None and self.has_patches(dim) else None
 
     def beside(self, tensor: gs.Tensor) -> bool:
-        """Whether it is a mask or the like: computed from inputs that are not images."""
+        """Return whether it is a mask or the like: computed from inputs that are not images."""
         return self.facts.is_live(tensor) and tensor.name not in self.facts.imaged
 
     def no_merge(self, node: gs.Node, why: str) -> None:

@@ -19,7 +19,6 @@ from tcompile.analysis.effect_rules import NOT_KNOWN
 from tcompile.analysis.effect_state import BarrierError, Walk
 from tcompile.analysis.effects import (
     Barrier,
-    Dims,
     Edit,
     Effects,
     Pooling,
@@ -28,11 +27,11 @@ from tcompile.analysis.effects import (
     Region,
     Regroup,
     Restore,
-    is_rest,
 )
 from tcompile.analysis.facts import Facts
 from tcompile.analysis.ops import mixed_axes, op_of
 from tcompile.analysis.space import TokenSpace
+from tcompile.analysis.token_dims import Dims, is_rest
 from tcompile.analysis.transfer_grid import tiled_pool
 from tcompile.core.graph import is_const, producer
 from tcompile.core.op_traits import REARRANGES, Trait
@@ -184,7 +183,7 @@ def _visit(walk: Walk, node: gs.Node) -> int:
 
 
 def _counted(walk: Walk, node: gs.Node, stage: int) -> list[Edit]:
-    """What follows the number of tokens: literals, and masks that are counted."""
+    """Edits of what follows the number of tokens: literals, and masks that are counted."""
     counts = walk.counts
     of = [walk.measured.get(t.name, 0) for t in node.inputs]
     taken = max([stage, *of], default=0)

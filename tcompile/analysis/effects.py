@@ -1,4 +1,4 @@
-"""What removing tokens at given points does to every node downstream, and what forbids it.
+"""Effects of removing tokens at given points: edits of the nodes downstream, and barriers.
 
 One walk answers both questions: the reduce pass applies the edits, and a site is legal exactly when
 its walk meets no barrier. Tensors are followed by *stage*: 0 before any cut, k after the k-th.
@@ -13,157 +13,15 @@ from typing import Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from tcompile.analysis import axes as ax
 from tcompile.analysis.attention import Attention
-from tcompile.analysis.axes import Axes, Axis, Digit
 from tcompile.analysis.space import Order, TokenSpace
+from tcompile.analysis.token_dims import Dim, Part, Run
 
 Vector = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Run:
-    """Consecutive parts [first, last) of the token space."""
-
-    first: int
-    last: int
-
-    def has_patches(self, space: TokenSpace) -> bool:
-        """Whether the patches are among them."""
-        return self.first < space.end and space.patch < self.last
-
-    def size(self, space: TokenSpace, count: int) -> int:
-        """Tokens in the run when `count` patch tokens are left."""
-        sizes = (
-            count // space.segments if space.patch <= i < space.end else space.pieces[i].size
-            for i in range(self.first, self.last)
-        )
-        return sum(sizes)
-
-
-#: What a dim holds of its run: every token; one position for each group of patches; or nothing
-#: (size 1), because an earlier dim of the same grid holds the tokens.
-Part = Literal["tokens", "groups", "rest"]
 #: How the members of a group become one; empty where they do not.
 Pooling = Literal["", "mean", "max"]
-
-
-@dataclass(frozen=True)
-class Dim:
-    """A dim as factor × (batch) × (tokens of a run), in another order if `order` names one.
-
-    `extent` is the size of the batches in it: a free one's as `dim_to_int` gives it.
-    """
-
-    factor: int
-    batch: bool
-    run: Run | None
-    part: Part = "tokens"
-    order: str = ""
-    extent: int = 1
-
-    def has_patches(self, space: TokenSpace) -> bool:
-        """Whether the patches are in its run."""
-        return self.run is not None and self.run.has_patches(space)
-
-    def size(self, space: TokenSpace, count: int, batch: int) -> int:
-        tokens = self.run.size(space, count) if self.run and self.part != "rest" else 1
-        if self.part == "groups":
-            assert space.grouping is not None
-            tokens = count // space.grouping.members
-        return self.factor * tokens * (batch if self.batch else 1)
-
-
-Dims = tuple[Dim | None, ...]
-
-
-def is_rest(dim: Dim | None) -> bool:
-    """Whether an earlier dim of the same grid holds the tokens."""
-    return dim is not None and dim.part == "rest"
-
-
-def span_of(dims: Dims, axis: int) -> int:
-    """How many neighbouring dims, from `axis` on, the tokens that begin there are spread over."""
-    end = axis + 1
-    while end < len(dims) and is_rest(dims[end]):
-        end += 1
-    return end - axis
-
-
-def locate(axes: Axes, space: TokenSpace) -> Dims:
-    """Express the dims of a tensor in terms of the token space; None where one cuts through it.
-
-    Tokens spread over neighbouring dims, such as a grid (h, w), lie in the first of them: the
-    others have size 1 once tokens have left.
-    """
-    found: list[Dim | None] = []
-    while len(found) < len(axes):
-        rest = axes[len(found) :]
-        spread = _spread(rest, space)
-        found += spread or [_one(rest[0], space)]
-    return tuple(found)
-
-
-def _spread(axes: Axes, space: TokenSpace) -> list[Dim | None] | None:
-    """The dims at the head of `axes` if together they are just a run of tokens or groups."""
-    if not axes[0] or _one(axes[0], space) is not None:
-        return None
-    joined: tuple[Digit, ...] = axes[0]
-    for width, axis in enumerate(axes[1:], 2):
-        if not axis:
-            return None
-        joined += axis
-        whole = _match(ax.normal(joined), space)
-        if whole is not None and whole[2] == len(ax.normal(joined)):
-            run, part, _, order = whole
-            return [Dim(1, False, run, part, order), *[Dim(1, False, run, "rest")] * (width - 1)]
-    return None
-
-
-def _one(axis: Axis, space: TokenSpace) -> Dim | None:
-    """One dim by itself."""
-    factor, extent, run = 1, 1, None
-    part: Part = "tokens"
-    order = ""
-    inside = ax.roots(space.axis)
-    members = set(space.grouping.inner) if space.grouping else set()
-    i = 0
-    while i < len(axis):
-        digit = axis[i]
-        found = _match(axis[i:], space)
-        if found is not None:
-            if run is not None:
-                return None
-            run, part, width, order = found
-            i += width
-            continue
-        if digit in members:
-            factor *= digit.size
-        elif any(r in inside for r in ax.roots((digit,))):
-            return None
-        elif digit.root.kind == "batch":
-            extent *= digit.size
-        else:
-            factor *= digit.size
-        i += 1
-    return Dim(factor, extent > 1, run, part, order, extent)
-
-
-def _match(axis: Axis, space: TokenSpace) -> tuple[Run, Part, int, str] | None:
-    """The run that the head of the axis spells, how many digits it takes, and its order."""
-    for width in range(len(axis), 0, -1):
-        found = space.runs.get(axis[:width])
-        if found is not None:
-            return Run(*found), "tokens", width, ""
-    if space.grouping is not None:
-        width = len(space.grouping.outer)
-        if axis[:width] == space.grouping.outer:
-            return Run(space.patch, space.end), "groups", width, ""
-    order = space.orders.get(axis[:1])
-    if order is not None:
-        part: Part = "groups" if order.groups else "tokens"
-        return Run(space.patch, space.end), part, 1, order.name
-    return None
 
 
 @dataclass(frozen=True)
@@ -214,8 +72,8 @@ class Side:
 
     Attributes:
         live: it depends on the image, so it has all tokens rather than positions.
-        fill: what a token without a position reads: 1 of cosines and 0 of sines, which is no
-            rotation at all; None where such a token cannot be.
+        fill: what a token without a position reads: 1 of cosines and 0 of sines, which does
+            not rotate; None where such a token cannot be.
     """
 
     operand: int
@@ -298,7 +156,7 @@ class Factor:
 
 @dataclass(frozen=True, eq=False)
 class Summed:
-    """What a sum or a mean runs over.
+    """The tokens that a sum or a mean runs over.
 
     Attributes:
         dim: the axis, in terms of the token space.
@@ -311,7 +169,7 @@ class Summed:
     terms: int
 
     def count(self, base: str, space: TokenSpace) -> float:
-        """Of the dense model."""
+        """The sum of what is counted, in the dense model."""
         if base == "weights" and self.weights is not None:
             return float(self.weights.sum()) * self.terms
         return float(self.dim.size(space, space.patches, 1) * self.terms)
@@ -319,7 +177,7 @@ class Summed:
 
 @dataclass(frozen=True, eq=False)
 class Rescale:
-    """What a node gives is multiplied by the ratio of counts now and in the dense model.
+    """The result of a node is multiplied by the ratio of counts now and in the dense model.
 
     Attributes:
         summed: what is counted.
@@ -362,7 +220,7 @@ Edit: TypeAlias = (
 
 @dataclass(frozen=True)
 class ReductionPoint:
-    """Where tokens leave: at a tensor, for good or for the length of a block.
+    """A point where tokens leave: at a tensor, for good or for the length of a block.
 
     Attributes:
         tensor: the stream they leave.
@@ -390,7 +248,7 @@ class Region:
 
 @dataclass(frozen=True)
 class Barrier:
-    """Why tokens may not have left upstream of this node."""
+    """The reason why tokens may not have left upstream of a node."""
 
     node: str
     op: str
@@ -402,7 +260,7 @@ class Barrier:
 
 @dataclass
 class Effects:
-    """What a walk found.
+    """The result of a walk.
 
     Attributes:
         edits: by node name.

@@ -1,4 +1,4 @@
-"""What the analysis knows of every tensor."""
+"""Facts of every tensor: the axes that its dims run over, and what it depends on."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def free_axis(name: str, dim: int, kind: ax.Kind) -> ax.Axis:
 
 @dataclass
 class Facts:
-    """What is known of every tensor, by name.
+    """The facts that are known of every tensor, by name.
 
     Attributes:
         axes: the axis of each dim.
@@ -37,7 +37,7 @@ class Facts:
         preferred: index sets of the tokens. What is joined with them position by position but comes
             from elsewhere (a mask made from the image) takes their meaning.
         written: nodes that an earlier rewrite wrote for other tokens, where joining two of their
-            axes is no contradiction.
+            axes is not a contradiction.
         permuted: index set that a Gather made by putting an axis in another order → that axis, and
             which of its positions each new one is.
         unrotated: rotary table → what a token without a position reads of it.
@@ -113,7 +113,7 @@ class Facts:
         return own[-1] if own else axis
 
     def _of_tokens(self, roots: set[ax.Root]) -> bool:
-        """Whether some of the index sets are tokens, or positions taken from them."""
+        """Return whether some of the index sets are tokens, or positions taken from them."""
         return any(
             root in self.preferred or self._of_tokens(self.origin.get(root, set()))
             for root in roots

@@ -21,7 +21,7 @@ from tcompile.core.op_traits import REARRANGES
 
 @dataclass(frozen=True)
 class Grouping:
-    """How patches fall into groups.
+    """The groups that patches fall into.
 
     Attributes:
         outer: digits of the group's number, row-major.

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from tcompile.analysis import axes as ax
 from tcompile.analysis.axes import Axes
-from tcompile.analysis.effects import Dim, Run, locate
 from tcompile.analysis.space import TokenSpace
+from tcompile.analysis.token_dims import Dim, Run, locate
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a stream has its axes.
+    """The places of a stream's axes.
 
     Attributes:
         batch: the batch axis; None where there is none (packed tokens).

@@ -25,7 +25,7 @@ _EPSILON = 1e-3
 def explain(
     literal: float, summed: Summed, space: TokenSpace, degree: Fraction, pooled: bool
 ) -> tuple[tuple[Factor, ...], Fraction] | None:
-    """What a literal that multiplies a sum over tokens is made of; None where it is no count.
+    """The factors of a literal that multiplies a sum over tokens; None where it is not a count.
 
     Args:
         summed: what the sum runs over.
@@ -51,22 +51,16 @@ def explain(
 def _guesses(
     weighted: bool, degree: Fraction, pooled: bool
 ) -> Iterable[tuple[tuple[Factor, ...], Fraction]]:
-    """What a literal may be, and the degree after it."""
+    """The counts that a literal may be, each with the degree after it."""
     half, one = Fraction(1, 2), Fraction(1)
     bases: tuple[Literal["size", "weights"], ...] = ("weights", "size") if weighted else ("size",)
-    if degree > 0:
-        for power in dict.fromkeys((degree, one, half)):
+    if degree:
+        towards = -1 if degree > 0 else 1
+        for power in dict.fromkeys((abs(degree), one, half)):
             for base in bases:
                 for offset in (0, -1):
-                    yield (Factor(base, offset, -power),), degree - power
-        return
-    if degree < 0:
-        for power in dict.fromkeys((-degree, one, half)):
-            for base in bases:
-                for offset in (0, -1):
-                    yield (Factor(base, offset, power),), degree + power
-        return
-    if pooled:
+                    yield (Factor(base, offset, towards * power),), degree + towards * power
+    elif pooled:
         for power in (one, half):
             for sign in (1, -1):
                 up, down = Factor("size", 0, sign * power), Factor("size", -1, -sign * power)
@@ -103,7 +97,7 @@ def uniform(tensor: gs.Tensor) -> float | None:
 
 
 def negligible(node: gs.Node, tensor: gs.Tensor) -> bool:
-    """Whether a constant adds nothing that matters to a sum."""
+    """Return whether a constant adds nothing that matters to a sum."""
     number = uniform(tensor)
     if number is None:
         return False

@@ -60,7 +60,7 @@ class Analysis:
 
     @property
     def open(self) -> bool:
-        """Whether tokens may leave it for good somewhere."""
+        """Return whether tokens may leave it for good somewhere."""
         return any(s.legal for s in self.sites if not s.until)
 
     @property
@@ -82,7 +82,7 @@ def analyse(
     """Analyse a graph in normal form.
 
     Args:
-        prefix: tokens at the front that are no patches, where the person knows better.
+        prefix: tokens at the front that are not patches, where the person knows better.
         tower: which tower to look at; None: that of most blocks, the first of equals.
         sized: stored numbers → the (tensor, axis, size) that they were computed from.
 
@@ -295,8 +295,8 @@ def _find_cls(
     """The fixed token that is read after the last block: by itself or with others, else as part of
     an output, which the second value says. The first before the patches, else the first after them.
 
-    A model that only ever averages its patches (registers, or a CLS nobody reads) has no CLS whose
-    attention means anything.
+    A model that only ever averages its patches (registers, or a CLS that nothing reads) has no CLS
+    whose attention means anything.
     """
     for returned in (False, True):
         if space.prefix and _is_read(graph, facts, space, final, 0, returned):
@@ -330,7 +330,7 @@ def _readers(
 def _is_read(
     graph: gs.Graph, facts: Facts, space: TokenSpace, final: str, piece: int, returned: bool
 ) -> bool:
-    """Whether the first token of a piece is read after the last block.
+    """Return whether the first token of a piece is read after the last block.
 
     Args:
         returned: an output that holds all tokens counts as well.
@@ -359,7 +359,7 @@ def _is_read(
 
 
 def _starts(axis: Axis, space: TokenSpace, piece: int) -> bool:
-    """Whether the axis is the first tokens of a fixed piece, without any patch."""
+    """Return whether the axis is the first tokens of a fixed piece, without any patch."""
     first = ax.pieces(axis)[0]
     whole = space.pieces[piece]
     return first.fixed and first.axis == whole.axis and first.start == 0 and axis != space.axis

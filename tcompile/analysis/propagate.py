@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import prod
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis import axes as ax
@@ -14,7 +12,7 @@ from tcompile.analysis.facts import Facts, free_axis
 from tcompile.analysis.ops import op_of
 from tcompile.analysis.rotary import rotations
 from tcompile.core.errors import InternalError
-from tcompile.core.graph import is_free, settled, shape
+from tcompile.core.graph import image_inputs, is_free, shape
 from tcompile.core.op_traits import READS_SHAPE
 
 
@@ -36,7 +34,7 @@ def propagate(
         meant: index sets of masks and the like → the axes that they turned out to be.
     """
     facts = Facts(preferred=tokens, written=written, unrotated=rotations(graph))
-    images = _images(graph)
+    images = {t.name for t in image_inputs(graph)}
     for tensor in graph.inputs:
         dims = shape(tensor)
         kind: ax.Kind = "data" if tensor.name in images else "untracked"
@@ -86,16 +84,6 @@ def _as_meant(meant: Mapping[ax.Root, ax.Axis] | None, axes: Axes) -> Axes:
     if not meant:
         return axes
     return tuple(meant.get(a[0].root, a) if len(a) == 1 and a[0].whole else a for a in axes)
-
-
-def _images(graph: gs.Graph) -> set[str]:
-    """The inputs that hold images: the largest of floats, or the largest of all, free batches left
-    out."""
-    sizes = {t.name: prod(settled(d, 1) for d in t.shape) for t in graph.inputs}
-    floats = [t.name for t in graph.inputs if np.issubdtype(np.dtype(t.dtype), np.floating)]
-    names = floats or list(sizes)
-    largest = max((sizes[n] for n in names), default=0)
-    return {n for n in names if sizes[n] == largest}
 
 
 def _fresh(tensor: gs.Tensor, live: bool) -> Axes:

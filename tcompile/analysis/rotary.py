@@ -66,7 +66,7 @@ def _other(product: gs.Node) -> gs.Tensor:
 
 
 def _unit(a: gs.Tensor, b: gs.Tensor) -> bool:
-    """Whether a² + b² = 1 everywhere, and both are tables of many values."""
+    """Return whether a² + b² = 1 everywhere, and both are tables of many values."""
     if tuple(a.shape) != tuple(b.shape) or np.prod(a.shape) < 2:
         return False
     one, two = (value(t).astype(np.float64) for t in (a, b))
@@ -74,7 +74,7 @@ def _unit(a: gs.Tensor, b: gs.Tensor) -> bool:
 
 
 def _negated(tensor: gs.Tensor, depth: int = 8) -> bool:
-    """Whether some part of the tensor was negated on the way, within a few views."""
+    """Return whether some part of the tensor was negated on the way, within a few views."""
     node = producer(tensor)
     if node is None or depth == 0 or node.op not in _WALKED:
         return False

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis import axes as ax
 from tcompile.analysis.attention import Attention
+from tcompile.analysis.count_state import Counts
 from tcompile.analysis.counts import find_counts
 from tcompile.analysis.effect_walk import effects
-from tcompile.analysis.effects import Barrier, Dims, Effects, ReductionPoint
+from tcompile.analysis.effects import Barrier, Effects, ReductionPoint
 from tcompile.analysis.facts import Facts
 from tcompile.analysis.layout import stream_layout
 from tcompile.analysis.space import TokenSpace
 from tcompile.analysis.structure import Block, carries
+from tcompile.analysis.token_dims import Dims
 from tcompile.core.graph import attr, consumers, producer
 from tcompile.core.site import SiteName
 
@@ -25,7 +27,7 @@ NORMS = ("LayerNormalization", "RMSNormalization", "Identity")
 
 @dataclass(frozen=True)
 class Verdict:
-    """Why tokens may not leave somewhere; empty where they may.
+    """The reasons why tokens may not leave somewhere; empty where they may.
 
     Attributes:
         reason: by any reducer.
@@ -54,11 +56,6 @@ class Verdict:
             self.fuse if "fuse" in named else "",
         ]
         return next(filter(None, against), "")
-
-
-def never(why: str) -> Verdict:
-    """Illegal for every reducer."""
-    return Verdict(why, why, why, why)
 
 
 @dataclass(frozen=True)
@@ -109,7 +106,7 @@ class Site:
         return self.restored if outputs == "restored" else self.reduced
 
     def cut(self, graph: gs.Graph, *, back: bool = False) -> ReductionPoint:
-        """What the walk is told of it.
+        """The point that the walk begins at.
 
         Args:
             back: every token returns there.
@@ -135,6 +132,27 @@ def between(graph: gs.Graph, start: str, end: str) -> frozenset[str]:
     return frozenset(down & up)
 
 
+def _refused(name: SiteName, tensor: str, block: Block, why: str, until: str = "") -> Site:
+    """A site that no reducer may use."""
+    verdict = Verdict(why, why, why, why)
+    return Site(name, tensor, block.index, verdict, verdict, until=until)
+
+
+def _windows(block: Block) -> str:
+    sides = " × ".join(map(str, block.window))
+    return f"block {block.index} attends within windows of {sides} tokens"
+
+
+@dataclass(frozen=True)
+class _Walks:
+    """The state that walks over one token space share."""
+
+    space: TokenSpace
+    restorable: frozenset[str]
+    counts: Counts
+    known: dict[str, Dims] = field(default_factory=dict)
+
+
 class _Judge:
     """Decides of each site whether it is legal, by walking."""
 
@@ -146,87 +164,75 @@ class _Judge:
         attentions: Sequence[Attention],
         blocks: Sequence[Block],
         restorable: frozenset[str],
-        only: Container[str] | None = None,
+        only: Container[str] | None,
     ) -> None:
-        self.only = only
-        self.graph, self.facts, self.space = graph, facts, space
-        self.attentions, self.blocks, self.restorable = attentions, blocks, restorable
+        self.graph, self.facts, self.space, self.only = graph, facts, space, only
+        self.attentions, self.blocks = attentions, blocks
         self.tensors = graph.tensors()
-        self.free = replace(space, grouping=None) if space.grouping else space
-        self.known: dict[str, Dims] = {}
-        self.known_free: dict[str, Dims] = {}
-        self.counts = find_counts(graph, facts, space)
-        self.counts_free = self.counts
-        if self.free is not space:
-            self.counts_free = find_counts(graph, facts, self.free)
         self.order = {n.name: i for i, n in enumerate(graph.nodes)}
+        self.reduced = _Walks(space, frozenset(), find_counts(graph, facts, space))
+        # Where every token comes back, groups need not stay whole.
+        self.restored = replace(self.reduced, restorable=restorable)
+        if space.grouping:
+            free = replace(space, grouping=None)
+            self.restored = _Walks(free, restorable, find_counts(graph, facts, free))
 
-    def walk(self, cut: ReductionPoint, *, restored: bool = False) -> Effects:
-        space = self.free if restored else self.space
-        mine = space is self.space
-        known = self.known if mine else self.known_free
+    def walk(self, cut: ReductionPoint, walks: _Walks) -> Effects:
         return effects(
             self.graph,
             self.facts,
-            space,
+            walks.space,
             self.attentions,
             [cut],
-            restorable=self.restorable if restored else frozenset(),
-            known=known,
-            counts=self.counts if mine else self.counts_free,
+            restorable=walks.restorable,
+            known=walks.known,
+            counts=walks.counts,
         )
 
     def site(self, name: SiteName, tensor: str, block: Block, until: str = "") -> Site:
         """Judge one point."""
-        if self.only is not None and name not in self.only:
-            unasked = never("it was not asked for")
-            return Site(name, tensor, block.index, unasked, unasked, until=until)
-        if self.space.tiles:
-            verdict = never(self.space.tiles)
-            return Site(name, tensor, block.index, verdict, verdict, until=until)
-        streams = [self.facts.of(self.tensors[t]) for t in (tensor, until) if t]
-        if any(stream_layout(axes, self.space) is None for axes in streams):
-            verdict = never("the stream has no [batch, tokens, features] layout there")
-            return Site(name, tensor, block.index, verdict, verdict, until=until)
-        cut = Site(name, tensor, block.index, Verdict(), Verdict(), until=until).cut(self.graph)
-        segments = self.space.segments
-        found = self.walk(cut)
-        reduced = self.verdict(found, block)
-        if until:
-            if reduced.reason == "" and name.kind != "inside":
-                why = "around a block tokens can only be bypassed"
-                reduced = Verdict("", why, why, reduced.drop)
-            return Site(
-                name,
-                tensor,
-                block.index,
-                reduced,
-                reduced,
-                segments,
-                segments,
-                block.over_tokens,
-                until,
-            )
-        restored = reduced
-        if reduced.reason or found.grouped:
-            restored = self.verdict(self.walk(cut, restored=True), block)
+        point = _refused(name, tensor, block, self.unfit(name, tensor, until), until)
+        if point.reason:
+            return point
+        cut = point.cut(self.graph)
+        found = self.walk(cut, self.reduced)
+        reduced = restored = self.verdict(found, block)
         size = 1
-        if found.grouped and self.space.grouping is not None:
-            size = self.space.grouping.members
-        if size > 1 and not reduced.reason:
-            why = f"tokens leave in whole groups of {size}, which '{found.grouped}' joins; "
-            reduced = Verdict(
-                "",
-                f"{why}merging would break them",
-                f"{why}a fused token belongs to none",
-                reduced.drop,
-            )
-        reduced, restored = (self.without_sums(v, block) for v in (reduced, restored))
-        scored = block.over_tokens
-        return Site(name, tensor, block.index, reduced, restored, size * segments, segments, scored)
+        if until:
+            if not reduced.reason and name.kind != "inside":
+                why = "around a block tokens can only be bypassed"
+                reduced = restored = Verdict("", why, why, reduced.drop)
+        else:
+            if reduced.reason or found.grouped:
+                restored = self.verdict(self.walk(cut, self.restored), block)
+            if found.grouped and self.space.grouping is not None:
+                size = self.space.grouping.members
+            if size > 1 and not reduced.reason:
+                why = f"tokens leave in whole groups of {size}, which '{found.grouped}' joins; "
+                merge, fuse = "merging would break them", "a fused token belongs to none"
+                reduced = Verdict("", why + merge, why + fuse, reduced.drop)
+            reduced, restored = (self.without_sums(v, block) for v in (reduced, restored))
+        segments = self.space.segments
+        return replace(
+            point,
+            reduced=reduced,
+            restored=restored,
+            granularity=size * segments,
+            restored_granularity=segments,
+            scored=block.over_tokens,
+        )
+
+    def unfit(self, name: SiteName, tensor: str, until: str) -> str:
+        """The reason to refuse a point without a walk; empty where there is none."""
+        if self.only is not None and name not in self.only:
+            return "it was not asked for"
+        streams = [self.facts.of(self.tensors[t]) for t in (tensor, until) if t]
+        if not self.space.tiles and any(stream_layout(a, self.space) is None for a in streams):
+            return "the stream has no [batch, tokens, features] layout there"
+        return self.space.tiles
 
     def without_sums(self, verdict: Verdict, block: Block) -> Verdict:
-        """What windows and segments speak against besides."""
+        """The verdict with what windows and segments forbid besides."""
         if verdict.reason:
             return verdict
         merge, fuse = verdict.merge, verdict.fuse
@@ -237,39 +243,28 @@ class _Judge:
         return Verdict("", merge, fuse, verdict.drop)
 
     def verdict(self, found: Effects, block: Block) -> Verdict:
-        """What a walk's barriers come to."""
+        """The verdict that a walk's barriers come to."""
         reason = self.text(found.barriers)
         if reason and block.window and "within windows" not in reason:
-            sides = " × ".join(map(str, block.window))
-            reason = f"block {block.index} attends within windows of {sides} tokens, and {reason}"
-        return Verdict(
-            reason,
-            reason or self.text(found.merge_barriers),
-            reason or self.text(found.fuse_barriers),
-            reason or self.text(found.drop_barriers),
-        )
+            reason = f"{_windows(block)}, and {reason}"
+        others = (found.merge_barriers, found.fuse_barriers, found.drop_barriers)
+        return Verdict(reason, *(reason or self.text(b) for b in others))
 
     def text(self, barriers: Sequence[Barrier]) -> str:
-        """The reason, in terms of the model where the barrier lies in a windowed block."""
+        """The reason, in terms of the model where the barrier lies in a block's attention."""
         if not barriers:
             return ""
         first = barriers[0]
-        at = self.order.get(first.node)
-        for block in self.blocks:
-            if at is None:
-                break
-            begin = min(
-                (self.order[n.name] for n, _ in consumers(self.tensors[block.stream_in])), default=0
-            )
+        for block in self.blocks if first.node in self.order else ():
+            readers = consumers(self.tensors[block.stream_in])
+            begin = min((self.order[n.name] for n, _ in readers), default=0)
             end = self.order[self.tensors[block.after_attention].inputs[0].name]
-            if begin <= at <= end and not block.window:
+            if not begin <= self.order[first.node] <= end:
+                continue
+            if not block.window:
                 return f"in block {block.index}, {first}"
-            if begin <= at <= end:
-                sides = " × ".join(map(str, block.window))
-                return (
-                    f"block {block.index} attends within windows of {sides} tokens, which needs "
-                    f"every token in its place ({first.op} '{first.node}')"
-                )
+            place = f"{first.op} '{first.node}'"
+            return f"{_windows(block)}, which needs every token in its place ({place})"
         return self.joined(first) or str(first)
 
     def joined(self, barrier: Barrier) -> str:
@@ -279,12 +274,11 @@ class _Judge:
         node = self.graph.nodes[self.order[barrier.node]]
         along = int(attr(node, "axis", 0)) % len(node.outputs[0].shape)
         whole = self.facts.of(node.outputs[0])[along]
-        if len(whole) != 1 or not any(
-            p.axis == self.space.axis or p in self.space.pieces for p in whole[0].root.pieces
-        ):
-            return ""
         mine = set(self.space.pieces)
-        others = sum(p.size for p in whole[0].root.pieces if p not in mine)
+        parts = whole[0].root.pieces if len(whole) == 1 else ()
+        if not any(p.axis == self.space.axis or p in mine for p in parts):
+            return ""
+        others = sum(p.size for p in parts if p not in mine)
         more = f"{others} more token{'s' if others > 1 else ''}"
         return (
             f"Concat '{node.name}' puts {more} among them, and what runs over all "
@@ -309,34 +303,24 @@ def find_sites(
     judge = _Judge(graph, facts, space, attentions, blocks, restorable, only)
     found: list[Site] = []
     for block in blocks:
-        attn = judge.site(SiteName.of("attn", block.index), block.after_attention, block)
-        if block.parallel:
-            why = "attention and MLP run in parallel, so nothing lies between them"
-            attn = Site(attn.name, attn.tensor, attn.block, never(why), never(why))
-        found += [attn, judge.site(SiteName.of("block", block.index), block.stream_out, block)]
-    last = blocks[-1]
-    found.append(
-        judge.site(
-            SiteName.of("output"), _output_tensor(graph, facts, space, last.stream_out), last
+        name = SiteName.of("attn", block.index)
+        why = "attention and MLP run in parallel, so nothing lies between them"
+        found.append(
+            _refused(name, block.after_attention, block, why)
+            if block.parallel
+            else judge.site(name, block.after_attention, block)
         )
-    )
+        found.append(judge.site(SiteName.of("block", block.index), block.stream_out, block))
+    last = _output_tensor(graph, facts, space, blocks[-1].stream_out)
+    found.append(judge.site(SiteName.of("output"), last, blocks[-1]))
     for block in blocks:
         name = SiteName.of("around", block.index)
-        if block.window:
-            sides = " × ".join(map(str, block.window))
-            why = f"block {block.index} attends within windows of {sides} tokens"
-            found.append(
-                Site(
-                    name,
-                    block.stream_in,
-                    block.index,
-                    never(why),
-                    never(why),
-                    until=block.stream_out,
-                )
-            )
-        else:
-            found.append(judge.site(name, block.stream_in, block, block.stream_out))
+        start, end = block.stream_in, block.stream_out
+        found.append(
+            _refused(name, start, block, _windows(block), end)
+            if block.window
+            else judge.site(name, start, block, end)
+        )
         found.append(_inside(judge, graph, block))
     return found
 
@@ -358,19 +342,11 @@ def _inside(judge: _Judge, graph: gs.Graph, block: Block) -> Site:
         tensor = nexts[0].outputs[0]
     why = ""
     if block.window:
-        sides = " × ".join(map(str, block.window))
-        why = f"block {block.index} attends within windows of {sides} tokens"
+        why = _windows(block)
     elif not region or tensor.name == end:
         why = f"the attention of block {block.index} has no branch of its own"
     if why:
-        return Site(
-            name,
-            str(tensor.name),
-            block.index,
-            never(why),
-            never(why),
-            until=end or block.after_attention,
-        )
+        return _refused(name, str(tensor.name), block, why, end or block.after_attention)
     return judge.site(name, str(tensor.name), block, end)
 
 

@@ -68,7 +68,7 @@ class TokenSpace:
 
     @property
     def tiles(self) -> str:
-        """What tokens of tiles with special tokens of their own are; empty where there are none."""
+        """Words for tokens of tiles with special tokens of their own; empty where it has none."""
         inner = [d for d in self.axis if any(p.fixed for p in d.root.pieces)]
         if len(self.axis) < 2 or not inner:
             return ""
@@ -136,7 +136,7 @@ def token_space(
     """A token axis and its parts; None where it is not made of patches and fixed tokens.
 
     Args:
-        prefix: how many tokens at its beginning are no patches, where the person says so.
+        prefix: how many tokens at its beginning are not patches, where the person says so.
         axis: which one; None: the first whose parts are patches and fixed tokens.
     """
     if axis is None:

@@ -13,7 +13,7 @@ from tcompile.analysis.axes import Axis
 from tcompile.analysis.facts import Facts
 from tcompile.analysis.space import Residual, TokenSpace
 from tcompile.core.graph import consumers, is_const, producer
-from tcompile.core.op_traits import PASSES
+from tcompile.core.op_traits import PASSES, READS_SHAPE
 
 
 @dataclass(frozen=True)
@@ -47,17 +47,17 @@ class Block:
 
     @property
     def several(self) -> bool:
-        """Whether more than one attention sees the same tokens."""
+        """Return whether more than one attention sees the same tokens."""
         return len({a.columns for a in self.attentions}) < len(self.attentions)
 
     @property
     def parallel(self) -> bool:
-        """Whether attention and MLP are added at once, so that nothing lies between them."""
+        """Return whether attention and MLP are added at once, so that nothing lies between them."""
         return self.joined and self.after_attention == self.stream_out
 
 
 def token_axis(facts: Facts, tensor: gs.Tensor) -> Axis:
-    """What a tensor's dims, batch and features left out, run over together: its tokens."""
+    """The tokens of a tensor: what its dims but batch and features run over together."""
     digits = [
         d for axis in facts.of(tensor) for d in axis if d.root.kind not in ("batch", "untracked")
     ]
@@ -137,7 +137,7 @@ def _window(attentions: tuple[Attention, ...], space: TokenSpace) -> tuple[int, 
 
 
 def carries(facts: Facts, tensor: gs.Tensor, space: TokenSpace) -> bool:
-    """Whether the dims of the tensor run over all tokens, possibly merged with the batch."""
+    """Return whether the dims of the tensor run over all tokens, possibly merged with the batch."""
     axis, width = token_axis(facts, tensor), len(space.axis)
     return any(axis[i : i + width] == space.axis for i in range(len(axis) - width + 1))
 
@@ -172,8 +172,8 @@ def _residual_add(
 
 
 def _beside(facts: Facts, total: gs.Tensor, stream: gs.Tensor) -> tuple[gs.Tensor, bool]:
-    """Where the sum of stream and attention at once gets something else made of the same stream
-    (an MLP in parallel): the sum with it, and True."""
+    """The sum with something else made of the same stream (an MLP in parallel), and True, where
+    the sum of stream and attention gets that at once; else the sum itself, and False."""
     readers = list(total.outputs)
     if len(readers) != 1 or readers[0].op != "Add" or len(readers[0].inputs) != 2:
         return total, False
@@ -195,7 +195,7 @@ def _stream(tensor: gs.Tensor, above: set[str]) -> gs.Tensor | None:
 
 
 def _unscaled(node: gs.Node | None) -> gs.Tensor | None:
-    """What a node passes on, at most scaled by a constant."""
+    """The tensor that a node passes on, at most scaled by a constant."""
     if node is None:
         return None
     if node.op in PASSES or (node.op == "Div" and is_const(node.inputs[1])):
@@ -205,13 +205,19 @@ def _unscaled(node: gs.Node | None) -> gs.Tensor | None:
     return None
 
 
-def ancestors(tensor: gs.Tensor) -> set[str]:
-    """Names of everything the tensor was computed from."""
+def ancestors(tensor: gs.Tensor, *, shapes: bool = True) -> set[str]:
+    """Names of everything the tensor was computed from.
+
+    Args:
+        shapes: also of what only its shape was taken from, such as how many images there are.
+    """
     found: set[str] = set()
     pending = [tensor]
     while pending:
         maker = producer(pending.pop())
-        for source in maker.inputs if maker is not None else []:
+        if maker is None or (maker.op in READS_SHAPE and not shapes):
+            continue
+        for source in maker.inputs:
             if source.name not in found and not is_const(source):
                 found.add(source.name)
                 pending.append(source)
@@ -233,7 +239,7 @@ def _last_add(facts: Facts, stream: gs.Tensor, space: TokenSpace) -> str:
 
 
 def _readers(facts: Facts, tensor: gs.Tensor, space: TokenSpace) -> list[tuple[gs.Node, int]]:
-    """What reads the tensor and as which operand, also through views that keep every token."""
+    """The readers of a tensor and as which operand, also through views that keep every token."""
     found: list[tuple[gs.Node, int]] = []
     for node, operand in consumers(tensor):
         view = operand == 0 and node.op in ("Reshape", "Transpose")

@@ -17,8 +17,7 @@ from tcompile.analysis.attention import Attention
 from tcompile.analysis.axes import Axis
 from tcompile.analysis.space import Residual, TokenSpace, token_axes, token_space
 from tcompile.analysis.structure import Block, ancestors
-from tcompile.core.graph import is_const, producer, shape
-from tcompile.core.op_traits import READS_SHAPE
+from tcompile.core.graph import shape
 
 
 @dataclass(frozen=True)
@@ -93,15 +92,8 @@ def names_of(graph: gs.Graph, found: Sequence[Residual], towers: Sequence[Axis])
 
 def _image(graph: gs.Graph, stream: str) -> str:
     """The largest input that a stream depends on; empty where several are as large."""
-    above: set[str] = set()
-    pending = [graph.tensors()[stream]]
-    while pending:
-        tensor = pending.pop()
-        maker = producer(tensor)
-        above.add(str(tensor.name))
-        # How many images there are may be taken from any of the inputs.
-        if maker is not None and maker.op not in READS_SHAPE:
-            pending += [t for t in maker.inputs if t.name not in above and not is_const(t)]
+    # How many images there are may be taken from any of the inputs.
+    above = ancestors(graph.tensors()[stream], shapes=False) | {stream}
     sizes = {str(t.name): prod(shape(t)) for t in graph.inputs if t.name in above}
     largest = [n for n, size in sizes.items() if size == max(sizes.values())]
     return largest[0] if len(largest) == 1 else ""

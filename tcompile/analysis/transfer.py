@@ -284,7 +284,7 @@ def einsum(node: gs.Node, facts: Facts) -> Result:
 
 
 def spelled_out(node: gs.Node) -> bool:
-    """Whether an Einsum has a letter for every axis and says which its result has."""
+    """Return whether an Einsum has a letter for every axis and says which its result has."""
     equation = str(attr(node, "equation"))
     return "." not in equation and "->" in equation
 

@@ -64,7 +64,7 @@ class Draft:
 
     @property
     def begun(self) -> bool:
-        """Whether anything was written, or tried to be."""
+        """Return whether anything was written, or tried to be."""
         return self._folder is not None
 
     def empty(self) -> Path:
@@ -127,7 +127,7 @@ def check_destination(directory: str | Path, force: bool = False) -> Path:
     """The resolved directory, if an artifact may be written there; call it before long work.
 
     Raises `UsageError` otherwise. A directory that is not an artifact is never replaced, not even
-    with `force`: nobody should lose a home directory to a slip of the keyboard.
+    with `force`: a typing error should not cost a home directory.
     """
     final = Path(directory).resolve()
     where = str(directory)
@@ -179,7 +179,7 @@ def load_artifact(directory: str | Path) -> Artifact:
 
 
 def is_artifact(path: str | Path) -> bool:
-    """Whether a path is a directory with a manifest in it."""
+    """Return whether a path is a directory with a manifest in it."""
     return (Path(path) / MANIFEST).is_file()
 
 

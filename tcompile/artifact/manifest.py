@@ -1,4 +1,4 @@
-"""What a build knows about its result: the contents of an artifact's manifest.json.
+"""The facts that a build records of its result: the contents of an artifact's manifest.json.
 
 `manifest.schema.json`, on which people may rely, is made from these classes by
 `python -m tools.manifest_schema`. `Manifest.from_json(m.to_json()) == m`.
@@ -17,7 +17,7 @@ from msgspec import Meta
 
 from tcompile._version import __version__
 from tcompile.core.decode import Count, NonNegative, Positive, UnitInterval, decode, encode
-from tcompile.core.model_files import Dims, FileEntry, Source, TensorInfo
+from tcompile.core.model_files import Dims, FileEntry, SourceFile, TensorInfo
 from tcompile.core.schedule import BlockTokens
 from tcompile.passes.lower.token_ops import TokenOpsChoice
 from tcompile.planning.solve.outcome import Emitted, Outcome, Reason, Share
@@ -125,7 +125,7 @@ class Latency:
 
 @dataclass(frozen=True)
 class OutputFidelity:
-    """How far one output moved from the dense model's.
+    """The distance of one output from the dense model's.
 
     Attributes:
         compared: `all` (same shape), `kept tokens` (rows that are tokens of the dense model) or
@@ -170,7 +170,7 @@ class BatchEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an artifact directory written by `tcompile build` contains and how it came about.
+    """The contents of an artifact directory written by `tcompile build`, and how it came about.
 
     Attributes:
         source: the model that was compiled.
@@ -215,7 +215,7 @@ class Manifest:
         tool: name and version of the compiler.
     """
 
-    source: Source
+    source: SourceFile
     target: TargetEntry
     precision: Literal["fp32", "fp16"]
     outputs_mode: Literal["reduced", "restored"]

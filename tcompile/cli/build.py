@@ -152,7 +152,7 @@ def build(
 
 
 def print_summary(directory: Path) -> None:
-    """What was asked, what is given and why; then what was built, in a few rows."""
+    """Print what was asked, what is given and why; then what was built, in a few rows."""
     from tcompile.artifact.directory import load_artifact
     from tcompile.artifact.page import giga, milliseconds
 

@@ -1,4 +1,4 @@
-"""What the commands share: options, output, progress."""
+"""Things that the commands share: options, output, progress."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ AGAINST = click.option(
 
 @dataclass
 class State:
-    """What -v and --debug ask for; one a process."""
+    """The choice of -v and --debug; one for a process."""
 
     verbose: bool = False
     debug: bool = False
@@ -74,7 +74,7 @@ else:
     _KeepBase = _ShapeBase = click.ParamType
 
 
-class Shape(_ShapeBase):
+class ShapeParam(_ShapeBase):
     """The dims of one input, `image=batch,3,224,224`: numbers, or a name for what stays free."""
 
     name = "NAME=DIMS"
@@ -90,7 +90,7 @@ class Shape(_ShapeBase):
         return name, tuple(int(d) if d.lstrip("-").isdigit() else d for d in dims)
 
 
-class Keep(_KeepBase):
+class KeepParam(_KeepBase):
     """The share of patch tokens to keep, exact: `0.6` is 3/5 and not a float near it."""
 
     name = "R"
@@ -109,7 +109,7 @@ def shape_option(command: F) -> F:
     return click.option(
         "--shape",
         "shapes",
-        type=Shape(),
+        type=ShapeParam(),
         multiple=True,
         help="Settle the size of an input that is free in MODEL: image=batch,3,224,224. Only the "
         "batch may stay free. May be given for several inputs.",
@@ -174,7 +174,7 @@ def progress() -> Iterator[Progress]:
 
 
 def _between_steps(show: Progress) -> Progress:
-    """Stop there if Ctrl-C was pressed while nobody could hear it."""
+    """Stop there if Ctrl-C was pressed while no one listened."""
 
     def step(text: str) -> None:
         checkpoint()

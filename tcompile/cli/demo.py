@@ -7,13 +7,13 @@ from pathlib import Path
 
 import click
 
-from tcompile.cli.common import JSON, Keep, common_options, print_json, print_table, progress
+from tcompile.cli.common import JSON, KeepParam, common_options, print_json, print_table, progress
 
 
 @click.command(short_help="The whole job on a small model that comes along.")
 @click.option(
     "--keep",
-    type=Keep(),
+    type=KeepParam(),
     default="0.6",
     show_default=True,
     help="Share of the patch tokens to keep.",

@@ -1,4 +1,4 @@
-"""What a person reads when something goes wrong: one line on stderr, and an exit code."""
+"""The message when something goes wrong: one line on stderr, and an exit code."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def build(arch: str, tensorrt: Path | None, output: Path | None) -> None:
 @JSON
 @common_options
 def check(library: Path, as_json: bool) -> None:
-    """Check that LIBRARY is ours, for this machine, and holds every op of this version.
+    """Check that LIBRARY is that of tcompile, for this machine, and holds every op of this version.
 
     Nothing in it is run. Exit code 1 where something is wrong.
     """

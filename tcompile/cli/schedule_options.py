@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tcompile.cli.common import F, Keep, outputs_option, prefix_option, shape_option, tower_option
+from tcompile.cli.common import (
+    F,
+    KeepParam,
+    outputs_option,
+    prefix_option,
+    shape_option,
+    tower_option,
+)
 
 if TYPE_CHECKING:
     from tcompile.planning.request import Asked
@@ -18,7 +25,7 @@ _OPTIONS = (
     ),
     click.option(
         "--keep",
-        type=Keep(),
+        type=KeepParam(),
         help="Share of the patch tokens kept to the end, in (0, 1]: at least ceil(R x patch "
         "tokens), exact on the decimal you typed; more, by a tenth at most, only where they are "
         "free on a plateau of the target. Prefix tokens (CLS, registers) always stay. 1 gives back "

@@ -1,1 +1,1 @@
-"""What all parts share: errors, graph helpers, files, schedules, parameters, the cache."""
+"""The shared parts: errors, graph helpers, files, schedules, parameters, the cache."""

@@ -1,4 +1,4 @@
-"""What took long to make, kept by content in a folder of the person's cache.
+"""Results that took long to make, kept by content in the cache of the person.
 
 An entry's name is a digest of all that it depends on, so nothing is ever out of date: what depends
 on something else has another name. Entries are JSON, read as data.
@@ -46,7 +46,7 @@ def cached(
     make: Callable[[], dict[str, Any]],
     check: Callable[[dict[str, Any]], object] = lambda _: None,
 ) -> dict[str, Any]:
-    """What `make` gives, from the cache if it was made before.
+    """Return the result of `make`, from the cache if it was made before.
 
     An entry that is corrupt, of another version or of other things is made again and rewritten. A
     cache that cannot be read or written is done without.
@@ -72,7 +72,7 @@ def cached(
 
 
 def _write(path: Path, document: dict[str, Any]) -> None:
-    """Under another name first, so that nobody ever sees half of it."""
+    """Under another name first, so that half of it is never seen."""
     text = json.dumps(document, allow_nan=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")

@@ -31,9 +31,12 @@ def encode(value: Any) -> Any:
     return msgspec.to_builtins(value, enc_hook=_plain)
 
 
-def _plain(value: Any) -> str | float:
-    """Return the value of a subclass, such as NumPy's float64, which msgspec does not take."""
-    return str(value) if isinstance(value, str) else float(value)
+def _plain(value: Any) -> Any:
+    """Return a value of a subclass, such as NumPy's float64, as one of its JSON type."""
+    for kind in (str, int, float):
+        if isinstance(value, kind):
+            return kind(value)
+    raise TypeError(f"{type(value).__name__} is not a JSON type")
 
 
 def decode(kind: type[T], value: Any) -> T:

@@ -38,7 +38,7 @@ class UsageError(TcompileError):
 
 
 class ModelError(TcompileError):
-    """A model file that cannot be read, or that holds nothing we can reduce."""
+    """A model file that cannot be read, or that holds nothing that can be reduced."""
 
     exit_code = 2
 
@@ -60,7 +60,7 @@ class VerificationError(TcompileError):
 
 
 class FailedBuildError(VerificationError):
-    """What was built does not compute what the reduced graph does."""
+    """A model that was built and does not compute what the reduced graph does."""
 
 
 class InternalError(TcompileError):

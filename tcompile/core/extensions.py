@@ -1,7 +1,7 @@
 """Scores, reducers and presets of other packages, found by entry points (docs/extending.md).
 
-A name of ours always means ours, so that a schedule says the same wherever it is read. Nothing of
-another package is imported before its name is asked for, or all are listed.
+A name of tcompile always means its own, so that a schedule says the same wherever it is read.
+Nothing of another package is imported before its name is asked for, or all are listed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Kind = TypeVar("Kind", bound=Named)
 
 
 def extensions(group: str, kind: type[Kind], own: Iterable[Named] = ()) -> list[Kind]:
-    """What other packages offer in a group, loaded, by name; without what has a name of `own`.
+    """Load what other packages offer in a group, by name; without what has a name of `own`.
 
     Raises:
         UsageError: one that cannot be loaded or is something else, two of one name; names the
@@ -38,7 +38,7 @@ def extensions(group: str, kind: type[Kind], own: Iterable[Named] = ()) -> list[
 
 
 def find(what: str, name: str, own: Iterable[Kind], group: str, kind: type[Kind]) -> Kind:
-    """The one of that name, ours before others'.
+    """Return the one of that name, those of tcompile before others.
 
     Raises:
         UsageError: there is none (names the nearest), or it cannot be loaded.
@@ -96,7 +96,7 @@ def _load(points: Sequence[EntryPoint], kind: type[Kind]) -> Kind:
 
 
 def _guarded(run: Callable[[Any], Any], what: str) -> Callable[[Any], Any]:
-    """The same function; what goes wrong in it is told as its author's to mend, not ours."""
+    """Return the same function; an error in it is reported as its author's to fix."""
 
     def guarded(given: Any) -> Any:
         try:

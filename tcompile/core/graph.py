@@ -20,12 +20,14 @@ from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 BATCH_SENTINEL = 7919
 BATCH = "batch"
 #: The prime that stands for each free dim, by name. Only models whose inputs have batches of their
-#: own have others than `batch`; a name keeps its prime, so that dims mean the same everywhere.
+#: own have others than `batch`. This is state of the process: many places tell from an int
+#: alone if it is free, without a graph at hand. A name keeps its prime, so that dims of one graph
+#: mean the same in another, whatever was read in between.
 _FREE: dict[str, int] = {BATCH: BATCH_SENTINEL}
 
 
 def is_const(tensor: gs.Tensor) -> bool:
-    """Whether the tensor's value is stored in the graph."""
+    """Return whether the tensor's value is stored in the graph."""
     return isinstance(tensor, gs.Constant)
 
 
@@ -40,7 +42,7 @@ def ints(tensor: gs.Tensor) -> list[int]:
 
 
 def is_standard(node: gs.Node) -> bool:
-    """Whether the node's op is one of ONNX itself, not of another domain."""
+    """Return whether the node's op is one of ONNX itself, not of another domain."""
     return node.domain in (None, "", "ai.onnx")
 
 
@@ -71,7 +73,7 @@ def free_factors(dim: int | str) -> tuple[tuple[str, ...], int]:
 
 
 def is_free(dim: int | str) -> bool:
-    """Whether a free dim is a factor of it."""
+    """Return whether a free dim is a factor of it."""
     size = dim_to_int(dim)
     return size != 0 and any(size % prime == 0 for prime in _FREE.values())
 
@@ -113,18 +115,27 @@ def free_names(graph: gs.Graph) -> list[str]:
     return list(dict.fromkeys(n for d in firsts for n in free_factors(d)[0]))
 
 
+def image_inputs(graph: gs.Graph) -> list[gs.Tensor]:
+    """The inputs that hold images: the largest of floats, or of all where none is one.
+
+    Several where they are equally large. Free batches are left out of the sizes.
+    """
+    floats = [t for t in graph.inputs if np.dtype(t.dtype).kind == "f"]
+    inputs = floats or list(graph.inputs)
+    sizes = [math.prod(settled(d, 1) for d in t.shape) for t in inputs]
+    return [t for t, size in zip(inputs, sizes, strict=True) if size == max(sizes)]
+
+
 def batch_dim(graph: gs.Graph) -> int | str:
     """The first dim of the images; 1 where no input has a batch.
 
-    Images are the largest floating-point input, if it has three axes or more. Without any, a first
-    dim that is free is the batch. Inputs of rank 0 to 2 with literal dims (a temperature, a list of
-    flags) say nothing of it.
+    Images of floats have three axes or more. Without any, a first dim that is free is the batch.
+    Inputs of rank 0 to 2 with literal dims (a temperature, a list of flags) say nothing of it.
     """
     free = [t.shape[0] for t in graph.inputs if t.shape and is_free(t.shape[0])]
-    floats = [t for t in graph.inputs if np.dtype(t.dtype).kind == "f"]
-    largest = max(floats, key=lambda t: math.prod(settled(d, 1) for d in t.shape), default=None)
-    if largest is not None and len(largest.shape) >= 3:
-        return largest.shape[0]  # type: ignore[no-any-return]
+    for image in image_inputs(graph)[:1]:
+        if np.dtype(image.dtype).kind == "f" and len(image.shape) >= 3:
+            return image.shape[0]  # type: ignore[no-any-return]
     return next(iter(free + [t.shape[0] for t in graph.inputs if len(t.shape) >= 3]), 1)
 
 
@@ -201,7 +212,7 @@ def nbytes(constant: gs.Constant) -> int:
 
 
 def large(constant: gs.Constant, limit: int = 4096) -> bool:
-    """Whether a constant is too large to take part in shape inference."""
+    """Return whether a constant is too large to take part in shape inference."""
     return nbytes(constant) > limit
 
 

@@ -1,6 +1,6 @@
 """Reading a model file as data: nothing in it is executed, and nothing outside its folder is read.
 
-A bad file is one `ModelError` that names the file and the fault (DESIGN 5.12).
+A bad file is one `ModelError` that names the file and the fault.
 """
 
 from __future__ import annotations

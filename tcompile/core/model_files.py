@@ -1,4 +1,4 @@
-"""What a model file holds, told without loading its weights: size, digest, inputs and outputs."""
+"""The contents of a model file without its weights: size, digest, inputs and outputs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class FileEntry:
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceFile:
     """The model that was compiled.
 
     Attributes:
@@ -75,13 +75,13 @@ def file_entry(path: Path, folder: Path) -> FileEntry:
     return FileEntry(path=name, bytes=path.stat().st_size, sha256=digest.hexdigest())
 
 
-def describe_source(path: str | Path) -> Source:
+def describe_source(path: str | Path) -> SourceFile:
     """Digests of a model file and of the external-data files it names inside its own folder."""
     path = Path(path)
     own = file_entry(path, path.parent)
     external = [path.parent / name for name in sorted(_external_locations(path))]
     entries = tuple(file_entry(p, path.parent) for p in external if p.is_file())
-    return Source(file=str(path), bytes=own.bytes, sha256=own.sha256, external_data=entries)
+    return SourceFile(file=str(path), bytes=own.bytes, sha256=own.sha256, external_data=entries)
 
 
 def _external_locations(path: Path) -> set[str]:

@@ -42,15 +42,15 @@ class Parameter:
     most: float | None = None
 
     def problem(self, value: Any) -> str:
-        """Why it cannot have this value; empty if it can."""
+        """Return why it cannot have this value; empty if it can."""
         if value is None:
             return "" if self.default is None else "is not set"
         number = isinstance(value, (int, float, Fraction)) and not isinstance(value, bool)
         fits = isinstance(value, self.type) and (self.type is bool or not isinstance(value, bool))
         if not (fits or (self.type in (float, Fraction) and number)):
-            return f"is no {called(self.type)}"
+            return f"is not a {called(self.type)}"
         if self.type is float and not abs(value) <= LARGEST:
-            return "is no finite number of single precision"
+            return "is not a finite number of single precision"
         if self.choices and value not in self.choices:
             return f"is not {', '.join(map(str, self.choices[:-1]))} or {self.choices[-1]}"
         exact = isinstance(value, Fraction)  # 0.001 is less than the nearest float to it
@@ -101,7 +101,7 @@ def parse(parameter: Parameter, key: str, raw: str) -> Any:
     """A value as typed on the command line.
 
     Raises:
-        UsageError: it is no such value.
+        UsageError: it is not such a value.
     """
     kind = parameter.type
     value: Any
@@ -116,7 +116,7 @@ def parse(parameter: Parameter, key: str, raw: str) -> Any:
         else:
             value = kind(raw)
     except (ValueError, KeyError, ZeroDivisionError, OverflowError) as error:
-        raise UsageError(f"{key}={raw} is no {called(kind)}", where="--method") from error
+        raise UsageError(f"{key}={raw} is not a {called(kind)}", where="--method") from error
     problem = parameter.problem(value)
     if problem:
         raise UsageError(f"{key}={raw} {problem}", where="--method")

@@ -88,7 +88,7 @@ def save(graph: gs.Graph, path: str | Path, metadata: dict[str, str] | None = No
 
 
 def without_bodies(path: str | Path) -> int:
-    """How many bytes of a file that `save` wrote are the model without bodies of token ops.
+    """Return how many bytes of a file that `save` wrote are the model without bodies of token ops.
 
     Raises:
         ModelError: it is not such a file.

@@ -57,7 +57,7 @@ class Reduction:
 
 @dataclass(frozen=True)
 class Shape:
-    """What a schedule is for: token counts and number of blocks."""
+    """The model that a schedule is for: token counts and number of blocks."""
 
     tokens: int
     prefix: int
@@ -81,7 +81,7 @@ class BlockTokens:
 
 @dataclass(frozen=True)
 class TowerSchedule:
-    """What leaves another tower of the model; see `tcompile.analysis.towers`.
+    """The tokens that leave another tower of the model; see `tcompile.analysis.towers`.
 
     Attributes:
         tower: its name.
@@ -220,7 +220,7 @@ def _tower(document: Mapping[str, Any]) -> TowerSchedule:
 def whole_number(number: Any) -> int:
     """A whole number, which `true`, 8.5 and infinity are not."""
     if isinstance(number, bool) or not isinstance(number, (int, float)) or number % 1 != 0:
-        raise ValueError(f"{number!r} is no whole number")
+        raise ValueError(f"{number!r} is not a whole number")
     return int(number)
 
 

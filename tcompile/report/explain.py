@@ -1,4 +1,4 @@
-"""What the analysis knows of one node: `tcompile inspect --why NODE`."""
+"""Explaining one node by what the analysis knows of it: `tcompile inspect --why NODE`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis.effect_walk import effects
-from tcompile.analysis.effects import Effects, locate
+from tcompile.analysis.effects import Effects
 from tcompile.analysis.model import Analysis
 from tcompile.analysis.sites import Site, between
+from tcompile.analysis.token_dims import locate
 from tcompile.core.errors import UsageError
 from tcompile.core.graph import consumers, is_const, producer
 from tcompile.core.site import SiteName
@@ -34,7 +35,7 @@ class TensorFacts:
 
 @dataclass(frozen=True)
 class WalkFacts:
-    """What happens at the node when tokens leave at a site: edits in words, or what forbids it."""
+    """The effect on a node when tokens leave at a site: edits in words, or what forbids it."""
 
     site: SiteName
     outputs: str
@@ -103,7 +104,7 @@ def _tensor_lines(what: str, tensor: TensorFacts) -> list[str]:
 def explain(
     graph: gs.Graph, analysis: Analysis, name: str, folded: Iterable[str] = ()
 ) -> NodeFacts:
-    """What is known of the node of that name, or of the one that gives the tensor of that name.
+    """Collect what is known of the node of that name, or of the one that gives that tensor.
 
     Args:
         folded: names of the source file, to tell what went when it was brought into normal form.

@@ -11,12 +11,12 @@ import onnx_graphsurgeon as gs
 
 from tcompile.analysis import axes as ax
 from tcompile.analysis.attention import Attention
-from tcompile.analysis.effects import locate
 from tcompile.analysis.flops import block_flops, graph_flops
 from tcompile.analysis.model import Analysis, meeting
 from tcompile.analysis.sites import Site
 from tcompile.analysis.space import TokenSpace
 from tcompile.analysis.structure import Block, ancestors
+from tcompile.analysis.token_dims import locate
 from tcompile.core.graph import attr, batch_dim
 from tcompile.report.inspection_info import (
     BesideInfo,
@@ -161,7 +161,7 @@ def _heads(block: Block, graph: gs.Graph, analysis: Analysis) -> int:
 
 
 def _segment(block: Block, space: TokenSpace) -> tuple[int, ...]:
-    """What a query sees of its own segment; empty where it sees every token."""
+    """The tokens of its own segment that a query sees; empty where it sees every token."""
     seen = ax.size(block.attention.columns)
     return (seen,) if block.over_tokens and seen < space.total else ()
 
@@ -201,7 +201,7 @@ def _after(tensor: gs.Tensor, analysis: Analysis) -> int | None:
 
 
 def _holds(tensor: gs.Tensor, analysis: Analysis) -> str:
-    """What a tensor has along its token axes, in words."""
+    """The tokens that a tensor holds, in words."""
     space, facts = analysis.space, analysis.facts
     if tensor.name in facts.opaque:
         return f"unknown: {facts.opaque[tensor.name]}"
@@ -212,7 +212,7 @@ def _holds(tensor: gs.Tensor, analysis: Analysis) -> str:
     runs = [d for d in dims if d is not None and d.run is not None]
     if not runs:
         strange = any(d.root.kind == "data" for axis in axes for d in axis)
-        return "positions that are no tokens" if strange else "no token axis"
+        return "positions that are not tokens" if strange else "no token axis"
     run, size = runs[0].run, len(space.pieces)
     assert run is not None
     patches = (space.patch, space.end)

@@ -1,4 +1,4 @@
-"""What `tcompile inspect` tells of each part of a model: blocks, sites, outputs, towers."""
+"""Descriptions of the parts of a model for `tcompile inspect`: blocks, sites, outputs, towers."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class BlockInfo:
 
 @dataclass(frozen=True)
 class OutputInfo:
-    """What an output holds, in words: all tokens, patches, groups, a grid, or no tokens.
+    """An output, and what it holds, in words: all tokens, patches, groups, a grid, or no tokens.
 
     `after` is the last block that it depends on; None: on none.
     """

@@ -186,7 +186,7 @@ def _towers(found: Inspection) -> list[str]:
 
 
 def _fate(tower: TowerInfo, found: Inspection) -> str:
-    """What a schedule does with a tower."""
+    """The effect of a schedule on a tower, in words."""
     if tower.tower == found.tower:
         return "the schedule is for it" if tower.legal else f"no site: {tower.reason}"
     if not tower.legal:
@@ -217,7 +217,7 @@ def _blocks(found: Inspection) -> list[str]:
 
 
 def _looks(block: BlockInfo) -> tuple[object, ...]:
-    """What blocks that share a row have in common."""
+    """The facts that blocks which share a row have in common."""
     b = block
     return b.heads, b.attention, b.attentions, b.window, b.parallel, giga(b.flops)
 
@@ -311,7 +311,7 @@ def _sites(found: Inspection) -> list[str]:
 def _together(
     sites: Sequence[SiteInfo], step: Callable[[SiteInfo], int], found: Inspection
 ) -> list[str]:
-    """Where tokens cannot leave one by one."""
+    """The sites where tokens cannot leave one by one."""
     lines = []
     for size, group in groupby((s for s in sites if step(s) > 1), key=step):
         members = size // found.segments

@@ -92,7 +92,7 @@ def _kind(node: gs.Node, edit: Side, tensor: gs.Tensor, logits: set[str]) -> str
 
 
 def _masks(tensor: gs.Tensor) -> bool:
-    """Whether a stored tensor of logits forbids some pairs."""
+    """Return whether a stored tensor of logits forbids some pairs."""
     if not is_const(tensor) or nbytes(tensor) > _LARGEST:
         return False
     return bool(np.min(value(tensor), initial=0) <= _MASKED)

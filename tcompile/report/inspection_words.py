@@ -7,13 +7,13 @@ import onnx_graphsurgeon as gs
 from tcompile.analysis import axes as ax
 from tcompile.analysis import effects as fx
 from tcompile.analysis.axes import Axis
-from tcompile.analysis.effects import Dim, Run
 from tcompile.analysis.space import TokenSpace
+from tcompile.analysis.token_dims import Dim, Run
 from tcompile.core.errors import assert_never
 
 
 def axis_words(dim: Dim | None, axis: Axis, space: TokenSpace) -> str:
-    """What a dim runs over: `all 197 tokens`, `batch`, `features`."""
+    """The positions that a dim runs over: `all 197 tokens`, `batch`, `features`."""
     if dim is None:
         return f"cuts through the tokens: {ax.show(axis)}"
     if dim.part == "rest":

@@ -29,7 +29,7 @@ _FEATURES = ("pool", "embed", "feature", "hidden", "token")
 
 
 def holds_classes(name: str, array: Array) -> bool:
-    """Whether an output [B, X] is likely to score classes: its name does not say otherwise."""
+    """Return whether an output [B, X] is likely to score classes, going by its name."""
     features = any(word in name.lower() for word in _FEATURES)
     return array.ndim == 2 and array.dtype.kind == "f" and not features
 

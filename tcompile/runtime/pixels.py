@@ -1,4 +1,4 @@
-"""Which float inputs hold pixels from 0 to 255? Those that a model scales by numbers of that size.
+"""The inputs that hold pixels from 0 to 255: floats that a model scales by numbers of that size.
 
 `(x - 127.5) / 127.5` or `x / 255` at the front of a file says that noise around 0 is no image to
 it: all patches would be the same, and what differs between them lost in the rounding of fp16.

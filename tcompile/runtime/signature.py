@@ -15,7 +15,7 @@ from tcompile.runtime.pixels import pixel_inputs
 
 @dataclass(frozen=True)
 class Signature:
-    """What a model file takes and gives, and how images are prepared for it (may be empty)."""
+    """The inputs and outputs of a model file, and how images are prepared for it (may be empty)."""
 
     path: Path
     inputs: tuple[TensorInfo, ...]
@@ -26,11 +26,11 @@ class Signature:
 
     @property
     def packed(self) -> bool:
-        """Whether the rows of the first input are the patches of one sample, not samples."""
+        """Return whether the rows of the first input are the patches of one sample, not samples."""
         return bool(self.inputs) and is_packed(self.inputs[0])
 
     def own_batch(self, tensor: TensorInfo) -> bool:
-        """Whether its first dim is another than that of the images, such as that of texts."""
+        """Return whether its first dim is not that of the images but, say, that of texts."""
         first = leading_input(self.inputs)
         return not self.packed and bool(tensor.shape) and tensor.shape[0] != first.shape[0]
 

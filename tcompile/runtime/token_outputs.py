@@ -1,4 +1,4 @@
-"""Which tokens a reduced model chooses, seen from outside.
+"""The tokens that a reduced model chooses, seen from outside.
 
 A model whose outputs have no token axis does not say which tokens it kept. Its token ops know: here
 the first of them that chooses gets an output of its own. Later ones see what the first has left, so
@@ -54,7 +54,7 @@ def showing_choice(path: Path) -> Iterator[Path]:
 
 
 def is_bookkeeping(name: str) -> bool:
-    """Whether an output tells about tokens and holds none of the model's own results."""
+    """Return whether an output tells about tokens and holds none of the model's own results."""
     return name.startswith((INDEX, OWNER, SIZE, "tcompile."))
 
 
@@ -91,7 +91,7 @@ def for_output(
 
 
 def token_overlap(reference: Mapping[str, Array], actual: Mapping[str, Array]) -> Array | None:
-    """How far two runs agree on the tokens, for each sample in [0, 1]; None if neither tells.
+    """Return how far two runs agree on the tokens, for each sample in [0, 1]; None: not told.
 
     Sets of kept tokens by Jaccard, owner maps by the share of tokens grouped alike, pairs merged by
     Jaccard; where several tell, the lowest.

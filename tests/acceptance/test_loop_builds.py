@@ -15,7 +15,7 @@ import pytest
 import tcompile as package
 from tcompile import pipeline
 from tcompile.artifact.manifest import Fidelity, Latency
-from tcompile.build.checks import Evidence
+from tcompile.builder.checks import Evidence
 from tcompile.core.errors import UsageError
 from tcompile.core.schedule import Schedule
 from tests.support.planted import Planted, method, model

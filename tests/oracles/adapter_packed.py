@@ -98,7 +98,7 @@ def _windows(height: int, width: int, side: int) -> Tensor:
 
 
 def qwen(model: Any) -> Encoder:
-    """`tcompile.models.packed_grid.FixedGrid` around Qwen2-VL, Qwen2.5-VL or Qwen3-VL, one image or
+    """`models.packed_grid.PackedTower` around Qwen2-VL, Qwen2.5-VL or Qwen3-VL, one image or
     video.
 
     No frame sees another. Qwen2.5 puts the groups of a window together, and back in the end;

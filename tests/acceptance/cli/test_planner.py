@@ -10,7 +10,7 @@ import pytest
 
 from tcompile import pipeline
 from tcompile.artifact.manifest import Fidelity, Latency
-from tcompile.build.checks import Evidence
+from tcompile.builder.checks import Evidence
 from tests.acceptance.cli.test_bad_input import listing, refused
 from tests.support.command import Command
 from tests.support.planted import Planted, method, model

@@ -105,7 +105,7 @@ def test_architectures(text: str, wanted: str) -> None:
     if wanted:
         assert architectures(text) == wanted
     else:
-        with pytest.raises(Exception, match="no GPU architecture"):
+        with pytest.raises(Exception, match="not a GPU architecture"):
             architectures(text)
 
 
@@ -126,7 +126,7 @@ def test_what_a_build_needs_is_named(tcompile: Command, tools: Path) -> None:
     program(tools, "nvcc")
     refused(tcompile, "build", says="no NvInfer.h in the usual places")
     refused(tcompile, "build", "--tensorrt", tools, says=f"no NvInfer.h in {tools}")
-    refused(tcompile, "build", "--tensorrt", root, "--arch", "orin", says="'orin' is no GPU")
+    refused(tcompile, "build", "--tensorrt", root, "--arch", "orin", says="'orin' is not a GPU")
     (tools / "nvidia-smi").unlink()
     refused(tcompile, "build", "--tensorrt", root, says="no GPU to build for")
 
@@ -167,7 +167,7 @@ def test_build_and_path(tcompile: Command, tools: Path, tmp_path: Path) -> None:
 
 def test_check(tcompile: Command, tmp_path: Path) -> None:
     refused(tcompile, "check", tmp_path / "none.so", says="none.so")
-    refused(tcompile, "check", "/dev/zero", says="no regular file")
+    refused(tcompile, "check", "/dev/zero", says="not a regular file")
     text = tmp_path / "text.so"
     text.write_text("hello")
     refused(tcompile, "check", text, says="text.so")

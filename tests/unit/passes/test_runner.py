@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 import pytest
 
 from tcompile import pipeline
-from tcompile.build.checks import measure
+from tcompile.builder.checks import measure
 from tcompile.core.errors import UsageError
 from tcompile.passes import lower, normalize, reduce
 from tcompile.passes.runner import Dump, Pass, run, to_text

@@ -169,10 +169,10 @@ def test_files_that_are_no_library(good: Path, tmp_path: Path) -> None:
         check_library(tmp_path)
     data = good.read_bytes()
     for name, content, words in (
-        ("empty", b"", "is no ELF file"),
-        ("text", b"hello, this is a text", "is no ELF file"),
+        ("empty", b"", "is not an ELF file"),
+        ("text", b"hello, this is a text", "is not an ELF file"),
         ("narrow", b"\x7fELF\x01" + data[5:], "64-bit"),
-        ("program", data[:16] + b"\x02\x00" + data[18:], "no shared library"),
+        ("program", data[:16] + b"\x02\x00" + data[18:], "not a shared library"),
         ("cut", data[:100], "damaged or cut off"),
         ("half", data[: len(data) // 2], "damaged or cut off"),
     ):

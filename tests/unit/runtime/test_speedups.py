@@ -14,7 +14,7 @@ import tcompile
 from tcompile.api import bench
 from tcompile.artifact.directory import load_artifact
 from tcompile.artifact.page import render
-from tcompile.build import checks as evidence
+from tcompile.builder import checks as evidence
 from tcompile.cli.bench import print_benchmark
 from tcompile.runtime import timing
 from tcompile.runtime.timing import AS_IT_CAME, NORMAL_FORM, bench_models

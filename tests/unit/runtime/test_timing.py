@@ -147,7 +147,7 @@ def test_rounds_last_as_long_as_they_are_asked_to(
 def test_what_a_build_says_of_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, reduced: list[float], faster: bool
 ) -> None:
-    from tcompile.build.checks import measure
+    from tcompile.builder.checks import measure
 
     clock = Clock(SAME, reduced, 0.1)
     monkeypatch.setattr(timing, "interleave", clock.interleave)
@@ -165,7 +165,7 @@ def test_what_a_build_says_of_it(
 def test_dense_against_itself_is_not_measured_for_long(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from tcompile.build.checks import measure
+    from tcompile.builder.checks import measure
 
     clock = Clock(SAME, SAME, 0.1)
     monkeypatch.setattr(timing, "interleave", clock.interleave)

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from tcompile.analysis.flops import graph_flops
 from tcompile.artifact.directory import MODEL
 from tcompile.artifact.manifest import BatchEntry, Flops, Manifest, TargetEntry, installed_versions
-from tcompile.build.checks import Evidence, check_normal_form
+from tcompile.builder.checks import Evidence, check_normal_form
 from tcompile.core.errors import TcompileError
-from tcompile.core.model_files import Source, TensorInfo, describe_source, describe_tensors
+from tcompile.core.model_files import SourceFile, TensorInfo, describe_source, describe_tensors
 from tcompile.core.progress import Progress
 from tcompile.core.save import save, without_weights
 from tcompile.core.schedule import Schedule
@@ -28,7 +28,7 @@ from tcompile.verify.pair import Pair, write_pair
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
 
-    from tcompile.build.job import Job
+    from tcompile.builder.job import Job
     from tcompile.passes.stages import Reduced
 
 
@@ -47,7 +47,7 @@ class Models:
         widened: whether the source computes in fp16.
     """
 
-    source: Source
+    source: SourceFile
     shipped: Path
     dense: Path
     pair: Pair

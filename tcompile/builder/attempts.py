@@ -17,7 +17,7 @@ from tcompile.planning.solve.reasons import budget_of, budget_words
 from tcompile.planning.solve.whole import faster_precision, with_latency
 
 if TYPE_CHECKING:
-    from tcompile.build.job import Job
+    from tcompile.builder.job import Job
     from tcompile.passes.stages import Reduced
     from tcompile.planning.request import Request
 

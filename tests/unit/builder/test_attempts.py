@@ -14,11 +14,11 @@ import pytest
 
 from tcompile import pipeline
 from tcompile.artifact.manifest import Fidelity, Flops, Latency, Manifest
-from tcompile.build.checks import Evidence
-from tcompile.build.emit import Built, Models
-from tcompile.build.job import Job
+from tcompile.builder.checks import Evidence
+from tcompile.builder.emit import Built, Models
+from tcompile.builder.job import Job
 from tcompile.core.errors import UsageError
-from tcompile.core.model_files import Source
+from tcompile.core.model_files import SourceFile
 from tcompile.core.schedule import Reduction, Schedule, Shape, Spec
 from tcompile.passes.lower.token_ops import choose_token_ops
 from tcompile.planning.optimise import Plan, Step
@@ -152,7 +152,7 @@ class World:
         (folder / "model.onnx").write_text(str(made.schedule.final))
         (folder / "engine").mkdir()
         return Models(
-            source=Source("m.onnx", 1, "0"),
+            source=SourceFile("m.onnx", 1, "0"),
             shipped=folder / "model.onnx",
             dense=scratch / "dense.onnx",
             pair=None,  # type: ignore[arg-type]

@@ -1,1 +1,0 @@
-"""What a build does after planning: emit, check, measure, and plan again where asked."""
