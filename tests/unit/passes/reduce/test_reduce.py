@@ -131,7 +131,7 @@ def step(site: str, keep: int, reducer: str = "topk") -> Reduction:
         (SHAPE, [Reduction("attn:1", Spec("cls"), Spec("nosuch"), 8)], "unknown reducer"),
         (SHAPE, [Reduction("attn:1", None, Spec("topk"), 8)], "needs a score"),
         (SHAPE, [Reduction("attn:1", None, Spec("merge", {"prop": True}), 8)], "not a parameter"),
-        (SHAPE, [Reduction("attn:1", None, Spec("merge", {"prop_attn": "no"}), 8)], "no truth"),
+        (SHAPE, [Reduction("attn:1", None, Spec("merge", {"prop_attn": "no"}), 8)], "not a truth"),
         (SHAPE, [Reduction("attn:1", Spec("cls", {"x": 1}), Spec("topk"), 8)], "it has: agg"),
         (SHAPE, [Reduction("attn:1", Spec("attn", {"x": 1}), Spec("topk"), 8)], "it has none"),
     ],
