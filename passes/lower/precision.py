@@ -1,6 +1,6 @@
 """Half precision written into the graph: every tensor says fp16 or fp32, and casts lie between.
 
-TensorRT 11 knows no other way, and on older versions it is the accurate one (DESIGN 5.7).
+TensorRT 11 knows no other way, and on older versions it is the accurate one.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ class AttentionView:
         return self._split(self.builder.op("Softmax", logits, axis=-1), dims, positions)
 
     def logits(self, positions: Sequence[int] | None = None) -> gs.Tensor:
-        """What the softmax is taken of, scaled, masks and biases added; otherwise as `rows`."""
+        """The input of the softmax, scaled, masks and biases added; otherwise as `rows`."""
         logits, dims = self._logits(positions)
         return self._split(logits, dims, positions)
 
@@ -71,13 +71,12 @@ class AttentionView:
         if (op and len(dims) == 3) or not self._joined(dims):
             return x
         heads, rows = self.matched.heads, self._rows(positions)
-        return self.builder.reshape(x, [self.batch or -1, heads, rows, self._keys()])
+        return self.builder.reshape(x, [self.batch or -1, heads, rows, self.tokens])
 
     def keys(self) -> gs.Tensor:
         """Keys averaged over heads: [B, N, d] fp32 (ToMe's metric, up to a positive factor)."""
-        b, k = self.builder, self.product.inputs[1]
         self._check_rank()
-        heads = self.matched.heads
+        b, k, heads = self.builder, self.product.inputs[1], self.matched.heads
         if self.matched.form == "op":
             if len(k.shape) == 4:
                 return b.reduce("Mean", self._by_head(k), [1])
@@ -122,7 +121,7 @@ class AttentionView:
         if len(dims) == 4:
             joined = self._joined(dims)
             front = [1, -1] if joined else [self.batch or -1, self.matched.heads]
-        return self.builder.reshape(x, [*front, self._rows(positions), self._keys()])
+        return self.builder.reshape(x, [*front, self._rows(positions), self.tokens])
 
     def _logits_op(self, positions: Sequence[int] | None) -> gs.Tensor:
         b, node, heads = self.builder, self.node, self.matched.heads
@@ -190,12 +189,13 @@ class AttentionView:
 
     def position(self, place: int) -> int:
         """A place counted from the front, or (negative) from the back, as one from the front."""
-        return place if place >= 0 else self._keys() + place
+        return place if place >= 0 else self.tokens + place
 
     @property
     def tokens(self) -> int:
         """How many keys there are."""
-        return self._keys()
+        k = self.product.inputs[1]
+        return int(k.shape[-1] if self.matched.form == "softmax" else k.shape[-2])
 
     @property
     def width(self) -> int:
@@ -206,7 +206,7 @@ class AttentionView:
         return int(shape[-1]) // (1 if len(shape) == 4 else self.matched.heads)
 
     def raw_scale(self) -> float:
-        """What Q·Kᵀ is multiplied with behind the product, masks and biases left out.
+        """The factor of Q·Kᵀ behind the product, masks and biases left out.
 
         Raises:
             UsageError: the attention does more between Q·Kᵀ and softmax than scale and mask.
@@ -279,20 +279,13 @@ class AttentionView:
                 )
 
     def _joined(self, dims: list[int | str]) -> bool:
-        """Whether batch and heads are one axis: [(B h), …] or [1, (B h), …]."""
-        if len(dims) == 3:
-            return True
-        return dims[0] == 1 and self.batch != 1
+        """Tell if batch and heads are one axis: [(B h), …] or [1, (B h), …]."""
+        return len(dims) == 3 or (dims[0] == 1 and self.batch != 1)
 
     def _rows(self, positions: Sequence[int] | None) -> int:
         """How many queries are meant."""
-        if positions is not None:
-            return len(positions)
-        return int(self.product.inputs[0].shape[-2])
-
-    def _keys(self) -> int:
-        k = self.product.inputs[1]
-        return int(k.shape[-1] if self.matched.form == "softmax" else k.shape[-2])
+        queries = self.product.inputs[0].shape[-2]
+        return int(queries) if positions is None else len(positions)
 
     def _reader(self) -> gs.Node:
         """The product with V, by walking down from the softmax."""

@@ -87,6 +87,11 @@ class Builder:
         """A node with one output."""
         return self.nodes(op, inputs, [dtype], fp32=fp32, **attrs)[0]
 
+    def top_k(self, x: gs.Tensor, k: int, *, largest: bool = True) -> list[gs.Variable]:
+        """The k largest (or least) along the last axis, in order: values f32, places i64."""
+        dtypes = [np.float32, np.int64]
+        return self.nodes("TopK", [x, [k]], dtypes, axis=-1, largest=int(largest), sorted=1)
+
     def call(
         self, op: str, *inputs: Any, dtypes: Sequence[Any], fp32: bool = True, **attrs: int
     ) -> list[gs.Variable]:

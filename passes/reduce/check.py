@@ -77,7 +77,7 @@ def dense_grid(analysis: Analysis) -> Grid:
 
 
 def _check_return(analysis: Analysis, site: Site, one: Reduction, count: int) -> None:
-    """Whether tokens may come back at the site."""
+    """Tell if tokens may come back at the site."""
     where, total = f"schedule, site '{one.site}'", analysis.shape.patches
     if site.kind != "block":
         raise UsageError("tokens come back behind a block only (block:I)", where=where)
@@ -92,7 +92,7 @@ def _check_return(analysis: Analysis, site: Site, one: Reduction, count: int) ->
 
 
 def _check_place(analysis: Analysis, site: Site, one: Reduction, outputs: str, back: bool) -> None:
-    """Whether the reducer may work at the site.
+    """Tell if the reducer may work at the site.
 
     Args:
         back: tokens come back later, so that what follows then does not matter.
@@ -138,7 +138,7 @@ def _reason(analysis: Analysis, site: Site, spec: Spec, outputs: str) -> str:
 
 
 def _check_after(before: Site, site: Site) -> None:
-    """Whether a step may follow another."""
+    """Tell if a step may follow another."""
     # Scores read Q and K, merging reads K: they must still have the tokens of the stream.
     if before.until and site.until and before.block >= site.block:
         raise UsageError(
@@ -158,7 +158,7 @@ def _check_after(before: Site, site: Site) -> None:
 
 
 def _check_score(analysis: Analysis, site: Site, one: Reduction) -> None:
-    """Whether the model has what the scores read."""
+    """Tell if the model has what the scores read."""
     reducer, values = find_reducer(one.reducer.name).bind(one.reducer)
     for own in reducer.scores(values):
         _check_leaves(analysis, site, own)
@@ -172,7 +172,7 @@ def _check_score(analysis: Analysis, site: Site, one: Reduction) -> None:
 
 
 def _check_leaves(analysis: Analysis, site: Site, spec: Spec) -> None:
-    """Whether the model has what a score and all that it is made of read."""
+    """Tell if the model has what a score and all that it is made of read."""
     for score, values in leaves(spec):
         if score.reads(values) and not site.scored:
             raise UsageError(
@@ -184,7 +184,7 @@ def _check_leaves(analysis: Analysis, site: Site, spec: Spec) -> None:
         for need in score.needs(values):
             if not _has(analysis, need):
                 raise UsageError(
-                    f"score '{score.name}' needs {NEEDS[need]}, which this model has not",
+                    f"score '{score.name}' needs {NEEDS[need]}, which this model does not have",
                     where="schedule",
                     hint="`tcompile methods` says what each method needs",
                 )
@@ -200,7 +200,7 @@ NEEDS = {
 
 
 def _has(analysis: Analysis, need: str) -> bool:
-    """Whether the model has what a score needs."""
+    """Tell if the model has what a score needs."""
     grid = dense_grid(analysis)
     if need == "probe":
         return any(a.columns == analysis.space.axis != a.rows for a in analysis.attentions)
@@ -208,7 +208,7 @@ def _has(analysis: Analysis, need: str) -> bool:
 
 
 def _check_count(one: Reduction, ask: Ask, group: int, segments: int) -> None:
-    """What the reducer can do with the count it is given, before anything is written."""
+    """Check that the reducer can do what it is asked, before anything is written."""
     where, count = f"schedule, site '{one.site}'", ask.count
     reducer = reducer_of(one.reducer)
     if reducer.returns:
@@ -222,7 +222,7 @@ def _check_count(one: Reduction, ask: Ask, group: int, segments: int) -> None:
     if one.keep % group:
         near = -(-one.keep // group) * group
         raise UsageError(
-            f"tokens leave {group} at a time there, and {one.keep} is no multiple of it",
+            f"tokens leave {group} at a time there, and {one.keep} is not a multiple of it",
             where=where,
             hint=f"keep {near}",
         )

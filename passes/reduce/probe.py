@@ -37,9 +37,9 @@ def probe_of(
     count: int,
     site: Site,
 ) -> Callable[[gs.Tensor], gs.Tensor] | None:
-    """What gives the attention [B, N] that the probe, mean of heads and queries, pays to the stream
-    [B, N, C] of a site with `count` patches: what leads from the last block to its keys is copied,
-    and at the output what leads there from the final norm."""
+    """Return a function that gives the attention [B, N] that the probe, mean of heads and queries,
+    pays to the stream [B, N, C] of a site with `count` patches: what leads from the last block to
+    its keys is copied, and at the output what leads there from the final norm."""
     attention = find_probe(analysis, b.graph)
     if attention is None:
         return None

@@ -1,4 +1,4 @@
-"""What is known of the tokens between two reductions."""
+"""The tokens between two reductions."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class TokenState:
 
     @property
     def whole(self) -> bool:
-        """Whether it is the dense model's tokens, or they are all back."""
+        """Tell if it is the dense model's tokens, or they are all back."""
         return self.owner is None and self.index is None
 
 
@@ -96,8 +96,8 @@ def sizes_on_run(b: Builder, space: TokenSpace, state: TokenState, run: Run) -> 
 
 
 def _places(space: TokenSpace, run: Run, count: int) -> tuple[int, list[np.ndarray | None]]:
-    """What to add to a patch's number for its place in a run when `count` patches are there, and
-    the places of each piece of fixed tokens."""
+    """Return what to add to a patch's number for its place in a run of `count` patches, and the
+    places of each piece of fixed tokens."""
     offset, begin = 0, 0
     fixed: list[np.ndarray | None] = []
     each = count // space.segments
@@ -125,12 +125,11 @@ def index_on_run(
     Args:
         since: an earlier state, for the position in the run as it was then; None: the dense one.
     """
-    key = f"index{run}{part}{id(since)}"
+    if part == "groups":
+        assert state.groups is not None
+        return state.groups
+    key = f"index{run}{id(since)}"
     if key not in state.cache:
-        if part == "groups":
-            assert state.groups is not None
-            state.cache[key] = state.groups
-            return state.groups
         index = state.index if since is None else state.local
         assert index is not None
         begin, fixed = _places(space, run, space.patches if since is None else since.count)
@@ -149,12 +148,11 @@ def owner_on_run(
 ) -> gs.Tensor:
     """[B, n dense] i64: each dense token (group) of the run → its owner's place in the reduced
     run."""
-    key = f"owner{run}{part}"
+    if part == "groups":
+        assert state.group_owner is not None
+        return state.group_owner
+    key = f"owner{run}"
     if key not in state.cache:
-        if part == "groups":
-            assert state.group_owner is not None
-            state.cache[key] = state.group_owner
-            return state.group_owner
         assert state.owner is not None
         begin, fixed = _places(space, run, state.count)
         owner = state.owner
@@ -162,6 +160,12 @@ def owner_on_run(
             owner = b.op("Add", owner, [begin], dtype=np.int64)
         state.cache[key] = on_run(b, space, run, owner, space.patches, fixed)
     return state.cache[key]
+
+
+def _left(space: TokenSpace, state: TokenState, order: Order) -> int:
+    """How many tokens (or groups) an order has left."""
+    grouping = space.grouping if order.groups else None
+    return state.count // (1 if grouping is None else grouping.members)
 
 
 def in_order(
@@ -174,16 +178,8 @@ def in_order(
         index = index_on_run(b, space, state, run, "groups" if order.groups else "tokens")
         place = b.const(np.argsort(order.permutation))
         moved = b.op("Gather", place, index, dtype=np.int64, axis=0)
-        count = state.count
-        if order.groups and space.grouping is not None:
-            count //= space.grouping.members
-        ascending, now = b.nodes(
-            "TopK",
-            [b.cast(moved, np.float32), [count]],
-            [np.float32, np.int64],
-            axis=-1,
-            largest=0,
-            sorted=1,
+        ascending, now = b.top_k(
+            b.cast(moved, np.float32), _left(space, state, order), largest=False
         )
         state.cache[key] = b.cast(ascending, np.int64)
         state.cache[f"{key}/now"] = now
@@ -198,9 +194,7 @@ def owner_in_order(
     owner = owner_on_run(b, space, state, run, "groups" if order.groups else "tokens")
     owner = b.op("Gather", owner, b.const(order.permutation), dtype=np.int64, axis=1)
     nothing = b.op("Sub", now, now, dtype=np.int64)
-    count = state.count
-    if order.groups and space.grouping is not None:
-        count //= space.grouping.members
-    ranks = b.op("Add", nothing, b.const(np.arange(count)), dtype=np.int64)
+    numbers = b.const(np.arange(_left(space, state, order)))
+    ranks = b.op("Add", nothing, numbers, dtype=np.int64)
     rank = b.op("ScatterElements", nothing, now, ranks, dtype=np.int64, axis=1)
     return b.op("GatherElements", rank, owner, dtype=np.int64, axis=1)

@@ -128,7 +128,7 @@ def test_deepstack_after_two_reductions_is_refused(cache: Path) -> None:
 def test_only_a_multiple_of_the_group_can_be_kept(case_id: str, unit: int, cache: Path) -> None:
     path, found = ready(case_id, cache)
     by_hand(path, found, [Reduction("attn:1", "topk", 2 * unit, "attn")])
-    with pytest.raises(UsageError, match=f"{unit} at a time there, and 9 is no multiple"):
+    with pytest.raises(UsageError, match=f"{unit} at a time there, and 9 is not a multiple"):
         by_hand(path, found, [Reduction("attn:1", "topk", 9, "attn")])
 
 

@@ -157,7 +157,7 @@ def _problem(ask: Ask) -> str:
         if reducer.first and i:
             return f"'{reducer.name}' can only be the first of a chain"
         if reducer.around:
-            return f"'{reducer.name}' is no step of a chain: its place is around a block"
+            return f"'{reducer.name}' cannot be a step of a chain: its place is around a block"
         if not 1 <= step.keep < count:
             return f"a step of the chain keeps {step.keep} of {count} tokens; it must keep fewer"
         if "fuse" in traits_of(step.reducer, ask.find) and i < len(steps) - 1:

@@ -1,4 +1,4 @@
-"""What several reducers need: choosing the best, and carrying index, size and owner along."""
+"""Parts of several reducers: choosing the best, and carrying index, size and owner along."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.reducers.base import ReducerInput
 from tcompile.passes.reduce.token_state import TokenState
 
-#: TensorRT's TopK refuses a larger K (FACTS B.6).
+#: TensorRT's TopK refuses a larger K.
 TOPK_LIMIT = 3840
 
 #: A score or a size counts as no less than this.
@@ -80,7 +80,7 @@ def numbers(b: Builder, like: gs.Tensor, count: int) -> gs.Tensor:
 
 def others(b: Builder, index: gs.Tensor, total: int, count: int) -> gs.Tensor:
     """[B, count] i64: those of 0 … total − 1 that are not in index [B, total − count], ascending;
-    no two keys are equal, so that no tie can take one twice (METHODS 4.29)."""
+    no two keys are equal, so that no tie can take one twice."""
     far = b.op("Add", index, [total], dtype=np.int64)
     key = b.op("ScatterElements", numbers(b, index, total), index, far, dtype=np.int64, axis=1)
     return ascending(b, key, count)[1]
@@ -88,14 +88,7 @@ def others(b: Builder, index: gs.Tensor, total: int, count: int) -> gs.Tensor:
 
 def ascending(b: Builder, key: gs.Tensor, count: int) -> list[gs.Variable]:
     """[B, count] i64 twice: the least of key [B, n] i64, ascending, and where they are."""
-    least, place = b.nodes(
-        "TopK",
-        [b.cast(key, np.float32), [count]],
-        [np.float32, np.int64],
-        axis=-1,
-        largest=0,
-        sorted=1,
-    )
+    least, place = b.top_k(b.cast(key, np.float32), count, largest=False)
     return [b.cast(least, np.int64), place]
 
 

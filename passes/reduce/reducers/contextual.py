@@ -31,7 +31,7 @@ def contextual(inputs: ReducerInput) -> tuple[gs.Tensor, TokenState]:
     dominant: the K − c best. Of the M others, ascending, every step-th is a target, c of them,
     step = max(1, M // c); each of the rest goes to its argmax cos, by the keys' mean or the stream.
     A contextual token is x_t + Σ x_j / max(1, n_t): a sum of target and mean, about twice as long
-    as either, as published (METHODS 4.9). Nobody counts for more than before.
+    as either, as published. No token counts for more than before.
     """
     b, before, count = inputs.builder, inputs.state, inputs.parameters["contextual"]
     dominant, left = inputs.keep - count, before.count - inputs.keep + count

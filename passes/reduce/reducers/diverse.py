@@ -52,9 +52,7 @@ def diverse(inputs: ReducerInput) -> tuple[gs.Tensor, TokenState]:
 def _unlike(inputs: ReducerInput, important: int) -> gs.Tensor:
     """[B, K]: the important ones and those that are left of the others, ascending."""
     b, count = inputs.builder, inputs.state.count
-    _, order = b.nodes(
-        "TopK", [scored(inputs), [count]], [np.float32, np.int64], axis=-1, largest=1, sorted=1
-    )
+    _, order = b.top_k(scored(inputs), count)
     left: gs.Tensor = b.slice(order, 1, important, None)
     features = rows(b, b.unit(metric(inputs)), left)
     size = count - important
@@ -75,7 +73,7 @@ def _alike(b: Builder, features: gs.Tensor, size: int, r: int) -> gs.Tensor:
     )
     cosine = b.op("MatMul", even, b.transpose(odd, [0, 2, 1]))
     nearest = b.reduce("Max", cosine, [2])
-    _, most = b.nodes("TopK", [nearest, [r]], [np.float32, np.int64], axis=-1, largest=1, sorted=1)
+    _, most = b.top_k(nearest, r)
     return b.op("Mul", most, [2], dtype=np.int64)
 
 

@@ -28,7 +28,7 @@ WEIGHTS = ("score", "normalised", "mean", "size")
 def fuse(inputs: ReducerInput) -> tuple[gs.Tensor, TokenState]:
     """x' = [prefix | x_S | f | suffix], S the K − 1 best, ascending; fp32 inside. Over all j ∉ S
 
-    * score: f = Σ c_j x_j, raw scores, not renormalised, as published (METHODS 4.9);
+    * score: f = Σ c_j x_j, raw scores, not renormalised, as published;
     * normalised: Σ c_j x_j / Σ c_j, for scores of which none is negative;
     * mean: Σ x_j / n;  size: Σ s_j x_j / Σ s_j.
     """

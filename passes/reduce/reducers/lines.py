@@ -75,7 +75,7 @@ def _axis_of(grid: Grid, keep: int, axis: str) -> int:
 
 
 def lines(inputs: ReducerInput) -> tuple[gs.Tensor, TokenState]:
-    """Of the pairs of columns (or rows) (0, 1), (2, 3) … those r with the largest mean, over the
+    """Join pairs of columns (or rows) (0, 1), (2, 3) … those r with the largest mean, over the
     rows, of cos(x_left, x_right) become one each, in the place of the left one: the mean by size,
     the sum of the sizes. r: columns that are too many for K. What is left is a grid in raster
     order; of a video all frames lose the same lines. Later attentions add log size only where they

@@ -34,7 +34,7 @@ from tcompile.passes.reduce.token_state import TokenState
 
 def merge(inputs: ReducerInput) -> tuple[gs.Tensor, TokenState]:
     """r = T − keep patches of A leave into their best of B (`sides`, `edges`, `match`,
-    `Groups`), fp32 inside. The prefix takes no part (DESIGN 5.4).
+    `Groups`), fp32 inside. The prefix takes no part.
 
     Order of what is left: alternate [unmerged A | B], as the next step's split is of places; the
     others as before, ascending. An owner is the token merged into, of a dropped one as well.
@@ -149,7 +149,7 @@ def _owner(
 
 
 def _by(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Whether the score is read, and whether tokens come to stand for several."""
+    """Tell if the score is read, and if tokens come to stand for several."""
     criteria, combine = parameters["criteria"], parameters["combine"]
     read = parameters["split"] in SORTED or criteria == "mctf" or combine == "score"
     only_leave = combine == "drop" and not parameters["sizes"]
@@ -160,7 +160,7 @@ def _by(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(parameters: Mapping[str, Any]) -> bool:
-    """Whether it is ToMe's own case."""
+    """Tell if it is ToMe's own case."""
     usual = {"split": "alternate", "combine": "mean", "criteria": "none"}
     other = parameters["penalty"] or parameters["bidirectional"]
     return not other and all(parameters[k] == v for k, v in usual.items())

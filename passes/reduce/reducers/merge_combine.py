@@ -1,4 +1,4 @@
-"""What becomes of tokens that merge: one-hot matrix products, no scatter-add."""
+"""Tokens that merge become one: one-hot matrix products, no scatter-add."""
 
 from __future__ import annotations
 
@@ -33,9 +33,7 @@ def leave(
     first = b.op("Mul", b.slice(last, 1, 0, 1), b.const([0], np.float32))
     key = b.op("Add", first, b.const(order[None], np.float32))
     key = b.op("ScatterElements", key, source, last, axis=1)
-    _, keep = b.nodes(
-        "TopK", [key, [count - r]], [np.float32, np.int64], axis=-1, largest=0, sorted=1
-    )
+    _, keep = b.top_k(key, count - r, largest=False)
     step = numbers(b, source, count)
     step = b.op("ScatterElements", step, keep, numbers(b, keep, count - r), dtype=np.int64, axis=1)
     slot = b.op("GatherElements", step, target, dtype=np.int64, axis=1)

@@ -79,9 +79,7 @@ def sides(inputs: ReducerInput) -> tuple[Side, Side]:
         return Side(rest, len(rest)), Side(places, len(places))
     taken = 2 * r if split == "protected" else count
     assert inputs.score is not None
-    _, ranked = b.nodes(
-        "TopK", [inputs.score, [taken]], [np.float32, np.int64], axis=-1, largest=0, sorted=1
-    )
+    _, ranked = b.top_k(inputs.score, taken, largest=False)
     if split == "halves":
         half = count // 2
         return (
@@ -93,7 +91,7 @@ def sides(inputs: ReducerInput) -> tuple[Side, Side]:
 
 
 def shifted(parameters: Mapping[str, Any], prefix: int) -> bool:
-    """Whether it is the odd patches that are sources: even places of a sequence with its prefix."""
+    """Tell if it is the odd patches that are sources: even places of a sequence with its prefix."""
     return parameters["parity"] == "reference" and prefix % 2 == 1
 
 
@@ -156,7 +154,7 @@ _FAR = 1e30
 def match(
     b: Builder, edges: gs.Tensor, a: Side, other: Side, r: int, both: bool
 ) -> tuple[gs.Tensor, gs.Tensor]:
-    """Of each token of A its best edge, of these the r best; ties: the lower number.
+    """Match each token of A by its best edge, and take the r best of these; ties: the lower number.
 
     Args:
         edges: [B, |A|, |B|].
@@ -192,11 +190,11 @@ def match(
 
 def _best(b: Builder, edges: gs.Tensor, count: int, r: int) -> tuple[gs.Tensor, gs.Tensor]:
     """[B, r] twice: numbers of the rows with the best edges, and of their best columns."""
-    value, partner = _top(b, edges, 1)
+    value, partner = b.top_k(edges, 1)
     partner = b.squeeze(partner, 2)
     if r == count:
         return numbers(b, partner, count), partner
-    _, rows = _top(b, b.squeeze(value, 2), r)
+    _, rows = b.top_k(b.squeeze(value, 2), r)
     return rows, b.op("GatherElements", partner, rows, dtype=np.int64, axis=1)
 
 
@@ -207,7 +205,3 @@ def _without(b: Builder, edges: gs.Tensor, rows: gs.Tensor) -> gs.Tensor:
     low = b.op("Sub", b.op("Mul", b.cast(rows, np.float32), zero), far)
     gone = b.op("ScatterElements", near, rows, low, axis=1)
     return b.op("Add", edges, b.unsqueeze(gone, 2))
-
-
-def _top(b: Builder, x: gs.Tensor, k: int) -> list[gs.Variable]:
-    return b.nodes("TopK", [x, [k]], [np.float32, np.int64], axis=-1, largest=1, sorted=1)

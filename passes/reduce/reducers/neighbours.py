@@ -23,7 +23,7 @@ def neighbours(inputs: ReducerInput) -> tuple[gs.Tensor, TokenState]:
 
     S: the K − 1 best by score c, ascending. N(k): the `neighbours` others (all, if there are fewer)
     of largest cosine to k, in S or not: by the keys of all heads joined, their mean, or the stream.
-    Sums are not renormalised, as published (METHODS 4.9), and nobody counts for more than before.
+    Sums are not renormalised, as published, and no token counts for more than before.
     """
     b, count = inputs.builder, inputs.state.count
     index = choose(inputs, inputs.keep - 1)
@@ -35,9 +35,7 @@ def neighbours(inputs: ReducerInput) -> tuple[gs.Tensor, TokenState]:
     itself = b.op("Equal", b.unsqueeze(index, 2), places, dtype=np.bool_)
     near = b.op("Where", itself, b.const([_FAR], np.float32), cosine)
     many = min(inputs.parameters["neighbours"], count - 1)
-    value, best = b.nodes(
-        "TopK", [near, [many]], [np.float32, np.int64], axis=-1, largest=1, sorted=1
-    )
+    value, best = b.top_k(near, many)
     zero, one = b.const([0], np.float32), b.const([1], np.float32)
     ones = b.op("Add", b.op("Mul", value, zero), one)
     taken = b.op("ScatterElements", b.op("Mul", cosine, zero), best, ones, axis=2)

@@ -77,14 +77,7 @@ def _graph(inputs: ReducerInput) -> gs.Tensor:
     # No token is its own neighbour: 4 is beyond every cosine.
     alike = b.op("Sub", cosine, b.const(4 * np.eye(count)[None], np.float32))
     zero, one = b.const([0], np.float32), b.const([1], np.float32)
-    value, best = b.nodes(
-        "TopK",
-        [alike, [min(parameters["semantic"], count - 1)]],
-        [np.float32, np.int64],
-        axis=-1,
-        largest=1,
-        sorted=1,
-    )
+    value, best = b.top_k(alike, min(parameters["semantic"], count - 1))
     ones = b.op("Add", b.op("Mul", value, zero), one)
     near = b.op("ScatterElements", b.op("Mul", cosine, zero), best, ones, axis=2)
     spatial = beside(planes(inputs.dense_grid, count), parameters["neighbours"])

@@ -29,9 +29,9 @@ def soft(inputs: ReducerInput) -> tuple[gs.Tensor, TokenState]:
 
         x'_k = (x_k + Σ_i w_ik x_i) / (1 + Σ_i w_ik),  fp32 inside.
 
-    L are the attention's own logits, before its softmax (METHODS 4.14); the published quantile
-    0.998 of some 577 is one or two targets. The count is forgotten, as published: nobody counts
-    for more than before. The owner is the first target. Computes Q·Kᵀ of the block once more.
+    L are the attention's own logits, before its softmax; the published quantile
+    0.998 of some 577 is one or two targets. The count is forgotten, as published: no token
+    counts for more than before. The owner is the first target. Q·Kᵀ is computed once more.
     """
     b, before, targets = inputs.builder, inputs.state, inputs.parameters["targets"]
     kept = choose(inputs, inputs.keep)
@@ -41,9 +41,7 @@ def soft(inputs: ReducerInput) -> tuple[gs.Tensor, TokenState]:
     logits = b.reduce("Mean", inputs.attention.logits(), [1])
     logits = inputs.of_patches(b.transpose(inputs.of_patches(logits), [0, 2, 1]))
     edges = rows(b, b.transpose(rows(b, logits, kept), [0, 2, 1]), gone)
-    value, best = b.nodes(
-        "TopK", [edges, [targets]], [np.float32, np.int64], axis=-1, largest=1, sorted=1
-    )
+    value, best = b.top_k(edges, targets)
     share = b.op("Softmax", value, axis=-1)
     slots = [b.squeeze(b.slice(best, 2, i, i + 1), 2) for i in range(targets)]
     weight: gs.Tensor | None = None

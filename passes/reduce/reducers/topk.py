@@ -142,14 +142,7 @@ def _each(inputs: ReducerInput, table: np.ndarray, count: int) -> gs.Tensor:
     """[B, count] i64: the best of each row of the table [n, m], count/n of them."""
     b, (n, m) = inputs.builder, table.shape
     lined = b.op("Gather", scored(inputs), b.const(table.reshape(-1)), axis=1)
-    _, best = b.nodes(
-        "TopK",
-        [b.reshape(lined, [0, n, m]), [count // n]],
-        [np.float32, np.int64],
-        axis=-1,
-        largest=1,
-        sorted=1,
-    )
+    _, best = b.top_k(b.reshape(lined, [0, n, m]), count // n)
     place = b.op("Add", best, b.const(m * np.arange(n).reshape(1, -1, 1)), dtype=np.int64)
     index = b.op("Gather", b.const(table.reshape(-1)), place, dtype=np.int64, axis=0)
     return b.reshape(index, [0, count])

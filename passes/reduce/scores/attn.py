@@ -12,7 +12,7 @@ def attn(inputs: ScoreInput) -> gs.Tensor:
     """score_j = mean over heads and m queries i of softmax(q_i·Kᵀ/√d)[h, j]: [B, T].
 
     m = ⌈√T⌉ patch queries at floor((i+½)·T/m): the strided form of the attention column sum
-    (METHODS 2.1 `colsum`), which leaves the attention fused and costs m/N of Q·Kᵀ.
+    (`colsum`), which leaves the attention fused and costs m/N of Q·Kᵀ.
     """
     positions = [inputs.prefix + i for i in strided(inputs.count)]
     mean = inputs.builder.reduce("Mean", inputs.attention.rows(positions), [1, 2])

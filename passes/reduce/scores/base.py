@@ -106,7 +106,7 @@ class Score:
     parts: Callable[[Mapping[str, Any]], Sequence[Spec]] = lambda parameters: ()
 
     def reads(self, parameters: Mapping[str, Any]) -> bool:
-        """Whether it reads the attention of the block."""
+        """Tell if it reads the attention of the block."""
         return self.attention(parameters) if callable(self.attention) else self.attention
 
     def filled(self, spec: Spec) -> dict[str, Any]:

@@ -17,7 +17,7 @@ Combine = Callable[[gs.Tensor, gs.Tensor], gs.Tensor]
 
 
 def owns(inputs: ScoreInput) -> bool:
-    """Whether the site's own block was run already, which it was not around or inside it."""
+    """Tell if the site's own block was run already, which it was not around or inside it."""
     return bool(inputs.past) and inputs.past[-1].attention.matched == inputs.attention.matched
 
 

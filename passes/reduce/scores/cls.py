@@ -15,10 +15,10 @@ from tcompile.passes.reduce.scores.common import AGGREGATIONS, divided
 
 
 def cls(inputs: ScoreInput) -> gs.Tensor:
-    """score_j = ν_j · agg_h(ω_hj · a_hj) for patches j: [B, T] (METHODS 2.1).
+    """score_j = ν_j · agg_h(ω_hj · a_hj) for patches j: [B, T].
 
-    a_h = softmax(q_cls·Kᵀ/√d)[h], taken over all keys, prefix included, and not renormalised
-    (METHODS 4.11). Only that row is recomputed, O(h·N·d), so that the attention stays fused. Where
+    a_h = softmax(q_cls·Kᵀ/√d)[h], taken over all keys, prefix included, and not renormalised.
+    Only that row is recomputed, O(h·N·d), so that the attention stays fused. Where
     the model reads several tokens of a kind together (detection tokens), a_h is their rows' mean.
 
     * `agg`: mean (EViT, FasterVLM, DiffRate), sum (VisionZip, Evo-ViT), max, rms.

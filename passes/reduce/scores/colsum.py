@@ -14,7 +14,7 @@ from tcompile.passes.reduce.scores.common import AGGREGATIONS
 
 
 def colsum(inputs: ScoreInput) -> gs.Tensor:
-    """score_j = Σ_{q∈Q} agg_h A[h,q,j] for patches j: [B, T]; A over all keys (METHODS 2.1, 3).
+    """score_j = Σ_{q∈Q} agg_h A[h,q,j] for patches j: [B, T]; A over all keys.
 
     * `heads=after`: agg_h Σ_{q∈Q} A[h,q,j] (FitPrune's max); mean and sum do not care.
     * `queries`: all N; the T patches (POMT: max_h before the sum); strided: m = ⌈√T⌉ patches at

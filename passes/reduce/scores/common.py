@@ -1,4 +1,4 @@
-"""What several scores need: heads aggregated, metrics, windows of the grid."""
+"""Parts of several scores: heads aggregated, metrics, windows of the grid."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def metric(inputs: ScoreInput) -> gs.Tensor:
 
 
 def reads_keys(parameters: Any) -> bool:
-    """Whether the metric is the keys."""
+    """Tell if the metric is the keys."""
     return bool(parameters["metric"] == "keys")
 
 

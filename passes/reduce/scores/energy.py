@@ -15,7 +15,7 @@ def energy(inputs: ScoreInput) -> gs.Tensor:
 
     m = mean_h K or x. elu, as in the released code: f(c) = ELU_α(c − margin); paper: f(c) = c where
     c ≥ margin, else α·(e^(c−margin) − 1). The two differ by the margin above it, which can change
-    ranks (METHODS 1A, PiToMe). Costs 2·T²·d operations; reads K or x only.
+    ranks (PiToMe). Costs 2·T²·d operations; reads K or x only.
     """
     b, p = inputs.builder, inputs.parameters
     margin, alpha = b.const([p["margin"]], np.float32), float(p["alpha"])

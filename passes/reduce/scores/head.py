@@ -58,7 +58,7 @@ def read(file: Any) -> Weights:
         with np.load(Path(file), allow_pickle=False) as stored:
             found = {name: stored[name] for name in stored.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise _wrong(f"is no .npz of weights: {' '.join(str(error).split())}", file) from error
+        raise _wrong(f"is not an .npz of weights: {' '.join(str(error).split())}", file) from error
     for name, array in found.items():
         if array.dtype.kind != "f" or not np.isfinite(array).all():
             raise _wrong(f"'{name}' is not all finite floats", file)

@@ -1,4 +1,4 @@
-"""`norm`: length of the token itself, of its key or of its value (METHODS 2.1)."""
+"""`norm`: length of the token itself, of its key or of its value."""
 
 from __future__ import annotations
 

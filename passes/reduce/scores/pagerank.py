@@ -13,7 +13,7 @@ from tcompile.passes.reduce.scores.common import divided
 
 
 def pagerank(inputs: ScoreInput) -> gs.Tensor:
-    """score_i = √(Σ_h η_h s_hi² / Σ_h η_h) for patches i: [B, T] (METHODS 1A, Zero-TPrune).
+    """score_i = √(Σ_h η_h s_hi² / Σ_h η_h) for patches i: [B, T] (Zero-TPrune).
 
     By head, `iterations` times s ← Aᵀ·s over all N tokens (A·1 = 1, so A itself would never move).
     s⁰ is the same for each, or √N times the others' for CLS (`cls_boost`), mean 1; every row of A

@@ -1,4 +1,4 @@
-"""`probe`: attention of the model's own learned probe, for towers without CLS (METHODS 2.1)."""
+"""`probe`: attention of the model's own learned probe, for towers without CLS."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def probe(inputs: ScoreInput) -> gs.Tensor:
     if inputs.probe is None:
         raise UsageError(
             "score 'probe' needs a learned query that pools the tokens behind the "
-            "last block, which this model has not",
+            "last block, which this model does not have",
             where="schedule",
         )
     return inputs.of_patches(inputs.probe(inputs.x))

@@ -1,4 +1,4 @@
-"""`product`: scores raised to powers and multiplied (METHODS 2.1, combiners)."""
+"""`product`: scores raised to powers and multiplied."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from tcompile.core.parameters import Parameter
-from tcompile.core.schedule import Spec
 from tcompile.passes.reduce.scores.base import Score, ScoreInput
 from tcompile.passes.reduce.scores.common import TINY
 from tcompile.passes.reduce.scores.terms import Term, scored, terms
@@ -37,14 +36,10 @@ def _terms(parameters: Mapping[str, Any]) -> list[Term]:
     return terms(parameters, "product", "power")
 
 
-def _parts(parameters: Mapping[str, Any]) -> tuple[Spec, ...]:
-    return tuple(term.spec for term in _terms(parameters))
-
-
 SCORE = Score(
     "product",
     multiply,
     {"terms": Parameter(list, None, "each {score, power: 1}")},
     attention=False,
-    parts=_parts,
+    parts=lambda p: [term.spec for term in _terms(p)],
 )

@@ -9,7 +9,7 @@ from tcompile.passes.reduce.scores.base import Score, ScoreInput
 
 
 def rowmean(inputs: ScoreInput) -> gs.Tensor:
-    """score_i = mean_h mean_j q_hi·k_hj·scale over patches j: [B, T] (METHODS 1B, FiCoCo-V).
+    """score_i = mean_h mean_j q_hi·k_hj·scale over patches j: [B, T] (FiCoCo-V).
 
     Raw logits, without masks and biases: of probabilities the mean would be (1 − A[i, cls])/T.
     Since they are linear in K, they are q_i times the mean key: O(h·N·d), and the attention stays

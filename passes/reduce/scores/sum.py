@@ -1,4 +1,4 @@
-"""`sum`: scores weighed and added (METHODS 2.1, combiners)."""
+"""`sum`: scores weighed and added."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from tcompile.core.parameters import Parameter
-from tcompile.core.schedule import Spec
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.scores.base import Score, ScoreInput
 from tcompile.passes.reduce.scores.common import divided
@@ -53,14 +52,10 @@ def _terms(parameters: Mapping[str, Any]) -> list[Term]:
     return terms(parameters, "sum", "weight", NORMS)
 
 
-def _parts(parameters: Mapping[str, Any]) -> tuple[Spec, ...]:
-    return tuple(term.spec for term in _terms(parameters))
-
-
 SCORE = Score(
     "sum",
     add,
     {"terms": Parameter(list, None, "each {score, weight: 1, norm: none}")},
     attention=False,
-    parts=_parts,
+    parts=lambda p: [term.spec for term in _terms(p)],
 )

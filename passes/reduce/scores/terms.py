@@ -35,7 +35,7 @@ def part(document: Any, owner: str) -> Spec:
         UsageError: it is none.
     """
     if not isinstance(document, Mapping) or not isinstance(document.get("name"), str):
-        raise _wrong(owner, f"{document!r} is no score such as {{'name': 'cls'}}")
+        raise _wrong(owner, f"{document!r} is not a score such as {{'name': 'cls'}}")
     return Spec(document["name"], {k: v for k, v in document.items() if k != "name"})
 
 
@@ -58,10 +58,10 @@ def terms(
     for one in listed:
         keys = {"score", number, "norm"} if norms else {"score", number}
         if not isinstance(one, Mapping) or not set(one) <= keys or "score" not in one:
-            raise _wrong(owner, f"{one!r} is no term: it has {', '.join(sorted(keys))}")
+            raise _wrong(owner, f"{one!r} is not a term: a term has {', '.join(sorted(keys))}")
         times = one.get(number, 1)
         if isinstance(times, bool) or not isinstance(times, (int, float)) or not isfinite(times):
-            raise _wrong(owner, f"{number} {times!r} is no number")
+            raise _wrong(owner, f"{number} {times!r} is not a number")
         norm = one.get("norm", "none")
         if norms and norm not in norms:
             raise _wrong(owner, f"norm {norm!r} is not one of {', '.join(norms)}")

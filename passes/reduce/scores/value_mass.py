@@ -1,4 +1,4 @@
-"""`value_mass`: the second term of POMT's score (METHODS 3)."""
+"""`value_mass`: the second term of POMT's score."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ _NONE = 1e30
 
 def window_penalty(inputs: ScoreInput) -> gs.Tensor:
     """The score, but the least of each side × side window of the grid, times `factor` where it is
-    negative and divided by it where it is positive: [B, T] (METHODS 1B, FiCoCo-V).
+    negative and divided by it where it is positive: [B, T] (FiCoCo-V).
 
     Windows are those of the dense model; one that has lost a token is penalised no more, so that
     what leaves spreads over the image. Ties: the first in raster order.
@@ -51,7 +51,7 @@ def window_penalty(inputs: ScoreInput) -> gs.Tensor:
     least = b.op("ArgMin", valued, dtype=np.int64, axis=2, keepdims=0)
     most = b.reduce("Max", b.op("Where", there, each, b.const([-_NONE], np.float32)), [2])
     intact = b.op("Less", most, b.const([_NONE / 2], np.float32), dtype=np.bool_)
-    # A window that lost a token points at a member that it has not.
+    # A window that lost a token points at a member that it does not have.
     least = b.op("Where", intact, least, b.const([table.shape[1]]), dtype=np.int64)
     order = np.argsort(table.reshape(-1), kind="stable")[-total:]
     window, member = order // table.shape[1], order % table.shape[1]

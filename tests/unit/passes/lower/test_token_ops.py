@@ -22,7 +22,7 @@ from tcompile.targets.versions import TENSORRT, parser_rule
 from tests.support.tiny_vit import save_tiny_vit
 from tests.unit.passes.lower.blocks import run
 
-#: FACTS B.4 once more, by hand: what becomes of a call, as (plugin registered, not registered).
+#: What becomes of a call, by hand, as (plugin registered, not registered).
 PARSERS = {
     (10, 3): ("plugin", "error"),
     (10, 6): ("plugin", "error"),

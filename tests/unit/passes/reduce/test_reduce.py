@@ -57,28 +57,6 @@ def test_the_dense_graph_is_left_alone(vit: Path, method: str) -> None:
     assert to_onnx(analysed.graph).SerializeToString() == before
 
 
-def test_topk_adds_what_it_should_and_no_more(vit: Path) -> None:
-    made = pipeline.reduce(vit, keep=0.5, method="topk")
-    known = {n.name for n in made.dense.nodes}
-    added = [n.op for n in made.graph.nodes if n.name not in known]
-    assert sorted(added) == sorted(
-        [
-            "Slice",
-            "MatMul",
-            "Softmax",
-            "ReduceMean",
-            "Squeeze",
-            "Slice",
-            "TcTopKTokens",
-            "Slice",
-            "TcGatherTokens",
-            "Slice",
-            "Concat",
-        ]
-    )
-    assert [f.name for f in made.graph.functions] == ["TcTopKTokens", "TcGatherTokens"]
-
-
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("prefix", [0, 1, 5])
 @pytest.mark.parametrize("pool", ["avg", "none"])
@@ -153,7 +131,7 @@ def step(site: str, keep: int, reducer: str = "topk") -> Reduction:
         (SHAPE, [Reduction("attn:1", Spec("cls"), Spec("nosuch"), 8)], "unknown reducer"),
         (SHAPE, [Reduction("attn:1", None, Spec("topk"), 8)], "needs a score"),
         (SHAPE, [Reduction("attn:1", None, Spec("merge", {"prop": True}), 8)], "not a parameter"),
-        (SHAPE, [Reduction("attn:1", None, Spec("merge", {"prop_attn": "no"}), 8)], "no truth"),
+        (SHAPE, [Reduction("attn:1", None, Spec("merge", {"prop_attn": "no"}), 8)], "not a truth"),
         (SHAPE, [Reduction("attn:1", Spec("cls", {"x": 1}), Spec("topk"), 8)], "it has: agg"),
         (SHAPE, [Reduction("attn:1", Spec("attn", {"x": 1}), Spec("topk"), 8)], "it has none"),
     ],

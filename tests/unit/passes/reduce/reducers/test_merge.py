@@ -31,7 +31,7 @@ def first_best(values: Array, r: int) -> list[int]:
 
 
 def split(name: str, score: Array, r: int, grid: tuple[int, ...]) -> tuple[list[int], list[int]]:
-    """METHODS 1A: who may merge into whom."""
+    """Who may merge into whom."""
     count = len(score)
     ranks = [int(i) for i in np.argsort(score, kind="stable")]  # most energetic first
     if name == "alternate":

@@ -191,9 +191,9 @@ def test_head_files_are_data(tmp_path: Path) -> None:
     np.savez(tmp_path / "bad.npz", **{"0.weight": np.array([{}], dtype=object)})
     (tmp_path / "text.npz").write_text("nothing")
     for name, words in (
-        ("bad.npz", "no .npz"),
-        ("text.npz", "no .npz"),
-        ("none.npz", "no .npz"),
+        ("bad.npz", "not an .npz"),
+        ("text.npz", "not an .npz"),
+        ("none.npz", "not an .npz"),
         ("", "needs file"),
     ):
         file = str(tmp_path / name) if name else None
@@ -207,15 +207,15 @@ def test_head_files_are_data(tmp_path: Path) -> None:
     [
         ({"name": "sum"}, "needs 1 to 16 terms"),
         ({"name": "sum", "terms": []}, "needs 1 to 16 terms"),
-        ({"name": "sum", "terms": ["cls"]}, "is no term"),
-        ({"name": "sum", "terms": [{"score": NORM, "power": 1}]}, "is no term"),
-        ({"name": "sum", "terms": [{"score": NORM, "weight": "1"}]}, "is no number"),
-        ({"name": "sum", "terms": [{"score": NORM, "weight": float("nan")}]}, "is no number"),
+        ({"name": "sum", "terms": ["cls"]}, "is not a term"),
+        ({"name": "sum", "terms": [{"score": NORM, "power": 1}]}, "is not a term"),
+        ({"name": "sum", "terms": [{"score": NORM, "weight": "1"}]}, "is not a number"),
+        ({"name": "sum", "terms": [{"score": NORM, "weight": float("nan")}]}, "is not a number"),
         ({"name": "sum", "terms": [{"score": NORM, "norm": "l3"}]}, "is not one of"),
-        ({"name": "sum", "terms": [{"score": "norm"}]}, "is no score"),
+        ({"name": "sum", "terms": [{"score": "norm"}]}, "is not a score"),
         ({"name": "sum", "terms": [{"score": {"name": "nrm"}}]}, "unknown score 'nrm'"),
         ({"name": "product", "terms": [{"score": {"name": "norm", "p": 7}}]}, "is not 1 or 2"),
-        ({"name": "window_penalty"}, "is no score"),
+        ({"name": "window_penalty"}, "is not a score"),
         ({"name": "window_penalty", "score": NORM, "factor": 0.5}, "is less than 1"),
     ],
 )

@@ -1,0 +1,121 @@
+"""Runs one pass on a small graph, as its stage would."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from unittest import mock
+
+import onnx
+import onnx_graphsurgeon as gs
+
+from tcompile import pipeline
+from tcompile.core.graph import to_onnx
+from tcompile.core.schedule import Reduction, Schedule, Spec, TowerSchedule
+from tcompile.passes import lower, normalize, reduce
+from tcompile.passes.normalize.batch_values import DimVectors, settle_batch_values
+from tcompile.passes.normalize.bind_shapes import bind_inputs
+from tcompile.passes.reduce.towers import reduce_towers
+from tcompile.plugins.ops import add_functions
+from tcompile.targets import load_target
+
+NORMALIZE = (*normalize.BEFORE, *normalize.ROUND, *normalize.AFTER)
+#: What a pass is run with that does not do without.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "lower/fuse-token-ops": {"token_ops": "plugin"},
+    "lower/spell-rms-norm": {"target": "jetson-orin"},
+    "lower/cast-pixels-first": {"target": "rtx-4090"},
+    "lower/spell-attention": {"target": "rtx-4090"},
+    "lower/to-fp16": {"precision": "fp16"},
+    "lower/spell-fp32-matmul": {"target": "t4"},
+    "lower/lower-opset": {"target": "jetson-orin"},
+    "lower/move-token-casts": {"token_ops": "plugin"},
+    "lower/token-ops": {"token_ops": "plugin"},
+}
+#: Schedules that the reduce pass is shown with, and what else it is told.
+REDUCTIONS: dict[str, dict[str, Any]] = {
+    "drop": {"steps": [("attn:0", "cls", "topk", 4)]},
+    "restored": {"steps": [("attn:0", "cls", "topk", 4)], "outputs": "restored"},
+    "bypass": {"steps": [("around:0", "norm", "bypass", 4)]},
+    "side-inputs": {"steps": [("block:0", "norm", "topk", 4)]},
+    "refused": {"steps": [("block:0", "norm", "topk", 4)]},
+    "attention-op": {"steps": [("attn:0", "cls", "topk", 4)]},
+    "spell-biased-attention": {"steps": [("inside:0", None, "merge", 5)]},
+    "towers": {"steps": [("attn:0", "norm", "topk", 4)], "other": ("attn:0", "norm", "topk", 2)},
+    "inside": {"steps": [("inside:0", None, "merge", 5)]},
+}
+
+
+def run(name: str, model: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph behind one pass, `STAGE/PASS`."""
+    stage, pass_name = name.split("/")
+    return {"normalize": _normalize, "lower": _lower, "reduce": _reduce}[stage](pass_name, model)
+
+
+def _normalize(name: str, model: onnx.ModelProto) -> onnx.ModelProto:
+    graph = normalize._import(model)
+    free = bool(bind_inputs(graph, None, {}))
+    state = normalize._Normalizing(graph, free, DimVectors(graph))
+    at = [step.name for step in NORMALIZE].index(name)
+    if at > len(normalize.BEFORE):
+        normalize._infer_shapes(state)
+    if name == "batch-expansion":
+        settle_batch_values(graph, state.vectors, state.origins)
+        normalize._infer_shapes(state)
+    NORMALIZE[at].run(state)
+    return to_onnx(state.graph)
+
+
+def _lower(name: str, model: onnx.ModelProto) -> onnx.ModelProto:
+    options = OPTIONS.get(f"lower/{name}", {})
+    graph = gs.import_onnx(model)
+    add_functions(graph)
+    state = lower._Lowering(
+        graph,
+        load_target(options.get("target", "rtx-4090")),
+        options.get("precision", "fp32"),
+        options.get("token_ops", "native"),
+        frozenset(options.get("fp32_nodes", ())),
+    )
+    step = next(step for step in lower.PASSES if step.name == name)
+    if step is not lower.PASSES[0]:
+        lower.PASSES[0].run(state)
+    assert step.when(state)
+    step.run(state)
+    return to_onnx(state.graph)
+
+
+def _reduction(site: str, score: str | None, reducer: str, keep: int) -> Reduction:
+    return Reduction(site, Spec(score) if score else None, Spec(reducer), keep)
+
+
+def _reduce(name: str, model: onnx.ModelProto) -> onnx.ModelProto:
+    """All of reduce with a schedule, or its passes up to the one of that name."""
+    with TemporaryDirectory() as folder:
+        onnx.save(model, str(Path(folder) / "model.onnx"))
+        read = pipeline.read(Path(folder) / "model.onnx")
+    told = REDUCTIONS.get(name, REDUCTIONS["drop"])
+    reductions = tuple(_reduction(*step) for step in told["steps"])
+    schedule = Schedule("golden", read.analysis.shape, reductions)
+    if "other" in told:
+        (other,) = read.analysis.others
+        tower = TowerSchedule(other.tower, other.shape, (_reduction(*told["other"]),))
+        schedule = replace(schedule, tower=read.analysis.tower, towers=(tower,))
+        made, _ = reduce_towers(read.graph, read.analysis, schedule, strict=True)
+        return to_onnx(made.graph)
+    steps = [step.name for step in reduce.PASSES]
+    passes = reduce.PASSES[: steps.index(name) + 1] if name in steps else reduce.PASSES
+    found: list[gs.Graph] = []
+
+    def note(state: Any, *_: Any) -> int:
+        for step in passes:
+            step.run(state)
+        found.append(state.graph)
+        return 0
+
+    outputs = told.get("outputs", "reduced")
+    with mock.patch.object(reduce, "run", note):
+        reduce.reduce_graph(read.graph, read.analysis, schedule, outputs=outputs)
+    return to_onnx(found[0])
