@@ -134,7 +134,6 @@ def profile_key(
     model: Analysed, target: Target, request: Request, precision: str | None = None
 ) -> dict[str, Any]:
     """All that a measured profile depends on, the methods apart."""
-    from dataclasses import asdict
     conditions = asdict(_runtime(target, request, precision).conditions())
     for changing in ("date", "note"):
         conditions.pop(changing)
