@@ -105,3 +105,13 @@ def test_what_are_no_tables(change: dict[str, Any], words: str) -> None:
     assert Tables(**good).dense_ms == 0
     with pytest.raises(UsageError, match=words):
         Tables(**(good | change))
+
+
+def test_a_share_is_met_whatever_its_binary_form() -> None:
+    """0.29 · 100 is less than 29 in floats; 29 of 100 patches may leave all the same."""
+    zero = np.zeros((1, 2))
+    step = (np.zeros((2, 2)),)
+    tables = Tables(
+        (71, 100), 0, zero, zero, zero[0], 0.0, (SiteRule("attn:0", 1, 1, 0.29),), step, step
+    )
+    assert solve(tables, None, Limits(final_most=71)).final == 71

@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tcompile.planning.optimise import Limits, flattened, plateau_of, solve
+from tcompile.methods.site_rule import SiteRule
+from tcompile.planning.optimise import Limits, Tables, flattened, plateau_of, solve
 from tests.unit.planning.optimise.instances import instance, staircase
 
 
@@ -58,6 +59,24 @@ def test_a_tie_takes_fewer_steps() -> None:
     plan = solve(free, None, Limits(final_most=8))
     assert (plan.final, len(plan.steps)) == (8, 1)
     assert plan.steps[0].site == "attn:1"  # More tokens: as late as can be.
+
+
+def test_a_tie_of_other_counts_takes_fewer_steps() -> None:
+    """10, 6, 6, 6, 6 tokens with one step, or 10, 7, 7, 5, 5 with two: as many in all."""
+    early, late = np.full((2, 4, 4), 9.0)
+    early[3, 1], early[3, 2], late[2, 0] = 2.0, 1.0, 1.0
+    tables = Tables(
+        (5, 6, 7, 10),
+        0,
+        np.zeros((2, 4)),
+        np.zeros((2, 4)),
+        np.zeros(4),
+        0.0,
+        (SiteRule("attn:0"), SiteRule("attn:1")),
+        (np.zeros((4, 4)),) * 2,
+        (early, late),
+    )
+    assert [step.after for step in solve(tables, None, Limits(final_most=6)).steps] == [6]
 
 
 def test_on_which_plateau_a_step_lies() -> None:
