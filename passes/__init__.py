@@ -1,1 +1,1 @@
-"""Graph passes: normalize, reduce, lower. One file a pass (DESIGN 4)."""
+"""Graph passes: normalize, reduce, lower. One file a pass."""

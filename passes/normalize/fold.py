@@ -1,8 +1,8 @@
 """Evaluate what is constant: shapes by inference, the rest in ONNX Runtime without optimisation.
 
 A dim that holds a free batch is not a constant, nor is what is computed from it (batch_values.py).
-graphsurgeon's own folder ignores the start/end attributes of Shape and corrupts dynamic exports
-(DESIGN 5.13), so it is not used.
+graphsurgeon's own folder ignores the start/end attributes of Shape and corrupts dynamic exports,
+so it is not used.
 """
 
 from __future__ import annotations

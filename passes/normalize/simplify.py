@@ -3,7 +3,7 @@
 Removed: Identity, Dropout, and no-op Cast / Reshape / Expand / Transpose / Pad / Slice / Concat;
 adding an all-zero or multiplying by an all-one constant; Where with an all-equal constant
 condition; attention masks that allow everything; the Softmax → IsNaN → Where guard where no mask
-is added. Nothing is fused (EXPORTS 4.4).
+is added. Nothing is fused.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Checks of what was built, each answering one question (DESIGN 5.11)."""
+"""Checks of what was built, each answering one question."""
 
 from __future__ import annotations
 

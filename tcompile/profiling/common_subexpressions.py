@@ -1,6 +1,6 @@
 """Nodes that compute what another one computes already.
 
-Scores recompute products of the attention beside it (DESIGN 5.5). A runtime that fuses attention
+Scores recompute products of the attention beside it. A runtime that fuses attention
 pays for that; one that does not, such as ONNX Runtime on a CPU, finds the twins and computes them
 once. A step that is timed by itself must leave them out as well.
 """

@@ -1,5 +1,5 @@
 """What holds of every preset, whatever it computes: counts, owners, sizes, prefix, order, ties, and
-numbers too large for half precision (METHODS section 4).
+numbers too large for half precision.
 
 All presets of the registry, on tiny models whose blocks leave the stream as it is (`inert`), so
 that every row of the output can be told from where it came.
@@ -90,7 +90,7 @@ def test_prefix_order_and_index(preset: Preset) -> None:
 
 @EVERY
 def test_an_image_is_what_it_is_alone(preset: Preset) -> None:
-    """No score or count depends on the others of a batch (METHODS 4.15)."""
+    """No score or count depends on the others of a batch."""
     found = made(preset)
     images = some_images(found.spec, 3)
     images[1] *= 10

@@ -2,7 +2,7 @@
 
 Tolerances come from the dense export itself: the reduced graph may be ten times as far from the
 oracle as the dense file is from the dense model, both against float64, on the same images. A fixed
-tolerance would be too loose to see a wrong row and too tight for a deep model (EXPORTS section 5).
+tolerance would be too loose to see a wrong row and too tight for a deep model.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ def test_scores_are_mean_attention_over_all_keys(queries: str) -> None:
 
 
 def test_a_key_counts_as_often_as_its_size() -> None:
-    """Proportional attention equals repeating the key (METHODS 4.5)."""
+    """Proportional attention equals repeating the key."""
     q, k, v = (_random(1, 2, 4, 3).roll(i, dims=2) for i in range(3))
     sizes = torch.tensor([[1.0, 3.0, 1.0, 2.0]], dtype=torch.float64)
     repeats = [0, 1, 1, 1, 2, 3, 3]

@@ -1,5 +1,5 @@
 """Presets that merge, spread or pool tokens: which formula each follows where tokens leave, with
-the published parameters (METHODS section 1)."""
+the published parameters."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-#: DiffRate: tokens, CLS included, after pruning and after merging, block by block (METHODS 1A).
+#: DiffRate: tokens, CLS included, after pruning and after merging, block by block.
 DIFFRATE = {
     "deit-s": (
         [197, 196, 190, 168, 150, 139, 129, 117, 99, 78, 58, 3],

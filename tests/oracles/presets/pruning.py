@@ -1,6 +1,6 @@
 """Tokens that are dropped inside the encoder, or fused into one, by a score.
 
-Sources: METHODS 1A and 3, and for each method the paper named there.
+Sources: for each method the paper named there.
 """
 
 from __future__ import annotations

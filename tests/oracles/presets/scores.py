@@ -1,4 +1,4 @@
-"""Importance of patches, [B, T], larger = keep, from the formulas of METHODS sections 1 to 3."""
+"""Importance of patches, [B, T], larger = keep."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def paid_and_received(moment: Moment) -> Tensor:
 
 def pomt(moment: Moment) -> Tensor:
     """a/max(a) + m: a_j = Σ_q max_h A[h, q, j] over patches q, its maximum that of the image;
-    m = softmax over all tokens of Σ_d max_h v[h, j, d], of which the patches' (METHODS 3)."""
+    m = softmax over all tokens of Σ_d max_h v[h, j, d], of which the patches'."""
     inner = moment.inner
     a = moment.attention.weights[:, :, inner, inner].amax(dim=1).sum(dim=1)
     mass = moment.attention.v.amax(dim=1).sum(dim=-1).softmax(dim=-1)[:, inner]

@@ -1,4 +1,4 @@
-"""Methods that keep the map whole, or bring it back (METHODS 1A, 2.3)."""
+"""Methods that keep the map whole, or bring it back."""
 
 from __future__ import annotations
 

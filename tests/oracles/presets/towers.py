@@ -1,4 +1,4 @@
-"""Methods that choose once, at the end of a vision tower (METHODS 1B)."""
+"""Methods that choose once, at the end of a vision tower."""
 
 from __future__ import annotations
 

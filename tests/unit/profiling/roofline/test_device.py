@@ -13,7 +13,7 @@ from tcompile.targets import list_targets, load_target
 @pytest.mark.parametrize(
     ("name", "precision", "rate"),
     [
-        ("jetson-orin-nano", "fp16", 2048),  # FLOP per clock and SM, FACTS D.4
+        ("jetson-orin-nano", "fp16", 2048),  # FLOP per clock and SM
         ("jetson-orin-nano", "int8", 4096),
         ("jetson-orin-nano", "fp32", 1024),  # TF32
         ("rtx-4090", "fp16", 512),  # GeForce: half with fp32 accumulate

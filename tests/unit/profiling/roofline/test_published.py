@@ -1,4 +1,4 @@
-"""What is published of latency against tokens, on modelled numbers only (FACTS D.1, D.2, B.5)."""
+"""What is published of latency against tokens, on modelled numbers only."""
 
 from __future__ import annotations
 
