@@ -28,7 +28,7 @@ _ENTRY = re.compile(r", (?=[a-z]\w*(\[[^\]]*\])? [\"\w])")
 
 
 class State(Protocol):
-    """What the passes of one stage work on: a graph, and what else they share."""
+    """The graph that the passes of one stage work on, and what else they share."""
 
     graph: gs.Graph
 

@@ -17,7 +17,7 @@ class Analysed:
     """A model in normal form and what is known of it.
 
     Attributes:
-        prefix: tokens at the front that a person stated to be no patches.
+        prefix: tokens at the front that a person stated not to be patches.
     """
 
     source: str

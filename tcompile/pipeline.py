@@ -85,7 +85,7 @@ def read(
 
     Args:
         shapes: input name → dims, to bind dynamic dims by hand.
-        prefix: tokens at the front that are no patches, where the analysis does not see it.
+        prefix: tokens at the front that are not patches, where the analysis does not see it.
         tower: the one that loses tokens, of a model that has several; None: all of them.
         dump: takes the graph after each pass.
 
@@ -134,7 +134,7 @@ def explain(
     prefix: int | None = None,
     tower: str | None = None,
 ) -> NodeFacts:
-    """What the analysis knows of one node, named by itself or by a tensor that it gives.
+    """Explain what the analysis knows of one node, named by itself or by a tensor that it gives.
 
     Raises as `read`; also `UsageError` where nothing has that name.
     """
@@ -264,7 +264,7 @@ def build(
 ) -> Path:
     """Compile a model for a target and write the artifact; returns its directory.
 
-    What is asked is what is built. Only where the target's runtime runs here, and the reduced
+    The build is what was asked for. Only where the target's runtime runs here, and the reduced
     model is measured to be no faster, the artifact holds the dense one: its manifest has
     `emitted == "dense"`, and says why.
 

@@ -33,7 +33,7 @@ _JETSON_OPSET = 20
 
 @dataclass
 class _Lowering:
-    """What the passes work on.
+    """The graph that the passes work on, and what they share.
 
     Attributes:
         target, precision, token_ops: what to lower for.
@@ -56,12 +56,12 @@ class _Lowering:
 
     @property
     def turing(self) -> bool:
-        """Whether TensorRT-RTX builds for a Turing GPU."""
+        """Tell whether TensorRT-RTX builds for a Turing GPU."""
         return self.target.runtime == "tensorrt-rtx" and self.target.compute_capability == "7.5"
 
     @property
     def kernels(self) -> bool:
-        """Whether token ops run as kernels, not as function bodies."""
+        """Tell whether token ops run as kernels, not as function bodies."""
         return self.token_ops != "native"
 
     def replaced(self, nodes: Mapping[str, frozenset[str]]) -> None:
@@ -129,7 +129,7 @@ def _spell_attention(state: _Lowering) -> None:
 
 
 def _has_shared_mask(node: gs.Node) -> bool:
-    """Whether one mask row serves all queries of an `Attention` node."""
+    """Tell whether one mask row serves all queries of an `Attention` node."""
     masks = [t for t in node.inputs[3:4] if not t.is_empty()]
     return any(not t.shape or len(t.shape) < 2 or t.shape[-2] != query_rows(node) for t in masks)
 

@@ -41,7 +41,7 @@ _ROUNDS = 64
 
 @dataclass
 class _Normalizing:
-    """What the passes work on.
+    """The graph that the passes work on, and what they share.
 
     Attributes:
         free: whether a batch is free.
@@ -180,7 +180,7 @@ def _refuse_branches(graph: gs.Graph, values: Values) -> None:
 
 
 def _drop_stale_inputs(model: onnx.ModelProto) -> None:
-    """What the file says of its inputs a second time, which may be another shape."""
+    """Remove what the file says of its inputs a second time, which may be another shape."""
     names = {t.name for t in model.graph.input}
     kept = [v for v in model.graph.value_info if v.name not in names]
     if len(kept) < len(model.graph.value_info):

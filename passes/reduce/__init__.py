@@ -81,7 +81,7 @@ def reduce_graph(
 
 
 def _in_groups(analysis: Analysis, schedule: Schedule) -> bool:
-    """Whether every reduction takes whole groups, so that the model may join them."""
+    """Tell whether every reduction takes whole groups, so that the model may join them."""
     grouping, segments = analysis.space.grouping, analysis.space.segments
     return grouping is not None and all(
         reducer_of(r.reducer).groups and r.keep % (grouping.members * segments) == 0

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from tcompile.core.domain import DOMAIN
+from tcompile.core.domain import DOMAIN, WRITTEN
 
 _END = np.iinfo(np.int64).max
 
@@ -38,7 +38,7 @@ class Builder:
         Args:
             site: that the nodes are for.
         """
-        self._scope, self._site = f"tcompile/{name}", site
+        self._scope, self._site = f"{WRITTEN}{name}", site
 
     def name(self, hint: str) -> str:
         """A name not yet used in the graph."""

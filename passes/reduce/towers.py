@@ -34,7 +34,7 @@ def reduce_towers(
     """Apply a schedule to its tower, and to the others what it says of them.
 
     Args:
-        prefix: tokens that a person stated to be no patches.
+        prefix: tokens that a person stated not to be patches.
         strict: a tower that cannot do what is said of it is an error; otherwise it stays dense.
         dump: takes the graph after each step of the schedule and after each pass.
 

@@ -14,6 +14,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis.attention_match import AttentionMatch, attentions
+from tcompile.core.domain import WRITTEN
 from tcompile.targets.backends.base import FusedAttention
 
 Plan = bytes | memoryview
@@ -22,10 +23,6 @@ _KERNEL = re.compile(rb'function=\{ name=([A-Za-z0-9_]+) [^\n]*?layers="([^"]*)"
 _NAME = re.compile(rb"function=\{ name=([A-Za-z0-9_]+)")
 # A node inside a model-local function reads `inner | call (Function)`, which is left out.
 _LAYER = re.compile(r"\[ONNX Layer: ([^\]|]*)\]")
-
-#: Names of nodes that scores and reducers write begin with this: a score may compute all rows of an
-#: attention once more, beside the one that is to be fused.
-_WRITTEN = "tcompile/"
 
 
 @dataclass(frozen=True)
@@ -51,9 +48,12 @@ def kernels(plan: Plan) -> list[Kernel]:
 
 
 def attention_layers(model: onnx.ModelProto) -> list[AttentionMatch]:
-    """Return the attentions of a model, in its order, without those that scores compute."""
+    """Return the attentions of a model, in its order, without those that scores compute.
+
+    A score may compute all rows of an attention once more, beside the one that is to be fused.
+    """
     found = attentions(gs.import_onnx(model))
-    return [layer for layer in found if not layer.node.name.startswith(_WRITTEN)]
+    return [layer for layer in found if not layer.node.name.startswith(WRITTEN)]
 
 
 def expected_fused(model: onnx.ModelProto) -> list[str]:

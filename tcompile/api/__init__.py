@@ -1,1 +1,1 @@
-"""What commands do that call the compiler as a whole: bench, demo, profile, run, verify."""
+"""Commands that call the compiler as a whole: bench, demo, profile, run, verify."""

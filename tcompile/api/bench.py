@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
-from tcompile.api.reference import find_dense, reduced_reference
+from tcompile.api.reference import find_dense, normal_form, reduced_reference
 from tcompile.artifact.directory import Artifact, load_artifact
 from tcompile.core.errors import UsageError
 from tcompile.core.progress import Progress, silent
@@ -56,42 +54,6 @@ def bench(
             source=dense.path if normal else None,
             flop_ideal=flops.dense / flops.reduced if flops.reduced else None,
         )
-
-
-@contextmanager
-def normal_form(artifact: Artifact, dense: Path) -> Iterator[Path | None]:
-    """The fp32 normal form of a dense model that computes in fp16, inside the `with` block; None
-    for any other."""
-    from tcompile.core.save import save
-    from tcompile.pipeline import read
-
-    if not _mentions_half(dense):
-        yield None
-        return
-    manifest = artifact.manifest
-    found = read(dense, shapes=manifest.shapes, prefix=manifest.prefix).normalized
-    if not found.widened:
-        yield None
-        return
-    with tempfile.TemporaryDirectory(prefix="tcompile-") as folder:
-        path = Path(folder) / "normal.onnx"
-        save(found.graph, path)
-        del found
-        yield path
-
-
-def _mentions_half(path: Path) -> bool:
-    """Whether a file may compute in fp16, told without normalising it."""
-    import onnx
-
-    model, half = onnx.load(str(path), load_external_data=False), onnx.TensorProto.FLOAT16
-    graph = model.graph
-    nodes = [*graph.node, *(n for f in model.functions for n in f.node)]
-    return (
-        any(w.data_type == half for w in graph.initializer)
-        or any(v.type.tensor_type.elem_type == half for v in (*graph.input, *graph.value_info))
-        or any(half in (a.i, a.t.data_type) for n in nodes for a in n.attribute)
-    )
 
 
 def _note(artifact: Artifact) -> str:

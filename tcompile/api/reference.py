@@ -1,4 +1,4 @@
-"""What an artifact is checked against: the dense source, and the reduced graph before lowering."""
+"""References that an artifact is checked against: the dense source, the reduced fp32 graph."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def find_dense(artifact: Artifact, against: str | Path | None) -> DenseModel | N
     """The model given as `against`, else the source where the manifest says it was.
 
     A source that has changed since is not used unless it was asked for: it proves nothing.
-    Raises `UsageError` when `against` is no file.
+    Raises `UsageError` when `against` is not a file.
     """
     source = artifact.manifest.source
     if against is not None:
@@ -79,8 +79,40 @@ def reduced_reference(artifact: Artifact, dense: Path) -> Iterator[Path]:
     """
     from tcompile.core.save import save
 
-    reduced = reduce_again(artifact, dense)
     with tempfile.TemporaryDirectory(prefix="tcompile-") as folder:
         path = Path(folder) / "reference.onnx"
+        reduced = reduce_again(artifact, dense)
         save(reduced.graph, path, reduced.metadata)
+        del reduced  # its weights go before the file is run
         yield path
+
+
+@contextmanager
+def normal_form(artifact: Artifact, dense: Path) -> Iterator[Path | None]:
+    """The fp32 normal form of a dense model that computes in fp16, inside the `with` block; None
+    for any other."""
+    from tcompile.core.save import save
+
+    found = analyse_again(artifact, dense).normalized if mentions_fp16(dense) else None
+    if found is None or not found.widened:
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="tcompile-") as folder:
+        path = Path(folder) / "normal.onnx"
+        save(found.graph, path)
+        del found
+        yield path
+
+
+def mentions_fp16(path: Path) -> bool:
+    """Tell whether a file may compute in fp16, without normalising it."""
+    import onnx
+
+    model, half = onnx.load(str(path), load_external_data=False), onnx.TensorProto.FLOAT16
+    graph = model.graph
+    nodes = [*graph.node, *(n for f in model.functions for n in f.node)]
+    return (
+        any(w.data_type == half for w in graph.initializer)
+        or any(v.type.tensor_type.elem_type == half for v in (*graph.input, *graph.value_info))
+        or any(half in (a.i, a.t.data_type) for n in nodes for a in n.attribute)
+    )

@@ -44,7 +44,7 @@ class OutputSummary:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What came out, and how long it took in all (loading included), in seconds."""
+    """Outputs, and how long it took in all (loading included), in seconds."""
 
     model: str
     outputs: tuple[OutputSummary, ...]

@@ -1,4 +1,4 @@
-"""Checks of what was built, each answering one question."""
+"""Checks of an artifact, each answering one question."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Verification:
 
     @property
     def passed(self) -> bool:
-        """Whether no check failed."""
+        """Tell whether no check failed."""
         return all(check.outcome != "failed" for check in self.checks)
 
     def require(self) -> None:

@@ -48,12 +48,12 @@ class Attempt:
 
     @property
     def reduced(self) -> bool:
-        """Whether tokens leave it."""
+        """Tell whether tokens leave it."""
         return bool(self.manifest.schedule["reductions"])
 
     @property
     def slower(self) -> bool:
-        """Whether it was measured, and not shown to be faster than dense."""
+        """Tell whether it was measured, and not shown to be faster than dense."""
         return self.reduced and self.manifest.faster is False
 
     @property
@@ -93,7 +93,7 @@ def on_target(
 def attempt_of(
     request: Request | None, manifest: Manifest, chosen: PlanReport | FixedPlan | None, job: Job
 ) -> Attempt:
-    """What was built for a request: its manifest says how it was planned, too."""
+    """Return what was built for a request: its manifest says how it was planned, too."""
     times = {f.model: f.milliseconds for f in manifest.latency if f.kind == "measured"}
     made = Attempt(request, manifest, chosen, times.get("dense"), times.get("reduced"))
     return replace(made, manifest=_with_plan(made, job))
@@ -177,7 +177,7 @@ def next_request(made: Attempt, job: Job) -> Request | None:
 
 
 def better(new: Attempt, old: Attempt, budget: float | None) -> bool:
-    """Whether to keep the new one: within the budget before over it; then the less loss."""
+    """Decide whether to keep the new one: within the budget before over it; then the less loss."""
     if new.ms is None or old.ms is None:
         return True
     if budget is None:

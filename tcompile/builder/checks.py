@@ -1,4 +1,4 @@
-"""What a build measures about itself: the normal form is the source, fidelity, latency on a CPU."""
+"""Measurements of a build: the normal form against the source, fidelity, latency on a CPU."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def measure(
 ) -> Evidence:
     """Fidelity of the reduced model on seeded inputs; on `cpu`, also how long both take.
 
-    A reduced model that is no faster is said to be so in a note.
+    Where the reduced model is not faster, a note says so.
 
     Args:
         normal: the normal form of a source that computes in fp16, in fp32: latency is compared with

@@ -61,13 +61,13 @@ class Models:
 
     @property
     def free_batch(self) -> bool:
-        """Whether the batch of an input is free."""
+        """Tell whether the batch of an input is free."""
         return any(isinstance(dim, str) for t in self.inputs for dim in t.shape[:1])
 
 
 @dataclass(frozen=True)
 class Built:
-    """What came of judging and emitting.
+    """Results of judging and emitting.
 
     Attributes:
         emitted: what the target's backend wrote; nothing where it refused the model.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be built, and how.
+    """A build: the model, the target, and how it is built.
 
     Attributes:
         path: the source file.

@@ -7,19 +7,25 @@ once. A step that is timed by itself must leave them out as well.
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 import onnx_graphsurgeon as gs
 
 from tcompile.core.graph import is_const, replace_uses
 
 
-def without_common_subexpressions(graph: gs.Graph) -> gs.Graph:
+def without_common_subexpressions(graph: gs.Graph, written: Container[str]) -> gs.Graph:
     """The graph with one of each set of nodes of the same operator, attributes and inputs; the one
-    that was there before anything was written. The given graph is left as it is."""
+    that was there before anything was written. The given graph is left as it is.
+
+    Args:
+        written: names of the nodes that the reduction wrote.
+    """
     made = graph.copy()
     made.toposort()
     asked = {o.name for o in made.outputs}
     first: dict[str, gs.Node] = {}
-    nodes = sorted(made.nodes, key=lambda n: n.name.startswith("tcompile/"))
+    nodes = sorted(made.nodes, key=lambda n: n.name in written)
     # What was written may read what was there, never the other way round up to the site, so going
     # through the old ones first keeps every input's twin known before it is read.
     for node in nodes:

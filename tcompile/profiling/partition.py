@@ -10,7 +10,7 @@ stream behind a site reads the reduced one.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -20,6 +20,7 @@ from tcompile.analysis.model import Analysis
 from tcompile.core.errors import InternalError
 from tcompile.core.graph import consumers, is_const
 from tcompile.core.subgraph import extract, needed_nodes
+from tcompile.passes.reduce import ReducedGraph
 
 Role = Literal["stem", "attn", "mlp", "reducer", "head"]
 
@@ -44,20 +45,25 @@ class Segment:
     site: str = ""
 
 
-def partition(dense: gs.Graph, analysis: Analysis, graph: gs.Graph | None = None) -> list[Segment]:
+def partition(
+    dense: gs.Graph, analysis: Analysis, reduced: ReducedGraph | None = None
+) -> list[Segment]:
     """The parts of a model in the order in which they run, those without nodes left out.
 
     Args:
         dense: in normal form, as it was analysed.
-        graph: the same model reduced (at `attn`, `block` or `output` sites); None: the dense one.
+        reduced: the same model reduced (at `attn`, `block` or `output` sites); None: the dense one.
     """
-    graph = dense if graph is None else graph
-    return _Partitioner(dense, analysis, graph).parts()
+    if reduced is None:
+        return _Partitioner(dense, analysis, dense, {}).parts()
+    return _Partitioner(dense, analysis, reduced.graph, reduced.written).parts()
 
 
 class _Partitioner:
-    def __init__(self, dense: gs.Graph, analysis: Analysis, graph: gs.Graph) -> None:
-        self.analysis, self.graph = analysis, graph
+    def __init__(
+        self, dense: gs.Graph, analysis: Analysis, graph: gs.Graph, written: Mapping[str, str]
+    ) -> None:
+        self.analysis, self.graph, self.written = analysis, graph, written
         self.dense_tensors, self.tensors = dense.tensors(), graph.tensors()
         self.nodes = {n.name: n for n in graph.nodes}
         self.seen: set[str] = set()
@@ -99,8 +105,7 @@ class _Partitioner:
         parts = {p.site: i for i, p in enumerate(self.found) if p.role == "reducer"}
         last = self.analysis.blocks[-1].index
         for site in (*parts, "output"):
-            mine = f"tcompile/{site.replace(':', '_')}/"
-            nodes = {n for n in self.nodes if n.startswith(mine)} - self.seen
+            nodes = {n for n in self.nodes if self.written.get(n) == site} - self.seen
             self.seen |= nodes
             if nodes and site in parts:
                 old = self.found[parts[site]]

@@ -21,6 +21,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from tcompile.core.domain import WRITTEN
 from tcompile.core.errors import MissingExtraError, UsageError
 from tcompile.core.graph import settled
 from tcompile.core.save import save
@@ -200,7 +201,7 @@ def part_for(graph: gs.Graph, target: Target, precision: Precision) -> gs.Graph:
     lowered = lower(graph, target=target, precision="fp32")
     if precision != "fp16":
         return lowered
-    written = frozenset(str(n.name) for n in lowered.nodes if n.name.startswith("tcompile/"))
+    written = frozenset(str(n.name) for n in lowered.nodes if n.name.startswith(WRITTEN))
     return to_fp16(lowered, fp32_nodes=written, keep_io=False)
 
 

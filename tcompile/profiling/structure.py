@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_graphsurgeon as gs
 
@@ -80,13 +80,15 @@ def partition_steps(
     from tcompile.methods.schedulers import Place
 
     schedule = method.schedule([Place(SiteName(site), keep) for site, keep in steps])
-    made = reduce_graph(dense, method.analysis, schedule, outputs=method.outputs).graph
+    made = reduce_graph(dense, method.analysis, schedule, outputs=method.outputs)
     if deduplicate:
-        made = without_common_subexpressions(made)
+        fewer = without_common_subexpressions(made.graph, made.written)
+        made = replace(made, graph=fewer)
     parts = tuple(partition(dense, method.analysis, made))
     last = max(i for i, p in enumerate(parts) if p.role == "reducer" and p.site == steps[-1][0])
     tokens = method.context.shape.prefix + steps[-1][1]
-    return PartitionedGraph(made, tokens, parts, tuple(signature(made, p) for p in parts), last)
+    signatures = tuple(signature(made.graph, p) for p in parts)
+    return PartitionedGraph(made.graph, tokens, parts, signatures, last)
 
 
 @dataclass(frozen=True)

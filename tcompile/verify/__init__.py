@@ -1,1 +1,1 @@
-"""What a build checks of its own output: lowered against reduced, reduced against dense, fusion."""
+"""Checks of a model: lowered against reduced, reduced against dense, fused attention."""

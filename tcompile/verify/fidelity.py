@@ -1,6 +1,6 @@
-"""What the reduction changed: the reduced model against the dense one, output by output.
+"""Fidelity: the reduced model against the dense one, output by output.
 
-Nothing here is a pass or a fail. How much may change is for the person to say.
+Nothing here passes or fails: the user decides how much may change.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def compare(
     """Compare outputs that both have, by name.
 
     Args:
-        towers: output → tower whose tokens it holds, `choice.tower_of_outputs`.
+        towers: output → tower whose tokens it holds, `token_outputs.tower_of_outputs`.
     """
     found = []
     for name, want in dense.items():

@@ -1,4 +1,4 @@
-"""Are all attention layers of an artifact's engine fused kernels? Counted in the engine itself."""
+"""Counting the fused attention kernels in an artifact's engine."""
 
 from __future__ import annotations
 

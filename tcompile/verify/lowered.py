@@ -1,4 +1,4 @@
-"""Does the lowered model compute what the reduced fp32 graph does? Asked by every build.
+"""Judging a lowered model: it must compute what the reduced fp32 graph does. Part of every build.
 
 Both run on scenes and noise. The lowered model is given the reference's choices (`pair`), so that
 each output is comparable, and rounds as a GPU does (`rounding`). Where an output is not finite or
@@ -61,18 +61,18 @@ class Difference:
     size: int
 
     def departs(self, precision: str) -> bool:
-        """Whether it is not the same tensor any more."""
+        """Tell whether it is not the same tensor any more."""
         near = self.cosine >= COSINES[precision] and self.distance <= _DISTANCES[precision]
         return self.not_finite > 0 or not near
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What came of it.
+    """The result of judging a lowered model.
 
     Attributes:
         fault: what is wrong, in a sentence; None where nothing is.
-        notes: what else is worth to know.
+        notes: what else a reader should know.
         data: the inputs, in words.
     """
 

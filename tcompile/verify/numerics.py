@@ -1,4 +1,4 @@
-"""Does the artifact's model compute what the reduced graph says?
+"""Comparing the outputs of an artifact's model with those of the reduced graph.
 
 The reference is the reduced graph in fp32, before lowering, on the same inputs. Polygraphy's
 comparator does the comparing. Where reduced precision flips a token at the edge of the budget, two
@@ -24,9 +24,10 @@ FLIPPED_COSINE = 0.99
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What counts as the same. Errors are relative to the largest magnitude in the output.
+    """Bounds within which two outputs are the same.
 
-    `statistic` is what must stay within `error`: the largest element-wise difference, or the mean.
+    Errors are relative to the largest magnitude in the output. `statistic` is what must stay within
+    `error`: the largest element-wise difference, or the mean.
     """
 
     error: float
@@ -69,7 +70,7 @@ class Numerics:
 
     @property
     def passed(self) -> bool:
-        """Whether everything held."""
+        """Tell whether everything held."""
         return not self.faults
 
 

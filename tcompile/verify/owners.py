@@ -69,7 +69,7 @@ class Owners:
 
 
 def blamed(error: RefusedError, owners: Owners, source: str) -> TcompileError:
-    """What a runtime refuses, in terms of the user's file.
+    """Say what a runtime refuses, in terms of the user's file.
 
     Returns:
         A ModelError where the node is the user's, an InternalError where tcompile wrote it, or
@@ -82,8 +82,8 @@ def blamed(error: RefusedError, owners: Owners, source: str) -> TcompileError:
     else:
         label, node = _named_in(error.reason, owners), ""
     if label is None:
-        ours = f"a node that tcompile wrote, {node} ({error.op})" if node else "the model"
-        what = error.sentence(ours)
+        written = f"a node that tcompile wrote, {node} ({error.op})" if node else "the model"
+        what = error.sentence(written)
         return InternalError(what, where=source, hint=f"please report it; {_KEEP}")
     remedy = next((text for word, text in _REMEDIES if word in error.reason), "")
     hint = f"{remedy}; {_KEEP}" if remedy else _KEEP

@@ -1,8 +1,8 @@
 """A reduced fp32 graph and its lowered form, as two files that can be compared tensor by tensor.
 
 Rounding flips a token at the edge of the budget now and then, and from there on the two hold other
-tokens: that is no fault, and hides those that are. So the lowered model is given the choices of the
-reference: whatever is chosen from floats (indices, comparisons) is an input of it, and what it
+tokens: that is not a fault, and hides those that are. So the lowered model is given the choices of
+the reference: whatever is chosen from floats (indices, comparisons) is an input of it, and what it
 would have chosen itself is an output.
 """
 
@@ -143,7 +143,7 @@ def _pin(
         for i, tensor in enumerate(node.outputs):
             chosen = _kind(tensor) in "iub" and np.dtype(tensor.dtype) not in (np.int8, np.uint8)
             select = node.op == "TcSelectTokens" and node.domain == DOMAIN
-            # Rows of a selection follow from its index, which itself nobody may read.
+            # Rows of a selection follow from its index, which itself may have no reader.
             read = bool(tensor.outputs) or (select and i == 0)
             if not chosen or not read or not tensor.inputs:
                 continue

@@ -79,7 +79,7 @@ def scenes_for(model: Signature, *, scenes: int = 3, noise: int = 1, seed: int =
 
 
 def _is_image(model: Signature, name: str, rows: tuple[int, ...]) -> bool:
-    """Whether an input is of images or video, and no mask [1, N, N] beside one."""
+    """Tell whether an input is of images or video, and not a mask [1, N, N] beside one."""
     if len(rows) not in (3, 4):
         return False
     first = model.image_input

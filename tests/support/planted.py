@@ -118,10 +118,10 @@ class Planted:
 
     def latency(self, given: Analysed, schedule: Schedule) -> float:
         """ms of the parts of a model that follows a schedule, found by cutting its graph."""
-        graph = reduce_graph(given.graph, given.analysis, schedule).graph
+        made = reduce_graph(given.graph, given.analysis, schedule)
         keeps = {r.site: r.keep for r in schedule.reductions}
         tokens, total = given.analysis.shape.tokens, 0.0
-        for part in partition(given.graph, given.analysis, graph):
+        for part in partition(given.graph, given.analysis, made):
             if part.role == "stem":
                 total += STEM
             elif part.role == "reducer" and part.site in keeps:
@@ -137,11 +137,11 @@ class Planted:
 def looked_up(given: Analysed, schedule: Schedule, profile: Profile, key: str) -> float:
     """What a profile has of a model that follows a schedule: the parts of its graph, each by its
     own signature."""
-    graph = reduce_graph(given.graph, given.analysis, schedule).graph
+    made = reduce_graph(given.graph, given.analysis, schedule)
     keeps = {r.site: r.keep for r in schedule.reductions}
     tokens, total = given.analysis.shape.tokens, 0.0
-    for part in partition(given.graph, given.analysis, graph):
-        sign = signature(graph, part)
+    for part in partition(given.graph, given.analysis, made):
+        sign = signature(made.graph, part)
         if part.role == "stem":
             total += profile.stem[sign].ms
         elif part.role == "reducer" and part.site in keeps:

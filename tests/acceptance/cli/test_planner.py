@@ -246,7 +246,7 @@ def test_a_plan_drawn(tcompile: Command, profiled: Path) -> None:
         ),
         (["--objective", "speed", "--keep", "0.5"], ["--objective"]),
         (["--keep", "0.5", "--profile", "nothing.json"], ["nothing.json"]),
-        (["--keep", "0.5", "--profile", "damaged.json"], ["damaged.json", "no profile"]),
+        (["--keep", "0.5", "--profile", "damaged.json"], ["damaged.json", "not a profile"]),
         (["--keep", "0.5", "--profile", "other.json"], ["does not have", "tcompile profile"]),
         (["--schedule", "s.json", "--latency", "5"], ["--latency", "--schedule"]),
         (["--schedule", "s.json", "--keep", "0.5"], ["--keep", "--schedule"]),

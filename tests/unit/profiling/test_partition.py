@@ -79,9 +79,9 @@ def test_parts_of_a_reduced_model(
     sites = [s.name for s in planner.sites if s.name != "output"]
     chosen = dict.fromkeys((sites[0], sites[-1]))
     places = [Place(s, patches * (3 - i) // 4) for i, s in enumerate(chosen)]
-    graph = reduce_graph(model.graph, model.analysis, planner.schedule(places)).graph
-    parts = partition(model.graph, model.analysis, graph)
-    check(graph, parts, tmp_path)
+    made = reduce_graph(model.graph, model.analysis, planner.schedule(places))
+    parts = partition(model.graph, model.analysis, made)
+    check(made.graph, parts, tmp_path)
     steps = [p.site for p in parts if p.role == "reducer" and p.site != "output"]
     assert steps == [p.site for p in places]
 
@@ -92,12 +92,12 @@ def test_a_step_at_the_output_is_a_part(models: dict[str, Analysed]) -> None:
     sites = [s.name for s in model.analysis.sites if s.name == "output"]
     assert sites
     places = [Place("output", model.analysis.shape.patches // 2)]
-    graph = reduce_graph(model.graph, model.analysis, planner.schedule(places)).graph
-    parts = partition(model.graph, model.analysis, graph)
+    made = reduce_graph(model.graph, model.analysis, planner.schedule(places))
+    parts = partition(model.graph, model.analysis, made)
     (step,) = [p for p in parts if p.role == "reducer"]
     assert step.site == "output"
     assert any("TopK" in name for name in step.nodes), step.nodes
-    assert sum(len(p.nodes) for p in parts) == len(graph.nodes)
+    assert sum(len(p.nodes) for p in parts) == len(made.graph.nodes)
 
 
 def test_a_chain_runs_halves_one_after_another(models: dict[str, Analysed], tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 import tcompile
 from tcompile.api import bench
+from tcompile.api.reference import normal_form
 from tcompile.artifact.directory import load_artifact
 from tcompile.artifact.page import render
 from tcompile.builder import checks as evidence
@@ -160,7 +161,7 @@ def test_the_normal_form_that_is_timed_is_fp32(
         assert onnx.TensorProto.FLOAT in kinds
         assert onnx.TensorProto.FLOAT16 not in kinds
         assert Path(source).name == "vit.onnx"
-    with bench.normal_form(load_artifact(folder), tmp_path / "vit.onnx") as path:
+    with normal_form(load_artifact(folder), tmp_path / "vit.onnx") as path:
         assert path is not None
         assert path.exists()
     assert not path.exists()
