@@ -1,4 +1,4 @@
-"""What a score, a reducer or a preset of your own is made of (docs/extending.md).
+"""The parts of which a score, a reducer or a preset of your own is made (docs/extending.md).
 
 Everything here is public: names stay, parameters may be added.
 """

@@ -33,7 +33,7 @@ Predict = Callable[[Array], dict[str, NDArray[np.generic]]]
 
 @dataclass(frozen=True)
 class Scores:
-    """What a model gets right on `n` scenes."""
+    """Return what a model gets right on `n` scenes."""
 
     top1: float  # share of scenes whose sum is right
     patch_accuracy: float | None  # share of patches labelled right; None without full patch_logits

@@ -91,7 +91,7 @@ class Delicate:
         self._factors: set[str] = set()  # tensors that scale others
 
     def stays(self, node: gs.Node) -> bool:
-        """Whether the node computes in fp32. Remembers what follows for later nodes."""
+        """Tell whether the node computes in fp32. Remembers what follows for later nodes."""
         floats = [t for t in node.inputs if isinstance(t, gs.Variable) and t.dtype == FLOAT32]
         exact = self._is_exact(node, floats)
         stays = (
@@ -132,7 +132,7 @@ class Delicate:
         )
 
     def _takes_fp16(self, node: gs.Node) -> bool:
-        """Whether a call of a function still types when its floats are fp16."""
+        """Tell whether a call of a function still types when its floats are fp16."""
         if function_key(node) not in self._functions:
             # Operators of a foreign domain are known to take fp32, the type they were made for.
             return not node.domain
@@ -148,7 +148,8 @@ class Delicate:
 
 
 def fits(tensor: gs.Tensor, node: gs.Node) -> bool:
-    """Whether a constant may be given to `node` in fp16; always true of what is no fp32 constant.
+    """Tell whether a constant may be given to `node` in fp16; always true of what is no fp32
+    constant.
 
     Too large unless clamping is harmless; too small where it is a number on its own (an epsilon):
     a weight of 1e-9 among others may become zero.
@@ -177,7 +178,8 @@ def peek(constant: gs.Constant) -> npt.NDArray[Any]:
 
 
 def clamps(node: gs.Node, depth: int = 6) -> bool:
-    """Whether a constant of the node beyond fp16 may be clamped: a bound, or a softmax's mask."""
+    """Tell whether a constant of the node beyond fp16 may be clamped: a bound, or a softmax's
+    mask."""
     if node.op in {"Clip", "Softmax"}:
         return True
     if node.op not in _TO_SOFTMAX or depth == 0:
@@ -187,7 +189,7 @@ def clamps(node: gs.Node, depth: int = 6) -> bool:
 
 
 def _feeds_a_variance(node: gs.Node) -> bool:
-    """Whether the node is part of mean((x - mean(x))²) or mean(x²), up to the square."""
+    """Tell whether the node is part of mean((x - mean(x))²) or mean(x²), up to the square."""
     if node.op == "Mul":
         return node.inputs[0] is node.inputs[1] and _all_reduced(node)
     if node.op == "Sub":

@@ -148,7 +148,7 @@ class _Conversion:
         return self.constants[tensor.name]
 
     def _tidy(self) -> None:
-        """Give a converted constant its old name where nobody reads the fp32 one any more."""
+        """Give a converted constant its old name where nothing reads the fp32 one any more."""
         read = {tensor.name for node in self.nodes for tensor in node.inputs}
         for name, half in self.constants.items():
             if name not in read:

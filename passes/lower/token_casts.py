@@ -41,7 +41,7 @@ def move_casts(graph: gs.Graph) -> int:
         changed += len(calls)
     if changed:
         read = {t.name for n in graph.nodes for t in n.inputs} | outputs
-        # Casts to fp32 that nobody reads any more, and those that are bypassed.
+        # Casts to fp32 that nothing reads any more, and those that are bypassed.
         dead = [n for n in graph.nodes if n.op == "Cast" and not _read(n, read)]
         for node in dead:
             node.inputs.clear()

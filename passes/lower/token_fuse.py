@@ -17,7 +17,7 @@ from tcompile.plugins.ops import add_functions
 
 
 def fuse_calls(graph: gs.Graph) -> int:
-    """Rewrite in place; returns how many calls are new. Bodies that nobody calls any more stay.
+    """Rewrite in place; returns how many calls are new. Bodies that nothing calls any more stay.
 
     - [prefix | patches at TcTopKTokens' index] is `TcSelectTokens`, whose `rows` take the whole
       stream apart in one gather: no slices, no joining.
@@ -113,8 +113,8 @@ def _partner(node: gs.Node, outputs: Sequence[gs.Tensor]) -> int:
 
 
 def _squeezed(tensor: gs.Variable) -> gs.Variable | None:
-    """What a [B, M, 1] tensor becomes without its last axis, where that is all it is read for; a
-    new one where nobody reads it."""
+    """Return what a [B, M, 1] tensor becomes without its last axis, where that is all it is read
+    for; a new one where nothing reads it."""
     if not tensor.outputs:
         return gs.Variable(f"{tensor.name}_rows", tensor.dtype, tensor.shape[:2])
     if len(tensor.outputs) > 1:
@@ -128,7 +128,7 @@ def _squeezed(tensor: gs.Variable) -> gs.Variable | None:
 
 
 def _is_unit(tensor: gs.Tensor) -> bool:
-    """Whether rows are divided by their lengths (or are zeros), as `Builder` writes it."""
+    """Tell whether rows are divided by their lengths (or are zeros), as `Builder` writes it."""
     node = producer(tensor)
     while node is not None and (node.op == "TcGatherTokens" or _part(node) is not None):
         node = producer(node.inputs[0])

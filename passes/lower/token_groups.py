@@ -104,7 +104,7 @@ def _column(tensor: gs.Tensor, index: gs.Tensor) -> gs.Tensor | None:
 def _counts(
     tensor: gs.Tensor, hot: gs.Tensor, weight: gs.Tensor | None, rows: gs.Node, others: gs.Node
 ) -> bool:
-    """Whether a tensor [B, K, 1] is the sum of the weights of each group, of ones for None."""
+    """Tell whether a tensor [B, K, 1] is the sum of the weights of each group, of ones for None."""
     if weight is not None:
         parts = _sum(tensor)
         if parts is None or parts[1] is not hot:
@@ -127,7 +127,8 @@ def _counts(
 def _sizes(
     graph: gs.Graph, hot: gs.Tensor, weight: gs.Tensor, rows: gs.Node, others: gs.Node
 ) -> gs.Variable | None:
-    """What the graph has of the sums of the same weights as [B, K], taken from who writes it."""
+    """Return what the graph has of the sums of the same weights as [B, K], taken from who writes
+    it."""
     for node in graph.nodes:
         if node.op == "Squeeze" and node.outputs and _axes(node) == [2]:
             result = node.outputs[0]

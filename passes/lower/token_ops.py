@@ -91,7 +91,7 @@ def choose_token_ops(target: Target, wanted: str | None = None) -> TokenOpsChoic
 
 
 def lower_token_ops(graph: gs.Graph, form: TokenOps) -> int:
-    """Give the calls of token ops their form, in place, and drop bodies that nobody calls; returns
+    """Give the calls of token ops their form, in place, and drop bodies that nothing calls; returns
     how many calls there are.
 
     Bodies stay in the graph in every form; `saving.save` writes them last, so that a file for a
@@ -114,5 +114,5 @@ def lower_token_ops(graph: gs.Graph, form: TokenOps) -> int:
 
 
 def is_call(node: gs.Node) -> bool:
-    """Whether a node is a call of a token op."""
+    """Tell whether a node is a call of a token op."""
     return node.domain == DOMAIN and node.op in _NAMES

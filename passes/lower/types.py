@@ -1,4 +1,4 @@
-"""What element type each output of an operator has, given its inputs': enough to type function
+"""Element types of an operator's outputs, given its inputs': enough to type function
 bodies and to check a converted graph. Shapes play no part.
 """
 
@@ -51,7 +51,7 @@ class TypeClashError(ValueError):
 
 
 def function_key(node: gs.Node) -> Key:
-    """What a call and its function have in common: (domain, name)."""
+    """Return what a call and its function have in common: (domain, name)."""
     return (node.domain or "", node.op)
 
 

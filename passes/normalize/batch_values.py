@@ -101,11 +101,11 @@ class DimVectors:
         return self._once(dim, self._scalar)
 
     def made(self, tensor: gs.Tensor) -> bool:
-        """Whether it is one of these, or a constant."""
+        """Tell whether it is one of these, or a constant."""
         return is_const(tensor) or tensor.name in self.names
 
     def root(self, node: gs.Node) -> bool:
-        """Whether it is the Shape that these are computed from."""
+        """Tell whether it is the Shape that these are computed from."""
         return node.outputs[0].name in self.names
 
     def _once(self, key: Any, make: Any) -> gs.Tensor:
@@ -199,7 +199,7 @@ def batch_nodes(graph: gs.Graph) -> list[gs.Node]:
 
 
 def _small(tensor: gs.Tensor, node: gs.Node) -> bool:
-    """Whether it is a value of few numbers, as many for any batch as far as is known."""
+    """Tell whether it is a value of few numbers, as many for any batch as far as is known."""
     if tensor.shape is None:
         return node.op not in SIZED
     dims = [d for d in tensor.shape if d is not None]
@@ -207,7 +207,7 @@ def _small(tensor: gs.Tensor, node: gs.Node) -> bool:
 
 
 class BatchFunction:
-    """What the nodes give, as a function of the sizes of the free dims."""
+    """Return what the nodes give, as a function of the sizes of the free dims."""
 
     def __init__(self, graph: gs.Graph, nodes: Sequence[gs.Node]) -> None:
         roots = {n.inputs[0].name: n.inputs[0] for n in nodes if n.op in ("Shape", "Size")}

@@ -81,8 +81,8 @@ def _dims(tensor: gs.Tensor, values: Values, vectors: DimVectors) -> list[int]:
 
 
 def _tolerant(graph: gs.Graph, tensor: gs.Tensor, axis: int, size: int) -> bool:
-    """Whether all readers give the same if the tensor has size 1 along `axis` (negative), where it
-    has the free `size` now."""
+    """Tell whether all readers give the same if the tensor has size 1 along `axis` (negative),
+    where it has the free `size` now."""
     if any(tensor is o for o in graph.outputs):
         return False
     for node in tensor.outputs:
@@ -101,8 +101,8 @@ def _tolerant(graph: gs.Graph, tensor: gs.Tensor, axis: int, size: int) -> bool:
 
 
 def _after(node: gs.Node, axis: int) -> int | None:
-    """Where an axis (negative) of the first input is in the result; None where that is unknown, or
-    the node does something along it."""
+    """Return where an axis (negative) of the first input is in the result; None where that is
+    unknown, or the node does something along it."""
     if node.op in BROADCASTS or node.op in ELEMENTWISE:
         return axis
     if node.inputs[0].shape is None:
@@ -126,14 +126,16 @@ def _after(node: gs.Node, axis: int) -> int | None:
 
 
 def _batched(tensor: gs.Tensor, axis: int, size: int) -> bool:
-    """Whether the tensor brings the batch along that axis by itself, computed from an input."""
+    """Tell whether the tensor brings the batch along that axis by itself, computed from an
+    input."""
     if is_const(tensor) or tensor.shape is None or len(tensor.shape) < -axis:
         return False
     return bool(shape(tensor)[axis] == size) and not _from_constants(tensor)
 
 
 def _from_constants(tensor: gs.Tensor) -> bool:
-    """Whether only constants and sizes go into it: then it may be about to lose the batch too."""
+    """Tell whether only constants and sizes go into it: then it may be about to lose the batch
+    too."""
     pending, seen = [tensor], set()
     while pending:
         current = pending.pop()

@@ -86,7 +86,7 @@ def infer(graph: gs.Graph, *, symbolic: bool = False) -> Values:
 
 
 def _infos(graph: gs.Graph, model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
-    """What inference says of each tensor.
+    """Return what inference says of each tensor.
 
     Raises:
         ContradictionError: shapes contradict each other.
@@ -161,7 +161,7 @@ def check_shapes(graph: gs.Graph) -> None:
 
 
 def check_meetings(graph: gs.Graph) -> None:
-    """Where free dims are several: nodes whose inputs must agree but that inference lets pass.
+    """Refuse free dims that meet where inputs of a node must agree but inference lets them pass.
 
     Raises:
         ContradictionError: naming the free dims that meet.
@@ -195,7 +195,7 @@ def check_meetings(graph: gs.Graph) -> None:
 
 
 def _letters_fit(equation: str, dims: Sequence[tuple[int, ...]]) -> bool:
-    """Whether each letter of an Einsum has one size, or 1."""
+    """Tell whether each letter of an Einsum has one size, or 1."""
     sizes: dict[str, int] = {}
     terms = equation.replace(" ", "").partition("->")[0].split(",")
     for term, found in zip(terms, dims, strict=False):

@@ -88,7 +88,7 @@ class Origins:
                 self.of[str(out.name)] = mine
 
     def summary(self) -> dict[str, Origin]:
-        """Of each stored tensor, what any of its elements came from."""
+        """Return, of each stored tensor, what any of its elements came from."""
         return {
             name: _NONE.union(*each.reshape(-1))
             for name, each in self.of.items()

@@ -131,7 +131,7 @@ def _where(node: gs.Node) -> gs.Tensor | None:
 
 
 def _never_nan(tensor: gs.Tensor) -> bool:
-    """Whether it is a Softmax whose logits no mask can have made −inf throughout a row."""
+    """Tell whether it is a Softmax whose logits no mask can have made −inf throughout a row."""
     softmax = producer(tensor)
     if softmax is None or softmax.op != "Softmax":
         return False

@@ -193,7 +193,7 @@ class AttentionView:
 
     @property
     def tokens(self) -> int:
-        """How many keys there are."""
+        """Return how many keys there are."""
         k = self.product.inputs[1]
         return int(k.shape[-1] if self.matched.form == "softmax" else k.shape[-2])
 
@@ -283,7 +283,7 @@ class AttentionView:
         return len(dims) == 3 or (dims[0] == 1 and self.batch != 1)
 
     def _rows(self, positions: Sequence[int] | None) -> int:
-        """How many queries are meant."""
+        """Return how many queries are meant."""
         queries = self.product.inputs[0].shape[-2]
         return int(queries) if positions is None else len(positions)
 

@@ -163,7 +163,7 @@ def owner_on_run(
 
 
 def _left(space: TokenSpace, state: TokenState, order: Order) -> int:
-    """How many tokens (or groups) an order has left."""
+    """Return how many tokens (or groups) an order has left."""
     grouping = space.grouping if order.groups else None
     return state.count // (1 if grouping is None else grouping.members)
 

@@ -1,5 +1,5 @@
 """Token ops as kernels compiled ahead of time, for TensorRT 10.9 and newer: an engine that is built
-with them needs neither a library of ours nor Python.
+with them needs neither a library of tcompile nor Python.
 
 `register()` makes them known to TensorRT; its parser then takes them for the calls of the ops, by
 name, as it takes plugins. Shapes are static (TensorRT#4849).

@@ -34,7 +34,7 @@ class Kernel:
 
     @property
     def fused_attention(self) -> bool:
-        """Whether it is a fused attention kernel."""
+        """Tell whether it is a fused attention kernel."""
         return "_mha" in self.name
 
 

@@ -43,7 +43,7 @@ class Attempt:
 
     @property
     def planned(self) -> PlanReport | None:
-        """How it was solved; None: it was not."""
+        """Return how it was solved; None: it was not."""
         return self.chosen if isinstance(self.chosen, PlanReport) else None
 
     @property
@@ -58,7 +58,7 @@ class Attempt:
 
     @property
     def off(self) -> float | None:
-        """How far its share of the dense latency is from the predicted one; None: unknown.
+        """Return how far its share of the dense latency is from the predicted one; None: unknown.
 
         Shares, since a machine that is slower today than when it was profiled runs both slower.
         """
@@ -190,7 +190,7 @@ def better(new: Attempt, old: Attempt, budget: float | None) -> bool:
 
 
 def _verdict(kept: Attempt) -> str:
-    """How long the reduced model and the dense one took here, in words."""
+    """Return how long the reduced model and the dense one took here, in words."""
     assert kept.ms is not None
     assert kept.dense_ms is not None
     verdict = "slower than" if kept.ms > kept.dense_ms else "not shown to be faster than"

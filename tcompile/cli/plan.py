@@ -61,7 +61,7 @@ def plan(model: Path, target: str, plot: Path | None, as_json: bool, **options: 
 
 
 def print_planned(planned: PlanReport) -> None:
-    """What a solved schedule is predicted to take and lose, and the plateau of each count."""
+    """Print what a solved schedule is predicted to take and lose, and the plateau of each count."""
     if rows := planned.rows():
         print_table(("site", "tokens before", "after", "plateau of as many tokens"), rows)
     for line in planned.lines():

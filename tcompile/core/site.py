@@ -35,7 +35,7 @@ class SiteName(str):
 
     @property
     def returns(self) -> bool:
-        """Whether the tokens that leave here come back behind the block or the attention."""
+        """Tell whether the tokens that leave here come back behind the block or the attention."""
         return self.kind in ("around", "inside")
 
     def depth(self, blocks: int) -> tuple[int, int]:

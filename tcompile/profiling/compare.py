@@ -1,7 +1,7 @@
 """Two profiles side by side: where they agree, by how much they differ, and why they might.
 
-Nothing is refused: what was measured may be held against what was modelled, so long as nobody puts
-the two together.
+Nothing is refused: what was measured may be held against what was modelled, as long as no reader
+puts the two together.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ class Row:
 
     @property
     def median(self) -> float | None:
-        """Of all ratios."""
+        """The median of all ratios."""
         known = [r.ratio for r in self.ratios if r.ratio is not None]
         return float(np.median(known)) if known else None
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What two profiles say of the same model.
+    """A comparison: what two profiles say of the same model.
 
     Attributes:
         kinds: measured or modelled, of the first and of the second.

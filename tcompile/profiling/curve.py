@@ -192,7 +192,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class StepCost:
-    """What scoring and reducing take, by tokens before and after.
+    """The latency of scoring and reducing, by tokens before and after.
 
     Attributes:
         points: (before, after, figure), prefix included.

@@ -1,4 +1,4 @@
-"""What a machine's own pace does to times, taken out of them.
+"""Times without what the machine's own pace does to them.
 
 A machine that others share runs a tenth slower or faster from one second to the next, and medians
 of parts that were timed at different moments then differ by as much. But all parts are run in
@@ -53,7 +53,7 @@ def detrended(
 
 
 def _moving_median(values: Floats) -> Floats:
-    """Of each value's window; windows at the ends are shorter on the one side."""
+    """The median of each value's window; windows at the ends are shorter on the one side."""
     half = min(_WINDOW, len(values)) // 2
     padded = np.pad(values, half, constant_values=np.nan)
     windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * half + 1)

@@ -139,6 +139,6 @@ def _scaled(figure: Figure, share: float) -> Figure:
 
 
 def _between(curve: Curve, tokens: int) -> Figure:
-    """Of a count that nobody measured: on the curve's line, without a spread."""
+    """The figure of a count that was not measured: on the curve's line, without a spread."""
     ms = float(curve.at([tokens])[0])
     return Figure(ms, ms, ms, 1)

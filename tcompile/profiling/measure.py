@@ -58,7 +58,7 @@ _LEAST_COUNTS, _LEAST_STEPS = 3, 2
 
 @dataclass(frozen=True)
 class Effort:
-    """How much to measure.
+    """The extent of a measurement.
 
     Attributes:
         seconds: in all, opening the parts included. Nothing is begun that would end later, as far
@@ -196,7 +196,7 @@ class ProfileRun:
         return session
 
     def _room(self) -> bool:
-        """Whether there is time to open one more session, and to run all of them."""
+        """Tell whether there is time to open one more session, and to run all of them."""
         more = self.round / max(len(self._sessions()), 1)
         needed = self.opening + _FIRST * (self.round + more)
         return time.monotonic() + needed <= self.deadline

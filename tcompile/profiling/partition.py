@@ -100,8 +100,8 @@ class _Partitioner:
             self.found.append(Segment(role, block, frozenset(nodes), start, end, site))
 
     def _written_for_outputs(self) -> None:
-        """What a step wrote for outputs alone (owners, sizes) is its own work, not the head's; so
-        is all of a step at the output, which lies among the head's nodes."""
+        """Give a step what it wrote for outputs alone (owners, sizes): its own work, not the
+        head's. So is all of a step at the output, which lies among the head's nodes."""
         parts = {p.site: i for i, p in enumerate(self.found) if p.role == "reducer"}
         last = self.analysis.blocks[-1].index
         for site in (*parts, "output"):
@@ -122,8 +122,8 @@ class _Partitioner:
         return stream
 
     def _with_shared_moved(self) -> list[Segment]:
-        """What several parts read beside the stream, such as the rows of a rotary table, is made
-        once: by the reducer before, or the stem."""
+        """Move what several parts read beside the stream, such as the rows of a rotary table, to
+        where it is made once: by the reducer before, or the stem."""
         owner = {n: i for i, p in enumerate(self.found) for n in p.nodes}
         home = 0
         moves: dict[str, int] = {}

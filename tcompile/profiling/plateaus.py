@@ -100,7 +100,7 @@ _SURE = 2.5
 
 @dataclass(frozen=True)
 class StepEvidence:
-    """How far the steps of a measured profile rise above its noise.
+    """Return how far the steps of a measured profile rise above its noise.
 
     Attributes:
         counts: token counts that it has figures of.

@@ -76,7 +76,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Profile:
-    """What parts take; use `MeasuredProfile` or `ModelledProfile`.
+    """Latencies of the parts of a model; use `MeasuredProfile` or `ModelledProfile`.
 
     Attributes:
         conditions, subject: on what, of what.
@@ -108,12 +108,12 @@ class Profile:
 
     @property
     def claims_plateaus(self) -> bool:
-        """Whether counts may be moved to the right edge of a plateau."""
+        """Tell whether counts may be moved to the right edge of a plateau."""
         return not self.why_no_plateaus
 
     @property
     def words(self) -> str:
-        """Where the figures come from, in a sentence's part."""
+        """The origin of the figures, as part of a sentence."""
         c = self.conditions
         when = f" on {c.date[:10]}" if c.date else ""
         how = f"batch {c.batch}, {c.precision}" + (f", {c.threads} threads" if c.threads else "")

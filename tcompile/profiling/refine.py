@@ -13,7 +13,7 @@ from tcompile.profiling.curve import Figure
 _FIRST = 6
 #: No two counts are nearer to each other than that.
 _NARROW = 8
-#: A share of the patches: below it nobody plans.
+#: A share of the patches: no plan goes below it.
 _LEAST = 0.05
 
 

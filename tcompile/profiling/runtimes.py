@@ -58,7 +58,7 @@ class Runtime(Protocol):
         ...
 
     def conditions(self) -> Conditions:
-        """What identifies the measurement."""
+        """The conditions that identify the measurement."""
         ...
 
 

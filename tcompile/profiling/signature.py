@@ -1,4 +1,5 @@
-"""What makes two parts the same to a profile: their structure, not their weights or token count."""
+"""Signatures: what makes two parts the same to a profile: their structure, not their weights or
+token count."""
 
 from __future__ import annotations
 

@@ -185,7 +185,7 @@ def _at_few(dense: gs.Graph, method: Method) -> Iterator[PartitionedGraph]:
 
 
 def _lines(graphs: Mapping[int, gs.Graph]) -> dict[str, Lines] | None:
-    """Of all tensors that change; None where one is on no line, or is a weight.
+    """The lines of all tensors that change; None where one is on no line, or is a weight.
 
     Names may differ from graph to graph; the order in which nodes name tensors does not.
     """

@@ -1,1 +1,1 @@
-"""What is shown to a person: inspection pages, explanations, plots."""
+"""Pages for people: inspection pages, explanations, plots."""

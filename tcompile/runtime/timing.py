@@ -57,7 +57,7 @@ EMULATED = (
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What was measured, where, and how.
+    """A measurement: of what, where, and how.
 
     Attributes:
         dense: what the reduced model is compared with, `compared`.

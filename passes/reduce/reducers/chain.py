@@ -51,7 +51,7 @@ def steps_of(parameters: Mapping[str, Any]) -> list[Step]:
 
 
 def _depth(parameters: Any) -> int:
-    """How deep chains are nested in the steps of one."""
+    """Return how deep chains are nested in the steps of one."""
     level, depth = [parameters], 0
     while level and depth <= _DEEPEST:
         steps = [s for p in level if isinstance(p, Mapping) for s in _list(p.get("steps"))]

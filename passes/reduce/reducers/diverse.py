@@ -82,7 +82,7 @@ def _important(parameters: Mapping[str, Any], keep: int) -> int:
 
 
 def _drops(parameters: Mapping[str, Any], count: int, keep: int) -> list[int]:
-    """How many leave in each round."""
+    """Return how many leave in each round."""
     gone, rounds = count - keep, parameters["rounds"]
     most = parameters["step"] if rounds is None else -(-gone // rounds)
     size, found = count - _important(parameters, keep), []

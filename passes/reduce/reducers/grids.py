@@ -1,4 +1,4 @@
-"""Where the tokens of a grid are."""
+"""Places of the tokens of a grid."""
 
 from __future__ import annotations
 

@@ -195,7 +195,7 @@ def _problem(ask: Ask) -> str:
 
 
 def _counts(parameters: Mapping[str, Any], count: int, keep: int, grid: Grid) -> tuple[int, int]:
-    """How many tokens A and B have."""
+    """Return how many tokens A and B have."""
     split = parameters["split"]
     if split == "protected":
         return count - keep, count - keep

@@ -111,7 +111,7 @@ class Path:
 
 @dataclass(frozen=True)
 class Weights:
-    """How much a quantum of latency and one of loss weigh."""
+    """Return how much a quantum of latency and one of loss weigh."""
 
     ms: float
     loss: float

@@ -37,8 +37,8 @@ from tcompile.planning.optimise.tables import Floats, StepFunction
 
 @dataclass(frozen=True)
 class Prior:
-    """How much a family loses, how much more at the first block than after the last, and how fast
-    that falls."""
+    """A prior: how much a family loses, how much more at the first block than after the last,
+    and how fast that falls."""
 
     scale: float
     early: float

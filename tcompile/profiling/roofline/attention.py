@@ -33,7 +33,7 @@ class Attention:
 
 
 def fuses(attention: Attention, device: Device) -> bool:
-    """Whether TensorRT has a kernel for it.
+    """Tell whether TensorRT has a kernel for it.
 
     fp16: 16 ≤ size ≤ 256 and a multiple of 8, more than one query row. int8: at most 512 keys and
     size 16, 32 or 64. fp32, and any CPU: never.

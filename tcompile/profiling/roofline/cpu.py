@@ -28,7 +28,7 @@ _FLUSH = 2**26
 
 
 def cpu_device(threads: int | None = None) -> Device:
-    """What this machine's CPU does under ONNX Runtime, measured in about two seconds.
+    """Measure what this machine's CPU does under ONNX Runtime, in about two seconds.
 
     Four figures: FLOP/s of a large fp32 product, bytes/s of adding tensors that lie in the caches
     and of ones that do not, and what a node costs when it has nothing to do, the caches being

@@ -1,4 +1,4 @@
-"""What the roofline knows of a device: figures of its data file, and documented assumptions.
+"""A device as the roofline knows it: figures of its data file, and documented assumptions.
 
 docs/roofline.md has every number with its reason, and which were changed after seeing results.
 """

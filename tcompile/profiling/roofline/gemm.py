@@ -124,7 +124,8 @@ def _waves(device: Device, tile: Tile, tiles: int, depth: int) -> float:
 
 
 def resident_tiles(device: Device, tile: Tile) -> int:
-    """How many tiles a core holds at once: by shared memory and by registers, at least one."""
+    """Return how many tiles a core holds at once: by shared memory and by registers, at least
+    one."""
     scratch = (tile.rows + tile.columns) * _STEP_BYTES * _STAGES
     by_registers = _ACCUMULATORS // (4 * tile.rows * tile.columns)
     return max(1, min(int(device.scratch // scratch), by_registers, 8))
