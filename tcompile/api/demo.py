@@ -222,7 +222,7 @@ def read_safetensors(path: str | Path) -> dict[str, Array]:
                 values = np.frombuffer(body[start:end], dtype="<f4")
                 found[name] = values.reshape(entry["shape"])
     except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
-        raise ModelError(f"not a plain safetensors file: {error}", where=str(path)) from error
+        raise ModelError(f"not a safetensors file: {error}", where=str(path)) from error
     return found
 
 
