@@ -12,8 +12,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tcompile.artifact.manifest import Latency, Manifest
-from tcompile.planning.solve.plan_report import FixedPlan, PlanReport, faster_precision
-from tcompile.planning.solve.reasons import budget_of, budget_words
+from tcompile.planning.solve.plan_report import (
+    FixedPlan,
+    PlanReport,
+    budget_of,
+    budget_words,
+    faster_precision,
+)
 
 if TYPE_CHECKING:
     from tcompile.builder.job import Job

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from tcompile.analysis.model import tower_batch
+from tcompile.analysis.model import Analysis, tower_batch
 from tcompile.core.errors import UsageError
 from tcompile.core.schedule import Spec
 from tcompile.passes.reduce.builder import Builder
@@ -17,9 +17,6 @@ from tcompile.passes.reduce.scores import find_score
 from tcompile.passes.reduce.scores.base import ScoreInput
 from tcompile.passes.reduce.segments import view_of
 from tcompile.passes.reduce.token_state import TokenState
-
-if TYPE_CHECKING:
-    from tcompile.analysis.model import Analysis
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 #: Scores → for each the shares [blocks, images, patches].

@@ -1,9 +1,12 @@
-"""Compose a preset for a model: from `--method` and `--keep` to a schedule."""
+"""Compose a preset for a model: from `--method` and `--keep` to a schedule.
+
+Where a model does not have what a preset's score reads, another score stands in for it.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -12,12 +15,11 @@ from typing import TYPE_CHECKING, Any
 from tcompile.core.errors import UsageError
 from tcompile.core.extensions import find
 from tcompile.core.parameters import fraction, parse
-from tcompile.core.schedule import Reduction, Schedule, Shape
+from tcompile.core.schedule import Reduction, Schedule, Shape, Spec
 from tcompile.core.site import SiteName
 from tcompile.methods.context import Context, SiteConstraints, Step, Values
 from tcompile.methods.presets import PRESETS, Preset
 from tcompile.methods.schedulers import Place
-from tcompile.methods.score_fallbacks import score_fallback, score_fallback_notes
 
 if TYPE_CHECKING:
     from tcompile.methods.calibration import Observe
@@ -203,3 +205,53 @@ def _notes(preset: Preset, context: Context, values: Values, made: Schedule) -> 
             f"{preset.name} cannot come closer here"
         )
     return tuple(notes)
+
+
+#: Scores that read the attention: blind where it sees windows only.
+_ATTENTION = {"cls", "attn", "colsum", "pagerank", "rowmean"}
+
+
+def score_fallback(score: Spec, context: Context, site: SiteName) -> Spec:
+    """The score; `norm` where its attention sees windows only; `attn` for `cls` without CLS."""
+    names = names_in(score.to_json())
+    # Scores of a windowed model's global blocks would need its position bias for every pair.
+    windows = context.room is not None and context.room.windows and site.kind == "around"
+    if names & _ATTENTION and (windows or context.blind(site)):
+        return Spec("norm")
+    if context.has_cls or "cls" not in names:
+        return score
+    document = _without_cls(score.to_json())
+    return Spec(document.pop("name"), document)
+
+
+def score_fallback_notes(wanted: Sequence[Spec | None], got: Sequence[Spec | None]) -> list[str]:
+    """Notes of a plan on scores that stand in for others."""
+    notes, pairs = [], [(w, g) for w, g in zip(wanted, got, strict=True) if w and g and w != g]
+    if any(g.name != "norm" for _, g in pairs):
+        notes.append(
+            "this model reads no CLS token: score attn, the attention that evenly "
+            "strided patches pay, stands in for cls"
+        )
+    if any(g.name == "norm" for _, g in pairs):
+        notes.append(
+            "attention within windows cannot score: score norm, the token's length, stands in"
+        )
+    return notes
+
+
+def names_in(document: Any) -> set[str]:
+    """The names of a score and of all that it is made of."""
+    if isinstance(document, Mapping):
+        own = {str(document["name"])} if "name" in document else set()
+        return own.union(*(names_in(v) for v in document.values()))
+    return (
+        set[str]().union(*(names_in(v) for v in document)) if isinstance(document, list) else set()
+    )
+
+
+def _without_cls(document: Any) -> Any:
+    if isinstance(document, Mapping):
+        if document.get("name") == "cls":
+            return {"name": "attn"}
+        return {k: _without_cls(v) for k, v in document.items()}
+    return [_without_cls(v) for v in document] if isinstance(document, list) else document

@@ -1,4 +1,5 @@
-"""Facts a preset is composed for: the model's shape, where its tokens may leave, the budget."""
+"""Facts a preset is composed for: the model's shape, its sites, the budget; and where steps may be
+that are planned, with what the analysis and the reducer demand there."""
 
 from __future__ import annotations
 
@@ -142,3 +143,28 @@ class Step:
     def total(self) -> int:
         """Patches of the dense model."""
         return self.context.shape.patches
+
+
+@dataclass(frozen=True)
+class SiteRule:
+    """A legal site, and the limits of a step there.
+
+    Attributes:
+        name: `attn:3`, `block:3` or `output`.
+        granularity: the patches that stay are a multiple of it.
+        least: the fewest tokens that may stay, prefix included.
+        most_dropped: the share of the patches that may leave in one step, such as 0.5 for merging
+            in pairs; None: any.
+    """
+
+    name: SiteName
+    granularity: int = 1
+    least: int = 1
+    most_dropped: float | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", SiteName(self.name))  # people write text
+
+    def place(self, blocks: int) -> tuple[int, int]:
+        """Return `SiteName.depth`: the order in which sites are passed."""
+        return self.name.depth(blocks)

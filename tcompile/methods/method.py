@@ -14,11 +14,10 @@ from tcompile.core.errors import TcompileError, UsageError
 from tcompile.core.schedule import Reduction, Schedule
 from tcompile.core.site import SiteName
 from tcompile.methods.composition import composed, parse_method, replaced_scores
-from tcompile.methods.context import Context, SiteConstraints
+from tcompile.methods.context import Context, SiteConstraints, SiteRule
 from tcompile.methods.presets import Preset
 from tcompile.methods.schedulers import Place
 from tcompile.methods.schedulers.base import Scheduler
-from tcompile.methods.site_rule import SiteRule
 from tcompile.passes.reduce.check import check_schedule, dense_grid
 from tcompile.passes.reduce.reducers import find_reducer
 from tcompile.passes.reduce.reducers.base import Ask

@@ -10,9 +10,9 @@ from typing import Any
 
 from tcompile.core.schedule import Reduction, Shape, Spec
 from tcompile.core.site import SiteName
+from tcompile.methods.composition import names_in
 from tcompile.methods.context import Context, SiteConstraints, Step, Values
 from tcompile.methods.presets.base import Preset
-from tcompile.methods.score_fallbacks import names_in
 
 #: What the example is composed for: ViT at 224, and 8 frames of a quarter of that.
 _IMAGE, _VIDEO = Shape(197, 1, 196, 12), Shape(393, 1, 392, 12)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tcompile.analysis.flops import batch_size, graph_flops, node_flops
 from tcompile.core.domain import DOMAIN
 from tcompile.core.schedule import Reduction, Spec
 from tcompile.passes.reduce.reducers import filled_reducer, reducer_of
 from tcompile.passes.reduce.scores import leaves
+from tcompile.passes.stages import Reduced
 from tcompile.plugins.ops import OPS
-
-if TYPE_CHECKING:
-    from tcompile.passes.stages import Reduced
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tcompile.analysis.model import Analysis
 from tcompile.core.schedule import Schedule, read_schedule
 from tcompile.methods.composition import compose
 from tcompile.methods.context import SiteConstraints
 from tcompile.passes.reduce.check import check_schedule, dense_grid
+from tcompile.passes.stages import Analysed
 from tcompile.planning.request import Keep
-
-if TYPE_CHECKING:
-    from tcompile.passes.stages import Analysed
 
 ScheduleLike = str | Path | Mapping[str, Any] | Schedule
 

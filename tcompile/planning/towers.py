@@ -11,8 +11,8 @@ from tcompile.analysis.model import Analysis
 from tcompile.core.errors import UsageError
 from tcompile.core.schedule import Reduction, Schedule, TowerSchedule
 from tcompile.core.site import SiteName
+from tcompile.methods.composition import score_fallback
 from tcompile.methods.context import Context
-from tcompile.methods.score_fallbacks import score_fallback
 from tcompile.passes.reduce.reducers import reducer_of
 from tcompile.passes.reduce.scores import leaves
 from tcompile.planning.method_schedule import site_constraints

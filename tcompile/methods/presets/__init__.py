@@ -6,13 +6,9 @@ Presets of other packages are found by entry points of the group `tcompile.prese
 from __future__ import annotations
 
 from tcompile.methods.presets.base import Preset
-from tcompile.methods.presets.calibrated import CALIBRATED
 from tcompile.methods.presets.dense import DENSE
-from tcompile.methods.presets.learned import LEARNED
-from tcompile.methods.presets.merging import MERGING
-from tcompile.methods.presets.mixed import MIXED
-from tcompile.methods.presets.pruning import PRUNING
-from tcompile.methods.presets.static import STATIC
+from tcompile.methods.presets.merging import MERGING, MIXED
+from tcompile.methods.presets.pruning import CALIBRATED, LEARNED, PRUNING, STATIC
 from tcompile.methods.presets.tower import TOWER
 
 __all__ = ["PRESETS", "Preset"]

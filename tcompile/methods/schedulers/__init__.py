@@ -1,7 +1,18 @@
 """Schedulers: how many tokens leave where."""
 
-from tcompile.methods.schedulers.around import around, inside, until_last
 from tcompile.methods.schedulers.base import Place, Scheduler
+from tcompile.methods.schedulers.blocks import (
+    around,
+    constant,
+    counted,
+    inside,
+    leaving,
+    ramp,
+    ratio,
+    single,
+    stages,
+    until_last,
+)
 from tcompile.methods.schedulers.grid import (
     cells,
     dominant,
@@ -11,11 +22,7 @@ from tcompile.methods.schedulers.grid import (
     local_then_global,
     rows,
 )
-from tcompile.methods.schedulers.layers import constant, ramp, ratio
-from tcompile.methods.schedulers.lists import counted, leaving
-from tcompile.methods.schedulers.once import single
 from tcompile.methods.schedulers.searched import fit, greedy, sigmoid
-from tcompile.methods.schedulers.stages import stages
 
 __all__ = [
     "Place",

@@ -1,9 +1,11 @@
-"""Schedulers as data, and the places that they give."""
+"""Schedulers as data, the places that they give, and exact arithmetic of token counts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from functools import wraps
 
 from tcompile.core.errors import UsageError
 from tcompile.core.schedule import Spec
@@ -43,6 +45,18 @@ class Scheduler:
     observes: tuple[Spec, ...] = ()
 
 
+Run = Callable[[Context, Values], list[Place]]
+
+
+def scheduler(words: str) -> Callable[[Run], Callable[[], Scheduler]]:
+    """Make a function of a context and parameters a factory of its scheduler."""
+
+    def factory(run: Run) -> Callable[[], Scheduler]:
+        return wraps(run)(lambda: Scheduler(words, run))
+
+    return factory
+
+
 def falling(context: Context, goals: Iterable[tuple[SiteName, int]]) -> list[Place]:
     """(site, patch tokens after it) as places, those left out where nothing leaves."""
     found, count = list[Place](), context.shape.patches
@@ -51,6 +65,14 @@ def falling(context: Context, goals: Iterable[tuple[SiteName, int]]) -> list[Pla
             found.append(Place(site, goal))
             count = goal
     return found
+
+
+def after_blocks(
+    context: Context, counts: Iterable[int], first: int = 0, *, half: bool = False
+) -> list[Place]:
+    """Patch tokens after each block from the first on, as `places`."""
+    sites = map(context.site, range(first, context.shape.blocks))
+    return places(context, zip(sites, counts, strict=True), half=half)
 
 
 def places(
@@ -86,3 +108,39 @@ def places(
             where="--keep",
         )
     return found
+
+
+def root_ceil(total: int, keep: Fraction, i: int, n: int) -> int:
+    """ceil(total · keep^(i/n)), exact: the least m with m^n ≥ total^n · keep^i."""
+    goal = Fraction(total) ** n * keep**i
+    m = int(total * float(keep) ** (i / n))
+    while Fraction(m) ** n >= goal and m > 0:
+        m -= 1
+    while Fraction(m) ** n < goal:
+        m += 1
+    return m
+
+
+def half_up(number: Fraction) -> int:
+    """The nearest whole number, halves up."""
+    return (2 * number.numerator + number.denominator) // (2 * number.denominator)
+
+
+def shares(total: int, final: int, weights: Sequence[Fraction | int]) -> list[int]:
+    """Counts from `total` to exactly `final`, what leaves shared out by weight.
+
+    Raises:
+        ZeroDivisionError: all weights are 0.
+    """
+    whole, so_far, found = Fraction(sum(weights)), Fraction(0), []
+    for weight in weights:
+        so_far += weight
+        found.append(total - half_up((total - final) * so_far / whole))
+    return found
+
+
+def inflected(r: int, inflect: Fraction, steps: int) -> list[int]:
+    """ToMe's r_i = int(least + step · i), least = int(r (1 − inflect)), most = 2 r − least."""
+    least = int(r * (1 - inflect))
+    step = Fraction(2 * r - 2 * least, max(steps - 1, 1))
+    return [int(least + step * i) for i in range(steps)]

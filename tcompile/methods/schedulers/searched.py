@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import exp
 from typing import TYPE_CHECKING, Any
 
 from tcompile.core.schedule import Spec
 from tcompile.methods.context import Context, Values
-from tcompile.methods.schedulers.base import Place, Scheduler, places
+from tcompile.methods.schedulers.base import Place, Scheduler, after_blocks
 
 if TYPE_CHECKING:
     import numpy as np
@@ -94,8 +95,7 @@ def sigmoid(score: Spec) -> Scheduler:
         tried = [_sigmoid(total, context.final, blocks, m, w) for m in middles for w in widths]
         cheap = [counts for counts in tried if sum(counts) <= line] or tried
         best = min(cheap, key=lambda counts: (_lost(shares, counts), counts))
-        sites = [context.site(i) for i in range(blocks)]
-        return places(context, zip(sites, best, strict=True))
+        return after_blocks(context, best)
 
     return Scheduler(
         "in every block, along a sigmoid that is fitted on images", run, observes=(score,)
@@ -106,7 +106,6 @@ def _solved(
     context: Context, given: float | None, counts: Callable[[float], list[int]]
 ) -> list[Place]:
     """The counts of a threshold, given or the least that comes down to --keep."""
-    sites = [context.site(i) for i in range(context.shape.blocks)]
     if given is not None:
         goals = [max(n, 1) for n in counts(given)]
     else:
@@ -117,7 +116,7 @@ def _solved(
         goals = [max(n, context.final) for n in counts(high)]
         # All that is left when everything may be lost, save for rounding in the sums.
         goals[-1] = context.final
-    return places(context, zip(sites, goals, strict=True))
+    return after_blocks(context, goals)
 
 
 def _order(share: Array, gone: Array) -> Array:
@@ -128,8 +127,6 @@ def _order(share: Array, gone: Array) -> Array:
 
 
 def _sigmoid(total: int, final: int, blocks: int, middle: float, width: float) -> list[int]:
-    from math import exp
-
     def at(x: float) -> float:
         return 1 / (1 + exp(-(x - middle) / width))
 

@@ -2,7 +2,6 @@
 
 from tcompile.planning.losses.attention_mass import attention_losses
 from tcompile.planning.losses.base import Kind, SiteLosses
-from tcompile.planning.losses.cache import cached_losses, losses_key
 from tcompile.planning.losses.data import Calibration, read_calibration, split
 from tcompile.planning.losses.distance import distance, unit
 from tcompile.planning.losses.drop import Drop, images_needed, measure_drop
@@ -14,10 +13,8 @@ __all__ = [
     "Kind",
     "SiteLosses",
     "attention_losses",
-    "cached_losses",
     "distance",
     "images_needed",
-    "losses_key",
     "measure_drop",
     "measured_losses",
     "read_calibration",

@@ -20,24 +20,21 @@ losses reach 0.985, 0.988 and 0.960, and the prior, which has seen no image, 0.9
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
+from tcompile.analysis.model import Analysis
 from tcompile.core.errors import UsageError
 from tcompile.core.progress import Progress, silent
 from tcompile.core.schedule import Spec
 from tcompile.methods.calibration import observed
+from tcompile.methods.context import SiteRule
 from tcompile.methods.method import Method
-from tcompile.methods.site_rule import SiteRule
 from tcompile.planning.losses.base import SiteLosses, through, whole_counts
 from tcompile.runtime.metrics import holds_classes
 from tcompile.runtime.samples import Samples
-
-if TYPE_CHECKING:
-    from tcompile.analysis.model import Analysis
 
 UNIT = "share of attention mass"
 #: Scores that are attention paid, of one block at a time.

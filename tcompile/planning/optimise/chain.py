@@ -9,17 +9,20 @@ sum, so that sums do not depend on their order, ties are ties, and dominance is 
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
 from math import frexp
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from tcompile.core.errors import UsageError
-from tcompile.methods.site_rule import SiteRule
+from tcompile.methods.context import SiteRule
+from tcompile.passes.reduce.reducers.common import TOPK_LIMIT
 from tcompile.planning.optimise.tables import Floats, Tables
 
 Ints = npt.NDArray[np.int64]
@@ -34,14 +37,14 @@ class Limits:
     """Constraints on all steps; those of a single site are its `SiteRule`.
 
     Attributes:
-        topk: the most patches that may stay after a step, because TopK takes no larger K
-            (3840 in TensorRT); None: any.
+        topk: the most patches that may stay after a step, because TensorRT's TopK takes no larger
+            K.
         final_least, final_most: tokens that leave the model, prefix included.
     """
 
-    topk: int | None = None
-    final_least: int | None = None
-    final_most: int | None = None
+    topk: int = TOPK_LIMIT
+    final_least: int = 0
+    final_most: int = sys.maxsize
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,9 +63,25 @@ class Edges:
     ms: Ints
     loss: Ints
 
-    def take(self, which: Ints | Mask) -> Edges:
-        """Return some of them."""
-        return Edges(*(array[which] for array in vars(self).values()))
+
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """Partial plans as parallel arrays: the state, the sums, and the label in front of the site."""
+
+    at: Ints
+    ms: Ints
+    loss: Ints
+    tokens: Ints
+    steps: Ints
+    parent: Ints
+
+
+Rows = TypeVar("Rows", Edges, Labels)
+
+
+def take(rows: Rows, which: Ints | Mask) -> Rows:
+    """Return some of the edges or labels."""
+    return type(rows)(*(array[which] for array in vars(rows).values()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,10 +108,8 @@ class Chain:
         """The state in front of the first site: all tokens."""
         return len(self.final) // 2 - 1
 
-    def budget(self, latency_ms: float | None) -> int:
-        """Return a latency in quanta, up to the rounding of every part; None: any."""
-        if latency_ms is None:
-            return 1 << (BITS + 1)
+    def budget(self, latency_ms: float) -> int:
+        """Return a latency in quanta, up to the rounding of every part; infinite: any."""
         return int(min(latency_ms / self.ms, 2.0**BITS)) + 2 * len(self.sites) + 2
 
 
@@ -111,18 +128,14 @@ class Path:
 
 @dataclass(frozen=True)
 class Weights:
-    """Return how much a quantum of latency and one of loss weigh."""
+    """Weights of a quantum of latency and of one of loss."""
 
     ms: float
     loss: float
 
-    def of(self, path: Path) -> float:
-        """Return the weighted cost of a path."""
-        return self.ms * path.ms + self.loss * path.loss
-
-    def each(self, ms: Ints, loss: Ints) -> Floats:
-        """Return the weighted costs of edges or partial plans."""
-        return self.ms * ms + self.loss * loss
+    def of(self, one: Edges | Labels | Path) -> Any:
+        """Return the weighted cost of each edge or partial plan, or of a path."""
+        return self.ms * one.ms + self.loss * one.loss
 
 
 FASTEST, LEAST_LOSS = Weights(1.0, 0.0), Weights(0.0, 1.0)
@@ -160,15 +173,13 @@ def chain(tables: Tables, limits: Limits) -> Chain:
         cost[step] = _whole(reducers[i][masks[i]], ms)
         lost[step] = _whole(losses[i][masks[i]], loss)
         found = Edges(before, after, step.astype(np.int64), cost, lost)
-        return found.take(np.argsort(before, kind="stable"))
+        return take(found, np.argsort(before, kind="stable"))
 
-    least = n[0] if limits.final_least is None else limits.final_least
-    most = n[-1] if limits.final_most is None else limits.final_most
     return Chain(
         tuple(map(edges, range(len(places)))),
         np.tile(_whole(run, ms), 2),
         np.tile(parts[:, None] * n, 2),
-        np.tile((n >= least) & (n <= most), 2),
+        np.tile((n >= limits.final_least) & (n <= limits.final_most), 2),
         ms,
         loss,
     )
@@ -178,9 +189,7 @@ def _allowed(tables: Tables, rule: SiteRule, limits: Limits) -> Mask:
     """Return [G, G]: whether the step from counts[i] to counts[j] is allowed at a site."""
     n = np.asarray(tables.counts)
     patches = n - tables.prefix
-    target = (n >= rule.least) & (patches % rule.granularity == 0)
-    if limits.topk is not None:
-        target &= patches <= limits.topk
+    target = (n >= rule.least) & (patches % rule.granularity == 0) & (patches <= limits.topk)
     gone = n[:, None] - n[None, :]
     mask: Mask = (gone > 0) & target[None, :]
     if rule.most_dropped is not None:
@@ -202,7 +211,7 @@ def to_go(chain: Chain, weights: Weights) -> Floats:
     """Return [S + 1, 2 · G], the least weighted cost to the end, a site's own parts included."""
     found = np.where(chain.final, weights.ms * chain.run, np.inf)
     for i, edges in reversed(list(enumerate(chain.sites))):
-        cost = weights.each(edges.ms, edges.loss) + found[i + 1, edges.after]
+        cost = weights.of(edges) + found[i + 1, edges.after]
         # Every state has an edge: all its tokens may stay.
         begins = np.searchsorted(edges.before, np.arange(len(chain.final)))
         found[i] = np.minimum.reduceat(cost, begins) + weights.ms * chain.run[i]
@@ -215,7 +224,7 @@ def so_far(chain: Chain, weights: Weights) -> Floats:
     found[0, chain.start] = 0.0
     for i, edges in enumerate(chain.sites):
         found[i] += weights.ms * chain.run[i]
-        cost = found[i, edges.before] + weights.each(edges.ms, edges.loss)
+        cost = found[i, edges.before] + weights.of(edges)
         np.minimum.at(found[i + 1], edges.after, cost)
     return found[:-1]
 
@@ -235,8 +244,8 @@ def shortest(chain: Chain, weights: Weights) -> Path:
             hint="ask for another count, or loosen the limits",
         )
     for i, edges in enumerate(chain.sites):
-        out = edges.take(edges.before == at)
-        best = int(np.argmin(weights.each(out.ms, out.loss) + go[i + 1, out.after]))
+        out = take(edges, edges.before == at)
+        best = int(np.argmin(weights.of(out) + go[i + 1, out.after]))
         ms += int(chain.run[i, at] + out.ms[best])
         loss += int(out.loss[best])
         at = int(out.after[best])

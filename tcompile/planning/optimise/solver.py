@@ -12,7 +12,7 @@ is omitted. Among labels of one state, a dominates b if it is no worse in latenc
 where both are equal, carries more tokens, or as many in no more steps. All four add up along a
 plan, so that whatever completes b completes a as well or better: to omit b is exact.
 
-Where more labels remain than `effort`, they are trimmed: losses are cut into buckets of one width,
+Where more labels remain than `EFFORT`, they are trimmed: losses are cut into buckets of one width,
 and of each state's labels in a bucket the fastest stays, so that the budget holds all the same.
 `Plan.gap` says how much that may have cost: the lesser of the widths trimmed and of the distance to
 the dual.
@@ -23,6 +23,7 @@ steps. Equal means to 2⁻³⁸ of the largest sum (`chain`).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -33,8 +34,8 @@ from tcompile.planning.optimise.chain import (
     FASTEST,
     LEAST_LOSS,
     Chain,
-    Edges,
     Ints,
+    Labels,
     Limits,
     Mask,
     Path,
@@ -42,13 +43,12 @@ from tcompile.planning.optimise.chain import (
     chain,
     shortest,
     so_far,
+    take,
     to_go,
 )
-from tcompile.planning.optimise.plan import Plan, plan_of
-from tcompile.planning.optimise.plateaus import flattened
-from tcompile.planning.optimise.tables import Floats, Tables
+from tcompile.planning.optimise.tables import Floats, Plan, Tables, flattened, plan_of
 
-#: Labels held behind a site by default: one to two seconds at most for 48 blocks and 200 counts,
+#: Labels held behind a site: one to two seconds at most for 48 blocks and 200 counts,
 #: where 10,000 proved every plan tried the best, in up to three.
 EFFORT = 3000
 #: Labels of the first search, which only looks for a good plan.
@@ -73,53 +73,21 @@ class Bound:
         rounding = 1e-11 * (self.weights.ms + self.weights.loss) * 2.0**BITS
         return np.asarray(cost + self.go[i + 1, after] <= self.limit + rounding)
 
-    def admits_edges(self, i: int, edges: Edges) -> Mask:
-        """Return whether some plan within the limit takes an edge of site i."""
-        cost = self.weights.each(edges.ms, edges.loss)
-        return self.admits(i, edges.after, self.past[i, edges.before] + cost)
-
-
-@dataclass(frozen=True, eq=False)
-class Labels:
-    """Partial plans as parallel arrays: the state, the sums, and the label in front of the site."""
-
-    at: Ints
-    ms: Ints
-    loss: Ints
-    tokens: Ints
-    steps: Ints
-    parent: Ints
-
-    def take(self, which: Ints | Mask) -> Labels:
-        """Return some of them."""
-        return Labels(*(array[which] for array in vars(self).values()))
-
 
 def solve(
-    tables: Tables,
-    latency_ms: float | None = None,
-    limits: Limits | None = None,
-    *,
-    eps: float = 0.0,
-    effort: int | None = EFFORT,
+    tables: Tables, latency_ms: float, limits: Limits | None = None, *, eps: float = 0.0
 ) -> Plan:
     """Return the plan that loses least.
 
     Args:
-        latency_ms: the budget; None: any.
+        latency_ms: the budget; infinite: any.
         eps: latencies of a plateau that differ by no more than this share count as equal, as the
             highest of them, so that a plan has all the tokens that the plateau gives away. The
             plan's latency is that of the tables, and no higher than the budget.
-        effort: labels to hold behind a site; None: all that may matter, exact however long it
-            takes.
 
     Raises:
         UsageError: no plan keeps to the limits and the budget; says what the fastest one takes.
     """
-    if latency_ms is not None and not 0 <= latency_ms < float("inf"):
-        raise UsageError(
-            f"{latency_ms} is not a budget: it must be finite and not negative", where="latency_ms"
-        )
     links = chain(flattened(tables, eps) if eps > 0 else tables, limits or Limits())
     fastest, budget = shortest(links, FASTEST), links.budget(latency_ms)
     if fastest.ms > budget:
@@ -129,13 +97,11 @@ def solve(
             where="latency budget",
             hint="allow more ms or more sites",
         )
-    path, gap = best_path(links, fastest, budget, effort)
+    path, gap = best_path(links, fastest, budget)
     return replace(plan_of(tables, path.counts(tables)), gap=gap * links.loss)
 
 
-def best_path(
-    links: Chain, fastest: Path, budget: int, effort: int | None = EFFORT
-) -> tuple[Path, float]:
+def best_path(links: Chain, fastest: Path, budget: int) -> tuple[Path, float]:
     """Return the path of least loss within a budget in quanta, and how much less it could lose.
 
     Args:
@@ -150,7 +116,7 @@ def best_path(
     )
     lower = max(float(b.go[0, links.start]) - b.weights.ms * budget for b in duals)
     # A hasty search first: a better plan at hand rules out most of what a thorough one looks at.
-    for most in (HASTY if effort is None else min(HASTY, effort), effort):
+    for most in (HASTY, EFFORT):
         good = [replace(b, limit=best.loss + b.weights.ms * budget) for b in duals]
         found, error = _search(links, (latency, *good), budget, most)
         if found is not None and (not error or (found.loss, found.ms) < (best.loss, best.ms)):
@@ -177,19 +143,19 @@ def _multiplier(links: Chain, budget: int, beyond: Path, within: Path) -> tuple[
 
 
 def _search(
-    links: Chain, bounds: tuple[Bound, ...], budget: int, most: int | None
+    links: Chain, bounds: tuple[Bound, ...], budget: int, most: int
 ) -> tuple[Path | None, int]:
     """Return the best path within the bounds, and how many quanta of loss trimming may have cost.
 
     Args:
-        most: labels to hold behind a site; None: all, which is exact.
+        most: labels to hold behind a site.
     """
     zero = np.zeros(1, np.int64)
     labels = Labels(zero + links.start, zero, zero, zero, zero, zero)
     history, error = [], 0
     for i in range(len(links.sites)):
         labels = _next(links, i, labels, bounds)
-        if most is not None and len(labels.at) > most:
+        if len(labels.at) > most:
             labels, lost = _trimmed(labels, most)
             error += lost
         history.append(labels)
@@ -197,7 +163,7 @@ def _search(
     ends = np.flatnonzero(links.final[last.at] & (last.ms <= budget))
     if not len(ends):
         return None, error
-    end = last.take(ends)
+    end = take(last, ends)
     row = int(ends[np.lexsort((end.steps, -end.tokens, end.ms, end.loss))[0]])
     ms, loss, states = int(last.ms[row]), int(last.loss[row]), []
     for labels in reversed(history):
@@ -216,13 +182,15 @@ def _next(links: Chain, i: int, labels: Labels, bounds: tuple[Bound, ...]) -> La
     """Return every label behind site i that the bounds admit and no other dominates."""
     edges, labels = links.sites[i], _run(links, i, labels)
     for bound in bounds:
-        edges = edges.take(bound.admits_edges(i, edges))
+        # Edges that some plan within the limit takes.
+        cost = bound.past[i, edges.before] + bound.weights.of(edges)
+        edges = take(edges, bound.admits(i, edges.after, cost))
     # Every label with every edge that leaves its state; where those of a state begin.
     begins, ends = (np.searchsorted(edges.before, labels.at, side) for side in ("left", "right"))
     fan = ends - begins
     parent = np.repeat(np.arange(len(fan)), fan)
-    taken = edges.take(np.arange(len(parent)) + np.repeat(begins - np.cumsum(fan) + fan, fan))
-    came = labels.take(parent)
+    taken = take(edges, np.arange(len(parent)) + np.repeat(begins - np.cumsum(fan) + fan, fan))
+    came = take(labels, parent)
     new = Labels(
         taken.after,
         came.ms + taken.ms,
@@ -233,17 +201,17 @@ def _next(links: Chain, i: int, labels: Labels, bounds: tuple[Bound, ...]) -> La
     )
     fits = np.ones(len(parent), bool)
     for bound in bounds:
-        fits &= bound.admits(i, new.at, bound.weights.each(new.ms, new.loss))
-    new, step = new.take(fits), taken.step[fits]
+        fits &= bound.admits(i, new.at, bound.weights.of(new))
+    new, step = take(new, fits), taken.step[fits]
     # The Pareto frontier of each state, by state and then by latency; of equals, to stay is first.
-    new = new.take(np.lexsort((step, new.steps, -new.tokens, new.loss, new.ms, new.at)))
+    new = take(new, np.lexsort((step, new.steps, -new.tokens, new.loss, new.ms, new.at)))
     if not len(new.at):
         return new
     # A running minimum over all states at once: each state's values lie below those before it.
     key = new.loss - new.at * (int(new.loss.max()) + 1)
     better = np.ones(len(key), bool)
     better[1:] = key[1:] < np.minimum.accumulate(key)[:-1]
-    return new.take(better)
+    return take(new, better)
 
 
 def _trimmed(labels: Labels, most: int) -> tuple[Labels, int]:
@@ -259,4 +227,43 @@ def _trimmed(labels: Labels, most: int) -> tuple[Labels, int]:
         width *= 2
     kept = np.flatnonzero(new)
     lost = labels.loss[kept][np.cumsum(new) - 1] - labels.loss
-    return labels.take(kept), int(lost.max())
+    return take(labels, kept), int(lost.max())
+
+
+def front(tables: Tables, limits: Limits | None = None, *, points: int = 60) -> tuple[Plan, ...]:
+    """Return plans on the lower convex hull of latency and loss, by rising latency.
+
+    No other plan beats one of them in both, and each is the best for some λ of latency + λ · loss.
+
+    Args:
+        points: at most: O(S·G²) each, some 20 ms for 48 blocks and 200 counts.
+
+    Raises:
+        UsageError: no allowed steps end in a count that was asked for.
+    """
+    links = chain(tables, limits or Limits())
+    best: list[Path] = []
+    for path in sorted(_hull(links, points), key=lambda p: (p.ms, p.loss)):
+        if not best or path.loss < best[-1].loss:
+            best.append(path)
+    return tuple(plan_of(tables, path.counts(tables)) for path in best)
+
+
+def _hull(links: Chain, points: int) -> list[Path]:
+    """Return plans on the hull: between two, the one that lies farthest below their line."""
+    fastest = shortest(links, FASTEST)
+    ends = [best_path(links, fastest, most)[0] for most in (fastest.ms, links.budget(math.inf))]
+    found, pending = list(ends), [(ends[0], ends[1])]
+    while pending and len(found) < points:
+        # The widest gap first, so that few points show the whole of it.
+        pending.sort(key=lambda pair: (pair[1].ms - pair[0].ms) * (pair[0].loss - pair[1].loss))
+        fast, good = pending.pop()
+        if good.ms <= fast.ms or fast.loss <= good.loss:
+            continue
+        rise, run = fast.loss - good.loss, good.ms - fast.ms
+        weights = Weights(rise / (rise + run), run / (rise + run))
+        between = shortest(links, weights)
+        if weights.of(between) < weights.of(fast) * (1 - 1e-9) and fast.ms <= between.ms <= good.ms:
+            found.append(between)
+            pending += [(fast, between), (between, good)]
+    return found

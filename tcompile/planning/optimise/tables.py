@@ -10,14 +10,17 @@ loss of 10¹².
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise, product
+from math import fsum
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tcompile.core.errors import UsageError
-from tcompile.methods.site_rule import SiteRule
+from tcompile.core.site import SiteName
+from tcompile.methods.context import SiteRule
+from tcompile.profiling.plateaus import Plateau, plateaus
 
 Floats = npt.NDArray[np.float64]
 #: (site, n_in [G, 1], n_out [1, G]) → anything that broadcasts to [G, G].
@@ -50,29 +53,6 @@ class Tables:
     reducer_ms: tuple[Floats, ...]
     loss: tuple[Floats, ...]
 
-    def __post_init__(self) -> None:
-        size = len(self.counts)
-        if size == 0 or list(self.counts) != sorted(set(self.counts)):
-            raise UsageError("token counts must ascend", where="tables")
-        if not 0 <= self.prefix < self.counts[0]:
-            raise UsageError("every count must exceed the prefix tokens", where="tables")
-        if self.attn_ms.ndim != 2 or not self.blocks:
-            raise UsageError("attn_ms must be [blocks, counts]", where="tables")
-        shapes = {"attn_ms": (self.blocks, size), "mlp_ms": (self.blocks, size), "head_ms": (size,)}
-        for name, shape in shapes.items():
-            _check(name, getattr(self, name), shape)
-        _check("stem_ms", np.asarray(self.stem_ms, float), ())
-        if not len(self.sites) == len(self.reducer_ms) == len(self.loss):
-            raise UsageError("each site needs a reducer's costs and a loss", where="tables")
-        places = [site.place(self.blocks) for site in self.sites]
-        if places != sorted(set(places)):
-            raise UsageError("sites must be in execution order, each once", where="tables")
-        for site, costs, loss in zip(self.sites, self.reducer_ms, self.loss, strict=True):
-            if site.place(self.blocks)[0] >= self.blocks:
-                raise UsageError(f"the model has {self.blocks} blocks", where=site.name)
-            _check(f"reducer_ms of {site.name}", costs, (size, size), below=True)
-            _check(f"loss of {site.name}", loss, (size, size), below=True)
-
     @property
     def blocks(self) -> int:
         return int(self.attn_ms.shape[0])
@@ -88,16 +68,6 @@ class Tables:
         last = self.attn_ms[:, -1].sum() + self.mlp_ms[:, -1].sum() + self.head_ms[-1]
         return float(self.stem_ms + last)
 
-    def index(self, count: int) -> int:
-        """Return the number of a count on the grid.
-
-        Raises:
-            UsageError: it is not on it.
-        """
-        if count not in self.counts:
-            raise UsageError(f"{count} tokens are not on the grid of counts", where="tables")
-        return self.counts.index(count)
-
     @staticmethod
     def of(
         counts: Sequence[int],
@@ -111,11 +81,7 @@ class Tables:
         reducer_ms: StepFunction,
         loss: StepFunction,
     ) -> Tables:
-        """Make tables from functions of steps, called once for each site with all pairs of counts.
-
-        Raises:
-            UsageError: shapes that do not fit, or values that are negative or not finite.
-        """
+        """Make tables from functions of steps, called for each site with all pairs of counts."""
         n = np.asarray(counts, np.int64)
         size = (len(n), len(n))
 
@@ -136,10 +102,119 @@ class Tables:
         )
 
 
-def _check(name: str, values: Floats, shape: tuple[int, ...], *, below: bool = False) -> None:
-    """Check the shape, and that values are finite and not negative (`below`: only where i > j)."""
-    if values.shape != shape:
-        raise UsageError(f"{name} has shape {values.shape}, not {shape}", where="tables")
-    read = values[np.tril_indices(shape[0], -1)] if below else values
-    if not np.all(np.isfinite(read)) or np.any(read < 0):
-        raise UsageError(f"{name} must be finite and not negative", where="tables")
+@dataclass(frozen=True)
+class Step:
+    """Tokens before and after, prefix included; ms of the reducer, and the loss."""
+
+    site: SiteName
+    before: int
+    after: int
+    ms: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The steps that are taken; without one, the dense model.
+
+    Attributes:
+        attention, mlp: tokens in each block's halves, prefix included.
+        final: tokens that leave the model.
+        latency_ms, loss: of the whole model.
+        dense_ms: what the dense model takes.
+        gap: how much less could be lost at most: 0 where the plan is proven best.
+    """
+
+    steps: tuple[Step, ...]
+    attention: tuple[int, ...]
+    mlp: tuple[int, ...]
+    final: int
+    latency_ms: float
+    loss: float
+    dense_ms: float
+    gap: float = 0.0
+
+    @property
+    def speedup(self) -> float:
+        """Return the dense latency over that of the plan; 1 where nothing takes time."""
+        return self.dense_ms / self.latency_ms if self.latency_ms > 0 else 1.0
+
+
+def plan_of(tables: Tables, counts: Sequence[int]) -> Plan:
+    """Return the plan that has so many tokens after each of the tables' sites.
+
+    latency = stem + Σ_l attn_l(n) + mlp_l(n) + head(n) + Σ_steps reducer(n_in → n_out)
+
+    Args:
+        counts: by site, in order, on the grid; equal to the one before where no step is taken.
+    """
+    places = {site.place(tables.blocks): i for i, site in enumerate(tables.sites)}
+    at, steps = len(tables.counts) - 1, []
+    costs = [tables.stem_ms]
+    carried: tuple[list[int], list[int]] = ([], [])
+    for block, half in product(range(tables.blocks), range(3)):
+        if half < 2:
+            carried[half].append(tables.counts[at])
+            costs.append(float((tables.attn_ms, tables.mlp_ms)[half][block, at]))
+        site = places.get((block, half))
+        to = at if site is None else tables.counts.index(counts[site])
+        if site is not None and to != at:
+            ms, loss = tables.reducer_ms[site][at, to], tables.loss[site][at, to]
+            name, before, after = tables.sites[site].name, tables.counts[at], tables.counts[to]
+            steps.append(Step(name, before, after, float(ms), float(loss)))
+        at = to
+    costs += [float(tables.head_ms[at]), *(step.ms for step in steps)]
+    return Plan(
+        tuple(steps),
+        tuple(carried[0]),
+        tuple(carried[1]),
+        tables.counts[at],
+        fsum(costs),
+        fsum(step.loss for step in steps),
+        tables.dense_ms,
+    )
+
+
+def dense_plan(tables: Tables) -> Plan:
+    """Return the plan without a step."""
+    return plan_of(tables, [tables.tokens] * len(tables.sites))
+
+
+def flattened(tables: Tables, eps: float) -> Tables:
+    """Raise the latencies of each half, and of the head, to the highest of their plateau.
+
+    So that what differs by noise is equal to the optimiser, which then takes more tokens; raised,
+    so that a plan takes no longer than planned. t ≤ flattened t ≤ (1 + ε)·t: a count that takes
+    less time than the first of its plateau begins another, and one that takes more than ε more than
+    it keeps its time.
+    """
+    attn, mlp = (np.array([_flat(row, eps) for row in t]) for t in (tables.attn_ms, tables.mlp_ms))
+    return replace(tables, attn_ms=attn, mlp_ms=mlp, head_ms=_flat(tables.head_ms, eps))
+
+
+def _flat(times: Floats, eps: float) -> Floats:
+    raised: Floats = times.copy()
+    first = 0
+    while first < len(times):
+        faster = np.flatnonzero(times[first:] < times[first])
+        run = times[first : first + faster[0]] if len(faster) else times[first:]
+        level = np.flatnonzero(run <= (1 + eps) * times[first])
+        raised[first + level] = run[level].max()
+        first += int(level[-1]) + 1
+    return raised
+
+
+def plateau_of(tables: Tables, plan: Plan, eps: float = 0.01) -> tuple[Plateau, ...]:
+    """Return the plateau on which the count of each step of a plan lies.
+
+    The curve is of all that runs between the step and the next one, as a function of its count.
+    """
+    halves = np.stack([tables.attn_ms, tables.mlp_ms], axis=1).reshape(-1, len(tables.counts))
+    parts = np.concatenate([halves, tables.head_ms[None]])
+    place = {s.name: s.place(tables.blocks) for s in tables.sites}
+    begins = [min(2 * place[s.site][0] + place[s.site][1] + 1, len(parts) - 1) for s in plan.steps]
+    found = []
+    for step, (begin, end) in zip(plan.steps, pairwise([*begins, len(parts)]), strict=True):
+        curve = parts[begin:end].sum(axis=0)
+        found.append(next(p for p in plateaus(tables.counts, curve, eps) if step.after <= p.last))
+    return tuple(found)

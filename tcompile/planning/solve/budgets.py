@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from tcompile.core.errors import UsageError
 from tcompile.passes.reduce.reducers.common import TOPK_LIMIT
@@ -112,11 +112,10 @@ def _behind(tables: Tables) -> Floats:
 
 def limits_of(option: MethodTables, budget: Budget) -> Limits:
     """No TopK that TensorRT would refuse, and the tokens that may be left."""
-    limits = Limits(topk=TOPK_LIMIT)
     if budget.final is None:
-        return limits
+        return Limits()
     ends = ends_of(option, budget)
-    return replace(limits, final_least=ends.least, final_most=ends.most)
+    return Limits(final_least=ends.least, final_most=ends.most)
 
 
 def usual_plan(option: MethodTables, final: int, tables: Tables | None = None) -> Plan:
@@ -159,18 +158,6 @@ def _down_from(tables: Tables, first: int, target: int) -> list[int]:
     return after
 
 
-def best_of(option: MethodTables, budget: Budget) -> MethodPlan:
-    """The plan of a method that loses least within the latency.
-
-    Raises:
-        UsageError: no plan keeps to the budgets; says what the nearest one takes.
-    """
-    assert budget.latency_ms is not None
-    tables = option.tables
-    plan = solve(tables, budget.latency_ms, limits_of(option, budget), eps=budget.eps)
-    return MethodPlan(option, plan)
-
-
 def best_of_all(
     options: Sequence[MethodTables], budget: Budget
 ) -> tuple[MethodPlan, list[MethodPlan]]:
@@ -181,21 +168,22 @@ def best_of_all(
     Raises:
         UsageError: no method keeps to the budgets.
     """
-    limits = [(option, budget.latency_ms) for option in options]
+    most = math.inf if budget.latency_ms is None else budget.latency_ms
+    limits = [(option, most) for option in options]
     if budget.final is not None:
         usual = _usual(options, budget)
         fastest = min(one.plan.latency_ms for one, _ in usual)
-        if fastest >= usual[0][0].plan.dense_ms * (1 - budget.band):
+        fits = [one for one, _ in usual if one.plan.latency_ms <= most]
+        if fits and fastest >= usual[0][0].plan.dense_ms * (1 - budget.band):
             # Nothing to gain by the prediction: it cannot tell a better place than the usual one.
-            most = math.inf if budget.latency_ms is None else budget.latency_ms
-            if fits := [one for one, _ in usual if one.plan.latency_ms <= most]:
-                return _least_loss(fits), fits
-        limits = [(one.option, ms) for one, ms in _in_time(usual, budget)]
+            return _least_loss(fits), fits
+        limits = [(one.option, ms) for one, ms in _in_time(usual, budget.band, most)]
     found: list[MethodPlan] = []
     reasons: list[UsageError] = []
     for option, ms in limits:
         try:
-            found.append(best_of(option, replace(budget, latency_ms=ms)))
+            plan = solve(option.tables, ms, limits_of(option, budget), eps=budget.eps)
+            found.append(MethodPlan(option, plan))
         except UsageError as error:
             reasons.append(error)
     if not found:
@@ -208,14 +196,13 @@ def _least_loss(plans: Sequence[MethodPlan]) -> MethodPlan:
 
 
 def _in_time(
-    usual: Sequence[tuple[MethodPlan, float]], budget: Budget
+    usual: Sequence[tuple[MethodPlan, float]], band: float, most: float
 ) -> list[tuple[MethodPlan, float]]:
     """The ms that each method's plan may take: those of the fastest in the usual place, or its own
     where a prediction cannot tell the two apart; and no more than the budget."""
     fastest = min(ms for _, ms in usual)
-    most = math.inf if budget.latency_ms is None else budget.latency_ms
     return [
-        (one, min((ms if ms <= fastest * (1 + budget.band) else fastest) * (1 + _ROUNDING), most))
+        (one, min((ms if ms <= fastest * (1 + band) else fastest) * (1 + _ROUNDING), most))
         for one, ms in usual
     ]
 

@@ -7,20 +7,18 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tcompile._version import __version__
 from tcompile.core.cache import keep, kept
 from tcompile.core.model_files import describe_source
 from tcompile.core.progress import Progress
 from tcompile.methods.method import Method
+from tcompile.passes.stages import Analysed
+from tcompile.planning.request import Request
 from tcompile.profiling.profile import Profile, combine, from_json, read_profile
-
-if TYPE_CHECKING:
-    from tcompile.passes.stages import Analysed
-    from tcompile.planning.request import Request
-    from tcompile.profiling.runtimes import Runtime
-    from tcompile.targets import Target
+from tcompile.profiling.runtimes import Runtime
+from tcompile.targets import Target
 
 KIND = "profiles"
 

@@ -35,12 +35,8 @@ _ALIGN = 8
 Ints = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class Losses:
-    """The losses of a method's steps, and what they are, in words."""
-
-    step: StepFunction
-    words: str
+#: The losses of a method's steps, and what they are, in words.
+Losses = tuple[StepFunction, str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,10 +108,8 @@ def method_tables(
     """
     layout = layout_of(graph, method)
     counts = counts_for(profile, layout, method, eps=eps, least=least)
-    losses = losses_of(method)
-    return MethodTables(
-        method, tables_for(profile, layout, method, losses.step, counts), losses.words
-    )
+    step, words = losses_of(method)
+    return MethodTables(method, tables_for(profile, layout, method, step, counts), words)
 
 
 def counts_for(

@@ -11,9 +11,9 @@ import onnx
 import pytest
 
 from tcompile.core.errors import UsageError
+from tcompile.methods.context import SiteRule
 from tcompile.methods.method import Method, method_for
 from tcompile.methods.schedulers import Place
-from tcompile.methods.site_rule import SiteRule
 from tcompile.models.onnx_vit import GraphWriter
 from tcompile.passes.stages import Analysed
 from tcompile.pipeline import read

@@ -13,9 +13,9 @@ from tcompile.core.errors import UsageError
 from tcompile.core.schedule import Schedule, Shape
 from tcompile.methods.composition import compose
 from tcompile.methods.context import SiteConstraints
-from tcompile.methods.counts import inflected
 from tcompile.methods.presets import PRESETS, Preset
-from tcompile.methods.presets.mixed import DIFFRATE_TABLES, PYRA_LISTS
+from tcompile.methods.presets.merging import DIFFRATE_TABLES, PYRA_LISTS
+from tcompile.methods.schedulers.base import inflected
 
 VIT = Shape(197, 1, 196, 12)
 DEIT = Shape(198, 2, 196, 12)

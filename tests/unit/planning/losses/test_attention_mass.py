@@ -11,7 +11,7 @@ import pytest
 from tcompile.core.errors import UsageError
 from tcompile.core.graph import to_onnx
 from tcompile.core.site import SiteName
-from tcompile.methods.site_rule import SiteRule
+from tcompile.methods.context import SiteRule
 from tcompile.passes.stages import Analysed
 from tcompile.pipeline import read
 from tcompile.planning.losses import attention_losses

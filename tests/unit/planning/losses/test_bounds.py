@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import t
 
-from tcompile.planning.losses.bounds import mean_at_most, share_at_least, share_at_most
+from tcompile.planning.losses.drop import mean_at_most, share_at_least, share_at_most
 
 
 def exact_tail(k: int, n: int, p: Fraction) -> float:

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from tcompile.planning.losses.curves import LossCurve, fitted
+from tcompile.planning.losses.base import LossCurve, fitted
 
 
 @pytest.mark.parametrize("seed", range(30))

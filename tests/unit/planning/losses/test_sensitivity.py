@@ -12,13 +12,13 @@ import pytest
 from tcompile.core.errors import UsageError
 from tcompile.core.save import save
 from tcompile.core.site import SiteName
+from tcompile.methods.context import SiteRule
 from tcompile.methods.method import Method
-from tcompile.methods.site_rule import SiteRule
 from tcompile.passes.reduce import reduce_graph
 from tcompile.passes.stages import Analysed
 from tcompile.pipeline import read
 from tcompile.planning.losses import SiteLosses, distance, measured_losses
-from tcompile.planning.losses.partial_execution import suffix
+from tcompile.planning.losses.sensitivity import suffix
 from tcompile.runtime.samples import Samples, run_all, samples_for
 from tcompile.runtime.signature import signature
 from tests.support.planted import method as method_on

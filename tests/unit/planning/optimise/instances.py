@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tcompile.core.site import SiteName
-from tcompile.methods.site_rule import SiteRule
+from tcompile.methods.context import SiteRule
 from tcompile.planning.optimise import Limits, Plan, Tables
 
 Key = tuple[float, float, int, int]
@@ -60,9 +60,9 @@ def constrained(tables: Tables, seed: int) -> tuple[Tables, Limits]:
         for s in tables.sites
     )
     limits = Limits(
-        topk=maybe(int(rng.integers(5, 40)), None),
-        final_least=maybe(int(rng.integers(1, 30)), None),
-        final_most=maybe(int(rng.integers(10, 40)), None),
+        topk=maybe(int(rng.integers(5, 40)), 40),
+        final_least=maybe(int(rng.integers(1, 30)), 0),
+        final_most=maybe(int(rng.integers(10, 40)), 40),
     )
     return replace(tables, sites=rules), limits
 
@@ -119,13 +119,12 @@ def every(tables: Tables, limits: Limits) -> Iterator[Whole]:
             left % rule.granularity == 0
             and n[j] >= rule.least
             and (here - left) * 10 <= round(share * 10) * here
-            and (limits.topk is None or left <= limits.topk)
+            and left <= limits.topk
         )
 
     def walk(at: int, i: int, whole: Whole, used: tuple[int, ...]) -> Iterator[Whole]:
         if at == len(program):
-            least = limits.final_least is None or n[i] >= limits.final_least
-            if least and (limits.final_most is None or n[i] <= limits.final_most):
+            if limits.final_least <= n[i] <= limits.final_most:
                 yield whole
             return
         kind, what = program[at]
@@ -155,9 +154,9 @@ def every(tables: Tables, limits: Limits) -> Iterator[Whole]:
     yield from walk(0, len(n) - 1, Whole((), tables.stem_ms, 0.0, 0, 0), ())
 
 
-def best(wholes: list[Whole], latency_ms: float | None) -> Whole | None:
+def best(wholes: list[Whole], latency_ms: float) -> Whole | None:
     """The best of them within the budget."""
-    fits = [w for w in wholes if latency_ms is None or w.ms <= latency_ms + 1e-9]
+    fits = [w for w in wholes if w.ms <= latency_ms + 1e-9]
     return min(fits, key=lambda w: w.key, default=None)
 
 

@@ -8,8 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tcompile.methods.site_rule import SiteRule
-from tcompile.planning.optimise import Limits, Tables, front, plan_of, prior_loss, solve, solver
+from tcompile.methods.context import SiteRule
+from tcompile.planning.optimise import (
+    Limits,
+    Plan,
+    Tables,
+    front,
+    plan_of,
+    prior_loss,
+    solve,
+    solver,
+)
 from tests.unit.planning.optimise.instances import after_sites, key
 
 
@@ -36,22 +45,25 @@ def hard(seed: int) -> Tables:
     )
 
 
-@pytest.fixture
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(solver, "HASTY", 1)
+def exactly(tables: Tables, ms: float) -> Plan:
+    """The best plan: no label is trimmed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(solver, "EFFORT", 10**9)
+        return solve(tables, ms)
 
 
-@pytest.mark.usefixtures("hasty")
-def test_the_gap_is_honest() -> None:
+def test_the_gap_is_honest(monkeypatch: pytest.MonkeyPatch) -> None:
     """Searched with far too few labels: never out of budget, never farther from the best than
     said, and off often enough for that to mean something."""
     off = claimed = 0
+    monkeypatch.setattr(solver, "HASTY", 1)
+    monkeypatch.setattr(solver, "EFFORT", 1)
     for seed in range(10):
         tables = hard(seed)
         fastest = front(tables)[0].latency_ms
         for share in (0.2, 0.5):
             ms = fastest + share * (tables.dense_ms - fastest)
-            exact, plan = (solve(tables, ms, effort=effort) for effort in (None, 1))
+            exact, plan = exactly(tables, ms), solve(tables, ms)
             assert exact.gap == 0
             assert plan.latency_ms <= ms + 1e-6
             difference = plan.loss - exact.loss
@@ -66,7 +78,7 @@ def test_the_gap_is_honest() -> None:
 def test_more_effort_ends_in_the_best(seed: int) -> None:
     tables = hard(seed)
     ms = 0.6 * tables.dense_ms
-    assert key(solve(tables, ms)) == key(solve(tables, ms, effort=None))
+    assert key(solve(tables, ms)) == key(exactly(tables, ms))
 
 
 def large(seed: int, *, blocks: int = 48, size: int = 200, tokens: int = 1601) -> Tables:

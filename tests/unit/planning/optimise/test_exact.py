@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 from itertools import pairwise
@@ -12,7 +13,7 @@ import pytest
 
 from tcompile.core.errors import UsageError
 from tcompile.core.site import SiteName
-from tcompile.methods.site_rule import SiteRule
+from tcompile.methods.context import SiteRule
 from tcompile.planning.optimise import Limits, Plan, Tables, front, plan_of, solve
 from tests.unit.planning.optimise.instances import (
     Whole,
@@ -25,12 +26,12 @@ from tests.unit.planning.optimise.instances import (
 )
 
 
-def budgets(wholes: list[Whole], seed: int) -> list[float | None]:
+def budgets(wholes: list[Whole], seed: int) -> list[float]:
     """Budgets that matter: any, at, between, and beyond what plans take."""
     rng = np.random.default_rng(seed)
     ms = sorted({w.ms for w in wholes} or {1.0})
     some = [float(rng.choice(ms)) + float(rng.integers(-1, 2)) / 16 for _ in range(6)]
-    return [None, ms[0], *(max(budget, 0.0) for budget in some)]
+    return [math.inf, ms[0], *(max(budget, 0.0) for budget in some)]
 
 
 def check(tables: Tables, limits: Limits, seed: int) -> None:
@@ -150,7 +151,7 @@ def test_many_steps_where_many_are_best() -> None:
     )
     limits = Limits(final_most=tables.counts[0])
     check(many, limits, 0)
-    assert len(solve(many, None, limits).steps) == 4
+    assert len(solve(many, math.inf, limits).steps) == 4
 
 
 @pytest.mark.parametrize("seed", range(30))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from tcompile.methods.site_rule import SiteRule
+from tcompile.methods.context import SiteRule
 from tcompile.planning.optimise import Limits, Tables, flattened, plateau_of, solve
 from tests.unit.planning.optimise.instances import instance, staircase
 
@@ -28,19 +29,19 @@ def test_a_plan_takes_what_more_tokens_do_not_cost() -> None:
     tables = staircase(blocks=1)
     flat = replace(tables, loss=(np.full_like(tables.loss[0], 0.25),))
     for most, edge in ((18, 16), (24, 24), (30, 24), (8, 8)):
-        assert solve(flat, None, Limits(final_most=most, final_least=most - 3)).final in (
+        assert solve(flat, math.inf, Limits(final_most=most, final_least=most - 3)).final in (
             most,
             edge,
         )
     # 10, 12, 14 and 16 tokens take the same time.
     fewer = Limits(final_least=10, final_most=38)
-    assert solve(flat, None, fewer).final == 16
+    assert solve(flat, math.inf, fewer).final == 16
     # The same with noise that only ε sees through.
     noisy = replace(flat, mlp_ms=flat.mlp_ms * (1 + 1e-3 * np.arange(19)))
-    assert solve(noisy, None, fewer).final == 10
-    seen = solve(noisy, None, fewer, eps=0.02)
+    assert solve(noisy, math.inf, fewer).final == 10
+    seen = solve(noisy, math.inf, fewer, eps=0.02)
     assert seen.final == 16
-    assert seen.latency_ms <= 1.02 * solve(noisy, None, fewer).latency_ms
+    assert seen.latency_ms <= 1.02 * solve(noisy, math.inf, fewer).latency_ms
 
 
 def test_a_tie_takes_fewer_steps() -> None:
@@ -56,7 +57,7 @@ def test_a_tie_takes_fewer_steps() -> None:
         mlp_ms=tables.mlp_ms * 0,
         attn_ms=tables.attn_ms * 0,
     )
-    plan = solve(free, None, Limits(final_most=8))
+    plan = solve(free, math.inf, Limits(final_most=8))
     assert (plan.final, len(plan.steps)) == (8, 1)
     assert plan.steps[0].site == "attn:1"  # More tokens: as late as can be.
 
@@ -76,12 +77,12 @@ def test_a_tie_of_other_counts_takes_fewer_steps() -> None:
         (np.zeros((4, 4)),) * 2,
         (early, late),
     )
-    assert [step.after for step in solve(tables, None, Limits(final_most=6)).steps] == [6]
+    assert [step.after for step in solve(tables, math.inf, Limits(final_most=6)).steps] == [6]
 
 
 def test_on_which_plateau_a_step_lies() -> None:
     tables = staircase(blocks=2)
-    plan = solve(tables, None, Limits(final_most=18))
+    plan = solve(tables, math.inf, Limits(final_most=18))
     (place,) = plateau_of(tables, plan)
     assert (place.first, place.last) == (18, 24)
     assert plan.final == 18  # The loss counts here, and 18 was the most.

@@ -23,10 +23,14 @@ from tcompile.planning.solve import plan_report
 from tcompile.planning.solve.budgets import Budget, best_of_all
 from tcompile.planning.solve.method_tables import MethodTables, methods_for
 from tcompile.planning.solve.outcome import Outcome, Share, share_text
-from tcompile.planning.solve.plan_report import FixedPlan, PlanReport, prediction_note
-from tcompile.planning.solve.reasons import fixed_outcome, solved_outcome
-from tcompile.planning.solve.schedule_for_request import schedule_for_request
-from tcompile.planning.solve.solve import solve_request
+from tcompile.planning.solve.plan_report import (
+    FixedPlan,
+    PlanReport,
+    fixed_outcome,
+    prediction_note,
+    solved_outcome,
+)
+from tcompile.planning.solve.solve import schedule_for_request, solve_request
 from tcompile.profiling.profile import MeasuredProfile, Profile
 from tcompile.targets import list_targets, load_target
 from tests.support.planted import Planted, method, model

@@ -217,7 +217,7 @@ def _option(given: Analysed, name: str, lost: float = 1.0, launch: float = 0.25)
     prior = prior_loss("prune", tokens=shape.tokens, prefix=shape.prefix, blocks=shape.blocks)
 
     def losses(of: Any) -> Losses:
-        return Losses(lambda s, n, k: lost * prior(s, n, k), "planted")
+        return lambda s, n, k: lost * prior(s, n, k), "planted"
 
     return method_tables(given.graph, one, profile, losses, least=None, eps=0.02)
 

@@ -16,10 +16,10 @@ from tcompile.core.schedule import Schedule
 from tcompile.passes.stages import Analysed
 from tcompile.planning.losses import Drop, images_needed, read_calibration, split
 from tcompile.planning.optimise import front, prior_loss
-from tcompile.planning.solve import max_drop
+from tcompile.planning.solve import on_images
 from tcompile.planning.solve.budgets import Budget, limits_of
-from tcompile.planning.solve.max_drop import CONFIDENCE, fastest_within
 from tcompile.planning.solve.method_tables import Losses, MethodTables, method_tables
+from tcompile.planning.solve.on_images import CONFIDENCE, fastest_within
 from tests.support.planted import Planted, method, model
 from tests.support.tiny_vit import VitSpec
 
@@ -32,7 +32,7 @@ def an_option(given: Analysed, name: str, lost: float = 1.0, family: str = "prun
     prior = prior_loss(family, tokens=shape.tokens, prefix=shape.prefix, blocks=shape.blocks)
 
     def losses(of: Any) -> Losses:
-        return Losses(lambda s, n, k: lost * prior(s, n, k), "planted")
+        return lambda s, n, k: lost * prior(s, n, k), "planted"
 
     profile = PLANTED.profile(given, [one])
     return method_tables(given.graph, one, profile, losses, least=None, eps=0.02)
@@ -88,7 +88,7 @@ def test_the_fastest_that_keeps_to_it(most: float) -> None:
     choice, drop = fastest_within(options, ANY, most, trial)  # type: ignore[arg-type]
     fits = [k for k in known if k[1] <= most]
     # Of as many plans as none beats, a bisection runs so many.
-    most_tries = ceil(log2(len(max_drop._by_loss(options, ANY)) + 1))
+    most_tries = ceil(log2(len(on_images._by_loss(options, ANY)) + 1))
     assert len(trial.tried) <= most_tries < len(known)
     assert trial.confidence == {1 - (1 - CONFIDENCE) / most_tries}
     if not fits:
@@ -115,7 +115,7 @@ def test_plans_that_others_beat_are_not_among_them() -> None:
     best = [
         a for a in all_plans if not any(b != a and b[0] <= a[0] and b[1] <= a[1] for b in all_plans)
     ]
-    found = max_drop._by_loss(options, ANY)
+    found = on_images._by_loss(options, ANY)
     assert {c.option.method.text for c in found} == {"topk", "evit"}
     assert [(c.plan.loss, c.plan.latency_ms) for c in found] == sorted(best)
     assert len(best) < len(all_plans)
@@ -169,7 +169,7 @@ def test_where_nothing_is_faster_nothing_is_run() -> None:
     slow = Planted(launch=500.0).profile(given, [one])
 
     def losses(of: Any) -> Losses:
-        return Losses(lambda s, n, k: 1.0, "planted")
+        return lambda s, n, k: 1.0, "planted"
 
     made = method_tables(given.graph, one, slow, losses, least=None, eps=0.02)
     choice, drop = fastest_within([made], ANY, 0.5, trial)  # type: ignore[arg-type]

@@ -18,7 +18,13 @@ from tcompile.core.schedule import Reduction, Schedule, Spec
 from tcompile.methods.schedulers import Place
 from tcompile.planning.losses import read_calibration, split
 from tcompile.planning.solve.method_tables import MethodTables, counts_for, tables_for
-from tcompile.planning.solve.utility import SHARES, accuracies, most_useful, pomt_plan
+from tcompile.planning.solve.on_images import (
+    SHARES,
+    accuracies,
+    most_useful,
+    pomt_plan,
+    whole_latency,
+)
 from tcompile.profiling.structure import layout_of
 from tcompile.targets.backends.ort import OrtRunner
 from tests.support.planted import STEM, Planted, method, model
@@ -43,12 +49,11 @@ def latency(tokens: int, blocks: int) -> float:
     return STEM + blocks * halves + PLANTED.head(tokens)
 
 
-def chosen(counts: Any, ms: Any, good: Any, alpha: float) -> tuple[int, Any]:
-    """argmax of α(1 − L/max L) + (1 − α) A/max A, the largest n of equals."""
+def chosen(counts: Any, ms: Any, good: Any) -> int:
+    """argmax of α(1 − L/max L) + (1 − α) A/max A with α = 1/2, the largest n of equals."""
     ms, good = np.asarray(ms), np.asarray(good)
-    utility = alpha * (1 - ms / ms.max()) + (1 - alpha) * good / good.max()
-    best = max(n for n, u in zip(counts, utility, strict=True) if u == utility.max())
-    return best, utility
+    utility = 0.5 * (1 - ms / ms.max()) + 0.5 * good / good.max()
+    return max(n for n, u in zip(counts, utility, strict=True) if u == utility.max())
 
 
 class FakeTrial:
@@ -58,9 +63,8 @@ class FakeTrial:
         self.dense, self.run, self.images = dense, run, SimpleNamespace(labels=labels)
 
 
-@pytest.mark.parametrize("alpha", [0.2, 0.5, 0.8])
 @pytest.mark.parametrize("fall", [0.3, 1.0, 4.0])
-def test_utility_is_the_formula(alpha: float, fall: float) -> None:
+def test_utility_is_the_formula(fall: float) -> None:
     """Answers that get worse in a planted way as tokens leave."""
     one = an_option()
     random = method(model(DEEP), "random:seed=0")
@@ -79,17 +83,15 @@ def test_utility_is_the_formula(alpha: float, fall: float) -> None:
         return answers(schedule.final / 16)
 
     measured = accuracies(random, FakeTrial(answers(1.0), run))  # type: ignore[arg-type]
-    found = most_useful(one.tables, measured, alpha)
+    found = most_useful(one.tables.counts, whole_latency(one.tables), measured)
     keeps = sorted({max(round(s * 16), 1) for s in SHARES})
     assert sorted(asked) == keeps
     known = {k + 1: 1 - round(100 * (1 - (k / 16) ** fall)) / 100 for k in keeps} | {17: 1.0}
     counts = [n for n in one.tables.counts if n >= min(known)]
     good = np.interp(counts, sorted(known), [known[n] for n in sorted(known)])
     ms = [latency(n, 5) for n in counts]
-    best, utility = chosen(counts, ms, good, alpha)
     assert measured == pytest.approx(known)
-    np.testing.assert_allclose(found.utility, utility)
-    assert found.tokens == best
+    assert found == chosen(counts, ms, good)
 
 
 def test_labels_say_what_is_right() -> None:
@@ -150,7 +152,7 @@ def test_through_the_api(tmp_path: Path) -> None:
         known[keep + 1] = float((np.array(answers(keep)) == dense).mean())
     counts = range(min(n for n in known if n >= 3), 18)
     good = np.interp(counts, sorted(known), [known[n] for n in sorted(known)])
-    best, _ = chosen(counts, [latency(n, 5) for n in counts], good, 0.5)
+    best = chosen(counts, [latency(n, 5) for n in counts], good)
     assert planned.plan.final == best
     if best < 17:
         assert [(s.site, s.after) for s in planned.plan.steps] == [("attn:3", best)]

@@ -9,9 +9,13 @@ import numpy as np
 import pytest
 
 from tcompile.core.cache import entry_path
-from tcompile.planning.losses import Calibration, SiteLosses, cached_losses, losses_key
+from tcompile.pipeline import read
+from tcompile.planning.losses import Calibration, SiteLosses
 from tcompile.planning.request import Request
+from tcompile.planning.solve import step_losses
+from tcompile.planning.solve.step_losses import losses_key, losses_on
 from tcompile.runtime.samples import Samples
+from tests.support.planted import method
 from tests.support.tiny_vit import VitSpec, save_tiny_vit
 
 LOSSES = SiteLosses((5, 9, 17), {"attn:0": (0.3, 0.1, 0.0)}, 1, 1, "nats", "calibrated", 2, "2")
@@ -27,21 +31,24 @@ def data(seed: int) -> Calibration:
     return Calibration.of(Samples({"image": images}, "2", True), None)
 
 
-def test_measured_once(tmp_path: Path) -> None:
+def test_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
 
-    def make() -> SiteLosses:
+    def measure(*_: Any, **__: Any) -> SiteLosses:
         calls.append(1)
         return LOSSES
 
-    path = save_tiny_vit(tmp_path / "vit.onnx", VitSpec(depth=1))
-    key = losses_key(path, "topk", data(0).digest, ["attn:0"], [5, 9], Request())
-    assert cached_losses(key, make) == cached_losses(key, make) == LOSSES
+    monkeypatch.setattr(step_losses, "measured_losses", measure)
+    model = read(save_tiny_vit(tmp_path / "vit.onnx", VitSpec(depth=1)))
+    given = (model, Request(), data(0), print, method(model, "topk"))
+    n = np.array(LOSSES.counts)
+    first, again = (losses_on(*given)[0]("attn:0", n[-1:], n) for _ in range(2))
+    assert first.tolist() == again.tolist() == [0.3, 0.1, 0.0]
     assert len(calls) == 1
-    entry = entry_path("losses", key)
-    # Losses that fall as more tokens stay no longer: valid JSON, but none of ours.
+    (entry,) = (tmp_path / "cache" / "losses").glob("*.json")
+    # Losses that fall as more tokens stay no longer: valid JSON, but not what was written.
     entry.write_text(entry.read_text().replace("0.3", "0.05"))
-    assert cached_losses(key, make) == LOSSES
+    assert losses_on(*given)[0]("attn:0", n[-1:], n).tolist() == first.tolist()
     assert len(calls) == 2
 
 
