@@ -18,7 +18,7 @@ from benchmarks.subjects import HELD_OUT, SUBJECTS, calibration, export, find, i
 from tcompile.artifact.directory import load_artifact
 from tcompile.core.errors import TcompileError
 from tcompile.pipeline import build, price, read
-from tcompile.planning.losses import measure_drop
+from tcompile.planning.losses.drop import measure_drop
 from tcompile.planning.solve.plan_report import BAND
 from tcompile.runtime.samples import Samples, run_all
 from tcompile.runtime.timing import bench_models, machine_name

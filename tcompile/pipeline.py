@@ -48,11 +48,10 @@ from tcompile.passes.reduce.towers import reduce_towers
 from tcompile.passes.runner import Dump
 from tcompile.passes.stages import Analysed, Reduced
 from tcompile.planning.cost import cost_of
-from tcompile.planning.method_schedule import given_schedule
+from tcompile.planning.method_schedule import for_towers, given_schedule, tower_notes
 from tcompile.planning.request import NO_METHOD, Request
 from tcompile.planning.solve.plan_report import FixedPlan, PlanReport, PlanWithCost
 from tcompile.planning.solve.solve import schedule_for_request
-from tcompile.planning.towers import for_towers, tower_notes
 from tcompile.report.explain import NodeFacts
 from tcompile.report.explain import explain as explain_node
 from tcompile.report.inspection import describe

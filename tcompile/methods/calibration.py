@@ -17,6 +17,8 @@ from tcompile.passes.reduce.scores import find_score
 from tcompile.passes.reduce.scores.base import ScoreInput
 from tcompile.passes.reduce.segments import view_of
 from tcompile.passes.reduce.token_state import TokenState
+from tcompile.runtime.samples import Samples, run_graph, samples_for
+from tcompile.runtime.signature import signature
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 #: Scores → for each the shares [blocks, images, patches].
@@ -31,8 +33,6 @@ def observer(graph: gs.Graph, analysis: Analysis, source: str | Path, data: str 
         source: the file it came from, which says how images are prepared.
         data: .npz or .npy of its inputs, or a folder of images.
     """
-    from tcompile.runtime.samples import samples_for
-    from tcompile.runtime.signature import signature
 
     def observe(scores: Sequence[Spec]) -> list[Array]:
         samples = samples_for(signature(source), data)
@@ -52,10 +52,8 @@ def observed(
         arrays: the model's inputs by name, one image a row.
 
     Raises:
-        UsageError: attention within windows, which such scores cannot be had of.
+        UsageError: attention within windows, which such scores cannot read.
     """
-    from tcompile.runtime.samples import Samples, run_graph
-
     probed = graph.copy()
     names = _write(probed, analysis, scores)
     probed.cleanup(remove_unused_graph_inputs=False).toposort()

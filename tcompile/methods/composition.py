@@ -157,7 +157,7 @@ def _in_groups(places: list[Place], context: Context) -> list[Place]:
     for place in places:
         size = context.group(place.site)
         keep = math.ceil(place.keep / Fraction(size)) * size
-        apart = place.site.startswith(("around", "inside"))
+        apart = place.site.returns
         if keep != count or apart:
             found.append(Place(place.site, keep))
             count = count if apart else keep
@@ -169,7 +169,7 @@ def _steps(context: Context, values: Values, places: list[Place]) -> list[Step]:
     count = context.shape.patches
     for i, place in enumerate(places):
         found.append(Step(context, values, place.site, count, place.keep, i, len(places)))
-        count = count if place.site.startswith(("around", "inside")) else place.keep
+        count = count if place.site.returns else place.keep
     return found
 
 
@@ -198,7 +198,7 @@ def _notes(preset: Preset, context: Context, values: Values, made: Schedule) -> 
     ]
     if not made.reductions:
         notes.append("no token leaves with these parameters: this is the dense model")
-    left = made.reductions and not made.reductions[-1].site.startswith(("around", "inside"))
+    left = made.reductions and not made.reductions[-1].site.returns
     if left and context.keep is not None and made.final not in (context.final, made.model.patches):
         notes.append(
             f"{made.final} patch tokens leave where --keep asked for {context.final}: "

@@ -136,7 +136,7 @@ class Step:
 
     @property
     def block(self) -> int:
-        """Whose attention was the last; at the output that of the last block."""
+        """The block whose attention was the last; at the output, the last block."""
         return self.site.depth(self.context.shape.blocks)[0]
 
     @property

@@ -70,12 +70,16 @@ class MethodPage:
 
 def method_page(preset: Preset) -> MethodPage:
     """Compose a preset for an example and describe it."""
+    from tcompile.passes.reduce.scores import leaves
+
     reductions = _example(preset)
     specs = [r.score for r in reductions if r.score is not None]
-    needs, fused = _of_scores(specs)
+    found = [leaf for spec in specs for leaf in leaves(spec)]
+    needs = {need for score, values in found for need in score.needs(values)}
+    fused = all(score.fused(values) for score, values in found)
     # What else needs a CLS token has a preset that does without.
     asked = {*needs, *preset.needs} - {"cls"}
-    asked |= {"cls"} if any("cls" in _names(s) for s in specs) else set()
+    asked |= {"cls"} if any("cls" in names_in(s.to_json()) for s in specs) else set()
     words = [_NEEDS[n] for n in _NEEDS if n in asked]
     words += [f"{key}: {preset.parameters[key].meaning}" for key in preset.required]
     return MethodPage(preset, tuple(_rows(reductions)), tuple(words), fused)
@@ -97,19 +101,6 @@ def _example(preset: Preset) -> list[Reduction]:
     site = SiteName.of("attn", 0)
     step = Step(context, values, site, shape.patches, 0, 0, shape.blocks)
     return [Reduction(site, preset.score_at(step), preset.reducer_at(step), 0)]
-
-
-def _names(score: Spec) -> set[str]:
-    return names_in(score.to_json())
-
-
-def _of_scores(specs: Sequence[Spec]) -> tuple[set[str], bool]:
-    """The needs of scores of the model, and whether they leave the attention fused."""
-    from tcompile.passes.reduce.scores import leaves
-
-    found = [leaf for spec in specs for leaf in leaves(spec)]
-    needs = {need for score, values in found for need in score.needs(values)}
-    return needs, all(score.fused(values) for score, values in found)
 
 
 def _rows(reductions: Sequence[Reduction]) -> list[Row]:

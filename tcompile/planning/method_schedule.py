@@ -1,16 +1,24 @@
-"""The schedule that a method has of its own for a model, or that someone wrote."""
+"""The schedule that a method has of its own for a model, or that someone wrote; and what leaves the
+model's other towers, which follow the one that was planned."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from fractions import Fraction
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 from tcompile.analysis.model import Analysis
-from tcompile.core.schedule import Schedule, read_schedule
-from tcompile.methods.composition import compose
-from tcompile.methods.context import SiteConstraints
+from tcompile.core.errors import UsageError
+from tcompile.core.schedule import Reduction, Schedule, TowerSchedule, read_schedule
+from tcompile.core.site import SiteName
+from tcompile.methods.composition import compose, score_fallback
+from tcompile.methods.context import Context, SiteConstraints
 from tcompile.passes.reduce.check import check_schedule, dense_grid
+from tcompile.passes.reduce.reducers import reducer_of
+from tcompile.passes.reduce.scores import leaves
 from tcompile.passes.stages import Analysed
 from tcompile.planning.request import Keep
 
@@ -76,3 +84,119 @@ def given_schedule(schedule: ScheduleLike) -> Schedule:
     return (
         Schedule.from_json(schedule) if isinstance(schedule, Mapping) else read_schedule(schedule)
     )
+
+
+def for_towers(analysis: Analysis, schedule: Schedule, outputs: str = "reduced") -> Schedule:
+    """The schedule with what leaves every other tower: what it says itself, or else the same.
+
+    For a tower of another shape, its sites are at the same share of the depth and its counts are
+    the same share of the patches. Nothing leaves the others where one tower was chosen by name.
+
+    Raises:
+        UsageError: it names a tower that there is not, or leaves one out.
+    """
+    if schedule.towers is not None:
+        _check_names(analysis, schedule.towers)
+        return schedule
+    if not schedule.reductions or not (analysis.others or analysis.chosen):
+        return schedule
+    towers = tuple(_follow(analysis, other, schedule, outputs) for other in analysis.others)
+    return replace(schedule, tower=analysis.tower, towers=towers)
+
+
+def _check_names(analysis: Analysis, towers: Iterable[TowerSchedule]) -> None:
+    has, said = [a.tower for a in analysis.others], [t.tower for t in towers]
+    if sorted(has) != sorted(said):
+        names = ", ".join([analysis.tower, *has])
+        raise UsageError(
+            f"is for tower '{analysis.tower}' beside {', '.join(said) or 'none'}; the model has "
+            f"{names}",
+            where="schedule",
+            hint="omit `towers`: they follow the first one",
+        )
+
+
+def _follow(analysis: Analysis, other: Analysis, schedule: Schedule, outputs: str) -> TowerSchedule:
+    if analysis.chosen:
+        return TowerSchedule(other.tower, other.shape, (), f"'{analysis.tower}' was chosen")
+    if other.shape == analysis.shape and other.has_cls == analysis.has_cls:
+        return TowerSchedule(other.tower, other.shape, schedule.reductions)
+    scaled = _scaled(analysis, other, schedule, outputs)
+    why = "" if scaled else "it has too few patches for any of them to leave"
+    return TowerSchedule(other.tower, other.shape, scaled, why)
+
+
+def _scaled(
+    analysis: Analysis, other: Analysis, schedule: Schedule, outputs: str
+) -> tuple[Reduction, ...]:
+    mine, its = analysis.shape, other.shape
+    room = site_constraints(other, outputs)
+    context = Context(schedule.method, its, other.has_cls, None, room)
+    found: dict[str, Reduction] = {}
+    for one in schedule.reductions:
+        name, block = one.site, one.site.block
+        if block is not None:
+            block = ceil(Fraction((block + 1) * its.blocks, mine.blocks)) - 1
+            name = SiteName.of(one.site.kind, block)
+        group = room.groups.get(name, 1)
+        keep = ceil(Fraction(one.keep * its.patches, mine.patches * group)) * group
+        score = None if one.score is None else score_fallback(one.score, context, name)
+        found[name] = Reduction(name, score, one.reducer, keep)
+    count, kept = its.patches, []
+    for one in found.values():
+        if not reducer_of(one.reducer).returns and one.keep >= count:
+            continue
+        kept.append(one)
+        count = count if one.site.returns else one.keep
+    return tuple(kept)
+
+
+def tower_notes(schedule: Schedule, analysis: Analysis) -> list[str]:
+    """Notes on the other towers, on what stays dense, and on which tokens scores read."""
+    if not schedule.reductions and not any(t.reductions for t in schedule.towers or ()):
+        return []
+    notes = [_note(schedule, tower) for tower in schedule.towers or ()]
+    notes += [f"with tokens of their own, which all stay: {one}" for one in analysis.beside]
+    towers = {a.tower: a for a in (analysis, *analysis.others)}
+    mine = [(analysis, schedule.reductions)]
+    mine += [(towers[t.tower], t.reductions) for t in schedule.towers or ()]
+    for found, reductions in mine:
+        notes += [n for n in _read(found, reductions) if n not in notes]
+    return notes
+
+
+def _note(schedule: Schedule, tower: TowerSchedule) -> str:
+    if not tower.reductions:
+        return f"tower '{tower.tower}' stays dense: {tower.dense or 'nothing leaves it'}"
+    if tower.reductions == schedule.reductions:
+        return f"tower '{tower.tower}' loses tokens by the same schedule as '{schedule.tower}'"
+    steps = ", ".join(f"{r.keep} at {r.site}" for r in tower.reductions)
+    return f"tower '{tower.tower}' of {tower.model.patches} patches keeps {steps}"
+
+
+def _read(analysis: Analysis, reductions: Iterable[Reduction]) -> list[str]:
+    """Notes on the tokens and attentions that scores read, where that is not plain."""
+    notes = []
+    for one in reductions:
+        specs = [
+            *reducer_of(one.reducer).scores(one.reducer.parameters),
+            *([] if one.score is None else [one.score]),
+        ]
+        scores = [pair for spec in specs for pair in leaves(spec)]
+        site = analysis.site(one.site)
+        if site is None:
+            continue
+        if any("cls" in s.needs(v) for s, v in scores) and len(analysis.readers) > 1:
+            first, last = (
+                i % analysis.space.total for i in (analysis.readers[0], analysis.readers[-1])
+            )
+            notes.append(
+                f"score cls is the mean of what tokens {first}–{last} pay, which are read together"
+            )
+        block = analysis.blocks[site.block]
+        if any(s.reads(v) for s, v in scores) and block.several:
+            notes.append(
+                f"scores at block {block.index} read all {len(block.attentions)} of its "
+                "attentions, as so many more heads"
+            )
+    return notes

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tcompile.core.errors import UsageError
-from tcompile.planning.optimise import Plan
+from tcompile.planning.optimise.tables import Plan
 from tcompile.profiling.plateaus import Plateau
 from tcompile.profiling.plateaus import plateaus as find_plateaus
 from tcompile.targets.backends.extras import require

@@ -91,11 +91,6 @@ def count(meaning: str) -> Parameter:
     return Parameter(int, None, meaning, least=0)
 
 
-def share(default: str, meaning: str) -> Parameter:
-    """An exact share, 0 to 1."""
-    return Parameter(Fraction, Fraction(default), meaning, least=0, most=1)
-
-
 PROP_ATTN = Parameter(bool, True, "proportional attention: logits + log size")
 HEAD = Parameter(
     Path,

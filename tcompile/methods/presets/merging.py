@@ -9,7 +9,7 @@ from tcompile.core.errors import UsageError
 from tcompile.core.parameters import Parameter
 from tcompile.core.schedule import Spec
 from tcompile.methods.context import Step
-from tcompile.methods.presets.base import CLS, PROP_ATTN, TOPK, Preset, chain, count, rate, share
+from tcompile.methods.presets.base import CLS, PROP_ATTN, TOPK, Preset, chain, count, rate
 from tcompile.methods.schedulers import constant, counted, leaving, ratio, stages
 from tcompile.methods.schedulers.base import half_up
 
@@ -270,7 +270,13 @@ MIXED: tuple[Preset, ...] = (
         reducer=_zero_tprune,
         parameters={
             "rate": rate(),
-            "similar": share("0.5", "of those that leave, the share that leaves for being alike"),
+            "similar": Parameter(
+                Fraction,
+                Fraction(1, 2),
+                "of those that leave, the share that leaves for being alike",
+                least=0,
+                most=1,
+            ),
         },
         budget=("rate",),
         note="places and counts are searched per model in the paper; without CLS all start alike; "

@@ -24,10 +24,6 @@ class Place:
         object.__setattr__(self, "site", SiteName(self.site))  # people write text
 
 
-def _no_notes(context: Context, values: Values) -> tuple[str, ...]:
-    return ()
-
-
 @dataclass(frozen=True)
 class Scheduler:
     """A rule for how many tokens leave where.
@@ -41,7 +37,7 @@ class Scheduler:
 
     words: str
     run: Callable[[Context, Values], list[Place]]
-    notes: Callable[[Context, Values], tuple[str, ...]] = _no_notes
+    notes: Callable[[Context, Values], tuple[str, ...]] = lambda context, values: ()
     observes: tuple[Spec, ...] = ()
 
 

@@ -77,12 +77,9 @@ def single(kind: str = "attn", depth: Fraction = Fraction(1, 4), least: int = 1)
         site = _site(context, values, kind, int(depth * context.shape.blocks))
         return falling(context, [(site, _keep(context, values, site, least))])
 
-    where = "at the output" if kind == "output" else f"at {kind}:{_share(depth)}"
+    block = f"({depth.numerator}·L)//{depth.denominator}" if depth != Fraction(1, 4) else "L//4"
+    where = "at the output" if kind == "output" else f"at {kind}:{block}"
     return Scheduler(f"once, {where}", run)
-
-
-def _share(depth: Fraction) -> str:
-    return "L//4" if depth == Fraction(1, 4) else f"({depth.numerator}·L)//{depth.denominator}"
 
 
 def _site(context: Context, values: Values, kind: str, block: int) -> SiteName:

@@ -13,6 +13,7 @@ from tcompile.core.decode import decode, encode
 from tcompile.core.errors import UsageError
 from tcompile.core.schedule import Shape
 from tcompile.core.site import SiteName
+from tcompile.planning.optimise.prior import depth, growth
 from tcompile.planning.optimise.tables import Floats, StepFunction
 from tcompile.targets.backends.extras import require
 
@@ -142,13 +143,6 @@ def through(measured: Mapping[int, float], counts: Sequence[int], prefix: int) -
     return tuple(fitted(measured, counts[-1], prefix)(counts).tolist())
 
 
-def depth(site: str, blocks: int) -> float:
-    """The depth of a site in blocks: attn:3 at 3.5, block:3 at 4, the output half a block behind
-    the last."""
-    block, half = SiteName(site).depth(blocks)
-    return block + (half + 1) / 2
-
-
 @dataclass(frozen=True)
 class LossCurve:
     """A loss that never falls as tokens leave.
@@ -176,13 +170,10 @@ class LossCurve:
         between = np.interp(wanted, self.counts, self.values)
         if first == self.counts[-1] or start >= 1.0:
             return np.asarray(between)
-        odds = start / (1 - start) * self._shape(np.minimum(wanted, first)) / self._shape(first)
+        patches = self.counts[-1] - self.prefix
+        grown = growth(np.minimum(wanted, first), self.prefix, patches)
+        odds = start / (1 - start) * grown / growth(first, self.prefix, patches)
         return np.where(wanted < first, odds / (1 + odds), between)
-
-    def _shape(self, n: npt.ArrayLike) -> Floats:
-        left = np.maximum(np.asarray(n, np.float64) - self.prefix, 1.0)
-        left = left / (self.counts[-1] - self.prefix)
-        return np.asarray((1 - left) ** 2 / left)
 
 
 def fitted(measured: Mapping[int, float], tokens: int, prefix: int) -> LossCurve:

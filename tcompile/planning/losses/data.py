@@ -155,16 +155,11 @@ def _run_loader(path: Path) -> tuple[dict[str, Array], Array | None]:
             "load_data() must yield dicts of arrays, all with the same names", where=where
         )
     try:
-        joined = {str(n): np.concatenate([_rows(p[n]) for p in parts]) for n in parts[0]}
+        joined = {str(n): np.concatenate([np.atleast_1d(p[n]) for p in parts]) for n in parts[0]}
     except ValueError as error:
         raise UsageError("load_data() yields arrays of different shapes", where=where) from error
     labels = joined.pop(LABELS, None)
     return joined, labels
-
-
-def _rows(array: Any) -> Array:
-    found = np.asarray(array)
-    return found[np.newaxis] if found.ndim == 0 else found
 
 
 def _labels(labels: npt.ArrayLike, count: int, where: str) -> Labels:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -55,9 +55,6 @@ class Drop:
     images: int
     confidence: float
     exact: bool
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def measure_drop(

@@ -58,6 +58,20 @@ PRIORS: dict[str, Prior] = {
 }
 
 
+def growth(n: npt.ArrayLike, prefix: int, patches: int) -> Floats:
+    """Return g(r) = (1 − r)² / r, with r the share of the patches that n tokens, prefix included,
+    keep."""
+    left = np.maximum(np.asarray(n, np.float64) - prefix, 1.0) / patches
+    return np.asarray((1 - left) ** 2 / left)
+
+
+def depth(site: str, blocks: int) -> float:
+    """Return the depth of a site in blocks: attn:3 at 3.5, block:3 at 4, the output half a block
+    behind the last."""
+    block, half = SiteName(site).depth(blocks)
+    return block + (half + 1) / 2
+
+
 def prior_loss(family: str, *, tokens: int, prefix: int, blocks: int) -> StepFunction:
     """Return the prior of a family as `Tables.of` takes it; see the module's docstring.
 
@@ -68,14 +82,10 @@ def prior_loss(family: str, *, tokens: int, prefix: int, blocks: int) -> StepFun
         raise UsageError(f"no prior for '{family}': {', '.join(PRIORS)}", where="family")
     prior, patches = PRIORS[family], tokens - prefix
 
-    def g(n: npt.NDArray[np.int64]) -> Floats:
-        left = np.maximum(n - prefix, 1) / patches
-        return np.asarray((1 - left) ** 2 / left)
-
     def loss(site: str, n_in: npt.NDArray[np.int64], n_out: npt.NDArray[np.int64]) -> Floats:
-        block, half = SiteName(site).depth(blocks)
-        depth = min((block + (half + 1) / 2) / blocks, 1.0)
-        weight = prior.scale * (1 + prior.early * (1 - depth) ** prior.power)
-        return np.asarray(weight * np.maximum(g(n_out) - g(n_in), 0.0))
+        deep = min(depth(site, blocks) / blocks, 1.0)
+        weight = prior.scale * (1 + prior.early * (1 - deep) ** prior.power)
+        more = growth(n_out, prefix, patches) - growth(n_in, prefix, patches)
+        return np.asarray(weight * np.maximum(more, 0.0))
 
     return loss

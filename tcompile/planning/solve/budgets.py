@@ -17,8 +17,9 @@ from dataclasses import dataclass
 
 from tcompile.core.errors import UsageError
 from tcompile.passes.reduce.reducers.common import TOPK_LIMIT
-from tcompile.planning.optimise import Limits, Plan, dense_plan, flattened, plan_of, solve
-from tcompile.planning.optimise.tables import Floats, Tables
+from tcompile.planning.optimise.chain import Limits
+from tcompile.planning.optimise.solver import solve
+from tcompile.planning.optimise.tables import Floats, Plan, Tables, dense_plan, flattened, plan_of
 from tcompile.planning.solve.method_tables import MethodTables
 from tcompile.planning.solve.outcome import Reason
 from tcompile.profiling.plateaus import free_edge

@@ -36,10 +36,11 @@ from tcompile.core.schedule import Schedule
 from tcompile.methods.method import Method
 from tcompile.passes.reduce import reduce_graph
 from tcompile.passes.stages import Analysed
-from tcompile.planning.losses import Calibration, Drop, images_needed, measure_drop
+from tcompile.planning.losses.data import Calibration
 from tcompile.planning.losses.distance import Outputs, class_outputs, dissimilarity
-from tcompile.planning.optimise import Plan, Tables, front, plan_of
-from tcompile.planning.optimise.tables import Floats
+from tcompile.planning.losses.drop import Drop, images_needed, measure_drop
+from tcompile.planning.optimise.solver import front
+from tcompile.planning.optimise.tables import Floats, Plan, Tables, plan_of
 from tcompile.planning.solve.budgets import Budget, MethodPlan, dense_plan_of, limits_of
 from tcompile.planning.solve.method_tables import MethodTables
 from tcompile.runtime.samples import run_graph

@@ -17,7 +17,7 @@ from tcompile.methods.composition import parse_keep
 from tcompile.passes.stages import Reduced
 from tcompile.planning.cost import Cost
 from tcompile.planning.losses.drop import Drop
-from tcompile.planning.optimise import Plan
+from tcompile.planning.optimise.tables import Plan
 from tcompile.planning.request import AUTO, Request
 from tcompile.planning.solve.budgets import Budget, MethodPlan, ends_of
 from tcompile.planning.solve.outcome import Emitted, Outcome, Reason, Share

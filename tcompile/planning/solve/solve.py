@@ -13,9 +13,10 @@ from tcompile.core.schedule import Schedule
 from tcompile.methods.composition import parse_keep
 from tcompile.methods.method import Method, method_for
 from tcompile.passes.stages import Analysed
-from tcompile.planning.losses import Drop
+from tcompile.planning.losses.drop import Drop
 from tcompile.planning.method_schedule import checked_schedule, schedule_for, site_constraints
-from tcompile.planning.optimise import front, plateau_of
+from tcompile.planning.optimise.solver import front
+from tcompile.planning.optimise.tables import plateau_of
 from tcompile.planning.request import AUTO, NO_METHOD, Request
 from tcompile.planning.solve.budgets import (
     Budget,
@@ -26,7 +27,16 @@ from tcompile.planning.solve.budgets import (
     next_step_down,
 )
 from tcompile.planning.solve.latencies import profile_for
-from tcompile.planning.solve.method_tables import Losses, MethodTables, method_tables, methods_for
+from tcompile.planning.solve.method_tables import (
+    PRIOR,
+    Losses,
+    MethodTables,
+    images_for,
+    losses_on,
+    method_tables,
+    methods_for,
+    prior_of,
+)
 from tcompile.planning.solve.on_images import (
     Trial,
     accuracies,
@@ -47,7 +57,6 @@ from tcompile.planning.solve.plan_report import (
     prediction_note,
     solved_outcome,
 )
-from tcompile.planning.solve.step_losses import PRIOR, images_for, losses_on, prior_of
 from tcompile.profiling.profile import Profile
 from tcompile.targets import Target
 

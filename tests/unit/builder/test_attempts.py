@@ -21,7 +21,7 @@ from tcompile.core.errors import UsageError
 from tcompile.core.model_files import SourceFile
 from tcompile.core.schedule import Reduction, Schedule, Shape, Spec
 from tcompile.passes.lower.token_ops import choose_token_ops
-from tcompile.planning.optimise import Plan, Step
+from tcompile.planning.optimise.tables import Plan, Step
 from tcompile.planning.request import Request
 from tcompile.planning.solve import plan_report
 from tcompile.planning.solve.outcome import Outcome, Share

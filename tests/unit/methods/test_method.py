@@ -47,7 +47,7 @@ OF_THEIR_OWN = ("algm", "visionzip")
 
 
 def allowed(rule: SiteRule, patches: int, prefix: int, keep: int) -> bool:
-    """What a rule says of a first step to so many patches."""
+    """Return whether a rule allows a first step to so many patches."""
     most = patches if rule.most_dropped is None else rule.most_dropped * patches + 1e-9
     return (
         keep < patches
@@ -239,7 +239,7 @@ def _lets(given: Method, site: str, keep: int) -> bool:
         made = given.schedule([Place(site, keep)]).reductions
     except UsageError:
         return False
-    # A count that is no whole number of groups is rounded up.
+    # A count that is not a whole number of groups is rounded up.
     return [r.keep for r in made] == [keep]
 
 
@@ -251,7 +251,7 @@ def test_schedules_are_checked() -> None:
 
 @pytest.mark.parametrize("name", ["evit", "topk"])
 def test_a_score_that_stands_in_is_said(name: str) -> None:
-    """Of a solved schedule, as of one by the method's own."""
+    """Notes of a solved schedule are those of the method's own."""
     for spec, said in ((VitSpec(), False), (VitSpec(prefix=0, pool="avg"), True)):
         made = method(model(spec), name).schedule([Place("attn:0", 8)], ["why"])
         assert any("stands in for cls" in note for note in made.notes) is said

@@ -1,4 +1,4 @@
-"""What a method adds to a model, as `plan` prints it."""
+"""The cost that a method adds to a model, as `plan` prints it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What may be asked for, and what is refused before anything is read."""
+"""Requests that are allowed, and those that are refused before anything is read."""
 
 from __future__ import annotations
 

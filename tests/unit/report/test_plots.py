@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tcompile.core.errors import UsageError
-from tcompile.planning.optimise import Plan, Step
+from tcompile.planning.optimise.tables import Plan, Step
 from tcompile.profiling.plateaus import Plateau
 from tcompile.report.plots import check_picture, plot_front, plot_latency, plot_schedule
 

@@ -14,7 +14,7 @@ from tcompile.core.site import SiteName
 from tcompile.methods.context import SiteRule
 from tcompile.passes.stages import Analysed
 from tcompile.pipeline import read
-from tcompile.planning.losses import attention_losses
+from tcompile.planning.losses.attention_mass import attention_losses
 from tcompile.planning.losses.base import SiteLosses
 from tcompile.runtime.samples import Samples, samples_for
 from tcompile.runtime.signature import signature

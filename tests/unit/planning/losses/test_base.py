@@ -10,8 +10,8 @@ import pytest
 
 from tcompile.core.errors import UsageError
 from tcompile.methods.context import SiteRule
-from tcompile.planning.losses import SiteLosses
-from tcompile.planning.optimise import Tables
+from tcompile.planning.losses.base import SiteLosses
+from tcompile.planning.optimise.tables import Tables
 
 LOSSES = SiteLosses(
     (51, 101, 201),

@@ -12,7 +12,7 @@ import pytest
 
 from tcompile.core.errors import UsageError
 from tcompile.models.preprocess import PREPROCESS_KEY
-from tcompile.planning.losses import Calibration, read_calibration, split
+from tcompile.planning.losses.data import Calibration, read_calibration, split
 from tests.support.tiny_vit import VitSpec, save_tiny_vit
 
 SPEC = VitSpec(image=16, patch=8, width=8, heads=2, depth=1)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tcompile.core.errors import UsageError
-from tcompile.planning.losses import distance, unit
+from tcompile.planning.losses.distance import distance, unit
 
 RNG = np.random.default_rng(0)
 

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from tcompile.core.errors import UsageError
-from tcompile.planning.losses import images_needed, measure_drop
-from tcompile.planning.losses.drop import share_at_least, share_at_most
+from tcompile.planning.losses.drop import images_needed, measure_drop, share_at_least, share_at_most
 
 RNG = np.random.default_rng(0)
 

@@ -17,8 +17,9 @@ from tcompile.methods.method import Method
 from tcompile.passes.reduce import reduce_graph
 from tcompile.passes.stages import Analysed
 from tcompile.pipeline import read
-from tcompile.planning.losses import SiteLosses, distance, measured_losses
-from tcompile.planning.losses.sensitivity import suffix
+from tcompile.planning.losses.base import SiteLosses
+from tcompile.planning.losses.distance import distance
+from tcompile.planning.losses.sensitivity import measured_losses, suffix
 from tcompile.runtime.samples import Samples, run_all, samples_for
 from tcompile.runtime.signature import signature
 from tests.support.planted import method as method_on

@@ -10,7 +10,8 @@ import numpy as np
 
 from tcompile.core.site import SiteName
 from tcompile.methods.context import SiteRule
-from tcompile.planning.optimise import Limits, Plan, Tables
+from tcompile.planning.optimise.chain import Limits
+from tcompile.planning.optimise.tables import Plan, Tables
 
 Key = tuple[float, float, int, int]
 

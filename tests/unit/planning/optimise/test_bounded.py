@@ -9,16 +9,11 @@ import numpy as np
 import pytest
 
 from tcompile.methods.context import SiteRule
-from tcompile.planning.optimise import (
-    Limits,
-    Plan,
-    Tables,
-    front,
-    plan_of,
-    prior_loss,
-    solve,
-    solver,
-)
+from tcompile.planning.optimise import solver
+from tcompile.planning.optimise.chain import Limits
+from tcompile.planning.optimise.prior import prior_loss
+from tcompile.planning.optimise.solver import front, solve
+from tcompile.planning.optimise.tables import Plan, Tables, plan_of
 from tests.unit.planning.optimise.instances import after_sites, key
 
 

@@ -14,7 +14,9 @@ import pytest
 from tcompile.core.errors import UsageError
 from tcompile.core.site import SiteName
 from tcompile.methods.context import SiteRule
-from tcompile.planning.optimise import Limits, Plan, Tables, front, plan_of, solve
+from tcompile.planning.optimise.chain import Limits
+from tcompile.planning.optimise.solver import front, solve
+from tcompile.planning.optimise.tables import Plan, Tables, plan_of
 from tests.unit.planning.optimise.instances import (
     Whole,
     after_sites,

@@ -11,7 +11,9 @@ import pytest
 
 from tcompile.core.errors import UsageError
 from tcompile.methods.context import SiteRule
-from tcompile.planning.optimise import Limits, Step, Tables, dense_plan, front, plan_of, solve
+from tcompile.planning.optimise.chain import Limits
+from tcompile.planning.optimise.solver import front, solve
+from tcompile.planning.optimise.tables import Step, Tables, dense_plan, plan_of
 from tests.unit.planning.optimise.instances import instance, staircase
 
 

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from tcompile.methods.context import SiteRule
-from tcompile.planning.optimise import Limits, Tables, flattened, plateau_of, solve
+from tcompile.planning.optimise.chain import Limits
+from tcompile.planning.optimise.solver import solve
+from tcompile.planning.optimise.tables import Tables, flattened, plateau_of
 from tests.unit.planning.optimise.instances import instance, staircase
 
 

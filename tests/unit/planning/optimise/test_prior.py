@@ -7,7 +7,7 @@ import pytest
 
 from tcompile.core.errors import UsageError
 from tcompile.methods.presets import PRESETS
-from tcompile.planning.optimise import PRIORS, prior_loss
+from tcompile.planning.optimise.prior import PRIORS, prior_loss
 
 N = np.arange(2, 198)
 

@@ -1,4 +1,4 @@
-"""What is asked is what is planned: counts, reasons, and the words that say so."""
+"""Plans keep what was asked: counts, reasons, and the words that say so."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tcompile.core.schedule import Reduction, Schedule, Shape, Spec
 from tcompile.methods.method import Method
 from tcompile.passes.stages import Analysed
 from tcompile.pipeline import read
-from tcompile.planning.optimise import Tables
+from tcompile.planning.optimise.tables import Tables
 from tcompile.planning.request import Request
 from tcompile.planning.solve import plan_report
 from tcompile.planning.solve.budgets import Budget, best_of_all

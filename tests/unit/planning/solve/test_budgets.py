@@ -13,7 +13,7 @@ from tcompile import pipeline
 from tcompile.core.errors import UsageError
 from tcompile.core.schedule import Schedule
 from tcompile.passes.stages import Analysed
-from tcompile.planning.optimise import prior_loss
+from tcompile.planning.optimise.prior import prior_loss
 from tcompile.planning.request import Request
 from tcompile.planning.solve import plan_report
 from tcompile.planning.solve.budgets import Budget, best_of_all, usual_plan
@@ -30,7 +30,7 @@ DEEP = VitSpec(depth=6)
 def planned(
     given: Analysed, planted: Planted = PLANTED, kind: str = "measured", **asked: Any
 ) -> PlanReport:
-    """What the planner answers with planted latencies."""
+    """The answer of the planner to planted latencies."""
     request = Request(**asked)
     methods = methods_for(given, request)
     profile = planted.profile(given, methods, kind=kind)

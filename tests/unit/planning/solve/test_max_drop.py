@@ -14,8 +14,10 @@ from tcompile.core.errors import UsageError
 from tcompile.core.graph import to_onnx
 from tcompile.core.schedule import Schedule
 from tcompile.passes.stages import Analysed
-from tcompile.planning.losses import Drop, images_needed, read_calibration, split
-from tcompile.planning.optimise import front, prior_loss
+from tcompile.planning.losses.data import read_calibration, split
+from tcompile.planning.losses.drop import Drop, images_needed
+from tcompile.planning.optimise.prior import prior_loss
+from tcompile.planning.optimise.solver import front
 from tcompile.planning.solve import on_images
 from tcompile.planning.solve.budgets import Budget, limits_of
 from tcompile.planning.solve.method_tables import Losses, MethodTables, method_tables
@@ -81,7 +83,7 @@ def planted_drops(
 
 @pytest.mark.parametrize("most", [0.001, 0.02, 0.05, 0.1, 0.3, 0.6, 0.99])
 def test_the_fastest_that_keeps_to_it(most: float) -> None:
-    """Whatever rises with the loss: bisection then finds what looking at all would."""
+    """Drops that rise with the loss: bisection then finds what looking at all would."""
     trial = FakeTrial()
     options = [an_option(model(), "topk"), an_option(model(), "evit", 0.7)]
     known = planted_drops(trial, options, lambda loss: loss / (3 + loss))
@@ -104,7 +106,7 @@ def test_the_fastest_that_keeps_to_it(most: float) -> None:
 
 
 def test_plans_that_others_beat_are_not_among_them() -> None:
-    """Of two methods, one of which loses more at late sites and less at early ones."""
+    """Two methods, one of which loses more at late sites and less at early ones."""
     options = [an_option(model(), "topk"), an_option(model(), "evit", 2.0, "output")]
     all_plans = [
         (p.loss, p.latency_ms)
@@ -189,7 +191,7 @@ def images(tmp_path: Path) -> Path:
 
 
 def test_on_real_images_through_the_api(images: Path) -> None:
-    """What is said to change is what changes when both are run again; the images planned with are
+    """The drop that is reported is that of both models run again; the images planned with are
     not among those it is said of."""
     from tcompile.targets.backends.ort import OrtRunner
 

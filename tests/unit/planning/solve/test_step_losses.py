@@ -10,10 +10,11 @@ import pytest
 
 from tcompile.core.cache import entry_path
 from tcompile.pipeline import read
-from tcompile.planning.losses import Calibration, SiteLosses
+from tcompile.planning.losses.base import SiteLosses
+from tcompile.planning.losses.data import Calibration
 from tcompile.planning.request import Request
-from tcompile.planning.solve import step_losses
-from tcompile.planning.solve.step_losses import losses_key, losses_on
+from tcompile.planning.solve import method_tables
+from tcompile.planning.solve.method_tables import losses_key, losses_on
 from tcompile.runtime.samples import Samples
 from tests.support.planted import method
 from tests.support.tiny_vit import VitSpec, save_tiny_vit
@@ -38,7 +39,7 @@ def test_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         calls.append(1)
         return LOSSES
 
-    monkeypatch.setattr(step_losses, "measured_losses", measure)
+    monkeypatch.setattr(method_tables, "measured_losses", measure)
     model = read(save_tiny_vit(tmp_path / "vit.onnx", VitSpec(depth=1)))
     given = (model, Request(), data(0), print, method(model, "topk"))
     n = np.array(LOSSES.counts)

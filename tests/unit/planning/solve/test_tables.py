@@ -11,7 +11,7 @@ import pytest
 from tcompile.core.errors import UsageError
 from tcompile.methods.method import Method
 from tcompile.methods.schedulers import Place
-from tcompile.planning.optimise import Tables, plan_of
+from tcompile.planning.optimise.tables import Tables, plan_of
 from tcompile.planning.solve.method_tables import counts_for, tables_for
 from tcompile.profiling.curve import Curve
 from tcompile.profiling.profile import Profile
