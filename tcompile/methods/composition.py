@@ -185,9 +185,19 @@ def replaced_scores(
 ) -> list[str]:
     """Notes on the scores that stand in for those of the preset, which the model cannot give."""
     steps = _steps(context, values, [Place(r.site, r.keep) for r in reductions])
-    return score_fallback_notes(
-        [preset.score_at(step) for step in steps], [r.score for r in reductions]
-    )
+    pairs = [(preset.score_at(s), r.score) for s, r in zip(steps, reductions, strict=True)]
+    others = [got.name for wanted, got in pairs if wanted and got and wanted != got]
+    notes = []
+    if any(name != "norm" for name in others):
+        notes.append(
+            "this model reads no CLS token: score attn, the attention that evenly "
+            "strided patches pay, stands in for cls"
+        )
+    if "norm" in others:
+        notes.append(
+            "attention within windows cannot score: score norm, the token's length, stands in"
+        )
+    return notes
 
 
 def _notes(preset: Preset, context: Context, values: Values, made: Schedule) -> tuple[str, ...]:
@@ -222,21 +232,6 @@ def score_fallback(score: Spec, context: Context, site: SiteName) -> Spec:
         return score
     document = _without_cls(score.to_json())
     return Spec(document.pop("name"), document)
-
-
-def score_fallback_notes(wanted: Sequence[Spec | None], got: Sequence[Spec | None]) -> list[str]:
-    """Notes of a plan on scores that stand in for others."""
-    notes, pairs = [], [(w, g) for w, g in zip(wanted, got, strict=True) if w and g and w != g]
-    if any(g.name != "norm" for _, g in pairs):
-        notes.append(
-            "this model reads no CLS token: score attn, the attention that evenly "
-            "strided patches pay, stands in for cls"
-        )
-    if any(g.name == "norm" for _, g in pairs):
-        notes.append(
-            "attention within windows cannot score: score norm, the token's length, stands in"
-        )
-    return notes
 
 
 def names_in(document: Any) -> set[str]:
