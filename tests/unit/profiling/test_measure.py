@@ -113,7 +113,7 @@ def test_tables_add_up_to_the_dense_model(model: Analysed, free: MeasuredProfile
     tables = tables_for(made, layout, planner, loss, counts)
     assert made.dense is not None
     assert tables.dense_ms == pytest.approx(made.dense.ms, rel=1e-9)
-    at = tables.index(counts[len(counts) // 2])
+    at = tables.counts.index(counts[len(counts) // 2])
     assert tables.attn_ms[1, at] == pytest.approx(attention(counts[at]), rel=0.05)
     other = method(model, "evit")
     with pytest.raises(UsageError, match="evit"):
