@@ -88,4 +88,5 @@ def test_on_which_plateau_a_step_lies() -> None:
     (place,) = plateau_of(tables, plan)
     assert (place.first, place.last) == (18, 24)
     assert plan.final == 18  # The loss counts here, and 18 was the most.
-    assert place.ms == tables.mlp_ms[1, tables.counts.index(24)]  # After attn:1, one MLP and the head.
+    # After attn:1, one MLP and the head.
+    assert place.ms == tables.mlp_ms[1, tables.counts.index(24)]
