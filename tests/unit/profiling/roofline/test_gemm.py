@@ -17,7 +17,6 @@ PLAIN = Device(
     cores=4,
     clock=1e9,
     matrix=100.0,
-    half=100.0,
     vector=100.0,
     memory=1e15,
     cache=1e15,
