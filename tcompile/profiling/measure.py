@@ -26,9 +26,8 @@ from tcompile.methods.method import Method
 from tcompile.profiling.curve import Curve, Figure, StepCost
 from tcompile.profiling.partition import subgraph
 from tcompile.profiling.profile import MeasuredProfile, Subject
-from tcompile.profiling.refine import first_counts, refined
 from tcompile.profiling.runtimes import Runtime
-from tcompile.profiling.sampling import STEPS, Keeps, steps_to, whole
+from tcompile.profiling.sampling import STEPS, Keeps, first_counts, refined, steps_to, whole
 from tcompile.profiling.sessions import (
     Session,
     SessionFactory,

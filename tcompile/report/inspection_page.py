@@ -16,10 +16,10 @@ from tcompile.report.inspection_info import (
     GroupInfo,
     OutputInfo,
     PartInfo,
+    SideInfo,
     SiteInfo,
     TowerInfo,
 )
-from tcompile.report.inspection_sides import SideInfo
 
 #: With more blocks than this, blocks that are alike share a row.
 _ROWS = 16

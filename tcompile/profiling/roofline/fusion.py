@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from math import prod
 
-from tcompile.profiling.roofline.attention import Attention, fuses
 from tcompile.profiling.roofline.device import Device
 from tcompile.profiling.roofline.steps import Step, Steps, Value
+from tcompile.profiling.roofline.times import Attention, fuses
 from tcompile.profiling.roofline.work import (
     SCATTERS,
     Work,

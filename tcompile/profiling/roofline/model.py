@@ -9,11 +9,10 @@ from typing import Literal
 import onnx_graphsurgeon as gs
 
 from tcompile.core.errors import UsageError
-from tcompile.profiling.roofline.attention import attention_time
 from tcompile.profiling.roofline.device import PRECISIONS, Device
 from tcompile.profiling.roofline.fusion import onnxruntime_nodes, tensorrt_kernels
-from tcompile.profiling.roofline.gemm import Time, memory_time, product_time
 from tcompile.profiling.roofline.steps import steps_of
+from tcompile.profiling.roofline.times import Time, attention_time, memory_time, product_time
 from tcompile.profiling.roofline.work import Work, sorted_rows
 
 Bound = Literal["compute", "memory", "launch"]

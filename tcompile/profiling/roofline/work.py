@@ -6,10 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from tcompile.profiling.roofline.attention import Attention
 from tcompile.profiling.roofline.device import Device
-from tcompile.profiling.roofline.gemm import Product
 from tcompile.profiling.roofline.steps import Step, Value
+from tcompile.profiling.roofline.times import Attention, Product
 
 #: Kind of work → operators. Free: another view of the same bytes, or known when compiling.
 _OPERATORS = {
