@@ -139,7 +139,7 @@ def test_every_part_is_priced(tmp_path: Path, stub: list[tuple[str, int]]) -> No
     assert "GeForce RTX 4090" in made.words
 
 
-def test_counts_can_be_given(tmp_path: Path, stub: list[tuple[str, int]]) -> None:
+def test_counts_follow_the_batch(tmp_path: Path, stub: list[tuple[str, int]]) -> None:
     model = tiny(tmp_path)
     made = modelled_profile(
         model.graph,
@@ -149,9 +149,9 @@ def test_counts_can_be_given(tmp_path: Path, stub: list[tuple[str, int]]) -> Non
         precision="fp32",
         batch=3,
         source="x",
-        counts=(5, 9, 400),
     )
-    assert {c.counts for c in made.halves.values()} == {(5, 9, 17)}
+    asked = tuple(sorted({*counts_to_model(17, 1, 3), 17}))
+    assert {c.counts for c in made.halves.values()} == {asked}
     assert set(stub) == {("fp32", 3)}
 
 
