@@ -178,12 +178,7 @@ def plot_schedule(plan: Plan, tokens: int, path: str | Path, *, title: str = "")
 
 
 def plot_front(
-    front: Sequence[Plan],
-    path: str | Path,
-    *,
-    chosen: Plan | None = None,
-    losses: str = "",
-    title: str = "",
+    front: Sequence[Plan], path: str | Path, *, chosen: Plan | None = None, losses: str = ""
 ) -> Path:
     """Draw predicted latency against loss, with the dense model.
 
@@ -199,7 +194,7 @@ def plot_front(
     """
     if not front:
         raise UsageError("the front has no plan", where="plot")
-    with _figure(path, title) as axes:
+    with _figure(path, "") as axes:
         ms, lost = [p.latency_ms for p in front], [p.loss for p in front]
         axes.plot(ms, lost, color="black", label="Pareto front (convex hull)")
         axes.plot(ms, lost, ".", color="black", markersize=4)
@@ -328,9 +323,9 @@ def _labels(axes: Any, points: Sequence[tuple[float, float, str]]) -> None:
             taken.append(best[2])
 
 
-def _dense(x: Floats, y: Floats, most: int = 400) -> Floats:
-    """Points along a line, so near to each other that no label fits between."""
-    at = np.linspace(0, len(x) - 1, max(most, len(x)))
+def _dense(x: Floats, y: Floats) -> Floats:
+    """Return points along a line, so near to each other that no label fits between."""
+    at = np.linspace(0, len(x) - 1, max(400, len(x)))
     index = np.arange(len(x))
     return np.stack([np.interp(at, index, x), np.interp(at, index, y)], axis=-1)
 

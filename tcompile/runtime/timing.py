@@ -11,18 +11,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from tcompile.core.errors import UsageError
 from tcompile.core.progress import Progress, silent
 from tcompile.runtime.samples import feed, samples_for
 from tcompile.runtime.signature import signature
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    Array = np.ndarray[Any, np.dtype[Any]]
-
+Array = npt.NDArray[Any]
 Call = Callable[[], object]
 #: After which no more rounds are begun to tell which of two models is faster.
 _DECIDE_SECONDS = 20.0
@@ -89,8 +88,6 @@ def interleave(
     calls: Sequence[Call], *, rounds: int, warmup: int = 3, seed: int = 0
 ) -> list[list[float]]:
     """Time each call once a round, in an order drawn anew each round: milliseconds by call."""
-    import numpy as np
-
     rng = np.random.default_rng(seed)
     for call in calls:
         for _ in range(warmup):
@@ -106,21 +103,17 @@ def interleave(
 
 def summarise(times: Sequence[float]) -> Timing:
     """Median and quartiles of some times."""
-    import numpy as np
-
     lower, median, upper = np.percentile(times, [25, 50, 75])
     return Timing(float(median), float(lower), float(upper))
 
 
-def speedup(dense: Sequence[float], reduced: Sequence[float], *, seed: int = 0) -> Speedup:
+def speedup(dense: Sequence[float], reduced: Sequence[float]) -> Speedup:
     """Ratio of medians, and its interval from 2000 resamples of the rounds.
 
     Rounds are resampled, not single times: both times of a round share what the machine did then.
     """
-    import numpy as np
-
     a, b = np.asarray(dense), np.asarray(reduced)
-    rows = np.random.default_rng(seed).integers(0, len(a), (2000, len(a)))
+    rows = np.random.default_rng(0).integers(0, len(a), (2000, len(a)))
     ratios = np.median(a[rows], axis=1) / np.median(b[rows], axis=1)
     lower, upper = np.percentile(ratios, [2.5, 97.5])
     return Speedup(float(np.median(a) / np.median(b)), float(lower), float(upper))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -244,7 +244,7 @@ def _compare(
     found = {name: [_fair(row, rows) for row in rows] for name, rows in kept.items()}
     for name in pair.scores:
         # What scores say is in the choice; here they only have to be finite.
-        found[name] = [_only_finite(how) for how in found[name]]
+        found[name] = [replace(how, distance=0.0, cosine=1.0) for how in found[name]]
     return found, choices
 
 
@@ -263,11 +263,7 @@ def _fair(row: tuple[Array, Array], rows: Sequence[tuple[Array, Array]]) -> Diff
         return how
     largest = max(float(np.linalg.norm(np.nan_to_num(want))) for want, _ in rows)
     apart = float(np.linalg.norm(np.nan_to_num(row[0]) - np.nan_to_num(row[1])))
-    return Difference(how.largest, how.relative, apart / (largest or 1.0), 1.0, 0, how.size)
-
-
-def _only_finite(how: Difference) -> Difference:
-    return Difference(how.largest, how.relative, 0.0, 1.0, how.not_finite, how.size)
+    return replace(how, distance=apart / (largest or 1.0), cosine=1.0)
 
 
 def _worst(
