@@ -65,7 +65,9 @@ def imported_profile(
         )
     found = structures(dense, analysis, methods)
     whole = dict(curve.points)
-    whole.setdefault(shape.tokens, _between(curve, shape.tokens))
+    # A count that was not measured lies on the curve's line, without a spread.
+    between = float(curve.at([shape.tokens])[0])
+    whole.setdefault(shape.tokens, Figure(between, between, between, 1))
     points = {n: f for n, f in sorted(whole.items()) if shape.prefix < n <= shape.tokens}
     stem_flops = sum(_flops(g) for g in found.stem.values())
     parts = {**found.halves, **found.heads}
@@ -143,12 +145,6 @@ def _at(part: Sized, tokens: int) -> float:
 
 def _scaled(figure: Figure, share: float) -> Figure:
     return Figure(figure.ms * share, figure.lower * share, figure.upper * share, figure.runs)
-
-
-def _between(curve: Curve, tokens: int) -> Figure:
-    """The figure of a count that was not measured: on the curve's line, without a spread."""
-    ms = float(curve.at([tokens])[0])
-    return Figure(ms, ms, ms, 1)
 
 
 #: Of one run in `--exportTimes`, the first that is there: transfers included (TensorRT 8 to 10).

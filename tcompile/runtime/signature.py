@@ -107,7 +107,13 @@ _FEW = 16
 
 
 def pixel_inputs(model: onnx.ModelProto) -> frozenset[str]:
-    """Names of the float inputs whose first arithmetic is scaling by a number of pixel size."""
+    """Return the float inputs that hold pixels from 0 to 255: their first arithmetic is scaling by
+    a number of that size.
+
+    `(x - 127.5) / 127.5` or `x / 255` at the front of a file says that noise around 0 is no image
+    to it: all patches would be the same, and what differs between them lost in the rounding of
+    fp16.
+    """
     constants = {t.name: t for t in model.graph.initializer if np.prod(t.dims) <= _FEW}
     floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16}
     users: dict[str, list[onnx.NodeProto]] = {}
