@@ -1,8 +1,8 @@
 """Judging a lowered model: it must compute what the reduced fp32 graph does. Part of every build.
 
 Both run on scenes and noise. The lowered model is given the reference's choices (`pair`), so that
-each output is comparable, and rounds as a GPU does (`spell_rounding`). Where an output is not finite or
-has left the fp32 values, the first tensor that did so is looked for.
+each output is comparable, and rounds as a GPU does (`spell_rounding`). Where an output is not finite
+or has left the fp32 values, the first tensor that did so is looked for.
 """
 
 from __future__ import annotations
