@@ -51,7 +51,7 @@ class Figure:
         return Figure(mid, low, high, self.runs)
 
     def with_(self, other: Figure) -> Figure:
-        """Both together, weighted by their runs."""
+        """Return both together, weighted by their runs."""
         a, b = max(self.runs, 1), max(other.runs, 1)
         low, mid, high = (
             (x * a + y * b) / (a + b)

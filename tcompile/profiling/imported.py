@@ -130,7 +130,7 @@ def _later(layout: Layout) -> dict[str, str]:
 
 
 def _flops(graph: gs.Graph) -> float:
-    """For one image; a batch that is free counts as one."""
+    """Return FLOPs for one image; a batch that is free counts as one."""
     return float(sum(node_flops(n) for n in graph.nodes))
 
 

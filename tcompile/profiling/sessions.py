@@ -155,7 +155,7 @@ def rounds(
     expected: float = 0.0,
     say: Progress = silent,
 ) -> int:
-    """So many rounds over all sessions, each in an order drawn anew; gives how many were run.
+    """Run so many rounds over all sessions, each in an order drawn anew; return how many were run.
 
     Args:
         least: seconds; where the rounds take less, more follow, up to forty times as many.

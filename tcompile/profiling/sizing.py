@@ -87,7 +87,7 @@ class Structures:
 
 
 def structures(dense: gs.Graph, analysis: Analysis, methods: Sequence[Method]) -> Structures:
-    """Every structure of a model: as it is in the dense one, and behind steps of the methods.
+    """Return every structure of a model: as it is in the dense one, and behind the methods' steps.
 
     Args:
         dense: in normal form.

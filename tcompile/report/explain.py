@@ -72,7 +72,7 @@ class NodeFacts:
     tower: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, as JSON values."""
+        """Return all of it as JSON values."""
         return asdict(self)
 
     def to_text(self) -> str:

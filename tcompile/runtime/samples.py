@@ -107,7 +107,7 @@ def batches(samples: Samples, size: int | None) -> Iterator[tuple[dict[str, Arra
 
 
 def run_all(path: str | Path, samples: Samples) -> dict[str, Array]:
-    """Every output for every sample, samples first, on ONNX Runtime.
+    """Return every output for every sample, samples first, on ONNX Runtime.
 
     Extra arrays are ignored, dtypes adapted.
     """
@@ -127,7 +127,7 @@ def run_all(path: str | Path, samples: Samples) -> dict[str, Array]:
 
 
 def run_graph(graph: gs.Graph, samples: Samples) -> dict[str, Array]:
-    """Every output of a graph for every sample, as `run_all` gives those of a file."""
+    """Return every output of a graph for every sample, as `run_all` gives those of a file."""
     with saved(graph) as path:
         return run_all(path, samples)
 

@@ -10,6 +10,7 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,7 @@ def bench_models(
         threads: of ONNX Runtime; by default as many as this process may use.
         batch: for models whose batch is free; a fixed batch is what it is.
     """
-    from tcompile.targets.backends.ort import OrtRunner
+    from tcompile.targets.backends import ort
 
     if rounds < 5:
         raise UsageError("needs at least 5 rounds", where="--rounds")
@@ -156,9 +157,9 @@ def bench_models(
     size = models[0].batch or models[1].batch or batch or 1
     # The dense model's image size may be free; the reduced one's never is.
     samples = samples_for(models[1], count=size)
-    runners = [OrtRunner(m.path, threads=threads, in_turn=True) for m in models]
+    runners = [ort.OrtRunner(m.path, threads=threads, in_turn=True) for m in models]
     calls = [
-        _caller(runner, feed(m.inputs, samples.arrays))
+        partial(runner.run, feed(m.inputs, samples.arrays))
         for runner, m in zip(runners, models, strict=True)
     ]
     progress(f"{rounds} interleaved rounds on {threads} threads")
@@ -181,7 +182,7 @@ def bench_models(
         batch=size,
         threads=threads,
         machine=machine_name(),
-        runtime=_runtime(),
+        runtime=f"ONNX Runtime {ort.version()} on the CPU",
         note=note,
         compared=AS_IT_CAME if source is None else NORMAL_FORM,
         source=None if source is None else summarise(times[2]),
@@ -208,13 +209,3 @@ def machine_name() -> str:
         names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
         name = names[0] if names else name
     return f"{name}, {usable_cores()} cores"
-
-
-def _caller(runner: Any, inputs: dict[str, Array]) -> Call:
-    return lambda: runner.run(inputs)
-
-
-def _runtime() -> str:
-    import onnxruntime
-
-    return f"ONNX Runtime {onnxruntime.__version__} on the CPU"

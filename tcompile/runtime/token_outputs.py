@@ -160,7 +160,7 @@ def aligned(
 
 
 def restored(dense: Array, reduced: Array, owner: Array) -> tuple[Array, Array]:
-    """Both as [B, N, C], original tokens that nothing stands for zeroed in both.
+    """Return both as [B, N, C], original tokens that nothing stands for zeroed in both.
 
     Args:
         dense: [B, N, C].

@@ -1,8 +1,8 @@
 """Judging a lowered model: it must compute what the reduced fp32 graph does. Part of every build.
 
 Both run on scenes and noise. The lowered model is given the reference's choices (`pair`), so that
-each output is comparable, and rounds as a GPU does (`spell_rounding`). Where an output is not finite
-or has left the fp32 values, the first tensor that did so is looked for.
+each output is comparable, and rounds as a GPU does (`spell_rounding`). Where an output is not
+finite or has left the fp32 values, the first tensor that did so is looked for.
 """
 
 from __future__ import annotations
@@ -230,8 +230,8 @@ def _words(how: Difference, precision: str) -> str:
 def _compare(
     pair: Pair, samples: Samples
 ) -> tuple[dict[str, list[Difference]], dict[str, list[float]]]:
-    """For each output and score, the difference of each sample; for each choice, the share that is
-    the same."""
+    """Return the difference of each sample for each output and score, and for each choice the share
+    that is the same."""
     kept: dict[str, list[tuple[Array, Array]]] = {n: [] for n in (*pair.outputs, *pair.scores)}
     choices: dict[str, list[float]] = {name: [] for name in pair.pins}
     for numbers, want, have in runs(pair, samples):

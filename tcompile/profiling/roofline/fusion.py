@@ -26,7 +26,6 @@ from tcompile.profiling.roofline.work import (
     operations,
     product_of,
     read_bytes,
-    scalar,
     swaps_last,
     unfused,
 )
@@ -272,7 +271,9 @@ def _absorbed(steps: Steps, position: int) -> list[int]:
 
 
 def _scales(step: Step, _: Step) -> bool:
-    return step.op in {"Mul", "Div"} and len(step.reads) == 2 and scalar(step.reads[1])
+    """Tell whether a step multiplies by, or divides by, a stored single number."""
+    factors = step.reads[1:] if step.op in {"Mul", "Div"} else ()
+    return [(v.constant, v.count) for v in factors] == [(True, 1)]
 
 
 def _is_bias(step: Step, product: Step) -> bool:

@@ -103,11 +103,6 @@ def swaps_last(step: Step) -> bool:
     return rank >= 2 and perm == [*range(rank - 2), rank - 1, rank - 2]
 
 
-def scalar(value: Value) -> bool:
-    """Tell whether a value is a stored single number."""
-    return value.constant and value.count == 1
-
-
 def nbytes(value: Value, device: Device) -> int:
     """Return the bytes of a tensor on the device: integers have 32 bits on a GPU, 64 on a CPU."""
     if value.floating:
