@@ -188,7 +188,7 @@ def _order(loaded: LoadedModel, exporter: str) -> tuple[str, ...]:
     is_hf = loaded.library == "hf" and inner is loaded.base
     if exporter == "transformers" and not is_hf:
         raise UsageError(
-            "transformers' exporter takes transformers models only, as they are",
+            "transformers' exporter takes unchanged transformers models only",
             where=loaded.source,
             hint="use dynamo or torchscript",
         )

@@ -149,7 +149,7 @@ def _trained(model_class: Any, name: str, config: Any, weights: str) -> tuple[An
     missing = sorted(found["missing_keys"])
     if len(missing) == len(model.state_dict()):
         raise ValueError("the checkpoint has none of the tower's weights")
-    note = f"not in the checkpoint, so made at random: {', '.join(missing)}"
+    note = f"not in the checkpoint, so initialised at random: {', '.join(missing)}"
     return model.float(), (note,) if missing else ()
 
 

@@ -224,7 +224,11 @@ def _weights(made: _Made, base: nn.Module) -> tuple[str, ...]:
     missing = sorted(set(made.report["missing_keys"]) & names)
     if missing and len(missing) == len(names):
         raise ValueError(f"the checkpoint has no weights for {type(made.model).__name__}")
-    return (f"not in the checkpoint, so made at random: {', '.join(missing)}",) if missing else ()
+    return (
+        (f"not in the checkpoint, so initialised at random: {', '.join(missing)}",)
+        if missing
+        else ()
+    )
 
 
 def _interpolates(base: nn.Module) -> bool:

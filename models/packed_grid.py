@@ -191,12 +191,14 @@ def qwen(tower: Any, image_size: int | None, options: Mapping[str, Any]) -> Read
     else:
         size = image_size or max(1, round(_NATIVE / unit)) * unit
         if size % unit:
-            raise ValueError(f"an image of {size} pixels is not made of {unit} x {unit} squares")
+            raise ValueError(
+                f"an image of {size} pixels cannot be divided into {unit} x {unit} squares"
+            )
         frames = int(options.get("frames", 1))
         grid = (max(1, -(-frames // time)), size // patch, size // patch)
     frames, height, width = grid
     if frames < 1 or height < 1 or width < 1 or height % merge or width % merge:
-        raise ValueError(f"grid {grid} is not made of squares of {merge} x {merge} patches")
+        raise ValueError(f"grid {grid} cannot be divided into squares of {merge} x {merge} patches")
     module = PackedTower(tower, (frames, height, width))
     generator = torch.Generator().manual_seed(0)
     channels = int(config.in_channels) * time * patch * patch

@@ -68,7 +68,7 @@ def load_image(path: str | Path, preprocessing: Mapping[str, Any]) -> NDArray[np
     scales = np.array([*mean.ravel(), *std.ravel(), crop])
     if min(height, width) < 1 or not np.isfinite(scales).all() or std.min() <= 0 or crop <= 0:
         raise UsageError(
-            "the model's metadata says how images are prepared, but in numbers of no use "
+            "the model's metadata says how images are prepared, but its numbers cannot be used "
             f"(size {height} × {width}, mean {mean.tolist()}, std {std.tolist()}, crop_pct {crop})",
             hint="give the input as .npy or .npz",
         )

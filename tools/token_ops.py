@@ -27,7 +27,7 @@ _HEAD = f"""# Token ops
 
 Made from the specifications by `python -m tools.token_ops > docs/token-ops.md`.
 
-A reduced model chooses, gathers and merges tokens by {{count}} operators of ours, in the ONNX
+A reduced model chooses, gathers and merges tokens by {{count}} custom operators, in the ONNX
 domain `tcompile`. Each has one specification (`plugins/ops/`), and three bodies that compute the
 same: an ONNX function of standard operators, which any runtime inlines; numpy; and a CUDA
 kernel, which TensorRT runs as the plugin of the same name, version `{PLUGIN_VERSION}`, namespace

@@ -13,7 +13,7 @@ from tcompile import algebra
 
 
 def contrast(inputs: algebra.ScoreInput) -> algebra.Tensor:
-    """score_j = max_c x_jc − min_c x_jc: [B, T]. Reads no attention, which so stays fused."""
+    """score_j = max_c x_jc − min_c x_jc: [B, T]. Reads no attention, so that stays fused."""
     b, x = inputs.builder, inputs.of_patches(inputs.x)
     return b.op("Sub", b.reduce("Max", x, [2]), b.reduce("Min", x, [2]))
 

@@ -32,7 +32,7 @@ def bench(
     dense = find_dense(opened, against)
     if dense is None:
         raise UsageError(
-            f"the dense model it came from, '{opened.manifest.source.file}', is not there any more",
+            f"the dense model it came from, '{opened.manifest.source.file}', no longer exists",
             where=str(artifact),
             hint="give it with --against",
         )

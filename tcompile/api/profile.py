@@ -115,7 +115,9 @@ def profile(
     level = _precision(chosen, precision, modelled or bool(imports))
     other = None if against is None else read_profile(against)
     if modelled and imports:
-        raise UsageError("is measured, not modelled", where="--import", hint="leave one away")
+        raise UsageError(
+            "is measured, not modelled", where="--import", hint="give only one of them"
+        )
     given = _imports(imports)
     progress(f"reading {model}")
     found = read(model, shapes=shapes, prefix=prefix, tower=tower)
@@ -305,7 +307,7 @@ def _imported(
     unknown = sorted(set(steps) - set(keys))
     if unknown:
         raise UsageError(
-            f"has steps of {unknown[0]}, which the profile is not of",
+            f"has steps of {unknown[0]}, which is not in the profile",
             where="--import",
             hint=f"add --method {unknown[0]}",
         )

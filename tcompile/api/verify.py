@@ -156,7 +156,7 @@ def _numerics(numerics: Numerics | None, dense: DenseModel | None, artifact: Art
 
 def _fusion(fused: FusedAttention | None) -> Check:
     if fused is None:
-        return Check("fused attention", "skipped", "no engine in half precision to look into")
+        return Check("fused attention", "skipped", "no engine in half precision to inspect")
     fault = fusion_fault(fused)
     if fault:
         return Check("fused attention", "failed", fault)

@@ -68,8 +68,8 @@ from tcompile.core.errors import FailedBuildError
 @click.option(
     "--keep-failed",
     is_flag=True,
-    help="Write the artifact of a build that failed its own checks, to look into; its manifest and "
-    "report name the fault, and the exit code is 1 all the same.",
+    help="Write the artifact of a build that failed its own checks, for debugging; its manifest "
+    "and report name the fault, and the exit code is 1 all the same.",
 )
 @click.option(
     "--dump",

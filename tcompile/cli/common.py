@@ -58,7 +58,7 @@ def common_options(command: F) -> F:
 
     for flags, text in (
         (("--debug",), "Show a traceback with an error."),
-        (("-v", "--verbose"), "Tell on stderr what is being done."),
+        (("-v", "--verbose"), "Say on stderr what is being done."),
     ):
         command = click.option(*flags, is_flag=True, expose_value=False, callback=store, help=text)(
             command

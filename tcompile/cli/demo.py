@@ -10,7 +10,7 @@ import click
 from tcompile.cli.common import JSON, KeepParam, common_options, print_json, print_table, progress
 
 
-@click.command(short_help="The whole job on a small model that comes along.")
+@click.command(short_help="Run the whole job on a small model that is included.")
 @click.option(
     "--keep",
     type=KeepParam(),

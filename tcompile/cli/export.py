@@ -27,7 +27,7 @@ from tcompile.cli.common import JSON, common_options, print_json, print_table, p
     metavar="N|dynamic",
     help="Images per call, or `dynamic` for a free batch (the token count stays static).",
 )
-@click.option("--random-weights", is_flag=True, help="Download nothing; for trials offline.")
+@click.option("--random-weights", is_flag=True, help="Download nothing; to try it offline.")
 @click.option(
     "--exporter",
     type=click.Choice(["auto", "dynamo", "torchscript", "transformers"]),

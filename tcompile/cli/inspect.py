@@ -29,7 +29,7 @@ from tcompile.cli.common import (
     "--why",
     "node",
     metavar="NODE",
-    help="Show instead all that is known of one node, or of the node that gives a tensor: axes, "
+    help="Show instead all that is known about one node, or of the node that gives a tensor: axes, "
     "block, and what happens there when tokens leave.",
 )
 @shape_option

@@ -44,7 +44,7 @@ def methods(name: str | None, as_json: bool) -> None:
         return
     rows = [(p.name, p.family, ", ".join([*p.required, *p.needs]), p.summary) for p in presets]
     print_table(("method", "kind", "needs", "what it does"), rows)
-    click.echo("`tcompile methods NAME` tells all of one; docs/methods.md of all.")
+    click.echo("`tcompile methods NAME` explains one; docs/methods.md explains all.")
 
 
 def _print(found: MethodPage) -> None:

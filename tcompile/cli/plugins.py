@@ -46,7 +46,7 @@ def list_ops(as_json: bool) -> None:
         for op in OPS
     ]
     print_table(("op", "version", "namespace", "fields", "takes", "gives"), rows)
-    click.echo("docs/token-ops.md tells what each does.")
+    click.echo("docs/token-ops.md says what each does.")
 
 
 @plugins.command(short_help="Build the plugin library.")

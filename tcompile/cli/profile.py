@@ -67,9 +67,7 @@ _FREE = 1e-5
     "--precision", metavar="P", help="fp32, fp16, or int8 with --modelled [default: the target's]."
 )
 @click.option(
-    "--modelled",
-    is_flag=True,
-    help="Do not measure: work latency out from the device's data sheet.",
+    "--modelled", is_flag=True, help="Do not measure: compute latency from the device's data sheet."
 )
 @click.option(
     "--import",
@@ -92,12 +90,12 @@ _FREE = 1e-5
     type=click.FloatRange(min=1),
     default=240.0,
     show_default=True,
-    help="That the command may take in all, reading the model and opening its parts "
+    help="Seconds that the whole command may take, reading the model and opening its parts "
     "included. As many token counts and steps are measured as that suffices for; two "
     "rounds over the dense model, three counts and two steps of each method are measured "
     "in any case, and what is being opened or run is not broken off.",
 )
-@click.option("--fresh", is_flag=True, help="Measure anew what was measured before.")
+@click.option("--fresh", is_flag=True, help="Measure again what was measured before.")
 @outputs_option
 @shape_option
 @prefix_option

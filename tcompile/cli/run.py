@@ -24,7 +24,7 @@ from tcompile.cli.common import JSON, common_options, print_json, print_table, p
     type=click.IntRange(min=1),
     default=5,
     show_default=True,
-    help="How many classes to show.",
+    help="The number of classes to show.",
 )
 @JSON
 @common_options

@@ -58,7 +58,7 @@ _OPTIONS = (
         help="What happens to tokens; see `tcompile methods`. auto: solved for the device, with "
         "whichever of a few methods loses least. With --keep a method follows its own published "
         "schedule; with --latency, --max-drop or --objective its sites and counts are solved; "
-        "with parameters of its own (evit:rate=0.7, tome:r=13) it needs no --keep.",
+        "with its own parameters (evit:rate=0.7, tome:r=13) it needs no --keep.",
     ),
     click.option(
         "--objective",
@@ -78,7 +78,7 @@ _OPTIONS = (
         type=click.Path(path_type=Path),
         metavar="DATA",
         help="Images to see on what steps lose: a folder (labels.csv beside them: file,label), "
-        ".npz of the model's inputs (and labels), or a loader.py of yours that defines "
+        ".npz of the model's inputs (and labels), or your own loader.py, which defines "
         "load_data() and is executed. Also for methods that learn their counts (fitprune, …).",
     ),
     click.option(

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     type=click.IntRange(min=1),
     default=8,
     show_default=True,
-    help="How many random inputs.",
+    help="The number of random inputs.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="For the random inputs.")
 @click.option(

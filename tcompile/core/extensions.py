@@ -80,13 +80,13 @@ def _load(points: Sequence[EntryPoint], kind: type[Kind]) -> Kind:
         raise UsageError(
             f"'{point.name}' of {package} cannot be loaded: {type(error).__name__}: {error}",
             where=f"entry point {group}",
-            hint=f"mend or uninstall {package}",
+            hint=f"fix or uninstall {package}",
         ) from error
     if not isinstance(found, kind) or found.name != point.name:
         raise UsageError(
-            f"'{point.name}' of {package} is no {kind.__name__} of that name",
+            f"'{point.name}' of {package} is not a {kind.__name__} of that name",
             where=f"entry point {group}",
-            hint=f"mend or uninstall {package}",
+            hint=f"fix or uninstall {package}",
         )
     if hasattr(found, "run"):
         one: Any = found

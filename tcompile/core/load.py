@@ -120,7 +120,7 @@ def _check_external_data(model: onnx.ModelProto, path: Path) -> None:
             found = data.is_file()
         except (OSError, ValueError) as error:
             raise ModelError(
-                f"weights of '{tensor.name}' lie in a file that no system can name",
+                f"weights of '{tensor.name}' lie in a file whose name no file system allows",
                 where=str(path),
                 hint=_HINT,
             ) from error

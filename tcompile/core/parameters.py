@@ -131,5 +131,5 @@ def fraction(text: str) -> Fraction:
     """The exact number; ValueError also for exponents that would take minutes to write out."""
     _, _, exponent = text.lower().partition("e")
     if len(exponent.lstrip("+-0")) > 3:
-        raise ValueError(f"'{text}' is beyond any use")
+        raise ValueError(f"'{text}' is too large to be used")
     return Fraction(text)

@@ -116,7 +116,7 @@ def without_bodies(path: str | Path) -> int:
                 length = _read_varint(stream)
                 stream.seek(length, 1)
             else:
-                raise ModelError("is no ONNX file that tcompile wrote", where=str(path))
+                raise ModelError("is not an ONNX file that tcompile wrote", where=str(path))
             if _varint(tag) != _MODEL_FUNCTIONS:
                 end = stream.tell()
     return end

@@ -167,7 +167,7 @@ BROKEN = {
     "raises": ("1 / 0", "ZeroDivisionError: division by zero", "uninstall broken"),
     "syntax": ("def (", "SyntaxError", "uninstall broken"),
     "missing": ("", "AttributeError", "uninstall broken"),
-    "type": ("THING = 'a string'", "is no Preset of that name", "uninstall broken"),
+    "type": ("THING = 'a string'", "is not a Preset of that name", "uninstall broken"),
 }
 
 

@@ -190,8 +190,8 @@ def in_graph(model: onnx.ModelProto, place: str) -> None:
         ("../secret", "outside the model's folder"),
         ("/etc/hostname", "outside the model's folder"),
         ("", "outside the model's folder"),
-        ("a\0b", "no system can name"),
-        ("a" * 5000, "no system can name"),
+        ("a\0b", "whose name no file system allows"),
+        ("a" * 5000, "whose name no file system allows"),
         ("nothing", "is missing"),
     ],
 )

@@ -226,8 +226,8 @@ def test_layer_lists_follow_the_depth() -> None:
 @pytest.mark.parametrize(
     ("word", "size", "options", "message"),
     [
-        ("qwen2-vl", 30, {}, "an image of 30 pixels is not made of 8 x 8 squares"),
-        ("qwen2-vl", None, {"grid": "1,3,4"}, "not made of squares of 2 x 2 patches"),
+        ("qwen2-vl", 30, {}, "an image of 30 pixels cannot be divided into 8 x 8 squares"),
+        ("qwen2-vl", None, {"grid": "1,3,4"}, "cannot be divided into squares of 2 x 2 patches"),
         ("qwen2-vl", None, {"grid": "4,4"}, "grid takes 3 whole numbers"),
         ("qwen2-vl", None, {"dept": 3}, "has no field 'dept'"),
         ("mllama-vision", 24, {"aspect": "5,5"}, "tiles cannot lie as"),

@@ -256,7 +256,7 @@ def test_checkpoint_folder(checkpoint: Path) -> None:
     encoder = load_source(f"hf:{checkpoint}?class=ViTModel")
     assert encoder.output_names == ("last_hidden_state", "pooler_output")
     assert loaded.notes == ()
-    assert "made at random: pooler.dense.bias, pooler.dense.weight" in encoder.notes[0]
+    assert "initialised at random: pooler.dense.bias, pooler.dense.weight" in encoder.notes[0]
 
 
 def test_checkpoint_at_another_size(checkpoint: Path) -> None:
