@@ -8,7 +8,7 @@ its patch tokens by each method and held against PyTorch code that removes token
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,8 @@ from tests.oracles.processed import PROCESSORS, Processor
 from tests.oracles.small_models import ODD
 from tests.support.zoo_matrix import BY_ID, CASES, Case, Variant
 
+pytestmark = pytest.mark.usefixtures("read_once")
+
 KEEP = "0.6"
 METHODS = ("topk", "evit", "tome")
 CHOSEN = [(case, variant) for case in CASES for variant in selection(case)]
@@ -55,25 +57,6 @@ def some(*ids: str, batch: int | str = "dynamic") -> list[tuple[Case, Variant]]:
     """Quick exports of a few cases, for what does not depend on the exporter."""
     spelled = {case_id: BY_ID[case_id].attentions[0] for case_id in ids}
     return [(BY_ID[i], Variant("torchscript", spelled[i], 17, batch)) for i in ids]
-
-
-@pytest.fixture(autouse=True)
-def read_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Methods go on from one reading of a file, as the attempts of a build do."""
-    monkeypatch.setattr(pipeline, "read", _once(pipeline.read))
-
-
-def _once(read: Callable[..., Any]) -> Callable[..., Any]:
-    found: dict[str, Any] = {}
-
-    def remembered(model: Path, **asked: Any) -> Any:
-        key = f"{model} {asked}"
-        if key not in found:
-            found.clear()
-            found[key] = read(model, **asked)
-        return found[key]
-
-    return remembered
 
 
 def holds(
