@@ -39,6 +39,8 @@ from tests.oracles.processed import PROCESSORS, Processor
 from tests.oracles.small_models import ODD
 from tests.support.zoo_matrix import BY_ID, CASES, Case, Variant
 
+pytestmark = pytest.mark.usefixtures("read_once")
+
 KEEP = "0.6"
 METHODS = ("topk", "evit", "tome")
 CHOSEN = [(case, variant) for case in CASES for variant in selection(case)]

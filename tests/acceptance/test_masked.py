@@ -21,6 +21,8 @@ from tests.oracles.masked import check_masked
 from tests.support.judge import layout
 from tests.support.zoo_matrix import BY_ID, CASES, Case, Variant
 
+pytestmark = pytest.mark.usefixtures("read_once")
+
 #: The Q-Former's queries attend to each other, where masks of tokens say nothing.
 APART = ("hf-blip2-qformer",)
 TOPK = [case for case in CASES if "topk" not in case.refused and case.id not in APART]

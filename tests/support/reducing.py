@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -90,6 +91,8 @@ class Keys:
     def __init__(self, keys: gs.Tensor, logits: gs.Tensor | None = None) -> None:
         self._keys, self._logits = keys, logits
         self.width = int(keys.shape[-1])
+        # For what asks how many heads `head_keys` has: one, that is as wide as the keys.
+        self.matched = SimpleNamespace(heads=1)
 
     def keys(self) -> gs.Tensor:
         return self._keys
