@@ -11,17 +11,20 @@ from dataclasses import dataclass
 import onnx_graphsurgeon as gs
 
 from tcompile.core.errors import UsageError
-from tcompile.passes.lower.attention import decompose_attention, query_rows
 from tcompile.passes.lower.names import rename_nodes
-from tcompile.passes.lower.norm import decompose_rms_norm
 from tcompile.passes.lower.opset import lower_opset
 from tcompile.passes.lower.pixels import cast_pixels_first
 from tcompile.passes.lower.precision import to_fp16
-from tcompile.passes.lower.shapes import complete
-from tcompile.passes.lower.spell_fp32_matmul import spell_products
+from tcompile.passes.lower.spell import (
+    decompose_attention,
+    decompose_rms_norm,
+    query_rows,
+    spell_products,
+)
 from tcompile.passes.lower.token_casts import move_casts
 from tcompile.passes.lower.token_fuse import fuse_calls
 from tcompile.passes.lower.token_ops import TokenOps, lower_token_ops
+from tcompile.passes.lower.types import complete
 from tcompile.passes.runner import Dump, Pass, run
 from tcompile.targets.devices import Precision, Target
 

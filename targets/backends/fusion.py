@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import onnx
 import onnx_graphsurgeon as gs
 
-from tcompile.analysis.attention_match import AttentionMatch, attentions
+from tcompile.analysis.attention import AttentionMatch, attentions
 from tcompile.core.domain import WRITTEN
 from tcompile.targets.backends.base import FusedAttention
 

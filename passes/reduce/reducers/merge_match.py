@@ -11,8 +11,7 @@ import onnx_graphsurgeon as gs
 
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.reducers.base import Grid, ReducerInput
-from tcompile.passes.reduce.reducers.common import TINY, numbers
-from tcompile.passes.reduce.reducers.grids import cells, planes
+from tcompile.passes.reduce.reducers.common import TINY, cells, numbers, planes
 
 #: `energy`, `protected` and `halves` sort by the score.
 SPLITS = ("alternate", "energy", "protected", "halves", "grid")
