@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
-from tcompile.core.errors import UsageError
 from tcompile.passes.lower.names import rename_nodes
 from tcompile.passes.lower.opset import lower_opset
 from tcompile.passes.lower.pixels import cast_pixels_first
@@ -108,12 +107,7 @@ def lower(
         UsageError: the target does not know the precision.
         ModelError: an attention that has to be spelled out cannot be; control flow in fp16.
     """
-    if precision not in target.precisions:
-        raise UsageError(
-            f"target {target.name} has no precision '{precision}'",
-            where="--precision",
-            hint=f"one of {', '.join(target.precisions)}",
-        )
+    target.check_precision(precision)
     lowered = graph.copy()
     lowered.functions = [function.copy() for function in graph.functions]
     state = _Lowering(lowered, target, precision, token_ops, fp32_nodes)

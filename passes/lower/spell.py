@@ -1,4 +1,4 @@
-"""Operators spelled out in plainer ones, for runtimes that do not know them or refuse to build them.
+"""Operators spelled out in plainer ones, for runtimes that do not know or do not build them.
 
 - `Attention` (ONNX opset 23) is not known to TensorRT before 10.14 (JetPack 6 and 7.1), or there is
   no kernel for what it is asked: in TensorRT-RTX 1.7 fp32, one query row, heads wider than 256. In

@@ -119,8 +119,7 @@ def _squeezed(tensor: gs.Variable) -> gs.Variable | None:
     if len(tensor.outputs) > 1:
         return None
     (user,) = tensor.outputs
-    axes = user.attrs.get("axes") or (ints(user.inputs[1]) if len(user.inputs) > 1 else [])
-    if user.op != "Squeeze" or axes not in ([2], [-1]):
+    if user.op != "Squeeze" or _axes(user) not in ([2], [-1]):
         return None
     result: gs.Variable = user.outputs[0]
     return result
@@ -137,8 +136,7 @@ def _is_unit(tensor: gs.Tensor) -> bool:
     length = producer(bound.inputs[0]) if bound is not None and bound.op == "Max" else None
     if length is None or length.op != "ReduceL2" or length.inputs[0] is not node.inputs[0]:
         return False
-    axes = length.attrs.get("axes") or (ints(length.inputs[1]) if len(length.inputs) > 1 else [])
-    return axes in ([-1], [2])
+    return _axes(length) in ([-1], [2])
 
 
 def combine(graph: gs.Graph, node: gs.Node) -> int:

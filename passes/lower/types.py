@@ -1,5 +1,5 @@
 """Element types of an operator's outputs, given its inputs': enough to type function
-bodies and to check a converted graph. Shapes play no part.
+bodies and to check a converted graph. Shapes play no part; `complete` fills in both by inference.
 """
 
 from __future__ import annotations

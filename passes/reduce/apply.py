@@ -1,4 +1,8 @@
-"""The reduce pass: one walk in execution order over a copy of the graph."""
+"""The reduce pass: one walk in execution order over a copy of the graph.
+
+`apply` is the one place that says how each edit of `analysis.effects` is applied. Where tokens are
+bypassed around a block (IdleViT, SViT), some run through it, and the others pass it unchanged.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,6 @@ from tcompile.analysis import effects as fx
 from tcompile.analysis.count_state import Counts
 from tcompile.analysis.effects import Effects, ReductionPoint
 from tcompile.analysis.model import Analysis, tower_batch
-from tcompile.analysis.sites import Site
 from tcompile.analysis.structure import Block
 from tcompile.analysis.token_dims import Layout, Run, locate, stream_layout
 from tcompile.core.errors import InternalError, ModelError, UsageError, assert_never
@@ -190,22 +193,21 @@ class Rewriter:
 
     def _entered(self) -> gs.Tensor:
         """[B, N, C], the stream as it enters the first block."""
-        name = self.analysis.blocks[0].stream_in
-        layout = stream_layout(self.analysis.facts.axes[name], self.analysis.space)
-        if layout is None:
-            raise InternalError("the stream has no layout where it enters the first block")
+        layout = self._layout(self.analysis.blocks[0].stream_in)
         return to_rows(self.b, self.entering, layout, self.analysis.space.total)
 
-    def _layout(self, name: str, site: Site) -> Layout:
+    def _layout(self, name: str) -> Layout:
         layout = stream_layout(self.analysis.facts.axes[name], self.analysis.space)
         if layout is None:
-            raise InternalError("a legal site has no stream layout", where=site.name)
+            raise InternalError(
+                "a stream that tokens leave, or return to, has no layout", where=name
+            )
         return layout
 
     def _reduce_at(self, stream: gs.Tensor, step: Step) -> None:
         b, site, stage = self.b, step.site, self.stages[-1]
         name = str(stream.name)
-        layout = self._layout(name, site)
+        layout = self._layout(name)
         readers = self.readers[name]
         core = self.steps.attention(site.block)
         b.scope(f"{site.name.replace(':', '_')}/{step.reduction.reducer.name}", site.name)
@@ -236,7 +238,7 @@ class Rewriter:
         """Let the nodes around which tokens are bypassed read the kept ones only."""
         b, site, space, blocks = self.b, step.site, self.analysis.space, self.analysis.blocks
         stream = self.editor.current[name]
-        layout = self._layout(name, site)
+        layout = self._layout(name)
         b.scope(f"{site.name.replace(':', '_')}/score", site.name)
         region = [self.nodes[n] for n in self.order if n in self.cuts[site.name].region]
         nodes = {**self.nodes, **copies(b, region, blocks[site.block])}
@@ -246,9 +248,7 @@ class Rewriter:
         merged, beside = self.cuts[site.name].merged, None
         if merged:
             entering = blocks[site.block].stream_in
-            beside = to_rows(
-                b, self.editor.current[entering], self._layout(entering, site), space.total
-            )
+            beside = to_rows(b, self.editor.current[entering], self._layout(entering), space.total)
         reduced, after = self.steps.run(step, rows, width, core, self.stages[0], beside)
         if not merged:
             assert after.index is not None
@@ -263,9 +263,7 @@ class Rewriter:
         b, space, name = self.b, self.analysis.space, str(out.name)
         b.scope(f"return/{name}")
         kept = space.prefix + space.suffix + bypass.stage.count
-        layout = stream_layout(self.analysis.facts.axes[name], space)
-        if layout is None:
-            raise InternalError("tokens return to a stream without a layout", where=name)
+        layout = self._layout(name)
         rows = to_rows(b, out, layout, kept)
         whole = Run(0, len(space.pieces))
         if bypass.merged:

@@ -1,4 +1,8 @@
-"""Running the score and the reducer of one step of a schedule."""
+"""Running the score and the reducer of one step of a schedule.
+
+For towers without CLS a score may be the attention of the learned probe behind some encoders
+(SigLIP's pooling head, Q-Former).
+"""
 
 from __future__ import annotations
 

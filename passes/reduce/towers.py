@@ -1,7 +1,8 @@
 """Several towers: one rewrite after the other.
 
 The second rewrite works on the result of the first, analysed afresh: what its tokens meet there is
-what the finished graph has, so that no walk has to know of two token axes at once.
+what the finished graph has, so that no walk has to know of two token axes at once. After each, the
+reduced graph is analysed anew and must carry the planned counts.
 """
 
 from __future__ import annotations

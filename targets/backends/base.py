@@ -1,4 +1,4 @@
-"""The results of a backend, its errors, and the batch sizes that it is asked for."""
+"""The results of a backend, its errors, and the batch sizes that an engine is built for."""
 
 from __future__ import annotations
 
@@ -132,27 +132,6 @@ class Batch:
         """Smallest, typical, largest."""
         return self.smallest, self.typical, self.largest
 
-    @staticmethod
-    def asked(
-        smallest: int | None, typical: int | None, largest: int | None, batch: int = 1
-    ) -> Batch:
-        """Return the sizes asked for, the others filled in: 1, `batch`, the larger of 8 and that.
-
-        Args:
-            batch: images in a run, which is planned with.
-
-        Raises:
-            UsageError: sizes that are not in order, or a batch above the largest.
-        """
-        low = 1 if smallest is None else smallest
-        middle = max(batch, low) if typical is None else typical
-        if largest is not None and batch > largest:
-            raise UsageError(
-                f"plans for {batch} images in a run, which is more than --max-batch {largest}",
-                where="--batch",
-            )
-        return Batch(low, middle, max(8, middle, batch) if largest is None else largest)
-
 
 def first_dims(dim: int | str, batch: Batch) -> tuple[int, int, int]:
     """A first dim at the three sizes: `batch`, any other name, or `batch*3` where the batch is
@@ -197,8 +176,22 @@ class BatchSizes:
 
     @property
     def settled(self) -> Batch:
-        """All three. Raises `UsageError` where they are not in order."""
-        return Batch.asked(self.smallest, self.typical, self.largest, self.batch)
+        """All three, those that were not asked for filled in: 1, `batch`, the larger of 8 and that.
+
+        Raises:
+            UsageError: sizes that are not in order, or a batch above the largest.
+        """
+        low = 1 if self.smallest is None else self.smallest
+        middle = max(self.batch, low) if self.typical is None else self.typical
+        if self.largest is None:
+            return Batch(low, middle, max(8, middle, self.batch))
+        if self.batch > self.largest:
+            raise UsageError(
+                f"plans for {self.batch} images in a run, which is more than --max-batch "
+                f"{self.largest}",
+                where="--batch",
+            )
+        return Batch(low, middle, self.largest)
 
     def check(self, graph: gs.Graph, where: str | Path) -> None:
         """Raise `UsageError` for sizes that a model of a fixed batch does not have."""

@@ -3,6 +3,10 @@
 A core is a Softmax over the last axis whose logits come from a product of two live tensors and
 whose result is contracted with a third, or an ai.onnx `Attention` (opset 23). Exporters spell it in
 many more ways; all are one of these two after normalisation.
+
+The analysis, the roofline and the check of an engine's kernels all find attention here.
+`match_attention` takes any onnx-graphsurgeon graph: in normal form, reduced, or lowered and read
+back. `find_attention` adds what the axes say.
 """
 
 from __future__ import annotations

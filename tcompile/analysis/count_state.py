@@ -1,4 +1,7 @@
-"""Growth of values with the number of tokens: the state and the result of following it."""
+"""Growth of values with the number of tokens: the state and the result of following it.
+
+Also which literal is a count of tokens: N, N − 1, 1/N, √N, N/(N − 1), the sum of a mask.
+"""
 
 from __future__ import annotations
 

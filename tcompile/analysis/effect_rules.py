@@ -1,6 +1,8 @@
 """Effect rules: the edits of a node once its inputs carry fewer tokens, one short rule an op kind.
 
 Each takes (walk, node) and returns edits, or raises `BarrierError` where tokens may not have left.
+`joins` holds for every op: operands that meet along the token axis, side inputs and tensors that
+still have every token.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Counting floating-point operations: matrix products and convolutions, 2 per multiply-add."""
+"""Counting floating-point operations: matrix products and convolutions, 2 per multiply-add.
+
+Token ops count as their bodies do, which are graphs with shapes for that (and for the roofline).
+"""
 
 from __future__ import annotations
 

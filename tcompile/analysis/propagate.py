@@ -1,4 +1,10 @@
-"""Forward propagation of axes through the graph."""
+"""Forward propagation of axes through the graph.
+
+Before it, `rotations` finds which constants are the cosines and which the sines of one rotation. A
+token without a position (one that stands for many) is not rotated: it reads 1 for a cosine and 0
+for a sine. Spelled x·cos + rotate(x)·sin, where rotate has a minus sign in it, or as the product of
+complex numbers re·cos − im·sin, re·sin + im·cos.
+"""
 
 from __future__ import annotations
 

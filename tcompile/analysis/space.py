@@ -1,4 +1,9 @@
-"""The token space of a model: its token axis, and what the positions along it are."""
+"""The token space of a model: its token axis, and what the positions along it are.
+
+A later part of the model may join tokens into groups (patch mergers, pixel shuffle, pooling). A
+group is what one position of the regrouped tensor holds: `outer` says which group, `inner` which of
+its members, both in digits of the patch axis. Tokens may then leave in whole groups.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Dims of a tensor in terms of the token space: which hold tokens, and how many are left."""
+"""Dims of a tensor in terms of the token space: which hold tokens, and how many are left.
+
+Also the layout of a residual stream: what brings it to [batch, tokens, features].
+"""
 
 from __future__ import annotations
 

@@ -20,7 +20,6 @@ import onnx_graphsurgeon as gs
 import pytest
 
 from tcompile import pipeline
-from tcompile.core.graph import to_onnx
 from tcompile.methods.presets import PRESETS
 from tcompile.passes.lower import lower
 from tcompile.passes.reduce.reducers import merge, merge_combine
@@ -33,6 +32,7 @@ from tests.oracles.presets.registry import ORACLES
 from tests.oracles.presets.subjects import Setting, file_of, subject
 from tests.support import preset_models
 from tests.support.half import run_as_written
+from tests.support.onnx_models import to_onnx
 
 SETTING = Setting(65, "hf", 3)
 Row = dict[str, Any]

@@ -172,7 +172,7 @@ class Reducer:
         Raises:
             UsageError: an unknown one, or a value that it cannot have.
         """
-        values = filled(self.parameters, spec.parameters, spec.name, "schedule")
+        values = filled(self.parameters, spec.parameters, spec.name)
         return replace(self, **self.by(values)), values
 
 

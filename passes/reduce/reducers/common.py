@@ -1,4 +1,4 @@
-"""Parts of several reducers: choosing the best, and carrying index, size and owner along."""
+"""Parts of several reducers: choosing the best, carrying index, size and owner along, grids."""
 
 from __future__ import annotations
 

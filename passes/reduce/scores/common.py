@@ -1,4 +1,4 @@
-"""Parts of several scores: heads aggregated, metrics, windows of the grid."""
+"""Parts of several scores: heads aggregated, metrics, windows of the grid, terms of a sum."""
 
 from __future__ import annotations
 
