@@ -22,7 +22,7 @@ def fuse_calls(graph: gs.Graph) -> int:
       stream apart in one gather: no slices, no joining.
     - The largest of cosines, a product of unit vectors and TopK of 1, is `TcPartnerTokens`: no
       matrix of cosines in memory.
-    - Means over tokens that merge: see `token_groups`.
+    - Means over tokens that merge: see `combine`.
     """
     found = 0
     for node in list(graph.nodes):

@@ -94,8 +94,8 @@ def lower_token_ops(graph: gs.Graph, form: TokenOps) -> int:
     """Give the calls of token ops their form, in place, and drop bodies that nothing calls; returns
     how many calls there are.
 
-    Bodies stay in the graph in every form; `saving.save` writes them last, so that a file for a
-    TensorRT whose rule `takes_body_first` is the beginning of the file (`saving.without_bodies`).
+    Bodies stay in the graph in every form; `core.save.save` writes them last, so that a file for a
+    TensorRT whose rule `takes_body_first` is the beginning of the file (`without_bodies`).
     """
     calls = [node for node in graph.nodes if is_call(node)]
     for node in calls:

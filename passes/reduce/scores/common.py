@@ -44,7 +44,7 @@ def whole_grid(inputs: ScoreInput, name: str, count: int) -> tuple[int, int, int
     """(t, h, w) of `count` tokens, t = 1 for an image.
 
     Raises:
-        UsageError: they are no grid any more.
+        UsageError: they are not a grid any more.
     """
     grid = inputs.dense_grid
     if prod(grid) != count or len(grid) < 2 or len(grid) > 3:
@@ -84,7 +84,7 @@ def part(document: Any, owner: str) -> Spec:
     """A score of a combiner.
 
     Raises:
-        UsageError: it is none.
+        UsageError: it is not a score.
     """
     if not isinstance(document, Mapping) or not isinstance(document.get("name"), str):
         raise _wrong(owner, f"{document!r} is not a score such as {{'name': 'cls'}}")
