@@ -3,9 +3,10 @@
     python -m tools.mutation --sample 400 --jobs 2
 
 Every mutant is one small change of the source: a comparison turned, a number off by one, a branch
-never taken. The golden files run first, then the unit tests of its folder. Results are lines of
-JSON in `--results`, one a mutant; a run that was stopped goes on where it was. Own code in place of
-mutmut: that expects a package where its name says, and `passes/` is `tcompile.passes` here.
+never taken. The golden files run first, then the unit tests of its folder, then numerics of whole
+models. Results are lines of JSON in `--results`, one a mutant; a run that was stopped goes on where
+it was. Own code in place of mutmut: that expects a package where its name says, and `passes/` is
+`tcompile.passes` here.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,6 +34,18 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = ("passes/reduce", "passes/lower")
 #: Folders that are packages inside of `tcompile`.
 MAPPED = ("passes", "plugins", "targets", "models")
+#: Tests of whole models against PyTorch, for what the golden files and unit tests let pass.
+NUMERICS = (
+    "test_spellings",
+    "test_towers",
+    "test_structures",
+    "test_presets",
+    "test_presets_b",
+    "test_preset_properties",
+    "test_builds",
+    "test_metamorphic",
+    "test_counting",
+)
 #: A run of tests takes no longer; a mutant that does hangs.
 SECONDS = 900
 _COMPARED: dict[type[ast.cmpop], str] = {
@@ -204,13 +217,18 @@ def plant(folder: Path) -> None:
 
 
 def judge(mutant: Mutant, tree: Path) -> str:
-    """Return who killed a mutant: golden, unit, timeout; or `survived`."""
+    """Return who killed a mutant: golden, unit, numerics, timeout; or `survived`."""
     path = tree / "tcompile" / mutant.file
     before, after = mutant.source()
     path.write_bytes(after)
     try:
         stage = mutant.file.split("/")[1]
-        for name, tests in (("golden", "tests/golden"), ("unit", f"tests/unit/passes/{stage}")):
+        stages = {
+            "golden": ["tests/golden"],
+            "unit": [f"tests/unit/passes/{stage}"],
+            "numerics": [f"tests/acceptance/{name}.py" for name in NUMERICS],
+        }
+        for name, tests in stages.items():
             try:
                 if not passes(tree, tests):
                     return name
@@ -221,9 +239,9 @@ def judge(mutant: Mutant, tree: Path) -> str:
     return "survived"
 
 
-def passes(tree: Path, tests: str) -> bool:
-    """Whether tests pass with the packages of a tree."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", tests]
+def passes(tree: Path, tests: Sequence[str]) -> bool:
+    """Return whether tests pass with the packages of a tree."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
     command += ["--deselect", "tests/golden/test_golden.py::test_ci_does_not_rewrite_them"]
     env = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
     env.setdefault("OMP_NUM_THREADS", "1")
@@ -276,7 +294,7 @@ def run(left: list[Mutant], jobs: int, results: Path) -> None:
         for i in range(jobs):
             plant(Path(folder) / str(i))
             trees.put(Path(folder) / str(i))
-        if not passes(Path(folder) / "0", "tests/golden"):
+        if not passes(Path(folder) / "0", ["tests/golden"]):
             sys.exit("the golden tests fail before anything is changed")
 
         def one(mutant: Mutant) -> None:
