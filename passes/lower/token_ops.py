@@ -76,9 +76,9 @@ def choose_token_ops(target: Target, wanted: str | None = None) -> TokenOpsChoic
         )
     if form != "native" and target.runtime in _REFUSED:
         raise UsageError(
-            f"'{form}' is nothing for {target.name}: {_REFUSED[target.runtime]}",
+            f"{target.name} cannot take '{form}': {_REFUSED[target.runtime]}",
             where="--token-ops",
-            hint="native is",
+            hint="use native",
         )
     if form == "aot" and not any(parser_rule(j.trt_version).aot for j in jetpacks_for(target)):
         raise UsageError(

@@ -50,8 +50,8 @@ def kernels(plan: Plan) -> list[Kernel]:
 def attention_layers(model: onnx.ModelProto) -> list[AttentionMatch]:
     """Return the attentions of a model, in its order, without those that scores compute.
 
-    A score may compute all rows of an attention once more, beside the one that is to be fused. It is
-    known by its name, since `verify` has a file and its engine, and nothing of the pass that wrote it.
+    A score may compute all rows of an attention once more, beside the one that is to be fused. It
+    is known by its name: `verify` has a file and its engine, and nothing of the pass that wrote it.
     """
     found = attentions(gs.import_onnx(model))
     return [layer for layer in found if not layer.node.name.startswith(WRITTEN)]
