@@ -264,7 +264,7 @@ def _made(
 
 def _imports(given: Sequence[str]) -> tuple[Curve, dict[str, StepCost], str] | None:
     """A curve of whole models, costs of steps by method, and what they were measured with."""
-    from tcompile.profiling.imports import read_csv, read_steps, whole_curve
+    from tcompile.profiling.imported import read_csv, read_steps, whole_curve
 
     if not given:
         return None

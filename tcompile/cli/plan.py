@@ -40,7 +40,7 @@ def plan(model: Path, target: str, plot: Path | None, as_json: bool, **options: 
         say(f"analysing {model}")
         made = price(model, target=target, progress=say, **asked_of(options))
     if plot is not None:
-        from tcompile.report.plan_plots import draw
+        from tcompile.report.plots import draw
 
         for path in draw(made.planned, plot):
             click.echo(f"wrote {path}", err=True)

@@ -6,13 +6,13 @@ puts the two together.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from tcompile.profiling.curve import Curve, StepCost
+from tcompile.profiling.curve import Curve, Figure, StepCost
 from tcompile.profiling.profile import Profile
 
 
@@ -78,7 +78,7 @@ class Comparison:
     closure: tuple[float | None, float | None]
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as JSON values."""
+        """Return all of it as JSON values."""
         return {
             "kinds": list(self.kinds),
             "parts": [
@@ -96,7 +96,7 @@ class Comparison:
         }
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Return the lines of a page for people."""
         first, second = self.kinds
         found = [f"Compared: {second} over {first}"]
         for row in self.rows:
@@ -131,53 +131,48 @@ def compare(first: Profile, second: Profile, uses: Mapping[str, int] | None = No
         uses: signature → how many parts of the dense model have it (`Structures.uses`), for the
             closure.
     """
-    rows = list(_rows(first, second))
+    mine, theirs = _parts(first), _parts(second)
+    tokens = first.subject.tokens
+    both = (((*key, _ratios(tokens, mine[key], theirs[key]))) for key in mine if key in theirs)
+    rows = [Row(role, name, ratios) for role, name, ratios in both if ratios]
     shared = {(row.role, row.name) for row in rows}
-    alone = [len(_names(p) - shared) for p in (first, second)]
     return Comparison(
         (first.kind, second.kind),
         tuple(rows),
-        (alone[0], alone[1]),
+        (len(mine.keys() - shared), len(theirs.keys() - shared)),
         _apart(first, second),
         (_closure(first, uses), _closure(second, uses)),
     )
 
 
-def _names(profile: Profile) -> set[tuple[str, str]]:
-    found = {("stem", s) for s in profile.stem} | {("half", s) for s in profile.halves}
-    found |= {("head", s) for s in profile.heads} | {("steps", s) for s in profile.reducers}
-    return found | ({("dense", "")} if profile.dense is not None else set())
+Part = Figure | Curve | StepCost
 
 
-def _rows(first: Profile, second: Profile) -> Iterator[Row]:
-    tokens = first.subject.tokens
-    if first.dense is not None and second.dense is not None:
-        yield Row("dense", "", (Ratio(tokens, 0, first.dense.ms, second.dense.ms),))
-    for name in first.stem.keys() & second.stem.keys():
-        yield Row("stem", name, (Ratio(tokens, 0, first.stem[name].ms, second.stem[name].ms),))
-    for role, mine, theirs in (
-        ("half", first.halves, second.halves),
-        ("head", first.heads, second.heads),
-    ):
-        for name in mine:
-            ratios = _by_count(mine[name], theirs[name]) if name in theirs else ()
-            if ratios:
-                yield Row(role, name, ratios)
-    for name in first.reducers:
-        if name in second.reducers:
-            yield Row("steps", name, _by_step(first.reducers[name], second.reducers[name]))
+def _parts(profile: Profile) -> dict[tuple[str, str], Part]:
+    """Return (role, name) → all that a profile has of it."""
+    roles: dict[str, Mapping[str, Part]] = {
+        "dense": {} if profile.dense is None else {"": profile.dense},
+        "stem": profile.stem,
+        "half": profile.halves,
+        "head": profile.heads,
+        "steps": profile.reducers,
+    }
+    return {(role, name): part for role, parts in roles.items() for name, part in parts.items()}
 
 
-def _by_count(first: Curve, second: Curve) -> tuple[Ratio, ...]:
-    low = max(first.counts[0], second.counts[0])
-    high = min(first.counts[-1], second.counts[-1])
-    counts = sorted(n for n in {*first.counts, *second.counts} if low <= n <= high)
-    both = zip(counts, first.at(counts), second.at(counts), strict=True)
-    return tuple(Ratio(n, 0, float(a), float(b)) for n, a, b in both)
-
-
-def _by_step(first: StepCost, second: StepCost) -> tuple[Ratio, ...]:
-    """At the points of the first; the second as it was seen there, or else as it is fitted."""
+def _ratios(tokens: int, first: Part, second: Part) -> tuple[Ratio, ...]:
+    """Return ratios at the counts of either curve within what both cover; of steps at the points of
+    the first, the second as it was seen there, or else as it is fitted."""
+    if isinstance(first, Figure) and isinstance(second, Figure):
+        return (Ratio(tokens, 0, first.ms, second.ms),)
+    if isinstance(first, Curve) and isinstance(second, Curve):
+        low = max(first.counts[0], second.counts[0])
+        high = min(first.counts[-1], second.counts[-1])
+        counts = sorted(n for n in {*first.counts, *second.counts} if low <= n <= high)
+        both = zip(counts, first.at(counts), second.at(counts), strict=True)
+        return tuple(Ratio(n, 0, float(a), float(b)) for n, a, b in both)
+    assert isinstance(first, StepCost)
+    assert isinstance(second, StepCost)
     seen = {(n, k): f.ms for n, k, f in second.points}
     return tuple(
         Ratio(n, k, f.ms, seen.get((n, k), float(second.at(n, k)))) for n, k, f in first.points

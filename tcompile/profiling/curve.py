@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ import numpy.typing as npt
 from tcompile.core.errors import UsageError
 from tcompile.targets.backends.extras import require
 
+K = TypeVar("K")
 Floats = npt.NDArray[np.float64]
 
 
@@ -50,7 +51,7 @@ class Figure:
         return Figure(mid, low, high, self.runs)
 
     def with_(self, other: Figure) -> Figure:
-        """Both together, weighted by their runs."""
+        """Return both together, weighted by their runs."""
         a, b = max(self.runs, 1), max(other.runs, 1)
         low, mid, high = (
             (x * a + y * b) / (a + b)
@@ -143,14 +144,10 @@ class Curve:
         sigma = np.maximum((spread + np.median(spread)) / 2, _FINEST) * ms
         return non_decreasing(self.raw, np.maximum(runs, 1) / sigma**2)
 
-    @cached_property
-    def _arrays(self) -> tuple[Floats, Floats]:
-        return np.asarray(self.counts, np.float64), self.fit
-
     def at(self, counts: npt.ArrayLike) -> Floats:
         """ms at some counts: linear between fitted points. Below the first and beyond the last: as
         a line through the two nearest, which is at least 0."""
-        n, ms = self._arrays
+        n, ms = np.asarray(self.counts, np.float64), self.fit
         asked = np.asarray(counts, np.float64)
         found = np.interp(asked, n, ms)
         if len(n) > 1:
@@ -161,10 +158,7 @@ class Curve:
 
     def with_(self, other: Curve) -> Curve:
         """The points of both; where both have one, the two together, to be fitted anew."""
-        mine = dict(self.points)
-        for n, figure in other.points:
-            mine[n] = mine[n].with_(figure) if n in mine else figure
-        return Curve.of(mine.items())
+        return Curve.of(combined([*self.points, *other.points]).items())
 
     def to_json(self) -> list[list[float]]:
         """A row a point: tokens, ms, quartiles, runs; and the ms that was fitted elsewhere."""
@@ -219,10 +213,8 @@ class StepCost:
 
     def with_(self, other: StepCost) -> StepCost:
         """The points of both; where both have one, the two together."""
-        mine = {(n, k): f for n, k, f in self.points}
-        for n, k, figure in other.points:
-            mine[n, k] = mine[n, k].with_(figure) if (n, k) in mine else figure
-        return StepCost(tuple((n, k, f) for (n, k), f in sorted(mine.items())))
+        both = combined([((n, k), f) for n, k, f in (*self.points, *other.points)])
+        return StepCost(tuple((n, k, f) for (n, k), f in sorted(both.items())))
 
     def to_json(self) -> list[list[float]]:
         return [[n, k, *f.to_json()] for n, k, f in self.points]
@@ -240,9 +232,9 @@ def _features(before: Floats, after: Floats) -> Floats:
     )
 
 
-def combined(curves: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """Curves (or step costs) of one name put together."""
-    found: dict[str, Any] = {}
-    for name, curve in curves:
-        found[name] = found[name].with_(curve) if name in found else curve
+def combined(parts: Iterable[tuple[K, Any]]) -> dict[K, Any]:
+    """Return figures, curves or step costs by key, those of one key put together."""
+    found: dict[K, Any] = {}
+    for key, part in parts:
+        found[key] = found[key].with_(part) if key in found else part
     return found

@@ -26,9 +26,8 @@ from tcompile.methods.method import Method
 from tcompile.profiling.curve import Curve, Figure, StepCost
 from tcompile.profiling.partition import subgraph
 from tcompile.profiling.profile import MeasuredProfile, Subject
-from tcompile.profiling.refine import first_counts, refined
 from tcompile.profiling.runtimes import Runtime
-from tcompile.profiling.sampling import STEPS, Keeps, steps_to, whole
+from tcompile.profiling.sampling import STEPS, Keeps, first_counts, refined, steps_to, whole
 from tcompile.profiling.sessions import (
     Session,
     SessionFactory,
@@ -288,25 +287,21 @@ class ProfileRun:
         shape = self.analysis.shape
         every = figures(self._sessions())
         calls = {key.tokens: figure for key, (figure, _) in every.items() if key.kind == "call"}
-        stem: dict[str, Figure] = {}
-        curves: dict[str, dict[str, list[tuple[int, Figure]]]] = {"half": {}, "head": {}}
-        costs: dict[str, list[tuple[int, int, Figure]]] = {}
+        found: dict[str, dict[str, list[tuple[WorkloadId, Figure]]]] = {}
         for key, (figure, share) in every.items():
-            if key.kind == "stem":
-                stem[key.name] = figure
-            elif key.kind in curves:
-                point = (key.tokens, figure.minus(calls[key.tokens].ms, share))
-                curves[key.kind].setdefault(key.name, []).append(point)
-            elif key.kind == "step":
+            if key.kind in ("half", "head", "step"):
                 near = min(calls, key=lambda tokens: abs(tokens - key.tokens))
-                point3 = (key.tokens, key.after, figure.minus(calls[near].ms, share))
-                costs.setdefault(key.name, []).append(point3)
-            elif key.kind == "dense":
-                whole = figure
+                figure = figure.minus(calls[near].ms, share)
+            found.setdefault(key.kind, {}).setdefault(key.name, []).append((key, figure))
+        stem = {n: of[0][1] for n, of in found.get("stem", {}).items()}
         halves, heads = (
-            {name: Curve.of(points) for name, points in curves[kind].items()}
-            for kind in ("half", "head")
+            {n: Curve.of((key.tokens, f) for key, f in of) for n, of in found.get(k, {}).items()}
+            for k in ("half", "head")
         )
+        steps = {
+            n: StepCost(tuple(sorted((key.tokens, key.after, f) for key, f in of)))
+            for n, of in found["step"].items()
+        }
         conditions = self.runtime.conditions()
         if self.left_out:
             short = f"{self.left_out} token counts and steps were left out for want of time"
@@ -317,6 +312,6 @@ class ProfileRun:
             stem,
             halves,
             heads,
-            {name: StepCost(tuple(sorted(points))) for name, points in costs.items()},
-            whole,
+            steps,
+            found["dense"][""][0][1],
         )

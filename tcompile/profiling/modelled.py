@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import onnx_graphsurgeon as gs
@@ -35,16 +35,13 @@ def modelled_profile(
     precision: str,
     batch: int,
     source: str,
-    counts: Iterable[int] | None = None,
     threads: int | None = None,
 ) -> ModelledProfile:
-    """The profile of a model as the roofline of a target has it (docs/roofline.md).
+    """Return the profile of a model as the roofline of a target has it (docs/roofline.md).
 
     Args:
         dense: in normal form.
         methods: whose reducers, and whose halves behind them, are priced.
-        counts: token counts, prefix included; None: multiples of eight, and both sides of every
-            tile's edge.
         threads: of a CPU, whose few figures are measured first, in about two seconds.
 
     Raises:
@@ -59,8 +56,7 @@ def modelled_profile(
     shape = analysis.shape
     found = structures(dense, analysis, methods)
     grain = max(rule.granularity for method in methods for rule in method.sites)
-    asked = counts_to_model(shape.tokens, shape.prefix, batch, grain) if counts is None else counts
-    whole = sorted({n for n in asked if shape.prefix < n <= shape.tokens} | {shape.tokens})
+    counts = {*counts_to_model(shape.tokens, shape.prefix, batch, grain), shape.tokens}
 
     def price(graph: gs.Graph) -> Figure:
         return Figure.modelled(modelled(graph, device, precision=precision, batch=batch).ms)
@@ -69,8 +65,8 @@ def modelled_profile(
         _conditions(target, device, precision, batch),
         Subject(source, shape.tokens, shape.prefix, shape.blocks),
         {sign: price(graph) for sign, graph in found.stem.items()},
-        _curves(found.halves, whole, price),
-        _curves(found.heads, whole, price),
+        _curves(found.halves, counts, price),
+        _curves(found.heads, counts, price),
         {
             key: StepCost(tuple((n, k, price(graph)) for n, k, graph in steps))
             for key, steps in found.steps.items()
@@ -91,7 +87,7 @@ def counts_to_model(tokens: int, prefix: int, batch: int, grain: int = 1) -> lis
 
 
 def _curves(
-    parts: Mapping[str, Sized], counts: Sequence[int], price: Callable[[gs.Graph], Figure]
+    parts: Mapping[str, Sized], counts: Collection[int], price: Callable[[gs.Graph], Figure]
 ) -> dict[str, Curve]:
     """Each part at all counts; at those where it was seen, if its dims are on no line."""
     found = {}

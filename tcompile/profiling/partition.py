@@ -5,24 +5,31 @@ before it do not; so every node lies in one part, and the times of all parts add
 
 A reduced graph is cut at the same tensors: nodes keep their names, and what reads the
 stream behind a site reads the reduced one.
+
+A part has a signature: what makes two parts the same to a profile, which is their structure, not
+their weights or token count.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis.model import Analysis
 from tcompile.core.errors import InternalError
-from tcompile.core.graph import consumers, is_const
+from tcompile.core.graph import consumers, is_const, value
 from tcompile.core.subgraph import extract, needed_nodes
 from tcompile.passes.reduce import ReducedGraph
 
 Role = Literal["stem", "attn", "mlp", "reducer", "head"]
+#: Floats of as many values at most count by value in a signature, others by shape.
+_SMALL = 8
 
 
 @dataclass(frozen=True)
@@ -35,133 +42,104 @@ class Segment:
         nodes: their names.
         start, end: the stream as it enters and leaves; the stem has no start, the head no end.
         site: of a reducer.
+        signature: of the structure.
     """
 
     role: Role
     block: int
-    nodes: frozenset[str]
+    nodes: frozenset[str] = frozenset()
     start: str = ""
     end: str = ""
     site: str = ""
+    signature: str = ""
 
 
 def partition(
     dense: gs.Graph, analysis: Analysis, reduced: ReducedGraph | None = None
-) -> list[Segment]:
-    """The parts of a model in the order in which they run, those without nodes left out.
+) -> tuple[Segment, ...]:
+    """Return the parts of a model in the order in which they run, those without nodes left out.
 
     Args:
         dense: in normal form, as it was analysed.
         reduced: the same model reduced (at `attn`, `block` or `output` sites); None: the dense one.
     """
-    if reduced is None:
-        return _Partitioner(dense, analysis, dense, {}).parts()
-    return _Partitioner(dense, analysis, reduced.graph, reduced.written).parts()
+    graph, written = (dense, {}) if reduced is None else (reduced.graph, reduced.written)
+    dense_tensors, tensors = dense.tensors(), graph.tensors()
+    nodes = {n.name: n for n in graph.nodes}
+    parts: list[Segment] = []
+    owner: dict[str, int] = {}
 
-
-class _Partitioner:
-    def __init__(
-        self, dense: gs.Graph, analysis: Analysis, graph: gs.Graph, written: Mapping[str, str]
-    ) -> None:
-        self.analysis, self.graph, self.written = analysis, graph, written
-        self.dense_tensors, self.tensors = dense.tensors(), graph.tensors()
-        self.nodes = {n.name: n for n in graph.nodes}
-        self.seen: set[str] = set()
-        self.found: list[Segment] = []
-
-    def parts(self) -> list[Segment]:
-        blocks = self.analysis.blocks
-        start = self._entry(blocks[0].stream_in)
-        self._add("stem", -1, "", start)
-        for block in blocks:
-            start = self._half("attn", block.index, start, block.after_attention)
-            if block.stream_out != block.after_attention:
-                start = self._half("mlp", block.index, start, block.stream_out, kind="block")
-        self._written_for_outputs()
-        rest = frozenset(self.nodes) - self.seen
-        if rest:
-            self.found.append(Segment("head", -1, rest, start))
-        return self._with_shared_moved()
-
-    def _half(self, role: Role, block: int, start: str, end: str, kind: str = "attn") -> str:
-        """Add a half and the reducer behind it; gives the tensor that enters what follows."""
-        self._add(role, block, start, end)
-        entry = self._entry(end)
-        if entry != end:
-            self._add("reducer", block, end, entry, f"{kind}:{block}")
-        return entry
-
-    def _add(self, role: Role, block: int, start: str, end: str, site: str = "") -> None:
-        if end not in self.tensors:
+    def add(role: Role, block: int, start: str, end: str, site: str = "") -> None:
+        if end not in tensors:
             raise InternalError(f"'{end}' is not in the graph any more", where="partition")
-        nodes = needed_nodes([self.tensors[end]], self.seen)
-        self.seen |= nodes
-        if nodes:
-            self.found.append(Segment(role, block, frozenset(nodes), start, end, site))
+        needed = needed_nodes([tensors[end]], owner)
+        owner.update(dict.fromkeys(needed, len(parts)))
+        if needed:
+            parts.append(Segment(role, block, start=start, end=end, site=site))
 
-    def _written_for_outputs(self) -> None:
-        """Give a step what it wrote for outputs alone (owners, sizes): its own work, not the
-        head's. So is all of a step at the output, which lies among the head's nodes."""
-        parts = {p.site: i for i, p in enumerate(self.found) if p.role == "reducer"}
-        last = self.analysis.blocks[-1].index
-        for site in (*parts, "output"):
-            nodes = {n for n in self.nodes if self.written.get(n) == site} - self.seen
-            self.seen |= nodes
-            if nodes and site in parts:
-                old = self.found[parts[site]]
-                self.found[parts[site]] = replace(old, nodes=old.nodes | nodes)
-            elif nodes:
-                self.found.append(Segment("reducer", last, frozenset(nodes), site=site))
-
-    def _entry(self, stream: str) -> str:
-        """The tensor that stands for a tensor of the dense stream after the site there."""
-        for node, position in consumers(self.dense_tensors[stream]):
-            kept = self.nodes.get(node.name)
+    def entry(stream: str) -> str:
+        """Return the tensor that stands for one of the dense stream after the site there."""
+        for node, position in consumers(dense_tensors[stream]):
+            kept = nodes.get(node.name)
             if kept is not None and kept.op == node.op and position < len(kept.inputs):
                 return str(kept.inputs[position].name)
         return stream
 
-    def _with_shared_moved(self) -> list[Segment]:
-        """Move what several parts read beside the stream, such as the rows of a rotary table, to
-        where it is made once: by the reducer before, or the stem."""
-        owner = {n: i for i, p in enumerate(self.found) for n in p.nodes}
-        home = 0
-        moves: dict[str, int] = {}
-        for i, part in enumerate(self.found):
-            if part.role in ("stem", "reducer"):
-                home = i
-            elif part.role != "head":
-                for name in self._shared(part, owner, i):
-                    moves[name] = home
-        if not moves:
-            return self.found
-        nodes = [set(p.nodes) for p in self.found]
-        for name, to in moves.items():
-            nodes[owner[name]].discard(name)
-            nodes[to].add(name)
-        return [replace(p, nodes=frozenset(n)) for p, n in zip(self.found, nodes, strict=True) if n]
+    blocks = analysis.blocks
+    start = entry(blocks[0].stream_in)
+    add("stem", -1, "", start)
+    for block in blocks:
+        ends: list[tuple[Role, str, str]] = [("attn", "attn", block.after_attention)]
+        if block.stream_out != block.after_attention:
+            ends.append(("mlp", "block", block.stream_out))
+        for role, kind, end in ends:
+            add(role, block.index, start, end)
+            start = entry(end)
+            if start != end:
+                add("reducer", block.index, end, start, f"{kind}:{block.index}")
+    # What a step wrote for outputs alone (owners, sizes) is its own work, not the head's. So is all
+    # of a step at the output, which lies among the head's nodes.
+    steps = {p.site: i for i, p in enumerate(parts) if p.role == "reducer"}
+    if any(written.get(n) == "output" for n in nodes.keys() - owner.keys()):
+        steps["output"] = len(parts)
+        parts.append(Segment("reducer", blocks[-1].index, site="output"))
+    rest = [n for n in nodes if n not in owner]
+    owner |= {n: steps.get(written.get(n, ""), len(parts)) for n in rest}
+    parts.append(Segment("head", -1, start=start))
+    owner |= _shared(graph, parts, owner)
+    inside: list[set[str]] = [set() for _ in parts]
+    for name, i in owner.items():
+        inside[i].add(name)
+    return tuple(
+        replace(p, nodes=frozenset(names), signature=signature(graph, names, p.start))
+        for p, names in zip(parts, inside, strict=True)
+        if names
+    )
 
-    def _shared(self, part: Segment, owner: dict[str, int], at: int) -> set[str]:
-        """Nodes off the path of the stream that a later part reads too."""
-        path, below = set[str](), {part.start}
-        mine = [n for n in self.graph.nodes if n.name in part.nodes]
-        for node in mine:
-            if any(t.name in below for t in node.inputs):
-                path.add(node.name)
-                below.update(o.name for o in node.outputs)
-        read = [
-            o
-            for n in mine
-            if n.name not in path
-            for o in n.outputs
-            if any(owner.get(c.name, at) != at for c, _ in consumers(o))
-        ]
-        needed = needed_nodes(read)
-        return {n for n in needed if n in part.nodes and n not in path}
+
+def _shared(graph: gs.Graph, parts: Sequence[Segment], owner: Mapping[str, int]) -> dict[str, int]:
+    """Return where what several parts read beside the stream, such as the rows of a rotary table,
+    is made once: node → the reducer before, or the stem."""
+    home, found = 0, dict[str, int]()
+    for i, part in enumerate(parts):
+        if part.role in ("stem", "reducer"):
+            home = i
+        elif part.role != "head":
+            mine = [n for n in graph.nodes if owner[n.name] == i]
+            path, below = set[str](), {part.start}
+            for node in mine:
+                if any(t.name in below for t in node.inputs):
+                    path.add(node.name)
+                    below.update(o.name for o in node.outputs)
+            off = [o for n in mine if n.name not in path for o in n.outputs]
+            read = [o for o in off if any(owner[c.name] != i for c, _ in consumers(o))]
+            needed = needed_nodes(read) - path
+            found |= {n: home for n in needed if owner[n] == i}
+    return found
 
 
 def subgraph(graph: gs.Graph, part: Segment) -> gs.Graph:
-    """A part as a graph of its own; its outputs are all that others read of it."""
+    """Return a part as a graph of its own; its outputs are all that others read of it."""
     names = [o.name for n in graph.nodes if n.name in part.nodes for o in n.outputs]
     inside = part.nodes
     asked = {o.name for o in graph.outputs}
@@ -175,7 +153,7 @@ def subgraph(graph: gs.Graph, part: Segment) -> gs.Graph:
 
 
 def chained(graph: gs.Graph, parts: Sequence[Segment]) -> gs.Graph:
-    """Parts of one structure as a graph, each reading what the one before it gave.
+    """Return parts of one structure as a graph, each reading what the one before it gave.
 
     What they read beside the stream (masks, tables, sizes) becomes inputs, one for each tensor.
     """
@@ -191,3 +169,48 @@ def chained(graph: gs.Graph, parts: Sequence[Segment]) -> gs.Graph:
                         node.inputs[i] = tensors[before.end]
     nodes = frozenset().union(*(p.nodes for p in parts))
     return extract(copy, nodes, [parts[-1].end])
+
+
+def signature(graph: gs.Graph, nodes: Collection[str], start: str) -> str:
+    """Return twelve hex digits of operators, attributes, how they are joined, and weights' shapes.
+
+    Whole numbers among the inputs (what to reshape to, where to slice) count by how many there are:
+    they follow from the token count and the weights. Floats count by value where they are few
+    (scales, epsilons), by shape where they are many.
+
+    Args:
+        nodes: names of those of a part.
+        start: the stream as it enters; empty: it does not.
+    """
+    mine = [n for n in graph.nodes if n.name in nodes]
+    names: dict[str, str] = {start: "stream"} if start else {}
+    lines: list[str] = []
+    for i, node in enumerate(mine):
+        inputs = [_input(t, names) for t in node.inputs]
+        attrs = [f"{k}={_attribute(v)}" for k, v in sorted(node.attrs.items())]
+        lines.append(f"{node.domain or ''}:{node.op}({','.join(inputs)}){{{','.join(attrs)}}}")
+        for j, out in enumerate(node.outputs):
+            names[out.name] = f"%{i}.{j}"
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
+
+
+def _input(tensor: gs.Tensor, names: dict[str, str]) -> str:
+    if not tensor.name:
+        return "-"
+    if not is_const(tensor):
+        rank = "?" if tensor.shape is None else len(tensor.shape)
+        return names.get(tensor.name, f"side[{rank}]{np.dtype(tensor.dtype or np.float32)}")
+    dims, dtype = tuple(tensor.shape), np.dtype(tensor.dtype)
+    if dtype.kind in "iub":
+        return f"{dtype}[{int(np.prod(dims))}]"
+    if np.prod(dims) <= _SMALL:
+        return f"{dtype}{[float(f'{v:.6g}') for v in value(tensor).reshape(-1)]}"
+    return f"{dtype}{list(dims)}"
+
+
+def _attribute(given: Any) -> str:
+    if isinstance(given, gs.Tensor):
+        return f"tensor{list(given.shape or ())}"
+    if isinstance(given, float):
+        return f"{given:.6g}"
+    return str(given)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
@@ -20,7 +20,7 @@ from tcompile.core.graph import is_const, nbytes
 from tcompile.core.progress import Progress, silent
 from tcompile.profiling.curve import Figure
 from tcompile.profiling.detrend import detrended
-from tcompile.profiling.partition import Segment, chained, subgraph
+from tcompile.profiling.partition import Role, Segment, chained, subgraph
 from tcompile.profiling.runtimes import Run, Runtime
 from tcompile.profiling.structure import PartitionedGraph
 
@@ -113,13 +113,7 @@ class SessionFactory:
     def __init__(self, runtime: Runtime, folder: Path, most_bytes: int) -> None:
         self.runtime, self.folder, self.most_bytes = runtime, folder, most_bytes
 
-    def session(
-        self,
-        partitioned: Sequence[PartitionedGraph],
-        known: Mapping[str, str] | None = None,
-        *,
-        stem: bool = False,
-    ) -> Session:
+    def session(self, partitioned: Sequence[PartitionedGraph], *, stem: bool = False) -> Session:
         """Open the halves and heads of graphs at one token count, each structure once."""
         workloads: dict[WorkloadId, Workload] = {}
         for graph in partitioned:
@@ -127,17 +121,14 @@ class SessionFactory:
                 key = WorkloadId("half", sign, graph.tokens)
                 if key not in workloads:
                     workloads[key] = self.halves(key, graph.graph, parts)
-            others: list[tuple[Kind, Segment, str]] = []
-            if (head := graph.head()) is not None:
-                others.append(("head", *head))
-            if stem:
-                pairs = zip(graph.parts, graph.signatures, strict=True)
-                others += [("stem", p, sign) for p, sign in pairs if p.role == "stem"]
-            for kind, part, sign in others:
-                key = WorkloadId(kind, sign, graph.tokens)
+            others: Sequence[Role] = ("stem", "head") if stem else ("head",)
+            for part in graph.behind(*others):
+                kind: Kind = "stem" if part.role == "stem" else "head"
+                key = WorkloadId(kind, part.signature, graph.tokens)
                 if key not in workloads:
                     workloads[key] = Workload(key, self.open(subgraph(graph.graph, part)))
-        return Session(_in_model_order(list(workloads.values())))
+        order = get_args(Kind)
+        return Session(sorted(workloads.values(), key=lambda made: order.index(made.key.kind)))
 
     def halves(self, key: WorkloadId, graph: gs.Graph, parts: Sequence[Segment]) -> Workload:
         """A chain of halves of one structure, as many as the weights allow."""
@@ -154,11 +145,6 @@ class SessionFactory:
         return run
 
 
-def _in_model_order(workloads: list[Workload]) -> list[Workload]:
-    order = get_args(Kind)
-    return sorted(workloads, key=lambda workload: order.index(workload.key.kind))
-
-
 def rounds(
     sessions: Sequence[Session],
     count: int,
@@ -169,7 +155,7 @@ def rounds(
     expected: float = 0.0,
     say: Progress = silent,
 ) -> int:
-    """So many rounds over all sessions, each in an order drawn anew; gives how many were run.
+    """Run so many rounds over all sessions, each in an order drawn anew; return how many were run.
 
     Args:
         least: seconds; where the rounds take less, more follow, up to forty times as many.

@@ -8,7 +8,7 @@ go through two counts and are checked at all others that were seen.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -19,7 +19,7 @@ from tcompile.analysis.model import Analysis
 from tcompile.core.errors import UsageError
 from tcompile.core.graph import dim_to_int, int_to_dim, is_const
 from tcompile.methods.method import Method
-from tcompile.profiling.partition import Segment, subgraph
+from tcompile.profiling.partition import Role, subgraph
 from tcompile.profiling.sampling import sampled
 from tcompile.profiling.structure import (
     PartitionedGraph,
@@ -31,8 +31,12 @@ from tcompile.profiling.structure import (
 #: Counts at which a model is cut that has a half whose dims are on no line.
 _FEW = 12
 
+_HALVES: tuple[Role, ...] = ("attn", "mlp")
+_HEADS: tuple[Role, ...] = ("head",)
+
 Lines = tuple[tuple[Fraction, Fraction], ...]
 StepPart = tuple[int, int, gs.Graph]
+Graphs = dict[str, dict[int, gs.Graph]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,13 +74,11 @@ class Structures:
     """All structures that a model has, with some methods and without.
 
     Attributes:
-        dense: the dense model's parts.
         uses: signature → how many parts of the dense model have it.
         stem, halves, heads: by signature.
         steps: method → what steps of it are made of: (before, after, part), prefix included.
     """
 
-    dense: PartitionedGraph
     uses: Mapping[str, int]
     stem: Mapping[str, gs.Graph]
     halves: Mapping[str, Sized]
@@ -85,7 +87,7 @@ class Structures:
 
 
 def structures(dense: gs.Graph, analysis: Analysis, methods: Sequence[Method]) -> Structures:
-    """Every structure of a model: as it is in the dense one, and behind steps of the methods.
+    """Return every structure of a model: as it is in the dense one, and behind the methods' steps.
 
     Args:
         dense: in normal form.
@@ -94,7 +96,9 @@ def structures(dense: gs.Graph, analysis: Analysis, methods: Sequence[Method]) -
         UsageError: a method of which no step is possible.
     """
     whole = partition_dense(dense, analysis)
-    seen = {"half": _seen([whole], _halves), "head": _seen([whole], _heads)}
+    seen: dict[tuple[Role, ...], Graphs] = {roles: {} for roles in (_HALVES, _HEADS)}
+    for roles, found in seen.items():
+        _see(found, [whole], roles)
     steps: dict[str, Sequence[StepPart]] = {}
     for method in methods:
         made = [(s, partition_steps(dense, method, s)) for s in sampled(method)]
@@ -102,20 +106,16 @@ def structures(dense: gs.Graph, analysis: Analysis, methods: Sequence[Method]) -
             raise UsageError(f"no step of {method.key} is possible", where="--method")
         steps[method.key] = _steps(made, method)
         once = [c for s, c in made if len(s) == 1]
-        for kind, of in (("half", _halves), ("head", _heads)):
-            found = _merged([seen[kind], _seen([c for _, c in made], of)])
+        for roles, found in seen.items():
+            _see(found, [c for _, c in made], roles)
             # Behind several steps a half may have nodes that others share behind one: only what
             # follows one step has to be known everywhere.
-            if any(sized(found[sign]).lines is None for c in once for _, sign in of(c)):
-                found = _merged([found, _seen(_at_few(dense, method), of)])
-            seen[kind] = found
-    stem = {
-        s: subgraph(dense, p)
-        for p, s in zip(whole.parts, whole.signatures, strict=True)
-        if p.role == "stem"
-    }
-    halves, heads = ({s: sized(g) for s, g in seen[kind].items()} for kind in ("half", "head"))
-    return Structures(whole, Counter(whole.signatures), stem, halves, heads, steps)
+            parts = (p for c in once for p in c.behind(*roles))
+            if any(sized(found[p.signature]).lines is None for p in parts):
+                _see(found, _at_few(dense, method), roles)
+    stem = {p.signature: subgraph(dense, p) for p in whole.behind("stem")}
+    halves, heads = ({s: sized(g) for s, g in found.items()} for found in seen.values())
+    return Structures(Counter(p.signature for p in whole.parts), stem, halves, heads, steps)
 
 
 def sized(graphs: Mapping[int, gs.Graph]) -> Sized:
@@ -124,35 +124,13 @@ def sized(graphs: Mapping[int, gs.Graph]) -> Sized:
     return Sized(ordered, _lines(ordered) if len(ordered) >= 3 else None)
 
 
-Graphs = dict[str, dict[int, gs.Graph]]
-
-
-def _seen(
-    partitioned: Iterable[PartitionedGraph],
-    of: Callable[[PartitionedGraph], Iterator[tuple[Segment, str]]],
-) -> Graphs:
-    """Signature → count → part."""
-    found: Graphs = {}
+def _see(found: Graphs, partitioned: Iterable[PartitionedGraph], roles: Sequence[Role]) -> None:
+    """Add parts of some roles to signature → count → part."""
     for given in partitioned:
-        for part, sign in of(given):
-            graphs = found.setdefault(sign, {})
+        for part in given.behind(*roles):
+            graphs = found.setdefault(part.signature, {})
             if given.tokens not in graphs:
                 graphs[given.tokens] = subgraph(given.graph, part)
-    return found
-
-
-def _halves(given: PartitionedGraph) -> Iterator[tuple[Segment, str]]:
-    return ((parts[0], sign) for sign, parts in given.halves().items())
-
-
-def _heads(given: PartitionedGraph) -> Iterator[tuple[Segment, str]]:
-    head = given.head()
-    return iter([] if head is None else [head])
-
-
-def _merged(given: Sequence[Graphs]) -> Graphs:
-    names = {s: None for graphs in given for s in graphs}
-    return {s: {n: g for graphs in given for n, g in graphs.get(s, {}).items()} for s in names}
 
 
 def _steps(

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass, replace
 
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis.model import Analysis
 from tcompile.core.errors import UsageError
+from tcompile.core.graph import is_const, replace_uses
 from tcompile.core.site import SiteName
 from tcompile.methods.method import Method
+from tcompile.methods.schedulers import Place
 from tcompile.passes.reduce import reduce_graph
-from tcompile.profiling.common_subexpressions import without_common_subexpressions
-from tcompile.profiling.partition import Segment, partition
-from tcompile.profiling.signature import signature
+from tcompile.profiling.partition import Role, Segment, partition
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,42 +24,33 @@ class PartitionedGraph:
     Attributes:
         tokens: in the parts behind the last step, prefix included.
         parts: in order.
-        signatures: of each part.
         step: index of the last reducer in `parts`; -1 where nothing is reduced.
     """
 
     graph: gs.Graph
     tokens: int
     parts: tuple[Segment, ...]
-    signatures: tuple[str, ...]
     step: int = -1
 
-    def behind(self, role: str) -> list[tuple[Segment, str]]:
-        """Parts of a role behind the last step, with their signatures."""
-        pairs = list(zip(self.parts, self.signatures, strict=True))[self.step + 1 :]
-        return [(p, s) for p, s in pairs if p.role == role]
+    def behind(self, *roles: Role) -> list[Segment]:
+        """Return the parts behind the last step, role by role."""
+        return [p for role in roles for p in self.parts[self.step + 1 :] if p.role == role]
 
     def halves(self) -> dict[str, list[Segment]]:
-        """Halves behind the last step, alike ones together."""
+        """Return the halves behind the last step, alike ones together."""
         found: dict[str, list[Segment]] = {}
-        for part, sign in [*self.behind("attn"), *self.behind("mlp")]:
-            found.setdefault(sign, []).append(part)
+        for part in self.behind("attn", "mlp"):
+            found.setdefault(part.signature, []).append(part)
         return found
-
-    def head(self) -> tuple[Segment, str] | None:
-        return next(iter(self.behind("head")), None)
 
 
 def partition_dense(dense: gs.Graph, analysis: Analysis) -> PartitionedGraph:
-    """The dense model's parts."""
-    parts = tuple(partition(dense, analysis))
-    return PartitionedGraph(
-        dense, analysis.shape.tokens, parts, tuple(signature(dense, p) for p in parts)
-    )
+    """Return the dense model's parts."""
+    return PartitionedGraph(dense, analysis.shape.tokens, partition(dense, analysis))
 
 
 def partition_at(dense: gs.Graph, method: Method, tokens: int) -> PartitionedGraph:
-    """The parts of the model when a method comes down to so many tokens, as early as it can.
+    """Return the parts of the model when a method comes down to so many tokens, as early as it can.
 
     Raises:
         UsageError: it cannot come down that far.
@@ -72,23 +64,63 @@ def partition_at(dense: gs.Graph, method: Method, tokens: int) -> PartitionedGra
 def partition_steps(
     dense: gs.Graph, method: Method, steps: list[tuple[str, int]], *, deduplicate: bool = False
 ) -> PartitionedGraph:
-    """The parts of the model with these steps of a method: (site, patches that stay).
+    """Return the parts of the model with these steps of a method: (site, patches that stay).
 
     Args:
         deduplicate: leave out nodes that compute what others do.
     """
-    from tcompile.methods.schedulers import Place
-
     schedule = method.schedule([Place(SiteName(site), keep) for site, keep in steps])
     made = reduce_graph(dense, method.analysis, schedule, outputs=method.outputs)
     if deduplicate:
-        fewer = without_common_subexpressions(made.graph, made.written)
-        made = replace(made, graph=fewer)
-    parts = tuple(partition(dense, method.analysis, made))
+        made = replace(made, graph=_without_twins(made.graph, made.written))
+    parts = partition(dense, method.analysis, made)
     last = max(i for i, p in enumerate(parts) if p.role == "reducer" and p.site == steps[-1][0])
     tokens = method.context.shape.prefix + steps[-1][1]
-    signatures = tuple(signature(made.graph, p) for p in parts)
-    return PartitionedGraph(made.graph, tokens, parts, signatures, last)
+    return PartitionedGraph(made.graph, tokens, parts, last)
+
+
+def _without_twins(graph: gs.Graph, written: Container[str]) -> gs.Graph:
+    """Return the graph with one of each set of nodes of the same operator, attributes and inputs:
+    the one that was there before anything was written. The given graph is left as it is.
+
+    Scores recompute products of the attention beside it. A runtime that fuses attention pays for
+    that; one that does not, such as ONNX Runtime on a CPU, finds the common subexpressions and
+    computes them once. A step that is timed by itself must leave them out as well.
+
+    Args:
+        written: names of the nodes that the reduction wrote.
+    """
+    made = graph.copy()
+    made.toposort()
+    asked = {o.name for o in made.outputs}
+    first: dict[str, gs.Node] = {}
+    nodes = sorted(made.nodes, key=lambda n: n.name in written)
+    # What was written may read what was there, never the other way round up to the site, so going
+    # through the old ones first keeps every input's twin known before it is read.
+    for node in nodes:
+        key = f"{node.domain}:{node.op}{_attributes(node)}({','.join(map(_name, node.inputs))})"
+        twin = first.setdefault(key, node)
+        if twin is not node and not any(o.name in asked for o in node.outputs):
+            for old, new in zip(node.outputs, twin.outputs, strict=True):
+                replace_uses(old, new)
+            node.outputs.clear()
+    made.nodes[:] = [n for n in made.nodes if n.outputs]
+    return made.cleanup(remove_unused_graph_inputs=False).toposort()
+
+
+def _name(tensor: gs.Tensor) -> str:
+    if is_const(tensor) and tensor.values.size <= 8:
+        return f"{tensor.values.dtype}{tensor.values.tolist()}"
+    return str(tensor.name)
+
+
+def _attributes(node: gs.Node) -> str:
+    def text(given: object) -> str:
+        if isinstance(given, gs.Constant):
+            return str(given.values.tolist())
+        return str(given)
+
+    return "{" + ",".join(f"{k}={text(v)}" for k, v in sorted(node.attrs.items())) + "}"
 
 
 @dataclass(frozen=True)
@@ -110,31 +142,20 @@ class Layout:
 
 
 def layout_of(dense: gs.Graph, method: Method) -> Layout:
-    """The layout of a model under a method; one early step shows it."""
+    """Return the layout of a model under a method; one early step shows it."""
     before = partition_dense(dense, method.analysis)
-    patches, rule = method.context.shape.patches, method.sites[0]
-    keep = -(-patches * 3 // (4 * rule.granularity)) * rule.granularity
+    shape, rule = method.context.shape, method.sites[0]
+    keep = -(-shape.patches * 3 // (4 * rule.granularity)) * rule.granularity
     after = partition_steps(dense, method, [(rule.name, keep)])
-    blocks = method.context.shape.blocks
-    whole = _halves(before, blocks)
-    later = _halves(after, blocks, behind=True)
-    stem = next(
-        (s for p, s in zip(before.parts, before.signatures, strict=True) if p.role == "stem"), ""
+    whole, later = (_by_block(given, shape.blocks) for given in (before, after))
+    stem, head_dense, head = (
+        next((p.signature for p in found), "")
+        for found in (before.behind("stem"), before.behind("head"), after.behind("head"))
     )
-    heads = [c.head() for c in (before, after)]
-    return Layout(
-        stem,
-        tuple(whole),
-        tuple((a or b, c or d) for (a, c), (b, d) in zip(later, whole, strict=True)),
-        heads[0][1] if heads[0] else "",
-        heads[1][1] if heads[1] else "",
-    )
+    reduced = tuple((a or b, c or d) for (a, c), (b, d) in zip(later, whole, strict=True))
+    return Layout(stem, whole, reduced, head_dense, head)
 
 
-def _halves(given: PartitionedGraph, blocks: int, behind: bool = False) -> list[tuple[str, str]]:
-    found = [["", ""] for _ in range(blocks)]
-    pairs = zip(given.parts, given.signatures, strict=True)
-    for i, (part, sign) in enumerate(pairs):
-        if part.role in ("attn", "mlp") and (not behind or i > given.step):
-            found[part.block][part.role == "mlp"] = sign
-    return [(a, m) for a, m in found]
+def _by_block(given: PartitionedGraph, blocks: int) -> tuple[tuple[str, str], ...]:
+    found = {(p.block, p.role): p.signature for p in given.behind("attn", "mlp")}
+    return tuple((found.get((b, "attn"), ""), found.get((b, "mlp"), "")) for b in range(blocks))

@@ -40,78 +40,59 @@ class Totals:
     plateaus: tuple[Plateau, ...]
 
 
-def totals(
-    profile: Profile, layout: Layout, counts: Sequence[int] | None = None, *, eps: float = 0.01
-) -> Totals:
-    """The whole model by token count.
+def totals(profile: Profile, layout: Layout) -> Totals:
+    """Return the whole model by token count, from the first that is known to the dense model's.
 
     Args:
         layout: which parts it has, with a method whose halves the profile holds.
-        counts: None: all from the first that is known to the dense model's.
-        eps: of a plateau, as a share.
     """
     curves = {**profile.halves, **profile.heads}
     names = [s for pair in layout.reduced for s in pair if s]
     last = profile.subject.tokens
     known = sorted({n for s in names for n in curves[s].counts if n <= last} | {last})
-    n = np.asarray(counts or range(known[0], last + 1), np.int64)
+    n = np.arange(known[0], last + 1)
 
-    def added(parts: Sequence[tuple[str, str]]) -> tuple[Floats, Floats, Floats, Floats]:
+    def added(parts: Sequence[tuple[str, str]]) -> Floats:
+        """Return the rows of `_row` for some parts together."""
         rows = [_row(curves, dense, later, n) for dense, later in parts if later]
-        ms, off = (sum((r[i] for r in rows), np.zeros(len(n))) for i in (0, 3))
-        down, up = (np.sqrt(sum((r[i] ** 2 for r in rows), np.zeros(len(n)))) for i in (1, 2))
-        return ms, down, up, off
+        ms, down, up, off = np.reshape(rows, (-1, 4, len(n))).swapaxes(0, 1)
+        spread = (np.sqrt((each**2).sum(axis=0)) for each in (down, up))
+        return np.stack([ms.sum(axis=0), *spread, off.sum(axis=0)])
 
-    halves = [
-        added(
-            [
-                (before[i], after[i])
-                for before, after in zip(layout.dense, layout.reduced, strict=True)
-            ]
-        )
-        for i in (0, 1)
-    ]
+    blocks = list(zip(layout.dense, layout.reduced, strict=True))
+    attention, mlp = (added([(before[i], after[i]) for before, after in blocks]) for i in (0, 1))
     head = added([(layout.head_dense, layout.head)])
     stem = profile.stem.get(layout.stem, Figure.modelled(0.0))
-    ms = stem.ms + halves[0][0] + halves[1][0] + head[0]
+    ms = stem.ms + attention[0] + mlp[0] + head[0]
     down, up = (
-        np.sqrt(halves[0][i] ** 2 + halves[1][i] ** 2 + head[i] ** 2 + edge**2)
+        np.sqrt(attention[i] ** 2 + mlp[i] ** 2 + head[i] ** 2 + edge**2)
         for i, edge in ((1, stem.ms - stem.lower), (2, stem.upper - stem.ms))
     )
-    found = tuple(int(c) for c in n)
-    raw = np.interp(known, n, ms + halves[0][3] + halves[1][3] + head[3])
+    counts = tuple(n.tolist())
     return Totals(
-        found,
+        counts,
         tuple(known),
         ms,
         np.maximum(ms - down, 0.0),
         ms + up,
-        halves[0][0],
-        halves[1][0],
-        np.asarray(raw),
-        plateaus(found, ms, eps) if profile.claims_plateaus else (),
+        attention[0],
+        mlp[0],
+        np.interp(known, n, ms + attention[3] + mlp[3] + head[3]),
+        plateaus(counts, ms) if profile.claims_plateaus else (),
     )
 
 
-def _row(
-    curves: dict[str, Curve], dense: str, later: str, n: npt.NDArray[np.int64]
-) -> tuple[Floats, Floats, Floats, Floats]:
-    """ms, how far below and above it the quartiles lie, and how far off what was measured is; at
-    the dense count, those of the dense part."""
-    parts = [_with_spread(curves[later], n)]
-    if dense:
-        parts.append(_with_spread(curves[dense], n))
-    rows = [np.where(n == n[-1], parts[-1][i], parts[0][i]) for i in range(4)]
-    return rows[0], rows[1], rows[2], rows[3]
+def _row(curves: dict[str, Curve], dense: str, later: str, n: npt.NDArray[np.int64]) -> Floats:
+    """Return [4, counts]: ms, how far below and above it the quartiles lie, and how far off what
+    was measured is; at the dense count, those of the dense part."""
+    rows = [_with_spread(curves[sign], n) for sign in (later, dense) if sign]
+    return np.where(n == n[-1], rows[-1], rows[0])
 
 
-def _with_spread(curve: Curve, n: npt.NDArray[np.int64]) -> tuple[Floats, Floats, Floats, Floats]:
-    down, up, off = (
-        np.asarray(np.interp(n, curve.counts, values))
-        for values in (
-            [f.ms - f.lower for _, f in curve.points],
-            [f.upper - f.ms for _, f in curve.points],
-            curve.raw - curve.fit,
-        )
+def _with_spread(curve: Curve, n: npt.NDArray[np.int64]) -> Floats:
+    spreads = (
+        [f.ms - f.lower for _, f in curve.points],
+        [f.upper - f.ms for _, f in curve.points],
+        curve.raw - curve.fit,
     )
-    return curve.at(n), down, up, off
+    return np.stack([curve.at(n), *(np.interp(n, curve.counts, values) for values in spreads)])

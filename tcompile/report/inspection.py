@@ -7,28 +7,31 @@ from __future__ import annotations
 
 from math import prod
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis import axes as ax
 from tcompile.analysis.attention import Attention
+from tcompile.analysis.effect_walk import effects
+from tcompile.analysis.effects import Side
 from tcompile.analysis.flops import block_flops, graph_flops
 from tcompile.analysis.model import Analysis, meeting
-from tcompile.analysis.sites import Site
+from tcompile.analysis.sites import Site, between
 from tcompile.analysis.space import TokenSpace
 from tcompile.analysis.structure import Block, ancestors
 from tcompile.analysis.token_dims import locate
-from tcompile.core.graph import attr, batch_dim
+from tcompile.core.graph import attr, batch_dim, is_const, nbytes, value
 from tcompile.report.inspection_info import (
     BesideInfo,
     BlockInfo,
     GroupInfo,
     OutputInfo,
     PartInfo,
+    SideInfo,
     SiteInfo,
     TowerInfo,
 )
 from tcompile.report.inspection_page import Inspection
-from tcompile.report.inspection_sides import find_sides
 
 
 def describe(name: str, graph: gs.Graph, analysis: Analysis) -> Inspection:
@@ -228,3 +231,71 @@ def _holds(tensor: gs.Tensor, analysis: Analysis) -> str:
         )
     grid = any(d.part == "rest" for d in runs)
     return f"{what}, as a grid" if grid else what
+
+
+#: A logit this low is a mask's.
+_MASKED = -1e4
+_LARGEST = 1 << 26
+_LOGICAL = ("And", "Or", "Xor", "Not", "Where", "Equal", "Less", "Greater")
+
+
+def find_sides(graph: gs.Graph, analysis: Analysis) -> list[SideInfo]:
+    """The side inputs of all blocks, in execution order.
+
+    They are what would have to be gathered if tokens left before the first block.
+    """
+    stream = analysis.blocks[0].stream_in
+    walk = effects(
+        graph,
+        analysis.facts,
+        analysis.space,
+        analysis.attentions,
+        [stream],
+        restorable=analysis.restorable,
+    )
+    homes: dict[str, int] = {}
+    for block in analysis.blocks:
+        for name in between(graph, block.stream_in, block.stream_out):
+            homes.setdefault(name, block.index)
+    logits = {name for a in analysis.attentions for name in a.chain}
+    found: dict[tuple[str, str], SideInfo] = {}
+    for node in graph.nodes:
+        for edit in walk.edits.get(node.name, []):
+            if not isinstance(edit, Side):
+                continue
+            tensor = node.inputs[edit.operand]
+            kind = _kind(node, edit, tensor, logits)
+            axes = tuple(a.axis for a in edit.axes)
+            old = found.get((kind, tensor.name))
+            blocks = set(old.blocks if old else ()) | {homes[n] for n in (node.name,) if n in homes}
+            found[kind, tensor.name] = SideInfo(
+                kind,
+                tensor.name,
+                tuple(tensor.shape),
+                axes,
+                edit.live,
+                tuple(sorted(blocks)),
+                (*(old.nodes if old else ()), node.name),
+            )
+    return list(found.values())
+
+
+def _kind(node: gs.Node, edit: Side, tensor: gs.Tensor, logits: set[str]) -> str:
+    if edit.fill is not None:
+        return "rotary cosines" if edit.fill else "rotary sines"
+    if node.op in _LOGICAL or np.dtype(tensor.dtype) == np.bool_:
+        return "mask"
+    if node.name in logits or node.op == "Attention":
+        if edit.live:
+            return "mask or bias"
+        return "mask" if _masks(tensor) else "position bias"
+    if node.op in ("Add", "Sub"):
+        return "all tokens of an earlier layer" if edit.live else "position embedding"
+    return "tokens computed elsewhere" if edit.live else "table"
+
+
+def _masks(tensor: gs.Tensor) -> bool:
+    """Return whether a stored tensor of logits forbids some pairs."""
+    if not is_const(tensor) or nbytes(tensor) > _LARGEST:
+        return False
+    return bool(np.min(value(tensor), initial=0) <= _MASKED)

@@ -130,3 +130,20 @@ class BesideInfo:
     node: str
     inputs: tuple[str, ...]
     words: str
+
+
+@dataclass(frozen=True)
+class SideInfo:
+    """One side input, and the nodes that read it.
+
+    `axes` are those that run over tokens, `live` says that it is computed from the image, `blocks`
+    where it is read (empty: outside of the blocks), `nodes` by what.
+    """
+
+    kind: str
+    tensor: str
+    shape: tuple[int | str, ...]
+    axes: tuple[int, ...]
+    live: bool
+    blocks: tuple[int, ...]
+    nodes: tuple[str, ...]

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
 
+from tcompile.analysis.sites import Verdict
 from tcompile.artifact.page import giga
 from tcompile.core.site import SiteName
 from tcompile.report.inspection_info import (
@@ -16,10 +17,10 @@ from tcompile.report.inspection_info import (
     GroupInfo,
     OutputInfo,
     PartInfo,
+    SideInfo,
     SiteInfo,
     TowerInfo,
 )
-from tcompile.report.inspection_sides import SideInfo
 
 #: With more blocks than this, blocks that are alike share a row.
 _ROWS = 16
@@ -71,7 +72,7 @@ class Inspection:
     returned: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, as JSON values."""
+        """Return all of it as JSON values."""
         return asdict(self)
 
     def to_text(self) -> str:
@@ -275,42 +276,50 @@ def _sides(found: Sequence[SideInfo]) -> list[str]:
 # ---- sites ---------------------------------------------------------------------------------------
 
 _Reason = Callable[[SiteInfo], str]
+_Step = Callable[[SiteInfo], int]
 
 
 def _sites(found: Inspection) -> list[str]:
     leaving = [s for s in found.sites if not s.site.returns]
     around = [s for s in found.sites if s.site.kind == "around"]
-    legal = [s for s in leaving if s.legal]
-    lines = [f"Tokens may leave at {ranges(s.site for s in legal) or 'no site'}"]
-    lines += _together(legal, lambda s: s.granularity, found)
-    lines += _folded(leaving, lambda s: s.reduced.reason, "not at")
-    lines += _folded(legal, lambda s: s.reduced.merge, "without merging at")
-    lines += _folded(legal, lambda s: s.reduced.fuse, "without fusing at")
-    lines += _folded(legal, lambda s: s.reduced.drop, "only by merging at")
-    free = [s for s in leaving if not s.restored.reason]
-    if [(s.site, s.restored, s.restored_granularity) for s in free] != [
-        (s.site, s.reduced, s.granularity) for s in legal
-    ]:
-        lines.append(
-            f"With --outputs restored they may leave at {ranges(s.site for s in free) or 'no site'}"
-        )
-        lines += _together(free, lambda s: s.restored_granularity, found)
-        lines += _folded(leaving, lambda s: s.restored.reason, "not at")
-        lines += _folded(free, lambda s: s.restored.merge, "without merging at")
-        lines += _folded(free, lambda s: s.restored.fuse, "without fusing at")
-        lines += _folded(free, lambda s: s.restored.drop, "only by merging at")
-    may = [s for s in around if s.legal]
-    lines.append(f"Tokens may bypass blocks at {ranges(s.site for s in may) or 'no site'}")
-    lines += _folded(around, lambda s: s.reduced.reason, "not at")
     inside = [s for s in found.sites if s.site.kind == "inside"]
-    may = [s for s in inside if s.legal and not s.reduced.merge]
-    lines.append(f"They may merge for an attention at {ranges(s.site for s in may) or 'no site'}")
+    lines = _leave("Tokens may leave at", leaving, "reduced", lambda s: s.granularity, found)
+    reduced = [(s.site, s.reduced, s.granularity) for s in leaving if s.legal]
+    restored = [(s.site, s.restored, s.restored_granularity) for s in leaving]
+    if [each for each in restored if not each[1].reason] != reduced:
+        lead, step = "With --outputs restored they may leave at", lambda s: s.restored_granularity
+        lines += _leave(lead, leaving, "restored", step, found)
+    lines.append(_may("Tokens may bypass blocks at", [s for s in around if s.legal]))
+    lines += _folded(around, lambda s: s.reduced.reason, "not at")
+    merging = [s for s in inside if s.legal and not s.reduced.merge]
+    lines.append(_may("They may merge for an attention at", merging))
     return lines + _folded(inside, lambda s: s.reduced.reason or s.reduced.merge, "not at")
 
 
-def _together(
-    sites: Sequence[SiteInfo], step: Callable[[SiteInfo], int], found: Inspection
+def _may(what: str, sites: Sequence[SiteInfo]) -> str:
+    return f"{what} {ranges(s.site for s in sites) or 'no site'}"
+
+
+def _leave(
+    what: str, leaving: Sequence[SiteInfo], outputs: str, step: _Step, found: Inspection
 ) -> list[str]:
+    """Return where tokens may leave with outputs `reduced` or `restored`; where not, and why."""
+
+    def verdict(site: SiteInfo) -> Verdict:
+        return site.reduced if outputs == "reduced" else site.restored
+
+    free = [s for s in leaving if not verdict(s).reason]
+    return [
+        _may(what, free),
+        *_together(free, step, found),
+        *_folded(leaving, lambda s: verdict(s).reason, "not at"),
+        *_folded(free, lambda s: verdict(s).merge, "without merging at"),
+        *_folded(free, lambda s: verdict(s).fuse, "without fusing at"),
+        *_folded(free, lambda s: verdict(s).drop, "only by merging at"),
+    ]
+
+
+def _together(sites: Sequence[SiteInfo], step: _Step, found: Inspection) -> list[str]:
     """The sites where tokens cannot leave one by one."""
     lines = []
     for size, group in groupby((s for s in sites if step(s) > 1), key=step):

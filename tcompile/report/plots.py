@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from tcompile.core.errors import UsageError
 from tcompile.planning.optimise import Plan
+from tcompile.planning.solve.plan_report import PlanReport
 from tcompile.profiling.plateaus import Plateau
 from tcompile.profiling.plateaus import plateaus as find_plateaus
 from tcompile.targets.backends.extras import require
@@ -177,12 +178,7 @@ def plot_schedule(plan: Plan, tokens: int, path: str | Path, *, title: str = "")
 
 
 def plot_front(
-    front: Sequence[Plan],
-    path: str | Path,
-    *,
-    chosen: Plan | None = None,
-    losses: str = "",
-    title: str = "",
+    front: Sequence[Plan], path: str | Path, *, chosen: Plan | None = None, losses: str = ""
 ) -> Path:
     """Draw predicted latency against loss, with the dense model.
 
@@ -198,7 +194,7 @@ def plot_front(
     """
     if not front:
         raise UsageError("the front has no plan", where="plot")
-    with _figure(path, title) as axes:
+    with _figure(path, "") as axes:
         ms, lost = [p.latency_ms for p in front], [p.loss for p in front]
         axes.plot(ms, lost, color="black", label="Pareto front (convex hull)")
         axes.plot(ms, lost, ".", color="black", markersize=4)
@@ -327,8 +323,37 @@ def _labels(axes: Any, points: Sequence[tuple[float, float, str]]) -> None:
             taken.append(best[2])
 
 
-def _dense(x: Floats, y: Floats, most: int = 400) -> Floats:
-    """Points along a line, so near to each other that no label fits between."""
-    at = np.linspace(0, len(x) - 1, max(most, len(x)))
+def _dense(x: Floats, y: Floats) -> Floats:
+    """Return points along a line, so near to each other that no label fits between."""
+    at = np.linspace(0, len(x) - 1, max(400, len(x)))
     index = np.arange(len(x))
     return np.stack([np.interp(at, index, x), np.interp(at, index, y)], axis=-1)
+
+
+def draw(planned: PlanReport | None, path: Path) -> list[Path]:
+    """Write NAME-latency, NAME-depth and, where plans were weighed, NAME-front beside each other.
+
+    Raises:
+        UsageError: nothing was solved, or a suffix that is neither .png nor .svg.
+        MissingExtraError: matplotlib is not installed.
+    """
+    if planned is None:
+        raise UsageError(
+            "only a solved schedule is drawn",
+            where="--plot",
+            hint="omit --method, or give --latency or --max-drop",
+        )
+
+    def named(what: str) -> Path:
+        return path.with_name(f"{path.stem}-{what}{path.suffix}")
+
+    counts, ms = zip(*planned.curve, strict=True)
+    plan, dense = planned.plan, planned.curve[-1][0]
+    chosen = [step.after for step in plan.steps]
+    made = [named("latency"), named("depth")]
+    plot_latency(counts, ms, made[0], chosen=chosen, title=planned.profile)
+    plot_schedule(plan, dense, made[1], title=planned.schedule.method)
+    if planned.front:
+        made.append(named("front"))
+        plot_front(planned.front, made[2], chosen=plan, losses=planned.losses)
+    return made

@@ -24,7 +24,7 @@ _UNNAMED = "arr_0"
 
 
 def read_arrays(path: Path) -> dict[str, Array]:
-    """Every array of a file by name; the one of an .npy is `arr_0`, as in an .npz without names.
+    """Return every array of a file by name; the one of an .npy is `arr_0`, as in an .npz.
 
     Raises:
         UsageError: not such a file, or one that holds more than plain arrays.

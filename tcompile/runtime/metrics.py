@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import numpy as np
+import numpy as np
+import numpy.typing as npt
 
-    Array = np.ndarray[Any, np.dtype[Any]]
+Array = npt.NDArray[Any]
 
 
 def cosine(a: Array, b: Array) -> Array:
@@ -15,8 +15,6 @@ def cosine(a: Array, b: Array) -> Array:
 
     Two zero vectors agree (1), one zero vector agrees with nothing (0).
     """
-    import numpy as np
-
     a, b = (x.reshape(len(x), -1).astype(np.float64) for x in (a, b))
     dots = (a * b).sum(axis=1)
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
@@ -44,7 +42,6 @@ def jaccard(a: Array, b: Array) -> Array:
 
     Negative entries are padding and belong to neither.
     """
-    import numpy as np
 
     def one(x: Array, y: Array) -> float:
         first, second = ({int(i) for i in z.ravel() if i >= 0} for z in (x, y))
@@ -59,13 +56,10 @@ def same_owner(a: Array, b: Array) -> Array:
 
     A group is named by its first member, so that a shift in slot numbers changes nothing.
     """
-    import numpy as np
 
     def canonical(owner: Array) -> Array:
-        first: dict[int, int] = {}
-        for token, slot in enumerate(owner.tolist()):
-            first.setdefault(slot, token)
-        return np.array([first[s] if s >= 0 else -1 for s in owner.tolist()])
+        _, first, slots = np.unique(owner, return_index=True, return_inverse=True)
+        return np.where(owner >= 0, first[slots], -1)
 
     pairs = zip(a, b, strict=True)
     return np.array([(canonical(x) == canonical(y)).mean() for x, y in pairs])
@@ -73,8 +67,6 @@ def same_owner(a: Array, b: Array) -> Array:
 
 def not_finite(outputs: dict[str, Array]) -> list[str]:
     """Plain sentences about NaN and Inf, one an output that has any."""
-    import numpy as np
-
     found = []
     for name, array in outputs.items():
         if not np.issubdtype(array.dtype, np.floating):

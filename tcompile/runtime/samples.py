@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
+
 from tcompile.core.errors import UsageError
 from tcompile.core.model_files import TensorInfo
 from tcompile.core.save import saved
@@ -16,12 +19,11 @@ from tcompile.runtime.signature import Signature, fixed_dim, is_packed, leading_
 from tcompile.runtime.token_outputs import is_bookkeeping
 
 if TYPE_CHECKING:
-    import numpy as np
     import onnx_graphsurgeon as gs
 
     from tcompile.targets.backends.ort import OrtRunner
 
-    Array = np.ndarray[Any, np.dtype[Any]]
+Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,6 @@ def sample_arrays(model: Signature, arrays: Mapping[str, Array], path: Path) -> 
 def _for_each_sample(model: Signature, arrays: Mapping[str, Array], path: Path) -> dict[str, Array]:
     """Arrays of inputs with a batch of their own (texts) once for each sample, unless they hold as
     many rows as there are samples."""
-    import numpy as np
-
     own = {t.name for t in model.inputs if model.own_batch(t) and t.name in arrays}
     counts = [len(array) for name, array in arrays.items() if name not in own]
     found = dict(arrays)
@@ -99,8 +99,6 @@ def batches(samples: Samples, size: int | None) -> Iterator[tuple[dict[str, Arra
 
     The last one is filled up by repeating its last row: a fixed batch takes no fewer.
     """
-    import numpy as np
-
     total = len(samples)
     size = size or min(total, 8)
     for start in range(0, total, size):
@@ -108,16 +106,14 @@ def batches(samples: Samples, size: int | None) -> Iterator[tuple[dict[str, Arra
         yield {name: a[rows] for name, a in samples.arrays.items()}, min(size, total - start)
 
 
-def run_all(path: str | Path, samples: Samples, *, threads: int | None = None) -> dict[str, Array]:
-    """Every output for every sample, samples first, on ONNX Runtime.
+def run_all(path: str | Path, samples: Samples) -> dict[str, Array]:
+    """Return every output for every sample, samples first, on ONNX Runtime.
 
     Extra arrays are ignored, dtypes adapted.
     """
-    import numpy as np
-
     from tcompile.targets.backends.ort import OrtRunner
 
-    runner = OrtRunner(Path(path), threads=threads)
+    runner = OrtRunner(Path(path))
     packed = bool(runner.inputs) and is_packed(runner.inputs[0])
     fixed = rows_of(runner)
     kept: dict[str, list[Array]] = {tensor.name: [] for tensor in runner.outputs}
@@ -131,7 +127,7 @@ def run_all(path: str | Path, samples: Samples, *, threads: int | None = None) -
 
 
 def run_graph(graph: gs.Graph, samples: Samples) -> dict[str, Array]:
-    """Every output of a graph for every sample, as `run_all` gives those of a file."""
+    """Return every output of a graph for every sample, as `run_all` gives those of a file."""
     with saved(graph) as path:
         return run_all(path, samples)
 
@@ -150,8 +146,6 @@ def by_sample(array: Array, batch: int) -> Array:
     Some models give [N, B, C], some merge the batch with another axis, and some outputs have
     nothing to do with it (of texts, or a number): those are every sample's.
     """
-    import numpy as np
-
     if array.ndim and array.shape[0] == batch:
         return array
     if array.ndim > 1 and array.shape[1] == batch:
@@ -175,8 +169,6 @@ def feed(inputs: Sequence[TensorInfo], arrays: Mapping[str, Array]) -> dict[str,
 
 
 def _random(model: Signature, count: int, seed: int) -> Samples:
-    import numpy as np
-
     rng = np.random.default_rng(seed)
     arrays: dict[str, Array] = {}
     for tensor in model.inputs:
@@ -197,8 +189,6 @@ def _random(model: Signature, count: int, seed: int) -> Samples:
 
 def _placeholder(model: Signature, tensor: TensorInfo, count: int) -> Array:
     """Ones: right for masks and harmless for ids."""
-    import numpy as np
-
     return np.ones([count, *(fixed_dim(d) for d in model.rows(tensor))], dtype=tensor.dtype)
 
 
@@ -213,8 +203,6 @@ def _read(model: Signature, path: Path) -> dict[str, Array]:
 
 
 def _read_images(model: Signature, path: Path) -> dict[str, Array]:
-    import numpy as np
-
     from tcompile.models.preprocess import load_image
 
     tensor = model.image_input

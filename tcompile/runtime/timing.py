@@ -10,19 +10,19 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from tcompile.core.errors import UsageError
 from tcompile.core.progress import Progress, silent
 from tcompile.runtime.samples import feed, samples_for
 from tcompile.runtime.signature import signature
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    Array = np.ndarray[Any, np.dtype[Any]]
-
+Array = npt.NDArray[Any]
 Call = Callable[[], object]
 #: After which no more rounds are begun to tell which of two models is faster.
 _DECIDE_SECONDS = 20.0
@@ -89,8 +89,6 @@ def interleave(
     calls: Sequence[Call], *, rounds: int, warmup: int = 3, seed: int = 0
 ) -> list[list[float]]:
     """Time each call once a round, in an order drawn anew each round: milliseconds by call."""
-    import numpy as np
-
     rng = np.random.default_rng(seed)
     for call in calls:
         for _ in range(warmup):
@@ -106,21 +104,17 @@ def interleave(
 
 def summarise(times: Sequence[float]) -> Timing:
     """Median and quartiles of some times."""
-    import numpy as np
-
     lower, median, upper = np.percentile(times, [25, 50, 75])
     return Timing(float(median), float(lower), float(upper))
 
 
-def speedup(dense: Sequence[float], reduced: Sequence[float], *, seed: int = 0) -> Speedup:
+def speedup(dense: Sequence[float], reduced: Sequence[float]) -> Speedup:
     """Ratio of medians, and its interval from 2000 resamples of the rounds.
 
     Rounds are resampled, not single times: both times of a round share what the machine did then.
     """
-    import numpy as np
-
     a, b = np.asarray(dense), np.asarray(reduced)
-    rows = np.random.default_rng(seed).integers(0, len(a), (2000, len(a)))
+    rows = np.random.default_rng(0).integers(0, len(a), (2000, len(a)))
     ratios = np.median(a[rows], axis=1) / np.median(b[rows], axis=1)
     lower, upper = np.percentile(ratios, [2.5, 97.5])
     return Speedup(float(np.median(a) / np.median(b)), float(lower), float(upper))
@@ -153,7 +147,7 @@ def bench_models(
         threads: of ONNX Runtime; by default as many as this process may use.
         batch: for models whose batch is free; a fixed batch is what it is.
     """
-    from tcompile.targets.backends.ort import OrtRunner
+    from tcompile.targets.backends import ort
 
     if rounds < 5:
         raise UsageError("needs at least 5 rounds", where="--rounds")
@@ -163,9 +157,9 @@ def bench_models(
     size = models[0].batch or models[1].batch or batch or 1
     # The dense model's image size may be free; the reduced one's never is.
     samples = samples_for(models[1], count=size)
-    runners = [OrtRunner(m.path, threads=threads, in_turn=True) for m in models]
+    runners = [ort.OrtRunner(m.path, threads=threads, in_turn=True) for m in models]
     calls = [
-        _caller(runner, feed(m.inputs, samples.arrays))
+        partial(runner.run, feed(m.inputs, samples.arrays))
         for runner, m in zip(runners, models, strict=True)
     ]
     progress(f"{rounds} interleaved rounds on {threads} threads")
@@ -188,7 +182,7 @@ def bench_models(
         batch=size,
         threads=threads,
         machine=machine_name(),
-        runtime=_runtime(),
+        runtime=f"ONNX Runtime {ort.version()} on the CPU",
         note=note,
         compared=AS_IT_CAME if source is None else NORMAL_FORM,
         source=None if source is None else summarise(times[2]),
@@ -215,13 +209,3 @@ def machine_name() -> str:
         names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
         name = names[0] if names else name
     return f"{name}, {usable_cores()} cores"
-
-
-def _caller(runner: Any, inputs: dict[str, Array]) -> Call:
-    return lambda: runner.run(inputs)
-
-
-def _runtime() -> str:
-    import onnxruntime
-
-    return f"ONNX Runtime {onnxruntime.__version__} on the CPU"

@@ -11,16 +11,17 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper
+
+from tcompile.core.load import load
 from tcompile.runtime.metrics import jaccard, same_owner
 
-if TYPE_CHECKING:
-    import numpy as np
-    import onnx
-
-    Array = np.ndarray[Any, np.dtype[Any]]
-
+Array = npt.NDArray[Any]
 #: Which tokens an output of two models was compared over.
 Compared = Literal["all", "restored tokens", "kept tokens"]
 INDEX, OWNER, SIZE = "token_index", "token_owner", "token_size"
@@ -37,10 +38,6 @@ _OUTPUTS = {
 @contextmanager
 def showing_choice(path: Path) -> Iterator[Path]:
     """The model, or where it does not tell its tokens a copy that does, inside the `with` block."""
-    import onnx
-
-    from tcompile.core.load import load
-
     model = load(path)
     node = next((n for n in model.graph.node if n.op_type in _OUTPUTS), None)
     if node is None or any(is_bookkeeping(o.name) for o in model.graph.output):
@@ -98,8 +95,6 @@ def token_overlap(reference: Mapping[str, Array], actual: Mapping[str, Array]) -
     Sets of kept tokens by Jaccard, owner maps by the share of tokens grouped alike, pairs merged by
     Jaccard; where several tell, the lowest.
     """
-    import numpy as np
-
     found = []
     for name, want in reference.items():
         if name not in actual or want.shape != actual[name].shape:
@@ -115,16 +110,12 @@ def token_overlap(reference: Mapping[str, Array], actual: Mapping[str, Array]) -
 
 def _pairs(outputs: Mapping[str, Array]) -> Array:
     """One number for each pair (source, target), [B, r]."""
-    import numpy as np
-
     target = outputs[_TARGET]
     source = outputs.get(_SOURCE, np.arange(target.shape[1]))
     return source * (1 << 20) + target
 
 
 def _add_outputs(model: onnx.ModelProto, node: onnx.NodeProto) -> None:
-    from onnx import TensorProto, helper
-
     for tensor, name in zip(node.output, _OUTPUTS[node.op_type], strict=False):
         if name:
             model.graph.node.append(helper.make_node("Identity", [tensor], [name], name=name))
@@ -147,8 +138,6 @@ def aligned(
         extra: outputs of the reduced model, with what tells of its tokens.
         towers: see `for_output`.
     """
-    import numpy as np
-
     if dense.shape == reduced.shape:
         return "all", dense, reduced
     if dense.ndim != reduced.ndim:
@@ -171,7 +160,7 @@ def aligned(
 
 
 def restored(dense: Array, reduced: Array, owner: Array) -> tuple[Array, Array]:
-    """Both as [B, N, C], original tokens that nothing stands for zeroed in both.
+    """Return both as [B, N, C], original tokens that nothing stands for zeroed in both.
 
     Args:
         dense: [B, N, C].
@@ -185,6 +174,4 @@ def restored(dense: Array, reduced: Array, owner: Array) -> tuple[Array, Array]:
 
 def take_rows(tokens: Array, index: Array) -> Array:
     """tokens [B, N, C] at index [B, K]: [B, K, C]."""
-    import numpy as np
-
     return np.take_along_axis(tokens, index.astype(np.int64)[..., None], axis=1)

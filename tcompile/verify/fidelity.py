@@ -7,17 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy.typing as npt
 
 from tcompile.artifact.manifest import Fidelity, OutputFidelity
 from tcompile.runtime.metrics import cosine, holds_classes, top1_agreement
 from tcompile.runtime.samples import Samples, run_all
 from tcompile.runtime.token_outputs import aligned, is_bookkeeping
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    Array = np.ndarray[Any, np.dtype[Any]]
+Array = npt.NDArray[Any]
 
 
 def measure_fidelity(

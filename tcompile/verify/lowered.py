@@ -1,15 +1,15 @@
 """Judging a lowered model: it must compute what the reduced fp32 graph does. Part of every build.
 
 Both run on scenes and noise. The lowered model is given the reference's choices (`pair`), so that
-each output is comparable, and rounds as a GPU does (`rounding`). Where an output is not finite or
-has left the fp32 values, the first tensor that did so is looked for.
+each output is comparable, and rounds as a GPU does (`spell_rounding`). Where an output is not
+finite or has left the fp32 values, the first tensor that did so is looked for.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -230,8 +230,8 @@ def _words(how: Difference, precision: str) -> str:
 def _compare(
     pair: Pair, samples: Samples
 ) -> tuple[dict[str, list[Difference]], dict[str, list[float]]]:
-    """For each output and score, the difference of each sample; for each choice, the share that is
-    the same."""
+    """Return the difference of each sample for each output and score, and for each choice the share
+    that is the same."""
     kept: dict[str, list[tuple[Array, Array]]] = {n: [] for n in (*pair.outputs, *pair.scores)}
     choices: dict[str, list[float]] = {name: [] for name in pair.pins}
     for numbers, want, have in runs(pair, samples):
@@ -244,7 +244,7 @@ def _compare(
     found = {name: [_fair(row, rows) for row in rows] for name, rows in kept.items()}
     for name in pair.scores:
         # What scores say is in the choice; here they only have to be finite.
-        found[name] = [_only_finite(how) for how in found[name]]
+        found[name] = [replace(how, distance=0.0, cosine=1.0) for how in found[name]]
     return found, choices
 
 
@@ -263,11 +263,7 @@ def _fair(row: tuple[Array, Array], rows: Sequence[tuple[Array, Array]]) -> Diff
         return how
     largest = max(float(np.linalg.norm(np.nan_to_num(want))) for want, _ in rows)
     apart = float(np.linalg.norm(np.nan_to_num(row[0]) - np.nan_to_num(row[1])))
-    return Difference(how.largest, how.relative, apart / (largest or 1.0), 1.0, 0, how.size)
-
-
-def _only_finite(how: Difference) -> Difference:
-    return Difference(how.largest, how.relative, 0.0, 1.0, how.not_finite, how.size)
+    return replace(how, distance=apart / (largest or 1.0), cosine=1.0)
 
 
 def _worst(

@@ -21,6 +21,8 @@ Array = npt.NDArray[Any]
 #: Sizes of an axis that is of colours.
 _COLOURS = (1, 3, 4)
 _SHAPES = 24
+#: Samples of a model: scenes first, then white noise.
+_SCENES, _NOISE = 3, 1
 
 
 def scene(rng: np.random.Generator, height: int, width: int) -> npt.NDArray[np.float32]:
@@ -42,14 +44,14 @@ def scene(rng: np.random.Generator, height: int, width: int) -> npt.NDArray[np.f
     return np.clip(image, 0, 1).astype(np.float32)
 
 
-def scenes_for(model: Signature, *, scenes: int = 3, noise: int = 1, seed: int = 0) -> Samples:
-    """Inputs for a model: scenes first, then white noise.
+def scenes_for(model: Signature, *, seed: int = 0) -> Samples:
+    """Return inputs for a model: three scenes, then one of white noise.
 
     Images are prepared as the model's file says; where it does not, each has mean 0 and variance 1,
     but for a model that scales pixels from 0 to 255 itself. Bytes of four axes are such pixels too;
     other inputs are as `samples_for` has them. Raises as that.
     """
-    count = scenes + noise
+    count = _SCENES + _NOISE
     drawn = samples_for(model, count=count, seed=seed)
     rng = np.random.default_rng(seed)
     arrays = {name: array.copy() for name, array in drawn.arrays.items()}
@@ -57,24 +59,24 @@ def scenes_for(model: Signature, *, scenes: int = 3, noise: int = 1, seed: int =
     for name, array in arrays.items():
         rows = array.shape[1:]
         if model.packed and array.dtype.kind == "f" and len(rows) == 2:
-            for i in range(scenes):
+            for i in range(_SCENES):
                 array[i] = _packed(rng, rows, model.preprocessing)
         elif len(rows) == 3 and array.dtype == np.uint8:
             for i in range(count):
-                pixels = _like(rng, rows, {}) if i < scenes else rng.random(rows)
+                pixels = _like(rng, rows, {}) if i < _SCENES else rng.random(rows)
                 array[i] = np.round(255 * pixels)
         elif name in model.pixels and len(rows) >= 3:
-            for i in range(scenes):
+            for i in range(_SCENES):
                 array[i] = 255 * _like(rng, rows, {})
         elif _is_image(model, name, rows) and array.dtype.kind == "f":
-            for i in range(scenes):
+            for i in range(_SCENES):
                 array[i] = _prepared(_like(rng, rows, model.preprocessing), model.preprocessing)
         else:
             continue
         pictures = True
     if not pictures:
         return drawn
-    source = f"{scenes} procedural scenes and {noise} of white noise (seed {seed})"
+    source = f"{_SCENES} procedural scenes and {_NOISE} of white noise (seed {seed})"
     return Samples(arrays, source, real=False)
 
 

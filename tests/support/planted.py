@@ -24,7 +24,6 @@ from tcompile.profiling.profile import (
     Profile,
     Subject,
 )
-from tcompile.profiling.signature import signature
 from tcompile.profiling.structure import layout_of
 from tests.support.tiny_vit import VitSpec, save_tiny_vit
 
@@ -141,16 +140,15 @@ def looked_up(given: Analysed, schedule: Schedule, profile: Profile, key: str) -
     keeps = {r.site: r.keep for r in schedule.reductions}
     tokens, total = given.analysis.shape.tokens, 0.0
     for part in partition(given.graph, given.analysis, made):
-        sign = signature(made.graph, part)
         if part.role == "stem":
-            total += profile.stem[sign].ms
+            total += profile.stem[part.signature].ms
         elif part.role == "reducer" and part.site in keeps:
             after = given.analysis.shape.prefix + keeps[part.site]
             total += float(profile.reducers[key].at(tokens, after))
             tokens = after
         elif part.role != "reducer":  # Of no site: what outputs are told of tokens.
             curves = profile.heads if part.role == "head" else profile.halves
-            total += float(curves[sign].at(tokens))
+            total += float(curves[part.signature].at(tokens))
     return total
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.parser
 
 from tcompile.profiling.roofline.device import CPU_TILES, Device
 from tcompile.runtime.timing import usable_cores
 from tcompile.targets.backends.extras import require
-
-if TYPE_CHECKING:
-    import onnx
 
 #: A large product [192, 1024] · [1024, 1024].
 _ROWS, _SIDE = 192, 1024
@@ -56,7 +57,7 @@ def _measured(threads: int) -> Device:
 
 
 def from_figures(threads: int, seconds: dict[str, float]) -> Device:
-    """The device that four measured times describe; see `cpu_device` for what they are of."""
+    """Return the device that four measured times describe; see `cpu_device`."""
     launch = seconds["tiny"] / _TINY_CHAIN
     # An addition reads two tensors and writes one.
     cache = 12 * _IN_CACHE / max(seconds["cached"] / _CHAIN - launch, 1e-9)
@@ -69,7 +70,6 @@ def from_figures(threads: int, seconds: dict[str, float]) -> Device:
         cores=threads,
         clock=1e9,
         matrix=matrix,
-        half=matrix,
         vector=matrix * _ELEMENTWISE,
         memory=min(memory, cache),
         cache=cache,
@@ -83,9 +83,7 @@ def from_figures(threads: int, seconds: dict[str, float]) -> Device:
 
 
 def _seconds(model: onnx.ModelProto, threads: int, runs: int, cold: bool = False) -> float:
-    """The lower decile of some runs after two that are not counted: the machine undisturbed."""
-    import numpy as np
-
+    """Return the lower decile of some runs, the undisturbed ones; two before are not counted."""
     ort = require("onnxruntime", "cpu", "measuring this CPU")
     options = ort.SessionOptions()
     options.log_severity_level = 3
@@ -107,35 +105,22 @@ def _seconds(model: onnx.ModelProto, threads: int, runs: int, cold: bool = False
 
 
 def _product() -> onnx.ModelProto:
-    import numpy as np
-    import onnx
-
-    weight = onnx.numpy_helper.from_array(np.ones((_SIDE, _SIDE), np.float32), "w")
-    node = onnx.helper.make_node("MatMul", ["x", "w"], ["y"])
-    return _model([node], {"x": [_ROWS, _SIDE]}, [_ROWS, _SIDE], [weight])
+    model = _model(f"float{[_ROWS, _SIDE]} x", [_ROWS, _SIDE], "y = MatMul(x, w)")
+    weight = np.ones((_SIDE, _SIDE), np.float32)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+    return model
 
 
 def _additions(count: int, length: int, fresh: bool = False) -> onnx.ModelProto:
-    """y = x + b + b …, `length` times, on vectors of `count`; with `fresh` another b each time."""
-    import onnx
-
+    """Return y = x + b + b …, `length` times, on vectors of `count`; with `fresh` another b each
+    time."""
     names = ["x", *(f"t{i}" for i in range(length - 1)), "y"]
     others = [f"b{i if fresh else 0}" for i in range(length)]
-    nodes = [
-        onnx.helper.make_node("Add", [names[i], others[i]], [names[i + 1]]) for i in range(length)
-    ]
-    return _model(nodes, {"x": [count], **{b: [count] for b in others}}, [count])
+    inputs = ", ".join(f"float[{count}] {name}" for name in dict.fromkeys(["x", *others]))
+    body = [f"{names[i + 1]} = Add({names[i]}, {others[i]})" for i in range(length)]
+    return _model(inputs, [count], "\n".join(body))
 
 
-def _model(
-    nodes: list[onnx.NodeProto],
-    inputs: dict[str, list[int]],
-    output: list[int],
-    weights: list[onnx.TensorProto] | None = None,
-) -> onnx.ModelProto:
-    from onnx import TensorProto, helper
-
-    given = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in inputs.items()]
-    gives = [helper.make_tensor_value_info("y", TensorProto.FLOAT, output)]
-    graph = helper.make_graph(nodes, "probe", given, gives, weights or [])
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+def _model(inputs: str, output: list[int], body: str) -> onnx.ModelProto:
+    head = f'<ir_version: 9, opset_import: ["" : 17]> probe ({inputs}) => (float{output} y)'
+    return onnx.parser.parse_model(f"{head} {{ {body} }}")

@@ -61,7 +61,6 @@ class Device:
         cores: SMs, or threads.
         clock: cycles per second; of a CPU 1e9, its rates being per nanosecond.
         matrix: FLOP per clock and core in matrix products, accumulated in fp32 (int32).
-        half: the same in fp16, whatever `precision` is: fused attention that int8 cannot have.
         vector: FLOP per clock and core of everything else.
         memory: bytes per second from DRAM that a kernel reaches.
         cache: bytes per second from L2 (on a CPU: from its caches).
@@ -79,7 +78,6 @@ class Device:
     cores: int
     clock: float
     matrix: float
-    half: float
     vector: float
     memory: float
     cache: float
@@ -107,7 +105,7 @@ class Device:
 
 
 def device_of(target: Target, precision: str) -> Device:
-    """The device that a target's figures describe, at one precision.
+    """Return the device that a target's figures describe, at one precision.
 
     Rates come from `fp16_dense` and `int8_dense`, which are sms × clock × rate. Where the fp16
     figure's note says that fp32 accumulate halves it (GeForce), it is halved. fp32 means TF32 at
@@ -155,7 +153,6 @@ def device_of(target: Target, precision: str) -> Device:
         cores=cores,
         clock=clock,
         matrix=rate[precision],
-        half=half,
         vector=vector,
         memory=figure["memory_bandwidth"] * 1e9 * reached,
         cache=max(cores * clock * _L2_FEED.get(capability, 16.0), figure["memory_bandwidth"] * 1e9),

@@ -8,13 +8,14 @@ kernels that join pointwise work, data movement and reductions over rows of one 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from math import prod
 
-from tcompile.profiling.roofline.attention import Attention, fuses
 from tcompile.profiling.roofline.device import Device
 from tcompile.profiling.roofline.steps import Step, Steps, Value
+from tcompile.profiling.roofline.times import Attention, fuses
 from tcompile.profiling.roofline.work import (
     SCATTERS,
     Work,
@@ -25,8 +26,6 @@ from tcompile.profiling.roofline.work import (
     operations,
     product_of,
     read_bytes,
-    scalar,
-    sorted_rows,
     swaps_last,
     unfused,
 )
@@ -47,15 +46,18 @@ class _Group:
     no kernel ever waits for itself.
 
     Attributes:
-        row: length of the rows that it reduces; None where it reduces nothing.
         attention: of a fused attention.
     """
 
     kind: str
     depth: int
     steps: list[Step]
-    row: tuple[int, ...] | None = None
     attention: Attention | None = None
+
+    @property
+    def row(self) -> tuple[int, ...] | None:
+        """Return the length of the rows that a generated kernel reduces; None where it does not."""
+        return next(filter(None, map(_row, self.steps)), None) if self.kind == "generated" else None
 
     @property
     def open(self) -> bool:
@@ -68,30 +70,30 @@ class _Group:
             return False
         if step.op in SCATTERS or kind_of(step) not in _TENSORRT[self.kind]:
             return False
-        return None in (self.row, _row(step)) or self.row == _row(step)
+        return len({self.row, _row(step)} - {None}) <= 1
 
 
 class _TensorRt:
-    """Goes through the steps once."""
+    """The kernels of some steps, found by going through them once.
+
+    Attributes:
+        groups: the kernels, in order.
+        group_of: tensor → the kernel that makes it.
+        roots: of views: the tensor whose bytes they are.
+    """
 
     def __init__(self, steps: Steps, device: Device) -> None:
-        self.steps, self.device = steps, device
         self.groups: list[_Group] = []
-        self.group_of: dict[str, _Group] = {}  # by root name
-        self.roots: dict[str, str] = {}  # of views: the tensor whose bytes they are
-
-    def root(self, name: str) -> str:
-        return self.roots.get(name, name)
-
-    def run(self) -> list[_Group]:
-        sizes = {p: _sizes(self.steps, p) for p in self.steps.attentions}
-        fused = {p[-1]: p for p, size in sizes.items() if fuses(size, self.device)}
+        self.group_of: dict[str, _Group] = {}
+        self.roots: dict[str, str] = {}
+        sizes = {p: _sizes(steps, p) for p in steps.attentions}
+        fused = {p[-1]: p for p, size in sizes.items() if fuses(size, device)}
         inside = {position for p in fused.values() for position in p}
-        for position, step in enumerate(self.steps.steps):
+        for position, step in enumerate(steps.steps):
             kind = kind_of(step)
             if position in fused:
                 places = fused[position]
-                self.begin("attention", [self.steps.steps[p] for p in places], sizes[places])
+                self.begin("attention", [steps.steps[p] for p in places], sizes[places])
             elif position in inside:
                 continue
             elif kind == "free":
@@ -101,8 +103,11 @@ class _TensorRt:
                 self.begin(kind, [step])
             else:
                 self.place(step)
+        self.outputs = {self.root(name) for name in steps.outputs}
         self.sink()
-        return self.groups
+
+    def root(self, name: str) -> str:
+        return self.roots.get(name, name)
 
     def inputs(self, steps: Iterable[Step]) -> list[_Group]:
         names = [self.root(value.name) for step in steps for value in step.reads]
@@ -110,14 +115,11 @@ class _TensorRt:
 
     def begin(self, kind: str, steps: list[Step], attention: Attention | None = None) -> None:
         depth = 1 + max((g.depth for g in self.inputs(steps)), default=0)
-        group = _Group(kind, depth, [], attention=attention)
-        self.groups.append(group)
-        self.add(group, steps)
+        self.groups.append(_Group(kind, depth, [], attention))
+        self.add(self.groups[-1], steps)
 
     def add(self, group: _Group, steps: Sequence[Step], *, first: bool = False) -> None:
         group.steps[:] = [*steps, *group.steps] if first else [*group.steps, *steps]
-        if group.kind == "generated":
-            group.row = group.row or next((r for r in map(_row, steps) if r is not None), None)
         self.group_of.update({v.name: group for step in steps for v in step.writes})
 
     def place(self, step: Step) -> None:
@@ -130,7 +132,7 @@ class _TensorRt:
             self.roots[step.writes[0].name] = self.root(step.reads[0].name)
             return
         alike = len({g.row for g in deepest} - {None}) <= 1
-        if len(deepest) > 1 and alike and all(g.kind == "generated" for g in deepest):
+        if alike and all(g.kind == "generated" for g in deepest):
             for other in deepest[1:]:
                 self.groups.remove(other)
                 self.add(deepest[0], other.steps)
@@ -144,21 +146,23 @@ class _TensorRt:
         """Do movement and pointwise work that one later generated kernel alone reads there."""
         for group in reversed(list(self.groups)):
             if group.open and not group.row:
-                readers = self.readers(group)
-                if len(readers) == 1 and readers[0].open:
+                made, readers = _made(group), self.readers()
+                found = {g for n in made for g in readers.get(n, ())} - {group}
+                if len(found) == 1 and self.outputs.isdisjoint(made) and (to := found.pop()).open:
                     self.groups.remove(group)
-                    self.add(readers[0], group.steps, first=True)
+                    self.add(to, group.steps, first=True)
 
-    def readers(self, group: _Group) -> list[_Group]:
-        """Return the other kernels that read a kernel's results; none where the model gives one."""
-        made = {v.name for s in group.steps for v in s.writes}
-        if any(self.root(name) in made for name in self.steps.outputs):
-            return []
-        return [
-            g
-            for g in self.groups
-            if g is not group and any(self.root(v.name) in made for s in g.steps for v in s.reads)
-        ]
+    def readers(self) -> dict[str, set[_Group]]:
+        """Return tensor → the kernels that read it."""
+        found: dict[str, set[_Group]] = {}
+        for group in self.groups:
+            for value in (v for step in group.steps for v in step.reads):
+                found.setdefault(self.root(value.name), set()).add(group)
+        return found
+
+
+def _made(group: _Group) -> dict[str, Value]:
+    return {value.name: value for step in group.steps for value in step.writes}
 
 
 def _row(step: Step) -> tuple[int, ...] | None:
@@ -183,27 +187,21 @@ def _sizes(steps: Steps, positions: tuple[int, ...]) -> Attention:
 def tensorrt_kernels(steps: Steps, device: Device) -> list[Work]:
     """Return the kernels of a graph on a GPU."""
     fusion = _TensorRt(steps, device)
-    groups = fusion.run()
-    outputs = {fusion.root(name) for name in steps.outputs}
-    readers: dict[str, set[_Group]] = {}
-    for group in groups:
-        for step in group.steps:
-            for value in step.reads:
-                readers.setdefault(fusion.root(value.name), set()).add(group)
-    fused = {g for g in groups if g.attention is not None}
+    readers = fusion.readers()
+    fused = (g for g in fusion.groups if g.attention is not None)
     operands = {fusion.root(v.name) for g in fused for v in _operands(g)}
-    attentions = {g for g in groups if g.kind == "attention"}
     found: list[Work] = []
-    for group in groups:
-        made = {v.name: v for s in group.steps for v in s.writes}
-        out = [v for n, v in made.items() if n in outputs or readers.get(n, set()) - {group}]
+    for group in fusion.groups:
+        made = _made(group)
+        out = [v for n, v in made.items() if n in fusion.outputs or readers.get(n, set()) - {group}]
         written = sum(nbytes(v, device) for v in out)
         read = read_bytes(group.steps, made, fusion.roots, device)
         found.extend(_works(group, device, read, written))
-        if group.kind == "generated" and out:
+        users = {g.kind for v in out for g in readers.get(v.name, ())}
+        if group.kind == "generated" and out and users <= {"attention"}:
             # Each operand of a fused attention is laid out by a kernel of its own.
-            only = all(v.name in operands and readers.get(v.name, set()) <= attentions for v in out)
-            found[-1] = replace(found[-1], launches=len(out) if only else 1)
+            laid_out = all(v.name in operands for v in out)
+            found[-1] = replace(found[-1], launches=len(out) if laid_out else 1)
     return found
 
 
@@ -218,7 +216,7 @@ def _works(group: _Group, device: Device, read: int, written: int) -> list[Work]
     first = steps[0]
     if group.kind == "gemm":
         extra = max(0, read - sum(nbytes(v, device) for v in first.reads[:2]))
-        return [Work("gemm", steps, products=(product_of(first, extra=extra),))]
+        return [Work("gemm", steps, products=(replace(product_of(first), extra=extra),))]
     if group.attention is not None:
         sizes = group.attention
         operands = (2 * sizes.keys + sizes.queries) * sizes.size * sizes.batch * sizes.heads
@@ -232,34 +230,14 @@ def _works(group: _Group, device: Device, read: int, written: int) -> list[Work]
         moved = 2 * scores * device.itemsize
         return [before, Work("norm", steps, moved, operations=10 * scores), after]
     if group.kind == "topk":
-        return [Work("topk", steps, read + written, sort=sorted_rows(first))]
+        return [Work("topk", steps, read + written)]
     return [Work(kind_of_steps(steps), steps, read + written, operations=operations(steps))]
 
 
 #: ONNX Runtime: gone before the model runs.
 _GONE = frozenset(["Identity", "Dropout", "Shape", "Size", "Constant", "ConstantOfShape", "Range"])
-
-
-def _scales(step: Step, _: Step) -> bool:
-    return step.op in {"Mul", "Div"} and len(step.reads) == 2 and scalar(step.reads[1])
-
-
-def _is_bias(step: Step, product: Step) -> bool:
-    out = product.writes[0]
-    others = [v for v in step.reads if v.name != out.name]
-    return step.op == "Add" and all(v.constant and v.count == out.shape[-1] for v in others)
-
-
-def _is(op: str) -> Callable[[Step, Step], bool]:
-    return lambda step, _: step.op == op
-
-
-#: ONNX Runtime: what a node is → what behind it becomes part of it, one after another.
-_ONNX_RUNTIME = {
-    "product with a weight": (_is_bias,),
-    "product of activations": (_scales,),
-    "Erf": (_is("Add"), _is("Mul"), _is("Mul")),
-}
+#: ONNX Runtime: the operators before and behind an Erf that become one `Gelu` with it.
+_GELU = ["Div", "Add", "Mul", "Mul"]
 
 
 def onnxruntime_nodes(steps: Steps, device: Device) -> list[Work]:
@@ -280,47 +258,51 @@ def onnxruntime_nodes(steps: Steps, device: Device) -> list[Work]:
 def _absorbed(steps: Steps, position: int) -> list[int]:
     """Return the positions of the steps that become part of the node at a position."""
     step = steps.steps[position]
-    if step.op not in {"MatMul", "Erf"}:
+    if step.op == "MatMul":
+        weight = any(v.constant for v in step.reads)
+        joins = _is_bias if weight else _scales
+        behind = [p for p in islice(_behind(steps, position), 1) if joins(steps.steps[p], step)]
+        return behind if weight else [*behind, *_in_front(steps, step)]
+    before = steps.makers.get(step.reads[0].name) if step.op == "Erf" else None
+    if before is None:
         return []
-    weight = any(v.constant for v in step.reads)
-    product = "product with a weight" if weight else "product of activations"
-    tests = _ONNX_RUNTIME[product if step.op == "MatMul" else step.op]
-    behind = _behind(steps, position, tests)
-    if step.op == "Erf":
-        before = steps.makers.get(step.reads[0].name)
-        whole = before is not None and steps.steps[before].op == "Div" and len(behind) == len(tests)
-        return [before, *behind] if before is not None and whole else []
-    return behind if weight else [*behind, *_in_front(steps, step)]
+    others = [before, *islice(_behind(steps, position), 3)]
+    return others if [steps.steps[p].op for p in others] == _GELU else []
 
 
-def _behind(
-    steps: Steps, position: int, tests: Sequence[Callable[[Step, Step], bool]]
-) -> list[int]:
-    """Return sole readers, one after another, as far as they pass the tests."""
-    found, at = list[int](), steps.steps[position]
-    for test in tests:
-        name = at.writes[0].name
-        readers = steps.readers.get(name, ())
-        if len(readers) != 1 or name in steps.outputs or not test(steps.steps[readers[0]], at):
-            break
-        found.append(readers[0])
-        at = steps.steps[readers[0]]
-    return found
+def _scales(step: Step, _: Step) -> bool:
+    """Tell whether a step multiplies by, or divides by, a stored single number."""
+    factors = step.reads[1:] if step.op in {"Mul", "Div"} else ()
+    return [(v.constant, v.count) for v in factors] == [(True, 1)]
 
 
-def _in_front(steps: Steps, product: Step) -> list[int]:
-    """Return the scalar factors and transposes that a product of activations reads through."""
-    found = []
+def _is_bias(step: Step, product: Step) -> bool:
+    out = product.writes[0]
+    others = [v for v in step.reads if v.name != out.name]
+    return step.op == "Add" and all(v.constant and v.count == out.shape[-1] for v in others)
+
+
+def _behind(steps: Steps, position: int) -> Iterator[int]:
+    """Yield the position of the sole reader of a step, of that one's sole reader, and so on."""
+    while writes := steps.steps[position].writes:
+        readers = steps.readers.get(writes[0].name, ())
+        if len(readers) != 1 or writes[0].name in steps.outputs:
+            return
+        position = readers[0]
+        yield position
+
+
+def _in_front(steps: Steps, product: Step) -> Iterator[int]:
+    """Yield the scalar factors and transposes that a product of activations reads through."""
     for value in product.reads:
-        before = steps.makers.get(value.name)
-        while before is not None:
+        name = value.name
+        while (before := steps.makers.get(name)) is not None:
             step = steps.steps[before]
             joins = _scales(step, product) or (step.op == "Transpose" and swaps_last(step))
             if not joins or len(steps.readers[step.writes[0].name]) != 1:
                 break
-            found.append(before)
-            before = steps.makers.get(step.reads[0].name)
-    return found
+            yield before
+            name = step.reads[0].name
 
 
 def _node(step: Step, device: Device) -> Work:
@@ -335,5 +317,4 @@ def _node(step: Step, device: Device) -> Work:
     if kind == "free":
         return Work("view", (step,))
     moved = read_bytes([step], (), {}, device) + sum(nbytes(v, device) for v in step.writes)
-    sort = sorted_rows(step) if kind == "topk" else None
-    return Work(kind, (step,), moved, operations=operations([step]), sort=sort)
+    return Work(kind, (step,), moved, operations=operations([step]))

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import ceil, log2
-from typing import Any, Literal
+from typing import Literal
 
 import onnx_graphsurgeon as gs
 
 from tcompile.core.errors import UsageError
-from tcompile.profiling.roofline.attention import attention_time
 from tcompile.profiling.roofline.device import PRECISIONS, Device
 from tcompile.profiling.roofline.fusion import onnxruntime_nodes, tensorrt_kernels
-from tcompile.profiling.roofline.gemm import Time, memory_time, product_time
 from tcompile.profiling.roofline.steps import steps_of
-from tcompile.profiling.roofline.work import Work
+from tcompile.profiling.roofline.times import Time, attention_time, memory_time, product_time
+from tcompile.profiling.roofline.work import Work, sorted_rows
 
 Bound = Literal["compute", "memory", "launch"]
 
@@ -49,13 +48,6 @@ class Modelled:
 
     ms: float
     kernels: tuple[Kernel, ...]
-    device: str
-    precision: str
-    batch: int
-
-    def to_json(self) -> dict[str, Any]:
-        """All of it as JSON values, marked as modelled."""
-        return {"source": "modelled", **asdict(self)}
 
 
 def modelled(graph: gs.Graph, device: Device, *, precision: str, batch: int = 1) -> Modelled:
@@ -80,7 +72,7 @@ def modelled(graph: gs.Graph, device: Device, *, precision: str, batch: int = 1)
     steps = steps_of(graph, batch)
     price = onnxruntime_nodes if device.cpu else tensorrt_kernels
     kernels = tuple(_kernel(work, device) for work in price(steps, device))
-    return Modelled(sum(k.ms for k in kernels), kernels, device.name, precision, batch)
+    return Modelled(sum(k.ms for k in kernels), kernels)
 
 
 def _kernel(work: Work, device: Device) -> Kernel:
@@ -107,16 +99,16 @@ def _time(work: Work, device: Device) -> Time:
     if device.cpu and work.kind in {"gather", "scatter"}:
         moved *= device.cores  # ONNX Runtime moves data with one thread
     memory = sum(time.memory for time in products) + moved
-    if work.sort is not None:
-        compute += _sort(*work.sort, device)
+    if work.kind == "topk":
+        compute += _sort(*sorted_rows(work.steps[0]), device)
     if work.kind != "view":
         compute += work.operations / (device.vector * device.clock * device.cores)
     return Time(compute, memory)
 
 
 def _sort(rows: int, length: int, device: Device) -> float:
-    """A bitonic sort of each row by one core: log₂T·(log₂T + 1)/2 steps of 40 clocks, as many
-    times as a block's 1024 elements go into a row. A CPU sorts in T·log₂T·2 ns."""
+    """Return the seconds of a bitonic sort of each row by one core: log₂T·(log₂T + 1)/2 steps of 40
+    clocks, as many times as a block's 1024 elements go into a row. A CPU sorts in T·log₂T·2 ns."""
     depth = ceil(log2(max(2, length)))
     if device.cpu:
         return ceil(rows / device.cores) * length * depth * 2e-9

@@ -6,10 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from tcompile.profiling.roofline.attention import Attention
 from tcompile.profiling.roofline.device import Device
-from tcompile.profiling.roofline.gemm import Product
 from tcompile.profiling.roofline.steps import Step, Value
+from tcompile.profiling.roofline.times import Attention, Product
 
 #: Kind of work → operators. Free: another view of the same bytes, or known when compiling.
 _OPERATORS = {
@@ -47,7 +46,6 @@ class Work:
         operations: FLOPs outside matrix products.
         products: its matrix products, one after the other.
         attention: set for a fused attention.
-        sort: rows and their length, of a TopK.
     """
 
     kind: str
@@ -57,7 +55,6 @@ class Work:
     operations: int = 0
     products: tuple[Product, ...] = ()
     attention: Attention | None = None
-    sort: tuple[int, int] | None = None
 
 
 def kind_of(step: Step) -> str:
@@ -106,11 +103,6 @@ def swaps_last(step: Step) -> bool:
     return rank >= 2 and perm == [*range(rank - 2), rank - 1, rank - 2]
 
 
-def scalar(value: Value) -> bool:
-    """Tell whether a value is a stored single number."""
-    return value.constant and value.count == 1
-
-
 def nbytes(value: Value, device: Device) -> int:
     """Return the bytes of a tensor on the device: integers have 32 bits on a GPU, 64 on a CPU."""
     if value.floating:
@@ -146,12 +138,8 @@ def sorted_rows(step: Step) -> tuple[int, int]:
     return step.reads[0].count // max(1, length), length
 
 
-def product_of(step: Step, extra: int = 0) -> Product:
-    """Return the product of a gemm step; convolutions as im2col products, one a group.
-
-    Args:
-        extra: bytes that its epilogue reads.
-    """
+def product_of(step: Step) -> Product:
+    """Return the product of a gemm step; convolutions as im2col products, one a group."""
     left, right, out = step.reads[0].shape, step.reads[1].shape, step.writes[0].shape
     weight = step.reads[1].constant
     if step.op in {"Conv", "ConvTranspose"}:
@@ -160,24 +148,25 @@ def product_of(step: Step, extra: int = 0) -> Product:
         if step.op == "ConvTranspose":
             inner, pixels = right[0] // group, left[0] * prod(left[2:])
             columns = right[1] * prod(right[2:])
-            return Product(group, pixels, columns, inner, group == 1 and weight, extra)
-        return Product(group, pixels, right[0] // group, inner, group == 1 and weight, extra)
+            return Product(group, pixels, columns, inner, group == 1 and weight)
+        return Product(group, pixels, right[0] // group, inner, group == 1 and weight)
     if step.op == "Gemm":
         inner = left[0] if step.attributes.get("transA", 0) else left[1]
-        return Product(1, out[0], out[1], inner, weight, extra)
+        return Product(1, out[0], out[1], inner, weight)
     if step.op == "Einsum":
-        return _einsum(step, extra)
+        return _einsum(step)
     inner = left[-1]
     rows = left[-2] if len(left) > 1 else 1
     columns = right[-1] if len(right) > 1 else 1
     batch = prod(out) // max(1, rows * columns)
     if len(right) <= 2:
-        return Product(batch, rows, columns, inner, True, extra)
-    return Product(batch, rows, columns, inner, weight and prod(right[:-2]) == 1, extra)
+        return Product(batch, rows, columns, inner, True)
+    return Product(batch, rows, columns, inner, weight and prod(right[:-2]) == 1)
 
 
-def _einsum(step: Step, extra: int) -> Product:
-    """Axes in both operands and the output are the batch, those not in the output the inner."""
+def _einsum(step: Step) -> Product:
+    """Return its product: axes in both operands and the output are the batch, those not in the
+    output the inner axis."""
     sides, _, out = str(step.attributes["equation"]).replace(" ", "").partition("->")
     left, _, right = sides.partition(",")
     sizes = dict(zip(left, step.reads[0].shape, strict=False))
@@ -193,17 +182,16 @@ def _einsum(step: Step, extra: int) -> Product:
         size((b - a) & c),
         size((a & b) - c),
         step.reads[1].constant,
-        extra,
     )
 
 
-def attention_of(step: Step, extra: int = 0) -> Attention:
+def attention_of(step: Step) -> Attention:
     """Return the sizes of an Attention node, in [B, h, N, d] or [B, N, h·d] form."""
     q, k = step.reads[0].shape, step.reads[1].shape
     if len(q) == 4:
-        return Attention(q[0], q[1], q[2], k[2], q[3], extra)
+        return Attention(q[0], q[1], q[2], k[2], q[3])
     heads = int(step.attributes.get("q_num_heads") or step.attributes.get("num_heads") or 1)
-    return Attention(q[0], heads, q[1], k[1], q[2] // heads, extra)
+    return Attention(q[0], heads, q[1], k[1], q[2] // heads)
 
 
 def unfused(attention: Attention) -> tuple[Product, Product]:

@@ -188,7 +188,7 @@ def test_help_is_true_of_defaults_and_seconds(tcompile: Command) -> None:
     told = " ".join(tcompile("profile", "--help").out.split())
     default = told.split("may be given several times [default: ")[1].split("]")[0]
     assert all(name in default for name in PORTFOLIO)
-    assert "may take in all" in told
+    assert "the whole command may take" in told
     assert "in any case" in told
 
 

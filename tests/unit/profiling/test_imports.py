@@ -14,8 +14,13 @@ from tcompile.passes.stages import Analysed
 from tcompile.planning.optimise import prior_loss
 from tcompile.planning.solve.method_tables import counts_for, tables_for
 from tcompile.profiling.curve import Curve, Figure, StepCost
-from tcompile.profiling.imported import imported_profile
-from tcompile.profiling.imports import read_csv, read_steps, read_trtexec, whole_curve
+from tcompile.profiling.imported import (
+    imported_profile,
+    read_csv,
+    read_steps,
+    read_trtexec,
+    whole_curve,
+)
 from tcompile.profiling.structure import layout_of
 from tests.support.profiling import CONDITIONS, method, sided, tiny, trtexec_times
 from tests.support.tiny_vit import VitSpec

@@ -19,7 +19,7 @@ from tcompile.profiling.partition import subgraph
 from tcompile.profiling.profile import ModelledProfile
 from tcompile.profiling.sampling import sampled
 from tcompile.profiling.sizing import sized, structures
-from tcompile.profiling.structure import layout_of, partition_at
+from tcompile.profiling.structure import layout_of, partition_at, partition_dense
 from tcompile.targets import load_target
 from tests.support.profiling import method, sided, tiny
 from tests.support.tiny_vit import VitSpec
@@ -49,7 +49,7 @@ def test_shapes_at_a_count_are_those_of_the_model_cut_there(
                 assert dims(at) == dims(subgraph(partitioned.graph, parts[0])), (n, sign)
                 tried += 1
     assert tried >= 9
-    assert sum(found.uses.values()) == len(found.dense.parts)
+    assert sum(found.uses.values()) == len(partition_dense(model.graph, model.analysis).parts)
     assert all(n > k for n, k, _ in found.steps[planner.key])
 
 
@@ -59,7 +59,7 @@ def test_dims_on_no_line_are_not_guessed(tmp_path: Path) -> None:
     graphs = {}
     for n in (10, 20, 30):
         partitioned = partition_at(model.graph, planner, n)
-        part, _ = partitioned.behind("mlp")[0]
+        part = partitioned.behind("mlp")[0]
         graphs[n] = subgraph(partitioned.graph, part)
     assert sized(graphs).at(25) is not None
     assert sized({n: graphs[n] for n in (10, 20)}).at(25) is None
@@ -139,7 +139,7 @@ def test_every_part_is_priced(tmp_path: Path, stub: list[tuple[str, int]]) -> No
     assert "GeForce RTX 4090" in made.words
 
 
-def test_counts_can_be_given(tmp_path: Path, stub: list[tuple[str, int]]) -> None:
+def test_counts_follow_the_batch(tmp_path: Path, stub: list[tuple[str, int]]) -> None:
     model = tiny(tmp_path)
     made = modelled_profile(
         model.graph,
@@ -149,9 +149,9 @@ def test_counts_can_be_given(tmp_path: Path, stub: list[tuple[str, int]]) -> Non
         precision="fp32",
         batch=3,
         source="x",
-        counts=(5, 9, 400),
     )
-    assert {c.counts for c in made.halves.values()} == {(5, 9, 17)}
+    asked = tuple(sorted({*counts_to_model(17, 1, 3), 17}))
+    assert {c.counts for c in made.halves.values()} == {asked}
     assert set(stub) == {("fp32", 3)}
 
 

@@ -121,7 +121,7 @@ def test_halves_behind_a_step_see_its_tokens(models: dict[str, Analysed]) -> Non
     found = partition_at(model.graph, method(model, "topk"), 9)
     assert found.tokens == 9
     for role in ("attn", "mlp"):
-        for part, _ in found.behind(role):
+        for part in found.behind(role):
             piece = subgraph(found.graph, part)
             assert piece.inputs[0].shape[1] == 9, part
     assert len(found.behind("mlp")) == 3
@@ -143,8 +143,8 @@ def test_what_halves_share_is_made_before_them(tmp_path: Path, build: Any, text:
     }
     beside = 0
     for role in ("attn", "mlp"):
-        assert len({sign for _, sign in found.behind(role)}) == 1
-        for part, _ in found.behind(role):
+        assert len({part.signature for part in found.behind(role)}) == 1
+        for part in found.behind(role):
             names = [t.name for t in subgraph(found.graph, part).inputs if t.name != part.start]
             assert {makers[n] for n in names} <= {"stem", "reducer"}, part
             beside += len(names)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from tcompile.profiling.curve import Curve, Figure
-from tcompile.profiling.refine import first_counts, refined, settled
+from tcompile.profiling.sampling import first_counts, refined, settled
 
 
 def explored(

@@ -9,7 +9,6 @@ import pytest
 
 from tcompile import pipeline
 from tcompile.passes.stages import Analysed
-from tcompile.profiling.signature import signature
 from tcompile.profiling.structure import layout_of, partition_at, partition_dense
 from tests.support.profiling import method, sided, tiny
 from tests.support.tiny_vit import VitSpec
@@ -18,8 +17,7 @@ from tests.support.tiny_vit import VitSpec
 def halves(model: Analysed) -> list[tuple[str, str]]:
     """(role, signature) of the dense model's halves."""
     found = partition_dense(model.graph, model.analysis)
-    pairs = zip(found.parts, found.signatures, strict=True)
-    return [(p.role, s) for p, s in pairs if p.role in ("attn", "mlp")]
+    return [(p.role, p.signature) for p in found.parts if p.role in ("attn", "mlp")]
 
 
 def test_blocks_share_a_signature_and_weights_do_not_matter(tmp_path: Path) -> None:
@@ -79,12 +77,8 @@ def test_masks_and_proportional_attention_matter(tmp_path: Path) -> None:
 def test_a_signature_is_of_the_part_alone(tmp_path: Path) -> None:
     model = tiny(tmp_path)
     found = partition_dense(model.graph, model.analysis)
-    part = next(p for p in found.parts if p.role == "mlp")
-    before = signature(model.graph, part)
+    before = next(p.signature for p in found.parts if p.role == "mlp")
     for node in model.graph.nodes:
         node.name = f"renamed_{node.name}"
     renamed = partition_dense(model.graph, model.analysis)
-    assert (
-        next(s for p, s in zip(renamed.parts, renamed.signatures, strict=True) if p.role == "mlp")
-        == before
-    )
+    assert next(p.signature for p in renamed.parts if p.role == "mlp") == before

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from tcompile.profiling.roofline.attention import Attention, attention_time, fuses
 from tcompile.profiling.roofline.device import device_of
+from tcompile.profiling.roofline.times import Attention, attention_time, fuses
 from tcompile.targets import load_target
 
 HALF, FULL, INT8 = (device_of(load_target("jetson-orin-nano"), p) for p in ("fp16", "fp32", "int8"))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tcompile.profiling.roofline.device import Device, Tile, device_of
-from tcompile.profiling.roofline.gemm import Product, memory_time, product_time, resident_tiles
+from tcompile.profiling.roofline.times import Product, memory_time, product_time, resident_tiles
 from tcompile.targets import load_target
 
 #: 4 cores of 100 FLOP a clock at 1 GHz; nothing but the arithmetic of one tile shape costs time.
@@ -17,7 +17,6 @@ PLAIN = Device(
     cores=4,
     clock=1e9,
     matrix=100.0,
-    half=100.0,
     vector=100.0,
     memory=1e15,
     cache=1e15,
