@@ -14,10 +14,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import onnx
-
 from tcompile.api.demo import write_glyphs
-from tcompile.core.graph import to_onnx
+from tcompile.core.save import save
 from tcompile.models.glyphs.evaluate import Scores, evaluate
 from tcompile.pipeline import reduce
 from tcompile.targets.backends.ort import OrtRunner
@@ -49,7 +47,7 @@ def main() -> None:
         for method in given.methods:
             for keep in given.keeps:
                 made = reduce(source, keep=keep, method=method, outputs="restored")
-                onnx.save(to_onnx(made.graph), model)
+                save(made.graph, model)
                 found = score(model, given.scenes)
                 rows.setdefault(method, {})[keep] = [found.top1, found.ink_accuracy]
     if given.json:

@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 
 from benchmarks.methods_given import families, prepare
 from benchmarks.methods_page import Results, Row, answers, write_table
 from benchmarks.methods_plot import plot
 from tcompile.api.demo import write_glyphs
 from tcompile.core.errors import TcompileError
-from tcompile.core.graph import to_onnx
+from tcompile.core.save import save
 from tcompile.methods.presets import PRESETS
 from tcompile.models.glyphs import data
 from tcompile.models.glyphs.evaluate import HELD_OUT_SEED, evaluate
@@ -91,7 +90,7 @@ def measure(
             text, options = prepare(method, keep, source, folder)
             made = reduce(source, target="cpu", keep=keep, method=text, **options)
             cost = cost_of(made)
-            onnx.save(to_onnx(made.graph), path)
+            save(made.graph, path)
             same = (cost.reduced / cost.dense, cost.added / cost.dense, cost.nodes)
             old = next((r for r in known if _graph(r) == (method, keep, *_near(same))), None)
             if old is None:

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 
-from tcompile.core.graph import to_onnx
+from tcompile.core.save import save
 from tcompile.methods.composition import find_method
 from tcompile.methods.presets import PRESETS
 from tcompile.models.glyphs import data
@@ -89,7 +88,7 @@ def _tokens(sites: Sequence[str], source: Path, images: Any) -> list[Any]:
         site = model.analysis.site(name)
         assert site is not None
         model.graph.outputs = [tensors[site.tensor]]
-        onnx.save(to_onnx(model.graph.copy().cleanup()), source.with_name("tokens.onnx"))
+        save(model.graph.copy().cleanup(), source.with_name("tokens.onnx"))
         (x,) = OrtRunner(source.with_name("tokens.onnx")).run({"image": images}).values()
         found.append(x[:, space.prefix : space.prefix + space.patches])
     return found

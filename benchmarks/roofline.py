@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from tcompile.core.graph import to_onnx
+from tcompile.core.save import save
 from tcompile.models.onnx_vit import VitSpec, build_vit, random_weights
 from tcompile.passes.stages import Analysed
 from tcompile.pipeline import read
@@ -70,7 +70,7 @@ def rows(
 
 def measure(model: Analysed, path: Path, threads: int, rounds: int) -> list[float]:
     """Milliseconds of some runs of the normalised model, after two that are not counted."""
-    onnx.save(to_onnx(model.graph), path)
+    save(model.graph, path)
     runner = OrtRunner(path, threads=threads)
     rng = np.random.default_rng(0)
     feed = {

@@ -17,9 +17,8 @@ from tcompile._version import __version__
 from tcompile.core.errors import UsageError
 from tcompile.plugins.elf import ElfError, SharedLibrary, read_library
 from tcompile.plugins.header import header
-from tcompile.plugins.library import API_VERSION
 from tcompile.plugins.ops import OPS
-from tcompile.plugins.spec import PLUGIN_VERSION
+from tcompile.plugins.spec import API_VERSION, PLUGIN_VERSION
 
 VERSION, TABLE = "tcompile_plugins_version", "tcompile_plugins_table"
 #: What TensorRT calls, and what our own tools do.

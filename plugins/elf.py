@@ -55,7 +55,7 @@ def read_library(path: Path) -> SharedLibrary:
     """Read a shared library.
 
     Raises:
-        ElfError: it is none, or of another kind, or cut off.
+        ElfError: it is not a shared library, is of another kind, or is cut off.
         OSError: the file cannot be read.
     """
     found = path.stat()

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 #: Of every plugin: what the registry finds it by, beside its name.
 PLUGIN_VERSION, PLUGIN_NAMESPACE = "1", "tcompile"
+#: Of the C interface of the kernels, `cuda/tcompile_ops.h`.
+API_VERSION = 1
 #: No tensor has more tokens, or more images.
 MAX_TOKENS, MAX_BATCH = 16384, 65535
 
@@ -193,25 +195,3 @@ class TokenOp:
             f"{self.name} {attributes} ({ins}) => ({outs})\n{{\n{self.body}\n}}"
         )
         return onnx.parser.parse_function(text)
-
-
-@dataclass(frozen=True)
-class KernelTolerance:
-    """The bound of a float: |got − want| ≤ relative·|want| + absolute·scale.
-
-    `absolute` covers sums that cancel; the scale is that of the terms (`TokenOp.scale`). Indices
-    have none: they are equal, but where two candidates are within `near` of each other by the
-    reference itself, so that rounding may choose either.
-    """
-
-    relative: float
-    absolute: float
-    near: float
-
-
-#: By the type of the data; accumulation is in fp32 always.
-TOLERANCES: Mapping[str, KernelTolerance] = {
-    "f32": KernelTolerance(2e-5, 2e-6, 5e-6),
-    "f16": KernelTolerance(2e-3, 2e-3, 5e-6),
-    "bf16": KernelTolerance(1.6e-2, 1.6e-2, 5e-6),
-}

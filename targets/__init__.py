@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from tcompile.targets.devices import DeviceFigure, Target, list_targets, load_target
-from tcompile.targets.versions import JetPack, jetpacks_for
+from tcompile.targets.devices import Target, list_targets, load_target
 
-__all__ = ["DeviceFigure", "JetPack", "Target", "jetpacks_for", "list_targets", "load_target"]
+__all__ = ["Target", "list_targets", "load_target"]

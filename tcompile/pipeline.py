@@ -58,7 +58,7 @@ from tcompile.report.inspection import describe
 from tcompile.report.inspection_page import Inspection
 from tcompile.runtime.token_outputs import tower_of_outputs
 from tcompile.targets import load_target
-from tcompile.targets.backends.batch_sizes import BatchSizes
+from tcompile.targets.backends.base import BatchSizes
 from tcompile.verify.owners import Owners
 
 if TYPE_CHECKING:

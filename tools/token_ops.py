@@ -8,15 +8,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from benchmarks.gpu.compare import TOLERANCES
 from tcompile.plugins.ops import OPS
-from tcompile.plugins.spec import (
-    KINDS,
-    MAX_TOKENS,
-    PLUGIN_NAMESPACE,
-    PLUGIN_VERSION,
-    TOLERANCES,
-    TokenOp,
-)
+from tcompile.plugins.spec import KINDS, MAX_TOKENS, PLUGIN_NAMESPACE, PLUGIN_VERSION, TokenOp
 from tcompile.targets.versions import TENSORRT
 
 #: Kernels that engines of TensorRT-RTX gain by one step of a method, with native token ops: made by
@@ -71,8 +65,8 @@ whose similarities differ by less than rounding either may be taken:
 {{tolerances}}
 
 NaN, infinities and denormals are among the cases that all bodies are tested on
-(`plugins/cases.py`). An index beyond its range never reads or writes out of bounds in a kernel;
-in ONNX it is an error.
+(`benchmarks/gpu/cases.py`). An index beyond its range never reads or writes out of bounds in a
+kernel; in ONNX it is an error.
 """
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.gpu.library import CCall, Library
 from benchmarks.gpu.work import Call, Work
-from tcompile.plugins.library import CCall, Library
 from tcompile.plugins.spec import Array, TokenOp
 
 TORCH = {

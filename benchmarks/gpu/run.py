@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.gpu import page
+from benchmarks.gpu.cases import cases
+from benchmarks.gpu.compare import problems
 from benchmarks.gpu.work import Work, tiny_works, works
-from tcompile.plugins.cases import cases
-from tcompile.plugins.compare import problems
 from tcompile.plugins.ops import OPS
 from tcompile.plugins.spec import TokenOp
 

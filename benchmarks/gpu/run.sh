@@ -22,7 +22,7 @@ if [ "${1:-}" = --dry ]; then
     library=$("$python" -c "
 import sys
 from pathlib import Path
-from tcompile.plugins.host_build import build
+from benchmarks.gpu.host_build import build
 print(build(Path(sys.argv[1])))" "$work")
     "$python" -m benchmarks.gpu.run --library "$library" --dry --cases "$cases"
     exit

@@ -12,7 +12,7 @@ from math import prod
 
 import numpy as np
 
-from tcompile.plugins.cases import rounded
+from benchmarks.gpu.cases import rounded
 from tcompile.plugins.ops import find_op
 from tcompile.plugins.shapes import evaluate
 from tcompile.plugins.spec import Array, TokenOp

@@ -10,18 +10,20 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
-from tcompile.core.errors import UsageError
-from tcompile.passes.lower.attention import decompose_attention, query_rows
 from tcompile.passes.lower.names import rename_nodes
-from tcompile.passes.lower.norm import decompose_rms_norm
 from tcompile.passes.lower.opset import lower_opset
 from tcompile.passes.lower.pixels import cast_pixels_first
 from tcompile.passes.lower.precision import to_fp16
-from tcompile.passes.lower.shapes import complete
-from tcompile.passes.lower.spell_fp32_matmul import spell_products
+from tcompile.passes.lower.spell import (
+    decompose_attention,
+    decompose_rms_norm,
+    query_rows,
+    spell_products,
+)
 from tcompile.passes.lower.token_casts import move_casts
 from tcompile.passes.lower.token_fuse import fuse_calls
 from tcompile.passes.lower.token_ops import TokenOps, lower_token_ops
+from tcompile.passes.lower.types import complete
 from tcompile.passes.runner import Dump, Pass, run
 from tcompile.targets.devices import Precision, Target
 
@@ -105,12 +107,7 @@ def lower(
         UsageError: the target does not know the precision.
         ModelError: an attention that has to be spelled out cannot be; control flow in fp16.
     """
-    if precision not in target.precisions:
-        raise UsageError(
-            f"target {target.name} has no precision '{precision}'",
-            where="--precision",
-            hint=f"one of {', '.join(target.precisions)}",
-        )
+    target.check_precision(precision)
     lowered = graph.copy()
     lowered.functions = [function.copy() for function in graph.functions]
     state = _Lowering(lowered, target, precision, token_ops, fp32_nodes)

@@ -1,4 +1,4 @@
-"""Which nodes must stay in fp32 when the rest of a graph goes to fp16, and why.
+"""The nodes that must stay in fp32 when the rest of a graph goes to fp16, and why.
 
 fp16 has 11 bits and ends at 65504: squares overflow from 256 on, an epsilon of 1e-6 is gone, and
 integers are exact only up to 2048. The softmax and the products of attention are not among these:

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from tcompile.core.graph import bypass, is_const, replace_uses, value
+from tcompile.core.graph import bypass, cast_node, is_const, replace_uses, value
 from tcompile.core.op_traits import MOVES
 from tcompile.passes.lower.types import FLOAT32, as_dtype
 
@@ -42,12 +42,11 @@ def cast_pixels_first(graph: gs.Graph) -> int:
 def _cast_first(
     graph: gs.Graph, images: list[gs.Tensor], moved: list[gs.Node], constants: set[str]
 ) -> None:
-    to = int(onnx.TensorProto.FLOAT)
     wides = []
     for image in images:
         wide = gs.Variable(f"{image.name}_fp32", FLOAT32, image.shape)
         replace_uses(image, wide)
-        graph.nodes.insert(0, gs.Node("Cast", f"{wide.name}/Cast", {"to": to}, [image], [wide]))
+        graph.nodes.insert(0, cast_node(image, wide, onnx.TensorProto.FLOAT))
         wides.append(wide)
     for node in moved:
         for i, tensor in enumerate(node.inputs):

@@ -14,7 +14,6 @@ import onnx_graphsurgeon as gs
 from tcompile.core.errors import InternalError, ModelError
 from tcompile.core.graph import constant_nodes_to_constants
 from tcompile.passes.lower.fp32_policy import FLOAT16_MAX, Delicate, largest, peek
-from tcompile.passes.lower.shapes import complete
 from tcompile.passes.lower.types import (
     FLOAT16,
     FLOAT32,
@@ -22,6 +21,7 @@ from tcompile.passes.lower.types import (
     Key,
     TypeClashError,
     as_dtype,
+    complete,
     output_types,
 )
 

@@ -11,7 +11,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from tcompile.core.domain import DOMAIN
-from tcompile.core.graph import bypass
+from tcompile.core.graph import bypass, cast_node
 from tcompile.passes.lower.types import FLOAT16, FLOAT32, as_dtype
 from tcompile.plugins.ops import OPS
 from tcompile.plugins.spec import TokenOp
@@ -91,7 +91,7 @@ def _cast_inside(body: gs.Function, op: TokenOp) -> None:
             for j, tensor in enumerate(node.inputs):
                 if tensor.name == given.name:
                     node.inputs[j] = wide
-        first.append(_cast(given, wide, onnx.TensorProto.FLOAT))
+        first.append(cast_node(given, wide, onnx.TensorProto.FLOAT))
     for i in gives:
         made = body.outputs[i]
         wide = gs.Variable(f"{made.name}_wide")
@@ -100,12 +100,8 @@ def _cast_inside(body: gs.Function, op: TokenOp) -> None:
                 for j, tensor in enumerate(tensors):
                     if tensor.name == made.name:
                         tensors[j] = wide
-        last.append(_cast(wide, made, onnx.TensorProto.FLOAT16))
+        last.append(cast_node(wide, made, onnx.TensorProto.FLOAT16))
     body.nodes[:] = [*first, *body.nodes, *last]
-
-
-def _cast(source: gs.Tensor, result: gs.Tensor, to: int) -> gs.Node:
-    return gs.Node("Cast", f"{result.name}/Cast", {"to": to}, [source], [result])
 
 
 def _data(op: TokenOp) -> tuple[list[int], list[int]]:

@@ -12,7 +12,6 @@ import onnx_graphsurgeon as gs
 
 from tcompile.core.domain import DOMAIN
 from tcompile.core.graph import ints, is_const, producer, value
-from tcompile.passes.lower.token_groups import combine
 from tcompile.plugins.ops import add_functions
 
 
@@ -23,7 +22,7 @@ def fuse_calls(graph: gs.Graph) -> int:
       stream apart in one gather: no slices, no joining.
     - The largest of cosines, a product of unit vectors and TopK of 1, is `TcPartnerTokens`: no
       matrix of cosines in memory.
-    - Means over tokens that merge: see `token_groups`.
+    - Means over tokens that merge: see `combine`.
     """
     found = 0
     for node in list(graph.nodes):
@@ -120,8 +119,7 @@ def _squeezed(tensor: gs.Variable) -> gs.Variable | None:
     if len(tensor.outputs) > 1:
         return None
     (user,) = tensor.outputs
-    axes = user.attrs.get("axes") or (ints(user.inputs[1]) if len(user.inputs) > 1 else [])
-    if user.op != "Squeeze" or axes not in ([2], [-1]):
+    if user.op != "Squeeze" or _axes(user) not in ([2], [-1]):
         return None
     result: gs.Variable = user.outputs[0]
     return result
@@ -138,5 +136,142 @@ def _is_unit(tensor: gs.Tensor) -> bool:
     length = producer(bound.inputs[0]) if bound is not None and bound.op == "Max" else None
     if length is None or length.op != "ReduceL2" or length.inputs[0] is not node.inputs[0]:
         return False
-    axes = length.attrs.get("axes") or (ints(length.inputs[1]) if len(length.inputs) > 1 else [])
-    return axes in ([-1], [2])
+    return _axes(length) in ([-1], [2])
+
+
+def combine(graph: gs.Graph, node: gs.Node) -> int:
+    """Make `node`, the last division of Σ w x/Σ w over groups, a call; 1 if it was one.
+
+    own part [B, K, C] + one-hot [B, K, r] · what leaves [B, r, C], over the same sum of weights, or
+    of ones: `TcCombineMeanTokens` or `TcCombinePlainTokens`. New sizes, where they are the sums of
+    the same weights, come from the call too; owners stay as they were written, a gather.
+    """
+    parts = _sum(node.inputs[0])
+    if parts is None:
+        return 0
+    own, hot, moved = parts
+    slot = _slot(hot)
+    kept, left = _weighted(own), _weighted(moved)
+    if slot is None or kept is None or left is None or kept[1] is not left[1]:
+        return 0
+    (rows, weight), (others, _) = kept, left
+    x, keep = rows.inputs
+    if others.inputs[0] is not x or not _counts(node.inputs[1], hot, weight, rows, others):
+        return 0
+    source, batch = others.inputs[1], x.shape[0]
+    count, tokens = keep.shape[1], x.shape[1]
+    if count + source.shape[1] != tokens or (weight is None and not isinstance(batch, int)):
+        return 0
+    size = gs.Variable(f"{node.name}/size", np.float32, [batch, count])
+    if weight is not None:
+        found = _sizes(graph, hot, weight, rows, others)
+        size = size if found is None else found
+    owner = gs.Variable(f"{node.name}/owner", np.int64, [batch, count])
+    ones = gs.Constant(f"{node.name}/ones", np.ones((1, tokens), np.float32))
+    slots = gs.Constant(f"{node.name}/slots", np.arange(count))
+    if weight is None:
+        ones.values = np.ones((batch, tokens), np.float32)
+    result = node.outputs[0]
+    # Owners are not asked for: any indices of tokens do.
+    given = [keep, keep, source, slot, slots]
+    node.op = "TcCombinePlainTokens" if weight is None else "TcCombineMeanTokens"
+    node.domain, node.attrs = DOMAIN, {}
+    node.inputs = [x, ones, *given] if weight is None else [x, weight, weight, *given]
+    node.outputs = [result, size, owner]
+    return 1
+
+
+def _sum(tensor: gs.Tensor) -> tuple[gs.Tensor, gs.Tensor, gs.Tensor] | None:
+    """(own, one-hot, moved) of own + one-hot · moved."""
+    add = producer(tensor)
+    product = producer(add.inputs[1]) if add is not None and add.op == "Add" else None
+    if add is None or product is None or product.op != "MatMul":
+        return None
+    return add.inputs[0], product.inputs[0], product.inputs[1]
+
+
+def _slot(hot: gs.Tensor) -> gs.Tensor | None:
+    """slot [B, r] of the one-hot [B, K, r] in fp32 that is 1 where slot is 0, 1, … K − 1."""
+    cast = producer(hot)
+    equal = producer(cast.inputs[0]) if cast is not None and cast.op == "Cast" else None
+    if equal is None or equal.op != "Equal" or not is_const(equal.inputs[1]):
+        return None
+    row, places = producer(equal.inputs[0]), value(equal.inputs[1])
+    if row is None or row.op != "Unsqueeze" or _axes(row) != [1]:
+        return None
+    whole = (1, places.size, 1)
+    if places.shape != whole or (places.reshape(-1) != np.arange(places.size)).any():
+        return None
+    return row.inputs[0]
+
+
+def _weighted(tensor: gs.Tensor) -> tuple[gs.Node, gs.Tensor | None] | None:
+    """(the gather, w) of x[index] or x[index] · w[index]."""
+    node = producer(tensor)
+    if node is not None and node.op == "TcGatherTokens":
+        return node, None
+    if node is None or node.op != "Mul":
+        return None
+    gather = producer(node.inputs[0])
+    if gather is None or gather.op != "TcGatherTokens":
+        return None
+    weight = _column(node.inputs[1], gather.inputs[1])
+    return None if weight is None else (gather, weight)
+
+
+def _column(tensor: gs.Tensor, index: gs.Tensor) -> gs.Tensor | None:
+    """w [B, T] of the column w[index] [B, n, 1]."""
+    column = producer(tensor)
+    taken = producer(column.inputs[0]) if column is not None and column.op == "Unsqueeze" else None
+    if column is None or taken is None or _axes(column) != [2] or taken.op != "GatherElements":
+        return None
+    if taken.attrs.get("axis") != 1 or taken.inputs[1] is not index:
+        return None
+    found: gs.Tensor = taken.inputs[0]
+    return found
+
+
+def _counts(
+    tensor: gs.Tensor, hot: gs.Tensor, weight: gs.Tensor | None, rows: gs.Node, others: gs.Node
+) -> bool:
+    """Tell whether a tensor [B, K, 1] is the sum of the weights of each group, of ones for None."""
+    if weight is not None:
+        parts = _sum(tensor)
+        if parts is None or parts[1] is not hot:
+            return False
+        found = _column(parts[0], rows.inputs[1]), _column(parts[2], others.inputs[1])
+        return found[0] is weight and found[1] is weight
+    add = producer(tensor)
+    if add is None or add.op != "Add" or not is_const(add.inputs[1]):
+        return False
+    many = producer(add.inputs[0])
+    return (
+        many is not None
+        and many.op == "ReduceSum"
+        and many.inputs[0] is hot
+        and _axes(many) == [2]
+        and value(add.inputs[1]).reshape(-1).tolist() == [1]
+    )
+
+
+def _sizes(
+    graph: gs.Graph, hot: gs.Tensor, weight: gs.Tensor, rows: gs.Node, others: gs.Node
+) -> gs.Variable | None:
+    """Return what the graph has of the sums of the same weights as [B, K], taken from who writes
+    it."""
+    for node in graph.nodes:
+        if node.op == "Squeeze" and node.outputs and _axes(node) == [2]:
+            result = node.outputs[0]
+            if any(result is t for t in graph.outputs):
+                continue
+            if _counts(node.inputs[0], hot, weight, rows, others):
+                node.outputs.clear()
+                found: gs.Variable = result
+                return found
+    return None
+
+
+def _axes(node: gs.Node) -> list[int]:
+    if "axes" in node.attrs:
+        return [int(a) for a in node.attrs["axes"]]
+    return ints(node.inputs[1]) if len(node.inputs) > 1 and is_const(node.inputs[1]) else []

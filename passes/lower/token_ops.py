@@ -76,9 +76,9 @@ def choose_token_ops(target: Target, wanted: str | None = None) -> TokenOpsChoic
         )
     if form != "native" and target.runtime in _REFUSED:
         raise UsageError(
-            f"'{form}' is nothing for {target.name}: {_REFUSED[target.runtime]}",
+            f"{target.name} cannot take '{form}': {_REFUSED[target.runtime]}",
             where="--token-ops",
-            hint="native is",
+            hint="use native",
         )
     if form == "aot" and not any(parser_rule(j.trt_version).aot for j in jetpacks_for(target)):
         raise UsageError(
@@ -94,8 +94,8 @@ def lower_token_ops(graph: gs.Graph, form: TokenOps) -> int:
     """Give the calls of token ops their form, in place, and drop bodies that nothing calls; returns
     how many calls there are.
 
-    Bodies stay in the graph in every form; `saving.save` writes them last, so that a file for a
-    TensorRT whose rule `takes_body_first` is the beginning of the file (`saving.without_bodies`).
+    Bodies stay in the graph in every form; `core.save.save` writes them last, so that a file for a
+    TensorRT whose rule `takes_body_first` is the beginning of the file (`without_bodies`).
     """
     calls = [node for node in graph.nodes if is_call(node)]
     for node in calls:

@@ -1,5 +1,5 @@
 """Element types of an operator's outputs, given its inputs': enough to type function
-bodies and to check a converted graph. Shapes play no part.
+bodies and to check a converted graph. Shapes play no part; `complete` fills in both by inference.
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+
+from tcompile.core.errors import InternalError
+from tcompile.passes.normalize.infer import infer
 
 DType = np.dtype[Any]
 Key = tuple[str, str]
@@ -129,3 +132,24 @@ def as_dtype(to: Any) -> DType:
     """An element type that graphsurgeon gives as an ONNX enum value or as a numpy type."""
     kind: DType = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(to) if isinstance(to, int) else to)
     return kind
+
+
+def complete(graph: gs.Graph) -> None:
+    """Note the type and shape of every tensor, in place, by inference where they are missing.
+
+    Raises:
+        ModelError: shapes contradict each other.
+        InternalError: inference cannot tell the type of a tensor.
+    """
+    variables = [t for t in graph.tensors().values() if isinstance(t, gs.Variable)]
+    if all(t.dtype is not None and t.shape is not None for t in variables):
+        return
+    known = [(tensor, tensor.dtype, tensor.shape) for tensor in variables]
+    infer(graph, symbolic=True)
+    for tensor, dtype, shape in known:
+        # What was noted stays: inference does not see through every function.
+        tensor.dtype = tensor.dtype if dtype is None else dtype
+        tensor.shape = tensor.shape if shape is None else shape
+    for tensor in variables:
+        if tensor.dtype is None and not tensor.is_empty():
+            raise InternalError(f"the element type of '{tensor.name}' cannot be told")

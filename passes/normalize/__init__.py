@@ -68,14 +68,12 @@ class Normalized:
     Attributes:
         graph: shapes known on every tensor. A free batch is the dim `batch`; where inputs have free
             batches of their own, each keeps its name.
-        symbolic_batch: whether a batch is free.
         metadata: the model's metadata_props, which the IR does not carry.
         widened: whether the model computed in fp16, which the normal form does not.
         sized: stored number → the (tensor, axis, size) that it was computed from.
     """
 
     graph: gs.Graph
-    symbolic_batch: bool
     metadata: dict[str, str]
     widened: bool = False
     sized: Mapping[str, Origin] = field(default_factory=dict)
@@ -109,7 +107,7 @@ def normalize(
             joined = _join(joined, names, error.names)
         else:
             sized = state.origins.summary()
-            return Normalized(state.graph, bool(names), metadata, state.widened, sized)
+            return Normalized(state.graph, metadata, state.widened, sized)
 
 
 def _join(

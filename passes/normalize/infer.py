@@ -49,8 +49,8 @@ class ContradictionError(ModelError):
         names: free dims that meet where they do, if there are several: they may have to be one.
     """
 
-    def __init__(self, what: str, *, names: Sequence[str] = (), hint: str = "") -> None:
-        super().__init__(what, hint=hint)
+    def __init__(self, what: str, names: Sequence[str]) -> None:
+        super().__init__(f"its shapes contradict each other{what}", hint="the export is broken")
         self.names = tuple(names)
 
 
@@ -97,9 +97,7 @@ def _infos(graph: gs.Graph, model: onnx.ModelProto) -> dict[str, onnx.ValueInfoP
         # The first fault; those after it are mostly its consequences.
         reason = next((s for s in str(error).splitlines() if s.strip()), "")
         raise ContradictionError(
-            f"its shapes contradict each other: {reason}",
-            names=_meeting(model) if len(free_names(graph)) > 1 else (),
-            hint="the export is broken",
+            f": {reason}", _meeting(model) if len(free_names(graph)) > 1 else ()
         ) from error
     return {v.name: v for v in (*found.graph.value_info, *found.graph.output)}
 
@@ -187,11 +185,7 @@ def check_meetings(graph: gs.Graph) -> None:
         if node.op == "Reshape":
             names |= {n: None for s in shape(node.outputs[0]) for n in free_factors(s)[0]}
         if not fits and len(names) > 1:
-            raise ContradictionError(
-                f"its shapes contradict each other at {node.op} '{node.name}'",
-                names=list(names),
-                hint="the export is broken",
-            )
+            raise ContradictionError(f" at {node.op} '{node.name}'", list(names))
 
 
 def _letters_fit(equation: str, dims: Sequence[tuple[int, ...]]) -> bool:

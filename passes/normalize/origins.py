@@ -1,4 +1,4 @@
-"""Which stored numbers were computed from the size of which axis.
+"""Stored numbers that were computed from the size of an axis, and of which axis.
 
 `Shape(x)[1]` of a token axis is stored as a number like any other, and so is all that the file
 computes from it. What follows from the number of tokens has to be known when tokens leave, so each

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from tcompile.core.graph import is_const, producer, replace_uses, value
+from tcompile.core.graph import cast_node, is_const, producer, replace_uses, value
 
 _HALF, _SINGLE = np.dtype(np.float16), np.dtype(np.float32)
 _TO_SINGLE, _TO_HALF = int(onnx.TensorProto.FLOAT), int(onnx.TensorProto.FLOAT16)
@@ -28,19 +28,15 @@ def widen(graph: gs.Graph) -> bool:
         if tensor.dtype == _HALF:
             wide = gs.Variable(f"{tensor.name}/fp32", _SINGLE)
             replace_uses(tensor, wide)
-            graph.nodes.insert(0, _cast(tensor, wide, _TO_SINGLE))
+            graph.nodes.insert(0, cast_node(tensor, wide, _TO_SINGLE))
     for tensor in graph.outputs:
         maker = producer(tensor)
         if tensor.dtype == _HALF and maker is not None:
             wide = gs.Variable(f"{tensor.name}/fp32", _SINGLE)
             replace_uses(tensor, wide)
             maker.outputs[next(i for i, t in enumerate(maker.outputs) if t is tensor)] = wide
-            graph.nodes.append(_cast(wide, tensor, _TO_HALF))
+            graph.nodes.append(cast_node(wide, tensor, _TO_HALF))
     return True
-
-
-def _cast(source: gs.Tensor, result: gs.Variable, to: int) -> gs.Node:
-    return gs.Node("Cast", f"{result.name}/Cast", {"to": to}, [source], [result])
 
 
 def _inside(graph: gs.Graph) -> None:

@@ -1,35 +1,42 @@
-"""The reduce pass: one walk in execution order over a copy of the graph."""
+"""The reduce pass: one walk in execution order over a copy of the graph.
+
+`apply` is the one place that says how each edit of `analysis.effects` is applied. Where tokens are
+bypassed around a block (IdleViT, SViT), some run through it, and the others pass it unchanged.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.logger import G_LOGGER
 from onnx_graphsurgeon.util.exception import OnnxGraphSurgeonException
 
 from tcompile.analysis import axes as ax
+from tcompile.analysis import effects as fx
 from tcompile.analysis.count_state import Counts
-from tcompile.analysis.effects import Effects, Recount, ReductionPoint, Rescale
-from tcompile.analysis.layout import Layout, stream_layout
+from tcompile.analysis.effects import Effects, ReductionPoint
 from tcompile.analysis.model import Analysis, tower_batch
-from tcompile.analysis.sites import Site
-from tcompile.analysis.token_dims import Run, locate
-from tcompile.core.errors import InternalError, ModelError, UsageError
+from tcompile.analysis.structure import Block
+from tcompile.analysis.token_dims import Layout, Run, locate, stream_layout
+from tcompile.core.errors import InternalError, ModelError, UsageError, assert_never
 from tcompile.core.graph import int_to_dim, is_const, replace_uses, shape
-from tcompile.passes.lower.attention import decompose_attention
+from tcompile.passes.lower.spell import decompose_attention
 from tcompile.passes.normalize.infer import infer
 from tcompile.passes.reduce.builder import Builder
-from tcompile.passes.reduce.bypass import Bypass, copies, returned
 from tcompile.passes.reduce.check import dense_grid
 from tcompile.passes.reduce.edit_state import Editor
-from tcompile.passes.reduce.edits import apply, redirect
 from tcompile.passes.reduce.gather_rows import from_rows, to_rows
 from tcompile.passes.reduce.outputs import Carried, carried, token_outputs
+from tcompile.passes.reduce.recount import recount, rescale
 from tcompile.passes.reduce.reducers import reducer_of
+from tcompile.passes.reduce.set_shapes import set_gather, set_shape, set_slice, set_split, trim
+from tcompile.passes.reduce.side_inputs import gather_side, regroup_views, reorder, restore
 from tcompile.passes.reduce.steps import Step, Steps
 from tcompile.passes.reduce.token_state import TokenState, index_on_run, owner_on_run
+from tcompile.passes.reduce.weigh import bias, pool
 from tcompile.passes.runner import Dump
 
 
@@ -120,8 +127,7 @@ class Rewriter:
             stage = self.stages[number]
             written = list(node.outputs)  # what an edit scales is written by a node behind
             for edit in self.found.edits.get(node.name, []):
-                taken = edit.stage if isinstance(edit, (Rescale, Recount)) else number
-                apply(self.editor, node, edit, self.stages[taken])
+                apply(self.editor, node, edit, self.stages, number)
             for out in written:
                 if out.name in self.found.dims and restored is None:
                     out.shape = self._shape(out.name, stage)
@@ -187,22 +193,21 @@ class Rewriter:
 
     def _entered(self) -> gs.Tensor:
         """[B, N, C], the stream as it enters the first block."""
-        name = self.analysis.blocks[0].stream_in
-        layout = stream_layout(self.analysis.facts.axes[name], self.analysis.space)
-        if layout is None:
-            raise InternalError("the stream has no layout where it enters the first block")
+        layout = self._layout(self.analysis.blocks[0].stream_in)
         return to_rows(self.b, self.entering, layout, self.analysis.space.total)
 
-    def _layout(self, name: str, site: Site) -> Layout:
+    def _layout(self, name: str) -> Layout:
         layout = stream_layout(self.analysis.facts.axes[name], self.analysis.space)
         if layout is None:
-            raise InternalError("a legal site has no stream layout", where=site.name)
+            raise InternalError(
+                "a stream that tokens leave, or return to, has no layout", where=name
+            )
         return layout
 
     def _reduce_at(self, stream: gs.Tensor, step: Step) -> None:
         b, site, stage = self.b, step.site, self.stages[-1]
         name = str(stream.name)
-        layout = self._layout(name, site)
+        layout = self._layout(name)
         readers = self.readers[name]
         core = self.steps.attention(site.block)
         b.scope(f"{site.name.replace(':', '_')}/{step.reduction.reducer.name}", site.name)
@@ -233,7 +238,7 @@ class Rewriter:
         """Let the nodes around which tokens are bypassed read the kept ones only."""
         b, site, space, blocks = self.b, step.site, self.analysis.space, self.analysis.blocks
         stream = self.editor.current[name]
-        layout = self._layout(name, site)
+        layout = self._layout(name)
         b.scope(f"{site.name.replace(':', '_')}/score", site.name)
         region = [self.nodes[n] for n in self.order if n in self.cuts[site.name].region]
         nodes = {**self.nodes, **copies(b, region, blocks[site.block])}
@@ -243,9 +248,7 @@ class Rewriter:
         merged, beside = self.cuts[site.name].merged, None
         if merged:
             entering = blocks[site.block].stream_in
-            beside = to_rows(
-                b, self.editor.current[entering], self._layout(entering, site), space.total
-            )
+            beside = to_rows(b, self.editor.current[entering], self._layout(entering), space.total)
         reduced, after = self.steps.run(step, rows, width, core, self.stages[0], beside)
         if not merged:
             assert after.index is not None
@@ -260,9 +263,7 @@ class Rewriter:
         b, space, name = self.b, self.analysis.space, str(out.name)
         b.scope(f"return/{name}")
         kept = space.prefix + space.suffix + bypass.stage.count
-        layout = stream_layout(self.analysis.facts.axes[name], space)
-        if layout is None:
-            raise InternalError("tokens return to a stream without a layout", where=name)
+        layout = self._layout(name)
         rows = to_rows(b, out, layout, kept)
         whole = Run(0, len(space.pieces))
         if bypass.merged:
@@ -317,3 +318,110 @@ class Rewriter:
                     f"'{name}' has shape {tensor.shape}, the analysis predicts "
                     f"{self.predicted[name]}"
                 )
+
+
+@dataclass(frozen=True)
+class Bypass:
+    """The tensors that are needed where the tokens return.
+
+    Attributes:
+        rows: [B, N, C], the stream as it entered the block.
+        stage: the tokens that ran through the block.
+        merged: the others are part of these.
+    """
+
+    rows: gs.Tensor
+    stage: TokenState
+    merged: bool = False
+
+
+def copies(b: Builder, region: Sequence[gs.Node], block: Block) -> dict[str, gs.Node]:
+    """Copies of the nodes of a block that lead to softmax·V, by the originals' names.
+
+    They read the whole stream, so that a score can be taken of every token; what the score does not
+    read of them is removed in the end.
+    """
+    made: dict[str, gs.Node] = {}
+    left = {a.context for a in block.attentions}
+    copied: dict[str, gs.Tensor] = {}
+    for node in region:
+        outputs = []
+        for out in node.outputs:
+            copied[out.name] = gs.Variable(b.name(f"all/{out.name}"), out.dtype, out.shape)
+            outputs.append(copied[out.name])
+        inputs = [copied.get(t.name, t) for t in node.inputs]
+        copy = gs.Node(
+            node.op, b.name(f"all/{node.name}"), dict(node.attrs), inputs, outputs, node.domain
+        )
+        made[node.name] = copy
+        b.graph.nodes.append(copy)
+        left -= {str(out.name) for out in node.outputs}
+        if not left:
+            break
+    return made
+
+
+def returned(
+    b: Builder, rows: gs.Tensor, kept: gs.Tensor, index: gs.Tensor, count: int, total: int
+) -> gs.Tensor:
+    """[B, N, C]: `rows` with those at `index` [B, K] replaced by `kept` [B, K, C].
+
+    Args:
+        count, total: K and N.
+    """
+    slots = b.const(np.arange(count))
+    stay = b.const(count + np.arange(total))
+    return b.call(
+        "TcReturnTokens", rows, kept, index, slots, stay, dtypes=[kept.dtype], fp32=False
+    )[0]
+
+
+def apply(
+    editor: Editor, node: gs.Node, edit: fx.Edit, stages: Sequence[TokenState], number: int
+) -> None:
+    """Apply one edit in place: the one place that says how each is applied.
+
+    Args:
+        stages: of the walk so far.
+        number: of the stage of the node's inputs; an edit of a count names its own.
+    """
+    stage = stages[number]
+    editor.b.scope(node.name.strip("/"))
+    match edit:
+        case fx.SetShape():
+            set_shape(editor, node, edit, stage)
+        case fx.SetSlice():
+            set_slice(editor, node, edit, stage)
+        case fx.SetSplit():
+            set_split(editor, node, edit, stage)
+        case fx.SetGather():
+            set_gather(editor, node, edit, stage)
+        case fx.Trim():
+            trim(editor, node, edit, stage)
+        case fx.Side():
+            gather_side(editor, node, edit, stage)
+        case fx.Restore():
+            restore(editor, node, edit, stage)
+        case fx.Regroup():
+            regroup_views(editor, node, edit, stage)
+        case fx.Reorder():
+            reorder(editor, node, edit, stage)
+        case fx.Rescale():
+            rescale(editor, node, edit, stages[edit.stage])
+        case fx.Recount():
+            recount(editor, node, edit, stages[edit.stage])
+        case fx.Pool():
+            pool(editor, node, edit, stage)
+        case fx.Bias():
+            bias(editor, node, edit, stage)
+        case _:
+            assert_never(edit)
+
+
+def redirect(old: gs.Tensor, new: gs.Tensor, readers: list[gs.Node], graph: gs.Graph) -> None:
+    """Let the readers, and the graph output if it is one, take the reduced stream."""
+    replace_uses(old, new, readers)
+    for i, out in enumerate(graph.outputs):
+        if out is old:
+            graph.outputs[i] = new
+            old.name, new.name = f"{old.name}/dense", old.name

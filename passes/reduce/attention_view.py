@@ -12,8 +12,7 @@ from math import sqrt
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from tcompile.analysis.attention import Attention
-from tcompile.analysis.attention_match import AFTER_SOFTMAX, BEFORE_SOFTMAX
+from tcompile.analysis.attention import AFTER_SOFTMAX, BEFORE_SOFTMAX, Attention
 from tcompile.core.errors import InternalError, UsageError
 from tcompile.core.graph import attr, is_const, producer, value
 from tcompile.passes.reduce.builder import Builder

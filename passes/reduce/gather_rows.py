@@ -12,10 +12,8 @@ import onnx_graphsurgeon as gs
 from tcompile.analysis import axes as ax
 from tcompile.analysis.axes import Axes, Digit
 from tcompile.analysis.effects import SideAxis
-from tcompile.analysis.groups import Grouping
-from tcompile.analysis.layout import Layout
-from tcompile.analysis.space import TokenSpace
-from tcompile.analysis.token_dims import Dim, locate
+from tcompile.analysis.space import Grouping, TokenSpace
+from tcompile.analysis.token_dims import Dim, Layout, locate
 from tcompile.core.errors import InternalError, ModelError
 from tcompile.passes.reduce.builder import Builder
 

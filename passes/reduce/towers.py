@@ -1,7 +1,8 @@
 """Several towers: one rewrite after the other.
 
 The second rewrite works on the result of the first, analysed afresh: what its tokens meet there is
-what the finished graph has, so that no walk has to know of two token axes at once.
+what the finished graph has, so that no walk has to know of two token axes at once. After each, the
+reduced graph is analysed anew and must carry the planned counts.
 """
 
 from __future__ import annotations
@@ -11,13 +12,16 @@ from dataclasses import replace
 
 import onnx_graphsurgeon as gs
 
+from tcompile.analysis import axes as ax
+from tcompile.analysis.attention import find_attention
 from tcompile.analysis.model import Analysis, analyse_axis, meeting
-from tcompile.core.errors import ModelError, TcompileError, UsageError
+from tcompile.analysis.propagate import propagate
+from tcompile.analysis.token_dims import Run
+from tcompile.core.errors import InternalError, ModelError, TcompileError, UsageError
 from tcompile.core.schedule import Schedule, TowerSchedule
 from tcompile.passes.reduce import ReducedGraph, reduce_graph
 from tcompile.passes.reduce.check import check_schedule
 from tcompile.passes.reduce.outputs import carries_patches
-from tcompile.passes.reduce.verify_counts import check_counts
 from tcompile.passes.runner import Dump
 
 
@@ -113,3 +117,33 @@ def _why(dense: gs.Graph, towers: Sequence[Analysis], other: Analysis, error: Tc
                 "fewer of those are left"
             )
     return error.what
+
+
+def check_counts(graph: gs.Graph, analysis: Analysis, schedule: Schedule) -> None:
+    """Find the attentions of the reduced graph, knowing nothing of the rewrite, and compare how
+    many queries and keys each has with what the schedule says.
+
+    Raises:
+        InternalError: an attention is missing or has another number of tokens.
+    """
+    found = {a.context: a for a in find_attention(graph, propagate(graph))}
+    planned = {b.block: b.attention for b in schedule.tokens_per_block()}
+    space = analysis.space
+    for block in analysis.blocks:
+        for core in block.attentions:
+            now = found.get(core.context)
+            if now is None:
+                raise InternalError(
+                    f"the attention '{core.node}' of block {block.index} is gone after reduction"
+                )
+            run = space.runs.get(core.columns)
+            if core.rows != core.columns or run is None:
+                continue
+            counts = (ax.size(now.rows), ax.size(now.columns))
+            patches = planned[block.index] - space.prefix - space.suffix
+            count = Run(*run).size(space, patches)
+            if counts != (count, count):
+                raise InternalError(
+                    f"block {block.index} attends from {counts[0]} to {counts[1]} tokens after "
+                    f"reduction, the schedule says {count}"
+                )

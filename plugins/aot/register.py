@@ -3,7 +3,7 @@
 a name is `namespace::name`; tensors come first, then attributes, all annotated, without defaults;
 `aot_impl` gets the inputs, the attributes, `outputs` and `tactic`, and gives the kernel's name, its
 PTX, how it is launched, and the 32-bit numbers between the pointers to inputs and to outputs. An
-attribute is called as the field of our library's plugin is (`fields.py`), so that one ONNX file
+attribute is called as the field of the library's plugin is (`fields.py`), so that one ONNX file
 serves both. Both cannot be registered in one process.
 """
 

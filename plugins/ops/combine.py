@@ -1,6 +1,6 @@
 """Merging by any matching: what becomes of tokens that merge, their sizes and their owner map.
 
-One op for each way (`reducers.merge_combine`), since a function body cannot choose by an attribute.
+One op for each way (`reducers.merge_match`), since a function body cannot choose by an attribute.
 One kernel does them all.
 """
 

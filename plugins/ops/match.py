@@ -2,7 +2,7 @@
 
 All of them: similarity = cos of two rows in fp32, a row's length no less than 1e-6; a row of zeros
 is like nothing (0), NaN counts as -Inf; of equal similarities the lower index wins. Where two
-candidates are alike within rounding (`Tolerance.near`), either is right.
+candidates are alike within rounding (`near` in benchmarks/gpu/compare.py), either is right.
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import onnx
 
-from tcompile.core.errors import UsageError
 from tcompile.core.model_files import describe_tensors
 from tcompile.targets.backends import jetson, ort, rtx, tensorrt
 from tcompile.targets.backends.base import Batch, EmittedFiles, FusedAttention
@@ -44,23 +43,13 @@ def emit(
             parsed by TensorRT-RTX where that is installed.
         EngineError: the runtime accepts the model and cannot build it.
     """
-    check_precision(target, precision)
+    target.check_precision(precision)
     sizes = batch if isinstance(batch, Batch) else Batch(*batch or ())
     if target.runtime == "onnxruntime":
         return _for_onnxruntime(model_path)
     if target.runtime == "tensorrt-rtx":
         return _for_rtx(model_path, directory, target, precision, sizes)
     return _for_jetson(model_path, directory, target, sizes, token_ops)
-
-
-def check_precision(target: Target, precision: str) -> None:
-    """Raise UsageError unless the target may be built in that precision."""
-    if precision not in target.precisions:
-        raise UsageError(
-            f"target {target.name} has no precision '{precision}'",
-            where="--precision",
-            hint=f"one of {', '.join(target.precisions)}",
-        )
 
 
 def _for_onnxruntime(model_path: Path) -> EmittedFiles:

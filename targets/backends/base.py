@@ -1,15 +1,17 @@
-"""The results of a backend, its errors, and the batch sizes that it is asked for."""
+"""The results of a backend, its errors, and the batch sizes that an engine is built for."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from tcompile.core.decode import Count
 from tcompile.core.errors import ModelError, TcompileError, UsageError
-from tcompile.core.graph import settled
+from tcompile.core.graph import batch_dim, free_names, settled
 
 
 class RefusedError(TcompileError):
@@ -130,30 +132,78 @@ class Batch:
         """Smallest, typical, largest."""
         return self.smallest, self.typical, self.largest
 
-    @staticmethod
-    def asked(
-        smallest: int | None, typical: int | None, largest: int | None, batch: int = 1
-    ) -> Batch:
-        """Return the sizes asked for, the others filled in: 1, `batch`, the larger of 8 and that.
-
-        Args:
-            batch: images in a run, which is planned with.
-
-        Raises:
-            UsageError: sizes that are not in order, or a batch above the largest.
-        """
-        low = 1 if smallest is None else smallest
-        middle = max(batch, low) if typical is None else typical
-        if largest is not None and batch > largest:
-            raise UsageError(
-                f"plans for {batch} images in a run, which is more than --max-batch {largest}",
-                where="--batch",
-            )
-        return Batch(low, middle, max(8, middle, batch) if largest is None else largest)
-
 
 def first_dims(dim: int | str, batch: Batch) -> tuple[int, int, int]:
     """A first dim at the three sizes: `batch`, any other name, or `batch*3` where the batch is
     merged with another axis. A number stays itself."""
     low, middle, high = (dim if isinstance(dim, int) else settled(dim, n) for n in batch.sizes)
     return low, middle, high
+
+
+if TYPE_CHECKING:
+    import onnx_graphsurgeon as gs
+
+#: What is said of sizes on a target that takes any.
+UNBOUND = "batch sizes bound nothing on this target, which runs any batch; they are recorded"
+
+
+@dataclass(frozen=True)
+class BatchSizes:
+    """`--min-batch`, `--opt-batch`, `--max-batch` and `--batch`.
+
+    Attributes:
+        smallest, typical, largest: None where not asked for.
+        batch: images in a run, which is planned and measured with.
+    """
+
+    smallest: int | None = None
+    typical: int | None = None
+    largest: int | None = None
+    batch: int = 1
+
+    def __post_init__(self) -> None:
+        _ = self.settled  # Raises before anything is read.
+
+    @property
+    def asked(self) -> dict[str, int]:
+        """Option → size, those asked for."""
+        every = {
+            "--min-batch": self.smallest,
+            "--opt-batch": self.typical,
+            "--max-batch": self.largest,
+        }
+        return {option: size for option, size in every.items() if size is not None}
+
+    @property
+    def settled(self) -> Batch:
+        """All three, those that were not asked for filled in: 1, `batch`, the larger of 8 and that.
+
+        Raises:
+            UsageError: sizes that are not in order, or a batch above the largest.
+        """
+        low = 1 if self.smallest is None else self.smallest
+        middle = max(self.batch, low) if self.typical is None else self.typical
+        if self.largest is None:
+            return Batch(low, middle, max(8, middle, self.batch))
+        if self.batch > self.largest:
+            raise UsageError(
+                f"plans for {self.batch} images in a run, which is more than --max-batch "
+                f"{self.largest}",
+                where="--batch",
+            )
+        return Batch(low, middle, self.largest)
+
+    def check(self, graph: gs.Graph, where: str | Path) -> None:
+        """Raise `UsageError` for sizes that a model of a fixed batch does not have."""
+        if free_names(graph):
+            return
+        fixed = batch_dim(graph)
+        for option, size in self.asked.items():
+            if size != fixed:
+                shapes = ", ".join(f"'{t.name}' {list(t.shape)}" for t in graph.inputs)
+                raise UsageError(
+                    f"{option} {size} needs a model with a free batch; this one runs {fixed} at a "
+                    f"time, inputs {shapes}",
+                    where=str(where),
+                    hint="export it with a free batch (tcompile export --batch dynamic)",
+                )

@@ -1,4 +1,4 @@
-"""Which attention layers of a model an engine runs as one fused kernel.
+"""The attention layers of a model that an engine runs as one fused kernel.
 
 A TensorRT plan embeds Myelin's list of kernels as text, one `function={ name=... layers="..." }`
 each, where `layers` names the ONNX nodes that went into the kernel. Fused attention has `_mha` in
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import onnx
 import onnx_graphsurgeon as gs
 
-from tcompile.analysis.attention_match import AttentionMatch, attentions
+from tcompile.analysis.attention import AttentionMatch, attentions
 from tcompile.core.domain import WRITTEN
 from tcompile.targets.backends.base import FusedAttention
 
@@ -50,7 +50,8 @@ def kernels(plan: Plan) -> list[Kernel]:
 def attention_layers(model: onnx.ModelProto) -> list[AttentionMatch]:
     """Return the attentions of a model, in its order, without those that scores compute.
 
-    A score may compute all rows of an attention once more, beside the one that is to be fused.
+    A score may compute all rows of an attention once more, beside the one that is to be fused. It
+    is known by its name: `verify` has a file and its engine, and nothing of the pass that wrote it.
     """
     found = attentions(gs.import_onnx(model))
     return [layer for layer in found if not layer.node.name.startswith(WRITTEN)]

@@ -86,6 +86,15 @@ class Target:
         found = self.figures.get(figure)
         return None if found is None else found.value
 
+    def check_precision(self, precision: str) -> None:
+        """Raise UsageError unless it may be built for in that precision."""
+        if precision not in self.precisions:
+            raise UsageError(
+                f"target {self.name} has no precision '{precision}'",
+                where="--precision",
+                hint=f"one of {', '.join(self.precisions)}",
+            )
+
     def to_json(self) -> dict[str, Any]:
         """Return the document of its data file."""
         document: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self))

@@ -3,11 +3,15 @@
 A core is a Softmax over the last axis whose logits come from a product of two live tensors and
 whose result is contracted with a third, or an ai.onnx `Attention` (opset 23). Exporters spell it in
 many more ways; all are one of these two after normalisation.
+
+The analysis, the roofline and the check of an engine's kernels all find attention here.
+`match_attention` takes any onnx-graphsurgeon graph: in normal form, reduced, or lowered and read
+back. `find_attention` adds what the axes say.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Literal
@@ -15,10 +19,9 @@ from typing import Literal
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis import axes as ax
-from tcompile.analysis.attention_match import AttentionMatch, match_attention
 from tcompile.analysis.axes import Axis
 from tcompile.analysis.facts import Facts
-from tcompile.core.graph import attr
+from tcompile.core.graph import attr, is_const, producer
 
 
 @dataclass(frozen=True)
@@ -106,3 +109,161 @@ def _attention(match: AttentionMatch, facts: Facts, index: int) -> Attention:
 def _heads(axes: Sequence[Axis]) -> int:
     """Return the product of the leading axes of the logits, the batch left out."""
     return prod(digit.size for axis in axes for digit in axis if digit.root.kind != "batch")
+
+
+Side = Literal["before", "after", "both"]
+
+#: Operators that may stand between Q·Kᵀ and the softmax, between the softmax and ·V, or at both
+#: places; and whether TensorRT's fused attention kernels compute them as well. Seen in engines of
+#: TensorRT-RTX 1.7.1: Tanh (soft-capped scores) leaves two products and a softmax behind. Clip and
+#: quantisation inside a half precision attention could not be tried.
+BETWEEN: dict[str, tuple[Side, bool]] = {
+    "Add": ("before", True),
+    "Sub": ("before", True),
+    "Div": ("before", True),
+    "Clip": ("before", False),
+    "Tanh": ("before", False),
+    "Mul": ("both", True),
+    "Cast": ("both", True),
+    "Where": ("both", True),
+    "Identity": ("both", True),
+    "Reshape": ("both", True),
+    "QuantizeLinear": ("both", False),
+    "DequantizeLinear": ("both", False),
+    "IsNaN": ("after", True),
+    "Dropout": ("after", True),
+}
+BEFORE_SOFTMAX = frozenset(op for op, (side, _) in BETWEEN.items() if side != "after")
+AFTER_SOFTMAX = frozenset(op for op, (side, _) in BETWEEN.items() if side != "before")
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionMatch:
+    """The nodes of one attention.
+
+    Attributes:
+        node: the Softmax, or the `Attention` operator.
+        product: Q·Kᵀ; of an operator, the operator.
+        mix: softmax·V; of an operator, the operator.
+        before: from the product to the softmax, both excluded, in order.
+        after: what the probabilities pass on their way to ·V.
+    """
+
+    node: gs.Node
+    product: gs.Node
+    mix: gs.Node
+    before: tuple[gs.Node, ...] = ()
+    after: tuple[gs.Node, ...] = ()
+
+    @property
+    def operands(self) -> tuple[gs.Tensor, gs.Tensor, gs.Tensor]:
+        """Q, K and V; K as the product takes it, which is transposed in plain operators."""
+        if self.node.op == "Attention":
+            q, k, v = self.node.inputs[:3]
+            return q, k, v
+        q, k = self.product.inputs
+        return q, k, self.mix.inputs[1]
+
+    @property
+    def queries(self) -> int | str | None:
+        """The number of query rows, the last axis but one of Q; None where it is not known."""
+        shape = self.node.outputs[0].shape
+        return shape[-2] if shape is not None and len(shape) >= 2 else None
+
+    @property
+    def nodes(self) -> tuple[gs.Node, ...]:
+        """All of its nodes, in the order in which they run."""
+        if self.node is self.product:
+            return (self.node,)
+        return (self.product, *self.before, self.node, *self.after, self.mix)
+
+    @property
+    def unfused_ops(self) -> tuple[str, ...]:
+        """Operators inside that a fused kernel of TensorRT does not compute; K as a weight among
+        them, which makes Q·Kᵀ a linear layer."""
+        ops = [str(n.op) for n in (*self.before, *self.after) if not BETWEEN[n.op][1]]
+        return (*ops, *(["MatMul with a weight"] if is_const(self.operands[1]) else []))
+
+    def read_elsewhere(self, graph: gs.Graph) -> bool:
+        """Tell whether anything else reads the scores or the probabilities, which keeps TensorRT
+        from fusing the attention."""
+        inside = {id(n) for n in self.nodes}
+        outputs = {t.name for t in graph.outputs}
+        return any(
+            t.name in outputs or any(id(reader) not in inside for reader in t.outputs)
+            for n in self.nodes
+            if n is not self.mix
+            for t in n.outputs
+        )
+
+
+def _is_data(tensor: gs.Tensor) -> bool:
+    return not is_const(tensor)
+
+
+def match_attention(
+    node: gs.Node, is_data: Callable[[gs.Tensor], bool] = _is_data
+) -> AttentionMatch | None:
+    """Return the attention whose softmax, or whose whole, a node is; None where it is neither.
+
+    Args:
+        is_data: tells tensors that follow from the model's input from constants. V must be one, and
+            of Q and K one at least: a probe's query may be a constant.
+    """
+    if node.op == "Attention" and node.domain in (None, "", "ai.onnx"):
+        return AttentionMatch(node, node, node)
+    if node.op != "Softmax":
+        return None
+    path = _to_product(node.inputs[0], is_data)
+    if path is None:
+        return None
+    mix, after = _to_mix(node.outputs[0], is_data)
+    if mix is None:
+        return None
+    return AttentionMatch(node, path[0], mix, tuple(path[1:]), tuple(after))
+
+
+def attentions(graph: gs.Graph) -> list[AttentionMatch]:
+    """Return all attentions of a graph, in its order."""
+    return [found for node in graph.nodes if (found := match_attention(node)) is not None]
+
+
+def _to_product(tensor: gs.Tensor, is_data: Callable[[gs.Tensor], bool]) -> list[gs.Node] | None:
+    """Walk up from the logits to Q·Kᵀ; the nodes on the way, the product first."""
+    node = producer(tensor)
+    if node is None:
+        return None
+    if node.op == "MatMul":
+        return [node] if any(map(is_data, node.inputs)) else None
+    if node.op not in BEFORE_SOFTMAX:
+        return None
+    for operand in node.inputs:
+        if not is_data(operand) or (node.op != "Reshape" and not _alike(operand, tensor)):
+            continue
+        path = _to_product(operand, is_data)
+        if path is not None:
+            return [*path, node]
+    return None
+
+
+def _alike(operand: gs.Tensor, result: gs.Tensor) -> bool:
+    """Tell whether an operand has the result's shape, as far as both are known: a mask that is
+    computed by products has fewer axes."""
+    known = operand.shape is not None and result.shape is not None
+    return not known or list(operand.shape) == list(result.shape)
+
+
+def _to_mix(
+    tensor: gs.Tensor, is_data: Callable[[gs.Tensor], bool]
+) -> tuple[gs.Node | None, list[gs.Node]]:
+    """Walk down from the probabilities to ·V; that product, and the nodes on the way."""
+    mix, reached, tensors = None, list[gs.Node](), [tensor]
+    for probabilities in tensors:
+        for node in probabilities.outputs:
+            if node.op == "MatMul":
+                is_mix = node.inputs[0] is probabilities and is_data(node.inputs[1])
+                mix = node if mix is None and is_mix else mix
+            elif node.op in AFTER_SOFTMAX and not any(node is seen for seen in reached):
+                reached.append(node)
+                tensors.append(node.outputs[0])
+    return mix, reached

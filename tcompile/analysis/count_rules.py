@@ -13,9 +13,8 @@ from typing import TypeAlias
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from tcompile.analysis.count_state import PLAIN, Counter, Value
+from tcompile.analysis.count_state import LARGEST, PLAIN, Counter, Value, close, negligible, uniform
 from tcompile.analysis.effects import Factor, Rescale, Summed
-from tcompile.analysis.literals import LARGEST, close, negligible, uniform
 from tcompile.analysis.token_dims import is_rest
 from tcompile.core.graph import attr, is_const, reduced_axes, shape, value
 

@@ -22,10 +22,9 @@ import onnx_graphsurgeon as gs
 
 from tcompile.analysis import transfer as tf
 from tcompile.analysis.count_rules import opaque
-from tcompile.analysis.count_state import PLAIN, Counter, Counts, Value
+from tcompile.analysis.count_state import PLAIN, Counter, Counts, Value, uniform
 from tcompile.analysis.effects import Factor, Rescale, Summed
 from tcompile.analysis.facts import Facts
-from tcompile.analysis.literals import uniform
 from tcompile.analysis.ops import op_of
 from tcompile.analysis.space import TokenSpace
 from tcompile.analysis.token_dims import Dim, is_rest

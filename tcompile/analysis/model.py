@@ -12,10 +12,16 @@ from tcompile.analysis.attention import Attention, find_attention
 from tcompile.analysis.axes import Axis
 from tcompile.analysis.effect_walk import effects
 from tcompile.analysis.facts import Facts, Origin
-from tcompile.analysis.groups import find_grouping
 from tcompile.analysis.propagate import propagate
 from tcompile.analysis.sites import Site, find_sites
-from tcompile.analysis.space import Residual, TokenSpace, token_axes, token_space, with_orders
+from tcompile.analysis.space import (
+    Residual,
+    TokenSpace,
+    find_grouping,
+    token_axes,
+    token_space,
+    with_orders,
+)
 from tcompile.analysis.structure import Block, ancestors, carries, find_blocks, residuals
 from tcompile.analysis.towers import Beside, beside, names_of, tower_axes
 from tcompile.core.errors import ModelError, UsageError

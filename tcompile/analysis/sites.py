@@ -14,10 +14,9 @@ from tcompile.analysis.counts import find_counts
 from tcompile.analysis.effect_walk import effects
 from tcompile.analysis.effects import Barrier, Effects, ReductionPoint
 from tcompile.analysis.facts import Facts
-from tcompile.analysis.layout import stream_layout
 from tcompile.analysis.space import TokenSpace
 from tcompile.analysis.structure import Block, carries
-from tcompile.analysis.token_dims import Dims
+from tcompile.analysis.token_dims import Dims, stream_layout
 from tcompile.core.graph import attr, consumers, producer
 from tcompile.core.site import SiteName
 

@@ -19,8 +19,8 @@ from tcompile.core.graph import attr, ints, is_const, is_free, reduced_axes, sha
 Transfer: TypeAlias = Callable[[gs.Node, Facts], Result]
 
 
-def _axis(node: gs.Node, rank: int, name: str = "axis", default: int = 0) -> int:
-    return int(attr(node, name, default)) % rank
+def _axis(node: gs.Node, rank: int, default: int = 0) -> int:
+    return int(attr(node, "axis", default)) % rank
 
 
 def untold(node: gs.Node, facts: Facts) -> Result:

@@ -150,7 +150,7 @@ def glyphs_model(weights: Mapping[str, Array]) -> onnx.ModelProto:
 
     writer = GraphWriter(weights)
     patches, tokens = data.GRID**2, data.GRID**2 + 1
-    x = _stem(writer, "image")
+    x = _stem(writer)
     x = writer.op("Reshape", x, writer.const([0, WIDTH, patches]))
     x = writer.op("Transpose", x, perm=[0, 2, 1])
     batch = writer.op("Gather", writer.op("Shape", x), writer.const([0]), axis=0)
@@ -184,8 +184,9 @@ def glyphs_model(weights: Mapping[str, Array]) -> onnx.ModelProto:
     )
 
 
-def _stem(writer: GraphWriter, x: str) -> str:
+def _stem(writer: GraphWriter) -> str:
     """Two stride-2 3x3 convolutions with BatchNorm and GELU: 56x56 to 14x14."""
+    x = "image"
     for conv, norm in (("stem.0", "stem.1"), ("stem.3", "stem.4")):
         x = writer.op(
             "Conv",

@@ -19,8 +19,7 @@ from tcompile.core.save import save, without_weights
 from tcompile.core.schedule import Schedule
 from tcompile.passes.lower.token_ops import TokenOpsChoice, is_call
 from tcompile.targets.backends import EmittedFiles, emit
-from tcompile.targets.backends.base import RefusedError
-from tcompile.targets.backends.batch_sizes import UNBOUND
+from tcompile.targets.backends.base import UNBOUND, RefusedError
 from tcompile.verify.lowered import Judgement, judge
 from tcompile.verify.owners import Owners, blamed
 from tcompile.verify.pair import Pair, write_pair

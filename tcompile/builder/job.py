@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from tcompile.passes.runner import Dump
     from tcompile.planning.request import Request
     from tcompile.targets import Target
-    from tcompile.targets.backends.batch_sizes import BatchSizes
+    from tcompile.targets.backends.base import BatchSizes
     from tcompile.targets.devices import Precision
 
 

@@ -144,12 +144,12 @@ def attr(node: gs.Node, name: str, default: Any = None) -> Any:
     return node.attrs.get(name, default)
 
 
-def axes_argument(node: gs.Node, opset_input: int = 1) -> list[int] | None:
+def axes_argument(node: gs.Node) -> list[int] | None:
     """`axes` of Squeeze/Unsqueeze/Reduce*: an attribute in older opsets, an input in newer ones."""
     if "axes" in node.attrs:
         return [int(a) for a in node.attrs["axes"]]
-    if len(node.inputs) > opset_input and not node.inputs[opset_input].is_empty():
-        return ints(node.inputs[opset_input])
+    if len(node.inputs) > 1 and not node.inputs[1].is_empty():
+        return ints(node.inputs[1])
     return None
 
 
@@ -166,6 +166,15 @@ def replace_uses(old: gs.Tensor, new: gs.Tensor, nodes: Sequence[gs.Node] | None
         for i, tensor in enumerate(node.inputs):
             if tensor is old:
                 node.inputs[i] = new
+
+
+def cast_node(source: gs.Tensor, result: gs.Tensor, to: int) -> gs.Node:
+    """A Cast between two tensors, called after its result.
+
+    Args:
+        to: an ONNX element type.
+    """
+    return gs.Node("Cast", f"{result.name}/Cast", {"to": int(to)}, [source], [result])
 
 
 def bypass(graph: gs.Graph, node: gs.Node, source: gs.Tensor) -> bool:
@@ -211,9 +220,9 @@ def nbytes(constant: gs.Constant) -> int:
     return size * np.dtype(constant.dtype).itemsize if not isinstance(constant.dtype, int) else size
 
 
-def large(constant: gs.Constant, limit: int = 4096) -> bool:
+def large(constant: gs.Constant) -> bool:
     """Return whether a constant is too large to take part in shape inference."""
-    return nbytes(constant) > limit
+    return nbytes(constant) > 4096
 
 
 def skeleton(
@@ -267,16 +276,6 @@ def opset_imports(graph: gs.Graph) -> list[onnx.OperatorSetIdProto]:
     known = {o.domain: o.version for o in graph.import_domains or []}
     rest = [onnx.helper.make_opsetid(d, known.get(d, 1)) for d in sorted(domains)]
     return [onnx.helper.make_opsetid("", graph.opset), *rest]
-
-
-def to_onnx(graph: gs.Graph, metadata: dict[str, str] | None = None) -> onnx.ModelProto:
-    """Export, with the model's metadata_props, which graphsurgeon would drop."""
-    graph.import_domains = opset_imports(graph)
-    model: onnx.ModelProto = gs.export_onnx(graph)
-    model.producer_name = "tcompile"
-    for key, text in (metadata or {}).items():
-        model.metadata_props.add(key=key, value=text)
-    return model
 
 
 def consumers(tensor: gs.Tensor) -> Iterator[tuple[gs.Node, int]]:

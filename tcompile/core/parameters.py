@@ -79,10 +79,8 @@ def called(kind: type) -> str:
 Parameters = Mapping[str, Parameter]
 
 
-def filled(
-    parameters: Parameters, given: Mapping[str, Any], owner: str, where: str
-) -> dict[str, Any]:
-    """The given values and the defaults of the others.
+def filled(parameters: Parameters, given: Mapping[str, Any], owner: str) -> dict[str, Any]:
+    """The values given in a schedule, and the defaults of the others.
 
     Raises:
         UsageError: an unknown parameter, or a value that it cannot have.
@@ -90,10 +88,10 @@ def filled(
     for key, value in given.items():
         if key not in parameters:
             hint = f"it has: {', '.join(parameters)}" if parameters else "it has none"
-            raise UsageError(f"'{key}' is not a parameter of {owner}", where=where, hint=hint)
+            raise UsageError(f"'{key}' is not a parameter of {owner}", where="schedule", hint=hint)
         problem = parameters[key].problem(value)
         if problem:
-            raise UsageError(f"{key}={value!r} of {owner} {problem}", where=where)
+            raise UsageError(f"{key}={value!r} of {owner} {problem}", where="schedule")
     return {**{k: p.default for k, p in parameters.items()}, **given}
 
 

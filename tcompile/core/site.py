@@ -25,7 +25,7 @@ class SiteName(str):
 
     @property
     def block(self) -> int | None:
-        """Which block; None for the output.
+        """The number of the block; None for the output.
 
         Raises:
             ValueError: the text after the colon is not a number.

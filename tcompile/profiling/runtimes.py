@@ -29,7 +29,7 @@ from tcompile.passes.lower import lower, to_fp16
 from tcompile.profiling.profile import Conditions
 from tcompile.runtime.timing import machine_name, usable_cores
 from tcompile.targets import Target
-from tcompile.targets.backends import check_precision, jetson, ort, rtx, tensorrt
+from tcompile.targets.backends import jetson, ort, rtx, tensorrt
 from tcompile.targets.backends.base import Batch
 from tcompile.targets.devices import Precision
 
@@ -151,7 +151,7 @@ def runtime_for(
             )
         return OrtRuntime(target, batch=batch, threads=threads)
     level = precision or target.default_precision
-    check_precision(target, level)
+    target.check_precision(level)
     obstacle, remedy = _obstacle(target)
     if obstacle:
         hint = "its data sheet does: `tcompile profile --modelled`, `--profile model` elsewhere"

@@ -20,7 +20,6 @@ import torch
 
 from tcompile import pipeline
 from tcompile.core.errors import UsageError
-from tcompile.core.graph import to_onnx
 from tcompile.models import export, load_source
 from tests.oracles.compare import (
     EXTRA,
@@ -37,6 +36,7 @@ from tests.oracles.methods import Reduction, run
 from tests.oracles.plans import document, expected, reductions
 from tests.oracles.processed import PROCESSORS, Processor
 from tests.oracles.small_models import ODD
+from tests.support.onnx_models import to_onnx
 from tests.support.zoo_matrix import BY_ID, CASES, Case, Variant
 
 pytestmark = pytest.mark.usefixtures("read_once")

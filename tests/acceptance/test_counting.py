@@ -20,7 +20,6 @@ from torch import Tensor
 
 from tcompile import pipeline
 from tcompile.core.errors import UsageError
-from tcompile.core.graph import to_onnx
 from tests.oracles.compare import infer
 from tests.oracles.dense_file import File, InapplicableError, Tokens, feed_for
 from tests.oracles.exports import once
@@ -29,6 +28,7 @@ from tests.oracles.present import IllegalError
 from tests.oracles.present_walk import Walk, outputs_of
 from tests.oracles.weights import stir
 from tests.support.judge import judge
+from tests.support.onnx_models import to_onnx
 from tests.support.respelling import MASK, MEANS, SPREADS, Writer, respell
 from tests.support.spelled_vit import Cut, Place, Shape, SpelledViT, images, inside, spelled, write
 

@@ -20,9 +20,9 @@ import pytest
 
 import tcompile
 from tcompile.core.errors import UsageError
-from tcompile.core.graph import to_onnx
 from tcompile.targets.backends.ort import OrtRunner
 from tests.support.command import Command
+from tests.support.onnx_models import to_onnx
 from tests.support.tiny_vit import VitSpec, save_tiny_vit
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "extension"

@@ -11,7 +11,6 @@ import onnx
 import pytest
 
 from tcompile import pipeline
-from tcompile.core.graph import to_onnx
 from tests.acceptance.test_mutants import REFUSED
 from tests.oracles import mutants
 from tests.oracles.compare import MismatchError, infer
@@ -19,6 +18,7 @@ from tests.oracles.dense_file import feed_for
 from tests.oracles.exports import exported, selection
 from tests.oracles.masked import check_masked
 from tests.support.judge import layout
+from tests.support.onnx_models import to_onnx
 from tests.support.zoo_matrix import BY_ID, CASES, Case, Variant
 
 pytestmark = pytest.mark.usefixtures("read_once")

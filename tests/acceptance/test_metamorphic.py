@@ -20,11 +20,11 @@ import onnx.version_converter
 import pytest
 
 from tcompile import pipeline
-from tcompile.core.graph import to_onnx
 from tests.oracles.compare import EXTRA, infer
 from tests.oracles.dense_file import Arrays, feed_for
 from tests.oracles.exports import exported
 from tests.oracles.processed import PROCESSORS
+from tests.support.onnx_models import to_onnx
 from tests.support.zoo_matrix import BY_ID, Case, Variant, variants
 
 METHODS = ("topk", "evit", "tome")

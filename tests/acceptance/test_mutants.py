@@ -13,12 +13,12 @@ import pytest
 from onnxruntime.capi import onnxruntime_pybind11_state as ort
 
 from tcompile import pipeline
-from tcompile.core.graph import to_onnx
 from tcompile.models import export
 from tests.oracles import mutants, mutants_side
 from tests.oracles.compare import MismatchError, Subject, check, check_structure, dense_errors
 from tests.oracles.exports import biased, exported, masked, subject
 from tests.oracles.plans import reductions
+from tests.support.onnx_models import to_onnx
 from tests.support.zoo_matrix import BY_ID, Variant
 
 REFUSED = (

@@ -20,10 +20,9 @@ import onnx_graphsurgeon as gs
 import pytest
 
 from tcompile import pipeline
-from tcompile.core.graph import to_onnx
 from tcompile.methods.presets import PRESETS
 from tcompile.passes.lower import lower
-from tcompile.passes.reduce.reducers import merge, merge_combine
+from tcompile.passes.reduce.reducers import merge, merge_match
 from tcompile.passes.reduce.token_state import TokenState
 from tests.oracles.compare import MismatchError
 from tests.oracles.presets.comparing import agree
@@ -33,6 +32,7 @@ from tests.oracles.presets.registry import ORACLES
 from tests.oracles.presets.subjects import Setting, file_of, subject
 from tests.support import preset_models
 from tests.support.half import run_as_written
+from tests.support.onnx_models import to_onnx
 
 SETTING = Setting(65, "hf", 3)
 Row = dict[str, Any]
@@ -207,16 +207,16 @@ def sizes_forgotten(patch: pytest.MonkeyPatch) -> None:
 
 def length_of_the_target(patch: pytest.MonkeyPatch) -> None:
     """MLERP divides by the length of the token merged into, not by that of the mean."""
-    right = merge_combine.Groups.features
+    right = merge_match.Groups.features
 
-    def features(self: merge_combine.Groups, combine: str) -> gs.Tensor:
+    def features(self: merge_match.Groups, combine: str) -> gs.Tensor:
         found = right(self, combine)
         if combine != "mlerp":
             return found
         mean, target = (self._length(right(self, how)) for how in ("mean", "drop"))
         return self.b.op("Mul", found, self.b.op("Div", mean, target))
 
-    patch.setattr(merge_combine.Groups, "features", features)
+    patch.setattr(merge_match.Groups, "features", features)
 
 
 def owners_forgotten(patch: pytest.MonkeyPatch) -> None:

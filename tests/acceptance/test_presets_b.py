@@ -16,7 +16,6 @@ import onnx
 import pytest
 
 from tcompile import pipeline
-from tcompile.core.graph import to_onnx
 from tcompile.core.schedule import Shape
 from tcompile.methods.composition import compose
 from tests.oracles.compare import check_structure
@@ -26,6 +25,7 @@ from tests.oracles.presets.held import method
 from tests.oracles.presets.joining import pruned
 from tests.oracles.presets.registry import ORACLES
 from tests.oracles.presets.subjects import Setting, file_of, settings, subject
+from tests.support.onnx_models import to_onnx
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,9 @@ from torch import Tensor, nn
 
 from tcompile import pipeline
 from tcompile.core.errors import UsageError
-from tcompile.core.graph import to_onnx
 from tests.oracles.compare import infer
 from tests.oracles.exports import once
+from tests.support.onnx_models import to_onnx
 from tests.support.respelling import MASK, MEANS, SPREADS, respell
 from tests.support.spelled_vit import (
     DEPTH,

@@ -17,7 +17,6 @@ import pytest
 
 from tcompile import pipeline
 from tcompile.core.errors import ModelError, UsageError
-from tcompile.core.graph import to_onnx
 from tcompile.models import export, load_source
 from tests.acceptance.test_mutants import Bench
 from tests.oracles import mutants, mutants_groups
@@ -25,6 +24,7 @@ from tests.oracles.compare import Subject, check, check_structure, dense_errors
 from tests.oracles.exports import exported, mapped, stirred, subject
 from tests.oracles.methods import Reduction, run
 from tests.oracles.plans import document, expected, reductions
+from tests.support.onnx_models import to_onnx
 from tests.support.structure_matrix import STRUCTURES
 from tests.support.zoo_matrix import BY_ID, Variant
 

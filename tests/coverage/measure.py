@@ -12,7 +12,6 @@ import onnx
 
 from tcompile import pipeline
 from tcompile.core.errors import ModelError, UsageError
-from tcompile.core.graph import to_onnx
 from tcompile.models import export
 from tcompile.report.inspection_page import ranges
 from tests.coverage.rows import Ask, model_of
@@ -22,6 +21,7 @@ from tests.oracles.exports import subject
 from tests.oracles.masked import check_masked
 from tests.oracles.plans import reductions
 from tests.support.judge import layout
+from tests.support.onnx_models import to_onnx
 from tests.support.zoo_matrix import BY_ID
 
 KEEP = 0.6

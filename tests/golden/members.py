@@ -11,7 +11,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis.attention import Attention
-from tcompile.core.graph import is_const, to_onnx, value
+from tcompile.core.graph import is_const, value
 from tcompile.core.schedule import Spec
 from tcompile.passes.reduce.attention_view import AttentionView
 from tcompile.passes.reduce.builder import Builder
@@ -22,6 +22,7 @@ from tcompile.passes.reduce.scores.base import PastAttention, ScoreInput
 from tcompile.passes.reduce.segments import by_segment
 from tcompile.passes.reduce.token_state import TokenState
 from tests.golden.text import to_text
+from tests.support.onnx_models import to_onnx
 
 #: Prefix, patches and their grid, channels, heads and channels of a head.
 PREFIX, COUNT, GRID, WIDTH, HEADS, SIZE = 1, 12, (3, 4), 6, 2, 3

@@ -12,7 +12,6 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from tcompile import pipeline
-from tcompile.core.graph import to_onnx
 from tcompile.core.schedule import Reduction, Schedule, Spec, TowerSchedule
 from tcompile.passes import lower, normalize, reduce
 from tcompile.passes.normalize.batch_values import DimVectors, settle_batch_values
@@ -20,6 +19,7 @@ from tcompile.passes.normalize.bind_shapes import bind_inputs
 from tcompile.passes.reduce.towers import reduce_towers
 from tcompile.plugins.ops import add_functions
 from tcompile.targets import load_target
+from tests.support.onnx_models import to_onnx
 
 NORMALIZE = (*normalize.BEFORE, *normalize.ROUND, *normalize.AFTER)
 #: What a pass is run with that does not do without.

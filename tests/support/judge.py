@@ -14,11 +14,11 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort
 from tcompile import pipeline
 from tcompile.analysis.model import Analysis
 from tcompile.core.errors import InternalError, TcompileError
-from tcompile.core.graph import to_onnx
 from tests.oracles.compare import MismatchError, infer
 from tests.oracles.dense_file import Arrays, InapplicableError, Tokens, feed_for
 from tests.oracles.masked import check_masked
 from tests.oracles.several import Tower, check_towers
+from tests.support.onnx_models import to_onnx
 
 #: What a file that ONNX Runtime cannot take raises there.
 BROKEN = (

@@ -16,11 +16,11 @@ import onnx
 import onnxruntime
 
 from tcompile import pipeline
-from tcompile.core.graph import to_onnx
 from tcompile.core.schedule import Reduction, Schedule
 from tcompile.passes.reduce.reducers import filled_reducer, find_reducer, traits_of
 from tcompile.passes.stages import Analysed
 from tests.support.grid_vit import GridVit, forward
+from tests.support.onnx_models import to_onnx
 
 Array = np.ndarray[Any, Any]
 Arrays = Mapping[str, Array]

@@ -409,7 +409,7 @@ def images_of(module: nn.Module, batch: int = 1, seed: int = 0) -> dict[str, Ten
 def run(model: gs.Graph | onnx.ModelProto | Path, feed: Mapping[str, Tensor]) -> Arrays:
     """The outputs of a model in ONNX Runtime."""
     if isinstance(model, gs.Graph):
-        from tcompile.core.graph import to_onnx
+        from tests.support.onnx_models import to_onnx
 
         model = to_onnx(model)
     source = str(model) if isinstance(model, Path) else model.SerializeToString()

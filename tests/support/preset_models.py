@@ -15,7 +15,6 @@ import onnxruntime
 
 from tcompile import pipeline
 from tcompile.core.errors import UsageError
-from tcompile.core.graph import to_onnx
 from tcompile.core.schedule import Schedule
 from tcompile.methods.presets import PRESETS, Preset
 from tcompile.models.onnx_vit import GraphWriter, VitSpec, build_vit, prefix_tokens, random_weights
@@ -23,6 +22,7 @@ from tcompile.passes.lower import lower
 from tcompile.passes.stages import Analysed
 from tcompile.planning.method_schedule import schedule_for
 from tcompile.targets import load_target
+from tests.support.onnx_models import to_onnx
 
 Array = np.ndarray[Any, Any]
 

@@ -12,7 +12,6 @@ import onnx
 import onnx_graphsurgeon as gs
 import onnxruntime as ort
 
-from tcompile.core.graph import to_onnx
 from tcompile.core.schedule import Spec
 from tcompile.passes.lower.precision import to_fp16
 from tcompile.passes.normalize.infer import infer
@@ -22,6 +21,7 @@ from tcompile.passes.reduce.segments import by_segment
 from tcompile.passes.reduce.token_state import TokenState
 from tcompile.plugins.ops import add_functions
 from tests.support.half import run_as_written
+from tests.support.onnx_models import to_onnx
 
 Array = np.ndarray[Any, Any]
 

@@ -20,7 +20,7 @@ from tcompile.passes.reduce.reducers.common import (
     sorts,
     staying,
 )
-from tcompile.passes.reduce.reducers.merge_combine import Groups
+from tcompile.passes.reduce.reducers.merge_match import Groups
 from tcompile.passes.reduce.token_state import TokenState
 
 #: No size is less: its logarithm is added to logits.

@@ -27,7 +27,7 @@ class Ask:
         keep: patch tokens after, of one segment.
         parameters: defaults filled in.
         find: gives the reducer of a name, for one that is made of others.
-        grid: of the tokens before; empty where they are no grid.
+        grid: of the tokens before; empty where they are not a grid.
         dense_grid: the grid of the dense model.
     """
 
@@ -59,7 +59,7 @@ class ReducerInput:
         score_fn: gives another score [B, T] of the tokens that arrive at the site.
         encoder_input: gives the stream [B, N, C] as it enters the first block, with every token.
         group_table: [groups, g], the patches of each group, where tokens leave in whole groups.
-        grid: (h, w) or (t, h, w) of the tokens as they are now; empty where they are no grid.
+        grid: (h, w) or (t, h, w) of the tokens as they are now; empty where they are not a grid.
         fixed_score: [T], the score where it is the same for every image.
         last_values: [B, T0, C], each patch as it was last, where tokens are to return.
         residual: [B, N, C], inside an attention the stream beside it, before the norm.
@@ -172,7 +172,7 @@ class Reducer:
         Raises:
             UsageError: an unknown one, or a value that it cannot have.
         """
-        values = filled(self.parameters, spec.parameters, spec.name, "schedule")
+        values = filled(self.parameters, spec.parameters, spec.name)
         return replace(self, **self.by(values)), values
 
 

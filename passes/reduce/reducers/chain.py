@@ -33,7 +33,7 @@ def steps_of(parameters: Mapping[str, Any]) -> list[Step]:
     """The steps of a chain.
 
     Raises:
-        UsageError: they are no such thing.
+        UsageError: they are not the steps of a chain.
     """
     if _depth(parameters) > _DEEPEST:
         raise UsageError(f"chains are nested more than {_DEEPEST} deep", where="schedule")

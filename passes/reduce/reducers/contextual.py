@@ -55,7 +55,7 @@ def contextual(inputs: ReducerInput) -> tuple[gs.Tensor, TokenState]:
 
 
 def _split(left: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which of the tokens left are targets, and which are not."""
+    """The places of the targets among the tokens left, and those of the others."""
     targets = np.arange(0, left, max(1, left // count))[:count]
     return targets, np.setdiff1d(np.arange(left), targets)
 

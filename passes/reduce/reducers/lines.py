@@ -13,8 +13,16 @@ import onnx_graphsurgeon as gs
 from tcompile.core.parameters import Parameter
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.reducers.base import Ask, Grid, Reducer, ReducerInput
-from tcompile.passes.reduce.reducers.common import for_all, numbers, onehot, others, placed, staying
-from tcompile.passes.reduce.reducers.grids import nearest, planes
+from tcompile.passes.reduce.reducers.common import (
+    for_all,
+    nearest,
+    numbers,
+    onehot,
+    others,
+    placed,
+    planes,
+    staying,
+)
 from tcompile.passes.reduce.token_state import TokenState
 
 _AXES = {"rows": 1, "columns": 2}

@@ -18,13 +18,15 @@ from tcompile.core.parameters import Parameter
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.reducers.base import Ask, Grid, Reducer, ReducerInput
 from tcompile.passes.reduce.reducers.common import compose_owner, metric, sorts, take
-from tcompile.passes.reduce.reducers.merge_combine import COMBINES, Groups, leave
 from tcompile.passes.reduce.reducers.merge_match import (
+    COMBINES,
     PARITIES,
     SORTED,
     SPLITS,
+    Groups,
     dst_places,
     edges,
+    leave,
     match,
     shifted,
     sides,

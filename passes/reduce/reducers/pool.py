@@ -12,8 +12,7 @@ import onnx_graphsurgeon as gs
 
 from tcompile.core.parameters import Parameter
 from tcompile.passes.reduce.reducers.base import Ask, Grid, Reducer, ReducerInput
-from tcompile.passes.reduce.reducers.common import for_all, staying
-from tcompile.passes.reduce.reducers.grids import nearest, planes
+from tcompile.passes.reduce.reducers.common import for_all, nearest, planes, staying
 from tcompile.passes.reduce.token_state import TokenState
 
 

@@ -14,8 +14,15 @@ import onnx_graphsurgeon as gs
 from tcompile.core.errors import UsageError
 from tcompile.core.parameters import Parameter
 from tcompile.passes.reduce.reducers.base import Ask, Reducer, ReducerInput
-from tcompile.passes.reduce.reducers.common import choose, others, rows, sorts, staying
-from tcompile.passes.reduce.reducers.grids import beside, planes
+from tcompile.passes.reduce.reducers.common import (
+    beside,
+    choose,
+    others,
+    planes,
+    rows,
+    sorts,
+    staying,
+)
 from tcompile.passes.reduce.token_state import TokenState
 
 #: Where a state keeps the graph of its tokens, so that it need not be made again.

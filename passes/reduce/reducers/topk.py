@@ -17,15 +17,17 @@ from tcompile.core.parameters import Parameter
 from tcompile.passes.reduce.reducers.base import Ask, Grid, Reducer, ReducerInput
 from tcompile.passes.reduce.reducers.common import (
     ascending,
+    cells,
     choose,
     compose_owner,
     for_all,
+    nearest,
+    planes,
     scored,
     sorts,
     staying,
     take,
 )
-from tcompile.passes.reduce.reducers.grids import cells, nearest, planes
 from tcompile.passes.reduce.token_state import TokenState
 
 #: DyCoke: frames in a group, the first of which stays whole.

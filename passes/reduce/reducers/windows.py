@@ -11,17 +11,19 @@ import onnx_graphsurgeon as gs
 from tcompile.core.parameters import Parameter
 from tcompile.passes.reduce.reducers.base import Ask, Reducer, ReducerInput
 from tcompile.passes.reduce.reducers.common import (
+    cells,
     for_all,
     metric,
+    nearest,
     numbers,
     others,
     placed,
+    planes,
     rows,
     sorts,
     staying,
     take,
 )
-from tcompile.passes.reduce.reducers.grids import cells, nearest, planes
 from tcompile.passes.reduce.token_state import TokenState
 
 

@@ -115,4 +115,4 @@ class Score:
         Raises:
             UsageError: an unknown one, or a value that it cannot have.
         """
-        return filled(self.parameters, spec.parameters, spec.name, "schedule")
+        return filled(self.parameters, spec.parameters, spec.name)

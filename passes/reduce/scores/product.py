@@ -10,8 +10,7 @@ import onnx_graphsurgeon as gs
 
 from tcompile.core.parameters import Parameter
 from tcompile.passes.reduce.scores.base import Score, ScoreInput
-from tcompile.passes.reduce.scores.common import TINY
-from tcompile.passes.reduce.scores.terms import Term, scored, terms
+from tcompile.passes.reduce.scores.common import TINY, Term, scored, terms
 
 #: e^±80 are the last powers of e that fp32 holds with room to spare.
 _MOST = 80.0

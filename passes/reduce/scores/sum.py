@@ -11,8 +11,7 @@ import onnx_graphsurgeon as gs
 from tcompile.core.parameters import Parameter
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.scores.base import Score, ScoreInput
-from tcompile.passes.reduce.scores.common import divided
-from tcompile.passes.reduce.scores.terms import Term, scored, terms
+from tcompile.passes.reduce.scores.common import Term, divided, scored, terms
 
 NORMS = ("none", "max", "minmax", "l2", "softmax")
 

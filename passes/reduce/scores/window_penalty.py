@@ -14,8 +14,7 @@ from tcompile.core.parameters import Parameter
 from tcompile.core.schedule import Spec
 from tcompile.passes.reduce.scores.base import Score, ScoreInput
 from tcompile.passes.reduce.scores.carried import at_site
-from tcompile.passes.reduce.scores.common import whole_grid, windows
-from tcompile.passes.reduce.scores.terms import part, scored
+from tcompile.passes.reduce.scores.common import part, scored, whole_grid, windows
 
 #: Above any score: no token is there.
 _NONE = 1e30

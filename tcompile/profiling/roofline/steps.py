@@ -12,8 +12,8 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from tcompile.analysis.attention_match import attentions
-from tcompile.analysis.token_bodies import Numbers, numbers_of, token_op_body
+from tcompile.analysis.attention import attentions
+from tcompile.analysis.flops import Numbers, numbers_of, token_op_body
 from tcompile.core.domain import DOMAIN
 from tcompile.core.errors import ModelError
 from tcompile.core.graph import attr, is_const, producer

@@ -11,12 +11,12 @@ import numpy as np
 import onnx
 
 from tcompile import pipeline
-from tcompile.core.graph import to_onnx
 from tests.oracles.compare import Subject, check, check_structure, dense_errors
 from tests.oracles.presets.base import PresetOracle
 from tests.oracles.presets.comparing import agree
 from tests.oracles.presets.scores import Head
 from tests.oracles.presets.subjects import Setting, file_of, subject
+from tests.support.onnx_models import to_onnx
 
 
 def method(name: str, values: Mapping[str, Any]) -> str:

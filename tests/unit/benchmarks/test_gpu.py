@@ -133,7 +133,7 @@ def test_the_page_is_current_or_measured() -> None:
 def test_the_same_python_runs_on_the_host(host_library: Path) -> None:
     """Under sanitizers, on the library that the kernels' own tests build."""
     pytest.importorskip("torch")
-    from tcompile.plugins.host_build import preload
+    from benchmarks.gpu.host_build import preload
 
     done = subprocess.run(
         [

@@ -28,8 +28,7 @@ from tcompile.planning.solve.outcome import Outcome, Share
 from tcompile.planning.solve.plan_report import FixedPlan, PlanReport
 from tcompile.profiling.plateaus import Plateau
 from tcompile.targets import load_target
-from tcompile.targets.backends.base import EmittedFiles
-from tcompile.targets.backends.batch_sizes import BatchSizes
+from tcompile.targets.backends.base import BatchSizes, EmittedFiles
 
 SHAPE = Shape(17, 1, 16, 3)
 DENSE = 20.0

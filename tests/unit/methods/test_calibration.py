@@ -10,13 +10,13 @@ import onnx
 import pytest
 
 from tcompile.core.errors import UsageError
-from tcompile.core.graph import to_onnx
 from tcompile.core.schedule import Shape, Spec
 from tcompile.methods.calibration import observer
 from tcompile.methods.composition import compose
 from tcompile.methods.presets import PRESETS
 from tcompile.pipeline import plan, read
 from tcompile.targets.backends.ort import OrtRunner
+from tests.support.onnx_models import to_onnx
 from tests.support.tiny_vit import VitSpec, save_tiny_vit
 
 LEARN = [m.name for m in PRESETS if m.scheduler.observes]

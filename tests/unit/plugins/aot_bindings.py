@@ -17,9 +17,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu.cases import cases
 from tcompile.plugins.aot.register import register
 from tcompile.plugins.aot_kernels import aot_launch
-from tcompile.plugins.cases import cases
 from tcompile.plugins.ops import OPS
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tcompile.plugins.host_build import (
+from benchmarks.gpu.host_build import (
     AOT_SOURCES,
     CUDA,
     SOURCES,
@@ -60,9 +60,8 @@ def run(library: Path, count: int, seed: int, *names: str) -> subprocess.Complet
 def script(name: str, library: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """A script of this folder on a library, where sanitizers are loaded."""
     command = [sys.executable, str(Path(__file__).parent / name), str(library), *arguments]
-    return subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, **preload()}, check=False
-    )
+    env = {**os.environ, **preload(), "PYTHONPATH": str(Path(__file__).parents[3])}
+    return subprocess.run(command, capture_output=True, text=True, env=env, check=False)
 
 
 def changed(library: Path, folder: Path, file: str, old: str, new: str) -> Path:

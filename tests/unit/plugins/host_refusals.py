@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tcompile.plugins.library import CCall, KernelError, Library
+from benchmarks.gpu.library import CCall, KernelError, Library
 from tcompile.plugins.ops import OPS, find_op
 from tcompile.plugins.spec import TokenOp
 

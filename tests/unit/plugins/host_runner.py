@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 from on_host import run_aot_on_host, run_on_host
 
-from tcompile.plugins.cases import Case, cases
-from tcompile.plugins.compare import problems
-from tcompile.plugins.library import Library
+from benchmarks.gpu.cases import Case, cases
+from benchmarks.gpu.compare import problems
+from benchmarks.gpu.library import Library
 from tcompile.plugins.ops import find_op
 
 #: Indices that no call should have.

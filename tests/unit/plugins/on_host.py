@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from benchmarks.gpu.cases import Case
+from benchmarks.gpu.library import Library
 from tcompile.plugins.aot_kernels import aot_launch
-from tcompile.plugins.cases import Case
-from tcompile.plugins.library import Library
 from tcompile.plugins.spec import Array
 
 

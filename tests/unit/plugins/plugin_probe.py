@@ -21,11 +21,11 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.gpu import host_build
+from benchmarks.gpu.cases import Case
+from benchmarks.gpu.library import TYPES
 from tcompile._version import __version__
-from tcompile.plugins import host_build
-from tcompile.plugins.cases import Case
 from tcompile.plugins.check import specification_digest
-from tcompile.plugins.library import TYPES
 from tcompile.plugins.ops import OPS
 from tcompile.plugins.spec import Array, TokenOp
 from tests.unit.plugins.on_host import pack, unpack

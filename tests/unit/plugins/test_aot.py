@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
+from benchmarks.gpu.cases import Case, cases
 from tcompile.core.errors import UsageError
 from tcompile.plugins.aot.ptx import kernel_ptx, only
 from tcompile.plugins.aot.register import described, implemented
 from tcompile.plugins.aot_kernels import SOURCES, AotLaunch, aot_launch
-from tcompile.plugins.cases import Case, cases
 from tcompile.plugins.matrix import ARCHITECTURES
 from tcompile.plugins.ops import OPS, find_op
 from tcompile.plugins.spec import TokenOp
@@ -220,6 +220,7 @@ def test_the_bindings_take_every_op(bindings: str, tmp_path: Path) -> None:
         [sys.executable, str(Path(__file__).parent / "aot_bindings.py"), bindings, str(tmp_path)],
         capture_output=True,
         text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -12,8 +12,8 @@ from itertools import product
 import numpy as np
 import pytest
 
-from tcompile.plugins.cases import cases
-from tcompile.plugins.compare import problems
+from benchmarks.gpu.cases import cases
+from benchmarks.gpu.compare import problems
 from tcompile.plugins.ops import OPS, find_op
 from tcompile.plugins.shapes import evaluate
 from tcompile.plugins.spec import KINDS, TokenOp

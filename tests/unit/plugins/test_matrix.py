@@ -6,9 +6,9 @@ import os
 
 import pytest
 
+from benchmarks.gpu.cases import cases
 from tcompile.plugins.aot_kernels import SOURCES as AOT
 from tcompile.plugins.aot_kernels import aot_launch, ptx
-from tcompile.plugins.cases import cases
 from tcompile.plugins.matrix import (
     ARCHITECTURES,
     SOURCES,

@@ -10,9 +10,9 @@ import onnx
 import onnxruntime as ort
 import pytest
 
+from benchmarks.gpu.cases import Case, cases
+from benchmarks.gpu.compare import problems
 from tcompile.core.domain import DOMAIN
-from tcompile.plugins.cases import Case, cases
-from tcompile.plugins.compare import problems
 from tcompile.plugins.ops import OPS, find_op
 from tcompile.plugins.spec import MAX_TOKENS, TokenOp
 

@@ -7,9 +7,9 @@ import json
 import pytest
 
 from tcompile.core.errors import UsageError
-from tcompile.targets import jetpacks_for, list_targets, load_target
+from tcompile.targets import list_targets, load_target
 from tcompile.targets.devices import DEVICES
-from tcompile.targets.versions import all_jetpacks
+from tcompile.targets.versions import all_jetpacks, jetpacks_for
 
 NAMES = {
     "cpu",

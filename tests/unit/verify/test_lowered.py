@@ -186,8 +186,8 @@ def test_a_flipped_token_is_no_fault(tmp_path: Path, method: str, form: str) -> 
 
 def test_halves_are_rounded_as_they_are_written(tmp_path: Path) -> None:
     """The judged file against a plain evaluation of the fp16 graph, operator by operator."""
-    from tcompile.core.graph import to_onnx
     from tcompile.targets.backends.ort import OrtRunner
+    from tests.support.onnx_models import to_onnx
 
     source = save(two_sums)
     graph = pipeline.reduce(source, keep=1).graph

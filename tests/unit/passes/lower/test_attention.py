@@ -9,9 +9,9 @@ import onnx_graphsurgeon as gs
 import pytest
 
 from tcompile.core.errors import ModelError
-from tcompile.core.graph import to_onnx
 from tcompile.passes.lower import decompose_attention, decompose_rms_norm
-from tcompile.passes.lower.shapes import complete
+from tcompile.passes.lower.types import complete
+from tests.support.onnx_models import to_onnx
 from tests.unit.passes.lower.blocks import attention_blocks, difference, parse, run, save
 
 #: Another order of fp32 operations: a few units in the last place after three blocks.

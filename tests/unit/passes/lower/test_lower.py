@@ -8,9 +8,9 @@ import onnx_graphsurgeon as gs
 import pytest
 
 from tcompile.core.errors import UsageError
-from tcompile.core.graph import to_onnx
 from tcompile.passes.lower import lower, lower_opset
 from tcompile.targets import load_target
+from tests.support.onnx_models import to_onnx
 from tests.unit.passes.lower.blocks import attention_blocks, difference, parse, run, save
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
 
-from tcompile.core.graph import to_onnx
 from tcompile.passes.lower.pixels import cast_pixels_first
 from tcompile.targets.backends.ort import OrtRunner
 from tcompile.targets.backends.parsing import parse_elsewhere
+from tests.support.onnx_models import to_onnx
 from tests.unit.passes.lower.blocks import parse, save
 
 HEAD = '<ir_version: 10, opset_import: ["":20]>\n'

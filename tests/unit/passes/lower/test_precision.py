@@ -12,9 +12,9 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 from tcompile.core.errors import InternalError, ModelError
-from tcompile.core.graph import to_onnx
 from tcompile.passes.lower import to_fp16
 from tcompile.passes.lower.precision import check_types
+from tests.support.onnx_models import to_onnx
 from tests.unit.passes.lower.blocks import attention_blocks, difference, parse, run, save
 
 #: fp16 rounds to 11 bits: half a unit in the last place.

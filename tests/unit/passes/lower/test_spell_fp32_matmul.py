@@ -11,11 +11,11 @@ import pytest
 
 from tcompile import pipeline
 from tcompile.core.errors import TcompileError, UsageError
-from tcompile.core.graph import to_onnx
 from tcompile.core.save import save as save_graph
 from tcompile.passes.lower import lower
-from tcompile.passes.lower.spell_fp32_matmul import spell_products
+from tcompile.passes.lower.spell import spell_products
 from tcompile.targets import load_target
+from tests.support.onnx_models import to_onnx
 from tests.support.tiny_vit import VitSpec, save_tiny_vit
 from tests.unit.passes.lower.blocks import difference, parse, run, save
 

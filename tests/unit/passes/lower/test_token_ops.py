@@ -163,7 +163,7 @@ def test_a_file_without_bodies_is_the_same_model(
     plain = save_tiny_vit(tmp_path / "plain.onnx")
     assert without_bodies(plain) == plain.stat().st_size
     plain.write_bytes(b"\x0b" + plain.read_bytes())
-    with pytest.raises(ModelError, match="no ONNX file that tcompile wrote"):
+    with pytest.raises(ModelError, match="is not an ONNX file that tcompile wrote"):
         without_bodies(plain)
 
 

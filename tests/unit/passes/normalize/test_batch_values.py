@@ -19,7 +19,6 @@ import pytest
 
 import tcompile
 from tcompile.core.errors import ModelError
-from tcompile.core.graph import to_onnx
 from tcompile.models.onnx_vit import (
     GraphWriter,
     VitSpec,
@@ -30,6 +29,7 @@ from tcompile.models.onnx_vit import (
 from tcompile.passes.lower.precision import to_fp16
 from tcompile.passes.normalize import normalize
 from tests.oracles.masked import check_masked
+from tests.support.onnx_models import to_onnx
 
 SPEC = VitSpec(image=32, patch=8, width=32, depth=3, prefix=1)
 BATCHES = (1, 2, 3, 5)

@@ -10,8 +10,9 @@ import onnxruntime as ort
 import pytest
 
 from tcompile.core.errors import ModelError, UsageError
-from tcompile.core.graph import BATCH, ints, to_onnx
+from tcompile.core.graph import BATCH, ints
 from tcompile.passes.normalize import Normalized, normalize
+from tests.support.onnx_models import to_onnx
 from tests.support.tiny_vit import VitSpec, build_vit, random_weights
 
 

@@ -17,7 +17,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 import tcompile
 from tcompile.api.verify import verify
-from tcompile.core.graph import to_onnx
 from tcompile.models.onnx_vit import (
     GraphWriter,
     VitSpec,
@@ -29,6 +28,7 @@ from tcompile.passes.normalize import normalize
 from tcompile.runtime.samples import samples_for
 from tcompile.runtime.signature import signature
 from tests.oracles.masked import check_masked
+from tests.support.onnx_models import to_onnx
 
 SPEC = VitSpec(image=32, patch=8, width=32, depth=3, prefix=1)
 WORDS, LENGTH = 50, 6

@@ -13,9 +13,9 @@ import pytest
 
 from tcompile import pipeline
 from tcompile.core.errors import ModelError, TcompileError, UsageError
-from tcompile.core.graph import to_onnx
 from tcompile.core.schedule import Reduction, Schedule, Shape, Spec
 from tcompile.planning.method_schedule import schedule_for
+from tests.support.onnx_models import to_onnx
 from tests.support.tiny_vit import VitSpec, build_vit, random_weights, save_tiny_vit
 
 METHODS = ("topk", "evit", "tome")

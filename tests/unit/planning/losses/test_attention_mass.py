@@ -9,7 +9,6 @@ import onnx
 import pytest
 
 from tcompile.core.errors import UsageError
-from tcompile.core.graph import to_onnx
 from tcompile.core.site import SiteName
 from tcompile.methods.context import SiteRule
 from tcompile.passes.stages import Analysed
@@ -19,6 +18,7 @@ from tcompile.planning.losses.base import SiteLosses
 from tcompile.runtime.samples import Samples, samples_for
 from tcompile.runtime.signature import signature
 from tcompile.targets.backends.ort import OrtRunner
+from tests.support.onnx_models import to_onnx
 from tests.support.planted import method as method_on
 from tests.support.tiny_vit import VitSpec, save_tiny_vit
 

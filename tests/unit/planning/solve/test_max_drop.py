@@ -11,7 +11,6 @@ import pytest
 
 from tcompile import pipeline
 from tcompile.core.errors import UsageError
-from tcompile.core.graph import to_onnx
 from tcompile.core.schedule import Schedule
 from tcompile.passes.stages import Analysed
 from tcompile.planning.losses.data import read_calibration, split
@@ -22,6 +21,7 @@ from tcompile.planning.solve import on_images
 from tcompile.planning.solve.budgets import Budget, limits_of
 from tcompile.planning.solve.method_tables import Losses, MethodTables, method_tables
 from tcompile.planning.solve.on_images import CONFIDENCE, fastest_within
+from tests.support.onnx_models import to_onnx
 from tests.support.planted import Planted, method, model
 from tests.support.tiny_vit import VitSpec
 

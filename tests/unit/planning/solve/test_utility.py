@@ -13,7 +13,6 @@ import pytest
 
 from tcompile import pipeline
 from tcompile.core.errors import UsageError
-from tcompile.core.graph import to_onnx
 from tcompile.core.schedule import Reduction, Schedule, Spec
 from tcompile.methods.schedulers import Place
 from tcompile.planning.losses.data import read_calibration, split
@@ -27,6 +26,7 @@ from tcompile.planning.solve.on_images import (
 )
 from tcompile.profiling.structure import layout_of
 from tcompile.targets.backends.ort import OrtRunner
+from tests.support.onnx_models import to_onnx
 from tests.support.planted import STEM, Planted, method, model
 from tests.support.tiny_vit import VitSpec
 

@@ -3,11 +3,11 @@ from __future__ import annotations
 import onnx
 import pytest
 
-from tcompile.core.graph import to_onnx
 from tcompile.models.onnx_vit import VitSpec, build_vit
 from tcompile.pipeline import read
 from tcompile.profiling.roofline import modelled
 from tcompile.profiling.roofline.cpu import from_figures
+from tests.support.onnx_models import to_onnx
 
 #: 100 GFLOP/s a core, 12 GB/s beyond the caches, 1 us a node.
 CPU = from_figures(2, {"product": 2.01e-3, "cached": 1.2e-3, "beyond": 16e-3, "tiny": 200e-6})

@@ -140,8 +140,8 @@ def small(tmp_path_factory):
 def test_reductions_add_the_kernels_that_real_engines_have(small, tmp_path, score, reducer):
     rtx = pytest.importorskip("tcompile.targets.backends.rtx")
     pytest.importorskip("tensorrt_rtx")
-    from tcompile.core.graph import to_onnx
     from tcompile.targets.backends.fusion import kernels
+    from tests.support.onnx_models import to_onnx
 
     step = Reduction("block:0", Spec(score), Spec(reducer), 30)
     schedule = Schedule("x", small.analysis.shape, (step,))

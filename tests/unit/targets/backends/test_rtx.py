@@ -10,11 +10,11 @@ import onnx_graphsurgeon as gs
 import pytest
 
 from tcompile.core.errors import MissingExtraError, ModelError, TcompileError, UsageError
-from tcompile.core.graph import to_onnx
 from tcompile.passes.lower import lower
 from tcompile.targets import list_targets, load_target
 from tcompile.targets.backends import FusedAttention, emit
 from tcompile.targets.backends.rtx import build, version
+from tests.support.onnx_models import to_onnx
 from tests.unit.passes.lower.blocks import attention_blocks, parse, save
 
 pytest.importorskip("tensorrt_rtx")

@@ -19,7 +19,6 @@ import pytest
 
 from tcompile import pipeline
 from tcompile.core.errors import UsageError
-from tcompile.core.graph import to_onnx
 from tcompile.methods.presets import PRESETS, Preset
 from tcompile.passes.lower import lower
 from tcompile.passes.stages import Analysed, Reduced
@@ -30,6 +29,7 @@ from tcompile.targets.backends import emit
 from tcompile.targets.backends.base import FusedAttention
 from tcompile.targets.backends.ort import OrtRunner
 from tests.oracles.exports import exported
+from tests.support.onnx_models import to_onnx
 from tests.support.preset_models import calibration_file, method, video_vit
 from tests.support.tiny_vit import VitSpec, build_vit, random_weights
 from tests.support.zoo_matrix import BY_ID, variants

@@ -8,12 +8,13 @@ import numpy as np
 import onnx_graphsurgeon as gs
 import onnxruntime as ort
 
-from tcompile.core.graph import is_const, to_onnx, value
+from tcompile.core.graph import is_const, value
 from tcompile.core.schedule import Spec
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.scores import ScoreInput, find_score
 from tcompile.passes.reduce.token_state import TokenState
 from tcompile.plugins.ops import add_functions
+from tests.support.onnx_models import to_onnx
 
 Array = np.ndarray[Any, Any]
 

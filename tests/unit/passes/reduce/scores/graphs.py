@@ -16,11 +16,11 @@ import onnx
 import onnxruntime as ort
 
 from tcompile import pipeline
-from tcompile.core.graph import to_onnx
 from tcompile.core.schedule import Reduction, Schedule, Spec
 from tcompile.models import onnx_vit as vit_graph
 from tcompile.passes.reduce import reduce_graph
 from tcompile.passes.stages import Analysed
+from tests.support.onnx_models import to_onnx
 from tests.support.tiny_vit import VitSpec, build_vit, random_weights
 
 Array = np.ndarray[Any, Any]

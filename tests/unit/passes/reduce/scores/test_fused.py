@@ -10,12 +10,12 @@ import onnx
 import pytest
 
 from tcompile import pipeline
-from tcompile.core.graph import to_onnx
 from tcompile.core.schedule import Reduction, Schedule, Spec
 from tcompile.passes.lower import lower
 from tcompile.targets import load_target
 from tcompile.targets.backends import emit
 from tcompile.targets.backends.base import FusedAttention
+from tests.support.onnx_models import to_onnx
 from tests.support.tiny_vit import VitSpec, save_tiny_vit
 
 pytest.importorskip("tensorrt_rtx")

@@ -10,10 +10,8 @@ import ctypes
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tcompile.plugins.spec import TokenOp
+from tcompile.plugins.spec import API_VERSION, TokenOp
 
-#: Of the header that this module was written for.
-API_VERSION = 1
 #: Element types by name, as `tc_type` has them.
 TYPES = {"f32": 0, "f16": 1, "bf16": 2, "i32": 3, "i64": 4}
 

@@ -11,7 +11,7 @@ from tcompile.core.errors import InternalError
 from tcompile.methods.composition import compose
 from tcompile.passes.normalize import normalize
 from tcompile.passes.reduce import reduce_graph
-from tcompile.passes.reduce.verify_counts import check_counts
+from tcompile.passes.reduce.towers import check_counts
 from tests.support.tiny_vit import VitSpec, build_vit, random_weights
 
 

@@ -8,7 +8,8 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-CUDA = Path(__file__).parent / "cuda"
+from tcompile.plugins.matrix import CUDA
+
 #: What the library consists of.
 SOURCES = (
     "check.cpp",
