@@ -50,7 +50,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def judged(document: dict[str, Any], exact: bool, target: str) -> str:
-    """What is wrong with an outcome; empty: nothing."""
+    """Return what is wrong with an outcome; empty: nothing."""
     kept, summary = document["kept"]["patches"], document["summary"]
     if document["asked"] != {"keep": float(KEEP), "patches": ASKED, "of": 196}:
         return f"asked {document['asked']}"

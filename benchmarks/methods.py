@@ -36,7 +36,7 @@ KEEPS = ("0.8", "0.6", "0.5", "0.4", "0.3", "0.2")
 
 @dataclass(frozen=True)
 class Settings:
-    """What the figures depend on; what was measured under others is measured again."""
+    """Settings that the figures depend on; what was measured under others is measured again."""
 
     scenes: int
     rounds: int
@@ -120,7 +120,7 @@ def measure(
 
 
 def _graph(row: Row) -> tuple[str, str, float, float, int]:
-    """What is known of the graph that a row is about."""
+    """Return what is known of the graph that a row is about."""
     return (row.method, row.keep, *_near((row.flops, row.added, row.nodes)))
 
 

@@ -1,4 +1,4 @@
-"""What some presets ask for and a benchmark must bring: a head's weights, images to learn from.
+"""Inputs that some presets need and a benchmark must give: a head's weights, images to learn from.
 
 Both come from scenes of a stream of their own: neither the held-out ones (2), nor those that the
 model was trained on (1, 3).
@@ -95,5 +95,5 @@ def _tokens(sites: Sequence[str], source: Path, images: Any) -> list[Any]:
 
 
 def families() -> dict[str, str]:
-    """What each preset does with tokens, for the plot."""
+    """Return what each preset does with tokens, for the plot."""
     return {preset.name: preset.family for preset in PRESETS}

@@ -1,4 +1,4 @@
-"""What benchmarks/methods.py found, as a table and a plot."""
+"""Results of benchmarks/methods.py, as a table and a plot."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Results:
 
     @staticmethod
     def read(path: Path, settings: Mapping[str, Any]) -> Results:
-        """What the file holds; nothing where it is of other settings, or not there."""
+        """Return what the file holds; nothing where it is of other settings, or not there."""
         if path.is_file():
             found = json.loads(path.read_text())
             if found["settings"] == settings:
@@ -84,7 +84,7 @@ class Results:
         path.write_text(f"{head}[\n{rows}\n ]{tail}\n")
 
     def has(self, method: str, keep: str) -> bool:
-        """Whether it was measured; what failed is tried again."""
+        """Return whether it was measured; what failed is tried again."""
         return any((r.method, r.keep, r.missing) == (method, keep, "") for r in self.rows)
 
     def with_row(self, row: Row) -> Results:

@@ -12,7 +12,7 @@ EQUAL = 0.02
 
 
 def quality(points: Sequence[Point]) -> str:
-    """What is compared: top-1 where there are labels, else the cosine to dense."""
+    """Return what is compared: top-1 where there are labels, else the cosine to dense."""
     return "top1" if points[0]["top1"] is not None else "cosine"
 
 
@@ -94,7 +94,7 @@ def _text(value: float, what: str) -> str:
 
 
 def _height(point: Point, what: str) -> float:
-    """Where a point is drawn: cosines lie so near to 1 that only their distance to it shows."""
+    """Return a point's coordinate: of a cosine, its distance to 1, since only that shows."""
     return float(point[what]) if what == "top1" else max(1 - float(point[what]), 1e-6)
 
 

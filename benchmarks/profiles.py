@@ -62,12 +62,12 @@ class Row:
 
     @property
     def error(self) -> float:
-        """Of milliseconds, as a share."""
+        """Error of the milliseconds, as a share."""
         return self.predicted / self.measured - 1
 
     @property
     def share_error(self) -> float:
-        """Of the share of the dense model's latency."""
+        """Error of the share of the dense model's latency."""
         now = self.dense_measured / self.dense_predicted
         return self.predicted * now / self.measured - 1
 
@@ -135,7 +135,7 @@ def compared(
 
 
 def together_of(path: Path) -> int:
-    """How many models of this size are timed beside the dense one."""
+    """Return how many models of this size are timed beside the dense one."""
     return int(np.clip(_MOST_BYTES // path.stat().st_size, 2, _TOGETHER)) - 1
 
 

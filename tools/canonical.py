@@ -1,4 +1,5 @@
-"""What an ONNX model computes, apart from the names in it and the order of its nodes.
+"""Canonical form of what an ONNX model computes, apart from the names in it and the order of its
+nodes.
 
 Every value is known by a digest of all that it is computed from: an input by its name and type, a
 constant by its content, an output of a node by the node's operator, attributes and inputs. Two

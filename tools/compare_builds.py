@@ -85,7 +85,7 @@ class Build:
 
 @dataclass(frozen=True)
 class Result:
-    """How a build ended: its exit code, what it said on stderr, the seconds that it took."""
+    """End of a build: its exit code, what it said on stderr, the seconds that it took."""
 
     code: int
     error: str
@@ -156,7 +156,7 @@ def _build(python: Path, checkout: Path, exports: Path, build: Build, folder: Pa
 
 @dataclass(frozen=True)
 class Verdict:
-    """How two builds differ.
+    """Differences between two builds.
 
     Attributes:
         kind: `missing`, `different`, `wording` (only of what a person reads), or `equal`.

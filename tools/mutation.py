@@ -128,7 +128,7 @@ class _Finder(ast.NodeVisitor):
         self._add(node, "raise", "pass")
 
     def visit_Assert(self, node: ast.Assert) -> None:
-        """What mypy is told is not behaviour."""
+        """Skip it: what mypy is told is not behaviour."""
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
         if node.value is not None:

@@ -141,7 +141,7 @@ class Device:
 
 
 def overran(ready: Prepared) -> bool:
-    """Whether something was written behind an output."""
+    """Return whether something was written behind an output."""
     return any(bool((raw[-_GUARD:] != _FILL).any()) for raw in ready.buffers)
 
 

@@ -52,7 +52,7 @@ TARGETS = {"": "rtx-4090", "75": "t4"}
 
 @dataclass(frozen=True)
 class Row:
-    """What one step of a method adds.
+    """Kernels and bytes that one step of a method adds.
 
     Attributes:
         step: the site, score and reducer.
@@ -121,7 +121,7 @@ def dense(capabilities: tuple[str, ...]) -> dict[str, int]:
 
 
 def rows(names: Sequence[str], capabilities: tuple[str, ...] = CAPABILITIES) -> Iterator[Row]:
-    """What each method adds."""
+    """Return what each method adds."""
     for name in names:
         schedule = first_step(name)
         (step,) = schedule.reductions

@@ -82,7 +82,7 @@ def predicted_json() -> dict[str, Any]:
 
 
 def row_json(work: Work) -> dict[str, Any]:
-    """What is known of a piece of work before it runs."""
+    """Return what is known of a piece of work before it runs."""
     return {
         "work": work.name,
         "title": work.title,

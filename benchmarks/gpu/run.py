@@ -65,7 +65,7 @@ def check_ops(
 
 
 def agreement(device: Device, work: Work) -> dict[str, float]:
-    """How far ours is from the rival: the share of numbers that are not close, by result."""
+    """Return how far ours is from the rival: the share of numbers that are not close, by result."""
     import torch
 
     from benchmarks.gpu.rivals import RIVALS
@@ -124,7 +124,7 @@ def measure(device: Device, work: Work, rates: Mapping[str, float]) -> dict[str,
 
 
 def met(work: Work, row: Mapping[str, Any]) -> bool | None:
-    """Whether the aim was reached; None where there is none, or no rival to compare with."""
+    """Return whether the aim was reached; None where there is none, or no rival to compare with."""
     aim, ours = work.aim, row["ours_us"]["median"]
     if aim is None:
         return None

@@ -1,4 +1,5 @@
-"""What is measured: calls of token ops, the bytes and operations each cannot do without, the aims.
+"""The work that is measured: calls of token ops, the bytes and operations each cannot do without,
+the aims.
 
 Numpy alone. A piece of work is one call, or a step of a method as a chain of calls.
 """
@@ -54,7 +55,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Aim:
-    """What a figure should reach.
+    """Aim: what a figure should reach.
 
     Attributes:
         share: of the floor's time, at least; None: no such aim.

@@ -122,7 +122,7 @@ def _check_place(analysis: Analysis, site: Site, one: Reduction, outputs: str, b
 
 
 def _reason(analysis: Analysis, site: Site, spec: Spec, outputs: str) -> str:
-    """Why the reducer may not work at the site; empty if it may."""
+    """Return why the reducer may not work at the site; empty if it may."""
     reducer, segments = reducer_of(spec), analysis.space.segments
     traits = {*traits_of(spec), *(["drop"] if drops(spec) else [])}
     reason = site.verdict(outputs).of(traits)

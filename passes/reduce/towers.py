@@ -104,7 +104,7 @@ class _MeetingError(UsageError):
 
 
 def _why(dense: gs.Graph, towers: Sequence[Analysis], other: Analysis, error: TcompileError) -> str:
-    """Why a tower stays dense: where its site was legal by itself, what its tokens meet."""
+    """Return why a tower stays dense: where its site was legal by itself, what its tokens meet."""
     legal = [s.name for s in other.sites if s.legal]
     became = any(f"'{name}' is illegal" in error.what for name in legal)
     if not became and not isinstance(error, _MeetingError):

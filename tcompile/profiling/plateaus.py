@@ -117,7 +117,7 @@ class StepEvidence:
 
     @property
     def why_none(self) -> str:
-        """Why no plateau can be told from noise; empty where one can."""
+        """Return why no plateau can be told from noise; empty where one can."""
         if self.counts < 3:
             return f"measured at {self.counts} token counts, and three show a step at least"
         if self.spread < self.step:

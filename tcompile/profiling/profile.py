@@ -98,7 +98,7 @@ class Profile:
 
     @cached_property
     def why_no_plateaus(self) -> str:
-        """Why flat pieces of the curves are not to be taken for plateaus; empty where they are.
+        """Return why flat pieces of the curves are no plateaus; empty where they are.
 
         Derived, not stored: profiles written before have it too.
         """

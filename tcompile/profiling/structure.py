@@ -125,7 +125,7 @@ def _attributes(node: gs.Node) -> str:
 
 @dataclass(frozen=True)
 class Layout:
-    """Which parts a model has, by signature, with a method and without.
+    """Parts that a model has, by signature, with a method and without.
 
     Attributes:
         stem: signature, or empty.

@@ -1,4 +1,4 @@
-"""What acceptance tests share."""
+"""Fixtures that acceptance tests share."""
 
 from __future__ import annotations
 

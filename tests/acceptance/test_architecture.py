@@ -90,8 +90,8 @@ def _insert(path: Path, after: str, text: str) -> None:
 
 
 def _run(script: str, folder: Path, *, fails: bool) -> str:
-    """What it printed. The copy comes before what is installed; CI is not set, so that golden
-    files may be written."""
+    """Return what it printed. The copy comes before what is installed; CI is not set, so that
+    golden files may be written."""
     bin_folder = folder / ".bin"
     bin_folder.mkdir(exist_ok=True)
     for name, command in (("python", ""), ("tcompile", " -m tcompile")):

@@ -43,8 +43,8 @@ CHOSEN = list(_choice())
 
 
 def _one_each(turn: int) -> list[tuple[Case, Variant, str]]:
-    """Of every second case one export, of the others with another `turn`; all with TCOMPILE_MATRIX
-    set. test_conformance.py checks that every export reduces to the right numbers."""
+    """Return one export of every second case, the others with another `turn`; all with
+    TCOMPILE_MATRIX set. test_conformance.py checks that every export has the right numbers."""
     if os.environ.get("TCOMPILE_MATRIX"):
         return CHOSEN
     found = []
@@ -57,7 +57,7 @@ def _one_each(turn: int) -> list[tuple[Case, Variant, str]]:
 
 
 def _engines() -> list[tuple[Case, Variant, str]]:
-    """Of each family one export with attention spelled out and one with the Attention op; without
+    """Return two exports of each family, attention spelled out and as an op; without
     TCOMPILE_MATRIX one of the two, by turns."""
     seen: dict[tuple[str, bool], tuple[Case, Variant, str]] = {}
     for case, variant, method in CHOSEN:

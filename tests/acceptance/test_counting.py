@@ -92,7 +92,7 @@ def test_the_oracle_counts_as_pytorch_does(name: str, cache: Path) -> None:
 
 @pytest.mark.parametrize("name", [n for n in MEANS if n.startswith("mask") and n != "mask_counted"])
 def test_the_oracle_counts_what_a_mask_shows(name: str, cache: Path) -> None:
-    """Of those that are left."""
+    """Counts of those that are left."""
     shape = Shape("patches", 1)
     model = respell(exported(shape, cache), MEANS[name])
     shown = np.ones((2, 16))
@@ -222,7 +222,7 @@ NEIGHBOUR_IMAGES = (
 
 
 def tried(model: onnx.ModelProto, path: Path, method: str = "topk") -> str:
-    """What comes of it; raises WrongError where a wrong model does."""
+    """Return what comes of it; raises WrongError where a wrong model does."""
     path.write_bytes(model.SerializeToString())
     return judge(path, method).kind
 
@@ -571,7 +571,7 @@ def masked_spread(x: Tensor, w: Tensor) -> Tensor:
 
 
 def standard(w: Tensor, s: Tensor) -> Tensor:
-    """What a mask has beyond its mean, over its deviation."""
+    """Return what a mask has beyond its mean, over its deviation."""
     far = w - weighted(w, s)[:, None]
     return far / weighted(far**2, s)[:, None].sqrt()
 

@@ -50,7 +50,7 @@ class Bench:
         check(model, self.found, self.images, self.cuts, self.errors, self.outputs)
 
     def accepts(self, model: onnx.ModelProto) -> bool:
-        """Whether `compare` finds nothing wrong."""
+        """Return whether `compare` finds nothing wrong."""
         try:
             self.compare(model)
         except REFUSED:

@@ -1,4 +1,4 @@
-"""What holds of every preset, whatever it computes: counts, owners, sizes, prefix, order, ties, and
+"""Properties of every preset, whatever it computes: counts, owners, sizes, prefix, order, ties, and
 numbers too large for half precision.
 
 All presets of the registry, on tiny models whose blocks leave the stream as it is (`inert`), so
@@ -30,7 +30,7 @@ EVERY = pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.nam
 
 
 def keeps_order(found: Made) -> bool:
-    """Whether every reducer leaves tokens in their order; those that do not say so."""
+    """Return whether every reducer leaves tokens in their order; those that do not say so."""
     rows = found.schedule.to_json()["reductions"]
     parts = [row["reducer"] for row in rows]
     parts += [step["reducer"] for part in parts for step in part.get("steps", ())]
@@ -39,13 +39,13 @@ def keeps_order(found: Made) -> bool:
 
 
 def discounted(found: Made) -> bool:
-    """Whether sizes grow by s·cos, and those of tokens pruned before are gone (DiffRate)."""
+    """Return whether sizes grow by s·cos, and those of tokens pruned before are gone (DiffRate)."""
     return "similarity" in json.dumps(found.schedule.to_json())
 
 
 @EVERY
 def test_counts_are_those_of_the_schedule(preset: Preset) -> None:
-    """Of the tokens that each block's projections and MLPs really see."""
+    """Counts of the tokens that each block's projections and MLPs really see."""
     found = made(preset)
     own = {node.name for node in dense(found.kind)[0].graph.node}
     model = onnx.shape_inference.infer_shapes(found.model, strict_mode=True, data_prop=True)

@@ -53,7 +53,7 @@ def tried(model: onnx.ModelProto, path: Path, method: str) -> Outcome:
 
 @pytest.mark.parametrize("part", range(PARTS))
 def test_damaged_models(part: int, tmp_path: Path) -> None:
-    """Of two methods on each model, one is topk, which has an oracle."""
+    """Two methods run on each model; one is topk, which has an oracle."""
     kinds = set()
     for seed in range(part, MANY, PARTS):
         model, log = mutate(tiny(**TINY[seed % len(TINY)]), seed)  # type: ignore[arg-type]

@@ -105,7 +105,7 @@ def close(found: Arrays, expected: Mapping[str, np.ndarray[Any, Any]]) -> None:
 
 @pytest.fixture(scope="module")
 def known() -> dict[tuple[Shape, str], Arrays]:
-    """What the ReduceMean spelling gives, by shape and way."""
+    """Return what the ReduceMean spelling gives, by shape and way."""
     return {}
 
 

@@ -77,7 +77,7 @@ def schedule_at(path: Path, site: str, keep: int, **more: Any) -> Schedule:
 
 
 def kept(found: Arrays) -> dict[str, Tensor]:
-    """What the model says of the tokens that each tower keeps."""
+    """Return what the model says of the tokens that each tower keeps."""
     return {
         n.removeprefix("token_index").removeprefix("_"): torch.from_numpy(a)
         for n, a in found.items()

@@ -27,7 +27,7 @@ _PATIENCE = 300.0
 
 
 def digest(paths: Iterable[str]) -> str:
-    """Of all Python files below these paths."""
+    """Return the digest of all Python files below these paths."""
     found = hashlib.sha256()
     for name in paths:
         path = ROOT / name

@@ -30,7 +30,7 @@ METHODS = ("topk", "evit", "tome", "bypass")
 
 @dataclass(frozen=True)
 class Cell:
-    """What became of one method, or of one comparison.
+    """Outcome of one method, or of one comparison.
 
     Attributes:
         status: `compiled`, `refused`, `unchecked` (there is nothing to compare with), `failed`.

@@ -42,7 +42,7 @@ def page(rows: Sequence[Row]) -> str:
 
 
 def failures(rows: Iterable[Row]) -> list[str]:
-    """What must not be in the table: wrong numbers, crashes."""
+    """Return what must not be in the table: wrong numbers, crashes."""
     found = []
     for row in rows:
         if row.failed:

@@ -1,4 +1,4 @@
-"""Which rows the table has: every case of the matrix, and models that are in no test."""
+"""Rows of the table: every case of the matrix, and models that are in no test."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def run(
 
 
 def _received(worker: _Worker, ready: bool) -> Result | None:
-    """What came of a worker's case, if anything did."""
+    """Return what came of a worker's case, if anything did."""
     if ready:
         try:
             result = worker.link.recv()

@@ -1,4 +1,4 @@
-"""What each score and each reducer writes, on a graph that is nothing else."""
+"""Graphs that hold one score or one reducer each, and nothing else."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def source(before: str) -> str:
 
 
 def after(name: str, text: str) -> str:
-    """What a pass makes of a graph, or why it refuses it."""
+    """Return what a pass makes of a graph, or why it refuses it."""
     before = parse(text)
     known = {v.name for v in (*before.graph.input, *before.graph.initializer)}
     known |= {out for node in before.graph.node for out in node.output}

@@ -64,7 +64,7 @@ def timm_beit(model: Any) -> Encoder:
 
 
 def pooled_head(model: Any, stream: Stream, prefix: int) -> tuple[Output, ...]:
-    """What timm's simpler models do after the last norm: pool, norm, classify."""
+    """Return what timm's simpler models do after the last norm: pool, norm, classify."""
     x = stream.x
     if not model.global_pool:
         return (Output(model.head(model.fc_norm(x)), 0),)

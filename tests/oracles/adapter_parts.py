@@ -1,4 +1,4 @@
-"""What the adapters of several libraries share."""
+"""Code that the adapters of several libraries share."""
 
 from __future__ import annotations
 

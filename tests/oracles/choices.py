@@ -1,5 +1,5 @@
-"""Which tokens stay and what becomes of the others: scores and reducers of `methods.py`, on plain
-tensors."""
+"""Choice of the tokens that stay, and of what becomes of the others: scores and reducers of
+`methods.py`, on plain tensors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.oracles.stream import gather
 
 @dataclass(frozen=True)
 class Step:
-    """What one reduction decided about the T non-prefix tokens that entered it.
+    """Decision of one reduction about the T non-prefix tokens that entered it.
 
     x: [B, K, C].  sizes: [B, K] or None.  source: [B, K], the position each came from, -1 if it is
     new.  owner: [B, T], which of the K now stands for each.  margins: closest decisions.
@@ -60,7 +60,7 @@ def _attended(
     bias: Tensor | None,
     suffix: int,
 ) -> Tensor:
-    """What the patches receive from the given rows, as a mean over rows and heads."""
+    """Return what the patches receive from the given rows, as a mean over rows and heads."""
     logits = q[:, :, rows] @ k.transpose(-1, -2) * scale
     if bias is not None:
         logits = logits + (bias if bias.shape[-2] == 1 else bias[..., rows, :])

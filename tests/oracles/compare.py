@@ -157,7 +157,8 @@ def infer_in_batches(model: onnx.ModelProto, images: Tensor) -> Arrays:
 
 
 def dense_errors(dense: onnx.ModelProto, subject: Subject, images: Tensor) -> tuple[float, ...]:
-    """How far the dense file is from the dense model, output by output: largest difference."""
+    """Return how far the dense file is from the dense model, output by output: largest
+    difference."""
     found = list(infer_in_batches(dense, images).values())
     truth = subject.run(images).outputs
     if len(found) != len(truth):

@@ -33,7 +33,7 @@ class InapplicableError(Exception):
 
 @dataclass(frozen=True)
 class Tokens:
-    """How the token axis is laid out: `before` fixed tokens, `patches`, `after` fixed tokens.
+    """Layout of the token axis: `before` fixed tokens, `patches`, `after` fixed tokens.
 
     grid: how the patches lie; sides: of the groups that stay or go as one, [2, 2] of an 8 x 8 grid.
     """
@@ -117,7 +117,7 @@ class File:
         return [node.input[0]] if pooling or sizes else []
 
     def _of_sizes(self, name: str) -> bool:
-        """Whether a tensor is made of sizes."""
+        """Return whether a tensor is made of sizes."""
         while name in self.maker:
             node = self.nodes[self.maker[name]]
             if node.op_type in ("Shape", "Size"):

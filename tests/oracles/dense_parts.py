@@ -1,4 +1,4 @@
-"""Where the attentions, the pools and the sums over tokens of a dense file are."""
+"""Places of the attentions, pools and sums over tokens of a dense file."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _softmaxes(file: File) -> list[Core]:
 
 
 def _weighs(file: File, softmax: onnx.NodeProto) -> bool:
-    """Whether the probabilities are the left operand of a product with live values."""
+    """Return whether the probabilities are the left operand of a product with live values."""
     chances = _chances(file, softmax)
     products = (n for n in file.nodes if n.op_type in ("MatMul", "Einsum"))
     return any(n.input[0] in chances and n.input[1] in file.live for n in products)
@@ -123,8 +123,8 @@ _COUNTING = ("ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceLogS
 
 
 def blind(file: File, cores: Sequence[Core], tokens: Tokens) -> bool:
-    """Whether masks alone do not say what the file computes with fewer tokens: it sums over them,
-    outside attentions, or reads how many there are."""
+    """Return whether masks alone do not say what the file computes with fewer tokens: it sums
+    over them, outside attentions, or reads how many there are."""
     products = {i for core in cores for i in _product(file, core.logits)}
     for i, node in enumerate(file.nodes):
         if not file.live.intersection(node.input):

@@ -306,7 +306,7 @@ def _walk(
 
 
 def _drift(file: File, tokens: Tokens) -> dict[str, float]:
-    """How far ONNX Runtime is from the dense file worked out in float64, output by output."""
+    """Return how far ONNX Runtime is from the dense file in float64, output by output."""
     dense, noise = Walk(file, tokens, {}), _noise(file)
     for name in noise:
         value, given = dense.held[name].value, file.values[name]
@@ -325,7 +325,7 @@ def _present_rows(
     kept: Array | None = None,
     tokens: Tokens | None = None,
 ) -> Array:
-    """What is left of a dense output, in the shape of the reduced one.
+    """Return what is left of a dense output, in the shape of the reduced one.
 
     Args:
         kept: the patches that are left in the end, which outputs of every depth have.
@@ -419,7 +419,7 @@ def _rows(dense: Array, reduced: Array, kept: Array, tokens: Tokens, name: str) 
 
 
 def _positions(length: int, kept: Array, tokens: Tokens) -> Array | None:
-    """Which of `length` dense rows stay: of all tokens, patches, or groups."""
+    """Return which of `length` dense rows stay: of all tokens, patches, or groups."""
     if length == tokens.total:
         return tokens.full(kept)
     if length == tokens.patches:
@@ -447,7 +447,7 @@ def _check_index(
 
 
 def _noise(file: File) -> dict[str, float]:
-    """How far the dense file is from itself when ONNX Runtime computes in another order."""
+    """Return how far the dense file is from itself when ONNX Runtime computes in another order."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = options.inter_op_num_threads = 1

@@ -1,4 +1,4 @@
-"""Whether the reduced model kept the right tokens, by the probabilities of the dense file."""
+"""Check that the reduced model kept the right tokens, by the probabilities of the dense file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TIE = 2e-5
 
 
 def seen_by(file: File, core: Core) -> list[str]:
-    """What `probabilities` reads."""
+    """Return what `probabilities` reads."""
     if core.form == "softmax":
         return [core.logits]
     return [n for n in file.nodes[core.node].input if n in file.maker or n in file.live]

@@ -19,7 +19,7 @@ _NEUTRAL = {"ReduceMax": -np.inf, "ReduceMin": np.inf}
 
 
 def spread(kept: Array, shape: tuple[int, ...], axes: tuple[int, ...], tokens: Tokens) -> Array:
-    """Which positions along the token axes of a tensor are kept, broadcastable to its shape.
+    """Return which positions along the token axes of a tensor are kept, broadcastable to its shape.
 
     The batch is the first other axis, alone or merged with heads.
     """

@@ -29,7 +29,7 @@ _MERGES = ("TcMergeTokens", "TcMergeAllTokens")
 
 
 def is_merged(schedule: Mapping[str, Any]) -> bool:
-    """Whether this oracle is for what the schedule does."""
+    """Return whether this oracle is for what the schedule does."""
     names = {step["reducer"]["name"] for step in schedule["reductions"]}
     plain = all(set(step["reducer"]) == {"name"} for step in schedule["reductions"])
     return plain and names in ({"merge"}, {"fuse"}) and bool(names)
@@ -183,7 +183,8 @@ class _Grouped(Walk):
         return self.token_axis(self.held[name].value.shape) is not None
 
     def _alike(self, name: str, group: Array) -> bool | None:
-        """Whether members of a group are alike in a tensor; None where it has no token axis."""
+        """Return whether members of a group are alike in a tensor; None where it has no token
+        axis."""
         value = self.held[name].value
         axis = self.token_axis(value.shape)
         if axis is None or value.dtype.kind != "f" or value.shape[0] not in (1, len(group)):
@@ -226,7 +227,7 @@ class _Placed(Walk):
 
 
 class _Fused:
-    """What is fused at each step, as the walk gets there."""
+    """Tokens that are fused at each step, in the order of the walk."""
 
     def __init__(
         self, file: File, reduced: onnx.ModelProto, schedule: Mapping[str, Any], tokens: Tokens

@@ -1,4 +1,4 @@
-"""What a method may read at the point where tokens leave."""
+"""Values that a method may read where tokens leave."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Past:
 
 @dataclass(frozen=True)
 class Moment:
-    """Where tokens leave, or are chosen to run through a block.
+    """Point where tokens leave, or are chosen to run through a block.
 
     Attributes:
         encoder, stream: the model, and its tokens at this point, prefix and suffix included.
@@ -136,7 +136,7 @@ class Moment:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Of the image's patches; square."""
+        """Grid of the image's patches; square."""
         side = round(self.embedded.shape[1] ** 0.5)
         if side * side != self.embedded.shape[1]:
             raise ValueError(f"{self.embedded.shape[1]} patches are no square")

@@ -19,7 +19,8 @@ _GATHERS = ("Gather", "GatherND", "GatherElements", "TcGatherTokens")
 
 
 def _side_gathers(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """What takes rows of a side input by the index of the kept tokens, in the graph's order."""
+    """Return the nodes that take rows of a side input by the index of the kept tokens, in the
+    graph's order."""
     found = [
         node
         for node in model.graph.node
@@ -63,7 +64,7 @@ def _constant(model: onnx.ModelProto, value: Sequence[int] | np.ndarray) -> str:
 
 
 def _count(model: onnx.ModelProto, node: onnx.NodeProto) -> tuple[int, int]:
-    """Which axis of a gather's index counts the tokens, and how many there are."""
+    """Return which axis of a gather's index counts the tokens, and how many there are."""
     axis = {"GatherND": -2, "GatherElements": None}.get(node.op_type, -1)
     if axis is None:
         axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
@@ -132,7 +133,7 @@ def _one_axis(which: int) -> Callable[[onnx.ModelProto], None]:
 
 
 def first_axis_not_gathered(model: onnx.ModelProto) -> None:
-    """Of a table of pairs, rows (or columns, as the compiler has it) are cut, not gathered."""
+    """Cut rows (or columns, as the compiler has it) of a table of pairs in place of a gather."""
     _one_axis(0)(model)
 
 

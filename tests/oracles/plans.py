@@ -53,7 +53,7 @@ def document(cuts: list[Reduction], found: Subject) -> dict[str, Any]:
 
 
 def expected(method: str, found: Subject, keep: str, outputs: str = "reduced") -> list[Reduction]:
-    """What the papers and the definition of `--keep` say the schedule is.
+    """Return what the papers and the definition of `--keep` say the schedule is.
 
     Where patches are joined in groups, whole groups are kept, if not every token returns. Where
     some blocks have windows, only the others are bypassed. As many tokens leave each segment. A

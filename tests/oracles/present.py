@@ -104,7 +104,7 @@ class Held:
 
     @property
     def plain(self) -> bool:
-        """Whether it has nothing to do with tokens that left."""
+        """Return whether it has nothing to do with tokens that left."""
         return self.there is None and self.now is None and self.total is None and not self.count
 
     @property
@@ -130,7 +130,8 @@ def kept(value: Array, there: Array | None, **more: Any) -> Held:
 
 
 def even(counts: Array, where: str) -> int:
-    """How many each sum goes over; raises IllegalError where that is not the same everywhere."""
+    """Return how many each sum goes over; raises IllegalError where that is not the same
+    everywhere."""
     found = np.unique(counts[counts > 0])
     if len(found) > 1:
         raise IllegalError(f"{where}: over {found.tolist()} of them, another number each time")
@@ -138,7 +139,7 @@ def even(counts: Array, where: str) -> int:
 
 
 def joined(parts: Sequence[Held], where: str) -> Array | None:
-    """Where every operand of an elementwise op is there.
+    """Return where every operand of an elementwise op is there.
 
     Raises IllegalError where two operands have other tokens at the same places.
     """
@@ -193,7 +194,7 @@ def _numbers(kind: str, data: Held, axes: tuple[int, ...], count: Array) -> Arra
 
 
 def birth(kind: str, size: int, left: int, data: Held, axes: tuple[int, ...]) -> Total | None:
-    """What a reduction over tokens has to be divided by."""
+    """Return what a reduction over tokens has to be divided by."""
     if kind not in ("Mean", "Sum", "L1", "SumSquare", "L2"):
         return None
     degree = 0.5 if kind == "L2" else 1.0

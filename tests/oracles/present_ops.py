@@ -1,4 +1,4 @@
-"""What each op makes of tensors of which some tokens have left.
+"""Results of each op on tensors that some tokens have left.
 
 Part of the counting oracle (tests/oracles/present_walk.py). Numbers come from onnx's reference
 implementation, in float64; presence goes through the same op where it only moves elements.
@@ -227,7 +227,7 @@ class Ops(ABC):
 
     @abstractmethod
     def presence(self, name: str) -> Array | None:
-        """Where a tensor is there, by name."""
+        """Return where a tensor is there, by name."""
 
     # -- moving and elementwise --------------------------------------------------------------------
 
@@ -397,7 +397,7 @@ class Ops(ABC):
         return [kept(value, data.there)]
 
     def _window(self, node: onnx.NodeProto, given: list[Held | None]) -> list[Held]:
-        """What sees a neighbourhood has to see all of it."""
+        """Return what sees a neighbourhood has to see all of it."""
         data = given[0]
         assert data is not None
         values = [h and h.value for h in given]
@@ -500,7 +500,7 @@ def _inverse(node: onnx.NodeProto, literal: float) -> float:
 
 
 def _whole(data: Held, axes: tuple[int, ...], node: onnx.NodeProto) -> Array:
-    """Where it is there, the axes one long; raises InapplicableError where only a part is."""
+    """Return where it is there, the axes one long; raises InapplicableError for a part."""
     even(data.full.sum(axes), _where(node))
     one, every = data.full.any(axes, keepdims=True), data.full.all(axes, keepdims=True)
     if (one != every).any():

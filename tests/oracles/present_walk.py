@@ -1,4 +1,4 @@
-"""What a dense file computes when tokens leave, worked out op by op: the counting oracle.
+"""Results of a dense file when tokens leave, computed op by op: the counting oracle.
 
 Every tensor keeps its dense shape and says which of its elements are there: those made of tokens
 that have left are not. Views move that along with the elements, so that a permuted branch carries
@@ -76,7 +76,7 @@ class Walk(Ops):
     def _at(
         self, i: int, insides: Mapping[str, set[int]], apart: Mapping[str, dict[str, Held]]
     ) -> dict[str, Held]:
-        """What a node makes, for all tokens and inside the blocks that some bypass."""
+        """Return what a node makes, for all tokens and inside the blocks that some bypass."""
         node = self.file.nodes[i]
         made = self._made(node, {})
         for end, (start, few) in self.around.items():

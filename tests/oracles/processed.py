@@ -1,4 +1,4 @@
-"""What people and their tools do to a model after it was exported."""
+"""Changes that people and their tools make to a model after it was exported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is asked of the oracles' walk, and what it gives."""
+"""Requests to the oracles' walk, and its answers."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Reduction:
 
 @dataclass(frozen=True)
 class Margin:
-    """How clear the closest decision of one reduction was, for each image: gap [B].
+    """Margin of the closest decision of one reduction was, for each image: gap [B].
 
     what: `kept`, `length` or `merged`, the last that was against the first that was not, in that
     score's unit (attention probability, norm, cosine); `target` or `owner`, the nearest token

@@ -1,4 +1,4 @@
-"""How many tokens leave where, worked out from the papers in exact arithmetic.
+"""Numbers of tokens that leave at each site, computed from the papers in exact arithmetic.
 
 Written apart from the planner, to check it.  All counts are of tokens other than the prefix.
 """

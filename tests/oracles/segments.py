@@ -30,7 +30,8 @@ def _counted(places: Tensor, parts: int, length: int) -> Tensor:
 
 
 def unfolded(step: Step, parts: int) -> Step:
-    """What was decided in [B * parts, n], for [B, parts * n]; nothing may have been made new."""
+    """Decision in [B * parts, n], turned to that for [B, parts * n]; nothing may have been made
+    new."""
     if parts == 1:
         return step
     kept, length = step.x.shape[1], step.owner.shape[1]

@@ -24,7 +24,8 @@ from tests.oracles.present_walk import Cut, Walk, outputs_of
 
 @dataclass(frozen=True)
 class Tower:
-    """What one tower loses: the JSON of its steps, how its tokens lie, site → the stream there."""
+    """Tokens that one tower loses: the JSON of its steps, how its tokens lie, site → the stream
+    there."""
 
     schedule: Mapping[str, Any]
     tokens: Tokens

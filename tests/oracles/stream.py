@@ -1,4 +1,4 @@
-"""What a vision transformer is to the oracles: an embedding, blocks in two halves, and a head.
+"""Form of a vision transformer for the oracles: an embedding, blocks in two halves, and a head.
 
 `tests/oracles/adapters.py` makes one of these from a model of each library; `methods.py` walks it.
 """
@@ -134,13 +134,13 @@ class Output:
     rows: Tensor | None = None
 
     def part(self, tokens: Tensor) -> Tensor:
-        """Of [B, N, ...] over the whole stream, what belongs to this output."""
+        """Return the part of [B, N, ...] that belongs to this output."""
         return tokens[:, self.first : tokens.shape[1] - self.behind]
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """What the oracles walk.
+    """Model that the oracles walk.
 
     embed: image [B, 3, H, W] -> [B, N, C].  prefix, suffix: how many tokens come before and after
     the patches.  cls: whether the first of these is a class token that the head reads.  norm:

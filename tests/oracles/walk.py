@@ -265,7 +265,7 @@ class Walk:
 
 
 def dense_attention(encoder: Encoder, image: Tensor) -> list[Attention]:
-    """Of each block, with every token there."""
+    """Streams after each block, with every token there."""
     walk = Walk(encoder, image, {}, restored=False)
     with torch.no_grad():
         for i, block in enumerate(encoder.blocks):

@@ -16,7 +16,7 @@ TOPK = ("--target", "cpu", "--method", "topk")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command did."""
+    """Result of a command."""
 
     code: int
     out: str

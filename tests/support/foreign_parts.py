@@ -1,4 +1,4 @@
-"""What the networks of `foreign` are made of: embeddings, attentions of many kinds, blocks."""
+"""Parts of the networks of `foreign`: embeddings, attentions of many kinds, blocks."""
 
 from __future__ import annotations
 

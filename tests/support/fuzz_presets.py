@@ -71,7 +71,7 @@ GRIDS = ((4, 4), (3, 5), (5, 3), (2, 2), (1, 1), (1, 6), (6, 1), (2, 3), (7, 4),
 
 @dataclass(frozen=True)
 class Ask:
-    """What is asked of the compiler; `schedule` in place of keep and method; `scale` is that of the
+    """Request to the compiler; `schedule` in place of keep and method; `scale` is that of the
     images, 0 for black ones."""
 
     seed: int

@@ -75,7 +75,7 @@ def random_schedule(spec: GridVit, rng: random.Random, head_file: HeadFile) -> d
 
 
 class Walk:
-    """Where a schedule has come to: how many tokens, and in what grid."""
+    """State of a schedule at a site: how many tokens, and in what grid."""
 
     def __init__(self, spec: GridVit, rng: random.Random, head_file: HeadFile) -> None:
         self.spec, self.rng, self.head_file = spec, rng, head_file

@@ -36,7 +36,7 @@ class GridVit(VitSpec):
 
     @property
     def pixels(self) -> tuple[int, int]:
-        """Of a patch, high and wide."""
+        """Size of a patch, high and wide."""
         return self.side // (self.frames * self.rows), self.side // self.columns
 
 

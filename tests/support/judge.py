@@ -1,4 +1,5 @@
-"""What tcompile does with any file at all: it refuses it in one line, or what it makes is right."""
+"""Judgement of tcompile on any file at all: it refuses it in one line, or what it makes is
+right."""
 
 from __future__ import annotations
 
@@ -137,7 +138,7 @@ def _towers(plan: Mapping[str, Any], analysis: Analysis) -> list[Tower]:
 
 
 def layout(path: Path) -> Tokens:
-    """How the analysis says that a model's tokens lie."""
+    """Return how the analysis says that a model's tokens lie."""
     return _layout(pipeline.read(path).analysis)
 
 

@@ -1,4 +1,4 @@
-"""Whether what a schedule makes of a model is right, as far as can be said of any schedule at all.
+"""Judgement of what a schedule makes of a model, as far as that is possible for any schedule.
 
 Counts and finite numbers; each image by itself as in a batch; `token_index`, `token_owner` and
 `token_size` agree with each other; `restored` gives each token its owner's row; and where tokens
@@ -33,7 +33,7 @@ LEAVING = ("topk",)
 
 
 class WrongError(AssertionError):
-    """What was built is not what the schedule says."""
+    """Raised where a build is not what the schedule says."""
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ def _check_owner(
 
 
 def _summing(one: Reduction) -> bool:
-    """Whether its sizes are those of the tokens that it stands for."""
+    """Return whether its sizes are those of the tokens that it stands for."""
     values = filled_reducer(one.reducer)
     return one.reducer.name in ("merge", "windows") and bool(values["sizes"])
 

@@ -1,4 +1,4 @@
-"""What one case of the acceptance matrix is, and one export of it."""
+"""One case of the acceptance matrix, and one export of it."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Variant:
-    """How a case is exported."""
+    """Form in which a case is exported."""
 
     exporter: str
     attention: str | None

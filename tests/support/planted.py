@@ -43,7 +43,7 @@ def method(given: Analysed, text: str, outputs: str = "reduced") -> Method:
 
 @dataclass(frozen=True)
 class Planted:
-    """What parts take, by role: halves a staircase of so many tokens, the head a line.
+    """Latencies of parts, by role: halves a staircase of so many tokens, the head a line.
 
     Attributes:
         tile: tokens on a step.
@@ -134,8 +134,8 @@ class Planted:
 
 
 def looked_up(given: Analysed, schedule: Schedule, profile: Profile, key: str) -> float:
-    """What a profile has of a model that follows a schedule: the parts of its graph, each by its
-    own signature."""
+    """Return what a profile has for a model that follows a schedule: the parts of its graph,
+    each by its own signature."""
     made = reduce_graph(given.graph, given.analysis, schedule)
     keeps = {r.site: r.keep for r in schedule.reductions}
     tokens, total = given.analysis.shape.tokens, 0.0

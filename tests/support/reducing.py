@@ -28,7 +28,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Tokens:
-    """What a reducer is given.
+    """Inputs of a reducer.
 
     Attributes:
         x: [B, prefix + T + suffix, C] f32.
@@ -71,7 +71,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Reduced:
-    """What a reducer makes of it; `size` and `local` are empty where the stage has none."""
+    """Results of a reducer; `size` and `local` are empty where the stage has none."""
 
     x: Array
     index: Array
@@ -98,7 +98,7 @@ class Keys:
         return self._keys
 
     def head_keys(self) -> gs.Tensor:
-        """Of two heads, the halves of the keys."""
+        """Keys of two heads: the halves."""
         return self.builder.transpose(
             self.builder.reshape(self._keys, [0, 0, 2, self.width // 2]), [0, 2, 1, 3]
         )
@@ -109,7 +109,7 @@ class Keys:
 
 
 def problem(name: str, count: int, keep: int, grid: Sequence[int] = (), **parameters: Any) -> str:
-    """Why the reducer cannot do that; empty if it can."""
+    """Return why the reducer cannot do that; empty if it can."""
     values = filled_reducer(Spec(name, parameters))
     return find_reducer(name).problem(ask_of(count, keep, values, tuple(grid), tuple(grid)))
 
@@ -121,7 +121,7 @@ def ask_of(
     grid: tuple[int, ...],
     dense_grid: tuple[int, ...] = (),
 ) -> Ask:
-    """What is asked of a reducer."""
+    """Return what is asked of a reducer."""
     return Ask(
         count=count,
         keep=keep,

@@ -146,7 +146,7 @@ class SpelledViT(nn.Module):
     def leave(
         self, cut: Cut, block: SpelledBlock, before: Tensor, x: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        """What is left, and the size of each where tokens were merged."""
+        """Return what is left, and the size of each where tokens were merged."""
         if cut.kind == "merge":
             assert cut.owner is not None
             member = nn.functional.one_hot(cut.owner, cut.index.shape[1]).to(x).transpose(1, 2)

@@ -148,7 +148,7 @@ def chain(inputs: ReducerInput) -> tuple[gs.Tensor, TokenState]:
 
 
 def _problem(ask: Ask) -> str:
-    """Why the chain cannot do what is asked; empty if it can."""
+    """Return why the chain cannot do what is asked; empty if it can."""
     count, grid, steps = ask.count, ask.grid, steps_of(ask.parameters)
     if not steps or steps[-1].keep != ask.keep:
         return f"the last step of a chain must keep the {ask.keep} that the site keeps"

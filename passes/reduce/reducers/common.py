@@ -59,7 +59,7 @@ def metric(inputs: ReducerInput) -> gs.Tensor:
 
 
 def sorts(*lengths: int) -> str:
-    """Why a reducer that sorts so many tokens cannot; empty if it can."""
+    """Return why a reducer that sorts so many tokens cannot; empty if it can."""
     if max(lengths) > TOPK_LIMIT:
         return f"would sort {max(lengths)} tokens, beyond TensorRT's TopK limit of {TOPK_LIMIT}"
     return ""

@@ -169,7 +169,7 @@ def _plain(parameters: Mapping[str, Any]) -> bool:
 
 
 def _problem(ask: Ask) -> str:
-    """Why it cannot do what is asked; empty if it can."""
+    """Return why it cannot do what is asked; empty if it can."""
     parameters, r = ask.parameters, ask.count - ask.keep
     split, both = parameters["split"], parameters["bidirectional"]
     a, other = _counts(parameters, ask.count, ask.keep, ask.grid)

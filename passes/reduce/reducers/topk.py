@@ -157,7 +157,7 @@ def _frames(grid: Grid) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _problem(ask: Ask) -> str:
-    """Why as many cannot be kept so; empty if they can."""
+    """Return why as many cannot be kept so; empty if they can."""
     unit, within = ask.parameters["unit"], ask.parameters["within"]
     if unit == "token" and within is None:
         return ""

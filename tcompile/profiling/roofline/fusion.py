@@ -1,4 +1,4 @@
-"""Which steps become one kernel under TensorRT, and which one node under ONNX Runtime on a CPU.
+"""Steps that become one kernel under TensorRT, or one node under ONNX Runtime on a CPU.
 
 The TensorRT part was seen in TensorRT-RTX 1.7.1 plans (docs/roofline.md): products take pointwise
 work on their output along; attention is one kernel; everything between them becomes generated

@@ -1,4 +1,4 @@
-"""What the oracle of a preset is, and how it meets a schedule.
+"""Form of the oracle of a preset, and how it reads a schedule.
 
 How many tokens leave where is read from the schedule; which ones, and what becomes of them, is the
 published formula with its published parameters.  What a schedule says of scores and reducers is not
@@ -40,7 +40,7 @@ class PresetOracle:
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
     def reductions(self, schedule: Mapping[str, Any], values: Mapping[str, Any]) -> list[Reduction]:
-        """What a schedule's JSON lets leave, by this oracle.
+        """Return what a schedule's JSON lets leave, by this oracle.
 
         values: the preset's parameters as the test chose them.
         """

@@ -64,7 +64,7 @@ def agree(
 def _difference(
     ours: Mapping[str, Any], theirs: Result, allowed: tuple[float, ...], row: int
 ) -> str:
-    """What is different in an image, or nothing."""
+    """Return what is different in an image, or nothing."""
     values = [v for name, v in ours.items() if name not in EXTRA]
     for value, output, dense in zip(values, theirs.outputs, allowed, strict=True):
         want = output.value[row].numpy()

@@ -1,4 +1,4 @@
-"""How many tokens leave each block, as published; all exact."""
+"""Numbers of tokens that leave each block, as published; all exact."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PYRA = {"low": [16] * 11 + [10], "high": [40, 34, 30, 24, 18, 14, 10, 8, 4, 4, 3
 
 
 def after(removals: list[int], patches: int) -> list[int]:
-    """What is left after each block when ToMe merges so many, never more than half."""
+    """Return what is left after each block when ToMe merges so many, never more than half."""
     counts = []
     for r in removals:
         patches -= min(r, patches // 2)
@@ -41,7 +41,7 @@ def inflected(r: int, inflect: Fraction, blocks: int) -> list[int]:
 
 
 def pitome(ratio: str, patches: int, blocks: int) -> list[int]:
-    """What is left after each block: floor(T − T·ratio) merge."""
+    """Return what is left after each block: floor(T − T·ratio) merge."""
     counts = []
     for _ in range(blocks):
         patches -= int(patches - patches * Fraction(ratio))

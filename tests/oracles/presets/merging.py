@@ -119,7 +119,7 @@ def matched(
 
 
 def combined(x: Tensor, size: Tensor, owner: Tensor, kept: Tensor, combine: str) -> Tensor:
-    """What becomes of tokens with the same owner."""
+    """Return what becomes of tokens with the same owner."""
     count = kept.shape[1]
     if combine == "drop":
         return gather(x, kept)

@@ -65,7 +65,7 @@ def _this_block(moment: Moment) -> Tensor:
 
 
 def _from_patches(moment: Moment) -> Step:
-    """What the class token pays is left out."""
+    """Return what the class token pays is left out."""
     inner = moment.inner
     return keep_best(moment, moment.attention.weights[:, :, inner, inner].sum(dim=2).mean(dim=1))
 
@@ -79,7 +79,7 @@ def _pivots_leave(moment: Moment) -> Step:
 
 
 def _as_zeros(moment: Moment) -> Tensor:
-    """What had left comes back empty."""
+    """Return what had left comes back empty."""
     here = torch.zeros_like(moment.last[..., :1]).scatter(1, moment.places.unsqueeze(-1), 1.0)
     return moment.last * here
 

@@ -60,7 +60,7 @@ def _zero_tprune(moment: Moment) -> Step:
 
 
 def zero_tprune(moment: Moment, middle: int, score: Tensor, last: Tensor) -> Step:
-    """Of the half with the lower score, those most like one of the other half (keys) leave until
+    """Drop from the half with the lower score those most like one of the other half (keys) until
     `middle` are left; then those that are least by the other score."""
     half = moment.total // 2
     order = ranked(score)

@@ -57,7 +57,7 @@ class Setting:
 
     @property
     def cls(self) -> bool:
-        """Whether the model reads a class token."""
+        """Return whether the model reads a class token."""
         return self.source not in ("timm-gap", "timm-siglip")
 
     @property
@@ -84,7 +84,7 @@ def settings(
     tokens: Sequence[int] = (65, 197, 261, 577),
     cls: bool | None = None,
 ) -> list[Setting]:
-    """Where a preset is tried: by default one setting, another for every turn; with
+    """Return where a preset is tried: by default one setting, another for every turn; with
     TCOMPILE_MATRIX=all (or full) everywhere."""
     able = [
         replace(one, depth=depth)

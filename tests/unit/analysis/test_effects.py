@@ -1,4 +1,4 @@
-"""What a cut does downstream: edits, and barriers named by node. Graphs in ONNX text."""
+"""Effects of a reduction downstream: edits, and barriers named by node. Graphs in ONNX text."""
 
 from __future__ import annotations
 

@@ -330,7 +330,7 @@ def test_a_prediction_replaces_nothing(world: Any, tmp_path: Path, kind: str) ->
 def test_a_prediction_that_was_off_is_said(
     world: Any, tmp_path: Path, ms: float, dense_ms: float, off: float | None
 ) -> None:
-    """Of the share of the dense latency: a machine that runs at half its speed runs both so."""
+    """Shares of the dense latency count: a machine that runs at half its speed runs both so."""
     made = world(ms, dense_ms=dense_ms).build(tmp_path, keep=0.5)
     said = [n for n in made.notes if "predicted" in n]
     assert bool(said) == (off is not None)

@@ -1,4 +1,4 @@
-"""Where a preset's steps may be, and with which counts: what the planner takes for granted."""
+"""Sites and counts that a preset's steps may have: the planner relies on them."""
 
 from __future__ import annotations
 

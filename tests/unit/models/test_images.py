@@ -198,7 +198,7 @@ def test_exif_of_a_jpeg_and_exif_that_says_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
 def test_transparent_pixels_are_white(tmp_path: Path, mode: str) -> None:
-    """What lies under alpha 0 is rubbish that nobody sees: here it is black."""
+    """What lies under alpha 0 is arbitrary and invisible: here it is black."""
     path = tmp_path / ("a.tif" if mode == "PA" else "a.png")
     image = Image.new("L", (4, 1))
     if mode == "PA":

@@ -74,7 +74,7 @@ def build_and_use(include: Path, folder: Path) -> tuple[Path, str]:
 
 
 def run(*command: str | Path) -> str:
-    """What it prints."""
+    """Return what it prints."""
     done = subprocess.run(
         [str(c) for c in command], capture_output=True, text=True, check=False, env={**os.environ}
     )

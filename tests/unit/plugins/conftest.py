@@ -1,4 +1,4 @@
-"""What the tests of the plugin library share."""
+"""Fixtures that the tests of the plugin library share."""
 
 from __future__ import annotations
 

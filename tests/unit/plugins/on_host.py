@@ -14,7 +14,7 @@ from tcompile.plugins.spec import Array
 
 
 def run_aot_on_host(raw: ctypes.CDLL, case: Case) -> tuple[Array, ...]:
-    """What the ahead-of-time kernels in a library for the host make of a case; indices int64.
+    """Return what the ahead-of-time kernels, built for the host, make of a case; indices int64.
 
     Raises:
         ValueError: no single kernel can do it.
@@ -46,7 +46,7 @@ def _unwritten(shape: Sequence[int], of: str) -> Array:
 
 
 def run_on_host(library: Library, case: Case) -> tuple[Array, ...]:
-    """What a library for the host makes of a case."""
+    """Return what a library for the host makes of a case."""
     op, kinds = case.op, case.types
     stored = [pack(a, kinds[t.kind]) for a, t in zip(case.inputs, op.takes, strict=True)]
     call = library.call(op, [a.shape for a in case.inputs], kinds, case.numbers)

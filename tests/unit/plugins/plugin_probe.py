@@ -43,7 +43,7 @@ def includes() -> list[Path]:
 
 
 def cuda_include() -> Path | None:
-    """Where cuda_runtime_api.h lies: a toolkit, or one of the wheels."""
+    """Return where cuda_runtime_api.h lies: a toolkit, or one of the wheels."""
     nvcc = shutil.which("nvcc")
     wheels = Path(sysconfig.get_paths()["purelib"]) / "nvidia"
     places = [
@@ -61,7 +61,7 @@ def build_objects(folder: Path) -> None:
 
 
 def major(include: Path) -> int:
-    """Of the TensorRT that the headers are of."""
+    """Version of the TensorRT that the headers are of."""
     text = (include / "NvInferVersion.h").read_text()
     found = re.search(r"#define (?:NV_TENSORRT_MAJOR|TRT_MAJOR_ENTERPRISE) +(\d+)", text)
     assert found
@@ -188,7 +188,7 @@ class Plugins:
         _ctypes.dlclose(tensorrt._handle)
 
     def log(self) -> str:
-        """What the plugins said since the last call, but for details."""
+        """Return what the plugins said since the last call, but for details."""
         lines = str(self.probe.probe_log().decode()).splitlines(keepends=True)
         return "".join(line for line in lines if not line.startswith("4 "))
 
@@ -221,7 +221,7 @@ class Plugins:
             self.probe.probe_destroy(made)
 
     def again(self, plugin: ctypes.c_void_p) -> ctypes.c_void_p:
-        """What a plan makes of the plugin's fields."""
+        """Return what a plan makes of the plugin's fields."""
         return ctypes.c_void_p(self.probe.probe_again(self._library.getCreators, plugin))
 
     def about(self, plugin: ctypes.c_void_p) -> list[str]:
@@ -230,7 +230,7 @@ class Plugins:
 
 
 def run_case(plugins: Plugins, plugin: ctypes.c_void_p, case: Case) -> tuple[Array, ...]:
-    """What `enqueue` makes of a case."""
+    """Return what `enqueue` makes of a case."""
     op, kinds = case.op, case.types
     stored = [pack(a, kinds[t.kind]) for a, t in zip(case.inputs, op.takes, strict=True)]
     shapes = op.shapes(tuple(a.shape for a in case.inputs), case.numbers)

@@ -17,7 +17,8 @@ def find_ptxas() -> str:
 
 
 def assemble(ptx: str, arch: str) -> list[Need]:
-    """What the kernels of a PTX text need on an architecture; raises like `compile_source`."""
+    """Return what the kernels of a PTX text need on an architecture; raises like
+    `compile_source`."""
     with tempfile.TemporaryDirectory(prefix="tcompile-") as folder:
         text = Path(folder) / "kernels.ptx"
         text.write_text(ptx)

@@ -1,4 +1,4 @@
-"""What the check says of libraries that do not fit; none of them is loaded."""
+"""Answers of the check on libraries that do not fit; none of them is loaded."""
 
 from __future__ import annotations
 

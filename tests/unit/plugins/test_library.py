@@ -141,7 +141,7 @@ def test_the_library_is_what_the_check_takes(library: Plugins) -> None:
 
 
 def symbols(path: Path, which: str) -> list[str]:
-    """Of the dynamic table, by another reader than ours."""
+    """The dynamic table is read by another reader than ours."""
     command = ["nm", "-D", which, "-j", str(path)]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
 

@@ -1,4 +1,4 @@
-"""What a plugin does when TensorRT calls it: results, types, shapes, and calls that are wrong.
+"""Behaviour of a plugin when TensorRT calls it: results, types, shapes, and calls that are wrong.
 
 Needs TensorRT's headers, named by TCOMPILE_TENSORRT_INCLUDE; is skipped where there are none.
 """

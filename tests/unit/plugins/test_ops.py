@@ -20,7 +20,7 @@ Arrays = tuple[np.ndarray[Any, Any], ...]
 
 
 def run(case: Case, opset: int, op: TokenOp | None = None) -> Arrays:
-    """What ONNX Runtime makes of the function body (of a changed op, where one is given)."""
+    """Return what ONNX Runtime makes of the function body (of a changed op, where one is given)."""
     op = op or case.op
     names = [t.name for t in op.takes]
     infos = [

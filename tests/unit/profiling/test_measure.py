@@ -58,7 +58,7 @@ def profile_run(model: Analysed, *texts: str, call: float) -> MeasuredProfile:
 
 @pytest.fixture(scope="module")
 def free(model: Analysed) -> MeasuredProfile:
-    """Of two methods, where calling the runtime takes no time."""
+    """Profile of two methods, where calling the runtime takes no time."""
     return profile_run(model, "topk", "tome", call=0.0)
 
 

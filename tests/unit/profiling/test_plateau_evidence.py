@@ -57,7 +57,7 @@ def test_a_staircase_is_claimed_where_its_steps_exceed_the_spread() -> None:
 
 
 def test_a_fall_tells_of_noise_that_quartiles_do_not() -> None:
-    """What was seen: each count with little spread, but 72 tokens slower than 88."""
+    """A curve that was seen: each count with little spread, but 72 tokens slower than 88."""
     times = {8: 30, 40: 74, 72: 123, 88: 112, 104: 141, 136: 190, 197: 280}
     found = Curve.of((n, Figure(ms, ms * 0.99, ms * 1.01, 7)) for n, ms in times.items())
     made = profile(found)

@@ -1,4 +1,4 @@
-"""Where to measure next: beside steps, and nowhere on a line."""
+"""Counts to measure next: beside steps, and nowhere on a line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def explored(
     tolerance: float = 0.02,
     spread: float = 0.0,
 ) -> Curve:
-    """What a measurement does, with times that a function knows."""
+    """Return what a measurement does, with times that a function knows."""
 
     def figure(n: int) -> Figure:
         return Figure(time(n), time(n) - spread, time(n) + spread, 9)

@@ -1,4 +1,4 @@
-"""What passes as the same numbers, and every kind of difference that does not."""
+"""Numbers that pass as the same, and every kind of difference that does not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `lower` makes of one graph for each kind of target."""
+"""Results of `lower` on one graph for each kind of target."""
 
 from __future__ import annotations
 

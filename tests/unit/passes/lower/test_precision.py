@@ -41,7 +41,7 @@ def spread(got: dict[str, Any], expected: dict[str, Any]) -> float:
 
 
 def rounding_bound(model: onnx.ModelProto) -> float:
-    """What rounding after each step may do to the values, in the root mean square.
+    """Return what rounding after each step may do to the values, in the root mean square.
 
     A random walk of as many steps as the longest path: each rounds a value by up to ROUNDOFF
     relative to it, uniformly (a root mean square of ROUNDOFF / √3), and pre-norm blocks do not

@@ -81,7 +81,7 @@ def attributes(node: onnx.NodeProto) -> dict[str, object]:
 
 
 def parsed(model: onnx.ModelProto, version: tuple[int, int], registered: bool) -> set[str]:
-    """What a parser of that version, written down independently, takes calls for."""
+    """Return what a parser of that version, written down independently, takes calls for."""
     bodies = {f.name for f in model.functions}
 
     def meaning(node: onnx.NodeProto) -> str:

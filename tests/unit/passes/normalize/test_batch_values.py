@@ -1,4 +1,4 @@
-"""What a model computes from the size of a free batch is right at every batch, or refused.
+"""Values computed from the size of a free batch are right at every batch, or refused.
 
 Each model is a tiny ViT with such a value on its residual stream after the first block. The source,
 the normal form and the reduced model run at several batches. A reduced model must give what the

@@ -1,4 +1,4 @@
-"""Which profile is planned with: given, measured before, measured now, or modelled."""
+"""Choice of the profile to plan with: given, measured before, measured now, or modelled."""
 
 from __future__ import annotations
 

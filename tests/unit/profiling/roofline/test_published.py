@@ -1,4 +1,4 @@
-"""What is published of latency against tokens, on modelled numbers only."""
+"""Published facts about latency against tokens, held against modelled numbers only."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ SPEC = VitSpec(image=32, patch=8, width=32, heads=2, depth=2)
 
 
 def built(folder: Path, target: str, fixed: int | None = None, **options: Any) -> Path:
-    """Of a model whose batch is free, or fixed."""
+    """Signature of a model whose batch is free, or fixed."""
     model = save_tiny_vit(folder / "vit.onnx", SPEC, batch=fixed)
     return tcompile.build(
         model, target=target, method="topk", keep="0.5", output=folder / "out", **options

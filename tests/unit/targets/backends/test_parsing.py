@@ -1,4 +1,5 @@
-"""What a TensorRT parser refuses is refused before anything is written, in the user's own names."""
+"""Nodes that a TensorRT parser refuses are refused before anything is written, in the user's own
+names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is built on a Jetson for each form of token ops, with a TensorRT that only listens."""
+"""Builds on a Jetson for each form of token ops, with a TensorRT that only records calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What the tests of this folder share: tokens, and formulas in loops over tokens, in float64."""
+"""Helpers that the tests of this folder share: tokens, and formulas in loops over tokens, in
+float64."""
 
 from __future__ import annotations
 
@@ -60,8 +61,8 @@ def check(t: Tokens, found: Reduced, n: int, rows: Any, index: Any, owner: Any) 
 
 
 def sane(t: Tokens, found: Reduced, keep: int) -> None:
-    """What holds of every result: no NaN, no token twice, every token has an owner that is there,
-    and what stayed is its own."""
+    """Check what holds for every result: no NaN, no token twice, every token has an owner that is
+    there, and what stayed is its own."""
     assert np.isfinite(found.x).all()
     assert found.x.shape == (len(t.x), t.prefix + keep, t.x.shape[2])
     if found.size.size:

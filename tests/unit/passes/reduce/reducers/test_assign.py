@@ -23,7 +23,7 @@ from tests.unit.passes.reduce.reducers.given import (
 
 
 def assigned(t: Tokens, n: int, kept: list[int], metric: str) -> tuple[list[int], Array, list[int]]:
-    """Who leaves, how alike each is to its centre, and the owners."""
+    """Return which tokens leave, how alike each is to its centre, and the owners."""
     f = t.patches[n] if metric == "x" else t.metric[n]
     gone = [j for j in range(t.count) if j not in kept]
     cos = cosines(f[gone], f[kept])

@@ -31,7 +31,7 @@ def first_best(values: Array, r: int) -> list[int]:
 
 
 def split(name: str, score: Array, r: int, grid: tuple[int, ...]) -> tuple[list[int], list[int]]:
-    """Who may merge into whom."""
+    """Return which tokens may merge into which."""
     count = len(score)
     ranks = [int(i) for i in np.argsort(score, kind="stable")]  # most energetic first
     if name == "alternate":
@@ -87,7 +87,7 @@ def expected(t: Tokens, n: int, keep: int, given: dict[str, Any]) -> tuple[Array
 
 
 def combined(x: Array, score: Array, size: Array, i: int, into: list[int], how: str) -> Array:
-    """What becomes of the group of token i."""
+    """Return what becomes of the group of token i."""
     group = [j for j in range(len(into)) if into[j] == i]
     if how == "drop":
         return x[i]

@@ -88,7 +88,7 @@ Step = tuple[str, Spec | None, str, int]
 
 @dataclass(frozen=True)
 class Taps:
-    """What a block of the dense model computes.
+    """Values that a block of the dense model computes.
 
     Attributes:
         x: [B, N, C], the stream at the site.
@@ -128,7 +128,7 @@ def images(batch: int, spec: VitSpec = SPEC, seed: int = 0) -> Array:
 
 
 def taps(x: Array, site: str, spec: VitSpec = SPEC, spelling: str = "plain") -> Taps:
-    """What the dense model computes at a site of the kinds attn, block or around."""
+    """Return what the dense model computes at a site of the kinds attn, block or around."""
     read, block = analysed(spec, spelling), int(site.partition(":")[2])
     where = read.analysis.site(site)
     assert where is not None

@@ -44,7 +44,7 @@ def test_previous(site: str, block: int, batch: int) -> None:
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("left", ["attn:1", "block:1"])
 def test_previous_across_a_reduction(batch: int, left: str) -> None:
-    """Of tokens that leave in or after the block before."""
+    """Tokens leave in or after the block before."""
     x = images(batch)
     step: Step = (left, NORM, "topk", 9)
     found = scored(Spec("cls", {"source": "previous"}), x, "attn:2", before=[step], spec=VIT)

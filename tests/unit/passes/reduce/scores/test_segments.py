@@ -1,4 +1,4 @@
-"""Where an attention sees frames apart, each scores its own; windows give no history."""
+"""Frames that attend apart score their own tokens; windows give no history."""
 
 from __future__ import annotations
 
