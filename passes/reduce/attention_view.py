@@ -221,7 +221,7 @@ class AttentionView:
                 factor = float(factors[0].reshape(()))
                 scale = scale * factor if node.op == "Mul" else scale / factor
             elif node.op in ("Tanh", "Clip"):
-                raise self._strange(f"'{node.name}' bends its logits")
+                raise self._strange(f"'{node.name}' ({node.op}) caps its logits")
         return scale
 
     def _strange(self, why: str) -> UsageError:

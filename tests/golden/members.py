@@ -16,9 +16,9 @@ from tcompile.core.schedule import Spec
 from tcompile.passes.reduce.attention_view import AttentionView
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.reducers import find_reducer
-from tcompile.passes.reduce.reducers.base import ReducerInput
+from tcompile.passes.reduce.reducers.base import Reducer, ReducerInput
 from tcompile.passes.reduce.scores import find_score
-from tcompile.passes.reduce.scores.base import PastAttention, ScoreInput
+from tcompile.passes.reduce.scores.base import PastAttention, Score, ScoreInput
 from tcompile.passes.reduce.segments import by_segment
 from tcompile.passes.reduce.token_state import TokenState
 from tests.golden.text import to_text
@@ -219,6 +219,32 @@ def score(name: str, parameters: dict[str, Any], *, reduced: bool = False) -> st
     if is_const(made):
         made = bare.builder.for_all(value(made), bare.x, np.float32)
     return bare.finish({"score": made})
+
+
+def declared_score(score: Score, parameters: dict[str, Any]) -> str:
+    """Return what a score says of itself, which no graph shows."""
+    given = {"file": "head.npz"} if score.name == "head" else parameters
+    values = score.filled(Spec(score.name, given))
+    said = [
+        "reads the attention" if score.reads(values) else "",
+        "" if score.fused(values) else "not fused",
+        *(f"needs {need}" for need in score.needs(values)),
+        *(f"made of {part.name}" for part in score.parts(values)),
+    ]
+    return ", ".join(filter(None, said)) or "reads no attention"
+
+
+def declared_reducer(reducer: Reducer, parameters: dict[str, Any]) -> str:
+    """Return what a reducer says of itself, which no graph shows."""
+    found, values = reducer.bind(Spec(reducer.name, parameters))
+    flags = ("scored", "groups", "segments", "around", "returns", "first")
+    said = [
+        *sorted(found.traits),
+        *(flag for flag in flags if getattr(found, flag)),
+        *(f"made of {part.name}" for part in found.parts(values)),
+        *(f"scores by {part.name}" for part in found.scores(values)),
+    ]
+    return ", ".join(said) or "takes no score"
 
 
 def _head(folder: Path) -> str:

@@ -100,7 +100,8 @@ def test_a_score(score: Any, update_golden: bool) -> None:
     name = score.name
     shown: list[tuple[str, Callable[[], str]]] = []
     for parameters in members.SCORES.get(name, [{}]):
-        shown.append((_titled(name, parameters), lambda p=parameters: members.score(name, p)))
+        title = f"{_titled(name, parameters)}\n# {members.declared_score(score, parameters)}"
+        shown.append((title, lambda p=parameters: members.score(name, p)))
     if name in ("static", "window_penalty"):
         first = members.SCORES[name][0]
         title = _titled(name, first) + ", tokens have left"
@@ -118,6 +119,7 @@ def test_a_reducer(reducer: Any, update_golden: bool) -> None:
     shown: list[tuple[str, Callable[[], str]]] = []
     for keep, parameters, how in [*listed, *members.MORE.get(name, [])]:
         title = f"{_titled(name, parameters)}, keep {keep}{', ' + how if how else ''}"
+        title += f"\n# {members.declared_reducer(reducer, parameters)}"
         shown.append((title, lambda k=keep, p=parameters, h=how: members.reducer(name, k, p, h)))
     text = cases(shown)
     compare(HERE / "reducers" / f"{name}.txt", text, update=update_golden)

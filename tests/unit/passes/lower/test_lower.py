@@ -59,6 +59,22 @@ def test_onnx_runtime_gets_no_mask_that_queries_share(tmp_path: Path) -> None:
     run(save(to_onnx(lowered), tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("mask", "operators"),
+    [("17,17", 1), ("1,17", 0), ("2,17,17", 1), ("2,1,17", 0), ("B,2,17,17", 1), ("B,1,1,17", 0)],
+)
+def test_masks_that_queries_share_have_one_row(tmp_path: Path, mask: str, operators: int) -> None:
+    model = parse(
+        f"""
+        <ir_version: 11, opset_import: ["":23]>
+        g (float[B,17,64] x, float[{mask}] mask) => (float[B,17,64] y)
+        {{ [att] y = Attention<q_num_heads=2, kv_num_heads=2, scale=0.3>(x, x, x, mask) }}
+        """
+    )
+    lowered = lower(gs.import_onnx(model), target=load_target("cpu"), precision="fp32")
+    assert count(lowered, "Attention") == operators
+
+
 def test_names_become_unique_and_printable_and_still_mean_the_same_nodes() -> None:
     model = attention_blocks(depth=2)
     for node in model.graph.node:

@@ -188,3 +188,46 @@ def test_means_over_groups(tmp_path: Path, method: str, means: int, batch: int |
         if node.op == "TcCombineMeanTokens":
             assert node.inputs[0].dtype == np.float16  # no cast beside it
             assert node.outputs[0].dtype == np.float16
+
+
+_MEAN = """<ir_version: 8, opset_import: ["": 17, "tcompile": 1]>
+g (float[2,6,4] x, float[2,6] w, float[2,6] v, int64[2,4] keep, int64[2,2] source, int64[2,2] slot)
+  => (float[2,4,4] y, float[2,4] size)
+<int64[1] one = {{1}}, int64[1] two = {{2}}, int64[1,4,1] places = {{0, 1, 2, 3}}> {{
+  rows = tcompile.TcGatherTokens (x, keep)
+  kept = GatherElements <axis = 1> (w, keep)
+  kept_column = Unsqueeze (kept, two)
+  own = Mul (rows, kept_column)
+  others = tcompile.TcGatherTokens (x, source)
+  left = GatherElements <axis = 1> (w, source)
+  left_column = Unsqueeze (left, two)
+  moved = Mul (others, left_column)
+  row = Unsqueeze (slot, one)
+  equal = Equal (row, places)
+  hot = Cast <to = 1> (equal)
+  carried = MatMul (hot, moved)
+  total = Add (own, carried)
+  kept_again = GatherElements <axis = 1> ({kept}, keep)
+  first = Unsqueeze (kept_again, two)
+  left_again = GatherElements <axis = 1> ({left}, source)
+  second = Unsqueeze (left_again, two)
+  summed = MatMul (hot, second)
+  weights = Add (first, summed)
+  y = Div (total, weights)
+  sums = Squeeze (weights, two)
+  size = Neg (sums)
+}}"""
+
+
+@pytest.mark.parametrize(
+    ("kept", "left", "fused"), [("w", "w", 1), ("v", "w", 0), ("w", "v", 0), ("v", "v", 0)]
+)
+def test_only_means_by_the_same_weights(kept: str, left: str, fused: int) -> None:
+    """Tokens that stay and tokens that leave are both divided by the weights they have above."""
+    text = _MEAN.format(kept=kept, left=left)
+    graph = gs.import_onnx(onnx.parser.parse_model(text))
+    add_functions(graph)
+    assert fuse_calls(graph) == fused
+    assert ours(graph)["TcCombineMeanTokens"] == fused
+    (negated,) = (t.inputs[0] for t in graph.outputs if t.name == "size")
+    assert negated.i().op == ("TcCombineMeanTokens" if fused else "Squeeze")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 from tcompile import pipeline
 from tcompile.core.errors import ModelError, TcompileError, UsageError
 from tcompile.core.schedule import Reduction, Schedule, Shape, Spec
+from tcompile.passes.reduce.reducers.common import choose
 from tcompile.planning.method_schedule import schedule_for
 from tests.support.onnx_models import to_onnx
 from tests.support.tiny_vit import VitSpec, build_vit, random_weights, save_tiny_vit
@@ -252,3 +254,35 @@ def test_an_output_with_a_name_of_ours_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="'token_index' of its own"):
         pipeline.reduce(path, keep=0.5, method="topk")
     assert pipeline.reduce(path, keep=0.5, method="topk", outputs="restored")
+
+
+@pytest.mark.parametrize(("op", "refused"), [("Tanh", True), ("Add", False)])
+def test_rows_of_capped_logits_are_not_recomputed(tmp_path: Path, op: str, refused: bool) -> None:
+    """`rowmean` has one factor for Q·Kᵀ: a mask beside it is left out, a cap would not fit."""
+    model = build_vit(VitSpec(), random_weights(VitSpec()))
+    mask = onnx.numpy_helper.from_array(np.zeros((1, 1, 1, 17), np.float32), "no_mask")
+    model.graph.initializer.append(mask)
+    nodes = []
+    for node in model.graph.node:
+        if node.op_type == "Softmax":
+            logits, made = node.input[0], f"{node.name}_{op}"
+            inputs = [logits] if op == "Tanh" else [logits, "no_mask"]
+            nodes.append(onnx.helper.make_node(op, inputs, [made], name=made))
+            node.input[0] = made
+        nodes.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.save(model, str(tmp_path / "vit.onnx"))
+    reductions = (Reduction("attn:1", Spec("rowmean"), Spec("topk"), 8),)
+    schedule = Schedule("rowmean", Shape(17, 1, 16, 3), reductions)
+    if refused:
+        with pytest.raises(UsageError, match="caps its logits"):
+            pipeline.reduce(tmp_path / "vit.onnx", schedule=schedule)
+    else:
+        pipeline.reduce(tmp_path / "vit.onnx", schedule=schedule)
+
+
+@pytest.mark.parametrize(("count", "problem"), [(0, "no token of its own"), (3841, "3840")])
+def test_a_choice_of_none_or_of_too_many(count: int, problem: str) -> None:
+    with pytest.raises(UsageError, match=problem):
+        choose(SimpleNamespace(score="score"), count)  # type: ignore[arg-type]

@@ -349,3 +349,9 @@ def test_parity_of_the_reference(prefix: int, count: int) -> None:
         if prefix == 2:
             rows = [rows[0], others[0], *x[0::2][left[1:]], *others[1:]]
         np.testing.assert_allclose(found.x[n], rows, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("count", "keep", "fits"), [(7800, 3900, True), (7800, 4000, False)])
+def test_only_what_is_sorted_counts_for_topk(count: int, keep: int, fits: bool) -> None:
+    """TensorRT's TopK takes 3840; where all 3900 tokens of A merge, none of them is chosen."""
+    assert ("TopK" in problem("merge", count, keep)) is not fits
