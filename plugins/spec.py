@@ -70,7 +70,7 @@ class Tensor:
         head, _, doc = text.partition(":")
         name, dims, kind = head.split()
         if kind not in KINDS:
-            raise ValueError(f"'{text}' is of no kind of {', '.join(KINDS)}")
+            raise ValueError(f"'{text}' is not one of the kinds {', '.join(KINDS)}")
         return Tensor(name, tuple(dims.strip("[]").split(",")), kind, doc.strip())
 
     def to_json(self) -> dict[str, Any]:

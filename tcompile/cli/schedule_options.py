@@ -48,7 +48,7 @@ _OPTIONS = (
         metavar="D",
         help="The most that may be lost on the --calibration images, such as 0.01: top-1 accuracy "
         "where they have labels, else agreement with the dense model, else 1 - cosine. The fastest "
-        "model that is shown to keep to it on images that nothing was planned with.",
+        "model that is shown to stay within it on images that nothing was planned with.",
     ),
     click.option(
         "--method",

@@ -324,7 +324,7 @@ def edit_words(edit: fx.Edit, node: gs.Node, space: TokenSpace) -> str:
         case fx.Trim(operand):
             return f"its operand {operand} is as long as there are tokens"
         case fx.Recount(operand):
-            return f"its operand {operand} is computed anew, from the mask of the tokens left"
+            return f"its operand {operand} is computed again, from the mask of the tokens left"
         case fx.Rescale():
             return "what it gives is scaled from the number of all tokens to that of those left"
         case fx.Regroup(source, pool):

@@ -92,7 +92,7 @@ def fastest_within(
     )
     need = images_needed(most, confidence, labels=trial.images.labels is not None)
     if nearest.images < need and nearest.exact:
-        why += f"; it takes {need} images to check on to show so little"
+        why += f"; {need} images to check on are needed to show so little"
     within = "" if budget.latency_ms is None else f", within {budget.latency_ms:.4g} ms"
     if budget.final is not None:
         within += f", with {budget.final - tables.prefix} patch tokens kept"
