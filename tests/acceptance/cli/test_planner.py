@@ -118,11 +118,12 @@ def test_build_says_how_it_was_planned(tcompile: Command, profiled: Path) -> Non
     )
     assert built.code == 0, built.err
     manifest = built.json()["manifest"]
-    assert manifest["plan"]["latency_kind"] == "measured"
-    assert manifest["plan"]["measured_off"] is not None
+    plan, report = manifest["plan"], Path("out/report.md").read_text()
+    assert plan["latency_kind"] == "measured"
     assert manifest["schedule"]["reductions"]
-    report = Path("out/report.md").read_text()
-    assert "predicted" in report or "planned" in report.lower()
+    assert "asked 0.50 (8 of 16 patch tokens), kept 0.50 (8)" in report
+    # A prediction is told where it was wrong, which depends on the machine.
+    assert ("were predicted" in report) == (abs(plan["measured_off"]) > plan["band"])
 
 
 def test_dense_within_a_budget_is_said_first(tcompile: Command, profiled: Path) -> None:

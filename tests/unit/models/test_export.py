@@ -329,7 +329,7 @@ def test_large_weights_go_beside_the_file(tmp_path: Path, monkeypatch: pytest.Mo
         ({"batch": 0}, "not a positive number"),
         ({"batch": "free"}, "neither a number nor 'dynamic'"),
         ({"exporter": "tf"}, "unknown exporter 'tf'"),
-        ({"exporter": "transformers"}, "takes transformers models only"),
+        ({"exporter": "transformers"}, "takes unchanged transformers models only"),
         ({"opset": 16}, r"outside 17\.\."),
         ({"opset": 99}, r"outside 17\.\."),
         ({"attention": "flash"}, "unknown attention 'flash'"),

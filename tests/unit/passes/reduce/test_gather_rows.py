@@ -14,9 +14,9 @@ from tcompile.analysis.axes import Axes
 from tcompile.analysis.effects import SideAxis
 from tcompile.analysis.token_dims import Run
 from tcompile.core.errors import ModelError
-from tcompile.core.graph import to_onnx
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.gather_rows import Mover
+from tests.support.onnx_models import to_onnx
 
 B, HEADS, N, C = 3, 2, 5, 4
 BATCH = ax.new("batch", 1009, "batch")

@@ -8,10 +8,10 @@ import onnx
 import pytest
 
 from tcompile import pipeline
-from tcompile.core.graph import to_onnx
 from tests.oracles.compare import check, check_structure, dense_errors
 from tests.oracles.exports import exported, subject
 from tests.oracles.plans import reductions
+from tests.support.onnx_models import to_onnx
 from tests.support.zoo_matrix import BY_ID, Variant
 
 
