@@ -142,7 +142,7 @@ def counts_for(
     first = min(rule.least for rule in method.sites)
     all_counts = [n for n in range(first, shape.tokens) if (n - shape.prefix) % grain == 0]
     all_counts.append(shape.tokens)
-    curves = [c for c in _curves(profile, layout).values() if len(c.points) > 1]
+    curves = [c for c in _curves(profile, layout, method).values() if len(c.points) > 1]
     found = set(grid(all_counts, [c.at(all_counts) for c in curves], align=_ALIGN, eps=eps))
     if grain > 1 or shape.tokens <= 8 * _ALIGN:
         found |= set(all_counts[:: max(len(all_counts) // 200, 1)]) | {shape.tokens}
@@ -161,17 +161,13 @@ def tables_for(
         UsageError: the profile lacks a part of the model, or the method's steps.
     """
     n = np.asarray(counts, np.int64)
-    curves = _curves(profile, layout)
+    curves = _curves(profile, layout, method)
     pairs = list(zip(layout.dense, layout.reduced, strict=True))
     attn, mlp = (
         np.stack([_row(curves, dense[half], later[half], n) for dense, later in pairs])
         for half in (0, 1)
     )
     head = _row(dict(profile.heads), layout.head_dense, layout.head, n)
-    if layout.stem and layout.stem not in profile.stem:
-        raise _missing(profile, "the stem")
-    if method.key not in profile.reducers:
-        raise _missing(profile, f"the steps of {method.key}", f"--method {method.text}")
     stem = profile.stem[layout.stem].ms if layout.stem else 0.0
     costs = profile.reducers[method.key]
 
@@ -212,13 +208,17 @@ def _row(curves: dict[str, Curve], dense: str, later: str, n: Ints) -> Floats:
     return row
 
 
-def _curves(profile: Profile, layout: Layout) -> dict[str, Curve]:
+def _curves(profile: Profile, layout: Layout, method: Method) -> dict[str, Curve]:
     names = {s for pair in (*layout.dense, *layout.reduced) for s in pair if s}
     lacking = sorted(names - set(profile.halves))
     if lacking:
         raise _missing(profile, f"{len(lacking)} of {len(names)} kinds of halves of blocks")
     if {s for s in (layout.head_dense, layout.head) if s} - set(profile.heads):
         raise _missing(profile, "the head")
+    if layout.stem and layout.stem not in profile.stem:
+        raise _missing(profile, "the stem")
+    if method.key not in profile.reducers:
+        raise _missing(profile, f"the steps of {method.key}", f"--method {method.text}")
     return {name: profile.halves[name] for name in names}
 
 

@@ -12,7 +12,7 @@ from tcompile.core.errors import UsageError
 from tcompile.methods.method import Method
 from tcompile.methods.schedulers import Place
 from tcompile.planning.optimise.tables import Tables, plan_of
-from tcompile.planning.solve.method_tables import counts_for, tables_for
+from tcompile.planning.solve.method_tables import counts_for, method_tables, tables_for
 from tcompile.profiling.curve import Curve
 from tcompile.profiling.profile import Profile
 from tcompile.profiling.structure import layout_of
@@ -109,13 +109,16 @@ def test_a_whole_that_cannot_be_corrects_by_half_at_most() -> None:
 
 
 @pytest.mark.parametrize("what", ["halves", "heads", "stem", "reducers"])
-def test_what_the_profile_lacks_is_said(what: str) -> None:
+def test_what_the_profile_lacks_is_said_before_losses_are_measured(what: str) -> None:
     given = model()
     one = method(given, "tome:r=3")
     profile = replace(PLANTED.profile(given, [one]), **{what: {}})
-    layout = layout_of(given.graph, one)
+
+    def losses_of(_: Method) -> Any:
+        raise AssertionError("measured in vain")
+
     with pytest.raises(UsageError, match="does not have") as error:
-        tables_for(profile, layout, one, no_loss, [5, 9, 17])
+        method_tables(given.graph, one, profile, losses_of, least=None, eps=0.01)
     assert "`tcompile profile" in str(error.value)
     assert ("--method tome:r=3" in str(error.value)) == (what == "reducers")
     assert "vit.onnx" in error.value.what
