@@ -34,7 +34,7 @@ _JETSON_OPSET = 20
 
 
 @dataclass
-class _Lowering:
+class Lowering:
     """The graph that the passes work on, and what they share.
 
     Attributes:
@@ -110,16 +110,16 @@ def lower(
     target.check_precision(precision)
     lowered = graph.copy()
     lowered.functions = [function.copy() for function in graph.functions]
-    state = _Lowering(lowered, target, precision, token_ops, fp32_nodes)
+    state = Lowering(lowered, target, precision, token_ops, fp32_nodes)
     run(state, PASSES, "lower", dump)
     return state.graph
 
 
-def _rename(state: _Lowering) -> None:
+def _rename(state: Lowering) -> None:
     state.fp32_nodes = rename_nodes(state.graph, state.fp32_nodes)
 
 
-def _spell_attention(state: _Lowering) -> None:
+def _spell_attention(state: Lowering) -> None:
     state.replaced(
         decompose_attention(state.graph, lambda n: state.tensorrt or _has_shared_mask(n))
     )
@@ -131,11 +131,11 @@ def _has_shared_mask(node: gs.Node) -> bool:
     return any(not t.shape or len(t.shape) < 2 or t.shape[-2] != query_rows(node) for t in masks)
 
 
-def _to_fp16(state: _Lowering) -> None:
+def _to_fp16(state: Lowering) -> None:
     state.graph = to_fp16(state.graph, fp32_nodes=state.fp32_nodes)
 
 
-PASSES: tuple[Pass[_Lowering], ...] = (
+PASSES: tuple[Pass[Lowering], ...] = (
     Pass("complete-shapes", lambda s: complete(s.graph)),
     Pass("rename-nodes", _rename),
     Pass("fuse-token-ops", lambda s: fuse_calls(s.graph), when=lambda s: s.kernels),

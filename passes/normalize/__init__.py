@@ -40,7 +40,7 @@ _ROUNDS = 64
 
 
 @dataclass
-class _Normalizing:
+class Normalizing:
     """The graph that the passes work on, and what they share.
 
     Attributes:
@@ -97,7 +97,7 @@ def normalize(
     while True:
         if dump is not None:
             dump.restart()
-        graph = _import(model)
+        graph = import_graph(model)
         names = bind_inputs(graph, shapes, joined)
         try:
             state = _to_normal_form(graph, free=bool(names), dump=dump)
@@ -125,14 +125,14 @@ def _join(
     return {n: same[0] if one in same else one for n, one in known.items()}
 
 
-def _to_normal_form(graph: gs.Graph, *, free: bool, dump: Dump | None) -> _Normalizing:
+def _to_normal_form(graph: gs.Graph, *, free: bool, dump: Dump | None) -> Normalizing:
     """The graph in normal form, and what was learned on the way.
 
     Raises:
         ContradictionError: shapes contradict each other, perhaps since free dims are one.
         ModelError: a shape stays unknown, or control flow is left.
     """
-    state = _Normalizing(graph, free, DimVectors(graph))
+    state = Normalizing(graph, free, DimVectors(graph))
     run(state, BEFORE, "normalize", dump)
     for _ in range(_ROUNDS):
         if not run(state, ROUND, "normalize", dump):
@@ -143,13 +143,13 @@ def _to_normal_form(graph: gs.Graph, *, free: bool, dump: Dump | None) -> _Norma
     return state
 
 
-def _upcast(state: _Normalizing) -> None:
+def _upcast(state: Normalizing) -> None:
     state.widened = widen(state.graph)
     if state.widened:
         state.graph.toposort()
 
 
-def _infer_shapes(state: _Normalizing) -> None:
+def infer_shapes(state: Normalizing) -> None:
     state.values = infer(state.graph)
     state.loose = {name for name in state.values if name not in state.vectors.names}
 
@@ -186,7 +186,7 @@ def _drop_stale_inputs(model: onnx.ModelProto) -> None:
         model.graph.value_info.extend(kept)
 
 
-def _import(model: onnx.ModelProto) -> gs.Graph:
+def import_graph(model: onnx.ModelProto) -> gs.Graph:
     """The model in the IR: functions inlined, dead nodes gone, in execution order."""
     try:
         if model.functions:
@@ -206,13 +206,13 @@ def _import(model: onnx.ModelProto) -> gs.Graph:
         ) from error
 
 
-BEFORE: tuple[Pass[_Normalizing], ...] = (
+BEFORE: tuple[Pass[Normalizing], ...] = (
     Pass("check", lambda s: check(s.graph)),
     Pass("upcast-fp16", _upcast),
 )
 #: Run again and again, until a round changes nothing.
-ROUND: tuple[Pass[_Normalizing], ...] = (
-    Pass("infer-shapes", _infer_shapes),
+ROUND: tuple[Pass[Normalizing], ...] = (
+    Pass("infer-shapes", infer_shapes),
     Pass("fold-shapes", lambda s: fold_shapes(s.graph, s.vectors, s.origins)),
     Pass("inline-ifs", lambda s: inline_ifs(s.graph)),
     Pass("batch-values", lambda s: settle_batch_values(s.graph, s.vectors, s.origins)),
@@ -226,7 +226,7 @@ ROUND: tuple[Pass[_Normalizing], ...] = (
         when=lambda s: s.free,
     ),
 )
-AFTER: tuple[Pass[_Normalizing], ...] = (
+AFTER: tuple[Pass[Normalizing], ...] = (
     Pass("unique-names", lambda s: unique_names(s.graph)),
     Pass("refuse-branches", lambda s: _refuse_branches(s.graph, s.values)),
     Pass("check-known", lambda s: check_known(s.graph)),

@@ -55,15 +55,15 @@ def run(name: str, model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _normalize(name: str, model: onnx.ModelProto) -> onnx.ModelProto:
-    graph = normalize._import(model)
+    graph = normalize.import_graph(model)
     free = bool(bind_inputs(graph, None, {}))
-    state = normalize._Normalizing(graph, free, DimVectors(graph))
+    state = normalize.Normalizing(graph, free, DimVectors(graph))
     at = [step.name for step in NORMALIZE].index(name)
     if at > len(normalize.BEFORE):
-        normalize._infer_shapes(state)
+        normalize.infer_shapes(state)
     if name == "batch-expansion":
         settle_batch_values(graph, state.vectors, state.origins)
-        normalize._infer_shapes(state)
+        normalize.infer_shapes(state)
     NORMALIZE[at].run(state)
     return to_onnx(state.graph)
 
@@ -72,7 +72,7 @@ def _lower(name: str, model: onnx.ModelProto) -> onnx.ModelProto:
     options = OPTIONS.get(f"lower/{name}", {})
     graph = gs.import_onnx(model)
     add_functions(graph)
-    state = lower._Lowering(
+    state = lower.Lowering(
         graph,
         load_target(options.get("target", "rtx-4090")),
         options.get("precision", "fp32"),
