@@ -136,7 +136,7 @@ CASES: tuple[Case, ...] = (
     _hf("vit", 224, 1, 196, id="vit-197", depth=4, embed_dim=96, num_heads=3),
     _hf("vit-classify", 112, 1, 49, num_classes=10),
     _hf("deit", 112, 2, 49),
-    _hf("deit-classify", 112, 2, 49, num_classes=10, notes="distillation token, read by nobody"),
+    _hf("deit-classify", 112, 2, 49, num_classes=10, notes="distillation token that nothing reads"),
     _hf("deit-distilled", 112, 2, 49, num_classes=10, notes="three outputs"),
     _hf("clip-vision", 112, 1, 49),
     _hf("clip-vision-projection", 112, 1, 49, projection_dim=48),
