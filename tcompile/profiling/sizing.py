@@ -125,12 +125,16 @@ def sized(graphs: Mapping[int, gs.Graph]) -> Sized:
 
 
 def _see(found: Graphs, partitioned: Iterable[PartitionedGraph], roles: Sequence[Role]) -> None:
-    """Add parts of some roles to signature → count → part."""
+    """Add parts of some roles to signature → count → part: the first of a count, in place of one
+    that was there before."""
+    new: Graphs = {}
     for given in partitioned:
         for part in given.behind(*roles):
-            graphs = found.setdefault(part.signature, {})
+            graphs = new.setdefault(part.signature, {})
             if given.tokens not in graphs:
                 graphs[given.tokens] = subgraph(given.graph, part)
+    for signature, graphs in new.items():
+        found.setdefault(signature, {}).update(graphs)
 
 
 def _steps(

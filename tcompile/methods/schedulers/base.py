@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import wraps
 
 from tcompile.core.errors import UsageError
 from tcompile.core.schedule import Spec
@@ -48,7 +47,11 @@ def scheduler(words: str) -> Callable[[Run], Callable[[], Scheduler]]:
     """Make a function of a context and parameters a factory of its scheduler."""
 
     def factory(run: Run) -> Callable[[], Scheduler]:
-        return wraps(run)(lambda: Scheduler(words, run))
+        def made() -> Scheduler:
+            return Scheduler(words, run)
+
+        made.__name__, made.__doc__ = run.__name__, run.__doc__
+        return made
 
     return factory
 

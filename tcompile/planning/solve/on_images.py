@@ -202,15 +202,15 @@ def most_useful(counts: Sequence[int], latency: Floats, known: Mapping[int, floa
         known: A(n) at some counts; between them it is interpolated.
 
     Raises:
-        UsageError: no latency or no accuracy is more than 0.
+        UsageError: no latency or no accuracy is more than 0, or one is not finite.
     """
     n = np.asarray(counts)
     measured = n >= min(known)
     n, t = n[measured], latency[measured]
     a = np.interp(n, sorted(known), [known[k] for k in sorted(known)])
     for name, values in (("latencies", t), ("accuracies", a)):
-        if values.max() <= 0:
-            raise UsageError(f"{name} must not be all 0", where="--objective pomt")
+        if not np.isfinite(values).all() or values.max() <= 0:
+            raise UsageError(f"{name} must be finite and not all 0", where="--objective pomt")
     utility = (1 - t / t.max()) / 2 + a / a.max() / 2
     return int(n[utility == utility.max()].max())
 

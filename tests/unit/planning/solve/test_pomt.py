@@ -45,7 +45,8 @@ def test_the_larger_of_equals() -> None:
 
 
 @pytest.mark.parametrize(
-    ("latency", "accuracy", "words"), [(0.0, 1.0, "latencies"), (1.0, 0.0, "accuracies")]
+    ("latency", "accuracy", "words"),
+    [(0.0, 1.0, "latencies"), (1.0, 0.0, "accuracies"), (1.0, np.nan, "accuracies")],
 )
 def test_what_cannot_be_weighed(latency: float, accuracy: float, words: str) -> None:
     with pytest.raises(UsageError, match=words):
