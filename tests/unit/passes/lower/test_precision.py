@@ -147,6 +147,21 @@ def test_spelled_out_norms_stay_single() -> None:
         assert np.abs(value - want).max() <= 2 * ROUNDOFF * np.abs(want).max()
 
 
+def test_products_of_two_tensors_are_no_squares() -> None:
+    model = parse(
+        """
+        <ir_version: 10, opset_import: ["":18]>
+        g (float[1,5,64] x, float[64] w) => (float[1,5,1] y)
+        <int64[1] axis = {-1}>
+        {
+          [product] product = Mul(x, w)
+          [mean] y = ReduceMean(product, axis)
+        }
+        """
+    )
+    assert single_nodes(to_fp16(gs.import_onnx(model))) == set()
+
+
 def test_masks_beyond_fp16_are_clamped_only_before_a_softmax() -> None:
     lowest = "float low = {-1e30}"
     model = parse(

@@ -193,7 +193,7 @@ def test_means_over_groups(tmp_path: Path, method: str, means: int, batch: int |
 _MEAN = """<ir_version: 8, opset_import: ["": 17, "tcompile": 1]>
 g (float[2,6,4] x, float[2,6] w, float[2,6] v, int64[2,4] keep, int64[2,2] source, int64[2,2] slot)
   => (float[2,4,4] y, float[2,4] size)
-<int64[1] one = {{1}}, int64[1] two = {{2}}, int64[1,4,1] places = {{0, 1, 2, 3}}> {{
+<int64[1] one = {{1}}, int64[1] two = {{2}}, int64[1,4,1] places = {{{places}}}> {{
   rows = tcompile.TcGatherTokens (x, keep)
   kept = GatherElements <axis = 1> (w, keep)
   kept_column = Unsqueeze (kept, two)
@@ -220,11 +220,18 @@ g (float[2,6,4] x, float[2,6] w, float[2,6] v, int64[2,4] keep, int64[2,2] sourc
 
 
 @pytest.mark.parametrize(
-    ("kept", "left", "fused"), [("w", "w", 1), ("v", "w", 0), ("w", "v", 0), ("v", "v", 0)]
+    ("kept", "left", "places", "fused"),
+    [
+        ("w", "w", "0, 1, 2, 3", 1),
+        ("v", "w", "0, 1, 2, 3", 0),
+        ("w", "v", "0, 1, 2, 3", 0),
+        ("v", "v", "0, 1, 2, 3", 0),
+        ("w", "w", "0, 2, 1, 3", 0),
+    ],
 )
-def test_only_means_by_the_same_weights(kept: str, left: str, fused: int) -> None:
+def test_only_means_by_the_same_weights(kept: str, left: str, places: str, fused: int) -> None:
     """Tokens that stay and tokens that leave are both divided by the weights they have above."""
-    text = _MEAN.format(kept=kept, left=left)
+    text = _MEAN.format(kept=kept, left=left, places=places)
     graph = gs.import_onnx(onnx.parser.parse_model(text))
     add_functions(graph)
     assert fuse_calls(graph) == fused
