@@ -10,7 +10,7 @@ from tcompile.plugins.ops import OPS
 from tests.unit.plugins.host_kernels import aot_library, changed, host_library, run, script  # noqa: F401
 
 #: Of every op, shared out so that each test takes some seconds.
-COUNT = 200
+COUNT = 120
 _GROUPS = {
     "select": (
         "TcTopKTokens",

@@ -130,7 +130,7 @@ def test_what_it_would_take_is_said() -> None:
     choice, _ = fastest_within([one], ANY, 0.01, trial)  # type: ignore[arg-type]
     need = images_needed(0.01, *trial.confidence)
     said = choice.why
-    assert f"it takes {need} images to check on" in said
+    assert f"{need} images to check on are needed" in said
     assert "lost 25.00%" in said
     assert "10 images" in said
 
