@@ -154,7 +154,8 @@ def test_products_of_two_tensors_are_no_squares() -> None:
         g (float[1,5,64] x, float[64] w) => (float[1,5,1] y)
         <int64[1] axis = {-1}>
         {
-          [product] product = Mul(x, w)
+          [centre] centred = Sub(x, w)
+          [product] product = Mul(centred, w)
           [mean] y = ReduceMean(product, axis)
         }
         """
