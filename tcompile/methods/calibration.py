@@ -35,7 +35,7 @@ def observer(graph: gs.Graph, analysis: Analysis, source: str | Path, data: str 
     """
 
     def observe(scores: Sequence[Spec]) -> list[Array]:
-        samples = samples_for(signature(source), data)
+        samples = samples_for(signature(source), data, skip_unreadable=True)
         return observed(graph, analysis, scores, samples.arrays)
 
     return observe
