@@ -33,6 +33,7 @@ from tcompile.passes.normalize.infer import ContradictionError, check, check_sha
 from tcompile.passes.normalize.origins import Origins
 from tcompile.passes.normalize.products import spell_products
 from tcompile.passes.normalize.simplify import simplify
+from tcompile.passes.normalize.slice_assign import spell_slice_assignments
 from tcompile.passes.normalize.softmax import spell_softmax
 from tcompile.passes.normalize.turned_attention import turn_attention
 from tcompile.passes.normalize.upcast_fp16 import widen
@@ -228,6 +229,7 @@ ROUND: tuple[Pass[Normalizing], ...] = (
     Pass("turn-attention", lambda s: turn_attention(s.graph)),
     Pass("tiles-to-expands", lambda s: tiles_to_expands(s.graph, s.values, s.vectors)),
     Pass("gather-nd-to-gather", lambda s: gather_nd_to_gather(s.graph)),
+    Pass("spell-slice-assignments", lambda s: spell_slice_assignments(s.graph)),
     Pass(
         "batch-expansion",
         lambda s: drop_batch_expansion(s.graph, s.values, s.vectors),
