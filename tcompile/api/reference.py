@@ -35,7 +35,7 @@ def find_dense(artifact: Artifact, against: str | Path | None) -> DenseModel | N
     if against is not None:
         path = Path(against)
         if not path.is_file():
-            raise UsageError("no such file", where=str(path), hint="see --against")
+            raise UsageError("no such file", where=str(path))
         return DenseModel(path, describe_source(path).sha256 == source.sha256)
     for path in (Path(source.file), artifact.directory.parent / Path(source.file).name):
         if path.is_file() and describe_source(path).sha256 == source.sha256:

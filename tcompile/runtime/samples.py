@@ -50,7 +50,7 @@ def samples_for(
         return _random(model, count, seed)
     path = Path(data)
     if not path.exists():
-        raise UsageError("no such file or directory", where=str(path), hint="see --data")
+        raise UsageError("no such file or directory", where=str(path))
     return sample_arrays(model, _read(model, path), path)
 
 
