@@ -98,9 +98,10 @@ def _all_commands() -> Iterator[click.Command]:
 def test_commands_that_are_shown_parse(line: str) -> None:
     try:
         parse(line)
-    except (click.MissingParameter, click.BadOptionUsage) as error:
+    except (click.MissingParameter, click.BadOptionUsage):
         # `tcompile profile --modelled` in a sentence names a way, not a whole command.
-        assert len(line.split()) <= 4, error
+        if len(line.split()) > 4:
+            raise
 
 
 def test_the_pages_show_every_command() -> None:
@@ -120,7 +121,7 @@ def test_messages_name_options_that_there_are() -> None:
         *("--noDataTransfers", "--useSpinWait", "--useCudaGraph", "--exportTimes"),
         *("--exportProfile", "--verbose", "--force-reinstall", "--upgrade", "--build", "--fresh"),
         *("--parallel", "--query-gpu", "--format", "--data-loader-script"),
-        *("--expt-relaxed-constexpr", "--exclude-libs"),
+        *("--expt-relaxed-constexpr", "--exclude-libs", "--write"),
     }
     for folder in FOLDERS:
         for path in (ROOT / folder).rglob("*.py"):
