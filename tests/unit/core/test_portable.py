@@ -26,7 +26,7 @@ NAMES = {
     "socket": ("AF_UNIX",),
 }
 #: Files that use such a name, and ask first whether it is there.
-ASKED = {"tcompile/core/machine.py"}
+ASKED = {"tcompile/core/machine.py", "tcompile/core/drafts.py"}
 
 
 def sources() -> Iterator[tuple[str, ast.Module]]:
