@@ -29,7 +29,13 @@ from tcompile.passes.normalize.broadcast_constants import (
     tiles_to_expands,
 )
 from tcompile.passes.normalize.fold import fold_constants, fold_shapes, inline_ifs
-from tcompile.passes.normalize.infer import ContradictionError, check, check_shapes, infer
+from tcompile.passes.normalize.infer import (
+    ContradictionError,
+    check,
+    check_shapes,
+    check_sizes,
+    infer,
+)
 from tcompile.passes.normalize.origins import Origins
 from tcompile.passes.normalize.products import spell_products
 from tcompile.passes.normalize.simplify import simplify
@@ -240,6 +246,7 @@ AFTER: tuple[Pass[Normalizing], ...] = (
     Pass("unique-names", lambda s: unique_names(s.graph)),
     Pass("refuse-branches", lambda s: _refuse_branches(s.graph, s.values)),
     Pass("check-known", lambda s: check_known(s.graph)),
+    Pass("check-sizes", lambda s: check_sizes(s.graph)),
     Pass("check-shapes", lambda s: check_shapes(s.graph), when=lambda s: s.free),
     Pass("explicit-reshapes", lambda s: explicit_reshapes(s.graph)),
     Pass("free-batch", lambda s: free_batch(s.graph, s.vectors), when=lambda s: s.free),

@@ -59,7 +59,7 @@ def read_structure(path: str | Path) -> onnx.ModelProto:
     path = regular_file(path, hint="give the path of an .onnx file")
     size = path.stat().st_size
     with path.open("rb") as stream:
-        if not _looks_like(_MODEL_FIELDS, stream, size):
+        if not size or not _looks_like(_MODEL_FIELDS, stream, size):
             raise ModelError("not an ONNX file, or truncated", where=str(path), hint=_HINT)
     if size > _MOST_PROTOBUF:
         raise ModelError(

@@ -80,7 +80,7 @@ def save(graph: gs.Graph, path: str | Path, metadata: dict[str, str] | None = No
     constants = [t for t in graph.tensors().values() if is_const(t)]
     total = sum(int(t._values.nbytes) for t in constants)
     beside = path.with_name(f"{path.name}.data") if total > INLINE_LIMIT else None
-    with path.open("wb") as stream:
+    with _named(path), path.open("wb") as stream:
         stream.write(head + _MODEL_GRAPH)
         if beside is None:
             # Each tensor is made twice, for its length and for its bytes; never two at once.
@@ -90,12 +90,22 @@ def save(graph: gs.Graph, path: str | Path, metadata: dict[str, str] | None = No
                 _write(stream, _proto(tensor).SerializeToString())
             stream.write(tail)
             return
-        with beside.open("wb") as data:
+        with _named(beside), beside.open("wb") as data:
             stubs = list(_beside(constants, data, beside.name))
         stream.write(_varint(len(body) + sum(_framed(len(s)) for s in stubs)) + body)
         for stub in stubs:
             _write(stream, stub)
         stream.write(tail)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Let an error of writing say which file it is about: that of a full disk does not."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def without_bodies(path: str | Path) -> int:
