@@ -140,6 +140,12 @@ def _lifted(nodes: Nodes, tensor: gs.Tensor, turn: Sequence[int]) -> gs.Tensor:
     return nodes.transpose(nodes.unsqueeze(tensor, range(missing)), turn)
 
 
+def above_logits(tensor: gs.Tensor) -> tuple[gs.Node, tuple[gs.Node, ...]] | None:
+    """The product of two computed tensors that logits come from, and the nodes between."""
+    found = _above(tensor)
+    return None if found is None else (found[0], found[1].nodes)
+
+
 def _sound(path: _Path) -> bool:
     """Tell whether all shapes are known that the chain is written again with."""
     return all(
