@@ -29,10 +29,17 @@ from tcompile.passes.normalize.broadcast_constants import (
     tiles_to_expands,
 )
 from tcompile.passes.normalize.fold import fold_constants, fold_shapes, inline_ifs
-from tcompile.passes.normalize.infer import ContradictionError, check, check_shapes, infer
+from tcompile.passes.normalize.infer import (
+    ContradictionError,
+    check,
+    check_shapes,
+    check_sizes,
+    infer,
+)
 from tcompile.passes.normalize.origins import Origins
 from tcompile.passes.normalize.products import spell_products
 from tcompile.passes.normalize.simplify import simplify
+from tcompile.passes.normalize.slice_assign import spell_slice_assignments
 from tcompile.passes.normalize.softmax import spell_softmax
 from tcompile.passes.normalize.turned_attention import turn_attention
 from tcompile.passes.normalize.upcast_fp16 import widen
@@ -228,6 +235,7 @@ ROUND: tuple[Pass[Normalizing], ...] = (
     Pass("turn-attention", lambda s: turn_attention(s.graph)),
     Pass("tiles-to-expands", lambda s: tiles_to_expands(s.graph, s.values, s.vectors)),
     Pass("gather-nd-to-gather", lambda s: gather_nd_to_gather(s.graph)),
+    Pass("spell-slice-assignments", lambda s: spell_slice_assignments(s.graph)),
     Pass(
         "batch-expansion",
         lambda s: drop_batch_expansion(s.graph, s.values, s.vectors),
@@ -238,6 +246,7 @@ AFTER: tuple[Pass[Normalizing], ...] = (
     Pass("unique-names", lambda s: unique_names(s.graph)),
     Pass("refuse-branches", lambda s: _refuse_branches(s.graph, s.values)),
     Pass("check-known", lambda s: check_known(s.graph)),
+    Pass("check-sizes", lambda s: check_sizes(s.graph)),
     Pass("check-shapes", lambda s: check_shapes(s.graph), when=lambda s: s.free),
     Pass("explicit-reshapes", lambda s: explicit_reshapes(s.graph)),
     Pass("free-batch", lambda s: free_batch(s.graph, s.vectors), when=lambda s: s.free),
