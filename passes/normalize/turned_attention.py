@@ -1,8 +1,8 @@
 """One order of axes for attention: (batch …, queries, keys), and a Softmax over the last.
 
 Code that has other orders computes Kᵀ·Q, has its heads last, or turns the logits to and fro. Where
-nothing but a product, scale and mask, a Softmax and a product is between, all of it is written again
-in the one order; only what goes in and comes out is turned.
+nothing but a product, scale and mask, a Softmax and a product is between, all of it is written
+again in the one order; only what goes in and comes out is turned.
 """
 
 from __future__ import annotations

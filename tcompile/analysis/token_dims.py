@@ -42,8 +42,8 @@ Part = Literal["tokens", "groups", "rest"]
 class Dim:
     """A dim as factor × (batch) × (tokens of a run), in another order if `order` names one.
 
-    `extent` is the size of the batches in it: a free one's as `dim_to_int` gives it. `others` is how
-    many keys that are no tokens stand before the run and behind it.
+    `extent` is the size of the batches in it: a free one's as `dim_to_int` gives it. `others` is
+    how many keys that are no tokens stand before the run and behind it.
     """
 
     factor: int
