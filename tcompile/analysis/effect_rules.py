@@ -218,8 +218,8 @@ def _sum_along(walk: Walk, node: gs.Node, places: list[tuple[int, int]]) -> list
         return []
     first, axis = held[0]
     dim = walk.dims(node.inputs[first])[axis]
-    mixes = {a.mix for a in walk.attentions.values() if a.form != "sum"}
-    if node.name not in mixes:
+    core = next((a for a in walk.attentions.values() if a.mix == node.name), None)
+    if core is None:
         _only_tokens(walk, node.inputs[first], axis)
     alike = [
         (k, i) for k, i in places if (k, i) not in held and uniform(node.inputs[k]) is not None
@@ -244,8 +244,10 @@ def _sum_along(walk: Walk, node: gs.Node, places: list[tuple[int, int]]) -> list
         or len({walk.stage(node.inputs[k]) for k, _ in held}) > 1
     ):
         raise BarrierError("mixes tokens with a tensor that has other tokens")
-    if node.name not in mixes:
+    if core is None:
         walk.no_merge(node, "sums over tokens outside an attention that tcompile recognises")
+    elif core.form == "sum":
+        walk.no_merge(node, f"cannot weigh merged tokens: {core.unweighed}")
     return []
 
 

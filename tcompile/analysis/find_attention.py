@@ -24,7 +24,7 @@ from tcompile.analysis.attention import (
 )
 from tcompile.analysis.axes import Axis
 from tcompile.analysis.facts import Facts
-from tcompile.analysis.transfer import contracted, einsum_contracted
+from tcompile.analysis.transfer import contracted, einsum_contracted, einsum_terms, spelled_out
 from tcompile.core.graph import attr, is_const, is_standard, producer
 from tcompile.core.op_traits import BROADCASTS, ELEMENTWISE, MOVES
 
@@ -145,6 +145,8 @@ def _of_one(node: gs.Node, facts: Facts) -> bool:
 
 def _passes(node: gs.Node, facts: Facts) -> bool:
     """Tell whether a node may stand between the two products."""
+    if node.op == "Einsum" and not spelled_out(node):
+        return False
     plain = node.op in ELEMENTWISE or node.op in BROADCASTS or node.op in MOVES
     return is_standard(node) and (plain or node.op == "Transpose" or _of_one(node, facts))
 
@@ -170,30 +172,60 @@ def _up(tensor: gs.Tensor, facts: Facts, left: list[int]) -> list[gs.Node] | Non
     return None
 
 
-def _down(softmax: gs.Node, keys: Axis, facts: Facts) -> tuple[gs.Node, int, list[gs.Node]] | None:
+def _down(softmax: gs.Node, place: int, facts: Facts) -> tuple[gs.Node, int, list[gs.Node]] | None:
     """Walk down from probabilities to the product that sums over the keys; by which operand, and
-    the nodes on the way."""
-    pending, reached, made = [softmax.outputs[0]], list[gs.Node](), {softmax.outputs[0].name}
-    mix: tuple[gs.Node, int] | None = None
+    the nodes on the way.
+
+    Args:
+        place: the dim of the keys.
+    """
+    out = softmax.outputs[0]
+    pending = [out]
+    # Views keep the order of dims: it is enough to know which of the two the keys are.
+    second = {out.name: place == _pair(out, facts)[1]}
+    reached, mix = list[gs.Node](), None
     for chances in pending:
         for node in chances.outputs:
             if _of_two(node, facts):
-                if mix is None:
-                    mix = next(((node, i) for i in _summing(node, chances, keys, facts)), None)
+                if mix is None and _sums(node, chances, second[chances.name], facts):
+                    mix = (node, next(i for i, t in enumerate(node.inputs) if t is chances))
             elif _passes(node, facts) and node not in reached and len(reached) < _MOST:
                 reached.append(node)
-                for out in node.outputs:
-                    if out.shape is not None and len(_pair(out, facts)) >= 2:
-                        pending.append(out)
-                        made.add(out.name)
+                for made in node.outputs:
+                    if made.shape is not None and len(_pair(made, facts)) == 2:
+                        pending.append(made)
+                        second[made.name] = second[chances.name] != _swaps(node, chances, facts)
     if mix is None:
         return None
     needed, used = {mix[0].inputs[mix[1]].name}, list[gs.Node]()
     for node in reversed(reached):
         if any(o.name in needed for o in node.outputs):
             used.insert(0, node)
-            needed.update(t.name for t in node.inputs if t.name in made)
+            needed.update(t.name for t in node.inputs if t.name in second)
     return (*mix, used)
+
+
+def _swaps(node: gs.Node, tensor: gs.Tensor, facts: Facts) -> bool:
+    """Tell whether queries and keys change places in a node."""
+    first, last = _pair(tensor, facts)
+    if node.op == "Transpose":
+        order = [int(p) for p in attr(node, "perm", list(range(len(tensor.shape)))[::-1])]
+        return order.index(first) > order.index(last)
+    if node.op == "Einsum":
+        terms, out = einsum_terms(node)
+        mine = terms[next(i for i, t in enumerate(node.inputs) if t is tensor)]
+        return out.find(mine[first]) > out.find(mine[last])
+    return False
+
+
+def _sums(product: gs.Node, tensor: gs.Tensor, second: bool, facts: Facts) -> bool:
+    """Tell whether a product sums a map over its keys."""
+    keys = _pair(tensor, facts)[1 if second else 0]
+    places = _places(product)
+    return any(
+        t is tensor and places.get(i, keys) % len(t.shape) == keys
+        for i, t in enumerate(product.inputs)
+    )
 
 
 def _places(product: gs.Node) -> dict[int, int]:
@@ -201,17 +233,6 @@ def _places(product: gs.Node) -> dict[int, int]:
     if product.op == "Einsum":
         return dict(einsum_contracted(product))
     return dict(enumerate(contracted(product)))
-
-
-def _summing(product: gs.Node, tensor: gs.Tensor, keys: Axis, facts: Facts) -> list[int]:
-    """The operands by which a product sums a tensor over keys, or over those that are tokens."""
-    mine = ax.roots(keys)
-    return [
-        i
-        for i, axis in _places(product).items()
-        if product.inputs[i] is tensor and ax.roots(facts.of(tensor)[axis]) & mine
-        if any(d.root.kind in ("data", "fixed") for d in facts.of(tensor)[axis])
-    ]
 
 
 def _unusual(softmax: gs.Node, facts: Facts) -> Attention | None:
@@ -223,7 +244,7 @@ def _unusual(softmax: gs.Node, facts: Facts) -> Attention | None:
     if path is None:
         return None
     keys = facts.of(logits)[place]
-    below = _down(softmax, keys, facts)
+    below = _down(softmax, place, facts)
     if below is None:
         return None
     mix, side, after = below
