@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis import axes as ax
-from tcompile.analysis.attention import Attention, find_attention
+from tcompile.analysis.attention import Attention
 from tcompile.analysis.axes import Axis
 from tcompile.analysis.effect_walk import effects
 from tcompile.analysis.facts import Facts, Origin
+from tcompile.analysis.find_attention import find_attention
 from tcompile.analysis.propagate import propagate
 from tcompile.analysis.sites import Site, find_sites
 from tcompile.analysis.space import (
@@ -20,6 +21,7 @@ from tcompile.analysis.space import (
     find_grouping,
     token_axes,
     token_space,
+    with_learned,
     with_orders,
 )
 from tcompile.analysis.structure import Block, Lineage, ancestors, carries, find_blocks, residuals
@@ -243,6 +245,7 @@ def _of_axis(
             hint=f"the analysis proves {proven.prefix}; more can be stated, up to {most}",
         )
     space = space or proven
+    space = with_learned(space, attentions)
     whole = space.whole_patches
     if whole is not None:
         space = replace(space, grouping=find_grouping(graph, facts, whole))

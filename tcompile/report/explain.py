@@ -330,7 +330,9 @@ def edit_words(edit: fx.Edit, node: gs.Node, space: TokenSpace) -> str:
     match edit:
         case fx.SetShape(dims):
             return f"its target shape becomes [{', '.join(_target(d, space) for d in dims)}]"
-        case fx.SetSlice(axis, whole, part):
+        case fx.SetSlice(axis, whole, part, others):
+            if others != (0, 0):
+                return f"cuts off the {sum(others)} keys beside {_run(whole, space)}"
             return f"takes {_run(part, space)} of {_run(whole, space)} along axis {axis}"
         case fx.SetSplit(parts):
             return f"splits into {' | '.join(_run(r, space) for r in parts)}"
