@@ -14,7 +14,7 @@ from tcompile.analysis import axes as ax
 from tcompile.analysis.attention import Attention
 from tcompile.analysis.count_state import Counts
 from tcompile.analysis.counts import find_counts
-from tcompile.analysis.effect_rules import NOT_KNOWN, joins
+from tcompile.analysis.effect_rules import NOT_KNOWN, joins, picks
 from tcompile.analysis.effect_state import BarrierError, Walk
 from tcompile.analysis.effects import (
     Barrier,
@@ -221,7 +221,7 @@ def _counted(walk: Walk, node: gs.Node, stage: int) -> list[Edit]:
 def _check_neighbours(walk: Walk, node: gs.Node) -> None:
     """At one place along the tokens, each image of the batch has another one."""
     op = op_of(node)
-    if op is None or Trait.READS_SHAPE in op.traits:
+    if op is None or op.effect is picks or Trait.READS_SHAPE in op.traits:
         return
     for operand, tensor in enumerate(node.inputs):
         if tensor.is_empty() or is_const(tensor) or not walk.stage(tensor):
