@@ -9,7 +9,7 @@ QuantizeLinear and DequantizeLinear around the operator itself, which is what th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import numpy as np
 import onnx
@@ -207,23 +207,19 @@ def _apart(graph: gs.Graph, node: gs.Node) -> None:
     plain = {k: v for k, v in node.attrs.items() if k not in _OWN_ATTRIBUTES}
     if node.op in ("QLinearMatMul", "QLinearConv"):
         conv = node.op == "QLinearConv"
-        a = _dequantised(graph, *inputs[:3])
-        b = _dequantised(graph, *inputs[3:6], axis=0 if conv else -1)
+        a = _dequantised(graph, inputs[:3])
+        b = _dequantised(graph, inputs[3:6], axis=0 if conv else -1)
         operands, result = [a, b], inputs[6:8]
         if conv and len(inputs) > 8 and not inputs[8].is_empty():
             operands.append(_bias(inputs[8], inputs[1], inputs[4], node))
         op = "Conv" if conv else "MatMul"
     elif node.op == "QLinearConcat":
         result = inputs[:2]
-        operands = [
-            _dequantised(graph, *inputs[i : i + 3]) for i in range(2, len(inputs), 3)
-        ]
+        operands = [_dequantised(graph, inputs[i : i + 3]) for i in range(2, len(inputs), 3)]
         op = "Concat"
     elif node.op in _FLOAT_OPS and len(inputs) % 3 == 2 and not attr(node, "channels_last", 0):
         op, result = _FLOAT_OPS[node.op], inputs[-2:]
-        operands = [
-            _dequantised(graph, *inputs[i : i + 3]) for i in range(0, len(inputs) - 2, 3)
-        ]
+        operands = [_dequantised(graph, inputs[i : i + 3]) for i in range(0, len(inputs) - 2, 3)]
     else:
         raise ModelError(
             f"{node.op} '{node.name}' is an operator of quantised tensors that tcompile does not "
@@ -240,14 +236,18 @@ def _apart(graph: gs.Graph, node: gs.Node) -> None:
     graph.nodes[position : position + 1] = [made, quantise]
 
 
-def _dequantised(
-    graph: gs.Graph, tensor: gs.Tensor, scale: gs.Tensor, zero: gs.Tensor, axis: int = -1
-) -> gs.Tensor:
-    """What a quantised tensor stands for."""
+def _dequantised(graph: gs.Graph, operand: Sequence[gs.Tensor], axis: int = -1) -> gs.Tensor:
+    """Return the floats that a quantised tensor stands for.
+
+    Args:
+        operand: the tensor, its scale, its zero point.
+        axis: of the tensor, which a vector of scales runs along.
+    """
+    tensor, scale, _ = operand
     out = gs.Variable(f"{tensor.name}/dequantized_{len(graph.nodes)}", _SINGLE)
-    attrs: Mapping[str, int] = {"axis": axis} if len(scale.shape or ()) == 1 else {}
-    inputs = [tensor, scale] + ([] if zero.is_empty() else [zero])
-    graph.nodes.append(gs.Node("DequantizeLinear", out.name, dict(attrs), inputs, [out]))
+    attrs = {"axis": axis} if len(scale.shape or ()) == 1 else {}
+    inputs = [t for t in operand if not t.is_empty()]
+    graph.nodes.append(gs.Node("DequantizeLinear", out.name, attrs, inputs, [out]))
     return out
 
 

@@ -47,8 +47,8 @@ class Facts:
         alike: pairs of index sets of masks that were joined with each other, position by position.
         sized: stored number → what it was computed from.
         origin: index set that a node made by taking positions of others → those others.
-        picked: index set that a node made by computed indices into tokens → that node, how many it
-            picks, and of how many.
+        picked: index set that a node made by computed indices into tokens, or by putting them in
+            another order → that node, how many it picks, and of how many.
         lost: index set of a dim that nothing is known of → why not, and from which node on.
     """
 

@@ -1,8 +1,8 @@
 """Meanings that index sets turn out to have once it is known what attention runs over.
 
-A first propagation gives every axis an identity, and cannot tell what some are: the axes of a mask,
-those behind an op that is not known, cameras beside the batch. What they are joined with, multiplied
-by or attended over tells, and a second propagation knows.
+A first propagation gives every axis an identity, and cannot tell what some are: axes of a mask,
+those behind an op that is not known, cameras beside the batch. What they are joined with,
+multiplied by or attended over tells, and a second propagation knows.
 """
 
 from __future__ import annotations
@@ -76,9 +76,7 @@ def _summed(graph: gs.Graph, facts: Facts) -> set[Root]:
     return found
 
 
-def _batches(
-    facts: Facts, streams: Sequence[Residual], attended: set[Root]
-) -> dict[Root, Axis]:
+def _batches(facts: Facts, streams: Sequence[Residual], attended: set[Root]) -> dict[Root, Axis]:
     """Axes of streams that no attention runs over, such as cameras: further batches.
 
     Each position along them has tokens of its own, of which as many leave.

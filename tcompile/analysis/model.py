@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -29,7 +29,6 @@ from tcompile.analysis.towers import Beside, beside, names_of, tower_axes
 from tcompile.core.errors import ModelError, UsageError
 from tcompile.core.graph import attr, batch_dim, int_to_dim, is_const, is_free, value
 from tcompile.core.schedule import Shape
-
 
 #: Propagations at most: each may show what more axes mean.
 _ROUNDS = 4
@@ -180,7 +179,7 @@ def _where_tokens_may_leave(
 
 def _picked_from(facts: Facts, later: TokenSpace, first: TokenSpace) -> bool:
     """Return whether the patches of one space are some of those of another, which the file picks
-    by computed indices."""
+    or reorders."""
     patches = {d.root for d in first.pieces[first.patch].axis}
     own = ax.roots(later.pieces[later.patch].axis)
     return bool(own & facts.picked.keys() and facts.origins(own) & patches)

@@ -85,10 +85,10 @@ def _picked(analysis: Analysis) -> list[str]:
     pieces = space.pieces[space.patch : space.end]
     origins = analysis.facts.origins({r for p in pieces for r in ax.roots(p.axis)})
     return [
-        f"the file drops tokens itself: {node} keeps {count} of {of}; the blocks below are those "
-        "behind it"
+        f"the file {'drops' if count < of else 'orders'} tokens itself: {node} gives {count} of "
+        f"{of}; the blocks below are those behind it"
         for root, (node, count, of) in picked.items()
-        if root in origins and count < of
+        if root in origins
     ]
 
 

@@ -49,6 +49,9 @@ class Writer(GraphWriter):
             x = self.block(x, f"blocks.{i}", tokens, WIDTH, HEADS)
         return x
 
+    def layer_norm_of(self, x: str, width: int) -> str:
+        return self.op("LayerNormalization", x, self.drawn(width), self.drawn(width), axis=-1)
+
     def closed(self, x: str, pool: str = "cls", rows: int | str = 1) -> onnx.ModelProto:
         """The model, with `logits` from the first token or the mean of all."""
         normed = self.layer_norm(x, "norm")
@@ -78,7 +81,9 @@ class Writer(GraphWriter):
 
     def picked(self, x: str, index: str, count: int) -> str:
         """Rows of x [1, N, C] at index [1, count]."""
-        wide = self.op("Expand", self.op("Unsqueeze", index, self.const([2])), self.const([1, count, WIDTH]))
+        wide = self.op(
+            "Expand", self.op("Unsqueeze", index, self.const([2])), self.const([1, count, WIDTH])
+        )
         return self.op("GatherElements", x, wide, axis=1)
 
     def scores(self, cls: str, tokens: str) -> str:
@@ -124,7 +129,10 @@ def merges() -> onnx.ModelProto:
     even = w.op("Slice", x, w.const([0]), w.const([16]), w.const([1]), *step)
     odd = w.op("Slice", x, w.const([1]), w.const([16]), w.const([1]), *step)
     alike = w.op("MatMul", even, w.op("Transpose", odd, perm=[0, 2, 1]))
-    best, target = w.op("ReduceMax", alike, axes=[2], keepdims=0), w.op("ArgMax", alike, axis=2, keepdims=0)
+    best, target = (
+        w.op("ReduceMax", alike, axes=[2], keepdims=0),
+        w.op("ArgMax", alike, axis=2, keepdims=0),
+    )
     order = w.op("TopK", best, w.const([8]), outputs=2, axis=-1) + ".1"
     ends = [(0, 4), (4, 8)]
     source, rest = (w.op("Slice", order, w.const([a]), w.const([b]), w.const([1])) for a, b in ends)
@@ -142,12 +150,34 @@ def shuffles(pool: str = "mean") -> onnx.ModelProto:
     tokens = w.patches(w.image())
     w.inputs["noise"] = [1, PATCHES]
     order = w.op("TopK", "noise", w.const([16]), outputs=2, axis=-1, largest=0) + ".1"
-    back = w.op("TopK", w.op("Cast", order, to=TensorProto.FLOAT), w.const([16]), outputs=2, axis=-1, largest=0) + ".1"
+    back = (
+        w.op(
+            "TopK",
+            w.op("Cast", order, to=TensorProto.FLOAT),
+            w.const([16]),
+            outputs=2,
+            axis=-1,
+            largest=0,
+        )
+        + ".1"
+    )
     seen = w.op("Slice", order, w.const([0]), w.const([4]), w.const([1]))
     x = w.blocks(w.after(w.drawn(1, 1, WIDTH), w.picked(tokens, seen, 4)), 5, 0, 2)
     full = w.after(w.rows(x, 1, 5), w.drawn(1, 12, WIDTH))
     y = w.after(w.rows(x, 0, 1), w.op("Add", w.picked(full, back, 16), w.drawn(1, 16, WIDTH)))
     return w.closed(w.blocks(y, 17, 2, 4), pool)
+
+
+def batch_of(count: int) -> onnx.ModelProto:
+    """The encoder of `cameras` for a plain batch of images: a class of each."""
+    w = Writer()
+    size = [count, 3, SPEC.image, SPEC.image]
+    flat = w.op("Reshape", w.image("images", [*size]), w.const(size))
+    x = w.patches(flat)
+    cls = w.op("Expand", w.drawn(1, 1, WIDTH), w.const([count, 1, WIDTH]))
+    x = w.layer_norm(w.blocks(w.after(cls, x), PATCHES + 1), "norm")
+    pooled = w.op("Gather", x, w.const(0), axis=1)
+    return w.finished({"logits": w.linear(pooled, "head")}, [count, SPEC.classes])
 
 
 def cameras(count: int = 3, prefix: bool = True, join: str = "mean") -> onnx.ModelProto:
@@ -161,7 +191,11 @@ def cameras(count: int = 3, prefix: bool = True, join: str = "mean") -> onnx.Mod
         x, n = w.after(cls, x), n + 1
     x = w.layer_norm(w.blocks(x, n), "norm")
     if join == "mean":
-        pooled = w.op("Gather", x, w.const(0), axis=1) if prefix else w.op("ReduceMean", x, axes=[1], keepdims=0)
+        pooled = (
+            w.op("Gather", x, w.const(0), axis=1)
+            if prefix
+            else w.op("ReduceMean", x, axes=[1], keepdims=0)
+        )
         x = w.op("Reshape", pooled, w.const([1, count, WIDTH]))
         x = w.op("ReduceMean", x, axes=[1], keepdims=0)
     else:
@@ -171,7 +205,7 @@ def cameras(count: int = 3, prefix: bool = True, join: str = "mean") -> onnx.Mod
 
 
 def two_images(prefix: bool = True, pool: str = "mean", search: bool = False) -> onnx.ModelProto:
-    """Template and search image in one stream (trackers); the mean, or a map of the search image."""
+    """Template and search image in one stream (trackers); a class, or a map of the search image."""
     w = Writer()
     both = w.op("Concat", w.patches(w.image("template")), w.patches(w.image("search")), axis=1)
     x, n = both, 2 * PATCHES
@@ -218,15 +252,37 @@ def learned_keys(count: int = 3, *, behind: bool = False) -> onnx.ModelProto:
         stacked = w.op("Transpose", split, perm=[2, 0, 3, 1, 4])
         q, k, v = (w.op("Gather", stacked, w.const(i), axis=0) for i in range(3))
         more = [w.drawn(1, heads, count, size) for _ in range(2)]
-        k, v = (
-            w.op("Concat", *((t, m) if behind else (m, t)), axis=2) for t, m in zip((k, v), more)
+        pairs = [(t, m) if behind else (m, t) for t, m in zip((k, v), more, strict=True)]
+        k, v = (w.op("Concat", *pair, axis=2) for pair in pairs)
+        scores = w.op(
+            "MatMul",
+            w.op("Mul", q, w.const(0.25, "float32")),
+            w.op("Transpose", k, perm=[0, 1, 3, 2]),
         )
-        scores = w.op("MatMul", w.op("Mul", q, w.const(0.25, "float32")), w.op("Transpose", k, perm=[0, 1, 3, 2]))
-        mixed = w.op("Transpose", w.op("MatMul", w.op("Softmax", scores, axis=-1), v), perm=[0, 2, 1, 3])
+        mixed = w.op(
+            "Transpose", w.op("MatMul", w.op("Softmax", scores, axis=-1), v), perm=[0, 2, 1, 3]
+        )
         return w.linear(w.op("Reshape", mixed, w.const([0, tokens, width])), f"{name}.proj")
 
     w.attention = attention  # type: ignore[method-assign]
     return w.closed(w.blocks(w.after(w.drawn(1, 1, WIDTH), w.patches(w.image())), n))
+
+
+def merger(grid: bool = False) -> onnx.ModelProto:
+    """Four neighbours become one after the blocks, column by column (patch merging of Swin).
+
+    Args:
+        grid: the stream is a grid [1, h, w, C] there.
+    """
+    w = Writer()
+    x = w.blocks(w.patches(w.image()), PATCHES)
+    if grid:
+        x = w.op("Add", w.op("Reshape", x, w.const([1, 4, 4, WIDTH])), w.drawn(WIDTH))
+    split = w.op("Reshape", x, w.const([1, 2, 2, 2, 2, WIDTH]))
+    joined = w.op("Transpose", split, perm=[0, 1, 3, 4, 2, 5])
+    flat = w.op("Reshape", joined, w.const([1, 4, 4 * WIDTH]))
+    y = w.op("MatMul", w.layer_norm_of(flat, 4 * WIDTH), w.drawn(4 * WIDTH, WIDTH))
+    return w.closed(y, "mean")
 
 
 def unknown(op: str = "Trilu", place: str = "early") -> onnx.ModelProto:
@@ -259,6 +315,8 @@ ALL: dict[str, Callable[[], onnx.ModelProto]] = {
     "prompted-shallow": lambda: prompted(shallow=True),
     "learned-keys": learned_keys,
     "learned-keys-behind": lambda: learned_keys(behind=True),
+    "merger": merger,
+    "merger-grid": lambda: merger(grid=True),
     "unknown": unknown,
     "unknown-late": lambda: unknown(place="late"),
 }
