@@ -5,7 +5,6 @@ A library's own recipe lives in its own file, `<library>_source.py`; `SOURCES` i
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +12,9 @@ from difflib import get_close_matches
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from tcompile.core.errors import MissingExtraError, ModelError, UsageError
+from tcompile.core import packages
+from tcompile.core.decode import parse_json
+from tcompile.core.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -173,14 +174,9 @@ def require(module: str, purpose: str) -> Any:
     """Import an optional module, or say which extra brings it.
 
     Raises:
-        MissingExtraError: it is not installed.
+        MissingExtraError: it is not installed, or cannot be loaded.
     """
-    try:
-        return import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is not None and error.name.split(".")[0] != module.split(".")[0]:
-            raise MissingExtraError(error.name, "export", purpose) from error
-        raise MissingExtraError(module, "export", purpose) from error
+    return packages.require(module, "export", purpose)
 
 
 def unknown_name(request: LoadRequest, names: Iterable[str]) -> ModelError:
@@ -206,8 +202,8 @@ def _option(text: str, part: str) -> tuple[str, Any]:
             f"'{part}' in '{text}' is not an option", hint="write ?key=value&key=value"
         )
     try:
-        return key, json.loads(value)
-    except json.JSONDecodeError:
+        return key, parse_json(value)
+    except ValueError:
         return key, value
 
 

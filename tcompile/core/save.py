@@ -7,7 +7,6 @@ Bodies of token ops come last: a file without them is the beginning of this one.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
 from tcompile.core.domain import DOMAIN
+from tcompile.core.drafts import scratch
 from tcompile.core.errors import ModelError
 from tcompile.core.graph import is_const, opset_imports
 
@@ -32,8 +32,8 @@ _MODEL_FUNCTIONS = b"\xca\x01"
 @contextmanager
 def saved(graph: gs.Graph) -> Iterator[Path]:
     """A graph as a file, in a folder of its own that is deleted afterwards."""
-    with tempfile.TemporaryDirectory(prefix="tcompile-") as folder:
-        path = Path(folder) / "model.onnx"
+    with scratch() as folder:
+        path = folder / "model.onnx"
         save(graph, path)
         yield path
 
@@ -80,7 +80,7 @@ def save(graph: gs.Graph, path: str | Path, metadata: dict[str, str] | None = No
     constants = [t for t in graph.tensors().values() if is_const(t)]
     total = sum(int(t._values.nbytes) for t in constants)
     beside = path.with_name(f"{path.name}.data") if total > INLINE_LIMIT else None
-    with path.open("wb") as stream:
+    with _named(path), path.open("wb") as stream:
         stream.write(head + _MODEL_GRAPH)
         if beside is None:
             # Each tensor is made twice, for its length and for its bytes; never two at once.
@@ -90,12 +90,22 @@ def save(graph: gs.Graph, path: str | Path, metadata: dict[str, str] | None = No
                 _write(stream, _proto(tensor).SerializeToString())
             stream.write(tail)
             return
-        with beside.open("wb") as data:
+        with _named(beside), beside.open("wb") as data:
             stubs = list(_beside(constants, data, beside.name))
         stream.write(_varint(len(body) + sum(_framed(len(s)) for s in stubs)) + body)
         for stub in stubs:
             _write(stream, stub)
         stream.write(tail)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Let an error of writing say which file it is about: that of a full disk does not."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def without_bodies(path: str | Path) -> int:
