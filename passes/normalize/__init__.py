@@ -1,7 +1,8 @@
 """The normal form: one spelling per idea, whatever exporter wrote the file.
 
 Local functions inlined; input dims bound; shapes inferred and folded to a fixed point; constant
-sub-graphs evaluated; no-ops and all-true masks gone; explicit dims in every Reshape; fp32 inside.
+sub-graphs evaluated; no-ops and all-true masks gone; explicit dims in every Reshape; fp32 inside,
+also where the file quantises while it runs.
 Nothing is fused. Static, dynamic, TorchScript and transformers exports of one model become the same
 graph. The passes are listed below, in their order.
 """
@@ -28,6 +29,7 @@ from tcompile.passes.normalize.broadcast_constants import (
     gather_nd_to_gather,
     tiles_to_expands,
 )
+from tcompile.passes.normalize.dequantize import dequantize
 from tcompile.passes.normalize.fold import fold_constants, fold_shapes, inline_ifs
 from tcompile.passes.normalize.infer import (
     ContradictionError,
@@ -61,6 +63,7 @@ class Normalizing:
         values: of what depends on the batch alone, as last inferred.
         loose: the names among these that no vector of dims has.
         widened: whether the model computed in fp16.
+        quantized: products of tensors that were quantised while the model ran.
     """
 
     graph: gs.Graph
@@ -70,6 +73,7 @@ class Normalizing:
     values: Values = field(default_factory=dict)
     loose: set[str] = field(default_factory=set)
     widened: bool = False
+    quantized: int = 0
 
 
 @dataclass(frozen=True)
@@ -82,12 +86,26 @@ class Normalized:
         metadata: the model's metadata_props, which the IR does not carry.
         widened: whether the model computed in fp16, which the normal form does not.
         sized: stored number → the (tensor, axis, size) that it was computed from.
+        quantized: products of tensors that were quantised while the model ran, which are products
+            of floats in the normal form.
     """
 
     graph: gs.Graph
     metadata: dict[str, str]
     widened: bool = False
     sized: Mapping[str, Origin] = field(default_factory=dict)
+    quantized: int = 0
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know of how the file was read."""
+        if not self.quantized:
+            return ()
+        return (
+            f"the file quantises the operands of {self.quantized} products while it runs, by the "
+            "range of all tokens together: they are read as products of floats, with the stored "
+            "weights as what they stand for",
+        )
 
 
 def normalize(
@@ -118,7 +136,7 @@ def normalize(
             joined = _join(joined, names, error.names)
         else:
             sized = state.origins.summary()
-            return Normalized(state.graph, metadata, state.widened, sized)
+            return Normalized(state.graph, metadata, state.widened, sized, state.quantized)
 
 
 def _join(
@@ -152,6 +170,10 @@ def _to_normal_form(graph: gs.Graph, *, free: bool, dump: Dump | None) -> Normal
         raise ModelError("did not reach a normal form")
     run(state, AFTER, "normalize", dump)
     return state
+
+
+def _dequantize(state: Normalizing) -> None:
+    state.quantized = dequantize(state.graph)
 
 
 def _upcast(state: Normalizing) -> None:
@@ -219,6 +241,7 @@ def import_graph(model: onnx.ModelProto) -> gs.Graph:
 
 BEFORE: tuple[Pass[Normalizing], ...] = (
     Pass("check", lambda s: check(s.graph)),
+    Pass("dequantize", _dequantize),
     Pass("upcast-fp16", _upcast),
 )
 #: Run again and again, until a round changes nothing.

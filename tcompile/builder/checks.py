@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _TOLERANCE = 1e-3
 #: The same where the source rounds to fp16 after every operation and the normal form does not.
 _HALF_TOLERANCE = 5e-2
+#: The same where it rounds to whole numbers: more than rounding does, less than another model.
+_QUANTIZED_TOLERANCE = 0.3
 #: Rounds at least, and at most where it is not sure yet which of the two is faster.
 _ROUNDS, _MOST_ROUNDS = 5, 60
 #: Least speed-up to call one faster: an interval that is looked at again and again leaves 1 by
@@ -46,14 +48,18 @@ class Evidence:
     speedup: SpeedUp | None = None
 
 
-def check_normal_form(source: Path, normal: Path, *, half: bool = False) -> None:
+def check_normal_form(
+    source: Path, normal: Path, *, half: bool = False, quantized: bool = False
+) -> None:
     """Run the source and its normal form on the same input; they must agree.
 
     Args:
         half: whether the source computes in fp16.
+        quantized: whether it quantises while it runs, which the normal form does not.
 
     Raises:
-        ModelError: ONNX Runtime rejects the source (a broken export).
+        ModelError: ONNX Runtime rejects the source (a broken export); what it quantises while it
+            runs means something else without.
         InternalError: they differ.
     """
     import numpy as np
@@ -74,6 +80,15 @@ def check_normal_form(source: Path, normal: Path, *, half: bool = False) -> None
             continue
         scale = max(float(np.abs(want).max(initial=0)), 1e-6)
         error_size = float(np.abs(want - actual[name]).max(initial=0)) / scale
+        if quantized:
+            if not error_size <= _QUANTIZED_TOLERANCE:
+                raise ModelError(
+                    f"without the rounding that it does while it runs, output '{name}' differs by "
+                    f"{error_size:.0%} of its largest value",
+                    where=str(source),
+                    hint="build from the model as it was before it was quantised",
+                )
+            continue
         if not error_size <= (_HALF_TOLERANCE if half else _TOLERANCE):
             raise InternalError(
                 f"normalising changed output '{name}' by {error_size:.1e}", where=str(source)

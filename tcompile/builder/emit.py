@@ -44,6 +44,7 @@ class Models:
         schedule: what was applied.
         token_ops: their form, and why.
         widened: whether the source computes in fp16.
+        quantized: whether the source quantises while it runs.
     """
 
     source: SourceFile
@@ -57,6 +58,7 @@ class Models:
     outputs: tuple[TensorInfo, ...]
     flops: Flops
     widened: bool
+    quantized: bool
 
     @property
     def free_batch(self) -> bool:
@@ -119,6 +121,7 @@ def write_models(
         outputs=outputs,
         flops=Flops(graph_flops(reduced.dense), graph_flops(reduced.graph)),
         widened=reduced.widened,
+        quantized=reduced.quantized,
     )
 
 
@@ -133,7 +136,7 @@ def judge_models(models: Models, job: Job, say: Progress) -> Judgement:
         InternalError: the normal form does not compute what the source does.
     """
     say("checking the normal form against the source")
-    check_normal_form(job.path, models.dense, half=models.widened)
+    check_normal_form(job.path, models.dense, half=models.widened, quantized=models.quantized)
     if timed_against(models, job) is None:
         shutil.rmtree(models.dense.parent)
     say("checking the lowered model against the reduced one")

@@ -37,6 +37,7 @@ class Inspection:
         read: the tokens whose attention `cls` scores read: (first, last), counted from the front;
             None where the model reads none.
         returned: whether that token is only part of an output that holds all tokens.
+        notes: on how the file was read.
         tokens: of all kinds; `prefix` stand before the patches, `suffix` after them.
         cls: position of the token that the model reads by itself, -1 the last one; None: it reads
             none.
@@ -70,6 +71,7 @@ class Inspection:
     beside: tuple[BesideInfo, ...] = ()
     read: tuple[int, int] | None = None
     returned: bool = False
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return all of it as JSON values."""
@@ -124,7 +126,7 @@ def _head(found: Inspection) -> list[str]:
         early = out.after is not None and out.after < len(found.blocks) - 1
         depth = f", after block {out.after}" if early else ""
         lines.append(f"  output  {out.output} {dims_of(out.shape)}: {out.holds}{depth}")
-    return lines
+    return lines + [f"  note    {note}" for note in found.notes]
 
 
 def dims_of(dims: Sequence[int | str]) -> str:
