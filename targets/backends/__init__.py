@@ -65,7 +65,7 @@ def _for_rtx(
     plan = rtx.build(model_path, capability, batch=batch)
     name = f"engine/model.{rtx.sm(capability)}.engine"
     _write(directory / name, plan)
-    versions = {"tensorrt_rtx": rtx.version()}
+    versions = {"tensorrt-rtx": rtx.version()}
     if precision == "fp32":
         note = "TensorRT has no fused attention in fp32: nothing was counted"
         return EmittedFiles((name,), versions=versions, notes=(note,))

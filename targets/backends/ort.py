@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 
 from tcompile.core.errors import ModelError, UsageError
 from tcompile.core.model_files import TensorInfo
-from tcompile.targets.backends.extras import require
+from tcompile.core.packages import require
 
 Array = npt.NDArray[Any]
 

@@ -16,8 +16,8 @@ import onnx
 
 from tcompile.core.domain import DOMAIN
 from tcompile.core.errors import MissingExtraError
+from tcompile.core.packages import require
 from tcompile.targets.backends.base import ParseError
-from tcompile.targets.backends.extras import require
 from tcompile.targets.backends.trt_common import parse, title
 
 #: Operators that are cut out at most, one after another.
@@ -64,11 +64,8 @@ def parse_elsewhere(model_path: Path) -> tuple[str, ...]:
     """
     try:
         rtx = require("tensorrt_rtx", "rtx", "parsing")
-    except MissingExtraError:
-        return (
-            "not parsed by any TensorRT here: TensorRT-RTX is not installed "
-            "(pip install 'tcompile[rtx]')",
-        )
+    except MissingExtraError as error:
+        return (f"not parsed by any TensorRT here: {error.one_line()}",)
     notes: list[str] = []
     cut: set[str] = set()
     for _ in range(_MOST):

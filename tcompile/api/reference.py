@@ -35,7 +35,7 @@ def find_dense(artifact: Artifact, against: str | Path | None) -> DenseModel | N
     """
     source = artifact.manifest.source
     if against is not None:
-        path = regular_file(against, hint="see --against")
+        path = regular_file(against)
         return DenseModel(path, is_source(path, source))
     for path in (Path(source.file), artifact.directory.parent / Path(source.file).name):
         if is_source(path, source):

@@ -121,11 +121,14 @@ def verify(
 
 
 def _files(artifact: Artifact) -> Check:
-    changed = artifact.changed_files()
+    changed, made = artifact.compare_files()
     if changed:
         return Check("files", "failed", f"not as they were written: {', '.join(changed)}")
-    count = len(artifact.manifest.files)
-    return Check("files", "passed", f"{count} files are as they were written")
+    same = sum(entry.path not in made for entry in artifact.manifest.files)
+    detail = f"{same} files are as they were written"
+    if made:
+        detail += f"; made on the device since: {', '.join(made)}"
+    return Check("files", "passed", detail)
 
 
 def _finite(outputs: dict[str, Any]) -> Check:

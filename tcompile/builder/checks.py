@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tcompile.artifact.manifest import Fidelity, Latency
+from tcompile.artifact.manifest import Fidelity, Latency, SpeedUp
 from tcompile.core.errors import InternalError, ModelError
 from tcompile.runtime.samples import run_all, samples_for
 from tcompile.runtime.signature import signature
@@ -36,12 +36,14 @@ class Evidence:
         faster: whether the reduced model was measured to be faster than dense: the whole 95 %
             interval of the speed-up lies above 1, and it is 1 % at least. None where nothing was
             measured.
+        speedup: over the dense model; None as above.
     """
 
     fidelity: Fidelity
     latency: tuple[Latency, ...]
     notes: tuple[str, ...]
     faster: bool | None = None
+    speedup: SpeedUp | None = None
 
 
 def check_normal_form(source: Path, normal: Path, *, half: bool = False) -> None:
@@ -150,7 +152,9 @@ def measure(
         notes.append(
             f"speed-up of the reduced model: {over}; {_times(timed.source_speedup)} over {EMULATED}"
         )
-    return Evidence(fidelity, latency, tuple(notes), faster)
+    s = timed.speedup
+    gain = SpeedUp(s.ratio, s.lower, s.upper, timed.compared)
+    return Evidence(fidelity, latency, tuple(notes), faster, gain)
 
 
 def _times(found: Speedup) -> str:

@@ -218,6 +218,7 @@ def manifest_of(models: Models, built: Built, evidence: Evidence, job: Job) -> M
         batch_sizes=BatchEntry(*job.batches.settled.sizes) if bounded else None,
         notes=notes,
         faster=evidence.faster if reduced else None,
+        speedup=evidence.speedup if reduced else None,
         shapes={name: tuple(dims) for name, dims in shapes.items()},
         prefix=job.request.prefix,
         fault=None if built.fault is None else built.fault.what,

@@ -16,6 +16,7 @@ from tcompile.cli import (
     bench,
     build,
     demo,
+    doctor,
     export,
     inspect,
     methods,
@@ -43,6 +44,7 @@ COMMANDS = (
     run.run,
     plugins.plugins,
     demo.demo,
+    doctor.doctor,
 )
 
 

@@ -31,10 +31,7 @@ def find_method(name: str) -> Preset:
     Raises:
         UsageError: there is none; names the nearest.
     """
-    try:
-        return find("method", name, PRESETS, "tcompile.presets", Preset)
-    except UsageError as error:
-        raise UsageError(error.what, where=error.where or "--method", hint=error.hint) from error
+    return find("method", name, PRESETS, "tcompile.presets", Preset)
 
 
 def parse_method(text: str) -> tuple[Preset, dict[str, Any]]:
@@ -44,7 +41,10 @@ def parse_method(text: str) -> tuple[Preset, dict[str, Any]]:
         UsageError: unknown preset or parameter, a value it cannot have, or a required one missing.
     """
     name, _, rest = text.partition(":")
-    preset = find_method(name)
+    try:
+        preset = find_method(name)
+    except UsageError as error:
+        raise UsageError(error.what, where=error.where or "--method", hint=error.hint) from error
     values: dict[str, Any] = {k: p.default for k, p in preset.parameters.items()}
     for item in filter(None, rest.split(",")):
         key, equals, raw = item.partition("=")
@@ -128,7 +128,7 @@ def compose(
             raise UsageError(
                 f"{preset.name} needs images to learn its counts from",
                 where="--calibration",
-                hint="say --calibration FILE.npz",
+                hint="say --calibration DIR, FILE.npz or loader.py",
             )
         anywhere = SiteName("")
         wanted = [score_fallback(s, context, anywhere) for s in preset.scheduler.observes]

@@ -24,6 +24,8 @@ from tcompile.passes.reduce.reducers.base import Ask
 
 #: Kinds of sites where tokens leave for good, which is what the planner plans.
 KINDS = ("attn", "block", "output")
+#: What to do with a method that cannot be planned.
+OWN_SCHEDULE = "give it --keep, and it goes by its own schedule"
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,9 +146,7 @@ def method_for(
         rules.append(_rule(analysis, site.name, step, made.reductions[0]))
     if not rules:
         raise UsageError(
-            f"cannot be planned: {reason}",
-            where=f"--method {preset.name}",
-            hint="give it --keep, and it goes by its own schedule",
+            f"cannot be planned: {reason}", where=f"--method {preset.name}", hint=OWN_SCHEDULE
         )
     return Method(text, preset, values, analysis, context, outputs, tuple(rules))
 
@@ -172,9 +172,7 @@ def _kinds(preset: Preset, context: Context, values: Mapping[str, Any]) -> set[s
     if apart or not found:
         what = "tokens come back behind each of its steps" if apart else "it has no steps here"
         raise UsageError(
-            f"cannot be planned: {what}",
-            where=f"--method {preset.name}",
-            hint="give it --keep, and it goes by its own schedule",
+            f"cannot be planned: {what}", where=f"--method {preset.name}", hint=OWN_SCHEDULE
         )
     return found
 
@@ -198,7 +196,7 @@ def _rule(analysis: Analysis, site: SiteName, step: int, reduction: Reduction) -
         raise UsageError(
             f"cannot be planned: {reducer.name} takes some token counts only",
             where=f"site {site}",
-            hint="give it --keep, and it goes by its own schedule",
+            hint=OWN_SCHEDULE,
         )
     few = can[0] <= max(4, step) * segments
     least = shape.prefix + (can[0] if few else step)
