@@ -226,9 +226,7 @@ def _summed(graph: gs.Graph, node: gs.Node) -> int:
         return 0
     keep = attr(node, "keepdims", 1) == 1
     places = range(rank) if keep else left
-    ones = [
-        k for k, i in enumerate(places) if i in gone or not any(i in h for h in held)
-    ]
+    ones = [k for k, i in enumerate(places) if i in gone or not any(i in h for h in held)]
     replace_by(graph, node, nodes.unsqueeze(made, ones))
     return 1
 

@@ -103,7 +103,9 @@ def _ratio(graph: gs.Graph, node: gs.Node) -> int:
         total: gs.Tensor | None = node.inputs[other]
         if node.op == "Mul":
             inverse = producer(node.inputs[other])
-            total = inverse.inputs[0] if inverse is not None and inverse.op == "Reciprocal" else None
+            total = (
+                inverse.inputs[0] if inverse is not None and inverse.op == "Reciprocal" else None
+            )
         if total is None:
             continue
         top = producer(node.inputs[part])

@@ -217,10 +217,7 @@ def check_masked(
 
 
 def _placed(
-    file: File,
-    cuts: Sequence[Cut],
-    spans: Mapping[int, tuple[str, str]],
-    places: Mapping[str, str],
+    file: File, cuts: Sequence[Cut], spans: Mapping[int, tuple[str, str]], places: Mapping[str, str]
 ) -> bool:
     """Tell whether the streams that tokens leave are given, and in the file."""
     return all(
