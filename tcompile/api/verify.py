@@ -128,9 +128,11 @@ def verify(
 
 
 def _run(path: Path, inputs: Samples) -> dict[str, Any]:
-    """Every output, once the memory of what ran before is free."""
-    release()
-    return run_all(path, inputs)
+    """Every output; the memory that it takes is free afterwards."""
+    try:
+        return run_all(path, inputs)
+    finally:
+        release()
 
 
 def _files(artifact: Artifact) -> Check:
