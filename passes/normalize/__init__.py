@@ -18,19 +18,28 @@ from onnx_graphsurgeon.logger import G_LOGGER
 from onnx_graphsurgeon.util.exception import OnnxGraphSurgeonException
 
 from tcompile.analysis.facts import Origin
-from tcompile.core.errors import ModelError
+from tcompile.core.errors import ModelError, UsageError
 from tcompile.core.graph import unique_names
 from tcompile.passes.normalize.batch import check_known, explicit_reshapes, free_batch
 from tcompile.passes.normalize.batch_values import HINT, DimVectors, Values, settle_batch_values
-from tcompile.passes.normalize.bind_shapes import Shapes, bind_inputs
+from tcompile.passes.normalize.bind_shapes import FreeDimError, Shapes, bind_inputs
 from tcompile.passes.normalize.broadcast_constants import (
     drop_batch_expansion,
     gather_nd_to_gather,
     tiles_to_expands,
 )
+from tcompile.passes.normalize.convert_opset import to_known_opset
 from tcompile.passes.normalize.fold import fold_constants, fold_shapes, inline_ifs
-from tcompile.passes.normalize.infer import ContradictionError, check, check_shapes, infer
+from tcompile.passes.normalize.group_norm import spell_group_norm
+from tcompile.passes.normalize.infer import (
+    ContradictionError,
+    check,
+    check_shapes,
+    file_fault,
+    infer,
+)
 from tcompile.passes.normalize.origins import Origins
+from tcompile.passes.normalize.shape_hint import shape_options
 from tcompile.passes.normalize.simplify import simplify
 from tcompile.passes.normalize.upcast_fp16 import widen
 from tcompile.passes.runner import Dump, Pass, run
@@ -49,6 +58,7 @@ class Normalizing:
         origins: what stored numbers were computed from.
         values: of what depends on the batch alone, as last inferred.
         loose: the names among these that no vector of dims has.
+        doubts: contradictions between shapes, as last inferred.
         widened: whether the model computed in fp16.
     """
 
@@ -58,6 +68,7 @@ class Normalizing:
     origins: Origins = field(default_factory=Origins)
     values: Values = field(default_factory=dict)
     loose: set[str] = field(default_factory=set)
+    doubts: list[ContradictionError] = field(default_factory=list)
     widened: bool = False
 
 
@@ -71,12 +82,14 @@ class Normalized:
         metadata: the model's metadata_props, which the IR does not carry.
         widened: whether the model computed in fp16, which the normal form does not.
         sized: stored number → the (tensor, axis, size) that it was computed from.
+        notes: what a reader should know of how the file was read.
     """
 
     graph: gs.Graph
     metadata: dict[str, str]
     widened: bool = False
     sized: Mapping[str, Origin] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def normalize(
@@ -92,7 +105,20 @@ def normalize(
         ModelError: a dim other than the batch stays dynamic, shapes contradict each other, or
             control flow is left.
     """
+    try:
+        return _normalized(model, shapes, dump)
+    except ModelError as error:
+        told = _remedy(error, model, shapes)
+        if told is None:
+            raise
+        raise told from error
+
+
+def _normalized(
+    model: onnx.ModelProto, shapes: Shapes | None, dump: Dump | None = None
+) -> Normalized:
     metadata = {p.key: p.value for p in model.metadata_props}
+    model, note = to_known_opset(model)
     joined: dict[str, str] = {}
     while True:
         if dump is not None:
@@ -107,7 +133,37 @@ def normalize(
             joined = _join(joined, names, error.names)
         else:
             sized = state.origins.summary()
-            return Normalized(state.graph, metadata, state.widened, sized)
+            return Normalized(state.graph, metadata, state.widened, sized, (note,) if note else ())
+
+
+def _remedy(error: ModelError, model: onnx.ModelProto, shapes: Shapes | None) -> ModelError | None:
+    """Return the error with what helps, which was tried; None where it says that itself."""
+
+    def fits(tried: Shapes) -> bool:
+        try:
+            _normalized(model, {**(shapes or {}), **tried})
+        except (ModelError, UsageError):
+            return False
+        return True
+
+    apart = isinstance(error, ContradictionError)
+    fault = file_fault(model) if apart else None
+    if fault is not None:
+        return ModelError(f"not a valid ONNX graph: {fault}", hint="the export is broken")
+    if isinstance(error, FreeDimError):
+        hint = shape_options(model, fits)
+        return ModelError(error.what, hint=f"say {hint}") if hint else None
+    if not apart and error.hint != HINT:
+        return None
+    if apart and shapes:
+        hint = shape_options(model, lambda tried: fits(tried) and tried != shapes)
+        hint = f"those of --shape do not fit it, {hint} does" if hint else "--shape does not fit it"
+    else:
+        hint = shape_options(model, fits, batch=1)
+        hint = f"it can be read with {hint}" if hint else error.hint
+    if apart and not hint:
+        hint = "ONNX's checker accepts the file, so please report this"
+    return ModelError(error.what, where=error.where, hint=hint)
 
 
 def _join(
@@ -150,18 +206,21 @@ def _upcast(state: Normalizing) -> None:
 
 
 def infer_shapes(state: Normalizing) -> None:
-    state.values = infer(state.graph)
+    state.doubts.clear()
+    state.values = infer(state.graph, doubts=state.doubts)
     state.loose = {name for name in state.values if name not in state.vectors.names}
 
 
-def _refuse_branches(graph: gs.Graph, values: Values) -> None:
+def _refuse_branches(graph: gs.Graph, values: Values, doubts: Sequence[ContradictionError]) -> None:
     """Refuse what is decided at run time, which an analysis of one graph cannot follow.
 
     Args:
         values: of what depends on the batch alone.
+        doubts: contradictions that lie in no branch, where there is none.
 
     Raises:
         ModelError: naming the first If, Loop or other node with a graph inside.
+        ContradictionError: the first one.
     """
     for node in graph.nodes:
         if any(isinstance(a, gs.Graph) for a in node.attrs.values()):
@@ -175,6 +234,8 @@ def _refuse_branches(graph: gs.Graph, values: Values) -> None:
                 "cannot follow",
                 hint="export with fixed shapes and without control flow",
             )
+    if doubts:
+        raise doubts[0]
 
 
 def _drop_stale_inputs(model: onnx.ModelProto) -> None:
@@ -207,6 +268,7 @@ def import_graph(model: onnx.ModelProto) -> gs.Graph:
 
 
 BEFORE: tuple[Pass[Normalizing], ...] = (
+    Pass("spell-group-norm", lambda s: spell_group_norm(s.graph)),
     Pass("check", lambda s: check(s.graph)),
     Pass("upcast-fp16", _upcast),
 )
@@ -228,7 +290,7 @@ ROUND: tuple[Pass[Normalizing], ...] = (
 )
 AFTER: tuple[Pass[Normalizing], ...] = (
     Pass("unique-names", lambda s: unique_names(s.graph)),
-    Pass("refuse-branches", lambda s: _refuse_branches(s.graph, s.values)),
+    Pass("refuse-branches", lambda s: _refuse_branches(s.graph, s.values, s.doubts)),
     Pass("check-known", lambda s: check_known(s.graph)),
     Pass("check-shapes", lambda s: check_shapes(s.graph), when=lambda s: s.free),
     Pass("explicit-reshapes", lambda s: explicit_reshapes(s.graph)),

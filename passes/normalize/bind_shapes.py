@@ -13,6 +13,10 @@ from tcompile.core.graph import BATCH, free_factors, free_size, is_free
 Shapes = Mapping[str, Sequence[int | str]]
 
 
+class FreeDimError(ModelError):
+    """A dim other than a batch is free."""
+
+
 def bind_inputs(
     graph: gs.Graph, shapes: Shapes | None = None, joined: Mapping[str, str] | None = None
 ) -> list[str]:
@@ -30,7 +34,7 @@ def bind_inputs(
         The names of the free dims, as they came, those that are joined once.
 
     Raises:
-        ModelError: a dim other than the first is dynamic.
+        FreeDimError: a dim other than the first is dynamic.
         UsageError: `shapes` names no input, or has the wrong rank.
     """
     initialised = [t for t in graph.inputs if isinstance(t, gs.Constant)]
@@ -76,13 +80,10 @@ def _bound(tensor: gs.Tensor, given: Sequence[int | str] | None) -> list[int | s
             named = isinstance(dim, str) and dim.strip() and "*" not in dim and literal is None
             bound.append(str(dim) if named else f"{tensor.name}_batch")
         else:
-            raise ModelError(
-                f"dim {axis} ('{dim}') of input '{tensor.name}' is dynamic, so the number of "
-                "tokens is not known at compile time",
-                hint=f"bind it, e.g. --shape {tensor.name}="
-                + ",".join(
-                    "batch" if i == 0 else "3" if i == 1 else "224" for i in range(len(dims))
-                ),
+            raise FreeDimError(
+                f"dim {axis} ('{dim}') of input '{tensor.name}' is dynamic: tcompile reads a model "
+                "for one size of its inputs",
+                hint=f"bind it with --shape {tensor.name}=DIMS",
             )
     return bound
 

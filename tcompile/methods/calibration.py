@@ -25,17 +25,24 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 Observe = Callable[[Sequence[Spec]], list[Array]]
 
 
-def observer(graph: gs.Graph, analysis: Analysis, source: str | Path, data: str | Path) -> Observe:
+def observer(
+    graph: gs.Graph,
+    analysis: Analysis,
+    source: str | Path,
+    data: str | Path,
+    preprocess: str | None = None,
+) -> Observe:
     """A function that runs a model on images when asked for scores.
 
     Args:
         graph: the dense model in normal form.
         source: the file it came from, which says how images are prepared.
         data: .npz or .npy of its inputs, or a folder of images.
+        preprocess: how these are prepared, in place of what the file says.
     """
 
     def observe(scores: Sequence[Spec]) -> list[Array]:
-        samples = samples_for(signature(source), data)
+        samples = samples_for(signature(source).prepared(preprocess), data)
         return observed(graph, analysis, scores, samples.arrays)
 
     return observe

@@ -212,7 +212,7 @@ def _read_images(model: Signature, path: Path) -> dict[str, Array]:
         raise UsageError(
             "does not say how images are prepared for it",
             where=str(model.path),
-            hint="give the input as .npy or .npz",
+            hint="say --preprocess imagenet, clip, siglip, …, or give the input as .npy or .npz",
         )
     files = [path]
     if path.is_dir():
@@ -220,4 +220,6 @@ def _read_images(model: Signature, path: Path) -> dict[str, Array]:
     if not files:
         raise UsageError("no images in this folder", where=str(path))
     images = [load_image(file, model.preprocessing) for file in files]
+    if tensor.dtype == "uint8":
+        images = [np.rint(image) for image in images]
     return {tensor.name: np.stack(images) if model.packed else np.concatenate(images)}
