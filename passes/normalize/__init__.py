@@ -253,13 +253,14 @@ def import_graph(model: onnx.ModelProto) -> gs.Graph:
         if model.functions:
             model = onnx.inliner.inline_local_functions(model)
         _drop_stale_inputs(model)
-        graph = gs.import_onnx(model)
+        with G_LOGGER.suppress(G_LOGGER.CRITICAL + 1):  # it prints what the error says
+            graph = gs.import_onnx(model)
         for node in graph.nodes:
             node.domain = None if node.domain in ("", "ai.onnx") else node.domain
         unique_names(graph)
         # Local functions, such as the token ops, came with version 8 of the format.
         graph.ir_version = max(graph.ir_version or 0, 8)
-        with G_LOGGER.suppress(G_LOGGER.CRITICAL + 1):  # it prints what the error says
+        with G_LOGGER.suppress(G_LOGGER.CRITICAL + 1):
             return graph.cleanup(remove_unused_graph_inputs=False).toposort()
     except (OnnxGraphSurgeonException, onnx.checker.ValidationError, UnicodeDecodeError) as error:
         raise ModelError(

@@ -60,10 +60,11 @@ def bind_inputs(
 
 def _bound(tensor: gs.Tensor, given: Sequence[int | str] | None) -> list[int | str]:
     """The dims of an input, the name of the first where it is free."""
-    if tensor.shape is None or not isinstance(tensor.dtype, (type, np.dtype)):
+    known = isinstance(tensor.dtype, (type, np.dtype)) and np.dtype(tensor.dtype).kind in "biuf"
+    if tensor.shape is None or not known:
         raise ModelError(
             f"input '{tensor.name}' is not a tensor of a type and rank that tcompile knows",
-            hint="export the model in fp32, its inputs with shapes",
+            hint="export the model in fp32, its inputs numbers with shapes",
         )
     dims = list(given if given is not None else tensor.shape or [])
     if given is not None and tensor.shape and len(given) != len(tensor.shape):

@@ -16,7 +16,7 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
 from tcompile.core.errors import ModelError
-from tcompile.core.graph import attr, is_const, is_free, opset_imports, replace_uses, value
+from tcompile.core.graph import attr, is_const, is_free, is_text, opset_imports, replace_uses, value
 from tcompile.passes.normalize.batch_values import NEVER, SIZED, DimVectors
 from tcompile.passes.normalize.evaluate import Evaluator
 from tcompile.passes.normalize.origins import Origins
@@ -105,7 +105,7 @@ def _foldable(node: gs.Node, known: set[str]) -> bool:
     if any(isinstance(a, gs.Graph) for a in node.attrs.values()):
         return False
     inputs = [t for t in node.inputs if not t.is_empty()]
-    if not all(is_const(t) or t.name in known for t in inputs):
+    if not all((is_const(t) and not is_text(t)) or t.name in known for t in inputs):
         return False
     for tensor in node.outputs:
         if tensor.is_empty():

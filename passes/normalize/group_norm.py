@@ -6,6 +6,8 @@ took back the first, and cannot infer the shape of the second.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_graphsurgeon as gs
 
@@ -37,7 +39,7 @@ def _spell(graph: gs.Graph, node: gs.Node, x: gs.Tensor, scale: gs.Tensor, bias:
         graph.nodes.append(gs.Node(kind, f"{node.name}/{tag}", attrs, list(inputs), [made]))
         return made
 
-    def const(tag: str, values: object, dtype: object = np.int64) -> gs.Tensor:
+    def const(tag: str, values: Any, dtype: Any = np.int64) -> gs.Tensor:
         return gs.Constant(f"{out.name}/{tag}", np.asarray(values, dtype))
 
     kind = scale.dtype

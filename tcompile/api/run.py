@@ -85,10 +85,12 @@ def _summary(name: str, array: Array, top: int, labels: Sequence[str]) -> Output
     import numpy as np
 
     ranked = tuple(_top(row, top, labels) for row in array) if holds_classes(name, array) else ()
+    if array.dtype.kind not in "biuf":  # texts
+        return OutputSummary(name, "text", array.shape, 0.0, 0.0, 0.0)
     values = array[np.isfinite(array)] if array.dtype.kind == "f" else array.reshape(-1)
-    figures = [float(f(values)) if values.size else 0.0 for f in (np.min, np.max, np.mean)]
+    low, high, mean = (float(f(values)) if values.size else 0.0 for f in (np.min, np.max, np.mean))
     bad = array.size - values.size
-    return OutputSummary(name, str(array.dtype), array.shape, *figures, ranked, bad)
+    return OutputSummary(name, str(array.dtype), array.shape, low, high, mean, ranked, bad)
 
 
 def _top(row: Array, count: int, labels: Sequence[str]) -> tuple[TopClass, ...]:

@@ -64,8 +64,10 @@ def check_normal_form(source: Path, normal: Path, *, half: bool = False) -> None
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
+        free = signature(normal).batch is None
+        hint = "it does not run with one image" if free else "the export is broken"
         raise ModelError(
-            f"ONNX Runtime rejects it: {reason}", where=str(source), hint="the export is broken"
+            f"ONNX Runtime rejects it: {reason}", where=str(source), hint=hint
         ) from error
     actual = run_all(normal, samples)
     for name, want in expected.items():

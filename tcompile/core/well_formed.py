@@ -58,6 +58,7 @@ def settle(model: onnx.ModelProto) -> None:
             if attribute.type == _KIND.SPARSE_TENSOR and node.op_type == "Constant":
                 made = _dense(attribute.sparse_tensor, node.output[0])
                 attribute.CopyFrom(onnx.helper.make_attribute("value", made))
+    _store_texts(model.graph)
     _stored_outputs(model.graph)
     _drop_unknown_types(model.graph)
     _type_outputs(model)
@@ -127,6 +128,16 @@ def _dense(tensor: onnx.SparseTensorProto, name: str) -> onnx.TensorProto:
     return onnx.numpy_helper.from_array(dense.reshape(dims), name)
 
 
+def _store_texts(graph: onnx.GraphProto) -> None:
+    """Let texts be weights: the IR writes those as they came, and no others."""
+    for node in list(graph.node):
+        for attribute in node.attribute if node.op_type == "Constant" else ():
+            if attribute.name == "value" and attribute.t.data_type == onnx.TensorProto.STRING:
+                graph.initializer.append(attribute.t)
+                graph.initializer[-1].name = node.output[0]
+                graph.node.remove(node)
+
+
 def _stored_outputs(graph: onnx.GraphProto) -> None:
     """Let a node give each output that is a weight."""
     outputs = {v.name for v in graph.output}
@@ -142,6 +153,10 @@ def _stored_outputs(graph: onnx.GraphProto) -> None:
 
 def _type_outputs(model: onnx.ModelProto) -> None:
     """Infer the types of outputs that have none."""
+    for value in (*model.graph.input, *model.graph.output):
+        type_ = value.type.tensor_type.elem_type
+        if type_ not in onnx.TensorProto.DataType.values():
+            raise ModelError(f"'{value.name}' is of unknown type {type_}", hint=_HINT)
     for value in model.graph.output:
         kind = value.type.WhichOneof("value")
         if kind not in (None, "tensor_type"):

@@ -26,7 +26,7 @@ def cosine(a: Array, b: Array) -> Array:
     or Inf where the other does not.
     """
     a, b = (x.reshape(len(x), -1).astype(np.float64) for x in without_equal_nonfinite(a, b))
-    sound = np.isfinite(a).all(axis=1) & np.isfinite(b).all(axis=1)
+    sound: npt.NDArray[np.bool_] = np.asarray(np.isfinite(a).all(1) & np.isfinite(b).all(1))
     a, b = np.where(sound[:, None], a, 0), np.where(sound[:, None], b, 0)
     dots = (a * b).sum(axis=1)
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
