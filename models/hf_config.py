@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tcompile.core.decode import read_json
 from tcompile.models.source import LoadRequest
 
 COMMON = {
@@ -230,7 +230,7 @@ def _read(name: str, file: str) -> dict[str, Any]:
         path = Path(found) if found else None
     if path is None or not path.is_file():
         return {}
-    read = json.loads(path.read_text(encoding="utf-8"))
+    read = read_json(path, "a configuration")
     return read if isinstance(read, dict) else {}
 
 

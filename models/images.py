@@ -8,10 +8,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tcompile.core.errors import MissingExtraError, UsageError
+from tcompile.core.files import regular_file
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
+
+
+class ImageError(UsageError):
+    """A file that is not an image, or one of which it is not known what its pixels mean."""
+
 
 #: Files of a folder that are read as images, by suffix.
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
@@ -32,7 +38,7 @@ def read_rgb(path: str | Path) -> Image.Image:
     Of an animation or a file of several pages, this is the first.
 
     Raises:
-        UsageError: no such file, not an image, or pixels whose range is not known.
+        ImageError: no such file, not an image, or pixels whose range is not known.
         MissingExtraError: pillow is not installed.
     """
     try:
@@ -40,19 +46,22 @@ def read_rgb(path: str | Path) -> Image.Image:
     except ModuleNotFoundError as error:
         raise MissingExtraError("pillow", "cpu", "reading images") from error
     try:
+        regular_file(path)
         # By its stream: given a name, pillow maps TIFF files, and mistakes rows for columns in
         # those that are to be turned.
         with Path(path).open("rb") as stream, Image.open(stream) as opened:
             opened.load()
             return _on_background(_eight_bits(_upright(opened), opened, path))
-    except FileNotFoundError as error:
-        raise UsageError("no such file", where=str(path)) from error
-    except UsageError:
+    except ImageError:
+        raise
+    except UsageError as error:
+        raise ImageError(error.what, where=error.where) from error
+    except MemoryError:
         raise
     except Exception as error:  # Of a damaged file a decoder may raise anything.
         known = isinstance(error, UnidentifiedImageError) or not str(error)
         said = "" if known else f": {' '.join(str(error).split())[:120]}"
-        raise UsageError(f"is not an image that pillow can read{said}", where=str(path)) from error
+        raise ImageError(f"is not an image that pillow can read{said}", where=str(path)) from error
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -75,7 +84,7 @@ def _eight_bits(image: Image.Image, opened: Image.Image, path: str | Path) -> Im
     # PNG and PPM have at most 16 bits; in TIFF mode I is for signed and for 32-bit numbers.
     wide = image.mode == "I" and opened.format not in ("PNG", "PPM")
     if wide or values.min() < 0 or values.max() > 0xFFFF:
-        raise UsageError(
+        raise ImageError(
             "has pixels of signed or 32-bit integers: which value is white is not known",
             where=str(path),
             hint=_ELSE,
@@ -88,7 +97,7 @@ def _unit(values: NDArray[np.float64], path: str | Path) -> NDArray[np.float64]:
     bad = np.argwhere(~((values >= 0) & (values <= 1)))  # NaN too
     if len(bad):
         row, column = (int(i) for i in bad[0])
-        raise UsageError(
+        raise ImageError(
             f"has float pixels, which must lie within 0 (black) and 1 (white): "
             f"{values[row, column]:g} in row {row}, column {column}",
             where=str(path),

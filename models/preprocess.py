@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,13 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tcompile.core.decode import parse_json
 from tcompile.core.errors import ModelError, UsageError
-from tcompile.models.images import read_rgb
+from tcompile.models.images import ImageError, read_rgb
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
 
+#: Pixels that an image may be resized to before its middle is cut out.
+_MOST_PIXELS = 1 << 26
 PREPROCESS_KEY = "tcompile.preprocess"
 SOURCE_KEY = "tcompile.source"
 
@@ -30,12 +32,20 @@ def read_preprocessing(metadata: Mapping[str, str]) -> dict[str, Any] | None:
     if PREPROCESS_KEY not in metadata:
         return None
     try:
-        read = json.loads(metadata[PREPROCESS_KEY])
-    except json.JSONDecodeError:
-        read = None
-    if not isinstance(read, dict):
-        raise ModelError(f"its metadata '{PREPROCESS_KEY}' is not a JSON object")
+        read = parse_json(metadata[PREPROCESS_KEY])
+        if not isinstance(read, dict):
+            raise ValueError("not an object")
+    except ValueError as error:
+        raise ModelError(
+            f"its metadata '{PREPROCESS_KEY}' is not a JSON object: {error}"
+        ) from error
+    if not _are_names(read.get("labels", [])):
+        raise ModelError(f"its metadata '{PREPROCESS_KEY}' has labels that are not names")
     return read
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
 def load_image(path: str | Path, preprocessing: Mapping[str, Any]) -> NDArray[np.float32]:
@@ -65,7 +75,9 @@ def load_image(path: str | Path, preprocessing: Mapping[str, Any]) -> NDArray[np
             hint="say --preprocess, or give the input as .npy or .npz",
         ) from error
     scales = np.array([*mean.ravel(), *std.ravel(), crop])
-    if min(height, width) < 1 or not np.isfinite(scales).all() or std.min() <= 0 or crop <= 0:
+    whole = {mean.shape, std.shape} <= {(), (1,), (3,)} and bool(np.isfinite(scales).all())
+    positive = whole and min(height, width, std.min(), crop) > 0
+    if not positive or height * width / crop**2 > _MOST_PIXELS:
         raise UsageError(
             "the model's metadata says how images are prepared, but its numbers cannot be used "
             f"(size {height} × {width}, mean {mean.tolist()}, std {std.tolist()}, crop_pct {crop})",
@@ -84,7 +96,7 @@ def load_image(path: str | Path, preprocessing: Mapping[str, Any]) -> NDArray[np
     if preprocessing.get("resize", "crop") == "squash":
         image = image.resize((width, height), resample)
     else:
-        image = _middle(image, height, width, crop, resample)
+        image = _middle(image, height, width, crop, resample, str(path))
     pixels = np.asarray(image, dtype=np.float32) / np.float32(255.0)
     normal = (pixels - mean) / std
     if preprocessing.get("channels") == "last":
@@ -101,9 +113,18 @@ def pack_patches(
     The patches that are merged into one token lie one after another; a still image stands in for
     each of the frames of a patch.
     """
-    patch, merge = int(preprocessing["patch_size"]), int(preprocessing["merge_size"])
-    time = int(preprocessing["temporal_patch_size"])
-    if int(preprocessing.get("frames", time)) != time:
+    names = ("patch_size", "merge_size", "temporal_patch_size")
+    try:
+        patch, merge, time = (int(preprocessing[name]) for name in names)
+        if min(patch, merge, time) < 1:
+            raise ValueError("a size below 1")
+        frames = int(preprocessing.get("frames", time))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"the model does not say how images are cut into patches ({', '.join(names)})",
+            hint="give the input as .npy or .npz",
+        ) from error
+    if frames != time:
         raise UsageError(
             "the model takes a video, not an image", hint="give the input as .npy or .npz"
         )
@@ -115,7 +136,12 @@ def pack_patches(
 
 
 def _middle(
-    image: Image.Image, height: int, width: int, crop_pct: float, resample: Image.Resampling
+    image: Image.Image,
+    height: int,
+    width: int,
+    crop_pct: float,
+    resample: Image.Resampling,
+    where: str,
 ) -> Image.Image:
     """Resize and cut as torchvision does, to the pixel: the shorter side to floor(size / crop)."""
     # The small term: 384 / (384 / 438) must give 438, not 437.
@@ -124,6 +150,11 @@ def _middle(
         new = (max(width, int(edges[0] * image.width / image.height)), edges[0])
     else:
         new = (edges[1], max(height, int(edges[1] * image.height / image.width)))
+    if new[0] * new[1] > 4 * _MOST_PIXELS:
+        size = f"{image.width} × {image.height}"
+        raise ImageError(
+            f"is {size} pixels, too narrow to be cut to {width} × {height}", where=where
+        )
     image = image.resize(new, resample)
     left, top = round((new[0] - width) / 2), round((new[1] - height) / 2)
     return image.crop((left, top, left + width, top + height))

@@ -5,7 +5,6 @@ A library's own recipe lives in its own file, `<library>_source.py`; `SOURCES` i
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from difflib import get_close_matches
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from tcompile.core.decode import parse_json
 from tcompile.core.errors import MissingExtraError, ModelError, UsageError
 
 if TYPE_CHECKING:
@@ -206,8 +206,8 @@ def _option(text: str, part: str) -> tuple[str, Any]:
             f"'{part}' in '{text}' is not an option", hint="write ?key=value&key=value"
         )
     try:
-        return key, json.loads(value)
-    except json.JSONDecodeError:
+        return key, parse_json(value)
+    except ValueError:
         return key, value
 
 

@@ -10,7 +10,6 @@ import gc
 import json
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,6 +37,7 @@ from tcompile.builder.emit import (
     write_models,
 )
 from tcompile.builder.job import Job
+from tcompile.core.drafts import scratch
 from tcompile.core.errors import TcompileError, UsageError
 from tcompile.core.load import load, names_in
 from tcompile.core.model_files import TensorInfo, describe_source
@@ -362,8 +362,8 @@ def _build_one(job: Job, request: Request | None, draft: Draft, say: Progress) -
     Args:
         request: what is asked this time; None: the dense model.
     """
-    with TemporaryDirectory(prefix="tcompile-") as scratch:
-        models, planned, notes = _write_reduced(job, request, draft, Path(scratch), say)
+    with scratch() as folder:
+        models, planned, notes = _write_reduced(job, request, draft, folder, say)
         # Nodes and tensors refer to each other: only the collector frees the weights.
         gc.collect()
         judged = judge_models(models, job, say)
@@ -385,7 +385,7 @@ def _build_one(job: Job, request: Request | None, draft: Draft, say: Progress) -
 
 
 def _write_reduced(
-    job: Job, request: Request | None, draft: Draft, scratch: Path, say: Progress
+    job: Job, request: Request | None, draft: Draft, temporary: Path, say: Progress
 ) -> tuple[Models, PlanReport | FixedPlan | None, list[str]]:
     """Read → plan → reduce → lower, and write what the stages behind need; graphs live here alone.
 
@@ -413,7 +413,7 @@ def _write_reduced(
         token_ops=job.token_ops.form,
         dump=job.dump,
     )
-    models = write_models(reduced, lowered, source, owners, job.token_ops, folder, scratch)
+    models = write_models(reduced, lowered, source, owners, job.token_ops, folder, temporary)
     return models, planned, notes
 
 

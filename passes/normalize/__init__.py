@@ -39,9 +39,14 @@ from tcompile.passes.normalize.infer import (
     infer,
 )
 from tcompile.passes.normalize.origins import Origins
+from tcompile.passes.normalize.products import spell_products
 from tcompile.passes.normalize.shape_hint import shape_options
 from tcompile.passes.normalize.simplify import simplify
+from tcompile.passes.normalize.slice_assign import spell_slice_assignments
+from tcompile.passes.normalize.softmax import spell_softmax
+from tcompile.passes.normalize.turned_attention import turn_attention
 from tcompile.passes.normalize.upcast_fp16 import widen
+from tcompile.passes.normalize.views import cancel_views
 from tcompile.passes.runner import Dump, Pass, run
 
 #: Rounds that a normal form may take at most.
@@ -281,8 +286,13 @@ ROUND: tuple[Pass[Normalizing], ...] = (
     Pass("batch-values", lambda s: settle_batch_values(s.graph, s.vectors, s.origins)),
     Pass("fold-constants", lambda s: fold_constants(s.graph, s.origins)),
     Pass("simplify", lambda s: simplify(s.graph, s.loose, s.origins.of)),
+    Pass("cancel-views", lambda s: cancel_views(s.graph, s.loose)),
+    Pass("spell-products", lambda s: spell_products(s.graph)),
+    Pass("spell-softmax", lambda s: spell_softmax(s.graph, s.loose)),
+    Pass("turn-attention", lambda s: turn_attention(s.graph)),
     Pass("tiles-to-expands", lambda s: tiles_to_expands(s.graph, s.values, s.vectors)),
     Pass("gather-nd-to-gather", lambda s: gather_nd_to_gather(s.graph)),
+    Pass("spell-slice-assignments", lambda s: spell_slice_assignments(s.graph)),
     Pass(
         "batch-expansion",
         lambda s: drop_batch_expansion(s.graph, s.values, s.vectors),

@@ -13,6 +13,7 @@ import onnx_graphsurgeon as gs
 from tcompile.analysis.counts import find_counts
 from tcompile.analysis.effect_walk import effects
 from tcompile.analysis.model import Analysis
+from tcompile.analysis.outcomes import Paths
 from tcompile.core.errors import UsageError
 from tcompile.core.schedule import Schedule
 from tcompile.passes.reduce.apply import ReducedGraph, Rewriter, returns
@@ -53,7 +54,8 @@ def reduce_graph(
         restorable = analysis.restorable
         if not _in_groups(analysis, schedule):
             analysis = replace(analysis, space=replace(analysis.space, grouping=None))
-    cuts = [s.site.cut(graph, back=returns(s)) for s in steps]
+    paths = Paths(graph)
+    cuts = [s.site.cut(paths, back=returns(s)) for s in steps]
     counts = find_counts(graph, analysis.facts, analysis.space)
     found = effects(
         graph,

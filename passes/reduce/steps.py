@@ -15,7 +15,8 @@ import onnx_graphsurgeon as gs
 from tcompile.analysis.attention import Attention
 from tcompile.analysis.effects import Effects
 from tcompile.analysis.model import Analysis
-from tcompile.analysis.sites import Site, between
+from tcompile.analysis.outcomes import between
+from tcompile.analysis.sites import Site
 from tcompile.analysis.structure import ancestors
 from tcompile.analysis.token_dims import Run, locate
 from tcompile.core.graph import is_const, value
@@ -253,7 +254,7 @@ def _copied(
     made: dict[str, gs.Node] = {}
     softmax = attention.node
     end = next(n for n in b.graph.nodes if n.name == softmax).outputs[0].name
-    inside = between(b.graph, start, str(end))
+    inside = between(b.graph.nodes, start, str(end))
     for node in [n for n in b.graph.nodes if n.name in inside]:
         outputs = []
         for out in node.outputs:

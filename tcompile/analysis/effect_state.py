@@ -27,6 +27,7 @@ class Walk:
     Attributes:
         attentions: by the name of their softmax or `Attention` node.
         known: dims of tensors, shared between walks over the same graph and space.
+        points: where tokens leave; the stage after the first is 1.
         cuts: tensor → (stage that begins there, the cut).
         ends: tensor → stage that ends there.
         backs: the stages that begin with every token back.
@@ -42,6 +43,7 @@ class Walk:
     attentions: Mapping[str, Attention]
     known: dict[str, Dims]
     counts: Counts
+    points: tuple[ReductionPoint, ...]
     cuts: Mapping[str, tuple[int, ReductionPoint]]
     ends: Mapping[str, int]
     backs: frozenset[int]

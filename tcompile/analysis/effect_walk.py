@@ -48,47 +48,70 @@ def effects(
     cuts: Sequence[str | ReductionPoint],
     *,
     restorable: frozenset[str] = frozenset(),
-    known: dict[str, Dims] | None = None,
     counts: Counts | None = None,
 ) -> Effects:
     """Follow the cuts (tensors, in execution order) to the outputs.
 
     Args:
         restorable: nodes that may get every token back where they could not do with fewer.
+        counts: what grows with the number of tokens, where it is known already.
+    """
+    counts = find_counts(graph, facts, space) if counts is None else counts
+    by_node = {a.node: a for a in attentions}
+    walk = begin(facts, space, by_node, counts, cuts, restorable=restorable)
+    for node in graph.nodes[_first(graph, walk.cuts) :]:
+        visit(walk, node)
+    walk.result.barriers += [b for o in graph.outputs if (b := refused_output(walk, o)) is not None]
+    return walk.result
+
+
+def begin(
+    facts: Facts,
+    space: TokenSpace,
+    attentions: Mapping[str, Attention],
+    counts: Counts,
+    cuts: Sequence[str | ReductionPoint],
+    *,
+    restorable: frozenset[str] = frozenset(),
+    known: dict[str, Dims] | None = None,
+) -> Walk:
+    """Return a walk that has visited no node yet. Arguments as `effects`.
+
+    Args:
+        attentions: by the name of their softmax or `Attention` node.
         known: dims of tensors, shared between walks over the same graph and space.
-        counts: what grows with the number of tokens, shared in the same way.
+        counts: what grows with the number of tokens.
     """
     made = [c if isinstance(c, ReductionPoint) else ReductionPoint(c) for c in cuts]
-    walk = Walk(
+    return Walk(
         facts,
         space,
-        {a.node: a for a in attentions},
+        attentions,
         {} if known is None else known,
-        find_counts(graph, facts, space) if counts is None else counts,
+        counts,
+        points=tuple(made),
         cuts={c.tensor: (i + 1, c) for i, c in enumerate(made)},
         ends={c.until: i + 1 for i, c in enumerate(made) if c.until},
         backs=frozenset(i + 1 for i, c in enumerate(made) if c.back),
         restorable=restorable,
     )
-    for node in _from_first(graph, walk.cuts):
-        stage = _visit(walk, node)
-        if walk.result.stage and any(isinstance(a, gs.Graph) for a in node.attrs.values()):
-            walk.result.barriers.append(Barrier(node.name, node.op, "holds a sub-graph"))
-        if stage:
-            walk.result.node_stage[node.name] = stage
-        for out in node.outputs:
-            _pass_cut(walk, node, out, stage)
-    for out in graph.outputs:
-        _finish(walk, out)
-    return walk.result
 
 
-def _from_first(graph: gs.Graph, cuts: Mapping[str, object]) -> Sequence[gs.Node]:
-    """The nodes in execution order, from the one that writes the first cut on."""
-    for i, node in enumerate(graph.nodes):
-        if any(o.name in cuts for o in node.outputs):
-            return list(graph.nodes[i:])
-    return list(graph.nodes)
+def visit(walk: Walk, node: gs.Node) -> None:
+    """Take the walk past one node."""
+    stage = _visit(walk, node)
+    if walk.result.stage and any(isinstance(a, gs.Graph) for a in node.attrs.values()):
+        walk.result.barriers.append(Barrier(node.name, node.op, "holds a sub-graph"))
+    if stage:
+        walk.result.node_stage[node.name] = stage
+    for out in node.outputs:
+        _pass_cut(walk, node, out, stage)
+
+
+def _first(graph: gs.Graph, cuts: Mapping[str, object]) -> int:
+    """Return the place of the node that writes the first cut; 0 where an input is cut."""
+    writes = (i for i, n in enumerate(graph.nodes) if any(o.name in cuts for o in n.outputs))
+    return next(writes, 0)
 
 
 # ---- cuts ----------------------------------------------------------------------------------------
@@ -119,18 +142,15 @@ def _pass_cut(walk: Walk, node: gs.Node, out: gs.Tensor, stage: int) -> None:
 
 def _bypass_around(walk: Walk, tensor: str) -> ReductionPoint | None:
     """The bypass that a tensor lies inside of."""
-    stage = walk.result.stage.get(tensor, 0)
-    for number, cut in walk.cuts.values():
-        if number == stage and cut.region and tensor != cut.tensor:
-            return cut
-    return None
+    inside = _bypassed(walk, walk.result.stage.get(tensor, 0))
+    return None if inside is None or inside.tensor == tensor else inside
 
 
-def _finish(walk: Walk, out: gs.Tensor) -> None:
-    """Refuse an output that cannot be given."""
+def refused_output(walk: Walk, out: gs.Tensor) -> Barrier | None:
+    """Return why an output cannot be given; None where it can."""
     cut = walk.cuts.get(out.name)
     if cut is not None and cut[1].region:
-        return  # outside of the block that tokens bypass, the stream is whole
+        return None  # outside of the block that tokens bypass, the stream is whole
     why, stage = "", walk.result.stage.get(out.name, 0)
     if _bypass_around(walk, out.name) is not None:
         why = "is written where tokens are away for a while"
@@ -139,10 +159,11 @@ def _finish(walk: Walk, out: gs.Tensor) -> None:
             why = "splits or permutes the token axis"
     elif not walk.restorable and stage and any(map(is_rest, walk.result.dims[out.name])):
         why = "gives a grid, which fewer tokens do not fill"
-    if why:
-        maker = producer(out)
-        name, op = (maker.name, maker.op) if maker is not None else (str(out.name), "input")
-        walk.result.barriers.append(Barrier(name, op, why))
+    if not why:
+        return None
+    maker = producer(out)
+    name, op = (maker.name, maker.op) if maker is not None else (str(out.name), "input")
+    return Barrier(name, op, why)
 
 
 # ---- one node ------------------------------------------------------------------------------------
@@ -348,7 +369,8 @@ def _restore_region(walk: Walk, region: Region, stage: int) -> bool:
 
 def _bypassed(walk: Walk, stage: int) -> ReductionPoint | None:
     """The cut of a stage that tokens bypass."""
-    return next((c for n, c in walk.cuts.values() if n == stage and c.region), None)
+    cut = walk.points[stage - 1] if stage else None
+    return cut if cut is not None and cut.region else None
 
 
 def _restorable(walk: Walk, stage: int) -> frozenset[str]:

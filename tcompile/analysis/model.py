@@ -22,7 +22,7 @@ from tcompile.analysis.space import (
     token_space,
     with_orders,
 )
-from tcompile.analysis.structure import Block, ancestors, carries, find_blocks, residuals
+from tcompile.analysis.structure import Block, Lineage, ancestors, carries, find_blocks, residuals
 from tcompile.analysis.towers import Beside, beside, names_of, tower_axes
 from tcompile.core.errors import ModelError, UsageError
 from tcompile.core.graph import attr, batch_dim, int_to_dim, is_const, is_free, value
@@ -249,15 +249,10 @@ def _of_axis(
         space = with_orders(space, facts)
     blocks = tuple(find_blocks(graph, facts, streams, space))
     restorable = _behind(graph, blocks[-1].stream_out)
-    tensors = graph.tensors()
-    if any(
-        blocks[-1].stream_out in ancestors(tensors[r.stream])
-        for r in streams
-        if r.axis != space.axis
-    ):
+    lineage, last = Lineage(graph), blocks[-1].stream_out
+    if any(last in lineage.above(r.stream) for r in streams if r.axis != space.axis):
         restorable = frozenset()  # another stage of the encoder follows, with other tokens
     found = tuple(find_sites(graph, facts, space, attentions, blocks, restorable, sites))
-    last = blocks[-1].stream_out
     cls, returned = _find_cls(graph, facts, space, last)
     readers = _readers(graph, facts, space, last, cls)
     return Analysis(

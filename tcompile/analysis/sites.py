@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis import axes as ax
 from tcompile.analysis.attention import Attention
-from tcompile.analysis.count_state import Counts
 from tcompile.analysis.counts import find_counts
-from tcompile.analysis.effect_walk import effects
-from tcompile.analysis.effects import Barrier, Effects, ReductionPoint
+from tcompile.analysis.effects import Barrier, ReductionPoint
 from tcompile.analysis.facts import Facts
+from tcompile.analysis.outcomes import Outcome, Outcomes, Paths
 from tcompile.analysis.space import TokenSpace
 from tcompile.analysis.structure import Block, carries
-from tcompile.analysis.token_dims import Dims, stream_layout
+from tcompile.analysis.token_dims import stream_layout
 from tcompile.core.graph import attr, consumers, producer
 from tcompile.core.site import SiteName
 
@@ -104,7 +103,7 @@ class Site:
         """For `reduced` or `restored` outputs."""
         return self.restored if outputs == "restored" else self.reduced
 
-    def cut(self, graph: gs.Graph, *, back: bool = False) -> ReductionPoint:
+    def cut(self, paths: Paths, *, back: bool = False) -> ReductionPoint:
         """The point that the walk begins at.
 
         Args:
@@ -112,23 +111,8 @@ class Site:
         """
         if not self.until:
             return ReductionPoint(self.tensor, back=back)
-        region = between(graph, self.tensor, self.until)
+        region = paths.between(self.tensor, self.until)
         return ReductionPoint(self.tensor, self.until, region, merged=self.kind == "inside")
-
-
-def between(graph: gs.Graph, start: str, end: str) -> frozenset[str]:
-    """Names of the nodes on a path from one tensor to another."""
-    below, down = {start}, set()
-    for node in graph.nodes:
-        if any(t.name in below for t in node.inputs):
-            below.update(o.name for o in node.outputs)
-            down.add(node.name)
-    needed, up = {end}, set()
-    for node in reversed(graph.nodes):
-        if any(o.name in needed for o in node.outputs):
-            needed.update(t.name for t in node.inputs)
-            up.add(node.name)
-    return frozenset(down & up)
 
 
 def _refused(name: SiteName, tensor: str, block: Block, why: str, until: str = "") -> Site:
@@ -140,16 +124,6 @@ def _refused(name: SiteName, tensor: str, block: Block, why: str, until: str = "
 def _windows(block: Block) -> str:
     sides = " × ".join(map(str, block.window))
     return f"block {block.index} attends within windows of {sides} tokens"
-
-
-@dataclass(frozen=True)
-class _Walks:
-    """The state that walks over one token space share."""
-
-    space: TokenSpace
-    restorable: frozenset[str]
-    counts: Counts
-    known: dict[str, Dims] = field(default_factory=dict)
 
 
 class _Judge:
@@ -165,36 +139,34 @@ class _Judge:
         restorable: frozenset[str],
         only: Container[str] | None,
     ) -> None:
-        self.graph, self.facts, self.space, self.only = graph, facts, space, only
-        self.attentions, self.blocks = attentions, blocks
-        self.tensors = graph.tensors()
-        self.order = {n.name: i for i, n in enumerate(graph.nodes)}
-        self.reduced = _Walks(space, frozenset(), find_counts(graph, facts, space))
-        # Where every token comes back, groups need not stay whole.
-        self.restored = replace(self.reduced, restorable=restorable)
-        if space.grouping:
+        self.facts, self.space, self.only = facts, space, only
+        self.paths, self.tensors = Paths(graph), graph.tensors()
+        #: Place of a node → the block whose attention it lies in.
+        self.homes: dict[int, Block] = {}
+        for block in blocks:
+            readers = consumers(self.tensors[block.stream_in])
+            first = min((self.paths.place[n.name] for n, _ in readers), default=0)
+            for place in range(first, self.paths.writer[block.after_attention] + 1):
+                self.homes.setdefault(place, block)
+        by_node = {a.node: a for a in attentions}
+        points = frozenset(t for b in blocks for t in (b.after_attention, b.stream_out))
+        counts = find_counts(graph, facts, space)
+        self.reduced = Outcomes(self.paths, facts, space, by_node, counts, points)
+        self.restored = replace(self.reduced, restorable=restorable, known={})
+        if space.grouping is not None:  # where every token comes back, groups need not stay whole
             free = replace(space, grouping=None)
-            self.restored = _Walks(free, restorable, find_counts(graph, facts, free))
-
-    def walk(self, cut: ReductionPoint, walks: _Walks) -> Effects:
-        return effects(
-            self.graph,
-            self.facts,
-            walks.space,
-            self.attentions,
-            [cut],
-            restorable=walks.restorable,
-            known=walks.known,
-            counts=walks.counts,
-        )
+            counts = find_counts(graph, facts, free)
+            self.restored = Outcomes(
+                self.paths, facts, free, by_node, counts, points, restorable=restorable
+            )
 
     def site(self, name: SiteName, tensor: str, block: Block, until: str = "") -> Site:
         """Judge one point."""
         point = _refused(name, tensor, block, self.unfit(name, tensor, until), until)
         if point.reason:
             return point
-        cut = point.cut(self.graph)
-        found = self.walk(cut, self.reduced)
+        cut = point.cut(self.paths)
+        found = self.reduced.of(cut)
         reduced = restored = self.verdict(found, block)
         size = 1
         if until:
@@ -203,7 +175,7 @@ class _Judge:
                 reduced = restored = Verdict("", why, why, reduced.drop)
         else:
             if reduced.reason or found.grouped:
-                restored = self.verdict(self.walk(cut, self.restored), block)
+                restored = self.verdict(self.restored.of(cut), block)
             if found.grouped and self.space.grouping is not None:
                 size = self.space.grouping.members
             if size > 1 and not reduced.reason:
@@ -241,36 +213,31 @@ class _Judge:
             fuse = fuse or f"each of {self.space.segments} segments would need a token of its own"
         return Verdict("", merge, fuse, verdict.drop)
 
-    def verdict(self, found: Effects, block: Block) -> Verdict:
+    def verdict(self, found: Outcome, block: Block) -> Verdict:
         """The verdict that a walk's barriers come to."""
-        reason = self.text(found.barriers)
+        reason = self.text(found.reason)
         if reason and block.window and "within windows" not in reason:
             reason = f"{_windows(block)}, and {reason}"
-        others = (found.merge_barriers, found.fuse_barriers, found.drop_barriers)
+        others = (found.merge, found.fuse, found.drop)
         return Verdict(reason, *(reason or self.text(b) for b in others))
 
-    def text(self, barriers: Sequence[Barrier]) -> str:
+    def text(self, barrier: Barrier | None) -> str:
         """The reason, in terms of the model where the barrier lies in a block's attention."""
-        if not barriers:
+        if barrier is None:
             return ""
-        first = barriers[0]
-        for block in self.blocks if first.node in self.order else ():
-            readers = consumers(self.tensors[block.stream_in])
-            begin = min((self.order[n.name] for n, _ in readers), default=0)
-            end = self.order[self.tensors[block.after_attention].inputs[0].name]
-            if not begin <= self.order[first.node] <= end:
-                continue
-            if not block.window:
-                return f"in block {block.index}, {first}"
-            place = f"{first.op} '{first.node}'"
-            return f"{_windows(block)}, which needs every token in its place ({place})"
-        return self.joined(first) or str(first)
+        block = self.homes.get(self.paths.place.get(barrier.node, -1))
+        if block is None:
+            return self.joined(barrier) or str(barrier)
+        if not block.window:
+            return f"in block {block.index}, {barrier}"
+        place = f"{barrier.op} '{barrier.node}'"
+        return f"{_windows(block)}, which needs every token in its place ({place})"
 
     def joined(self, barrier: Barrier) -> str:
         """The reason, where tokens are put together with others; empty where they are not."""
-        if barrier.op != "Concat" or barrier.node not in self.order:
+        if barrier.op != "Concat" or barrier.node not in self.paths.place:
             return ""
-        node = self.graph.nodes[self.order[barrier.node]]
+        node = self.paths.nodes[self.paths.place[barrier.node]]
         along = int(attr(node, "axis", 0)) % len(node.outputs[0].shape)
         whole = self.facts.of(node.outputs[0])[along]
         mine = set(self.space.pieces)
@@ -320,20 +287,20 @@ def find_sites(
             if block.window
             else judge.site(name, start, block, end)
         )
-        found.append(_inside(judge, graph, block))
+        found.append(_inside(judge, block))
     return found
 
 
-def _inside(judge: _Judge, graph: gs.Graph, block: Block) -> Site:
+def _inside(judge: _Judge, block: Block) -> Site:
     """The site before the attention's projections, where merged tokens are split up again at the
     residual add."""
     name = SiteName.of("inside", block.index)
     start, end = block.stream_in, ""
-    adder = producer(graph.tensors()[block.after_attention])
+    adder = producer(judge.tensors[block.after_attention])
     if adder is not None and adder.op == "Add" and not block.joined:
         end = next((str(t.name) for t in adder.inputs if t.name != start), "")
-    region = between(graph, start, end) if end else frozenset()
-    tensor = graph.tensors()[start]
+    region = judge.paths.between(start, end) if end else frozenset()
+    tensor = judge.tensors[start]
     while region:
         nexts = [n for n in tensor.outputs if n.name in region]
         if len(nexts) != 1 or nexts[0].op not in NORMS:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import onnx_graphsurgeon as gs
@@ -67,11 +67,11 @@ def token_axis(facts: Facts, tensor: gs.Tensor) -> Axis:
 
 def residuals(graph: gs.Graph, facts: Facts, attentions: Sequence[Attention]) -> list[Residual]:
     """Every residual add of an attention, in execution order."""
-    tensors = graph.tensors()
+    tensors, lineage = graph.tensors(), Lineage(graph)
     order = {id(n): i for i, n in enumerate(graph.nodes)}
     found: dict[str, Residual] = {}
     for core in attentions:
-        add = _residual_add(graph, facts, tensors[core.context], order)
+        add = _residual_add(graph, facts, tensors[core.context], order, lineage)
         if add is None:
             continue
         stream, after, joined = add
@@ -83,26 +83,23 @@ def residuals(graph: gs.Graph, facts: Facts, attentions: Sequence[Attention]) ->
             found[after] = Residual((core,), stream, after, axis, joined)
     added = {core.index for one in found.values() for core in one.attentions}
     for core in (a for a in attentions if a.index not in added):
-        one = _added_beside(found.values(), tensors, core)
+        one = _added_beside(found.values(), lineage, core)
         if one is not None:
             cores = sorted((*one.attentions, core), key=lambda a: a.index)
             found[one.after] = replace(one, attentions=tuple(cores))
     return list(found.values())
 
 
-def _added_beside(
-    found: Iterable[Residual], tensors: Mapping[str, gs.Tensor], core: Attention
-) -> Residual | None:
+def _added_beside(found: Iterable[Residual], lineage: Lineage, core: Attention) -> Residual | None:
     """The residual whose sum takes in this attention too, beside one over the same tokens:
     (x + a) + b."""
-    reads = ancestors(tensors[core.context])
+    reads = lineage.above(core.context)
     for one in found:
         alike = core.rows == core.columns and core.columns in {a.columns for a in one.attentions}
         if not (one.joined and alike and one.stream in reads):
             continue
-        if core.context in ancestors(tensors[one.after]) and core.context not in ancestors(
-            tensors[one.stream]
-        ):
+        before = core.context in lineage.above(one.stream)
+        if core.context in lineage.above(one.after) and not before:
             return one
     return None
 
@@ -143,14 +140,14 @@ def carries(facts: Facts, tensor: gs.Tensor, space: TokenSpace) -> bool:
 
 
 def _residual_add(
-    graph: gs.Graph, facts: Facts, context: gs.Tensor, order: dict[int, int]
+    graph: gs.Graph, facts: Facts, context: gs.Tensor, order: dict[int, int], lineage: Lineage
 ) -> tuple[str, str, bool] | None:
     """First Add of a descendant of `context` to tokens that it descends from.
 
     Gives the stream, the sum, and whether other tokens were added on the way.
     """
     joined = False
-    above = ancestors(context)
+    above = lineage.above(context.name)
     below = {context.name}
     maker = producer(context)
     start = order[id(maker)] + 1 if maker is not None else 0
@@ -162,7 +159,7 @@ def _residual_add(
             other = node.inputs[inside.index(False)]
             stream = _stream(other, above)
             if stream is not None and facts.is_live(stream) and token_axis(facts, stream):
-                after, beside = _beside(facts, node.outputs[0], stream)
+                after, beside = _beside(facts, node.outputs[0], stream, lineage)
                 return str(stream.name), str(after.name), joined or beside
             joined = joined or (facts.is_live(other) and bool(token_axis(facts, other)))
         if node.op in ("Softmax", "Attention") and len(node.inputs[0].shape) >= 3:
@@ -171,7 +168,9 @@ def _residual_add(
     return None
 
 
-def _beside(facts: Facts, total: gs.Tensor, stream: gs.Tensor) -> tuple[gs.Tensor, bool]:
+def _beside(
+    facts: Facts, total: gs.Tensor, stream: gs.Tensor, lineage: Lineage
+) -> tuple[gs.Tensor, bool]:
     """The sum with something else made of the same stream (an MLP in parallel), and True, where
     the sum of stream and attention gets that at once; else the sum itself, and False."""
     readers = list(total.outputs)
@@ -181,12 +180,12 @@ def _beside(facts: Facts, total: gs.Tensor, stream: gs.Tensor) -> tuple[gs.Tenso
     other = second if first is total else first
     if is_const(other) or not token_axis(facts, other):
         return total, False
-    above = ancestors(other)
+    above = lineage.above(other.name)
     beside = stream.name in above and total.name not in above
     return (readers[0].outputs[0], True) if beside else (total, False)
 
 
-def _stream(tensor: gs.Tensor, above: set[str]) -> gs.Tensor | None:
+def _stream(tensor: gs.Tensor, above: Container[str]) -> gs.Tensor | None:
     """The tensor itself or what it was scaled, quantised or cast from, if it is an ancestor."""
     current: gs.Tensor | None = tensor
     while current is not None and current.name not in above:
@@ -203,6 +202,37 @@ def _unscaled(node: gs.Node | None) -> gs.Tensor | None:
     if node.op == "Mul" and sum(map(is_const, node.inputs)) == 1:
         return next(t for t in node.inputs if not is_const(t))
     return None
+
+
+class Lineage:
+    """What every tensor of a graph was computed from, found in one pass over it: a bit for each."""
+
+    def __init__(self, graph: gs.Graph) -> None:
+        self._bits: dict[str, int] = {}
+        self._above: dict[str, int] = {}
+        for node in graph.nodes:
+            above = 0
+            for tensor in node.inputs:
+                if not is_const(tensor):
+                    bit = self._bits.setdefault(tensor.name, len(self._bits))
+                    above |= self._above.get(tensor.name, 0) | 1 << bit
+            self._above.update((t.name, above) for t in node.outputs)
+
+    def above(self, tensor: str) -> Above:
+        """Names of everything a tensor was computed from."""
+        return Above(self._bits, self._above.get(tensor, 0))
+
+
+@dataclass(frozen=True)
+class Above:
+    """A set of tensor names."""
+
+    _bits: Mapping[str, int]
+    _mask: int
+
+    def __contains__(self, name: object) -> bool:
+        bit = self._bits.get(name)  # type: ignore[call-overload]
+        return bit is not None and bool(self._mask >> bit & 1)
 
 
 def ancestors(tensor: gs.Tensor, *, shapes: bool = True) -> set[str]:

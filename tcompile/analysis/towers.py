@@ -6,7 +6,7 @@ of the token axes are towers, what they are called, and which attentions belong 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -16,7 +16,7 @@ from tcompile.analysis import axes as ax
 from tcompile.analysis.attention import Attention
 from tcompile.analysis.axes import Axis
 from tcompile.analysis.space import Residual, TokenSpace, token_axes, token_space
-from tcompile.analysis.structure import Block, ancestors
+from tcompile.analysis.structure import Block, Lineage, ancestors
 from tcompile.core.graph import shape
 
 
@@ -53,14 +53,13 @@ def tower_axes(graph: gs.Graph, found: Sequence[Residual]) -> list[Axis]:
     A tower begins by itself: none of its blocks comes before another tower's first one. Of the
     stages of one encoder, that of most blocks is the tower, and the others are not.
     """
-    tensors = graph.tensors()
-    above: dict[str, set[str]] = {}
+    lineage = Lineage(graph)
+    entries: dict[Axis, str] = {}
+    for one in found:
+        entries.setdefault(one.axis, one.stream)
 
-    def reads(axis: Axis) -> set[str]:
-        entry = next(r.stream for r in found if r.axis == axis)
-        if entry not in above:
-            above[entry] = ancestors(tensors[entry])
-        return above[entry]
+    def reads(axis: Axis) -> Container[str]:
+        return lineage.above(entries[axis])
 
     towers: list[Axis] = []
     for axis in token_axes(found):
@@ -108,7 +107,7 @@ def beside(
 
     Those with one query (pooling heads) are left out: they have no tokens to lose.
     """
-    tensors = graph.tensors()
+    lineage = Lineage(graph)
     inputs = [str(t.name) for t in graph.inputs]
     known = list(towers)
     mine = {a.node for _, blocks in known for b in blocks for a in b.attentions}
@@ -116,7 +115,7 @@ def beside(
     for core in attentions:
         if core.node in mine or core.query_rows <= 1:
             continue
-        above = ancestors(tensors[core.context])
+        above = lineage.above(core.context)
         if any(core.rows in space.runs and blocks[0].stream_in in above for space, blocks in known):
             continue
         source = tuple(n for n in inputs if n in above)

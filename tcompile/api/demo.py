@@ -15,7 +15,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from tcompile.core.decode import parse_json
 from tcompile.core.errors import MissingExtraError, ModelError, UsageError
+from tcompile.core.files import read_bytes
 from tcompile.core.progress import Progress, silent
 from tcompile.models.onnx_vit import GraphWriter
 
@@ -210,11 +212,11 @@ def read_safetensors(path: str | Path) -> dict[str, Array]:
     import numpy as np
 
     try:
-        raw = Path(path).read_bytes()
+        raw = read_bytes(path, most=1 << 30)
         (length,) = struct.unpack_from("<Q", raw)
         if length > len(raw) - 8:
             raise ValueError("its header is longer than the file")
-        header = json.loads(raw[8 : 8 + length])
+        header = parse_json(raw[8 : 8 + length].decode())
         header.pop("__metadata__", None)
         body, found = raw[8 + length :], {}
         for name, entry in header.items():
@@ -222,7 +224,9 @@ def read_safetensors(path: str | Path) -> dict[str, Array]:
             if entry["dtype"] == "F32":
                 values = np.frombuffer(body[start:end], dtype="<f4")
                 found[name] = values.reshape(entry["shape"])
-    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+    except UsageError as error:
+        raise ModelError(error.what, where=str(path)) from error
+    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise ModelError(f"not a safetensors file: {error}", where=str(path)) from error
     return found
 

@@ -7,7 +7,7 @@ away.
 
 from __future__ import annotations
 
-import tempfile
+import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ import onnx_graphsurgeon as gs
 from tcompile.analysis.structure import Block
 from tcompile.api.reference import analyse_again, reduce_again
 from tcompile.artifact.directory import Artifact
+from tcompile.core.drafts import scratch
 from tcompile.core.load import load
 from tcompile.passes.normalize.infer import infer
 from tcompile.runtime.samples import Samples
@@ -66,10 +67,11 @@ def layers_of(artifact: Artifact, dense: Path, samples: Samples) -> tuple[Layer,
     if any(t.dtype is None for n in lowered.nodes for t in n.outputs):
         infer(lowered, symbolic=True)
     few = {name: array[:_SAMPLES] for name, array in samples.arrays.items()}
-    with tempfile.TemporaryDirectory(prefix="tcompile-") as folder:
+    with scratch() as folder:
         owners = Owners(dense, reduced.dense, reduced.written)
-        pair = write_pair(reduced.graph, lowered, Path(folder), owners)
-        del reduced, lowered
+        pair = write_pair(reduced.graph, lowered, folder, owners)
+        del first, reduced, lowered
+        gc.collect()  # nodes and tensors refer to each other
         found = _differences(pair, Samples(few, samples.source, samples.real))
     return tuple(_rows(pair, towers, found, artifact.manifest.precision))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tcompile.artifact.directory import Artifact
-from tcompile.core.errors import UsageError
-from tcompile.core.model_files import describe_source
+from tcompile.core.drafts import scratch
+from tcompile.core.files import regular_file
+from tcompile.core.load import read_structure
+from tcompile.core.model_files import is_source
 
 if TYPE_CHECKING:
     from tcompile.passes.stages import Analysed, Reduced
@@ -33,12 +35,10 @@ def find_dense(artifact: Artifact, against: str | Path | None) -> DenseModel | N
     """
     source = artifact.manifest.source
     if against is not None:
-        path = Path(against)
-        if not path.is_file():
-            raise UsageError("no such file", where=str(path), hint="see --against")
-        return DenseModel(path, describe_source(path).sha256 == source.sha256)
+        path = regular_file(against, hint="see --against")
+        return DenseModel(path, is_source(path, source))
     for path in (Path(source.file), artifact.directory.parent / Path(source.file).name):
-        if path.is_file() and describe_source(path).sha256 == source.sha256:
+        if is_source(path, source):
             return DenseModel(path, True)
     return None
 
@@ -79,11 +79,12 @@ def reduced_reference(artifact: Artifact, dense: Path) -> Iterator[Path]:
     """
     from tcompile.core.save import save
 
-    with tempfile.TemporaryDirectory(prefix="tcompile-") as folder:
-        path = Path(folder) / "reference.onnx"
+    with scratch() as folder:
+        path = folder / "reference.onnx"
         reduced = reduce_again(artifact, dense)
         save(reduced.graph, path, reduced.metadata)
-        del reduced  # its weights go before the file is run
+        del reduced  # its weights go before the file is run; its nodes and tensors are circles
+        gc.collect()
         yield path
 
 
@@ -97,10 +98,11 @@ def normal_form(artifact: Artifact, dense: Path) -> Iterator[Path | None]:
     if found is None or not found.widened:
         yield None
         return
-    with tempfile.TemporaryDirectory(prefix="tcompile-") as folder:
-        path = Path(folder) / "normal.onnx"
+    with scratch() as folder:
+        path = folder / "normal.onnx"
         save(found.graph, path)
         del found
+        gc.collect()
         yield path
 
 
@@ -108,7 +110,7 @@ def mentions_fp16(path: Path) -> bool:
     """Tell whether a file may compute in fp16, without normalising it."""
     import onnx
 
-    model, half = onnx.load(str(path), load_external_data=False), onnx.TensorProto.FLOAT16
+    model, half = read_structure(path), onnx.TensorProto.FLOAT16
     graph = model.graph
     nodes = [*graph.node, *(n for f in model.functions for n in f.node)]
     return (

@@ -8,19 +8,23 @@ DIR/report.md       the manifest, for people
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
 from tcompile.artifact.manifest import SCHEMA, Manifest
 from tcompile.artifact.page import render
+from tcompile.core.decode import parse_json
+from tcompile.core.drafts import DraftFolder, new_draft, restore
 from tcompile.core.errors import ModelError, TcompileError, UsageError
+from tcompile.core.files import read_text
 from tcompile.core.interrupt import checkpoint
 from tcompile.core.model_files import file_entry
 
@@ -60,38 +64,40 @@ class Draft:
         self._given, self._force = directory, force
         self.directory = check_destination(directory, force)
         self._parents: list[Path] = []
-        self._folder: Path | None = None
+        self._draft: DraftFolder | None = None
 
     @property
     def begun(self) -> bool:
         """Return whether anything was written, or tried to be."""
-        return self._folder is not None
+        return self._draft is not None
 
     def empty(self) -> Path:
         """The folder to write model, engine and so on into; what an earlier attempt left goes."""
-        if self._folder is not None:
-            for entry in self._folder.iterdir():
+        if self._draft is not None:
+            for entry in self._draft.folder.iterdir():
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-            return self._folder
+            return self._draft.folder
         final = check_destination(self._given, self._force)  # planning may have taken hours
-        self._folder = final.parent / f".{final.name}.{secrets.token_hex(4)}.tmp"
         self._parents = list(takewhile(lambda parent: not parent.exists(), final.parents))
-        final.parent.mkdir(parents=True, exist_ok=True)
-        self._folder.mkdir()
-        return self._folder
+        try:
+            final.parent.mkdir(parents=True, exist_ok=True)
+            self._draft = new_draft(final)
+        except OSError as error:
+            raise cannot_write(final, error) from error
+        return self._draft.folder
 
     def finish(self, manifest: Manifest) -> None:
         """Put it in place, with its report, the digests of its files and its manifest."""
-        assert self._folder is not None
-        _finish(self._folder, manifest)
+        assert self._draft is not None
+        _finish(self._draft.folder, manifest)
         checkpoint()
-        _put_in_place(self._folder, self.directory)
+        self._draft.put_in_place(self.directory)
         self._parents = []
 
     def discard(self) -> None:
         """Remove what is not in place, and the folders made for it."""
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        if self._draft is not None:
+            self._draft.discard()
         for parent in self._parents:
             try:
                 parent.rmdir()
@@ -117,7 +123,7 @@ def new_artifact(directory: str | Path, force: bool = False) -> Iterator[Draft]:
         yield draft
     except OSError as error:
         if draft.begun:
-            raise _cannot_write(draft.directory, error) from error
+            raise cannot_write(draft.directory, error) from error
         raise
     finally:
         draft.discard()
@@ -129,13 +135,18 @@ def check_destination(directory: str | Path, force: bool = False) -> Path:
     Raises `UsageError` otherwise. A directory that is not an artifact is never replaced, not even
     with `force`: a typing error should not cost a home directory.
     """
-    final = Path(directory).resolve()
     where = str(directory)
     try:
+        final = Path(directory).resolve()
+        restore(final)
         if not final.exists() or (final.is_dir() and not any(final.iterdir())):
             return final
+    except RuntimeError as error:  # of a circle of links, on older Pythons
+        raise UsageError(_CIRCLE, where=where, hint="choose another -o") from error
     except OSError as error:
-        raise _cannot_write(final, error) from error
+        if error.errno == errno.ELOOP:
+            raise UsageError(_CIRCLE, where=where, hint="choose another -o") from error
+        raise cannot_write(Path(directory), error) from error
     if not final.is_dir():
         raise UsageError("exists and is not a directory", where=where, hint="choose another -o")
     try:
@@ -164,13 +175,14 @@ def load_artifact(directory: str | Path) -> Artifact:
     """
     directory = Path(directory)
     path = directory / MANIFEST
+    _restore(directory)
     if not path.is_file():
         what = "no such directory" if not directory.exists() else "not a tcompile artifact"
         raise UsageError(
             f"{what}, there is no {MANIFEST}", where=str(directory), hint="tcompile build makes one"
         )
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = parse_json(read_text(path))
         if not isinstance(document, dict) or document.get("schema") != SCHEMA:
             raise ValueError(f"not a {SCHEMA} document")
         return Artifact(directory, Manifest.from_json(document))
@@ -180,6 +192,7 @@ def load_artifact(directory: str | Path) -> Artifact:
 
 def is_artifact(path: str | Path) -> bool:
     """Return whether a path is a directory with a manifest in it."""
+    _restore(path)
     return (Path(path) / MANIFEST).is_file()
 
 
@@ -208,24 +221,28 @@ def _changed_files(directory: Path, manifest: Manifest) -> list[str]:
     return sorted(differing)
 
 
-def _put_in_place(temporary: Path, final: Path) -> None:
-    """Rename `temporary` to `final`; what was there before is only deleted once that is done."""
-    if not final.exists():
-        temporary.rename(final)
-        return
-    old = temporary.with_suffix(".old")
-    try:
-        final.rename(old)
-        temporary.rename(final)
-    except BaseException:
-        if old.exists() and not final.exists():
-            old.rename(final)
-        raise
-    finally:
-        if final.exists():
-            shutil.rmtree(old, ignore_errors=True)
+def _restore(directory: str | Path) -> None:
+    with suppress(OSError, RuntimeError, ValueError):  # whatever it is, it is no artifact
+        restore(Path(directory).resolve())
 
 
-def _cannot_write(path: Path, error: OSError) -> UsageError:
+_CIRCLE = "is a link that leads back to itself"
+
+
+def cannot_write(path: Path, error: OSError) -> UsageError:
+    """Say which folder cannot be written: that of the artifact, or that of temporary files."""
     reason = os.strerror(error.errno) if error.errno else str(error)
-    return UsageError(f"cannot write the artifact: {reason}", where=str(error.filename or path))
+    temporary = Path(tempfile.gettempdir()).resolve()
+    named = None if error.filename is None else Path(os.fsdecode(error.filename)).absolute()
+    if named is None and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        # Who wrote does not say where: what has less room.
+        there = next(p for p in (path, *path.parents) if p.exists())
+        if shutil.disk_usage(temporary).free < shutil.disk_usage(there).free:
+            named = temporary
+    if named is not None and named.is_relative_to(temporary) and not path.is_relative_to(temporary):
+        return UsageError(
+            f"cannot write temporary files: {reason}",
+            where=str(temporary),
+            hint="set TMPDIR to a folder with more room",
+        )
+    return UsageError(f"cannot write the artifact: {reason}", where=str(named or path))

@@ -10,7 +10,7 @@ import traceback
 
 import click
 
-from tcompile.core.errors import TcompileError
+from tcompile.core.errors import TcompileError, bounded
 from tcompile.core.interrupt import received
 
 # The machine's or the person's business, not a fault in the program.
@@ -42,7 +42,7 @@ def explain(error: BaseException, *, debug: bool) -> int:
         click.echo("tcompile: interrupted", err=True)
         return 128 + (number or signal.SIGINT)
     text, code = _describe(error)
-    click.echo(f"tcompile: error: {' '.join(text.split())}", err=True)
+    click.echo(f"tcompile: error: {bounded(text)}", err=True)
     return code
 
 

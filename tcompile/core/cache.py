@@ -17,6 +17,9 @@ from typing import Any
 
 from platformdirs import user_cache_path
 
+from tcompile.core.decode import parse_json
+from tcompile.core.files import read_text
+
 SCHEMA = 1
 
 
@@ -68,7 +71,7 @@ def kept(
 ) -> dict[str, Any] | None:
     """An entry's value; None if there is none that `check` takes. Arguments as `cached`."""
     with suppress(Exception):  # Whatever an entry holds, it is not worth failing for.
-        document = json.loads(entry_path(kind, key).read_text(encoding="utf-8"))
+        document = parse_json(read_text(entry_path(kind, key)))
         own = json.loads(json.dumps(key))
         if (document["schema"], document["kind"], document["key"]) == (SCHEMA, kind, own):
             found: dict[str, Any] = document["value"]

@@ -8,6 +8,24 @@ from __future__ import annotations
 
 from typing import NoReturn
 
+#: Characters of a line at most, and of a word in it: names in a file may have any length.
+_LINE, _WORD = 1200, 300
+
+
+def bounded(text: str) -> str:
+    """Return a text as one line that a terminal can show, the middle of it left out where it is too
+    long: the beginning says the place, the end what to do."""
+    words = [_shortened(word, _WORD) for word in text.split()]
+    return _shortened(" ".join(words), _LINE)
+
+
+def _shortened(text: str, most: int) -> str:
+    if len(text) > most:
+        text = f"{text[: most // 2]}…{text[-(most // 2) :]}"
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
 
 class TcompileError(Exception):
     """Base of every error raised on purpose.
@@ -21,14 +39,14 @@ class TcompileError(Exception):
     exit_code = 1
 
     def __init__(self, what: str, *, where: str = "", hint: str = "") -> None:
-        self.what, self.where, self.hint = what, where, hint
+        self.what, self.where, self.hint = bounded(what), where, bounded(hint)
         super().__init__(self.one_line())
 
     def one_line(self) -> str:
         """`where: what (hint)`, on a single line."""
         text = f"{self.where}: {self.what}" if self.where else self.what
         text = f"{text} ({self.hint})" if self.hint else text
-        return " ".join(text.split())
+        return bounded(text)
 
 
 class UsageError(TcompileError):

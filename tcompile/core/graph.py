@@ -154,10 +154,11 @@ def axes_argument(node: gs.Node) -> list[int] | None:
 
 
 def reduced_axes(node: gs.Node) -> list[int]:
-    """The axes, counted from the front, that a Reduce* runs over: all, where it names none."""
+    """The axes, counted from the front and in order, that a Reduce* runs over: all, where it names
+    none."""
     rank = len(node.inputs[0].shape)
     every = [] if attr(node, "noop_with_empty_axes", 0) else range(rank)
-    return [a % rank for a in axes_argument(node) or every]
+    return sorted(a % rank for a in axes_argument(node) or every)
 
 
 def replace_uses(old: gs.Tensor, new: gs.Tensor, nodes: Sequence[gs.Node] | None = None) -> None:

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import onnx
 from google.protobuf.message import DecodeError
 
-from tcompile.core.errors import ModelError, UsageError
+from tcompile.core.errors import ModelError
+from tcompile.core.files import in_words, regular_file
 from tcompile.core.well_formed import settle
 
 #: The oldest opset that is read as it is; those from `OLDEST_CONVERTED` on are converted to it.
@@ -27,21 +29,17 @@ def load(path: str | Path) -> onnx.ModelProto:
 
     Raises:
         UsageError: no such file.
-        ModelError: not ONNX, truncated, unsupported opset, or external data that is missing, too
-            short or outside the model's folder.
+        ModelError: not ONNX, truncated, unsupported opset, tensors that do not hold what their
+            shapes say, functions that call each other too often, or external data that is missing,
+            too short or outside the model's folder.
     """
     path = Path(path)
-    if not path.is_file():
-        what = "is a directory, not a model file" if path.is_dir() else "no such file"
-        raise UsageError(what, where=str(path), hint="give the path of an .onnx file")
-    try:
-        model = onnx.load_model(str(path), "protobuf", load_external_data=False)
-    except (DecodeError, ValueError, UnicodeDecodeError) as error:
-        raise ModelError("not an ONNX file, or truncated", where=str(path), hint=_HINT) from error
+    model = read_structure(path)
     if not model.graph.node or not model.opset_import or not model.ir_version:
         raise ModelError("not an ONNX file, or an empty one", where=str(path), hint=_HINT)
     _check_opset(model, path)
-    _check_external_data(model, path)
+    check_calls(model, path)
+    _check_sizes(model, path, _check_external_data(model, path))
     try:
         onnx.load_external_data_for_model(model, str(path.parent))
     except (onnx.checker.ValidationError, OSError, ValueError) as error:
@@ -50,7 +48,6 @@ def load(path: str | Path) -> onnx.ModelProto:
             where=str(path),
             hint="external data must be plain files beside the model, not links",
         ) from error
-    _check_sizes(model, path)
     try:
         settle(model)
     except ModelError as error:
@@ -59,11 +56,78 @@ def load(path: str | Path) -> onnx.ModelProto:
     return model
 
 
+def read_structure(path: str | Path) -> onnx.ModelProto:
+    """Read an ONNX file without its external data, after a look at its first bytes.
+
+    Raises:
+        UsageError: no such file, or something else than a file.
+        ModelError: not ONNX, truncated, or larger than an ONNX file can be.
+    """
+    path = regular_file(path, hint="give the path of an .onnx file")
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        if not _looks_like(_MODEL_FIELDS, stream, size):
+            raise ModelError("not an ONNX file, or truncated", where=str(path), hint=_HINT)
+    if size > _MOST_PROTOBUF:
+        raise ModelError(
+            f"has {in_words(size)}, and no ONNX file has more than 2 GiB",
+            where=str(path),
+            hint="export it with its weights in a file beside it (external data)",
+        )
+    try:
+        return onnx.load_model(str(path), "protobuf", load_external_data=False)
+    except (DecodeError, ValueError, UnicodeDecodeError) as error:
+        raise ModelError("not an ONNX file, or truncated", where=str(path), hint=_HINT) from error
+
+
 def names_in(path: str | Path) -> Iterator[str]:
     """Names of the nodes of a file that `load` reads, and of what they give."""
-    for node in onnx.load_model(str(path), "protobuf", load_external_data=False).graph.node:
+    for node in read_structure(path).graph.node:
         yield node.name
         yield from node.output
+
+
+#: Bytes that one protobuf message can have.
+_MOST_PROTOBUF = (1 << 31) - 1
+#: Fields of onnx.proto's ModelProto and GraphProto with the wire types of their tags: 0 a number,
+#: 2 bytes with their length before them.
+_GRAPH = 7
+_MODEL_FIELDS = {1: 0, 5: 0} | dict.fromkeys((2, 3, 4, 6, _GRAPH, 8, 14, 20, 25, 26), 2)
+_GRAPH_FIELDS = dict.fromkeys((1, 2, 5, 10, 11, 12, 13, 14, 15, 16), 2)
+#: Fields that are looked at.
+_LOOK = 64
+
+
+def _looks_like(fields: Mapping[int, int], stream: BinaryIO, end: int) -> bool:
+    """Tell whether what lies before `end` may be a message with these fields, by the first of
+    them; nothing else is read."""
+    for _ in range(_LOOK):
+        if stream.tell() >= end:
+            break
+        tag = _varint(stream)
+        field, wire = tag >> 3, tag & 7
+        if fields.get(field) != wire:
+            return False
+        length = _varint(stream)
+        if wire == 2:
+            start = stream.tell()
+            if start + length > end:
+                return False
+            graph = fields is _MODEL_FIELDS and field == _GRAPH
+            if graph and not _looks_like(_GRAPH_FIELDS, stream, start + length):
+                return False
+            stream.seek(start + length)
+    return stream.tell() <= end
+
+
+def _varint(stream: BinaryIO) -> int:
+    number = 0
+    for shift in range(0, 64, 7):
+        byte = (stream.read(1) or b"\0")[0]
+        number |= (byte & 0x7F) << shift
+        if not byte & 0x80:
+            break
+    return number
 
 
 def opset_of(model: onnx.ModelProto) -> int:
@@ -115,55 +179,87 @@ def _in_sparse(tensors: Iterable[onnx.SparseTensorProto]) -> Iterator[onnx.Tenso
         yield tensor.indices
 
 
-def _check_external_data(model: onnx.ModelProto, path: Path) -> None:
+def _check_external_data(model: onnx.ModelProto, path: Path) -> dict[int, int]:
+    """Hold the references to external data against the files; nothing of them is read.
+
+    Returns:
+        Bytes of external data by the tensor's place in `_tensors`.
+    """
     folder = path.parent.resolve()
-    for tensor in _tensors(model):
+    held: dict[int, int] = {}
+    files: dict[Path, int] = {}
+    for place, tensor in enumerate(_tensors(model)):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
         fields = {entry.key: entry.value for entry in tensor.external_data}
-        location = fields.get("location", "")
+        data = _external_file(tensor.name, fields.get("location", ""), folder, path)
+        size = files.setdefault(data, data.stat().st_size)
         try:
-            data = (folder / location).resolve()
-            found = data.is_file()
-        except (OSError, ValueError) as error:
-            raise ModelError(
-                f"weights of '{tensor.name}' lie in a file whose name no file system allows",
-                where=str(path),
-                hint=_HINT,
-            ) from error
-        if not location or not data.is_relative_to(folder):
-            if location and (folder / location).is_symlink() and found:
-                raise ModelError(
-                    f"external data file '{location}' is a link out of the model's folder",
-                    where=str(path),
-                    hint=f"copy the files themselves, e.g. cp -rL '{path.parent}' a-copy",
-                )
-            raise ModelError(
-                f"weights of '{tensor.name}' point outside the model's folder: '{location}'",
-                where=str(path),
-                hint="external data must lie beside the model",
-            )
-        if not found:
-            raise ModelError(
-                f"external data file '{location}' is missing",
-                where=str(path),
-                hint="copy it together with the .onnx file",
-            )
-        try:
-            offset, length = int(fields.get("offset", 0)), int(fields.get("length", 0))
+            offset = int(fields.get("offset", 0))
+            length = int(fields.get("length", 0)) or size - offset
         except ValueError:
             offset, length = -1, -1
-        if offset < 0 or length < 0 or offset + length > data.stat().st_size:
+        if offset < 0 or length < 0 or offset + length > size:
             raise ModelError(
-                f"external data file '{location}' is too short for '{tensor.name}'",
+                f"external data file '{fields['location']}' is too short for '{tensor.name}'",
                 where=str(path),
                 hint=_HINT,
             )
+        held[place] = length
+    # Tied weights may share a part of a file; many that do would fill any memory.
+    if sum(held.values()) > _SHARED * sum(files.values()) + _SMALL:
+        raise ModelError(
+            f"its {len(held)} tensors of external data would take {in_words(sum(held.values()))}: "
+            f"they overlap in files of {in_words(sum(files.values()))}",
+            where=str(path),
+            hint=_HINT,
+        )
+    return held
 
 
-def _check_sizes(model: onnx.ModelProto, path: Path) -> None:
-    """Tensors must hold as much as their dims say, before anything allocates by those dims."""
-    for tensor in _tensors(model):
+#: How often the bytes of external files may be used, and bytes that may be used more often.
+_SHARED, _SMALL = 4, 64 << 20
+
+
+def _external_file(name: str, location: str, folder: Path, path: Path) -> Path:
+    """The file that holds a tensor's data, inside the model's folder."""
+    try:
+        data = (folder / location).resolve()
+        found = data.is_file()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(
+            f"weights of '{name}' lie in a file whose name no file system allows",
+            where=str(path),
+            hint=_HINT,
+        ) from error
+    if not location or not data.is_relative_to(folder):
+        if location and (folder / location).is_symlink() and found:
+            raise ModelError(
+                f"external data file '{location}' is a link out of the model's folder",
+                where=str(path),
+                hint=f"copy the files themselves, e.g. cp -rL '{path.parent}' a-copy",
+            )
+        raise ModelError(
+            f"weights of '{name}' point outside the model's folder: '{location}'",
+            where=str(path),
+            hint="external data must lie beside the model",
+        )
+    if not found:
+        raise ModelError(
+            f"external data file '{location}' is missing",
+            where=str(path),
+            hint="copy it together with the .onnx file",
+        )
+    return data
+
+
+def _check_sizes(model: onnx.ModelProto, path: Path, external: Mapping[int, int]) -> None:
+    """Tensors must hold as much as their dims say, before anything allocates by those dims.
+
+    Args:
+        external: bytes of external data by the tensor's place in `_tensors`.
+    """
+    for place, tensor in enumerate(_tensors(model)):
         kind = tensor.data_type
         if kind not in onnx.TensorProto.DataType.values() or not kind:
             raise ModelError(f"'{tensor.name}' is of unknown type {kind}", where=str(path))
@@ -177,16 +273,19 @@ def _check_sizes(model: onnx.ModelProto, path: Path) -> None:
             raise ModelError(
                 f"'{tensor.name}' has a negative dim: {list(tensor.dims)}", where=str(path)
             )
-        if kind in _PACKED:
-            continue
         count = math.prod(tensor.dims)
-        if tensor.HasField("raw_data"):
-            width = onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize
-            needs, holds, unit = count * width, len(tensor.raw_data), "bytes"
+        if kind in _PACKED:  # an entry of the field holds one byte
+            needs = entries = -(-count * _PACKED[kind] // 8)
+        else:
+            needs = count * onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize
+            entries = count * (2 if kind in _COMPLEX else 1)
+        if place in external:
+            holds, unit = external[place], "bytes"
+        elif tensor.HasField("raw_data"):
+            holds, unit = len(tensor.raw_data), "bytes"
         else:
             field = onnx.helper.tensor_dtype_to_field(kind)
-            parts = 2 if kind in (onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128) else 1
-            needs, holds, unit = count * parts, len(getattr(tensor, field)), "values"
+            needs, holds, unit = entries, len(getattr(tensor, field)), "values"
         if needs != holds:
             raise ModelError(
                 f"weights of '{tensor.name}' hold {holds} {unit}, their shape "
@@ -194,6 +293,65 @@ def _check_sizes(model: onnx.ModelProto, path: Path) -> None:
                 where=str(path),
                 hint=_HINT,
             )
+
+
+def check_calls(model: onnx.ModelProto, path: Path) -> None:
+    """Refuse functions that call each other so often that the graph without them is no graph.
+
+    A few functions that call the next one several times make any number of nodes.
+    """
+    bodies = {(f.domain, f.name): f.node for f in model.functions}
+    known: dict[tuple[str, str], tuple[int, int]] = {}
+    for start in bodies:
+        pending = [start]
+        while pending:  # a function after those that it calls
+            key = pending[-1]
+            inside = {k for node in _each(bodies[key]) if (k := _called(node)) in bodies}
+            rest = [k for k in inside if k not in known]
+            if len(pending) > len(bodies):
+                raise ModelError(f"function '{key[1]}' is recursive", where=str(path), hint=_HINT)
+            if rest:
+                pending.append(rest[0])
+                continue
+            known[pending.pop()] = _spread(bodies[key], known)
+    if not known:
+        return
+    nodes, size = _spread(model.graph.node, known)
+    if nodes > _MOST_NODES or size > max(_MOST_PROTOBUF, 2 * model.graph.ByteSize()):
+        raise ModelError(
+            "its functions call each other so often that the graph without them has "
+            f"{nodes} nodes and {in_words(size)}",
+            where=str(path),
+            hint=_HINT,
+        )
+
+
+#: Nodes of a model once every call of a function is replaced by its body.
+_MOST_NODES = 1_000_000
+
+
+def _spread(
+    nodes: Iterable[onnx.NodeProto], known: Mapping[tuple[str, str], tuple[int, int]]
+) -> tuple[int, int]:
+    """Nodes and bytes of a body once every call is replaced by what it calls."""
+    count = size = 0
+    for node in _each(nodes):
+        inside, held = known.get(_called(node), (1, node.ByteSize()))
+        count, size = count + inside, size + held
+    return count, size
+
+
+def _called(node: onnx.NodeProto) -> tuple[str, str]:
+    return node.domain, node.op_type
+
+
+def _each(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """Every node, those of graphs inside nodes too."""
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            for graph in (*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs):
+                yield from _each(graph.node)
 
 
 def _check_names(model: onnx.ModelProto, path: Path) -> None:
@@ -206,8 +364,10 @@ def _check_names(model: onnx.ModelProto, path: Path) -> None:
         )
 
 
+#: Bits of an element of types that share bytes.
 _PACKED = {
-    getattr(onnx.TensorProto, name)
-    for name in ("INT4", "UINT4", "FLOAT4E2M1", "INT2", "UINT2")
+    getattr(onnx.TensorProto, name): bits
+    for name, bits in (("INT4", 4), ("UINT4", 4), ("FLOAT4E2M1", 4), ("INT2", 2), ("UINT2", 2))
     if hasattr(onnx.TensorProto, name)
 }
+_COMPLEX = (onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128)

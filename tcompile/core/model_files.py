@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -72,31 +73,55 @@ class TensorInfo:
 
 def file_entry(path: Path, folder: Path) -> FileEntry:
     """Size and digest of a file, named relative to `folder`."""
+    state = path.stat()
+    digest = _digest(path, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+    return FileEntry(path.relative_to(folder).as_posix(), state.st_size, digest)
+
+
+@lru_cache(maxsize=256)
+def _digest(path: Path, *state: int) -> str:
+    """SHA-256 of a file, read once for each state of it: models are large, and a build asks often.
+
+    Args:
+        state: what changes with the file.
+    """
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while chunk := stream.read(1 << 20):
             digest.update(chunk)
-    name = path.relative_to(folder).as_posix()
-    return FileEntry(path=name, bytes=path.stat().st_size, sha256=digest.hexdigest())
+    return digest.hexdigest()
 
 
 def describe_source(path: str | Path) -> SourceFile:
-    """Digests of a model file and of the external-data files it names inside its own folder."""
+    """Digests of a model file and of the external-data files it names inside its own folder.
+
+    Raises:
+        UsageError, ModelError: it is not an ONNX file.
+    """
     path = Path(path)
-    own = file_entry(path, path.parent)
     external = [path.parent / name for name in sorted(_external_locations(path))]
+    own = file_entry(path, path.parent)
     entries = tuple(file_entry(p, path.parent) for p in external if p.is_file())
-    return SourceFile(file=str(path), bytes=own.bytes, sha256=own.sha256, external_data=entries)
+    # A name that is not Unicode is a path, and no text of a document.
+    name = str(path).encode("utf-8", "backslashreplace").decode()
+    return SourceFile(name, own.bytes, own.sha256, entries)
+
+
+def is_source(path: str | Path, source: SourceFile) -> bool:
+    """Tell whether a file is the model that was compiled, byte for byte; what else it may be does
+    not matter."""
+    path = Path(path)
+    return path.is_file() and file_entry(path, path.parent).sha256 == source.sha256
 
 
 def _external_locations(path: Path) -> set[str]:
-    import onnx
     from onnx.external_data_helper import uses_external_data
 
-    model = onnx.load(str(path), "protobuf", load_external_data=False)
+    from tcompile.core.load import read_structure
+
     names = {
         entry.value
-        for tensor in model.graph.initializer
+        for tensor in read_structure(path).graph.initializer
         if uses_external_data(tensor)
         for entry in tensor.external_data
         if entry.key == "location"

@@ -7,7 +7,6 @@ Bodies of token ops come last: a file without them is the beginning of this one.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
 from tcompile.core.domain import DOMAIN
+from tcompile.core.drafts import scratch
 from tcompile.core.errors import ModelError
 from tcompile.core.graph import is_const, opset_imports
 
@@ -32,8 +32,8 @@ _MODEL_FUNCTIONS = b"\xca\x01"
 @contextmanager
 def saved(graph: gs.Graph) -> Iterator[Path]:
     """A graph as a file, in a folder of its own that is deleted afterwards."""
-    with tempfile.TemporaryDirectory(prefix="tcompile-") as folder:
-        path = Path(folder) / "model.onnx"
+    with scratch() as folder:
+        path = folder / "model.onnx"
         save(graph, path)
         yield path
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tcompile.core.decode import Count, Positive
+from tcompile.core.decode import Count, Positive, checked, read_json, read_yaml
 from tcompile.core.errors import UsageError
 from tcompile.core.site import SiteName
 
@@ -169,6 +168,7 @@ class Schedule:
             UsageError: a field is missing or of the wrong type.
         """
         try:
+            checked(document)
             if document["schema"] != SCHEMA:
                 raise UsageError(f"schema {document['schema']} is not {SCHEMA}", where=where)
             shape, reductions = _shape(document["model"]), _reductions(document["reductions"])
@@ -237,31 +237,8 @@ def read_schedule(path: str | Path) -> Schedule:
         MissingExtraError: a YAML file without PyYAML.
     """
     path = Path(path)
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError("cannot be read", where=str(path)) from error
-    try:
-        document = json.loads(text)
-    except RecursionError as error:
-        raise UsageError("not a schedule: nested too deeply", where=str(path)) from error
-    except json.JSONDecodeError as error:
-        if path.suffix not in (".yaml", ".yml"):
-            raise UsageError(f"not JSON: {error}", where=str(path)) from error
-        document = _yaml(text, path)
+    read = read_yaml if path.suffix in (".yaml", ".yml") else read_json
+    document = read(path, "a schedule")
     if not isinstance(document, dict):
         raise UsageError("not a schedule", where=str(path))
     return Schedule.from_json(document.get("schedule", document), str(path))
-
-
-def _yaml(text: str, path: Path) -> Any:
-    from tcompile.core.errors import MissingExtraError
-
-    try:
-        import yaml
-    except ImportError as error:
-        raise MissingExtraError("pyyaml", "yaml", "reading a YAML schedule") from error
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UsageError(f"not YAML: {' '.join(str(error).split())}", where=str(path)) from error

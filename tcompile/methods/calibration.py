@@ -42,7 +42,8 @@ def observer(
     """
 
     def observe(scores: Sequence[Spec]) -> list[Array]:
-        samples = samples_for(signature(source).prepared(preprocess), data)
+        described = signature(source).prepared(preprocess)
+        samples = samples_for(described, data, skip_unreadable=True)
         return observed(graph, analysis, scores, samples.arrays)
 
     return observe

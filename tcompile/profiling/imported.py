@@ -16,10 +16,12 @@ import onnx_graphsurgeon as gs
 
 from tcompile.analysis.flops import node_flops
 from tcompile.analysis.model import Analysis
+from tcompile.core.decode import read_json
 from tcompile.core.errors import UsageError
+from tcompile.core.files import read_text
 from tcompile.methods.method import Method
 from tcompile.profiling.curve import Curve, Figure, StepCost
-from tcompile.profiling.profile import Conditions, MeasuredProfile, Subject, read_json
+from tcompile.profiling.profile import Conditions, MeasuredProfile, Subject
 from tcompile.profiling.sizing import Sized, structures
 from tcompile.profiling.structure import Layout, layout_of
 
@@ -246,16 +248,16 @@ def whole_curve(files: Mapping[int, str | Path]) -> Curve:
 
 
 def _rows(path: str | Path, widths: Sequence[int], form: str) -> Iterable[tuple[int, list[str]]]:
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError("cannot be read", where=str(path)) from error
+    text = read_text(path, encoding="utf-8-sig")
     lines = [(i, line.split("#", 1)[0].strip()) for i, line in enumerate(text.splitlines(), 1)]
     lines = [(i, line) for i, line in lines if line]
     mark = next((m for m in (",", ";", "\t") if lines and m in lines[-1][1]), ",")
     found = []
     for place, (number, line) in enumerate(lines):
-        cells = [c.strip() for c in next(csv.reader([line], delimiter=mark))]
+        try:
+            cells = [c.strip() for c in next(csv.reader([line], delimiter=mark))]
+        except csv.Error as error:
+            raise UsageError(f"is not {form}: {error}", where=f"{path}, line {number}") from error
         if place == 0 and not any(_is_number(c) for c in cells):
             continue
         if len(cells) not in widths or not all(map(_is_number, cells)):

@@ -6,7 +6,6 @@ meanwhile hits all alike; figures are medians with quartiles.
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis.model import Analysis
+from tcompile.core.drafts import scratch
 from tcompile.core.errors import UsageError
 from tcompile.core.graph import is_const, nbytes
 from tcompile.core.progress import Progress, silent
@@ -100,8 +100,8 @@ def measure(
     effort = effort or Effort()
     if not methods:
         raise UsageError("no method can be planned on this model", where="--method")
-    with tempfile.TemporaryDirectory(prefix="tcompile-profile-") as folder:
-        profile_run = ProfileRun(dense, analysis, methods, runtime, Path(folder), effort, progress)
+    with scratch() as folder:
+        profile_run = ProfileRun(dense, analysis, methods, runtime, folder, effort, progress)
         profile_run.run()
         return profile_run.profile(source)
 

@@ -8,14 +8,13 @@ A half is known by its structure (`signature`), so that blocks that are alike sh
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
-from tcompile.core.decode import Count, Positive, decode
+from tcompile.core.decode import Count, Positive, decode, read_json
 from tcompile.core.errors import UsageError
 from tcompile.profiling.curve import Curve, Figure, StepCost, combined
 from tcompile.profiling.plateaus import step_evidence
@@ -192,23 +191,6 @@ def from_json(document: Mapping[str, Any], where: str = "profile") -> Profile:
         )
     except (ValueError, OverflowError) as error:
         raise UsageError(f"is not a profile: {error}", where=where) from error
-
-
-def read_json(path: str | Path, kind: str) -> Any:
-    """Read a JSON file.
-
-    Args:
-        kind: what it should be, for the message: "a profile".
-
-    Raises:
-        UsageError: it cannot be read, or is not JSON.
-    """
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError("cannot be read", where=str(path)) from error
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise UsageError(f"is not {kind}: {error}", where=str(path)) from error
 
 
 def read_profile(path: str | Path) -> Profile:

@@ -15,7 +15,8 @@ from tcompile.analysis.axes import Axis
 from tcompile.analysis.effect_walk import effects
 from tcompile.analysis.effects import Effects
 from tcompile.analysis.model import Analysis
-from tcompile.analysis.sites import Site, between
+from tcompile.analysis.outcomes import Paths
+from tcompile.analysis.sites import Site
 from tcompile.analysis.space import TokenSpace
 from tcompile.analysis.token_dims import Dim, Run, locate
 from tcompile.core.errors import UsageError, assert_never
@@ -145,8 +146,9 @@ def explain(
 
 def _tower_of(graph: gs.Graph, analysis: Analysis, node: gs.Node) -> Analysis:
     """The tower in whose blocks a node lies; the first one where it lies in none's."""
+    paths = Paths(graph)
     for tower in (analysis, *analysis.others):
-        if node.name in between(graph, tower.blocks[0].stream_in, tower.blocks[-1].stream_out):
+        if node.name in paths.between(tower.blocks[0].stream_in, tower.blocks[-1].stream_out):
             return tower
     return analysis
 
@@ -188,11 +190,12 @@ def _unknown(graph: gs.Graph, name: str, folded: Iterable[str]) -> UsageError:
 
 
 def _place(graph: gs.Graph, analysis: Analysis, node: gs.Node) -> tuple[int | None, str]:
+    paths = Paths(graph)
     for block in analysis.blocks:
-        if node.name in between(graph, block.stream_in, block.stream_out):
+        if node.name in paths.between(block.stream_in, block.stream_out):
             if block.parallel:
                 return block.index, f"in block {block.index}"
-            early = between(graph, block.stream_in, block.after_attention)
+            early = paths.between(block.stream_in, block.after_attention)
             half = "attention" if node.name in early else "MLP"
             return block.index, f"in the {half} of block {block.index}"
     if node.name in analysis.restorable:
@@ -243,7 +246,7 @@ def _walk(graph: gs.Graph, analysis: Analysis, node: gs.Node, site: Site, mode: 
         analysis.facts,
         analysis.space,
         analysis.attentions,
-        [site.cut(graph)],
+        [site.cut(Paths(graph))],
         restorable=restorable,
     )
     reached = bool(found.node_stage.get(node.name)) or node.name in found.restored

@@ -16,7 +16,8 @@ from tcompile.analysis.effect_walk import effects
 from tcompile.analysis.effects import Side
 from tcompile.analysis.flops import block_flops, graph_flops
 from tcompile.analysis.model import Analysis, meeting
-from tcompile.analysis.sites import Site, between
+from tcompile.analysis.outcomes import Paths
+from tcompile.analysis.sites import Site
 from tcompile.analysis.space import TokenSpace
 from tcompile.analysis.structure import Block, ancestors
 from tcompile.analysis.token_dims import locate
@@ -253,9 +254,9 @@ def find_sides(graph: gs.Graph, analysis: Analysis) -> list[SideInfo]:
         [stream],
         restorable=analysis.restorable,
     )
-    homes: dict[str, int] = {}
+    homes, paths = dict[str, int](), Paths(graph)
     for block in analysis.blocks:
-        for name in between(graph, block.stream_in, block.stream_out):
+        for name in paths.between(block.stream_in, block.stream_out):
             homes.setdefault(name, block.index)
     logits = {name for a in analysis.attentions for name in a.chain}
     found: dict[tuple[str, str], SideInfo] = {}

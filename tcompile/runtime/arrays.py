@@ -2,59 +2,19 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from zipfile import BadZipFile
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tcompile.core.arrays import UNNAMED, Array
 from tcompile.core.errors import UsageError
 
 if TYPE_CHECKING:
     from tcompile.runtime.signature import Signature
 
-Array = np.ndarray[Any, np.dtype[Any]]
-
 #: The array that holds classes beside a model's inputs; commands that need none ignore it.
 LABELS = "labels"
-#: The name that `numpy.savez` gives to an array without one.
-_UNNAMED = "arr_0"
-
-
-def read_arrays(path: Path) -> dict[str, Array]:
-    """Return every array of a file by name; the one of an .npy is `arr_0`, as in an .npz.
-
-    Raises:
-        UsageError: not such a file, or one that holds more than plain arrays.
-    """
-    try:
-        # allow_pickle stays off: a data file is data, and is never executed.
-        if path.suffix == ".npy":
-            found = {_UNNAMED: np.load(path, allow_pickle=False)}
-        else:
-            with np.load(path, allow_pickle=False) as archive:
-                found = {name: archive[name] for name in archive.files}
-        if all(isinstance(array, np.ndarray) for array in found.values()):
-            return found
-        raise ValueError("a member is not an array")
-    except (
-        ValueError,
-        TypeError,
-        OSError,
-        EOFError,
-        RuntimeError,
-        KeyError,
-        SyntaxError,
-        MemoryError,
-        zlib.error,
-        BadZipFile,
-    ) as error:
-        # NumPy's own message about such a file advises to load it unsafely.
-        raise UsageError(
-            f"cannot be read as {path.suffix}, which holds plain arrays", where=str(path)
-        ) from error
 
 
 def check_inputs(model: Signature, arrays: Mapping[str, Array], where: str) -> dict[str, Array]:
@@ -69,8 +29,8 @@ def check_inputs(model: Signature, arrays: Mapping[str, Array], where: str) -> d
     """
     known = {tensor.name: tensor for tensor in model.inputs}
     rest = {name: array for name, array in arrays.items() if name != LABELS or name in known}
-    if set(rest) == {_UNNAMED} and _UNNAMED not in known and known:
-        rest = {next(iter(known)): rest[_UNNAMED]}
+    if set(rest) == {UNNAMED} and UNNAMED not in known and known:
+        rest = {next(iter(known)): rest[UNNAMED]}
     _check_names(model, rest, known, where)
     shaped: dict[str, Array] = {}
     for name, array in rest.items():

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from tcompile.core.arrays import read_arrays
 from tcompile.core.errors import UsageError
+from tcompile.core.files import regular_file
 from tcompile.core.model_files import TensorInfo
 from tcompile.core.save import saved
-from tcompile.models.images import SUFFIXES
-from tcompile.runtime.arrays import check_inputs, read_arrays
+from tcompile.models.images import SUFFIXES, ImageError
+from tcompile.runtime.arrays import check_inputs
 from tcompile.runtime.signature import Signature, fixed_dim, is_packed, leading_input
 from tcompile.runtime.token_outputs import is_bookkeeping
 
@@ -28,30 +30,58 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Samples:
-    """Inputs by name, one sample a row, and where they come from."""
+    """Inputs by name, one sample a row, and where they come from.
+
+    Attributes:
+        real: whether these are real inputs, whose classes mean something.
+        files: of a folder of images, the image of each row.
+    """
 
     arrays: Mapping[str, Array]
     source: str
-    #: True when these are real inputs, whose classes mean something.
     real: bool
+    files: tuple[Path, ...] = ()
 
     def __len__(self) -> int:
         return len(next(iter(self.arrays.values())))
 
 
 def samples_for(
-    model: Signature, data: str | Path | None = None, *, count: int = 8, seed: int = 0
+    model: Signature,
+    data: str | Path | None = None,
+    *,
+    count: int = 8,
+    seed: int = 0,
+    skip_unreadable: bool = False,
 ) -> Samples:
     """Read `data` (images in a folder, .npy or .npz), or draw `count` random inputs from a seed.
+
+    Args:
+        skip_unreadable: leave out images of a folder that cannot be read; `source` counts them.
 
     Raises `UsageError` for data that does not fit the model.
     """
     if data is None:
         return _random(model, count, seed)
     path = Path(data)
-    if not path.exists():
-        raise UsageError("no such file or directory", where=str(path), hint="see --data")
+    if path.is_dir():
+        return _of_folder(model, path, skip_unreadable)
     return sample_arrays(model, _read(model, path), path)
+
+
+def _of_folder(model: Signature, folder: Path, skip_unreadable: bool) -> Samples:
+    _image_input(model)
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    if not files:
+        raise UsageError("no images in this folder", where=str(folder))
+    arrays, read, unreadable = _read_images(model, files)
+    if unreadable and not (skip_unreadable and read):
+        raise unreadable[0]
+    found = sample_arrays(model, arrays, folder)
+    if unreadable:
+        left_out = f"{len(unreadable)} of {len(files)} images left out: {unreadable[0].one_line()}"
+        found = replace(found, source=f"{found.source} ({left_out})")
+    return replace(found, files=tuple(read))
 
 
 def sample_arrays(model: Signature, arrays: Mapping[str, Array], path: Path) -> Samples:
@@ -193,8 +223,12 @@ def _placeholder(model: Signature, tensor: TensorInfo, count: int) -> Array:
 
 
 def _read(model: Signature, path: Path) -> dict[str, Array]:
-    if path.is_dir() or path.suffix.lower() in SUFFIXES:
-        return _read_images(model, path)
+    path = regular_file(path, hint="an image, a folder of images, .npy or .npz")
+    if path.suffix.lower() in SUFFIXES:
+        arrays, _, unreadable = _read_images(model, [path])
+        if unreadable:
+            raise unreadable[0]
+        return arrays
     if path.suffix in (".npy", ".npz"):
         return read_arrays(path)
     raise UsageError(
@@ -202,11 +236,33 @@ def _read(model: Signature, path: Path) -> dict[str, Array]:
     )
 
 
-def _read_images(model: Signature, path: Path) -> dict[str, Array]:
+def _read_images(
+    model: Signature, files: Sequence[Path]
+) -> tuple[dict[str, Array], list[Path], list[ImageError]]:
+    """The input that images make, the files that were read, and what is wrong with the others."""
     from tcompile.models.preprocess import load_image
 
-    tensor = model.image_input
-    if tensor is None:
+    tensor = _image_input(model)
+    images: list[Array] = []
+    read: list[Path] = []
+    unreadable: list[ImageError] = []
+    for file in files:
+        try:
+            images.append(load_image(file, model.preprocessing))
+            read.append(file)
+        except ImageError as error:
+            unreadable.append(error)
+    if not images:
+        return {}, read, unreadable
+    joined = np.stack(images) if model.packed else np.concatenate(images)
+    if tensor.dtype == "uint8":
+        joined = np.rint(joined)
+    return {tensor.name: joined}, read, unreadable
+
+
+def _image_input(model: Signature) -> TensorInfo:
+    """The input for images of a model that says how they are prepared; raises `UsageError`."""
+    if model.image_input is None:
         raise UsageError("the model takes no images [B, C, H, W]", where=str(model.path))
     if not model.preprocessing:
         raise UsageError(
@@ -214,12 +270,4 @@ def _read_images(model: Signature, path: Path) -> dict[str, Array]:
             where=str(model.path),
             hint="say --preprocess imagenet, clip, siglip, …, or give the input as .npy or .npz",
         )
-    files = [path]
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
-    if not files:
-        raise UsageError("no images in this folder", where=str(path))
-    images = [load_image(file, model.preprocessing) for file in files]
-    if tensor.dtype == "uint8":
-        images = [np.rint(image) for image in images]
-    return {tensor.name: np.stack(images) if model.packed else np.concatenate(images)}
+    return model.image_input

@@ -7,7 +7,7 @@ that their indices only mean the same in two models while the first agree.
 
 from __future__ import annotations
 
-import tempfile
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +18,8 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper
 
-from tcompile.core.load import load
+from tcompile.core.drafts import scratch
+from tcompile.core.load import read_structure
 from tcompile.runtime.metrics import jaccard, same_owner
 
 Array = npt.NDArray[Any]
@@ -38,18 +39,18 @@ _OUTPUTS = {
 @contextmanager
 def showing_choice(path: Path) -> Iterator[Path]:
     """The model, or where it does not tell its tokens a copy that does, inside the `with` block."""
-    model = load(path)
-    node = next((n for n in model.graph.node if n.op_type in _OUTPUTS), None)
-    if node is None or any(is_bookkeeping(o.name) for o in model.graph.output):
+    more = _telling(read_structure(path).graph)
+    if more is None:
         yield path
         return
-    _add_outputs(model, node)
-    with tempfile.TemporaryDirectory(prefix="tcompile-") as folder:
-        copy = Path(folder) / path.name
-        # One protobuf holds 2 GiB at most; what came in two files goes into two.
-        large = path.with_name(f"{path.name}.data").exists()
-        onnx.save(model, str(copy), save_as_external_data=large, location=f"{path.name}.data")
-        yield copy
+    with scratch() as folder:
+        # Parts of a protobuf message add up, so that no weights need to be read.
+        for name in (path.name, f"{path.name}.data"):
+            if path.with_name(name).exists():
+                shutil.copyfile(path.with_name(name), folder / name)
+        with (folder / path.name).open("ab") as stream:
+            stream.write(onnx.ModelProto(graph=more).SerializeToString())
+        yield folder / path.name
 
 
 def is_bookkeeping(name: str) -> bool:
@@ -115,13 +116,17 @@ def _pairs(outputs: Mapping[str, Array]) -> Array:
     return source * (1 << 20) + target
 
 
-def _add_outputs(model: onnx.ModelProto, node: onnx.NodeProto) -> None:
+def _telling(graph: onnx.GraphProto) -> onnx.GraphProto | None:
+    """The nodes and outputs that let a graph tell its tokens; None: it chooses none, or tells."""
+    node = next((n for n in graph.node if n.op_type in _OUTPUTS), None)
+    if node is None or any(is_bookkeeping(o.name) for o in graph.output):
+        return None
+    more = onnx.GraphProto()
     for tensor, name in zip(node.output, _OUTPUTS[node.op_type], strict=False):
         if name:
-            model.graph.node.append(helper.make_node("Identity", [tensor], [name], name=name))
-            model.graph.output.append(
-                helper.make_tensor_value_info(name, TensorProto.INT64, [None, None])
-            )
+            more.node.append(helper.make_node("Identity", [tensor], [name], name=name))
+            more.output.append(helper.make_tensor_value_info(name, TensorProto.INT64, [None, None]))
+    return more
 
 
 def aligned(

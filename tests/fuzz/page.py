@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from tests.fuzz.cases import OUTCOMES, Result
+from tests.fuzz.workers import MEMORY
 
 HEAD = """# Fuzz run
 
@@ -17,7 +18,8 @@ tokens, batch 1, 2 or free, every kind of head), a method, and one to four chang
 
 The oracle is `tests/oracles/present_walk.py`: the dense file worked out op by op in float64, each
 tensor knowing which of its elements are made of tokens that are left. It shares nothing with the
-passes.
+passes. A process may take {memory} GiB of memory beyond its imports; a case that wants more is a
+crash, one that takes more than its time (`--limit`, 60 s) is slow.
 
 | outcome | what it means | cases |
 | --- | --- | --- |
@@ -64,6 +66,7 @@ def page(results: Sequence[Result], bases: int) -> str:
         first=results[0].seed if results else 0,
         last=results[-1].seed if results else 0,
         bases=bases,
+        memory=MEMORY >> 30,
         outcomes="\n".join(f"| {o} | {_MEANING[o]} | {total[o]} |" for o in OUTCOMES),
         columns=" | ".join(OUTCOMES),
         dashes=" | ".join("---" for _ in OUTCOMES),

@@ -11,6 +11,9 @@ from pathlib import Path
 
 from tests.fuzz.cases import Result
 
+#: Bytes that a worker may take beyond its imports: the models take less than one MiB each.
+MEMORY = 1 << 30
+
 
 def _serve(link: Connection, folder: Path, scratch: Path) -> None:
     """Judge seeds as they come, until there are none."""
@@ -22,8 +25,18 @@ def _serve(link: Connection, folder: Path, scratch: Path) -> None:
 
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
+    _bound_memory()
     while (seed := link.recv()) is not None:
         link.send(tried(seed, folder, scratch))
+
+
+def _bound_memory() -> None:
+    """Let this process take `MEMORY` beyond what it has; more is a crash."""
+    import resource
+
+    status = Path("/proc/self/status").read_text()
+    held = next(int(x.split()[1]) << 10 for x in status.splitlines() if x.startswith("VmData"))
+    resource.setrlimit(resource.RLIMIT_DATA, (held + MEMORY, held + MEMORY))
 
 
 class _Worker:

@@ -162,11 +162,17 @@ def check_masked(
     cuts, blocks = cuts_of(schedule), schedule["model"]["blocks"]
     apart = all(cut.place == "around" for cut in cuts)
     cores = find_cores(file)
-    of_blocks = _of_blocks(cores, blocks, tokens)
+    known = _placed(file, cuts, spans or {}, places or {})
+    try:
+        of_blocks: Sequence[Core] = _of_blocks(cores, blocks, tokens)
+    except InapplicableError:
+        if not known:
+            raise
+        of_blocks = []  # attentions that the oracle does not know: which tokens stay is not checked
     kept = kept_patches(reduced, feed, tokens, apart=apart)
     if [k.shape[1] for k in kept] != [cut.keep for cut in cuts]:
         raise MismatchError(f"keeps {[k.shape[1] for k in kept]} where {cuts} were asked for")
-    read = [of_blocks[cut.block] for cut in cuts]
+    read = [of_blocks[cut.block] for cut in cuts] if of_blocks else []
     found = infer(reduced, feed)
     if outputs == "restored":
         found = {n: _kept_rows(v, kept[-1], tokens, n) for n, v in found.items()}
@@ -180,7 +186,7 @@ def check_masked(
     except IllegalError as error:
         raise MismatchError(f"should have been refused: {error}") from error
     except InapplicableError as error:
-        if blind(file, cores, tokens) or "shape of it" in str(error):
+        if not read or blind(file, cores, tokens) or "shape of it" in str(error):
             raise InapplicableError(f"masks do not count: {error}") from error
         if apart:
             model, masks = _bypassing(file, cuts, read, kept, tokens, spans or {})
@@ -190,7 +196,7 @@ def check_masked(
     batch = len(next(iter(feed.values())))
     entering = np.broadcast_to(tokens.members().reshape(-1), (batch, tokens.patches))
     before = entering
-    for cut, core, after in zip(cuts, read, kept, strict=True):
+    for cut, core, after in zip(cuts, read, kept, strict=bool(read)):
         if cut.score in ("cls", "attn"):
             chances = probabilities(core, file, values, batch)
             score = scores(cut.score, chances, before, tokens)
@@ -208,6 +214,18 @@ def check_masked(
             if n in found
         }
     return _compare(file, found, masked, noise, kept[-1], tokens)
+
+
+def _placed(
+    file: File, cuts: Sequence[Cut], spans: Mapping[int, tuple[str, str]], places: Mapping[str, str]
+) -> bool:
+    """Tell whether the streams that tokens leave are given, and in the file."""
+    return all(
+        all(name in file.maker for name in spans.get(cut.block, ("",)))
+        if cut.place == "around"
+        else places.get(cut.site, "") in file.maker
+        for cut in cuts
+    )
 
 
 def _of_blocks(cores: Sequence[Core], blocks: int, tokens: Tokens) -> Sequence[Core]:
@@ -289,9 +307,10 @@ def _walk(
     """The file worked out with the tokens gone."""
     if all(cut.place == "around" for cut in cuts):
         around = {}
-        for cut, core, few in zip(cuts, read, kept, strict=True):
+        cores: Sequence[Core | None] = read or [None] * len(cuts)
+        for cut, core, few in zip(cuts, cores, kept, strict=True):
             start, end = spans.get(cut.block, ("", ""))
-            if start not in file.maker or end not in file.maker:
+            if core is not None and (start not in file.maker or end not in file.maker):
                 start, end = file.entering(core.node) or "", file.stream(core.node, "block")
             if not start:
                 raise InapplicableError("an attention without a residual stream")
@@ -299,8 +318,8 @@ def _walk(
         return Walk(file, tokens, {}, around)
     names = [places.get(cut.site, "") for cut in cuts]
     streams = [
-        file.origin(name) if name in file.maker else file.stream(core.node, cut.place)
-        for name, cut, core in zip(names, cuts, read, strict=True)
+        file.origin(name) if name in file.maker else file.stream(read[i].node, cut.place)
+        for i, (name, cut) in enumerate(zip(names, cuts, strict=True))
     ]
     return Walk(file, tokens, dict(zip(streams, kept, strict=True)))
 

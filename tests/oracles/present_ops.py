@@ -423,7 +423,9 @@ class Ops(ABC):
         where = _where(node)
         if node.op_type == "Einsum":
             equation = attribute_of(node, "equation", b"").decode().replace(" ", "")
-            if "->" not in equation or "." in equation or len(parts) > 2:
+            if "->" not in equation or len(parts) > 2:
+                raise InapplicableError(where)
+            if len(parts) == 1 and "." in equation:
                 raise InapplicableError(where)
             if len(parts) == 1:
                 return [_summed(equation, parts[0], where)]

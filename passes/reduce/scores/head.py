@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from tcompile.core.arrays import read_arrays
 from tcompile.core.errors import UsageError
 from tcompile.core.parameters import Parameter
 from tcompile.passes.reduce.builder import Builder
@@ -52,13 +51,9 @@ def read(file: Any) -> Weights:
     if not file:
         raise _wrong("needs file=PATH, an .npz of weights", None)
     try:
-        with zipfile.ZipFile(Path(file)) as packed:
-            if sum(one.file_size for one in packed.infolist()) > _MOST:
-                raise _wrong(f"has more than {_MOST >> 20} MiB of weights", file)
-        with np.load(Path(file), allow_pickle=False) as stored:
-            found = {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise _wrong(f"is not an .npz of weights: {' '.join(str(error).split())}", file) from error
+        found = read_arrays(file, most=_MOST)
+    except UsageError as error:
+        raise _wrong(f"is not an .npz of weights: {error.what}", file) from error
     for name, array in found.items():
         if array.dtype.kind != "f" or not np.isfinite(array).all():
             raise _wrong(f"'{name}' is not all finite floats", file)

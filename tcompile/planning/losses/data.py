@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import runpy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tcompile.core.arrays import read_arrays
 from tcompile.core.errors import UsageError
-from tcompile.models.images import SUFFIXES
-from tcompile.runtime.arrays import LABELS, read_arrays
+from tcompile.core.files import read_text, regular_file
+from tcompile.runtime.arrays import LABELS
 from tcompile.runtime.samples import Samples, sample_arrays, samples_for
 from tcompile.runtime.signature import signature
 
 Array = npt.NDArray[Any]
 Labels = npt.NDArray[np.int64]
 
+#: Class numbers lie below this.
+_MOST_CLASSES = 1 << 31
 #: The file of a folder's labels.
 LABELS_FILE = "labels.csv"
 
@@ -57,7 +60,7 @@ class Calibration:
         """Some of the samples."""
         arrays = {name: array[chosen] for name, array in self.samples.arrays.items()}
         labels = None if self.labels is None else self.labels[chosen]
-        return Calibration.of(replace(self.samples, arrays=arrays, source=source), labels)
+        return Calibration.of(replace(self.samples, arrays=arrays, source=source, files=()), labels)
 
 
 def read_calibration(
@@ -71,19 +74,20 @@ def read_calibration(
     Args:
         preprocess: how images are prepared, in place of what the model records.
         data: a folder of images, prepared as `tcompile export` recorded in the model, with the
-            labels in `labels.csv` (file,label) if there are any; an .npz of arrays by input name
-            and perhaps `labels`; or a .py that defines `load_data()`, which yields dicts of arrays
-            by input name, a batch each, perhaps with `labels` (what polygraphy's
-            `--data-loader-script` takes).
+            labels in `labels.csv` (file,label) if there are any; images that cannot be read are
+            left out, and counted; an .npz of arrays by input name and perhaps `labels`; or a .py
+            that defines `load_data()`, which yields dicts of arrays by input name, a batch each,
+            perhaps with `labels` (what polygraphy's `--data-loader-script` takes).
 
     Raises:
         UsageError: no such file, or data that does not fit the model.
     """
     path, model = Path(data), signature(model_path).prepared(preprocess)
-    if path.suffix == ".py" and path.is_file():
+    if path.suffix == ".py" and regular_file(path):
         arrays, labels = _run_loader(path)
         return Calibration.of(sample_arrays(model, arrays, path), labels)
-    return Calibration.of(samples_for(model, path), _labels_of(path))
+    samples = samples_for(model, path, skip_unreadable=True)
+    return Calibration.of(samples, _labels_of(path, samples))
 
 
 def split(calibration: Calibration, seed: int) -> tuple[Calibration, Calibration]:
@@ -109,25 +113,23 @@ def split(calibration: Calibration, seed: int) -> tuple[Calibration, Calibration
     return fit, check
 
 
-def _labels_of(path: Path) -> Array | None:
+def _labels_of(path: Path, samples: Samples) -> npt.ArrayLike | None:
     """The labels that lie in or beside the samples."""
-    if path.is_dir() and (path / LABELS_FILE).is_file():
-        return _labels_csv(path)
+    if path.is_dir() and (path / LABELS_FILE).exists():
+        return _labels_csv(path, samples.files)
     return read_arrays(path).get(LABELS) if path.suffix == ".npz" else None
 
 
-def _labels_csv(folder: Path) -> Array:
-    """Labels in the order in which `samples_for` reads the folder's images."""
+def _labels_csv(folder: Path, files: Sequence[Path]) -> list[int]:
+    """Labels of the images of a folder."""
     where = str(folder / LABELS_FILE)
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
     given: dict[str, int] = {}
     try:
-        with (folder / LABELS_FILE).open(newline="", encoding="utf-8") as stream:
-            for row in csv.reader(stream):
-                if len(row) < 2 or (row[0], row[1]) == ("file", "label"):
-                    continue
-                given[Path(row[0]).as_posix()] = int(row[1])
-    except (OSError, UnicodeDecodeError, ValueError, csv.Error) as error:
+        for row in csv.reader(read_text(where).splitlines()):
+            if len(row) < 2 or (row[0], row[1]) == ("file", "label"):
+                continue
+            given[Path(row[0]).as_posix()] = int(row[1])
+    except (ValueError, csv.Error) as error:
         raise UsageError("rows must be file,label with whole numbers", where=where) from error
     names = [p.relative_to(folder).as_posix() for p in files]
     missing = [n for n in names if n not in given]
@@ -137,7 +139,7 @@ def _labels_csv(folder: Path) -> Array:
             where=where,
             hint="a row file,label for every image of the folder",
         )
-    return np.array([given[n] for n in names], np.int64)
+    return [given[n] for n in names]
 
 
 def _run_loader(path: Path) -> tuple[dict[str, Array], Array | None]:
@@ -148,18 +150,20 @@ def _run_loader(path: Path) -> tuple[dict[str, Array], Array | None]:
         if not callable(load):
             raise UsageError("defines no load_data()", where=where)
         parts = list(load())
-    except UsageError:
+        if not parts or any(not isinstance(p, Mapping) or set(p) != set(parts[0]) for p in parts):
+            raise UsageError(
+                "load_data() must yield dicts of arrays, all with the same names", where=where
+            )
+        names = list(parts[0])
+        arrays = [[np.atleast_1d(np.asarray(p[n])) for p in parts] for n in names]
+    except (UsageError, KeyboardInterrupt, MemoryError):
         raise
-    except (Exception, SystemExit) as error:  # The script may raise anything.
+    except BaseException as error:  # The script, and what it yields, may raise anything.
         said = " ".join(f"{type(error).__name__} {error}".split())
         raise UsageError(f"fails: {said}", where=where) from error
-    if not parts or any(not isinstance(p, Mapping) or set(p) != set(parts[0]) for p in parts):
-        raise UsageError(
-            "load_data() must yield dicts of arrays, all with the same names", where=where
-        )
     try:
-        joined = {str(n): np.concatenate([np.atleast_1d(p[n]) for p in parts]) for n in parts[0]}
-    except ValueError as error:
+        joined = {str(n): np.concatenate(each) for n, each in zip(names, arrays, strict=True)}
+    except (ValueError, TypeError) as error:
         raise UsageError("load_data() yields arrays of different shapes", where=where) from error
     labels = joined.pop(LABELS, None)
     return joined, labels
@@ -169,7 +173,8 @@ def _labels(labels: npt.ArrayLike, count: int, where: str) -> Labels:
     found = np.asarray(labels)
     if found.ndim == 2 and found.shape[1] == 1:
         found = found[:, 0]
-    if found.shape != (count,) or found.dtype.kind not in "iu" or np.any(found.astype(int) < 0):
+    whole = found.shape == (count,) and found.dtype.kind in "iu"
+    if not whole or np.any((found < 0) | (found > _MOST_CLASSES)):
         raise UsageError(f"labels must be {count} class numbers, one for each sample", where=where)
     return found.astype(np.int64)
 

@@ -1,0 +1,94 @@
+"""Reading a file that a person names: its kind and size are looked at before it is opened.
+
+A pipe, a device or a socket may never end, and opening one may do something. Links are followed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+from tcompile.core.errors import UsageError
+
+#: Bytes of a text (JSON, CSV) at most; the largest that tcompile writes are far below.
+MOST_TEXT = 64 << 20
+
+_KINDS = (
+    (stat.S_ISDIR, "a directory"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def regular_file(path: str | Path, *, hint: str = "") -> Path:
+    """Return the path of a file that can be opened without harm.
+
+    Args:
+        hint: what to give instead.
+
+    Raises:
+        UsageError: there is none, or it is a directory, a pipe, a device or a socket.
+    """
+    path = Path(path)
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UsageError(_absent(error), where=str(path), hint=hint) from error
+    for is_kind, name in _KINDS:
+        if is_kind(mode):
+            raise UsageError(f"is {name}, not a file", where=str(path), hint=hint)
+    return path
+
+
+def read_bytes(path: str | Path, *, most: int = MOST_TEXT, hint: str = "") -> bytes:
+    """Return the contents of a file.
+
+    Args:
+        most: bytes that it may have.
+        hint: what to give instead.
+
+    Raises:
+        UsageError: as `regular_file`; also it is larger, or cannot be read.
+    """
+    path = regular_file(path, hint=hint)
+    try:
+        with path.open("rb") as stream:
+            found = stream.read(most + 1)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise UsageError(f"cannot be read: {reason}", where=str(path)) from error
+    if len(found) > most:
+        raise UsageError(f"is larger than {in_words(most)}", where=str(path), hint=hint)
+    return found
+
+
+def read_text(path: str | Path, *, encoding: str = "utf-8", hint: str = "") -> str:
+    """Return a text file's contents. Raises as `read_bytes`; also where it is not UTF-8."""
+    try:
+        return read_bytes(path, hint=hint).decode(encoding)
+    except UnicodeDecodeError as error:
+        raise UsageError("is not text in UTF-8", where=str(path), hint=hint) from error
+
+
+def in_words(count: int) -> str:
+    """Return a number of bytes as people say it: `3.2 GiB`."""
+    number, unit = float(count), "bytes"
+    for larger in ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB"):
+        if number < 1024:
+            break
+        number, unit = number / 1024, larger
+    return f"{number:.3g} {unit}" if number < 1000 else f"{number:.0f} {unit}"
+
+
+def _absent(error: Exception) -> str:
+    if not isinstance(error, OSError):  # a zero byte in it; a circle of links on older Pythons
+        return "is not a path that leads to a file"
+    if error.errno == errno.ELOOP:
+        return "is a link that leads back to itself"
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return "no such file"
+    return f"cannot be read: {os.strerror(error.errno or 0)}"
