@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import re
+
+import numpy as np
 import onnx
 from onnx import version_converter
 
 from tcompile.core.errors import ModelError
 from tcompile.core.load import OLDEST_OPSET, opset_of
 from tcompile.core.well_formed import without_weights
+
+#: The opset from which on Resize says where it samples.
+_COORDINATES = 11
+#: Where in its own source the converter failed.
+_PATH = re.compile(r"\S+\.(?:h|cc):\d+: \w+: (?:Assertion `.*?` failed: )?")
 
 
 def to_known_opset(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
@@ -32,11 +40,13 @@ def to_known_opset(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
     except Exception as error:  # The converter raises RuntimeError and others of its own.
         node = _failing(bare)
         where = "" if node is None else f" at {node.op_type} '{node.name}'"
-        reason = " ".join(str(error).split())[-200:]
+        reason = _PATH.sub("", " ".join(str(error).split()))[-200:]
         raise ModelError(
             f"opset {old} cannot be converted to {OLDEST_OPSET}{where}: {reason}",
             hint=f"export it with opset {OLDEST_OPSET} or newer",
         ) from error
+    if old < _COORDINATES:
+        _keep_coordinates(made.graph)
     weights = {t.name for t in large}
     inputs = [v for v in made.graph.input if v.name not in weights]
     del made.graph.input[:]
@@ -44,6 +54,25 @@ def to_known_opset(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
     made.graph.initializer.extend(large)
     made.metadata_props.extend(model.metadata_props)
     return made, f"the file has opset {old}; it was read as converted to {OLDEST_OPSET}"
+
+
+def _keep_coordinates(graph: onnx.GraphProto) -> None:
+    """Let Resize sample as it did before it had modes, which the converter leaves at other ones."""
+    values = {t.name: t for t in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant" and node.attribute and node.attribute[0].HasField("t"):
+            values[node.output[0]] = node.attribute[0].t
+    for node in graph.node:
+        if node.op_type == "Resize":
+            scales = values.get(node.input[2]) if len(node.input) > 2 else None
+            numbers = onnx.numpy_helper.to_array(scales) if scales is not None else np.ones(1)
+            rounding = "ceil" if (numbers < 1).any() else "floor"
+            node.attribute.extend(
+                [
+                    onnx.helper.make_attribute("coordinate_transformation_mode", "asymmetric"),
+                    onnx.helper.make_attribute("nearest_mode", rounding),
+                ]
+            )
 
 
 def _failing(model: onnx.ModelProto) -> onnx.NodeProto | None:
