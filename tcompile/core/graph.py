@@ -154,10 +154,11 @@ def axes_argument(node: gs.Node) -> list[int] | None:
 
 
 def reduced_axes(node: gs.Node) -> list[int]:
-    """The axes, counted from the front, that a Reduce* runs over: all, where it names none."""
+    """The axes, counted from the front and in order, that a Reduce* runs over: all, where it names
+    none."""
     rank = len(node.inputs[0].shape)
     every = [] if attr(node, "noop_with_empty_axes", 0) else range(rank)
-    return [a % rank for a in axes_argument(node) or every]
+    return sorted(a % rank for a in axes_argument(node) or every)
 
 
 def replace_uses(old: gs.Tensor, new: gs.Tensor, nodes: Sequence[gs.Node] | None = None) -> None:
@@ -221,8 +222,13 @@ def nbytes(constant: gs.Constant) -> int:
 
 
 def large(constant: gs.Constant) -> bool:
-    """Return whether a constant is too large to take part in shape inference."""
-    return nbytes(constant) > 4096
+    """Return whether a constant is too large to take part in shape inference, or holds texts."""
+    return nbytes(constant) > 4096 or is_text(constant)
+
+
+def is_text(constant: gs.Constant) -> bool:
+    """Return whether a constant holds texts; those are never loaded, as they are not written."""
+    return bool(np.dtype(constant.dtype).kind in "OUS")
 
 
 def skeleton(

@@ -330,7 +330,9 @@ def edit_words(edit: fx.Edit, node: gs.Node, space: TokenSpace) -> str:
     match edit:
         case fx.SetShape(dims):
             return f"its target shape becomes [{', '.join(_target(d, space) for d in dims)}]"
-        case fx.SetSlice(axis, whole, part):
+        case fx.SetSlice(axis, whole, part, others):
+            if others != (0, 0):
+                return f"cuts off the {sum(others)} keys beside {_run(whole, space)}"
             return f"takes {_run(part, space)} of {_run(whole, space)} along axis {axis}"
         case fx.SetSplit(parts):
             return f"splits into {' | '.join(_run(r, space) for r in parts)}"
@@ -348,8 +350,8 @@ def edit_words(edit: fx.Edit, node: gs.Node, space: TokenSpace) -> str:
             return "its keys are fewer; after merging, log size is added to its logits"
         case fx.Restore(operand):
             return f"gets every token of '{node.inputs[operand].name}' back before it reads it"
-        case fx.Reorder(_, order, run):
-            return f"puts {_run(run, space)} that are left in the order '{order.name}'"
+        case fx.Reorder(_, _, run):
+            return f"puts those left of {_run(run, space)} in its own order"
         case fx.Trim(operand):
             return f"its operand {operand} is as long as there are tokens"
         case fx.Recount(operand):
