@@ -71,6 +71,12 @@ def common_options(command: F) -> F:
     return command
 
 
+def help_if_bare(context: click.Context) -> None:
+    """Show the help of a group of commands that was called without any of them."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
 if TYPE_CHECKING:
     # Generic to type checkers from click 8.2 on; older ones cannot be subscripted when running.
     _KeepBase = click.ParamType[Fraction]
