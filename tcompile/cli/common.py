@@ -148,6 +148,18 @@ def tower_option(command: F) -> F:
     )(command)
 
 
+def preprocess_option(command: F) -> F:
+    """Add --preprocess, for models whose file does not say how images are prepared for them."""
+    return click.option(
+        "--preprocess",
+        metavar="P",
+        help="How images are prepared, in place of what the model records: imagenet, inception, "
+        "clip, siglip, dinov2, unit (0 to 1) or raw (0 to 255), or mean=R,G,B,std=R,G,B; with "
+        "size=H,W, resize=crop|squash, crop=SHARE, interpolation=bicubic, layout=nchw|nhwc, as in "
+        "clip,size=336.",
+    )(command)
+
+
 def outputs_option(command: F) -> F:
     """Add --outputs."""
     return click.option(
@@ -266,7 +278,8 @@ def _widths(head: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> l
     whole = [max(map(len, column)) for column in columns]
     words = [max((len(word) for text in c for word in text.split()), default=0) for c in columns]
     least = [min(word, _LONGEST) for word in words]
-    room = width - 2 * (len(head) - 1)
+    least[0] = min(whole[0], _LONGEST)  # A name of two words stays on one line.
+    room = width - (3 if any(head) else 2) * (len(head) - 1)  # as rich sets columns apart
     if sum(whole) <= room:
         return whole
     spare = room - sum(least)

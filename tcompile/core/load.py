@@ -16,8 +16,11 @@ from google.protobuf.message import DecodeError
 from tcompile.core.errors import ModelError, UsageError
 from tcompile.core.files import in_words, regular_file
 from tcompile.core.protobuf import is_model, read_thin
+from tcompile.core.well_formed import settle
 
+#: The oldest opset that is read as it is; those from `OLDEST_CONVERTED` on are converted to it.
 OLDEST_OPSET = 13
+OLDEST_CONVERTED = 7
 _HINT = "export it again, or check that the download is complete"
 
 
@@ -50,6 +53,10 @@ def load(path: str | Path) -> onnx.ModelProto:
             where=str(path),
             hint="external data must be plain files beside the model, not links",
         ) from error
+    try:
+        settle(model)
+    except ModelError as error:
+        raise ModelError(error.what, where=str(path), hint=error.hint) from error
     _check_names(model, path)
     return model
 
@@ -113,11 +120,11 @@ def opset_of(model: onnx.ModelProto) -> int:
 
 def _check_opset(model: onnx.ModelProto, path: Path) -> None:
     opset, newest = opset_of(model), onnx.defs.onnx_opset_version()
-    if not OLDEST_OPSET <= opset <= newest:
+    if not OLDEST_CONVERTED <= opset <= newest:
         raise ModelError(
             f"ONNX opset {opset} is not supported",
             where=str(path),
-            hint=f"export with an opset from {OLDEST_OPSET} to {newest}; 17 or newer is best",
+            hint=f"export with an opset from {OLDEST_CONVERTED} to {newest}; 17 or newer is best",
         )
 
 
@@ -239,6 +246,12 @@ def _check_sizes(model: onnx.ModelProto, path: Path, external: Mapping[int, int]
         kind = tensor.data_type
         if kind not in onnx.TensorProto.DataType.values() or not kind:
             raise ModelError(f"'{tensor.name}' is of unknown type {kind}", where=str(path))
+        if tensor.HasField("segment"):
+            raise ModelError(
+                f"'{tensor.name}' is stored in segments, which ONNX's own readers do not take",
+                where=str(path),
+                hint="save it in one piece",
+            )
         if any(dim < 0 for dim in tensor.dims):
             raise ModelError(
                 f"'{tensor.name}' has a negative dim: {list(tensor.dims)}", where=str(path)

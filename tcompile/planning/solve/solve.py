@@ -104,7 +104,12 @@ def _fixed_schedule(model: Analysed, request: Request) -> Schedule | None:
         return checked_schedule(model, request.schedule, request.outputs)
     if not request.solved:
         return schedule_for(
-            model, request.keep, request.method, request.outputs, request.calibration
+            model,
+            request.keep,
+            request.method,
+            request.outputs,
+            request.calibration,
+            request.preprocess,
         )
     if request.method.startswith(f"{AUTO}:"):
         raise UsageError("auto has no parameters", where="--method")
