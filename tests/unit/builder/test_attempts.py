@@ -169,6 +169,7 @@ class World:
             outputs=(),
             flops=Flops(2, 1),
             widened=False,
+            quantized=False,
         )
 
     def measure(
