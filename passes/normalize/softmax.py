@@ -323,11 +323,7 @@ def _unwrap(graph: gs.Graph, node: gs.Node, loose: Collection[str]) -> int:
 
 
 def _undone(
-    graph: gs.Graph,
-    node: gs.Node,
-    axes: ax.Axes,
-    before: list[gs.Node],
-    loose: Collection[str],
+    graph: gs.Graph, node: gs.Node, axes: ax.Axes, before: list[gs.Node], loose: Collection[str]
 ) -> gs.Node | None:
     """The view behind a Softmax after which all axes are what they were."""
     behind: list[gs.Node] = []

@@ -17,6 +17,7 @@ from msgspec import Meta
 
 from tcompile._version import __version__
 from tcompile.core.decode import Count, NonNegative, Positive, UnitInterval, decode, encode
+from tcompile.core.errors import bounded
 from tcompile.core.model_files import Dims, FileEntry, SourceFile, TensorInfo
 from tcompile.core.schedule import BlockTokens
 from tcompile.passes.lower.token_ops import TokenOpsChoice
@@ -264,6 +265,9 @@ class Manifest:
     files: tuple[FileEntry, ...] = ()
     tool: Annotated[str, Meta(pattern="^tcompile .+$")] = f"tcompile {__version__}"
     schema: Literal["tcompile.manifest/1"] = SCHEMA
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "notes", tuple(map(bounded, self.notes)))
 
     def to_json(self) -> dict[str, Any]:
         """The document, as JSON values; `schema` and `tool` come first."""

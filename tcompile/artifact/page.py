@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from tcompile.artifact.manifest import Fidelity, Latency, Manifest
+from tcompile.core.errors import short_names
 from tcompile.core.model_files import TensorInfo
 from tcompile.targets.backends.base import FusedAttention
 
@@ -50,7 +51,7 @@ def render(manifest: Manifest) -> str:
     versions = (f"{name} {version}" for name, version in m.versions.items())
     parts += ["\n## Made from\n", f"`{m.source.file}`, sha256 `{m.source.sha256}`."]
     parts += [", ".join(versions) + "."]
-    return "\n".join(parts) + "\n"
+    return short_names("\n".join(parts)) + "\n"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
