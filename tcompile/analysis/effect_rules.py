@@ -142,7 +142,7 @@ def reduce(walk: Walk, node: gs.Node) -> list[Edit]:
     run = walk.run(node.inputs[0], pooled[0])
     _only_tokens(walk, node.inputs[0], pooled[0])
     if pooled != [i for i in range(rank) if walk.run(node.inputs[0], i)]:
-        raise BarrierError("reduces rows or columns of the grid of tokens")
+        return _of_a_map(walk, node, pooled)
     _pools_all(walk, node, pooled)
     if node.op in ("ReduceMax", "ReduceMin", "GlobalMaxPool"):
         return []
@@ -151,6 +151,19 @@ def reduce(walk: Walk, node: gs.Node) -> list[Edit]:
     if any(a not in pooled and shape(node.inputs[0])[a] > 1 for a in axes):
         walk.no_merge(node, "pools tokens together with another axis")
     return [Pool(pooled[0], run)]
+
+
+def _of_a_map(walk: Walk, node: gs.Node, pooled: list[int]) -> list[Edit]:
+    """A map of queries and keys, each a token axis of its own, taken together along one of them."""
+    dims = walk.dims(node.inputs[0])
+    held = [d for d in dims if walk.has_patches(d)]
+    whole = all(d is not None and d.part == "tokens" and not d.order for d in held)
+    known = ("ReduceMax", "ReduceMin", "ReduceMean", "ReduceSum", "ReduceL1")
+    if len(pooled) != 1 or not whole or node.op not in known:
+        raise BarrierError("reduces rows or columns of the grid of tokens")
+    if node.op not in known[:2]:
+        walk.no_merge(node, "takes a map of queries and keys together along one of them")
+    return []
 
 
 def _only_tokens(walk: Walk, tensor: gs.Tensor, axis: int) -> None:
