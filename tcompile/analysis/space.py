@@ -199,7 +199,7 @@ def with_learned(space: TokenSpace, attentions: Sequence[Attention]) -> TokenSpa
 
 
 def _among(parts: Sequence[Interval], tokens: Axis, run: tuple[int, int]) -> dict[Axis, Padded]:
-    """Each axis with the tokens and some of what stands beside them: they may be joined one by one."""
+    """Each axis with the tokens and some of what stands beside them, which is joined one by one."""
     found: dict[Axis, Padded] = {}
     places = range(len(parts) + 1)
     inside = [(i, j) for i in places for j in places if ax.from_pieces(parts[i:j]) == tokens]
