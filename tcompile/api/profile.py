@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tcompile.core.errors import UsageError
 from tcompile.core.progress import Progress, silent
 from tcompile.methods.method import Method, method_for
-from tcompile.planning.method_schedule import site_constraints
+from tcompile.planning.constraints import site_constraints
 from tcompile.planning.solve.method_tables import PORTFOLIO
 from tcompile.profiling.curve import Curve, StepCost
 from tcompile.profiling.profile import Conditions, Profile, read_profile

@@ -18,12 +18,15 @@ from tcompile.methods.context import Context, SiteConstraints, SiteRule
 from tcompile.methods.presets import Preset
 from tcompile.methods.schedulers import Place
 from tcompile.methods.schedulers.base import Scheduler
-from tcompile.passes.reduce.check import check_schedule, dense_grid
+from tcompile.passes.reduce.check import check_schedule, dense_grid, without_schedule
 from tcompile.passes.reduce.reducers import find_reducer
 from tcompile.passes.reduce.reducers.base import Ask
 
 #: Kinds of sites where tokens leave for good, which is what the planner plans.
 KINDS = ("attn", "block", "output")
+
+#: What to do with a method that cannot be planned.
+OWN_SCHEDULE = "with --keep R and no other budget it goes by its own schedule"
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,14 +142,12 @@ def method_for(
             made = _composed(text, preset, values, context, [Place(site.name, keep)])
             check_schedule(analysis, made, outputs)
         except TcompileError as error:
-            reason = error.one_line()
+            reason = without_schedule(error)
             continue
         rules.append(_rule(analysis, site.name, step, made.reductions[0]))
     if not rules:
         raise UsageError(
-            f"cannot be planned: {reason}",
-            where=f"--method {preset.name}",
-            hint="give it --keep, and it goes by its own schedule",
+            f"cannot be planned: {reason}", where=f"--method {preset.name}", hint=OWN_SCHEDULE
         )
     return Method(text, preset, values, analysis, context, outputs, tuple(rules))
 
@@ -172,9 +173,7 @@ def _kinds(preset: Preset, context: Context, values: Mapping[str, Any]) -> set[s
     if apart or not found:
         what = "tokens come back behind each of its steps" if apart else "it has no steps here"
         raise UsageError(
-            f"cannot be planned: {what}",
-            where=f"--method {preset.name}",
-            hint="give it --keep, and it goes by its own schedule",
+            f"cannot be planned: {what}", where=f"--method {preset.name}", hint=OWN_SCHEDULE
         )
     return found
 
@@ -198,7 +197,7 @@ def _rule(analysis: Analysis, site: SiteName, step: int, reduction: Reduction) -
         raise UsageError(
             f"cannot be planned: {reducer.name} takes some token counts only",
             where=f"site {site}",
-            hint="give it --keep, and it goes by its own schedule",
+            hint=OWN_SCHEDULE,
         )
     few = can[0] <= max(4, step) * segments
     least = shape.prefix + (can[0] if few else step)
