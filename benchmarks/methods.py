@@ -22,13 +22,14 @@ from benchmarks.methods_page import Results, Row, answers, write_table
 from benchmarks.methods_plot import plot
 from tcompile.api.demo import write_glyphs
 from tcompile.core.errors import TcompileError
+from tcompile.core.machine import usable_cores
 from tcompile.core.save import save
 from tcompile.methods.presets import PRESETS
 from tcompile.models.glyphs import data
 from tcompile.models.glyphs.evaluate import HELD_OUT_SEED, evaluate
 from tcompile.pipeline import reduce
 from tcompile.planning.cost import cost_of
-from tcompile.runtime.timing import interleave, machine_name, speedup, summarise, usable_cores
+from tcompile.runtime.timing import interleave, machine_name, speedup, summarise
 from tcompile.targets.backends.ort import OrtRunner
 
 KEEPS = ("0.8", "0.6", "0.5", "0.4", "0.3", "0.2")

@@ -26,6 +26,7 @@ from benchmarks.subjects import SUBJECTS, export, find
 from tcompile.core.errors import UsageError
 from tcompile.core.schedule import Schedule
 from tcompile.methods.method import method_for
+from tcompile.methods.portfolio import PORTFOLIO
 from tcompile.methods.schedulers import Place
 from tcompile.passes.reduce import reduce_graph
 from tcompile.pipeline import read
@@ -33,7 +34,7 @@ from tcompile.planning.constraints import site_constraints
 from tcompile.planning.optimise.tables import Plan, plan_of
 from tcompile.planning.request import Request
 from tcompile.planning.solve.latencies import measured
-from tcompile.planning.solve.method_tables import PORTFOLIO, MethodTables, method_tables, prior_of
+from tcompile.planning.solve.method_tables import MethodTables, method_tables, prior_of
 from tcompile.profiling.profile import Profile
 from tcompile.profiling.runtimes import OrtRuntime, Run
 from tcompile.profiling.sessions import Session, Workload, WorkloadId, figures, rounds

@@ -18,12 +18,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from tcompile.core.machine import usable_cores
 from tcompile.core.save import save
 from tcompile.models.onnx_vit import VitSpec, build_vit, random_weights
 from tcompile.passes.stages import Analysed
 from tcompile.pipeline import read
 from tcompile.profiling.roofline import Device, cpu_device, modelled
-from tcompile.runtime.timing import machine_name, usable_cores
+from tcompile.runtime.timing import machine_name
 from tcompile.targets.backends.ort import OrtRunner
 
 SIZES = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12), "large": (1024, 16)}

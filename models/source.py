@@ -12,8 +12,9 @@ from difflib import get_close_matches
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from tcompile.core import packages
 from tcompile.core.decode import parse_json
-from tcompile.core.errors import MissingExtraError, ModelError, UsageError
+from tcompile.core.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -173,14 +174,9 @@ def require(module: str, purpose: str) -> Any:
     """Import an optional module, or say which extra brings it.
 
     Raises:
-        MissingExtraError: it is not installed.
+        MissingExtraError: it is not installed, or cannot be loaded.
     """
-    try:
-        return import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is not None and error.name.split(".")[0] != module.split(".")[0]:
-            raise MissingExtraError(error.name, "export", purpose) from error
-        raise MissingExtraError(module, "export", purpose) from error
+    return packages.require(module, "export", purpose)
 
 
 def unknown_name(request: LoadRequest, names: Iterable[str]) -> ModelError:

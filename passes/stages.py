@@ -43,6 +43,7 @@ class Reduced:
             empty for what follows from several.
         metadata: the source's metadata_props.
         widened: whether the source computed in fp16.
+        quantized: whether the source quantises while it runs.
     """
 
     graph: gs.Graph
@@ -52,3 +53,4 @@ class Reduced:
     written: Mapping[str, str]
     metadata: dict[str, str]
     widened: bool
+    quantized: bool = False

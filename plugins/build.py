@@ -6,12 +6,14 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from tcompile._version import __version__
 from tcompile.core.cache import cache_dir
 from tcompile.core.errors import TcompileError, UsageError
+from tcompile.core.machine import usable_cores
 from tcompile.core.progress import Progress, silent
 
 LIBRARY = "libtcompile_plugins.so"
@@ -73,6 +75,11 @@ def find_tools(tensorrt_root: str | Path | None = None) -> Tools:
     Raises:
         UsageError: one of them is missing or too old; says which and how to get it.
     """
+    return Tools(cmake_program(), nvcc_program(), tensorrt_headers(tensorrt_root))
+
+
+def cmake_program() -> str:
+    """The path of CMake. Raises `UsageError` where it is missing or too old."""
     cmake = shutil.which("cmake")
     if cmake is None:
         raise UsageError(
@@ -87,6 +94,11 @@ def find_tools(tensorrt_root: str | Path | None = None) -> Tools:
             f"{found[0] if found else 'of an unknown version'}",
             hint="pip install cmake",
         )
+    return cmake
+
+
+def nvcc_program() -> str:
+    """The path of nvcc. Raises `UsageError` where it is missing."""
     nvcc = (
         os.environ.get("CUDACXX")
         or shutil.which("nvcc")
@@ -97,6 +109,14 @@ def find_tools(tensorrt_root: str | Path | None = None) -> Tools:
             "building plugins needs nvcc, which is not installed",
             hint="install the CUDA toolkit, or name the compiler in CUDACXX",
         )
+    return nvcc
+
+
+def tensorrt_headers(tensorrt_root: str | Path | None = None) -> Path | None:
+    """The folder that TENSORRT_ROOT is to be, None where CMake finds the headers by itself.
+
+    Raises `UsageError` where there are none.
+    """
     root = tensorrt_root or os.environ.get("TENSORRT_ROOT")
     folders = [Path(root) / "include", Path(root)] if root else [Path(p) for p in _HEADERS]
     if not any((f / "NvInfer.h").is_file() for f in folders):
@@ -105,7 +125,7 @@ def find_tools(tensorrt_root: str | Path | None = None) -> Tools:
             f"building plugins needs TensorRT's headers: no NvInfer.h in {where}",
             hint="apt install libnvinfer-headers-dev, or --tensorrt DIR with DIR/include/NvInfer.h",
         )
-    return Tools(cmake, nvcc, Path(root).resolve() if root else None)
+    return Path(root).resolve() if root else None
 
 
 def architectures(text: str) -> str:
@@ -141,6 +161,11 @@ def build_library(
         UsageError: a tool is missing.
         TcompileError: CMake or a compiler failed; the message has its last error, the log the rest.
     """
+    if sys.platform == "win32":
+        raise UsageError(
+            "the plugin library is built on Linux only",
+            hint="--token-ops native, the default, needs no library",
+        )
     tools = find_tools(tensorrt_root)
     chosen = architectures(arch)
     if (
@@ -195,7 +220,7 @@ def build_library(
 
 def _cores() -> int:
     # A compiler of templates takes about 1 GB: a Jetson would swap with one for every core.
-    return max(1, min(4, len(os.sched_getaffinity(0))))
+    return max(1, min(4, usable_cores()))
 
 
 def _last_error(log: Path) -> str:

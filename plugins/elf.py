@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 MACHINES = {62: "x86_64", 183: "aarch64", 3: "i386", 40: "arm", 243: "riscv64", 21: "ppc64"}
-_LARGEST = 1 << 30
+_LARGEST = 1 << 28
+#: Bytes of the tables of symbols, and of all their names, that a plugin library is far below.
+_TABLE, _NAMES = 1 << 22, 1 << 24
 _SHARED = 3
 _LOAD = 1
 _STRINGS, _DYNAMIC, _SYMBOLS = 3, 6, 11
@@ -63,11 +65,14 @@ def read_library(path: Path) -> SharedLibrary:
         raise ElfError("is not a regular file")  # Reading a device or a pipe may never end.
     if found.st_size > _LARGEST:
         raise ElfError("is larger than any plugin library")
-    data = path.read_bytes()
-    if data[:4] != b"\x7fELF":
-        raise ElfError("is not an ELF file")
-    if data[4:6] != b"\x02\x01":
-        raise ElfError("is not a 64-bit little-endian library")
+    with path.open("rb") as stream:
+        data = stream.read(6)
+        if data[:4] != b"\x7fELF":
+            raise ElfError("is not an ELF file")
+        if data[4:] != b"\x02\x01":
+            raise ElfError("is not a 64-bit little-endian library")
+        stream.seek(0)
+        data = stream.read(found.st_size)
     try:
         return _read(data)
     except (struct.error, IndexError, ValueError, OverflowError) as error:
@@ -95,27 +100,39 @@ def _read(data: bytes) -> SharedLibrary:
     ]
     exported: dict[str, int] = {}
     needed: list[str] = []
+    if any([head[1] for head in heads].count(kind) > 1 for kind in (_SYMBOLS, _DYNAMIC)):
+        raise ElfError("is damaged: it has two tables of one kind")
+    left = _NAMES
     for _, what, _, _, offset, size, link, _, _, _ in heads:
         if what not in (_SYMBOLS, _DYNAMIC):
             continue
         strings = heads[link]
         if strings[1] != _STRINGS or offset + size > len(data):
             raise ElfError("is damaged or cut off")
+        if max(size, strings[5]) > _TABLE:
+            raise ElfError("has more symbols than any plugin library")
         names = data[strings[4] : strings[4] + strings[5]]
         if what == _SYMBOLS:
             for at in range(offset, offset + size, 24):
                 name, info, _, section, value, _ = struct.unpack_from("<IBBHQQ", data, at)
                 if section and info >> 4:  # defined here, and not local
-                    exported[_name(names, name)] = value
+                    text = _name(names, name, left)
+                    left -= len(text)
+                    exported[text] = value
         else:
             for at in range(offset, offset + size, 16):
                 tag, value = struct.unpack_from("<qQ", data, at)
                 if tag == _NEEDED:
-                    needed.append(_name(names, value))
+                    needed.append(_name(names, value, left))
+                    left -= len(needed[-1])
     return SharedLibrary(
         MACHINES.get(machine, f"machine {machine}"), tuple(needed), exported, data, tuple(loads)
     )
 
 
-def _name(names: bytes, at: int) -> str:
-    return names[at : names.index(b"\0", at)].decode("ascii", "replace")
+def _name(names: bytes, at: int, left: int) -> str:
+    """A zero-terminated name of at most `left` bytes."""
+    end = names.index(b"\0", at)
+    if end - at > left:
+        raise ElfError("has more symbols than any plugin library")
+    return names[at:end].decode("ascii", "replace")

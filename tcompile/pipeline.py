@@ -144,7 +144,8 @@ def inspect(
 ) -> Inspection:
     """The transformer in a model, and where tokens may leave. Arguments and errors as `read`."""
     read_model = read(model, shapes=shapes, prefix=prefix, tower=tower)
-    return describe(str(model), read_model.graph, read_model.analysis)
+    notes = read_model.normalized.notes
+    return describe(str(model), read_model.graph, read_model.analysis, notes)
 
 
 def explain(
@@ -267,6 +268,7 @@ def apply_schedule(
         written=made.written,
         metadata=normal.metadata,
         widened=normal.widened,
+        quantized=bool(normal.quantized),
     )
 
 
@@ -434,7 +436,7 @@ def _write_reduced(
         dump=job.dump,
     )
     models = write_models(reduced, lowered, source, owners, job.token_ops, folder, temporary)
-    return models, planned, notes
+    return models, planned, [*analysed.normalized.notes, *notes]
 
 
 class _Located:

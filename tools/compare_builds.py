@@ -232,7 +232,9 @@ def _without(keys: Sequence[str], value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _without(keys, v) for k, v in value.items() if k not in keys}
     if isinstance(value, list):
-        return [_without(keys, v) for v in value if not str(v).startswith("modelled latency says")]
+        return [
+            _without(keys, v) for v in value if not str(v).startswith("a modelled profile predicts")
+        ]
     return value
 
 

@@ -152,7 +152,7 @@ def _pillow() -> tuple[Any, Any, Any]:
     try:
         from PIL import Image, ImageDraw, ImageFont
     except ImportError:
-        raise MissingExtraError("PIL", "export", "rendering the glyphs scenes") from None
+        raise MissingExtraError("pillow", "cpu", "rendering the glyphs scenes") from None
     return Image, ImageDraw, ImageFont
 
 

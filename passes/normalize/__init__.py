@@ -1,7 +1,8 @@
 """The normal form: one spelling per idea, whatever exporter wrote the file.
 
 Local functions inlined; input dims bound; shapes inferred and folded to a fixed point; constant
-sub-graphs evaluated; no-ops and all-true masks gone; explicit dims in every Reshape; fp32 inside.
+sub-graphs evaluated; no-ops and all-true masks gone; explicit dims in every Reshape; fp32 inside,
+also where the file quantises while it runs.
 Nothing is fused. Static, dynamic, TorchScript and transformers exports of one model become the same
 graph. The passes are listed below, in their order.
 """
@@ -29,12 +30,14 @@ from tcompile.passes.normalize.broadcast_constants import (
     tiles_to_expands,
 )
 from tcompile.passes.normalize.convert_opset import to_known_opset
+from tcompile.passes.normalize.dequantize import dequantize
 from tcompile.passes.normalize.fold import fold_constants, fold_shapes, inline_ifs
 from tcompile.passes.normalize.group_norm import spell_group_norm
 from tcompile.passes.normalize.infer import (
     ContradictionError,
     check,
     check_shapes,
+    check_sizes,
     file_fault,
     infer,
 )
@@ -65,6 +68,7 @@ class Normalizing:
         loose: the names among these that no vector of dims has.
         doubts: contradictions between shapes, as last inferred.
         widened: whether the model computed in fp16.
+        quantized: products of tensors that were quantised while the model ran.
     """
 
     graph: gs.Graph
@@ -75,6 +79,7 @@ class Normalizing:
     loose: set[str] = field(default_factory=set)
     doubts: list[ContradictionError] = field(default_factory=list)
     widened: bool = False
+    quantized: int = 0
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,8 @@ class Normalized:
         metadata: the model's metadata_props, which the IR does not carry.
         widened: whether the model computed in fp16, which the normal form does not.
         sized: stored number → the (tensor, axis, size) that it was computed from.
+        quantized: products of tensors that were quantised while the model ran, which are products
+            of floats in the normal form.
         notes: what a reader should know of how the file was read.
     """
 
@@ -94,6 +101,7 @@ class Normalized:
     metadata: dict[str, str]
     widened: bool = False
     sized: Mapping[str, Origin] = field(default_factory=dict)
+    quantized: int = 0
     notes: tuple[str, ...] = ()
 
 
@@ -138,7 +146,19 @@ def _normalized(
             joined = _join(joined, names, error.names)
         else:
             sized = state.origins.summary()
-            return Normalized(state.graph, metadata, state.widened, sized, (note,) if note else ())
+            notes = tuple(filter(None, (note, _quantized_note(state.quantized))))
+            return Normalized(state.graph, metadata, state.widened, sized, state.quantized, notes)
+
+
+def _quantized_note(products: int) -> str:
+    """What a person should know of a file that quantises while it runs; empty of others."""
+    if not products:
+        return ""
+    return (
+        f"the file quantises the operands of {products} products while it runs, by the range of "
+        "all tokens together: they are read as products of floats, with the stored weights as what "
+        "they stand for"
+    )
 
 
 def _remedy(error: ModelError, model: onnx.ModelProto, shapes: Shapes | None) -> ModelError | None:
@@ -202,6 +222,10 @@ def _to_normal_form(graph: gs.Graph, *, free: bool, dump: Dump | None) -> Normal
         raise ModelError("did not reach a normal form")
     run(state, AFTER, "normalize", dump)
     return state
+
+
+def _dequantize(state: Normalizing) -> None:
+    state.quantized = dequantize(state.graph)
 
 
 def _upcast(state: Normalizing) -> None:
@@ -276,6 +300,7 @@ def import_graph(model: onnx.ModelProto) -> gs.Graph:
 BEFORE: tuple[Pass[Normalizing], ...] = (
     Pass("spell-group-norm", lambda s: spell_group_norm(s.graph)),
     Pass("check", lambda s: check(s.graph)),
+    Pass("dequantize", _dequantize),
     Pass("upcast-fp16", _upcast),
 )
 #: Run again and again, until a round changes nothing.
@@ -303,6 +328,7 @@ AFTER: tuple[Pass[Normalizing], ...] = (
     Pass("unique-names", lambda s: unique_names(s.graph)),
     Pass("refuse-branches", lambda s: _refuse_branches(s.graph, s.values, s.doubts)),
     Pass("check-known", lambda s: check_known(s.graph)),
+    Pass("check-sizes", lambda s: check_sizes(s.graph)),
     Pass("check-shapes", lambda s: check_shapes(s.graph), when=lambda s: s.free),
     Pass("explicit-reshapes", lambda s: explicit_reshapes(s.graph)),
     Pass("free-batch", lambda s: free_batch(s.graph, s.vectors), when=lambda s: s.free),

@@ -52,7 +52,22 @@ NEVER = {
     "DequantizeLinear",
 }
 #: Ops that make tensors of a size that an input says: what they make waits for its shape.
-SIZED = ("ConstantOfShape", "Expand", "Tile", "Range")
+SIZED = (
+    "AffineGrid",
+    "BlackmanWindow",
+    "CenterCropPad",
+    "Col2Im",
+    "ConstantOfShape",
+    "Expand",
+    "HammingWindow",
+    "HannWindow",
+    "OneHot",
+    "Pad",
+    "Range",
+    "Resize",
+    "Tile",
+    "Upsample",
+)
 #: A value of more numbers than this is not bookkeeping and stays as it is.
 _MOST = 1 << 14
 #: Batches that values are looked at for, with the numbers that the graph itself compares with.

@@ -115,7 +115,7 @@ def _foldable(node: gs.Node, known: set[str]) -> bool:
         # What carries the free batch stays live: its size is known at run time only.
         if any(map(is_free, tensor.shape)):
             return False
-        size = int(np.prod(tensor.shape, dtype=np.int64)) * 4
+        size = prod(map(int, tensor.shape)) * 4
         if size > SIZE_CAP and size > 4 * sum(_elements(t) for t in inputs):
             return False
     return True
@@ -131,7 +131,7 @@ def _refuse_zero(node: gs.Node) -> None:
 
 
 def _elements(tensor: gs.Tensor) -> int:
-    return int(np.prod(tensor.shape or [1], dtype=np.int64))
+    return prod(map(int, tensor.shape or [1]))
 
 
 def _evaluate(

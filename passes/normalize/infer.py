@@ -174,6 +174,26 @@ def _meeting(model: onnx.ModelProto) -> list[str]:
     return []
 
 
+#: Values of one tensor at most, for one image.
+_MOST = 1 << 32
+
+
+def check_sizes(graph: gs.Graph) -> None:
+    """Refuse tensors that no machine holds: a few numbers in a file can ask for any size.
+
+    Raises:
+        ModelError: naming the first node that makes one.
+    """
+    for node in graph.nodes:
+        for out in node.outputs:
+            if not out.is_empty() and out.shape and prod(settled(d, 1) for d in out.shape) > _MOST:
+                raise ModelError(
+                    f"{node.op} '{node.name}' makes a tensor of "
+                    f"{' × '.join(map(str, out.shape))} values, more than can be computed",
+                    hint="export it for smaller inputs",
+                )
+
+
 def check_shapes(graph: gs.Graph) -> None:
     """Hold every shape against what inference says of other sizes of the free dims.
 

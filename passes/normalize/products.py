@@ -45,7 +45,7 @@ class Nodes:
     def ints(self, values: Sequence[int]) -> gs.Constant:
         return gs.Constant(self._name("ints"), np.asarray(values, np.int64))
 
-    def like(self, values: np.ndarray, tensor: gs.Tensor) -> gs.Constant:  # type: ignore[type-arg]
+    def like(self, values: np.ndarray, tensor: gs.Tensor) -> gs.Constant:
         """A constant of the type of a tensor."""
         return gs.Constant(self._name("value"), np.asarray(values, tensor.dtype))
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import onnx
 
+from tcompile.core.load import read_structure
 from tcompile.core.model_files import describe_tensors
 from tcompile.targets.backends import jetson, ort, rtx, tensorrt
 from tcompile.targets.backends.base import Batch, EmittedFiles, FusedAttention
@@ -65,7 +66,7 @@ def _for_rtx(
     plan = rtx.build(model_path, capability, batch=batch)
     name = f"engine/model.{rtx.sm(capability)}.engine"
     _write(directory / name, plan)
-    versions = {"tensorrt_rtx": rtx.version()}
+    versions = {"tensorrt-rtx": rtx.version()}
     if precision == "fp32":
         note = "TensorRT has no fused attention in fp32: nothing was counted"
         return EmittedFiles((name,), versions=versions, notes=(note,))
@@ -76,7 +77,7 @@ def _for_rtx(
 def _for_jetson(
     model_path: Path, directory: Path, target: Target, batch: Batch, token_ops: str
 ) -> EmittedFiles:
-    model = onnx.load(str(model_path), load_external_data=False)
+    model = read_structure(model_path)
     name = model_path.resolve().relative_to(directory.resolve()).as_posix()
     plugins = token_ops == "plugin"
     files = jetson.write_bundle(

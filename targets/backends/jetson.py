@@ -7,13 +7,14 @@ needs no Python there.
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tcompile.core.errors import ModelError
-from tcompile.core.model_files import TensorInfo
+from tcompile.core.model_files import TensorInfo, file_entry
 from tcompile.core.save import without_bodies
 from tcompile.plugins.build import LIBRARY
 from tcompile.targets.backends.base import Batch, first_dims
@@ -145,7 +146,7 @@ def write_bundle(
     bodies_from = without_bodies(directory / model) if plugins else None
     commands = lines(target, model, inputs, batch, bodies_from)
     script = directory / SCRIPT
-    text = _script(model, shape_flags(inputs, batch), bodies_from)
+    text = _script(model, shape_flags(inputs, batch), bodies_from, commands)
     script.write_text(text, encoding="utf-8", newline="\n")
     script.chmod(0o755)
     data: list[dict[str, Any]] = [
@@ -166,7 +167,49 @@ def write_bundle(
     return (SCRIPT, LINES, README)
 
 
-def _script(model: str, shapes: tuple[str, ...], bodies_from: int | None) -> str:
+#: Files that the script and the commands of the README write into the bundle, on the device.
+_ENGINE = re.compile(r"engine/model\.trt\d+\.\d+\.engine")
+_DIGEST = ".sha256"
+
+
+def made_on_device(folder: Path, name: str, *, listed: bool = False) -> bool:
+    """Return whether a file of a bundle is one that its own script made there, and is whole.
+
+    Args:
+        folder: the bundle.
+        name: relative to it.
+        listed: the build wrote a file of that name, so that only the script's digest of it tells
+            an engine that was built again from one that was altered.
+    """
+    if not (folder / name).is_file():
+        return False
+    if name in (PLUGINS, BARE):
+        return not listed
+    if name.endswith(_DIGEST):
+        name = name.removesuffix(_DIGEST)
+        return _ENGINE.fullmatch(name) is not None and (folder / name).is_file()
+    if not _ENGINE.fullmatch(name):
+        return False
+    digest = folder / f"{name}{_DIGEST}"
+    if not digest.is_file():
+        return not listed
+    written = digest.read_text(encoding="utf-8", errors="replace").split()[:1]
+    return written == [file_entry(folder / name, folder).sha256]
+
+
+def _least(commands: tuple[Line, ...]) -> tuple[str, str]:
+    """Return the oldest TensorRT of the JetPacks that a bundle is for, and the same in words."""
+    if not commands:
+        oldest = TENSORRT.strongly_typed.since
+        return oldest, f"TensorRT {oldest} or newer"
+    pack = min((line.jetpack for line in commands), key=lambda each: each.trt_version)
+    oldest = "{}.{}".format(*pack.trt_version)
+    return oldest, f"TensorRT {oldest} or newer (JetPack {pack.jetpack} or newer)"
+
+
+def _script(
+    model: str, shapes: tuple[str, ...], bodies_from: int | None, commands: tuple[Line, ...]
+) -> str:
     arguments = " ".join(shlex.quote(each) for each in shapes)
     plugins = "" if bodies_from is None else _SCRIPT_PLUGINS.format(PLUGINS)
     cut, flag = "", ""
@@ -174,6 +217,7 @@ def _script(model: str, shapes: tuple[str, ...], bodies_from: int | None) -> str
         first = first_with_plugins_first()
         cut = _SCRIPT_CUT.format(bodies_from, shlex.quote(model), BARE, first, _number(first))
         flag = ' --dynamicPlugins="$plugins"'
+    oldest, needed = _least(commands)
     return f"""\
 #!/bin/sh
 # Builds engine/model.trtX.Y.engine from {model} with the TensorRT of this Jetson.
@@ -194,8 +238,8 @@ if [ -z "$number" ]; then
     echo "cannot tell the TensorRT version of $trtexec" >&2
     exit 2
 fi
-if [ "$number" -lt {_number(TENSORRT.strongly_typed.since)} ]; then
-    echo "this model needs TensorRT 10.3 or newer (JetPack 6.1 or newer)" >&2
+if [ "$number" -lt {_number(oldest)} ]; then
+    echo "this model needs {needed}; $trtexec is of TensorRT v$number" >&2
     exit 2
 fi
 major=$((number / 10000))
@@ -208,9 +252,13 @@ if [ "$major" -lt {parse_version(TENSORRT.strongly_typed.only_since)[0]} ]; then
 model={shlex.quote(model)}
 {cut}mkdir -p engine
 engine=engine/model.trt$major.$minor.engine
+trap 'rm -f "$engine.part"' EXIT
+trap 'exit 130' INT TERM HUP
 "$trtexec" --onnx="$model" {arguments} --saveEngine="$engine.part" $typed{flag} \\
     --profilingVerbosity=detailed --skipInference "$@"
 mv "$engine.part" "$engine"
+# `tcompile verify` tells by it that the engine is whole, and made here.
+sha256sum "$engine" > "$engine{_DIGEST}"
 echo "$engine"
 """
 
@@ -242,7 +290,8 @@ Its token ops are plugins of tcompile. The library that holds them, {PLUGINS}, h
 on the device or for it:
 
   tcompile plugins build -o plugins        or, without Python, with CMake and nvcc:
-  cmake -S SOURCES -B build && cmake --build build && cp build/{LIBRARY} plugins/
+  cmake -S SOURCES -B /tmp/plugins && cmake --build /tmp/plugins
+  mkdir -p plugins && cp /tmp/plugins/{LIBRARY} plugins/
 
 where SOURCES is the folder `plugins` of tcompile. The engine needs the library whenever it is
 loaded: trtexec --loadEngine=ENGINE --dynamicPlugins={PLUGINS}, or in an application
@@ -272,11 +321,12 @@ def _readme(target: Target, commands: tuple[Line, ...], plugins: bool, batches: 
     return f"""\
 A model for {target.title}, compiled by tcompile.
 
-Copy this folder to the device and run
+Copy this folder to the device and run, in it,
 
-  ./build_engine.sh
+  sh {SCRIPT}
 
 It finds trtexec, sees which TensorRT it belongs to, and writes engine/model.trtX.Y.engine.
+It needs {_least(commands)[1]}.
 An engine runs only on the TensorRT version and the kind of device that built it.
 {batches}{_README_PLUGINS if plugins else ""}
 Or run trtexec by hand, from this folder, after `mkdir -p engine`:

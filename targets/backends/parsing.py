@@ -16,8 +16,9 @@ import onnx
 
 from tcompile.core.domain import DOMAIN
 from tcompile.core.errors import MissingExtraError
+from tcompile.core.load import read_structure
+from tcompile.core.packages import require
 from tcompile.targets.backends.base import ParseError
-from tcompile.targets.backends.extras import require
 from tcompile.targets.backends.trt_common import parse, title
 
 #: Operators that are cut out at most, one after another.
@@ -64,11 +65,8 @@ def parse_elsewhere(model_path: Path) -> tuple[str, ...]:
     """
     try:
         rtx = require("tensorrt_rtx", "rtx", "parsing")
-    except MissingExtraError:
-        return (
-            "not parsed by any TensorRT here: TensorRT-RTX is not installed "
-            "(pip install 'tcompile[rtx]')",
-        )
+    except MissingExtraError as error:
+        return (f"not parsed by any TensorRT here: {error.one_line()}",)
     notes: list[str] = []
     cut: set[str] = set()
     for _ in range(_MOST):
@@ -89,7 +87,7 @@ def parse_elsewhere(model_path: Path) -> tuple[str, ...]:
 
 
 def _excused(model_path: Path, error: ParseError) -> OnlyTensorRT | None:
-    model = onnx.load(str(model_path), load_external_data=False)
+    model = read_structure(model_path)
     node = next((n for n in model.graph.node if n.name == error.node), None)
     if node is None or error.inside:
         return None

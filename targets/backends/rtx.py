@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from tcompile.core.errors import UsageError
+from tcompile.core.packages import require
 from tcompile.targets.backends.base import Batch
-from tcompile.targets.backends.extras import require
 from tcompile.targets.backends.trt_common import build_plan
 
 _PURPOSE = "building a TensorRT-RTX engine"

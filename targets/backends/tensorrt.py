@@ -11,9 +11,9 @@ from pathlib import Path
 from types import ModuleType
 
 from tcompile.core.errors import UsageError
+from tcompile.core.packages import require
 from tcompile.core.save import without_bodies
 from tcompile.targets.backends.base import Batch
-from tcompile.targets.backends.extras import require
 from tcompile.targets.backends.trt_common import build_plan
 from tcompile.targets.versions import TENSORRT, Version, first_with_aot, parse_version, parser_rule
 

@@ -44,16 +44,24 @@ class Interval:
 
 @dataclass(frozen=True)
 class Root:
-    """An index set. Roots of concatenations are equal when their pieces are."""
+    """An index set. Roots of concatenations are equal when their pieces are.
+
+    Attributes:
+        pieces: what it was concatenated from.
+        union: what it was concatenated from where that is one set by now, which no slice takes
+            apart again.
+    """
 
     name: str
     size: int
     kind: Kind
     pieces: tuple[Interval, ...] = ()
+    union: tuple[Interval, ...] = ()
     _hash: int = field(init=False, repr=False, compare=False, default=0)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_hash", hash((self.name, self.size, self.kind, self.pieces)))
+        own = (self.name, self.size, self.kind, self.pieces, self.union)
+        object.__setattr__(self, "_hash", hash(own))
 
     def __hash__(self) -> int:
         return self._hash
@@ -104,7 +112,7 @@ def roots(axis: Axis) -> set[Root]:
     found: set[Root] = set()
     for digit in axis:
         found.add(digit.root)
-        for piece in digit.root.pieces:
+        for piece in (*digit.root.pieces, *digit.root.union):
             found |= roots(piece.axis)
     return found
 
@@ -224,6 +232,8 @@ def unify(a: Axis, b: Axis) -> tuple[Axis, bool]:
         if size(a) == size(b):
             return (a or b), False
         return (b if size(a) == 1 else a), False
+    if _alike_but_fixed(a, b):
+        return a, False
     if not tracked(a):
         return b, False
     if not tracked(b):
@@ -232,6 +242,15 @@ def unify(a: Axis, b: Axis) -> tuple[Axis, bool]:
     known = [[(i, d) for i, d in enumerate(x) if d.root.kind != "untracked"] for x in (a, b)]
     same_sizes = [d.size for d in a] == [d.size for d in b]
     return a, not (same_sizes and known[0] == known[1])
+
+
+def _alike_but_fixed(a: Axis, b: Axis) -> bool:
+    """Return whether two concatenations differ in fixed parts only, one for one (learned rows of
+    keys and those of values)."""
+    pairs = list(zip(pieces(a), pieces(b), strict=False))
+    return len(pairs) == len(pieces(a)) == len(pieces(b)) > 1 and all(
+        p == q or (p.fixed and q.fixed and p.size == q.size) for p, q in pairs
+    )
 
 
 def show(axis: Axis) -> str:

@@ -8,6 +8,7 @@ still have every token.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeAlias
 
 import onnx_graphsurgeon as gs
@@ -67,8 +68,12 @@ def slice_(walk: Walk, node: gs.Node) -> list[Edit]:
         # A Slice may take every position of the axis, of a grid as well.
         if whole is None or (step == 1 and shape(source)[axis] == shape(out)[axis]):
             continue
-        _needs_plain(walk, node, axis)
         dim, part = walk.dims(source)[axis], walk.dims(out)[axis]
+        among = dim is not None and dim.others != (0, 0)
+        if among and dim is not None and part == replace(dim, others=(0, 0)) and step == 1:
+            edits.append(SetSlice(axis, whole, whole, dim.others))
+            continue
+        _needs_plain(walk, node, axis)
         if step != 1 or part is None or part.run is None or dim is None or dim.batch:
             raise BarrierError("takes particular patch tokens")
         edits.append(SetSlice(axis, whole, part.run))
@@ -80,7 +85,11 @@ def _needs_plain(walk: Walk, node: gs.Node, axis: int) -> None:
     dims = walk.dims(node.inputs[0])
     dim = dims[axis]
     spread = axis + 1 < len(dims) and is_rest(dims[axis + 1])
-    if dim is None or dim.part != "tokens" or spread or dim.order:
+    if dim is not None and dim.others != (0, 0):
+        raise BarrierError("takes keys among which there are others than tokens")
+    if dim is not None and dim.order:
+        raise BarrierError("picks among tokens that are in another order")
+    if dim is None or dim.part != "tokens" or spread:
         raise BarrierError("takes rows or columns of the grid of tokens")
 
 
@@ -110,7 +119,7 @@ def gather(walk: Walk, node: gs.Node) -> list[Edit]:
         return [Reorder(axis, order, whole)]
     _needs_plain(walk, node, axis)
     if not is_const(index) or len(index.shape) > 1:
-        raise BarrierError("permutes or selects tokens by a computed index")
+        raise BarrierError("picks tokens by computed indices")
     if len(index.shape) == 1:
         part = walk.dims(node.outputs[0])[axis]
         if part is not None and part.run is not None and part.has_patches(space):
@@ -123,6 +132,22 @@ def gather(walk: Walk, node: gs.Node) -> list[Edit]:
     return [SetGather(whole, None, positions)]
 
 
+def picks(walk: Walk, node: gs.Node) -> list[Edit]:
+    """TopK among features leaves tokens as they are; all else picks tokens, or writes to them."""
+    if node.op == "TopK":
+        axis = int(attr(node, "axis", -1)) % len(node.inputs[0].shape)
+        if walk.run(node.inputs[0], axis) is None:
+            return []
+        count, left = shape(node.inputs[0])[axis], shape(node.outputs[0])[axis]
+        if left < count:
+            raise BarrierError(
+                f"keeps {left} of {count} tokens: from there on the model has dropped some itself"
+            )
+        raise BarrierError("puts tokens in the order of their values")
+    what = "writes to tokens" if node.op.startswith("Scatter") else "picks tokens"
+    raise BarrierError(f"{what} by computed indices")
+
+
 def reduce(walk: Walk, node: gs.Node) -> list[Edit]:
     rank = len(node.inputs[0].shape)
     if node.op.startswith("Arg"):
@@ -133,6 +158,7 @@ def reduce(walk: Walk, node: gs.Node) -> list[Edit]:
     if not pooled:
         return []
     run = walk.run(node.inputs[0], pooled[0])
+    _only_tokens(walk, node.inputs[0], pooled[0])
     if pooled != [i for i in range(rank) if walk.run(node.inputs[0], i)]:
         raise BarrierError("reduces rows or columns of the grid of tokens")
     _pools_all(walk, node, pooled)
@@ -142,7 +168,22 @@ def reduce(walk: Walk, node: gs.Node) -> list[Edit]:
         raise BarrierError("is not meaningful on fewer tokens")
     if any(a not in pooled and shape(node.inputs[0])[a] > 1 for a in axes):
         walk.no_merge(node, "pools tokens together with another axis")
-    return [Pool(pooled[0], run)]
+    return [_pool(walk, node, pooled[0], run)]
+
+
+def _pool(walk: Walk, node: gs.Node, axis: int, run: Run, operand: int = 0) -> Pool:
+    """The tokens are weighed by size after merging, where the axis is theirs alone."""
+    dim = walk.dims(node.inputs[operand])[axis]
+    if dim is not None and (dim.batch or dim.factor != 1):
+        walk.no_merge(node, "pools tokens that are merged with another axis")
+    return Pool(axis, run, operand)
+
+
+def _only_tokens(walk: Walk, tensor: gs.Tensor, axis: int) -> None:
+    """What is taken over tokens is not taken over learned keys and sinks besides."""
+    dim = walk.dims(tensor)[axis]
+    if dim is not None and dim.others != (0, 0):
+        raise BarrierError("takes tokens together with learned keys or sinks")
 
 
 def _pools_all(walk: Walk, node: gs.Node, pooled: list[int]) -> None:
@@ -175,6 +216,9 @@ def _over_keys(walk: Walk, node: gs.Node, keys: Run | None) -> list[Edit]:
     if core is None:
         walk.no_merge(node, "runs over tokens but is not an attention that tcompile recognises")
         return []
+    if core.unweighed:
+        walk.no_merge(node, f"cannot weigh merged tokens: {core.unweighed}")
+        return []
     return [Bias(core)]
 
 
@@ -200,6 +244,9 @@ def _sum_along(walk: Walk, node: gs.Node, places: list[tuple[int, int]]) -> list
         return []
     first, axis = held[0]
     dim = walk.dims(node.inputs[first])[axis]
+    core = next((a for a in walk.attentions.values() if a.mix == node.name), None)
+    if core is None:
+        _only_tokens(walk, node.inputs[first], axis)
     alike = [
         (k, i) for k, i in places if (k, i) not in held and uniform(node.inputs[k]) is not None
     ]
@@ -208,27 +255,31 @@ def _sum_along(walk: Walk, node: gs.Node, places: list[tuple[int, int]]) -> list
         if dim.batch or dim.factor != 1 or dim.part == "rest":
             raise BarrierError("sums over tokens merged with another axis")
         trims: list[Edit] = [Trim(k, i, dim) for k, i in alike]
-        return [*trims, Pool(axis, dim.run, first)]
+        return [*trims, _pool(walk, node, axis, dim.run, first)]
     if len(held) == 1 and len(places) == 1 and dim is not None and dim.run is not None:
-        return [Pool(axis, dim.run, first)]
+        return [_pool(walk, node, axis, dim.run, first)]
     beside = [k for k, _ in held if walk.beside(node.inputs[k])]
     if len(held) == 2 and len(beside) == 1 and dim is not None and dim.run is not None:
         # A mask as a row that multiplies tokens; the other operand is the tokens.
         operand, along = next(h for h in held if h[0] not in beside)
-        return [Pool(along, dim.run, operand)]
+        return [_pool(walk, node, along, dim.run, operand)]
     others = [walk.dims(node.inputs[k])[i] for k, i in held[1:]]
     if (
         len(held) < len(places)
-        or any(
-            o is None or dim is None or (o.run, o.order, o.part) != (dim.run, dim.order, dim.part)
-            for o in others
-        )
+        or any(o is None or dim is None or _held(o) != _held(dim) for o in others)
         or len({walk.stage(node.inputs[k]) for k, _ in held}) > 1
     ):
         raise BarrierError("mixes tokens with a tensor that has other tokens")
-    if node.outputs[0].name not in {a.context for a in walk.attentions.values()}:
+    if core is None:
         walk.no_merge(node, "sums over tokens outside an attention that tcompile recognises")
+    elif core.form == "sum":
+        walk.no_merge(node, f"cannot weigh merged tokens: {core.unweighed}")
     return []
+
+
+def _held(dim: Dim) -> tuple[object, ...]:
+    """What a dim holds along its tokens."""
+    return dim.run, dim.order, dim.part, dim.others
 
 
 def cumsum(walk: Walk, node: gs.Node) -> list[Edit]:
@@ -329,6 +380,10 @@ def _meeting_axes(walk: Walk, node: gs.Node, operand: int, behind: bool) -> list
             continue
         if dim.order:
             raise BarrierError(f"joins tokens in another order with '{tensor.name}'")
+        if dim.others != (0, 0):
+            raise BarrierError(
+                f"joins tokens, with learned keys or sinks beside them, and '{tensor.name}'"
+            )
         if dim.batch or dim.factor != 1 or dim.run is None:
             raise BarrierError(f"joins tokens merged with another axis and '{tensor.name}'")
         span = span_of(against, axis + offset)
@@ -351,6 +406,8 @@ def _own(walk: Walk, tensor: gs.Tensor) -> list[SideAxis]:
             continue
         if dim.order:
             raise BarrierError(f"joins '{tensor.name}', whose tokens have another order")
+        if dim.others != (0, 0):
+            raise BarrierError(f"joins '{tensor.name}', which has others beside its tokens")
         found.append(SideAxis(i, dim.run, dim.part, span_of(dims, i)))
     return found
 
@@ -365,7 +422,8 @@ def _against(walk: Walk, node: gs.Node, operand: int, live: bool) -> Dims | None
         return walk.dims(out)
     if node.op == "Concat":
         along = int(attr(node, "axis")) % len(out.shape)
-        return None if walk.has_patches(walk.dims(out)[along]) else walk.dims(out)
+        # Along the tokens each operand has its own; what has rows for tokens besides follows them.
+        return tuple(d if i != along else Dim(1, False, None) for i, d in enumerate(walk.dims(out)))
     if node.op in PRODUCTS and not live:
         _no_mixing(walk, node, operand)
     return None

@@ -33,11 +33,12 @@ class SetShape:
 
 @dataclass(frozen=True)
 class SetSlice:
-    """Slice along tokens: take `part` of `whole`."""
+    """Slice along tokens: take `part` of `whole`; `others` are cut off before and behind it."""
 
     axis: int
     whole: Run
     part: Run
+    others: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -41,6 +41,10 @@ class Order:
     permutation: tuple[int, ...]
 
 
+#: A run of pieces, first and last, and how many other keys stand before and behind it.
+Padded: TypeAlias = tuple[tuple[int, int], tuple[int, int]]
+
+
 @dataclass(frozen=True)
 class TokenSpace:
     """The token axis of a model.
@@ -54,6 +58,8 @@ class TokenSpace:
         grid: (h, w) of the patches, or (T,) where they never were a grid.
         orders: other orders of patches or groups, by the axis that they give.
         runs: each run of pieces, by its axis.
+        padded: runs that stand among keys that are no tokens (learned keys, sink columns), by the
+            axis of all: the run, and how many stand before and behind it.
         grouping: the groups that a later part of the model joins patches into, if it does.
     """
 
@@ -65,6 +71,7 @@ class TokenSpace:
     segments: int = 1
     orders: dict[Axis, Order] = field(default_factory=dict, compare=False, repr=False)
     runs: dict[Axis, tuple[int, int]] = field(default_factory=dict, compare=False, repr=False)
+    padded: dict[Axis, Padded] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.runs:
@@ -177,6 +184,18 @@ def with_orders(space: TokenSpace, facts: Facts) -> TokenSpace:
         if groups or (source == space.whole_patches == space.axis):
             found[(ax.Digit(root, 1, root.size),)] = Order(root.name, groups, index)
     return replace(space, orders=found)
+
+
+def with_learned(space: TokenSpace, attentions: Sequence[Attention]) -> TokenSpace:
+    """The space with the runs of tokens that have learned keys or sink columns beside them."""
+    found: dict[Axis, Padded] = {}
+    for one in attentions:
+        run = space.runs.get(one.columns)
+        if run is not None and one.beside != (0, 0):
+            found[one.seen] = run, one.beside
+            if len(one.valued) == 1 and ax.size(one.valued) == ax.size(one.seen):
+                found[one.valued] = run, one.beside
+    return replace(space, padded=found) if found else space
 
 
 def _segments(found: Sequence[Residual], axis: Axis, patch: Interval) -> list[Interval]:

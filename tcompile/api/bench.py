@@ -34,7 +34,7 @@ def bench(
         raise UsageError(
             f"the dense model it came from, '{opened.manifest.source.file}', no longer exists",
             where=str(artifact),
-            hint="give it with --against",
+            hint="give it as --against",
         )
     note = _note(opened)
     fp16 = opened.manifest.precision == "fp16"

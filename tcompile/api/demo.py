@@ -11,19 +11,19 @@ import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from tcompile.core.decode import parse_json
-from tcompile.core.errors import MissingExtraError, ModelError, UsageError
+from tcompile.core.errors import ModelError, UsageError
 from tcompile.core.files import read_bytes
+from tcompile.core.packages import require
 from tcompile.core.progress import Progress, silent
 from tcompile.models.onnx_vit import GraphWriter
 
 if TYPE_CHECKING:
-    from fractions import Fraction
-
     import numpy as np
     import onnx
 
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, np.dtype[Any]]
 
 WIDTH, HEADS, DEPTH = 96, 3, 6
+#: Share of the patch tokens that is kept unless told otherwise.
+KEEP = Fraction(3, 5)
 
 
 @dataclass(frozen=True)
@@ -74,21 +76,24 @@ def demo(
     """Make the model, build it for the CPU, and measure accuracy and latency of both.
 
     Args:
-        keep: share of patch tokens to keep.
+        keep: share of patch tokens to keep; by default 0.6, or what the method's own parameters
+            say.
         method: as in `build`; by default what the planner solves for this CPU.
         folder: where model and artifact stay, a new or an empty one; left out, nothing stays.
         scenes: held-out scenes, rendered here (pillow), to score both models on.
 
     Raises:
         MissingExtraError: onnxruntime or pillow is not installed.
-        UsageError: the folder holds something.
+        UsageError: the folder holds something; the method learns from images.
     """
     from tcompile import pipeline
     from tcompile.api.bench import bench
     from tcompile.artifact.directory import load_artifact
 
-    _require("onnxruntime", "running the models")
-    _require("PIL", "rendering the scenes")
+    keep = _keep(keep, method)
+
+    require("onnxruntime", "cpu", "running the models")
+    require("PIL", "cpu", "rendering the scenes")
     with _empty(folder) as where:
         source = where / "glyphs.onnx"
         progress("writing the trained model as ONNX")
@@ -121,6 +126,28 @@ def demo(
             emitted=manifest.emitted,
             summary=manifest.summary,
         )
+
+
+def _keep(keep: Fraction | float | None, method: str) -> Fraction | float | None:
+    """Return the share that is kept where none was asked for: None if the method says it itself.
+
+    Raises:
+        UsageError: the method learns its counts from images, which the demo does not take.
+    """
+    from tcompile.methods.composition import parse_method
+    from tcompile.planning.request import AUTO
+
+    if method == AUTO:
+        return KEEP if keep is None else keep
+    preset, values = parse_method(method)
+    if preset.scheduler.observes:
+        raise UsageError(
+            f"{preset.name} learns its counts from images, which the demo does not take",
+            where="--method",
+            hint="`tcompile demo -o DIR` writes the model; `tcompile build` takes --calibration",
+        )
+    own = any(values[key] is not None for key in preset.budget)
+    return KEEP if keep is None and not own else keep
 
 
 def top1(model: str | Path, scenes: int) -> float:
@@ -251,10 +278,3 @@ def _empty(folder: str | Path | None) -> Iterator[Path]:
         if not existed:
             path.rmdir()
         raise
-
-
-def _require(module: str, purpose: str) -> None:
-    from importlib.util import find_spec
-
-    if find_spec(module) is None:
-        raise MissingExtraError({"PIL": "pillow"}.get(module, module), "cpu", purpose)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from tcompile.core.errors import UsageError
 from tcompile.core.progress import Progress, silent
-from tcompile.methods.method import Method, method_for
+from tcompile.methods.method import OWN_SCHEDULE, Method, method_for
+from tcompile.methods.portfolio import PORTFOLIO
 from tcompile.planning.constraints import site_constraints
-from tcompile.planning.solve.method_tables import PORTFOLIO
 from tcompile.profiling.curve import Curve, StepCost
 from tcompile.profiling.profile import Conditions, Profile, read_profile
 from tcompile.profiling.structure import Layout, layout_of
@@ -212,12 +212,21 @@ def _precision(target: Target, precision: str | None, modelled: bool) -> str:
 
 def _methods(asked: Sequence[str], make: Callable[[str], Method], notes: list[str]) -> list[Method]:
     """Those asked for; else all usual ones that can be planned, with a note of the others."""
+
+    def planned(text: str) -> Method:
+        try:
+            return make(text)
+        except UsageError as error:
+            # A profile takes no --keep, by which a method goes by its own schedule.
+            hint = "" if error.hint == OWN_SCHEDULE else error.hint
+            raise UsageError(error.what, where=error.where, hint=hint) from error
+
     if asked:
-        return [make(text) for text in dict.fromkeys(asked)]
+        return [planned(text) for text in dict.fromkeys(asked)]
     found, last = [], None
     for text in METHODS:
         try:
-            found.append(make(text))
+            found.append(planned(text))
         except UsageError as error:
             last = error
             notes.append(f"left out: {error.one_line()}")

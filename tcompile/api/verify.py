@@ -11,6 +11,7 @@ from tcompile.api.reference import DenseModel, find_dense, reduced_reference
 from tcompile.artifact.directory import Artifact, load_artifact
 from tcompile.artifact.manifest import Fidelity
 from tcompile.core.errors import UsageError, VerificationError
+from tcompile.core.memory import release
 from tcompile.core.progress import Progress, silent
 from tcompile.runtime.metrics import not_finite
 from tcompile.runtime.samples import Samples, run_all, samples_for
@@ -101,21 +102,27 @@ def verify(
     towers = tower_of_outputs(opened.manifest.schedule)
     progress(f"running {opened.model} on {inputs.source}")
     with showing_choice(opened.model) as telling:
-        actual = run_all(telling, inputs)
+        actual = _run(telling, inputs)
     fault = opened.manifest.fault
     checks = [] if fault is None else [Check("build", "failed", fault)]
-    numerics, wanted = None, {}
+    checks.append(_files(opened))
+    # Everything is run before anything is compared: what compares may import a great deal.
+    wanted = original = None
     if dense is not None and dense.same:
         progress("making the fp32 reference again from the source")
-        with reduced_reference(opened, dense.path) as path:
-            tolerance = TOLERANCES[opened.manifest.precision]
-            with showing_choice(path) as telling:
-                wanted = run_all(telling, inputs)
+        with reduced_reference(opened, dense.path) as path, showing_choice(path) as telling:
+            wanted = _run(telling, inputs)
+    if dense is not None:
+        progress(f"running the dense model {dense.path}")
+        original = _run(dense.path, inputs)
+    numerics = None
+    if wanted is not None:
+        tolerance = TOLERANCES[opened.manifest.precision]
         numerics = compare_numerics(wanted, actual, tolerance, towers)
-    checks += [_files(opened), _finite(actual, wanted), _numerics(numerics, dense, opened)]
+    checks += [_finite(actual, wanted or {}), _numerics(numerics, dense, opened)]
     fused = fused_attention(opened)
     checks.append(_fusion(fused))
-    fidelity = _fidelity(dense, inputs, actual, towers, progress)
+    fidelity = None if original is None else compare(original, actual, inputs, towers)
     rows: tuple[Layer, ...] = ()
     if layers and dense is not None:
         progress("comparing layer by layer")
@@ -123,12 +130,23 @@ def verify(
     return Verification(str(artifact), tuple(checks), numerics, fidelity, fused, rows, model.notes)
 
 
+def _run(path: Path, inputs: Samples) -> dict[str, Any]:
+    """Every output; the memory that it takes is free afterwards."""
+    try:
+        return run_all(path, inputs)
+    finally:
+        release()
+
+
 def _files(artifact: Artifact) -> Check:
-    changed = artifact.changed_files()
+    changed, made = artifact.compare_files()
     if changed:
         return Check("files", "failed", f"not as they were written: {', '.join(changed)}")
-    count = len(artifact.manifest.files)
-    return Check("files", "passed", f"{count} files are as they were written")
+    same = sum(entry.path not in made for entry in artifact.manifest.files)
+    detail = f"{same} files are as they were written"
+    if made:
+        detail += f"; made on the device since: {', '.join(made)}"
+    return Check("files", "passed", detail)
 
 
 def _finite(outputs: dict[str, Any], expected: dict[str, Any]) -> Check:
@@ -166,16 +184,3 @@ def _fusion(fused: FusedAttention | None) -> Check:
     if fault:
         return Check("fused attention", "failed", fault)
     return Check("fused attention", "passed", f"all {fused.expected} attention layers are fused")
-
-
-def _fidelity(
-    dense: DenseModel | None,
-    inputs: Samples,
-    actual: dict[str, Any],
-    towers: dict[str, str],
-    progress: Progress,
-) -> Fidelity | None:
-    if dense is None:
-        return None
-    progress(f"running the dense model {dense.path}")
-    return compare(run_all(dense.path, inputs), actual, inputs, towers)

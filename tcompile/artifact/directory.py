@@ -27,6 +27,7 @@ from tcompile.core.errors import ModelError, TcompileError, UsageError
 from tcompile.core.files import read_text
 from tcompile.core.interrupt import checkpoint
 from tcompile.core.model_files import file_entry
+from tcompile.targets.backends.jetson import made_on_device
 
 MODEL = "model.onnx"
 MANIFEST = "manifest.json"
@@ -47,7 +48,19 @@ class Artifact:
 
     def changed_files(self) -> list[str]:
         """Files that are missing, altered, or not listed; empty when all is well."""
-        return _changed_files(self.directory, self.manifest)
+        return self.compare_files()[0]
+
+    def compare_files(self) -> tuple[list[str], list[str]]:
+        """Files that are not as they were written: the changed ones, and apart from them those
+        that the script of a Jetson bundle made on the device, such as the engine."""
+        listed = {entry.path for entry in self.manifest.files}
+        jetson = self.manifest.target.runtime == "jetson"
+        changed: list[str] = []
+        made: list[str] = []
+        for name in _changed_files(self.directory, self.manifest):
+            own = jetson and made_on_device(self.directory, name, listed=name in listed)
+            (made if own else changed).append(name)
+        return changed, made
 
 
 class Draft:

@@ -124,6 +124,20 @@ class Latency:
 
 
 @dataclass(frozen=True)
+class SpeedUp:
+    """Dense over reduced latency, both measured in turn, with its 95 % interval.
+
+    Attributes:
+        over: the dense model in question: the file as it came, or its fp32 normal form.
+    """
+
+    ratio: NonNegative
+    lower: NonNegative
+    upper: NonNegative
+    over: str
+
+
+@dataclass(frozen=True)
 class OutputFidelity:
     """The distance of one output from the dense model's.
 
@@ -196,6 +210,8 @@ class Manifest:
             with what it took; null in manifests of older versions.
         faster: whether the reduced model was measured to be faster than dense, its whole 95 %
             interval above 1; null: nothing was measured, or it is the dense model.
+        speedup: of the reduced model, as it was measured for this build; null: nothing was
+            measured, it is the dense model, or the manifest is older.
         emitted: the model with fewer tokens, or the dense one; null in manifests of older versions.
         reason: why so many tokens are kept. asked: so many were asked for; exact: the same, by
             --exact; plateau: more than asked, free on the target; groups: patches leave in groups;
@@ -235,6 +251,7 @@ class Manifest:
     notes: tuple[str, ...] = ()
     plan: dict[str, Any] | None = None
     faster: bool | None = None
+    speedup: SpeedUp | None = None
     emitted: Emitted | None = None
     reason: Reason | None = None
     asked: Share | None = None

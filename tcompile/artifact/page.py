@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from tcompile.artifact.manifest import Fidelity, Latency, Manifest
 from tcompile.core.model_files import TensorInfo
@@ -21,16 +22,20 @@ def render(manifest: Manifest) -> str:
         ),
         f"# {m.source.file} for {m.target.name}\n",
         *([" \n".join(f"{line}." for line in m.summary) + "\n"] if m.summary else []),
-        f"{m.tool}, {m.precision}, method `{m.schedule.get('method', '?')}`.",
+        f"{m.tool} for {m.target.runtime}, {m.precision}, method "
+        f"`{m.schedule.get('method', '?')}`.",
         f"FLOPs for one image: {giga(m.flops.dense)} dense, {giga(m.flops.reduced)} reduced "
         f"({saved:.1%} less; a multiply-add counts as two).",
         "\n## Tokens\n",
+        _asked(m),
+        _steps(m.schedule),
         table(
             ("block", "tokens into attention", "tokens into MLP"),
             ((t.block, t.attention, t.mlp) for t in m.tokens_per_block),
         ),
         "\n## Latency\n",
         _latency(m.latency),
+        *filter(None, (_speedup(m), _prediction(m))),
         "\n## Fidelity to the dense model\n",
         _fidelity(m.fidelity),
         "\n## Fused attention\n",
@@ -72,6 +77,86 @@ def _latency(figures: Sequence[Latency]) -> str:
         for f in figures
     )
     return table(("model", "median", "kind", "on", "batch", "note"), rows)
+
+
+def _asked(m: Manifest) -> str:
+    """The budgets that were asked for, and the share of the patch tokens that is kept."""
+    budget = (m.plan or {}).get("budget") or {}
+    asked = [_BUDGETS[name](value) for name, value in budget.items() if name in _BUDGETS]
+    head = ("asked", ", ".join(asked) or f"method `{m.schedule.get('method', '?')}`")
+    if m.kept is None:
+        return table(head, ()) + "\n"
+    kept = f"{m.kept.keep:.1%}: {m.kept.patches} of {m.kept.of} patch tokens"
+    return table(head, [("kept", kept)]) + "\n"
+
+
+#: Budget → how it reads.
+_BUDGETS: dict[str, Callable[[Any], str]] = {
+    "keep": lambda share: f"--keep {share:g}",
+    "exact": lambda _: "--exact",
+    "latency_ms": lambda ms: f"--latency {ms:g} ms",
+    "max_drop": lambda share: f"--max-drop {share:g}",
+    "objective": lambda name: f"--objective {name}",
+}
+
+
+def _steps(schedule: Mapping[str, Any]) -> str:
+    """Where tokens leave, by which score, and what happens to them; of every tower."""
+    towers = [(schedule.get("tower") or "", schedule.get("reductions") or ())]
+    towers += [(t["tower"], t["reductions"]) for t in schedule.get("towers") or ()]
+    rows = [
+        (tower, r["site"], _spec(r.get("score")), _spec(r.get("reducer")), r["keep"])
+        for tower, reductions in towers
+        for r in reductions
+    ]
+    if not rows:
+        return "No token leaves.\n"
+    first = 0 if any(tower for tower, *_ in rows) else 1
+    head = ("tower", "site", "score", "reducer", "patch tokens kept")
+    return table(head[first:], (row[first:] for row in rows)) + "\n"
+
+
+def _spec(document: Mapping[str, Any] | None) -> str:
+    """A score or reducer as `name` or `name(key=value)`; composed ones by the names inside."""
+    if not document:
+        return ""
+    inside = [
+        f"{key}={_spec(v) if isinstance(v, dict) else v}"
+        for key, v in document.items()
+        if key != "name" and not isinstance(v, list)
+    ]
+    parts = [_spec(v) for d in document.values() if isinstance(d, list) for v in d]
+    shown = ", ".join([*inside, *(p for p in parts if p)])
+    return f"{document.get('name', '?')}({shown})" if shown else str(document.get("name", "?"))
+
+
+def _speedup(m: Manifest) -> str:
+    s = m.speedup
+    if s is None:
+        return ""
+    return (
+        f"\nSpeed-up of the reduced model over {s.over}, measured: {s.ratio:.2f} × "
+        f"[{s.lower:.2f}, {s.upper:.2f}] (95 %)."
+    )
+
+
+def _prediction(m: Manifest) -> str:
+    """The latency that the plan predicted, beside what was measured of the same two models."""
+    plan = m.plan or {}
+    if "predicted_ms" not in plan or m.emitted == "dense":
+        return ""
+    rows = [(f"predicted, {plan['latency_kind']} profile", plan["dense_ms"], plan["predicted_ms"])]
+    measured = {f.model: f.milliseconds for f in m.latency if f.kind == "measured"}
+    if "dense" in measured and "reduced" in measured:
+        rows.append(("measured", measured["dense"], measured["reduced"]))
+    text = table(
+        ("", "dense", "reduced", "dense / reduced"),
+        (
+            (name, milliseconds(dense), milliseconds(ms), f"{dense / ms:.2f}" if ms > 0 else "")
+            for name, dense, ms in rows
+        ),
+    )
+    return f"\n{text}\n\nPredicted within {plan['band']:.0%}, from: {plan['profile']}."
 
 
 def _fidelity(fidelity: Fidelity | None) -> str:

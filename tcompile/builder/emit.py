@@ -45,6 +45,7 @@ class Models:
         schedule: what was applied.
         token_ops: their form, and why.
         widened: whether the source computes in fp16.
+        quantized: whether the source quantises while it runs.
     """
 
     source: SourceFile
@@ -58,6 +59,7 @@ class Models:
     outputs: tuple[TensorInfo, ...]
     flops: Flops
     widened: bool
+    quantized: bool
 
     @property
     def free_batch(self) -> bool:
@@ -120,6 +122,7 @@ def write_models(
         outputs=outputs,
         flops=Flops(graph_flops(reduced.dense), graph_flops(reduced.graph)),
         widened=reduced.widened,
+        quantized=reduced.quantized,
     )
 
 
@@ -134,7 +137,7 @@ def judge_models(models: Models, job: Job, say: Progress) -> Judgement:
         InternalError: the normal form does not compute what the source does.
     """
     say("checking the normal form against the source")
-    check_normal_form(job.path, models.dense, half=models.widened)
+    check_normal_form(job.path, models.dense, half=models.widened, quantized=models.quantized)
     if timed_against(models, job) is None:
         shutil.rmtree(models.dense.parent)
     say("checking the lowered model against the reduced one")
@@ -219,6 +222,7 @@ def manifest_of(models: Models, built: Built, evidence: Evidence, job: Job) -> M
         batch_sizes=BatchEntry(*job.batches.settled.sizes) if bounded else None,
         notes=notes,
         faster=evidence.faster if reduced else None,
+        speedup=evidence.speedup if reduced else None,
         shapes={name: tuple(dims) for name, dims in shapes.items()},
         prefix=job.request.prefix,
         preprocess=dict(signature(models.shipped).preprocessing)

@@ -6,6 +6,7 @@ Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 our fault
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Sequence
 
@@ -16,6 +17,7 @@ from tcompile.cli import (
     bench,
     build,
     demo,
+    doctor,
     export,
     inspect,
     methods,
@@ -43,6 +45,7 @@ COMMANDS = (
     run.run,
     plugins.plugins,
     demo.demo,
+    doctor.doctor,
 )
 
 
@@ -75,6 +78,9 @@ for _command in COMMANDS:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     state = State()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # A code page of Windows may lack a sign.
+            stream.reconfigure(errors="replace")
     with listening():
         try:
             code = tcompile.main(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +33,10 @@ AGAINST = click.option(
     metavar="MODEL",
     help="The dense ONNX model [default: the source, if it still is where it was].",
 )
+
+
+#: Seconds between two lines of progress in a log: of different steps, and of one step.
+LOOK, REPEAT = 10.0, 60.0
 
 
 @dataclass
@@ -165,24 +170,49 @@ def outputs_option(command: F) -> F:
 def progress() -> Iterator[Progress]:
     """A callback for lines of progress, shown on stderr: a spinner for people, lines with -v.
 
-    Silent when stderr is no terminal and -v was not given, so that logs hold errors alone.
+    Where stderr is not a terminal, a line is written now and then, so that a log of a long job
+    shows that it lives, and one of a short job holds errors alone.
     """
     ctx = click.get_current_context(silent=True)
     state = ctx.find_object(State) if ctx else None
     if state is not None and (state.verbose or state.debug):
         start = time.perf_counter()
-
-        def line(text: str) -> None:
-            click.echo(f"[{time.perf_counter() - start:6.1f} s] {text}", err=True)
-
-        yield _between_steps(line)
+        yield _between_steps(lambda text: _line(start, text))
     elif sys.stderr.isatty():
         from rich.console import Console
 
         with Console(stderr=True).status("starting") as status:
             yield _between_steps(lambda text: status.update(text.replace("[", r"\[")))
     else:
-        yield _between_steps(lambda text: None)
+        with _now_and_then() as show:
+            yield _between_steps(show)
+
+
+def _line(start: float, text: str) -> None:
+    click.echo(f"[{time.perf_counter() - start:6.1f} s] {text}", err=True)
+
+
+@contextmanager
+def _now_and_then() -> Iterator[Progress]:
+    """A callback whose last text is written every `LOOK` seconds if it is a new one, and else
+    every `REPEAT`: a step that takes minutes is seen to go on."""
+    start, current, done = time.perf_counter(), [""], threading.Event()
+
+    def watch() -> None:
+        written, when = "", start
+        while not done.wait(LOOK):
+            text, now = current[0], time.perf_counter()
+            if text and (text != written or now - when >= REPEAT):
+                _line(start, text)
+                written, when = text, now
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield lambda text: current.__setitem__(0, text)
+    finally:
+        done.set()
+        thread.join()
 
 
 def _between_steps(show: Progress) -> Progress:
@@ -197,31 +227,70 @@ def _between_steps(show: Progress) -> Progress:
 
 def print_json(document: Any) -> None:
     """One JSON document on stdout."""
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
+    plain = (sys.stdout.encoding or "").lower() not in ("utf-8", "utf8")
+    click.echo(json.dumps(document, indent=2, ensure_ascii=plain, allow_nan=False))
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[object]], title: str = "") -> None:
-    """A table on stdout. Columns whose every cell is a number are set flush right."""
+    """A table on stdout. Columns whose every cell is a number are set flush right.
+
+    No word is broken: where a terminal is too narrow for that, each row becomes a few lines.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     texts = [["" if cell is None else str(cell) for cell in row] for row in rows]
+    # Piped output is for other programs: never cut to the width of a terminal that is not there.
+    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160)
+    widths = _widths(head, texts, console.width)
+    if widths is None:
+        click.echo("\n".join([*filter(None, [title]), *_records(head, texts), ""]))
+        return
     named = any(head)
     table = Table(
         box=box.SIMPLE_HEAD if named else None, show_header=named, pad_edge=False, show_edge=False
     )
-    for i, name in enumerate(head):
+    for i, (name, width) in enumerate(zip(head, widths, strict=True)):
         numbers = bool(texts) and all(_is_number(row[i]) for row in texts)
-        table.add_column(name, justify="right" if numbers else "left", overflow="fold")
+        table.add_column(name, justify="right" if numbers else "left", overflow="fold", width=width)
     for row in texts:
         table.add_row(*(cell.replace("[", r"\[") for cell in row))
-    # Piped output is for other programs: never cut to the width of a terminal that is not there.
-    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160)
     with console.capture() as drawn:
         console.print(table)
     lines = [line.rstrip() for line in drawn.get().splitlines()]
     click.echo("\n".join([*filter(None, [title]), *filter(None, lines), ""]))
+
+
+#: Longer words, such as paths, may be broken.
+_LONGEST = 40
+
+
+def _widths(head: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[int] | None:
+    """Widths of the columns of a table, none narrower than its longest word; None: no room."""
+    columns = [[name, *(row[i] for row in rows)] for i, name in enumerate(head)]
+    whole = [max(map(len, column)) for column in columns]
+    words = [max((len(word) for text in c for word in text.split()), default=0) for c in columns]
+    least = [min(word, _LONGEST) for word in words]
+    least[0] = min(whole[0], _LONGEST)  # A name of two words stays on one line.
+    room = width - (3 if any(head) else 2) * (len(head) - 1)  # as rich sets columns apart
+    if sum(whole) <= room:
+        return whole
+    spare = room - sum(least)
+    if spare < 0:
+        return None
+    wanted = [most - few for most, few in zip(whole, least, strict=True)]
+    return [few + spare * more // sum(wanted) for few, more in zip(least, wanted, strict=True)]
+
+
+def _records(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """The rows of a table, each as its first cell and a line for every other one that says
+    something."""
+    for first, *rest in rows:
+        yield first
+        for name, cell in zip(head[1:], rest, strict=True):
+            if cell:
+                yield f"  {name}: {cell}" if name else f"  {cell}"
 
 
 def _is_number(text: str) -> bool:

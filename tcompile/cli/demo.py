@@ -14,9 +14,7 @@ from tcompile.cli.common import JSON, KeepParam, common_options, print_json, pri
 @click.option(
     "--keep",
     type=KeepParam(),
-    default="0.6",
-    show_default=True,
-    help="Share of the patch tokens to keep.",
+    help="Share of the patch tokens to keep [default: 0.6, or what --method says itself].",
 )
 @click.option(
     "--method",
@@ -41,7 +39,9 @@ from tcompile.cli.common import JSON, KeepParam, common_options, print_json, pri
 )
 @JSON
 @common_options
-def demo(keep: Fraction, method: str, scenes: int, output: Path | None, as_json: bool) -> None:
+def demo(
+    keep: Fraction | None, method: str, scenes: int, output: Path | None, as_json: bool
+) -> None:
     """Do the whole job on a small trained model that comes with tcompile.
 
     The model finds four digits in a cluttered scene and adds them up. It is written as ONNX, built
@@ -73,7 +73,7 @@ def demo(keep: Fraction, method: str, scenes: int, output: Path | None, as_json:
                 f"{b.reduced.median:.3g}",
             ),
         ],
-        title=f"zoo:glyphs, {result.method}, keep {float(keep):g}",
+        title=f"zoo:glyphs, {result.method}",
     )
     s = b.speedup
     click.echo(

@@ -70,8 +70,9 @@ def list_ops(as_json: bool) -> None:
     metavar="DIR",
     help="Folder for the library [default: the user's cache, where `build` looks for it].",
 )
+@JSON
 @common_options
-def build(arch: str, tensorrt: Path | None, output: Path | None) -> None:
+def build(arch: str, tensorrt: Path | None, output: Path | None, as_json: bool) -> None:
     """Build the plugin library from its sources; prints where it is.
 
     Needs nvcc, CMake 3.24 or newer, and TensorRT's headers.
@@ -79,7 +80,14 @@ def build(arch: str, tensorrt: Path | None, output: Path | None) -> None:
     from tcompile.plugins.build import build_library
 
     with progress() as say:
-        click.echo(str(build_library(output, arch, tensorrt, say)))
+        _print_place(build_library(output, arch, tensorrt, say), as_json)
+
+
+def _print_place(library: Path, as_json: bool) -> None:
+    if as_json:
+        print_json({"library": str(library)})
+    else:
+        click.echo(str(library))
 
 
 @plugins.command(short_help="Check a plugin library before anything loads it.")
@@ -104,9 +112,10 @@ def check(library: Path, as_json: bool) -> None:
 
 
 @plugins.command(short_help="Print where the built library is.")
+@JSON
 @common_options
-def path() -> None:
+def path(as_json: bool) -> None:
     """Print where the built library is; exit code 2 if there is none."""
     from tcompile.plugins.build import built_library
 
-    click.echo(str(built_library()))
+    _print_place(built_library(), as_json)

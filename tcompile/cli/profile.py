@@ -21,6 +21,7 @@ from tcompile.cli.common import (
     shape_option,
     tower_option,
 )
+from tcompile.methods.portfolio import PORTFOLIO
 
 if TYPE_CHECKING:
     from tcompile.api.profile import Profiled
@@ -52,8 +53,8 @@ _FREE = 1e-5
     "methods",
     multiple=True,
     metavar="M",
-    help="A method whose steps are measured; may be given several times [default: evit, "
-    "topk, mctf and turbo, where the model has room for them].",
+    help="A method whose steps are measured; may be given several times [default: "
+    f"{', '.join(PORTFOLIO[:-1])} and {PORTFOLIO[-1]}, where the model has room for them].",
 )
 @click.option(
     "--batch",

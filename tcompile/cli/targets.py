@@ -18,10 +18,14 @@ def targets(name: str | None, as_json: bool) -> None:
     Example:
       tcompile targets jetson-orin
     """
+    from tcompile.core.errors import UsageError
     from tcompile.targets import list_targets, load_target
 
     if name is not None:
-        target = load_target(name)
+        try:
+            target = load_target(name)
+        except UsageError as error:  # Here the name is no option.
+            raise UsageError(error.what, hint=error.hint) from error
         if as_json:
             print_json(target.to_json())
             return

@@ -73,6 +73,17 @@ class MissingExtraError(TcompileError):
         )
 
 
+class BrokenPackageError(MissingExtraError):
+    """An optional dependency is needed, is installed, and cannot be imported."""
+
+    def __init__(self, module: str, extra: str, purpose: str, error: Exception) -> None:
+        super().__init__(module, extra, purpose)
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        self.what = f"{purpose} needs '{module}', which is installed and cannot be loaded: {reason}"
+        self.hint = f"pip install --force-reinstall {module}, and see `tcompile doctor`"
+        self.args = (self.one_line(),)
+
+
 class VerificationError(TcompileError):
     """A check of what was built did not hold."""
 

@@ -56,8 +56,9 @@ def read_bytes(path: str | Path, *, most: int = MOST_TEXT, hint: str = "") -> by
     """
     path = regular_file(path, hint=hint)
     try:
-        with path.open("rb") as stream:
-            found = stream.read(most + 1)
+        with path.open("rb") as stream:  # as much as is asked for is allocated first
+            size = path.stat().st_size or most  # of what the kernel makes up it is 0
+            found = stream.read(min(size, most) + 1)
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise UsageError(f"cannot be read: {reason}", where=str(path)) from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,34 +16,23 @@ from tcompile.passes.reduce.scores import find_score
 from tcompile.passes.reduce.scores.base import ScoreInput
 from tcompile.passes.reduce.segments import view_of
 from tcompile.passes.reduce.token_state import TokenState
-from tcompile.runtime.samples import Samples, run_graph, samples_for
-from tcompile.runtime.signature import signature
+from tcompile.runtime.samples import Samples, run_graph
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 #: Scores → for each the shares [blocks, images, patches].
 Observe = Callable[[Sequence[Spec]], list[Array]]
 
 
-def observer(
-    graph: gs.Graph,
-    analysis: Analysis,
-    source: str | Path,
-    data: str | Path,
-    preprocess: str | None = None,
-) -> Observe:
+def observer(graph: gs.Graph, analysis: Analysis, read: Callable[[], Samples]) -> Observe:
     """A function that runs a model on images when asked for scores.
 
     Args:
         graph: the dense model in normal form.
-        source: the file it came from, which says how images are prepared.
-        data: .npz or .npy of its inputs, or a folder of images.
-        preprocess: how these are prepared, in place of what the file says.
+        read: gives the images, prepared for the model; called when they are needed.
     """
 
     def observe(scores: Sequence[Spec]) -> list[Array]:
-        described = signature(source).prepared(preprocess)
-        samples = samples_for(described, data, skip_unreadable=True)
-        return observed(graph, analysis, scores, samples.arrays)
+        return observed(graph, analysis, scores, read().arrays)
 
     return observe
 

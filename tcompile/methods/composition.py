@@ -31,10 +31,7 @@ def find_method(name: str) -> Preset:
     Raises:
         UsageError: there is none; names the nearest.
     """
-    try:
-        return find("method", name, PRESETS, "tcompile.presets", Preset)
-    except UsageError as error:
-        raise UsageError(error.what, where=error.where or "--method", hint=error.hint) from error
+    return find("method", name, PRESETS, "tcompile.presets", Preset)
 
 
 def parse_method(text: str) -> tuple[Preset, dict[str, Any]]:
@@ -44,7 +41,10 @@ def parse_method(text: str) -> tuple[Preset, dict[str, Any]]:
         UsageError: unknown preset or parameter, a value it cannot have, or a required one missing.
     """
     name, _, rest = text.partition(":")
-    preset = find_method(name)
+    try:
+        preset = find_method(name)
+    except UsageError as error:
+        raise UsageError(error.what, where=error.where or "--method", hint=error.hint) from error
     values: dict[str, Any] = {k: p.default for k, p in preset.parameters.items()}
     for item in filter(None, rest.split(",")):
         key, equals, raw = item.partition("=")
@@ -128,7 +128,7 @@ def compose(
             raise UsageError(
                 f"{preset.name} needs images to learn its counts from",
                 where="--calibration",
-                hint="say --calibration FILE.npz",
+                hint="say --calibration DIR, FILE.npz or loader.py",
             )
         anywhere = SiteName("")
         wanted = [score_fallback(s, context, anywhere) for s in preset.scheduler.observes]
@@ -194,8 +194,10 @@ def replaced_scores(
             "strided patches pay, stands in for cls"
         )
     if "norm" in others:
+        known = {} if context.room is None else context.room.unscored
+        why = next((known[r.site] for r in reductions if known.get(r.site)), "sees windows only")
         notes.append(
-            "attention within windows cannot score: score norm, the token's length, stands in"
+            f"attention that {why} cannot score: score norm, the token's length, stands in"
         )
     return notes
 
@@ -217,12 +219,12 @@ def _notes(preset: Preset, context: Context, values: Values, made: Schedule) -> 
     return tuple(notes)
 
 
-#: Scores that read the attention: blind where it sees windows only.
+#: Scores that read the attention: blind where it sees windows only, or is no plain softmax.
 _ATTENTION = {"cls", "attn", "colsum", "pagerank", "rowmean"}
 
 
 def score_fallback(score: Spec, context: Context, site: SiteName) -> Spec:
-    """The score; `norm` where its attention sees windows only; `attn` for `cls` without CLS."""
+    """The score; `norm` where its attention cannot be read; `attn` for `cls` without CLS."""
     names = names_in(score.to_json())
     # Scores of a windowed model's global blocks would need its position bias for every pair.
     windows = context.room is not None and context.room.windows and site.kind == "around"

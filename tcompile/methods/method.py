@@ -24,7 +24,6 @@ from tcompile.passes.reduce.reducers.base import Ask
 
 #: Kinds of sites where tokens leave for good, which is what the planner plans.
 KINDS = ("attn", "block", "output")
-
 #: What to do with a method that cannot be planned.
 OWN_SCHEDULE = "with --keep R and no other budget it goes by its own schedule"
 

@@ -22,7 +22,7 @@ _NEEDS = {
     "grid": "patches in a grid of rows and columns",
     "frames": "the frames of a video",
     "probe": "a learned query that pools the tokens",
-    "calibration": "images: --calibration FILE.npz",
+    "calibration": "images: --calibration DIR, FILE.npz or loader.py",
 }
 
 

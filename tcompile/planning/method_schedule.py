@@ -49,8 +49,12 @@ def schedule_for(
     analysis, observe = model.analysis, None
     if calibration is not None:
         from tcompile.methods.calibration import observer
+        from tcompile.planning.losses.data import read_calibration
 
-        observe = observer(model.graph, analysis, model.source, calibration, preprocess)
+        data = calibration
+        observe = observer(
+            model.graph, analysis, lambda: read_calibration(model.source, data, preprocess).samples
+        )
     constraints = site_constraints(analysis, outputs)
     made = compose(method, analysis.shape, analysis.has_cls, keep, constraints, observe)
     try:

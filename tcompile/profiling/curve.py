@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tcompile.core.errors import UsageError
-from tcompile.targets.backends.extras import require
+from tcompile.core.packages import require
 
 K = TypeVar("K")
 Floats = npt.NDArray[np.float64]

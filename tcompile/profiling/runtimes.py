@@ -24,10 +24,11 @@ import onnx_graphsurgeon as gs
 from tcompile.core.domain import WRITTEN
 from tcompile.core.errors import MissingExtraError, UsageError
 from tcompile.core.graph import settled
+from tcompile.core.machine import usable_cores
 from tcompile.core.save import save
 from tcompile.passes.lower import lower, to_fp16
 from tcompile.profiling.profile import Conditions
-from tcompile.runtime.timing import machine_name, usable_cores
+from tcompile.runtime.timing import machine_name
 from tcompile.targets import Target
 from tcompile.targets.backends import jetson, ort, rtx, tensorrt
 from tcompile.targets.backends.base import Batch
@@ -119,7 +120,7 @@ class GpuRuntime:
         """Return what the driver tells of the device, and the versions."""
         facts = _smi()
         with_rtx = self.target.runtime == "tensorrt-rtx"
-        versions = {"tensorrt_rtx": rtx.version()} if with_rtx else {"tensorrt": tensorrt.version()}
+        versions = {"tensorrt-rtx": rtx.version()} if with_rtx else {"tensorrt": tensorrt.version()}
         if facts.get("driver_version"):
             versions["driver"] = facts["driver_version"]
         return Conditions(

@@ -37,6 +37,7 @@ class Inspection:
         read: the tokens whose attention `cls` scores read: (first, last), counted from the front;
             None where the model reads none.
         returned: whether that token is only part of an output that holds all tokens.
+        notes: on how the file was read.
         tokens: of all kinds; `prefix` stand before the patches, `suffix` after them.
         cls: position of the token that the model reads by itself, -1 the last one; None: it reads
             none.
@@ -70,6 +71,7 @@ class Inspection:
     beside: tuple[BesideInfo, ...] = ()
     read: tuple[int, int] | None = None
     returned: bool = False
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return all of it as JSON values."""
@@ -124,7 +126,7 @@ def _head(found: Inspection) -> list[str]:
         early = out.after is not None and out.after < len(found.blocks) - 1
         depth = f", after block {out.after}" if early else ""
         lines.append(f"  output  {out.output} {dims_of(out.shape)}: {out.holds}{depth}")
-    return lines
+    return lines + [f"  note    {note}" for note in found.notes]
 
 
 def dims_of(dims: Sequence[int | str]) -> str:
@@ -214,7 +216,23 @@ def _blocks(found: Inspection) -> list[str]:
         _block_row(list(group))
         for _, group in groupby(found.blocks, key=(lambda b: b.block) if few else _looks)
     ]
-    return [*lines, *_columns(head, rows)]
+    return [*lines, *_columns(head, rows), *_unusual(found)]
+
+
+def _unusual(found: Inspection) -> list[str]:
+    """Attentions that are not plain, those alike on one line."""
+    groups: dict[tuple[tuple[str, ...], str], list[BlockInfo]] = {}
+    for block in (b for b in found.blocks if b.unusual):
+        alike = re.sub(r"'[^']*'", "#", block.unread)
+        groups.setdefault((block.unusual, alike), []).append(block)
+    lines = []
+    for (words, _), blocks in groups.items():
+        which = "block" if len(blocks) == 1 else "blocks"
+        line = f"  {which} {', '.join(spans(b.block for b in blocks))}: attention with "
+        line += " and ".join(words)
+        unread = blocks[0].unread
+        lines.append(line + (f"; no score can read it: it {unread}" if unread else ""))
+    return lines
 
 
 def _looks(block: BlockInfo) -> tuple[object, ...]:

@@ -16,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from tcompile.core.errors import UsageError
+from tcompile.core.packages import require
 from tcompile.planning.optimise.tables import Plan
 from tcompile.planning.solve.plan_report import PlanReport
 from tcompile.profiling.plateaus import Plateau
 from tcompile.profiling.plateaus import plateaus as find_plateaus
-from tcompile.targets.backends.extras import require
 
 Floats = npt.NDArray[np.float64]
 #: Suffix → what saving it is told, so that equal pictures are equal files.

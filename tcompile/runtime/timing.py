@@ -5,7 +5,6 @@ Both models run in every round, in random order, so that what the machine does m
 
 from __future__ import annotations
 
-import os
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tcompile.core.errors import UsageError
+from tcompile.core.machine import usable_cores
 from tcompile.core.progress import Progress, silent
 from tcompile.runtime.samples import feed, samples_for
 from tcompile.runtime.signature import signature
@@ -193,11 +193,6 @@ def bench_models(
 def _undecided(times: Sequence[Sequence[float]]) -> bool:
     found = speedup(times[0], times[1])
     return found.lower <= 1 <= found.upper
-
-
-def usable_cores() -> int:
-    """Cores this process may run on (which taskset or a container may have limited)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def machine_name() -> str:

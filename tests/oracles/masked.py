@@ -197,7 +197,7 @@ def check_masked(
     entering = np.broadcast_to(tokens.members().reshape(-1), (batch, tokens.patches))
     before = entering
     for cut, core, after in zip(cuts, read, kept, strict=bool(read)):
-        if cut.score in ("cls", "attn"):
+        if cut.score in ("cls", "attn") and core.square:
             chances = probabilities(core, file, values, batch)
             score = scores(cut.score, chances, before, tokens)
             check_choice(score, before, after, f"block {cut.block}", tokens)

@@ -11,11 +11,11 @@ import numpy.typing as npt
 
 from tcompile.core.decode import decode, encode
 from tcompile.core.errors import UsageError
+from tcompile.core.packages import require
 from tcompile.core.schedule import Shape
 from tcompile.core.site import SiteName
 from tcompile.planning.optimise.prior import depth, growth
 from tcompile.planning.optimise.tables import Floats, StepFunction
-from tcompile.targets.backends.extras import require
 
 SCHEMA = 1
 Kind = Literal["calibrated", "attention"]

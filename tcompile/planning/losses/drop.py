@@ -27,8 +27,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tcompile.core.errors import UsageError
+from tcompile.core.packages import require
 from tcompile.planning.losses.distance import class_outputs, dissimilarity
-from tcompile.targets.backends.extras import require
 
 ACCURACY, DISAGREEMENT = "top-1 accuracy", "top-1 disagreement with dense"
 COSINE = "1 - cosine"

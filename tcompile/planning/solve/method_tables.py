@@ -24,6 +24,7 @@ from tcompile.core.model_files import describe_source
 from tcompile.core.progress import Progress
 from tcompile.core.schedule import Schedule
 from tcompile.methods.method import OWN_SCHEDULE, Method, method_for
+from tcompile.methods.portfolio import PORTFOLIO
 from tcompile.methods.schedulers import Place
 from tcompile.passes.stages import Analysed
 from tcompile.planning.constraints import site_constraints
@@ -40,11 +41,6 @@ from tcompile.profiling.plateaus import grid
 from tcompile.profiling.profile import Profile
 from tcompile.profiling.structure import Layout, layout_of
 
-#: What `auto` tries with images, in order; without, the first that fits the model: losses
-#: of different methods cannot be compared then. `evit` keeps a trace of what leaves; where a fused
-#: token has no place (rotary tables, position bias, groups), `topk` drops it. `mctf` and `turbo`
-#: merge: they lost least of all presets on `zoo:glyphs`, step by step, at the price of more nodes.
-PORTFOLIO = ("evit", "topk", "mctf", "turbo")
 #: Counts on the grid are multiples of it, or the right edges of plateaus.
 _ALIGN = 8
 

@@ -227,7 +227,7 @@ def prediction_note(kind: str, ms: float, dense_ms: float) -> str:
     near = abs(ms - dense_ms) <= BAND[kind] * dense_ms
     verdict = f"within {whose}" if near else f"slower by more than {whose}, {BAND[kind]:.0%}"
     return (
-        f"{kind} latency says reduced {ms:.4g} ms, dense {dense_ms:.4g} ms: {verdict}; "
+        f"a {kind} profile predicts {ms:.4g} ms reduced, {dense_ms:.4g} ms dense: {verdict}; "
         "measure on the device"
     )
 
@@ -262,9 +262,9 @@ def faster_precision(graph: gs.Graph, target: Target, precision: str, batch: int
 
 def _latency_line(kind: str, ms: float, dense_ms: float, profile: str) -> str:
     return (
-        f"{kind} latency: {ms:.4g} ms, dense {dense_ms:.4g} ms "
-        f"({dense_ms / ms if ms > 0 else 1.0:.2f} x), within {100 * BAND[kind]:.0f} %; "
-        f"profile: {profile}"
+        f"predicted latency: {ms:.4g} ms, dense {dense_ms:.4g} ms "
+        f"({dense_ms / ms if ms > 0 else 1.0:.2f} x), within {100 * BAND[kind]:.0f} %, "
+        f"by a {kind} profile: {profile}"
     )
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import onnx
 import onnx.parser
 
+from tcompile.core.machine import usable_cores
+from tcompile.core.packages import require
 from tcompile.profiling.roofline.device import CPU_TILES, Device
-from tcompile.runtime.timing import usable_cores
-from tcompile.targets.backends.extras import require
 
 #: A large product [192, 1024] · [1024, 1024].
 _ROWS, _SIDE = 192, 1024

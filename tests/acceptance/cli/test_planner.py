@@ -65,7 +65,9 @@ def test_plan_for_people(tcompile: Command, profiled: Path) -> None:
     assert "method evit" in shown.out
     assert "plateau" in shown.out
     assert f"dense {dense:.4g} ms" in shown.out
-    assert "measured latency" in shown.out
+    assert "predicted latency: " in shown.out
+    assert "by a measured profile: " in shown.out
+    assert "measured latency" not in shown.out
     assert "a documented prior" in shown.out
 
 
@@ -152,8 +154,8 @@ def test_asked_kept_and_why_come_first(tcompile: Command, vit: Path) -> None:
         assert shown.out.startswith(line), shown.out
         if "--exact" in extra:
             assert "(--exact)" in shown.out.splitlines()[0]
-        assert "modelled latency says reduced" in shown.out
-        assert "modelled latency: " in shown.out
+        assert "a modelled profile predicts" in shown.out
+        assert "by a modelled profile: " in shown.out
         if free:
             built = tcompile("build", *asked, "-o", "out")
             assert built.code == 0, built.err

@@ -140,12 +140,13 @@ def test_build_and_path(tcompile: Command, tools: Path, tmp_path: Path) -> None:
     assert library.name == LIBRARY
     assert tmp_path / "cache" in library.parents
     assert tcompile("plugins", "path").out.strip() == str(library)
+    assert tcompile("plugins", "path", "--json").json() == {"library": str(library)}
     asked = library.read_text()
     assert f"-S {SOURCES} " in asked
     assert "-DCMAKE_CUDA_ARCHITECTURES=87" in asked
     assert f"-DTENSORRT_ROOT={root.resolve()}" in asked
-    other = tcompile("plugins", "build", "--tensorrt", root, "-o", tmp_path / "out")
-    assert Path(other.out.strip()) == tmp_path / "out" / LIBRARY
+    other = tcompile("plugins", "build", "--tensorrt", root, "-o", tmp_path / "out", "--json")
+    assert Path(other.json()["library"]) == tmp_path / "out" / LIBRARY
     assert "-DCMAKE_CUDA_ARCHITECTURES=native" in (tmp_path / "out" / LIBRARY).read_text()
     (library.parent / "build-87" / "fail").touch()
     refused(

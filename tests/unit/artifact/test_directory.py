@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import shutil
+import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import onnx_graphsurgeon as gs
 import pytest
 
 from tcompile.artifact import directory as artifact
@@ -13,6 +20,8 @@ from tcompile.artifact.directory import check_destination, load_artifact, new_ar
 from tcompile.artifact.manifest import Manifest
 from tcompile.core import drafts
 from tcompile.core.errors import ModelError, UsageError
+from tcompile.core.save import save
+from tests.support import kill_points
 from tests.support.artifacts import make_artifact, manifest_for, write_artifact
 from tests.support.tiny_vit import save_tiny_vit
 
@@ -191,3 +200,81 @@ def test_damaged_manifest(
     path.write_text(json.dumps(document))
     with pytest.raises(ModelError, match=message):
         load_artifact(path.parent)
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_a_build_that_is_killed_leaves_the_old_artifact_or_the_new(
+    tmp_path: Path, source: Path, exchange: bool
+) -> None:
+    """All situations: `python -m tests.support.kill_points`."""
+    with nullcontext() if exchange else kill_points.no_exchange():
+        seen = kill_points.calls(tmp_path, source, kill_points.Situation(exchange))
+        if not exchange:
+            kill_points.between_renames(tmp_path, source, 4)
+    assert ("tcompile.exchange" in seen) == exchange
+    assert seen.count("os.rename") == (0 if exchange else 2)
+    assert len(seen) > 12
+
+
+def test_what_a_live_build_writes_is_left_alone(tmp_path: Path, source: Path) -> None:
+    with new_artifact(tmp_path / "out") as one, new_artifact(tmp_path / "out") as other:
+        first, second = one.empty(), other.empty()
+        assert first.exists()
+        (first / "x").write_text("x")
+        manifest = filler(source)(second)
+        other.finish(manifest)
+        assert (first / "x").exists()
+    assert names(tmp_path)[:2] == ["out", "out/engine"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "vit.onnx"]
+
+
+def test_folders_of_others_with_such_names_are_left_alone(tmp_path: Path, source: Path) -> None:
+    mine = [".out.0123.draft", ".out.01234567.drafts", ".output.01234567.draft", "out.01234567.old"]
+    for name in mine:
+        (tmp_path / name).mkdir()
+    (tmp_path / ".out.89abcdef.draft").write_text("a file")
+    (tmp_path / ".out.76543210.old").symlink_to(tmp_path / "out")
+    before = sorted(p.name for p in tmp_path.iterdir())
+    write_artifact(tmp_path / "out", filler(source))
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*before, "out"])
+
+
+def test_a_full_folder_of_temporary_files_is_named(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    full = OSError(errno.ENOSPC, "No space left on device")
+
+    def fill(folder: Path) -> Manifest:
+        raise full
+
+    def out_of_room(rooms: dict[Path, int]) -> Callable[[Path], Any]:
+        return lambda path: SimpleNamespace(free=rooms.get(Path(path), 1 << 30))
+
+    for rooms, words in (
+        ({temporary: 0}, rf"{temporary}: cannot write temporary files: No space .* TMPDIR"),
+        ({tmp_path: 0}, rf"{tmp_path}/out: cannot write the artifact: No space"),
+    ):
+        monkeypatch.setattr(shutil, "disk_usage", out_of_room(rooms))
+        with pytest.raises(UsageError, match=words):
+            write_artifact(tmp_path / "out", fill)
+    full.filename = str(temporary / "x" / "model.onnx")
+    with pytest.raises(UsageError, match="temporary files"):
+        write_artifact(tmp_path / "out", fill)
+
+
+def test_what_is_written_says_where_there_is_no_room() -> None:
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+        save(gs.Graph(), "/dev/full")
+
+
+def test_links_in_a_circle_are_no_place_to_write(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    for path in (tmp_path / "a", tmp_path / "a" / "out"):
+        with pytest.raises(UsageError, match="link that leads back to itself"):
+            check_destination(path)
+    with pytest.raises(UsageError, match="no such directory"):
+        load_artifact(tmp_path / "a")

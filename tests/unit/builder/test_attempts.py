@@ -457,8 +457,8 @@ def test_a_method_by_name_has_a_budget_and_a_modelled_latency(world: Any, tmp_pa
     assert (plan["budget"], plan["latency_kind"], plan["band"]) == ({"keep": 0.5}, "modelled", 0.3)
     assert (plan["predicted_ms"], plan["dense_ms"]) == (4.9, 5.0)
     assert made.notes[:2] == (
-        "modelled latency says reduced 4.9 ms, dense 5 ms: within the model's error; measure on "
-        "the device",
+        "a modelled profile predicts 4.9 ms reduced, 5 ms dense: within the model's error; "
+        "measure on the device",
         "fp16 is modelled 2.5 x faster than fp32 here (2 ms against 4.9 ms): --precision fp16",
     )
     assert made.emitted == "reduced"

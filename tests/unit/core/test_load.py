@@ -8,15 +8,18 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+import tcompile.core.load as loading
 from tcompile import pipeline
 from tcompile.core.errors import ModelError
 from tcompile.core.load import load
+from tests.support.bombs import BOMBS
 from tests.support.tiny_vit import VitSpec, build_vit, random_weights
 
 Damage = Callable[[onnx.ModelProto], None]
@@ -138,6 +141,7 @@ def recursive_function(model: onnx.ModelProto) -> None:
         (bfloat_input, "input 'image' is not a tensor"),
         (constant_out_of_range, "out of data bounds"),
         (recursive_function, "recursive"),
+        *BOMBS,
     ],
 )
 def test_damaged_graphs(
@@ -254,3 +258,79 @@ def test_an_old_format_version_is_raised_for_the_functions(tmp_path: Path) -> No
     path = tmp_path / "old.onnx"
     onnx.save(model, str(path))
     assert pipeline.reduce(path, keep=0.5, method="topk").graph.ir_version == 8
+
+
+def save_beside(path: Path, model: onnx.ModelProto, **fields: Any) -> onnx.TensorProto:
+    """Put the first weight into a file beside; returns it."""
+    weight = model.graph.initializer[0]
+    data = weight.raw_data
+    (path.parent / "w.bin").write_bytes(data)
+    weight.ClearField("raw_data")
+    weight.data_location = TensorProto.EXTERNAL
+    for key, text in {"location": "w.bin", **fields}.items():
+        weight.external_data.add(key=key, value=str(text))
+    return weight
+
+
+def test_external_data_is_measured_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "v.onnx"
+    model = vit()
+    weight = save_beside(path, model)
+    path.write_bytes(model.SerializeToString())
+    assert load(path).graph.initializer[0].raw_data  # no length: the rest of the file
+    weight.dims[0] *= 2
+    path.write_bytes(model.SerializeToString())
+    monkeypatch.setattr(onnx, "load_external_data_for_model", None)
+    refused(path, "hold 24576 bytes, their shape .* needs 49152")
+
+
+def test_external_data_that_is_used_again_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "_SMALL", 0)
+    path, model = tmp_path / "v.onnx", vit()
+    weight = save_beside(path, model)
+    for i in range(loading._SHARED):
+        copy = model.graph.initializer.add()
+        copy.CopyFrom(weight)
+        copy.name = f"copy {i}"
+    path.write_bytes(model.SerializeToString())
+    refused(path, "its 5 tensors of external data would take 120 KiB: they overlap .* of 24 KiB")
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"",
+        bytes(64),
+        b"PK\3\4" + bytes(60),
+        b"\x89PNG\r\n\x1a\n" + bytes(60),
+        b"\x7fELF" + bytes(60),
+        b'{"a": 1}',
+        b"\x08\x08\x3a\xff\xff\xff\xff\x07",  # a graph that is longer than the file
+        b"\x08\x08\x3a\x04\x50\x01\x00\x00",  # a graph with a field that graphs do not have
+    ],
+)
+def test_what_is_not_a_model_is_not_read(
+    tmp_path: Path, start: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "v.onnx"
+    with path.open("wb") as stream:
+        stream.write(start)
+        stream.truncate(len(start) + (3 << 30 if len(start) >= 60 else 0))  # a hole, no disk
+    monkeypatch.setattr(onnx, "load_model", None)
+    with pytest.raises(ModelError, match="not an ONNX file, or truncated"):
+        load(path)
+
+
+def test_models_have_a_largest_size(tmp_path: Path) -> None:
+    path = tmp_path / "v.onnx"
+    path.write_bytes(vit().SerializeToString())
+    with path.open("r+b") as stream:  # one more field: a text of two gibibytes
+        stream.seek(0, 2)
+        stream.write(b"\x32\x80\x80\x80\x80\x08")
+        stream.truncate(stream.tell() + (1 << 31))
+    with pytest.raises(ModelError, match=r"has 2 GiB, and no ONNX file has more"):
+        load(path)

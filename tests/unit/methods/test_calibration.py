@@ -15,6 +15,7 @@ from tcompile.methods.calibration import observer
 from tcompile.methods.composition import compose
 from tcompile.methods.presets import PRESETS
 from tcompile.pipeline import plan, read
+from tcompile.planning.losses.data import read_calibration
 from tcompile.targets.backends.ort import OrtRunner
 from tests.support.onnx_models import to_onnx
 from tests.support.tiny_vit import VitSpec, save_tiny_vit
@@ -38,9 +39,9 @@ def images(model: Path) -> Path:
 
 def test_what_is_observed_is_the_attention_of_every_block(model: Path, images: Path) -> None:
     dense = read(model)
-    paid, received = observer(dense.graph, dense.analysis, model, images)(
-        [Spec("cls", {"agg": "max"}), Spec("colsum", {"queries": "all", "agg": "max"})]
-    )
+    paid, received = observer(
+        dense.graph, dense.analysis, lambda: read_calibration(model, images).samples
+    )([Spec("cls", {"agg": "max"}), Spec("colsum", {"queries": "all", "agg": "max"})])
     assert paid.shape == received.shape == (3, 5, 16)
     # The probabilities themselves, as further outputs of the model.
     graph = dense.graph.copy()
@@ -123,12 +124,30 @@ def test_attention_that_is_all_on_one_token() -> None:
 
 @pytest.mark.parametrize("method", LEARN)
 def test_without_images_they_say_what_to_give(method: str) -> None:
-    with pytest.raises(UsageError, match=r"--calibration FILE\.npz"):
+    with pytest.raises(UsageError, match=r"--calibration DIR, FILE\.npz or loader\.py"):
         compose(method, Shape(17, 1, 16, 3), True, "0.5")
 
 
 def test_plan_takes_images(model: Path, images: Path) -> None:
     assert plan(model, keep="0.5", method="fitprune", calibration=images).final == 8
+
+
+@pytest.mark.parametrize("method", LEARN)
+def test_a_loader_gives_what_its_arrays_give(
+    model: Path, images: Path, tmp_path: Path, method: str
+) -> None:
+    loader = tmp_path / "loader.py"
+    loader.write_text(
+        "import numpy as np\n"
+        "def load_data():\n"
+        f"    images = np.load({str(images)!r})['image']\n"
+        "    yield {'image': images[:2], 'labels': [0, 1]}\n"
+        "    yield {'image': images[2:], 'labels': [2, 3, 4]}\n"
+    )
+    by_loader, by_arrays = (
+        plan(model, keep="0.5", method=method, calibration=data) for data in (loader, images)
+    )
+    assert by_loader == by_arrays
 
 
 def test_without_cls_strided_patches_are_observed(tmp_path: Path) -> None:

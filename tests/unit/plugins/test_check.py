@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import struct
 import subprocess
+import tracemalloc
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -191,3 +192,53 @@ def test_damage_is_never_a_crash(good: Path, tmp_path: Path) -> None:
         path.write_bytes(damaged)
         with suppress(UsageError):
             check_library(path)
+
+
+def crafted(names: bytes, symbols: int, tables: int = 1) -> bytes:
+    """A shared library of nothing but symbols, each with a longer name than the one after it."""
+    entries = b"".join(struct.pack("<IBBHQQ", i, 0x10, 0, 1, 0, 0) for i in range(symbols))
+    heads = [struct.pack("<IIQQQQIIQQ", 0, 3, 0, 0, 64, len(names), 0, 0, 0, 0)]
+    heads += tables * [
+        struct.pack("<IIQQQQIIQQ", 0, 11, 0, 0, 64 + len(names), len(entries), 0, 0, 0, 24)
+    ]
+    start = b"\x7fELF\x02\x01\x01" + bytes(9) + struct.pack("<HHI", 3, 62, 1)
+    sections = 64 + len(names) + len(entries)
+    start += struct.pack("<QQQIHHHHHH", 0, 0, sections, 0, 64, 56, 0, 64, len(heads), 0)
+    return start + names + entries + b"".join(heads)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (crafted(b"x" * 200_000 + b"\0", 1_000), "more symbols than any"),
+        (crafted(bytes(2), 200_000), "more symbols than any"),
+        (crafted(bytes(5 << 20), 1), "more symbols than any"),
+        (crafted(b"x\0", 1, tables=2), "two tables of one kind"),
+    ],
+    ids=["names", "symbols", "texts", "tables"],
+)
+def test_libraries_that_would_fill_the_memory(tmp_path: Path, data: bytes, words: str) -> None:
+    path = tmp_path / "crafted.so"
+    path.write_bytes(crafted(b"x" * 99 + b"\0", 99))
+    assert check_library(path).problems  # it can be read, and is none of ours
+    path.write_bytes(data)
+    tracemalloc.start()
+    try:
+        with pytest.raises(UsageError, match=words):
+            check_library(path)
+        assert tracemalloc.get_traced_memory()[1] < 3 * len(data) + (40 << 20)
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_large_file_that_is_no_library_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "hole.so"
+    with path.open("wb") as stream:
+        stream.truncate(1 << 28)
+    tracemalloc.start()
+    try:
+        with pytest.raises(UsageError, match="not an ELF file"):
+            check_library(path)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()

@@ -51,7 +51,7 @@ def test_another_gpu_is_refused() -> None:
 @pytest.mark.usefixtures("a_gpu")
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
-    with pytest.raises(UsageError, match=r"tensorrt_rtx.*pip install.*--modelled"):
+    with pytest.raises(UsageError, match=r"tensorrt-rtx.*pip install.*--modelled"):
         runtime_for(load_target("rtx-4090"))
 
 

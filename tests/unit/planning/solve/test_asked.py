@@ -76,8 +76,8 @@ def test_every_target_reduces(target: str) -> None:
     assert found.schedule.reductions
     kept = found.schedule.final
     assert 39 <= kept <= 42
-    note = next(n for n in found.schedule.notes if "latency says" in n)
-    assert note.startswith("modelled latency says reduced")
+    note = next(n for n in found.schedule.notes if "profile predicts" in n)
+    assert note.startswith("a modelled profile predicts")
     assert "within the model's error; measure on the device" in note
     told = found.outcome.to_json()
     assert (told["emitted"], told["asked"]["patches"]) == ("reduced", 39)
@@ -106,7 +106,10 @@ def test_a_method_by_name_has_its_budget_and_a_modelled_latency(name: str) -> No
         assert dense.modelled is not None
         # Of the same model, whatever the method does to it.
         assert plan["dense_ms"] == dense.modelled.dense_ms == dense.modelled.ms
-        assert any("modelled latency" in line for line in made.chosen.lines())
+        assert any(
+            "predicted latency" in line and "by a modelled profile" in line
+            for line in made.chosen.lines()
+        )
     solved = pipeline.price(source, target="rtx-4090", keep=0.6, exact=True).planned
     assert solved is not None
     assert solved.plan.dense_ms == pytest.approx(plan["dense_ms"], rel=1e-6)
@@ -314,7 +317,7 @@ def test_predictions_in_words() -> None:
     assert prediction_note("modelled", 0.9, 1.0) == ""
     assert prediction_note("measured", 0.97, 1.0) == ""
     assert prediction_note("modelled", 0.5547, 0.5498) == (
-        "modelled latency says reduced 0.5547 ms, dense 0.5498 ms: within the model's error; "
+        "a modelled profile predicts 0.5547 ms reduced, 0.5498 ms dense: within the model's error; "
         "measure on the device"
     )
     assert "slower by more than the model's error, 30%" in prediction_note("modelled", 2, 1)

@@ -164,7 +164,7 @@ def test_keep_reduces_where_the_next_step_lies_below() -> None:
     given, planted = model(), Planted(tile=12)
     found = planned(given, planted, keep="0.8", method="auto")
     assert 13 <= found.schedule.final <= 14
-    (note,) = (n for n in found.schedule.notes if "latency says" in n)
+    (note,) = (n for n in found.schedule.notes if "profile predicts" in n)
     assert f"reduced {found.plan.latency_ms:.4g} ms, dense {found.plan.dense_ms:.4g} ms" in note
     assert "what a profile can tell; measure on the device" in note
     assert "with 12 tokens (--keep 0.68) it would take" in note
@@ -185,8 +185,8 @@ def test_a_prediction_is_a_note(kind: str, launch: float) -> None:
     assert found.plan.latency_ms > found.plan.dense_ms
     assert [s.site for s in found.plan.steps] == ["attn:1"]
     assert found.outcome.emitted == "reduced"
-    (note,) = (n for n in found.schedule.notes if "latency says" in n)
-    assert note.startswith(f"{kind} latency says reduced")
+    (note,) = (n for n in found.schedule.notes if "profile predicts" in n)
+    assert note.startswith(f"a {kind} profile predicts")
     assert ("slower by more than" in note) == (launch == 100.0)
     assert "it would take" not in note
 

@@ -102,7 +102,12 @@ def test_the_script_picks_by_version(
 
 @pytest.mark.parametrize(
     ("banner", "reason"),
-    [("[TensorRT v8602]", "10.3 or newer"), ("hello", "cannot tell the TensorRT version")],
+    [
+        ("[TensorRT v8602]", "10.3 or newer (JetPack 6.1 or newer)"),
+        ("[TensorRT v100000]", "10.3 or newer (JetPack 6.1 or newer)"),
+        ("[TensorRT v100200]", "10.3 or newer (JetPack 6.1 or newer)"),
+        ("hello", "cannot tell the TensorRT version"),
+    ],
 )
 def test_the_script_says_what_is_wrong(bundle: Path, banner: str, reason: str) -> None:
     done = run_script(bundle, fake_trtexec(bundle, banner))
@@ -112,6 +117,28 @@ def test_the_script_says_what_is_wrong(bundle: Path, banner: str, reason: str) -
     done = run_script(bundle, bundle / "nowhere")
     assert done.returncode == 2
     assert "no trtexec" in done.stderr
+
+
+def test_thor_needs_what_its_first_jetpack_has(tmp_path: Path) -> None:
+    path = save(attention_blocks(depth=1), tmp_path)
+    emit(path, tmp_path, target=load_target("jetson-agx-thor"), precision="fp16")
+    readme = (tmp_path / "README.txt").read_text()
+    assert "It needs TensorRT 10.13 or newer (JetPack 7.0 or newer)." in readme
+    done = run_script(tmp_path, fake_trtexec(tmp_path, "[TensorRT v100300]"))
+    assert done.returncode == 2
+    assert "TensorRT 10.13 or newer" in done.stderr
+
+
+@pytest.mark.parametrize("ends", ["exit 1", "kill -INT $PPID; sleep 1; exit 1"])
+def test_a_build_that_fails_leaves_no_half_engine(bundle: Path, tmp_path: Path, ends: str) -> None:
+    trtexec = tmp_path / "trtexec"
+    trtexec.write_text(
+        '#!/bin/sh\necho "[TensorRT v100300]"\ncase "$1" in --help) exit 0;; esac\n'
+        f"echo half > engine/model.trt10.3.engine.part\n{ends}\n"
+    )
+    trtexec.chmod(0o755)
+    assert run_script(bundle, trtexec).returncode != 0
+    assert list((bundle / "engine").iterdir()) == []
 
 
 def test_a_free_axis_other_than_the_batch_is_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import onnx
 import pytest
 
 from tcompile import pipeline
-from tcompile.artifact.directory import load_artifact
+from tcompile.api.verify import verify
+from tcompile.artifact.directory import check_destination, load_artifact
+from tcompile.targets.backends import jetson, tensorrt
 from tests.support.tiny_vit import save_tiny_vit
 
 
@@ -74,6 +77,51 @@ echo "$*" > "{folder}/arguments"
         check=False,
         env={"PATH": "/usr/bin:/bin", "TRTEXEC": str(trtexec), **env},
     )
+
+
+@pytest.mark.parametrize("number", ["100300", "101303"])
+def test_what_the_script_makes_is_expected(bundle: Path, tmp_path: Path, number: str) -> None:
+    """The bundle after its own README: checked as it is, and replaced by another build."""
+    made = tmp_path / "made"
+    shutil.copytree(bundle, made)
+    (made / "plugins").mkdir(exist_ok=True)
+    (made / "plugins/libtcompile_plugins.so").touch()
+    assert build_with(made, tmp_path, number).returncode == 0
+    engine = f"engine/model.trt{number[:2]}.{int(number[2:4])}.engine"
+    assert (made / engine).is_file()
+    changed, new = load_artifact(made).compare_files()
+    assert changed == []
+    assert {engine, f"{engine}.sha256", "plugins/libtcompile_plugins.so"} <= set(new)
+    checks = {c.name: c for c in verify(made, samples=1).checks}
+    assert checks["files"].outcome == "passed"
+    assert engine in checks["files"].detail
+    assert check_destination(made) == made
+    # An engine that is not the one that was built there, and files that no script makes.
+    (made / engine).write_text("cut off")
+    (made / "notes.txt").touch()
+    assert load_artifact(made).changed_files() == [engine, "notes.txt"]
+
+
+def test_an_engine_of_the_build_may_be_built_again_by_the_script(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a Jetson the build lists an engine: the script's digest tells another from damage."""
+    monkeypatch.setattr(jetson, "is_jetson", lambda: True)
+    monkeypatch.setattr(tensorrt, "version", lambda: "10.3.0")
+    monkeypatch.setattr(tensorrt, "build", lambda path, batch, token_ops: b"plan")
+    made = pipeline.build(
+        save_tiny_vit(tmp_path / "vit.onnx"),
+        target="jetson-orin",
+        method="topk",
+        keep=0.5,
+        output=tmp_path / "out",
+    )
+    engine = "engine/model.trt10.3.engine"
+    assert load_artifact(made).changed_files() == []
+    (made / engine).write_bytes(b"damaged")
+    assert load_artifact(made).changed_files() == [engine]
+    assert build_with(made, tmp_path, "100300").returncode == 0
+    assert load_artifact(made).changed_files() == []
 
 
 @pytest.mark.parametrize(("number", "bodies"), [("100300", 0), ("101303", 2), ("110401", 2)])

@@ -38,7 +38,7 @@ def test_every_attention_is_fused(tmp_path: Path, target: str) -> None:
     path = lowered(tmp_path, target, mask="shared", batch="batch")
     emitted = emit(path, tmp_path, target=load_target(target), precision="fp16", batch=(1, 2, 4))
     assert emitted.fused == FusedAttention(expected=3, found=3)
-    assert emitted.versions == {"tensorrt_rtx": version()}
+    assert emitted.versions == {"tensorrt-rtx": version()}
     (file,) = emitted.files
     assert file.startswith("engine/")
     assert (tmp_path / file).stat().st_size > 0
