@@ -42,7 +42,7 @@ from tcompile.core.progress import Progress, silent
 from tcompile.core.schedule import Schedule
 from tcompile.passes.lower import lower
 from tcompile.passes.lower.token_ops import choose_token_ops
-from tcompile.passes.normalize import normalize
+from tcompile.passes.normalize import check_not_reduced, normalize
 from tcompile.passes.normalize.bind_shapes import Shapes
 from tcompile.passes.reduce.towers import reduce_towers
 from tcompile.passes.runner import Dump
@@ -93,7 +93,9 @@ def read(
         ModelError: a file that cannot be read, or holds no transformer that tcompile can follow.
     """
     with _Located(model):
-        normalized = normalize(load(model), shapes=shapes, dump=dump)
+        source = load(model)
+        check_not_reduced(source)
+        normalized = normalize(source, shapes=shapes, dump=dump)
         analysis = analyse(normalized.graph, prefix=prefix, tower=tower, sized=normalized.sized)
         return Analysed(str(model), normalized, analysis, prefix)
 

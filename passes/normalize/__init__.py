@@ -19,6 +19,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 from onnx_graphsurgeon.util.exception import OnnxGraphSurgeonException
 
 from tcompile.analysis.facts import Origin
+from tcompile.core.domain import DOMAIN, WRITTEN
 from tcompile.core.errors import ModelError
 from tcompile.core.graph import unique_names
 from tcompile.passes.normalize.batch import check_known, explicit_reshapes, free_batch
@@ -207,6 +208,20 @@ def _refuse_branches(graph: gs.Graph, values: Values) -> None:
                 f"{node.op} '{node.name}' decides at run time what is computed, which tcompile "
                 "cannot follow",
                 hint="export with fixed shapes and without control flow",
+            )
+
+
+def check_not_reduced(model: onnx.ModelProto) -> None:
+    """Refuse what tcompile itself has reduced: its own nodes could not be told from new ones.
+
+    Raises:
+        ModelError: naming the first of its nodes.
+    """
+    for node in model.graph.node:
+        if node.domain == DOMAIN or node.name.startswith(WRITTEN):
+            raise ModelError(
+                f"tcompile has reduced this model already ({node.op_type} '{node.name}')",
+                hint="build from the model that it was made from",
             )
 
 

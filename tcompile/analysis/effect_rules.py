@@ -67,8 +67,11 @@ def slice_(walk: Walk, node: gs.Node) -> list[Edit]:
         # A Slice may take every position of the axis, of a grid as well.
         if whole is None or (step == 1 and shape(source)[axis] == shape(out)[axis]):
             continue
-        _needs_plain(walk, node, axis)
         dim, part = walk.dims(source)[axis], walk.dims(out)[axis]
+        if dim is not None and any(dim.more) and part is not None and part.plain:
+            edits.append(SetSlice(axis, whole, whole, dim.more[0]))  # the tokens of such keys
+            continue
+        _needs_plain(walk, node, axis)
         if step != 1 or part is None or part.run is None or dim is None or dim.batch:
             raise BarrierError("takes particular patch tokens")
         edits.append(SetSlice(axis, whole, part.run))
@@ -82,6 +85,8 @@ def _needs_plain(walk: Walk, node: gs.Node, axis: int) -> None:
     spread = axis + 1 < len(dims) and is_rest(dims[axis + 1])
     if dim is not None and dim.order:
         raise BarrierError("picks among tokens that are in another order")
+    if dim is not None and any(dim.more):
+        raise BarrierError("picks among tokens and learned rows")
     if dim is None or dim.part != "tokens" or spread:
         raise BarrierError("takes rows or columns of the grid of tokens")
 
@@ -156,6 +161,8 @@ def reduce(walk: Walk, node: gs.Node) -> list[Edit]:
     _pools_all(walk, node, pooled)
     if node.op in ("ReduceMax", "ReduceMin", "GlobalMaxPool"):
         return []
+    if any(d is not None and any(d.more) for d in walk.dims(node.inputs[0])):
+        raise BarrierError("pools tokens and learned rows together")
     if node.op not in ("ReduceMean", "ReduceSum", "GlobalAveragePool") or run is None:
         raise BarrierError("is not meaningful on fewer tokens")
     if any(a not in pooled and shape(node.inputs[0])[a] > 1 for a in axes):
@@ -166,7 +173,7 @@ def reduce(walk: Walk, node: gs.Node) -> list[Edit]:
 def _pool(walk: Walk, node: gs.Node, axis: int, run: Run, operand: int = 0) -> Pool:
     """The tokens are weighed by size after merging, where the axis is theirs alone."""
     dim = walk.dims(node.inputs[operand])[axis]
-    if dim is not None and (dim.batch or dim.factor != 1):
+    if dim is not None and not dim.plain:
         walk.no_merge(node, "pools tokens that are merged with another axis")
     return Pool(axis, run, operand)
 
@@ -196,6 +203,10 @@ def attention(walk: Walk, node: gs.Node) -> list[Edit]:
 
 def _over_keys(walk: Walk, node: gs.Node, keys: Run | None) -> list[Edit]:
     if keys is None:
+        return []
+    tensor = node.inputs[1 if node.op == "Attention" else 0]
+    if any(d is not None and any(d.more) for d in walk.dims(tensor)):
+        walk.no_merge(node, "runs over learned rows as well, which have no size")
         return []
     core = walk.attentions.get(node.name)
     if core is None:
@@ -246,7 +257,9 @@ def _sum_along(walk: Walk, node: gs.Node, places: list[tuple[int, int]]) -> list
     if (
         len(held) < len(places)
         or any(
-            o is None or dim is None or (o.run, o.order, o.part) != (dim.run, dim.order, dim.part)
+            o is None
+            or dim is None
+            or (o.run, o.order, o.part, o.more) != (dim.run, dim.order, dim.part, dim.more)
             for o in others
         )
         or len({walk.stage(node.inputs[k]) for k, _ in held}) > 1
@@ -355,6 +368,8 @@ def _meeting_axes(walk: Walk, node: gs.Node, operand: int, behind: bool) -> list
             continue
         if dim.order:
             raise BarrierError(f"joins tokens in another order with '{tensor.name}'")
+        if any(dim.more):
+            raise BarrierError(f"joins tokens, learned rows among them, and '{tensor.name}'")
         if dim.batch or dim.factor != 1 or dim.run is None:
             raise BarrierError(f"joins tokens merged with another axis and '{tensor.name}'")
         span = span_of(against, axis + offset)
@@ -377,6 +392,8 @@ def _own(walk: Walk, tensor: gs.Tensor) -> list[SideAxis]:
             continue
         if dim.order:
             raise BarrierError(f"joins '{tensor.name}', whose tokens have another order")
+        if any(dim.more):
+            raise BarrierError(f"joins '{tensor.name}', which has learned rows among its tokens")
         found.append(SideAxis(i, dim.run, dim.part, span_of(dims, i)))
     return found
 

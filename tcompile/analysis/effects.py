@@ -33,11 +33,12 @@ class SetShape:
 
 @dataclass(frozen=True)
 class SetSlice:
-    """Slice along tokens: take `part` of `whole`."""
+    """Slice along tokens: take `part` of `whole`, which `before` other rows stand before."""
 
     axis: int
     whole: Run
     part: Run
+    before: int = 0
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from tcompile.analysis.space import (
     find_grouping,
     token_axes,
     token_space,
+    with_keys,
     with_orders,
 )
 from tcompile.analysis.structure import Block, Lineage, ancestors, carries, find_blocks, residuals
@@ -276,7 +277,7 @@ def _of_axis(
             where="--prefix",
             hint=f"the analysis proves {proven.prefix}; more can be stated, up to {most}",
         )
-    space = space or proven
+    space = with_keys(space or proven, streams)
     whole = space.whole_patches
     if whole is not None:
         space = replace(space, grouping=find_grouping(graph, facts, whole))

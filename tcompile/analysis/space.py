@@ -55,6 +55,8 @@ class TokenSpace:
         orders: other orders of patches or groups, by the axis that they give.
         runs: each run of pieces, by its axis.
         grouping: the groups that a later part of the model joins patches into, if it does.
+        keys: axis of keys that are all tokens and learned rows → how many rows stand before and
+            behind the tokens.
     """
 
     axis: Axis
@@ -65,6 +67,7 @@ class TokenSpace:
     segments: int = 1
     orders: dict[Axis, Order] = field(default_factory=dict, compare=False, repr=False)
     runs: dict[Axis, tuple[int, int]] = field(default_factory=dict, compare=False, repr=False)
+    keys: dict[Axis, tuple[int, int]] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.runs:
@@ -177,6 +180,23 @@ def with_orders(space: TokenSpace, facts: Facts) -> TokenSpace:
         if groups or (source == space.whole_patches == space.axis):
             found[(ax.Digit(root, 1, root.size),)] = Order(root.name, groups, index)
     return replace(space, orders=found)
+
+
+def with_keys(space: TokenSpace, found: Sequence[Residual]) -> TokenSpace:
+    """The space with the keys of its attentions that are more than the tokens."""
+    whole = ax.pieces(space.axis)
+    keys: dict[Axis, tuple[int, int]] = {}
+    for core in (a for r in found if r.axis == space.axis for a in r.attentions):
+        parts = ax.pieces(core.columns)
+        begin = next((i for i, p in enumerate(parts) if p == whole[0]), 0)
+        end = begin + len(whole)
+        more = (parts[:begin], parts[end:])
+        if core.rows != space.axis or parts[begin:end] != whole or not any(more):
+            continue
+        if all(p.fixed for side in more for p in side):
+            before, behind = (sum(p.size for p in side) for side in more)
+            keys[core.columns] = (before, behind)
+    return replace(space, keys=keys)
 
 
 def _segments(found: Sequence[Residual], axis: Axis, patch: Interval) -> list[Interval]:

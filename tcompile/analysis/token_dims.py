@@ -42,7 +42,8 @@ Part = Literal["tokens", "groups", "rest"]
 class Dim:
     """A dim as factor × (batch) × (tokens of a run), in another order if `order` names one.
 
-    `extent` is the size of the batches in it: a free one's as `dim_to_int` gives it.
+    `extent` is the size of the batches in it: a free one's as `dim_to_int` gives it. `more` are the
+    learned rows before and behind all tokens, where they are the keys of an attention.
     """
 
     factor: int
@@ -51,6 +52,12 @@ class Dim:
     part: Part = "tokens"
     order: str = ""
     extent: int = 1
+    more: tuple[int, int] = (0, 0)
+
+    @property
+    def plain(self) -> bool:
+        """Return whether it is just a run of tokens, or a part of one."""
+        return not self.batch and self.factor == 1 and self.run is not None and not any(self.more)
 
     def has_patches(self, space: TokenSpace) -> bool:
         """Return whether the patches are in its run."""
@@ -61,7 +68,7 @@ class Dim:
         if self.part == "groups":
             assert space.grouping is not None
             tokens = count // space.grouping.members
-        return self.factor * tokens * (batch if self.batch else 1)
+        return self.factor * (tokens + sum(self.more)) * (batch if self.batch else 1)
 
 
 Dims = tuple[Dim | None, ...]
@@ -114,12 +121,16 @@ def _one(axis: Axis, space: TokenSpace) -> Dim | None:
     """One dim by itself."""
     factor, extent, run = 1, 1, None
     part: Part = "tokens"
-    order = ""
+    order, more = "", (0, 0)
     inside = ax.roots(space.axis)
     members = set(space.grouping.inner) if space.grouping else set()
     i = 0
     while i < len(axis):
         digit = axis[i]
+        if (digit,) in space.keys and run is None:
+            run, more = Run(0, len(space.pieces)), space.keys[digit,]
+            i += 1
+            continue
         found = _match(axis[i:], space)
         if found is not None:
             if run is not None:
@@ -136,7 +147,7 @@ def _one(axis: Axis, space: TokenSpace) -> Dim | None:
         else:
             factor *= digit.size
         i += 1
-    return Dim(factor, extent > 1, run, part, order, extent)
+    return Dim(factor, extent > 1, run, part, order, extent, more)
 
 
 def _match(axis: Axis, space: TokenSpace) -> tuple[Run, Part, int, str] | None:
@@ -184,7 +195,7 @@ def stream_layout(axes: Axes, space: TokenSpace) -> Layout | None:
     tokens = [i for i, d in enumerate(dims) if d is not None and d.run == whole]
     others: list[tuple[int, Dim]] = []
     for i, dim in enumerate(dims):
-        if dim is None or dim.part == "groups" or (i in tokens and (dim.batch or dim.factor != 1)):
+        if dim is None or dim.part == "groups" or (i in tokens and not dim.plain):
             return None
         if i not in tokens:
             others.append((i, dim))

@@ -304,7 +304,7 @@ def edit_words(edit: fx.Edit, node: gs.Node, space: TokenSpace) -> str:
     match edit:
         case fx.SetShape(dims):
             return f"its target shape becomes [{', '.join(_target(d, space) for d in dims)}]"
-        case fx.SetSlice(axis, whole, part):
+        case fx.SetSlice(axis, whole, part, _):
             return f"takes {_run(part, space)} of {_run(whole, space)} along axis {axis}"
         case fx.SetSplit(parts):
             return f"splits into {' | '.join(_run(r, space) for r in parts)}"
