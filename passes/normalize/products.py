@@ -45,7 +45,7 @@ class Nodes:
     def ints(self, values: Sequence[int]) -> gs.Constant:
         return gs.Constant(self._name("ints"), np.asarray(values, np.int64))
 
-    def like(self, values: np.ndarray, tensor: gs.Tensor) -> gs.Constant:  # type: ignore[type-arg]
+    def like(self, values: np.ndarray, tensor: gs.Tensor) -> gs.Constant:
         """A constant of the type of a tensor."""
         return gs.Constant(self._name("value"), np.asarray(values, tensor.dtype))
 
@@ -226,9 +226,7 @@ def _summed(graph: gs.Graph, node: gs.Node) -> int:
         return 0
     keep = attr(node, "keepdims", 1) == 1
     places = range(rank) if keep else left
-    ones = [
-        k for k, i in enumerate(places) if i in gone or not any(i in h for h in held)
-    ]
+    ones = [k for k, i in enumerate(places) if i in gone or not any(i in h for h in held)]
     replace_by(graph, node, nodes.unsqueeze(made, ones))
     return 1
 

@@ -16,9 +16,19 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis import axes as ax
-from tcompile.core.graph import attr, is_const, is_standard, producer, reduced_axes, shape, value
+from tcompile.core.graph import (
+    attr,
+    is_const,
+    is_standard,
+    large,
+    producer,
+    reduced_axes,
+    shape,
+    value,
+)
 from tcompile.core.op_traits import RESHAPES
 from tcompile.passes.normalize.products import Nodes, replace_by
+from tcompile.passes.normalize.turned_attention import above_logits
 from tcompile.passes.normalize.views import MOST, is_view, named_axes, through
 
 #: What is added to a sum of 1 or more and lost in fp32.
@@ -40,7 +50,7 @@ def spell_softmax(graph: gs.Graph, loose: Collection[str] = ()) -> int:
         elif node.op in ("Div", "Mul"):
             count += _ratio(graph, node)
         elif node.op == "Softmax":
-            count += _shifted(node) or _unwrap(node, loose)
+            count += _shifted(node) or _unwrap(node, loose) or _column(graph, node)
     if count:
         graph.cleanup(remove_unused_graph_inputs=False).toposort()
     return count
@@ -103,7 +113,9 @@ def _ratio(graph: gs.Graph, node: gs.Node) -> int:
         total: gs.Tensor | None = node.inputs[other]
         if node.op == "Mul":
             inverse = producer(node.inputs[other])
-            total = inverse.inputs[0] if inverse is not None and inverse.op == "Reciprocal" else None
+            total = (
+                inverse.inputs[0] if inverse is not None and inverse.op == "Reciprocal" else None
+            )
         if total is None:
             continue
         top = producer(node.inputs[part])
@@ -232,6 +244,58 @@ def _softmax(nodes: Nodes, found: _Sum) -> gs.Tensor:
     return nodes.op("Slice", [chances, *bounds], x.shape)
 
 
+# ---- sink columns --------------------------------------------------------------------------------
+
+
+def _column(graph: gs.Graph, softmax: gs.Node) -> int:
+    """A stored column beside the logits, one number for all queries: from the queries there are.
+
+    Written as 0 · q + number, so that it has as many rows as the logits have.
+    """
+    joined = producer(softmax.inputs[0])
+    if joined is None or joined.op != "Concat" or joined.outputs[0].shape is None:
+        return 0
+    last = len(joined.outputs[0].shape) - 1
+    axes = {int(attr(n, "axis", -1)) % (last + 1) for n in (softmax, joined)}
+    live = [t for t in joined.inputs if _stored_column(t) is None]
+    above = above_logits(live[0]) if axes == {last} and len(live) == 1 else None
+    if above is None or any(n.op == "Transpose" for n in above[1]):
+        return 0
+    q, count = above[0].inputs[0], 0
+    if list(q.shape[:-1]) != list(live[0].shape[:-1]):
+        return 0
+    nodes = Nodes(graph, joined)
+    for i, tensor in enumerate(joined.inputs):
+        number = _stored_column(tensor)
+        if number is None or last < 1 or number.shape[-2] != 1:
+            continue
+        first = nodes.op("Slice", [q, *(nodes.ints([n]) for n in (0, 1, last))], [*q.shape[:-1], 1])
+        none = nodes.op("Mul", [first, nodes.like(np.zeros(()), q)], first.shape)
+        made = nodes.op("Add", [none, nodes.like(number, q)], tensor.shape)
+        joined.inputs[i] = made
+        count += 1
+    return count
+
+
+def _stored_column(tensor: gs.Tensor) -> np.ndarray[Any, Any] | None:
+    """The stored numbers of a tensor that is constant, or that repeats a constant, each axis along
+    which they are the same as 1; None where it is computed."""
+    maker = producer(tensor)
+    if tensor.shape is None:
+        return None
+    rank = len(tensor.shape)
+    if maker is not None and maker.op == "Expand" and is_const(maker.inputs[0]):
+        tensor = maker.inputs[0]
+    if not is_const(tensor) or large(tensor):
+        return None
+    found = value(tensor)
+    found = found.reshape([1] * (rank - found.ndim) + list(found.shape))
+    for axis in range(found.ndim):
+        first = found.take([0], axis)
+        found = first if (found == first).all() else found
+    return found
+
+
 # ---- views around it -----------------------------------------------------------------------------
 
 
@@ -245,13 +309,14 @@ def _unwrap(node: gs.Node, loose: Collection[str]) -> int:
         axis = int(attr(node, "axis", -1)) % len(node.inputs[0].shape)
         axes = named_axes(source)
         seen = through(axes, before)
-        if seen is not None and seen[axis] and seen[axis] in axes:
+        place = axes.index(seen[axis]) if seen is not None and seen[axis] in axes else -1
+        if seen is not None and seen[axis] and (place == len(axes) - 1 or axis < len(seen) - 1):
             end = _undone(node, axes, before, loose)
             if end is not None:
                 out = end.outputs[0]
                 end.outputs.clear()
                 node.inputs[0], node.outputs = source, [out]
-                node.attrs["axis"] = axes.index(seen[axis])
+                node.attrs["axis"] = place
                 return 1
         above = producer(source)
     return 0

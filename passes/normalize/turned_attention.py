@@ -1,8 +1,8 @@
 """One order of axes for attention: (batch …, queries, keys), and a Softmax over the last.
 
 Code that has other orders computes Kᵀ·Q, has its heads last, or turns the logits to and fro. Where
-nothing but a product, scale and mask, a Softmax and a product is between, all of it is written again
-in the one order; only what goes in and comes out is turned.
+nothing but a product, scale and mask, a Softmax and a product is between, all of it is written
+again in the one order; only what goes in and comes out is turned.
 """
 
 from __future__ import annotations
@@ -138,6 +138,12 @@ def _lifted(nodes: Nodes, tensor: gs.Tensor, turn: Sequence[int]) -> gs.Tensor:
     if list(turn) == sorted(turn):
         return tensor
     return nodes.transpose(nodes.unsqueeze(tensor, range(missing)), turn)
+
+
+def above_logits(tensor: gs.Tensor) -> tuple[gs.Node, tuple[gs.Node, ...]] | None:
+    """The product of two computed tensors that logits come from, and the nodes between."""
+    found = _above(tensor)
+    return None if found is None else (found[0], found[1].nodes)
 
 
 def _sound(path: _Path) -> bool:

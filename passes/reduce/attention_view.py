@@ -12,8 +12,8 @@ from math import sqrt
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from tcompile.analysis.attention import AFTER_SOFTMAX, BEFORE_SOFTMAX, Attention
-from tcompile.core.errors import InternalError, UsageError
+from tcompile.analysis.attention import BEFORE_SOFTMAX, Attention
+from tcompile.core.errors import UsageError
 from tcompile.core.graph import attr, is_const, producer, value
 from tcompile.passes.reduce.builder import Builder
 
@@ -29,6 +29,7 @@ class AttentionView:
         batch: the literal batch, or None.
         node: its Softmax or Attention.
         product: its Q·Kᵀ, or the Attention.
+        mix: its product with V, or the Attention.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class AttentionView:
         self.builder, self.matched, self.batch = builder, matched, batch
         self.node = nodes[matched.node]
         self.product = nodes[matched.product]
+        self.mix = nodes[matched.mix]
 
     def rows(self, positions: Sequence[int] | None = None) -> gs.Tensor:
         """softmax(q_rows·Kᵀ) over all keys: [B, heads, len(positions), N] fp32.
@@ -48,16 +50,30 @@ class AttentionView:
             UsageError: the attention does more between Q·Kᵀ and softmax than scale and mask.
         """
         logits, dims = self._logits(positions)
-        return self._split(self.builder.op("Softmax", logits, axis=-1), dims, positions)
+        chances = self._split(self.builder.op("Softmax", logits, axis=-1), dims, positions)
+        return self._of_tokens(chances, 3)
 
     def logits(self, positions: Sequence[int] | None = None) -> gs.Tensor:
         """The input of the softmax, scaled, masks and biases added; otherwise as `rows`."""
         logits, dims = self._logits(positions)
-        return self._split(logits, dims, positions)
+        return self._of_tokens(self._split(logits, dims, positions), 3)
+
+    def _of_tokens(self, x: gs.Tensor, axis: int, *, keys: bool = False) -> gs.Tensor:
+        """What is the tokens' along an axis of keys, learned keys and sinks left out.
+
+        Args:
+            keys: of K or V, which have no sinks.
+        """
+        before, behind = (0, 0) if keys and self.matched.sinks else self.matched.beside
+        if not before and not behind:
+            return x
+        return self.builder.slice(x, axis, before, before + self.tokens)
 
     def _logits(self, positions: Sequence[int] | None) -> tuple[gs.Tensor, list[int | str]]:
         """The logits, and the shape of those of the model."""
         self._check_rank()
+        if self.matched.unreadable:
+            raise self._strange(f"it {self.matched.unreadable}")
         if self.matched.form == "softmax":
             return self._logits_decomposed(positions), list(self.node.outputs[0].shape)
         return self._logits_op(positions), list(self.product.inputs[0].shape)
@@ -70,7 +86,8 @@ class AttentionView:
         if (op and len(dims) == 3) or not self._joined(dims):
             return x
         heads, rows = self.matched.heads, self._rows(positions)
-        return self.builder.reshape(x, [self.batch or -1, heads, rows, self.tokens])
+        columns = self.tokens + sum(self.matched.beside)
+        return self.builder.reshape(x, [self.batch or -1, heads, rows, columns])
 
     def keys(self) -> gs.Tensor:
         """Keys averaged over heads: [B, N, d] fp32 (ToMe's metric, up to a positive factor)."""
@@ -78,10 +95,11 @@ class AttentionView:
         b, k, heads = self.builder, self.product.inputs[1], self.matched.heads
         if self.matched.form == "op":
             if len(k.shape) == 4:
-                return b.reduce("Mean", self._by_head(k), [1])
+                return self._of_tokens(b.reduce("Mean", self._by_head(k), [1]), 1, keys=True)
             split = b.reshape(k, [self.batch or -1, 0, heads, int(k.shape[-1]) // heads])
-            return b.reduce("Mean", split, [2])
-        return b.transpose(b.reduce("Mean", self._by_head(k), [1]), [0, 2, 1])
+            return self._of_tokens(b.reduce("Mean", split, [2]), 1, keys=True)
+        mean = b.transpose(b.reduce("Mean", self._by_head(k), [1]), [0, 2, 1])
+        return self._of_tokens(mean, 1, keys=True)
 
     def _take_rows(self, x: gs.Tensor, positions: Sequence[int] | None, axis: int) -> gs.Tensor:
         if positions is None:
@@ -169,22 +187,19 @@ class AttentionView:
 
     def head_keys(self) -> gs.Tensor:
         """K as it enters the product."""
-        if self.matched.form == "op":
-            return self._by_head(self.product.inputs[1])
-        return self.builder.transpose(
-            self._by_head(self.product.inputs[1]), [0, 1, 3, 2], fp32=False
-        )
+        keys = self._by_head(self.product.inputs[1])
+        if self.matched.form != "op":
+            keys = self.builder.transpose(keys, [0, 1, 3, 2], fp32=False)
+        return self._of_tokens(keys, 2, keys=True)
 
     def values(self) -> gs.Tensor:
         """V."""
-        if self.matched.form == "op":
-            return self._by_head(self.node.inputs[2])
-        return self._by_head(self._reader().inputs[1])
+        value = self.node.inputs[2] if self.matched.form == "op" else self.mix.inputs[1]
+        return self._of_tokens(self._by_head(value), 2, keys=True)
 
     def context(self) -> gs.Tensor:
         """softmax(Q·Kᵀ)·V: what the attention gives, before its projection."""
-        made = self.node if self.matched.form == "op" else self._reader()
-        return self._by_head(made.outputs[0])
+        return self._by_head(self.mix.outputs[0])
 
     def position(self, place: int) -> int:
         """A place counted from the front, or (negative) from the back, as one from the front."""
@@ -192,15 +207,16 @@ class AttentionView:
 
     @property
     def tokens(self) -> int:
-        """Return how many keys there are."""
+        """Return how many keys there are that are tokens."""
         k = self.product.inputs[1]
-        return int(k.shape[-1] if self.matched.form == "softmax" else k.shape[-2])
+        keys = int(k.shape[-2] if self.matched.form == "op" else k.shape[-1])
+        return keys if self.matched.sinks else keys - sum(self.matched.beside)
 
     @property
     def width(self) -> int:
         """Channels of a key."""
         shape = self.product.inputs[1].shape
-        if self.matched.form == "softmax":
+        if self.matched.form != "op":
             return int(shape[-2])
         return int(shape[-1]) // (1 if len(shape) == 4 else self.matched.heads)
 
@@ -212,6 +228,8 @@ class AttentionView:
         """
         if self.matched.form == "op":
             return float(attr(self.node, "scale") or 1 / sqrt(self.width))
+        if self.matched.unreadable:
+            raise self._strange(f"it {self.matched.unreadable}")
         scale = 1.0
         for node in self._chain():
             if node.op in ("Mul", "Div"):
@@ -242,7 +260,7 @@ class AttentionView:
                 return False
             if node is self.product:
                 return True
-            if node.op not in BEFORE_SOFTMAX:
+            if node.op not in BEFORE_SOFTMAX and node.op != "Concat":
                 return False
             for operand in node.inputs:
                 if up(operand):
@@ -285,15 +303,3 @@ class AttentionView:
         """Return how many queries are meant."""
         queries = self.product.inputs[0].shape[-2]
         return int(queries) if positions is None else len(positions)
-
-    def _reader(self) -> gs.Node:
-        """The product with V, by walking down from the softmax."""
-        frontier, reached = list(self.node.outputs[0].outputs), {self.node.outputs[0].name}
-        while frontier:
-            node = frontier.pop(0)
-            if node.op == "MatMul" and node.inputs[0].name in reached:
-                return node
-            if node.op in AFTER_SOFTMAX:
-                reached.add(node.outputs[0].name)
-                frontier.extend(node.outputs[0].outputs)
-        raise InternalError(f"nothing multiplies '{self.node.name}' with V")

@@ -176,8 +176,8 @@ def _check_leaves(analysis: Analysis, site: Site, spec: Spec) -> None:
     for score, values in leaves(spec):
         if score.reads(values) and not site.scored:
             raise UsageError(
-                f"score '{score.name}' reads the attention of block {site.block}, which is "
-                "not over all the tokens",
+                f"score '{score.name}' reads the attention of block {site.block}, which "
+                f"{site.unread}",
                 where="schedule",
                 hint="use the score norm there",
             )

@@ -55,7 +55,7 @@ def set_slice(editor: Editor, node: gs.Node, edit: fx.SetSlice, stage: TokenStat
     axes = ints(node.inputs[3]) if given else list(range(len(starts)))
     rank = len(node.inputs[0].shape)
     position = [a % rank for a in axes].index(edit.axis)
-    starts[position] = edit.before + _offset(editor, edit.whole, edit.part, stage.count)
+    starts[position] = edit.others[0] + _offset(editor, edit.whole, edit.part, stage.count)
     ends[position] = starts[position] + edit.part.size(editor.space, stage.count)
     node.inputs[1], node.inputs[2] = editor.b.const(starts), editor.b.const(ends)
 

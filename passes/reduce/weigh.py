@@ -68,14 +68,18 @@ def bias(editor: Editor, node: gs.Node, edit: fx.Bias, stage: TokenState) -> Non
     if stage.size is None or not stage.prop_attn:
         return
     b = editor.b
-    (columns,) = locate((edit.attention.columns,), editor.space)
+    (columns,) = locate((edit.attention.seen,), editor.space)
     if columns is None or columns.run is None:
         raise InternalError("an attention's keys are not tokens", where=node.name)
-    count = columns.run.size(editor.space, stage.count)
-    key = f"log{columns.run}"
+    count = columns.size(editor.space, stage.count, 1)
+    key = f"log{columns.run}{columns.others}"
     if key not in stage.cache:
-        sizes = sizes_on_run(b, editor.space, stage, columns.run)
-        stage.cache[key] = b.unsqueeze(b.op("Log", sizes), 1, 2)
+        sizes = b.op("Log", sizes_on_run(b, editor.space, stage, columns.run))
+        if columns.others != (0, 0):  # learned keys and sinks stand for themselves
+            before, behind = columns.others
+            zero = b.const([0], np.float32)
+            sizes = b.op("Pad", sizes, b.const([0, before, 0, behind]), zero)
+        stage.cache[key] = b.unsqueeze(sizes, 1, 2)
         stage.cache[key].shape = [editor.first, 1, 1, count]
     logs = stage.cache[key]
     joined = node.inputs[0].shape[0] == 1 and editor.batch != 1  # batch and heads on one axis
@@ -83,9 +87,16 @@ def bias(editor: Editor, node: gs.Node, edit: fx.Bias, stage: TokenState) -> Non
         logits = node.inputs[0]
         joined = joined and len(logits.shape) == 4
         if len(logits.shape) == 3 or joined:
-            logs = _per_head(b, logs, edit.attention.heads, count, stage, f"heads{columns.run}")
+            logs = _per_head(b, logs, edit.attention.heads, count, stage, f"heads{key}")
         if joined:
             logs = b.unsqueeze(logs, 0)
+        rank = len(logits.shape)
+        if rank == 2:
+            logs = b.reshape(logs, [1, count])
+        place = int(attr(node, "axis", -1)) % rank
+        if place < rank - 1:  # heads behind the keys
+            order = list(range(rank - 1))
+            logs = b.transpose(logs, [*order[:place], rank - 1, *order[place:]])
         node.inputs[0] = b.op("Add", logits, logs, dtype=logits.dtype, fp32=False)
         return
     if joined:

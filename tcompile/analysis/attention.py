@@ -1,4 +1,4 @@
-"""Finding attention: softmax(Q·Kᵀ)·V however it is spelled, by where the axes go.
+"""Matching plain attention: softmax(Q·Kᵀ)·V.
 
 A core is a Softmax over the last axis whose logits come from a product of two live tensors and
 whose result is contracted with a third, or an ai.onnx `Attention` (opset 23). Exporters spell it in
@@ -6,22 +6,20 @@ many more ways; all are one of these two after normalisation.
 
 The analysis, the roofline and the check of an engine's kernels all find attention here.
 `match_attention` takes any onnx-graphsurgeon graph: in normal form, reduced, or lowered and read
-back. `find_attention` adds what the axes say.
+back. `analysis.find_attention` adds what the axes say, and attentions that are not plain.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from math import prod
 from typing import Literal
 
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis import axes as ax
 from tcompile.analysis.axes import Axis
-from tcompile.analysis.facts import Facts
-from tcompile.core.graph import attr, is_const, producer
+from tcompile.core.graph import is_const, producer
 
 
 @dataclass(frozen=True)
@@ -30,29 +28,43 @@ class Attention:
 
     Attributes:
         index: its place in execution order.
-        form: `softmax` (decomposed) or `op` (ai.onnx Attention).
         node: name of the Softmax or Attention node.
         q, k, v: tensor names; `k` is the right operand of Q·Kᵀ, already transposed when `form` is
-            `softmax`.
+            decomposed.
         product: name of the Q·Kᵀ node (`softmax` form) or of the Attention node.
+        mix: name of the node that multiplies with V, or of the Attention node.
         chain: names of the nodes from the product (excluded) to the softmax (excluded), in order.
         context: tensor name of softmax·V.
-        rows, columns: what queries and keys run over.
+        rows, columns: what queries and keys run over; the keys that are tokens, where learned keys
+            or sink columns stand beside them.
         heads: number of heads.
+        seen: what the softmax runs over, such learned keys and sinks included.
+        valued: what V has rows for.
+        form: `softmax` (decomposed), `op` (ai.onnx Attention), or `sum` where nothing normalises
+            over the keys.
+        unusual: what sets it apart from a plain attention, in words.
+        unreadable: why a score cannot read its probabilities; empty where it can.
+        unweighed: why merged tokens cannot be weighed by size; empty where they can.
     """
 
     index: int
-    form: Literal["softmax", "op"]
+    form: Literal["softmax", "op", "sum"]
     node: str
     q: str
     k: str
     v: str
     product: str
+    mix: str
     chain: tuple[str, ...]
     context: str
     rows: Axis
     columns: Axis
     heads: int
+    seen: Axis = ()
+    valued: Axis = ()
+    unusual: tuple[str, ...] = ()
+    unreadable: str = ""
+    unweighed: str = ""
 
     @property
     def self_attention(self) -> bool:
@@ -60,55 +72,24 @@ class Attention:
         return self.rows == self.columns and ax.tracked(self.rows)
 
     @property
+    def beside(self) -> tuple[int, int]:
+        """How many learned keys or sink columns stand before the tokens, and behind them."""
+        parts = ax.pieces(self.seen)
+        for start in range(len(parts) if self.seen != self.columns else 0):
+            for stop in range(start + 1, len(parts) + 1):
+                if ax.from_pieces(parts[start:stop]) == self.columns:
+                    return sum(p.size for p in parts[:start]), sum(p.size for p in parts[stop:])
+        return 0, 0
+
+    @property
+    def sinks(self) -> bool:
+        """Return whether what stands beside the tokens is joined to the logits, not to K and V."""
+        return ax.size(self.valued) < ax.size(self.seen)
+
+    @property
     def query_rows(self) -> int:
         """The number of queries; one in an attention-pool head."""
         return ax.size(self.rows)
-
-
-def find_attention(graph: gs.Graph, facts: Facts) -> list[Attention]:
-    """Return every attention of the graph, in execution order."""
-    found: list[Attention] = []
-    for node in graph.nodes:
-        match = match_attention(node, facts.is_live)
-        if match is not None and (node.op == "Attention" or _over_keys(node, facts)):
-            found.append(_attention(match, facts, len(found)))
-    return found
-
-
-def _over_keys(softmax: gs.Node, facts: Facts) -> bool:
-    """Tell whether a softmax goes over the last axis of logits that follow from the image."""
-    logits = softmax.inputs[0]
-    rank = len(logits.shape)
-    return rank >= 3 and int(attr(softmax, "axis", -1)) % rank == rank - 1 and facts.is_live(logits)
-
-
-def _attention(match: AttentionMatch, facts: Facts, index: int) -> Attention:
-    node, (q, k, v) = match.node, match.operands
-    if node.op == "Attention":
-        heads = _heads(facts.of(q)[:2]) if len(q.shape) == 4 else int(attr(node, "q_num_heads"))
-        rows, columns = facts.of(q)[-2], facts.of(k)[-2]
-    else:
-        *leading, rows, columns = facts.of(node.inputs[0])
-        heads = _heads(leading)
-    return Attention(
-        index=index,
-        form="op" if node.op == "Attention" else "softmax",
-        node=node.name,
-        q=q.name,
-        k=k.name,
-        v=v.name,
-        product=match.product.name,
-        chain=tuple(n.name for n in match.before),
-        context=match.mix.outputs[0].name,
-        rows=rows,
-        columns=columns,
-        heads=heads,
-    )
-
-
-def _heads(axes: Sequence[Axis]) -> int:
-    """Return the product of the leading axes of the logits, the batch left out."""
-    return prod(digit.size for axis in axes for digit in axis if digit.root.kind != "batch")
 
 
 Side = Literal["before", "after", "both"]

@@ -232,6 +232,8 @@ def unify(a: Axis, b: Axis) -> tuple[Axis, bool]:
         if size(a) == size(b):
             return (a or b), False
         return (b if size(a) == 1 else a), False
+    if _alike_but_fixed(a, b):
+        return a, False
     if not tracked(a):
         return b, False
     if not tracked(b):
@@ -240,6 +242,15 @@ def unify(a: Axis, b: Axis) -> tuple[Axis, bool]:
     known = [[(i, d) for i, d in enumerate(x) if d.root.kind != "untracked"] for x in (a, b)]
     same_sizes = [d.size for d in a] == [d.size for d in b]
     return a, not (same_sizes and known[0] == known[1])
+
+
+def _alike_but_fixed(a: Axis, b: Axis) -> bool:
+    """Return whether two concatenations differ in fixed parts only, one for one (learned rows of
+    keys and those of values)."""
+    pairs = list(zip(pieces(a), pieces(b), strict=False))
+    return len(pairs) == len(pieces(a)) == len(pieces(b)) > 1 and all(
+        p == q or (p.fixed and q.fixed and p.size == q.size) for p, q in pairs
+    )
 
 
 def show(axis: Axis) -> str:

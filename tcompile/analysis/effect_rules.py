@@ -8,6 +8,7 @@ still have every token.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeAlias
 
 import onnx_graphsurgeon as gs
@@ -68,8 +69,9 @@ def slice_(walk: Walk, node: gs.Node) -> list[Edit]:
         if whole is None or (step == 1 and shape(source)[axis] == shape(out)[axis]):
             continue
         dim, part = walk.dims(source)[axis], walk.dims(out)[axis]
-        if dim is not None and any(dim.more) and part is not None and part.plain:
-            edits.append(SetSlice(axis, whole, whole, dim.more[0]))  # the tokens of such keys
+        among = dim is not None and dim.others != (0, 0)
+        if among and dim is not None and part == replace(dim, others=(0, 0)) and step == 1:
+            edits.append(SetSlice(axis, whole, whole, dim.others))
             continue
         _needs_plain(walk, node, axis)
         if step != 1 or part is None or part.run is None or dim is None or dim.batch:
@@ -85,8 +87,8 @@ def _needs_plain(walk: Walk, node: gs.Node, axis: int) -> None:
     spread = axis + 1 < len(dims) and is_rest(dims[axis + 1])
     if dim is not None and dim.order:
         raise BarrierError("picks among tokens that are in another order")
-    if dim is not None and any(dim.more):
-        raise BarrierError("picks among tokens and learned rows")
+    if dim is not None and dim.others != (0, 0):
+        raise BarrierError("takes keys among which there are others than tokens")
     if dim is None or dim.part != "tokens" or spread:
         raise BarrierError("takes rows or columns of the grid of tokens")
 
@@ -156,13 +158,12 @@ def reduce(walk: Walk, node: gs.Node) -> list[Edit]:
     if not pooled:
         return []
     run = walk.run(node.inputs[0], pooled[0])
+    _only_tokens(walk, node.inputs[0], pooled[0])
     if pooled != [i for i in range(rank) if walk.run(node.inputs[0], i)]:
         raise BarrierError("reduces rows or columns of the grid of tokens")
     _pools_all(walk, node, pooled)
     if node.op in ("ReduceMax", "ReduceMin", "GlobalMaxPool"):
         return []
-    if any(d is not None and any(d.more) for d in walk.dims(node.inputs[0])):
-        raise BarrierError("pools tokens and learned rows together")
     if node.op not in ("ReduceMean", "ReduceSum", "GlobalAveragePool") or run is None:
         raise BarrierError("is not meaningful on fewer tokens")
     if any(a not in pooled and shape(node.inputs[0])[a] > 1 for a in axes):
@@ -173,9 +174,16 @@ def reduce(walk: Walk, node: gs.Node) -> list[Edit]:
 def _pool(walk: Walk, node: gs.Node, axis: int, run: Run, operand: int = 0) -> Pool:
     """The tokens are weighed by size after merging, where the axis is theirs alone."""
     dim = walk.dims(node.inputs[operand])[axis]
-    if dim is not None and not dim.plain:
+    if dim is not None and (dim.batch or dim.factor != 1):
         walk.no_merge(node, "pools tokens that are merged with another axis")
     return Pool(axis, run, operand)
+
+
+def _only_tokens(walk: Walk, tensor: gs.Tensor, axis: int) -> None:
+    """What is taken over tokens is not taken over learned keys and sinks besides."""
+    dim = walk.dims(tensor)[axis]
+    if dim is not None and dim.others != (0, 0):
+        raise BarrierError("takes tokens together with learned keys or sinks")
 
 
 def _pools_all(walk: Walk, node: gs.Node, pooled: list[int]) -> None:
@@ -204,13 +212,12 @@ def attention(walk: Walk, node: gs.Node) -> list[Edit]:
 def _over_keys(walk: Walk, node: gs.Node, keys: Run | None) -> list[Edit]:
     if keys is None:
         return []
-    tensor = node.inputs[1 if node.op == "Attention" else 0]
-    if any(d is not None and any(d.more) for d in walk.dims(tensor)):
-        walk.no_merge(node, "runs over learned rows as well, which have no size")
-        return []
     core = walk.attentions.get(node.name)
     if core is None:
         walk.no_merge(node, "runs over tokens but is not an attention that tcompile recognises")
+        return []
+    if core.unweighed:
+        walk.no_merge(node, f"cannot weigh merged tokens: {core.unweighed}")
         return []
     return [Bias(core)]
 
@@ -237,6 +244,9 @@ def _sum_along(walk: Walk, node: gs.Node, places: list[tuple[int, int]]) -> list
         return []
     first, axis = held[0]
     dim = walk.dims(node.inputs[first])[axis]
+    core = next((a for a in walk.attentions.values() if a.mix == node.name), None)
+    if core is None:
+        _only_tokens(walk, node.inputs[first], axis)
     alike = [
         (k, i) for k, i in places if (k, i) not in held and uniform(node.inputs[k]) is not None
     ]
@@ -256,18 +266,20 @@ def _sum_along(walk: Walk, node: gs.Node, places: list[tuple[int, int]]) -> list
     others = [walk.dims(node.inputs[k])[i] for k, i in held[1:]]
     if (
         len(held) < len(places)
-        or any(
-            o is None
-            or dim is None
-            or (o.run, o.order, o.part, o.more) != (dim.run, dim.order, dim.part, dim.more)
-            for o in others
-        )
+        or any(o is None or dim is None or _held(o) != _held(dim) for o in others)
         or len({walk.stage(node.inputs[k]) for k, _ in held}) > 1
     ):
         raise BarrierError("mixes tokens with a tensor that has other tokens")
-    if node.outputs[0].name not in {a.context for a in walk.attentions.values()}:
+    if core is None:
         walk.no_merge(node, "sums over tokens outside an attention that tcompile recognises")
+    elif core.form == "sum":
+        walk.no_merge(node, f"cannot weigh merged tokens: {core.unweighed}")
     return []
+
+
+def _held(dim: Dim) -> tuple[object, ...]:
+    """What a dim holds along its tokens."""
+    return dim.run, dim.order, dim.part, dim.others
 
 
 def cumsum(walk: Walk, node: gs.Node) -> list[Edit]:
@@ -368,8 +380,10 @@ def _meeting_axes(walk: Walk, node: gs.Node, operand: int, behind: bool) -> list
             continue
         if dim.order:
             raise BarrierError(f"joins tokens in another order with '{tensor.name}'")
-        if any(dim.more):
-            raise BarrierError(f"joins tokens, learned rows among them, and '{tensor.name}'")
+        if dim.others != (0, 0):
+            raise BarrierError(
+                f"joins tokens, with learned keys or sinks beside them, and '{tensor.name}'"
+            )
         if dim.batch or dim.factor != 1 or dim.run is None:
             raise BarrierError(f"joins tokens merged with another axis and '{tensor.name}'")
         span = span_of(against, axis + offset)
@@ -392,8 +406,8 @@ def _own(walk: Walk, tensor: gs.Tensor) -> list[SideAxis]:
             continue
         if dim.order:
             raise BarrierError(f"joins '{tensor.name}', whose tokens have another order")
-        if any(dim.more):
-            raise BarrierError(f"joins '{tensor.name}', which has learned rows among its tokens")
+        if dim.others != (0, 0):
+            raise BarrierError(f"joins '{tensor.name}', which has others beside its tokens")
         found.append(SideAxis(i, dim.run, dim.part, span_of(dims, i)))
     return found
 
@@ -408,7 +422,8 @@ def _against(walk: Walk, node: gs.Node, operand: int, live: bool) -> Dims | None
         return walk.dims(out)
     if node.op == "Concat":
         along = int(attr(node, "axis")) % len(out.shape)
-        return None if walk.has_patches(walk.dims(out)[along]) else walk.dims(out)
+        # Along the tokens each operand has its own; what has rows for tokens besides follows them.
+        return tuple(d if i != along else Dim(1, False, None) for i, d in enumerate(walk.dims(out)))
     if node.op in PRODUCTS and not live:
         _no_mixing(walk, node, operand)
     return None

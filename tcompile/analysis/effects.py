@@ -33,12 +33,12 @@ class SetShape:
 
 @dataclass(frozen=True)
 class SetSlice:
-    """Slice along tokens: take `part` of `whole`, which `before` other rows stand before."""
+    """Slice along tokens: take `part` of `whole`; `others` are cut off before and behind it."""
 
     axis: int
     whole: Run
     part: Run
-    before: int = 0
+    others: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import onnx_graphsurgeon as gs
 from onnx.helper import np_dtype_to_tensor_dtype
 
 from tcompile.analysis.structure import Block
+from tcompile.analysis.transfer import einsum_terms, spelled_out
 from tcompile.core.domain import DOMAIN
 from tcompile.core.graph import attr, batch_dim, producer, settled, value
 from tcompile.plugins.ops import find_op
@@ -30,6 +31,14 @@ def node_flops(node: gs.Node) -> int:
     if node.op == "Gemm":
         inner = shape(node.inputs[0])[0 if attr(node, "transA", 0) else 1]
         return 2 * prod(shape(node.outputs[0])) * inner
+    if node.op == "Einsum" and len(node.inputs) == 2 and spelled_out(node):
+        terms, _ = einsum_terms(node)
+        sizes = {
+            c: n
+            for t, x in zip(terms, node.inputs, strict=True)
+            for c, n in zip(t, shape(x), strict=True)
+        }
+        return 2 * prod(sizes.values())
     if node.op == "Conv":
         return 2 * prod(shape(node.outputs[0])) * prod(shape(node.inputs[1])[1:])
     if node.op == "Attention":

@@ -31,7 +31,7 @@ def meanings(
     if not found:  # of features that are taken for tokens nothing else can be told
         found = _batches(facts, streams, attended)
         found |= _joined_sets(streams)
-        found |= _same_tokens(graph, facts, attentions, streams)
+        found |= _same_tokens(streams)
         found |= _masks(facts, streams)
     return found
 
@@ -112,14 +112,10 @@ def _joined_sets(streams: Sequence[Residual]) -> dict[Root, Axis]:
     return found
 
 
-def _same_tokens(
-    graph: gs.Graph, facts: Facts, attentions: Sequence[Attention], streams: Sequence[Residual]
-) -> dict[Root, Axis]:
-    """The same patches between fixed tokens that are put in anew before each block (prompts), or
-    between learned rows of keys and of values: one set of tokens, that of the first."""
-    tensors = graph.tensors()
+def _same_tokens(streams: Sequence[Residual]) -> dict[Root, Axis]:
+    """The same patches between fixed tokens that are put in anew before each block (prompts): one
+    set of tokens, that of the first."""
     axes = [one.axis for one in streams]
-    axes += [axis for a in attentions for axis in (a.columns, facts.of(tensors[a.v])[-2])]
     first: dict[tuple[object, ...], Root] = {}
     found: dict[Root, Axis] = {}
     for root in (axis[0].root for axis in axes if len(axis) == 1 and axis[0].whole):

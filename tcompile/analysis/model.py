@@ -9,10 +9,11 @@ from math import prod
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis import axes as ax
-from tcompile.analysis.attention import Attention, find_attention
+from tcompile.analysis.attention import Attention
 from tcompile.analysis.axes import Axis
 from tcompile.analysis.effect_walk import effects
 from tcompile.analysis.facts import Facts, Origin
+from tcompile.analysis.find_attention import find_attention
 from tcompile.analysis.meanings import composed, meanings
 from tcompile.analysis.propagate import propagate
 from tcompile.analysis.sites import Site, find_sites
@@ -22,7 +23,7 @@ from tcompile.analysis.space import (
     find_grouping,
     token_axes,
     token_space,
-    with_keys,
+    with_learned,
     with_orders,
 )
 from tcompile.analysis.structure import Block, Lineage, ancestors, carries, find_blocks, residuals
@@ -277,7 +278,8 @@ def _of_axis(
             where="--prefix",
             hint=f"the analysis proves {proven.prefix}; more can be stated, up to {most}",
         )
-    space = with_keys(space or proven, streams)
+    space = space or proven
+    space = with_learned(space, attentions)
     whole = space.whole_patches
     if whole is not None:
         space = replace(space, grouping=find_grouping(graph, facts, whole))

@@ -68,7 +68,7 @@ class Site:
         restored: what speaks against it even where outputs get every token back.
         granularity: how many tokens leave together: groups, times segments; 1: one by one.
         restored_granularity: the same where outputs get every token back.
-        scored: whether scores may read the block's attention there.
+        unread: why scores may not read the block's attention there; empty where they may.
         until: the tensor at which they return, around a block or inside its attention.
     """
 
@@ -79,12 +79,17 @@ class Site:
     restored: Verdict
     granularity: int = 1
     restored_granularity: int = 1
-    scored: bool = True
+    unread: str = ""
     until: str = ""
 
     def step(self, outputs: str) -> int:
         """The granularity for `reduced` or `restored` outputs."""
         return self.restored_granularity if outputs == "restored" else self.granularity
+
+    @property
+    def scored(self) -> bool:
+        """Return whether scores may read the block's attention there."""
+        return not self.unread
 
     @property
     def kind(self) -> str:
@@ -190,7 +195,7 @@ class _Judge:
             restored=restored,
             granularity=size * segments,
             restored_granularity=segments,
-            scored=block.over_tokens,
+            unread=block.unread,
         )
 
     def unfit(self, name: SiteName, tensor: str, until: str) -> str:

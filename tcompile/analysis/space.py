@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -41,6 +41,10 @@ class Order:
     permutation: tuple[int, ...]
 
 
+#: A run of pieces, first and last, and how many other keys stand before and behind it.
+Padded: TypeAlias = tuple[tuple[int, int], tuple[int, int]]
+
+
 @dataclass(frozen=True)
 class TokenSpace:
     """The token axis of a model.
@@ -54,9 +58,9 @@ class TokenSpace:
         grid: (h, w) of the patches, or (T,) where they never were a grid.
         orders: other orders of patches or groups, by the axis that they give.
         runs: each run of pieces, by its axis.
+        padded: runs that stand among keys that are no tokens (learned keys, sink columns), by the
+            axis of all: the run, and how many stand before and behind it.
         grouping: the groups that a later part of the model joins patches into, if it does.
-        keys: axis of keys that are all tokens and learned rows → how many rows stand before and
-            behind the tokens.
     """
 
     axis: Axis
@@ -67,7 +71,7 @@ class TokenSpace:
     segments: int = 1
     orders: dict[Axis, Order] = field(default_factory=dict, compare=False, repr=False)
     runs: dict[Axis, tuple[int, int]] = field(default_factory=dict, compare=False, repr=False)
-    keys: dict[Axis, tuple[int, int]] = field(default_factory=dict, compare=False, repr=False)
+    padded: dict[Axis, Padded] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.runs:
@@ -182,21 +186,16 @@ def with_orders(space: TokenSpace, facts: Facts) -> TokenSpace:
     return replace(space, orders=found)
 
 
-def with_keys(space: TokenSpace, found: Sequence[Residual]) -> TokenSpace:
-    """The space with the keys of its attentions that are more than the tokens."""
-    whole = ax.pieces(space.axis)
-    keys: dict[Axis, tuple[int, int]] = {}
-    for core in (a for r in found if r.axis == space.axis for a in r.attentions):
-        parts = ax.pieces(core.columns)
-        begin = next((i for i, p in enumerate(parts) if p == whole[0]), 0)
-        end = begin + len(whole)
-        more = (parts[:begin], parts[end:])
-        if core.rows != space.axis or parts[begin:end] != whole or not any(more):
-            continue
-        if all(p.fixed for side in more for p in side):
-            before, behind = (sum(p.size for p in side) for side in more)
-            keys[core.columns] = (before, behind)
-    return replace(space, keys=keys)
+def with_learned(space: TokenSpace, attentions: Sequence[Attention]) -> TokenSpace:
+    """The space with the runs of tokens that have learned keys or sink columns beside them."""
+    found: dict[Axis, Padded] = {}
+    for one in attentions:
+        run = space.runs.get(one.columns)
+        if run is not None and one.beside != (0, 0):
+            found[one.seen] = run, one.beside
+            if len(one.valued) == 1 and ax.size(one.valued) == ax.size(one.seen):
+                found[one.valued] = run, one.beside
+    return replace(space, padded=found) if found else space
 
 
 def _segments(found: Sequence[Residual], axis: Axis, patch: Interval) -> list[Interval]:

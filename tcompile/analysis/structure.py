@@ -51,6 +51,13 @@ class Block:
         return len({a.columns for a in self.attentions}) < len(self.attentions)
 
     @property
+    def unread(self) -> str:
+        """Why scores may not read its attention; empty where they may."""
+        if not self.over_tokens:
+            return "is not over all the tokens"
+        return next((a.unreadable for a in self.attentions if a.unreadable), "")
+
+    @property
     def parallel(self) -> bool:
         """Return whether attention and MLP are added at once, so that nothing lies between them."""
         return self.joined and self.after_attention == self.stream_out
@@ -128,8 +135,6 @@ def _window(attentions: tuple[Attention, ...], space: TokenSpace) -> tuple[int, 
     """The sides of what one query sees of the tokens; empty where it sees something else."""
     inside = ax.roots(space.axis)
     columns = attentions[0].columns
-    if columns in space.keys:
-        return ()
     if not ax.roots(columns) & inside:
         return ()
     return tuple(d.size for d in columns if d.root.kind != "batch")

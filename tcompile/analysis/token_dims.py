@@ -6,7 +6,7 @@ Also the layout of a residual stream: what brings it to [batch, tokens, features
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from tcompile.analysis import axes as ax
 from tcompile.analysis.axes import Axes, Axis, Digit
@@ -42,8 +42,8 @@ Part = Literal["tokens", "groups", "rest"]
 class Dim:
     """A dim as factor × (batch) × (tokens of a run), in another order if `order` names one.
 
-    `extent` is the size of the batches in it: a free one's as `dim_to_int` gives it. `more` are the
-    learned rows before and behind all tokens, where they are the keys of an attention.
+    `extent` is the size of the batches in it: a free one's as `dim_to_int` gives it. `others` is
+    how many keys that are no tokens stand before the run and behind it.
     """
 
     factor: int
@@ -52,12 +52,7 @@ class Dim:
     part: Part = "tokens"
     order: str = ""
     extent: int = 1
-    more: tuple[int, int] = (0, 0)
-
-    @property
-    def plain(self) -> bool:
-        """Return whether it is just a run of tokens, or a part of one."""
-        return not self.batch and self.factor == 1 and self.run is not None and not any(self.more)
+    others: tuple[int, int] = (0, 0)
 
     def has_patches(self, space: TokenSpace) -> bool:
         """Return whether the patches are in its run."""
@@ -68,7 +63,8 @@ class Dim:
         if self.part == "groups":
             assert space.grouping is not None
             tokens = count // space.grouping.members
-        return self.factor * (tokens + sum(self.more)) * (batch if self.batch else 1)
+        tokens += sum(self.others)
+        return self.factor * tokens * (batch if self.batch else 1)
 
 
 Dims = tuple[Dim | None, ...]
@@ -111,8 +107,8 @@ def _spread(axes: Axes, space: TokenSpace) -> list[Dim | None] | None:
             return None
         joined += axis
         whole = _match(ax.normal(joined), space)
-        if whole is not None and whole[2] == len(ax.normal(joined)):
-            run, part, _, order = whole
+        if whole is not None and whole[2] == len(ax.normal(joined)) and whole[4] == (0, 0):
+            run, part, _, order, _ = whole
             return [Dim(1, False, run, part, order), *[Dim(1, False, run, "rest")] * (width - 1)]
     return None
 
@@ -121,21 +117,17 @@ def _one(axis: Axis, space: TokenSpace) -> Dim | None:
     """One dim by itself."""
     factor, extent, run = 1, 1, None
     part: Part = "tokens"
-    order, more = "", (0, 0)
+    order, others = "", (0, 0)
     inside = ax.roots(space.axis)
     members = set(space.grouping.inner) if space.grouping else set()
     i = 0
     while i < len(axis):
         digit = axis[i]
-        if (digit,) in space.keys and run is None:
-            run, more = Run(0, len(space.pieces)), space.keys[digit,]
-            i += 1
-            continue
         found = _match(axis[i:], space)
         if found is not None:
             if run is not None:
                 return None
-            run, part, width, order = found
+            run, part, width, order, others = found
             i += width
             continue
         if digit in members:
@@ -147,23 +139,30 @@ def _one(axis: Axis, space: TokenSpace) -> Dim | None:
         else:
             factor *= digit.size
         i += 1
-    return Dim(factor, extent > 1, run, part, order, extent, more)
+    return Dim(factor, extent > 1, run, part, order, extent, others)
 
 
-def _match(axis: Axis, space: TokenSpace) -> tuple[Run, Part, int, str] | None:
-    """The run that the head of the axis spells, how many digits it takes, and its order."""
+#: A run, how it is there, the digits that it takes, its order, and the keys beside it.
+_Found: TypeAlias = tuple[Run, Part, int, str, tuple[int, int]]
+
+
+def _match(axis: Axis, space: TokenSpace) -> _Found | None:
+    """The run that the head of the axis spells."""
     for width in range(len(axis), 0, -1):
         found = space.runs.get(axis[:width])
         if found is not None:
-            return Run(*found), "tokens", width, ""
+            return Run(*found), "tokens", width, "", (0, 0)
+        among = space.padded.get(axis[:width])
+        if among is not None:
+            return Run(*among[0]), "tokens", width, "", among[1]
     if space.grouping is not None:
         width = len(space.grouping.outer)
         if axis[:width] == space.grouping.outer:
-            return Run(space.patch, space.end), "groups", width, ""
+            return Run(space.patch, space.end), "groups", width, "", (0, 0)
     order = space.orders.get(axis[:1])
     if order is not None:
         part: Part = "groups" if order.groups else "tokens"
-        return Run(space.patch, space.end), part, 1, order.name
+        return Run(space.patch, space.end), part, 1, order.name, (0, 0)
     return None
 
 
@@ -195,7 +194,9 @@ def stream_layout(axes: Axes, space: TokenSpace) -> Layout | None:
     tokens = [i for i, d in enumerate(dims) if d is not None and d.run == whole]
     others: list[tuple[int, Dim]] = []
     for i, dim in enumerate(dims):
-        if dim is None or dim.part == "groups" or (i in tokens and not dim.plain):
+        if dim is None or dim.part == "groups" or dim.others != (0, 0):
+            return None
+        if i in tokens and (dim.batch or dim.factor != 1):
             return None
         if i not in tokens:
             others.append((i, dim))

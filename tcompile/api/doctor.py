@@ -78,7 +78,7 @@ class Diagnosis:
 
 def doctor() -> Diagnosis:
     """Look for runtimes, GPUs, compilers, optional packages, the plugin library and the cache."""
-    checks: list[Callable[[], Iterator[Finding]]] = [_python, _gpu, _tools, _library, _cache]
+    checks: list[Callable[[], Iterator[Finding]]] = [_gpu, _tools, _library, _cache]
     with ThreadPoolExecutor() as pool:
         packages = list(pool.map(_package, OPTIONAL))
         others = [f for check in checks for f in _guarded(check)]
@@ -86,7 +86,7 @@ def doctor() -> Diagnosis:
         tcompile=__version__,
         python=platform.python_version(),
         system=f"{platform.system()} {platform.release()}, {platform.machine()}",
-        findings=(*packages, *others),
+        findings=(*_guarded(_python), *packages, *others),
     )
 
 

@@ -83,10 +83,11 @@ def _asked(m: Manifest) -> str:
     """The budgets that were asked for, and the share of the patch tokens that is kept."""
     budget = (m.plan or {}).get("budget") or {}
     asked = [_BUDGETS[name](value) for name, value in budget.items() if name in _BUDGETS]
-    rows = [("asked", ", ".join(asked) or f"method `{m.schedule.get('method', '?')}`")]
-    if m.kept is not None:
-        rows.append(("kept", f"{m.kept.keep:.1%}: {m.kept.patches} of {m.kept.of} patch tokens"))
-    return table(("", ""), rows) + "\n"
+    head = ("asked", ", ".join(asked) or f"method `{m.schedule.get('method', '?')}`")
+    if m.kept is None:
+        return table(head, ()) + "\n"
+    kept = f"{m.kept.keep:.1%}: {m.kept.patches} of {m.kept.of} patch tokens"
+    return table(head, [("kept", kept)]) + "\n"
 
 
 #: Budget → how it reads.

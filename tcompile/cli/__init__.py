@@ -6,6 +6,7 @@ Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 our fault
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Sequence
 
@@ -77,6 +78,9 @@ for _command in COMMANDS:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     state = State()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # A code page of Windows may lack a sign.
+            stream.reconfigure(errors="replace")
     with listening():
         try:
             code = tcompile.main(

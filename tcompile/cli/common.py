@@ -260,7 +260,8 @@ def _widths(head: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> l
     whole = [max(map(len, column)) for column in columns]
     words = [max((len(word) for text in c for word in text.split()), default=0) for c in columns]
     least = [min(word, _LONGEST) for word in words]
-    room = width - 2 * (len(head) - 1)
+    least[0] = min(whole[0], _LONGEST)  # A name of two words stays on one line.
+    room = width - (3 if any(head) else 2) * (len(head) - 1)  # as rich sets columns apart
     if sum(whole) <= room:
         return whole
     spare = room - sum(least)

@@ -194,8 +194,10 @@ def replaced_scores(
             "strided patches pay, stands in for cls"
         )
     if "norm" in others:
+        known = {} if context.room is None else context.room.unscored
+        why = next((known[r.site] for r in reductions if known.get(r.site)), "sees windows only")
         notes.append(
-            "attention within windows cannot score: score norm, the token's length, stands in"
+            f"attention that {why} cannot score: score norm, the token's length, stands in"
         )
     return notes
 
@@ -217,12 +219,12 @@ def _notes(preset: Preset, context: Context, values: Values, made: Schedule) -> 
     return tuple(notes)
 
 
-#: Scores that read the attention: blind where it sees windows only.
+#: Scores that read the attention: blind where it sees windows only, or is no plain softmax.
 _ATTENTION = {"cls", "attn", "colsum", "pagerank", "rowmean"}
 
 
 def score_fallback(score: Spec, context: Context, site: SiteName) -> Spec:
-    """The score; `norm` where its attention sees windows only; `attn` for `cls` without CLS."""
+    """The score; `norm` where its attention cannot be read; `attn` for `cls` without CLS."""
     names = names_in(score.to_json())
     # Scores of a windowed model's global blocks would need its position bias for every pair.
     windows = context.room is not None and context.room.windows and site.kind == "around"

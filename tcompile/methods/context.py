@@ -26,7 +26,7 @@ class SiteConstraints:
         groups: site → tokens that must leave together, where that is more than one.
         windows: whether some blocks attend within windows.
         parallel: blocks without a point between attention and MLP.
-        unscored: sites whose attention sees windows only, so that it cannot score.
+        unscored: sites whose attention cannot score → why not.
         grid: (h, w) or (t, h, w) of the patches; empty where they are in none.
     """
 
@@ -34,7 +34,7 @@ class SiteConstraints:
     groups: Mapping[SiteName, int] = field(default_factory=dict)
     windows: bool = False
     parallel: frozenset[int] = frozenset()
-    unscored: frozenset[SiteName] = frozenset()
+    unscored: Mapping[SiteName, str] = field(default_factory=dict)
     grid: tuple[int, ...] = ()
 
 
@@ -77,7 +77,8 @@ class Context:
         return next(iter(scored + legal), block)
 
     def blind(self, site: SiteName) -> bool:
-        """Tell whether the site's attention sees windows only, so that it cannot score."""
+        """Tell whether the site's attention cannot score: it sees windows only, or is no plain
+        softmax."""
         return self.room is not None and site in self.room.unscored
 
     def group(self, site: SiteName) -> int:

@@ -70,7 +70,7 @@ def site_constraints(analysis: Analysis, outputs: str = "reduced") -> SiteConstr
     """Describe where a model lets tokens leave, as methods see it."""
     legal = [s for s in analysis.sites if not s.verdict(outputs).reason]
     groups = {s.name: s.step(outputs) for s in legal if s.step(outputs) > 1}
-    unscored = frozenset(s.name for s in analysis.sites if not s.scored)
+    unscored = {s.name: s.unread for s in analysis.sites if s.unread}
     windows = any(b.window for b in analysis.blocks)
     parallel = frozenset(b.index for b in analysis.blocks if b.parallel)
     names, grid = frozenset(s.name for s in legal), dense_grid(analysis)

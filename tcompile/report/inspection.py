@@ -171,6 +171,8 @@ def _blocks(graph: gs.Graph, analysis: Analysis) -> list[BlockInfo]:
             after_attention=b.after_attention,
             stream_out=b.stream_out,
             flops=cost,
+            unusual=tuple(dict.fromkeys(w for a in b.attentions for w in a.unusual)),
+            unread=b.unread,
         )
         for b, cost in zip(analysis.blocks, flops, strict=True)
     ]
@@ -197,11 +199,13 @@ def _spelling(node: gs.Node, core: Attention, nodes: dict[str, gs.Node]) -> str:
         mask = len(node.inputs) > 3 and not node.inputs[3].is_empty()
         causal = ", causal" if attr(node, "is_causal", 0) else ""
         return "Attention" + (", mask" if mask else "") + causal
+    if core.form == "sum":
+        return ", ".join(core.unusual)
     ops = {nodes[n].op for n in core.chain}
     kinds = (["scale"] if ops & {"Mul", "Div"} else []) + (
         ["bias or mask"] if ops & {"Add", "Where"} else []
     )
-    return ", ".join(["softmax", *kinds])
+    return ", ".join(["softmax", *kinds, *core.unusual])
 
 
 def _site(site: Site) -> SiteInfo:

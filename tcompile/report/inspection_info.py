@@ -38,7 +38,8 @@ class BlockInfo:
     `attention` is how it is spelled, `window` the sides of what one query sees (empty: every
     token; in a segment, its tokens), `parallel` whether attention and MLP stand side by side.
     `stream_in`, `after_attention` and `stream_out` name the residual stream. FLOPs are for one
-    image.
+    image. `unusual` is what sets its attention apart from a plain softmax, `unread` why no score
+    can read it; empty where nothing does.
     """
 
     block: int
@@ -52,6 +53,8 @@ class BlockInfo:
     after_attention: str
     stream_out: str
     flops: int
+    unusual: tuple[str, ...] = ()
+    unread: str = ""
 
 
 @dataclass(frozen=True)

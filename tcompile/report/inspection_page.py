@@ -216,7 +216,23 @@ def _blocks(found: Inspection) -> list[str]:
         _block_row(list(group))
         for _, group in groupby(found.blocks, key=(lambda b: b.block) if few else _looks)
     ]
-    return [*lines, *_columns(head, rows)]
+    return [*lines, *_columns(head, rows), *_unusual(found)]
+
+
+def _unusual(found: Inspection) -> list[str]:
+    """Attentions that are not plain, those alike on one line."""
+    groups: dict[tuple[tuple[str, ...], str], list[BlockInfo]] = {}
+    for block in (b for b in found.blocks if b.unusual):
+        alike = re.sub(r"'[^']*'", "#", block.unread)
+        groups.setdefault((block.unusual, alike), []).append(block)
+    lines = []
+    for (words, _), blocks in groups.items():
+        which = "block" if len(blocks) == 1 else "blocks"
+        line = f"  {which} {', '.join(spans(b.block for b in blocks))}: attention with "
+        line += " and ".join(words)
+        unread = blocks[0].unread
+        lines.append(line + (f"; no score can read it: it {unread}" if unread else ""))
+    return lines
 
 
 def _looks(block: BlockInfo) -> tuple[object, ...]:

@@ -96,12 +96,6 @@ def test_what_is_in_the_way_is_named(name: str, says: str, tmp_path: Path) -> No
     assert says in site.reason
 
 
-def test_keys_with_learned_rows_forbid_merging(tmp_path: Path) -> None:
-    site = pipeline.read(saved("learned-keys", tmp_path)).analysis.site("attn:0")
-    assert site is not None
-    assert "Softmax 'softmax_49' runs over learned rows as well" in site.reduced.merge
-
-
 def test_what_tcompile_has_reduced_is_not_reduced_again(tmp_path: Path) -> None:
     made = pipeline.reduce(saved("two-images", tmp_path), keep=0.5, method="topk")
     save(made.graph, tmp_path / "reduced.onnx", made.metadata)

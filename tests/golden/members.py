@@ -159,6 +159,7 @@ class Bare:
             k.name,
             v.name,
             nodes[0].name,
+            nodes[3].name,
             (nodes[1].name,),
             context.name,
             (),

@@ -197,7 +197,7 @@ def check_masked(
     entering = np.broadcast_to(tokens.members().reshape(-1), (batch, tokens.patches))
     before = entering
     for cut, core, after in zip(cuts, read, kept, strict=bool(read)):
-        if cut.score in ("cls", "attn"):
+        if cut.score in ("cls", "attn") and core.square:
             chances = probabilities(core, file, values, batch)
             score = scores(cut.score, chances, before, tokens)
             check_choice(score, before, after, f"block {cut.block}", tokens)
@@ -217,10 +217,7 @@ def check_masked(
 
 
 def _placed(
-    file: File,
-    cuts: Sequence[Cut],
-    spans: Mapping[int, tuple[str, str]],
-    places: Mapping[str, str],
+    file: File, cuts: Sequence[Cut], spans: Mapping[int, tuple[str, str]], places: Mapping[str, str]
 ) -> bool:
     """Tell whether the streams that tokens leave are given, and in the file."""
     return all(

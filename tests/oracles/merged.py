@@ -180,13 +180,22 @@ class _Grouped(Walk):
         return any(n in sizes for n in self.held[name].value.shape)
 
     def _of_tokens(self, name: str) -> bool:
-        return self.token_axis(self.held[name].value.shape) is not None
+        shape = self.held[name].value.shape
+        both = len(shape) > 3 and shape[1:-1].count(self.tokens.total) == 2
+        return both or self.token_axis(shape) is not None
 
     def _alike(self, name: str, group: Array) -> bool | None:
         """Return whether members of a group are alike in a tensor; None where it has no token
         axis."""
         value = self.held[name].value
-        axis = self.token_axis(value.shape)
+        axes = [i for i, n in enumerate(value.shape) if i and n == self.tokens.total]
+        if value.ndim > 3 and len(axes) == 2 and axes[-1] < value.ndim - 1:
+            found = [self._alike_along(value, group, axis) for axis in axes]
+            return None if None in found else all(found)
+        return self._alike_along(value, group, self.token_axis(value.shape))
+
+    def _alike_along(self, value: Array, group: Array, axis: int | None) -> bool | None:
+        """As `_alike`, along one axis."""
         if axis is None or value.dtype.kind != "f" or value.shape[0] not in (1, len(group)):
             return None
         rows = np.moveaxis(value, axis, 1)

@@ -36,6 +36,7 @@ class Total:
         vague: whether it was multiplied by something that may be a count, for all one can tell.
         tokens: [B, dense], those that are left.
         others: tensors that multiplied the tokens, in which a mask may be.
+        powers: whether it is a sum of exponentials, which a softmax by hand divides by.
     """
 
     dense: int
@@ -45,6 +46,7 @@ class Total:
     vague: bool = False
     tokens: Array | None = field(default=None, compare=False, repr=False)
     others: tuple[str, ...] = ()
+    powers: bool = False
 
     def same(self, other: Total | None) -> bool:
         return other is not None and (self.dense, self.left) == (other.dense, other.left)
@@ -85,6 +87,8 @@ class Held:
         others: tensors that multiplied it, which know nothing of tokens that left.
         by: literals that multiplied it.
         share: whether it is made of probabilities, rounded or moved.
+        powers: whether these are exponentials.
+        weighed: whether these are values times probabilities, which only a sum is missing.
     """
 
     value: Array
@@ -97,6 +101,8 @@ class Held:
     others: tuple[str, ...] = ()
     by: tuple[float, ...] = ()
     share: bool = False
+    powers: bool = False
+    weighed: bool = False
 
     @property
     def full(self) -> Array:
@@ -164,7 +170,7 @@ def reduced(data: Held, axes: tuple[int, ...], kind: str, keepdims: bool, where:
     if not keepdims:
         value, there = np.squeeze(value, axes), np.squeeze(there, axes)
     total = None
-    if left != size:
+    if left != size and not (data.weighed and kind == "Sum"):
         total = birth(kind, size, left, data, axes)
         for literal in data.by if total is not None and not total.counted else ():
             assert total is not None
@@ -201,7 +207,9 @@ def birth(kind: str, size: int, left: int, data: Held, axes: tuple[int, ...]) ->
     rows = np.moveaxis(data.full, axes, range(-len(axes), 0))
     rows = rows.reshape(*rows.shape[: rows.ndim - len(axes)], size)
     tokens = rows.any(tuple(range(1, rows.ndim - 1))) if rows.ndim > 1 else None
-    return Total(size, left, degree, kind == "Mean", tokens=tokens, others=data.others)
+    return Total(
+        size, left, degree, kind == "Mean", tokens=tokens, others=data.others, powers=data.powers
+    )
 
 
 def contracted(equation: str, a: Held, b: Held, where: str) -> tuple[Held, int, int]:

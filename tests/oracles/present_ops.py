@@ -177,6 +177,10 @@ class Ops(ABC):
         small = all(h.literal is not None and abs(h.literal) < _EPSILON for h in others)
         if node.op_type in ("Add", "Sub", "Max", "Min", "Clip") and alike and small:
             return replace(out, total=first)
+        if node.op_type == "Add" and alike and first.powers:
+            return replace(out, total=first)  # softmax-plus-one
+        if node.op_type == "Reciprocal" and first.powers:
+            return replace(out, total=replace(first, degree=-first.degree))
         for total in totals:
             total.settle(where)
         return out
@@ -252,6 +256,11 @@ class Ops(ABC):
             there = [~m.astype(bool) for m in moved[: len(values)]]
             if node.op_type == "Dropout":
                 there, values = there[:1], values[:1]
+        if many > 1 and len(values) == 1 and there[0] is not None:
+            # Rows of tokens that have left are gone, whatever is joined to them.
+            axis = int(attribute_of(node, "axis", 0))
+            rows = [h.full.any(axis, keepdims=True) for h in data if h.there is not None]
+            there = [there[0] & np.logical_and.reduce(rows)]
         first = data[0]
         return [
             kept(v, t, others=first.others, by=first.by, count=first.count, share=first.share)
@@ -282,7 +291,14 @@ class Ops(ABC):
         elif node.op_type not in ("Cast", "Where", "Neg"):
             by = ()
         share = node.op_type in _ROUNDING and any(h.share for h in parts)
-        return [kept(value, there, others=others, by=by, share=share)]
+        share |= node.op_type in ("Add", "Sub") and all(h.share for h in parts)
+        share |= node.op_type in ("Mul", "Div") and parts[0].share and parts[1].there is None
+        share |= node.op_type == "Mul" and parts[1].share and parts[0].there is None
+        powers = node.op_type == "Exp"
+        weighed = node.op_type == "Mul" and any(h.share for h in parts) and not share
+        return [
+            kept(value, there, others=others, by=by, share=share, powers=powers, weighed=weighed)
+        ]
 
     def _scaled(self, node: onnx.NodeProto, parts: list[Held], there: Array | None) -> Held:
         """A product or quotient of sums over tokens."""
@@ -296,6 +312,8 @@ class Ops(ABC):
             a, b = b, a
         (value,) = numbers(node, self.opset, [a.value, b.value])
         out = kept(value, there)
+        if any(h.powers for h in parts) and any(h.total and h.total.powers for h in parts):
+            return replace(out, share=True)  # a softmax by hand
         if a.total is None:  # a number divided by a sum
             assert b.total is not None
             return replace(out, total=replace(b.total, degree=-b.total.degree))
@@ -414,7 +432,7 @@ class Ops(ABC):
             if value.shape[2:] == (1,) * (value.ndim - 2):
                 raise InapplicableError(f"{_where(node)}: a window over all tokens")
             raise IllegalError(f"{_where(node)}: sees neighbours that have left")
-        return [kept(value, here > 0)]
+        return [kept(value, here > 0, share=data.share)]
 
     # -- products ----------------------------------------------------------------------------------
 
@@ -443,6 +461,8 @@ class Ops(ABC):
                         h.total.settle(where)
         if left != size:
             return [_weighed(equation, node, a, b, out, left, size)]
+        if any(x.share and y.fixed for x, y in ((a, b), (b, a))):
+            out = replace(out, share=True)  # heads of maps, mixed
         totals = [h.total for h in (a, b) if h.total is not None]
         if not totals or (node.op_type == "Gemm" and len(parts) > 2):
             return [out]
@@ -570,6 +590,10 @@ def _weighed(
     total = Total(size, left, others=others, vague=True, tokens=_tokens(data, size))
     if other.literal is None:
         vague = other.there is not None or other.fixed
+        for literal in (*a.by, *b.by):
+            counted, more = replace(total, vague=False).times(literal)
+            if counted.counted:
+                return replace(out, value=out.value * more, total=counted)
         return replace(out, total=replace(total, vague=vague))
     total, more = replace(total, vague=False).times(other.literal)
     return replace(out, value=out.value * more, total=total)

@@ -1,8 +1,9 @@
 """Attention, written otherwise: products, normalisations over keys and views around them.
 
-`PRODUCTS`, `NORMS` and `MIXES` compute the same as MatMul, Softmax and MatMul do; `OTHERS` are other
-attentions: sink columns, learned keys, mixed heads, two maps. `respell` writes them into a model in
-the place of its attentions. ONNX nodes are written here, not PyTorch, whose exporter folds many.
+`PRODUCTS`, `NORMS` and `MIXES` compute the same as MatMul, Softmax and MatMul do; `OTHERS` are
+other attentions: sink columns, learned keys, mixed heads, two maps. `respell` writes them into a
+model in the place of its attentions. ONNX nodes are written here, not PyTorch, whose exporter folds
+many.
 """
 
 from __future__ import annotations

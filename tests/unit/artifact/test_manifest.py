@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ from tcompile.artifact.manifest import (
     Latency,
     Manifest,
     OutputFidelity,
+    SpeedUp,
     TargetEntry,
 )
 from tcompile.artifact.page import render
 from tcompile.core.model_files import FileEntry, describe_source, describe_tensors
+from tcompile.planning.solve.outcome import Share
 from tcompile.targets.backends.base import FusedAttention
 from tests.support.artifacts import manifest_for
 from tests.support.tiny_vit import VitSpec, build_vit, save_tiny_vit
@@ -112,6 +115,63 @@ def test_report_says_what_the_manifest_says(full: Manifest) -> None:
         "50.0% less",
     ):
         assert text in report
+
+
+def test_report_says_what_was_asked_and_what_it_brings(full: Manifest) -> None:
+    """Budget, share kept, sites and scores, speed-up, prediction beside measurement."""
+    report = render(
+        replace(
+            full,
+            emitted="reduced",
+            kept=Share(0.5, 98, 196),
+            latency=(
+                Latency("dense", "measured", 90.0, "this CPU", "ONNX Runtime"),
+                Latency("reduced", "measured", 60.0, "this CPU", "ONNX Runtime"),
+            ),
+            speedup=SpeedUp(1.5, 1.44, 1.57, "the dense model as it came"),
+            plan={
+                "budget": {"keep": 0.5, "latency_ms": 62, "max_drop": 0.01},
+                "latency_kind": "measured",
+                "profile": "measured here in July",
+                "band": 0.1,
+                "predicted_ms": 58.0,
+                "dense_ms": 91.0,
+            },
+            schedule={
+                "schema": 1,
+                "method": "chained",
+                "tower": "left",
+                "reductions": [
+                    {
+                        "site": "attn:3",
+                        "score": {"name": "sum", "of": [{"name": "cls"}, {"name": "norm"}]},
+                        "reducer": {"name": "merge", "metric": "k"},
+                        "keep": 98,
+                    }
+                ],
+                "towers": [
+                    {
+                        "tower": "right",
+                        "reductions": [{"site": "block:1", "reducer": {"name": "topk"}, "keep": 9}],
+                    }
+                ],
+            },
+        )
+    )
+    for line in (
+        "| asked | --keep 0.5, --latency 62 ms, --max-drop 0.01 |",
+        "| kept | 50.0%: 98 of 196 patch tokens |",
+        "| tower | site | score | reducer | patch tokens kept |",
+        "| left | attn:3 | sum(cls, norm) | merge(metric=k) | 98 |",
+        "| right | block:1 |  | topk | 9 |",
+        "Speed-up of the reduced model over the dense model as it came, measured: 1.50 × "
+        "[1.44, 1.57] (95 %).",
+        "| predicted, measured profile | 91 ms | 58 ms | 1.57 |",
+        "| measured | 90 ms | 60 ms | 1.50 |",
+        "Predicted within 10%, from: measured here in July.",
+    ):
+        assert line in report.splitlines(), report
+    assert "tensorrt_rtx" not in report
 
 
 def test_tensors_of_a_symbolic_batch() -> None:
