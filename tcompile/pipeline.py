@@ -7,9 +7,12 @@ known before anything is written. From `emit` on, everything works from files: t
 from __future__ import annotations
 
 import gc
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from tcompile.analysis.model import analyse
 from tcompile.artifact.directory import Draft, new_artifact
@@ -37,9 +40,11 @@ from tcompile.builder.job import Job
 from tcompile.core.drafts import scratch
 from tcompile.core.errors import TcompileError, UsageError
 from tcompile.core.load import load, names_in
-from tcompile.core.model_files import describe_source
+from tcompile.core.model_files import TensorInfo, describe_source
 from tcompile.core.progress import Progress, silent
 from tcompile.core.schedule import Schedule
+from tcompile.models.preprocess import PREPROCESS_KEY, read_preprocessing
+from tcompile.models.preprocess_option import overrides, resolved
 from tcompile.passes.lower import lower
 from tcompile.passes.lower.token_ops import choose_token_ops
 from tcompile.passes.normalize import check_not_reduced, normalize
@@ -112,7 +117,22 @@ def _read_asked(model: str | Path, request: Request, dump: Dump | None = None) -
                 hint="omit one of them",
             )
         tower = tower or own
-    return read(model, shapes=request.shapes, prefix=request.prefix, tower=tower, dump=dump)
+    found = read(model, shapes=request.shapes, prefix=request.prefix, tower=tower, dump=dump)
+    return found if request.preprocess is None else _prepared(found, request.preprocess)
+
+
+def _prepared(model: Analysed, preprocess: str) -> Analysed:
+    """The model with a record of how images are prepared for it."""
+    normal = model.normalized
+    inputs = [
+        TensorInfo(t.name, np.dtype(t.dtype).name, tuple(t.shape)) for t in model.graph.inputs
+    ]
+    known = read_preprocessing(normal.metadata) or {}
+    found = resolved(preprocess, inputs, known)
+    metadata = {**normal.metadata, PREPROCESS_KEY: json.dumps(found)}
+    note = overrides(found, known)
+    notes = (*normal.notes, note) if note else normal.notes
+    return replace(model, normalized=replace(normal, metadata=metadata, notes=notes))
 
 
 def inspect(
@@ -239,7 +259,7 @@ def _with_towers(
 ) -> Schedule:
     """The schedule with what leaves the model's other towers, and notes of it."""
     full = for_towers(model.analysis, schedule, outputs)
-    notes = tower_notes(full, model.analysis)
+    notes = [*model.normalized.notes, *tower_notes(full, model.analysis)]
     if isinstance(planned, PlanReport) and any(t.reductions for t in full.towers or ()):
         notes.append(
             f"the predicted latency has fewer tokens in tower '{full.tower}' alone: that "

@@ -16,6 +16,7 @@ import onnx
 
 from tcompile.core.domain import DOMAIN
 from tcompile.core.errors import MissingExtraError
+from tcompile.core.load import read_structure
 from tcompile.core.packages import require
 from tcompile.targets.backends.base import ParseError
 from tcompile.targets.backends.trt_common import parse, title
@@ -86,7 +87,7 @@ def parse_elsewhere(model_path: Path) -> tuple[str, ...]:
 
 
 def _excused(model_path: Path, error: ParseError) -> OnlyTensorRT | None:
-    model = onnx.load(str(model_path), load_external_data=False)
+    model = read_structure(model_path)
     node = next((n for n in model.graph.node if n.name == error.node), None)
     if node is None or error.inside:
         return None

@@ -14,10 +14,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import onnx
-
 from tcompile.core.errors import ModelError, TcompileError
 from tcompile.core.interrupt import checkpoint
+from tcompile.core.load import read_structure
 from tcompile.targets.backends.base import Batch, EngineError, ParseError, first_dims
 
 logger = logging.getLogger("tcompile.tensorrt")
@@ -113,7 +112,7 @@ def _profile(builder: Any, network: Any, batch: Batch, model_path: Path) -> Any 
 
 def _first_names(model_path: Path) -> dict[str, str]:
     """Return what the first dims of the inputs are called, where they are symbolic."""
-    graph = onnx.load(str(model_path), load_external_data=False).graph
+    graph = read_structure(model_path).graph
     dims = {v.name: v.type.tensor_type.shape.dim for v in graph.input}
     return {
         name: found[0].dim_param for name, found in dims.items() if found and found[0].dim_param
@@ -128,7 +127,7 @@ def _parse_failure(trt: ModuleType, parser: Any, model_path: Path) -> ParseError
     if not node and not op and not inside:
         # Some importers leave out which node it is, and the function that complains says its kind.
         op = str(error.func()).removeprefix("import")
-        nodes = onnx.load(str(model_path), load_external_data=False).graph.node
+        nodes = read_structure(model_path).graph.node
         of_kind = [n for n in nodes if n.op_type == op]
         if "reduction" in error.desc():
             of_kind = [n for n in of_kind if any(a.name == "reduction" for a in n.attribute)]

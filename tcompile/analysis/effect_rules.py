@@ -85,10 +85,10 @@ def _needs_plain(walk: Walk, node: gs.Node, axis: int) -> None:
     dims = walk.dims(node.inputs[0])
     dim = dims[axis]
     spread = axis + 1 < len(dims) and is_rest(dims[axis + 1])
-    if dim is not None and dim.order:
-        raise BarrierError("picks among tokens that are in another order")
     if dim is not None and dim.others != (0, 0):
         raise BarrierError("takes keys among which there are others than tokens")
+    if dim is not None and dim.order:
+        raise BarrierError("picks among tokens that are in another order")
     if dim is None or dim.part != "tokens" or spread:
         raise BarrierError("takes rows or columns of the grid of tokens")
 

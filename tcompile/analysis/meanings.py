@@ -7,7 +7,7 @@ multiplied by or attended over tells, and a second propagation knows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import onnx_graphsurgeon as gs
 
@@ -26,14 +26,19 @@ def meanings(
     graph: gs.Graph, facts: Facts, attentions: Sequence[Attention], streams: Sequence[Residual]
 ) -> dict[Root, Axis]:
     """Index sets → the axes that they turn out to be."""
-    attended = {r for a in attentions for axis in (a.rows, a.columns) for r in ax.roots(axis)}
+    # Features that are taken for tokens make a plain product look like an attention.
+    attended = _attended(a for a in attentions if a.form != "sum")
     found = _features(graph, facts, streams, attended)
     if not found:  # of features that are taken for tokens nothing else can be told
-        found = _batches(facts, streams, attended)
+        found = _batches(facts, streams, _attended(attentions))
         found |= _joined_sets(streams)
         found |= _same_tokens(streams)
         found |= _masks(facts, streams)
     return found
+
+
+def _attended(attentions: Iterable[Attention]) -> set[Root]:
+    return {r for a in attentions for axis in (a.rows, a.columns) for r in ax.roots(axis)}
 
 
 def _features(

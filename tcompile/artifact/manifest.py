@@ -225,6 +225,8 @@ class Manifest:
             dimension that stays free.
         prefix: tokens before the patches, where a person stated them (--prefix); null: the
             analysis found them.
+        preprocess: how images are prepared for the model, where a person stated it (--preprocess);
+            null: as the model's metadata says, if it does.
         fault: the check that this build failed; it was kept for debugging (--keep-failed); null:
             none.
         files: every file of the artifact except manifest.json.
@@ -257,6 +259,7 @@ class Manifest:
     summary: tuple[str, ...] = ()
     shapes: dict[str, Dims] = field(default_factory=dict)
     prefix: Count | None = None
+    preprocess: dict[str, Any] | None = None
     fault: str | None = None
     files: tuple[FileEntry, ...] = ()
     tool: Annotated[str, Meta(pattern="^tcompile .+$")] = f"tcompile {__version__}"

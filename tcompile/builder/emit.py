@@ -18,6 +18,7 @@ from tcompile.core.progress import Progress
 from tcompile.core.save import save, without_weights
 from tcompile.core.schedule import Schedule
 from tcompile.passes.lower.token_ops import TokenOpsChoice, is_call
+from tcompile.runtime.signature import signature
 from tcompile.targets.backends import EmittedFiles, emit
 from tcompile.targets.backends.base import UNBOUND, RefusedError
 from tcompile.verify.lowered import Judgement, judge
@@ -224,5 +225,8 @@ def manifest_of(models: Models, built: Built, evidence: Evidence, job: Job) -> M
         speedup=evidence.speedup if reduced else None,
         shapes={name: tuple(dims) for name, dims in shapes.items()},
         prefix=job.request.prefix,
+        preprocess=dict(signature(models.shipped).preprocessing)
+        if job.request.preprocess
+        else None,
         fault=None if built.fault is None else built.fault.what,
     )

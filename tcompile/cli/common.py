@@ -142,6 +142,18 @@ def tower_option(command: F) -> F:
     )(command)
 
 
+def preprocess_option(command: F) -> F:
+    """Add --preprocess, for models whose file does not say how images are prepared for them."""
+    return click.option(
+        "--preprocess",
+        metavar="P",
+        help="How images are prepared, in place of what the model records: imagenet, inception, "
+        "clip, siglip, dinov2, unit (0 to 1) or raw (0 to 255), or mean=R,G,B,std=R,G,B; with "
+        "size=H,W, resize=crop|squash, crop=SHARE, interpolation=bicubic, layout=nchw|nhwc, as in "
+        "clip,size=336.",
+    )(command)
+
+
 def outputs_option(command: F) -> F:
     """Add --outputs."""
     return click.option(

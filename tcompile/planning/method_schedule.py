@@ -31,11 +31,13 @@ def schedule_for(
     method: str = "topk",
     outputs: str = "reduced",
     calibration: str | Path | None = None,
+    preprocess: str | None = None,
 ) -> Schedule:
     """A method's own schedule for a budget, checked against the model.
 
     Args:
         calibration: images, for methods that learn their counts from them; see `build`.
+        preprocess: how they are prepared, in place of what the model records.
 
     Raises:
         UsageError: no budget or two, parameters that do not fit the model, or an illegal site.
@@ -47,7 +49,7 @@ def schedule_for(
 
         data = calibration
         observe = observer(
-            model.graph, analysis, lambda: read_calibration(model.source, data).samples
+            model.graph, analysis, lambda: read_calibration(model.source, data, preprocess).samples
         )
     constraints = site_constraints(analysis, outputs)
     made = compose(method, analysis.shape, analysis.has_cls, keep, constraints, observe)

@@ -248,7 +248,7 @@ def images_for(source: str, request: Request) -> tuple[Calibration, Calibration]
         UsageError: they cannot be read, or are fewer than two.
     """
     assert request.calibration is not None
-    data = read_calibration(source, request.calibration)
+    data = read_calibration(source, request.calibration, request.preprocess)
     fit, check = split(data, request.seed)
     if len(fit) > request.images:
         words = f"{request.images} of {data.samples.source} to plan with (seed {request.seed})"

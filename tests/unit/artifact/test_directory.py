@@ -247,6 +247,9 @@ def test_a_full_folder_of_temporary_files_is_named(
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     full = OSError(errno.ENOSPC, "No space left on device")
 
+    def fill(folder: Path) -> Manifest:
+        raise full
+
     def out_of_room(rooms: dict[Path, int]) -> Callable[[Path], Any]:
         return lambda path: SimpleNamespace(free=rooms.get(Path(path), 1 << 30))
 
@@ -255,16 +258,11 @@ def test_a_full_folder_of_temporary_files_is_named(
         ({tmp_path: 0}, rf"{tmp_path}/out: cannot write the artifact: No space"),
     ):
         monkeypatch.setattr(shutil, "disk_usage", out_of_room(rooms))
-        with pytest.raises(UsageError, match=words), new_artifact(tmp_path / "out") as draft:
-            draft.empty()
-            raise full
+        with pytest.raises(UsageError, match=words):
+            write_artifact(tmp_path / "out", fill)
     full.filename = str(temporary / "x" / "model.onnx")
-    with (
-        pytest.raises(UsageError, match="temporary files"),
-        new_artifact(tmp_path / "out") as draft,
-    ):
-        draft.empty()
-        raise full
+    with pytest.raises(UsageError, match="temporary files"):
+        write_artifact(tmp_path / "out", fill)
 
 
 def test_what_is_written_says_where_there_is_no_room() -> None:
@@ -278,5 +276,5 @@ def test_links_in_a_circle_are_no_place_to_write(tmp_path: Path) -> None:
     for path in (tmp_path / "a", tmp_path / "a" / "out"):
         with pytest.raises(UsageError, match="link that leads back to itself"):
             check_destination(path)
-    with pytest.raises(UsageError, match="no such directory|not a tcompile artifact"):
+    with pytest.raises(UsageError, match="no such directory"):
         load_artifact(tmp_path / "a")
