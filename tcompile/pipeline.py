@@ -61,7 +61,7 @@ from tcompile.report.explain import NodeFacts
 from tcompile.report.explain import explain as explain_node
 from tcompile.report.inspection import describe
 from tcompile.report.inspection_page import Inspection
-from tcompile.runtime.token_outputs import tower_of_outputs
+from tcompile.runtime.token_outputs import recorded, tower_of_outputs
 from tcompile.targets import load_target
 from tcompile.targets.backends.base import BatchSizes
 from tcompile.verify.owners import Owners
@@ -248,7 +248,8 @@ def apply_schedule(
         schedule=_with_towers(model, done, outputs, planned),
         fp32_nodes=made.fp32_nodes,
         written=made.written,
-        metadata=normal.metadata,
+        metadata={**normal.metadata, **recorded(made.token_index)},
+        token_index=made.token_index,
         widened=normal.widened,
         quantized=bool(normal.quantized),
     )
