@@ -14,7 +14,6 @@ from tcompile.core.errors import ModelError, UsageError
 from tcompile.models.images import ImageError, read_rgb
 
 if TYPE_CHECKING:
-    import onnx
     from numpy.typing import NDArray
     from PIL import Image
 
@@ -24,26 +23,25 @@ PREPROCESS_KEY = "tcompile.preprocess"
 SOURCE_KEY = "tcompile.source"
 
 
-def read_preprocessing(model: onnx.ModelProto) -> dict[str, Any] | None:
-    """Return what `export` recorded in the model's metadata, or None.
+def read_preprocessing(metadata: Mapping[str, str]) -> dict[str, Any] | None:
+    """Return what `export` recorded in a model's metadata, or None.
 
     Raises:
         ModelError: the entry is there but is not what we write.
     """
-    for entry in model.metadata_props:
-        if entry.key == PREPROCESS_KEY:
-            try:
-                read = parse_json(entry.value)
-                if not isinstance(read, dict):
-                    raise ValueError("not an object")
-            except ValueError as error:
-                raise ModelError(
-                    f"its metadata '{PREPROCESS_KEY}' is not a JSON object: {error}"
-                ) from error
-            if not _are_names(read.get("labels", [])):
-                raise ModelError(f"its metadata '{PREPROCESS_KEY}' has labels that are not names")
-            return read
-    return None
+    if PREPROCESS_KEY not in metadata:
+        return None
+    try:
+        read = parse_json(metadata[PREPROCESS_KEY])
+        if not isinstance(read, dict):
+            raise ValueError("not an object")
+    except ValueError as error:
+        raise ModelError(
+            f"its metadata '{PREPROCESS_KEY}' is not a JSON object: {error}"
+        ) from error
+    if not _are_names(read.get("labels", [])):
+        raise ModelError(f"its metadata '{PREPROCESS_KEY}' has labels that are not names")
+    return read
 
 
 def _are_names(value: Any) -> bool:
@@ -51,7 +49,8 @@ def _are_names(value: Any) -> bool:
 
 
 def load_image(path: str | Path, preprocessing: Mapping[str, Any]) -> NDArray[np.float32]:
-    """Read an image as the model wants it: [1, 3, H, W] float32, or the packed patches of it.
+    """Read an image as the model wants it: [1, 3, H, W] float32, [1, H, W, 3] where its
+    `channels` are "last", or the packed patches of it.
 
     The shorter side is resized to `size / crop_pct` and the middle cut out ("crop"), or the whole
     image is squashed to `size` ("squash"); pixels in 0..1 are then normalised by `mean` and `std`.
@@ -73,7 +72,7 @@ def load_image(path: str | Path, preprocessing: Mapping[str, Any]) -> NDArray[np
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UsageError(
             "the model does not say how images are prepared for it",
-            hint="give the input as .npy or .npz",
+            hint="say --preprocess, or give the input as .npy or .npz",
         ) from error
     scales = np.array([*mean.ravel(), *std.ravel(), crop])
     whole = {mean.shape, std.shape} <= {(), (1,), (3,)} and bool(np.isfinite(scales).all())
@@ -100,6 +99,8 @@ def load_image(path: str | Path, preprocessing: Mapping[str, Any]) -> NDArray[np
         image = _middle(image, height, width, crop, resample, str(path))
     pixels = np.asarray(image, dtype=np.float32) / np.float32(255.0)
     normal = (pixels - mean) / std
+    if preprocessing.get("channels") == "last":
+        return np.ascontiguousarray(normal, dtype=np.float32)[None]
     planes = np.ascontiguousarray(normal.transpose(2, 0, 1), dtype=np.float32)
     return planes[None] if layout == "image" else pack_patches(planes, preprocessing)
 

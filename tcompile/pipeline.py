@@ -7,9 +7,12 @@ known before anything is written. From `emit` on, everything works from files: t
 from __future__ import annotations
 
 import gc
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from tcompile.analysis.model import analyse
 from tcompile.artifact.directory import Draft, new_artifact
@@ -37,18 +40,22 @@ from tcompile.builder.job import Job
 from tcompile.core.drafts import scratch
 from tcompile.core.errors import TcompileError, UsageError
 from tcompile.core.load import load, names_in
-from tcompile.core.model_files import describe_source
+from tcompile.core.model_files import TensorInfo, describe_source
 from tcompile.core.progress import Progress, silent
 from tcompile.core.schedule import Schedule
+from tcompile.models.preprocess import PREPROCESS_KEY, read_preprocessing
+from tcompile.models.preprocess_option import overrides, resolved
 from tcompile.passes.lower import lower
 from tcompile.passes.lower.token_ops import choose_token_ops
-from tcompile.passes.normalize import normalize
+from tcompile.passes.normalize import check_not_reduced, normalize
 from tcompile.passes.normalize.bind_shapes import Shapes
+from tcompile.passes.reduce.check import without_schedule
 from tcompile.passes.reduce.towers import reduce_towers
 from tcompile.passes.runner import Dump
 from tcompile.passes.stages import Analysed, Reduced
 from tcompile.planning.cost import cost_of
 from tcompile.planning.method_schedule import for_towers, given_schedule, tower_notes
+from tcompile.planning.remedy import remedy
 from tcompile.planning.request import NO_METHOD, Request
 from tcompile.planning.solve.plan_report import FixedPlan, PlanReport, PlanWithCost
 from tcompile.planning.solve.solve import schedule_for_request
@@ -56,7 +63,7 @@ from tcompile.report.explain import NodeFacts
 from tcompile.report.explain import explain as explain_node
 from tcompile.report.inspection import describe
 from tcompile.report.inspection_page import Inspection
-from tcompile.runtime.token_outputs import tower_of_outputs
+from tcompile.runtime.token_outputs import recorded, tower_of_outputs
 from tcompile.targets import load_target
 from tcompile.targets.backends.base import BatchSizes
 from tcompile.verify.owners import Owners
@@ -93,7 +100,9 @@ def read(
         ModelError: a file that cannot be read, or holds no transformer that tcompile can follow.
     """
     with _Located(model):
-        normalized = normalize(load(model), shapes=shapes, dump=dump)
+        source = load(model)
+        check_not_reduced(source)
+        normalized = normalize(source, shapes=shapes, dump=dump)
         analysis = analyse(normalized.graph, prefix=prefix, tower=tower, sized=normalized.sized)
         return Analysed(str(model), normalized, analysis, prefix)
 
@@ -110,7 +119,22 @@ def _read_asked(model: str | Path, request: Request, dump: Dump | None = None) -
                 hint="omit one of them",
             )
         tower = tower or own
-    return read(model, shapes=request.shapes, prefix=request.prefix, tower=tower, dump=dump)
+    found = read(model, shapes=request.shapes, prefix=request.prefix, tower=tower, dump=dump)
+    return found if request.preprocess is None else _prepared(found, request.preprocess)
+
+
+def _prepared(model: Analysed, preprocess: str) -> Analysed:
+    """The model with a record of how images are prepared for it."""
+    normal = model.normalized
+    inputs = [
+        TensorInfo(t.name, np.dtype(t.dtype).name, tuple(t.shape)) for t in model.graph.inputs
+    ]
+    known = read_preprocessing(normal.metadata) or {}
+    found = resolved(preprocess, inputs, known)
+    metadata = {**normal.metadata, PREPROCESS_KEY: json.dumps(found)}
+    note = overrides(found, known)
+    notes = (*normal.notes, note) if note else normal.notes
+    return replace(model, normalized=replace(normal, metadata=metadata, notes=notes))
 
 
 def inspect(
@@ -122,7 +146,8 @@ def inspect(
 ) -> Inspection:
     """The transformer in a model, and where tokens may leave. Arguments and errors as `read`."""
     read_model = read(model, shapes=shapes, prefix=prefix, tower=tower)
-    return describe(str(model), read_model.graph, read_model.analysis)
+    notes = read_model.normalized.notes
+    return describe(str(model), read_model.graph, read_model.analysis, notes)
 
 
 def explain(
@@ -160,7 +185,7 @@ def plan(
     )
     if read_model.analysis.others:
         # What another tower can follow is known once it has.
-        return apply_schedule(read_model, made, request.outputs, planned).schedule
+        return _apply(read_model, made, request, planned).schedule
     return _with_towers(read_model, made, request.outputs)
 
 
@@ -174,7 +199,7 @@ def price(
     read_model = _read_asked(model, request)
     precision = chosen.default_precision
     made, planned = schedule_for_request(read_model, request, chosen, precision, progress)
-    reduced = apply_schedule(read_model, made, request.outputs, planned)
+    reduced = _apply(read_model, made, request, planned)
     if isinstance(planned, FixedPlan):
         planned = planned.with_latency(reduced, chosen, precision, request.batch)
     return PlanWithCost(reduced.schedule, cost_of(reduced), planned)
@@ -189,7 +214,25 @@ def reduce(
     made, planned = schedule_for_request(
         read_model, request, chosen, chosen.default_precision, progress
     )
-    return apply_schedule(read_model, made, request.outputs, planned)
+    return _apply(read_model, made, request, planned)
+
+
+def _apply(
+    model: Analysed,
+    schedule: Schedule,
+    request: Request,
+    planned: PlanReport | FixedPlan | None,
+    dump: Dump | None = None,
+) -> Reduced:
+    """`apply_schedule`; what it says of a schedule that no person wrote is said of the method."""
+    try:
+        return apply_schedule(model, schedule, request.outputs, planned, dump)
+    except UsageError as error:
+        if request.schedule is not None or not error.where.startswith(("schedule", "--method")):
+            raise
+        hint = remedy(model, request.method, request.keep, request.outputs, planned=request.solved)
+        where = f"--method {request.method}"
+        raise UsageError(without_schedule(error), where=where, hint=hint) from error
 
 
 def apply_schedule(
@@ -225,8 +268,10 @@ def apply_schedule(
         schedule=_with_towers(model, done, outputs, planned),
         fp32_nodes=made.fp32_nodes,
         written=made.written,
-        metadata=normal.metadata,
+        metadata={**normal.metadata, **recorded(made.token_index)},
+        token_index=made.token_index,
         widened=normal.widened,
+        quantized=bool(normal.quantized),
     )
 
 
@@ -235,7 +280,7 @@ def _with_towers(
 ) -> Schedule:
     """The schedule with what leaves the model's other towers, and notes of it."""
     full = for_towers(model.analysis, schedule, outputs)
-    notes = tower_notes(full, model.analysis)
+    notes = [*model.normalized.notes, *tower_notes(full, model.analysis)]
     if isinstance(planned, PlanReport) and any(t.reductions for t in full.towers or ()):
         notes.append(
             f"the predicted latency has fewer tokens in tower '{full.tower}' alone: that "
@@ -380,7 +425,7 @@ def _write_reduced(
     if request is not None:
         schedule, planned = schedule_for_request(analysed, request, job.target, job.precision, say)
     say("reducing")
-    reduced = apply_schedule(analysed, schedule, job.request.outputs, planned, job.dump)
+    reduced = _apply(analysed, schedule, job.request, planned, job.dump)
     # Up to here nothing was written, and what cannot be planned or reduced is known.
     source, owners = describe_source(job.path), Owners(job.path, reduced.dense, reduced.written)
     folder = draft.empty()
@@ -394,7 +439,7 @@ def _write_reduced(
         dump=job.dump,
     )
     models = write_models(reduced, lowered, source, owners, job.token_ops, folder, temporary)
-    return models, planned, notes
+    return models, planned, [*analysed.normalized.notes, *notes]
 
 
 class _Located:

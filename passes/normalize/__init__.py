@@ -1,7 +1,8 @@
 """The normal form: one spelling per idea, whatever exporter wrote the file.
 
 Local functions inlined; input dims bound; shapes inferred and folded to a fixed point; constant
-sub-graphs evaluated; no-ops and all-true masks gone; explicit dims in every Reshape; fp32 inside.
+sub-graphs evaluated; no-ops and all-true masks gone; explicit dims in every Reshape; fp32 inside,
+also where the file quantises while it runs.
 Nothing is fused. Static, dynamic, TorchScript and transformers exports of one model become the same
 graph. The passes are listed below, in their order.
 """
@@ -18,26 +19,32 @@ from onnx_graphsurgeon.logger import G_LOGGER
 from onnx_graphsurgeon.util.exception import OnnxGraphSurgeonException
 
 from tcompile.analysis.facts import Origin
-from tcompile.core.errors import ModelError
+from tcompile.core.domain import DOMAIN, WRITTEN
+from tcompile.core.errors import ModelError, UsageError
 from tcompile.core.graph import unique_names
 from tcompile.passes.normalize.batch import check_known, explicit_reshapes, free_batch
 from tcompile.passes.normalize.batch_values import HINT, DimVectors, Values, settle_batch_values
-from tcompile.passes.normalize.bind_shapes import Shapes, bind_inputs
+from tcompile.passes.normalize.bind_shapes import FreeDimError, Shapes, bind_inputs
 from tcompile.passes.normalize.broadcast_constants import (
     drop_batch_expansion,
     gather_nd_to_gather,
     tiles_to_expands,
 )
+from tcompile.passes.normalize.convert_opset import to_known_opset
+from tcompile.passes.normalize.dequantize import dequantize
 from tcompile.passes.normalize.fold import fold_constants, fold_shapes, inline_ifs
+from tcompile.passes.normalize.group_norm import spell_group_norm
 from tcompile.passes.normalize.infer import (
     ContradictionError,
     check,
     check_shapes,
     check_sizes,
+    file_fault,
     infer,
 )
 from tcompile.passes.normalize.origins import Origins
 from tcompile.passes.normalize.products import spell_products
+from tcompile.passes.normalize.shape_hint import shape_options
 from tcompile.passes.normalize.simplify import simplify
 from tcompile.passes.normalize.slice_assign import spell_slice_assignments
 from tcompile.passes.normalize.softmax import spell_softmax
@@ -60,7 +67,9 @@ class Normalizing:
         origins: what stored numbers were computed from.
         values: of what depends on the batch alone, as last inferred.
         loose: the names among these that no vector of dims has.
+        doubts: contradictions between shapes, as last inferred.
         widened: whether the model computed in fp16.
+        quantized: products of tensors that were quantised while the model ran.
     """
 
     graph: gs.Graph
@@ -69,7 +78,9 @@ class Normalizing:
     origins: Origins = field(default_factory=Origins)
     values: Values = field(default_factory=dict)
     loose: set[str] = field(default_factory=set)
+    doubts: list[ContradictionError] = field(default_factory=list)
     widened: bool = False
+    quantized: int = 0
 
 
 @dataclass(frozen=True)
@@ -82,12 +93,17 @@ class Normalized:
         metadata: the model's metadata_props, which the IR does not carry.
         widened: whether the model computed in fp16, which the normal form does not.
         sized: stored number → the (tensor, axis, size) that it was computed from.
+        quantized: products of tensors that were quantised while the model ran, which are products
+            of floats in the normal form.
+        notes: what a reader should know of how the file was read.
     """
 
     graph: gs.Graph
     metadata: dict[str, str]
     widened: bool = False
     sized: Mapping[str, Origin] = field(default_factory=dict)
+    quantized: int = 0
+    notes: tuple[str, ...] = ()
 
 
 def normalize(
@@ -103,7 +119,20 @@ def normalize(
         ModelError: a dim other than the batch stays dynamic, shapes contradict each other, or
             control flow is left.
     """
+    try:
+        return _normalized(model, shapes, dump)
+    except ModelError as error:
+        told = _remedy(error, model, shapes)
+        if told is None:
+            raise
+        raise told from error
+
+
+def _normalized(
+    model: onnx.ModelProto, shapes: Shapes | None, dump: Dump | None = None
+) -> Normalized:
     metadata = {p.key: p.value for p in model.metadata_props}
+    model, note = to_known_opset(model)
     joined: dict[str, str] = {}
     while True:
         if dump is not None:
@@ -118,7 +147,49 @@ def normalize(
             joined = _join(joined, names, error.names)
         else:
             sized = state.origins.summary()
-            return Normalized(state.graph, metadata, state.widened, sized)
+            notes = tuple(filter(None, (note, _quantized_note(state.quantized))))
+            return Normalized(state.graph, metadata, state.widened, sized, state.quantized, notes)
+
+
+def _quantized_note(products: int) -> str:
+    """What a person should know of a file that quantises while it runs; empty of others."""
+    if not products:
+        return ""
+    return (
+        f"the file quantises the operands of {products} products while it runs, by the range of "
+        "all tokens together: they are read as products of floats, with the stored weights as what "
+        "they stand for"
+    )
+
+
+def _remedy(error: ModelError, model: onnx.ModelProto, shapes: Shapes | None) -> ModelError | None:
+    """Return the error with what helps, which was tried; None where it says that itself."""
+
+    def fits(tried: Shapes) -> bool:
+        try:
+            _normalized(model, {**(shapes or {}), **tried})
+        except (ModelError, UsageError):
+            return False
+        return True
+
+    apart = isinstance(error, ContradictionError)
+    fault = file_fault(model) if apart else None
+    if fault is not None:
+        return ModelError(f"not a valid ONNX graph: {fault}", hint="the export is broken")
+    if isinstance(error, FreeDimError):
+        hint = shape_options(model, fits)
+        return ModelError(error.what, hint=f"say {hint}") if hint else None
+    if not apart and error.hint != HINT:
+        return None
+    if apart and shapes:
+        hint = shape_options(model, lambda tried: fits(tried) and tried != shapes)
+        hint = f"those of --shape do not fit it, {hint} does" if hint else "--shape does not fit it"
+    else:
+        hint = shape_options(model, fits, batch=1)
+        hint = f"it can be read with {hint}" if hint else error.hint
+    if apart and not hint:
+        hint = "ONNX's checker accepts the file, so please report this"
+    return ModelError(error.what, where=error.where, hint=hint)
 
 
 def _join(
@@ -154,6 +225,10 @@ def _to_normal_form(graph: gs.Graph, *, free: bool, dump: Dump | None) -> Normal
     return state
 
 
+def _dequantize(state: Normalizing) -> None:
+    state.quantized = dequantize(state.graph)
+
+
 def _upcast(state: Normalizing) -> None:
     state.widened = widen(state.graph)
     if state.widened:
@@ -161,18 +236,21 @@ def _upcast(state: Normalizing) -> None:
 
 
 def infer_shapes(state: Normalizing) -> None:
-    state.values = infer(state.graph)
+    state.doubts.clear()
+    state.values = infer(state.graph, doubts=state.doubts)
     state.loose = {name for name in state.values if name not in state.vectors.names}
 
 
-def _refuse_branches(graph: gs.Graph, values: Values) -> None:
+def _refuse_branches(graph: gs.Graph, values: Values, doubts: Sequence[ContradictionError]) -> None:
     """Refuse what is decided at run time, which an analysis of one graph cannot follow.
 
     Args:
         values: of what depends on the batch alone.
+        doubts: contradictions that lie in no branch, where there is none.
 
     Raises:
         ModelError: naming the first If, Loop or other node with a graph inside.
+        ContradictionError: the first one.
     """
     for node in graph.nodes:
         if any(isinstance(a, gs.Graph) for a in node.attrs.values()):
@@ -185,6 +263,22 @@ def _refuse_branches(graph: gs.Graph, values: Values) -> None:
                 f"{node.op} '{node.name}' decides at run time what is computed, which tcompile "
                 "cannot follow",
                 hint="export with fixed shapes and without control flow",
+            )
+    if doubts:
+        raise doubts[0]
+
+
+def check_not_reduced(model: onnx.ModelProto) -> None:
+    """Refuse what tcompile itself has reduced: its own nodes could not be told from new ones.
+
+    Raises:
+        ModelError: naming the first of its nodes.
+    """
+    for node in model.graph.node:
+        if node.domain == DOMAIN or node.name.startswith(WRITTEN):
+            raise ModelError(
+                f"tcompile has reduced this model already ({node.op_type} '{node.name}')",
+                hint="build from the model that it was made from",
             )
 
 
@@ -203,13 +297,14 @@ def import_graph(model: onnx.ModelProto) -> gs.Graph:
         if model.functions:
             model = onnx.inliner.inline_local_functions(model)
         _drop_stale_inputs(model)
-        graph = gs.import_onnx(model)
+        with G_LOGGER.suppress(G_LOGGER.CRITICAL + 1):  # it prints what the error says
+            graph = gs.import_onnx(model)
         for node in graph.nodes:
             node.domain = None if node.domain in ("", "ai.onnx") else node.domain
         unique_names(graph)
         # Local functions, such as the token ops, came with version 8 of the format.
         graph.ir_version = max(graph.ir_version or 0, 8)
-        with G_LOGGER.suppress(G_LOGGER.CRITICAL + 1):  # it prints what the error says
+        with G_LOGGER.suppress(G_LOGGER.CRITICAL + 1):
             return graph.cleanup(remove_unused_graph_inputs=False).toposort()
     except (OnnxGraphSurgeonException, onnx.checker.ValidationError, UnicodeDecodeError) as error:
         raise ModelError(
@@ -218,7 +313,9 @@ def import_graph(model: onnx.ModelProto) -> gs.Graph:
 
 
 BEFORE: tuple[Pass[Normalizing], ...] = (
+    Pass("spell-group-norm", lambda s: spell_group_norm(s.graph)),
     Pass("check", lambda s: check(s.graph)),
+    Pass("dequantize", _dequantize),
     Pass("upcast-fp16", _upcast),
 )
 #: Run again and again, until a round changes nothing.
@@ -244,7 +341,7 @@ ROUND: tuple[Pass[Normalizing], ...] = (
 )
 AFTER: tuple[Pass[Normalizing], ...] = (
     Pass("unique-names", lambda s: unique_names(s.graph)),
-    Pass("refuse-branches", lambda s: _refuse_branches(s.graph, s.values)),
+    Pass("refuse-branches", lambda s: _refuse_branches(s.graph, s.values, s.doubts)),
     Pass("check-known", lambda s: check_known(s.graph)),
     Pass("check-sizes", lambda s: check_sizes(s.graph)),
     Pass("check-shapes", lambda s: check_shapes(s.graph), when=lambda s: s.free),

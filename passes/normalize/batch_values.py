@@ -19,7 +19,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
-from tcompile.core.errors import MissingExtraError, ModelError
+from tcompile.core.errors import ModelError
 from tcompile.core.graph import (
     free_factors,
     free_names,
@@ -31,6 +31,7 @@ from tcompile.core.graph import (
     settled,
     value,
 )
+from tcompile.passes.normalize.evaluate import Evaluator
 from tcompile.passes.normalize.origins import Origins
 
 Values = dict[str, np.ndarray[Any, Any]]
@@ -132,13 +133,21 @@ class DimVectors:
     def _node(
         self, op: str, tag: str, inputs: list[gs.Tensor], dims: list[int], **attrs: Any
     ) -> gs.Tensor:
-        name, taken = tag, {n.name for n in self.graph.nodes} | set(self.graph.tensors())
-        while name in taken or name in self.names:
-            name += "_"
+        name = self._fresh(tag)
         out = gs.Variable(name, np.int64, dims)
         self.graph.nodes.append(gs.Node(op, name, attrs, inputs, [out]))
         self.names.add(name)
         return out
+
+    def _fresh(self, tag: str) -> str:
+        """A name that nothing has: the file may be one that was normalised before."""
+        taken = {n.name for n in self.graph.nodes} | set(self.graph.tensors()) | self.names
+        while tag in taken:
+            tag += "_"
+        return tag
+
+    def _stored(self, tag: str, value: int | list[int]) -> gs.Constant:
+        return gs.Constant(self._fresh(tag), np.asarray(value, dtype=np.int64))
 
     def _dim(self, name: str) -> gs.Tensor:
         """[1], the free dim of that name: the first of the first input that has it."""
@@ -148,13 +157,13 @@ class DimVectors:
             ("dims", source.name),
             lambda _: self._node("Shape", f"tc_dims_{source.name}", [source], [len(source.shape)]),
         )
-        zero = gs.Constant(f"tc_zero_{source.name}", np.asarray([0], dtype=np.int64))
+        zero = self._stored(f"tc_zero_{source.name}", [0])
         return self._node("Gather", f"tc_{name}", [dims, zero], [1], axis=0)
 
     def _product(self, dim: int) -> gs.Tensor:
         """[1], a dim that is the product of free ones and a number."""
         names, rest = free_factors(dim)
-        found = gs.Constant(f"tc_{dim}", np.asarray([rest], dtype=np.int64)) if rest != 1 else None
+        found = self._stored(f"tc_{dim}", [rest]) if rest != 1 else None
         for name in names:
             factor = self._once(("dim", name), lambda key: self._dim(key[1]))
             found = (
@@ -170,13 +179,13 @@ class DimVectors:
         parts = [
             self._once(("product", d), lambda key: self._product(key[1]))
             if is_free(d)
-            else gs.Constant(f"tc_{tag}_{i}", np.asarray([d], dtype=np.int64))
+            else self._stored(f"tc_{tag}_{i}", [d])
             for i, d in enumerate(dims)
         ]
         return self._node("Concat", f"tc_shape_{tag}", parts, [len(dims)], axis=0)
 
     def _scalar(self, dim: int) -> gs.Tensor:
-        zero = gs.Constant(f"tc_first_{dim}", np.asarray(0, dtype=np.int64))
+        zero = self._stored(f"tc_first_{dim}", 0)
         return self._node(
             "Gather", f"tc_size_{_tag([dim])}", [self.vector([dim]), zero], [], axis=0
         )
@@ -228,7 +237,7 @@ class BatchFunction:
         roots = {n.inputs[0].name: n.inputs[0] for n in nodes if n.op in ("Shape", "Size")}
         self._roots = {name: list(tensor.shape) for name, tensor in roots.items()}
         self.names = [t.name for n in nodes for t in n.outputs if not t.is_empty()]
-        self._session: Any = None
+        self._session: Evaluator | None = None
         if nodes:
             self._session = self._open(graph, nodes, roots)
 
@@ -244,24 +253,13 @@ class BatchFunction:
             name: np.asarray([settled(d, sizes) for d in dims], np.int64)
             for name, dims in self._roots.items()
         }
-        try:
-            found = self._session.run(self.names, feeds)
-        except Exception as error:  # ONNX Runtime's errors have no base of their own
-            reason = " ".join(str(error).split())[:300]
-            raise ModelError(
-                f"what it computes from the size of the batch cannot be followed: {reason}",
-                hint=HINT,
-            ) from error
-        return dict(zip(self.names, map(np.asarray, found), strict=True))
+        found = self._session(self.names, feeds)
+        return dict(zip(self.names, found, strict=True))
 
     def _open(
         self, graph: gs.Graph, nodes: Sequence[gs.Node], roots: Mapping[str, gs.Tensor]
-    ) -> Any:
+    ) -> Evaluator:
         """A session in which an input's dims take the place of the input."""
-        try:
-            import onnxruntime as ort
-        except ImportError as error:
-            raise MissingExtraError("onnxruntime", "cpu", "reading a model") from error
         constants = {t.name: t for n in nodes for t in n.inputs if is_const(t)}
         proto = onnx.helper.make_graph(
             [made for n in nodes for made in _from_dims(n, graph.opset)],
@@ -276,21 +274,7 @@ class BatchFunction:
         model = onnx.helper.make_model(
             proto, opset_imports=opset_imports(graph), ir_version=graph.ir_version or 10
         )
-        inferred = onnx.shape_inference.infer_shapes(model)  # ONNX Runtime wants typed outputs
-        options = ort.SessionOptions()
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.intra_op_num_threads = 1
-        options.log_severity_level = 4
-        try:
-            return ort.InferenceSession(
-                inferred.SerializeToString(), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:
-            reason = " ".join(str(error).split())[:300]
-            raise ModelError(
-                f"ONNX Runtime cannot compute what depends on the size of the batch: {reason}",
-                hint=HINT,
-            ) from error
+        return Evaluator(model, "what depends on the size of the batch", HINT)
 
 
 def _from_dims(node: gs.Node, opset: int) -> list[onnx.NodeProto]:

@@ -13,6 +13,10 @@ from tcompile.core.graph import BATCH, free_factors, free_size, is_free
 Shapes = Mapping[str, Sequence[int | str]]
 
 
+class FreeDimError(ModelError):
+    """A dim other than a batch is free."""
+
+
 def bind_inputs(
     graph: gs.Graph, shapes: Shapes | None = None, joined: Mapping[str, str] | None = None
 ) -> list[str]:
@@ -30,7 +34,7 @@ def bind_inputs(
         The names of the free dims, as they came, those that are joined once.
 
     Raises:
-        ModelError: a dim other than the first is dynamic.
+        FreeDimError: a dim other than the first is dynamic.
         UsageError: `shapes` names no input, or has the wrong rank.
     """
     initialised = [t for t in graph.inputs if isinstance(t, gs.Constant)]
@@ -56,10 +60,11 @@ def bind_inputs(
 
 def _bound(tensor: gs.Tensor, given: Sequence[int | str] | None) -> list[int | str]:
     """The dims of an input, the name of the first where it is free."""
-    if tensor.shape is None or not isinstance(tensor.dtype, (type, np.dtype)):
+    known = isinstance(tensor.dtype, (type, np.dtype)) and np.dtype(tensor.dtype).kind in "biuf"
+    if tensor.shape is None or not known:
         raise ModelError(
             f"input '{tensor.name}' is not a tensor of a type and rank that tcompile knows",
-            hint="export the model in fp32, its inputs with shapes",
+            hint="export the model in fp32, its inputs numbers with shapes",
         )
     dims = list(given if given is not None else tensor.shape or [])
     if given is not None and tensor.shape and len(given) != len(tensor.shape):
@@ -76,13 +81,10 @@ def _bound(tensor: gs.Tensor, given: Sequence[int | str] | None) -> list[int | s
             named = isinstance(dim, str) and dim.strip() and "*" not in dim and literal is None
             bound.append(str(dim) if named else f"{tensor.name}_batch")
         else:
-            raise ModelError(
-                f"dim {axis} ('{dim}') of input '{tensor.name}' is dynamic, so the number of "
-                "tokens is not known at compile time",
-                hint=f"bind it, e.g. --shape {tensor.name}="
-                + ",".join(
-                    "batch" if i == 0 else "3" if i == 1 else "224" for i in range(len(dims))
-                ),
+            raise FreeDimError(
+                f"dim {axis} ('{dim}') of input '{tensor.name}' is dynamic: tcompile reads a model "
+                "for one size of its inputs",
+                hint=f"bind it with --shape {tensor.name}=DIMS",
             )
     return bound
 

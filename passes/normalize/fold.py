@@ -15,13 +15,15 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
-from tcompile.core.errors import MissingExtraError, ModelError
-from tcompile.core.graph import attr, is_const, is_free, opset_imports, replace_uses, value
+from tcompile.core.errors import ModelError
+from tcompile.core.graph import attr, is_const, is_free, is_text, opset_imports, replace_uses, value
 from tcompile.passes.normalize.batch_values import NEVER, SIZED, DimVectors
+from tcompile.passes.normalize.evaluate import Evaluator
 from tcompile.passes.normalize.origins import Origins
 
 #: A folded tensor beyond this many bytes stays a sub-graph, unless its inputs are as large.
 SIZE_CAP = 64 << 20
+_HINT = "if ONNX Runtime runs the file as it came, please report this"
 
 
 def fold_shapes(graph: gs.Graph, vectors: DimVectors, origins: Origins) -> int:
@@ -70,6 +72,8 @@ def fold_constants(graph: gs.Graph, origins: Origins) -> int:
             foldable.append(node)
             origins.follow(node)
             known.update(t.name for t in node.outputs)
+        else:
+            _refuse_zero(node)
     if not foldable:
         return 0
     inside = {id(n) for n in foldable}
@@ -101,7 +105,7 @@ def _foldable(node: gs.Node, known: set[str]) -> bool:
     if any(isinstance(a, gs.Graph) for a in node.attrs.values()):
         return False
     inputs = [t for t in node.inputs if not t.is_empty()]
-    if not all(is_const(t) or t.name in known for t in inputs):
+    if not all((is_const(t) and not is_text(t)) or t.name in known for t in inputs):
         return False
     for tensor in node.outputs:
         if tensor.is_empty():
@@ -117,6 +121,15 @@ def _foldable(node: gs.Node, known: set[str]) -> bool:
     return True
 
 
+def _refuse_zero(node: gs.Node) -> None:
+    """Refuse integers divided by a stored 0: a runtime that is given such a file crashes."""
+    if node.op not in ("Div", "Mod") or node.domain or not is_const(node.inputs[-1]):
+        return
+    divisor = node.inputs[-1]
+    if np.dtype(divisor.dtype).kind in "iu" and not value(divisor).all():
+        raise ModelError(f"{node.op} '{node.name}' divides integers by 0", hint="export it again")
+
+
 def _elements(tensor: gs.Tensor) -> int:
     return prod(map(int, tensor.shape or [1]))
 
@@ -124,10 +137,6 @@ def _elements(tensor: gs.Tensor) -> int:
 def _evaluate(
     graph: gs.Graph, nodes: list[gs.Node], wanted: list[gs.Tensor]
 ) -> list[np.ndarray[Any, Any]]:
-    try:
-        import onnxruntime as ort
-    except ImportError as error:
-        raise MissingExtraError("onnxruntime", "cpu", "reading a model") from error
     if not wanted:
         return []
     constants = {t.name: t for n in nodes for t in n.inputs if is_const(t)}
@@ -141,21 +150,7 @@ def _evaluate(
     model = onnx.helper.make_model(
         proto, opset_imports=opset_imports(graph), ir_version=graph.ir_version or 10
     )
-    # ONNX Runtime wants typed outputs.
-    inferred = onnx.shape_inference.infer_shapes(model)
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4
-    try:
-        session = ort.InferenceSession(
-            inferred.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-        return [np.asarray(r) for r in session.run([t.name for t in wanted], {})]
-    except Exception as error:  # ONNX Runtime's errors have no base of their own
-        reason = " ".join(str(error).split())[:300]
-        raise ModelError(
-            f"ONNX Runtime cannot compute its constants: {reason}", hint="the export is broken"
-        ) from error
+    return Evaluator(model, "its constants", _HINT)([t.name for t in wanted], {})
 
 
 def _store(tensor: gs.Tensor, result: np.ndarray[Any, Any]) -> None:

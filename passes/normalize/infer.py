@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from math import prod
 
@@ -21,6 +22,7 @@ from tcompile.core.graph import (
     shape,
     skeleton,
 )
+from tcompile.core.well_formed import without_weights
 from tcompile.passes.normalize.batch_values import HINT, Values, batch_values
 
 
@@ -42,23 +44,38 @@ def check(graph: gs.Graph) -> None:
         raise ModelError(f"not a valid ONNX graph: {reason}", hint="export it again") from error
 
 
+def file_fault(model: onnx.ModelProto) -> str | None:
+    """Return what ONNX's checker finds wrong with a file, its large weights left out; None: it
+    accepts it."""
+    try:
+        onnx.checker.check_model(without_weights(model), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        return _in_words(error).partition("==> Context")[0]
+    return None
+
+
 class ContradictionError(ModelError):
     """Shapes that contradict each other.
 
     Attributes:
+        reason: what ONNX's shape inference says.
         names: free dims that meet where they do, if there are several: they may have to be one.
     """
 
-    def __init__(self, what: str, names: Sequence[str]) -> None:
-        super().__init__(f"its shapes contradict each other{what}", hint="the export is broken")
-        self.names = tuple(names)
+    def __init__(self, reason: str, names: Sequence[str]) -> None:
+        super().__init__(f"its shapes contradict each other: {reason}")
+        self.reason, self.names = reason, tuple(names)
 
 
-def infer(graph: gs.Graph, *, symbolic: bool = False) -> Values:
+def infer(
+    graph: gs.Graph, *, symbolic: bool = False, doubts: list[ContradictionError] | None = None
+) -> Values:
     """Write shape and dtype of every tensor that inference can tell; others get None.
 
     Args:
         symbolic: write a dim that holds a free batch as the string it stands for.
+        doubts: takes a contradiction in place of raising it: it may lie in a branch that is not
+            taken, or go once more is folded. What lies behind it gets None.
 
     Returns:
         What depends on the batch alone, at the primes that stand for free dims.
@@ -67,7 +84,7 @@ def infer(graph: gs.Graph, *, symbolic: bool = False) -> Values:
         ContradictionError: shapes contradict each other.
     """
     known = batch_values(graph)
-    infos = _infos(graph, skeleton(graph, known))
+    infos = _infos(graph, skeleton(graph, known), doubts)
     for tensor in graph.tensors().values():
         if is_const(tensor) or any(tensor is t for t in graph.inputs):
             continue
@@ -85,21 +102,56 @@ def infer(graph: gs.Graph, *, symbolic: bool = False) -> Values:
     return known
 
 
-def _infos(graph: gs.Graph, model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
+def _infos(
+    graph: gs.Graph, model: onnx.ModelProto, doubts: list[ContradictionError] | None = None
+) -> dict[str, onnx.ValueInfoProto]:
     """Return what inference says of each tensor.
 
     Raises:
-        ContradictionError: shapes contradict each other.
+        ContradictionError: shapes contradict each other, and `doubts` does not take it.
+    """
+    found, error = _inferred(model)
+    if error is not None:
+        reason = _in_words(error)
+        several = len(free_names(graph)) > 1
+        fault = ContradictionError(reason, _meeting(model) if several else ())
+        if doubts is None:
+            raise fault from error
+        doubts.append(fault)
+    return {v.name: v for v in (*found.graph.value_info, *found.graph.output)}
+
+
+#: How ONNX names a node and says what is wrong there.
+_FAULT = re.compile(r"\(op_type:(\w+)(?:, node name: (.*?))?\): (?:\[\w+\] )?(.*)")
+
+
+def _in_words(error: Exception) -> str:
+    """The first fault; those after it are mostly its consequences."""
+    lines = [s for s in str(error).splitlines() if s.strip()]
+    found = _FAULT.search(lines[0]) if lines else None
+    if found is None:
+        return lines[0] if lines else ""
+    return f"{found[3]} at {found[1]} '{found[2] or ''}'"
+
+
+def _inferred(
+    model: onnx.ModelProto,
+) -> tuple[onnx.ModelProto, onnx.shape_inference.InferenceError | None]:
+    """Return the model with shapes, and the contradiction that they hold.
+
+    ONNX follows the values of small integers as if all of them were vectors, and so rejects sound
+    sums of matrices ([n, 1] + [1, m]): a contradiction is one where it is so without values too.
     """
     try:
-        found = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
-    except onnx.shape_inference.InferenceError as error:
-        # The first fault; those after it are mostly its consequences.
-        reason = next((s for s in str(error).splitlines() if s.strip()), "")
-        raise ContradictionError(
-            f": {reason}", _meeting(model) if len(free_names(graph)) > 1 else ()
-        ) from error
-    return {v.name: v for v in (*found.graph.value_info, *found.graph.output)}
+        return onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True), None
+    except onnx.shape_inference.InferenceError:
+        pass
+    error = None
+    try:
+        onnx.shape_inference.infer_shapes(model, strict_mode=True)
+    except onnx.shape_inference.InferenceError as found:
+        error = found
+    return onnx.shape_inference.infer_shapes(model, data_prop=True), error
 
 
 def _meeting(model: onnx.ModelProto) -> list[str]:
@@ -159,9 +211,7 @@ def check_shapes(graph: gs.Graph) -> None:
             infos = _infos(graph, skeleton(graph, known, sizes))
         except ContradictionError as error:
             raise ModelError(
-                "its shapes do not hold for every size of the batch: "
-                f"{error.what.partition(': ')[2]}",
-                hint=HINT,
+                f"its shapes do not hold for every size of the batch: {error.reason}", hint=HINT
             ) from error
         for node in graph.nodes:
             for out in node.outputs:
@@ -205,7 +255,9 @@ def check_meetings(graph: gs.Graph) -> None:
         if node.op == "Reshape":
             names |= {n: None for s in shape(node.outputs[0]) for n in free_factors(s)[0]}
         if not fits and len(names) > 1:
-            raise ContradictionError(f" at {node.op} '{node.name}'", list(names))
+            raise ContradictionError(
+                f"free dims {', '.join(names)} meet at {node.op} '{node.name}'", list(names)
+            )
 
 
 def _letters_fit(equation: str, dims: Sequence[tuple[int, ...]]) -> bool:

@@ -13,7 +13,17 @@ from collections.abc import Collection
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from tcompile.core.graph import attr, bypass, ints, is_const, is_free, large, producer, value
+from tcompile.core.graph import (
+    attr,
+    bypass,
+    ints,
+    is_const,
+    is_free,
+    is_text,
+    large,
+    producer,
+    value,
+)
 
 _SMALL = 1 << 24
 
@@ -100,7 +110,11 @@ def _concat(node: gs.Node) -> gs.Tensor | None:
 
 
 def _all(tensor: gs.Tensor, wanted: float) -> bool:
-    if not is_const(tensor) or int(np.prod(tensor.shape, dtype=np.int64)) > _SMALL:
+    if (
+        not is_const(tensor)
+        or is_text(tensor)
+        or int(np.prod(tensor.shape, dtype=np.int64)) > _SMALL
+    ):
         return False
     if large(tensor) and np.dtype(tensor.dtype).kind == "f" and wanted == 1:
         return False  # a weight: not worth loading

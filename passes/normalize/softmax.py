@@ -50,7 +50,7 @@ def spell_softmax(graph: gs.Graph, loose: Collection[str] = ()) -> int:
         elif node.op in ("Div", "Mul"):
             count += _ratio(graph, node)
         elif node.op == "Softmax":
-            count += _shifted(node) or _unwrap(node, loose) or _column(graph, node)
+            count += _shifted(node) or _unwrap(graph, node, loose) or _column(graph, node)
     if count:
         graph.cleanup(remove_unused_graph_inputs=False).toposort()
     return count
@@ -299,7 +299,7 @@ def _stored_column(tensor: gs.Tensor) -> np.ndarray[Any, Any] | None:
 # ---- views around it -----------------------------------------------------------------------------
 
 
-def _unwrap(node: gs.Node, loose: Collection[str]) -> int:
+def _unwrap(graph: gs.Graph, node: gs.Node, loose: Collection[str]) -> int:
     """Softmax between views that undo each other: along the axis that it is before them."""
     before: list[gs.Node] = []
     above = producer(node.inputs[0])
@@ -311,7 +311,7 @@ def _unwrap(node: gs.Node, loose: Collection[str]) -> int:
         seen = through(axes, before)
         place = axes.index(seen[axis]) if seen is not None and seen[axis] in axes else -1
         if seen is not None and seen[axis] and (place == len(axes) - 1 or axis < len(seen) - 1):
-            end = _undone(node, axes, before, loose)
+            end = _undone(graph, node, axes, before, loose)
             if end is not None:
                 out = end.outputs[0]
                 end.outputs.clear()
@@ -323,12 +323,14 @@ def _unwrap(node: gs.Node, loose: Collection[str]) -> int:
 
 
 def _undone(
-    node: gs.Node, axes: ax.Axes, before: list[gs.Node], loose: Collection[str]
+    graph: gs.Graph, node: gs.Node, axes: ax.Axes, before: list[gs.Node], loose: Collection[str]
 ) -> gs.Node | None:
     """The view behind a Softmax after which all axes are what they were."""
     behind: list[gs.Node] = []
     out = node.outputs[0]
     while len(out.outputs) == 1 and len(behind) < MOST:
+        if any(out is given for given in graph.outputs):
+            return None
         reader = out.outputs[0]
         if not is_view(reader, loose) or reader.inputs[0] is not out:
             return None

@@ -248,9 +248,10 @@ def _marked(axes: Axes, space: TokenSpace, grouping: Grouping) -> list[list[Digi
     for axis, dim in zip(axes, locate(axes, space), strict=True):
         out: list[Digit | str] = []
         held = isinstance(dim, Dim) and dim.run is not None
-        done = not held or (isinstance(dim, Dim) and dim.part == "rest")
+        rest = isinstance(dim, Dim) and dim.part == "rest"
+        done = not held or rest
         for digit in axis:
-            if not held or digit.root not in roots or digit in grouping.inner:
+            if not held or digit.root not in roots or (digit in grouping.inner and not rest):
                 out.append(digit)
             elif not done:
                 out.append("groups")

@@ -93,7 +93,8 @@ def reduce_towers(
             for n in {**made.edits, **more.edits}
         }
         names = {**made.written, **more.written}
-        made = ReducedGraph(more.graph, made.fp32_nodes | more.fp32_nodes, names, edits)
+        told = {**made.token_index, **more.token_index}
+        made = ReducedGraph(more.graph, made.fp32_nodes | more.fp32_nodes, names, edits, told)
         done.append(replace(plan, outputs=holds))
     if any(plan.reductions for plan in done):
         check_counts(made.graph, analysis, schedule)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import onnx
 
+from tcompile.core.load import read_structure
 from tcompile.core.model_files import describe_tensors
 from tcompile.targets.backends import jetson, ort, rtx, tensorrt
 from tcompile.targets.backends.base import Batch, EmittedFiles, FusedAttention
@@ -76,7 +77,7 @@ def _for_rtx(
 def _for_jetson(
     model_path: Path, directory: Path, target: Target, batch: Batch, token_ops: str
 ) -> EmittedFiles:
-    model = onnx.load(str(model_path), load_external_data=False)
+    model = read_structure(model_path)
     name = model_path.resolve().relative_to(directory.resolve()).as_posix()
     plugins = token_ops == "plugin"
     files = jetson.write_bundle(

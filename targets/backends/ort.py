@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from google.protobuf.message import DecodeError
 
-from tcompile.core.errors import ModelError, UsageError
+from tcompile.core.errors import ModelError, TcompileError, UsageError
+from tcompile.core.load import read_structure
 from tcompile.core.model_files import TensorInfo
 from tcompile.core.packages import require
 
@@ -135,8 +135,8 @@ class OrtRunner:
 def _is_half(path: str | Path) -> bool:
     """Return whether a file stores fp16 weights; what is not a model is left to ONNX Runtime."""
     try:
-        model = onnx.load_model(str(path), "protobuf", load_external_data=False)
-    except (OSError, ValueError, DecodeError):
+        model = read_structure(path)
+    except TcompileError:
         return False
     return any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer)
 

@@ -7,17 +7,18 @@ precision is in the graph.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from contextlib import suppress
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import onnx
-
 from tcompile.core.errors import ModelError, TcompileError
 from tcompile.core.interrupt import checkpoint
+from tcompile.core.load import read_structure
 from tcompile.targets.backends.base import Batch, EngineError, ParseError, first_dims
 
 logger = logging.getLogger("tcompile.tensorrt")
@@ -84,6 +85,21 @@ def parse(trt: ModuleType, model_path: Path, flags: int = 0) -> tuple[Any, Any, 
     return builder, network, parser
 
 
+@contextmanager
+def beside(model_path: Path, data: bytes) -> Iterator[Path]:
+    """Another form of a model as a file beside it, whose weights it may name relative to itself.
+
+    It is closed before it is used: Windows opens no file twice that is to be deleted.
+    """
+    handle, name = tempfile.mkstemp(dir=model_path.parent, suffix=".onnx")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+        yield Path(name)
+    finally:
+        Path(name).unlink()
+
+
 def title(trt: ModuleType) -> str:
     """The package as its makers call it, and its version."""
     name = "TensorRT-RTX" if trt.__name__ == "tensorrt_rtx" else "TensorRT"
@@ -113,7 +129,7 @@ def _profile(builder: Any, network: Any, batch: Batch, model_path: Path) -> Any 
 
 def _first_names(model_path: Path) -> dict[str, str]:
     """Return what the first dims of the inputs are called, where they are symbolic."""
-    graph = onnx.load(str(model_path), load_external_data=False).graph
+    graph = read_structure(model_path).graph
     dims = {v.name: v.type.tensor_type.shape.dim for v in graph.input}
     return {
         name: found[0].dim_param for name, found in dims.items() if found and found[0].dim_param
@@ -128,7 +144,7 @@ def _parse_failure(trt: ModuleType, parser: Any, model_path: Path) -> ParseError
     if not node and not op and not inside:
         # Some importers leave out which node it is, and the function that complains says its kind.
         op = str(error.func()).removeprefix("import")
-        nodes = onnx.load(str(model_path), load_external_data=False).graph.node
+        nodes = read_structure(model_path).graph.node
         of_kind = [n for n in nodes if n.op_type == op]
         if "reduction" in error.desc():
             of_kind = [n for n in of_kind if any(a.name == "reduction" for a in n.attribute)]

@@ -44,16 +44,24 @@ class Interval:
 
 @dataclass(frozen=True)
 class Root:
-    """An index set. Roots of concatenations are equal when their pieces are."""
+    """An index set. Roots of concatenations are equal when their pieces are.
+
+    Attributes:
+        pieces: what it was concatenated from.
+        union: what it was concatenated from where that is one set by now, which no slice takes
+            apart again.
+    """
 
     name: str
     size: int
     kind: Kind
     pieces: tuple[Interval, ...] = ()
+    union: tuple[Interval, ...] = ()
     _hash: int = field(init=False, repr=False, compare=False, default=0)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_hash", hash((self.name, self.size, self.kind, self.pieces)))
+        own = (self.name, self.size, self.kind, self.pieces, self.union)
+        object.__setattr__(self, "_hash", hash(own))
 
     def __hash__(self) -> int:
         return self._hash
@@ -104,7 +112,7 @@ def roots(axis: Axis) -> set[Root]:
     found: set[Root] = set()
     for digit in axis:
         found.add(digit.root)
-        for piece in digit.root.pieces:
+        for piece in (*digit.root.pieces, *digit.root.union):
             found |= roots(piece.axis)
     return found
 

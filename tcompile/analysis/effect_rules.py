@@ -87,7 +87,9 @@ def _needs_plain(walk: Walk, node: gs.Node, axis: int) -> None:
     spread = axis + 1 < len(dims) and is_rest(dims[axis + 1])
     if dim is not None and dim.others != (0, 0):
         raise BarrierError("takes keys among which there are others than tokens")
-    if dim is None or dim.part != "tokens" or spread or dim.order:
+    if dim is not None and dim.order:
+        raise BarrierError("picks among tokens that are in another order")
+    if dim is None or dim.part != "tokens" or spread:
         raise BarrierError("takes rows or columns of the grid of tokens")
 
 
@@ -117,7 +119,7 @@ def gather(walk: Walk, node: gs.Node) -> list[Edit]:
         return [Reorder(axis, order, whole)]
     _needs_plain(walk, node, axis)
     if not is_const(index) or len(index.shape) > 1:
-        raise BarrierError("permutes or selects tokens by a computed index")
+        raise BarrierError("picks tokens by computed indices")
     if len(index.shape) == 1:
         part = walk.dims(node.outputs[0])[axis]
         if part is not None and part.run is not None and part.has_patches(space):
@@ -128,6 +130,22 @@ def gather(walk: Walk, node: gs.Node) -> list[Edit]:
     if any(low <= p < low + space.patches for p in positions):
         raise BarrierError("takes particular patch tokens")
     return [SetGather(whole, None, positions)]
+
+
+def picks(walk: Walk, node: gs.Node) -> list[Edit]:
+    """TopK among features leaves tokens as they are; all else picks tokens, or writes to them."""
+    if node.op == "TopK":
+        axis = int(attr(node, "axis", -1)) % len(node.inputs[0].shape)
+        if walk.run(node.inputs[0], axis) is None:
+            return []
+        count, left = shape(node.inputs[0])[axis], shape(node.outputs[0])[axis]
+        if left < count:
+            raise BarrierError(
+                f"keeps {left} of {count} tokens: from there on the model has dropped some itself"
+            )
+        raise BarrierError("puts tokens in the order of their values")
+    what = "writes to tokens" if node.op.startswith("Scatter") else "picks tokens"
+    raise BarrierError(f"{what} by computed indices")
 
 
 def reduce(walk: Walk, node: gs.Node) -> list[Edit]:
@@ -150,7 +168,15 @@ def reduce(walk: Walk, node: gs.Node) -> list[Edit]:
         raise BarrierError("is not meaningful on fewer tokens")
     if any(a not in pooled and shape(node.inputs[0])[a] > 1 for a in axes):
         walk.no_merge(node, "pools tokens together with another axis")
-    return [Pool(pooled[0], run)]
+    return [_pool(walk, node, pooled[0], run)]
+
+
+def _pool(walk: Walk, node: gs.Node, axis: int, run: Run, operand: int = 0) -> Pool:
+    """The tokens are weighed by size after merging, where the axis is theirs alone."""
+    dim = walk.dims(node.inputs[operand])[axis]
+    if dim is not None and (dim.batch or dim.factor != 1):
+        walk.no_merge(node, "pools tokens that are merged with another axis")
+    return Pool(axis, run, operand)
 
 
 def _of_a_map(walk: Walk, node: gs.Node, pooled: list[int]) -> list[Edit]:
@@ -242,14 +268,14 @@ def _sum_along(walk: Walk, node: gs.Node, places: list[tuple[int, int]]) -> list
         if dim.batch or dim.factor != 1 or dim.part == "rest":
             raise BarrierError("sums over tokens merged with another axis")
         trims: list[Edit] = [Trim(k, i, dim) for k, i in alike]
-        return [*trims, Pool(axis, dim.run, first)]
+        return [*trims, _pool(walk, node, axis, dim.run, first)]
     if len(held) == 1 and len(places) == 1 and dim is not None and dim.run is not None:
-        return [Pool(axis, dim.run, first)]
+        return [_pool(walk, node, axis, dim.run, first)]
     beside = [k for k, _ in held if walk.beside(node.inputs[k])]
     if len(held) == 2 and len(beside) == 1 and dim is not None and dim.run is not None:
         # A mask as a row that multiplies tokens; the other operand is the tokens.
         operand, along = next(h for h in held if h[0] not in beside)
-        return [Pool(along, dim.run, operand)]
+        return [_pool(walk, node, along, dim.run, operand)]
     others = [walk.dims(node.inputs[k])[i] for k, i in held[1:]]
     if (
         len(held) < len(places)

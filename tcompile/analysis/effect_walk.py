@@ -14,7 +14,7 @@ from tcompile.analysis import axes as ax
 from tcompile.analysis.attention import Attention
 from tcompile.analysis.count_state import Counts
 from tcompile.analysis.counts import find_counts
-from tcompile.analysis.effect_rules import NOT_KNOWN, joins
+from tcompile.analysis.effect_rules import NOT_KNOWN, joins, picks
 from tcompile.analysis.effect_state import BarrierError, Walk
 from tcompile.analysis.effects import (
     Barrier,
@@ -30,7 +30,7 @@ from tcompile.analysis.effects import (
 from tcompile.analysis.facts import Facts
 from tcompile.analysis.ops import mixed_axes, op_of
 from tcompile.analysis.space import TokenSpace
-from tcompile.analysis.token_dims import Dims, is_rest
+from tcompile.analysis.token_dims import Dims, Part, is_rest
 from tcompile.analysis.transfer_grid import tiled_pool
 from tcompile.core.graph import is_const, producer
 from tcompile.core.op_traits import REARRANGES, Trait
@@ -157,6 +157,8 @@ def refused_output(walk: Walk, out: gs.Tensor) -> Barrier | None:
     elif out.name in walk.regions:
         if not _restore_region(walk, walk.regions[out.name], stage):
             why = "splits or permutes the token axis"
+    elif stage and any(d is not None and any(d.others) for d in walk.dims(out)):
+        why = "gives tokens with learned keys or sinks beside them"
     elif not walk.restorable and stage and any(map(is_rest, walk.result.dims[out.name])):
         why = "gives a grid, which fewer tokens do not fill"
     elif stage and any(d.others != (0, 0) for d in walk.result.dims[out.name]):
@@ -244,7 +246,7 @@ def _counted(walk: Walk, node: gs.Node, stage: int) -> list[Edit]:
 def _check_neighbours(walk: Walk, node: gs.Node) -> None:
     """At one place along the tokens, each image of the batch has another one."""
     op = op_of(node)
-    if op is None or Trait.READS_SHAPE in op.traits:
+    if op is None or op.effect is picks or Trait.READS_SHAPE in op.traits:
         return
     for operand, tensor in enumerate(node.inputs):
         if tensor.is_empty() or is_const(tensor) or not walk.stage(tensor):
@@ -270,8 +272,9 @@ def _edits(walk: Walk, node: gs.Node, stage: int) -> list[Edit]:
     region = _entered(walk, node)
     located = all(None not in walk.dims(out) for out in node.outputs)
     view = node.op in REARRANGES or tiled_pool(node) is not None
-    has_patches = any(walk.has_patches(d) for t in node.inputs[:1] for d in walk.dims(t))
-    if view and (region is not None or not located or (has_patches and node.op in _REGROUPING)):
+    parts = [_parts(walk, t) for t in (*node.inputs[:1], *node.outputs[:1])]
+    regroups = bool(parts[0]) and (node.op in _REGROUPING or parts[0] != parts[1])
+    if view and (region is not None or not located or regroups):
         return _in_region(walk, node, region)
     if region is not None:
         raise BarrierError(_cut_text(walk, node.inputs[0]))
@@ -282,11 +285,18 @@ def _edits(walk: Walk, node: gs.Node, stage: int) -> list[Edit]:
         if out.name in walk.facts.opaque:
             raise BarrierError("loses track of the token axis")
         if None in walk.dims(out):
+            if node.op in ("Slice", "Split", "Gather"):
+                raise BarrierError("takes particular patch tokens")
             raise BarrierError(_cut_text(walk, out))
     edits = joins(walk, node, stage) + op.effect(walk, node)
     if node.name in walk.facts.conflicts:
         raise BarrierError(walk.facts.conflicts[node.name])
     return edits
+
+
+def _parts(walk: Walk, tensor: gs.Tensor) -> set[Part]:
+    """The parts of the token space that the dims of a tensor hold: tokens, or groups of them."""
+    return {d.part for d in walk.dims(tensor) if d is not None and walk.has_patches(d)} - {"rest"}
 
 
 def _cut_text(walk: Walk, tensor: gs.Tensor) -> str:
@@ -328,7 +338,7 @@ def _in_region(walk: Walk, node: gs.Node, region: Region | None) -> list[Edit]:
 
 def _restore(walk: Walk, node: gs.Node, stage: int) -> bool:
     """Give the node (or the head of the region it ends) every token back, where allowed."""
-    if stage == 0:
+    if stage == 0 or any(any(d.others) for t in node.inputs for d in walk.dims(t) if d):
         return False
     bypassed = _bypassed(walk, stage)
     if bypassed and any(o.name in walk.facts.opaque for o in node.outputs):

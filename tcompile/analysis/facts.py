@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -47,6 +47,9 @@ class Facts:
         alike: pairs of index sets of masks that were joined with each other, position by position.
         sized: stored number → what it was computed from.
         origin: index set that a node made by taking positions of others → those others.
+        picked: index set that a node made by computed indices into tokens, or by putting them in
+            another order → that node, how many it picks, and of how many.
+        lost: index set of a dim that nothing is known of → why not, and from which node on.
     """
 
     axes: dict[str, Axes] = field(default_factory=dict)
@@ -62,6 +65,8 @@ class Facts:
     met: dict[ax.Root, set[ax.Axis]] = field(default_factory=dict)
     alike: set[tuple[ax.Root, ax.Root]] = field(default_factory=set)
     origin: dict[ax.Root, set[ax.Root]] = field(default_factory=dict)
+    picked: dict[ax.Root, tuple[str, int, int]] = field(default_factory=dict)
+    lost: dict[ax.Root, str] = field(default_factory=dict)
 
     def of(self, tensor: gs.Tensor) -> Axes:
         """Axes of a tensor; those of a constant are untracked."""
@@ -111,6 +116,17 @@ class Facts:
         if len(own) == 2:
             self.alike.add((own[0][0].root, own[1][0].root))
         return own[-1] if own else axis
+
+    def origins(self, roots: Iterable[ax.Root]) -> set[ax.Root]:
+        """Index sets, and all that their positions were taken from."""
+        found: set[ax.Root] = set()
+        pending = list(roots)
+        while pending:
+            root = pending.pop()
+            if root not in found:
+                found.add(root)
+                pending += self.origin.get(root, ())
+        return found
 
     def _of_tokens(self, roots: set[ax.Root]) -> bool:
         """Return whether some of the index sets are tokens, or positions taken from them."""

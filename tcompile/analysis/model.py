@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
+from math import prod
 
 import onnx_graphsurgeon as gs
 
@@ -13,6 +14,7 @@ from tcompile.analysis.axes import Axis
 from tcompile.analysis.effect_walk import effects
 from tcompile.analysis.facts import Facts, Origin
 from tcompile.analysis.find_attention import find_attention
+from tcompile.analysis.meanings import composed, meanings
 from tcompile.analysis.propagate import propagate
 from tcompile.analysis.sites import Site, find_sites
 from tcompile.analysis.space import (
@@ -29,6 +31,9 @@ from tcompile.analysis.towers import Beside, beside, names_of, tower_axes
 from tcompile.core.errors import ModelError, UsageError
 from tcompile.core.graph import attr, batch_dim, int_to_dim, is_const, is_free, value
 from tcompile.core.schedule import Shape
+
+#: Propagations at most: each may show what more axes mean.
+_ROUNDS = 4
 
 
 @dataclass(frozen=True)
@@ -105,11 +110,10 @@ def analyse(
             "no transformer found: nothing in it is an attention (softmax(Q·Kᵀ)·V)",
             hint="tcompile reduces the tokens of vision transformers",
         )
-    axes = tower_axes(graph, streams)
+    axes = tower_axes(graph, known.facts, streams)
     if not axes:
         raise ModelError(
-            f"has {len(known.attentions)} attentions, but none is self-attention over one token "
-            "axis around which a residual stream runs",
+            _without_tower(known),
             hint="tcompile reduces encoders whose tokens are the patches of an image",
         )
     names = names_of(graph, streams, axes)
@@ -137,21 +141,50 @@ def analyse(
     )
 
 
+def _without_tower(known: _Streams) -> str:
+    """The reason why no stream runs over tokens that can be followed."""
+    lost = known.facts.lost
+    for one in known.streams:
+        nodes = [lost[root] for root in lost if root in ax.roots(one.axis)]
+        if nodes:
+            return f"cannot tell which axis of '{one.stream}' holds tokens: {nodes[0]}"
+    for one in known.streams:
+        parts = ax.pieces(one.axis)
+        if sum(not p.fixed for p in parts) > 1:
+            sizes = " + ".join(f"{p.size} {'fixed' if p.fixed else 'of the image'}" for p in parts)
+            return f"the tokens of '{one.stream}' are no one set beside fixed ones: {sizes}"
+    return (
+        f"has {len(known.attentions)} attentions, but none is self-attention over one token "
+        "axis around which a residual stream runs"
+    )
+
+
 def _where_tokens_may_leave(
     graph: gs.Graph, known: _Streams, main: Analysis, prefix: int | None
 ) -> Analysis:
     """The tower itself or, where no token may leave it since fixed ones join it later (learned
-    queries), the blocks behind, which run over both."""
+    queries) or it drops tokens itself, the blocks behind, which run over both or over the rest."""
     if main.open:
         return main
     for axis in token_axes(known.streams):
-        if axis != main.space.axis and set(main.space.pieces) < set(ax.pieces(axis)):
-            later = token_space(known.streams, None, axis)
-            if later is not None and later.patches == main.space.patches:
-                found = _of_axis(graph, known, axis, main.tower, prefix)
-                if found.open:
-                    return found
+        later = None if axis == main.space.axis else token_space(known.streams, None, axis)
+        if later is None:
+            continue
+        joined = set(main.space.pieces) < set(ax.pieces(axis))
+        joined = joined and later.patches == main.space.patches
+        if joined or _picked_from(known.facts, later, main.space):
+            found = _of_axis(graph, known, axis, main.tower, prefix)
+            if found.open:
+                return found
     return main
+
+
+def _picked_from(facts: Facts, later: TokenSpace, first: TokenSpace) -> bool:
+    """Return whether the patches of one space are some of those of another, which the file picks
+    or reorders."""
+    patches = {d.root for d in first.pieces[first.patch].axis}
+    own = ax.roots(later.pieces[later.patch].axis)
+    return bool(own & facts.picked.keys() and facts.origins(own) & patches)
 
 
 def analyse_axis(
@@ -201,14 +234,15 @@ class _Streams:
         written: frozenset[str] = frozenset(),
         sized: Mapping[str, Origin] | None = None,
     ) -> _Streams:
-        facts = propagate(graph, tokens, written)
-        attentions = tuple(find_attention(graph, facts))
-        streams = residuals(graph, facts, attentions)
-        meant = _meant(facts, streams)
-        if meant:
+        meant: dict[ax.Root, Axis] = {}
+        for _ in range(_ROUNDS):
             facts = propagate(graph, tokens, written, meant)
             attentions = tuple(find_attention(graph, facts))
             streams = residuals(graph, facts, attentions)
+            more = meanings(graph, facts, attentions, streams)
+            if not more:
+                break
+            meant = composed(meant, more)
         facts.sized = sized or {}
         return _Streams(facts, attentions, streams)
 
@@ -261,29 +295,6 @@ def _of_axis(
     return Analysis(
         facts, attentions, space, blocks, found, cls, restorable, readers, returned, tower
     )
-
-
-def _meant(facts: Facts, streams: Sequence[Residual]) -> dict[ax.Root, Axis]:
-    """Axes of masks beside the images that turn out to be the tokens, or the batch.
-
-    A mask's own axes have no meaning until it meets the tokens; what was counted along them before
-    that has to be known as well.
-    """
-    spaces = [token_space(streams, None, r.axis) for r in streams]
-    runs = {axis for space in spaces if space is not None for axis in space.runs}
-    found: dict[ax.Root, Axis] = {}
-    for root, axes in facts.met.items():
-        name = root.name.rpartition("/")[0]
-        if name not in facts.live or name in facts.imaged or len(axes) != 1:
-            continue
-        (axis,) = axes
-        if axis in runs or all(d.root.kind == "batch" for d in axis):
-            found[root] = axis
-    for pair in list(facts.alike) * len(facts.alike):
-        for one, other in (pair, pair[::-1]):
-            if one in found:
-                found.setdefault(other, found[one])
-    return found
 
 
 def _behind(graph: gs.Graph, last: str) -> frozenset[str]:
@@ -379,8 +390,8 @@ def _picks(node: gs.Node, facts: Facts, space: TokenSpace, position: int) -> boo
 def tower_batch(graph: gs.Graph, analysis: Analysis) -> int | str:
     """The batch of the stream whose tokens are reduced: other inputs may have their own."""
     stream = analysis.facts.axes[analysis.blocks[0].stream_in]
-    found = [d.root.size for axis in stream for d in axis if d.root.kind == "batch"]
+    found = [d.size for axis in stream for d in axis if d.root.kind == "batch"]
     if found:
-        return int_to_dim(found[0])
+        return int_to_dim(prod(found))
     first = batch_dim(graph)  # a literal batch of 1 has no digit to be known by
     return 1 if is_free(first) else first

@@ -18,6 +18,7 @@ from tcompile.analysis import effect_rules as effect
 from tcompile.analysis import mixes
 from tcompile.analysis import transfer as axes
 from tcompile.analysis import transfer_grid as grid
+from tcompile.analysis import transfer_picks as picked
 from tcompile.analysis.count_rules import CountRule
 from tcompile.analysis.effect_rules import EffectRule
 from tcompile.analysis.mixes import Mixes
@@ -77,6 +78,12 @@ _ROWS: tuple[tuple[str, Transfer, Mixes, EffectRule, CountRule], ...] = (
     ("Slice", axes.slice_, mixes.slice_, effect.slice_, count.linear),
     ("Split", axes.split, mixes.along_first, effect.split, count.linear),
     ("Gather", axes.gather, mixes.gather, effect.gather, count.linear),
+    # By computed indices.
+    ("TopK", picked.top_k, mixes.along_last, effect.picks, count.opaque),
+    ("GatherElements", picked.gather_elements, mixes.along_first, effect.picks, count.opaque),
+    ("GatherND", picked.gather_nd, mixes.everything, effect.picks, count.opaque),
+    ("ScatterElements", picked.scatter_elements, mixes.along_first, effect.picks, count.opaque),
+    ("ScatterND", picked.scatter_nd, mixes.everything, effect.picks, count.opaque),
     ("Concat", axes.concat, mixes.along_first, effect.nothing, count.combined),
     ("Pad", grid.pad, mixes.apart, effect.grid, count.linear),
     (

@@ -74,10 +74,13 @@ def propagate(
                     f"axes {[ax.show(a) for a in known]} do not fit shape {list(out.shape)}",
                     where=f"{node.op} '{node.name}'",
                 )
-            facts.axes[out.name] = _fresh(out, live) if known is None else _as_meant(meant, known)
+            facts.axes[out.name] = _as_meant(meant, _fresh(out, live) if known is None else known)
             if known is None and live:
                 why = "axes cannot be followed" if op else "is not an op that tcompile knows"
                 facts.opaque[out.name] = f"{node.op} '{node.name}': {why}"
+                for root in (d.root for axis in facts.axes[out.name] for d in axis):
+                    if root.kind == "data":
+                        facts.lost[root] = facts.opaque[out.name]
             if live:
                 facts.live.add(out.name)
             if imaged:

@@ -15,6 +15,7 @@ import onnx_graphsurgeon as gs
 from tcompile.analysis import axes as ax
 from tcompile.analysis.attention import Attention
 from tcompile.analysis.axes import Axis
+from tcompile.analysis.facts import Facts
 from tcompile.analysis.space import Residual, TokenSpace, token_axes, token_space
 from tcompile.analysis.structure import Block, Lineage, ancestors
 from tcompile.core.graph import shape
@@ -47,7 +48,7 @@ class Beside:
         return f"{self.count} {what} {over}{source} ('{self.node}')"
 
 
-def tower_axes(graph: gs.Graph, found: Sequence[Residual]) -> list[Axis]:
+def tower_axes(graph: gs.Graph, facts: Facts, found: Sequence[Residual]) -> list[Axis]:
     """The token axes of the towers; first the one that schedules are planned for.
 
     A tower begins by itself: none of its blocks comes before another tower's first one. Of the
@@ -64,7 +65,7 @@ def tower_axes(graph: gs.Graph, found: Sequence[Residual]) -> list[Axis]:
     towers: list[Axis] = []
     for axis in token_axes(found):
         mine = [r for r in found if r.axis == axis]
-        if token_space(found, None, axis) is None:
+        if token_space(found, None, axis) is None or not _proven(facts, axis, mine):
             continue
         if towers and not any(a.self_attention for r in mine for a in r.attentions):
             continue
@@ -77,6 +78,12 @@ def tower_axes(graph: gs.Graph, found: Sequence[Residual]) -> list[Axis]:
         if alone:
             towers.append(axis)
     return towers
+
+
+def _proven(facts: Facts, axis: Axis, mine: Sequence[Residual]) -> bool:
+    """Return whether an axis is known all the way, or is just what attention runs over."""
+    lost = any(root in facts.lost for root in ax.roots(axis))
+    return not lost or any(a.rows == a.columns == axis for r in mine for a in r.attentions)
 
 
 def names_of(graph: gs.Graph, found: Sequence[Residual], towers: Sequence[Axis]) -> list[str]:

@@ -14,6 +14,7 @@ import onnx_graphsurgeon as gs
 from tcompile.analysis import axes as ax
 from tcompile.analysis.axes import ONE, Axes, Axis
 from tcompile.analysis.facts import Facts, Result, free_axis
+from tcompile.analysis.transfer_picks import by_index
 from tcompile.core.graph import attr, ints, is_const, is_free, reduced_axes, shape, value
 
 Transfer: TypeAlias = Callable[[gs.Node, Facts], Result]
@@ -184,6 +185,10 @@ def gather(node: gs.Node, facts: Facts) -> Result:
             _derived(node, facts, axis + i, source[axis], ax.size(a), a)
             for i, a in enumerate(index)
         )
+    elif len(index):
+        picked = tuple(
+            by_index(node, facts, axis + i, source[axis], a) for i, a in enumerate(index)
+        )
     return [(*source[:axis], *picked, *source[axis + 1 :])]
 
 
@@ -197,9 +202,10 @@ def _reordered(node: gs.Node, facts: Facts, axis: int, source: Axis) -> Axis:
         return _derived(node, facts, axis, source)
     order = tuple(int(i) for i in index)
     tag = hashlib.sha256(repr((source, order)).encode()).hexdigest()[:12]
-    made = ax.new(f"order/{ax.show(source)}/{tag}", len(order), "data")
+    made = ax.new(f"order/{tag}/reordered {ax.show(source)}", len(order), "data")
     if made:
         facts.permuted[made[0].root] = (source, order)
+        facts.picked.setdefault(made[0].root, (f"Gather '{node.name}'", len(order), len(order)))
         facts.origin[made[0].root] = ax.roots(source)
     return made
 

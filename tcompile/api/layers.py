@@ -7,7 +7,6 @@ away.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from tcompile.api.reference import analyse_again, reduce_again
 from tcompile.artifact.directory import Artifact
 from tcompile.core.drafts import scratch
 from tcompile.core.load import load
+from tcompile.core.memory import release
 from tcompile.passes.normalize.infer import infer
 from tcompile.runtime.samples import Samples
 from tcompile.verify.lowered import Difference, difference, each_tensor
@@ -71,7 +71,7 @@ def layers_of(artifact: Artifact, dense: Path, samples: Samples) -> tuple[Layer,
         owners = Owners(dense, reduced.dense, reduced.written)
         pair = write_pair(reduced.graph, lowered, folder, owners)
         del first, reduced, lowered
-        gc.collect()  # nodes and tensors refer to each other
+        release()
         found = _differences(pair, Samples(few, samples.source, samples.real))
     return tuple(_rows(pair, towers, found, artifact.manifest.precision))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from tcompile.artifact.directory import Artifact
 from tcompile.core.drafts import scratch
 from tcompile.core.files import regular_file
 from tcompile.core.load import read_structure
+from tcompile.core.memory import release
 from tcompile.core.model_files import is_source
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def reduced_reference(artifact: Artifact, dense: Path) -> Iterator[Path]:
         reduced = reduce_again(artifact, dense)
         save(reduced.graph, path, reduced.metadata)
         del reduced  # its weights go before the file is run; its nodes and tensors are circles
-        gc.collect()
+        release()
         yield path
 
 
@@ -102,7 +102,7 @@ def normal_form(artifact: Artifact, dense: Path) -> Iterator[Path | None]:
         path = folder / "normal.onnx"
         save(found.graph, path)
         del found
-        gc.collect()
+        release()
         yield path
 
 

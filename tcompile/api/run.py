@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,9 @@ class TopClass:
 
 @dataclass(frozen=True)
 class OutputSummary:
-    """One output. `top` is filled, a list for each sample, where the output holds classes."""
+    """One output. `top` is filled, a list for each sample, where the output holds classes;
+    smallest, largest and mean are of the finite values (0 where there is none); `token_index` is
+    the output that says which tokens its rows are, where it has fewer than the dense model."""
 
     name: str
     dtype: str
@@ -40,6 +42,8 @@ class OutputSummary:
     maximum: float
     mean: float
     top: tuple[tuple[TopClass, ...], ...] = ()
+    not_finite: int = 0
+    token_index: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,14 +53,21 @@ class RunResult:
     model: str
     outputs: tuple[OutputSummary, ...]
     seconds: float
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The result as JSON values."""
         return asdict(self)
 
 
-def run(model: str | Path, data: str | Path, *, top: int = 5) -> RunResult:
+def run(
+    model: str | Path, data: str | Path, *, top: int = 5, preprocess: str | None = None
+) -> RunResult:
     """Run on an image, a folder of images, .npy or .npz, on ONNX Runtime.
+
+    Args:
+        top: classes of each sample.
+        preprocess: how images are prepared, in place of what the model records.
 
     Raises:
         UsageError: the input does not fit the model.
@@ -64,26 +75,36 @@ def run(model: str | Path, data: str | Path, *, top: int = 5) -> RunResult:
     """
     path = load_artifact(model).model if is_artifact(model) or Path(model).is_dir() else Path(model)
     start = time.perf_counter()
-    described = signature(path)
+    described = signature(path).prepared(preprocess)
     outputs = run_all(path, samples_for(described, data))
     seconds = time.perf_counter() - start
     labels = described.preprocessing.get("labels") or ()
-    summaries = tuple(_summary(name, array, top, labels) for name, array in outputs.items())
-    return RunResult(str(model), summaries, seconds)
+    summaries = tuple(
+        replace(_summary(name, array, top, labels), token_index=described.token_index.get(name, ""))
+        for name, array in outputs.items()
+    )
+    return RunResult(str(model), summaries, seconds, described.notes)
 
 
 def _summary(name: str, array: Array, top: int, labels: Sequence[str]) -> OutputSummary:
+    import numpy as np
+
     ranked = tuple(_top(row, top, labels) for row in array) if holds_classes(name, array) else ()
-    low, high, mean = float(array.min()), float(array.max()), float(array.mean())
-    return OutputSummary(name, str(array.dtype), array.shape, low, high, mean, ranked)
+    if array.dtype.kind not in "biuf":  # texts
+        return OutputSummary(name, "text", array.shape, 0.0, 0.0, 0.0)
+    values = array[np.isfinite(array)] if array.dtype.kind == "f" else array.reshape(-1)
+    low, high, mean = (float(f(values)) if values.size else 0.0 for f in (np.min, np.max, np.mean))
+    bad = array.size - values.size
+    return OutputSummary(name, str(array.dtype), array.shape, low, high, mean, ranked, bad)
 
 
 def _top(row: Array, count: int, labels: Sequence[str]) -> tuple[TopClass, ...]:
     import numpy as np
 
-    shares = np.exp(row.astype(np.float64) - row.max())
-    shares /= shares.sum()
-    order = np.argsort(-row, kind="stable")[: max(count, 0)]
+    finite = np.isfinite(row)  # what is not has no rank
+    shares = np.exp(row.astype(np.float64) - row.max(where=finite, initial=-np.inf), where=finite)
+    shares /= shares.sum(where=finite)
+    order = [i for i in np.argsort(-row, kind="stable") if finite[i]][: max(count, 0)]
     return tuple(
         TopClass(int(i), labels[i] if i < len(labels) else "", float(row[i]), float(shares[i]))
         for i in order

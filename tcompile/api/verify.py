@@ -11,6 +11,7 @@ from tcompile.api.reference import DenseModel, find_dense, reduced_reference
 from tcompile.artifact.directory import Artifact, load_artifact
 from tcompile.artifact.manifest import Fidelity
 from tcompile.core.errors import UsageError, VerificationError
+from tcompile.core.memory import release
 from tcompile.core.progress import Progress, silent
 from tcompile.runtime.metrics import not_finite
 from tcompile.runtime.samples import Samples, run_all, samples_for
@@ -46,6 +47,7 @@ class Verification:
     fidelity: Fidelity | None
     fused_attention: FusedAttention | None
     layers: tuple[Layer, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -68,6 +70,7 @@ def verify(
     *,
     against: str | Path | None = None,
     data: str | Path | None = None,
+    preprocess: str | None = None,
     samples: int = 8,
     seed: int = 0,
     layers: bool = False,
@@ -78,6 +81,7 @@ def verify(
     Args:
         against: the dense model; by default the source, where the manifest says it lies.
         data: images in a folder, .npy or .npz; by default `samples` random inputs from `seed`.
+        preprocess: how images are prepared, in place of what the artifact records.
         layers: compare the model with the reduced fp32 graph layer by layer too, on the data or,
             without any, on procedural scenes and noise.
 
@@ -86,7 +90,7 @@ def verify(
             that does not hold is not an exception here: see `Verification.require`.
     """
     opened = load_artifact(artifact)
-    model = signature(opened.model)
+    model = signature(opened.model).prepared(preprocess)
     inputs = samples_for(model, data, count=samples, seed=seed)
     dense = find_dense(opened, against)
     if layers and (dense is None or not dense.same):
@@ -98,26 +102,40 @@ def verify(
     towers = tower_of_outputs(opened.manifest.schedule)
     progress(f"running {opened.model} on {inputs.source}")
     with showing_choice(opened.model) as telling:
-        actual = run_all(telling, inputs)
+        actual = _run(telling, inputs)
     fault = opened.manifest.fault
     checks = [] if fault is None else [Check("build", "failed", fault)]
-    checks += [_files(opened), _finite(actual)]
-    numerics = None
+    checks.append(_files(opened))
+    # Everything is run before anything is compared: what compares may import a great deal.
+    wanted = original = None
     if dense is not None and dense.same:
         progress("making the fp32 reference again from the source")
-        with reduced_reference(opened, dense.path) as path:
-            tolerance = TOLERANCES[opened.manifest.precision]
-            with showing_choice(path) as telling:
-                numerics = compare_numerics(run_all(telling, inputs), actual, tolerance, towers)
-    checks.append(_numerics(numerics, dense, opened))
+        with reduced_reference(opened, dense.path) as path, showing_choice(path) as telling:
+            wanted = _run(telling, inputs)
+    if dense is not None:
+        progress(f"running the dense model {dense.path}")
+        original = _run(dense.path, inputs)
+    numerics = None
+    if wanted is not None:
+        tolerance = TOLERANCES[opened.manifest.precision]
+        numerics = compare_numerics(wanted, actual, tolerance, towers)
+    checks += [_finite(actual, wanted or {}), _numerics(numerics, dense, opened)]
     fused = fused_attention(opened)
     checks.append(_fusion(fused))
-    fidelity = _fidelity(dense, inputs, actual, towers, progress)
+    fidelity = None if original is None else compare(original, actual, inputs, towers)
     rows: tuple[Layer, ...] = ()
     if layers and dense is not None:
         progress("comparing layer by layer")
         rows = layers_of(opened, dense.path, inputs if data else scenes_for(model, seed=seed))
-    return Verification(str(artifact), tuple(checks), numerics, fidelity, fused, rows)
+    return Verification(str(artifact), tuple(checks), numerics, fidelity, fused, rows, model.notes)
+
+
+def _run(path: Path, inputs: Samples) -> dict[str, Any]:
+    """Every output; the memory that it takes is free afterwards."""
+    try:
+        return run_all(path, inputs)
+    finally:
+        release()
 
 
 def _files(artifact: Artifact) -> Check:
@@ -131,10 +149,12 @@ def _files(artifact: Artifact) -> Check:
     return Check("files", "passed", detail)
 
 
-def _finite(outputs: dict[str, Any]) -> Check:
-    faults = not_finite(outputs)
+def _finite(outputs: dict[str, Any], expected: dict[str, Any]) -> Check:
+    faults = not_finite(outputs, expected)
     if faults:
         return Check("finite", "failed", "; ".join(faults))
+    if not_finite(outputs, {}):
+        return Check("finite", "passed", "NaN and Inf only where the fp32 reduced graph has them")
     return Check("finite", "passed", "no NaN or Inf in any output")
 
 
@@ -164,16 +184,3 @@ def _fusion(fused: FusedAttention | None) -> Check:
     if fault:
         return Check("fused attention", "failed", fault)
     return Check("fused attention", "passed", f"all {fused.expected} attention layers are fused")
-
-
-def _fidelity(
-    dense: DenseModel | None,
-    inputs: Samples,
-    actual: dict[str, Any],
-    towers: dict[str, str],
-    progress: Progress,
-) -> Fidelity | None:
-    if dense is None:
-        return None
-    progress(f"running the dense model {dense.path}")
-    return compare(run_all(dense.path, inputs), actual, inputs, towers)

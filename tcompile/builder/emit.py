@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from tcompile.core.progress import Progress
 from tcompile.core.save import save, without_weights
 from tcompile.core.schedule import Schedule
 from tcompile.passes.lower.token_ops import TokenOpsChoice, is_call
+from tcompile.runtime.signature import signature
 from tcompile.targets.backends import EmittedFiles, emit
 from tcompile.targets.backends.base import UNBOUND, RefusedError
 from tcompile.verify.lowered import Judgement, judge
@@ -44,6 +45,8 @@ class Models:
         schedule: what was applied.
         token_ops: their form, and why.
         widened: whether the source computes in fp16.
+        quantized: whether the source quantises while it runs.
+        token_index: output with fewer tokens → the output that says which tokens its rows are.
     """
 
     source: SourceFile
@@ -57,6 +60,8 @@ class Models:
     outputs: tuple[TensorInfo, ...]
     flops: Flops
     widened: bool
+    quantized: bool = False
+    token_index: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def free_batch(self) -> bool:
@@ -119,6 +124,8 @@ def write_models(
         outputs=outputs,
         flops=Flops(graph_flops(reduced.dense), graph_flops(reduced.graph)),
         widened=reduced.widened,
+        quantized=reduced.quantized,
+        token_index=reduced.token_index,
     )
 
 
@@ -133,7 +140,7 @@ def judge_models(models: Models, job: Job, say: Progress) -> Judgement:
         InternalError: the normal form does not compute what the source does.
     """
     say("checking the normal form against the source")
-    check_normal_form(job.path, models.dense, half=models.widened)
+    check_normal_form(job.path, models.dense, half=models.widened, quantized=models.quantized)
     if timed_against(models, job) is None:
         shutil.rmtree(models.dense.parent)
     say("checking the lowered model against the reduced one")
@@ -207,6 +214,7 @@ def manifest_of(models: Models, built: Built, evidence: Evidence, job: Job) -> M
         outputs_mode=job.request.outputs,  # type: ignore[arg-type]
         inputs=models.inputs,
         outputs=models.outputs,
+        token_index=dict(models.token_index),
         schedule=schedule.to_json(),
         tokens_per_block=schedule.tokens_per_block(),
         flops=models.flops,
@@ -221,5 +229,8 @@ def manifest_of(models: Models, built: Built, evidence: Evidence, job: Job) -> M
         speedup=evidence.speedup if reduced else None,
         shapes={name: tuple(dims) for name, dims in shapes.items()},
         prefix=job.request.prefix,
+        preprocess=dict(signature(models.shipped).preprocessing)
+        if job.request.preprocess
+        else None,
         fault=None if built.fault is None else built.fault.what,
     )

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from tcompile.cli.common import JSON, common_options, print_json, print_table, progress
 from tcompile.cli.schedule_options import asked_of, schedule_options
 from tcompile.core.errors import FailedBuildError
+
+if TYPE_CHECKING:
+    from tcompile.artifact.manifest import Flops
 
 
 @click.command(short_help="Compile a model to carry fewer tokens; write an artifact.")
@@ -151,6 +154,13 @@ def build(
         )
 
 
+def _flops(flops: Flops) -> str:
+    from tcompile.artifact.page import giga
+
+    times = flops.dense / max(flops.reduced, 1)
+    return f"{giga(flops.dense)} dense, {giga(flops.reduced)} reduced ({times:.2f} x fewer)"
+
+
 def print_summary(directory: Path) -> None:
     """Print what was asked, what is given and why; then what was built, in a few rows."""
     from tcompile.artifact.directory import load_artifact
@@ -163,17 +173,17 @@ def print_summary(directory: Path) -> None:
     rows: list[tuple[str, str]] = [
         *([("FAILED", m.fault)] if m.fault else []),
         ("tokens", f"{first.attention} enter the first block, {last.mlp} the last MLP"),
-        (
-            "FLOPs",
-            f"{giga(m.flops.dense)} dense, {giga(m.flops.reduced)} reduced "
-            f"({m.flops.dense / max(m.flops.reduced, 1):.2f} x fewer)",
-        ),
+        ("FLOPs", _flops(m.flops) if m.schedule["reductions"] else giga(m.flops.dense)),
     ]
     for figure in m.latency:
         where = f"{figure.device}, {figure.runtime}"
         rows.append(
             (f"{figure.model}, {figure.kind}", f"{milliseconds(figure.milliseconds)} ({where})")
         )
+    if m.speedup is not None:
+        s = m.speedup
+        gain = f"{s.ratio:.2f} × [{s.lower:.2f}, {s.upper:.2f}] (95 %) over {s.over}"
+        rows.append(("speed-up, measured", gain))
     tried = (m.plan or {}).get("tried_schedule")
     if tried:
         rows.append(

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from tcompile.core.errors import short_names
 from tcompile.core.interrupt import checkpoint
 from tcompile.core.progress import Progress
 
@@ -69,6 +70,12 @@ def common_options(command: F) -> F:
             command
         )
     return command
+
+
+def help_if_bare(context: click.Context) -> None:
+    """Show the help of a group of commands that was called without any of them."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 if TYPE_CHECKING:
@@ -139,6 +146,18 @@ def tower_option(command: F) -> F:
         metavar="NAME",
         help="The one encoder that loses tokens, of a model that has several or that runs one on "
         "several images; `tcompile inspect` names them [default: all of them do].",
+    )(command)
+
+
+def preprocess_option(command: F) -> F:
+    """Add --preprocess, for models whose file does not say how images are prepared for them."""
+    return click.option(
+        "--preprocess",
+        metavar="P",
+        help="How images are prepared, in place of what the model records: imagenet, inception, "
+        "clip, siglip, dinov2, unit (0 to 1) or raw (0 to 255), or mean=R,G,B,std=R,G,B; with "
+        "size=H,W, resize=crop|squash, crop=SHARE, interpolation=bicubic, layout=nchw|nhwc, as in "
+        "clip,size=336.",
     )(command)
 
 
@@ -228,7 +247,7 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[object]], title: st
     from rich.console import Console
     from rich.table import Table
 
-    texts = [["" if cell is None else str(cell) for cell in row] for row in rows]
+    texts = [["" if cell is None else short_names(str(cell)) for cell in row] for row in rows]
     # Piped output is for other programs: never cut to the width of a terminal that is not there.
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160)
     widths = _widths(head, texts, console.width)
@@ -260,7 +279,8 @@ def _widths(head: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> l
     whole = [max(map(len, column)) for column in columns]
     words = [max((len(word) for text in c for word in text.split()), default=0) for c in columns]
     least = [min(word, _LONGEST) for word in words]
-    room = width - 2 * (len(head) - 1)
+    least[0] = min(whole[0], _LONGEST)  # A name of two words stays on one line.
+    room = width - (3 if any(head) else 2) * (len(head) - 1)  # as rich sets columns apart
     if sum(whole) <= room:
         return whole
     spare = room - sum(least)

@@ -35,5 +35,7 @@ def doctor(as_json: bool) -> None:
             for f in found.findings
             if f.group == group
         ]
-        print_table((group, "", "", "for", "to add it"), rows)
+        head = (group, "", "", "for", "to add it")
+        shown = [i for i, _ in enumerate(head) if any(row[i] for row in rows)]
+        print_table([head[i] for i in shown], [[row[i] for i in shown] for row in rows])
     click.echo("docs/support.md says what runs on which system.")

@@ -29,8 +29,9 @@ from tcompile.cli.common import (
     "--why",
     "node",
     metavar="NODE",
-    help="Show instead all that is known about one node, or of the node that gives a tensor: axes, "
-    "block, and what happens there when tokens leave.",
+    help="Show instead all that is known about one node: axes, block, and what happens there when "
+    "tokens leave. By its name, by that of a tensor that it gives, or by a site: attn:3 is the "
+    "attention of block 3.",
 )
 @shape_option
 @prefix_option
@@ -54,7 +55,7 @@ def inspect(
     \b
     Examples:
       tcompile inspect vit.onnx
-      tcompile inspect vit.onnx --why /blocks.3/attn/Softmax
+      tcompile inspect vit.onnx --why attn:3
     """
     from tcompile import pipeline
 

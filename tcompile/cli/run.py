@@ -6,7 +6,15 @@ from pathlib import Path
 
 import click
 
-from tcompile.cli.common import JSON, common_options, print_json, print_table, progress
+from tcompile.cli.common import (
+    JSON,
+    common_options,
+    preprocess_option,
+    print_json,
+    print_table,
+    progress,
+)
+from tcompile.core.errors import short_names
 
 
 @click.command(short_help="Run an artifact, or any ONNX model, on one input.")
@@ -19,6 +27,7 @@ from tcompile.cli.common import JSON, common_options, print_json, print_table, p
     metavar="FILE",
     help="An image, .npy for the first input, or .npz with an array for each input, by its name.",
 )
+@preprocess_option
 @click.option(
     "--top",
     type=click.IntRange(min=1),
@@ -28,11 +37,12 @@ from tcompile.cli.common import JSON, common_options, print_json, print_table, p
 )
 @JSON
 @common_options
-def run(artifact: Path, data: Path, top: int, as_json: bool) -> None:
+def run(artifact: Path, data: Path, preprocess: str | None, top: int, as_json: bool) -> None:
     """Run an artifact, or any ONNX model, on one input and print what comes out.
 
-    An image is prepared as the model's own metadata says (`tcompile export` writes that): upright
-    by EXIF, 16 bits scaled, transparent pixels on white. NaN and Inf are refused.
+    An image is prepared as the model's own metadata says (`tcompile export` and
+    `build --preprocess` write that) or as --preprocess does: upright by EXIF, 16 bits scaled,
+    transparent pixels on white. NaN and Inf are refused.
 
     \b
     Example:
@@ -42,14 +52,18 @@ def run(artifact: Path, data: Path, top: int, as_json: bool) -> None:
 
     with progress() as say:
         say(f"running {artifact}")
-        result = run_model(artifact, data, top=top)
+        result = run_model(artifact, data, top=top, preprocess=preprocess)
     if as_json:
         print_json(result.to_json())
         return
+    for note in result.notes:
+        click.echo(f"note: {note}", err=True)
     for out in result.outputs:
         shape = " × ".join(map(str, out.shape))
         stats = f"min {out.minimum:.4g}, mean {out.mean:.4g}, max {out.maximum:.4g}"
-        click.echo(f"{out.name}: {out.dtype} {shape}, {stats}")
+        stats += f", {out.not_finite} NaN or Inf" if out.not_finite else ""
+        stats += f"; its tokens are those of {out.token_index}" if out.token_index else ""
+        click.echo(f"{short_names(out.name)}: {out.dtype} {shape}, {stats}")
         for number, ranked in enumerate(out.top):
             title = f"sample {number}" if len(out.top) > 1 else ""
             rows = [(c.index, c.label, f"{c.probability:.1%}", f"{c.logit:.3f}") for c in ranked]

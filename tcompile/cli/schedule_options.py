@@ -12,6 +12,7 @@ from tcompile.cli.common import (
     KeepParam,
     outputs_option,
     prefix_option,
+    preprocess_option,
     shape_option,
     tower_option,
 )
@@ -81,6 +82,7 @@ _OPTIONS = (
         ".npz of the model's inputs (and labels), or your own loader.py, which defines "
         "load_data() and is executed. Also for methods that learn their counts (fitprune, …).",
     ),
+    preprocess_option,
     click.option(
         "--losses",
         type=click.Choice(["measured", "attention"]),

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tcompile.cli.common import AGAINST, JSON, common_options, print_json, print_table, progress
+from tcompile.cli.common import (
+    AGAINST,
+    JSON,
+    common_options,
+    preprocess_option,
+    print_json,
+    print_table,
+    progress,
+)
 
 if TYPE_CHECKING:
     from tcompile.api.verify import Layer
@@ -23,6 +31,7 @@ if TYPE_CHECKING:
     metavar="PATH",
     help="A folder of images, or .npy or .npz [default: random inputs].",
 )
+@preprocess_option
 @click.option(
     "--samples",
     type=click.IntRange(min=1),
@@ -42,6 +51,7 @@ def verify(
     artifact: Path,
     against: Path | None,
     data: Path | None,
+    preprocess: str | None,
     samples: int,
     seed: int,
     layers: bool,
@@ -64,6 +74,7 @@ def verify(
             artifact,
             against=against,
             data=data,
+            preprocess=preprocess,
             samples=samples,
             seed=seed,
             layers=layers,
@@ -77,6 +88,8 @@ def verify(
         print_table(("check", "result", ""), [(c.name, c.outcome, c.detail) for c in found.checks])
         if found.fidelity:
             _print_fidelity(found.fidelity)
+        for note in found.notes:
+            click.echo(f"note: {note}")
     found.require()
 
 

@@ -222,8 +222,13 @@ def nbytes(constant: gs.Constant) -> int:
 
 
 def large(constant: gs.Constant) -> bool:
-    """Return whether a constant is too large to take part in shape inference."""
-    return nbytes(constant) > 4096
+    """Return whether a constant is too large to take part in shape inference, or holds texts."""
+    return nbytes(constant) > 4096 or is_text(constant)
+
+
+def is_text(constant: gs.Constant) -> bool:
+    """Return whether a constant holds texts; those are never loaded, as they are not written."""
+    return bool(np.dtype(constant.dtype).kind in "OUS")
 
 
 def skeleton(

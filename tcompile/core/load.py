@@ -9,15 +9,18 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
 
 import onnx
 from google.protobuf.message import DecodeError
 
-from tcompile.core.errors import ModelError
+from tcompile.core.errors import ModelError, UsageError
 from tcompile.core.files import in_words, regular_file
+from tcompile.core.protobuf import is_model, read_thin
+from tcompile.core.well_formed import settle
 
+#: The oldest opset that is read as it is; those from `OLDEST_CONVERTED` on are converted to it.
 OLDEST_OPSET = 13
+OLDEST_CONVERTED = 7
 _HINT = "export it again, or check that the download is complete"
 
 
@@ -31,46 +34,72 @@ def load(path: str | Path) -> onnx.ModelProto:
             too short or outside the model's folder.
     """
     path = Path(path)
-    model = read_structure(path)
+    model, weights = _read(path)
     if not model.graph.node or not model.opset_import or not model.ir_version:
         raise ModelError("not an ONNX file, or an empty one", where=str(path), hint=_HINT)
     _check_opset(model, path)
     check_calls(model, path)
-    _check_sizes(model, path, _check_external_data(model, path))
+    held = {place: length for place, (_, length) in weights.items()}
+    _check_sizes(model, path, held | _check_external_data(model, path))
     try:
         onnx.load_external_data_for_model(model, str(path.parent))
+        with path.open("rb") as stream:
+            for place, (start, length) in weights.items():
+                stream.seek(start)
+                model.graph.initializer[place].raw_data = stream.read(length)
     except (onnx.checker.ValidationError, OSError, ValueError) as error:
         raise ModelError(
             f"external data cannot be read: {' '.join(str(error).split())}",
             where=str(path),
             hint="external data must be plain files beside the model, not links",
         ) from error
+    try:
+        settle(model)
+    except ModelError as error:
+        raise ModelError(error.what, where=str(path), hint=error.hint) from error
     _check_names(model, path)
     return model
 
 
 def read_structure(path: str | Path) -> onnx.ModelProto:
-    """Read an ONNX file without its external data, after a look at its first bytes.
+    """Read an ONNX file without its external data and without the large weights in it.
 
     Raises:
         UsageError: no such file, or something else than a file.
         ModelError: not ONNX, truncated, or larger than an ONNX file can be.
     """
+    return _read(Path(path))[0]
+
+
+def _read(path: Path) -> tuple[onnx.ModelProto, Mapping[int, tuple[int, int]]]:
+    """The structure, and where in the file the weights are that it does not have: `Thin.weights`.
+
+    Reading the file as a whole would take its weights twice.
+    """
     path = regular_file(path, hint="give the path of an .onnx file")
-    size = path.stat().st_size
-    with path.open("rb") as stream:
-        if not size or not _looks_like(_MODEL_FIELDS, stream, size):
-            raise ModelError("not an ONNX file, or truncated", where=str(path), hint=_HINT)
-    if size > _MOST_PROTOBUF:
-        raise ModelError(
-            f"has {in_words(size)}, and no ONNX file has more than 2 GiB",
+    if not all(c.isprintable() for c in str(path)):
+        raise UsageError(
+            "has a name with characters that not every program can write",
             where=str(path),
-            hint="export it with its weights in a file beside it (external data)",
+            hint="rename it",
         )
+    size = path.stat().st_size
     try:
-        return onnx.load_model(str(path), "protobuf", load_external_data=False)
+        with path.open("rb") as stream:
+            if not is_model(stream, size):
+                raise ValueError("not a model")
+            if size > _MOST_PROTOBUF:
+                raise ModelError(
+                    f"has {in_words(size)}, and no ONNX file has more than 2 GiB",
+                    where=str(path),
+                    hint="export it with its weights in a file beside it (external data)",
+                )
+            thin = read_thin(stream, size)
+        model = onnx.ModelProto()
+        model.ParseFromString(thin.message)
     except (DecodeError, ValueError, UnicodeDecodeError) as error:
         raise ModelError("not an ONNX file, or truncated", where=str(path), hint=_HINT) from error
+    return model, thin.weights
 
 
 def names_in(path: str | Path) -> Iterator[str]:
@@ -82,45 +111,6 @@ def names_in(path: str | Path) -> Iterator[str]:
 
 #: Bytes that one protobuf message can have.
 _MOST_PROTOBUF = (1 << 31) - 1
-#: Fields of onnx.proto's ModelProto and GraphProto with the wire types of their tags: 0 a number,
-#: 2 bytes with their length before them.
-_GRAPH = 7
-_MODEL_FIELDS = {1: 0, 5: 0} | dict.fromkeys((2, 3, 4, 6, _GRAPH, 8, 14, 20, 25, 26), 2)
-_GRAPH_FIELDS = dict.fromkeys((1, 2, 5, 10, 11, 12, 13, 14, 15, 16), 2)
-#: Fields that are looked at.
-_LOOK = 64
-
-
-def _looks_like(fields: Mapping[int, int], stream: BinaryIO, end: int) -> bool:
-    """Tell whether what lies before `end` may be a message with these fields, by the first of
-    them; nothing else is read."""
-    for _ in range(_LOOK):
-        if stream.tell() >= end:
-            break
-        tag = _varint(stream)
-        field, wire = tag >> 3, tag & 7
-        if fields.get(field) != wire:
-            return False
-        length = _varint(stream)
-        if wire == 2:
-            start = stream.tell()
-            if start + length > end:
-                return False
-            graph = fields is _MODEL_FIELDS and field == _GRAPH
-            if graph and not _looks_like(_GRAPH_FIELDS, stream, start + length):
-                return False
-            stream.seek(start + length)
-    return stream.tell() <= end
-
-
-def _varint(stream: BinaryIO) -> int:
-    number = 0
-    for shift in range(0, 64, 7):
-        byte = (stream.read(1) or b"\0")[0]
-        number |= (byte & 0x7F) << shift
-        if not byte & 0x80:
-            break
-    return number
 
 
 def opset_of(model: onnx.ModelProto) -> int:
@@ -130,11 +120,11 @@ def opset_of(model: onnx.ModelProto) -> int:
 
 def _check_opset(model: onnx.ModelProto, path: Path) -> None:
     opset, newest = opset_of(model), onnx.defs.onnx_opset_version()
-    if not OLDEST_OPSET <= opset <= newest:
+    if not OLDEST_CONVERTED <= opset <= newest:
         raise ModelError(
             f"ONNX opset {opset} is not supported",
             where=str(path),
-            hint=f"export with an opset from {OLDEST_OPSET} to {newest}; 17 or newer is best",
+            hint=f"export with an opset from {OLDEST_CONVERTED} to {newest}; 17 or newer is best",
         )
 
 
@@ -250,12 +240,18 @@ def _check_sizes(model: onnx.ModelProto, path: Path, external: Mapping[int, int]
     """Tensors must hold as much as their dims say, before anything allocates by those dims.
 
     Args:
-        external: bytes of external data by the tensor's place in `_tensors`.
+        external: bytes of data that is not in the message by the tensor's place in `_tensors`.
     """
     for place, tensor in enumerate(_tensors(model)):
         kind = tensor.data_type
         if kind not in onnx.TensorProto.DataType.values() or not kind:
             raise ModelError(f"'{tensor.name}' is of unknown type {kind}", where=str(path))
+        if tensor.HasField("segment"):
+            raise ModelError(
+                f"'{tensor.name}' is stored in segments, which ONNX's own readers do not take",
+                where=str(path),
+                hint="save it in one piece",
+            )
         if any(dim < 0 for dim in tensor.dims):
             raise ModelError(
                 f"'{tensor.name}' has a negative dim: {list(tensor.dims)}", where=str(path)

@@ -78,8 +78,8 @@ _ROWS: tuple[tuple[Trait, str], ...] = (
     (
         Trait.NONE,
         "BatchNormalization ConstantOfShape CumSum GroupNormalization InstanceNormalization LRN "
-        "LayerNormalization LogSoftmax LpNormalization Pad RMSNormalization "
-        "SimplifiedLayerNormalization Softmax",
+        "LayerNormalization LogSoftmax LpNormalization Pad RMSNormalization ScatterElements "
+        "ScatterND SimplifiedLayerNormalization Softmax TopK",
     ),
 )
 

@@ -20,13 +20,17 @@ from tcompile.core.domain import DOMAIN
 from tcompile.core.drafts import scratch
 from tcompile.core.errors import ModelError
 from tcompile.core.graph import is_const, opset_imports
+from tcompile.core.protobuf import (
+    GRAPH_INITIALIZER,
+    MODEL_FUNCTIONS,
+    MODEL_GRAPH,
+    read_varint,
+    varint,
+)
 
 #: Weights beyond this go beside the model: a protobuf must stay under 2 GiB.
 INLINE_LIMIT = 1 << 30
 _ALIGNMENT = 64
-# Field numbers of onnx.proto, as wire tags of length-delimited fields.
-_MODEL_GRAPH, _GRAPH_INITIALIZER = b"\x3a", b"\x2a"
-_MODEL_FUNCTIONS = b"\xca\x01"
 
 
 @contextmanager
@@ -81,18 +85,18 @@ def save(graph: gs.Graph, path: str | Path, metadata: dict[str, str] | None = No
     total = sum(int(t._values.nbytes) for t in constants)
     beside = path.with_name(f"{path.name}.data") if total > INLINE_LIMIT else None
     with _named(path), path.open("wb") as stream:
-        stream.write(head + _MODEL_GRAPH)
+        stream.write(head + MODEL_GRAPH)
         if beside is None:
             # Each tensor is made twice, for its length and for its bytes; never two at once.
             size = len(body) + sum(_framed(_proto(t).ByteSize()) for t in constants)
-            stream.write(_varint(size) + body)
+            stream.write(varint(size) + body)
             for tensor in constants:
                 _write(stream, _proto(tensor).SerializeToString())
             stream.write(tail)
             return
         with _named(beside), beside.open("wb") as data:
             stubs = list(_beside(constants, data, beside.name))
-        stream.write(_varint(len(body) + sum(_framed(len(s)) for s in stubs)) + body)
+        stream.write(varint(len(body) + sum(_framed(len(s)) for s in stubs)) + body)
         for stub in stubs:
             _write(stream, stub)
         stream.write(tail)
@@ -119,15 +123,15 @@ def without_bodies(path: str | Path) -> int:
         size = stream.seek(0, 2)
         stream.seek(0)
         while stream.tell() < size:
-            tag = _read_varint(stream)
+            tag = read_varint(stream)
             if tag & 7 == 0:
-                _read_varint(stream)
+                read_varint(stream)
             elif tag & 7 == 2:
-                length = _read_varint(stream)
+                length = read_varint(stream)
                 stream.seek(length, 1)
             else:
                 raise ModelError("is not an ONNX file that tcompile wrote", where=str(path))
-            if _varint(tag) != _MODEL_FUNCTIONS:
+            if varint(tag) != MODEL_FUNCTIONS:
                 end = stream.tell()
     return end
 
@@ -158,30 +162,11 @@ def _beside(constants: list[gs.Constant], data: BinaryIO, location: str) -> Iter
         yield stub.SerializeToString()
 
 
-def _varint(number: int) -> bytes:
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
-
-
-def _read_varint(stream: BinaryIO) -> int:
-    number = shift = 0
-    while True:
-        byte = (stream.read(1) or b"\0")[0]
-        number |= (byte & 0x7F) << shift
-        if not byte & 0x80:
-            return number
-        shift += 7
-
-
 def _framed(length: int) -> int:
     """Bytes of an initializer field that holds a tensor of this length."""
-    return len(_GRAPH_INITIALIZER) + len(_varint(length)) + length
+    return len(GRAPH_INITIALIZER) + len(varint(length)) + length
 
 
 def _write(stream: BinaryIO, tensor: bytes) -> None:
-    stream.write(_GRAPH_INITIALIZER + _varint(len(tensor)))
+    stream.write(GRAPH_INITIALIZER + varint(len(tensor)))
     stream.write(tensor)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from tcompile.core.errors import UsageError
+from tcompile.models.preprocess_option import parse_preprocess
 
 if TYPE_CHECKING:
     from tcompile.core.schedule import Schedule
@@ -35,6 +36,7 @@ class Asked(TypedDict, total=False):
     schedule: str | Path | Mapping[str, Any] | Schedule | None
     objective: Objective | None
     calibration: str | Path | None
+    preprocess: str | None
     losses: LossKind
     images: int
     profile: str | Path | Profile | None
@@ -65,6 +67,8 @@ class Request:
         objective: `loss`: lose the least within the budgets; `pomt`: its utility picks one count;
             None: `loss` where there is something to solve.
         calibration: images: .npz of the model's inputs, a folder, or a loader.py.
+        preprocess: how images are prepared for the model, in place of what it records: `imagenet`,
+            `clip,size=336`, `mean=0.5,std=0.5`, …
         losses: what is looked at on them: `measured` outputs, or the cheaper `attention`.
         images: how many of them sensitivities are measured on at most.
         profile: a profile, its file, `measure` or `model`; None: measured before, else whichever
@@ -86,6 +90,7 @@ class Request:
     schedule: Any = None
     objective: Objective | None = None
     calibration: str | Path | None = None
+    preprocess: str | None = None
     losses: LossKind = "measured"
     images: int = 16
     profile: Any = None
@@ -100,6 +105,8 @@ class Request:
     def __post_init__(self) -> None:
         _check_number("--latency", self.latency, "in ms, more than 0", float("inf"))
         _check_number("--max-drop", self.max_drop, "a share, more than 0 and less than 1", 1)
+        if self.preprocess is not None:
+            parse_preprocess(self.preprocess)
         for wrong, where, what, hint in self._conflicts():
             if wrong:
                 raise UsageError(what, where=where, hint=hint)

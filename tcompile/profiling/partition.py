@@ -132,7 +132,8 @@ def _shared(graph: gs.Graph, parts: Sequence[Segment], owner: Mapping[str, int])
                     path.add(node.name)
                     below.update(o.name for o in node.outputs)
             off = [o for n in mine if n.name not in path for o in n.outputs]
-            read = [o for o in off if any(owner[c.name] != i for c, _ in consumers(o))]
+            # A node that is no longer in the graph may still be listed as a reader.
+            read = [o for o in off if any(owner.get(c.name, i) != i for c, _ in consumers(o))]
             needed = needed_nodes(read) - path
             found |= {n: home for n in needed if owner[n] == i}
     return found

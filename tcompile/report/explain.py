@@ -19,7 +19,7 @@ from tcompile.analysis.outcomes import Paths
 from tcompile.analysis.sites import Site
 from tcompile.analysis.space import TokenSpace
 from tcompile.analysis.token_dims import Dim, Run, locate
-from tcompile.core.errors import UsageError, assert_never
+from tcompile.core.errors import UsageError, assert_never, short_names
 from tcompile.core.graph import consumers, is_const, producer
 from tcompile.core.site import SiteName
 from tcompile.report.inspection_page import ranges
@@ -58,6 +58,7 @@ class NodeFacts:
         forbids: sites that are illegal because of it.
         readers: the nodes that read what it gives.
         tower: whose tokens, sites and blocks these are, where the model has several.
+        site: whether tokens may leave at the site whose name was asked for, in words.
     """
 
     name: str
@@ -71,6 +72,7 @@ class NodeFacts:
     forbids: tuple[SiteName, ...]
     readers: tuple[str, ...]
     tower: str = ""
+    site: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return all of it as JSON values."""
@@ -78,7 +80,8 @@ class NodeFacts:
 
     def to_text(self) -> str:
         """The same for people."""
-        lines = [f"{self.op} '{self.name}', {self.place}"]
+        lines = [self.site] if self.site else []
+        lines.append(f"{self.op} '{self.name}', {self.place}")
         for what, tensors in (("reads", self.inputs), ("gives", self.outputs)):
             lines += [line for t in tensors for line in _tensor_lines(what, t)]
         if self.readers:
@@ -95,7 +98,7 @@ class NodeFacts:
             lines += [f"  {text}" for text in texts]
         if self.forbids:
             lines.append(f"It is why tokens may not leave at {ranges(self.forbids)}")
-        return "\n".join(lines)
+        return short_names("\n".join(lines))
 
 
 def _tensor_lines(what: str, tensor: TensorFacts) -> list[str]:
@@ -110,6 +113,9 @@ def explain(
 ) -> NodeFacts:
     """Collect what is known of the node of that name, or of the one that gives that tensor.
 
+    The name of a site stands for the attention of its block (`attn:3`, `inside:3`), or for the node
+    that gives the stream there: names of nodes differ between exporters, those of sites do not.
+
     Args:
         folded: names of the source file, to tell what went when it was brought into normal form.
 
@@ -122,6 +128,9 @@ def explain(
         node = producer(tensors[name])
         if node is None:
             return _source(tensors[name], analysis)
+    site = analysis.site(name) if node is None else None
+    if site is not None:
+        node = _node_at(graph, analysis, site)
     if node is None:
         raise _unknown(graph, name, folded)
     several, analysis = bool(analysis.others), _tower_of(graph, analysis, node)
@@ -141,7 +150,23 @@ def explain(
         forbids=tuple(s.name for s in analysis.sites if quoted in s.reason),
         readers=tuple(r.name for t in node.outputs for r, _ in consumers(t)),
         tower=analysis.tower if several else "",
+        site="" if site is None else _site_words(site),
     )
+
+
+def _node_at(graph: gs.Graph, analysis: Analysis, site: Site) -> gs.Node | None:
+    if site.kind in ("attn", "inside"):
+        name = analysis.blocks[site.block].attention.node
+        return next((n for n in graph.nodes if n.name == name), None)
+    return producer(graph.tensors()[site.until or site.tensor])
+
+
+def _site_words(site: Site) -> str:
+    if site.legal:
+        return f"Tokens may leave at {site.name}"
+    if not site.restored.reason:
+        return f"Tokens may leave at {site.name} with --outputs restored only: {site.reason}"
+    return f"Tokens may not leave at {site.name}: {site.reason}"
 
 
 def _tower_of(graph: gs.Graph, analysis: Analysis, node: gs.Node) -> Analysis:
@@ -183,6 +208,7 @@ def _unknown(graph: gs.Graph, name: str, folded: Iterable[str]) -> UsageError:
     near = difflib.get_close_matches(name, names, 3, 0.4)
     near += [n for n in names if name in n and n not in near][: 3 - len(near)]
     hint = f"nearest: {', '.join(near)}" if near else "`tcompile inspect --json` has names"
+    hint += "; a site such as attn:0 is taken as well"
     return UsageError(f"no node or tensor '{name}'", where="--why", hint=hint)
 
 
@@ -324,8 +350,8 @@ def edit_words(edit: fx.Edit, node: gs.Node, space: TokenSpace) -> str:
             return "its keys are fewer; after merging, log size is added to its logits"
         case fx.Restore(operand):
             return f"gets every token of '{node.inputs[operand].name}' back before it reads it"
-        case fx.Reorder(_, order, run):
-            return f"puts {_run(run, space)} that are left in the order '{order.name}'"
+        case fx.Reorder(_, _, run):
+            return f"puts those left of {_run(run, space)} in its own order"
         case fx.Trim(operand):
             return f"its operand {operand} is as long as there are tokens"
         case fx.Recount(operand):

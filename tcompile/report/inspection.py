@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 
 import numpy as np
@@ -35,8 +36,14 @@ from tcompile.report.inspection_info import (
 from tcompile.report.inspection_page import Inspection
 
 
-def describe(name: str, graph: gs.Graph, analysis: Analysis) -> Inspection:
-    """Collect what is known of a normalised, analysed graph."""
+def describe(
+    name: str, graph: gs.Graph, analysis: Analysis, notes: Sequence[str] = ()
+) -> Inspection:
+    """Collect what is known of a normalised, analysed graph.
+
+    Args:
+        notes: what a person should know of how the file was read.
+    """
     space = analysis.space
     return Inspection(
         model=name,
@@ -69,7 +76,21 @@ def describe(name: str, graph: gs.Graph, analysis: Analysis) -> Inspection:
         ),
         read=_read(analysis),
         returned=analysis.returned,
+        notes=(*notes, *_picked(analysis)),
     )
+
+
+def _picked(analysis: Analysis) -> list[str]:
+    """The nodes of the file that pick the patches which the blocks run over."""
+    space, picked = analysis.space, analysis.facts.picked
+    pieces = space.pieces[space.patch : space.end]
+    origins = analysis.facts.origins({r for p in pieces for r in ax.roots(p.axis)})
+    return [
+        f"the file {'drops' if count < of else 'orders'} tokens itself: {node} gives {count} of "
+        f"{of}; the blocks below are those behind it"
+        for root, (node, count, of) in picked.items()
+        if root in origins
+    ]
 
 
 def _read(analysis: Analysis) -> tuple[int, int] | None:

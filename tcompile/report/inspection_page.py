@@ -10,6 +10,7 @@ from typing import Any
 
 from tcompile.analysis.sites import Verdict
 from tcompile.artifact.page import giga
+from tcompile.core.errors import short_names
 from tcompile.core.site import SiteName
 from tcompile.report.inspection_info import (
     BesideInfo,
@@ -37,6 +38,7 @@ class Inspection:
         read: the tokens whose attention `cls` scores read: (first, last), counted from the front;
             None where the model reads none.
         returned: whether that token is only part of an output that holds all tokens.
+        notes: on how the file was read.
         tokens: of all kinds; `prefix` stand before the patches, `suffix` after them.
         cls: position of the token that the model reads by itself, -1 the last one; None: it reads
             none.
@@ -70,6 +72,7 @@ class Inspection:
     beside: tuple[BesideInfo, ...] = ()
     read: tuple[int, int] | None = None
     returned: bool = False
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return all of it as JSON values."""
@@ -77,7 +80,7 @@ class Inspection:
 
     def to_text(self) -> str:
         """The same for people, on a page."""
-        return page(self)
+        return short_names(page(self))
 
 
 def page(found: Inspection) -> str:
@@ -124,7 +127,7 @@ def _head(found: Inspection) -> list[str]:
         early = out.after is not None and out.after < len(found.blocks) - 1
         depth = f", after block {out.after}" if early else ""
         lines.append(f"  output  {out.output} {dims_of(out.shape)}: {out.holds}{depth}")
-    return lines
+    return lines + [f"  note    {note}" for note in found.notes]
 
 
 def dims_of(dims: Sequence[int | str]) -> str:
@@ -257,7 +260,7 @@ def _block_row(group: list[BlockInfo]) -> tuple[str, ...]:
 
 
 def _columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [head, *rows]
+    lines = [[short_names(cell) for cell in line] for line in (head, *rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     return [
         "  " + "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip()

@@ -255,6 +255,8 @@ def _read_images(
     if not images:
         return {}, read, unreadable
     joined = np.stack(images) if model.packed else np.concatenate(images)
+    if tensor.dtype == "uint8":
+        joined = np.rint(joined)
     return {tensor.name: joined}, read, unreadable
 
 
@@ -266,6 +268,6 @@ def _image_input(model: Signature) -> TensorInfo:
         raise UsageError(
             "does not say how images are prepared for it",
             where=str(model.path),
-            hint="give the input as .npy or .npz",
+            hint="say --preprocess imagenet, clip, siglip, …, or give the input as .npy or .npz",
         )
     return model.image_input

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ import onnx
 
 from tcompile.core.model_files import TensorInfo, describe_tensors
 from tcompile.core.op_traits import MOVES
+from tcompile.models.preprocess_option import overrides, resolved
+from tcompile.runtime.token_outputs import read_record
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,10 @@ class Signature:
     preprocessing: Mapping[str, Any]
     #: Float inputs that hold pixels from 0 to 255: the model scales them itself.
     pixels: frozenset[str] = frozenset()
+    #: What to know of how images are prepared, where a person stated that.
+    notes: tuple[str, ...] = ()
+    #: Output with fewer tokens → the output that says which tokens its rows are.
+    token_index: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def packed(self) -> bool:
@@ -53,11 +59,26 @@ class Signature:
 
     @property
     def image_input(self) -> TensorInfo | None:
-        """The first floating-point input of four axes, or of packed patches, if there is one."""
+        """The first floating-point input of four axes, or of packed patches, if there is one; or
+        that which a record of how images are prepared names."""
         if self.packed:
             return self.inputs[0]
+        named = self.preprocessing.get("input")
         images = (t for t in self.inputs if len(t.shape) == 4 and t.dtype.startswith("float"))
-        return next(images, None)
+        frames = (t for t in self.inputs if t.name == named and len(t.shape) == 4)
+        return next(images, None) or next(frames, None)
+
+    def prepared(self, preprocess: str | None) -> Signature:
+        """The same with images prepared as `--preprocess` says; as it is where that says nothing.
+
+        Raises:
+            UsageError: it does not fit the model.
+        """
+        if preprocess is None:
+            return self
+        found = resolved(preprocess, self.inputs, self.preprocessing)
+        note = overrides(found, self.preprocessing)
+        return replace(self, preprocessing=found, notes=(note,) if note else ())
 
 
 def leading_input(inputs: Sequence[TensorInfo]) -> TensorInfo:
@@ -91,7 +112,15 @@ def _signature(path: Path, changed: int, size: int) -> Signature:
     model = load(path)
     inputs, outputs = describe_tensors(model)
     found = pixel_inputs(model)
-    return Signature(path, inputs, outputs, read_preprocessing(model) or {}, found)
+    metadata = {p.key: p.value for p in model.metadata_props}
+    return Signature(
+        path,
+        inputs,
+        outputs,
+        read_preprocessing(metadata) or {},
+        found,
+        token_index=read_record(metadata),
+    )
 
 
 def fixed_dim(dim: int | str) -> int:

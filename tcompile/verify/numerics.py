@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tcompile.runtime.metrics import cosine, not_finite
+from tcompile.runtime.metrics import cosine, not_finite, without_equal_nonfinite
 from tcompile.runtime.token_outputs import INDEX, for_output, is_bookkeeping, token_overlap
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -86,7 +86,7 @@ def compare_numerics(
         towers: output → tower whose tokens it holds, `choice.tower_of_outputs`.
     """
     missing = sorted(set(reference) - set(actual))
-    faults = [f"output '{name}' is missing" for name in missing] + not_finite(dict(actual))
+    faults = [f"output '{name}' is missing" for name in missing] + not_finite(actual, reference)
     overlap = token_overlap(reference, actual)
     count = len(next(iter(reference.values())))
     same = np.ones(count, dtype=bool) if overlap is None else overlap == 1.0
@@ -123,7 +123,7 @@ def _compare_output(
     tolerance: Tolerance,
     towers: Mapping[str, str] | None,
 ) -> OutputNumerics:
-    want, have = reference[name], actual[name]
+    want, have = without_equal_nonfinite(reference[name], actual[name])
     index = [
         for_output(INDEX, name, outputs, want.shape[1], towers) for outputs in (reference, actual)
     ]
@@ -133,7 +133,7 @@ def _compare_output(
     enough = np.where(same, tolerance.cosine, FLIPPED_COSINE)
     passed, error = bool((similar >= enough).all()), 0.0
     if same.any():
-        scale = float(abs(want[same]).max()) or 1.0
+        scale = float(abs(want[same]).max(where=np.isfinite(want[same]), initial=0)) or 1.0
         error, within = _polygraphy(want[same] / scale, have[same] / scale, tolerance)
         passed = passed and within
     return OutputNumerics(name, error, float(similar.min()), passed)

@@ -63,13 +63,16 @@ class Calibration:
         return Calibration.of(replace(self.samples, arrays=arrays, source=source, files=()), labels)
 
 
-def read_calibration(model_path: str | Path, data: str | Path) -> Calibration:
+def read_calibration(
+    model_path: str | Path, data: str | Path, preprocess: str | None = None
+) -> Calibration:
     """Read calibration data for a model.
 
     A script (`loader.py`) is the user's own program and is executed, with all that it may do: only
     because it was named here, never because it was found. Everything else is read as data alone.
 
     Args:
+        preprocess: how images are prepared, in place of what the model records.
         data: a folder of images, prepared as `tcompile export` recorded in the model, with the
             labels in `labels.csv` (file,label) if there are any; images that cannot be read are
             left out, and counted; an .npz of arrays by input name and perhaps `labels`; or a .py
@@ -79,7 +82,7 @@ def read_calibration(model_path: str | Path, data: str | Path) -> Calibration:
     Raises:
         UsageError: no such file, or data that does not fit the model.
     """
-    path, model = Path(data), signature(model_path)
+    path, model = Path(data), signature(model_path).prepared(preprocess)
     if path.suffix == ".py" and regular_file(path):
         arrays, labels = _run_loader(path)
         return Calibration.of(sample_arrays(model, arrays, path), labels)

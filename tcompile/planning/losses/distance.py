@@ -97,8 +97,8 @@ def _mean(found: list[Floats]) -> Floats:
 
 
 def softmax(logits: Array) -> Floats:
-    """[B, X] → [B, X]."""
-    x = logits.astype(np.float64)
+    """[B, X] → [B, X]; NaN as −Inf, which is a class that is never taken."""
+    x = np.nan_to_num(logits.astype(np.float64), nan=-1e30, posinf=1e30, neginf=-1e30)
     x = np.exp(x - x.max(axis=-1, keepdims=True))
     return np.asarray(x / x.sum(axis=-1, keepdims=True))
 

@@ -31,6 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tcompile.core.errors import UsageError
+from tcompile.core.graph import is_free
 from tcompile.core.progress import Progress
 from tcompile.core.schedule import Schedule
 from tcompile.methods.method import Method
@@ -101,6 +102,35 @@ def fastest_within(
             why + within, where="--max-drop", hint="allow more latency or drop, or give more images"
         )
     return dense_plan_of(options[0], "drop", why), nearest
+
+
+def check_enough(model: Analysed, images: Calibration, most: float, say: Progress) -> None:
+    """Look whether so many images can show so small a drop, before anything is measured.
+
+    Args:
+        images: to check on.
+        most: the drop.
+
+    Raises:
+        UsageError: they never can, whatever is planned.
+    """
+    outputs = {
+        t.name: np.broadcast_to(np.zeros((), t.dtype), [1 if is_free(d) else d for d in t.shape])
+        for t in model.graph.outputs
+    }
+    labels = images.labels is not None
+    need, count = images_needed(most, CONFIDENCE, labels=labels), len(images)
+    if count >= need or not class_outputs(outputs):
+        return
+    what = f"{count} images to check on cannot show a drop of at most {most:.2%}"
+    if labels:  # then each image that turns right makes up for doubt
+        say(f"{what}, unless the reduced model is right where the dense one is wrong: {need} can")
+        return
+    raise UsageError(
+        f"{what}, even if not one of them changes; at least {need} are needed",
+        where="--max-drop",
+        hint=f"give {2 * need} images (half of them are planned with) or more, or allow more drop",
+    )
 
 
 def _by_loss(options: Sequence[MethodTables], budget: Budget) -> list[MethodPlan]:

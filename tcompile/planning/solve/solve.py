@@ -13,8 +13,10 @@ from tcompile.core.schedule import Schedule
 from tcompile.methods.composition import parse_keep
 from tcompile.methods.method import Method, method_for
 from tcompile.passes.stages import Analysed
+from tcompile.planning.constraints import site_constraints
+from tcompile.planning.losses.data import Calibration
 from tcompile.planning.losses.drop import Drop
-from tcompile.planning.method_schedule import checked_schedule, schedule_for, site_constraints
+from tcompile.planning.method_schedule import checked_schedule, schedule_for
 from tcompile.planning.optimise.solver import front
 from tcompile.planning.optimise.tables import plateau_of
 from tcompile.planning.request import AUTO, NO_METHOD, Request
@@ -40,6 +42,7 @@ from tcompile.planning.solve.method_tables import (
 from tcompile.planning.solve.on_images import (
     Trial,
     accuracies,
+    check_enough,
     fastest_within,
     most_useful,
     pomt_plan,
@@ -82,10 +85,11 @@ def schedule_for_request(
         if request.method != AUTO or request.keep is None:
             raise
         # What topk says of the model is more to the point than that nothing can be planned.
-        own = schedule_for(model, request.keep, "topk", request.outputs)
+        own = schedule_for(model, request.keep, "topk", request.outputs, asked=AUTO)
         return _fixed_plan(model, request, own)
+    images = _images(model, request, say)  # before minutes are spent on measuring
     profile = profile_for(model, methods, target, request, precision, say)
-    report = solve_request(model, request, methods, profile, say)
+    report = solve_request(model, request, methods, profile, say, images)
     if not report.schedule.reductions and request.method == AUTO:
         report = replace(report, schedule=replace(report.schedule, method=NO_METHOD))
     return report.schedule, report
@@ -101,7 +105,12 @@ def _fixed_schedule(model: Analysed, request: Request) -> Schedule | None:
         return checked_schedule(model, request.schedule, request.outputs)
     if not request.solved:
         return schedule_for(
-            model, request.keep, request.method, request.outputs, request.calibration
+            model,
+            request.keep,
+            request.method,
+            request.outputs,
+            request.calibration,
+            request.preprocess,
         )
     if request.method.startswith(f"{AUTO}:"):
         raise UsageError("auto has no parameters", where="--method")
@@ -124,19 +133,43 @@ def _fixed_plan(model: Analysed, request: Request, made: Schedule) -> tuple[Sche
     return made, FixedPlan(outcome, budget_of(request))
 
 
+def _images(
+    model: Analysed, request: Request, say: Progress
+) -> tuple[Calibration, Calibration] | None:
+    """The calibration images of a request, to plan with and to check on; None: it has none.
+
+    Raises:
+        UsageError: they cannot be read, or cannot show what is asked.
+    """
+    if request.calibration is None:
+        return None
+    say("reading the calibration images")
+    fit, check = images_for(model.source, request)
+    if request.max_drop is not None:
+        check_enough(model, check, request.max_drop, say)
+    return fit, check
+
+
 def solve_request(
-    model: Analysed, request: Request, methods: Sequence[Method], profile: Profile, say: Progress
+    model: Analysed,
+    request: Request,
+    methods: Sequence[Method],
+    profile: Profile,
+    say: Progress,
+    images: tuple[Calibration, Calibration] | None = None,
 ) -> PlanReport:
     """The schedule of a request, by a profile.
+
+    Args:
+        images: to plan with and to check on, where the request has any.
 
     Raises:
         UsageError: no plan keeps to the budgets, or the profile is of another model.
     """
     budget, trial = _budget(model, request, profile), None
     losses: Callable[[Method], Losses] = prior_of
-    if request.calibration is not None:
-        say("reading the calibration images")
-        fit, check = images_for(model.source, request)
+    if images is not None:
+        fit, check = images
         losses = partial(losses_on, model, request, fit, say)
         trial = Trial(model, check, request.outputs, say)
     if request.objective == "pomt":  # Its utility looks at no losses.

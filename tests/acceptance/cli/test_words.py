@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
+import os
 import re
 import shlex
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +25,9 @@ from tcompile.api.demo import KEEP, demo
 from tcompile.api.profile import profile
 from tcompile.api.run import run
 from tcompile.api.verify import verify
-from tcompile.cli import COMMANDS
+from tcompile.cli import COMMANDS, common
 from tcompile.cli import tcompile as group
+from tcompile.cli.common import print_table
 from tcompile.models import export
 from tests.support.command import Command
 
@@ -236,3 +243,59 @@ def test_defaults_in_the_texts_of_help(tcompile: Command) -> None:
     assert f"[default: {Batch().smallest}]" in told
     told = " ".join(tcompile("demo", "--help").out.split())
     assert f"[default: {float(KEEP):g}, or what --method says itself]" in told
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 160])
+def test_names_are_never_broken(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    """Whatever the terminal's width: a name that was cut could not be typed."""
+    names = ["jetson-orin-nano", "rtx-a2000", "jetson-agx-orin:32gb"]
+    texts = ["GeForce RTX 4090 Laptop GPU, with fans", "tensorrt-rtx", "/a/path/of/no/end" * 4]
+    rows = [(name, *texts, "cpu, jetson-orin-nano:original", 8.6) for name in names]
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    print_table(("target", "device", "runs on", "path", "also called", "capability"), rows)
+    shown = capsys.readouterr().out
+    words = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", shown).split()
+    for word in (*names, "tensorrt-rtx", "jetson-orin-nano:original", "GeForce", "8.6"):
+        assert word in words, shown
+    tables = [line for line in shown.splitlines() if "──" in line]
+    assert all(len(re.sub(r"\x1b\[[\d;]*m", "", line)) <= width for line in tables)
+
+
+def test_a_log_shows_that_a_long_job_lives(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(common, "LOOK", 0.02)
+    monkeypatch.setattr(common, "REPEAT", 0.1)
+    with common.progress() as say:
+        say("measuring part 1")
+        time.sleep(0.5)
+        say("building the engine")
+        time.sleep(0.1)
+    told = capsys.readouterr()
+    assert told.out == ""
+    lines = [line.partition("] ")[2] for line in told.err.splitlines()]
+    assert lines[-1] == "building the engine"
+    assert 2 <= lines.count("measuring part 1") <= 8, "once, and now and then while it goes on"
+    assert told.err.startswith("[ ")
+
+
+def test_a_short_job_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with common.progress() as say:
+        say("reading")
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp437"])
+def test_output_that_is_not_utf_8(vit: Path, encoding: str) -> None:
+    """A pipe on Windows: text loses a sign, JSON is still JSON."""
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "tcompile"]
+    run_there = partial(subprocess.run, capture_output=True, env=environment, check=False)
+    told = run_there([*command, "inspect", str(vit), "--json"])
+    assert told.returncode == 0, told.stderr
+    assert json.loads(told.stdout.decode("ascii"))
+    shown = run_there([*command, "methods", "tome"])
+    assert shown.returncode == 0, shown.stderr

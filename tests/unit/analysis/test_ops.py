@@ -15,12 +15,9 @@ from tcompile.core.op_traits import TRAITS
 from tcompile.passes.normalize import normalize
 from tests.support.tiny_vit import VitSpec, build_vit, random_weights
 
-#: Ops with traits that passes ask for, through which the analysis does not follow axes.
-_NOT_FOLLOWED = {"GatherElements", "GatherND"}
-
 
 def test_an_op_has_its_traits_its_transfer_and_its_effect() -> None:
-    assert set(OPS) == set(TRAITS) - _NOT_FOLLOWED
+    assert set(OPS) == set(TRAITS)
     for name, op in OPS.items():
         lacking = [
             f.name for f in fields(Op) if f.name != "traits" and not callable(getattr(op, f.name))

@@ -31,6 +31,7 @@ C, D, HEADS = (
 )
 CLS = ax.new("cls", 1, "fixed")
 TOKENS = ax.concat([CLS, N])
+PICKED = ax.new("picked", 7, "data")
 OTHER = ax.new("other", 24, "data")
 FREE = ax.new("batch", BATCH_SENTINEL, "batch")
 
@@ -238,7 +239,24 @@ def grids() -> Iterator[Case]:
         )
 
 
+def picks() -> Iterator[Case]:
+    """By computed indices: what they give runs over the indices."""
+    for along, out in ((1, (B, new(5), C)), (-1, (B, TOKENS, new(5)))):
+        yield Case("TopK", [STREAM, i64(5)], [out, out], {"axis": along}, str(along))
+    index = (B, PICKED, C)
+    yield Case("GatherElements", [STREAM, index], [index], {"axis": 1})
+    unnamed = (B, ax.new("order", 7, "untracked"), C)
+    yield Case("GatherElements", [STREAM, unnamed], [(B, new(7), C)], {"axis": 1}, "by chance")
+    pairs = (B, PICKED, ONE)
+    yield Case("GatherND", [STREAM, pairs], [index], {"batch_dims": 1})
+    yield Case("ScatterElements", [STREAM, index, index], [STREAM], {"axis": 1})
+    blank = np.zeros((3, 24, 8), np.float32)
+    yield Case("ScatterElements", [blank, index, index], [(B, new(24), C)], {"axis": 1}, "blank")
+    yield Case("ScatterND", [(TOKENS, C), (PICKED, ONE), (PICKED, C)], [(TOKENS, C)])
+
+
 CASES = [
+    *picks(),
     *elementwise(),
     *broadcasting(),
     *normalising(),

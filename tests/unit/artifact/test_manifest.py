@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +14,24 @@ import onnx
 import pytest
 
 import tcompile
+from tcompile.api.reference import DenseModel, find_dense
+from tcompile.api.verify import verify
+from tcompile.artifact.directory import load_artifact
 from tcompile.artifact.manifest import (
     BatchEntry,
     Fidelity,
     Latency,
     Manifest,
     OutputFidelity,
+    SpeedUp,
     TargetEntry,
 )
 from tcompile.artifact.page import render
-from tcompile.core.model_files import FileEntry, describe_source, describe_tensors
+from tcompile.core.errors import ModelError
+from tcompile.core.model_files import FileEntry, describe_source, describe_tensors, is_source
+from tcompile.planning.solve.outcome import Share
 from tcompile.targets.backends.base import FusedAttention
-from tests.support.artifacts import manifest_for
+from tests.support.artifacts import make_artifact, manifest_for
 from tests.support.tiny_vit import VitSpec, build_vit, save_tiny_vit
 from tools import manifest_schema
 
@@ -114,6 +122,63 @@ def test_report_says_what_the_manifest_says(full: Manifest) -> None:
         assert text in report
 
 
+def test_report_says_what_was_asked_and_what_it_brings(full: Manifest) -> None:
+    """Budget, share kept, sites and scores, speed-up, prediction beside measurement."""
+    report = render(
+        replace(
+            full,
+            emitted="reduced",
+            kept=Share(0.5, 98, 196),
+            latency=(
+                Latency("dense", "measured", 90.0, "this CPU", "ONNX Runtime"),
+                Latency("reduced", "measured", 60.0, "this CPU", "ONNX Runtime"),
+            ),
+            speedup=SpeedUp(1.5, 1.44, 1.57, "the dense model as it came"),
+            plan={
+                "budget": {"keep": 0.5, "latency_ms": 62, "max_drop": 0.01},
+                "latency_kind": "measured",
+                "profile": "measured here in July",
+                "band": 0.1,
+                "predicted_ms": 58.0,
+                "dense_ms": 91.0,
+            },
+            schedule={
+                "schema": 1,
+                "method": "chained",
+                "tower": "left",
+                "reductions": [
+                    {
+                        "site": "attn:3",
+                        "score": {"name": "sum", "of": [{"name": "cls"}, {"name": "norm"}]},
+                        "reducer": {"name": "merge", "metric": "k"},
+                        "keep": 98,
+                    }
+                ],
+                "towers": [
+                    {
+                        "tower": "right",
+                        "reductions": [{"site": "block:1", "reducer": {"name": "topk"}, "keep": 9}],
+                    }
+                ],
+            },
+        )
+    )
+    for line in (
+        "| asked | --keep 0.5, --latency 62 ms, --max-drop 0.01 |",
+        "| kept | 50.0%: 98 of 196 patch tokens |",
+        "| tower | site | score | reducer | patch tokens kept |",
+        "| left | attn:3 | sum(cls, norm) | merge(metric=k) | 98 |",
+        "| right | block:1 |  | topk | 9 |",
+        "Speed-up of the reduced model over the dense model as it came, measured: 1.50 × "
+        "[1.44, 1.57] (95 %).",
+        "| predicted, measured profile | 91 ms | 58 ms | 1.57 |",
+        "| measured | 90 ms | 60 ms | 1.50 |",
+        "Predicted within 10%, from: measured here in July.",
+    ):
+        assert line in report.splitlines(), report
+    assert "tensorrt_rtx" not in report
+
+
 def test_tensors_of_a_symbolic_batch() -> None:
     inputs, outputs = describe_tensors(build_vit(VitSpec(), batch=None))
     assert [(t.name, t.dtype, t.shape) for t in (*inputs, *outputs)] == [
@@ -134,3 +199,40 @@ def test_source_lists_external_data(tmp_path: Path) -> None:
     source = describe_source(path)
     assert [entry.path for entry in source.external_data] == ["w.bin"]
     assert source.external_data[0].bytes == (tmp_path / "w.bin").stat().st_size
+
+
+def test_a_file_is_hashed_once_for_each_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save_tiny_vit(tmp_path / "vit.onnx")
+    first = describe_source(path)
+    with monkeypatch.context() as patched:
+        patched.setattr(hashlib, "sha256", None)
+        assert describe_source(path) == first
+        assert is_source(path, first)
+    path.write_bytes(path.read_bytes() + onnx.ModelProto(doc_string="more").SerializeToString())
+    changed = describe_source(path)
+    assert changed.sha256 == hashlib.sha256(path.read_bytes()).hexdigest() != first.sha256
+    assert not is_source(path, first)
+
+
+def test_a_source_that_is_not_a_model_is_one_line(tmp_path: Path) -> None:
+    """A manifest may name any file; its digest is all that is read of it."""
+    made = make_artifact(tmp_path / "out", save_tiny_vit(tmp_path / "vit.onnx"))
+    (tmp_path / "text").write_text("not a model")
+    manifest = json.loads((made / "manifest.json").read_text())
+    shape = {"tokens": 17, "prefix": 1, "patches": 16, "blocks": 3}
+    manifest["schedule"]["model"] = shape
+    digest = hashlib.sha256((tmp_path / "text").read_bytes()).hexdigest()
+
+    def source(file: str, sha256: str) -> DenseModel | None:
+        manifest["source"] = {**manifest["source"], "file": file, "sha256": sha256}
+        (made / "manifest.json").write_text(json.dumps(manifest))
+        return find_dense(load_artifact(made), None)
+
+    text = str(tmp_path / "text")
+    for file, sha256 in ((text, "0" * 64), ("/dev/zero", digest), (str(tmp_path), digest)):
+        assert source(file, sha256) is None
+    assert source(text, digest) == DenseModel(Path(text), True)
+    with pytest.raises(ModelError, match=r"text: not an ONNX file, or truncated"):
+        verify(made)

@@ -149,6 +149,29 @@ def test_why_by_the_name_of_a_tensor(vit: Path) -> None:
     assert pipeline.explain(vit, stored).op == "stored"
 
 
+def test_why_by_a_site(vit: Path, tmp_path: Path) -> None:
+    """Sites are named alike whatever exporter wrote the file."""
+    blocks = pipeline.inspect(vit).blocks
+    found = pipeline.explain(vit, "attn:1")
+    assert (found.name, found.site) == (blocks[1].node, "Tokens may leave at attn:1")
+    assert found.to_text().startswith("Tokens may leave at attn:1\nSoftmax '")
+    assert pipeline.explain(vit, "inside:1").name == blocks[1].node
+    for site in ("block:1", "around:1"):
+        assert pipeline.explain(vit, site).outputs[0].name == blocks[1].stream_out
+    assert pipeline.explain(vit, "output").op == "LayerNormalization"
+    with pytest.raises(UsageError, match="no node or tensor 'attn:99'"):
+        pipeline.explain(vit, "attn:99")
+    free = save_tiny_vit(tmp_path / "v.onnx", VitSpec(prefix=0, pool="none"))
+    model = onnx.load(free)
+    axis = onnx.helper.make_tensor("along", onnx.TensorProto.INT64, [], [1])
+    model.graph.initializer.append(axis)
+    model.graph.output[0].name, before = "summed", model.graph.output[0].name
+    model.graph.node.append(onnx.helper.make_node("CumSum", [before, "along"], ["summed"], "sum"))
+    onnx.save(model, str(free))
+    only = "Tokens may leave at attn:0 with --outputs restored only: CumSum 'sum'"
+    assert only in pipeline.explain(free, "attn:0").to_text()
+
+
 def test_why_places(vit: Path) -> None:
     nodes = pipeline.read(vit).graph.nodes
     places = {pipeline.explain(vit, n.name).place for n in (nodes[0], nodes[-1])}

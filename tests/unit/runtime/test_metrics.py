@@ -38,5 +38,5 @@ def test_owner_maps_compare_by_group_and_not_by_slot() -> None:
 
 def test_not_finite_names_output_and_kind() -> None:
     bad = np.array([1.0, np.nan, np.inf, np.inf])
-    (text,) = not_finite({"good": np.ones(3), "ids": np.ones(3, dtype=np.int64), "bad": bad})
+    (text,) = not_finite({"good": np.ones(3), "ids": np.ones(3, dtype=np.int64), "bad": bad}, {})
     assert text == "output 'bad' has 1 NaN and 2 Inf among 4 values"

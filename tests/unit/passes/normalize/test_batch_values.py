@@ -262,7 +262,8 @@ def test_what_cannot_be_followed_is_refused_with_the_node(
     onnx.save(model, path)
     with pytest.raises(ModelError, match=reason) as caught:
         tcompile.reduce(path, method="topk", keep=0.5)
-    assert "export with a fixed batch" in str(caught.value)
+    assert "--shape image=1,3,32,32" in str(caught.value)
+    tcompile.reduce(path, method="topk", keep=0.5, shapes={"image": (1, 3, 32, 32)})
 
 
 def test_only_what_is_the_same_for_every_batch_is_folded() -> None:
@@ -309,5 +310,5 @@ def test_a_table_that_the_batch_indexes_is_refused_where_it_may_be_too_short() -
         table = w.const([0.5, 1.0, 2.0, 4.0], "float32")
         return w.op("Mul", x, w.op("Gather", table, size_of(w, x), axis=0))
 
-    with pytest.raises(ModelError, match=r"size of the batch.*export with a fixed batch"):
+    with pytest.raises(ModelError, match=r"size of the batch.*--shape image=1,3,32,32"):
         normalize(vit(value, None))

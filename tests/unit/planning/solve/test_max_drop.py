@@ -17,7 +17,7 @@ from tcompile.planning.losses.data import read_calibration, split
 from tcompile.planning.losses.drop import Drop, images_needed
 from tcompile.planning.optimise.prior import prior_loss
 from tcompile.planning.optimise.solver import front
-from tcompile.planning.solve import on_images
+from tcompile.planning.solve import on_images, solve
 from tcompile.planning.solve.budgets import Budget, limits_of
 from tcompile.planning.solve.method_tables import Losses, MethodTables, method_tables
 from tcompile.planning.solve.on_images import CONFIDENCE, fastest_within
@@ -221,9 +221,37 @@ def test_on_real_images_through_the_api(images: Path) -> None:
     assert planned.drop.mean == float((answers[0] != answers[1]).mean())
     assert planned.drop.upper <= 0.6
     assert "on 4 images" in planned.losses
-    declined = pipeline.price(given.source, max_drop=0.001, images=4, **asked).planned
+    declined = pipeline.price(given.source, max_drop=0.12, images=4, **asked).planned
     assert declined is not None
     assert declined.schedule.reductions == ()
     assert "images to check on" in declined.outcome.why
     assert (declined.outcome.emitted, declined.outcome.reason) == ("dense", "drop")
     assert declined.drop is not None
+
+
+def test_images_that_can_never_show_it_are_refused_at_once(
+    images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(solve, "profile_for", None)  # nothing is measured
+    given = model(VitSpec(depth=2))
+    asked: dict[str, Any] = {"method": "topk", "calibration": images, "profile": "measure"}
+    with pytest.raises(
+        UsageError, match=r"20 images to check on cannot show .* 5\.00%.* 45 are needed .*give 90"
+    ):
+        pipeline.plan(given.source, max_drop=0.05, **asked)
+    with np.load(images) as stored:
+        np.savez(images, image=stored["image"], labels=np.zeros(40, int))
+    said: list[str] = []
+    with pytest.raises(TypeError):  # goes on, and would measure
+        pipeline.plan(given.source, max_drop=0.05, progress=said.append, **asked)
+    assert any("unless the reduced model is right" in line for line in said)
+
+
+def test_data_is_read_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(solve, "profile_for", None)
+    given = model(VitSpec(depth=2))
+    (tmp_path / "x.npz").write_text("nothing")
+    with pytest.raises(UsageError, match="cannot be read as"):
+        pipeline.plan(given.source, latency=1.0, method="topk", calibration=tmp_path / "x.npz")

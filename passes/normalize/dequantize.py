@@ -1,0 +1,266 @@
+"""Integer products become products of floats: one form to analyse and reduce.
+
+Two spellings of a quantised model are read. Files that quantise activations while they run take
+the range of each tensor from all of its values, those of all tokens, so that fewer tokens would
+change it. There is no right value for that: such products are read as fp32, with the stored
+weights as what they stand for. Files with operators that take and give quantised tensors become
+QuantizeLinear and DequantizeLinear around the operator itself, which is what they are defined as.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from tcompile.core.errors import ModelError
+from tcompile.core.graph import attr, bypass, is_const, is_standard, replace_uses, value
+from tcompile.core.op_traits import MOVES
+
+_SINGLE = np.dtype(np.float32)
+_HINT = "build from the model as it was before it was quantised"
+#: Products of whole numbers, and what they are products of floats.
+_INTEGER = {"MatMulInteger": "MatMul", "ConvInteger": "Conv"}
+#: Ops of quantised tensors that have one or two: the ops of floats.
+_FLOAT_OPS = {
+    "QLinearAdd": "Add",
+    "QLinearMul": "Mul",
+    "QLinearSigmoid": "Sigmoid",
+    "QLinearLeakyRelu": "LeakyRelu",
+    "QLinearSoftmax": "Softmax",
+    "QLinearGlobalAveragePool": "GlobalAveragePool",
+    "QLinearAveragePool": "AveragePool",
+}
+#: Ops that give values of their first input, and of no other.
+_VIEWS = MOVES - {"Concat"}
+#: Attributes that only the ops of quantised tensors have.
+_OWN_ATTRIBUTES = ("opset", "channels_last")
+
+
+def dequantize(graph: gs.Graph) -> int:
+    """Read integer products as floats; returns how many were quantised while the model runs.
+
+    Raises:
+        ModelError: something else reads the whole numbers of a tensor that is quantised at run
+            time, or of such a product.
+    """
+    for node in list(graph.nodes):
+        if node.op.startswith(("QLinear", "QGemm")):
+            _apart(graph, node)
+    floats = _unquantised(graph)
+    count = 0
+    for node in list(graph.nodes):
+        if is_standard(node) and node.op in _INTEGER:
+            _product(graph, node, floats)
+            count += 1
+    graph.cleanup(remove_unused_graph_inputs=False).toposort()
+    return count
+
+
+# ---- quantised at run time -----------------------------------------------------------------------
+
+
+def _unquantised(graph: gs.Graph) -> set[str]:
+    """Let what reads a tensor quantised at run time read its floats, with scale 1 and zero point
+    0; returns the names of all tensors that hold floats instead of whole numbers now."""
+    floats: set[str] = set()
+    for node in [n for n in graph.nodes if n.op == "DynamicQuantizeLinear"]:
+        source, name = node.inputs[0], node.outputs[0].name
+        quantised, scale, zero = node.outputs
+        _check_readers(graph, quantised, floats)
+        replace_uses(quantised, source)
+        floats.add(source.name)
+        replace_uses(scale, gs.Constant(f"{name}/one", np.ones((), np.float32)))
+        replace_uses(zero, gs.Constant(f"{name}/zero", np.zeros((), np.uint8)))
+    for node in [n for n in graph.nodes if n.op == "DequantizeLinear"]:
+        if node.inputs[0].name in floats:
+            bypass(graph, node, node.inputs[0])
+    return floats
+
+
+def _check_readers(graph: gs.Graph, tensor: gs.Tensor, floats: set[str]) -> None:
+    """Follow views of a quantised tensor to the products that read it.
+
+    Raises:
+        ModelError: something else does.
+    """
+    readers = list(tensor.outputs)
+    if any(tensor is out for out in graph.outputs):
+        raise ModelError(f"output '{tensor.name}' is quantised at run time", hint=_HINT)
+    for node in readers:
+        if is_standard(node) and (node.op in _INTEGER or node.op == "DequantizeLinear"):
+            continue
+        if not (is_standard(node) and node.op in _VIEWS):
+            raise ModelError(
+                f"{node.op} '{node.name}' reads the whole numbers of '{tensor.name}', which is "
+                "quantised at run time: tcompile reads such tensors as floats",
+                hint=_HINT,
+            )
+        for out in node.outputs:
+            out.dtype = _SINGLE
+            floats.add(out.name)
+            _check_readers(graph, out, floats)
+
+
+def _product(graph: gs.Graph, node: gs.Node, floats: set[str]) -> None:
+    """MatMulInteger or ConvInteger as a product of floats; the scale of stored weights goes into
+    them where nothing else reads the product."""
+    a, b, *zeros = node.inputs
+    zeros += [gs.Variable.empty()] * (2 - len(zeros))
+    conv = node.op == "ConvInteger"
+    out = node.outputs[0]
+    if any(out is t for t in graph.outputs):
+        raise ModelError(
+            f"output '{out.name}' is the whole numbers that {node.op} '{node.name}' gives, which "
+            "tcompile reads as a product of floats",
+            hint=_HINT,
+        )
+    for reader in out.outputs:
+        if reader.op != "Cast" or attr(reader, "to") != onnx.TensorProto.FLOAT:
+            raise ModelError(
+                f"{reader.op} '{reader.name}' reads the whole numbers that {node.op} "
+                f"'{node.name}' gives: tcompile reads that product as one of floats",
+                hint=_HINT,
+            )
+    node.inputs = [
+        _as_floats(graph, a, zeros[0], floats, behind=0 if conv else 1),
+        _as_floats(graph, b, zeros[1], floats, behind=len(b.shape) - 1 if conv else 0),
+    ]
+    node.op, out.dtype = _INTEGER[node.op], _SINGLE
+    for cast in list(out.outputs):
+        bypass(graph, cast, out)
+    _scale_weights(graph, node, axis=0 if conv else -1)
+
+
+def _as_floats(
+    graph: gs.Graph, tensor: gs.Tensor, zero: gs.Tensor, floats: set[str], *, behind: int
+) -> gs.Tensor:
+    """An operand, its zero point taken away.
+
+    Args:
+        behind: the number of axes behind the one that a vector of zero points runs along.
+    """
+    if tensor.name in floats:
+        return tensor
+    if is_const(tensor) and (zero.is_empty() or is_const(zero)):
+        whole = value(tensor).astype(np.float32)
+        if not zero.is_empty():
+            offset = value(zero).astype(np.float32)
+            whole = whole - offset.reshape(-1, *(1,) * behind if offset.size > 1 else ())
+        return gs.Constant(f"{tensor.name}/fp32", whole)
+    wide = _cast(graph, tensor)
+    if zero.is_empty():
+        return wide
+    less = gs.Variable(f"{wide.name}/from_zero", _SINGLE)
+    graph.nodes.append(gs.Node("Sub", less.name, {}, [wide, _cast(graph, zero)], [less]))
+    return less
+
+
+def _cast(graph: gs.Graph, tensor: gs.Tensor) -> gs.Tensor:
+    wide = gs.Variable(f"{tensor.name}/fp32_{len(graph.nodes)}", _SINGLE)
+    to = {"to": int(onnx.TensorProto.FLOAT)}
+    graph.nodes.append(gs.Node("Cast", wide.name, to, [tensor], [wide]))
+    return wide
+
+
+def _scale_weights(graph: gs.Graph, node: gs.Node, axis: int) -> None:
+    """Multiply stored weights by the scale that the product is multiplied by: one number, or one
+    for each column along `axis` of the weights."""
+    out, weights = node.outputs[0], node.inputs[1]
+    readers = [reader for reader in out.outputs if reader.outputs]  # a bypassed one has none
+    if not is_const(weights) or len(readers) != 1 or any(out is t for t in graph.outputs):
+        return
+    (multiply,) = readers
+    if multiply.op != "Mul":
+        return
+    scale = _stored_scale(next(t for t in multiply.inputs if t is not out))
+    if scale is None:
+        return
+    along = [1] * len(weights.shape)
+    along[axis] = int(weights.shape[axis])
+    if scale.size not in (1, along[axis]):
+        return
+    if scale.size > 1:
+        # Along the channels of a convolution, or the last axis of a product, and nowhere else.
+        place = 1 if axis == 0 else len(scale.shape) - 1
+        if len(scale.shape) <= place or scale.shape[place] != scale.size:
+            return
+        scale = scale.reshape(along)
+    scaled = value(weights).astype(np.float32) * scale.reshape(-1 if scale.size == 1 else along)
+    node.inputs[1] = gs.Constant(f"{weights.name}/scaled_{node.name}", scaled.astype(np.float32))
+    bypass(graph, multiply, out)
+
+
+def _stored_scale(tensor: gs.Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]] | None:
+    """The value of a stored scale, or of a product of stored scales; None where it is computed."""
+    if is_const(tensor):
+        return value(tensor).astype(np.float32)
+    maker = tensor.inputs[0] if tensor.inputs else None
+    if maker is None or maker.op != "Mul" or not all(map(is_const, maker.inputs)):
+        return None
+    first, second = (value(t).astype(np.float32) for t in maker.inputs)
+    return np.asarray(first * second, np.float32)
+
+
+# ---- operators of quantised tensors --------------------------------------------------------------
+
+
+def _apart(graph: gs.Graph, node: gs.Node) -> None:
+    """Spell an operator of quantised tensors with QuantizeLinear and DequantizeLinear."""
+    inputs = list(node.inputs)
+    plain = {k: v for k, v in node.attrs.items() if k not in _OWN_ATTRIBUTES}
+    if node.op in ("QLinearMatMul", "QLinearConv"):
+        conv = node.op == "QLinearConv"
+        a = _dequantised(graph, inputs[:3])
+        b = _dequantised(graph, inputs[3:6], axis=0 if conv else -1)
+        operands, result = [a, b], inputs[6:8]
+        if conv and len(inputs) > 8 and not inputs[8].is_empty():
+            operands.append(_bias(inputs[8], inputs[1], inputs[4], node))
+        op = "Conv" if conv else "MatMul"
+    elif node.op == "QLinearConcat":
+        result = inputs[:2]
+        operands = [_dequantised(graph, inputs[i : i + 3]) for i in range(2, len(inputs), 3)]
+        op = "Concat"
+    elif node.op in _FLOAT_OPS and len(inputs) % 3 == 2 and not attr(node, "channels_last", 0):
+        op, result = _FLOAT_OPS[node.op], inputs[-2:]
+        operands = [_dequantised(graph, inputs[i : i + 3]) for i in range(0, len(inputs) - 2, 3)]
+    else:
+        raise ModelError(
+            f"{node.op} '{node.name}' is an operator of quantised tensors that tcompile does not "
+            "read",
+            hint=_HINT,
+        )
+    out = gs.Variable(f"{node.outputs[0].name}/fp32", _SINGLE)
+    made = gs.Node(op, f"{node.name}/fp32", plain, operands, [out])
+    quantise = gs.Node("QuantizeLinear", f"{node.name}/quantize", {}, [out, *result], [])
+    (target,) = node.outputs
+    node.inputs.clear()
+    node.outputs.clear()
+    quantise.outputs.append(target)
+    position = next(i for i, n in enumerate(graph.nodes) if n is node)
+    graph.nodes[position : position + 1] = [made, quantise]
+
+
+def _dequantised(graph: gs.Graph, operand: Sequence[gs.Tensor], axis: int = -1) -> gs.Tensor:
+    """Return the floats that a quantised tensor stands for.
+
+    Args:
+        operand: the tensor, its scale, its zero point.
+        axis: of the tensor, which a vector of scales runs along.
+    """
+    tensor, scale, _ = operand
+    out = gs.Variable(f"{tensor.name}/dequantized_{len(graph.nodes)}", _SINGLE)
+    attrs = {"axis": axis} if len(scale.shape or ()) == 1 else {}
+    inputs = [t for t in operand if not t.is_empty()]
+    graph.nodes.append(gs.Node("DequantizeLinear", out.name, attrs, inputs, [out]))
+    return out
+
+
+def _bias(bias: gs.Tensor, x: gs.Tensor, w: gs.Tensor, node: gs.Node) -> gs.Tensor:
+    """The bias of a quantised convolution, in units of both scales."""
+    if not (is_const(bias) and is_const(x) and is_const(w)):
+        raise ModelError(f"{node.op} '{node.name}' computes its bias or scales", hint=_HINT)
+    scale = value(x).astype(np.float32) * value(w).astype(np.float32)
+    return gs.Constant(f"{bias.name}/fp32", (value(bias) * scale.reshape(-1)).astype(np.float32))
