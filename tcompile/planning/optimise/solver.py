@@ -94,8 +94,8 @@ def solve(
         raise UsageError(
             f"no plan takes at most {latency_ms:.4g} ms: "
             f"the fastest takes {fastest.ms * links.ms:.4g} ms",
-            where="latency budget",
-            hint="allow more ms or more sites",
+            where="--latency",
+            hint="allow more ms",
         )
     path, gap = best_path(links, fastest, budget)
     return replace(plan_of(tables, path.counts(tables)), gap=gap * links.loss)
