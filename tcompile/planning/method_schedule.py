@@ -8,7 +8,7 @@ from dataclasses import replace
 from fractions import Fraction
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tcompile.analysis.model import Analysis
 from tcompile.core.errors import UsageError
@@ -21,6 +21,9 @@ from tcompile.passes.reduce.reducers import reducer_of
 from tcompile.passes.reduce.scores import leaves
 from tcompile.passes.stages import Analysed
 from tcompile.planning.request import Keep
+
+if TYPE_CHECKING:
+    from tcompile.runtime.samples import Samples
 
 ScheduleLike = str | Path | Mapping[str, Any] | Schedule
 
@@ -43,18 +46,21 @@ def schedule_for(
         UsageError: no budget or two, parameters that do not fit the model, or an illegal site.
     """
     analysis, observe = model.analysis, None
+    notes: list[str] = []
     if calibration is not None:
         from tcompile.methods.calibration import observer
         from tcompile.planning.losses.data import read_calibration
 
-        data = calibration
-        observe = observer(
-            model.graph, analysis, lambda: read_calibration(model.source, data, preprocess).samples
-        )
+        def read() -> Samples:
+            samples = read_calibration(model.source, calibration, preprocess).samples
+            notes.extend([f"calibration: {samples.left_out}"] if samples.left_out else [])
+            return samples
+
+        observe = observer(model.graph, analysis, read)
     constraints = site_constraints(analysis, outputs)
     made = compose(method, analysis.shape, analysis.has_cls, keep, constraints, observe)
     check_schedule(analysis, made, outputs)
-    return made
+    return replace(made, notes=(*made.notes, *notes))
 
 
 def checked_schedule(model: Analysed, schedule: ScheduleLike, outputs: str = "reduced") -> Schedule:
