@@ -161,7 +161,7 @@ def _is_product(node: gs.Node) -> bool:
 def _above(tensor: gs.Tensor) -> tuple[gs.Node, _Path] | None:
     """The product of two computed tensors that logits come from, and the chain between."""
     node = producer(tensor)
-    if node is None or not is_standard(node):
+    if node is None or tensor.shape is None or not is_standard(node):
         return None
     if _is_product(node):
         return node, _Path((), ())

@@ -12,7 +12,7 @@ from math import sqrt
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from tcompile.analysis.attention import BEFORE_SOFTMAX, Attention
+from tcompile.analysis.attention import BEFORE_SOFTMAX, JOINS, Attention
 from tcompile.core.errors import UsageError
 from tcompile.core.graph import attr, is_const, producer, value
 from tcompile.passes.reduce.builder import Builder
@@ -262,7 +262,7 @@ class AttentionView:
                 return False
             if node is self.product:
                 return True
-            if node.op not in BEFORE_SOFTMAX and node.op != "Concat":
+            if node.op not in BEFORE_SOFTMAX | JOINS:
                 return False
             for operand in node.inputs:
                 if up(operand):

@@ -62,7 +62,8 @@ def set_slice(editor: Editor, node: gs.Node, edit: fx.SetSlice, stage: TokenStat
 
 def set_split(editor: Editor, node: gs.Node, edit: fx.SetSplit, stage: TokenState) -> None:
     """Split into as many as are left of each run."""
-    sizes = editor.b.const([p.size(editor.space, stage.count) for p in edit.parts])
+    space, count = editor.space, stage.count
+    sizes = editor.b.const([p if isinstance(p, int) else p.size(space, count) for p in edit.parts])
     node.attrs.pop("num_outputs", None)
     if len(node.inputs) > 1:
         node.inputs[1] = sizes

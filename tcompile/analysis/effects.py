@@ -43,9 +43,9 @@ class SetSlice:
 
 @dataclass(frozen=True)
 class SetSplit:
-    """Split along tokens into these runs."""
+    """Split along tokens into these runs, and into so many keys that are no tokens."""
 
-    parts: tuple[Run, ...]
+    parts: tuple[Run | int, ...]
 
 
 @dataclass(frozen=True)

@@ -305,6 +305,27 @@ def _sink(first: bool) -> Other:
     return sink
 
 
+def _padded_sink(w: Writer, q: str, k: str, v: str) -> str:
+    """Softmax-plus-one by a column of zeros that Pad makes and Split cuts off."""
+    pads = w.ints(0, 0, 0, 1, 0, 0, 0, 0)
+    chances = w.softmax(w.op("Pad", w.op("MatMul", q, k), pads))
+    _, kept = w.ops("Split", 2, chances, w.ints(1, w.count), axis=3)
+    return w.op("MatMul", kept, v)
+
+
+def _padded_keys(w: Writer, q: str, k: str, v: str) -> str:
+    keys = w.op("Pad", k, w.ints(0, 0, 0, 0, 0, 0, 0, 1))
+    values = w.op("Pad", v, w.ints(0, 0, 0, 0, 0, 0, 1, 0))
+    return w.op("MatMul", w.softmax(w.op("MatMul", q, keys)), values)
+
+
+def _mean_key(w: Writer, q: str, k: str, v: str) -> str:
+    """The mean of all keys is one more, with the mean of all values."""
+    keys = w.op("Concat", k, w.reduce("ReduceMean", k, 3), axis=3)
+    values = w.op("Concat", v, w.reduce("ReduceMean", v, 2), axis=2)
+    return w.op("MatMul", w.softmax(w.op("MatMul", q, keys)), values)
+
+
 def _learned_keys(zero: bool = False, first: bool = False) -> Other:
     """Rows of K and V that are weights, or zeros (add_zero_attn)."""
 
@@ -377,6 +398,9 @@ OTHERS: Mapping[str, Other] = {
     "learned_keys": _learned_keys(),
     "learned_keys_first": _learned_keys(first=True),
     "zero_keys": _learned_keys(zero=True),
+    "padded_sink": _padded_sink,
+    "padded_keys": _padded_keys,
+    "mean_key": _mean_key,
     "talking": _talking("matmul", "matmul"),
     "talking_einsum": _talking("einsum", "einsum"),
     "talking_conv": _talking("conv", "conv"),
