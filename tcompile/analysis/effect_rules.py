@@ -423,10 +423,6 @@ def _meeting_axes(walk: Walk, node: gs.Node, operand: int, behind: bool) -> list
             continue
         if dim.order:
             raise BarrierError(f"joins tokens in another order with '{tensor.name}'")
-        if dim.others != (0, 0):
-            raise BarrierError(
-                f"joins tokens, with learned keys or sinks beside them, and '{tensor.name}'"
-            )
         if dim.batch or dim.factor != 1 or dim.run is None:
             raise BarrierError(f"joins tokens merged with another axis and '{tensor.name}'")
         span = span_of(against, axis + offset)
@@ -435,7 +431,7 @@ def _meeting_axes(walk: Walk, node: gs.Node, operand: int, behind: bool) -> list
             raise BarrierError(
                 f"joins a grid of tokens and '{tensor.name}', a table of one side of it"
             )
-        found.append(SideAxis(axis, dim.run, dim.part, span))
+        found.append(SideAxis(axis, dim.run, dim.part, span, dim.others))
         end = axis + span
     return found
 
@@ -449,9 +445,7 @@ def _own(walk: Walk, tensor: gs.Tensor) -> list[SideAxis]:
             continue
         if dim.order:
             raise BarrierError(f"joins '{tensor.name}', whose tokens have another order")
-        if dim.others != (0, 0):
-            raise BarrierError(f"joins '{tensor.name}', which has others beside its tokens")
-        found.append(SideAxis(i, dim.run, dim.part, span_of(dims, i)))
+        found.append(SideAxis(i, dim.run, dim.part, span_of(dims, i), dim.others))
     return found
 
 
