@@ -340,6 +340,23 @@ def _learned_keys(zero: bool = False, first: bool = False) -> Other:
     return attend
 
 
+def _biased_keys(w: Writer, q: str, k: str, v: str) -> str:
+    """A table of logits for all keys, the learned ones among them; sinks of each query's own."""
+    keys = w.op(
+        "Concat", w.each(w.random(1, w.heads, w.width, 1), q, w.heads, w.width, 1), k, axis=3
+    )
+    x = w.op("Add", w.op("MatMul", q, keys), w.random(w.heads, w.count, w.count + 1))
+    value = w.each(w.random(1, w.heads, 1, w.width), q, w.heads, 1, w.width)
+    return w.op("MatMul", w.softmax(x), w.op("Concat", value, v, axis=2))
+
+
+def _own_sinks(w: Writer, q: str, k: str, v: str) -> str:
+    """A sink of each query's own."""
+    column = w.each(w.random(1, w.heads, w.count, 1), q, w.heads, w.count, 1)
+    chances = w.softmax(w.op("Concat", w.op("MatMul", q, k), column, axis=3))
+    return w.op("MatMul", w.slice(chances, 3, 0, w.count), v)
+
+
 def _heads(w: Writer, x: str, how: str) -> str:
     matrix = np.eye(w.heads) + 0.2 * np.random.default_rng(w.seed).standard_normal((w.heads,) * 2)
     w.seed += 1
@@ -401,6 +418,8 @@ OTHERS: Mapping[str, Other] = {
     "padded_sink": _padded_sink,
     "padded_keys": _padded_keys,
     "mean_key": _mean_key,
+    "biased_keys": _biased_keys,
+    "own_sinks": _own_sinks,
     "talking": _talking("matmul", "matmul"),
     "talking_einsum": _talking("einsum", "einsum"),
     "talking_conv": _talking("conv", "conv"),
