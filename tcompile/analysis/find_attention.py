@@ -107,7 +107,10 @@ def _without_learned(one: Attention, what: str = "learned key") -> Attention:
             others = (*parts[:start], *parts[stop:])
             if ax.from_pieces(parts[start:stop]) == one.rows and not any(map(_tokens, others)):
                 count = sum(p.size for p in others)
-                named = f"a {what}" if count == 1 else f"{count} {what}s"
+                if what == "learned key" and not all(p.fixed for p in others):
+                    named = "another key" if count == 1 else f"{count} other keys"
+                else:
+                    named = f"a {what}" if count == 1 else f"{count} {what}s"
                 return replace(one, columns=one.rows, unusual=(*one.unusual, named))
     return one
 
