@@ -30,7 +30,7 @@ from tcompile.methods.portfolio import PORTFOLIO
 from tcompile.methods.schedulers import Place
 from tcompile.passes.reduce import reduce_graph
 from tcompile.pipeline import read
-from tcompile.planning.method_schedule import site_constraints
+from tcompile.planning.constraints import site_constraints
 from tcompile.planning.optimise.tables import Plan, plan_of
 from tcompile.planning.request import Request
 from tcompile.planning.solve.latencies import measured

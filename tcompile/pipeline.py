@@ -47,13 +47,15 @@ from tcompile.models.preprocess import PREPROCESS_KEY, read_preprocessing
 from tcompile.models.preprocess_option import overrides, resolved
 from tcompile.passes.lower import lower
 from tcompile.passes.lower.token_ops import choose_token_ops
-from tcompile.passes.normalize import normalize
+from tcompile.passes.normalize import check_not_reduced, normalize
 from tcompile.passes.normalize.bind_shapes import Shapes
+from tcompile.passes.reduce.check import without_schedule
 from tcompile.passes.reduce.towers import reduce_towers
 from tcompile.passes.runner import Dump
 from tcompile.passes.stages import Analysed, Reduced
 from tcompile.planning.cost import cost_of
 from tcompile.planning.method_schedule import for_towers, given_schedule, tower_notes
+from tcompile.planning.remedy import remedy
 from tcompile.planning.request import NO_METHOD, Request
 from tcompile.planning.solve.plan_report import FixedPlan, PlanReport, PlanWithCost
 from tcompile.planning.solve.solve import schedule_for_request
@@ -61,7 +63,7 @@ from tcompile.report.explain import NodeFacts
 from tcompile.report.explain import explain as explain_node
 from tcompile.report.inspection import describe
 from tcompile.report.inspection_page import Inspection
-from tcompile.runtime.token_outputs import tower_of_outputs
+from tcompile.runtime.token_outputs import recorded, tower_of_outputs
 from tcompile.targets import load_target
 from tcompile.targets.backends.base import BatchSizes
 from tcompile.verify.owners import Owners
@@ -98,7 +100,9 @@ def read(
         ModelError: a file that cannot be read, or holds no transformer that tcompile can follow.
     """
     with _Located(model):
-        normalized = normalize(load(model), shapes=shapes, dump=dump)
+        source = load(model)
+        check_not_reduced(source)
+        normalized = normalize(source, shapes=shapes, dump=dump)
         analysis = analyse(normalized.graph, prefix=prefix, tower=tower, sized=normalized.sized)
         return Analysed(str(model), normalized, analysis, prefix)
 
@@ -181,7 +185,7 @@ def plan(
     )
     if read_model.analysis.others:
         # What another tower can follow is known once it has.
-        return apply_schedule(read_model, made, request.outputs, planned).schedule
+        return _apply(read_model, made, request, planned).schedule
     return _with_towers(read_model, made, request.outputs)
 
 
@@ -195,7 +199,7 @@ def price(
     read_model = _read_asked(model, request)
     precision = chosen.default_precision
     made, planned = schedule_for_request(read_model, request, chosen, precision, progress)
-    reduced = apply_schedule(read_model, made, request.outputs, planned)
+    reduced = _apply(read_model, made, request, planned)
     if isinstance(planned, FixedPlan):
         planned = planned.with_latency(reduced, chosen, precision, request.batch)
     return PlanWithCost(reduced.schedule, cost_of(reduced), planned)
@@ -210,7 +214,25 @@ def reduce(
     made, planned = schedule_for_request(
         read_model, request, chosen, chosen.default_precision, progress
     )
-    return apply_schedule(read_model, made, request.outputs, planned)
+    return _apply(read_model, made, request, planned)
+
+
+def _apply(
+    model: Analysed,
+    schedule: Schedule,
+    request: Request,
+    planned: PlanReport | FixedPlan | None,
+    dump: Dump | None = None,
+) -> Reduced:
+    """`apply_schedule`; what it says of a schedule that no person wrote is said of the method."""
+    try:
+        return apply_schedule(model, schedule, request.outputs, planned, dump)
+    except UsageError as error:
+        if request.schedule is not None or not error.where.startswith(("schedule", "--method")):
+            raise
+        hint = remedy(model, request.method, request.keep, request.outputs, planned=request.solved)
+        where = f"--method {request.method}"
+        raise UsageError(without_schedule(error), where=where, hint=hint) from error
 
 
 def apply_schedule(
@@ -246,7 +268,8 @@ def apply_schedule(
         schedule=_with_towers(model, done, outputs, planned),
         fp32_nodes=made.fp32_nodes,
         written=made.written,
-        metadata=normal.metadata,
+        metadata={**normal.metadata, **recorded(made.token_index)},
+        token_index=made.token_index,
         widened=normal.widened,
         quantized=bool(normal.quantized),
     )
@@ -402,7 +425,7 @@ def _write_reduced(
     if request is not None:
         schedule, planned = schedule_for_request(analysed, request, job.target, job.precision, say)
     say("reducing")
-    reduced = apply_schedule(analysed, schedule, job.request.outputs, planned, job.dump)
+    reduced = _apply(analysed, schedule, job.request, planned, job.dump)
     # Up to here nothing was written, and what cannot be planned or reduced is known.
     source, owners = describe_source(job.path), Owners(job.path, reduced.dense, reduced.written)
     folder = draft.empty()

@@ -7,12 +7,34 @@ from dataclasses import replace
 from tcompile.analysis.effects import Effects
 from tcompile.analysis.model import Analysis
 from tcompile.analysis.sites import Site
-from tcompile.core.errors import UsageError
+from tcompile.core.errors import TcompileError, UsageError
 from tcompile.core.schedule import Reduction, Schedule, Spec
+from tcompile.core.site import SiteName
 from tcompile.passes.reduce.reducers import drops, find_reducer, needs_score, reducer_of, traits_of
 from tcompile.passes.reduce.reducers.base import Ask, Grid
 from tcompile.passes.reduce.scores import leaves
 from tcompile.passes.reduce.steps import Step
+
+
+class IllegalSiteError(UsageError):
+    """A site at which a reducer may not work.
+
+    Attributes:
+        site: its name.
+        reason: why not.
+    """
+
+    def __init__(self, site: SiteName, reason: str, hint: str = "") -> None:
+        super().__init__(f"site '{site}' is illegal: {reason}", where="schedule", hint=hint)
+        self.site, self.reason = site, reason
+
+
+def without_schedule(error: TcompileError) -> str:
+    """What an error says to those who wrote no schedule."""
+    if isinstance(error, IllegalSiteError):
+        return f"tokens cannot leave at {error.site}: {error.reason}"
+    place = error.where.partition("site ")[2]
+    return f"at {place.strip(chr(39))}: {error.what}" if place else error.what
 
 
 def check_schedule(analysis: Analysis, schedule: Schedule, outputs: str = "reduced") -> list[Step]:
@@ -25,6 +47,14 @@ def check_schedule(analysis: Analysis, schedule: Schedule, outputs: str = "reduc
         UsageError: for another model, unknown or illegal site, counts that do not shrink, a score
             or reducer that the model has no room for.
     """
+    try:
+        return _checked(analysis, schedule, outputs)
+    except IllegalSiteError as error:
+        hint = _nearest_legal(analysis, schedule, error.site, outputs)
+        raise IllegalSiteError(error.site, error.reason, hint) from error
+
+
+def _checked(analysis: Analysis, schedule: Schedule, outputs: str) -> list[Step]:
     if schedule.model != analysis.shape:
         raise UsageError(
             f"made for {schedule.model}, the model has {analysis.shape}", where="schedule"
@@ -114,11 +144,7 @@ def _check_place(analysis: Analysis, site: Site, one: Reduction, outputs: str, b
         return
     reason = _reason(analysis, site, one.reducer, outputs)
     if reason:
-        raise UsageError(
-            f"site '{site.name}' is illegal: {reason}",
-            where="schedule",
-            hint=_nearest_legal(analysis, site, one.reducer, outputs),
-        )
+        raise IllegalSiteError(site.name, reason)
 
 
 def _reason(analysis: Analysis, site: Site, spec: Spec, outputs: str) -> str:
@@ -232,27 +258,35 @@ def _check_count(one: Reduction, ask: Ask, group: int, segments: int) -> None:
         raise UsageError(problem, where=where)
 
 
-def _nearest_legal(analysis: Analysis, site: Site, reducer: Spec, outputs: str) -> str:
-    names = [s.name for s in analysis.sites]
-    here = names.index(site.name)
-    kinds = [site.kind] if site.until else ["attn", "block", "output"]
-    sites = [(i, s) for i, s in enumerate(analysis.sites) if s.kind in kinds]
-    legal = [i for i, s in sites if not _reason(analysis, s, reducer, outputs)]
-    if legal:
-        return f"the nearest legal site is '{names[min(legal, key=lambda i: abs(i - here))]}'"
-    if outputs == "reduced" and not _reason(analysis, site, reducer, "restored"):
+#: Steps that may work where another one does not.
+_OTHER_STEPS = ((Spec("norm"), Spec("topk")), (None, Spec("merge")))
+
+
+def _nearest_legal(analysis: Analysis, schedule: Schedule, name: SiteName, outputs: str) -> str:
+    """Return what to change in a schedule so that it fits; each change was tried."""
+
+    def fits(one: Reduction, mode: str = outputs) -> bool:
+        steps = [one if r.site == name else r for r in schedule.reductions]
+        ordered = tuple(sorted(steps, key=lambda r: order.get(r.site, 0)))
+        try:
+            return bool(_checked(analysis, replace(schedule, reductions=ordered), mode))
+        except UsageError:
+            return False
+
+    order = {s.name: i for i, s in enumerate(analysis.sites)}
+    step = next(r for r in schedule.reductions if r.site == name)
+    nearest = sorted(analysis.sites, key=lambda s: abs(order[s.name] - order[name]))
+    for site in nearest:
+        may = not _reason(analysis, site, step.reducer, outputs)
+        if may and fits(replace(step, site=site.name)):
+            return f"the nearest legal site is '{site.name}'"
+    if outputs == "reduced" and fits(step, "restored"):
         return "--outputs restored makes it legal: outputs get every token back"
-    verdicts = [s.verdict(outputs) for _, s in sites]
-    if "merge" in traits_of(reducer) and any(not v.of(()) for v in verdicts):
-        return "tokens can leave there without merging: --method topk"
-    if "merge" not in traits_of(reducer) and any(not v.of(("merge",)) for v in verdicts):
-        return "tokens can be merged there: --method tome"
-    if "fuse" in traits_of(reducer) and any(not v.of(()) for v in verdicts):
-        return "tokens can leave there without being fused: --method topk"
-    around = [s.name for s in analysis.sites if s.kind == "around" and s.legal]
-    if around and not site.until:
-        return f"tokens can be bypassed around a block: --method bypass ({', '.join(around)})"
-    return "this model has no legal site"
+    for score, reducer in _OTHER_STEPS:
+        if fits(replace(step, score=score, reducer=reducer)):
+            scored = f" and score '{score.name}'" if score else ""
+            return f"reducer '{reducer.name}'{scored} may work there"
+    return "omit this step"
 
 
 def raise_on_barrier(found: Effects, schedule: Schedule) -> None:

@@ -157,6 +157,8 @@ def refused_output(walk: Walk, out: gs.Tensor) -> Barrier | None:
     elif out.name in walk.regions:
         if not _restore_region(walk, walk.regions[out.name], stage):
             why = "splits or permutes the token axis"
+    elif stage and any(d is not None and any(d.others) for d in walk.dims(out)):
+        why = "gives tokens with learned keys or sinks beside them"
     elif not walk.restorable and stage and any(map(is_rest, walk.result.dims[out.name])):
         why = "gives a grid, which fewer tokens do not fill"
     elif stage and any(d.others != (0, 0) for d in walk.result.dims[out.name]):
@@ -336,7 +338,7 @@ def _in_region(walk: Walk, node: gs.Node, region: Region | None) -> list[Edit]:
 
 def _restore(walk: Walk, node: gs.Node, stage: int) -> bool:
     """Give the node (or the head of the region it ends) every token back, where allowed."""
-    if stage == 0:
+    if stage == 0 or any(any(d.others) for t in node.inputs for d in walk.dims(t) if d):
         return False
     bypassed = _bypassed(walk, stage)
     if bypassed and any(o.name in walk.facts.opaque for o in node.outputs):

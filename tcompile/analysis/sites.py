@@ -213,7 +213,7 @@ class _Judge:
             return verdict
         merge, fuse = verdict.merge, verdict.fuse
         if not block.over_tokens:
-            merge = merge or f"the keys of block {block.index} are not the tokens"
+            merge = merge or f"the keys of block {block.index} are not just the tokens"
         if self.space.segments > 1:
             fuse = fuse or f"each of {self.space.segments} segments would need a token of its own"
         return Verdict("", merge, fuse, verdict.drop)

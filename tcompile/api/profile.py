@@ -15,7 +15,7 @@ from tcompile.core.errors import UsageError
 from tcompile.core.progress import Progress, silent
 from tcompile.methods.method import OWN_SCHEDULE, Method, method_for
 from tcompile.methods.portfolio import PORTFOLIO
-from tcompile.planning.method_schedule import site_constraints
+from tcompile.planning.constraints import site_constraints
 from tcompile.profiling.curve import Curve, StepCost
 from tcompile.profiling.profile import Conditions, Profile, read_profile
 from tcompile.profiling.structure import Layout, layout_of

@@ -192,6 +192,8 @@ class Manifest:
         target: the device compiled for.
         outputs_mode: whether an output with a token axis holds the tokens that were kept, or all
             of them through the owner map.
+        token_index: output with fewer tokens → the output that says which tokens its rows are, by
+            their positions in the dense model's output; -1: a token that stands for several.
         schedule: which tokens leave where, as `tcompile plan --json` prints it and `--schedule`
             reads it.
         tokens_per_block: prefix tokens included.
@@ -258,6 +260,7 @@ class Manifest:
     asked: Share | None = None
     kept: Share | None = None
     summary: tuple[str, ...] = ()
+    token_index: dict[str, str] = field(default_factory=dict)
     shapes: dict[str, Dims] = field(default_factory=dict)
     prefix: Count | None = None
     preprocess: dict[str, Any] | None = None

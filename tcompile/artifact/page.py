@@ -44,7 +44,7 @@ def render(manifest: Manifest) -> str:
         *([f"\nToken ops: {m.token_ops.form}; {m.token_ops.reason}."] if m.token_ops else []),
         *([f"\nBatches of {b.words}."] if (b := m.batch_sizes) else []),
         "\n## Inputs and outputs\n",
-        _tensors(m.inputs, m.outputs),
+        _tensors(m.inputs, m.outputs, m.token_index),
     ]
     if m.notes:
         parts += ["\n## Notes\n", *(f"- {note}" for note in m.notes)]
@@ -184,9 +184,15 @@ def _fused(fused: FusedAttention | None) -> str:
     return text + (f" Not fused: {', '.join(fused.missing)}." if fused.missing else "")
 
 
-def _tensors(inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo]) -> str:
+def _tensors(
+    inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo], token_index: Mapping[str, str]
+) -> str:
     def row(kind: str, tensor: TensorInfo) -> tuple[str, str, str, str]:
         return kind, f"`{tensor.name}`", tensor.dtype, " × ".join(map(str, tensor.shape))
 
     rows = [row("input", t) for t in inputs] + [row("output", t) for t in outputs]
-    return table(("", "name", "type", "shape"), rows)
+    told = "".join(
+        f"\n\nThe rows of `{name}` are the tokens that `{index}` lists."
+        for name, index in token_index.items()
+    )
+    return table(("", "name", "type", "shape"), rows) + told

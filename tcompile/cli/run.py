@@ -62,6 +62,7 @@ def run(artifact: Path, data: Path, preprocess: str | None, top: int, as_json: b
         shape = " × ".join(map(str, out.shape))
         stats = f"min {out.minimum:.4g}, mean {out.mean:.4g}, max {out.maximum:.4g}"
         stats += f", {out.not_finite} NaN or Inf" if out.not_finite else ""
+        stats += f"; its tokens are those of {out.token_index}" if out.token_index else ""
         click.echo(f"{short_names(out.name)}: {out.dtype} {shape}, {stats}")
         for number, ranked in enumerate(out.top):
             title = f"sample {number}" if len(out.top) > 1 else ""

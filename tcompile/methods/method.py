@@ -18,14 +18,14 @@ from tcompile.methods.context import Context, SiteConstraints, SiteRule
 from tcompile.methods.presets import Preset
 from tcompile.methods.schedulers import Place
 from tcompile.methods.schedulers.base import Scheduler
-from tcompile.passes.reduce.check import check_schedule, dense_grid
+from tcompile.passes.reduce.check import check_schedule, dense_grid, without_schedule
 from tcompile.passes.reduce.reducers import find_reducer
 from tcompile.passes.reduce.reducers.base import Ask
 
 #: Kinds of sites where tokens leave for good, which is what the planner plans.
 KINDS = ("attn", "block", "output")
 #: What to do with a method that cannot be planned.
-OWN_SCHEDULE = "give it --keep, and it goes by its own schedule"
+OWN_SCHEDULE = "with --keep R and no other budget it goes by its own schedule"
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +141,7 @@ def method_for(
             made = _composed(text, preset, values, context, [Place(site.name, keep)])
             check_schedule(analysis, made, outputs)
         except TcompileError as error:
-            reason = error.one_line()
+            reason = without_schedule(error)
             continue
         rules.append(_rule(analysis, site.name, step, made.reductions[0]))
     if not rules:

@@ -15,11 +15,13 @@ from tcompile.core.errors import UsageError
 from tcompile.core.schedule import Reduction, Schedule, TowerSchedule, read_schedule
 from tcompile.core.site import SiteName
 from tcompile.methods.composition import compose, score_fallback
-from tcompile.methods.context import Context, SiteConstraints
-from tcompile.passes.reduce.check import check_schedule, dense_grid
+from tcompile.methods.context import Context
+from tcompile.passes.reduce.check import check_schedule, without_schedule
 from tcompile.passes.reduce.reducers import reducer_of
 from tcompile.passes.reduce.scores import leaves
 from tcompile.passes.stages import Analysed
+from tcompile.planning.constraints import site_constraints
+from tcompile.planning.remedy import remedy
 from tcompile.planning.request import Keep
 
 if TYPE_CHECKING:
@@ -35,10 +37,12 @@ def schedule_for(
     outputs: str = "reduced",
     calibration: str | Path | None = None,
     preprocess: str | None = None,
+    asked: str | None = None,
 ) -> Schedule:
     """A method's own schedule for a budget, checked against the model.
 
     Args:
+        asked: the method that a person named, where this one stands in for it.
         calibration: images, for methods that learn their counts from them; see `build`.
         preprocess: how they are prepared, in place of what the model records.
 
@@ -59,7 +63,12 @@ def schedule_for(
         observe = observer(model.graph, analysis, read)
     constraints = site_constraints(analysis, outputs)
     made = compose(method, analysis.shape, analysis.has_cls, keep, constraints, observe)
-    check_schedule(analysis, made, outputs)
+    try:
+        check_schedule(analysis, made, outputs)
+    except UsageError as error:
+        named = asked or method
+        hint = remedy(model, named, keep, outputs)
+        raise UsageError(without_schedule(error), where=f"--method {named}", hint=hint) from error
     return replace(made, notes=(*made.notes, *notes))
 
 
@@ -72,17 +81,6 @@ def checked_schedule(model: Analysed, schedule: ScheduleLike, outputs: str = "re
     made = given_schedule(schedule)
     check_schedule(model.analysis, made, outputs)
     return made
-
-
-def site_constraints(analysis: Analysis, outputs: str = "reduced") -> SiteConstraints:
-    """Describe where a model lets tokens leave, as methods see it."""
-    legal = [s for s in analysis.sites if not s.verdict(outputs).reason]
-    groups = {s.name: s.step(outputs) for s in legal if s.step(outputs) > 1}
-    unscored = {s.name: s.unread for s in analysis.sites if s.unread}
-    windows = any(b.window for b in analysis.blocks)
-    parallel = frozenset(b.index for b in analysis.blocks if b.parallel)
-    names, grid = frozenset(s.name for s in legal), dense_grid(analysis)
-    return SiteConstraints(names, groups, windows, parallel, unscored, grid)
 
 
 def given_schedule(schedule: ScheduleLike) -> Schedule:

@@ -14,7 +14,7 @@ from tcompile.methods.method import Method, method_for
 from tcompile.passes.reduce import reduce_graph
 from tcompile.passes.stages import Analysed
 from tcompile.pipeline import read
-from tcompile.planning.method_schedule import site_constraints
+from tcompile.planning.constraints import site_constraints
 from tcompile.profiling.curve import Curve, Figure, StepCost
 from tcompile.profiling.partition import partition
 from tcompile.profiling.profile import (

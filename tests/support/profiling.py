@@ -18,7 +18,7 @@ from tcompile.core.save import save
 from tcompile.methods.method import Method, method_for
 from tcompile.models.onnx_vit import GraphWriter, patch_tokens, pool, prefix_tokens
 from tcompile.passes.stages import Analysed
-from tcompile.planning.method_schedule import site_constraints
+from tcompile.planning.constraints import site_constraints
 from tcompile.profiling import sessions
 from tcompile.profiling.partition import Segment, subgraph
 from tcompile.profiling.profile import Conditions

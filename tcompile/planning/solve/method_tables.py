@@ -23,17 +23,18 @@ from tcompile.core.errors import UsageError
 from tcompile.core.model_files import describe_source
 from tcompile.core.progress import Progress
 from tcompile.core.schedule import Schedule
-from tcompile.methods.method import Method, method_for
+from tcompile.methods.method import OWN_SCHEDULE, Method, method_for
 from tcompile.methods.portfolio import PORTFOLIO
 from tcompile.methods.schedulers import Place
 from tcompile.passes.stages import Analysed
+from tcompile.planning.constraints import site_constraints
 from tcompile.planning.losses.attention_mass import attention_losses
 from tcompile.planning.losses.base import SCHEMA, SiteLosses
 from tcompile.planning.losses.data import Calibration, read_calibration, split
 from tcompile.planning.losses.sensitivity import measured_losses
-from tcompile.planning.method_schedule import site_constraints
 from tcompile.planning.optimise.prior import prior_loss
 from tcompile.planning.optimise.tables import Floats, Plan, StepFunction, Tables
+from tcompile.planning.remedy import planned_remedy
 from tcompile.planning.request import AUTO, Request
 from tcompile.profiling.curve import Curve
 from tcompile.profiling.plateaus import grid
@@ -86,7 +87,13 @@ def methods_for(model: Analysed, request: Request) -> list[Method]:
     if request.objective == "pomt" and text == AUTO:
         text = "pomt"
     if text.partition(":")[0] != AUTO:
-        return [method_for(model.analysis, constraints, text, request.outputs)]
+        try:
+            return [method_for(model.analysis, constraints, text, request.outputs)]
+        except UsageError as error:
+            if error.hint != OWN_SCHEDULE:
+                raise
+            hint = planned_remedy(model, text, request.outputs)
+            raise UsageError(error.what, where=f"--method {text}", hint=hint) from error
     found: list[Method] = []
     reasons: list[UsageError] = []
     for name in PORTFOLIO:
@@ -95,7 +102,8 @@ def methods_for(model: Analysed, request: Request) -> list[Method]:
         except UsageError as error:
             reasons.append(error)
     if not found:
-        raise reasons[-1]
+        hint = planned_remedy(model, text, request.outputs)
+        raise UsageError(reasons[-1].what, where=f"--method {text}", hint=hint) from reasons[-1]
     several = request.calibration is not None and request.losses == "measured"
     return found if several else found[:1]
 

@@ -13,9 +13,10 @@ from tcompile.core.schedule import Schedule
 from tcompile.methods.composition import parse_keep
 from tcompile.methods.method import Method, method_for
 from tcompile.passes.stages import Analysed
+from tcompile.planning.constraints import site_constraints
 from tcompile.planning.losses.data import Calibration
 from tcompile.planning.losses.drop import Drop
-from tcompile.planning.method_schedule import checked_schedule, schedule_for, site_constraints
+from tcompile.planning.method_schedule import checked_schedule, schedule_for
 from tcompile.planning.optimise.solver import front
 from tcompile.planning.optimise.tables import plateau_of
 from tcompile.planning.request import AUTO, NO_METHOD, Request
@@ -84,7 +85,7 @@ def schedule_for_request(
         if request.method != AUTO or request.keep is None:
             raise
         # What topk says of the model is more to the point than that nothing can be planned.
-        own = schedule_for(model, request.keep, "topk", request.outputs)
+        own = schedule_for(model, request.keep, "topk", request.outputs, asked=AUTO)
         return _fixed_plan(model, request, own)
     images = _images(model, request, say)  # before minutes are spent on measuring
     profile = profile_for(model, methods, target, request, precision, say)

@@ -102,7 +102,9 @@ class World:
 
     def read(self, *_: Any) -> Any:
         return SimpleNamespace(
-            graph=SimpleNamespace(inputs=[]), analysis=SimpleNamespace(shape=SHAPE)
+            graph=SimpleNamespace(inputs=[]),
+            analysis=SimpleNamespace(shape=SHAPE),
+            normalized=SimpleNamespace(notes=()),
         )
 
     def solve(self, _: Any, request: Request, *__: Any) -> tuple[Schedule, PlanReport | FixedPlan]:

@@ -17,7 +17,7 @@ from tcompile.methods.schedulers import Place
 from tcompile.models.onnx_vit import GraphWriter
 from tcompile.passes.stages import Analysed
 from tcompile.pipeline import read
-from tcompile.planning.method_schedule import site_constraints
+from tcompile.planning.constraints import site_constraints
 from tests.support.grid_vit import GridVit, grid_vit, grid_weights
 from tests.support.planted import method, model
 from tests.support.preset_models import video_vit
@@ -136,7 +136,7 @@ def test_what_cannot_be_planned_is_said(name: str, why: str) -> None:
     with pytest.raises(UsageError, match="cannot be planned") as error:
         method(model(), name)
     assert why in error.value.what
-    assert "give it --keep" in str(error.value)
+    assert "with --keep R" in str(error.value)
     assert "\n" not in error.value.one_line()
 
 

@@ -13,7 +13,7 @@ from tcompile.methods.presets import PRESETS, Preset
 from tcompile.passes.reduce.check import check_schedule
 from tcompile.passes.stages import Analysed
 from tcompile.pipeline import read
-from tcompile.planning.method_schedule import site_constraints
+from tcompile.planning.constraints import site_constraints
 from tests.support.tiny_vit import VitSpec, save_tiny_vit
 
 SPECS = (
