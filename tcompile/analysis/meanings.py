@@ -64,7 +64,7 @@ def _has_features(facts: Facts, one: Residual) -> bool:
 
 
 def _summed(graph: gs.Graph, facts: Facts) -> set[Root]:
-    """Index sets along which a stored matrix multiplies, or a norm runs."""
+    """Index sets along which, by themselves, a stored matrix multiplies or a norm runs."""
     found: set[Root] = set()
     for node in graph.nodes:
         axes: list[Axis] = []
@@ -77,7 +77,7 @@ def _summed(graph: gs.Graph, facts: Facts) -> set[Root]:
                     axes.append(facts.of(tensor)[axis])
         elif node.op in _NORMS:
             axes = [facts.of(node.inputs[0])[i] for i in trailing(node, 0)]
-        found |= {d.root for axis in axes for d in axis}
+        found |= {axis[0].root for axis in axes if len(axis) == 1}
     return found
 
 

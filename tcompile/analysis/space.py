@@ -85,14 +85,16 @@ class TokenSpace:
 
     @property
     def tiles(self) -> str:
-        """Words for tokens of tiles with special tokens of their own; empty where it has none."""
+        """Words for tokens of images or tiles that each have special tokens of their own and are
+        attended together; empty where it has none."""
         inner = [d for d in self.axis if any(p.fixed for p in d.root.pieces)]
         if len(self.axis) < 2 or not inner:
             return ""
         parts = [f"{p.size} {'special' if p.fixed else 'patches'}" for p in inner[0].root.pieces]
         return (
-            f"its tokens are those of {self.total // inner[0].size} tiles, each with special "
-            f"tokens of its own ({', '.join(parts)}), which tcompile does not reduce"
+            f"its tokens are those of {self.total // inner[0].size} images or tiles, each with "
+            f"special tokens of its own ({', '.join(parts)}), and some attention runs over those "
+            "of all: tcompile does not reduce that"
         )
 
     @property
