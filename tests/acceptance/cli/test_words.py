@@ -245,6 +245,38 @@ def test_defaults_in_the_texts_of_help(tcompile: Command) -> None:
     assert f"[default: {float(KEEP):g}, or what --method says itself]" in told
 
 
+@pytest.mark.parametrize(
+    ("module", "extra", "arguments"),
+    [
+        ("tensorrt_rtx", "rtx", ("build", "vit.onnx", "--target", "l4", "--keep", "0.5")),
+        ("onnxruntime", "cpu", ("build", "vit.onnx", "--target", "cpu", "--keep", "0.5")),
+        (
+            "matplotlib",
+            "plot",
+            ("plan", "vit.onnx", "--target", "cpu", "--latency", "9", "--plot", "a.png"),
+        ),
+        ("matplotlib", "plot", ("profile", "vit.onnx", "--target", "cpu", "--plot", "a.svg")),
+        ("PIL", "cpu", ("demo",)),
+    ],
+)
+@pytest.mark.usefixtures("vit")
+def test_a_missing_package_is_told_before_the_work(
+    tcompile: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    module: str,
+    extra: str,
+    arguments: tuple[str, ...],
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    for name in ("read", "price"):
+        monkeypatch.setattr(pipeline, name, lambda *_, **__: pytest.fail("it has begun"))
+    monkeypatch.setattr(pipeline, "_build_best", lambda *_: pytest.fail("it has begun"))
+    said = tcompile(*arguments)
+    assert said.code == 2
+    assert f"pip install 'tcompile[{extra}]'" in said.err
+    assert said.err.count("\n") == 1
+
+
 @pytest.mark.parametrize("width", [40, 60, 80, 100, 160])
 def test_names_are_never_broken(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int
