@@ -277,6 +277,12 @@ def test_a_missing_package_is_told_before_the_work(
     assert said.err.count("\n") == 1
 
 
+@pytest.mark.usefixtures("vit")
+def test_a_share_in_percent_is_told_as_a_fraction(tcompile: Command) -> None:
+    said = tcompile("plan", "vit.onnx", "--target", "cpu", "--keep", "60")
+    assert said.err.endswith("(it is the fraction of patch tokens that are kept: 0.6 for 60 %)\n")
+
+
 @pytest.mark.parametrize("width", [40, 60, 80, 100, 160])
 def test_names_are_never_broken(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int
