@@ -18,6 +18,10 @@ Fits = Callable[[Shapes], bool]
 #: Sides and lengths that people use, for a file that names none itself.
 _SIDES = (224, 256, 384, 336, 448, 512, 518)
 _LENGTHS = (77, 64, 128)
+#: Rows of a table of positions at most; a vocabulary has more.
+_LONGEST = 1024
+#: Ops whose stored operand is a weight, and no table.
+_PRODUCTS = {"MatMul", "Gemm", "Conv"}
 #: Tokens before the patches that a table of positions may have rows for.
 _PREFIX = 6
 _MOST_TRIED = 12
@@ -62,36 +66,48 @@ def _candidates(model: onnx.ModelProto, batch: int | None) -> Iterator[dict[str,
     """Shapes of every input that has something free, the likeliest first."""
     initialised = {t.name for t in model.graph.initializer}
     stored = {name: tuple(t.dims) for name, t in _values(model).items()}
+    products = [n for n in model.graph.node if n.op_type in _PRODUCTS]
+    weights = {name for n in products for name in n.input}
+    tables = _tables({n: d for n, d in stored.items() if n not in weights})
     free: dict[str, list[list[int | str]]] = {}
     for value in model.graph.input:
         if value.name in initialised:
             continue
-        dims = [_dim(d) for d in value.type.tensor_type.shape.dim]
+        shape = value.type.tensor_type.shape
+        dims = [_dim(d) for d in shape.dim]
+        first = dims[0] if dims and dims[0] is not None else _name(shape)
         literal = [d for d in dims[1:] if isinstance(d, int)]
         if len(literal) < len(dims[1:]):
-            free[value.name] = list(_of_input(model, value.name, dims, stored))
+            free[value.name] = list(_of_input(model, value.name, first, dims, stored, tables))
         elif dims and not isinstance(dims[0], int) and batch is not None:
             free[value.name] = [[batch, *literal]]
     for found in product(*free.values()):
         shapes = dict(zip(free, found, strict=True))
         if batch is not None:
             for of_one in shapes.values():
-                of_one[0] = batch if of_one[0] == BATCH else of_one[0]
+                of_one[0] = of_one[0] if isinstance(of_one[0], int) else batch
         yield shapes
 
 
 def _of_input(
     model: onnx.ModelProto,
     name: str,
+    first: int | str,
     dims: Sequence[int | None],
     stored: Mapping[str, tuple[int, ...]],
+    tables: Sequence[int],
 ) -> Iterator[list[int | str]]:
-    """Dims of one input, the likeliest first. The first one that is free stays so."""
-    first: int | str = dims[0] if dims[0] is not None else BATCH
+    """Dims of one input, the likeliest first.
+
+    Args:
+        first: the first one, a name where it stays free.
+        stored: dims of all that is stored.
+        tables: rows of what may be tables of positions.
+    """
     image = _image(model, name, len(dims), stored)
     if len(dims) != 4:
-        lengths = [n for n in _tables(stored) if n <= 1024]
-        for length in dict.fromkeys((*_LENGTHS, *lengths)):
+        lengths = sorted(n for n in tables if n <= _LONGEST)
+        for length in dict.fromkeys((*lengths, *_LENGTHS)):
             yield [first, *(length if d is None else d for d in dims[1:])]
         return
     if image is None:
@@ -148,6 +164,12 @@ def _values(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
             if attribute.name == "value":
                 found[node.output[0]] = attribute.t
     return found
+
+
+def _name(shape: onnx.TensorShapeProto) -> str:
+    """The name of a free first dim."""
+    name = shape.dim[0].dim_param if shape.dim else ""
+    return name if name.isidentifier() else BATCH
 
 
 def _dim(dim: onnx.TensorShapeProto.Dimension) -> int | None:
