@@ -70,7 +70,7 @@ class Results:
     def read(path: Path, settings: Mapping[str, Any]) -> Results:
         """Return what the file holds; nothing where it is of other settings, or not there."""
         if path.is_file():
-            found = json.loads(path.read_text())
+            found = json.loads(path.read_text(encoding="utf-8"))
             if found["settings"] == settings:
                 rows = tuple(Row(**{**row, "notes": tuple(row["notes"])}) for row in found["rows"])
                 return Results(settings, rows, found["dense_top1"])
@@ -81,7 +81,7 @@ class Results:
         document = {"kind": "measured", **asdict(self), "rows": []}
         rows = ",\n".join(f"  {json.dumps(_rounded(asdict(row)))}" for row in self.rows)
         head, _, tail = json.dumps(document, indent=1).rpartition("[]")
-        path.write_text(f"{head}[\n{rows}\n ]{tail}\n")
+        path.write_text(f"{head}[\n{rows}\n ]{tail}\n", encoding="utf-8")
 
     def has(self, method: str, keep: str) -> bool:
         """Return whether it was measured; what failed is tried again."""
@@ -97,7 +97,7 @@ def answers(path: Path, scenes: int) -> list[Row]:
     """The rows of a file, measured under whatever settings on as many scenes."""
     if not path.is_file():
         return []
-    settings = json.loads(path.read_text())["settings"]
+    settings = json.loads(path.read_text(encoding="utf-8"))["settings"]
     rows = Results.read(path, settings).rows if settings["scenes"] == scenes else ()
     return [row for row in rows if not row.missing]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import onnx_graphsurgeon as gs
 
@@ -41,7 +41,8 @@ class Reduced:
         fp32_nodes: nodes that must stay fp32 when the rest goes to fp16.
         written: name of each node and tensor that the reduction wrote → the site that it is for;
             empty for what follows from several.
-        metadata: the source's metadata_props.
+        metadata: the source's metadata_props, and `token_index` where some output has fewer tokens.
+        token_index: output with fewer tokens → the output that says which tokens its rows are.
         widened: whether the source computed in fp16.
         quantized: whether the source quantises while it runs.
     """
@@ -54,3 +55,4 @@ class Reduced:
     metadata: dict[str, str]
     widened: bool
     quantized: bool = False
+    token_index: Mapping[str, str] = field(default_factory=dict)

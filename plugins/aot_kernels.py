@@ -85,10 +85,12 @@ def ptx(source: str, arch: str = "75", nvcc: str | None = None) -> str:
             "-o",
             str(made),
         ]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", check=False
+        )
         if done.returncode:
             raise RuntimeError(f"nvcc cannot compile {source}.cu: {done.stderr[-2000:]}")
-        return made.read_text()
+        return made.read_text(encoding="utf-8")
 
 
 def _up(a: int, b: int) -> int:

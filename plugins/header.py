@@ -58,6 +58,6 @@ def _strings(texts: tuple[str, ...]) -> str:
 
 if __name__ == "__main__":
     if "--write" in sys.argv[1:]:
-        PATH.write_text(header())
+        PATH.write_text(header(), encoding="utf-8", newline="\n")
     else:
         sys.stdout.write(header())

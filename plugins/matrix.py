@@ -123,7 +123,9 @@ def compile_source(source: str) -> list[Need]:
             "-o",
             str(Path(folder) / "made.o"),
         ]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", check=False
+        )
     if done.returncode:
         raise RuntimeError(f"nvcc cannot compile {source}: {done.stderr[-4000:]}")
     return list(read_needs(done.stderr))
@@ -225,7 +227,7 @@ def main(arguments: list[str]) -> int:
     needs = [n for source in (*SOURCES, *AOT_SOURCES) for n in compile_source(source)]
     if "--json" in arguments:
         Path(arguments[arguments.index("--json") + 1]).write_text(
-            json.dumps([asdict(n) for n in needs], indent=1)
+            json.dumps([asdict(n) for n in needs], indent=1), encoding="utf-8"
         )
     sys.stdout.write(table(needs) + "\n")
     wrong = beyond(needs)

@@ -47,7 +47,7 @@ from tcompile.models.preprocess import PREPROCESS_KEY, read_preprocessing
 from tcompile.models.preprocess_option import overrides, resolved
 from tcompile.passes.lower import lower
 from tcompile.passes.lower.token_ops import choose_token_ops
-from tcompile.passes.normalize import normalize
+from tcompile.passes.normalize import check_not_reduced, normalize
 from tcompile.passes.normalize.bind_shapes import Shapes
 from tcompile.passes.reduce.check import without_schedule
 from tcompile.passes.reduce.towers import reduce_towers
@@ -63,7 +63,7 @@ from tcompile.report.explain import NodeFacts
 from tcompile.report.explain import explain as explain_node
 from tcompile.report.inspection import describe
 from tcompile.report.inspection_page import Inspection
-from tcompile.runtime.token_outputs import tower_of_outputs
+from tcompile.runtime.token_outputs import recorded, tower_of_outputs
 from tcompile.targets import load_target
 from tcompile.targets.backends.base import BatchSizes
 from tcompile.verify.owners import Owners
@@ -100,7 +100,9 @@ def read(
         ModelError: a file that cannot be read, or holds no transformer that tcompile can follow.
     """
     with _Located(model):
-        normalized = normalize(load(model), shapes=shapes, dump=dump)
+        source = load(model)
+        check_not_reduced(source)
+        normalized = normalize(source, shapes=shapes, dump=dump)
         analysis = analyse(normalized.graph, prefix=prefix, tower=tower, sized=normalized.sized)
         return Analysed(str(model), normalized, analysis, prefix)
 
@@ -266,7 +268,8 @@ def apply_schedule(
         schedule=_with_towers(model, done, outputs, planned),
         fp32_nodes=made.fp32_nodes,
         written=made.written,
-        metadata=normal.metadata,
+        metadata={**normal.metadata, **recorded(made.token_index)},
+        token_index=made.token_index,
         widened=normal.widened,
         quantized=bool(normal.quantized),
     )

@@ -250,7 +250,7 @@ def passes(tree: Path, tests: Sequence[str]) -> bool:
 
 def report(results: Path) -> None:
     """Print how many were killed, by whom, and the survivors."""
-    rows = [json.loads(line) for line in results.read_text().splitlines()]
+    rows = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
     known = {mutant.id: mutant for mutant in mutants()}
     rows = [row for row in rows if row["id"] in known]
     by = {who: sum(row["by"] == who for row in rows) for who in sorted({r["by"] for r in rows})}
@@ -302,7 +302,7 @@ def run(left: list[Mutant], jobs: int, results: Path) -> None:
                 trees.put(tree)
             seconds = round(time.monotonic() - start, 1)
             row = {"id": mutant.id, "by": by, "seconds": seconds, **asdict(mutant)}
-            with lock, results.open("a") as file:
+            with lock, results.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
             print(f"{by:9} {mutant.file}:{mutant.line} {mutant.kind} ({seconds} s)", flush=True)
 

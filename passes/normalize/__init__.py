@@ -19,6 +19,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 from onnx_graphsurgeon.util.exception import OnnxGraphSurgeonException
 
 from tcompile.analysis.facts import Origin
+from tcompile.core.domain import DOMAIN, WRITTEN
 from tcompile.core.errors import ModelError, UsageError
 from tcompile.core.graph import unique_names
 from tcompile.passes.normalize.batch import check_known, explicit_reshapes, free_batch
@@ -265,6 +266,20 @@ def _refuse_branches(graph: gs.Graph, values: Values, doubts: Sequence[Contradic
             )
     if doubts:
         raise doubts[0]
+
+
+def check_not_reduced(model: onnx.ModelProto) -> None:
+    """Refuse what tcompile itself has reduced: its own nodes could not be told from new ones.
+
+    Raises:
+        ModelError: naming the first of its nodes.
+    """
+    for node in model.graph.node:
+        if node.domain == DOMAIN or node.name.startswith(WRITTEN):
+            raise ModelError(
+                f"tcompile has reduced this model already ({node.op_type} '{node.name}')",
+                hint="build from the model that it was made from",
+            )
 
 
 def _drop_stale_inputs(model: onnx.ModelProto) -> None:

@@ -133,13 +133,21 @@ class DimVectors:
     def _node(
         self, op: str, tag: str, inputs: list[gs.Tensor], dims: list[int], **attrs: Any
     ) -> gs.Tensor:
-        name, taken = tag, {n.name for n in self.graph.nodes} | set(self.graph.tensors())
-        while name in taken or name in self.names:
-            name += "_"
+        name = self._fresh(tag)
         out = gs.Variable(name, np.int64, dims)
         self.graph.nodes.append(gs.Node(op, name, attrs, inputs, [out]))
         self.names.add(name)
         return out
+
+    def _fresh(self, tag: str) -> str:
+        """A name that nothing has: the file may be one that was normalised before."""
+        taken = {n.name for n in self.graph.nodes} | set(self.graph.tensors()) | self.names
+        while tag in taken:
+            tag += "_"
+        return tag
+
+    def _stored(self, tag: str, value: int | list[int]) -> gs.Constant:
+        return gs.Constant(self._fresh(tag), np.asarray(value, dtype=np.int64))
 
     def _dim(self, name: str) -> gs.Tensor:
         """[1], the free dim of that name: the first of the first input that has it."""
@@ -149,13 +157,13 @@ class DimVectors:
             ("dims", source.name),
             lambda _: self._node("Shape", f"tc_dims_{source.name}", [source], [len(source.shape)]),
         )
-        zero = gs.Constant(f"tc_zero_{source.name}", np.asarray([0], dtype=np.int64))
+        zero = self._stored(f"tc_zero_{source.name}", [0])
         return self._node("Gather", f"tc_{name}", [dims, zero], [1], axis=0)
 
     def _product(self, dim: int) -> gs.Tensor:
         """[1], a dim that is the product of free ones and a number."""
         names, rest = free_factors(dim)
-        found = gs.Constant(f"tc_{dim}", np.asarray([rest], dtype=np.int64)) if rest != 1 else None
+        found = self._stored(f"tc_{dim}", [rest]) if rest != 1 else None
         for name in names:
             factor = self._once(("dim", name), lambda key: self._dim(key[1]))
             found = (
@@ -171,13 +179,13 @@ class DimVectors:
         parts = [
             self._once(("product", d), lambda key: self._product(key[1]))
             if is_free(d)
-            else gs.Constant(f"tc_{tag}_{i}", np.asarray([d], dtype=np.int64))
+            else self._stored(f"tc_{tag}_{i}", [d])
             for i, d in enumerate(dims)
         ]
         return self._node("Concat", f"tc_shape_{tag}", parts, [len(dims)], axis=0)
 
     def _scalar(self, dim: int) -> gs.Tensor:
-        zero = gs.Constant(f"tc_first_{dim}", np.asarray(0, dtype=np.int64))
+        zero = self._stored(f"tc_first_{dim}", 0)
         return self._node(
             "Gather", f"tc_size_{_tag([dim])}", [self.vector([dim]), zero], [], axis=0
         )

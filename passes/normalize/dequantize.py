@@ -111,6 +111,12 @@ def _product(graph: gs.Graph, node: gs.Node, floats: set[str]) -> None:
     zeros += [gs.Variable.empty()] * (2 - len(zeros))
     conv = node.op == "ConvInteger"
     out = node.outputs[0]
+    if any(out is t for t in graph.outputs):
+        raise ModelError(
+            f"output '{out.name}' is the whole numbers that {node.op} '{node.name}' gives, which "
+            "tcompile reads as a product of floats",
+            hint=_HINT,
+        )
     for reader in out.outputs:
         if reader.op != "Cast" or attr(reader, "to") != onnx.TensorProto.FLOAT:
             raise ModelError(
@@ -230,6 +236,7 @@ def _apart(graph: gs.Graph, node: gs.Node) -> None:
     made = gs.Node(op, f"{node.name}/fp32", plain, operands, [out])
     quantise = gs.Node("QuantizeLinear", f"{node.name}/quantize", {}, [out, *result], [])
     (target,) = node.outputs
+    node.inputs.clear()
     node.outputs.clear()
     quantise.outputs.append(target)
     position = next(i for i, n in enumerate(graph.nodes) if n is node)

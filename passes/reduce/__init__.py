@@ -79,7 +79,8 @@ def reduce_graph(
     )
     run(state, PASSES, "reduce", dump)
     edits = {n: [type(e).__name__ for e in es] for n, es in found.edits.items()}
-    return ReducedGraph(graph, frozenset(state.b.fp32), dict(state.b.written), edits)
+    names = dict(state.b.written)
+    return ReducedGraph(graph, frozenset(state.b.fp32), names, edits, state.token_index)
 
 
 def _in_groups(analysis: Analysis, schedule: Schedule) -> bool:

@@ -7,7 +7,7 @@ bypassed around a block (IdleViT, SViT), some run through it, and the others pas
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -50,12 +50,14 @@ class ReducedGraph:
         written: name of each node and tensor that this pass wrote → the site that it is for; empty
             for what follows from several.
         edits: node name → kinds of edits made, for reports.
+        token_index: output with fewer tokens → the output that says which tokens its rows are.
     """
 
     graph: gs.Graph
     fp32_nodes: frozenset[str]
     written: Mapping[str, str]
     edits: dict[str, list[str]]
+    token_index: Mapping[str, str] = field(default_factory=dict)
 
 
 def returns(step: Step) -> bool:
@@ -85,6 +87,7 @@ class Rewriter:
         self.outputs, self.label, self.dump = outputs, label, dump
         self.planned = [step for step, _ in planned]
         cuts = {step.site.name: cut for step, cut in planned}
+        self.token_index: dict[str, str] = {}
         self.dense_outputs = [str(o.name) for o in graph.outputs]
         self.predicted: dict[str, list[int | str]] = {}
         self.graph, self.analysis, self.found, self.cuts = graph, analysis, found, cuts
@@ -288,7 +291,7 @@ class Rewriter:
             place = carried(dims, self.analysis.space, stage)
             if place is not None and not any(c.region for c in self.cuts.values()):
                 wanted[name] = place
-        token_outputs(self.editor, self.stages, wanted, self.outputs, self.label)
+        self.token_index = token_outputs(self.editor, self.stages, wanted, self.outputs, self.label)
 
     def _infer_shapes(self, *, symbolic: bool = False) -> None:
         """Shapes that contradict each other are the export's fault before this pass, and

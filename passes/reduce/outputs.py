@@ -42,8 +42,8 @@ def token_outputs(
     outputs: Mapping[str, Carried],
     mode: str,
     label: str = "",
-) -> None:
-    """Finish every output that carries tokens.
+) -> dict[str, str]:
+    """Finish every output that carries tokens; returns which `token_index` belongs to each.
 
     `reduced`: adds `token_index` [B, K] (−1: a fused token), and after merging `token_owner` [B, N]
     and `token_size` [B, K], each with `_LABEL` of its tower where it has one; further outputs of
@@ -54,6 +54,7 @@ def token_outputs(
     """
     b, space = editor.b, editor.space
     named: dict[tuple[int, Run, Part, str], str] = {}
+    told: dict[str, str] = {}
     dropped = all(s.positioned and s.size is None for s in stages)
     last = max((c.stage for c in outputs.values()), default=0)
     for name, place in outputs.items():
@@ -70,9 +71,10 @@ def token_outputs(
             continue
         key = (id(stage), place.run, place.part, place.order)
         if key in named:
+            told[name] = named[key]
             continue
         suffix = (f"_{label}" if label else "") + (f"_{name}" if named else "")
-        named[key] = name
+        named[key] = told[name] = f"token_index{suffix}"
         if place.order:
             order = editor.order(place.order)
             _add_output(b, f"token_index{suffix}", in_order(b, space, stage, place.run, order)[0])
@@ -87,6 +89,7 @@ def token_outputs(
         if stage.size is not None:
             _add_output(b, f"token_owner{suffix}", owner_on_run(b, space, stage, place.run))
             _add_output(b, f"token_size{suffix}", sizes_on_run(b, space, stage, place.run))
+    return told
 
 
 def _add_output(b: Builder, name: str, tensor: gs.Tensor) -> None:

@@ -7,12 +7,13 @@ reduced graph is analysed anew and must carry the planned counts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis import axes as ax
+from tcompile.analysis.attention import Attention
 from tcompile.analysis.find_attention import find_attention
 from tcompile.analysis.model import Analysis, analyse_axis, meeting
 from tcompile.analysis.propagate import propagate
@@ -92,7 +93,8 @@ def reduce_towers(
             for n in {**made.edits, **more.edits}
         }
         names = {**made.written, **more.written}
-        made = ReducedGraph(more.graph, made.fp32_nodes | more.fp32_nodes, names, edits)
+        told = {**made.token_index, **more.token_index}
+        made = ReducedGraph(more.graph, made.fp32_nodes | more.fp32_nodes, names, edits, told)
         done.append(replace(plan, outputs=holds))
     if any(plan.reductions for plan in done):
         check_counts(made.graph, analysis, schedule)
@@ -119,6 +121,26 @@ def _why(dense: gs.Graph, towers: Sequence[Analysis], other: Analysis, error: Tc
     return error.what
 
 
+def _sizes(found: Mapping[str, Attention], core: Attention) -> tuple[int, int] | None:
+    """How many queries and keys a plain attention has; None where it was not found anew as one."""
+    now = found.get(core.context)
+    return None if now is None or not now.plain else (ax.size(now.rows), ax.size(now.seen))
+
+
+def _sizes_of_map(graph: gs.Graph, analysis: Analysis, core: Attention) -> tuple[int, int] | None:
+    """The same of one that is not plain, by its map, whose dims are where they were."""
+    name = core.mix if core.form == "sum" else core.node
+    node = next((n for n in graph.nodes if n.name == name), None)
+    if node is None:
+        return None
+    chances = node.inputs[0] if core.form == "sum" else node.outputs[0]
+    axes = analysis.facts.axes.get(chances.name, ())
+    pairs = list(zip(axes, chances.shape or (), strict=False))
+    keys = [int(n) for axis, n in pairs if axis == core.seen]
+    rows = [int(n) for axis, n in pairs if axis == core.rows]
+    return (rows[0], keys[-1]) if rows and keys else None
+
+
 def check_counts(graph: gs.Graph, analysis: Analysis, schedule: Schedule) -> None:
     """Find the attentions of the reduced graph, knowing nothing of the rewrite, and compare how
     many queries and keys each has with what the schedule says.
@@ -127,14 +149,11 @@ def check_counts(graph: gs.Graph, analysis: Analysis, schedule: Schedule) -> Non
         InternalError: an attention is missing or has another number of tokens.
     """
     found = {a.context: a for a in find_attention(graph, propagate(graph))}
-    names = {n.name for n in graph.nodes}
     planned = {b.block: b.attention for b in schedule.tokens_per_block()}
     space = analysis.space
     for block in analysis.blocks:
         for core in block.attentions:
-            now = found.get(core.context)
-            if core.unusual and names.issuperset((core.product, core.mix)):
-                continue  # without the dense model's axes, only a plain one is known again
+            now = _sizes(found, core) if core.plain else _sizes_of_map(graph, analysis, core)
             if now is None:
                 raise InternalError(
                     f"the attention '{core.node}' of block {block.index} is gone after reduction"
@@ -142,7 +161,7 @@ def check_counts(graph: gs.Graph, analysis: Analysis, schedule: Schedule) -> Non
             run = space.runs.get(core.columns)
             if core.rows != core.columns or run is None:
                 continue
-            counts = (ax.size(now.rows), ax.size(now.columns))
+            counts = (now[0], now[1] - sum(core.beside))
             patches = planned[block.index] - space.prefix - space.suffix
             count = Run(*run).size(space, patches)
             if counts != (count, count):

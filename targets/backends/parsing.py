@@ -6,7 +6,6 @@ too, but for a few operators (`ONLY_TENSORRT`): those are cut out, and the rest 
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from tcompile.core.errors import MissingExtraError
 from tcompile.core.load import read_structure
 from tcompile.core.packages import require
 from tcompile.targets.backends.base import ParseError
-from tcompile.targets.backends.trt_common import parse, title
+from tcompile.targets.backends.trt_common import beside, parse, title
 
 #: Operators that are cut out at most, one after another.
 _MOST = 64
@@ -109,8 +108,5 @@ def _parse_without(rtx: ModuleType, model_path: Path, cut: set[str]) -> None:
     kept = [output for output in model.graph.output if output.name not in ends]
     del model.graph.output[:]
     model.graph.output.extend(kept)
-    # Beside the model, whose weights may lie in a file that is named relative to it.
-    with tempfile.NamedTemporaryFile(dir=model_path.parent, suffix=".onnx") as file:
-        file.write(model.SerializeToString())
-        file.flush()
-        parse(rtx, Path(file.name))
+    with beside(model_path, model.SerializeToString()) as path:
+        parse(rtx, path)

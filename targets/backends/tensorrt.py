@@ -6,7 +6,6 @@ model gets to a device without this package (`jetson.py`).
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from types import ModuleType
 
@@ -14,7 +13,7 @@ from tcompile.core.errors import UsageError
 from tcompile.core.packages import require
 from tcompile.core.save import without_bodies
 from tcompile.targets.backends.base import Batch
-from tcompile.targets.backends.trt_common import build_plan
+from tcompile.targets.backends.trt_common import beside, build_plan
 from tcompile.targets.versions import TENSORRT, Version, first_with_aot, parse_version, parser_rule
 
 _PURPOSE = "building a TensorRT engine"
@@ -76,12 +75,10 @@ def _with_plugins(
         )
     if not parser_rule(version).takes_body_first:
         return build_plan(trt, model_path, batch=batch)
-    # Beside the model, whose weights may lie in a file that is named relative to it.
-    with tempfile.NamedTemporaryFile(dir=model_path.parent, suffix=".onnx") as alone:
-        with model_path.open("rb") as whole:
-            alone.write(whole.read(without_bodies(model_path)))
-        alone.flush()
-        return build_plan(trt, Path(alone.name), batch=batch)
+    with model_path.open("rb") as whole:
+        bare = whole.read(without_bodies(model_path))
+    with beside(model_path, bare) as path:
+        return build_plan(trt, path, batch=batch)
 
 
 def _register_aot(trt: ModuleType, version: Version) -> int:

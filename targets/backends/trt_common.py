@@ -7,8 +7,10 @@ precision is in the graph.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from contextlib import suppress
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -81,6 +83,21 @@ def parse(trt: ModuleType, model_path: Path, flags: int = 0) -> tuple[Any, Any, 
     if not parser.parse_from_file(str(model_path)):
         raise _parse_failure(trt, parser, model_path)
     return builder, network, parser
+
+
+@contextmanager
+def beside(model_path: Path, data: bytes) -> Iterator[Path]:
+    """Another form of a model as a file beside it, whose weights it may name relative to itself.
+
+    It is closed before it is used: Windows opens no file twice that is to be deleted.
+    """
+    handle, name = tempfile.mkstemp(dir=model_path.parent, suffix=".onnx")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+        yield Path(name)
+    finally:
+        Path(name).unlink()
 
 
 def title(trt: ModuleType) -> str:

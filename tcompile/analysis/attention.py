@@ -42,6 +42,7 @@ class Attention:
         valued: what V has rows for.
         form: `softmax` (decomposed), `op` (ai.onnx Attention), or `sum` where nothing normalises
             over the keys.
+        plain: whether it is matched by its nodes, not by its axes.
         unusual: what sets it apart from a plain attention, in words.
         unreadable: why a score cannot read its probabilities; empty where it can.
         unweighed: why merged tokens cannot be weighed by size; empty where they can.
@@ -62,6 +63,7 @@ class Attention:
     heads: int
     seen: Axis = ()
     valued: Axis = ()
+    plain: bool = True
     unusual: tuple[str, ...] = ()
     unreadable: str = ""
     unweighed: str = ""

@@ -33,6 +33,11 @@ def linear(counter: Counter, node: gs.Node, values: Sequence[Value]) -> Value:
     return values[0]
 
 
+def affine(counter: Counter, node: gs.Node, values: Sequence[Value]) -> Value:
+    """A scale and a bias: probabilities stay shares."""
+    return values[0] if values[0].degree < 0 else opaque(counter, node, values)
+
+
 def forgets(counter: Counter, node: gs.Node, values: Sequence[Value]) -> Value:
     """Gives the same for any scale."""
     return PLAIN

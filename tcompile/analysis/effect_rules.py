@@ -160,7 +160,7 @@ def reduce(walk: Walk, node: gs.Node) -> list[Edit]:
     run = walk.run(node.inputs[0], pooled[0])
     _only_tokens(walk, node.inputs[0], pooled[0])
     if pooled != [i for i in range(rank) if walk.run(node.inputs[0], i)]:
-        raise BarrierError("reduces rows or columns of the grid of tokens")
+        return _of_a_map(walk, node, pooled)
     _pools_all(walk, node, pooled)
     if node.op in ("ReduceMax", "ReduceMin", "GlobalMaxPool"):
         return []
@@ -177,6 +177,19 @@ def _pool(walk: Walk, node: gs.Node, axis: int, run: Run, operand: int = 0) -> P
     if dim is not None and (dim.batch or dim.factor != 1):
         walk.no_merge(node, "pools tokens that are merged with another axis")
     return Pool(axis, run, operand)
+
+
+def _of_a_map(walk: Walk, node: gs.Node, pooled: list[int]) -> list[Edit]:
+    """A map of queries and keys, each a token axis of its own, taken together along one of them."""
+    dims = walk.dims(node.inputs[0])
+    held = [d for d in dims if walk.has_patches(d)]
+    whole = all(d is not None and d.part == "tokens" and not d.order for d in held)
+    known = ("ReduceMax", "ReduceMin", "ReduceMean", "ReduceSum", "ReduceL1")
+    if len(pooled) != 1 or not whole or node.op not in known:
+        raise BarrierError("reduces rows or columns of the grid of tokens")
+    if node.op not in known[:2]:
+        walk.no_merge(node, "takes a map of queries and keys together along one of them")
+    return []
 
 
 def _only_tokens(walk: Walk, tensor: gs.Tensor, axis: int) -> None:

@@ -30,7 +30,7 @@ from tcompile.analysis.effects import (
 from tcompile.analysis.facts import Facts
 from tcompile.analysis.ops import mixed_axes, op_of
 from tcompile.analysis.space import TokenSpace
-from tcompile.analysis.token_dims import Dims, Part, is_rest
+from tcompile.analysis.token_dims import Dim, Dims, Part, is_rest
 from tcompile.analysis.transfer_grid import tiled_pool
 from tcompile.core.graph import is_const, producer
 from tcompile.core.op_traits import REARRANGES, Trait
@@ -146,6 +146,14 @@ def _bypass_around(walk: Walk, tensor: str) -> ReductionPoint | None:
     return None if inside is None or inside.tensor == tensor else inside
 
 
+def _joined_images(walk: Walk, place: int, dim: Dim | None) -> bool:
+    """Return whether a dim behind the first holds tokens of images that have indices of their own.
+
+    Along the first, the index reads as the rows do: image by image.
+    """
+    return dim is not None and place > 0 and dim.batch and walk.has_patches(dim)
+
+
 def refused_output(walk: Walk, out: gs.Tensor) -> Barrier | None:
     """Return why an output cannot be given; None where it can."""
     cut = walk.cuts.get(out.name)
@@ -157,6 +165,10 @@ def refused_output(walk: Walk, out: gs.Tensor) -> Barrier | None:
     elif out.name in walk.regions:
         if not _restore_region(walk, walk.regions[out.name], stage):
             why = "splits or permutes the token axis"
+    elif stage and any(_joined_images(walk, i, d) for i, d in enumerate(walk.dims(out))):
+        why = "gives the tokens of several images along one axis"
+    elif stage and any(d is not None and any(d.others) for d in walk.dims(out)):
+        why = "gives tokens with learned keys or sinks beside them"
     elif not walk.restorable and stage and any(map(is_rest, walk.result.dims[out.name])):
         why = "gives a grid, which fewer tokens do not fill"
     elif stage and any(d.others != (0, 0) for d in walk.result.dims[out.name]):
@@ -336,7 +348,8 @@ def _in_region(walk: Walk, node: gs.Node, region: Region | None) -> list[Edit]:
 
 def _restore(walk: Walk, node: gs.Node, stage: int) -> bool:
     """Give the node (or the head of the region it ends) every token back, where allowed."""
-    if stage == 0:
+    read = [t for t in node.inputs if not t.is_empty()]
+    if stage == 0 or any(any(d.others) for t in read for d in walk.dims(t) if d):
         return False
     bypassed = _bypassed(walk, stage)
     if bypassed and any(o.name in walk.facts.opaque for o in node.outputs):

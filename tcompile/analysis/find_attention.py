@@ -147,7 +147,7 @@ def _passes(node: gs.Node, facts: Facts) -> bool:
     """Tell whether a node may stand between the two products."""
     if node.op == "Einsum" and not spelled_out(node):
         return False
-    plain = node.op in ELEMENTWISE or node.op in BROADCASTS or node.op in MOVES
+    plain = node.op in ELEMENTWISE | BROADCASTS | MOVES | {"BatchNormalization"}
     return is_standard(node) and (plain or node.op == "Transpose" or _of_one(node, facts))
 
 
@@ -266,6 +266,7 @@ def _unusual(softmax: gs.Node, facts: Facts) -> Attention | None:
         heads=_heads([a for i, a in enumerate(facts.of(logits)) if i not in pair]),
         seen=keys,
         valued=facts.of(mix.inputs[1 - side])[_places(mix)[1 - side]],
+        plain=False,
         unusual=_kinds(before, after, facts),
         unreadable=_unreadable(product, before, after, side, facts),
         unweighed=_unweighed(after, facts),
@@ -357,6 +358,7 @@ def _unnormalised(mix: gs.Node, facts: Facts) -> Attention | None:
         heads=_heads([a for i, a in enumerate(axes) if i not in pair]),
         seen=axes[pair[1]],
         valued=facts.of(mix.inputs[1])[-2],
+        plain=False,
         unusual=(what,),
         unreadable="has no softmax",
         unweighed="nothing divides by the sum of its weights",

@@ -26,14 +26,19 @@ def meanings(
     graph: gs.Graph, facts: Facts, attentions: Sequence[Attention], streams: Sequence[Residual]
 ) -> dict[Root, Axis]:
     """Index sets → the axes that they turn out to be."""
-    attended = {r for a in attentions for axis in (a.rows, a.columns) for r in ax.roots(axis)}
+    # Features that are taken for tokens make a plain product look like an attention.
+    attended = _attended(a for a in attentions if a.form != "sum")
     found = _features(graph, facts, streams, attended)
     if not found:  # of features that are taken for tokens nothing else can be told
-        found = _batches(facts, streams, attended)
+        found = _batches(facts, streams, _attended(attentions))
         found |= _joined_sets(streams)
         found |= _same_tokens(streams)
         found |= _masks(facts, streams)
     return found
+
+
+def _attended(attentions: Iterable[Attention]) -> set[Root]:
+    return {r for a in attentions for axis in (a.rows, a.columns) for r in ax.roots(axis)}
 
 
 def _features(
@@ -59,7 +64,7 @@ def _has_features(facts: Facts, one: Residual) -> bool:
 
 
 def _summed(graph: gs.Graph, facts: Facts) -> set[Root]:
-    """Index sets along which a stored matrix multiplies, or a norm runs."""
+    """Index sets along which, by themselves, a stored matrix multiplies or a norm runs."""
     found: set[Root] = set()
     for node in graph.nodes:
         axes: list[Axis] = []
@@ -72,7 +77,7 @@ def _summed(graph: gs.Graph, facts: Facts) -> set[Root]:
                     axes.append(facts.of(tensor)[axis])
         elif node.op in _NORMS:
             axes = [facts.of(node.inputs[0])[i] for i in trailing(node, 0)]
-        found |= {d.root for axis in axes for d in axis}
+        found |= {axis[0].root for axis in axes if len(axis) == 1}
     return found
 
 
@@ -112,12 +117,13 @@ def _joined_sets(streams: Sequence[Residual]) -> dict[Root, Axis]:
     return found
 
 
-def _same_tokens(streams: Iterable[Residual]) -> dict[Root, Axis]:
-    """Streams over the same patches, between fixed tokens that are put in anew before each block
-    (prompts): one set of tokens, that of the first."""
+def _same_tokens(streams: Sequence[Residual]) -> dict[Root, Axis]:
+    """The same patches between fixed tokens that are put in anew before each block (prompts): one
+    set of tokens, that of the first."""
+    axes = [one.axis for one in streams]
     first: dict[tuple[object, ...], Root] = {}
     found: dict[Root, Axis] = {}
-    for root in (one.axis[0].root for one in streams if len(one.axis) == 1 and one.axis[0].whole):
+    for root in (axis[0].root for axis in axes if len(axis) == 1 and axis[0].whole):
         if not any(p.fixed for p in root.pieces) or all(p.fixed for p in root.pieces):
             continue
         layout = tuple(p.size if p.fixed else p for p in root.pieces)

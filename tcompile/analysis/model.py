@@ -151,8 +151,11 @@ def _without_tower(known: _Streams) -> str:
     for one in known.streams:
         parts = ax.pieces(one.axis)
         if sum(not p.fixed for p in parts) > 1:
-            sizes = " + ".join(f"{p.size} {'fixed' if p.fixed else 'of the image'}" for p in parts)
-            return f"the tokens of '{one.stream}' are no one set beside fixed ones: {sizes}"
+            sizes = " + ".join(f"{p.size} {'fixed' if p.fixed else 'of an image'}" for p in parts)
+            return (
+                f"fixed tokens stand between those of images in '{one.stream}' ({sizes}), where "
+                "they could not be told apart once tokens have left"
+            )
     return (
         f"has {len(known.attentions)} attentions, but none is self-attention over one token "
         "axis around which a residual stream runs"

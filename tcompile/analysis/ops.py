@@ -115,7 +115,7 @@ _ROWS: tuple[tuple[str, Transfer, Mixes, EffectRule, CountRule], ...] = (
         "AveragePool GlobalAveragePool GlobalMaxPool LpPool MaxPool Resize",
         *(grid.spatial, mixes.per_image, effect.spatial, count.linear),
     ),
-    ("BatchNormalization", axes.same, mixes.apart, effect.channelwise, count.opaque),
+    ("BatchNormalization", axes.same, mixes.apart, effect.channelwise, count.affine),
     ("InstanceNormalization", axes.same, mixes.per_image, effect.channelwise, count.forgets),
     ("GroupNormalization LRN", axes.same, mixes.per_image, effect.channelwise, count.opaque),
     # Shapes.

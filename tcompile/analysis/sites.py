@@ -126,8 +126,10 @@ def _refused(name: SiteName, tensor: str, block: Block, why: str, until: str = "
     return Site(name, tensor, block.index, verdict, verdict, until=until)
 
 
-def _windows(block: Block) -> str:
+def _windows(block: Block, space: TokenSpace) -> str:
     sides = " × ".join(map(str, block.window))
+    if len(space.grid) > 1 and block.window == space.grid[1:]:
+        return f"block {block.index} attends within each of {space.grid[0]} images or rows apart"
     return f"block {block.index} attends within windows of {sides} tokens"
 
 
@@ -204,7 +206,8 @@ class _Judge:
             return "it was not asked for"
         streams = [self.facts.of(self.tensors[t]) for t in (tensor, until) if t]
         if not self.space.tiles and any(stream_layout(a, self.space) is None for a in streams):
-            return "the stream has no [batch, tokens, features] layout there"
+            dims = list(self.tensors[tensor].shape)
+            return f"the stream is {dims} there, which is not [batch, tokens, features]"
         return self.space.tiles
 
     def without_sums(self, verdict: Verdict, block: Block) -> Verdict:
@@ -213,7 +216,7 @@ class _Judge:
             return verdict
         merge, fuse = verdict.merge, verdict.fuse
         if not block.over_tokens:
-            merge = merge or f"the keys of block {block.index} are not the tokens"
+            merge = merge or f"the keys of block {block.index} are not just the tokens"
         if self.space.segments > 1:
             fuse = fuse or f"each of {self.space.segments} segments would need a token of its own"
         return Verdict("", merge, fuse, verdict.drop)
@@ -221,8 +224,8 @@ class _Judge:
     def verdict(self, found: Outcome, block: Block) -> Verdict:
         """The verdict that a walk's barriers come to."""
         reason = self.text(found.reason)
-        if reason and block.window and "within windows" not in reason:
-            reason = f"{_windows(block)}, and {reason}"
+        if reason and block.window and "attends within" not in reason:
+            reason = f"{_windows(block, self.space)}, and {reason}"
         others = (found.merge, found.fuse, found.drop)
         return Verdict(reason, *(reason or self.text(b) for b in others))
 
@@ -236,7 +239,7 @@ class _Judge:
         if not block.window:
             return f"in block {block.index}, {barrier}"
         place = f"{barrier.op} '{barrier.node}'"
-        return f"{_windows(block)}, which needs every token in its place ({place})"
+        return f"{_windows(block, self.space)}, which needs every token in its place ({place})"
 
     def joined(self, barrier: Barrier) -> str:
         """The reason, where tokens are put together with others; empty where they are not."""
@@ -288,7 +291,7 @@ def find_sites(
         name = SiteName.of("around", block.index)
         start, end = block.stream_in, block.stream_out
         found.append(
-            _refused(name, start, block, _windows(block), end)
+            _refused(name, start, block, _windows(block, space), end)
             if block.window
             else judge.site(name, start, block, end)
         )
@@ -313,7 +316,7 @@ def _inside(judge: _Judge, block: Block) -> Site:
         tensor = nexts[0].outputs[0]
     why = ""
     if block.window:
-        why = _windows(block)
+        why = _windows(block, judge.space)
     elif not region or tensor.name == end:
         why = f"the attention of block {block.index} has no branch of its own"
     if why:

@@ -85,14 +85,16 @@ class TokenSpace:
 
     @property
     def tiles(self) -> str:
-        """Words for tokens of tiles with special tokens of their own; empty where it has none."""
+        """Words for tokens of images or tiles that each have special tokens of their own and are
+        attended together; empty where it has none."""
         inner = [d for d in self.axis if any(p.fixed for p in d.root.pieces)]
         if len(self.axis) < 2 or not inner:
             return ""
         parts = [f"{p.size} {'special' if p.fixed else 'patches'}" for p in inner[0].root.pieces]
         return (
-            f"its tokens are those of {self.total // inner[0].size} tiles, each with special "
-            f"tokens of its own ({', '.join(parts)}), which tcompile does not reduce"
+            f"its tokens are those of {self.total // inner[0].size} images or tiles, each with "
+            f"special tokens of its own ({', '.join(parts)}), and some attention runs over those "
+            "of all: tcompile does not reduce that"
         )
 
     @property
@@ -191,11 +193,27 @@ def with_learned(space: TokenSpace, attentions: Sequence[Attention]) -> TokenSpa
     found: dict[Axis, Padded] = {}
     for one in attentions:
         run = space.runs.get(one.columns)
-        if run is not None and one.beside != (0, 0):
-            found[one.seen] = run, one.beside
-            if len(one.valued) == 1 and ax.size(one.valued) == ax.size(one.seen):
-                found[one.valued] = run, one.beside
+        if run is None or one.beside == (0, 0):
+            continue
+        for axis in (one.seen, one.valued):
+            found |= _among(ax.pieces(axis), one.columns, run)
     return replace(space, padded=found) if found else space
+
+
+def _among(parts: Sequence[Interval], tokens: Axis, run: tuple[int, int]) -> dict[Axis, Padded]:
+    """Each axis with the tokens and some of what stands beside them, which is joined one by one."""
+    found: dict[Axis, Padded] = {}
+    places = range(len(parts) + 1)
+    inside = [(i, j) for i in places for j in places if ax.from_pieces(parts[i:j]) == tokens]
+    for start, stop in inside[:1]:
+        for first in range(start + 1):
+            for last in range(stop, len(parts) + 1):
+                before, behind = (
+                    sum(p.size for p in some) for some in (parts[first:start], parts[stop:last])
+                )
+                if before or behind:
+                    found[ax.from_pieces(parts[first:last])] = run, (before, behind)
+    return found
 
 
 def _segments(found: Sequence[Residual], axis: Axis, patch: Interval) -> list[Interval]:

@@ -132,11 +132,8 @@ def _package(package: Package) -> Finding:
 
 def _not_for_here(package: Package) -> str:
     """Return why a package that is missing is of no use on this machine; empty if it is."""
-    jetson = Path("/proc/device-tree/model").exists()
-    if package.name == "tensorrt" and not jetson:
+    if package.name == "tensorrt" and not Path("/proc/device-tree/model").exists():
         return "this machine is not a Jetson"
-    if package.name == "tensorrt-rtx" and jetson:
-        return "this machine is a Jetson: TensorRT builds its engines"
     return ""
 
 
@@ -273,7 +270,6 @@ def _run(*command: str) -> subprocess.CompletedProcess[str] | None:
         return subprocess.run(
             command,
             capture_output=True,
-            text=True,
             encoding="utf-8",
             errors="replace",
             timeout=_PATIENCE,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,8 @@ class TopClass:
 @dataclass(frozen=True)
 class OutputSummary:
     """One output. `top` is filled, a list for each sample, where the output holds classes;
-    smallest, largest and mean are of the finite values (0 where there is none)."""
+    smallest, largest and mean are of the finite values (0 where there is none); `token_index` is
+    the output that says which tokens its rows are, where it has fewer than the dense model."""
 
     name: str
     dtype: str
@@ -42,6 +43,7 @@ class OutputSummary:
     mean: float
     top: tuple[tuple[TopClass, ...], ...] = ()
     not_finite: int = 0
+    token_index: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,10 @@ def run(
     outputs = run_all(path, samples_for(described, data))
     seconds = time.perf_counter() - start
     labels = described.preprocessing.get("labels") or ()
-    summaries = tuple(_summary(name, array, top, labels) for name, array in outputs.items())
+    summaries = tuple(
+        replace(_summary(name, array, top, labels), token_index=described.token_index.get(name, ""))
+        for name, array in outputs.items()
+    )
     return RunResult(str(model), summaries, seconds, described.notes)
 
 

@@ -17,6 +17,7 @@ from msgspec import Meta
 
 from tcompile._version import __version__
 from tcompile.core.decode import Count, NonNegative, Positive, UnitInterval, decode, encode
+from tcompile.core.errors import bounded
 from tcompile.core.model_files import Dims, FileEntry, SourceFile, TensorInfo
 from tcompile.core.schedule import BlockTokens
 from tcompile.passes.lower.token_ops import TokenOpsChoice
@@ -191,6 +192,8 @@ class Manifest:
         target: the device compiled for.
         outputs_mode: whether an output with a token axis holds the tokens that were kept, or all
             of them through the owner map.
+        token_index: output with fewer tokens → the output that says which tokens its rows are, by
+            their positions in the dense model's output; -1: a token that stands for several.
         schedule: which tokens leave where, as `tcompile plan --json` prints it and `--schedule`
             reads it.
         tokens_per_block: prefix tokens included.
@@ -257,6 +260,7 @@ class Manifest:
     asked: Share | None = None
     kept: Share | None = None
     summary: tuple[str, ...] = ()
+    token_index: dict[str, str] = field(default_factory=dict)
     shapes: dict[str, Dims] = field(default_factory=dict)
     prefix: Count | None = None
     preprocess: dict[str, Any] | None = None
@@ -264,6 +268,9 @@ class Manifest:
     files: tuple[FileEntry, ...] = ()
     tool: Annotated[str, Meta(pattern="^tcompile .+$")] = f"tcompile {__version__}"
     schema: Literal["tcompile.manifest/1"] = SCHEMA
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "notes", tuple(map(bounded, self.notes)))
 
     def to_json(self) -> dict[str, Any]:
         """The document, as JSON values; `schema` and `tool` come first."""

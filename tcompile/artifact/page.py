@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from tcompile.artifact.manifest import Fidelity, Latency, Manifest
+from tcompile.core.errors import short_names
 from tcompile.core.model_files import TensorInfo
 from tcompile.targets.backends.base import FusedAttention
 
@@ -43,14 +44,14 @@ def render(manifest: Manifest) -> str:
         *([f"\nToken ops: {m.token_ops.form}; {m.token_ops.reason}."] if m.token_ops else []),
         *([f"\nBatches of {b.words}."] if (b := m.batch_sizes) else []),
         "\n## Inputs and outputs\n",
-        _tensors(m.inputs, m.outputs),
+        _tensors(m.inputs, m.outputs, m.token_index),
     ]
     if m.notes:
         parts += ["\n## Notes\n", *(f"- {note}" for note in m.notes)]
     versions = (f"{name} {version}" for name, version in m.versions.items())
     parts += ["\n## Made from\n", f"`{m.source.file}`, sha256 `{m.source.sha256}`."]
     parts += [", ".join(versions) + "."]
-    return "\n".join(parts) + "\n"
+    return short_names("\n".join(parts)) + "\n"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -183,9 +184,15 @@ def _fused(fused: FusedAttention | None) -> str:
     return text + (f" Not fused: {', '.join(fused.missing)}." if fused.missing else "")
 
 
-def _tensors(inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo]) -> str:
+def _tensors(
+    inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo], token_index: Mapping[str, str]
+) -> str:
     def row(kind: str, tensor: TensorInfo) -> tuple[str, str, str, str]:
         return kind, f"`{tensor.name}`", tensor.dtype, " × ".join(map(str, tensor.shape))
 
     rows = [row("input", t) for t in inputs] + [row("output", t) for t in outputs]
-    return table(("", "name", "type", "shape"), rows)
+    told = "".join(
+        f"\n\nThe rows of `{name}` are the tokens that `{index}` lists."
+        for name, index in token_index.items()
+    )
+    return table(("", "name", "type", "shape"), rows) + told

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,6 +46,7 @@ class Models:
         token_ops: their form, and why.
         widened: whether the source computes in fp16.
         quantized: whether the source quantises while it runs.
+        token_index: output with fewer tokens → the output that says which tokens its rows are.
     """
 
     source: SourceFile
@@ -59,7 +60,8 @@ class Models:
     outputs: tuple[TensorInfo, ...]
     flops: Flops
     widened: bool
-    quantized: bool
+    quantized: bool = False
+    token_index: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def free_batch(self) -> bool:
@@ -123,6 +125,7 @@ def write_models(
         flops=Flops(graph_flops(reduced.dense), graph_flops(reduced.graph)),
         widened=reduced.widened,
         quantized=reduced.quantized,
+        token_index=reduced.token_index,
     )
 
 
@@ -211,6 +214,7 @@ def manifest_of(models: Models, built: Built, evidence: Evidence, job: Job) -> M
         outputs_mode=job.request.outputs,  # type: ignore[arg-type]
         inputs=models.inputs,
         outputs=models.outputs,
+        token_index=dict(models.token_index),
         schedule=schedule.to_json(),
         tokens_per_block=schedule.tokens_per_block(),
         flops=models.flops,

@@ -28,7 +28,7 @@ from tcompile.cli import (
     targets,
     verify,
 )
-from tcompile.cli.common import State, common_options
+from tcompile.cli.common import State, common_options, help_if_bare
 from tcompile.cli.exit import explain
 from tcompile.core.interrupt import listening
 
@@ -56,10 +56,16 @@ class _InOrder(click.Group):
         return list(self.commands)
 
 
-@click.group(cls=_InOrder, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=_InOrder,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    invoke_without_command=True,
+    subcommand_metavar="COMMAND [ARGS]...",
+)
 @click.version_option(__version__, prog_name="tcompile")
 @common_options
-def tcompile() -> None:
+@click.pass_context
+def tcompile(context: click.Context) -> None:
     """Compile vision transformers so that they carry fewer tokens.
 
     ONNX in, ONNX and TensorRT out, nothing retrained.
@@ -69,6 +75,7 @@ def tcompile() -> None:
       tcompile export timm:vit_base_patch16_224 -o vit.onnx
       tcompile build vit.onnx --target cpu --keep 0.6    the job
     """
+    help_if_bare(context)
 
 
 for _command in COMMANDS:

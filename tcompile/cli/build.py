@@ -180,6 +180,10 @@ def print_summary(directory: Path) -> None:
         rows.append(
             (f"{figure.model}, {figure.kind}", f"{milliseconds(figure.milliseconds)} ({where})")
         )
+    if m.speedup is not None:
+        s = m.speedup
+        gain = f"{s.ratio:.2f} × [{s.lower:.2f}, {s.upper:.2f}] (95 %) over {s.over}"
+        rows.append(("speed-up, measured", gain))
     tried = (m.plan or {}).get("tried_schedule")
     if tried:
         rows.append(

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from tcompile.core.errors import short_names
 from tcompile.core.interrupt import checkpoint
 from tcompile.core.progress import Progress
 
@@ -69,6 +70,12 @@ def common_options(command: F) -> F:
             command
         )
     return command
+
+
+def help_if_bare(context: click.Context) -> None:
+    """Show the help of a group of commands that was called without any of them."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 if TYPE_CHECKING:
@@ -240,7 +247,7 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[object]], title: st
     from rich.console import Console
     from rich.table import Table
 
-    texts = [["" if cell is None else str(cell) for cell in row] for row in rows]
+    texts = [["" if cell is None else short_names(str(cell)) for cell in row] for row in rows]
     # Piped output is for other programs: never cut to the width of a terminal that is not there.
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160)
     widths = _widths(head, texts, console.width)

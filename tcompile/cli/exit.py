@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import sys
+import tempfile
 import traceback
 
 import click
@@ -24,6 +25,7 @@ _ENVIRONMENT = {
     errno.ENOENT,
     errno.EISDIR,
     errno.ENOTDIR,
+    errno.ELOOP,
 }
 
 
@@ -46,6 +48,17 @@ def explain(error: BaseException, *, debug: bool) -> int:
     return code
 
 
+def _room(error: OSError) -> str:
+    """What to do where there is no room for temporary files, or no folder for them."""
+    name = "" if error.filename is None else os.fsdecode(error.filename)
+    try:
+        temporary = name.startswith(tempfile.gettempdir())
+    except OSError:
+        temporary = True
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT) or not name
+    return " (set TMPDIR to a folder with more room)" if temporary and full else ""
+
+
 def _describe(error: BaseException) -> tuple[str, int]:
     if isinstance(error, TcompileError):
         return error.one_line(), error.exit_code
@@ -55,8 +68,10 @@ def _describe(error: BaseException) -> tuple[str, int]:
     if isinstance(error, click.ClickException):
         return error.format_message(), 2
     if isinstance(error, OSError) and error.errno in _ENVIRONMENT:
-        where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{os.strerror(error.errno or 0)}", 2
+        where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+        # Of no folder for temporary files at all, Python says more than the system.
+        reason = os.strerror(error.errno or 0) if where or error.errno != errno.ENOENT else error
+        return f"{where}{reason}{_room(error)}", 2
     if isinstance(error, MemoryError):
         return "not enough memory (a smaller batch or model may fit)", 1
     kind, what = type(error).__name__, str(error) or "no message"

@@ -6,12 +6,24 @@ from pathlib import Path
 
 import click
 
-from tcompile.cli.common import JSON, common_options, print_json, print_table, progress
+from tcompile.cli.common import (
+    JSON,
+    common_options,
+    help_if_bare,
+    print_json,
+    print_table,
+    progress,
+)
 
 
-@click.group(short_help="The token ops as TensorRT plugins: list, build, check.")
+@click.group(
+    short_help="The token ops as TensorRT plugins: list, build, check.",
+    invoke_without_command=True,
+    subcommand_metavar="COMMAND [ARGS]...",
+)
 @common_options
-def plugins() -> None:
+@click.pass_context
+def plugins(context: click.Context) -> None:
     """The token ops as TensorRT plugins.
 
     \b
@@ -21,6 +33,7 @@ def plugins() -> None:
       tcompile plugins build --arch 87 -o plugins         for Jetson Orin
       tcompile plugins check plugins/libtcompile_plugins.so
     """
+    help_if_bare(context)
 
 
 @plugins.command("list", short_help="Every op with its version and fields.")

@@ -14,6 +14,7 @@ from tcompile.cli.common import (
     print_table,
     progress,
 )
+from tcompile.core.errors import short_names
 
 
 @click.command(short_help="Run an artifact, or any ONNX model, on one input.")
@@ -61,7 +62,8 @@ def run(artifact: Path, data: Path, preprocess: str | None, top: int, as_json: b
         shape = " × ".join(map(str, out.shape))
         stats = f"min {out.minimum:.4g}, mean {out.mean:.4g}, max {out.maximum:.4g}"
         stats += f", {out.not_finite} NaN or Inf" if out.not_finite else ""
-        click.echo(f"{out.name}: {out.dtype} {shape}, {stats}")
+        stats += f"; its tokens are those of {out.token_index}" if out.token_index else ""
+        click.echo(f"{short_names(out.name)}: {out.dtype} {shape}, {stats}")
         for number, ranked in enumerate(out.top):
             title = f"sample {number}" if len(out.top) > 1 else ""
             rows = [(c.index, c.label, f"{c.probability:.1%}", f"{c.logit:.3f}") for c in ranked]

@@ -6,17 +6,23 @@ tcompile's or a check failed.
 
 from __future__ import annotations
 
+import re
 from typing import NoReturn
 
 #: Characters of a line at most, and of a word in it: names in a file may have any length.
 _LINE, _WORD = 1200, 300
+_LONG = re.compile(rf"\S{{{_WORD + 1},}}")
 
 
 def bounded(text: str) -> str:
     """Return a text as one line that a terminal can show, the middle of it left out where it is too
     long: the beginning says the place, the end what to do."""
-    words = [_shortened(word, _WORD) for word in text.split()]
-    return _shortened(" ".join(words), _LINE)
+    return _shortened(" ".join(short_names(text).split()), _LINE)
+
+
+def short_names(text: str) -> str:
+    """Return a text of any number of lines, the middle of every very long word left out."""
+    return _LONG.sub(lambda found: _shortened(found[0], _WORD), text)
 
 
 def _shortened(text: str, most: int) -> str:

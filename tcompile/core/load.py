@@ -13,7 +13,7 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import DecodeError
 
-from tcompile.core.errors import ModelError
+from tcompile.core.errors import ModelError, UsageError
 from tcompile.core.files import in_words, regular_file
 from tcompile.core.protobuf import is_model, read_thin
 from tcompile.core.well_formed import settle
@@ -77,6 +77,12 @@ def _read(path: Path) -> tuple[onnx.ModelProto, Mapping[int, tuple[int, int]]]:
     Reading the file as a whole would take its weights twice.
     """
     path = regular_file(path, hint="give the path of an .onnx file")
+    if not all(c.isprintable() for c in str(path)):
+        raise UsageError(
+            "has a name with characters that not every program can write",
+            where=str(path),
+            hint="rename it",
+        )
     size = path.stat().st_size
     try:
         with path.open("rb") as stream:

@@ -102,9 +102,7 @@ def describe_source(path: str | Path) -> SourceFile:
     external = [path.parent / name for name in sorted(_external_locations(path))]
     own = file_entry(path, path.parent)
     entries = tuple(file_entry(p, path.parent) for p in external if p.is_file())
-    # A name that is not Unicode is a path, and no text of a document.
-    name = str(path).encode("utf-8", "backslashreplace").decode()
-    return SourceFile(name, own.bytes, own.sha256, entries)
+    return SourceFile(str(path), own.bytes, own.sha256, entries)
 
 
 def is_source(path: str | Path, source: SourceFile) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tcompile.core.decode import Count, Positive, checked, read_json, read_yaml
-from tcompile.core.errors import UsageError
+from tcompile.core.errors import UsageError, bounded
 from tcompile.core.site import SiteName
 
 SCHEMA = 1
@@ -120,6 +120,9 @@ class Schedule:
     notes: tuple[str, ...] = ()
     tower: str | None = None
     towers: tuple[TowerSchedule, ...] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "notes", tuple(map(bounded, self.notes)))
 
     def tokens_per_block(self) -> tuple[BlockTokens, ...]:
         """Tokens entering each block's attention and MLP, prefix included."""

@@ -73,7 +73,8 @@ def _write(graph: gs.Graph, analysis: Analysis, scores: Sequence[Spec]) -> list[
     for block in analysis.blocks:
         if any(a.columns != space.axis for a in block.attentions):
             raise UsageError(
-                f"attention {block.index} sees windows only, of which counts cannot be learned",
+                f"attention {block.index} does not see all tokens and nothing else: no counts can "
+                "be learned of it",
                 where="--calibration",
             )
         b.scope(f"calibration_{block.index}")

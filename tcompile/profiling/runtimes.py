@@ -227,7 +227,9 @@ def _smi() -> dict[str, str]:
     """Return what nvidia-smi tells of the first GPU; nothing where there is none."""
     command = ["nvidia-smi", f"--query-gpu={','.join(_SMI)}", "--format=csv,noheader", "-i", "0"]
     with suppress(OSError, subprocess.SubprocessError):
-        told = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+        told = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=20, check=True
+        )
         cells = [c.strip() for c in told.stdout.strip().splitlines()[0].split(",")]
         return dict(zip(_SMI, cells, strict=False))
     return {}

@@ -19,7 +19,7 @@ from tcompile.analysis.outcomes import Paths
 from tcompile.analysis.sites import Site
 from tcompile.analysis.space import TokenSpace
 from tcompile.analysis.token_dims import Dim, Run, locate
-from tcompile.core.errors import UsageError, assert_never
+from tcompile.core.errors import UsageError, assert_never, short_names
 from tcompile.core.graph import consumers, is_const, producer
 from tcompile.core.site import SiteName
 from tcompile.report.inspection_page import ranges
@@ -98,7 +98,7 @@ class NodeFacts:
             lines += [f"  {text}" for text in texts]
         if self.forbids:
             lines.append(f"It is why tokens may not leave at {ranges(self.forbids)}")
-        return "\n".join(lines)
+        return short_names("\n".join(lines))
 
 
 def _tensor_lines(what: str, tensor: TensorFacts) -> list[str]:

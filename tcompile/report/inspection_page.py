@@ -10,6 +10,7 @@ from typing import Any
 
 from tcompile.analysis.sites import Verdict
 from tcompile.artifact.page import giga
+from tcompile.core.errors import short_names
 from tcompile.core.site import SiteName
 from tcompile.report.inspection_info import (
     BesideInfo,
@@ -79,7 +80,7 @@ class Inspection:
 
     def to_text(self) -> str:
         """The same for people, on a page."""
-        return page(self)
+        return short_names(page(self))
 
 
 def page(found: Inspection) -> str:
@@ -259,7 +260,7 @@ def _block_row(group: list[BlockInfo]) -> tuple[str, ...]:
 
 
 def _columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [head, *rows]
+    lines = [[short_names(cell) for cell in line] for line in (head, *rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     return [
         "  " + "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import onnx
 from tcompile.core.model_files import TensorInfo, describe_tensors
 from tcompile.core.op_traits import MOVES
 from tcompile.models.preprocess_option import overrides, resolved
+from tcompile.runtime.token_outputs import read_record
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Signature:
     pixels: frozenset[str] = frozenset()
     #: What to know of how images are prepared, where a person stated that.
     notes: tuple[str, ...] = ()
+    #: Output with fewer tokens → the output that says which tokens its rows are.
+    token_index: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def packed(self) -> bool:
@@ -110,7 +113,14 @@ def _signature(path: Path, changed: int, size: int) -> Signature:
     inputs, outputs = describe_tensors(model)
     found = pixel_inputs(model)
     metadata = {p.key: p.value for p in model.metadata_props}
-    return Signature(path, inputs, outputs, read_preprocessing(metadata) or {}, found)
+    return Signature(
+        path,
+        inputs,
+        outputs,
+        read_preprocessing(metadata) or {},
+        found,
+        token_index=read_record(metadata),
+    )
 
 
 def fixed_dim(dim: int | str) -> int:

@@ -7,6 +7,7 @@ that their indices only mean the same in two models while the first agree.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ Array = npt.NDArray[Any]
 #: Which tokens an output of two models was compared over.
 Compared = Literal["all", "restored tokens", "kept tokens"]
 INDEX, OWNER, SIZE = "token_index", "token_owner", "token_size"
+#: The entry of a model's metadata_props that says which index belongs to which output.
+_RECORD = "tcompile.token_index"
 _CHOSEN, _SOURCE, _TARGET = "tcompile.chosen", "tcompile.source", "tcompile.target"
 #: Choosing token op: what its outputs say.
 _OUTPUTS = {
@@ -56,6 +59,20 @@ def showing_choice(path: Path) -> Iterator[Path]:
 def is_bookkeeping(name: str) -> bool:
     """Return whether an output tells about tokens and holds none of the model's own results."""
     return name.startswith((INDEX, OWNER, SIZE, "tcompile."))
+
+
+def recorded(token_index: Mapping[str, str]) -> dict[str, str]:
+    """The entry of a model's metadata for `{output: its token_index}`; none where it is empty."""
+    return {_RECORD: json.dumps(dict(token_index))} if token_index else {}
+
+
+def read_record(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Output → the output that says which tokens its rows are, from a model's metadata."""
+    try:
+        found = json.loads(metadata.get(_RECORD, "{}"))
+    except ValueError:
+        return {}
+    return {str(k): str(v) for k, v in found.items()} if isinstance(found, dict) else {}
 
 
 def tower_of_outputs(schedule: Mapping[str, Any]) -> dict[str, str]:

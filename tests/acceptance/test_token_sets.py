@@ -14,6 +14,8 @@ import onnx
 import pytest
 
 from tcompile import pipeline
+from tcompile.core.errors import ModelError
+from tcompile.core.save import save
 from tests.oracles.compare import infer
 from tests.support import token_sets as sets
 from tests.support.judge import judge
@@ -39,6 +41,8 @@ REDUCED = {
     "frames": (1, 48, 4),
     "prompted": (4, 16, 4),
     "prompted-shallow": (4, 16, 4),
+    "learned-keys": (1, 16, 4),
+    "learned-keys-behind": (1, 16, 4),
     "unknown": (0, 16, 4),
     "merger": (0, 16, 4),
     "merger-grid": (0, 16, 4),
@@ -90,6 +94,13 @@ def test_what_is_in_the_way_is_named(name: str, says: str, tmp_path: Path) -> No
     site = pipeline.read(saved(name, tmp_path)).analysis.site("attn:0")
     assert site is not None
     assert says in site.reason
+
+
+def test_what_tcompile_has_reduced_is_not_reduced_again(tmp_path: Path) -> None:
+    made = pipeline.reduce(saved("two-images", tmp_path), keep=0.5, method="topk")
+    save(made.graph, tmp_path / "reduced.onnx", made.metadata)
+    with pytest.raises(ModelError, match="tcompile has reduced this model already"):
+        pipeline.inspect(tmp_path / "reduced.onnx")
 
 
 def test_a_file_that_drops_tokens_says_so(tmp_path: Path) -> None:

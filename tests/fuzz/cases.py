@@ -12,6 +12,7 @@ from typing import Any
 import onnx
 
 from tests.support.fuzz import MUTATIONS, mutate
+from tests.support.fuzz_attention import ATTENTION
 from tests.support.fuzz_following import FOLLOWING
 from tests.support.judge import WrongError, judge
 from tests.support.spelled_vit import PLACES, Shape, write
@@ -73,15 +74,20 @@ def _loaded(path: Path) -> onnx.ModelProto:
 def case(seed: int, folder: Path) -> tuple[onnx.ModelProto, str, str, list[str]]:
     """The model of a seed, the method, the base it was made of, and what was done to it.
 
-    Two thirds of the cases have one of `FOLLOWING` first.
+    Every third case has its attentions spelled otherwise first, two thirds have one of `FOLLOWING`
+    next.
     """
     rng = random.Random(seed)
     base, method = rng.choice(bases(folder)), rng.choice(METHODS)
     model, log = _loaded(base), list[str]()
+    if rng.random() < 1 / 3:
+        model, log = mutate(model, rng.randrange(1 << 30), [f.__name__ for f in ATTENTION])
     if rng.random() < 2 / 3:
-        names = [f.__name__ for f in FOLLOWING]
-        while not log:  # some find nothing to do
-            model, log = mutate(_loaded(base), rng.randrange(1 << 30), names)
+        names, more = [f.__name__ for f in FOLLOWING], list[str]()
+        source = model
+        while not more:  # some find nothing to do
+            model, more = mutate(source, rng.randrange(1 << 30), names)
+        log += more
     if not log or rng.random() < 0.25:
         model, more = mutate(model, rng.randrange(1 << 30), sorted(MUTATIONS))
         log += more

@@ -441,8 +441,20 @@ class Spelling:
         return MIXES[self.mix](w, NORMS[self.norm](w, logits), v)
 
 
-def respell(model: onnx.ModelProto, spelling: Spelling, blocks: range | None = None) -> int:
+def respell(
+    model: onnx.ModelProto,
+    spelling: Spelling,
+    blocks: range | None = None,
+    *,
+    scope: str = "attention",
+    seed: int = 0,
+) -> int:
     """Write attentions of a model otherwise, in place; returns how many.
+
+    Args:
+        blocks: which of those that are plain; all by default.
+        scope: what the names of new nodes begin with.
+        seed: of new weights.
 
     Raises:
         ValueError: their operands are not [B, h, N, d].
@@ -457,7 +469,7 @@ def respell(model: onnx.ModelProto, spelling: Spelling, blocks: range | None = N
             raise ValueError(f"q is {q}")
         batch = q[0] if isinstance(q[0], int) else 0
         _, heads, count, width = (int(d) if isinstance(d, int) else 0 for d in q)
-        w = Writer(heads, count, width, batch, f"attention_{number}", seed=number)
+        w = Writer(heads, count, width, batch, f"{scope}_{number}", seed=seed + number)
         made = spelling.write(w, place)
         at = list(model.graph.node).index(place.mix)
         out = place.mix.output[0]

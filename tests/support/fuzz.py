@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import onnx
 
+from tests.support.fuzz_attention import ATTENTION
 from tests.support.fuzz_damage import DAMAGE
 from tests.support.fuzz_draft import Draft
 from tests.support.fuzz_following import FOLLOWING
@@ -19,7 +20,7 @@ from tests.support.fuzz_tokens import TOKENS
 
 Mutation = Callable[[Draft], str | None]
 MUTATIONS: Mapping[str, Mutation] = {
-    f.__name__: f for f in (*DAMAGE, *TOKENS, *SPELLING, *FOLLOWING)
+    f.__name__: f for f in (*DAMAGE, *TOKENS, *SPELLING, *FOLLOWING, *ATTENTION)
 }
 
 

@@ -285,6 +285,16 @@ def merger(grid: bool = False) -> onnx.ModelProto:
     return w.closed(y, "mean")
 
 
+def depths() -> onnx.ModelProto:
+    """Outputs of two depths: all tokens behind block 1, the patches at the end, and both again."""
+    w = Writer()
+    early = w.blocks(w.after(w.drawn(1, 1, WIDTH), w.patches(w.image())), 17, 0, 2)
+    last = w.layer_norm(w.blocks(early, 17, 2, 4), "norm")
+    patches = w.rows(last, 1, 17)
+    outputs = {"early": early, "patches": patches, "again": w.op("Neg", patches), "all": last}
+    return w.finished(outputs, [1, None, WIDTH])
+
+
 def unknown(op: str = "Trilu", place: str = "early") -> onnx.ModelProto:
     """An op that tcompile does not know, before the first block or after the second."""
     w = Writer()
@@ -317,6 +327,7 @@ ALL: dict[str, Callable[[], onnx.ModelProto]] = {
     "learned-keys-behind": lambda: learned_keys(behind=True),
     "merger": merger,
     "merger-grid": lambda: merger(grid=True),
+    "depths": depths,
     "unknown": unknown,
     "unknown-late": lambda: unknown(place="late"),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,7 @@ def measured(
 
     Args:
         precision: the target's own by default.
-        fresh: measure all anew.
+        fresh: measure anew what is asked for; what is kept stays until that is done.
         seconds: in all; see `measure.Effort`.
 
     Raises:
@@ -109,7 +109,8 @@ def measured(
     begun = time.monotonic()
     runtime = _runtime(target, request, precision)
     key = profile_key(model, target, request, precision)
-    old = None if fresh else _kept(key)
+    known = _kept(key)
+    old = None if fresh else known
     lacking = [m for m in methods if old is None or m.key not in old.reducers]
     if old is not None and not lacking:
         return old
@@ -123,7 +124,10 @@ def measured(
         effort=Effort(seconds=left, seed=request.seed),
         progress=say,
     )
-    document = (made if old is None else combine(made, old)).to_json()
+    whole = made if old is None else combine(made, old)
+    if known is not None:  # of methods that were not asked for, what was measured stays
+        whole = replace(whole, reducers={**known.reducers, **whole.reducers})
+    document = whole.to_json()
     keep(KIND, key, document)
     return from_json(document)
 

@@ -263,8 +263,8 @@ def faster_precision(graph: gs.Graph, target: Target, precision: str, batch: int
 def _latency_line(kind: str, ms: float, dense_ms: float, profile: str) -> str:
     return (
         f"predicted latency: {ms:.4g} ms, dense {dense_ms:.4g} ms "
-        f"({dense_ms / ms if ms > 0 else 1.0:.2f} x), within {100 * BAND[kind]:.0f} %, "
-        f"by a {kind} profile: {profile}"
+        f"({dense_ms / ms if ms > 0 else 1.0:.2f} x), within {100 * BAND[kind]:.0f} %; "
+        f"profile: {profile}"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -160,6 +161,22 @@ def test_bad_schedule(tcompile: Command, vit: Path, text: str) -> None:
     Path("s.json").write_text(text)
     before = listing()
     refused(tcompile("build", vit, "--target", "cpu", "--schedule", "s.json"), "s.json")
+    assert listing() == before
+
+
+@pytest.mark.parametrize("option", ["--schedule", "--profile", "--calibration"])
+@pytest.mark.parametrize("kind", ["pipe", "/dev/zero", "deep", "digits"])
+def test_files_that_would_never_end(tcompile: Command, vit: Path, option: str, kind: str) -> None:
+    path = Path(kind) if kind.startswith("/") else Path("odd.json")
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind != "/dev/zero":
+        path.write_text("[" * 100_000 if kind == "deep" else "9" * 10_000)
+    before = listing()
+    budget = [] if option == "--schedule" else ["--keep", "0.6"]
+    shown = tcompile("build", vit, "--target", "cpu", *budget, option, path)
+    refused(shown, str(path))
+    assert len(shown.err) < 400
     assert listing() == before
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -154,3 +156,26 @@ def test_interruption_leaves_nothing(tmp_path: Path, number: signal.Signals, cod
     _, err = process.communicate(timeout=20)
     assert (process.returncode, err.lstrip()) == (code, "tcompile: interrupted\n")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("group", [(), ("plugins",), ("-v",)])
+def test_a_group_without_a_command_shows_help(tcompile: Command, group: tuple[str, ...]) -> None:
+    shown, name = tcompile(*group), " plugins" if "plugins" in group else ""
+    assert shown.code == 0
+    assert shown.out.startswith(f"Usage: tcompile{name} [OPTIONS] COMMAND [ARGS]...")
+    assert "\nCommands:\n" in shown.out
+    assert shown.err == ""
+
+
+def test_folders_for_temporary_files_are_named(
+    tcompile: Command, vit: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "x" / "model.onnx"))
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "x"))
+    monkeypatch.setattr("tcompile.pipeline.inspect", full)
+    shown = tcompile("inspect", vit)
+    assert shown.code == 2
+    words = "model.onnx: No space left on device (set TMPDIR to a folder with more room)\n"
+    assert shown.err.endswith(words)

@@ -66,7 +66,7 @@ def test_plan_for_people(tcompile: Command, profiled: Path) -> None:
     assert "plateau" in shown.out
     assert f"dense {dense:.4g} ms" in shown.out
     assert "predicted latency: " in shown.out
-    assert "by a measured profile: " in shown.out
+    assert "profile: measured, " in shown.out
     assert "measured latency" not in shown.out
     assert "a documented prior" in shown.out
 
@@ -155,7 +155,7 @@ def test_asked_kept_and_why_come_first(tcompile: Command, vit: Path) -> None:
         if "--exact" in extra:
             assert "(--exact)" in shown.out.splitlines()[0]
         assert "a modelled profile predicts" in shown.out
-        assert "by a modelled profile: " in shown.out
+        assert "profile: modelled, " in shown.out
         if free:
             built = tcompile("build", *asked, "-o", "out")
             assert built.code == 0, built.err

@@ -180,6 +180,25 @@ def test_no_artifact(tmp_path: Path) -> None:
         load_artifact(tmp_path)
 
 
+def nested(depth: int) -> list[Any]:
+    found: list[Any] = []
+    for _ in range(depth):
+        found = [found]
+    return found
+
+
+def test_manifests_that_are_no_documents(tmp_path: Path, source: Path) -> None:
+    path = make_artifact(tmp_path / "out", source) / artifact.MANIFEST
+    text = path.read_text()
+    for damage in ("[" * 99_999, text.replace("2000000", "9" * 10_000), text + "\0", "\ufeff"):
+        path.write_text(damage)
+        with pytest.raises(ModelError, match="damaged manifest"):
+            load_artifact(path.parent)
+    path.write_bytes(text.encode().replace(b"cpu", b"\xff\xff\xff"))
+    with pytest.raises((ModelError, UsageError), match="UTF-8"):
+        load_artifact(path.parent)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -189,6 +208,9 @@ def test_no_artifact(tmp_path: Path) -> None:
         (lambda d: d["files"][0].update(path="../../etc/passwd"), "leaves the artifact"),
         (lambda d: d.update(precision="fp12"), "precision: expected one of fp16, fp32"),
         (lambda d: d.update(extra=1), "extra: unknown field"),
+        (lambda d: d["flops"].update(dense=1 << 70), "64 bits"),
+        (lambda d: d["flops"].update(dense=float("inf")), "not a finite number"),
+        (lambda d: d["schedule"].update(method=nested(99)), "nested deeper"),
     ],
 )
 def test_damaged_manifest(

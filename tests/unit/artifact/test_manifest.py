@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +14,9 @@ import onnx
 import pytest
 
 import tcompile
+from tcompile.api.reference import DenseModel, find_dense
+from tcompile.api.verify import verify
+from tcompile.artifact.directory import load_artifact
 from tcompile.artifact.manifest import (
     BatchEntry,
     Fidelity,
@@ -23,10 +27,11 @@ from tcompile.artifact.manifest import (
     TargetEntry,
 )
 from tcompile.artifact.page import render
-from tcompile.core.model_files import FileEntry, describe_source, describe_tensors
+from tcompile.core.errors import ModelError
+from tcompile.core.model_files import FileEntry, describe_source, describe_tensors, is_source
 from tcompile.planning.solve.outcome import Share
 from tcompile.targets.backends.base import FusedAttention
-from tests.support.artifacts import manifest_for
+from tests.support.artifacts import make_artifact, manifest_for
 from tests.support.tiny_vit import VitSpec, build_vit, save_tiny_vit
 from tools import manifest_schema
 
@@ -194,3 +199,40 @@ def test_source_lists_external_data(tmp_path: Path) -> None:
     source = describe_source(path)
     assert [entry.path for entry in source.external_data] == ["w.bin"]
     assert source.external_data[0].bytes == (tmp_path / "w.bin").stat().st_size
+
+
+def test_a_file_is_hashed_once_for_each_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save_tiny_vit(tmp_path / "vit.onnx")
+    first = describe_source(path)
+    with monkeypatch.context() as patched:
+        patched.setattr(hashlib, "sha256", None)
+        assert describe_source(path) == first
+        assert is_source(path, first)
+    path.write_bytes(path.read_bytes() + onnx.ModelProto(doc_string="more").SerializeToString())
+    changed = describe_source(path)
+    assert changed.sha256 == hashlib.sha256(path.read_bytes()).hexdigest() != first.sha256
+    assert not is_source(path, first)
+
+
+def test_a_source_that_is_not_a_model_is_one_line(tmp_path: Path) -> None:
+    """A manifest may name any file; its digest is all that is read of it."""
+    made = make_artifact(tmp_path / "out", save_tiny_vit(tmp_path / "vit.onnx"))
+    (tmp_path / "text").write_text("not a model")
+    manifest = json.loads((made / "manifest.json").read_text())
+    shape = {"tokens": 17, "prefix": 1, "patches": 16, "blocks": 3}
+    manifest["schedule"]["model"] = shape
+    digest = hashlib.sha256((tmp_path / "text").read_bytes()).hexdigest()
+
+    def source(file: str, sha256: str) -> DenseModel | None:
+        manifest["source"] = {**manifest["source"], "file": file, "sha256": sha256}
+        (made / "manifest.json").write_text(json.dumps(manifest))
+        return find_dense(load_artifact(made), None)
+
+    text = str(tmp_path / "text")
+    for file, sha256 in ((text, "0" * 64), ("/dev/zero", digest), (str(tmp_path), digest)):
+        assert source(file, sha256) is None
+    assert source(text, digest) == DenseModel(Path(text), True)
+    with pytest.raises(ModelError, match=r"text: not an ONNX file, or truncated"):
+        verify(made)

@@ -102,7 +102,9 @@ class World:
 
     def read(self, *_: Any) -> Any:
         return SimpleNamespace(
-            graph=SimpleNamespace(inputs=[]), analysis=SimpleNamespace(shape=SHAPE)
+            graph=SimpleNamespace(inputs=[]),
+            analysis=SimpleNamespace(shape=SHAPE),
+            normalized=SimpleNamespace(notes=()),
         )
 
     def solve(self, _: Any, request: Request, *__: Any) -> tuple[Schedule, PlanReport | FixedPlan]:
@@ -169,6 +171,7 @@ class World:
             outputs=(),
             flops=Flops(2, 1),
             widened=False,
+            quantized=False,
         )
 
     def measure(

@@ -95,6 +95,23 @@ def test_what_windows_lacks_is_asked_for_first() -> None:
                 assert node.attr not in NAMES.get(node.value.id, ()), f"{path}:{node.lineno}"
 
 
+def test_every_text_has_an_encoding() -> None:
+    """On Windows that of the country is taken otherwise."""
+    for path, tree in sources():
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            given, name = {k.arg: k.value for k in node.keywords}, node.func.attr
+            modes = [a.value for a in node.args if isinstance(a, ast.Constant)]
+            opened = name in ("open", "fdopen", "NamedTemporaryFile") and (
+                not node.args or any(m in ("r", "w", "a", "x", "r+", "w+") for m in modes)
+            )
+            if name in ("read_text", "write_text") or opened or "text" in given:
+                where = f"{path}:{node.lineno}"
+                assert "encoding" in given or "b" in str(given.get("mode", "")), where
+                assert "text" not in given, f"{where}: encoding says it"
+
+
 #: What Python 3.11 and newer brought, by module.
 NEWER = {
     "typing": {"Self", "assert_never", "Never", "LiteralString", "Required", "NotRequired"},

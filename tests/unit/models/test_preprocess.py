@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tcompile.core.errors import ModelError, UsageError
+from tcompile.models.images import ImageError
 from tcompile.models.preprocess import PREPROCESS_KEY, load_image, read_preprocessing
 
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
@@ -80,5 +82,46 @@ def test_what_cannot_be_read(tmp_path: Path, picture: Path) -> None:
 def test_read_preprocessing() -> None:
     assert read_preprocessing({}) is None
     assert read_preprocessing({PREPROCESS_KEY: '{"size": [8, 8]}'}) == {"size": [8, 8]}
-    with pytest.raises(ModelError, match="not a JSON object"):
-        read_preprocessing({PREPROCESS_KEY: "nonsense"})
+    for text in ("nonsense", "[" * 99_999, '{"size": [8, NaN]}', "9" * 10_000, "[1]"):
+        with pytest.raises(ModelError, match="not a JSON object"):
+            read_preprocessing({PREPROCESS_KEY: text})
+    for labels in ("5", '"cat"', "[1, 2]"):
+        with pytest.raises(ModelError, match="labels that are not names"):
+            read_preprocessing({PREPROCESS_KEY: f'{{"labels": {labels}}}'})
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"size": [0, 16]},
+        {"size": [16, -1]},
+        {"size": [1 << 20, 1 << 20]},
+        {"size": [float("nan"), 16]},
+        {"size": [float("inf"), 16]},
+        {"size": 16},
+        {"size": [16]},
+        {"mean": [float("nan")] * 3},
+        {"mean": [0.5] * 5},
+        {"mean": []},
+        {"std": []},
+        {"std": [0.5, 0, 0.5]},
+        {"std": [[0.5] * 3]},
+        {"std": "wide"},
+        {"crop_pct": 1e-9},
+        {"crop_pct": -1},
+        {"crop_pct": float("nan")},
+        {"layout": "patches"},
+        {"layout": "patches", "patch_size": 0, "merge_size": 1, "temporal_patch_size": 1},
+        {"layout": ["image"]},
+    ],
+)
+def test_records_that_no_image_can_be_prepared_by(picture: Path, settings: dict[str, Any]) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_image(picture, {**IMAGENET, "size": [16, 16], **settings})
+    assert not isinstance(caught.value, ImageError), "the image is not to blame"
+
+
+def test_a_strip_is_not_made_wide_first(tmp_path: Path) -> None:
+    Image.new("RGB", (1, 60_000)).save(tmp_path / "strip.png")
+    with pytest.raises(ImageError, match="1 × 60000 pixels, too narrow"):
+        load_image(tmp_path / "strip.png", {**IMAGENET, "size": [224, 224]})

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ import pytest
 from tcompile.core.errors import UsageError
 from tcompile.models.preprocess import PREPROCESS_KEY
 from tcompile.planning.losses.data import Calibration, read_calibration, split
+from tcompile.runtime.samples import samples_for
+from tcompile.runtime.signature import signature
 from tests.support.tiny_vit import VitSpec, save_tiny_vit
 
 SPEC = VitSpec(image=16, patch=8, width=8, heads=2, depth=1)
@@ -60,8 +64,42 @@ def test_a_folder_and_its_labels(model: Path, tmp_path: Path) -> None:
     (folder / "labels.csv").write_text("a.png,1\n")
     with pytest.raises(UsageError, match=r"no label for b/c\.png"):
         read_calibration(model, folder)
-    (folder / "labels.csv").write_text("a.png,cat\n")
-    with pytest.raises(UsageError, match="whole numbers"):
+    for label in ("cat", "9" * 10_000, '"' + "x" * 200_000 + '"'):
+        (folder / "labels.csv").write_text(f"a.png,{label}\n")
+        with pytest.raises(UsageError, match="whole numbers"):
+            read_calibration(model, folder)
+    (folder / "labels.csv").write_text(f"a.png,{10**19}\nb/c.png,1\nz.png,1\n")
+    with pytest.raises(UsageError, match="class numbers"):
+        read_calibration(model, folder)
+    (folder / "labels.csv").unlink()
+    os.mkfifo(folder / "labels.csv")
+    with pytest.raises(UsageError, match="is a pipe"):
+        read_calibration(model, folder)
+
+
+def test_images_that_cannot_be_read_are_left_out_and_counted(model: Path, tmp_path: Path) -> None:
+    image_module = pytest.importorskip("PIL.Image")
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i in range(4):
+        image_module.new("RGB", (16, 16), (60 * i,) * 3).save(folder / f"{i}.png")
+    (folder / "0.png").write_bytes((folder / "0.png").read_bytes()[:40])
+    (folder / "2.png").write_text("not an image")
+    os.mkfifo(folder / "x.jpg")
+    found = read_calibration(model, folder)
+    words = r"2 samples from images \(3 of 5 images left out: .*0\.png: is not an image"
+    assert re.match(words, found.samples.source)
+    (folder / "labels.csv").write_text("3.png,3\n1.png,1\n")
+    labelled = read_calibration(model, folder)
+    assert labelled.labels is not None
+    assert labelled.labels.tolist() == [1, 3]
+    np.testing.assert_array_equal(labelled.samples.arrays["image"], found.samples.arrays["image"])
+    # Where rows are told apart by the person, every image must be there.
+    with pytest.raises(UsageError, match=r"0\.png: is not an image"):
+        samples_for(signature(model), folder)
+    for name in ("1.png", "3.png"):
+        (folder / name).unlink()
+    with pytest.raises(UsageError, match=r"0\.png: is not an image"):
         read_calibration(model, folder)
 
 
@@ -115,6 +153,18 @@ def test_a_loader_s_batches_are_joined(model: Path, tmp_path: Path) -> None:
             "n × 3 × 16",
         ),
         ("import sys\nsys.exit(3)", "SystemExit"),
+        ("class Stop(BaseException): pass\nraise Stop('here')", "fails: Stop here"),
+        ("def load_data(): raise GeneratorExit", "GeneratorExit"),
+        ("def load_data(): yield {'image': [[1], [1, 2]]}", "fails: ValueError"),
+        (
+            "class Odd:\n    def __array__(self, *a, **k): raise BaseException('odd')\n"
+            "def load_data(): yield {'image': Odd()}",
+            "fails: BaseException odd",
+        ),
+        ("def load_data(): yield {'image': [[1.0]], 'labels': [1 << 99]}", "labels|image"),
+        ("def load_data(): return 7", "TypeError"),
+        ("import", "SyntaxError"),
+        ("raise ValueError('x' * 100_000)", "fails: ValueError"),
     ],
 )
 def test_loaders_that_do_not_do(model: Path, tmp_path: Path, text: str, says: str) -> None:
@@ -124,6 +174,12 @@ def test_loaders_that_do_not_do(model: Path, tmp_path: Path, text: str, says: st
         read_calibration(model, script)
     assert "loader.py" in caught.value.one_line()
     assert "\n" not in caught.value.one_line()
+
+
+def test_an_interrupted_loader_is_an_interrupt(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "loader.py").write_text("raise KeyboardInterrupt")
+    with pytest.raises(KeyboardInterrupt):
+        read_calibration(model, tmp_path / "loader.py")
 
 
 @pytest.mark.parametrize("total", [2, 9, 10])
@@ -161,7 +217,17 @@ def test_a_digest_tells_contents_apart(model: Path, tmp_path: Path) -> None:
     assert len({read(**k).digest for k in kinds}) == len(kinds)
 
 
-@pytest.mark.parametrize("labels", [LABELS[:9], LABELS - 1, LABELS / 2, np.array(["a"] * 10)])
+@pytest.mark.parametrize(
+    "labels",
+    [
+        LABELS[:9],
+        LABELS - 1,
+        LABELS / 2,
+        np.array(["a"] * 10),
+        LABELS.astype(np.uint64) + (1 << 63),
+        LABELS + (1 << 40),
+    ],
+)
 def test_labels_that_do_not_fit(model: Path, tmp_path: Path, labels: np.ndarray) -> None:
     with pytest.raises(UsageError, match="labels"):
         read_calibration(model, save(tmp_path / "x.npz", image=IMAGES, labels=labels))

@@ -173,6 +173,8 @@ def test_a_refusal_names_the_nearest(seed: int) -> None:
         with pytest.raises(UsageError) as caught:
             solve(tables, fastest * 0.9, limits)
         assert _named(caught.value, r"fastest takes (\S+) ms") == pytest.approx(fastest, rel=1e-3)
+        hint = _named(caught.value, r"ask for --latency (\S+) or more")
+        assert solve(tables, hint, limits).latency_ms <= hint <= fastest * 1.01
 
 
 def _named(error: UsageError, pattern: str) -> float:

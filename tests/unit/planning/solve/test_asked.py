@@ -107,7 +107,7 @@ def test_a_method_by_name_has_its_budget_and_a_modelled_latency(name: str) -> No
         # Of the same model, whatever the method does to it.
         assert plan["dense_ms"] == dense.modelled.dense_ms == dense.modelled.ms
         assert any(
-            "predicted latency" in line and "by a modelled profile" in line
+            "predicted latency" in line and "profile: modelled" in line
             for line in made.chosen.lines()
         )
     solved = pipeline.price(source, target="rtx-4090", keep=0.6, exact=True).planned

@@ -165,7 +165,7 @@ def test_keep_reduces_where_the_next_step_lies_below() -> None:
     found = planned(given, planted, keep="0.8", method="auto")
     assert 13 <= found.schedule.final <= 14
     (note,) = (n for n in found.schedule.notes if "profile predicts" in n)
-    assert f"reduced {found.plan.latency_ms:.4g} ms, dense {found.plan.dense_ms:.4g} ms" in note
+    assert f"{found.plan.latency_ms:.4g} ms reduced, {found.plan.dense_ms:.4g} ms dense" in note
     assert "what a profile can tell; measure on the device" in note
     assert "with 12 tokens (--keep 0.68) it would take" in note
     again = planned(given, planted, keep="0.68", method="topk", exact=True)

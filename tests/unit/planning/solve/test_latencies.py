@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tcompile.core import cache
 from tcompile.core.errors import UsageError
 from tcompile.methods.method import Method
 from tcompile.passes.stages import Analysed
@@ -156,3 +157,43 @@ def test_a_gpu_that_is_not_here_is_modelled(world: World) -> None:
 def test_a_gpu_that_is_not_here_is_not_measured() -> None:
     with pytest.raises(UsageError):
         World(model()).ask("topk", target="rtx-4090", profile="measure")
+
+
+def test_what_was_measured_is_never_lost(
+    world: World, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(*names: str, fresh: bool = False) -> Profile:
+        methods = [method(world.given, n) for n in names]
+        asked = (world.given, methods, load_target("cpu"), Request(latency=5), lambda _: None)
+        return latencies.measured(*asked, fresh=fresh)
+
+    measured("topk", "evit")
+    (entry,) = (own_cache / latencies.KIND).glob("*.json")
+    kept = entry.read_bytes()
+
+    def interrupted(*_: Any, **__: Any) -> Profile:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(measure, "measure", interrupted)
+        for fresh, names in ((False, ("topk", "tome")), (True, ("topk",))):
+            with pytest.raises(KeyboardInterrupt):
+                measured(*names, fresh=fresh)
+            assert entry.read_bytes() == kept
+    measured("topk", fresh=True)
+    assert world.measured == [["topk", "evit"], ["topk"]]
+    assert set(measured("topk", "evit").reducers) == {"topk", "evit"}
+    # A cache that cannot be written is done without, and what is in it is still read.
+    monkeypatch.setattr(cache, "_write", lambda *_: (_ for _ in ()).throw(PermissionError()))
+    assert set(measured("tome", "topk").reducers) == {"topk", "evit", "tome"}
+    assert set(measured("topk", "evit").reducers) == {"topk", "evit"}
+
+
+def test_a_cache_that_cannot_be(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("TCOMPILE_CACHE", str(tmp_path / "file" / "below"))
+    for _ in range(2):
+        assert world.ask("topk", latency=5).kind == "measured"
+    assert len(world.measured) == 2
