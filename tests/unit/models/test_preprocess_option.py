@@ -169,7 +169,7 @@ def test_an_artifact_knows_how_images_are_prepared(tmp_path: Path) -> None:
     ]
     np.testing.assert_array_equal(taken, np.concatenate(want))
     built = tcompile.build(
-        source, target="cpu", keep=0.5, method="topk", preprocess="clip", force=True
+        source, target="jetson-orin", keep=0.5, method="topk", preprocess="clip"
     )
     manifest = load_artifact(built).manifest
     assert manifest.preprocess is not None
