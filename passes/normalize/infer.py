@@ -30,8 +30,8 @@ def check(graph: gs.Graph) -> None:
     """Hold the graph against ONNX's own rules, its large weights left out.
 
     Raises:
-        ModelError: unknown operators, inputs or attributes an operator does not have, tensors that
-            nothing makes.
+        InvalidGraphError: unknown operators, inputs or attributes that one does not have, or
+            tensors that nothing makes.
     """
     try:
         model = skeleton(graph)
@@ -41,7 +41,13 @@ def check(graph: gs.Graph) -> None:
         onnx.checker.check_model(model)
     except (onnx.checker.ValidationError, UnicodeDecodeError) as error:
         reason = str(error).partition("==> Context")[0]
-        raise ModelError(f"not a valid ONNX graph: {reason}", hint="export it again") from error
+        raise InvalidGraphError(
+            f"not a valid ONNX graph: {reason}", hint="export it again"
+        ) from error
+
+
+class InvalidGraphError(ModelError):
+    """A graph, as it was imported, that ONNX's checker does not accept."""
 
 
 def file_fault(model: onnx.ModelProto) -> str | None:

@@ -24,8 +24,8 @@ _LONGEST = 1024
 _PRODUCTS = {"MatMul", "Gemm", "Conv"}
 #: Tokens before the patches that a table of positions may have rows for.
 _PREFIX = 6
-_MOST_TRIED = 12
-_KEEPS = ELEMENTWISE | {"Add", "Sub", "Mul", "Div", "Pad", "Clip", "Cast", "Identity"}
+_MOST_TRIED = 16
+_KEEPS = ELEMENTWISE | {"Add", "Sub", "Mul", "Div", "Pad", "Slice", "Clip", "Cast", "Identity"}
 _KEEPS |= {"QuantizeLinear", "DequantizeLinear", "BatchNormalization", "InstanceNormalization"}
 
 
@@ -68,7 +68,7 @@ def _candidates(model: onnx.ModelProto, batch: int | None) -> Iterator[dict[str,
     stored = {name: tuple(t.dims) for name, t in _values(model).items()}
     products = [n for n in model.graph.node if n.op_type in _PRODUCTS]
     weights = {name for n in products for name in n.input}
-    tables = _tables({n: d for n, d in stored.items() if n not in weights})
+    tables = {n: d for n, d in stored.items() if n not in weights}
     free: dict[str, list[list[int | str]]] = {}
     for value in model.graph.input:
         if value.name in initialised:
@@ -95,38 +95,38 @@ def _of_input(
     first: int | str,
     dims: Sequence[int | None],
     stored: Mapping[str, tuple[int, ...]],
-    tables: Sequence[int],
+    tables: Mapping[str, tuple[int, ...]],
 ) -> Iterator[list[int | str]]:
     """Dims of one input, the likeliest first.
 
     Args:
         first: the first one, a name where it stays free.
         stored: dims of all that is stored.
-        tables: rows of what may be tables of positions.
+        tables: dims of what is stored and may be a table of positions.
     """
     image = _image(model, name, len(dims), stored)
     if len(dims) != 4:
-        lengths = sorted(n for n in tables if n <= _LONGEST)
+        lengths = sorted(n for n in _tables(tables) if n <= _LONGEST)
         for length in dict.fromkeys((*lengths, *_LENGTHS)):
             yield [first, *(length if d is None else d for d in dims[1:])]
         return
     if image is None:
         last = dims[3] in (1, 3, 4)
         image = _Image((3, 3 if last else 1), 1 if last else 2, 2 if last else 3, (1, 1), 0, None)
-    for height, width in dict.fromkeys(_sides(image, dims, stored)):
+    for height, width in dict.fromkeys(_sides(image, dims, tables)):
         sizes = {image.channels[1]: image.channels[0], image.rows: height, image.columns: width}
         yield [first if i == 0 else sizes.get(i, 1) if d is None else d for i, d in enumerate(dims)]
 
 
 def _sides(
-    image: _Image, dims: Sequence[int | None], stored: Mapping[str, tuple[int, ...]]
+    image: _Image, dims: Sequence[int | None], tables: Mapping[str, tuple[int, ...]]
 ) -> Iterator[tuple[int, int]]:
     """Heights and widths, the likeliest first."""
     down, across = image.patch
     height, width = dims[image.rows], dims[image.columns]
     if image.resized is not None:
         yield image.resized
-    for count in _tables(stored, image.width):
+    for count in _tables(tables, image.width):
         for patches in range(count, max(count - _PREFIX, 0), -1):
             if height is not None and height % down == 0 and patches % max(height // down, 1) == 0:
                 yield height, patches // (height // down) * across
@@ -136,7 +136,7 @@ def _sides(
                 yield patches // (width // across) * down, width
             elif math.isqrt(patches) ** 2 == patches and patches > 1:
                 yield math.isqrt(patches) * down, math.isqrt(patches) * across
-    for dims_ in stored.values():
+    for dims_ in tables.values():
         if len(dims_) == 4 and dims_[0] == 1 and image.width in dims_[1:]:
             grid = dims_[2:] if dims_[1] == image.width else dims_[1:3]
             if min(grid) > 1:
@@ -144,12 +144,22 @@ def _sides(
     for side in _SIDES:
         if side % down == 0 and side % across == 0:
             yield height or side, width or side
+    if height is None and width is None:
+        for count in _tables(tables, image.width)[:2]:
+            for patches in (count - 1, count):
+                yield from ((h * down, w * across) for h, w in _oblong(patches))
 
 
-def _tables(stored: Mapping[str, tuple[int, ...]], width: int | None = None) -> list[int]:
+def _oblong(count: int) -> list[tuple[int, int]]:
+    """Grids of so many patches at most twice as long as wide, the squarest first."""
+    rows = [h for h in range(2, math.isqrt(max(count, 1)) + 1) if count % h == 0]
+    return [(h, count // h) for h in reversed(rows) if count // h <= 2 * h]
+
+
+def _tables(tables: Mapping[str, tuple[int, ...]], width: int | None = None) -> list[int]:
     """Rows of what may be tables of positions: [N, C] or [1, N, C]; long ones first."""
     found = []
-    for dims in stored.values():
+    for dims in tables.values():
         rows = dims[1:] if len(dims) == 3 and dims[0] == 1 else dims
         if len(rows) == 2 and rows[0] > 1 and (width is None or rows[1] == width):
             found.append(rows[0])

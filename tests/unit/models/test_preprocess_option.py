@@ -168,9 +168,7 @@ def test_an_artifact_knows_how_images_are_prepared(tmp_path: Path) -> None:
         for p in sorted(folder.iterdir())
     ]
     np.testing.assert_array_equal(taken, np.concatenate(want))
-    built = tcompile.build(
-        source, target="jetson-orin", keep=0.5, method="topk", preprocess="clip"
-    )
+    built = tcompile.build(source, target="jetson-orin", keep=0.5, method="topk", preprocess="clip")
     manifest = load_artifact(built).manifest
     assert manifest.preprocess is not None
     assert manifest.preprocess["mean"] == PRESETS["clip"]["mean"]

@@ -77,6 +77,22 @@ def test_layout_and_size_of_frames_that_are_resized_inside() -> None:
     assert hint(model) == {"image": [1, 32, 32, 3]}
 
 
+def test_a_table_of_a_grid_that_is_not_square() -> None:
+    model = vit(VitSpec(depth=1), "n", 3, "h", "w")
+    table = next(t for t in model.graph.initializer if t.name == "pos_embed")
+    table.CopyFrom(numpy_helper.from_array(np.ones((1, 33, 32), np.float32), "pos_embed"))
+    for tensor in model.graph.initializer:
+        sizes = numpy_helper.to_array(tensor)
+        if tensor.data_type == onnx.TensorProto.INT64 and 17 in sizes.reshape(-1):
+            changed = np.where(sizes == 17, 33, sizes)
+            tensor.CopyFrom(numpy_helper.from_array(changed, tensor.name))
+        elif tensor.data_type == onnx.TensorProto.INT64 and 16 in sizes.reshape(-1):
+            changed = np.where(sizes == 16, 32, sizes)
+            keep = list(sizes.reshape(-1)) == [0, 17, 2, 16]
+            tensor.CopyFrom(tensor if keep else numpy_helper.from_array(changed, tensor.name))
+    assert hint(model) == {"image": ["n", 3, 32, 64]}
+
+
 def test_texts_beside_images() -> None:
     """Both are bound; texts to as many as their table of positions has."""
     writer = GraphWriter(
