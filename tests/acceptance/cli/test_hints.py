@@ -182,6 +182,7 @@ CASES: list[tuple[str, str]] = [
         "omit --keep, --latency",
     ),
     ("plan vit.onnx --target cpu --latency 9 --method bypass", "own schedule"),
+    ("plan vit.onnx --target cpu --latency 1e-6 --profile model", "ask for --latency "),
     ("plan vit.onnx --target cpu --keep 0.5 --method fitprune", "say --calibration DIR, FILE.npz"),
     (
         "plan vit.onnx --target cpu --keep 0.5 --method topk --profile model --plot x.svg",
@@ -222,7 +223,7 @@ ELSEWHERE = {
     "apt install libnvinfer-headers-dev, or --tensorrt DIR with DIR/include/NvInfer.h": "a toolkit",
     "--token-ops native, the default, needs no library": "needs a toolkit",
     "name the architecture: --arch 87 for Jetson Orin": "needs a toolkit",
-    "export it with a free batch (tcompile export --batch dynamic)": "tests/unit/models",
+    "export it with a free batch: tcompile export --batch dynamic": "tests/unit/models",
     "give it as --against": "tests/unit/api/test_verify.py",
     "`tcompile demo -o DIR` writes the model; `tcompile build` takes --calibration": "test_demo.py",
     "add --method {}": "test_profile.py",
