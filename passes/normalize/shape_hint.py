@@ -18,6 +18,8 @@ Fits = Callable[[Shapes], bool]
 #: Sides and lengths that people use, for a file that names none itself.
 _SIDES = (224, 256, 384, 336, 448, 512, 518)
 _LENGTHS = (77, 64, 128)
+#: Axes of images.
+_RANK = 4
 #: Rows of a table of positions at most; a vocabulary has more.
 _LONGEST = 1024
 #: Ops whose stored operand is a weight, and no table.
@@ -105,9 +107,10 @@ def _of_input(
         tables: dims of what is stored and may be a table of positions.
     """
     image = _image(model, name, len(dims), stored)
-    if len(dims) != 4:
+    if len(dims) != _RANK:
         lengths = sorted(n for n in _tables(tables) if n <= _LONGEST)
-        for length in dict.fromkeys((*lengths, *_LENGTHS)):
+        frames = [1] if len(dims) > _RANK else []
+        for length in dict.fromkeys((*frames, *lengths, *_LENGTHS)):
             yield [first, *(length if d is None else d for d in dims[1:])]
         return
     if image is None:
