@@ -37,6 +37,7 @@ from tcompile.passes.normalize.fold import fold_constants, fold_shapes, inline_i
 from tcompile.passes.normalize.group_norm import spell_group_norm
 from tcompile.passes.normalize.infer import (
     ContradictionError,
+    InvalidGraphError,
     check,
     check_shapes,
     check_sizes,
@@ -174,7 +175,13 @@ def _remedy(error: ModelError, model: onnx.ModelProto, shapes: Shapes | None) ->
         return True
 
     apart = isinstance(error, ContradictionError)
-    fault = file_fault(model) if apart else None
+    invalid = isinstance(error, InvalidGraphError)
+    fault = file_fault(model) if apart or invalid else None
+    if invalid and fault is None:
+        what = f"cannot be imported: {error.what.removeprefix('not a valid ONNX graph: ')}"
+        return ModelError(what, hint="ONNX's checker accepts the file, so please report this")
+    if invalid:
+        return None
     if fault is not None:
         return ModelError(f"not a valid ONNX graph: {fault}", hint="the export is broken")
     if isinstance(error, FreeDimError):
@@ -276,7 +283,8 @@ def check_not_reduced(model: onnx.ModelProto) -> None:
         ModelError: naming the first of its nodes.
     """
     for node in model.graph.node:
-        if node.domain == DOMAIN or node.name.startswith(WRITTEN):
+        named = isinstance(node.name, str) and node.name.startswith(WRITTEN)  # it may be no text
+        if node.domain == DOMAIN or named:
             raise ModelError(
                 f"tcompile has reduced this model already ({node.op_type} '{node.name}')",
                 hint="build from the model that it was made from",

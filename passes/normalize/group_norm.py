@@ -11,26 +11,23 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from tcompile.core.graph import is_const, is_standard
+from tcompile.core.graph import constant_nodes_to_constants, is_standard
 
 
 def spell_group_norm(graph: gs.Graph) -> int:
-    """Rewrite those whose scale and bias are stored; returns how many."""
-    count = 0
-    for node in list(graph.nodes):
-        if node.op != "GroupNormalization" or not is_standard(node):
-            continue
-        x, scale, bias = node.inputs
-        if is_const(scale) and is_const(bias):
-            _spell(graph, node, x, scale, bias)
-            count += 1
-    if count:
+    """Rewrite all of them; returns how many."""
+    found = [n for n in graph.nodes if n.op == "GroupNormalization" and is_standard(n)]
+    if found:
+        constant_nodes_to_constants(graph)
+    for node in found:
+        _spell(graph, node, *node.inputs)
+    if found:
         graph.toposort()
-    return count
+    return len(found)
 
 
 def _spell(graph: gs.Graph, node: gs.Node, x: gs.Tensor, scale: gs.Tensor, bias: gs.Tensor) -> None:
-    groups, channels = int(node.attrs["num_groups"]), int(scale.shape[0])
+    groups = int(node.attrs["num_groups"])
     of_groups = graph.opset < 21
     out = node.outputs[0]
 
@@ -42,7 +39,7 @@ def _spell(graph: gs.Graph, node: gs.Node, x: gs.Tensor, scale: gs.Tensor, bias:
     def const(tag: str, values: Any, dtype: Any = np.int64) -> gs.Tensor:
         return gs.Constant(f"{out.name}/{tag}", np.asarray(values, dtype))
 
-    kind = scale.dtype
+    kind = scale.dtype or x.dtype or np.float32
     per_group = (
         (scale, bias)
         if of_groups
@@ -57,7 +54,8 @@ def _spell(graph: gs.Graph, node: gs.Node, x: gs.Tensor, scale: gs.Tensor, bias:
         epsilon=float(node.attrs.get("epsilon", 1e-5)),
     )
     if not of_groups:
-        rows = op("Reshape", "channels", normal, const("rows", [0, channels, -1]))
+        ends = const("first", [0]), op("Shape", "width", scale), const("rest", [-1])
+        rows = op("Reshape", "channels", normal, op("Concat", "rows", *ends, axis=0))
         column = const("column", [1])
         scaled = op("Mul", "scaled", rows, op("Unsqueeze", "scale", scale, column))
         normal = op("Add", "moved", scaled, op("Unsqueeze", "bias", bias, column))

@@ -18,10 +18,16 @@ Fits = Callable[[Shapes], bool]
 #: Sides and lengths that people use, for a file that names none itself.
 _SIDES = (224, 256, 384, 336, 448, 512, 518)
 _LENGTHS = (77, 64, 128)
+#: Axes of images.
+_RANK = 4
+#: Rows of a table of positions at most; a vocabulary has more.
+_LONGEST = 1024
+#: Ops whose stored operand is a weight, and no table.
+_PRODUCTS = {"MatMul", "Gemm", "Conv"}
 #: Tokens before the patches that a table of positions may have rows for.
 _PREFIX = 6
-_MOST_TRIED = 12
-_KEEPS = ELEMENTWISE | {"Add", "Sub", "Mul", "Div", "Pad", "Clip", "Cast", "Identity"}
+_MOST_TRIED = 16
+_KEEPS = ELEMENTWISE | {"Add", "Sub", "Mul", "Div", "Pad", "Slice", "Clip", "Cast", "Identity"}
 _KEEPS |= {"QuantizeLinear", "DequantizeLinear", "BatchNormalization", "InstanceNormalization"}
 
 
@@ -62,55 +68,68 @@ def _candidates(model: onnx.ModelProto, batch: int | None) -> Iterator[dict[str,
     """Shapes of every input that has something free, the likeliest first."""
     initialised = {t.name for t in model.graph.initializer}
     stored = {name: tuple(t.dims) for name, t in _values(model).items()}
+    products = [n for n in model.graph.node if n.op_type in _PRODUCTS]
+    weights = {name for n in products for name in n.input}
+    tables = {n: d for n, d in stored.items() if n not in weights}
     free: dict[str, list[list[int | str]]] = {}
     for value in model.graph.input:
         if value.name in initialised:
             continue
-        dims = [_dim(d) for d in value.type.tensor_type.shape.dim]
+        shape = value.type.tensor_type.shape
+        dims = [_dim(d) for d in shape.dim]
+        first = dims[0] if dims and dims[0] is not None else _name(shape)
         literal = [d for d in dims[1:] if isinstance(d, int)]
         if len(literal) < len(dims[1:]):
-            free[value.name] = list(_of_input(model, value.name, dims, stored))
+            free[value.name] = list(_of_input(model, value.name, first, dims, stored, tables))
         elif dims and not isinstance(dims[0], int) and batch is not None:
             free[value.name] = [[batch, *literal]]
     for found in product(*free.values()):
         shapes = dict(zip(free, found, strict=True))
         if batch is not None:
             for of_one in shapes.values():
-                of_one[0] = batch if of_one[0] == BATCH else of_one[0]
+                of_one[0] = of_one[0] if isinstance(of_one[0], int) else batch
         yield shapes
 
 
 def _of_input(
     model: onnx.ModelProto,
     name: str,
+    first: int | str,
     dims: Sequence[int | None],
     stored: Mapping[str, tuple[int, ...]],
+    tables: Mapping[str, tuple[int, ...]],
 ) -> Iterator[list[int | str]]:
-    """Dims of one input, the likeliest first. The first one that is free stays so."""
-    first: int | str = dims[0] if dims[0] is not None else BATCH
+    """Dims of one input, the likeliest first.
+
+    Args:
+        first: the first one, a name where it stays free.
+        stored: dims of all that is stored.
+        tables: dims of what is stored and may be a table of positions.
+    """
     image = _image(model, name, len(dims), stored)
-    if len(dims) != 4:
-        lengths = [n for n in _tables(stored) if n <= 1024]
-        for length in dict.fromkeys((*_LENGTHS, *lengths)):
+    if len(dims) != _RANK:
+        lengths = sorted(n for n in _tables(tables) if n <= _LONGEST)
+        frames = [1] if len(dims) > _RANK else []
+        for length in dict.fromkeys((*frames, *lengths, *_LENGTHS)):
             yield [first, *(length if d is None else d for d in dims[1:])]
         return
     if image is None:
         last = dims[3] in (1, 3, 4)
         image = _Image((3, 3 if last else 1), 1 if last else 2, 2 if last else 3, (1, 1), 0, None)
-    for height, width in dict.fromkeys(_sides(image, dims, stored)):
+    for height, width in dict.fromkeys(_sides(image, dims, tables)):
         sizes = {image.channels[1]: image.channels[0], image.rows: height, image.columns: width}
         yield [first if i == 0 else sizes.get(i, 1) if d is None else d for i, d in enumerate(dims)]
 
 
 def _sides(
-    image: _Image, dims: Sequence[int | None], stored: Mapping[str, tuple[int, ...]]
+    image: _Image, dims: Sequence[int | None], tables: Mapping[str, tuple[int, ...]]
 ) -> Iterator[tuple[int, int]]:
     """Heights and widths, the likeliest first."""
     down, across = image.patch
     height, width = dims[image.rows], dims[image.columns]
     if image.resized is not None:
         yield image.resized
-    for count in _tables(stored, image.width):
+    for count in _tables(tables, image.width):
         for patches in range(count, max(count - _PREFIX, 0), -1):
             if height is not None and height % down == 0 and patches % max(height // down, 1) == 0:
                 yield height, patches // (height // down) * across
@@ -120,20 +139,30 @@ def _sides(
                 yield patches // (width // across) * down, width
             elif math.isqrt(patches) ** 2 == patches and patches > 1:
                 yield math.isqrt(patches) * down, math.isqrt(patches) * across
-    for dims_ in stored.values():
+    for dims_ in tables.values():
         if len(dims_) == 4 and dims_[0] == 1 and image.width in dims_[1:]:
             grid = dims_[2:] if dims_[1] == image.width else dims_[1:3]
-            if min(grid) > 1:
+            if 1 < min(grid) and max(grid) <= 2 * min(grid):
                 yield grid[0] * down, grid[1] * across
     for side in _SIDES:
         if side % down == 0 and side % across == 0:
             yield height or side, width or side
+    if height is None and width is None:
+        for count in _tables(tables, image.width)[:2]:
+            for patches in (count - 1, count):
+                yield from ((h * down, w * across) for h, w in _oblong(patches))
 
 
-def _tables(stored: Mapping[str, tuple[int, ...]], width: int | None = None) -> list[int]:
+def _oblong(count: int) -> list[tuple[int, int]]:
+    """Grids of so many patches at most twice as long as wide, the squarest first."""
+    rows = [h for h in range(2, math.isqrt(max(count, 1)) + 1) if count % h == 0]
+    return [(h, count // h) for h in reversed(rows) if count // h <= 2 * h]
+
+
+def _tables(tables: Mapping[str, tuple[int, ...]], width: int | None = None) -> list[int]:
     """Rows of what may be tables of positions: [N, C] or [1, N, C]; long ones first."""
     found = []
-    for dims in stored.values():
+    for dims in tables.values():
         rows = dims[1:] if len(dims) == 3 and dims[0] == 1 else dims
         if len(rows) == 2 and rows[0] > 1 and (width is None or rows[1] == width):
             found.append(rows[0])
@@ -148,6 +177,12 @@ def _values(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
             if attribute.name == "value":
                 found[node.output[0]] = attribute.t
     return found
+
+
+def _name(shape: onnx.TensorShapeProto) -> str:
+    """The name of a free first dim."""
+    name = shape.dim[0].dim_param if shape.dim else ""
+    return name if name.isidentifier() else BATCH
 
 
 def _dim(dim: onnx.TensorShapeProto.Dimension) -> int | None:

@@ -6,6 +6,7 @@ No PyTorch needed: the trained weights are written straight into an ONNX graph.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import struct
 from collections.abc import Iterator, Mapping
@@ -269,7 +270,13 @@ def _empty(folder: str | Path | None) -> Iterator[Path]:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UsageError("exists and is not empty", where=str(path), hint="choose another -o")
     existed = path.exists()
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # below a file, or a link that leads back to itself
+        reason = os.strerror(error.errno or 0)
+        raise UsageError(
+            f"cannot be made: {reason}", where=str(path), hint="choose another -o"
+        ) from error
     try:
         yield path
     except BaseException:

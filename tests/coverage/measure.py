@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -206,8 +207,7 @@ def _nearest(errors: tuple[float, ...], limits: tuple[float, ...]) -> tuple[floa
 
 def _plain(reason: str) -> str:
     """A refusal without the site that was asked for."""
-    _, illegal, rest = reason.partition("is illegal: ")
-    return rest if illegal else reason
+    return re.sub(r"^(tokens cannot leave at \S+: |site '\S+' is illegal: )", "", reason)
 
 
 def _text(error: Exception) -> str:

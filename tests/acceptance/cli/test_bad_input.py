@@ -180,6 +180,30 @@ def test_files_that_would_never_end(tcompile: Command, vit: Path, option: str, k
     assert listing() == before
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "plan loop --target cpu --keep 0.6",
+        "build vit.onnx --target cpu --keep 0.6 --method topk -o loop",
+        "build vit.onnx --target cpu --keep 0.6 --method topk -o loop/x",
+        "build vit.onnx --target cpu --keep 0.6 --method topk --dump loop",
+        "plan vit.onnx --target cpu --keep 0.6 --method fitprune --calibration loop",
+        "run vit.onnx --input loop",
+        "run vit.onnx --input folder --preprocess unit",
+        "demo -o loop",
+    ],
+)
+@pytest.mark.usefixtures("vit")
+def test_links_that_lead_back_to_themselves(tcompile: Command, line: str) -> None:
+    Path("loop").symlink_to("loop")
+    Path("folder").mkdir()
+    Path("folder/x.png").symlink_to("x.png")
+    Path("folder/again").symlink_to(".")
+    before = listing()
+    refused(tcompile(*line.split()))
+    assert listing() == before
+
+
 def test_schedule_for_another_model(tcompile: Command, vit: Path) -> None:
     made = tcompile("plan", vit, *TOPK, "--keep", "0.6", "--json").json()
     made["model"]["tokens"] += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,14 @@ import pytest
 from onnx import numpy_helper
 
 from tcompile import pipeline
+from tcompile.api.run import run
 from tcompile.api.verify import Verification, verify
 from tcompile.artifact.directory import load_artifact
 from tcompile.core.errors import UsageError, VerificationError
 from tcompile.targets import load_target
 from tcompile.targets.backends import emit
 from tests.support.artifacts import make_artifact
-from tests.support.tiny_vit import VitSpec, save_tiny_vit
+from tests.support.tiny_vit import VitSpec, build_vit, random_weights, save_tiny_vit
 
 
 @pytest.fixture
@@ -192,3 +194,23 @@ def test_an_unfused_attention_is_named(source: Path) -> None:
     assert "1 of 4 attention layers" in detail
     with pytest.raises(VerificationError, match=victim.name):
         found.require()
+
+
+def test_a_masked_class_is_no_fault(tmp_path: Path) -> None:
+    """−Inf and NaN that the source gives too: built, verified, printed."""
+    weights = random_weights(VitSpec())
+    weights["head.bias"][[2, 5]] = -np.inf, np.nan
+    source = tmp_path / "masked.onnx"
+    onnx.save(build_vit(VitSpec(), weights), source)
+    built = pipeline.build(source, target="jetson-orin", keep=0.5, method="topk")
+    found = verify(built)
+    assert found.passed
+    finite = next(c for c in found.checks if c.name == "finite")
+    assert "only where" in finite.detail
+    assert found.fidelity is not None
+    assert found.fidelity.outputs[0].cosine_min > 0.5
+    np.save(tmp_path / "x.npy", np.zeros((1, 3, 32, 32), np.float32))
+    (output,) = run(built, tmp_path / "x.npy", top=10).outputs
+    assert output.not_finite == 2
+    assert [len(row) for row in output.top] == [8]
+    json.dumps(output.minimum, allow_nan=False)

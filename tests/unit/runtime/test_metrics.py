@@ -40,3 +40,15 @@ def test_not_finite_names_output_and_kind() -> None:
     bad = np.array([1.0, np.nan, np.inf, np.inf])
     (text,) = not_finite({"good": np.ones(3), "ids": np.ones(3, dtype=np.int64), "bad": bad}, {})
     assert text == "output 'bad' has 1 NaN and 2 Inf among 4 values"
+
+
+def test_what_is_not_finite_in_both_says_nothing() -> None:
+    """A class that is masked is −Inf in every model; NaN against a number is another output."""
+    a = np.array([[1.0, 2.0, -np.inf, np.nan]])
+    np.testing.assert_allclose(cosine(a, 2 * a), 1)
+    assert cosine(a, np.array([[1.0, 2.0, np.inf, np.nan]])) == 0
+    assert cosine(a, np.array([[1.0, 2.0, -np.inf, 0.0]])) == 0
+    assert cosine(np.full((1, 2), np.nan), np.zeros((1, 2))) == 0
+    assert not_finite({"x": a}, {"x": a}) == []
+    (text,) = not_finite({"x": a}, {"x": np.array([[1.0, 2.0, -np.inf, 3.0]])})
+    assert text == "output 'x' has 1 NaN among 4 values"
