@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
 
+from tcompile.core.drafts import new_draft
 from tcompile.core.errors import ModelError
 from tcompile.models.preprocess import PREPROCESS_KEY, SOURCE_KEY
 from tcompile.models.report import Dims
@@ -100,7 +99,8 @@ def staged(proto: onnx.ModelProto, target: Path) -> Iterator[tuple[Path, tuple[P
     Gives (the written file, the files that will exist in the end). If the body raises, nothing
     is left behind and what `target` was before stays.
     """
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.absolute().parent))
+    draft = new_draft(target.absolute(), 0o700)
+    folder = draft.folder
     written, data = folder / target.name, folder / f"{target.name}.data"
     beside = target.with_name(data.name)
     try:
@@ -111,10 +111,12 @@ def staged(proto: onnx.ModelProto, target: Path) -> Iterator[tuple[Path, tuple[P
             data.chmod(written.stat().st_mode)  # onnx makes it for its owner alone
         yield written, (target, beside) if data.exists() else (target,)
         if data.exists():
+            # The graph of an earlier export never stands beside the weights of this one.
+            target.unlink(missing_ok=True)
             data.replace(beside)
         written.replace(target)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        draft.discard()
 
 
 def _weight_bytes(proto: onnx.ModelProto) -> int:

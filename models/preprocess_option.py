@@ -103,7 +103,7 @@ def resolved(text: str, inputs: Sequence[TensorInfo], known: Mapping[str, Any]) 
             f"size={','.join(map(str, size))} is not that of input '{image.name}', "
             f"{' × '.join(map(str, sides))}",
             where=OPTION,
-            hint="omit size",
+            hint=f"omit size={','.join(map(str, size))}",
         )
     if image.dtype == "uint8" and found["std"] != PRESETS["raw"]["std"]:
         raise UsageError(

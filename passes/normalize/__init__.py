@@ -183,7 +183,7 @@ def _remedy(error: ModelError, model: onnx.ModelProto, shapes: Shapes | None) ->
         return None
     if apart and shapes:
         hint = shape_options(model, lambda tried: fits(tried) and tried != shapes)
-        hint = f"those of --shape do not fit it, {hint} does" if hint else "--shape does not fit it"
+        hint = f"say {hint}" if hint else "the sizes of --shape do not fit it"
     else:
         hint = shape_options(model, fits, batch=1)
         hint = f"it can be read with {hint}" if hint else error.hint

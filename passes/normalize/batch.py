@@ -10,14 +10,27 @@ import onnx_graphsurgeon as gs
 from tcompile.analysis import axes as ax
 from tcompile.analysis.propagate import propagate
 from tcompile.core.errors import ModelError
-from tcompile.core.graph import int_to_dim, is_const, is_free, shape
+from tcompile.core.graph import free_factors, int_to_dim, is_const, is_free, shape
 from tcompile.passes.normalize.batch_values import HINT, DimVectors
+from tcompile.passes.normalize.infer import ContradictionError
 
 
 def explicit_reshapes(graph: gs.Graph) -> None:
-    """Give each Reshape a target of its own with literal dims (shared ones would be traps)."""
+    """Give each Reshape a target of its own with literal dims (shared ones would be traps).
+
+    Raises:
+        ContradictionError: one takes another number of values than it gives, whatever the batch:
+            inference does not count them.
+    """
     for node in graph.nodes:
         if node.op == "Reshape":
+            takes, gives = (free_factors(prod(shape(t))) for t in (node.inputs[0], node.outputs[0]))
+            if takes[0] == gives[0] and takes[1] != gives[1]:
+                raise ContradictionError(
+                    f"Reshape '{node.name}' takes {takes[1]} values of each image and gives "
+                    f"{gives[1]}",
+                    takes[0],
+                )
             set_target(node, [int(d) for d in node.outputs[0].shape])
 
 
@@ -43,7 +56,7 @@ def free_batch(graph: gs.Graph, vectors: DimVectors) -> None:
             if prod(shape(node.inputs[0])) != prod(shape(node.outputs[0])):
                 raise ModelError(
                     f"Reshape '{node.name}' fits one size of the batch, and the batch is free",
-                    hint="bind it with --shape",
+                    hint=HINT,
                 )
             _free_reshape(node, facts.of(node.inputs[0]), facts.of(node.outputs[0]), vectors)
     for tensor in graph.tensors().values():

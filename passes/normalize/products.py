@@ -8,6 +8,7 @@ MatMul says with other axes. Their axes are turned and joined until they are tho
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import count as count_from
 from math import prod
 from string import ascii_letters
 
@@ -36,11 +37,16 @@ class Nodes:
     """Writes nodes beside one, and knows the shapes of what they give."""
 
     def __init__(self, graph: gs.Graph, beside: gs.Node) -> None:
-        self.graph, self.beside, self.count = graph, beside, 0
+        self.graph, self.beside = graph, beside
+        # Other passes, and earlier rounds, may have written nodes beside the same one.
+        self.taken = {str(t.name) for n in graph.nodes for t in (*n.inputs, *n.outputs)}
+        self.base = str(beside.outputs[0].name)
 
     def _name(self, kind: str) -> str:
-        self.count += 1
-        return f"{self.beside.outputs[0].name}/{kind}_{self.count}"
+        count = next(i for i in count_from(1) if f"{self.base}/{kind}_{i}" not in self.taken)
+        name = f"{self.base}/{kind}_{count}"
+        self.taken.add(name)
+        return name
 
     def ints(self, values: Sequence[int]) -> gs.Constant:
         return gs.Constant(self._name("ints"), np.asarray(values, np.int64))

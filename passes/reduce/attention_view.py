@@ -83,6 +83,8 @@ class AttentionView:
     ) -> gs.Tensor:
         """[(B h), rows, N] or [1, (B h), rows, N] → [B, h, rows, N]."""
         op = self.matched.form == "op"
+        if len(dims) == 2:  # one head of one image
+            return self.builder.unsqueeze(x, 0, 1)
         if (op and len(dims) == 3) or not self._joined(dims):
             return x
         heads, rows = self.matched.heads, self._rows(positions)
@@ -134,7 +136,7 @@ class AttentionView:
     def _regrouped(self, x: gs.Tensor, node: gs.Node, positions: Sequence[int] | None) -> gs.Tensor:
         """A Reshape of the chain, which only ever splits or joins batch and heads, of the rows."""
         dims = list(node.outputs[0].shape)
-        front: list[int] = [-1]
+        front: list[int] = [-1] if len(dims) > 2 else []
         if len(dims) == 4:
             joined = self._joined(dims)
             front = [1, -1] if joined else [self.batch or -1, self.matched.heads]
@@ -280,6 +282,8 @@ class AttentionView:
         if self.matched.form == "op" and len(dims) == 3:
             split = b.reshape(x, [0, 0, heads, int(dims[-1]) // heads], fp32=False)
             return b.transpose(split, [0, 2, 1, 3], fp32=False)
+        if len(dims) == 2:
+            return b.unsqueeze(x, 0, 1, fp32=False)
         if not self._joined(dims):
             return x
         return b.reshape(x, [self.batch or -1, heads, int(dims[-2]), int(dims[-1])], fp32=False)
@@ -288,7 +292,7 @@ class AttentionView:
         if self.matched.form == "op":
             return
         for rank in {len(self.product.outputs[0].shape), len(self.node.outputs[0].shape)}:
-            if rank not in (3, 4):
+            if rank not in (2, 3, 4):
                 raise UsageError(
                     f"attention '{self.node.name}' has logits of {rank} dims, so its rows "
                     "cannot be recomputed",

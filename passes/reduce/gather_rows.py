@@ -15,6 +15,7 @@ from tcompile.analysis.effects import SideAxis
 from tcompile.analysis.space import Grouping, TokenSpace
 from tcompile.analysis.token_dims import Dim, Layout, locate
 from tcompile.core.errors import InternalError, ModelError
+from tcompile.core.graph import one_image
 from tcompile.passes.reduce.builder import Builder
 
 
@@ -98,7 +99,7 @@ class Mover:
             raise ModelError(
                 f"'{tensor.name}' merges the batch with another axis, so each image cannot have "
                 "tokens of its own there",
-                hint="export with batch 1",
+                hint=one_image(self.b.graph),
             )
         heads = ax.size(result[merged[0]][1:])
         return self._per_head(x, dims, places, indices, len(result), (merged[0], heads))

@@ -97,7 +97,7 @@ def _add_output(b: Builder, name: str, tensor: gs.Tensor) -> None:
         raise ModelError(
             f"it has a tensor named '{name}' of its own, which is what an output of tcompile's is "
             "called",
-            hint="rename it, or build with --outputs restored",
+            hint="build with --outputs restored, or rename it",
         )
     out = gs.Variable(name, tensor.dtype)
     b.graph.nodes.append(gs.Node("Identity", b.name(name), {}, [tensor], [out]))

@@ -11,7 +11,7 @@ from tcompile.analysis import effects as fx
 from tcompile.analysis.counts import sums_over
 from tcompile.analysis.token_dims import Dim, locate
 from tcompile.core.errors import ModelError
-from tcompile.core.graph import int_to_dim, is_const, producer
+from tcompile.core.graph import int_to_dim, is_const, one_image, producer
 from tcompile.core.op_traits import BROADCASTS
 from tcompile.passes.reduce.edit_state import Editor
 from tcompile.passes.reduce.set_shapes import set_shape
@@ -115,7 +115,7 @@ def _for_images(editor: Editor, numbers: gs.Tensor, like: gs.Tensor) -> gs.Tenso
         raise ModelError(
             f"'{like.name}' merges the batch with another axis, so each image cannot have a "
             "count of its own there",
-            hint="export with batch 1",
+            hint=one_image(editor.b.graph),
         )
     if place is None:
         return editor.b.reshape(numbers, [1] * rank) if rank else editor.b.reshape(numbers, [])

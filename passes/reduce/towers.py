@@ -122,13 +122,13 @@ def _why(dense: gs.Graph, towers: Sequence[Analysis], other: Analysis, error: Tc
 
 
 def _sizes(found: Mapping[str, Attention], core: Attention) -> tuple[int, int] | None:
-    """How many queries and keys an attention has that was found anew; None where it was not."""
+    """How many queries and keys a plain attention has; None where it was not found anew as one."""
     now = found.get(core.context)
-    return None if now is None else (ax.size(now.rows), ax.size(now.seen))
+    return None if now is None or not now.plain else (ax.size(now.rows), ax.size(now.seen))
 
 
 def _sizes_of_map(graph: gs.Graph, analysis: Analysis, core: Attention) -> tuple[int, int] | None:
-    """The same of one that is not plain, by the shape of its map, whose dims are where they were."""
+    """The same of one that is not plain, by its map, whose dims are where they were."""
     name = core.mix if core.form == "sum" else core.node
     node = next((n for n in graph.nodes if n.name == name), None)
     if node is None:

@@ -11,7 +11,7 @@ from tcompile.analysis import effects as fx
 from tcompile.analysis.counts import sums_over
 from tcompile.analysis.token_dims import locate
 from tcompile.core.errors import InternalError, ModelError
-from tcompile.core.graph import attr
+from tcompile.core.graph import attr, one_image
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.edit_state import Editor
 from tcompile.passes.reduce.token_state import TokenState, sizes_on_run
@@ -103,7 +103,7 @@ def bias(editor: Editor, node: gs.Node, edit: fx.Bias, stage: TokenState) -> Non
         raise ModelError(
             "its attention has batch and heads on one axis, where merged tokens cannot be weighed",
             where=node.name,
-            hint="export it with an opset of 22 or older, or with batch 1",
+            hint=f"export it with an opset of 22 or older, or {one_image(editor.b.graph)}",
         )
     editor.biased.add(node.name)
     mask = node.inputs[3] if len(node.inputs) > 3 else None

@@ -205,5 +205,5 @@ class BatchSizes:
                     f"{option} {size} needs a model with a free batch; this one runs {fixed} at a "
                     f"time, inputs {shapes}",
                     where=str(where),
-                    hint="export it with a free batch (tcompile export --batch dynamic)",
+                    hint="export it with a free batch: tcompile export --batch dynamic",
                 )

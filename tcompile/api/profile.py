@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -152,9 +153,14 @@ def profile(
 
 
 def check_output(path: str | Path) -> None:
-    """Raise UsageError unless there is a folder to write to; before minutes are spent."""
-    if not Path(path).parent.is_dir():
+    """Raise UsageError unless a file can be written there; before minutes are spent."""
+    path = Path(path)
+    if not path.parent.is_dir():
         raise UsageError("the folder does not exist", where=str(path))
+    if path.is_dir():
+        raise UsageError("is a directory", where=str(path), hint="give the name of a file")
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError("the folder cannot be written to", where=str(path))
 
 
 def write_profile(profiled: Profiled, path: str | Path) -> Path:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +22,8 @@ from tcompile.core.decode import parse_json
 from tcompile.core.files import read_text
 
 SCHEMA = 1
+#: Seconds after which nothing is still being written.
+_STALE = 24 * 3600.0
 
 
 def cache_dir() -> Path:
@@ -92,6 +95,10 @@ def _write(path: Path, document: dict[str, Any]) -> None:
     """Under another name first, so that half of it is never seen."""
     text = json.dumps(document, allow_nan=False)
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(".*.part"):  # by what was killed while it wrote
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > _STALE:
+                left.unlink()
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as stream:

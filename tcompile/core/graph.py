@@ -115,6 +115,13 @@ def free_names(graph: gs.Graph) -> list[str]:
     return list(dict.fromkeys(n for d in firsts for n in free_factors(d)[0]))
 
 
+def one_image(graph: gs.Graph) -> str:
+    """Return what to do where a free batch is in the way: the `--shape` options that fix it."""
+    free = [t for t in graph.inputs if t.shape and is_free(t.shape[0])]
+    said = [f"--shape {t.name}={','.join(map(str, (1, *t.shape[1:])))}" for t in free]
+    return f"fix the batch with {' '.join(said)}" if said else "export with batch 1"
+
+
 def image_inputs(graph: gs.Graph) -> list[gs.Tensor]:
     """The inputs that hold images: the largest of floats, or of all where none is one.
 

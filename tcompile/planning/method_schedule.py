@@ -8,7 +8,7 @@ from dataclasses import replace
 from fractions import Fraction
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tcompile.analysis.model import Analysis
 from tcompile.core.errors import UsageError
@@ -23,6 +23,9 @@ from tcompile.passes.stages import Analysed
 from tcompile.planning.constraints import site_constraints
 from tcompile.planning.remedy import remedy
 from tcompile.planning.request import Keep
+
+if TYPE_CHECKING:
+    from tcompile.runtime.samples import Samples
 
 ScheduleLike = str | Path | Mapping[str, Any] | Schedule
 
@@ -47,14 +50,17 @@ def schedule_for(
         UsageError: no budget or two, parameters that do not fit the model, or an illegal site.
     """
     analysis, observe = model.analysis, None
+    notes: list[str] = []
     if calibration is not None:
         from tcompile.methods.calibration import observer
         from tcompile.planning.losses.data import read_calibration
 
-        data = calibration
-        observe = observer(
-            model.graph, analysis, lambda: read_calibration(model.source, data, preprocess).samples
-        )
+        def read() -> Samples:
+            samples = read_calibration(model.source, calibration, preprocess).samples
+            notes.extend([f"calibration: {samples.left_out}"] if samples.left_out else [])
+            return samples
+
+        observe = observer(model.graph, analysis, read)
     constraints = site_constraints(analysis, outputs)
     made = compose(method, analysis.shape, analysis.has_cls, keep, constraints, observe)
     try:
@@ -63,7 +69,7 @@ def schedule_for(
         named = asked or method
         hint = remedy(model, named, keep, outputs)
         raise UsageError(without_schedule(error), where=f"--method {named}", hint=hint) from error
-    return made
+    return replace(made, notes=(*made.notes, *notes))
 
 
 def checked_schedule(model: Analysed, schedule: ScheduleLike, outputs: str = "reduced") -> Schedule:

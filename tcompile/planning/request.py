@@ -150,7 +150,7 @@ class Request:
             self.exact and self.keep is None,
             "--exact",
             "says that a share is meant exactly, and none is given",
-            "say --keep R",
+            "omit it, or say --keep R",
         )
 
     @property

@@ -35,12 +35,14 @@ class Samples:
     Attributes:
         real: whether these are real inputs, whose classes mean something.
         files: of a folder of images, the image of each row.
+        left_out: how many images could not be read, and why; empty where all were.
     """
 
     arrays: Mapping[str, Array]
     source: str
     real: bool
     files: tuple[Path, ...] = ()
+    left_out: str = ""
 
     def __len__(self) -> int:
         return len(next(iter(self.arrays.values())))
@@ -80,7 +82,7 @@ def _of_folder(model: Signature, folder: Path, skip_unreadable: bool) -> Samples
     found = sample_arrays(model, arrays, folder)
     if unreadable:
         left_out = f"{len(unreadable)} of {len(files)} images left out: {unreadable[0].one_line()}"
-        found = replace(found, source=f"{found.source} ({left_out})")
+        found = replace(found, source=f"{found.source} ({left_out})", left_out=left_out)
     return replace(found, files=tuple(read))
 
 

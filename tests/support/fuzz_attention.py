@@ -11,7 +11,7 @@ from tests.support.fuzz_draft import Draft, shapes_of
 def attention_respelled(d: Draft) -> str | None:
     """Some of the attentions are written otherwise, each its own way, or become other ones."""
     rng, done = d.rng, []
-    for block in range(4):
+    for _ in range(4):
         if rng.random() < 0.3:
             continue
         if rng.random() < 0.6:

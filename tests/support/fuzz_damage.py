@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
+from tcompile.models.preprocess import PREPROCESS_KEY
+from tests.support.bombs import BOMBS
 from tests.support.fuzz_draft import Draft
 
 
@@ -175,6 +177,33 @@ def lose_input(d: Draft) -> str | None:
     return f"{node.op_type} {node.name}: {i}"
 
 
+def ask_for_much(d: Draft) -> str | None:
+    """A few bytes that stand for more memory or time than there is."""
+    change, _ = d.rng.choice(BOMBS)
+    try:
+        change(d.model)
+    except StopIteration:  # no node of the op that it goes to
+        return None
+    return change.__name__
+
+
+def odd_record(d: Draft) -> str | None:
+    """What the file records of how images are prepared is no such record."""
+    text = d.rng.choice(
+        [
+            "[" * 5_000,
+            "9" * 5_000,
+            '{"size": [0, -1]}',
+            '{"size": [1e400, NaN]}',
+            '{"labels": 7}',
+            "\x00",
+            '{"size": [8, 8], "mean": [], "std": {}}',
+        ]
+    )
+    helper.set_model_props(d.model, {PREPROCESS_KEY: text})
+    return text[:20]
+
+
 DAMAGE = (
     delete_node,
     rewire,
@@ -185,4 +214,6 @@ DAMAGE = (
     replace_op,
     cut_off,
     lose_input,
+    ask_for_much,
+    odd_record,
 )

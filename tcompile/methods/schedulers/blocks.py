@@ -310,6 +310,15 @@ def around(
     return Scheduler(f"around every block from {_times_l(start)} on{shrinking}; all come back", run)
 
 
+def _larger_cells(context: Context, frames: int, keep: int) -> str:
+    """The smallest cells of which so many tokens can be kept."""
+    h, w = context.grid[-2:]
+    for side in range(2, max(h, w) + 1):
+        if 1 <= frames * (h // side) * (w // side) <= keep:
+            return f"say --method {context.method}:sx={side},sy={side}"
+    return "keep more tokens"
+
+
 @scheduler("inside every attention; all come back before the residual add")
 def inside(context: Context, values: Values) -> list[Place]:
     """Inside every attention that takes it: T − int(T · ratio) tokens run through it."""
@@ -324,7 +333,7 @@ def inside(context: Context, values: Values) -> list[Place]:
             raise UsageError(
                 f"{context.method} keeps one token of each cell, {cells} of {total}, not {keep}",
                 where="--method",
-                hint="larger sx and sy make larger cells",
+                hint=_larger_cells(context, total // (h * w), keep),
             )
         found.append(Place(site, keep))
     if not found:

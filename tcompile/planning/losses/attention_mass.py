@@ -62,7 +62,7 @@ def attention_losses(
     progress(f"calibrating: attention of the dense model on {len(samples)} images")
     grid = whole_counts(shape, counts)
     if len(grid) < 2:
-        raise UsageError("no count lies below the model's own", where="calibration")
+        raise UsageError("no count lies below the model's own", where="--calibration")
     specs = [_score(method, site, grid[0]) for site in sites]
     scores = [s for i, s in enumerate(specs) if s not in specs[:i]]
     shares = observed(graph, analysis, scores, samples.arrays)

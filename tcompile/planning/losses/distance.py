@@ -87,7 +87,8 @@ def dissimilarity(dense: Outputs, reduced: Outputs) -> Floats:
     ]
     if not found:
         raise UsageError(
-            "the model has no output that can be compared with the dense one's", where="calibration"
+            "the model has no output that can be compared with the dense one's",
+            where="--calibration",
         )
     return _mean(found)
 

@@ -185,7 +185,7 @@ def measured_losses(
         raise UsageError(
             f"no step of {method.preset.name} can be measured at "
             f"{', '.join(s.name for s in sites)}",
-            where="calibration",
+            where="--calibration",
             hint=notes[0] if notes else "",
         )
     feeds = Feeds.of(graph, len(samples))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +114,14 @@ def test_errors_of_the_maker_are_its_own() -> None:
     with pytest.raises(OSError, match="no device"):
         cached("losses", KEY, fail)
     assert not entry_path("losses", KEY).exists()
+
+
+def test_what_was_killed_while_it_wrote_is_removed(folder: Path) -> None:
+    (folder / "losses").mkdir(parents=True)
+    left, fresh = folder / "losses" / ".old.part", folder / "losses" / ".new.part"
+    for path in (left, fresh):
+        path.write_text("{")
+    os.utime(left, (0, 0))
+    cached("losses", KEY, Maker())
+    assert not left.exists()
+    assert fresh.exists()

@@ -167,4 +167,4 @@ def test_a_dump_that_cannot_be_written_is_said(vit: Path) -> None:
 def test_the_option_writes_it(vit: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ("build", str(vit), "--target", "cpu", "--keep", "0.5", "--method", "topk")
     assert Command(capsys)(*command, "--dump", "new/dump").code == 0
-    assert names(Path("new/dump"))[0] == "001-normalize-check.txt"
+    assert names(Path("new/dump"))[0] == "001-normalize-spell-group-norm.txt"

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 
+from tcompile import pipeline
 from tcompile.core.errors import UsageError
 from tcompile.models.preprocess import PREPROCESS_KEY
 from tcompile.planning.losses.data import Calibration, read_calibration, split
@@ -94,6 +95,8 @@ def test_images_that_cannot_be_read_are_left_out_and_counted(model: Path, tmp_pa
     assert labelled.labels is not None
     assert labelled.labels.tolist() == [1, 3]
     np.testing.assert_array_equal(labelled.samples.arrays["image"], found.samples.arrays["image"])
+    noted = pipeline.plan(model, method="fitprune", keep=0.5, calibration=folder).notes
+    assert any(n.startswith("calibration: 3 of 5 images left out: ") for n in noted)
     # Where rows are told apart by the person, every image must be there.
     with pytest.raises(UsageError, match=r"0\.png: is not an image"):
         samples_for(signature(model), folder)
