@@ -439,7 +439,7 @@ def _write_reduced(
         dump=job.dump,
     )
     models = write_models(reduced, lowered, source, owners, job.token_ops, folder, temporary)
-    return models, planned, [*analysed.normalized.notes, *notes]
+    return models, planned, notes
 
 
 class _Located:
