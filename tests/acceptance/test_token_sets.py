@@ -131,6 +131,11 @@ def test_features_of_given_tokens_are_not_tokens(tmp_path: Path) -> None:
     assert found.space.whole_patches is not None
 
 
+def test_sets_in_one_stream_are_counted(tmp_path: Path) -> None:
+    page = pipeline.inspect(saved("two-images", tmp_path)).to_text()
+    assert "the patches are 2 sets in one stream: 16 + 16" in page
+
+
 def test_a_file_that_drops_tokens_says_so(tmp_path: Path) -> None:
     page = pipeline.inspect(saved("drops", tmp_path)).to_text()
     assert "the file drops tokens itself: TopK 'topk_67' gives 8 of 16" in page
