@@ -92,6 +92,8 @@ def _needs_plain(walk: Walk, node: gs.Node, axis: int) -> None:
         raise BarrierError("picks among tokens that are in another order")
     if dim is None or dim.part != "tokens" or spread:
         raise BarrierError("takes rows or columns of the grid of tokens")
+    if dim.batch or dim.factor != 1:
+        raise BarrierError("picks among tokens that are merged with another axis")
 
 
 def split(walk: Walk, node: gs.Node) -> list[Edit]:
