@@ -204,10 +204,11 @@ class _Judge:
         """The reason to refuse a point without a walk; empty where there is none."""
         if self.only is not None and name not in self.only:
             return "it was not asked for"
-        streams = [self.facts.of(self.tensors[t]) for t in (tensor, until) if t]
-        if not self.space.tiles and any(stream_layout(a, self.space) is None for a in streams):
-            dims = list(self.tensors[tensor].shape)
-            return f"the stream is {dims} there, which is not [batch, tokens, features]"
+        for one in () if self.space.tiles else filter(None, (tensor, until)):
+            axes = self.facts.of(self.tensors[one])
+            if stream_layout(axes, self.space) is None:
+                found = " × ".join(map(ax.show, axes))
+                return f"'{one}' is {found} there, which is not [batch, tokens, features]"
         return self.space.tiles
 
     def without_sums(self, verdict: Verdict, block: Block) -> Verdict:

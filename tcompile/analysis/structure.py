@@ -135,7 +135,7 @@ def _window(attentions: tuple[Attention, ...], space: TokenSpace) -> tuple[int, 
     """The sides of what one query sees of the tokens; empty where it sees something else."""
     inside = ax.roots(space.axis)
     columns = attentions[0].columns
-    if not ax.roots(columns) & inside:
+    if columns in space.runs or not ax.roots(columns) & inside:
         return ()
     return tuple(d.size for d in columns if d.root.kind != "batch")
 

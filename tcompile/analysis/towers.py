@@ -31,6 +31,7 @@ class Beside:
         queries, keys: what each has.
         node: the first one's softmax or `Attention`.
         inputs: the graph inputs that they depend on.
+        channels: whether they are between channels, not between tokens.
     """
 
     count: int
@@ -38,10 +39,11 @@ class Beside:
     keys: int
     node: str
     inputs: tuple[str, ...]
+    channels: bool = False
 
     def __str__(self) -> str:
         what = "attention" if self.count == 1 else "attentions"
-        over = f"over {self.queries} tokens"
+        over = f"over {self.queries} {'channels' if self.channels else 'tokens'}"
         if self.queries != self.keys:
             over = f"from {self.queries} queries to {self.keys} keys"
         source = f" of '{self.inputs[0]}'" if len(self.inputs) == 1 else ""
@@ -118,7 +120,7 @@ def beside(
     inputs = [str(t.name) for t in graph.inputs]
     known = list(towers)
     mine = {a.node for _, blocks in known for b in blocks for a in b.attentions}
-    groups: dict[tuple[int, int, tuple[str, ...]], list[str]] = {}
+    groups: dict[tuple[int, int, tuple[str, ...], bool], list[str]] = {}
     for core in attentions:
         if core.node in mine or core.query_rows <= 1:
             continue
@@ -126,9 +128,10 @@ def beside(
         if any(core.rows in space.runs and blocks[0].stream_in in above for space, blocks in known):
             continue
         source = tuple(n for n in inputs if n in above)
-        key = (ax.size(core.rows), ax.size(core.columns), source)
+        channels = not ax.tracked(core.rows)
+        key = (ax.size(core.rows), ax.size(core.columns), source, channels)
         groups.setdefault(key, []).append(core.node)
     return tuple(
-        Beside(len(nodes), rows, columns, nodes[0], source)
-        for (rows, columns, source), nodes in groups.items()
+        Beside(len(nodes), rows, columns, nodes[0], source, channels)
+        for (rows, columns, source, channels), nodes in groups.items()
     )
