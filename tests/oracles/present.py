@@ -87,6 +87,7 @@ class Held:
         others: tensors that multiplied it, which know nothing of tokens that left.
         by: literals that multiplied it.
         share: whether it is made of probabilities, rounded or moved.
+        logs: whether these are logarithms of probabilities.
         powers: whether these are exponentials.
         weighed: whether these are values times probabilities, which only a sum is missing.
     """
@@ -101,6 +102,7 @@ class Held:
     others: tuple[str, ...] = ()
     by: tuple[float, ...] = ()
     share: bool = False
+    logs: bool = False
     powers: bool = False
     weighed: bool = False
 

@@ -300,7 +300,8 @@ class Ops(ABC):
         share |= node.op_type in ("Add", "Sub") and all(h.share for h in parts)
         share |= node.op_type in ("Mul", "Div") and parts[0].share and parts[1].there is None
         share |= node.op_type == "Mul" and parts[1].share and parts[0].there is None
-        powers = node.op_type == "Exp"
+        share |= node.op_type == "Exp" and parts[0].logs
+        powers = node.op_type == "Exp" and not share
         weighed = node.op_type == "Mul" and any(h.share for h in parts) and not share
         return [
             kept(value, there, others=others, by=by, share=share, powers=powers, weighed=weighed)
@@ -388,7 +389,8 @@ class Ops(ABC):
         else:
             _even_along(data, axis, _where(node))
             (value,) = numbers(node, self.opset, [x])
-        return [kept(np.nan_to_num(value), data.there, share=node.op_type == "Softmax")]
+        share, logs = (node.op_type == op for op in ("Softmax", "LogSoftmax"))
+        return [kept(np.nan_to_num(value), data.there, share=share, logs=logs)]
 
     def _best(self, node: onnx.NodeProto, given: list[Held | None]) -> list[Held]:
         data = given[0]
