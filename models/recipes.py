@@ -12,12 +12,12 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import onnx
 import torch
 
+from tcompile.core.drafts import scratch
 from tcompile.core.errors import MissingExtraError
 from tcompile.models.source import LoadedModel
 
@@ -96,8 +96,8 @@ def dynamo(job: Job) -> onnx.ModelProto:
 def torchscript(job: Job) -> onnx.ModelProto:
     """torch.onnx with a TorchScript trace (`dynamo=False`)."""
     # A folder, not a buffer: above 2 GB the weights come as files beside the graph.
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
+    with scratch() as folder:
+        path = folder / "model.onnx"
         torch.onnx.export(
             job.loaded.module,
             tuple(job.inputs.values()),

@@ -65,6 +65,7 @@ from tcompile.report.inspection import describe
 from tcompile.report.inspection_page import Inspection
 from tcompile.runtime.token_outputs import recorded, tower_of_outputs
 from tcompile.targets import load_target
+from tcompile.targets.backends import check_runtime
 from tcompile.targets.backends.base import BatchSizes
 from tcompile.verify.owners import Owners
 
@@ -345,6 +346,8 @@ def build(
         keep_failed=keep_failed,
         dump=None if dump is None else Dump(dump),
     )
+    device.check_precision(job.precision)
+    check_runtime(device)
     directory = path.parent / f"{path.stem}-{device.name}" if output is None else Path(output)
     with new_artifact(directory, force) as draft:
         draft.finish(_build_best(job, draft, progress))

@@ -22,6 +22,7 @@ from tcompile.analysis.facts import Origin
 from tcompile.core.domain import DOMAIN, WRITTEN
 from tcompile.core.errors import ModelError, UsageError
 from tcompile.core.graph import unique_names
+from tcompile.core.well_formed import without_weights
 from tcompile.passes.normalize.batch import check_known, explicit_reshapes, free_batch
 from tcompile.passes.normalize.batch_values import HINT, DimVectors, Values, settle_batch_values
 from tcompile.passes.normalize.bind_shapes import FreeDimError, Shapes, bind_inputs
@@ -299,11 +300,25 @@ def _drop_stale_inputs(model: onnx.ModelProto) -> None:
         model.graph.value_info.extend(kept)
 
 
+def _inline_functions(model: onnx.ModelProto) -> None:
+    """Replace calls of local functions, in place, without the weights: the inliner would hold them
+    four times."""
+    flat = onnx.inliner.inline_local_functions(without_weights(model))
+    for kept, made in (
+        (model.graph.node, flat.graph.node),
+        (model.graph.value_info, flat.graph.value_info),
+        (model.opset_import, flat.opset_import),
+        (model.functions, flat.functions),
+    ):
+        del kept[:]
+        kept.extend(made)
+
+
 def import_graph(model: onnx.ModelProto) -> gs.Graph:
     """The model in the IR: functions inlined, dead nodes gone, in execution order."""
     try:
         if model.functions:
-            model = onnx.inliner.inline_local_functions(model)
+            _inline_functions(model)
         _drop_stale_inputs(model)
         with G_LOGGER.suppress(G_LOGGER.CRITICAL + 1):  # it prints what the error says
             graph = gs.import_onnx(model)

@@ -1,15 +1,17 @@
 """Integer products become products of floats: one form to analyse and reduce.
 
-Two spellings of a quantised model are read. Files that quantise activations while they run take
+Three spellings of a quantised model are read. Files that quantise activations while they run take
 the range of each tensor from all of its values, those of all tokens, so that fewer tokens would
 change it. There is no right value for that: such products are read as fp32, with the stored
 weights as what they stand for. Files with operators that take and give quantised tensors become
 QuantizeLinear and DequantizeLinear around the operator itself, which is what they are defined as.
+Weights that are packed in a few bits become the floats that they stand for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -49,6 +51,8 @@ def dequantize(graph: gs.Graph) -> int:
     for node in list(graph.nodes):
         if node.op.startswith(("QLinear", "QGemm")):
             _apart(graph, node)
+        elif node.op == "MatMulNBits":
+            _unpack(graph, node)
     floats = _unquantised(graph)
     count = 0
     for node in list(graph.nodes):
@@ -202,6 +206,47 @@ def _stored_scale(tensor: gs.Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.
         return None
     first, second = (value(t).astype(np.float32) for t in maker.inputs)
     return np.asarray(first * second, np.float32)
+
+
+# ---- weights of a few bits -----------------------------------------------------------------------
+
+
+def _unpack(graph: gs.Graph, node: gs.Node) -> None:
+    """A product with weights that are packed in a few bits: with those weights as floats."""
+    inputs = [*node.inputs, *[gs.Variable.empty()] * (6 - len(node.inputs))]
+    x, packed, scales, zeros, order, bias = inputs[:6]
+    bits, block = int(attr(node, "bits", 4)), int(attr(node, "block_size"))
+    rows, columns = int(attr(node, "N")), int(attr(node, "K"))
+    stored = [t for t in (packed, scales, zeros) if not t.is_empty()]
+    whole = zeros.is_empty() or np.dtype(zeros.dtype) == np.uint8
+    if bits not in (4, 8) or not order.is_empty() or not all(map(is_const, stored)) or not whole:
+        raise ModelError(
+            f"{node.op} '{node.name}' has weights of {bits} bits in a form that tcompile does not "
+            "read",
+            hint=_HINT,
+        )
+    blocks = -(-columns // block)
+    scale = value(scales).astype(np.float32).reshape(rows, blocks, 1)
+    zero = np.full((rows, blocks, 1), 1 << (bits - 1), np.float32)
+    if not zeros.is_empty():
+        zero = _bits(value(zeros).reshape(rows, -1), bits)[:, :blocks, None]
+    weights = (_bits(value(packed).reshape(rows, blocks, -1), bits) - zero) * scale
+    dense = np.ascontiguousarray(weights.reshape(rows, -1)[:, :columns].T, np.float32)
+    node.op, node.domain, node.attrs = "MatMul", None, {}
+    node.inputs = [x, gs.Constant(f"{packed.name}/fp32", dense)]
+    if not bias.is_empty():
+        out = node.outputs[0]
+        product = gs.Variable(f"{out.name}/product", _SINGLE)
+        node.outputs = [product]
+        graph.nodes.append(gs.Node("Add", f"{node.name}/bias", {}, [product, bias], [out]))
+
+
+def _bits(packed: np.ndarray[Any, Any], bits: int) -> np.ndarray[Any, Any]:
+    """The numbers in the bytes along the last axis, that of the lowest bits first."""
+    if bits == 8:
+        return packed.astype(np.float32)
+    pairs = np.stack([packed & 15, packed >> 4], axis=-1)
+    return pairs.reshape(*packed.shape[:-1], -1).astype(np.float32)
 
 
 # ---- operators of quantised tensors --------------------------------------------------------------

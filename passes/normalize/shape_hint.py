@@ -142,7 +142,7 @@ def _sides(
     for dims_ in tables.values():
         if len(dims_) == 4 and dims_[0] == 1 and image.width in dims_[1:]:
             grid = dims_[2:] if dims_[1] == image.width else dims_[1:3]
-            if 1 < min(grid) and max(grid) <= 2 * min(grid):
+            if min(grid) > 1 and max(grid) <= 2 * min(grid):
                 yield grid[0] * down, grid[1] * across
     for side in _SIDES:
         if side % down == 0 and side % across == 0:

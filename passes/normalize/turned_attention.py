@@ -17,6 +17,8 @@ from tcompile.core.op_traits import BROADCASTS, ELEMENTWISE
 from tcompile.passes.normalize.products import Nodes, replace_by
 
 Order = tuple[int, ...]
+#: So many nodes are looked at on the way up from a Softmax.
+_MOST = 64
 #: What may stand between, each element by itself.
 _PLAIN = (ELEMENTWISE | BROADCASTS) - {"Softmax"}
 
@@ -158,10 +160,16 @@ def _is_product(node: gs.Node) -> bool:
     return node.op == "MatMul" and known and not any(map(is_const, node.inputs))
 
 
-def _above(tensor: gs.Tensor) -> tuple[gs.Node, _Path] | None:
-    """The product of two computed tensors that logits come from, and the chain between."""
+def _above(tensor: gs.Tensor, left: list[int] | None = None) -> tuple[gs.Node, _Path] | None:
+    """The product of two computed tensors that logits come from, and the chain between.
+
+    Args:
+        left: how many nodes may still be looked at.
+    """
+    left = [_MOST] if left is None else left
+    left[0] -= 1
     node = producer(tensor)
-    if node is None or not is_standard(node):
+    if node is None or tensor.shape is None or not is_standard(node) or left[0] < 0:
         return None
     if _is_product(node):
         return node, _Path((), ())
@@ -172,7 +180,7 @@ def _above(tensor: gs.Tensor) -> tuple[gs.Node, _Path] | None:
             continue
         if node.op != "Transpose" and list(operand.shape) != list(tensor.shape):
             continue
-        found = _above(operand)
+        found = _above(operand, left)
         if found is not None:
             product, path = found
             return product, _Path((*path.nodes, node), (*path.main, i))

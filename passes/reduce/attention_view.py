@@ -12,7 +12,7 @@ from math import sqrt
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from tcompile.analysis.attention import BEFORE_SOFTMAX, Attention
+from tcompile.analysis.attention import BEFORE_SOFTMAX, JOINS, Attention
 from tcompile.core.errors import UsageError
 from tcompile.core.graph import attr, is_const, producer, value
 from tcompile.passes.reduce.builder import Builder
@@ -116,6 +116,7 @@ class AttentionView:
         b, product = self.builder, self.product
         rows = self._take_rows(product.inputs[0], positions, -2)
         current = b.op("MatMul", rows, product.inputs[1])
+        columns = int(product.inputs[1].shape[-1])
         for node in self._chain():
             inputs: list[gs.Tensor] = []
             for tensor in node.inputs:
@@ -126,21 +127,24 @@ class AttentionView:
                 else:
                     inputs.append(tensor)
             if node.op == "Reshape":
-                current = self._regrouped(current, node, positions)
+                current = self._regrouped(current, node, positions, columns)
                 continue
+            columns += sum(self.matched.beside) if node.op in JOINS else 0
             # What inference says of types replaces this; quantised logits are not floats.
             dtype = np.float32 if node.op == "Cast" else current.dtype
             current = b.op(node.op, *inputs, dtype=dtype, **dict(node.attrs))
         return current
 
-    def _regrouped(self, x: gs.Tensor, node: gs.Node, positions: Sequence[int] | None) -> gs.Tensor:
+    def _regrouped(
+        self, x: gs.Tensor, node: gs.Node, positions: Sequence[int] | None, columns: int
+    ) -> gs.Tensor:
         """A Reshape of the chain, which only ever splits or joins batch and heads, of the rows."""
         dims = list(node.outputs[0].shape)
         front: list[int] = [-1] if len(dims) > 2 else []
         if len(dims) == 4:
             joined = self._joined(dims)
             front = [1, -1] if joined else [self.batch or -1, self.matched.heads]
-        return self.builder.reshape(x, [*front, self._rows(positions), self.tokens])
+        return self.builder.reshape(x, [*front, self._rows(positions), columns])
 
     def _logits_op(self, positions: Sequence[int] | None) -> gs.Tensor:
         b, node, heads = self.builder, self.node, self.matched.heads
@@ -262,7 +266,7 @@ class AttentionView:
                 return False
             if node is self.product:
                 return True
-            if node.op not in BEFORE_SOFTMAX and node.op != "Concat":
+            if node.op not in BEFORE_SOFTMAX | JOINS:
                 return False
             for operand in node.inputs:
                 if up(operand):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis import effects as fx
@@ -60,13 +61,31 @@ class Editor:
         self, tensor: gs.Tensor, axes: Axes, places: Sequence[fx.SideAxis], stage: TokenState
     ) -> gs.Tensor:
         """Rows of a tensor with every token: those of the tokens that are left."""
-        indices = [index_on_run(self.b, self.space, stage, p.run, p.part) for p in places]
+        indices = [self.index_at(p, stage) for p in places]
         counts = [self.size_at(p, stage.count) for p in places]
         return self.moved(tensor, axes, places, indices, counts, literal_dims(tensor))
 
     def size_at(self, place: fx.SideAxis, count: int) -> int:
         """The number of rows of an axis when `count` patches are left."""
-        return Dim(1, False, place.run, place.part).size(self.space, count, 1)
+        dim = Dim(1, False, place.run, place.part, others=place.others)
+        return dim.size(self.space, count, 1)
+
+    def index_at(self, place: fx.SideAxis, stage: TokenState) -> gs.Tensor:
+        """[B, n] the rows of an axis that are left: of tokens, and of what stands beside them."""
+        b, (before, behind) = self.b, place.others
+        index = index_on_run(b, self.space, stage, place.run, place.part)
+        if place.others == (0, 0):
+            return index
+        last = self.size_at(place, self.space.patches) - behind
+        first = b.slice(index, 1, 0, 1, fp32=False)
+        none = b.op("Sub", first, first, dtype=np.int64, fp32=False)
+        parts = [
+            b.op("Add", none, np.arange(start, start + n)[None], dtype=np.int64, fp32=False)
+            for start, n in ((0, before), (last, behind))
+        ]
+        moved = b.op("Add", index, np.asarray([before]), dtype=np.int64, fp32=False)
+        kept = [parts[0]] * bool(before) + [moved] + [parts[1]] * bool(behind)
+        return b.concat(kept, 1, fp32=False)
 
     def batch_axis(self, name: str) -> int | None:
         """The axis of a dense tensor that is exactly the batch of the tokens, or None."""
@@ -83,7 +102,7 @@ class Editor:
     def token_axes(self, axes: Axes) -> list[fx.SideAxis]:
         """The axes of a dense tensor that hold patches, the first where a grid has several."""
         return [
-            fx.SideAxis(i, d.run, d.part)
+            fx.SideAxis(i, d.run, d.part, others=d.others)
             for i, d in enumerate(locate(axes, self.space))
             if d is not None and d.run is not None and not is_rest(d)
             if d.has_patches(self.space)

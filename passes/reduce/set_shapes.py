@@ -7,7 +7,6 @@ import onnx_graphsurgeon as gs
 
 from tcompile.analysis import effects as fx
 from tcompile.analysis.token_dims import Run
-from tcompile.core.errors import InternalError
 from tcompile.core.graph import ints, is_const, is_free
 from tcompile.passes.reduce.edit_state import Editor
 from tcompile.passes.reduce.token_state import TokenState
@@ -33,14 +32,18 @@ def set_shape(editor: Editor, node: gs.Node, edit: fx.SetShape, stage: TokenStat
 
 def _at_run_time(editor: Editor, node: gs.Node, edit: fx.SetShape, stage: TokenState) -> gs.Tensor:
     """A target that is computed from the batch: its batch dims are taken from the old one."""
-    b, parts = editor.b, []
+    b, parts, space = editor.b, [], editor.space
     for i, dim in enumerate(edit.dims):
-        if not dim.batch:
-            parts.append(b.const([dim.size(editor.space, stage.count, 1)]))
-        elif dim.has_patches(editor.space):
-            raise InternalError("a batch of tokens is computed at run time", where=node.name)
-        else:
-            parts.append(b.slice(node.inputs[1], 0, i, i + 1, fp32=False))
+        if not is_free(dim.extent):
+            parts.append(b.const([dim.size(space, stage.count, dim.extent)]))
+            continue
+        part = b.slice(node.inputs[1], 0, i, i + 1, fp32=False)
+        if dim.has_patches(space):
+            # As many batches as in the dense model, of the tokens that are left in each.
+            dense, left = (b.const([dim.size(space, n, 1)]) for n in (space.patches, stage.count))
+            part = b.op("Div", part, dense, dtype=np.int64, fp32=False)
+            part = b.op("Mul", part, left, dtype=np.int64, fp32=False)
+        parts.append(part)
     return b.op("Concat", *parts, dtype=np.int64, axis=0, fp32=False)
 
 
@@ -62,7 +65,8 @@ def set_slice(editor: Editor, node: gs.Node, edit: fx.SetSlice, stage: TokenStat
 
 def set_split(editor: Editor, node: gs.Node, edit: fx.SetSplit, stage: TokenState) -> None:
     """Split into as many as are left of each run."""
-    sizes = editor.b.const([p.size(editor.space, stage.count) for p in edit.parts])
+    space, count = editor.space, stage.count
+    sizes = editor.b.const([p if isinstance(p, int) else p.size(space, count) for p in edit.parts])
     node.attrs.pop("num_outputs", None)
     if len(node.inputs) > 1:
         node.inputs[1] = sizes

@@ -14,7 +14,21 @@ from tcompile.targets.backends.fusion import Plan, fused_attention, unfused_note
 from tcompile.targets.backends.parsing import parse_elsewhere
 from tcompile.targets.devices import Precision, Target
 
-__all__ = ["Batch", "EmittedFiles", "FusedAttention", "emit"]
+__all__ = ["Batch", "EmittedFiles", "FusedAttention", "check_runtime", "emit"]
+
+
+def check_runtime(target: Target) -> None:
+    """Check that what a target is built with is here; call it before long work.
+
+    Raises:
+        MissingExtraError: it is not installed, or cannot be loaded.
+    """
+    if target.runtime == "onnxruntime":
+        ort.version()
+    elif target.runtime == "tensorrt-rtx":
+        rtx.version()
+    elif jetson.is_jetson():
+        tensorrt.version()
 
 
 def emit(

@@ -258,7 +258,7 @@ trap 'exit 130' INT TERM HUP
     --profilingVerbosity=detailed --skipInference "$@"
 mv "$engine.part" "$engine"
 # `tcompile verify` tells by it that the engine is whole, and made here.
-sha256sum "$engine" > "$engine{_DIGEST}"
+sha256sum "$engine" > "$engine{_DIGEST}" || rm -f "$engine{_DIGEST}"
 echo "$engine"
 """
 
@@ -329,7 +329,7 @@ It finds trtexec, sees which TensorRT it belongs to, and writes engine/model.trt
 It needs {_least(commands)[1]}.
 An engine runs only on the TensorRT version and the kind of device that built it.
 {batches}{_README_PLUGINS if plugins else ""}
-Or run trtexec by hand, from this folder, after `mkdir -p engine`:
+Or run trtexec by hand, from this folder, after `mkdir -p engine; rm -f engine/*{_DIGEST}`:
 
 {shown}
 

@@ -116,6 +116,8 @@ BETWEEN: dict[str, tuple[Side, bool]] = {
     "IsNaN": ("after", True),
     "Dropout": ("after", True),
 }
+#: What joins sink columns to logits.
+JOINS = frozenset({"Concat", "Pad"})
 BEFORE_SOFTMAX = frozenset(op for op, (side, _) in BETWEEN.items() if side != "after")
 AFTER_SOFTMAX = frozenset(op for op, (side, _) in BETWEEN.items() if side != "before")
 

@@ -31,6 +31,7 @@ from tcompile.analysis.effects import (
     Trim,
 )
 from tcompile.analysis.token_dims import Dim, Dims, Run, is_rest, span_of
+from tcompile.analysis.transfer_grid import pad_bounds
 from tcompile.core.graph import attr, is_const, reduced_axes, shape, value
 from tcompile.core.op_traits import BROADCASTS, PRODUCTS
 
@@ -91,18 +92,37 @@ def _needs_plain(walk: Walk, node: gs.Node, axis: int) -> None:
         raise BarrierError("picks among tokens that are in another order")
     if dim is None or dim.part != "tokens" or spread:
         raise BarrierError("takes rows or columns of the grid of tokens")
+    if dim.batch or dim.factor != 1:
+        raise BarrierError("picks among tokens that are merged with another axis")
 
 
 def split(walk: Walk, node: gs.Node) -> list[Edit]:
     axis = int(attr(node, "axis", 0)) % len(node.inputs[0].shape)
-    if walk.run(node.inputs[0], axis) is None:
+    whole = walk.run(node.inputs[0], axis)
+    if whole is None:
         return []
+    dim = walk.dims(node.inputs[0])[axis]
+    if dim is not None and dim.others != (0, 0):
+        return [_cut_off(walk, node, axis, dim)]
     _needs_plain(walk, node, axis)
     runs = [walk.dims(t)[axis] for t in node.outputs]
     parts = tuple(d.run for d in runs if d is not None and d.run is not None)
     if len(parts) != len(runs):
         raise BarrierError("takes particular patch tokens")
     return [SetSplit(parts)]
+
+
+def _cut_off(walk: Walk, node: gs.Node, axis: int, dim: Dim) -> SetSplit:
+    """Split what stands beside the tokens from them: `parts` is as many, or a run."""
+    parts: list[Run | int] = []
+    for out in node.outputs:
+        part = walk.dims(out)[axis]
+        if part is None or (part.run is not None and part.others != (0, 0)):
+            raise BarrierError("takes some of the keys among which there are tokens")
+        parts.append(part.run if walk.has_patches(part) and part.run else shape(out)[axis])
+    if dim.run not in parts:
+        raise BarrierError("takes particular patch tokens")
+    return SetSplit(tuple(parts))
 
 
 def gather(walk: Walk, node: gs.Node) -> list[Edit]:
@@ -319,6 +339,18 @@ def channelwise(walk: Walk, node: gs.Node) -> list[Edit]:
     return []
 
 
+def pad(walk: Walk, node: gs.Node) -> list[Edit]:
+    """Keys of one value beside the tokens; whatever else tokens are padded with is a grid's."""
+    bounds = pad_bounds(node)
+    for axis, dim in enumerate(walk.dims(node.outputs[0])):
+        if walk.run(node.inputs[0], axis) is None or (bounds and bounds[axis] == (0, 0)):
+            continue
+        others = dim.others if dim is not None and walk.has_patches(dim) else (0, 0)
+        if attr(node, "mode", "constant") != "constant" or not bounds or bounds[axis] != others:
+            raise BarrierError("needs the grid of tokens")
+    return []
+
+
 def grid(walk: Walk, node: gs.Node) -> list[Edit]:
     if any(walk.run(node.inputs[0], a) for a in range(len(node.inputs[0].shape))):
         raise BarrierError("needs the grid of tokens")
@@ -393,10 +425,6 @@ def _meeting_axes(walk: Walk, node: gs.Node, operand: int, behind: bool) -> list
             continue
         if dim.order:
             raise BarrierError(f"joins tokens in another order with '{tensor.name}'")
-        if dim.others != (0, 0):
-            raise BarrierError(
-                f"joins tokens, with learned keys or sinks beside them, and '{tensor.name}'"
-            )
         if dim.batch or dim.factor != 1 or dim.run is None:
             raise BarrierError(f"joins tokens merged with another axis and '{tensor.name}'")
         span = span_of(against, axis + offset)
@@ -405,7 +433,7 @@ def _meeting_axes(walk: Walk, node: gs.Node, operand: int, behind: bool) -> list
             raise BarrierError(
                 f"joins a grid of tokens and '{tensor.name}', a table of one side of it"
             )
-        found.append(SideAxis(axis, dim.run, dim.part, span))
+        found.append(SideAxis(axis, dim.run, dim.part, span, dim.others))
         end = axis + span
     return found
 
@@ -419,9 +447,7 @@ def _own(walk: Walk, tensor: gs.Tensor) -> list[SideAxis]:
             continue
         if dim.order:
             raise BarrierError(f"joins '{tensor.name}', whose tokens have another order")
-        if dim.others != (0, 0):
-            raise BarrierError(f"joins '{tensor.name}', which has others beside its tokens")
-        found.append(SideAxis(i, dim.run, dim.part, span_of(dims, i)))
+        found.append(SideAxis(i, dim.run, dim.part, span_of(dims, i), dim.others))
     return found
 
 

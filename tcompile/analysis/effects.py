@@ -43,9 +43,9 @@ class SetSlice:
 
 @dataclass(frozen=True)
 class SetSplit:
-    """Split along tokens into these runs."""
+    """Split along tokens into these runs, and into so many keys that are no tokens."""
 
-    parts: tuple[Run, ...]
+    parts: tuple[Run | int, ...]
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,14 @@ class SetGather:
 
 @dataclass(frozen=True)
 class SideAxis:
-    """An axis of a side input that runs over tokens, or the first of `span` axes that do."""
+    """An axis of a side input that runs over tokens, or the first of `span` axes that do; `others`
+    are rows for learned keys or sinks before and behind them, which stay."""
 
     axis: int
     run: Run
     part: Part = "tokens"
     span: int = 1
+    others: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,9 @@ class Facts:
             if all(foreign) and node.name in self.written:
                 return axis
         if conflict:
+            same = self.origins(ax.roots(a)) & self.origins(ax.roots(b))
             mixed = any(r in self.permuted for x in (a, b) for r in ax.roots(x))
+            mixed = mixed or any(r.kind == "data" for r in same)
             self.conflicts[node.name] = (
                 "joins tokens with tokens in another order"
                 if mixed

@@ -18,6 +18,7 @@ from tcompile.analysis import axes as ax
 from tcompile.analysis.attention import (
     AFTER_SOFTMAX,
     BEFORE_SOFTMAX,
+    JOINS,
     Attention,
     AttentionMatch,
     match_attention,
@@ -30,6 +31,8 @@ from tcompile.core.op_traits import BROADCASTS, ELEMENTWISE, MOVES
 
 #: So many nodes are looked at on the way up from a Softmax, and down.
 _MOST = 64
+#: What cuts sink columns off.
+CUTS = frozenset({"Slice", "Split"})
 #: What gives twice as much where its input is twice as much, so that a merged token keeps its due.
 _LINEAR = (MOVES - {"Concat"}) | {"Cast", "Dropout", "IsNaN", "Mul", "Neg", "Where"}
 _LINEAR |= {"QuantizeLinear", "DequantizeLinear"}
@@ -104,7 +107,10 @@ def _without_learned(one: Attention, what: str = "learned key") -> Attention:
             others = (*parts[:start], *parts[stop:])
             if ax.from_pieces(parts[start:stop]) == one.rows and not any(map(_tokens, others)):
                 count = sum(p.size for p in others)
-                named = f"a {what}" if count == 1 else f"{count} {what}s"
+                if what == "learned key" and not all(p.fixed for p in others):
+                    named = "another key" if count == 1 else f"{count} other keys"
+                else:
+                    named = f"a {what}" if count == 1 else f"{count} {what}s"
                 return replace(one, columns=one.rows, unusual=(*one.unusual, named))
     return one
 
@@ -147,7 +153,7 @@ def _passes(node: gs.Node, facts: Facts) -> bool:
     """Tell whether a node may stand between the two products."""
     if node.op == "Einsum" and not spelled_out(node):
         return False
-    plain = node.op in ELEMENTWISE | BROADCASTS | MOVES | {"BatchNormalization"}
+    plain = node.op in ELEMENTWISE | BROADCASTS | MOVES | {"BatchNormalization", "Pad"}
     return is_standard(node) and (plain or node.op == "Transpose" or _of_one(node, facts))
 
 
@@ -271,7 +277,7 @@ def _unusual(softmax: gs.Node, facts: Facts) -> Attention | None:
         unreadable=_unreadable(product, before, after, side, facts),
         unweighed=_unweighed(after, facts),
     )
-    joins = any(n.op == "Concat" for n in before)
+    joins = any(n.op in JOINS for n in before)
     return _without_learned(one, "sink column" if joins else "learned key")
 
 
@@ -304,9 +310,9 @@ def _unreadable(
             return f"mixes its heads ({node.op} '{node.name}')"
         if node.op in ("Add", "Sub") and any(node is n for n in after) and _both(node, facts):
             return f"joins two maps ({node.op} '{node.name}')"
-    plain = BEFORE_SOFTMAX | {"Concat"}
+    plain = BEFORE_SOFTMAX | JOINS
     odd = next((n for n in (*before,) if n.op not in plain), None)
-    odd = odd or next((n for n in after if n.op not in AFTER_SOFTMAX | {"Slice"}), None)
+    odd = odd or next((n for n in after if n.op not in AFTER_SOFTMAX | CUTS), None)
     if odd is not None:
         return f"has {odd.op} '{odd.name}' between its products"
     return "" if product.op == "MatMul" and side == 0 else "has its keys along another axis"

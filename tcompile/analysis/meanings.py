@@ -139,7 +139,7 @@ def _masks(facts: Facts, streams: Sequence[Residual]) -> dict[Root, Axis]:
     A mask's own axes have no meaning until it meets the tokens; what was counted along them before
     that has to be known as well.
     """
-    spaces = [token_space(streams, None, r.axis) for r in streams]
+    spaces = [token_space(streams, None, axis) for axis in {r.axis for r in streams}]
     runs = {axis for space in spaces if space is not None for axis in space.runs}
     found: dict[Root, Axis] = {}
     for root, axes in facts.met.items():

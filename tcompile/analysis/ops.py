@@ -85,7 +85,7 @@ _ROWS: tuple[tuple[str, Transfer, Mixes, EffectRule, CountRule], ...] = (
     ("ScatterElements", picked.scatter_elements, mixes.along_first, effect.picks, count.opaque),
     ("ScatterND", picked.scatter_nd, mixes.everything, effect.picks, count.opaque),
     ("Concat", axes.concat, mixes.along_first, effect.nothing, count.combined),
-    ("Pad", grid.pad, mixes.apart, effect.grid, count.linear),
+    ("Pad", grid.pad, mixes.apart, effect.pad, count.linear),
     (
         "SpaceToDepth DepthToSpace",
         *(grid.blocks_to_depth, mixes.per_image, effect.grid, count.linear),

@@ -67,13 +67,9 @@ def propagate(
             if out.shape is None:
                 raise InternalError(f"the shape of '{out.name}' is unknown", where=node.name)
             known = result[i] if result is not None and i < len(result) else None
-            if 0 in shape(out):
-                known = None  # nothing runs over no positions
-            if known is not None and tuple(map(ax.size, known)) != shape(out):
-                raise InternalError(
-                    f"axes {[ax.show(a) for a in known]} do not fit shape {list(out.shape)}",
-                    where=f"{node.op} '{node.name}'",
-                )
+            # Nothing runs over no positions; and what does not fit was not understood.
+            if 0 in shape(out) or (known and tuple(map(ax.size, known)) != shape(out)):
+                known = None
             facts.axes[out.name] = _as_meant(meant, _fresh(out, live) if known is None else known)
             if known is None and live:
                 why = "axes cannot be followed" if op else "is not an op that tcompile knows"

@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from tcompile.core.decode import parse_json
+from tcompile.core.drafts import scratch
 from tcompile.core.errors import ModelError, UsageError
 from tcompile.core.files import read_bytes
 from tcompile.core.packages import require
@@ -263,8 +263,8 @@ def read_safetensors(path: str | Path) -> dict[str, Array]:
 def _empty(folder: str | Path | None) -> Iterator[Path]:
     """An empty folder that stays, if the body succeeds, or a temporary one if none is named."""
     if folder is None:
-        with TemporaryDirectory(prefix="tcompile-demo-") as temporary:
-            yield Path(temporary)
+        with scratch() as temporary:
+            yield temporary
         return
     path = Path(folder)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):

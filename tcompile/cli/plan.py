@@ -36,6 +36,10 @@ def plan(model: Path, target: str, plot: Path | None, as_json: bool, **options: 
     """
     from tcompile.pipeline import price
 
+    if plot is not None:
+        from tcompile.report.plots import check_picture
+
+        check_picture(plot)
     with progress() as say:
         say(f"analysing {model}")
         made = price(model, target=target, progress=say, **asked_of(options))

@@ -24,8 +24,11 @@ OLDEST_CONVERTED = 7
 _HINT = "export it again, or check that the download is complete"
 
 
-def load(path: str | Path) -> onnx.ModelProto:
+def load(path: str | Path, *, weights: bool = True) -> onnx.ModelProto:
     """Read an ONNX file with its external data.
+
+    Args:
+        weights: False: check all, and leave out large weights and external data.
 
     Raises:
         UsageError: no such file.
@@ -34,17 +37,30 @@ def load(path: str | Path) -> onnx.ModelProto:
             too short or outside the model's folder.
     """
     path = Path(path)
-    model, weights = _read(path)
+    model, parts = _read(path)
     if not model.graph.node or not model.opset_import or not model.ir_version:
         raise ModelError("not an ONNX file, or an empty one", where=str(path), hint=_HINT)
     _check_opset(model, path)
     check_calls(model, path)
-    held = {place: length for place, (_, length) in weights.items()}
+    held = {place: length for place, (_, length) in parts.items()}
     _check_sizes(model, path, held | _check_external_data(model, path))
+    _check_names(model, path)
+    if weights or model.graph.sparse_initializer:  # which are written out in full
+        _fill(model, parts, path)
+    try:
+        settle(model)
+    except ModelError as error:
+        raise ModelError(error.what, where=str(path), hint=error.hint) from error
+    _check_names(model, path)
+    return model
+
+
+def _fill(model: onnx.ModelProto, parts: Mapping[int, tuple[int, int]], path: Path) -> None:
+    """Read what the structure lacks: external data, and the file's own large weights."""
     try:
         onnx.load_external_data_for_model(model, str(path.parent))
         with path.open("rb") as stream:
-            for place, (start, length) in weights.items():
+            for place, (start, length) in parts.items():
                 stream.seek(start)
                 model.graph.initializer[place].raw_data = stream.read(length)
     except (onnx.checker.ValidationError, OSError, ValueError) as error:
@@ -53,12 +69,6 @@ def load(path: str | Path) -> onnx.ModelProto:
             where=str(path),
             hint="external data must be plain files beside the model, not links",
         ) from error
-    try:
-        settle(model)
-    except ModelError as error:
-        raise ModelError(error.what, where=str(path), hint=error.hint) from error
-    _check_names(model, path)
-    return model
 
 
 def read_structure(path: str | Path) -> onnx.ModelProto:
@@ -77,9 +87,9 @@ def _read(path: Path) -> tuple[onnx.ModelProto, Mapping[int, tuple[int, int]]]:
     Reading the file as a whole would take its weights twice.
     """
     path = regular_file(path, hint="give the path of an .onnx file")
-    if not all(c.isprintable() for c in str(path)):
+    if not _is_unicode(str(path)):
         raise UsageError(
-            "has a name with characters that not every program can write",
+            "has a name that is not Unicode, which not every library takes",
             where=str(path),
             hint="rename it",
         )
@@ -100,6 +110,14 @@ def _read(path: Path) -> tuple[onnx.ModelProto, Mapping[int, tuple[int, int]]]:
     except (DecodeError, ValueError, UnicodeDecodeError) as error:
         raise ModelError("not an ONNX file, or truncated", where=str(path), hint=_HINT) from error
     return model, thin.weights
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def names_in(path: str | Path) -> Iterator[str]:
@@ -338,7 +356,15 @@ def _each(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
 
 
 def _check_names(model: onnx.ModelProto, path: Path) -> None:
-    """Two weights of one name would silently become one of them."""
+    """Names must be text, and two weights of one name would silently become one of them."""
+    for node in model.graph.node:
+        for name in (node.name, node.op_type, node.domain, *node.input, *node.output):
+            if isinstance(name, bytes):  # protobuf gives what is not UTF-8 as it is
+                raise ModelError(
+                    f"not a valid ONNX graph: the name {name!r} is not text in UTF-8",
+                    where=str(path),
+                    hint=_HINT,
+                )
     counts = Counter(tensor.name for tensor in model.graph.initializer)
     twice = [name for name, count in counts.items() if count > 1]
     if twice:

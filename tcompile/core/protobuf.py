@@ -21,6 +21,8 @@ _GRAPH_FIELDS = dict.fromkeys((1, 2, _INITIALIZER, 10, 11, 12, 13, 14, 15, 16), 
 _FIXED = {1: 8, 5: 4}
 #: Fields that are looked at to tell a model, and bytes of a weight from which it is left out.
 _LOOK, _LARGE = 64, 1 << 12
+#: Numbers that fields of later versions of ONNX may have lie below this.
+_LATER = 100
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,9 @@ def _fields(stream: BinaryIO, start: int, end: int) -> Iterator[tuple[int, bytes
 def _looks_like(fields: Mapping[int, int], stream: BinaryIO, end: int) -> bool:
     try:
         for count, (field, head, stop) in enumerate(_fields(stream, stream.tell(), end)):
-            if fields.get(field) != head[0] & 7:
+            wire = head[0] & 7
+            later = max(fields) < field < _LATER  # of a version that does not exist yet
+            if fields.get(field, wire if later else None) != wire:
                 return False
             graph = fields is _MODEL_FIELDS and field == _GRAPH
             if graph and not _looks_like(_GRAPH_FIELDS, stream, stop):

@@ -78,10 +78,11 @@ def parse_keep(keep: float | str | Fraction) -> Fraction:
     except (ValueError, ZeroDivisionError) as error:
         raise UsageError(f"'{keep}' is not a number", where="--keep") from error
     if not 0 < ratio <= 1:
+        percent = f": {float(ratio / 100):g} for {float(ratio):g} %" if 1 < ratio <= 100 else ""
         raise UsageError(
             f"{keep} is outside (0, 1]",
             where="--keep",
-            hint="it is the fraction of patch tokens that are kept",
+            hint=f"it is the fraction of patch tokens that are kept{percent}",
         )
     return ratio
 

@@ -335,7 +335,8 @@ def edit_words(edit: fx.Edit, node: gs.Node, space: TokenSpace) -> str:
                 return f"cuts off the {sum(others)} keys beside {_run(whole, space)}"
             return f"takes {_run(part, space)} of {_run(whole, space)} along axis {axis}"
         case fx.SetSplit(parts):
-            return f"splits into {' | '.join(_run(r, space) for r in parts)}"
+            names = [f"{p} others" if isinstance(p, int) else _run(p, space) for p in parts]
+            return f"splits into {' | '.join(names)}"
         case fx.SetGather(whole, part, positions):
             what = _run(part, space) if part else f"positions {list(positions)}"
             return f"takes {what} of {_run(whole, space)}"

@@ -76,8 +76,16 @@ def describe(
         ),
         read=_read(analysis),
         returned=analysis.returned,
-        notes=(*notes, *_picked(analysis)),
+        notes=(*notes, *_sets(analysis.space), *_picked(analysis)),
     )
+
+
+def _sets(space: TokenSpace) -> list[str]:
+    """The sets of tokens that were concatenated to one, if they were."""
+    (first, *_) = space.pieces[space.patch].axis or (None,)
+    union = first.root.union if first is not None else ()
+    sizes = " + ".join(str(part.size) for part in union)
+    return [f"the patches are {len(union)} sets in one stream: {sizes}"] if union else []
 
 
 def _picked(analysis: Analysis) -> list[str]:

@@ -109,7 +109,7 @@ def _signature(path: Path, changed: int, size: int) -> Signature:
     from tcompile.core.load import load
     from tcompile.models.preprocess import read_preprocessing
 
-    model = load(path)
+    model = load(path, weights=False)
     inputs, outputs = describe_tensors(model)
     found = pixel_inputs(model)
     metadata = {p.key: p.value for p in model.metadata_props}

@@ -72,7 +72,8 @@ def test_plain_attention_is_one_however_it_is_spelled(part: int, tmp_path: Path)
 
 
 #: Those that tokens may leave and be merged before, three to a model.
-_MERGED = [n for n in OTHERS if n not in ("talking_bias", "sigmoid", "relu_counted")]
+_TABLES = ("biased_keys", "own_sinks")
+_MERGED = [n for n in OTHERS if n not in ("talking_bias", "sigmoid", "relu_counted", *_TABLES)]
 
 
 @pytest.mark.parametrize("part", range(-(-len(_MERGED) // 3)))
@@ -82,6 +83,13 @@ def test_other_attentions_follow_the_tokens(part: int, method: str, tmp_path: Pa
     path = tmp_path / "model.onnx"
     _written(path, BATCHES[part % 2], *(Spelling(other=n) for n in names))
     assert judge(path, method).kind == "equal"
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+def test_tables_beside_learned_keys_follow_the_tokens(batch: int | None, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    _written(path, batch, *(Spelling(other=n) for n in _TABLES))
+    assert judge(path, "topk:block=0").kind == "equal"
 
 
 def test_a_map_that_is_counted_follows_the_count(tmp_path: Path) -> None:

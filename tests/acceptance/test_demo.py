@@ -41,7 +41,7 @@ def test_preprocessing_and_labels_are_recorded() -> None:
 
     del torch
     model = glyphs_model({k: v.numpy() for k, v in untrained().state_dict().items()})
-    settings = read_preprocessing(model)
+    settings = read_preprocessing({p.key: p.value for p in model.metadata_props})
     assert settings is not None
     assert settings["size"] == [56, 56]
     assert settings["labels"][0] == "6"

@@ -34,6 +34,11 @@ REDUCED = {
     "drops-nd": (1, 8, 2),
     "drops-gather": (1, 8, 2),
     "drops-often": (1, 6, 1),
+    "fuses": (1, 9, 2),
+    "sorts": (0, 16, 2),
+    "sorts-and-adds": (0, 16, 4),
+    "swapped": (0, 32, 4),
+    "tokens-given": (0, 16, 4),
     "merges": (0, 12, 2),
     "shuffles": (1, 16, 2),
     "two-images": (1, 32, 4),
@@ -54,13 +59,20 @@ def test_tokens_leave_and_the_result_is_right(name: str, tmp_path: Path) -> None
     path = saved(name, tmp_path)
     found = pipeline.read(path).analysis
     assert (found.space.prefix, found.space.patches, len(found.blocks)) == REDUCED[name]
-    assert judge(path, "topk", 0.5).kind == "equal"
+    assert any(site.legal for site in found.sites)
+    if name not in READ:
+        assert judge(path, "topk", 0.5).kind == "equal"
 
 
 def logits(path: Path, images: np.ndarray[Any, Any], **request: Any) -> np.ndarray[Any, Any]:
     made = pipeline.reduce(path, **request)
     assert made.schedule.reductions
     return infer(to_onnx(made.graph), {"images": images})["logits"]
+
+
+#: Those that take longest or are like another are read, and not run.
+READ = {"drops-nd", "drops-gather", "drops-often", "prompted-shallow", "learned-keys-behind"}
+READ |= {"two-images-no-cls", "merger", "unknown", "sorts"}
 
 
 @pytest.mark.parametrize("method", ["topk", "tome"])
@@ -70,8 +82,9 @@ def test_cameras_lose_tokens_as_images_of_a_batch_do(method: str, tmp_path: Path
     onnx.save(sets.batch_of(3), batch)
     request = {"keep": 0.5, "method": method}
     wanted = logits(batch, images, **request).mean(0)
-    found = logits(saved("cameras", tmp_path), images[None], **request)[0]
-    np.testing.assert_allclose(found, wanted, atol=2e-5)
+    for name in ("cameras", "free-cameras"):
+        found = logits(saved(name, tmp_path), images[None], **request)[0]
+        np.testing.assert_allclose(found, wanted, atol=2e-5)
 
 
 def test_tokens_of_all_cameras_are_not_merged_where_they_are_pooled_together(
@@ -87,6 +100,10 @@ def test_tokens_of_all_cameras_are_not_merged_where_they_are_pooled_together(
     ("name", "says"),
     [
         ("unknown-late", "Trilu 'trilu_62' is not an op that tcompile knows"),
+        ("sorts-and-adds", "TopK 'topk_63' puts tokens in the order of their values"),
+        ("swapped", "Add 'add_68' joins tokens with tokens in another order"),
+        ("by-turns", "block 2 attends within each of 3 images or rows apart"),
+        ("by-turns-special", "its tokens are those of 3 images or tiles, each with special tokens"),
         ("two-images-map", "Slice 'slice_127' takes particular patch tokens"),
     ],
 )
@@ -101,6 +118,22 @@ def test_what_tcompile_has_reduced_is_not_reduced_again(tmp_path: Path) -> None:
     save(made.graph, tmp_path / "reduced.onnx", made.metadata)
     with pytest.raises(ModelError, match="tcompile has reduced this model already"):
         pipeline.inspect(tmp_path / "reduced.onnx")
+
+
+def test_fixed_tokens_between_those_of_images_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"fixed tokens stand between .* \(1 fixed \+ 16 of an"):
+        pipeline.inspect(saved("each-with-cls", tmp_path))
+
+
+def test_features_of_given_tokens_are_not_tokens(tmp_path: Path) -> None:
+    found = pipeline.read(saved("tokens-given-of-cameras", tmp_path)).analysis
+    assert (found.space.patches, len(found.blocks)) == (16, 4)
+    assert found.space.whole_patches is not None
+
+
+def test_sets_in_one_stream_are_counted(tmp_path: Path) -> None:
+    page = pipeline.inspect(saved("two-images", tmp_path)).to_text()
+    assert "the patches are 2 sets in one stream: 16 + 16" in page
 
 
 def test_a_file_that_drops_tokens_says_so(tmp_path: Path) -> None:

@@ -261,6 +261,12 @@ class Ops(ABC):
             axis = int(attribute_of(node, "axis", 0))
             rows = [h.full.any(axis, keepdims=True) for h in data if h.there is not None]
             there = [there[0] & np.logical_and.reduce(rows)]
+        if node.op_type == "Pad" and there[0] is not None:
+            for axis in range(values[0].ndim):
+                if values[0].shape[axis] != data[0].value.shape[axis] and there[0] is not None:
+                    inside = data[0].full.any(axis, keepdims=True)
+                    if inside.shape[:axis] == values[0].shape[:axis]:
+                        there = [there[0] & inside]
         first = data[0]
         return [
             kept(v, t, others=first.others, by=first.by, count=first.count, share=first.share)

@@ -305,6 +305,27 @@ def _sink(first: bool) -> Other:
     return sink
 
 
+def _padded_sink(w: Writer, q: str, k: str, v: str) -> str:
+    """Softmax-plus-one by a column of zeros that Pad makes and Split cuts off."""
+    pads = w.ints(0, 0, 0, 1, 0, 0, 0, 0)
+    chances = w.softmax(w.op("Pad", w.op("MatMul", q, k), pads))
+    _, kept = w.ops("Split", 2, chances, w.ints(1, w.count), axis=3)
+    return w.op("MatMul", kept, v)
+
+
+def _padded_keys(w: Writer, q: str, k: str, v: str) -> str:
+    keys = w.op("Pad", k, w.ints(0, 0, 0, 0, 0, 0, 0, 1))
+    values = w.op("Pad", v, w.ints(0, 0, 0, 0, 0, 0, 1, 0))
+    return w.op("MatMul", w.softmax(w.op("MatMul", q, keys)), values)
+
+
+def _mean_key(w: Writer, q: str, k: str, v: str) -> str:
+    """The mean of all keys is one more, with the mean of all values."""
+    keys = w.op("Concat", k, w.reduce("ReduceMean", k, 3), axis=3)
+    values = w.op("Concat", v, w.reduce("ReduceMean", v, 2), axis=2)
+    return w.op("MatMul", w.softmax(w.op("MatMul", q, keys)), values)
+
+
 def _learned_keys(zero: bool = False, first: bool = False) -> Other:
     """Rows of K and V that are weights, or zeros (add_zero_attn)."""
 
@@ -317,6 +338,23 @@ def _learned_keys(zero: bool = False, first: bool = False) -> Other:
         return w.op("MatMul", w.softmax(w.op("MatMul", q, keys)), values)
 
     return attend
+
+
+def _biased_keys(w: Writer, q: str, k: str, v: str) -> str:
+    """A table of logits for all keys, the learned ones among them; sinks of each query's own."""
+    keys = w.op(
+        "Concat", w.each(w.random(1, w.heads, w.width, 1), q, w.heads, w.width, 1), k, axis=3
+    )
+    x = w.op("Add", w.op("MatMul", q, keys), w.random(w.heads, w.count, w.count + 1))
+    value = w.each(w.random(1, w.heads, 1, w.width), q, w.heads, 1, w.width)
+    return w.op("MatMul", w.softmax(x), w.op("Concat", value, v, axis=2))
+
+
+def _own_sinks(w: Writer, q: str, k: str, v: str) -> str:
+    """A sink of each query's own."""
+    column = w.each(w.random(1, w.heads, w.count, 1), q, w.heads, w.count, 1)
+    chances = w.softmax(w.op("Concat", w.op("MatMul", q, k), column, axis=3))
+    return w.op("MatMul", w.slice(chances, 3, 0, w.count), v)
 
 
 def _heads(w: Writer, x: str, how: str) -> str:
@@ -377,6 +415,11 @@ OTHERS: Mapping[str, Other] = {
     "learned_keys": _learned_keys(),
     "learned_keys_first": _learned_keys(first=True),
     "zero_keys": _learned_keys(zero=True),
+    "padded_sink": _padded_sink,
+    "padded_keys": _padded_keys,
+    "mean_key": _mean_key,
+    "biased_keys": _biased_keys,
+    "own_sinks": _own_sinks,
     "talking": _talking("matmul", "matmul"),
     "talking_einsum": _talking("einsum", "einsum"),
     "talking_conv": _talking("conv", "conv"),

@@ -8,10 +8,14 @@ from typing import Any
 
 import pytest
 
-from tcompile.cli import main
+from tcompile.cli import common, main
 
 #: A method's own schedule: what the planner does is tests/acceptance/cli/test_planner.py's matter.
 TOPK = ("--target", "cpu", "--method", "topk")
+
+
+#: What a command writes must not depend on how busy the machine is.
+common.LOOK = 3600.0
 
 
 @dataclass(frozen=True)

@@ -174,6 +174,8 @@ def lose_input(d: Draft) -> str | None:
         node.input[i] = d.rng.choice(["", "no_such_tensor", node.output[0] if node.output else ""])
     else:
         del node.input[i]
+    while node.input and not node.input[-1]:  # ONNX Runtime ends the process at some of these
+        del node.input[-1]
     return f"{node.op_type} {node.name}: {i}"
 
 

@@ -180,6 +180,47 @@ def batch_of(count: int) -> onnx.ModelProto:
     return w.finished({"logits": w.linear(pooled, "head")}, [count, SPEC.classes])
 
 
+def fuses() -> onnx.ModelProto:
+    """Half of the patches go on, and the mean of the others as one token (EViT)."""
+    w = Writer()
+    x = w.blocks(w.after(w.drawn(1, 1, WIDTH), w.patches(w.image())), 17, 0, 2)
+    cls, tokens = w.rows(x, 0, 1), w.rows(x, 1, 17)
+    order = w.op("TopK", w.scores(cls, tokens), w.const([16]), outputs=2, axis=-1) + ".1"
+    halves = [w.op("Slice", order, w.const([a]), w.const([a + 8]), w.const([1])) for a in (0, 8)]
+    best, others = (w.picked(tokens, half, 8) for half in halves)
+    fused = w.op("ReduceMean", others, axes=[1], keepdims=1)
+    return w.closed(w.blocks(w.op("Concat", cls, best, fused, axis=1), 10, 2, 4))
+
+
+def sorts(skip: bool = False) -> onnx.ModelProto:
+    """All patches in the order of a score, after block 1.
+
+    Args:
+        skip: added to what they were before.
+    """
+    w = Writer()
+    x = w.blocks(w.patches(w.image()), PATCHES, 0, 2)
+    score = w.op("ReduceMean", x, axes=[2], keepdims=0)
+    index = w.op("TopK", score, w.const([PATCHES]), outputs=2, axis=-1) + ".1"
+    y = w.picked(x, index, PATCHES)
+    return w.closed(w.blocks(w.op("Add", x, y) if skip else y, PATCHES, 2, 4), "mean")
+
+
+def free_cameras(count: int = 3) -> onnx.ModelProto:
+    """As `cameras`, for a free batch [B, count, 3, S, S]."""
+    w = Writer()
+    images = w.image("images", ["batch", count, 3, SPEC.image, SPEC.image])
+    x = w.patches(w.op("Reshape", images, w.const([-1, 3, SPEC.image, SPEC.image])))
+    size = w.op("Gather", w.op("Shape", x), w.const([0]), axis=0)
+    shape = w.op("Concat", size, w.const([1, WIDTH]), axis=0)
+    x = w.after(w.op("Expand", w.drawn(1, 1, WIDTH), shape), x)
+    x = w.layer_norm(w.blocks(x, PATCHES + 1), "norm")
+    pooled = w.op("Gather", x, w.const(0), axis=1)
+    apart = w.op("Reshape", pooled, w.const([-1, count, WIDTH]))
+    mean = w.op("ReduceMean", apart, axes=[1], keepdims=0)
+    return w.finished({"logits": w.linear(mean, "head")}, ["batch", SPEC.classes])
+
+
 def cameras(count: int = 3, prefix: bool = True, join: str = "mean") -> onnx.ModelProto:
     """Images [1, count, 3, S, S], each encoded apart; the mean of what the cameras give."""
     w = Writer()
@@ -227,6 +268,58 @@ def frames(count: int = 3) -> onnx.ModelProto:
     x = w.op("Add", x, w.drawn(1, count, 1, WIDTH))
     x = w.op("Reshape", x, w.const([1, count * PATCHES, WIDTH]))
     return w.closed(w.blocks(w.after(w.drawn(1, 1, WIDTH), x), count * PATCHES + 1))
+
+
+def swapped() -> onnx.ModelProto:
+    """Both images in one stream, to which they are added the other way round after block 1."""
+    w = Writer()
+    one, two = w.patches(w.image("template")), w.patches(w.image("search"))
+    x = w.blocks(w.op("Concat", one, two, axis=1), 2 * PATCHES, 0, 2)
+    x = w.op("Add", x, w.op("Concat", two, one, axis=1))
+    return w.closed(w.blocks(x, 2 * PATCHES, 2, 4), "mean")
+
+
+def each_with_cls() -> onnx.ModelProto:
+    """Two images in one stream, each behind a CLS token of its own."""
+    w = Writer()
+    both = [w.after(w.drawn(1, 1, WIDTH), w.patches(w.image(n))) for n in ("left", "right")]
+    return w.closed(w.blocks(w.op("Concat", *both, axis=1), 34))
+
+
+def tokens_given(cameras: int = 0) -> onnx.ModelProto:
+    """The input is the stream itself [1, (cameras,) N, C]: nothing is known of its axes."""
+    w = Writer()
+    w.inputs["tokens"] = [1, *([cameras] if cameras else []), PATCHES, WIDTH]
+    x = w.op("Reshape", "tokens", w.const([cameras, PATCHES, WIDTH])) if cameras else "tokens"
+    x = w.blocks(x, PATCHES)
+    if not cameras:
+        return w.closed(x, "mean")
+    mean = w.op("ReduceMean", x, axes=[1], keepdims=0)
+    flat = w.op("Reshape", mean, w.const([1, cameras * WIDTH]))
+    return w.finished({"y": w.op("MatMul", flat, w.drawn(cameras * WIDTH, 4))}, [1, 4])
+
+
+def by_turns(special: bool = False, count: int = 3) -> onnx.ModelProto:
+    """Attention within each image and over all of them by turns.
+
+    Args:
+        special: each image has two tokens of its own.
+    """
+    w = Writer()
+    images = w.image("images", [1, count, 3, SPEC.image, SPEC.image])
+    x, n = w.patches(w.op("Reshape", images, w.const([count, 3, SPEC.image, SPEC.image]))), PATCHES
+    if special:
+        tokens = w.op("Expand", w.drawn(1, 2, WIDTH), w.const([count, 2, WIDTH]))
+        x, n = w.after(tokens, x), n + 2
+    for i in range(SPEC.depth):
+        if i % 2:
+            x = w.blocks(w.op("Reshape", x, w.const([1, count * n, WIDTH])), count * n, i, i + 1)
+            x = w.op("Reshape", x, w.const([count, n, WIDTH]))
+        else:
+            x = w.blocks(x, n, i, i + 1)
+    mean = w.op("ReduceMean", x, axes=[0, 1], keepdims=0)
+    one = w.op("Reshape", mean, w.const([1, WIDTH]))
+    return w.finished({"logits": w.linear(one, "head")}, [1, SPEC.classes])
 
 
 def prompted(count: int = 3, *, shallow: bool = False) -> onnx.ModelProto:
@@ -328,6 +421,16 @@ ALL: dict[str, Callable[[], onnx.ModelProto]] = {
     "merger": merger,
     "merger-grid": lambda: merger(grid=True),
     "depths": depths,
+    "fuses": fuses,
+    "sorts": sorts,
+    "sorts-and-adds": lambda: sorts(skip=True),
+    "free-cameras": free_cameras,
+    "swapped": swapped,
+    "each-with-cls": each_with_cls,
+    "tokens-given": tokens_given,
+    "tokens-given-of-cameras": lambda: tokens_given(3),
+    "by-turns": by_turns,
+    "by-turns-special": lambda: by_turns(special=True),
     "unknown": unknown,
     "unknown-late": lambda: unknown(place="late"),
 }

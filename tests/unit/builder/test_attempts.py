@@ -102,9 +102,7 @@ class World:
 
     def read(self, *_: Any) -> Any:
         return SimpleNamespace(
-            graph=SimpleNamespace(inputs=[]),
-            analysis=SimpleNamespace(shape=SHAPE),
-            normalized=SimpleNamespace(notes=()),
+            graph=SimpleNamespace(inputs=[]), analysis=SimpleNamespace(shape=SHAPE)
         )
 
     def solve(self, _: Any, request: Request, *__: Any) -> tuple[Schedule, PlanReport | FixedPlan]:

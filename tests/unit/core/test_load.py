@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import tcompile.core.load as loading
 from tcompile import pipeline
-from tcompile.core.errors import ModelError
+from tcompile.core.errors import ModelError, UsageError
 from tcompile.core.load import load
 from tests.support.bombs import BOMBS
 from tests.support.tiny_vit import VitSpec, build_vit, random_weights
@@ -334,3 +334,13 @@ def test_models_have_a_largest_size(tmp_path: Path) -> None:
         stream.truncate(stream.tell() + (1 << 31))
     with pytest.raises(ModelError, match=r"has 2 GiB, and no ONNX file has more"):
         load(path)
+
+
+def test_a_name_that_is_not_unicode(tmp_path: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.onnx"))
+    path.write_bytes(vit().SerializeToString())
+    with pytest.raises(UsageError, match=r"udcff\.onnx: has a name that is not Unicode"):
+        load(path)
+    spaced = tmp_path / "a\u3000b é.onnx"
+    spaced.write_bytes(vit().SerializeToString())
+    assert load(spaced).graph.node

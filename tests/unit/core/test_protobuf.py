@@ -11,6 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from tcompile.core.errors import ModelError
 from tcompile.core.load import load, read_structure
 from tcompile.core.protobuf import read_thin
 from tests.support.tiny_vit import VitSpec, build_vit, random_weights
@@ -77,6 +78,15 @@ def test_parts_add_up(tmp_path: Path) -> None:
     del model.graph.initializer[3:]
     path.write_bytes(model.SerializeToString() + last.SerializeToString())
     same(path)
+
+
+def test_fields_of_later_versions_are_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "v.onnx"
+    path.write_bytes(b"\xf2\x01\x03abc" + vit().SerializeToString())
+    assert load(path).graph.node
+    path.write_bytes(b"\xa2\x06\x03abc" + vit().SerializeToString())  # number 100
+    with pytest.raises(ModelError, match="not an ONNX file"):
+        load(path)
 
 
 def test_a_file_that_ends_anywhere_is_not_a_model(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from onnxruntime.quantization import (
     quantize_dynamic,
     quantize_static,
 )
+from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
 from tcompile import pipeline
 from tcompile.builder.checks import check_normal_form
@@ -125,6 +126,19 @@ def test_operators_of_quantised_tensors_compute_what_they_did(
     assert found.quantized == 0
     np.testing.assert_allclose(given, logits(onnx.load(path)), atol=1e-5)
     assert not any(node.op.startswith("QLinear") for node in found.graph.nodes)
+    assert pipeline.reduce(path, keep=0.5, method="topk").schedule.reductions
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_weights_of_four_bits_are_unpacked(symmetric: bool, vit: Path, tmp_path: Path) -> None:
+    quantizer = MatMulNBitsQuantizer(onnx.load(vit), block_size=16, is_symmetric=symmetric)
+    quantizer.process()
+    path = tmp_path / "packed.onnx"
+    quantizer.model.save_model_to_file(str(path))
+    assert sum(n.op_type == "MatMulNBits" for n in onnx.load(path).graph.node) == 9
+    found, given = read(path)
+    np.testing.assert_allclose(given, logits(onnx.load(path)), atol=1e-4)
+    assert found.quantized == 0
     assert pipeline.reduce(path, keep=0.5, method="topk").schedule.reductions
 
 
