@@ -14,7 +14,7 @@ from tcompile.methods.schedulers import Place
 from tcompile.passes.reduce import reduce_graph
 from tcompile.passes.stages import Analysed
 from tcompile.profiling.partition import Segment, chained, partition, subgraph
-from tcompile.profiling.structure import partition_at, partition_dense
+from tcompile.profiling.structure import partition_at, partition_dense, partition_steps
 from tests.support.profiling import method, run_parts, run_whole, sided, tiny
 from tests.support.tiny_vit import VitSpec
 
@@ -98,6 +98,14 @@ def test_a_step_at_the_output_is_a_part(models: dict[str, Analysed]) -> None:
     assert step.site == "output"
     assert any("TopK" in name for name in step.nodes), step.nodes
     assert sum(len(p.nodes) for p in parts) == len(made.graph.nodes)
+
+
+def test_a_reader_that_left_the_graph_is_none(models: dict[str, Analysed]) -> None:
+    """What computed the same as another node is still listed where it read."""
+    model = models["average"]
+    planner = method(model, "mctf")
+    made = partition_steps(model.graph, planner, [("attn:0", 8), ("attn:1", 4)], deduplicate=True)
+    assert {p.site for p in made.parts if p.role == "reducer"} == {"attn:0", "attn:1"}
 
 
 def test_a_chain_runs_halves_one_after_another(models: dict[str, Analysed], tmp_path: Path) -> None:
