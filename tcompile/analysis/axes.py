@@ -132,9 +132,12 @@ def normal(digits: Iterable[Digit]) -> Axis:
 def regroup(axes: Sequence[Axis], dims: Sequence[int]) -> Axes | None:
     """Reshape: the same digits under new dims, splitting a digit where it divides.
 
-    Returns None where a new dim cuts across digits, so that no product describes it.
+    Returns None where a new dim cuts across digits, so that no product describes it, and of
+    tensors that hold nothing.
     """
     pending = [d for axis in axes for d in axis]
+    if 0 in dims or any(d.size == 0 for d in pending):
+        return None
     pending.reverse()
     result: list[Axis] = []
     for dim in dims:

@@ -116,7 +116,7 @@ def test_the_pages_show_every_command() -> None:
     assert len(commands()) > 60
 
 
-@pytest.mark.parametrize("command", _all_commands(), ids=lambda c: str(c.name))
+@pytest.mark.parametrize("command", list(_all_commands()), ids=lambda c: str(c.name))
 def test_every_command_has_json(command: click.Command) -> None:
     assert isinstance(command, click.Group) or "--json" in options(command)
 

@@ -37,6 +37,11 @@ def test_a_dim_that_cuts_across_factors_is_refused() -> None:
     assert ax.regroup((ax.new("n", 6, "data"), ax.new("m", 4, "data")), (8, 3)) is None
 
 
+def test_what_holds_nothing_is_not_followed() -> None:
+    assert ax.regroup((B, C, ax.new("none", 0, "data")), (3, 192, 0)) is None
+    assert ax.regroup((B, C), (0, 192)) is None
+
+
 def test_batch_merges_with_tokens_and_comes_back() -> None:
     merged = ax.regroup((B, H + W, C), (3 * 196, 192))
     assert merged == (B + H + W, C)
