@@ -37,6 +37,7 @@ REDUCED = {
     "fuses": (1, 9, 2),
     "sorts": (0, 16, 2),
     "sorts-and-adds": (0, 16, 4),
+    "reordered": (0, 16, 2),
     "swapped": (0, 32, 4),
     "tokens-given": (0, 16, 4),
     "merges": (0, 12, 2),
@@ -129,6 +130,20 @@ def test_features_of_given_tokens_are_not_tokens(tmp_path: Path) -> None:
     found = pipeline.read(saved("tokens-given-of-cameras", tmp_path)).analysis
     assert (found.space.patches, len(found.blocks)) == (16, 4)
     assert found.space.whole_patches is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "node", "says"),
+    [
+        ("reordered", "gather_62", "in its own order"),
+        ("merger", "transpose_121", "ends a region of views"),
+        ("drops", "topk_67", "before the first block"),
+    ],
+)
+def test_what_moves_tokens_can_be_explained(
+    name: str, node: str, says: str, tmp_path: Path
+) -> None:
+    assert says in pipeline.explain(saved(name, tmp_path), node).to_text()
 
 
 def test_sets_in_one_stream_are_counted(tmp_path: Path) -> None:

@@ -206,6 +206,15 @@ def sorts(skip: bool = False) -> onnx.ModelProto:
     return w.closed(w.blocks(w.op("Add", x, y) if skip else y, PATCHES, 2, 4), "mean")
 
 
+def reordered() -> onnx.ModelProto:
+    """All patches in a stored order, after block 1: the columns of the grid are its rows."""
+    w = Writer()
+    x = w.blocks(w.patches(w.image()), PATCHES, 0, 2)
+    order = np.arange(PATCHES).reshape(4, 4).T.reshape(-1)
+    x = w.op("Gather", x, w.const(order), axis=1)
+    return w.closed(w.blocks(x, PATCHES, 2, 4), "mean")
+
+
 def free_cameras(count: int = 3) -> onnx.ModelProto:
     """As `cameras`, for a free batch [B, count, 3, S, S]."""
     w = Writer()
@@ -423,6 +432,7 @@ ALL: dict[str, Callable[[], onnx.ModelProto]] = {
     "depths": depths,
     "fuses": fuses,
     "sorts": sorts,
+    "reordered": reordered,
     "sorts-and-adds": lambda: sorts(skip=True),
     "free-cameras": free_cameras,
     "swapped": swapped,
