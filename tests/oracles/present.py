@@ -88,6 +88,7 @@ class Held:
         by: literals that multiplied it.
         share: whether it is made of probabilities, rounded or moved.
         powers: whether these are exponentials.
+        logs: whether these are logarithms of probabilities.
         weighed: whether these are values times probabilities, which only a sum is missing.
     """
 
@@ -102,6 +103,7 @@ class Held:
     by: tuple[float, ...] = ()
     share: bool = False
     powers: bool = False
+    logs: bool = False
     weighed: bool = False
 
     @property
