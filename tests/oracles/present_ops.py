@@ -297,6 +297,7 @@ class Ops(ABC):
         elif node.op_type not in ("Cast", "Where", "Neg"):
             by = ()
         share = node.op_type in _ROUNDING and any(h.share for h in parts)
+        share |= node.op_type == "Exp" and parts[0].logs
         share |= node.op_type in ("Add", "Sub") and all(h.share for h in parts)
         share |= node.op_type in ("Mul", "Div") and parts[0].share and parts[1].there is None
         share |= node.op_type == "Mul" and parts[1].share and parts[0].there is None
@@ -389,7 +390,7 @@ class Ops(ABC):
         else:
             _even_along(data, axis, _where(node))
             (value,) = numbers(node, self.opset, [x])
-        share, logs = (node.op_type == op for op in ("Softmax", "LogSoftmax"))
+        share, logs = node.op_type == "Softmax", node.op_type == "LogSoftmax"
         return [kept(np.nan_to_num(value), data.there, share=share, logs=logs)]
 
     def _best(self, node: onnx.NodeProto, given: list[Held | None]) -> list[Held]:
