@@ -89,7 +89,6 @@ class Held:
         share: whether it is made of probabilities, rounded or moved.
         logs: whether these are logarithms of probabilities.
         powers: whether these are exponentials.
-        logs: whether these are logarithms of probabilities.
         weighed: whether these are values times probabilities, which only a sum is missing.
     """
 
@@ -105,7 +104,6 @@ class Held:
     share: bool = False
     logs: bool = False
     powers: bool = False
-    logs: bool = False
     weighed: bool = False
 
     @property

@@ -301,7 +301,6 @@ class Ops(ABC):
         share |= node.op_type in ("Add", "Sub") and all(h.share for h in parts)
         share |= node.op_type in ("Mul", "Div") and parts[0].share and parts[1].there is None
         share |= node.op_type == "Mul" and parts[1].share and parts[0].there is None
-        share |= node.op_type == "Exp" and parts[0].logs
         powers = node.op_type == "Exp" and not share
         weighed = node.op_type == "Mul" and any(h.share for h in parts) and not share
         return [
