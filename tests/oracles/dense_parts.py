@@ -64,6 +64,16 @@ def token_softmaxes(file: File, tokens: Tokens) -> list[Core]:
     return [c for c in _softmaxes(file) if c.shape[c.axis] in sizes]
 
 
+def unknown_attentions(file: File, cores: Sequence[Core], tokens: Tokens) -> bool:
+    """Tell whether all tokens have a softmax over something else than they are, such as keys and a
+    sink column, that is none of `cores`."""
+    mine = {c.node for c in cores}
+    return any(
+        c.node not in mine and len(c.shape) > 3 and c.shape[-2] == tokens.total
+        for c in _softmaxes(file)
+    )
+
+
 def _softmaxes(file: File) -> list[Core]:
     found = []
     for i, node in enumerate(file.nodes):

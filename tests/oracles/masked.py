@@ -37,6 +37,7 @@ from tests.oracles.dense_parts import (
     find_cores,
     pooled_axes,
     token_softmaxes,
+    unknown_attentions,
     unmasked_sums,
 )
 from tests.oracles.masked_choice import check_choice, probabilities, scores, seen_by
@@ -169,6 +170,8 @@ def check_masked(
         if not known:
             raise
         of_blocks = []  # attentions that the oracle does not know: which tokens stay is not checked
+    if known and unknown_attentions(file, cores, tokens):
+        of_blocks = []  # one of these may be a block's
     kept = kept_patches(reduced, feed, tokens, apart=apart)
     if [k.shape[1] for k in kept] != [cut.keep for cut in cuts]:
         raise MismatchError(f"keeps {[k.shape[1] for k in kept]} where {cuts} were asked for")
@@ -213,7 +216,9 @@ def check_masked(
             for n in (o.name for o in file.model.graph.output)
             if n in found
         }
-    return _compare(file, found, masked, noise, kept[-1], tokens)
+    held = {n: h for n, h in (expected or {}).items() if n in found}
+    rows = {n: _places_of(h, found[n], batch) for n, h in held.items()}
+    return _compare(file, found, masked, noise, kept[-1], tokens, rows)
 
 
 def _placed(
@@ -358,10 +363,7 @@ def _present_rows(
         if a == b:
             continue
         lead = batch_axis(value.shape, axis, batch)
-        others = tuple(i for i in range(value.ndim) if i not in (axis, lead))
-        rows = there.any(others)
-        rows = rows[None] if lead is None else rows if lead < axis else rows.T
-        picked = [np.flatnonzero(row) for row in rows]
+        picked = _left_along(there, axis, lead)
         if any(len(p) != b for p in picked):
             counts = [len(p) for p in picked]
             raise MismatchError(f"{name}: {reduced.shape}, where {counts} of {a} are left")
@@ -371,6 +373,24 @@ def _present_rows(
     return value
 
 
+def _left_along(there: Array, axis: int, lead: int | None) -> list[Array]:
+    """The places along an axis where something is, for each image."""
+    rows = there.any(tuple(i for i in range(there.ndim) if i not in (axis, lead)))
+    rows = rows[None] if lead is None else rows if lead < axis else rows.T
+    return [np.flatnonzero(row) for row in rows]
+
+
+def _places_of(held: Held, reduced: Array, batch: int) -> Array | None:
+    """[B, n] the dense rows of an output that are left, along the first axis that got shorter."""
+    if held.there is None:
+        return None
+    for axis, (a, b) in enumerate(zip(held.value.shape, reduced.shape, strict=True)):
+        if a != b:
+            lead = batch_axis(held.value.shape, axis, batch)
+            return np.stack(_left_along(held.full, axis, lead))
+    return None
+
+
 def _compare(
     file: File,
     found: Arrays,
@@ -378,6 +398,7 @@ def _compare(
     noise: Mapping[str, float],
     kept: Array | None,
     tokens: Tokens,
+    rows: Mapping[str, Array | None] | None = None,
 ) -> Verdict:
     names = [o.name for o in file.model.graph.output]
     errors, tolerances = [], []
@@ -396,7 +417,7 @@ def _compare(
         if not error <= tolerances[-1]:  # so that NaN is a mismatch
             raise MismatchError(f"{name}: error {error:.2e}, allowed {tolerances[-1]:.2e}")
     if "token_index" in found and kept is not None:
-        _check_index(found, file.values, names, kept, tokens)
+        _check_index(found, file.values, names, kept, tokens, rows or {})
     unknown = [n for n in found if n not in names and not n.startswith(EXTRA)]
     if unknown:
         raise MismatchError(f"outputs {unknown} are in no plan")
@@ -452,13 +473,23 @@ def _positions(length: int, kept: Array, tokens: Tokens) -> Array | None:
 
 
 def _check_index(
-    found: Arrays, dense: Arrays, names: Sequence[str], kept: Array, tokens: Tokens
+    found: Arrays,
+    dense: Arrays,
+    names: Sequence[str],
+    kept: Array,
+    tokens: Tokens,
+    rows: Mapping[str, Array | None],
 ) -> None:
-    """`token_index` names the rows of the first output that has a token axis."""
+    """`token_index` names the rows of the first output that has a token axis.
+
+    Args:
+        rows: of an output that holds tokens in another order, those that are left.
+    """
     for name in names:
         for a, b in zip(dense[name].shape, found[name].shape, strict=True):
             if a != b:
-                expected = _positions(a, kept, tokens)
+                places = rows.get(name)
+                expected = _positions(a, kept, tokens) if places is None else places
                 if expected is None or not np.array_equal(found["token_index"], expected):
                     raise MismatchError("token_index does not name the kept rows")
                 return
