@@ -182,7 +182,13 @@ class _Grouped(Walk):
     def _of_tokens(self, name: str) -> bool:
         shape = self.held[name].value.shape
         both = len(shape) > 3 and shape[1:-1].count(self.tokens.total) == 2
-        return both or self.token_axis(shape) is not None
+        return both or self._axis(shape) is not None
+
+    def _axis(self, shape: Sequence[int]) -> int | None:
+        """The axis of all tokens, or of the patches alone."""
+        found = self.token_axis(shape)
+        alone = [i for i, n in enumerate(shape) if i and n == self.tokens.patches]
+        return alone[0] if found is None and len(alone) == 1 else found
 
     def _alike(self, name: str, group: Array) -> bool | None:
         """Return whether members of a group are alike in a tensor; None where it has no token
@@ -192,7 +198,7 @@ class _Grouped(Walk):
         if value.ndim > 3 and len(axes) == 2 and axes[-1] < value.ndim - 1:
             found = [self._alike_along(value, group, axis) for axis in axes]
             return None if None in found else all(found)
-        return self._alike_along(value, group, self.token_axis(value.shape))
+        return self._alike_along(value, group, self._axis(value.shape))
 
     def _alike_along(self, value: Array, group: Array, axis: int | None) -> bool | None:
         """As `_alike`, along one axis."""
@@ -200,8 +206,9 @@ class _Grouped(Walk):
             return None
         rows = np.moveaxis(value, axis, 1)
         size = np.abs(rows).max(initial=0)
+        before = self.tokens.before if value.shape[axis] == self.tokens.total else 0
         for b, row in enumerate(group):
-            inner = rows[b % len(rows), self.tokens.before :][: len(row)]
+            inner = rows[b % len(rows), before:][: len(row)]
             first = np.asarray([np.flatnonzero(row == number)[0] for number in row])
             if np.abs(inner - inner[first]).max(initial=0) > 1e-9 * size:
                 return False
