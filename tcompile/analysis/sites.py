@@ -209,7 +209,17 @@ class _Judge:
             if stream_layout(axes, self.space) is None:
                 found = " × ".join(map(ax.show, axes))
                 return f"'{one}' is {found} there, which is not [batch, tokens, features]"
+        if name.kind == "around":
+            before, behind = (self.features(t) for t in (tensor, until))
+            if before != behind:
+                return f"the stream has {before} features before the block and {behind} behind it"
         return self.space.tiles
+
+    def features(self, tensor: str) -> int:
+        """The number of features of a stream; 0 where its layout is not known."""
+        axes = self.facts.of(self.tensors[tensor])
+        layout = stream_layout(axes, self.space)
+        return 0 if layout is None else ax.size(axes[layout.features])
 
     def without_sums(self, verdict: Verdict, block: Block) -> Verdict:
         """The verdict with what windows and segments forbid besides."""
