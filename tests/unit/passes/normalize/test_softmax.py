@@ -13,7 +13,8 @@ from tests.oracles.compare import infer
 from tests.support.onnx_models import to_onnx
 
 _HEAD = '<ir_version: 9, opset_import: ["" : 17]> g (float[2,5,5] x) => (float[2,5,5] y)\n'
-_HEAD += "<int64[1] last = {2}, float one = {1}, float small = {1e-9}, float less = {-0.5}, float[5] each = {1,2,3,4,5}>"
+_HEAD += "<int64[1] last = {2}, float one = {1}, float small = {1e-9}, float less = {-0.5}, "
+_HEAD += "float[5] each = {1,2,3,4,5}>"
 
 
 def _ops(body: str) -> Counter[str]:
