@@ -281,12 +281,15 @@ def _scale_weights(graph: gs.Graph, node: gs.Node, axis: int) -> None:
         return
     along = [1] * len(weights.shape)
     along[axis] = int(weights.shape[axis])
-    if scale.size not in (1, along[axis]):
+    # A product has at least one axis, and a convolution's has those of its weights.
+    least = len(weights.shape) if axis == 0 else 1 if out.shape is None else len(out.shape)
+    if scale.size not in (1, along[axis]) or len(scale.shape) > least or len(along) < 2:
         return
     if scale.size > 1:
-        # Along the channels of a convolution, or the last axis of a product, and nowhere else.
-        place = 1 if axis == 0 else len(scale.shape) - 1
-        if len(scale.shape) <= place or scale.shape[place] != scale.size:
+        # Along the channels of a convolution, or the last axis of a product, and nowhere else;
+        # counted from the back, as axes are that are broadcast.
+        behind = len(weights.shape) - 2 if axis == 0 else 0
+        if len(scale.shape) <= behind or scale.shape[-1 - behind] != scale.size:
             return
         scale = scale.reshape(along)
     scaled = value(weights).astype(np.float32) * scale.reshape(-1 if scale.size == 1 else along)

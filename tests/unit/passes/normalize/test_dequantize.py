@@ -210,6 +210,23 @@ def test_floats_that_were_quantised_for_an_output_are_an_output() -> None:
     np.testing.assert_array_equal(infer(to_onnx(normalize(model).graph), x)["y"], x["x"])
 
 
+@pytest.mark.parametrize("dims", ["1,2,1,1", "2,1,1", "1,2", "2", "1", "1,1,1,1,1"])
+def test_a_scale_of_a_convolution_runs_along_the_axis_that_it_did(dims: str) -> None:
+    numbers = "0.1, 0.5" if "2" in dims else "0.1"
+    rank = ",".join(["1"] * (dims == "1,1,1,1,1") + ["1", "2", "2", "2"])
+    model = onnx.parser.parse_model(
+        f'<ir_version: 9, opset_import: ["" : 18]> g (uint8[1,1,3,3] x) => (float[{rank}] y) '
+        f"<uint8[2,1,2,2] w = {{1, 2, 3, 4, 5, 6, 7, 8}}, float[{dims}] s = {{{numbers}}}> "
+        "{ h = ConvInteger (x, w) r = Cast <to = 1> (h) y = Mul (r, s) }"
+    )
+    x = {"x": np.arange(9, dtype=np.uint8).reshape(1, 1, 3, 3)}
+    want = infer(model, x)["y"]
+    found = normalize(model).graph
+    np.testing.assert_allclose(infer(to_onnx(found), x)["y"], want, rtol=1e-5)
+    folded = dims in ("1,2,1,1", "2,1,1", "1")
+    assert any(node.op == "Mul" for node in found.nodes) != folded
+
+
 def test_an_operator_that_is_not_read_is_named() -> None:
     model = parse(
         "p = QuantizeLinear (x, s, z) y = com.microsoft.QLinearWhere (p, p, s, z, p, s, z, s, z)",
