@@ -132,6 +132,17 @@ def test_a_batch_at_which_integers_are_divided_by_zero_is_left_out() -> None:
     assert "Mod" in [n.op for n in found.graph.nodes]
 
 
+def test_a_vector_of_scales_keeps_its_axis() -> None:
+    """Logits [keys, queries] that are quantised by head are not turned."""
+    body = (
+        "s = Constant <value_floats = [0.05, 0.1]> () t = Transpose <perm = [0, 1, 3, 2]> (x) "
+        "l = MatMul (x, t) z = Constant <value = uint8[2] {100, 120}> () "
+        "q = QuantizeLinear <axis = 1> (l, s, z) d = DequantizeLinear <axis = 1> (q, s, z) "
+        "p = Softmax <axis = 2> (d) y = MatMul (t, p)"
+    )
+    agrees(parse(body, "float[2,2,5,4] x"), 2, 2, 5, 4)
+
+
 # ---- old opsets ----------------------------------------------------------------------------------
 
 
