@@ -164,9 +164,8 @@ def _is_plain(node: gs.Node) -> bool:
     """Tell whether it computes each element by itself; a vector of scales is along an axis."""
     if node.op not in ("QuantizeLinear", "DequantizeLinear"):
         return node.op in _PLAIN
-    return all(
-        t.is_empty() or t.shape is not None and list(t.shape) in ([], [1]) for t in node.inputs[1:]
-    )
+    given = [t for t in node.inputs[1:] if not t.is_empty()]
+    return all(t.shape is not None and list(t.shape) in ([], [1]) for t in given)
 
 
 def _above(tensor: gs.Tensor, left: list[int] | None = None) -> tuple[gs.Node, _Path] | None:
