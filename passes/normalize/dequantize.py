@@ -378,14 +378,32 @@ def _apart(graph: gs.Graph, node: gs.Node) -> None:
             hint=_HINT,
         )
     out = gs.Variable(f"{node.outputs[0].name}/fp32", _SINGLE)
-    made = gs.Node(op, f"{node.name}/fp32", plain, operands, [out])
+    if op == "Softmax" and int(attr(node, "opset", 13)) < 13:
+        made = _flat(node, operands[0], out)
+    else:
+        made = [gs.Node(op, f"{node.name}/fp32", plain, operands, [out])]
     quantise = gs.Node("QuantizeLinear", f"{node.name}/quantize", {}, [out, *result], [])
     (target,) = node.outputs
     node.inputs.clear()
     node.outputs.clear()
     quantise.outputs.append(target)
     position = next(i for i, n in enumerate(graph.nodes) if n is node)
-    graph.nodes[position : position + 1] = [made, quantise]
+    graph.nodes[position : position + 1] = [*made, quantise]
+
+
+def _flat(node: gs.Node, operand: gs.Tensor, out: gs.Tensor) -> list[gs.Node]:
+    """A Softmax as it was before opset 13: over the axis and all behind it at once."""
+    name, axis = f"{node.name}/fp32", int(attr(node, "axis", -1))
+    rank = len(node.inputs[0].shape or ())
+    if axis == -1 or axis == rank - 1:
+        return [gs.Node("Softmax", name, {"axis": -1}, [operand], [out])]
+    dims, flat, chances = (gs.Variable(f"{name}/{part}") for part in ("dims", "flat", "chances"))
+    return [
+        gs.Node("Shape", dims.name, {}, [operand], [dims]),
+        gs.Node("Flatten", flat.name, {"axis": axis}, [operand], [flat]),
+        gs.Node("Softmax", name, {"axis": -1}, [flat], [chances]),
+        gs.Node("Reshape", f"{name}/reshape", {}, [chances, dims], [out]),
+    ]
 
 
 def _dequantised(graph: gs.Graph, operand: Sequence[gs.Tensor], axis: int = -1) -> gs.Tensor:

@@ -227,6 +227,25 @@ def test_a_scale_of_a_convolution_runs_along_the_axis_that_it_did(dims: str) -> 
     assert any(node.op == "Mul" for node in found.nodes) != folded
 
 
+@pytest.mark.parametrize(("axis", "opset"), [(1, 12), (-2, 12), (2, 12), (1, 13), (-1, 11)])
+@pytest.mark.parametrize("batch", ["2", "N"])
+def test_a_quantised_softmax_is_over_the_axes_that_it_was(
+    axis: int, opset: int, batch: str
+) -> None:
+    text = (
+        f'<ir_version: 9, opset_import: ["" : 18, "com.microsoft" : 1]> g (float[{batch},3,4] x) '
+        f"=> (float[{batch},3,4] y) <float s = {{0.02}}, uint8 z = {{128}}, "
+        "float t = {0.00390625}, uint8 o = {0}> { q = QuantizeLinear (x, s, z) "
+        f"r = com.microsoft.QLinearSoftmax <axis = {axis}, opset = {opset}> (q, s, z, t, o) "
+        "y = DequantizeLinear (r, t, o) }"
+    )
+    model = onnx.parser.parse_model(text)
+    x = {"x": np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)}
+    want = infer(model, x)["y"]
+    have = infer(to_onnx(normalize(model).graph), x)["y"]
+    np.testing.assert_allclose(have, want, atol=0.004)
+
+
 def test_an_operator_that_is_not_read_is_named() -> None:
     model = parse(
         "p = QuantizeLinear (x, s, z) y = com.microsoft.QLinearWhere (p, p, s, z, p, s, z, s, z)",
