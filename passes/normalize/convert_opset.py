@@ -45,6 +45,7 @@ def to_known_opset(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
             f"opset {old} cannot be converted to {OLDEST_OPSET}{where}: {reason}",
             hint=f"export it with opset {OLDEST_OPSET} or newer",
         ) from error
+    _keep_hardmax(made.graph)
     if old < _COORDINATES:
         _keep_coordinates(made.graph)
     weights = {t.name for t in large}
@@ -54,6 +55,34 @@ def to_known_opset(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
     made.graph.initializer.extend(large)
     made.metadata_props.extend(model.metadata_props)
     return made, f"the file has opset {old}; it was read as converted to {OLDEST_OPSET}"
+
+
+def _keep_hardmax(graph: onnx.GraphProto) -> None:
+    """Let Hardmax look at all axes from its own on at once, which the converter does not."""
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        for inner in _branches(node):
+            _keep_hardmax(inner)
+        if node.op_type != "Hardmax":
+            nodes.append(node)
+            continue
+        axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
+        (x,), (out,) = node.input, node.output
+        make = onnx.helper.make_node
+        nodes += [
+            make("Shape", [x], [f"{out}/dims"]),
+            make("Flatten", [x], [f"{out}/flat"], axis=axis),
+            make("Hardmax", [f"{out}/flat"], [f"{out}/found"], name=node.name, axis=-1),
+            make("Reshape", [f"{out}/found", f"{out}/dims"], [out]),
+        ]
+    kept = [onnx.NodeProto.FromString(n.SerializeToString()) for n in nodes]
+    del graph.node[:]
+    graph.node.extend(kept)
+
+
+def _branches(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    """The graphs inside a node, such as those of an If."""
+    return [a.g for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
 
 
 def _keep_coordinates(graph: onnx.GraphProto) -> None:

@@ -216,6 +216,11 @@ def test_resize_samples_where_it_did(mode: str, scale: float) -> None:
     np.testing.assert_allclose(have, want, atol=1e-6)
 
 
+@pytest.mark.parametrize("axis", ["", "<axis = 1>", "<axis = -2>", "<axis = 2>", "<axis = 0>"])
+def test_hardmax_finds_the_largest_of_the_axes_that_it_did(axis: str) -> None:
+    agrees(parse(f"y = Hardmax {axis} (x)", "float[2,3,4] x", 11), 2, 3, 4)
+
+
 def test_what_is_not_converted_is_named() -> None:
     model = parse('[mine] y = Upsample <mode = "linear"> (x, x)', "float[1,2,5,5] x", 9)
     model.graph.node[0].op_type = "Upsampled"
