@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -192,10 +192,11 @@ def _computed(model: onnx.ModelProto, name: str) -> Array | None:
         part = onnx.helper.make_graph(nodes, "scales", [], [output], list(feeds.values()))
         alone = onnx.helper.make_model(part, opset_imports=model.opset_import)
         try:
-            found.append(np.asarray(ReferenceEvaluator(alone).run([name], {})[0]))
+            (number,) = cast(Sequence[Any], ReferenceEvaluator(alone).run([name], {}))
+            found.append(np.asarray(number))
         except Exception:  # What the reference does not compute is not known.
             return None
-    return found[0] if np.array_equal(*found) else None
+    return found[0] if np.array_equal(found[0], found[1]) else None
 
 
 def _failing(model: onnx.ModelProto) -> onnx.NodeProto | None:
