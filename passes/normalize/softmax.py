@@ -19,6 +19,7 @@ from tcompile.analysis import axes as ax
 from tcompile.core.graph import (
     attr,
     is_const,
+    is_free,
     is_standard,
     large,
     producer,
@@ -126,7 +127,7 @@ def _ratio(graph: gs.Graph, node: gs.Node) -> int:
         if exp is None or exp.op != "Exp" or exp.inputs[0].shape is None:
             continue
         found = _sum_of(exp, total)
-        if found is None:
+        if found is None or (found.sink is not None and is_free(found.x.shape[found.axis])):
             continue
         if late is not None:
             last = len(exp.outputs[0].shape) - 1
@@ -177,8 +178,8 @@ def _sum_of(exp: gs.Node, total: gs.Tensor) -> _Sum | None:
         if axis is None or adder.outputs[0].shape != total.shape:
             return None
         others = [t for t in adder.inputs if _plain_sum(powers, t) is None and not t.is_empty()]
-        if len(others) != 1:
-            return None
+        if len(others) != 1 or (adder.op == "Clip" and adder.inputs[1] is not others[0]):
+            return None  # a Clip may have a lower bound alone
         more = (adder.op, others[0])
     x, shift = exp.inputs[0], None
     maker = producer(x)
@@ -190,7 +191,8 @@ def _sum_of(exp: gs.Node, total: gs.Tensor) -> _Sum | None:
     largest = shift is not None and _along(shift, x, ("ReduceMax",)) == axis
     if is_const(beside):
         least = value(beside).astype(np.float64)
-        if largest and (least <= (1 if op != "Add" else _LOST)).all():
+        lost = np.abs(least) <= _LOST if op == "Add" else least <= 1
+        if largest and lost.all():
             return _Sum(x, axis, shift)  # the sum is 1 or more
         if op != "Add" or not (least > 0).all() or least.size != 1:
             return None
@@ -232,7 +234,8 @@ def _softmax(nodes: Nodes, found: _Sum) -> gs.Tensor:
     if isinstance(sink, float):
         sink = nodes.like(np.full([1] * len(one), sink), x)
     if found.shifted and found.shift is not None:
-        sink = nodes.op("Add", [sink, found.shift], one)
+        sides = [[int(d) for d in t.shape] for t in (sink, found.shift)]
+        sink = nodes.op("Add", [sink, found.shift], np.broadcast_shapes(*map(tuple, sides)))
     if list(sink.shape) != one:
         first = nodes.op("Slice", [x, *(nodes.ints([n]) for n in (0, 1, axis))], one)
         sizes = nodes.op("Shape", [first], [len(one)])

@@ -47,7 +47,7 @@ def selection(case: Case) -> list[Variant]:
     """A few variants of a case: of each exporter one, and of dynamo one below and one from opset
     23 on, where attention is a single op. Which one moves on from case to case, so that over all
     cases every attention, batch and opset of the matrix meets every kind of model. A further case
-    of a family whose attention is spelled in several ways has one of dynamo's two, by turns.
+    of a family has one of dynamo's two, by turns.
 
     Of a case marked `few`, only so many of these; where that is one, it is torchscript's for two
     cases of three, which costs a third of the others.
@@ -58,7 +58,7 @@ def selection(case: Case) -> list[Variant]:
     if wanted in ("all", "full"):
         return variants(case, full=wanted == "full")
     turn = list(BY_ID).index(case.id)
-    further = len(case.attentions) > 1 and case.family in {c.family for c in CASES[:turn]}
+    further = case.family in {c.family for c in CASES[:turn]}
     groups: dict[str, list[Variant]] = {}
     for variant in variants(case):
         single = variant.opset >= 23

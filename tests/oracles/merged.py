@@ -152,6 +152,9 @@ class _Grouped(Walk):
         if node.op_type not in ELEMENTWISE:
             return
         name = node.output[0]
+        readers = [self.file.nodes[i].op_type for i in self.file.readers.get(name, ())]
+        if readers and set(readers) <= {"Shape", "Size"}:
+            return  # its values are read by nothing
         group = next(
             (g for s, g in reversed(self._groups.items()) if name in self._behind[s]), None
         )

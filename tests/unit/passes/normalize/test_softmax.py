@@ -13,7 +13,8 @@ from tests.oracles.compare import infer
 from tests.support.onnx_models import to_onnx
 
 _HEAD = '<ir_version: 9, opset_import: ["" : 17]> g (float[2,5,5] x) => (float[2,5,5] y)\n'
-_HEAD += "<int64[1] last = {2}, float one = {1}, float small = {1e-9}, float[5] each = {1,2,3,4,5}>"
+_HEAD += "<int64[1] last = {2}, float one = {1}, float small = {1e-9}, float less = {-0.5}, "
+_HEAD += "float[5] each = {1,2,3,4,5}>"
 
 
 def _ops(body: str) -> Counter[str]:
@@ -51,6 +52,8 @@ _OTHERS = {
     "y = Div (e, s)",
     "over two axes": "e = Exp (x) s = ReduceSum (e) y = Div (e, s)",
     "an epsilon that counts": _EXP + "t = Max (small, s) y = Div (e, t)",
+    "less than the sum": _MAX + "t = Add (s, less) y = Div (e, t)",
+    "an upper bound": _MAX + "t = Clip (s, , one) y = Div (e, t)",
     "other weights": "w = Mul (x, each) e = Exp (w) f = Mul (e, each) s = ReduceSum (f, last) "
     "y = Div (e, s)",
 }
@@ -64,3 +67,10 @@ def test_what_only_looks_like_one_stays(name: str) -> None:
 def test_a_sum_and_one_is_one_more_column() -> None:
     ops = _ops(_EXP + "t = Add (s, one) y = Div (e, t)")
     assert (ops["Softmax"], ops["Concat"], ops["Slice"], ops["Exp"]) == (1, 1, 1, 0)
+
+
+@pytest.mark.parametrize("axes", ["axes = [1, 2]", "keepdims = 1", "keepdims = 0"])
+def test_what_is_taken_off_may_be_one_for_several_sums(axes: str) -> None:
+    largest = f"m = ReduceMax <{axes}> (x) d = Sub (x, m) e = Exp (d) s = ReduceSum (e, last) "
+    ops = _ops(largest + "t = Add (s, one) y = Div (e, t)")
+    assert (ops["Softmax"], ops["Concat"], ops["Expand"]) == (1, 1, 1)
