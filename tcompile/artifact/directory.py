@@ -104,8 +104,12 @@ class Draft:
         assert self._draft is not None
         _finish(self._draft.folder, manifest)
         checkpoint()
-        self._draft.put_in_place(self.directory)
+        check_destination(self._given, self._force)  # building may have taken hours
+        self._draft.put_in_place(self.directory, self._check_replaced)
         self._parents = []
+
+    def _check_replaced(self, old: Path) -> None:
+        _check_replaceable(old, str(self._given), self._force)
 
     def discard(self) -> None:
         """Remove what is not in place, and the folders made for it."""
@@ -152,18 +156,25 @@ def check_destination(directory: str | Path, force: bool = False) -> Path:
     try:
         final = Path(directory).resolve()
         restore(final)
-        if not final.exists() or (final.is_dir() and not any(final.iterdir())):
-            return final
+        if final.exists():
+            _check_replaceable(final, where, force)
     except RuntimeError as error:  # of a circle of links, on older Pythons
         raise UsageError(_CIRCLE, where=where, hint="choose another -o") from error
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise UsageError(_CIRCLE, where=where, hint="choose another -o") from error
         raise cannot_write(Path(directory), error) from error
-    if not final.is_dir():
+    return final
+
+
+def _check_replaceable(folder: Path, where: str, force: bool) -> None:
+    """Raise UsageError unless what lies there is an empty directory or an artifact of ours."""
+    if not folder.is_dir():
         raise UsageError("exists and is not a directory", where=where, hint="choose another -o")
+    if not any(folder.iterdir()):
+        return
     try:
-        changed = load_artifact(final).changed_files()
+        changed = load_artifact(folder).changed_files()
     except TcompileError:
         raise UsageError(
             "exists and is not a tcompile artifact; it is left alone",
@@ -176,7 +187,6 @@ def check_destination(directory: str | Path, force: bool = False) -> Path:
             where=where,
             hint="--force replaces it all the same",
         )
-    return final
 
 
 def load_artifact(directory: str | Path) -> Artifact:

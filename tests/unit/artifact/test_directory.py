@@ -95,6 +95,40 @@ def test_what_comes_in_between_is_left_alone(tmp_path: Path) -> None:
     assert names(tmp_path) == ["out", "out/thesis.tex"]
 
 
+@pytest.mark.parametrize("exchange", [True, False])
+@pytest.mark.parametrize("at", ["while it is built", "after the last check", "in place of ours"])
+def test_what_comes_while_it_is_built_is_left_alone(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, at: str, exchange: bool
+) -> None:
+    out = tmp_path / "out"
+    if at == "in place of ours":
+        write_artifact(out, filler(source))
+    if not exchange:
+        monkeypatch.setattr(drafts, "_exchange", lambda one, other: False)
+    replace = drafts._replace
+
+    def come() -> None:
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir()
+        (out / "thesis.tex").write_text("years of work")
+
+    def late(*given: Any) -> None:
+        come()
+        replace(*given)
+
+    with (
+        pytest.raises(UsageError, match="not a tcompile artifact"),
+        new_artifact(out, force=True) as draft,
+    ):
+        manifest = filler(source)(draft.empty())
+        if at == "while it is built":
+            come()
+        else:
+            monkeypatch.setattr(drafts, "_replace", late)
+        draft.finish(manifest)
+    assert names(tmp_path) == ["out", "out/thesis.tex", "vit.onnx"]
+
+
 def test_only_what_cannot_be_written_is_said_to_be(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), new_artifact(tmp_path / "out"):
         raise FileNotFoundError("calibration images")
