@@ -116,16 +116,15 @@ def test_what_comes_while_it_is_built_is_left_alone(
         come()
         replace(*given)
 
-    with (
-        pytest.raises(UsageError, match="not a tcompile artifact"),
-        new_artifact(out, force=True) as draft,
-    ):
-        manifest = filler(source)(draft.empty())
+    def fill(folder: Path) -> Manifest:
         if at == "while it is built":
             come()
         else:
             monkeypatch.setattr(drafts, "_replace", late)
-        draft.finish(manifest)
+        return filler(source)(folder)
+
+    with pytest.raises(UsageError, match="not a tcompile artifact"):
+        write_artifact(out, fill, force=True)
     assert names(tmp_path) == ["out", "out/thesis.tex", "vit.onnx"]
 
 
