@@ -156,6 +156,7 @@ def check_destination(directory: str | Path, force: bool = False) -> Path:
     try:
         final = Path(directory).resolve()
         restore(final)
+        _check_place(final, where)
         if final.exists():
             _check_replaceable(final, where, force)
     except RuntimeError as error:  # of a circle of links, on older Pythons
@@ -165,6 +166,29 @@ def check_destination(directory: str | Path, force: bool = False) -> Path:
             raise UsageError(_CIRCLE, where=where, hint="choose another -o") from error
         raise cannot_write(Path(directory), error) from error
     return final
+
+
+def _check_place(final: Path, where: str) -> None:
+    """Raise UsageError where no folder can take that name."""
+    if final.is_dir():
+        inside = f"-o {Path(where) / 'NAME'}"
+        with suppress(FileNotFoundError):  # of a current directory that was removed
+            if Path.cwd().resolve().is_relative_to(final):
+                what = "the current directory is there, and would be replaced"
+                hint = "run it from another folder" if is_artifact(final) else inside
+                raise UsageError(what, where=where, hint=hint)
+        if os.path.ismount(final):
+            what = "is a mount point, which cannot be replaced"
+            raise UsageError(what, where=where, hint=inside)
+    above = next(parent for parent in final.parents if parent.exists())
+    if not above.is_dir():
+        raise UsageError(f"cannot write the artifact: '{above}' is not a directory", where=where)
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UsageError(
+            f"cannot write the artifact: the folder '{above}' cannot be written to",
+            where=where,
+            hint="choose another -o",
+        )
 
 
 def _check_replaceable(folder: Path, where: str, force: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -189,6 +190,41 @@ def test_a_file_in_the_way(tmp_path: Path, source: Path) -> None:
         check_destination(source)
     with pytest.raises(UsageError, match="cannot write"):
         write_artifact(source / "below", filler(source))
+
+
+def test_the_current_directory_is_left_in_place(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shell that stands in it would be left in a removed one."""
+    out = write_artifact(tmp_path / "out", filler(source))
+    for inside in (out, out / "engine"):
+        monkeypatch.chdir(inside)
+        for given in (out, Path(os.path.relpath(out))):
+            with pytest.raises(UsageError, match=r"current directory is there.*another folder"):
+                check_destination(given, force=True)
+    assert check_destination("new") == out / "engine" / "new"
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(UsageError, match=r"^\.: the current directory is there.*\(-o NAME\)"):
+        check_destination(".")
+    monkeypatch.chdir(tmp_path)
+    assert check_destination("out") == out
+
+
+def test_where_no_folder_can_be_put_is_known_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").mkdir()
+    with monkeypatch.context() as patched:
+        patched.setattr(os.path, "ismount", lambda path: Path(path) == tmp_path / "out")
+        with pytest.raises(UsageError, match=r"out: is a mount point.*\(-o .*/out/NAME\)"):
+            check_destination(tmp_path / "out")
+        assert check_destination(tmp_path / "out" / "x")
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    for name in ("out", "new", "a/b/c"):
+        with pytest.raises(UsageError, match=rf"{name}: .* '{tmp_path}' cannot be written to"):
+            check_destination(tmp_path / name)
+    assert check_destination(tmp_path / "out" / "x")
 
 
 def test_an_empty_directory_is_used(tmp_path: Path, source: Path) -> None:
