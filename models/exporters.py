@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tcompile.core.errors import MissingExtraError, ModelError, TcompileError, UsageError
+from tcompile.core.files import output_file
 from tcompile.core.progress import Progress
 from tcompile.models.known import known_hint
 from tcompile.models.report import ExportReport
@@ -58,7 +59,7 @@ def export(
         progress: called with one line for each step.
 
     Raises:
-        UsageError: an argument out of range.
+        UsageError: an argument out of range; the file cannot be written there.
         ModelError: the model cannot be made, or no exporter gives a right file; nothing is written.
         MissingExtraError: torch, the source's library or onnxruntime is not installed.
     """
@@ -96,7 +97,7 @@ def export(
                     return _attempt(
                         loaded, target, name, batch, opset, workarounds, check, attention
                     )
-                except MissingExtraError:
+                except (MissingExtraError, UsageError):  # no other exporter helps
                     raise
                 except Exception as error:  # exporters raise anything; the next may manage
                     log.debug("%s failed", name, exc_info=True)
@@ -216,10 +217,7 @@ def _check_arguments(
         raise UsageError(f"opset {opset} is outside {OLDEST_OPSET}..{newest}")
     if attention not in (None, "sdpa", "eager"):
         raise UsageError(f"unknown attention '{attention}'", hint="one of sdpa, eager")
-    if target.is_dir():
-        raise UsageError("is a folder; give the name of a file", where=str(target))
-    if not target.absolute().parent.is_dir():
-        raise UsageError("its folder does not exist", where=str(target))
+    output_file(target)
 
 
 def _attempt_text(name: str, workarounds: tuple[Workaround, ...]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,8 @@ from pathlib import Path
 import onnx
 
 from tcompile.core.drafts import new_draft
-from tcompile.core.errors import ModelError
+from tcompile.core.errors import ModelError, UsageError
+from tcompile.core.files import output_file, regular_file
 from tcompile.models.preprocess import PREPROCESS_KEY, SOURCE_KEY
 from tcompile.models.report import Dims
 from tcompile.models.source import LoadedModel
@@ -98,25 +100,65 @@ def staged(proto: onnx.ModelProto, target: Path) -> Iterator[tuple[Path, tuple[P
 
     Gives (the written file, the files that will exist in the end). If the body raises, nothing
     is left behind and what `target` was before stays.
+
+    Raises:
+        UsageError: it cannot be written there.
     """
-    draft = new_draft(target.absolute(), 0o700)
-    folder = draft.folder
-    written, data = folder / target.name, folder / f"{target.name}.data"
-    beside = target.with_name(data.name)
+    final = output_file(target)
+    beside = final.with_name(f"{final.name}.data")
+    is_large = _weight_bytes(proto) >= _INLINE_LIMIT
+    if is_large and os.path.lexists(beside):
+        regular_file(beside, hint="the weights are written there; give another name")
+    with _writing(target):
+        draft = new_draft(final, 0o700)
+    written, data = draft.folder / final.name, draft.folder / beside.name
     try:
-        if _weight_bytes(proto) < _INLINE_LIMIT:
-            onnx.save(proto, written)
-        else:
-            onnx.save(proto, written, save_as_external_data=True, location=data.name)
-            data.chmod(written.stat().st_mode)  # onnx makes it for its owner alone
-        yield written, (target, beside) if data.exists() else (target,)
-        if data.exists():
-            # The graph of an earlier export never stands beside the weights of this one.
-            target.unlink(missing_ok=True)
-            data.replace(beside)
-        written.replace(target)
+        with _writing(target):
+            if is_large:
+                onnx.save(proto, written, save_as_external_data=True, location=data.name)
+                data.chmod(written.stat().st_mode)  # onnx makes it for its owner alone
+            else:
+                onnx.save(proto, written)
+        shown = beside if target.is_symlink() else target.with_name(beside.name)
+        yield written, (target, shown) if is_large else (target,)
+        with _writing(target):
+            if is_large:
+                _move_both((written, final), (data, beside))
+            else:
+                written.replace(final)
     finally:
         draft.discard()
+
+
+def _move_both(*pairs: tuple[Path, Path]) -> None:
+    """Move files into place, all or none; the first of them is the last to be there.
+
+    The graph of an earlier export never stands beside the weights of this one.
+    """
+    old = {place: made.with_name(f"{made.name}.old") for made, place in pairs}
+    try:
+        for place, kept in old.items():
+            if os.path.lexists(place):
+                place.rename(kept)
+        for made, place in reversed(pairs):
+            made.replace(place)
+    except BaseException:
+        for made, place in pairs:
+            if not made.exists():
+                place.unlink(missing_ok=True)
+        for place, kept in reversed(old.items()):
+            if os.path.lexists(kept):
+                kept.replace(place)
+        raise
+
+
+@contextmanager
+def _writing(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise UsageError(f"cannot be written: {reason}", where=str(target)) from error
 
 
 def _weight_bytes(proto: onnx.ModelProto) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tcompile.core.errors import UsageError
+from tcompile.core.files import output_file
 from tcompile.core.progress import Progress, silent
 from tcompile.methods.method import OWN_SCHEDULE, Method, method_for
 from tcompile.methods.portfolio import PORTFOLIO
@@ -154,13 +154,7 @@ def profile(
 
 def check_output(path: str | Path) -> None:
     """Raise UsageError unless a file can be written there; before minutes are spent."""
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise UsageError("the folder does not exist", where=str(path))
-    if path.is_dir():
-        raise UsageError("is a directory", where=str(path), hint="give the name of a file")
-    if not os.access(path.parent, os.W_OK):
-        raise UsageError("the folder cannot be written to", where=str(path))
+    output_file(path)
 
 
 def write_profile(profiled: Profiled, path: str | Path) -> Path:
@@ -169,17 +163,17 @@ def write_profile(profiled: Profiled, path: str | Path) -> Path:
     Raises:
         UsageError: it cannot be written there.
     """
-    path = Path(path)
-    part = path.with_name(f".{path.name}.part")
+    final = output_file(path)
+    part = final.with_name(f".{final.name}.part")
     text = json.dumps(profiled.profile.to_json(), indent=1, allow_nan=False)
     try:
         part.write_text(text + "\n", encoding="utf-8")
-        part.replace(path)
+        part.replace(final)
     except OSError as error:
         with suppress(OSError):
             part.unlink(missing_ok=True)
         raise UsageError(f"cannot be written: {error.strerror}", where=str(path)) from error
-    return path
+    return Path(path)
 
 
 def draw_profile(profiled: Profiled, path: str | Path) -> Path:

@@ -104,8 +104,12 @@ class Draft:
         assert self._draft is not None
         _finish(self._draft.folder, manifest)
         checkpoint()
-        self._draft.put_in_place(self.directory)
+        check_destination(self._given, self._force)  # building may have taken hours
+        self._draft.put_in_place(self.directory, self._check_replaced)
         self._parents = []
+
+    def _check_replaced(self, old: Path) -> None:
+        _check_replaceable(old, str(self._given), self._force)
 
     def discard(self) -> None:
         """Remove what is not in place, and the folders made for it."""
@@ -152,18 +156,49 @@ def check_destination(directory: str | Path, force: bool = False) -> Path:
     try:
         final = Path(directory).resolve()
         restore(final)
-        if not final.exists() or (final.is_dir() and not any(final.iterdir())):
-            return final
+        _check_place(final, where)
+        if final.exists():
+            _check_replaceable(final, where, force)
     except RuntimeError as error:  # of a circle of links, on older Pythons
         raise UsageError(_CIRCLE, where=where, hint="choose another -o") from error
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise UsageError(_CIRCLE, where=where, hint="choose another -o") from error
         raise cannot_write(Path(directory), error) from error
-    if not final.is_dir():
+    return final
+
+
+def _check_place(final: Path, where: str) -> None:
+    """Raise UsageError where no folder can take that name."""
+    if final.is_dir():
+        inside = f"-o {Path(where) / 'NAME'}"
+        with suppress(FileNotFoundError):  # of a current directory that was removed
+            if Path.cwd().resolve().is_relative_to(final):
+                what = "the current directory is there, and would be replaced"
+                hint = "run it from another folder" if is_artifact(final) else inside
+                raise UsageError(what, where=where, hint=hint)
+        if os.path.ismount(final):
+            what = "is a mount point, which cannot be replaced"
+            raise UsageError(what, where=where, hint=inside)
+    above = next(parent for parent in final.parents if parent.exists())
+    if not above.is_dir():
+        raise UsageError(f"cannot write the artifact: '{above}' is not a directory", where=where)
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UsageError(
+            f"cannot write the artifact: the folder '{above}' cannot be written to",
+            where=where,
+            hint="choose another -o",
+        )
+
+
+def _check_replaceable(folder: Path, where: str, force: bool) -> None:
+    """Raise UsageError unless what lies there is an empty directory or an artifact of ours."""
+    if not folder.is_dir():
         raise UsageError("exists and is not a directory", where=where, hint="choose another -o")
+    if not any(folder.iterdir()):
+        return
     try:
-        changed = load_artifact(final).changed_files()
+        changed = load_artifact(folder).changed_files()
     except TcompileError:
         raise UsageError(
             "exists and is not a tcompile artifact; it is left alone",
@@ -176,7 +211,6 @@ def check_destination(directory: str | Path, force: bool = False) -> Path:
             where=where,
             hint="--force replaces it all the same",
         )
-    return final
 
 
 def load_artifact(directory: str | Path) -> Artifact:

@@ -15,7 +15,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,9 +40,13 @@ class DraftFolder:
     folder: Path
     _lock: int | None
 
-    def put_in_place(self, final: Path) -> None:
-        """Let the folder be `final`; what was there before is only deleted once that is done."""
-        _replace(self.folder, final)
+    def put_in_place(self, final: Path, judge: Callable[[Path], object]) -> None:
+        """Let the folder be `final`; what was there before is only deleted once that is done.
+
+        Args:
+            judge: raises an error of what was there and must not be deleted; it is then put back.
+        """
+        _replace(self.folder, final, judge)
         self.release()
 
     def discard(self) -> None:
@@ -155,23 +159,29 @@ def _locked(folder: Path) -> int | None:
     return descriptor
 
 
-def _replace(draft: Path, final: Path) -> None:
+def _replace(draft: Path, final: Path, judge: Callable[[Path], object]) -> None:
     if not final.exists():
         draft.rename(final)
         return
     if _exchange(draft, final):
+        try:
+            judge(draft)
+        except BaseException:
+            _exchange(draft, final)
+            raise
         shutil.rmtree(draft, ignore_errors=True)
         return
     old = draft.with_suffix(f".{_OLD}")
     try:
         final.rename(old)
+        judge(old)
         draft.rename(final)
     except BaseException:
         if old.exists() and not final.exists():
             old.rename(final)
         raise
     finally:
-        if final.exists():
+        if final.exists() and not draft.exists():
             shutil.rmtree(old, ignore_errors=True)
 
 

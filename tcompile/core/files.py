@@ -1,4 +1,4 @@
-"""Reading a file that a person names: its kind and size are looked at before it is opened.
+"""Files that a person names: kind and size are looked at before one is read or written.
 
 A pipe, a device or a socket may never end, and opening one may do something. Links are followed.
 """
@@ -42,6 +42,27 @@ def regular_file(path: str | Path, *, hint: str = "") -> Path:
         if is_kind(mode):
             raise UsageError(f"is {name}, not a file", where=str(path), hint=hint)
     return path
+
+
+def output_file(path: str | Path) -> Path:
+    """Return where a file is written: what a link leads to is replaced, not the link.
+
+    Raises:
+        UsageError: a file cannot be written there: there is a directory, a pipe, a device or a
+            socket, or no folder, or one that cannot be written to.
+    """
+    final = Path(path)
+    try:
+        final = final.resolve()
+        if final.exists() or final.is_symlink():  # one of a circle stays as it is
+            regular_file(path, hint="give the name of a file")
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UsageError(_absent(error), where=str(path)) from error
+    if not final.parent.is_dir():
+        raise UsageError("the folder does not exist", where=str(path))
+    if not os.access(final.parent, os.W_OK):
+        raise UsageError("the folder cannot be written to", where=str(path))
+    return final
 
 
 def read_bytes(path: str | Path, *, most: int = MOST_TEXT, hint: str = "") -> bytes:

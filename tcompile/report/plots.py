@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tcompile.core.errors import UsageError
+from tcompile.core.files import output_file
 from tcompile.core.packages import require
 from tcompile.planning.optimise.tables import Plan
 from tcompile.planning.solve.plan_report import PlanReport
@@ -232,8 +233,7 @@ def check_picture(path: str | Path) -> None:
     """Raise UsageError unless a picture can be written there; before the work that it shows."""
     if Path(path).suffix.lower() not in _FORMATS:
         raise UsageError("a picture is a .png or a .svg", where=str(path))
-    if not Path(path).parent.is_dir():
-        raise UsageError("the folder does not exist", where=str(Path(path).parent))
+    output_file(path)
     require("matplotlib", "plot", "drawing")
 
 
@@ -241,8 +241,8 @@ def check_picture(path: str | Path) -> None:
 def _figure(path: str | Path, title: str) -> Iterator[Any]:
     """Axes to draw on, saved at the end under another name first."""
     check_picture(path)
-    path = Path(path)
-    how = _FORMATS[path.suffix.lower()]
+    suffix, path = Path(path).suffix.lower(), output_file(path)
+    how = _FORMATS[suffix]
     matplotlib = require("matplotlib", "plot", "drawing")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -258,7 +258,7 @@ def _figure(path: str | Path, title: str) -> Iterator[Any]:
         figure.legend(loc="outside lower center", ncols=4 if entries <= 4 else 3)
         part = path.with_name(f".{path.name}.part")
         try:
-            figure.savefig(part, format=path.suffix.lower()[1:], **how)
+            figure.savefig(part, format=suffix[1:], **how)
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)

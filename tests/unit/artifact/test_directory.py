@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -95,6 +96,39 @@ def test_what_comes_in_between_is_left_alone(tmp_path: Path) -> None:
     assert names(tmp_path) == ["out", "out/thesis.tex"]
 
 
+@pytest.mark.parametrize("exchange", [True, False])
+@pytest.mark.parametrize("at", ["while it is built", "after the last check", "in place of ours"])
+def test_what_comes_while_it_is_built_is_left_alone(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, at: str, exchange: bool
+) -> None:
+    out = tmp_path / "out"
+    if at == "in place of ours":
+        write_artifact(out, filler(source))
+    if not exchange:
+        monkeypatch.setattr(drafts, "_exchange", lambda one, other: False)
+    replace = drafts._replace
+
+    def come() -> None:
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir()
+        (out / "thesis.tex").write_text("years of work")
+
+    def late(*given: Any) -> None:
+        come()
+        replace(*given)
+
+    def fill(folder: Path) -> Manifest:
+        if at == "while it is built":
+            come()
+        else:
+            monkeypatch.setattr(drafts, "_replace", late)
+        return filler(source)(folder)
+
+    with pytest.raises(UsageError, match="not a tcompile artifact"):
+        write_artifact(out, fill, force=True)
+    assert names(tmp_path) == ["out", "out/thesis.tex", "vit.onnx"]
+
+
 def test_only_what_cannot_be_written_is_said_to_be(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), new_artifact(tmp_path / "out"):
         raise FileNotFoundError("calibration images")
@@ -156,6 +190,41 @@ def test_a_file_in_the_way(tmp_path: Path, source: Path) -> None:
         check_destination(source)
     with pytest.raises(UsageError, match="cannot write"):
         write_artifact(source / "below", filler(source))
+
+
+def test_the_current_directory_is_left_in_place(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shell that stands in it would be left in a removed one."""
+    out = write_artifact(tmp_path / "out", filler(source))
+    for inside in (out, out / "engine"):
+        monkeypatch.chdir(inside)
+        for given in (out, Path(os.path.relpath(out))):
+            with pytest.raises(UsageError, match=r"current directory is there.*another folder"):
+                check_destination(given, force=True)
+    assert check_destination("new") == out / "engine" / "new"
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(UsageError, match=r"^\.: the current directory is there.*\(-o NAME\)"):
+        check_destination(".")
+    monkeypatch.chdir(tmp_path)
+    assert check_destination("out") == out
+
+
+def test_where_no_folder_can_be_put_is_known_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").mkdir()
+    with monkeypatch.context() as patched:
+        patched.setattr(os.path, "ismount", lambda path: Path(path) == tmp_path / "out")
+        with pytest.raises(UsageError, match=r"out: is a mount point.*\(-o .*/out/NAME\)"):
+            check_destination(tmp_path / "out")
+        assert check_destination(tmp_path / "out" / "x")
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    for name in ("out", "new", "a/b/c"):
+        with pytest.raises(UsageError, match=rf"{name}: .* '{tmp_path}' cannot be written to"):
+            check_destination(tmp_path / name)
+    assert check_destination(tmp_path / "out" / "x")
 
 
 def test_an_empty_directory_is_used(tmp_path: Path, source: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from tcompile.core.arrays import read_arrays
 from tcompile.core.decode import parse_json, read_json, read_yaml
 from tcompile.core.errors import TcompileError, UsageError
-from tcompile.core.files import in_words, read_bytes, regular_file
+from tcompile.core.files import in_words, output_file, read_bytes, regular_file
 from tcompile.core.load import load
 from tcompile.core.schedule import read_schedule
 from tcompile.models.images import read_rgb
@@ -237,3 +237,22 @@ def test_lines_are_bounded() -> None:
     assert line.startswith("a a a")
     assert line.isprintable()
     assert TcompileError("node '" + "n" * 999 + "' is odd").one_line().endswith("nnn' is odd")
+
+
+def test_only_regular_files_are_written_to(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "real").mkdir()
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    (tmp_path / "link").symlink_to(tmp_path / "real" / "x.json")
+    for path, words in (
+        ("/dev/null", "is a device, not a file"),
+        (tmp_path / "pipe", "is a pipe, not a file"),
+        (tmp_path / "real", "is a directory, not a file"),
+        (tmp_path / "a", "is (not a path|a link) that leads"),
+        (tmp_path / "none" / "x.json", "the folder does not exist"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            output_file(path)
+    assert output_file(tmp_path / "real" / "x.json") == tmp_path / "real" / "x.json"
+    assert output_file(tmp_path / "link") == tmp_path / "real" / "x.json"

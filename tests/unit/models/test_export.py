@@ -5,7 +5,9 @@ A handful of combinations; the whole matrix is `tests/support/zoo_matrix.py`.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import sys
 from collections import Counter
@@ -323,6 +325,50 @@ def test_large_weights_go_beside_the_file(tmp_path: Path, monkeypatch: pytest.Mo
     } == {"m.onnx.data"}
 
 
+def test_weights_that_cannot_go_beside_the_file_leave_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_INLINE_LIMIT", -1)
+    path, data = tmp_path / "m.onnx", tmp_path / "m.onnx.data"
+    proto = onnx.helper.make_model(onnx.helper.make_graph([], "g", [], []))
+
+    def write() -> None:
+        with files.staged(proto, path) as (written, _):
+            (written.parent / data.name).write_text("new")
+
+    def save(proto: onnx.ModelProto, written: Path, **_: Any) -> None:
+        written.write_text("new")
+        (written.parent / data.name).write_text("new")
+
+    monkeypatch.setattr(onnx, "save", save)
+    path.write_text("old")
+    data.mkdir()
+    with pytest.raises(UsageError, match=r"m\.onnx\.data: is a directory"):
+        write()
+    assert path.read_text() == "old"
+    data.rmdir()
+    replace, failing = Path.replace, [0]
+
+    def fails(self: Path, target: Path) -> Path:
+        failing[0] -= 1
+        if failing[0] == 0:
+            raise OSError(errno.EIO, "")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", fails)
+    for before in (False, True):
+        if before:
+            data.write_text("old")
+        for failing[0] in (1, 2):
+            with pytest.raises(UsageError, match="cannot be written"):
+                write()
+            assert path.read_text() == "old"
+            assert data.exists() == before
+            assert not before or data.read_text() == "old"
+    write()
+    assert [p.read_text() for p in sorted(tmp_path.iterdir())] == ["new", "new"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -343,10 +389,27 @@ def test_arguments_out_of_range(arguments: Any, message: str, tmp_path: Path) ->
 
 
 def test_where_to_write(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is a folder"):
+    with pytest.raises(UsageError, match="is a directory"):
         export(_tiny(), tmp_path)
-    with pytest.raises(UsageError, match="its folder does not exist"):
+    with pytest.raises(UsageError, match="the folder does not exist"):
         export(_tiny(), tmp_path / "absent" / "m.onnx")
+
+
+def test_folder_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = list[str]()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "access", lambda path, mode: False)
+        with pytest.raises(UsageError, match="the folder cannot be written to"):
+            export(_tiny(), tmp_path / "m.onnx", progress=told.append)
+    assert told == []
+
+    def fails(*_: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(files, "new_draft", fails)
+    with pytest.raises(UsageError, match=r"m\.onnx: cannot be written: Read-only file system"):
+        export(_tiny(), tmp_path / "m.onnx", progress=told.append)
+    assert len(told) == 1
 
 
 @pytest.mark.parametrize("module", ["onnxruntime", "onnxscript"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -106,6 +107,16 @@ def test_other_suffixes_and_folders_are_refused(tmp_path: Path, name: str) -> No
     with pytest.raises(UsageError):
         check_picture(tmp_path / name)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_link_leads_to_is_drawn(tmp_path: Path) -> None:
+    (tmp_path / "a.svg").symlink_to(tmp_path / "other")
+    assert plot_latency(COUNTS, MS, tmp_path / "a.svg") == tmp_path / "a.svg"
+    assert (tmp_path / "a.svg").is_symlink()
+    assert "<svg" in (tmp_path / "other").read_text()
+    os.mkfifo(tmp_path / "b.svg")
+    with pytest.raises(UsageError, match="is a pipe"):
+        check_picture(tmp_path / "b.svg")
 
 
 def test_lengths_must_agree(tmp_path: Path) -> None:
