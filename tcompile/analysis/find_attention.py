@@ -47,7 +47,7 @@ def find_attention(graph: gs.Graph, facts: Facts) -> list[Attention]:
             one = _attention(match, facts)
         elif node.op == "Softmax" and is_standard(node) and facts.is_live(node.inputs[0]):
             one = _unusual(node, facts)
-        elif _of_two(node, facts):
+        elif _of_two(node, facts) and not any(a.mix == node.name for a in found):
             one = _unnormalised(node, facts)
         if one is not None:
             found.append(replace(_without_learned(one), index=len(found)))

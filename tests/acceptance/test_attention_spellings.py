@@ -139,7 +139,9 @@ def test_what_is_not_in_proportion_to_shares_is_not_merged(name: str, tmp_path: 
         pipeline.reduce(path, keep=0.6, method="tome")
 
 
-@pytest.mark.parametrize("name", ["shares_by_gate", "shares_or_nothing", "shares_by_prefix"])
+@pytest.mark.parametrize(
+    "name", ["shares_by_logits", "shares_by_gate", "shares_or_nothing", "shares_by_prefix"]
+)
 def test_what_is_in_proportion_to_shares_is_merged(name: str, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     _written(path, 2, Spelling(other=name))

@@ -437,6 +437,12 @@ def _other_map(w: Writer, q: str, k: str) -> str:
     return w.softmax(w.op("MatMul", w.op("Mul", q, w.const(np.linspace(-1, 1, w.width))), k))
 
 
+def _by_logits(w: Writer, q: str, k: str, v: str) -> str:
+    """Shares times a gate of the same logits."""
+    x = w.op("MatMul", q, k)
+    return w.op("MatMul", w.op("Mul", w.softmax(x), w.op("Sigmoid", x)), v)
+
+
 def _from_k(w: Writer, k: str) -> str:
     return w.op("Sigmoid", w.reduce("ReduceMean", k, 2))
 
@@ -453,6 +459,7 @@ SHARES: Mapping[str, Other] = {
     "maximum_inside": _of_shares(lambda w, p, q, k: w.op("Mul", p, w.reduce("ReduceMax", p, 3))),
     "maximum_outside": _extreme("ReduceMax", "Mul"),
     "minimum_added": _extreme("ReduceMin", "Add"),
+    "shares_by_logits": _by_logits,
     "shares_by_gate": _of_shares(lambda w, p, q, k: w.op("Mul", p, _from_k(w, k))),
     "shares_or_nothing": _of_shares(
         lambda w, p, q, k: w.op("Where", w.op("Less", _from_k(w, k), w.const(0.5)), w.const(0.0), p)
