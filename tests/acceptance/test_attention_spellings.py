@@ -139,6 +139,16 @@ def test_what_is_not_in_proportion_to_shares_is_not_merged(name: str, tmp_path: 
         pipeline.reduce(path, keep=0.6, method="tome")
 
 
+@pytest.mark.parametrize("name", ["all_but_shares", "prefix_alone", "by_query"])
+def test_shares_beside_a_number_sum_to_more_over_more_tokens(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    _written(path, 2, Spelling(other=name))
+    with pytest.raises(UsageError, match=r"in block 1, MatMul 'attention_1/.* sums over tokens"):
+        pipeline.reduce(path, keep=0.6, method="topk:block=0")
+    with pytest.raises(UsageError, match=r"cannot weigh merged tokens: (Sub|Where) 'attention_1/"):
+        pipeline.reduce(path, keep=0.6, method="tome")
+
+
 @pytest.mark.parametrize(
     "name", ["shares_by_logits", "shares_by_gate", "shares_or_nothing", "shares_by_prefix"]
 )

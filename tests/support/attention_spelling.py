@@ -459,6 +459,15 @@ SHARES: Mapping[str, Other] = {
     "maximum_inside": _of_shares(lambda w, p, q, k: w.op("Mul", p, w.reduce("ReduceMax", p, 3))),
     "maximum_outside": _extreme("ReduceMax", "Mul"),
     "minimum_added": _extreme("ReduceMin", "Add"),
+    "all_but_shares": _of_shares(lambda w, p, q, k: w.op("Sub", w.const(1.0), p)),
+    "prefix_alone": _of_shares(
+        lambda w, p, q, k: w.op("Where", w.const(np.arange(w.count) < 1, bool), p, w.const(0.05))
+    ),
+    "by_query": _of_shares(
+        lambda w, p, q, k: w.op(
+            "Where", w.op("Less", w.reduce("ReduceMean", q, 3), w.const(0.0)), *(p, w.const(0.05))
+        )
+    ),
     "shares_by_logits": _by_logits,
     "shares_by_gate": _of_shares(lambda w, p, q, k: w.op("Mul", p, _from_k(w, k))),
     "shares_or_nothing": _of_shares(
