@@ -39,7 +39,7 @@ _PRODUCTS = ("MatMul", "Einsum")
 
 def find_attention(graph: gs.Graph, facts: Facts) -> list[Attention]:
     """Return every attention of the graph, in execution order."""
-    found: list[Attention] = []
+    found, mixes = list[Attention](), set[str]()
     for node in graph.nodes:
         match = match_attention(node, facts.is_live)
         one: Attention | None = None
@@ -47,10 +47,11 @@ def find_attention(graph: gs.Graph, facts: Facts) -> list[Attention]:
             one = _attention(match, facts)
         elif node.op == "Softmax" and is_standard(node) and facts.is_live(node.inputs[0]):
             one = _unusual(node, facts)
-        elif _of_two(node, facts) and not any(a.mix == node.name for a in found):
+        elif node.name not in mixes and _of_two(node, facts):
             one = _unnormalised(node, facts)
         if one is not None:
             found.append(replace(_without_learned(one), index=len(found)))
+            mixes.add(one.mix)
     return found
 
 
