@@ -120,7 +120,9 @@ def combined(counter: Counter, node: gs.Node, values: Sequence[Value]) -> Value:
         least = min(live, key=lambda v: v.degree, default=PLAIN)
         if least.degree < 0:
             _uniform_share(counter, node, least)
-            return least  # probabilities with a bias
+            if node.name in counter.found.rescales or _shares_alone(counter, node, values):
+                return least
+            return PLAIN
         if live and all(v.pooled for v in live):
             return Value(sums=frozenset().union(*(v.sums for v in live)), pooled=True)
         return PLAIN
@@ -134,6 +136,20 @@ def combined(counter: Counter, node: gs.Node, values: Sequence[Value]) -> Value:
         frozenset().union(*(v.sums for v in grown)),
         all(v.pooled for v in grown),
         first.weights if all(v.weights is first.weights for v in grown) else None,
+    )
+
+
+def _shares_alone(counter: Counter, node: gs.Node, values: Sequence[Value]) -> bool:
+    """Return whether shares meet nothing but shares, nothing at all, or a learned bias: numbers
+    that a model stores of which not all are the same. All else sums to more over more tokens."""
+    skip = 1 if node.op == "Where" else 0
+    pairs = list(zip(node.inputs, values, strict=True))[skip:]
+    return all(
+        one.degree < 0
+        or tensor.is_empty()
+        or negligible(node, tensor)
+        or (node.op in ("Add", "Sub") and is_const(tensor) and uniform(tensor) is None)
+        for tensor, one in pairs
     )
 
 

@@ -30,6 +30,7 @@ from tcompile.analysis.effects import (
     SideAxis,
     Trim,
 )
+from tcompile.analysis.shares import shares_in
 from tcompile.analysis.token_dims import Dim, Dims, Run, is_rest, span_of
 from tcompile.analysis.transfer_grid import pad_bounds
 from tcompile.core.graph import attr, is_const, reduced_axes, shape, value
@@ -179,6 +180,8 @@ def reduce(walk: Walk, node: gs.Node) -> list[Edit]:
         return []
     run = walk.run(node.inputs[0], pooled[0])
     _only_tokens(walk, node.inputs[0], pooled[0])
+    if node.op in ("ReduceMax", "ReduceMin") and _of_shares(walk, node.inputs[0]):
+        walk.no_merge(node, "takes an extreme of shares, which are larger for a merged token")
     if pooled != [i for i in range(rank) if walk.run(node.inputs[0], i)]:
         return _of_a_map(walk, node, pooled)
     _pools_all(walk, node, pooled)
@@ -210,6 +213,11 @@ def _of_a_map(walk: Walk, node: gs.Node, pooled: list[int]) -> list[Edit]:
     if node.op not in known[:2]:
         walk.no_merge(node, "takes a map of queries and keys together along one of them")
     return []
+
+
+def _of_shares(walk: Walk, tensor: gs.Tensor) -> bool:
+    """Tell whether a tensor follows from the probabilities of a softmax over tokens."""
+    return tensor.name in shares_in(tensor, walk.facts).names
 
 
 def _only_tokens(walk: Walk, tensor: gs.Tensor, axis: int) -> None:

@@ -171,8 +171,6 @@ def refused_output(walk: Walk, out: gs.Tensor) -> Barrier | None:
         why = "gives tokens with learned keys or sinks beside them"
     elif not walk.restorable and stage and any(map(is_rest, walk.result.dims[out.name])):
         why = "gives a grid, which fewer tokens do not fill"
-    elif stage and any(d.others != (0, 0) for d in walk.result.dims[out.name]):
-        why = "gives tokens together with learned keys or sinks"
     if not why:
         return None
     maker = producer(out)
@@ -353,8 +351,6 @@ def _restore(walk: Walk, node: gs.Node, stage: int) -> bool:
         return False
     bypassed = _bypassed(walk, stage)
     if bypassed and any(o.name in walk.facts.opaque for o in node.outputs):
-        return False
-    if any(d.others != (0, 0) for t in node.inputs if walk.stage(t) for d in walk.all_dims(t)):
         return False
     region = _entered(walk, node)
     if region is not None:

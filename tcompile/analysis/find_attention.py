@@ -25,6 +25,7 @@ from tcompile.analysis.attention import (
 )
 from tcompile.analysis.axes import Axis
 from tcompile.analysis.facts import Facts
+from tcompile.analysis.shares import in_proportion, shares_in
 from tcompile.analysis.transfer import contracted, einsum_contracted, einsum_terms, spelled_out
 from tcompile.core.graph import attr, is_const, is_standard, producer
 from tcompile.core.op_traits import BROADCASTS, ELEMENTWISE, MOVES
@@ -33,15 +34,12 @@ from tcompile.core.op_traits import BROADCASTS, ELEMENTWISE, MOVES
 _MOST = 64
 #: What cuts sink columns off.
 CUTS = frozenset({"Slice", "Split"})
-#: What gives twice as much where its input is twice as much, so that a merged token keeps its due.
-_LINEAR = (MOVES - {"Concat"}) | {"Cast", "Dropout", "IsNaN", "Mul", "Neg", "Where"}
-_LINEAR |= {"QuantizeLinear", "DequantizeLinear"}
 _PRODUCTS = ("MatMul", "Einsum")
 
 
 def find_attention(graph: gs.Graph, facts: Facts) -> list[Attention]:
     """Return every attention of the graph, in execution order."""
-    found: list[Attention] = []
+    found, mixes = list[Attention](), set[str]()
     for node in graph.nodes:
         match = match_attention(node, facts.is_live)
         one: Attention | None = None
@@ -49,10 +47,11 @@ def find_attention(graph: gs.Graph, facts: Facts) -> list[Attention]:
             one = _attention(match, facts)
         elif node.op == "Softmax" and is_standard(node) and facts.is_live(node.inputs[0]):
             one = _unusual(node, facts)
-        elif _of_two(node, facts):
+        elif node.name not in mixes and _of_two(node, facts):
             one = _unnormalised(node, facts)
         if one is not None:
             found.append(replace(_without_learned(one), index=len(found)))
+            mixes.add(one.mix)
     return found
 
 
@@ -89,6 +88,7 @@ def _attention(match: AttentionMatch, facts: Facts) -> Attention:
         heads=heads,
         seen=columns,
         valued=facts.of(v)[-2] if len(v.shape) > 1 else columns,
+        unweighed="" if node.op == "Attention" else _unweighed(node, match.mix.inputs[0], facts),
     )
 
 
@@ -275,7 +275,7 @@ def _unusual(softmax: gs.Node, facts: Facts) -> Attention | None:
         plain=False,
         unusual=_kinds(before, after, facts),
         unreadable=_unreadable(product, before, after, side, facts),
-        unweighed=_unweighed(after, facts),
+        unweighed=_unweighed(softmax, mix.inputs[side], facts),
     )
     joins = any(n.op in JOINS for n in before)
     return _without_learned(one, "sink column" if joins else "learned key")
@@ -318,19 +318,24 @@ def _unreadable(
     return "" if product.op == "MatMul" and side == 0 else "has its keys along another axis"
 
 
-def _unweighed(after: Sequence[gs.Node], facts: Facts) -> str:
+def _unweighed(softmax: gs.Node, mixed: gs.Tensor, facts: Facts) -> str:
     """Return why merged tokens cannot be weighed by size; empty where they can: a token that stands
     for several has the share of all, which must come through as it is."""
-    for node in after:
-        weights = [t for t in node.inputs if not facts.is_live(t)]
+    shares = shares_in(mixed, facts)
+    for node in shares.nodes:
         mixes = _of_one(node, facts) and not (node.op == "Conv" and len(node.inputs) > 2)
-        joins = node.op in ("Add", "Sub") and _both(node, facts)
-        scales = node.op == "Div" and len(weights) == 1 and node.inputs[1] is weights[0]
-        if not (node.op in _LINEAR or node.op == "Transpose" or mixes or joins or scales):
+        if not (mixes or in_proportion(node, shares, facts)):
             return (
                 f"{node.op} '{node.name}' changes what each key gets after the softmax, whatever "
                 "its size"
             )
+    if softmax.outputs[0].name not in shares.names:
+        return f"'{mixed.name}' does not show what each key gets"
+    logits = softmax.inputs[0]
+    before = shares_in(logits, facts)
+    if logits.name in before.names:
+        first = before.nodes[0]
+        return f"{first.op} '{first.name}' takes what each key got on to another softmax"
     return ""
 
 

@@ -137,7 +137,7 @@ def analyse(
         main,
         others=tuple(rest),
         chosen=tower is not None,
-        beside=beside(graph, known.attentions, towers),
+        beside=beside(graph, known.facts, known.attentions, towers),
     )
 
 

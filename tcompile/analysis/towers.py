@@ -18,6 +18,7 @@ from tcompile.analysis.axes import Axis
 from tcompile.analysis.facts import Facts
 from tcompile.analysis.space import Residual, TokenSpace, token_axes, token_space
 from tcompile.analysis.structure import Block, Lineage, ancestors
+from tcompile.analysis.transfer import contracted, einsum_contracted
 from tcompile.core.graph import shape
 
 
@@ -109,6 +110,7 @@ def _image(graph: gs.Graph, stream: str) -> str:
 
 def beside(
     graph: gs.Graph,
+    facts: Facts,
     attentions: Sequence[Attention],
     towers: Iterable[tuple[TokenSpace, Sequence[Block]]],
 ) -> tuple[Beside, ...]:
@@ -118,6 +120,7 @@ def beside(
     """
     lineage = Lineage(graph)
     inputs = [str(t.name) for t in graph.inputs]
+    makers = {n.name: n for n in graph.nodes}
     known = list(towers)
     mine = {a.node for _, blocks in known for b in blocks for a in b.attentions}
     groups: dict[tuple[int, int, tuple[str, ...], bool], list[str]] = {}
@@ -128,10 +131,21 @@ def beside(
         if any(core.rows in space.runs and blocks[0].stream_in in above for space, blocks in known):
             continue
         source = tuple(n for n in inputs if n in above)
-        channels = not ax.tracked(core.rows)
+        channels = not ax.tracked(core.rows) and _sums_tokens(makers[core.product], facts)
         key = (ax.size(core.rows), ax.size(core.columns), source, channels)
         groups.setdefault(key, []).append(core.node)
     return tuple(
         Beside(len(nodes), rows, columns, nodes[0], source, channels)
         for (rows, columns, source, channels), nodes in groups.items()
     )
+
+
+def _sums_tokens(product: gs.Node, facts: Facts) -> bool:
+    """Return whether a product of queries and keys sums over tokens: it is between channels."""
+    if product.op == "Einsum":
+        places = einsum_contracted(product)
+    elif product.op in ("MatMul", "Gemm"):
+        places = list(enumerate(contracted(product)))
+    else:
+        return False
+    return any(ax.tracked(facts.of(product.inputs[i])[axis]) for i, axis in places)

@@ -20,7 +20,15 @@ from tcompile.core.errors import UsageError
 from tests.oracles.compare import infer
 from tests.oracles.dense_file import Tokens, exposing, feed_for
 from tests.oracles.masked import check_masked, kept_patches
-from tests.support.attention_spelling import MIXES, NORMS, OTHERS, PRODUCTS, Spelling, respell
+from tests.support.attention_spelling import (
+    MIXES,
+    NORMS,
+    OTHERS,
+    PRODUCTS,
+    SHARES,
+    Spelling,
+    respell,
+)
 from tests.support.judge import judge
 from tests.support.onnx_models import to_onnx
 from tests.support.tiny_vit import VitSpec, build_vit, random_weights
@@ -73,7 +81,8 @@ def test_plain_attention_is_one_however_it_is_spelled(part: int, tmp_path: Path)
 
 #: Those that tokens may leave and be merged before, three to a model.
 _TABLES = ("biased_keys", "own_sinks")
-_MERGED = [n for n in OTHERS if n not in ("talking_bias", "sigmoid", "relu_counted", *_TABLES)]
+_APART = ("talking_bias", "sigmoid", "relu_counted", *_TABLES)
+_MERGED = [n for n in OTHERS if n not in (*_APART, *SHARES)]
 
 
 @pytest.mark.parametrize("part", range(-(-len(_MERGED) // 3)))
@@ -106,6 +115,47 @@ def test_probabilities_with_a_bias_are_not_merged(tmp_path: Path) -> None:
     pipeline.reduce(path, keep=0.6, method="topk:block=0")
     with pytest.raises(UsageError, match=r"cannot weigh merged tokens: Add 'attention_1/8_Add'"):
         pipeline.reduce(path, keep=0.6, method="tome")
+
+
+#: What may not be merged, and the op that is named; the tokens may leave all the same.
+_UNWEIGHED = {
+    "square": "Mul",
+    "two_maps": "Mul",
+    "sink_square": "Mul",
+    "less_square": "Mul",
+    "threshold": "Less",
+    "maximum_inside": "ReduceMax",
+    "maximum_outside": "ReduceMax",
+    "minimum_added": "ReduceMin",
+}
+
+
+@pytest.mark.parametrize("name", _UNWEIGHED)
+def test_what_is_not_in_proportion_to_shares_is_not_merged(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    _written(path, 2, Spelling(other=name))
+    assert judge(path, "topk:block=0").kind in ("equal", "ran")
+    with pytest.raises(UsageError, match=rf"in block 1, .*{_UNWEIGHED[name]} 'attention_1/"):
+        pipeline.reduce(path, keep=0.6, method="tome")
+
+
+@pytest.mark.parametrize("name", ["all_but_shares", "prefix_alone", "by_query"])
+def test_shares_beside_a_number_sum_to_more_over_more_tokens(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    _written(path, 2, Spelling(other=name))
+    with pytest.raises(UsageError, match=r"in block 1, MatMul 'attention_1/.* sums over tokens"):
+        pipeline.reduce(path, keep=0.6, method="topk:block=0")
+    with pytest.raises(UsageError, match=r"cannot weigh merged tokens: (Sub|Where) 'attention_1/"):
+        pipeline.reduce(path, keep=0.6, method="tome")
+
+
+@pytest.mark.parametrize(
+    "name", ["shares_by_logits", "shares_by_gate", "shares_or_nothing", "shares_by_prefix"]
+)
+def test_what_is_in_proportion_to_shares_is_merged(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    _written(path, 2, Spelling(other=name))
+    assert judge(path, "tome").kind == "equal"
 
 
 def test_a_sum_that_nothing_counts_is_refused_by_name(tmp_path: Path) -> None:

@@ -407,7 +407,77 @@ def _gated(kind: str, counted: bool) -> Other:
     return attend
 
 
+def _of_shares(made: Callable[[Writer, str, str, str], str]) -> Other:
+    """What is made of the shares (w, shares, q, kᵀ) before they are summed."""
+
+    def attend(w: Writer, q: str, k: str, v: str) -> str:
+        return w.op("MatMul", made(w, w.softmax(w.op("MatMul", q, k)), q, k), v)
+
+    return attend
+
+
+def _sink_square(w: Writer, q: str, k: str, v: str) -> str:
+    column = w.each(w.random(1, w.heads, 1, 1), q, w.heads, w.count, 1)
+    chances = w.softmax(w.op("Concat", w.op("MatMul", q, k), column, axis=3))
+    kept = w.slice(chances, 3, 0, w.count)
+    return w.op("MatMul", w.op("Mul", kept, kept), v)
+
+
+def _extreme(kind: str, joined: str) -> Other:
+    """The largest or smallest share, as a gate of the result or an addend."""
+
+    def attend(w: Writer, q: str, k: str, v: str) -> str:
+        p = w.softmax(w.op("MatMul", q, k))
+        return w.op(joined, w.op("MatMul", p, v), w.reduce(kind, p, 3))
+
+    return attend
+
+
+def _other_map(w: Writer, q: str, k: str) -> str:
+    return w.softmax(w.op("MatMul", w.op("Mul", q, w.const(np.linspace(-1, 1, w.width))), k))
+
+
+def _by_logits(w: Writer, q: str, k: str, v: str) -> str:
+    """Shares times a gate of the same logits."""
+    x = w.op("MatMul", q, k)
+    return w.op("MatMul", w.op("Mul", w.softmax(x), w.op("Sigmoid", x)), v)
+
+
+def _from_k(w: Writer, k: str) -> str:
+    return w.op("Sigmoid", w.reduce("ReduceMean", k, 2))
+
+
+#: Kinds of attention that do more with their shares than to sum them.
+SHARES: Mapping[str, Other] = {
+    "square": _of_shares(lambda w, p, q, k: w.op("Mul", p, p)),
+    "two_maps": _of_shares(lambda w, p, q, k: w.op("Mul", p, _other_map(w, q, k))),
+    "sink_square": _sink_square,
+    "less_square": _of_shares(lambda w, p, q, k: w.op("Sub", p, w.op("Mul", p, p))),
+    "threshold": _of_shares(
+        lambda w, p, q, k: w.op("Where", w.op("Less", p, w.const(0.06)), w.const(0.0), p)
+    ),
+    "maximum_inside": _of_shares(lambda w, p, q, k: w.op("Mul", p, w.reduce("ReduceMax", p, 3))),
+    "maximum_outside": _extreme("ReduceMax", "Mul"),
+    "minimum_added": _extreme("ReduceMin", "Add"),
+    "all_but_shares": _of_shares(lambda w, p, q, k: w.op("Sub", w.const(1.0), p)),
+    "prefix_alone": _of_shares(
+        lambda w, p, q, k: w.op("Where", w.const(np.arange(w.count) < 1, bool), p, w.const(0.05))
+    ),
+    "by_query": _of_shares(
+        lambda w, p, q, k: w.op(
+            "Where", w.op("Less", w.reduce("ReduceMean", q, 3), w.const(0.0)), *(p, w.const(0.05))
+        )
+    ),
+    "shares_by_logits": _by_logits,
+    "shares_by_gate": _of_shares(lambda w, p, q, k: w.op("Mul", p, _from_k(w, k))),
+    "shares_or_nothing": _of_shares(
+        lambda w, p, q, k: w.op("Where", w.op("Less", _from_k(w, k), w.const(0.5)), w.const(0.0), p)
+    ),
+    "shares_by_prefix": _of_shares(lambda w, p, q, k: w.op("Mul", p, w.slice(p, 3, 0, 1))),
+}
+
 OTHERS: Mapping[str, Other] = {
+    **SHARES,
     "plus_one": _plus_one,
     "plus_one_max": _plus_one_max,
     "sink": _sink(first=False),
