@@ -129,6 +129,12 @@ def pack_patches(
             "the model takes a video, not an image", hint="give the input as .npy or .npz"
         )
     channels, height, width = planes.shape
+    if height % (patch * merge) or width % (patch * merge):
+        raise UsageError(
+            f"the model records images of {height} x {width}, which {merge} x {merge} patches of "
+            f"{patch} pixels do not fill",
+            hint="give the input as .npy or .npz",
+        )
     rows, columns = height // (patch * merge), width // (patch * merge)
     split = planes.reshape(channels, rows, merge, patch, columns, merge, patch)
     packed = split.transpose(1, 4, 2, 5, 0, 3, 6).reshape(-1, channels, 1, patch * patch)

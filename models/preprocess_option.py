@@ -73,14 +73,17 @@ def resolved(text: str, inputs: Sequence[TensorInfo], known: Mapping[str, Any]) 
         UsageError: the model takes no images, or others than the option says.
     """
     found = parse_preprocess(text)
-    image = next((t for t in inputs if _is_image(t)), None)
+    images = [t for t in inputs if _is_image(t)]
+    image = next((t for t in images if t.name == known.get("input") or 3 in t.shape), None)
+    image = image or next(iter(images), None)
     if image is None:
         raise UsageError(
             "the model has no input of images [B, 3, H, W] or [B, H, W, 3]",
             where=OPTION,
             hint="omit it, and give the inputs as .npy or .npz",
         )
-    last = {"nchw": False, "nhwc": True}.get(found.pop("layout", ""), image.shape[1] != 3)
+    likely = image.shape[3] == 3 and image.shape[1] != 3
+    last = {"nchw": False, "nhwc": True}.get(found.pop("layout", ""), likely)
     if image.shape[3 if last else 1] not in (3, "?") and isinstance(
         image.shape[3 if last else 1], int
     ):
@@ -92,6 +95,8 @@ def resolved(text: str, inputs: Sequence[TensorInfo], known: Mapping[str, Any]) 
         )
     sides = list(image.shape[1:3] if last else image.shape[2:])
     size = found.get("size", sides)
+    if not all(isinstance(v, int) for v in size):
+        size = known.get("size", size)
     if not all(isinstance(v, int) for v in size):
         raise UsageError(
             f"the size of input '{image.name}' is free in the model",
@@ -172,17 +177,13 @@ def _read(key: str, values: list[str]) -> Any:
         numbers = [float(v) for v in values]
     except ValueError:
         numbers = []
-    least, most = {
-        "mean": (-1e3, 1e3),
-        "std": (1e-6, 1e3),
-        "size": (1, 1 << 14),
-        "crop": (0.01, 1),
-    }[key]
+    least, most = {"mean": (-1, 1), "std": (1e-6, 1), "size": (1, 1 << 14), "crop": (0.01, 1)}[key]
     sound = all(math.isfinite(n) and least <= n <= most for n in numbers)
     if len(numbers) not in counts or not sound or (key == "size" and any(n % 1 for n in numbers)):
         words = {
-            "mean": "one number or three, of pixels in 0 to 1",
-            "std": "one number or three, more than 0, of pixels in 0 to 1",
+            "mean": "one number or three, of pixels in 0 to 1 (divide by 255 what is of 0 to 255)",
+            "std": "one number or three, above 0, of pixels in 0 to 1 (divide by 255 what is of 0 "
+            "to 255)",
             "size": "height and width in pixels, or one number for both",
             "crop": "a share, more than 0 and at most 1",
         }

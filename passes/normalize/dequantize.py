@@ -11,6 +11,7 @@ Weights that are packed in a few bits become the floats that they stand for.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from tcompile.core.errors import ModelError
-from tcompile.core.graph import attr, bypass, is_const, is_standard, replace_uses, value
+from tcompile.core.graph import attr, bypass, is_const, is_standard, producer, replace_uses, value
 from tcompile.core.op_traits import MOVES
 
 _SINGLE = np.dtype(np.float32)
@@ -41,6 +42,21 @@ _VIEWS = MOVES - {"Concat"}
 _OWN_ATTRIBUTES = ("opset", "channels_last")
 
 
+@dataclass(frozen=True)
+class _Dynamic:
+    """Tensors that are quantised at run time, each by the name of the floats that it is made of.
+
+    Attributes:
+        floats: tensors that hold floats instead of whole numbers now.
+        scales: scales that were measured.
+        zeros: zero points that were measured.
+    """
+
+    floats: dict[str, str] = field(default_factory=dict)
+    scales: dict[str, str] = field(default_factory=dict)
+    zeros: dict[str, str] = field(default_factory=dict)
+
+
 def dequantize(graph: gs.Graph) -> int:
     """Read integer products as floats; returns how many were quantised while the model runs.
 
@@ -53,11 +69,11 @@ def dequantize(graph: gs.Graph) -> int:
             _apart(graph, node)
         elif node.op == "MatMulNBits":
             _unpack(graph, node)
-    floats = _unquantised(graph)
+    dynamic = _unquantised(graph)
     count = 0
     for node in list(graph.nodes):
         if is_standard(node) and node.op in _INTEGER:
-            _product(graph, node, floats)
+            _product(graph, node, dynamic)
             count += 1
     graph.cleanup(remove_unused_graph_inputs=False).toposort()
     return count
@@ -66,25 +82,34 @@ def dequantize(graph: gs.Graph) -> int:
 # ---- quantised at run time -----------------------------------------------------------------------
 
 
-def _unquantised(graph: gs.Graph) -> set[str]:
-    """Let what reads a tensor quantised at run time read its floats, with scale 1 and zero point
-    0; returns the names of all tensors that hold floats instead of whole numbers now."""
-    floats: set[str] = set()
+def _unquantised(graph: gs.Graph) -> _Dynamic:
+    """Let what reads a tensor quantised at run time read its floats."""
+    dynamic = _Dynamic()
     for node in [n for n in graph.nodes if n.op == "DynamicQuantizeLinear"]:
-        source, name = node.inputs[0], node.outputs[0].name
+        source = node.inputs[0]
         quantised, scale, zero = node.outputs
-        _check_readers(graph, quantised, floats)
+        dynamic.scales[scale.name] = dynamic.zeros[zero.name] = source.name
+        _check_readers(graph, quantised, source.name, dynamic)
         replace_uses(quantised, source)
-        floats.add(source.name)
-        replace_uses(scale, gs.Constant(f"{name}/one", np.ones((), np.float32)))
-        replace_uses(zero, gs.Constant(f"{name}/zero", np.zeros((), np.uint8)))
+        dynamic.floats[source.name] = source.name
     for node in [n for n in graph.nodes if n.op == "DequantizeLinear"]:
-        if node.inputs[0].name in floats:
-            bypass(graph, node, node.inputs[0])
-    return floats
+        tensor, scale, *zeros = node.inputs
+        made_of = dynamic.floats.get(tensor.name)
+        if made_of is None:
+            continue
+        _check_zero(node, made_of, zeros, dynamic)
+        if dynamic.scales.get(scale.name) != made_of:
+            raise ModelError(
+                f"{node.op} '{node.name}' has another scale than the one that was measured for "
+                f"'{made_of}', which is quantised at run time",
+                hint=_HINT,
+            )
+        if not bypass(graph, node, tensor):
+            node.op, node.attrs, node.inputs = "Identity", {}, [tensor]
+    return dynamic
 
 
-def _check_readers(graph: gs.Graph, tensor: gs.Tensor, floats: set[str]) -> None:
+def _check_readers(graph: gs.Graph, tensor: gs.Tensor, source: str, dynamic: _Dynamic) -> None:
     """Follow views of a quantised tensor to the products that read it.
 
     Raises:
@@ -104,11 +129,21 @@ def _check_readers(graph: gs.Graph, tensor: gs.Tensor, floats: set[str]) -> None
             )
         for out in node.outputs:
             out.dtype = _SINGLE
-            floats.add(out.name)
-            _check_readers(graph, out, floats)
+            dynamic.floats[out.name] = source
+            _check_readers(graph, out, source, dynamic)
 
 
-def _product(graph: gs.Graph, node: gs.Node, floats: set[str]) -> None:
+def _check_zero(node: gs.Node, source: str, zeros: Sequence[gs.Tensor], dynamic: _Dynamic) -> None:
+    """Refuse a zero point that is not the one of the tensor that it is taken from."""
+    if not zeros or zeros[0].is_empty() or dynamic.zeros.get(zeros[0].name) != source:
+        raise ModelError(
+            f"{node.op} '{node.name}' has another zero point than the one that was measured for "
+            f"'{source}', which is quantised at run time",
+            hint=_HINT,
+        )
+
+
+def _product(graph: gs.Graph, node: gs.Node, dynamic: _Dynamic) -> None:
     """MatMulInteger or ConvInteger as a product of floats; the scale of stored weights goes into
     them where nothing else reads the product."""
     a, b, *zeros = node.inputs
@@ -121,32 +156,94 @@ def _product(graph: gs.Graph, node: gs.Node, floats: set[str]) -> None:
             "tcompile reads as a product of floats",
             hint=_HINT,
         )
-    for reader in out.outputs:
+    measured: list[str] = []
+    for operand, zero in zip((a, b), zeros, strict=True):
+        if operand.name in dynamic.floats:
+            measured.append(dynamic.floats[operand.name])
+            _check_zero(node, measured[-1], [zero], dynamic)
+    for reader in list(out.outputs):
         if reader.op != "Cast" or attr(reader, "to") != onnx.TensorProto.FLOAT:
-            raise ModelError(
-                f"{reader.op} '{reader.name}' reads the whole numbers that {node.op} "
-                f"'{node.name}' gives: tcompile reads that product as one of floats",
-                hint=_HINT,
-            )
+            raise _unscaled(reader, node)
+        _take_scales(graph, reader.outputs[0], node, measured, dynamic)
     node.inputs = [
-        _as_floats(graph, a, zeros[0], floats, behind=0 if conv else 1),
-        _as_floats(graph, b, zeros[1], floats, behind=len(b.shape) - 1 if conv else 0),
+        _as_floats(graph, a, zeros[0], dynamic, behind=0 if conv else 1),
+        _as_floats(graph, b, zeros[1], dynamic, behind=len(b.shape) - 1 if conv else 0),
     ]
     node.op, out.dtype = _INTEGER[node.op], _SINGLE
     for cast in list(out.outputs):
-        bypass(graph, cast, out)
+        bypass(graph, cast, cast.inputs[0])
     _scale_weights(graph, node, axis=0 if conv else -1)
 
 
+def _unscaled(reader: gs.Node, product: gs.Node) -> ModelError:
+    return ModelError(
+        f"{reader.op} '{reader.name}' reads the whole numbers that {product.op} "
+        f"'{product.name}' gives: tcompile reads that product as one of floats",
+        hint=_HINT,
+    )
+
+
+def _take_scales(
+    graph: gs.Graph, tensor: gs.Tensor, product: gs.Node, measured: list[str], dynamic: _Dynamic
+) -> None:
+    """Take the measured scales out of what a product is multiplied by: its floats have them.
+
+    Args:
+        tensor: the product, or that times some scales.
+        measured: the operands whose scales it is still to be multiplied by.
+
+    Raises:
+        ModelError: something reads it before that.
+    """
+    if not measured:
+        return
+    if any(tensor is out for out in graph.outputs):
+        raise ModelError(
+            f"output '{tensor.name}' is what {product.op} '{product.name}' gives without all of "
+            "its scales: tcompile reads that product as one of floats",
+            hint=_HINT,
+        )
+    for reader in list(tensor.outputs):
+        sides = [i for i, t in enumerate(reader.inputs) if t is not tensor]
+        if reader.op != "Mul" or not is_standard(reader) or len(sides) != 1:
+            raise _unscaled(reader, product)
+        factors = _factors(reader.inputs[sides[0]], dynamic)
+        if factors is None:
+            raise _unscaled(reader, product)
+        left, others = list(measured), np.ones((), np.float32)
+        for factor in factors:
+            source = dynamic.scales.get(factor.name)
+            if source is None:
+                others = np.asarray(others * value(factor).astype(np.float32))
+            elif source in left:
+                left.remove(source)
+            else:
+                raise _unscaled(reader, product)
+        name = f"{reader.name}/scale_{product.name}"
+        reader.inputs[sides[0]] = gs.Constant(name, others.astype(np.float32))
+        _take_scales(graph, reader.outputs[0], product, left, dynamic)
+
+
+def _factors(tensor: gs.Tensor, dynamic: _Dynamic) -> list[gs.Tensor] | None:
+    """The stored and measured scales that a tensor is the product of; None where it is not."""
+    if is_const(tensor) or tensor.name in dynamic.scales:
+        return [tensor]
+    maker = producer(tensor)
+    if maker is None or maker.op != "Mul" or not is_standard(maker):
+        return None
+    found = [_factors(t, dynamic) for t in maker.inputs]
+    return None if None in found else [t for some in found for t in some or ()]
+
+
 def _as_floats(
-    graph: gs.Graph, tensor: gs.Tensor, zero: gs.Tensor, floats: set[str], *, behind: int
+    graph: gs.Graph, tensor: gs.Tensor, zero: gs.Tensor, dynamic: _Dynamic, *, behind: int
 ) -> gs.Tensor:
     """An operand, its zero point taken away.
 
     Args:
         behind: the number of axes behind the one that a vector of zero points runs along.
     """
-    if tensor.name in floats:
+    if tensor.name in dynamic.floats:
         return tensor
     if is_const(tensor) and (zero.is_empty() or is_const(zero)):
         whole = value(tensor).astype(np.float32)
@@ -184,12 +281,15 @@ def _scale_weights(graph: gs.Graph, node: gs.Node, axis: int) -> None:
         return
     along = [1] * len(weights.shape)
     along[axis] = int(weights.shape[axis])
-    if scale.size not in (1, along[axis]):
+    # A product has at least one axis, and a convolution's has those of its weights.
+    least = len(weights.shape) if axis == 0 else 1 if out.shape is None else len(out.shape)
+    if scale.size not in (1, along[axis]) or len(scale.shape) > least or len(along) < 2:
         return
     if scale.size > 1:
-        # Along the channels of a convolution, or the last axis of a product, and nowhere else.
-        place = 1 if axis == 0 else len(scale.shape) - 1
-        if len(scale.shape) <= place or scale.shape[place] != scale.size:
+        # Along the channels of a convolution, or the last axis of a product, and nowhere else;
+        # counted from the back, as axes are that are broadcast.
+        behind = len(weights.shape) - 2 if axis == 0 else 0
+        if len(scale.shape) <= behind or scale.shape[-1 - behind] != scale.size:
             return
         scale = scale.reshape(along)
     scaled = value(weights).astype(np.float32) * scale.reshape(-1 if scale.size == 1 else along)
@@ -278,14 +378,32 @@ def _apart(graph: gs.Graph, node: gs.Node) -> None:
             hint=_HINT,
         )
     out = gs.Variable(f"{node.outputs[0].name}/fp32", _SINGLE)
-    made = gs.Node(op, f"{node.name}/fp32", plain, operands, [out])
+    if op == "Softmax" and int(attr(node, "opset", 13)) < 13:
+        made = _flat(node, operands[0], out)
+    else:
+        made = [gs.Node(op, f"{node.name}/fp32", plain, operands, [out])]
     quantise = gs.Node("QuantizeLinear", f"{node.name}/quantize", {}, [out, *result], [])
     (target,) = node.outputs
     node.inputs.clear()
     node.outputs.clear()
     quantise.outputs.append(target)
     position = next(i for i, n in enumerate(graph.nodes) if n is node)
-    graph.nodes[position : position + 1] = [made, quantise]
+    graph.nodes[position : position + 1] = [*made, quantise]
+
+
+def _flat(node: gs.Node, operand: gs.Tensor, out: gs.Tensor) -> list[gs.Node]:
+    """A Softmax as it was before opset 13: over the axis and all behind it at once."""
+    name, axis = f"{node.name}/fp32", int(attr(node, "axis", -1))
+    rank = len(node.inputs[0].shape or ())
+    if axis == -1 or axis == rank - 1:
+        return [gs.Node("Softmax", name, {"axis": -1}, [operand], [out])]
+    dims, flat, chances = (gs.Variable(f"{name}/{part}") for part in ("dims", "flat", "chances"))
+    return [
+        gs.Node("Shape", dims.name, {}, [operand], [dims]),
+        gs.Node("Flatten", flat.name, {"axis": axis}, [operand], [flat]),
+        gs.Node("Softmax", name, {"axis": -1}, [flat], [chances]),
+        gs.Node("Reshape", f"{name}/reshape", {}, [chances, dims], [out]),
+    ]
 
 
 def _dequantised(graph: gs.Graph, operand: Sequence[gs.Tensor], axis: int = -1) -> gs.Tensor:

@@ -160,6 +160,14 @@ def _is_product(node: gs.Node) -> bool:
     return node.op == "MatMul" and known and not any(map(is_const, node.inputs))
 
 
+def _is_plain(node: gs.Node) -> bool:
+    """Tell whether it computes each element by itself; a vector of scales is along an axis."""
+    if node.op not in ("QuantizeLinear", "DequantizeLinear"):
+        return node.op in _PLAIN
+    given = [t for t in node.inputs[1:] if not t.is_empty()]
+    return all(t.shape is not None and list(t.shape) in ([], [1]) for t in given)
+
+
 def _above(tensor: gs.Tensor, left: list[int] | None = None) -> tuple[gs.Node, _Path] | None:
     """The product of two computed tensors that logits come from, and the chain between.
 
@@ -173,7 +181,7 @@ def _above(tensor: gs.Tensor, left: list[int] | None = None) -> tuple[gs.Node, _
         return None
     if _is_product(node):
         return node, _Path((), ())
-    if node.op != "Transpose" and node.op not in _PLAIN:
+    if node.op != "Transpose" and not _is_plain(node):
         return None
     for i, operand in enumerate(node.inputs):
         if is_const(operand) or operand.shape is None:
@@ -201,7 +209,7 @@ def _below(tensor: gs.Tensor) -> tuple[gs.Node, int, _Path] | None:
         if _is_product(node):
             return node, sides[0], _Path(tuple(path), tuple(mains))
         same = list(node.outputs[0].shape) == list(tensor.shape or [])
-        if node.op != "Transpose" and not (node.op in _PLAIN and same):
+        if node.op != "Transpose" and not (_is_plain(node) and same):
             return None
         path.append(node)
         mains.append(sides[0])

@@ -33,6 +33,7 @@ PYTHON = ((3, 10), (3, 13))
 _LOADED = ("onnxruntime", "tensorrt-rtx", "tensorrt")
 _LOAD = """
 import importlib, json, sys
+sys.path[:] = [p for p in sys.path if p]  # not the modules of whatever folder this is
 module = importlib.import_module(sys.argv[1])
 providers = getattr(module, "get_available_providers", list)()
 print(json.dumps([str(getattr(module, "__version__", "")), list(providers)]))

@@ -72,6 +72,12 @@ def check_normal_form(
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
+        if "numpy type" in reason.lower():
+            raise ModelError(
+                f"ONNX Runtime's Python cannot hold its outputs: {reason}",
+                where=str(source),
+                hint="export it with outputs of float32 or float16",
+            ) from error
         free = signature(normal).batch is None
         hint = "it does not run with one image" if free else "the export is broken"
         raise ModelError(

@@ -88,10 +88,13 @@ def read_bytes(path: str | Path, *, most: int = MOST_TEXT, hint: str = "") -> by
     return found
 
 
-def read_text(path: str | Path, *, encoding: str = "utf-8", hint: str = "") -> str:
-    """Return a text file's contents. Raises as `read_bytes`; also where it is not UTF-8."""
+def read_text(path: str | Path, *, hint: str = "") -> str:
+    """Return a text file's contents, without the mark that editors put before UTF-8.
+
+    Raises as `read_bytes`; also where it is not UTF-8.
+    """
     try:
-        return read_bytes(path, hint=hint).decode(encoding)
+        return read_bytes(path, hint=hint).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UsageError("is not text in UTF-8", where=str(path), hint=hint) from error
 

@@ -235,7 +235,8 @@ def large(constant: gs.Constant) -> bool:
 
 def is_text(constant: gs.Constant) -> bool:
     """Return whether a constant holds texts; those are never loaded, as they are not written."""
-    return bool(np.dtype(constant.dtype).kind in "OUS")
+    # Types that numpy lacks, such as bfloat16, are numbers of ONNX's own.
+    return not isinstance(constant.dtype, int) and np.dtype(constant.dtype).kind in "OUS"
 
 
 def skeleton(

@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 from tcompile.core.errors import ModelError, UsageError
 from tcompile.core.files import in_words, regular_file
 from tcompile.core.protobuf import is_model, read_thin
-from tcompile.core.well_formed import settle
+from tcompile.core.well_formed import function_key, settle
 
 #: The oldest opset that is read as it is; those from `OLDEST_CONVERTED` on are converted to it.
 OLDEST_OPSET = 13
@@ -197,7 +197,7 @@ def _check_external_data(model: onnx.ModelProto, path: Path) -> dict[int, int]:
         size = files.setdefault(data, data.stat().st_size)
         try:
             offset = int(fields.get("offset", 0))
-            length = int(fields.get("length", 0)) or size - offset
+            length = int(fields.get("length", size - offset))
         except ValueError:
             offset, length = -1, -1
         if offset < 0 or length < 0 or offset + length > size:
@@ -301,8 +301,8 @@ def check_calls(model: onnx.ModelProto, path: Path) -> None:
 
     A few functions that call the next one several times make any number of nodes.
     """
-    bodies = {(f.domain, f.name): f.node for f in model.functions}
-    known: dict[tuple[str, str], tuple[int, int]] = {}
+    bodies = {function_key(f): f.node for f in model.functions}
+    known: dict[tuple[str, str, str], tuple[int, int]] = {}
     for start in bodies:
         pending = [start]
         while pending:  # a function after those that it calls
@@ -332,7 +332,7 @@ _MOST_NODES = 1_000_000
 
 
 def _spread(
-    nodes: Iterable[onnx.NodeProto], known: Mapping[tuple[str, str], tuple[int, int]]
+    nodes: Iterable[onnx.NodeProto], known: Mapping[tuple[str, str, str], tuple[int, int]]
 ) -> tuple[int, int]:
     """Nodes and bytes of a body once every call is replaced by what it calls."""
     count = size = 0
@@ -342,8 +342,8 @@ def _spread(
     return count, size
 
 
-def _called(node: onnx.NodeProto) -> tuple[str, str]:
-    return node.domain, node.op_type
+def _called(node: onnx.NodeProto) -> tuple[str, str, str]:
+    return node.domain, node.op_type, node.overload
 
 
 def _each(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:

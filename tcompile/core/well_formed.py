@@ -43,13 +43,17 @@ def settle(model: onnx.ModelProto) -> None:
     Raises:
         ModelError: naming the node or tensor.
     """
-    functions = {(f.domain, f.name): f for f in model.functions}
+    functions = {function_key(f): f for f in model.functions}
     bodies = [model.graph.node, *(f.node for f in model.functions)]
     for node in chain.from_iterable(map(_nodes, bodies)):
         _check_attributes(node)
-        function = functions.get((node.domain, node.op_type))
+        function = functions.get((node.domain, node.op_type, node.overload))
         if function is not None:
             _check_call(node, function)
+            _name_overload(node, function)
+    for function in model.functions:
+        if function.overload:
+            function.name, function.overload = _plain_name(function), ""
     for graph in (model.graph, *_graphs(model.graph.node)):
         graph.initializer.extend(_dense(t, t.values.name) for t in graph.sparse_initializer)
         del graph.sparse_initializer[:]
@@ -62,6 +66,21 @@ def settle(model: onnx.ModelProto) -> None:
     _stored_outputs(model.graph)
     _drop_unknown_types(model.graph)
     _type_outputs(model)
+
+
+def function_key(function: onnx.FunctionProto) -> tuple[str, str, str]:
+    """What a call names: domain, name, and which one of several of that name."""
+    return function.domain, function.name, function.overload
+
+
+def _plain_name(function: onnx.FunctionProto) -> str:
+    """A name that no other overload has: what inlines functions knows of no overloads."""
+    return f"{function.name}.{function.overload}"
+
+
+def _name_overload(node: onnx.NodeProto, function: onnx.FunctionProto) -> None:
+    if function.overload:
+        node.op_type, node.overload = _plain_name(function), ""
 
 
 def _graphs(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.GraphProto]:

@@ -248,7 +248,7 @@ def whole_curve(files: Mapping[int, str | Path]) -> Curve:
 
 
 def _rows(path: str | Path, widths: Sequence[int], form: str) -> Iterable[tuple[int, list[str]]]:
-    text = read_text(path, encoding="utf-8-sig")
+    text = read_text(path)
     lines = [(i, line.split("#", 1)[0].strip()) for i, line in enumerate(text.splitlines(), 1)]
     lines = [(i, line) for i, line in lines if line]
     mark = next((m for m in (",", ";", "\t") if lines and m in lines[-1][1]), ",")

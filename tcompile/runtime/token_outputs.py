@@ -19,6 +19,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper
 
+from tcompile.core.decode import parse_json
 from tcompile.core.drafts import scratch
 from tcompile.core.load import read_structure
 from tcompile.runtime.metrics import jaccard, same_owner
@@ -69,7 +70,7 @@ def recorded(token_index: Mapping[str, str]) -> dict[str, str]:
 def read_record(metadata: Mapping[str, str]) -> dict[str, str]:
     """Output → the output that says which tokens its rows are, from a model's metadata."""
     try:
-        found = json.loads(metadata.get(_RECORD, "{}"))
+        found = parse_json(metadata.get(_RECORD, "{}"))
     except ValueError:
         return {}
     return {str(k): str(v) for k, v in found.items()} if isinstance(found, dict) else {}

@@ -149,7 +149,7 @@ class _Grouped(Walk):
     def after(self, node: onnx.NodeProto) -> None:
         if node.op_type in ("MatMul", "Gemm", "Einsum"):
             self._check_row(node)
-        if node.op_type not in ELEMENTWISE:
+        if node.op_type not in ELEMENTWISE and node.op_type != "Concat":
             return
         name = node.output[0]
         readers = [self.file.nodes[i].op_type for i in self.file.readers.get(name, ())]
@@ -165,7 +165,8 @@ class _Grouped(Walk):
             return  # it was so before
         behind = set().union(*self._behind.values())
         where = f"{node.op_type} '{node.name or name}'"
-        if not any(self._table(n) for n in node.input if n and n not in behind):
+        others = [n for n in node.input if n and (n not in behind or self._of_shapes(n))]
+        if not any(map(self._table, others)):
             raise IllegalError(f"{where}: joins tokens that are not the same")
         raise InapplicableError(f"{where}: a table with a row for each merged token")
 
@@ -177,6 +178,19 @@ class _Grouped(Walk):
             if mask and any(n in behind for n in node.input) and np.ptp(self.held[name].value):
                 where = f"{node.op_type} '{node.name or node.output[0]}'"
                 raise InapplicableError(f"{where}: a mask with a number for each merged token")
+
+    def _of_shapes(self, name: str) -> bool:
+        """Return whether all that a tensor has of the streams is how many images there are."""
+        pending, seen = [name], set[str]()
+        while pending:
+            one = pending.pop()
+            if one in self._groups:
+                return False
+            node = self.file.nodes[self.file.maker[one]] if one in self.file.maker else None
+            if node is not None and one not in seen and node.op_type not in ("Shape", "Size"):
+                pending += [n for n in node.input if n]
+            seen.add(one)
+        return True
 
     def _table(self, name: str) -> bool:
         sizes = (self.tokens.total, self.tokens.patches)
@@ -190,7 +204,8 @@ class _Grouped(Walk):
     def _axis(self, shape: Sequence[int]) -> int | None:
         """The axis of all tokens, or of the patches alone."""
         found = self.token_axis(shape)
-        alone = [i for i, n in enumerate(shape) if i and n == self.tokens.patches]
+        sizes = (self.tokens.total, self.tokens.patches)
+        alone = [i for i, n in enumerate(shape) if i and n in sizes]
         return alone[0] if found is None and len(alone) == 1 else found
 
     def _alike(self, name: str, group: Array) -> bool | None:

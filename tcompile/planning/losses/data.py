@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import hashlib
 import runpy
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -146,10 +148,11 @@ def _run_loader(path: Path) -> tuple[dict[str, Array], Array | None]:
     """The arrays and labels that the script's `load_data()` yields, joined."""
     where = str(path)
     try:
-        load = runpy.run_path(where).get("load_data")
-        if not callable(load):
-            raise UsageError("defines no load_data()", where=where)
-        parts = list(load())
+        with redirect_stdout(sys.stderr):  # stdout is for results
+            load = runpy.run_path(where).get("load_data")
+            if not callable(load):
+                raise UsageError("defines no load_data()", where=where)
+            parts = list(load())
         if not parts or any(not isinstance(p, Mapping) or set(p) != set(parts[0]) for p in parts):
             raise UsageError(
                 "load_data() must yield dicts of arrays, all with the same names", where=where

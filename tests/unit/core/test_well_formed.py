@@ -86,10 +86,40 @@ def names_of_classes(model: onnx.ModelProto) -> None:
     model.graph.output.append(helper.make_tensor_value_info("name", TensorProto.STRING, [1]))
 
 
+def weight_that_numpy_lacks(model: onnx.ModelProto) -> None:
+    """bfloat16, which ONNX Runtime reads."""
+    bias = next(t for t in model.graph.initializer if t.name == "pos_embed")
+    wide = numpy_helper.to_array(bias)
+    bits = (wide.view(np.uint32) >> 16).astype(np.uint16)
+    small = helper.make_tensor("small", TensorProto.BFLOAT16, wide.shape, bits.tobytes(), raw=True)
+    model.graph.initializer.remove(bias)
+    model.graph.initializer.append(small)
+    model.graph.node.insert(0, helper.make_node("Cast", ["small"], ["pos_embed"], to=1))
+
+
+def functions_of_one_name(model: onnx.ModelProto) -> None:
+    """Two overloads, with another number of inputs each."""
+    model.ir_version = 10
+    opsets = [helper.make_opsetid("", 18)]
+    for overload, inputs in (("a", ["x"]), ("b", ["x", "y"])):
+        body = [helper.make_node("Sum", inputs, ["z"])]
+        made = helper.make_function("own", "F", inputs, ["z"], body, opsets)
+        made.overload = overload
+        model.functions.append(made)
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    call = helper.make_node("F", ["pos_embed"], ["table"], domain="own")
+    call.overload = "a"
+    for node in model.graph.node:
+        node.input[:] = ["table" if n == "pos_embed" else n for n in node.input]
+    model.graph.node.insert(0, call)
+
+
 @pytest.mark.parametrize(
     "odd",
     [
         sparse_weights,
+        weight_that_numpy_lacks,
+        functions_of_one_name,
         sparse_constant,
         output_that_is_a_weight,
         output_that_is_a_number,

@@ -70,6 +70,15 @@ def test_what_it_says_is_recorded_for_the_model() -> None:
     assert (last["size"], last["channels"]) == ([16, 24], "last")
 
 
+def test_which_input_and_axis_are_meant() -> None:
+    free = TensorInfo("pixels", "float32", ("n", "channels", "h", "w"))
+    image = TensorInfo("image", "float32", (1, 3, 16, 16))
+    found = resolved("unit", [TensorInfo("mask", "float32", (1, 1, 9, 9)), image], {})
+    assert (found["input"], found["size"]) == ("image", [16, 16])
+    found = resolved("unit", [free], {"size": [12, 12]})
+    assert (found["size"], "channels" in found) == ([12, 12], False)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -78,6 +87,7 @@ def test_what_it_says_is_recorded_for_the_model() -> None:
         ("mean=0.5,std=0", "std=0"),
         ("mean=nan,std=1", "mean=nan"),
         ("mean=1,2,std=1", "mean=1,2"),
+        ("mean=123.675,116.28,103.53,std=58.395,57.12,57.375", "divide by 255"),
         ("clip,size=0", "size=0"),
         ("clip,size=-1,8", "size=-1,8"),
         ("clip,size=8,8,8", "size=8,8,8"),

@@ -166,6 +166,86 @@ def test_what_reads_whole_numbers_is_named(body: str, result: str, says: str) ->
         normalize(model)
 
 
+PRODUCT = "h = MatMulInteger (q, w, b) r = Cast <to = 1> (h) "
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (PRODUCT + "e = Add (r, s) y = Mul (e, a)", "Add 'Add_3' reads the whole"),
+        (PRODUCT + "y = Mul (r, s)", "output 'y' is what MatMulInteger 'MatMulInteger_1' gives"),
+        (PRODUCT + "e = Relu (r) k = Mul (a, a) y = Mul (e, k)", "Relu 'Relu_3' reads"),
+        (PRODUCT + "k = Mul (a, a) y = Mul (r, k)", "Mul 'Mul_4' reads"),
+        (PRODUCT + "y = Mul (r, r)", "Mul 'Mul_3' reads"),
+        ("h = MatMulInteger (q, w) r = Cast <to = 1> (h) y = Mul (r, a)", "another zero point"),
+        ("f = DequantizeLinear (q, s, b) m = Cast <to = 1> (w) y = MatMul (f, m)", "another scale"),
+    ],
+)
+def test_a_product_that_is_not_multiplied_by_its_scale_is_named(body: str, says: str) -> None:
+    with pytest.raises(ModelError, match=says):
+        normalize(parse(body))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        PRODUCT + "e = Mul (a, r) y = Mul (e, s)",
+        PRODUCT + "e = Mul (s, r) k = Mul (a, s) y = Mul (k, e)",
+        PRODUCT + "k = Mul (s, a) e = Mul (r, k) y = Add (e, k)",  # the scale is read elsewhere too
+    ],
+)
+def test_scales_are_found_however_they_are_multiplied(body: str) -> None:
+    x = {"x": np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3)}
+    (want,) = infer(parse(body), x).values()
+    (have,) = infer(to_onnx(normalize(parse(body)).graph), x).values()
+    np.testing.assert_allclose(have, want, atol=0.02 * np.abs(want).max())
+
+
+def test_floats_that_were_quantised_for_an_output_are_an_output() -> None:
+    model = onnx.parser.parse_model(
+        '<ir_version: 9, opset_import: ["" : 18]> g (float[2,3] x) => (float[2,3] y) '
+        "{ q, a, b = DynamicQuantizeLinear (x) y = DequantizeLinear (q, a, b) }"
+    )
+    x = {"x": np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3)}
+    np.testing.assert_array_equal(infer(to_onnx(normalize(model).graph), x)["y"], x["x"])
+
+
+@pytest.mark.parametrize("dims", ["1,2,1,1", "2,1,1", "1,2", "2", "1", "1,1,1,1,1"])
+def test_a_scale_of_a_convolution_runs_along_the_axis_that_it_did(dims: str) -> None:
+    numbers = "0.1, 0.5" if "2" in dims else "0.1"
+    rank = ",".join(["1"] * (dims == "1,1,1,1,1") + ["1", "2", "2", "2"])
+    model = onnx.parser.parse_model(
+        f'<ir_version: 9, opset_import: ["" : 18]> g (uint8[1,1,3,3] x) => (float[{rank}] y) '
+        f"<uint8[2,1,2,2] w = {{1, 2, 3, 4, 5, 6, 7, 8}}, float[{dims}] s = {{{numbers}}}> "
+        "{ h = ConvInteger (x, w) r = Cast <to = 1> (h) y = Mul (r, s) }"
+    )
+    x = {"x": np.arange(9, dtype=np.uint8).reshape(1, 1, 3, 3)}
+    want = infer(model, x)["y"]
+    found = normalize(model).graph
+    np.testing.assert_allclose(infer(to_onnx(found), x)["y"], want, rtol=1e-5)
+    folded = dims in ("1,2,1,1", "2,1,1", "1")
+    assert any(node.op == "Mul" for node in found.nodes) != folded
+
+
+@pytest.mark.parametrize(("axis", "opset"), [(1, 12), (-2, 12), (2, 12), (1, 13), (-1, 11)])
+@pytest.mark.parametrize("batch", ["2", "N"])
+def test_a_quantised_softmax_is_over_the_axes_that_it_was(
+    axis: int, opset: int, batch: str
+) -> None:
+    text = (
+        f'<ir_version: 9, opset_import: ["" : 18, "com.microsoft" : 1]> g (float[{batch},3,4] x) '
+        f"=> (float[{batch},3,4] y) <float s = {{0.02}}, uint8 z = {{128}}, "
+        "float t = {0.00390625}, uint8 o = {0}> { q = QuantizeLinear (x, s, z) "
+        f"r = com.microsoft.QLinearSoftmax <axis = {axis}, opset = {opset}> (q, s, z, t, o) "
+        "y = DequantizeLinear (r, t, o) }"
+    )
+    model = onnx.parser.parse_model(text)
+    x = {"x": np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)}
+    want = infer(model, x)["y"]
+    have = infer(to_onnx(normalize(model).graph), x)["y"]
+    np.testing.assert_allclose(have, want, atol=0.004)
+
+
 def test_an_operator_that_is_not_read_is_named() -> None:
     model = parse(
         "p = QuantizeLinear (x, s, z) y = com.microsoft.QLinearWhere (p, p, s, z, p, s, z, s, z)",

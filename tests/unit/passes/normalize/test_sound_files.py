@@ -132,6 +132,17 @@ def test_a_batch_at_which_integers_are_divided_by_zero_is_left_out() -> None:
     assert "Mod" in [n.op for n in found.graph.nodes]
 
 
+def test_a_vector_of_scales_keeps_its_axis() -> None:
+    """Logits [keys, queries] that are quantised by head are not turned."""
+    body = (
+        "s = Constant <value_floats = [0.05, 0.1]> () t = Transpose <perm = [0, 1, 3, 2]> (x) "
+        "l = MatMul (x, t) z = Constant <value = uint8[2] {100, 120}> () "
+        "q = QuantizeLinear <axis = 1> (l, s, z) d = DequantizeLinear <axis = 1> (q, s, z) "
+        "p = Softmax <axis = 2> (d) y = MatMul (t, p)"
+    )
+    agrees(parse(body, "float[2,2,5,4] x"), 2, 2, 5, 4)
+
+
 # ---- old opsets ----------------------------------------------------------------------------------
 
 
@@ -203,6 +214,54 @@ def test_resize_samples_where_it_did(mode: str, scale: float) -> None:
         for m in (model, to_known_opset(model)[0])
     )
     np.testing.assert_allclose(have, want, atol=1e-6)
+
+
+TO_SIZE = (
+    "d = Shape (x) f = Cast <to = 1> (d) i = Constant <value = int64[2] {2, 3}> () "
+    "h = Gather (f, i) t = Constant <value = float[2] {%s}> () r = Div (t, h) "
+    "o = Constant <value = float[2] {1.0, 1.0}> () s = Concat <axis = 0> (o, r) "
+    'y = Resize <mode = "nearest"> (x, s)'
+)
+
+
+@pytest.mark.parametrize("batch", ["2", "N"])
+@pytest.mark.parametrize("size", ["3.0, 3.0", "8.0, 7.0", "8.0, 5.0"])
+def test_resize_to_a_size_samples_where_it_did(size: str, batch: str) -> None:
+    """Its scales are computed."""
+    agrees(parse(TO_SIZE % size, f"float[{batch},2,5,5] x", 10), 2, 2, 5, 5)
+
+
+@pytest.mark.parametrize(
+    ("scales", "dims"), [("0.5, 1.5", "5,5"), ("1.0, 0.6", "5,5"), ("2.0, 1.0", "5,5")]
+)
+def test_resize_of_one_axis_samples_where_it_did(scales: str, dims: str) -> None:
+    body = (
+        f"s = Constant <value = float[4] {{1.0, 1.0, {scales}}}> () "
+        'y = Resize <mode = "nearest"> (x, s)'
+    )
+    agrees(parse(body, f"float[1,2,{dims}] x", 10), 1, 2, 5, 5)
+
+
+def test_resize_that_rounds_in_two_ways_is_named() -> None:
+    body = (
+        "s = Constant <value = float[4] {1.0, 1.0, 0.6, 1.5}> () "
+        'y = Resize <mode = "nearest"> (x, s)'
+    )
+    with pytest.raises(ModelError, match="Resize 'y' makes one axis longer and another"):
+        normalize(parse(body, "float[1,2,5,5] x", 10))
+
+
+def test_resize_by_what_is_not_known_is_named() -> None:
+    with pytest.raises(ModelError, match="computes its scales") as error:
+        normalize(parse(TO_SIZE % "8.0, 8.0", "float[1,2,H,5] x", 10), shapes={"x": (1, 2, 9, 5)})
+    assert "opset 11" in str(error.value)
+    grows = parse((TO_SIZE % "18.0, 7.0").replace("Resize", "Upsample"), "float[1,2,H,5] x", 9)
+    assert normalize(grows, shapes={"x": (1, 2, 9, 5)}).graph.nodes
+
+
+@pytest.mark.parametrize("axis", ["", "<axis = 1>", "<axis = -2>", "<axis = 2>", "<axis = 0>"])
+def test_hardmax_finds_the_largest_of_the_axes_that_it_did(axis: str) -> None:
+    agrees(parse(f"y = Hardmax {axis} (x)", "float[2,3,4] x", 11), 2, 3, 4)
 
 
 def test_what_is_not_converted_is_named() -> None:
