@@ -361,7 +361,7 @@ class Ops(ABC):
         if not axes and attribute_of(node, "noop_with_empty_axes", 0):
             return data
         over = tuple(int(a) % rank for a in axes) if axes else tuple(range(rank))
-        keepdims = bool(attribute_of(node, "keepdims", 1))
+        keepdims = attribute_of(node, "keepdims", 1) == 1
         kind = node.op_type.removeprefix("Reduce")
         if data.there is None:
             values = numbers(node, self.opset, [h and h.value for h in given])
@@ -395,7 +395,7 @@ class Ops(ABC):
     def _best(self, node: onnx.NodeProto, given: list[Held | None]) -> list[Held]:
         data = given[0]
         assert data is not None
-        axis, keep = int(attribute_of(node, "axis", 0)), bool(attribute_of(node, "keepdims", 1))
+        axis, keep = int(attribute_of(node, "axis", 0)), attribute_of(node, "keepdims", 1) == 1
         there = _whole(data, (axis,), node)
         (value,) = numbers(node, self.opset, [data.value])
         return [kept(value, there if keep else np.squeeze(there, axis))]
