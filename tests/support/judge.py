@@ -80,6 +80,9 @@ def judge(
             raise WrongError(f"an error of more or less than a line: {text!r}") from error
         return Outcome("refused", text)
     source, reduced, normal = onnx.load(path), to_onnx(made.graph), to_onnx(made.dense)
+    for attribute in (a for node in source.graph.node for a in node.attribute):
+        if attribute.name == "keepdims" and attribute.i != 1:
+            attribute.i = 0  # as ONNX Runtime reads it; ONNX's reference differs
     try:
         feed = feed_for(source, batch)
         given = infer(_bare(source), feed)
