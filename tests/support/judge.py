@@ -100,7 +100,13 @@ def judge(
         found = infer(reduced, feed)
     except BROKEN as error:
         raise WrongError(f"does not run: {error}") from error
-    _check_finite(given, found)
+    merged = any("merge" in step.reducer.name for step in made.schedule.reductions)
+    try:
+        _check_finite(given, found)
+    except WrongError:
+        if merged and len(feed) > 1:  # a token is masked as the one it was merged into
+            return Outcome("ran", "a mask hides every token that is left")
+        raise
     if outputs == "restored":
         if any(found[name].shape != value.shape for name, value in given.items()):
             raise WrongError("a restored output has another shape")
