@@ -407,6 +407,9 @@ def _check_tainted(walk: Walk, node: gs.Node) -> None:
     mine = [(i, t) for i, t in enumerate(node.inputs) if t.name in walk.tainted]
     if not mine:
         return
+    orders = {d.order for _, t in mine for d in walk.dims(t) if d is not None and d.run is not None}
+    if len(orders) > 1:
+        raise BarrierError("joins tokens that bypass the block with others, in another order")
     roots = ax.roots(walk.space.axis)
     for operand, tensor in mine:
         axes = walk.facts.of(tensor)
