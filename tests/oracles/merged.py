@@ -315,10 +315,10 @@ def _rows(held: Held, rows: Array, tokens: Tokens, name: str) -> Array:
     """An output at these positions [B, K] of the token axis, if it has one."""
     value, there = held.value, held.full
     axes = [i for i, n in enumerate(value.shape) if i and n in (tokens.total, tokens.patches)]
-    if len(axes) > 1 and value.ndim == 3:
-        axes = axes[:1]
-    elif len(axes) > 1:
+    two = len(axes) > 1
+    if two and value.ndim > 3:
         raise InapplicableError(f"output {name}: tokens along two axes")
+    axes = axes[:1]
     if axes and value.ndim > 1:
         short = tokens.total - value.shape[axes[0]]
         if short and tokens.after:
@@ -326,6 +326,8 @@ def _rows(held: Held, rows: Array, tokens: Tokens, name: str) -> Array:
         index, axis = rows[:, short:] - short, axes[0]
         lead = batch_axis(value.shape, axis, len(rows))
         value, there = (taken(x, index, axis, lead) for x in (value, there))
+    if not there.all() and two:
+        raise InapplicableError(f"output {name}: tokens along two axes")
     if not there.all():
         raise MismatchError(f"{name}: some of it is made of tokens that left")
     return value
