@@ -90,6 +90,14 @@ class Method:
         check_schedule(self.analysis, made, self.outputs)
         return made
 
+    def composed(self, places: Sequence[Place]) -> tuple[Reduction, ...]:
+        """Its reductions at these places, unchecked.
+
+        Raises:
+            UsageError: the preset cannot be composed for them.
+        """
+        return _composed(self.text, self.preset, self.values, self.context, places).reductions
+
     def descend(self, keep: int) -> list[Place]:
         """The fewest steps, as early as they can be, down to so many patch tokens or few more.
 

@@ -1,0 +1,1 @@
+"""Schedules that are chosen by running them on images."""

@@ -1,0 +1,50 @@
+"""Levels of calibration: how many images, and how much is run on them.
+
+A level follows from the model's FLOPs, never from the clock, so that one input gives one plan on
+every machine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+LevelName = Literal["coarse", "medium", "fine"]
+
+
+@dataclass(frozen=True)
+class Level:
+    """How thorough a search is.
+
+    Attributes:
+        images: schedules are compared on at most.
+        look: images of the first look.
+        methods: that are left after it.
+        refine: methods around whose best shape is searched, in each of `rounds`.
+        promote: schedules that are run on more images.
+        moves: changes of the best schedule that are tried.
+    """
+
+    name: LevelName
+    images: int
+    look: int
+    methods: int
+    refine: int
+    rounds: int
+    promote: int
+    moves: int
+
+
+LEVELS: dict[LevelName, Level] = {
+    "coarse": Level("coarse", 6, 2, 2, 1, 1, 4, 4),
+    "medium": Level("medium", 12, 3, 3, 2, 1, 6, 8),
+    "fine": Level("fine", 16, 4, 4, 2, 2, 8, 16),
+}
+#: FLOPs of one image up to which a level is taken; a multiplication and an addition are two. ViT-S
+#: has 9 · 10⁹, ViT-B 35 · 10⁹, ViT-L 123 · 10⁹.
+_FINE, _MEDIUM = 12e9, 60e9
+
+
+def level_for(flops: float) -> Level:
+    """The level of a model of so many FLOPs an image."""
+    return LEVELS["fine" if flops <= _FINE else "medium" if flops <= _MEDIUM else "coarse"]
