@@ -1,9 +1,17 @@
-"""The methods that `auto` chooses among, and whose steps a profile has unless told otherwise."""
+"""The methods that `auto` chooses among."""
 
 from __future__ import annotations
 
-#: What `auto` tries with images, in order; without, the first that fits the model: losses
-#: of different methods cannot be compared then. `evit` keeps a trace of what leaves; where a fused
-#: token has no place (rotary tables, position bias, groups), `topk` drops it. `mctf` and `turbo`
-#: merge: they lost least of all presets on `zoo:glyphs`, step by step, at the price of more nodes.
-PORTFOLIO = ("evit", "topk", "mctf", "turbo")
+from tcompile.methods.presets import PRESETS
+
+#: What `auto` takes without images: the first that fits the model. What merges lost least of all on
+#: trained weights; where merged tokens have no place (rotary tables, position bias), `topk` drops.
+#: They are also what a profile is measured for unless told otherwise.
+PORTFOLIO = ("tome", "tofu", "evit", "topk")
+
+
+def weighed() -> list[str]:
+    """The presets that `auto` weighs on images: those of `PORTFOLIO` first, so that of equals they
+    are taken."""
+    others = [p.name for p in PRESETS if p.auto and p.name not in PORTFOLIO]
+    return [*PORTFOLIO, *others]

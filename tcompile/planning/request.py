@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 Keep = float | str | Fraction | None
 Objective = Literal["loss", "pomt"]
 LossKind = Literal["measured", "attention"]
+LevelName = Literal["coarse", "medium", "fine"]
+#: In place of calibration data: nothing is run on images, and a prior says what is lost.
+NO_IMAGES = "none"
 #: The method that is chosen by what it loses; the others are presets' names.
 AUTO = "auto"
 #: What a schedule calls its method where no token leaves and none was named.
@@ -38,7 +41,8 @@ class Asked(TypedDict, total=False):
     calibration: str | Path | None
     preprocess: str | None
     losses: LossKind
-    images: int
+    images: int | None
+    calibration_level: LevelName | None
     profile: str | Path | Profile | None
     batch: int
     threads: int | None
@@ -61,16 +65,19 @@ class Request:
         latency: ms that one batch may take on the target.
         max_drop: the most that may be lost on the calibration images: top-1 accuracy where they
             have labels, agreement with the dense model's top-1 where it has classes, else
-            1 − cosine.
+            1 − cosine or correlation of its outputs.
         method: `auto`, or a preset: `topk`, `evit:rate=0.7`, …
         schedule: instead of budgets and method.
         objective: `loss`: lose the least within the budgets; `pomt`: its utility picks one count;
             None: `loss` where there is something to solve.
-        calibration: images: .npz of the model's inputs, a folder, or a loader.py.
+        calibration: images: .npz of the model's inputs, a folder, or a loader.py; None: procedural
+            scenes, where there is something to solve; `none`: no images, but a prior.
         preprocess: how images are prepared for the model, in place of what it records: `imagenet`,
             `clip,size=336`, `mean=0.5,std=0.5`, …
         losses: what is looked at on them: `measured` outputs, or the cheaper `attention`.
-        images: how many of them sensitivities are measured on at most.
+        images: how many of them schedules are compared on at most; None: as the level says.
+        calibration_level: how much is run on them: `coarse`, `medium` or `fine`; None: by the
+            FLOPs of the model.
         profile: a profile, its file, `measure` or `model`; None: measured before, else whichever
             suits.
         batch: images in a run, where the model leaves it free.
@@ -92,7 +99,8 @@ class Request:
     calibration: str | Path | None = None
     preprocess: str | None = None
     losses: LossKind = "measured"
-    images: int = 16
+    images: int | None = None
+    calibration_level: LevelName | None = None
     profile: Any = None
     batch: int = 1
     threads: int | None = None
@@ -114,7 +122,7 @@ class Request:
     def _conflicts(self) -> Iterator[tuple[bool, str, str, str]]:
         """Options that need or exclude each other: (wrong, where, what, hint)."""
         pomt, given = self.objective == "pomt", self.schedule is not None
-        unseen = self.calibration is None
+        unseen = self.calibration in (None, NO_IMAGES)
         yield (
             self.max_drop is not None and unseen,
             "--max-drop",

@@ -34,6 +34,8 @@ class Preset:
         needs: of the model beyond what its scores need: `grid`, `frames`, `calibration`.
         published: settings of the paper, as `--method` takes them or in words.
         note: what it costs or how it deviates, in a line.
+        auto: whether `--method auto` weighs it: tokens leave for good within the tower, by what is
+            in the image, and at any site and count.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Preset:
     needs: tuple[str, ...] = ()
     published: str = ""
     note: str = ""
+    auto: bool = False
 
     def score_at(self, step: Step) -> Spec | None:
         """The score at a step."""

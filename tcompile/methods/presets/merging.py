@@ -112,6 +112,7 @@ MERGING: tuple[Preset, ...] = (
     Preset(
         name="tome",
         family="merge",
+        auto=True,
         summary="merge similar tokens in every block",
         formula="metric = mean_h K; even positions match odd ones by cosine, the r best pairs "
         "merge into their size-weighted mean; later logits += log size; pooling weighs by size",
@@ -144,6 +145,7 @@ MERGING: tuple[Preset, ...] = (
     Preset(
         name="pitome",
         family="merge",
+        auto=True,
         summary="merge tokens of high energy (many alike), protect the others",
         formula="E_i = mean_j f(cos(k_i,k_j) − m), m = margin·(1 − l/L), f = ELU or the paper's; "
         "parity: even against odd ranks of E; protected: only the 2r of highest E take part; r = "
@@ -179,6 +181,7 @@ MERGING: tuple[Preset, ...] = (
     Preset(
         name="tofu",
         family="merge",
+        auto=True,
         summary="drop similar tokens in early blocks, merge them in late ones, keeping their "
         "length",
         formula="ToMe's pairs; block < switch: the one that leaves is dropped; from there on "
@@ -199,6 +202,7 @@ MERGING: tuple[Preset, ...] = (
     Preset(
         name="turbo",
         family="merge",
+        auto=True,
         summary="merge similar tokens, but not those that CLS attends to",
         formula="edge = cos(k_a,k_b) − 30·alpha·beta^|gamma−l| · mean_h A[h,cls,a]; ToMe's merge",
         reference="Ju et al., Turbo: Informativity-Driven Acceleration Plug-In for "
@@ -221,6 +225,7 @@ MERGING: tuple[Preset, ...] = (
     Preset(
         name="mctf",
         family="merge",
+        auto=True,
         summary="merge tokens that are alike, matter little and stand for few, both ways",
         formula="edge = ((cos+1)/2) · (â_i â_j)^(1/20) · (ŝ_i ŝ_j)^(1/40), â = 1/mean_{h,q} A, ŝ "
         "= 1/size, over their maxima; r//2 pairs A→B, the rest B→A; weights a·s",
@@ -241,6 +246,7 @@ MIXED: tuple[Preset, ...] = (
     Preset(
         name="diffrate",
         family="prune, merge",
+        auto=True,
         summary="drop the least attended, merge the next into the most alike, by learned counts",
         formula="order by mean_h A[h,cls,j]; keep the first p_l; those after the first m_l merge "
         "into their argmax cos(x): plain mean, size += size·cos; later logits += log size",
@@ -259,6 +265,7 @@ MIXED: tuple[Preset, ...] = (
     Preset(
         name="zero-tprune",
         family="prune",
+        auto=True,
         summary="rank tokens by the graph of the attention, drop the alike and then the least",
         formula="s ← A^T s, 30, 5 or 1 times by depth, from CLS sqrt(N) and 1 else; s_j = rms "
         "over the heads with variance in [0.01, 0.7]; the half that is less important by one vote "
@@ -305,6 +312,7 @@ MIXED: tuple[Preset, ...] = (
     Preset(
         name="ficoco",
         family="merge",
+        auto=True,
         summary="spread the least informative tokens over those that they attend to, in late "
         "blocks",
         formula="score = 0.35·l2(logit[cls,j]) − 0.65·l2(mean_i logit[j,i]), the least of each 2 "

@@ -60,6 +60,7 @@ PRUNING: tuple[Preset, ...] = (
     Preset(
         name="topk",
         family="prune",
+        auto=True,
         summary="keep the tokens that matter most, drop the rest, once",
         formula="score_j = mean_h softmax(q_cls·K^T/sqrt d)[j]; keep the K best in their order",
         reference="Haurum et al., Which Tokens to Use? Investigating Token Reduction in Vision "
@@ -83,6 +84,7 @@ PRUNING: tuple[Preset, ...] = (
     Preset(
         name="evit",
         family="prune",
+        auto=True,
         summary="keep the most attended tokens, fuse the rest into one, at three depths",
         formula="c_j = mean_h A[h,cls,j]; keep K = ceil(rate·T) per stage, then one token "
         "sum_dropped c_j x_j (not renormalised)",
@@ -98,6 +100,7 @@ PRUNING: tuple[Preset, ...] = (
     Preset(
         name="pomt",
         family="prune",
+        auto=True,
         summary="drop once, early, by attention received and value mass; the mean of the rest "
         "stays",
         formula="a_j = sum_{q in patches} max_h A[h,q,j]; m = softmax over all N tokens of sum_d "
@@ -126,6 +129,7 @@ PRUNING: tuple[Preset, ...] = (
     Preset(
         name="ats",
         family="prune",
+        auto=True,
         summary="keep what CLS attends to, weighed by the length of the values",
         formula="score_j = sum_h A[h,cls,j] · ‖v_j‖_2, v over all heads; keep the K best",
         reference="Fayyaz et al., Adaptive Token Sampling for Efficient Vision Transformers, ECCV "
@@ -140,6 +144,7 @@ PRUNING: tuple[Preset, ...] = (
     Preset(
         name="as-vit",
         family="prune",
+        auto=True,
         summary="keep what CLS attends to, heads weighed by the context they carry",
         formula="score_j = sum_h A[h,cls,j] · ‖o_{h,j}‖ / sum_h' ‖o_{h',j}‖, of the block before",
         reference="Liu et al., Adaptive Sparse ViT: Towards Learnable Adaptive Token Pruning by "
@@ -155,6 +160,7 @@ PRUNING: tuple[Preset, ...] = (
     Preset(
         name="spatten",
         family="prune",
+        auto=True,
         summary="drop what received the least attention over all blocks so far, a few in each",
         formula="score_j = sum over blocks so far, heads and queries of A[h,q,j]; keep the K best",
         reference="Wang et al., SpAtten: Efficient Sparse Attention Architecture with Cascade "
@@ -167,6 +173,7 @@ PRUNING: tuple[Preset, ...] = (
     Preset(
         name="gtp",
         family="prune",
+        auto=True,
         summary="drop tokens in every block after spreading them over their neighbours",
         formula="score_j = max_h A[h,j,j] · max_h sum_q A[h,q,j]; x_k += alpha · Â_kp x_p for the "
         "p that leave, Â = D^-1/2 G D^-1/2, G = 8 neighbours in the grid and the 8 most similar",

@@ -20,7 +20,16 @@ Floats = npt.NDArray[np.float64]
 
 
 class Evaluator:
-    def __init__(self, graph: gs.Graph, analysis: Analysis, samples: Samples, outputs: str = "reduced", *, memory: int = 512 << 20, say: Progress = silent) -> None:
+    def __init__(
+        self,
+        graph: gs.Graph,
+        analysis: Analysis,
+        samples: Samples,
+        outputs: str = "reduced",
+        *,
+        memory: int = 512 << 20,
+        say: Progress = silent,
+    ) -> None:
         self.graph, self.analysis, self.samples, self.mode = graph, analysis, samples, outputs
         self.dense: Mapping[str, Any] = run_graph(graph, samples)
         self.known: dict[str, dict[int, Any]] = {}

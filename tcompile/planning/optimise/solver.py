@@ -95,13 +95,13 @@ def solve(
             f"no plan takes at most {latency_ms:.4g} ms: "
             f"the fastest takes {fastest.ms * links.ms:.4g} ms",
             where="--latency",
-            hint=f"ask for --latency {_rounded_up(fastest.ms * links.ms)} or more",
+            hint=f"ask for --latency {rounded_up(fastest.ms * links.ms)} or more",
         )
     path, gap = best_path(links, fastest, budget)
     return replace(plan_of(tables, path.counts(tables)), gap=gap * links.loss)
 
 
-def _rounded_up(ms: float) -> str:
+def rounded_up(ms: float) -> str:
     """Return the latency in three digits that is not below it, so that it can be asked for."""
     unit = 10.0 ** (math.floor(math.log10(ms)) - 2) if ms > 0 else 1.0
     return f"{math.ceil(ms / unit) * unit:.4g}"

@@ -104,13 +104,14 @@ class Tables:
 
 @dataclass(frozen=True)
 class Step:
-    """Tokens before and after, prefix included; ms of the reducer, and the loss."""
+    """Tokens before and after, prefix included; ms of the reducer, and the loss, where steps have
+    one of their own."""
 
     site: SiteName
     before: int
     after: int
     ms: float
-    loss: float
+    loss: float | None
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def plan_of(tables: Tables, counts: Sequence[int]) -> Plan:
         counts: by site, in order, on the grid; equal to the one before where no step is taken.
     """
     places = {site.place(tables.blocks): i for i, site in enumerate(tables.sites)}
-    at, steps = len(tables.counts) - 1, []
+    at, steps, losses = len(tables.counts) - 1, list[Step](), list[float]()
     costs = [tables.stem_ms]
     carried: tuple[list[int], list[int]] = ([], [])
     for block, half in product(range(tables.blocks), range(3)):
@@ -162,6 +163,7 @@ def plan_of(tables: Tables, counts: Sequence[int]) -> Plan:
             ms, loss = tables.reducer_ms[site][at, to], tables.loss[site][at, to]
             name, before, after = tables.sites[site].name, tables.counts[at], tables.counts[to]
             steps.append(Step(name, before, after, float(ms), float(loss)))
+            losses.append(float(loss))
         at = to
     costs += [float(tables.head_ms[at]), *(step.ms for step in steps)]
     return Plan(
@@ -170,7 +172,7 @@ def plan_of(tables: Tables, counts: Sequence[int]) -> Plan:
         tuple(carried[1]),
         tables.counts[at],
         fsum(costs),
-        fsum(step.loss for step in steps),
+        fsum(losses),
         tables.dense_ms,
     )
 

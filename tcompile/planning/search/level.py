@@ -7,9 +7,8 @@ every machine.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
-LevelName = Literal["coarse", "medium", "fine"]
+from tcompile.planning.request import LevelName
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,14 @@ class Level:
     rounds: int
     promote: int
     moves: int
+
+    def work(self, methods: int) -> float:
+        """Roughly how many images a search runs in all, for an estimate of the time that is left:
+        first shapes, their neighbours, promotions, changes."""
+        first = methods * 5 * self.look
+        around = self.rounds * min(self.refine, methods) * 7 * self.look
+        more = self.promote * self.images + methods * self.images
+        return first + around + more + self.moves * (self.look + self.images / 4)
 
 
 LEVELS: dict[LevelName, Level] = {

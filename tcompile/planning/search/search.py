@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from tcompile.core.errors import UsageError
+from tcompile.planning.optimise.solver import rounded_up
 from tcompile.planning.optimise.tables import Floats, Plan
 from tcompile.planning.search.level import Level
 from tcompile.planning.search.shapes import Shape, Step, Steps, first_shapes, neighbours
@@ -142,25 +143,13 @@ def _best_methods(run: _Search, methods: Sequence[int], most: int) -> list[int]:
 
 
 def _nothing_fits(space: Space) -> UsageError:
-    fastest = min(
-        space.plan(steps).latency_ms
-        for m in range(len(space.options))
-        for shape in first_shapes(space.options[0].tables.blocks)
-        if (steps := _fastest(space, m, shape)) is not None
-    )
+    fastest = space.fastest_ms()
     return UsageError(
         f"no plan takes at most {space.most_ms:.4g} ms: the fastest that was tried takes "
         f"{fastest:.4g} ms",
         where="--latency",
+        hint=f"ask for --latency {rounded_up(fastest)} or more",
     )
-
-
-def _fastest(space: Space, method: int, shape: Shape) -> Steps | None:
-    room = space.rooms[method]
-    if space.final is not None:
-        return room.steps(replace(shape, last=shape.first), space.final)
-    found = (room.steps(shape, count) for count in room.counts)
-    return next((s for s in found if s is not None), None)
 
 
 def _improve(run: _Search) -> None:
@@ -170,7 +159,9 @@ def _improve(run: _Search) -> None:
     moved = True
     while moved and left > 0:
         moved = False
-        for steps in _changes(run.space, best.steps, [w.steps for w in run.ranked(run.level.images)]):
+        for steps in _changes(
+            run.space, best.steps, [w.steps for w in run.ranked(run.level.images)]
+        ):
             if left <= 0:
                 break
             if steps in run.seen or not run.space.fits(steps):
@@ -198,9 +189,7 @@ def _changes(space: Space, steps: Steps, others: Sequence[Steps]) -> Iterator[St
                     yield moved
 
 
-def _by_another(
-    space: Space, steps: Steps, chosen: Iterable[int], method: int
-) -> Steps | None:
+def _by_another(space: Space, steps: Steps, chosen: Iterable[int], method: int) -> Steps | None:
     """Some of the steps taken by another method, in the same blocks to the same counts."""
     room, found, before = space.rooms[method], list(steps), space.rooms[method].counts[-1]
     taken = set(chosen)

@@ -82,7 +82,10 @@ class Room:
             if after is not None:
                 found.append(Step(self.method, at, after))
                 count = after
-        if not found or self.reached(self.sites[found[-1].site], tokens, final, limit=False) != count:
+        if (
+            not found
+            or self.reached(self.sites[found[-1].site], tokens, final, limit=False) != count
+        ):
             return None
         return tuple(found)
 
@@ -130,4 +133,3 @@ def neighbours(shape: Shape, blocks: int) -> Iterator[Shape]:
             yield replace(shape, bend=round(shape.bend * bend, 3))
     if shape.last - shape.first >= 2:
         yield replace(shape, stride=1 if shape.stride > 1 else 2)
-

@@ -16,7 +16,7 @@ from tcompile.methods.schedulers import Place
 from tcompile.passes.reduce.check import check_schedule
 from tcompile.planning.optimise import tables as optimise
 from tcompile.planning.optimise.tables import Plan
-from tcompile.planning.search.shapes import Room, Shape, Steps
+from tcompile.planning.search.shapes import Room, Shape, Steps, first_shapes
 from tcompile.planning.solve.method_tables import MethodTables
 
 #: Rounding of sums of latencies.
@@ -65,7 +65,7 @@ class Space:
             to = bisect_left(counts, step.after)
             ms = float(tables.reducer_ms[step.site][at, to])
             name = tables.sites[step.site].name
-            taken.append(optimise.Step(name, counts[at], step.after, ms, 0.0))
+            taken.append(optimise.Step(name, counts[at], step.after, ms, None))
             at = to
         costs += [float(tables.head_ms[at]), *(step.ms for step in taken)]
         return Plan(
@@ -105,6 +105,25 @@ class Space:
     def _first_fit(self, found: Sequence[Steps | None]) -> Steps | None:
         return next((s for s in found if s is not None and self.fits(s)), None)
 
+    def fastest_ms(self) -> float:
+        """The ms of the fastest schedule of the first shapes, whatever the budget."""
+        found = [
+            self.plan(steps).latency_ms
+            for room in self.rooms
+            for shape in first_shapes(room.blocks)
+            for steps in self._fewest(room, shape)
+        ]
+        return min(found, default=self.options[0].tables.dense_ms)
+
+    def _fewest(self, room: Room, shape: Shape) -> Sequence[Steps]:
+        """The steps of a shape down to the fewest tokens, or as early as can be."""
+        if self.final is not None:
+            lasts = range(shape.first, shape.last + 1)
+            made = (room.steps(replace(shape, last=last), self.final) for last in lasts)
+        else:
+            made = (room.steps(shape, count) for count in room.counts)
+        return [s for s in made if s is not None][:1]
+
     def schedule(self, steps: Steps, notes: Sequence[str] = ()) -> Schedule:
         """The schedule of steps, of one method or of several.
 
@@ -114,8 +133,7 @@ class Space:
         methods = [self.options[s.method].method for s in steps]
         prefix = self.options[0].tables.prefix
         places = [
-            Place(self.options[s.method].tables.sites[s.site].name, s.after - prefix)
-            for s in steps
+            Place(self.options[s.method].tables.sites[s.site].name, s.after - prefix) for s in steps
         ]
         return joined(methods, places, notes)
 

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tcompile.core.errors import UsageError
+from tcompile.core.schedule import Schedule
 from tcompile.passes.reduce.reducers.common import TOPK_LIMIT
 from tcompile.planning.optimise.chain import Limits
 from tcompile.planning.optimise.solver import solve
@@ -72,12 +73,29 @@ class MethodPlan:
     Attributes:
         option, plan: the method, and its plan.
         reason, why: where the plan takes no step: why.
+        made: its schedule, where its steps may be of several methods.
     """
 
     option: MethodTables
     plan: Plan
     reason: Reason = "budget"
     why: str = ""
+    made: Schedule | None = None
+
+    @property
+    def method(self) -> str:
+        """The method, or the methods, by name."""
+        return self.option.method.text if self.made is None else self.made.method
+
+    def schedule(self, notes: Sequence[str] = ()) -> Schedule:
+        """The schedule to follow, with more notes.
+
+        Raises:
+            UsageError: the reducer cannot do the steps one after another.
+        """
+        if self.made is None:
+            return self.option.schedule(self.plan, notes)
+        return replace(self.made, notes=(*notes, *self.made.notes))
 
 
 def ends_of(option: MethodTables, budget: Budget) -> Ends:
@@ -190,6 +208,24 @@ def best_of_all(
     if not found:
         raise reasons[0]
     return _least_loss(found), found
+
+
+def allowed_ms(options: Sequence[MethodTables], budget: Budget) -> float:
+    """The ms that the best of several methods may take: the budget of latency, and with a share of
+    tokens what the fastest takes in the usual place; where a prediction cannot tell whether that
+    saves anything, what any of them takes there.
+
+    Raises:
+        UsageError: none can come down to so few tokens.
+    """
+    most = math.inf if budget.latency_ms is None else budget.latency_ms
+    if budget.final is None:
+        return most
+    usual = _usual(options, budget)
+    fastest = min(ms for _, ms in usual)
+    if fastest >= usual[0][0].plan.dense_ms * (1 - budget.band):
+        fastest = max(ms for _, ms in usual)
+    return min(fastest * (1 + _ROUNDING), most)
 
 
 def _least_loss(plans: Sequence[MethodPlan]) -> MethodPlan:

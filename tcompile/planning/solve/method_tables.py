@@ -10,28 +10,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from tcompile._version import __version__
-from tcompile.core.cache import cached
 from tcompile.core.errors import UsageError
-from tcompile.core.model_files import describe_source
 from tcompile.core.progress import Progress
 from tcompile.core.schedule import Schedule
 from tcompile.methods.method import OWN_SCHEDULE, Method, method_for
-from tcompile.methods.portfolio import PORTFOLIO
+from tcompile.methods.portfolio import PORTFOLIO, weighed
 from tcompile.methods.schedulers import Place
 from tcompile.passes.stages import Analysed
 from tcompile.planning.constraints import site_constraints
 from tcompile.planning.losses.attention_mass import attention_losses
-from tcompile.planning.losses.base import SCHEMA, SiteLosses
-from tcompile.planning.losses.data import Calibration, read_calibration, split
-from tcompile.planning.losses.sensitivity import measured_losses
+from tcompile.planning.losses.data import Calibration
 from tcompile.planning.optimise.prior import prior_loss
 from tcompile.planning.optimise.tables import Floats, Plan, StepFunction, Tables
 from tcompile.planning.remedy import planned_remedy
@@ -75,9 +68,9 @@ class MethodTables:
         return self.method.schedule(places, notes)
 
 
-def methods_for(model: Analysed, request: Request) -> list[Method]:
-    """The methods that are to be planned; with images that outputs are compared on, `auto` tries
-    several.
+def methods_for(model: Analysed, request: Request, *, calibrated: bool) -> list[Method]:
+    """The methods that are to be planned. On images, `auto` weighs all that fit the model; without,
+    it takes the first that fits, since priors of different methods cannot be compared.
 
     Raises:
         UsageError: one that was named cannot be planned on the model; or none of `auto` can.
@@ -96,7 +89,7 @@ def methods_for(model: Analysed, request: Request) -> list[Method]:
             raise UsageError(error.what, where=f"--method {text}", hint=hint) from error
     found: list[Method] = []
     reasons: list[UsageError] = []
-    for name in PORTFOLIO:
+    for name in weighed() if calibrated else PORTFOLIO:
         try:
             found.append(method_for(model.analysis, constraints, name, request.outputs))
         except UsageError as error:
@@ -104,8 +97,33 @@ def methods_for(model: Analysed, request: Request) -> list[Method]:
     if not found:
         hint = planned_remedy(model, text, request.outputs)
         raise UsageError(reasons[-1].what, where=f"--method {text}", hint=hint) from reasons[-1]
-    several = request.calibration is not None and request.losses == "measured"
-    return found if several else found[:1]
+    return found if calibrated else found[:1]
+
+
+def tables_on_one_grid(
+    graph: gs.Graph, methods: Sequence[Method], profile: Profile, *, least: int | None, eps: float
+) -> list[MethodTables]:
+    """Several methods with their latencies, all at the same counts, so that steps of one can follow
+    those of another. Losses are 0: schedules are run instead.
+
+    Args:
+        least, eps: see `counts_for`; 0: the profile has no plateaus, and any count is as good.
+
+    Raises:
+        UsageError: the profile lacks a part of the model, or a method's steps.
+    """
+    layouts = [layout_of(graph, method) for method in methods]
+    pairs = list(zip(layouts, methods, strict=True))
+    grids = [counts_for(profile, *pair, eps=eps, least=least) for pair in pairs]
+    counts = tuple(sorted(set().union(*grids)))
+
+    def nothing(site: str, before: Ints, after: Ints) -> float:
+        return 0.0
+
+    return [
+        MethodTables(method, tables_for(profile, layout, method, nothing, counts), "")
+        for layout, method in pairs
+    ]
 
 
 def method_tables(
@@ -148,7 +166,7 @@ def counts_for(
     all_counts.append(shape.tokens)
     curves = [c for c in _curves(profile, layout, method).values() if len(c.points) > 1]
     found = set(grid(all_counts, [c.at(all_counts) for c in curves], align=_ALIGN, eps=eps))
-    if grain > 1 or shape.tokens <= 8 * _ALIGN:
+    if grain > 1 or shape.tokens <= 8 * _ALIGN or not eps:
         found |= set(all_counts[:: max(len(all_counts) // 200, 1)]) | {shape.tokens}
     if least is not None:
         patches = math.ceil((max(least, first) - shape.prefix) / grain) * grain
@@ -236,35 +254,13 @@ def _missing(profile: Profile, what: str, options: str = "") -> UsageError:
     )
 
 
-#: Shares of the patches that single steps are measured at; between them losses are interpolated.
+#: Shares of the patches that losses are known at; between them they are interpolated.
 SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
-#: Sites that are measured at most, evenly spread, the first and the last among them; the others lie
-#: between them in depth.
-SITES = 8
-#: The kind of their entries in the cache.
-KIND = "losses"
 #: Where losses come from that nothing was measured for.
 PRIOR = "a documented prior, not a measurement"
 
 
-def images_for(source: str, request: Request) -> tuple[Calibration, Calibration]:
-    """The calibration images of a request: those to plan with, and those to check on.
-
-    Half are to plan with, at most `request.images`; all others are to check on.
-
-    Raises:
-        UsageError: they cannot be read, or are fewer than two.
-    """
-    assert request.calibration is not None
-    data = read_calibration(source, request.calibration, request.preprocess)
-    fit, check = split(data, request.seed)
-    if len(fit) > request.images:
-        words = f"{request.images} of {data.samples.source} to plan with (seed {request.seed})"
-        fit = fit.rows(np.arange(request.images), words)
-    return fit, check
-
-
-def prior_of(method: Method, words: str = f"{PRIOR} (no --calibration)") -> Losses:
+def prior_of(method: Method, words: str = PRIOR) -> Losses:
     """The losses without calibration images."""
     shape = method.context.shape
     step = prior_loss(
@@ -273,54 +269,14 @@ def prior_of(method: Method, words: str = f"{PRIOR} (no --calibration)") -> Loss
     return step, words
 
 
-def losses_on(
-    model: Analysed, request: Request, images: Calibration, say: Progress, method: Method
-) -> Losses:
-    """The losses of a method on images; measured once, then cached."""
-    measure = {"measured": measured_losses, "attention": attention_losses}[request.losses]
+def losses_on(images: Calibration, graph: gs.Graph, say: Progress, method: Method) -> Losses:
+    """The losses of a method by the attention of one dense pass on images."""
     shape = method.context.shape
-    spread = np.linspace(0, len(method.sites) - 1, min(SITES, len(method.sites)))
-    sites = [method.sites[i] for i in sorted({round(x) for x in spread})]
     few = [shape.prefix + max(round(s * shape.patches), 1) for s in SHARES]
-    names = [site.name for site in sites]
 
-    def make() -> dict[str, Any]:
-        def progress(text: str) -> None:
-            say(f"{method.preset.name}: {text}")
+    def progress(text: str) -> None:
+        say(f"{method.preset.name}: {text}")
 
-        made = measure(model.graph, method, sites, few, images.samples, progress=progress)
-        return made.to_json()
-
-    key = losses_key(model.source, method.text, images.digest, names, few, request)
-    found = SiteLosses.from_json(cached(KIND, key, make, SiteLosses.from_json))
+    found = attention_losses(graph, method, method.sites, few, images.samples, progress=progress)
     words = f"{found.unit}, {found.kind} on {found.images} images ({found.source})"
     return found.step(), words
-
-
-def losses_key(
-    model: str | Path,
-    method: str,
-    digest: str,
-    sites: Sequence[str],
-    counts: Sequence[int],
-    request: Request,
-) -> dict[str, Any]:
-    """All that losses depend on, as JSON values.
-
-    Args:
-        method: as in `--method`, parameters included.
-        digest: of the calibration data.
-    """
-    return {
-        "schema": SCHEMA,
-        "version": __version__,
-        "model": describe_source(model).digests,
-        "method": method,
-        "data": digest,
-        "sites": list(sites),
-        "counts": sorted(set(counts)),
-        "kind": request.losses,
-        "outputs": request.outputs,
-        "seed": request.seed,
-        "bound": {**request.bound, "tower": request.tower},
-    }

@@ -53,22 +53,27 @@ _POINTS = 40
 
 
 def fastest_within(
-    options: Sequence[MethodTables], budget: Budget, most: float, trial: Trial
+    plans: Sequence[MethodPlan], dense: MethodTables, budget: Budget, most: float, trial: Trial
 ) -> tuple[MethodPlan, Drop | None]:
     """The fastest plan whose drop on the images is at most `most`, for certain as far as they tell.
 
     The dense model where no other plan is.
 
+    Args:
+        plans: from the least loss to the most, each faster than the one before; one may be solved
+            when it is asked for.
+        dense: any method, for the dense model.
+
     Raises:
         UsageError: with a latency or a share of tokens besides: no plan keeps to both.
     """
-    plans, tables = _by_loss(options, budget), options[0].tables
+    tables = dense.tables
     if not plans:
         why = (
             f"no plan is predicted to be faster than the dense model's {tables.dense_ms:.4g} ms "
             f"by more than {budget.band:.0%}"
         )
-        return dense_plan_of(options[0], "drop", why), None
+        return dense_plan_of(dense, "drop", why), None
     tries = math.ceil(math.log2(len(plans) + 1))
     confidence = 1 - (1 - CONFIDENCE) / tries
     best: tuple[MethodPlan, Drop] | None = None
@@ -77,8 +82,8 @@ def fastest_within(
     while low <= high:
         middle = (low + high) // 2
         one = plans[middle]
-        trial.say(f"trying {one.plan.latency_ms:.4g} ms with {one.option.method.text}")
-        drop = trial.drop(one.option.schedule(one.plan), confidence)
+        trial.say(f"trying {one.plan.latency_ms:.4g} ms with {one.method}")
+        drop = trial.drop(one.schedule(), confidence)
         if drop.upper <= most:
             best, low = (one, drop), middle + 1
         else:
@@ -101,7 +106,7 @@ def fastest_within(
         raise UsageError(
             why + within, where="--max-drop", hint="allow more latency or drop, or give more images"
         )
-    return dense_plan_of(options[0], "drop", why), nearest
+    return dense_plan_of(dense, "drop", why), nearest
 
 
 def check_enough(model: Analysed, images: Calibration, most: float, say: Progress) -> None:
@@ -133,7 +138,7 @@ def check_enough(model: Analysed, images: Calibration, most: float, say: Progres
     )
 
 
-def _by_loss(options: Sequence[MethodTables], budget: Budget) -> list[MethodPlan]:
+def by_loss(options: Sequence[MethodTables], budget: Budget) -> list[MethodPlan]:
     """Plans of all methods' fronts that no other beats, from the least loss to the most."""
     found: list[MethodPlan] = []
     reason: UsageError | None = None

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from tcompile.core.errors import UsageError
 from tcompile.core.progress import Progress, silent
@@ -14,12 +15,14 @@ from tcompile.methods.composition import parse_keep
 from tcompile.methods.method import Method, method_for
 from tcompile.passes.stages import Analysed
 from tcompile.planning.constraints import site_constraints
-from tcompile.planning.losses.data import Calibration
 from tcompile.planning.losses.drop import Drop
 from tcompile.planning.method_schedule import checked_schedule, schedule_for
 from tcompile.planning.optimise.solver import front
-from tcompile.planning.optimise.tables import plateau_of
-from tcompile.planning.request import AUTO, NO_METHOD, Request
+from tcompile.planning.optimise.tables import Plan, plateau_of
+from tcompile.planning.request import AUTO, NO_IMAGES, NO_METHOD, Request
+from tcompile.planning.search.evidence import Evidence, Runs, evidence_for
+from tcompile.planning.search.plans import PlansByLatency, searched
+from tcompile.planning.search.screen import screened
 from tcompile.planning.solve.budgets import (
     Budget,
     MethodPlan,
@@ -33,15 +36,16 @@ from tcompile.planning.solve.method_tables import (
     PRIOR,
     Losses,
     MethodTables,
-    images_for,
     losses_on,
     method_tables,
     methods_for,
     prior_of,
+    tables_on_one_grid,
 )
 from tcompile.planning.solve.on_images import (
     Trial,
     accuracies,
+    by_loss,
     check_enough,
     fastest_within,
     most_useful,
@@ -60,7 +64,7 @@ from tcompile.planning.solve.plan_report import (
     prediction_note,
     solved_outcome,
 )
-from tcompile.profiling.profile import Profile
+from tcompile.profiling.profile import Profile, read_profile
 from tcompile.targets import Target
 
 
@@ -69,8 +73,8 @@ def schedule_for_request(
 ) -> tuple[Schedule, PlanReport | FixedPlan]:
     """The schedule to follow, how it was solved or whose it is, and why it keeps what it keeps.
 
-    What is asked → the methods it is asked of → a profile of them → losses, tables, the solver and
-    the report (`solve_request`).
+    What is asked → the methods it is asked of → those that lose least at first sight → a profile of
+    them → whole schedules on images, or tables and the solver → the report (`solve_request`).
 
     Raises:
         UsageError: no budget or two, no plan within them, an illegal site, a schedule for another
@@ -79,20 +83,59 @@ def schedule_for_request(
     fixed = _fixed_schedule(model, request)
     if fixed is not None:
         return _fixed_plan(model, request, fixed)
+    evidence = _evidence(model, request, say)
     try:
-        methods = methods_for(model, request)
+        methods = methods_for(model, request, calibrated=evidence is not None)
     except UsageError:
         if request.method != AUTO or request.keep is None:
             raise
         # What topk says of the model is more to the point than that nothing can be planned.
         own = schedule_for(model, request.keep, "topk", request.outputs, asked=AUTO)
         return _fixed_plan(model, request, own)
-    images = _images(model, request, say)  # before minutes are spent on measuring
+    runs: Runs | None = None
+    if evidence is not None and request.losses == "measured" and request.objective != "pomt":
+        runs = Runs(model, request, evidence, say)
+        known = _known_to(request.profile, methods)
+        methods = screened(known, runs, _final(model, request))  # before any of them is timed
     profile = profile_for(model, methods, target, request, precision, say)
-    report = solve_request(model, request, methods, profile, say, images)
+    report = solve_request(model, request, methods, profile, say, evidence, runs)
     if not report.schedule.reductions and request.method == AUTO:
         report = replace(report, schedule=replace(report.schedule, method=NO_METHOD))
     return report.schedule, report
+
+
+def _evidence(model: Analysed, request: Request, say: Progress) -> Evidence | None:
+    """The images of a request; None: it has none.
+
+    Raises:
+        UsageError: they cannot be read, or cannot show what is asked.
+    """
+    if request.calibration not in (None, NO_IMAGES):
+        say("reading the calibration images")
+    found = evidence_for(model, request)
+    if request.max_drop is not None:
+        assert found is not None
+        assert found.check is not None  # `Request` demands a person's own
+        check_enough(model, found.check, request.max_drop, say)
+    return found
+
+
+def _known_to(profile: object, methods: list[Method]) -> list[Method]:
+    """The methods that a profile which was given has steps of; all, where it has none."""
+    given = profile if isinstance(profile, Profile) else None
+    if isinstance(profile, str | Path) and profile not in ("measure", "model"):
+        given = read_profile(profile)
+    if given is None:
+        return methods
+    return [m for m in methods if m.key in given.reducers] or methods
+
+
+def _final(model: Analysed, request: Request) -> int | None:
+    """Whole tokens that are asked to be left."""
+    if request.keep is None:
+        return None
+    shape = model.analysis.shape
+    return math.ceil(parse_keep(request.keep) * shape.patches) + shape.prefix
 
 
 def _fixed_schedule(model: Analysed, request: Request) -> Schedule | None:
@@ -133,45 +176,34 @@ def _fixed_plan(model: Analysed, request: Request, made: Schedule) -> tuple[Sche
     return made, FixedPlan(outcome, budget_of(request))
 
 
-def _images(
-    model: Analysed, request: Request, say: Progress
-) -> tuple[Calibration, Calibration] | None:
-    """The calibration images of a request, to plan with and to check on; None: it has none.
-
-    Raises:
-        UsageError: they cannot be read, or cannot show what is asked.
-    """
-    if request.calibration is None:
-        return None
-    say("reading the calibration images")
-    fit, check = images_for(model.source, request)
-    if request.max_drop is not None:
-        check_enough(model, check, request.max_drop, say)
-    return fit, check
-
-
 def solve_request(
     model: Analysed,
     request: Request,
     methods: Sequence[Method],
     profile: Profile,
     say: Progress,
-    images: tuple[Calibration, Calibration] | None = None,
+    evidence: Evidence | None = None,
+    runs: Runs | None = None,
 ) -> PlanReport:
     """The schedule of a request, by a profile.
 
     Args:
-        images: to plan with and to check on, where the request has any.
+        evidence: images to plan with and to check on, where the request has any.
+        runs: whole schedules on them; None: losses are those of a table.
 
     Raises:
         UsageError: no plan keeps to the budgets, or the profile is of another model.
     """
-    budget, trial = _budget(model, request, profile), None
-    losses: Callable[[Method], Losses] = prior_of
-    if images is not None:
-        fit, check = images
-        losses = partial(losses_on, model, request, fit, say)
-        trial = Trial(model, check, request.outputs, say)
+    budget = _budget(model, request, profile)
+    if runs is not None:
+        assert evidence is not None
+        return _searched(model, request, methods, profile, budget, evidence, runs)
+    trial: Trial | None = None
+    losses: Callable[[Method], Losses] = partial(prior_of, words=_why_prior(request))
+    if evidence is not None:
+        losses = partial(losses_on, evidence.fit, model.graph, say)
+        if evidence.check is not None:
+            trial = Trial(model, evidence.check, request.outputs, say)
     if request.objective == "pomt":  # Its utility looks at no losses.
         words = f"{PRIOR}; the count was picked by accuracy on images"
         losses = partial(prior_of, words=words)
@@ -186,11 +218,44 @@ def solve_request(
         best = _by_utility(model, request, options[0], trial)
     elif request.max_drop is not None:
         assert trial is not None
-        best, drop = fastest_within(options, budget, request.max_drop, trial)
+        best, drop = fastest_within(
+            by_loss(options, budget), options[0], budget, request.max_drop, trial
+        )
     else:
         best, each = best_of_all(options, budget)
         return _report(request, best, each, profile, budget, drop)
     return _report(request, best, [best], profile, budget, drop)
+
+
+def _why_prior(request: Request) -> str:
+    """The losses without images, and why there are none."""
+    if request.calibration == NO_IMAGES:
+        return f"{PRIOR} (--calibration none)"
+    return f"{PRIOR} (no images can be drawn for this model: give some, --calibration)"
+
+
+def _searched(
+    model: Analysed,
+    request: Request,
+    methods: Sequence[Method],
+    profile: Profile,
+    budget: Budget,
+    evidence: Evidence,
+    runs: Runs,
+) -> PlanReport:
+    """The schedule that loses least on images, within the budgets."""
+    options = tables_on_one_grid(model.graph, methods, profile, least=budget.final, eps=budget.eps)
+    try:
+        if request.max_drop is None:
+            found = searched(options, budget, runs)
+            return _report(request, found.best, found.each, profile, budget, None, found.front)
+        assert evidence.check is not None
+        trial = Trial(model, evidence.check, request.outputs, runs.say)
+        plans = PlansByLatency(options, budget, runs)
+        best, drop = fastest_within(plans, options[0], budget, request.max_drop, trial)
+    finally:
+        runs.save()
+    return _report(request, best, [best], profile, budget, drop, (best.plan,))
 
 
 def _budget(model: Analysed, request: Request, profile: Profile) -> Budget:
@@ -224,20 +289,26 @@ def _report(
     profile: Profile,
     budget: Budget,
     drop: Drop | None,
+    shown: tuple[Plan, ...] | None = None,
 ) -> PlanReport:
-    """All that is told of the best plan."""
+    """All that is told of the best plan.
+
+    Args:
+        shown: plans that no other beats in both latency and loss; None: solved for.
+    """
     option, plan, kind = best.option, best.plan, profile.kind
     notes = []
     if kind == "modelled":
         notes.append("planned from a modelled profile, not from a measurement")
     if plan.steps and (note := prediction_note(kind, plan.latency_ms, plan.dense_ms)):
         notes.append(note + next_step_down(option, plan, budget.band))
-    try:
-        shown = front(option.tables, limits_of(option, budget))
-    except UsageError:
-        shown = ()
+    if shown is None:
+        try:
+            shown = front(option.tables, limits_of(option, budget))
+        except UsageError:
+            shown = ()
     return PlanReport(
-        option.schedule(plan, notes),
+        best.schedule(notes),
         plan,
         profile.words,
         kind,
@@ -245,7 +316,7 @@ def _report(
         solved_outcome(request, best, profile, budget),
         plateau_of(option.tables, plan, budget.eps),
         shown,
-        tuple(Tried(c.option.method.text, c.plan.latency_ms, c.plan.loss) for c in each),
+        tuple(Tried(c.method, c.plan.latency_ms, c.plan.loss) for c in each),
         drop,
         tuple(zip(option.tables.counts, map(float, whole_latency(option.tables)), strict=True)),
         budget_of(request),

@@ -1,0 +1,167 @@
+"""Images that a request is planned with, and what ran on them.
+
+Where a person gives none, they are procedural scenes (`runtime.scenes`), which rank schedules as
+photos do; what is said of a plan names them. One's own images always say more.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from tcompile._version import __version__
+from tcompile.analysis.flops import batch_size, graph_flops
+from tcompile.core.cache import digest_of, keep, kept
+from tcompile.core.errors import UsageError
+from tcompile.core.model_files import describe_source
+from tcompile.core.progress import Progress
+from tcompile.core.schedule import Schedule
+from tcompile.passes.stages import Analysed
+from tcompile.planning.losses.data import Calibration, read_calibration, split
+from tcompile.planning.losses.distance import unit
+from tcompile.planning.losses.evaluate import Evaluator
+from tcompile.planning.optimise.tables import Floats
+from tcompile.planning.request import NO_IMAGES, Request
+from tcompile.planning.search.level import LEVELS, Level, level_for
+from tcompile.runtime.scenes import scenes_for
+from tcompile.runtime.signature import signature
+
+#: The kind of entries in the cache.
+KIND = "losses"
+#: Added to a request's seed, so that nothing is planned with the scenes that fidelity is shown on.
+_SEED = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """Images to plan with.
+
+    Attributes:
+        fit: to plan with.
+        check: to check on, where a person gave images.
+        level: how much is run on them.
+    """
+
+    fit: Calibration
+    check: Calibration | None
+    level: Level
+
+
+def evidence_for(model: Analysed, request: Request) -> Evidence | None:
+    """The images of a request: those it names, else scenes; None where it wants none, or where the
+    model takes no images, so that none can be drawn.
+
+    Half of a person's images are to plan with, at most as many as the level says; all others are to
+    check on.
+
+    Raises:
+        UsageError: they cannot be read, or are fewer than two.
+    """
+    if request.calibration == NO_IMAGES:
+        return None
+    named = request.calibration_level
+    flops = graph_flops(model.graph) / batch_size(model.graph)
+    level = level_for(flops) if named is None else LEVELS[named]
+    most = level.images if request.images is None else request.images
+    if request.calibration is None:
+        drawn = signature(model.source).prepared(request.preprocess)
+        scenes = scenes_for(drawn, count=most, seed=request.seed + _SEED)
+        if not scenes.scenes:
+            return None
+        fit, check = Calibration.of(scenes, None), None
+    else:
+        data = read_calibration(model.source, request.calibration, request.preprocess)
+        fit, check = split(data, request.seed)
+        if len(fit) > most:
+            words = f"{most} of {data.samples.source} to plan with (seed {request.seed})"
+            fit = fit.rows(np.arange(most), words)
+    level = replace(level, images=len(fit), look=min(level.look, len(fit)))
+    return Evidence(fit, check, level)
+
+
+class Runs:
+    """Losses of whole schedules on the images of a request, each run once and kept by content.
+
+    Nothing runs, not even the dense model, for what was run before.
+    """
+
+    def __init__(self, model: Analysed, request: Request, evidence: Evidence, say: Progress):
+        self.model, self.request, self.level, self.say = model, request, evidence.level, say
+        self.samples = evidence.fit.samples
+        self.key = {
+            "version": __version__,
+            "model": describe_source(model.source).digests,
+            "data": evidence.fit.digest,
+            "outputs": request.outputs,
+            "bound": {**request.bound, "tower": request.tower},
+        }
+        found = kept(KIND, self.key, _check)
+        self.known: dict[str, list[float]] = {} if found is None else found["losses"]
+        self.unit = "" if found is None else str(found["unit"])
+        self._evaluator: Evaluator | None = None
+        self._begun, self._done, self.expected = time.monotonic(), 0.0, 0.0
+
+    @property
+    def evaluator(self) -> Evaluator:
+        """Runs the dense model when it is first needed."""
+        if self._evaluator is None:
+            self.say(f"calibrating: the dense model on {self.samples.source}")
+            self._evaluator = Evaluator(
+                self.model.graph, self.model.analysis, self.samples, self.request.outputs
+            )
+            self.unit = unit(self._evaluator.dense)
+        return self._evaluator
+
+    def losses(self, schedule: Schedule, images: int) -> Floats:
+        """The loss of a schedule on each of the first images.
+
+        Raises:
+            UsageError: the model or a reducer cannot do it.
+        """
+        name = digest_of({"steps": [r.to_json() for r in schedule.reductions]})
+        known = self.known.get(name, [])
+        if len(known) < images:
+            self._show(schedule.method)
+            known = [float(v) for v in self.evaluator.losses(schedule, images)]
+            self.known[name] = known
+            self._done += images
+        return np.asarray(known[:images])
+
+    def expect(self, images: float) -> None:
+        """Note how many images more are likely to be run."""
+        self.expected = self._done + images
+
+    def _show(self, method: str) -> None:
+        spent, share = time.monotonic() - self._begun, 0.0
+        if self.expected:
+            share = min(self._done / self.expected, 0.99)
+        left = f", about {spent * (1 - share) / share:.0f} s left" if share > 0.05 else ""
+        self.say(f"calibrating on {self.samples.source}: {share:.0%}{left} ({method})")
+
+    def save(self) -> None:
+        """Keep what was run for the next time."""
+        keep(KIND, self.key, {"unit": self.unit, "losses": self.known})
+
+    @property
+    def words(self) -> str:
+        """The losses, in words."""
+        own = "" if not self.samples.scenes else "; your own images say more (--calibration)"
+        return f"{self.unit}, measured on {self.samples.source}{own}"
+
+    def to_json(self) -> dict[str, Any]:
+        """What the losses rest on, for the manifest."""
+        return {
+            "images": len(self.samples),
+            "source": self.samples.source,
+            "level": self.level.name,
+            "schedules": len(self.known),
+        }
+
+
+def _check(found: Mapping[str, Any]) -> None:
+    if not all(isinstance(v, list) and v for v in found["losses"].values()):
+        raise UsageError("no losses", where="cache")

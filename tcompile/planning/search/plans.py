@@ -1,0 +1,110 @@
+"""Plans that were searched on images, as the solver gives them to the report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import overload
+
+import numpy as np
+
+from tcompile.planning.optimise.tables import Plan, dense_plan
+from tcompile.planning.search.evidence import Runs
+from tcompile.planning.search.level import Level
+from tcompile.planning.search.search import Weighed, search
+from tcompile.planning.search.space import Space
+from tcompile.planning.solve.budgets import Budget, MethodPlan, allowed_ms, ends_of
+from tcompile.planning.solve.method_tables import MethodTables
+
+#: Latencies between the fastest plan and the dense model that `--max-drop` weighs.
+_LATENCIES = 15
+
+
+@dataclass(frozen=True, eq=False)
+class Searched:
+    """The best plan within a budget.
+
+    Attributes:
+        best: it.
+        each: the best of each method alone, and it.
+        front: plans of which no other is both faster and loses less.
+    """
+
+    best: MethodPlan
+    each: tuple[MethodPlan, ...]
+    front: tuple[Plan, ...]
+
+
+def searched(
+    options: Sequence[MethodTables], budget: Budget, runs: Runs, level: Level | None = None
+) -> Searched:
+    """The plan that loses least on images, within a budget.
+
+    Raises:
+        UsageError: none keeps to it.
+    """
+    most = allowed_ms(options, budget)
+    tables = options[0].tables
+    if budget.final is None and tables.dense_ms <= most:
+        dense = MethodPlan(options[0], dense_plan(tables))
+        return Searched(dense, (dense,), (dense.plan,))
+    final = None if budget.final is None else max(ends_of(o, budget).most for o in options)
+    if final == tables.tokens:
+        final = budget.final
+    space = Space(tuple(options), most, final)
+    level = level or runs.level
+    runs.expect(level.work(len(options)))
+    found = search(space, lambda steps, n: runs.losses(space.schedule(steps), n), level)
+    plans = [_plan(space, one, runs) for one in found]
+    each: dict[str, MethodPlan] = {}
+    for one in plans:
+        each.setdefault(one.method, one)
+    alone = [p for name, p in each.items() if " + " not in name or p is plans[0]]
+    return Searched(plans[0], tuple(alone), _front([p.plan for p in plans]))
+
+
+def _plan(space: Space, found: Weighed, runs: Runs) -> MethodPlan:
+    last = space.options[found.steps[-1].method]
+    plan = replace(found.plan, loss=found.loss)
+    option = replace(last, words=runs.words)
+    return MethodPlan(option, plan, made=space.schedule(found.steps))
+
+
+def _front(plans: Sequence[Plan]) -> tuple[Plan, ...]:
+    kept: list[Plan] = []
+    for plan in sorted(plans, key=lambda p: (p.latency_ms, p.loss)):
+        if not kept or plan.loss < kept[-1].loss:
+            kept.append(plan)
+    return tuple(kept)
+
+
+class PlansByLatency(Sequence[MethodPlan]):
+    """The best plan at each of several latencies, from the dense model's down; each is searched
+    when it is asked for."""
+
+    def __init__(self, options: Sequence[MethodTables], budget: Budget, runs: Runs) -> None:
+        self.options, self.budget, self.runs = options, budget, runs
+        self.level = replace(runs.level, rounds=1, refine=1, moves=0)
+        dense = options[0].tables.dense_ms * (1 - budget.band)
+        final = None if budget.final is None else ends_of(options[0], budget).most
+        fastest = Space(tuple(options), np.inf, final).fastest_ms()
+        most = dense if budget.latency_ms is None else min(dense, budget.latency_ms)
+        if budget.final is not None:
+            most = min(most, allowed_ms(options, budget))
+        self.latencies = np.linspace(most, fastest, _LATENCIES) if fastest < most else np.zeros(0)
+        self._found: dict[int, MethodPlan] = {}
+
+    def __len__(self) -> int:
+        return len(self.latencies)
+
+    @overload
+    def __getitem__(self, at: int) -> MethodPlan: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[MethodPlan]: ...
+    def __getitem__(self, at: int | slice) -> MethodPlan | Sequence[MethodPlan]:
+        if isinstance(at, slice):
+            return [self[i] for i in range(*at.indices(len(self)))]
+        if at not in self._found:
+            budget = replace(self.budget, latency_ms=float(self.latencies[at]) * (1 + 1e-9))
+            self._found[at] = searched(self.options, budget, self.runs, self.level).best
+        return self._found[at]
