@@ -179,7 +179,8 @@ class _Session:
     """A part of a graph in ONNX Runtime.
 
     Attributes:
-        inputs, outputs: names by content.
+        inputs: names with their content.
+        outputs: names by content.
     """
 
     def __init__(
@@ -188,11 +189,11 @@ class _Session:
         path = folder / "part.onnx"
         path.write_bytes(model.SerializeToString())
         self._runner = OrtRunner(path, threads, in_turn=True)
-        self.inputs = {c: str(t.name) for c, t in part.inputs.items()}
+        self.inputs = [(str(t.name), c) for c, t in part.inputs]
         self.outputs = {c: str(t.name) for c, t in part.outputs.items()}
 
     def run(self, given: Mapping[Content, Array]) -> dict[Content, Array]:
-        found = self._runner.run({name: given[c] for c, name in self.inputs.items()})
+        found = self._runner.run({name: given[c] for name, c in self.inputs})
         return {c: found[name] for c, name in self.outputs.items()}
 
 
@@ -360,7 +361,7 @@ class Evaluator:
         if not part.outputs:
             return {}
         given = dict(same or {})
-        for content, tensor in part.inputs.items():
+        for content, tensor in part.inputs:
             if content not in given:
                 given[content] = self._value(tensor, content, number)
         self.counted.runs += 1

@@ -68,17 +68,18 @@ class Part:
 
     Attributes:
         nodes: in execution order.
-        inputs, outputs: tensors by content.
+        inputs: tensors with their content; several may have the same one.
+        outputs: tensors by content.
     """
 
     nodes: Sequence[gs.Node]
-    inputs: Mapping[Content, gs.Tensor]
+    inputs: Sequence[tuple[Content, gs.Tensor]]
     outputs: Mapping[Content, gs.Tensor]
 
     @property
     def key(self) -> tuple[tuple[Content, ...], frozenset[Content]]:
         """Equal for parts that compute the same."""
-        return tuple(self.outputs), frozenset(self.inputs)
+        return tuple(self.outputs), frozenset(content for content, _ in self.inputs)
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class Contents:
             wanted: names; what is known, stored, or an input of the graph is no part's output.
             more: tensors that are given as well where they are computed on the way.
         """
-        inputs: dict[Content, gs.Tensor] = {}
+        inputs: dict[str, tuple[Content, gs.Tensor]] = {}
         outputs = self._made(wanted, known)
         needed: set[str] = set()
         pending = list(outputs.values())
@@ -128,13 +129,17 @@ class Contents:
             for tensor in self._read(node):
                 content = self.of[str(tensor.name)]
                 if known(content) or (not tensor.inputs and not is_const(tensor)):
-                    inputs[content] = tensor
+                    inputs[str(tensor.name)] = content, tensor
                 elif tensor.inputs:
                     pending.append(tensor)
         for content, tensor in self._made(more, known).items():
             if tensor.inputs[0].name in needed:
                 outputs.setdefault(content, tensor)
-        return Part([n for n in self.graph.nodes if n.name in needed], inputs, outputs)
+        # Of a node that runs for one output, the others are made as well, known or not.
+        given = [
+            (c, t) for c, t in inputs.values() if not t.inputs or t.inputs[0].name not in needed
+        ]
+        return Part([n for n in self.graph.nodes if n.name in needed], given, outputs)
 
     def _made(
         self, names: Sequence[str], known: Callable[[Content], bool]
@@ -167,7 +172,7 @@ class Contents:
         proto = onnx.helper.make_graph(
             [OnnxExporter.export_node(n) for n in part.nodes],
             "part",
-            [OnnxExporter.export_value_info_proto(t, True) for t in part.inputs.values()],
+            [OnnxExporter.export_value_info_proto(t, True) for _, t in part.inputs],
             [OnnxExporter.export_value_info_proto(t, True) for t in part.outputs.values()],
             initializer=[self.weights.proto(t) for t in constants.values()],
         )
