@@ -48,7 +48,8 @@ _OPTIONS = (
         type=float,
         metavar="D",
         help="The most that may be lost on the --calibration images, such as 0.01: top-1 accuracy "
-        "where they have labels, else agreement with the dense model, else 1 - cosine. The fastest "
+        "where they have labels, else agreement with the dense model, else 1 - cosine or "
+        "correlation. The fastest "
         "model that is shown to stay within it on images that nothing was planned with.",
     ),
     click.option(
@@ -56,9 +57,10 @@ _OPTIONS = (
         default="auto",
         show_default=True,
         metavar="M",
-        help="What happens to tokens; see `tcompile methods`. auto: solved for the device, with "
-        "whichever of a few methods loses least. With --keep a method follows its own published "
-        "schedule; with --latency, --max-drop or --objective its sites and counts are solved; "
+        help="What happens to tokens; see `tcompile methods`. auto: solved for the device, by "
+        "whichever methods lose least on images, several in one schedule if need be. With --keep "
+        "a method follows its own published schedule; with --latency, --max-drop or --objective "
+        "its sites and counts are solved; "
         "with its own parameters (evit:rate=0.7, tome:r=13) it needs no --keep.",
     ),
     click.option(
@@ -78,9 +80,10 @@ _OPTIONS = (
         "--calibration",
         type=click.Path(path_type=Path),
         metavar="DATA",
-        help="Images to see on what steps lose: a folder (labels.csv beside them: file,label), "
-        ".npz of the model's inputs (and labels), or your own loader.py, which defines "
-        "load_data() and is executed. Also for methods that learn their counts (fitprune, …).",
+        help="Your own images, to see on them what is lost: a folder (labels.csv beside them: "
+        "file,label), .npz of the model's inputs (and labels), or your own loader.py, which "
+        "defines load_data() and is executed; none: no images, but a prior [default: procedural "
+        "scenes]. Also for methods that learn their counts (fitprune, …).",
     ),
     preprocess_option,
     click.option(
@@ -94,9 +97,14 @@ _OPTIONS = (
     click.option(
         "--images",
         type=click.IntRange(min=1),
-        default=16,
-        show_default=True,
-        help="Images that losses are measured on at most; all others check --max-drop.",
+        help="Images that schedules are compared on at most; all others check --max-drop "
+        "[default: 16, 12 or 6, by the level].",
+    ),
+    click.option(
+        "--calibration-level",
+        type=click.Choice(["coarse", "medium", "fine"]),
+        help="How many schedules are run on how many images [default: by the FLOPs of the model, "
+        "the same on every machine].",
     ),
     click.option(
         "--profile",

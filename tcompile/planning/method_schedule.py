@@ -14,7 +14,7 @@ from tcompile.analysis.model import Analysis
 from tcompile.core.errors import UsageError
 from tcompile.core.schedule import Reduction, Schedule, TowerSchedule, read_schedule
 from tcompile.core.site import SiteName
-from tcompile.methods.composition import compose, score_fallback
+from tcompile.methods.composition import compose, parse_method, score_fallback
 from tcompile.methods.context import Context
 from tcompile.passes.reduce.check import check_schedule, without_schedule
 from tcompile.passes.reduce.reducers import reducer_of
@@ -22,10 +22,14 @@ from tcompile.passes.reduce.scores import leaves
 from tcompile.passes.stages import Analysed
 from tcompile.planning.constraints import site_constraints
 from tcompile.planning.remedy import remedy
-from tcompile.planning.request import Keep
+from tcompile.planning.request import NO_IMAGES, Keep
 
 if TYPE_CHECKING:
+    from tcompile.methods.calibration import Observe
     from tcompile.runtime.samples import Samples
+
+#: Scenes that methods learn their counts on where a person gives no images.
+_SCENES = 16
 
 ScheduleLike = str | Path | Mapping[str, Any] | Schedule
 
@@ -43,24 +47,16 @@ def schedule_for(
 
     Args:
         asked: the method that a person named, where this one stands in for it.
-        calibration: images, for methods that learn their counts from them; see `build`.
+        calibration: images, for methods that learn their counts from them; see `build`. None:
+            procedural scenes; `none`: no images.
         preprocess: how they are prepared, in place of what the model records.
 
     Raises:
         UsageError: no budget or two, parameters that do not fit the model, or an illegal site.
     """
-    analysis, observe = model.analysis, None
+    analysis = model.analysis
     notes: list[str] = []
-    if calibration is not None:
-        from tcompile.methods.calibration import observer
-        from tcompile.planning.losses.data import read_calibration
-
-        def read() -> Samples:
-            samples = read_calibration(model.source, calibration, preprocess).samples
-            notes.extend([f"calibration: {samples.left_out}"] if samples.left_out else [])
-            return samples
-
-        observe = observer(model.graph, analysis, read)
+    observe = _observer(model, method, calibration, preprocess, notes)
     constraints = site_constraints(analysis, outputs)
     made = compose(method, analysis.shape, analysis.has_cls, keep, constraints, observe)
     try:
@@ -70,6 +66,43 @@ def schedule_for(
         hint = remedy(model, named, keep, outputs)
         raise UsageError(without_schedule(error), where=f"--method {named}", hint=hint) from error
     return replace(made, notes=(*made.notes, *notes))
+
+
+def _observer(
+    model: Analysed,
+    method: str,
+    calibration: str | Path | None,
+    preprocess: str | None,
+    notes: list[str],
+) -> Observe | None:
+    """What a method that learns its counts sees of images: a person's, else procedural scenes.
+
+    Args:
+        notes: what there is to say of the images is added to them.
+    """
+    from tcompile.methods.calibration import observer
+    from tcompile.planning.losses.data import read_calibration
+    from tcompile.runtime.scenes import scenes_for
+    from tcompile.runtime.signature import signature
+
+    if calibration == NO_IMAGES:
+        return None
+    if calibration is not None:
+        given = calibration
+
+        def read() -> Samples:
+            samples = read_calibration(model.source, given, preprocess).samples
+            notes.extend([f"calibration: {samples.left_out}"] if samples.left_out else [])
+            return samples
+
+        return observer(model.graph, model.analysis, read)
+    if not parse_method(method)[0].scheduler.observes:
+        return None
+    scenes = scenes_for(signature(model.source).prepared(preprocess), count=_SCENES, seed=1)
+    if not scenes.scenes:
+        return None
+    notes.append(f"its counts are learned on {scenes.source}: your own images say more")
+    return observer(model.graph, model.analysis, lambda: scenes)
 
 
 def checked_schedule(model: Analysed, schedule: ScheduleLike, outputs: str = "reduced") -> Schedule:

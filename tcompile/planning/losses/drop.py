@@ -5,8 +5,8 @@ What is measured depends on what there is:
   The first share is bounded from above and the second from below (Clopper-Pearson), with 4/5 and
   1/5 of the error allowed: exact for every sample size, and conservative.
 - class outputs alone: the share of images whose top-1 class changes; Clopper-Pearson, exact.
-- anything else: the mean of 1 − cosine. A bound for a mean in [0, 2] that holds whatever the
-  distribution is never below 2·(1 − α^(1/n)), 0.07 for 64 images, since one image in thirty might
+- anything else: the mean of 1 − cosine or correlation. A bound for a mean in [0, 2] that holds
+  whatever the distribution is never below 2·(1 − α^(1/n)), 0.07 for 64 images, since one image in thirty might
   be as wrong as can be; useless for drops of 0.01. This is a t bound corrected for skew
   (`bounds.mean_at_most`) at half the error allowed. It is approximate, and `exact` is False: for a
   promised 90 % it holds in 87 to 93 % of draws of 32 or 64 images from gamma (shape 0.5), lognormal
@@ -31,7 +31,7 @@ from tcompile.core.packages import require
 from tcompile.planning.losses.distance import class_outputs, dissimilarity
 
 ACCURACY, DISAGREEMENT = "top-1 accuracy", "top-1 disagreement with dense"
-COSINE = "1 - cosine"
+UNLIKE = "1 - cosine or correlation"
 #: Of the error allowed, what the share of images that turn wrong may use.
 _TURNED_WRONG = 0.8
 
@@ -41,7 +41,8 @@ class Drop:
     """The loss of a reduction on images.
 
     Attributes:
-        what: `top-1 accuracy` (its drop), `top-1 disagreement with dense` or `1 - cosine`.
+        what: `top-1 accuracy` (its drop), `top-1 disagreement with dense` or `1 - cosine or
+            correlation`.
         mean: measured; a drop of accuracy may be negative.
         upper: one-sided bound: the true value lies below it with `confidence`.
         images: measured on.
@@ -80,7 +81,7 @@ def measure_drop(
     if not names:
         far = dissimilarity(dense_outputs, reduced_outputs)
         upper = min(mean_at_most(far, alpha / 2), 2.0)
-        return Drop(COSINE, float(far.mean()), upper, total, confidence, False)
+        return Drop(UNLIKE, float(far.mean()), upper, total, confidence, False)
     before, after = (o[names[0]].argmax(axis=-1) for o in (dense_outputs, reduced_outputs))
     if labels is None:
         changed = int((before != after).sum())
