@@ -20,6 +20,7 @@ from tcompile.cli.common import (
 
 if TYPE_CHECKING:
     from tcompile.api.verify import Layer
+    from tcompile.artifact.manifest import Fidelity
 
 
 @click.command(short_help="Check an artifact, and its distance from the dense model.")
@@ -29,17 +30,17 @@ if TYPE_CHECKING:
     "--data",
     type=click.Path(path_type=Path),
     metavar="PATH",
-    help="A folder of images, or .npy or .npz [default: random inputs].",
+    help="A folder of images, or .npy or .npz [default: procedural scenes].",
 )
 @preprocess_option
 @click.option(
     "--samples",
     type=click.IntRange(min=1),
-    default=8,
-    show_default=True,
-    help="The number of random inputs.",
+    help="The number of scenes [default: as many as the build had].",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="For the random inputs.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="For the scenes."
+)
 @click.option(
     "--layers",
     is_flag=True,
@@ -52,7 +53,7 @@ def verify(
     against: Path | None,
     data: Path | None,
     preprocess: str | None,
-    samples: int,
+    samples: int | None,
     seed: int,
     layers: bool,
     as_json: bool,
@@ -110,19 +111,10 @@ def _print_layers(layers: Sequence[Layer]) -> None:
     print_table(head, rows, title="The model against the reduced fp32 graph, worst sample")
 
 
-def _print_fidelity(fidelity: object) -> None:
-    from tcompile.artifact.manifest import Fidelity
+def _print_fidelity(fidelity: Fidelity) -> None:
+    from tcompile.artifact.page import fidelity_notes, fidelity_table
 
-    assert isinstance(fidelity, Fidelity)
-    rows = [
-        (
-            o.output,
-            o.compared,
-            f"{o.cosine_mean:.5f}",
-            f"{o.cosine_min:.5f}",
-            "" if o.top1_agreement is None else f"{o.top1_agreement:.1%}",
-        )
-        for o in fidelity.outputs
-    ]
-    head = ("output", "compared on", "cosine", "worst", "top-1 the same")
+    head, rows = fidelity_table(fidelity)
     print_table(head, rows, title=f"Fidelity to the dense model, {fidelity.data}")
+    for note in fidelity_notes(fidelity):
+        click.echo(f"note: {note}")

@@ -23,8 +23,8 @@ from tcompile.runtime.signature import Signature
 
 Array = npt.NDArray[Any]
 Maker = Callable[[np.random.Generator], Array]
-#: Seeds of the scenes that figures rest on, and of those that plans are made on: never the same.
-JUDGED_ON, PLANNED_ON = 0, 1
+#: Seed of the scenes that figures rest on: nothing is planned on these.
+JUDGED_ON = 0
 #: Scenes that figures rest on, and the FLOPs of the dense model that they may take.
 _MOST, _FEWEST, _FLOPS = 8, 2, 2e12
 #: Sizes of an axis that is of colours, the likeliest first.
@@ -95,8 +95,11 @@ def _assumption(model: Signature, drawn: Samples, makers: Mapping[str, Maker | N
         for name, maker in makers.items()
         if maker is not None and name not in model.pixels and drawn.arrays[name].dtype.kind == "f"
     ]
-    packed = ", packed as Qwen's processors do" if model.packed else ""
-    return f"; normalised as for ImageNet{packed}: the model does not say how" if scaled else ""
+    if not scaled:
+        return ""
+    if model.packed:
+        return "; normalised as for ImageNet, packed as for Qwen: the model does not say"
+    return "; normalised as for ImageNet: the model does not say how, --preprocess does"
 
 
 def _scenes(count: int) -> str:

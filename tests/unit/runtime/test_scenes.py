@@ -75,7 +75,7 @@ def test_scenes_say_what_they_are() -> None:
 
 def test_what_is_assumed_is_said() -> None:
     x = scenes_for(takes("float32", "batch", 3, 32, 32), count=1)
-    said = "normalised as for ImageNet: the model does not say how"
+    said = "normalised as for ImageNet: the model does not say how, --preprocess does"
     assert x.source == f"1 procedural scene (seed 0; {said})"
     pixels = x.arrays["x"] * np.array([0.229, 0.224, 0.225]).reshape(3, 1, 1)
     pixels += np.array([0.485, 0.456, 0.406]).reshape(3, 1, 1)
@@ -225,7 +225,7 @@ def test_packed_as_nobody_says() -> None:
     """Patches of squares are taken for those of Qwen's processors; other rows are no image."""
     x = scenes_for(takes("float32", 24, 3 * 2 * 14**2), count=2)
     assert x.scenes
-    assert "packed as Qwen's processors do: the model does not say how" in x.source
+    assert "packed as for Qwen: the model does not say" in x.source
     alike = scenes_for(takes("float32", 1, 3, 2 * 28, 3 * 28), count=2)
     np.testing.assert_allclose(x.arrays["x"].mean(), alike.arrays["x"].mean(), atol=1e-5)
     features = scenes_for(takes("float32", 16, 100), count=2)
