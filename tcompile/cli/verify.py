@@ -13,6 +13,7 @@ from tcompile.cli.common import (
     JSON,
     common_options,
     preprocess_option,
+    print_fidelity,
     print_json,
     print_table,
     progress,
@@ -20,7 +21,6 @@ from tcompile.cli.common import (
 
 if TYPE_CHECKING:
     from tcompile.api.verify import Layer
-    from tcompile.artifact.manifest import Fidelity
 
 
 @click.command(short_help="Check an artifact, and its distance from the dense model.")
@@ -88,7 +88,7 @@ def verify(
             _print_layers(found.layers)
         print_table(("check", "result", ""), [(c.name, c.outcome, c.detail) for c in found.checks])
         if found.fidelity:
-            _print_fidelity(found.fidelity)
+            print_fidelity(found.fidelity)
         for note in found.notes:
             click.echo(f"note: {note}")
     found.require()
@@ -109,12 +109,3 @@ def _print_layers(layers: Sequence[Layer]) -> None:
     ]
     head = ("layer", "node", "max, fp32", "max difference", "cosine", "NaN/Inf", "")
     print_table(head, rows, title="The model against the reduced fp32 graph, worst sample")
-
-
-def _print_fidelity(fidelity: Fidelity) -> None:
-    from tcompile.artifact.page import fidelity_notes, fidelity_table
-
-    head, rows = fidelity_table(fidelity)
-    print_table(head, rows, title=f"Fidelity to the dense model, {fidelity.data}")
-    for note in fidelity_notes(fidelity):
-        click.echo(f"note: {note}")

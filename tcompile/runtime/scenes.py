@@ -131,7 +131,13 @@ def _is_image(model: Signature, name: str, rows: tuple[int, ...]) -> bool:
 
 
 def _norms(preprocessing: Mapping[str, Any]) -> bool:
-    return "mean" in preprocessing and "std" in preprocessing
+    """Tell whether there is a mean and a deviation that can be used."""
+    try:
+        mean, std = (np.asarray(preprocessing[k], np.float32) for k in ("mean", "std"))
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return False
+    known = {mean.shape, std.shape} <= {(), (1,), (3,)}
+    return known and bool(np.isfinite(mean).all() and np.isfinite(std).all() and std.min() > 0)
 
 
 def _scene(
@@ -145,7 +151,8 @@ def _scene(
     places = [a for n in _COLOURS for a in (-3, -4) if -a <= len(rows) and rows[a] == n]
     colours = -1 if last else (places or [-3])[0]
     frames = rows[-3 if colours == -4 else -4] if len(rows) == 4 else 1
-    image = _coloured(draw(rng, height, width, frames), rows[colours])
+    padded = preprocessing is not None and preprocessing.get("resize") == "pad"
+    image = _coloured(_drawn(rng, height, width, frames, padded), rows[colours])
     if preprocessing is not None:
         mean, std = (_each_colour(preprocessing[k], rows[colours]) for k in ("mean", "std"))
         image = (image - mean) / std
@@ -156,16 +163,25 @@ def _scene(
     return image.reshape(rows)
 
 
+def _drawn(rng: np.random.Generator, height: int, width: int, frames: int, padded: bool) -> Array:
+    """A scene; where images are padded, half of them are of another shape, between black bars."""
+    inner = [height, width]
+    if padded and rng.random() < 0.5:
+        side = int(rng.integers(2))
+        inner[side] = max(round(inner[side] * rng.uniform(0.5, 1)), 1)
+    image = draw(rng, inner[0], inner[1], frames)
+    rest = height - inner[0], width - inner[1]
+    bars = [(size // 2, size - size // 2) for size in rest]
+    return np.pad(image, [(0, 0), (0, 0), *bars])
+
+
 def _coloured(image: Array, colours: int) -> Array:
     """Red, green and blue as so many planes [F, colours, H, W]: alone, grey; beyond them, grey."""
     if colours == 3:
         return image
     grey = np.tensordot(np.array([0.299, 0.587, 0.114], np.float32), image, (0, 1))[:, None]
-    return (
-        np.concatenate([image, *[grey] * (colours - 3)], axis=1)
-        if colours > 3
-        else (np.repeat(grey, colours, axis=1))
-    )
+    first = image if colours > 3 else grey[:, :0]
+    return np.concatenate([first, *[grey] * (colours - first.shape[1])], axis=1)
 
 
 def _each_colour(value: Any, colours: int) -> Array:
@@ -182,9 +198,9 @@ def _each_colour(value: Any, colours: int) -> Array:
 def _packed_form(rows: tuple[int, ...], known: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Return how patches of an image are packed, as the model records or, where its patches look
     like those of Qwen's processors, as those do; None: these rows are no such patches."""
-    form = {**_ASSUMED, "frames": known.get("temporal_patch_size"), **known}
-    if not known:
-        form |= _guessed(*rows)
+    form = {"frames": known.get("temporal_patch_size"), **(known or _guessed(*rows))}
+    if not _norms(form):
+        form |= _ASSUMED
     try:
         height, width = (int(v) for v in form["size"])
         names = ("patch_size", "merge_size", "temporal_patch_size", "frames")

@@ -12,7 +12,7 @@ from tcompile.core.model_files import TensorInfo
 from tcompile.models.preprocess import pack_patches
 from tcompile.runtime.dead_leaves import draw
 from tcompile.runtime.samples import samples_for
-from tcompile.runtime.scenes import scenes_and_noise, scenes_for
+from tcompile.runtime.scenes import evidence_count, scenes_and_noise, scenes_for
 from tcompile.runtime.signature import Signature, signature
 from tests.unit.passes.lower.blocks import parse
 
@@ -141,6 +141,24 @@ def test_as_the_file_says_images_are_prepared() -> None:
     pixels = x * np.array(std).reshape(1, 3, 1, 1) + np.array(mean).reshape(1, 3, 1, 1)
     assert pixels.min() > -1e-6
     assert pixels.max() < 1 + 1e-6
+
+
+def test_where_images_are_padded_some_scenes_are() -> None:
+    form = {"mean": 0, "std": 1, "resize": "pad"}
+    x = scenes_for(takes("float32", 1, 3, 64, 64, **form), count=12).arrays["x"]
+    bars = [not image[:, [0, -1]].any() or not image[..., [0, -1]].any() for image in x]
+    assert 2 < sum(bars) < 10
+
+
+@pytest.mark.parametrize(("mean", "std"), [("red", 1), (0, 0), (0, float("nan")), ([0, 0], [1, 1])])
+def test_numbers_that_no_image_is_prepared_with(mean: object, std: object) -> None:
+    x = scenes_for(takes("float32", 1, 3, 16, 16, mean=mean, std=std), count=1)
+    assert np.isfinite(x.arrays["x"]).all()
+    assert "normalised as for ImageNet" in x.source
+
+
+def test_fewer_scenes_of_a_large_model() -> None:
+    assert [evidence_count(int(flops)) for flops in (0, 1e9, 1e11, 5e11, 1e14)] == [8, 8, 8, 4, 2]
 
 
 def test_pixels_are_whole_and_other_inputs_as_ever() -> None:
