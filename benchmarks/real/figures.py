@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import spearmanr
+from scipy.stats import spearmanr  # type: ignore[import-untyped]
 
 from benchmarks.real.models import CLS, PATCHES, SALIENCY
 from tcompile.runtime.metrics import correlation, cosine, token_cosine
@@ -85,9 +85,9 @@ def retrieved(features: Array, labels: Sequence[str]) -> float:
 
 
 def rank_correlation(a: Mapping[str, float], b: Mapping[str, float]) -> float | None:
-    """Spearman's, over the names that both have; None for fewer than three."""
+    """Spearman's, over the names that both have; None for fewer than three, or all alike."""
     names = sorted(set(a) & set(b))
-    if len(names) < 3:
+    pair = [[each[n] for n in names] for each in (a, b)]
+    if len(names) < 3 or any(len(set(values)) == 1 for values in pair):
         return None
-    found = float(spearmanr([a[n] for n in names], [b[n] for n in names]).statistic)
-    return None if np.isnan(found) else found
+    return float(spearmanr(*pair).statistic)

@@ -156,7 +156,8 @@ def schedules_of(cell: Cell, subject: Subject, profile: str | None) -> list[Sche
             planned = price(subject.path, keep=0.6, **asked, **data).planned
             assert isinstance(planned, PlanReport)
             budget *= planned.plan.dense_ms
-        found.append(price(subject.path, **{cell.budget: budget}, **asked, **data).schedule)
+        given = {**asked, **data, cell.budget: budget}
+        found.append(price(subject.path, **given).schedule)
     return found
 
 
@@ -215,8 +216,8 @@ def answer(cell: Cell, dense: Dense, profile: str | None = None) -> Row:
             same[list(rows)] = own_same[list(rows)]
         row = replace(row, neighbours=float(same.mean()))
     if dense.labels:
-        found = [retrieved(fold.got[LABELLED][CLS], dense.labels) for fold in folds]
-        row = replace(row, retrieved=float(np.mean(found)))
+        right = [retrieved(fold.got[LABELLED][CLS], dense.labels) for fold in folds]
+        row = replace(row, retrieved=float(np.mean(right)))
     return replace(
         row,
         schedules=tuple(s.to_json() for s in schedules),

@@ -231,9 +231,8 @@ def _missing(rows: Sequence[Found]) -> Iterator[str]:
     found: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         if row["missing"]:
-            name = f"{label(row)} on {row['subject']}"
-            asked = f"{row['budget']} {row['share']:g}"
-            found.setdefault((name, row["missing"]), []).append(asked)
+            name, budget = f"{label(row)} on {row['subject']}", f"{row['budget']} {row['share']:g}"
+            found.setdefault((name, row["missing"]), []).append(budget)
     if found:
         yield ""
         yield "## Not there"

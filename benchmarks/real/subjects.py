@@ -25,6 +25,8 @@ _SEED, _STREAM = 71, 2
 _LEARN, _LEARN_SEED = 24, 72
 #: Of a folder of stamps as many are looked at, where it has as many.
 _STAMPS = 5
+#: Folders of drawings, not photos.
+_DRAWN = {"symbols", "cartoon", "flags", "roadsigns"}
 
 
 @dataclass(frozen=True)
@@ -114,12 +116,12 @@ class Subject:
 
 
 def stamp_files(folder: Path, each: int = _STAMPS) -> list[tuple[Path, str]]:
-    """The first images of every folder that has enough, and the folder's name."""
+    """The first images of every folder of photos that has enough, and the folder's name."""
     found: list[tuple[Path, str]] = []
     for kind in sorted(p for p in folder.rglob("*") if p.is_dir()):
         files = sorted(p for p in kind.iterdir() if p.suffix == ".png")
-        if len(files) >= each:
-            name = kind.relative_to(folder).as_posix()
+        name = kind.relative_to(folder).as_posix()
+        if len(files) >= each and not _DRAWN & set(name.split("/")):
             found += [(path, name) for path in files[:each]]
     return found
 
