@@ -33,8 +33,8 @@ from benchmarks.real.measure import (
 )
 from benchmarks.real.page import page, published
 from benchmarks.real.readme import write_section
-from benchmarks.real.state import State
 from benchmarks.real.subjects import Subject, subjects
+from benchmarks.state import State
 from tcompile import __version__
 from tcompile.methods.presets import PRESETS
 from tcompile.planning.request import AUTO

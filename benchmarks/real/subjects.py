@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from benchmarks.real.fetch import stamps
 from benchmarks.real.figures import CLASSES_TASK, CLS_TASK, PATCHES_TASK, SALIENCY_TASK, Task
 from benchmarks.real.models import features_model, photos, saliency_model
+from benchmarks.subjects import copied
 from tcompile.models.glyphs import data
 from tcompile.runtime.samples import Samples, samples_for
 from tcompile.runtime.scenes import scenes_for
@@ -83,15 +83,9 @@ class Subject:
 
     def half(self, which: int) -> Path:
         """A folder of the photos of a half, as a person would give them."""
-        folder = self.cache / f"photos-{self.count}-{which}"
-        if not folder.exists():
-            draft = folder.with_name(f"draft-{folder.name}")
-            draft.mkdir(exist_ok=True)
-            files = sorted(photos(self.cache).iterdir())
-            for row in self.halves[which]:
-                shutil.copyfile(files[row], draft / files[row].name)
-            draft.replace(folder)
-        return folder
+        files = sorted(photos(self.cache).iterdir())
+        chosen = [files[row] for row in self.halves[which]]
+        return copied(chosen, self.cache / f"photos-{self.count}-{which}")
 
     @cached_property
     def learned_from(self) -> Path:

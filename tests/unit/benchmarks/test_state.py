@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.real.state import State
+from benchmarks.state import State
 
 
 def test_results_are_kept_by_what_they_depend_on(tmp_path: Path) -> None:
