@@ -56,7 +56,9 @@ def schedule_for(
     """
     analysis = model.analysis
     notes: list[str] = []
-    observe = _observer(model, method, calibration, preprocess, notes)
+    # With restored outputs images also say how tokens are given back (`planning.restoring`).
+    learns = outputs == "reduced" or parse_method(method)[0].scheduler.observes
+    observe = _observer(model, method, calibration, preprocess, notes) if learns else None
     constraints = site_constraints(analysis, outputs)
     made = compose(method, analysis.shape, analysis.has_cls, keep, constraints, observe)
     try:

@@ -48,16 +48,16 @@ class Weights:
 
     def content(self, tensor: gs.Constant) -> Content:
         """By name, for those that a reduced graph has from the dense one."""
-        if self._holds(tensor):
+        if self.holds(tensor):
             return _digest("weight", tensor.name)
         values = np.asarray(tensor.values)
         return _digest("constant", str(values.dtype), values.shape, values.tobytes())
 
     def proto(self, tensor: gs.Constant) -> onnx.TensorProto:
         """The constant as a part of a graph holds it."""
-        return self._stubs[str(tensor.name)] if self._holds(tensor) else tensor_proto(tensor)
+        return self._stubs[str(tensor.name)] if self.holds(tensor) else tensor_proto(tensor)
 
-    def _holds(self, tensor: gs.Constant) -> bool:
+    def holds(self, tensor: gs.Constant) -> bool:
         """Tell whether it is one of the dense graph's, whose copies share the values."""
         return self._stored.get(str(tensor.name)) is tensor._values
 
@@ -68,18 +68,36 @@ class Part:
 
     Attributes:
         nodes: in execution order.
-        inputs: tensors with their content; several may have the same one.
+        inputs: contents by name; several names may have one content.
         outputs: tensors by content.
     """
 
     nodes: Sequence[gs.Node]
-    inputs: Sequence[tuple[Content, gs.Tensor]]
+    inputs: Mapping[str, Content]
     outputs: Mapping[Content, gs.Tensor]
 
-    @property
-    def key(self) -> tuple[tuple[Content, ...], frozenset[Content]]:
-        """Equal for parts that compute the same."""
-        return tuple(self.outputs), frozenset(content for content, _ in self.inputs)
+
+@dataclass(frozen=True)
+class Form:
+    """A part but for the numbers that a reduction wrote, such as counts and ranges of tokens.
+
+    Parts that differ in these alone have one form, and one session runs them all.
+
+    Attributes:
+        key: equal for equal forms.
+        inputs, outputs: names and contents, in the order in which the form has them.
+        numbers: constants by the place at which they are read, (node, input).
+    """
+
+    key: tuple[object, ...]
+    inputs: Sequence[str]
+    outputs: Sequence[Content]
+    numbers: Mapping[tuple[int, int], Array]
+
+
+def number_name(node: int, place: int) -> str:
+    """The input of a form's model that takes a number."""
+    return f"tc_number_{node}_{place}"
 
 
 @dataclass(frozen=True)
@@ -99,10 +117,15 @@ class Contents:
             read = [found.get(str(t.name), b"") for t in node.inputs]
             # What lies in a graph inside is of the dense model: no token may leave before it.
             name = node.name if any(_graphs(node)) else ""
-            made = _digest(node.op, node.domain or "", name, _attributes(node), *read)
+            attributes = self._attributes[str(node.name)]
+            made = _digest(node.op, node.domain or "", name, attributes, *read)
             for place, out in enumerate(node.outputs):
                 found[str(out.name)] = _digest(made, place)
         return found
+
+    @cached_property
+    def _attributes(self) -> Mapping[str, str]:
+        return {str(n.name): _attributes(n) for n in self.graph.nodes}
 
     @cached_property
     def tensors(self) -> Mapping[str, gs.Tensor]:
@@ -117,7 +140,7 @@ class Contents:
             wanted: names; what is known, stored, or an input of the graph is no part's output.
             more: tensors that are given as well where they are computed on the way.
         """
-        inputs: dict[str, tuple[Content, gs.Tensor]] = {}
+        inputs: dict[str, Content] = {}
         outputs = self._made(wanted, known)
         needed: set[str] = set()
         pending = list(outputs.values())
@@ -129,17 +152,13 @@ class Contents:
             for tensor in self._read(node):
                 content = self.of[str(tensor.name)]
                 if known(content) or (not tensor.inputs and not is_const(tensor)):
-                    inputs[str(tensor.name)] = content, tensor
+                    inputs[str(tensor.name)] = content
                 elif tensor.inputs:
                     pending.append(tensor)
         for content, tensor in self._made(more, known).items():
             if tensor.inputs[0].name in needed:
                 outputs.setdefault(content, tensor)
-        # Of a node that runs for one output, the others are made as well, known or not.
-        given = [
-            (c, t) for c, t in inputs.values() if not t.inputs or t.inputs[0].name not in needed
-        ]
-        return Part([n for n in self.graph.nodes if n.name in needed], given, outputs)
+        return Part([n for n in self.graph.nodes if n.name in needed], inputs, outputs)
 
     def _made(
         self, names: Sequence[str], known: Callable[[Content], bool]
@@ -148,36 +167,89 @@ class Contents:
         found = {self.of[name]: self.tensors[name] for name in names}
         return {c: t for c, t in found.items() if t.inputs and not known(c)}
 
-    def crossing(self, stream: str) -> list[str]:
-        """Names of the tensors that all behind a tensor is computed from, that one included."""
-        before = needed_nodes([self.tensors[stream]])
+    def crossing(self, streams: Sequence[str]) -> list[str]:
+        """Names of the tensors that are read behind one of some tensors and are computed on the way
+        to it, that one included.
+
+        Args:
+            streams: each computed from the one before it.
+        """
+        place: dict[str, int] = {}
+        for number, stream in enumerate(streams):
+            way = needed_nodes([self.tensors[stream]], place)
+            place.update(dict.fromkeys(way, number))
         found: dict[str, None] = {}
         for node in self.graph.nodes:
-            if node.name in before:
-                continue
+            here = place.get(str(node.name), len(streams))
             for tensor in self._read(node):
                 maker = producer(tensor)
-                if maker is not None and maker.name in before:
+                if maker is not None and place.get(str(maker.name), here) < here:
                     found[str(tensor.name)] = None
         return list(found)
 
-    def model(self, part: Part) -> onnx.ModelProto:
-        """A part as a model; large weights lie in the shared file."""
+    def form(self, part: Part) -> Form:
+        """The form of a part."""
+        seen: dict[str, int] = {}
+        inputs: dict[str, None] = {}
+        numbers: dict[tuple[int, int], Array] = {}
+        rows: list[object] = []
+        for number, node in enumerate(part.nodes):
+            read: list[object] = []
+            for place, tensor in enumerate(node.inputs):
+                name = str(tensor.name)
+                if not name:
+                    read.append(None)
+                elif not is_const(tensor):
+                    if name in part.inputs:
+                        inputs[name] = None
+                    read.append(seen.setdefault(name, len(seen)))
+                elif self.weights.holds(tensor):
+                    read.append(name)
+                else:
+                    values = np.asarray(tensor.values)
+                    numbers[number, place] = values
+                    read.append((str(values.dtype), *dims_of_number(values)))
+            if any(_graphs(node)):
+                read.append(str(node.name))
+                inner = (str(t.name) for t in self._read(node))
+                inputs |= dict.fromkeys(n for n in inner if n in part.inputs)
+            made = [seen.setdefault(str(o.name), len(seen)) for o in node.outputs]
+            rows.append((node.op, node.domain, self._attributes[str(node.name)], *read, *made))
+        rows.extend(seen[str(t.name)] for t in part.outputs.values())
+        return Form(tuple(rows), list(inputs), list(part.outputs), numbers)
+
+    def model(self, part: Part, form: Form, given: Mapping[str, Array]) -> onnx.ModelProto:
+        """A part as a model of its form; large weights lie in the shared file.
+
+        Args:
+            given: values of its inputs, for their types.
+        """
         constants: dict[str, gs.Constant] = {}
-        for node in part.nodes:
+        nodes: list[onnx.NodeProto] = []
+        for number, node in enumerate(part.nodes):
+            proto = OnnxExporter.export_node(node)
+            nodes.append(proto)
+            for place in range(len(node.inputs)):
+                if (number, place) in form.numbers:
+                    proto.input[place] = number_name(number, place)
             for tensor in self._read(node):
-                if is_const(tensor):
+                if is_const(tensor) and (self.weights.holds(tensor) or any(_graphs(node))):
                     constants.setdefault(str(tensor.name), tensor)
+        inputs = [_info(name, given[name].dtype, [None] * given[name].ndim) for name in form.inputs]
+        inputs += [
+            _info(number_name(*place), values.dtype, dims_of_number(values))
+            for place, values in form.numbers.items()
+        ]
         called = {n.op for n in part.nodes if n.domain}
-        proto = onnx.helper.make_graph(
-            [OnnxExporter.export_node(n) for n in part.nodes],
+        graph = onnx.helper.make_graph(
+            nodes,
             "part",
-            [OnnxExporter.export_value_info_proto(t, True) for _, t in part.inputs],
-            [OnnxExporter.export_value_info_proto(t, True) for t in part.outputs.values()],
+            inputs,
+            [onnx.helper.make_empty_tensor_value_info(t.name) for t in part.outputs.values()],
             initializer=[self.weights.proto(t) for t in constants.values()],
         )
         return onnx.helper.make_model(
-            proto,
+            graph,
             opset_imports=opset_imports(self.graph),
             functions=[
                 OnnxExporter.export_function(f) for f in self.graph.functions if f.name in called
@@ -191,6 +263,20 @@ class Contents:
         for name in _outer(node):
             if name in self.tensors:
                 yield self.tensors[name]
+
+
+#: Values of a vector that may say how many axes a result has.
+_AXES = 8
+
+
+def dims_of_number(values: Array) -> list[int | None]:
+    """The dims of a number that a form fixes: those of what may be a shape or a list of axes."""
+    return list(values.shape) if values.size <= _AXES else [None] * values.ndim
+
+
+def _info(name: str, dtype: np.dtype[Any], dims: Sequence[int | None]) -> onnx.ValueInfoProto:
+    kind = onnx.helper.np_dtype_to_tensor_dtype(dtype)
+    return onnx.helper.make_tensor_value_info(name, kind, dims)
 
 
 def _graphs(node: gs.Node) -> list[gs.Graph]:
