@@ -19,11 +19,13 @@ from tcompile.passes.reduce.restoring import default_rule, rules_for
 from tcompile.passes.stages import Analysed
 from tcompile.planning.losses.data import read_calibration
 from tcompile.planning.losses.distance import Outputs, distance, unit
-from tcompile.planning.request import Request
+from tcompile.planning.request import NO_IMAGES, Request
 from tcompile.runtime.samples import Samples, run_graph
 
 #: The share by which a rule may lose more than the best and is taken, because it costs less.
-_MARGIN = 0.02
+MARGIN = 0.02
+#: Images that rules are compared on, unless a request says how many.
+_IMAGES = 16
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def choose_rule(
         outputs = {n: found[f"{rule}/{n}"] for n in known if f"{rule}/{n}" in found}
         losses[rule] = float(np.mean(distance(known, outputs)))
     least = min(losses.values())
-    best = next(rule for rule, loss in losses.items() if loss <= least * (1 + _MARGIN))
+    best = next(rule for rule, loss in losses.items() if loss <= least * (1 + MARGIN))
     return RuleChoice(best, losses, unit(known), samples.source)
 
 
@@ -122,11 +124,12 @@ def with_rule(
     known = request.restore or schedule.restore
     if known is not None:
         return replace(schedule, restore=known)
-    if request.calibration is None or solved:
+    if request.calibration in (None, NO_IMAGES) or solved:
         return replace(schedule, restore=default_rule(schedule.reductions))
+    assert request.calibration is not None
     data = read_calibration(model.source, request.calibration, request.preprocess)
-    if len(data) > request.images:
-        words = f"{request.images} of {data.samples.source}"
-        data = data.rows(np.arange(request.images), words)
+    most = request.images or _IMAGES
+    if len(data) > most:
+        data = data.rows(np.arange(most), f"{most} of {data.samples.source}")
     choice = choose_rule(model, schedule, data.samples, say)
     return replace(schedule, restore=choice.rule, notes=(*schedule.notes, choice.words))

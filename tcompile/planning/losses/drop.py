@@ -6,9 +6,9 @@ What is measured depends on what there is:
   1/5 of the error allowed: exact for every sample size, and conservative.
 - class outputs alone: the share of images whose top-1 class changes; Clopper-Pearson, exact.
 - anything else: the mean of 1 − cosine or correlation. A bound for a mean in [0, 2] that holds
-  whatever the distribution is never below 2·(1 − α^(1/n)), 0.07 for 64 images, since one image in thirty might
-  be as wrong as can be; useless for drops of 0.01. This is a t bound corrected for skew
-  (`bounds.mean_at_most`) at half the error allowed. It is approximate, and `exact` is False: for a
+  whatever the distribution is never below 2·(1 − α^(1/n)), 0.07 for 64 images, since one image in
+  thirty might be as wrong as can be; useless for drops of 0.01. This is a t bound corrected for
+  skew (`mean_at_most`) at half the error allowed. It is approximate, and `exact` is False: for a
   promised 90 % it holds in 87 to 93 % of draws of 32 or 64 images from gamma (shape 0.5), lognormal
   (σ = 1) and the distances of 108 reduced zoo:glyphs, less often where tails are longer.
 

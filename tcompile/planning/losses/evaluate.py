@@ -419,4 +419,4 @@ class Evaluator:
 
 
 def _key(schedule: Schedule) -> str:
-    return repr([r.to_json() for r in schedule.reductions])
+    return repr([schedule.restore, *(r.to_json() for r in schedule.reductions)])

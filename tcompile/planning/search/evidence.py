@@ -122,7 +122,8 @@ class Runs:
         Raises:
             UsageError: the model or a reducer cannot do it.
         """
-        name = digest_of({"steps": [r.to_json() for r in schedule.reductions]})
+        steps = [r.to_json() for r in schedule.reductions]
+        name = digest_of({"steps": steps, "restore": schedule.restore})
         known = self.known.get(name, [])
         if len(known) < images:
             self._show(schedule.method)

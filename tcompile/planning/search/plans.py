@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import overload
 
 import numpy as np
 
+from tcompile.core.errors import UsageError
+from tcompile.passes.reduce.check import dense_grid
+from tcompile.passes.reduce.restoring import rules_for
 from tcompile.planning.optimise.tables import Plan, dense_plan
+from tcompile.planning.restoring import MARGIN
 from tcompile.planning.search.evidence import Runs
 from tcompile.planning.search.level import Level
-from tcompile.planning.search.search import Weighed, search
+from tcompile.planning.search.search import Weighed, search, summed_up
 from tcompile.planning.search.space import Space
 from tcompile.planning.solve.budgets import Budget, MethodPlan, allowed_ms, ends_of
 from tcompile.planning.solve.method_tables import MethodTables
@@ -51,11 +56,13 @@ def searched(
     final = None if budget.final is None else max(ends_of(o, budget).most for o in options)
     if final == tables.tokens:
         final = budget.final
-    space = Space(tuple(options), most, final)
+    space = Space(tuple(options), most, final, runs.request.restore)
     level = level or runs.level
     runs.expect(level.work(len(options)))
     found = search(space, lambda steps, n: runs.losses(space.schedule(steps), n), level)
     plans = [_plan(space, one, runs) for one in found]
+    if runs.request.outputs == "restored" and runs.request.restore is None:
+        plans[0] = _given_back(plans[0], runs)
     each: dict[str, MethodPlan] = {}
     for one in plans:
         each.setdefault(one.method, one)
@@ -68,6 +75,23 @@ def _plan(space: Space, found: Weighed, runs: Runs) -> MethodPlan:
     plan = replace(found.plan, loss=found.loss)
     option = replace(last, words=runs.words)
     return MethodPlan(option, plan, made=space.schedule(found.steps))
+
+
+def _given_back(best: MethodPlan, runs: Runs) -> MethodPlan:
+    """The plan with the rule that loses least by which its outputs give tokens back; of rules that
+    lose about the same, the cheapest."""
+    made = best.schedule()
+    losses: dict[str, float] = {}
+    for rule in rules_for(made.reductions, dense_grid(runs.model.analysis)):
+        with suppress(UsageError):  # which the model cannot do
+            each = runs.losses(replace(made, restore=rule), runs.level.images)
+            losses[rule] = summed_up(each)
+    least = min(losses.values(), default=best.plan.loss)
+    chosen = next((r for r, loss in losses.items() if loss <= least * (1 + MARGIN)), None)
+    if chosen is None:
+        return best
+    plan = replace(best.plan, loss=losses[chosen])
+    return replace(best, plan=plan, made=replace(made, restore=chosen))
 
 
 def _front(plans: Sequence[Plan]) -> tuple[Plan, ...]:

@@ -31,11 +31,13 @@ class Space:
         options: methods with their latencies, all on one grid of counts.
         most_ms: of one batch.
         final: whole tokens that are to be left in the end; None: as many as the budget allows.
+        restore: the rule by which restored outputs give tokens back, where one was asked for.
     """
 
     options: tuple[MethodTables, ...]
     most_ms: float
     final: int | None
+    restore: str | None = None
 
     @cached_property
     def rooms(self) -> tuple[Room, ...]:
@@ -135,7 +137,7 @@ class Space:
         places = [
             Place(self.options[s.method].tables.sites[s.site].name, s.after - prefix) for s in steps
         ]
-        return joined(methods, places, notes)
+        return replace(joined(methods, places, notes), restore=self.restore)
 
 
 def joined(
