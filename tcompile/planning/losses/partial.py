@@ -208,7 +208,7 @@ class Contents:
                 else:
                     values = np.asarray(tensor.values)
                     numbers[number, place] = values
-                    read.append((str(values.dtype), *dims_of_number(values)))
+                    read.append((str(values.dtype), *dims_of(values)))
             if any(_graphs(node)):
                 read.append(str(node.name))
                 inner = (str(t.name) for t in self._read(node))
@@ -218,11 +218,14 @@ class Contents:
         rows.extend(seen[str(t.name)] for t in part.outputs.values())
         return Form(tuple(rows), list(inputs), list(part.outputs), numbers)
 
-    def model(self, part: Part, form: Form, given: Mapping[str, Array]) -> onnx.ModelProto:
+    def model(
+        self, part: Part, form: Form, given: Mapping[str, Array], *, fixed: bool = False
+    ) -> onnx.ModelProto:
         """A part as a model of its form; large weights lie in the shared file.
 
         Args:
             given: values of its inputs, for their types.
+            fixed: store the numbers and the shapes of the inputs, for this part alone.
         """
         constants: dict[str, gs.Constant] = {}
         nodes: list[onnx.NodeProto] = []
@@ -235,18 +238,23 @@ class Contents:
             for tensor in self._read(node):
                 if is_const(tensor) and (self.weights.holds(tensor) or any(_graphs(node))):
                     constants.setdefault(str(tensor.name), tensor)
-        inputs = [_info(name, given[name].dtype, [None] * given[name].ndim) for name in form.inputs]
-        inputs += [
-            _info(number_name(*place), values.dtype, dims_of_number(values))
-            for place, values in form.numbers.items()
+        inputs = [
+            _info(name, given[name].dtype, given[name].shape if fixed else dims_of(given[name]))
+            for name in form.inputs
         ]
+        numbers = {number_name(*place): values for place, values in form.numbers.items()}
+        if not fixed:
+            inputs += [_info(name, v.dtype, dims_of(v)) for name, v in numbers.items()]
         called = {n.op for n in part.nodes if n.domain}
         graph = onnx.helper.make_graph(
             nodes,
             "part",
             inputs,
             [onnx.helper.make_empty_tensor_value_info(t.name) for t in part.outputs.values()],
-            initializer=[self.weights.proto(t) for t in constants.values()],
+            initializer=[
+                *(self.weights.proto(t) for t in constants.values()),
+                *(onnx.numpy_helper.from_array(v, n) for n, v in numbers.items() if fixed),
+            ],
         )
         return onnx.helper.make_model(
             graph,
@@ -269,8 +277,8 @@ class Contents:
 _AXES = 8
 
 
-def dims_of_number(values: Array) -> list[int | None]:
-    """The dims of a number that a form fixes: those of what may be a shape or a list of axes."""
+def dims_of(values: Array) -> list[int | None]:
+    """The dims of an input that a form fixes: those of what may be a shape or a list of axes."""
     return list(values.shape) if values.size <= _AXES else [None] * values.ndim
 
 
