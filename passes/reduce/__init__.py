@@ -17,10 +17,11 @@ from tcompile.analysis.model import Analysis
 from tcompile.analysis.outcomes import Paths
 from tcompile.analysis.token_dims import Dims
 from tcompile.core.errors import UsageError
-from tcompile.core.schedule import Schedule
+from tcompile.core.schedule import Schedule, known_rule
 from tcompile.passes.reduce.apply import ReducedGraph, Rewriter, returns
-from tcompile.passes.reduce.check import check_schedule, raise_on_barrier
+from tcompile.passes.reduce.check import check_schedule, dense_grid, raise_on_barrier
 from tcompile.passes.reduce.reducers import reducer_of
+from tcompile.passes.reduce.restoring import check_rule, default_rule
 from tcompile.passes.runner import Dump, Pass, run
 from tcompile.plugins.ops import add_functions
 
@@ -50,6 +51,8 @@ def reduce_graph(
     """
     if outputs not in ("reduced", "restored"):
         raise UsageError(f"'{outputs}' is not reduced or restored", where="--outputs")
+    rule = known_rule(schedule.restore, "--restore") or default_rule(schedule.reductions)
+    check_rule(rule, dense_grid(analysis))
     steps = check_schedule(analysis, schedule, outputs)
     graph = dense.copy()
     if not schedule.reductions:
@@ -79,6 +82,7 @@ def reduce_graph(
         list(zip(steps, cuts, strict=True)),
         known.counts,
         outputs=outputs,
+        rule=rule if outputs == "restored" else "owner",
         label=label,
         dump=dump,
         shapes=shared is None,
