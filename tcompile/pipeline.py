@@ -57,6 +57,7 @@ from tcompile.planning.cost import cost_of
 from tcompile.planning.method_schedule import for_towers, given_schedule, tower_notes
 from tcompile.planning.remedy import remedy
 from tcompile.planning.request import NO_METHOD, Request
+from tcompile.planning.restoring import with_rule
 from tcompile.planning.solve.plan_report import FixedPlan, PlanReport, PlanWithCost
 from tcompile.planning.solve.solve import schedule_for_request
 from tcompile.report.explain import NodeFacts
@@ -64,7 +65,7 @@ from tcompile.report.explain import explain as explain_node
 from tcompile.report.inspection import describe
 from tcompile.report.inspection_page import Inspection
 from tcompile.runtime.token_outputs import recorded
-from tcompile.targets import load_target
+from tcompile.targets import Target, load_target
 from tcompile.targets.backends import check_runtime
 from tcompile.targets.backends.base import BatchSizes
 from tcompile.verify.owners import Owners
@@ -181,9 +182,7 @@ def plan(
     """
     request, chosen = Request.of(asked), load_target(target)
     read_model = _read_asked(model, request)
-    made, planned = schedule_for_request(
-        read_model, request, chosen, chosen.default_precision, progress
-    )
+    made, planned = _planned(read_model, request, chosen, chosen.default_precision, progress)
     if read_model.analysis.others:
         # What another tower can follow is known once it has.
         return _apply(read_model, made, request, planned).schedule
@@ -199,7 +198,7 @@ def price(
     request, chosen = Request.of(asked), load_target(target)
     read_model = _read_asked(model, request)
     precision = chosen.default_precision
-    made, planned = schedule_for_request(read_model, request, chosen, precision, progress)
+    made, planned = _planned(read_model, request, chosen, precision, progress)
     reduced = _apply(read_model, made, request, planned)
     if isinstance(planned, FixedPlan):
         planned = planned.with_latency(reduced, chosen, precision, request.batch)
@@ -212,10 +211,16 @@ def reduce(
     """Everything up to the reduced fp32 graph. Arguments and errors as `plan`."""
     request, chosen = Request.of(asked), load_target(target)
     read_model = _read_asked(model, request)
-    made, planned = schedule_for_request(
-        read_model, request, chosen, chosen.default_precision, progress
-    )
+    made, planned = _planned(read_model, request, chosen, chosen.default_precision, progress)
     return _apply(read_model, made, request, planned)
+
+
+def _planned(
+    model: Analysed, request: Request, target: Target, precision: str, say: Progress
+) -> tuple[Schedule, PlanReport | FixedPlan]:
+    """`schedule_for_request`, with the rule by which restored outputs give tokens back."""
+    made, planned = schedule_for_request(model, request, target, precision, say)
+    return with_rule(model, request, made, say, solved=isinstance(planned, PlanReport)), planned
 
 
 def _apply(
@@ -427,7 +432,7 @@ def _write_reduced(
     schedule = Schedule(NO_METHOD, analysed.analysis.shape, ())
     planned: PlanReport | FixedPlan | None = None
     if request is not None:
-        schedule, planned = schedule_for_request(analysed, request, job.target, job.precision, say)
+        schedule, planned = _planned(analysed, request, job.target, job.precision, say)
     say("reducing")
     reduced = _apply(analysed, schedule, job.request, planned, job.dump)
     # Up to here nothing was written, and what cannot be planned or reduced is known.

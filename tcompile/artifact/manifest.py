@@ -19,7 +19,7 @@ from tcompile._version import __version__
 from tcompile.core.decode import Count, NonNegative, Positive, UnitInterval, decode, encode
 from tcompile.core.errors import bounded
 from tcompile.core.model_files import Dims, FileEntry, SourceFile, TensorInfo
-from tcompile.core.schedule import BlockTokens
+from tcompile.core.schedule import RESTORES, BlockTokens
 from tcompile.passes.lower.token_ops import TokenOpsChoice
 from tcompile.planning.solve.outcome import Emitted, Outcome, Reason, Share
 from tcompile.targets.backends.base import FusedAttention
@@ -73,6 +73,10 @@ ScheduleDocument = Annotated[
                     "outputs hold their tokens: those have token_index_TOWER",
                     "type": "array",
                     "items": _TOWER,
+                },
+                "restore": {
+                    "description": "what restored outputs give dropped tokens, by rule",
+                    "enum": list(RESTORES),
                 },
             },
         }

@@ -20,6 +20,7 @@ import click
 from tcompile.core.errors import short_names
 from tcompile.core.interrupt import checkpoint
 from tcompile.core.progress import Progress
+from tcompile.core.schedule import RESTORES
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -172,6 +173,18 @@ def outputs_option(command: F) -> F:
         show_default=True,
         help="An output with a token axis holds the kept tokens (and the model says which they "
         "are), or is spread back over all tokens.",
+    )(command)
+
+
+def restore_option(command: F) -> F:
+    """Add --restore."""
+    return click.option(
+        "--restore",
+        type=click.Choice(list(RESTORES)),
+        help="With --outputs restored: the row that a dropped token is given: "
+        + "; ".join(f"{rule}: {words}" for rule, words in RESTORES.items())
+        + " [default: what loses least on the --calibration images; else owner, or nearest where "
+        "tokens are fused].",
     )(command)
 
 
