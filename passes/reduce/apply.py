@@ -23,6 +23,7 @@ from tcompile.analysis.structure import Block
 from tcompile.analysis.token_dims import Layout, Run, locate, stream_layout
 from tcompile.core.errors import InternalError, ModelError, UsageError, assert_never
 from tcompile.core.graph import int_to_dim, is_const, replace_uses, shape
+from tcompile.core.node_order import drop_dead, toposort
 from tcompile.passes.lower.spell import decompose_attention
 from tcompile.passes.normalize.infer import infer
 from tcompile.passes.reduce.builder import Builder
@@ -156,7 +157,7 @@ class Rewriter:
         """
         try:
             with G_LOGGER.suppress(G_LOGGER.CRITICAL + 1):  # it prints what the error says
-                self.graph.cleanup(remove_unused_graph_inputs=False).toposort()
+                toposort(drop_dead(self.graph))
         except OnnxGraphSurgeonException as error:
             names = ", ".join(self.cuts)
             raise UsageError(
@@ -186,7 +187,7 @@ class Rewriter:
         if names:
             self._infer_shapes()
             decompose_attention(self.graph, lambda node: node.name in names)
-            self.graph.toposort()
+            toposort(self.graph)
 
     def _shape(self, name: str, stage: TokenState) -> list[int | str]:
         if stage is self.stages[0]:

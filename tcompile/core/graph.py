@@ -106,7 +106,7 @@ def settled(dim: int | str, batch: int | Mapping[str, int]) -> int:
 
 def shape(tensor: gs.Tensor) -> tuple[int, ...]:
     """Dims as ints, a symbolic batch as the sentinel. The shape must be known."""
-    return tuple(dim_to_int(d) for d in tensor.shape)
+    return tuple([d if type(d) is int else dim_to_int(d) for d in tensor.shape])
 
 
 def free_names(graph: gs.Graph) -> list[str]:
@@ -224,7 +224,7 @@ def unique_names(graph: gs.Graph) -> None:
 
 def nbytes(constant: gs.Constant) -> int:
     """Bytes of a constant, without loading it."""
-    size = int(np.prod(constant.shape, dtype=np.int64)) if len(constant.shape) else 1
+    size: int = math.prod(constant.shape)
     return size * np.dtype(constant.dtype).itemsize if not isinstance(constant.dtype, int) else size
 
 
@@ -253,9 +253,18 @@ def skeleton(
     known = known or {}
     tensors = graph.tensors()
     constants = [t for t in tensors.values() if is_const(t)]
-    small = [OnnxExporter.export_tensor_proto(t) for t in constants if not large(t)]
+    too_large = [large(t) for t in constants]
+    small = [
+        OnnxExporter.export_tensor_proto(t)
+        for t, is_large in zip(constants, too_large, strict=True)
+        if not is_large
+    ]
     small += [onnx.numpy_helper.from_array(v, name) for name, v in known.items()]
-    weights = [OnnxExporter.export_value_info_proto(t, True) for t in constants if large(t)]
+    weights = [
+        OnnxExporter.export_value_info_proto(t, True)
+        for t, is_large in zip(constants, too_large, strict=True)
+        if is_large
+    ]
     inputs = [
         onnx.helper.make_tensor_value_info(
             t.name,
