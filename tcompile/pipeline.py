@@ -27,7 +27,7 @@ from tcompile.builder.attempts import (
     next_request,
     on_target,
 )
-from tcompile.builder.checks import measure
+from tcompile.builder.checks import evidence_of, measure
 from tcompile.builder.emit import (
     Models,
     emit_model,
@@ -64,7 +64,7 @@ from tcompile.report.explain import NodeFacts
 from tcompile.report.explain import explain as explain_node
 from tcompile.report.inspection import describe
 from tcompile.report.inspection_page import Inspection
-from tcompile.runtime.token_outputs import recorded, tower_of_outputs
+from tcompile.runtime.token_outputs import recorded
 from tcompile.targets import Target, load_target
 from tcompile.targets.backends import check_runtime
 from tcompile.targets.backends.base import BatchSizes
@@ -406,12 +406,13 @@ def _build_one(job: Job, request: Request | None, draft: Draft, say: Progress) -
             job.path,
             models.shipped,
             job.target,
+            samples=evidence_of(models.shipped, job.request, planned, models.flops.dense),
             threads=job.request.threads,
             batch=job.request.batch,
             normal=timed_against(models, job),
             decide=bool(models.schedule.reductions),
             seconds=0.0 if job.request.latency is None else _SECONDS,
-            towers=tower_of_outputs(models.schedule.to_json()),
+            schedule=models.schedule.to_json(),
         )
     manifest = manifest_of(models, built, evidence, job)
     return attempt_of(request, replace(manifest, notes=(*notes, *manifest.notes)), planned, job)

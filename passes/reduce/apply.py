@@ -11,8 +11,6 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from onnx_graphsurgeon.logger import G_LOGGER
-from onnx_graphsurgeon.util.exception import OnnxGraphSurgeonException
 
 from tcompile.analysis import axes as ax
 from tcompile.analysis import effects as fx
@@ -22,7 +20,7 @@ from tcompile.analysis.model import Analysis, tower_batch
 from tcompile.analysis.structure import Block
 from tcompile.analysis.token_dims import Layout, Run, locate, stream_layout
 from tcompile.core.errors import InternalError, ModelError, UsageError, assert_never
-from tcompile.core.graph import int_to_dim, is_const, replace_uses, shape
+from tcompile.core.graph import CycleError, int_to_dim, is_const, replace_uses, shape, sort_nodes
 from tcompile.passes.lower.spell import decompose_attention
 from tcompile.passes.normalize.infer import infer
 from tcompile.passes.reduce.builder import Builder
@@ -72,6 +70,7 @@ class Rewriter:
     Attributes:
         graph: being rewritten.
         b: writes nodes into it.
+        shapes: whether the shapes of all tensors are wanted.
     """
 
     def __init__(
@@ -86,7 +85,9 @@ class Rewriter:
         rule: str,
         label: str,
         dump: Dump | None,
+        shapes: bool = True,
     ) -> None:
+        self.shapes = shapes
         self.outputs, self.label, self.dump = outputs, label, dump
         self.planned = [step for step, _ in planned]
         cuts = {step.site.name: cut for step, cut in planned}
@@ -186,9 +187,8 @@ class Rewriter:
         Owners and indices that no output asks for were written all the same.
         """
         try:
-            with G_LOGGER.suppress(G_LOGGER.CRITICAL + 1):  # it prints what the error says
-                self.graph.cleanup(remove_unused_graph_inputs=False).toposort()
-        except OnnxGraphSurgeonException as error:
+            sort_nodes(self.graph)
+        except CycleError as error:
             names = ", ".join(self.cuts)
             raise UsageError(
                 f"what is read to choose tokens at {names} is computed from the tokens that leave "
