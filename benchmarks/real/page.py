@@ -62,6 +62,8 @@ def _means(rows: Sequence[Found], task: str, keep: float) -> dict[str, dict[str,
         figures = row["figures"].get(task)
         if figures is None or (row["budget"], row["share"]) != (KEEP, keep):
             continue
+        if set(_KINDS) - set(figures):
+            continue
         lost = max(1 - figures[kind]["mean"] for kind in _KINDS)
         if row["method"] != AUTO and lost > _NOTHING:
             for kind in _KINDS:
