@@ -13,6 +13,17 @@ from tcompile.core.site import SiteName
 
 SCHEMA = 1
 
+#: The row that each dense token gets with restored outputs, by rule; a token that was merged has
+#: that of the token it is part of, unless the rule says more.
+RESTORES: Mapping[str, str] = {
+    "owner": "that of the token it was merged or fused into, or that stands for it",
+    "nearest": "that of the kept token most like it when it left",
+    "similar": "the mean of the kept tokens, weighted by how like it they were when it left",
+    "interpolate": "the mean of the kept tokens near it in the grid, a Gaussian of the distance",
+    "stale": "its own from when it left, and what has changed since in the tokens like it, or in "
+    "the one it was merged into",
+}
+
 
 @dataclass(frozen=True)
 class Spec:
@@ -112,6 +123,8 @@ class Schedule:
         notes: where it differs from the paper or from what was asked.
         tower: the tower that it is for, where the model has several or one was asked for.
         towers: what leaves the others; None: derived from this when it is applied.
+        restore: what restored outputs give dropped tokens, one of `RESTORES`; None: by the methods
+            (`passes.reduce.restoring.default_rule`).
     """
 
     method: str
@@ -120,6 +133,7 @@ class Schedule:
     notes: tuple[str, ...] = ()
     tower: str | None = None
     towers: tuple[TowerSchedule, ...] | None = None
+    restore: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "notes", tuple(map(bounded, self.notes)))
@@ -161,6 +175,7 @@ class Schedule:
             "notes": list(self.notes),
             **({} if self.tower is None else {"tower": self.tower}),
             **({} if self.towers is None else {"towers": [t.to_json() for t in self.towers]}),
+            **({} if self.restore is None else {"restore": self.restore}),
         }
 
     @staticmethod
@@ -185,6 +200,7 @@ class Schedule:
                 notes,
                 None if tower is None else str(tower),
                 towers,
+                known_rule(document.get("restore"), where),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UsageError(
@@ -192,6 +208,19 @@ class Schedule:
                 where=where,
                 hint="see `tcompile plan --json` for the form",
             ) from error
+
+
+def known_rule(rule: Any, where: str) -> str | None:
+    """The rule by which tokens are given back, or None.
+
+    Raises:
+        UsageError: there is no such rule.
+    """
+    if rule is None or rule in RESTORES:
+        return None if rule is None else str(rule)
+    raise UsageError(
+        f"'{rule}' is not a rule to give tokens back by", where=where, hint=", ".join(RESTORES)
+    )
 
 
 def _shape(document: Mapping[str, Any]) -> Shape:
