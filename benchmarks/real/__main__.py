@@ -40,7 +40,8 @@ from tcompile.planning.request import AUTO
 from tcompile.runtime.timing import machine_name
 from tcompile.targets.backends.ort import version
 
-KEEPS, CURVE, SHARES = (0.6, 0.4), (0.9, 0.8, 0.7, 0.5, 0.3), (0.85, 0.72, 0.6)
+KEEPS, CURVE, SHARES = (0.6, 0.4), (0.8, 0.7, 0.5, 0.3, 0.2), (0.85, 0.72, 0.6)
+METHODS = (*(preset.name for preset in PRESETS), "resolution")
 _QUICK = ("topk", "evit", "tome", "tofu", "random")
 
 
@@ -149,7 +150,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.real", description=__doc__)
     parser.add_argument("--data", type=Path, help="where packages, models and the state lie")
     parser.add_argument("--models", nargs="+", help="saliency, features, glyphs [default: all]")
-    parser.add_argument("--methods", nargs="+", default=[p.name for p in PRESETS])
+    parser.add_argument("--methods", nargs="+", default=list(METHODS))
     parser.add_argument("--auto", nargs="*", default=[ON_SCENES, ON_PHOTOS, PRIOR])
     parser.add_argument("--keeps", nargs="+", type=float, default=list(KEEPS))
     parser.add_argument("--curve", nargs="*", type=float, default=list(CURVE), help="more keeps")
