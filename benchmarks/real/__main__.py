@@ -35,6 +35,7 @@ from benchmarks.real.readme import write_section
 from benchmarks.real.subjects import LABELLED, NOISE, OWN, SCENES, Subject, subjects
 from benchmarks.state import State
 from tcompile import __version__
+from tcompile.core.machine import usable_cores
 from tcompile.methods.presets import PRESETS
 from tcompile.planning.request import AUTO
 from tcompile.runtime.timing import machine_name
@@ -196,9 +197,8 @@ def main() -> None:
         if subject.photos and not given.answer:
             found = with_times(subject, found, given.rounds, machine, state)
         rows += found
-    made = published(
-        rows, {**asdict(settings), "keeps": given.keeps, "rounds": given.rounds, "machine": machine}
-    )
+    conditions = {"rounds": given.rounds, "machine": machine, "cores": usable_cores()}
+    made = published(rows, {**asdict(settings), "keeps": given.keeps, **conditions})
     print(page(made))
     if given.output is not None:
         (given.output / "real.md").write_text(page(made), encoding="utf-8")
