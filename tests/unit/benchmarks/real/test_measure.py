@@ -20,7 +20,7 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
     folder = tmp_path_factory.mktemp("real")
     write_glyphs(folder / "glyphs.onnx")
     path = folder / "glyphs.onnx"
-    return Subject("glyphs", "", (CLASSES_TASK,), path, folder, photos=False, count=6, scenes=3)
+    return Subject("glyphs", (CLASSES_TASK,), path, folder, photos=False, count=6, scenes=3)
 
 
 def test_rows_are_answered_and_timed_once(subject: Subject, tmp_path: Path) -> None:
