@@ -212,6 +212,10 @@ class Contents:
         for content, tensor in self._made(more, known).items():
             if tensor.inputs[0].name in needed:
                 outputs.setdefault(content, tensor)
+        # A node that runs for one of its outputs makes the others as well, known or not.
+        for node in (n for n in self.graph.nodes if n.name in needed):
+            for made in node.outputs:
+                inputs.pop(str(made.name), None)
         return Part([n for n in self.graph.nodes if n.name in needed], inputs, outputs)
 
     def _made(
