@@ -461,4 +461,5 @@ class Evaluator:
 
 
 def _key(schedule: Schedule) -> str:
-    return repr([r.to_json() for r in schedule.reductions])
+    """All of a schedule that its losses depend on."""
+    return repr(([r.to_json() for r in schedule.reductions], schedule.restore))

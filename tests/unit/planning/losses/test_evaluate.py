@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +151,17 @@ def test_nothing_runs_twice(tmp_path: Path) -> None:
     opened = found.counted.sessions
     nodes(("attn:3", NORM, TOP, 11))
     assert found.counted.sessions == opened
+
+
+def test_rules_that_give_tokens_back_differ(tmp_path: Path) -> None:
+    path = tiny(tmp_path, pool="none")
+    model, samples = read(path), samples_for(signature(path), count=2)
+    found = evaluator(model, samples, "restored")
+    one = schedule(model, *SCHEDULES["topk"])
+    for rule in ("owner", "stale"):
+        asked = replace(one, restore=rule)
+        expected = whole(model, asked, samples, "restored")
+        np.testing.assert_allclose(found.losses(asked), expected, atol=1e-6)
 
 
 def test_a_runtime_that_wants_the_numbers_gets_them(
