@@ -5,12 +5,16 @@ first step is the dense model's, and what lies before the first step in which it
 earlier schedule is that one's (`partial`). Results are remembered; where more samples are asked for
 later, those run alone.
 
-The same samples and the same schedule give the same losses on every run of one machine; between
-machines they differ by rounding, as ONNX Runtime's kernels and its number of threads do.
+A session is of a form of parts, with the counts as inputs, so that schedules that differ in counts
+alone share it. Runs go in parallel, one core each.
 
-Memory: `memory` bytes of activations are kept, half of them for the dense model's streams, and
-besides them the samples, the outputs of the dense model, one run's activations, and a second copy
-of the weights in a file that all sessions map.
+The same samples and the same schedules in the same order give the same losses on every run of one
+machine. Between machines, and with another number of cores or another order, they differ by
+rounding: ONNX Runtime fuses what is one part, and where a run starts depends on what is known.
+
+Memory: `memory` bytes of activations are kept, half of them for the dense model's streams. Besides
+them there are the samples, the outputs of the dense model and of the last schedule, the activations
+of one run for each core, and a second copy of the weights in a file that all sessions map.
 """
 
 from __future__ import annotations
@@ -457,4 +461,5 @@ class Evaluator:
 
 
 def _key(schedule: Schedule) -> str:
-    return repr([schedule.restore, *(r.to_json() for r in schedule.reductions)])
+    """All of a schedule that its losses depend on."""
+    return repr(([r.to_json() for r in schedule.reductions], schedule.restore))

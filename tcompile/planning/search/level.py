@@ -49,7 +49,7 @@ LEVELS: dict[LevelName, Level] = {
 }
 #: FLOPs of one image up to which a level is taken; a multiplication and an addition are two. ViT-S
 #: has 9 · 10⁹, ViT-B 35 · 10⁹, ViT-L 123 · 10⁹.
-_FINE, _MEDIUM = 12e9, 60e9
+_FINE, _MEDIUM = 20e9, 60e9
 
 
 def level_for(flops: float) -> Level:

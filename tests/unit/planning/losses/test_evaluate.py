@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from tcompile.core.errors import UsageError
+from tcompile.core.errors import ModelError, UsageError
 from tcompile.core.schedule import Reduction, Schedule, Spec
 from tcompile.core.site import SiteName
 from tcompile.passes.reduce import reduce_graph
@@ -20,6 +21,7 @@ from tcompile.planning.losses.distance import distance
 from tcompile.planning.losses.evaluate import Evaluator
 from tcompile.runtime.samples import Samples, run_graph, samples_for
 from tcompile.runtime.signature import signature
+from tcompile.targets.backends.ort import OrtRunner
 from tests.support.tiny_vit import VitSpec, save_tiny_vit
 
 SPEC = VitSpec(image=32, patch=8, width=32, heads=2, depth=4)
@@ -149,6 +151,38 @@ def test_nothing_runs_twice(tmp_path: Path) -> None:
     opened = found.counted.sessions
     nodes(("attn:3", NORM, TOP, 11))
     assert found.counted.sessions == opened
+
+
+def test_rules_that_give_tokens_back_differ(tmp_path: Path) -> None:
+    path = tiny(tmp_path, pool="none")
+    model, samples = read(path), samples_for(signature(path), count=2)
+    found = evaluator(model, samples, "restored")
+    one = schedule(model, *SCHEDULES["topk"])
+    for rule in ("owner", "stale"):
+        asked = replace(one, restore=rule)
+        expected = whole(model, asked, samples, "restored")
+        np.testing.assert_allclose(found.losses(asked), expected, atol=1e-6)
+
+
+def test_a_runtime_that_wants_the_numbers_gets_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Strict(OrtRunner):
+        def __init__(self, path: Path, *given: object, **options: object) -> None:
+            names = [i.name for i in onnx.load(path, load_external_data=False).graph.input]
+            if any(name.startswith("tc_number") for name in names):
+                raise ModelError("does not infer shapes")
+            super().__init__(path, *given, **options)  # type: ignore[arg-type]
+
+    path = tiny(tmp_path)
+    model, samples = read(path), samples_for(signature(path), count=4)
+    ones = [schedule(model, ("attn:1", NORM, TOP, keep)) for keep in (12, 11)]
+    expected = [evaluator(model, samples).losses(one) for one in ones]
+    monkeypatch.setattr("tcompile.planning.losses.evaluate.OrtRunner", Strict)
+    strict = evaluator(model, samples)
+    for one, losses in zip(ones, expected, strict=True):
+        np.testing.assert_allclose(strict.losses(one), losses, atol=1e-7)
+    assert strict.counted.sessions == 1 + 1 + 2  # dense, refused, one for each count
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:

@@ -35,6 +35,15 @@ def test_a_model_describes_itself_and_runs(model: Path) -> None:
     assert out["j"] == 4
 
 
+def test_a_scalar_stays_one(tmp_path: Path) -> None:
+    text = """
+    <ir_version: 10, opset_import: ["":18]>
+    g (float[2,3] x, int64 i) => (float[M] y) { y = Gather<axis=0>(x, i) }
+    """
+    out = OrtRunner(save(parse(text), tmp_path)).run({"x": np.eye(2, 3), "i": np.array(1)})
+    assert out["y"].tolist() == [0, 1, 0]
+
+
 def test_a_prepared_run_is_of_its_own_inputs(model: Path) -> None:
     runner = OrtRunner(model, threads=1)
     seen: list[dict[str, np.ndarray]] = []
