@@ -1,1 +1,1 @@
-"""Losses of steps: measured on images, or from the attention of one dense pass."""
+"""Losses: of whole schedules on images, or of steps by the attention of one dense pass."""

@@ -13,8 +13,8 @@ leaves early is missed by more blocks.
 It looks at no output, and takes every method for one that drops what it scores lowest: merged
 tokens leave an average behind, which this does not see. Its losses rank schedules of one method on
 one model; they are never compared with measured ones, let alone with a drop. In the experiment of
-`losses.distance` they rank drops by 0.873 (topk), 0.869 (evit) and 0.797 (tome), where measured
-losses reach 0.985, 0.988 and 0.960, and the prior, which has seen no image, 0.929, 0.933 and 0.786.
+`losses.distance` they rank drops by 0.873 (topk), 0.869 (evit) and 0.797 (tome), where losses of
+single steps that were measured and added up reach 0.985, 0.988 and 0.960.
 """
 
 from __future__ import annotations
@@ -52,8 +52,13 @@ def attention_losses(
     *,
     progress: Progress = silent,
 ) -> SiteLosses:
-    """Losses by attention mass, from one pass of the dense model. Arguments as
-    `sensitivity.measured_losses`.
+    """Losses by attention mass, from one pass of the dense model.
+
+    Args:
+        graph: the dense model in normal form, weights included.
+        sites: where tokens may leave; others are interpolated in depth.
+        counts: whole token counts, prefix included; N is added. Where tokens leave in groups, the
+            next larger count that can be is looked at instead.
 
     Raises:
         UsageError: no count lies below the model's, or attention within windows.

@@ -18,28 +18,23 @@ from tcompile.planning.optimise.prior import depth, growth
 from tcompile.planning.optimise.tables import Floats, StepFunction
 
 SCHEMA = 1
-Kind = Literal["calibrated", "attention"]
-#: How a step from fewer than N tokens follows from those from N; see `SiteLosses.step`.
-Composition = Literal["difference", "share"]
+Kind = Literal["attention"]
 
 
 @dataclass(frozen=True)
 class SiteLosses:
     """The loss of one step from all N tokens to fewer, by site.
 
-    Losses of kind `calibrated` are distances of outputs, those of kind `attention` shares of
-    attention mass; they are never compared with each other, nor with a prior.
+    Losses of kind `attention` are shares of attention mass; they are never compared with a prior.
 
     Attributes:
         counts: G whole token counts, ascending, prefix included; the last is N.
         at: site → [G], the loss of going from N to each count: 0 at N, never less for fewer tokens.
         blocks, prefix: of the model: its blocks, and the tokens that never leave.
         unit: of the losses, in words.
-        kind: `calibrated` (outputs compared) or `attention` (mass of attention).
+        kind: `attention` (mass of attention).
         images: on how many it was measured.
         source: where the images come from.
-        composition: how a step from fewer than N tokens follows from those from N: `difference`, or
-            `share` for reducers that merge.
         notes: what could not be measured, and what was done about it.
     """
 
@@ -51,7 +46,6 @@ class SiteLosses:
     kind: Kind
     images: int
     source: str
-    composition: Composition = "difference"
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -89,28 +83,14 @@ class SiteLosses:
         return LossCurve(self.counts, tuple(map(float, values)), self.prefix)
 
     def step(self) -> StepFunction:
-        """The loss of a step, as the optimiser asks for it. Losses of steps at several depths add
-        up, and with d = max(at(n_out) − at(n_in), 0), s = at(N · n_out/n_in) a step loses
-
-        - d, where tokens leave by a score (`difference`): two steps at one depth lose what one
-          does, since what left earlier would mostly have left here;
-        - √(d · s), where tokens merge (`share`): every step finds its best pairs anew, so that it
-          matters how many of its own tokens it merges. Half of all tokens at once is as much as
-          pairs can be merged, and far worse than a tenth seven times over.
-
-        By experiment on zoo:glyphs, as told in `losses.distance`: d, s and √(d·s) rank accuracy
-        drops of topk by 0.985, 0.957, 0.975, of tome by 0.886, 0.933, 0.960.
-        """
+        """The loss of a step, as the optimiser asks for it: losses of steps at several depths add
+        up, and a step loses max(at(n_out) − at(n_in), 0). So two steps at one depth lose what one
+        does, since what left earlier would mostly have left here."""
         curves: dict[str, LossCurve] = {}
 
         def loss(site: str, n_in: npt.NDArray[np.int64], n_out: npt.NDArray[np.int64]) -> Floats:
             curve = curves.setdefault(site, self.curve(site))
-            lost = np.maximum(curve(n_out) - curve(n_in), 0.0)
-            if self.composition == "difference":
-                return lost
-            left = np.minimum((n_out - self.prefix) / (n_in - self.prefix), 1.0)
-            alone = curve(self.prefix + left * (self.tokens - self.prefix))
-            return np.asarray(np.sqrt(lost * alone))
+            return np.maximum(curve(n_out) - curve(n_in), 0.0)
 
         return loss
 

@@ -15,8 +15,8 @@ with counts of patches only. Why this shape, each part a judgement:
 - Merging is another matter: every step finds its best pairs anew, so that it counts how many of its
   own tokens it merges. ToMe on a trained ViT-S (DINOv2's architecture, 12 blocks, 256 patches, its
   saliency map on photos), down to 0.6 of the patches in the 1, 2, 4 or 12 blocks around or from
-  block 3, loses like 9.4 : 5.6 : 2.7 : 1, f² like 7.6 : 4.9 : 2.7 : 1. In blocks 0 to 5 it loses 3.7,
-  twice what steps at one depth would: so w.
+  block 3, loses like 9.4 : 5.6 : 2.7 : 1, f² like 7.6 : 4.9 : 2.7 : 1. In blocks 0 to 5 it loses
+  3.7, twice what steps at one depth would: so w.
 - w falls with depth: early scores see little context, and what leaves early is missed by every
   block that follows. For pruning, whose scores are attention paid, it falls fast (p = 3, early 8):
   measured losses of single steps to half the tokens on `zoo:glyphs` stand like 6.6 : 3.1 : 1.9 :
