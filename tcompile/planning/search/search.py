@@ -4,7 +4,8 @@ Losses of single steps do not add up, least of all where tokens merge: ten small
 than one large one. So whole schedules are run, and little is run twice:
 
 1. each method by a few shapes (`shapes.first_shapes`) on a few images; the worst methods are out;
-2. around the best shape of each method that is left, its neighbours, round by round;
+2. around the best shape of each method that is left, its neighbours, round by round; and of the
+   two best methods some schedules in which one takes over from the other;
 3. the best of them on more images, and the best of those on all (successive halving);
 4. the best one changed: some of its steps taken by another method, tokens moved between its steps,
    each change first on a few images, and on all where it promises something.
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import permutations
 
 import numpy as np
 
@@ -123,6 +125,7 @@ def search(space: Space, measure: Measure, level: Level) -> list[Weighed]:
             run.try_shapes(method, neighbours(run.shapes[best.steps], blocks))
     if not run.ranked(level.look):
         raise _nothing_fits(space)
+    _mix(run, _best_methods(run, methods, 2))
     images = level.look
     keep = level.promote
     while images < level.images:
@@ -140,6 +143,20 @@ def _best_methods(run: _Search, methods: Sequence[int], most: int) -> list[int]:
     best = {m: run.ranked(run.level.look, m)[:1] for m in methods}
     with_any = [m for m in methods if best[m]]
     return sorted(with_any, key=lambda m: best[m][0].loss)[:most]
+
+
+def _mix(run: _Search, methods: Sequence[int]) -> None:
+    """Run schedules whose earlier steps are of one method and whose later ones of another."""
+    space = run.space
+    blocks = space.options[0].tables.blocks
+    for one, other in permutations(methods, 2):
+        for shape in list(first_shapes(blocks))[::2]:
+            steps = space.fitted(one, shape)
+            if steps is None or len(steps) < 2:
+                continue
+            mixed = _by_another(space, steps, range(len(steps) // 2, len(steps)), other)
+            if mixed is not None and space.fits(mixed):
+                run.look(mixed, run.level.look)
 
 
 def _nothing_fits(space: Space) -> UsageError:
