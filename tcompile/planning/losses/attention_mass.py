@@ -84,7 +84,6 @@ def attention_losses(
         shape.blocks,
         shape.prefix,
         UNIT,
-        "attention",
         len(samples),
         samples.source,
         notes=(f"attention as the score {names} reads it",),

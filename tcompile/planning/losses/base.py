@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from tcompile.core.decode import decode, encode
 from tcompile.core.errors import UsageError
 from tcompile.core.packages import require
 from tcompile.core.schedule import Shape
@@ -17,22 +15,18 @@ from tcompile.core.site import SiteName
 from tcompile.planning.optimise.prior import depth, growth
 from tcompile.planning.optimise.tables import Floats, StepFunction
 
-SCHEMA = 1
-Kind = Literal["attention"]
-
 
 @dataclass(frozen=True)
 class SiteLosses:
     """The loss of one step from all N tokens to fewer, by site.
 
-    Losses of kind `attention` are shares of attention mass; they are never compared with a prior.
+    They are shares of attention mass, and never compared with a prior.
 
     Attributes:
         counts: G whole token counts, ascending, prefix included; the last is N.
         at: site → [G], the loss of going from N to each count: 0 at N, never less for fewer tokens.
         blocks, prefix: of the model: its blocks, and the tokens that never leave.
         unit: of the losses, in words.
-        kind: `attention` (mass of attention).
         images: on how many it was measured.
         source: where the images come from.
         notes: what could not be measured, and what was done about it.
@@ -43,7 +37,6 @@ class SiteLosses:
     blocks: int
     prefix: int
     unit: str
-    kind: Kind
     images: int
     source: str
     notes: tuple[str, ...] = ()
@@ -93,24 +86,6 @@ class SiteLosses:
             return np.maximum(curve(n_out) - curve(n_in), 0.0)
 
         return loss
-
-    def to_json(self) -> dict[str, Any]:
-        """The document that `from_json` reads."""
-        return {"schema": SCHEMA, **encode(self)}
-
-    @staticmethod
-    def from_json(document: Mapping[str, Any]) -> SiteLosses:
-        """Read what `to_json` wrote.
-
-        Raises:
-            UsageError: it is something else.
-        """
-        if document.get("schema") != SCHEMA:
-            raise UsageError(f"schema {document.get('schema')} is not {SCHEMA}", where="losses")
-        try:
-            return decode(SiteLosses, {k: v for k, v in document.items() if k != "schema"})
-        except ValueError as error:
-            raise UsageError(f"not losses: {error}", where="losses") from error
 
 
 def whole_counts(shape: Shape, counts: Iterable[int]) -> tuple[int, ...]:

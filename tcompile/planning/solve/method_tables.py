@@ -278,5 +278,5 @@ def losses_on(images: Calibration, graph: gs.Graph, say: Progress, method: Metho
         say(f"{method.preset.name}: {text}")
 
     found = attention_losses(graph, method, method.sites, few, images.samples, progress=progress)
-    words = f"{found.unit}, {found.kind} on {found.images} images ({found.source})"
+    words = f"{found.unit}, on {found.images} images ({found.source})"
     return found.step(), words

@@ -71,7 +71,6 @@ def test_what_leaves_would_have_been_paid(
                 later = sum((p[image] for p in paid[block + 1 :]), reads[image])
                 lost.append(later[leave].sum() / 3)
             assert value == pytest.approx(np.mean(lost), abs=1e-5)
-    assert found.kind == "attention"
     assert found.unit == "share of attention mass"
     assert all(0 <= v <= 1 for values in found.at.values() for v in values)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +18,6 @@ LOSSES = SiteLosses(
     4,
     1,
     "nats",
-    "calibrated",
     16,
     "16 images",
     notes=("a note",),
@@ -32,16 +30,6 @@ def test_two_steps_at_one_depth_lose_what_one_does() -> None:
     table = loss("attn:0", n[:, None], n[None, :])
     np.testing.assert_allclose(table[2], [0.9, 0.4, 0.0])
     np.testing.assert_allclose(table[1, 0] + table[2, 1], table[2, 0])
-    assert np.all(table[np.triu_indices(3)] == 0)
-
-
-def test_merging_steps_lose_by_the_share_that_they_merge() -> None:
-    merging = replace(LOSSES, composition="share")
-    n = np.array([51, 101, 201])
-    table = merging.step()("attn:0", n[:, None], n[None, :])
-    np.testing.assert_allclose(table[2], [0.9, 0.4, 0.0])  # From all: what was measured.
-    # From 100 patches to 50 half of them merge, as from 200 to 100.
-    np.testing.assert_allclose(table[1, 0], np.sqrt((0.9 - 0.4) * 0.4))
     assert np.all(table[np.triu_indices(3)] == 0)
 
 
@@ -72,34 +60,6 @@ def test_the_optimiser_takes_it() -> None:
     )
     assert tables.loss[0][3, 2] == pytest.approx(0.4)
     assert tables.loss[0][3, 0] > tables.loss[0][3, 1]
-
-
-def test_the_document_comes_back() -> None:
-    assert SiteLosses.from_json(json.loads(json.dumps(LOSSES.to_json()))) == LOSSES
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        {"schema": 2},
-        {"at": {}},
-        {"at": {"attn:0": [1, 0]}},
-        {"at": {"attn:0": [1, 2, 0]}},
-        {"at": {"attn:0": [2, 1, 0.5]}},
-        {"at": [1]},
-        {"at": {"attn:0": [float("nan"), 1, 0]}},
-        {"counts": [51, 51, 201]},
-        {"prefix": 51},
-        {"blocks": "x"},
-        {"kind": "guessed"},
-        {"composition": "x"},
-    ],
-)
-def test_what_is_no_such_document_is_refused(damage: dict[str, object]) -> None:
-    with pytest.raises(UsageError):
-        SiteLosses.from_json({**LOSSES.to_json(), **damage})
-    with pytest.raises(UsageError):
-        SiteLosses.from_json({"schema": 1})
 
 
 def test_losses_that_rise_with_tokens_are_refused() -> None:

@@ -50,25 +50,44 @@ def test_embeddings_by_cosine() -> None:
     np.testing.assert_allclose(
         found, [1 - cosine(x, y) for x, y in zip(a, b, strict=True)], atol=1e-6
     )
-    assert unit({"image_embeds": a}) == "1 - cosine of the outputs"
+    assert (
+        unit({"image_embeds": a}) == "1 - cosine of embeddings, 1 - correlation of maps and tokens"
+    )
+
+
+def test_maps_by_correlation_which_sees_holes() -> None:
+    dense = 5 + normal(2, 1, 8, 8)
+    holes = dense.copy()
+    holes[1, 0, :4] = 5.0
+    found = distance({"map": dense}, {"map": holes})
+    expected = np.corrcoef(dense[1].ravel(), holes[1].ravel())[0, 1]
+    np.testing.assert_allclose(found, [0, 1 - expected], atol=1e-6)
+    assert found[1] > 5 * (1 - cosine(dense[1], holes[1]))
 
 
 @pytest.mark.parametrize("axis", [1, 2])
-def test_tokens_that_both_have(axis: int) -> None:
+def test_dropped_tokens_by_the_kept_one_most_like_them(axis: int) -> None:
     dense, index = normal(2, 6, 3), np.array([[0, 2, 5, -1], [1, 2, 3, -1]])
     reduced = normal(2, 4, 3)
-    expected = [
-        1 - cosine(dense[b, index[b, :3]], reduced[b, :3]) for b in range(2)
-    ]  # The last is fused: it has no counterpart.
+    expected = []
+    for b in range(2):
+        stands = [
+            max(range(3), key=lambda k, b=b, i=i: cosine(dense[b, i], dense[b, index[b, k]]))  # type: ignore[misc]
+            for i in range(6)
+        ]  # The last row is fused: it stands for none.
+        rows = reduced[b, stands]
+        expected.append(1 - np.corrcoef(dense[b].ravel(), rows.ravel())[0, 1])
     outputs = {"tokens": reduced.swapaxes(1, axis), "token_index": index}
     found = distance({"tokens": dense.swapaxes(1, axis)}, outputs)
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_merged_tokens_where_they_stand_for_others() -> None:
     dense, reduced = normal(1, 4, 3), normal(1, 2, 3)
     owner = np.array([[0, 1, 1, -1]])
-    expected = 1 - cosine(dense[0, :3], reduced[0, [0, 1, 1]])
+    whole, rows = dense.copy(), reduced[:, [0, 1, 1, 1]].copy()
+    whole[:, 3] = rows[:, 3] = 0
+    expected = 1 - np.corrcoef(whole.ravel(), rows.ravel())[0, 1]
     found = distance({"tokens": dense}, {"tokens": reduced, "token_owner": owner})
     np.testing.assert_allclose(found, [expected], atol=1e-6)
 
