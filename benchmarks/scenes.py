@@ -29,7 +29,7 @@ from tcompile.methods.presets import PRESETS
 from tcompile.models.glyphs import data as glyphs
 from tcompile.models.glyphs.evaluate import HELD_OUT_SEED
 from tcompile.pipeline import reduce
-from tcompile.runtime.dead_leaves import LOOK, draw
+from tcompile.runtime.dead_leaves import LOOK, draw, spread
 from tcompile.runtime.metrics import correlation, cosine, token_cosine
 from tcompile.runtime.samples import Samples, run_all, samples_for
 from tcompile.runtime.scenes import scenes_for
@@ -100,7 +100,7 @@ def _redrawn(samples: Samples, look: str, preprocessing: Mapping[str, Any]) -> S
     mean, std = (np.reshape(preprocessing[k], (3, 1, 1)) for k in ("mean", "std"))
     height, width = array.shape[-2:]
     drawn = [
-        draw(np.random.default_rng((0, i)), height, width, look=LOOKS[look])[0]
+        draw(np.random.default_rng((0, i)), height, width, 1, spread(i), LOOKS[look])[0]
         for i in range(len(array))
     ]
     normal = ((np.stack(drawn) - mean) / std).astype(array.dtype)

@@ -71,12 +71,22 @@ class _Leaf:
 
 
 def draw(
-    rng: np.random.Generator, height: int, width: int, frames: int = 1, look: Look = LOOK
+    rng: np.random.Generator,
+    height: int,
+    width: int,
+    frames: int = 1,
+    fullness: float | None = None,
+    look: Look = LOOK,
 ) -> Floats:
-    """Draw one scene: [frames, 3, height, width] in 0..1; in later frames everything has moved."""
+    """Draw one scene: [frames, 3, height, width] in 0..1; in later frames everything has moved.
+
+    Args:
+        fullness: from nearly empty (0) to crowded (1); None: drawn.
+    """
     textures = _textures(rng, height, width)
     side = min(height, width)
-    count = round(float(np.exp(rng.uniform(np.log(look.fewest), np.log(look.most)))))
+    share = rng.random() if fullness is None else fullness
+    count = round(look.fewest * (look.most / look.fewest) ** share)
     palette = _palette(rng, look)
     pan = rng.normal(0, 0.02, 2) * side
     leaves = [_leaf(rng, height, width, palette, pan, look) for _ in range(count)]
@@ -92,6 +102,13 @@ def draw(
     image *= light
     np.clip(image, 0, 1, out=image)
     return image
+
+
+def spread(index: int) -> float:
+    """The numbers 0, 1, 2, … spread over 0 to 1 so that the first few of them, too, lie evenly:
+    their binary digits in reverse. So any few scenes are of all kinds."""
+    digits = f"{index + 1:b}"[::-1]
+    return int(digits, 2) / (1 << len(digits))
 
 
 def _textures(rng: np.random.Generator, height: int, width: int) -> Floats:
