@@ -46,6 +46,7 @@ from tcompile.targets import load_target
 
 #: Budgets of the planned schedules, as shares of the dense model's latency.
 BUDGETS = tuple(round(1 - 0.04 * i, 2) for i in range(1, 18))
+METHODS = (*(preset.name for preset in PRESETS), "resolution")
 CALIBRATE = {"glyphs": 128}
 
 
@@ -76,7 +77,7 @@ class Point:
 
 def asked_of(subject: Subject) -> list[tuple[str, str]]:
     """All models of a subject: (name, ask)."""
-    own = [(preset.name, keep) for preset in PRESETS for keep in subject.keeps]
+    own = [(name, keep) for name in METHODS for keep in subject.keeps]
     return [*(("planned", str(share)) for share in BUDGETS), *own]
 
 

@@ -74,6 +74,8 @@ def print_planned(planned: PlanReport) -> None:
 
 def print_schedule(document: dict[str, object]) -> None:
     """The schedule as a table: what leaves where, then the tokens that each block sees."""
+    from tcompile.artifact.page import given_back
+
     reductions = document["reductions"]
     blocks = document["tokens_per_block"]
     assert isinstance(reductions, list)
@@ -87,6 +89,8 @@ def print_schedule(document: dict[str, object]) -> None:
         print_table(("site", "score", "reducer", "patch tokens kept"), rows)
     else:
         click.echo("No token leaves: this is the dense model.")
+    if words := given_back(document):
+        click.echo(f"row of a dropped token: {words}")
     for note in document.get("notes") or ():  # type: ignore[attr-defined]
         click.echo(f"note: {note}")
     tokens = [(b["block"], b["attention"], b["mlp"]) for b in blocks]
