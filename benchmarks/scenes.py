@@ -40,9 +40,8 @@ Figures = dict[str, list[float]]
 KEEPS = (0.6, 0.4)
 #: How scenes could look as well: one choice of the default changed in each.
 LOOKS = {
-    "crowded": replace(LOOK, fewest=12, most=100, tail=2.0),
-    "few": replace(LOOK, fewest=3, most=15, smallest=0.08, tail=2.0),
-    "rough": replace(LOOK, texture=2 * LOOK.texture),
+    "empty": replace(LOOK, fewest=4, most=40),
+    "few and large": replace(LOOK, fewest=3, most=15, smallest=0.08),
     "smooth": replace(LOOK, texture=LOOK.texture / 2),
     "plain": replace(LOOK, patterned=0.0),
     "sharp": replace(LOOK, soft=0.0),

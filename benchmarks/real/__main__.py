@@ -35,6 +35,7 @@ from benchmarks.real.readme import write_section
 from benchmarks.real.subjects import LABELLED, NOISE, OWN, SCENES, Subject, subjects
 from benchmarks.state import State
 from tcompile import __version__
+from tcompile.core.errors import TcompileError
 from tcompile.core.machine import usable_cores
 from tcompile.methods.presets import PRESETS
 from tcompile.planning.request import AUTO
@@ -208,4 +209,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except TcompileError as error:  # such as a package that cannot be downloaded
+        raise SystemExit(error.one_line()) from error

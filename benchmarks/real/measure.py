@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -135,13 +135,19 @@ def schedules_of(cell: Cell, subject: Subject, profile: str | None) -> list[Sche
     found = []
     for data in data_of[cell.data]:
         budget = cell.share
-        if cell.budget == LATENCY:  # Of the dense model's as the planner has it.
-            planned = price(subject.path, keep=0.6, **asked, **data).planned
-            assert isinstance(planned, PlanReport)
-            budget *= planned.plan.dense_ms
+        if cell.budget == LATENCY:
+            budget *= planned_dense_ms(subject.path, **asked, **data)
         given = {**asked, **data, cell.budget: budget}
         found.append(price(subject.path, **given).schedule)
     return found
+
+
+@cache
+def planned_dense_ms(path: Path, **asked: Any) -> float:
+    """The dense model's latency as the planner has it: shares of that are what is compared."""
+    planned = price(path, keep=0.6, **asked).planned
+    assert isinstance(planned, PlanReport)
+    return planned.plan.dense_ms
 
 
 def given_to(method: str, keep: str, subject: Subject) -> tuple[str, dict[str, Any]]:

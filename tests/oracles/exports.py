@@ -63,20 +63,20 @@ def selection(case: Case) -> list[Variant]:
     turn = list(BY_ID).index(case.id)
     leads = _library(case) not in map(_library, CASES[:turn])
     further = case.family in {c.family for c in CASES[:turn]}
-    all_kinds = leads or case.few
-    one_dynamo = further or not all_kinds
+    left_out = set[str]()
+    if further:
+        left_out.add("dynamo-opset-23" if turn % 2 else "dynamo")
+    elif not case.few and not leads:
+        left_out.add("dynamo-opset-23" if turn // 2 % 2 else "dynamo")
+    if not case.few and not leads and turn % 2:
+        left_out.add("transformers")
     groups: dict[str, list[Variant]] = {}
     for variant in variants(case):
-        single = variant.opset >= 23
-        if variant.exporter == "dynamo" and single == bool(turn % 2) and one_dynamo:
-            continue
-        if variant.exporter == "transformers" and turn % 2 and not all_kinds:
-            continue
-        key = f"{variant.exporter}-{single}" if variant.exporter == "dynamo" else variant.exporter
-        groups.setdefault(key, []).append(variant)
+        single = variant.exporter == "dynamo" and variant.opset >= 23
+        groups.setdefault("dynamo-opset-23" if single else variant.exporter, []).append(variant)
     few = case.few or int(further)
-    step = turn // 3 if few else turn // 2
-    chosen = [group[step % len(group)] for group in groups.values()]
+    step = turn // 3 if case.few else turn
+    chosen = [g[step % len(g)] for kind, g in groups.items() if kind not in left_out]
     if few == 1 and turn % 3:
         return [v for v in chosen if v.exporter == "torchscript"] or chosen[:1]
     few = min(few or len(chosen), len(chosen))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from benchmarks.real import measure, subjects
 from benchmarks.real.__main__ import Settings, answered, cells, kinds_of, with_times
 from benchmarks.real.figures import CLASSES_TASK
-from benchmarks.real.measure import KEEP, LATENCY, ON_PHOTOS, ON_SCENES, Cell, Row
+from benchmarks.real.measure import KEEP, LATENCY, ON_PHOTOS, ON_SCENES, PRIOR, Cell, Row
 from benchmarks.real.subjects import NOISE, OWN, SCENES, Subject
 from benchmarks.state import State
 from tcompile.api.demo import write_glyphs
@@ -70,3 +73,40 @@ def test_a_row_is_read_as_it_was_written() -> None:
     row = Row(Cell("saliency", "tome", KEEP, 0.6), ({"a": 1},), ("tome",), neighbours=0.5)
     assert Row.from_json(row.to_json()) == row
     assert asdict(row) == row.to_json()
+
+
+def test_auto_never_sees_the_photos_that_it_is_judged_on(
+    subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = tmp_path / "photos"
+    given.mkdir()
+    for i in range(6):
+        (given / f"{i}.jpg").touch()
+    monkeypatch.setattr(subjects, "photos", lambda cache: given)
+    asked: list[dict[str, Any]] = []
+
+    def price(path: Path, **options: Any) -> Any:
+        asked.append(options)
+        plan = SimpleNamespace(dense_ms=50.0)
+        return SimpleNamespace(planned=Planned(plan), schedule=options)
+
+    monkeypatch.setattr(measure, "price", price)
+    monkeypatch.setattr(measure, "PlanReport", Planned)
+    mine = replace(subject, cache=tmp_path, photos=True)
+    first, second = measure.schedules_of(Cell("x", "auto", LATENCY, 0.72, ON_PHOTOS), mine, None)
+    assert first["latency"] == pytest.approx(36)
+    for rows, schedule in zip(mine.halves, (first, second), strict=True):
+        seen = {int(p.stem) for p in schedule["calibration"].iterdir()}
+        assert seen == set(range(6)) - set(rows)
+    (scenes,) = measure.schedules_of(Cell("x", "auto", KEEP, 0.6, ON_SCENES), mine, "model")
+    assert "calibration" not in scenes
+    assert scenes["profile"] == "model"
+    (prior,) = measure.schedules_of(Cell("x", "auto", KEEP, 0.6, PRIOR), mine, None)
+    assert prior["calibration"] == "none"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A report, of which only the plan is looked at."""
+
+    plan: Any

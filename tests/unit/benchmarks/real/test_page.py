@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -77,3 +78,12 @@ def test_page_and_readme_quote_the_same(tmp_path: Path) -> None:
     readme.write_text("no place")
     with pytest.raises(UsageError, match="has no lines"):
         write_section(readme, found)
+
+
+def test_the_readme_quotes_what_was_measured() -> None:
+    root = Path(__file__).parents[4]
+    text = (root / "README.md").read_text(encoding="utf-8")
+    assert text.count(BEGIN) == text.count(END) == 1
+    measured = root / "docs" / "benchmarks" / "real.json"
+    if measured.exists():
+        assert section(json.loads(measured.read_text(encoding="utf-8"))) in text

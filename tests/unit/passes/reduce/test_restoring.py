@@ -14,6 +14,7 @@ from tcompile.core.schedule import Reduction, Schedule, Spec
 from tcompile.models.onnx_vit import VitSpec
 from tcompile.passes.lower import lower
 from tcompile.passes.reduce.restoring import default_rule, rules_for
+from tcompile.runtime.samples import Samples, run_graph
 from tcompile.targets import load_target
 from tests.support.onnx_models import to_onnx
 from tests.support.tiny_vit import save_tiny_vit
@@ -74,6 +75,21 @@ def _steps(*reducers: str) -> list[Reduction]:
     return [Reduction(f"attn:{i}", Spec("cls"), Spec(name), 8) for i, name in enumerate(reducers)]
 
 
+def test_tokens_that_left_at_the_output_have_the_rows_of_the_dense_model(tokens: Path) -> None:
+    """The stream had them all; a rule of copies gives the kept rows."""
+    drawn = np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.float32)
+    asked = {"keep": 0.5, "method": "topk:site=output", "outputs": "restored"}
+    found = {}
+    for rule in ("nearest", "similar", "stale"):
+        made = pipeline.reduce(tokens, restore=rule, **asked)
+        images = Samples({made.graph.inputs[0].name: drawn}, "2 images", real=True)
+        (found[rule],) = run_graph(made.graph, images).values()
+        (dense,) = run_graph(made.dense, images).values()
+    assert np.array_equal(found["similar"], dense)
+    assert np.array_equal(found["stale"], dense)
+    assert not np.allclose(found["nearest"], dense)
+
+
 def test_which_rules_differ() -> None:
     grid = (4, 4)
     assert rules_for(_steps("merge", "merge"), grid) == ("owner", "stale")
@@ -86,8 +102,6 @@ def test_which_rules_differ() -> None:
 
 def test_a_token_that_stays_has_its_own_row(tokens: Path) -> None:
     """By every rule, and whatever the others are given."""
-    from tcompile.runtime.samples import Samples, run_graph
-
     model = pipeline.read(tokens)
     steps = _steps("fuse", "topk")
     schedule = Schedule("x", model.analysis.shape, tuple(steps[:1]))
