@@ -114,7 +114,7 @@ def check_normal_form(
 def evidence_of(model: Path, request: Request, planned: object, flops: int) -> Samples:
     """Return what fidelity is shown on: images that were given to plan with, else scenes.
 
-    Half of a person's images are planned with and half are not: those it is shown on. Where a
+    Some of a person's images are not planned with: those it is shown on. Where a
     method learns from all of them, it is shown on these, and says so.
 
     Args:
@@ -128,7 +128,7 @@ def evidence_of(model: Path, request: Request, planned: object, flops: int) -> S
     words = f"{given.samples.source}, which the plan was made with"
     if isinstance(planned, PlanReport):
         total = given.samples.source
-        _, given = split(given, request.seed)
+        _, given = split(given, request.seed, bound=request.bounded)
         words = f"{len(given)} of {total} that the plan was not made with (seed {request.seed})"
     rows = np.arange(len(given))
     if len(rows) > _MOST_IMAGES:

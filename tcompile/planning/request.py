@@ -183,6 +183,11 @@ class Request:
         return wanted and self.schedule is None
 
     @property
+    def bounded(self) -> bool:
+        """True where images must show what a plan loses, and not only rank plans."""
+        return self.max_drop is not None or self.objective == "pomt"
+
+    @property
     def bound(self) -> dict[str, Any]:
         """The options that the model is read with, as JSON values, for keys of caches."""
         shapes = {k: list(map(str, v)) for k, v in (self.shapes or {}).items()}

@@ -92,10 +92,12 @@ def read_calibration(
     return Calibration.of(samples, _labels_of(path, samples))
 
 
-def split(calibration: Calibration, seed: int) -> tuple[Calibration, Calibration]:
-    """Two disjoint parts: what sensitivities are measured on, and what a drop is checked on.
+def split(calibration: Calibration, seed: int, *, bound: bool) -> tuple[Calibration, Calibration]:
+    """Two disjoint parts: what is planned with, and what is checked on.
 
-    The second has half the samples, rounded up: a bound needs more images than a mean.
+    Args:
+        bound: a bound is to be shown on the second, which needs more images than a mean: it has
+            half the samples, rounded up; else a quarter, one at least.
 
     Raises:
         UsageError: fewer than two samples.
@@ -106,7 +108,8 @@ def split(calibration: Calibration, seed: int) -> tuple[Calibration, Calibration
             "two images at least: one to plan with, one to check on", where="--calibration"
         )
     order = np.random.default_rng(seed).permutation(total)
-    parts = np.sort(order[: total // 2]), np.sort(order[total // 2 :])
+    first = total // 2 if bound else total - max(total // 4, 1)
+    parts = np.sort(order[:first]), np.sort(order[first:])
     names = ("to plan with", "to check on")
     fit, check = (
         calibration.rows(rows, f"{len(rows)} of {calibration.samples.source} {name} (seed {seed})")

@@ -55,8 +55,8 @@ def evidence_for(model: Analysed, request: Request) -> Evidence | None:
     """The images of a request: those it names, else scenes; None where it wants none, or where the
     model takes no images, so that none can be drawn.
 
-    Half of a person's images are to plan with, at most as many as the level says; all others are to
-    check on.
+    Of a person's images a quarter are to check on, half where a drop is to be shown; of the others
+    as many are to plan with as the level says.
 
     Raises:
         UsageError: they cannot be read, or are fewer than two.
@@ -75,7 +75,7 @@ def evidence_for(model: Analysed, request: Request) -> Evidence | None:
         fit, check = Calibration.of(scenes, None), None
     else:
         data = read_calibration(model.source, request.calibration, request.preprocess)
-        fit, check = split(data, request.seed)
+        fit, check = split(data, request.seed, bound=request.bounded)
         if len(fit) > most:
             words = f"{most} of {data.samples.source} to plan with (seed {request.seed})"
             fit = fit.rows(np.arange(most), words)
