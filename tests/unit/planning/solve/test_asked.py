@@ -50,7 +50,7 @@ def planned(
     **asked: Any,
 ) -> PlanReport:
     request = Request(**asked)
-    methods = methods_for(given, request)
+    methods = methods_for(given, request, calibrated=False)
     profile = profile or planted.profile(given, methods, kind=kind)
     if kind == "modelled":
         gpu = replace(profile.conditions, target="rtx-4090", threads=0)
@@ -154,7 +154,7 @@ class Doubtful(MeasuredProfile):
 def test_a_profile_that_claims_no_plateau_gives_none_away() -> None:
     given = model(replace(WIDE, depth=2))
     planted = Planted(tile=8, launch=0.01, each=0.0)
-    sure = planted.profile(given, methods_for(given, Request(keep="37/64")))
+    sure = planted.profile(given, methods_for(given, Request(keep="37/64"), calibrated=False))
     doubted = Doubtful(**{f.name: getattr(sure, f.name) for f in fields(sure)})
     assert planned(given, planted, profile=sure, keep="37/64").schedule.final == 39
     found = planned(given, planted, profile=doubted, keep="37/64")
@@ -169,7 +169,7 @@ def test_a_hasty_look_at_a_cpu_gives_none_away() -> None:
     """A flat part of a modelled CPU follows from how busy the machine was in two seconds."""
     given = model(replace(WIDE, depth=2))
     planted = Planted(tile=8, launch=0.01, each=0.0)
-    methods = methods_for(given, Request(keep="37/64"))
+    methods = methods_for(given, Request(keep="37/64"), calibrated=False)
     profile = planted.profile(given, methods, kind="modelled")
     assert profile.conditions.threads
     found = planned(given, planted, profile=profile, keep="37/64")

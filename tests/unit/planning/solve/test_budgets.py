@@ -14,7 +14,7 @@ from tcompile.core.errors import UsageError
 from tcompile.core.schedule import Schedule
 from tcompile.passes.stages import Analysed
 from tcompile.planning.optimise.prior import prior_loss
-from tcompile.planning.request import Request
+from tcompile.planning.request import Asked, Request
 from tcompile.planning.solve import plan_report
 from tcompile.planning.solve.budgets import Budget, best_of_all, usual_plan
 from tcompile.planning.solve.method_tables import Losses, MethodTables, method_tables, methods_for
@@ -32,7 +32,7 @@ def planned(
 ) -> PlanReport:
     """The answer of the planner to planted latencies."""
     request = Request(**asked)
-    methods = methods_for(given, request)
+    methods = methods_for(given, request, calibrated=False)
     profile = planted.profile(given, methods, kind=kind)
     return solve_request(given, request, methods, profile, lambda _: None)
 
@@ -255,7 +255,7 @@ def test_what_the_answer_tells() -> None:
     found = planned(given, kind="modelled", keep=0.5)
     assert "planned from a modelled profile, not from a measurement" in found.schedule.notes
     assert (found.kind, found.band) == ("modelled", plan_report.BAND["modelled"])
-    assert found.schedule.method == "evit"
+    assert found.schedule.method == "tome"
     document = found.to_json()
     assert document["budget"] == {"keep": 0.5}
     assert "declined" not in document
@@ -276,12 +276,18 @@ def test_through_the_api() -> None:
     one = method(given, "topk")
     profile = PLANTED.profile(given, [one])
     budget = 0.7 * PLANTED.dense(given)
-    made = pipeline.plan(given.source, latency=budget, method="topk", profile=profile)
+    asked: Asked = {"latency": budget, "method": "topk", "profile": profile, "calibration": "none"}
+    made = pipeline.plan(given.source, **asked)
     assert isinstance(made, Schedule)
     assert made == planned(given, latency=budget, method="topk").schedule
     assert PLANTED.latency(given, made) <= budget
-    priced = pipeline.price(given.source, latency=budget, method="topk", profile=profile)
+    priced = pipeline.price(given.source, **asked)
     assert priced.planned is not None
+    assert "prior" in priced.planned.losses
+    seen = pipeline.price(given.source, **{**asked, "calibration": None}).planned
+    assert seen is not None
+    assert "procedural scenes" in seen.losses
+    assert seen.plan.latency_ms <= budget
     assert priced.planned.plan.latency_ms == pytest.approx(PLANTED.latency(given, made))
     dense = pipeline.plan(given.source, keep=1)
     assert dense.reductions == ()

@@ -17,10 +17,10 @@ from tcompile.planning.losses.data import read_calibration, split
 from tcompile.planning.losses.drop import Drop, images_needed
 from tcompile.planning.optimise.prior import prior_loss
 from tcompile.planning.optimise.solver import front
-from tcompile.planning.solve import on_images, solve
+from tcompile.planning.solve import solve
 from tcompile.planning.solve.budgets import Budget, limits_of
 from tcompile.planning.solve.method_tables import Losses, MethodTables, method_tables
-from tcompile.planning.solve.on_images import CONFIDENCE, fastest_within
+from tcompile.planning.solve.on_images import CONFIDENCE, by_loss, fastest_within
 from tests.support.onnx_models import to_onnx
 from tests.support.planted import Planted, method, model
 from tests.support.tiny_vit import VitSpec
@@ -87,10 +87,10 @@ def test_the_fastest_that_keeps_to_it(most: float) -> None:
     trial = FakeTrial()
     options = [an_option(model(), "topk"), an_option(model(), "evit", 0.7)]
     known = planted_drops(trial, options, lambda loss: loss / (3 + loss))
-    choice, drop = fastest_within(options, ANY, most, trial)  # type: ignore[arg-type]
+    choice, drop = fastest_within(by_loss(options, ANY), options[0], ANY, most, trial)  # type: ignore[arg-type]
     fits = [k for k in known if k[1] <= most]
     # Of as many plans as none beats, a bisection runs so many.
-    most_tries = ceil(log2(len(on_images._by_loss(options, ANY)) + 1))
+    most_tries = ceil(log2(len(by_loss(options, ANY)) + 1))
     assert len(trial.tried) <= most_tries < len(known)
     assert trial.confidence == {1 - (1 - CONFIDENCE) / most_tries}
     if not fits:
@@ -117,7 +117,7 @@ def test_plans_that_others_beat_are_not_among_them() -> None:
     best = [
         a for a in all_plans if not any(b != a and b[0] <= a[0] and b[1] <= a[1] for b in all_plans)
     ]
-    found = on_images._by_loss(options, ANY)
+    found = by_loss(options, ANY)
     assert {c.option.method.text for c in found} == {"topk", "evit"}
     assert [(c.plan.loss, c.plan.latency_ms) for c in found] == sorted(best)
     assert len(best) < len(all_plans)
@@ -127,7 +127,7 @@ def test_what_it_would_take_is_said() -> None:
     trial = FakeTrial()
     one = an_option(model(), "topk")
     planted_drops(trial, [one], lambda loss: 0.5)
-    choice, _ = fastest_within([one], ANY, 0.01, trial)  # type: ignore[arg-type]
+    choice, _ = fastest_within(by_loss([one], ANY), one, ANY, 0.01, trial)  # type: ignore[arg-type]
     need = images_needed(0.01, *trial.confidence)
     said = choice.why
     assert f"{need} images to check on are needed" in said
@@ -141,12 +141,18 @@ def test_with_latency_besides() -> None:
     dense = PLANTED.dense(model())
     known = planted_drops(trial, [one], lambda loss: loss / (3 + loss))
     budget = Budget(None, 0.8 * dense, 0.02, 0.02)
-    choice, _ = fastest_within([one], budget, 0.6, trial)  # type: ignore[arg-type]
+    choice, _ = fastest_within(by_loss([one], budget), one, budget, 0.6, trial)  # type: ignore[arg-type]
     assert choice.plan.latency_ms <= 0.8 * dense
     assert choice.plan.latency_ms == pytest.approx(min(k[0] for k in known if k[1] <= 0.6))
     for most, ms, words in ((0.001, 0.8 * dense, "within"), (0.6, 1.0, "no plan takes 1 ms")):
         with pytest.raises(UsageError, match=words):
-            fastest_within([one], Budget(None, ms, 0.02, 0.02), most, trial)  # type: ignore[arg-type]
+            fastest_within(
+                by_loss([one], Budget(None, ms, 0.02, 0.02)),
+                one,
+                Budget(None, ms, 0.02, 0.02),
+                most,
+                trial,
+            )  # type: ignore[arg-type]
 
 
 def test_tokens_bound_it() -> None:
@@ -156,13 +162,13 @@ def test_tokens_bound_it() -> None:
     bounded = Budget(9, None, 0.02, 0.02)
     for plan in front(one.tables, limits_of(one, bounded), points=40):
         trial.drops[str(one.schedule(plan))] = 0.0
-    choice, _ = fastest_within([one], bounded, 0.1, trial)  # type: ignore[arg-type]
+    choice, _ = fastest_within(by_loss([one], bounded), one, bounded, 0.1, trial)  # type: ignore[arg-type]
     assert 9 <= choice.plan.final < 17
     planted_drops(trial, [one], lambda loss: 0.9)
     for plan in front(one.tables, limits_of(one, bounded), points=40):
         trial.drops[str(one.schedule(plan))] = 0.9
     with pytest.raises(UsageError, match="with 8 patch tokens kept"):
-        fastest_within([one], bounded, 0.1, trial)  # type: ignore[arg-type]
+        fastest_within(by_loss([one], bounded), one, bounded, 0.1, trial)  # type: ignore[arg-type]
 
 
 def test_where_nothing_is_faster_nothing_is_run() -> None:
@@ -174,7 +180,7 @@ def test_where_nothing_is_faster_nothing_is_run() -> None:
         return lambda s, n, k: 1.0, "planted"
 
     made = method_tables(given.graph, one, slow, losses, least=None, eps=0.02)
-    choice, drop = fastest_within([made], ANY, 0.5, trial)  # type: ignore[arg-type]
+    choice, drop = fastest_within(by_loss([made], ANY), made, ANY, 0.5, trial)  # type: ignore[arg-type]
     assert (choice.plan.steps, drop) == ((), None)
     assert choice.reason == "drop"
     assert trial.tried == []
@@ -204,7 +210,7 @@ def test_on_real_images_through_the_api(images: Path) -> None:
     assert planned is not None
     assert planned.drop is not None
     assert planned.schedule.reductions
-    _, check = split(read_calibration(given.source, images), 0)
+    _, check = split(read_calibration(given.source, images), 0, bound=True)
     assert planned.drop.images == len(check) == 20
     path = images.with_name("reduced.onnx")
     import onnx
@@ -220,7 +226,7 @@ def test_on_real_images_through_the_api(images: Path) -> None:
     ]
     assert planned.drop.mean == float((answers[0] != answers[1]).mean())
     assert planned.drop.upper <= 0.6
-    assert "on 4 images" in planned.losses
+    assert "on 4 of 40 samples" in planned.losses
     declined = pipeline.price(given.source, max_drop=0.12, images=4, **asked).planned
     assert declined is not None
     assert declined.schedule.reductions == ()

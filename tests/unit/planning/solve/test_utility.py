@@ -103,8 +103,8 @@ def test_labels_say_what_is_right() -> None:
 
 
 def test_outputs_without_classes_are_compared_by_angle() -> None:
-    turned = {"tokens": np.array([[[1.0, 1.0]], [[1.0, 1.0]]])}
-    dense = {"tokens": np.array([[[1.0, 0.0]], [[1.0, 0.0]]])}
+    turned = {"features": np.array([[1.0, 1.0], [1.0, 1.0]], np.float32)}
+    dense = {"features": np.array([[1.0, 0.0], [1.0, 0.0]], np.float32)}
     trial = FakeTrial(dense, lambda _: turned)
     found = accuracies(method(model(DEEP), "random"), trial)  # type: ignore[arg-type]
     assert found[2] == pytest.approx(np.sqrt(0.5))
@@ -134,7 +134,7 @@ def test_through_the_api(tmp_path: Path) -> None:
     planned = pipeline.price(given.source, objective="pomt", **asked).planned
     assert planned is not None
 
-    _, check = split(read_calibration(given.source, images), 0)
+    _, check = split(read_calibration(given.source, images), 0, bound=True)
     x, shape = check.samples.arrays["image"], given.analysis.shape
 
     def answers(keep: int | None) -> Any:
