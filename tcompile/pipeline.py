@@ -57,6 +57,7 @@ from tcompile.planning.cost import cost_of
 from tcompile.planning.method_schedule import for_towers, given_schedule, tower_notes
 from tcompile.planning.remedy import remedy
 from tcompile.planning.request import NO_METHOD, Request
+from tcompile.planning.resolution import resized_model
 from tcompile.planning.solve.plan_report import FixedPlan, PlanReport, PlanWithCost
 from tcompile.planning.solve.solve import schedule_for_request
 from tcompile.report.explain import NodeFacts
@@ -184,8 +185,8 @@ def plan(
     made, planned = schedule_for_request(
         read_model, request, chosen, chosen.default_precision, progress
     )
-    if read_model.analysis.others:
-        # What another tower can follow is known once it has.
+    if read_model.analysis.others or made.resized is not None:
+        # What another tower can follow, or a smaller grid, is known once it has.
         return _apply(read_model, made, request, planned).schedule
     return _with_towers(read_model, made, request.outputs)
 
@@ -253,6 +254,8 @@ def apply_schedule(
     Raises:
         UsageError: the schedule does not fit the model, or a site is illegal.
     """
+    if schedule.resized is not None:
+        return resized_model(model, schedule, outputs)
     full, normal = for_towers(model.analysis, schedule, outputs), model.normalized
     made, done = reduce_towers(
         model.graph,
@@ -404,7 +407,7 @@ def _build_one(job: Job, request: Request | None, draft: Draft, say: Progress) -
             threads=job.request.threads,
             batch=job.request.batch,
             normal=timed_against(models, job),
-            decide=bool(models.schedule.reductions),
+            decide=not models.schedule.dense,
             seconds=0.0 if job.request.latency is None else _SECONDS,
             towers=tower_of_outputs(models.schedule.to_json()),
         )

@@ -23,6 +23,7 @@ from tcompile.passes.stages import Analysed
 from tcompile.planning.constraints import site_constraints
 from tcompile.planning.remedy import remedy
 from tcompile.planning.request import Keep
+from tcompile.planning.resolution import is_resolution, resolution_schedule
 
 if TYPE_CHECKING:
     from tcompile.runtime.samples import Samples
@@ -38,6 +39,7 @@ def schedule_for(
     calibration: str | Path | None = None,
     preprocess: str | None = None,
     asked: str | None = None,
+    image: str = "graph",
 ) -> Schedule:
     """A method's own schedule for a budget, checked against the model.
 
@@ -45,10 +47,13 @@ def schedule_for(
         asked: the method that a person named, where this one stands in for it.
         calibration: images, for methods that learn their counts from them; see `build`.
         preprocess: how they are prepared, in place of what the model records.
+        image: who makes it smaller for `resolution`: `graph` or `host`.
 
     Raises:
         UsageError: no budget or two, parameters that do not fit the model, or an illegal site.
     """
+    if is_resolution(method):
+        return resolution_schedule(model, keep, method, outputs, image)
     analysis, observe = model.analysis, None
     notes: list[str] = []
     if calibration is not None:
@@ -79,6 +84,8 @@ def checked_schedule(model: Analysed, schedule: ScheduleLike, outputs: str = "re
         UsageError: not a schedule, one for another model, or an illegal site.
     """
     made = given_schedule(schedule)
+    if made.resized is not None:
+        return made  # it is checked where it is applied, all of it at once
     check_schedule(model.analysis, made, outputs)
     return made
 
