@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from fractions import Fraction
+from functools import partial
 from math import ceil
 
 import numpy as np
@@ -24,7 +25,7 @@ from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.resize.rotary import Rotary
 from tcompile.passes.resize.rules import Array, Rules
 from tcompile.passes.resize.sizes import GridError, Sizes, shown
-from tcompile.passes.resize.tables import resized
+from tcompile.passes.resize.tables import along, resized
 
 #: Give positions of their own, as many as their attributes and their input say.
 _WINDOWED = ("Conv", "ConvTranspose", "AveragePool", "MaxPool", "LpPool")
@@ -45,7 +46,7 @@ class Follower:
         self.b = Builder(graph)
         self.b.scope("resolution")
         self.told: dict[str, str] = {}
-        self._rotary = Rotary(graph, sizes, rules)
+        self._rotary = Rotary(graph, sizes.facts.unrotated, sizes, rules)
         self._made: dict[tuple[str, tuple[Axis | None, ...]], gs.Constant] = {}
         self._setters: Mapping[str, Callable[[gs.Node], None]] = {
             "Reshape": self._set_shape,
@@ -246,7 +247,7 @@ class Follower:
             ]
             try:
                 made, words = self._rotary.resized(tensor, axes) or resized(
-                    values, axes, self.sizes, self.rules
+                    values, axes, self.sizes, partial(along, rules=self.rules)
                 )
             except GridError as error:
                 raise GridError(f"'{tensor.name}': {error.what}") from error

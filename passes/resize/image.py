@@ -51,7 +51,6 @@ def image_grid(graph: gs.Graph, analysis: Analysis) -> ImageGrid:
     Raises:
         GridError: the patches are no grid of rows and columns, or the input is not one image.
     """
-    grid = _grid(analysis)
     images = image_inputs(graph)
     if len(images) != 1:
         names = ", ".join(f"'{t.name}'" for t in images)
@@ -64,6 +63,7 @@ def image_grid(graph: gs.Graph, analysis: Analysis) -> ImageGrid:
             "is a matter of what packs them",
             hint="export the model for a smaller image",
         )
+    grid = _grid(analysis)
     last = rank - 1 if int(shape(image)[-1]) > _CHANNELS else rank - 2
     dims = (last - 1, last)
     roots = tuple(_whole(axes[d], image.name) for d in dims)

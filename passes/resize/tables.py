@@ -8,8 +8,9 @@ depend on differences only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -30,11 +31,17 @@ class Chain:
     new: int
 
 
-def resized(values: Array, axes: Sequence[Axis], sizes: Sizes, rules: Rules) -> tuple[Array, str]:
+Resample: TypeAlias = Callable[[Any, int, Sequence[Chain]], tuple[Any, str]]
+
+
+def resized(
+    values: Array, axes: Sequence[Axis], sizes: Sizes, resample: Resample
+) -> tuple[Array, str]:
     """A table for another grid, and how it was made.
 
     Args:
         axes: what each dim of it is joined with.
+        resample: gives the values [rest, grid] on the new grid, whose axes begin at a number.
 
     Raises:
         GridError: its rows do not follow from a grid.
@@ -42,7 +49,7 @@ def resized(values: Array, axes: Sequence[Axis], sizes: Sizes, rules: Rules) -> 
     for i, axis in enumerate(axes):
         parts = ax.pieces(axis)
         if len(parts) > 1 and sizes.changes(axis):
-            return _of_parts(values, axes, i, parts, sizes, rules)
+            return _of_parts(values, axes, i, parts, sizes, resample)
     digits: list[Digit] = []
     for size, axis in zip(values.shape, axes, strict=True):
         # A dim of size 1 is broadcast along what it is joined with.
@@ -53,7 +60,7 @@ def resized(values: Array, axes: Sequence[Axis], sizes: Sizes, rules: Rules) -> 
     apart = values.reshape([d.size for d in digits] or values.shape)
     grids = apart.transpose([*rest, *taken]) if digits else apart
     grids = grids.reshape([*(digits[p].size for p in rest), *(c.old for c in chains)])
-    found, words = _along(grids, len(rest), chains, rules)
+    found, words = resample(grids, len(rest), chains) if chains else (grids, "")
     back = found.reshape(
         [*(digits[p].size for p in rest), *(sizes.of_digit(digits[p]) for p in taken)]
     )
@@ -68,7 +75,7 @@ def _of_parts(
     place: int,
     parts: Sequence[ax.Interval],
     sizes: Sizes,
-    rules: Rules,
+    resample: Resample,
 ) -> tuple[Array, str]:
     """Resize each part of a concatenation by itself: prefix tokens, patches."""
     found, words, start = [], "", 0
@@ -77,7 +84,7 @@ def _of_parts(
         start += part.size
         if not sizes.changes(part.axis) or part.full:
             inner = [*axes[:place], ax.sliced(part.axis, part.start, part.stop), *axes[place + 1 :]]
-            own, how = resized(own, inner, sizes, rules)
+            own, how = resized(own, inner, sizes, resample)
             words = words or how
             found.append(own)
         else:
@@ -120,11 +127,9 @@ def _chains(digits: Sequence[Digit], sizes: Sizes) -> list[Chain]:
     return found
 
 
-def _along(grids: Array, first: int, chains: Sequence[Chain], rules: Rules) -> tuple[Array, str]:
-    """Resample the axes from `first` on."""
+def along(grids: Array, first: int, chains: Sequence[Chain], rules: Rules) -> tuple[Array, str]:
+    """Resample the axes from `first` on, by the rules of positions."""
     axes = range(first, first + len(chains))
-    if not chains:
-        return grids, ""
     head = grids[tuple(slice(0, 1) if a in axes else slice(None) for a in range(grids.ndim))]
     if (grids == head).all():
         dims = [*grids.shape[:first], *(c.new for c in chains)]
