@@ -92,7 +92,7 @@ class Rotary:
             length = np.maximum(np.sqrt(cos**2 + sin**2), 1e-6)
             return (cos + 1j * sin) / length, "rotary table interpolated: it is of no known rule"
         rule = self.rules.rotary
-        words = f"rotary table by the rule {rule}, as asked"
+        words = f"rotary table by the rule {rule}"
         if rule is None:
             rule, speeds = _rule(start, speeds, old)
             words = f"rotary table by the rule {rule}, which it shows"
