@@ -52,9 +52,10 @@ def load_image(path: str | Path, preprocessing: Mapping[str, Any]) -> NDArray[np
     """Read an image as the model wants it: [1, 3, H, W] float32, [1, H, W, 3] where its
     `channels` are "last", or the packed patches of it.
 
-    The shorter side is resized to `size / crop_pct` and the middle cut out ("crop"), or the whole
-    image is squashed to `size` ("squash"); pixels in 0..1 are then normalised by `mean` and `std`.
-    What every kind of file becomes before that, `read_rgb` says.
+    The shorter side is resized to `size / crop_pct` and the middle cut out ("crop"), the whole
+    image is squashed to `size` ("squash"), or it is resized until it fits and black is put around
+    it ("pad"); pixels in 0..1 are then normalised by `mean` and `std`. What every kind of file
+    becomes before that, `read_rgb` says.
 
     Args:
         path: any image that pillow reads.
@@ -93,8 +94,11 @@ def load_image(path: str | Path, preprocessing: Mapping[str, Any]) -> NDArray[np
 
     names = {r.name.lower(): r for r in Image.Resampling}
     resample = names.get(str(preprocessing.get("interpolation", "bicubic")), names["bicubic"])
-    if preprocessing.get("resize", "crop") == "squash":
+    resize = preprocessing.get("resize", "crop")
+    if resize == "squash":
         image = image.resize((width, height), resample)
+    elif resize == "pad":
+        image = _padded(image, height, width, resample)
     else:
         image = _middle(image, height, width, crop, resample, str(path))
     pixels = np.asarray(image, dtype=np.float32) / np.float32(255.0)
@@ -139,6 +143,17 @@ def pack_patches(
     split = planes.reshape(channels, rows, merge, patch, columns, merge, patch)
     packed = split.transpose(1, 4, 2, 5, 0, 3, 6).reshape(-1, channels, 1, patch * patch)
     return np.repeat(packed, time, axis=2).reshape(len(packed), -1)
+
+
+def _padded(image: Image.Image, height: int, width: int, resample: Image.Resampling) -> Image.Image:
+    """Resize until the image just fits, and put it in the middle of a black one."""
+    from PIL import Image
+
+    scale = min(height / image.height, width / image.width)
+    new = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    behind = Image.new("RGB", (width, height))
+    behind.paste(image.resize(new, resample), ((width - new[0]) // 2, (height - new[1]) // 2))
+    return behind
 
 
 def _middle(

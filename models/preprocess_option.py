@@ -39,7 +39,7 @@ _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"
 _KEYS = ("mean", "std", "size", "resize", "crop", "interpolation", "layout")
 _FORM = (
     f"a name ({', '.join(PRESETS)}), or mean=R,G,B,std=R,G,B, or both; further size=H[,W], "
-    "resize=crop or squash, crop=SHARE, interpolation=bicubic, layout=nchw or nhwc"
+    "resize=crop, squash or pad, crop=SHARE, interpolation=bicubic, layout=nchw or nhwc"
 )
 
 
@@ -162,7 +162,7 @@ def _split(text: str) -> tuple[str | None, dict[str, list[str]]]:
 def _read(key: str, values: list[str]) -> Any:
     """The value of a key."""
     choices = {
-        "resize": ("crop", "squash"),
+        "resize": ("crop", "squash", "pad"),
         "layout": ("nchw", "nhwc"),
         "interpolation": _INTERPOLATIONS,
     }.get(key)

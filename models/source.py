@@ -85,7 +85,7 @@ class LoadedModel:
         source: the SOURCE string.
         library: a key of `SOURCES`.
         preprocessing: `mean`, `std` (3 each, for pixels in 0..1), `size` [H, W], `interpolation`,
-            `crop_pct`, `resize` ("crop" or "squash"), `input`; `labels` where they are known.
+            `crop_pct`, `resize` ("crop", "squash" or "pad"), `input`; `labels` where known.
         call: further keyword arguments that `base` needs at every call (transformers).
         notes: what the person should know about the weights; they go into the export's report.
         fixed_batch: why the first axis of the inputs cannot be left free; empty where it can.

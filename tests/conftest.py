@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,20 +28,37 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError("--update-golden: golden files are not rewritten where CI is set")
 
 
-def pytest_collection_finish() -> None:
+# Collecting the tests makes 7,000 objects of pytest's and imports much; none of it is garbage.
+gc.disable()
+#: How many modules were imported when the libraries' objects were last set aside.
+_set_aside = 0
+
+
+def set_libraries_aside() -> None:
     """Let the garbage collector look at what tests make, not at the libraries that are imported.
 
-    Every full collection would go through all objects of PyTorch and ONNX: a tenth of the time.
+    Every full collection, and each build does several, would go through all objects of PyTorch and
+    ONNX: a quarter of a second. Tests import some libraries late, so this is done again then.
     """
+    global _set_aside
+    if len(sys.modules) < _set_aside + 50:
+        return
     gc.collect()
     gc.freeze()
+    _set_aside = len(sys.modules)
+
+
+def pytest_collection_finish() -> None:
+    set_libraries_aside()
     gc.set_threshold(20_000, 20, 20)
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)
-def torchlib() -> None:
-    """See `remember_torchlib`."""
+def libraries() -> None:
+    """See `remember_torchlib` and `set_libraries_aside`."""
     remember_torchlib()
+    set_libraries_aside()
 
 
 @pytest.fixture

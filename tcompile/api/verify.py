@@ -15,13 +15,13 @@ from tcompile.core.memory import release
 from tcompile.core.progress import Progress, silent
 from tcompile.runtime.metrics import not_finite
 from tcompile.runtime.samples import Samples, run_all, samples_for
+from tcompile.runtime.scenes import scenes_and_noise
 from tcompile.runtime.signature import signature
 from tcompile.runtime.token_outputs import showing_choice, tower_of_outputs
 from tcompile.targets.backends.base import FusedAttention
 from tcompile.verify.fidelity import compare
 from tcompile.verify.fusion import fused_attention, fusion_fault
 from tcompile.verify.numerics import TOLERANCES, Numerics, compare_numerics
-from tcompile.verify.scenes import scenes_for
 
 __all__ = ["Check", "Layer", "Verification", "verify"]
 
@@ -126,7 +126,7 @@ def verify(
     rows: tuple[Layer, ...] = ()
     if layers and dense is not None:
         progress("comparing layer by layer")
-        rows = layers_of(opened, dense.path, inputs if data else scenes_for(model, seed=seed))
+        rows = layers_of(opened, dense.path, inputs if data else scenes_and_noise(model, seed=seed))
     return Verification(str(artifact), tuple(checks), numerics, fidelity, fused, rows, model.notes)
 
 

@@ -156,8 +156,8 @@ def preprocess_option(command: F) -> F:
         metavar="P",
         help="How images are prepared, in place of what the model records: imagenet, inception, "
         "clip, siglip, dinov2, unit (0 to 1) or raw (0 to 255), or mean=R,G,B,std=R,G,B; with "
-        "size=H,W, resize=crop|squash, crop=SHARE, interpolation=bicubic, layout=nchw|nhwc, as in "
-        "clip,size=336.",
+        "size=H,W, resize=crop|squash|pad, crop=SHARE, interpolation=bicubic, layout=nchw|nhwc, as "
+        "in clip,size=336.",
     )(command)
 
 

@@ -36,6 +36,8 @@ class Samples:
         real: whether these are real inputs, whose classes mean something.
         files: of a folder of images, the image of each row.
         left_out: how many images could not be read, and why; empty where all were.
+        scenes: whether they are procedural scenes, with the statistics of images; where neither
+            this nor `real` holds, they are white noise.
     """
 
     arrays: Mapping[str, Array]
@@ -43,6 +45,7 @@ class Samples:
     real: bool
     files: tuple[Path, ...] = ()
     left_out: str = ""
+    scenes: bool = False
 
     def __len__(self) -> int:
         return len(next(iter(self.arrays.values())))
@@ -212,6 +215,8 @@ def _random(model: Signature, count: int, seed: int) -> Samples:
             drawn = drawn.astype(tensor.dtype)
             whole = len(shape) > len(tensor.shape) and not model.packed
             arrays[tensor.name] = np.broadcast_to(drawn[:1], shape) if whole else drawn
+        elif tensor.dtype == "uint8" and len(shape) == 4:
+            arrays[tensor.name] = rng.integers(256, size=shape, dtype=np.uint8)
         else:
             arrays[tensor.name] = _placeholder(model, tensor, count)
     if not arrays:

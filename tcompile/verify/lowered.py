@@ -20,10 +20,10 @@ from tcompile.core.errors import FailedBuildError, InternalError, ModelError
 from tcompile.core.progress import Progress, silent
 from tcompile.runtime.metrics import jaccard
 from tcompile.runtime.samples import Samples, batches, feed, rows_of
+from tcompile.runtime.scenes import scenes_and_noise
 from tcompile.runtime.signature import signature
 from tcompile.targets.backends.ort import OrtRunner
 from tcompile.verify.pair import Pair, Shared, with_outputs
-from tcompile.verify.scenes import scenes_for
 
 Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
@@ -120,7 +120,7 @@ def judge(
     Raises:
         InternalError: ONNX Runtime does not accept what became of the model.
     """
-    samples = scenes_for(signature(original))
+    samples = scenes_and_noise(signature(original))
     try:
         found, choices = _compare(pair, samples)
     except InternalError as error:

@@ -47,8 +47,8 @@ def test_crop_is_torchvisions(
     np.testing.assert_allclose(got[0], expected.numpy(), atol=1e-5)
 
 
-def test_portrait_and_squash(tmp_path: Path) -> None:
-    """A tall image keeps its middle when cut and all of itself when squashed."""
+def test_portrait_squash_and_pad(tmp_path: Path) -> None:
+    """A tall image keeps its middle when cut, and all of itself when squashed or padded."""
     tall = np.zeros((90, 30, 3), dtype=np.uint8)
     tall[:30], tall[30:60], tall[60:] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
     path = tmp_path / "tall.png"
@@ -59,6 +59,12 @@ def test_portrait_and_squash(tmp_path: Path) -> None:
     squashed = load_image(path, {**plain, "resize": "squash"})
     assert squashed[0, :, 0, 0].tolist() == [1, 0, 0]
     assert squashed[0, :, 29, 0].tolist() == [0, 0, 1]
+    padded = load_image(path, {**plain, "resize": "pad"})
+    assert padded.shape == (1, 3, 30, 30)
+    assert padded[0, :, 0, 15].tolist() == [1, 0, 0]
+    assert padded[0, :, 29, 15].tolist() == [0, 0, 1]
+    assert not padded[..., :10].any()
+    assert not padded[..., 20:].any()
 
 
 def test_grey_and_transparent_images_become_rgb(tmp_path: Path) -> None:

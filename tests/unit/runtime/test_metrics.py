@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
-from tcompile.runtime.metrics import cosine, jaccard, not_finite, same_owner, top1_agreement
+from tcompile.runtime.metrics import (
+    correlation,
+    cosine,
+    jaccard,
+    not_finite,
+    relative_error,
+    same_owner,
+    token_cosine,
+    top1_agreement,
+)
 
 
 def test_cosine() -> None:
@@ -16,6 +26,36 @@ def test_cosine() -> None:
 def test_cosine_of_half_precision_does_not_overflow() -> None:
     a = np.full((1, 4096), 300, dtype=np.float16)
     assert cosine(a, a) == 1
+
+
+def test_correlation_sees_a_hole_that_a_cosine_does_not() -> None:
+    rng = np.random.default_rng(0)
+    want = 10 + rng.standard_normal((1, 16, 16))
+    have = want.copy()
+    have[:, :8, :8] = 9
+    assert cosine(want, have)[0] > 0.99
+    expected = np.corrcoef(want.ravel(), have.ravel())[0, 1]
+    assert correlation(want, have)[0] == pytest.approx(expected)
+    assert expected < 0.9
+
+
+def test_correlation_where_there_is_none() -> None:
+    rising = np.arange(4.0)
+    want = np.stack([np.full(4, 0.1), rising, rising, rising, np.full(4, 0.1)])
+    have = np.stack([rising, np.full(4, 0.1), np.full(4, np.nan), -rising, np.full(4, np.nan)])
+    np.testing.assert_allclose(correlation(want, have), [np.nan, 0, 0, -1, 0], atol=1e-12)
+
+
+def test_relative_error() -> None:
+    want = np.array([[3.0, 4.0], [0.0, 0.0], [0.0, 0.0], [1.0, 1.0], [-np.inf, 2.0]])
+    have = np.array([[3.0, 4.5], [0.0, 0.0], [1.0, 0.0], [np.nan, 1.0], [-np.inf, 1.0]])
+    np.testing.assert_allclose(relative_error(want, have), [0.1, 0, np.inf, np.inf, 0.5])
+
+
+def test_cosine_of_each_token() -> None:
+    want = np.array([[[1.0, 0.0], [0.0, 1.0]], [[1.0, 1.0], [0.0, 0.0]]])
+    have = np.array([[[2.0, 0.0], [1.0, 0.0]], [[1.0, 1.0], [0.0, 0.0]]])
+    np.testing.assert_allclose(token_cosine(want, have), [[1, 0], [1, 1]])
 
 
 def test_top1() -> None:

@@ -16,12 +16,12 @@ from tcompile.api.verify import verify
 from tcompile.artifact.directory import load_artifact
 from tcompile.core.errors import FailedBuildError, InternalError, UsageError
 from tcompile.passes.lower import lower
+from tcompile.runtime.scenes import scenes_and_noise
 from tcompile.runtime.signature import signature
 from tcompile.targets import load_target
 from tcompile.verify.lowered import _compare, difference, judge
 from tcompile.verify.owners import Owners
 from tcompile.verify.pair import Pair, write_pair
-from tcompile.verify.scenes import scenes_for
 from tests.support.command import Command
 from tests.support.half import run_as_written
 from tests.support.tiny_vit import VitSpec, build_vit, random_weights, save_tiny_vit
@@ -177,7 +177,7 @@ def test_a_flipped_token_is_no_fault(tmp_path: Path, method: str, form: str) -> 
     spec = VitSpec(depth=2, image=128, patch=4, pool="none")
     source = save(near_ties, spec=spec)
     pair = pair_of(source, tmp_path, method, form)
-    samples = scenes_for(signature(source))
+    samples = scenes_and_noise(signature(source))
     _, choices = _compare(pair, samples)
     assert min(min(shares) for shares in choices.values()) < 1, "nothing flipped: a useless test"
     found = judge(pair, source, precision="fp16", source="x", precisions=("fp16", "fp32"))

@@ -7,7 +7,7 @@ sizes occlude, each of its own colour, lit from one side.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,8 +21,6 @@ Array = npt.NDArray[Any]
 #: Sizes of an axis that is of colours.
 _COLOURS = (1, 3, 4)
 _SHAPES = 24
-#: Samples of a model: scenes first, then white noise.
-_SCENES, _NOISE = 3, 1
 
 
 def scene(rng: np.random.Generator, height: int, width: int) -> npt.NDArray[np.float32]:
@@ -44,40 +42,57 @@ def scene(rng: np.random.Generator, height: int, width: int) -> npt.NDArray[np.f
     return np.clip(image, 0, 1).astype(np.float32)
 
 
-def scenes_for(model: Signature, *, seed: int = 0) -> Samples:
-    """Return inputs for a model: three scenes, then one of white noise.
+def scenes_for(model: Signature, *, count: int, seed: int = 0) -> Samples:
+    """Return `count` inputs for a model, its images procedural scenes (`Samples.scenes`).
 
     Images are prepared as the model's file says; where it does not, each has mean 0 and variance 1,
     but for a model that scales pixels from 0 to 255 itself. Bytes of four axes are such pixels too;
-    other inputs are as `samples_for` has them. Raises as that.
+    other inputs are as `samples_for` has them, and so is all of a model that takes no images.
+    Raises as that.
     """
-    count = _SCENES + _NOISE
     drawn = samples_for(model, count=count, seed=seed)
     rng = np.random.default_rng(seed)
     arrays = {name: array.copy() for name, array in drawn.arrays.items()}
     pictures = False
     for name, array in arrays.items():
-        rows = array.shape[1:]
-        if model.packed and array.dtype.kind == "f" and len(rows) == 2:
-            for i in range(_SCENES):
-                array[i] = _packed(rng, rows, model.preprocessing)
-        elif len(rows) == 3 and array.dtype == np.uint8:
-            for i in range(count):
-                pixels = _like(rng, rows, {}) if i < _SCENES else rng.random(rows)
-                array[i] = np.round(255 * pixels)
-        elif name in model.pixels and len(rows) >= 3:
-            for i in range(_SCENES):
-                array[i] = 255 * _like(rng, rows, {})
-        elif _is_image(model, name, rows) and array.dtype.kind == "f":
-            for i in range(_SCENES):
-                array[i] = _prepared(_like(rng, rows, model.preprocessing), model.preprocessing)
-        else:
+        draw = _drawn_by(model, name, array)
+        if draw is None:
             continue
         pictures = True
+        for i in range(count):
+            array[i] = draw(rng)
     if not pictures:
         return drawn
-    source = f"{_SCENES} procedural scenes and {_NOISE} of white noise (seed {seed})"
-    return Samples(arrays, source, real=False)
+    return Samples(arrays, f"{count} procedural scenes (seed {seed})", real=False, scenes=True)
+
+
+def scenes_and_noise(model: Signature, *, seed: int = 0) -> Samples:
+    """Return inputs for a comparison of numerics: three scenes, then one of white noise, in which
+    no two tokens are alike. Raises as `samples_for`."""
+    scenes, noise = (draw(model, count=4, seed=seed) for draw in (scenes_for, samples_for))
+    if not scenes.scenes:
+        return noise
+    arrays = {
+        name: np.concatenate([array[:3], noise.arrays[name][3:]])
+        for name, array in scenes.arrays.items()
+    }
+    return Samples(arrays, f"3 procedural scenes and 1 of white noise (seed {seed})", real=False)
+
+
+def _drawn_by(
+    model: Signature, name: str, array: Array
+) -> Callable[[np.random.Generator], Array] | None:
+    """Return what draws one sample of an input; None: it holds no images."""
+    rows, known = array.shape[1:], model.preprocessing
+    if model.packed and array.dtype.kind == "f" and len(rows) == 2:
+        return lambda rng: _packed(rng, rows, known)
+    if len(rows) == 3 and array.dtype == np.uint8:
+        return lambda rng: np.round(255 * _like(rng, rows, {}))
+    if name in model.pixels and len(rows) >= 3:
+        return lambda rng: 255 * _like(rng, rows, {})
+    if _is_image(model, name, rows) and array.dtype.kind == "f":
+        return lambda rng: _prepared(_like(rng, rows, known), known)
+    return None
 
 
 def _is_image(model: Signature, name: str, rows: tuple[int, ...]) -> bool:

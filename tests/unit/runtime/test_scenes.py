@@ -10,8 +10,8 @@ import pytest
 
 from tcompile.core.model_files import TensorInfo
 from tcompile.runtime.samples import samples_for
+from tcompile.runtime.scenes import scene, scenes_and_noise, scenes_for
 from tcompile.runtime.signature import Signature, signature
-from tcompile.verify.scenes import scene, scenes_for
 from tests.unit.passes.lower.blocks import parse
 
 
@@ -48,18 +48,26 @@ def test_patches_differ_in_colour_and_in_texture() -> None:
 
 
 def test_a_seed_gives_the_same_again() -> None:
-    one, two = (scenes_for(takes("float32", "batch", 3, 32, 48)) for _ in range(2))
+    one, two = (scenes_and_noise(takes("float32", "batch", 3, 32, 48)) for _ in range(2))
     np.testing.assert_array_equal(one.arrays["x"], two.arrays["x"])
-    other = scenes_for(takes("float32", "batch", 3, 32, 48), seed=1)
+    other = scenes_and_noise(takes("float32", "batch", 3, 32, 48), seed=1)
     assert (other.arrays["x"] != one.arrays["x"]).any()
     assert "3 procedural scenes and 1 of white noise" in one.source
+
+
+def test_scenes_alone_say_what_they_are() -> None:
+    x = scenes_for(takes("float32", "batch", 3, 32, 32), count=5, seed=2)
+    assert (len(x), x.real, x.scenes) == (5, False, True)
+    assert x.source == "5 procedural scenes (seed 2)"
+    text = scenes_for(takes("int64", 1, 77), count=2)
+    assert (text.real, text.scenes) == (False, False)
 
 
 @pytest.mark.parametrize(
     "shape", [(1, 3, 32, 48), (1, 32, 48, 3), (1, 1, 32, 48), (1, 3, 4, 32, 32), (1, 4, 3, 32, 32)]
 )
 def test_layouts(shape: tuple[int, ...]) -> None:
-    x = scenes_for(takes("float32", *shape)).arrays["x"]
+    x = scenes_and_noise(takes("float32", *shape)).arrays["x"]
     assert x.shape == (4, *shape[1:])
     assert x.dtype == np.float32
     # Neighbours are alike in a scene, and not in noise, along both sides of the image.
@@ -73,19 +81,19 @@ def test_layouts(shape: tuple[int, ...]) -> None:
 
 def test_as_the_file_says_images_are_prepared() -> None:
     mean, std = [0.5, 0.4, 0.3], [0.25, 0.2, 0.1]
-    x = scenes_for(takes("float32", 1, 3, 32, 32, mean=mean, std=std)).arrays["x"][:3]
+    x = scenes_and_noise(takes("float32", 1, 3, 32, 32, mean=mean, std=std)).arrays["x"][:3]
     pixels = x * np.array(std).reshape(1, 3, 1, 1) + np.array(mean).reshape(1, 3, 1, 1)
     assert pixels.min() > -1e-6
     assert pixels.max() < 1 + 1e-6
 
 
 def test_pixels_are_whole_and_other_inputs_as_ever() -> None:
-    x = scenes_for(takes("uint8", 1, 32, 32, 3)).arrays["x"]
+    x = scenes_and_noise(takes("uint8", 1, 32, 32, 3)).arrays["x"]
     assert x.dtype == np.uint8
     assert x[0].max() > 128
     assert x[3].std() > 60  # white noise
-    assert (scenes_for(takes("int64", 1, 77)).arrays["x"] == 1).all()
-    assert (scenes_for(takes("bool", 1, 16)).arrays["x"] == 1).all()
+    assert (scenes_and_noise(takes("int64", 1, 77)).arrays["x"] == 1).all()
+    assert (scenes_and_noise(takes("bool", 1, 16)).arrays["x"] == 1).all()
 
 
 FRONTS = {
@@ -108,7 +116,7 @@ def test_a_model_that_scales_pixels_itself_gets_pixels(front: str, tmp_path: Pat
     onnx.save(model, str(tmp_path / "m.onnx"))
     found = signature(tmp_path / "m.onnx")
     assert found.pixels == ({"x"} if pixels else set())
-    x = scenes_for(found).arrays["x"]
+    x = scenes_and_noise(found).arrays["x"]
     assert (x.min() >= 0 and 128 < x.max() <= 255) == pixels
     noise = samples_for(found).arrays["x"]
     assert (noise.min() >= 0 and 128 < noise.max() <= 255) == pixels
@@ -122,7 +130,7 @@ def test_a_mask_is_no_image() -> None:
         {},
     )
     drawn = samples_for(model, count=4).arrays["m"]
-    np.testing.assert_array_equal(scenes_for(model).arrays["m"], drawn)
+    np.testing.assert_array_equal(scenes_and_noise(model).arrays["m"], drawn)
 
 
 def test_packed_patches() -> None:
@@ -135,10 +143,10 @@ def test_packed_patches() -> None:
         "std": [0.5],
         "layout": "patches",
     }
-    x = scenes_for(takes("float32", 16, 3 * 2 * 64, **form)).arrays["x"]
+    x = scenes_and_noise(takes("float32", 16, 3 * 2 * 64, **form)).arrays["x"]
     assert x.shape == (4, 16, 384)
     # The two frames of a patch are one image.
     frames = x[0].reshape(16, 3, 2, 64)
     np.testing.assert_array_equal(frames[:, :, 0], frames[:, :, 1])
-    unknown = scenes_for(takes("float32", 16, 384)).arrays["x"]
+    unknown = scenes_and_noise(takes("float32", 16, 384)).arrays["x"]
     assert unknown[0].std(axis=1).min() < 0.5 < unknown[3].std(axis=1).min()
