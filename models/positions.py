@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 
 POSITIONS_KEY = "tcompile.positions"
 #: What transformers calls its functions, and DINOv2's own code.
-_METHODS = ("interpolate_pos_encoding", "interpolate_pos_embeddings", "resize_positional_embeddings")
+_METHODS = (
+    "interpolate_pos_encoding",
+    "interpolate_pos_embeddings",
+    "resize_positional_embeddings",
+)
 _MODE = re.compile(r"mode\s*=\s*[\"'](bicubic|bilinear)[\"']")
 #: timm's grids of rotary positions.
 _TIMM_GRIDS = {"pixel": "corners", "centered": "centred"}

@@ -131,7 +131,7 @@ def measure(
         threads, batch: to measure with; a fixed batch is what it is.
         towers: output → tower whose tokens it holds, `verify.choice.tower_of_outputs`.
     """
-    drawn = samples_for(signature(reduced), count=samples)
+    drawn = samples_for(signature(reduced).whole, count=samples)
     fidelity = measure_fidelity(source, reduced, drawn, towers)
     if target.runtime != "onnxruntime":
         return Evidence(fidelity, (), ())

@@ -6,6 +6,7 @@ one of a request; `resized_model` is what `pipeline.apply_schedule` does with ei
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,9 +17,11 @@ from tcompile.core.schedule import Resized, Schedule
 from tcompile.methods.composition import parse_keep, parse_method
 from tcompile.methods.presets import RESOLUTION
 from tcompile.models.positions import read_positions
+from tcompile.models.preprocess import PREPROCESS_KEY, read_preprocessing
 from tcompile.passes.resize import DEFAULT_RULE, OnGrid, Rules, finish, grids, image_grid, on_grid
 from tcompile.passes.stages import Analysed, Reduced
 from tcompile.planning.request import Keep
+from tcompile.runtime.host_image import HostImage
 
 Pair = tuple[int, int]
 
@@ -200,11 +203,21 @@ def resized_model(model: Analysed, schedule: Schedule, outputs: str = "reduced")
         schedule=replace(schedule, notes=tuple(dict.fromkeys(notes))),
         fp32_nodes=frozenset(),
         written=written,
-        metadata=dict(normal.metadata),
+        metadata={**normal.metadata, **(_host_metadata(found) if host else {})},
         token_index={},
         widened=normal.widened,
         quantized=bool(normal.quantized),
     )
+
+
+def _host_metadata(found: OnGrid) -> dict[str, str]:
+    """The entries of the metadata by which images are made as small as the input is."""
+    image = found.image
+    made = HostImage(image.name, image.dims, image.size, found.size).record()
+    known = read_preprocessing(found.model.normalized.metadata)
+    if known and "size" in known:
+        made[PREPROCESS_KEY] = json.dumps({**known, "size": list(found.size)}, ensure_ascii=False)
+    return made
 
 
 def _check_outputs(found: OnGrid, outputs: str) -> None:

@@ -17,6 +17,7 @@ from tcompile.core.model_files import TensorInfo
 from tcompile.core.save import saved
 from tcompile.models.images import SUFFIXES, ImageError
 from tcompile.runtime.arrays import check_inputs
+from tcompile.runtime.host_image import read_host_image
 from tcompile.runtime.signature import Signature, fixed_dim, is_packed, leading_input
 from tcompile.runtime.token_outputs import is_bookkeeping
 
@@ -150,10 +151,11 @@ def run_all(path: str | Path, samples: Samples) -> dict[str, Array]:
 
     runner = OrtRunner(Path(path))
     packed = bool(runner.inputs) and is_packed(runner.inputs[0])
-    fixed = rows_of(runner)
+    fixed, host = rows_of(runner), read_host_image(runner.metadata)
     kept: dict[str, list[Array]] = {tensor.name: [] for tensor in runner.outputs}
     for arrays, true_rows in batches(samples, fixed):
         size = len(next(iter(arrays.values())))
+        arrays = arrays if host is None else host.fed(arrays)
         for name, array in runner.run(feed(runner.inputs, arrays)).items():
             if packed and not is_bookkeeping(name):
                 array = array[np.newaxis]  # what it says of the tokens has a batch of 1 already
