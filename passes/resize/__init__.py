@@ -111,7 +111,7 @@ def _tower(model: Analysed) -> str | None:
 
 
 def _sizes(model: Analysed, image: ImageGrid, size: Pair) -> Sizes:
-    sizes = Sizes(model.analysis.facts)
+    sizes = Sizes(model.analysis.facts, patch_axis(model.analysis))
     for tensor in model.graph.inputs:
         for axis in model.analysis.facts.axes[tensor.name]:
             for digit in axis:

@@ -127,10 +127,8 @@ def _by_digit(b: Builder, x: gs.Tensor, axes: Sequence[Axis], sizes: Sizes) -> g
     moving = [d for axis in axes for d in axis if sizes.of_digit(d) != d.size]
     if not moving:
         return x
-    if any(not d.whole for d in moving) or len({d.root for d in moving}) < len(moving):
-        raise GridError(
-            "an output has windows, or pairs of positions, which cannot be interpolated"
-        )
+    if len({d.root for d in moving}) < len(moving):
+        raise GridError("an output has pairs of positions, which cannot be interpolated")
     # Dims that stay are one digit each.
     split = [list(a) if sizes.changes(a) else [None] for a in axes]
     now: list[int] = []

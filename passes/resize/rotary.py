@@ -147,9 +147,9 @@ def _centred(start: Turns, speeds: Array, old: Sequence[int]) -> tuple[bool, Arr
 def _rule(start: Turns, speeds: Array, old: Sequence[int]) -> tuple[str, Array]:
     """The rule that a table shows, and its speeds."""
     mixed = bool((np.sort(np.abs(speeds), 1)[:, :-1] > _CLOSE).any())
-    fastest = np.abs(speeds).max(0)
     if (np.abs(start - 1) < _CLOSE).all():
-        by_index = mixed or bool((np.abs(fastest[fastest > _CLOSE] - 1) < _CLOSE).all())
+        # Some models give the fastest channel to rows, and the next one to columns.
+        by_index = mixed or bool(abs(np.abs(speeds).max() - 1) < _CLOSE)
         return ("index" if by_index else "scaled"), speeds
     centred, speeds = _centred(start, speeds, old)
     if not centred:

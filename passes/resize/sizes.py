@@ -32,10 +32,12 @@ class Sizes:
 
     Attributes:
         roots: index set → how many positions it has now; of those that a node introduced.
+        units: index set → the stride of the patches in it, where these are cut by reshaping.
     """
 
-    def __init__(self, facts: Facts) -> None:
+    def __init__(self, facts: Facts, patches: Axis) -> None:
         self.facts = facts
+        self.units = {d.root: d.stride for d in patches}
         self.roots: dict[Root, int] = {}
         self._known: dict[Root, int] = {}
 

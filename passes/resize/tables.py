@@ -108,7 +108,8 @@ def _chains(digits: Sequence[Digit], sizes: Sizes) -> list[Chain]:
             # Places within a window are the same on every grid.
             break
         chain = [first]
-        while chain[-1][1].stride > 1:
+        unit = sizes.units.get(first[1].root, 1)
+        while chain[-1][1].stride > unit:
             last = chain[-1][1]
             after = [
                 m
@@ -123,7 +124,8 @@ def _chains(digits: Sequence[Digit], sizes: Sizes) -> list[Chain]:
             chain.append(after[0])
         moving = [m for m in moving if m not in chain]
         root = first[1].root
-        found.append(Chain(root, tuple(p for p, _ in chain), root.size, sizes.of_root(root)))
+        old, new = root.size // unit, sizes.of_root(root) // unit
+        found.append(Chain(root, tuple(p for p, _ in chain), old, new))
     return found
 
 
