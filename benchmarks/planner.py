@@ -6,8 +6,9 @@ follows its own published schedule at one or more keeps. All answer the same hel
 all are timed in the same rounds. A method is then compared with the planned model that loses least
 of those that took no longer than it did.
 
-Answers do not depend on what else the machine does; times do. `--answer` does the first part only,
-`--time` the second, so that it can have a quiet machine.
+What was answered and timed stays in DIR: stopped, the same command goes on; `--fresh` begins again.
+Answers do not depend on what else the machine does; times and plans do. `--answer` does the first
+part only, `--time` the second, so that it can have a quiet machine.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +29,18 @@ import onnx_graphsurgeon as gs
 from benchmarks.methods_given import prepare
 from benchmarks.planner_page import page, plot
 from benchmarks.profiles import timed, together_of
+from benchmarks.real.fetch import digest
+from benchmarks.state import State
 from benchmarks.subjects import HELD_OUT, SUBJECTS, Subject, calibration, export, find, images
+from tcompile import __version__
 from tcompile.core.errors import TcompileError
-from tcompile.core.schedule import Schedule
+from tcompile.methods.composition import find_method
 from tcompile.methods.presets import PRESETS
-from tcompile.passes.reduce import reduce_graph
-from tcompile.passes.stages import Analysed
-from tcompile.pipeline import read
-from tcompile.planning.method_schedule import schedule_for
-from tcompile.planning.request import Request
-from tcompile.planning.solve.latencies import measured
-from tcompile.planning.solve.method_tables import methods_for
-from tcompile.planning.solve.solve import solve_request
+from tcompile.pipeline import price, read, reduce
+from tcompile.planning.solve.plan_report import PlanReport
 from tcompile.profiling.runtimes import OrtRuntime
-from tcompile.runtime.metrics import cosine
-from tcompile.runtime.samples import Samples, run_graph
+from tcompile.runtime.metrics import correlation, cosine
+from tcompile.runtime.samples import Samples, run_all, run_graph
 from tcompile.runtime.timing import machine_name
 from tcompile.targets import load_target
 
@@ -59,6 +58,7 @@ class Point:
         ask: its keep, or its budget as a share of the dense latency.
         schedule: as JSON; None where the method has none for the model, and `why`.
         cosine: of its output to the dense model's, the mean over the images.
+        correlation: of maps, in place of it.
         top1: share of right answers, where there are labels.
         share: of the dense model's latency, measured beside it.
     """
@@ -69,89 +69,101 @@ class Point:
     why: str = ""
     method: str = ""
     cosine: float | None = None
+    correlation: float | None = None
     top1: float | None = None
     share: float | None = None
 
 
-def answers(graph: gs.Graph, samples: Samples) -> Any:
-    """The model's first output, [images, …]."""
-    return next(iter(run_graph(graph, samples).values()))
+def asked_of(subject: Subject) -> list[tuple[str, str]]:
+    """All models of a subject: (name, ask)."""
+    own = [(preset.name, keep) for preset in PRESETS for keep in subject.keeps]
+    return [*(("planned", str(share)) for share in BUDGETS), *own]
 
 
-def wanted(subject: Subject, path: Path, model: Analysed, folder: Path) -> Iterator[Point]:
-    """All models of a subject, without their answers."""
-    count = CALIBRATE.get(subject.name, 32)
-    data = calibration(subject, path, folder, count)
-    target = load_target("cpu")
-    for share in BUDGETS:
-        request = Request(latency=1.0, calibration=data, images=count // 2)
-        methods = methods_for(model, request)
-        profile = measured(model, methods, target, request, lambda text: None)
-        assert profile.dense is not None
-        # The budget is of the profile's own dense model: shares are what is compared.
-        asked = replace(request, latency=share * profile.dense.ms)
-        try:
-            planned = solve_request(model, asked, methods, profile, lambda text: None)
-            made = planned.schedule
-            yield Point("planned", str(share), made.to_json(), method=made.method)
-        except TcompileError as error:
-            yield Point("planned", str(share), None, error.one_line())
-    for preset in PRESETS:
-        for keep in subject.keeps:
-            try:
-                text, options = preset.name, {}
-                if subject.name == "glyphs":
-                    text, options = prepare(preset.name, keep, path, folder)
-                elif preset.scheduler.observes:
-                    options = {"calibration": data}
-                schedule = schedule_for(model, keep, text, **options)
-            except TcompileError as error:
-                yield Point(preset.name, keep, None, error.one_line().replace(str(folder), "…"))
-                continue
-            yield Point(preset.name, keep, schedule.to_json(), method=preset.name)
+def scheduled(subject: Subject, name: str, ask: str, path: Path, folder: Path) -> Point:
+    """A model of a subject, without its answers."""
+    data = calibration(subject, path, folder, CALIBRATE.get(subject.name, 32))
+    asked: dict[str, Any] = {"target": "cpu", "outputs": subject.outputs}
+    try:
+        if name == "planned":
+            asked |= {"calibration": data}
+            # The budget is of the profile's own dense model: shares are what is compared.
+            first = price(path, keep=0.6, **asked).planned
+            assert isinstance(first, PlanReport)
+            budget = float(ask) * first.plan.dense_ms
+            made = price(path, latency=budget, **asked).schedule
+        else:
+            text, options = name, dict[str, Any]()
+            if subject.name == "glyphs":
+                text, options = prepare(name, ask, path, folder)
+            elif find_method(name).scheduler.observes:
+                options = {"calibration": data}
+            made = reduce(path, keep=ask, method=text, **asked, **options).schedule
+    except TcompileError as error:
+        return Point(name, ask, None, error.one_line().replace(str(folder), "…"))
+    return Point(name, ask, made.to_json(), method=made.method if name == "planned" else name)
 
 
-def answered(subject: Subject, path: Path, folder: Path) -> list[Point]:
+def answered(subject: Subject, path: Path, folder: Path, state: State) -> list[Point]:
     """All points of a subject with what they answer."""
-    model = read(path)
     given = images(subject, path, HELD_OUT, subject.scenes)
     labels = given.pop("labels", None)
-    samples = Samples(given, "held-out scenes", real=True)
-    dense = answers(model.graph, samples)
+    samples = Samples(given, "held-out images", real=True)
+    model = digest(path)
+    dense: list[Any] = []
 
-    def score(found: Any) -> dict[str, float | None]:
+    def score(found: Any) -> dict[str, Any]:
+        if not dense:  # Only where something is left to be answered.
+            dense.append(first_output(run_all(path, samples)))
+        if subject.photos:
+            return {"correlation": float(correlation(dense[0], found).mean())}
         top1 = None if labels is None else float((found.argmax(-1) == labels).mean())
-        return {"cosine": float(cosine(dense, found).mean()), "top1": top1}
+        return {"cosine": float(cosine(dense[0], found).mean()), "top1": top1}
 
-    points = [replace(Point("dense", "1", None), **score(dense))]  # type: ignore[arg-type]
-    for point in wanted(subject, path, model, folder):
-        made = point
-        if point.schedule is not None:
-            schedule = Schedule.from_json(point.schedule)
+    def make(name: str, ask: str) -> dict[str, Any]:
+        if name == "dense":
+            found = first_output(run_all(path, samples))
+            return asdict(replace(Point("dense", "1", None), **score(found)))
+        made = scheduled(subject, name, ask, path, folder)
+        if made.schedule is not None:
             try:
-                graph = reduce_graph(model.graph, model.analysis, schedule).graph
-                made = replace(point, **score(answers(graph, samples)))  # type: ignore[arg-type]
+                graph = reduced(subject, path, made.schedule)
+                made = replace(made, **score(first_output(run_graph(graph, samples))))
             except TcompileError as error:
-                made = replace(point, schedule=None, why=error.one_line())
-        print(
-            subject.name,
-            made.name,
-            made.ask,
-            made.cosine,
-            made.top1,
-            made.why[:80],
-            file=sys.stderr,
-            flush=True,
-        )
-        points.append(made)
+                made = replace(made, schedule=None, why=error.one_line())
+        return asdict(made)
+
+    points = []
+    for name, ask in [("dense", "1"), *asked_of(subject)]:
+        key = {"what": "planner", "model": model, "name": name, "ask": ask, "version": __version__}
+        point = Point(**state.get(key, partial(make, name, ask)))
+        figures = (point.correlation, point.cosine, point.top1)
+        _say(subject.name, name, ask, *(f for f in figures if f is not None), point.why[:80])
+        points.append(point)
     return points
 
 
-def timed_points(path: Path, points: Sequence[Point], rounds: int) -> list[Point]:
+def first_output(outputs: Mapping[str, Any]) -> Any:
+    """The model's first output, [images, …]."""
+    return next(iter(outputs.values()))
+
+
+def reduced(subject: Subject, path: Path, schedule: Mapping[str, Any]) -> gs.Graph:
+    """The graph of a schedule."""
+    return reduce(path, target="cpu", schedule=schedule, outputs=subject.outputs).graph
+
+
+def timed_points(
+    subject: Subject, path: Path, points: Sequence[Point], rounds: int, state: State
+) -> list[Point]:
     """The points with their share of the dense model's latency, measured in the same rounds."""
-    model, runtime = read(path), OrtRuntime(load_target("cpu"))
-    known: dict[str, float] = {}
-    todo = [p for p in points if p.schedule is not None]
+    model, runtime, file = read(path), OrtRuntime(load_target("cpu")), digest(path)
+
+    def key(point: Point) -> dict[str, Any]:
+        what = {"what": "time", "model": file, "rounds": rounds, "machine": machine_name()}
+        return {**what, "schedule": point.schedule}
+
+    todo = [p for p in points if p.schedule is not None and not state.has(key(p))]
     with tempfile.TemporaryDirectory(prefix="tcompile-bench-") as folder:
         part = Path(folder) / "model.onnx"
         together = together_of(path)
@@ -160,15 +172,20 @@ def timed_points(path: Path, points: Sequence[Point], rounds: int) -> list[Point
             calls = [runtime.open(model.graph, part)]
             for point in some:
                 assert point.schedule is not None
-                schedule = Schedule.from_json(point.schedule)
-                made = reduce_graph(model.graph, model.analysis, schedule).graph
-                calls.append(runtime.open(made, part))
+                calls.append(runtime.open(reduced(subject, path, point.schedule), part))
             dense, *times = timed(calls, rounds, start)
             for point, ms in zip(some, times, strict=True):
-                known[f"{point.name} {point.ask}"] = ms / dense
-            print(path.stem, f"{start + len(some)} of {len(todo)} timed", file=sys.stderr)
+                state.get(key(point), partial(float, ms / dense))
+            _say(subject.name, f"{start + len(some)} of {len(todo)} timed")
             del calls
-    return [replace(p, share=known.get(f"{p.name} {p.ask}", p.share)) for p in points]
+    return [
+        p if p.schedule is None else replace(p, share=state.get(key(p), lambda: None))
+        for p in points
+    ]
+
+
+def _say(*what: object) -> None:
+    print(*what, file=sys.stderr, flush=True)
 
 
 def main() -> None:
@@ -176,6 +193,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.planner", description=__doc__)
     parser.add_argument("--models", nargs="+", default=[s.name for s in SUBJECTS])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--fresh", action="store_true", help="measure again what is there")
     parser.add_argument("--answer", action="store_true", help="answers only")
     parser.add_argument("--time", action="store_true", help="times only")
     parser.add_argument("--work", type=Path, required=True, help="where models and answers lie")
@@ -190,17 +208,20 @@ def main() -> None:
         "date": conditions.date[:10],
         "models": {},
     }
+    if given.fresh:
+        (given.work / "planner.state.jsonl").unlink(missing_ok=True)
+    state = State(given.work / "planner.state.jsonl")
     for name in given.models:
         subject, kept = find(name), given.work / f"{name}.planner.json"
         path = export(subject, given.work)
         if given.time:
             points = [Point(**p) for p in json.loads(kept.read_text())]
         else:
-            points = answered(subject, path, given.work)
+            points = answered(subject, path, given.work, state)
             kept.write_text(json.dumps([asdict(p) for p in points]))
         if given.answer:
             continue
-        points = timed_points(path, points, given.rounds)
+        points = timed_points(subject, path, points, given.rounds, state)
         kept.write_text(json.dumps([asdict(p) for p in points]))
     if given.answer:
         return

@@ -191,7 +191,7 @@ def page(found: dict[str, Any]) -> str:
 def main() -> None:
     """Profile, build, time, print; with -o also write profiles.md and profiles.json."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.profiles", description=__doc__)
-    parser.add_argument("--models", nargs="+", default=[s.name for s in SUBJECTS])
+    parser.add_argument("--models", nargs="+", default=[s.name for s in SUBJECTS if not s.photos])
     parser.add_argument("--schedules", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)

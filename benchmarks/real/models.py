@@ -39,7 +39,7 @@ _PREPROCESSING: dict[str, Any] = {
     "interpolation": "box",
     "crop_pct": 1.0,
 }
-_NORMED = "/backbone/layernorm/Add_1_output_0"
+NORMED = "/backbone/layernorm/Add_1_output_0"
 #: Weights that the exporter renamed: by the node that reads them.
 _PROJECTIONS = ("query", "key", "value")
 _MATMULS = {
@@ -181,12 +181,12 @@ def check(encoder: Dinov2Model, file: Path, images: list[Path]) -> float:
     import torch
 
     model = onnx.load(file)
-    model.graph.output.append(onnx.helper.make_empty_tensor_value_info(_NORMED))
+    model.graph.output.append(onnx.helper.make_empty_tensor_value_info(NORMED))
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), providers=["CPUExecutionProvider"]
     )
     given = np.concatenate([load_image(path, _PREPROCESSING) for path in images])
-    (expected,) = session.run([_NORMED], {model.graph.input[0].name: given})
+    (expected,) = session.run([NORMED], {model.graph.input[0].name: given})
     with torch.no_grad():
         got = encoder(pixel_values=torch.from_numpy(given)).last_hidden_state.numpy()
     apart = float(np.abs(got - expected).max())

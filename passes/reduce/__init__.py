@@ -6,23 +6,26 @@ the graph after each step of the schedule there.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import onnx_graphsurgeon as gs
 
+from tcompile.analysis.count_state import Counts
 from tcompile.analysis.counts import find_counts
 from tcompile.analysis.effect_walk import effects
 from tcompile.analysis.model import Analysis
 from tcompile.analysis.outcomes import Paths
+from tcompile.analysis.token_dims import Dims
 from tcompile.core.errors import UsageError
-from tcompile.core.schedule import Schedule
+from tcompile.core.schedule import Schedule, known_rule
 from tcompile.passes.reduce.apply import ReducedGraph, Rewriter, returns
-from tcompile.passes.reduce.check import check_schedule, raise_on_barrier
+from tcompile.passes.reduce.check import check_schedule, dense_grid, raise_on_barrier
 from tcompile.passes.reduce.reducers import reducer_of
+from tcompile.passes.reduce.restoring import check_rule, default_rule
 from tcompile.passes.runner import Dump, Pass, run
 from tcompile.plugins.ops import add_functions
 
-__all__ = ["ReducedGraph", "reduce_graph"]
+__all__ = ["ReducedGraph", "Shared", "reduce_graph"]
 
 
 def reduce_graph(
@@ -33,18 +36,23 @@ def reduce_graph(
     outputs: str = "reduced",
     label: str = "",
     dump: Dump | None = None,
+    shared: Shared | None = None,
 ) -> ReducedGraph:
     """Apply a schedule to the tower that the analysis describes. The dense graph is left as it is.
 
     Args:
         label: at the end of the names of the added outputs: `token_index_LABEL`.
         dump: takes the graph after each step of the schedule and after each pass.
+        shared: what many schedules of one model share; the graph is then one that is only run:
+            the shapes of its tensors are neither inferred nor checked.
 
     Raises:
         UsageError: the schedule does not fit the model, or a site is illegal.
     """
     if outputs not in ("reduced", "restored"):
         raise UsageError(f"'{outputs}' is not reduced or restored", where="--outputs")
+    rule = known_rule(schedule.restore, "--restore") or default_rule(schedule.reductions)
+    check_rule(rule, dense_grid(analysis))
     steps = check_schedule(analysis, schedule, outputs)
     graph = dense.copy()
     if not schedule.reductions:
@@ -54,9 +62,8 @@ def reduce_graph(
         restorable = analysis.restorable
         if not _in_groups(analysis, schedule):
             analysis = replace(analysis, space=replace(analysis.space, grouping=None))
-    paths = Paths(graph)
-    cuts = [s.site.cut(paths, back=returns(s)) for s in steps]
-    counts = find_counts(graph, analysis.facts, analysis.space)
+    known = (shared or Shared(dense)).on(analysis)
+    cuts = [s.site.cut(known.paths, back=returns(s)) for s in steps]
     found = effects(
         graph,
         analysis.facts,
@@ -64,7 +71,8 @@ def reduce_graph(
         analysis.attentions,
         cuts,
         restorable=restorable,
-        counts=counts,
+        counts=known.counts,
+        known=known.dims,
     )
     raise_on_barrier(found, schedule)
     state = Rewriter(
@@ -72,15 +80,43 @@ def reduce_graph(
         analysis,
         found,
         list(zip(steps, cuts, strict=True)),
-        counts,
+        known.counts,
         outputs=outputs,
+        rule=rule if outputs == "restored" else "owner",
         label=label,
         dump=dump,
+        shapes=shared is None,
     )
     run(state, PASSES, "reduce", dump)
     edits = {n: [type(e).__name__ for e in es] for n, es in found.edits.items()}
     names = dict(state.b.written)
     return ReducedGraph(graph, frozenset(state.b.fp32), names, edits, state.token_index)
+
+
+@dataclass(frozen=True)
+class Known:
+    """The facts about a dense graph that a reduction looks up."""
+
+    paths: Paths
+    counts: Counts
+    dims: dict[str, Dims]
+
+
+class Shared:
+    """What reductions of one dense graph look up, found once for all of them."""
+
+    def __init__(self, dense: gs.Graph) -> None:
+        self._dense = dense
+        self._paths = Paths(dense)
+        self._known: dict[bool, Known] = {}
+
+    def on(self, analysis: Analysis) -> Known:
+        """What is known with the tokens in groups, or one by one."""
+        grouped, space = analysis.space.grouping is not None, analysis.space
+        if grouped not in self._known:
+            counts = find_counts(self._dense, analysis.facts, space)
+            self._known[grouped] = Known(self._paths, counts, {})
+        return self._known[grouped]
 
 
 def _in_groups(analysis: Analysis, schedule: Schedule) -> bool:
@@ -98,5 +134,5 @@ PASSES: tuple[Pass[Rewriter], ...] = (
     Pass("sort", lambda s: s.sort()),
     Pass("token-op-bodies", lambda s: add_functions(s.graph)),
     Pass("spell-biased-attention", lambda s: s.spell_biased()),
-    Pass("infer-shapes", lambda s: s.infer()),
+    Pass("infer-shapes", lambda s: s.infer(), when=lambda s: s.shapes),
 )

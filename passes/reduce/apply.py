@@ -11,8 +11,6 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from onnx_graphsurgeon.logger import G_LOGGER
-from onnx_graphsurgeon.util.exception import OnnxGraphSurgeonException
 
 from tcompile.analysis import axes as ax
 from tcompile.analysis import effects as fx
@@ -22,20 +20,22 @@ from tcompile.analysis.model import Analysis, tower_batch
 from tcompile.analysis.structure import Block
 from tcompile.analysis.token_dims import Layout, Run, locate, stream_layout
 from tcompile.core.errors import InternalError, ModelError, UsageError, assert_never
-from tcompile.core.graph import int_to_dim, is_const, replace_uses, shape
+from tcompile.core.graph import CycleError, int_to_dim, is_const, replace_uses, shape, sort_nodes
 from tcompile.passes.lower.spell import decompose_attention
 from tcompile.passes.normalize.infer import infer
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.check import dense_grid
+from tcompile.passes.reduce.dense_tail import DenseTail
 from tcompile.passes.reduce.edit_state import Editor
 from tcompile.passes.reduce.gather_rows import from_rows, to_rows
 from tcompile.passes.reduce.outputs import Carried, carried, token_outputs
 from tcompile.passes.reduce.recount import recount, rescale
-from tcompile.passes.reduce.reducers import reducer_of
+from tcompile.passes.reduce.reducers import reducer_of, traits_of
+from tcompile.passes.reduce.restoring import BY_OWNER, owner_by
 from tcompile.passes.reduce.set_shapes import set_gather, set_shape, set_slice, set_split, trim
 from tcompile.passes.reduce.side_inputs import gather_side, regroup_views, reorder, restore
 from tcompile.passes.reduce.steps import Step, Steps
-from tcompile.passes.reduce.token_state import TokenState, index_on_run, owner_on_run
+from tcompile.passes.reduce.token_state import Departure, TokenState, index_on_run, owner_on_run
 from tcompile.passes.reduce.weigh import bias, pool
 from tcompile.passes.runner import Dump
 
@@ -70,6 +70,7 @@ class Rewriter:
     Attributes:
         graph: being rewritten.
         b: writes nodes into it.
+        shapes: whether the shapes of all tensors are wanted.
     """
 
     def __init__(
@@ -81,9 +82,12 @@ class Rewriter:
         counts: Counts,
         *,
         outputs: str,
+        rule: str,
         label: str,
         dump: Dump | None,
+        shapes: bool = True,
     ) -> None:
+        self.shapes = shapes
         self.outputs, self.label, self.dump = outputs, label, dump
         self.planned = [step for step, _ in planned]
         cuts = {step.site.name: cut for step, cut in planned}
@@ -106,6 +110,8 @@ class Rewriter:
         self.editor = Editor(
             self.b, analysis.space, self.batch, facts, inputs, counts, first, current=dict(tensors)
         )
+        self.reached: dict[str, TokenState] = {}
+        self._give_by(rule)
         self.fixed = analysis.space.prefix + analysis.space.suffix
         self.entering = tensors[analysis.blocks[0].stream_in]
         self.steps = Steps(
@@ -118,6 +124,32 @@ class Rewriter:
             dense_grid(analysis),
             self._entered,
         )
+
+    def _give_by(self, rule: str) -> None:
+        """Let edits and outputs that need every token again have rows by a rule of `restoring`."""
+        if rule in BY_OWNER:
+            known: dict[int, TokenState] = {}
+
+            def owners(state: TokenState) -> TokenState:
+                if id(state) not in known:
+                    owner = owner_by(self.b, self.analysis.space, state, rule)
+                    same = owner is state.owner
+                    known[id(state)] = state if same else replace(state, owner=owner, cache={})
+                return known[id(state)]
+
+            self.editor.owners = owners
+            return
+        tail = DenseTail(self.graph, self.analysis, dense_grid(self.analysis), rule)
+        edited = frozenset(self.found.edits)
+
+        def whole(name: str) -> gs.Tensor:
+            stages = {
+                s: self.reached.get(s, self.stages[self.found.stage.get(s, 0)])
+                for s in tail.streams_of(name)
+            }
+            return tail.give(self.editor, name, stages, edited)
+
+        self.editor.whole = whole
 
     def walk(self) -> None:
         """Go through the nodes in execution order: edit them, reduce where tokens leave."""
@@ -155,9 +187,8 @@ class Rewriter:
         Owners and indices that no output asks for were written all the same.
         """
         try:
-            with G_LOGGER.suppress(G_LOGGER.CRITICAL + 1):  # it prints what the error says
-                self.graph.cleanup(remove_unused_graph_inputs=False).toposort()
-        except OnnxGraphSurgeonException as error:
+            sort_nodes(self.graph)
+        except CycleError as error:
             names = ", ".join(self.cuts)
             raise UsageError(
                 f"what is read to choose tokens at {names} is computed from the tokens that leave "
@@ -217,8 +248,10 @@ class Rewriter:
         rows = to_rows(b, stream, layout, self.fixed + stage.count)
         width = ax.size(self.analysis.facts.axes[name][layout.features])
         reduced, after = self.steps.run(step, rows, width, core, stage)
-        if not stage.whole and not returns(step):
-            after.before = len(self.stages) - 1
+        if not returns(step):
+            after.before = 0 if stage.whole else len(self.stages) - 1
+            traits = traits_of(step.reduction.reducer)
+            after.departure = Departure(stage, rows, reduced, traits)
         new = self._stream(name, reduced, layout, after)
         self.editor.current[name] = new
         redirect(stream, new, readers, self.graph)
@@ -231,6 +264,7 @@ class Rewriter:
             sizes = [ax.size(axes[i]) for i in layout.tokens]
         new = from_rows(self.b, rows, layout, sizes, ax.size(axes[layout.features]))
         self.stages.append(after)
+        self.reached[name] = after
         if name in self.cuts_back:
             new.shape = [int_to_dim(ax.size(a)) for a in axes]
         else:

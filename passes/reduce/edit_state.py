@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -32,6 +32,10 @@ class Editor:
         first: the dim of the batch.
         biased: `Attention` nodes that were given log sizes.
         current: dense name → the tensor that stands for it now.
+        owners: the tokens with the owners that a row is given back by, where they are not the
+            reducers' own.
+        whole: gives the tensor of a dense name with every token, where rows are not copies of one
+            kept token's; None: they are.
     """
 
     b: Builder
@@ -43,6 +47,8 @@ class Editor:
     first: int | str = BATCH
     biased: set[str] = field(default_factory=set)
     current: dict[str, gs.Tensor] = field(default_factory=dict)
+    owners: Callable[[TokenState], TokenState] = lambda state: state
+    whole: Callable[[str], gs.Tensor] | None = None
 
     def moved(
         self,

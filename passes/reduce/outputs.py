@@ -50,7 +50,7 @@ def token_outputs(
     another depth or range get `_NAME` appended. Where
     tokens were only ever dropped, outputs of every depth have the tokens that are left at the end;
     a grid from before the first reduction stays whole.
-    `restored`: each dense token gets the row of its owner.
+    `restored`: each dense token gets the row of its owner, or what `restoring` gives it.
     """
     b, space = editor.b, editor.space
     named: dict[tuple[int, Run, Part, str], str] = {}

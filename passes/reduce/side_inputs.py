@@ -111,11 +111,14 @@ def restore(editor: Editor, node: gs.Node, edit: fx.Restore, stage: TokenState) 
 
 
 def restored(editor: Editor, tensor: gs.Tensor, name: str, stage: TokenState) -> gs.Tensor:
-    """A row for every dense token: that of its owner.
+    """A row for every dense token: that of its owner, or what the rule gives it.
 
     Args:
         name: what the tensor is called in the dense graph.
     """
+    if editor.whole is not None:
+        return editor.whole(name)
+    stage = editor.owners(stage)
     b, space, axes = editor.b, editor.space, editor.facts.axes[name]
     dims = locate(axes, space)
     sizes = [int(ax.size(a)) for a in axes]

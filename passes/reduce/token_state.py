@@ -12,6 +12,23 @@ from tcompile.analysis.token_dims import Part, Run
 from tcompile.passes.reduce.builder import Builder
 
 
+@dataclass(frozen=True)
+class Departure:
+    """The step that tokens left at, for those that are to be given back behind it.
+
+    Attributes:
+        before: the tokens that came to it.
+        rows: [B, N, C], the stream as it came, fixed tokens included.
+        left: [B, N', C], the stream as it went on.
+        traits: of its reducer: `merge`, `fuse`.
+    """
+
+    before: TokenState
+    rows: gs.Tensor
+    left: gs.Tensor
+    traits: frozenset[str] = frozenset()
+
+
 @dataclass
 class TokenState:
     """The patch tokens after a number of reductions; tensors are [B, ...] with B free or literal.
@@ -28,6 +45,7 @@ class TokenState:
         groups: [B, count/g] i64, the original groups that are left; None: all, or no groups.
         group_owner: [B, T/g] i64, the current group that represents each original one.
         before: the number of the state that it was made from; 0 is the dense model.
+        departure: the step that made it; None: the dense model, or all are back.
     """
 
     count: int
@@ -40,6 +58,7 @@ class TokenState:
     groups: gs.Tensor | None = None
     group_owner: gs.Tensor | None = None
     before: int = 0
+    departure: Departure | None = None
     cache: dict[str, gs.Tensor] = field(default_factory=dict)
 
     @property

@@ -59,7 +59,7 @@ def reduce_towers(
             done.append(plan)
             continue
         other = towers[plan.tower]
-        own = Schedule(schedule.method, plan.model, plan.reductions)
+        own = Schedule(schedule.method, plan.model, plan.reductions, restore=schedule.restore)
         try:
             check_schedule(other, own, outputs)
             # The tokens that the model reads may be out of sight behind those of another tower.

@@ -43,6 +43,8 @@ class OrtRunner:
         optimize: False runs the graph exactly as it is written.
         in_turn: several are open and run one after another: threads stop spinning when a run ends,
             which would take the processor from the next one's.
+        lean: many are open at a time: none keeps memory of its runs, or a second copy of weights in
+            the order in which products read them. For fp32 models.
 
     Raises:
         MissingExtraError: onnxruntime is not installed.
@@ -56,6 +58,7 @@ class OrtRunner:
         *,
         optimize: bool = True,
         in_turn: bool = False,
+        lean: bool = False,
     ) -> None:
         ort = require("onnxruntime", "cpu", "running a model")
         options = ort.SessionOptions()
@@ -64,9 +67,12 @@ class OrtRunner:
             options.intra_op_num_threads = threads
         if in_turn:
             options.add_session_config_entry("session.force_spinning_stop", "1")
+        if lean:
+            options.enable_cpu_mem_arena = False
+            options.add_session_config_entry("session.disable_prepacking", "1")
         if not optimize:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        elif _is_half(path):
+        elif not lean and _is_half(path):
             # In fp16 the CPU's fusions are not sound: 1.32 crashes on a LayerNormalization that is
             # transposed into a MatMul, and others leave nodes without a kernel (issue 32186). Its
             # memory planning spoils the second run of a LayerNormalization (issue 27768).
@@ -153,7 +159,8 @@ def _fit(array: Array, info: TensorInfo, path: Path) -> Array:
             f"{list(info.shape)}",
             where=str(path),
         )
-    return np.ascontiguousarray(array, dtype=np.dtype(info.dtype))
+    # `ascontiguousarray` would give a scalar an axis.
+    return np.asarray(array, dtype=np.dtype(info.dtype), order="C")
 
 
 def _info(value: Any) -> TensorInfo:

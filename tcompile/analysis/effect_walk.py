@@ -49,16 +49,18 @@ def effects(
     *,
     restorable: frozenset[str] = frozenset(),
     counts: Counts | None = None,
+    known: dict[str, Dims] | None = None,
 ) -> Effects:
     """Follow the cuts (tensors, in execution order) to the outputs.
 
     Args:
         restorable: nodes that may get every token back where they could not do with fewer.
         counts: what grows with the number of tokens, where it is known already.
+        known: dims of tensors, shared between walks over the same graph and space.
     """
     counts = find_counts(graph, facts, space) if counts is None else counts
     by_node = {a.node: a for a in attentions}
-    walk = begin(facts, space, by_node, counts, cuts, restorable=restorable)
+    walk = begin(facts, space, by_node, counts, cuts, restorable=restorable, known=known)
     for node in graph.nodes[_first(graph, walk.cuts) :]:
         visit(walk, node)
     walk.result.barriers += [b for o in graph.outputs if (b := refused_output(walk, o)) is not None]

@@ -14,8 +14,8 @@ from tcompile.core.errors import UsageError, VerificationError
 from tcompile.core.memory import release
 from tcompile.core.progress import Progress, silent
 from tcompile.runtime.metrics import not_finite
-from tcompile.runtime.samples import Samples, run_all, samples_for
-from tcompile.runtime.scenes import scenes_and_noise
+from tcompile.runtime.samples import Samples, run_all
+from tcompile.runtime.scenes import JUDGED_ON, evidence_count, evidence_for, scenes_and_noise
 from tcompile.runtime.signature import signature
 from tcompile.runtime.token_outputs import showing_choice, tower_of_outputs
 from tcompile.targets.backends.base import FusedAttention
@@ -71,8 +71,8 @@ def verify(
     against: str | Path | None = None,
     data: str | Path | None = None,
     preprocess: str | None = None,
-    samples: int = 8,
-    seed: int = 0,
+    samples: int | None = None,
+    seed: int = JUDGED_ON,
     layers: bool = False,
     progress: Progress = silent,
 ) -> Verification:
@@ -80,7 +80,8 @@ def verify(
 
     Args:
         against: the dense model; by default the source, where the manifest says it lies.
-        data: images in a folder, .npy or .npz; by default `samples` random inputs from `seed`.
+        data: images in a folder, .npy or .npz; by default procedural scenes.
+        samples, seed: of the scenes; by default those that the build showed fidelity on.
         preprocess: how images are prepared, in place of what the artifact records.
         layers: compare the model with the reduced fp32 graph layer by layer too, on the data or,
             without any, on procedural scenes and noise.
@@ -92,7 +93,8 @@ def verify(
     opened = load_artifact(artifact)
     own = signature(opened.model)
     model = own.whole.prepared(preprocess)
-    inputs = samples_for(model, data, count=samples, seed=seed)
+    count = samples or evidence_count(opened.manifest.flops.dense)
+    inputs = evidence_for(model, data, count=count, seed=seed)
     dense = find_dense(opened, against)
     if layers and (dense is None or not dense.same):
         raise UsageError(
@@ -100,7 +102,8 @@ def verify(
             where=opened.manifest.source.file,
             hint="give it as --against",
         )
-    towers = tower_of_outputs(opened.manifest.schedule)
+    schedule = opened.manifest.schedule
+    towers = tower_of_outputs(schedule)
     progress(f"running {opened.model} on {inputs.source}")
     with showing_choice(opened.model) as telling:
         actual = _run(telling, inputs)
@@ -123,7 +126,7 @@ def verify(
     checks += [_finite(actual, wanted or {}), _numerics(numerics, dense, opened)]
     fused = fused_attention(opened)
     checks.append(_fusion(fused))
-    fidelity = None if original is None else compare(original, actual, inputs, towers)
+    fidelity = None if original is None else compare(original, actual, inputs, schedule)
     rows: tuple[Layer, ...] = ()
     if layers and dense is not None:
         progress("comparing layer by layer")

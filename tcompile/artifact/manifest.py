@@ -19,7 +19,7 @@ from tcompile._version import __version__
 from tcompile.core.decode import Count, NonNegative, Positive, UnitInterval, decode, encode
 from tcompile.core.errors import bounded
 from tcompile.core.model_files import Dims, FileEntry, SourceFile, TensorInfo
-from tcompile.core.schedule import BlockTokens
+from tcompile.core.schedule import RESTORES, BlockTokens
 from tcompile.passes.lower.token_ops import TokenOpsChoice
 from tcompile.planning.solve.outcome import Emitted, Outcome, Reason, Share
 from tcompile.targets.backends.base import FusedAttention
@@ -88,6 +88,10 @@ ScheduleDocument = Annotated[
                             "enum": ["graph", "host"],
                         },
                     },
+                },
+                "restore": {
+                    "description": "what restored outputs give dropped tokens, by rule",
+                    "enum": list(RESTORES),
                 },
             },
         }
@@ -162,6 +166,17 @@ class OutputFidelity:
             `restored tokens` (every original token against the one that now stands for it).
         top1_agreement: share of samples with the same best class; null where the output holds no
             classes.
+        correlation_mean: Pearson correlation of a sample's values, of outputs that are neither
+            classes nor one vector a sample (maps, boxes, features of patches): other than the
+            cosine it sees holes; null for others, and where there is none.
+        correlation_min: of the worst sample.
+        error_mean: L2 norm of the difference over that of the dense output; null where it is not
+            finite, and in manifests of older versions.
+        error_max: of the worst sample.
+        token_cosine_p05: the cosine that 5 % of the tokens lie below, of outputs whose rows are
+            tokens; null for others.
+        worst: the sample that is farthest away, by its file's name or its number from 1 on.
+        remark: what there is no figure for, and why.
     """
 
     output: str
@@ -169,6 +184,13 @@ class OutputFidelity:
     cosine_mean: Cosine
     cosine_min: Cosine
     top1_agreement: UnitInterval | None = None
+    correlation_mean: Cosine | None = None
+    correlation_min: Cosine | None = None
+    error_mean: NonNegative | None = None
+    error_max: NonNegative | None = None
+    token_cosine_p05: Cosine | None = None
+    worst: str = ""
+    remark: str = ""
 
 
 @dataclass(frozen=True)
@@ -177,11 +199,26 @@ class Fidelity:
 
     Attributes:
         data: what the models were run on.
+        kind: whether that was data that a person gave, procedural scenes, or white noise; null in
+            manifests of older versions.
     """
 
     data: str
     samples: Positive
     outputs: tuple[OutputFidelity, ...]
+    kind: Literal["data", "scenes", "noise"] | None = None
+
+    @property
+    def reminder(self) -> str:
+        """What a reader must know of such data, in a sentence; empty where a person gave it."""
+        return _REMINDERS.get(self.kind or "", "")
+
+
+_OWN = "tcompile verify --data, tcompile build --calibration"
+_REMINDERS = {
+    "scenes": f"procedural scenes stand in for images; your own say more ({_OWN})",
+    "noise": f"white noise says little of what a model loses; give data of your own ({_OWN})",
+}
 
 
 @dataclass(frozen=True)

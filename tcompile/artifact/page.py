@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from tcompile.artifact.manifest import Fidelity, Latency, Manifest
+from tcompile.artifact.manifest import Fidelity, Latency, Manifest, OutputFidelity
 from tcompile.core.errors import short_names
 from tcompile.core.model_files import TensorInfo
 from tcompile.targets.backends.base import FusedAttention
@@ -168,18 +168,62 @@ def _prediction(m: Manifest) -> str:
 def _fidelity(fidelity: Fidelity | None) -> str:
     if fidelity is None:
         return "Not looked at; `tcompile verify` does."
-    rows = (
-        (
-            o.output,
-            o.compared,
-            f"{o.cosine_mean:.5f}",
-            f"{o.cosine_min:.5f}",
-            "" if o.top1_agreement is None else f"{o.top1_agreement:.1%}",
-        )
-        for o in fidelity.outputs
-    )
-    head = ("output", "compared on", "cosine, mean", "cosine, worst", "top-1 agreement")
-    return f"On {fidelity.data}.\n\n{table(head, rows)}"
+    head, rows = fidelity_table(fidelity)
+    notes = fidelity_notes(fidelity)
+    return "\n\n".join([f"On {fidelity.data}.", table(head, rows), *(f"{n}." for n in notes)])
+
+
+def fidelity_table(fidelity: Fidelity) -> tuple[list[str], list[list[str]]]:
+    """Return head and rows of a table, without the columns that no output has a figure for."""
+    columns = [(name, [text(out) for out in fidelity.outputs]) for name, text in _FIGURES]
+    shown = [(name, cells) for name, cells in columns if any(cells)]
+    rows = zip(*(cells for _, cells in shown), strict=True)
+    return [name for name, _ in shown], [list(row) for row in rows]
+
+
+def _number(name: str, form: str) -> Callable[[OutputFidelity], str]:
+    def text(out: OutputFidelity) -> str:
+        value = getattr(out, name)
+        return "" if value is None else format(value, form)
+
+    return text
+
+
+#: Columns of the table of fidelity.
+_FIGURES: tuple[tuple[str, Callable[[OutputFidelity], str]], ...] = (
+    ("output", lambda out: out.output),
+    ("compared on", lambda out: out.compared),
+    ("correlation", _number("correlation_mean", ".4f")),
+    ("its worst", _number("correlation_min", ".4f")),
+    ("cosine", _number("cosine_mean", ".5f")),
+    ("its worst", _number("cosine_min", ".5f")),
+    ("relative error", _number("error_mean", ".3g")),
+    ("its worst", _number("error_max", ".3g")),
+    ("5 % of tokens below", _number("token_cosine_p05", ".4f")),
+    ("top-1 the same", _number("top1_agreement", ".1%")),
+    ("worst sample", lambda out: out.worst),
+)
+
+
+def fidelity_notes(fidelity: Fidelity) -> list[str]:
+    """Return what a reader must know of the figures, a sentence each without a full stop."""
+    remarks = [f"output '{out.output}': {out.remark}" for out in fidelity.outputs if out.remark]
+    return [*remarks, *filter(None, [fidelity.reminder])]
+
+
+def fidelity_words(out: OutputFidelity) -> str:
+    """Return one output's figures in a line: what tells most of such an output comes first."""
+    worst = f" ({out.worst})" if out.worst else ""
+    if out.correlation_mean is not None:
+        said = f"correlation {out.correlation_mean:.4f} to dense, worst {out.correlation_min:.4f}"
+        said += f"{worst}, cosine {out.cosine_mean:.4f}"
+    else:
+        said = f"cosine {out.cosine_mean:.4f} to dense, worst {out.cosine_min:.4f}{worst}"
+    if out.error_mean is not None:
+        said += f", relative error {out.error_mean:.2g}"
+    if out.top1_agreement is not None:
+        said += f", top-1 {out.top1_agreement:.0%} the same"
+    return said + (f"; on {out.compared}" if out.compared != "all" else "")
 
 
 def _fused(fused: FusedAttention | None) -> str:

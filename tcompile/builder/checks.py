@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from tcompile.artifact.manifest import Fidelity, Latency, SpeedUp
 from tcompile.core.errors import InternalError, ModelError
+from tcompile.planning.losses.data import read_calibration, split
+from tcompile.planning.request import Request
+from tcompile.planning.solve.plan_report import PlanReport
 from tcompile.runtime.metrics import without_equal_nonfinite
-from tcompile.runtime.samples import run_all, samples_for
+from tcompile.runtime.samples import Samples, run_all, samples_for
+from tcompile.runtime.scenes import evidence_count, evidence_for
 from tcompile.runtime.signature import signature
 from tcompile.targets import Target
 from tcompile.verify.fidelity import measure_fidelity
@@ -29,6 +35,8 @@ _ROUNDS, _MOST_ROUNDS = 5, 60
 #: Least speed-up to call one faster: an interval that is looked at again and again leaves 1 by
 #: chance more often than once in twenty times.
 _LEAST_GAIN = 1.01
+#: Images of a person's own that fidelity is shown on, at most.
+_MOST_IMAGES = 64
 
 
 @dataclass(frozen=True)
@@ -63,8 +71,6 @@ def check_normal_form(
             runs means something else without.
         InternalError: they differ.
     """
-    import numpy as np
-
     samples = samples_for(signature(normal), count=1)
     try:
         expected = run_all(source, samples)
@@ -105,34 +111,61 @@ def check_normal_form(
             )
 
 
+def evidence_of(model: Path, request: Request, planned: object, flops: int) -> Samples:
+    """Return what fidelity is shown on: images that were given to plan with, else scenes.
+
+    Half of a person's images are planned with and half are not: those it is shown on. Where a
+    method learns from all of them, it is shown on these, and says so.
+
+    Args:
+        model: the shipped one, which records how images are prepared.
+        planned: how the schedule was found.
+        flops: of the dense model, for one image.
+    """
+    if request.calibration in (None, "none"):
+        return evidence_for(signature(model).whole, count=evidence_count(flops))
+    given = read_calibration(model, request.calibration)
+    words = f"{given.samples.source}, which the plan was made with"
+    if isinstance(planned, PlanReport):
+        total = given.samples.source
+        _, given = split(given, request.seed)
+        words = f"{len(given)} of {total} that the plan was not made with (seed {request.seed})"
+    rows = np.arange(len(given))
+    if len(rows) > _MOST_IMAGES:
+        rows, words = rows[:_MOST_IMAGES], f"{_MOST_IMAGES} of {words}"
+    return given.rows(rows, words).samples
+
+
 def measure(
     source: Path,
     reduced: Path,
     target: Target,
     *,
-    samples: int = 2,
+    samples: Samples | None = None,
     threads: int | None = None,
     batch: int = 1,
     decide: bool = True,
     seconds: float = 0.0,
     normal: Path | None = None,
-    towers: Mapping[str, str] | None = None,
+    schedule: Mapping[str, Any] | None = None,
 ) -> Evidence:
-    """Fidelity of the reduced model on seeded inputs; on `cpu`, also how long both take.
+    """Fidelity of the reduced model on samples; on `cpu`, also how long both take.
 
     Where the reduced model is not faster, a note says so.
 
     Args:
+        samples: to show fidelity on; None: a few scenes.
         normal: the normal form of a source that computes in fp16, in fp32: latency is compared with
             that, and with the source as it came apart from it.
         decide: measure on while it is not sure which is faster; of the dense model against itself
             it never will be.
         seconds: to measure for at least.
         threads, batch: to measure with; a fixed batch is what it is.
-        towers: output → tower whose tokens it holds, `verify.choice.tower_of_outputs`.
+        schedule: of the reduced model, as JSON.
     """
-    drawn = samples_for(signature(reduced).whole, count=samples)
-    fidelity = measure_fidelity(source, reduced, drawn, towers)
+    if samples is None:
+        samples = evidence_for(signature(reduced).whole, count=2)
+    fidelity = measure_fidelity(source, reduced, samples, schedule)
     if target.runtime != "onnxruntime":
         return Evidence(fidelity, (), ())
     from tcompile.runtime.timing import EMULATED, bench_models

@@ -12,6 +12,7 @@ from tcompile.cli.common import (
     JSON,
     THREADS,
     common_options,
+    print_fidelity,
     print_json,
     print_table,
     progress,
@@ -47,13 +48,18 @@ def bench(
       taskset -c 0,1 tcompile bench vit-cpu --rounds 100
     """
     from tcompile.api.bench import bench as run_bench
+    from tcompile.artifact.directory import load_artifact
+    from tcompile.core.decode import encode
 
     with progress() as say:
         result = run_bench(artifact, against=against, rounds=rounds, threads=threads, progress=say)
+    fidelity = load_artifact(artifact).manifest.fidelity
     if as_json:
-        print_json(result.to_json())
+        print_json({**result.to_json(), "fidelity": encode(fidelity)})
     else:
         print_benchmark(result)
+        if fidelity:
+            print_fidelity(fidelity)
 
 
 def print_benchmark(result: Benchmark) -> None:

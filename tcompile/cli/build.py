@@ -164,7 +164,7 @@ def _flops(flops: Flops) -> str:
 def print_summary(directory: Path) -> None:
     """Print what was asked, what is given and why; then what was built, in a few rows."""
     from tcompile.artifact.directory import load_artifact
-    from tcompile.artifact.page import giga, milliseconds
+    from tcompile.artifact.page import fidelity_notes, fidelity_words, giga, milliseconds
 
     m = load_artifact(directory).manifest
     for line in m.summary:
@@ -194,11 +194,8 @@ def print_summary(directory: Path) -> None:
         )
     if m.fidelity:
         for out in m.fidelity.outputs:
-            top1 = (
-                "" if out.top1_agreement is None else f", top-1 {out.top1_agreement:.0%} the same"
-            )
-            text = f"cosine {out.cosine_mean:.4f} to dense on {out.compared}{top1}"
-            rows.append((f"output {out.output}", f"{text}; {m.fidelity.data}"))
+            rows.append((f"output {out.output}", f"{fidelity_words(out)}; {m.fidelity.data}"))
+        rows += [("fidelity", note) for note in fidelity_notes(m.fidelity)]
     if m.fused_attention:
         fused = m.fused_attention
         rows.append(("fused attention", f"{fused.found} of {fused.expected} layers"))

@@ -20,6 +20,7 @@ import click
 from tcompile.core.errors import short_names
 from tcompile.core.interrupt import checkpoint
 from tcompile.core.progress import Progress
+from tcompile.core.schedule import RESTORES
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -79,6 +80,8 @@ def help_if_bare(context: click.Context) -> None:
 
 
 if TYPE_CHECKING:
+    from tcompile.artifact.manifest import Fidelity
+
     # Generic to type checkers from click 8.2 on; older ones cannot be subscripted when running.
     _KeepBase = click.ParamType[Fraction]
     _ShapeBase = click.ParamType[tuple[str, tuple[int | str, ...]]]
@@ -170,6 +173,18 @@ def outputs_option(command: F) -> F:
         show_default=True,
         help="An output with a token axis holds the kept tokens (and the model says which they "
         "are), or is spread back over all tokens.",
+    )(command)
+
+
+def restore_option(command: F) -> F:
+    """Add --restore."""
+    return click.option(
+        "--restore",
+        type=click.Choice(list(RESTORES)),
+        help="With --outputs restored: the row that a dropped token is given: "
+        + "; ".join(f"{rule}: {words}" for rule, words in RESTORES.items())
+        + " [default: what loses least on the --calibration images; else owner, or nearest where "
+        "tokens are fused].",
     )(command)
 
 
@@ -271,6 +286,16 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[object]], title: st
 
 #: Longer words, such as paths, may be broken.
 _LONGEST = 40
+
+
+def print_fidelity(fidelity: Fidelity) -> None:
+    """Print the figures of every output, what they rest on, and what to know of them."""
+    from tcompile.artifact.page import fidelity_notes, fidelity_table
+
+    head, rows = fidelity_table(fidelity)
+    print_table(head, rows, title=f"Fidelity to the dense model, {fidelity.data}")
+    for note in fidelity_notes(fidelity):
+        click.echo(f"note: {note}")
 
 
 def _widths(head: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[int] | None:

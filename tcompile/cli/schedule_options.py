@@ -13,6 +13,7 @@ from tcompile.cli.common import (
     outputs_option,
     prefix_option,
     preprocess_option,
+    restore_option,
     shape_option,
     tower_option,
 )
@@ -123,6 +124,7 @@ _OPTIONS = (
         help="Of which images are planned with, and of all else that is drawn.",
     ),
     outputs_option,
+    restore_option,
     click.option(
         "--resize",
         type=click.Choice(["graph", "host"]),

@@ -13,6 +13,7 @@ from tcompile.cli.common import (
     JSON,
     common_options,
     preprocess_option,
+    print_fidelity,
     print_json,
     print_table,
     progress,
@@ -29,17 +30,17 @@ if TYPE_CHECKING:
     "--data",
     type=click.Path(path_type=Path),
     metavar="PATH",
-    help="A folder of images, or .npy or .npz [default: random inputs].",
+    help="A folder of images, or .npy or .npz [default: procedural scenes].",
 )
 @preprocess_option
 @click.option(
     "--samples",
     type=click.IntRange(min=1),
-    default=8,
-    show_default=True,
-    help="The number of random inputs.",
+    help="The number of scenes [default: as many as the build had].",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="For the random inputs.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="For the scenes."
+)
 @click.option(
     "--layers",
     is_flag=True,
@@ -52,7 +53,7 @@ def verify(
     against: Path | None,
     data: Path | None,
     preprocess: str | None,
-    samples: int,
+    samples: int | None,
     seed: int,
     layers: bool,
     as_json: bool,
@@ -87,7 +88,7 @@ def verify(
             _print_layers(found.layers)
         print_table(("check", "result", ""), [(c.name, c.outcome, c.detail) for c in found.checks])
         if found.fidelity:
-            _print_fidelity(found.fidelity)
+            print_fidelity(found.fidelity)
         for note in found.notes:
             click.echo(f"note: {note}")
     found.require()
@@ -108,21 +109,3 @@ def _print_layers(layers: Sequence[Layer]) -> None:
     ]
     head = ("layer", "node", "max, fp32", "max difference", "cosine", "NaN/Inf", "")
     print_table(head, rows, title="The model against the reduced fp32 graph, worst sample")
-
-
-def _print_fidelity(fidelity: object) -> None:
-    from tcompile.artifact.manifest import Fidelity
-
-    assert isinstance(fidelity, Fidelity)
-    rows = [
-        (
-            o.output,
-            o.compared,
-            f"{o.cosine_mean:.5f}",
-            f"{o.cosine_min:.5f}",
-            "" if o.top1_agreement is None else f"{o.top1_agreement:.1%}",
-        )
-        for o in fidelity.outputs
-    ]
-    head = ("output", "compared on", "cosine", "worst", "top-1 the same")
-    print_table(head, rows, title=f"Fidelity to the dense model, {fidelity.data}")

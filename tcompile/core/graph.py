@@ -15,6 +15,8 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
+from onnx_graphsurgeon.logger import G_LOGGER
+from onnx_graphsurgeon.util.exception import OnnxGraphSurgeonException
 
 #: Stands for the free batch while shapes are computed: a prime no real dim is a multiple of.
 BATCH_SENTINEL = 7919
@@ -237,6 +239,68 @@ def is_text(constant: gs.Constant) -> bool:
     """Return whether a constant holds texts; those are never loaded, as they are not written."""
     # Types that numpy lacks, such as bfloat16, are numbers of ONNX's own.
     return not isinstance(constant.dtype, int) and np.dtype(constant.dtype).kind in "OUS"
+
+
+class CycleError(Exception):
+    """A node that is computed from its own outputs."""
+
+
+def sort_nodes(graph: gs.Graph) -> None:
+    """Put nodes in execution order, and remove those that no output needs.
+
+    The order is that of graphsurgeon's `cleanup` and `toposort`, found in a fraction of the time:
+    by the longest way from an input, and as they were found where that is the same.
+
+    Raises:
+        CycleError: there is no such order.
+    """
+    if graph.functions or any(
+        isinstance(a, gs.Graph) for n in graph.nodes for a in n.attrs.values()
+    ):
+        try:
+            with G_LOGGER.suppress(G_LOGGER.CRITICAL + 1):  # it prints what the error says
+                graph.cleanup(remove_unused_graph_inputs=False).toposort()
+        except OnnxGraphSurgeonException as error:
+            raise CycleError from error
+        return
+    for tensor in graph.inputs:
+        tensor.inputs.clear()
+    needed: set[int] = set()
+    pending = [maker for t in graph.outputs for maker in t.inputs]
+    while pending:
+        node = pending.pop()
+        if id(node) not in needed:
+            needed.add(id(node))
+            pending += _makers(node)
+    level: dict[int, int] = {}
+    found: list[gs.Node] = []
+    for start in [n for n in graph.nodes if id(n) in needed]:
+        # Each node on the way, with those that have to be placed before it.
+        way, above = [start], {id(start): _makers(start)}
+        while way:
+            node = way[-1]
+            rest = above[id(node)]
+            while rest and id(rest[0]) in level:
+                rest.pop(0)
+            if id(node) in level:
+                way.pop()
+            elif not rest:
+                level[id(node)] = max((level[id(m)] for m in _makers(node)), default=-1) + 1
+                found.append(way.pop())
+            elif id(rest[0]) in above:
+                raise CycleError
+            else:
+                way.append(rest[0])
+                above[id(rest[0])] = _makers(rest[0])
+    for node in graph.nodes:
+        if id(node) not in needed:
+            node.inputs.clear()
+            node.outputs.clear()
+    graph.nodes[:] = sorted(found, key=lambda n: level[id(n)])
+
+
+def _makers(node: gs.Node) -> list[gs.Node]:
+    return [maker for tensor in node.inputs for maker in tensor.inputs]
 
 
 def skeleton(

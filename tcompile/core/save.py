@@ -31,6 +31,8 @@ from tcompile.core.protobuf import (
 #: Weights beyond this go beside the model: a protobuf must stay under 2 GiB.
 INLINE_LIMIT = 1 << 30
 _ALIGNMENT = 64
+#: Bytes below which a tensor stays inline.
+_SMALL = 1024
 
 
 @contextmanager
@@ -88,14 +90,14 @@ def save(graph: gs.Graph, path: str | Path, metadata: dict[str, str] | None = No
         stream.write(head + MODEL_GRAPH)
         if beside is None:
             # Each tensor is made twice, for its length and for its bytes; never two at once.
-            size = len(body) + sum(_framed(_proto(t).ByteSize()) for t in constants)
+            size = len(body) + sum(_framed(tensor_proto(t).ByteSize()) for t in constants)
             stream.write(varint(size) + body)
             for tensor in constants:
-                _write(stream, _proto(tensor).SerializeToString())
+                _write(stream, tensor_proto(tensor).SerializeToString())
             stream.write(tail)
             return
         with _named(beside), beside.open("wb") as data:
-            stubs = list(_beside(constants, data, beside.name))
+            stubs = [external(t, data, beside.name).SerializeToString() for t in constants]
         stream.write(varint(len(body) + sum(_framed(len(s)) for s in stubs)) + body)
         for stub in stubs:
             _write(stream, stub)
@@ -136,30 +138,34 @@ def without_bodies(path: str | Path) -> int:
     return end
 
 
-def _proto(tensor: gs.Constant) -> onnx.TensorProto:
+def tensor_proto(tensor: gs.Constant) -> onnx.TensorProto:
+    """A constant as ONNX has it, its values included."""
     proto: onnx.TensorProto = OnnxExporter.export_tensor_proto(tensor)
     return proto
 
 
-def _beside(constants: list[gs.Constant], data: BinaryIO, location: str) -> Iterator[bytes]:
-    """Write raw data; yields the tensors that refer to it. Small ones stay inline."""
-    for tensor in constants:
-        proto = _proto(tensor)
-        if not proto.HasField("raw_data") or len(proto.raw_data) < 1024:
-            yield proto.SerializeToString()
-            continue
-        data.write(b"\0" * (-data.tell() % _ALIGNMENT))
-        stub = onnx.TensorProto(
-            name=proto.name,
-            data_type=proto.data_type,
-            dims=proto.dims,
-            data_location=onnx.TensorProto.EXTERNAL,
-        )
-        fields = {"location": location, "offset": data.tell(), "length": len(proto.raw_data)}
-        for key, value in fields.items():
-            stub.external_data.add(key=key, value=str(value))
-        data.write(proto.raw_data)
-        yield stub.SerializeToString()
+def external(tensor: gs.Constant, data: BinaryIO, location: str) -> onnx.TensorProto:
+    """Write a constant's raw data to a file beside; returns the tensor that refers to it. A small
+    one stays inline.
+
+    Args:
+        location: the file's name, from the folder of the model.
+    """
+    proto = tensor_proto(tensor)
+    if not proto.HasField("raw_data") or len(proto.raw_data) < _SMALL:
+        return proto
+    data.write(b"\0" * (-data.tell() % _ALIGNMENT))
+    stub = onnx.TensorProto(
+        name=proto.name,
+        data_type=proto.data_type,
+        dims=proto.dims,
+        data_location=onnx.TensorProto.EXTERNAL,
+    )
+    fields = {"location": location, "offset": data.tell(), "length": len(proto.raw_data)}
+    for key, value in fields.items():
+        stub.external_data.add(key=key, value=str(value))
+    data.write(proto.raw_data)
+    return stub
 
 
 def _framed(length: int) -> int:

@@ -13,6 +13,17 @@ from tcompile.core.site import SiteName
 
 SCHEMA = 1
 
+#: The row that each dense token gets with restored outputs, by rule; a token that was merged has
+#: that of the token it is part of, unless the rule says more.
+RESTORES: Mapping[str, str] = {
+    "owner": "that of the token it was merged or fused into, or that stands for it",
+    "nearest": "that of the kept token most like it when it left",
+    "similar": "the mean of the kept tokens, weighted by how like it they were when it left",
+    "interpolate": "the mean of the kept tokens near it in the grid, a Gaussian of the distance",
+    "stale": "its own from when it left, and what has changed since in the tokens like it, or in "
+    "the one it was merged into",
+}
+
 
 @dataclass(frozen=True)
 class Spec:
@@ -137,6 +148,8 @@ class Schedule:
         notes: where it differs from the paper or from what was asked.
         tower: the tower that it is for, where the model has several or one was asked for.
         towers: what leaves the others; None: derived from this when it is applied.
+        restore: what restored outputs give dropped tokens, one of `RESTORES`; None: by the methods
+            (`passes.reduce.restoring.default_rule`).
         resized: the smaller image that it is about, in place of reductions; None: as it is.
     """
 
@@ -146,6 +159,7 @@ class Schedule:
     notes: tuple[str, ...] = ()
     tower: str | None = None
     towers: tuple[TowerSchedule, ...] | None = None
+    restore: str | None = None
     resized: Resized | None = None
 
     def __post_init__(self) -> None:
@@ -198,6 +212,7 @@ class Schedule:
             "notes": list(self.notes),
             **({} if self.tower is None else {"tower": self.tower}),
             **({} if self.towers is None else {"towers": [t.to_json() for t in self.towers]}),
+            **({} if self.restore is None else {"restore": self.restore}),
             **({} if self.resized is None else {"resized": self.resized.to_json()}),
         }
 
@@ -224,6 +239,7 @@ class Schedule:
                 notes,
                 None if tower is None else str(tower),
                 towers,
+                known_rule(document.get("restore"), where),
                 None if resized is None else _resized(resized),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -232,6 +248,19 @@ class Schedule:
                 where=where,
                 hint="see `tcompile plan --json` for the form",
             ) from error
+
+
+def known_rule(rule: Any, where: str) -> str | None:
+    """The rule by which tokens are given back, or None.
+
+    Raises:
+        UsageError: there is no such rule.
+    """
+    if rule is None or rule in RESTORES:
+        return None if rule is None else str(rule)
+    raise UsageError(
+        f"'{rule}' is not a rule to give tokens back by", where=where, hint=", ".join(RESTORES)
+    )
 
 
 def _shape(document: Mapping[str, Any]) -> Shape:

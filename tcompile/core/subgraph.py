@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import onnx_graphsurgeon as gs
 
 from tcompile.core.graph import is_const, producer
+
+#: Elements up to which constants are alike by their contents, not by their names.
+_SMALL = 1 << 16
 
 
 def needed_nodes(tensors: Iterable[gs.Tensor], without: Collection[str] = ()) -> set[str]:
@@ -88,3 +91,61 @@ def repeated(graph: gs.Graph, times: int) -> gs.Graph:
         whole.inputs += [renamed(t) for t in inputs]
         whole.outputs += [renamed(t) for t in outputs]
     return whole.toposort()
+
+
+def joined(graphs: Mapping[str, gs.Graph]) -> gs.Graph:
+    """Several graphs of the same inputs as one, in which what they compute alike is computed once.
+
+    Outputs are called `NAME/OUTPUT`, by the names of the graphs. Nodes are alike where they have
+    the same operator, attributes and inputs; large constants where they have the same name.
+    """
+    first = next(iter(graphs.values()))
+    whole = first.copy()
+    whole.nodes.clear()
+    whole.outputs.clear()
+    inputs = {str(t.name): t for t in whole.inputs}
+    made: dict[object, list[gs.Tensor]] = {}
+    functions = {f.name: f for graph in graphs.values() for f in graph.functions}
+    whole.functions = list(functions.values())
+
+    def constant(tensor: gs.Constant) -> gs.Tensor:
+        content = b"" if tensor.values.size > _SMALL else tensor.values.tobytes()
+        key = (tensor.name, str(tensor.dtype), tuple(tensor.shape), content)
+        if key not in made:
+            made[key] = [gs.Constant(f"constant{len(made)}", tensor.values)]
+        return made[key][0]
+
+    for prefix, graph in graphs.items():
+        here: dict[str, gs.Tensor] = dict(inputs)
+        for node in graph.nodes:
+            read = [
+                t if t.is_empty() else constant(t) if is_const(t) else here[t.name]
+                for t in node.inputs
+            ]
+            attrs = tuple(sorted((k, _attribute(v)) for k, v in node.attrs.items()))
+            key = (node.op, node.domain, attrs, tuple(t.name for t in read))
+            if key not in made:
+                number = len(made)
+                made[key] = [
+                    gs.Variable(f"{number}/{i}" if o.name else "", o.dtype, o.shape)
+                    for i, o in enumerate(node.outputs)
+                ]
+                whole.nodes.append(
+                    gs.Node(
+                        node.op, f"node{number}", dict(node.attrs), read, made[key], node.domain
+                    )
+                )
+            here |= {str(o.name): new for o, new in zip(node.outputs, made[key], strict=True)}
+        for out in graph.outputs:
+            new = gs.Variable(f"{prefix}/{out.name}", out.dtype, out.shape)
+            source = constant(out) if is_const(out) else here[out.name]
+            whole.nodes.append(gs.Node("Identity", new.name, {}, [source], [new]))
+            whole.outputs.append(new)
+    return whole
+
+
+def _attribute(value: object) -> str:
+    """An attribute as text; a tensor by its contents."""
+    if isinstance(value, gs.Constant):
+        return f"{value.values.dtype}{value.values.shape}{value.values.tobytes().hex()}"
+    return repr(value)

@@ -14,7 +14,7 @@ from tcompile.analysis.model import Analysis
 from tcompile.core.errors import UsageError
 from tcompile.core.schedule import Reduction, Schedule, TowerSchedule, read_schedule
 from tcompile.core.site import SiteName
-from tcompile.methods.composition import compose, score_fallback
+from tcompile.methods.composition import compose, parse_method, score_fallback
 from tcompile.methods.context import Context
 from tcompile.passes.reduce.check import check_schedule, without_schedule
 from tcompile.passes.reduce.reducers import reducer_of
@@ -56,7 +56,9 @@ def schedule_for(
         return resolution_schedule(model, keep, method, outputs, image)
     analysis, observe = model.analysis, None
     notes: list[str] = []
-    if calibration is not None:
+    # With restored outputs images also say how tokens are given back (`planning.restoring`).
+    learns = outputs == "reduced" or parse_method(method)[0].scheduler.observes
+    if calibration is not None and learns:
         from tcompile.methods.calibration import observer
         from tcompile.planning.losses.data import read_calibration
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from tcompile.core.errors import UsageError
+from tcompile.core.schedule import known_rule
 from tcompile.models.preprocess_option import parse_preprocess
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Asked(TypedDict, total=False):
     threads: int | None
     seed: int
     outputs: str
+    restore: str | None
     shapes: Shapes | None
     prefix: int | None
     tower: str | None
@@ -78,6 +80,8 @@ class Request:
         threads: of a CPU that is measured.
         seed: of all that is drawn.
         outputs: `reduced` or `restored`, for outputs with a token axis.
+        restore: what restored outputs give dropped tokens, one of `core.schedule.RESTORES`; None:
+            what loses least on the calibration images, else by the method.
         shapes: input name → dims, to bind dynamic dims by hand.
         prefix: tokens at the front that are not patches, where the analysis does not see it.
         tower: the one that loses tokens, of a model that has several; None: all of them.
@@ -101,6 +105,7 @@ class Request:
     threads: int | None = None
     seed: int = 0
     outputs: str = "reduced"
+    restore: str | None = None
     shapes: Any = None
     prefix: int | None = None
     tower: str | None = None
@@ -111,6 +116,7 @@ class Request:
         _check_number("--max-drop", self.max_drop, "a share, more than 0 and less than 1", 1)
         if self.preprocess is not None:
             parse_preprocess(self.preprocess)
+        known_rule(self.restore, "--restore")
         for wrong, where, what, hint in self._conflicts():
             if wrong:
                 raise UsageError(what, where=where, hint=hint)
@@ -144,11 +150,18 @@ class Request:
                 f"--{name.replace('_', '-')} and --schedule both say how many tokens leave",
                 "give one of them",
             )
+        restored = self.outputs == "restored"
         yield (
-            given and not unseen,
+            given and not unseen and (self.restore is not None or not restored),
             "--calibration",
-            "a schedule learns nothing from images",
-            "omit it",
+            "a schedule learns nothing from images but how restored outputs give tokens back",
+            "omit it" if self.restore is None else "omit it, or --restore",
+        )
+        yield (
+            self.restore is not None and not restored,
+            "--restore",
+            "says what restored outputs give dropped tokens, and the outputs are reduced",
+            "say --outputs restored, or omit it",
         )
         yield (
             self.resize not in ("graph", "host"),

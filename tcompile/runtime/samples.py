@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from tcompile.targets.backends.ort import OrtRunner
 
 Array = npt.NDArray[Any]
+#: Values of a batch of any size: eight images of 224 × 224, since activations grow with them.
+_AT_ONCE = 8 * 3 * 224 * 224
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,15 @@ class Samples:
 
     def __len__(self) -> int:
         return len(next(iter(self.arrays.values())))
+
+    @property
+    def kind(self) -> Literal["data", "scenes", "noise"]:
+        """What these are: given by a person, procedural scenes, or white noise."""
+        return "data" if self.real else "scenes" if self.scenes else "noise"
+
+    def name_of(self, row: int) -> str:
+        """A sample by its file's name, or by its number among the others, from 1 on."""
+        return self.files[row].name if self.files else f"number {row + 1}"
 
 
 def samples_for(
@@ -103,7 +114,8 @@ def sample_arrays(model: Signature, arrays: Mapping[str, Array], path: Path) -> 
     rest = {t.name: _placeholder(model, t, max(lengths)) for t in missing} if missing else {}
     total = len(next(iter(arrays.values())))
     filled = f" (ones for {', '.join(rest)})" if rest else ""
-    return Samples({**arrays, **rest}, f"{total} samples from {path.name}{filled}", real=True)
+    source = f"{total} sample{'s' if total != 1 else ''} from {path.name}{filled}"
+    return Samples({**arrays, **rest}, source, real=True)
 
 
 def _for_each_sample(model: Signature, arrays: Mapping[str, Array], path: Path) -> dict[str, Array]:
@@ -134,9 +146,14 @@ def batches(samples: Samples, size: int | None) -> Iterator[tuple[dict[str, Arra
     """Cut samples into batches, each with its count of true rows.
 
     The last one is filled up by repeating its last row: a fixed batch takes no fewer.
+
+    Args:
+        size: of a batch; None: eight at most, fewer where they are large.
     """
     total = len(samples)
-    size = size or min(total, 8)
+    if size is None:
+        values = max(sum(a[:1].size for a in samples.arrays.values()), 1)
+        size = min(total, 8, max(_AT_ONCE // values, 1))
     for start in range(0, total, size):
         rows = np.minimum(np.arange(start, start + size), total - 1)
         yield {name: a[rows] for name, a in samples.arrays.items()}, min(size, total - start)
@@ -223,7 +240,8 @@ def _random(model: Signature, count: int, seed: int) -> Samples:
             arrays[tensor.name] = _placeholder(model, tensor, count)
     if not arrays:
         raise UsageError("the model has no inputs", where=str(model.path))
-    return Samples(arrays, f"{count} random inputs (seed {seed})", real=False)
+    source = f"{count} random input{'s' if count != 1 else ''} (seed {seed})"
+    return Samples(arrays, source, real=False)
 
 
 def _placeholder(model: Signature, tensor: TensorInfo, count: int) -> Array:

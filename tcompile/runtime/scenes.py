@@ -1,98 +1,124 @@
-"""Images with natural statistics from a seed, where there are no real ones.
+"""Procedural scenes as inputs of a model: what plans and figures rest on where there are no images.
 
 White noise says little of a model: no patch differs from another, and nothing in it is large. A
-scene is a background of pink noise (amplitude 1/f) that ellipses and rectangles of heavy-tailed
-sizes occlude, each of its own colour, lit from one side.
+method that ruins every photograph may change nothing on noise. How a scene is made says
+`dead_leaves`; here it is put through what the model wants done with an image.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tcompile.models.preprocess import pack_patches
+from tcompile.models.preprocess_option import PRESETS
+from tcompile.runtime.dead_leaves import draw
 from tcompile.runtime.samples import Samples, samples_for
 from tcompile.runtime.signature import Signature
 
 Array = npt.NDArray[Any]
-#: Sizes of an axis that is of colours.
-_COLOURS = (1, 3, 4)
-_SHAPES = 24
-
-
-def scene(rng: np.random.Generator, height: int, width: int) -> npt.NDArray[np.float32]:
-    """One image, [3, height, width] in 0..1."""
-    light = _pink(rng, 1, height, width)
-    image = 0.45 + 0.12 * light + 0.05 * _pink(rng, 3, height, width)
-    y, x = np.mgrid[0:height, 0:width]
-    for _ in range(_SHAPES):
-        # Pareto: many small things, a few that fill the image.
-        radius = min(0.03 * (1 + rng.pareto(1.2)), 0.45) * min(height, width)
-        across = (x - rng.uniform(0, width)) / (radius * rng.uniform(0.5, 2))
-        along = (y - rng.uniform(0, height)) / radius
-        turn = rng.uniform(0, np.pi)
-        u = across * np.cos(turn) + along * np.sin(turn)
-        v = along * np.cos(turn) - across * np.sin(turn)
-        inside = u * u + v * v < 1 if rng.random() < 0.5 else np.maximum(abs(u), abs(v)) < 0.8
-        colour = rng.uniform(0, 1, (3, 1, 1)) + 0.08 * u + 0.04 * light
-        image = np.where(inside, colour, image)
-    return np.clip(image, 0, 1).astype(np.float32)
+Maker = Callable[[np.random.Generator], Array]
+#: Seed of the scenes that figures rest on: nothing is planned on these.
+JUDGED_ON = 0
+#: Scenes that figures rest on, and the FLOPs of the dense model that they may take.
+_MOST, _FEWEST, _FLOPS = 8, 2, 2e12
+#: Sizes of an axis that is of colours, the likeliest first.
+_COLOURS = (3, 4, 1)
+#: What is assumed of a model that does not say how images are prepared.
+_ASSUMED = PRESETS["imagenet"]
 
 
 def scenes_for(model: Signature, *, count: int, seed: int = 0) -> Samples:
     """Return `count` inputs for a model, its images procedural scenes (`Samples.scenes`).
 
-    Images are prepared as the model's file says; where it does not, each has mean 0 and variance 1,
-    but for a model that scales pixels from 0 to 255 itself. Bytes of four axes are such pixels too;
-    other inputs are as `samples_for` has them, and so is all of a model that takes no images.
-    Raises as that.
+    A seed's first scenes are the same, however many are asked for. Images are prepared as the
+    model's file says; where it does not, as ImageNet's, which `Samples.source` says. A model that
+    scales pixels from 0 to 255 itself gets those, and so do bytes. What is no image is as
+    `samples_for` has it, and so is everything where there is none. Raises as that.
     """
     drawn = samples_for(model, count=count, seed=seed)
-    rng = np.random.default_rng(seed)
-    arrays = {name: array.copy() for name, array in drawn.arrays.items()}
-    pictures = False
-    for name, array in arrays.items():
-        draw = _drawn_by(model, name, array)
-        if draw is None:
-            continue
-        pictures = True
-        for i in range(count):
-            array[i] = draw(rng)
-    if not pictures:
+    makers = {name: _maker(model, name, array) for name, array in drawn.arrays.items()}
+    if not any(makers.values()):
         return drawn
-    return Samples(arrays, f"{count} procedural scenes (seed {seed})", real=False, scenes=True)
+    arrays = {
+        name: array if maker is None else np.empty_like(array)
+        for (name, array), maker in zip(drawn.arrays.items(), makers.values(), strict=True)
+    }
+    for i in range(count):
+        rng = np.random.default_rng((seed, i))
+        for name, maker in makers.items():
+            if maker is not None:
+                arrays[name][i] = maker(rng)
+    source = f"{_scenes(count)} (seed {seed}{_assumption(model, drawn, makers)})"
+    return replace(drawn, arrays=arrays, source=source, scenes=True)
+
+
+def evidence_for(
+    model: Signature, data: str | Path | None = None, *, count: int = _MOST, seed: int = JUDGED_ON
+) -> Samples:
+    """Return the inputs that figures rest on: `data`, or scenes where there is none.
+
+    Raises `UsageError` for data that does not fit the model.
+    """
+    return samples_for(model, data) if data else scenes_for(model, count=count, seed=seed)
+
+
+def evidence_count(flops: int) -> int:
+    """Return how many scenes figures rest on, of a model that takes so many FLOPs for an image."""
+    return int(min(max(_FLOPS / max(flops, 1), _FEWEST), _MOST))
 
 
 def scenes_and_noise(model: Signature, *, seed: int = 0) -> Samples:
     """Return inputs for a comparison of numerics: three scenes, then one of white noise, in which
     no two tokens are alike. Raises as `samples_for`."""
-    scenes, noise = (draw(model, count=4, seed=seed) for draw in (scenes_for, samples_for))
+    scenes, noise = (make(model, count=4, seed=seed) for make in (scenes_for, samples_for))
     if not scenes.scenes:
         return noise
     arrays = {
         name: np.concatenate([array[:3], noise.arrays[name][3:]])
         for name, array in scenes.arrays.items()
     }
-    return Samples(arrays, f"3 procedural scenes and 1 of white noise (seed {seed})", real=False)
+    return replace(noise, arrays=arrays, source=f"{_scenes(3)} and 1 of white noise (seed {seed})")
 
 
-def _drawn_by(
-    model: Signature, name: str, array: Array
-) -> Callable[[np.random.Generator], Array] | None:
-    """Return what draws one sample of an input; None: it holds no images."""
+def _assumption(model: Signature, drawn: Samples, makers: Mapping[str, Maker | None]) -> str:
+    """The words for how images are taken to be prepared where the model does not say it."""
+    if _norms(model.preprocessing):
+        return ""
+    scaled = [
+        name
+        for name, maker in makers.items()
+        if maker is not None and name not in model.pixels and drawn.arrays[name].dtype.kind == "f"
+    ]
+    if not scaled:
+        return ""
+    if model.packed:
+        return "; normalised as for ImageNet, packed as for Qwen: the model does not say"
+    return "; normalised as for ImageNet: the model does not say how, --preprocess does"
+
+
+def _scenes(count: int) -> str:
+    return f"{count} procedural scene{'s' if count != 1 else ''}"
+
+
+def _maker(model: Signature, name: str, array: Array) -> Maker | None:
+    """Return what makes one sample of an input; None: it holds no images that can be drawn."""
     rows, known = array.shape[1:], model.preprocessing
-    if model.packed and array.dtype.kind == "f" and len(rows) == 2:
-        return lambda rng: _packed(rng, rows, known)
+    if model.packed:
+        form = _packed_form(rows, known) if array.dtype.kind == "f" and len(rows) == 2 else None
+        return None if form is None else lambda rng: _packed(rng, form)
     if len(rows) == 3 and array.dtype == np.uint8:
-        return lambda rng: np.round(255 * _like(rng, rows, {}))
-    if name in model.pixels and len(rows) >= 3:
-        return lambda rng: 255 * _like(rng, rows, {})
-    if _is_image(model, name, rows) and array.dtype.kind == "f":
-        return lambda rng: _prepared(_like(rng, rows, known), known)
-    return None
+        return lambda rng: np.rint(255 * _scene(rng, rows))
+    if not (array.dtype.kind == "f" and _is_image(model, name, rows)):
+        return None
+    if name in model.pixels and not _norms(known):
+        return lambda rng: 255 * _scene(rng, rows)
+    return lambda rng: _scene(rng, rows, known if _norms(known) else _ASSUMED)
 
 
 def _is_image(model: Signature, name: str, rows: tuple[int, ...]) -> bool:
@@ -100,63 +126,126 @@ def _is_image(model: Signature, name: str, rows: tuple[int, ...]) -> bool:
     if len(rows) not in (3, 4):
         return False
     first = model.image_input
-    return any(rows[-i] in (3, 4) for i in (1, 3, len(rows))) or (
-        first is not None and first.name == name
-    )
+    colours = any(rows[-i] in (3, 4) for i in (1, 3, len(rows)))
+    return colours or name in model.pixels or (first is not None and first.name == name)
 
 
-def _pink(rng: np.random.Generator, planes: int, height: int, width: int) -> Array:
-    """Noise of amplitude 1/f, variance 1: [planes, height, width]."""
-    spectrum = np.fft.rfft2(rng.standard_normal((planes, height, width)))
-    down = np.fft.fftfreq(height)[:, None] * height
-    right = np.fft.rfftfreq(width)[None] * width
-    field = np.fft.irfft2(spectrum / np.maximum(np.hypot(down, right), 1), (height, width))
-    return np.asarray(field / (field.std(axis=(1, 2), keepdims=True) + 1e-12))
-
-
-def _like(
-    rng: np.random.Generator, shape: tuple[int, ...], preprocessing: Mapping[str, Any]
-) -> Array:
-    """A scene in a layout: colours last or first, one image for all frames; normalised by `mean`
-    and `std` of the preprocessing where it has them."""
-    last = shape[-1] in _COLOURS and shape[-2] not in _COLOURS
-    height, width = shape[-3:-1] if last else shape[-2:]
-    planes = scene(rng, height, width)
-    if "mean" in preprocessing and "std" in preprocessing:
-        mean, std = (
-            np.resize(np.asarray(preprocessing[k], np.float32), 3) for k in ("mean", "std")
-        )
-        planes = (planes - mean[:, None, None]) / std[:, None, None]
-    if last:
-        axis = -1
-    else:
-        axis = next((a for a in (-3, -4) if -a <= len(shape) and shape[a] in _COLOURS), -3)
-    planes = planes[np.arange(shape[axis]) % 3]
-    if axis == -1:
-        planes = planes.transpose(1, 2, 0)
-    elif axis == -4:
-        planes = planes[:, None]
-    return np.broadcast_to(planes, shape)
-
-
-def _prepared(image: Array, preprocessing: Mapping[str, Any]) -> Array:
-    if "mean" in preprocessing and "std" in preprocessing:
-        return image
-    return np.asarray((image - image.mean()) / (image.std() + 1e-6))
-
-
-def _packed(
-    rng: np.random.Generator, shape: tuple[int, ...], preprocessing: Mapping[str, Any]
-) -> Array:
-    """Patches [N, C] of a scene; without a record of how they are packed, plain ones: a colour
-    each, more or less textured."""
+def _norms(preprocessing: Mapping[str, Any]) -> bool:
+    """Tell whether there is a mean and a deviation that can be used."""
     try:
-        height, width = (int(v) for v in preprocessing["size"])
-        rows = pack_patches(_like(rng, (3, height, width), preprocessing), preprocessing)
-        if rows.shape == shape:
-            return rows
-    except (KeyError, TypeError, ValueError):
-        pass
-    colours = np.cumsum(rng.standard_normal((shape[0], 1)), axis=0) / np.sqrt(shape[0])
-    texture = 0.3 * rng.pareto(2, (shape[0], 1)) * rng.standard_normal(shape)
-    return np.asarray(np.clip(colours + texture, -3, 3))
+        mean, std = (np.asarray(preprocessing[k], np.float32) for k in ("mean", "std"))
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return False
+    known = {mean.shape, std.shape} <= {(), (1,), (3,)}
+    return known and bool(np.isfinite(mean).all() and np.isfinite(std).all() and std.min() > 0)
+
+
+def _scene(
+    rng: np.random.Generator, rows: tuple[int, ...], preprocessing: Mapping[str, Any] | None = None
+) -> Array:
+    """A scene in a layout, its colours first or last, moving where there are frames; in 0..1, or
+    normalised by `mean` and `std`."""
+    last = rows[-1] in _COLOURS and rows[-2] not in _COLOURS
+    height, width = rows[-3:-1] if last else rows[-2:]
+    # Frames lie before or behind the colours.
+    places = [a for n in _COLOURS for a in (-3, -4) if -a <= len(rows) and rows[a] == n]
+    colours = -1 if last else (places or [-3])[0]
+    frames = rows[-3 if colours == -4 else -4] if len(rows) == 4 else 1
+    padded = preprocessing is not None and preprocessing.get("resize") == "pad"
+    image = _coloured(_drawn(rng, height, width, frames, padded), rows[colours])
+    if preprocessing is not None:
+        mean, std = (_each_colour(preprocessing[k], rows[colours]) for k in ("mean", "std"))
+        image = (image - mean) / std
+    if last:
+        image = image.transpose(0, 2, 3, 1)
+    elif colours == -4:
+        image = image.transpose(1, 0, 2, 3)
+    return image.reshape(rows)
+
+
+def _drawn(rng: np.random.Generator, height: int, width: int, frames: int, padded: bool) -> Array:
+    """A scene; where images are padded, half of them are of another shape, between black bars."""
+    inner = [height, width]
+    if padded and rng.random() < 0.5:
+        side = int(rng.integers(2))
+        inner[side] = max(round(inner[side] * rng.uniform(0.5, 1)), 1)
+    image = draw(rng, inner[0], inner[1], frames)
+    rest = height - inner[0], width - inner[1]
+    bars = [(size // 2, size - size // 2) for size in rest]
+    return np.pad(image, [(0, 0), (0, 0), *bars])
+
+
+def _coloured(image: Array, colours: int) -> Array:
+    """Red, green and blue as so many planes [F, colours, H, W]: alone, grey; beyond them, grey."""
+    if colours == 3:
+        return image
+    grey = np.tensordot(np.array([0.299, 0.587, 0.114], np.float32), image, (0, 1))[:, None]
+    first = image if colours > 3 else grey[:, :0]
+    return np.concatenate([first, *[grey] * (colours - first.shape[1])], axis=1)
+
+
+def _each_colour(value: Any, colours: int) -> Array:
+    """A number for each colour, [colours, 1, 1]; the mean of three for grey and what is beyond."""
+    given = np.atleast_1d(np.asarray(value, np.float32))
+    if given.size != colours:
+        rest = np.full(colours, given.mean(), np.float32)
+        if 1 < given.size < colours:
+            rest[: given.size] = given
+        given = rest
+    return given[:, None, None]
+
+
+def _packed_form(rows: tuple[int, ...], known: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return how patches of an image are packed, as the model records or, where its patches look
+    like those of Qwen's processors, as those do; None: these rows are no such patches."""
+    form = {"frames": known.get("temporal_patch_size"), **(known or _guessed(*rows))}
+    if not _norms(form):
+        form |= _ASSUMED
+    try:
+        height, width = (int(v) for v in form["size"])
+        names = ("patch_size", "merge_size", "temporal_patch_size", "frames")
+        patch, merge, time, frames = (int(form[name]) for name in names)
+        whole = not (height % (patch * merge) or width % (patch * merge) or frames % time)
+        cells = height * width // patch**2 * (frames // time)
+    except (KeyError, TypeError, ValueError, ZeroDivisionError, OverflowError):
+        return None
+    return form if whole and (cells, 3 * time * patch**2) == rows else None
+
+
+def _guessed(count: int, channels: int) -> dict[str, Any]:
+    """The form of so many patches of so many values, as near to a square as they can lie."""
+    for time in (2, 1):
+        patch = round((channels / 3 / time) ** 0.5)
+        if patch > 1 and 3 * time * patch**2 == channels:
+            for merge in (2, 1):
+                cells, rest = divmod(count, merge**2)
+                if rest:
+                    continue
+                high = next(h for h in range(int(cells**0.5), 0, -1) if cells % h == 0)
+                size = [high * merge * patch, cells // high * merge * patch]
+                return {
+                    "size": size,
+                    "patch_size": patch,
+                    "merge_size": merge,
+                    "temporal_patch_size": time,
+                    "frames": time,
+                }
+    return {}
+
+
+def _packed(rng: np.random.Generator, form: Mapping[str, Any]) -> Array:
+    """Patches [N, C] of a scene; of a video, its frames by the time of a patch."""
+    height, width = (int(v) for v in form["size"])
+    time, frames = int(form["temporal_patch_size"]), int(form["frames"])
+    still = frames == time  # an image, which stands for each frame of its patches
+    scene = draw(rng, height, width, 1 if still else frames)
+    mean, std = (_each_colour(form[k], 3) for k in ("mean", "std"))
+    one = {**form, "temporal_patch_size": 1, "frames": 1}
+    packed = [pack_patches(frame, one) for frame in (scene - mean) / std]
+    groups = [packed * time] if still else [packed[i : i + time] for i in range(0, frames, time)]
+    # [N, colours, pixels] of each frame: the frames of a patch lie between its colours and pixels.
+    joined = [
+        np.stack([p.reshape(len(p), 3, -1) for p in group], axis=2).reshape(len(group[0]), -1)
+        for group in groups
+    ]
+    return np.concatenate(joined)

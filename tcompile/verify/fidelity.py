@@ -6,15 +6,24 @@ Nothing here passes or fails: the user decides how much may change.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from tcompile.artifact.manifest import Fidelity, OutputFidelity
-from tcompile.runtime.metrics import cosine, holds_classes, top1_agreement
+from tcompile.runtime.metrics import (
+    correlation,
+    cosine,
+    holds_classes,
+    relative_error,
+    token_cosine,
+    top1_agreement,
+)
 from tcompile.runtime.samples import Samples, run_all
-from tcompile.runtime.token_outputs import aligned, is_bookkeeping
+from tcompile.runtime.token_outputs import Compared, aligned, is_bookkeeping, tower_of_outputs
 
 Array = npt.NDArray[Any]
 
@@ -23,43 +32,80 @@ def measure_fidelity(
     dense: str | Path,
     reduced: str | Path,
     samples: Samples,
-    towers: Mapping[str, str] | None = None,
+    schedule: Mapping[str, Any] | None = None,
 ) -> Fidelity:
     """Run both models on ONNX Runtime and compare what they say; see `compare`."""
-    return compare(run_all(dense, samples), run_all(reduced, samples), samples, towers)
+    return compare(run_all(dense, samples), run_all(reduced, samples), samples, schedule)
 
 
 def compare(
     dense: Mapping[str, Array],
     reduced: Mapping[str, Array],
     samples: Samples,
-    towers: Mapping[str, str] | None = None,
+    schedule: Mapping[str, Any] | None = None,
 ) -> Fidelity:
     """Compare outputs that both have, by name.
 
     Args:
-        towers: output → tower whose tokens it holds, `token_outputs.tower_of_outputs`.
+        schedule: that of the reduced model, as JSON: which tower's tokens an output holds, and how
+            many.
     """
+    schedule = schedule or {}
+    towers = tower_of_outputs(schedule)
     found = []
     for name, want in dense.items():
         if name in reduced and want.dtype.kind == "f" and not is_bookkeeping(name):
-            entry = _output(name, want, reduced[name], reduced, towers)
-            found += [entry] if entry else []
-    return Fidelity(samples.source, len(samples), tuple(found))
+            pair = aligned(name, want, reduced[name], reduced, towers)
+            if pair is not None:
+                found.append(_output(name, *pair, samples, _of_tokens(pair, schedule)))
+    return Fidelity(samples.source, len(samples), tuple(found), samples.kind)
 
 
 def _output(
-    name: str,
-    dense: Array,
-    reduced: Array,
-    extra: Mapping[str, Array],
-    towers: Mapping[str, str] | None,
-) -> OutputFidelity | None:
-    found = aligned(name, dense, reduced, extra, towers)
-    if found is None:
-        return None
-    compared, want, have = found
-    classes = compared == "all" and holds_classes(name, dense)
-    top1 = top1_agreement(dense, reduced) if classes else None
-    values = cosine(want, have)
-    return OutputFidelity(name, compared, float(values.mean()), float(values.min()), top1)
+    name: str, compared: Compared, want: Array, have: Array, samples: Samples, tokens: bool
+) -> OutputFidelity:
+    values, errors = cosine(want, have), relative_error(want, have)
+    found = OutputFidelity(name, compared, float(values.mean()), float(values.min()))
+    remarks, order = [], values
+    if np.isfinite(errors).all():
+        found = replace(found, error_mean=float(errors.mean()), error_max=float(errors.max()))
+    else:
+        bad = int((~np.isfinite(errors)).sum())
+        remarks.append(f"no relative error: not finite, or 0 in dense, in {bad} of {len(errors)}")
+    if compared == "all" and want.ndim == 2 and want.shape[1] > 1:
+        if holds_classes(name, want):
+            found = replace(found, top1_agreement=top1_agreement(want, have))
+    elif compared == "all" and want[:1].size == 1:
+        order = -errors  # one number has no direction
+    else:
+        order = correlation(want, have)
+        known = order[~np.isnan(order)]
+        if len(known):
+            found = replace(
+                found, correlation_mean=float(known.mean()), correlation_min=float(known.min())
+            )
+        if len(known) < len(order):
+            remarks.append(
+                f"no correlation: constant in dense, in {len(order) - len(known)} of {len(order)}"
+            )
+            order = order if len(known) else values
+    if tokens:
+        found = replace(found, token_cosine_p05=_low(want, have))
+    several = len(samples) > 1 and bool(errors.any())
+    worst = samples.name_of(int(np.nanargmin(order))) if several else ""
+    return replace(found, worst=worst, remark="; ".join(remarks))
+
+
+def _of_tokens(pair: tuple[Compared, Array, Array], schedule: Mapping[str, Any]) -> bool:
+    """Tell whether the rows [B, N, C] of an output are tokens."""
+    compared, want, _ = pair
+    shape = schedule.get("model") or {}
+    counts = [shape[name] for name in ("tokens", "patches") if name in shape]
+    return compared != "all" or (want.ndim == 3 and want.shape[1] in counts)
+
+
+def _low(want: Array, have: Array) -> float | None:
+    """The cosine that 5 % of the tokens lie below, those left out that both sides have as 0."""
+    there = (want != 0).any(axis=-1) | (have != 0).any(axis=-1)
+    tokens = token_cosine(want, have)[there]
+    return float(np.quantile(tokens, 0.05)) if tokens.size else None

@@ -71,8 +71,9 @@ def holds(
     cuts = reductions(reduced.schedule.to_json())
     model, dense = to_onnx(reduced.graph), onnx.load(path)
     check_structure(model)
-    images = found.images(cuts, count, owners=outputs == "restored")
-    check(model, found, images, cuts, dense_errors(dense, found, images), outputs)
+    rule = reduced.schedule.restore or "owner"
+    images = found.images(cuts, count, owners=outputs == "restored", rule=rule)
+    check(model, found, images, cuts, dense_errors(dense, found, images), outputs, rule)
     return cuts
 
 
@@ -150,6 +151,23 @@ def test_every_site(case: Case, variant: Variant, method: str, cache: Path) -> N
 def test_restored_outputs(case: Case, variant: Variant, method: str, cache: Path) -> None:
     path, found = exported(case, variant, cache), subject(case.id)
     holds(path, found, 3, {"keep": float(KEEP), "method": method}, outputs="restored")
+
+
+RULES = [
+    ("hf-vit", "evit", "similar"),
+    ("hf-vit", "topk", "stale"),
+    ("hf-dinov2-registers", "evit", "stale"),
+    ("hf-dinov2-registers", "tome", "stale"),
+    ("hf-dinov3", "topk", "interpolate"),
+    ("hf-llava", "evit", "interpolate"),
+    ("open-clip-tokens", "topk", "similar"),
+]
+
+
+@pytest.mark.parametrize(("case", "method", "rule"), RULES)
+def test_tokens_given_back_by_a_rule(case: str, method: str, rule: str, cache: Path) -> None:
+    path, found = exported(*some(case)[0], cache), subject(case)
+    holds(path, found, 3, {"keep": float(KEEP), "method": method, "restore": rule}, "restored")
 
 
 MIXED = {

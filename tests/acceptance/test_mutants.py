@@ -35,19 +35,29 @@ REFUSED = (
 class Bench:
     """A reduced model and what it takes to compare it."""
 
-    def __init__(self, path: Path, found: Subject, method: str, outputs: str = "reduced") -> None:
-        reduced = pipeline.reduce(path, target="cpu", keep=0.6, method=method, outputs=outputs)
+    def __init__(
+        self,
+        path: Path,
+        found: Subject,
+        method: str,
+        outputs: str = "reduced",
+        restore: str | None = None,
+    ) -> None:
+        reduced = pipeline.reduce(
+            path, target="cpu", keep=0.6, method=method, outputs=outputs, restore=restore
+        )
+        self.rule = reduced.schedule.restore or "owner"
         self.model, self.dense = to_onnx(reduced.graph), to_onnx(reduced.dense)
         self.found = found
         self.cuts = reductions(reduced.schedule.to_json())
         self.outputs = outputs
-        self.images = found.images(self.cuts, 2, owners=outputs == "restored")
+        self.images = found.images(self.cuts, 2, owners=outputs == "restored", rule=self.rule)
         self.errors = dense_errors(onnx.load(path), found, self.images)
 
     def compare(self, model: onnx.ModelProto) -> None:
         """Raises one of `REFUSED` when the model is not right."""
         check_structure(model)
-        check(model, self.found, self.images, self.cuts, self.errors, self.outputs)
+        check(model, self.found, self.images, self.cuts, self.errors, self.outputs, self.rule)
 
     def accepts(self, model: onnx.ModelProto) -> bool:
         """Return whether `compare` finds nothing wrong."""
@@ -65,9 +75,11 @@ class Bench:
         return copy
 
 
-def bench_of(cache: Path, case: str, method: str, outputs: str = "reduced") -> Bench:
+def bench_of(
+    cache: Path, case: str, method: str, outputs: str = "reduced", restore: str | None = None
+) -> Bench:
     variant = Variant("torchscript", BY_ID[case].attentions[0], 17, "dynamic")
-    return Bench(exported(BY_ID[case], variant, cache), subject(case), method, outputs)
+    return Bench(exported(BY_ID[case], variant, cache), subject(case), method, outputs, restore)
 
 
 SEEN = [
@@ -107,6 +119,13 @@ def test_a_mutant_is_caught(case: str, method: str, mutant: mutants.Mutant, cach
 @pytest.mark.parametrize("mutant", [mutants.farthest_owner, mutants.worst_kept])
 def test_a_mutant_of_restored_outputs_is_caught(mutant: mutants.Mutant, cache: Path) -> None:
     bench = bench_of(cache, "hf-vit", "topk", "restored")
+    bench.compare(bench.model)
+    assert not bench.accepts(bench.mutated(mutant))
+
+
+@pytest.mark.parametrize("mutant", [mutants.blurred, mutants.nothing_changed, mutants.not_itself])
+def test_a_mutant_of_a_rule_is_caught(mutant: mutants.Mutant, cache: Path) -> None:
+    bench = bench_of(cache, "hf-vit", "evit", "restored", "stale")
     bench.compare(bench.model)
     assert not bench.accepts(bench.mutated(mutant))
 

@@ -72,22 +72,32 @@ class Subject:
         return "cls" if self.encoder.cls else "attn"
 
     def run(
-        self, images: Tensor, reductions: Sequence[Reduction] = (), outputs: str = "reduced"
+        self,
+        images: Tensor,
+        reductions: Sequence[Reduction] = (),
+        outputs: str = "reduced",
+        rule: str = "owner",
     ) -> Result:
         """The oracle on float32 images, in float64; outputs are those of the module, in order."""
         with torch.no_grad():
-            result = run(self.encoder, images.double(), reductions, outputs)
+            result = run(self.encoder, images.double(), reductions, outputs, rule)
         values = tuple(result.outputs[i] for i in self.chosen)
         return Result(
             values, result.index, result.owner, result.size, result.entering, result.margins
         )
 
     def images(
-        self, reductions: Sequence[Reduction], count: int, *, owners: bool = False
+        self,
+        reductions: Sequence[Reduction],
+        count: int,
+        *,
+        owners: bool = False,
+        rule: str = "owner",
     ) -> Tensor:
         """The first `count` images of the pool, [count, 3, H, W], whose decisions are all clear.
 
         owners: whether outputs are restored, so that it matters, too, who owns a dropped token.
+        rule: by which they are.
         Raises MismatchError when there are not so many: the test could then not tell an error from
         a tie.
         """
@@ -95,7 +105,7 @@ class Subject:
         found: list[Tensor] = []
         for part in self.pool.split(4):
             clear = torch.ones(len(part), dtype=torch.bool)
-            for margin in self.run(part, reductions, outputs).margins:
+            for margin in self.run(part, reductions, outputs, rule).margins:
                 if owners or margin.what != "owner":
                     clear &= margin.gap > CLEAR[margin.what]
             found += part[clear]
@@ -173,9 +183,10 @@ def check(
     reductions: Sequence[Reduction],
     dense_error: Sequence[float],
     outputs: str = "reduced",
+    rule: str = "owner",
 ) -> Verdict:
     """Compare a reduced model with the oracle. Raises MismatchError, saying where they differ."""
-    result = subject.run(images, reductions, outputs)
+    result = subject.run(images, reductions, outputs, rule)
     found = infer_in_batches(model, images)
     _check_declared(model, found)
     extra = {name: found.pop(name) for name in EXTRA if name in found}

@@ -27,12 +27,17 @@ __all__ = ["Margin", "Reduction", "Result", "run"]
 
 
 def run(
-    encoder: Encoder, image: Tensor, reductions: Sequence[Reduction], outputs: str = "reduced"
+    encoder: Encoder,
+    image: Tensor,
+    reductions: Sequence[Reduction],
+    outputs: str = "reduced",
+    rule: str = "owner",
 ) -> Result:
     """The encoder on image [B, 3, H, W] with tokens leaving at each site of `reductions`.
 
     outputs: where they are `restored`, the head is given every token back (`Stream.whole`, and taps
-    of all tokens); whole groups then leave only if every reduction lets them.
+    of all tokens), by a rule of `restoring`; whole groups then leave only if every reduction lets
+    them.
 
     Raises ValueError for a site that does not exist or a keep that the kind cannot reach.
     """
@@ -42,7 +47,7 @@ def run(
     sites = {f"{half}:{i}" for i in range(last + 1) for half in halves} | {"output"}
     if not at.keys() <= sites or len(at) != len(reductions):
         raise ValueError(f"sites {sorted(at)} are not among those of {last + 1} blocks, or repeat")
-    walk = Walk(encoder, image, at, outputs == "restored")
+    walk = Walk(encoder, image, at, outputs == "restored", rule)
     for i, block in enumerate(encoder.blocks):
         walk.block(i, block)
     return walk.end()

@@ -294,6 +294,30 @@ def _shift_before(model: onnx.ModelProto, node: onnx.NodeProto) -> None:
     _shift(model, node.input[0])
 
 
+def blurred(model: onnx.ModelProto) -> None:
+    """Weights of the tokens that stand for a dropped one fall half as fast with their likeness."""
+    for node in _nodes(model, "Softmax", "output/"):
+        twice = f"{node.input[0]}__half"
+        at = list(model.graph.node).index(node)
+        half = numpy_helper.from_array(np.array([0.5], np.float32), twice + "/factor")
+        model.graph.initializer.append(half)
+        model.graph.node.insert(at, helper.make_node("Mul", [node.input[0], half.name], [twice]))
+        node.input[0] = twice
+
+
+def nothing_changed(model: onnx.ModelProto) -> None:
+    """A token that left is what it was then, whatever became of the others."""
+    for node in _nodes(model, "Sub", "output/"):
+        node.input[1] = node.input[0]
+
+
+def not_itself(model: onnx.ModelProto) -> None:
+    """A token that stays is given the rows of those like it, too."""
+    _nodes(model, "Where", "output/")
+    for node in _nodes(model, "Equal", "output/"):
+        node.op_type = "Greater"
+
+
 def farthest_owner(model: onnx.ModelProto) -> None:
     """A dropped token is owned by the kept one that is least like it."""
     body = _body(model, "TcNearestTokens")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from math import isqrt
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from tests.oracles.attending import Attended, attend, rows_of
 from tests.oracles.choices import Step, attn_score, cls_score, fuse, tome, topk, topk_groups
 from tests.oracles.moments import Attention, Moment, Past
 from tests.oracles.reductions import Margin, Reduction, Result
+from tests.oracles.restoring import Left, closest, given_back
 from tests.oracles.segments import diagonal, folded, select_in, unfolded
 from tests.oracles.stream import Block, Encoder, Stream, attention, gather
 
@@ -21,9 +23,15 @@ class Walk:
     """The tokens on their way through the encoder."""
 
     def __init__(
-        self, encoder: Encoder, image: Tensor, at: Mapping[str, Reduction], restored: bool
+        self,
+        encoder: Encoder,
+        image: Tensor,
+        at: Mapping[str, Reduction],
+        restored: bool,
+        rule: str = "owner",
     ) -> None:
         self.encoder, self.at, self.restored = encoder, at, restored
+        self.rule, self.left = rule, list[Left]()
         self.stream = Stream(encoder.embed(image))
         batch, self.total, _ = self.stream.x.shape
         everyone = torch.arange(self.total).expand(batch, -1)
@@ -86,8 +94,19 @@ class Walk:
         else:
             self.both_halves(i, block)
         if i in self.encoder.taps:
-            x = gather(self.stream.x, self.owner) if self.restored else self.stream.x
+            x = self.whole() if self.restored else self.stream.x
             self.stream = replace(self.stream, taps=(*self.stream.taps, x))
+
+    def whole(self) -> Tensor:
+        """[B, N, C], a row for every original token, by the rule."""
+        x, inner = self.stream.x, self.inner()
+        if self.rule == "owner" or not self.left:
+            return gather(x, self.owner)
+        side = isqrt(self.left[0].before.shape[1])
+        patches = given_back(self.left, self.rule, (side, side), x[:, inner])
+        if self.rule == "nearest" and (gap := closest(self.left)).isfinite().any():
+            self.margins.append(Margin("restored", "owner", gap))
+        return torch.cat([x[:, : inner.start], patches, x[:, inner.stop :]], dim=1)
 
     def both_halves(self, i: int, block: Block) -> None:
         """Attention and MLP, and what leaves after each (and behind the last block)."""
@@ -110,6 +129,11 @@ class Walk:
         if i == len(self.encoder.blocks) - 1 and "output" in self.at:
             self.stream = replace(self.stream, x=self.encoder.norm(self.stream.x))
             self.reduce("output", arriving, block, attended)
+
+    def patches_at(self) -> Tensor:
+        """[B, T]: the original patch that each one is, below 0 where it is new."""
+        index = self.index[:, self.inner()]
+        return torch.where(index < 0, -1, index - self.encoder.prefix)
 
     def tables(self, block: Block) -> list[Tensor]:
         return [table for table in (self.mask, block.bias) if table is not None]
@@ -135,6 +159,20 @@ class Walk:
         self.margins += [Margin(site, what, gap) for what, gap in step.margins]
         if cut.kind == "tome" or (cut.decide is not None and step.sizes is not None):
             self.stream = replace(self.stream, proportional=cut.proportional)
+        came = self.patches_at()
+        places = gather(came, step.source.clamp(min=0)).masked_fill(step.source < 0, -1)
+        merges = step.sizes is not None and bool((step.source >= 0).all())
+        self.left.append(
+            Left(
+                self.stream.x[:, self.inner()],
+                step.x,
+                came,
+                places,
+                step.owner,
+                merges,
+                self.encoder.segments,
+            )
+        )
         self.remember()
         self.past = tuple(past.followed(step.source) for past in self.past)
         self.follow(step, taps=not self.restored)
@@ -207,12 +245,18 @@ class Walk:
         self.stream = replace(self.stream, x=x, sizes=None)
         self.index = self.owner = torch.arange(self.total).expand(len(x), -1)
         self.size = torch.ones_like(x[..., 0])
-        self.past, self.groups = (), self.encoder.groups
+        self.past, self.groups, self.left = (), self.encoder.groups, []
 
     def end(self) -> Result:
+        given = self.restored and self.rule != "owner" and bool(self.left)
+        if given:
+            everyone = torch.arange(self.total).expand(len(self.owner), -1)
+            self.stream = Stream(self.whole(), taps=self.stream.taps)
+            self.index = self.owner = everyone
+            self.size = torch.ones_like(self.stream.x[..., 0])
         if "output" not in self.at:
             self.stream = replace(self.stream, x=self.encoder.norm(self.stream.x))
-        if self.restored:
+        if self.restored and not given:
             self.stream = replace(self.stream, whole=gather(self.stream.x, self.owner))
         groups = self.groups
         if self.encoder.groups is not None and self.restored:

@@ -58,12 +58,37 @@ def full(tmp_path: Path) -> Manifest:
             Latency("dense", "modelled", 1.5, "GeForce RTX 4090", "TensorRT-RTX 1.7"),
             Latency("reduced", "measured", 1.0, "this", "that", spread=(0.9, 1.1), note="warm"),
         ),
-        fidelity=Fidelity("8 images", 8, (OutputFidelity("logits", "all", 0.99, 0.9, 0.875),)),
+        fidelity=Fidelity(
+            "8 images",
+            8,
+            (
+                OutputFidelity("logits", "all", 0.99, 0.9, 0.875),
+                OutputFidelity(
+                    "map", "all", 0.99, 0.9, None, 0.9, 0.5, 0.1, 0.3, 0.7, "cat.jpg", "a remark"
+                ),
+            ),
+            "data",
+        ),
         fused_attention=FusedAttention(12, 11, ("softmax_3",)),
         batch_sizes=BatchEntry(1, 4, 16),
         notes=("made from a modelled profile",),
         files=(FileEntry("model.onnx", 3, "0" * 64),),
     )
+
+
+def test_older_fidelity_is_read(full: Manifest) -> None:
+    """Figures that came later are missing, and what they rest on is not known."""
+    document = json.loads(json.dumps(full.to_json()))
+    del document["fidelity"]["kind"]
+    later = ("correlation", "error", "token", "worst", "remark")
+    for out in document["fidelity"]["outputs"]:
+        for name in [n for n in out if n.startswith(later)]:
+            del out[name]
+    found = Manifest.from_json(document).fidelity
+    assert found is not None
+    assert (found.kind, found.reminder) == (None, "")
+    assert found.outputs[1] == OutputFidelity("map", "all", 0.99, 0.9)
+    assert "| map | all | 0.99000 |" in render(replace(full, fidelity=found))
 
 
 def test_schema_is_one() -> None:

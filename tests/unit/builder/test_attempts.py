@@ -227,6 +227,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Callable[..., World]:
             "write_models": found.write,
             "judge_models": lambda *_: None,
             "emit_model": lambda *_: Built(EmittedFiles(), ("of the build",), None),
+            "evidence_of": lambda *_: None,
             "measure": found.measure,
         }.items():
             monkeypatch.setattr(pipeline, stage, stand_in)

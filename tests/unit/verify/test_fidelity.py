@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from tcompile.artifact.manifest import OutputFidelity
+from tcompile.artifact.page import fidelity_notes, fidelity_table, fidelity_words
 from tcompile.runtime.samples import Samples
 from tcompile.verify.fidelity import compare
 
@@ -56,3 +61,92 @@ def test_merged_tokens_stand_for_all_of_theirs(dense: dict[str, np.ndarray]) -> 
     (found,) = compare({"tokens": tokens}, reduced, IMAGES).outputs
     assert found.compared == "restored tokens"
     assert found.cosine_min == pytest.approx(1)
+
+
+def outputs(want: np.ndarray, have: np.ndarray, **more: object) -> OutputFidelity:
+    (found,) = compare({"y": want}, {"y": have}, images(len(want)), **more).outputs  # type: ignore[arg-type]
+    return found
+
+
+def images(count: int) -> Samples:
+    names = tuple(Path(f"{name}.jpg") for name in ("ant", "bee", "cat", "dog")[:count])
+    return Samples({"image": np.zeros((count, 3, 4, 4))}, "images", real=True, files=names)
+
+
+def test_a_hole_in_a_map_is_seen_and_the_image_named() -> None:
+    maps = 5 + np.random.default_rng(0).standard_normal((3, 1, 8, 8))
+    holes = maps.copy()
+    holes[1, :, :4, :4] = 4
+    found = outputs(maps, holes)
+    assert found.cosine_min > 0.98
+    assert found.correlation_min is not None
+    assert found.correlation_min < 0.9
+    assert found.correlation_mean == pytest.approx((2 + found.correlation_min) / 3)
+    assert found.error_max == pytest.approx(
+        np.linalg.norm((maps - holes)[1]) / np.linalg.norm(maps[1])
+    )
+    assert (found.worst, found.remark) == ("bee.jpg", "")
+
+
+def test_classes_and_vectors_have_no_correlation() -> None:
+    logits = np.eye(4)
+    found = outputs(logits, logits + 0.1)
+    assert (found.correlation_mean, found.token_cosine_p05) == (None, None)
+    assert found.error_max == pytest.approx(0.2)
+
+
+def test_one_number_a_sample_answers_to_its_error() -> None:
+    found = outputs(np.array([[1.0], [2.0], [4.0]]), np.array([[1.0], [3.0], [4.0]]))
+    assert (found.error_max, found.worst, found.top1_agreement) == (0.5, "bee.jpg", None)
+
+
+def test_the_worst_tokens_of_patch_features() -> None:
+    tokens = np.random.default_rng(0).standard_normal((2, 40, 8))
+    ruined = tokens.copy()
+    ruined[0, :6] *= -1
+    assert outputs(tokens, ruined).token_cosine_p05 is None  # a map, for all that is known
+    found = outputs(tokens, ruined, schedule={"model": {"tokens": 41, "patches": 40}})
+    assert found.token_cosine_p05 == pytest.approx(-1)
+
+
+def test_what_there_is_no_figure_for_is_said() -> None:
+    maps = np.random.default_rng(0).standard_normal((3, 8, 8))
+    maps[0] = 0
+    have = maps + 0.01
+    found = outputs(maps, have)
+    assert found.error_mean is None
+    assert found.correlation_min is not None
+    assert found.correlation_min > 0.99
+    assert found.remark == (
+        "no relative error: not finite, or 0 in dense, in 1 of 3; "
+        "no correlation: constant in dense, in 1 of 3"
+    )
+    have[2, 3, 3] = np.nan
+    found = outputs(maps, have)
+    assert (found.correlation_min, found.worst) == (0, "cat.jpg")
+    assert "in 2 of 3" in found.remark
+    still = outputs(np.ones((2, 4, 4)), np.ones((2, 4, 4)))
+    assert (still.correlation_mean, still.worst, still.error_max) == (None, "", 0)
+
+
+def test_one_sample_has_no_worst() -> None:
+    maps = np.random.default_rng(0).standard_normal((1, 8, 8))
+    found = outputs(maps, maps + 1)
+    assert found.worst == ""
+    assert found.correlation_mean == pytest.approx(1)
+
+
+@pytest.mark.parametrize("kind", ["data", "scenes", "noise"])
+def test_what_figures_rest_on_is_said(kind: str) -> None:
+    maps = np.random.default_rng(0).standard_normal((2, 8, 8))
+    samples = replace(images(2), real=kind == "data", scenes=kind == "scenes")
+    found = compare({"y": maps}, {"y": maps + 1}, samples)
+    assert found.kind == kind
+    said = "; ".join(fidelity_notes(found))
+    assert ("your own say more" in said) == (kind == "scenes")
+    assert ("white noise says little" in said) == (kind == "noise")
+    (line,) = map(fidelity_words, found.outputs)
+    assert line.startswith("correlation 1.0000 to dense, worst 1.0000 (")
+    head, _ = fidelity_table(found)
+    assert head[:4] == ["output", "compared on", "correlation", "its worst"]
+    assert "top-1 the same" not in head

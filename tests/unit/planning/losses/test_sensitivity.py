@@ -19,7 +19,7 @@ from tcompile.passes.stages import Analysed
 from tcompile.pipeline import read
 from tcompile.planning.losses.base import SiteLosses
 from tcompile.planning.losses.distance import distance
-from tcompile.planning.losses.sensitivity import measured_losses, suffix
+from tcompile.planning.losses.sensitivity import measured_losses
 from tcompile.runtime.samples import Samples, run_all, samples_for
 from tcompile.runtime.signature import signature
 from tests.support.planted import method as method_on
@@ -128,22 +128,6 @@ def test_little_memory_gives_the_same(tmp_path: Path) -> None:
         less = measure(model, "topk", [9], samples, memory=memory)
         for site in some.at:
             np.testing.assert_allclose(less.at[site], some.at[site], atol=1e-7)
-
-
-def test_only_what_follows_the_site_is_run(tmp_path: Path) -> None:
-    model = read(tiny(tmp_path))
-    one, sizes = method_on(model, "topk"), []
-    for name in ("attn:0", "attn:1", "attn:2", "output"):
-        site = model.analysis.site(name)
-        assert site is not None
-        schedule = one.single_step(rules(model, name)[0], 9)
-        reduced = reduce_graph(model.graph, model.analysis, schedule).graph
-        part = suffix(model.graph, reduced, site)
-        assert "image" not in part.sources
-        sizes.append(sum(n.op in ("MatMul", "Gemm") for n in part.graph.nodes))
-    blocks = -np.diff(sizes)[:2]
-    assert blocks[0] == blocks[1] > 5
-    assert sizes[0] < sum(n.op in ("MatMul", "Gemm") for n in model.graph.nodes)
 
 
 def test_what_a_reducer_cannot_do_is_noted_and_extrapolated(tmp_path: Path) -> None:
