@@ -50,6 +50,8 @@ def recorded_positions(loaded: LoadedModel) -> dict[str, str]:
 def _rules(library: str, base: torch.nn.Module) -> Iterator[tuple[str, str]]:
     if library in ("timm", "open_clip"):
         yield "table", "bicubic-antialias"
+        if library == "timm":
+            yield "relative", "geometric"
     elif library == "torchvision":
         yield "table", "bicubic-corners"
     else:

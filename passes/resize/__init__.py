@@ -177,7 +177,7 @@ def grids(model: Analysed) -> tuple[Pair, ...]:
         try:
             _followed(model, (rows, columns), Rules())
         except GridError as error:
-            why = why or error
+            why = error if why is None or error.reached > why.reached else why
             continue
         found.append((rows, columns))
     if not found and why is not None:

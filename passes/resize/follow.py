@@ -68,13 +68,13 @@ class Follower:
         Raises:
             GridError: a node cannot follow; it is named.
         """
-        for node in list(self.graph.nodes):
+        for number, node in enumerate(list(self.graph.nodes)):
             try:
                 self._visit(node)
             except GridError as error:
-                if node.name in error.what:
-                    raise
-                raise GridError(f"{node.op} '{node.name}': {error.what}") from error
+                named = node.name in error.what
+                what = error.what if named else f"{node.op} '{node.name}': {error.what}"
+                raise GridError(what, hint=error.hint, reached=number) from error
 
     def _visit(self, node: gs.Node) -> None:
         moving = any(self.sizes.touched(t) for t in node.inputs if not is_const(t) and t.name)
@@ -269,7 +269,11 @@ class Follower:
             node.attrs.pop("allowzero", None)
             node.inputs[place] = self.b.const(dims)
             return
-        parts = []
+        node.inputs[place] = self._computed(target, old, now)
+
+    def _computed(self, target: gs.Tensor, old: tuple[int, ...], now: tuple[int, ...]) -> gs.Tensor:
+        """Dims that are computed from the batch, with those of the grid as they are now."""
+        parts: list[gs.Tensor] = []
         for i, (was, n) in enumerate(zip(old, now, strict=True)):
             if not is_free(n):
                 parts.append(self.b.const([n]))
@@ -279,7 +283,8 @@ class Follower:
                 if factor != 1:
                     part = self.b.op(op, part, [factor], dtype=np.int64, fp32=False)
             parts.append(part)
-        node.inputs[place] = self.b.op("Concat", *parts, dtype=np.int64, axis=0, fp32=False)
+        made: gs.Tensor = self.b.op("Concat", *parts, dtype=np.int64, axis=0, fp32=False)
+        return made
 
     def _set_repeats(self, node: gs.Node) -> None:
         before, after = self.sizes.dims(node.inputs[0]), self.sizes.dims(node.outputs[0])
@@ -358,10 +363,12 @@ class Follower:
         given = len(node.inputs) > 3 and not node.inputs[3].is_empty()
         if not given:
             return
-        if not is_const(node.inputs[3]):
-            raise GridError("resizes to a computed size")
-        now = self.sizes.dims(node.outputs[0])
+        old, now = shape(node.outputs[0]), self.sizes.dims(node.outputs[0])
         axes = attr(node, "axes", range(len(now)))
+        if not is_const(node.inputs[3]):
+            some = [tuple(dims[a] for a in axes) for dims in (old, now)]
+            node.inputs[3] = self._computed(node.inputs[3], some[0], some[1])
+            return
         node.inputs[3] = self.b.const(
             [
                 old if is_free(now[a]) else now[a]

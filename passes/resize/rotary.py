@@ -9,8 +9,8 @@ scaled   row i stands at i·h/h' (EVA-02, which counts in rows of its pre-traini
 centred  the middle of row i between the edges, from −1 to 1 (DINOv3)
 corners  the first row at −1, the last at 1 (timm's pixel grid)
 
-Angles that are 0 at the first row are by index where the fastest channel turns by 1 a row, else
-scaled; those that are 0 in the middle are centred, or corners where that gives whole half-turns.
+Angles that are 0 at the first row, or at one before it (models that count from 1), are by index
+where the fastest channel turns by 1 a row, else scaled; those that are 0 in the middle are centred, or corners where that gives whole half-turns.
 """
 
 from __future__ import annotations
@@ -32,12 +32,13 @@ Turns: TypeAlias = npt.NDArray[np.complex128]
 #: The largest difference from a table that is still that table; half precision has this.
 _CLOSE = 2e-3
 
-#: Rule → the place in the old grid that each position of a new one stands for: (old, new).
-PLACES: Mapping[str, Callable[[int, int], Array]] = {
-    "index": lambda old, new: np.arange(new, dtype=float),
-    "scaled": lambda old, new: np.arange(new) * (old / new),
-    "centred": lambda old, new: (np.arange(new) + 0.5) * (old / new) - 0.5,
-    "corners": lambda old, new: np.arange(new) * ((old - 1) / max(new - 1, 1)),
+#: Rule → the place in the old grid that each position of a new one stands for: (old, new, the
+#: number of the first row).
+PLACES: Mapping[str, Callable[[int, int, int], Array]] = {
+    "index": lambda old, new, first: np.arange(new, dtype=float),
+    "scaled": lambda old, new, first: (np.arange(new) + first) * (old / new) - first,
+    "centred": lambda old, new, first: (np.arange(new) + 0.5) * (old / new) - 0.5,
+    "corners": lambda old, new, first: np.arange(new) * ((old - 1) / max(new - 1, 1)),
 }
 
 
@@ -98,7 +99,8 @@ class Rotary:
             words = f"rotary table by the rule {rule}, which it shows"
         else:
             speeds = _centred(start, speeds, old)[1]
-        places = [PLACES[rule](n, c.new) for n, c in zip(old, chains, strict=True)]
+        number = int(_counts_from(start, speeds) or 0)
+        places = [PLACES[rule](n, c.new, number) for n, c in zip(old, chains, strict=True)]
         found = _at(start, speeds, places)
         return found.reshape(*grids.shape[:first], *found.shape[1:]), words
 
@@ -144,10 +146,20 @@ def _centred(start: Turns, speeds: Array, old: Sequence[int]) -> tuple[bool, Arr
     return centred, found if centred else speeds
 
 
+def _counts_from(start: Turns, speeds: Array) -> int | None:
+    """The number of the first row and column, at whose 0 the angles are 0; None: neither 0 nor
+    1."""
+    for number in (0, 1):
+        angle = speeds.sum(1) * number
+        if (np.abs(start - np.exp(1j * angle)) < _CLOSE).all():
+            return number
+    return None
+
+
 def _rule(start: Turns, speeds: Array, old: Sequence[int]) -> tuple[str, Array]:
     """The rule that a table shows, and its speeds."""
     mixed = bool((np.sort(np.abs(speeds), 1)[:, :-1] > _CLOSE).any())
-    if (np.abs(start - 1) < _CLOSE).all():
+    if _counts_from(start, speeds) is not None:
         # Some models give the fastest channel to rows, and the next one to columns.
         by_index = mixed or bool(abs(np.abs(speeds).max() - 1) < _CLOSE)
         return ("index" if by_index else "scaled"), speeds

@@ -23,6 +23,8 @@ RULES: Mapping[str, str] = {
     "bilinear-antialias": "bilinear with antialiasing (SigLIP 2)",
     "bilinear": "bilinear",
 }
+#: Of relative positions alone, beside the others.
+GEOMETRIC = "geometric"
 #: Of position tables, where the model does not say.
 DEFAULT_RULE = "bicubic-antialias"
 #: Of images and of outputs.
@@ -35,7 +37,8 @@ class Rules:
 
     Attributes:
         table: of absolute positions, one of `RULES`.
-        relative: of relative ones, one of `RULES`.
+        relative: of relative ones, one of `RULES`, or `geometric`: as BEiT's own code has it, at
+            distances that grow by a constant factor (timm).
         rotary: `index`: angles follow the row and the column by number; `scaled`: by their share
             of the grid, as many as in the file; `centred`: by their place between the edges.
     """
@@ -47,6 +50,8 @@ class Rules:
 
 def matrix(old: int, new: int, rule: str) -> Array:
     """[new, old]: the weights of each old position in each new one."""
+    if rule == GEOMETRIC:
+        return _geometric(old, new)
     kind, _, how = rule.partition("-")
     if kind == "bicubic":
         weigh, reach = _cubic(-0.5 if how == "antialias" else -0.75), 2.0
@@ -70,6 +75,23 @@ def matrix(old: int, new: int, rule: str) -> Array:
             found, (np.arange(new), np.clip(places, 0, old - 1)), weigh(np.abs(centres - places))
         )
     return found
+
+
+def _geometric(old: int, new: int) -> Array:
+    """Linear between old positions at 0, ±1, ±(1 + q), ±(1 + q + q²), …, the last of them as far
+    out as the last new one, or nearer to where they were: q is at least 1.01."""
+    low, high, reach = 1.01, 1.5, old // 2
+    q = low
+    while high - low > 1e-6:
+        q = (low + high) / 2
+        if (1 - q**reach) / (1 - q) > new // 2:
+            high = q
+        else:
+            low = q
+    apart = 1 + np.concatenate([[0.0], np.cumsum(q ** np.arange(1, reach))])
+    known = np.concatenate([-apart[::-1], [0.0], apart])
+    places = np.arange(new) - new // 2
+    return np.stack([np.interp(places, known, one) for one in np.eye(old)], 1)
 
 
 def _averaged(

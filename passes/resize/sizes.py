@@ -19,7 +19,15 @@ from tcompile.core.graph import int_to_dim
 
 
 class GridError(ModelError):
-    """The model cannot be had on another grid."""
+    """The model cannot be had on another grid.
+
+    Attributes:
+        reached: how many nodes could follow.
+    """
+
+    def __init__(self, what: str, *, where: str = "", hint: str = "", reached: int = -1) -> None:
+        super().__init__(what, where=where, hint=hint)
+        self.reached = reached
 
 
 def shown(sizes: tuple[int, ...]) -> str:

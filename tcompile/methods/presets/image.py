@@ -43,7 +43,10 @@ RESOLUTION = Preset(
             _TABLES,
         ),
         "relative": Parameter(
-            str, None, "how relative positions are interpolated; default bilinear", _TABLES
+            str,
+            None,
+            "how relative positions are interpolated; default bilinear",
+            (*_TABLES, "geometric"),
         ),
         "rotary": Parameter(
             str,

@@ -159,6 +159,17 @@ def test_a_rule_that_is_asked_for_is_taken() -> None:
     np.testing.assert_allclose(found, turns("scaled", 8), atol=1e-9)
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_rows_may_be_counted_from_one(first: int) -> None:
+    def scaled(size: int) -> Array:
+        angle = ((np.arange(size) + first) * (12 / size))[:, None] * INDEX
+        return np.exp(1j * angle)[:, None, :].repeat(size, 1)
+
+    found, words = rotated(scaled(8), 6)
+    assert words == "rotary table by the rule scaled, which it shows"
+    np.testing.assert_allclose(found, scaled(6), atol=1e-9)
+
+
 def test_angles_of_no_rule_are_interpolated() -> None:
     angles = np.random.default_rng(0).standard_normal((8, 8, 3))
     found, words = rotated(np.exp(1j * angles), 6)
