@@ -57,7 +57,7 @@ from tcompile.planning.cost import cost_of
 from tcompile.planning.method_schedule import for_towers, given_schedule, tower_notes
 from tcompile.planning.remedy import remedy
 from tcompile.planning.request import NO_METHOD, Request
-from tcompile.planning.resolution import resized_model
+from tcompile.planning.resolution import describe_grids, resized_model
 from tcompile.planning.restoring import with_rule
 from tcompile.planning.solve.plan_report import FixedPlan, PlanReport, PlanWithCost
 from tcompile.planning.solve.solve import schedule_for_request
@@ -150,7 +150,8 @@ def inspect(
     """The transformer in a model, and where tokens may leave. Arguments and errors as `read`."""
     read_model = read(model, shapes=shapes, prefix=prefix, tower=tower)
     notes = read_model.normalized.notes
-    return describe(str(model), read_model.graph, read_model.analysis, notes)
+    found = describe(str(model), read_model.graph, read_model.analysis, notes)
+    return replace(found, resolutions=describe_grids(read_model))
 
 
 def explain(

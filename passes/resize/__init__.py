@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis.axes import Digit
+from tcompile.analysis.count_state import Counts
 from tcompile.analysis.counts import find_counts
 from tcompile.analysis.model import analyse
 from tcompile.core.graph import int_to_dim, shape
@@ -70,7 +71,7 @@ def on_grid(model: Analysed, grid: Pair, rules: Rules | None = None) -> OnGrid:
         GridError: the model cannot be had on this grid; the node that stands against it is named.
     """
     names = {str(t.name) for n in model.graph.nodes for t in n.outputs}
-    graph, image, walk = _followed(model, grid, rules or Rules())
+    graph, image, walk = _followed(model, grid, rules or Rules(), _counts(model))
     sizes = walk.sizes
     _infer(graph)
     check_sizes(graph, sizes, names)
@@ -88,7 +89,9 @@ def on_grid(model: Analysed, grid: Pair, rules: Rules | None = None) -> OnGrid:
     return OnGrid(now, image, image.size_for(grid), sizes, tables, outputs, dict(walk.b.written))
 
 
-def _followed(model: Analysed, grid: Pair, rules: Rules) -> tuple[gs.Graph, ImageGrid, Follower]:
+def _followed(
+    model: Analysed, grid: Pair, rules: Rules | None, counts: Counts
+) -> tuple[gs.Graph, ImageGrid, Follower]:
     """A copy of the graph in which all that is said by number, and every table, follows the grid;
     shapes of tensors are as they were."""
     image = image_grid(model.graph, model.analysis)
@@ -100,10 +103,13 @@ def _followed(model: Analysed, grid: Pair, rules: Rules) -> tuple[gs.Graph, Imag
     walk = Follower(graph, sizes, rules)
     walk.run()
     _check_patches(model, grid, sizes)
-    space = model.analysis.space
-    counts = find_counts(graph, model.analysis.facts, space)
-    follow_counts(graph, walk.b, counts, space, sizes.of(patch_axis(model.analysis)))
+    patches = sizes.of(patch_axis(model.analysis))
+    follow_counts(graph, walk.b, counts, model.analysis.space, patches)
     return graph, image, walk
+
+
+def _counts(model: Analysed) -> Counts:
+    return find_counts(model.graph, model.analysis.facts, model.analysis.space)
 
 
 def _tower(model: Analysed) -> str | None:
@@ -170,12 +176,12 @@ def grids(model: Analysed) -> tuple[Pair, ...]:
         GridError: why there is none.
     """
     h, w = image_grid(model.graph, model.analysis).grid
-    found: list[Pair] = []
+    found, counts = list[Pair](), _counts(model)
     why: GridError | None = None
     for rows in range(h - 1, 1, -1):
         columns = max(1, round(rows * w / h))
         try:
-            _followed(model, (rows, columns), Rules())
+            _followed(model, (rows, columns), None, counts)
         except GridError as error:
             why = error if why is None or error.reached > why.reached else why
             continue

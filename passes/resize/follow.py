@@ -25,7 +25,7 @@ from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.resize.rotary import Rotary
 from tcompile.passes.resize.rules import Array, Rules
 from tcompile.passes.resize.sizes import GridError, Sizes, shown
-from tcompile.passes.resize.tables import along, resized
+from tcompile.passes.resize.tables import along, resized, shaped
 
 #: Give positions of their own, as many as their attributes and their input say.
 _WINDOWED = ("Conv", "ConvTranspose", "AveragePool", "MaxPool", "LpPool")
@@ -38,15 +38,16 @@ class Follower:
     """The walk.
 
     Attributes:
+        rules: of tables; None: they hold zeros, to see whether the graph can follow.
         told: what was said of tables, each once, with the first one it was said of.
     """
 
-    def __init__(self, graph: gs.Graph, sizes: Sizes, rules: Rules) -> None:
+    def __init__(self, graph: gs.Graph, sizes: Sizes, rules: Rules | None) -> None:
         self.graph, self.sizes, self.rules = graph, sizes, rules
         self.b = Builder(graph)
         self.b.scope("resolution")
         self.told: dict[str, str] = {}
-        self._rotary = Rotary(graph, sizes.facts.unrotated, sizes, rules)
+        self._rotary = None if rules is None else Rotary(graph, sizes.facts.unrotated, sizes, rules)
         self._made: dict[tuple[str, tuple[Axis | None, ...]], gs.Constant] = {}
         self._setters: Mapping[str, Callable[[gs.Node], None]] = {
             "Reshape": self._set_shape,
@@ -246,9 +247,7 @@ class Follower:
                 for i, (n, axis) in enumerate(zip(values.shape, met, strict=True))
             ]
             try:
-                made, words = self._rotary.resized(tensor, axes) or resized(
-                    values, axes, self.sizes, partial(along, rules=self.rules)
-                )
+                made, words = self._resampled(tensor, values, axes)
             except GridError as error:
                 raise GridError(f"'{tensor.name}': {error.what}") from error
             if words:
@@ -257,6 +256,13 @@ class Follower:
             name = self.b.name(f"table/{tensor.name}")
             self._made[key] = gs.Constant(name, np.ascontiguousarray(made))
         return self._made[key]
+
+    def _resampled(self, tensor: gs.Tensor, values: Array, axes: list[Axis]) -> tuple[Array, str]:
+        if self.rules is None:
+            return resized(values, axes, self.sizes, shaped)
+        if self._rotary is not None and (found := self._rotary.resized(tensor, axes)):
+            return found
+        return resized(values, axes, self.sizes, partial(along, rules=self.rules))
 
     # ---- what nodes say by number ----------------------------------------------------------------
 

@@ -10,7 +10,8 @@ centred  the middle of row i between the edges, from −1 to 1 (DINOv3)
 corners  the first row at −1, the last at 1 (timm's pixel grid)
 
 Angles that are 0 at the first row, or at one before it (models that count from 1), are by index
-where the fastest channel turns by 1 a row, else scaled; those that are 0 in the middle are centred, or corners where that gives whole half-turns.
+where the fastest channel turns by 1 a row, else scaled; those that are 0 in the middle are centred,
+or corners where that gives whole half-turns.
 """
 
 from __future__ import annotations

@@ -129,15 +129,35 @@ def _chains(digits: Sequence[Digit], sizes: Sizes) -> list[Chain]:
     return found
 
 
+def shaped(grids: Array, first: int, chains: Sequence[Chain]) -> tuple[Array, str]:
+    """Zeros in the place of the values on another grid: to see whether a model can be had on it."""
+    _check_values(grids, range(first, first + len(chains)))
+    return np.broadcast_to(
+        grids.dtype.type(0), (*grids.shape[:first], *(c.new for c in chains))
+    ), ""
+
+
+def _check_values(grids: Array, axes: range) -> Array | None:
+    """The values at the first position where they are the same at all; else None.
+
+    Raises:
+        GridError: they differ, and cannot be interpolated.
+    """
+    head = grids[tuple(slice(0, 1) if a in axes else slice(None) for a in range(grids.ndim))]
+    if (grids == head).all():
+        return head
+    if grids.dtype.kind != "f" or not np.isfinite(grids).all():
+        raise GridError("a mask or a table of whole numbers differs from place to place")
+    return None
+
+
 def along(grids: Array, first: int, chains: Sequence[Chain], rules: Rules) -> tuple[Array, str]:
     """Resample the axes from `first` on, by the rules of positions."""
     axes = range(first, first + len(chains))
-    head = grids[tuple(slice(0, 1) if a in axes else slice(None) for a in range(grids.ndim))]
-    if (grids == head).all():
+    head = _check_values(grids, axes)
+    if head is not None:
         dims = [*grids.shape[:first], *(c.new for c in chains)]
         return np.broadcast_to(head, dims), ""
-    if grids.dtype.kind != "f" or not np.isfinite(grids).all():
-        raise GridError("a mask or a table of whole numbers differs from place to place")
     half = len(chains) // 2
     if [c.root for c in chains[:half]] == [c.root for c in chains[half:]]:
         return resized_pairs(grids, first, [c.new for c in chains[:half]], rules.relative)

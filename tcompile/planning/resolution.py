@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from tcompile.core.errors import ModelError, TcompileError, UsageError
+from tcompile.core.errors import ModelError, UsageError
 from tcompile.core.schedule import Resized, Schedule
 from tcompile.methods.composition import parse_keep, parse_method
 from tcompile.methods.presets import RESOLUTION
@@ -24,6 +24,21 @@ from tcompile.planning.request import Keep
 from tcompile.runtime.host_image import HostImage
 
 Pair = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Resolutions:
+    """The smaller images that a model can take.
+
+    Attributes:
+        grids: rows and columns of patches, the largest first.
+        restored: the outputs for which that needs `--outputs restored`.
+        reason: why there is none; empty where there is one.
+    """
+
+    grids: tuple[Pair, ...] = ()
+    restored: tuple[str, ...] = ()
+    reason: str = ""
 
 
 def is_resolution(method: str) -> bool:
@@ -49,14 +64,22 @@ def resolutions(
 
 def problem(model: Analysed, outputs: str = "reduced") -> str:
     """Return why no smaller image can be taken with these outputs; empty where one can."""
+    found = describe_grids(model)
+    if found.reason or outputs == "restored" or not found.restored:
+        return found.reason
+    return f"output '{found.restored[0]}' has a row for each patch: it needs --outputs restored"
+
+
+def describe_grids(model: Analysed) -> Resolutions:
+    """Tell which smaller images a model can take, or why none; for `tcompile inspect`."""
     try:
         found = grids(model)
-        if not found:
-            return "it has one row of patches"
-        _check_outputs(on_grid(model, found[0]), outputs)
-    except TcompileError as error:
-        return error.what
-    return ""
+        carrying = on_grid(model, found[0]).outputs if found else ()
+    except ModelError as error:
+        return Resolutions(reason=error.what)
+    if not found:
+        return Resolutions(reason="it has too few rows of patches")
+    return Resolutions(found, carrying)
 
 
 def resolution_schedule(

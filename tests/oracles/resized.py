@@ -23,6 +23,8 @@ from tcompile.models import LoadedModel
 from tests.oracles.compare import FACTOR, FLOOR, MismatchError, Verdict
 
 Array = npt.NDArray[Any]
+#: Of a grid of rotary positions, here and in pre-training.
+_SHAPES = ("feat_shape", "ref_feat_shape")
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,13 @@ def _several(outputs: Any) -> tuple[Tensor, ...]:
 
 def _resized(loaded: LoadedModel, size: tuple[int, int]) -> nn.Module:
     made = copy.deepcopy(loaded)
+    for part in made.base.modules():
+        kind, sizes = type(part).__name__, (part.__dict__.get(n) for n in _SHAPES)
+        if kind == "RelPosMlp":
+            raise LookupError("an MLP makes its positions, which no stored table shows")
+        feat, ref = (max(s) if s else 0 for s in sizes)
+        if feat and ref > np.pi * feat:
+            raise LookupError("its grid is so small that rotary angles turn by more than π a row")
     if made.library == "timm":
         if not hasattr(made.base, "set_input_size"):
             raise LookupError("no set_input_size")
@@ -105,7 +114,10 @@ def _resized(loaded: LoadedModel, size: tuple[int, int]) -> nn.Module:
 
 def _to_grid(tokens: Tensor, prefix: int, small: Sequence[int], grid: Sequence[int]) -> Tensor:
     """Rows of patches interpolated to another grid, those of prefix tokens as they are."""
-    if tokens.ndim != 3 or tokens.shape[1] != prefix + small[0] * small[1]:
+    patches = small[0] * small[1]
+    if tokens.ndim == 3 and tokens.shape[1] == patches:
+        prefix = 0
+    elif tokens.ndim != 3 or tokens.shape[1] != prefix + patches:
         raise LookupError(f"an output {tuple(tokens.shape)} of no known layout")
     head, rows = tokens[:, :prefix], tokens[:, prefix:]
     maps = rows.transpose(1, 2).unflatten(2, tuple(small))
