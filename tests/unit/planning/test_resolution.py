@@ -14,7 +14,7 @@ from tcompile.core.errors import ModelError, UsageError
 from tcompile.core.schedule import Schedule
 from tcompile.models.positions import POSITIONS_KEY
 from tcompile.passes.resize.rules import IMAGE_RULE, resampled
-from tcompile.planning.resolution import describe_grids, problem, resolutions, resized_model
+from tcompile.planning.resolution import describe_grids, problem, resized_model, resolutions
 from tests.oracles.compare import infer
 from tests.support.onnx_models import to_onnx
 from tests.support.tiny_vit import VitSpec, build_vit, random_weights, save_tiny_vit
