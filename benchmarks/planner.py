@@ -30,6 +30,7 @@ from benchmarks.methods_given import prepare
 from benchmarks.planner_page import page, plot
 from benchmarks.profiles import timed, together_of
 from benchmarks.real.fetch import digest
+from benchmarks.real.measure import planned_dense_ms
 from benchmarks.state import State
 from benchmarks.subjects import HELD_OUT, SUBJECTS, Subject, calibration, export, find, images
 from tcompile import __version__
@@ -37,7 +38,6 @@ from tcompile.core.errors import TcompileError
 from tcompile.methods.composition import find_method
 from tcompile.methods.presets import PRESETS
 from tcompile.pipeline import price, read, reduce
-from tcompile.planning.solve.plan_report import PlanReport
 from tcompile.profiling.runtimes import OrtRuntime
 from tcompile.runtime.metrics import correlation, cosine
 from tcompile.runtime.samples import Samples, run_all, run_graph
@@ -46,6 +46,7 @@ from tcompile.targets import load_target
 
 #: Budgets of the planned schedules, as shares of the dense model's latency.
 BUDGETS = tuple(round(1 - 0.04 * i, 2) for i in range(1, 18))
+METHODS = (*(preset.name for preset in PRESETS), "resolution")
 CALIBRATE = {"glyphs": 128}
 
 
@@ -76,7 +77,7 @@ class Point:
 
 def asked_of(subject: Subject) -> list[tuple[str, str]]:
     """All models of a subject: (name, ask)."""
-    own = [(preset.name, keep) for preset in PRESETS for keep in subject.keeps]
+    own = [(name, keep) for name in METHODS for keep in subject.keeps]
     return [*(("planned", str(share)) for share in BUDGETS), *own]
 
 
@@ -87,10 +88,7 @@ def scheduled(subject: Subject, name: str, ask: str, path: Path, folder: Path) -
     try:
         if name == "planned":
             asked |= {"calibration": data}
-            # The budget is of the profile's own dense model: shares are what is compared.
-            first = price(path, keep=0.6, **asked).planned
-            assert isinstance(first, PlanReport)
-            budget = float(ask) * first.plan.dense_ms
+            budget = float(ask) * planned_dense_ms(path, **asked)
             made = price(path, latency=budget, **asked).schedule
         else:
             text, options = name, dict[str, Any]()

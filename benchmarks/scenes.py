@@ -29,7 +29,7 @@ from tcompile.methods.presets import PRESETS
 from tcompile.models.glyphs import data as glyphs
 from tcompile.models.glyphs.evaluate import HELD_OUT_SEED
 from tcompile.pipeline import reduce
-from tcompile.runtime.dead_leaves import LOOK, draw
+from tcompile.runtime.dead_leaves import LOOK, draw, spread
 from tcompile.runtime.metrics import correlation, cosine, token_cosine
 from tcompile.runtime.samples import Samples, run_all, samples_for
 from tcompile.runtime.scenes import scenes_for
@@ -40,9 +40,8 @@ Figures = dict[str, list[float]]
 KEEPS = (0.6, 0.4)
 #: How scenes could look as well: one choice of the default changed in each.
 LOOKS = {
-    "crowded": replace(LOOK, fewest=12, most=100, tail=2.0),
-    "few": replace(LOOK, fewest=3, most=15, smallest=0.08, tail=2.0),
-    "rough": replace(LOOK, texture=2 * LOOK.texture),
+    "empty": replace(LOOK, fewest=4, most=40),
+    "few and large": replace(LOOK, fewest=3, most=15, smallest=0.08),
     "smooth": replace(LOOK, texture=LOOK.texture / 2),
     "plain": replace(LOOK, patterned=0.0),
     "sharp": replace(LOOK, soft=0.0),
@@ -100,7 +99,7 @@ def _redrawn(samples: Samples, look: str, preprocessing: Mapping[str, Any]) -> S
     mean, std = (np.reshape(preprocessing[k], (3, 1, 1)) for k in ("mean", "std"))
     height, width = array.shape[-2:]
     drawn = [
-        draw(np.random.default_rng((0, i)), height, width, look=LOOKS[look])[0]
+        draw(np.random.default_rng((0, i)), height, width, 1, spread(i), LOOKS[look])[0]
         for i in range(len(array))
     ]
     normal = ((np.stack(drawn) - mean) / std).astype(array.dtype)

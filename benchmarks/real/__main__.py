@@ -28,20 +28,22 @@ from benchmarks.real.measure import (
     Dense,
     Row,
     answer,
-    dense_of,
     timed,
 )
 from benchmarks.real.page import page, published
 from benchmarks.real.readme import write_section
-from benchmarks.real.subjects import Subject, subjects
+from benchmarks.real.subjects import LABELLED, NOISE, OWN, SCENES, Subject, subjects
 from benchmarks.state import State
 from tcompile import __version__
+from tcompile.core.errors import TcompileError
+from tcompile.core.machine import usable_cores
 from tcompile.methods.presets import PRESETS
 from tcompile.planning.request import AUTO
 from tcompile.runtime.timing import machine_name
 from tcompile.targets.backends.ort import version
 
-KEEPS, CURVE, SHARES = (0.6, 0.4), (0.9, 0.8, 0.7, 0.5, 0.3), (0.85, 0.72, 0.6)
+KEEPS, CURVE, SHARES = (0.6, 0.4), (0.8, 0.7, 0.5, 0.3, 0.2), (0.85, 0.72, 0.6)
+METHODS = (*(preset.name for preset in PRESETS), "resolution")
 _QUICK = ("topk", "evit", "tome", "tofu", "random")
 
 
@@ -51,7 +53,6 @@ class Settings:
 
     photos: int = 20
     scenes: int = 24
-    labelled: bool = True
     profile: str | None = None
     version: str = __version__
 
@@ -69,21 +70,41 @@ def cells(
     return found
 
 
-def answered(
-    subject: Subject, asked: Sequence[Cell], settings: Settings, state: State
-) -> list[Row]:
-    """The rows of a subject without their times; what `state` has is taken from there."""
-    model, dense, found = digest(subject.path), list[Dense](), list[Row]()
+def kinds_of(cell: Cell, subject: Subject, keeps: Sequence[float]) -> list[str]:
+    """The kinds of images that a cell answers: each takes its time."""
+    shown = cell.method == AUTO or cell.share in keeps
+    ranked = cell.method != AUTO and cell.share in keeps
+    return [
+        kind
+        for kind in subject.images
+        if kind == OWN or (kind == LABELLED and shown) or (kind in (SCENES, NOISE) and ranked)
+    ]
 
-    def make(cell: Cell) -> dict[str, Any]:
-        if not dense:  # Only where something is left to be answered.
-            dense.append(dense_of(subject, settings.labelled))
-        return answer(cell, dense[0], settings.profile).to_json()
+
+def answered(
+    subject: Subject,
+    asked: Sequence[Cell],
+    keeps: Sequence[float],
+    settings: Settings,
+    state: State,
+) -> list[Row]:
+    """The rows of a subject without their times; what `state` has is taken from there.
+
+    Args:
+        keeps: at which presets are ranked by all kinds of images.
+    """
+    model, dense, found = digest(subject.path), Dense(subject), list[Row]()
+    of = {"what": "answer", "model": model, **asdict(settings)}
+
+    def make(cell: Cell, kinds: Sequence[str]) -> dict[str, Any]:
+        return answer(cell, dense, kinds, settings.profile).to_json()
 
     for number, cell in enumerate(asked, 1):
-        key = {"what": "answer", "model": model, "cell": asdict(cell), **asdict(settings)}
+        kinds = kinds_of(cell, subject, keeps)
+        images = {kind: subject.digests[kind] for kind in kinds}
+        key = {**of, "cell": asdict(cell), "images": images}
         known = state.has(key)
-        found.append(row := Row.from_json(state.get(key, partial(make, cell))))
+        found.append(row := Row.from_json(state.get(key, partial(make, cell, kinds))))
         if not known:
             _say(f"{subject.name} {number} of {len(asked)}: {line(row)}")
     return found
@@ -131,7 +152,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.real", description=__doc__)
     parser.add_argument("--data", type=Path, help="where packages, models and the state lie")
     parser.add_argument("--models", nargs="+", help="saliency, features, glyphs [default: all]")
-    parser.add_argument("--methods", nargs="+", default=[p.name for p in PRESETS])
+    parser.add_argument("--methods", nargs="+", default=list(METHODS))
     parser.add_argument("--auto", nargs="*", default=[ON_SCENES, ON_PHOTOS, PRIOR])
     parser.add_argument("--keeps", nargs="+", type=float, default=list(KEEPS))
     parser.add_argument("--curve", nargs="*", type=float, default=list(CURVE), help="more keeps")
@@ -165,20 +186,20 @@ def main() -> None:
     if given.fresh:
         (cache / "real.state.jsonl").unlink(missing_ok=True)
     state = State(cache / "real.state.jsonl")
-    settings = Settings(given.photos, given.scenes, not given.no_labels, given.profile)
+    settings = Settings(given.photos, given.scenes, given.profile)
     machine = f"{machine_name()}, ONNX Runtime {version()}"
     rows: list[Row] = []
-    for subject in subjects(cache, given.photos, given.scenes):
+    for subject in subjects(cache, given.photos, given.scenes, not given.no_labels):
         if given.models and subject.name not in given.models:
             continue
         keeps = [*given.keeps, *(given.curve if subject.photos else [])]
-        found = answered(subject, cells(subject, given.methods, given.auto, keeps), settings, state)
+        asked = cells(subject, given.methods, given.auto, keeps)
+        found = answered(subject, asked, given.keeps, settings, state)
         if subject.photos and not given.answer:
             found = with_times(subject, found, given.rounds, machine, state)
         rows += found
-    made = published(
-        rows, {**asdict(settings), "keeps": given.keeps, "rounds": given.rounds, "machine": machine}
-    )
+    conditions = {"rounds": given.rounds, "machine": machine, "cores": usable_cores()}
+    made = published(rows, {**asdict(settings), "keeps": given.keeps, **conditions})
     print(page(made))
     if given.output is not None:
         (given.output / "real.md").write_text(page(made), encoding="utf-8")
@@ -188,4 +209,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except TcompileError as error:  # such as a package that cannot be downloaded
+        raise SystemExit(error.one_line()) from error

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.methods_given import fit_head, prepare, tokens_at, with_head
-from benchmarks.real.figures import Task, retrieved, same_neighbour
+from benchmarks.real.figures import retrieved, same_neighbour
 from benchmarks.real.models import CLS, SALIENCY, saliency_model
-from benchmarks.real.subjects import OWN, Subject
+from benchmarks.real.subjects import LABELLED, OWN, Subject
 from tcompile.core.errors import TcompileError
 from tcompile.core.save import save
 from tcompile.core.schedule import Schedule
@@ -101,35 +101,18 @@ class Row:
         return None if self.times is None else 1 / self.times["ratio"]
 
 
-Outputs = Mapping[str, Mapping[str, Any]]
-
-
-@dataclass(frozen=True, eq=False)
 class Dense:
-    """A subject's dense model and what it answers, by kind of images and output.
+    """A subject's dense model and what it answers, by kind of images: run when first asked."""
 
-    Attributes:
-        labels: of the kind `LABELLED`, where there are any.
-    """
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
+        self._known: dict[str, Mapping[str, Any]] = {}
 
-    subject: Subject
-    outputs: Outputs
-    labels: Sequence[str] = ()
-
-
-LABELLED = "labelled"
-
-
-def dense_of(subject: Subject, labelled: bool) -> Dense:
-    """Run the dense model on all images.
-
-    Args:
-        labelled: on the labelled ones as well, if there are any.
-    """
-    images, labels = dict(subject.images), list[str]()
-    if labelled and CLS in {t.output for t in subject.tasks} and subject.labelled is not None:
-        images[LABELLED], labels = subject.labelled
-    return Dense(subject, {k: run_all(subject.path, v) for k, v in images.items()}, labels)
+    def outputs(self, kind: str) -> Mapping[str, Any]:
+        """All outputs for images of a kind."""
+        if kind not in self._known:
+            self._known[kind] = run_all(self.subject.path, self.subject.images[kind])
+        return self._known[kind]
 
 
 def schedules_of(cell: Cell, subject: Subject, profile: str | None) -> list[Schedule]:
@@ -152,13 +135,19 @@ def schedules_of(cell: Cell, subject: Subject, profile: str | None) -> list[Sche
     found = []
     for data in data_of[cell.data]:
         budget = cell.share
-        if cell.budget == LATENCY:  # Of the dense model's as the planner has it.
-            planned = price(subject.path, keep=0.6, **asked, **data).planned
-            assert isinstance(planned, PlanReport)
-            budget *= planned.plan.dense_ms
+        if cell.budget == LATENCY:
+            budget *= planned_dense_ms(subject.path, **asked, **data)
         given = {**asked, **data, cell.budget: budget}
         found.append(price(subject.path, **given).schedule)
     return found
+
+
+@cache
+def planned_dense_ms(path: Path, **asked: Any) -> float:
+    """The dense model's latency as the planner has it: shares of that are what is compared."""
+    planned = price(path, keep=0.6, **asked).planned
+    assert isinstance(planned, PlanReport)
+    return planned.plan.dense_ms
 
 
 def given_to(method: str, keep: str, subject: Subject) -> tuple[str, dict[str, Any]]:
@@ -177,7 +166,7 @@ def given_to(method: str, keep: str, subject: Subject) -> tuple[str, dict[str, A
 
 
 def _head(sites: Sequence[str], folder: Path, subject: Subject) -> Path:
-    name = f"{subject.name}-head-{'-'.join(sites).replace(':', '')}.npz"
+    name = f"{subject.learned_from.stem}-head-{'-'.join(sites).replace(':', '')}.npz"
     if (folder / name).exists():
         return folder / name
     with np.load(subject.learned_from) as file:
@@ -191,32 +180,37 @@ def _head(sites: Sequence[str], folder: Path, subject: Subject) -> Path:
     return fit_head(tokens, wanted, folder / name)
 
 
-def answer(cell: Cell, dense: Dense, profile: str | None = None) -> Row:
-    """The row of a cell, without its times."""
+def answer(cell: Cell, dense: Dense, kinds: Sequence[str], profile: str | None = None) -> Row:
+    """The row of a cell, without its times.
+
+    Args:
+        kinds: of images that it answers, the subject's own among them.
+    """
     subject, row = dense.subject, Row(cell)
     try:
         schedules = schedules_of(cell, subject, profile)
-        folds = [_fold(subject, schedule.to_json(), dense) for schedule in schedules]
+        folds = [_answered(subject, schedule.to_json(), kinds) for schedule in schedules]
     except TcompileError as error:
         return replace(row, missing=error.one_line().replace(str(subject.cache), "…"))
     except Exception as error:  # one method's bug is no reason to lose the others' figures
         return replace(row, missing=f"BUG: {type(error).__name__}: {str(error)[:300]}")
-    judged = subject.halves if len(folds) == 2 else (tuple(range(subject.count)),)
-    figures: dict[str, dict[str, list[float]]] = {}
-    for task in subject.tasks:
-        each = [_figures(task, dense.outputs, fold.got) for fold in folds]
-        own = np.zeros(subject.count)
-        for found, rows in zip(each, judged, strict=True):
-            own[list(rows)] = found[OWN][list(rows)]
-        figures[task.name] = {k: v.tolist() for k, v in {**each[0], OWN: own}.items()}
-    if CLS in dense.outputs[OWN]:
-        same = np.zeros(subject.count)
-        for fold, rows in zip(folds, judged, strict=True):
-            own_same = same_neighbour(dense.outputs[OWN][CLS], fold.got[OWN][CLS])
-            same[list(rows)] = own_same[list(rows)]
-        row = replace(row, neighbours=float(same.mean()))
-    if dense.labels:
-        right = [retrieved(fold.got[LABELLED][CLS], dense.labels) for fold in folds]
+
+    def joined(figure: Callable[[Any, Any], Any], kind: str, output: str) -> list[float]:
+        """Of each image, what the schedule gives that was made without it."""
+        want = dense.outputs(kind)[output]
+        each = [figure(want, fold.got[kind][output]) for fold in folds]
+        if kind != OWN or len(each) == 1:
+            return [float(v) for v in each[0]]
+        return [float(each[i % 2][i]) for i in range(subject.count)]
+
+    figures = {
+        task.name: {k: joined(task.figure, k, task.output) for k in kinds if k != LABELLED}
+        for task in subject.tasks
+    }
+    if CLS in dense.outputs(OWN):
+        row = replace(row, neighbours=float(np.mean(joined(same_neighbour, OWN, CLS))))
+    if LABELLED in kinds:
+        right = [retrieved(fold.got[LABELLED][CLS], subject.labels) for fold in folds]
         row = replace(row, retrieved=float(np.mean(right)))
     return replace(
         row,
@@ -228,29 +222,22 @@ def answer(cell: Cell, dense: Dense, profile: str | None = None) -> Row:
     )
 
 
-def _figures(task: Task, dense: Outputs, got: Outputs) -> dict[str, Any]:
-    kinds = [kind for kind in dense if kind != LABELLED]
-    return {kind: task.figure(dense[kind][task.output], got[kind][task.output]) for kind in kinds}
-
-
 @dataclass(frozen=True, eq=False)
-class _Fold:
-    """A schedule's answers, by kind of images and output, and its FLOPs."""
+class _Answered:
+    """A schedule's answers, by kind of images and output; dense FLOPs over its own."""
 
-    got: Outputs
+    got: Mapping[str, Mapping[str, Any]]
     flops: float
 
 
-def _fold(subject: Subject, schedule: Mapping[str, Any], dense: Dense) -> _Fold:
+def _answered(subject: Subject, schedule: Mapping[str, Any], kinds: Sequence[str]) -> _Answered:
     made = reduce(subject.path, target="cpu", schedule=schedule, outputs="restored")
     cost = cost_of(made)
-    images: dict[str, Samples] = dict(subject.images)
-    if dense.labels and subject.labelled is not None:
-        images[LABELLED] = subject.labelled[0]
     with tempfile.TemporaryDirectory(prefix="tcompile-bench-") as folder:
         path = Path(folder) / "model.onnx"
         save(made.graph, path)
-        return _Fold({k: run_all(path, v) for k, v in images.items()}, cost.dense / cost.reduced)
+        got = {kind: run_all(path, subject.images[kind]) for kind in kinds}
+    return _Answered(got, cost.dense / cost.reduced)
 
 
 def timed(

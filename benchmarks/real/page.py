@@ -62,6 +62,8 @@ def _means(rows: Sequence[Found], task: str, keep: float) -> dict[str, dict[str,
         figures = row["figures"].get(task)
         if figures is None or (row["budget"], row["share"]) != (KEEP, keep):
             continue
+        if set(_KINDS) - set(figures):
+            continue
         lost = max(1 - figures[kind]["mean"] for kind in _KINDS)
         if row["method"] != AUTO and lost > _NOTHING:
             for kind in _KINDS:
@@ -104,7 +106,7 @@ def _mean(row: Found, task: str) -> float:
 def page(found: Found) -> str:
     """The whole page."""
     rows, given = found["rows"], found["settings"]
-    lines = [*_head(given)]
+    lines = [*_head(given, any(r["times"] for r in rows)), *_busy(rows, given)]
     for subject, tasks in (("saliency", ["saliency"]), ("features", ["cls", "patches"])):
         mine = [r for r in rows if r["subject"] == subject and not r["missing"]]
         if not mine:
@@ -129,7 +131,7 @@ _TITLES = {
 }
 
 
-def _head(given: Found) -> Iterator[str]:
+def _head(given: Found, timed: bool) -> Iterator[str]:
     yield "# Methods on trained weights"
     yield ""
     yield (
@@ -148,26 +150,41 @@ def _head(given: Found) -> Iterator[str]:
         "the dense model's own map), learn from procedural scenes."
     )
     yield ""
-    yield (
+    latencies = (
         f"Latencies are measured on {given['machine']}, batch 1, medians of {given['rounds']} "
-        "interleaved rounds, as shares of the dense model's. *FLOPs* is how many times fewer. "
+        "interleaved rounds, as shares of the dense model's. "
+    )
+    yield (
+        f"{latencies if timed else ''}*FLOPs* is how many times fewer. "
         "*neighbour*: the share of the photos whose nearest neighbour by CLS is the dense model's; "
         "*kind*: the share of labelled cut-outs (Debian's tuxpaint-stamps-default) whose nearest "
         "neighbour is of their kind."
     )
 
 
+def _busy(rows: Sequence[Found], given: Found) -> Iterator[str]:
+    load = max((r["times"]["load"] for r in rows if r["times"]), default=0)
+    if load > given["cores"] + 0.5:
+        yield ""
+        yield (
+            f"**The machine was busy (load average up to {load:.1f}): latencies are not to be "
+            "quoted.**"
+        )
+
+
 def _keep_table(rows: Sequence[Found], tasks: Sequence[str]) -> Iterator[str]:
     labelled = any(r["retrieved"] is not None for r in rows)
     names = [f"{TASKS[t].name}: mean | 5 % | worst" for t in tasks]
     cls = "cls" in tasks
-    head = ["method", "FLOPs", "latency", *names, *(["neighbour"] if cls else [])]
-    head += ["kind"] if labelled else []
+    timed = any(r["times"] for r in rows)
+    head = ["method", "FLOPs", *(["latency"] if timed else []), *names]
+    head += [*(["neighbour"] if cls else []), *(["kind"] if labelled else [])]
     yield f"| {' | '.join(head)} |"
     yield f"|{'---|' * (' | '.join(head).count(' | ') + 1)}"
     for row in sorted(rows, key=lambda r: -_mean(r, tasks[0])):
         taken = relative(row)
-        cells = [label(row), f"{row['flops']:.2f} ×", "" if taken is None else f"{taken:.2f}"]
+        cells = [label(row), f"{row['flops']:.2f} ×"]
+        cells += ["" if taken is None else f"{taken:.2f}"] if timed else []
         for task in tasks:
             own = row["figures"][task][OWN]
             cells += [f"{own[n]:.4f}" for n in ("mean", "p5", "worst")]

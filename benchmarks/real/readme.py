@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.real.measure import LATENCY
+from benchmarks.real.measure import LATENCY, PRIOR
 from benchmarks.real.page import label, latency_cell, within
 from tcompile.core.errors import UsageError
 from tcompile.planning.request import AUTO
@@ -38,9 +38,8 @@ def section(found: Mapping[str, Any]) -> str:
 
 def _table(rows: Sequence[Mapping[str, Any]], task: str, shares: Sequence[float]) -> list[str]:
     best = [{label(r): r for r in within(rows, task, share)} for share in shares]
-    names = {
-        label(r): r["method"] for r in rows if r["method"] in (AUTO, *METHODS) and not r["missing"]
-    }
+    shown = [r for r in rows if r["method"] in (AUTO, *METHODS) and r["data"] != PRIOR]
+    names = {label(r): r["method"] for r in shown if not r["missing"]}
     order = sorted(names, key=lambda name: [AUTO, *METHODS].index(names[name]))
     lines = []
     for name in order:

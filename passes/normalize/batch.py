@@ -11,6 +11,7 @@ from tcompile.analysis import axes as ax
 from tcompile.analysis.propagate import propagate
 from tcompile.core.errors import ModelError
 from tcompile.core.graph import free_factors, int_to_dim, is_const, is_free, shape
+from tcompile.core.node_order import toposort
 from tcompile.passes.normalize.batch_values import HINT, DimVectors
 from tcompile.passes.normalize.infer import ContradictionError
 
@@ -62,7 +63,7 @@ def free_batch(graph: gs.Graph, vectors: DimVectors) -> None:
     for tensor in graph.tensors().values():
         if not is_const(tensor) and tensor.shape is not None:
             tensor.shape = [int_to_dim(int(d)) for d in tensor.shape]
-    graph.toposort()
+    toposort(graph)
 
 
 def _lost(node: gs.Node) -> ModelError:

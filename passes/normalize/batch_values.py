@@ -31,6 +31,7 @@ from tcompile.core.graph import (
     settled,
     value,
 )
+from tcompile.core.node_order import drop_dead, toposort
 from tcompile.passes.normalize.evaluate import Evaluator
 from tcompile.passes.normalize.origins import Origins
 
@@ -351,7 +352,7 @@ def settle_batch_values(graph: gs.Graph, vectors: DimVectors, origins: Origins) 
             replace_uses(tensor, made)
             count += 1
     if count:
-        graph.cleanup(remove_unused_graph_inputs=False).toposort()
+        toposort(drop_dead(graph))
     return count
 
 

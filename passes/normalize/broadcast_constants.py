@@ -19,6 +19,7 @@ from tcompile.core.graph import (
     shape,
     value,
 )
+from tcompile.core.node_order import toposort
 from tcompile.core.op_traits import BROADCASTS, ELEMENTWISE, READS_SHAPE, REDUCES
 from tcompile.passes.normalize.batch_values import DimVectors, Values
 
@@ -68,7 +69,7 @@ def tiles_to_expands(graph: gs.Graph, values: Values, vectors: DimVectors) -> in
                 node.inputs[1] = gs.Constant(name, np.asarray(target, np.int64))
             count += 1
     if live:
-        graph.toposort()
+        toposort(graph)
     return count
 
 

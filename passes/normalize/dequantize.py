@@ -20,6 +20,7 @@ import onnx_graphsurgeon as gs
 
 from tcompile.core.errors import ModelError
 from tcompile.core.graph import attr, bypass, is_const, is_standard, producer, replace_uses, value
+from tcompile.core.node_order import drop_dead, toposort
 from tcompile.core.op_traits import MOVES
 
 _SINGLE = np.dtype(np.float32)
@@ -75,7 +76,7 @@ def dequantize(graph: gs.Graph) -> int:
         if is_standard(node) and node.op in _INTEGER:
             _product(graph, node, dynamic)
             count += 1
-    graph.cleanup(remove_unused_graph_inputs=False).toposort()
+    toposort(drop_dead(graph))
     return count
 
 

@@ -17,6 +17,7 @@ from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
 from tcompile.core.errors import ModelError
 from tcompile.core.graph import attr, is_const, is_free, is_text, opset_imports, replace_uses, value
+from tcompile.core.node_order import drop_dead, toposort
 from tcompile.passes.normalize.batch_values import NEVER, SIZED, DimVectors
 from tcompile.passes.normalize.evaluate import Evaluator
 from tcompile.passes.normalize.origins import Origins
@@ -59,7 +60,7 @@ def fold_shapes(graph: gs.Graph, vectors: DimVectors, origins: Origins) -> int:
         count += 1
     _drop_dead(graph)
     if live:
-        graph.toposort()
+        toposort(graph)
     return count
 
 
@@ -160,7 +161,7 @@ def _store(tensor: gs.Tensor, result: np.ndarray[Any, Any]) -> None:
 
 def _drop_dead(graph: gs.Graph) -> None:
     """Remove nodes that nothing reads, repeatedly, without touching graph inputs."""
-    graph.cleanup(remove_unused_graph_inputs=False)
+    drop_dead(graph)
 
 
 _BRANCHES = ("then_branch", "else_branch")

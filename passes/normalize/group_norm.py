@@ -12,6 +12,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from tcompile.core.graph import constant_nodes_to_constants, is_standard
+from tcompile.core.node_order import toposort
 
 
 def spell_group_norm(graph: gs.Graph) -> int:
@@ -22,7 +23,7 @@ def spell_group_norm(graph: gs.Graph) -> int:
     for node in found:
         _spell(graph, node, *node.inputs)
     if found:
-        graph.toposort()
+        toposort(graph)
     return len(found)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from tcompile.core.graph import attr, is_const, is_free, producer, reduced_axes
+from tcompile.core.node_order import drop_dead, toposort
 
 
 def spell_products(graph: gs.Graph) -> int:
@@ -29,7 +30,7 @@ def spell_products(graph: gs.Graph) -> int:
             continue
         count += rule(graph, node)
     if count:
-        graph.cleanup(remove_unused_graph_inputs=False).toposort()
+        toposort(drop_dead(graph))
     return count
 
 

@@ -24,6 +24,7 @@ from tcompile.core.graph import (
     producer,
     value,
 )
+from tcompile.core.node_order import drop_dead
 
 _SMALL = 1 << 24
 
@@ -53,7 +54,7 @@ def simplify(graph: gs.Graph, loose: Collection[str] = (), sized: Collection[str
         if node.op == "Attention" and node.domain in (None, "", "ai.onnx"):
             count += _drop_mask(node)
     if count:
-        graph.cleanup(remove_unused_graph_inputs=False)
+        drop_dead(graph)
     return count
 
 

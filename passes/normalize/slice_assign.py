@@ -11,6 +11,7 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from tcompile.core.graph import attr, is_const, is_free, is_standard, value
+from tcompile.core.node_order import drop_dead, toposort
 
 #: First and last position + 1 of every axis that is indexed.
 Box = list[tuple[int, int]]
@@ -34,7 +35,7 @@ def spell_slice_assignments(graph: gs.Graph) -> int:
         _assign(graph, data, updates, box, 0, out)
         count += 1
     if count:
-        graph.cleanup(remove_unused_graph_inputs=False).toposort()
+        toposort(drop_dead(graph))
     return count
 
 

@@ -27,6 +27,7 @@ from tcompile.core.graph import (
     shape,
     value,
 )
+from tcompile.core.node_order import drop_dead, toposort
 from tcompile.core.op_traits import RESHAPES
 from tcompile.passes.normalize.products import Nodes, replace_by
 from tcompile.passes.normalize.turned_attention import above_logits
@@ -53,7 +54,7 @@ def spell_softmax(graph: gs.Graph, loose: Collection[str] = ()) -> int:
         elif node.op == "Softmax":
             count += _shifted(node) or _unwrap(graph, node, loose) or _column(graph, node)
     if count:
-        graph.cleanup(remove_unused_graph_inputs=False).toposort()
+        toposort(drop_dead(graph))
     return count
 
 

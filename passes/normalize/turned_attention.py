@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import onnx_graphsurgeon as gs
 
 from tcompile.core.graph import attr, is_const, is_standard, producer
+from tcompile.core.node_order import drop_dead, toposort
 from tcompile.core.op_traits import BROADCASTS, ELEMENTWISE
 from tcompile.passes.normalize.products import Nodes, replace_by
 
@@ -43,7 +44,7 @@ def turn_attention(graph: gs.Graph) -> int:
         if node.op == "Softmax" and is_standard(node) and node.outputs:
             count += _turned(graph, node)
     if count:
-        graph.cleanup(remove_unused_graph_inputs=False).toposort()
+        toposort(drop_dead(graph))
     return count
 
 

@@ -14,6 +14,7 @@ import onnx_graphsurgeon as gs
 from tcompile.analysis import axes as ax
 from tcompile.analysis.axes import Axes
 from tcompile.core.graph import attr, bypass, is_standard, producer
+from tcompile.core.node_order import drop_dead
 from tcompile.core.op_traits import RESHAPES
 
 #: So many views in a row are looked at.
@@ -39,7 +40,7 @@ def cancel_views(graph: gs.Graph, loose: Collection[str] = ()) -> int:
                 break
             chain.insert(0, maker)
     if count:
-        graph.cleanup(remove_unused_graph_inputs=False)
+        drop_dead(graph)
     return count
 
 

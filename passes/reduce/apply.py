@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.logger import G_LOGGER
+from onnx_graphsurgeon.util.exception import OnnxGraphSurgeonException
 
 from tcompile.analysis import axes as ax
 from tcompile.analysis import effects as fx
@@ -20,7 +22,8 @@ from tcompile.analysis.model import Analysis, tower_batch
 from tcompile.analysis.structure import Block
 from tcompile.analysis.token_dims import Layout, Run, locate, stream_layout
 from tcompile.core.errors import InternalError, ModelError, UsageError, assert_never
-from tcompile.core.graph import CycleError, int_to_dim, is_const, replace_uses, shape, sort_nodes
+from tcompile.core.graph import int_to_dim, is_const, replace_uses, shape
+from tcompile.core.node_order import drop_dead, toposort
 from tcompile.passes.lower.spell import decompose_attention
 from tcompile.passes.normalize.infer import infer
 from tcompile.passes.reduce.builder import Builder
@@ -187,8 +190,9 @@ class Rewriter:
         Owners and indices that no output asks for were written all the same.
         """
         try:
-            sort_nodes(self.graph)
-        except CycleError as error:
+            with G_LOGGER.suppress(G_LOGGER.CRITICAL + 1):  # it prints what the error says
+                toposort(drop_dead(self.graph))
+        except OnnxGraphSurgeonException as error:
             names = ", ".join(self.cuts)
             raise UsageError(
                 f"what is read to choose tokens at {names} is computed from the tokens that leave "
@@ -217,7 +221,7 @@ class Rewriter:
         if names:
             self._infer_shapes()
             decompose_attention(self.graph, lambda node: node.name in names)
-            self.graph.toposort()
+            toposort(self.graph)
 
     def _shape(self, name: str, stage: TokenState) -> list[int | str]:
         if stage is self.stages[0]:

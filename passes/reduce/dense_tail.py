@@ -1,7 +1,8 @@
 """What stands behind the blocks, computed of every token: for rules that give rows to the stream.
 
 A tensor that is to have every token again is a function of the residual stream. Where the stream
-gets its tokens back, the nodes between the two are copied as the dense model has them.
+gets its tokens back, the nodes between the two are copied as the dense model has them. Tokens that
+left behind the last block (`output`) never left the stream: they have the rows of the dense model.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from tcompile.analysis import axes as ax
 from tcompile.analysis.model import Analysis
 from tcompile.analysis.token_dims import stream_layout
 from tcompile.core.errors import UsageError
-from tcompile.core.graph import int_to_dim, is_const
+from tcompile.core.graph import int_to_dim
 from tcompile.passes.reduce.edit_state import Editor
 from tcompile.passes.reduce.gather_rows import from_rows, to_rows
 from tcompile.passes.reduce.reducers.base import Grid
@@ -65,6 +66,7 @@ class DenseTail:
         self.attentions = {
             name for a in analysis.attentions for name in (a.node, getattr(a, "mix", ""))
         }
+        self.tensors = graph.tensors()
         self.grid, self.rule = grid, rule
         self.made: dict[str, gs.Tensor] = {}
 
@@ -95,11 +97,11 @@ class DenseTail:
             if all(out in self.made for out in outs):
                 continue
             copied = [
-                self.made.get(n, editor.current.get(n, t)) if not is_const(t) else t
+                self.made.get(n, editor.current[n] if n in self.streams else t)
                 for n, t in zip(node.names, node.inputs, strict=True)
             ]
             self._copy(editor, node, copied)
-        return self.made[name]
+        return self.made.get(name, self.tensors[name])
 
     def _copy(self, editor: Editor, node: DenseNode, inputs: Sequence[gs.Tensor]) -> None:
         b = editor.b

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from math import prod
 from typing import Literal
 
@@ -109,12 +110,14 @@ def has_batch(axis: Axis) -> bool:
 
 def roots(axis: Axis) -> set[Root]:
     """Every root the axis stands on, through concatenations."""
-    found: set[Root] = set()
-    for digit in axis:
-        found.add(digit.root)
-        for piece in (*digit.root.pieces, *digit.root.union):
-            found |= roots(piece.axis)
-    return found
+    return set().union(*(below(digit.root) for digit in axis))
+
+
+@lru_cache(maxsize=1 << 14)
+def below(root: Root) -> frozenset[Root]:
+    """The root and those that it was concatenated from."""
+    pieces = (*root.pieces, *root.union)
+    return frozenset({root}).union(*(roots(piece.axis) for piece in pieces))
 
 
 def normal(digits: Iterable[Digit]) -> Axis:

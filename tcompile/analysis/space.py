@@ -61,6 +61,7 @@ class TokenSpace:
         padded: runs that stand among keys that are no tokens (learned keys, sink columns), by the
             axis of all: the run, and how many stand before and behind it.
         grouping: the groups that a later part of the model joins patches into, if it does.
+        located: dims that were expressed in terms of this space (`token_dims.locate`).
     """
 
     axis: Axis
@@ -72,6 +73,7 @@ class TokenSpace:
     orders: dict[Axis, Order] = field(default_factory=dict, compare=False, repr=False)
     runs: dict[Axis, tuple[int, int]] = field(default_factory=dict, compare=False, repr=False)
     padded: dict[Axis, Padded] = field(default_factory=dict, compare=False, repr=False)
+    located: dict[Axes, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.runs:

@@ -89,6 +89,13 @@ def locate(axes: Axes, space: TokenSpace) -> Dims:
     Tokens spread over neighbouring dims, such as a grid (h, w), lie in the first of them: the
     others have size 1 once tokens have left.
     """
+    known: Dims | None = space.located.get(axes)
+    if known is None:
+        known = space.located[axes] = _located(axes, space)
+    return known
+
+
+def _located(axes: Axes, space: TokenSpace) -> Dims:
     found: list[Dim | None] = []
     while len(found) < len(axes):
         rest = axes[len(found) :]
@@ -132,7 +139,7 @@ def _one(axis: Axis, space: TokenSpace) -> Dim | None:
             continue
         if digit in members:
             factor *= digit.size
-        elif any(r in inside for r in ax.roots((digit,))):
+        elif not inside.isdisjoint(ax.below(digit.root)):
             return None
         elif digit.root.kind == "batch":
             extent *= digit.size

@@ -8,6 +8,7 @@ from typing import Any
 from tcompile.artifact.manifest import Fidelity, Latency, Manifest, OutputFidelity
 from tcompile.core.errors import short_names
 from tcompile.core.model_files import TensorInfo
+from tcompile.core.schedule import RESTORES
 from tcompile.targets.backends.base import FusedAttention
 
 
@@ -85,10 +86,19 @@ def _asked(m: Manifest) -> str:
     budget = (m.plan or {}).get("budget") or {}
     asked = [_BUDGETS[name](value) for name, value in budget.items() if name in _BUDGETS]
     head = ("asked", ", ".join(asked) or f"method `{m.schedule.get('method', '?')}`")
-    if m.kept is None:
-        return table(head, ()) + "\n"
-    kept = f"{m.kept.keep:.1%}: {m.kept.patches} of {m.kept.of} patch tokens"
-    return table(head, [("kept", kept)]) + "\n"
+    rows = []
+    if m.kept is not None:
+        kept = f"{m.kept.keep:.1%}: {m.kept.patches} of {m.kept.of} patch tokens"
+        rows.append(("kept", kept))
+    if words := given_back(m.schedule):
+        rows.append(("row of a dropped token", words))
+    return table(head, rows) + "\n"
+
+
+def given_back(schedule: Mapping[str, Any]) -> str:
+    """The rule by which restored outputs give dropped tokens back; empty where none is."""
+    rule = str(schedule.get("restore") or "")
+    return f"{rule}: {RESTORES.get(rule, '?')}" if rule else ""
 
 
 #: Budget → how it reads.

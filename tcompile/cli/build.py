@@ -164,7 +164,13 @@ def _flops(flops: Flops) -> str:
 def print_summary(directory: Path) -> None:
     """Print what was asked, what is given and why; then what was built, in a few rows."""
     from tcompile.artifact.directory import load_artifact
-    from tcompile.artifact.page import fidelity_notes, fidelity_words, giga, milliseconds
+    from tcompile.artifact.page import (
+        fidelity_notes,
+        fidelity_words,
+        giga,
+        given_back,
+        milliseconds,
+    )
 
     m = load_artifact(directory).manifest
     for line in m.summary:
@@ -175,6 +181,8 @@ def print_summary(directory: Path) -> None:
         ("tokens", f"{first.attention} enter the first block, {last.mlp} the last MLP"),
         ("FLOPs", _flops(m.flops) if m.reduced else giga(m.flops.dense)),
     ]
+    if words := given_back(m.schedule):
+        rows.append(("row of a dropped token", words))
     for figure in m.latency:
         where = f"{figure.device}, {figure.runtime}"
         rows.append(

@@ -74,6 +74,8 @@ def print_planned(planned: PlanReport) -> None:
 
 def print_schedule(document: dict[str, object]) -> None:
     """The schedule as a table: what leaves where, then the tokens that each block sees."""
+    from tcompile.artifact.page import given_back
+
     reductions = document["reductions"]
     blocks = document["tokens_per_block"]
     assert isinstance(reductions, list)
@@ -91,6 +93,8 @@ def print_schedule(document: dict[str, object]) -> None:
         click.echo(f"The image has {h} x {w} pixels: {rows_} x {columns} patches.")
     else:
         click.echo("No token leaves: this is the dense model.")
+    if words := given_back(document):
+        click.echo(f"row of a dropped token: {words}")
     for note in document.get("notes") or ():  # type: ignore[attr-defined]
         click.echo(f"note: {note}")
     tokens = [(b["block"], b["attention"], b["mlp"]) for b in blocks]

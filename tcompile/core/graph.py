@@ -15,8 +15,6 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
-from onnx_graphsurgeon.logger import G_LOGGER
-from onnx_graphsurgeon.util.exception import OnnxGraphSurgeonException
 
 #: Stands for the free batch while shapes are computed: a prime no real dim is a multiple of.
 BATCH_SENTINEL = 7919
@@ -108,7 +106,7 @@ def settled(dim: int | str, batch: int | Mapping[str, int]) -> int:
 
 def shape(tensor: gs.Tensor) -> tuple[int, ...]:
     """Dims as ints, a symbolic batch as the sentinel. The shape must be known."""
-    return tuple(dim_to_int(d) for d in tensor.shape)
+    return tuple([d if type(d) is int else dim_to_int(d) for d in tensor.shape])
 
 
 def free_names(graph: gs.Graph) -> list[str]:
@@ -226,7 +224,7 @@ def unique_names(graph: gs.Graph) -> None:
 
 def nbytes(constant: gs.Constant) -> int:
     """Bytes of a constant, without loading it."""
-    size = int(np.prod(constant.shape, dtype=np.int64)) if len(constant.shape) else 1
+    size: int = math.prod(constant.shape)
     return size * np.dtype(constant.dtype).itemsize if not isinstance(constant.dtype, int) else size
 
 
@@ -239,68 +237,6 @@ def is_text(constant: gs.Constant) -> bool:
     """Return whether a constant holds texts; those are never loaded, as they are not written."""
     # Types that numpy lacks, such as bfloat16, are numbers of ONNX's own.
     return not isinstance(constant.dtype, int) and np.dtype(constant.dtype).kind in "OUS"
-
-
-class CycleError(Exception):
-    """A node that is computed from its own outputs."""
-
-
-def sort_nodes(graph: gs.Graph) -> None:
-    """Put nodes in execution order, and remove those that no output needs.
-
-    The order is that of graphsurgeon's `cleanup` and `toposort`, found in a fraction of the time:
-    by the longest way from an input, and as they were found where that is the same.
-
-    Raises:
-        CycleError: there is no such order.
-    """
-    if graph.functions or any(
-        isinstance(a, gs.Graph) for n in graph.nodes for a in n.attrs.values()
-    ):
-        try:
-            with G_LOGGER.suppress(G_LOGGER.CRITICAL + 1):  # it prints what the error says
-                graph.cleanup(remove_unused_graph_inputs=False).toposort()
-        except OnnxGraphSurgeonException as error:
-            raise CycleError from error
-        return
-    for tensor in graph.inputs:
-        tensor.inputs.clear()
-    needed: set[int] = set()
-    pending = [maker for t in graph.outputs for maker in t.inputs]
-    while pending:
-        node = pending.pop()
-        if id(node) not in needed:
-            needed.add(id(node))
-            pending += _makers(node)
-    level: dict[int, int] = {}
-    found: list[gs.Node] = []
-    for start in [n for n in graph.nodes if id(n) in needed]:
-        # Each node on the way, with those that have to be placed before it.
-        way, above = [start], {id(start): _makers(start)}
-        while way:
-            node = way[-1]
-            rest = above[id(node)]
-            while rest and id(rest[0]) in level:
-                rest.pop(0)
-            if id(node) in level:
-                way.pop()
-            elif not rest:
-                level[id(node)] = max((level[id(m)] for m in _makers(node)), default=-1) + 1
-                found.append(way.pop())
-            elif id(rest[0]) in above:
-                raise CycleError
-            else:
-                way.append(rest[0])
-                above[id(rest[0])] = _makers(rest[0])
-    for node in graph.nodes:
-        if id(node) not in needed:
-            node.inputs.clear()
-            node.outputs.clear()
-    graph.nodes[:] = sorted(found, key=lambda n: level[id(n)])
-
-
-def _makers(node: gs.Node) -> list[gs.Node]:
-    return [maker for tensor in node.inputs for maker in tensor.inputs]
 
 
 def skeleton(
@@ -317,9 +253,18 @@ def skeleton(
     known = known or {}
     tensors = graph.tensors()
     constants = [t for t in tensors.values() if is_const(t)]
-    small = [OnnxExporter.export_tensor_proto(t) for t in constants if not large(t)]
+    too_large = [large(t) for t in constants]
+    small = [
+        OnnxExporter.export_tensor_proto(t)
+        for t, is_large in zip(constants, too_large, strict=True)
+        if not is_large
+    ]
     small += [onnx.numpy_helper.from_array(v, name) for name, v in known.items()]
-    weights = [OnnxExporter.export_value_info_proto(t, True) for t in constants if large(t)]
+    weights = [
+        OnnxExporter.export_value_info_proto(t, True)
+        for t, is_large in zip(constants, too_large, strict=True)
+        if is_large
+    ]
     inputs = [
         onnx.helper.make_tensor_value_info(
             t.name,

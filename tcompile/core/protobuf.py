@@ -19,6 +19,8 @@ _MODEL_FIELDS = {1: 0, 5: 0} | dict.fromkeys((2, 3, 4, 6, _GRAPH, 8, 14, 20, 25,
 _GRAPH_FIELDS = dict.fromkeys((1, 2, _INITIALIZER, 10, 11, 12, 13, 14, 15, 16), 2)
 #: Bytes of fields that are of another wire type.
 _FIXED = {1: 8, 5: 4}
+#: Bytes of a tag and a length at most.
+_HEAD = 20
 #: Fields that are looked at to tell a model, and bytes of a weight from which it is left out.
 _LOOK, _LARGE = 64, 1 << 12
 #: Numbers that fields of later versions of ONNX may have lie below this.
@@ -98,26 +100,42 @@ def read_varint(stream: BinaryIO) -> int:
 def _fields(stream: BinaryIO, start: int, end: int) -> Iterator[tuple[int, bytes, int]]:
     """Yield each field's number, the bytes before its contents, and where these end. The stream
     stands at the contents."""
-    stream.seek(start)
-    while stream.tell() < end:
-        tag = read_varint(stream)
-        head, wire = varint(tag), tag & 7
-        stop = stream.tell()
+    place = start
+    while place < end:
+        stream.seek(place)
+        ahead = stream.read(_HEAD)
+        there, ahead = len(ahead), ahead.ljust(_HEAD, b"\0")  # zeros behind the end, as above
+        tag, at = _varint_at(ahead, 0)
+        wire, length = tag & 7, 0
         if wire == 0:
-            head += varint(read_varint(stream))
-            stop = stream.tell()
+            _, at = _varint_at(ahead, at)
         elif wire == 2:
-            length = read_varint(stream)
-            head += varint(length)
-            stop = stream.tell() + length
+            length, at = _varint_at(ahead, at)
         elif wire in _FIXED:
-            stop += _FIXED[wire]
+            length = _FIXED[wire]
         else:
             raise ValueError(f"no field has wire type {wire}")
+        contents = place + min(at, there)
+        stop = contents + length
         if not tag >> 3 or stop > end:
             raise ValueError("cut off")
-        yield tag >> 3, head, stop
-        stream.seek(stop)
+        stream.seek(contents)
+        yield tag >> 3, ahead[:at], stop
+        place = stop
+
+
+def _varint_at(data: bytes, at: int) -> tuple[int, int]:
+    """The number at a place, and where it ends."""
+    number = data[at]
+    if number < 0x80:
+        return number, at + 1
+    number &= 0x7F
+    for shift in range(7, 64, 7):
+        at += 1
+        number |= (data[at] & 0x7F) << shift
+        if data[at] < 0x80:
+            break
+    return number, at + 1
 
 
 def _looks_like(fields: Mapping[int, int], stream: BinaryIO, end: int) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import onnx_graphsurgeon as gs
 
 from tcompile.core.graph import is_const, producer
+from tcompile.core.node_order import toposort
 
 #: Elements up to which constants are alike by their contents, not by their names.
 _SMALL = 1 << 16
@@ -53,7 +54,7 @@ def extract(graph: gs.Graph, nodes: Collection[str], outputs: Sequence[str]) -> 
     part.inputs, part.outputs = list(inputs.values()), [tensors[name] for name in outputs]
     called = {n.op for n in kept}
     part.functions = [f for f in part.functions if f.name in called]
-    return part.cleanup(remove_unused_graph_inputs=True).toposort()
+    return toposort(part.cleanup(remove_unused_graph_inputs=True))
 
 
 def repeated(graph: gs.Graph, times: int) -> gs.Graph:
@@ -90,7 +91,7 @@ def repeated(graph: gs.Graph, times: int) -> gs.Graph:
             )
         whole.inputs += [renamed(t) for t in inputs]
         whole.outputs += [renamed(t) for t in outputs]
-    return whole.toposort()
+    return toposort(whole)
 
 
 def joined(graphs: Mapping[str, gs.Graph]) -> gs.Graph:

@@ -10,6 +10,7 @@ import onnx_graphsurgeon as gs
 
 from tcompile.analysis.model import Analysis, tower_batch
 from tcompile.core.errors import UsageError
+from tcompile.core.node_order import drop_dead, toposort
 from tcompile.core.schedule import Spec
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.scores import find_score
@@ -52,7 +53,7 @@ def observed(
     """
     probed = graph.copy()
     names = _write(probed, analysis, scores)
-    probed.cleanup(remove_unused_graph_inputs=False).toposort()
+    toposort(drop_dead(probed))
     found = run_graph(probed, Samples(arrays, "calibration", real=True))
     shares: list[Array] = []
     for per_block in names:

@@ -10,6 +10,7 @@ import onnx_graphsurgeon as gs
 from tcompile.analysis.model import Analysis
 from tcompile.core.errors import UsageError
 from tcompile.core.graph import is_const, replace_uses
+from tcompile.core.node_order import drop_dead, toposort
 from tcompile.core.site import SiteName
 from tcompile.methods.method import Method
 from tcompile.methods.schedulers import Place
@@ -91,7 +92,7 @@ def _without_twins(graph: gs.Graph, written: Container[str]) -> gs.Graph:
         written: names of the nodes that the reduction wrote.
     """
     made = graph.copy()
-    made.toposort()
+    toposort(made)
     asked = {o.name for o in made.outputs}
     first: dict[str, gs.Node] = {}
     nodes = sorted(made.nodes, key=lambda n: n.name in written)
@@ -105,7 +106,7 @@ def _without_twins(graph: gs.Graph, written: Container[str]) -> gs.Graph:
                 replace_uses(old, new)
             node.outputs.clear()
     made.nodes[:] = [n for n in made.nodes if n.outputs]
-    return made.cleanup(remove_unused_graph_inputs=False).toposort()
+    return toposort(drop_dead(made))
 
 
 def _name(tensor: gs.Tensor) -> str:

@@ -37,14 +37,14 @@ class Look:
         patterned: share of leaves with stripes, checks or text.
     """
 
-    fewest: int = 4
-    most: int = 40
+    fewest: int = 12
+    most: int = 80
     smallest: float = 0.03
     largest: float = 0.6
-    tail: float = 2.5
-    texture: float = 0.06
-    contrast: float = 0.22
-    chroma: float = 0.45
+    tail: float = 2.0
+    texture: float = 0.09
+    contrast: float = 0.25
+    chroma: float = 0.35
     light: float = 0.3
     soft: float = 0.4
     patterned: float = 0.15
@@ -71,27 +71,45 @@ class _Leaf:
 
 
 def draw(
-    rng: np.random.Generator, height: int, width: int, frames: int = 1, look: Look = LOOK
+    rng: np.random.Generator,
+    height: int,
+    width: int,
+    frames: int = 1,
+    fullness: float | None = None,
+    look: Look = LOOK,
 ) -> Floats:
-    """Draw one scene: [frames, 3, height, width] in 0..1; in later frames everything has moved."""
+    """Draw one scene: [frames, 3, height, width] in 0..1; in later frames everything has moved.
+
+    Args:
+        fullness: from nearly empty (0) to crowded (1); None: drawn.
+    """
     textures = _textures(rng, height, width)
     side = min(height, width)
-    count = round(float(np.exp(rng.uniform(np.log(look.fewest), np.log(look.most)))))
+    share = rng.random() if fullness is None else fullness
+    count = round(look.fewest * (look.most / look.fewest) ** share)
     palette = _palette(rng, look)
     pan = rng.normal(0, 0.02, 2) * side
     leaves = [_leaf(rng, height, width, palette, pan, look) for _ in range(count)]
     leaves.sort(key=lambda leaf: -float(leaf.radii.max()) * rng.uniform(0.3, 1))
     ground = palette[0][:, None, None]
-    slope = _ramp(rng, height, width) * rng.uniform(0, 0.25) + textures[0] * look.texture
+    slope = _ramp(rng, height, width) * rng.uniform(0, 0.25)
     light = 1 + look.light * rng.uniform(0, 1) * _ramp(rng, height, width)
     image = np.empty((frames, 3, height, width), np.float32)
     for frame in range(frames):
-        image[frame] = ground + _shifted(slope, np.rint(0.3 * pan * frame))
+        far = _window(textures[0], -np.rint(0.3 * pan * frame), (height, width))
+        image[frame] = ground + slope + np.float32(look.texture) * far
         for leaf in leaves:
             _paint(image[frame], leaf, frame, textures)
     image *= light
     np.clip(image, 0, 1, out=image)
     return image
+
+
+def spread(index: int) -> float:
+    """The numbers 0, 1, 2, … spread over 0 to 1 so that the first few of them, too, lie evenly:
+    their binary digits in reverse. So any few scenes are of all kinds."""
+    digits = f"{index + 1:b}"[::-1]
+    return int(digits, 2) / (1 << len(digits))
 
 
 def _textures(rng: np.random.Generator, height: int, width: int) -> Floats:
@@ -105,7 +123,8 @@ def _textures(rng: np.random.Generator, height: int, width: int) -> Floats:
     scale = radius ** -np.array(_EXPONENTS, np.float32)[:, None, None]
     scale[:, 0, 0] = 0
     field = np.fft.irfft2((parts[0] + 1j * parts[1]) * scale, (height, width))
-    return np.asarray(field / (field.std(axis=(1, 2), keepdims=True) + 1e-12), np.float32)
+    field /= field.std(axis=(1, 2), keepdims=True) + 1e-12
+    return np.asarray(field, np.float32)
 
 
 def _ramp(rng: np.random.Generator, height: int, width: int) -> Floats:
@@ -178,41 +197,46 @@ def _paint(image: Array, leaf: _Leaf, frame: int, textures: Array) -> None:
     """Put a leaf in front of what is there, within the box that it fills."""
     height, width = image.shape[-2:]
     middle = leaf.place + leaf.moves * frame
-    reach = float(leaf.radii.max()) * (1.5 if leaf.sides is not None else 1.0) + leaf.soft
-    top, left = (max(int(v - reach), 0) for v in middle)
-    bottom, right = min(int(middle[0] + reach) + 2, height), min(int(middle[1] + reach) + 2, width)
+    sin, cos = np.sin(leaf.turn), np.cos(leaf.turn)
+    a, b = leaf.radii
+    # An ellipse around it: corners lie beyond its radii.
+    around = 1.0 if leaf.sides is None else 1.2 if len(leaf.sides) == 4 else 1.6
+    reach = around * np.hypot([a * cos, a * sin], [b * sin, b * cos]) + leaf.soft
+    top, left = (max(int(v), 0) for v in middle - reach)
+    bottom, right = (
+        min(int(v) + 2, n) for v, n in zip(middle + reach, (height, width), strict=True)
+    )
     if top >= bottom or left >= right:
         return
     y = np.arange(top, bottom, dtype=np.float32)[:, None] - np.float32(middle[0])
     x = np.arange(left, right, dtype=np.float32)[None] - np.float32(middle[1])
-    sin, cos = np.float32(np.sin(leaf.turn)), np.float32(np.cos(leaf.turn))
-    v, u = y * cos - x * sin, y * sin + x * cos
-    a, b = (np.float32(r) for r in leaf.radii)
+    # In its own axes, in radii.
+    v = y * np.float32(cos / a) - x * np.float32(sin / a)
+    u = y * np.float32(sin / b) + x * np.float32(cos / b)
     if leaf.sides is None:
-        beyond = (np.sqrt((v / a) ** 2 + (u / b) ** 2) - 1) * b
+        beyond = np.sqrt(v * v + u * u) - np.float32(1)
     else:
-        beyond = (v / a) * leaf.sides[0, 0] + (u / b) * leaf.sides[0, 1]
-        for first, second in leaf.sides[1:]:
-            np.maximum(beyond, (v / a) * first + (u / b) * second, out=beyond)
-        beyond = (beyond - np.float32(0.8)) * b
+        beyond = np.maximum.reduce([v * first + u * second for first, second in leaf.sides])
+        beyond -= np.float32(0.8)
+    beyond *= np.float32(b)
     alpha = np.clip(np.float32(0.5) - beyond / np.float32(leaf.soft), 0, 1)
-    start = (np.rint(leaf.moves * frame).astype(int) * -1 + leaf.offset + (top, left)).astype(int)
+    # It moves with the leaf.
+    start = leaf.offset + np.array([top, left]) - np.rint(leaf.moves * frame).astype(int)
     surface = _window(textures[leaf.surface], start, alpha.shape)
     front = leaf.colour[:, None, None] + leaf.grain[:, None, None] * surface
     if leaf.pattern is not None:
         rows, columns = leaf.pattern.shape
-        size = np.float32(max(min(leaf.radii) / 8, 1.5))
-        front += leaf.pattern[
-            (v / size).astype(np.int32) % rows, (u / size).astype(np.int32) % columns
-        ]
+        size = max(b / 8, 1.5)
+        down, across = ((w * np.float32(r / size)).astype(np.int32) for w, r in ((v, a), (u, b)))
+        front += leaf.pattern[down % rows, across % columns]
     box = image[:, top:bottom, left:right]
     box += alpha * (front - box)
 
 
 def _window(plane: Array, start: Array, shape: tuple[int, ...]) -> Array:
-    """A part of a plane that has no seams, from a place on: it goes on at the other side."""
-    return _shifted(plane, -start)[: shape[0], : shape[1]]
-
-
-def _shifted(plane: Array, by: Array) -> Array:
-    return np.asarray(np.roll(plane, (int(by[0]), int(by[1])), axis=(-2, -1)))
+    """A part of a plane that has no seams: beyond its end it goes on at the other side."""
+    y, x = (
+        (int(at) + np.arange(size)) % whole
+        for at, size, whole in zip(start, shape, plane.shape, strict=True)
+    )
+    return np.asarray(plane[y[:, None], x])

@@ -17,12 +17,13 @@ import numpy.typing as npt
 
 from tcompile.models.preprocess import pack_patches
 from tcompile.models.preprocess_option import PRESETS
-from tcompile.runtime.dead_leaves import draw
+from tcompile.runtime.dead_leaves import draw, spread
 from tcompile.runtime.samples import Samples, samples_for
 from tcompile.runtime.signature import Signature
 
 Array = npt.NDArray[Any]
-Maker = Callable[[np.random.Generator], Array]
+#: Makes a sample from what draws and how full its scene is.
+Maker = Callable[[np.random.Generator, float], Array]
 #: Seed of the scenes that figures rest on: nothing is planned on these.
 JUDGED_ON = 0
 #: Scenes that figures rest on, and the FLOPs of the dense model that they may take.
@@ -50,10 +51,10 @@ def scenes_for(model: Signature, *, count: int, seed: int = 0) -> Samples:
         for (name, array), maker in zip(drawn.arrays.items(), makers.values(), strict=True)
     }
     for i in range(count):
-        rng = np.random.default_rng((seed, i))
+        rng, fullness = np.random.default_rng((seed, i)), spread(i)
         for name, maker in makers.items():
             if maker is not None:
-                arrays[name][i] = maker(rng)
+                arrays[name][i] = maker(rng, fullness)
     source = f"{_scenes(count)} (seed {seed}{_assumption(model, drawn, makers)})"
     return replace(drawn, arrays=arrays, source=source, scenes=True)
 
@@ -65,7 +66,9 @@ def evidence_for(
 
     Raises `UsageError` for data that does not fit the model.
     """
-    return samples_for(model, data) if data else scenes_for(model, count=count, seed=seed)
+    if data is None:
+        return scenes_for(model, count=count, seed=seed)
+    return samples_for(model, data, skip_unreadable=True)
 
 
 def evidence_count(flops: int) -> int:
@@ -111,14 +114,14 @@ def _maker(model: Signature, name: str, array: Array) -> Maker | None:
     rows, known = array.shape[1:], model.preprocessing
     if model.packed:
         form = _packed_form(rows, known) if array.dtype.kind == "f" and len(rows) == 2 else None
-        return None if form is None else lambda rng: _packed(rng, form)
+        return None if form is None else lambda rng, full: _packed(rng, full, form)
     if len(rows) == 3 and array.dtype == np.uint8:
-        return lambda rng: np.rint(255 * _scene(rng, rows))
+        return lambda rng, full: np.rint(255 * _scene(rng, full, rows))
     if not (array.dtype.kind == "f" and _is_image(model, name, rows)):
         return None
     if name in model.pixels and not _norms(known):
-        return lambda rng: 255 * _scene(rng, rows)
-    return lambda rng: _scene(rng, rows, known if _norms(known) else _ASSUMED)
+        return lambda rng, full: 255 * _scene(rng, full, rows)
+    return lambda rng, full: _scene(rng, full, rows, known if _norms(known) else _ASSUMED)
 
 
 def _is_image(model: Signature, name: str, rows: tuple[int, ...]) -> bool:
@@ -141,7 +144,10 @@ def _norms(preprocessing: Mapping[str, Any]) -> bool:
 
 
 def _scene(
-    rng: np.random.Generator, rows: tuple[int, ...], preprocessing: Mapping[str, Any] | None = None
+    rng: np.random.Generator,
+    full: float,
+    rows: tuple[int, ...],
+    preprocessing: Mapping[str, Any] | None = None,
 ) -> Array:
     """A scene in a layout, its colours first or last, moving where there are frames; in 0..1, or
     normalised by `mean` and `std`."""
@@ -152,7 +158,7 @@ def _scene(
     colours = -1 if last else (places or [-3])[0]
     frames = rows[-3 if colours == -4 else -4] if len(rows) == 4 else 1
     padded = preprocessing is not None and preprocessing.get("resize") == "pad"
-    image = _coloured(_drawn(rng, height, width, frames, padded), rows[colours])
+    image = _coloured(_drawn(rng, full, height, width, frames, padded), rows[colours])
     if preprocessing is not None:
         mean, std = (_each_colour(preprocessing[k], rows[colours]) for k in ("mean", "std"))
         image = (image - mean) / std
@@ -163,13 +169,15 @@ def _scene(
     return image.reshape(rows)
 
 
-def _drawn(rng: np.random.Generator, height: int, width: int, frames: int, padded: bool) -> Array:
+def _drawn(
+    rng: np.random.Generator, full: float, height: int, width: int, frames: int, padded: bool
+) -> Array:
     """A scene; where images are padded, half of them are of another shape, between black bars."""
     inner = [height, width]
     if padded and rng.random() < 0.5:
         side = int(rng.integers(2))
         inner[side] = max(round(inner[side] * rng.uniform(0.5, 1)), 1)
-    image = draw(rng, inner[0], inner[1], frames)
+    image = draw(rng, inner[0], inner[1], frames, full)
     rest = height - inner[0], width - inner[1]
     bars = [(size // 2, size - size // 2) for size in rest]
     return np.pad(image, [(0, 0), (0, 0), *bars])
@@ -233,12 +241,12 @@ def _guessed(count: int, channels: int) -> dict[str, Any]:
     return {}
 
 
-def _packed(rng: np.random.Generator, form: Mapping[str, Any]) -> Array:
+def _packed(rng: np.random.Generator, full: float, form: Mapping[str, Any]) -> Array:
     """Patches [N, C] of a scene; of a video, its frames by the time of a patch."""
     height, width = (int(v) for v in form["size"])
     time, frames = int(form["temporal_patch_size"]), int(form["frames"])
     still = frames == time  # an image, which stands for each frame of its patches
-    scene = draw(rng, height, width, 1 if still else frames)
+    scene = draw(rng, height, width, 1 if still else frames, full)
     mean, std = (_each_colour(form[k], 3) for k in ("mean", "std"))
     one = {**form, "temporal_patch_size": 1, "frames": 1}
     packed = [pack_patches(frame, one) for frame in (scene - mean) / std]

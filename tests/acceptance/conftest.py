@@ -9,18 +9,22 @@ import pytest
 
 from tcompile import pipeline
 
+#: The last reading of a file, by the file and what was asked.
+_LAST: dict[str, Any] = {}
+
 
 @pytest.fixture
 def read_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Methods go on from one reading of a file, as the attempts of a build do."""
-    read, last = pipeline.read, dict[str, Any]()
+    """Methods, and tests that follow each other, go on from one reading of a file, as the attempts
+    of a build do."""
+    read = pipeline.read
 
     def remembered(model: str | Path, **asked: Any) -> Any:
         how = sorted((name, value) for name, value in asked.items() if value is not None)
         key = f"{model} {Path(model).stat().st_mtime_ns} {how}"
-        if key not in last:
-            last.clear()
-            last[key] = read(model, **asked)
-        return last[key]
+        if key not in _LAST:
+            _LAST.clear()
+            _LAST[key] = read(model, **asked)
+        return _LAST[key]
 
     monkeypatch.setattr(pipeline, "read", remembered)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,8 @@ def _one_each(turn: int) -> list[tuple[Case, Variant, str]]:
 
 def _engines() -> list[tuple[Case, Variant, str]]:
     """Return two exports of each family, attention spelled out and as an op; without
-    TCOMPILE_MATRIX one of the two, by turns."""
+    TCOMPILE_MATRIX one of the two, by turns, and of a library's families whose blocks read the
+    stream alone every second."""
     seen: dict[tuple[str, bool], tuple[Case, Variant, str]] = {}
     for case, variant, method in CHOSEN:
         if variant.exporter == "dynamo":
@@ -67,7 +69,14 @@ def _engines() -> list[tuple[Case, Variant, str]]:
         return list(seen.values())
     families = list(dict.fromkeys(family for family, _ in seen))
     both = [[seen[f, op] for op in (False, True) if (f, op) in seen] for f in families]
-    return [exports[turn % len(exports)] for turn, exports in enumerate(both)]
+    met, found = Counter[str](), []
+    for turn, exports in enumerate(both):
+        case = exports[0][0]
+        library = case.source.partition(":")[0]
+        met[library] += 1
+        if case.few or met[library] % 2:
+            found.append(exports[turn // 2 % len(exports)])
+    return found
 
 
 def triples(chosen: list[tuple[Case, Variant, str]]) -> Any:

@@ -32,7 +32,17 @@ from tests.oracles.compare import (
     infer,
     infer_in_batches,
 )
-from tests.oracles.exports import biased, exported, glyphs, masked, odd, selection, stirred, subject
+from tests.oracles.exports import (
+    biased,
+    exported,
+    glyphs,
+    masked,
+    odd,
+    once,
+    selection,
+    stirred,
+    subject,
+)
 from tests.oracles.methods import Reduction, run
 from tests.oracles.plans import document, expected, reductions
 from tests.oracles.processed import PROCESSORS, Processor
@@ -107,10 +117,10 @@ def test_every_case_by_every_method(case: Case, variant: Variant, cache: Path) -
 
 PROCESSED = [
     *some("timm-vit", "hf-vit", "timm-siglip", "open-clip", batch=1),
-    (BY_ID["hf-vit"], Variant("dynamo", "sdpa", 20, 4)),
-    (BY_ID["torchvision-vit"], Variant("dynamo", None, 20, "dynamic")),
-    (BY_ID["timm-dinov2-reg4"], Variant("dynamo", "sdpa", 23, "dynamic")),
-    (BY_ID["timm-eva02"], Variant("dynamo", "eager", 20, "dynamic")),
+    *(
+        next((BY_ID[i], v) for v in selection(BY_ID[i]) if v.exporter == "dynamo")
+        for i in ("hf-vit-classify", "torchvision-vit", "timm-dinov2", "timm-eva02")
+    ),
 ]
 
 
@@ -234,11 +244,14 @@ TABLES = [("dynamo", 20, 1), ("dynamo", 23, "dynamic"), ("torchscript", 17, "dyn
 @pytest.mark.parametrize("outputs", ["reduced", "restored"])
 @pytest.mark.parametrize(("exporter", "opset", "batch"), TABLES)
 def test_a_table_for_pairs_of_tokens_is_gathered(
-    exporter: str, opset: int, batch: int | str, outputs: str, tmp_path: Path
+    exporter: str, opset: int, batch: int | str, outputs: str, cache: Path
 ) -> None:
     loaded, found = biased()
-    path = tmp_path / "biased.onnx"
-    export(loaded, path, exporter=exporter, opset=opset, batch=batch)
+
+    def write(path: Path) -> None:
+        export(loaded, path, exporter=exporter, opset=opset, batch=batch)
+
+    path = once(cache / f"biased-{exporter}-{opset}-{batch}.onnx", write)
     request = {"keep": float(KEEP), "method": "topk:block=1"}
     holds(path, found, 2, request, outputs)
 
@@ -308,11 +321,14 @@ def test_encoders_that_no_library_has(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("outputs", ["reduced", "restored"])
 @pytest.mark.parametrize("method", METHODS)
-def test_glyphs(method: str, outputs: str, tmp_path: Path) -> None:
+def test_glyphs(method: str, outputs: str, cache: Path) -> None:
     """Logits from CLS, and logits of every patch: a token axis without the prefix."""
     loaded, found = glyphs()
-    path = tmp_path / "glyphs.onnx"
-    export(loaded, path, exporter="torchscript", batch="dynamic")
+
+    def write(path: Path) -> None:
+        export(loaded, path, exporter="torchscript", batch="dynamic")
+
+    path = once(cache / "glyphs.onnx", write)
     holds(path, found, 2, {"keep": float(KEEP), "method": method}, outputs)
 
 

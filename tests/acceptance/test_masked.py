@@ -78,11 +78,30 @@ def quick(case_id: str) -> Variant:
     return Variant("torchscript", BY_ID[case_id].attentions[0], 17, "dynamic")
 
 
-@pytest.mark.parametrize("case", TOPK, ids=lambda case: case.id)
+#: One case after the other: its file is read once for both tests.
+every_case = pytest.mark.parametrize("case", TOPK, ids=lambda case: case.id, scope="module")
+
+
+@every_case
 def test_dropping_is_masking(case: Case, cache: Path) -> None:
     variant = selection(case)[-1]
     bench = Bench(exported(case, variant, cache), twice=True)
     bench.compare(bench.model)
+
+
+@every_case
+def test_keep_one_changes_no_bit(case: Case, cache: Path) -> None:
+    path = exported(case, selection(case)[-1], cache)
+    made = pipeline.reduce(path, keep=1.0, method="topk")
+    source = onnx.load(path)
+    feed = feed_for(source)
+    kept, normal, given = (
+        infer(m, feed) for m in (to_onnx(made.graph), to_onnx(made.dense), source)
+    )
+    assert kept.keys() == normal.keys() == given.keys()
+    for name, value in given.items():
+        assert np.array_equal(kept[name], normal[name])
+        np.testing.assert_allclose(kept[name], value, rtol=0, atol=3e-6 * np.abs(value).max())
 
 
 @pytest.mark.parametrize("case_id", ["timm-vit", "timm-siglip", "timm-beit", "timm-eva02"])
@@ -96,21 +115,6 @@ def test_bypassing_is_masking_and_keeping(case_id: str, cache: Path) -> None:
 def test_restored_outputs_repeat_kept_rows(case_id: str, cache: Path) -> None:
     bench = Bench(exported(BY_ID[case_id], quick(case_id), cache), "restored")
     bench.compare(bench.model)
-
-
-@pytest.mark.parametrize("case", TOPK, ids=lambda case: case.id)
-def test_keep_one_changes_no_bit(case: Case, cache: Path) -> None:
-    path = exported(case, selection(case)[-1], cache)
-    made = pipeline.reduce(path, keep=1.0, method="topk")
-    source = onnx.load(path)
-    feed = feed_for(source)
-    kept, normal, given = (
-        infer(m, feed) for m in (to_onnx(made.graph), to_onnx(made.dense), source)
-    )
-    assert kept.keys() == normal.keys() == given.keys()
-    for name, value in given.items():
-        assert np.array_equal(kept[name], normal[name])
-        np.testing.assert_allclose(kept[name], value, rtol=0, atol=3e-6 * np.abs(value).max())
 
 
 MUTANTS = (

@@ -91,7 +91,9 @@ def feed(model: onnx.ModelProto, shape: Shape) -> Arrays:
 
 def reduced(model: onnx.ModelProto, shape: Shape, way: str, path: Path) -> Arrays:
     """Outputs of what tcompile makes of the model."""
-    path.write_bytes(model.SerializeToString())
+    data = model.SerializeToString()
+    if not path.exists() or path.read_bytes() != data:  # else it has been read already
+        path.write_bytes(data)
     method, _, outputs = way.partition("-")
     made = pipeline.reduce(path, keep=KEEP, method=method, outputs=outputs or "reduced")
     assert made.schedule.reductions

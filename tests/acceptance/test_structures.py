@@ -72,8 +72,9 @@ def holds(path: Path, found: Subject, outputs: str = "reduced", **request: Any) 
     cuts = reductions(reduced.schedule.to_json())
     model, dense = to_onnx(reduced.graph), onnx.load(path)
     check_structure(model)
-    images = found.images(cuts, 2, owners=outputs == "restored")
-    check(model, found, images, cuts, dense_errors(dense, found, images), outputs)
+    rule = reduced.schedule.restore or "owner"
+    images = found.images(cuts, 2, owners=outputs == "restored", rule=rule)
+    check(model, found, images, cuts, dense_errors(dense, found, images), outputs, rule)
     return cuts
 
 
@@ -295,6 +296,32 @@ def test_groups_return_from_the_order_of_the_windows(case_id: str, cache: Path) 
     path, found = ready(case_id, cache)
     for method, keep in (("topk:block=3", 0.6), ("topk:block=3,site=block", 0.5)):
         holds(path, found, "restored", keep=keep, method=method)
+
+
+@pytest.mark.parametrize(
+    ("case_id", "method", "keep", "rule"),
+    [
+        ("hf-qwen2-vl", "topk", 0.5, "similar"),
+        ("hf-qwen2-vl", "evit", 0.6, "stale"),
+        ("hf-internvl-projector", "topk", 0.6, "interpolate"),
+        ("hf-qwen2-vl-video", "topk", 0.6, "stale"),
+        ("hf-qwen2-vl-video", "topk", 0.6, "nearest"),
+        ("hf-qwen2.5-vl", "topk:block=3,site=block", 0.5, "stale"),
+        ("hf-qwen3-vl", "topk", 0.5, "similar"),
+        ("hf-sam", "topk:block=3", 0.6, "stale"),
+    ],
+)
+def test_tokens_given_back_by_a_rule(
+    case_id: str, method: str, keep: float, rule: str, cache: Path
+) -> None:
+    path, found = ready(case_id, cache)
+    holds(path, found, "restored", keep=keep, method=method, restore=rule)
+
+
+@pytest.mark.parametrize(("method", "rule"), [("evit", "stale"), ("topk", "similar")])
+def test_several_depths_given_back_by_a_rule(backbone: Any, method: str, rule: str) -> None:
+    path, found, _ = backbone
+    holds(path, found, "restored", keep=float(KEEP), method=method, restore=rule)
 
 
 # ---- refusals ------------------------------------------------------------------------------------

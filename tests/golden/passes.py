@@ -44,6 +44,26 @@ GRIDS: dict[str, dict[str, Any]] = {
 REDUCTIONS: dict[str, dict[str, Any]] = {
     "drop": {"steps": [("attn:0", "cls", "topk", 4)]},
     "restored": {"steps": [("attn:0", "cls", "topk", 4)], "outputs": "restored"},
+    "restored-nearest": {
+        "steps": [("attn:0", "norm", "fuse", 4)],
+        "outputs": "restored",
+        "restore": "nearest",
+    },
+    "restored-similar": {
+        "steps": [("attn:0", "cls", "topk", 4)],
+        "outputs": "restored",
+        "restore": "similar",
+    },
+    "restored-interpolate": {
+        "steps": [("attn:0", "cls", "topk", 4)],
+        "outputs": "restored",
+        "restore": "interpolate",
+    },
+    "restored-stale": {
+        "steps": [("attn:0", None, "merge", 5)],
+        "outputs": "restored",
+        "restore": "stale",
+    },
     "bypass": {"steps": [("around:0", "norm", "bypass", 4)]},
     "side-inputs": {"steps": [("block:0", "norm", "topk", 4)]},
     "refused": {"steps": [("block:0", "norm", "topk", 4)]},
@@ -116,7 +136,8 @@ def _reduce(name: str, model: onnx.ModelProto) -> onnx.ModelProto:
         read = pipeline.read(Path(folder) / "model.onnx")
     told = REDUCTIONS.get(name, REDUCTIONS["drop"])
     reductions = tuple(_reduction(*step) for step in told["steps"])
-    schedule = Schedule("golden", read.analysis.shape, reductions)
+    restore = told.get("restore")
+    schedule = Schedule("golden", read.analysis.shape, reductions, restore=restore)
     if "other" in told:
         (other,) = read.analysis.others
         tower = TowerSchedule(other.tower, other.shape, (_reduction(*told["other"]),))

@@ -44,13 +44,16 @@ def subject(case_id: str) -> Subject:
 
 
 def selection(case: Case) -> list[Variant]:
-    """A few variants of a case: of each exporter one, and of dynamo one below and one from opset
-    23 on, where attention is a single op. Which one moves on from case to case, so that over all
-    cases every attention, batch and opset of the matrix meets every kind of model. A further case
-    of a family has one of dynamo's two, by turns.
+    """A few variants of a case.
+
+    Of the first case of a library: torchscript's, dynamo's below and from opset 23 on, where
+    attention is a single op, and transformers' if it takes the model. Of the first of a family:
+    torchscript's, one of dynamo's two, by turns, and of every second transformers'. Of a further
+    case of a family, one. Which variant of each it is moves on from case to case, so that over all
+    cases every attention, batch and opset of the matrix meets every kind of model.
 
     Of a case marked `few`, only so many of these; where that is one, it is torchscript's for two
-    cases of three, which costs a third of the others.
+    cases of three, which costs a tenth of the others.
 
     With TCOMPILE_MATRIX=all in the environment, all of `variants`; with =full, every combination.
     """
@@ -58,20 +61,30 @@ def selection(case: Case) -> list[Variant]:
     if wanted in ("all", "full"):
         return variants(case, full=wanted == "full")
     turn = list(BY_ID).index(case.id)
+    leads = _library(case) not in map(_library, CASES[:turn])
     further = case.family in {c.family for c in CASES[:turn]}
+    left_out = set[str]()
+    if further:
+        left_out.add("dynamo-opset-23" if turn % 2 else "dynamo")
+    elif not case.few and not leads:
+        left_out.add("dynamo-opset-23" if turn // 2 % 2 else "dynamo")
+    if not case.few and not leads and turn % 2:
+        left_out.add("transformers")
     groups: dict[str, list[Variant]] = {}
     for variant in variants(case):
-        single = variant.opset >= 23
-        if further and variant.exporter == "dynamo" and single == bool(turn % 2):
-            continue
-        key = f"{variant.exporter}-{single}" if variant.exporter == "dynamo" else variant.exporter
-        groups.setdefault(key, []).append(variant)
+        single = variant.exporter == "dynamo" and variant.opset >= 23
+        groups.setdefault("dynamo-opset-23" if single else variant.exporter, []).append(variant)
+    few = case.few or int(further)
     step = turn // 3 if case.few else turn
-    chosen = [group[step % len(group)] for group in groups.values()]
-    if case.few == 1 and turn % 3:
+    chosen = [g[step % len(g)] for kind, g in groups.items() if kind not in left_out]
+    if few == 1 and turn % 3:
         return [v for v in chosen if v.exporter == "torchscript"] or chosen[:1]
-    few = min(case.few or len(chosen), len(chosen))
+    few = min(few or len(chosen), len(chosen))
     return [chosen[(step + i) % len(chosen)] for i in range(few)]
+
+
+def _library(case: Case) -> str:
+    return case.source.partition(":")[0]
 
 
 def _own(module: nn.Module, size: int, outputs: tuple[str, ...]) -> tuple[LoadedModel, Subject]:

@@ -32,6 +32,7 @@ import onnx_graphsurgeon as gs
 
 from tcompile.analysis.model import Analysis
 from tcompile.core.drafts import scratch
+from tcompile.core.errors import ModelError
 from tcompile.core.graph import batch_dim, is_const
 from tcompile.core.interrupt import checkpoint
 from tcompile.core.machine import usable_cores
@@ -39,7 +40,15 @@ from tcompile.core.progress import Progress, silent
 from tcompile.core.schedule import Schedule
 from tcompile.passes.reduce import Shared, reduce_graph
 from tcompile.planning.losses.distance import Floats, Outputs, distance
-from tcompile.planning.losses.partial import Content, Contents, Form, Part, Weights, number_name
+from tcompile.planning.losses.partial import (
+    Content,
+    Contents,
+    Form,
+    Part,
+    Weights,
+    dims_of,
+    number_name,
+)
 from tcompile.runtime.samples import Samples, by_sample, feed
 from tcompile.runtime.token_outputs import is_bookkeeping
 from tcompile.targets.backends.ort import OrtRunner
@@ -191,13 +200,19 @@ class Counted:
 
 
 class _Session:
-    """Parts of one form in ONNX Runtime."""
+    """Parts of one form in ONNX Runtime.
 
-    def __init__(self, model: onnx.ModelProto, form: Form, folder: Path, threads: int) -> None:
+    Args:
+        fixed: one part alone, whose numbers the model holds.
+    """
+
+    def __init__(
+        self, model: onnx.ModelProto, form: Form, folder: Path, threads: int, fixed: bool
+    ) -> None:
         path = folder / "part.onnx"
         path.write_bytes(model.SerializeToString())
         self._runner = OrtRunner(path, threads, in_turn=True, lean=True)
-        self._inputs = list(form.inputs)
+        self._inputs, self._fixed = list(form.inputs), fixed
         self._outputs = [str(o.name) for o in model.graph.output]
 
     def run(self, form: Form, given: Sequence[Array]) -> dict[Content, Array]:
@@ -208,7 +223,8 @@ class _Session:
             given: its inputs, in the form's order.
         """
         fed = dict(zip(self._inputs, given, strict=True))
-        fed |= {number_name(*place): values for place, values in form.numbers.items()}
+        if not self._fixed:
+            fed |= {number_name(*place): values for place, values in form.numbers.items()}
         found = self._runner.run(fed)
         return {c: found[name] for c, name in zip(form.outputs, self._outputs, strict=True)}
 
@@ -265,12 +281,14 @@ class Evaluator:
         self._states = Values(memory - memory // 2)
         self._dense_outputs: dict[int, dict[str, Array]] = {}
         self._sessions: Recent[object, _Session] = Recent(_SESSIONS)
+        self._refused: set[object] = set()
         self._reduced: Recent[str, _Graph] = Recent(_GRAPHS)
         self._losses: dict[str, dict[int, Floats]] = {}
         self._last: tuple[str, dict[int, dict[str, Array]]] = "", {}
         self._shared = Shared(graph)
         self._weights = Weights(graph, self._folder / "weights")
         contents = Contents(graph, self._weights)
+        self._of_dense = frozenset(contents.of.values())
         streams = dict.fromkeys(s.tensor for s in analysis.sites if s.tensor in contents.tensors)
         self._dense = _Graph(contents, [str(o.name) for o in graph.outputs], list(streams))
 
@@ -333,7 +351,10 @@ class Evaluator:
         contents = Contents(graph, self._weights)
         sites = [self._analysis.site(r.site) for r in schedule.reductions]
         streams = [s.tensor for s in sites if s is not None and s.tensor in contents.tensors]
-        return _Graph(contents, [str(o.name) for o in graph.outputs], contents.crossing(streams))
+        # What else of the dense model a step reads costs little from its streams, and to keep it
+        # would start later runs elsewhere, with sessions of their own.
+        keep = [n for n in contents.crossing(streams) if contents.of[n] not in self._of_dense]
+        return _Graph(contents, [str(o.name) for o in graph.outputs], keep)
 
     def _run_dense(self, numbers: Iterable[int]) -> None:
         """Run the dense model where it was not yet; its outputs and streams are kept."""
@@ -400,13 +421,30 @@ class Evaluator:
         self.counted.runs += 1
         self.counted.nodes += len(part.nodes)
 
-        def opened() -> _Session:
-            self.counted.sessions += 1
-            model = graph.contents.model(part, form, given)
-            return _Session(model, form, self._folder, max(self._threads // self._runs, 1))
-
-        session = self._sessions.get(form.key, opened)
+        session = self._session(graph, part, form, given)
         return _Job(number, part, form, session, [given[n] for n in form.inputs])
+
+    def _session(
+        self, graph: _Graph, part: Part, form: Form, given: Mapping[str, Array]
+    ) -> _Session:
+        """A session of the part's form; of the part alone where ONNX Runtime, which infers shapes
+        from numbers, does not accept a model without them."""
+
+        def opened(fixed: bool) -> _Session:
+            self.counted.sessions += 1
+            model = graph.contents.model(part, form, given, fixed=fixed)
+            threads = max(self._threads // self._runs, 1)
+            return _Session(model, form, self._folder, threads, fixed)
+
+        key = (form.key, tuple(tuple(dims_of(given[n])) for n in form.inputs))
+        if key not in self._refused:
+            try:
+                return self._sessions.get(key, lambda: opened(False))
+            except ModelError:
+                self._refused.add(key)
+        numbers = tuple(v.tobytes() for v in form.numbers.values())
+        shapes = tuple(given[n].shape for n in form.inputs)
+        return self._sessions.get((key, numbers, shapes), lambda: opened(True))
 
     def _value(self, tensor: gs.Tensor, content: Content, number: int) -> Array:
         """A tensor of a run that was kept, or is an input or a constant of the model."""

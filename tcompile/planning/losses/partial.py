@@ -10,7 +10,7 @@ by its content in the next.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,12 +22,15 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
+from tcompile.core.domain import DOMAIN
 from tcompile.core.graph import is_const, opset_imports, producer
 from tcompile.core.save import external, tensor_proto
 from tcompile.core.subgraph import needed_nodes
 
 Array = npt.NDArray[Any]
 Content = bytes
+#: The number of a node, and its input or attribute.
+Place = tuple[int, int | str]
 
 
 class Weights:
@@ -86,18 +89,65 @@ class Form:
     Attributes:
         key: equal for equal forms.
         inputs, outputs: names and contents, in the order in which the form has them.
-        numbers: constants by the place at which they are read, (node, input).
+        numbers: constants by the node and the input, or the attribute of a token op, that takes
+            them.
     """
 
     key: tuple[object, ...]
     inputs: Sequence[str]
     outputs: Sequence[Content]
-    numbers: Mapping[tuple[int, int], Array]
+    numbers: Mapping[Place, Array]
 
 
-def number_name(node: int, place: int) -> str:
+def number_name(node: int, place: int | str) -> str:
     """The input of a form's model that takes a number."""
     return f"tc_number_{node}_{place}"
+
+
+@dataclass(frozen=True)
+class _Body:
+    """The body of a token op that takes as inputs what else are its attributes.
+
+    Attributes:
+        arity: of the op as it is.
+        inputs: the attributes, in the order in which they follow the inputs.
+    """
+
+    proto: onnx.FunctionProto
+    arity: int
+    inputs: tuple[str, ...]
+
+    @staticmethod
+    def of(function: gs.Function) -> _Body:
+        proto = OnnxExporter.export_function(function)
+        arity, nodes = len(proto.input), list(proto.node)
+        # An attribute is read by constants; one that is read otherwise stays.
+        others = {a.ref_attr_name for n in nodes for a in n.attribute if n.op_type != "Constant"}
+        read: dict[str, str] = {}
+        del proto.node[:]
+        for node in nodes:
+            name = node.attribute[0].ref_attr_name if node.op_type == "Constant" else ""
+            if not name or name in others:
+                proto.node.append(node)
+            elif name in read:
+                proto.node.add(op_type="Identity", input=[read[name]], output=node.output)
+            else:
+                read[name] = node.output[0]
+        proto.input.extend(read.values())
+        kept = [a for a in proto.attribute if a not in read]
+        del proto.attribute[:]
+        proto.attribute.extend(kept)
+        return _Body(proto, arity, tuple(read))
+
+    def call(self, node: onnx.NodeProto, number: int) -> None:
+        """Let a node give its attributes as inputs."""
+        if not self.inputs:
+            return
+        node.input.extend([""] * (self.arity - len(node.input)))
+        node.input.extend(number_name(number, name) for name in self.inputs)
+        kept = [a for a in node.attribute if a.name not in self.inputs]
+        del node.attribute[:]
+        node.attribute.extend(kept)
 
 
 @dataclass(frozen=True)
@@ -122,6 +172,10 @@ class Contents:
             for place, out in enumerate(node.outputs):
                 found[str(out.name)] = _digest(made, place)
         return found
+
+    @cached_property
+    def _bodies(self) -> Mapping[str, _Body]:
+        return {str(f.name): _Body.of(f) for f in self.graph.functions}
 
     @cached_property
     def _attributes(self) -> Mapping[str, str]:
@@ -191,7 +245,7 @@ class Contents:
         """The form of a part."""
         seen: dict[str, int] = {}
         inputs: dict[str, None] = {}
-        numbers: dict[tuple[int, int], Array] = {}
+        numbers: dict[Place, Array] = {}
         rows: list[object] = []
         for number, node in enumerate(part.nodes):
             read: list[object] = []
@@ -208,21 +262,29 @@ class Contents:
                 else:
                     values = np.asarray(tensor.values)
                     numbers[number, place] = values
-                    read.append((str(values.dtype), *dims_of_number(values)))
+                    read.append((str(values.dtype), *dims_of(values)))
             if any(_graphs(node)):
                 read.append(str(node.name))
                 inner = (str(t.name) for t in self._read(node))
                 inputs |= dict.fromkeys(n for n in inner if n in part.inputs)
+            attributes = self._attributes[str(node.name)]
+            taken = self._bodies[str(node.op)].inputs if node.domain == DOMAIN else ()
+            if taken:
+                attributes = _attributes(node, taken)
+                numbers |= {(number, a): np.asarray(node.attrs[a].values) for a in taken}
             made = [seen.setdefault(str(o.name), len(seen)) for o in node.outputs]
-            rows.append((node.op, node.domain, self._attributes[str(node.name)], *read, *made))
+            rows.append((node.op, node.domain, attributes, *read, *made))
         rows.extend(seen[str(t.name)] for t in part.outputs.values())
         return Form(tuple(rows), list(inputs), list(part.outputs), numbers)
 
-    def model(self, part: Part, form: Form, given: Mapping[str, Array]) -> onnx.ModelProto:
+    def model(
+        self, part: Part, form: Form, given: Mapping[str, Array], *, fixed: bool = False
+    ) -> onnx.ModelProto:
         """A part as a model of its form; large weights lie in the shared file.
 
         Args:
             given: values of its inputs, for their types.
+            fixed: store the numbers and the shapes of the inputs, for this part alone.
         """
         constants: dict[str, gs.Constant] = {}
         nodes: list[onnx.NodeProto] = []
@@ -232,28 +294,33 @@ class Contents:
             for place in range(len(node.inputs)):
                 if (number, place) in form.numbers:
                     proto.input[place] = number_name(number, place)
+            if node.domain == DOMAIN:
+                self._bodies[str(node.op)].call(proto, number)
             for tensor in self._read(node):
                 if is_const(tensor) and (self.weights.holds(tensor) or any(_graphs(node))):
                     constants.setdefault(str(tensor.name), tensor)
-        inputs = [_info(name, given[name].dtype, [None] * given[name].ndim) for name in form.inputs]
-        inputs += [
-            _info(number_name(*place), values.dtype, dims_of_number(values))
-            for place, values in form.numbers.items()
+        inputs = [
+            _info(name, given[name].dtype, given[name].shape if fixed else dims_of(given[name]))
+            for name in form.inputs
         ]
-        called = {n.op for n in part.nodes if n.domain}
+        numbers = {number_name(*place): values for place, values in form.numbers.items()}
+        if not fixed:
+            inputs += [_info(name, v.dtype, dims_of(v)) for name, v in numbers.items()]
+        called = dict.fromkeys(str(n.op) for n in part.nodes if n.domain == DOMAIN)
         graph = onnx.helper.make_graph(
             nodes,
             "part",
             inputs,
             [onnx.helper.make_empty_tensor_value_info(t.name) for t in part.outputs.values()],
-            initializer=[self.weights.proto(t) for t in constants.values()],
+            initializer=[
+                *(self.weights.proto(t) for t in constants.values()),
+                *(onnx.numpy_helper.from_array(v, n) for n, v in numbers.items() if fixed),
+            ],
         )
         return onnx.helper.make_model(
             graph,
             opset_imports=opset_imports(self.graph),
-            functions=[
-                OnnxExporter.export_function(f) for f in self.graph.functions if f.name in called
-            ],
+            functions=[self._bodies[name].proto for name in called],
             ir_version=self.graph.ir_version or 10,
         )
 
@@ -269,8 +336,8 @@ class Contents:
 _AXES = 8
 
 
-def dims_of_number(values: Array) -> list[int | None]:
-    """The dims of a number that a form fixes: those of what may be a shape or a list of axes."""
+def dims_of(values: Array) -> list[int | None]:
+    """The dims of an input that a form fixes: those of what may be a shape or a list of axes."""
     return list(values.shape) if values.size <= _AXES else [None] * values.ndim
 
 
@@ -292,11 +359,11 @@ def _outer(node: gs.Node) -> Iterator[str]:
             yield from _outer(inner)
 
 
-def _attributes(node: gs.Node) -> str:
+def _attributes(node: gs.Node, without: Collection[str] = ()) -> str:
     """All attributes but graphs, as a text."""
     found = []
     for name, given in sorted(node.attrs.items()):
-        if isinstance(given, gs.Graph):
+        if name in without or isinstance(given, gs.Graph):
             continue
         if isinstance(given, gs.Tensor):
             given = given.values

@@ -149,6 +149,15 @@ def test_data_is_used(source: Path) -> None:
     artifact = pipeline.build(
         source, target="cpu", keep=0.6, method="topk", force=True, output="out"
     )
+    built, plain = load_artifact(artifact).manifest.fidelity, verify(artifact).fidelity
+    assert built is not None
+    assert plain is not None
+    assert built.data == plain.data
+    assert (built.kind, built.samples) == ("scenes", 8)
+    for one, two in zip(built.outputs, plain.outputs, strict=True):
+        assert one.cosine_min == pytest.approx(two.cosine_min, abs=1e-5)
+        assert one.error_max == pytest.approx(two.error_max, abs=1e-4)
+        assert one.worst == two.worst
     np.save("x.npy", np.random.default_rng(0).standard_normal((5, 3, 48, 48)))
     found = verify(artifact, data="x.npy")
     assert found.fidelity is not None

@@ -48,6 +48,17 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         "--max-drop",
     ),
     "images and schedule": ({"calibration": "x", "schedule": "s"}, "--calibration", "a schedule"),
+    "images, schedule and rule": (
+        {"calibration": "x", "schedule": "s", "outputs": "restored", "restore": "stale"},
+        "--calibration",
+        "or --restore",
+    ),
+    "rule of reduced outputs": ({"restore": "stale"}, "--restore", "say --outputs restored"),
+    "unknown rule": (
+        {"restore": "zero", "outputs": "restored"},
+        "--restore",
+        "owner, nearest, similar, interpolate, stale",
+    ),
 }
 
 

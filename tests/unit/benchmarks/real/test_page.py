@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from benchmarks.real.page import page, published, ranks, within
 from benchmarks.real.readme import BEGIN, END, section, write_section
 from tcompile.core.errors import UsageError
 
-SETTINGS = {"photos": 4, "scenes": 3, "rounds": 5, "machine": "here", "keeps": [0.6]}
+SETTINGS = {"photos": 4, "scenes": 3, "rounds": 5, "machine": "here", "cores": 2, "keeps": [0.6]}
 
 
 def row(method: str, share: float, mean: float, taken: float, **changes: Any) -> Row:
@@ -65,6 +66,8 @@ def test_page_and_readme_quote_the_same(tmp_path: Path) -> None:
     assert "| `evit` | 0.6000 (0.500) 0.72 |" in text
     assert "**over**" in text  # auto with photos took .78 where .72 was asked
     assert "| correlation of the map | 0.6 | 3 | 1.000 | -1.000 |" in text
+    assert "busy" not in text
+    assert "busy" in page({**found, "settings": {**SETTINGS, "cores": 0.4}})
     assert "- `dycoke` on saliency at keep 0.6: takes frames" in text
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
@@ -75,3 +78,12 @@ def test_page_and_readme_quote_the_same(tmp_path: Path) -> None:
     readme.write_text("no place")
     with pytest.raises(UsageError, match="has no lines"):
         write_section(readme, found)
+
+
+def test_the_readme_quotes_what_was_measured() -> None:
+    root = Path(__file__).parents[4]
+    text = (root / "README.md").read_text(encoding="utf-8")
+    assert text.count(BEGIN) == text.count(END) == 1
+    measured = root / "docs" / "benchmarks" / "real.json"
+    if measured.exists():
+        assert section(json.loads(measured.read_text(encoding="utf-8"))) in text

@@ -145,8 +145,9 @@ def test_nothing_runs_twice(tmp_path: Path) -> None:
     assert nodes(first, second, third) > nodes(first, second, ("attn:3", NORM, TOP, 5)) <= late
     assert nodes(first, second, third) == 0
     assert found.counted.dense == 4  # runs of two samples
+    nodes(("attn:3", NORM, TOP, 12))
     opened = found.counted.sessions
-    nodes(("attn:3", NORM, TOP, 7))  # another count
+    nodes(("attn:3", NORM, TOP, 11))
     assert found.counted.sessions == opened
 
 

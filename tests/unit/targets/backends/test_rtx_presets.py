@@ -37,7 +37,7 @@ from tests.support.zoo_matrix import BY_ID, variants
 pytest.importorskip("tensorrt_rtx")
 
 #: 8 × 8 patches and a CLS, wide enough for fused attention.
-SPEC = VitSpec(image=64, patch=8, width=64, heads=2, depth=4)
+SPEC = VitSpec(image=64, patch=8, width=64, heads=2, depth=3)
 TARGET = "rtx-4090"
 #: The first that a preset can reach is taken.
 KEEPS = ("0.5", "0.6", "0.75", "0.25", "0.9")
