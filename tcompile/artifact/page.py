@@ -180,7 +180,9 @@ def _fidelity(fidelity: Fidelity | None) -> str:
         return "Not looked at; `tcompile verify` does."
     head, rows = fidelity_table(fidelity)
     notes = fidelity_notes(fidelity)
-    return "\n\n".join([f"On {fidelity.data}.", table(head, rows), *(f"{n}." for n in notes)])
+    return "\n\n".join(
+        [f"On {fidelity.data}.", table(head, rows), *(f"{n[0].upper()}{n[1:]}." for n in notes)]
+    )
 
 
 def fidelity_table(fidelity: Fidelity) -> tuple[list[str], list[list[str]]]:

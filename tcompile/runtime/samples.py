@@ -60,7 +60,7 @@ class Samples:
 
     def name_of(self, row: int) -> str:
         """A sample by its file's name, or by its number among the others, from 1 on."""
-        return self.files[row].name if self.files else f"number {row + 1}"
+        return self.files[row].name if self.files else f"sample {row + 1}"
 
 
 def samples_for(
