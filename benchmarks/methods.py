@@ -24,7 +24,7 @@ from tcompile.api.demo import write_glyphs
 from tcompile.core.errors import TcompileError
 from tcompile.core.machine import usable_cores
 from tcompile.core.save import save
-from tcompile.methods.presets import PRESETS
+from tcompile.methods.presets import ALL
 from tcompile.models.glyphs import data
 from tcompile.models.glyphs.evaluate import HELD_OUT_SEED, evaluate
 from tcompile.pipeline import reduce
@@ -194,7 +194,7 @@ def main() -> None:
     """Measure what is missing, write table and plot, print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.methods", description=__doc__)
     parser.add_argument("--scenes", type=int, default=2000, help="held-out scenes to answer")
-    parser.add_argument("--methods", nargs="+", default=[m.name for m in PRESETS])
+    parser.add_argument("--methods", nargs="+", default=[m.name for m in ALL])
     parser.add_argument("--keeps", nargs="+", default=list(KEEPS))
     parser.add_argument(
         "--rounds", type=int, default=30, help="rounds in which every model is timed"

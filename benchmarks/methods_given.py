@@ -16,7 +16,7 @@ import numpy as np
 
 from tcompile.core.save import save
 from tcompile.methods.composition import find_method
-from tcompile.methods.presets import PRESETS
+from tcompile.methods.presets import ALL
 from tcompile.models.glyphs import data
 from tcompile.pipeline import read
 from tcompile.planning.method_schedule import schedule_for
@@ -38,7 +38,8 @@ def prepare(method: str, keep: str, source: Path, folder: Path) -> tuple[str, di
         return with_head(method, keep, source, folder, partial(head_for, source=source)), {}
     if "calibration" in preset.needs:
         return method, {"calibration": images_for(folder)}
-    return method, {}
+    # Its outputs have other positions than the dense model's: they are interpolated.
+    return method, {"outputs": "restored"} if preset.family == "image" else {}
 
 
 def with_head(
@@ -117,4 +118,4 @@ def tokens_at(sites: Sequence[str], source: Path, images: Mapping[str, Any]) -> 
 
 def families() -> dict[str, str]:
     """Return what each preset does with tokens, for the plot."""
-    return {preset.name: preset.family for preset in PRESETS}
+    return {preset.name: preset.family for preset in ALL}

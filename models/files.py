@@ -14,6 +14,7 @@ import onnx
 from tcompile.core.drafts import new_draft
 from tcompile.core.errors import ModelError, UsageError
 from tcompile.core.files import output_file, regular_file
+from tcompile.models.positions import recorded_positions
 from tcompile.models.preprocess import PREPROCESS_KEY, SOURCE_KEY
 from tcompile.models.report import Dims
 from tcompile.models.source import LoadedModel
@@ -79,10 +80,12 @@ def settle_outputs(proto: onnx.ModelProto, wanted: Sequence[Dims]) -> None:
 
 
 def metadata(proto: onnx.ModelProto, loaded: LoadedModel) -> None:
-    """Record where the model comes from and how to prepare an image for it."""
+    """Record where the model comes from, how to prepare an image for it, and how its code has
+    positions for images of another size."""
     ours = {
         SOURCE_KEY: loaded.source,
         PREPROCESS_KEY: json.dumps(dict(loaded.preprocessing), ensure_ascii=False),
+        **recorded_positions(loaded),
     }
     kept = [
         (entry.key, entry.value)

@@ -57,6 +57,7 @@ from tcompile.planning.cost import cost_of
 from tcompile.planning.method_schedule import for_towers, given_schedule, tower_notes
 from tcompile.planning.remedy import remedy
 from tcompile.planning.request import NO_METHOD, Request
+from tcompile.planning.resolution import describe_grids, resized_model
 from tcompile.planning.restoring import with_rule
 from tcompile.planning.solve.plan_report import FixedPlan, PlanReport, PlanWithCost
 from tcompile.planning.solve.solve import schedule_for_request
@@ -149,7 +150,8 @@ def inspect(
     """The transformer in a model, and where tokens may leave. Arguments and errors as `read`."""
     read_model = read(model, shapes=shapes, prefix=prefix, tower=tower)
     notes = read_model.normalized.notes
-    return describe(str(model), read_model.graph, read_model.analysis, notes)
+    found = describe(str(model), read_model.graph, read_model.analysis, notes)
+    return replace(found, resolutions=describe_grids(read_model))
 
 
 def explain(
@@ -183,8 +185,8 @@ def plan(
     request, chosen = Request.of(asked), load_target(target)
     read_model = _read_asked(model, request)
     made, planned = _planned(read_model, request, chosen, chosen.default_precision, progress)
-    if read_model.analysis.others:
-        # What another tower can follow is known once it has.
+    if read_model.analysis.others or made.resized is not None:
+        # What another tower can follow, or a smaller grid, is known once it has.
         return _apply(read_model, made, request, planned).schedule
     return _with_towers(read_model, made, request.outputs)
 
@@ -258,6 +260,8 @@ def apply_schedule(
     Raises:
         UsageError: the schedule does not fit the model, or a site is illegal.
     """
+    if schedule.resized is not None:
+        return resized_model(model, schedule, outputs)
     full, normal = for_towers(model.analysis, schedule, outputs), model.normalized
     made, done = reduce_towers(
         model.graph,
@@ -410,7 +414,7 @@ def _build_one(job: Job, request: Request | None, draft: Draft, say: Progress) -
             threads=job.request.threads,
             batch=job.request.batch,
             normal=timed_against(models, job),
-            decide=bool(models.schedule.reductions),
+            decide=not models.schedule.dense,
             seconds=0.0 if job.request.latency is None else _SECONDS,
             schedule=models.schedule.to_json(),
         )

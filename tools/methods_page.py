@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from tcompile.core.parameters import Parameter
 from tcompile.methods.method_page import MethodPage, method_page
-from tcompile.methods.presets import PRESETS
+from tcompile.methods.presets import ALL
 from tcompile.passes.reduce.reducers import REDUCERS, Reducer
 from tcompile.passes.reduce.scores import SCORES, Score
 
@@ -37,7 +37,7 @@ What the methods are made of, and what a schedule written by hand may name (`tco
 
 def page() -> str:
     """The page, in Markdown."""
-    cards = [method_page(preset) for preset in PRESETS]
+    cards = [method_page(preset) for preset in ALL]
     lines = [_HEAD, "| method | kind | what it does |", "|---|---|---|"]
     for one in cards:
         preset = one.preset
@@ -56,10 +56,12 @@ def _section(one: MethodPage) -> Iterator[str]:
     yield ""
     yield f"> {preset.formula}"
     yield ""
-    yield f"Schedule: {preset.scheduler.words}. For example, {one.example}:"
-    yield ""
-    yield "| site | score | reducer | patch tokens left |"
-    yield "|---|---|---|---|"
+    example = f" For example, {one.example}:" if one.rows else ""
+    yield f"Schedule: {preset.scheduler.words}.{example}"
+    if one.rows:
+        yield ""
+        yield "| site | score | reducer | patch tokens left |"
+        yield "|---|---|---|---|"
     for row in one.rows:
         yield f"| {row.sites} | {row.score} | {row.reducer} | {row.keep} |"
     if preset.parameters:

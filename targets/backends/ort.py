@@ -89,6 +89,7 @@ class OrtRunner:
         self.path = Path(path)
         self.inputs = tuple(_info(value) for value in self._session.get_inputs())
         self.outputs = tuple(_info(value) for value in self._session.get_outputs())
+        self.metadata: Mapping[str, str] = self._session.get_modelmeta().custom_metadata_map
 
     def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
         """Run the model once.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -91,7 +91,8 @@ def verify(
             that does not hold is not an exception here: see `Verification.require`.
     """
     opened = load_artifact(artifact)
-    model = signature(opened.model).prepared(preprocess)
+    own = signature(opened.model)
+    model = own.whole.prepared(preprocess)
     count = samples or evidence_count(opened.manifest.flops.dense)
     inputs = evidence_for(model, data, count=count, seed=seed)
     dense = find_dense(opened, against)
@@ -129,7 +130,10 @@ def verify(
     rows: tuple[Layer, ...] = ()
     if layers and dense is not None:
         progress("comparing layer by layer")
-        rows = layers_of(opened, dense.path, inputs if data else scenes_and_noise(model, seed=seed))
+        seen = inputs if data else scenes_and_noise(model, seed=seed)
+        if own.host is not None:
+            seen = replace(seen, arrays=own.host.fed(seen.arrays))
+        rows = layers_of(opened, dense.path, seen)
     return Verification(str(artifact), tuple(checks), numerics, fidelity, fused, rows, model.notes)
 
 

@@ -74,6 +74,21 @@ ScheduleDocument = Annotated[
                     "type": "array",
                     "items": _TOWER,
                 },
+                "resized": {
+                    "description": "the smaller image that the model takes in place of "
+                    "reductions, and by which rules positions are had for it",
+                    "type": "object",
+                    "required": ["grid", "patches", "size", "image"],
+                    "properties": {
+                        "grid": {"description": "rows and columns of patches", "type": "array"},
+                        "size": {"description": "rows and columns of pixels", "type": "array"},
+                        "image": {
+                            "description": "graph: the input keeps its size and is resized in the "
+                            "graph; host: the input has this size",
+                            "enum": ["graph", "host"],
+                        },
+                    },
+                },
                 "restore": {
                     "description": "what restored outputs give dropped tokens, by rule",
                     "enum": list(RESTORES),
@@ -308,6 +323,11 @@ class Manifest:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "notes", tuple(map(bounded, self.notes)))
+
+    @property
+    def reduced(self) -> bool:
+        """Return whether it is another model than the dense one."""
+        return bool(self.schedule["reductions"] or self.schedule.get("resized"))
 
     def to_json(self) -> dict[str, Any]:
         """The document, as JSON values; `schema` and `tool` come first."""

@@ -120,6 +120,11 @@ def _steps(schedule: Mapping[str, Any]) -> str:
         for tower, reductions in towers
         for r in reductions
     ]
+    resized = schedule.get("resized")
+    if resized:
+        (h, w), (grid_h, grid_w) = resized["size"], resized["grid"]
+        whose = "resized in the graph" if resized["image"] == "graph" else "the input has this size"
+        return f"The image has {h} x {w} pixels ({whose}): {grid_h} x {grid_w} patches.\n"
     if not rows:
         return "No token leaves.\n"
     first = 0 if any(tower for tower, *_ in rows) else 1
@@ -175,7 +180,9 @@ def _fidelity(fidelity: Fidelity | None) -> str:
         return "Not looked at; `tcompile verify` does."
     head, rows = fidelity_table(fidelity)
     notes = fidelity_notes(fidelity)
-    return "\n\n".join([f"On {fidelity.data}.", table(head, rows), *(f"{n}." for n in notes)])
+    return "\n\n".join(
+        [f"On {fidelity.data}.", table(head, rows), *(f"{n[0].upper()}{n[1:]}." for n in notes)]
+    )
 
 
 def fidelity_table(fidelity: Fidelity) -> tuple[list[str], list[list[str]]]:

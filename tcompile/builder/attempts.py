@@ -54,7 +54,7 @@ class Attempt:
     @property
     def reduced(self) -> bool:
         """Tell whether tokens leave it."""
-        return bool(self.manifest.schedule["reductions"])
+        return self.manifest.reduced
 
     @property
     def slower(self) -> bool:
@@ -88,7 +88,7 @@ def on_target(
         return chosen, notes
     if isinstance(chosen, FixedPlan):
         chosen = chosen.with_latency(reduced, target, job.precision, batch)
-        if chosen.modelled is not None and reduced.schedule.reductions:
+        if chosen.modelled is not None and not reduced.schedule.dense:
             notes.append(chosen.modelled.note())
     if job.precision != target.default_precision:
         notes.append(faster_precision(reduced.graph, target, job.precision, batch))

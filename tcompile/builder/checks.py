@@ -123,7 +123,7 @@ def evidence_of(model: Path, request: Request, planned: object, flops: int) -> S
         flops: of the dense model, for one image.
     """
     if request.calibration in (None, "none"):
-        return evidence_for(signature(model), count=evidence_count(flops))
+        return evidence_for(signature(model).whole, count=evidence_count(flops))
     given = read_calibration(model, request.calibration)
     words = f"{given.samples.source}, which the plan was made with"
     if isinstance(planned, PlanReport):
@@ -164,7 +164,7 @@ def measure(
         schedule: of the reduced model, as JSON.
     """
     if samples is None:
-        samples = evidence_for(signature(reduced), count=2)
+        samples = evidence_for(signature(reduced).whole, count=2)
     fidelity = measure_fidelity(source, reduced, samples, schedule)
     if target.runtime != "onnxruntime":
         return Evidence(fidelity, (), ())

@@ -201,7 +201,7 @@ def emit_model(models: Models, judged: Judgement, job: Job, say: Progress) -> Bu
 
 def manifest_of(models: Models, built: Built, evidence: Evidence, job: Job) -> Manifest:
     """Say what was built, and what was measured of it; how it was planned is not in it yet."""
-    schedule, reduced = models.schedule, bool(models.schedule.reductions)
+    schedule, reduced = models.schedule, not models.schedule.dense
     target, asked = job.target, job.batches.asked
     bounded = models.free_batch and (asked or target.runtime != "onnxruntime")
     shapes: Mapping[str, tuple[int | str, ...]] = job.request.shapes or {}

@@ -179,7 +179,7 @@ def print_summary(directory: Path) -> None:
     rows: list[tuple[str, str]] = [
         *([("FAILED", m.fault)] if m.fault else []),
         ("tokens", f"{first.attention} enter the first block, {last.mlp} the last MLP"),
-        ("FLOPs", _flops(m.flops) if m.schedule["reductions"] else giga(m.flops.dense)),
+        ("FLOPs", _flops(m.flops) if m.reduced else giga(m.flops.dense)),
     ]
     if words := given_back(m.schedule):
         rows.append(("row of a dropped token", words))

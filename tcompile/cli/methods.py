@@ -27,7 +27,7 @@ def methods(name: str | None, as_json: bool) -> None:
     """
     from tcompile.core.extensions import extensions
     from tcompile.methods.composition import find_method
-    from tcompile.methods.presets import PRESETS, Preset
+    from tcompile.methods.presets import ALL, Preset
 
     if name is not None:
         from tcompile.methods.method_page import method_page
@@ -38,7 +38,7 @@ def methods(name: str | None, as_json: bool) -> None:
         else:
             _print(found)
         return
-    presets = [*PRESETS, *extensions("tcompile.presets", Preset, PRESETS)]
+    presets = [*ALL, *extensions("tcompile.presets", Preset, ALL)]
     if as_json:
         print_json([preset.to_json() for preset in presets])
         return
@@ -53,11 +53,12 @@ def _print(found: MethodPage) -> None:
     click.echo(f"  {preset.reference}\n")
     click.echo(f"Formula: {preset.formula}")
     click.echo(f"Schedule: {preset.scheduler.words}\n")
-    print_table(
-        ("site", "score", "reducer", "patch tokens left"),
-        [(row.sites, row.score, row.reducer, row.keep) for row in found.rows],
-        f"For example, {found.example}:",
-    )
+    if found.rows:
+        print_table(
+            ("site", "score", "reducer", "patch tokens left"),
+            [(row.sites, row.score, row.reducer, row.keep) for row in found.rows],
+            f"For example, {found.example}:",
+        )
     for name, parameter in preset.parameters.items():
         shown = "" if parameter.default is None else f" [default: {parameter.default}]"
         budget = "; sets the budget without --keep" if name in preset.budget else ""

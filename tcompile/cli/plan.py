@@ -60,7 +60,7 @@ def plan(model: Path, target: str, plot: Path | None, as_json: bool, **options: 
     else:
         for line in made.chosen.lines():
             click.echo(line)
-    for line in made.cost.lines() if made.schedule.reductions else ():
+    for line in made.cost.lines() if not made.schedule.dense else ():
         click.echo(line)
 
 
@@ -85,8 +85,12 @@ def print_schedule(document: dict[str, object]) -> None:
         for r in reductions
     ]
     click.echo(f"method {document['method']}")
+    resized = document.get("resized")
     if rows:
         print_table(("site", "score", "reducer", "patch tokens kept"), rows)
+    elif isinstance(resized, dict):
+        (h, w), (rows_, columns) = resized["size"], resized["grid"]
+        click.echo(f"The image has {h} x {w} pixels: {rows_} x {columns} patches.")
     else:
         click.echo("No token leaves: this is the dense model.")
     if words := given_back(document):

@@ -133,6 +133,14 @@ _OPTIONS = (
     ),
     outputs_option,
     restore_option,
+    click.option(
+        "--resize",
+        type=click.Choice(["graph", "host"]),
+        default="graph",
+        show_default=True,
+        help="With --method resolution: the input keeps its size and is resized in the graph, or "
+        "is the smaller image, which your code makes.",
+    ),
     shape_option,
     prefix_option,
     tower_option,

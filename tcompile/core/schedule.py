@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tcompile.core.decode import Count, Positive, checked, read_json, read_yaml
 from tcompile.core.errors import UsageError, bounded
@@ -116,6 +116,31 @@ class TowerSchedule:
 
 
 @dataclass(frozen=True)
+class Resized:
+    """The image on a smaller grid of patches.
+
+    Attributes:
+        grid: rows and columns of patches now.
+        patches: of all frames.
+        size: rows and columns of the image now.
+        image: who resizes it: the `graph`, or the `host`, so that the input has this size.
+        table, relative, rotary: the rules by which positions are had for the grid, as
+            `tcompile.passes.resize.rules` names them; None: as the file shows.
+    """
+
+    grid: tuple[int, int]
+    patches: int
+    size: tuple[int, int]
+    image: Literal["graph", "host"] = "graph"
+    table: str | None = None
+    relative: str | None = None
+    rotary: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self), "grid": list(self.grid), "size": list(self.size)}
+
+
+@dataclass(frozen=True)
 class Schedule:
     """A method's reductions on a model of a given shape, in execution order.
 
@@ -125,6 +150,7 @@ class Schedule:
         towers: what leaves the others; None: derived from this when it is applied.
         restore: what restored outputs give dropped tokens, one of `RESTORES`; None: by the methods
             (`passes.reduce.restoring.default_rule`).
+        resized: the smaller image that it is about, in place of reductions; None: as it is.
     """
 
     method: str
@@ -134,15 +160,21 @@ class Schedule:
     tower: str | None = None
     towers: tuple[TowerSchedule, ...] | None = None
     restore: str | None = None
+    resized: Resized | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "notes", tuple(map(bounded, self.notes)))
+
+    @property
+    def dense(self) -> bool:
+        """Return whether it leaves the model as it is."""
+        return not self.reductions and self.resized is None
 
     def tokens_per_block(self) -> tuple[BlockTokens, ...]:
         """Tokens entering each block's attention and MLP, prefix included."""
         fixed = self.model.tokens - self.model.patches
         keep: dict[str, int] = {r.site: r.keep for r in self.reductions}
-        count, rows = self.model.patches, []
+        count, rows = self._first, []
         for block in range(self.model.blocks):
             around = keep.get(SiteName.of("around", block))
             if around is not None:
@@ -162,7 +194,12 @@ class Schedule:
     def final(self) -> int:
         """Non-prefix tokens that leave the encoder."""
         leaving = [r for r in self.reductions if not r.site.returns]
-        return leaving[-1].keep if leaving else self.model.patches
+        return leaving[-1].keep if leaving else self._first
+
+    @property
+    def _first(self) -> int:
+        """Patch tokens that enter the first block."""
+        return self.model.patches if self.resized is None else self.resized.patches
 
     def to_json(self) -> dict[str, Any]:
         """The document that `from_json` reads."""
@@ -176,6 +213,7 @@ class Schedule:
             **({} if self.tower is None else {"tower": self.tower}),
             **({} if self.towers is None else {"towers": [t.to_json() for t in self.towers]}),
             **({} if self.restore is None else {"restore": self.restore}),
+            **({} if self.resized is None else {"resized": self.resized.to_json()}),
         }
 
     @staticmethod
@@ -193,6 +231,7 @@ class Schedule:
             notes = tuple(map(str, document.get("notes", ())))
             tower, others = document.get("tower"), document.get("towers")
             towers = None if others is None else tuple(map(_tower, others))
+            resized = document.get("resized")
             return Schedule(
                 str(document.get("method", "custom")),
                 shape,
@@ -201,6 +240,7 @@ class Schedule:
                 None if tower is None else str(tower),
                 towers,
                 known_rule(document.get("restore"), where),
+                None if resized is None else _resized(resized),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UsageError(
@@ -247,6 +287,25 @@ def _tower(document: Mapping[str, Any]) -> TowerSchedule:
         str(document.get("dense", "")),
         tuple(map(str, document.get("outputs", ()))),
     )
+
+
+def _resized(document: Mapping[str, Any]) -> Resized:
+    image = document.get("image", "graph")
+    if image not in ("graph", "host"):
+        raise ValueError(f"{image!r} is not graph or host")
+    rules = (document.get(name) for name in ("table", "relative", "rotary"))
+    return Resized(
+        _pair(document["grid"]),
+        whole_number(document["patches"]),
+        _pair(document["size"]),
+        image,
+        *(None if rule is None else str(rule) for rule in rules),
+    )
+
+
+def _pair(numbers: Any) -> tuple[int, int]:
+    rows, columns = map(whole_number, numbers)
+    return rows, columns
 
 
 def whole_number(number: Any) -> int:

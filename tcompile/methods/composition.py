@@ -18,7 +18,7 @@ from tcompile.core.parameters import fraction, parse
 from tcompile.core.schedule import Reduction, Schedule, Shape, Spec
 from tcompile.core.site import SiteName
 from tcompile.methods.context import Context, SiteConstraints, Step, Values
-from tcompile.methods.presets import PRESETS, Preset
+from tcompile.methods.presets import ALL, RESOLUTION, Preset
 from tcompile.methods.schedulers import Place
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def find_method(name: str) -> Preset:
     Raises:
         UsageError: there is none; names the nearest.
     """
-    return find("method", name, PRESETS, "tcompile.presets", Preset)
+    return find("method", name, ALL, "tcompile.presets", Preset)
 
 
 def parse_method(text: str) -> tuple[Preset, dict[str, Any]]:
@@ -105,6 +105,12 @@ def compose(
         UsageError: no budget given, two budgets given, or parameters that do not fit the model.
     """
     preset, values = parse_method(text)
+    if preset is RESOLUTION:
+        raise UsageError(
+            "resolution leaves at no site: its schedule is made for a whole model",
+            where="--method",
+            hint="see `tcompile.planning.resolution`",
+        )
     own = [k for k in preset.budget if values[k] is not None]
     if keep is None and not own:
         how = "--keep R" + "".join(f" or --method {preset.name}:{k}=…" for k in preset.budget)

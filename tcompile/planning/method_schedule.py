@@ -23,6 +23,7 @@ from tcompile.passes.stages import Analysed
 from tcompile.planning.constraints import site_constraints
 from tcompile.planning.remedy import remedy
 from tcompile.planning.request import NO_IMAGES, Keep
+from tcompile.planning.resolution import is_resolution, resolution_schedule
 
 if TYPE_CHECKING:
     from tcompile.methods.calibration import Observe
@@ -42,6 +43,7 @@ def schedule_for(
     calibration: str | Path | None = None,
     preprocess: str | None = None,
     asked: str | None = None,
+    image: str = "graph",
 ) -> Schedule:
     """A method's own schedule for a budget, checked against the model.
 
@@ -50,10 +52,13 @@ def schedule_for(
         calibration: images, for methods that learn their counts from them; see `build`. None:
             procedural scenes; `none`: no images.
         preprocess: how they are prepared, in place of what the model records.
+        image: who makes it smaller for `resolution`: `graph` or `host`.
 
     Raises:
         UsageError: no budget or two, parameters that do not fit the model, or an illegal site.
     """
+    if is_resolution(method):
+        return resolution_schedule(model, keep, method, outputs, image)
     analysis = model.analysis
     notes: list[str] = []
     # With restored outputs images also say how tokens are given back (`planning.restoring`).
@@ -114,6 +119,8 @@ def checked_schedule(model: Analysed, schedule: ScheduleLike, outputs: str = "re
         UsageError: not a schedule, one for another model, or an illegal site.
     """
     made = given_schedule(schedule)
+    if made.resized is not None:
+        return made  # it is checked where it is applied, all of it at once
     check_schedule(model.analysis, made, outputs)
     return made
 

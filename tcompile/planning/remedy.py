@@ -65,4 +65,4 @@ def _works(model: Analysed, method: str, keep: Keep, outputs: str, planned: bool
         reduce_towers(model.graph, analysis, made, outputs=outputs, prefix=model.prefix)
     except TcompileError:
         return False
-    return bool(made.reductions)
+    return not made.dense

@@ -53,6 +53,7 @@ class Asked(TypedDict, total=False):
     shapes: Shapes | None
     prefix: int | None
     tower: str | None
+    resize: str
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,8 @@ class Request:
         shapes: input name → dims, to bind dynamic dims by hand.
         prefix: tokens at the front that are not patches, where the analysis does not see it.
         tower: the one that loses tokens, of a model that has several; None: all of them.
+        resize: who makes the image smaller for `resolution`: the `graph`, whose input keeps its
+            size, or the `host`.
     """
 
     keep: Keep = None
@@ -114,6 +117,7 @@ class Request:
     shapes: Any = None
     prefix: int | None = None
     tower: str | None = None
+    resize: str = "graph"
 
     def __post_init__(self) -> None:
         _check_number("--latency", self.latency, "in ms, more than 0", float("inf"))
@@ -166,6 +170,12 @@ class Request:
             "--restore",
             "says what restored outputs give dropped tokens, and the outputs are reduced",
             "say --outputs restored, or omit it",
+        )
+        yield (
+            self.resize not in ("graph", "host"),
+            "--resize",
+            f"'{self.resize}' is not graph or host",
+            "",
         )
         yield (
             self.exact and self.keep is None,

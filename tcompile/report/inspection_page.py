@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from typing import Any
 
@@ -12,6 +12,7 @@ from tcompile.analysis.sites import Verdict
 from tcompile.artifact.page import giga
 from tcompile.core.errors import short_names
 from tcompile.core.site import SiteName
+from tcompile.planning.resolution import Resolutions
 from tcompile.report.inspection_info import (
     BesideInfo,
     BlockInfo,
@@ -46,6 +47,7 @@ class Inspection:
         grid: the sides of the patches; one number where they never were a grid.
         grouping: the groups in which patches leave.
         flops: for one image.
+        resolutions: the smaller images that it can take.
     """
 
     model: str
@@ -73,6 +75,7 @@ class Inspection:
     read: tuple[int, int] | None = None
     returned: bool = False
     notes: tuple[str, ...] = ()
+    resolutions: Resolutions = field(default_factory=Resolutions)
 
     def to_json(self) -> dict[str, Any]:
         """Return all of it as JSON values."""
@@ -91,9 +94,19 @@ def page(found: Inspection) -> str:
         _tokens(found),
         _blocks(found),
         _sides(found.sides),
-        _sites(found),
+        [*_sites(found), _resolutions(found.resolutions)],
     ]
     return "\n\n".join("\n".join(lines) for lines in sections if lines)
+
+
+def _resolutions(found: Resolutions) -> str:
+    """The smaller images that the model can take, in a line."""
+    if found.reason:
+        return f"No smaller image (--method resolution): {found.reason}"
+    grids = [sides(g) for g in found.grids]
+    shown = ", ".join(grids) if len(grids) <= 3 else f"{grids[0]}, {grids[1]}, … {grids[-1]}"
+    needs = f"; {', '.join(found.restored)} with --outputs restored only" if found.restored else ""
+    return f"A smaller image (--method resolution) may have {shown} patches{needs}"
 
 
 def ranges(names: Iterable[SiteName]) -> str:

@@ -17,6 +17,7 @@ from tcompile.core.model_files import TensorInfo
 from tcompile.core.save import saved
 from tcompile.models.images import SUFFIXES, ImageError
 from tcompile.runtime.arrays import check_inputs
+from tcompile.runtime.host_image import read_host_image
 from tcompile.runtime.signature import Signature, fixed_dim, is_packed, leading_input
 from tcompile.runtime.token_outputs import is_bookkeeping
 
@@ -59,7 +60,7 @@ class Samples:
 
     def name_of(self, row: int) -> str:
         """A sample by its file's name, or by its number among the others, from 1 on."""
-        return self.files[row].name if self.files else f"number {row + 1}"
+        return self.files[row].name if self.files else f"sample {row + 1}"
 
 
 def samples_for(
@@ -167,10 +168,11 @@ def run_all(path: str | Path, samples: Samples) -> dict[str, Array]:
 
     runner = OrtRunner(Path(path))
     packed = bool(runner.inputs) and is_packed(runner.inputs[0])
-    fixed = rows_of(runner)
+    fixed, host = rows_of(runner), read_host_image(runner.metadata)
     kept: dict[str, list[Array]] = {tensor.name: [] for tensor in runner.outputs}
     for arrays, true_rows in batches(samples, fixed):
         size = len(next(iter(arrays.values())))
+        arrays = arrays if host is None else host.fed(arrays)
         for name, array in runner.run(feed(runner.inputs, arrays)).items():
             if packed and not is_bookkeeping(name):
                 array = array[np.newaxis]  # what it says of the tokens has a batch of 1 already

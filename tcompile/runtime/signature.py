@@ -15,6 +15,7 @@ import onnx
 from tcompile.core.model_files import TensorInfo, describe_tensors
 from tcompile.core.op_traits import MOVES
 from tcompile.models.preprocess_option import overrides, resolved
+from tcompile.runtime.host_image import HostImage, read_host_image
 from tcompile.runtime.token_outputs import read_record
 
 
@@ -32,6 +33,25 @@ class Signature:
     notes: tuple[str, ...] = ()
     #: Output with fewer tokens → the output that says which tokens its rows are.
     token_index: Mapping[str, str] = field(default_factory=dict)
+    #: The input whose image the host makes smaller than the dense model's, if there is one.
+    host: HostImage | None = None
+
+    @property
+    def whole(self) -> Signature:
+        """The same with the image as large as in the dense model, for samples of both."""
+        if self.host is None:
+            return self
+        inputs = tuple(
+            replace(t, shape=self._large(t)) if t.name == self.host.input else t
+            for t in self.inputs
+        )
+        size = {"size": list(self.host.whole)} if "size" in self.preprocessing else {}
+        return replace(self, inputs=inputs, preprocessing={**self.preprocessing, **size}, host=None)
+
+    def _large(self, tensor: TensorInfo) -> tuple[int | str, ...]:
+        assert self.host is not None
+        sizes = dict(zip(self.host.dims, self.host.whole, strict=True))
+        return tuple(sizes.get(i, dim) for i, dim in enumerate(tensor.shape))
 
     @property
     def packed(self) -> bool:
@@ -120,6 +140,7 @@ def _signature(path: Path, changed: int, size: int) -> Signature:
         read_preprocessing(metadata) or {},
         found,
         token_index=read_record(metadata),
+        host=read_host_image(metadata),
     )
 
 

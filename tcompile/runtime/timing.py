@@ -156,10 +156,12 @@ def bench_models(
     models = [signature(path) for path in paths]
     size = models[0].batch or models[1].batch or batch or 1
     # The dense model's image size may be free; the reduced one's never is.
-    samples = samples_for(models[1], count=size)
+    samples = samples_for(models[1].whole, count=size)
     runners = [ort.OrtRunner(m.path, threads=threads, in_turn=True) for m in models]
     calls = [
-        partial(runner.run, feed(m.inputs, samples.arrays))
+        partial(
+            runner.run, feed(m.inputs, m.host.fed(samples.arrays) if m.host else samples.arrays)
+        )
         for runner, m in zip(runners, models, strict=True)
     ]
     progress(f"{rounds} interleaved rounds on {threads} threads")

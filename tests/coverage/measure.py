@@ -10,23 +10,33 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import torch
 
 from tcompile import pipeline
 from tcompile.core.errors import ModelError, UsageError
+from tcompile.core.schedule import Resized
 from tcompile.models import export
 from tcompile.report.inspection_page import ranges
 from tests.coverage.rows import Ask, model_of
-from tests.oracles.compare import MismatchError, Subject, check, check_structure, dense_errors
+from tests.oracles.compare import (
+    MismatchError,
+    Subject,
+    check,
+    check_structure,
+    dense_errors,
+    infer_in_batches,
+)
 from tests.oracles.dense_file import InapplicableError, feed_for
 from tests.oracles.exports import subject
 from tests.oracles.masked import check_masked
 from tests.oracles.plans import reductions
+from tests.oracles.resized import check_smaller, on_smaller
 from tests.support.judge import layout
 from tests.support.onnx_models import to_onnx
 from tests.support.zoo_matrix import BY_ID
 
 KEEP = 0.6
-METHODS = ("topk", "evit", "tome", "bypass")
+METHODS = ("topk", "evit", "tome", "bypass", "resolution")
 
 
 @dataclass(frozen=True)
@@ -154,6 +164,8 @@ def _method(
         except Exception as error:
             return Cell("failed", outputs, reason=_text(error)), None, {}
         model, schedule = to_onnx(made.graph), made.schedule.to_json()
+        if made.schedule.resized is not None:
+            return _smaller(ask, path, model, made.schedule.resized, outputs), model, schedule
         if found is None:
             return Cell("unchecked", outputs, reason="no reference"), model, schedule
         try:
@@ -161,6 +173,25 @@ def _method(
         except Exception as error:
             return Cell("failed", outputs, reason=_text(error)), None, {}
     return Cell("refused", reason="; restored: ".join(reasons)), None, {}
+
+
+def _smaller(ask: Ask, path: Path, model: onnx.ModelProto, resized: Resized, outputs: str) -> Cell:
+    """A model for a smaller image against the module for it."""
+    loaded = model_of(ask.case.id)
+    (shape,) = (tuple(t.shape) for t in list(loaded.example_inputs.values())[:1])
+    count = {"1": 2, "4": 4}.get(str(ask.variant.batch), 3)
+    images = torch.randn(count, *shape[1:], generator=torch.Generator().manual_seed(1))
+    try:
+        wanted = on_smaller(loaded, ask.case.prefix, images, resized)
+    except (LookupError, RuntimeError, ValueError):
+        # The module takes images of one size only, or its library resizes no positions.
+        return Cell("unchecked", outputs, reason="no reference")
+    try:
+        have, dense = (list(infer_in_batches(m, images).values()) for m in (model, onnx.load(path)))
+        verdict = check_smaller(have, dense, wanted)
+    except Exception as error:
+        return Cell("failed", outputs, reason=_text(error))
+    return Cell("compiled", outputs, *_nearest(verdict.error, verdict.tolerance))
 
 
 def _compared(

@@ -18,7 +18,8 @@ What tcompile makes of each family of models, in whatever way it was exported. W
 show; of its patch tokens 60 % are kept.
 
 - `1e-06 of 2e-05` says that the export compiles: the largest difference from PyTorch code that
-  removes the same tokens inside the model's own modules, and what is allowed, 10 × the difference
+  removes the same tokens inside the model's own modules (of `resolution`: that gets the smaller
+  image, its positions resized by its library's code), and what is allowed, 10 × the difference
   of the dense export itself. ᴿ: with `--outputs restored`, where no fewer tokens can leave the
   model. "compiled": there is no such PyTorch code of this model.
 - *masked* is a second, independent check of `topk`: the dense file with −1e9 on the logits of

@@ -13,7 +13,7 @@ import onnx_graphsurgeon as gs
 
 from tcompile import pipeline
 from tcompile.core.schedule import Reduction, Schedule, Spec, TowerSchedule
-from tcompile.passes import lower, normalize, reduce
+from tcompile.passes import lower, normalize, reduce, resize
 from tcompile.passes.normalize.batch_values import DimVectors, settle_batch_values
 from tcompile.passes.normalize.bind_shapes import bind_inputs
 from tcompile.passes.reduce.towers import reduce_towers
@@ -33,6 +33,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "lower/lower-opset": {"target": "jetson-orin"},
     "lower/move-token-casts": {"token_ops": "plugin"},
     "lower/token-ops": {"token_ops": "plugin"},
+}
+#: Grids that a model is shown on, and who resizes its image.
+GRIDS: dict[str, dict[str, Any]] = {
+    "follow": {"grid": (2, 2), "host": True},
+    "relative": {"grid": (2, 2), "host": True},
+    "image": {"grid": (2, 2), "host": False},
 }
 #: Schedules that the reduce pass is shown with, and what else it is told.
 REDUCTIONS: dict[str, dict[str, Any]] = {
@@ -71,7 +77,8 @@ REDUCTIONS: dict[str, dict[str, Any]] = {
 def run(name: str, model: onnx.ModelProto) -> onnx.ModelProto:
     """The graph behind one pass, `STAGE/PASS`."""
     stage, pass_name = name.split("/")
-    return {"normalize": _normalize, "lower": _lower, "reduce": _reduce}[stage](pass_name, model)
+    stages = {"normalize": _normalize, "lower": _lower, "reduce": _reduce, "resize": _resize}
+    return stages[stage](pass_name, model)
 
 
 def _normalize(name: str, model: onnx.ModelProto) -> onnx.ModelProto:
@@ -105,6 +112,17 @@ def _lower(name: str, model: onnx.ModelProto) -> onnx.ModelProto:
     assert step.when(state)
     step.run(state)
     return to_onnx(state.graph)
+
+
+def _resize(name: str, model: onnx.ModelProto) -> onnx.ModelProto:
+    with TemporaryDirectory() as folder:
+        onnx.save(model, str(Path(folder) / "model.onnx"))
+        read = pipeline.read(Path(folder) / "model.onnx")
+    told = GRIDS[name]
+    found = resize.on_grid(read, told["grid"])
+    graph = found.model.graph.copy()
+    resize.finish(graph, found, host=told["host"])
+    return to_onnx(graph)
 
 
 def _reduction(site: str, score: str | None, reducer: str, keep: int) -> Reduction:

@@ -36,10 +36,12 @@ WANTED = {
     "normalize": {step.name for step in passes.NORMALIZE},
     "lower": {step.name for step in lower.PASSES},
     "reduce": {step.name for step in reduce.PASSES} | set(passes.REDUCTIONS),
+    "resize": set(passes.GRIDS),
     "scores": {score.name for score in SCORES},
     "reducers": {reducer.name for reducer in REDUCERS},
 }
-PASSES = [f"{stage}/{name}" for stage in ("normalize", "reduce", "lower") for name in WANTED[stage]]
+STAGES = ("normalize", "reduce", "resize", "lower")
+PASSES = [f"{stage}/{name}" for stage in STAGES for name in WANTED[stage]]
 
 
 def read(path: Path) -> tuple[str, str, str]:

@@ -84,7 +84,7 @@ def read_calibration(
     Raises:
         UsageError: no such file, or data that does not fit the model.
     """
-    path, model = Path(data), signature(model_path).prepared(preprocess)
+    path, model = Path(data), signature(model_path).whole.prepared(preprocess)
     if path.suffix == ".py" and regular_file(path):
         arrays, labels = _run_loader(path)
         return Calibration.of(sample_arrays(model, arrays, path), labels)

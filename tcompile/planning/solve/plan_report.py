@@ -387,7 +387,7 @@ def fixed_outcome(
     shape = schedule.model
     asked = asked_share(request, shape)
     kept = Share.kept(schedule.final, shape.patches)
-    emitted: Emitted = "reduced" if schedule.reductions else "dense"
+    emitted: Emitted = "dense" if schedule.dense else "reduced"
     if request.schedule is not None:
         return Outcome(
             emitted, "schedule", "the schedule says so", kept, None, ("the schedule given",)
@@ -414,6 +414,9 @@ def _of_method(
     if back or (kept == patches and schedule.reductions):
         fewest = min(r.keep for r in schedule.reductions)
         return "method", f"with {name} all come back; {fewest} are left in between"
+    if schedule.resized is not None:
+        rows, columns = schedule.resized.grid
+        return "method", f"the image has {rows} x {columns} patches, a grid of the model's shape"
     if not schedule.reductions:
         return "method", f"no token leaves with these parameters of {name}"
     if asked is not None and together and kept > asked.patches:

@@ -99,7 +99,7 @@ def schedule_for_request(
         methods = screened(known, runs, _final(model, request))  # before any of them is timed
     profile = profile_for(model, methods, target, request, precision, say)
     report = solve_request(model, request, methods, profile, say, evidence, runs)
-    if not report.schedule.reductions and request.method == AUTO:
+    if report.schedule.dense and request.method == AUTO:
         report = replace(report, schedule=replace(report.schedule, method=NO_METHOD))
     return report.schedule, report
 
@@ -154,6 +154,7 @@ def _fixed_schedule(model: Analysed, request: Request) -> Schedule | None:
             request.outputs,
             request.calibration,
             request.preprocess,
+            image=request.resize,
         )
     if request.method.startswith(f"{AUTO}:"):
         raise UsageError("auto has no parameters", where="--method")
@@ -169,7 +170,7 @@ def _fixed_schedule(model: Analysed, request: Request) -> Schedule | None:
 
 def _fixed_plan(model: Analysed, request: Request, made: Schedule) -> tuple[Schedule, FixedPlan]:
     """A schedule that was not solved, and why it keeps what it keeps."""
-    if not made.reductions and request.method == AUTO and request.schedule is None:
+    if made.dense and request.method == AUTO and request.schedule is None:
         made = replace(made, method=NO_METHOD)
     groups = site_constraints(model.analysis, request.outputs).groups
     outcome = fixed_outcome(request, made, groups, model.analysis.space.segments)

@@ -33,7 +33,7 @@ def test_what_was_not_planned_with(model: Path, images: Path) -> None:
     found = evidence_of(model, request, planned, 10**9)
     assert found.source == ("5 of 10 samples from x.npy that the plan was not made with (seed 3)")
     assert (len(found), found.kind) == (5, "data")
-    assert found.name_of(0).startswith("number ")
+    assert found.name_of(0).startswith("sample ")
 
 
 def test_all_of_them_where_a_method_learned_from_all(model: Path, images: Path) -> None:

@@ -1,0 +1,271 @@
+"""`resolution`: fewer tokens since the image is smaller, as a schedule like any other.
+
+`resolutions` gives the schedules of all grids that a model can be had on, `resolution_schedule` the
+one of a request; `resized_model` is what `pipeline.apply_schedule` does with either.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tcompile.core.errors import ModelError, UsageError
+from tcompile.core.schedule import Resized, Schedule
+from tcompile.methods.composition import parse_keep, parse_method
+from tcompile.methods.presets import RESOLUTION
+from tcompile.models.positions import read_positions
+from tcompile.models.preprocess import PREPROCESS_KEY, read_preprocessing
+from tcompile.passes.resize import DEFAULT_RULE, OnGrid, Rules, finish, grids, image_grid, on_grid
+from tcompile.passes.stages import Analysed, Reduced
+from tcompile.planning.request import Keep
+from tcompile.runtime.host_image import HostImage
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Resolutions:
+    """The smaller images that a model can take.
+
+    Attributes:
+        grids: rows and columns of patches, the largest first.
+        restored: the outputs for which that needs `--outputs restored`.
+        reason: why there is none; empty where there is one.
+    """
+
+    grids: tuple[Pair, ...] = ()
+    restored: tuple[str, ...] = ()
+    reason: str = ""
+
+
+def is_resolution(method: str) -> bool:
+    """Return whether a method is `resolution`, with or without parameters."""
+    return method.partition(":")[0] == RESOLUTION.name
+
+
+def resolutions(
+    model: Analysed, method: str = "resolution", *, image: str = "graph"
+) -> tuple[Schedule, ...]:
+    """The schedules of all smaller grids that a model can be had on, the largest first.
+
+    Args:
+        method: `resolution`, with its rules: `resolution:rule=bicubic`.
+        image: who resizes it: `graph` or `host`.
+
+    Raises:
+        ModelError: there is none; says why.
+    """
+    _, values = parse_method(method)
+    return tuple(_schedule(model, grid, method, values, image) for grid in grids(model))
+
+
+def problem(model: Analysed, outputs: str = "reduced") -> str:
+    """Return why no smaller image can be taken with these outputs; empty where one can."""
+    found = describe_grids(model)
+    if found.reason or outputs == "restored" or not found.restored:
+        return found.reason
+    return f"output '{found.restored[0]}' has a row for each patch: it needs --outputs restored"
+
+
+def describe_grids(model: Analysed) -> Resolutions:
+    """Tell which smaller images a model can take, or why none; for `tcompile inspect`."""
+    try:
+        found = grids(model)
+        carrying = on_grid(model, found[0]).outputs if found else ()
+    except ModelError as error:
+        return Resolutions(reason=error.what)
+    if not found:
+        return Resolutions(reason="it has too few rows of patches")
+    return Resolutions(found, carrying)
+
+
+def resolution_schedule(
+    model: Analysed, keep: Keep, method: str, outputs: str = "reduced", image: str = "graph"
+) -> Schedule:
+    """The schedule of `--method resolution`: the smallest grid with as many patches as are asked
+    for, or the one that is named.
+
+    Raises:
+        UsageError: no budget or two, no such grid, or one that the model cannot be had on.
+    """
+    _, values = parse_method(method)
+    given = [k for k in RESOLUTION.budget if values[k] is not None]
+    if (keep is not None) + len(given) != 1:
+        raise UsageError(
+            "two budgets given" if given else "no budget given",
+            where="--keep",
+            hint="say one of --keep R, --method resolution:grid=HxW and resolution:size=HxW",
+        )
+    if keep is not None and parse_keep(keep) == 1:
+        return Schedule(method, model.analysis.shape, ())
+    where = f"--method {method}"
+    try:
+        grid = _grid(model, keep, values)
+        _check_outputs(on_grid(model, grid, _rules(model, values)[0]), outputs)
+    except ModelError as error:
+        raise UsageError(error.what, where=where, hint=error.hint) from error
+    return _schedule(model, grid, method, values, image)
+
+
+def _grid(model: Analysed, keep: Keep, values: Mapping[str, Any]) -> Pair:
+    whole = image_grid(model.graph, model.analysis)
+    if keep is not None:
+        frames = model.analysis.shape.patches // math.prod(whole.grid)
+        least = math.ceil(parse_keep(keep) * model.analysis.shape.patches)
+        fit = [g for g in grids(model) if frames * math.prod(g) >= least]
+        if not fit:
+            raise ModelError(
+                f"has no smaller grid of {least} patches or more",
+                hint="say a smaller --keep, or resolution:grid=HxW",
+            )
+        return fit[-1]
+    if values["grid"] is not None:
+        grid = _pair("grid", values["grid"])
+    else:
+        size = _pair("size", values["size"])
+        grid = tuple(  # type: ignore[assignment]
+            n * g // old for n, g, old in zip(size, whole.grid, whole.size, strict=True)
+        )
+        if whole.size_for(grid) != size:
+            h, w = whole.size_for(grid)
+            raise UsageError(
+                f"size={values['size']} is not a whole number of patches",
+                where="--method resolution",
+                hint=f"say size={h}x{w}",
+            )
+    if not all(1 <= n <= old for n, old in zip(grid, whole.grid, strict=True)) or (
+        grid == whole.grid
+    ):
+        raise UsageError(
+            f"{grid[0]} x {grid[1]} patches is not a smaller grid than {whole.grid[0]} x "
+            f"{whole.grid[1]}",
+            where="--method resolution",
+        )
+    return grid
+
+
+def _pair(key: str, text: str) -> Pair:
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(p.isdigit() and len(p) < 6 for p in parts):
+        raise UsageError(f"{key}={text} is not ROWSxCOLUMNS", where="--method resolution")
+    return int(parts[0]), int(parts[-1])
+
+
+def _rules(model: Analysed, values: Mapping[str, Any]) -> tuple[Rules, list[str]]:
+    """The rules of a request, else of the model's metadata, else the default; and where from."""
+    known = read_positions(model.normalized.metadata)
+    asked = {"table": values["rule"], "relative": values["relative"], "rotary": values["rotary"]}
+    found = {k: v or known.get(k) for k, v in asked.items()}
+    said = [f"{k} {v}: as asked" for k, v in asked.items() if v]
+    said += [f"{k} {v}: as the export recorded" for k, v in known.items() if not asked.get(k)]
+    if not found["table"]:
+        said.append(f"table {DEFAULT_RULE}: the default, since the file does not say")
+    default = Rules()
+    return Rules(
+        found["table"] or default.table, found["relative"] or default.relative, found["rotary"]
+    ), said
+
+
+def _schedule(
+    model: Analysed, grid: Pair, method: str, values: Mapping[str, Any], image: str
+) -> Schedule:
+    whole, (rules, said) = image_grid(model.graph, model.analysis), _rules(model, values)
+    patches = model.analysis.shape.patches * math.prod(grid) // math.prod(whole.grid)
+    resized = Resized(
+        grid,
+        patches,
+        whole.size_for(grid),
+        image,  # type: ignore[arg-type]
+        rules.table,
+        rules.relative,
+        rules.rotary,
+    )
+    notes = (f"rules of positions: {'; '.join(said)}",)
+    return Schedule(method, model.analysis.shape, (), notes, resized=resized)
+
+
+def resized_model(model: Analysed, schedule: Schedule, outputs: str = "reduced") -> Reduced:
+    """The model of a schedule that takes a smaller image.
+
+    Raises:
+        UsageError: the schedule is for another model, has reductions too, or an output has a row
+            for each patch and is not restored.
+        ModelError: the model cannot be had on that grid.
+    """
+    asked, shape = schedule.resized, model.analysis.shape
+    assert asked is not None
+    if schedule.model != shape:
+        raise UsageError(f"made for {schedule.model}, the model has {shape}", where="schedule")
+    if schedule.reductions or schedule.towers:
+        raise UsageError(
+            "has `resized` and `reductions`",
+            where="schedule",
+            hint="a smaller image takes the place of what leaves at sites: omit one",
+        )
+    default = Rules()
+    rules = Rules(asked.table or default.table, asked.relative or default.relative, asked.rotary)
+    found = on_grid(model, asked.grid, rules)
+    if (found.model.analysis.shape.patches, found.size) != (asked.patches, asked.size):
+        raise UsageError(
+            f"says {asked.patches} patches and an image of {asked.size}, the model has "
+            f"{found.model.analysis.shape.patches} and {found.size}",
+            where="schedule, resized",
+        )
+    _check_outputs(found, outputs)
+    host = asked.image == "host"
+    graph = found.model.graph.copy()
+    written = finish(graph, found, host=host)
+    normal = model.normalized
+    notes = (*schedule.notes, *normal.notes, *_notes(found, host))
+    return Reduced(
+        graph=graph,
+        dense=normal.graph,
+        schedule=replace(schedule, notes=tuple(dict.fromkeys(notes))),
+        fp32_nodes=frozenset(),
+        written=written,
+        metadata={**normal.metadata, **(_host_metadata(found) if host else {})},
+        token_index={},
+        widened=normal.widened,
+        quantized=bool(normal.quantized),
+    )
+
+
+def _host_metadata(found: OnGrid) -> dict[str, str]:
+    """The entries of the metadata by which images are made as small as the input is."""
+    image = found.image
+    made = HostImage(image.name, image.dims, image.size, found.size).record()
+    known = read_preprocessing(found.model.normalized.metadata)
+    if known and "size" in known:
+        made[PREPROCESS_KEY] = json.dumps({**known, "size": list(found.size)}, ensure_ascii=False)
+    return made
+
+
+def _check_outputs(found: OnGrid, outputs: str) -> None:
+    if outputs not in ("reduced", "restored"):
+        raise UsageError(f"'{outputs}' is not reduced or restored", where="--outputs")
+    if outputs == "reduced" and found.outputs:
+        raise UsageError(
+            f"output '{found.outputs[0]}' has a row for each patch, and those of a smaller grid "
+            "are not tokens of the dense model: there is no token_index",
+            where="--method resolution",
+            hint="say --outputs restored: it is interpolated to the old grid",
+        )
+
+
+def _notes(found: OnGrid, host: bool) -> Sequence[str]:
+    (h, w), (rows, columns) = found.image.size, found.size
+    who = (
+        f"input '{found.image.name}' is the image of {rows} x {columns} pixels, which the host "
+        "resizes"
+        if host
+        else f"input '{found.image.name}' keeps {h} x {w} pixels and is resized to {rows} x "
+        f"{columns} in the graph, bilinear with antialiasing"
+    )
+    notes = [who, *(f"positions: {words}" for words in found.tables)]
+    if found.outputs:
+        names = ", ".join(f"'{n}'" for n in found.outputs)
+        notes.append(f"interpolated to the old grid, bilinear: {names}")
+    return notes
