@@ -35,7 +35,8 @@ class Preset:
         published: settings of the paper, as `--method` takes them or in words.
         note: what it costs or how it deviates, in a line.
         auto: whether `--method auto` weighs it: tokens leave for good within the tower, by what is
-            in the image, and at any site and count.
+            in the image, at any site and count, and it costs no attention of all tokens on all more
+            than once in a few blocks.
     """
 
     name: str

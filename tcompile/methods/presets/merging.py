@@ -265,7 +265,6 @@ MIXED: tuple[Preset, ...] = (
     Preset(
         name="zero-tprune",
         family="prune",
-        auto=True,
         summary="rank tokens by the graph of the attention, drop the alike and then the least",
         formula="s ← A^T s, 30, 5 or 1 times by depth, from CLS sqrt(N) and 1 else; s_j = rms "
         "over the heads with variance in [0.01, 0.7]; the half that is less important by one vote "
@@ -312,7 +311,6 @@ MIXED: tuple[Preset, ...] = (
     Preset(
         name="ficoco",
         family="merge",
-        auto=True,
         summary="spread the least informative tokens over those that they attend to, in late "
         "blocks",
         formula="score = 0.35·l2(logit[cls,j]) − 0.65·l2(mean_i logit[j,i]), the least of each 2 "

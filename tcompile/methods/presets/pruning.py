@@ -160,7 +160,6 @@ PRUNING: tuple[Preset, ...] = (
     Preset(
         name="spatten",
         family="prune",
-        auto=True,
         summary="drop what received the least attention over all blocks so far, a few in each",
         formula="score_j = sum over blocks so far, heads and queries of A[h,q,j]; keep the K best",
         reference="Wang et al., SpAtten: Efficient Sparse Attention Architecture with Cascade "
@@ -173,7 +172,6 @@ PRUNING: tuple[Preset, ...] = (
     Preset(
         name="gtp",
         family="prune",
-        auto=True,
         summary="drop tokens in every block after spreading them over their neighbours",
         formula="score_j = max_h A[h,j,j] · max_h sum_q A[h,q,j]; x_k += alpha · Â_kp x_p for the "
         "p that leave, Â = D^-1/2 G D^-1/2, G = 8 neighbours in the grid and the 8 most similar",

@@ -43,9 +43,9 @@ class Level:
 
 
 LEVELS: dict[LevelName, Level] = {
-    "coarse": Level("coarse", 6, 2, 2, 1, 1, 4, 4),
-    "medium": Level("medium", 12, 3, 3, 2, 1, 6, 8),
-    "fine": Level("fine", 16, 4, 4, 2, 2, 8, 16),
+    "coarse": Level("coarse", 6, 2, 2, 1, 1, 3, 3),
+    "medium": Level("medium", 12, 3, 2, 2, 1, 4, 6),
+    "fine": Level("fine", 16, 4, 3, 2, 1, 6, 12),
 }
 #: FLOPs of one image up to which a level is taken; a multiplication and an addition are two. ViT-S
 #: has 9 · 10⁹, ViT-B 35 · 10⁹, ViT-L 123 · 10⁹.

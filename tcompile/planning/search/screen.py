@@ -1,4 +1,4 @@
-"""The first look at methods: a few images, two schedules each, before anything is timed."""
+"""The first look at methods: one schedule on a few images, before anything is timed."""
 
 from __future__ import annotations
 
@@ -20,9 +20,8 @@ _WORSE = 4.0
 def screened(methods: Sequence[Method], runs: Runs, final: int | None) -> list[Method]:
     """The methods that lose least, at most as many as the level says, the best one first.
 
-    Each takes the same steps: over the first half of the depth, and at once at a quarter of it. The
-    times that they take are not looked at, so that a method which loses little and costs much is
-    still among them.
+    Each takes the same steps over the first half of the depth. The times that they take are not
+    looked at, so that a method which loses little and costs much is still among them.
 
     Args:
         final: whole tokens that are left in the end; None: half of the patches.
@@ -31,18 +30,13 @@ def screened(methods: Sequence[Method], runs: Runs, final: int | None) -> list[M
         return list(methods)
     shape = methods[0].context.shape
     final = final or shape.prefix + max(shape.patches // 2, 1)
-    quarter, half = shape.blocks // 4, max(shape.blocks // 2, 1)
-    shapes = (Shape(0, half), Shape(quarter, quarter))
-    runs.expect(len(methods) * len(shapes) * runs.level.look + runs.level.work(runs.level.methods))
+    spread = Shape(0, shape.blocks // 2)
+    runs.expect(len(methods) * runs.level.look + runs.level.work(runs.level.methods))
     found: list[tuple[float, int, Method]] = []
     for number, method in enumerate(methods):
-        lost = [
-            summed_up(losses)
-            for one in shapes
-            if (losses := _losses(method, one, final, runs)) is not None
-        ]
-        if lost:
-            found.append((min(lost), number, method))
+        losses = _losses(method, spread, final, runs)
+        if losses is not None:
+            found.append((summed_up(losses), number, method))
     if not found:
         return list(methods)
     ranked = sorted(found)

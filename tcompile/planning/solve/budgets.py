@@ -212,8 +212,8 @@ def best_of_all(
 
 def allowed_ms(options: Sequence[MethodTables], budget: Budget) -> float:
     """The ms that the best of several methods may take: the budget of latency, and with a share of
-    tokens what the fastest takes in the usual place; where a prediction cannot tell whether that
-    saves anything, what any of them takes there.
+    tokens what the fastest takes in the usual place, as far as a prediction can tell; where it
+    cannot tell whether that saves anything, what any of them takes there.
 
     Raises:
         UsageError: none can come down to so few tokens.
@@ -224,8 +224,8 @@ def allowed_ms(options: Sequence[MethodTables], budget: Budget) -> float:
     usual = _usual(options, budget)
     fastest = min(ms for _, ms in usual)
     if fastest >= usual[0][0].plan.dense_ms * (1 - budget.band):
-        fastest = max(ms for _, ms in usual)
-    return min(fastest * (1 + _ROUNDING), most)
+        return min(max(ms for _, ms in usual) * (1 + _ROUNDING), most)
+    return min(fastest * (1 + budget.band), most)
 
 
 def _least_loss(plans: Sequence[MethodPlan]) -> MethodPlan:
