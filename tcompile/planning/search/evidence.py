@@ -7,11 +7,12 @@ photos do; what is said of a plan names them. One's own images always say more.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import onnx_graphsurgeon as gs
 
 from tcompile._version import __version__
 from tcompile.analysis.flops import batch_size, graph_flops
@@ -22,11 +23,12 @@ from tcompile.core.progress import Progress
 from tcompile.core.schedule import Schedule
 from tcompile.passes.stages import Analysed
 from tcompile.planning.losses.data import Calibration, read_calibration, split
-from tcompile.planning.losses.distance import unit
+from tcompile.planning.losses.distance import distance, unit
 from tcompile.planning.losses.evaluate import Evaluator
 from tcompile.planning.optimise.tables import Floats
 from tcompile.planning.request import NO_IMAGES, Request
 from tcompile.planning.search.level import LEVELS, Level, level_for
+from tcompile.runtime.samples import run_graph
 from tcompile.runtime.scenes import scenes_for
 from tcompile.runtime.signature import signature
 
@@ -131,6 +133,26 @@ class Runs:
             self.known[name] = known
             self._done += images
         return np.asarray(known[:images])
+
+    @property
+    def mode(self) -> str:
+        """`reduced` or `restored`."""
+        return self.request.outputs
+
+    def resized(self, schedule: Schedule, graph: Callable[[Schedule], gs.Graph]) -> Floats:
+        """The loss of a schedule with a smaller image on each of the images.
+
+        Args:
+            graph: gives the graph of it.
+        """
+        assert schedule.resized is not None
+        name = digest_of({"resized": schedule.resized.to_json()})
+        if name not in self.known:
+            self._show("resolution")
+            dense = self.evaluator.dense
+            found = distance(dense, run_graph(graph(schedule), self.samples))
+            self.known[name] = [float(v) for v in found]
+        return np.asarray(self.known[name])
 
     def expect(self, images: float) -> None:
         """Note how many images more are likely to be run."""

@@ -13,9 +13,11 @@ from tcompile.core.errors import UsageError
 from tcompile.passes.reduce.check import dense_grid
 from tcompile.passes.reduce.restoring import rules_for
 from tcompile.planning.optimise.tables import Plan, dense_plan
+from tcompile.planning.request import AUTO
 from tcompile.planning.restoring import MARGIN
 from tcompile.planning.search.evidence import Runs
 from tcompile.planning.search.level import Level
+from tcompile.planning.search.rival import other_count, smaller_image
 from tcompile.planning.search.search import Weighed, search, summed_up
 from tcompile.planning.search.space import Space
 from tcompile.planning.solve.budgets import Budget, MethodPlan, allowed_ms, ends_of
@@ -33,11 +35,13 @@ class Searched:
         best: it.
         each: the best of each method alone, and it.
         front: plans of which no other is both faster and loses less.
+        notes: what there is to say of other plans.
     """
 
     best: MethodPlan
     each: tuple[MethodPlan, ...]
     front: tuple[Plan, ...]
+    notes: tuple[str, ...] = ()
 
 
 def searched(
@@ -67,7 +71,32 @@ def searched(
     for one in plans:
         each.setdefault(one.method, one)
     alone = [p for name, p in each.items() if " + " not in name or p is plans[0]]
-    return Searched(plans[0], tuple(alone), _front([p.plan for p in plans]))
+    front = _front([p.plan for p in plans])
+    if level is not runs.level:  # one of several searches
+        return Searched(plans[0], tuple(alone), front)
+    return _against(Searched(plans[0], tuple(alone), front), space, found[0], runs)
+
+
+def _against(mine: Searched, space: Space, best: Weighed, runs: Runs) -> Searched:
+    """The plan against its rivals: a smaller image, which is taken where it loses less and no share
+    of tokens was asked for; and other counts in the same time, which are only named."""
+    notes: list[str] = []
+    if space.final is not None:
+        notes += filter(None, [other_count(space, best, runs, runs.level)])
+    if runs.request.method != AUTO:
+        return replace(mine, notes=tuple(notes))
+    small = smaller_image(space.options, space.most_ms, runs)
+    if small is None:
+        return replace(mine, notes=tuple(notes))
+    small = replace(small, option=replace(small.option, words=runs.words))
+    each = (*mine.each, small)
+    if space.final is not None or small.plan.loss >= mine.best.plan.loss:
+        return replace(mine, each=each, notes=tuple(notes))
+    notes.append(
+        f"a smaller image loses less than fewer tokens in the same time: {small.plan.loss:.3g} "
+        f"instead of {mine.best.plan.loss:.3g}"
+    )
+    return Searched(small, each, mine.front, tuple(notes))
 
 
 def _plan(space: Space, found: Weighed, runs: Runs) -> MethodPlan:

@@ -83,6 +83,11 @@ class MethodPlan:
     made: Schedule | None = None
 
     @property
+    def resized(self) -> bool:
+        """True where it is of a smaller image."""
+        return self.made is not None and self.made.resized is not None
+
+    @property
     def method(self) -> str:
         """The method, or the methods, by name."""
         return self.option.method.text if self.made is None else self.made.method

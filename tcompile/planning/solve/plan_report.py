@@ -315,10 +315,10 @@ def budget_words(request: Request) -> tuple[str, ...]:
 def solved_outcome(request: Request, best: MethodPlan, profile: Profile, budget: Budget) -> Outcome:
     """The outcome of a schedule that was solved."""
     plan, shape = best.plan, best.option.method.context.shape
-    asked = asked_share(request, shape)
+    asked, reduced = asked_share(request, shape), bool(plan.steps) or best.resized
     if asked is not None:
         reason, why = _of_share(asked, best, profile, budget)
-    elif plan.steps:
+    elif reduced:
         reason, why = _of_budget(request)
     elif best.reason == "budget":
         sure = f"modelled, ± {BAND['modelled']:.0%}" if profile.kind == "modelled" else profile.kind
@@ -327,7 +327,7 @@ def solved_outcome(request: Request, best: MethodPlan, profile: Profile, budget:
     else:
         reason, why = best.reason, best.why
     kept = Share.kept(plan.final - shape.prefix, shape.patches)
-    emitted: Emitted = "reduced" if plan.steps else "dense"
+    emitted: Emitted = "reduced" if reduced else "dense"
     return Outcome(emitted, reason, why, kept, asked, budget_words(request))
 
 

@@ -249,7 +249,9 @@ def _searched(
     try:
         if request.max_drop is None:
             found = searched(options, budget, runs)
-            return _report(request, found.best, found.each, profile, budget, None, found.front)
+            report = _report(request, found.best, found.each, profile, budget, None, found.front)
+            notes = (*report.schedule.notes, *found.notes)
+            return replace(report, schedule=replace(report.schedule, notes=notes))
         assert evidence.check is not None
         trial = Trial(model, evidence.check, request.outputs, runs.say)
         plans = PlansByLatency(options, budget, runs)

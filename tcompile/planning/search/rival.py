@@ -1,0 +1,71 @@
+"""What a plan is weighed against: a smaller image, and other counts in the same time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from tcompile.core.errors import TcompileError
+from tcompile.core.schedule import Schedule
+from tcompile.planning.optimise.tables import Plan
+from tcompile.planning.resolution import resized_model, resolutions
+from tcompile.planning.search.evidence import Runs
+from tcompile.planning.search.level import Level
+from tcompile.planning.search.search import Weighed, search, summed_up
+from tcompile.planning.search.space import Space
+from tcompile.planning.solve.budgets import MethodPlan
+from tcompile.planning.solve.method_tables import MethodTables
+
+#: The share by which another plan must lose less to be named.
+_BETTER = 0.9
+
+
+def smaller_image(options: Sequence[MethodTables], most_ms: float, runs: Runs) -> MethodPlan | None:
+    """The largest smaller image that is fast enough, and what it loses; None where there is none.
+
+    All blocks carry its tokens from the first on; what it takes to make it smaller is not counted.
+    """
+    tables, model = options[0].tables, runs.model
+    rows = (*tables.attn_ms, *tables.mlp_ms, tables.head_ms)
+    try:
+        for schedule in resolutions(model):
+            tokens = schedule.final + tables.prefix
+            ms = tables.stem_ms + sum(float(np.interp(tokens, tables.counts, r)) for r in rows)
+            if ms <= most_ms:
+                losses = runs.resized(schedule, lambda s: resized_model(model, s, runs.mode).graph)
+                return _plan(options[0], schedule, tokens, ms, summed_up(losses))
+    except TcompileError:  # the model cannot be had on a smaller grid
+        return None
+    return None
+
+
+def _plan(
+    option: MethodTables, schedule: Schedule, tokens: int, ms: float, loss: float
+) -> MethodPlan:
+    tables = option.tables
+    each = (tokens,) * tables.blocks
+    plan = Plan((), each, each, tokens, ms, loss, tables.dense_ms)
+    return MethodPlan(option, plan, made=schedule)
+
+
+def other_count(space: Space, best: Weighed, runs: Runs, level: Level) -> str:
+    """A note where another count of tokens in the end loses less in the same time; else empty."""
+    methods = {s.method for s in best.steps}
+    free = Space(tuple(space.options[m] for m in sorted(methods)), space.most_ms, None)
+    quick = replace(level, rounds=0, promote=1, moves=0)
+    try:
+        found = search(free, lambda steps, n: runs.losses(free.schedule(steps), n), quick)[0]
+    except TcompileError:
+        return ""
+    shape = space.options[0].method.context.shape
+    if found.loss >= _BETTER * best.loss or found.plan.final == best.plan.final:
+        return ""
+    kept = (found.plan.final - shape.prefix) / shape.patches
+    return (
+        f"in the same time {found.loss:.3g} would be lost instead of {best.loss:.3g} with "
+        f"{math.floor(100 * kept) / 100:.2f} of the patch tokens left in the end, which leave "
+        f"over more of the depth: --latency {space.most_ms:.4g} in place of --keep"
+    )
