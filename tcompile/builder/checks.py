@@ -12,7 +12,7 @@ import numpy as np
 from tcompile.artifact.manifest import Fidelity, Latency, SpeedUp
 from tcompile.core.errors import InternalError, ModelError
 from tcompile.planning.losses.data import read_calibration, split
-from tcompile.planning.request import Request
+from tcompile.planning.request import NO_IMAGES, Request
 from tcompile.planning.solve.plan_report import PlanReport
 from tcompile.runtime.metrics import without_equal_nonfinite
 from tcompile.runtime.samples import Samples, run_all, samples_for
@@ -122,7 +122,7 @@ def evidence_of(model: Path, request: Request, planned: object, flops: int) -> S
         planned: how the schedule was found.
         flops: of the dense model, for one image.
     """
-    if request.calibration in (None, "none"):
+    if request.calibration in (None, NO_IMAGES):
         return evidence_for(signature(model).whole, count=evidence_count(flops))
     given = read_calibration(model, request.calibration)
     words = f"{given.samples.source}, which the plan was made with"
