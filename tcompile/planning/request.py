@@ -122,6 +122,8 @@ class Request:
     def __post_init__(self) -> None:
         _check_number("--latency", self.latency, "in ms, more than 0", float("inf"))
         _check_number("--max-drop", self.max_drop, "a share, more than 0 and less than 1", 1)
+        if str(self.calibration) == NO_IMAGES:  # as a path, from the command line
+            object.__setattr__(self, "calibration", NO_IMAGES)
         if self.preprocess is not None:
             parse_preprocess(self.preprocess)
         known_rule(self.restore, "--restore")

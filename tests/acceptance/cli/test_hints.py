@@ -183,7 +183,11 @@ CASES: list[tuple[str, str]] = [
     ),
     ("plan vit.onnx --target cpu --latency 9 --method bypass", "own schedule"),
     ("plan vit.onnx --target cpu --latency 1e-6 --profile model", "ask for --latency "),
-    ("plan vit.onnx --target cpu --keep 0.5 --method fitprune", "say --calibration DIR, FILE.npz"),
+    (
+        "plan vit.onnx --target cpu --keep 0.5 --method fitprune --calibration none",
+        "say --calibration DIR, FILE.npz",
+    ),
+    ("plan vit.onnx --target cpu --method resolution", "say one of --keep R"),
     (
         "plan vit.onnx --target cpu --keep 0.5 --method topk --profile model --plot x.svg",
         "omit --method, or give --latency or --max-drop",
@@ -234,6 +238,10 @@ ELSEWHERE = {
     "`tcompile profile MODEL --target T{}` measures it": "test_planner.py",
     "--import 197=FILE --import 100=FILE": "test_profile.py",
     "see `tcompile plan --json` for the form": "a form, not an option",
+    "say --outputs restored: it is interpolated to the old grid": "planning/test_resolution.py",
+    "say a smaller --keep, or resolution:grid=HxW": "how much smaller is in `inspect`",
+    "--restore nearest": "of a tail with attention: passes/reduce/test_restoring.py",
+    "--restore similar": "of patches in no grid: passes/reduce/test_restoring.py",
 }
 
 

@@ -51,24 +51,19 @@ def test_help_tells_of_them(tcompile: Command) -> None:
 
 def test_plan_for_people(tcompile: Command, profiled: Path) -> None:
     dense = PLANTED.dense(model())
-    shown = tcompile(
-        "plan",
-        profiled,
-        "--target",
-        "cpu",
-        "--latency",
-        f"{0.7 * dense:.3f}",
-        "--profile",
-        "p.json",
-    )
+    asked = ["plan", profiled, "--target", "cpu", "--latency", f"{0.7 * dense:.3f}"]
+    asked += ["--profile", "p.json"]
+    shown = tcompile(*asked)
     assert (shown.code, shown.err) == (0, "")
-    assert "method evit" in shown.out
+    assert "method tome" in shown.out
     assert "plateau" in shown.out
     assert f"dense {dense:.4g} ms" in shown.out
     assert "predicted latency: " in shown.out
     assert "profile: measured, " in shown.out
     assert "measured latency" not in shown.out
-    assert "a documented prior" in shown.out
+    assert "measured on 16 procedural scenes" in shown.out
+    unseen = tcompile(*asked, "--calibration", "none")
+    assert "a documented prior" in unseen.out
 
 
 @pytest.mark.parametrize("budget", [("--keep", "0.5"), ("--latency", "40")])
