@@ -88,9 +88,8 @@ def _observer(
         notes: what there is to say of the images is added to them.
     """
     from tcompile.methods.calibration import observer
-    from tcompile.planning.losses.data import read_calibration
+    from tcompile.planning.losses.data import read_calibration, signature_of
     from tcompile.runtime.scenes import scenes_for
-    from tcompile.runtime.signature import signature
 
     if calibration == NO_IMAGES:
         return None
@@ -98,14 +97,14 @@ def _observer(
         given = calibration
 
         def read() -> Samples:
-            samples = read_calibration(model.source, given, preprocess).samples
+            samples = read_calibration(signature_of(model, preprocess), given).samples
             notes.extend([f"calibration: {samples.left_out}"] if samples.left_out else [])
             return samples
 
         return observer(model.graph, model.analysis, read)
     if not parse_method(method)[0].scheduler.observes:
         return None
-    scenes = scenes_for(signature(model.source).prepared(preprocess), count=_SCENES, seed=1)
+    scenes = scenes_for(signature_of(model, preprocess), count=_SCENES, seed=1)
     if not scenes.scenes:
         return None
     notes.append(f"its counts are learned on {scenes.source}: your own images say more")

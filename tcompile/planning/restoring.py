@@ -17,7 +17,7 @@ from tcompile.passes.reduce import reduce_graph
 from tcompile.passes.reduce.check import dense_grid
 from tcompile.passes.reduce.restoring import default_rule, rules_for
 from tcompile.passes.stages import Analysed
-from tcompile.planning.losses.data import read_calibration
+from tcompile.planning.losses.data import read_calibration, signature_of
 from tcompile.planning.losses.distance import Outputs, distance, unit
 from tcompile.planning.request import NO_IMAGES, Request
 from tcompile.runtime.samples import Samples, run_graph
@@ -127,7 +127,7 @@ def with_rule(
     if request.calibration in (None, NO_IMAGES) or solved:
         return replace(schedule, restore=default_rule(schedule.reductions))
     assert request.calibration is not None
-    data = read_calibration(model.source, request.calibration, request.preprocess)
+    data = read_calibration(signature_of(model, request.preprocess), request.calibration)
     most = request.images or _IMAGES
     if len(data) > most:
         data = data.rows(np.arange(most), f"{most} of {data.samples.source}")

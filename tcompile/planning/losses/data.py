@@ -18,9 +18,10 @@ import numpy.typing as npt
 from tcompile.core.arrays import read_arrays
 from tcompile.core.errors import UsageError
 from tcompile.core.files import read_text, regular_file
+from tcompile.passes.stages import Analysed
 from tcompile.runtime.arrays import LABELS
 from tcompile.runtime.samples import Samples, sample_arrays, samples_for
-from tcompile.runtime.signature import signature
+from tcompile.runtime.signature import Signature, signature
 
 Array = npt.NDArray[Any]
 Labels = npt.NDArray[np.int64]
@@ -65,8 +66,21 @@ class Calibration:
         return Calibration.of(replace(self.samples, arrays=arrays, source=source, files=()), labels)
 
 
+def signature_of(model: Analysed, preprocess: str | None = None) -> Signature:
+    """The inputs of a model as it is planned, dims bound as was asked, and how images are prepared
+    for it.
+
+    Args:
+        preprocess: in place of what the model records.
+    """
+    file = signature(model.source).whole
+    bound = {str(t.name): tuple(t.shape) for t in model.graph.inputs}
+    inputs = tuple(replace(t, shape=bound.get(t.name, t.shape)) for t in file.inputs)
+    return replace(file, inputs=inputs).prepared(preprocess)
+
+
 def read_calibration(
-    model_path: str | Path, data: str | Path, preprocess: str | None = None
+    model_path: str | Path | Signature, data: str | Path, preprocess: str | None = None
 ) -> Calibration:
     """Read calibration data for a model.
 
@@ -74,6 +88,7 @@ def read_calibration(
     because it was named here, never because it was found. Everything else is read as data alone.
 
     Args:
+        model_path: its file, or its inputs (`signature_of`).
         preprocess: how images are prepared, in place of what the model records.
         data: a folder of images, prepared as `tcompile export` recorded in the model, with the
             labels in `labels.csv` (file,label) if there are any; images that cannot be read are
@@ -84,7 +99,10 @@ def read_calibration(
     Raises:
         UsageError: no such file, or data that does not fit the model.
     """
-    path, model = Path(data), signature(model_path).whole.prepared(preprocess)
+    path = Path(data)
+    if not isinstance(model_path, Signature):
+        model_path = signature(model_path).whole
+    model = model_path.prepared(preprocess)
     if path.suffix == ".py" and regular_file(path):
         arrays, labels = _run_loader(path)
         return Calibration.of(sample_arrays(model, arrays, path), labels)

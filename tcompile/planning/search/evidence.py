@@ -17,12 +17,12 @@ import onnx_graphsurgeon as gs
 from tcompile._version import __version__
 from tcompile.analysis.flops import batch_size, graph_flops
 from tcompile.core.cache import digest_of, keep, kept
-from tcompile.core.errors import UsageError
+from tcompile.core.errors import TcompileError, UsageError
 from tcompile.core.model_files import describe_source
 from tcompile.core.progress import Progress
 from tcompile.core.schedule import Schedule
 from tcompile.passes.stages import Analysed
-from tcompile.planning.losses.data import Calibration, read_calibration, split
+from tcompile.planning.losses.data import Calibration, read_calibration, signature_of, split
 from tcompile.planning.losses.distance import distance, unit
 from tcompile.planning.losses.evaluate import Evaluator
 from tcompile.planning.optimise.tables import Floats
@@ -30,10 +30,11 @@ from tcompile.planning.request import NO_IMAGES, Request
 from tcompile.planning.search.level import LEVELS, Level, level_for
 from tcompile.runtime.samples import run_graph
 from tcompile.runtime.scenes import scenes_for
-from tcompile.runtime.signature import signature
 
 #: The kind of entries in the cache.
 KIND = "losses"
+#: The loss of outputs that are not finite where the dense model's are: 1 − cosine is 2 at most.
+_WORST = 2.0
 #: Added to a request's seed, so that nothing is planned with the scenes that fidelity is shown on.
 _SEED = 1
 
@@ -70,13 +71,13 @@ def evidence_for(model: Analysed, request: Request) -> Evidence | None:
     level = level_for(flops) if named is None else LEVELS[named]
     most = level.images if request.images is None else request.images
     if request.calibration is None:
-        drawn = signature(model.source).prepared(request.preprocess)
+        drawn = signature_of(model, request.preprocess)
         scenes = scenes_for(drawn, count=most, seed=request.seed + _SEED)
         if not scenes.scenes:
             return None
         fit, check = Calibration.of(scenes, None), None
     else:
-        data = read_calibration(model.source, request.calibration, request.preprocess)
+        data = read_calibration(signature_of(model, request.preprocess), request.calibration)
         fit, check = split(data, request.seed, bound=request.bounded)
         if len(fit) > most:
             words = f"{most} of {data.samples.source} to plan with (seed {request.seed})"
@@ -118,6 +119,18 @@ class Runs:
             self.unit = unit(self._evaluator.dense)
         return self._evaluator
 
+    def problem(self) -> str:
+        """Why the model cannot be judged on the images; empty where it can, or was before."""
+        if self.known:
+            return ""
+        try:
+            distance(self.evaluator.dense, self.evaluator.dense)
+        except TcompileError as error:
+            return error.what
+        except Exception as error:  # ONNX Runtime's own, of inputs that no image stands for
+            return " ".join(str(error).split())[:200]
+        return ""
+
     def losses(self, schedule: Schedule, images: int) -> Floats:
         """The loss of a schedule on each of the first images.
 
@@ -129,7 +142,7 @@ class Runs:
         known = self.known.get(name, [])
         if len(known) < images:
             self._show(schedule.method)
-            known = [float(v) for v in self.evaluator.losses(schedule, images)]
+            known = _finite(self.evaluator.losses(schedule, images))
             self.known[name] = known
             self._done += images
         return np.asarray(known[:images])
@@ -151,7 +164,7 @@ class Runs:
             self._show("resolution")
             dense = self.evaluator.dense
             found = distance(dense, run_graph(graph(schedule), self.samples))
-            self.known[name] = [float(v) for v in found]
+            self.known[name] = _finite(found)
         return np.asarray(self.known[name])
 
     def expect(self, images: float) -> None:
@@ -183,6 +196,11 @@ class Runs:
             "level": self.level.name,
             "schedules": len(self.known),
         }
+
+
+def _finite(losses: Floats) -> list[float]:
+    """Losses that can be summed up and written: what is no number is as bad as can be."""
+    return [float(v) for v in np.nan_to_num(losses, nan=_WORST, posinf=_WORST)]
 
 
 def _check(found: Mapping[str, Any]) -> None:

@@ -68,6 +68,10 @@ from tcompile.profiling.profile import Profile, read_profile
 from tcompile.targets import Target
 
 
+#: The losses of a request without images.
+_UNSEEN = f"{PRIOR}, without images (--calibration)"
+
+
 def schedule_for_request(
     model: Analysed, request: Request, target: Target, precision: str, say: Progress = silent
 ) -> tuple[Schedule, PlanReport | FixedPlan]:
@@ -95,6 +99,8 @@ def schedule_for_request(
     runs: Runs | None = None
     if evidence is not None and request.losses == "measured" and request.objective != "pomt":
         runs = Runs(model, request, evidence, say)
+        if request.calibration is None and (why := runs.problem()):
+            return _without_images(model, request, target, precision, why, say)
         known = _known_to(request.profile, methods)
         methods = screened(known, runs, _final(model, request))  # before any of them is timed
     profile = profile_for(model, methods, target, request, precision, say)
@@ -102,6 +108,17 @@ def schedule_for_request(
     if report.schedule.dense and request.method == AUTO:
         report = replace(report, schedule=replace(report.schedule, method=NO_METHOD))
     return report.schedule, report
+
+
+def _without_images(
+    model: Analysed, request: Request, target: Target, precision: str, why: str, say: Progress
+) -> tuple[Schedule, PlanReport | FixedPlan]:
+    """The schedule by a prior, where the model cannot be judged on scenes that nobody asked for."""
+    unseen = replace(request, calibration=NO_IMAGES)
+    made, planned = schedule_for_request(model, unseen, target, precision, say)
+    note = f"no schedule was run on procedural scenes: {why}; give images, --calibration"
+    made = replace(made, notes=(*made.notes, note))
+    return made, planned if isinstance(planned, FixedPlan) else replace(planned, schedule=made)
 
 
 def _evidence(model: Analysed, request: Request, say: Progress) -> Evidence | None:
@@ -200,7 +217,9 @@ def solve_request(
         assert evidence is not None
         return _searched(model, request, methods, profile, budget, evidence, runs)
     trial: Trial | None = None
-    losses: Callable[[Method], Losses] = partial(prior_of, words=_why_prior(request))
+    losses: Callable[[Method], Losses] = partial(
+        prior_of, words=f"{PRIOR}, without images (--calibration)"
+    )
     if evidence is not None:
         losses = partial(losses_on, evidence.fit, model.graph, say)
         if evidence.check is not None:
@@ -226,13 +245,6 @@ def solve_request(
         best, each = best_of_all(options, budget)
         return _report(request, best, each, profile, budget, drop)
     return _report(request, best, [best], profile, budget, drop)
-
-
-def _why_prior(request: Request) -> str:
-    """The losses without images, and why there are none."""
-    if request.calibration == NO_IMAGES:
-        return f"{PRIOR} (--calibration none)"
-    return f"{PRIOR} (no images can be drawn for this model: give some, --calibration)"
 
 
 def _searched(

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from tcompile import pipeline
@@ -122,3 +123,49 @@ def test_seeds_and_images_change_what_is_run(model: Path) -> None:
     few = evidence_for(given, Request(keep=0.5, images=3))
     assert few is not None
     assert few.level == replace(one.level, images=3, look=3)
+
+
+def test_dims_are_those_that_were_bound(tmp_path: Path) -> None:
+    spec = VitSpec(depth=2)
+    path = save_tiny_vit(tmp_path / "free.onnx", spec)
+    found = onnx.load(path)
+    for axis in (2, 3):
+        found.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = f"size_{axis}"
+    onnx.save(found, path)
+    given = read(path, shapes={"image": [1, 3, 32, 32]})
+    drawn = evidence_for(given, Request(keep=0.5, images=2))
+    assert drawn is not None
+    assert drawn.fit.samples.arrays["image"].shape[1:] == (3, 32, 32)
+
+
+def test_a_model_that_no_scene_suits_is_planned_by_the_prior(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> Evaluator:
+        raise RuntimeError("index out of range")
+
+    monkeypatch.setattr(evidence, "Evaluator", fails)
+    asked = {"keep": 0.5, "profile": "model"}
+    planned = pipeline.price(model, **asked).planned  # type: ignore[arg-type]
+    assert planned is not None
+    assert "prior" in planned.losses
+    assert any("index out of range; give images" in note for note in planned.schedule.notes)
+    images = model.with_name("images.npz")
+    np.savez(images, image=np.zeros((4, 3, 32, 32), np.float32))
+    with pytest.raises(RuntimeError):  # a person's own images are no guess of ours
+        pipeline.price(model, calibration=images, **asked)  # type: ignore[arg-type]
+
+
+def test_losses_that_are_no_numbers_are_the_worst(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = read(model)
+    found = evidence_for(given, Request(keep=0.5, images=2))
+    assert found is not None
+    runs = evidence.Runs(given, Request(keep=0.5), found, print)
+    monkeypatch.setattr(Evaluator, "losses", lambda *_: np.array([np.nan, 0.1]))
+    schedule = method(given, "topk").single_step(method(given, "topk").sites[0], 9)
+    assert runs.losses(schedule, 2).tolist() == [2.0, 0.1]
+    runs.save()
+    again = evidence.Runs(given, Request(keep=0.5), found, print)
+    assert again.known == runs.known
