@@ -67,7 +67,6 @@ from tcompile.planning.solve.plan_report import (
 from tcompile.profiling.profile import Profile, read_profile
 from tcompile.targets import Target
 
-
 #: The losses of a request without images.
 _UNSEEN = f"{PRIOR}, without images (--calibration)"
 
