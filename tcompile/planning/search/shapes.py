@@ -62,12 +62,13 @@ class Room:
 
     @cached_property
     def by_block(self) -> dict[int, int]:
-        """The first site of each block that has one; what leaves at the output saves nothing."""
+        """The first site of each block that has one. What leaves at the output saves next to nothing:
+        it counts as the last block of methods that have no other site."""
         found: dict[int, int] = {}
         for i, rule in enumerate(self.sites):
             if rule.name.block is not None:
                 found.setdefault(rule.name.block, i)
-        return found
+        return found or {self.blocks - 1: 0}
 
     def steps(self, shape: Shape, final: int) -> Steps | None:
         """The steps of a shape that ends with `final` tokens or the least count from there on; None

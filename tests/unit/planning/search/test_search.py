@@ -157,6 +157,13 @@ def test_shapes() -> None:
     assert Shape(0, 2) in set(neighbours(Shape(0, 3), 4))
 
 
+def test_a_method_of_the_output_alone() -> None:
+    one = space(("fastervlm",), 0.97)
+    (best, *_) = search(one, lambda steps, n: np.full(n, 1 / steps[0].after), LEVEL)
+    assert [one.options[0].tables.sites[s.site].name for s in best.steps] == ["output"]
+    assert one.fits(best.steps)
+
+
 def test_levels_follow_the_model_alone() -> None:
     assert [level_for(f).name for f in (1e8, 9.2e9, 35e9, 123e9, 700e9)] == [
         "fine",
