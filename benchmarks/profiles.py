@@ -32,9 +32,9 @@ from tcompile.passes.reduce import reduce_graph
 from tcompile.pipeline import read
 from tcompile.planning.constraints import site_constraints
 from tcompile.planning.optimise.tables import Plan, plan_of
+from tcompile.planning.options.method_tables import MethodTables, method_tables, prior_of
 from tcompile.planning.request import Request
 from tcompile.planning.solve.latencies import measured
-from tcompile.planning.solve.method_tables import MethodTables, method_tables, prior_of
 from tcompile.profiling.profile import Profile
 from tcompile.profiling.runtimes import OrtRuntime, Run
 from tcompile.profiling.sessions import Session, Workload, WorkloadId, figures, rounds

@@ -21,7 +21,7 @@ from tcompile.core.errors import bounded
 from tcompile.core.model_files import Dims, FileEntry, SourceFile, TensorInfo
 from tcompile.core.schedule import RESTORES, BlockTokens
 from tcompile.passes.lower.token_ops import TokenOpsChoice
-from tcompile.planning.solve.outcome import Emitted, Outcome, Reason, Share
+from tcompile.planning.options.outcome import Emitted, Outcome, Reason, Share
 from tcompile.targets.backends.base import FusedAttention
 
 SCHEMA: Final = "tcompile.manifest/1"

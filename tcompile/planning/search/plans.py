@@ -13,6 +13,8 @@ from tcompile.core.errors import UsageError
 from tcompile.passes.reduce.check import dense_grid
 from tcompile.passes.reduce.restoring import rules_for
 from tcompile.planning.optimise.tables import Plan, dense_plan
+from tcompile.planning.options.budgets import Budget, MethodPlan, allowed_ms, ends_of
+from tcompile.planning.options.method_tables import MethodTables
 from tcompile.planning.request import AUTO
 from tcompile.planning.restoring import MARGIN
 from tcompile.planning.search.evidence import Runs
@@ -20,8 +22,6 @@ from tcompile.planning.search.level import Level
 from tcompile.planning.search.rival import other_count, smaller_image
 from tcompile.planning.search.search import Weighed, search, summed_up
 from tcompile.planning.search.space import Space
-from tcompile.planning.solve.budgets import Budget, MethodPlan, allowed_ms, ends_of
-from tcompile.planning.solve.method_tables import MethodTables
 
 #: Latencies between the fastest plan and the dense model that `--max-drop` weighs.
 _LATENCIES = 15

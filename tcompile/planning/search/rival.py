@@ -11,13 +11,13 @@ import numpy as np
 from tcompile.core.errors import TcompileError
 from tcompile.core.schedule import Schedule
 from tcompile.planning.optimise.tables import Plan
+from tcompile.planning.options.budgets import MethodPlan
+from tcompile.planning.options.method_tables import MethodTables
 from tcompile.planning.resolution import resized_model, resolutions
 from tcompile.planning.search.evidence import Runs
 from tcompile.planning.search.level import Level
 from tcompile.planning.search.search import Weighed, search, summed_up
 from tcompile.planning.search.space import Space
-from tcompile.planning.solve.budgets import MethodPlan
-from tcompile.planning.solve.method_tables import MethodTables
 
 #: The share by which another plan must lose less to be named.
 _BETTER = 0.9

@@ -62,8 +62,8 @@ class Room:
 
     @cached_property
     def by_block(self) -> dict[int, int]:
-        """The first site of each block that has one. What leaves at the output saves next to nothing:
-        it counts as the last block of methods that have no other site."""
+        """The first site of each block that has one. What leaves at the output saves little: it is
+        the last block of methods that have no other site."""
         found: dict[int, int] = {}
         for i, rule in enumerate(self.sites):
             if rule.name.block is not None:

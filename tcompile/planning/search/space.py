@@ -16,8 +16,8 @@ from tcompile.methods.schedulers import Place
 from tcompile.passes.reduce.check import check_schedule
 from tcompile.planning.optimise import tables as optimise
 from tcompile.planning.optimise.tables import Plan
+from tcompile.planning.options.method_tables import MethodTables
 from tcompile.planning.search.shapes import Room, Shape, Steps, first_shapes
-from tcompile.planning.solve.method_tables import MethodTables
 
 #: Rounding of sums of latencies.
 _ROUNDING = 1e-9

@@ -42,8 +42,8 @@ from tcompile.planning.losses.distance import Outputs, class_outputs, dissimilar
 from tcompile.planning.losses.drop import Drop, images_needed, measure_drop
 from tcompile.planning.optimise.solver import front
 from tcompile.planning.optimise.tables import Floats, Plan, Tables, plan_of
-from tcompile.planning.solve.budgets import Budget, MethodPlan, dense_plan_of, limits_of
-from tcompile.planning.solve.method_tables import MethodTables
+from tcompile.planning.options.budgets import Budget, MethodPlan, dense_plan_of, limits_of
+from tcompile.planning.options.method_tables import MethodTables
 from tcompile.runtime.samples import run_graph
 
 #: Of a bound, before it is shared among the plans that are tried.

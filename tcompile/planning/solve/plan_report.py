@@ -18,9 +18,9 @@ from tcompile.passes.stages import Reduced
 from tcompile.planning.cost import Cost
 from tcompile.planning.losses.drop import Drop
 from tcompile.planning.optimise.tables import Plan
+from tcompile.planning.options.budgets import Budget, MethodPlan, ends_of
+from tcompile.planning.options.outcome import Emitted, Outcome, Reason, Share
 from tcompile.planning.request import AUTO, Request
-from tcompile.planning.solve.budgets import Budget, MethodPlan, ends_of
-from tcompile.planning.solve.outcome import Emitted, Outcome, Reason, Share
 from tcompile.profiling.plateaus import Plateau
 from tcompile.profiling.profile import Profile
 from tcompile.targets import Target

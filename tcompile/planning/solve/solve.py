@@ -19,11 +19,7 @@ from tcompile.planning.losses.drop import Drop
 from tcompile.planning.method_schedule import checked_schedule, schedule_for
 from tcompile.planning.optimise.solver import front
 from tcompile.planning.optimise.tables import Plan, plateau_of
-from tcompile.planning.request import AUTO, NO_IMAGES, NO_METHOD, Request
-from tcompile.planning.search.evidence import Evidence, Runs, evidence_for
-from tcompile.planning.search.plans import PlansByLatency, searched
-from tcompile.planning.search.screen import screened
-from tcompile.planning.solve.budgets import (
+from tcompile.planning.options.budgets import (
     Budget,
     MethodPlan,
     best_of_all,
@@ -31,8 +27,7 @@ from tcompile.planning.solve.budgets import (
     limits_of,
     next_step_down,
 )
-from tcompile.planning.solve.latencies import profile_for
-from tcompile.planning.solve.method_tables import (
+from tcompile.planning.options.method_tables import (
     PRIOR,
     Losses,
     MethodTables,
@@ -42,6 +37,11 @@ from tcompile.planning.solve.method_tables import (
     prior_of,
     tables_on_one_grid,
 )
+from tcompile.planning.request import AUTO, NO_IMAGES, NO_METHOD, Request
+from tcompile.planning.search.evidence import Evidence, Runs, evidence_for
+from tcompile.planning.search.plans import PlansByLatency, searched
+from tcompile.planning.search.screen import screened
+from tcompile.planning.solve.latencies import profile_for
 from tcompile.planning.solve.on_images import (
     Trial,
     accuracies,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import tcompile as package
-from tcompile.planning.solve.method_tables import PORTFOLIO
+from tcompile.planning.options.method_tables import PORTFOLIO
 from tcompile.profiling import measure, sessions
 from tcompile.profiling.measure import Effort
 from tcompile.profiling.profile import ModelledProfile, read_profile

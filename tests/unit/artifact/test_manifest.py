@@ -29,7 +29,7 @@ from tcompile.artifact.manifest import (
 from tcompile.artifact.page import render
 from tcompile.core.errors import ModelError
 from tcompile.core.model_files import FileEntry, describe_source, describe_tensors, is_source
-from tcompile.planning.solve.outcome import Share
+from tcompile.planning.options.outcome import Share
 from tcompile.targets.backends.base import FusedAttention
 from tests.support.artifacts import make_artifact, manifest_for
 from tests.support.tiny_vit import VitSpec, build_vit, save_tiny_vit

@@ -22,9 +22,9 @@ from tcompile.core.model_files import SourceFile
 from tcompile.core.schedule import Reduction, Schedule, Shape, Spec
 from tcompile.passes.lower.token_ops import choose_token_ops
 from tcompile.planning.optimise.tables import Plan, Step
+from tcompile.planning.options.outcome import Outcome, Share
 from tcompile.planning.request import Request
 from tcompile.planning.solve import plan_report
-from tcompile.planning.solve.outcome import Outcome, Share
 from tcompile.planning.solve.plan_report import FixedPlan, PlanReport
 from tcompile.profiling.plateaus import Plateau
 from tcompile.targets import load_target

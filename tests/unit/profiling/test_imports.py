@@ -12,7 +12,7 @@ import pytest
 from tcompile.core.errors import UsageError
 from tcompile.passes.stages import Analysed
 from tcompile.planning.optimise.prior import prior_loss
-from tcompile.planning.solve.method_tables import counts_for, tables_for
+from tcompile.planning.options.method_tables import counts_for, tables_for
 from tcompile.profiling.curve import Curve, Figure, StepCost
 from tcompile.profiling.imported import (
     imported_profile,

@@ -9,7 +9,7 @@ from tcompile.analysis.flops import node_flops
 from tcompile.core.errors import UsageError
 from tcompile.passes.stages import Analysed
 from tcompile.planning.optimise.prior import prior_loss
-from tcompile.planning.solve.method_tables import counts_for, tables_for
+from tcompile.planning.options.method_tables import counts_for, tables_for
 from tcompile.profiling.measure import Effort, measure
 from tcompile.profiling.profile import MeasuredProfile, from_json
 from tcompile.profiling.structure import layout_of

@@ -13,11 +13,11 @@ from tcompile.core.errors import UsageError
 from tcompile.methods.context import SiteRule
 from tcompile.planning.optimise.solver import solve
 from tcompile.planning.optimise.tables import Floats
+from tcompile.planning.options.method_tables import tables_on_one_grid
 from tcompile.planning.search.level import LEVELS, level_for
 from tcompile.planning.search.search import search, summed_up
 from tcompile.planning.search.shapes import Room, Shape, Steps, first_shapes, neighbours
 from tcompile.planning.search.space import Space
-from tcompile.planning.solve.method_tables import tables_on_one_grid
 from tests.support.planted import Planted, method, model
 from tests.support.tiny_vit import VitSpec
 

@@ -18,11 +18,11 @@ from tcompile.methods.method import Method
 from tcompile.passes.stages import Analysed
 from tcompile.pipeline import read
 from tcompile.planning.optimise.tables import Tables
+from tcompile.planning.options.budgets import Budget, best_of_all
+from tcompile.planning.options.method_tables import MethodTables, methods_for
+from tcompile.planning.options.outcome import Outcome, Share, share_text
 from tcompile.planning.request import Request
 from tcompile.planning.solve import plan_report
-from tcompile.planning.solve.budgets import Budget, best_of_all
-from tcompile.planning.solve.method_tables import MethodTables, methods_for
-from tcompile.planning.solve.outcome import Outcome, Share, share_text
 from tcompile.planning.solve.plan_report import (
     FixedPlan,
     PlanReport,

@@ -14,10 +14,10 @@ from tcompile.core.errors import UsageError
 from tcompile.core.schedule import Schedule
 from tcompile.passes.stages import Analysed
 from tcompile.planning.optimise.prior import prior_loss
+from tcompile.planning.options.budgets import Budget, best_of_all, usual_plan
+from tcompile.planning.options.method_tables import Losses, MethodTables, method_tables, methods_for
 from tcompile.planning.request import Asked, Request
 from tcompile.planning.solve import plan_report
-from tcompile.planning.solve.budgets import Budget, best_of_all, usual_plan
-from tcompile.planning.solve.method_tables import Losses, MethodTables, method_tables, methods_for
 from tcompile.planning.solve.plan_report import PlanReport
 from tcompile.planning.solve.solve import solve_request
 from tests.support.planted import STEM, Planted, method, model

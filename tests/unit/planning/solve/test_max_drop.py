@@ -17,9 +17,9 @@ from tcompile.planning.losses.data import read_calibration, split
 from tcompile.planning.losses.drop import Drop, images_needed
 from tcompile.planning.optimise.prior import prior_loss
 from tcompile.planning.optimise.solver import front
+from tcompile.planning.options.budgets import Budget, limits_of
+from tcompile.planning.options.method_tables import Losses, MethodTables, method_tables
 from tcompile.planning.solve import solve
-from tcompile.planning.solve.budgets import Budget, limits_of
-from tcompile.planning.solve.method_tables import Losses, MethodTables, method_tables
 from tcompile.planning.solve.on_images import CONFIDENCE, by_loss, fastest_within
 from tests.support.onnx_models import to_onnx
 from tests.support.planted import Planted, method, model

@@ -12,7 +12,7 @@ from tcompile.core.errors import UsageError
 from tcompile.methods.method import Method
 from tcompile.methods.schedulers import Place
 from tcompile.planning.optimise.tables import Tables, plan_of
-from tcompile.planning.solve.method_tables import counts_for, method_tables, tables_for
+from tcompile.planning.options.method_tables import counts_for, method_tables, tables_for
 from tcompile.profiling.curve import Curve
 from tcompile.profiling.profile import Profile
 from tcompile.profiling.structure import layout_of

@@ -16,7 +16,7 @@ from tcompile.core.errors import UsageError
 from tcompile.core.schedule import Reduction, Schedule, Spec
 from tcompile.methods.schedulers import Place
 from tcompile.planning.losses.data import read_calibration, split
-from tcompile.planning.solve.method_tables import MethodTables, counts_for, tables_for
+from tcompile.planning.options.method_tables import MethodTables, counts_for, tables_for
 from tcompile.planning.solve.on_images import (
     SHARES,
     accuracies,

@@ -21,8 +21,8 @@ from tcompile.passes.reduce.reducers.common import TOPK_LIMIT
 from tcompile.planning.optimise.chain import Limits
 from tcompile.planning.optimise.solver import solve
 from tcompile.planning.optimise.tables import Floats, Plan, Tables, dense_plan, flattened, plan_of
-from tcompile.planning.solve.method_tables import MethodTables
-from tcompile.planning.solve.outcome import Reason
+from tcompile.planning.options.method_tables import MethodTables
+from tcompile.planning.options.outcome import Reason
 from tcompile.profiling.plateaus import free_edge
 
 #: Patch tokens that are kept over those asked for, at most, where they are free: one tenth.

@@ -1,0 +1,1 @@
+"""Methods as options of the planner: their tables, what a budget allows them, and the outcome."""
