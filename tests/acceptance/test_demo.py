@@ -120,7 +120,8 @@ def test_demo_does_the_job(tmp_path: Path) -> None:
     assert 99 <= found.tokens_out <= 1 + 98 * 11 // 10
     assert found.emitted == "reduced"
     assert found.summary[0].startswith("asked 0.50 (98 of 196 patch tokens), kept 0.5")
-    assert found.method == "evit"
+    # Whichever of those that are weighed loses least on scenes, or several of them.
+    assert set(found.method.split(" + ")) <= set(weighed())
     assert found.benchmark.speedup.ratio == 2
     assert sorted(p.name for p in out.iterdir()) == ["glyphs-cpu", "glyphs.onnx"]
     json.dumps(found.to_json())

@@ -55,8 +55,10 @@ def test_plan_learns_counts_from_images(tcompile: Command, vit: Path) -> None:
     assert told["reductions"][-1]["keep"] == 8
     Path("s.json").write_text(tcompile(*asked, "--calibration", "images.npz", "--json").out)
     other = ("plan", vit, "--target", "cpu")
+    on_scenes = tcompile(*asked, "--json").json()
+    assert any("learned on 16 procedural scenes" in note for note in on_scenes["notes"])
     for refused in (
-        tcompile(*asked),
+        tcompile(*asked, "--calibration", "none"),
         tcompile(*asked, "--calibration", "none.npz"),
         tcompile(*other, "--keep", "0.5", "--method", "topk", "--calibration", "images.npz"),
         tcompile(*other, "--schedule", "s.json", "--calibration", "images.npz"),

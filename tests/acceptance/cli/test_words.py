@@ -164,7 +164,10 @@ WRONG: dict[str, tuple[tuple[str, ...], ...]] = {
         ("vit.onnx", "--target", "cpu"),
         ("vit.onnx", "--target", "gpu", "--keep", "0.5"),
         ("vit.onnx", "--target", "cpu", "--keep", "2"),
-        ("vit.onnx", "--target", "cpu", "--keep", "0.5", "--method", "fitprune"),
+        (
+            *("vit.onnx", "--target", "cpu", "--keep", "0.5", "--method", "fitprune"),
+            *("--calibration", "none"),
+        ),
         ("vit.onnx", "--target", "cpu", "--keep", "0.5", "--method", "tom"),
         ("vit.onnx", "--target", "cpu", "--max-drop", "0.01"),
         ("vit.onnx", "--target", "cpu", "--keep", "0.5", "--schedule", "s.json"),
