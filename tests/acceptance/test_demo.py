@@ -11,6 +11,7 @@ import pytest
 
 from tcompile.api.demo import demo, glyphs_model, read_safetensors, write_glyphs
 from tcompile.core.errors import ModelError, UsageError
+from tcompile.methods.portfolio import weighed
 from tcompile.runtime import timing
 from tcompile.targets.backends.ort import OrtRunner
 
