@@ -217,8 +217,8 @@ def best_of_all(
 
 def allowed_ms(options: Sequence[MethodTables], budget: Budget) -> float:
     """The ms that the best of several methods may take: the budget of latency, and with a share of
-    tokens what the fastest takes in the usual place, as far as a prediction can tell; where it
-    cannot tell whether that saves anything, what any of them takes there.
+    tokens what the fastest takes in the usual place, or the dense model where that is faster, both
+    as far as a prediction can tell.
 
     Raises:
         UsageError: none can come down to so few tokens.
@@ -229,7 +229,8 @@ def allowed_ms(options: Sequence[MethodTables], budget: Budget) -> float:
     usual = _usual(options, budget)
     fastest = min(ms for _, ms in usual)
     if fastest >= usual[0][0].plan.dense_ms * (1 - budget.band):
-        return min(max(ms for _, ms in usual) * (1 + _ROUNDING), most)
+        # Nothing to gain by the prediction: as slow as dense is no slower than it can tell.
+        fastest = max(fastest, usual[0][0].plan.dense_ms)
     return min(fastest * (1 + budget.band), most)
 
 

@@ -105,6 +105,7 @@ class Runs:
         found = kept(KIND, self.key, _check)
         self.known: dict[str, list[float]] = {} if found is None else found["losses"]
         self.unit = "" if found is None else str(found["unit"])
+        self.failed: dict[str, str] = {}
         self._evaluator: Evaluator | None = None
         self._begun, self._done, self.expected = time.monotonic(), 0.0, 0.0
 
@@ -142,10 +143,26 @@ class Runs:
         known = self.known.get(name, [])
         if len(known) < images:
             self._show(schedule.method)
-            known = _finite(self.evaluator.losses(schedule, images))
+            known = _finite(self._run(schedule, images))
             self.known[name] = known
             self._done += images
         return np.asarray(known[:images])
+
+    def _run(self, schedule: Schedule, images: int) -> Floats:
+        """Run what nobody asked for by name: if it fails, it is left out and named, and no more."""
+        evaluator = self.evaluator
+        try:
+            return evaluator.losses(schedule, images)
+        except UsageError:
+            raise
+        except Exception as error:  # ours, or ONNX Runtime's own
+            why = " ".join(str(error).split())[:200]
+            self.failed[schedule.method] = why
+            raise UsageError(why, where=f"--method {schedule.method}") from error
+
+    def left_out(self) -> list[str]:
+        """Notes on methods of which a schedule could not be run."""
+        return [f"could not be run on the images: {m}: {why}" for m, why in self.failed.items()]
 
     @property
     def mode(self) -> str:

@@ -85,7 +85,11 @@ def _against(mine: Searched, space: Space, best: Weighed, runs: Runs) -> Searche
         notes += filter(None, [other_count(space, best, runs, runs.level)])
     if runs.request.method != AUTO:
         return replace(mine, notes=tuple(notes))
-    small = smaller_image(space.options, space.most_ms, runs)
+    small: MethodPlan | None = None
+    try:
+        small = smaller_image(space.options, space.most_ms, runs)
+    except Exception as error:  # a rival that nobody asked for must not end the plan
+        notes.append(f"a smaller image was not weighed: {' '.join(str(error).split())[:200]}")
     if small is None:
         return replace(mine, notes=tuple(notes))
     small = replace(small, option=replace(small.option, words=runs.words))

@@ -58,6 +58,8 @@ class PlanReport:
         drop: what was lost on images that nothing was planned with.
         curve: (tokens, ms) of the whole model if it carried so many from the first block on.
         budget: what was asked, by name.
+        calibration: the images that schedules were run on, and how many schedules at which level;
+            None where none was run.
     """
 
     schedule: Schedule
@@ -72,6 +74,7 @@ class PlanReport:
     drop: Drop | None = None
     curve: tuple[tuple[int, float], ...] = ()
     budget: Mapping[str, Any] = field(default_factory=dict)
+    calibration: Mapping[str, Any] | None = None
 
     @property
     def band(self) -> float:
@@ -85,6 +88,7 @@ class PlanReport:
             "profile": self.profile,
             "band": self.band,
             "losses": self.losses,
+            "calibration": None if self.calibration is None else dict(self.calibration),
             "budget": dict(self.budget),
             "predicted_ms": self.plan.latency_ms,
             "dense_ms": self.plan.dense_ms,

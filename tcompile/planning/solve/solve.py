@@ -216,9 +216,7 @@ def solve_request(
         assert evidence is not None
         return _searched(model, request, methods, profile, budget, evidence, runs)
     trial: Trial | None = None
-    losses: Callable[[Method], Losses] = partial(
-        prior_of, words=f"{PRIOR}, without images (--calibration)"
-    )
+    losses: Callable[[Method], Losses] = partial(prior_of, words=_UNSEEN)
     if evidence is not None:
         losses = partial(losses_on, evidence.fit, model.graph, say)
         if evidence.check is not None:
@@ -261,23 +259,22 @@ def _searched(
         if request.max_drop is None:
             found = searched(options, budget, runs)
             report = _report(request, found.best, found.each, profile, budget, None, found.front)
-            notes = (*report.schedule.notes, *found.notes)
-            return replace(report, schedule=replace(report.schedule, notes=notes))
+            notes = (*report.schedule.notes, *found.notes, *runs.left_out())
+            made = replace(report.schedule, notes=notes)
+            return replace(report, schedule=made, calibration=runs.to_json())
         assert evidence.check is not None
         trial = Trial(model, evidence.check, request.outputs, runs.say)
         plans = PlansByLatency(options, budget, runs)
         best, drop = fastest_within(plans, options[0], budget, request.max_drop, trial)
     finally:
         runs.save()
-    return _report(request, best, [best], profile, budget, drop, (best.plan,))
+    report = _report(request, best, [best], profile, budget, drop, (best.plan,))
+    return replace(report, calibration=runs.to_json())
 
 
 def _budget(model: Analysed, request: Request, profile: Profile) -> Budget:
     """The request as limits of tokens and latency, for what a profile can tell."""
-    shape, kind = model.analysis.shape, profile.kind
-    final = None
-    if request.keep is not None:
-        final = math.ceil(parse_keep(request.keep) * shape.patches) + shape.prefix
+    kind, final = profile.kind, _final(model, request)
     flat = request.objective == "pomt" or plateau_claim(profile)[0]
     return Budget(final, request.latency, EPS[kind] if flat else 0.0, WORTH[kind], request.exact)
 

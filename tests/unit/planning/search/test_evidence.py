@@ -10,6 +10,7 @@ import onnx
 import pytest
 
 from tcompile import pipeline
+from tcompile.core.schedule import Schedule
 from tcompile.pipeline import read
 from tcompile.planning.losses.evaluate import Evaluator
 from tcompile.planning.request import Request
@@ -63,7 +64,9 @@ def test_a_plan_says_what_it_rests_on(model: Path) -> None:
     assert "resolution" in {t.method for t in planned.tried}
     assert priced.schedule.resized is None  # a share of tokens was asked for
     assert priced.schedule.final == 8
-    assert planned.to_json()["steps"][0]["loss"] is None
+    document = planned.to_json()
+    assert document["steps"][0]["loss"] is None
+    assert (document["calibration"]["images"], document["calibration"]["level"]) == (6, "coarse")
 
 
 def test_nothing_runs_again(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,3 +172,19 @@ def test_losses_that_are_no_numbers_are_the_worst(
     runs.save()
     again = evidence.Runs(given, Request(keep=0.5), found, print)
     assert again.known == runs.known
+
+
+def test_a_method_that_fails_is_left_out_and_named(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = Evaluator.losses
+
+    def fails(self: Evaluator, schedule: Schedule, rows: int | None = None) -> object:
+        if schedule.method == "tome":
+            raise RuntimeError("no such kernel")
+        return losses(self, schedule, rows)
+
+    monkeypatch.setattr(Evaluator, "losses", fails)
+    made = pipeline.plan(model, keep=0.5, profile="model", calibration_level="coarse")
+    assert "tome" not in made.method.split(" + ")
+    assert "could not be run on the images: tome: no such kernel" in made.notes
