@@ -74,14 +74,19 @@ def searched(
     front = _front([p.plan for p in plans])
     if level is not runs.level:  # one of several searches
         return Searched(plans[0], tuple(alone), front)
-    return _against(Searched(plans[0], tuple(alone), front), space, found[0], runs)
+    gains = most < tables.dense_ms * (1 - budget.band)
+    return _against(Searched(plans[0], tuple(alone), front), space, found[0], runs, gains)
 
 
-def _against(mine: Searched, space: Space, best: Weighed, runs: Runs) -> Searched:
+def _against(mine: Searched, space: Space, best: Weighed, runs: Runs, gains: bool) -> Searched:
     """The plan against its rivals: a smaller image, which is taken where it loses less and no share
-    of tokens was asked for; and other counts in the same time, which are only named."""
+    of tokens was asked for; and other counts in the same time, which are only named.
+
+    Args:
+        gains: whether the budget is faster than the dense model, as far as a prediction can tell.
+    """
     notes: list[str] = []
-    if space.final is not None:
+    if space.final is not None and gains:
         notes += filter(None, [other_count(space, best, runs, runs.level)])
     if runs.request.method != AUTO:
         return replace(mine, notes=tuple(notes))
