@@ -88,7 +88,7 @@ def scheduled(subject: Subject, name: str, ask: str, path: Path, folder: Path) -
     try:
         if name == "planned":
             asked |= {"calibration": data}
-            budget = float(ask) * planned_dense_ms(path, **asked)
+            budget = float(ask) * planned_dense_ms(path, subject.outputs)
             made = price(path, latency=budget, **asked).schedule
         else:
             text, options = name, dict[str, Any]()

@@ -16,6 +16,7 @@ from benchmarks.methods_given import fit_head, prepare, tokens_at, with_head
 from benchmarks.real.figures import retrieved, same_neighbour
 from benchmarks.real.models import CLS, SALIENCY, saliency_model
 from benchmarks.real.subjects import LABELLED, OWN, Subject
+from tcompile.api.profile import profile
 from tcompile.core.errors import TcompileError
 from tcompile.core.save import save
 from tcompile.core.schedule import Schedule
@@ -23,7 +24,6 @@ from tcompile.methods.composition import find_method
 from tcompile.pipeline import price, reduce
 from tcompile.planning.cost import cost_of
 from tcompile.planning.request import AUTO
-from tcompile.planning.solve.plan_report import PlanReport
 from tcompile.runtime.samples import Samples, feed, run_all
 from tcompile.runtime.signature import signature
 from tcompile.runtime.timing import interleave, speedup, summarise
@@ -115,7 +115,7 @@ class Dense:
         return self._known[kind]
 
 
-def schedules_of(cell: Cell, subject: Subject, profile: str | None) -> list[Schedule]:
+def schedules_of(cell: Cell, subject: Subject, source: str | None) -> list[Schedule]:
     """The schedules of a cell: one, or one made on each half of the photos.
 
     Raises:
@@ -131,23 +131,28 @@ def schedules_of(cell: Cell, subject: Subject, profile: str | None) -> list[Sche
         ON_SCENES: [{}],
         ON_PHOTOS: [{"calibration": subject.half(1 - which)} for which in (0, 1)],
     }
-    asked |= {} if profile is None else {"profile": profile}
+    asked |= {} if source is None else {"profile": source}
     found = []
     for data in data_of[cell.data]:
         budget = cell.share
         if cell.budget == LATENCY:
-            budget *= planned_dense_ms(subject.path, **asked, **data)
+            budget *= planned_dense_ms(subject.path, "restored", source)
         given = {**asked, **data, cell.budget: budget}
         found.append(price(subject.path, **given).schedule)
     return found
 
 
 @cache
-def planned_dense_ms(path: Path, **asked: Any) -> float:
-    """The dense model's latency as the planner has it: shares of that are what is compared."""
-    planned = price(path, keep=0.6, **asked).planned
-    assert isinstance(planned, PlanReport)
-    return planned.plan.dense_ms
+def planned_dense_ms(path: Path, outputs: str, source: str | None = None) -> float:
+    """The dense model's latency as the planner has it: shares of that are what is compared.
+
+    Args:
+        source: `model`; measured by default, as it is for a budget of latency.
+    """
+    modelled = source == "model"
+    found = profile(path, target="cpu", outputs=outputs, modelled=modelled).profile.dense
+    assert found is not None
+    return found.ms
 
 
 def given_to(method: str, keep: str, subject: Subject) -> tuple[str, dict[str, Any]]:
@@ -180,15 +185,16 @@ def _head(sites: Sequence[str], folder: Path, subject: Subject) -> Path:
     return fit_head(tokens, wanted, folder / name)
 
 
-def answer(cell: Cell, dense: Dense, kinds: Sequence[str], profile: str | None = None) -> Row:
+def answer(cell: Cell, dense: Dense, kinds: Sequence[str], source: str | None = None) -> Row:
     """The row of a cell, without its times.
 
     Args:
         kinds: of images that it answers, the subject's own among them.
+        source: of the latencies that `auto` plans by; see `--profile`.
     """
     subject, row = dense.subject, Row(cell)
     try:
-        schedules = schedules_of(cell, subject, profile)
+        schedules = schedules_of(cell, subject, source)
         folds = [_answered(subject, schedule.to_json(), kinds) for schedule in schedules]
     except TcompileError as error:
         return replace(row, missing=error.one_line().replace(str(subject.cache), "…"))

@@ -23,7 +23,7 @@ import onnx_graphsurgeon as gs
 
 from tcompile.analysis.model import Analysis
 from tcompile.core.errors import InternalError
-from tcompile.core.graph import consumers, is_const, value
+from tcompile.core.graph import consumers, is_const, producer, value
 from tcompile.core.subgraph import extract, needed_nodes
 from tcompile.passes.reduce import ReducedGraph
 
@@ -140,9 +140,12 @@ def _shared(graph: gs.Graph, parts: Sequence[Segment], owner: Mapping[str, int])
 
 
 def subgraph(graph: gs.Graph, part: Segment) -> gs.Graph:
-    """Return a part as a graph of its own; its outputs are all that others read of it."""
+    """Return a part as a graph of its own; its outputs are all that others read of it.
+
+    What it reads of sizes (of the batch, say) it reads off the shapes themselves.
+    """
     names = [o.name for n in graph.nodes if n.name in part.nodes for o in n.outputs]
-    inside = part.nodes
+    inside = part.nodes | _sizes(graph, part.nodes)
     asked = {o.name for o in graph.outputs}
     tensors = graph.tensors()
     outputs = [
@@ -156,7 +159,8 @@ def subgraph(graph: gs.Graph, part: Segment) -> gs.Graph:
 def chained(graph: gs.Graph, parts: Sequence[Segment]) -> gs.Graph:
     """Return parts of one structure as a graph, each reading what the one before it gave.
 
-    What they read beside the stream (masks, tables, sizes) becomes inputs, one for each tensor.
+    What they read beside the stream (masks, tables) becomes inputs, one for each tensor; sizes are
+    read off the shapes.
     """
     copy = graph.copy()
     tensors = copy.tensors()
@@ -169,7 +173,36 @@ def chained(graph: gs.Graph, parts: Sequence[Segment]) -> gs.Graph:
                     if tensor.name == part.start and not is_const(tensor):
                         node.inputs[i] = tensors[before.end]
     nodes = frozenset().union(*(p.nodes for p in parts))
-    return extract(copy, nodes, [parts[-1].end])
+    return extract(copy, nodes | _sizes(copy, nodes), [parts[-1].end])
+
+
+def _sizes(graph: gs.Graph, nodes: Collection[str]) -> set[str]:
+    """Nodes outside some that compute whole numbers for them from shapes alone.
+
+    A part needs the true ones: a Resize to a batch of 0 fails.
+    """
+    found = set[str]()
+    for node in graph.nodes:
+        if node.name in nodes:
+            found |= set[str]().union(*(_of_shapes(t) or () for t in node.inputs))
+    return found - set(nodes)
+
+
+def _of_shapes(tensor: gs.Tensor) -> set[str] | None:
+    """Nodes that a tensor of whole numbers follows from shapes by; None where it does not."""
+    if is_const(tensor) or not tensor.name:
+        return set()
+    node = producer(tensor)
+    if node is None or isinstance(tensor.dtype, int | None):  # bfloat16, or unknown
+        return None
+    if np.dtype(tensor.dtype).kind not in "iu":
+        return None
+    if node.op in ("Shape", "Size"):
+        return {str(node.name)}
+    below = [_of_shapes(t) for t in node.inputs]
+    if None in below:
+        return None
+    return {str(node.name)}.union(*(b for b in below if b))
 
 
 def signature(graph: gs.Graph, nodes: Collection[str], start: str) -> str:

@@ -99,6 +99,26 @@ def sided(folder: Path, spec: VitSpec | None = None, batch: int = 2) -> Analysed
     return pipeline.read(path)
 
 
+def mapped(folder: Path) -> Analysed:
+    """A tiny ViT that gives a map as large as the image, of a free batch, which Resize is told."""
+    spec = VitSpec()
+    writer = GraphWriter(random_weights(spec))
+    side, size = int(spec.patches**0.5), writer.op("Shape", "image", start=0, end=1)
+    x = prefix_tokens(writer, spec, patch_tokens(writer, spec, "image"), None)
+    for i in range(spec.depth):
+        x = writer.block(x, f"blocks.{i}", spec.tokens, spec.width, spec.heads)
+    const = writer.const
+    x = writer.op("Slice", x, const([spec.prefix]), const([spec.tokens]), const([1]))
+    rows = writer.op("Transpose", writer.layer_norm(x, "norm"), perm=[0, 2, 1])
+    grid = writer.op("Reshape", rows, const([0, spec.width, side, side]))
+    sizes = writer.op("Concat", size, const([spec.width, spec.image, spec.image]), axis=0)
+    large = writer.op("Resize", grid, "", "", sizes, mode="linear")
+    shape: list[int | str] = ["batch", spec.width, spec.image, spec.image]
+    path = folder / "mapped.onnx"
+    onnx.save(writer.model(spec.image, {"map": (large, shape)}), str(path))
+    return pipeline.read(path)
+
+
 def method(model: Analysed, text: str, outputs: str = "reduced") -> Method:
     """A method on a model."""
     return method_for(model.analysis, site_constraints(model.analysis, outputs), text, outputs)

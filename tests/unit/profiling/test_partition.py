@@ -14,8 +14,10 @@ from tcompile.methods.schedulers import Place
 from tcompile.passes.reduce import reduce_graph
 from tcompile.passes.stages import Analysed
 from tcompile.profiling.partition import Segment, chained, partition, subgraph
+from tcompile.profiling.runtimes import OrtRuntime
 from tcompile.profiling.structure import partition_at, partition_dense, partition_steps
-from tests.support.profiling import method, run_parts, run_whole, sided, tiny
+from tcompile.targets import load_target
+from tests.support.profiling import mapped, method, run_parts, run_whole, sided, tiny
 from tests.support.tiny_vit import VitSpec
 
 SPECS = {
@@ -34,6 +36,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Analysed]:
         (folder / name).mkdir()
         found[name] = tiny(folder / name, spec, batch=2)
     found["sided"] = sided(folder)
+    found["mapped"] = mapped(folder)
     return found
 
 
@@ -54,7 +57,7 @@ def check(graph: gs.Graph, parts: list[Segment], folder: Path) -> None:
         assert np.array_equal(value, pieces[name]), name
 
 
-@pytest.mark.parametrize("name", [*SPECS, "sided"])
+@pytest.mark.parametrize("name", [*SPECS, "sided", "mapped"])
 def test_parts_of_the_dense_model(models: dict[str, Analysed], name: str, tmp_path: Path) -> None:
     model = models[name]
     parts = partition(model.graph, model.analysis)
@@ -122,6 +125,15 @@ def test_a_chain_runs_halves_one_after_another(models: dict[str, Analysed], tmp_
         piece = subgraph(model.graph, part)
         (stream,) = run_whole(piece, {piece.inputs[0].name: stream}, tmp_path).values()
     assert np.array_equal(made, stream)
+
+
+def test_a_part_reads_sizes_off_the_shapes(models: dict[str, Analysed], tmp_path: Path) -> None:
+    """Inputs of a part are made up: a Resize to a batch of 0 fails."""
+    model = models["mapped"]
+    (head,) = partition_dense(model.graph, model.analysis).behind("head")
+    piece = subgraph(model.graph, head)
+    assert {np.dtype(t.dtype).kind for t in piece.inputs} == {"f"}
+    OrtRuntime(load_target("cpu")).open(piece, tmp_path / "part.onnx")()
 
 
 def test_halves_behind_a_step_see_its_tokens(models: dict[str, Analysed]) -> None:
