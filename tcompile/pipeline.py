@@ -57,7 +57,7 @@ from tcompile.planning.cost import cost_of
 from tcompile.planning.method_schedule import for_towers, given_schedule, tower_notes
 from tcompile.planning.remedy import remedy
 from tcompile.planning.request import NO_METHOD, Request
-from tcompile.planning.resolution import describe_grids, resized_model
+from tcompile.planning.resolution import describe_grids, resized_model, with_position_rule
 from tcompile.planning.restoring import with_rule
 from tcompile.planning.solve.plan_report import FixedPlan, PlanReport, PlanWithCost
 from tcompile.planning.solve.solve import schedule_for_request
@@ -220,9 +220,12 @@ def reduce(
 def _planned(
     model: Analysed, request: Request, target: Target, precision: str, say: Progress
 ) -> tuple[Schedule, PlanReport | FixedPlan]:
-    """`schedule_for_request`, with the rule by which restored outputs give tokens back."""
+    """`schedule_for_request`, with the rules of restored outputs and of a smaller image."""
     made, planned = schedule_for_request(model, request, target, precision, say)
-    return with_rule(model, request, made, say, solved=isinstance(planned, PlanReport)), planned
+    solved = isinstance(planned, PlanReport)
+    if not solved:
+        made = with_position_rule(model, request, made, say)
+    return with_rule(model, request, made, say, solved=solved), planned
 
 
 def _apply(

@@ -42,7 +42,7 @@ from tcompile.planning.request import AUTO
 from tcompile.runtime.timing import machine_name
 from tcompile.targets.backends.ort import version
 
-KEEPS, CURVE, SHARES = (0.6, 0.4), (0.8, 0.7, 0.5, 0.3, 0.2), (0.85, 0.72, 0.6)
+KEEPS, CURVE, SHARES = (0.6, 0.4), (0.8, 0.5, 0.3), (0.85, 0.72, 0.6)
 METHODS = (*(preset.name for preset in PRESETS), "resolution")
 _QUICK = ("topk", "evit", "tome", "tofu", "random")
 

@@ -1,29 +1,47 @@
 """`resolution`: fewer tokens since the image is smaller, as a schedule like any other.
 
 `resolutions` gives the schedules of all grids that a model can be had on, `resolution_schedule` the
-one of a request; `resized_model` is what `pipeline.apply_schedule` does with either.
+one of a request, `best_rule` the rule for its positions; `resized_model` is what
+`pipeline.apply_schedule` does with either.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from tcompile.core.errors import ModelError, UsageError
+from tcompile.core.progress import Progress, silent
 from tcompile.core.schedule import Resized, Schedule
 from tcompile.methods.composition import parse_keep, parse_method
 from tcompile.methods.presets import RESOLUTION
 from tcompile.models.positions import read_positions
 from tcompile.models.preprocess import PREPROCESS_KEY, read_preprocessing
-from tcompile.passes.resize import DEFAULT_RULE, OnGrid, Rules, finish, grids, image_grid, on_grid
+from tcompile.passes.resize import (
+    DEFAULT_RULE,
+    RULES,
+    OnGrid,
+    Rules,
+    finish,
+    grids,
+    image_grid,
+    on_grid,
+)
 from tcompile.passes.stages import Analysed, Reduced
-from tcompile.planning.request import Keep
+from tcompile.planning.losses.data import calibration_samples
+from tcompile.planning.losses.distance import distance
+from tcompile.planning.request import NO_IMAGES, Keep, Request
 from tcompile.runtime.host_image import HostImage
+from tcompile.runtime.samples import run_graph
 
 Pair = tuple[int, int]
+
+_DEFAULT_SAID = f"table {DEFAULT_RULE}: the default, since the file does not say"
 
 
 @dataclass(frozen=True)
@@ -162,7 +180,7 @@ def _rules(model: Analysed, values: Mapping[str, Any]) -> tuple[Rules, list[str]
     said = [f"{k} {v}: as asked" for k, v in asked.items() if v]
     said += [f"{k} {v}: as the export recorded" for k, v in known.items() if not asked.get(k)]
     if not found["table"]:
-        said.append(f"table {DEFAULT_RULE}: the default, since the file does not say")
+        said.append(_DEFAULT_SAID)
     default = Rules()
     return Rules(
         found["table"] or default.table, found["relative"] or default.relative, found["rotary"]
@@ -185,6 +203,76 @@ def _schedule(
     )
     notes = (f"rules of positions: {'; '.join(said)}",)
     return Schedule(method, model.analysis.shape, (), notes, resized=resized)
+
+
+def under_rules(model: Analysed, schedule: Schedule) -> tuple[Schedule, ...]:
+    """A schedule under each rule that a table of positions may go by, the default first; itself
+    alone where the request or the file says which."""
+    _, values = parse_method(schedule.method)
+    if schedule.resized is None or _told(model, values):
+        return (schedule,)
+    names = (DEFAULT_RULE, *(name for name in RULES if name != DEFAULT_RULE))
+    return tuple(replace(schedule, resized=replace(schedule.resized, table=n)) for n in names)
+
+
+def _told(model: Analysed, values: Mapping[str, Any]) -> bool:
+    return bool(values["rule"] or read_positions(model.normalized.metadata).get("table"))
+
+
+def best_rule(
+    model: Analysed, schedule: Schedule, loss_of: Callable[[Schedule], float], source: str
+) -> tuple[Schedule, float]:
+    """The schedule under the rule for tables of positions that loses least, named in a note; and
+    its loss.
+
+    Args:
+        schedule: one of `resolutions`.
+        loss_of: of a schedule, on images.
+        source: of these, in words.
+    """
+    first, *others = under_rules(model, schedule)
+    found = {_table(first): (loss_of(first), first)}
+    for one in others:
+        found[_table(one)] = (loss_of(one), one)
+        if len(found) == 2 and len({loss for loss, _ in found.values()}) == 1:
+            return schedule, found[_table(first)][0]  # no table is interpolated
+    rule = min(found, key=lambda name: found[name][0])
+    loss, best = found[rule]
+    if not others:
+        return best, loss
+    rest = ", ".join(f"{name} {x:.3g}" for name, (x, _) in found.items() if name != rule)
+    said = f"table {rule}: loses least on {source}, {loss:.3g} ({rest})"
+    notes = tuple(n.replace(_DEFAULT_SAID, said) for n in best.notes)
+    return replace(best, notes=notes), loss
+
+
+def _table(schedule: Schedule) -> str:
+    assert schedule.resized is not None
+    return schedule.resized.table or DEFAULT_RULE
+
+
+def with_position_rule(
+    model: Analysed, request: Request, schedule: Schedule, say: Progress = silent
+) -> Schedule:
+    """A schedule that was not solved, with the rule for tables of positions that loses least on a
+    person's images, where there are any and neither the request nor the file says which.
+
+    Raises:
+        UsageError: images that cannot be read.
+    """
+    if schedule.resized is None or request.calibration in (None, NO_IMAGES):
+        return schedule
+    if len(under_rules(model, schedule)) == 1:
+        return schedule
+    samples = calibration_samples(model, request)
+    dense = run_graph(model.graph, samples)
+
+    def loss_of(one: Schedule) -> float:
+        say(f"interpolating positions by {_table(one)} on {len(samples)} samples")
+        found = run_graph(resized_model(model, one, request.outputs).graph, samples)
+        return float(np.mean(distance(dense, found)))
+
+    return best_rule(model, schedule, loss_of, samples.source)[0]
 
 
 def resized_model(model: Analysed, schedule: Schedule, outputs: str = "reduced") -> Reduced:

@@ -17,15 +17,13 @@ from tcompile.passes.reduce import reduce_graph
 from tcompile.passes.reduce.check import dense_grid
 from tcompile.passes.reduce.restoring import default_rule, rules_for
 from tcompile.passes.stages import Analysed
-from tcompile.planning.losses.data import read_calibration, signature_of
+from tcompile.planning.losses.data import calibration_samples
 from tcompile.planning.losses.distance import Outputs, distance, unit
 from tcompile.planning.request import NO_IMAGES, Request
 from tcompile.runtime.samples import Samples, run_graph
 
 #: The share by which a rule may lose more than the best and is taken, because it costs less.
 MARGIN = 0.02
-#: Images that rules are compared on, unless a request says how many.
-_IMAGES = 16
 
 
 @dataclass(frozen=True)
@@ -126,10 +124,5 @@ def with_rule(
         return replace(schedule, restore=known)
     if request.calibration in (None, NO_IMAGES) or solved:
         return replace(schedule, restore=default_rule(schedule.reductions))
-    assert request.calibration is not None
-    data = read_calibration(signature_of(model, request.preprocess), request.calibration)
-    most = request.images or _IMAGES
-    if len(data) > most:
-        data = data.rows(np.arange(most), f"{most} of {data.samples.source}")
-    choice = choose_rule(model, schedule, data.samples, say)
+    choice = choose_rule(model, schedule, calibration_samples(model, request), say)
     return replace(schedule, restore=choice.rule, notes=(*schedule.notes, choice.words))

@@ -19,6 +19,7 @@ from tcompile.core.arrays import read_arrays
 from tcompile.core.errors import UsageError
 from tcompile.core.files import read_text, regular_file
 from tcompile.passes.stages import Analysed
+from tcompile.planning.request import Request
 from tcompile.runtime.arrays import LABELS
 from tcompile.runtime.samples import Samples, sample_arrays, samples_for
 from tcompile.runtime.signature import Signature, signature
@@ -28,6 +29,8 @@ Labels = npt.NDArray[np.int64]
 
 #: Class numbers lie below this.
 _MOST_CLASSES = 1 << 31
+#: On which rules are weighed.
+_IMAGES = 16
 #: The file of a folder's labels.
 LABELS_FILE = "labels.csv"
 
@@ -108,6 +111,20 @@ def read_calibration(
         return Calibration.of(sample_arrays(model, arrays, path), labels)
     samples = samples_for(model, path, skip_unreadable=True)
     return Calibration.of(samples, _labels_of(path, samples))
+
+
+def calibration_samples(model: Analysed, request: Request) -> Samples:
+    """The first of a person's images, sixteen unless the request says how many, to weigh rules on.
+
+    Raises:
+        UsageError: see `read_calibration`.
+    """
+    assert request.calibration is not None
+    data = read_calibration(signature_of(model, request.preprocess), request.calibration)
+    most = request.images or _IMAGES
+    if len(data) <= most:
+        return data.samples
+    return data.rows(np.arange(most), f"{most} of {data.samples.source}").samples
 
 
 def split(calibration: Calibration, seed: int, *, bound: bool) -> tuple[Calibration, Calibration]:

@@ -13,7 +13,7 @@ from tcompile.core.schedule import Schedule
 from tcompile.planning.optimise.tables import Plan
 from tcompile.planning.options.budgets import MethodPlan
 from tcompile.planning.options.method_tables import MethodTables
-from tcompile.planning.resolution import resized_model, resolutions
+from tcompile.planning.resolution import best_rule, resized_model, resolutions
 from tcompile.planning.search.evidence import Runs
 from tcompile.planning.search.level import Level
 from tcompile.planning.search.search import Weighed, search, summed_up
@@ -29,14 +29,18 @@ def smaller_image(options: Sequence[MethodTables], most_ms: float, runs: Runs) -
     All blocks carry its tokens from the first on; what it takes to make it smaller is not counted.
     """
     tables, model = options[0].tables, runs.model
+
+    def loss_of(schedule: Schedule) -> float:
+        return summed_up(runs.resized(schedule, lambda s: resized_model(model, s, runs.mode).graph))
+
     rows = (*tables.attn_ms, *tables.mlp_ms, tables.head_ms)
     try:
         for schedule in resolutions(model):
             tokens = schedule.final + tables.prefix
             ms = tables.stem_ms + sum(float(np.interp(tokens, tables.counts, r)) for r in rows)
             if ms <= most_ms:
-                losses = runs.resized(schedule, lambda s: resized_model(model, s, runs.mode).graph)
-                return _plan(options[0], schedule, tokens, ms, summed_up(losses))
+                best, loss = best_rule(model, schedule, loss_of, runs.samples.source)
+                return _plan(options[0], best, tokens, ms, loss)
     except TcompileError:  # the model cannot be had on a smaller grid
         return None
     return None

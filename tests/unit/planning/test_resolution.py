@@ -13,8 +13,15 @@ from tcompile import pipeline
 from tcompile.core.errors import ModelError, UsageError
 from tcompile.core.schedule import Schedule
 from tcompile.models.positions import POSITIONS_KEY
-from tcompile.passes.resize.rules import IMAGE_RULE, resampled
-from tcompile.planning.resolution import describe_grids, problem, resized_model, resolutions
+from tcompile.passes.resize.rules import IMAGE_RULE, RULES, resampled
+from tcompile.planning.losses.distance import distance
+from tcompile.planning.resolution import (
+    best_rule,
+    describe_grids,
+    problem,
+    resized_model,
+    resolutions,
+)
 from tests.oracles.compare import infer
 from tests.support.onnx_models import to_onnx
 from tests.support.tiny_vit import VitSpec, build_vit, random_weights, save_tiny_vit
@@ -126,6 +133,35 @@ def test_the_files_record_names_the_rule(vit: Path, tmp_path: Path) -> None:
     assert asked.resized.table == "bilinear"
     plain = resized(vit, keep=0.5).schedule
     assert "table bicubic-antialias: the default" in plain.notes[0]
+
+
+def test_the_rule_that_loses_least_on_images(vit: Path, tmp_path: Path) -> None:
+    images = np.random.default_rng(0).standard_normal((3, 3, 32, 32)).astype(np.float32)
+    np.savez(tmp_path / "images.npz", image=images)
+    made = resized(vit, keep=0.5, calibration=tmp_path / "images.npz").schedule
+    dense = np.concatenate([infer(onnx.load(vit), {"image": i[None]})["logits"] for i in images])
+    losses = {}
+    for rule in RULES:
+        one = to_onnx(resized(vit, f"resolution:rule={rule}", keep=0.5).graph)
+        found = np.concatenate([infer(one, {"image": i[None]})["logits"] for i in images])
+        losses[rule] = float(distance({"y": dense}, {"y": found}).mean())
+    assert len({round(v, 9) for v in losses.values()}) == len(RULES)
+    assert made.resized.table == min(losses, key=lambda r: losses[r])
+    assert f"table {made.resized.table}: loses least on 3 samples" in made.notes[0]
+    told = resized(vit, "resolution:rule=bicubic", keep=0.5, calibration=tmp_path / "images.npz")
+    assert told.schedule.resized.table == "bicubic"
+
+
+def test_no_rule_is_weighed_where_no_table_is_interpolated(vit: Path) -> None:
+    (first, *_) = resolutions(pipeline.read(vit))
+    asked: list[Schedule] = []
+
+    def loss_of(schedule: Schedule) -> float:
+        asked.append(schedule)
+        return 0.5
+
+    assert best_rule(pipeline.read(vit), first, loss_of, "images") == (first, 0.5)
+    assert len(asked) == 2
 
 
 def test_schedules_of_all_grids(vit: Path) -> None:
