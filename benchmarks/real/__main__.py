@@ -58,12 +58,20 @@ class Settings:
 
 
 def cells(
-    subject: Subject, methods: Sequence[str], auto: Sequence[str], keeps: Sequence[float]
+    subject: Subject,
+    methods: Sequence[str],
+    auto: Sequence[str],
+    keeps: Sequence[float],
+    curve: Sequence[float],
 ) -> list[Cell]:
-    """All that is asked on a model, what matters most first."""
-    found = [Cell(subject.name, m, KEEP, keep) for keep in keeps for m in methods]
+    """All that is asked on a model, what matters most first.
+
+    Args:
+        curve: at which presets are looked at besides, so as to have one within each latency.
+    """
     if not subject.photos:
-        return found
+        return [Cell(subject.name, m, KEEP, keep) for keep in keeps for m in methods]
+    found = [Cell(subject.name, m, KEEP, keep) for keep in (*keeps, *curve) for m in methods]
     for data in auto:
         found += [Cell(subject.name, AUTO, KEEP, keep, data) for keep in keeps]
         found += [Cell(subject.name, AUTO, LATENCY, share, data) for share in SHARES]
@@ -192,8 +200,7 @@ def main() -> None:
     for subject in subjects(cache, given.photos, given.scenes, not given.no_labels):
         if given.models and subject.name not in given.models:
             continue
-        keeps = [*given.keeps, *(given.curve if subject.photos else [])]
-        asked = cells(subject, given.methods, given.auto, keeps)
+        asked = cells(subject, given.methods, given.auto, given.keeps, given.curve)
         found = answered(subject, asked, given.keeps, settings, state)
         if subject.photos and not given.answer:
             found = with_times(subject, found, given.rounds, machine, state)

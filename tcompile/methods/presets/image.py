@@ -39,7 +39,7 @@ RESOLUTION = Preset(
             str,
             None,
             "how absolute positions are interpolated; default: as `tcompile export` recorded it, "
-            f"else {_TABLES[0]}",
+            f"else as loses least on the images that are planned with, else {_TABLES[0]}",
             _TABLES,
         ),
         "relative": Parameter(

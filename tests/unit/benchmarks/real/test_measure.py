@@ -57,9 +57,11 @@ def test_rows_are_answered_and_timed_once(subject: Subject, tmp_path: Path) -> N
 
 
 def test_every_budget_is_asked_of_auto(subject: Subject) -> None:
-    assert cells(subject, ["tome"], [ON_SCENES], [0.6]) == [Cell("glyphs", "tome", KEEP, 0.6)]
+    assert cells(subject, ["tome"], [ON_SCENES], [0.6], [0.8]) == [
+        Cell("glyphs", "tome", KEEP, 0.6)
+    ]
     photos = replace(subject, photos=True)
-    found = cells(photos, ["tome"], [ON_SCENES, ON_PHOTOS], [0.6])
+    found = cells(photos, ["tome"], [ON_SCENES, ON_PHOTOS], [0.6], [])
     assert {(c.method, c.data) for c in found} == {
         *[("tome", ""), ("auto", ON_SCENES), ("auto", ON_PHOTOS)]
     }
