@@ -36,16 +36,20 @@ from tcompile.builder.emit import (
     timed_against,
     write_models,
 )
+from tcompile.builder.int8 import quantize_models
 from tcompile.builder.job import Job
 from tcompile.core.drafts import scratch
 from tcompile.core.errors import TcompileError, UsageError
+from tcompile.core.graph import is_const, nbytes
 from tcompile.core.load import load, names_in
 from tcompile.core.model_files import TensorInfo, describe_source
 from tcompile.core.progress import Progress, silent
 from tcompile.core.schedule import Schedule
+from tcompile.methods.composition import parse_method
 from tcompile.models.preprocess import PREPROCESS_KEY, read_preprocessing
 from tcompile.models.preprocess_option import overrides, resolved
 from tcompile.passes.lower import lower
+from tcompile.passes.lower.int8 import check_size
 from tcompile.passes.lower.token_ops import choose_token_ops
 from tcompile.passes.normalize import check_not_reduced, normalize
 from tcompile.passes.normalize.bind_shapes import Shapes
@@ -57,7 +61,12 @@ from tcompile.planning.cost import cost_of
 from tcompile.planning.method_schedule import for_towers, given_schedule, tower_notes
 from tcompile.planning.remedy import remedy
 from tcompile.planning.request import NO_METHOD, Request
-from tcompile.planning.resolution import describe_grids, resized_model, with_position_rule
+from tcompile.planning.resolution import (
+    describe_grids,
+    is_resolution,
+    resized_model,
+    with_position_rule,
+)
 from tcompile.planning.restoring import with_rule
 from tcompile.planning.solve.plan_report import FixedPlan, PlanReport, PlanWithCost
 from tcompile.planning.solve.solve import schedule_for_request
@@ -65,7 +74,7 @@ from tcompile.report.explain import NodeFacts
 from tcompile.report.explain import explain as explain_node
 from tcompile.report.inspection import describe
 from tcompile.report.inspection_page import Inspection
-from tcompile.runtime.token_outputs import recorded
+from tcompile.runtime.token_outputs import recorded, recorded_choice
 from tcompile.targets import Target, load_target
 from tcompile.targets.backends import check_runtime
 from tcompile.targets.backends.base import BatchSizes
@@ -281,7 +290,7 @@ def apply_schedule(
         schedule=_with_towers(model, done, outputs, planned),
         fp32_nodes=made.fp32_nodes,
         written=made.written,
-        metadata={**normal.metadata, **recorded(made.token_index)},
+        metadata={**normal.metadata, **recorded(made.token_index), **recorded_choice(made.graph)},
         token_index=made.token_index,
         widened=normal.widened,
         quantized=bool(normal.quantized),
@@ -326,7 +335,7 @@ def build(
     `emitted == "dense"`, and says why.
 
     Args:
-        precision: `fp32` or `fp16`; the target's own by default.
+        precision: `fp32`, `fp16` or, on a CPU, `int8`; the target's own by default.
         token_ops: `native`, `plugin` or `aot`; the target's own by default.
         output: the directory; by default `MODEL-TARGET` beside the model.
         force: keep a reduced model that is not faster; replace an artifact even if its files were
@@ -342,7 +351,8 @@ def build(
     Raises:
         UsageError, ModelError: see `read` and `plan`; also a destination or a folder for the dump
             that holds something else, and a node that the target's runtime does not accept.
-        FailedBuildError: the lowered model does not compute what the reduced fp32 graph does.
+        FailedBuildError: the lowered model does not compute what the reduced fp32 graph does; in
+            int8 it is not finite, or loses too much.
         MissingExtraError: the target's runtime is not installed.
     """
     request, device, path = Request.of(asked), load_target(target), Path(model)
@@ -399,6 +409,8 @@ def _build_best(job: Job, draft: Draft, say: Progress) -> Manifest:
 def _build_one(job: Job, request: Request | None, draft: Draft, say: Progress) -> Attempt:
     """Read → plan → reduce → lower → emit → measure: one model, in the place of an earlier one.
 
+    What is int8 is made so between lowering and emitting, of the file that the lowered graph is in.
+
     Args:
         request: what is asked this time; None: the dense model.
     """
@@ -407,21 +419,31 @@ def _build_one(job: Job, request: Request | None, draft: Draft, say: Progress) -
         # Nodes and tensors refer to each other: only the collector frees the weights.
         gc.collect()
         judged = judge_models(models, job, say)
+        flops = models.flops.dense
+        samples = evidence_of(models.shipped, job.request, planned, flops, job.precision == "int8")
+        int8 = None
+        if job.precision == "int8":
+            int8 = quantize_models(models, job, samples, folder, say)
+            judged = int8.added_to(judged)
         built = emit_model(models, judged, job, say)
         say("measuring")
         evidence = measure(
             job.path,
             models.shipped,
             job.target,
-            samples=evidence_of(models.shipped, job.request, planned, models.flops.dense),
+            samples=samples,
             threads=job.request.threads,
             batch=job.request.batch,
             normal=timed_against(models, job),
             decide=not models.schedule.dense,
             seconds=0.0 if job.request.latency is None else _SECONDS,
             schedule=models.schedule.to_json(),
+            fidelity=None if int8 is None else int8.fidelity,
+            rival=None if int8 is None else int8.rival_path,
         )
     manifest = manifest_of(models, built, evidence, job)
+    if int8 is not None:
+        manifest = int8.noted(manifest, evidence.rival)
     return attempt_of(request, replace(manifest, notes=(*notes, *manifest.notes)), planned, job)
 
 
@@ -436,10 +458,14 @@ def _write_reduced(
     say(f"reading {job.path}")
     analysed = _read_asked(job.path, job.request, job.dump)
     job.batches.check(analysed.graph, job.path)
+    if job.precision == "int8":
+        weights = (t for t in analysed.graph.tensors().values() if is_const(t))
+        check_size(sum(map(nbytes, weights)), str(job.path))
     schedule = Schedule(NO_METHOD, analysed.analysis.shape, ())
     planned: PlanReport | FixedPlan | None = None
     if request is not None:
-        schedule, planned = _planned(analysed, request, job.target, job.precision, say)
+        asked = _without_images(request) if job.precision == "int8" else request
+        schedule, planned = _planned(analysed, asked, job.target, job.graph_precision, say)
     say("reducing")
     reduced = _apply(analysed, schedule, job.request, planned, job.dump)
     # Up to here nothing was written, and what cannot be planned or reduced is known.
@@ -456,6 +482,16 @@ def _write_reduced(
     )
     models = write_models(reduced, lowered, source, owners, job.token_ops, folder, temporary)
     return models, planned, notes
+
+
+def _without_images(request: Request) -> Request:
+    """The request without images that are int8's alone: its method learns nothing from them."""
+    if request.calibration is None or request.solved or request.schedule is not None:
+        return request
+    if request.outputs == "restored" or is_resolution(request.method):
+        return request  # by rules that are weighed on images
+    learns = parse_method(request.method)[0].scheduler.observes
+    return request if learns else replace(request, calibration=None)
 
 
 class _Located:

@@ -23,7 +23,7 @@ Made from the specifications by `python -m tools.token_ops > docs/token-ops.md`.
 
 A reduced model chooses, gathers and merges tokens by {{count}} custom operators, in the ONNX
 domain `tcompile`. Each has one specification (`plugins/ops/`), and three bodies that compute the
-same: an ONNX function of standard operators, which any runtime inlines; numpy; and a CUDA
+same: an ONNX function of standard operators, which any TensorRT inlines; numpy; and a CUDA
 kernel, which TensorRT runs as the plugin of the same name, version `{PLUGIN_VERSION}`, namespace
 `{PLUGIN_NAMESPACE}`. No op has a dimension that depends on data, and none takes more than
 {MAX_TOKENS} tokens.
@@ -31,9 +31,11 @@ kernel, which TensorRT runs as the plugin of the same name, version `{PLUGIN_VER
 ## Which body runs
 
 `tcompile build --token-ops FORM` decides. `native`, the default everywhere, writes calls of
-functions and nothing else. `plugin` says in each call which plugin it means; the library has to
-be built (`tcompile plugins build`) and loaded before an engine is built or read. `aot` puts the
-kernels into the engine, which then needs no library. The manifest says which, and why.
+functions and nothing else; for the target `cpu` the functions are inlined, so that `model.onnx` is
+plain ONNX, which OpenVINO, quantizers and converters take as well. `plugin` says in each call which
+plugin it means; the library has to be built (`tcompile plugins build`) and loaded before an engine
+is built or read. `aot` puts the kernels into the engine, which then needs no library. The manifest
+says which, and why.
 
 TensorRT's parser goes by version:
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
+from tcompile.passes.lower.inline import inline_calls
 from tcompile.passes.lower.names import rename_nodes
 from tcompile.passes.lower.opset import lower_opset
 from tcompile.passes.lower.pixels import cast_pixels_first
@@ -89,10 +90,12 @@ def lower(
       where all queries share a mask, which ONNX allows and ONNX Runtime 1.32 does not.
     - `RMSNormalization` is spelled out for a Jetson.
     - For TensorRT 8-bit images are cast to float before they are moved: see `cast_pixels_first`.
-    - fp16: see `to_fp16`; inputs and outputs stay fp32.
+    - fp16: see `to_fp16`; inputs and outputs stay fp32. int8: the graph stays fp32, and the file
+      that it is written to is quantised, see `int8`.
     - For a Jetson the opset becomes 20, unless an operator does not allow it (logged).
     - Products of fp32 matrices are spelled as sums for a Turing GPU.
-    - Token ops get the form asked for: see `token_ops`, `token_fuse` and `token_casts`.
+    - Token ops get the form asked for: see `token_ops`, `token_fuse` and `token_casts`. For ONNX
+      Runtime they become standard operators, so that any reader of ONNX takes the file: `inline`.
     - Node names become unique and printable, since an engine's kernels refer to them.
 
     Args:
@@ -151,5 +154,6 @@ PASSES: tuple[Pass[Lowering], ...] = (
         "lower-opset", lambda s: len(lower_opset(s.graph, _JETSON_OPSET)), when=lambda s: s.jetson
     ),
     Pass("move-token-casts", lambda s: move_casts(s.graph), when=lambda s: s.kernels),
+    Pass("inline-token-ops", lambda s: inline_calls(s.graph), when=lambda s: not s.tensorrt),
     Pass("token-ops", lambda s: lower_token_ops(s.graph, s.token_ops)),
 )

@@ -3,7 +3,8 @@
 A token op is a call of a model-local function. Whether a parser of TensorRT takes the function or a
 plugin of the same name depends on its version: `targets.versions`. What follows:
 
-native   the bodies, nothing else: every runtime inlines them.
+native   the bodies, nothing else: every runtime of TensorRT inlines them. For ONNX Runtime they are
+         inlined here, `inline`: other readers of ONNX know no model-local functions.
 plugin   calls say which plugin they mean (`plugin_namespace`, `plugin_version`); bodies stay, so
          that ONNX Runtime runs the same file, and TensorRT without the library too. A TensorRT that
          takes a body whenever there is one reads the same file up to where they begin.
@@ -35,7 +36,7 @@ _NAMES = frozenset(op.name for op in OPS)
 
 
 _REFUSED = {
-    "onnxruntime": "ONNX Runtime runs the function bodies and knows no TensorRT plugins",
+    "onnxruntime": "ONNX Runtime knows no TensorRT plugins; token ops are standard operators there",
     "tensorrt-rtx": "TensorRT-RTX ends the process when its parser comes to a plugin, and "
     "takes no kernels compiled ahead of time (seen with 1.7.1)",
 }

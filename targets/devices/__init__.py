@@ -15,7 +15,7 @@ from tcompile.core.decode import decode
 from tcompile.core.errors import InternalError, UsageError
 
 Runtime = Literal["onnxruntime", "tensorrt-rtx", "jetson"]
-Precision = Literal["fp32", "fp16"]
+Precision = Literal["fp32", "fp16", "int8"]
 Confidence = Literal["measured", "reported", "computed", "recalled"]
 
 DEVICES = Path(__file__).resolve().parent
@@ -89,10 +89,12 @@ class Target:
     def check_precision(self, precision: str) -> None:
         """Raise UsageError unless it may be built for in that precision."""
         if precision not in self.precisions:
+            others = ", ".join(t.name for t in list_targets() if precision in t.precisions)
             raise UsageError(
                 f"target {self.name} has no precision '{precision}'",
                 where="--precision",
-                hint=f"one of {', '.join(self.precisions)}",
+                hint=f"one of {', '.join(self.precisions)}"
+                + (f"; {precision} is for {others}" if others else ""),
             )
 
     def to_json(self) -> dict[str, Any]:

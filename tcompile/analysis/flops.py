@@ -108,7 +108,7 @@ def numbers_of(call: gs.Node) -> Numbers:
 
 
 @lru_cache(maxsize=4096)
-def token_op_body(op: str, inputs: Inputs, numbers: Numbers) -> gs.Graph:
+def token_op_body(op: str, inputs: Inputs, numbers: Numbers, opset: int = _OPSET) -> gs.Graph:
     """Return the body of a token op from i0, i1, … to o0, o1, …, every shape inferred.
 
     Nodes are named by operator and place. The graph is shared: it must not be changed.
@@ -127,8 +127,8 @@ def token_op_body(op: str, inputs: Inputs, numbers: Numbers) -> gs.Graph:
         call.attribute.append(onnx.helper.make_attribute(key, tensor))
     model = onnx.helper.make_model(
         onnx.helper.make_graph([call], op, sources, results),
-        functions=[spec.function(_OPSET)],
-        opset_imports=[onnx.helper.make_opsetid("", _OPSET), onnx.helper.make_opsetid(DOMAIN, 1)],
+        functions=[spec.function(opset)],
+        opset_imports=[onnx.helper.make_opsetid("", opset), onnx.helper.make_opsetid(DOMAIN, 1)],
     )
     inlined = onnx.inliner.inline_local_functions(model)
     graph = gs.import_onnx(onnx.shape_inference.infer_shapes(inlined, data_prop=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from pathlib import Path
 
-from tcompile.api.reference import find_dense, normal_form, reduced_reference
+from tcompile.api.reference import dense_int8, find_dense, normal_form, reduced_reference
 from tcompile.artifact.directory import Artifact, load_artifact
 from tcompile.core.errors import UsageError
 from tcompile.core.progress import Progress, silent
@@ -24,7 +24,8 @@ def bench(
 
     An fp16 artifact is not built for a CPU, which would only emulate it: there, the fp32 reduced
     graph is made again and measured, so that like is compared with like. A source that computes in
-    fp16 is compared in its fp32 normal form, and as it came apart from that.
+    fp16 is compared in its fp32 normal form, and as it came apart from that. An int8 artifact is
+    compared with the dense model in fp32 and, apart from that, in int8.
 
     Raises `UsageError` when the dense model cannot be found.
     """
@@ -43,6 +44,7 @@ def bench(
             stack.enter_context(reduced_reference(opened, dense.path)) if fp16 else opened.model
         )
         normal = stack.enter_context(normal_form(opened, dense.path))
+        rival = stack.enter_context(dense_int8(opened, dense.path))
         flops = opened.manifest.flops
         return bench_models(
             normal or dense.path,
@@ -52,6 +54,7 @@ def bench(
             note=note,
             progress=progress,
             source=dense.path if normal else None,
+            rival=rival,
             flop_ideal=flops.dense / flops.reduced if flops.reduced else None,
         )
 

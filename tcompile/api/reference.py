@@ -106,6 +106,38 @@ def normal_form(artifact: Artifact, dense: Path) -> Iterator[Path | None]:
         yield path
 
 
+@contextmanager
+def dense_int8(artifact: Artifact, dense: Path) -> Iterator[Path | None]:
+    """The dense model in the kind of int8 that an artifact was compared with, made again inside the
+    `with` block; None for an artifact that is not in int8, or is the dense model itself.
+
+    Static ranges are taken from scenes, whatever they were taken from for the artifact.
+    """
+    import onnx
+
+    from tcompile.core.save import save
+    from tcompile.passes.lower.int8 import quantized
+    from tcompile.runtime.samples import feeds
+    from tcompile.runtime.scenes import calibration_for, evidence_count
+    from tcompile.runtime.signature import signature
+
+    manifest = artifact.manifest
+    if manifest.rival is None:
+        yield None
+        return
+    with scratch() as folder:
+        path = folder / "dense.onnx"
+        save(analyse_again(artifact, dense).graph, path)
+        release()
+        model = signature(path)
+        scenes = calibration_for(model, count=evidence_count(manifest.flops.dense))
+        made = quantized(onnx.load(path), manifest.rival.kind, list(feeds(model, scenes)))
+        onnx.save(made, path)
+        del made
+        release()
+        yield path
+
+
 def mentions_fp16(path: Path) -> bool:
     """Tell whether a file may compute in fp16, without normalising it."""
     import onnx

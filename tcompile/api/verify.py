@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy.typing as npt
+
 from tcompile.api.layers import Layer, layers_of
 from tcompile.api.reference import DenseModel, find_dense, reduced_reference
 from tcompile.artifact.directory import Artifact, load_artifact
@@ -17,14 +19,15 @@ from tcompile.runtime.metrics import not_finite
 from tcompile.runtime.samples import Samples, run_all
 from tcompile.runtime.scenes import JUDGED_ON, evidence_count, evidence_for, scenes_and_noise
 from tcompile.runtime.signature import signature
-from tcompile.runtime.token_outputs import showing_choice, tower_of_outputs
+from tcompile.runtime.token_outputs import showing_choice, token_overlap, tower_of_outputs
 from tcompile.targets.backends.base import FusedAttention
-from tcompile.verify.fidelity import compare
+from tcompile.verify.fidelity import compare, likeness, rounding_fault
 from tcompile.verify.fusion import fused_attention, fusion_fault
 from tcompile.verify.numerics import TOLERANCES, Numerics, compare_numerics
 
 __all__ = ["Check", "Layer", "Verification", "verify"]
 
+Array = npt.NDArray[Any]
 Outcome = Literal["passed", "failed", "skipped"]
 
 
@@ -78,6 +81,9 @@ def verify(
 ) -> Verification:
     """Check an artifact: its files, its numerics, its fused attention; and measure its fidelity.
 
+    Numerics of an int8 model are not near those of the fp32 graph: it may lose so much of the
+    fidelity that the graph has in fp32, `verify.fidelity.FLOOR`.
+
     Args:
         against: the dense model; by default the source, where the manifest says it lies.
         data: images in a folder, .npy or .npz; by default procedural scenes.
@@ -119,14 +125,19 @@ def verify(
     if dense is not None:
         progress(f"running the dense model {dense.path}")
         original = _run(dense.path, inputs)
-    numerics = None
-    if wanted is not None:
+    fidelity = None if original is None else compare(original, actual, inputs, schedule)
+    numerics, int8 = None, opened.manifest.precision == "int8"
+    if wanted is not None and not int8:
         tolerance = TOLERANCES[opened.manifest.precision]
         numerics = compare_numerics(wanted, actual, tolerance, towers)
-    checks += [_finite(actual, wanted or {}), _numerics(numerics, dense, opened)]
+    checks.append(_finite(actual, wanted or {}))
+    if int8 and fidelity is not None and original is not None and wanted is not None:
+        fp32 = compare(original, wanted, inputs, schedule)
+        checks.append(_rounding(fidelity, fp32, token_overlap(wanted, actual)))
+    else:
+        checks.append(_numerics(numerics, dense, opened))
     fused = fused_attention(opened)
     checks.append(_fusion(fused))
-    fidelity = None if original is None else compare(original, actual, inputs, schedule)
     rows: tuple[Layer, ...] = ()
     if layers and dense is not None:
         progress("comparing layer by layer")
@@ -182,6 +193,21 @@ def _numerics(numerics: Numerics | None, dense: DenseModel | None, artifact: Art
     if (artifact.directory / "engine").exists():
         detail += "; of model.onnx, the engine was not run"
     return Check("numerics", "passed", detail)
+
+
+def _rounding(int8: Fidelity, fp32: Fidelity, overlap: Array | None) -> Check:
+    """An int8 model is not near the fp32 graph bit by bit: what it keeps of the dense model is held
+    against what the same graph keeps in fp32."""
+    fault = rounding_fault(int8, fp32)
+    if fault:
+        return Check("numerics", "failed", f"in int8 {fault}; build with --precision fp32")
+    tokens = "" if overlap is None else f"{overlap.mean():.1%} of tokens the same as in fp32, "
+    figures = ", ".join(
+        f"{name} {have:.4f} of '{out.output}' to the dense model ({likeness(want)[0]:.4f} in fp32)"
+        for out, want in zip(int8.outputs, fp32.outputs, strict=True)
+        for have, name in [likeness(out)]
+    )
+    return Check("numerics", "passed", f"int8, judged by fidelity: {tokens}{figures}")
 
 
 def _fusion(fused: FusedAttention | None) -> Check:

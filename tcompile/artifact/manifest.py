@@ -127,13 +127,13 @@ class Latency:
 
     Attributes:
         model: source: a model that computes in fp16, as it came; dense is then its fp32 normal
-            form.
+            form. dense int8: the dense model in the precision of an int8 artifact.
         kind: measured on the device named, or modelled from its data sheet.
         milliseconds: median for one batch.
         spread: lower and upper quartile; null for modelled figures.
     """
 
-    model: Literal["dense", "reduced", "source"]
+    model: Literal["dense", "reduced", "source", "dense int8"]
     kind: FigureKind
     milliseconds: NonNegative
     device: str
@@ -222,6 +222,41 @@ _REMINDERS = {
 
 
 @dataclass(frozen=True)
+class Quantization:
+    """The way in which the model was put into int8, by ONNX Runtime's quantizer.
+
+    Attributes:
+        kind: whether ranges of activations are looked up while it runs, or were taken from samples.
+        reason: why it is this kind: what both were measured to take and to lose.
+        products: products of activations and weights that are int8; all else is fp32.
+        data: the samples that static ranges are from.
+        same_tokens: share of the tokens that are chosen as in fp32, on the samples that fidelity is
+            shown on; null: nothing is chosen by what is in the image.
+    """
+
+    kind: Literal["dynamic", "static"]
+    reason: str
+    products: Count
+    data: str = ""
+    same_tokens: UnitInterval | None = None
+
+
+@dataclass(frozen=True)
+class Rival:
+    """The dense model in the precision of the artifact, which could be had without tcompile.
+
+    Attributes:
+        kind: as in `quantization`, chosen in the same way.
+        fidelity: of it to the dense model as it came, on the same samples.
+        speedup: of the artifact over it, measured in the same rounds.
+    """
+
+    kind: Literal["dynamic", "static"]
+    fidelity: Fidelity
+    speedup: SpeedUp | None = None
+
+
+@dataclass(frozen=True)
 class BatchEntry:
     """The batch sizes that an engine takes, and the one that it is tuned for."""
 
@@ -263,10 +298,13 @@ class Manifest:
             of each count; of a method's own schedule or a given one the budget and, on a GPU, the
             modelled latency; where dense is emitted because of a measurement, `tried_schedule`
             with what it took; null in manifests of older versions.
-        faster: whether the reduced model was measured to be faster than dense, its whole 95 %
-            interval above 1; null: nothing was measured, or it is the dense model.
-        speedup: of the reduced model, as it was measured for this build; null: nothing was
-            measured, it is the dense model, or the manifest is older.
+        faster: whether the reduced model was measured to be faster than the dense one in the same
+            precision, its whole 95 % interval above 1; null: nothing was measured, or it is the
+            dense model.
+        speedup: of the reduced model over the dense one in fp32, as it was measured for this build;
+            null: nothing was measured, it is the dense model, or the manifest is older.
+        quantization: how the model was put into int8; null: it was not.
+        rival: the dense model in int8, of a reduced model in int8; null of any other.
         emitted: the model with fewer tokens, or the dense one; null in manifests of older versions.
         reason: why so many tokens are kept. asked: so many were asked for; exact: the same, by
             --exact; plateau: more than asked, free on the target; groups: patches leave in groups;
@@ -290,7 +328,7 @@ class Manifest:
 
     source: SourceFile
     target: TargetEntry
-    precision: Literal["fp32", "fp16"]
+    precision: Literal["fp32", "fp16", "int8"]
     outputs_mode: Literal["reduced", "restored"]
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
@@ -307,6 +345,8 @@ class Manifest:
     plan: dict[str, Any] | None = None
     faster: bool | None = None
     speedup: SpeedUp | None = None
+    quantization: Quantization | None = None
+    rival: Rival | None = None
     emitted: Emitted | None = None
     reason: Reason | None = None
     asked: Share | None = None

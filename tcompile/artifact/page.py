@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from tcompile.artifact.manifest import Fidelity, Latency, Manifest, OutputFidelity
+from tcompile.artifact.manifest import (
+    Fidelity,
+    Latency,
+    Manifest,
+    OutputFidelity,
+    Quantization,
+    Rival,
+)
 from tcompile.core.errors import short_names
 from tcompile.core.model_files import TensorInfo
 from tcompile.core.schedule import RESTORES
@@ -37,9 +44,11 @@ def render(manifest: Manifest) -> str:
         ),
         "\n## Latency\n",
         _latency(m.latency),
-        *filter(None, (_speedup(m), _prediction(m))),
+        *filter(None, (_speedup(m), _over_rival(m), _prediction(m))),
         "\n## Fidelity to the dense model\n",
         _fidelity(m.fidelity),
+        *([_of_rival(m.rival)] if m.rival else []),
+        *([f"\nint8: {quantization_words(m.quantization)}."] if m.quantization else []),
         "\n## Fused attention\n",
         _fused(m.fused_attention),
         *([f"\nToken ops: {m.token_ops.form}; {m.token_ops.reason}."] if m.token_ops else []),
@@ -156,14 +165,37 @@ def _speedup(m: Manifest) -> str:
     )
 
 
+def _over_rival(m: Manifest) -> str:
+    s = None if m.rival is None else m.rival.speedup
+    if s is None:
+        return ""
+    return f"\nOver {s.over}: {s.ratio:.2f} × [{s.lower:.2f}, {s.upper:.2f}] (95 %)."
+
+
+def _of_rival(rival: Rival) -> str:
+    """The figures of the dense model in int8, a line each output."""
+    lines = [f"- `{out.output}`: {fidelity_words(out)}." for out in rival.fidelity.outputs]
+    return "\n".join([f"\nThe dense model in int8 ({rival.kind}) has, on the same:\n", *lines])
+
+
+def quantization_words(how: Quantization) -> str:
+    """How a model was put into int8, and why so, without a full stop."""
+    data = f", ranges from {how.data}" if how.data else ""
+    same = how.same_tokens
+    tokens = "" if same is None else f"; {same:.1%} of the tokens are chosen as in fp32"
+    return f"{how.kind}{data}, of {how.products} matrix products; {how.reason}{tokens}"
+
+
 def _prediction(m: Manifest) -> str:
     """The latency that the plan predicted, beside what was measured of the same two models."""
     plan = m.plan or {}
     if "predicted_ms" not in plan or m.emitted == "dense":
         return ""
-    rows = [(f"predicted, {plan['latency_kind']} profile", plan["dense_ms"], plan["predicted_ms"])]
+    of = ", fp32" if m.precision == "int8" else ""
+    head = f"predicted, {plan['latency_kind']} profile{of}"
+    rows = [(head, plan["dense_ms"], plan["predicted_ms"])]
     measured = {f.model: f.milliseconds for f in m.latency if f.kind == "measured"}
-    if "dense" in measured and "reduced" in measured:
+    if not of and "dense" in measured and "reduced" in measured:
         rows.append(("measured", measured["dense"], measured["reduced"]))
     text = table(
         ("", "dense", "reduced", "dense / reduced"),

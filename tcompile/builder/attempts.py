@@ -37,7 +37,8 @@ class Attempt:
         request: what was asked for it; None: the dense model, in place of what was asked.
         manifest: of it.
         chosen: what was asked and what is given; None as for `request`.
-        dense_ms, ms: medians; None where nothing was measured.
+        dense_ms, ms: medians, of the dense model in the same precision; None where nothing was
+            measured.
     """
 
     request: Request | None
@@ -66,8 +67,11 @@ class Attempt:
         """Return how far its share of the dense latency is from the predicted one; None: unknown.
 
         Shares, since a machine that is slower today than when it was profiled runs both slower.
+        Nothing is predicted of int8.
         """
         if self.planned is None or self.ms is None or not self.dense_ms or not self.reduced:
+            return None
+        if self.manifest.precision == "int8":
             return None
         plan = self.planned.plan
         return (self.ms / self.dense_ms) / (plan.latency_ms / plan.dense_ms) - 1
@@ -100,7 +104,8 @@ def attempt_of(
 ) -> Attempt:
     """Return what was built for a request: its manifest says how it was planned, too."""
     times = {f.model: f.milliseconds for f in manifest.latency if f.kind == "measured"}
-    made = Attempt(request, manifest, chosen, times.get("dense"), times.get("reduced"))
+    dense_ms = times.get("dense int8", times.get("dense"))
+    made = Attempt(request, manifest, chosen, dense_ms, times.get("reduced"))
     return replace(made, manifest=_with_plan(made, job))
 
 
@@ -113,12 +118,19 @@ def _with_plan(made: Attempt, job: Job) -> Manifest:
     document.pop("front", None)
     latency = manifest.latency or _modelled(document, job)
     if not made.reduced:
-        # There is one model; the second figure is of the dense one against itself.
+        # There is one model; the second figure is of the dense one against itself, or in int8.
+        int8 = [replace(f, model="dense int8") for f in latency if f.model == "reduced"]
         latency = tuple(f for f in latency if f.model == "dense")
+        latency += tuple(int8 if manifest.precision == "int8" else ())
     manifest = replace(manifest, latency=latency)
     planned = made.planned
     if planned is None:
         return replace(manifest, plan=document)
+    if manifest.precision == "int8":
+        notes.append(
+            "planned in fp32: predicted latency and loss, and what --max-drop bounds, are those of "
+            "fp32; what int8 takes and loses was measured on the result"
+        )
     off = made.off
     if off is not None:
         document["measured_off"] = off
@@ -199,7 +211,8 @@ def _verdict(kept: Attempt) -> str:
     assert kept.ms is not None
     assert kept.dense_ms is not None
     verdict = "slower than" if kept.ms > kept.dense_ms else "not shown to be faster than"
-    return f"measured {verdict} dense here, {kept.ms:.4g} ms against {kept.dense_ms:.4g} ms"
+    dense = "dense" if kept.manifest.rival is None else "dense int8"
+    return f"measured {verdict} {dense} here, {kept.ms:.4g} ms against {kept.dense_ms:.4g} ms"
 
 
 def kept_by_force(kept: Attempt) -> Manifest:
@@ -221,5 +234,5 @@ def dense_instead(kept: Attempt, dense: Manifest) -> Manifest:
         **(kept.manifest.plan or {}),
         "tried_schedule": {"schedule": tried, "dense_ms": kept.dense_ms, "ms": kept.ms},
     }
-    latency = tuple(f for f in kept.manifest.latency if f.model == "dense")
+    latency = tuple(f for f in kept.manifest.latency if f.model in ("dense", "dense int8"))
     return replace(dense, plan=plan, latency=latency).with_outcome(outcome.dense_instead(why))

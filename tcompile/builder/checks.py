@@ -16,7 +16,7 @@ from tcompile.planning.request import NO_IMAGES, Request
 from tcompile.planning.solve.plan_report import PlanReport
 from tcompile.runtime.metrics import without_equal_nonfinite
 from tcompile.runtime.samples import Samples, run_all, samples_for
-from tcompile.runtime.scenes import evidence_count, evidence_for
+from tcompile.runtime.scenes import calibration_for, evidence_count, evidence_for
 from tcompile.runtime.signature import signature
 from tcompile.targets import Target
 from tcompile.verify.fidelity import measure_fidelity
@@ -44,10 +44,11 @@ class Evidence:
     """Figures for the manifest.
 
     Attributes:
-        faster: whether the reduced model was measured to be faster than dense: the whole 95 %
-            interval of the speed-up lies above 1, and it is 1 % at least. None where nothing was
-            measured.
-        speedup: over the dense model; None as above.
+        faster: whether the reduced model was measured to be faster than the dense one in the same
+            precision: the whole 95 % interval of the speed-up lies above 1, and it is 1 % at least.
+            None where nothing was measured.
+        speedup: over the dense model in fp32; None as above.
+        rival: over the dense model in int8; None of a model that is not.
     """
 
     fidelity: Fidelity
@@ -55,6 +56,7 @@ class Evidence:
     notes: tuple[str, ...]
     faster: bool | None = None
     speedup: SpeedUp | None = None
+    rival: SpeedUp | None = None
 
 
 def check_normal_form(
@@ -111,7 +113,9 @@ def check_normal_form(
             )
 
 
-def evidence_of(model: Path, request: Request, planned: object, flops: int) -> Samples:
+def evidence_of(
+    model: Path, request: Request, planned: object, flops: int, calibrated: bool = False
+) -> Samples:
     """Return what fidelity is shown on: images that were given to plan with, else scenes.
 
     Some of a person's images are not planned with: those it is shown on. Where a
@@ -121,19 +125,38 @@ def evidence_of(model: Path, request: Request, planned: object, flops: int) -> S
         model: the shipped one, which records how images are prepared.
         planned: how the schedule was found.
         flops: of the dense model, for one image.
+        calibrated: whether ranges of int8 are taken from the others, `calibration_of`.
     """
     if request.calibration in (None, NO_IMAGES):
         return evidence_for(signature(model).whole, count=evidence_count(flops))
     given = read_calibration(model, request.calibration)
     words = f"{given.samples.source}, which the plan was made with"
-    if isinstance(planned, PlanReport):
+    solved = isinstance(planned, PlanReport)
+    if solved or calibrated:
         total = given.samples.source
         _, given = split(given, request.seed, bound=request.bounded)
-        words = f"{len(given)} of {total} that the plan was not made with (seed {request.seed})"
+        what = "the plan was not made with" if solved else "int8 was not calibrated on"
+        words = f"{len(given)} of {total} that {what} (seed {request.seed})"
     rows = np.arange(len(given))
     if len(rows) > _MOST_IMAGES:
         rows, words = rows[:_MOST_IMAGES], f"{_MOST_IMAGES} of {words}"
     return given.rows(rows, words).samples
+
+
+def calibration_of(model: Path, request: Request, flops: int) -> Samples:
+    """Return what ranges of int8 are taken from: images that were given, else scenes; none of those
+    that fidelity is shown on.
+
+    Args:
+        model, flops: as for `evidence_of`.
+    """
+    count = evidence_count(flops)
+    if request.calibration in (None, NO_IMAGES):
+        return calibration_for(signature(model).whole, count=count)
+    given = read_calibration(model, request.calibration)
+    fit, _ = split(given, request.seed, bound=request.bounded)
+    rows = np.arange(min(len(fit), count))
+    return fit.rows(rows, f"{len(rows)} of {given.samples.source}").samples
 
 
 def measure(
@@ -148,6 +171,8 @@ def measure(
     seconds: float = 0.0,
     normal: Path | None = None,
     schedule: Mapping[str, Any] | None = None,
+    fidelity: Fidelity | None = None,
+    rival: Path | None = None,
 ) -> Evidence:
     """Fidelity of the reduced model on samples; on `cpu`, also how long both take.
 
@@ -162,19 +187,23 @@ def measure(
         seconds: to measure for at least.
         threads, batch: to measure with; a fixed batch is what it is.
         schedule: of the reduced model, as JSON.
+        fidelity: where it is known already.
+        rival: the dense model in int8, of a reduced one that is too: which of them is faster counts
+            then.
     """
-    if samples is None:
-        samples = evidence_for(signature(reduced).whole, count=2)
-    fidelity = measure_fidelity(source, reduced, samples, schedule)
+    if fidelity is None:
+        samples = samples or evidence_for(signature(reduced).whole, count=2)
+        fidelity = measure_fidelity(source, reduced, samples, schedule)
     if target.runtime != "onnxruntime":
         return Evidence(fidelity, (), ())
-    from tcompile.runtime.timing import EMULATED, bench_models
+    from tcompile.runtime.timing import DENSE_INT8, EMULATED, bench_models
 
     most = _MOST_ROUNDS if decide else None
     timed = bench_models(
         normal or source,
         reduced,
         source=source if normal else None,
+        rival=rival,
         rounds=_ROUNDS,
         most=most,
         seconds=seconds,
@@ -196,23 +225,29 @@ def measure(
             ("dense", timed.dense, "the fp32 normal form of an fp16 source; " if normal else ""),
             ("reduced", timed.reduced, ""),
             ("source", timed.source, "fp16, as it came; "),
+            ("dense int8", timed.rival, ""),
         )
         if timing is not None
     )
-    faster = timed.speedup.lower > 1 and timed.speedup.ratio >= _LEAST_GAIN
+    same, over = timed.rival_speedup, DENSE_INT8
+    if same is None:
+        same, over = timed.speedup, timed.compared
+    faster = same.lower > 1 and same.ratio >= _LEAST_GAIN
     notes: list[str] = []
     if not faster:
-        notes.append(
-            f"not shown to be faster than dense here: {_times(timed.speedup)} over {timed.compared}"
-        )
+        notes.append(f"not shown to be faster than dense here: {_times(same)} over {over}")
     if timed.source_speedup is not None:
         over = f"{_times(timed.speedup)} over {timed.compared}"
         notes.append(
             f"speed-up of the reduced model: {over}; {_times(timed.source_speedup)} over {EMULATED}"
         )
-    s = timed.speedup
-    gain = SpeedUp(s.ratio, s.lower, s.upper, timed.compared)
-    return Evidence(fidelity, latency, tuple(notes), faster, gain)
+    gain = _entry(timed.speedup, timed.compared)
+    rivals = None if timed.rival_speedup is None else _entry(timed.rival_speedup, DENSE_INT8)
+    return Evidence(fidelity, latency, tuple(notes), faster, gain, rivals)
+
+
+def _entry(found: Speedup, over: str) -> SpeedUp:
+    return SpeedUp(found.ratio, found.lower, found.upper, over)
 
 
 def _times(found: Speedup) -> str:

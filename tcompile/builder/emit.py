@@ -141,13 +141,13 @@ def judge_models(models: Models, job: Job, say: Progress) -> Judgement:
     """
     say("checking the normal form against the source")
     check_normal_form(job.path, models.dense, half=models.widened, quantized=models.quantized)
-    if timed_against(models, job) is None:
+    if timed_against(models, job) is None and job.precision != "int8":
         shutil.rmtree(models.dense.parent)
     say("checking the lowered model against the reduced one")
     judged = judge(
         models.pair,
         models.shipped,
-        precision=job.precision,
+        precision=job.graph_precision,
         source=str(job.path),
         precisions=job.target.precisions,
         progress=say,

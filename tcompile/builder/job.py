@@ -40,3 +40,8 @@ class Job:
     refine: bool = False
     keep_failed: bool = False
     dump: Dump | None = None
+
+    @property
+    def graph_precision(self) -> Precision:
+        """Return the precision of the lowered graph: int8 is made of it, in fp32, as a file."""
+        return "fp32" if self.precision == "int8" else self.precision

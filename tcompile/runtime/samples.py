@@ -180,6 +180,12 @@ def run_all(path: str | Path, samples: Samples) -> dict[str, Array]:
     return {name: np.concatenate(parts) for name, parts in kept.items() if parts}
 
 
+def feeds(model: Signature, samples: Samples) -> Iterator[dict[str, Array]]:
+    """What a model is given for the samples, run after run."""
+    for arrays, _ in batches(samples, model.batch):
+        yield feed(model.inputs, arrays if model.host is None else model.host.fed(arrays))
+
+
 def run_graph(graph: gs.Graph, samples: Samples) -> dict[str, Array]:
     """Return every output of a graph for every sample, as `run_all` gives those of a file."""
     with saved(graph) as path:

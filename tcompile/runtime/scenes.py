@@ -71,6 +71,11 @@ def evidence_for(
     return samples_for(model, data, skip_unreadable=True)
 
 
+def calibration_for(model: Signature, *, count: int) -> Samples:
+    """Return scenes to take ranges of int8 from: none of those that figures rest on."""
+    return scenes_for(model, count=count, seed=JUDGED_ON + 1)
+
+
 def evidence_count(flops: int) -> int:
     """Return how many scenes figures rest on, of a model that takes so many FLOPs for an image."""
     return int(min(max(_FLOPS / max(flops, 1), _FEWEST), _MOST))

@@ -1,6 +1,6 @@
-"""Timing two models against each other on this machine, ONNX Runtime on the CPU, interleaved.
+"""Timing models against each other on this machine, ONNX Runtime on the CPU, interleaved.
 
-Both models run in every round, in random order, so that what the machine does meanwhile hits both.
+All models run in every round, in random order, so that what the machine does meanwhile hits each.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ class Speedup:
 #: fp16, its form in fp32. ONNX Runtime only emulates fp16 on a CPU, and a speed-up over that would
 #: be the precision's, not that of fewer tokens.
 AS_IT_CAME, NORMAL_FORM = "the dense model as it came", "the fp32 normal form of the fp16 model"
+DENSE_INT8 = "the dense model in int8"
 EMULATED = (
     "the fp16 model as it came, most of which ONNX Runtime computes in fp32 between casts on a CPU"
 )
@@ -64,6 +65,8 @@ class Benchmark:
         speedup: of the reduced model over that.
         source, source_speedup: the fp16 model as it came, and the reduced one over it; None where
             `dense` is the model as it came.
+        rival, rival_speedup: the dense model in int8, and the reduced one, which is in int8 as
+            well, over it; None of any other model.
     """
 
     dense: Timing
@@ -79,6 +82,8 @@ class Benchmark:
     compared: str = AS_IT_CAME
     source: Timing | None = None
     source_speedup: Speedup | None = None
+    rival: Timing | None = None
+    rival_speedup: Speedup | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The figures as JSON values; all of them measured."""
@@ -120,39 +125,40 @@ def speedup(dense: Sequence[float], reduced: Sequence[float]) -> Speedup:
     return Speedup(float(np.median(a) / np.median(b)), float(lower), float(upper))
 
 
-def bench_models(
-    dense: str | Path,
-    reduced: str | Path,
+@dataclass(frozen=True)
+class Rounds:
+    """Times of several models, all in the same rounds.
+
+    Attributes:
+        times: milliseconds of each model, a round each.
+        batch, threads: that they ran with.
+    """
+
+    times: list[list[float]]
+    batch: int
+    threads: int
+
+
+def time_models(
+    paths: Sequence[str | Path],
     *,
-    rounds: int = 50,
+    rounds: int,
+    decide: tuple[int, int] = (0, 1),
     most: int | None = None,
     seconds: float = 0.0,
     threads: int | None = None,
     batch: int | None = None,
-    flop_ideal: float | None = None,
-    note: str = "",
-    source: str | Path | None = None,
     progress: Progress = silent,
-) -> Benchmark:
-    """Measure two ONNX files on the same random inputs.
+) -> Rounds:
+    """Measure ONNX files on the same random inputs, those of the second one.
 
     Args:
-        source: where `dense` is the fp32 normal form of an fp16 model, that model as it came, which
-            is measured in the same rounds.
-        rounds: timed runs of each model, after three that are not.
-        most: rounds at most; more than `rounds` are run, a few seconds long, while the interval of
-            the speed-up has 1 in it.
-        seconds: that the rounds take at least, whatever `most` says: medians of a shorter time are
-            those of a moment, where others use the machine as well.
-        threads: of ONNX Runtime; by default as many as this process may use.
-        batch: for models whose batch is free; a fixed batch is what it is.
+        decide: the two of which it is to be told which is faster.
+        rounds, most, seconds, threads, batch: as for `bench_models`.
     """
     from tcompile.targets.backends import ort
 
-    if rounds < 5:
-        raise UsageError("needs at least 5 rounds", where="--rounds")
     threads = threads or usable_cores()
-    paths = [dense, reduced, *([source] if source is not None else [])]
     models = [signature(path) for path in paths]
     size = models[0].batch or models[1].batch or batch or 1
     # The dense model's image size may be free; the reduced one's never is.
@@ -169,31 +175,84 @@ def bench_models(
     begun, limit = time.monotonic(), most or 0
     while True:
         lasted = time.monotonic() - begun
-        more_to_tell = len(times[0]) < limit and lasted <= _DECIDE_SECONDS and _undecided(times)
+        few = len(times[0]) < limit and lasted <= _DECIDE_SECONDS
+        more_to_tell = few and _undecided(*(times[i] for i in decide))
         if lasted >= seconds and not more_to_tell:
-            break
+            return Rounds(times, size, threads)
         some = rounds if lasted < seconds else min(rounds, limit - len(times[0]))
         more = interleave(calls, rounds=some, warmup=0, seed=len(times[0]))
         times = [[*a, *b] for a, b in zip(times, more, strict=True)]
+
+
+def bench_models(
+    dense: str | Path,
+    reduced: str | Path,
+    *,
+    rounds: int = 50,
+    most: int | None = None,
+    seconds: float = 0.0,
+    threads: int | None = None,
+    batch: int | None = None,
+    flop_ideal: float | None = None,
+    note: str = "",
+    source: str | Path | None = None,
+    rival: str | Path | None = None,
+    progress: Progress = silent,
+) -> Benchmark:
+    """Measure two ONNX files on the same random inputs.
+
+    Args:
+        rival: where `reduced` is in int8, the dense model in int8, which is measured in the same
+            rounds; it is then told which of these two is faster.
+        source: where `dense` is the fp32 normal form of an fp16 model, that model as it came, which
+            is measured in the same rounds.
+        rounds: timed runs of each model, after three that are not.
+        most: rounds at most; more than `rounds` are run, a few seconds long, while the interval of
+            the speed-up has 1 in it.
+        seconds: that the rounds take at least, whatever `most` says: medians of a shorter time are
+            those of a moment, where others use the machine as well.
+        threads: of ONNX Runtime; by default as many as this process may use.
+        batch: for models whose batch is free; a fixed batch is what it is.
+    """
+    from tcompile.targets.backends import ort
+
+    if rounds < 5:
+        raise UsageError("needs at least 5 rounds", where="--rounds")
+    others = [path for path in (source, rival) if path is not None]
+    found = time_models(
+        [dense, reduced, *others],
+        rounds=rounds,
+        decide=(0 if rival is None else -1, 1),
+        most=most,
+        seconds=seconds,
+        threads=threads,
+        batch=batch,
+        progress=progress,
+    )
+    times = found.times
+    came = times[2] if source is not None else None
+    rivals = times[-1] if rival is not None else None
     return Benchmark(
         dense=summarise(times[0]),
         reduced=summarise(times[1]),
         speedup=speedup(times[0], times[1]),
         flop_ideal=flop_ideal,
         rounds=len(times[0]),
-        batch=size,
-        threads=threads,
+        batch=found.batch,
+        threads=found.threads,
         machine=machine_name(),
         runtime=f"ONNX Runtime {ort.version()} on the CPU",
         note=note,
         compared=AS_IT_CAME if source is None else NORMAL_FORM,
-        source=None if source is None else summarise(times[2]),
-        source_speedup=None if source is None else speedup(times[2], times[1]),
+        source=None if came is None else summarise(came),
+        source_speedup=None if came is None else speedup(came, times[1]),
+        rival=None if rivals is None else summarise(rivals),
+        rival_speedup=None if rivals is None else speedup(rivals, times[1]),
     )
 
 
-def _undecided(times: Sequence[Sequence[float]]) -> bool:
-    found = speedup(times[0], times[1])
+def _undecided(first: Sequence[float], second: Sequence[float]) -> bool:
+    found = speedup(first, second)
     return found.lower <= 1 <= found.upper
 
 

@@ -2,17 +2,18 @@
 
 A model whose outputs have no token axis does not say which tokens it kept. Its token ops know: here
 the first of them that chooses gets an output of its own. Later ones see what the first has left, so
-that their indices only mean the same in two models while the first agree.
+that their indices only mean the same in two models while the first agree. Where token ops are
+spelled in standard operators, the model's metadata says what the first one gave.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -24,12 +25,17 @@ from tcompile.core.drafts import scratch
 from tcompile.core.load import read_structure
 from tcompile.runtime.metrics import jaccard, same_owner
 
+if TYPE_CHECKING:
+    import onnx_graphsurgeon as gs
+
 Array = npt.NDArray[Any]
 #: Which tokens an output of two models was compared over.
 Compared = Literal["all", "restored tokens", "kept tokens"]
 INDEX, OWNER, SIZE = "token_index", "token_owner", "token_size"
 #: The entry of a model's metadata_props that says which index belongs to which output.
 _RECORD = "tcompile.token_index"
+#: The entry that says which tensors tell its first choice: `tcompile.chosen` → tensor, and so on.
+_CHOICE = "tcompile.choice"
 _CHOSEN, _SOURCE, _TARGET = "tcompile.chosen", "tcompile.source", "tcompile.target"
 #: Choosing token op: what its outputs say.
 _OUTPUTS = {
@@ -43,7 +49,7 @@ _OUTPUTS = {
 @contextmanager
 def showing_choice(path: Path) -> Iterator[Path]:
     """The model, or where it does not tell its tokens a copy that does, inside the `with` block."""
-    more = _telling(read_structure(path).graph)
+    more = _telling(read_structure(path))
     if more is None:
         yield path
         return
@@ -67,10 +73,22 @@ def recorded(token_index: Mapping[str, str]) -> dict[str, str]:
     return {_RECORD: json.dumps(dict(token_index))} if token_index else {}
 
 
-def read_record(metadata: Mapping[str, str]) -> dict[str, str]:
+def recorded_choice(graph: gs.Graph) -> dict[str, str]:
+    """The entry of a model's metadata for what its first token op that chooses gives; none where it
+    chooses none.
+
+    Args:
+        graph: reduced, token ops as calls.
+    """
+    node = next((node for node in graph.nodes if node.op in _OUTPUTS), None)
+    told = {} if node is None else _told(str(node.op), [t.name for t in node.outputs])
+    return {_CHOICE: json.dumps(told)} if told else {}
+
+
+def read_record(metadata: Mapping[str, str], key: str = _RECORD) -> dict[str, str]:
     """Output → the output that says which tokens its rows are, from a model's metadata."""
     try:
-        found = parse_json(metadata.get(_RECORD, "{}"))
+        found = parse_json(metadata.get(key, "{}"))
     except ValueError:
         return {}
     return {str(k): str(v) for k, v in found.items()} if isinstance(found, dict) else {}
@@ -134,17 +152,27 @@ def _pairs(outputs: Mapping[str, Array]) -> Array:
     return source * (1 << 20) + target
 
 
-def _telling(graph: onnx.GraphProto) -> onnx.GraphProto | None:
-    """The nodes and outputs that let a graph tell its tokens; None: it chooses none, or tells."""
-    node = next((n for n in graph.node if n.op_type in _OUTPUTS), None)
-    if node is None or any(is_bookkeeping(o.name) for o in graph.output):
+def _telling(model: onnx.ModelProto) -> onnx.GraphProto | None:
+    """The nodes and outputs that let a model tell its tokens; None: it chooses none, or tells."""
+    graph = model.graph
+    told = read_record({p.key: p.value for p in model.metadata_props}, _CHOICE)
+    if not told:  # of a model of an older version, or without metadata
+        node = next((n for n in graph.node if n.op_type in _OUTPUTS), None)
+        told = {} if node is None else _told(node.op_type, node.output)
+    there = {name for node in graph.node for name in node.output}
+    if not told or any(is_bookkeeping(o.name) for o in graph.output) or set(told.values()) - there:
         return None
     more = onnx.GraphProto()
-    for tensor, name in zip(node.output, _OUTPUTS[node.op_type], strict=False):
-        if name:
-            more.node.append(helper.make_node("Identity", [tensor], [name], name=name))
-            more.output.append(helper.make_tensor_value_info(name, TensorProto.INT64, [None, None]))
+    for name, tensor in told.items():
+        more.node.append(helper.make_node("Identity", [tensor], [name], name=name))
+        more.output.append(helper.make_tensor_value_info(name, TensorProto.INT64, [None, None]))
     return more
+
+
+def _told(op: str, outputs: Sequence[str]) -> dict[str, str]:
+    """What a choice is told by → the tensor, of a token op's outputs."""
+    names = zip(_OUTPUTS[op], outputs, strict=False)
+    return {name: tensor for name, tensor in names if name and tensor}
 
 
 def aligned(

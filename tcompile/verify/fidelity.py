@@ -26,6 +26,11 @@ from tcompile.runtime.samples import Samples, run_all
 from tcompile.runtime.token_outputs import Compared, aligned, is_bookkeeping, tower_of_outputs
 
 Array = npt.NDArray[Any]
+#: Cosine, or correlation, that int8 leaves at least of an output that was perfect in fp32. Sound
+#: models lose about a thousandth (dynamic) to a hundredth (static); those whose outliers make the
+#: steps too coarse, or that overflow, lose most of it. In between there is hardly anything, so the
+#: floor is no judgement of how much a user may lose: the figures are in the report.
+FLOOR = 0.9
 
 
 def measure_fidelity(
@@ -36,6 +41,36 @@ def measure_fidelity(
 ) -> Fidelity:
     """Run both models on ONNX Runtime and compare what they say; see `compare`."""
     return compare(run_all(dense, samples), run_all(reduced, samples), samples, schedule)
+
+
+def likeness(out: OutputFidelity) -> tuple[float, str]:
+    """The figure that says most of an output, and its name: correlation where there is one."""
+    if out.correlation_mean is not None:
+        return out.correlation_mean, "correlation"
+    return out.cosine_mean, "cosine"
+
+
+def loss_of(fidelity: Fidelity) -> float:
+    """1 - `likeness` of the output that loses most."""
+    return max((1 - likeness(out)[0] for out in fidelity.outputs), default=0.0)
+
+
+def rounding_fault(int8: Fidelity, fp32: Fidelity) -> str:
+    """Say what int8 loses more of than `FLOOR` allows; empty where that is nothing.
+
+    Args:
+        int8, fp32: of the same reduced model in both, to the dense one.
+    """
+    known = {out.output: likeness(out)[0] for out in fp32.outputs}
+    for out in int8.outputs:
+        have, name = likeness(out)
+        want = known.get(out.output, have)
+        if not have >= want - (1 - FLOOR):
+            return (
+                f"output '{out.output}' has {name} {have:.3f} to the dense model, and {want:.3f} "
+                f"in fp32: more than {1 - FLOOR:.1f} less, on {int8.data}"
+            )
+    return ""
 
 
 def compare(

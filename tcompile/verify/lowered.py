@@ -23,15 +23,16 @@ from tcompile.runtime.samples import Samples, batches, feed, rows_of
 from tcompile.runtime.scenes import scenes_and_noise
 from tcompile.runtime.signature import signature
 from tcompile.targets.backends.ort import OrtRunner
+from tcompile.verify.fidelity import FLOOR
 from tcompile.verify.pair import Pair, Shared, with_outputs
 
 Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
 FLOAT16_MAX = 65504
 #: Least cosine of an output to the fp32 one, on the worst sample.
-COSINES = {"fp16": 0.99, "fp32": 0.9999}
+COSINES = {"fp16": 0.99, "fp32": 0.9999, "int8": FLOOR}
 #: Largest distance from it, of its norm: what the angle allows, and a little in length.
-_DISTANCES = {"fp16": 0.15, "fp32": 0.015}
+_DISTANCES = {"fp16": 0.15, "fp32": 0.015, "int8": 0.5}
 #: An output of so few values has no direction: its distance counts, of the largest sample's norm.
 _FEW = 4
 #: Share of choices that agree, below which it is worth a note.

@@ -135,12 +135,16 @@ def _pin(
     pins: dict[str, tuple[str, np.dtype[np.generic]]] = {}
     scores: list[str] = []
     added: list[gs.Node] = []
+    there = {t.name for node in lowered.nodes for t in node.outputs}
     for node in lowered.nodes:
-        floats = [t for t in node.inputs if not is_const(t) and _kind(t) == "f"]
-        if not floats or node.op in _NO_CHOICE:
-            continue
+        choosing = _chooses(node)
         before = len(pins)
         for i, tensor in enumerate(node.outputs):
+            maker = known[tensor.name].inputs[:1] if tensor.name in known else []
+            # What a call chooses may come out of integers where its body lies in the graph.
+            inlined = [call for call in maker if call.domain == DOMAIN and node.domain != DOMAIN]
+            if not choosing and not any(_chooses(call) for call in inlined):
+                continue
             chosen = _kind(tensor) in "iub" and np.dtype(tensor.dtype) not in (np.int8, np.uint8)
             select = node.op == "TcSelectTokens" and node.domain == DOMAIN
             # Rows of a selection follow from its index, which itself may have no reader.
@@ -148,7 +152,7 @@ def _pin(
             if not chosen or not read or not tensor.inputs:
                 continue
             rows = select and i == 1
-            if not rows and (tensor.name not in known or not known[tensor.name].inputs):
+            if not rows and not maker:
                 continue
             own = gs.Variable(f"{tensor.name}/own", tensor.dtype, tensor.shape)
             node.outputs[i] = own
@@ -160,11 +164,21 @@ def _pin(
             lowered.outputs = [t for t in lowered.outputs if t is not tensor]
             lowered.outputs.append(own)
             lowered.inputs.append(tensor)
+            scores += [t.name for call in inlined for t in _floats(call) if t.name in there]
         if len(pins) > before and (node.domain == DOMAIN or node.op in _CHOOSE):
-            names = [_root(t).name for t in floats]
+            names = [_root(t).name for t in _floats(node)]
             scores += [name for name in names if name in known and known[name].inputs]
     lowered.nodes[:0] = added
     return pins, tuple(dict.fromkeys(scores))
+
+
+def _floats(node: gs.Node) -> list[gs.Tensor]:
+    return [t for t in node.inputs if not is_const(t) and _kind(t) == "f"]
+
+
+def _chooses(node: gs.Node) -> bool:
+    """Tell whether what it gives of integers or truth values is chosen from floats."""
+    return bool(_floats(node)) and node.op not in _NO_CHOICE
 
 
 def _rows(node: gs.Node, graph: gs.Graph, rows: gs.Tensor) -> list[gs.Node]:

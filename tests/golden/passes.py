@@ -32,6 +32,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "lower/spell-fp32-matmul": {"target": "t4"},
     "lower/lower-opset": {"target": "jetson-orin"},
     "lower/move-token-casts": {"token_ops": "plugin"},
+    "lower/inline-token-ops": {"target": "cpu"},
     "lower/token-ops": {"token_ops": "plugin"},
 }
 #: Grids that a model is shown on, and who resizes its image.

@@ -23,6 +23,8 @@ from tcompile.artifact.manifest import (
     Latency,
     Manifest,
     OutputFidelity,
+    Quantization,
+    Rival,
     SpeedUp,
     TargetEntry,
 )
@@ -71,6 +73,12 @@ def full(tmp_path: Path) -> Manifest:
         ),
         fused_attention=FusedAttention(12, 11, ("softmax_3",)),
         batch_sizes=BatchEntry(1, 4, 16),
+        quantization=Quantization("static", "it is faster", 49, "8 procedural scenes"),
+        rival=Rival(
+            "dynamic",
+            Fidelity("8 images", 8, (OutputFidelity("logits", "all", 0.99, 0.98),)),
+            SpeedUp(1.5, 1.4, 1.6, "the dense model in int8"),
+        ),
         notes=("made from a modelled profile",),
         files=(FileEntry("model.onnx", 3, "0" * 64),),
     )

@@ -333,3 +333,25 @@ def test_a_graph_that_no_runtime_takes_is_our_fault(monkeypatch: pytest.MonkeyPa
     assert raised.value.where == "vit.onnx"
     assert "/tmp" not in str(raised.value)
     assert sorted(p.name for p in Path().iterdir()) == ["vit.onnx"]
+
+
+@pytest.mark.parametrize("method", ["topk", "evit", "tome:r=3", "pitome"])
+def test_what_is_pinned_of_inlined_token_ops_is_what_is_of_calls(
+    tmp_path: Path, method: str
+) -> None:
+    """A choice comes out of integers there, and is a choice all the same."""
+    source = save_tiny_vit(tmp_path / "vit.onnx", SPEC)
+    keep = {} if method.startswith("tome") else {"keep": 0.5}
+    made = pipeline.reduce(source, method=method, **keep)
+    pairs = []
+    for target in ("cpu", "jetson-orin"):
+        graph = lower(made.graph, target=load_target(target), precision="fp32")
+        (tmp_path / target).mkdir()
+        owners = Owners(source, made.dense, made.written)
+        pairs.append(write_pair(made.graph, graph, tmp_path / target, owners))
+    plain, calls = pairs
+    assert plain.pins
+    assert plain.pins == calls.pins
+    assert set(plain.scores) == set(calls.scores)
+    assert [t.name for t in plain.shared] == [t.name for t in calls.shared]
+    assert judge(plain, source, precision="fp32", source="x", precisions=("fp32",)).fault is None
