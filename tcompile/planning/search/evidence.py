@@ -59,7 +59,7 @@ def evidence_for(model: Analysed, request: Request) -> Evidence | None:
     model takes no images, so that none can be drawn.
 
     Of a person's images a quarter are to check on, half where a drop is to be shown; of the others
-    as many are to plan with as the level says.
+    as many are to plan with as the level says, with scenes beside them where they are fewer.
 
     Raises:
         UsageError: they cannot be read, or are fewer than two.
@@ -82,8 +82,27 @@ def evidence_for(model: Analysed, request: Request) -> Evidence | None:
         if len(fit) > most:
             words = f"{most} of {data.samples.source} to plan with (seed {request.seed})"
             fit = fit.rows(np.arange(most), words)
+        elif request.images is None:
+            fit = _filled_up(fit, most, model, request)
     level = replace(level, images=len(fit), look=min(level.look, len(fit)))
     return Evidence(fit, check, level)
+
+
+def _filled_up(fit: Calibration, most: int, model: Analysed, request: Request) -> Calibration:
+    """Images with scenes behind them, as many as a level looks at.
+
+    A plan that is fitted to a handful of images does worse on others than one made on scenes.
+    """
+    drawn, lacking = signature_of(model, request.preprocess), most - len(fit)
+    if not lacking or len(drawn.inputs) > 1:  # what goes with an image, only its owner knows
+        return fit
+    scenes = scenes_for(drawn, count=lacking, seed=request.seed + _SEED)
+    own = fit.samples.arrays
+    if not scenes.scenes or scenes.arrays.keys() != own.keys():
+        return fit
+    arrays = {name: np.concatenate([own[name], more]) for name, more in scenes.arrays.items()}
+    words = f"{fit.samples.source} and {scenes.source}"
+    return Calibration.of(replace(fit.samples, arrays=arrays, source=words, files=()), None)
 
 
 class Runs:
