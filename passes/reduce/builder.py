@@ -150,7 +150,12 @@ class Builder:
         return self.op("Add", nothing, self.const(np.reshape(row, (1, -1)), dtype), dtype=dtype)
 
     def reduce(self, kind: str, x: gs.Tensor, axes: Sequence[int], keepdims: int = 0) -> Any:
-        """ReduceMean, ReduceSum…: axes moved from attribute to input at opset 18 (Sum: 13)."""
+        """ReduceMean, ReduceSum…: axes moved from attribute to input at opset 18 (Sum: 13).
+
+        L1 is a sum of magnitudes: OpenVINO 2026.4 takes ReduceL1 of opset 17 as one over all axes.
+        """
+        if kind == "L1":
+            return self.reduce("Sum", self.op("Abs", x), axes, keepdims)
         if self.graph.opset >= (13 if kind == "Sum" else 18):
             return self.op(f"Reduce{kind}", x, list(axes), keepdims=keepdims)
         return self.op(f"Reduce{kind}", x, axes=list(axes), keepdims=keepdims)

@@ -181,8 +181,8 @@ def run_all(path: str | Path, samples: Samples) -> dict[str, Array]:
 
 
 def feeds(model: Signature, samples: Samples) -> Iterator[dict[str, Array]]:
-    """What a model is given for the samples, run after run."""
-    for arrays, _ in batches(samples, model.batch):
+    """What a model is given for the samples, run after run; one sample a run where it may be."""
+    for arrays, _ in batches(samples, model.batch or 1):
         yield feed(model.inputs, arrays if model.host is None else model.host.fed(arrays))
 
 

@@ -223,6 +223,8 @@ ELSEWHERE = {
     "add --random-weights, or name a checkpoint: hf:OWNER/MODEL or hf:FOLDER": "needs a network",
     "say --preprocess, or give the input as .npy or .npz": "of a damaged record: test_preprocess",
     "build with --precision fp32": "the normal form has nothing that fp16 cannot hold",
+    "build with --precision fp32; --keep-failed writes the artifact all the same, to look "
+    "into": "of int8: tests/unit/builder/test_int8.py",
     "bind it with --shape {}=DIMS": "where no size fits, which nothing shorter can say",
     "apt install libnvinfer-headers-dev, or --tensorrt DIR with DIR/include/NvInfer.h": "a toolkit",
     "--token-ops native, the default, needs no library": "needs a toolkit",
