@@ -59,6 +59,7 @@ from tcompile.passes.runner import Dump
 from tcompile.passes.stages import Analysed, Reduced
 from tcompile.planning.cost import cost_of
 from tcompile.planning.method_schedule import for_towers, given_schedule, tower_notes
+from tcompile.planning.precisions import AUTO_PRECISION, best_precision, check_weighable
 from tcompile.planning.remedy import remedy
 from tcompile.planning.request import NO_METHOD, Request
 from tcompile.planning.resolution import (
@@ -181,11 +182,17 @@ def explain(
 
 
 def plan(
-    model: str | Path, *, target: str = "cpu", progress: Progress = silent, **asked: Unpack[Asked]
+    model: str | Path,
+    *,
+    target: str = "cpu",
+    precision: str | None = None,
+    progress: Progress = silent,
+    **asked: Unpack[Asked],
 ) -> Schedule:
     """The schedule that `build` would follow; writes nothing.
 
     Args:
+        precision: see `build`.
         asked: keep, latency, max_drop, method, …: see `tcompile.planning.request.Request`.
 
     Raises:
@@ -193,7 +200,7 @@ def plan(
     """
     request, chosen = Request.of(asked), load_target(target)
     read_model = _read_asked(model, request)
-    made, planned = _planned(read_model, request, chosen, chosen.default_precision, progress)
+    _, made, planned = _planned_in(read_model, request, chosen, precision, progress)
     if read_model.analysis.others or made.resized is not None:
         # What another tower can follow, or a smaller grid, is known once it has.
         return _apply(read_model, made, request, planned).schedule
@@ -201,18 +208,22 @@ def plan(
 
 
 def price(
-    model: str | Path, *, target: str = "cpu", progress: Progress = silent, **asked: Unpack[Asked]
+    model: str | Path,
+    *,
+    target: str = "cpu",
+    precision: str | None = None,
+    progress: Progress = silent,
+    **asked: Unpack[Asked],
 ) -> PlanWithCost:
     """The schedule that `build` would follow, what its scores and reducers add, and where it was
     solved, what it is predicted to take and lose; writes nothing. Arguments and errors as `plan`.
     """
     request, chosen = Request.of(asked), load_target(target)
     read_model = _read_asked(model, request)
-    precision = chosen.default_precision
-    made, planned = _planned(read_model, request, chosen, precision, progress)
+    level, made, planned = _planned_in(read_model, request, chosen, precision, progress)
     reduced = _apply(read_model, made, request, planned)
     if isinstance(planned, FixedPlan):
-        planned = planned.with_latency(reduced, chosen, precision, request.batch)
+        planned = planned.with_latency(reduced, chosen, level, request.batch)
     return PlanWithCost(reduced.schedule, cost_of(reduced), planned)
 
 
@@ -224,6 +235,22 @@ def reduce(
     read_model = _read_asked(model, request)
     made, planned = _planned(read_model, request, chosen, chosen.default_precision, progress)
     return _apply(read_model, made, request, planned)
+
+
+def _planned_in(
+    model: Analysed, request: Request, target: Target, precision: str | None, say: Progress
+) -> tuple[str, Schedule, PlanReport | FixedPlan]:
+    """The precision that is asked for, or chosen, or the target's own; and `_planned` in it."""
+    if precision != AUTO_PRECISION:
+        level = precision or target.default_precision
+        target.check_precision(level)
+        return level, *_planned(model, request, target, level, say)
+    check_weighable(target, request)
+    best, note = best_precision(
+        model, request, lambda level: _planned(model, request, target, level, say), say
+    )
+    made = replace(best.schedule, notes=(*best.schedule.notes, note))
+    return best.precision, made, replace(best.planned, schedule=made)
 
 
 def _planned(
@@ -335,7 +362,9 @@ def build(
     `emitted == "dense"`, and says why.
 
     Args:
-        precision: `fp32`, `fp16` or, on a CPU, `int8`; the target's own by default.
+        precision: `fp32`, `fp16` or, on a CPU, `int8`; the target's own by default. `auto`, on a
+            CPU: the one in which less is lost within the latency, or which is faster within the
+            drop.
         token_ops: `native`, `plugin` or `aot`; the target's own by default.
         output: the directory; by default `MODEL-TARGET` beside the model.
         force: keep a reduced model that is not faster; replace an artifact even if its files were
@@ -356,6 +385,11 @@ def build(
         MissingExtraError: the target's runtime is not installed.
     """
     request, device, path = Request.of(asked), load_target(target), Path(model)
+    note = ""
+    if precision == AUTO_PRECISION:
+        check_weighable(device, request)
+        check_runtime(device)
+        precision, note = _weighed(path, request, device, progress)
     job = Job(
         path=path,
         request=request,
@@ -367,6 +401,7 @@ def build(
         refine=refine,
         keep_failed=keep_failed,
         dump=None if dump is None else Dump(dump),
+        why_precision=note,
     )
     device.check_precision(job.precision)
     check_runtime(device)
@@ -374,6 +409,16 @@ def build(
     with new_artifact(directory, force) as draft:
         draft.finish(_build_best(job, draft, progress))
     return draft.directory
+
+
+def _weighed(path: Path, request: Request, target: Target, say: Progress) -> tuple[str, str]:
+    """The precision to build in, and what it was weighed against; what was run is kept, so that
+    planning once more takes seconds."""
+    model = _read_asked(path, request)
+    best, note = best_precision(
+        model, request, lambda level: _planned(model, request, target, level, say), say
+    )
+    return best.precision, note
 
 
 def _build_best(job: Job, draft: Draft, say: Progress) -> Manifest:
@@ -465,7 +510,7 @@ def _write_reduced(
     planned: PlanReport | FixedPlan | None = None
     if request is not None:
         asked = _without_images(request) if job.precision == "int8" else request
-        schedule, planned = _planned(analysed, asked, job.target, job.graph_precision, say)
+        schedule, planned = _planned(analysed, asked, job.target, job.precision, say)
     say("reducing")
     reduced = _apply(analysed, schedule, job.request, planned, job.dump)
     # Up to here nothing was written, and what cannot be planned or reduced is known.

@@ -19,17 +19,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnx_graphsurgeon as gs
 
 from tcompile.core.domain import WRITTEN
 from tcompile.core.drafts import scratch
 from tcompile.core.errors import ModelError
 from tcompile.core.machine import int8_saturates
 from tcompile.core.packages import require
+from tcompile.core.save import save
 
 Kind = Literal["dynamic", "static"]
 Feed = Mapping[str, npt.NDArray[Any]]
@@ -131,6 +134,20 @@ def quantized(model: onnx.ModelProto, kind: Kind, samples: Sequence[Feed] = ()) 
             ) from error
         made = onnx.load(path)
     return _tidied(made, model)
+
+
+def save_quantized(
+    graph: gs.Graph, path: Path, kind: Kind = "dynamic", samples: Sequence[Feed] = ()
+) -> None:
+    """Write a graph in int8; arguments and errors as `quantized`.
+
+    Args:
+        graph: fp32, in plain ONNX.
+    """
+    with scratch() as folder:
+        save(graph, folder / "model.onnx")
+        made = quantized(onnx.load(folder / "model.onnx"), kind, samples)
+    onnx.save(made, path)
 
 
 def check_size(weights: int, where: str = "") -> None:

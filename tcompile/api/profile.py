@@ -18,6 +18,7 @@ from tcompile.methods.portfolio import PORTFOLIO
 from tcompile.planning.constraints import site_constraints
 from tcompile.profiling.curve import Curve, StepCost
 from tcompile.profiling.profile import Conditions, Profile, read_profile
+from tcompile.profiling.runtimes import MEASURED
 from tcompile.profiling.structure import Layout, layout_of
 from tcompile.profiling.totals import Totals, totals
 from tcompile.targets import Target, load_target
@@ -93,7 +94,7 @@ def profile(
         methods: whose steps it is to have; by default `METHODS`, those that the model has room for.
         batch: images in a run, where the model leaves it free.
         threads: of a CPU.
-        precision: the target's own by default; `int8` is modelled only.
+        precision: the target's own by default; `int8` is measured on a CPU, modelled on a GPU.
         modelled: do not measure.
         imports: others' measurements instead: `FILE.csv` of (tokens, ms); `N=FILE` of trtexec, one
             for each token count; `METHOD=FILE.csv` of (before, after, ms).
@@ -200,7 +201,10 @@ def _precision(target: Target, precision: str | None, modelled: bool) -> str:
     """Raises UsageError for one that the target, or a measurement, does not have."""
     level = precision or target.default_precision
     cpu = target.runtime == "onnxruntime"
-    known = ("fp32",) if cpu else (*target.precisions, *(["int8"] if modelled else []))
+    if cpu:
+        known: tuple[str, ...] = ("fp32",) if modelled else MEASURED
+    else:
+        known = (*target.precisions, *(["int8"] if modelled else []))
     if level not in known:
         raise UsageError(
             f"{target.name} is not profiled in {level}",

@@ -102,7 +102,8 @@ def _top(row: Array, count: int, labels: Sequence[str]) -> tuple[TopClass, ...]:
     import numpy as np
 
     finite = np.isfinite(row)  # what is not has no rank
-    shares = np.exp(row.astype(np.float64) - row.max(where=finite, initial=-np.inf), where=finite)
+    above = row.astype(np.float64) - row.max(where=finite, initial=-np.inf)
+    shares = np.exp(above, where=finite, out=np.zeros_like(above))
     shares /= shares.sum(where=finite)
     order = [i for i in np.argsort(-row, kind="stable") if finite[i]][: max(count, 0)]
     return tuple(

@@ -67,11 +67,8 @@ class Attempt:
         """Return how far its share of the dense latency is from the predicted one; None: unknown.
 
         Shares, since a machine that is slower today than when it was profiled runs both slower.
-        Nothing is predicted of int8.
         """
         if self.planned is None or self.ms is None or not self.dense_ms or not self.reduced:
-            return None
-        if self.manifest.precision == "int8":
             return None
         plan = self.planned.plan
         return (self.ms / self.dense_ms) / (plan.latency_ms / plan.dense_ms) - 1
@@ -81,9 +78,9 @@ def on_target(
     chosen: PlanReport | FixedPlan | None, reduced: Reduced, job: Job
 ) -> tuple[PlanReport | FixedPlan | None, list[str]]:
     """A plan in the words of what was asked first, with modelled latency where it was not solved
-    from a profile; and notes on that, and on a faster precision of the target."""
+    from a profile; and notes on that, and on other precisions of the target."""
     target, batch = job.target, job.request.batch
-    notes: list[str] = []
+    notes = [job.why_precision] if job.why_precision else []
     if isinstance(chosen, PlanReport):
         # Planning again asks for another budget.
         outcome = replace(chosen.outcome, others=budget_words(job.request))
@@ -126,11 +123,6 @@ def _with_plan(made: Attempt, job: Job) -> Manifest:
     planned = made.planned
     if planned is None:
         return replace(manifest, plan=document)
-    if manifest.precision == "int8":
-        notes.append(
-            "planned in fp32: predicted latency and loss, and what --max-drop bounds, are those of "
-            "fp32; what int8 takes and loses was measured on the result"
-        )
     off = made.off
     if off is not None:
         document["measured_off"] = off

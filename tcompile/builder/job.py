@@ -28,6 +28,7 @@ class Job:
         refine: plan again from measurements.
         keep_failed: write also what failed a check.
         dump: takes the graph after each pass.
+        why_precision: what the precision was weighed against; empty where nobody left it open.
     """
 
     path: Path
@@ -40,6 +41,7 @@ class Job:
     refine: bool = False
     keep_failed: bool = False
     dump: Dump | None = None
+    why_precision: str = ""
 
     @property
     def graph_precision(self) -> Precision:

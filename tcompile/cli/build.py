@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tcompile.cli.common import JSON, common_options, print_json, print_table, progress
-from tcompile.cli.schedule_options import asked_of, schedule_options
+from tcompile.cli.schedule_options import asked_of, precision_option, schedule_options
 from tcompile.core.errors import FailedBuildError
 
 if TYPE_CHECKING:
@@ -18,13 +18,7 @@ if TYPE_CHECKING:
 @click.command(short_help="Compile a model to carry fewer tokens; write an artifact.")
 @click.argument("model", type=click.Path(path_type=Path))
 @schedule_options
-@click.option(
-    "--precision",
-    type=click.Choice(["fp32", "fp16", "int8"]),
-    help="int8 is for cpu: products of activations and weights, by ONNX Runtime's quantizer, "
-    "dynamic or static by what is measured; compared with the dense model in int8 [default: the "
-    "target's; fp16 on GPUs, fp32 on CPUs].",
-)
+@precision_option
 @click.option(
     "--token-ops",
     type=click.Choice(["native", "plugin", "aot"]),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tcompile.cli.common import JSON, common_options, print_json, print_table, progress
-from tcompile.cli.schedule_options import asked_of, schedule_options
+from tcompile.cli.schedule_options import asked_of, precision_option, schedule_options
 
 if TYPE_CHECKING:
     from tcompile.planning.solve.plan_report import PlanReport
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 @click.command(short_help="Show the schedule that build would follow.")
 @click.argument("model", type=click.Path(path_type=Path))
 @schedule_options
+@precision_option
 @click.option(
     "--plot",
     type=click.Path(path_type=Path),
@@ -25,7 +26,14 @@ if TYPE_CHECKING:
 )
 @JSON
 @common_options
-def plan(model: Path, target: str, plot: Path | None, as_json: bool, **options: Any) -> None:
+def plan(
+    model: Path,
+    target: str,
+    precision: str | None,
+    plot: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Show the schedule that `build` would follow, and what it takes and loses; write nothing.
 
     \b
@@ -42,7 +50,8 @@ def plan(model: Path, target: str, plot: Path | None, as_json: bool, **options: 
         check_picture(plot)
     with progress() as say:
         say(f"analysing {model}")
-        made = price(model, target=target, progress=say, **asked_of(options))
+        asked = asked_of(options)
+        made = price(model, target=target, precision=precision, progress=say, **asked)
     if plot is not None:
         from tcompile.report.plots import draw
 

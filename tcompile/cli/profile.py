@@ -65,7 +65,10 @@ _FREE = 1e-5
 )
 @THREADS
 @click.option(
-    "--precision", metavar="P", help="fp32, fp16, or int8 with --modelled [default: the target's]."
+    "--precision",
+    metavar="P",
+    help="fp32, fp16, or int8: measured on a CPU, with --modelled on a GPU [default: the "
+    "target's].",
 )
 @click.option(
     "--modelled", is_flag=True, help="Do not measure: compute latency from the device's data sheet."

@@ -21,6 +21,15 @@ from tcompile.cli.common import (
 if TYPE_CHECKING:
     from tcompile.planning.request import Asked
 
+precision_option = click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "int8", "auto"]),
+    help="int8 is for cpu: products of activations and weights, by ONNX Runtime's quantizer, "
+    "dynamic or static by what is measured; compared with the dense model in int8. auto, for cpu: "
+    "tokens and precision weighed together against --latency or --max-drop [default: the "
+    "target's; fp16 on GPUs, fp32 on CPUs].",
+)
+
 _OPTIONS = (
     click.option(
         "--target", required=True, metavar="T", help="The device; see `tcompile targets`."

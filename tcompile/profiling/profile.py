@@ -111,6 +111,11 @@ class Profile:
         return not self.why_no_plateaus
 
     @property
+    def cpu_int8(self) -> bool:
+        """Tell whether the parts ran in int8 on a CPU."""
+        return self.conditions.target == "cpu" and self.conditions.precision == "int8"
+
+    @property
     def words(self) -> str:
         """The origin of the figures, as part of a sentence."""
         c = self.conditions

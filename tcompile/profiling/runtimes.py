@@ -16,7 +16,7 @@ import subprocess
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -28,6 +28,7 @@ from tcompile.core.machine import usable_cores
 from tcompile.core.save import save
 from tcompile.passes.lower import lower, to_fp16
 from tcompile.profiling.profile import Conditions
+from tcompile.runtime.int8 import save_int8
 from tcompile.runtime.timing import machine_name
 from tcompile.targets import Target
 from tcompile.targets.backends import jetson, ort, rtx, tensorrt
@@ -35,6 +36,9 @@ from tcompile.targets.backends.base import Batch
 from tcompile.targets.devices import Precision
 
 Run = Callable[[], object]
+
+#: Precisions that a CPU is measured in.
+MEASURED = ("fp32", "int8")
 
 #: Where the driver shows its GPUs; a Jetson has no nvidia-smi and no /dev/nvidia0 before R36.
 _DEVICES = ("/dev/nvidia0", "/dev/nvhost-gpu", "/dev/dxg")
@@ -64,14 +68,25 @@ class Runtime(Protocol):
 
 
 class OrtRuntime:
-    """ONNX Runtime on the CPU of this machine."""
+    """ONNX Runtime on the CPU of this machine, in fp32 or in int8 (dynamic, of which a part needs
+    no samples; a build measures whether static is better)."""
 
-    def __init__(self, target: Target, *, batch: int = 1, threads: int | None = None) -> None:
-        self.target, self.batch = target, batch
+    def __init__(
+        self,
+        target: Target,
+        *,
+        batch: int = 1,
+        threads: int | None = None,
+        precision: Literal["fp32", "int8"] = "fp32",
+    ) -> None:
+        self.target, self.batch, self.precision = target, batch, precision
         self.threads = threads or usable_cores()
 
     def open(self, graph: gs.Graph, path: Path) -> Run:
-        save(graph, path)
+        if self.precision == "int8":
+            save_int8(graph, path)
+        else:
+            save(graph, path)
         runner = ort.OrtRunner(path, threads=self.threads, in_turn=True)
         _remove(path)
         return runner.prepared(inputs_of(graph, self.batch))
@@ -82,7 +97,7 @@ class OrtRuntime:
             device=machine_name(),
             runtime="ONNX Runtime, CPU",
             software={"onnxruntime": ort.version(), "system": platform.platform(terse=True)},
-            precision="fp32",
+            precision=self.precision,
             batch=self.batch,
             threads=self.threads,
             clocks=_text_of("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
@@ -146,11 +161,14 @@ def runtime_for(
             it; the target does not have the precision.
     """
     if target.runtime == "onnxruntime":
-        if precision not in (None, "fp32"):
+        if precision not in (None, *MEASURED):
             raise UsageError(
-                "a CPU is measured in fp32", where="--precision", hint="it only emulates fp16"
+                f"a CPU is measured in {' or '.join(MEASURED)}",
+                where="--precision",
+                hint="it only emulates fp16",
             )
-        return OrtRuntime(target, batch=batch, threads=threads)
+        measured = cast(Literal["fp32", "int8"], precision or "fp32")
+        return OrtRuntime(target, batch=batch, threads=threads, precision=measured)
     level = precision or target.default_precision
     target.check_precision(level)
     obstacle, remedy = _obstacle(target)

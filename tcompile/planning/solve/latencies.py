@@ -11,13 +11,14 @@ from typing import Any
 
 from tcompile._version import __version__
 from tcompile.core.cache import keep, kept
+from tcompile.core.errors import UsageError
 from tcompile.core.model_files import describe_source
 from tcompile.core.progress import Progress
 from tcompile.methods.method import Method
 from tcompile.passes.stages import Analysed
 from tcompile.planning.request import Request
 from tcompile.profiling.profile import Profile, combine, from_json, read_profile
-from tcompile.profiling.runtimes import Runtime
+from tcompile.profiling.runtimes import MEASURED, Runtime
 from tcompile.targets import Target
 
 KIND = "profiles"
@@ -36,7 +37,7 @@ def profile_for(
     A file, or `measure` or `model`, where the request says so. Otherwise what was measured before
     under the same conditions; else, where there is a budget of latency or of what may be lost and
     the target can be measured from here, a measurement (which is kept); else the model of the
-    device.
+    device. A CPU's int8 is always measured: its roofline is of fp32.
 
     Raises:
         UsageError: a file that is not a profile, or a target that cannot be measured from here.
@@ -51,7 +52,7 @@ def profile_for(
     if given is not None:
         return read_profile(given)
     if target.runtime == "onnxruntime":
-        exact = request.latency is not None or request.max_drop is not None
+        exact = request.latency is not None or request.max_drop is not None or precision == "int8"
         before = None if exact else _kept(profile_key(model, target, request, precision))
         known = before is not None and all(m.key in before.reducers for m in methods)
         if exact or known:
@@ -70,6 +71,12 @@ def modelled(
     """The roofline's profile."""
     from tcompile.profiling.modelled import modelled_profile
 
+    if target.runtime == "onnxruntime" and precision == "int8":
+        raise UsageError(
+            "a CPU's int8 is measured, not modelled",
+            where="--profile",
+            hint="say --profile measure",
+        )
     say(f"modelling latency on {target.name}")
     return modelled_profile(
         model.graph,
@@ -151,8 +158,9 @@ def profile_key(
 def _runtime(target: Target, request: Request, precision: str | None) -> Runtime:
     from tcompile.profiling.runtimes import runtime_for
 
-    # A CPU is planned for in fp32 whatever is emitted: it only emulates fp16.
-    level = None if target.runtime == "onnxruntime" else precision
+    # A CPU only emulates fp16, and is planned for in fp32 then.
+    emulated = target.runtime == "onnxruntime" and precision not in MEASURED
+    level = None if emulated else precision
     return runtime_for(target, batch=request.batch, threads=request.threads, precision=level)
 
 

@@ -44,6 +44,7 @@ from tcompile.planning.optimise.solver import front
 from tcompile.planning.optimise.tables import Floats, Plan, Tables, plan_of
 from tcompile.planning.options.budgets import Budget, MethodPlan, dense_plan_of, limits_of
 from tcompile.planning.options.method_tables import MethodTables
+from tcompile.runtime.int8 import run_int8
 from tcompile.runtime.samples import run_graph
 
 #: Of a bound, before it is shared among the plans that are tried.
@@ -175,12 +176,14 @@ class Trial:
     Attributes:
         images: to check on.
         outputs: `reduced` or `restored`.
+        int8: whether they run in int8, as on a CPU; else in fp32.
     """
 
     model: Analysed
     images: Calibration
     outputs: str
     say: Progress
+    int8: bool = False
 
     @cached_property
     def dense(self) -> Outputs:
@@ -193,7 +196,7 @@ class Trial:
         graph, analysis = self.model.graph, self.model.analysis
         made = reduce_graph(graph, analysis, schedule, outputs=self.outputs).graph
         self.say(f"running {len(self.images)} images at {schedule.final} tokens")
-        return run_graph(made, self.images.samples)
+        return (run_int8 if self.int8 else run_graph)(made, self.images.samples)
 
     def drop(self, schedule: Schedule, confidence: float) -> Drop:
         """The loss of a schedule on the images."""

@@ -220,7 +220,7 @@ def solve_request(
     if evidence is not None:
         losses = partial(losses_on, evidence.fit, model.graph, say)
         if evidence.check is not None:
-            trial = Trial(model, evidence.check, request.outputs, say)
+            trial = Trial(model, evidence.check, request.outputs, say, profile.cpu_int8)
     if request.objective == "pomt":  # Its utility looks at no losses.
         words = f"{PRIOR}; the count was picked by accuracy on images"
         losses = partial(prior_of, words=words)
@@ -263,7 +263,7 @@ def _searched(
             made = replace(report.schedule, notes=notes)
             return replace(report, schedule=made, calibration=runs.to_json())
         assert evidence.check is not None
-        trial = Trial(model, evidence.check, request.outputs, runs.say)
+        trial = Trial(model, evidence.check, request.outputs, runs.say, profile.cpu_int8)
         plans = PlansByLatency(options, budget, runs)
         best, drop = fastest_within(plans, options[0], budget, request.max_drop, trial)
     finally:

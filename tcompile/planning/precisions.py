@@ -1,0 +1,135 @@
+"""`--precision auto`: tokens and precision weighed against one budget, by what is lost on images.
+
+Each precision that can be measured here gets a plan of its own, by a profile in that precision:
+where int8 is faster, more tokens are left within a latency, or all of them. The plans are then run,
+each in its precision, on the images that they were made with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+
+import onnx_graphsurgeon as gs
+
+from tcompile.core.errors import UsageError
+from tcompile.core.progress import Progress
+from tcompile.core.schedule import Schedule
+from tcompile.passes.reduce import reduce_graph
+from tcompile.passes.stages import Analysed
+from tcompile.planning.losses.distance import distance, unit
+from tcompile.planning.request import NO_METHOD, Request
+from tcompile.planning.resolution import resized_model
+from tcompile.planning.search.evidence import evidence_for
+from tcompile.planning.search.search import summed_up
+from tcompile.planning.solve.plan_report import FixedPlan, PlanReport
+from tcompile.profiling.runtimes import MEASURED
+from tcompile.runtime.int8 import run_int8
+from tcompile.runtime.samples import run_graph
+from tcompile.targets import Target
+
+AUTO_PRECISION = "auto"
+
+#: Plans a request in a precision.
+Planner = Callable[[str], tuple[Schedule, PlanReport | FixedPlan]]
+
+
+@dataclass(frozen=True)
+class InPrecision:
+    """A plan in a precision.
+
+    Attributes:
+        loss: on the images that it was made with, run in that precision.
+        ms: predicted.
+    """
+
+    precision: str
+    schedule: Schedule
+    planned: PlanReport
+    loss: float
+    ms: float
+
+    @property
+    def words(self) -> str:
+        """What it is, takes and loses."""
+        left = f"{self.schedule.final} patch tokens" if self.planned.plan.steps else "all tokens"
+        if self.schedule.resized is not None:
+            left = "a smaller image"
+        return f"{self.precision} with {left} takes {self.ms:.4g} ms and loses {self.loss:.3g}"
+
+
+def check_weighable(target: Target, request: Request) -> None:
+    """Look whether precisions can be weighed at all.
+
+    Raises:
+        UsageError: the target is no CPU, or there is no budget to weigh them against.
+    """
+    where = "--precision auto"
+    if target.runtime != "onnxruntime":
+        raise UsageError(
+            f"{target.name} cannot be measured in several precisions from here",
+            where=where,
+            hint=f"say one of {', '.join(target.precisions)}",
+        )
+    if request.latency is None and request.max_drop is None:
+        raise UsageError(
+            "a precision is weighed against a latency or a drop, and neither is given",
+            where=where,
+            hint="say --latency or --max-drop, or name the precision",
+        )
+
+
+def best_precision(
+    model: Analysed, request: Request, plan: Planner, say: Progress
+) -> tuple[InPrecision, str]:
+    """The plan that loses least within the latency, or takes least within the drop; and a note that
+    names what it was weighed against.
+
+    Raises:
+        UsageError: no precision has a plan within the budgets, or there are no images.
+    """
+    evidence = evidence_for(model, request)
+    if evidence is None:
+        raise UsageError(
+            "what a precision loses is only seen on images, and there are none",
+            where="--precision auto",
+            hint="give some, --calibration DATA, or name the precision",
+        )
+    samples = evidence.fit.samples
+    dense = run_graph(model.graph, samples)
+    found: list[InPrecision] = []
+    failed: UsageError | None = None
+    for precision in MEASURED:
+        say(f"planning in {precision}")
+        try:
+            schedule, planned = plan(precision)
+        except UsageError as error:
+            failed = failed or error
+            continue
+        assert isinstance(planned, PlanReport)
+        say(f"running the plan in {precision}")
+        run = run_int8 if precision == "int8" else run_graph
+        outputs = run(_graph(model, schedule, request.outputs), samples)
+        loss = summed_up(distance(dense, outputs))
+        found.append(InPrecision(precision, schedule, planned, loss, planned.plan.latency_ms))
+    if not found:
+        assert failed is not None
+        raise failed
+    return _best(found, request), _note(found, f"{unit(dense)}, measured on {samples.source}")
+
+
+def _graph(model: Analysed, schedule: Schedule, outputs: str) -> gs.Graph:
+    if schedule.resized is not None:
+        return resized_model(model, schedule, outputs).graph
+    if schedule.method == NO_METHOD or not schedule.reductions:
+        return model.graph
+    return reduce_graph(model.graph, model.analysis, schedule, outputs=outputs).graph
+
+
+def _best(found: Sequence[InPrecision], request: Request) -> InPrecision:
+    return min(found, key=attrgetter("ms" if request.max_drop is not None else "loss"))
+
+
+def _note(found: Sequence[InPrecision], source: str) -> str:
+    return f"precision weighed: {'; '.join(one.words for one in found)} ({source})"

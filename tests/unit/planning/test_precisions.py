@@ -1,0 +1,78 @@
+"""Precision and tokens against one budget."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tcompile.core.errors import UsageError
+from tcompile.core.schedule import Schedule
+from tcompile.planning.precisions import best_precision, check_weighable
+from tcompile.planning.request import Request
+from tcompile.planning.solve.plan_report import FixedPlan, PlanReport
+from tcompile.planning.solve.solve import schedule_for_request
+from tcompile.profiling.profile import Profile
+from tcompile.targets import load_target
+from tests.support.planted import Planted, method, model
+
+FP32 = Planted(tile=1, launch=0.0, each=0.0)
+
+
+def profile_in(precision: str, planted: Planted) -> Profile:
+    made = planted.profile(model(), [method(model(), "topk")])
+    return replace(made, conditions=replace(made.conditions, precision=precision))
+
+
+def weigh(request: Request, int8: Planted) -> tuple[str, PlanReport, str]:
+    """The choice for planted latencies: precision, its plan, the note."""
+    profiles = {"fp32": profile_in("fp32", FP32), "int8": profile_in("int8", int8)}
+
+    def plan(precision: str) -> tuple[Schedule, PlanReport | FixedPlan]:
+        asked = replace(request, profile=profiles[precision])
+        return schedule_for_request(model(), asked, load_target("cpu"), precision)
+
+    request = replace(request, calibration_level="coarse")
+    best, note = best_precision(model(), request, plan, lambda _: None)
+    return best.precision, best.planned, note
+
+
+@pytest.mark.parametrize("share", [0.5, 0.8])
+def test_int8_that_is_much_faster_keeps_all_tokens(share: float) -> None:
+    budget = share * FP32.dense(model())
+    precision, planned, note = weigh(Request(latency=budget), replace(FP32, rise=FP32.rise / 5))
+    assert precision == "int8"
+    assert not planned.plan.steps
+    assert planned.plan.latency_ms <= budget
+    assert note.startswith("precision weighed: fp32 with ")
+    assert "; int8 with all tokens takes " in note
+    assert "measured on 6 procedural scenes (seed 1" in note
+
+
+def test_int8_that_is_no_faster_is_not_taken() -> None:
+    """It loses what as many tokens lose, and what rounding loses besides."""
+    budget = 0.8 * FP32.dense(model())
+    precision, planned, note = weigh(Request(latency=budget), replace(FP32, rise=FP32.rise * 1.3))
+    assert precision == "fp32"
+    assert planned.plan.steps
+    assert "int8 with" in note
+
+
+def test_where_only_one_precision_is_fast_enough() -> None:
+    budget = 0.05 * FP32.dense(model())
+    precision, planned, note = weigh(Request(latency=budget), replace(FP32, rise=FP32.rise / 50))
+    assert precision == "int8"
+    assert planned.plan.latency_ms <= budget
+    assert "fp32" not in note
+    with pytest.raises(UsageError):
+        weigh(Request(latency=budget), FP32)
+
+
+def test_what_cannot_be_weighed_is_refused() -> None:
+    check_weighable(load_target("cpu"), Request(latency=5.0))
+    with pytest.raises(UsageError, match="cannot be measured in several precisions"):
+        check_weighable(load_target("rtx-4090"), Request(latency=5.0))
+    with pytest.raises(UsageError, match="against a latency or a drop"):
+        check_weighable(load_target("cpu"), Request(keep=0.6))
+    with pytest.raises(UsageError, match="only seen on images"):
+        weigh(Request(latency=5.0, calibration="none"), FP32)
