@@ -40,7 +40,7 @@ _MOST_LOSS = 1.5
 #: Least speed-up to take static int8, as its interval may leave 1 by chance.
 _LEAST_GAIN = 1.01
 #: Rounds at least, and at most while it is not sure which kind is faster.
-_ROUNDS, _MOST_ROUNDS = 5, 30
+_ROUNDS, _MOST_ROUNDS = 5, 15
 
 
 @dataclass(frozen=True)
@@ -174,9 +174,7 @@ def quantize_models(
     if "dense" in found:
         rival, reason = choose_kind(found["dense"])
         notes.append(f"dense int8 is {rival.kind}: {reason}")
-    for path in (models.shipped, models.shipped.with_name(f"{models.shipped.name}.data")):
-        path.unlink(missing_ok=True)
-    shutil.move(chosen.path, models.shipped)  # from another disk, maybe
+    _ship(chosen, models.shipped)
     data = ranges.source if chosen.kind == "static" else ""
     fault = _fault(chosen, str(job.path))
     if fault is not None and not job.keep_failed:
@@ -184,6 +182,13 @@ def quantize_models(
     entry = Quantization(chosen.kind, why, products, data, chosen.same_tokens)
     notes.insert(0, f"int8 is {chosen.kind}: {why}")
     return Int8(entry, chosen.fidelity, rival, tuple(notes), fault)
+
+
+def _ship(chosen: Candidate, place: Path) -> None:
+    """Put a model in the place of the one that it was made of."""
+    for path in (place, place.with_name(f"{place.name}.data")):
+        path.unlink(missing_ok=True)
+    shutil.move(chosen.path, place)  # from another disk, maybe
 
 
 def _make(path: Path, ranges: Samples, folder: Path, source: str) -> tuple[dict[Kind, Path], str]:
