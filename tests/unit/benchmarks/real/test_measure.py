@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -89,11 +89,10 @@ def test_auto_never_sees_the_photos_that_it_is_judged_on(
 
     def price(path: Path, **options: Any) -> Any:
         asked.append(options)
-        plan = SimpleNamespace(dense_ms=50.0)
-        return SimpleNamespace(planned=Planned(plan), schedule=options)
+        return SimpleNamespace(schedule=options)
 
     monkeypatch.setattr(measure, "price", price)
-    monkeypatch.setattr(measure, "PlanReport", Planned)
+    monkeypatch.setattr(measure, "planned_dense_ms", lambda *_: 50.0)
     mine = replace(subject, cache=tmp_path, photos=True)
     first, second = measure.schedules_of(Cell("x", "auto", LATENCY, 0.72, ON_PHOTOS), mine, None)
     assert first["latency"] == pytest.approx(36)
@@ -105,10 +104,3 @@ def test_auto_never_sees_the_photos_that_it_is_judged_on(
     assert scenes["profile"] == "model"
     (prior,) = measure.schedules_of(Cell("x", "auto", KEEP, 0.6, PRIOR), mine, None)
     assert prior["calibration"] == "none"
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A report, of which only the plan is looked at."""
-
-    plan: Any
