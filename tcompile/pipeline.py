@@ -224,7 +224,7 @@ def price(
     reduced = _apply(read_model, made, request, planned)
     if isinstance(planned, FixedPlan):
         planned = planned.with_latency(reduced, chosen, level, request.batch)
-    return PlanWithCost(reduced.schedule, cost_of(reduced), planned)
+    return PlanWithCost(reduced.schedule, cost_of(reduced), planned, level)
 
 
 def reduce(
@@ -244,7 +244,8 @@ def _planned_in(
     if precision != AUTO_PRECISION:
         level = precision or target.default_precision
         target.check_precision(level)
-        return level, *_planned(model, request, target, level, say)
+        asked = _without_images(request) if level == "int8" else request
+        return level, *_planned(model, asked, target, level, say)
     check_weighable(target, request)
     best, note = best_precision(
         model, request, lambda level: _planned(model, request, target, level, say), say
@@ -385,11 +386,9 @@ def build(
         MissingExtraError: the target's runtime is not installed.
     """
     request, device, path = Request.of(asked), load_target(target), Path(model)
-    note = ""
-    if precision == AUTO_PRECISION:
+    if auto := precision == AUTO_PRECISION:
         check_weighable(device, request)
-        check_runtime(device)
-        precision, note = _weighed(path, request, device, progress)
+        precision = None
     job = Job(
         path=path,
         request=request,
@@ -401,24 +400,26 @@ def build(
         refine=refine,
         keep_failed=keep_failed,
         dump=None if dump is None else Dump(dump),
-        why_precision=note,
     )
     device.check_precision(job.precision)
     check_runtime(device)
     directory = path.parent / f"{path.stem}-{device.name}" if output is None else Path(output)
     with new_artifact(directory, force) as draft:
+        if auto:
+            job = _weighed(job, progress)
+            gc.collect()
         draft.finish(_build_best(job, draft, progress))
     return draft.directory
 
 
-def _weighed(path: Path, request: Request, target: Target, say: Progress) -> tuple[str, str]:
-    """The precision to build in, and what it was weighed against; what was run is kept, so that
-    planning once more takes seconds."""
-    model = _read_asked(path, request)
+def _weighed(job: Job, say: Progress) -> Job:
+    """The build in the precision that is best. It plans once more: what was measured, and schedules
+    that were run on images, are kept."""
+    model = _read_asked(job.path, job.request)
     best, note = best_precision(
-        model, request, lambda level: _planned(model, request, target, level, say), say
+        model, job.request, lambda level: _planned(model, job.request, job.target, level, say), say
     )
-    return best.precision, note
+    return replace(job, precision=best.precision, why_precision=note)  # type: ignore[arg-type]
 
 
 def _build_best(job: Job, draft: Draft, say: Progress) -> Manifest:

@@ -150,6 +150,21 @@ def save_quantized(
     onnx.save(made, path)
 
 
+def check_quantized(model: onnx.ModelProto) -> None:
+    """Raise ModelError where dynamic int8 left a model as it was."""
+    if not any(node.op_type == "DynamicQuantizeLinear" for node in model.graph.node):
+        raise nothing_to_quantize()
+
+
+def nothing_to_quantize(where: str = "") -> ModelError:
+    """The error for a model without products that may be int8."""
+    return ModelError(
+        "it has no product of an activation and a stored matrix: nothing can be int8",
+        where=where,
+        hint="build with --precision fp32",
+    )
+
+
 def check_size(weights: int, where: str = "") -> None:
     """Raise ModelError where a model with so many bytes of weights is too large for int8."""
     if weights >= LIMIT:

@@ -191,12 +191,11 @@ def _prediction(m: Manifest) -> str:
     plan = m.plan or {}
     if "predicted_ms" not in plan or m.emitted == "dense":
         return ""
-    of = ", fp32" if m.precision == "int8" else ""
-    head = f"predicted, {plan['latency_kind']} profile{of}"
-    rows = [(head, plan["dense_ms"], plan["predicted_ms"])]
+    rows = [(f"predicted, {plan['latency_kind']} profile", plan["dense_ms"], plan["predicted_ms"])]
     measured = {f.model: f.milliseconds for f in m.latency if f.kind == "measured"}
-    if not of and "dense" in measured and "reduced" in measured:
-        rows.append(("measured", measured["dense"], measured["reduced"]))
+    dense = measured.get("dense int8", measured.get("dense"))
+    if dense is not None and "reduced" in measured:
+        rows.append(("measured", dense, measured["reduced"]))
     text = table(
         ("", "dense", "reduced", "dense / reduced"),
         (

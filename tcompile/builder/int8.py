@@ -19,7 +19,7 @@ from tcompile.artifact.manifest import Fidelity, Manifest, Quantization, Rival, 
 from tcompile.builder.checks import calibration_of
 from tcompile.core.errors import FailedBuildError, ModelError
 from tcompile.core.memory import release
-from tcompile.passes.lower.int8 import Kind, quantizable, quantized
+from tcompile.passes.lower.int8 import Kind, nothing_to_quantize, quantizable, quantized
 from tcompile.runtime.metrics import not_finite
 from tcompile.runtime.samples import Samples, feeds, run_all
 from tcompile.runtime.signature import signature
@@ -117,7 +117,7 @@ def choose_kind(found: Sequence[Candidate]) -> tuple[Candidate, str]:
         (other,) = (one for one in found if one.fault)
         return sound[0], f"{sound[0].words}; {other.kind}: {other.fault}"
     if len(found) == 1:
-        return found[0], f"{found[0].words}; the other kind could not be made"
+        return found[0], f"{found[0].words}; the other kind was not to be had"
     dynamic, static = sorted(found, key=lambda one: KINDS.index(one.kind))
     gain = speedup(dynamic.times, static.times)
     faster = gain.lower > 1 and gain.ratio >= _LEAST_GAIN
@@ -146,18 +146,16 @@ def quantize_models(
     ranges = calibration_of(models.shipped, job.request, models.flops.dense)
     products = len(quantizable(onnx.load(models.shipped, load_external_data=False)))
     if not products:
-        raise ModelError(
-            "it has no product of an activation and a stored matrix: nothing can be int8",
-            where=str(job.path),
-            hint="build with --precision fp32",
-        )
+        raise nothing_to_quantize(str(job.path))
     plans = {"reduced": models.shipped}
     if not models.schedule.dense:
         plans["dense"] = models.dense
     made: dict[str, dict[Kind, Path]] = {}
     notes: list[str] = []
     for name, path in plans.items():
-        made[name], failed = _make(path, ranges, folder / f"int8-{name}", str(job.path))
+        # A drop was shown on dynamic int8: the model that ships must be that one.
+        kinds = KINDS if job.request.max_drop is None or name == "dense" else KINDS[:1]
+        made[name], failed = _make(path, ranges, folder / f"int8-{name}", str(job.path), kinds)
         notes += [f"the {name} model in static int8 could not be made: {failed}"] if failed else []
     say("running int8 on images")
     want, schedule = run_all(job.path, samples), models.schedule.to_json()
@@ -191,12 +189,14 @@ def _ship(chosen: Candidate, place: Path) -> None:
     shutil.move(chosen.path, place)  # from another disk, maybe
 
 
-def _make(path: Path, ranges: Samples, folder: Path, source: str) -> tuple[dict[Kind, Path], str]:
+def _make(
+    path: Path, ranges: Samples, folder: Path, source: str, kinds: Sequence[Kind]
+) -> tuple[dict[Kind, Path], str]:
     """The files of a model in each kind of int8, and why static could not be had; empty: it was."""
     folder.mkdir()
     model, feed = onnx.load(path), list(feeds(signature(path), ranges))
     made: dict[Kind, Path] = {}
-    for kind in KINDS:
+    for kind in kinds:
         try:
             result = quantized(model, kind, feed)
         except ModelError as error:

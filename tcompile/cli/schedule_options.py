@@ -121,7 +121,7 @@ _OPTIONS = (
         metavar="P",
         help="Latencies to plan with: a file of `tcompile profile`, measure, or model (from the "
         "device's data sheet) [default: measured before; else measured on a CPU where there is a "
-        "budget of latency or drop; else modelled].",
+        "budget of latency or drop, or in int8; else modelled].",
     ),
     click.option(
         "--batch",

@@ -7,13 +7,14 @@ each in its precision, on the images that they were made with.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from operator import attrgetter
+from typing import Any
 
 import onnx_graphsurgeon as gs
 
-from tcompile.core.errors import UsageError
+from tcompile.core.errors import TcompileError, UsageError
 from tcompile.core.progress import Progress
 from tcompile.core.schedule import Schedule
 from tcompile.passes.reduce import reduce_graph
@@ -26,10 +27,11 @@ from tcompile.planning.search.search import summed_up
 from tcompile.planning.solve.plan_report import FixedPlan, PlanReport
 from tcompile.profiling.runtimes import MEASURED
 from tcompile.runtime.int8 import run_int8
-from tcompile.runtime.samples import run_graph
+from tcompile.runtime.samples import Samples, run_graph
 from tcompile.targets import Target
 
 AUTO_PRECISION = "auto"
+_NAME = "name the precision: --precision fp32 or int8"
 
 #: Plans a request in a precision.
 Planner = Callable[[str], tuple[Schedule, PlanReport | FixedPlan]]
@@ -76,7 +78,7 @@ def check_weighable(target: Target, request: Request) -> None:
         raise UsageError(
             "a precision is weighed against a latency or a drop, and neither is given",
             where=where,
-            hint="say --latency or --max-drop, or name the precision",
+            hint=f"say --latency or --max-drop, or {_NAME}",
         )
 
 
@@ -87,36 +89,60 @@ def best_precision(
     names what it was weighed against.
 
     Raises:
-        UsageError: no precision has a plan within the budgets, or there are no images.
+        UsageError: no precision has a plan within the budgets, there are no images, or there is
+            nothing to weigh.
     """
     evidence = evidence_for(model, request)
     if evidence is None:
         raise UsageError(
             "what a precision loses is only seen on images, and there are none",
             where="--precision auto",
-            hint="give some, --calibration DATA, or name the precision",
+            hint=f"give some, --calibration DATA, or {_NAME}",
         )
     samples = evidence.fit.samples
-    dense = run_graph(model.graph, samples)
+    dense = _dense(model, samples)
     found: list[InPrecision] = []
-    failed: UsageError | None = None
+    failed: dict[str, TcompileError] = {}
     for precision in MEASURED:
         say(f"planning in {precision}")
         try:
             schedule, planned = plan(precision)
-        except UsageError as error:
-            failed = failed or error
+            if isinstance(planned, FixedPlan):
+                raise UsageError("nothing is solved for here", where="--precision auto", hint=_NAME)
+            say(f"running the plan in {precision}")
+            run = run_int8 if precision == "int8" else run_graph
+            outputs = run(_graph(model, schedule, request.outputs), samples)
+        except TcompileError as error:
+            failed[precision] = error
             continue
-        assert isinstance(planned, PlanReport)
-        say(f"running the plan in {precision}")
-        run = run_int8 if precision == "int8" else run_graph
-        outputs = run(_graph(model, schedule, request.outputs), samples)
         loss = summed_up(distance(dense, outputs))
         found.append(InPrecision(precision, schedule, planned, loss, planned.plan.latency_ms))
     if not found:
-        assert failed is not None
-        raise failed
-    return _best(found, request), _note(found, f"{unit(dense)}, measured on {samples.source}")
+        raise next(iter(failed.values()))
+    best = min(found, key=attrgetter("ms" if request.max_drop is not None else "loss"))
+    weighed = [one.words for one in found]
+    weighed += [f"{precision} is out: {error.what}" for precision, error in failed.items()]
+    source = f"{unit(dense)}, measured on {samples.source}"
+    return best, f"precision {best.precision} is taken: {'; '.join(weighed)} ({source})"
+
+
+def _dense(model: Analysed, samples: Samples) -> dict[str, Any]:
+    """The dense model's outputs.
+
+    Raises:
+        UsageError: it cannot be run on the images, or gives nothing that can be compared.
+    """
+    try:
+        found = run_graph(model.graph, samples)
+        distance(found, found)
+    except Exception as error:  # ONNX Runtime's own, of inputs that no image stands for
+        said = error.what if isinstance(error, TcompileError) else " ".join(str(error).split())
+        raise UsageError(
+            f"what a precision loses cannot be seen on {samples.source}: {said[:200]}",
+            where="--precision auto",
+            hint=_NAME,
+        ) from error
+    return found
 
 
 def _graph(model: Analysed, schedule: Schedule, outputs: str) -> gs.Graph:
@@ -125,11 +151,3 @@ def _graph(model: Analysed, schedule: Schedule, outputs: str) -> gs.Graph:
     if schedule.method == NO_METHOD or not schedule.reductions:
         return model.graph
     return reduce_graph(model.graph, model.analysis, schedule, outputs=outputs).graph
-
-
-def _best(found: Sequence[InPrecision], request: Request) -> InPrecision:
-    return min(found, key=attrgetter("ms" if request.max_drop is not None else "loss"))
-
-
-def _note(found: Sequence[InPrecision], source: str) -> str:
-    return f"precision weighed: {'; '.join(one.words for one in found)} ({source})"

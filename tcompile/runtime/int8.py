@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import onnx
 import onnx_graphsurgeon as gs
 
 from tcompile.core.drafts import scratch
 from tcompile.passes.lower import lower
-from tcompile.passes.lower.int8 import save_quantized
+from tcompile.passes.lower.int8 import check_quantized, save_quantized
 from tcompile.runtime.samples import Array, Samples, run_all
 from tcompile.targets.devices import load_target
 
@@ -24,7 +25,12 @@ def save_int8(graph: gs.Graph, path: Path) -> None:
 
 
 def run_int8(graph: gs.Graph, samples: Samples) -> dict[str, Array]:
-    """Return every output of a graph in int8 for every sample, as `run_graph` does in fp32."""
+    """Return every output of a graph in int8 for every sample, as `run_graph` does in fp32.
+
+    Raises:
+        ModelError: as `save_int8`; nothing in it can be int8.
+    """
     with scratch() as folder:
         save_int8(graph, folder / "model.onnx")
+        check_quantized(onnx.load(folder / "model.onnx"))
         return run_all(folder / "model.onnx", samples)

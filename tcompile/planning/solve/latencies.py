@@ -40,17 +40,18 @@ def profile_for(
     device. A CPU's int8 is always measured: its roofline is of fp32.
 
     Raises:
-        UsageError: a file that is not a profile, or a target that cannot be measured from here.
+        UsageError: a file that is not a profile, or one of another precision; a target that cannot
+            be measured from here.
     """
     given = request.profile
     if isinstance(given, Profile):
-        return given
+        return _in_precision(given, target, precision)
     if given == "model":
         return modelled(model, methods, target, request, precision, say)
     if given == "measure":
         return measured(model, methods, target, request, say, precision=precision)
     if given is not None:
-        return read_profile(given)
+        return _in_precision(read_profile(given), target, precision)
     if target.runtime == "onnxruntime":
         exact = request.latency is not None or request.max_drop is not None or precision == "int8"
         before = None if exact else _kept(profile_key(model, target, request, precision))
@@ -58,6 +59,22 @@ def profile_for(
         if exact or known:
             return measured(model, methods, target, request, say, precision=precision)
     return modelled(model, methods, target, request, precision, say)
+
+
+def _in_precision(profile: Profile, target: Target, precision: str) -> Profile:
+    """A profile that was given.
+
+    Raises:
+        UsageError: it is of another precision of a CPU.
+    """
+    needed = precision if precision in MEASURED else "fp32"  # fp16 is emulated
+    if target.runtime == "onnxruntime" and profile.conditions.precision != needed:
+        raise UsageError(
+            f"is of {profile.conditions.precision}, and what is planned is {needed}",
+            where="--profile",
+            hint=f"measure one: tcompile profile --precision {needed}",
+        )
+    return profile
 
 
 def modelled(

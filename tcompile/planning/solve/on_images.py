@@ -44,6 +44,7 @@ from tcompile.planning.optimise.solver import front
 from tcompile.planning.optimise.tables import Floats, Plan, Tables, plan_of
 from tcompile.planning.options.budgets import Budget, MethodPlan, dense_plan_of, limits_of
 from tcompile.planning.options.method_tables import MethodTables
+from tcompile.planning.request import NO_METHOD
 from tcompile.runtime.int8 import run_int8
 from tcompile.runtime.samples import run_graph
 
@@ -66,7 +67,8 @@ def fastest_within(
         dense: any method, for the dense model.
 
     Raises:
-        UsageError: with a latency or a share of tokens besides: no plan keeps to both.
+        UsageError: with a latency or a share of tokens besides: no plan keeps to both; in int8: the
+            dense model does not keep to the drop either.
     """
     tables = dense.tables
     if not plans:
@@ -74,7 +76,7 @@ def fastest_within(
             f"no plan is predicted to be faster than the dense model's {tables.dense_ms:.4g} ms "
             f"by more than {budget.band:.0%}"
         )
-        return dense_plan_of(dense, "drop", why), None
+        return dense_plan_of(dense, "drop", why), trial.dense_drop(most, CONFIDENCE)
     tries = math.ceil(math.log2(len(plans) + 1))
     confidence = 1 - (1 - CONFIDENCE) / tries
     best: tuple[MethodPlan, Drop] | None = None
@@ -107,7 +109,7 @@ def fastest_within(
         raise UsageError(
             why + within, where="--max-drop", hint="allow more latency or drop, or give more images"
         )
-    return dense_plan_of(dense, "drop", why), nearest
+    return dense_plan_of(dense, "drop", why), trial.dense_drop(most, confidence) or nearest
 
 
 def check_enough(model: Analysed, images: Calibration, most: float, say: Progress) -> None:
@@ -194,9 +196,29 @@ class Trial:
     def run(self, schedule: Schedule) -> Outputs:
         """The model's outputs under a schedule."""
         graph, analysis = self.model.graph, self.model.analysis
+        if not schedule.reductions:
+            return (run_int8 if self.int8 else run_graph)(graph, self.images.samples)
         made = reduce_graph(graph, analysis, schedule, outputs=self.outputs).graph
         self.say(f"running {len(self.images)} images at {schedule.final} tokens")
         return (run_int8 if self.int8 else run_graph)(made, self.images.samples)
+
+    def dense_drop(self, most: float, confidence: float) -> Drop | None:
+        """The loss of the dense model in int8; None in fp32, which loses nothing.
+
+        Raises:
+            UsageError: it may be more than `most`.
+        """
+        if not self.int8:
+            return None
+        found = self.drop(Schedule(NO_METHOD, self.model.analysis.shape, ()), confidence)
+        if found.upper <= most:
+            return found
+        raise UsageError(
+            f"dense int8 alone lost {found.mean:.2%}, and at most {found.upper:.2%} for all that "
+            f"{found.images} images tell",
+            where="--max-drop",
+            hint="build with --precision fp32, allow more drop, or give more images",
+        )
 
     def drop(self, schedule: Schedule, confidence: float) -> Drop:
         """The loss of a schedule on the images."""

@@ -198,11 +198,13 @@ class PlanWithCost:
     Attributes:
         schedule, cost: both.
         chosen: how the schedule was solved, or whose it is; what was asked, what is kept, and why.
+        precision: that it is for.
     """
 
     schedule: Schedule
     cost: Cost
     chosen: PlanReport | FixedPlan
+    precision: str
 
     @property
     def planned(self) -> PlanReport | None:
@@ -213,6 +215,7 @@ class PlanWithCost:
         return {
             **self.chosen.outcome.to_json(),
             **self.schedule.to_json(),
+            "precision": self.precision,
             "cost": self.cost.to_json(),
             "plan": self.chosen.to_json(),
         }

@@ -225,6 +225,11 @@ ELSEWHERE = {
     "build with --precision fp32": "the normal form has nothing that fp16 cannot hold",
     "build with --precision fp32; --keep-failed writes the artifact all the same, to look "
     "into": "of int8: tests/unit/builder/test_int8.py",
+    "build with --precision fp32, allow more drop, or give more images": "test_precisions",
+    "measure one: tcompile profile --precision {}": "test_precisions: it takes a minute",
+    "say --latency or --max-drop, or {}": "test_precisions",
+    "give some, --calibration DATA, or {}": "test_precisions",
+    "say --profile measure": "of int8 on a CPU: it takes a minute",
     "bind it with --shape {}=DIMS": "where no size fits, which nothing shorter can say",
     "apt install libnvinfer-headers-dev, or --tensorrt DIR with DIR/include/NvInfer.h": "a toolkit",
     "--token-ops native, the default, needs no library": "needs a toolkit",

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from tcompile import pipeline
 from tcompile.core.errors import UsageError
 from tcompile.core.schedule import Schedule
 from tcompile.planning.precisions import best_precision, check_weighable
 from tcompile.planning.request import Request
+from tcompile.planning.search.evidence import evidence_for
+from tcompile.planning.solve.on_images import Trial
 from tcompile.planning.solve.plan_report import FixedPlan, PlanReport
 from tcompile.planning.solve.solve import schedule_for_request
 from tcompile.profiling.profile import Profile
 from tcompile.targets import load_target
 from tests.support.planted import Planted, method, model
+from tests.support.tiny_vit import VitSpec, save_outlying_vit
 
 FP32 = Planted(tile=1, launch=0.0, each=0.0)
 
@@ -44,7 +49,7 @@ def test_int8_that_is_much_faster_keeps_all_tokens(share: float) -> None:
     assert precision == "int8"
     assert not planned.plan.steps
     assert planned.plan.latency_ms <= budget
-    assert note.startswith("precision weighed: fp32 with ")
+    assert note.startswith("precision int8 is taken: fp32 with ")
     assert "; int8 with all tokens takes " in note
     assert "measured on 6 procedural scenes (seed 1" in note
 
@@ -63,9 +68,28 @@ def test_where_only_one_precision_is_fast_enough() -> None:
     precision, planned, note = weigh(Request(latency=budget), replace(FP32, rise=FP32.rise / 50))
     assert precision == "int8"
     assert planned.plan.latency_ms <= budget
-    assert "fp32" not in note
+    assert "fp32 is out: no plan" in note
     with pytest.raises(UsageError):
         weigh(Request(latency=budget), FP32)
+
+
+def test_a_profile_is_of_one_precision() -> None:
+    given = profile_in("fp32", FP32)
+    asked = Request(latency=0.6 * FP32.dense(model()), profile=given, calibration_level="coarse")
+    with pytest.raises(UsageError, match="is of fp32, and what is planned is int8"):
+        schedule_for_request(model(), asked, load_target("cpu"), "int8")
+
+
+def test_a_drop_is_shown_of_dense_int8_too(tmp_path: Path) -> None:
+    """Weights with outliers, so that int8 loses more than it may, with all tokens as with fewer."""
+    given = pipeline.read(save_outlying_vit(tmp_path / "vit.onnx", VitSpec()))
+    evidence = evidence_for(given, Request(keep=0.5))
+    assert evidence is not None
+    trial = Trial(given, evidence.fit, "reduced", lambda _: None, int8=True)
+    with pytest.raises(UsageError, match="dense int8 alone lost"):
+        trial.dense_drop(0.01, 0.9)
+    assert trial.dense_drop(1.0, 0.9) is not None
+    assert replace(trial, int8=False).dense_drop(0.01, 0.9) is None
 
 
 def test_what_cannot_be_weighed_is_refused() -> None:

@@ -113,7 +113,8 @@ def test_a_method_by_name_has_its_budget_and_a_modelled_latency(name: str) -> No
             "predicted latency" in line and "profile: modelled" in line
             for line in made.chosen.lines()
         )
-    solved = pipeline.price(source, target="rtx-4090", keep=0.6, exact=True).planned
+    asked: dict[str, Any] = {"keep": 0.6, "exact": True, "calibration": "none"}
+    solved = pipeline.price(source, target="rtx-4090", **asked).planned
     assert solved is not None
     assert solved.plan.dense_ms == pytest.approx(plan["dense_ms"], rel=1e-6)
 

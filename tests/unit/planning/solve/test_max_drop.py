@@ -66,6 +66,9 @@ class FakeTrial:
         self.confidence.add(confidence)
         return Drop("top-1 disagreement with dense", upper / 2, upper, 10, confidence, True)
 
+    def dense_drop(self, most: float, confidence: float) -> None:
+        """In fp32 the dense model loses nothing."""
+
 
 def planted_drops(
     trial: FakeTrial, options: list[MethodTables], drop: Any
