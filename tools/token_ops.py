@@ -23,7 +23,7 @@ Made from the specifications by `python -m tools.token_ops > docs/token-ops.md`.
 
 A reduced model chooses, gathers and merges tokens by {{count}} custom operators, in the ONNX
 domain `tcompile`. Each has one specification (`plugins/ops/`), and three bodies that compute the
-same: an ONNX function of standard operators, which any TensorRT inlines; numpy; and a CUDA
+same: an ONNX function of standard operators; numpy; and a CUDA
 kernel, which TensorRT runs as the plugin of the same name, version `{PLUGIN_VERSION}`, namespace
 `{PLUGIN_NAMESPACE}`. No op has a dimension that depends on data, and none takes more than
 {MAX_TOKENS} tokens.
@@ -47,7 +47,7 @@ not. A TensorRT that takes bodies first reads the file without them, `head -c N 
 bundle for a Jetson does this by itself. In a model of fp16 the casts around an op that computes
 in fp32 move into its body, and the plugin reads and writes fp16.
 
-`plugin` and `aot` are refused for `cpu` targets, where ONNX Runtime runs the bodies, and for
+`plugin` and `aot` are refused for `cpu` targets, where only standard operators are left of them, and for
 `rtx` ones: TensorRT-RTX 1.7.1 registers the library, but its parser ends the process when a call
 dispatches to it, and it has no way to take kernels compiled ahead.
 
