@@ -47,7 +47,7 @@ not. A TensorRT that takes bodies first reads the file without them, `head -c N 
 bundle for a Jetson does this by itself. In a model of fp16 the casts around an op that computes
 in fp32 move into its body, and the plugin reads and writes fp16.
 
-`plugin` and `aot` are refused for `cpu` targets, where only standard operators are left of them, and for
+`plugin` and `aot` are refused for `cpu` targets, where only standard operators are left, and for
 `rtx` ones: TensorRT-RTX 1.7.1 registers the library, but its parser ends the process when a call
 dispatches to it, and it has no way to take kernels compiled ahead.
 
