@@ -205,15 +205,15 @@ def _compared(
     count = {"1": 2, "4": 4}.get(str(ask.variant.batch), 3)
     cuts = reductions(schedule)
     check_structure(model)
-    owners = outputs == "restored"
+    owners, rule = outputs == "restored", schedule.get("restore") or "owner"
     try:
-        images = found.images(cuts, count, owners=owners)
+        images = found.images(cuts, count, owners=owners, rule=rule)
     except MismatchError:
         # Few images are beyond doubt: one will do, as often as the batch wants.
-        images = found.images(cuts, 1, owners=owners)
+        images = found.images(cuts, 1, owners=owners, rule=rule)
         images = images.repeat(count, *[1] * (images.ndim - 1))
     dense = dense_errors(onnx.load(path), found, images)
-    verdict = check(model, found, images, cuts, dense, outputs)
+    verdict = check(model, found, images, cuts, dense, outputs, rule)
     error, tolerance = _nearest(verdict.error, verdict.tolerance)
     return Cell("compiled", outputs, error, tolerance)
 
