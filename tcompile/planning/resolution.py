@@ -262,6 +262,8 @@ def with_position_rule(
     """
     if schedule.resized is None or request.calibration in (None, NO_IMAGES):
         return schedule
+    if request.schedule is not None:  # which names its rule
+        return schedule
     if len(under_rules(model, schedule)) == 1:
         return schedule
     samples = calibration_samples(model, request)

@@ -15,12 +15,14 @@ from tcompile.core.schedule import Schedule
 from tcompile.models.positions import POSITIONS_KEY
 from tcompile.passes.resize.rules import IMAGE_RULE, RULES, resampled
 from tcompile.planning.losses.distance import distance
+from tcompile.planning.request import Request
 from tcompile.planning.resolution import (
     best_rule,
     describe_grids,
     problem,
     resized_model,
     resolutions,
+    with_position_rule,
 )
 from tests.oracles.compare import infer
 from tests.support.onnx_models import to_onnx
@@ -150,6 +152,9 @@ def test_the_rule_that_loses_least_on_images(vit: Path, tmp_path: Path) -> None:
     assert f"table {made.resized.table}: loses least on 3 samples" in made.notes[0]
     told = resized(vit, "resolution:rule=bicubic", keep=0.5, calibration=tmp_path / "images.npz")
     assert told.schedule.resized.table == "bicubic"
+    given = {"calibration": tmp_path / "images.npz", "outputs": "restored"}
+    request = Request(schedule=made.to_json(), **given)
+    assert with_position_rule(pipeline.read(vit), request, made) is made
 
 
 def test_no_rule_is_weighed_where_no_table_is_interpolated(vit: Path) -> None:
