@@ -59,7 +59,12 @@ from tcompile.passes.runner import Dump
 from tcompile.passes.stages import Analysed, Reduced
 from tcompile.planning.cost import cost_of
 from tcompile.planning.method_schedule import for_towers, given_schedule, tower_notes
-from tcompile.planning.precisions import AUTO_PRECISION, best_precision, check_weighable
+from tcompile.planning.precisions import (
+    AUTO_PRECISION,
+    InPrecision,
+    best_precision,
+    check_weighable,
+)
 from tcompile.planning.remedy import remedy
 from tcompile.planning.request import NO_METHOD, Request
 from tcompile.planning.resolution import (
@@ -247,11 +252,15 @@ def _planned_in(
         asked = _without_images(request) if level == "int8" else request
         return level, *_planned(model, asked, target, level, say)
     check_weighable(target, request)
-    best, note = best_precision(
-        model, request, lambda level: _planned(model, request, target, level, say), say
-    )
+    best, note = _best_precision(model, request, target, say)
     made = replace(best.schedule, notes=(*best.schedule.notes, note))
     return best.precision, made, replace(best.planned, schedule=made)
+
+
+def _best_precision(
+    model: Analysed, request: Request, target: Target, say: Progress
+) -> tuple[InPrecision, str]:
+    return best_precision(model, request, lambda p: _planned(model, request, target, p, say), say)
 
 
 def _planned(
@@ -416,9 +425,7 @@ def _weighed(job: Job, say: Progress) -> Job:
     """The build in the precision that is best. It plans once more: what was measured, and schedules
     that were run on images, are kept."""
     model = _read_asked(job.path, job.request)
-    best, note = best_precision(
-        model, job.request, lambda level: _planned(model, job.request, job.target, level, say), say
-    )
+    best, note = _best_precision(model, job.request, job.target, say)
     return replace(job, precision=best.precision, why_precision=note)  # type: ignore[arg-type]
 
 
