@@ -104,7 +104,7 @@ def tables_on_one_grid(
     graph: gs.Graph, methods: Sequence[Method], profile: Profile, *, least: int | None, eps: float
 ) -> list[MethodTables]:
     """Several methods with their latencies, all at the same counts, so that steps of one can follow
-    those of another. Losses are 0: schedules are run instead.
+    those of another. Losses are the prior's, which schedules that are run can begin with.
 
     Args:
         least, eps: see `counts_for`; 0: the profile has no plateaus, and any count is as good.
@@ -116,12 +116,8 @@ def tables_on_one_grid(
     pairs = list(zip(layouts, methods, strict=True))
     grids = [counts_for(profile, *pair, eps=eps, least=least) for pair in pairs]
     counts = tuple(sorted(set().union(*grids)))
-
-    def nothing(site: str, before: Ints, after: Ints) -> float:
-        return 0.0
-
     return [
-        MethodTables(method, tables_for(profile, layout, method, nothing, counts), "")
+        MethodTables(method, tables_for(profile, layout, method, prior_of(method)[0], counts), "")
         for layout, method in pairs
     ]
 

@@ -69,7 +69,7 @@ def evidence_for(model: Analysed, request: Request) -> Evidence | None:
     named = request.calibration_level
     flops = graph_flops(model.graph) / batch_size(model.graph)
     level = level_for(flops) if named is None else LEVELS[named]
-    most = level.images if request.images is None else request.images
+    most = level.last if request.images is None else request.images
     if request.calibration is None:
         drawn = signature_of(model, request.preprocess)
         scenes = scenes_for(drawn, count=most, seed=request.seed + _SEED)
@@ -83,8 +83,9 @@ def evidence_for(model: Analysed, request: Request) -> Evidence | None:
             words = f"{most} of {data.samples.source} to plan with (seed {request.seed})"
             fit = fit.rows(np.arange(most), words)
         elif request.images is None:
-            fit = _filled_up(fit, most, model, request)
-    level = replace(level, images=len(fit), look=min(level.look, len(fit)))
+            fit = _filled_up(fit, level.images, model, request)
+    few = {name: min(getattr(level, name), len(fit)) for name in ("look", "images")}
+    level = replace(level, **few, last=len(fit))
     return Evidence(fit, check, level)
 
 
@@ -94,7 +95,7 @@ def _filled_up(fit: Calibration, most: int, model: Analysed, request: Request) -
     A plan that is fitted to a handful of images does worse on others than one made on scenes.
     """
     drawn, lacking = signature_of(model, request.preprocess), most - len(fit)
-    if not lacking or len(drawn.inputs) > 1:  # what goes with an image, only its owner knows
+    if lacking <= 0 or len(drawn.inputs) > 1:  # what goes with an image, only its owner knows
         return fit
     scenes = scenes_for(drawn, count=lacking, seed=request.seed + _SEED)
     own = fit.samples.arrays
@@ -188,20 +189,24 @@ class Runs:
         """`reduced` or `restored`."""
         return self.request.outputs
 
-    def resized(self, schedule: Schedule, graph: Callable[[Schedule], gs.Graph]) -> Floats:
-        """The loss of a schedule with a smaller image on each of the images.
+    def resized(
+        self, schedule: Schedule, graph: Callable[[Schedule], gs.Graph], images: int
+    ) -> Floats:
+        """The loss of a schedule with a smaller image on each of the first images.
 
         Args:
             graph: gives the graph of it.
         """
         assert schedule.resized is not None
         name = digest_of({"resized": schedule.resized.to_json()})
-        if name not in self.known:
+        known = self.known.get(name, [])
+        if len(known) < images:
             self._show("resolution")
-            dense = self.evaluator.dense
-            found = distance(dense, run_graph(graph(schedule), self.samples))
-            self.known[name] = _finite(found)
-        return np.asarray(self.known[name])
+            dense = {name: array[:images] for name, array in self.evaluator.dense.items()}
+            few = {name: array[:images] for name, array in self.samples.arrays.items()}
+            reduced = run_graph(graph(schedule), replace(self.samples, arrays=few))
+            known = self.known[name] = _finite(distance(dense, reduced))
+        return np.asarray(known[:images])
 
     def expect(self, images: float) -> None:
         """Note how many images more are likely to be run."""

@@ -16,8 +16,10 @@ class Level:
     """How thorough a search is.
 
     Attributes:
-        images: schedules are compared on at most.
+        images: on which schedules are compared at most, before the last comparison.
         look: images of the first look.
+        last: images on which the best few are compared in the end, which differ by less than a
+            few images can tell.
         methods: that are left after it.
         refine: methods around whose best shape is searched, in each of `rounds`.
         promote: schedules that are run on more images.
@@ -27,6 +29,7 @@ class Level:
     name: LevelName
     images: int
     look: int
+    last: int
     methods: int
     refine: int
     rounds: int
@@ -39,13 +42,16 @@ class Level:
         first = methods * 5 * self.look
         around = self.rounds * min(self.refine, methods) * 7 * self.look
         more = self.promote * self.images + methods * self.images
+        more += (FINALISTS + methods) * (self.last - self.images)
         return first + around + more + self.moves * (self.look + self.images / 4)
 
 
+#: Schedules that are compared in the end, beside the best one of each method.
+FINALISTS = 3
 LEVELS: dict[LevelName, Level] = {
-    "coarse": Level("coarse", 6, 2, 2, 1, 1, 3, 3),
-    "medium": Level("medium", 12, 3, 2, 2, 1, 4, 6),
-    "fine": Level("fine", 16, 4, 3, 2, 1, 6, 12),
+    "coarse": Level("coarse", 6, 2, 12, 2, 1, 1, 3, 3),
+    "medium": Level("medium", 12, 3, 24, 2, 2, 1, 4, 6),
+    "fine": Level("fine", 16, 4, 32, 3, 2, 1, 6, 12),
 }
 #: FLOPs of one image up to which a level is taken; a multiplication and an addition are two. ViT-S
 #: has 9 · 10⁹, ViT-B 35 · 10⁹, ViT-L 123 · 10⁹.

@@ -66,7 +66,7 @@ def searched(
     found = search(space, lambda steps, n: runs.losses(space.schedule(steps), n), level)
     plans = [_plan(space, one, runs) for one in found]
     if runs.request.outputs == "restored" and runs.request.restore is None:
-        plans[0] = _given_back(plans[0], runs)
+        plans[0] = _given_back(plans[0], runs, level)
     each: dict[str, MethodPlan] = {}
     for one in plans:
         each.setdefault(one.method, one)
@@ -92,7 +92,7 @@ def _against(mine: Searched, space: Space, best: Weighed, runs: Runs, gains: boo
         return replace(mine, notes=tuple(notes))
     small: MethodPlan | None = None
     try:
-        small = smaller_image(space.options, space.most_ms, runs)
+        small = smaller_image(space.options, space.most_ms, runs, mine.best.plan.loss)
     except Exception as error:  # a rival that nobody asked for must not end the plan
         notes.append(f"a smaller image was not weighed: {' '.join(str(error).split())[:200]}")
     if small is None:
@@ -115,21 +115,22 @@ def _plan(space: Space, found: Weighed, runs: Runs) -> MethodPlan:
     return MethodPlan(option, plan, made=space.schedule(found.steps))
 
 
-def _given_back(best: MethodPlan, runs: Runs) -> MethodPlan:
+def _given_back(best: MethodPlan, runs: Runs, level: Level) -> MethodPlan:
     """The plan with the rule that loses least by which its outputs give tokens back; of rules that
     lose about the same, the cheapest."""
     made = best.schedule()
     losses: dict[str, float] = {}
     for rule in rules_for(made.reductions, dense_grid(runs.model.analysis)):
         with suppress(UsageError):  # which the model cannot do
-            each = runs.losses(replace(made, restore=rule), runs.level.images)
+            each = runs.losses(replace(made, restore=rule), level.images)
             losses[rule] = summed_up(each)
     least = min(losses.values(), default=best.plan.loss)
     chosen = next((r for r, loss in losses.items() if loss <= least * (1 + MARGIN)), None)
     if chosen is None:
         return best
-    plan = replace(best.plan, loss=losses[chosen])
-    return replace(best, plan=plan, made=replace(made, restore=chosen))
+    made = replace(made, restore=chosen)
+    plan = replace(best.plan, loss=summed_up(runs.losses(made, level.last)))
+    return replace(best, plan=plan, made=made)
 
 
 def _front(plans: Sequence[Plan]) -> tuple[Plan, ...]:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
+import onnx_graphsurgeon as gs
 
 from tcompile.core.errors import TcompileError
 from tcompile.core.schedule import Schedule
+from tcompile.passes.stages import Analysed
 from tcompile.planning.optimise.tables import Plan
 from tcompile.planning.options.budgets import MethodPlan
 from tcompile.planning.options.method_tables import MethodTables
@@ -21,17 +24,29 @@ from tcompile.planning.search.space import Space
 
 #: The share by which another plan must lose less to be named.
 _BETTER = 0.9
+#: Times a loss that no rule for a table of positions makes up for: they differ by a tenth.
+_FAR = 1.5
 
 
-def smaller_image(options: Sequence[MethodTables], most_ms: float, runs: Runs) -> MethodPlan | None:
+def smaller_image(
+    options: Sequence[MethodTables], most_ms: float, runs: Runs, loss: float
+) -> MethodPlan | None:
     """The largest smaller image that is fast enough, and what it loses; None where there is none.
 
     All blocks carry its tokens from the first on; what it takes to make it smaller is not counted.
-    """
-    tables, model = options[0].tables, runs.model
 
-    def loss_of(schedule: Schedule) -> float:
-        return summed_up(runs.resized(schedule, lambda s: resized_model(model, s, runs.mode).graph))
+    Args:
+        loss: of the plan that it is weighed against. Rules for tables of positions are not tried
+            where one loses far more than that.
+    """
+    tables, model, level = options[0].tables, runs.model, runs.level
+    source = runs.samples.source
+    if level.images < level.last:
+        source = f"the first {level.images} of {source}"
+
+    def loss_of(schedule: Schedule, images: int = level.images) -> float:
+        graph = partial(_graph, model, runs.mode)
+        return summed_up(runs.resized(schedule, graph, images))
 
     rows = (*tables.attn_ms, *tables.mlp_ms, tables.head_ms)
     try:
@@ -39,11 +54,16 @@ def smaller_image(options: Sequence[MethodTables], most_ms: float, runs: Runs) -
             tokens = schedule.final + tables.prefix
             ms = tables.stem_ms + sum(float(np.interp(tokens, tables.counts, r)) for r in rows)
             if ms <= most_ms:
-                best, loss = best_rule(model, schedule, loss_of, runs.samples.source)
-                return _plan(options[0], best, tokens, ms, loss)
+                if loss_of(schedule, level.last) <= _FAR * loss:
+                    schedule, _ = best_rule(model, schedule, loss_of, source)
+                return _plan(options[0], schedule, tokens, ms, loss_of(schedule, level.last))
     except TcompileError:  # the model cannot be had on a smaller grid
         return None
     return None
+
+
+def _graph(model: Analysed, mode: str, schedule: Schedule) -> gs.Graph:
+    return resized_model(model, schedule, mode).graph
 
 
 def _plan(

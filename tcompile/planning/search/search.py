@@ -3,12 +3,14 @@
 Losses of single steps do not add up, least of all where tokens merge: ten small steps lose far less
 than one large one. So whole schedules are run, and little is run twice:
 
-1. each method by a few shapes (`shapes.first_shapes`) on a few images; the worst methods are out;
+1. each method by a few shapes (`shapes.first_shapes`) and by the schedule that the prior holds for
+   the best, on a few images; the worst methods are out;
 2. around the best shape of each method that is left, its neighbours, round by round; and of the
    two best methods some schedules in which one takes over from the other;
 3. the best of them on more images, and the best of those on all (successive halving);
 4. the best one changed: some of its steps taken by another method, tokens moved between its steps,
-   each change first on a few images, and on all where it promises something.
+   each change first on a few images, and on all where it promises something;
+5. the best few, and each method's best, on more images: they differ by less than a few can tell.
 
 The loss of a schedule is the mean over the images and the mean over its worst quarter, half each:
 a map that is right on average and has holes on one image of ten is not what is wanted.
@@ -25,7 +27,7 @@ import numpy as np
 from tcompile.core.errors import UsageError
 from tcompile.planning.optimise.solver import rounded_up
 from tcompile.planning.optimise.tables import Floats, Plan
-from tcompile.planning.search.level import Level
+from tcompile.planning.search.level import FINALISTS, Level
 from tcompile.planning.search.shapes import Shape, Step, Steps, first_shapes, neighbours
 from tcompile.planning.search.space import Space
 
@@ -58,7 +60,7 @@ class _Search:
 
     Attributes:
         seen: steps → what they lost, on as many images as they were run on.
-        shapes: steps → the shape that they come from.
+        shapes: steps → the shape that they come from, where they come from one.
     """
 
     space: Space
@@ -106,7 +108,7 @@ class _Search:
 
 
 def search(space: Space, measure: Measure, level: Level) -> list[Weighed]:
-    """The schedules that were run on all images, from the least loss on.
+    """The schedules that were run on the most images, from the least loss on.
 
     Args:
         measure: runs a schedule.
@@ -119,10 +121,13 @@ def search(space: Space, measure: Measure, level: Level) -> list[Weighed]:
     methods = range(len(space.options))
     for method in methods:
         run.try_shapes(method, first_shapes(blocks))
+        if steps := space.by_prior(method):
+            run.look(steps, level.look)
     for _ in range(level.rounds):
         for method in _best_methods(run, methods, level.refine):
-            best = run.ranked(level.look, method)[0]
-            run.try_shapes(method, neighbours(run.shapes[best.steps], blocks))
+            ranked = run.ranked(level.look, method)
+            if best := next((s for w in ranked if (s := run.shapes.get(w.steps))), None):
+                run.try_shapes(method, neighbours(best, blocks))
     if not run.ranked(level.look):
         raise _nothing_fits(space)
     _mix(run, _best_methods(run, methods, 2))
@@ -136,7 +141,16 @@ def search(space: Space, measure: Measure, level: Level) -> list[Weighed]:
         for one in chosen:
             run.look(one.steps, images)
     _improve(run)
-    return run.ranked(level.images)
+    for one in _finalists(run, methods):
+        run.look(one.steps, level.last)
+    return run.ranked(level.last)
+
+
+def _finalists(run: _Search, methods: Sequence[int]) -> list[Weighed]:
+    images = run.level.images
+    return run.ranked(images)[:FINALISTS] + [
+        best[0] for m in methods if (best := run.ranked(images, m))
+    ]
 
 
 def _best_methods(run: _Search, methods: Sequence[int], most: int) -> list[int]:

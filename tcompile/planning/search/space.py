@@ -15,9 +15,11 @@ from tcompile.methods.method import Method
 from tcompile.methods.schedulers import Place
 from tcompile.passes.reduce.check import check_schedule
 from tcompile.planning.optimise import tables as optimise
+from tcompile.planning.optimise.chain import Limits
+from tcompile.planning.optimise.solver import solve
 from tcompile.planning.optimise.tables import Plan
 from tcompile.planning.options.method_tables import MethodTables
-from tcompile.planning.search.shapes import Room, Shape, Steps, first_shapes
+from tcompile.planning.search.shapes import Room, Shape, Step, Steps, first_shapes
 
 #: Rounding of sums of latencies.
 _ROUNDING = 1e-9
@@ -103,6 +105,17 @@ class Space:
             else:
                 high = middle
         return best
+
+    def by_prior(self, method: int) -> Steps | None:
+        """The steps of a method that lose least by the prior; None where none are fast enough."""
+        tables, final = self.options[method].tables, self.final
+        limits = Limits() if final is None else Limits(final_least=final, final_most=final)
+        try:
+            plan = solve(tables, self.most_ms, limits)
+        except UsageError:
+            return None
+        sites = {rule.name: i for i, rule in enumerate(tables.sites)}
+        return tuple(Step(method, sites[step.site], step.after) for step in plan.steps)
 
     def _first_fit(self, found: Sequence[Steps | None]) -> Steps | None:
         return next((s for s in found if s is not None and self.fits(s)), None)

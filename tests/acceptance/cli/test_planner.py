@@ -61,7 +61,7 @@ def test_plan_for_people(tcompile: Command, profiled: Path) -> None:
     assert "predicted latency: " in shown.out
     assert "profile: measured, " in shown.out
     assert "measured latency" not in shown.out
-    assert "measured on 16 procedural scenes" in shown.out
+    assert "measured on 32 procedural scenes" in shown.out
     unseen = tcompile(*asked, "--calibration", "none")
     assert "a documented prior" in unseen.out
 

@@ -51,7 +51,7 @@ def test_int8_that_is_much_faster_keeps_all_tokens(share: float) -> None:
     assert planned.plan.latency_ms <= budget
     assert note.startswith("precision int8 is taken: fp32 with ")
     assert "; int8 with all tokens takes " in note
-    assert "measured on 6 procedural scenes (seed 1" in note
+    assert "measured on 12 procedural scenes (seed 1" in note
 
 
 def test_int8_that_is_no_faster_is_not_taken() -> None:

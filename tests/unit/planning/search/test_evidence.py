@@ -36,12 +36,12 @@ def test_scenes_where_there_are_no_images(model: Path, tmp_path: Path) -> None:
     given = read(model)
     found = evidence_for(given, Request(keep=0.5))
     assert found is not None
-    assert found.fit.samples.source.startswith("16 procedural scenes (seed 1; normalised as")
-    assert (len(found.fit), found.check, found.level.name) == (16, None, "fine")
+    assert found.fit.samples.source.startswith("32 procedural scenes (seed 1; normalised as")
+    assert (len(found.fit), found.check, found.level.name) == (32, None, "fine")
     assert evidence_for(given, Request(keep=0.5, calibration="none")) is None
     coarse = evidence_for(given, Request(keep=0.5, calibration_level="coarse"))
     assert coarse is not None
-    assert (len(coarse.fit), coarse.level.look) == (6, 2)
+    assert (len(coarse.fit), coarse.level.look) == (12, 2)
     images = tmp_path / "images.npz"
     np.savez(images, image=np.zeros((12, 3, 32, 32), np.float32))
     own = evidence_for(given, Request(keep=0.5, calibration=images))
@@ -67,7 +67,7 @@ def test_a_plan_says_what_it_rests_on(model: Path) -> None:
     priced = pipeline.price(model, keep=0.5, profile="model", calibration_level="coarse")
     planned = priced.planned
     assert planned is not None
-    assert "measured on 6 procedural scenes (seed 1" in planned.losses
+    assert "measured on 12 procedural scenes (seed 1" in planned.losses
     assert "your own images say more" in planned.losses
     assert len({t.method for t in planned.tried}) > 1
     assert "resolution" in {t.method for t in planned.tried}
@@ -75,7 +75,7 @@ def test_a_plan_says_what_it_rests_on(model: Path) -> None:
     assert priced.schedule.final == 8
     document = planned.to_json()
     assert document["steps"][0]["loss"] is None
-    assert (document["calibration"]["images"], document["calibration"]["level"]) == (6, "coarse")
+    assert (document["calibration"]["images"], document["calibration"]["level"]) == (12, "coarse")
 
 
 def test_nothing_runs_again(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +134,7 @@ def test_seeds_and_images_change_what_is_run(model: Path) -> None:
     assert one.fit.digest != other.fit.digest
     few = evidence_for(given, Request(keep=0.5, images=3))
     assert few is not None
-    assert few.level == replace(one.level, images=3, look=3)
+    assert few.level == replace(one.level, images=3, look=3, last=3)
 
 
 def test_dims_are_those_that_were_bound(tmp_path: Path) -> None:

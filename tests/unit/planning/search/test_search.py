@@ -132,6 +132,41 @@ def test_few_images_first() -> None:
     assert sum(LEVEL.images in r for r in runs.values()) < len(runs) / 2
 
 
+def test_the_best_few_are_compared_on_more_images() -> None:
+    one = space(("tome",), 0.8)
+    measure = lost_by(one, merging)
+    first = search(one, measure, replace(LEVEL, last=LEVEL.images))
+
+    def unlucky(steps: Steps, images: int) -> Floats:
+        """What looks best on the images of the search is bad on all others."""
+        found = measure(steps, images)
+        return found + (steps == first[0].steps) * (np.arange(images) >= LEVEL.images)
+
+    found = search(one, unlucky, replace(LEVEL, last=3 * LEVEL.images))
+    assert {len(w.losses) for w in found} == {3 * LEVEL.images}
+    assert len(found) > 1
+    assert found[0].steps == first[1].steps
+    assert found[-1].steps == first[0].steps
+
+
+def test_what_the_prior_holds_for_best_is_run_too() -> None:
+    one = space(("tome", "topk"), 0.8)
+    steps = one.by_prior(1)
+    assert steps is not None
+    assert one.fits(steps)
+    assert len({before - after for before, after in pairwise(s.after for s in steps)}) > 1
+
+    def measure(tried: Steps, images: int) -> Floats:
+        return np.full(images, 0.0 if tried == steps else 1.0)
+
+    assert search(one, measure, replace(LEVEL, moves=0))[0].steps == steps
+    down = space(("tome",), 0.85, final=40)
+    ended = down.by_prior(0)
+    assert ended is not None
+    assert ended[-1].after == 40
+    assert space(("topk",), 0.01).by_prior(0) is None
+
+
 def test_the_worst_images_count() -> None:
     even, holes = np.full(8, 0.1), np.array([0.0] * 7 + [0.8])
     assert even.mean() == pytest.approx(holes.mean())
