@@ -83,7 +83,7 @@ def evidence_for(model: Analysed, request: Request) -> Evidence | None:
             words = f"{most} of {data.samples.source} to plan with (seed {request.seed})"
             fit = fit.rows(np.arange(most), words)
         elif request.images is None:
-            fit = _filled_up(fit, level.images, model, request)
+            fit = _filled_up(fit, most, model, request)
     few = {name: min(getattr(level, name), len(fit)) for name in ("look", "images")}
     level = replace(level, **few, last=len(fit))
     return Evidence(fit, check, level)
