@@ -38,6 +38,7 @@ from tcompile.builder.emit import (
 )
 from tcompile.builder.int8 import quantize_models
 from tcompile.builder.job import Job
+from tcompile.builder.mixed import looking_at, note_of
 from tcompile.core.drafts import scratch
 from tcompile.core.errors import TcompileError, UsageError
 from tcompile.core.graph import is_const, nbytes
@@ -84,6 +85,7 @@ from tcompile.runtime.token_outputs import recorded, recorded_choice
 from tcompile.targets import Target, load_target
 from tcompile.targets.backends import check_runtime
 from tcompile.targets.backends.base import BatchSizes
+from tcompile.targets.devices import most_of
 from tcompile.verify.owners import Owners
 
 if TYPE_CHECKING:
@@ -249,8 +251,8 @@ def _planned_in(
     if precision != AUTO_PRECISION:
         level = precision or target.default_precision
         target.check_precision(level)
-        asked = _without_images(request) if level == "int8" else request
-        return level, *_planned(model, asked, target, level, say)
+        asked = _without_images(request) if level in ("int8", "mixed") else request
+        return level, *_planned(model, asked, target, most_of(level), say)
     check_weighable(target, request)
     best, note = _best_precision(model, request, target, say)
     made = replace(best.schedule, notes=(*best.schedule.notes, note))
@@ -372,9 +374,9 @@ def build(
     `emitted == "dense"`, and says why.
 
     Args:
-        precision: `fp32`, `fp16` or, on a CPU, `int8`; the target's own by default. `auto`, on a
-            CPU: the one in which less is lost within the latency, or which is faster within the
-            drop.
+        precision: `fp32`, `fp16`, on a GPU `mixed` (fp16, but fp32 where values leave its range on
+            images) or, on a CPU, `int8`; the target's own by default. `auto`, on a CPU: the one in
+            which less is lost within the latency, or which is faster within the drop.
         token_ops: `native`, `plugin` or `aot`; the target's own by default.
         output: the directory; by default `MODEL-TARGET` beside the model.
         force: keep a reduced model that is not faster; replace an artifact even if its files were
@@ -473,7 +475,7 @@ def _build_one(job: Job, request: Request | None, draft: Draft, say: Progress) -
         gc.collect()
         judged = judge_models(models, job, say)
         flops = models.flops.dense
-        samples = evidence_of(models.shipped, job.request, planned, flops, job.precision == "int8")
+        samples = evidence_of(models.shipped, job.request, planned, flops, job.looks_at_images)
         int8 = None
         if job.precision == "int8":
             int8 = quantize_models(models, job, samples, folder, say)
@@ -517,28 +519,36 @@ def _write_reduced(
     schedule = Schedule(NO_METHOD, analysed.analysis.shape, ())
     planned: PlanReport | FixedPlan | None = None
     if request is not None:
-        asked = _without_images(request) if job.precision == "int8" else request
-        schedule, planned = _planned(analysed, asked, job.target, job.precision, say)
+        asked = _without_images(request) if job.looks_at_images else request
+        level = most_of(job.precision)
+        schedule, planned = _planned(analysed, asked, job.target, level, say)
     say("reducing")
     reduced = _apply(analysed, schedule, job.request, planned, job.dump)
     # Up to here nothing was written, and what cannot be planned or reduced is known.
     source, owners = describe_source(job.path), Owners(job.path, reduced.dense, reduced.written)
     folder = draft.empty()
     planned, notes = on_target(planned, reduced, job)
+    wide = images = None
+    if job.precision == "mixed":
+        wide, images = looking_at(analysed, job.request, reduced.metadata, say)
     lowered = lower(
         reduced.graph,
         target=job.target,
         precision=job.precision,
         fp32_nodes=reduced.fp32_nodes,
         token_ops=job.token_ops.form,
+        wide=wide,
         dump=job.dump,
     )
+    if wide is not None and images is not None:
+        notes.append(note_of(wide, images))
     models = write_models(reduced, lowered, source, owners, job.token_ops, folder, temporary)
     return models, planned, notes
 
 
 def _without_images(request: Request) -> Request:
-    """The request without images that are int8's alone: its method learns nothing from them."""
+    """The request without images that are the precision's alone: its method learns nothing from
+    them."""
     if request.calibration is None or request.solved or request.schedule is not None:
         return request
     if request.outputs == "restored" or is_resolution(request.method):

@@ -15,6 +15,7 @@ from tcompile.passes.lower.names import rename_nodes
 from tcompile.passes.lower.opset import lower_opset
 from tcompile.passes.lower.pixels import cast_pixels_first
 from tcompile.passes.lower.precision import to_fp16
+from tcompile.passes.lower.ranges import Wide
 from tcompile.passes.lower.spell import (
     decompose_attention,
     decompose_rms_norm,
@@ -26,7 +27,7 @@ from tcompile.passes.lower.token_fuse import fuse_calls
 from tcompile.passes.lower.token_ops import TokenOps, lower_token_ops
 from tcompile.passes.lower.types import complete
 from tcompile.passes.runner import Dump, Pass, run
-from tcompile.targets.devices import Precision, Target
+from tcompile.targets.devices import HALF, Precision, Target
 
 __all__ = ["decompose_attention", "decompose_rms_norm", "lower", "lower_opset", "to_fp16"]
 
@@ -41,6 +42,7 @@ class Lowering:
     Attributes:
         target, precision, token_ops: what to lower for.
         fp32_nodes: names of nodes that stay fp32, as they are called by now.
+        wide: finds more of them by the ranges of their values; None: nothing is measured.
     """
 
     graph: gs.Graph
@@ -48,6 +50,7 @@ class Lowering:
     precision: Precision
     token_ops: TokenOps
     fp32_nodes: frozenset[str]
+    wide: Wide | None = None
 
     @property
     def tensorrt(self) -> bool:
@@ -81,6 +84,7 @@ def lower(
     precision: Precision,
     fp32_nodes: frozenset[str] = frozenset(),
     token_ops: TokenOps = "native",
+    wide: Wide | None = None,
     dump: Dump | None = None,
 ) -> gs.Graph:
     """A copy of the graph in the form that the target takes best.
@@ -90,8 +94,9 @@ def lower(
       where all queries share a mask, which ONNX allows and ONNX Runtime 1.32 does not.
     - `RMSNormalization` is spelled out for a Jetson.
     - For TensorRT 8-bit images are cast to float before they are moved: see `cast_pixels_first`.
-    - fp16: see `to_fp16`; inputs and outputs stay fp32. int8: the graph stays fp32, and the file
-      that it is written to is quantised, see `int8`.
+    - fp16: see `to_fp16`; inputs and outputs stay fp32. mixed: the same, and fp32 stays also what
+      leaves fp16's range on images, see `ranges`. int8: the graph stays fp32, and the file that it
+      is written to is quantised, see `int8`.
     - For a Jetson the opset becomes 20, unless an operator does not allow it (logged).
     - Products of fp32 matrices are spelled as sums for a Turing GPU.
     - Token ops get the form asked for: see `token_ops`, `token_fuse` and `token_casts`. For ONNX
@@ -104,6 +109,7 @@ def lower(
         precision: of most of the result.
         fp32_nodes: names of nodes that stay fp32 in an fp16 graph.
         token_ops: as `choose_token_ops` gave it.
+        wide: of mixed precision, what measures ranges; it tells afterwards what it found.
         dump: takes the graph after each pass.
 
     Raises:
@@ -113,7 +119,7 @@ def lower(
     target.check_precision(precision)
     lowered = graph.copy()
     lowered.functions = [function.copy() for function in graph.functions]
-    state = Lowering(lowered, target, precision, token_ops, fp32_nodes)
+    state = Lowering(lowered, target, precision, token_ops, fp32_nodes, wide)
     run(state, PASSES, "lower", dump)
     return state.graph
 
@@ -134,6 +140,13 @@ def _has_shared_mask(node: gs.Node) -> bool:
     return any(not t.shape or len(t.shape) < 2 or t.shape[-2] != query_rows(node) for t in masks)
 
 
+def _keep_wide(state: Lowering) -> int:
+    assert state.wide is not None
+    found = state.wide.look(state.graph, state.fp32_nodes)
+    state.fp32_nodes |= found
+    return len(found)
+
+
 def _to_fp16(state: Lowering) -> None:
     state.graph = to_fp16(state.graph, fp32_nodes=state.fp32_nodes)
 
@@ -148,7 +161,8 @@ PASSES: tuple[Pass[Lowering], ...] = (
     ),
     Pass("cast-pixels-first", lambda s: cast_pixels_first(s.graph), when=lambda s: s.tensorrt),
     Pass("complete-shapes", lambda s: complete(s.graph)),
-    Pass("to-fp16", _to_fp16, when=lambda s: s.precision == "fp16"),
+    Pass("keep-wide-ranges", _keep_wide, when=lambda s: s.wide is not None),
+    Pass("to-fp16", _to_fp16, when=lambda s: s.precision in HALF),
     Pass("spell-fp32-matmul", lambda s: len(spell_products(s.graph)), when=lambda s: s.turing),
     Pass(
         "lower-opset", lambda s: len(lower_opset(s.graph, _JETSON_OPSET)), when=lambda s: s.jetson

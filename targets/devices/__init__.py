@@ -15,7 +15,9 @@ from tcompile.core.decode import decode
 from tcompile.core.errors import InternalError, UsageError
 
 Runtime = Literal["onnxruntime", "tensorrt-rtx", "jetson"]
-Precision = Literal["fp32", "fp16", "int8"]
+Precision = Literal["fp32", "fp16", "mixed", "int8"]
+#: Those of which most is computed in fp16.
+HALF = ("fp16", "mixed")
 Confidence = Literal["measured", "reported", "computed", "recalled"]
 
 DEVICES = Path(__file__).resolve().parent
@@ -46,6 +48,11 @@ class Variant(msgspec.Struct, frozen=True, omit_defaults=True):
     title: str = ""
     figures: dict[str, DeviceFigure] = {}
     power_modes: tuple[str, ...] = ()
+
+
+def most_of(precision: str) -> str:
+    """The precision of most of a model."""
+    return "fp16" if precision in HALF else precision
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from tcompile.artifact.directory import Artifact, load_artifact
 from tcompile.core.errors import UsageError
 from tcompile.core.progress import Progress, silent
 from tcompile.runtime.timing import Benchmark, bench_models
+from tcompile.targets.devices import HALF
 
 
 def bench(
@@ -38,7 +39,7 @@ def bench(
             hint="give it as --against",
         )
     note = _note(opened)
-    fp16 = opened.manifest.precision == "fp16"
+    fp16 = opened.manifest.precision in HALF
     with ExitStack() as stack:
         reduced = (
             stack.enter_context(reduced_reference(opened, dense.path)) if fp16 else opened.model
@@ -63,5 +64,5 @@ def _note(artifact: Artifact) -> str:
     target = artifact.manifest.target.name
     if target == "cpu":
         return ""
-    what = " with the fp32 reduced graph" if artifact.manifest.precision == "fp16" else ""
+    what = " with the fp32 reduced graph" if artifact.manifest.precision in HALF else ""
     return f"measured on this CPU{what}; it says little about {target}"

@@ -21,6 +21,7 @@ from tcompile.runtime.scenes import JUDGED_ON, evidence_count, evidence_for, sce
 from tcompile.runtime.signature import signature
 from tcompile.runtime.token_outputs import showing_choice, token_overlap, tower_of_outputs
 from tcompile.targets.backends.base import FusedAttention
+from tcompile.targets.devices import HALF, most_of
 from tcompile.verify.fidelity import compare, likeness, rounding_fault
 from tcompile.verify.fusion import fused_attention, fusion_fault
 from tcompile.verify.numerics import TOLERANCES, Numerics, compare_numerics
@@ -128,7 +129,7 @@ def verify(
     fidelity = None if original is None else compare(original, actual, inputs, schedule)
     numerics, int8 = None, opened.manifest.precision == "int8"
     if wanted is not None and not int8:
-        tolerance = TOLERANCES[opened.manifest.precision]
+        tolerance = TOLERANCES[most_of(opened.manifest.precision)]
         numerics = compare_numerics(wanted, actual, tolerance, towers)
     checks.append(_finite(actual, wanted or {}))
     if int8 and fidelity is not None and original is not None and wanted is not None:
@@ -183,7 +184,7 @@ def _numerics(numerics: Numerics | None, dense: DenseModel | None, artifact: Art
         return Check("numerics", "skipped", f"{why}; {how}")
     if not numerics.passed:
         faults = "; ".join(numerics.faults)
-        if artifact.manifest.precision == "fp16":
+        if artifact.manifest.precision in HALF:
             faults += "; if a build with --precision fp32 passes, fp16 is too coarse for this model"
         return Check("numerics", "failed", faults)
     worst = max((o.error for o in numerics.outputs), default=0.0)

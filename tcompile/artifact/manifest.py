@@ -328,7 +328,7 @@ class Manifest:
 
     source: SourceFile
     target: TargetEntry
-    precision: Literal["fp32", "fp16", "int8"]
+    precision: Literal["fp32", "fp16", "mixed", "int8"]
     outputs_mode: Literal["reduced", "restored"]
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]

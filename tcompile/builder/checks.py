@@ -17,7 +17,7 @@ from tcompile.planning.solve.plan_report import PlanReport
 from tcompile.runtime.metrics import without_equal_nonfinite
 from tcompile.runtime.samples import Samples, run_all, samples_for
 from tcompile.runtime.scenes import calibration_for, evidence_count, evidence_for
-from tcompile.runtime.signature import signature
+from tcompile.runtime.signature import Signature, signature
 from tcompile.targets import Target
 from tcompile.verify.fidelity import measure_fidelity
 
@@ -125,7 +125,7 @@ def evidence_of(
         model: the shipped one, which records how images are prepared.
         planned: how the schedule was found.
         flops: of the dense model, for one image.
-        calibrated: whether ranges of int8 are taken from the others, `calibration_of`.
+        calibrated: whether ranges are taken from the others, `calibration_of`.
     """
     if request.calibration in (None, NO_IMAGES):
         return evidence_for(signature(model).whole, count=evidence_count(flops))
@@ -135,7 +135,7 @@ def evidence_of(
     if solved or calibrated:
         total = given.samples.source
         _, given = split(given, request.seed, bound=request.bounded)
-        what = "the plan was not made with" if solved else "int8 was not calibrated on"
+        what = "the plan was not made with" if solved else "ranges were not taken from"
         words = f"{len(given)} of {total} that {what} (seed {request.seed})"
     rows = np.arange(len(given))
     if len(rows) > _MOST_IMAGES:
@@ -143,16 +143,17 @@ def evidence_of(
     return given.rows(rows, words).samples
 
 
-def calibration_of(model: Path, request: Request, flops: int) -> Samples:
-    """Return what ranges of int8 are taken from: images that were given, else scenes; none of those
-    that fidelity is shown on.
+def calibration_of(model: Signature, request: Request, flops: int) -> Samples:
+    """Return what ranges of int8 and of mixed precision are taken from: images that were given,
+    else scenes; none of those that fidelity is shown on.
 
     Args:
-        model, flops: as for `evidence_of`.
+        model: inputs of the dense model.
+        flops: as for `evidence_of`.
     """
     count = evidence_count(flops)
     if request.calibration in (None, NO_IMAGES):
-        return calibration_for(signature(model).whole, count=count)
+        return calibration_for(model, count=count)
     given = read_calibration(model, request.calibration)
     fit, _ = split(given, request.seed, bound=request.bounded)
     rows = np.arange(min(len(fit), count))

@@ -143,7 +143,7 @@ def quantize_models(
         FailedBuildError: it is not finite in int8, or loses too much.
     """
     say("quantising to int8")
-    ranges = calibration_of(models.shipped, job.request, models.flops.dense)
+    ranges = calibration_of(signature(models.shipped).whole, job.request, models.flops.dense)
     products = len(quantizable(onnx.load(models.shipped, load_external_data=False)))
     if not products:
         raise nothing_to_quantize(str(job.path))

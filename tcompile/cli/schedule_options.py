@@ -23,11 +23,12 @@ if TYPE_CHECKING:
 
 precision_option = click.option(
     "--precision",
-    type=click.Choice(["fp32", "fp16", "int8", "auto"]),
-    help="int8 is for cpu: products of activations and weights, by ONNX Runtime's quantizer, "
-    "dynamic or static by what is measured; compared with the dense model in int8. auto, for cpu: "
-    "tokens and precision weighed together against --latency or --max-drop [default: the "
-    "target's; fp16 on GPUs, fp32 on CPUs].",
+    type=click.Choice(["fp32", "fp16", "mixed", "int8", "auto"]),
+    help="mixed is for GPUs: fp16, but fp32 where values leave its range on images (--calibration, "
+    "or procedural scenes). int8 is for cpu: products of activations and weights, by ONNX "
+    "Runtime's quantizer, dynamic or static by what is measured; compared with the dense model in "
+    "int8. auto, for cpu: tokens and precision weighed together against --latency or --max-drop "
+    "[default: the target's; fp16 on GPUs, fp32 on CPUs].",
 )
 
 _OPTIONS = (

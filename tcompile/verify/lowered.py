@@ -30,9 +30,9 @@ Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
 FLOAT16_MAX = 65504
 #: Least cosine of an output to the fp32 one, on the worst sample.
-COSINES = {"fp16": 0.99, "fp32": 0.9999, "int8": FLOOR}
+COSINES = {"fp16": 0.99, "mixed": 0.99, "fp32": 0.9999, "int8": FLOOR}
 #: Largest distance from it, of its norm: what the angle allows, and a little in length.
-_DISTANCES = {"fp16": 0.15, "fp32": 0.015, "int8": 0.5}
+_DISTANCES = {"fp16": 0.15, "mixed": 0.15, "fp32": 0.015, "int8": 0.5}
 #: An output of so few values has no direction: its distance counts, of the largest sample's norm.
 _FEW = 4
 #: Share of choices that agree, below which it is worth a note.
@@ -137,9 +137,11 @@ def judge(
     what += f"output '{output}' {_words(how, precision)}"
     if first is not None:
         what += f"; the first tensor to leave fp32 is {describe(*first, precision)}"
-    others = [p for p in precisions if p != precision and p == "fp32"]
+    instead = {"fp16": ("mixed", "fp32"), "mixed": ("fp32",)}
+    others = [p for p in instead.get(precision, ()) if p in precisions]
     hint = "--keep-failed writes the artifact all the same, to look into"
-    hint = f"build with --precision {others[0]}; {hint}" if others else hint
+    ways = " or ".join(f"--precision {p}" for p in others)
+    hint = f"build with {ways}; {hint}" if others else hint
     if precision == "fp32":
         hint = f"this is a fault of tcompile, please report it; {hint}"
     return Judgement(FailedBuildError(what, where=source, hint=hint), notes, samples.source)

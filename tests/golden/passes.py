@@ -14,6 +14,7 @@ import onnx_graphsurgeon as gs
 from tcompile import pipeline
 from tcompile.core.schedule import Reduction, Schedule, Spec, TowerSchedule
 from tcompile.passes import lower, normalize, reduce, resize
+from tcompile.passes.lower.ranges import Range, Wide
 from tcompile.passes.normalize.batch_values import DimVectors, settle_batch_values
 from tcompile.passes.normalize.bind_shapes import bind_inputs
 from tcompile.passes.reduce.towers import reduce_towers
@@ -28,6 +29,18 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "lower/spell-rms-norm": {"target": "jetson-orin"},
     "lower/cast-pixels-first": {"target": "rtx-4090"},
     "lower/spell-attention": {"target": "rtx-4090"},
+    "lower/keep-wide-ranges": {
+        "precision": "mixed",
+        "wide": Wide(
+            lambda _: {
+                "dots": Range(-1e5, 8e4),
+                "scaled": Range(-1.25e4, 1e4),
+                "hidden": Range(-3e4, 3e4),
+                "positive": Range(0, 3e4),
+            }
+        ),
+        "then": "to-fp16",
+    },
     "lower/to-fp16": {"precision": "fp16"},
     "lower/spell-fp32-matmul": {"target": "t4"},
     "lower/lower-opset": {"target": "jetson-orin"},
@@ -106,12 +119,17 @@ def _lower(name: str, model: onnx.ModelProto) -> onnx.ModelProto:
         options.get("precision", "fp32"),
         options.get("token_ops", "native"),
         frozenset(options.get("fp32_nodes", ())),
+        options.get("wide"),
     )
-    step = next(step for step in lower.PASSES if step.name == name)
-    if step is not lower.PASSES[0]:
+    steps = {step.name: step for step in lower.PASSES[1:]}
+    if name != lower.PASSES[0].name:
         lower.PASSES[0].run(state)
-    assert step.when(state)
-    step.run(state)
+    if "then" in options:  # names are how one pass tells the next
+        for node in graph.nodes:
+            node.name = node.outputs[0].name
+    for step in (steps.get(n, lower.PASSES[0]) for n in (name, options.get("then")) if n):
+        assert step.when(state)
+        step.run(state)
     return to_onnx(state.graph)
 
 

@@ -24,6 +24,7 @@ from tcompile.planning.request import AUTO, Request
 from tcompile.profiling.plateaus import Plateau
 from tcompile.profiling.profile import Profile
 from tcompile.targets import Target
+from tcompile.targets.devices import most_of
 
 #: By kind of profile: latencies that count as one plateau; the share by which a measurement may
 #: differ from what was predicted (benchmarks/profiles.py, docs/roofline.md); and the share of the
@@ -245,6 +246,7 @@ def whole_ms(graph: gs.Graph, target: Target, precision: str, batch: int) -> flo
         return None
     from tcompile.profiling.roofline import device_of, modelled
 
+    precision = most_of(precision)
     try:
         return modelled(graph, device_of(target, precision), precision=precision, batch=batch).ms
     except TcompileError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from tcompile.verify.owners import Owners
 from tcompile.verify.pair import Pair, write_pair
 from tests.support.command import Command
 from tests.support.half import run_as_written
+from tests.support.onnx_models import to_onnx
 from tests.support.tiny_vit import VitSpec, build_vit, random_weights, save_tiny_vit
 
 Weights = dict[str, np.ndarray]
@@ -117,11 +119,44 @@ def test_what_fp16_cannot_hold_fails_the_build(fault: str) -> None:
     assert load_artifact(built).manifest.fault is None
 
 
+@pytest.mark.parametrize("fault", FAULTS)
+def test_mixed_precision_holds_what_fp16_cannot(fault: str) -> None:
+    change, _ = FAULTS[fault]
+    source = save(change)
+    built = pipeline.build(
+        source, target="jetson-orin", precision="mixed", keep=0.6, method="topk", output="out"
+    )
+    manifest = load_artifact(built).manifest
+    assert (manifest.precision, manifest.fault) == ("mixed", None)
+    (note,) = [n for n in manifest.notes if n.startswith("mixed: ")]
+    assert re.search(r"mixed: \d+ of \d+ nodes stay in fp32, whose values are beyond 16376", note)
+    assert "procedural scenes" in note
+    # In the types as they are written, which ONNX Runtime's CPU does not keep to.
+    reduced = to_onnx(pipeline.reduce(source, keep=0.6, method="topk").graph)
+    image = scenes_and_noise(signature(source)).arrays["image"][:1]
+    model = onnx.load(built / "model.onnx")
+    want, have = (run_as_written(m, {"image": image})["logits"] for m in (reduced, model))
+    assert difference(want, have).cosine > 0.99
+    weights = [t for t in model.graph.initializer if len(t.dims) == 2]
+    half = [t for t in weights if t.data_type == onnx.TensorProto.FLOAT16]
+    assert len(half) > 0.7 * len(weights)
+
+
 def test_an_rtx_engine_of_nan_is_not_written() -> None:
     pytest.importorskip("tensorrt_rtx")
     with pytest.raises(FailedBuildError, match=r"9e\+04, beyond fp16's 65504"):
         pipeline.build(save(residual), target="rtx-4090", keep=0.6, method="topk", output="out")
     assert not Path("out").exists()
+
+
+def test_an_rtx_engine_of_mixed_precision_fuses_as_much() -> None:
+    pytest.importorskip("tensorrt_rtx")
+    asked = {"target": "rtx-4090", "keep": 0.6, "method": "topk"}
+    source = save(residual)
+    built = pipeline.build(source, **asked, precision="mixed", output="out")
+    found = load_artifact(built).manifest.fused_attention
+    assert found is not None
+    assert (found.found, found.expected, found.missing) == (SPEC.depth, SPEC.depth, ())
 
 
 def test_a_flag_keeps_what_failed(capsys: pytest.CaptureFixture[str]) -> None:
