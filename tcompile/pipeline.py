@@ -381,7 +381,8 @@ def build(
         output: the directory; by default `MODEL-TARGET` beside the model.
         force: keep a reduced model that is not faster; replace an artifact even if its files were
             changed by hand.
-        refine: plan again from what was measured, where that is not what was predicted.
+        refine: plan again from what was measured, where that is not what was predicted; where it is
+            more than the latency asked for, and the profile was measured, that is done anyway.
         min_batch, opt_batch, max_batch: what an engine takes and is tuned for, of a model with a
             free batch; by default 1, `batch`, and the larger of 8 and that.
         keep_failed: write also a model that failed a check, with `fault` in its manifest.
@@ -432,7 +433,8 @@ def _weighed(job: Job, say: Progress) -> Job:
 
 
 def _build_best(job: Job, draft: Draft, say: Progress) -> Manifest:
-    """Build what is asked, again with `refine`, and the dense model where that is to be kept."""
+    """Build what is asked, again where its latency is off, and the dense model where that is to be
+    kept."""
     best = last = _build_one(job, job.request, draft, say)
     files: Attempt | None = last
     for number in range(2, ATTEMPTS + 1):

@@ -1,8 +1,9 @@
 """Attempts at one build: what was built and measured, what to ask next, which one to keep.
 
 What is asked is what is built. Only a measurement of both models on the target puts the dense one
-in its place, and says so first; `force` forbids that. With `refine`, a prediction that was off is
-corrected by what was measured, and planned again.
+in its place, and says so first; `force` forbids that. Where a latency that was asked for is not
+kept, and with `refine` wherever a prediction was off, it is corrected by what was measured, and
+planned again.
 """
 
 from __future__ import annotations
@@ -169,10 +170,13 @@ def next_request(made: Attempt, job: Job) -> Request | None:
     """The request to plan with next; None: nothing more is to be learned.
 
     A modelled profile gives way to a measured one. A budget of latency is scaled by how much longer
-    than predicted the last plan took.
+    than predicted the last plan took: always where it is not kept though the profile was measured,
+    with `refine` also where there is room left.
     """
     request = made.request
-    if not job.refine or request is None or made.planned is None or made.ms is None:
+    if request is None or made.planned is None or made.ms is None:
+        return None
+    if not job.refine and not _late(made, job):
         return None
     if made.planned.kind == "modelled" and job.target.runtime == "onnxruntime":
         return replace(request, profile="measure")
@@ -183,6 +187,14 @@ def next_request(made: Attempt, job: Job) -> Request | None:
     if made.ms <= budget and made.ms >= budget * (1 - made.planned.band):
         return None
     return replace(request, latency=budget / ratio)
+
+
+def _late(made: Attempt, job: Job) -> bool:
+    """Tell whether a plan from a measured profile takes longer than asked, by more than its band."""
+    budget, planned = job.request.latency, made.planned
+    if budget is None or planned is None or made.ms is None or planned.kind != "measured":
+        return False
+    return made.ms > budget * (1 + planned.band)
 
 
 def better(new: Attempt, old: Attempt, budget: float | None) -> bool:

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     "--refine",
     is_flag=True,
     help="Where the target runs here: plan again from what was measured, up to three times, if it "
-    "is not what was predicted or not within --latency.",
+    "is not what was predicted. If it is over --latency that is done without, too.",
 )
 @click.option(
     "--force",

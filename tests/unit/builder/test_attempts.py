@@ -322,7 +322,9 @@ def test_a_prediction_replaces_nothing(world: Any, tmp_path: Path, kind: str) ->
         assert made.plan is not None
         assert made.plan["predicted_ms"] == 60
         assert (made.emitted, kept(tmp_path)) == ("reduced", 10)
-    assert device.asked == [10, 10]
+    # What was measured is over the latency asked for, and planned again.
+    assert (device.asked == [10, 10]) == (kind == "modelled")
+    assert device.asked[-1] == 10
 
 
 @pytest.mark.parametrize(
@@ -362,6 +364,20 @@ def test_refine_asks_for_as_much_less_as_it_took_longer(world: Any, tmp_path: Pa
     assert made.plan["budget"] == {"latency_ms": 10}
     assert made.summary[0].startswith("asked 0.50 (8 of 16 patch tokens), at most 10 ms, kept 0.50")
     assert not any("--refine" in n for n in made.notes)
+
+
+def test_a_latency_that_is_not_kept_is_planned_again(world: Any, tmp_path: Path) -> None:
+    late = world(lambda i, predicted: 1.25 * predicted)
+    late.build(tmp_path, latency=10)
+    assert late.asked == [10, 8]
+    assert kept(tmp_path) == 8
+    for ms, asked in ((10.9, {"latency": 10}), (5.0, {"latency": 10}), (15.0, {"keep": 0.5})):
+        device = world(ms)
+        device.build(tmp_path, **asked)
+        assert len(device.asked) == 1
+    modelled = world(12.5, kind="modelled")
+    modelled.build(tmp_path, latency=10)
+    assert modelled.asked == [10]
 
 
 def test_refine_uses_what_was_left_over(world: Any, tmp_path: Path) -> None:
