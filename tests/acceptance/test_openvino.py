@@ -6,6 +6,7 @@ there what it gives in ONNX Runtime.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,14 @@ Arrays = dict[str, np.ndarray[Any, Any]]
 KEEPS = ("0.5", "0.75", "0.25", "0.6", "0.9")
 
 
-def in_openvino(path: Path, feed: Arrays) -> Arrays:
-    """All outputs by name, in fp32."""
+def in_openvino(path: Path, feed: Arrays, names: Iterable[str]) -> Arrays:
+    """Outputs by name, in fp32."""
     core = openvino.Core()
     core.set_property({"INFERENCE_NUM_THREADS": 1})
     compiled = core.compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     found = compiled(feed)
-    return {o.any_name: np.asarray(found[o]) for o in compiled.outputs}
+    # An output may be known by several names.
+    return {name: np.asarray(found[compiled.output(name)]) for name in names}
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.name)
@@ -42,16 +44,13 @@ def test_every_presets_file_runs_in_openvino(preset: Preset, tmp_path: Path) -> 
     spec, model = analysed(kind)
     reduced = pipeline.apply_schedule(model, schedule)
     graph = lower(
-        reduced.graph,
-        target=load_target("cpu"),
-        precision="fp32",
-        fp32_nodes=reduced.fp32_nodes,
+        reduced.graph, target=load_target("cpu"), precision="fp32", fp32_nodes=reduced.fp32_nodes
     )
     path = tmp_path / "model.onnx"
     save(graph, path, reduced.metadata)
     feed = {"image": some_images(spec, 2)}
-    want, have = OrtRunner(path, threads=1).run(feed), in_openvino(path, feed)
-    assert want.keys() == have.keys()
+    want = OrtRunner(path, threads=1).run(feed)
+    have = in_openvino(path, feed, want)
     for name, values in want.items():
         if values.dtype.kind == "f":
             error = np.abs(values - have[name]).max() / max(np.abs(values).max(), 1e-6)

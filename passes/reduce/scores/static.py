@@ -22,7 +22,8 @@ def static(inputs: ScoreInput) -> gs.Tensor:
     * strided: by the digits of j in base two, reversed: the K best are 2^n apart for every
       K = T/2^n, and evenly spread between. With `keep` = K: exactly the patches at
       floor((i+½)·T/K) of those that are there, i < K.
-    * radial: 1/(1+d_j), d_j the l1, l2 or linf distance from the centre of the grid, of each frame.
+    * radial: 1/(1+d_j), d_j the l1, l2 or linf distance from the centre of the grid, of each frame;
+      of equal ones the first is a little larger.
     * random: (1 + π_j)/T, π = numpy's default_rng(seed).permutation(T).
 
     A token without a place (fused) scores 0, less than any other.
@@ -60,7 +61,18 @@ def _pattern(inputs: ScoreInput) -> Array:
         "l2": np.sqrt(down**2 + across**2),
         "linf": np.maximum(down, across),
     }[p["norm"]]
-    return np.tile((1 / (1 + distance)).reshape(-1), t)
+    return _apart(np.tile((1 / (1 + distance)).reshape(-1), t))
+
+
+def _apart(values: Array) -> Array:
+    """Values of which the first of equal ones is the largest, by 2⁻²², two units of fp32: runtimes
+    break ties each in a way of its own, and would keep other tokens."""
+    equal = np.unique(values.astype(np.float32), return_inverse=True)[1].reshape(-1)
+    order = np.argsort(equal, kind="stable")
+    first = np.searchsorted(equal[order], equal[order])
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order)) - first
+    return np.asarray(values * (1 - rank * 2.0**-22))
 
 
 SCORE = Score(
