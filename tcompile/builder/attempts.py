@@ -190,7 +190,7 @@ def next_request(made: Attempt, job: Job) -> Request | None:
 
 
 def _late(made: Attempt, job: Job) -> bool:
-    """Tell whether a plan from a measured profile takes longer than asked, by more than its band."""
+    """Tell whether a plan by a measured profile takes longer than asked, beyond its band."""
     budget, planned = job.request.latency, made.planned
     if budget is None or planned is None or made.ms is None or planned.kind != "measured":
         return False
