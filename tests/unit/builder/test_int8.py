@@ -317,7 +317,7 @@ def test_tensorrt_has_no_int8_yet(tmp_path: Path) -> None:
         pipeline.build(path, target="rtx-4090", precision="int8", keep=0.5)
     said = caught.value.one_line()
     assert "target rtx-4090 has no precision 'int8'" in said
-    assert "one of fp16, fp32; int8 is for cpu" in said
+    assert "one of fp16, mixed, fp32; int8 is for cpu" in said
 
 
 def test_too_large_for_the_quantizer(

@@ -51,13 +51,13 @@ def test_scenes_where_there_are_no_images(model: Path, tmp_path: Path) -> None:
     assert own.check is not None
     assert bound.check is not None
     # A handful is filled up with scenes to plan with; none of these is checked on.
-    assert (len(own.fit), len(own.check)) == (16, 3)
-    assert (len(bound.fit), len(bound.check)) == (16, 6)
+    assert (len(own.fit), len(own.check)) == (32, 3)
+    assert (len(bound.fit), len(bound.check)) == (32, 6)
     planned_with = own.fit.samples.arrays["image"]
     assert not planned_with[:9].any()
-    assert np.array_equal(planned_with[9:], found.fit.samples.arrays["image"][:7])
+    assert np.array_equal(planned_with[9:], found.fit.samples.arrays["image"][:23])
     assert "9 of 12 samples" in own.fit.samples.source
-    assert "and 7 procedural scenes (seed 1" in own.fit.samples.source
+    assert "and 23 procedural scenes (seed 1" in own.fit.samples.source
     few = evidence_for(given, Request(keep=0.5, calibration=images, images=4))
     assert few is not None
     assert len(few.fit) == 4
