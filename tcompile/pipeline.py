@@ -40,7 +40,7 @@ from tcompile.builder.int8 import quantize_models
 from tcompile.builder.job import Job
 from tcompile.builder.mixed import looking_at, note_of
 from tcompile.core.drafts import scratch
-from tcompile.core.errors import TcompileError, UsageError
+from tcompile.core.errors import FailedBuildError, TcompileError, UsageError
 from tcompile.core.graph import is_const, nbytes
 from tcompile.core.load import load, names_in
 from tcompile.core.model_files import TensorInfo, describe_source
@@ -445,10 +445,10 @@ def _build_best(job: Job, draft: Draft, say: Progress) -> Manifest:
         files = None
         try:
             again = files = _build_one(job, request, draft, say)
-        except UsageError:  # no plan is within that budget
+        except (UsageError, FailedBuildError):  # no plan is within that budget, or none is right
             break
         same = again.manifest.schedule == last.manifest.schedule
-        if same or better(again, best, job.request.latency):
+        if (same and best is last) or better(again, best, job.request.latency):
             best = again
         last = again
         if same:
@@ -477,7 +477,8 @@ def _build_one(job: Job, request: Request | None, draft: Draft, say: Progress) -
         gc.collect()
         judged = judge_models(models, job, say)
         flops = models.flops.dense
-        samples = evidence_of(models.shipped, job.request, planned, flops, job.looks_at_images)
+        apart = job.looks_at_images and _without_images(job.request).calibration is None
+        samples = evidence_of(models.shipped, job.request, planned, flops, apart)
         int8 = None
         if job.precision == "int8":
             int8 = quantize_models(models, job, samples, folder, say)

@@ -22,6 +22,8 @@ from tcompile.core.graph import is_const
 from tcompile.passes.lower.fp32_policy import FLOAT16_MAX, clamps, peek
 from tcompile.passes.lower.types import FLOAT32
 
+#: Least value that is taken for a value: what lies below is a mask's, and means minus infinity.
+MASKED = -1e8
 #: Largest magnitude that is left to fp16, a quarter of its range: values of other images go further
 #: than those of the images that were looked at.
 LIMIT = FLOAT16_MAX / 4
@@ -72,8 +74,8 @@ class Wide:
 
 
 def with_ranges(graph: gs.Graph) -> gs.Graph:
-    """A copy of an fp32 graph that gives, for each float tensor that a node gives, its least and
-    its largest value, in this order, each of one number."""
+    """A copy of an fp32 graph that gives, for each float tensor that is given to it or that a node
+    gives, its least and its largest value, in this order, each of one number."""
     probed = graph.copy()
     outputs = list[gs.Variable]()
     nodes = list[gs.Node]()
@@ -93,12 +95,8 @@ def names_of(graph: gs.Graph) -> list[str]:
 
 
 def _measured(graph: gs.Graph) -> list[gs.Variable]:
-    return [
-        tensor
-        for node in graph.nodes
-        for tensor in node.outputs
-        if not tensor.is_empty() and tensor.dtype == FLOAT32
-    ]
+    made = (tensor for node in graph.nodes for tensor in node.outputs if not tensor.is_empty())
+    return [t for t in (*graph.inputs, *made) if t.dtype == FLOAT32 and 0 not in (t.shape or ())]
 
 
 def scale_first(
@@ -153,18 +151,21 @@ def _scaled_behind(
         return None
     factor = float(peek(numbers[0]).reshape(()))
     factor = 1 / factor if behind.op == "Div" else factor
-    return (behind, factor) if abs(factor) <= 1 else None
+    first = ranges.get(node.inputs[0].name)
+    fits = first is not None and _reach(first) * abs(factor) <= LIMIT
+    return (behind, factor) if fits else None
 
 
 def wide_nodes(graph: gs.Graph, ranges: Mapping[str, Range]) -> dict[str, float]:
     """Nodes that take or give values beyond `LIMIT`, by name, with the largest magnitude of each.
 
-    What lies below, and means "minus infinity" to a softmax, or "no bound", is none.
+    A mask's minus infinity, below `MASKED` and on its way to a softmax, is none.
     """
     found: dict[str, float] = {}
+    ends = {t.name for t in graph.outputs}
     for node in graph.nodes:
         given = [_beyond(t, ranges, clamps(node)) for t in node.inputs]
-        made = [_beyond(t, ranges, _all_clamp(t)) for t in node.outputs]
+        made = [_beyond(t, ranges, t.name not in ends and _all_clamp(t)) for t in node.outputs]
         reach = max((*given, *made), default=0.0)
         if reach > LIMIT:
             found[str(node.name)] = reach
@@ -175,7 +176,8 @@ def _beyond(tensor: gs.Tensor, ranges: Mapping[str, Range], clamped: bool) -> fl
     known = ranges.get(tensor.name)
     if known is None:
         return 0.0
-    return max(known.high, 0.0) if clamped and known.high <= LIMIT else _reach(known)
+    masks = clamped and known.low <= MASKED and known.high <= LIMIT
+    return max(known.high, 0.0) if masks else _reach(known)
 
 
 def _all_clamp(tensor: gs.Tensor) -> bool:
@@ -184,5 +186,5 @@ def _all_clamp(tensor: gs.Tensor) -> bool:
 
 def _reach(known: Range) -> float:
     """The largest magnitude; infinite where a value is no number."""
-    reach = max(abs(known.low), abs(known.high))
-    return math.inf if math.isnan(reach) or math.isnan(known.low) else reach
+    ends = abs(known.low), abs(known.high)
+    return math.inf if any(map(math.isnan, ends)) else max(ends)

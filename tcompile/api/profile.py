@@ -204,7 +204,8 @@ def _precision(target: Target, precision: str | None, modelled: bool) -> str:
     if cpu:
         known: tuple[str, ...] = ("fp32",) if modelled else MEASURED
     else:
-        known = (*target.precisions, *(["int8"] if modelled else []))
+        known = tuple(p for p in target.precisions if p != "mixed")  # which is planned as fp16
+        known += ("int8",) if modelled else ()
     if level not in known:
         raise UsageError(
             f"{target.name} is not profiled in {level}",

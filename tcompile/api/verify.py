@@ -185,7 +185,8 @@ def _numerics(numerics: Numerics | None, dense: DenseModel | None, artifact: Art
     if not numerics.passed:
         faults = "; ".join(numerics.faults)
         if artifact.manifest.precision in HALF:
-            faults += "; if a build with --precision fp32 passes, fp16 is too coarse for this model"
+            wider = "fp32" if artifact.manifest.precision == "mixed" else "mixed or fp32"
+            faults += f"; if a build with --precision {wider} passes, fp16 is too coarse for it"
         return Check("numerics", "failed", faults)
     worst = max((o.error for o in numerics.outputs), default=0.0)
     overlap = numerics.token_overlap

@@ -132,7 +132,7 @@ def _with_plan(made: Attempt, job: Job) -> Manifest:
                 f"measured {made.ms:.4g} of {made.dense_ms:.4g} ms where "
                 f"{planned.plan.latency_ms:.4g} of {planned.plan.dense_ms:.4g} ms were predicted: "
                 f"more than {planned.band:.0%} off ({planned.kind} profile)"
-                + ("" if job.refine else "; --refine plans again from that")
+                + ("" if _planned_again(made, job) else "; --refine plans again from that")
             )
     budget = job.request.latency
     if budget is not None and made.ms is not None and made.ms > budget * (1 + planned.band):
@@ -187,6 +187,11 @@ def next_request(made: Attempt, job: Job) -> Request | None:
     if made.ms <= budget and made.ms >= budget * (1 - made.planned.band):
         return None
     return replace(request, latency=budget / ratio)
+
+
+def _planned_again(made: Attempt, job: Job) -> bool:
+    """Tell whether what was measured is planned from anyway, or was."""
+    return job.refine or made.request != job.request or _late(made, job)
 
 
 def _late(made: Attempt, job: Job) -> bool:

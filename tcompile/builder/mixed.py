@@ -53,7 +53,7 @@ def ranges_on(
     with scratch() as folder:
         path = Path(folder) / "ranges.onnx"
         save(with_ranges(graph), path)
-        runner = OrtRunner(path)
+        runner = OrtRunner(path, lean=True)
         for arrays, _ in batches(images, rows_of(runner) or 1):
             given = feed(runner.inputs, arrays if host is None else host.fed(arrays))
             ends = [float(end) for end in runner.run(given).values()]
@@ -73,8 +73,8 @@ def note_of(wide: Wide, images: Samples) -> str:
         scaled = "; " + ("1 product is scaled before it is taken" if wide.scaled == 1 else many)
     if not wide.nodes:
         return (
-            f"mixed: no value is beyond {LIMIT:.0f}, a quarter of fp16's range, {where}: what may "
-            f"be fp16 is{scaled}{own}"
+            f"mixed: no node has to stay in fp32 for values beyond {LIMIT:.0f}, a quarter of "
+            f"fp16's range, {where}{scaled}{own}"
         )
     first = list(wide.nodes.items())
     named = ", ".join(f"'{name}' ({reach:.3g})" for name, reach in first[:_NAMED])

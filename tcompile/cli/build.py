@@ -54,8 +54,8 @@ if TYPE_CHECKING:
 @click.option(
     "--refine",
     is_flag=True,
-    help="Where the target runs here: plan again from what was measured, up to three times, if it "
-    "is not what was predicted. If it is over --latency that is done without, too.",
+    help="Where the target runs here: plan again from what was measured, up to twice, if it "
+    "is not what was predicted. Without it, this is done only where --latency is exceeded.",
 )
 @click.option(
     "--force",

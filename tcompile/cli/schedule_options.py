@@ -109,7 +109,7 @@ _OPTIONS = (
         "--images",
         type=click.IntRange(min=1),
         help="Images that schedules are compared on at most; all others check --max-drop "
-        "[default: 16, 12 or 6, by the level].",
+        "[default: 32, 24 or 12, by the level].",
     ),
     click.option(
         "--calibration-level",

@@ -33,7 +33,7 @@ from tcompile.runtime.timing import machine_name
 from tcompile.targets import Target
 from tcompile.targets.backends import jetson, ort, rtx, tensorrt
 from tcompile.targets.backends.base import Batch
-from tcompile.targets.devices import HALF, Precision
+from tcompile.targets.devices import Precision
 
 Run = Callable[[], object]
 
@@ -218,7 +218,7 @@ def part_for(graph: gs.Graph, target: Target, precision: Precision) -> gs.Graph:
     """Return a part in the form that the target takes, which in fp16 reads and gives fp16: inside
     the model no casts lie where it was cut."""
     lowered = lower(graph, target=target, precision="fp32")
-    if precision not in HALF:
+    if precision != "fp16":
         return lowered
     written = frozenset(str(n.name) for n in lowered.nodes if n.name.startswith(WRITTEN))
     return to_fp16(lowered, fp32_nodes=written, keep_io=False)

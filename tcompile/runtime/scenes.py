@@ -72,7 +72,7 @@ def evidence_for(
 
 
 def calibration_for(model: Signature, *, count: int) -> Samples:
-    """Return scenes to take ranges of int8 from: none of those that figures rest on."""
+    """Return scenes to take ranges from, for int8 and mixed precision: no figure rests on them."""
     return scenes_for(model, count=count, seed=JUDGED_ON + 1)
 
 

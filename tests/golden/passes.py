@@ -33,6 +33,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "precision": "mixed",
         "wide": Wide(
             lambda _: {
+                "q": Range(-1e3, 1e3),
                 "dots": Range(-1e5, 8e4),
                 "scaled": Range(-1.25e4, 1e4),
                 "hidden": Range(-3e4, 3e4),

@@ -48,9 +48,9 @@ def selection(case: Case) -> list[Variant]:
 
     Of the first case of a library: torchscript's, dynamo's below and from opset 23 on, where
     attention is a single op, and transformers' if it takes the model. Of the first of a family:
-    torchscript's, of every second one of dynamo's two, by turns, and transformers'. Of a further
-    case of a family, one. Which variant of each it is moves on from case to case, so that over all
-    cases every attention, batch and opset of the matrix meets every kind of model.
+    torchscript's; of half of them one of dynamo's two, and of half transformers', by turns. Of a
+    further case of a family, one. Which variant of each it is moves on from case to case, so that
+    over all cases every attention, batch and opset of the matrix meets every kind of model.
 
     Of a case marked `few`, only so many of these; where that is one, it is torchscript's for two
     cases of three, which costs a tenth of the others.

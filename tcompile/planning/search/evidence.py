@@ -84,8 +84,8 @@ def evidence_for(model: Analysed, request: Request) -> Evidence | None:
             fit = fit.rows(np.arange(most), words)
         elif request.images is None:
             fit = _filled_up(fit, most, model, request)
-    few = {name: min(getattr(level, name), len(fit)) for name in ("look", "images")}
-    level = replace(level, **few, last=len(fit))
+    images = len(fit) if request.images is not None else min(level.images, len(fit))
+    level = replace(level, images=images, look=min(level.look, len(fit)), last=len(fit))
     return Evidence(fit, check, level)
 
 

@@ -17,7 +17,7 @@ from tcompile.artifact.manifest import Fidelity, Flops, Latency, Manifest
 from tcompile.builder.checks import Evidence
 from tcompile.builder.emit import Built, Models
 from tcompile.builder.job import Job
-from tcompile.core.errors import UsageError
+from tcompile.core.errors import FailedBuildError, TcompileError, UsageError
 from tcompile.core.model_files import SourceFile
 from tcompile.core.schedule import Reduction, Schedule, Shape, Spec
 from tcompile.passes.lower.token_ops import choose_token_ops
@@ -368,9 +368,10 @@ def test_refine_asks_for_as_much_less_as_it_took_longer(world: Any, tmp_path: Pa
 
 def test_a_latency_that_is_not_kept_is_planned_again(world: Any, tmp_path: Path) -> None:
     late = world(lambda i, predicted: 1.25 * predicted)
-    late.build(tmp_path, latency=10)
+    made = late.build(tmp_path, latency=10)
     assert late.asked == [10, 8]
     assert kept(tmp_path) == 8
+    assert not any("--refine" in note for note in made.notes)
     for ms, asked in ((10.9, {"latency": 10}), (5.0, {"latency": 10}), (15.0, {"keep": 0.5})):
         device = world(ms)
         device.build(tmp_path, **asked)
@@ -378,6 +379,24 @@ def test_a_latency_that_is_not_kept_is_planned_again(world: Any, tmp_path: Path)
     modelled = world(12.5, kind="modelled")
     modelled.build(tmp_path, latency=10)
     assert modelled.asked == [10]
+
+
+@pytest.mark.parametrize("error", [UsageError, FailedBuildError])
+def test_a_second_plan_that_fails_leaves_the_first(
+    world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[TcompileError]
+) -> None:
+    device = world(lambda i, predicted: 12.5)
+    measure = pipeline.measure
+
+    def fails_once(*given: Any, **more: Any) -> Any:
+        if len(device.asked) == 2:
+            raise error("no")
+        return measure(*given, **more)
+
+    monkeypatch.setattr(pipeline, "measure", fails_once)
+    made = device.build(tmp_path, latency=10)
+    assert device.asked == [10, 8, 10]
+    assert (made.emitted, kept(tmp_path)) == ("reduced", 10)
 
 
 def test_refine_uses_what_was_left_over(world: Any, tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_ranges_are_those_of_all_images() -> None:
     assert found["dots"].low == pytest.approx(dots.min(), rel=1e-5)
     assert found["dots"].high == pytest.approx(dots.max(), rel=1e-5)
     assert found["mask"] == Range(-1e9, 0.0)
-    assert set(found) == {n.outputs[0].name for n in graph.nodes}
+    assert set(found) == {"q", "k", "v", *(n.outputs[0].name for n in graph.nodes)}
     assert graph.outputs[0].name == "y"
     assert len(graph.nodes) == 7  # the graph itself is as it was
 
@@ -81,6 +81,35 @@ def test_who_reads_a_wide_value_is_in_fp32_too() -> None:
     assert set(wide_nodes(graph, known)) == {"scaled", "masked"}
     assert set(wide_nodes(graph, {"mixed": Range(math.nan, math.nan)})) == {"mixed", "y"}
     assert set(wide_nodes(graph, {"mixed": Range(-math.inf, 0.0)})) == {"mixed", "y"}
+    assert set(wide_nodes(graph, {"mixed": Range(0.0, math.nan)})) == {"mixed", "y"}
+    assert "dots" in wide_nodes(graph, {"q": Range(0.0, 9e4)})  # what is given is cast, too
+
+
+def test_only_a_mask_may_be_minus_infinity() -> None:
+    graph = attention()
+    assert not wide_nodes(graph, {"masked": Range(-1e9, 5.0), "mask": Range(-math.inf, 0.0)})
+    assert "masked" in wide_nodes(graph, {"masked": Range(-1e9, 2 * LIMIT)})
+    # Scores themselves, of which a row may be all that low.
+    assert set(wide_nodes(graph, {"scaled": Range(-1e5, 0.0)})) == {"scaled", "masked"}
+    graph.outputs.append(graph.tensors()["masked"])
+    assert set(wide_nodes(graph, {"masked": Range(-1e9, 5.0)})) == {"masked"}
+
+
+def test_empty_tensors_have_no_range() -> None:
+    graph = gs.import_onnx(
+        parse("""
+<ir_version: 9, opset_import: ["" : 18]>
+g (float[N,5] x) => (float[N,5] y)
+<int64[1] none = {0}, int64[1] axis = {1}>
+{
+   empty = Slice (x, none, none, axis)
+   y = Concat <axis = 1> (empty, x)
+}
+""")
+    )
+    complete(graph)
+    x = np.ones((2, 5), np.float32)
+    assert set(ranges(graph, Samples({"x": x}, "ones", real=True))) == {"x", "y"}
     assert math.isnan(Range(0.0, 1.0).joined(Range(math.nan, 1.0)).high)
     assert Range(-1.0, 0.0).joined(Range(0.0, 2.0)) == Range(-1.0, 2.0)
 
@@ -103,12 +132,14 @@ def test_a_product_is_scaled_before_it_is_taken(tmp_path: Path, op: str, by: str
 
 
 def test_products_that_are_left_as_they_are() -> None:
-    fits = {"dots": Range(0.0, LIMIT), "scaled": Range(0.0, LIMIT / 8)}
-    large = {"dots": Range(0.0, 100 * LIMIT), "scaled": Range(0.0, 12 * LIMIT)}
-    helps = {"dots": Range(0.0, 4 * LIMIT), "scaled": Range(0.0, LIMIT / 2)}
+    q = {"q": Range(-100.0, 100.0)}
+    fits = {**q, "dots": Range(0.0, LIMIT), "scaled": Range(0.0, LIMIT / 8)}
+    large = {**q, "dots": Range(0.0, 100 * LIMIT), "scaled": Range(0.0, 12 * LIMIT)}
+    helps = {**q, "dots": Range(0.0, 4 * LIMIT), "scaled": Range(0.0, LIMIT / 2)}
+    wide = {**helps, "q": Range(-9 * LIMIT, 0.0)}  # an eighth of it does not fit either
+    assert scale_first(attention(), wide) == 0
     assert scale_first(attention(), fits) == 0
     assert scale_first(attention(), large) == 0
-    assert scale_first(attention(by="1.125"), helps) == 0
     assert scale_first(attention(), helps, frozenset({"dots"})) == 0
     shown = attention()
     shown.outputs.append(shown.tensors()["dots"])
@@ -128,8 +159,8 @@ def test_notes_say_what_it_rests_on() -> None:
     assert "on three: 'dots' (" in said
     assert wide.look(graph, frozenset()) == frozenset()
     said = note_of(wide, given)
-    assert said.startswith("mixed: no value is beyond 16376")
-    assert said.endswith("on three: what may be fp16 is; 1 product is scaled before it is taken")
+    assert said.startswith("mixed: no node has to stay in fp32 for values beyond 16376")
+    assert said.endswith("on three; 1 product is scaled before it is taken")
     narrow = Wide(lambda g: {})
     assert narrow.look(graph, frozenset()) == frozenset()
-    assert note_of(narrow, given).startswith("mixed: no value is beyond 16376")
+    assert note_of(narrow, given).startswith("mixed: no node has to stay in fp32")
