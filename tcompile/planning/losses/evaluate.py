@@ -239,6 +239,8 @@ class _Job:
 
     Attributes:
         given: inputs in the form's order.
+        known: outputs of the graph that need not be computed, held until the run is over: what other
+            runs leave may push them out of where they are kept.
     """
 
     number: int
@@ -246,6 +248,7 @@ class _Job:
     form: Form
     session: _Session | None
     given: Sequence[Array]
+    known: Mapping[Content, Array]
 
     def run(self) -> dict[Content, Array]:
         return {} if self.session is None else self.session.run(self.form, self.given)
@@ -407,26 +410,28 @@ class Evaluator:
                 checkpoint()
                 jobs = [self._job(graph, n) for n in numbers[start : start + self._threads]]
                 for job, values in zip(jobs, pool.map(_Job.run, jobs), strict=True):
-                    found = {
-                        name: values[content]
-                        if content in values
-                        else self._value(graph.contents.tensors[name], content, job.number)
-                        for name, content in ((n, graph.contents.of[n]) for n in graph.outputs)
-                    }
+                    there = {**job.known, **values}
+                    found = {name: there[graph.contents.of[name]] for name in graph.outputs}
                     yield job.number, found, values
 
     def _job(self, graph: _Graph, number: int) -> _Job:
         stores = (self._ends, self._streams, self._states)
         part, form = graph.part(lambda content: any((number, content) in s for s in stores))
+        tensors, contents = graph.contents.tensors, graph.contents.of
+        computed = set(form.outputs) if part.outputs else set()
+        known = {
+            contents[name]: self._value(tensors[name], contents[name], number)
+            for name in graph.outputs
+            if contents[name] not in computed
+        }
         if not part.outputs:
-            return _Job(number, part, form, None, ())
-        tensors = graph.contents.tensors
+            return _Job(number, part, form, None, (), known)
         given = {n: self._value(tensors[n], part.inputs[n], number) for n in form.inputs}
         self.counted.runs += 1
         self.counted.nodes += len(part.nodes)
 
         session = self._session(graph, part, form, given)
-        return _Job(number, part, form, session, [given[n] for n in form.inputs])
+        return _Job(number, part, form, session, [given[n] for n in form.inputs], known)
 
     def _session(
         self, graph: _Graph, part: Part, form: Form, given: Mapping[str, Array]
