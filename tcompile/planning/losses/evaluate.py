@@ -239,8 +239,8 @@ class _Job:
 
     Attributes:
         given: inputs in the form's order.
-        known: outputs of the graph that need not be computed, held until the run is over: what other
-            runs leave may push them out of where they are kept.
+        known: outputs of the graph that need not be computed, held until the run is over: what
+            other runs leave may push them out of where they are kept.
     """
 
     number: int
