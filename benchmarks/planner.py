@@ -97,7 +97,7 @@ def scheduled(subject: Subject, name: str, ask: str, path: Path, folder: Path) -
                 text, options = prepare(name, ask, path, folder)
             elif find_method(name).scheduler.observes:
                 options = {"calibration": data}
-            made = reduce(path, keep=ask, method=text, **asked, **options).schedule
+            made = reduce(path, keep=ask, method=text, **{**asked, **options}).schedule
     except TcompileError as error:
         return Point(name, ask, None, error.one_line().replace(str(folder), "…"))
     return Point(name, ask, made.to_json(), method=made.method if name == "planned" else name)
