@@ -85,7 +85,7 @@ from tcompile.runtime.token_outputs import recorded, recorded_choice
 from tcompile.targets import Target, load_target
 from tcompile.targets.backends import check_runtime
 from tcompile.targets.backends.base import BatchSizes
-from tcompile.targets.devices import most_of
+from tcompile.targets.devices import ON_IMAGES, most_of
 from tcompile.verify.owners import Owners
 
 if TYPE_CHECKING:
@@ -251,7 +251,7 @@ def _planned_in(
     if precision != AUTO_PRECISION:
         level = precision or target.default_precision
         target.check_precision(level)
-        asked = _without_images(request) if level in ("int8", "mixed") else request
+        asked = _without_images(request) if level in ON_IMAGES else request
         return level, *_planned(model, asked, target, most_of(level), say)
     check_weighable(target, request)
     best, note = _best_precision(model, request, target, say)
@@ -477,7 +477,7 @@ def _build_one(job: Job, request: Request | None, draft: Draft, say: Progress) -
         gc.collect()
         judged = judge_models(models, job, say)
         flops = models.flops.dense
-        apart = job.looks_at_images and _without_images(job.request).calibration is None
+        apart = job.precision in ON_IMAGES and _without_images(job.request).calibration is None
         samples = evidence_of(models.shipped, job.request, planned, flops, apart)
         int8 = None
         if job.precision == "int8":
@@ -522,7 +522,7 @@ def _write_reduced(
     schedule = Schedule(NO_METHOD, analysed.analysis.shape, ())
     planned: PlanReport | FixedPlan | None = None
     if request is not None:
-        asked = _without_images(request) if job.looks_at_images else request
+        asked = _without_images(request) if job.precision in ON_IMAGES else request
         level = most_of(job.precision)
         schedule, planned = _planned(analysed, asked, job.target, level, say)
     say("reducing")

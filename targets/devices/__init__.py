@@ -18,6 +18,8 @@ Runtime = Literal["onnxruntime", "tensorrt-rtx", "jetson"]
 Precision = Literal["fp32", "fp16", "mixed", "int8"]
 #: Those of which most is computed in fp16.
 HALF = ("fp16", "mixed")
+#: Those that are made with images, whatever the plan is made with.
+ON_IMAGES = ("int8", "mixed")
 Confidence = Literal["measured", "reported", "computed", "recalled"]
 
 DEVICES = Path(__file__).resolve().parent

@@ -47,8 +47,3 @@ class Job:
     def graph_precision(self) -> Precision:
         """Return the precision of the lowered graph: int8 is made of it, in fp32, as a file."""
         return "fp32" if self.precision == "int8" else self.precision
-
-    @property
-    def looks_at_images(self) -> bool:
-        """Tell whether the precision is made with images, whatever the plan is made with."""
-        return self.precision in ("int8", "mixed")
