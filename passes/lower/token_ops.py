@@ -37,11 +37,13 @@ _NAMES = frozenset(op.name for op in OPS)
 
 _REFUSED = {
     "onnxruntime": "ONNX Runtime knows no TensorRT plugins; token ops are standard operators there",
+    "openvino": "OpenVINO knows no TensorRT plugins; token ops are standard operators there",
     "tensorrt-rtx": "TensorRT-RTX ends the process when its parser comes to a plugin, and "
     "takes no kernels compiled ahead of time (seen with 1.7.1)",
 }
 _NATIVE = {
     "onnxruntime": _REFUSED["onnxruntime"],
+    "openvino": _REFUSED["openvino"],
     "tensorrt-rtx": _REFUSED["tensorrt-rtx"],
     "jetson": "function bodies need nothing on the device but TensorRT; how much faster our "
     "kernels are there has not been measured yet",

@@ -8,8 +8,9 @@ import onnx
 
 from tcompile.core.load import read_structure
 from tcompile.core.model_files import describe_tensors
-from tcompile.targets.backends import jetson, ort, rtx, tensorrt
+from tcompile.targets.backends import jetson, openvino, ort, rtx, tensorrt
 from tcompile.targets.backends.base import Batch, EmittedFiles, FusedAttention
+from tcompile.targets.backends.cpu import OnCpu, on_cpu
 from tcompile.targets.backends.fusion import Plan, fused_attention, unfused_notes
 from tcompile.targets.backends.parsing import parse_elsewhere
 from tcompile.targets.devices import Precision, Target
@@ -17,14 +18,18 @@ from tcompile.targets.devices import Precision, Target
 __all__ = ["Batch", "EmittedFiles", "FusedAttention", "check_runtime", "emit"]
 
 
-def check_runtime(target: Target) -> None:
+def check_runtime(target: Target, precision: str) -> None:
     """Check that what a target is built with is here; call it before long work.
 
     Raises:
         MissingExtraError: it is not installed, or cannot be loaded.
+        UsageError: it does not compute in that precision on this machine.
     """
     if target.runtime == "onnxruntime":
         ort.version()
+    elif target.runtime == "openvino":
+        openvino.check_precision(precision)
+        openvino.version()
     elif target.runtime == "tensorrt-rtx":
         rtx.version()
     elif jetson.is_jetson():
@@ -60,17 +65,18 @@ def emit(
     """
     target.check_precision(precision)
     sizes = batch if isinstance(batch, Batch) else Batch(*batch or ())
-    if target.runtime == "onnxruntime":
-        return _for_onnxruntime(model_path)
+    if target.on_cpu:
+        return _for_cpu(model_path, on_cpu(target, precision))
     if target.runtime == "tensorrt-rtx":
         return _for_rtx(model_path, directory, target, precision, sizes)
     return _for_jetson(model_path, directory, target, sizes, token_ops)
 
 
-def _for_onnxruntime(model_path: Path) -> EmittedFiles:
-    # Opening a session is what compiling means there: it proves that the file is accepted.
-    ort.OrtRunner(model_path)
-    return EmittedFiles(versions={"onnxruntime": ort.version()})
+def _for_cpu(model_path: Path, how: OnCpu) -> EmittedFiles:
+    # Opening it is what compiling means there: it proves that the file is accepted.
+    how.open(model_path)
+    version = openvino.version() if how.runtime == "openvino" else ort.version()
+    return EmittedFiles(versions={how.runtime: version})
 
 
 def _for_rtx(

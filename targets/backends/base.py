@@ -3,15 +3,75 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from tcompile.core.decode import Count
 from tcompile.core.errors import ModelError, TcompileError, UsageError
 from tcompile.core.graph import batch_dim, free_names, settled
+from tcompile.core.model_files import TensorInfo
+
+Array = npt.NDArray[Any]
+
+
+class Runner(Protocol):
+    """A model that is open in a runtime.
+
+    Attributes:
+        path: its file.
+        inputs, outputs: as the file has them.
+        metadata: of the file.
+    """
+
+    path: Path
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    metadata: Mapping[str, str]
+
+    def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
+        """Every output by name, of one run."""
+        ...
+
+    def prepared(self, feed: Mapping[str, Array]) -> Callable[[], object]:
+        """What runs it on these inputs, to be timed."""
+        ...
+
+
+def fitted(feed: Mapping[str, Array], inputs: Sequence[TensorInfo], path: Path) -> dict[str, Array]:
+    """The arrays as a model takes them: in its dtypes, contiguous.
+
+    Raises:
+        UsageError: an input is missing, unknown, or has the wrong shape.
+    """
+    names = {info.name for info in inputs}
+    if set(feed) != names:
+        raise UsageError(
+            f"inputs given: {', '.join(sorted(feed)) or 'none'}; "
+            f"the model has: {', '.join(sorted(names))}",
+            where=str(path),
+        )
+    return {info.name: _fit(feed[info.name], info, path) for info in inputs}
+
+
+def _fit(array: Array, info: TensorInfo, path: Path) -> Array:
+    matches = len(array.shape) == len(info.shape) and all(
+        isinstance(want, str) or want == got
+        for got, want in zip(array.shape, info.shape, strict=True)
+    )
+    if not matches:
+        raise UsageError(
+            f"input '{info.name}' has shape {list(array.shape)}, the model wants "
+            f"{list(info.shape)}",
+            where=str(path),
+        )
+    # `ascontiguousarray` would give a scalar an axis.
+    return np.asarray(array, dtype=np.dtype(info.dtype), order="C")
 
 
 class RefusedError(TcompileError):

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,12 +15,16 @@ import msgspec
 from tcompile.core.decode import decode
 from tcompile.core.errors import InternalError, UsageError
 
-Runtime = Literal["onnxruntime", "tensorrt-rtx", "jetson"]
-Precision = Literal["fp32", "fp16", "mixed", "int8"]
+Runtime = Literal["onnxruntime", "openvino", "tensorrt-rtx", "jetson"]
+Precision = Literal["fp32", "bf16", "fp16", "mixed", "int8"]
 #: Those of which most is computed in fp16.
 HALF = ("fp16", "mixed")
 #: Those that are made with images, whatever the plan is made with.
 ON_IMAGES = ("int8", "mixed")
+#: Those in which the graph stays fp32: its file is quantised, or its runtime rounds.
+ROUNDED = ("int8", "bf16")
+#: Runtimes that run plain ONNX on the CPU of this machine.
+ON_CPU = ("onnxruntime", "openvino")
 Confidence = Literal["measured", "reported", "computed", "recalled"]
 
 DEVICES = Path(__file__).resolve().parent
@@ -90,6 +95,16 @@ class Target:
     variants: Mapping[str, Variant] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    @property
+    def device_name(self) -> str:
+        """The device: targets that differ by their runtime alone share it."""
+        return self.name.removesuffix(f"-{self.runtime}")
+
+    @property
+    def on_cpu(self) -> bool:
+        """Tell whether its models are plain ONNX, and run on the CPU of this machine."""
+        return self.runtime in ON_CPU
+
     def value(self, figure: str) -> float | None:
         """Return the number of a figure, or None where the device's file does not have it."""
         found = self.figures.get(figure)
@@ -150,11 +165,31 @@ def load_target(name: str) -> Target:
     raise UsageError(f"unknown target '{name}'", where="--target", hint=hint)
 
 
+def in_runtime(name: str, runtime: str | None) -> str:
+    """The name of the target that is the same device in another runtime.
+
+    Raises:
+        UsageError: there is no such target; it does not run there.
+    """
+    if runtime is None:
+        return name
+    asked = load_target(name)
+    same = [t for t in list_targets() if t.device_name == asked.device_name]
+    for target in same:
+        if target.runtime == runtime:
+            return target.name
+    raise UsageError(
+        f"{asked.name} does not run in {runtime}",
+        where="--runtime",
+        hint=f"it runs in {' or '.join(sorted({t.runtime for t in same}))}",
+    )
+
+
 @lru_cache(maxsize=1)
 def _all_targets() -> tuple[Target, ...]:
     # A leading underscore marks data that is not a device.
     files = sorted(path for path in DEVICES.glob("*.json") if not path.name.startswith("_"))
-    return tuple(map(_read, files))
+    return tuple(sorted(map(_read, files), key=attrgetter("name")))
 
 
 def _read(path: Path) -> Target:

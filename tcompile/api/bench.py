@@ -5,12 +5,13 @@ from __future__ import annotations
 from contextlib import ExitStack
 from pathlib import Path
 
-from tcompile.api.reference import dense_int8, find_dense, normal_form, reduced_reference
+from tcompile.api.reference import dense_rival, find_dense, normal_form, reduced_reference
 from tcompile.artifact.directory import Artifact, load_artifact
 from tcompile.core.errors import UsageError
 from tcompile.core.progress import Progress, silent
 from tcompile.runtime.timing import Benchmark, bench_models
-from tcompile.targets.devices import HALF
+from tcompile.targets.backends.cpu import on_cpu
+from tcompile.targets.devices import HALF, ON_CPU
 
 
 def bench(
@@ -25,8 +26,9 @@ def bench(
 
     An fp16 artifact is not built for a CPU, which would only emulate it: there, the fp32 reduced
     graph is made again and measured, so that like is compared with like. A source that computes in
-    fp16 is compared in its fp32 normal form, and as it came apart from that. An int8 artifact is
-    compared with the dense model in fp32 and, apart from that, in int8.
+    fp16 is compared in its fp32 normal form, and as it came apart from that. An artifact in int8 or
+    bf16 is compared with the dense model in fp32 and, apart from that, in its own precision. All
+    run in the runtime that the artifact is for, those for GPUs in ONNX Runtime.
 
     Raises `UsageError` when the dense model cannot be found.
     """
@@ -45,7 +47,9 @@ def bench(
             stack.enter_context(reduced_reference(opened, dense.path)) if fp16 else opened.model
         )
         normal = stack.enter_context(normal_form(opened, dense.path))
-        rival = stack.enter_context(dense_int8(opened, dense.path))
+        rival = stack.enter_context(dense_rival(opened, dense.path))
+        manifest, target = opened.manifest, opened.manifest.target
+        half = normal is not None and target.runtime != "openvino"
         flops = opened.manifest.flops
         return bench_models(
             normal or dense.path,
@@ -54,15 +58,17 @@ def bench(
             threads=threads,
             note=note,
             progress=progress,
-            source=dense.path if normal else None,
+            source=dense.path if half else None,
             rival=rival,
+            how=on_cpu(target.runtime, manifest.precision),
+            precision=manifest.precision,
             flop_ideal=flops.dense / flops.reduced if flops.reduced else None,
         )
 
 
 def _note(artifact: Artifact) -> str:
     target = artifact.manifest.target.name
-    if target == "cpu":
+    if artifact.manifest.target.runtime in ON_CPU:
         return ""
     what = " with the fp32 reduced graph" if artifact.manifest.precision in HALF else ""
     return f"measured on this CPU{what}; it says little about {target}"

@@ -30,7 +30,7 @@ State = Literal["ok", "missing", "too old", "broken", "unused"]
 #: Versions of Python that are tested.
 PYTHON = ((3, 10), (3, 13))
 #: Packages whose libraries are loaded to see that they can be.
-_LOADED = ("onnxruntime", "tensorrt-rtx", "tensorrt")
+_LOADED = ("onnxruntime", "openvino", "tensorrt-rtx", "tensorrt")
 _LOAD = """
 import importlib, json, sys
 sys.path[:] = [p for p in sys.path if p]  # not the modules of whatever folder this is

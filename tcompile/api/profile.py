@@ -200,9 +200,8 @@ def draw_profile(profiled: Profiled, path: str | Path) -> Path:
 def _precision(target: Target, precision: str | None, modelled: bool) -> str:
     """Raises UsageError for one that the target, or a measurement, does not have."""
     level = precision or target.default_precision
-    cpu = target.runtime == "onnxruntime"
-    if cpu:
-        known: tuple[str, ...] = ("fp32",) if modelled else MEASURED
+    if target.on_cpu:
+        known: tuple[str, ...] = ("fp32",) if modelled else MEASURED[target.runtime]
     else:
         known = tuple(p for p in target.precisions if p != "mixed")  # which is planned as fp16
         known += ("int8",) if modelled else ()
@@ -270,7 +269,7 @@ def _made(
                 seconds=seconds,
             )
         except UsageError as error:
-            if target.runtime == "onnxruntime":
+            if target.on_cpu:
                 raise
             notes.append(f"modelled: {error.what}")
     return latencies.modelled(model, methods, target, request, precision, say)

@@ -90,36 +90,45 @@ def reduced_reference(artifact: Artifact, dense: Path) -> Iterator[Path]:
 
 @contextmanager
 def normal_form(artifact: Artifact, dense: Path) -> Iterator[Path | None]:
-    """The fp32 normal form of a dense model that computes in fp16, inside the `with` block; None
-    for any other."""
+    """The fp32 normal form of a dense model that computes in fp16, or is to be run in OpenVINO,
+    inside the `with` block; None for any other."""
     from tcompile.core.save import save
+    from tcompile.passes.lower import lower
+    from tcompile.targets import load_target
 
-    found = analyse_again(artifact, dense).normalized if mentions_fp16(dense) else None
-    if found is None or not found.widened:
+    plain = artifact.manifest.target.runtime == "openvino"
+    apart = plain or mentions_fp16(dense)
+    found = analyse_again(artifact, dense).normalized if apart else None
+    if found is None or not (plain or found.widened):
         yield None
         return
     with scratch() as folder:
-        path = folder / "normal.onnx"
-        save(found.graph, path)
-        del found
+        path, graph = folder / "normal.onnx", found.graph
+        if plain:
+            target = load_target(artifact.manifest.target.name)
+            graph = lower(graph, target=target, precision="fp32")
+        save(graph, path)
+        del found, graph
         release()
         yield path
 
 
 @contextmanager
-def dense_int8(artifact: Artifact, dense: Path) -> Iterator[Path | None]:
-    """The dense model in the kind of int8 that an artifact was compared with, made again inside the
-    `with` block; None for an artifact that is not in int8, or is the dense model itself.
+def dense_rival(artifact: Artifact, dense: Path) -> Iterator[Path | None]:
+    """The dense model in the precision that an artifact was compared with, made again inside the
+    `with` block; None for an artifact in another than int8 and bf16, or the dense model itself.
 
     Static ranges are taken from scenes, whatever they were taken from for the artifact.
     """
     import onnx
 
     from tcompile.core.save import save
+    from tcompile.passes.lower import lower
     from tcompile.passes.lower.int8 import quantized
     from tcompile.runtime.samples import feeds
     from tcompile.runtime.scenes import calibration_for, evidence_count
     from tcompile.runtime.signature import signature
+    from tcompile.targets import load_target
 
     manifest = artifact.manifest
     if manifest.rival is None:
@@ -127,14 +136,16 @@ def dense_int8(artifact: Artifact, dense: Path) -> Iterator[Path | None]:
         return
     with scratch() as folder:
         path = folder / "dense.onnx"
-        save(analyse_again(artifact, dense).graph, path)
+        target, kind = load_target(manifest.target.name), manifest.rival.kind
+        save(lower(analyse_again(artifact, dense).graph, target=target, precision="fp32"), path)
         release()
-        model = signature(path)
-        scenes = calibration_for(model, count=evidence_count(manifest.flops.dense))
-        made = quantized(onnx.load(path), manifest.rival.kind, list(feeds(model, scenes)))
-        onnx.save(made, path)
-        del made
-        release()
+        if kind in ("dynamic", "static"):
+            model = signature(path)
+            scenes = calibration_for(model, count=evidence_count(manifest.flops.dense))
+            made = quantized(onnx.load(path), kind, list(feeds(model, scenes)))
+            onnx.save(made, path)
+            del made
+            release()
         yield path
 
 

@@ -12,6 +12,7 @@ from tcompile.artifact.directory import is_artifact, load_artifact
 from tcompile.runtime.metrics import holds_classes
 from tcompile.runtime.samples import run_all, samples_for
 from tcompile.runtime.signature import signature
+from tcompile.targets.backends.cpu import ORT, on_cpu
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,7 +64,8 @@ class RunResult:
 def run(
     model: str | Path, data: str | Path, *, top: int = 5, preprocess: str | None = None
 ) -> RunResult:
-    """Run on an image, a folder of images, .npy or .npz, on ONNX Runtime.
+    """Run on an image, a folder of images, .npy or .npz: an artifact for OpenVINO there, all else
+    in ONNX Runtime.
 
     Args:
         top: classes of each sample.
@@ -73,10 +75,14 @@ def run(
         UsageError: the input does not fit the model.
         ModelError: the model cannot be read.
     """
-    path = load_artifact(model).model if is_artifact(model) or Path(model).is_dir() else Path(model)
+    path, how = Path(model), ORT
+    if is_artifact(model) or path.is_dir():
+        opened = load_artifact(model)
+        path = opened.model
+        how = on_cpu(opened.manifest.target.runtime, opened.manifest.precision)
     start = time.perf_counter()
     described = signature(path).prepared(preprocess)
-    outputs = run_all(path, samples_for(described, data))
+    outputs = run_all(path, samples_for(described, data), how)
     seconds = time.perf_counter() - start
     labels = described.preprocessing.get("labels") or ()
     summaries = tuple(

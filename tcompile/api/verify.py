@@ -21,7 +21,8 @@ from tcompile.runtime.scenes import JUDGED_ON, evidence_count, evidence_for, sce
 from tcompile.runtime.signature import signature
 from tcompile.runtime.token_outputs import showing_choice, token_overlap, tower_of_outputs
 from tcompile.targets.backends.base import FusedAttention
-from tcompile.targets.devices import HALF, most_of
+from tcompile.targets.backends.cpu import ORT, OnCpu, on_cpu
+from tcompile.targets.devices import HALF, ROUNDED, most_of
 from tcompile.verify.fidelity import compare, likeness, rounding_fault
 from tcompile.verify.fusion import fused_attention, fusion_fault
 from tcompile.verify.numerics import TOLERANCES, Numerics, compare_numerics
@@ -82,8 +83,9 @@ def verify(
 ) -> Verification:
     """Check an artifact: its files, its numerics, its fused attention; and measure its fidelity.
 
-    Numerics of an int8 model are not near those of the fp32 graph: it may lose so much of the
-    fidelity that the graph has in fp32, `verify.fidelity.FLOOR`.
+    What is built for OpenVINO is run there, all else in ONNX Runtime. Numerics of a model in int8
+    or bf16 are not near those of the fp32 graph: it may lose so much of the fidelity that the graph
+    has in fp32, `verify.fidelity.FLOOR`.
 
     Args:
         against: the dense model; by default the source, where the manifest says it lies.
@@ -110,10 +112,11 @@ def verify(
             hint="give it as --against",
         )
     schedule = opened.manifest.schedule
+    how = on_cpu(opened.manifest.target.runtime, opened.manifest.precision)
     towers = tower_of_outputs(schedule)
     progress(f"running {opened.model} on {inputs.source}")
     with showing_choice(opened.model) as telling:
-        actual = _run(telling, inputs)
+        actual = _run(telling, inputs, how)
     fault = opened.manifest.fault
     checks = [] if fault is None else [Check("build", "failed", fault)]
     checks.append(_files(opened))
@@ -127,14 +130,15 @@ def verify(
         progress(f"running the dense model {dense.path}")
         original = _run(dense.path, inputs)
     fidelity = None if original is None else compare(original, actual, inputs, schedule)
-    numerics, int8 = None, opened.manifest.precision == "int8"
-    if wanted is not None and not int8:
-        tolerance = TOLERANCES[most_of(opened.manifest.precision)]
+    precision = opened.manifest.precision
+    numerics, rounded = None, precision in ROUNDED
+    if wanted is not None and not rounded:
+        tolerance = TOLERANCES[most_of(precision)]
         numerics = compare_numerics(wanted, actual, tolerance, towers)
     checks.append(_finite(actual, wanted or {}))
-    if int8 and fidelity is not None and original is not None and wanted is not None:
+    if rounded and fidelity is not None and original is not None and wanted is not None:
         fp32 = compare(original, wanted, inputs, schedule)
-        checks.append(_rounding(fidelity, fp32, token_overlap(wanted, actual)))
+        checks.append(_rounding(fidelity, fp32, token_overlap(wanted, actual), precision))
     else:
         checks.append(_numerics(numerics, dense, opened))
     fused = fused_attention(opened)
@@ -149,10 +153,10 @@ def verify(
     return Verification(str(artifact), tuple(checks), numerics, fidelity, fused, rows, model.notes)
 
 
-def _run(path: Path, inputs: Samples) -> dict[str, Any]:
+def _run(path: Path, inputs: Samples, how: OnCpu = ORT) -> dict[str, Any]:
     """Every output; the memory that it takes is free afterwards."""
     try:
-        return run_all(path, inputs)
+        return run_all(path, inputs, how)
     finally:
         release()
 
@@ -197,19 +201,19 @@ def _numerics(numerics: Numerics | None, dense: DenseModel | None, artifact: Art
     return Check("numerics", "passed", detail)
 
 
-def _rounding(int8: Fidelity, fp32: Fidelity, overlap: Array | None) -> Check:
-    """An int8 model is not near the fp32 graph bit by bit: what it keeps of the dense model is held
-    against what the same graph keeps in fp32."""
-    fault = rounding_fault(int8, fp32)
+def _rounding(rounded: Fidelity, fp32: Fidelity, overlap: Array | None, precision: str) -> Check:
+    """A rounded model is not near the fp32 graph bit by bit: what it keeps of the dense model is
+    held against what the same graph keeps in fp32."""
+    fault = rounding_fault(rounded, fp32)
     if fault:
-        return Check("numerics", "failed", f"in int8 {fault}; build with --precision fp32")
+        return Check("numerics", "failed", f"in {precision} {fault}; build with --precision fp32")
     tokens = "" if overlap is None else f"{overlap.mean():.1%} of tokens the same as in fp32, "
     figures = ", ".join(
         f"{name} {have:.4f} of '{out.output}' to the dense model ({likeness(want)[0]:.4f} in fp32)"
-        for out, want in zip(int8.outputs, fp32.outputs, strict=True)
+        for out, want in zip(rounded.outputs, fp32.outputs, strict=True)
         for have, name in [likeness(out)]
     )
-    return Check("numerics", "passed", f"int8, judged by fidelity: {tokens}{figures}")
+    return Check("numerics", "passed", f"{precision}, judged by fidelity: {tokens}{figures}")
 
 
 def _fusion(fused: FusedAttention | None) -> Check:

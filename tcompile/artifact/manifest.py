@@ -104,7 +104,7 @@ class TargetEntry:
     """The device compiled for.
 
     Attributes:
-        runtime: onnxruntime, tensorrt-rtx or jetson.
+        runtime: onnxruntime, openvino, tensorrt-rtx or jetson.
         compute_capability: of an NVIDIA device, e.g. 8.9.
     """
 
@@ -127,13 +127,13 @@ class Latency:
 
     Attributes:
         model: source: a model that computes in fp16, as it came; dense is then its fp32 normal
-            form. dense int8: the dense model in the precision of an int8 artifact.
+            form. dense int8, dense bf16: the dense model in the precision of such an artifact.
         kind: measured on the device named, or modelled from its data sheet.
         milliseconds: median for one batch.
         spread: lower and upper quartile; null for modelled figures.
     """
 
-    model: Literal["dense", "reduced", "source", "dense int8"]
+    model: Literal["dense", "reduced", "source", "dense int8", "dense bf16"]
     kind: FigureKind
     milliseconds: NonNegative
     device: str
@@ -141,6 +141,20 @@ class Latency:
     batch: Positive = 1
     spread: tuple[NonNegative, NonNegative] | None = None
     note: str = ""
+
+    @property
+    def rival(self) -> bool:
+        """Tell whether it is of the dense model in the precision of the artifact."""
+        return self.model in ("dense int8", "dense bf16")
+
+
+def dense_and_reduced(figures: Iterable[Latency]) -> tuple[float | None, float | None]:
+    """Measured milliseconds of the dense model in the precision of the reduced one, and of that;
+    None where they were not measured."""
+    times = {
+        "rival" if f.rival else f.model: f.milliseconds for f in figures if f.kind == "measured"
+    }
+    return times.get("rival", times.get("dense")), times.get("reduced")
 
 
 @dataclass(frozen=True)
@@ -221,6 +235,10 @@ _REMINDERS = {
 }
 
 
+#: How a dense or reduced model is rounded: its kind of int8, or its precision.
+RivalKind = Literal["dynamic", "static", "bf16", "fp32"]
+
+
 @dataclass(frozen=True)
 class Quantization:
     """The way in which the model was put into int8, by ONNX Runtime's quantizer.
@@ -246,12 +264,12 @@ class Rival:
     """The dense model in the precision of the artifact, which could be had without tcompile.
 
     Attributes:
-        kind: as in `quantization`, chosen in the same way.
+        kind: of int8, chosen as in `quantization`; else the precision.
         fidelity: of it to the dense model as it came, on the same samples.
         speedup: of the artifact over it, measured in the same rounds.
     """
 
-    kind: Literal["dynamic", "static"]
+    kind: RivalKind
     fidelity: Fidelity
     speedup: SpeedUp | None = None
 
@@ -304,7 +322,7 @@ class Manifest:
         speedup: of the reduced model over the dense one in fp32, as it was measured for this build;
             null: nothing was measured, it is the dense model, or the manifest is older.
         quantization: how the model was put into int8; null: it was not.
-        rival: the dense model in int8, of a reduced model in int8; null of any other.
+        rival: the dense model in int8 or bf16, of a reduced model in the same; null of any other.
         emitted: the model with fewer tokens, or the dense one; null in manifests of older versions.
         reason: why so many tokens are kept. asked: so many were asked for; exact: the same, by
             --exact; plateau: more than asked, free on the target; groups: patches leave in groups;
@@ -328,7 +346,7 @@ class Manifest:
 
     source: SourceFile
     target: TargetEntry
-    precision: Literal["fp32", "fp16", "mixed", "int8"]
+    precision: Literal["fp32", "bf16", "fp16", "mixed", "int8"]
     outputs_mode: Literal["reduced", "restored"]
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]

@@ -12,6 +12,7 @@ from tcompile.artifact.manifest import (
     OutputFidelity,
     Quantization,
     Rival,
+    dense_and_reduced,
 )
 from tcompile.core.errors import short_names
 from tcompile.core.model_files import TensorInfo
@@ -47,7 +48,7 @@ def render(manifest: Manifest) -> str:
         *filter(None, (_speedup(m), _over_rival(m), _prediction(m))),
         "\n## Fidelity to the dense model\n",
         _fidelity(m.fidelity),
-        *([_of_rival(m.rival)] if m.rival else []),
+        *([_of_rival(m.rival, m.precision)] if m.rival else []),
         *([f"\nint8: {quantization_words(m.quantization)}."] if m.quantization else []),
         "\n## Fused attention\n",
         _fused(m.fused_attention),
@@ -172,10 +173,11 @@ def _over_rival(m: Manifest) -> str:
     return f"\nOver {s.over}: {s.ratio:.2f} × [{s.lower:.2f}, {s.upper:.2f}] (95 %)."
 
 
-def _of_rival(rival: Rival) -> str:
-    """The figures of the dense model in int8, a line each output."""
+def _of_rival(rival: Rival, precision: str) -> str:
+    """The figures of the dense model in that precision, a line each output."""
     lines = [f"- `{out.output}`: {fidelity_words(out)}." for out in rival.fidelity.outputs]
-    return "\n".join([f"\nThe dense model in int8 ({rival.kind}) has, on the same:\n", *lines])
+    kind = "" if rival.kind == precision else f" ({rival.kind})"
+    return "\n".join([f"\nThe dense model in {precision}{kind} has, on the same:\n", *lines])
 
 
 def quantization_words(how: Quantization) -> str:
@@ -192,10 +194,9 @@ def _prediction(m: Manifest) -> str:
     if "predicted_ms" not in plan or m.emitted == "dense":
         return ""
     rows = [(f"predicted, {plan['latency_kind']} profile", plan["dense_ms"], plan["predicted_ms"])]
-    measured = {f.model: f.milliseconds for f in m.latency if f.kind == "measured"}
-    dense = measured.get("dense int8", measured.get("dense"))
-    if dense is not None and "reduced" in measured:
-        rows.append(("measured", dense, measured["reduced"]))
+    dense, reduced = dense_and_reduced(m.latency)
+    if dense is not None and reduced is not None:
+        rows.append(("measured", dense, reduced))
     text = table(
         ("", "dense", "reduced", "dense / reduced"),
         (

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from tcompile.artifact.manifest import Latency, Manifest
+from tcompile.artifact.manifest import Latency, Manifest, dense_and_reduced
 from tcompile.planning.solve.plan_report import (
     FixedPlan,
     PlanReport,
@@ -20,6 +20,7 @@ from tcompile.planning.solve.plan_report import (
     budget_words,
     faster_precision,
 )
+from tcompile.targets.devices import ROUNDED
 
 if TYPE_CHECKING:
     from tcompile.builder.job import Job
@@ -74,6 +75,19 @@ class Attempt:
         plan = self.planned.plan
         return (self.ms / self.dense_ms) / (plan.latency_ms / plan.dense_ms) - 1
 
+    @property
+    def both_ms(self) -> tuple[float, float]:
+        """Return the lesser and the larger of what it took, and of what that is at the pace at
+        which the machine was profiled, by the dense model that ran beside it.
+
+        A machine that others use is slower by a third now and then. A plan is made tighter, or
+        looser, only where both say so.
+        """
+        assert self.ms is not None
+        plan = None if self.planned is None else self.planned.plan
+        then = self.ms * plan.dense_ms / self.dense_ms if plan and self.dense_ms else self.ms
+        return min(self.ms, then), max(self.ms, then)
+
 
 def on_target(
     chosen: PlanReport | FixedPlan | None, reduced: Reduced, job: Job
@@ -86,7 +100,7 @@ def on_target(
         # Planning again asks for another budget.
         outcome = replace(chosen.outcome, others=budget_words(job.request))
         chosen = replace(chosen, outcome=outcome, budget=budget_of(job.request))
-    if chosen is None or target.runtime == "onnxruntime":
+    if chosen is None or target.on_cpu:
         return chosen, notes
     if isinstance(chosen, FixedPlan):
         chosen = chosen.with_latency(reduced, target, job.precision, batch)
@@ -101,9 +115,7 @@ def attempt_of(
     request: Request | None, manifest: Manifest, chosen: PlanReport | FixedPlan | None, job: Job
 ) -> Attempt:
     """Return what was built for a request: its manifest says how it was planned, too."""
-    times = {f.model: f.milliseconds for f in manifest.latency if f.kind == "measured"}
-    dense_ms = times.get("dense int8", times.get("dense"))
-    made = Attempt(request, manifest, chosen, dense_ms, times.get("reduced"))
+    made = Attempt(request, manifest, chosen, *dense_and_reduced(manifest.latency))
     return replace(made, manifest=_with_plan(made, job))
 
 
@@ -116,10 +128,11 @@ def _with_plan(made: Attempt, job: Job) -> Manifest:
     document.pop("front", None)
     latency = manifest.latency or _modelled(document, job)
     if not made.reduced:
-        # There is one model; the second figure is of the dense one against itself, or in int8.
-        int8 = [replace(f, model="dense int8") for f in latency if f.model == "reduced"]
+        # There is one model; the second figure is of the dense one against itself, or rounded.
+        name: Any = f"dense {manifest.precision}"
+        other = [replace(f, model=name) for f in latency if f.model == "reduced"]
         latency = tuple(f for f in latency if f.model == "dense")
-        latency += tuple(int8 if manifest.precision == "int8" else ())
+        latency += tuple(other if manifest.precision in ROUNDED else ())
     manifest = replace(manifest, latency=latency)
     planned = made.planned
     if planned is None:
@@ -139,11 +152,21 @@ def _with_plan(made: Attempt, job: Job) -> Manifest:
         notes.append(
             f"measured {made.ms:.4g} ms, more than the {budget:.4g} ms asked for and the "
             f"band of {planned.band:.0%}; the dense model took {made.dense_ms:.4g} ms "
-            f"where the profile has {planned.plan.dense_ms:.4g}"
+            f"where the profile has {planned.plan.dense_ms:.4g}" + _pace(made)
         )
         over = f"measured here it takes {made.ms:.4g} ms, more than the {budget:.4g} ms asked for"
         manifest = manifest.with_outcome(replace(made.chosen.outcome, remark=over))
     return replace(manifest, notes=tuple(notes), plan=document)
+
+
+def _pace(made: Attempt) -> str:
+    """What to do where the machine runs slower than when it was profiled; empty where it does not,
+    by more than the band."""
+    assert made.planned is not None
+    slower = (made.dense_ms or 0.0) > made.planned.plan.dense_ms * (1 + made.planned.band)
+    return (
+        ": the machine is slower now; tcompile profile --fresh measures it again" if slower else ""
+    )
 
 
 def _modelled(document: Mapping[str, Any], job: Job) -> tuple[Latency, ...]:
@@ -171,22 +194,26 @@ def next_request(made: Attempt, job: Job) -> Request | None:
 
     A modelled profile gives way to a measured one. A budget of latency is scaled by how much longer
     than predicted the last plan took: always where it is not kept though the profile was measured,
-    with `refine` also where there is room left.
+    with `refine` also where there is room left. See `Attempt.both_ms`.
     """
     request = made.request
     if request is None or made.planned is None or made.ms is None:
         return None
     if not job.refine and not _late(made, job):
         return None
-    if made.planned.kind == "modelled" and job.target.runtime == "onnxruntime":
+    if made.planned.kind == "modelled" and job.target.on_cpu:
         return replace(request, profile="measure")
     budget = job.request.latency
     if budget is None or request.latency is None or not made.reduced:
         return None
-    ratio = made.ms / made.planned.plan.latency_ms
-    if made.ms <= budget and made.ms >= budget * (1 - made.planned.band):
+    least, most = made.both_ms
+    if least > budget:
+        took = least
+    elif most < budget * (1 - made.planned.band):
+        took = most
+    else:
         return None
-    return replace(request, latency=budget / ratio)
+    return replace(request, latency=budget * made.planned.plan.latency_ms / took)
 
 
 def _planned_again(made: Attempt, job: Job) -> bool:
@@ -199,7 +226,7 @@ def _late(made: Attempt, job: Job) -> bool:
     budget, planned = job.request.latency, made.planned
     if budget is None or planned is None or made.ms is None or planned.kind != "measured":
         return False
-    return made.ms > budget * (1 + planned.band)
+    return made.both_ms[0] > budget * (1 + planned.band)
 
 
 def better(new: Attempt, old: Attempt, budget: float | None) -> bool:
@@ -208,7 +235,7 @@ def better(new: Attempt, old: Attempt, budget: float | None) -> bool:
         return True
     if budget is None:
         return new.ms < old.ms or old.slower
-    over = [max(a.ms - budget, 0.0) for a in (new, old) if a.ms is not None]
+    over = [max(a.both_ms[0] - budget, 0.0) for a in (new, old)]
     if over[0] != over[1]:
         return over[0] < over[1]
     losses = [a.planned.plan.loss if a.planned else 0.0 for a in (new, old)]
@@ -220,7 +247,8 @@ def _verdict(kept: Attempt) -> str:
     assert kept.ms is not None
     assert kept.dense_ms is not None
     verdict = "slower than" if kept.ms > kept.dense_ms else "not shown to be faster than"
-    dense = "dense" if kept.manifest.rival is None else "dense int8"
+    manifest = kept.manifest
+    dense = "dense" if manifest.rival is None else f"dense {manifest.precision}"
     return f"measured {verdict} {dense} here, {kept.ms:.4g} ms against {kept.dense_ms:.4g} ms"
 
 
@@ -243,5 +271,5 @@ def dense_instead(kept: Attempt, dense: Manifest) -> Manifest:
         **(kept.manifest.plan or {}),
         "tried_schedule": {"schedule": tried, "dense_ms": kept.dense_ms, "ms": kept.ms},
     }
-    latency = tuple(f for f in kept.manifest.latency if f.model in ("dense", "dense int8"))
+    latency = tuple(f for f in kept.manifest.latency if f.model == "dense" or f.rival)
     return replace(dense, plan=plan, latency=latency).with_outcome(outcome.dense_instead(why))

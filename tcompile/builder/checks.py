@@ -19,6 +19,7 @@ from tcompile.runtime.samples import Samples, run_all, samples_for
 from tcompile.runtime.scenes import calibration_for, evidence_count, evidence_for
 from tcompile.runtime.signature import Signature, signature
 from tcompile.targets import Target
+from tcompile.targets.backends.cpu import on_cpu
 from tcompile.verify.fidelity import measure_fidelity
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class Evidence:
             precision: the whole 95 % interval of the speed-up lies above 1, and it is 1 % at least.
             None where nothing was measured.
         speedup: over the dense model in fp32; None as above.
-        rival: over the dense model in int8; None of a model that is not.
+        rival: over the dense model in int8 or bf16, of a model that is; None of any other.
     """
 
     fidelity: Fidelity
@@ -171,40 +172,47 @@ def measure(
     decide: bool = True,
     seconds: float = 0.0,
     normal: Path | None = None,
+    half: bool = False,
+    precision: str = "fp32",
     schedule: Mapping[str, Any] | None = None,
     fidelity: Fidelity | None = None,
     rival: Path | None = None,
 ) -> Evidence:
-    """Fidelity of the reduced model on samples; on `cpu`, also how long both take.
+    """Fidelity of the reduced model on samples; on a CPU, also how long both take.
 
     Where the reduced model is not faster, a note says so.
 
     Args:
         samples: to show fidelity on; None: a few scenes.
-        normal: the normal form of a source that computes in fp16, in fp32: latency is compared with
-            that, and with the source as it came apart from it.
+        normal: the fp32 normal form of the source, which latency is compared with: of one that
+            computes in fp16, and in OpenVINO.
+        half: whether the source computes in fp16: it is timed apart from that, as it came.
+        precision: of the reduced model.
         decide: measure on while it is not sure which is faster; of the dense model against itself
             it never will be.
         seconds: to measure for at least.
         threads, batch: to measure with; a fixed batch is what it is.
         schedule: of the reduced model, as JSON.
         fidelity: where it is known already.
-        rival: the dense model in int8, of a reduced one that is too: which of them is faster counts
-            then.
+        rival: the dense model in int8 or bf16, of a reduced one that is too: which of them is
+            faster counts then.
     """
+    how = on_cpu(target, precision)
     if fidelity is None:
         samples = samples or evidence_for(signature(reduced).whole, count=2)
-        fidelity = measure_fidelity(source, reduced, samples, schedule)
-    if target.runtime != "onnxruntime":
+        fidelity = measure_fidelity(source, reduced, samples, schedule, how)
+    if not target.on_cpu:
         return Evidence(fidelity, (), ())
-    from tcompile.runtime.timing import DENSE_INT8, EMULATED, bench_models
+    from tcompile.runtime.timing import EMULATED, bench_models, dense_in
 
     most = _MOST_ROUNDS if decide else None
     timed = bench_models(
         normal or source,
         reduced,
-        source=source if normal else None,
+        source=source if half else None,
         rival=rival,
+        how=how,
+        precision=precision,
         rounds=_ROUNDS,
         most=most,
         seconds=seconds,
@@ -223,14 +231,14 @@ def measure(
             f"{words}{timed.rounds} interleaved rounds, {timed.threads} threads",
         )
         for which, timing, words in (
-            ("dense", timed.dense, "the fp32 normal form of an fp16 source; " if normal else ""),
+            ("dense", timed.dense, "the fp32 normal form of an fp16 source; " if half else ""),
             ("reduced", timed.reduced, ""),
             ("source", timed.source, "fp16, as it came; "),
-            ("dense int8", timed.rival, ""),
+            (f"dense {precision}", timed.rival, ""),
         )
         if timing is not None
     )
-    same, over = timed.rival_speedup, DENSE_INT8
+    same, over = timed.rival_speedup, dense_in(precision)
     if same is None:
         same, over = timed.speedup, timed.compared
     faster = same.lower > 1 and same.ratio >= _LEAST_GAIN
@@ -243,7 +251,9 @@ def measure(
             f"speed-up of the reduced model: {over}; {_times(timed.source_speedup)} over {EMULATED}"
         )
     gain = _entry(timed.speedup, timed.compared)
-    rivals = None if timed.rival_speedup is None else _entry(timed.rival_speedup, DENSE_INT8)
+    rivals = (
+        None if timed.rival_speedup is None else _entry(timed.rival_speedup, dense_in(precision))
+    )
     return Evidence(fidelity, latency, tuple(notes), faster, gain, rivals)
 
 

@@ -39,7 +39,7 @@ class Models:
     Attributes:
         source: the user's model.
         shipped: the lowered model, in the artifact's folder.
-        dense: the normal form of the source.
+        dense: the normal form of the source, for OpenVINO lowered.
         pair: the reduced and the lowered model, made comparable.
         owners: tells the user's nodes from those that tcompile wrote.
         schedule: what was applied.
@@ -92,6 +92,7 @@ def write_models(
     form: TokenOpsChoice,
     folder: Path,
     scratch: Path,
+    plain: gs.Graph | None = None,
 ) -> Models:
     """Write all that the later stages read, so that the graphs can go.
 
@@ -102,6 +103,7 @@ def write_models(
         form: the form of the token ops, as it was asked for.
         folder: takes the model to ship.
         scratch: takes the others.
+        plain: the dense graph as the target's runtime takes it, in place of its normal form.
     """
     if form.form != "native" and not any(is_call(node) for node in lowered.nodes):
         # The dense model where a plan declined, say: the device then needs no library for it.
@@ -111,7 +113,7 @@ def write_models(
     dense.parent.mkdir()
     compared.mkdir()
     save(lowered, shipped, reduced.metadata)
-    save(reduced.dense, dense)
+    save(reduced.dense if plain is None else plain, dense)
     return Models(
         source=source,
         shipped=shipped,
@@ -141,7 +143,7 @@ def judge_models(models: Models, job: Job, say: Progress) -> Judgement:
     """
     say("checking the normal form against the source")
     check_normal_form(job.path, models.dense, half=models.widened, quantized=models.quantized)
-    if timed_against(models, job) is None and job.precision != "int8":
+    if timed_against(models, job) is None and not job.rounds:
         shutil.rmtree(models.dense.parent)
     say("checking the lowered model against the reduced one")
     judged = judge(
@@ -159,9 +161,11 @@ def judge_models(models: Models, job: Job, say: Progress) -> Judgement:
 
 
 def timed_against(models: Models, job: Job) -> Path | None:
-    """The fp32 normal form of an fp16 source, which a CPU's latency is compared with; None: it is
-    compared with the source itself."""
-    return models.dense if models.widened and job.target.runtime == "onnxruntime" else None
+    """The fp32 normal form of the source, which latency is compared with on a CPU where that
+    computes in fp16, or where it may be more than plain ONNX; None: it is compared with the source
+    itself."""
+    apart = models.widened or job.target.runtime == "openvino"
+    return models.dense if apart and job.target.on_cpu else None
 
 
 def emit_model(models: Models, judged: Judgement, job: Job, say: Progress) -> Built:
@@ -194,7 +198,7 @@ def emit_model(models: Models, judged: Judgement, job: Job, say: Progress) -> Bu
             error.args = (error.one_line(),)
         raise
     notes = [*judged.notes, *emitted.notes]
-    if models.free_batch and job.target.runtime == "onnxruntime" and job.batches.asked:
+    if models.free_batch and job.target.on_cpu and job.batches.asked:
         notes.append(f"{', '.join(job.batches.asked)}: {UNBOUND}")
     return Built(emitted, tuple(notes), fault)
 
@@ -203,7 +207,7 @@ def manifest_of(models: Models, built: Built, evidence: Evidence, job: Job) -> M
     """Say what was built, and what was measured of it; how it was planned is not in it yet."""
     schedule, reduced = models.schedule, not models.schedule.dense
     target, asked = job.target, job.batches.asked
-    bounded = models.free_batch and (asked or target.runtime != "onnxruntime")
+    bounded = models.free_batch and (asked or not target.on_cpu)
     shapes: Mapping[str, tuple[int | str, ...]] = job.request.shapes or {}
     # The dense model is as fast as itself: nothing is said of its latency.
     notes = (*schedule.notes, *built.notes, *(evidence.notes if reduced else ()))

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tcompile.targets.devices import ROUNDED
+
 if TYPE_CHECKING:
     from tcompile.passes.lower.token_ops import TokenOpsChoice
     from tcompile.passes.runner import Dump
@@ -45,5 +47,12 @@ class Job:
 
     @property
     def graph_precision(self) -> Precision:
-        """Return the precision of the lowered graph: int8 is made of it, in fp32, as a file."""
-        return "fp32" if self.precision == "int8" else self.precision
+        """Return the precision of the lowered graph: int8 is made of its file, and a runtime that
+        rounds does so while it runs."""
+        return "fp32" if self.precision in ROUNDED else self.precision
+
+    @property
+    def rounds(self) -> bool:
+        """Tell whether what is shipped is not run as ONNX Runtime runs the lowered graph, on a
+        CPU: it is judged on images then."""
+        return self.precision in ROUNDED or self.target.runtime == "openvino"

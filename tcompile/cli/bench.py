@@ -38,11 +38,15 @@ if TYPE_CHECKING:
 def bench(
     artifact: Path, against: Path | None, rounds: int, threads: int | None, as_json: bool
 ) -> None:
-    """Measure the dense and the reduced model on this machine, interleaved, on ONNX Runtime.
+    """Measure the dense and the reduced model on this machine, interleaved.
+
+    Both run in the runtime that the artifact is for, OpenVINO or ONNX Runtime; what is for a GPU in
+    ONNX Runtime.
 
     A dense model that computes in fp16 is compared in fp32, as the compiler reads it, and as it
     came: the first is what fewer tokens gain, the second what replacing the file gains. An artifact
-    in int8 is compared with the dense model in fp32, and in int8 apart from that.
+    in int8 or bf16 is compared with the dense model in fp32, and in its own precision apart from
+    that.
 
     \b
     Example:
@@ -66,14 +70,14 @@ def bench(
 def print_benchmark(result: Benchmark) -> None:
     """The figures as a table, and under which conditions they hold."""
     from tcompile.artifact.page import milliseconds
-    from tcompile.runtime.timing import DENSE_INT8, EMULATED
+    from tcompile.runtime.timing import EMULATED, dense_in
 
     dense = "dense" if result.source is None else "dense, fp32 normal form"
     timed = [
         (dense, result.dense),
         ("reduced", result.reduced),
         *([("dense, fp16 as it came", result.source)] if result.source else []),
-        *([("dense int8", result.rival)] if result.rival else []),
+        *([(f"dense {result.precision}", result.rival)] if result.rival else []),
     ]
     rows = [
         (name, milliseconds(t.median), f"{milliseconds(t.lower)} to {milliseconds(t.upper)}")
@@ -91,9 +95,8 @@ def print_benchmark(result: Benchmark) -> None:
         click.echo(f"speed-up {s.ratio:.2f} [{s.lower:.2f}, {s.upper:.2f}] (95 %) over {EMULATED}")
     if result.rival_speedup is not None:
         s = result.rival_speedup
-        click.echo(
-            f"speed-up {s.ratio:.2f} [{s.lower:.2f}, {s.upper:.2f}] (95 %) over {DENSE_INT8}"
-        )
+        over = dense_in(result.precision)
+        click.echo(f"speed-up {s.ratio:.2f} [{s.lower:.2f}, {s.upper:.2f}] (95 %) over {over}")
     click.echo(
         f"measured: batch {result.batch}, {result.rounds} interleaved rounds, "
         f"{result.threads} threads, {result.runtime}, {result.machine}"

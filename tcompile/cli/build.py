@@ -112,11 +112,12 @@ def build(
     """
     from tcompile.artifact.directory import load_artifact
     from tcompile.pipeline import build as build_artifact
+    from tcompile.targets.devices import in_runtime
 
     with progress() as say:
         directory = build_artifact(
             model,
-            target=target,
+            target=in_runtime(target, options["runtime"]),
             precision=precision,
             token_ops=token_ops,
             min_batch=min_batch,
@@ -207,7 +208,7 @@ def print_summary(directory: Path) -> None:
         rows += [("fidelity", note) for note in fidelity_notes(m.fidelity)]
     if m.rival is not None:
         rows += [
-            (f"dense int8, output {out.output}", fidelity_words(out))
+            (f"dense {m.precision}, output {out.output}", fidelity_words(out))
             for out in m.rival.fidelity.outputs
         ]
     if m.quantization:

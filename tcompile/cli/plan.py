@@ -43,6 +43,7 @@ def plan(
       tcompile build vit.onnx --target cpu --schedule schedule.json
     """
     from tcompile.pipeline import price
+    from tcompile.targets.devices import in_runtime
 
     if plot is not None:
         from tcompile.report.plots import check_picture
@@ -51,7 +52,13 @@ def plan(
     with progress() as say:
         say(f"analysing {model}")
         asked = asked_of(options)
-        made = price(model, target=target, precision=precision, progress=say, **asked)
+        made = price(
+            model,
+            target=in_runtime(target, options["runtime"]),
+            precision=precision,
+            progress=say,
+            **asked,
+        )
     if plot is not None:
         from tcompile.report.plots import draw
 

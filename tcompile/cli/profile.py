@@ -21,6 +21,7 @@ from tcompile.cli.common import (
     shape_option,
     tower_option,
 )
+from tcompile.cli.schedule_options import runtime_option
 from tcompile.methods.portfolio import PORTFOLIO
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ _FREE = 1e-5
 @click.command(short_help="Latency against token count on a device.")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--target", required=True, metavar="T", help="The device; see `tcompile targets`.")
+@runtime_option
 @click.option(
     "-o",
     "--output",
@@ -67,8 +69,8 @@ _FREE = 1e-5
 @click.option(
     "--precision",
     metavar="P",
-    help="fp32, fp16, or int8: measured on a CPU, with --modelled on a GPU [default: the "
-    "target's].",
+    help="fp32, fp16, or int8: measured on a CPU, with --modelled on a GPU; bf16: in OpenVINO "
+    "[default: the target's].",
 )
 @click.option(
     "--modelled", is_flag=True, help="Do not measure: compute latency from the device's data sheet."
@@ -109,6 +111,7 @@ _FREE = 1e-5
 def profile(
     model: Path,
     target: str,
+    runtime: str | None,
     output: Path | None,
     plot: Path | None,
     methods: tuple[str, ...],
@@ -141,6 +144,7 @@ def profile(
     from tcompile.api.profile import check_output, draw_profile, write_profile
     from tcompile.api.profile import profile as make
     from tcompile.report.plots import check_picture
+    from tcompile.targets.devices import in_runtime
 
     if output is not None:
         check_output(output)
@@ -149,7 +153,7 @@ def profile(
     with progress() as say:
         made = make(
             model,
-            target=target,
+            target=in_runtime(target, runtime),
             methods=methods,
             batch=batch,
             threads=threads,

@@ -23,18 +23,27 @@ if TYPE_CHECKING:
 
 precision_option = click.option(
     "--precision",
-    type=click.Choice(["fp32", "fp16", "mixed", "int8", "auto"]),
+    type=click.Choice(["fp32", "fp16", "bf16", "mixed", "int8", "auto"]),
     help="mixed is for GPUs: fp16, but fp32 where values leave its range on images (--calibration, "
     "or procedural scenes). int8 is for cpu: products of activations and weights, by ONNX "
     "Runtime's quantizer, dynamic or static by what is measured; compared with the dense model in "
-    "int8. auto, for cpu: tokens and precision weighed together against --latency or --max-drop "
-    "[default: the target's; fp16 on GPUs, fp32 on CPUs].",
+    "int8. bf16 is for cpu in OpenVINO. auto, for cpu: tokens and precision weighed together "
+    "against --latency or --max-drop [default: the target's; fp16 on GPUs, fp32 on CPUs].",
+)
+
+#: Gives the command the name of the target in that runtime.
+runtime_option = click.option(
+    "--runtime",
+    type=click.Choice(["onnxruntime", "openvino"]),
+    help="What runs the model on --target cpu; with openvino it is planned, measured and checked "
+    "there, the same as --target cpu-openvino [default: the target's; onnxruntime].",
 )
 
 _OPTIONS = (
     click.option(
         "--target", required=True, metavar="T", help="The device; see `tcompile targets`."
     ),
+    runtime_option,
     click.option(
         "--keep",
         type=KeepParam(),
@@ -165,7 +174,7 @@ def schedule_options(command: F) -> F:
 
 
 def asked_of(options: dict[str, Any]) -> Asked:
-    """The options as the API takes them; `target` is its own."""
-    asked: Any = {k: v for k, v in options.items() if k != "target"}
+    """The options as the API takes them; `target` and `runtime` are its own."""
+    asked: Any = {k: v for k, v in options.items() if k not in ("target", "runtime")}
     asked["shapes"] = dict(asked["shapes"])
     return asked  # type: ignore[no-any-return]

@@ -42,6 +42,7 @@ OPTIONAL = (
         "reading, building, checking and running models; measuring this CPU",
         ("onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino"),
     ),
+    Package("openvino", "openvino", "openvino", "2025.3", "--runtime openvino"),
     Package("pillow", "PIL", "cpu", "", "reading images"),
     Package("scipy", "scipy", "cpu", "1.12", "profiles, losses and budgets"),
     Package("tensorrt-rtx", "tensorrt_rtx", "rtx", "1.4", "engines for RTX GPUs; parsing bundles"),

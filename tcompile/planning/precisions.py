@@ -26,9 +26,10 @@ from tcompile.planning.search.evidence import evidence_for
 from tcompile.planning.search.search import summed_up
 from tcompile.planning.solve.plan_report import FixedPlan, PlanReport
 from tcompile.profiling.runtimes import MEASURED
-from tcompile.runtime.int8 import run_int8
+from tcompile.runtime.rounded import run_in
 from tcompile.runtime.samples import Samples, run_graph
 from tcompile.targets import Target
+from tcompile.targets.backends.openvino import has_bf16
 
 AUTO_PRECISION = "auto"
 _NAME = "name the precision: --precision fp32 or int8"
@@ -68,7 +69,7 @@ def check_weighable(target: Target, request: Request) -> None:
         UsageError: the target is no CPU, or there is no budget to weigh them against.
     """
     where = "--precision auto"
-    if target.runtime != "onnxruntime":
+    if not target.on_cpu:
         raise UsageError(
             f"{target.name} cannot be measured in several precisions from here",
             where=where,
@@ -83,7 +84,7 @@ def check_weighable(target: Target, request: Request) -> None:
 
 
 def best_precision(
-    model: Analysed, request: Request, plan: Planner, say: Progress
+    model: Analysed, request: Request, target: Target, plan: Planner, say: Progress
 ) -> tuple[InPrecision, str]:
     """The plan that loses least within the latency, or takes least within the drop; and a note that
     names what it was weighed against.
@@ -103,15 +104,15 @@ def best_precision(
     dense = _dense(model, samples)
     found: list[InPrecision] = []
     failed: dict[str, TcompileError] = {}
-    for precision in MEASURED:
+    for precision in _weighed(target):
         say(f"planning in {precision}")
         try:
             schedule, planned = plan(precision)
             if isinstance(planned, FixedPlan):
                 raise UsageError("nothing is solved for here", where="--precision auto", hint=_NAME)
             say(f"running the plan in {precision}")
-            run = run_int8 if precision == "int8" else run_graph
-            outputs = run(_graph(model, schedule, request.outputs), samples)
+            graph = _graph(model, schedule, request.outputs)
+            outputs = run_in(graph, samples, target, precision)
         except TcompileError as error:
             failed[precision] = error
             continue
@@ -124,6 +125,12 @@ def best_precision(
     weighed += [f"{precision} is out: {error.what}" for precision, error in failed.items()]
     source = f"{unit(dense)}, measured on {samples.source}"
     return best, f"precision {best.precision} is taken: {'; '.join(weighed)} ({source})"
+
+
+def _weighed(target: Target) -> tuple[str, ...]:
+    """The precisions of a CPU that it has kernels for."""
+    known = MEASURED[target.runtime]
+    return tuple(p for p in known if p != "bf16" or has_bf16())
 
 
 def _dense(model: Analysed, samples: Samples) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def modelled_profile(
 
     if not methods:
         raise UsageError("no method can be planned on this model", where="--method")
-    cpu = target.runtime == "onnxruntime"
+    cpu = target.on_cpu
     device = cpu_device(threads) if cpu else device_of(target, precision)
     shape = analysis.shape
     found = structures(dense, analysis, methods)

@@ -18,6 +18,7 @@ from tcompile.core.decode import Count, Positive, decode, read_json
 from tcompile.core.errors import UsageError
 from tcompile.profiling.curve import Curve, Figure, StepCost, combined
 from tcompile.profiling.plateaus import step_evidence
+from tcompile.targets.devices import ROUNDED, list_targets
 
 FORMAT, VERSION = "tcompile-profile", 1
 Kind = Literal["measured", "modelled"]
@@ -111,9 +112,10 @@ class Profile:
         return not self.why_no_plateaus
 
     @property
-    def cpu_int8(self) -> bool:
-        """Tell whether the parts ran in int8 on a CPU."""
-        return self.conditions.target == "cpu" and self.conditions.precision == "int8"
+    def rounded(self) -> bool:
+        """Tell whether the parts ran on a CPU, in int8 or bf16."""
+        on_cpu = self.conditions.target in (t.name for t in list_targets() if t.on_cpu)
+        return on_cpu and self.conditions.precision in ROUNDED
 
     @property
     def words(self) -> str:

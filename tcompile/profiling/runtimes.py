@@ -1,7 +1,7 @@
 """Runtimes: each opens a file on a target's device and runs it, so that it can be timed.
 
-ONNX Runtime on a CPU, TensorRT-RTX or TensorRT on a GPU of this machine. A device that is reached
-over SSH will be one more `Runtime`: a profile asks for no more than this.
+ONNX Runtime or OpenVINO on a CPU, TensorRT-RTX or TensorRT on a GPU of this machine. A device that
+is reached over SSH will be one more `Runtime`: a profile asks for no more than this.
 
 No GPU has run this yet: written against polygraphy's documented API, and tested up to the engine,
 which TensorRT-RTX builds without one.
@@ -16,7 +16,7 @@ import subprocess
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -28,17 +28,21 @@ from tcompile.core.machine import usable_cores
 from tcompile.core.save import save
 from tcompile.passes.lower import lower, to_fp16
 from tcompile.profiling.profile import Conditions
-from tcompile.runtime.int8 import save_int8
+from tcompile.runtime.rounded import save_in
 from tcompile.runtime.timing import machine_name
 from tcompile.targets import Target
-from tcompile.targets.backends import jetson, ort, rtx, tensorrt
+from tcompile.targets.backends import jetson, openvino, ort, rtx, tensorrt
 from tcompile.targets.backends.base import Batch
+from tcompile.targets.backends.cpu import on_cpu
 from tcompile.targets.devices import Precision
 
 Run = Callable[[], object]
 
-#: Precisions that a CPU is measured in.
-MEASURED = ("fp32", "int8")
+#: Runtime of a CPU → the precisions that it is measured in. It only emulates fp16.
+MEASURED: Mapping[str, tuple[str, ...]] = {
+    "onnxruntime": ("fp32", "int8"),
+    "openvino": ("fp32", "bf16", "int8"),
+}
 
 #: Where the driver shows its GPUs; a Jetson has no nvidia-smi and no /dev/nvidia0 before R36.
 _DEVICES = ("/dev/nvidia0", "/dev/nvhost-gpu", "/dev/dxg")
@@ -67,36 +71,32 @@ class Runtime(Protocol):
         ...
 
 
-class OrtRuntime:
-    """ONNX Runtime on the CPU of this machine, in fp32 or in int8 (dynamic, of which a part needs
-    no samples; a build measures whether static is better)."""
+class CpuRuntime:
+    """ONNX Runtime or OpenVINO on the CPU of this machine, in fp32, bf16 or int8 (in ONNX Runtime
+    dynamic, of which a part needs no samples; a build measures whether static is better)."""
 
     def __init__(
-        self,
-        target: Target,
-        *,
-        batch: int = 1,
-        threads: int | None = None,
-        precision: Literal["fp32", "int8"] = "fp32",
+        self, target: Target, *, batch: int = 1, threads: int | None = None, precision: str = "fp32"
     ) -> None:
         self.target, self.batch, self.precision = target, batch, precision
         self.threads = threads or usable_cores()
+        if target.runtime == "openvino":
+            openvino.check_precision(precision)
 
     def open(self, graph: gs.Graph, path: Path) -> Run:
-        if self.precision == "int8":
-            save_int8(graph, path)
-        else:
-            save(graph, path)
-        runner = ort.OrtRunner(path, threads=self.threads, in_turn=True)
+        save_in(graph, path, self.target, self.precision, lambda: inputs_of(graph, self.batch))
+        runner = on_cpu(self.target, self.precision).open(path, self.threads, in_turn=True)
         _remove(path)
         return runner.prepared(inputs_of(graph, self.batch))
 
     def conditions(self) -> Conditions:
+        with_ort = self.target.runtime == "onnxruntime"
+        version = ort.version() if with_ort else openvino.version()
         return Conditions(
             target=self.target.name,
             device=machine_name(),
-            runtime="ONNX Runtime, CPU",
-            software={"onnxruntime": ort.version(), "system": platform.platform(terse=True)},
+            runtime="ONNX Runtime, CPU" if with_ort else "OpenVINO, CPU",
+            software={self.target.runtime: version, "system": platform.platform(terse=True)},
             precision=self.precision,
             batch=self.batch,
             threads=self.threads,
@@ -160,15 +160,15 @@ def runtime_for(
         UsageError: the target is another machine, or this one has no such device or no library for
             it; the target does not have the precision.
     """
-    if target.runtime == "onnxruntime":
-        if precision not in (None, *MEASURED):
+    if target.on_cpu:
+        known = MEASURED[target.runtime]
+        if precision not in (None, *known):
             raise UsageError(
-                f"a CPU is measured in {' or '.join(MEASURED)}",
+                f"a CPU is measured in {' or '.join(known)}",
                 where="--precision",
                 hint="it only emulates fp16",
             )
-        measured = cast(Literal["fp32", "int8"], precision or "fp32")
-        return OrtRuntime(target, batch=batch, threads=threads, precision=measured)
+        return CpuRuntime(target, batch=batch, threads=threads, precision=precision or "fp32")
     level = precision or target.default_precision
     target.check_precision(level)
     obstacle, remedy = _obstacle(target)

@@ -24,7 +24,8 @@ from tcompile.runtime.token_outputs import is_bookkeeping
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
 
-    from tcompile.targets.backends.ort import OrtRunner
+    from tcompile.targets.backends.base import Runner
+    from tcompile.targets.backends.cpu import OnCpu
 
 Array = npt.NDArray[Any]
 #: Values of a batch of any size: eight images of 224 × 224, since activations grow with them.
@@ -159,14 +160,17 @@ def batches(samples: Samples, size: int | None) -> Iterator[tuple[dict[str, Arra
         yield {name: a[rows] for name, a in samples.arrays.items()}, min(size, total - start)
 
 
-def run_all(path: str | Path, samples: Samples) -> dict[str, Array]:
-    """Return every output for every sample, samples first, on ONNX Runtime.
+def run_all(path: str | Path, samples: Samples, how: OnCpu | None = None) -> dict[str, Array]:
+    """Return every output for every sample, samples first.
 
     Extra arrays are ignored, dtypes adapted.
-    """
-    from tcompile.targets.backends.ort import OrtRunner
 
-    runner = OrtRunner(Path(path))
+    Args:
+        how: in ONNX Runtime by default.
+    """
+    from tcompile.targets.backends.cpu import ORT
+
+    runner = (how or ORT).open(Path(path))
     packed = bool(runner.inputs) and is_packed(runner.inputs[0])
     fixed, host = rows_of(runner), read_host_image(runner.metadata)
     kept: dict[str, list[Array]] = {tensor.name: [] for tensor in runner.outputs}
@@ -192,7 +196,7 @@ def run_graph(graph: gs.Graph, samples: Samples) -> dict[str, Array]:
         return run_all(path, samples)
 
 
-def rows_of(runner: OrtRunner) -> int | None:
+def rows_of(runner: Runner) -> int | None:
     """Samples that a model takes at once; None: any number."""
     if runner.inputs and is_packed(runner.inputs[0]):
         return 1

@@ -1,4 +1,4 @@
-"""Timing models against each other on this machine, ONNX Runtime on the CPU, interleaved.
+"""Timing models against each other on this machine's CPU, interleaved.
 
 All models run in every round, in random order, so that what the machine does meanwhile hits each.
 """
@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,9 @@ from tcompile.core.machine import usable_cores
 from tcompile.core.progress import Progress, silent
 from tcompile.runtime.samples import feed, samples_for
 from tcompile.runtime.signature import signature
+
+if TYPE_CHECKING:
+    from tcompile.targets.backends.cpu import OnCpu
 
 Array = npt.NDArray[Any]
 Call = Callable[[], object]
@@ -46,11 +49,17 @@ class Speedup:
     upper: float
 
 
+def dense_in(precision: str) -> str:
+    """The dense model in the precision of the reduced one, in words."""
+    return f"the dense model in {precision}"
+
+
 #: What the reduced model is compared with: the file that was compiled, or, where that computes in
 #: fp16, its form in fp32. ONNX Runtime only emulates fp16 on a CPU, and a speed-up over that would
 #: be the precision's, not that of fewer tokens.
+#: OpenVINO takes plain ONNX, which the file may not be.
 AS_IT_CAME, NORMAL_FORM = "the dense model as it came", "the fp32 normal form of the fp16 model"
-DENSE_INT8 = "the dense model in int8"
+PLAIN = "the dense model, in fp32"
 EMULATED = (
     "the fp16 model as it came, most of which ONNX Runtime computes in fp32 between casts on a CPU"
 )
@@ -65,8 +74,9 @@ class Benchmark:
         speedup: of the reduced model over that.
         source, source_speedup: the fp16 model as it came, and the reduced one over it; None where
             `dense` is the model as it came.
-        rival, rival_speedup: the dense model in int8, and the reduced one, which is in int8 as
-            well, over it; None of any other model.
+        rival, rival_speedup: the dense model in the precision of a reduced one in int8 or bf16, and
+            that over it; None of any other model.
+        precision: of the reduced model and its rival.
     """
 
     dense: Timing
@@ -84,6 +94,7 @@ class Benchmark:
     source_speedup: Speedup | None = None
     rival: Timing | None = None
     rival_speedup: Speedup | None = None
+    precision: str = "fp32"
 
     def to_json(self) -> dict[str, Any]:
         """The figures as JSON values; all of them measured."""
@@ -141,6 +152,7 @@ class Rounds:
 
 def time_models(
     paths: Sequence[str | Path],
+    how: Sequence[OnCpu] = (),
     *,
     rounds: int,
     decide: tuple[int, int] = (0, 1),
@@ -153,17 +165,19 @@ def time_models(
     """Measure ONNX files on the same random inputs, those of the second one.
 
     Args:
+        how: each is run; in ONNX Runtime by default.
         decide: the two of which it is to be told which is faster.
         rounds, most, seconds, threads, batch: as for `bench_models`.
     """
-    from tcompile.targets.backends import ort
+    from tcompile.targets.backends.cpu import ORT
 
     threads = threads or usable_cores()
     models = [signature(path) for path in paths]
     size = models[0].batch or models[1].batch or batch or 1
     # The dense model's image size may be free; the reduced one's never is.
     samples = samples_for(models[1].whole, count=size)
-    runners = [ort.OrtRunner(m.path, threads=threads, in_turn=True) for m in models]
+    ways = how or [ORT] * len(models)
+    runners = [way.open(m.path, threads, in_turn=True) for way, m in zip(ways, models, strict=True)]
     calls = [
         partial(
             runner.run, feed(m.inputs, m.host.fed(samples.arrays) if m.host else samples.arrays)
@@ -197,13 +211,18 @@ def bench_models(
     note: str = "",
     source: str | Path | None = None,
     rival: str | Path | None = None,
+    how: OnCpu | None = None,
+    precision: str = "fp32",
     progress: Progress = silent,
 ) -> Benchmark:
     """Measure two ONNX files on the same random inputs.
 
     Args:
-        rival: where `reduced` is in int8, the dense model in int8, which is measured in the same
-            rounds; it is then told which of these two is faster.
+        rival: where `reduced` is in int8 or bf16, the dense model in the same, which is measured in
+            the same rounds; it is then told which of these two is faster.
+        how: `reduced` and `rival` are run, the others in the same runtime in fp32; by default in
+            ONNX Runtime.
+        precision: of `reduced` and `rival`.
         source: where `dense` is the fp32 normal form of an fp16 model, that model as it came, which
             is measured in the same rounds.
         rounds: timed runs of each model, after three that are not.
@@ -211,16 +230,18 @@ def bench_models(
             the speed-up has 1 in it.
         seconds: that the rounds take at least, whatever `most` says: medians of a shorter time are
             those of a moment, where others use the machine as well.
-        threads: of ONNX Runtime; by default as many as this process may use.
+        threads: of the runtime; by default as many as this process may use.
         batch: for models whose batch is free; a fixed batch is what it is.
     """
-    from tcompile.targets.backends import ort
+    from tcompile.targets.backends.cpu import ORT
 
+    how = how or ORT
     if rounds < 5:
         raise UsageError("needs at least 5 rounds", where="--rounds")
     others = [path for path in (source, rival) if path is not None]
     found = time_models(
         [dense, reduced, *others],
+        [how.exact, how, *(how if path is rival else how.exact for path in others)],
         rounds=rounds,
         decide=(0 if rival is None else -1, 1),
         most=most,
@@ -230,6 +251,9 @@ def bench_models(
         progress=progress,
     )
     times = found.times
+    compared = AS_IT_CAME if source is None else NORMAL_FORM
+    if how.runtime != ORT.runtime:
+        compared = PLAIN
     came = times[2] if source is not None else None
     rivals = times[-1] if rival is not None else None
     return Benchmark(
@@ -241,13 +265,14 @@ def bench_models(
         batch=found.batch,
         threads=found.threads,
         machine=machine_name(),
-        runtime=f"ONNX Runtime {ort.version()} on the CPU",
+        runtime=how.words,
         note=note,
-        compared=AS_IT_CAME if source is None else NORMAL_FORM,
+        compared=compared,
         source=None if came is None else summarise(came),
         source_speedup=None if came is None else speedup(came, times[1]),
         rival=None if rivals is None else summarise(rivals),
         rival_speedup=None if rivals is None else speedup(rivals, times[1]),
+        precision=precision,
     )
 
 

@@ -24,12 +24,13 @@ from tcompile.runtime.metrics import (
 )
 from tcompile.runtime.samples import Samples, run_all
 from tcompile.runtime.token_outputs import Compared, aligned, is_bookkeeping, tower_of_outputs
+from tcompile.targets.backends.cpu import ORT, OnCpu
 
 Array = npt.NDArray[Any]
-#: Cosine, or correlation, that int8 leaves at least of an output that was perfect in fp32. Sound
-#: models lose about a thousandth (dynamic) to a hundredth (static); those whose outliers make the
-#: steps too coarse, or that overflow, lose most of it. In between there is hardly anything, so the
-#: floor is no judgement of how much a user may lose: the figures are in the report.
+#: Cosine, or correlation, that int8 and bf16 leave at least of an output that was perfect in fp32.
+#: Sound models lose about a thousandth (dynamic, bf16) to a hundredth (static); those whose
+#: outliers make the steps too coarse, or that overflow, lose most of it. In between there is hardly
+#: anything, so the floor is no judgement of how much a user may lose: figures are in the report.
 FLOOR = 0.9
 
 
@@ -38,9 +39,14 @@ def measure_fidelity(
     reduced: str | Path,
     samples: Samples,
     schedule: Mapping[str, Any] | None = None,
+    how: OnCpu = ORT,
 ) -> Fidelity:
-    """Run both models on ONNX Runtime and compare what they say; see `compare`."""
-    return compare(run_all(dense, samples), run_all(reduced, samples), samples, schedule)
+    """Run both models and compare what they say; see `compare`.
+
+    Args:
+        how: the reduced one is run; the dense one is run in ONNX Runtime.
+    """
+    return compare(run_all(dense, samples), run_all(reduced, samples, how), samples, schedule)
 
 
 def likeness(out: OutputFidelity) -> tuple[float, str]:
@@ -55,20 +61,20 @@ def loss_of(fidelity: Fidelity) -> float:
     return max((1 - likeness(out)[0] for out in fidelity.outputs), default=0.0)
 
 
-def rounding_fault(int8: Fidelity, fp32: Fidelity) -> str:
-    """Say what int8 loses more of than `FLOOR` allows; empty where that is nothing.
+def rounding_fault(rounded: Fidelity, fp32: Fidelity) -> str:
+    """Say what rounding loses more of than `FLOOR` allows; empty where that is nothing.
 
     Args:
-        int8, fp32: of the same reduced model in both, to the dense one.
+        rounded, fp32: of the same reduced model as it is shipped and in fp32, to the dense one.
     """
     known = {out.output: likeness(out)[0] for out in fp32.outputs}
-    for out in int8.outputs:
+    for out in rounded.outputs:
         have, name = likeness(out)
         want = known.get(out.output, have)
         if not have >= want - (1 - FLOOR):
             return (
                 f"output '{out.output}' has {name} {have:.3f} to the dense model, and {want:.3f} "
-                f"in fp32: more than {1 - FLOOR:.1f} less, on {int8.data}"
+                f"in fp32: more than {1 - FLOOR:.1f} less, on {rounded.data}"
             )
     return ""
 

@@ -19,7 +19,7 @@ from tcompile.passes.stages import Analysed
 from tcompile.planning.request import Request
 from tcompile.profiling.profile import Profile, combine, from_json, read_profile
 from tcompile.profiling.runtimes import MEASURED, Runtime
-from tcompile.targets import Target
+from tcompile.targets import Target, list_targets
 
 KIND = "profiles"
 
@@ -37,7 +37,7 @@ def profile_for(
     A file, or `measure` or `model`, where the request says so. Otherwise what was measured before
     under the same conditions; else, where there is a budget of latency or of what may be lost and
     the target can be measured from here, a measurement (which is kept); else the model of the
-    device. A CPU's int8 is always measured: its roofline is of fp32.
+    device. A CPU's int8 and OpenVINO are always measured.
 
     Raises:
         UsageError: a file that is not a profile, or one of another precision; a target that cannot
@@ -52,8 +52,9 @@ def profile_for(
         return measured(model, methods, target, request, say, precision=precision)
     if given is not None:
         return _in_precision(read_profile(given), target, precision)
-    if target.runtime == "onnxruntime":
-        exact = request.latency is not None or request.max_drop is not None or precision == "int8"
+    if target.on_cpu:
+        exact = request.latency is not None or request.max_drop is not None
+        exact = exact or not _has_roofline(target, precision)
         before = None if exact else _kept(profile_key(model, target, request, precision))
         known = before is not None and all(m.key in before.reducers for m in methods)
         if exact or known:
@@ -65,16 +66,29 @@ def _in_precision(profile: Profile, target: Target, precision: str) -> Profile:
     """A profile that was given.
 
     Raises:
-        UsageError: it is of another precision of a CPU.
+        UsageError: it is of another runtime or precision of a CPU.
     """
-    needed = precision if precision in MEASURED else "fp32"  # fp16 is emulated
-    if target.runtime == "onnxruntime" and profile.conditions.precision != needed:
+    of = profile.conditions.target
+    if target.on_cpu and of != target.name and of in (t.name for t in list_targets() if t.on_cpu):
+        raise UsageError(
+            f"is of {of}, and what is planned is for {target.name}",
+            where="--profile",
+            hint=f"measure one: tcompile profile --target {target.name}",
+        )
+    known = MEASURED.get(target.runtime, ())
+    needed = precision if precision in known else "fp32"  # fp16 is emulated
+    if target.on_cpu and profile.conditions.precision != needed:
         raise UsageError(
             f"is of {profile.conditions.precision}, and what is planned is {needed}",
             where="--profile",
             hint=f"measure one: tcompile profile --precision {needed}",
         )
     return profile
+
+
+def _has_roofline(target: Target, precision: str) -> bool:
+    """Tell whether a target can be modelled: a CPU's roofline is of fp32 in ONNX Runtime."""
+    return not target.on_cpu or (target.runtime == "onnxruntime" and precision != "int8")
 
 
 def modelled(
@@ -88,11 +102,10 @@ def modelled(
     """The roofline's profile."""
     from tcompile.profiling.modelled import modelled_profile
 
-    if target.runtime == "onnxruntime" and precision == "int8":
+    if not _has_roofline(target, precision):
+        whose = "OpenVINO" if target.runtime == "openvino" else "a CPU's int8"
         raise UsageError(
-            "a CPU's int8 is measured, not modelled",
-            where="--profile",
-            hint="say --profile measure",
+            f"{whose} is measured, not modelled", where="--profile", hint="say --profile measure"
         )
     say(f"modelling latency on {target.name}")
     return modelled_profile(
@@ -176,7 +189,7 @@ def _runtime(target: Target, request: Request, precision: str | None) -> Runtime
     from tcompile.profiling.runtimes import runtime_for
 
     # A CPU only emulates fp16, and is planned for in fp32 then.
-    emulated = target.runtime == "onnxruntime" and precision not in MEASURED
+    emulated = target.on_cpu and precision not in MEASURED[target.runtime]
     level = None if emulated else precision
     return runtime_for(target, batch=request.batch, threads=request.threads, precision=level)
 

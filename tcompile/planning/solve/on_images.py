@@ -29,6 +29,7 @@ from operator import attrgetter
 
 import numpy as np
 import numpy.typing as npt
+import onnx_graphsurgeon as gs
 
 from tcompile.core.errors import UsageError
 from tcompile.core.graph import is_free
@@ -45,8 +46,9 @@ from tcompile.planning.optimise.tables import Floats, Plan, Tables, plan_of
 from tcompile.planning.options.budgets import Budget, MethodPlan, dense_plan_of, limits_of
 from tcompile.planning.options.method_tables import MethodTables
 from tcompile.planning.request import NO_METHOD
-from tcompile.runtime.int8 import run_int8
+from tcompile.runtime.rounded import run_in
 from tcompile.runtime.samples import run_graph
+from tcompile.targets import Target
 
 #: Of a bound, before it is shared among the plans that are tried.
 CONFIDENCE = 0.9
@@ -172,20 +174,28 @@ def _counts(plan: Plan, budget: Budget) -> bool:
 
 
 @dataclass(frozen=True)
+class Rounding:
+    """A CPU target and one of its precisions."""
+
+    target: Target
+    precision: str
+
+
+@dataclass(frozen=True)
 class Trial:
     """Runs a model under schedules.
 
     Attributes:
         images: to check on.
         outputs: `reduced` or `restored`.
-        int8: whether they run in int8, as on a CPU; else in fp32.
+        rounding: as they are run on a CPU; None: in fp32, in ONNX Runtime.
     """
 
     model: Analysed
     images: Calibration
     outputs: str
     say: Progress
-    int8: bool = False
+    rounding: Rounding | None = None
 
     @cached_property
     def dense(self) -> Outputs:
@@ -197,25 +207,31 @@ class Trial:
         """The model's outputs under a schedule."""
         graph, analysis = self.model.graph, self.model.analysis
         if not schedule.reductions:
-            return (run_int8 if self.int8 else run_graph)(graph, self.images.samples)
+            return self._outputs(graph)
         made = reduce_graph(graph, analysis, schedule, outputs=self.outputs).graph
         self.say(f"running {len(self.images)} images at {schedule.final} tokens")
-        return (run_int8 if self.int8 else run_graph)(made, self.images.samples)
+        return self._outputs(made)
+
+    def _outputs(self, graph: gs.Graph) -> Outputs:
+        how, samples = self.rounding, self.images.samples
+        if how is None:
+            return run_graph(graph, samples)
+        return run_in(graph, samples, how.target, how.precision)
 
     def dense_drop(self, most: float, confidence: float) -> Drop | None:
-        """The loss of the dense model in int8; None in fp32, which loses nothing.
+        """The loss of the dense model in int8 or bf16; None in fp32, which loses nothing.
 
         Raises:
             UsageError: it may be more than `most`.
         """
-        if not self.int8:
+        if self.rounding is None:
             return None
         found = self.drop(Schedule(NO_METHOD, self.model.analysis.shape, ()), confidence)
         if found.upper <= most:
             return found
         raise UsageError(
-            f"dense int8 alone lost {found.mean:.2%}, and at most {found.upper:.2%} for all that "
-            f"{found.images} images tell",
+            f"dense {self.rounding.precision} alone lost {found.mean:.2%}, and at most "
+            f"{found.upper:.2%} for all that {found.images} images tell",
             where="--max-drop",
             hint="build with --precision fp32, allow more drop, or give more images",
         )

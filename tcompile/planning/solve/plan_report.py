@@ -242,7 +242,7 @@ def prediction_note(kind: str, ms: float, dense_ms: float) -> str:
 
 def whole_ms(graph: gs.Graph, target: Target, precision: str, batch: int) -> float | None:
     """ms of one batch by the roofline; None on a CPU, and where figures are missing."""
-    if target.runtime == "onnxruntime":
+    if target.on_cpu:
         return None
     from tcompile.profiling.roofline import device_of, modelled
 

@@ -43,6 +43,7 @@ from tcompile.planning.search.plans import PlansByLatency, searched
 from tcompile.planning.search.screen import screened
 from tcompile.planning.solve.latencies import profile_for
 from tcompile.planning.solve.on_images import (
+    Rounding,
     Trial,
     accuracies,
     by_loss,
@@ -65,7 +66,7 @@ from tcompile.planning.solve.plan_report import (
     solved_outcome,
 )
 from tcompile.profiling.profile import Profile, read_profile
-from tcompile.targets import Target
+from tcompile.targets import Target, load_target
 
 #: The losses of a request without images.
 _UNSEEN = f"{PRIOR}, without images (--calibration)"
@@ -86,6 +87,7 @@ def schedule_for_request(
     fixed = _fixed_schedule(model, request)
     if fixed is not None:
         return _fixed_plan(model, request, fixed)
+    _check_drop(request, target, precision)
     evidence = _evidence(model, request, say)
     try:
         methods = methods_for(model, request, calibrated=evidence is not None)
@@ -220,7 +222,7 @@ def solve_request(
     if evidence is not None:
         losses = partial(losses_on, evidence.fit, model.graph, say)
         if evidence.check is not None:
-            trial = Trial(model, evidence.check, request.outputs, say, profile.cpu_int8)
+            trial = Trial(model, evidence.check, request.outputs, say, _rounding(profile))
     if request.objective == "pomt":  # Its utility looks at no losses.
         words = f"{PRIOR}; the count was picked by accuracy on images"
         losses = partial(prior_of, words=words)
@@ -244,6 +246,26 @@ def solve_request(
     return _report(request, best, [best], profile, budget, drop)
 
 
+def _rounding(profile: Profile) -> Rounding | None:
+    """How a model that a profile is of is run on a CPU, where that is not fp32."""
+    if not profile.rounded:
+        return None
+    return Rounding(load_target(profile.conditions.target), profile.conditions.precision)
+
+
+def _check_drop(request: Request, target: Target, precision: str) -> None:
+    """Raise UsageError for a drop of OpenVINO's int8, whose ranges are taken from other images when
+    it is built."""
+    if request.max_drop is None or target.runtime != "openvino" or precision != "int8":
+        return
+    raise UsageError(
+        "a drop cannot be shown of OpenVINO's int8: ranges of the model that ships are taken from "
+        "other images than those of the plan",
+        where="--max-drop",
+        hint="--precision bf16 or fp32, or --runtime onnxruntime",
+    )
+
+
 def _searched(
     model: Analysed,
     request: Request,
@@ -263,7 +285,7 @@ def _searched(
             made = replace(report.schedule, notes=notes)
             return replace(report, schedule=made, calibration=runs.to_json())
         assert evidence.check is not None
-        trial = Trial(model, evidence.check, request.outputs, runs.say, profile.cpu_int8)
+        trial = Trial(model, evidence.check, request.outputs, runs.say, _rounding(profile))
         plans = PlansByLatency(options, budget, runs)
         best, drop = fastest_within(plans, options[0], budget, request.max_drop, trial)
     finally:

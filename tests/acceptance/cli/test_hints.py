@@ -224,7 +224,11 @@ ELSEWHERE = {
     "say --preprocess, or give the input as .npy or .npz": "of a damaged record: test_preprocess",
     "build with --precision fp32": "the normal form has nothing that fp16 cannot hold",
     "build with --precision fp32; --keep-failed writes the artifact all the same, to look "
-    "into": "of int8: tests/unit/builder/test_int8.py",
+    "into": "of int8: tests/unit/builder/test_rounded.py",
+    "build with --target cpu, which is ONNX Runtime; --keep-failed writes the artifact all the "
+    "same, to look into": "test_openvino_builds.py",
+    "--precision bf16 or fp32, or --runtime onnxruntime": "test_openvino_builds.py",
+    "measure one: tcompile profile --target {}": "test_openvino_builds.py",
     "build with --precision fp32, allow more drop, or give more images": "test_precisions",
     "measure one: tcompile profile --precision {}": "test_precisions: it takes a minute",
     "say --latency or --max-drop, or {}": "test_precisions",

@@ -275,7 +275,7 @@ def test_manifests_that_are_no_documents(tmp_path: Path, source: Path) -> None:
         (lambda d: d.pop("flops"), "flops: missing"),
         (lambda d: d["flops"].update(dense="many"), r"flops\.dense: expected int, found 'many'"),
         (lambda d: d["files"][0].update(path="../../etc/passwd"), "leaves the artifact"),
-        (lambda d: d.update(precision="fp12"), "precision: expected one of fp16, fp32"),
+        (lambda d: d.update(precision="fp12"), "precision: expected one of bf16, fp16, fp32"),
         (lambda d: d.update(extra=1), "extra: unknown field"),
         (lambda d: d["flops"].update(dense=1 << 70), "64 bits"),
         (lambda d: d["flops"].update(dense=float("inf")), "not a finite number"),

@@ -152,6 +152,7 @@ class World:
         form: Any,
         folder: Path,
         scratch: Path,
+        plain: Any,
     ) -> Models:
         assert list(folder.iterdir()) == [], "what was built before is still there"
         self.filled += 1
@@ -404,6 +405,30 @@ def test_refine_uses_what_was_left_over(world: Any, tmp_path: Path) -> None:
     device.build(tmp_path, latency=10, refine=True)
     assert device.asked == [10, pytest.approx(12.5)]
     assert kept(tmp_path) == 12
+
+
+@pytest.mark.parametrize(
+    ("ms", "dense_ms", "asked"),
+    [
+        (13.0, 26.0, [10]),  # late, for the machine is slower than when it was profiled
+        (13.0, 23.0, [10, 10 * 10 / (13 * 20 / 23)]),  # by less than the plan is late
+        (7.0, 14.0, [10]),  # there is room, for it is faster
+        (7.0, 17.0, [10, 10 * 10 / (7 * 20 / 17)]),
+        (9.0, 25.0, [10]),  # as fast as asked, and as profiled there would be room
+        (11.0, 19.0, [10, 10 * 10 / 11]),
+    ],
+)
+def test_a_machine_at_another_pace_is_not_planned_for(
+    world: Any, tmp_path: Path, ms: float, dense_ms: float, asked: list[float]
+) -> None:
+    device = world(lambda i, predicted: ms if i == 1 else 9.5, dense_ms=dense_ms)
+    made = device.build(tmp_path, latency=10, refine=True)
+    assert device.asked[:2] == pytest.approx(asked)
+    if len(asked) == 1 and ms > 11:
+        (note,) = [n for n in made.notes if "asked for" in n]
+        assert note.endswith(
+            "the machine is slower now; tcompile profile --fresh measures it again"
+        )
 
 
 def test_refine_stops_where_there_is_nothing_to_learn(world: Any, tmp_path: Path) -> None:

@@ -11,13 +11,14 @@ from tcompile import pipeline
 from tcompile.core.errors import UsageError
 from tcompile.core.schedule import Schedule
 from tcompile.planning.precisions import best_precision, check_weighable
-from tcompile.planning.request import Request
+from tcompile.planning.request import NO_METHOD, Request
 from tcompile.planning.search.evidence import evidence_for
-from tcompile.planning.solve.on_images import Trial
+from tcompile.planning.solve.on_images import Rounding, Trial
 from tcompile.planning.solve.plan_report import FixedPlan, PlanReport
 from tcompile.planning.solve.solve import schedule_for_request
 from tcompile.profiling.profile import Profile
 from tcompile.targets import load_target
+from tcompile.targets.backends.openvino import has_bf16
 from tests.support.planted import Planted, method, model
 from tests.support.tiny_vit import VitSpec, save_outlying_vit
 
@@ -38,7 +39,7 @@ def weigh(request: Request, int8: Planted) -> tuple[str, PlanReport, str]:
         return schedule_for_request(model(), asked, load_target("cpu"), precision)
 
     request = replace(request, calibration_level="coarse")
-    best, note = best_precision(model(), request, plan, lambda _: None)
+    best, note = best_precision(model(), request, load_target("cpu"), plan, lambda _: None)
     return best.precision, best.planned, note
 
 
@@ -85,11 +86,16 @@ def test_a_drop_is_shown_of_dense_int8_too(tmp_path: Path) -> None:
     given = pipeline.read(save_outlying_vit(tmp_path / "vit.onnx", VitSpec()))
     evidence = evidence_for(given, Request(keep=0.5))
     assert evidence is not None
-    trial = Trial(given, evidence.fit, "reduced", lambda _: None, int8=True)
+    rounding = Rounding(load_target("cpu"), "int8")
+    trial = Trial(given, evidence.fit, "reduced", lambda _: None, rounding)
     with pytest.raises(UsageError, match="dense int8 alone lost"):
         trial.dense_drop(0.01, 0.9)
     assert trial.dense_drop(1.0, 0.9) is not None
-    assert replace(trial, int8=False).dense_drop(0.01, 0.9) is None
+    if has_bf16():
+        in_bf16 = replace(trial, rounding=Rounding(load_target("openvino"), "bf16"))
+        rounded = in_bf16.run(Schedule(NO_METHOD, given.analysis.shape, ()))["logits"]
+        assert 0 < abs(rounded - trial.dense["logits"]).max() < abs(rounded).max()
+    assert replace(trial, rounding=None).dense_drop(0.01, 0.9) is None
 
 
 def test_what_cannot_be_weighed_is_refused() -> None:

@@ -14,7 +14,7 @@ from tcompile.methods.schedulers import Place
 from tcompile.passes.reduce import reduce_graph
 from tcompile.passes.stages import Analysed
 from tcompile.profiling.partition import Segment, chained, partition, subgraph
-from tcompile.profiling.runtimes import OrtRuntime
+from tcompile.profiling.runtimes import CpuRuntime
 from tcompile.profiling.structure import partition_at, partition_dense, partition_steps
 from tcompile.targets import load_target
 from tests.support.profiling import mapped, method, run_parts, run_whole, sided, tiny
@@ -133,7 +133,7 @@ def test_a_part_reads_sizes_off_the_shapes(models: dict[str, Analysed], tmp_path
     (head,) = partition_dense(model.graph, model.analysis).behind("head")
     piece = subgraph(model.graph, head)
     assert {np.dtype(t.dtype).kind for t in piece.inputs} == {"f"}
-    OrtRuntime(load_target("cpu")).open(piece, tmp_path / "part.onnx")()
+    CpuRuntime(load_target("cpu")).open(piece, tmp_path / "part.onnx")()
 
 
 def test_halves_behind_a_step_see_its_tokens(models: dict[str, Analysed]) -> None:

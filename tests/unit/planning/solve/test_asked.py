@@ -39,7 +39,7 @@ from tests.unit.methods.test_method import grouped_vit
 
 #: 64 patches and CLS: a tenth of those that stay is a few.
 WIDE = VitSpec(image=64, patch=8, depth=4)
-GPUS = [t.name for t in list_targets() if t.runtime != "onnxruntime"]
+GPUS = [t.name for t in list_targets() if not t.on_cpu]
 #: What is asked of a device does not depend on how losses are told; two are planned on images.
 ON_SCENES = ("jetson-orin-nano", "rtx-4090")
 

@@ -1,0 +1,76 @@
+"""Graphs run on a CPU as a build for it is run: in int8 or bf16, in ONNX Runtime or OpenVINO."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import onnx_graphsurgeon as gs
+
+from tcompile.core.drafts import scratch
+from tcompile.core.save import save
+from tcompile.passes.lower import lower
+from tcompile.passes.lower.int8 import check_quantized, save_quantized
+from tcompile.runtime.samples import Array, Samples, feeds, run_all
+from tcompile.runtime.signature import signature
+from tcompile.targets.backends.cpu import on_cpu
+from tcompile.targets.devices import Target
+
+#: Samples that ranges are taken from where many graphs are looked at.
+_RANGES = 8
+
+
+def save_in(
+    graph: gs.Graph,
+    path: Path,
+    target: Target,
+    precision: str,
+    sample: Callable[[], Mapping[str, Array]],
+) -> None:
+    """Write a graph, which may call token ops, as a CPU target takes it in a precision.
+
+    int8 is dynamic in ONNX Runtime, for which no samples are needed (a build measures whether
+    static is better), and static in OpenVINO.
+
+    Args:
+        sample: gives inputs, to take static ranges from.
+
+    Raises:
+        ModelError: its weights take 2 GB or more; ONNX Runtime's quantizer does not take it.
+    """
+    plain = target.runtime == "openvino"
+    if not plain and precision != "int8":
+        save(graph, path)  # ONNX Runtime knows functions
+        return
+    lowered = lower(graph, target=target, precision="fp32")
+    if precision != "int8":
+        save(lowered, path)
+    elif plain:
+        save_quantized(lowered, path, "static", [sample()])
+    else:
+        save_quantized(lowered, path)
+
+
+def run_in(graph: gs.Graph, samples: Samples, target: Target, precision: str) -> dict[str, Array]:
+    """Return every output of a graph for every sample, run as a build for a CPU target is.
+
+    Raises:
+        ModelError: as `save_in`; nothing in it can be int8.
+    """
+    how = on_cpu(target, precision)
+    with scratch() as folder:
+        path = folder / "model.onnx"
+        if precision == "int8" and target.runtime == "openvino":
+            lowered = lower(graph, target=target, precision="fp32")
+            save(lowered, folder / "fp32.onnx")
+            model = signature(folder / "fp32.onnx")
+            few = {name: array[:_RANGES] for name, array in samples.arrays.items()}
+            ranges = list(feeds(model, replace(samples, arrays=few)))
+            save_quantized(lowered, path, "static", ranges)
+        else:
+            save_in(graph, path, target, precision, dict)
+        if precision == "int8":
+            check_quantized(onnx.load(path))
+        return run_all(path, samples, how)
