@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 
-from tcompile.core.errors import ModelError, TcompileError, UsageError
+from tcompile.core.errors import ModelError, TcompileError
 from tcompile.core.load import read_structure
+from tcompile.core.machine import usable_cores
 from tcompile.core.model_files import TensorInfo
 from tcompile.core.packages import require
-
-Array = npt.NDArray[Any]
+from tcompile.targets.backends.base import Array, fitted
 
 _DTYPES = {
     "tensor(float)": "float32",
@@ -39,7 +39,7 @@ class OrtRunner:
 
     Args:
         path: the .onnx file; external data lies beside it.
-        threads: threads inside an operator; None leaves it to ONNX Runtime.
+        threads: threads inside an operator; None: one for each core that this process may use.
         optimize: False runs the graph exactly as it is written.
         in_turn: several are open and run one after another: threads stop spinning when a run ends,
             which would take the processor from the next one's.
@@ -63,6 +63,8 @@ class OrtRunner:
         ort = require("onnxruntime", "cpu", "running a model")
         options = ort.SessionOptions()
         options.log_severity_level = 3  # warnings about unused initialisers help no one
+        if threads is None and usable_cores() < (os.cpu_count() or 1):
+            threads = usable_cores()  # which ONNX Runtime does not look at
         if threads is not None:
             options.intra_op_num_threads = threads
         if in_turn:
@@ -103,7 +105,7 @@ class OrtRunner:
         Raises:
             UsageError: an input is missing, unknown, or has the wrong shape.
         """
-        arrays = self._arrays(feed)
+        arrays = fitted(feed, self.inputs, self.path)
         values = self._session.run([info.name for info in self.outputs], arrays)
         return {info.name: np.asarray(v) for info, v in zip(self.outputs, values, strict=True)}
 
@@ -116,7 +118,7 @@ class OrtRunner:
         Raises:
             UsageError: as `run`.
         """
-        binding, arrays = self._session.io_binding(), self._arrays(feed)
+        binding, arrays = self._session.io_binding(), fitted(feed, self.inputs, self.path)
         for name, array in arrays.items():
             binding.bind_cpu_input(name, array)
         for info in self.outputs:
@@ -128,16 +130,6 @@ class OrtRunner:
 
         return run
 
-    def _arrays(self, feed: Mapping[str, Array]) -> dict[str, Array]:
-        names = {info.name for info in self.inputs}
-        if set(feed) != names:
-            raise UsageError(
-                f"inputs given: {', '.join(sorted(feed)) or 'none'}; "
-                f"the model has: {', '.join(sorted(names))}",
-                where=str(self.path),
-            )
-        return {info.name: _fit(feed[info.name], info, self.path) for info in self.inputs}
-
 
 def _is_half(path: str | Path) -> bool:
     """Return whether a file stores fp16 weights; what is not a model is left to ONNX Runtime."""
@@ -146,21 +138,6 @@ def _is_half(path: str | Path) -> bool:
     except TcompileError:
         return False
     return any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer)
-
-
-def _fit(array: Array, info: TensorInfo, path: Path) -> Array:
-    matches = len(array.shape) == len(info.shape) and all(
-        isinstance(want, str) or want == got
-        for got, want in zip(array.shape, info.shape, strict=True)
-    )
-    if not matches:
-        raise UsageError(
-            f"input '{info.name}' has shape {list(array.shape)}, the model wants "
-            f"{list(info.shape)}",
-            where=str(path),
-        )
-    # `ascontiguousarray` would give a scalar an axis.
-    return np.asarray(array, dtype=np.dtype(info.dtype), order="C")
 
 
 def _info(value: Any) -> TensorInfo:
