@@ -46,7 +46,7 @@ from tcompile.runtime.timing import machine_name
 from tcompile.targets import load_target
 
 #: Budgets of the planned schedules, as shares of the dense model's latency.
-BUDGETS = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4)
+BUDGETS = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.45, 0.4)
 METHODS = (*(preset.name for preset in PRESETS), "resolution")
 CALIBRATE = {"glyphs": 128}
 
