@@ -1,11 +1,12 @@
 """What a person could run instead, and our builds beside it, all in one run.
 
-`python -m benchmarks.peers --work DIR -o docs/benchmarks`: for each model PyTorch (eager and
-compiled), ONNX Runtime and OpenVINO run it dense in every precision that they have, and reduced by
-one schedule in the same precisions; where a checkout of the official ToMe is given (`--tome DIR`),
-that runs too. All are open at once and timed in the same rounds, in an order drawn anew each round.
-The last model has trained weights and is judged on photos; the others are randomly initialised:
-their cosines say what rounding and merging do to numbers, not to accuracy.
+`python -m benchmarks.peers --work DIR -o docs/benchmarks`: for each model PyTorch (fp32, eager and
+compiled) runs it dense; ONNX Runtime and OpenVINO run it dense in every precision that they have,
+and reduced by one schedule in the same precisions, from one plain ONNX file; where a checkout of
+the official ToMe is given (`--tome DIR`), that runs too. All are open at once and timed in the same
+rounds, in an order drawn anew each round. The last model has trained weights and is judged on
+photos; the others are randomly initialised: their cosines say what rounding and merging do to
+numbers, not to accuracy.
 
 What was measured of a model stays in DIR: stopped, the same command goes on; `--fresh` begins
 again.
@@ -378,6 +379,7 @@ def main() -> None:
         if model.name not in given.models:
             continue
         conditions = {k: found[k] for k in ("machine", "software", "rounds")}
+        conditions |= {"r": model.r, "keeps": model.keeps, "tome": given.tome is not None}
         key = {"what": "peers", "model": digest(model.path(given.work)), "version": __version__}
         make = partial(measured, model, given.work, given.tome, given.rounds)
         found["models"][model.name] = state.get({**key, **conditions}, make)

@@ -29,6 +29,7 @@ import numpy as np
 from benchmarks.real.fetch import digest
 from benchmarks.state import State
 from benchmarks.subjects import SUBJECTS, export, find
+from tcompile import __version__
 from tcompile.core.errors import UsageError
 from tcompile.core.schedule import Schedule
 from tcompile.methods.method import method_for
@@ -261,6 +262,7 @@ def main() -> None:
             for run in given.runs:
                 asked = {k: getattr(given, k) for k in ("schedules", "rounds", "seed", "threads")}
                 same = {k: found[k] for k in ("machine", "software")}
+                same |= {"version": __version__, "methods": list(METHODS)}
                 key = {"model": digest(path), "run": run, **asked, **same}
                 row = state.get(key, partial(_row, name, path, run, given))
                 found["rows"].append(row)

@@ -509,7 +509,8 @@ def _build_one(job: Job, request: Request | None, draft: Draft, say: Progress) -
     manifest = manifest_of(models, built, evidence, job)
     if rounded is not None:
         manifest = rounded.noted(manifest, evidence.rival)
-    return attempt_of(request, replace(manifest, notes=(*notes, *manifest.notes)), planned, job)
+    manifest = replace(manifest, notes=(*notes, *manifest.notes))
+    return attempt_of(request, manifest, planned, job, models.quantized)
 
 
 def _write_reduced(

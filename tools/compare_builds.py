@@ -224,7 +224,8 @@ def _steady(manifest: Any) -> dict[str, Any]:
         else entry
         for entry in found["latency"]
     ]
-    return _without(_LATENCIES, found) if found["target"]["name"] == "cpu" else found
+    on_cpu = found["target"]["name"] in ("cpu", "cpu-openvino")
+    return _without(_LATENCIES, found) if on_cpu else found
 
 
 def _without(keys: Sequence[str], value: Any) -> Any:

@@ -28,8 +28,8 @@ class OnCpu:
         """A file, ready to run.
 
         Args:
-            threads: None leaves it to the runtime.
-            in_turn: several are open and run one after another.
+            threads: at most, as OpenVINO leaves hyper-threads alone; None leaves it to the runtime.
+            in_turn: several are open and run one after another; ONNX Runtime has to know.
 
         Raises:
             MissingExtraError: the runtime is not installed.

@@ -120,7 +120,8 @@ class OpenVinoRunner:
     def _set(self, feed: Mapping[str, Array]) -> dict[str, Any]:
         arrays = fitted(feed, self.inputs, self.path)
         tensors = {
-            name: self._tensor(array, shared_memory=True)
+            # What cannot be written to cannot be shared: a view that stands for many rows, say.
+            name: self._tensor(array, shared_memory=array.flags.writeable)
             for name, array in arrays.items()
             if name in self._inputs
         }

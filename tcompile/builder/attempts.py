@@ -41,6 +41,8 @@ class Attempt:
         chosen: what was asked and what is given; None as for `request`.
         dense_ms, ms: medians, of the dense model in the same precision; None where nothing was
             measured.
+        paced: whether that dense model is what the profile has too, so that it tells the machine's
+            pace: not of a source that is quantised, nor of static int8 where parts are dynamic.
     """
 
     request: Request | None
@@ -48,6 +50,7 @@ class Attempt:
     chosen: PlanReport | FixedPlan | None
     dense_ms: float | None = None
     ms: float | None = None
+    paced: bool = True
 
     @property
     def planned(self) -> PlanReport | None:
@@ -84,8 +87,9 @@ class Attempt:
         looser, only where both say so.
         """
         assert self.ms is not None
-        plan = None if self.planned is None else self.planned.plan
-        then = self.ms * plan.dense_ms / self.dense_ms if plan and self.dense_ms else self.ms
+        if self.planned is None or not self.dense_ms or not self.paced:
+            return self.ms, self.ms
+        then = self.ms * self.planned.plan.dense_ms / self.dense_ms
         return min(self.ms, then), max(self.ms, then)
 
 
@@ -112,10 +116,23 @@ def on_target(
 
 
 def attempt_of(
-    request: Request | None, manifest: Manifest, chosen: PlanReport | FixedPlan | None, job: Job
+    request: Request | None,
+    manifest: Manifest,
+    chosen: PlanReport | FixedPlan | None,
+    job: Job,
+    quantized: bool = False,
 ) -> Attempt:
-    """Return what was built for a request: its manifest says how it was planned, too."""
-    made = Attempt(request, manifest, chosen, *dense_and_reduced(manifest.latency))
+    """Return what was built for a request: its manifest says how it was planned, too.
+
+    Args:
+        quantized: whether the source is.
+    """
+    dense_ms, ms = dense_and_reduced(manifest.latency)
+    if not manifest.reduced and manifest.precision in ROUNDED:
+        dense_ms = ms  # What ran beside it is the dense model in fp32.
+    static = manifest.rival is not None and manifest.rival.kind == "static"
+    paced = not quantized and (not static or job.target.runtime == "openvino")
+    made = Attempt(request, manifest, chosen, dense_ms, ms, paced)
     return replace(made, manifest=_with_plan(made, job))
 
 
@@ -164,6 +181,7 @@ def _pace(made: Attempt) -> str:
     by more than the band."""
     assert made.planned is not None
     slower = (made.dense_ms or 0.0) > made.planned.plan.dense_ms * (1 + made.planned.band)
+    slower = slower and made.paced
     return (
         ": the machine is slower now; tcompile profile --fresh measures it again" if slower else ""
     )

@@ -181,12 +181,18 @@ def round_models(
     say(f"running it on images in {precision}")
     want, schedule = run_all(job.path, samples), models.schedule.to_json()
     own = {"reduced": _run(models.shipped, samples), "dense": want}
-    found = {
-        name: [_candidate(k, p, want, own[name], samples, schedule, how) for k, p in files.items()]
-        for name, files in made.items()
-    }
+    found: dict[str, list[Candidate]] = {}
+    for name, files in made.items():
+        try:
+            found[name] = [
+                _candidate(k, p, want, own[name], samples, schedule, how) for k, p in files.items()
+            ]
+        except ModelError as error:  # of a file that is gone when the error is read
+            error.where = str(job.path)
+            error.args = (error.one_line(),)
+            raise
     release()
-    if int8:
+    if any(len(each) > 1 for each in found.values()):
         say("timing int8")
         found = _timed(models.dense, found, job, how)
     chosen, why = choose_kind(found["reduced"])

@@ -29,10 +29,10 @@ from tcompile.profiling.runtimes import MEASURED
 from tcompile.runtime.rounded import run_in
 from tcompile.runtime.samples import Samples, run_graph
 from tcompile.targets import Target
-from tcompile.targets.backends.openvino import has_bf16
+from tcompile.targets.backends.openvino import check_precision
 
 AUTO_PRECISION = "auto"
-_NAME = "name the precision: --precision fp32 or int8"
+_NAME = "name the precision, e.g. --precision fp32"
 
 #: Plans a request in a precision.
 Planner = Callable[[str], tuple[Schedule, PlanReport | FixedPlan]]
@@ -104,9 +104,11 @@ def best_precision(
     dense = _dense(model, samples)
     found: list[InPrecision] = []
     failed: dict[str, TcompileError] = {}
-    for precision in _weighed(target):
+    for precision in MEASURED[target.runtime]:
         say(f"planning in {precision}")
         try:
+            if target.runtime == "openvino":
+                check_precision(precision)
             schedule, planned = plan(precision)
             if isinstance(planned, FixedPlan):
                 raise UsageError("nothing is solved for here", where="--precision auto", hint=_NAME)
@@ -125,12 +127,6 @@ def best_precision(
     weighed += [f"{precision} is out: {error.what}" for precision, error in failed.items()]
     source = f"{unit(dense)}, measured on {samples.source}"
     return best, f"precision {best.precision} is taken: {'; '.join(weighed)} ({source})"
-
-
-def _weighed(target: Target) -> tuple[str, ...]:
-    """The precisions of a CPU that it has kernels for."""
-    known = MEASURED[target.runtime]
-    return tuple(p for p in known if p != "bf16" or has_bf16())
 
 
 def _dense(model: Analysed, samples: Samples) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -14,12 +13,13 @@ from tcompile.core.save import save
 from tcompile.passes.lower import lower
 from tcompile.passes.lower.int8 import check_quantized, save_quantized
 from tcompile.runtime.samples import Array, Samples, feeds, run_all
+from tcompile.runtime.scenes import scenes_for
 from tcompile.runtime.signature import signature
 from tcompile.targets.backends.cpu import on_cpu
 from tcompile.targets.devices import Target
 
-#: Samples that ranges are taken from where many graphs are looked at.
-_RANGES = 8
+#: Scenes that static ranges are taken from, and their seed.
+_RANGES, _SEED = 8, 7
 
 
 def save_in(
@@ -54,7 +54,8 @@ def save_in(
 
 
 def run_in(graph: gs.Graph, samples: Samples, target: Target, precision: str) -> dict[str, Array]:
-    """Return every output of a graph for every sample, run as a build for a CPU target is.
+    """Return every output of a graph for every sample, run as a build for a CPU target is; static
+    ranges are of other scenes than those of a build.
 
     Raises:
         ModelError: as `save_in`; nothing in it can be int8.
@@ -66,9 +67,9 @@ def run_in(graph: gs.Graph, samples: Samples, target: Target, precision: str) ->
             lowered = lower(graph, target=target, precision="fp32")
             save(lowered, folder / "fp32.onnx")
             model = signature(folder / "fp32.onnx")
-            few = {name: array[:_RANGES] for name, array in samples.arrays.items()}
-            ranges = list(feeds(model, replace(samples, arrays=few)))
-            save_quantized(lowered, path, "static", ranges)
+            # Of a seed that nothing is planned with, so that a loss on those is not of its ranges.
+            ranges = scenes_for(model, count=_RANGES, seed=_SEED)
+            save_quantized(lowered, path, "static", list(feeds(model, ranges)))
         else:
             save_in(graph, path, target, precision, dict)
         if precision == "int8":

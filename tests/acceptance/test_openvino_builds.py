@@ -30,6 +30,7 @@ from tcompile.targets import load_target
 from tcompile.targets.backends import openvino as backend
 from tcompile.targets.backends.cpu import OnCpu, on_cpu
 from tcompile.targets.backends.openvino import OpenVinoRunner
+from tcompile.targets.backends.ort import OrtRunner
 from tcompile.targets.devices import in_runtime
 from tests.support.command import TOPK, Command
 from tests.support.tiny_vit import VitSpec, save_tiny_vit
@@ -72,17 +73,52 @@ def by_itself(path: Path, precision: str, feed: dict[str, Any]) -> dict[str, Any
     return {port.any_name: np.array(found[port]) for port in compiled.outputs}
 
 
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[OnCpu, str]]:
+    """What is opened and how: whether tokens leave it, and whether it is in int8."""
+    found: list[tuple[OnCpu, str]] = []
+    honest = OnCpu.open
+
+    def watched(self: OnCpu, path: Path, *given: Any, **options: Any) -> Any:
+        model = onnx.load(str(path))
+        int8 = any(t.data_type == onnx.TensorProto.INT8 for t in model.graph.initializer)
+        fewer = any(node.op_type == "TopK" for node in model.graph.node)
+        kind = f"{'reduced' if fewer else 'dense'}{' int8' if int8 else ''}"
+        found.append((self, kind))
+        return honest(self, path, *given, **options)
+
+    monkeypatch.setattr(OnCpu, "open", watched)
+    return found
+
+
+def check_timed(opened: list[tuple[OnCpu, str]], precision: str) -> None:
+    """The last that were opened are those that were timed: which files, in what."""
+    exact = OnCpu("openvino", "fp32")
+    rounded = OnCpu("openvino", "bf16") if precision == "bf16" else exact
+    int8 = " int8" if precision == "int8" else ""
+    want = [(exact, "dense"), (rounded, f"reduced{int8}"), (rounded, f"dense{int8}")]
+    assert opened[-len(want) :] == want if precision != "fp32" else opened[-2:] == want[:2]
+
+
 @pytest.mark.usefixtures("clock")
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_build(source: Path, precision: str) -> None:
+def test_a_build(source: Path, precision: str, opened: list[tuple[OnCpu, str]]) -> None:
     folder = build(source, precision)
-    opened = load_artifact(folder)
-    m = opened.manifest
+    check_timed(opened, precision)
+    opened.clear()
+    bench(folder, rounds=5)
+    check_timed(opened, precision)
+    check_build(source, folder, precision)
+
+
+def check_build(source: Path, folder: Path, precision: str) -> None:
+    artifact = load_artifact(folder)
+    m = artifact.manifest
     assert (m.target.name, m.target.runtime) == ("cpu-openvino", "openvino")
     assert (m.precision, m.emitted, m.faster) == (precision, "reduced", True)
     assert m.versions["openvino"] == backend.version()
     assert Manifest.from_json(json.loads(json.dumps(m.to_json()))) == m
-    assert not onnx.load(str(opened.model)).functions
+    assert not onnx.load(str(artifact.model)).functions
     took = {f.model: f.milliseconds for f in m.latency}
     rival = {} if precision == "fp32" else {f"dense {precision}": 7.0}
     assert took == {"dense": 10.0, "reduced": 5.0, **rival}
@@ -95,9 +131,9 @@ def test_a_build(source: Path, precision: str) -> None:
         assert m.rival.speedup is not None
         assert m.rival.speedup.over == f"the dense model in {precision}"
         assert f"The dense model in {precision}" in render(m)
-    kinds = {t.data_type for t in onnx.load(str(opened.model)).graph.initializer}
+    kinds = {t.data_type for t in onnx.load(str(artifact.model)).graph.initializer}
     assert (onnx.TensorProto.INT8 in kinds) == (precision == "int8")
-    check_figures(source, opened.model, m)
+    check_figures(source, artifact.model, m)
     check_what_reads_it(folder, precision)
 
 
@@ -188,20 +224,25 @@ def test_it_is_measured_not_modelled(source: Path) -> None:
 
 @pytest.mark.parametrize("precision", ["int8", pytest.param("bf16", marks=WITHOUT_BF16)])
 def test_parts_are_measured_in_their_precision(
-    source: Path, precision: str, monkeypatch: pytest.MonkeyPatch
+    source: Path, precision: str, opened: list[tuple[OnCpu, str]]
 ) -> None:
-    opened: list[OnCpu] = []
-    honest = OnCpu.open
-
-    def watched(self: OnCpu, *given: Any, **options: Any) -> Any:
-        opened.append(self)
-        return honest(self, *given, **options)
-
-    monkeypatch.setattr(OnCpu, "open", watched)
     found = profile(source, target="openvino", methods=["topk"], precision=precision, seconds=1)
     assert found.profile.conditions.precision == precision
     assert found.profile.rounded
-    assert set(opened) == {on_cpu("openvino", precision)}
+    assert {how for how, _ in opened} == {on_cpu("openvino", precision)}
+
+
+def test_a_file_that_is_refused_is_the_users(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: OnCpu, path: Path, *_: Any, **__: Any) -> Any:
+        if self.runtime == "openvino":
+            raise ModelError("OpenVINO does not accept the model: no", where=str(path))
+        return OrtRunner(path)
+
+    monkeypatch.setattr(OnCpu, "open", refuse)
+    with pytest.raises(ModelError) as caught:
+        build(source, "fp32")
+    assert caught.value.where == str(source)
+    assert not (source.parent / "out").exists()
 
 
 def test_files_that_openvino_does_not_take(source: Path, tmp_path: Path) -> None:

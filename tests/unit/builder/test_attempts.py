@@ -14,6 +14,7 @@ import pytest
 
 from tcompile import pipeline
 from tcompile.artifact.manifest import Fidelity, Flops, Latency, Manifest
+from tcompile.builder.attempts import attempt_of
 from tcompile.builder.checks import Evidence
 from tcompile.builder.emit import Built, Models
 from tcompile.builder.job import Job
@@ -80,6 +81,7 @@ class World:
         ms: (attempt, predicted ms) → measured ms.
         dense_ms: measured; the prediction is DENSE.
         sure: whether what is faster can be told to be.
+        quantized: whether the source is.
         pessimism: by which predictions are too high.
         whole: (graph, precision) → ms by the roofline, of a GPU.
         asked: latencies asked for, None for the dense model.
@@ -91,6 +93,7 @@ class World:
     named: bool = False
     refuses: float = 0.0
     sure: bool = True
+    quantized: bool = False
     pessimism: float = 1.0
     whole: dict[tuple[str, str], float] = field(default_factory=dict)
     asked: list[Any] = field(default_factory=list)
@@ -170,7 +173,7 @@ class World:
             outputs=(),
             flops=Flops(2, 1),
             widened=False,
-            quantized=False,
+            quantized=self.quantized,
         )
 
     def measure(
@@ -429,6 +432,27 @@ def test_a_machine_at_another_pace_is_not_planned_for(
         assert note.endswith(
             "the machine is slower now; tcompile profile --fresh measures it again"
         )
+
+
+def test_a_dense_model_that_the_profile_does_not_have_tells_no_pace(
+    world: Any, tmp_path: Path
+) -> None:
+    """A quantised source may be slower than its fp32 form, which is what was profiled."""
+    device = world(lambda i, predicted: 13.0 if i == 1 else 9.5, dense_ms=26.0, quantized=True)
+    made = device.build(tmp_path, latency=10)
+    assert device.asked == pytest.approx([10, 100 / 13])
+    assert not any("slower now" in note for note in made.notes)
+
+
+def test_dense_in_int8_is_its_own_pace() -> None:
+    job = SimpleNamespace(request=Request(latency=10), target=load_target("cpu"), refine=False)
+    figures = (
+        Latency("dense", "measured", 40.0, "here", "it"),
+        Latency("reduced", "measured", 13.0, "here", "it"),
+    )
+    manifest = SimpleNamespace(reduced=False, precision="int8", rival=None, latency=figures)
+    made = attempt_of(None, manifest, None, job)  # type: ignore[arg-type]
+    assert (made.dense_ms, made.ms) == (13.0, 13.0)
 
 
 def test_refine_stops_where_there_is_nothing_to_learn(world: Any, tmp_path: Path) -> None:

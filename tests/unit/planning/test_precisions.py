@@ -18,6 +18,7 @@ from tcompile.planning.solve.plan_report import FixedPlan, PlanReport
 from tcompile.planning.solve.solve import schedule_for_request
 from tcompile.profiling.profile import Profile
 from tcompile.targets import load_target
+from tcompile.targets.backends import openvino
 from tcompile.targets.backends.openvino import has_bf16
 from tests.support.planted import Planted, method, model
 from tests.support.tiny_vit import VitSpec, save_outlying_vit
@@ -25,21 +26,26 @@ from tests.support.tiny_vit import VitSpec, save_outlying_vit
 FP32 = Planted(tile=1, launch=0.0, each=0.0)
 
 
-def profile_in(precision: str, planted: Planted) -> Profile:
+def profile_in(precision: str, planted: Planted, target: str = "cpu") -> Profile:
     made = planted.profile(model(), [method(model(), "topk")])
-    return replace(made, conditions=replace(made.conditions, precision=precision))
+    conditions = replace(made.conditions, precision=precision, target=target)
+    return replace(made, conditions=conditions)
 
 
-def weigh(request: Request, int8: Planted) -> tuple[str, PlanReport, str]:
+def weigh(
+    request: Request, int8: Planted, target: str = "cpu", bf16: Planted = FP32
+) -> tuple[str, PlanReport, str]:
     """The choice for planted latencies: precision, its plan, the note."""
-    profiles = {"fp32": profile_in("fp32", FP32), "int8": profile_in("int8", int8)}
+    device = load_target(target)
+    each = {"fp32": FP32, "int8": int8, "bf16": bf16}
+    profiles = {name: profile_in(name, planted, target) for name, planted in each.items()}
 
     def plan(precision: str) -> tuple[Schedule, PlanReport | FixedPlan]:
         asked = replace(request, profile=profiles[precision])
-        return schedule_for_request(model(), asked, load_target("cpu"), precision)
+        return schedule_for_request(model(), asked, device, precision)
 
     request = replace(request, calibration_level="coarse")
-    best, note = best_precision(model(), request, load_target("cpu"), plan, lambda _: None)
+    best, note = best_precision(model(), request, device, plan, lambda _: None)
     return best.precision, best.planned, note
 
 
@@ -53,6 +59,23 @@ def test_int8_that_is_much_faster_keeps_all_tokens(share: float) -> None:
     assert note.startswith("precision int8 is taken: fp32 with ")
     assert "; int8 with all tokens takes " in note
     assert "measured on 12 procedural scenes (seed 1" in note
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_all_three_are_weighed_in_openvino(there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if there and not has_bf16():
+        pytest.skip("this processor has no bf16")
+    monkeypatch.setattr(openvino, "has_bf16", lambda: there)
+    budget = 0.5 * FP32.dense(model())
+    faster, slower = (replace(FP32, rise=FP32.rise * by) for by in (0.2, 1.3))
+    chosen, _, note = weigh(Request(latency=budget), slower, "cpu-openvino", bf16=faster)
+    if there:
+        assert chosen == "bf16"
+        assert "bf16 with all tokens takes" in note
+        assert "int8 with" in note
+    else:
+        assert chosen == "fp32"
+        assert "bf16 is out: this processor has no bf16" in note
 
 
 def test_int8_that_is_no_faster_is_not_taken() -> None:
