@@ -63,12 +63,34 @@ class StronglyTyped:
 
 
 @dataclass(frozen=True)
+class Int8Attention:
+    """Which attentions are computed in int8, in one kernel.
+
+    Attributes:
+        source: where that was read and seen.
+        runtimes: that are built so.
+        sizes: of a head.
+        keys: at most.
+    """
+
+    source: str
+    runtimes: tuple[str, ...]
+    sizes: tuple[int, ...]
+    keys: int
+
+    def takes(self, size: int | None, keys: int | None) -> bool:
+        """Tell whether the kernel is for heads of that size and so many keys."""
+        return size in self.sizes and keys is not None and keys <= self.keys
+
+
+@dataclass(frozen=True)
 class TensorRTVersions:
     """The file `devices/_tensorrt.json`; `source` says where its facts were read."""
 
     source: str
     strongly_typed: StronglyTyped
     parsers: tuple[ParserRule, ...]
+    int8_attention: Int8Attention
 
 
 TENSORRT = msgspec.json.decode((DEVICES / "_tensorrt.json").read_bytes(), type=TensorRTVersions)

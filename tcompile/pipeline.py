@@ -37,7 +37,7 @@ from tcompile.builder.emit import (
     write_models,
 )
 from tcompile.builder.job import Job
-from tcompile.builder.mixed import looking_at, note_of
+from tcompile.builder.on_images import looking_at
 from tcompile.builder.rounded import round_models
 from tcompile.core.drafts import scratch
 from tcompile.core.errors import FailedBuildError, TcompileError, UsageError
@@ -85,7 +85,7 @@ from tcompile.runtime.token_outputs import recorded, recorded_choice
 from tcompile.targets import Target, load_target
 from tcompile.targets.backends import check_runtime
 from tcompile.targets.backends.base import BatchSizes
-from tcompile.targets.devices import ON_IMAGES, most_of
+from tcompile.targets.devices import ON_IMAGES
 from tcompile.verify.owners import Owners
 
 if TYPE_CHECKING:
@@ -252,7 +252,7 @@ def _planned_in(
         level = precision or target.default_precision
         target.check_precision(level)
         asked = _without_images(request) if level in ON_IMAGES else request
-        return level, *_planned(model, asked, target, most_of(level), say)
+        return level, *_planned(model, asked, target, target.planned_as(level), say)
     check_weighable(target, request)
     best, note = _best_precision(model, request, target, say)
     made = replace(best.schedule, notes=(*best.schedule.notes, note))
@@ -480,10 +480,10 @@ def _build_one(job: Job, request: Request | None, draft: Draft, say: Progress) -
         models, planned, notes = _write_reduced(job, request, draft, folder, say)
         # Nodes and tensors refer to each other: only the collector frees the weights.
         gc.collect()
-        judged = judge_models(models, job, say)
         flops = models.flops.dense
         apart = job.precision in ON_IMAGES and _without_images(job.request).calibration is None
         samples = evidence_of(models.shipped, job.request, planned, flops, apart)
+        judged = judge_models(models, job, samples, say)
         rounded = None
         if job.rounds:
             rounded = round_models(models, job, samples, folder, say)
@@ -531,7 +531,7 @@ def _write_reduced(
     planned: PlanReport | FixedPlan | None = None
     if request is not None:
         asked = _without_images(request) if job.precision in ON_IMAGES else request
-        level = most_of(job.precision)
+        level = job.target.planned_as(job.precision)
         schedule, planned = _planned(analysed, asked, job.target, level, say)
     say("reducing")
     reduced = _apply(analysed, schedule, job.request, planned, job.dump)
@@ -539,24 +539,37 @@ def _write_reduced(
     source, owners = describe_source(job.path), Owners(job.path, reduced.dense, reduced.written)
     folder = draft.empty()
     planned, notes = on_target(planned, reduced, job)
-    wide = images = None
-    if job.precision == "mixed":
-        wide, images = looking_at(analysed, job.request, reduced.metadata, say)
+    looking = None
+    if not job.target.on_cpu and job.precision in ON_IMAGES:
+        looking = looking_at(
+            analysed, job.request, job.target, job.precision, reduced.metadata, say
+        )
     lowered = lower(
         reduced.graph,
         target=job.target,
         precision=job.precision,
         fp32_nodes=reduced.fp32_nodes,
         token_ops=job.token_ops.form,
-        wide=wide,
+        wide=None if looking is None else looking.wide,
+        eight_bits=None if looking is None else looking.eight_bits,
         dump=job.dump,
     )
-    if wide is not None and images is not None:
-        notes.append(note_of(wide, images))
+    if looking is not None:
+        notes += looking.notes()
     plain = None
     if job.target.runtime == "openvino":
         plain = lower(reduced.dense, target=job.target, precision=job.precision)
-    models = write_models(reduced, lowered, source, owners, job.token_ops, folder, temporary, plain)
+    models = write_models(
+        reduced,
+        lowered,
+        source,
+        owners,
+        job.token_ops,
+        folder,
+        temporary,
+        plain=plain,
+        quantization=None if looking is None else looking.quantization(),
+    )
     return models, planned, notes
 
 

@@ -10,11 +10,14 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
+from tcompile.core.errors import ModelError
+from tcompile.core.rounding import BFLOAT16, FLOAT16, DType
+from tcompile.passes.lower.eight_bits import OPSETS, EightBits
 from tcompile.passes.lower.inline import inline_calls
 from tcompile.passes.lower.names import rename_nodes
-from tcompile.passes.lower.opset import lower_opset
+from tcompile.passes.lower.opset import lower_opset, raise_opset
 from tcompile.passes.lower.pixels import cast_pixels_first
-from tcompile.passes.lower.precision import to_fp16
+from tcompile.passes.lower.precision import to_half
 from tcompile.passes.lower.ranges import Wide
 from tcompile.passes.lower.spell import (
     decompose_attention,
@@ -27,9 +30,9 @@ from tcompile.passes.lower.token_fuse import fuse_calls
 from tcompile.passes.lower.token_ops import TokenOps, lower_token_ops
 from tcompile.passes.lower.types import complete
 from tcompile.passes.runner import Dump, Pass, run
-from tcompile.targets.devices import HALF, Precision, Target
+from tcompile.targets.devices import Precision, Target
 
-__all__ = ["decompose_attention", "decompose_rms_norm", "lower", "lower_opset", "to_fp16"]
+__all__ = ["decompose_attention", "decompose_rms_norm", "lower", "lower_opset", "to_half"]
 
 #: What TensorRT 10.3, the oldest on a supported JetPack, was made for.
 _JETSON_OPSET = 20
@@ -43,6 +46,7 @@ class Lowering:
         target, precision, token_ops: what to lower for.
         fp32_nodes: names of nodes that stay fp32, as they are called by now.
         wide: finds more of them by the ranges of their values; None: nothing is measured.
+        eight_bits: puts into int8 or fp8 what may be.
     """
 
     graph: gs.Graph
@@ -51,6 +55,7 @@ class Lowering:
     token_ops: TokenOps
     fp32_nodes: frozenset[str]
     wide: Wide | None = None
+    eight_bits: EightBits | None = None
 
     @property
     def tensorrt(self) -> bool:
@@ -69,6 +74,13 @@ class Lowering:
     def turing(self) -> bool:
         """Tell whether TensorRT-RTX builds for a Turing GPU."""
         return self.target.runtime == "tensorrt-rtx" and self.target.compute_capability == "7.5"
+
+    @property
+    def half(self) -> DType | None:
+        """Return the floats of 16 bits that most is in; None where all stays fp32."""
+        if self.target.on_cpu or self.precision == "fp32":
+            return None
+        return BFLOAT16 if self.precision == "bf16" else FLOAT16
 
     @property
     def kernels(self) -> bool:
@@ -90,6 +102,7 @@ def lower(
     fp32_nodes: frozenset[str] = frozenset(),
     token_ops: TokenOps = "native",
     wide: Wide | None = None,
+    eight_bits: EightBits | None = None,
     dump: Dump | None = None,
 ) -> gs.Graph:
     """A copy of the graph in the form that the target takes best.
@@ -100,9 +113,10 @@ def lower(
       not.
     - `RMSNormalization` is spelled out for a Jetson.
     - For TensorRT 8-bit images are cast to float before they are moved: see `cast_pixels_first`.
-    - fp16: see `to_fp16`; inputs and outputs stay fp32. mixed: the same, and fp32 stays also what
-      leaves fp16's range on images, see `ranges`. int8 and bf16: the graph stays fp32; the file
-      that it is written to is quantised, see `int8`, or its runtime rounds.
+    - fp16 and bf16 for a GPU: see `to_half`; inputs and outputs stay fp32. mixed: as fp16, and fp32
+      stays also what leaves fp16's range on images, see `ranges`. int8 and fp8 for a GPU: as mixed,
+      with Q/DQ, see `eight_bits`. On a CPU the graph stays fp32 in all: the file that it is written
+      to is quantised, see `int8`, or its runtime rounds.
     - For a Jetson the opset becomes 20, unless an operator does not allow it (logged).
     - Products of fp32 matrices are spelled as sums for a Turing GPU.
     - Token ops get the form asked for: see `token_ops`, `token_fuse` and `token_casts`. On a CPU
@@ -115,17 +129,19 @@ def lower(
         precision: of most of the result.
         fp32_nodes: names of nodes that stay fp32 in an fp16 graph.
         token_ops: as `choose_token_ops` gave it.
-        wide: of mixed precision, what measures ranges; it tells afterwards what it found.
+        wide: of mixed, int8 and fp8, what measures ranges; it tells afterwards what it found.
+        eight_bits: of int8 and fp8, what measures rounding; it tells afterwards what it did.
         dump: takes the graph after each pass.
 
     Raises:
         UsageError: the target does not know the precision.
-        ModelError: an attention that has to be spelled out cannot be; control flow in fp16.
+        ModelError: an attention that has to be spelled out cannot be; control flow in half
+            precision; an operator that cannot be said in the opset of fp8.
     """
     target.check_precision(precision)
     lowered = graph.copy()
     lowered.functions = [function.copy() for function in graph.functions]
-    state = Lowering(lowered, target, precision, token_ops, fp32_nodes, wide)
+    state = Lowering(lowered, target, precision, token_ops, fp32_nodes, wide, eight_bits)
     run(state, PASSES, "lower", dump)
     return state.graph
 
@@ -151,8 +167,26 @@ def _keep_wide(state: Lowering) -> int:
     return len(found)
 
 
-def _to_fp16(state: Lowering) -> None:
-    state.graph = to_fp16(state.graph, fp32_nodes=state.fp32_nodes)
+def _raise_opset(state: Lowering) -> None:
+    assert state.eight_bits is not None
+    kind = state.eight_bits.kind
+    stubborn = raise_opset(state.graph, OPSETS[kind])
+    if stubborn:
+        raise ModelError(
+            f"{kind} needs opset {OPSETS[kind]}, in which {', '.join(stubborn)} cannot be said as "
+            f"in the file's opset {state.graph.opset}",
+            hint=f"export it with opset {OPSETS[kind]} or newer, or build with --precision int8",
+        )
+
+
+def _to_eight_bits(state: Lowering) -> int:
+    assert state.eight_bits is not None
+    return state.eight_bits.quantize(state.graph, state.fp32_nodes)
+
+
+def _to_half(state: Lowering) -> None:
+    assert state.half is not None
+    state.graph = to_half(state.graph, half=state.half, fp32_nodes=state.fp32_nodes)
 
 
 PASSES: tuple[Pass[Lowering], ...] = (
@@ -166,12 +200,18 @@ PASSES: tuple[Pass[Lowering], ...] = (
     Pass("cast-pixels-first", lambda s: cast_pixels_first(s.graph), when=lambda s: s.tensorrt),
     Pass("complete-shapes", lambda s: complete(s.graph)),
     Pass("keep-wide-ranges", _keep_wide, when=lambda s: s.wide is not None),
-    Pass("to-fp16", _to_fp16, when=lambda s: s.precision in HALF),
+    Pass("raise-opset", _raise_opset, when=lambda s: s.eight_bits is not None),
+    Pass("to-eight-bits", _to_eight_bits, when=lambda s: s.eight_bits is not None),
+    Pass("to-half", _to_half, when=lambda s: s.half is not None),
     Pass("spell-fp32-matmul", lambda s: len(spell_products(s.graph)), when=lambda s: s.turing),
     Pass(
         "lower-opset", lambda s: len(lower_opset(s.graph, _JETSON_OPSET)), when=lambda s: s.jetson
     ),
-    Pass("move-token-casts", lambda s: move_casts(s.graph), when=lambda s: s.kernels),
+    Pass(
+        "move-token-casts",
+        lambda s: move_casts(s.graph, s.half or FLOAT16),
+        when=lambda s: s.kernels,
+    ),
     Pass("inline-token-ops", lambda s: inline_calls(s.graph), when=lambda s: not s.tensorrt),
     Pass("token-ops", lambda s: lower_token_ops(s.graph, s.token_ops)),
 )

@@ -1,30 +1,26 @@
-"""The nodes that must stay in fp32 when the rest of a graph goes to fp16, and why.
+"""The nodes that must stay in fp32 when the rest of a graph goes to fp16 or bf16, and why.
 
 fp16 has 11 bits and ends at 65504: squares overflow from 256 on, an epsilon of 1e-6 is gone, and
-integers are exact only up to 2048. The softmax and the products of attention are not among these:
-fused kernels accumulate in fp32 by themselves.
+integers are exact only up to 2048. bf16 ends where fp32 does and has 8 bits, in which integers are
+exact up to 256. The softmax and the products of attention are not among these: fused kernels
+accumulate in fp32 by themselves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from tcompile.core.op_traits import MOVES
-from tcompile.passes.lower.types import (
-    FLOAT16,
-    FLOAT32,
-    Key,
-    TypeClashError,
-    as_dtype,
-    function_key,
-    output_types,
-)
+from tcompile.core.rounding import BFLOAT16, FLOAT16, FLOAT32, DType, as_dtype
+from tcompile.passes.lower.types import Key, TypeClashError, function_key, output_types
 
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 _TINY = float(np.finfo(np.float16).tiny)
@@ -81,11 +77,21 @@ class Delicate:
     Args:
         names: nodes that somebody already knows must stay.
         functions: the model-local functions.
+        half: what the rest goes to, fp16 or bf16.
+        opset: of the graph: which operators take bf16 depends on it.
     """
 
-    def __init__(self, names: frozenset[str], functions: Mapping[Key, gs.Function]) -> None:
+    def __init__(
+        self,
+        names: frozenset[str],
+        functions: Mapping[Key, gs.Function],
+        half: DType = FLOAT16,
+        opset: int | None = None,
+    ) -> None:
         self._names = names
         self._functions = functions
+        self._half = half
+        self._opset = opset or onnx.defs.onnx_opset_version()
         self._single: set[str] = set()  # tensors that are fp32
         self._exact: set[str] = set()  # tensors that hold integers as floats
         self._factors: set[str] = set()  # tensors that scale others
@@ -102,8 +108,8 @@ class Delicate:
             or (node.op in {"Mul", "Div"} and any(t.name in self._factors for t in floats))
             or (node.op == "Div" and node.inputs[1].name in self._exact)  # a count has no bound
             or _feeds_a_variance(node)
-            or any(not fits(t, node) for t in node.inputs)
-            or not self._takes_fp16(node)
+            or (self._half == FLOAT16 and any(not fits(t, node) for t in node.inputs))
+            or not self._takes_half(node)
         )
         outputs = {t.name for t in node.outputs if t.dtype == FLOAT32}
         if stays:
@@ -131,13 +137,18 @@ class Delicate:
             and all(t.name in self._exact for t in floats)
         )
 
-    def _takes_fp16(self, node: gs.Node) -> bool:
-        """Tell whether a call of a function still types when its floats are fp16."""
-        if function_key(node) not in self._functions:
+    def _takes_half(self, node: gs.Node) -> bool:
+        """Tell whether an operator takes floats of 16 bits, and whether a call of a function still
+        types when its floats are."""
+        function = self._functions.get(function_key(node))
+        if function is None:
             # Operators of a foreign domain are known to take fp32, the type they were made for.
-            return not node.domain
+            return not node.domain and (self._half != BFLOAT16 or takes_bf16(node.op, self._opset))
+        inner = {n.op for n in function.nodes if not n.domain}
+        if self._half == BFLOAT16 and not all(takes_bf16(op, self._opset) for op in inner):
+            return False
         kinds = [
-            None if t.is_empty() else FLOAT16 if t.dtype == FLOAT32 else np.dtype(t.dtype)
+            None if t.is_empty() else self._half if t.dtype == FLOAT32 else as_dtype(t.dtype)
             for t in node.inputs
         ]
         try:
@@ -145,6 +156,18 @@ class Delicate:
         except TypeClashError:
             return False
         return None not in results
+
+
+@lru_cache(maxsize=512)
+def takes_bf16(op: str, opset: int) -> bool:
+    """Tell whether an operator of ONNX takes and gives bf16 where it takes floats."""
+    try:
+        schema = onnx.defs.get_schema(op, opset, "")
+    except onnx.defs.SchemaError:
+        return False
+    allowed = {c.type_param_str: c.allowed_type_strs for c in schema.type_constraints}
+    floats = [types for types in allowed.values() if "tensor(float)" in types]
+    return all("tensor(bfloat16)" in types for types in floats)
 
 
 def fits(tensor: gs.Tensor, node: gs.Node) -> bool:

@@ -1,16 +1,17 @@
-"""Declare an older opset where the graph uses nothing newer.
+"""Declare an older opset where the graph uses nothing newer, or a newer one, where all means the
+same.
 
 The parser of TensorRT 10.0 (10.3 is in JetPack 6) takes opset 9 to 20, says onnx-tensorrt's
 docs/operators.md. Most of what later opsets changed is which element types an operator takes, such
-as bfloat16 and floats of 8 and 4 bits. Our graphs use none of those, so the same nodes mean the
-same under the older number.
+as bfloat16 and floats of 8 and 4 bits, so the same nodes mean the same under another number.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
@@ -28,8 +29,8 @@ def lower_opset(graph: gs.Graph, opset: int) -> tuple[str, ...]:
     Returns:
         The operators that do not; the graph is unchanged unless it is empty.
     """
-    bodies = [graph, *graph.functions]
-    stubborn = sorted({op for body in bodies for op in _newer(body.nodes, body.opset, opset)})
+    bodies = [body for body in (graph, *graph.functions) if body.opset > opset]
+    stubborn = _declare(bodies, opset)
     if stubborn:
         logger.warning(
             "the model stays at opset %d: %s cannot be declared at %d",
@@ -37,22 +38,53 @@ def lower_opset(graph: gs.Graph, opset: int) -> tuple[str, ...]:
             ", ".join(stubborn),
             opset,
         )
-        return tuple(stubborn)
-    for body in bodies:
-        if body.opset > opset:
-            others = [each for each in body.import_domains or [] if each.domain]
-            body.opset = opset
-            body.import_domains = [onnx.helper.make_opsetid("", opset), *others]
+        return stubborn
     graph.ir_version = min(graph.ir_version or _IR_VERSION, _IR_VERSION)
     return ()
 
 
-def _newer(nodes: Iterable[gs.Node], declared: int, opset: int) -> set[str]:
+def raise_opset(graph: gs.Graph, opset: int) -> tuple[str, ...]:
+    """Declare at least `opset` on the graph and its functions, in place, if every node allows it.
+
+    Axes of reductions, which were attributes up to opset 17, become inputs, and a Split into equal
+    parts says how many.
+
+    Returns:
+        The operators that do not; the graph computes the same unless it is empty.
+    """
+    bodies = [body for body in (graph, *graph.functions) if body.opset < opset]
+    for body in bodies:
+        for node in body.nodes:
+            if _takes_axes(node, opset) and "axes" in node.attrs:
+                axes = np.asarray(node.attrs.pop("axes"), np.int64)
+                node.inputs.append(gs.Constant(f"{node.outputs[0].name}/axes", axes))
+            if node.op == "Split" and not node.domain and len(node.inputs) == 1:
+                node.attrs.setdefault("num_outputs", len(node.outputs))
+    return _declare(bodies, opset)
+
+
+def _takes_axes(node: gs.Node, opset: int) -> bool:
+    if node.domain or not node.op.startswith("Reduce"):
+        return False
+    return "axes" not in onnx.defs.get_schema(node.op, opset, "").attributes
+
+
+def _declare(bodies: Sequence[gs.Graph | gs.Function], opset: int) -> tuple[str, ...]:
+    """Declare an opset on all, if every node means the same in it; else returns which do not."""
+    stubborn = sorted({op for body in bodies for op in _changed(body.nodes, body.opset, opset)})
+    if stubborn:
+        return tuple(stubborn)
+    for body in bodies:
+        others = [each for each in body.import_domains or [] if each.domain]
+        body.opset = opset
+        body.import_domains = [onnx.helper.make_opsetid("", opset), *others]
+    return ()
+
+
+def _changed(nodes: Iterable[gs.Node], declared: int, opset: int) -> set[str]:
     """The operators among `nodes` that `opset` does not have in the same meaning."""
     return {
-        node.op
-        for node in nodes
-        if not node.domain and declared > opset and not _means_the_same(node, declared, opset)
+        node.op for node in nodes if not node.domain and not _means_the_same(node, declared, opset)
     }
 
 

@@ -13,7 +13,7 @@ import onnx_graphsurgeon as gs
 
 from tcompile.core.graph import bypass, cast_node, is_const, replace_uses, value
 from tcompile.core.op_traits import MOVES
-from tcompile.passes.lower.types import FLOAT32, as_dtype
+from tcompile.core.rounding import FLOAT32, as_dtype
 
 _UINT8 = np.dtype(np.uint8)
 #: Give values that they were given.

@@ -1,4 +1,5 @@
-"""Half precision written into the graph: every tensor says fp16 or fp32, and casts lie between.
+"""Half precision written into the graph: every tensor says fp16 (or bf16) or fp32, and casts lie
+between.
 
 TensorRT 11 knows no other way, and on older versions it is the accurate one.
 """
@@ -13,67 +14,62 @@ import onnx_graphsurgeon as gs
 
 from tcompile.core.errors import InternalError, ModelError
 from tcompile.core.graph import constant_nodes_to_constants
+from tcompile.core.rounding import FLOAT16, FLOAT32, HALVES, DType, as_dtype
 from tcompile.passes.lower.fp32_policy import FLOAT16_MAX, Delicate, largest, peek
-from tcompile.passes.lower.types import (
-    FLOAT16,
-    FLOAT32,
-    DType,
-    Key,
-    TypeClashError,
-    as_dtype,
-    complete,
-    output_types,
-)
+from tcompile.passes.lower.types import Key, TypeClashError, complete, output_types
 
 #: Take a float of any type and give back none of it.
 _INDIFFERENT = {"Cast", "Shape", "Size", "IsNaN", "IsInf", "ArgMax", "ArgMin", "NonZero"}
-_ENUM = {FLOAT16: int(onnx.TensorProto.FLOAT16), FLOAT32: int(onnx.TensorProto.FLOAT)}
+_ENUM = {**HALVES, FLOAT32: int(onnx.TensorProto.FLOAT)}
 
 
-def to_fp16(
-    graph: gs.Graph, *, fp32_nodes: frozenset[str] = frozenset(), keep_io: bool = True
+def to_half(
+    graph: gs.Graph,
+    *,
+    half: DType = FLOAT16,
+    fp32_nodes: frozenset[str] = frozenset(),
+    keep_io: bool = True,
 ) -> gs.Graph:
-    """A copy of an fp32 graph in which all computes in fp16 but what must not.
+    """A copy of an fp32 graph in which all computes in fp16 or bf16 but what must not.
 
     fp32 stay: `fp32_nodes`, what `Delicate` finds (spelled-out norms, powers, roots, integers held
-    as floats, constants beyond fp16), calls of functions whose body does not type in fp16, and
-    `LayerNormalization` inside (its `stash_type`). Casts lie at the borders, one a tensor.
+    as floats, constants beyond fp16, operators that take no bf16 in this opset, scales of Q/DQ),
+    calls of functions whose body does not type in it, and `LayerNormalization` inside (its
+    `stash_type`). Casts lie at the borders, one a tensor.
 
     Args:
         graph: topologically sorted, no control flow. It is left as it is.
+        half: which of the two.
         fp32_nodes: names of nodes to keep in fp32.
-        keep_io: inputs and outputs of the graph stay fp32; otherwise they become fp16.
+        keep_io: inputs and outputs of the graph stay fp32; otherwise they become `half`.
 
     Raises:
-        ModelError: the graph has control flow, or quantises.
+        ModelError: the graph has control flow.
         InternalError: a type in the result contradicts another.
     """
     copy = graph.copy()
     for node in copy.nodes:
         if any(isinstance(value, gs.Graph) for value in node.attrs.values()):
             raise ModelError(
-                "control flow cannot be put into fp16",
+                "control flow cannot be put into half precision",
                 where=f"node '{node.name}' ({node.op})",
                 hint="build with --precision fp32",
-            )
-        if node.op in ("QuantizeLinear", "DequantizeLinear"):
-            raise ModelError(
-                "a quantised model (Q/DQ) cannot be put into fp16 yet",
-                where=f"node '{node.name}' ({node.op})",
-                hint="build the unquantised model and quantise the result, or use fp32",
             )
     constant_nodes_to_constants(copy)
     complete(copy)
     functions = {(f.domain or "", f.name): f for f in copy.functions}
-    _Conversion(copy, Delicate(fp32_nodes, functions), keep_io).run()
+    delicate = Delicate(fp32_nodes, functions, half, copy.opset)
+    _Conversion(copy, delicate, half, keep_io).run()
     check_types(copy, functions)
     return copy
 
 
 class _Conversion:
-    def __init__(self, graph: gs.Graph, delicate: Delicate, keep_io: bool) -> None:
+    def __init__(self, graph: gs.Graph, delicate: Delicate, half: DType, keep_io: bool) -> None:
         self.graph = graph
         self.delicate = delicate
+        self.half = half
+        self.suffix = "fp16" if half == FLOAT16 else "bf16"
         self.keep_io = keep_io
         self.nodes: list[gs.Node] = []
         self.casts: dict[tuple[str, DType], gs.Variable] = {}
@@ -86,10 +82,10 @@ class _Conversion:
         single = [self.delicate.stays(node) for node in self.graph.nodes]
         if not self.keep_io:
             for tensor in self.graph.inputs:
-                tensor.dtype = FLOAT16 if tensor.dtype == FLOAT32 else tensor.dtype
+                tensor.dtype = self.half if tensor.dtype == FLOAT32 else tensor.dtype
         outputs = {tensor.name: tensor for tensor in self.graph.outputs}
         for node, stays in zip(self.graph.nodes, single, strict=True):
-            self._convert(node, FLOAT32 if stays else FLOAT16, outputs)
+            self._convert(node, FLOAT32 if stays else self.half, outputs)
         self.graph.nodes[:] = self.nodes
         self._tidy()
 
@@ -107,11 +103,11 @@ class _Conversion:
             if tensor.name in outputs and self.keep_io:
                 self._cast_output(node, i, tensor)
             else:
-                tensor.dtype = FLOAT16
+                tensor.dtype = self.half
 
     def _cast_output(self, node: gs.Node, position: int, tensor: gs.Variable) -> None:
-        """Compute a graph output in fp16 under another name, and cast it to its own."""
-        inner = gs.Variable(self._name(f"{tensor.name}_fp16"), FLOAT16, tensor.shape)
+        """Compute a graph output in half precision under another name, and cast it to its own."""
+        inner = gs.Variable(self._name(f"{tensor.name}_{self.suffix}"), self.half, tensor.shape)
         users = [user for user in tensor.outputs if user is not node]
         node.outputs[position] = inner
         for user in users:
@@ -123,10 +119,10 @@ class _Conversion:
     def _in(self, tensor: gs.Tensor, wanted: DType, node: gs.Node) -> gs.Tensor:
         """The tensor in another precision: a converted constant, or a cast shared by its users."""
         if isinstance(tensor, gs.Constant):
-            return self._constant(tensor) if wanted == FLOAT16 else tensor
+            return self._constant(tensor) if wanted == self.half else tensor
         key = (tensor.name, wanted)
         if key not in self.casts:
-            name = self._name(f"{tensor.name}_{'fp16' if wanted == FLOAT16 else 'fp32'}")
+            name = self._name(f"{tensor.name}_{self.suffix if wanted == self.half else 'fp32'}")
             self.casts[key] = gs.Variable(name, wanted, tensor.shape)
             self._cast(tensor, self.casts[key], wanted)
         return self.casts[key]
@@ -139,12 +135,12 @@ class _Conversion:
     def _constant(self, tensor: gs.Constant) -> gs.Constant:
         if tensor.name not in self.constants:
             values = peek(tensor)
-            if largest(values) > FLOAT16_MAX:
+            if self.half == FLOAT16 and largest(values) > FLOAT16_MAX:
                 # Finite values beyond fp16 only get here where clamping them is harmless.
                 clipped = np.clip(values, -FLOAT16_MAX, FLOAT16_MAX)
                 values = np.where(np.isfinite(values), clipped, values)
-            name = self._name(f"{tensor.name}_fp16")
-            self.constants[tensor.name] = gs.Constant(name, values.astype(np.float16))
+            name = self._name(f"{tensor.name}_{self.suffix}")
+            self.constants[tensor.name] = gs.Constant(name, values.astype(self.half))
         return self.constants[tensor.name]
 
     def _tidy(self) -> None:
@@ -162,7 +158,7 @@ class _Conversion:
 
 
 def _is_float(tensor: gs.Tensor) -> bool:
-    return not tensor.is_empty() and tensor.dtype in (FLOAT16, FLOAT32)
+    return not tensor.is_empty() and tensor.dtype in _ENUM
 
 
 def check_types(graph: gs.Graph, functions: Mapping[Key, gs.Function]) -> None:
@@ -171,13 +167,13 @@ def check_types(graph: gs.Graph, functions: Mapping[Key, gs.Function]) -> None:
     ONNX's own checker lets a MatMul of fp16 and fp32 pass; runtimes do not.
     """
     for node in graph.nodes:
-        kinds = [None if t.is_empty() else np.dtype(t.dtype) for t in node.inputs]
+        kinds = [None if t.is_empty() else as_dtype(t.dtype) for t in node.inputs]
         try:
             results = output_types(node, kinds, functions)
         except TypeClashError as error:
             raise InternalError(str(error)) from error
         for tensor, kind in zip(node.outputs, results, strict=True):
-            floats = kind in (FLOAT16, FLOAT32)
+            floats = kind in _ENUM
             if floats and not tensor.is_empty() and tensor.dtype != kind:
                 raise InternalError(
                     f"'{tensor.name}' is noted as {tensor.dtype} and computed as {kind}",

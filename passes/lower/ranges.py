@@ -19,8 +19,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from tcompile.core.graph import is_const
+from tcompile.core.rounding import FLOAT32
 from tcompile.passes.lower.fp32_policy import FLOAT16_MAX, clamps, peek
-from tcompile.passes.lower.types import FLOAT32
 
 #: Least value that is taken for a value: what lies below is a mask's, and means minus infinity.
 MASKED = -1e8

@@ -21,7 +21,7 @@ import onnx_graphsurgeon as gs
 
 from tcompile.core.domain import DOMAIN
 from tcompile.core.errors import ModelError
-from tcompile.passes.lower.types import FLOAT32
+from tcompile.core.rounding import FLOAT32
 
 #: Name of each node that was replaced → the names of those in its place.
 Replaced = Mapping[str, frozenset[str]]

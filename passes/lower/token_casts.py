@@ -1,4 +1,4 @@
-"""Casts around token ops, moved into their bodies: a plugin reads and writes fp16 by itself.
+"""Casts around token ops, moved into their bodies: a plugin reads and writes fp16 and bf16 itself.
 
 A body that sums is of fp32, so that lowering to fp16 leaves its calls between casts. Runtimes fuse
 those into the kernels of the body. Around a plugin each would be a kernel, and tokens would cross
@@ -12,16 +12,19 @@ import onnx_graphsurgeon as gs
 
 from tcompile.core.domain import DOMAIN
 from tcompile.core.graph import bypass, cast_node
-from tcompile.passes.lower.types import FLOAT16, FLOAT32, as_dtype
+from tcompile.core.rounding import FLOAT16, FLOAT32, HALVES, DType, as_dtype
 from tcompile.plugins.ops import OPS
 from tcompile.plugins.spec import TokenOp
 
 
-def move_casts(graph: gs.Graph) -> int:
+def move_casts(graph: gs.Graph, half: DType = FLOAT16) -> int:
     """Let calls take and give fp16 where all calls of an op lie between casts from and to it.
 
     In place; the body of such an op casts instead, and what it computes is the same. Only `data`
     tensors change (`plugins.spec.KINDS`), all of a call together.
+
+    Args:
+        half: bf16 in place of fp16, of a graph in that.
 
     Returns:
         How many calls changed.
@@ -33,11 +36,11 @@ def move_casts(graph: gs.Graph) -> int:
         calls = [n for n in graph.nodes if n.domain == DOMAIN and n.op == op.name]
         if not calls or op.name not in bodies:
             continue
-        if not all(_between_casts(call, op, outputs) for call in calls):
+        if not all(_between_casts(call, op, outputs, half) for call in calls):
             continue
         for call in calls:
-            _take_half(graph, call, op)
-        _cast_inside(bodies[op.name], op)
+            _take_half(graph, call, op, half)
+        _cast_inside(bodies[op.name], op, half)
         changed += len(calls)
     if changed:
         read = {t.name for n in graph.nodes for t in n.inputs} | outputs
@@ -50,38 +53,38 @@ def move_casts(graph: gs.Graph) -> int:
     return changed
 
 
-def _between_casts(call: gs.Node, op: TokenOp, outputs: set[str]) -> bool:
+def _between_casts(call: gs.Node, op: TokenOp, outputs: set[str], half: DType) -> bool:
     for i in _data(op)[0]:
         maker = call.inputs[i].inputs[0] if call.inputs[i].inputs else None
-        if maker is None or maker.op != "Cast" or maker.inputs[0].dtype != FLOAT16:
+        if maker is None or maker.op != "Cast" or maker.inputs[0].dtype != half:
             return False
         if call.inputs[i].dtype != FLOAT32:
             return False
     return all(
         call.outputs[i].name not in outputs
         and call.outputs[i].outputs
-        and all(_to_half(user) for user in call.outputs[i].outputs)
+        and all(_casts_to(user, half) for user in call.outputs[i].outputs)
         for i in _data(op)[1]
     )
 
 
-def _to_half(node: gs.Node) -> bool:
-    return node.op == "Cast" and as_dtype(node.attrs["to"]) == FLOAT16
+def _casts_to(node: gs.Node, half: DType) -> bool:
+    return node.op == "Cast" and as_dtype(node.attrs["to"]) == half
 
 
-def _take_half(graph: gs.Graph, call: gs.Node, op: TokenOp) -> None:
+def _take_half(graph: gs.Graph, call: gs.Node, op: TokenOp, half: DType) -> None:
     takes, gives = _data(op)
     for i in takes:
         call.inputs[i] = call.inputs[i].inputs[0].inputs[0]
     for i in gives:
         made = call.outputs[i]
-        made.dtype = FLOAT16
+        made.dtype = half
         for cast in list(made.outputs):
             made = call.outputs[i]
             bypass(graph, cast, made)
 
 
-def _cast_inside(body: gs.Function, op: TokenOp) -> None:
+def _cast_inside(body: gs.Function, op: TokenOp, half: DType) -> None:
     takes, gives = _data(op)
     first, last = [], []
     for i in takes:
@@ -100,7 +103,7 @@ def _cast_inside(body: gs.Function, op: TokenOp) -> None:
                 for j, tensor in enumerate(tensors):
                     if tensor.name == made.name:
                         tensors[j] = wide
-        last.append(cast_node(wide, made, onnx.TensorProto.FLOAT16))
+        last.append(cast_node(wide, made, HALVES[half]))
     body.nodes[:] = [*first, *body.nodes, *last]
 
 

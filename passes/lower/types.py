@@ -5,21 +5,18 @@ bodies and to check a converted graph. Shapes play no part; `complete` fills in 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 
 from tcompile.core.errors import InternalError
+from tcompile.core.rounding import BFLOAT16, FLOAT16, FLOAT32, DType, as_dtype
 from tcompile.passes.normalize.infer import infer
 
-DType = np.dtype[Any]
 Key = tuple[str, str]
 
-FLOAT16, FLOAT32 = np.dtype(np.float16), np.dtype(np.float32)
-_FLOATS = {FLOAT16, FLOAT32, np.dtype(np.float64)}
-_BOOL, _INT64 = np.dtype(np.bool_), np.dtype(np.int64)
+_FLOATS = {FLOAT16, BFLOAT16, FLOAT32, np.dtype(np.float64)}
+_BOOL, _INT64, _UINT8 = np.dtype(np.bool_), np.dtype(np.int64), np.dtype(np.uint8)
 
 _TO_BOOL = {
     "Equal",
@@ -90,6 +87,10 @@ def output_types(
         kinds = [FLOAT32 if filler is None else np.dtype(filler.dtype)]
     elif node.op == "TopK":
         kinds = [inputs[0], _INT64]
+    elif node.op == "QuantizeLinear":
+        kinds = [_UINT8 if len(inputs) < 3 else inputs[2]]
+    elif node.op == "DequantizeLinear":
+        kinds = [inputs[1]]  # of the scale
     else:
         kinds = [inputs[_FOLLOWS.get(node.op, 0)]] if inputs else [None]
     return kinds + [kinds[0]] * (len(node.outputs) - len(kinds))
@@ -126,12 +127,6 @@ def _cast_type(node: gs.Node) -> DType:
     if isinstance(to, gs.Node.AttributeRef):
         raise TypeClashError(f"'{node.name}' casts to a type that its caller names")
     return as_dtype(to)
-
-
-def as_dtype(to: Any) -> DType:
-    """An element type that graphsurgeon gives as an ONNX enum value or as a numpy type."""
-    kind: DType = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(to) if isinstance(to, int) else to)
-    return kind
 
 
 def complete(graph: gs.Graph) -> None:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.logger import G_LOGGER
 
+from tcompile.core.drafts import scratch
 from tcompile.core.errors import ModelError, TcompileError
 from tcompile.core.load import read_structure
 from tcompile.core.machine import usable_cores
 from tcompile.core.model_files import TensorInfo
 from tcompile.core.packages import require
+from tcompile.core.rounding import spell_rounding
+from tcompile.core.save import save
 from tcompile.targets.backends.base import Array, fitted
 
 _DTYPES = {
@@ -36,6 +42,8 @@ def version() -> str:
 
 class OrtRunner:
     """One model in one ONNX Runtime session on the CPU.
+
+    There is hardly a kernel for bf16: a model in it is run in fp32, every result rounded to bf16.
 
     Args:
         path: the .onnx file; external data lies beside it.
@@ -81,9 +89,10 @@ class OrtRunner:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
             options.enable_mem_pattern = False
         try:
-            self._session = ort.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
-            )
+            with _runnable(path) as file:
+                self._session = ort.InferenceSession(
+                    str(file), options, providers=["CPUExecutionProvider"]
+                )
         except Exception as error:  # its exceptions share no base class but Exception
             raise ModelError(
                 f"ONNX Runtime does not accept the model: {_first_line(error)}", where=str(path)
@@ -133,11 +142,33 @@ class OrtRunner:
 
 def _is_half(path: str | Path) -> bool:
     """Return whether a file stores fp16 weights; what is not a model is left to ONNX Runtime."""
+    return bool(_stored(path, onnx.TensorProto.FLOAT16))
+
+
+def _stored(path: str | Path, kind: int) -> set[str]:
+    """The names of a file's weights of an element type, those aside that are only cast from it."""
     try:
-        model = read_structure(path)
+        graph = read_structure(path).graph
     except TcompileError:
-        return False
-    return any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer)
+        return set()
+    read = {name for node in graph.node if node.op_type != "Cast" for name in node.input}
+    return read & {tensor.name for tensor in graph.initializer if tensor.data_type == kind}
+
+
+@contextmanager
+def _runnable(path: str | Path) -> Iterator[str | Path]:
+    """The file, or one with rounding to bf16 spelled out in its place."""
+    if not _stored(path, onnx.TensorProto.BFLOAT16):
+        yield path
+        return
+    model = onnx.load(str(path))
+    with G_LOGGER.suppress(G_LOGGER.WARNING):  # numpy has no bf16 of its own, it says
+        graph = gs.import_onnx(model)
+    spell_rounding(graph)
+    with scratch() as folder:
+        spelled = folder / "model.onnx"
+        save(graph, spelled, {entry.key: entry.value for entry in model.metadata_props})
+        yield spelled
 
 
 def _info(value: Any) -> TensorInfo:

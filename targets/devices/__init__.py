@@ -16,13 +16,16 @@ from tcompile.core.decode import decode
 from tcompile.core.errors import InternalError, UsageError
 
 Runtime = Literal["onnxruntime", "openvino", "tensorrt-rtx", "jetson"]
-Precision = Literal["fp32", "bf16", "fp16", "mixed", "int8"]
+Precision = Literal["fp32", "bf16", "fp16", "mixed", "int8", "fp8"]
 #: Those of which most is computed in fp16.
 HALF = ("fp16", "mixed")
 #: Those that are made with images, whatever the plan is made with.
-ON_IMAGES = ("int8", "mixed")
-#: Those in which the graph stays fp32: its file is quantised, or its runtime rounds.
-ROUNDED = ("int8", "bf16")
+ON_IMAGES = ("int8", "fp8", "mixed")
+#: Those of so few bits that an artifact is judged by what it keeps on images. On a CPU the graph
+#: stays fp32 in them: its file is quantised, or its runtime rounds.
+ROUNDED = ("int8", "fp8", "bf16")
+#: On a GPU, those that are planned as another: its kernels are as fast, its tensors as large.
+_PLANNED_AS = {"mixed": "fp16", "bf16": "fp16", "fp8": "int8"}
 #: Runtimes that run plain ONNX on the CPU of this machine.
 ON_CPU = ("onnxruntime", "openvino")
 Confidence = Literal["measured", "reported", "computed", "recalled"]
@@ -55,11 +58,6 @@ class Variant(msgspec.Struct, frozen=True, omit_defaults=True):
     title: str = ""
     figures: dict[str, DeviceFigure] = {}
     power_modes: tuple[str, ...] = ()
-
-
-def most_of(precision: str) -> str:
-    """The precision of most of a model."""
-    return "fp16" if precision in HALF else precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +102,10 @@ class Target:
     def on_cpu(self) -> bool:
         """Tell whether its models are plain ONNX, and run on the CPU of this machine."""
         return self.runtime in ON_CPU
+
+    def planned_as(self, precision: str) -> str:
+        """Return the precision whose latency a plan in another one goes by."""
+        return precision if self.on_cpu else _PLANNED_AS.get(precision, precision)
 
     def value(self, figure: str) -> float | None:
         """Return the number of a figure, or None where the device's file does not have it."""

@@ -98,8 +98,8 @@ Side = Literal["before", "after", "both"]
 
 #: Operators that may stand between Q·Kᵀ and the softmax, between the softmax and ·V, or at both
 #: places; and whether TensorRT's fused attention kernels compute them as well. Seen in engines of
-#: TensorRT-RTX 1.7.1: Tanh (soft-capped scores) leaves two products and a softmax behind. Clip and
-#: quantisation inside a half precision attention could not be tried.
+#: TensorRT-RTX 1.7.1: Tanh (soft-capped scores) leaves two products and a softmax behind. Clip
+#: inside a half precision attention could not be tried; Q/DQ is where a kernel of 8 bits wants it.
 BETWEEN: dict[str, tuple[Side, bool]] = {
     "Add": ("before", True),
     "Sub": ("before", True),
@@ -111,8 +111,8 @@ BETWEEN: dict[str, tuple[Side, bool]] = {
     "Where": ("both", True),
     "Identity": ("both", True),
     "Reshape": ("both", True),
-    "QuantizeLinear": ("both", False),
-    "DequantizeLinear": ("both", False),
+    "QuantizeLinear": ("both", True),
+    "DequantizeLinear": ("both", True),
     "IsNaN": ("after", True),
     "Dropout": ("after", True),
 }

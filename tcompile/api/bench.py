@@ -11,7 +11,7 @@ from tcompile.core.errors import UsageError
 from tcompile.core.progress import Progress, silent
 from tcompile.runtime.timing import Benchmark, bench_models
 from tcompile.targets.backends.cpu import on_cpu
-from tcompile.targets.devices import HALF, ON_CPU
+from tcompile.targets.devices import ON_CPU
 
 
 def bench(
@@ -41,10 +41,11 @@ def bench(
             hint="give it as --against",
         )
     note = _note(opened)
-    fp16 = opened.manifest.precision in HALF
+    gpu = opened.manifest.target.runtime not in ON_CPU
+    narrow = gpu and opened.manifest.precision != "fp32"
     with ExitStack() as stack:
         reduced = (
-            stack.enter_context(reduced_reference(opened, dense.path)) if fp16 else opened.model
+            stack.enter_context(reduced_reference(opened, dense.path)) if narrow else opened.model
         )
         normal = stack.enter_context(normal_form(opened, dense.path))
         rival = stack.enter_context(dense_rival(opened, dense.path))
@@ -70,5 +71,5 @@ def _note(artifact: Artifact) -> str:
     target = artifact.manifest.target.name
     if artifact.manifest.target.runtime in ON_CPU:
         return ""
-    what = " with the fp32 reduced graph" if artifact.manifest.precision in HALF else ""
+    what = "" if artifact.manifest.precision == "fp32" else " with the fp32 reduced graph"
     return f"measured on this CPU{what}; it says little about {target}"

@@ -203,8 +203,9 @@ def _precision(target: Target, precision: str | None, modelled: bool) -> str:
     if target.on_cpu:
         known: tuple[str, ...] = ("fp32",) if modelled else MEASURED[target.runtime]
     else:
-        known = tuple(p for p in target.precisions if p != "mixed")  # which is planned as fp16
-        known += ("int8",) if modelled else ()
+        known = tuple(dict.fromkeys(map(target.planned_as, target.precisions)))
+        if not modelled:  # Parts in 8 bits would need ranges of each.
+            known = tuple(p for p in known if p != "int8")
     if level not in known:
         raise UsageError(
             f"{target.name} is not profiled in {level}",

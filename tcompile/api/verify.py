@@ -22,7 +22,7 @@ from tcompile.runtime.signature import signature
 from tcompile.runtime.token_outputs import showing_choice, token_overlap, tower_of_outputs
 from tcompile.targets.backends.base import FusedAttention
 from tcompile.targets.backends.cpu import ORT, OnCpu, on_cpu
-from tcompile.targets.devices import HALF, ROUNDED, most_of
+from tcompile.targets.devices import HALF, ROUNDED
 from tcompile.verify.fidelity import compare, likeness, rounding_fault
 from tcompile.verify.fusion import fused_attention, fusion_fault
 from tcompile.verify.numerics import TOLERANCES, Numerics, compare_numerics
@@ -133,7 +133,7 @@ def verify(
     precision = opened.manifest.precision
     numerics, rounded = None, precision in ROUNDED or how.runtime == "openvino"
     if wanted is not None and not rounded:
-        tolerance = TOLERANCES[most_of(precision)]
+        tolerance = TOLERANCES["fp16" if precision in HALF else precision]
         numerics = compare_numerics(wanted, actual, tolerance, towers)
     checks.append(_finite(actual, wanted or {}))
     if rounded and fidelity is not None and original is not None and wanted is not None:

@@ -241,12 +241,14 @@ RivalKind = Literal["dynamic", "static", "bf16", "fp32"]
 
 @dataclass(frozen=True)
 class Quantization:
-    """The way in which the model was put into int8, by ONNX Runtime's quantizer.
+    """The way in which the model was put into int8 or fp8: for a CPU by ONNX Runtime's quantizer,
+    for TensorRT by Q/DQ pairs.
 
     Attributes:
         kind: whether ranges of activations are looked up while it runs, or were taken from samples.
         reason: why it is this kind: what both were measured to take and to lose.
-        products: products of activations and weights that are int8; all else is fp32.
+        products: products of activations and weights that are in 8 bits; all else is fp32, for
+            TensorRT fp16.
         data: the samples that static ranges are from.
         same_tokens: share of the tokens that are chosen as in fp32, on the samples that fidelity is
             shown on; null: nothing is chosen by what is in the image.
@@ -321,7 +323,7 @@ class Manifest:
             dense model.
         speedup: of the reduced model over the dense one in fp32, as it was measured for this build;
             null: nothing was measured, it is the dense model, or the manifest is older.
-        quantization: how the model was put into int8; null: it was not.
+        quantization: how the model was put into int8 or fp8; null: it was not.
         rival: the dense model in int8 or bf16, of a reduced model in the same; null of any other.
         emitted: the model with fewer tokens, or the dense one; null in manifests of older versions.
         reason: why so many tokens are kept. asked: so many were asked for; exact: the same, by
@@ -346,7 +348,7 @@ class Manifest:
 
     source: SourceFile
     target: TargetEntry
-    precision: Literal["fp32", "bf16", "fp16", "mixed", "int8"]
+    precision: Literal["fp32", "bf16", "fp16", "mixed", "int8", "fp8"]
     outputs_mode: Literal["reduced", "restored"]
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]

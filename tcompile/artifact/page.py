@@ -49,7 +49,7 @@ def render(manifest: Manifest) -> str:
         "\n## Fidelity to the dense model\n",
         _fidelity(m.fidelity),
         *([_of_rival(m.rival, m.precision)] if m.rival else []),
-        *([f"\nint8: {quantization_words(m.quantization)}."] if m.quantization else []),
+        *([f"\n{m.precision}: {quantization_words(m.quantization)}."] if m.quantization else []),
         "\n## Fused attention\n",
         _fused(m.fused_attention),
         *([f"\nToken ops: {m.token_ops.form}; {m.token_ops.reason}."] if m.token_ops else []),

@@ -128,7 +128,7 @@ def attempt_of(
         quantized: whether the source is.
     """
     dense_ms, ms = dense_and_reduced(manifest.latency)
-    if not manifest.reduced and manifest.precision in ROUNDED:
+    if not manifest.reduced and job.rounds and manifest.precision in ROUNDED:
         dense_ms = ms  # What ran beside it is the dense model in fp32.
     static = manifest.rival is not None and manifest.rival.kind == "static"
     paced = not quantized and (not static or job.target.runtime == "openvino")
@@ -149,7 +149,7 @@ def _with_plan(made: Attempt, job: Job) -> Manifest:
         name: Any = f"dense {manifest.precision}"
         other = [replace(f, model=name) for f in latency if f.model == "reduced"]
         latency = tuple(f for f in latency if f.model == "dense")
-        latency += tuple(other if manifest.precision in ROUNDED else ())
+        latency += tuple(other if job.rounds and manifest.precision in ROUNDED else ())
     manifest = replace(manifest, latency=latency)
     planned = made.planned
     if planned is None:

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING
 
 from tcompile.analysis.flops import graph_flops
 from tcompile.artifact.directory import MODEL
-from tcompile.artifact.manifest import BatchEntry, Flops, Manifest, TargetEntry, installed_versions
+from tcompile.artifact.manifest import (
+    BatchEntry,
+    Flops,
+    Manifest,
+    Quantization,
+    TargetEntry,
+    installed_versions,
+)
 from tcompile.builder.checks import Evidence, check_normal_form
 from tcompile.core.errors import TcompileError
 from tcompile.core.model_files import SourceFile, TensorInfo, describe_tensors
@@ -30,6 +37,10 @@ if TYPE_CHECKING:
 
     from tcompile.builder.job import Job
     from tcompile.passes.stages import Reduced
+    from tcompile.runtime.samples import Samples
+
+#: Images that a model of 8 bits is judged on.
+_JUDGED = 4
 
 
 @dataclass(frozen=True)
@@ -47,6 +58,7 @@ class Models:
         widened: whether the source computes in fp16.
         quantized: whether the source quantises while it runs.
         token_index: output with fewer tokens → the output that says which tokens its rows are.
+        quantization: how the lowered graph was put into 8 bits; None: it was not.
     """
 
     source: SourceFile
@@ -62,6 +74,7 @@ class Models:
     widened: bool
     quantized: bool = False
     token_index: Mapping[str, str] = field(default_factory=dict)
+    quantization: Quantization | None = None
 
     @property
     def free_batch(self) -> bool:
@@ -93,6 +106,7 @@ def write_models(
     folder: Path,
     scratch: Path,
     plain: gs.Graph | None = None,
+    quantization: Quantization | None = None,
 ) -> Models:
     """Write all that the later stages read, so that the graphs can go.
 
@@ -104,6 +118,7 @@ def write_models(
         folder: takes the model to ship.
         scratch: takes the others.
         plain: the dense graph as the target's runtime takes it, in place of its normal form.
+        quantization: see `Models`.
     """
     if form.form != "native" and not any(is_call(node) for node in lowered.nodes):
         # The dense model where a plan declined, say: the device then needs no library for it.
@@ -128,13 +143,18 @@ def write_models(
         widened=reduced.widened,
         quantized=reduced.quantized,
         token_index=reduced.token_index,
+        quantization=quantization,
     )
 
 
-def judge_models(models: Models, job: Job, say: Progress) -> Judgement:
+def judge_models(models: Models, job: Job, samples: Samples, say: Progress) -> Judgement:
     """Hold the normal form against the source, and the lowered model against the reduced one.
 
     Files that no later stage reads are removed.
+
+    Args:
+        samples: images, on the first of which a lowered model of 8 bits is judged: noise is beyond
+            the ranges of its scales.
 
     Raises:
         ModelError: ONNX Runtime rejects the source.
@@ -152,6 +172,7 @@ def judge_models(models: Models, job: Job, say: Progress) -> Judgement:
         precision=job.graph_precision,
         source=str(job.path),
         precisions=job.target.precisions,
+        samples=samples.first(_JUDGED) if models.quantization is not None else None,
         progress=say,
     )
     shutil.rmtree(models.pair.reference.parent)
@@ -237,4 +258,5 @@ def manifest_of(models: Models, built: Built, evidence: Evidence, job: Job) -> M
         if job.request.preprocess
         else None,
         fault=None if built.fault is None else built.fault.what,
+        quantization=models.quantization,
     )

@@ -47,12 +47,14 @@ class Job:
 
     @property
     def graph_precision(self) -> Precision:
-        """Return the precision of the lowered graph: int8 is made of its file, and a runtime that
-        rounds does so while it runs."""
-        return "fp32" if self.precision in ROUNDED else self.precision
+        """Return the precision of the lowered graph: on a CPU int8 is made of its file, and a
+        runtime that rounds does so while it runs."""
+        return "fp32" if self.target.on_cpu else self.precision
 
     @property
     def rounds(self) -> bool:
         """Tell whether what is shipped is not run as ONNX Runtime runs the lowered graph, on a
         CPU: it is judged on images then."""
-        return self.precision in ROUNDED or self.target.runtime == "openvino"
+        return self.target.on_cpu and (
+            self.precision in ROUNDED or self.target.runtime == "openvino"
+        )

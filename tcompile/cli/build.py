@@ -212,7 +212,7 @@ def print_summary(directory: Path) -> None:
             for out in m.rival.fidelity.outputs
         ]
     if m.quantization:
-        rows.append(("int8", quantization_words(m.quantization)))
+        rows.append((m.precision, quantization_words(m.quantization)))
     if m.fused_attention:
         fused = m.fused_attention
         rows.append(("fused attention", f"{fused.found} of {fused.expected} layers"))

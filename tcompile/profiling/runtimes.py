@@ -26,7 +26,7 @@ from tcompile.core.errors import MissingExtraError, UsageError
 from tcompile.core.graph import settled
 from tcompile.core.machine import usable_cores
 from tcompile.core.save import save
-from tcompile.passes.lower import lower, to_fp16
+from tcompile.passes.lower import lower, to_half
 from tcompile.profiling.profile import Conditions
 from tcompile.runtime.rounded import save_in
 from tcompile.runtime.timing import machine_name
@@ -221,7 +221,7 @@ def part_for(graph: gs.Graph, target: Target, precision: Precision) -> gs.Graph:
     if precision != "fp16":
         return lowered
     written = frozenset(str(n.name) for n in lowered.nodes if n.name.startswith(WRITTEN))
-    return to_fp16(lowered, fp32_nodes=written, keep_io=False)
+    return to_half(lowered, fp32_nodes=written, keep_io=False)
 
 
 def _runner(plan: memoryview, arrays: Mapping[str, Any], *, rtx: bool) -> Run:

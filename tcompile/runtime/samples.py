@@ -59,6 +59,14 @@ class Samples:
         """What these are: given by a person, procedural scenes, or white noise."""
         return "data" if self.real else "scenes" if self.scenes else "noise"
 
+    def first(self, count: int) -> Samples:
+        """The first samples alone."""
+        if count >= len(self):
+            return self
+        arrays = {name: array[:count] for name, array in self.arrays.items()}
+        source = f"{count} of {self.source}"
+        return replace(self, arrays=arrays, source=source, files=self.files[:count])
+
     def name_of(self, row: int) -> str:
         """A sample by its file's name, or by its number among the others, from 1 on."""
         return self.files[row].name if self.files else f"sample {row + 1}"

@@ -1,8 +1,9 @@
 """Judging a lowered model: it must compute what the reduced fp32 graph does. Part of every build.
 
-Both run on scenes and noise. The lowered model is given the reference's choices (`pair`), so that
-each output is comparable, and rounds as a GPU does (`spell_rounding`). Where an output is not
-finite or has left the fp32 values, the first tensor that did so is looked for.
+Both run on scenes and noise; in 8 bits on images like those that its scales are from. The lowered
+model is given the reference's choices (`pair`), so that each output is comparable, and rounds as a
+GPU does (`spell_rounding`). Where an output is not finite or has left the fp32 values, the first
+tensor that did so is looked for.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
 FLOAT16_MAX = 65504
 #: Least cosine of an output to the fp32 one, on the worst sample.
-COSINES = {"fp16": 0.99, "mixed": 0.99, "fp32": 0.9999, "int8": FLOOR}
+COSINES = {"fp16": 0.99, "mixed": 0.99, "bf16": 0.98, "fp32": 0.9999, "int8": FLOOR, "fp8": FLOOR}
 #: Largest distance from it, of its norm: what the angle allows, and a little in length.
-_DISTANCES = {"fp16": 0.15, "mixed": 0.15, "fp32": 0.015, "int8": 0.5}
+_DISTANCES = {"fp16": 0.15, "mixed": 0.15, "bf16": 0.2, "fp32": 0.015, "int8": 0.5, "fp8": 0.5}
 #: An output of so few values has no direction: its distance counts, of the largest sample's norm.
 _FEW = 4
 #: Share of choices that agree, below which it is worth a note.
@@ -108,6 +109,7 @@ def judge(
     precision: str,
     source: str,
     precisions: Sequence[str],
+    samples: Samples | None = None,
     progress: Progress = silent,
 ) -> Judgement:
     """Run both models and compare them.
@@ -117,17 +119,18 @@ def judge(
         precision: it was lowered to.
         source: the user's file, for messages.
         precisions: that the target has.
+        samples: to run both on; None: scenes and noise.
 
     Raises:
         InternalError: ONNX Runtime does not accept what became of the model.
     """
-    samples = scenes_and_noise(signature(original))
+    samples = samples or scenes_and_noise(signature(original))
     try:
         found, choices = _compare(pair, samples)
     except InternalError as error:
         raise InternalError(error.what, where=source, hint=error.hint) from error
     worst = _worst(found, precision)
-    notes = tuple(_other_choices(choices, precision))
+    notes = tuple(_other_choices(choices, precision, samples.source))
     if worst is None:
         return Judgement(None, notes, samples.source)
     output, sample, how = worst
@@ -137,7 +140,13 @@ def judge(
     what += f"output '{output}' {_words(how, precision)}"
     if first is not None:
         what += f"; the first tensor to leave fp32 is {describe(*first, precision)}"
-    instead = {"fp16": ("mixed", "fp32"), "mixed": ("fp32",)}
+    instead = {
+        "fp16": ("mixed", "fp32"),
+        "mixed": ("fp32",),
+        "bf16": ("mixed", "fp32"),
+        "int8": ("fp8", "mixed"),
+        "fp8": ("mixed",),
+    }
     others = [p for p in instead.get(precision, ()) if p in precisions]
     hint = "--keep-failed writes the artifact all the same, to look into"
     ways = " or ".join(f"--precision {p}" for p in others)
@@ -285,11 +294,17 @@ def _worst(
     return name, sample, how
 
 
-def _other_choices(choices: Mapping[str, list[float]], precision: str) -> Iterator[str]:
+def _other_choices(
+    choices: Mapping[str, list[float]], precision: str, source: str
+) -> Iterator[str]:
+    least: dict[str, float] = {}
     for name, shares in choices.items():
         if shares and np.mean(shares) < _SAME:
             place = name.split("/")[1].replace("_", ":", 1) if name.count("/") > 1 else name
-            yield (
-                f"{precision} and fp32 choose {np.mean(shares):.0%} of the tokens at {place} "
-                "alike, on procedural scenes and noise"
-            )
+            least[place] = min(float(np.mean(shares)), least.get(place, 1.0))
+    if not least:
+        return
+    worst = min(least, key=lambda place: least[place])
+    more = f" (at {len(least) - 1} other places more)" if len(least) > 1 else ""
+    alike = f"{precision} and fp32 choose {least[worst]:.0%} of the tokens at {worst} alike{more}"
+    yield f"{alike}, on {source}"

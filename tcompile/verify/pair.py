@@ -21,10 +21,9 @@ import onnx_graphsurgeon as gs
 
 from tcompile.core.domain import DOMAIN
 from tcompile.core.graph import is_const, value
-from tcompile.core.op_traits import MOVES
+from tcompile.core.rounding import FLOAT32, as_dtype, half_of, spell_rounding
 from tcompile.core.save import save
 from tcompile.passes.lower.fp32_policy import clamps
-from tcompile.passes.lower.types import FLOAT16, FLOAT32
 from tcompile.verify.owners import Owners
 
 Array = npt.NDArray[Any]
@@ -96,7 +95,7 @@ def write_pair(reduced: gs.Graph, lowered: gs.Graph, folder: Path, owners: Owner
     """
     known = {name: t for name, t in reduced.tensors().items() if not is_const(t)}
     shared = tuple(_shared(lowered, known, owners))
-    outputs = tuple(t.name for t in lowered.outputs if t.dtype in (FLOAT16, FLOAT32))
+    outputs = tuple(t.name for t in lowered.outputs if _is_float(t))
     pins, scores = _pin(lowered, known)
     spell_rounding(lowered)
     reference, judged = folder / "reference.onnx", folder / "judged.onnx"
@@ -117,7 +116,7 @@ def _shared(lowered: gs.Graph, known: Mapping[str, gs.Tensor], owners: Owners) -
         for tensor in node.outputs:
             bound = bool(tensor.outputs) and all(clamps(user) for user in tensor.outputs)
             other = known.get(tensor.name)
-            if other is None or tensor.dtype not in (FLOAT16, FLOAT32):
+            if other is None or not _is_float(tensor):
                 continue
             if other.dtype not in (None, FLOAT32) or not other.inputs:
                 continue
@@ -145,7 +144,7 @@ def _pin(
             inlined = [call for call in maker if call.domain == DOMAIN and node.domain != DOMAIN]
             if not choosing and not any(_chooses(call) for call in inlined):
                 continue
-            chosen = _kind(tensor) in "iub" and np.dtype(tensor.dtype) not in (np.int8, np.uint8)
+            chosen = _kind(tensor) in "iub" and as_dtype(tensor.dtype) not in (np.int8, np.uint8)
             select = node.op == "TcSelectTokens" and node.domain == DOMAIN
             # Rows of a selection follow from its index, which itself may have no reader.
             read = bool(tensor.outputs) or (select and i == 0)
@@ -214,9 +213,13 @@ def _root(tensor: gs.Tensor) -> gs.Tensor:
 
 
 def _kind(tensor: gs.Tensor) -> str:
-    if tensor.is_empty() or tensor.dtype is None or isinstance(tensor.dtype, int):
+    if tensor.is_empty() or tensor.dtype is None:
         return "?"
-    return str(np.dtype(tensor.dtype).kind)
+    return "f" if half_of(tensor) else str(as_dtype(tensor.dtype).kind)
+
+
+def _is_float(tensor: gs.Tensor) -> bool:
+    return half_of(tensor) is not None or tensor.dtype == FLOAT32
 
 
 def _element(dtype: np.dtype[np.generic]) -> int:
@@ -245,47 +248,3 @@ def _append(path: Path, outputs: Mapping[str, int]) -> None:
     if outputs:
         with path.open("ab") as stream:
             stream.write(onnx.ModelProto(graph=graph).SerializeToString())
-
-
-#: Give values that they were given, or these with another sign: nothing to round.
-_MOVES = MOVES | {"Relu", "Neg", "Abs"}
-
-
-def spell_rounding(graph: gs.Graph) -> None:
-    """Let every fp16 tensor be fp32 and hold what fp16 can, in place: rounding as a GPU does it.
-
-    A CPU has few kernels for fp16: ONNX Runtime computes most of an fp16 graph in fp32 and omits
-    the rounding between two nodes, so that a sum beyond 65504 comes out finite there and infinite
-    on a GPU. Here every fp16 result is rounded by casts of its own, which it never removes.
-
-    `y: fp16 = Op(x: fp16)` becomes `y = Cast_fp32(Cast_fp16(Op(x: fp32)))`. Weights stay stored as
-    fp16. Names stay: `y` is the rounded tensor. A graph without fp16 stays as it is.
-    """
-    front: list[gs.Node] = []
-    nodes: list[gs.Node] = []
-    wide: dict[str, gs.Variable] = {}
-    for tensor in graph.inputs:
-        tensor.dtype = FLOAT32 if tensor.dtype == FLOAT16 else tensor.dtype
-    for node in graph.nodes:
-        for i, tensor in enumerate(node.inputs):
-            if is_const(tensor) and tensor.dtype == FLOAT16:
-                if tensor.name not in wide:
-                    wide[tensor.name] = gs.Variable(f"{tensor.name}/wide", FLOAT32)
-                    front.append(_cast(tensor, wide[tensor.name], onnx.TensorProto.FLOAT))
-                node.inputs[i] = wide[tensor.name]
-        nodes.append(node)
-        for i, tensor in enumerate(node.outputs):
-            if tensor.dtype != FLOAT16:
-                continue
-            tensor.dtype = FLOAT32
-            if node.op in _MOVES and not node.domain:
-                continue
-            raw, half = (gs.Variable(f"{tensor.name}/{end}") for end in ("raw", "half"))
-            node.outputs[i] = raw
-            nodes.append(_cast(raw, half, onnx.TensorProto.FLOAT16))
-            nodes.append(_cast(half, tensor, onnx.TensorProto.FLOAT))
-    graph.nodes[:] = [*front, *nodes]
-
-
-def _cast(source: gs.Tensor, result: gs.Variable, to: int) -> gs.Node:
-    return gs.Node("Cast", f"{result.name}/rounded", {"to": int(to)}, [source], [result])

@@ -19,7 +19,7 @@ from torch import nn
 
 from tcompile import pipeline
 from tcompile.artifact.directory import load_artifact
-from tcompile.builder.mixed import looking_at
+from tcompile.builder.on_images import looking_at
 from tcompile.core.errors import FailedBuildError
 from tcompile.core.progress import silent
 from tcompile.core.save import save
@@ -99,10 +99,11 @@ def test_they_are_right_and_finite(planted: tuple[Path, str], tmp_path: Path) ->
     path, method = planted
     model, request = pipeline.read(path), Request(keep=0.6, method=method)
     reduced = pipeline.reduce(path, method=method, keep=0.6)
-    wide, _ = looking_at(model, request, reduced.metadata, silent)
+    target = load_target("rtx-4090")
+    wide = looking_at(model, request, target, "mixed", reduced.metadata, silent).wide
     lowered = lower(
         reduced.graph,
-        target=load_target("rtx-4090"),
+        target=target,
         precision="mixed",
         fp32_nodes=reduced.fp32_nodes,
         wide=wide,

@@ -13,7 +13,7 @@ import onnx_graphsurgeon as gs
 import onnxruntime as ort
 
 from tcompile.core.schedule import Spec
-from tcompile.passes.lower.precision import to_fp16
+from tcompile.passes.lower.precision import to_half
 from tcompile.passes.normalize.infer import infer
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.reducers import Ask, ReducerInput, filled_reducer, find_reducer
@@ -198,7 +198,7 @@ def reduced(
     add_functions(graph)
     if half:
         infer(graph, symbolic=True)
-        graph = to_fp16(graph, fp32_nodes=frozenset(builder.fp32))
+        graph = to_half(graph, fp32_nodes=frozenset(builder.fp32))
     model = to_onnx(graph)
     read = {i.name: feeds[i.name] for i in model.graph.input}
     arrays = run_as_written(model, read) if half else _run(model, read)

@@ -24,7 +24,7 @@ from tcompile.planning.request import AUTO, Request
 from tcompile.profiling.plateaus import Plateau
 from tcompile.profiling.profile import Profile
 from tcompile.targets import Target
-from tcompile.targets.devices import most_of
+from tcompile.targets.devices import ROUNDED
 
 #: By kind of profile: latencies that count as one plateau; the share by which a measurement may
 #: differ from what was predicted (benchmarks/profiles.py, docs/roofline.md); and the share of the
@@ -246,7 +246,7 @@ def whole_ms(graph: gs.Graph, target: Target, precision: str, batch: int) -> flo
         return None
     from tcompile.profiling.roofline import device_of, modelled
 
-    precision = most_of(precision)
+    precision = target.planned_as(precision)
     try:
         return modelled(graph, device_of(target, precision), precision=precision, batch=batch).ms
     except TcompileError:
@@ -254,8 +254,10 @@ def whole_ms(graph: gs.Graph, target: Target, precision: str, batch: int) -> flo
 
 
 def faster_precision(graph: gs.Graph, target: Target, precision: str, batch: int) -> str:
-    """A note that another precision of the target is modelled to be faster; empty for none."""
-    found = {p: whole_ms(graph, target, p, batch) for p in target.precisions}
+    """A note that another precision of the target is modelled to be faster, of those that lose next
+    to nothing; empty for none."""
+    near = (p for p in target.precisions if p not in ROUNDED)
+    found = {p: whole_ms(graph, target, p, batch) for p in near}
     mine = whole_ms(graph, target, precision, batch)
     others = [(ms, p) for p, ms in found.items() if ms is not None and p != precision]
     if mine is None or not others:

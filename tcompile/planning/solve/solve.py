@@ -254,15 +254,16 @@ def _rounding(profile: Profile) -> Rounding | None:
 
 
 def _check_drop(request: Request, target: Target, precision: str) -> None:
-    """Raise UsageError for a drop of OpenVINO's int8, whose ranges are taken from other images when
-    it is built."""
-    if request.max_drop is None or target.runtime != "openvino" or precision != "int8":
+    """Raise UsageError for a drop of 8 bits whose ranges are taken from other images when the model
+    is built: all but ONNX Runtime's, where they are looked up."""
+    if request.max_drop is None or target.runtime == "onnxruntime" or precision != "int8":
         return
+    cpu = target.runtime == "openvino"
     raise UsageError(
-        "a drop cannot be shown of OpenVINO's int8: ranges of the model that ships are taken from "
-        "other images than those of the plan",
+        f"a drop cannot be shown of {'OpenVINO' if cpu else 'TensorRT'}'s 8 bits: ranges of the "
+        "model that ships are taken from other images than those of the plan",
         where="--max-drop",
-        hint="--precision bf16 or fp32, or --runtime onnxruntime",
+        hint="--precision bf16 or fp32, or --runtime onnxruntime" if cpu else "--precision mixed",
     )
 
 

@@ -5,11 +5,12 @@ docs/roofline.md has every number with its reason, and which were changed after 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from tcompile.core.errors import UsageError
 from tcompile.targets.devices import Target
+from tcompile.targets.versions import TENSORRT
 
 Precision = Literal["fp32", "fp16", "int8"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
@@ -61,6 +62,7 @@ class Device:
         cores: SMs, or threads.
         clock: cycles per second; of a CPU 1e9, its rates being per nanosecond.
         matrix: FLOP per clock and core in matrix products, accumulated in fp32 (int32).
+        half: the same in fp16; 0 of a CPU.
         vector: FLOP per clock and core of everything else.
         memory: bytes per second from DRAM that a kernel reaches.
         cache: bytes per second from L2 (on a CPU: from its caches).
@@ -70,6 +72,7 @@ class Device:
         mainloop: the most of `matrix` that a main loop reaches.
         prologue: filling the pipeline and writing the tile, once a wave.
         tiles: the tile shapes to choose from.
+        int8_attention: whether attention is int8 where there is a kernel, with the rest.
     """
 
     name: str
@@ -87,6 +90,14 @@ class Device:
     mainloop: float
     prologue: float
     tiles: tuple[Tile, ...]
+    half: float = 0.0
+    int8_attention: bool = False
+
+    @property
+    def in_half(self) -> Device:
+        """What computes on a GPU in fp16 although most is int8: products of two activations."""
+        eight = self.precision == "int8" and not self.cpu
+        return replace(self, precision="fp16", matrix=self.half) if eight else self
 
     @property
     def feed(self) -> float:
@@ -162,4 +173,6 @@ def device_of(target: Target, precision: str) -> Device:
         mainloop=0.85,
         prologue=1000 / clock,
         tiles=GPU_TILES,
+        half=half,
+        int8_attention=target.runtime in TENSORRT.int8_attention.runtimes,
     )

@@ -10,6 +10,7 @@ from functools import lru_cache
 from math import ceil
 
 from tcompile.profiling.roofline.device import Device, Tile
+from tcompile.targets.versions import TENSORRT
 
 #: Bytes of K that a tile advances by, and how many such steps are in flight.
 _STEP_BYTES, _STAGES = 64, 3
@@ -80,6 +81,7 @@ def product_time(product: Product, device: Device) -> Time:
         rows, batch = product.batch * product.rows, 1
     else:
         rows, batch = product.rows, product.batch
+        device = device.in_half
     cost = _cpu if device.cpu else _gpu
     compute = cost(device, batch, rows, product.columns, product.inner)
     left = batch * rows * product.inner * device.operand
@@ -158,8 +160,6 @@ _KEYS = 64
 _EFFICIENCY = 0.6
 #: Exponentials per clock and SM: the special function units.
 _EXP = 16.0
-#: The int8 kernel: so many keys at most, and these head sizes (TensorRT's documentation).
-INT8_KEYS, INT8_HEADS = 512, (16, 32, 64)
 
 
 @dataclass(frozen=True)
@@ -177,14 +177,19 @@ class Attention:
 def fuses(attention: Attention, device: Device) -> bool:
     """Tell whether TensorRT has a kernel for it.
 
-    fp16: 16 ≤ size ≤ 256 and a multiple of 8, more than one query row. int8: at most 512 keys and
-    size 16, 32 or 64. fp32, and any CPU: never.
+    fp16: 16 ≤ size ≤ 256 and a multiple of 8, more than one query row. int8: as in fp16, which it
+    stays in where the int8 kernel does not take it. fp32, and any CPU: never.
     """
     if device.cpu or device.precision == "fp32" or attention.queries == 1:
         return False
-    if device.precision == "int8":
-        return attention.keys <= INT8_KEYS and attention.size in INT8_HEADS
-    return 16 <= attention.size <= 256 and attention.size % 8 == 0
+    return in_int8(attention, device) or (16 <= attention.size <= 256 and attention.size % 8 == 0)
+
+
+def in_int8(attention: Attention, device: Device) -> bool:
+    """Tell whether an attention is computed in int8 with the rest: see `Int8Attention`."""
+    rule = TENSORRT.int8_attention
+    eight = device.precision == "int8" and device.int8_attention
+    return eight and rule.takes(attention.size, attention.keys)
 
 
 @lru_cache(maxsize=1 << 14)
@@ -196,6 +201,8 @@ def attention_time(attention: Attention, device: Device) -> Time:
     core holds four of its warps' worth of blocks at once and a wave of k blocks takes
     (k + 1/w)·t + prologue, as for products.
     """
+    if not in_int8(attention, device):
+        device = device.in_half
     keys = ceil(attention.keys / _KEYS) * _KEYS
     size = ceil(attention.size / 16) * 16
     best = float("inf")

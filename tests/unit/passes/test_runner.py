@@ -121,7 +121,7 @@ def test_a_build_dumps_every_pass(vit: Path, target: str) -> None:
     assert passes_of(files, "reduce") == [*steps, *(p.name for p in reduce.PASSES)]
     lowered = passes_of(files, "lower")
     assert [name for name in (p.name for p in lower.PASSES) if name in lowered] == lowered
-    assert ("to-fp16" in lowered) == (target != "cpu")
+    assert ("to-half" in lowered) == (target != "cpu")
     texts = [Path("dump", name).read_text() for name in files]
     for text in texts:
         onnx.parser.parse_model(text)

@@ -12,7 +12,7 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 from tcompile.core.errors import InternalError, ModelError
-from tcompile.passes.lower import to_fp16
+from tcompile.passes.lower import to_half
 from tcompile.passes.lower.precision import check_types
 from tests.support.onnx_models import to_onnx
 from tests.unit.passes.lower.blocks import attention_blocks, difference, parse, run, save
@@ -58,7 +58,7 @@ def rounding_bound(model: onnx.ModelProto) -> float:
 def test_blocks_stay_within_rounding(tmp_path: Path, mask: str | None) -> None:
     model = attention_blocks(batch="batch", mask=mask)  # type: ignore[arg-type]
     graph = gs.import_onnx(model)
-    half = to_fp16(graph)
+    half = to_half(graph)
     assert single_nodes(half) == set()
     assert casts(half) == 2  # the input and the output
     expected = run(save(model, tmp_path, "single.onnx"))
@@ -82,12 +82,12 @@ def test_the_bound_tells_fp16_from_coarser_types(tmp_path: Path) -> None:
 def test_the_callers_graph_is_left_alone() -> None:
     graph = gs.import_onnx(attention_blocks(depth=1))
     before = to_onnx(graph).SerializeToString(deterministic=True)
-    to_fp16(graph, fp32_nodes=frozenset({"block0/softmax"}), keep_io=False)
+    to_half(graph, fp32_nodes=frozenset({"block0/softmax"}), keep_io=False)
     assert to_onnx(graph).SerializeToString(deterministic=True) == before
 
 
 def test_weights_keep_their_names_and_become_fp16() -> None:
-    half = to_fp16(gs.import_onnx(attention_blocks(depth=1)))
+    half = to_half(gs.import_onnx(attention_blocks(depth=1)))
     tensors = half.tensors()
     assert tensors["block0/proj/w"].dtype == np.float16
     assert tensors["block0/flat"].dtype == np.int64
@@ -95,14 +95,14 @@ def test_weights_keep_their_names_and_become_fp16() -> None:
 
 def test_named_nodes_stay_single_with_one_cast_a_tensor() -> None:
     graph = gs.import_onnx(attention_blocks(depth=1, tapped=(0,)))
-    half = to_fp16(graph, fp32_nodes=frozenset({"tap0", "block0/scores"}))
+    half = to_half(graph, fp32_nodes=frozenset({"tap0", "block0/scores"}))
     assert single_nodes(half) == {"tap0", "block0/scores"}
     # x, q and k up, scores down, the probabilities up, y down: the tap is an output in fp32 already
     assert casts(half) == 6
 
 
 def test_inputs_and_outputs_become_fp16_when_asked() -> None:
-    half = to_fp16(gs.import_onnx(attention_blocks(depth=1)), keep_io=False)
+    half = to_half(gs.import_onnx(attention_blocks(depth=1)), keep_io=False)
     assert {t.dtype for t in (*half.inputs, *half.outputs)} == {np.dtype(np.float16)}
     assert casts(half) == 0
 
@@ -135,7 +135,7 @@ g (float[1,5,64] x, float[64] w) => (float[1,5,64] norm, float[1,5,64] rms, floa
 
 def test_spelled_out_norms_stay_single() -> None:
     model = parse(SPELLED)
-    half = to_fp16(gs.import_onnx(model))
+    half = to_half(gs.import_onnx(model))
     assert single_nodes(half) == {node.name for node in model.graph.node} - {"weigh"}
     # In numpy fp16 is fp16 (ONNX Runtime's CPU computes more exactly): squares of 1000 overflow.
     rng = np.random.default_rng(0)
@@ -160,7 +160,7 @@ def test_products_of_two_tensors_are_no_squares() -> None:
         }
         """
     )
-    assert single_nodes(to_fp16(gs.import_onnx(model))) == set()
+    assert single_nodes(to_half(gs.import_onnx(model))) == set()
 
 
 def test_masks_beyond_fp16_are_clamped_only_before_a_softmax() -> None:
@@ -178,7 +178,7 @@ def test_masks_beyond_fp16_are_clamped_only_before_a_softmax() -> None:
         }}
         """
     )
-    half = to_fp16(gs.import_onnx(model))
+    half = to_half(gs.import_onnx(model))
     assert single_nodes(half) == {"large"}
     mask = np.triu(np.ones((1, 1, 4, 4), bool)).transpose(0, 1, 3, 2)
     feed = {"x": np.zeros((1, 2, 4, 4), np.float32), "m": mask}
@@ -200,7 +200,7 @@ def test_integers_held_as_floats_stay_exact() -> None:
         }
         """
     )
-    assert single_nodes(to_fp16(gs.import_onnx(model))) == {"next"}
+    assert single_nodes(to_half(gs.import_onnx(model))) == {"next"}
 
 
 FUNCTIONS = """
@@ -237,7 +237,7 @@ TcTestTyped (x) => (y)
 
 def test_functions_go_to_fp16_when_their_body_types(tmp_path: Path) -> None:
     model = parse(FUNCTIONS)
-    half = to_fp16(gs.import_onnx(model), fp32_nodes=frozenset({"top"}))
+    half = to_half(gs.import_onnx(model), fp32_nodes=frozenset({"top"}))
     by_name = {node.name: node for node in half.nodes}
     assert by_name["top"].inputs[0].dtype == np.float32
     assert by_name["gather"].inputs[0].dtype == np.float16
@@ -259,11 +259,11 @@ def test_control_flow_is_refused() -> None:
         """
     )
     with pytest.raises(ModelError, match="branch"):
-        to_fp16(gs.import_onnx(model))
+        to_half(gs.import_onnx(model))
 
 
 def test_a_type_clash_is_an_internal_error() -> None:
-    half = to_fp16(gs.import_onnx(attention_blocks(depth=1)))
+    half = to_half(gs.import_onnx(attention_blocks(depth=1)))
     next(node for node in half.nodes if node.name == "block0/mix").outputs[0].dtype = np.dtype(
         np.float32
     )

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
 
-from tcompile.builder.mixed import note_of, ranges_on
+from tcompile.builder.on_images import note_of, ranges_on
 from tcompile.core.progress import silent
 from tcompile.passes.lower.ranges import LIMIT, Range, Wide, scale_first, wide_nodes
 from tcompile.passes.lower.types import complete

@@ -26,7 +26,7 @@ from tcompile.models.onnx_vit import (
     prefix_tokens,
     random_weights,
 )
-from tcompile.passes.lower.precision import to_fp16
+from tcompile.passes.lower.precision import to_half
 from tcompile.passes.normalize import normalize
 from tests.oracles.masked import check_masked
 from tests.support.onnx_models import to_onnx
@@ -205,7 +205,7 @@ def test_a_count_beyond_half_precision_divides_in_fp32(tmp_path: Path) -> None:
     path = tmp_path / "free.onnx"
     onnx.save(vit(lambda w, x: w.op("Div", x, as_float(w, w.op("Size", "image"))), None), path)
     made = tcompile.reduce(path, method="topk", keep=0.5)
-    half = to_fp16(made.graph, fp32_nodes=made.fp32_nodes)
+    half = to_half(made.graph, fp32_nodes=made.fp32_nodes)
     sizes = {
         t.name
         for n in half.nodes
