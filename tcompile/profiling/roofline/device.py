@@ -10,7 +10,6 @@ from typing import Literal
 
 from tcompile.core.errors import UsageError
 from tcompile.targets.devices import Target
-from tcompile.targets.versions import TENSORRT
 
 Precision = Literal["fp32", "fp16", "int8"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
@@ -72,7 +71,6 @@ class Device:
         mainloop: the most of `matrix` that a main loop reaches.
         prologue: filling the pipeline and writing the tile, once a wave.
         tiles: the tile shapes to choose from.
-        int8_attention: whether attention is int8 where there is a kernel, with the rest.
     """
 
     name: str
@@ -91,7 +89,6 @@ class Device:
     prologue: float
     tiles: tuple[Tile, ...]
     half: float = 0.0
-    int8_attention: bool = False
 
     @property
     def in_half(self) -> Device:
@@ -174,5 +171,4 @@ def device_of(target: Target, precision: str) -> Device:
         prologue=1000 / clock,
         tiles=GPU_TILES,
         half=half,
-        int8_attention=target.runtime in TENSORRT.int8_attention.runtimes,
     )

@@ -10,7 +10,6 @@ from functools import lru_cache
 from math import ceil
 
 from tcompile.profiling.roofline.device import Device, Tile
-from tcompile.targets.versions import TENSORRT
 
 #: Bytes of K that a tile advances by, and how many such steps are in flight.
 _STEP_BYTES, _STAGES = 64, 3
@@ -177,19 +176,12 @@ class Attention:
 def fuses(attention: Attention, device: Device) -> bool:
     """Tell whether TensorRT has a kernel for it.
 
-    fp16: 16 ≤ size ≤ 256 and a multiple of 8, more than one query row. int8: as in fp16, which it
-    stays in where the int8 kernel does not take it. fp32, and any CPU: never.
+    fp16: 16 ≤ size ≤ 256 and a multiple of 8, more than one query row. int8: the same, most
+    attentions of a model in int8 being left in fp16. fp32, and any CPU: never.
     """
     if device.cpu or device.precision == "fp32" or attention.queries == 1:
         return False
-    return in_int8(attention, device) or (16 <= attention.size <= 256 and attention.size % 8 == 0)
-
-
-def in_int8(attention: Attention, device: Device) -> bool:
-    """Tell whether an attention is computed in int8 with the rest: see `Int8Attention`."""
-    rule = TENSORRT.int8_attention
-    eight = device.precision == "int8" and device.int8_attention
-    return eight and rule.takes(attention.size, attention.keys)
+    return 16 <= attention.size <= 256 and attention.size % 8 == 0
 
 
 @lru_cache(maxsize=1 << 14)
@@ -201,8 +193,7 @@ def attention_time(attention: Attention, device: Device) -> Time:
     core holds four of its warps' worth of blocks at once and a wave of k blocks takes
     (k + 1/w)·t + prologue, as for products.
     """
-    if not in_int8(attention, device):
-        device = device.in_half
+    device = device.in_half
     keys = ceil(attention.keys / _KEYS) * _KEYS
     size = ceil(attention.size / 16) * 16
     best = float("inf")

@@ -156,6 +156,7 @@ class World:
         folder: Path,
         scratch: Path,
         plain: Any,
+        quantization: Any,
     ) -> Models:
         assert list(folder.iterdir()) == [], "what was built before is still there"
         self.filled += 1
@@ -445,7 +446,8 @@ def test_a_dense_model_that_the_profile_does_not_have_tells_no_pace(
 
 
 def test_dense_in_int8_is_its_own_pace() -> None:
-    job = SimpleNamespace(request=Request(latency=10), target=load_target("cpu"), refine=False)
+    target = load_target("cpu")
+    job = SimpleNamespace(request=Request(latency=10), target=target, refine=False, rounds=True)
     figures = (
         Latency("dense", "measured", 40.0, "here", "it"),
         Latency("reduced", "measured", 13.0, "here", "it"),

@@ -311,13 +311,13 @@ def test_a_smaller_image_that_the_host_makes(build: Build, tmp_path: Path) -> No
     assert verify(folder).passed
 
 
-def test_tensorrt_has_no_int8_yet(tmp_path: Path) -> None:
+def test_a_device_without_fp8_says_which_have_it(tmp_path: Path) -> None:
     path = save_tiny_vit(tmp_path / "vit.onnx", SPEC)
     with pytest.raises(UsageError) as caught:
-        pipeline.build(path, target="rtx-4090", precision="int8", keep=0.5)
+        pipeline.build(path, target="rtx-3060", precision="fp8", keep=0.5)
     said = caught.value.one_line()
-    assert "target rtx-4090 has no precision 'int8'" in said
-    assert "one of fp16, mixed, fp32; int8 is for cpu, cpu-openvino" in said
+    assert "target rtx-3060 has no precision 'fp8'" in said
+    assert "one of fp16, mixed, bf16, int8, fp32; fp8 is for jetson-agx-thor, l4, rtx-4060" in said
 
 
 def test_too_large_for_the_quantizer(

@@ -56,8 +56,8 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_precision_it_does_not_have() -> None:
-    with pytest.raises(UsageError, match="fp8"):
-        runtime_for(load_target("rtx-4090"), precision="fp8")
+    with pytest.raises(UsageError, match="int4"):
+        runtime_for(load_target("rtx-4090"), precision="int4")
 
 
 @pytest.fixture

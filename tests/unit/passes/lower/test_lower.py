@@ -92,8 +92,8 @@ def test_names_become_unique_and_printable_and_still_mean_the_same_nodes() -> No
 
 def test_an_unknown_precision_is_refused() -> None:
     graph = gs.import_onnx(attention_blocks(depth=1))
-    with pytest.raises(UsageError, match="int8"):
-        lower(graph, target=load_target("rtx-3060"), precision="int8")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="fp8"):
+        lower(graph, target=load_target("rtx-3060"), precision="fp8")
 
 
 def test_an_opset_is_not_lowered_past_an_operator() -> None:

@@ -25,9 +25,13 @@ def test_head_sizes_that_fuse_in_half_precision(size, fused):
 def test_what_never_fuses():
     assert not fuses(self_attention(197), FULL)
     assert not fuses(Attention(1, 12, 1, 197, 64), HALF)
-    assert not fuses(self_attention(513), INT8)
-    assert not fuses(self_attention(197, 80), INT8)
-    assert fuses(self_attention(512), INT8)
+    assert not fuses(Attention(1, 12, 1, 197, 64), INT8)
+
+
+def test_attention_in_int8_is_that_in_fp16():
+    for attention in (self_attention(512), self_attention(513), self_attention(197, 80)):
+        assert fuses(attention, INT8)
+        assert attention_time(attention, INT8) == attention_time(attention, HALF)
 
 
 def test_keys_count_in_tiles_of_64():

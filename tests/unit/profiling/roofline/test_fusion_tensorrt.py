@@ -49,10 +49,9 @@ def test_attention_is_not_fused_in_fp32(vit):
     assert kinds(vit(), "fp32")["gemm"] == kinds(vit())["gemm"] + 2
 
 
-def test_int8_attention_ends_at_512_tokens(vit):
-    assert kinds(vit(512), "int8")["attention"] == 1
-    assert kinds(vit(513), "int8")["attention"] == 0
-    assert kinds(vit(513))["attention"] == 1
+def test_attention_is_fused_in_int8_as_in_fp16(vit):
+    for tokens in (512, 513):
+        assert kinds(vit(tokens), "int8")["attention"] == kinds(vit(tokens))["attention"] == 1
 
 
 def test_a_second_reader_of_the_probabilities_prevents_fusion(vit):
