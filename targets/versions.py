@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -63,34 +64,43 @@ class StronglyTyped:
 
 
 @dataclass(frozen=True)
-class Int8Attention:
-    """Which attentions are computed in int8, in one kernel.
+class AttentionKernel:
+    """Which attentions are computed in 8 bits, in one kernel.
 
     Attributes:
         source: where that was read and seen.
         runtimes: that are built so.
+        since: the oldest compute capability.
         sizes: of a head.
-        keys: at most.
+        least, most: keys.
     """
 
     source: str
     runtimes: tuple[str, ...]
+    since: str
     sizes: tuple[int, ...]
-    keys: int
+    least: int
+    most: int
+
+    def built_for(self, target: Target) -> bool:
+        """Tell whether a target's engines have it."""
+        capability = parse_version(target.compute_capability or "0.0")
+        return target.runtime in self.runtimes and capability >= parse_version(self.since)
 
     def takes(self, size: int | None, keys: int | None) -> bool:
         """Tell whether the kernel is for heads of that size and so many keys."""
-        return size in self.sizes and keys is not None and keys <= self.keys
+        return size in self.sizes and keys is not None and self.least <= keys <= self.most
 
 
 @dataclass(frozen=True)
 class TensorRTVersions:
-    """The file `devices/_tensorrt.json`; `source` says where its facts were read."""
+    """The file `devices/_tensorrt.json`; `source` says where its facts were read, `attention` is by
+    precision."""
 
     source: str
     strongly_typed: StronglyTyped
     parsers: tuple[ParserRule, ...]
-    int8_attention: Int8Attention
+    attention: Mapping[str, AttentionKernel]
 
 
 TENSORRT = msgspec.json.decode((DEVICES / "_tensorrt.json").read_bytes(), type=TensorRTVersions)

@@ -181,7 +181,16 @@ def _raise_opset(state: Lowering) -> None:
 
 def _to_eight_bits(state: Lowering) -> int:
     assert state.eight_bits is not None
-    return state.eight_bits.quantize(state.graph, state.fp32_nodes)
+    kind, done = state.eight_bits.kind, state.eight_bits.quantize(state.graph, state.fp32_nodes)
+    if not done:
+        left = state.eight_bits.left
+        why = (
+            f"8 bits are too few for all of its {len(left)} products"
+            if left
+            else ("it has no product of an activation and a stored matrix")
+        )
+        raise ModelError(f"nothing can be {kind}: {why}", hint="build with --precision mixed")
+    return done
 
 
 def _to_half(state: Lowering) -> None:

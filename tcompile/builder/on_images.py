@@ -51,9 +51,11 @@ class Looking:
 
     def notes(self) -> list[str]:
         """What they found, once the model is lowered."""
-        eight = self.eight_bits
-        first = [] if eight is None else [note_of_eight_bits(eight, self.images)]
-        return [*first, note_of(self.wide, self.images)]
+        eight, wide = self.eight_bits, note_of(self.wide, self.images)
+        if eight is None:
+            return [wide]
+        found = [note_of_eight_bits(eight, self.images)]
+        return [*found, wide] if self.wide.nodes or self.wide.scaled else found
 
     def quantization(self) -> Quantization | None:
         """The entry of the manifest; None where nothing is quantised."""
@@ -86,8 +88,8 @@ def looking_at(
     images = calibration_of(signature_of(model, request.preprocess), request, flops)
     eight = None
     if precision in FORMATS:
-        rule = TENSORRT.int8_attention
-        known = rule if target.runtime in rule.runtimes else None
+        kernel = TENSORRT.attention[precision]
+        known = kernel if kernel.built_for(target) else None
 
         def run(graph: gs.Graph) -> Iterator[Mapping[str, Array]]:
             say(f"looking at rounding to {precision} on {images.source}")
@@ -141,7 +143,11 @@ def note_of_eight_bits(found: EightBits, images: Samples) -> str:
             f"; in 16 bits stay {named}{more}, where rounding takes more than {MOST_LOST:.0%} of "
             "what tells one row from another"
         )
-    return words
+    return words + _own(images)
+
+
+def _own(images: Samples) -> str:
+    return "; your own images say more (--calibration)" if images.scenes else ""
 
 
 def _many(count: int, what: str) -> str:
@@ -150,8 +156,7 @@ def _many(count: int, what: str) -> str:
 
 def note_of(wide: Wide, images: Samples) -> str:
     """What stays in fp32 for its range, and on what that was seen."""
-    own = "" if not images.scenes else "; your own images say more (--calibration)"
-    where = f"on {images.source}"
+    own, where = _own(images), f"on {images.source}"
     scaled = ""
     if wide.scaled:
         many = f"{wide.scaled} products are scaled before they are taken"

@@ -27,10 +27,10 @@ precision_option = click.option(
     help="mixed is for GPUs: fp16, but fp32 where values leave its range on images (--calibration, "
     "or procedural scenes). int8: products of activations and weights; on a GPU also attention "
     "that has an int8 kernel, by explicit Q/DQ, the rest mixed; on cpu by ONNX Runtime's "
-    "quantizer, dynamic or static by what is measured, compared with the dense model in int8. fp8 is for GPUs "
-    "of compute capability 8.9 and newer, bf16 for those of 8.0 and newer and for cpu in OpenVINO. "
-    "auto, for cpu: tokens and precision weighed together against --latency or --max-drop "
-    "[default: the target's; fp16 on GPUs, fp32 on CPUs].",
+    "quantizer, dynamic or static by what is measured, compared with the dense model in int8. fp8 "
+    "is for GPUs of compute capability 8.9 and newer, bf16 for those of 8.0 and newer and for cpu "
+    "in OpenVINO. auto, for cpu: tokens and precision weighed together against --latency or "
+    "--max-drop [default: the target's; fp16 on GPUs, fp32 on CPUs].",
 )
 
 #: Gives the command the name of the target in that runtime.

@@ -102,11 +102,7 @@ def test_they_are_right_and_finite(planted: tuple[Path, str], tmp_path: Path) ->
     target = load_target("rtx-4090")
     wide = looking_at(model, request, target, "mixed", reduced.metadata, silent).wide
     lowered = lower(
-        reduced.graph,
-        target=target,
-        precision="mixed",
-        fp32_nodes=reduced.fp32_nodes,
-        wide=wide,
+        reduced.graph, target=target, precision="mixed", fp32_nodes=reduced.fp32_nodes, wide=wide
     )
     assert wide.nodes
     assert len(wide.nodes) < 0.5 * wide.of

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -127,7 +127,7 @@ def _lower(name: str, model: onnx.ModelProto) -> onnx.ModelProto:
         options.get("token_ops", "native"),
         frozenset(options.get("fp32_nodes", ())),
         options.get("wide"),
-        EightBits(options["eight_bits"], _looked, TENSORRT.int8_attention)
+        EightBits(options["eight_bits"], _looked, TENSORRT.attention["int8"])
         if "eight_bits" in options
         else None,
     )
@@ -144,7 +144,7 @@ def _lower(name: str, model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _looked(graph: gs.Graph) -> Iterator[dict[str, Any]]:
-    """What images could have said of a probed graph; of its second product that 8 bits are too few."""
+    """What images could have said of a probed graph: 8 bits are too few for its second product."""
     found: dict[str, Any] = {}
     sums = [t.name for t in graph.outputs if t.inputs[0].op == "ReduceSum"]
     for tensor in graph.outputs:
