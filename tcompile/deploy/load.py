@@ -5,7 +5,7 @@ Nothing of PyTorch or of the compiler's passes runs here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -68,9 +68,11 @@ class Model:
         self.manifest = manifest
         self.notes = (*described.notes, *notes)
         self.inputs, self.outputs = described.inputs, described.outputs
-        self.preprocessing, self.token_index = described.preprocessing, described.token_index
+        self.preprocessing = {k: v for k, v in described.preprocessing.items() if k != "labels"}
+        self.token_index: Mapping[str, str] = described.token_index
         self.batch = described.batch
-        self.labels = tuple((manifest and manifest.labels) or self.preprocessing.get("labels", ()))
+        labels = () if manifest is None else manifest.labels
+        self.labels = tuple(labels or described.preprocessing.get("labels", ()))
 
     @property
     def signature(self) -> Signature:
