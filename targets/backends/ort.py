@@ -200,7 +200,7 @@ def _runnable(path: str | Path) -> Iterator[str | Path]:
         yield path
         return
     model = onnx.load(str(path))
-    with G_LOGGER.suppress(G_LOGGER.WARNING):  # numpy has no bf16 of its own, it says
+    with G_LOGGER.suppress(G_LOGGER.ERROR):  # numpy has no bf16 of its own, it warns
         graph = gs.import_onnx(model)
     spell_rounding(graph)
     with scratch() as folder:

@@ -39,7 +39,7 @@ def runtime_of(manifest: Manifest | None, asked: str | None, where: str) -> str:
         raise UsageError(
             f"{target}, there is no engine for {runtime} in it",
             where=where,
-            hint="tcompile build --target makes one",
+            hint="build it for a target that runs it there",
         )
     return runtime
 

@@ -12,7 +12,7 @@ from types import TracebackType
 
 from tcompile.artifact.directory import Artifact, is_artifact, load_artifact
 from tcompile.artifact.manifest import Manifest
-from tcompile.core.errors import UsageError
+from tcompile.core.errors import ModelError, UsageError
 from tcompile.deploy.checks import (
     ENGINES,
     check_contract,
@@ -197,13 +197,23 @@ def load(
     described = described.prepared(preprocess)
     runner: Opened
     if runtime == "openvino":
-        precision = "fp32" if manifest is None else manifest.precision
-        runner = on_cpu(runtime, precision).open(file, threads)
+        runner = _in_openvino(file, manifest, threads)
     elif providers is None:
         runner = OrtRunner(file, threads=threads)
     else:
         runner = OrtRunner(file, threads=threads, providers=providers)
     return Model(runner, described, runtime, manifest, _notes(manifest))
+
+
+def _in_openvino(file: Path, manifest: Manifest | None, threads: int | None) -> Opened:
+    how = on_cpu("openvino", "fp32" if manifest is None else manifest.precision)
+    try:
+        return how.open(file, threads)
+    except ModelError as error:
+        if manifest is None or manifest.target.runtime == "openvino":
+            raise
+        hint = f'it is written for {manifest.target.name}; runtime="onnxruntime" runs it'
+        raise ModelError(error.what, where=error.where, hint=hint) from error
 
 
 def _engine(
