@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 from tcompile.artifact.directory import Artifact
-from tcompile.core.errors import ModelError, UsageError
+from tcompile.core.errors import MissingExtraError, ModelError, UsageError
 from tcompile.core.packages import require
 from tcompile.deploy.checks import check_file
 from tcompile.plugins.build import built_library
@@ -46,12 +46,17 @@ def open_engine(
     """
     engine = engine_file(artifact)
     check_file(artifact, engine.relative_to(artifact.directory).as_posix())
-    if runtime == "tensorrt-rtx":
-        trt = require("tensorrt_rtx", "rtx", _PURPOSE)
-    else:
-        trt = require("tensorrt", "tensorrt", _PURPOSE)
-    check_version(artifact, engine, trt)
-    gpu = _gpu(artifact, device)
+    try:
+        if runtime == "tensorrt-rtx":
+            trt = require("tensorrt_rtx", "rtx", _PURPOSE)
+        else:
+            trt = require("tensorrt", "tensorrt", _PURPOSE)
+        check_version(artifact, engine, trt)
+        gpu = _gpu(artifact, device)
+    except MissingExtraError as error:  # on a machine that has no GPU, say
+        error.hint = f"{error.hint}; {_ON_CPU}"
+        error.args = (error.one_line(),)
+        raise
     check_capability(artifact, gpu.compute_capability)
     choice = artifact.manifest.token_ops
     if choice is not None and choice.form == "plugin":
@@ -74,7 +79,11 @@ def engine_file(artifact: Artifact) -> Path:
     if found:
         return found[-1]
     hint = f"run `sh {SCRIPT}` in it, on the device" if jetson else "build it again"
-    raise ModelError("there is no engine in it", where=str(artifact.directory), hint=hint)
+    raise ModelError(
+        f"there is no engine for {artifact.manifest.target.name} in it",
+        where=str(artifact.directory),
+        hint=f"{hint}; {_ON_CPU}",
+    )
 
 
 def check_version(artifact: Artifact, engine: Path, trt: ModuleType) -> None:
