@@ -29,13 +29,16 @@ _BITS, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 _ELSE = "save it with 8 or 16 bits a channel, or give the input as .npy or .npz"
 
 
-def read_rgb(path: str | Path) -> Image.Image:
+def read_rgb(source: str | Path | Image.Image) -> Image.Image:
     """Decode an image: mode RGB, 8 bits a channel, turned as its EXIF orientation says.
 
     16-bit pixels are scaled to 8 bits (65535 is 255), float pixels lie within 0 (black) and 1
     (white). Transparent pixels are laid on `BACKGROUND`. Grey becomes three equal channels;
     palettes, CMYK and other colour spaces are converted as pillow does, without colour profiles.
     Of an animation or a file of several pages, this is the first.
+
+    Args:
+        source: a file, or an image that pillow has opened or made.
 
     Raises:
         ImageError: no such file, not an image, or pixels whose range is not known.
@@ -45,11 +48,14 @@ def read_rgb(path: str | Path) -> Image.Image:
         from PIL import Image, UnidentifiedImageError
     except ModuleNotFoundError as error:
         raise MissingExtraError("pillow", "cpu", "reading images") from error
+    path = "the image given" if isinstance(source, Image.Image) else str(source)
     try:
-        regular_file(path)
+        if isinstance(source, Image.Image):
+            return _on_background(_eight_bits(_upright(source), source, path))
+        regular_file(source)
         # By its stream: given a name, pillow maps TIFF files, and mistakes rows for columns in
         # those that are to be turned.
-        with Path(path).open("rb") as stream, Image.open(stream) as opened:
+        with Path(source).open("rb") as stream, Image.open(stream) as opened:
             opened.load()
             return _on_background(_eight_bits(_upright(opened), opened, path))
     except ImageError:
@@ -61,7 +67,7 @@ def read_rgb(path: str | Path) -> Image.Image:
     except Exception as error:  # Of a damaged file a decoder may raise anything.
         known = isinstance(error, UnidentifiedImageError) or not str(error)
         said = "" if known else f": {' '.join(str(error).split())[:120]}"
-        raise ImageError(f"is not an image that pillow can read{said}", where=str(path)) from error
+        raise ImageError(f"is not an image that pillow can read{said}", where=path) from error
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -48,7 +48,9 @@ def _are_names(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
-def load_image(path: str | Path, preprocessing: Mapping[str, Any]) -> NDArray[np.float32]:
+def load_image(
+    source: str | Path | Image.Image, preprocessing: Mapping[str, Any]
+) -> NDArray[np.float32]:
     """Read an image as the model wants it: [1, 3, H, W] float32, [1, H, W, 3] where its
     `channels` are "last", or the packed patches of it.
 
@@ -58,7 +60,7 @@ def load_image(path: str | Path, preprocessing: Mapping[str, Any]) -> NDArray[np
     becomes before that, `read_rgb` says.
 
     Args:
-        path: any image that pillow reads.
+        source: any image that pillow reads, or has read.
         preprocessing: see `LoadedModel.preprocessing`.
 
     Raises:
@@ -89,7 +91,7 @@ def load_image(path: str | Path, preprocessing: Mapping[str, Any]) -> NDArray[np
         raise UsageError(
             f"the model takes {layout}, not one image", hint="give the input as .npy or .npz"
         )
-    image = read_rgb(path)
+    image = read_rgb(source)
     from PIL import Image
 
     names = {r.name.lower(): r for r in Image.Resampling}
@@ -100,7 +102,8 @@ def load_image(path: str | Path, preprocessing: Mapping[str, Any]) -> NDArray[np
     elif resize == "pad":
         image = _padded(image, height, width, resample)
     else:
-        image = _middle(image, height, width, crop, resample, str(path))
+        where = str(source) if isinstance(source, (str, Path)) else "the image given"
+        image = _middle(image, height, width, crop, resample, where)
     pixels = np.asarray(image, dtype=np.float32) / np.float32(255.0)
     normal = (pixels - mean) / std
     if preprocessing.get("channels") == "last":

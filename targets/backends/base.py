@@ -20,7 +20,7 @@ from tcompile.core.model_files import TensorInfo
 Array = npt.NDArray[Any]
 
 
-class Runner(Protocol):
+class Opened(Protocol):
     """A model that is open in a runtime.
 
     Attributes:
@@ -37,6 +37,10 @@ class Runner(Protocol):
     def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
         """Every output by name, of one run."""
         ...
+
+
+class Runner(Opened, Protocol):
+    """One whose runs can be timed."""
 
     def prepared(self, feed: Mapping[str, Array]) -> Callable[[], object]:
         """What runs it on these inputs, to be timed."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from types import ModuleType
 from typing import Any
 
@@ -52,7 +53,8 @@ def check_precision(precision: str) -> None:
 
 
 class OpenVinoRunner:
-    """One model compiled by OpenVINO for the CPU. Runs one thing at a time.
+    """One model compiled by OpenVINO for the CPU. Runs one thing at a time: of several threads that
+    call `run`, each waits for the one before it.
 
     Args:
         path: the .onnx file; external data lies beside it.
@@ -86,6 +88,7 @@ class OpenVinoRunner:
         self.metadata: Mapping[str, str] = {p.key: p.value for p in model.metadata_props}
         self._tensor = _openvino().Tensor
         self._request = compiled.create_infer_request()
+        self._turn = Lock()
         # One tensor may have several names, and an input that nothing reads none at all.
         self._inputs = {name: port for port in compiled.inputs for name in port.names}
         self._outputs = {name: port for port in compiled.outputs for name in port.names}
@@ -96,12 +99,13 @@ class OpenVinoRunner:
         Raises:
             UsageError: an input is missing, unknown, or has the wrong shape.
         """
-        self._set(feed)
-        self._request.infer()
-        return {
-            info.name: np.array(self._request.get_tensor(self._outputs[info.name]).data)
-            for info in self.outputs
-        }
+        with self._turn:
+            self._set(feed)
+            self._request.infer()
+            return {
+                info.name: np.array(self._request.get_tensor(self._outputs[info.name]).data)
+                for info in self.outputs
+            }
 
     def prepared(self, feed: Mapping[str, Array]) -> Callable[[], object]:
         """Return what runs the model on these inputs and leaves its outputs where they are.

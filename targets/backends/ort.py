@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from tcompile.core.drafts import scratch
-from tcompile.core.errors import ModelError, TcompileError
+from tcompile.core.errors import ModelError, TcompileError, UsageError
 from tcompile.core.load import read_structure
 from tcompile.core.machine import usable_cores
 from tcompile.core.model_files import TensorInfo
@@ -33,6 +33,7 @@ _DTYPES = {
     "tensor(uint8)": "uint8",
     "tensor(bool)": "bool",
 }
+_CPU = "CPUExecutionProvider"
 
 
 def version() -> str:
@@ -41,7 +42,8 @@ def version() -> str:
 
 
 class OrtRunner:
-    """One model in one ONNX Runtime session on the CPU.
+    """One model in one ONNX Runtime session, on the CPU unless told. Several threads may run it at
+    a time.
 
     There is hardly a kernel for bf16: a model in it is run in fp32, every result rounded to bf16.
 
@@ -53,9 +55,12 @@ class OrtRunner:
             which would take the processor from the next one's.
         lean: many are open at a time: none keeps memory of its runs, or a second copy of weights in
             the order in which products read them. For fp32 models.
+        providers: execution providers, best first, as ONNX Runtime names them; what none of them
+            takes runs on the CPU.
 
     Raises:
         MissingExtraError: onnxruntime is not installed.
+        UsageError: this ONNX Runtime does not have a provider, or cannot start it.
         ModelError: ONNX Runtime does not accept the file.
     """
 
@@ -67,9 +72,11 @@ class OrtRunner:
         optimize: bool = True,
         in_turn: bool = False,
         lean: bool = False,
+        providers: Sequence[str] = (_CPU,),
     ) -> None:
         ort = require("onnxruntime", "cpu", "running a model")
         options = ort.SessionOptions()
+        plain = _add_plugin_providers(ort, options, providers)
         options.log_severity_level = 3  # warnings about unused initialisers help no one
         if threads is None and usable_cores() < (os.cpu_count() or 1):
             threads = usable_cores()  # which ONNX Runtime does not look at
@@ -85,7 +92,7 @@ class OrtRunner:
         elif _stored(path, onnx.TensorProto.FLOAT8E4M3FN):
             # 1.32 removes a Relu in front of Q, as if like a byte E4M3 held nothing below zero.
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        elif not lean and _is_half(path):
+        elif not lean and tuple(providers) == (_CPU,) and _is_half(path):
             # In fp16 the CPU's fusions are not sound: 1.32 crashes on a LayerNormalization that is
             # transposed into a MatMul, and others leave nodes without a kernel (issue 32186). Its
             # memory planning spoils the second run of a LayerNormalization (issue 27768).
@@ -93,13 +100,20 @@ class OrtRunner:
             options.enable_mem_pattern = False
         try:
             with _runnable(path) as file:
-                self._session = ort.InferenceSession(
-                    str(file), options, providers=["CPUExecutionProvider"]
-                )
+                # Providers of plugins are in the options; both may not be given.
+                self._session = ort.InferenceSession(str(file), options, providers=plain)
         except Exception as error:  # its exceptions share no base class but Exception
             raise ModelError(
                 f"ONNX Runtime does not accept the model: {_first_line(error)}", where=str(path)
             ) from error
+        running = self._session.get_providers()
+        for name in providers:
+            if name not in running:  # it only warns, and runs everything on the CPU
+                raise UsageError(
+                    f"ONNX Runtime cannot start {name}",
+                    where=str(path),
+                    hint="are its driver and libraries there? ONNX Runtime printed why",
+                )
         self.path = Path(path)
         self.inputs = tuple(_info(value) for value in self._session.get_inputs())
         self.outputs = tuple(_info(value) for value in self._session.get_outputs())
@@ -143,6 +157,30 @@ class OrtRunner:
         return run
 
 
+def _add_plugin_providers(ort: Any, options: Any, providers: Sequence[str]) -> list[str] | None:
+    """Put providers of registered plugin libraries into the options; returns the names to give to
+    the session, or None where the options have them all."""
+    own = ort.get_available_providers()
+    devices: list[Any] = list(getattr(ort, "get_ep_devices", list)())
+    plugins = {name: [d for d in devices if d.ep_name == name] for name in providers}
+    for name in providers:
+        if name not in own and not plugins[name]:
+            there = dict.fromkeys([*own, *(d.ep_name for d in devices)])
+            raise UsageError(
+                f"ONNX Runtime {ort.__version__} has no {name}",
+                where="providers",
+                hint=f"it has {', '.join(there)}; another package or plugin brings others",
+            )
+    if all(name in own for name in providers):
+        return [*dict.fromkeys([*providers, _CPU])]
+    for name in providers:
+        if plugins[name]:
+            options.add_provider_for_devices(plugins[name], {})
+        else:
+            options.add_provider(name, {})
+    return None
+
+
 def _is_half(path: str | Path) -> bool:
     """Return whether a file stores fp16 weights; what is not a model is left to ONNX Runtime."""
     return bool(_stored(path, onnx.TensorProto.FLOAT16))
@@ -165,7 +203,7 @@ def _runnable(path: str | Path) -> Iterator[str | Path]:
         yield path
         return
     model = onnx.load(str(path))
-    with G_LOGGER.suppress(G_LOGGER.WARNING):  # numpy has no bf16 of its own, it says
+    with G_LOGGER.suppress(G_LOGGER.ERROR):  # numpy has no bf16 of its own, it warns
         graph = gs.import_onnx(model)
     spell_rounding(graph)
     with scratch() as folder:

@@ -54,14 +54,12 @@ def build(model_path: Path, *, batch: Batch | None = None, token_ops: str = "nat
 _LOADED: dict[str, object] = {}
 
 
-def _with_plugins(
-    trt: ModuleType, version: Version, model_path: Path, batch: Batch | None
-) -> memoryview:
-    from tcompile.plugins.build import built_library
-    from tcompile.plugins.check import require_library
+def load_plugins(trt: ModuleType, library: Path) -> None:
+    """Make the plugins of a library, which was checked before, known to TensorRT.
 
-    library = built_library()
-    require_library(library, tensorrt=version)
+    Raises:
+        UsageError: TensorRT does not load it.
+    """
     # Once a process: TensorRT refuses plugins that are registered already.
     if str(library) not in _LOADED:
         _LOADED[str(library)] = trt.get_plugin_registry().load_library(str(library))
@@ -73,6 +71,17 @@ def _with_plugins(
             where=str(library),
             hint="is CUDA's runtime there, and are no token ops registered yet?",
         )
+
+
+def _with_plugins(
+    trt: ModuleType, version: Version, model_path: Path, batch: Batch | None
+) -> memoryview:
+    from tcompile.plugins.build import built_library
+    from tcompile.plugins.check import require_library
+
+    library = built_library()
+    require_library(library, tensorrt=version)
+    load_plugins(trt, library)
     if not parser_rule(version).takes_body_first:
         return build_plan(trt, model_path, batch=batch)
     with model_path.open("rb") as whole:

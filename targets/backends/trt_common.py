@@ -66,6 +66,25 @@ def build_plan(
     return memoryview(plan)
 
 
+def deserialise(trt: ModuleType, path: Path) -> tuple[Any, Any]:
+    """Open an engine file; returns the runtime and the engine, which needs it.
+
+    Raises:
+        ModelError: the package does not accept the file; says why in its words.
+    """
+    log = _log_of(trt)
+    log.recent_errors.clear()
+    runtime = trt.Runtime(log.native)
+    engine = runtime.deserialize_cuda_engine(path.read_bytes())
+    if engine is None:
+        raise ModelError(
+            f"{title(trt)} does not load the engine: {_last(log)}",
+            where=str(path),
+            hint="build it again with this version, on this machine or for its GPU",
+        )
+    return runtime, engine
+
+
 def parse(trt: ModuleType, model_path: Path, flags: int = 0) -> tuple[Any, Any, Any]:
     """Parse an ONNX file; returns builder, network and parser, which need one another.
 

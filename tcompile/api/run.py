@@ -9,25 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tcompile.artifact.directory import is_artifact, load_artifact
+from tcompile.deploy.load import load
+from tcompile.deploy.result import TopClass, ranked
 from tcompile.runtime.metrics import holds_classes
-from tcompile.runtime.samples import run_all, samples_for
-from tcompile.runtime.signature import signature
-from tcompile.targets.backends.cpu import ORT, on_cpu
+from tcompile.runtime.samples import samples_for
+from tcompile.targets.backends.cpu import on_cpu
 
 if TYPE_CHECKING:
     import numpy as np
 
     Array = np.ndarray[Any, np.dtype[Any]]
-
-
-@dataclass(frozen=True)
-class TopClass:
-    """A class, the model's raw output for it, and its softmax share."""
-
-    index: int
-    label: str
-    logit: float
-    probability: float
 
 
 @dataclass(frozen=True)
@@ -65,7 +56,7 @@ def run(
     model: str | Path, data: str | Path, *, top: int = 5, preprocess: str | None = None
 ) -> RunResult:
     """Run on an image, a folder of images, .npy or .npz: an artifact for OpenVINO there, all else
-    in ONNX Runtime.
+    in ONNX Runtime; a build that failed too, with a note.
 
     Args:
         top: classes of each sample.
@@ -73,46 +64,33 @@ def run(
 
     Raises:
         UsageError: the input does not fit the model.
-        ModelError: the model cannot be read.
+        ModelError: the model cannot be read, or is not as it was built.
     """
-    path, how = Path(model), ORT
-    if is_artifact(model) or path.is_dir():
-        opened = load_artifact(model)
-        path = opened.model
-        how = on_cpu(opened.manifest.target.runtime, opened.manifest.precision)
+    runtime = None
+    if is_artifact(model) or Path(model).is_dir():
+        manifest = load_artifact(model).manifest
+        runtime = on_cpu(manifest.target.runtime, manifest.precision).runtime
     start = time.perf_counter()
-    described = signature(path).prepared(preprocess)
-    outputs = run_all(path, samples_for(described, data), how)
+    with load(model, runtime, preprocess=preprocess, allow_failed=True) as loaded:
+        result = loaded.run(samples_for(loaded.signature, data))
     seconds = time.perf_counter() - start
-    labels = described.preprocessing.get("labels") or ()
     summaries = tuple(
-        replace(_summary(name, array, top, labels), token_index=described.token_index.get(name, ""))
-        for name, array in outputs.items()
+        replace(
+            _summary(name, array, top, loaded.labels), token_index=loaded.token_index.get(name, "")
+        )
+        for name, array in result.items()
     )
-    return RunResult(str(model), summaries, seconds, described.notes)
+    return RunResult(str(model), summaries, seconds, loaded.notes)
 
 
 def _summary(name: str, array: Array, top: int, labels: Sequence[str]) -> OutputSummary:
     import numpy as np
 
-    ranked = tuple(_top(row, top, labels) for row in array) if holds_classes(name, array) else ()
+    classes = holds_classes(name, array)
+    best = tuple(ranked(row, top, labels) for row in array) if classes else ()
     if array.dtype.kind not in "biuf":  # texts
         return OutputSummary(name, "text", array.shape, 0.0, 0.0, 0.0)
     values = array[np.isfinite(array)] if array.dtype.kind == "f" else array.reshape(-1)
     low, high, mean = (float(f(values)) if values.size else 0.0 for f in (np.min, np.max, np.mean))
     bad = array.size - values.size
-    return OutputSummary(name, str(array.dtype), array.shape, low, high, mean, ranked, bad)
-
-
-def _top(row: Array, count: int, labels: Sequence[str]) -> tuple[TopClass, ...]:
-    import numpy as np
-
-    finite = np.isfinite(row)  # what is not has no rank
-    above = row.astype(np.float64) - row.max(where=finite, initial=-np.inf)
-    shares = np.exp(above, where=finite, out=np.zeros_like(above))
-    shares /= shares.sum(where=finite)
-    order = [i for i in np.argsort(-row, kind="stable") if finite[i]][: max(count, 0)]
-    return tuple(
-        TopClass(int(i), labels[i] if i < len(labels) else "", float(row[i]), float(shares[i]))
-        for i in order
-    )
+    return OutputSummary(name, str(array.dtype), array.shape, low, high, mean, best, bad)

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
+from tcompile._version import __version__
 from tcompile.artifact.manifest import SCHEMA, Manifest
 from tcompile.artifact.page import render
 from tcompile.core.decode import parse_json
@@ -228,13 +229,17 @@ def load_artifact(directory: str | Path) -> Artifact:
         raise UsageError(
             f"{what}, there is no {MANIFEST}", where=str(directory), hint="tcompile build makes one"
         )
+    document: object = None
     try:
         document = parse_json(read_text(path))
         if not isinstance(document, dict) or document.get("schema") != SCHEMA:
             raise ValueError(f"not a {SCHEMA} document")
         return Artifact(directory, Manifest.from_json(document))
     except (ValueError, OSError) as error:
-        raise ModelError(f"damaged manifest: {error}", where=str(path)) from error
+        tool = document.get("tool") if isinstance(document, dict) else None
+        other = isinstance(tool, str) and tool != f"tcompile {__version__}"
+        hint = f"written by {tool}, this is tcompile {__version__}" if other else ""
+        raise ModelError(f"damaged manifest: {error}", where=str(path), hint=hint) from error
 
 
 def is_artifact(path: str | Path) -> bool:

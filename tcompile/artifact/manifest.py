@@ -338,8 +338,11 @@ class Manifest:
             dimension that stays free.
         prefix: tokens before the patches, where a person stated them (--prefix); null: the
             analysis found them.
-        preprocess: how images are prepared for the model, where a person stated it (--preprocess);
-            null: as the model's metadata says, if it does.
+        preprocess: how images are prepared for the model, as a person stated it (--preprocess) or
+            its file says (metadata `tcompile.preprocess`), labels aside; null: neither says, or the
+            manifest is older and the metadata of model.onnx may say.
+        labels: the name of each class, in the order of the model's output, from the same metadata;
+            empty where the model's file has none, and in manifests of older versions.
         fault: the check that this build failed; it was kept for debugging (--keep-failed); null:
             none.
         files: every file of the artifact except manifest.json.
@@ -376,6 +379,7 @@ class Manifest:
     shapes: dict[str, Dims] = field(default_factory=dict)
     prefix: Count | None = None
     preprocess: dict[str, Any] | None = None
+    labels: tuple[str, ...] = ()
     fault: str | None = None
     files: tuple[FileEntry, ...] = ()
     tool: Annotated[str, Meta(pattern="^tcompile .+$")] = f"tcompile {__version__}"

@@ -232,6 +232,8 @@ def manifest_of(models: Models, built: Built, evidence: Evidence, job: Job) -> M
     shapes: Mapping[str, tuple[int | str, ...]] = job.request.shapes or {}
     # The dense model is as fast as itself: nothing is said of its latency.
     notes = (*schedule.notes, *built.notes, *(evidence.notes if reduced else ()))
+    preprocess = dict(signature(models.shipped).preprocessing)
+    labels = tuple(preprocess.pop("labels", ()))
     return Manifest(
         source=models.source,
         target=TargetEntry(target.name, target.runtime, target.compute_capability),
@@ -254,9 +256,8 @@ def manifest_of(models: Models, built: Built, evidence: Evidence, job: Job) -> M
         speedup=evidence.speedup if reduced else None,
         shapes={name: tuple(dims) for name, dims in shapes.items()},
         prefix=job.request.prefix,
-        preprocess=dict(signature(models.shipped).preprocessing)
-        if job.request.preprocess
-        else None,
+        preprocess=preprocess or None,
+        labels=labels,
         fault=None if built.fault is None else built.fault.what,
         quantization=models.quantization,
     )

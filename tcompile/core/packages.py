@@ -47,6 +47,7 @@ OPTIONAL = (
     Package("scipy", "scipy", "cpu", "1.12", "profiles, losses and budgets"),
     Package("tensorrt-rtx", "tensorrt_rtx", "rtx", "1.4", "engines for RTX GPUs; parsing bundles"),
     Package("tensorrt", "tensorrt", "tensorrt", "10.3", "engines on a Jetson itself"),
+    Package("cuda-bindings", "cuda", "cuda", "12.6", "running engines from Python"),
     Package("torch", "torch", "export", "2.6", "exporting models"),
     Package("torchvision", "torchvision", "export", "", "export torchvision:NAME"),
     Package("timm", "timm", "export", "1.0.15", "export timm:NAME"),

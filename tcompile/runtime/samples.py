@@ -23,8 +23,9 @@ from tcompile.runtime.token_outputs import is_bookkeeping
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
+    from PIL import Image
 
-    from tcompile.targets.backends.base import Runner
+    from tcompile.targets.backends.base import Opened
     from tcompile.targets.backends.cpu import OnCpu
 
 Array = npt.NDArray[Any]
@@ -96,7 +97,7 @@ def samples_for(
 
 
 def _of_folder(model: Signature, folder: Path, skip_unreadable: bool) -> Samples:
-    _image_input(model)
+    image_input(model)
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
     if not files:
         raise UsageError("no images in this folder", where=str(folder))
@@ -178,11 +179,19 @@ def run_all(path: str | Path, samples: Samples, how: OnCpu | None = None) -> dic
     """
     from tcompile.targets.backends.cpu import ORT
 
-    runner = (how or ORT).open(Path(path))
+    return run_samples((how or ORT).open(Path(path)), samples)
+
+
+def run_samples(runner: Opened, samples: Samples, at_once: int | None = None) -> dict[str, Array]:
+    """Return every output of an open model for every sample, as `run_all` does.
+
+    Args:
+        at_once: samples in a run of a model that takes any number; None: as `batches` has it.
+    """
     packed = bool(runner.inputs) and is_packed(runner.inputs[0])
     fixed, host = rows_of(runner), read_host_image(runner.metadata)
     kept: dict[str, list[Array]] = {tensor.name: [] for tensor in runner.outputs}
-    for arrays, true_rows in batches(samples, fixed):
+    for arrays, true_rows in batches(samples, fixed or at_once):
         size = len(next(iter(arrays.values())))
         arrays = arrays if host is None else host.fed(arrays)
         for name, array in runner.run(feed(runner.inputs, arrays)).items():
@@ -204,7 +213,7 @@ def run_graph(graph: gs.Graph, samples: Samples) -> dict[str, Array]:
         return run_all(path, samples)
 
 
-def rows_of(runner: Runner) -> int | None:
+def rows_of(runner: Opened) -> int | None:
     """Samples that a model takes at once; None: any number."""
     if runner.inputs and is_packed(runner.inputs[0]):
         return 1
@@ -285,34 +294,44 @@ def _read_images(
     model: Signature, files: Sequence[Path]
 ) -> tuple[dict[str, Array], list[Path], list[ImageError]]:
     """The input that images make, the files that were read, and what is wrong with the others."""
-    from tcompile.models.preprocess import load_image
-
-    tensor = _image_input(model)
     images: list[Array] = []
     read: list[Path] = []
     unreadable: list[ImageError] = []
+    tensor = image_input(model)
     for file in files:
         try:
-            images.append(load_image(file, model.preprocessing))
+            images.append(prepared_image(model, file))
             read.append(file)
         except ImageError as error:
             unreadable.append(error)
-    if not images:
-        return {}, read, unreadable
-    joined = np.stack(images) if model.packed else np.concatenate(images)
-    if tensor.dtype == "uint8":
-        joined = np.rint(joined)
-    return {tensor.name: joined}, read, unreadable
+    return ({tensor.name: np.concatenate(images)} if images else {}), read, unreadable
 
 
-def _image_input(model: Signature) -> TensorInfo:
-    """The input for images of a model that says how they are prepared; raises `UsageError`."""
+def prepared_image(model: Signature, image: str | Path | Image.Image) -> Array:
+    """An image as one row of the input that images make. Raises as `load_image`."""
+    from tcompile.models.preprocess import load_image
+
+    found = load_image(image, model.preprocessing)
+    found = found[np.newaxis] if model.packed else found
+    return np.rint(found) if image_input(model).dtype == "uint8" else found
+
+
+def image_input(model: Signature, hint: str = "") -> TensorInfo:
+    """The input for images of a model that says how they are prepared.
+
+    Args:
+        hint: what to do where it does not say; by default the option of commands.
+
+    Raises:
+        UsageError: the model takes no images, or does not say how they are prepared.
+    """
     if model.image_input is None:
         raise UsageError("the model takes no images [B, C, H, W]", where=str(model.path))
     if not model.preprocessing:
         raise UsageError(
             "does not say how images are prepared for it",
             where=str(model.path),
-            hint="say --preprocess imagenet, clip, siglip, …, or give the input as .npy or .npz",
+            hint=hint
+            or "say --preprocess imagenet, clip, siglip, …, or give the input as .npy or .npz",
         )
     return model.image_input

@@ -1,0 +1,115 @@
+"""CUDA's runtime through cuda-python: what running an engine needs of one GPU, and no more."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tcompile.core.errors import TcompileError, UsageError
+from tcompile.core.packages import require
+from tcompile.targets.backends.base import Array
+
+_PURPOSE = "running an engine from Python"
+
+
+class Gpu:
+    """One GPU of this machine.
+
+    Args:
+        index: which, as CUDA counts them.
+
+    Attributes:
+        compute_capability: e.g. `8.9`.
+
+    Raises:
+        MissingExtraError: cuda-python is not installed.
+        UsageError: no driver, one that is too old, or no such GPU.
+    """
+
+    def __init__(self, index: int = 0) -> None:
+        self._cuda: Any = require("cuda.bindings.runtime", "cuda", _PURPOSE)
+        self.index = index
+        count = self._count()
+        if not 0 <= index < count:
+            raise UsageError(
+                f"there is no GPU {index}, only 0 to {count - 1}", where=f"device={index}"
+            )
+        self.use()
+        kinds = self._cuda.cudaDeviceAttr
+        major, minor = (
+            self.call("cudaDeviceGetAttribute", kind, index)
+            for kind in (
+                kinds.cudaDevAttrComputeCapabilityMajor,
+                kinds.cudaDevAttrComputeCapabilityMinor,
+            )
+        )
+        self.compute_capability = f"{major}.{minor}"
+
+    def _count(self) -> int:
+        error, count = self._cuda.cudaGetDeviceCount()
+        if error == self._cuda.cudaError_t.cudaSuccess and count:
+            return int(count)
+        _, driver = self._cuda.cudaDriverGetVersion()
+        if not driver:
+            raise UsageError("this machine has no NVIDIA driver")
+        if error == self._cuda.cudaError_t.cudaErrorInsufficientDriver:
+            raise UsageError(
+                f"the NVIDIA driver is for CUDA {_version(driver)}, cuda-python for "
+                f"{_version(self._cuda.cudaRuntimeGetVersion()[1])}",
+                hint="update the driver, or install an older cuda-bindings",
+            )
+        raise UsageError("this machine has an NVIDIA driver, but no GPU that this process may use")
+
+    def call(self, name: str, *arguments: Any) -> Any:
+        """Call a function of CUDA's runtime; returns what it gives beside its error code.
+
+        Raises:
+            TcompileError: it fails; names it and says CUDA's reason.
+        """
+        error, *values = getattr(self._cuda, name)(*arguments)
+        if error != self._cuda.cudaError_t.cudaSuccess:
+            reason = self._cuda.cudaGetErrorString(error)[1]
+            text = reason.decode() if isinstance(reason, bytes) else str(reason)
+            raise TcompileError(f"{name} failed: {text}", where=f"GPU {self.index}")
+        return values[0] if values else None
+
+    def use(self) -> None:
+        """Make it the GPU of the calling thread."""
+        self.call("cudaSetDevice", self.index)
+
+    def stream(self) -> Any:
+        """A stream that does not wait for the default one."""
+        return self.call("cudaStreamCreateWithFlags", self._cuda.cudaStreamNonBlocking)
+
+    def upload(self, buffer: int, array: Array, stream: Any) -> None:
+        """Copy a contiguous array into a buffer, in the order of the stream."""
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
+        self.call("cudaMemcpyAsync", buffer, array.ctypes.data, array.nbytes, kind, stream)
+
+    def download(
+        self, buffer: int, shape: tuple[int, ...], dtype: np.dtype[Any], stream: Any
+    ) -> Array:
+        """Copy a buffer into a new array, in the order of the stream: wait before it is read."""
+        array = np.empty(shape, dtype)
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        self.call("cudaMemcpyAsync", array.ctypes.data, buffer, array.nbytes, kind, stream)
+        return array
+
+    def capture(self, stream: Any, work: Any) -> Any:
+        """What `work` puts into the stream, as a graph that can be launched again and again."""
+        mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        self.call("cudaStreamBeginCapture", stream, mode)
+        try:
+            work()
+        finally:
+            graph = self.call("cudaStreamEndCapture", stream)
+        try:
+            return self.call("cudaGraphInstantiate", graph, 0)
+        finally:
+            self.call("cudaGraphDestroy", graph)
+
+
+def _version(number: int) -> str:
+    """13010 → `13.1`."""
+    return f"{number // 1000}.{number % 1000 // 10}"

@@ -1,0 +1,1 @@
+"""Running what a build wrote: `tcompile.load`, and the checks before anything is opened."""

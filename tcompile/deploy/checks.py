@@ -1,0 +1,121 @@
+"""Checks of an artifact before anything in it is opened: each one question, one clear error.
+
+A manifest of another version or with an unknown field is refused where it is read
+(`artifact.directory.load_artifact`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tcompile.artifact.directory import MODEL, Artifact
+from tcompile.artifact.manifest import Manifest
+from tcompile.core.errors import ModelError, UsageError
+from tcompile.core.model_files import TensorInfo, file_entry
+from tcompile.targets.backends.jetson import made_on_device
+
+#: What runs an artifact: `runtime=` of `load`.
+RUNTIMES = ("onnxruntime", "openvino", "tensorrt-rtx", "tensorrt")
+ENGINES = ("tensorrt-rtx", "tensorrt")
+
+
+def runtime_of(manifest: Manifest | None, asked: str | None, where: str) -> str:
+    """The runtime that runs an artifact, or a plain ONNX file (None): the one asked for, or that
+    of its target.
+
+    Raises:
+        UsageError: no such runtime, or the artifact holds no engine for it.
+    """
+    own = "onnxruntime" if manifest is None else manifest.target.runtime
+    own = {"jetson": "tensorrt"}.get(own, own)
+    runtime = own if asked is None else asked
+    if runtime not in RUNTIMES:
+        raise UsageError(
+            f"there is no runtime '{runtime}'", where="runtime", hint=f"one of {RUNTIMES}"
+        )
+    if runtime in ENGINES and runtime != own:
+        target = "is an ONNX file" if manifest is None else f"was built for {manifest.target.name}"
+        raise UsageError(
+            f"{target}, there is no engine for {runtime} in it",
+            where=where,
+            hint="build it for a target that runs it there",
+        )
+    return runtime
+
+
+def check_fault(artifact: Artifact, allowed: bool) -> None:
+    """Raise ModelError for a build that failed and was kept, unless it is asked for."""
+    fault = artifact.manifest.fault
+    if fault is not None and not allowed:
+        raise ModelError(
+            f"this build failed and was kept for debugging: {fault}",
+            where=str(artifact.directory),
+            hint="build it again; allow_failed=True loads it all the same",
+        )
+
+
+def check_model_files(artifact: Artifact) -> None:
+    """Raise ModelError unless model.onnx, and the weights beside it, are as they were written."""
+    listed = [entry.path for entry in artifact.manifest.files]
+    for name in [MODEL, *(n for n in listed if n.startswith(f"{MODEL}."))]:
+        check_file(artifact, name)
+
+
+def check_file(artifact: Artifact, name: str) -> None:
+    """Raise ModelError unless a file is there, and as it was written or as the device made it."""
+    path = artifact.directory / name
+    if not path.is_file():
+        raise ModelError("is missing", where=str(path), hint=_AGAIN)
+    listed = {entry.path: entry for entry in artifact.manifest.files}
+    entry = listed.get(name)
+    jetson = artifact.manifest.target.runtime == "jetson"
+    if jetson and made_on_device(artifact.directory, name, listed=entry is not None):
+        return
+    if entry is None:
+        fault = "is not what the script of this bundle made" if jetson else "is not in the manifest"
+        raise ModelError(fault, where=str(path), hint=_AGAIN)
+    size = path.stat().st_size
+    if size < entry.bytes:
+        raise ModelError(
+            f"is truncated: {size} of {entry.bytes} bytes", where=str(path), hint=_AGAIN
+        )
+    if size > entry.bytes or file_entry(path, artifact.directory) != entry:
+        raise ModelError(
+            "is not as it was written: its sha256 is not that in the manifest",
+            where=str(path),
+            hint=_AGAIN,
+        )
+
+
+def check_contract(
+    artifact: Artifact, inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo], path: Path
+) -> None:
+    """Raise ModelError where a model has other inputs or outputs than the manifest says."""
+    manifest = artifact.manifest
+    for kind, found, told in (
+        ("inputs", inputs, manifest.inputs),
+        ("outputs", outputs, manifest.outputs),
+    ):
+        have, want = ({t.name: t.shape for t in tensors} for tensors in (found, told))
+        if set(have) != set(want) or any(_differ(have[n], want[n]) for n in have):
+            raise ModelError(
+                f"its {kind} are {_shown(have)}, the manifest says {_shown(want)}",
+                where=str(path),
+                hint=_AGAIN,
+            )
+
+
+_AGAIN = "copy the whole artifact again, or build it anew"
+
+
+def _differ(a: tuple[int | str, ...], b: tuple[int | str, ...]) -> bool:
+    """Whether two shapes cannot be of one tensor; a free dim may have another name."""
+    return len(a) != len(b) or any(
+        x != y and not (isinstance(x, str) and isinstance(y, str))
+        for x, y in zip(a, b, strict=True)
+    )
+
+
+def _shown(tensors: dict[str, tuple[int | str, ...]]) -> str:
+    return ", ".join(f"'{name}' {list(shape)}" for name, shape in tensors.items()) or "none"

@@ -1,0 +1,171 @@
+"""Opening the engine of an artifact, after everything that can be known without it was checked."""
+
+from __future__ import annotations
+
+import platform
+import re
+from pathlib import Path
+from types import ModuleType
+
+from tcompile.artifact.directory import Artifact
+from tcompile.core.errors import MissingExtraError, ModelError, UsageError
+from tcompile.core.packages import require
+from tcompile.deploy.checks import check_file
+from tcompile.plugins.build import built_library
+from tcompile.plugins.check import check_library
+from tcompile.targets.backends.cuda import Gpu
+from tcompile.targets.backends.engine import EngineRunner
+from tcompile.targets.backends.jetson import PLUGINS, SCRIPT
+from tcompile.targets.backends.tensorrt import load_plugins
+from tcompile.targets.backends.trt_common import title
+from tcompile.targets.versions import parse_version
+
+_PURPOSE = "running the engine of an artifact"
+#: The TensorRT that built an engine on its device, in the name that the script gives it.
+_BUILT_BY = re.compile(r"\.trt(\d+\.\d+)\.engine$")
+
+
+def open_engine(
+    artifact: Artifact, runtime: str, *, device: int = 0, graphs: bool = False
+) -> EngineRunner:
+    """Open the engine of an artifact on a GPU.
+
+    Checked before, in this order: the file and its sha256, the package and its version, driver and
+    GPU, compute capability, and the plugin library where token ops are plugins.
+
+    Args:
+        runtime: tensorrt or tensorrt-rtx.
+        device: the GPU, as CUDA counts them.
+        graphs: launch it as a CUDA graph.
+
+    Raises:
+        MissingExtraError: the package or cuda-python is not installed.
+        ModelError: the engine is missing, not as it was written, or not accepted.
+        UsageError: another version, no driver, another GPU, or a plugin library that is missing or
+            does not fit.
+    """
+    engine = engine_file(artifact)
+    check_file(artifact, engine.relative_to(artifact.directory).as_posix())
+    try:
+        if runtime == "tensorrt-rtx":
+            trt = require("tensorrt_rtx", "rtx", _PURPOSE)
+        else:
+            trt = require("tensorrt", "tensorrt", _PURPOSE)
+        check_version(artifact, engine, trt)
+        gpu = _gpu(artifact, device)
+    except MissingExtraError as error:  # on a machine that has no GPU, say
+        error.hint = f"{error.hint}; {_ON_CPU}"
+        error.args = (error.one_line(),)
+        raise
+    check_capability(artifact, gpu.compute_capability)
+    choice = artifact.manifest.token_ops
+    if choice is not None and choice.form == "plugin":
+        library = plugin_library(artifact)
+        check_plugins(library, str(trt.__version__), gpu.compute_capability)
+        load_plugins(trt, library)
+    return EngineRunner(trt, engine, gpu, graphs=graphs)
+
+
+def engine_file(artifact: Artifact) -> Path:
+    """The engine: the one that the manifest lists, or the newest that was built on the device.
+
+    Raises:
+        ModelError: there is none.
+    """
+    listed = [e.path for e in artifact.manifest.files if e.path.endswith(".engine")]
+    jetson = artifact.manifest.target.runtime == "jetson"
+    made = sorted(artifact.directory.glob("engine/*.engine"), key=_age) if jetson else []
+    found = [*(artifact.directory / name for name in listed), *made]
+    if found:
+        return found[-1]
+    hint = f"run `sh {SCRIPT}` in it, on the device" if jetson else "build it again"
+    raise ModelError(
+        f"there is no engine for {artifact.manifest.target.name} in it",
+        where=str(artifact.directory),
+        hint=f"{hint}; {_ON_CPU}",
+    )
+
+
+def check_version(artifact: Artifact, engine: Path, trt: ModuleType) -> None:
+    """Raise UsageError unless the installed package is the one that built the engine: engines are
+    for one version, to the third number."""
+    installed = str(trt.__version__)
+    named = _BUILT_BY.search(engine.name)
+    listed = engine.relative_to(artifact.directory).as_posix() in {
+        entry.path for entry in artifact.manifest.files
+    }
+    # Of an engine made on the device the manifest, which is older, says nothing.
+    package = trt.__name__.replace("_", "-")
+    built = artifact.manifest.versions.get(package, "") if listed else ""
+    if not built and named:
+        built = named[1]
+    digits = min(len(built.split(".")), 3)
+    if built and built.split(".")[:digits] != installed.split(".")[:digits]:
+        name = title(trt).removesuffix(f" {installed}")
+        other = f"install {package}=={built}, or build it again with {installed}"
+        raise UsageError(
+            f"the engine was built by {name} {built}, installed is {installed}",
+            where=str(engine),
+            hint=f"{other}; {_ON_CPU}",
+        )
+
+
+def check_capability(artifact: Artifact, capability: str) -> None:
+    """Raise UsageError for a GPU of another compute capability than the artifact is for."""
+    target = artifact.manifest.target
+    if target.compute_capability not in (None, capability):
+        raise UsageError(
+            f"is for compute capability {target.compute_capability} ({target.name}), this GPU has "
+            f"{capability}",
+            where=str(artifact.directory),
+            hint=f"build it for this GPU; {_ON_CPU}",
+        )
+
+
+def plugin_library(artifact: Artifact) -> Path:
+    """The plugin library: the bundle's own, or the one of this machine.
+
+    Raises:
+        UsageError: there is none.
+    """
+    own = artifact.directory / PLUGINS
+    return own if own.is_file() else built_library()
+
+
+def check_plugins(library: Path, tensorrt: str, capability: str) -> None:
+    """Raise UsageError unless a library holds the plugins for this machine, TensorRT and GPU."""
+    major, _, minor = capability.partition(".")
+    report = check_library(
+        library,
+        machine=platform.machine(),
+        tensorrt=parse_version(tensorrt),
+        architecture=int(major) * 10 + int(minor),
+    )
+    if report.problems:
+        raise UsageError(
+            f"the token ops of this engine are plugins, and their library does not fit: "
+            f"{report.problems[0]}",
+            where=str(library),
+            hint="`tcompile plugins build` makes one, `tcompile plugins check` says all",
+        )
+
+
+def _gpu(artifact: Artifact, device: int) -> Gpu:
+    try:
+        return Gpu(device)
+    except UsageError as error:
+        target = artifact.manifest.target
+        raise UsageError(
+            f"its engine is for a GPU ({target.name}), and {error.what}",
+            where=str(artifact.directory),
+            hint=f"{error.hint}; {_ON_CPU}" if error.hint else _ON_CPU,
+        ) from error
+
+
+_ON_CPU = 'runtime="onnxruntime" runs its model.onnx on the CPU'
+
+
+def _age(path: Path) -> tuple[int, ...]:
+    """A key that sorts engines by the TensorRT that built them."""
+    found = _BUILT_BY.search(path.name)
+    return tuple(int(part) for part in found[1].split(".")) if found else ()
