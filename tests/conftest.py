@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.torchlib import remember_torchlib
+from tests.support.torchlib import remember_tables
 
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     # Workers share the cores; threads of each on all of them take half as long again.
@@ -59,8 +59,8 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True)
 def libraries() -> None:
-    """See `remember_torchlib` and `set_libraries_aside`."""
-    remember_torchlib()
+    """See `remember_tables` and `set_libraries_aside`."""
+    remember_tables()
     set_libraries_aside()
 
 
