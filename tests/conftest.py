@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.drawn_scenes import remember_scenes
 from tests.support.torchlib import remember_tables
 
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):
@@ -30,6 +31,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--update-golden") and os.environ.get("CI"):
         raise pytest.UsageError("--update-golden: golden files are not rewritten where CI is set")
 
+
+remember_scenes()
 
 # Collecting the tests makes 7,000 objects of pytest's and imports much; none of it is garbage.
 gc.disable()
@@ -53,7 +56,7 @@ def set_libraries_aside() -> None:
 
 def pytest_collection_finish() -> None:
     set_libraries_aside()
-    gc.set_threshold(20_000, 20, 20)
+    gc.set_threshold(100_000, 20, 20)
     gc.enable()
 
 

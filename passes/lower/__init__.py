@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
+from tcompile.core.copies import copied
 from tcompile.passes.lower.inline import inline_calls
 from tcompile.passes.lower.names import rename_nodes
 from tcompile.passes.lower.opset import lower_opset
@@ -123,7 +124,7 @@ def lower(
         ModelError: an attention that has to be spelled out cannot be; control flow in fp16.
     """
     target.check_precision(precision)
-    lowered = graph.copy()
+    lowered = copied(graph)
     lowered.functions = [function.copy() for function in graph.functions]
     state = Lowering(lowered, target, precision, token_ops, fp32_nodes, wide)
     run(state, PASSES, "lower", dump)

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from tcompile.core.copies import copied
 from tcompile.core.errors import InternalError, ModelError
 from tcompile.core.graph import constant_nodes_to_constants
 from tcompile.passes.lower.fp32_policy import FLOAT16_MAX, Delicate, largest, peek
@@ -48,7 +49,7 @@ def to_fp16(
         ModelError: the graph has control flow, or quantises.
         InternalError: a type in the result contradicts another.
     """
-    copy = graph.copy()
+    copy = copied(graph)
     for node in copy.nodes:
         if any(isinstance(value, gs.Graph) for value in node.attrs.values()):
             raise ModelError(

@@ -46,6 +46,23 @@ def is_standard(node: gs.Node) -> bool:
     return node.domain in (None, "", "ai.onnx")
 
 
+def tensors_of(graph: gs.Graph) -> dict[str, gs.Tensor]:
+    """All tensors of a graph by name, in the order in which its nodes name them.
+
+    `Graph.tensors` gives the same in three times as long: it looks for names that two tensors have.
+    """
+    found: dict[str, gs.Tensor] = {tensor.name: tensor for tensor in graph.inputs}
+    for node in graph.nodes:
+        for tensor in node.inputs:
+            found[tensor.name] = tensor
+        for tensor in node.outputs:
+            found[tensor.name] = tensor
+    for tensor in graph.outputs:
+        found[tensor.name] = tensor
+    found.pop("", None)  # those that are omitted
+    return found
+
+
 def producer(tensor: gs.Tensor) -> gs.Node | None:
     """The node that writes the tensor, or None for graph inputs and constants."""
     return tensor.inputs[0] if tensor.inputs else None
@@ -251,7 +268,7 @@ def skeleton(
         batch: a size for each free dim of the inputs; by default the prime that stands for it.
     """
     known = known or {}
-    tensors = graph.tensors()
+    tensors = tensors_of(graph)
     constants = [t for t in tensors.values() if is_const(t)]
     too_large = [large(t) for t in constants]
     small = [

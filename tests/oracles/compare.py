@@ -131,10 +131,10 @@ class Verdict:
 def infer(model: onnx.ModelProto, feed: Arrays) -> Arrays:
     """Run a model in ONNX Runtime on one thread, by output name.
 
-    It runs as it is written, without optimisations: what is held against the oracle is what tcompile
-    wrote, and to optimise these models takes two thirds of the time of a session. (How runtimes
-    optimise them is the matter of tests of builds.) In half precision there is no other way: ONNX
-    Runtime 1.32 crashes on LayerNormalization -> Transpose -> MatMul in float16
+    It runs as it is written, without optimisations: what is held against the oracle is what
+    tcompile wrote, and to optimise these models takes two thirds of the time of a session. (How
+    runtimes optimise them is the matter of tests of builds.) In half precision there is no other
+    way: ONNX Runtime 1.32 crashes on LayerNormalization -> Transpose -> MatMul in float16
     (nn.MultiheadAttention) when it optimises, and its second run of a float16 LayerNormalization
     under a memory pattern is wrong (its issue 27768).
     """

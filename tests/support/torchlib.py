@@ -1,7 +1,7 @@
 """What the exporters of PyTorch work out anew at every export, worked out once a process.
 
-An export of a small model by `torch.onnx.export(dynamo=True)` takes a second, and a third of that is
-spent on tables that are the same at every export. Nothing of what is exported changes.
+An export of a small model by `torch.onnx.export(dynamo=True)` takes a second, a fifth of it for
+tables that are the same at every export. Nothing of what is exported changes.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def remember_tables() -> None:
 
 
 def _torchlib(module: Any) -> None:
-    """The table of ONNX functions, for which the source of 500 functions is parsed; each export gets
-    a copy, to which it may add its own functions."""
+    """The table of ONNX functions, for which the source of 500 functions is parsed; each export
+    gets a copy, to which it may add its own functions."""
     registry = getattr(module, "ONNXRegistry", None)
     if registry is None or not hasattr(registry, "from_torchlib"):
         return
@@ -85,7 +85,7 @@ class _Kept(type):
 
 
 def _annotations(module: Any) -> None:
-    """The annotation `Callable[P, T]` of a function that is defined anew for each of several thousand
-    overrides of an operator, all at every export."""
+    """The annotation `Callable[P, T]` of a function that is defined anew for each override of an
+    operator, of which there are several thousand at every export."""
     if getattr(module, "Callable", None) is Callable:
         module.Callable = _Kept("Callable", (), {})
