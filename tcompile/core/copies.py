@@ -58,7 +58,7 @@ def copied_part(
 
 def _tensor(tensor: gs.Tensor) -> gs.Tensor:
     """Return a copy without makers and readers."""
-    made = type(tensor).__new__(type(tensor))
+    made = object.__new__(type(tensor))
     fields = {**vars(tensor)}
     if isinstance(tensor, gs.Constant):  # what lay in a file of its own need not again
         fields |= {"data_location": None, "_export_dtype": tensor.export_dtype}
@@ -71,7 +71,7 @@ def _tensor(tensor: gs.Tensor) -> gs.Tensor:
 
 def _node(node: gs.Node, new: dict[str, gs.Tensor]) -> gs.Node:
     """Return a copy that reads and makes the new tensors, which know of it."""
-    made = gs.Node.__new__(gs.Node)
+    made = object.__new__(gs.Node)
     inputs, outputs = _synchronized(made, "outputs"), _synchronized(made, "inputs")
     for old, here, there in ((node.inputs, inputs, "outputs"), (node.outputs, outputs, "inputs")):
         for tensor in old:

@@ -81,6 +81,8 @@ def free_size(name: str) -> int:
 def free_factors(dim: int | str) -> tuple[tuple[str, ...], int]:
     """The free dims that a dim is a product of, and the rest: `batch*3` → (batch), 3."""
     size = dim_to_int(dim)
+    if 0 <= size < BATCH_SENTINEL:  # the least of the primes, and most dims are less
+        return (), size
     names: list[str] = []
     for name, prime in _FREE.items():
         while size and size % prime == 0:
@@ -92,7 +94,7 @@ def free_factors(dim: int | str) -> tuple[tuple[str, ...], int]:
 def is_free(dim: int | str) -> bool:
     """Return whether a free dim is a factor of it."""
     size = dim_to_int(dim)
-    return size != 0 and any(size % prime == 0 for prime in _FREE.values())
+    return not 0 <= size < BATCH_SENTINEL and any(size % prime == 0 for prime in _FREE.values())
 
 
 def dim_to_int(dim: int | str) -> int:
@@ -116,6 +118,8 @@ def int_to_dim(size: int) -> int | str:
 def settled(dim: int | str, batch: int | Mapping[str, int]) -> int:
     """A dim with the free ones in it settled: all to one number, or each by its name."""
     names, rest = free_factors(dim)
+    if not names:
+        return rest
     return rest * math.prod(
         batch if isinstance(batch, int) else batch.get(n, _FREE[n]) for n in names
     )

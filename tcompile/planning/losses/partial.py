@@ -183,7 +183,7 @@ class Contents:
 
     @cached_property
     def tensors(self) -> Mapping[str, gs.Tensor]:
-        return tensors_of(self.graph)  # type: ignore[no-any-return]
+        return tensors_of(self.graph)
 
     def cut(
         self, wanted: Sequence[str], known: Callable[[Content], bool], more: Sequence[str] = ()
