@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from tests.oracles.adapters import adapt, select_outputs
 from tests.oracles.methods import Reduction, Result, run
+from tests.support.onnx_models import plain_options
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
@@ -148,11 +149,8 @@ def infer(model: onnx.ModelProto, feed: Arrays) -> Arrays:
 @lru_cache(maxsize=4)
 def _session(model: bytes, half: bool) -> onnxruntime.InferenceSession:
     """Return a session; to make one takes ten times as long as to run these models."""
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options = plain_options()
     options.enable_mem_pattern = not half
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
