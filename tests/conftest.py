@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.torchlib import remember_torchlib
+from tests.support.drawn_scenes import remember_scenes
+from tests.support.torchlib import remember_tables
 
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     # Workers share the cores; threads of each on all of them take half as long again.
@@ -30,6 +31,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--update-golden") and os.environ.get("CI"):
         raise pytest.UsageError("--update-golden: golden files are not rewritten where CI is set")
 
+
+remember_scenes()
 
 # Collecting the tests makes 7,000 objects of pytest's and imports much; none of it is garbage.
 gc.disable()
@@ -53,14 +56,14 @@ def set_libraries_aside() -> None:
 
 def pytest_collection_finish() -> None:
     set_libraries_aside()
-    gc.set_threshold(20_000, 20, 20)
+    gc.set_threshold(100_000, 20, 20)
     gc.enable()
 
 
 @pytest.fixture(autouse=True)
 def libraries() -> None:
-    """See `remember_torchlib` and `set_libraries_aside`."""
-    remember_torchlib()
+    """See `remember_tables` and `set_libraries_aside`."""
+    remember_tables()
     set_libraries_aside()
 
 

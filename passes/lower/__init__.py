@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
+from tcompile.core.copies import copied
 from tcompile.core.errors import ModelError
 from tcompile.core.rounding import BFLOAT16, FLOAT16, DType
 from tcompile.passes.lower.eight_bits import OPSETS, EightBits
@@ -139,7 +140,7 @@ def lower(
             precision; an operator that cannot be said in the opset of fp8.
     """
     target.check_precision(precision)
-    lowered = graph.copy()
+    lowered = copied(graph)
     lowered.functions = [function.copy() for function in graph.functions]
     state = Lowering(lowered, target, precision, token_ops, fp32_nodes, wide, eight_bits)
     run(state, PASSES, "lower", dump)

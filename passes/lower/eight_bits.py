@@ -27,6 +27,7 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis.attention import AttentionMatch, attentions
+from tcompile.core.copies import copied
 from tcompile.core.domain import WRITTEN
 from tcompile.core.graph import is_const
 from tcompile.core.rounding import FLOAT32, DType
@@ -370,7 +371,7 @@ class _Probe:
     @property
     def graph(self) -> gs.Graph:
         """The graph with what was added; its outputs are what `reduced` and `relative` returned."""
-        probed = self._source.copy()
+        probed = copied(self._source)
         known = probed.tensors()
         for node in self.nodes:
             inputs = [known.setdefault(t.name, t.copy()) for t in node.inputs]

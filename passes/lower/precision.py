@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from tcompile.core.copies import copied
 from tcompile.core.errors import InternalError, ModelError
 from tcompile.core.graph import constant_nodes_to_constants
 from tcompile.core.rounding import FLOAT16, FLOAT32, HALVES, DType, as_dtype
@@ -47,7 +48,7 @@ def to_half(
         ModelError: the graph has control flow.
         InternalError: a type in the result contradicts another.
     """
-    copy = graph.copy()
+    copy = copied(graph)
     for node in copy.nodes:
         if any(isinstance(value, gs.Graph) for value in node.attrs.values()):
             raise ModelError(

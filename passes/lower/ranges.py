@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from tcompile.core.copies import copied
 from tcompile.core.graph import is_const
 from tcompile.core.rounding import FLOAT32
 from tcompile.passes.lower.fp32_policy import FLOAT16_MAX, clamps, peek
@@ -76,7 +77,7 @@ class Wide:
 def with_ranges(graph: gs.Graph) -> gs.Graph:
     """A copy of an fp32 graph that gives, for each float tensor that is given to it or that a node
     gives, its least and its largest value, in this order, each of one number."""
-    probed = graph.copy()
+    probed = copied(graph)
     outputs = list[gs.Variable]()
     nodes = list[gs.Node]()
     for tensor in _measured(probed):

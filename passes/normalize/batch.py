@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 from tcompile.analysis import axes as ax
 from tcompile.analysis.propagate import propagate
 from tcompile.core.errors import ModelError
-from tcompile.core.graph import free_factors, int_to_dim, is_const, is_free, shape
+from tcompile.core.graph import free_factors, int_to_dim, is_const, is_free, shape, tensors_of
 from tcompile.core.node_order import toposort
 from tcompile.passes.normalize.batch_values import HINT, DimVectors
 from tcompile.passes.normalize.infer import ContradictionError
@@ -60,7 +60,7 @@ def free_batch(graph: gs.Graph, vectors: DimVectors) -> None:
                     hint=HINT,
                 )
             _free_reshape(node, facts.of(node.inputs[0]), facts.of(node.outputs[0]), vectors)
-    for tensor in graph.tensors().values():
+    for tensor in tensors_of(graph).values():
         if not is_const(tensor) and tensor.shape is not None:
             tensor.shape = [int_to_dim(int(d)) for d in tensor.shape]
     toposort(graph)

@@ -29,6 +29,7 @@ from tcompile.core.graph import (
     opset_imports,
     replace_uses,
     settled,
+    tensors_of,
     value,
 )
 from tcompile.core.node_order import drop_dead, toposort
@@ -142,8 +143,8 @@ class DimVectors:
 
     def _fresh(self, tag: str) -> str:
         """A name that nothing has: the file may be one that was normalised before."""
-        taken = {n.name for n in self.graph.nodes} | set(self.graph.tensors()) | self.names
-        while tag in taken:
+        nodes, tensors = {n.name for n in self.graph.nodes}, tensors_of(self.graph)
+        while tag in nodes or tag in tensors or tag in self.names:
             tag += "_"
         return tag
 

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from tcompile.core.errors import ModelError, UsageError
-from tcompile.core.graph import BATCH, free_factors, free_size, is_free
+from tcompile.core.graph import BATCH, free_factors, free_size, is_free, tensors_of
 
 Shapes = Mapping[str, Sequence[int | str]]
 
@@ -46,7 +46,7 @@ def bind_inputs(
     if shapes:
         inputs = ", ".join(t.name for t in graph.inputs)
         raise UsageError(f"the model has no input '{next(iter(shapes))}'", hint=f"it has: {inputs}")
-    for tensor in graph.tensors().values():
+    for tensor in tensors_of(graph).values():
         if not isinstance(tensor, gs.Constant) and not any(tensor is t for t in graph.inputs):
             tensor.shape = None
     free = {n: joined.get(n, n) for dims in found.values() for n in dims if isinstance(n, str)}

@@ -21,6 +21,7 @@ from tcompile.core.graph import (
     settled,
     shape,
     skeleton,
+    tensors_of,
 )
 from tcompile.core.well_formed import without_weights
 from tcompile.passes.normalize.batch_values import HINT, Values, batch_values
@@ -96,7 +97,7 @@ def infer(
     """
     known = batch_values(graph)
     infos = _infos(graph, skeleton(graph, known), doubts)
-    for tensor in graph.tensors().values():
+    for tensor in tensors_of(graph).values():
         if is_const(tensor) or any(tensor is t for t in graph.inputs):
             continue
         if tensor.name in known:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from tcompile.core.graph import cast_node, is_const, producer, replace_uses, value
+from tcompile.core.graph import cast_node, is_const, producer, replace_uses, tensors_of, value
 
 _HALF, _SINGLE = np.dtype(np.float16), np.dtype(np.float32)
 _TO_SINGLE, _TO_HALF = int(onnx.TensorProto.FLOAT), int(onnx.TensorProto.FLOAT16)
@@ -20,7 +20,7 @@ _TYPES = ("to", "dtype", "output_dtype", "softmax_precision")
 
 def widen(graph: gs.Graph) -> bool:
     """Compute everything that was fp16 in fp32; needs about twice the memory. Whether any was."""
-    halves = [t for t in graph.tensors().values() if t.dtype == _HALF]
+    halves = [t for t in tensors_of(graph).values() if t.dtype == _HALF]
     if not halves:
         return False
     _inside(graph)
@@ -42,7 +42,7 @@ def widen(graph: gs.Graph) -> bool:
 def _inside(graph: gs.Graph) -> None:
     """Weights and type attributes, in branches too."""
     ends = {id(t) for t in (*graph.inputs, *graph.outputs)}
-    for tensor in graph.tensors().values():
+    for tensor in tensors_of(graph).values():
         if tensor.dtype != _HALF:
             continue
         if is_const(tensor):

@@ -16,6 +16,7 @@ from tcompile.analysis.effect_walk import effects
 from tcompile.analysis.model import Analysis
 from tcompile.analysis.outcomes import Paths
 from tcompile.analysis.token_dims import Dims
+from tcompile.core.copies import copied
 from tcompile.core.errors import UsageError
 from tcompile.core.schedule import Schedule, known_rule
 from tcompile.passes.reduce.apply import ReducedGraph, Rewriter, returns
@@ -54,7 +55,7 @@ def reduce_graph(
     rule = known_rule(schedule.restore, "--restore") or default_rule(schedule.reductions)
     check_rule(rule, dense_grid(analysis))
     steps = check_schedule(analysis, schedule, outputs)
-    graph = dense.copy()
+    graph = copied(dense)
     if not schedule.reductions:
         return ReducedGraph(graph, frozenset(), {}, {})
     restorable: frozenset[str] = frozenset()

@@ -22,7 +22,7 @@ from tcompile.analysis.model import Analysis, tower_batch
 from tcompile.analysis.structure import Block
 from tcompile.analysis.token_dims import Layout, Run, locate, stream_layout
 from tcompile.core.errors import InternalError, ModelError, UsageError, assert_never
-from tcompile.core.graph import int_to_dim, is_const, replace_uses, shape
+from tcompile.core.graph import int_to_dim, is_const, replace_uses, shape, tensors_of
 from tcompile.core.node_order import drop_dead, toposort
 from tcompile.passes.lower.spell import decompose_attention
 from tcompile.passes.normalize.infer import infer
@@ -102,7 +102,7 @@ class Rewriter:
         self.order = [n.name for n in graph.nodes]
         self.b = Builder(graph)
         self.nodes = {n.name: n for n in graph.nodes}
-        tensors = graph.tensors()
+        tensors = tensors_of(graph)
         self.readers = {name: list(t.outputs) for name, t in tensors.items()}
         first = tower_batch(graph, analysis)
         self.batch = first if isinstance(first, int) else None
@@ -210,7 +210,7 @@ class Rewriter:
         # A restored output has taken the name of the reduced one, and has no shape yet.
         self.predicted = {
             name: tensor.shape
-            for name, tensor in self.graph.tensors().items()
+            for name, tensor in tensors_of(self.graph).items()
             if name in self.found.dims and tensor.shape is not None
         }
         names = {
@@ -349,7 +349,7 @@ class Rewriter:
         self._infer_shapes(symbolic=True)
         for tensor in self.graph.inputs:
             tensor.shape = [int_to_dim(d) for d in tensor.shape]
-        for name, tensor in self.graph.tensors().items():
+        for name, tensor in tensors_of(self.graph).items():
             if is_const(tensor):
                 continue
             if tensor.shape is None:

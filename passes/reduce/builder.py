@@ -9,6 +9,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from tcompile.core.domain import DOMAIN, WRITTEN
+from tcompile.core.graph import tensors_of
 
 _END = np.iinfo(np.int64).max
 
@@ -29,8 +30,8 @@ class Builder:
         self.fp32: set[str] = set()
         self.written: dict[str, str] = {}
         self._scope, self._site = "tcompile", ""
-        self._used = {n.name for n in graph.nodes} | set(graph.tensors())
-        self._constants: dict[tuple[str, tuple[int, ...], bytes], gs.Constant] = {}
+        self._used = {n.name for n in graph.nodes} | set(tensors_of(graph))
+        self._constants: dict[tuple[np.dtype[Any], tuple[int, ...], bytes], gs.Constant] = {}
 
     def scope(self, name: str, site: str = "") -> None:
         """Begin the names that follow with `tcompile/NAME`, such as `tcompile/attn_3/score`.
@@ -54,7 +55,7 @@ class Builder:
     def const(self, array: Any, dtype: Any = np.int64) -> gs.Constant:
         """A stored constant; equal ones are shared."""
         stored = np.asarray(array, dtype=dtype)
-        key = (str(stored.dtype), stored.shape, stored.tobytes())
+        key = (stored.dtype, stored.shape, stored.tobytes())
         if key not in self._constants:
             self._constants[key] = gs.Constant(self.name("constant"), stored)
         return self._constants[key]

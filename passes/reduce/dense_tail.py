@@ -17,7 +17,7 @@ from tcompile.analysis import axes as ax
 from tcompile.analysis.model import Analysis
 from tcompile.analysis.token_dims import stream_layout
 from tcompile.core.errors import UsageError
-from tcompile.core.graph import int_to_dim
+from tcompile.core.graph import int_to_dim, tensors_of
 from tcompile.passes.reduce.edit_state import Editor
 from tcompile.passes.reduce.gather_rows import from_rows, to_rows
 from tcompile.passes.reduce.reducers.base import Grid
@@ -66,7 +66,7 @@ class DenseTail:
         self.attentions = {
             name for a in analysis.attentions for name in (a.node, getattr(a, "mix", ""))
         }
-        self.tensors = graph.tensors()
+        self.tensors = tensors_of(graph)
         self.grid, self.rule = grid, rule
         self.made: dict[str, gs.Tensor] = {}
 

@@ -252,6 +252,8 @@ def _marked(axes: Axes, space: TokenSpace, grouping: Grouping) -> list[list[Digi
         rest = isinstance(dim, Dim) and dim.part == "rest"
         done = not held or rest
         for digit in axis:
+            if digit in out:  # a member that came with its group
+                continue
             if not held or digit.root not in roots or (digit in grouping.inner and not rest):
                 out.append(digit)
             elif not done:

@@ -12,6 +12,7 @@ from tcompile.analysis.model import Analysis
 from tcompile.analysis.space import TokenSpace
 from tcompile.analysis.token_dims import Dims, Part, Run, locate, span_of
 from tcompile.core.errors import ModelError
+from tcompile.core.graph import tensors_of
 from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.edit_state import Editor, literal_dims
 from tcompile.passes.reduce.side_inputs import restored
@@ -93,7 +94,7 @@ def token_outputs(
 
 
 def _add_output(b: Builder, name: str, tensor: gs.Tensor) -> None:
-    if name in b.graph.tensors():
+    if name in tensors_of(b.graph):
         raise ModelError(
             f"it has a tensor named '{name}' of its own, which is what an output of tcompile's is "
             "called",

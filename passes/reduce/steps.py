@@ -19,7 +19,7 @@ from tcompile.analysis.outcomes import between
 from tcompile.analysis.sites import Site
 from tcompile.analysis.structure import ancestors
 from tcompile.analysis.token_dims import Run, locate
-from tcompile.core.graph import is_const, value
+from tcompile.core.graph import is_const, tensors_of, value
 from tcompile.core.schedule import Reduction, Spec
 from tcompile.passes.reduce.attention_view import AttentionView
 from tcompile.passes.reduce.builder import Builder
@@ -204,7 +204,7 @@ class Steps:
 
 def find_probe(analysis: Analysis, graph: gs.Graph) -> Attention | None:
     """The first attention behind the blocks that learned queries pay to all the tokens."""
-    last, tensors = analysis.blocks[-1].stream_out, graph.tensors()
+    last, tensors = analysis.blocks[-1].stream_out, tensors_of(graph)
     for attention in analysis.attentions:
         if attention.columns != analysis.space.axis or attention.rows == attention.columns:
             continue

@@ -16,6 +16,7 @@ from tcompile.analysis.axes import Digit
 from tcompile.analysis.count_state import Counts
 from tcompile.analysis.counts import find_counts
 from tcompile.analysis.model import analyse
+from tcompile.core.copies import copied
 from tcompile.core.graph import int_to_dim, shape
 from tcompile.passes.normalize.infer import check as check_graph
 from tcompile.passes.normalize.infer import infer
@@ -97,7 +98,7 @@ def _followed(
     image = image_grid(model.graph, model.analysis)
     size = image.size_for(grid)
     sizes = _sizes(model, image, size)
-    graph = model.graph.copy()
+    graph = copied(model.graph)
     tensor = next(t for t in graph.inputs if t.name == image.name)
     tensor.shape = with_sizes(tensor.shape, image.dims, size)
     walk = Follower(graph, sizes, rules)

@@ -17,7 +17,7 @@ from onnx.helper import np_dtype_to_tensor_dtype
 from tcompile.analysis.structure import Block
 from tcompile.analysis.transfer import einsum_terms, spelled_out
 from tcompile.core.domain import DOMAIN
-from tcompile.core.graph import attr, batch_dim, producer, settled, value
+from tcompile.core.graph import attr, batch_dim, producer, settled, tensors_of, value
 from tcompile.plugins.ops import find_op
 
 
@@ -78,7 +78,7 @@ def shape(tensor: gs.Tensor) -> tuple[int, ...]:
 
 def block_flops(graph: gs.Graph, blocks: tuple[Block, ...]) -> list[int]:
     """FLOPs of each block for one image: what lies between its stream in and its stream out."""
-    tensors, batch = graph.tensors(), batch_size(graph)
+    tensors, batch = tensors_of(graph), batch_size(graph)
     found: list[int] = []
     for block in blocks:
         seen: set[int] = set()

@@ -29,7 +29,7 @@ from tcompile.analysis.space import (
 from tcompile.analysis.structure import Block, Lineage, ancestors, carries, find_blocks, residuals
 from tcompile.analysis.towers import Beside, beside, names_of, tower_axes
 from tcompile.core.errors import ModelError, UsageError
-from tcompile.core.graph import attr, batch_dim, int_to_dim, is_const, is_free, value
+from tcompile.core.graph import attr, batch_dim, int_to_dim, is_const, is_free, tensors_of, value
 from tcompile.core.schedule import Shape
 
 #: Propagations at most: each may show what more axes mean.
@@ -302,7 +302,7 @@ def _of_axis(
 
 def _behind(graph: gs.Graph, last: str) -> frozenset[str]:
     """Nodes that the last block's output does not depend on."""
-    tensors = graph.tensors()
+    tensors = tensors_of(graph)
     needed = ancestors(tensors[last]) | {last}
     return frozenset(n.name for n in graph.nodes if not any(o.name in needed for o in n.outputs))
 

@@ -16,7 +16,7 @@ from tcompile.analysis.outcomes import Outcome, Outcomes, Paths
 from tcompile.analysis.space import TokenSpace
 from tcompile.analysis.structure import Block, carries
 from tcompile.analysis.token_dims import stream_layout
-from tcompile.core.graph import attr, consumers, producer
+from tcompile.core.graph import attr, consumers, producer, tensors_of
 from tcompile.core.site import SiteName
 
 #: What treats each token by itself on its way from the stream.
@@ -147,7 +147,7 @@ class _Judge:
         only: Container[str] | None,
     ) -> None:
         self.facts, self.space, self.only = facts, space, only
-        self.paths, self.tensors = Paths(graph), graph.tensors()
+        self.paths, self.tensors = Paths(graph), tensors_of(graph)
         #: Place of a node → the block whose attention it lies in.
         self.homes: dict[int, Block] = {}
         for block in blocks:
@@ -337,7 +337,7 @@ def _inside(judge: _Judge, block: Block) -> Site:
 
 def _output_tensor(graph: gs.Graph, facts: Facts, space: TokenSpace, stream: str) -> str:
     """The last tensor downstream of the blocks that carries all tokens: past the final norm."""
-    tensor = graph.tensors()[stream]
+    tensor = tensors_of(graph)[stream]
     while True:
         if any(tensor is o for o in graph.outputs):
             return str(tensor.name)

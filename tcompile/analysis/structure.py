@@ -12,7 +12,7 @@ from tcompile.analysis.attention import Attention
 from tcompile.analysis.axes import Axis
 from tcompile.analysis.facts import Facts
 from tcompile.analysis.space import Residual, TokenSpace
-from tcompile.core.graph import consumers, is_const, producer
+from tcompile.core.graph import consumers, is_const, producer, tensors_of
 from tcompile.core.op_traits import PASSES, READS_SHAPE
 
 
@@ -74,7 +74,7 @@ def token_axis(facts: Facts, tensor: gs.Tensor) -> Axis:
 
 def residuals(graph: gs.Graph, facts: Facts, attentions: Sequence[Attention]) -> list[Residual]:
     """Every residual add of an attention, in execution order."""
-    tensors, lineage = graph.tensors(), Lineage(graph)
+    tensors, lineage = tensors_of(graph), Lineage(graph)
     order = {id(n): i for i, n in enumerate(graph.nodes)}
     found: dict[str, Residual] = {}
     for core in attentions:
@@ -115,7 +115,7 @@ def find_blocks(
     graph: gs.Graph, facts: Facts, found: Sequence[Residual], space: TokenSpace
 ) -> list[Block]:
     """The blocks: each residual add of an attention to a stream of the token space."""
-    tensors = graph.tensors()
+    tensors = tensors_of(graph)
     mine = [r for r in found if r.axis == space.axis]
     blocks: list[Block] = []
     for i, one in enumerate(mine):

@@ -19,7 +19,7 @@ from tcompile.analysis.facts import Facts
 from tcompile.analysis.space import Residual, TokenSpace, token_axes, token_space
 from tcompile.analysis.structure import Block, Lineage, ancestors
 from tcompile.analysis.transfer import contracted, einsum_contracted
-from tcompile.core.graph import shape
+from tcompile.core.graph import shape, tensors_of
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def names_of(graph: gs.Graph, found: Sequence[Residual], towers: Sequence[Axis])
 def _image(graph: gs.Graph, stream: str) -> str:
     """The largest input that a stream depends on; empty where several are as large."""
     # How many images there are may be taken from any of the inputs.
-    above = ancestors(graph.tensors()[stream], shapes=False) | {stream}
+    above = ancestors(tensors_of(graph)[stream], shapes=False) | {stream}
     sizes = {str(t.name): prod(shape(t)) for t in graph.inputs if t.name in above}
     largest = [n for n, size in sizes.items() if size == max(sizes.values())]
     return largest[0] if len(largest) == 1 else ""

@@ -46,6 +46,23 @@ def is_standard(node: gs.Node) -> bool:
     return node.domain in (None, "", "ai.onnx")
 
 
+def tensors_of(graph: gs.Graph) -> dict[str, gs.Tensor]:
+    """All tensors of a graph by name, in the order in which its nodes name them.
+
+    `Graph.tensors` gives the same in three times as long: it looks for names that two tensors have.
+    """
+    found: dict[str, gs.Tensor] = {tensor.name: tensor for tensor in graph.inputs}
+    for node in graph.nodes:
+        for tensor in node.inputs:
+            found[tensor.name] = tensor
+        for tensor in node.outputs:
+            found[tensor.name] = tensor
+    for tensor in graph.outputs:
+        found[tensor.name] = tensor
+    found.pop("", None)  # those that are omitted
+    return found
+
+
 def producer(tensor: gs.Tensor) -> gs.Node | None:
     """The node that writes the tensor, or None for graph inputs and constants."""
     return tensor.inputs[0] if tensor.inputs else None
@@ -64,6 +81,8 @@ def free_size(name: str) -> int:
 def free_factors(dim: int | str) -> tuple[tuple[str, ...], int]:
     """The free dims that a dim is a product of, and the rest: `batch*3` → (batch), 3."""
     size = dim_to_int(dim)
+    if 0 <= size < BATCH_SENTINEL:  # the least of the primes, and most dims are less
+        return (), size
     names: list[str] = []
     for name, prime in _FREE.items():
         while size and size % prime == 0:
@@ -75,7 +94,7 @@ def free_factors(dim: int | str) -> tuple[tuple[str, ...], int]:
 def is_free(dim: int | str) -> bool:
     """Return whether a free dim is a factor of it."""
     size = dim_to_int(dim)
-    return size != 0 and any(size % prime == 0 for prime in _FREE.values())
+    return not 0 <= size < BATCH_SENTINEL and any(size % prime == 0 for prime in _FREE.values())
 
 
 def dim_to_int(dim: int | str) -> int:
@@ -99,6 +118,8 @@ def int_to_dim(size: int) -> int | str:
 def settled(dim: int | str, batch: int | Mapping[str, int]) -> int:
     """A dim with the free ones in it settled: all to one number, or each by its name."""
     names, rest = free_factors(dim)
+    if not names:
+        return rest
     return rest * math.prod(
         batch if isinstance(batch, int) else batch.get(n, _FREE[n]) for n in names
     )
@@ -251,7 +272,7 @@ def skeleton(
         batch: a size for each free dim of the inputs; by default the prime that stands for it.
     """
     known = known or {}
-    tensors = graph.tensors()
+    tensors = tensors_of(graph)
     constants = [t for t in tensors.values() if is_const(t)]
     too_large = [large(t) for t in constants]
     small = [

@@ -19,7 +19,7 @@ from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 from tcompile.core.domain import DOMAIN
 from tcompile.core.drafts import scratch
 from tcompile.core.errors import ModelError
-from tcompile.core.graph import is_const, opset_imports
+from tcompile.core.graph import is_const, opset_imports, tensors_of
 from tcompile.core.protobuf import (
     GRAPH_INITIALIZER,
     MODEL_FUNCTIONS,
@@ -46,7 +46,7 @@ def saved(graph: gs.Graph) -> Iterator[Path]:
 
 def without_weights(graph: gs.Graph, metadata: dict[str, str] | None = None) -> onnx.ModelProto:
     """The model's protobuf with every initializer left out."""
-    tensors = graph.tensors().values()
+    tensors = tensors_of(graph).values()
     ends = {t.name for t in (*graph.inputs, *graph.outputs)}
     known = [t for t in tensors if not is_const(t) and t.name not in ends and t.name]
     proto = onnx.helper.make_graph(
@@ -83,7 +83,7 @@ def save(graph: gs.Graph, path: str | Path, metadata: dict[str, str] | None = No
     model.ClearField("functions")
     model.functions.extend(others)
     head, tail = model.SerializeToString(), bodies.SerializeToString()
-    constants = [t for t in graph.tensors().values() if is_const(t)]
+    constants = [t for t in tensors_of(graph).values() if is_const(t)]
     total = sum(int(t._values.nbytes) for t in constants)
     beside = path.with_name(f"{path.name}.data") if total > INLINE_LIMIT else None
     with _named(path), path.open("wb") as stream:

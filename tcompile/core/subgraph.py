@@ -6,8 +6,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import onnx_graphsurgeon as gs
 
-from tcompile.core.graph import is_const, producer
-from tcompile.core.node_order import toposort
+from tcompile.core.copies import copied, copied_part
+from tcompile.core.graph import is_const, producer, tensors_of
+from tcompile.core.node_order import drop_dead, toposort
 
 #: Elements up to which constants are alike by their contents, not by their names.
 _SMALL = 1 << 16
@@ -38,23 +39,19 @@ def extract(graph: gs.Graph, nodes: Collection[str], outputs: Sequence[str]) -> 
             in the order in which they are read.
         outputs: names of tensors that the new graph gives.
     """
-    part = graph.copy()
-    kept = [n for n in part.nodes if n.name in nodes]
-    made = {o.name for n in kept for o in n.outputs}
+    kept = [n for n in graph.nodes if n.name in nodes]
+    made = {o.name: o for n in kept for o in n.outputs}
     inputs: dict[str, gs.Tensor] = {}
     for tensor in (t for n in kept for t in n.inputs):
         if tensor.name and tensor.name not in made and not is_const(tensor):
             inputs.setdefault(tensor.name, tensor)
-    tensors = part.tensors()
-    for node in part.nodes:
-        if node.name not in nodes:
-            node.inputs.clear()
-            node.outputs.clear()
-    part.nodes[:] = kept
-    part.inputs, part.outputs = list(inputs.values()), [tensors[name] for name in outputs]
+    known = made if all(name in made for name in outputs) else tensors_of(graph)
+    part = copied_part(graph, kept, inputs.values(), [known[name] for name in outputs])
     called = {n.op for n in kept}
     part.functions = [f for f in part.functions if f.name in called]
-    return toposort(part.cleanup(remove_unused_graph_inputs=True))
+    drop_dead(part)
+    part.inputs = [t for t in part.inputs if t.outputs or any(t is o for o in part.outputs)]
+    return toposort(part)
 
 
 def repeated(graph: gs.Graph, times: int) -> gs.Graph:
@@ -63,7 +60,7 @@ def repeated(graph: gs.Graph, times: int) -> gs.Graph:
     What runs so shares the cost of starting a runtime, and as the inputs are others nothing can be
     computed once for all copies. Constants are shared.
     """
-    whole = graph.copy()
+    whole = copied(graph)
     nodes, inputs, outputs = list(whole.nodes), list(whole.inputs), list(whole.outputs)
     for number in range(1, times):
         new: dict[str, gs.Tensor] = {}
@@ -101,7 +98,7 @@ def joined(graphs: Mapping[str, gs.Graph]) -> gs.Graph:
     the same operator, attributes and inputs; large constants where they have the same name.
     """
     first = next(iter(graphs.values()))
-    whole = first.copy()
+    whole = copied(first)
     whole.nodes.clear()
     whole.outputs.clear()
     inputs = {str(t.name): t for t in whole.inputs}

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis.model import Analysis, tower_batch
+from tcompile.core.copies import copied
 from tcompile.core.errors import UsageError
 from tcompile.core.node_order import drop_dead, toposort
 from tcompile.core.schedule import Spec
@@ -51,7 +52,7 @@ def observed(
     Raises:
         UsageError: attention within windows, which such scores cannot read.
     """
-    probed = graph.copy()
+    probed = copied(graph)
     names = _write(probed, analysis, scores)
     toposort(drop_dead(probed))
     found = run_graph(probed, Samples(arrays, "calibration", real=True))

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from tcompile.core.copies import copied
 from tcompile.core.errors import ModelError, UsageError
 from tcompile.core.progress import Progress, silent
 from tcompile.core.schedule import Resized, Schedule
@@ -306,7 +307,7 @@ def resized_model(model: Analysed, schedule: Schedule, outputs: str = "reduced")
         )
     _check_outputs(found, outputs)
     host = asked.image == "host"
-    graph = found.model.graph.copy()
+    graph = copied(found.model.graph)
     written = finish(graph, found, host=host)
     normal = model.normalized
     notes = (*schedule.notes, *normal.notes, *_notes(found, host))

@@ -14,16 +14,19 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis.model import Analysis
+from tcompile.core.copies import copied
 from tcompile.core.errors import InternalError
-from tcompile.core.graph import consumers, is_const, producer, value
+from tcompile.core.graph import consumers, is_const, producer, tensors_of, value
 from tcompile.core.subgraph import extract, needed_nodes
 from tcompile.passes.reduce import ReducedGraph
 
@@ -64,7 +67,7 @@ def partition(
         reduced: the same model reduced (at `attn`, `block` or `output` sites); None: the dense one.
     """
     graph, written = (dense, {}) if reduced is None else (reduced.graph, reduced.written)
-    dense_tensors, tensors = dense.tensors(), graph.tensors()
+    dense_tensors, tensors = tensors_of(dense), tensors_of(graph)
     nodes = {n.name: n for n in graph.nodes}
     parts: list[Segment] = []
     owner: dict[str, int] = {}
@@ -147,7 +150,7 @@ def subgraph(graph: gs.Graph, part: Segment) -> gs.Graph:
     names = [o.name for n in graph.nodes if n.name in part.nodes for o in n.outputs]
     inside = part.nodes | _sizes(graph, part.nodes)
     asked = {o.name for o in graph.outputs}
-    tensors = graph.tensors()
+    tensors = tensors_of(graph)
     outputs = [
         n
         for n in names
@@ -162,8 +165,8 @@ def chained(graph: gs.Graph, parts: Sequence[Segment]) -> gs.Graph:
     What they read beside the stream (masks, tables) becomes inputs, one for each tensor; sizes are
     read off the shapes.
     """
-    copy = graph.copy()
-    tensors = copy.tensors()
+    copy = copied(graph)
+    tensors = tensors_of(copy)
     for before, part in itertools.pairwise(parts):
         if before.end == part.start:
             continue
@@ -233,13 +236,19 @@ def _input(tensor: gs.Tensor, names: dict[str, str]) -> str:
         return "-"
     if not is_const(tensor):
         rank = "?" if tensor.shape is None else len(tensor.shape)
-        return names.get(tensor.name, f"side[{rank}]{np.dtype(tensor.dtype or np.float32)}")
-    dims, dtype = tuple(tensor.shape), np.dtype(tensor.dtype)
-    if dtype.kind in "iub":
-        return f"{dtype}[{int(np.prod(dims))}]"
-    if np.prod(dims) <= _SMALL:
-        return f"{dtype}{[float(f'{v:.6g}') for v in value(tensor).reshape(-1)]}"
-    return f"{dtype}{list(dims)}"
+        return names.get(tensor.name) or f"side[{rank}]{_name(tensor.dtype or np.float32)}"
+    dims, name = tuple(tensor.shape), _name(tensor.dtype)
+    if np.dtype(tensor.dtype).kind in "iub":
+        return f"{name}[{math.prod(dims)}]"
+    if math.prod(dims) <= _SMALL:
+        return f"{name}{[float(f'{v:.6g}') for v in value(tensor).reshape(-1)]}"
+    return f"{name}{list(dims)}"
+
+
+@lru_cache(maxsize=64)
+def _name(dtype: Any) -> str:
+    """The name of an element type, which numpy makes anew each time."""
+    return str(np.dtype(dtype))
 
 
 def _attribute(given: Any) -> str:

@@ -17,7 +17,7 @@ import onnx_graphsurgeon as gs
 
 from tcompile.analysis.model import Analysis
 from tcompile.core.errors import UsageError
-from tcompile.core.graph import dim_to_int, int_to_dim, is_const
+from tcompile.core.graph import dim_to_int, int_to_dim, is_const, tensors_of
 from tcompile.methods.method import Method
 from tcompile.profiling.partition import Role, subgraph
 from tcompile.profiling.sampling import sampled
@@ -63,7 +63,7 @@ class Sized:
         if any(s.denominator != 1 or s < 1 for dims in sizes.values() for s in dims):
             return None
         graph = next(iter(self.graphs.values()))
-        tensors = graph.tensors()
+        tensors = tensors_of(graph)
         for name, found in sizes.items():
             tensors[name].shape = [int_to_dim(int(size)) for size in found]
         return graph

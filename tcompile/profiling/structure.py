@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis.model import Analysis
+from tcompile.core.copies import copied
 from tcompile.core.errors import UsageError
 from tcompile.core.graph import is_const, replace_uses
 from tcompile.core.node_order import drop_dead, toposort
@@ -91,7 +92,7 @@ def _without_twins(graph: gs.Graph, written: Container[str]) -> gs.Graph:
     Args:
         written: names of the nodes that the reduction wrote.
     """
-    made = graph.copy()
+    made = copied(graph)
     toposort(made)
     asked = {o.name for o in made.outputs}
     first: dict[str, gs.Node] = {}

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from tests.oracles.adapters import adapt, select_outputs
 from tests.oracles.methods import Reduction, Result, run
+from tests.support.onnx_models import plain_options
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
@@ -128,29 +129,31 @@ class Verdict:
     tolerance: tuple[float, ...]
 
 
-def infer(model: onnx.ModelProto, feed: Arrays) -> Arrays:
+def infer(model: onnx.ModelProto, feed: Arrays, *, optimized: bool = False) -> Arrays:
     """Run a model in ONNX Runtime on one thread, by output name.
 
-    A model in half precision runs as it is written: ONNX Runtime 1.32's further optimisations crash
-    on LayerNormalization -> Transpose -> MatMul in float16 (nn.MultiheadAttention), and its second
-    run of a float16 LayerNormalization under a memory pattern is wrong (its issue 27768).
+    It runs as it is written, without optimisations: what is held against the oracle is what
+    tcompile wrote, and to optimise these models takes two thirds of the time of a session. Tests of
+    builds run what ships `optimized`. In half precision there is no other
+    way: ONNX Runtime 1.32 crashes on LayerNormalization -> Transpose -> MatMul in float16
+    (nn.MultiheadAttention) when it optimises, and its second run of a float16 LayerNormalization
+    under a memory pattern is wrong (its issue 27768).
     """
     half = any(t.data_type == onnx.TensorProto.FLOAT16 for t in model.graph.initializer)
     drawn = any(node.op_type in DRAWN for node in model.graph.node)
-    session = (_session.__wrapped__ if drawn else _session)(model.SerializeToString(), half)
+    make = _session.__wrapped__ if drawn else _session
+    session = make(model.SerializeToString(), half, optimized and not half)
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(names, feed), strict=True))
 
 
 @lru_cache(maxsize=4)
-def _session(model: bytes, half: bool) -> onnxruntime.InferenceSession:
+def _session(model: bytes, half: bool, optimized: bool) -> onnxruntime.InferenceSession:
     """Return a session; to make one takes ten times as long as to run these models."""
-    options = onnxruntime.SessionOptions()
-    if half:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        options.enable_mem_pattern = False
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options = plain_options()
+    if optimized:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.enable_mem_pattern = not half
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
@@ -160,21 +163,22 @@ def feed_of(model: onnx.ModelProto, images: Tensor) -> Arrays:
     return {only.name: images.numpy()}
 
 
-def infer_in_batches(model: onnx.ModelProto, images: Tensor) -> Arrays:
+def infer_in_batches(model: onnx.ModelProto, images: Tensor, *, optimized: bool = False) -> Arrays:
     """Run all images, at the batch size that a static model insists on.
 
     Of a model without a batch axis, [patches, values], each image alone.
     """
     dims = model.graph.input[0].type.tensor_type.shape.dim
     if len(dims) < images.ndim:
-        alone = [infer(model, feed_of(model, image)) for image in images]
+        alone = [infer(model, feed_of(model, one), optimized=optimized) for one in images]
         joined = {name: [part[name] for part in alone] for name in alone[0]}
         # What tcompile adds has a batch axis all the same.
         return {n: np.concatenate(v) if n in EXTRA else np.stack(v) for n, v in joined.items()}
     step = dims[0].dim_value or len(images)
     if len(images) % step:
         raise ValueError(f"{len(images)} images do not fill batches of {step}")
-    parts = [infer(model, feed_of(model, part)) for part in images.split(step)]
+    given = (feed_of(model, part) for part in images.split(step))
+    parts = [infer(model, feed, optimized=optimized) for feed in given]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -196,10 +200,12 @@ def check(
     dense_error: Sequence[float],
     outputs: str = "reduced",
     rule: str = "owner",
+    *,
+    optimized: bool = False,
 ) -> Verdict:
     """Compare a reduced model with the oracle. Raises MismatchError, saying where they differ."""
     result = subject.run(images, reductions, outputs, rule)
-    found = infer_in_batches(model, images)
+    found = infer_in_batches(model, images, optimized=optimized)
     _check_declared(model, found)
     extra = {name: found.pop(name) for name in EXTRA if name in found}
     if len(found) != len(result.outputs):

@@ -20,7 +20,7 @@ from tcompile.core.schedule import Reduction, Schedule
 from tcompile.passes.reduce.reducers import filled_reducer, find_reducer, traits_of
 from tcompile.passes.stages import Analysed
 from tests.support.grid_vit import GridVit, forward
-from tests.support.onnx_models import to_onnx
+from tests.support.onnx_models import plain_options, to_onnx
 
 Array = np.ndarray[Any, Any]
 Arrays = Mapping[str, Array]
@@ -59,11 +59,8 @@ class Subject:
 
 def run(model: onnx.ModelProto, feed: Arrays) -> dict[str, Array]:
     """All outputs by name, on one thread, warnings off."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
     session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        model.SerializeToString(), plain_options(), providers=["CPUExecutionProvider"]
     )
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(names, dict(feed)), strict=True))

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.oracles.weights import stir
+from tests.support.onnx_models import plain_options, to_onnx
 
 Kept = Tensor | None
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -409,13 +410,9 @@ def images_of(module: nn.Module, batch: int = 1, seed: int = 0) -> dict[str, Ten
 def run(model: gs.Graph | onnx.ModelProto | Path, feed: Mapping[str, Tensor]) -> Arrays:
     """The outputs of a model in ONNX Runtime."""
     if isinstance(model, gs.Graph):
-        from tests.support.onnx_models import to_onnx
-
         model = to_onnx(model)
     source = str(model) if isinstance(model, Path) else model.SerializeToString()
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(source, plain_options(), providers=["CPUExecutionProvider"])
     names = [o.name for o in session.get_outputs()]
     given = {i.name: feed[i.name].numpy() for i in session.get_inputs()}
     return dict(zip(names, session.run(None, given), strict=True))

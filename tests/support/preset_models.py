@@ -22,7 +22,7 @@ from tcompile.passes.lower import lower
 from tcompile.passes.stages import Analysed
 from tcompile.planning.method_schedule import schedule_for
 from tcompile.targets import load_target
-from tests.support.onnx_models import to_onnx
+from tests.support.onnx_models import plain_options, to_onnx
 
 Array = np.ndarray[Any, Any]
 
@@ -95,12 +95,8 @@ class Made:
 
 
 def session_of(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     return onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        model.SerializeToString(), plain_options(), providers=["CPUExecutionProvider"]
     )
 
 

@@ -21,7 +21,7 @@ from tcompile.passes.reduce.segments import by_segment
 from tcompile.passes.reduce.token_state import TokenState
 from tcompile.plugins.ops import add_functions
 from tests.support.half import run_as_written
-from tests.support.onnx_models import to_onnx
+from tests.support.onnx_models import plain_options, to_onnx
 
 Array = np.ndarray[Any, Any]
 
@@ -209,6 +209,8 @@ def reduced(
 
 
 def _run(model: onnx.ModelProto, feed: dict[str, Array]) -> dict[str, Array]:
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(
+        model.SerializeToString(), plain_options(), providers=["CPUExecutionProvider"]
+    )
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(names, feed), strict=True))

@@ -23,7 +23,7 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
 from tcompile.core.domain import DOMAIN
-from tcompile.core.graph import is_const, opset_imports, producer
+from tcompile.core.graph import is_const, opset_imports, producer, tensors_of
 from tcompile.core.save import external, tensor_proto
 from tcompile.core.subgraph import needed_nodes
 
@@ -42,10 +42,10 @@ class Weights:
 
     def __init__(self, graph: gs.Graph, path: Path) -> None:
         self._path = path
-        self._stored = {str(t.name): t._values for t in graph.tensors().values() if is_const(t)}
+        self._stored = {str(t.name): t._values for t in tensors_of(graph).values() if is_const(t)}
         self._stubs: dict[str, onnx.TensorProto] = {}
         with path.open("wb") as data:
-            for tensor in graph.tensors().values():
+            for tensor in tensors_of(graph).values():
                 if is_const(tensor):
                     self._stubs[str(tensor.name)] = external(tensor, data, path.name)
 
@@ -183,7 +183,7 @@ class Contents:
 
     @cached_property
     def tensors(self) -> Mapping[str, gs.Tensor]:
-        return self.graph.tensors()  # type: ignore[no-any-return]
+        return tensors_of(self.graph)
 
     def cut(
         self, wanted: Sequence[str], known: Callable[[Content], bool], more: Sequence[str] = ()

@@ -15,6 +15,7 @@ from benchmarks.gpu.compare import problems
 from tcompile.core.domain import DOMAIN
 from tcompile.plugins.ops import OPS, find_op
 from tcompile.plugins.spec import MAX_TOKENS, TokenOp
+from tests.support.onnx_models import plain_options
 
 Arrays = tuple[np.ndarray[Any, Any], ...]
 
@@ -45,10 +46,8 @@ def run(case: Case, opset: int, op: TokenOp | None = None) -> Arrays:
     )
     model = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
     onnx.checker.check_model(model, full_check=True)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
     session = ort.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        model.SerializeToString(), plain_options(), providers=["CPUExecutionProvider"]
     )
     feeds = dict(zip(names, case.inputs, strict=True))
     return tuple(np.asarray(a) for a in session.run(None, feeds))

@@ -17,7 +17,7 @@ from tcompile.core.errors import ModelError, TcompileError, UsageError
 from tcompile.core.schedule import Reduction, Schedule, Shape, Spec
 from tcompile.passes.reduce.reducers.common import choose
 from tcompile.planning.method_schedule import schedule_for
-from tests.support.onnx_models import to_onnx
+from tests.support.onnx_models import plain_options, to_onnx
 from tests.support.tiny_vit import VitSpec, build_vit, random_weights, save_tiny_vit
 
 METHODS = ("topk", "evit", "tome")
@@ -31,7 +31,9 @@ def vit(tmp_path: Path) -> Path:
 def run(graph: Any, images: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
     model = to_onnx(graph)
     onnx.checker.check_model(model, full_check=True)
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(
+        model.SerializeToString(), plain_options(), providers=["CPUExecutionProvider"]
+    )
     name = session.get_inputs()[0].name
     return [np.asarray(a) for a in session.run(None, {name: images})]
 

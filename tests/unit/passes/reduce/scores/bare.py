@@ -14,7 +14,7 @@ from tcompile.passes.reduce.builder import Builder
 from tcompile.passes.reduce.scores import ScoreInput, find_score
 from tcompile.passes.reduce.token_state import TokenState
 from tcompile.plugins.ops import add_functions
-from tests.support.onnx_models import to_onnx
+from tests.support.onnx_models import plain_options, to_onnx
 
 Array = np.ndarray[Any, Any]
 
@@ -62,10 +62,8 @@ def scored(
     graph.outputs = [made]
     graph.cleanup(remove_unused_graph_inputs=False).toposort()
     add_functions(graph)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
     session = ort.InferenceSession(
-        to_onnx(graph).SerializeToString(), options, providers=["CPUExecutionProvider"]
+        to_onnx(graph).SerializeToString(), plain_options(), providers=["CPUExecutionProvider"]
     )
     feeds = {"x": x.astype(np.float32)}
     if index is not None:

@@ -20,7 +20,7 @@ from tcompile.core.schedule import Reduction, Schedule, Spec
 from tcompile.models import onnx_vit as vit_graph
 from tcompile.passes.reduce import reduce_graph
 from tcompile.passes.stages import Analysed
-from tests.support.onnx_models import to_onnx
+from tests.support.onnx_models import plain_options, to_onnx
 from tests.support.tiny_vit import VitSpec, build_vit, random_weights
 
 Array = np.ndarray[Any, Any]
@@ -208,11 +208,8 @@ def _run(graph: Any, names: Sequence[str], x: Array) -> list[Array]:
     tensors = graph.tensors()
     had = [str(o.name) for o in graph.outputs]
     graph.outputs.extend(tensors[n] for n in names if n not in had)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
     session = ort.InferenceSession(
-        to_onnx(graph).SerializeToString(), options, providers=["CPUExecutionProvider"]
+        to_onnx(graph).SerializeToString(), plain_options(), providers=["CPUExecutionProvider"]
     )
     return [np.asarray(a) for a in session.run(list(names), {session.get_inputs()[0].name: x})]
 
