@@ -21,6 +21,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property, partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -194,8 +195,8 @@ def page(found: dict[str, Any]) -> str:
         f"{found['version']}. Models of {MODELS[0].depth} blocks with random weights, reduced to "
         f"{float(KEEP):.0%} of their patches. A cell has the attentions that are one fused kernel, "
         "of those that should be. In int8 and fp8 all products with weights are in 8 bits, and all "
-        "attentions that have a kernel (int8: heads of 16, 32 or 64 and at most 512 keys; the "
-        "others are fused in fp16), however much rounding takes from them: a build leaves in 16 "
+        "attentions that have a kernel (int8: from SM80 on, heads of 16, 32 or 64 and at most 512 "
+        "keys; the others are fused in fp16), however much rounding takes from them: a build leaves in 16 "
         "bits what 8 are too few for. No engine was run.",
         "",
         f"**{len(whole)} of {len(cells)} engines are built; in {len(fused)} of them every "
@@ -216,7 +217,7 @@ def page(found: dict[str, Any]) -> str:
                 }
                 if not row:
                     continue
-                some = next((c for c in row.values() if not c.fault), next(iter(row.values())))
+                some = max(row.values(), key=attrgetter("attentions", "megabytes"))
                 eight = (
                     f"{some.products} products, {some.attentions} attentions"
                     if some.products

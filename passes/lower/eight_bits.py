@@ -396,9 +396,10 @@ class _Probe:
         """Sums of squares a row, which become outputs: of the difference between two tensors, and
         of that between a row of the first and the next one."""
         apart, of_row = self.node("Sub", tensor, other), tensor
-        dims = tensor.shape or ()
-        if len(dims) > 1 and isinstance(dims[-2], int) and dims[-2] > 1:
-            behind = np.roll(np.arange(dims[-2]), -1)
+        dims = list(tensor.shape or [])
+        rows = dims[-2] if len(dims) > 1 else 1
+        if isinstance(rows, int) and rows > 1:
+            behind = np.roll(np.arange(rows), -1)
             index = gs.Constant(f"probe/{len(self.nodes)}/index", behind)
             following = self.node("Gather", tensor, index, axis=len(dims) - 2)
             of_row = self.node("Sub", tensor, following)

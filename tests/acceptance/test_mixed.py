@@ -125,11 +125,14 @@ def _all_finite(lowered: gs.Graph, arrays: dict[str, np.ndarray], path: Path) ->
         assert np.isfinite(values).all(), name
 
 
-def test_engines_fuse_every_attention(planted: tuple[Path, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", ["rtx-4090", "t4"])
+def test_engines_fuse_every_attention(
+    planted: tuple[Path, str], target: str, tmp_path: Path
+) -> None:
     pytest.importorskip("tensorrt_rtx")
     path, method = planted
     built = pipeline.build(
-        path, target="rtx-4090", precision="mixed", keep=0.6, method=method, output=tmp_path / "out"
+        path, target=target, precision="mixed", keep=0.6, method=method, output=tmp_path / "out"
     )
     manifest = load_artifact(built).manifest
     assert (manifest.precision, manifest.fault) == ("mixed", None)
