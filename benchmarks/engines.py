@@ -196,8 +196,8 @@ def page(found: dict[str, Any]) -> str:
         f"{float(KEEP):.0%} of their patches. A cell has the attentions that are one fused kernel, "
         "of those that should be. In int8 and fp8 all products with weights are in 8 bits, and all "
         "attentions that have a kernel (int8: from SM80 on, heads of 16, 32 or 64 and at most 512 "
-        "keys; the others are fused in fp16), however much rounding takes from them: a build leaves in 16 "
-        "bits what 8 are too few for. No engine was run.",
+        "keys; the others are fused in fp16), however much rounding takes from them: a build "
+        "leaves in 16 bits what 8 are too few for. No engine was run.",
         "",
         f"**{len(whole)} of {len(cells)} engines are built; in {len(fused)} of them every "
         "attention is fused.**",
