@@ -31,7 +31,7 @@ from tcompile.passes.lower.token_fuse import fuse_calls
 from tcompile.passes.lower.token_ops import TokenOps, lower_token_ops
 from tcompile.passes.lower.types import complete
 from tcompile.passes.runner import Dump, Pass, run
-from tcompile.targets.devices import Precision, Target
+from tcompile.targets.devices import ROUNDED, Precision, Target
 
 __all__ = ["decompose_attention", "decompose_rms_norm", "lower", "lower_opset", "to_half"]
 
@@ -79,7 +79,7 @@ class Lowering:
     @property
     def half(self) -> DType | None:
         """Return the floats of 16 bits that most is in; None where all stays fp32."""
-        if self.target.on_cpu or self.precision == "fp32":
+        if self.precision == "fp32" or (self.target.on_cpu and self.precision in ROUNDED):
             return None
         return BFLOAT16 if self.precision == "bf16" else FLOAT16
 
@@ -114,10 +114,10 @@ def lower(
       not.
     - `RMSNormalization` is spelled out for a Jetson.
     - For TensorRT 8-bit images are cast to float before they are moved: see `cast_pixels_first`.
-    - fp16 and bf16 for a GPU: see `to_half`; inputs and outputs stay fp32. mixed: as fp16, and fp32
-      stays also what leaves fp16's range on images, see `ranges`. int8 and fp8 for a GPU: as mixed,
-      with Q/DQ, see `eight_bits`. On a CPU the graph stays fp32 in all: the file that it is written
-      to is quantised, see `int8`, or its runtime rounds.
+    - fp16, and bf16 for a GPU: see `to_half`; inputs and outputs stay fp32. mixed: as fp16, fp32
+      being also what leaves its range on images, see `ranges`. int8 and fp8 for a GPU: as mixed,
+      with Q/DQ, see `eight_bits`. On a CPU the graph stays fp32 in int8 and bf16: the file that it
+      is written to is quantised, see `int8`, or its runtime rounds.
     - For a Jetson the opset becomes 20, unless an operator does not allow it (logged).
     - Products of fp32 matrices are spelled as sums for a Turing GPU.
     - Token ops get the form asked for: see `token_ops`, `token_fuse` and `token_casts`. On a CPU

@@ -115,7 +115,9 @@ class Target:
     def check_precision(self, precision: str) -> None:
         """Raise UsageError unless it may be built for in that precision."""
         if precision not in self.precisions:
-            others = ", ".join(t.name for t in list_targets() if precision in t.precisions)
+            having = [t for t in list_targets() if precision in t.precisions]
+            same = [t for t in having if t.device_name == self.device_name]
+            others = ", ".join(t.name for t in same or having)
             raise UsageError(
                 f"target {self.name} has no precision '{precision}'",
                 where="--precision",

@@ -11,7 +11,7 @@ from tcompile.core.errors import UsageError
 from tcompile.core.progress import Progress, silent
 from tcompile.runtime.timing import Benchmark, bench_models
 from tcompile.targets.backends.cpu import on_cpu
-from tcompile.targets.devices import ON_CPU
+from tcompile.targets.devices import HALF, ON_CPU
 
 
 def bench(
@@ -42,7 +42,8 @@ def bench(
         )
     note = _note(opened)
     gpu = opened.manifest.target.runtime not in ON_CPU
-    narrow = gpu and opened.manifest.precision != "fp32"
+    precision = opened.manifest.precision
+    narrow = precision in HALF or (gpu and precision != "fp32")
     with ExitStack() as stack:
         reduced = (
             stack.enter_context(reduced_reference(opened, dense.path)) if narrow else opened.model

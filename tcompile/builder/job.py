@@ -49,7 +49,7 @@ class Job:
     def graph_precision(self) -> Precision:
         """Return the precision of the lowered graph: on a CPU int8 is made of its file, and a
         runtime that rounds does so while it runs."""
-        return "fp32" if self.target.on_cpu else self.precision
+        return "fp32" if self.target.on_cpu and self.precision in ROUNDED else self.precision
 
     @property
     def rounds(self) -> bool:

@@ -118,3 +118,12 @@ def images(folder: Path) -> Path:
     array = np.random.default_rng(0).normal(size=(6, 3, SPEC.image, SPEC.image))
     np.savez(folder / "images.npz", image=array.astype(np.float32))
     return folder / "images.npz"
+
+
+def test_fp16_on_a_cpu_is_fp16(vit: Path, tmp_path: Path) -> None:
+    """int8 and bf16 leave the graph in fp32 there, fp16 does not."""
+    folder = pipeline.build(
+        vit, target="cpu", precision="fp16", method="topk", keep=0.5, output=tmp_path, force=True
+    )
+    kinds = {t.data_type for t in onnx.load(folder / "model.onnx").graph.initializer}
+    assert onnx.TensorProto.FLOAT16 in kinds

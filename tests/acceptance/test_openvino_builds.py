@@ -300,6 +300,6 @@ def test_a_drop_of_ranges_that_are_taken_anew(source: Path, tmp_path: Path) -> N
     rows = np.random.default_rng(0).normal(size=(60, 3, SPEC.image, SPEC.image))
     np.savez(tmp_path / "x.npz", image=rows.astype(np.float32), labels=np.arange(60) % 3)
     asked = {"method": "topk", "max_drop": 0.5, "calibration": tmp_path / "x.npz"}
-    with pytest.raises(UsageError, match="cannot be shown of OpenVINO's int8") as caught:
+    with pytest.raises(UsageError, match="cannot be shown of OpenVINO's 8 bits") as caught:
         pipeline.plan(source, target="openvino", precision="int8", **asked)
     assert "--precision bf16 or fp32" in caught.value.one_line()

@@ -228,6 +228,9 @@ ELSEWHERE = {
     "build with --target cpu, which is ONNX Runtime; --keep-failed writes the artifact all the "
     "same, to look into": "test_openvino_builds.py",
     "--precision bf16 or fp32, or --runtime onnxruntime": "test_openvino_builds.py",
+    "--precision mixed": "of 8 bits on a GPU: test_engines.py",
+    "build with --precision mixed": "where 8 bits are too few for everything: test_engines.py",
+    "export it with opset {} or newer, or build with --precision int8": "test_eight_bits.py",
     "measure one: tcompile profile --target {}": "test_openvino_builds.py",
     "build with --precision fp32, allow more drop, or give more images": "test_precisions",
     "measure one: tcompile profile --precision {}": "test_precisions: it takes a minute",

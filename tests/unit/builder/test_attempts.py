@@ -14,6 +14,7 @@ import pytest
 
 from tcompile import pipeline
 from tcompile.artifact.manifest import Fidelity, Flops, Latency, Manifest
+from tcompile.builder import emit
 from tcompile.builder.attempts import attempt_of
 from tcompile.builder.checks import Evidence
 from tcompile.builder.emit import Built, Models
@@ -237,6 +238,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Callable[..., World]:
         }.items():
             monkeypatch.setattr(pipeline, stage, stand_in)
         monkeypatch.setattr(plan_report, "whole_ms", found.whole_ms)
+        monkeypatch.setattr(emit, "signature", lambda _: SimpleNamespace(preprocessing={}))
         return found
 
     return made
