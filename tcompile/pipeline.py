@@ -377,10 +377,10 @@ def build(
     `emitted == "dense"`, and says why.
 
     Args:
-        precision: `fp32`, `fp16`, on a GPU `mixed` (fp16, but fp32 where values leave its range on
-            images) or, on a CPU, `int8` and in OpenVINO `bf16`; the target's own by default.
-            `auto`, on a CPU: the one in which less is lost within the latency, or which is faster
-            within the drop.
+        precision: `fp32`, `fp16`, `int8`; on a GPU also `mixed` (fp16, but fp32 where values leave
+            its range on images) and, by compute capability, `bf16` and `fp8`; in OpenVINO `bf16`;
+            the target's own by default. `auto`, on a CPU: the one in which less is lost within the
+            latency, or which is faster within the drop.
         token_ops: `native`, `plugin` or `aot`; the target's own by default.
         output: the directory; by default `MODEL-TARGET` beside the model.
         force: keep a reduced model that is not faster; replace an artifact even if its files were
@@ -398,7 +398,7 @@ def build(
         UsageError, ModelError: see `read` and `plan`; also a destination or a folder for the dump
             that holds something else, and a node that the target's runtime does not accept.
         FailedBuildError: the lowered model does not compute what the reduced fp32 graph does; in
-            int8 it is not finite, or loses too much.
+            8 bits it is not finite, or loses too much.
         MissingExtraError: the target's runtime is not installed.
     """
     request, device, path = Request.of(asked), load_target(target), Path(model)
