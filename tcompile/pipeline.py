@@ -524,7 +524,7 @@ def _write_reduced(
     say(f"reading {job.path}")
     analysed = _read_asked(job.path, job.request, job.dump)
     job.batches.check(analysed.graph, job.path)
-    if job.precision == "int8":
+    if job.target.on_cpu and job.precision == "int8":
         weights = (t for t in analysed.graph.tensors().values() if is_const(t))
         check_size(sum(map(nbytes, weights)), str(job.path))
     schedule = Schedule(NO_METHOD, analysed.analysis.shape, ())

@@ -188,7 +188,7 @@ def _to_eight_bits(state: Lowering) -> int:
         why = (
             f"8 bits are too few for all of its {len(left)} products"
             if left
-            else ("it has no product of an activation and a stored matrix")
+            else ("it has no product of a stored matrix and an activation of several rows")
         )
         raise ModelError(f"nothing can be {kind}: {why}", hint="build with --precision mixed")
     return done

@@ -3,8 +3,8 @@
 Quantised are products of an activation and a stored matrix (weights once, per output channel;
 activations per tensor, by their range on images) and, where a fused kernel takes it, attention: Q,
 K, the probabilities and V. All else stays what it is without: norms, residual stream, what tcompile
-wrote. Scales are fp32 between casts, which TensorRT takes into the same kernels as scales of fp16
-(seen in plans of TensorRT-RTX 1.7.1) and which cannot underflow.
+wrote. Scales are fp32 between casts, which cannot underflow, and which TensorRT-RTX takes into the
+same kernels as scales of fp16 (seen in plans of 1.7.1; of TensorRT on a Jetson it was not seen).
 
 What 8 bits are too few for stays in 16: the error of each product is measured on images, row by
 row, against what tells one row from the next, since one outlier makes the steps of all other values
@@ -17,7 +17,8 @@ which cuts off what lies beyond, and knows neither the rules of attention nor wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -29,13 +30,15 @@ import onnx_graphsurgeon as gs
 from tcompile.analysis.attention import AttentionMatch, attentions
 from tcompile.core.copies import copied
 from tcompile.core.domain import WRITTEN
-from tcompile.core.graph import is_const
+from tcompile.core.graph import batch_dim, is_const, settled
 from tcompile.core.rounding import FLOAT32, DType
 from tcompile.passes.lower.fp32_policy import peek
 from tcompile.targets.versions import AttentionKernel
 
 Array = npt.NDArray[Any]
 Kind = Literal["int8", "fp8"]
+#: Inputs of nodes: numbers of a norm.
+Places = Sequence[tuple[gs.Node, int]]
 #: Runs a graph on images; gives its outputs, by name, run after run.
 Run = Callable[[gs.Graph], Iterable[Mapping[str, Array]]]
 
@@ -87,10 +90,11 @@ class EightBits:
             graph: topologically sorted, attention spelled out, shapes noted.
             fp32_nodes: names of nodes that stay in fp32.
         """
-        products = [node for node in graph.nodes if _is_linear(node, fp32_nodes)]
+        batch = batch_dim(graph)
+        products = [node for node in graph.nodes if _is_linear(node, fp32_nodes, batch)]
         if self.kind == "int8":
             self.smoothed = smooth(graph, products, self.run)
-        mixes = [m for m in attentions(graph) if self._takes(m, fp32_nodes)]
+        mixes = [m for m in attentions(graph) if self._takes(graph, m, fp32_nodes)]
         nodes = [*products, *(node for m in mixes for node in (m.product, m.mix))]
         if not nodes:
             return 0
@@ -98,7 +102,6 @@ class EightBits:
         errors = self._errors(graph, nodes, scales)
         worst = {node.name: errors[node.name] for node in products}
         worst |= {m.mix.name: max(errors[m.product.name], errors[m.mix.name]) for m in mixes}
-        # Not a number where a product says nothing: every row is the same, or zero.
         self.left = {name: error for name, error in worst.items() if not error <= self.limit}
         products = [node for node in products if node.name not in self.left]
         mixes = [m for m in mixes if m.mix.name not in self.left]
@@ -106,12 +109,15 @@ class EightBits:
         self.products, self.attentions = len(products), len(mixes)
         return len(products) + len(mixes)
 
-    def _takes(self, match: AttentionMatch, fp32_nodes: frozenset[str]) -> bool:
+    def _takes(self, graph: gs.Graph, match: AttentionMatch, fp32_nodes: frozenset[str]) -> bool:
+        """Tell whether an attention becomes one kernel of 8 bits."""
         if match.node is match.product or match.unfused_ops or match.queries == 1:
             return False
-        if any(n.name in fp32_nodes or n.name.startswith(WRITTEN) for n in (match.node, match.mix)):
+        if match.read_elsewhere(graph) or any(n.name in fp32_nodes for n in match.nodes):
             return False
-        if match.product.name in fp32_nodes or any(map(is_const, _operands(match))):
+        if any(n.name.startswith(WRITTEN) for n in (match.product, match.node, match.mix)):
+            return False
+        if any(map(is_const, _operands(match))):
             return False
         size, keys = _sizes(match)
         return self.attention is not None and self.attention.takes(size, keys)
@@ -161,7 +167,7 @@ class EightBits:
                     a, b = found[lost.name].astype(np.float64), found[whole.name]
                     with np.errstate(divide="ignore", invalid="ignore"):
                         shares = np.sqrt(2 * a / b)  # two rows differ by twice their variance
-                    # A row of nothing but zeros, a masked token's, loses nothing.
+                    # A row that is zero and stays it, a masked token's, loses nothing.
                     shares = shares[(a > 0) | (b > 0)]
                     total, count = sums[name]
                     sums[name] = total + float(np.minimum(shares, 1).sum()), count + shares.size
@@ -195,8 +201,9 @@ class EightBits:
         graph.nodes[:] = nodes
 
 
-def _is_linear(node: gs.Node, fp32_nodes: frozenset[str]) -> bool:
-    """Tell whether it multiplies an activation of more than one row with a stored matrix."""
+def _is_linear(node: gs.Node, fp32_nodes: frozenset[str], batch: int | str) -> bool:
+    """Tell whether it multiplies an activation of more than one row an image with a stored
+    matrix."""
     if node.op not in ("MatMul", "Gemm") or node.domain or node.name in fp32_nodes:
         return False
     if not node.name or node.name.startswith(WRITTEN):
@@ -208,8 +215,8 @@ def _is_linear(node: gs.Node, fp32_nodes: frozenset[str]) -> bool:
     if is_const(x) or x.dtype != FLOAT32 or not is_const(weight) or weight.dtype != FLOAT32:
         return False
     # A row alone, a head's, is read from memory once whatever its width, and is what is seen.
-    rows = [d for d in (x.shape or ())[:-1] if isinstance(d, int)]
-    return len(weight.shape) == 2 and int(np.prod(rows, dtype=np.int64)) > 1
+    rows = math.prod(settled(d, 1) for d in (x.shape or ())[:-1])
+    return len(weight.shape) == 2 and rows > (batch if isinstance(batch, int) else 1)
 
 
 def _live(node: gs.Node) -> list[gs.Tensor]:
@@ -253,8 +260,9 @@ def _quantized_weight(node: gs.Node, kind: Kind, nodes: list[gs.Node]) -> gs.Var
     scale = np.maximum(most / top, np.finfo(np.float32).tiny).astype(np.float32)
     scaled = values / scale
     stored = np.rint(scaled).clip(-top, top) if kind == "int8" else scaled
-    label = f"{node.name}/{kind}"
-    small = gs.Constant(f"{label}/weight", stored.astype(dtype))
+    # Nodes may be called as tensors are: of an activation there is no such label.
+    label = f"{node.name}/{kind}/weight"
+    small = gs.Constant(f"{label}/q", stored.astype(dtype))
     by = gs.Constant(f"{label}/scale", scale.reshape(-1))
     zero = gs.Constant(f"{label}/zero", np.zeros(scale.size, dtype))
     back = gs.Variable(f"{label}/dq", FLOAT32, list(values.shape))
@@ -282,19 +290,19 @@ def smooth(graph: gs.Graph, products: Sequence[gs.Node], run: Run) -> int:
     for node in products:
         readers.setdefault(node.inputs[0].name, []).append(node)
     ends = {t.name for t in graph.outputs}
-    found: list[tuple[gs.Node, list[gs.Node], gs.Variable]] = []
+    found: list[tuple[Places, list[gs.Node], gs.Variable]] = []
     with _Probe(graph) as probe:
         for name, nodes in readers.items():
             tensor = nodes[0].inputs[0]
             norm = tensor.inputs[0] if tensor.inputs else None
             if norm is None or name in ends or len(tensor.outputs) != len(nodes):
                 continue
-            if _affine(norm) is None:
+            places = _affine(norm, ends)
+            if places is None:
                 continue
-            rank = len(tensor.shape)
-            absolute = probe.node("Abs", tensor)
-            most = probe.reduced("ReduceMax", absolute, list(range(rank - 1)))
-            found.append((norm, nodes, most))
+            axes = list(range(len(tensor.shape) - 1))
+            most = probe.reduced("ReduceMax", probe.node("Abs", tensor), axes)
+            found.append((places, nodes, most))
         if not found:
             return 0
         reach: dict[str, Array] = {}
@@ -302,14 +310,18 @@ def smooth(graph: gs.Graph, products: Sequence[gs.Node], run: Run) -> int:
             for _, _, most in found:
                 old = reach.get(most.name, 0.0)
                 reach[most.name] = np.maximum(old, outputs[most.name].reshape(-1))
-    for norm, nodes, most in found:
-        _smooth(norm, nodes, reach[most.name])
+    for places, nodes, most in found:
+        _smooth(places, nodes, reach[most.name])
     return len(found)
 
 
-def _affine(norm: gs.Node) -> tuple[tuple[gs.Node, int], ...] | None:
+def _affine(norm: gs.Node, ends: Collection[str]) -> Places | None:
     """Where the numbers lie that a norm multiplies each channel with, and adds to it; None of a
-    node that is no norm."""
+    node that is no norm, or has an output of the graph inside.
+
+    Args:
+        ends: names of the graph's outputs.
+    """
     if norm.op in ("LayerNormalization", "RMSNormalization") and not norm.domain:
         places = tuple((norm, i) for i in range(1, len(norm.inputs)))
     elif norm.op == "Add":
@@ -317,7 +329,9 @@ def _affine(norm: gs.Node) -> tuple[tuple[gs.Node, int], ...] | None:
         if shift is None or not norm.inputs[1 - shift].inputs:
             return None
         scaling = norm.inputs[1 - shift].inputs[0]
-        if scaling.op != "Mul" or len(norm.inputs[1 - shift].outputs) != 1:
+        if scaling.op != "Mul" or norm.inputs[1 - shift].name in ends:
+            return None
+        if len(norm.inputs[1 - shift].outputs) != 1:
             return None
         scale = next((i for i in (0, 1) if is_const(scaling.inputs[i])), None)
         if scale is None:
@@ -331,24 +345,24 @@ def _affine(norm: gs.Node) -> tuple[tuple[gs.Node, int], ...] | None:
     return places if same and len(norm.outputs) == 1 else None
 
 
-def _smooth(norm: gs.Node, nodes: Sequence[gs.Node], reach: Array) -> None:
+def _smooth(places: Places, nodes: Sequence[gs.Node], reach: Array) -> None:
     weights = [np.abs(peek(n.inputs[1])).max(axis=_channel(n)) for n in nodes]
     of_weights = np.max(weights, axis=0).astype(np.float64)
     by = np.sqrt(reach / np.where(of_weights > 0, of_weights, 1))
     # A channel that is never anything but zero stays as it is.
     by = np.where((reach > 0) & (of_weights > 0), by, 1).astype(np.float32)
-    old = norm.outputs[0]
-    for node, i in _affine(norm) or ():
+    old = nodes[0].inputs[0]
+    for node, i in places:
         constant = node.inputs[i]
         changed = (peek(constant) / by).astype(np.float32)
         node.inputs[i] = gs.Constant(f"{constant.name}/{node.name}/smoothed", changed)
     new = gs.Variable(f"{old.name}/smoothed", old.dtype, old.shape)
-    norm.outputs[0] = new
+    old.inputs[0].outputs[0] = new
     for node in nodes:
         weight = node.inputs[1]
         rows = by[:, None] if _channel(node) == 1 else by[None]
         node.inputs[0] = new
-        node.inputs[1] = gs.Constant(f"{node.name}/smoothed", peek(weight) * rows)
+        node.inputs[1] = gs.Constant(f"{node.name}/smoothed/weight", peek(weight) * rows)
 
 
 class _Probe:
@@ -388,7 +402,14 @@ class _Probe:
 
     def reduced(self, op: str, tensor: gs.Tensor, axes: Sequence[int] | None = None) -> gs.Variable:
         """The result of a reduction, which becomes an output."""
-        made = self._reduced(op, tensor, axes, 0)
+        made = gs.Variable(f"probe/{len(self.nodes)}", FLOAT32)
+        attrs: dict[str, Any] = {"keepdims": 0}
+        inputs = [tensor]
+        if axes is not None and (op == "ReduceSum" or self._source.opset >= _AXES_AS_INPUT):
+            inputs.append(gs.Constant(f"{made.name}/axes", np.asarray(axes, np.int64)))
+        elif axes is not None:
+            attrs["axes"] = list(axes)
+        self.nodes.append(gs.Node(op, made.name, attrs, inputs, [made]))
         self._outputs.append(made)
         return made
 
@@ -406,16 +427,3 @@ class _Probe:
         squares = [self.node("Mul", x, x) for x in (apart, of_row)]
         lost, whole = (self.reduced("ReduceSum", x, [-1]) for x in squares)
         return lost, whole
-
-    def _reduced(
-        self, op: str, tensor: gs.Tensor, axes: Sequence[int] | None, keep: int
-    ) -> gs.Variable:
-        made = gs.Variable(f"probe/{len(self.nodes)}", FLOAT32)
-        attrs: dict[str, Any] = {"keepdims": keep}
-        inputs = [tensor]
-        if axes is not None and (op == "ReduceSum" or self._source.opset >= _AXES_AS_INPUT):
-            inputs.append(gs.Constant(f"{made.name}/axes", np.asarray(axes, np.int64)))
-        elif axes is not None:
-            attrs["axes"] = list(axes)
-        self.nodes.append(gs.Node(op, made.name, attrs, inputs, [made]))
-        return made

@@ -1,7 +1,7 @@
 """The nodes that must stay in fp32 when the rest of a graph goes to fp16 or bf16, and why.
 
 fp16 has 11 bits and ends at 65504: squares overflow from 256 on, an epsilon of 1e-6 is gone, and
-integers are exact only up to 2048. bf16 ends where fp32 does and has 8 bits, in which integers are
+integers are exact only up to 2048. bf16 ends just below fp32 and has 8 bits, in which integers are
 exact up to 256. The softmax and the products of attention are not among these: fused kernels
 accumulate in fp32 by themselves.
 """
@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx
@@ -23,6 +24,7 @@ from tcompile.core.rounding import BFLOAT16, FLOAT16, FLOAT32, DType, as_dtype
 from tcompile.passes.lower.types import Key, TypeClashError, function_key, output_types
 
 FLOAT16_MAX = float(np.finfo(np.float16).max)
+BFLOAT16_MAX = float(ml_dtypes.finfo(BFLOAT16).max)  # type: ignore[no-untyped-call]
 _TINY = float(np.finfo(np.float16).tiny)
 
 #: Overflow or cancel in fp16, or exist in no runtime in fp16.

@@ -58,7 +58,8 @@ def raise_opset(graph: gs.Graph, opset: int) -> tuple[str, ...]:
             if _takes_axes(node, opset) and "axes" in node.attrs:
                 axes = np.asarray(node.attrs.pop("axes"), np.int64)
                 node.inputs.append(gs.Constant(f"{node.outputs[0].name}/axes", axes))
-            if node.op == "Split" and not node.domain and len(node.inputs) == 1:
+            equal = not any(not tensor.is_empty() for tensor in node.inputs[1:])
+            if node.op == "Split" and not node.domain and equal:
                 node.attrs.setdefault("num_outputs", len(node.outputs))
     return _declare(bodies, opset)
 

@@ -16,7 +16,7 @@ from tcompile.core.copies import copied
 from tcompile.core.errors import InternalError, ModelError
 from tcompile.core.graph import constant_nodes_to_constants
 from tcompile.core.rounding import FLOAT16, FLOAT32, HALVES, DType, as_dtype
-from tcompile.passes.lower.fp32_policy import FLOAT16_MAX, Delicate, largest, peek
+from tcompile.passes.lower.fp32_policy import BFLOAT16_MAX, FLOAT16_MAX, Delicate, largest, peek
 from tcompile.passes.lower.types import Key, TypeClashError, complete, output_types
 
 #: Take a float of any type and give back none of it.
@@ -136,9 +136,11 @@ class _Conversion:
     def _constant(self, tensor: gs.Constant) -> gs.Constant:
         if tensor.name not in self.constants:
             values = peek(tensor)
-            if self.half == FLOAT16 and largest(values) > FLOAT16_MAX:
-                # Finite values beyond fp16 only get here where clamping them is harmless.
-                clipped = np.clip(values, -FLOAT16_MAX, FLOAT16_MAX)
+            most = FLOAT16_MAX if self.half == FLOAT16 else BFLOAT16_MAX
+            if largest(values) > most:
+                # Finite values beyond fp16 only get here where clamping them is harmless; beyond
+                # bf16 there is little, the end of fp32, which masks stand for infinity with.
+                clipped = np.clip(values, -most, most)
                 values = np.where(np.isfinite(values), clipped, values)
             name = self._name(f"{tensor.name}_{self.suffix}")
             self.constants[tensor.name] = gs.Constant(name, values.astype(self.half))

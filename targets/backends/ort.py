@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ class OrtRunner:
     """One model in one ONNX Runtime session, on the CPU unless told. Several threads may run it at
     a time.
 
-    There is hardly a kernel for bf16: a model in it is run in fp32, every result rounded to bf16.
+    On a CPU there is hardly a kernel for bf16: such a model is run in fp32, every result rounded.
 
     Args:
         path: the .onnx file; external data lies beside it.
@@ -99,7 +99,8 @@ class OrtRunner:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
             options.enable_mem_pattern = False
         try:
-            with _runnable(path) as file:
+            spelled = _runnable(path) if tuple(providers) == (_CPU,) else nullcontext(path)
+            with spelled as file:
                 # Providers of plugins are in the options; both may not be given.
                 self._session = ort.InferenceSession(str(file), options, providers=plain)
         except Exception as error:  # its exceptions share no base class but Exception

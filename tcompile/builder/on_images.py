@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 
 #: Nodes that a note names.
 _NAMED = 3
+_NOT_SEEN = (
+    "that Q/DQ becomes kernels of 8 bits was seen in engines of TensorRT-RTX, not on a Jetson: "
+    "measure it there against fp16"
+)
 
 
 @dataclass(frozen=True)
@@ -43,18 +47,23 @@ class Looking:
         wide: finds what stays in fp32.
         eight_bits: of int8 and fp8, finds what is in 8 bits.
         images: that both look at.
+        jetson: whether the device is one.
     """
 
     wide: Wide
     eight_bits: EightBits | None
     images: Samples
+    jetson: bool = False
 
     def notes(self) -> list[str]:
         """What they found, once the model is lowered."""
-        eight, wide = self.eight_bits, note_of(self.wide, self.images)
+        eight = self.eight_bits
+        wide = note_of(self.wide, self.images, "mixed" if eight is None else eight.kind)
         if eight is None:
             return [wide]
         found = [note_of_eight_bits(eight, self.images)]
+        if self.jetson:
+            found.append(f"{eight.kind}: {_NOT_SEEN}")
         return [*found, wide] if self.wide.nodes or self.wide.scaled else found
 
     def quantization(self) -> Quantization | None:
@@ -93,10 +102,11 @@ def looking_at(
 
         def run(graph: gs.Graph) -> Iterator[Mapping[str, Array]]:
             say(f"looking at rounding to {precision} on {images.source}")
-            return run_on(images, metadata, graph)
+            return run_on(images, metadata, graph, as_written=True)
 
         eight = EightBits(cast("Kind", precision), run, known)
-    return Looking(Wide(partial(ranges_on, images, metadata, say)), eight, images)
+    wide = Wide(partial(ranges_on, images, metadata, say))
+    return Looking(wide, eight, images, target.runtime == "jetson")
 
 
 def ranges_on(
@@ -115,14 +125,18 @@ def ranges_on(
 
 
 def run_on(
-    images: Samples, metadata: Mapping[str, str], graph: gs.Graph
+    images: Samples, metadata: Mapping[str, str], graph: gs.Graph, *, as_written: bool = False
 ) -> Iterator[Mapping[str, Array]]:
-    """Run a graph on images; yields its outputs, in their order, run after run."""
+    """Run a graph on images; yields its outputs, in their order, run after run.
+
+    Args:
+        as_written: without optimisations, by which Q/DQ would become integer kernels of this CPU.
+    """
     host = read_host_image(metadata)
     with scratch() as folder:
         path = Path(folder) / "probed.onnx"
         save(graph, path)
-        runner = OrtRunner(path, lean=True)
+        runner = OrtRunner(path, lean=True, optimize=not as_written)
         for arrays, _ in batches(images, rows_of(runner) or 1):
             yield runner.run(feed(runner.inputs, arrays if host is None else host.fed(arrays)))
 
@@ -154,7 +168,7 @@ def _many(count: int, what: str) -> str:
     return f"{count} {what}" + ("" if count == 1 else "s")
 
 
-def note_of(wide: Wide, images: Samples) -> str:
+def note_of(wide: Wide, images: Samples, precision: str = "mixed") -> str:
     """What stays in fp32 for its range, and on what that was seen."""
     own, where = _own(images), f"on {images.source}"
     scaled = ""
@@ -163,13 +177,13 @@ def note_of(wide: Wide, images: Samples) -> str:
         scaled = "; " + ("1 product is scaled before it is taken" if wide.scaled == 1 else many)
     if not wide.nodes:
         return (
-            f"mixed: no node has to stay in fp32 for values beyond {LIMIT:.0f}, a quarter of "
+            f"{precision}: no node has to stay in fp32 for values beyond {LIMIT:.0f}, a quarter of "
             f"fp16's range, {where}{scaled}{own}"
         )
     first = list(wide.nodes.items())
     named = ", ".join(f"'{name}' ({reach:.3g})" for name, reach in first[:_NAMED])
     more = f" and {len(first) - _NAMED} more" if len(first) > _NAMED else ""
     return (
-        f"mixed: {len(first)} of {wide.of} nodes stay in fp32, whose values are beyond "
+        f"{precision}: {len(first)} of {wide.of} nodes stay in fp32, whose values are beyond "
         f"{LIMIT:.0f}, a quarter of fp16's range, {where}: {named}{more}{scaled}{own}"
     )

@@ -32,7 +32,9 @@ def runtime_of(manifest: Manifest | None, asked: str | None, where: str) -> str:
     runtime = own if asked is None else asked
     if runtime not in RUNTIMES:
         raise UsageError(
-            f"there is no runtime '{runtime}'", where="runtime", hint=f"one of {RUNTIMES}"
+            f"there is no runtime '{runtime}'",
+            where="runtime",
+            hint=f"one of {', '.join(RUNTIMES)}",
         )
     if runtime in ENGINES and runtime != own:
         target = "is an ONNX file" if manifest is None else f"was built for {manifest.target.name}"

@@ -124,7 +124,9 @@ def _is_image(value: Any) -> bool:
 def _is_pixels(tensor: TensorInfo, value: Any) -> bool:
     """Whether it is uint8 [H, W, 3] or [B, H, W, 3], and not what a uint8 input takes as it is."""
     shape: tuple[int, ...] = tuple(getattr(value, "shape", ()))
-    if getattr(value, "dtype", None) != np.uint8 or len(shape) not in (3, 4) or shape[-1] != 3:
+    if len(shape) not in (3, 4) or shape[-1] != 3 or not hasattr(value, "__array__"):
+        return False
+    if _as_array(tensor, value).dtype != np.uint8:  # a tensor's dtype is its library's own
         return False
     return not (tensor.dtype == "uint8" and _fits(tuple(tensor.shape[1:]), shape[-3:]))
 
@@ -133,6 +135,17 @@ def _fits(wanted: tuple[int | str, ...], shape: tuple[int, ...]) -> bool:
     return len(wanted) == len(shape) and all(
         isinstance(want, str) or want == got for want, got in zip(wanted, shape, strict=True)
     )
+
+
+def _as_array(tensor: TensorInfo, value: Any) -> Array:
+    try:
+        return np.asarray(value)
+    except Exception as error:  # of another library: a tensor on a GPU, or one with a gradient
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(
+            f"{type(value).__name__} does not become an array: {reason}",
+            where=f"input '{tensor.name}'",
+        ) from error
 
 
 def _prepared(model: Signature, tensor: TensorInfo, value: Any) -> Array:
@@ -144,7 +157,7 @@ def _prepared(model: Signature, tensor: TensorInfo, value: Any) -> Array:
                 where=f"input '{tensor.name}'",
                 hint=f"give {_TAKEN}",
             )
-    array = np.asarray(value)
+    array = _as_array(tensor, value)
     image = model.image_input
     floats = tensor.dtype != "uint8" and tensor.name not in model.pixels
     if image is not None and tensor.name == image.name and array.dtype == np.uint8 and floats:

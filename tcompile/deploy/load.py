@@ -102,18 +102,21 @@ class Model:
             MissingExtraError: pillow is not installed.
         """
         samples = samples_of(self._described, images)
-        smallest, largest = self._batches or (1, len(samples))
-        return self.run(samples, at_once=max(smallest, min(len(samples), largest)))
+        return self.run(samples, at_once=len(samples))
 
     def run(self, samples: Samples, *, at_once: int | None = None) -> Result:
         """Run it on samples that were read before (`tcompile.runtime.samples`).
 
         Args:
-            at_once: samples in a run where any number may be; None: some, by their size.
+            at_once: samples in a run where any number may be, of an engine at most what it takes;
+                None: some, by their size.
         """
         runner = self._runner
         if runner is None:
             raise UsageError("the model is closed", where=str(self.path), hint="load it again")
+        if self._batches is not None:
+            smallest, largest = self._batches
+            at_once = max(smallest, min(at_once or len(samples), largest))
         return Result(run_samples(runner, samples, at_once), self.labels, self.token_index)
 
     def close(self) -> None:

@@ -132,7 +132,7 @@ def ranked(row: Array, count: int, labels: Sequence[str] = ()) -> tuple[TopClass
     finite = np.isfinite(row)  # what is not has no rank
     above = row.astype(np.float64) - row.max(where=finite, initial=-np.inf)
     shares = np.exp(above, where=finite, out=np.zeros_like(above))
-    shares /= shares.sum(where=finite)
+    shares /= shares.sum(where=finite) or 1.0  # of none that is finite nothing is given
     order = [i for i in np.argsort(-row, kind="stable") if finite[i]][: max(count, 0)]
     return tuple(
         TopClass(int(i), names[i] if names else "", float(row[i]), float(shares[i])) for i in order

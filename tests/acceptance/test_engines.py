@@ -20,6 +20,7 @@ from tcompile.api.verify import verify
 from tcompile.artifact.directory import load_artifact
 from tcompile.core.errors import ModelError, UsageError
 from tcompile.models.onnx_vit import VitSpec
+from tcompile.passes.lower import int8
 from tests.support.tiny_vit import save_tiny_vit
 
 SPEC = VitSpec(width=64, heads=2, depth=2)
@@ -127,3 +128,14 @@ def test_fp16_on_a_cpu_is_fp16(vit: Path, tmp_path: Path) -> None:
     )
     kinds = {t.data_type for t in onnx.load(folder / "model.onnx").graph.initializer}
     assert onnx.TensorProto.FLOAT16 in kinds
+
+
+def test_int8_on_a_gpu_has_no_limit_of_a_quantizer(
+    vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(int8, "LIMIT", 1000)
+    asked: dict[str, Any] = {"precision": "int8", "keep": 0.5, "method": "topk"}
+    folder = pipeline.build(vit, target="jetson-orin", output=tmp_path / "gpu", **asked)
+    assert load_artifact(folder).manifest.quantization is not None
+    with pytest.raises(ModelError, match="int8 takes models below 2 GB"):
+        pipeline.build(vit, target="cpu", output=tmp_path / "cpu", **asked)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper
 from PIL import Image
 
@@ -22,6 +23,7 @@ import tcompile
 from tcompile.api.run import run
 from tcompile.artifact.manifest import TargetEntry
 from tcompile.core.errors import ModelError, TcompileError, UsageError
+from tcompile.deploy.inputs import samples_of
 from tcompile.deploy.load import Model
 from tcompile.models.preprocess import PREPROCESS_KEY, load_image
 from tcompile.targets.backends.cpu import OnCpu
@@ -133,9 +135,20 @@ def test_a_free_batch_is_run_as_given(free: Path, pictures: tuple[Path, ...]) ->
     np.testing.assert_allclose(other(pictures).logits, model(pictures).logits, atol=1e-5)
     assert other(pictures[0]).logits.shape == (1, 10)
     assert seen == [3, 3, 2]  # of an engine for 2 to 3
+    samples = samples_of(model.signature, pictures)
+    np.testing.assert_allclose(other.run(samples).logits, model(pictures).logits, atol=1e-5)
+    assert seen[3:] == [3, 3]
     del Watched.batches
     Model(Watched(), model.signature, "onnxruntime")(np.zeros((19, 3, 32, 32), np.float32))
-    assert seen[3:] == [19]
+    assert seen[5:] == [19]
+
+
+def test_tensors_of_pytorch_are_arrays(free: Path) -> None:
+    model = tcompile.load(free)
+    pixels = torch.zeros(32, 32, 3, dtype=torch.uint8)
+    np.testing.assert_array_equal(model(pixels).logits, model(pixels.numpy()).logits)
+    with pytest.raises(TcompileError, match=r"Tensor does not become an array: .*grad"):
+        model(torch.zeros(1, 3, 32, 32, requires_grad=True))
 
 
 @pytest.mark.parametrize(

@@ -9,18 +9,21 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnx_graphsurgeon as gs
 import pytest
 from onnx.reference import ReferenceEvaluator
 
 from tcompile import pipeline
+from tcompile.artifact.directory import load_artifact
 from tcompile.builder.on_images import looking_at, run_on
 from tcompile.core.domain import WRITTEN
 from tcompile.core.errors import ModelError
+from tcompile.core.graph import batch_dim
 from tcompile.core.progress import silent
 from tcompile.core.save import saved
 from tcompile.passes.lower import eight_bits, lower
-from tcompile.passes.lower.eight_bits import EightBits, Kind, smooth
+from tcompile.passes.lower.eight_bits import EightBits, Kind, _is_linear, smooth
 from tcompile.passes.lower.opset import raise_opset
 from tcompile.passes.lower.types import complete
 from tcompile.planning.request import Request
@@ -218,6 +221,95 @@ def test_a_product_that_8_bits_are_too_few_for_stays() -> None:
     # All rows but the first, and the last, which is held against the first.
     assert eight.left == {"y": pytest.approx(4 / 6, abs=0.1)}
     assert not pairs(graph)
+
+
+def test_nodes_that_are_called_as_what_they_give() -> None:
+    """A product reads another one's result: the Q/DQ of that and of its weight are two."""
+    graph = graph_of(
+        """<ir_version: 9, opset_import: ["" : 18]>
+        g (float[N,6,4] x) => (float[N,6,4] y) <float[4,4] a = {}, float[4,4] b = {}>
+        { h = MatMul (x, a)  y = MatMul (h, b) }"""
+    )
+    given = images(6, 4)
+    truth = run_graph(graph, given)["y"]
+    assert EightBits("int8", run_of(given), limit=1.0).quantize(graph, frozenset()) == 2
+    made = [t.name for node in graph.nodes for t in node.outputs]
+    constants = {id(t): t.name for n in graph.nodes for t in n.inputs if isinstance(t, gs.Constant)}
+    assert len(set(made)) == len(made)
+    assert len({n.name for n in graph.nodes}) == len(graph.nodes)
+    assert len(set(constants.values())) == len(constants)
+    ours = run_graph(graph, given)["y"]
+    assert np.linalg.norm(ours - truth) < 0.03 * np.linalg.norm(truth)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "quantised"),
+    [
+        ("N,6,4", "N,6,4", True),
+        ("N,1,4", "N,1,4", False),
+        ("N,4", "N,4", False),
+        ("3,6,4", "3,6,4", True),
+        ("3,1,4", "3,1,4", False),
+        ("3,4", "3,4", False),
+        ("18,4", "18,4", True),
+    ],
+)
+def test_rows_are_those_of_one_image(x: str, y: str, quantised: bool) -> None:
+    fixed = x[0] != "N"
+    graph = graph_of(
+        f"""<ir_version: 9, opset_import: ["" : 18]>
+        g (float[{3 if fixed else "N"},2,2,2] image, float[{x}] x) => (float[{y}] y)
+        <float[4,4] a = {{}}> {{ y = MatMul (x, a) }}"""
+    )
+    batch = batch_dim(graph)
+    assert _is_linear(graph.nodes[0], frozenset(), batch) is quantised
+
+
+def test_flattened_tokens_of_a_free_batch_are_rows(tmp_path: Path) -> None:
+    """[batch · tokens, channels], as Gemm has them."""
+    vit = save_tiny_vit(tmp_path / "vit.onnx", VitSpec(depth=1), batch=None)
+    model = onnx.load(vit)
+    weights = {t.name: t for t in model.graph.initializer}
+    nodes: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        if node.op_type != "MatMul" or "mlp.fc1" not in node.input[1]:
+            nodes.append(node)
+            continue
+        inner, outer = weights[node.input[1]].dims
+        for name, dims in (("flat", [-1, inner]), ("whole", [-1, 17, outer])):
+            model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(dims), name))
+        zero = np.zeros(outer, np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(zero, "none"))
+        make = onnx.helper.make_node
+        nodes += [
+            make("Reshape", [node.input[0], "flat"], ["rows"], "rows"),
+            make("Gemm", ["rows", node.input[1], "none"], ["wide"], "wide"),
+            make("Reshape", ["wide", "whole"], list(node.output), node.name),
+        ]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.save(model, vit)
+    built = pipeline.build(
+        vit, target="jetson-orin", precision="int8", method="topk", keep=0.5, output=tmp_path / "o"
+    )
+    artifact = load_artifact(built)
+    assert artifact.manifest.quantization is not None
+    assert artifact.manifest.quantization.products == 4
+    assert any("not on a Jetson" in note for note in artifact.manifest.notes)
+
+
+def test_an_attention_whose_probabilities_are_read_elsewhere_stays() -> None:
+    text = ATTENTION.format(rows=3, size=16, keys=16)
+    graph = graph_of(text)
+    probabilities = graph.tensors()["p"]
+    rng = np.random.default_rng(0)
+    k, v = (rng.normal(size=(3, 2, 16, 16)).astype(np.float32) for _ in range(2))
+    run = run_of(images(2, 3, 16, k=k, v=v))
+    for read in (False, True):
+        if read:
+            graph.outputs.append(probabilities)
+        eight = EightBits("int8", run, TENSORRT.attention["int8"], limit=1.0)
+        assert eight.quantize(graph.copy(), frozenset()) == (0 if read else 1)
 
 
 def test_left_alone(tmp_path: Path) -> None:

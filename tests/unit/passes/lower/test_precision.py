@@ -12,8 +12,10 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 from tcompile.core.errors import InternalError, ModelError
+from tcompile.core.rounding import BFLOAT16
 from tcompile.passes.lower import to_half
 from tcompile.passes.lower.precision import check_types
+from tcompile.targets.backends.ort import OrtRunner
 from tests.support.onnx_models import to_onnx
 from tests.unit.passes.lower.blocks import attention_blocks, difference, parse, run, save
 
@@ -269,3 +271,60 @@ def test_a_type_clash_is_an_internal_error() -> None:
     )
     with pytest.raises(InternalError, match="block0"):
         check_types(half, {})
+
+
+HALF_MASK = """
+<ir_version: 9, opset_import: ["" : 17]>
+g (float[1,2,4] x, bool[1,4] seen) => (float[1,2,4] y)
+<float one = {1.0}, float least = {-3.4028234663852886e38}>
+{
+   as_float = Cast <to = 1> (seen)
+   hidden = Sub (one, as_float)
+   bias = Mul (hidden, least)
+   masked = Add (x, bias)
+   y = Softmax <axis = -1> (masked)
+}
+"""
+
+
+def test_a_mask_of_the_least_float_is_finite_in_bf16(tmp_path: Path) -> None:
+    """bf16 ends below it, and infinity times zero is no number."""
+    graph = gs.import_onnx(parse(HALF_MASK))
+    half = to_half(graph, half=BFLOAT16)
+    x = np.arange(8, dtype=np.float32).reshape(1, 2, 4) / 4
+    seen = np.array([[True, True, True, False]])
+    runner = OrtRunner(save(to_onnx(half), tmp_path))
+    found = runner.run({"x": x, "seen": seen})["y"]
+    want = np.exp(x) * seen / (np.exp(x) * seen).sum(-1, keepdims=True)
+    np.testing.assert_allclose(found, want, atol=2**-8)
+
+
+@pytest.mark.parametrize(("opset", "kind"), [(20, np.float32), (22, BFLOAT16)])
+def test_conv_is_bf16_from_the_opset_on_that_has_it(opset: int, kind: object) -> None:
+    text = """
+    <ir_version: 10, opset_import: ["" : OPSET]>
+    g (float[1,3,4,4] x) => (float[1,2,4,4] y)
+    <float[2,3,1,1] w = {1,2,3,4,5,6}> { c = Conv (x, w)  y = Relu (c) }
+    """
+    half = to_half(gs.import_onnx(parse(text.replace("OPSET", str(opset)))), half=BFLOAT16)
+    conv = next(node for node in half.nodes if node.op == "Conv")
+    assert np.dtype(conv.outputs[0].dtype) == kind
+
+
+def test_bf16_runs_as_the_reference_rounds_it(tmp_path: Path) -> None:
+    """ONNX Runtime has no kernels for it: what is run in their place equals ONNX's reference where
+    that rounds once an operator."""
+    text = """
+    <ir_version: 9, opset_import: ["" : 17]>
+    g (float[5,64] x) => (float[5,64] y)
+    <float third = {0.33333334}, float seventh = {0.14285715}>
+    { a = Mul (x, third)  b = Add (a, seventh)  c = Sub (b, x)  y = Mul (c, c) }
+    """
+    graph = gs.import_onnx(parse(text))
+    half = to_half(graph, half=BFLOAT16)
+    x = np.random.default_rng(0).normal(size=(5, 64)).astype(np.float32)
+    (ours,) = OrtRunner(save(to_onnx(half), tmp_path)).run({"x": x}).values()
+    (rounded,) = ReferenceEvaluator(to_onnx(half)).run(None, {"x": x})
+    (exact,) = ReferenceEvaluator(parse(text)).run(None, {"x": x})
+    np.testing.assert_array_equal(ours, rounded)
+    assert not np.array_equal(ours, exact)
