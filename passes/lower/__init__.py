@@ -20,15 +20,18 @@ from tcompile.passes.lower.opset import lower_opset, raise_opset
 from tcompile.passes.lower.pixels import cast_pixels_first
 from tcompile.passes.lower.precision import to_half
 from tcompile.passes.lower.ranges import Wide
+from tcompile.passes.lower.scales import fold_scales
 from tcompile.passes.lower.spell import (
     decompose_attention,
     decompose_rms_norm,
     query_rows,
     spell_products,
 )
+from tcompile.passes.lower.stream import widen_merges
 from tcompile.passes.lower.token_casts import move_casts
 from tcompile.passes.lower.token_fuse import fuse_calls
 from tcompile.passes.lower.token_ops import TokenOps, lower_token_ops
+from tcompile.passes.lower.turns import merge_turns
 from tcompile.passes.lower.types import complete
 from tcompile.passes.runner import Dump, Pass, run
 from tcompile.targets.devices import ROUNDED, Precision, Target
@@ -207,6 +210,8 @@ PASSES: tuple[Pass[Lowering], ...] = (
     Pass(
         "spell-rms-norm", lambda s: s.replaced(decompose_rms_norm(s.graph)), when=lambda s: s.jetson
     ),
+    Pass("fold-scales", lambda s: fold_scales(s.graph), when=lambda s: not s.tensorrt),
+    Pass("merge-turns", lambda s: merge_turns(s.graph), when=lambda s: not s.tensorrt),
     Pass("cast-pixels-first", lambda s: cast_pixels_first(s.graph), when=lambda s: s.tensorrt),
     Pass("complete-shapes", lambda s: complete(s.graph)),
     Pass("keep-wide-ranges", _keep_wide, when=lambda s: s.wide is not None),
@@ -222,6 +227,7 @@ PASSES: tuple[Pass[Lowering], ...] = (
         lambda s: move_casts(s.graph, s.half or FLOAT16),
         when=lambda s: s.kernels,
     ),
+    Pass("widen-merges", lambda s: widen_merges(s.graph), when=lambda s: not s.tensorrt),
     Pass("inline-token-ops", lambda s: inline_calls(s.graph), when=lambda s: not s.tensorrt),
     Pass("token-ops", lambda s: lower_token_ops(s.graph, s.token_ops)),
 )

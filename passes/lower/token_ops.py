@@ -22,7 +22,7 @@ from tcompile.core.domain import DOMAIN
 from tcompile.core.errors import UsageError
 from tcompile.core.graph import value
 from tcompile.plugins.fields import field_names, node_attributes
-from tcompile.plugins.ops import OPS, find_op
+from tcompile.plugins.ops import OPS, SPELLED, find_op
 from tcompile.plugins.spec import PLUGIN_NAMESPACE, PLUGIN_VERSION
 from tcompile.targets.devices import Target
 from tcompile.targets.versions import first_with_aot, jetpacks_for, parser_rule
@@ -32,7 +32,7 @@ FORMS: tuple[TokenOps, ...] = get_args(TokenOps)
 
 #: What a node's attributes are called by which a parser finds its plugin.
 NAMESPACE, VERSION = "plugin_namespace", "plugin_version"
-_NAMES = frozenset(op.name for op in OPS)
+_NAMES = frozenset(op.name for op in (*OPS, *SPELLED))
 
 
 _REFUSED = {

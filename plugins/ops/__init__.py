@@ -15,6 +15,7 @@ from tcompile.plugins.ops.gather import GATHER, RETURN, TAKE, UNMERGE
 from tcompile.plugins.ops.match import MATCH, MATCH_ALL, NEAREST, PARTNER
 from tcompile.plugins.ops.merge import MERGE, MERGE_ALL
 from tcompile.plugins.ops.select import SELECT, TOP_K
+from tcompile.plugins.ops.stream import MATCH_STREAM, MERGE_STREAM, MERGE_WHOLE
 from tcompile.plugins.spec import TokenOp
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ OPS: tuple[TokenOp, ...] = (
     COMBINE_MLERP,
     COMBINE_DROP,
 )
+#: Bodies for a CPU, which no file calls: they are written to be inlined.
+SPELLED: tuple[TokenOp, ...] = (MATCH_STREAM, MERGE_STREAM, MERGE_WHOLE)
 
 
 def find_op(name: str) -> TokenOp:
@@ -48,7 +51,7 @@ def find_op(name: str) -> TokenOp:
     Raises:
         KeyError: there is none.
     """
-    return {op.name: op for op in OPS}[name]
+    return {op.name: op for op in (*OPS, *SPELLED)}[name]
 
 
 def add_functions(graph: gs.Graph) -> None:

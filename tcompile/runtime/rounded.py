@@ -41,9 +41,6 @@ def save_in(
         ModelError: its weights take 2 GB or more; ONNX Runtime's quantizer does not take it.
     """
     plain = target.runtime == "openvino"
-    if not plain and precision != "int8":
-        save(graph, path)  # ONNX Runtime knows functions
-        return
     lowered = lower(graph, target=target, precision="fp32")
     if precision != "int8":
         save(lowered, path)

@@ -31,6 +31,9 @@ NORMALIZE = (*normalize.BEFORE, *normalize.ROUND, *normalize.AFTER)
 OPTIONS: dict[str, dict[str, Any]] = {
     "lower/fuse-token-ops": {"token_ops": "plugin"},
     "lower/spell-rms-norm": {"target": "jetson-orin"},
+    "lower/fold-scales": {"target": "cpu"},
+    "lower/merge-turns": {"target": "cpu"},
+    "lower/widen-merges": {"target": "cpu", "then": "inline-token-ops"},
     "lower/cast-pixels-first": {"target": "rtx-4090"},
     "lower/spell-attention": {"target": "rtx-4090"},
     "lower/keep-wide-ranges": {
