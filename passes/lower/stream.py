@@ -219,9 +219,7 @@ def _puts_ones(node: gs.Node, size: gs.Tensor, prefix: int) -> bool:
     return is_const(ones) and value(ones).size == prefix and bool((value(ones) == 1).all())
 
 
-def _share(
-    graph: gs.Graph, sizes: gs.Tensor, full: gs.Tensor, prefix: int, name: str
-) -> None:
+def _share(graph: gs.Graph, sizes: gs.Tensor, full: gs.Tensor, prefix: int, name: str) -> None:
     """Let what puts ones before sizes read the whole stream's; whatever else reads the patches'
     gets them from there."""
     for node in list(sizes.outputs):

@@ -128,6 +128,7 @@ def dense_rival(artifact: Artifact, dense: Path) -> Iterator[Path | None]:
     from tcompile.runtime.samples import feeds
     from tcompile.runtime.scenes import calibration_for, evidence_count
     from tcompile.runtime.signature import signature
+    from tcompile.runtime.smoothing import smooth_file
     from tcompile.targets import load_target
 
     manifest = artifact.manifest
@@ -142,7 +143,9 @@ def dense_rival(artifact: Artifact, dense: Path) -> Iterator[Path | None]:
         if kind in ("dynamic", "static"):
             model = signature(path)
             scenes = calibration_for(model, count=evidence_count(manifest.flops.dense))
-            made = quantized(onnx.load(path), kind, list(feeds(model, scenes)))
+            smooth_file(path, folder / "smoothed.onnx")
+            ranges = list(feeds(model, scenes))
+            made = quantized(onnx.load(folder / "smoothed.onnx"), kind, ranges)
             onnx.save(made, path)
             del made
             release()

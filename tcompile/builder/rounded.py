@@ -26,6 +26,7 @@ from tcompile.passes.lower.int8 import Kind, nothing_to_quantize, quantizable, q
 from tcompile.runtime.metrics import not_finite
 from tcompile.runtime.samples import Samples, feeds, run_all
 from tcompile.runtime.signature import signature
+from tcompile.runtime.smoothing import smooth_file
 from tcompile.runtime.timing import speedup, time_models
 from tcompile.runtime.token_outputs import showing_choice, token_overlap
 from tcompile.targets.backends.cpu import OnCpu, on_cpu
@@ -247,10 +248,13 @@ def _make(
 ) -> tuple[dict[RivalKind, Path], str]:
     """The files of a model in each kind of int8, and why static could not be had; empty: it was."""
     folder.mkdir()
-    model, feed = onnx.load(path), list(feeds(signature(path), ranges))
+    feed, model = list(feeds(signature(path), ranges)), None
     made: dict[RivalKind, Path] = {}
     for kind in kinds:
         try:
+            if model is None:
+                smooth_file(path, folder / "smoothed.onnx")
+                model = onnx.load(folder / "smoothed.onnx")
             result = quantized(model, cast("Kind", kind), feed)
         except ModelError as error:
             if not made:

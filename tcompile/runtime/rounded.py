@@ -11,10 +11,11 @@ import onnx_graphsurgeon as gs
 from tcompile.core.drafts import scratch
 from tcompile.core.save import save
 from tcompile.passes.lower import lower
-from tcompile.passes.lower.int8 import check_quantized, save_quantized
+from tcompile.passes.lower.int8 import check_quantized, quantized, save_quantized
 from tcompile.runtime.samples import Array, Samples, feeds, run_all
 from tcompile.runtime.scenes import scenes_for
 from tcompile.runtime.signature import signature
+from tcompile.runtime.smoothing import smooth_file
 from tcompile.targets.backends.cpu import on_cpu
 from tcompile.targets.devices import Target
 
@@ -60,15 +61,19 @@ def run_in(graph: gs.Graph, samples: Samples, target: Target, precision: str) ->
     how = on_cpu(target, precision)
     with scratch() as folder:
         path = folder / "model.onnx"
-        if precision == "int8" and target.runtime == "openvino":
-            lowered = lower(graph, target=target, precision="fp32")
-            save(lowered, folder / "fp32.onnx")
-            model = signature(folder / "fp32.onnx")
+        if precision != "int8":
+            save_in(graph, path, target, precision, dict)
+            return run_all(path, samples, how)
+        source, smoothed = folder / "fp32.onnx", folder / "smoothed.onnx"
+        save(lower(graph, target=target, precision="fp32"), source)
+        smooth_file(source, smoothed)
+        if target.runtime == "openvino":
+            model = signature(source)
             # Of a seed that nothing is planned with, so that a loss on those is not of its ranges.
             ranges = scenes_for(model, count=_RANGES, seed=_SEED)
-            save_quantized(lowered, path, "static", list(feeds(model, ranges)))
+            made = quantized(onnx.load(smoothed), "static", list(feeds(model, ranges)))
         else:
-            save_in(graph, path, target, precision, dict)
-        if precision == "int8":
-            check_quantized(onnx.load(path))
+            made = quantized(onnx.load(smoothed), "dynamic")
+        check_quantized(made)
+        onnx.save(made, path)
         return run_all(path, samples, how)

@@ -22,10 +22,7 @@ from tcompile.runtime.signature import signature
 from tcompile.targets import load_target
 from tests.support.tiny_vit import VitSpec, save_tiny_vit
 
-SPECS = {
-    "prefix": VitSpec(prefix=3),
-    "no prefix": VitSpec(prefix=0, pool="mean"),
-}
+SPECS = {"prefix": VitSpec(prefix=3), "no prefix": VitSpec(prefix=0, pool="mean")}
 
 
 @pytest.fixture(scope="module", params=SPECS)
