@@ -15,7 +15,6 @@ from tcompile.vlm.vision import Array, Image, Places
 #: features come projected, as `tcompile export` of the checkpoint writes them.
 PROJECTORS = {
     "llava": "tokens",
-    "vipllava": "tokens",
     "paligemma": "tokens",
     "internvl": "groups",
     "idefics3": "",
@@ -25,6 +24,14 @@ PROJECTORS = {
     "qwen3_vl": "",
     "qwen3_vl_moe": "",
 }
+
+
+def as_tensor(array: Array) -> Array:
+    """A tensor as it is, anything else as float32: PyTorch cannot read all that numpy holds."""
+    torch = require("torch", "export", "the VLM hand-off")
+    if isinstance(array, torch.Tensor):
+        return array
+    return torch.from_numpy(np.array(array, np.float32))
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,7 @@ class Family:
         Raises:
             UsageError: it is not of a family that is known.
         """
-        config = getattr(model, "config", None)
+        config: Any = getattr(model, "config", None)
         kind = str(getattr(config, "model_type", type(model).__name__))
         if kind not in PROJECTORS:
             raise UsageError(
@@ -109,10 +116,7 @@ class Family:
         Args:
             size: tokens of the dense image.
         """
-        torch = require("torch", "export", "the VLM hand-off")
-        features = image.features
-        if not isinstance(features, torch.Tensor):
-            features = torch.from_numpy(np.array(features, np.float32))
+        features = as_tensor(image.features)
         if self.is_projected(image):
             return features
         projector = self.base.multi_modal_projector
@@ -129,7 +133,7 @@ class Family:
 
     @property
     def _side(self) -> int:
-        return round(1 / self.base.config.downsample_ratio)
+        return round(1 / float(self.base.config.downsample_ratio))
 
     def _in_squares(self, image: Image) -> bool:
         """Whether squares of the image's rows become one token of the language model each."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
+from functools import cache
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 from tcompile.core.errors import UsageError
 from tcompile.core.packages import require
-from tcompile.vlm.families import Family
+from tcompile.vlm.families import Family, as_tensor
 from tcompile.vlm.vision import Given, Image, Places, images_of
 
 if TYPE_CHECKING:
@@ -86,19 +87,15 @@ def hand_off(
     Raises:
         UsageError: prompt, vision and model do not fit each other; says what does not.
     """
-    merged = merge(model, inputs, vision, padding=padding)
-    base = Family.of(model).base
-    if hasattr(base, "rope_deltas"):
-        base.rope_deltas = merged.rope_deltas
+    prompt = _Prompt.of(model, inputs, vision)
+    _check_use(model, prompt)
+    merged = _merged(model, prompt, padding)
+    if hasattr(prompt.family.base, "rope_deltas"):
+        prompt.family.base.rope_deltas = merged.rope_deltas
     # `generate` reads the batch off the first of them.
     given: dict[str, Any] = {"inputs_embeds": merged.inputs_embeds}
     if _takes_features(model):
-        outputs = require("transformers.utils.generic", "export", _WHAT).ModelOutput
-        if merged.deepstack:
-            encoded = outputs(pooler_output=merged.features, deepstack_features=merged.deepstack)
-        else:
-            torch = require("torch", "export", _WHAT)
-            encoded = outputs(pooler_output=torch.cat(merged.features))
+        encoded = _encoded(merged)
         given = {"input_ids": merged.input_ids, "mm_encoder_outputs": {merged.modality: encoded}}
     given |= {"attention_mask": merged.attention_mask, "position_ids": merged.position_ids}
     if merged.token_type_ids is not None:
@@ -108,7 +105,7 @@ def hand_off(
 
 def check(model: Any, inputs: Mapping[str, Any], vision: Given) -> None:
     """Raise UsageError, which says what is wrong, unless `hand_off` takes these."""
-    _Prompt.of(model, inputs, vision)
+    _check_use(model, _Prompt.of(model, inputs, vision))
 
 
 def merge(
@@ -120,10 +117,7 @@ def merge(
 ) -> Merged:
     """The parts of `hand_off`, for programs that run the language model in another way; the model
     is left as it is."""
-    torch = require("torch", "export", _WHAT)
-    prompt = _Prompt.of(model, inputs, vision)
-    with torch.no_grad():
-        return _merged(torch, model, prompt, padding)
+    return _merged(model, _Prompt.of(model, inputs, vision), padding)
 
 
 @dataclass(frozen=True)
@@ -162,7 +156,10 @@ class _Prompt:
         mask = given.get("attention_mask")
         mask = torch.ones_like(ids) if mask is None else torch.as_tensor(mask, device=device)
         modality, seen = _placeholders(model.config, ids)
+        if (seen & (mask == 0)).any():
+            raise _unfit("the attention mask hides image tokens")
         sizes = _sizes(family, images, int(seen.sum()), _grids(family, given, modality))
+        _check_deepstack(model, images)
         keep = mask.bool() & ~seen
         places = seen.nonzero()
         start = 0
@@ -184,30 +181,27 @@ class _Prompt:
             )
         positions = _positions(torch, family.base, given, ids, mask)
         types = given.get("token_type_ids")
-        prompt = cls(
-            family,
-            ids,
-            mask.bool(),
-            seen,
-            keep,
-            positions,
-            None if types is None else torch.as_tensor(types, device=device),
-            tuple(zip(images, sizes, strict=True)),
-            modality,
+        return cls(
+            family=family,
+            ids=ids,
+            mask=mask.bool(),
+            seen=seen,
+            keep=keep,
+            positions=positions,
+            types=None if types is None else torch.as_tensor(types, device=device),
+            images=tuple(zip(images, sizes, strict=True)),
+            modality=modality,
         )
-        _check_model(model, prompt)
-        return prompt
 
 
-def _merged(torch: ModuleType, model: Any, prompt: _Prompt, padding: str) -> Merged:
+def _merged(model: Any, prompt: _Prompt, padding: str) -> Merged:
+    torch = require("torch", "export", _WHAT)
     keep, family = prompt.keep, prompt.family
-    embed = model.get_input_embeddings()
-    # A placeholder's id may lie outside the vocabulary.
-    embeds = embed(prompt.ids.masked_fill(prompt.seen, 0))
-    features = tuple(
-        family.project(image, size).to(embeds.device, embeds.dtype) for image, size in prompt.images
-    )
-    embeds[prompt.seen & keep] = torch.cat(features)
+    with torch.no_grad():
+        # A placeholder's id may lie outside the vocabulary.
+        embeds = model.get_input_embeddings()(prompt.ids.masked_fill(prompt.seen, 0))
+        features = tuple(family.project(image, size).to(embeds) for image, size in prompt.images)
+        embeds[prompt.seen & keep] = torch.cat(features)
     # What stays goes to one side, in its order; what is then cut off no row needs.
     length = int(keep.sum(1).max())
     if padding == "left":
@@ -222,19 +216,16 @@ def _merged(torch: ModuleType, model: Any, prompt: _Prompt, padding: str) -> Mer
     last = prompt.positions.masked_fill(~prompt.mask, -1).movedim(-2, 0).flatten(1).amax(1)
     deep = zip(*(image.deepstack for image, _ in prompt.images), strict=True)
     return Merged(
-        moved(prompt.ids),
-        embeds.gather(1, order[..., None].expand(-1, -1, embeds.shape[-1])),
-        mask.long(),
-        moved(prompt.positions),
-        (last + 1 - keep.sum(1))[:, None],
-        moved(prompt.seen).bool(),
-        features,
-        tuple(
-            tuple(torch.as_tensor(one).to(embeds.device, embeds.dtype) for one in layer)
-            for layer in deep
-        ),
-        None if prompt.types is None else moved(prompt.types),
-        prompt.modality,
+        input_ids=moved(prompt.ids),
+        inputs_embeds=embeds.gather(1, order[..., None].expand(-1, -1, embeds.shape[-1])),
+        attention_mask=mask.long(),
+        position_ids=moved(prompt.positions),
+        rope_deltas=(last + 1 - keep.sum(1))[:, None],
+        visual_pos_masks=moved(prompt.seen),
+        features=features,
+        deepstack=tuple(tuple(as_tensor(one).to(embeds) for one in layer) for layer in deep),
+        token_type_ids=None if prompt.types is None else moved(prompt.types),
+        modality=prompt.modality,
     )
 
 
@@ -262,9 +253,7 @@ def _grids(family: Family, given: Mapping[str, Any], modality: str) -> list[int]
     return [int(grid.prod()) // square for grid in given[name]]
 
 
-def _sizes(
-    family: Family, images: list[Image], places: int, grids: list[int] | None
-) -> list[int]:
+def _sizes(family: Family, images: list[Image], places: int, grids: list[int] | None) -> list[int]:
     """How many placeholders belong to each image."""
     told = [family.size(image) for image in images]
     if grids is not None:
@@ -322,7 +311,11 @@ def _positions(
     if not hasattr(base, "get_rope_index"):
         return (mask.long().cumsum(-1) - 1).clamp(min=0)
     takes = _names(base.get_rope_index)
-    own = {name: value for name, value in given.items() if name in takes}
+    own = {
+        name: value.to(ids.device) if isinstance(value, torch.Tensor) else value
+        for name, value in given.items()
+        if name in takes
+    }
     own |= {"input_ids": ids, "attention_mask": mask}
     if "mm_token_type_ids" in takes and "mm_token_type_ids" not in own:
         config = base.config
@@ -333,22 +326,20 @@ def _positions(
     return positions
 
 
-def _check_model(model: Any, prompt: _Prompt) -> None:
+def _check_use(model: Any, prompt: _Prompt) -> None:
     """Raise UsageError for a model, or a transformers, that would use what is given wrongly."""
-    old = 'pip install -U transformers'
+    has = "transformers " + require("transformers", "export", _WHAT).__version__
+    newer = "pip install -U transformers"
     if hasattr(model, "generate") and not hasattr(model, "_prepare_position_ids_for_generation"):
-        # Positions given to `generate` stay at the prompt's last one.
-        raise UsageError("this transformers generates at wrong places", where="model", hint=old)
-    layers = _deep_layers(model)
-    for number, (image, _) in enumerate(prompt.images):
-        if len(image.deepstack) != layers:
-            raise _unfit(
-                f"the model reads deepstack features of {layers} layers, image {number} has "
-                f"{len(image.deepstack)}",
-                hint="export the image half of this checkpoint: tcompile export hf:CHECKPOINT",
-            )
+        raise UsageError(
+            f"{has} does not count on from positions that are given to `generate`",
+            where="model",
+            hint=newer,
+        )
     if _takes_features(model) and "mm_encoder_outputs" not in _names(model.forward):
-        raise UsageError("this transformers takes no features of images", where="model", hint=old)
+        raise UsageError(
+            f"{has} does not take features of images for this model", where="model", hint=newer
+        )
     kind = ""
     with suppress(AttributeError):
         kind = str(model.config.get_text_config()._attn_implementation)
@@ -359,6 +350,17 @@ def _check_model(model: Any, prompt: _Prompt) -> None:
             where="model",
             hint='load it with attn_implementation="sdpa"',
         )
+
+
+def _check_deepstack(model: Any, images: list[Image]) -> None:
+    layers = _deep_layers(model)
+    for number, image in enumerate(images):
+        if len(image.deepstack) != layers:
+            raise _unfit(
+                f"the model reads deepstack features of {layers} layers, image {number} has "
+                f"{len(image.deepstack)}",
+                hint="export the image half of this checkpoint: tcompile export hf:CHECKPOINT",
+            )
 
 
 def _deep_layers(model: Any) -> int:
@@ -372,6 +374,21 @@ def _takes_features(model: Any) -> bool:
     return bool(_deep_layers(model)) or (
         generates and "inputs_embeds" not in _names(model.prepare_inputs_for_generation)
     )
+
+
+def _encoded(merged: Merged) -> Any:
+    """The features as the model's own encoder gives them."""
+    torch = require("torch", "export", _WHAT)
+    if merged.deepstack:
+        return _output_class()(merged.features, merged.deepstack)
+    return _output_class()(torch.cat(merged.features))
+
+
+@cache
+def _output_class() -> Any:
+    base = require("transformers.utils.generic", "export", _WHAT).ModelOutput
+    fields = [("pooler_output", Any, None), ("deepstack_features", Any, None)]
+    return make_dataclass("Encoded", fields, bases=(base,))
 
 
 def _names(function: Any) -> Any:

@@ -105,6 +105,13 @@ def images_of(given: Given) -> list[Image]:
         UsageError: features and indices that do not belong together.
     """
     parts = [given] if isinstance(given, (Result, Vision)) else list(given)
+    for part in parts:
+        if not isinstance(part, (Result, Vision)):
+            raise UsageError(
+                f"{type(part).__name__} does not say which tokens it holds",
+                where="vision",
+                hint="give what tcompile.load's model gave, or Vision(features, Tokens(index))",
+            )
     return [image for part in parts for image in _images(part)]
 
 
@@ -149,18 +156,17 @@ def _check_shapes(features: Array, tokens: Tokens | None) -> None:
 
 
 def _index(tokens: Tokens | None, row: int, count: int) -> Places:
-    """The token of the dense encoder that each row is; a fused row: the first it stands for."""
+    """The token of the dense encoder that each row is; of a fused row the first that it stands for:
+    by its owner map, else all that no row is."""
     if tokens is None:
         return np.arange(count)
     index = np.array(tokens.index[row], np.int64)
-    for fused in np.flatnonzero(index < 0):
-        owned = () if tokens.owner is None else np.flatnonzero(tokens.owner[row] == fused)
+    owner = None if tokens.owner is None else np.asarray(tokens.owner[row])
+    free = np.setdiff1d(np.arange(count + 1), index)  # of so many, more than enough are free
+    for number, fused in enumerate(np.flatnonzero(index < 0)):
+        owned = free[number:] if owner is None else np.flatnonzero(owner == fused)
         if not len(owned):
-            raise UsageError(
-                f"row {fused} of image {row} stands for several tokens, and no owner says which",
-                where="vision",
-                hint="give Tokens(index, owner)",
-            )
+            raise UsageError(f"nothing is owned by row {fused} of image {row}", where="vision")
         index[fused] = owned[0]
     if len(np.unique(index)) < len(index):
         raise UsageError(f"the index of image {row} has a token twice", where="vision")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -98,6 +98,15 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
             "image_token_id": IMAGE,
         },
     ),
+    "idefics3": (
+        "Idefics3",
+        {
+            "vision_config": {**_TOWER, "patch_size": 4, "model_type": "idefics3_vision"},
+            "text_config": _llama(),
+            "scale_factor": 2,
+            "image_token_id": IMAGE,
+        },
+    ),
     "qwen2_vl": (
         "Qwen2VL",
         {
@@ -145,11 +154,24 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
+CONFIGS["qwen3_vl_moe"] = (
+    "Qwen3VLMoe",
+    {
+        **CONFIGS["qwen3_vl"][1],
+        "text_config": {
+            **_TEXT,
+            "rope_parameters": _MROPE,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+        },
+    },
+)
 #: (time, height, width) in patches of the images of a Qwen prompt: of three sizes.
 GRIDS = ((1, 8, 8), (1, 4, 8), (1, 8, 4))
 
 
-@lru_cache(maxsize=None)
+@cache
 def tiny_vlm(kind: str) -> Any:
     """A model of a kind, whose weights are large enough for positions to matter."""
     import transformers
@@ -162,6 +184,7 @@ def tiny_vlm(kind: str) -> Any:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape) * 0.1)
+        model.lm_head.weight[IMAGE:] = 0.0  # is never the best: that token is not written
     model.generation_config.eos_token_id = None
     model.requires_grad_(False)
     return model
@@ -201,11 +224,40 @@ def prompt(kind: str, rows: Sequence[int]) -> Prompt:
         pixels = torch.randn(sum(t * h * w for t, h, w in grids), 96, generator=generator)
         inputs |= {"image_grid_thw": torch.tensor(grids)}
         inputs |= {"mm_token_type_ids": (ids == IMAGE).int()}
-    elif kind == "smolvlm":
+    elif kind in ("smolvlm", "idefics3"):
         pixels = torch.randn(len(rows), max(rows), 3, 32, 32, generator=generator)
+        for row, images in zip(pixels, rows, strict=True):
+            row[images:] = 0.0  # there is no image
     else:
         pixels = torch.randn(sum(rows), 3, 32, 32, generator=generator)
     if kind == "paligemma":
         # The prefix is seen in both directions, what follows the last image is the answer.
         inputs["token_type_ids"] = (ids != 0).long() * (ids == END).long().cumsum(1).clamp(max=1)
     return Prompt({**inputs, "pixel_values": pixels}, tuple(sizes))
+
+
+def llava_processor() -> Any:
+    """A processor for the `llava` of `tiny_vlm`, whose words are `w7`, `w8`, …"""
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = {"<image>" if i == IMAGE else f"w{i}": i for i in range(VOCABULARY)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w2"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    side = _TOWER["image_size"]
+    return transformers.LlavaProcessor(
+        transformers.CLIPImageProcessor(
+            size={"shortest_edge": side}, crop_size={"height": side, "width": side}
+        ),
+        transformers.PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer,
+            pad_token="w0",
+            extra_special_tokens={"image_token": "<image>"},
+        ),
+        patch_size=_TOWER["patch_size"],
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template="{% for message in messages %}{% for part in message['content'] %}"
+        "{{ '<image> ' if part['type'] == 'image' else part['text'] }}"
+        "{% endfor %}{% endfor %}",
+    )
