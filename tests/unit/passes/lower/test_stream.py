@@ -48,7 +48,8 @@ def test_every_merge_is_widened(reduced: Reduced) -> None:
         if node.op == merged:
             # Straight from the stream into the stream.
             source = producer(node.inputs[0])
-            assert source is not None and source.op not in ("Slice", "Concat")
+            assert source is not None
+            assert source.op not in ("Slice", "Concat")
             assert not any(reader.op == "Concat" for reader in node.outputs[0].outputs)
 
 
@@ -83,7 +84,8 @@ def test_a_prefix_that_is_read_between_stays(reduced: Reduced) -> None:
     graph.outputs.append(tensor)
     graph.nodes.append(gs.Node("Identity", "more", inputs=[tensor], outputs=[gs.Variable("more")]))
     widen_merges(graph)
-    assert merge.op == "TcMergeWhole" and merge.outputs[0] is tensor
+    assert merge.op == "TcMergeWhole"
+    assert merge.outputs[0] is tensor
 
 
 def test_it_is_for_a_cpu() -> None:
