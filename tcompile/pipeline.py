@@ -59,6 +59,7 @@ from tcompile.passes.reduce.towers import reduce_towers
 from tcompile.passes.runner import Dump
 from tcompile.passes.stages import Analysed, Reduced
 from tcompile.planning.cost import cost_of
+from tcompile.planning.memory import memory_plan
 from tcompile.planning.method_schedule import for_towers, given_schedule, tower_notes
 from tcompile.planning.precisions import (
     AUTO_PRECISION,
@@ -231,7 +232,11 @@ def price(
     reduced = _apply(read_model, made, request, planned)
     if isinstance(planned, FixedPlan):
         planned = planned.with_latency(reduced, chosen, level, request.batch)
-    return PlanWithCost(reduced.schedule, cost_of(reduced), planned, level)
+    memory = memory_plan(reduced, chosen, level, request.batch)
+    made = reduced.schedule
+    if note := memory.note(chosen.title):
+        made = replace(made, notes=(*made.notes, note))
+    return PlanWithCost(made, cost_of(reduced), planned, level, memory)
 
 
 def reduce(
@@ -539,6 +544,10 @@ def _write_reduced(
     source, owners = describe_source(job.path), Owners(job.path, reduced.dense, reduced.written)
     folder = draft.empty()
     planned, notes = on_target(planned, reduced, job)
+    # An engine is given memory for the largest batch that it takes.
+    largest = job.request.batch if job.target.on_cpu else job.batches.settled.largest
+    memory = memory_plan(reduced, job.target, job.precision, largest)
+    notes += filter(None, [memory.note(job.target.title)])
     looking = None
     if not job.target.on_cpu and job.precision in ON_IMAGES:
         looking = looking_at(
@@ -567,6 +576,7 @@ def _write_reduced(
         job.token_ops,
         folder,
         temporary,
+        memory,
         plain=plain,
         quantization=None if looking is None else looking.quantization(),
     )

@@ -78,6 +78,7 @@ def plan(
             click.echo(line)
     for line in made.cost.lines() if not made.schedule.dense else ():
         click.echo(line)
+    click.echo(f"memory, predicted: {made.memory.words(reduced=not made.schedule.dense)}")
 
 
 def print_planned(planned: PlanReport) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import onnx_graphsurgeon as gs
 
+from tcompile.core.decode import encode
 from tcompile.core.errors import TcompileError
 from tcompile.core.schedule import Schedule, Shape
 from tcompile.core.site import SiteName
@@ -17,6 +18,7 @@ from tcompile.methods.composition import parse_keep
 from tcompile.passes.stages import Reduced
 from tcompile.planning.cost import Cost
 from tcompile.planning.losses.drop import Drop
+from tcompile.planning.memory import Memory
 from tcompile.planning.optimise.tables import Plan
 from tcompile.planning.options.budgets import Budget, MethodPlan, ends_of
 from tcompile.planning.options.outcome import Emitted, Outcome, Reason, Share
@@ -200,12 +202,14 @@ class PlanWithCost:
         schedule, cost: both.
         chosen: how the schedule was solved, or whose it is; what was asked, what is kept, and why.
         precision: that it is for.
+        memory: that it needs.
     """
 
     schedule: Schedule
     cost: Cost
     chosen: PlanReport | FixedPlan
     precision: str
+    memory: Memory
 
     @property
     def planned(self) -> PlanReport | None:
@@ -218,6 +222,7 @@ class PlanWithCost:
             **self.schedule.to_json(),
             "precision": self.precision,
             "cost": self.cost.to_json(),
+            "memory": encode(self.memory),
             "plan": self.chosen.to_json(),
         }
 

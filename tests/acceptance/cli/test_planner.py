@@ -62,6 +62,7 @@ def test_plan_for_people(tcompile: Command, profiled: Path) -> None:
     assert "profile: measured, " in shown.out
     assert "measured latency" not in shown.out
     assert "measured on 32 procedural scenes" in shown.out
+    assert "memory, predicted: weights " in shown.out
     unseen = tcompile(*asked, "--calibration", "none")
     assert "a documented prior" in unseen.out
 
@@ -78,6 +79,10 @@ def test_json_has_the_plan_and_is_a_schedule(
     assert [s["site"] for s in plan["steps"]] == [r["site"] for r in document["reductions"]]
     assert [s["after"] - 1 for s in plan["steps"]] == [r["keep"] for r in document["reductions"]]
     assert plan["latency_kind"] == "measured"
+    memory, size = document["memory"], profiled.stat().st_size
+    assert 0.8 * size < memory["dense"]["weights"] < size
+    assert memory["dense"]["activations"] > 0
+    assert (memory["batch"], memory["device"], memory["file"]) == (1, None, None)
     assert plan["front"]
     name = {"--keep": "keep", "--latency": "latency_ms"}[budget[0]]
     assert float(plan["budget"][name]) == float(budget[1])
