@@ -118,7 +118,7 @@ def _stored(constant: gs.Constant, how: Storage, batch: int) -> int:
     readers = constant.outputs
     if constant.dtype != np.float32 or not readers:
         return size
-    if all(n.inputs[1] is constant and _in_eight_bits(n, how, batch) for n in readers):
+    if all(_in_eight_bits(n, how, batch) and n.inputs[1] is constant for n in readers):
         transposed = readers[0].op == "Gemm" and attr(readers[0], "transB", 0)
         return size // 4 + _SCALE * int(constant.shape[0 if transposed else 1])
     if all(n.name in how.fp32 for n in readers):

@@ -230,6 +230,22 @@ def test_weights_in_int8_are_those_of_onnx_runtimes_quantizer(reduced: Reduced) 
     assert predicted < 0.4 * weight_bytes(reduced.dense, Storage())
 
 
+def test_what_is_stored_may_be_moved_first() -> None:
+    """A table that is split or transposed, by nodes that read nothing else, stays in fp32."""
+    table = gs.Constant("table", np.ones((8, 16), np.float32))
+    x, turned, y = (gs.Variable(n, np.float32, [1, 8, 8]) for n in ("x", "turned", "y"))
+    turned.shape, x.shape = [16, 8], [1, 8, 16]
+    nodes = [
+        gs.Node("Transpose", "turn", {"perm": [1, 0]}, [table], [turned]),
+        gs.Node("MatMul", "product", {}, [x, turned], [y]),
+    ]
+    graph = gs.Graph(nodes, [x], [y], opset=17)
+    for target, precision, size in (("cpu", "int8", 4), ("rtx-4090", "fp16", 2)):
+        how = storage_of(load_target(target), precision)
+        assert weight_bytes(graph, how) == 8 * 16 * size
+        assert peak_activations(graph, how) > 0
+
+
 def test_weights_in_int8_are_those_of_our_pairs(reduced: Reduced) -> None:
     """A limit of 2: no product is left in 16 bits."""
     device = load_target("rtx-4090")
