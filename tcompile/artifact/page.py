@@ -18,6 +18,7 @@ from tcompile.artifact.manifest import (
 from tcompile.core.errors import short_names
 from tcompile.core.model_files import TensorInfo
 from tcompile.core.schedule import RESTORES
+from tcompile.planning.front import FrontPlan, front_table
 from tcompile.planning.memory import AT_LEAST, Memory
 from tcompile.targets.backends.base import FusedAttention
 
@@ -47,7 +48,7 @@ def render(manifest: Manifest) -> str:
         ),
         "\n## Latency\n",
         _latency(m.latency),
-        *filter(None, (_speedup(m), _over_rival(m), _prediction(m))),
+        *filter(None, (_speedup(m), _over_rival(m), _prediction(m), _front(m))),
         *(["\n## Memory\n", _memory(m, m.memory)] if m.memory else []),
         "\n## Fidelity to the dense model\n",
         _fidelity(m.fidelity),
@@ -226,6 +227,23 @@ def _prediction(m: Manifest) -> str:
         ),
     )
     return f"\n{text}\n\nPredicted within {plan['band']:.0%}, from: {plan['profile']}."
+
+
+def _front(m: Manifest) -> str:
+    """The plans that were looked at, and the dense model, by predicted latency and loss."""
+    plan = m.plan or {}
+    found = [FrontPlan(**point) for point in plan.get("front") or ()]
+    if not found:
+        return ""
+    head, rows = front_table(found)
+    said = f"Loss: {plan['losses']}. "
+    said += "Of the plans that were looked at: those that no other beats in both latency and loss, "
+    said += "the best in each precision, and the dense model; latencies are predicted, from a "
+    said += f"{plan['latency_kind']} profile."
+    if m.rival is not None:
+        said += f" What the dense model takes and loses in {m.precision} was measured: see above"
+        said += " and below."
+    return f"\n### Plans by latency and loss\n\n{table(head, rows)}\n\n{said}"
 
 
 def _fidelity(fidelity: Fidelity | None) -> str:

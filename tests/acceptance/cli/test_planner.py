@@ -83,7 +83,12 @@ def test_json_has_the_plan_and_is_a_schedule(
     assert 0.8 * size < memory["dense"]["weights"] < size
     assert memory["dense"]["activations"] > 0
     assert (memory["batch"], memory["device"], memory["file"]) == (1, None, None)
-    assert plan["front"]
+    (chosen,) = (point for point in plan["front"] if point["chosen"])
+    assert (chosen["latency_ms"], chosen["loss"]) == (plan["predicted_ms"], plan["loss"])
+    assert (chosen["precision"], chosen["seen_in"]) == ("fp32", "fp32")
+    assert chosen["patches"] == document["reductions"][-1]["keep"]
+    (dense,) = (point for point in plan["front"] if point["method"] == "dense")
+    assert (dense["latency_ms"], dense["loss"]) == (plan["dense_ms"], 0)
     name = {"--keep": "keep", "--latency": "latency_ms"}[budget[0]]
     assert float(plan["budget"][name]) == float(budget[1])
     Path("s.json").write_text(told.out)

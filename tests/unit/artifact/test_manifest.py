@@ -30,8 +30,10 @@ from tcompile.artifact.manifest import (
     TargetEntry,
 )
 from tcompile.artifact.page import render
+from tcompile.core.decode import encode
 from tcompile.core.errors import ModelError
 from tcompile.core.model_files import FileEntry, describe_source, describe_tensors, is_source
+from tcompile.planning.front import FrontPlan, front_of
 from tcompile.planning.memory import Memory
 from tcompile.planning.options.outcome import Share
 from tcompile.targets.backends.base import FusedAttention
@@ -115,6 +117,24 @@ def test_memory_is_on_the_page_and_older_manifests_have_none(full: Manifest) -> 
     older = Manifest.from_json(document)
     assert older.memory is None
     assert "## Memory" not in render(older)
+
+
+def test_plans_that_were_looked_at_are_on_the_page(full: Manifest) -> None:
+    """As a manifest has them, and with what older ones have: nothing."""
+    front = front_of(
+        [
+            FrontPlan("int8", "tome", 143, 20.0, 0.002, "int8", 32, chosen=True),
+            FrontPlan("int8", "dense", 196, 30.0),
+            FrontPlan("fp32", "dense", 196, 80.0, 0.0),
+        ]
+    )
+    plan = {"losses": "1 - cosine, measured on 32 images", "latency_kind": "measured"}
+    given = replace(full, plan={**plan, "front": encode(front)})
+    page = render(Manifest.from_json(json.loads(json.dumps(given.to_json()))))
+    assert "| int8 | tome | 143 | 20 ms | 0.002 | int8, 32 images | chosen |" in page
+    assert "| int8 | dense | 196 | 30 ms | not run |  |  |" in page
+    assert "Loss: 1 - cosine, measured on 32 images. Of the plans that were looked at" in page
+    assert "Plans by latency" not in render(replace(full, plan=plan))
 
 
 def test_schema_is_one() -> None:
