@@ -59,6 +59,7 @@ from tcompile.passes.reduce.towers import reduce_towers
 from tcompile.passes.runner import Dump
 from tcompile.passes.stages import Analysed, Reduced
 from tcompile.planning.cost import cost_of
+from tcompile.planning.memory import memory_plan
 from tcompile.planning.method_schedule import for_towers, given_schedule, tower_notes
 from tcompile.planning.precisions import (
     AUTO_PRECISION,
@@ -231,7 +232,11 @@ def price(
     reduced = _apply(read_model, made, request, planned)
     if isinstance(planned, FixedPlan):
         planned = planned.with_latency(reduced, chosen, level, request.batch)
-    return PlanWithCost(reduced.schedule, cost_of(reduced), planned, level)
+    memory = memory_plan(reduced, chosen, level, request.batch)
+    made = reduced.schedule
+    if note := memory.note(chosen.title):
+        made = replace(made, notes=(*made.notes, note))
+    return PlanWithCost(made, cost_of(reduced), planned, level, memory)
 
 
 def reduce(
@@ -252,7 +257,7 @@ def _planned_in(
         level = precision or target.default_precision
         target.check_precision(level)
         asked = _without_images(request) if level in ON_IMAGES else request
-        return level, *_planned(model, asked, target, target.planned_as(level), say)
+        return level, *_planned(model, asked, target, level, say)
     check_weighable(target, request)
     best, note = _best_precision(model, request, target, say)
     made = replace(best.schedule, notes=(*best.schedule.notes, note))
@@ -272,9 +277,11 @@ def _planned(
     model: Analysed, request: Request, target: Target, precision: str, say: Progress
 ) -> tuple[Schedule, PlanReport | FixedPlan]:
     """`schedule_for_request`, with the rules of restored outputs and of a smaller image."""
-    made, planned = schedule_for_request(model, request, target, precision, say)
-    solved = isinstance(planned, PlanReport)
-    if not solved:
+    level = target.planned_as(precision)
+    made, planned = schedule_for_request(model, request, target, level, say)
+    if solved := isinstance(planned, PlanReport):
+        planned = planned.labelled(precision)
+    else:
         made = with_position_rule(model, request, made, say)
     return with_rule(model, request, made, say, solved=solved), planned
 
@@ -433,7 +440,8 @@ def _weighed(job: Job, say: Progress) -> Job:
     that were run on images, are kept."""
     model = _read_asked(job.path, job.request)
     best, note = _best_precision(model, job.request, job.target, say)
-    return replace(job, precision=best.precision, why_precision=note)  # type: ignore[arg-type]
+    front, level = best.planned.front, best.precision
+    return replace(job, precision=level, why_precision=note, front=front)  # type: ignore[arg-type]
 
 
 def _build_best(job: Job, draft: Draft, say: Progress) -> Manifest:
@@ -531,14 +539,17 @@ def _write_reduced(
     planned: PlanReport | FixedPlan | None = None
     if request is not None:
         asked = _without_images(request) if job.precision in ON_IMAGES else request
-        level = job.target.planned_as(job.precision)
-        schedule, planned = _planned(analysed, asked, job.target, level, say)
+        schedule, planned = _planned(analysed, asked, job.target, job.precision, say)
     say("reducing")
     reduced = _apply(analysed, schedule, job.request, planned, job.dump)
     # Up to here nothing was written, and what cannot be planned or reduced is known.
     source, owners = describe_source(job.path), Owners(job.path, reduced.dense, reduced.written)
     folder = draft.empty()
     planned, notes = on_target(planned, reduced, job)
+    # An engine is given memory for the largest batch that it takes.
+    largest = job.request.batch if job.target.on_cpu else job.batches.settled.largest
+    memory = memory_plan(reduced, job.target, job.precision, largest)
+    notes += filter(None, [memory.note(job.target.title)])
     looking = None
     if not job.target.on_cpu and job.precision in ON_IMAGES:
         looking = looking_at(
@@ -567,6 +578,7 @@ def _write_reduced(
         job.token_ops,
         folder,
         temporary,
+        memory,
         plain=plain,
         quantization=None if looking is None else looking.quantization(),
     )

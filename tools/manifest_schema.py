@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from tcompile.analysis import memory
 from tcompile.artifact import manifest
 
 
@@ -19,7 +20,8 @@ def schema() -> dict[str, Any]:
     """Return the schema; every field is required, and no other may be there."""
     _, parts = msgspec.json.schema_components([manifest.Manifest], ref_template="#/$defs/{name}")
     for name, part in parts.items():
-        _complete(part, inspect.getdoc(getattr(manifest, name)) or "")
+        owner = manifest if hasattr(manifest, name) else memory
+        _complete(part, inspect.getdoc(getattr(owner, name)) or "")
     whole = parts.pop("Manifest")
     fields = {name: whole["properties"][name] for name in ("schema", "tool", *whole["properties"])}
     whole |= {"title": "tcompile artifact manifest", "properties": fields, "required": [*fields]}

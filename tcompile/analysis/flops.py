@@ -50,10 +50,7 @@ def node_flops(node: gs.Node) -> int:
 
 def _token_op(node: gs.Node) -> int:
     """Return the FLOPs of a token op: those of its body, whose shapes follow from the inputs'."""
-    inputs = tuple(
-        (int(np_dtype_to_tensor_dtype(np.dtype(t.dtype))), tuple(shape(t))) for t in node.inputs
-    )
-    return _body_flops(str(node.op), inputs, numbers_of(node))
+    return _body_flops(str(node.op), inputs_of(node), numbers_of(node))
 
 
 @cache
@@ -100,6 +97,21 @@ _OPSET = 18
 #: ONNX element type and dims of each input.
 Inputs = tuple[tuple[int, tuple[int, ...]], ...]
 Numbers = tuple[tuple[str, int], ...]
+
+
+def inputs_of(call: gs.Node, batch: int = 1) -> Inputs:
+    """Return element types and dims of what a token op is called with.
+
+    Args:
+        batch: that a free one is taken for.
+    """
+    return tuple(
+        (
+            int(np_dtype_to_tensor_dtype(np.dtype(t.dtype))),
+            tuple(settled(d, batch) for d in t.shape),
+        )
+        for t in call.inputs
+    )
 
 
 def numbers_of(call: gs.Node) -> Numbers:

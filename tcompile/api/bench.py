@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from tcompile.api.reference import dense_rival, find_dense, normal_form, reduced_reference
 from tcompile.artifact.directory import Artifact, load_artifact
 from tcompile.core.errors import UsageError
 from tcompile.core.progress import Progress, silent
+from tcompile.runtime.resident import measure_resident
 from tcompile.runtime.timing import Benchmark, bench_models
 from tcompile.targets.backends.cpu import on_cpu
 from tcompile.targets.devices import HALF, ON_CPU
@@ -22,7 +24,8 @@ def bench(
     threads: int | None = None,
     progress: Progress = silent,
 ) -> Benchmark:
-    """Measure an artifact against the dense model it came from (or the one given).
+    """Measure an artifact against the dense model it came from (or the one given): how long both
+    take, and, of what is for a CPU, how much memory.
 
     An fp16 artifact is not built for a CPU, which would only emulate it: there, the fp32 reduced
     graph is made again and measured, so that like is compared with like. A source that computes in
@@ -53,7 +56,7 @@ def bench(
         manifest, target = opened.manifest, opened.manifest.target
         half = normal is not None and target.runtime != "openvino"
         flops = opened.manifest.flops
-        return bench_models(
+        measured = bench_models(
             normal or dense.path,
             reduced,
             rounds=rounds,
@@ -66,6 +69,19 @@ def bench(
             precision=manifest.precision,
             flop_ideal=flops.dense / flops.reduced if flops.reduced else None,
         )
+        if gpu or narrow:  # what runs here is not what was built
+            return measured
+        progress("measuring memory, each model in a process of its own")
+        files = {"dense": normal or dense.path, "reduced": reduced, "rival": rival}
+        how, found = on_cpu(target.runtime, manifest.precision), {}
+        for name, path in files.items():
+            way = how.exact if name == "dense" else how
+            if path is not None:
+                found[name] = measure_resident(
+                    path, way, threads=measured.threads, batch=measured.batch
+                )
+        known = {name: one for name, one in found.items() if one is not None}
+        return replace(measured, memory=known)
 
 
 def _note(artifact: Artifact) -> str:

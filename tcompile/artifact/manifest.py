@@ -21,6 +21,7 @@ from tcompile.core.errors import bounded
 from tcompile.core.model_files import Dims, FileEntry, SourceFile, TensorInfo
 from tcompile.core.schedule import RESTORES, BlockTokens
 from tcompile.passes.lower.token_ops import TokenOpsChoice
+from tcompile.planning.memory import Memory
 from tcompile.planning.options.outcome import Emitted, Outcome, Reason, Share
 from tcompile.targets.backends.base import FusedAttention
 
@@ -306,6 +307,8 @@ class Manifest:
         tokens_per_block: prefix tokens included.
         flops: for one image; a multiply-add counts as two.
         versions: of Python, the compiler, its libraries and backends.
+        memory: that the model and the dense one need at least, predicted, and the bytes of what was
+            written; null in manifests of older versions.
         fidelity: what the reduction changed; null if it was not looked at.
         fused_attention: attention layers in the graph, fused kernels found in the engine, layers
             that are not fused; null without an engine.
@@ -359,6 +362,7 @@ class Manifest:
     tokens_per_block: tuple[BlockTokens, ...]
     flops: Flops
     versions: dict[str, str]
+    memory: Memory | None = None
     latency: tuple[Latency, ...] = ()
     fidelity: Fidelity | None = None
     fused_attention: FusedAttention | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from tcompile.analysis.memory import size_words
 from tcompile.artifact.manifest import (
     Fidelity,
     Latency,
@@ -17,6 +18,8 @@ from tcompile.artifact.manifest import (
 from tcompile.core.errors import short_names
 from tcompile.core.model_files import TensorInfo
 from tcompile.core.schedule import RESTORES
+from tcompile.planning.front import FrontPlan, front_table
+from tcompile.planning.memory import AT_LEAST, Memory
 from tcompile.targets.backends.base import FusedAttention
 
 
@@ -45,7 +48,8 @@ def render(manifest: Manifest) -> str:
         ),
         "\n## Latency\n",
         _latency(m.latency),
-        *filter(None, (_speedup(m), _over_rival(m), _prediction(m))),
+        *filter(None, (_speedup(m), _over_rival(m), _prediction(m), _front(m))),
+        *(["\n## Memory\n", _memory(m, m.memory)] if m.memory else []),
         "\n## Fidelity to the dense model\n",
         _fidelity(m.fidelity),
         *([_of_rival(m.rival, m.precision)] if m.rival else []),
@@ -188,6 +192,24 @@ def quantization_words(how: Quantization) -> str:
     return f"{how.kind}{data}, of {how.products} matrix products; {how.reason}{tokens}"
 
 
+def _memory(m: Manifest, memory: Memory) -> str:
+    """What both models need, predicted, beside the bytes of what was written."""
+    needs = [("dense", memory.dense), *([("reduced", memory.reduced)] if m.reduced else [])]
+    text = table(
+        ("model", "weights", "activations", "together"),
+        ((name, *map(size_words, (n.weights, n.activations, n.total))) for name, n in needs),
+    )
+    said = f"Predicted, in {m.precision}, of a batch of {memory.batch}; {AT_LEAST}. "
+    said += "Activations are those alive at one time, at their most."
+    written = [("model.onnx", memory.file), ("the engine", memory.engine)]
+    sizes = [f"{name} {size_words(size)}" for name, size in written if size is not None]
+    if sizes:
+        said += f" Written: {', '.join(sizes)}."
+    if memory.device is not None:
+        said += f" The device has {size_words(memory.device)}."
+    return f"{text}\n\n{said}"
+
+
 def _prediction(m: Manifest) -> str:
     """The latency that the plan predicted, beside what was measured of the same two models."""
     plan = m.plan or {}
@@ -205,6 +227,23 @@ def _prediction(m: Manifest) -> str:
         ),
     )
     return f"\n{text}\n\nPredicted within {plan['band']:.0%}, from: {plan['profile']}."
+
+
+def _front(m: Manifest) -> str:
+    """The plans that were looked at, and the dense model, by predicted latency and loss."""
+    plan = m.plan or {}
+    found = [FrontPlan(**point) for point in plan.get("front") or ()]
+    if not found:
+        return ""
+    head, rows = front_table(found)
+    said = f"Loss: {plan['losses']}. "
+    said += "Of the plans that were looked at: those that no other beats in both latency and loss, "
+    said += "the best in each precision, and the dense model; latencies are predicted, from a "
+    said += f"{plan['latency_kind']} profile."
+    if m.rival is not None:
+        said += f" What the dense model takes and loses in {m.precision} was measured: see above"
+        said += " and below."
+    return f"\n### Plans by latency and loss\n\n{table(head, rows)}\n\n{said}"
 
 
 def _fidelity(fidelity: Fidelity | None) -> str:

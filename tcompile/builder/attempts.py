@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tcompile.artifact.manifest import Latency, Manifest, dense_and_reduced
+from tcompile.planning.front import front_of
 from tcompile.planning.solve.plan_report import (
     FixedPlan,
     PlanReport,
@@ -103,7 +104,9 @@ def on_target(
     if isinstance(chosen, PlanReport):
         # Planning again asks for another budget.
         outcome = replace(chosen.outcome, others=budget_words(job.request))
-        chosen = replace(chosen, outcome=outcome, budget=budget_of(job.request))
+        others = (replace(plan, chosen=False) for plan in job.front)
+        front = front_of([*others, *chosen.front])
+        chosen = replace(chosen, outcome=outcome, budget=budget_of(job.request), front=front)
     if chosen is None or target.on_cpu:
         return chosen, notes
     if isinstance(chosen, FixedPlan):
@@ -142,7 +145,6 @@ def _with_plan(made: Attempt, job: Job) -> Manifest:
         return made.manifest
     notes, manifest = list(made.manifest.notes), made.manifest.with_outcome(made.chosen.outcome)
     document: dict[str, Any] = made.chosen.to_json()
-    document.pop("front", None)
     latency = manifest.latency or _modelled(document, job)
     if not made.reduced:
         # There is one model; the second figure is of the dense one against itself, or rounded.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from tcompile.builder.job import Job
     from tcompile.passes.stages import Reduced
+    from tcompile.planning.memory import Memory
     from tcompile.runtime.samples import Samples
 
 #: Images that a model of 8 bits is judged on.
@@ -55,6 +56,7 @@ class Models:
         owners: tells the user's nodes from those that tcompile wrote.
         schedule: what was applied.
         token_ops: their form, and why.
+        memory: that it needs, predicted.
         widened: whether the source computes in fp16.
         quantized: whether the source quantises while it runs.
         token_index: output with fewer tokens → the output that says which tokens its rows are.
@@ -71,6 +73,7 @@ class Models:
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     flops: Flops
+    memory: Memory
     widened: bool
     quantized: bool = False
     token_index: Mapping[str, str] = field(default_factory=dict)
@@ -105,6 +108,7 @@ def write_models(
     form: TokenOpsChoice,
     folder: Path,
     scratch: Path,
+    memory: Memory,
     plain: gs.Graph | None = None,
     quantization: Quantization | None = None,
 ) -> Models:
@@ -117,6 +121,7 @@ def write_models(
         form: the form of the token ops, as it was asked for.
         folder: takes the model to ship.
         scratch: takes the others.
+        memory: that the model needs.
         plain: the dense graph as the target's runtime takes it, in place of its normal form.
         quantization: see `Models`.
     """
@@ -140,6 +145,7 @@ def write_models(
         inputs=inputs,
         outputs=outputs,
         flops=Flops(graph_flops(reduced.dense), graph_flops(reduced.graph)),
+        memory=memory,
         widened=reduced.widened,
         quantized=reduced.quantized,
         token_index=reduced.token_index,
@@ -245,6 +251,7 @@ def manifest_of(models: Models, built: Built, evidence: Evidence, job: Job) -> M
         schedule=schedule.to_json(),
         tokens_per_block=schedule.tokens_per_block(),
         flops=models.flops,
+        memory=_with_files(models.memory, models.shipped),
         versions={**installed_versions(), **built.emitted.versions},
         latency=evidence.latency,
         fidelity=evidence.fidelity,
@@ -261,3 +268,10 @@ def manifest_of(models: Models, built: Built, evidence: Evidence, job: Job) -> M
         fault=None if built.fault is None else built.fault.what,
         quantization=models.quantization,
     )
+
+
+def _with_files(memory: Memory, shipped: Path) -> Memory:
+    """What a model needs, with the bytes of what was written."""
+    file = sum(p.stat().st_size for p in shipped.parent.glob(f"{shipped.name}*"))
+    engine = sum(p.stat().st_size for p in (shipped.parent / "engine").rglob("*") if p.is_file())
+    return replace(memory, file=file, engine=engine or None)

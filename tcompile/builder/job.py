@@ -11,6 +11,7 @@ from tcompile.targets.devices import ROUNDED
 if TYPE_CHECKING:
     from tcompile.passes.lower.token_ops import TokenOpsChoice
     from tcompile.passes.runner import Dump
+    from tcompile.planning.front import FrontPlan
     from tcompile.planning.request import Request
     from tcompile.targets import Target
     from tcompile.targets.backends.base import BatchSizes
@@ -31,6 +32,7 @@ class Job:
         keep_failed: write also what failed a check.
         dump: takes the graph after each pass.
         why_precision: what the precision was weighed against; empty where nobody left it open.
+        front: the plans that were looked at for that, in all precisions.
     """
 
     path: Path
@@ -44,6 +46,7 @@ class Job:
     keep_failed: bool = False
     dump: Dump | None = None
     why_precision: str = ""
+    front: tuple[FrontPlan, ...] = ()
 
     @property
     def graph_precision(self) -> Precision:

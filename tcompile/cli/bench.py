@@ -19,6 +19,7 @@ from tcompile.cli.common import (
 )
 
 if TYPE_CHECKING:
+    from tcompile.planning.memory import Memory
     from tcompile.runtime.timing import Benchmark
 
 
@@ -38,7 +39,8 @@ if TYPE_CHECKING:
 def bench(
     artifact: Path, against: Path | None, rounds: int, threads: int | None, as_json: bool
 ) -> None:
-    """Measure the dense and the reduced model on this machine, interleaved.
+    """Measure the dense and the reduced model on this machine, interleaved; and the memory that
+    each takes in a process of its own.
 
     Both run in the runtime that the artifact is for, OpenVINO or ONNX Runtime; what is for a GPU in
     ONNX Runtime.
@@ -58,13 +60,42 @@ def bench(
 
     with progress() as say:
         result = run_bench(artifact, against=against, rounds=rounds, threads=threads, progress=say)
-    fidelity = load_artifact(artifact).manifest.fidelity
+    manifest = load_artifact(artifact).manifest
+    fidelity = manifest.fidelity
     if as_json:
-        print_json({**result.to_json(), "fidelity": encode(fidelity)})
+        predicted = encode(manifest.memory)
+        print_json(
+            {**result.to_json(), "memory_predicted": predicted, "fidelity": encode(fidelity)}
+        )
     else:
         print_benchmark(result)
+        print_memory(result, manifest.memory)
         if fidelity:
             print_fidelity(fidelity)
+
+
+def print_memory(result: Benchmark, predicted: Memory | None) -> None:
+    """What each model took in a process of its own, beside what was predicted at least."""
+    from tcompile.analysis.memory import size_words
+
+    if not result.memory:
+        return
+    needs = {}
+    if predicted is not None and predicted.batch == result.batch:
+        needs = {"reduced": predicted.reduced}
+        needs |= {"dense" if result.precision == "fp32" else "rival": predicted.dense}
+    names = {"rival": f"dense {result.precision}"}
+    rows = [
+        (
+            names.get(name, name),
+            size_words(found.running),
+            size_words(found.peak),
+            size_words(needs[name].total) if name in needs else "",
+        )
+        for name, found in result.memory.items()
+    ]
+    head = ("model", "memory when it ran", "most of the process", "predicted at least")
+    print_table(head, rows)
 
 
 def print_benchmark(result: Benchmark) -> None:

@@ -179,6 +179,8 @@ def print_summary(directory: Path) -> None:
         ("tokens", f"{first.attention} enter the first block, {last.mlp} the last MLP"),
         ("FLOPs", _flops(m.flops) if m.reduced else giga(m.flops.dense)),
     ]
+    if m.memory is not None:
+        rows.append(("memory, predicted", m.memory.words(reduced=m.reduced)))
     if words := given_back(m.schedule):
         rows.append(("row of a dropped token", words))
     for figure in m.latency:

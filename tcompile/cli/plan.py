@@ -78,14 +78,20 @@ def plan(
             click.echo(line)
     for line in made.cost.lines() if not made.schedule.dense else ():
         click.echo(line)
+    click.echo(f"memory, predicted: {made.memory.words(reduced=not made.schedule.dense)}")
 
 
 def print_planned(planned: PlanReport) -> None:
-    """Print what a solved schedule is predicted to take and lose, and the plateau of each count."""
+    """Print what a solved schedule is predicted to take and lose, the plateau of each count, and
+    the plans that it was weighed against."""
+    from tcompile.planning.front import front_table
+
     if rows := planned.rows():
         print_table(("site", "tokens before", "after", "plateau of as many tokens"), rows)
     for line in planned.lines():
         click.echo(line)
+    if len(planned.front) > 1:
+        print_table(*front_table(planned.front), title="Plans by latency and loss")
 
 
 def print_schedule(document: dict[str, object]) -> None:

@@ -7,8 +7,8 @@ each in its precision, on the images that they were made with.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any
 
@@ -19,6 +19,7 @@ from tcompile.core.progress import Progress
 from tcompile.core.schedule import Schedule
 from tcompile.passes.reduce import reduce_graph
 from tcompile.passes.stages import Analysed
+from tcompile.planning.front import FrontPlan, front_of
 from tcompile.planning.losses.distance import distance, unit
 from tcompile.planning.request import NO_METHOD, Request
 from tcompile.planning.resolution import resized_model
@@ -123,10 +124,20 @@ def best_precision(
     if not found:
         raise next(iter(failed.values()))
     best = min(found, key=attrgetter("ms" if request.max_drop is not None else "loss"))
+    front = front_of(p for one in found for p in _front(one, len(samples), chosen=one is best))
+    best = replace(best, planned=replace(best.planned, front=front))
     weighed = [one.words for one in found]
     weighed += [f"{precision} is out: {error.what}" for precision, error in failed.items()]
     source = f"{unit(dense)}, measured on {samples.source}"
     return best, f"precision {best.precision} is taken: {'; '.join(weighed)} ({source})"
+
+
+def _front(one: InPrecision, images: int, *, chosen: bool) -> Iterator[FrontPlan]:
+    """What was looked at in a precision; of its own plan, the loss in that precision."""
+    for plan in one.planned.front:
+        if plan.chosen:
+            plan = replace(plan, loss=one.loss, seen_in=one.precision, images=images, chosen=chosen)
+        yield plan
 
 
 def _dense(model: Analysed, samples: Samples) -> dict[str, Any]:

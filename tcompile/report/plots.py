@@ -18,6 +18,7 @@ import numpy.typing as npt
 from tcompile.core.errors import UsageError
 from tcompile.core.files import output_file
 from tcompile.core.packages import require
+from tcompile.planning.front import FrontPlan
 from tcompile.planning.optimise.tables import Plan
 from tcompile.planning.solve.plan_report import PlanReport
 from tcompile.profiling.plateaus import Plateau
@@ -178,54 +179,73 @@ def plot_schedule(plan: Plan, tokens: int, path: str | Path, *, title: str = "")
     return Path(path)
 
 
-def plot_front(
-    front: Sequence[Plan], path: str | Path, *, chosen: Plan | None = None, losses: str = ""
-) -> Path:
-    """Draw predicted latency against loss, with the dense model.
+#: Markers by precision, in the order in which precisions are met.
+_MARKERS = "o^vDs*"
+
+
+def plot_front(front: Sequence[FrontPlan], path: str | Path, *, losses: str = "") -> Path:
+    """Draw predicted latency against loss of plans and dense models, by precision.
+
+    A dense model that was not run for its loss is a dotted line at its latency.
 
     Args:
-        front: plans on the lower convex hull, by rising latency.
+        front: plans, by rising latency.
         path: .png or .svg.
-        chosen: the plan that was taken.
         losses: what they are and their unit.
 
     Raises:
         UsageError: another suffix; a front without plans.
         MissingExtraError: matplotlib is not installed.
     """
-    if not front:
+    known = [(p, p.loss) for p in front if p.loss is not None]
+    if not known:
         raise UsageError("the front has no plan", where="plot")
     with _figure(path, "") as axes:
-        ms, lost = [p.latency_ms for p in front], [p.loss for p in front]
-        axes.plot(ms, lost, color="black", label="Pareto front (convex hull)")
-        axes.plot(ms, lost, ".", color="black", markersize=4)
-        axes.plot(
-            [front[0].dense_ms],
-            [0],
-            "s",
-            markersize=6,
-            color="black",
-            label="dense",
-            clip_on=False,
-            zorder=5,
-        )
-        if chosen is not None:
+        best = [(p.latency_ms, loss) for p, loss in known if not p.beaten]
+        axes.plot(*zip(*best, strict=True), color="black", label="not beaten")
+        chosen = [(p.latency_ms, loss) for p, loss in known if p.chosen]
+        # The far end of a front, where hardly a token stays, would flatten all else.
+        most, seen = max(loss for _, loss in known), max((loss for _, loss in chosen), default=0.0)
+        top = min(most, 4 * seen or most) * 1.05 or 1.0
+        shown = [(p, loss) for p, loss in known if loss <= top]
+        for precision, marker in zip(dict.fromkeys(p.precision for p in front), cycle(_MARKERS)):
+            dots = [(p.latency_ms, loss) for p, loss in shown if p.precision == precision]
             axes.plot(
-                [chosen.latency_ms],
-                [chosen.loss],
-                "D",
-                markersize=7,
+                [ms for ms, _ in dots],
+                [loss for _, loss in dots],
+                marker,
+                color="black",
+                markersize=5,
+                linestyle="none",
+                label=precision,
+                clip_on=False,
+            )
+        for plan in front:
+            if plan.loss is None:
+                axes.axvline(plan.latency_ms, color="0.5", linestyle=":", linewidth=1)
+        if chosen:
+            axes.plot(
+                *zip(*chosen, strict=True),
+                "o",
+                markersize=11,
                 zorder=6,
-                markerfacecolor="white",
+                markerfacecolor="none",
                 markeredgecolor="black",
+                linestyle="none",
                 label="chosen",
             )
         axes.set_xlabel("predicted latency of a batch [ms]")
         axes.set_ylabel(textwrap.fill("loss: " + losses if losses else "loss", 44))
-        # The far end of a front, where hardly a token stays, would flatten all else.
-        seen = chosen.loss if chosen is not None else 0.0
-        axes.set_ylim(0, min(max(lost), 4 * seen or max(lost)) * 1.05 or 1)
+        axes.set_ylim(0, top)
         axes.margins(x=0.1)
+        _labels(
+            axes,
+            [
+                (p.latency_ms, min(p.loss or 0.0, top), f"dense {p.precision}")
+                for p in front
+                if p.dense
+            ],
+        )
     return Path(path)
 
 
@@ -353,7 +373,7 @@ def draw(planned: PlanReport | None, path: Path) -> list[Path]:
     made = [named("latency"), named("depth")]
     plot_latency(counts, ms, made[0], chosen=chosen, title=planned.profile)
     plot_schedule(plan, dense, made[1], title=planned.schedule.method)
-    if planned.front:
+    if any(p.loss is not None for p in planned.front):
         made.append(named("front"))
-        plot_front(planned.front, made[2], chosen=plan, losses=planned.losses)
+        plot_front(planned.front, made[2], losses=planned.losses)
     return made

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from tcompile.runtime.samples import feed, samples_for
 from tcompile.runtime.signature import signature
 
 if TYPE_CHECKING:
+    from tcompile.runtime.resident import Resident
     from tcompile.targets.backends.cpu import OnCpu
 
 Array = npt.NDArray[Any]
@@ -77,6 +78,8 @@ class Benchmark:
         rival, rival_speedup: the dense model in the precision of a reduced one in int8 or bf16, and
             that over it; None of any other model.
         precision: of the reduced model and its rival.
+        memory: `dense`, `reduced`, `rival` → memory of a process that runs it alone; empty where it
+            was not measured.
     """
 
     dense: Timing
@@ -95,6 +98,7 @@ class Benchmark:
     rival: Timing | None = None
     rival_speedup: Speedup | None = None
     precision: str = "fp32"
+    memory: Mapping[str, Resident] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The figures as JSON values; all of them measured."""

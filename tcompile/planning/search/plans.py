@@ -12,7 +12,7 @@ import numpy as np
 from tcompile.core.errors import UsageError
 from tcompile.passes.reduce.check import dense_grid
 from tcompile.passes.reduce.restoring import rules_for
-from tcompile.planning.optimise.tables import Plan, dense_plan
+from tcompile.planning.optimise.tables import dense_plan
 from tcompile.planning.options.budgets import Budget, MethodPlan, allowed_ms, ends_of
 from tcompile.planning.options.method_tables import MethodTables
 from tcompile.planning.request import AUTO
@@ -34,13 +34,13 @@ class Searched:
     Attributes:
         best: it.
         each: the best of each method alone, and it.
-        front: plans of which no other is both faster and loses less.
+        seen: all plans that were run on as many images as it.
         notes: what there is to say of other plans.
     """
 
     best: MethodPlan
     each: tuple[MethodPlan, ...]
-    front: tuple[Plan, ...]
+    seen: tuple[MethodPlan, ...]
     notes: tuple[str, ...] = ()
 
 
@@ -56,7 +56,7 @@ def searched(
     tables = options[0].tables
     if budget.final is None and tables.dense_ms <= most:
         dense = MethodPlan(options[0], dense_plan(tables))
-        return Searched(dense, (dense,), (dense.plan,))
+        return Searched(dense, (dense,), ())
     final = None if budget.final is None else max(ends_of(o, budget).most for o in options)
     if final == tables.tokens:
         final = budget.final
@@ -71,11 +71,11 @@ def searched(
     for one in plans:
         each.setdefault(one.method, one)
     alone = [p for name, p in each.items() if " + " not in name or p is plans[0]]
-    front = _front([p.plan for p in plans])
+    mine = Searched(plans[0], tuple(alone), tuple(plans))
     if level is not runs.level:  # one of several searches
-        return Searched(plans[0], tuple(alone), front)
+        return mine
     gains = most < tables.dense_ms * (1 - budget.band)
-    return _against(Searched(plans[0], tuple(alone), front), space, found[0], runs, gains)
+    return _against(mine, space, found[0], runs, gains)
 
 
 def _against(mine: Searched, space: Space, best: Weighed, runs: Runs, gains: bool) -> Searched:
@@ -98,14 +98,14 @@ def _against(mine: Searched, space: Space, best: Weighed, runs: Runs, gains: boo
     if small is None:
         return replace(mine, notes=tuple(notes))
     small = replace(small, option=replace(small.option, words=runs.words))
-    each = (*mine.each, small)
+    each, seen = (*mine.each, small), (*mine.seen, small)
     if space.final is not None or small.plan.loss >= mine.best.plan.loss:
-        return replace(mine, each=each, notes=tuple(notes))
+        return replace(mine, each=each, seen=seen, notes=tuple(notes))
     notes.append(
         f"a smaller image loses less than fewer tokens in the same time: {small.plan.loss:.3g} "
         f"instead of {mine.best.plan.loss:.3g}"
     )
-    return Searched(small, each, mine.front, tuple(notes))
+    return Searched(small, each, seen, tuple(notes))
 
 
 def _plan(space: Space, found: Weighed, runs: Runs) -> MethodPlan:
@@ -133,14 +133,6 @@ def _given_back(best: MethodPlan, runs: Runs, level: Level) -> MethodPlan:
     return replace(best, plan=plan, made=made)
 
 
-def _front(plans: Sequence[Plan]) -> tuple[Plan, ...]:
-    kept: list[Plan] = []
-    for plan in sorted(plans, key=lambda p: (p.latency_ms, p.loss)):
-        if not kept or plan.loss < kept[-1].loss:
-            kept.append(plan)
-    return tuple(kept)
-
-
 class PlansByLatency(Sequence[MethodPlan]):
     """The best plan at each of several latencies, from the dense model's down; each is searched
     when it is asked for."""
@@ -155,7 +147,7 @@ class PlansByLatency(Sequence[MethodPlan]):
         if budget.final is not None:
             most = min(most, allowed_ms(options, budget))
         self.latencies = np.linspace(most, fastest, _LATENCIES) if fastest < most else np.zeros(0)
-        self._found: dict[int, MethodPlan] = {}
+        self._found: dict[int, Searched] = {}
 
     def __len__(self) -> int:
         return len(self.latencies)
@@ -169,5 +161,10 @@ class PlansByLatency(Sequence[MethodPlan]):
             return [self[i] for i in range(*at.indices(len(self)))]
         if at not in self._found:
             budget = replace(self.budget, latency_ms=float(self.latencies[at]) * (1 + 1e-9))
-            self._found[at] = searched(self.options, budget, self.runs, self.level).best
-        return self._found[at]
+            self._found[at] = searched(self.options, budget, self.runs, self.level)
+        return self._found[at].best
+
+    @property
+    def seen(self) -> list[MethodPlan]:
+        """All plans that were run on as many images as the best ones."""
+        return [plan for found in self._found.values() for plan in found.seen]

@@ -10,13 +10,16 @@ from typing import Any
 
 import onnx_graphsurgeon as gs
 
+from tcompile.core.decode import encode
 from tcompile.core.errors import TcompileError
 from tcompile.core.schedule import Schedule, Shape
 from tcompile.core.site import SiteName
 from tcompile.methods.composition import parse_keep
 from tcompile.passes.stages import Reduced
 from tcompile.planning.cost import Cost
+from tcompile.planning.front import FrontPlan
 from tcompile.planning.losses.drop import Drop
+from tcompile.planning.memory import Memory
 from tcompile.planning.optimise.tables import Plan
 from tcompile.planning.options.budgets import Budget, MethodPlan, ends_of
 from tcompile.planning.options.outcome import Emitted, Outcome, Reason, Share
@@ -54,7 +57,8 @@ class PlanReport:
         losses: where losses come from, and their unit.
         outcome: what was asked, what is given, and why.
         plateaus: of each step's count.
-        front: plans that no other beats in both latency and loss; none where nothing was weighed.
+        front: plans that were looked at, of which no other is both faster and loses less, and the
+            dense model in each precision; none where nothing was weighed.
         tried: all methods that were weighed.
         drop: what was lost on images that nothing was planned with.
         curve: (tokens, ms) of the whole model if it carried so many from the first block on.
@@ -70,7 +74,7 @@ class PlanReport:
     losses: str
     outcome: Outcome
     plateaus: tuple[Plateau, ...] = ()
-    front: tuple[Plan, ...] = ()
+    front: tuple[FrontPlan, ...] = ()
     tried: tuple[Tried, ...] = ()
     drop: Drop | None = None
     curve: tuple[tuple[int, float], ...] = ()
@@ -83,7 +87,7 @@ class PlanReport:
         return BAND[self.kind]
 
     def to_json(self) -> dict[str, Any]:
-        """The report as JSON values; the Pareto front as pairs."""
+        """The report as JSON values."""
         return {
             "latency_kind": self.kind,
             "profile": self.profile,
@@ -101,8 +105,12 @@ class PlanReport:
             ],
             "drop": None if self.drop is None else asdict(self.drop),
             "tried": [vars(t).copy() for t in self.tried],
-            "front": [[p.latency_ms, p.loss] for p in self.front],
+            "front": list(encode(self.front)),
         }
+
+    def labelled(self, precision: str) -> PlanReport:
+        """A copy whose plans are of the precision that is built, where it is planned as another."""
+        return replace(self, front=tuple(replace(p, precision=precision) for p in self.front))
 
     def lines(self) -> list[str]:
         """Lines for people."""
@@ -200,12 +208,14 @@ class PlanWithCost:
         schedule, cost: both.
         chosen: how the schedule was solved, or whose it is; what was asked, what is kept, and why.
         precision: that it is for.
+        memory: that it needs.
     """
 
     schedule: Schedule
     cost: Cost
     chosen: PlanReport | FixedPlan
     precision: str
+    memory: Memory
 
     @property
     def planned(self) -> PlanReport | None:
@@ -218,6 +228,7 @@ class PlanWithCost:
             **self.schedule.to_json(),
             "precision": self.precision,
             "cost": self.cost.to_json(),
+            "memory": encode(self.memory),
             "plan": self.chosen.to_json(),
         }
 

@@ -15,10 +15,11 @@ from tcompile.methods.composition import parse_keep
 from tcompile.methods.method import Method, method_for
 from tcompile.passes.stages import Analysed
 from tcompile.planning.constraints import site_constraints
+from tcompile.planning.front import DENSE, FrontPlan, front_of
 from tcompile.planning.losses.drop import Drop
 from tcompile.planning.method_schedule import checked_schedule, schedule_for
 from tcompile.planning.optimise.solver import front
-from tcompile.planning.optimise.tables import Plan, plateau_of
+from tcompile.planning.optimise.tables import plateau_of
 from tcompile.planning.options.budgets import (
     Budget,
     MethodPlan,
@@ -281,7 +282,9 @@ def _searched(
     try:
         if request.max_drop is None:
             found = searched(options, budget, runs)
-            report = _report(request, found.best, found.each, profile, budget, None, found.front)
+            report = _report(
+                request, found.best, found.each, profile, budget, None, found.seen, runs
+            )
             notes = (*report.schedule.notes, *found.notes, *runs.left_out())
             made = replace(report.schedule, notes=notes)
             return replace(report, schedule=made, calibration=runs.to_json())
@@ -291,7 +294,7 @@ def _searched(
         best, drop = fastest_within(plans, options[0], budget, request.max_drop, trial)
     finally:
         runs.save()
-    report = _report(request, best, [best], profile, budget, drop, (best.plan,))
+    report = _report(request, best, [best], profile, budget, drop, plans.seen, runs)
     return replace(report, calibration=runs.to_json())
 
 
@@ -323,12 +326,14 @@ def _report(
     profile: Profile,
     budget: Budget,
     drop: Drop | None,
-    shown: tuple[Plan, ...] | None = None,
+    seen: Sequence[MethodPlan] | None = None,
+    runs: Runs | None = None,
 ) -> PlanReport:
     """All that is told of the best plan.
 
     Args:
-        shown: plans that no other beats in both latency and loss; None: solved for.
+        seen: plans that were run on images; None: those of the front are solved for.
+        runs: on which.
     """
     option, plan, kind = best.option, best.plan, profile.kind
     notes = []
@@ -336,11 +341,11 @@ def _report(
         notes.append("planned from a modelled profile, not from a measurement")
     if plan.steps and (note := prediction_note(kind, plan.latency_ms, plan.dense_ms)):
         notes.append(note + next_step_down(option, plan, budget.band))
-    if shown is None:
+    if seen is None:
         try:
-            shown = front(option.tables, limits_of(option, budget))
+            seen = [MethodPlan(option, p) for p in front(option.tables, limits_of(option, budget))]
         except UsageError:
-            shown = ()
+            seen = ()
     return PlanReport(
         best.schedule(notes),
         plan,
@@ -349,9 +354,28 @@ def _report(
         option.words,
         solved_outcome(request, best, profile, budget),
         plateau_of(option.tables, plan, budget.eps),
-        shown,
+        _front(best, seen, profile, runs),
         tuple(Tried(c.method, c.plan.latency_ms, c.plan.loss) for c in each),
         drop,
         tuple(zip(option.tables.counts, map(float, whole_latency(option.tables)), strict=True)),
         budget_of(request),
     )
+
+
+def _front(
+    best: MethodPlan, seen: Sequence[MethodPlan], profile: Profile, runs: Runs | None
+) -> tuple[FrontPlan, ...]:
+    """The plans that were looked at and the dense model, by latency and loss."""
+    precision, tables = profile.conditions.precision, best.option.tables
+    images, seen_in = (None, None) if runs is None else (len(runs.samples), "fp32")
+
+    def point(one: MethodPlan) -> FrontPlan:
+        plan = one.plan
+        if not (plan.steps or one.resized):
+            loss = 0.0 if precision == "fp32" else None
+            return FrontPlan(precision, DENSE, tables.tokens - tables.prefix, plan.dense_ms, loss)
+        patches, ms = plan.final - tables.prefix, plan.latency_ms
+        return FrontPlan(precision, one.method, patches, ms, plan.loss, seen_in, images)
+
+    chosen = replace(point(best), chosen=True)
+    return front_of([chosen, *map(point, seen), point(dense_plan_of(best.option, "budget", ""))])

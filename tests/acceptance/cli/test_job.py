@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import jsonschema
@@ -42,6 +43,9 @@ def test_build_writes_what_it_says(tcompile: Command, vit: Path) -> None:
     # 16 patches: ceil(9.6) stay, and CLS.
     assert manifest["tokens_per_block"][-1]["mlp"] == 11
     assert manifest["flops"]["reduced"] < manifest["flops"]["dense"]
+    memory = manifest["memory"]
+    assert memory["file"] == Path("out/model.onnx").stat().st_size
+    assert 0.8 * memory["file"] < memory["reduced"]["weights"] < memory["file"]
     assert {f["kind"] for f in manifest["latency"]} == {"measured"}
     onnx.checker.check_model("out/model.onnx", full_check=True)
     assert sorted(p.name for p in Path().iterdir()) == ["out", "vit.onnx"]
@@ -217,7 +221,14 @@ def test_bench(tcompile: Command, vit: Path) -> None:
     assert found["kind"] == "measured"
     assert found["speedup"]["lower"] <= found["speedup"]["ratio"] <= found["speedup"]["upper"]
     assert found["flop_ideal"] > 1
-    assert "speed-up" in tcompile("bench", "out", "--rounds", "5").out
+    memory, predicted = found["memory"], found["memory_predicted"]
+    if sys.platform == "linux":
+        assert memory.keys() == {"dense", "reduced"}
+        for name, one in memory.items():
+            assert sum(predicted[name].values()) < one["running"] < one["peak"]
+    shown = tcompile("bench", "out", "--rounds", "5").out
+    assert "speed-up" in shown
+    assert ("predicted at least" in shown) == bool(memory)
     Path("vit.onnx").rename("moved.onnx")
     lost = tcompile("bench", "out")
     assert lost.code == 2

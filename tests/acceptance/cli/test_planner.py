@@ -62,6 +62,7 @@ def test_plan_for_people(tcompile: Command, profiled: Path) -> None:
     assert "profile: measured, " in shown.out
     assert "measured latency" not in shown.out
     assert "measured on 32 procedural scenes" in shown.out
+    assert "memory, predicted: weights " in shown.out
     unseen = tcompile(*asked, "--calibration", "none")
     assert "a documented prior" in unseen.out
 
@@ -78,7 +79,16 @@ def test_json_has_the_plan_and_is_a_schedule(
     assert [s["site"] for s in plan["steps"]] == [r["site"] for r in document["reductions"]]
     assert [s["after"] - 1 for s in plan["steps"]] == [r["keep"] for r in document["reductions"]]
     assert plan["latency_kind"] == "measured"
-    assert plan["front"]
+    memory, size = document["memory"], profiled.stat().st_size
+    assert 0.8 * size < memory["dense"]["weights"] < size
+    assert memory["dense"]["activations"] > 0
+    assert (memory["batch"], memory["device"], memory["file"]) == (1, None, None)
+    (chosen,) = (point for point in plan["front"] if point["chosen"])
+    assert (chosen["latency_ms"], chosen["loss"]) == (plan["predicted_ms"], plan["loss"])
+    assert (chosen["precision"], chosen["seen_in"]) == ("fp32", "fp32")
+    assert chosen["patches"] == document["reductions"][-1]["keep"]
+    (dense,) = (point for point in plan["front"] if point["method"] == "dense")
+    assert (dense["latency_ms"], dense["loss"]) == (plan["dense_ms"], 0)
     name = {"--keep": "keep", "--latency": "latency_ms"}[budget[0]]
     assert float(plan["budget"][name]) == float(budget[1])
     Path("s.json").write_text(told.out)

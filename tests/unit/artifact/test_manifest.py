@@ -14,6 +14,7 @@ import onnx
 import pytest
 
 import tcompile
+from tcompile.analysis.memory import Need
 from tcompile.api.reference import DenseModel, find_dense
 from tcompile.api.verify import verify
 from tcompile.artifact.directory import load_artifact
@@ -29,8 +30,11 @@ from tcompile.artifact.manifest import (
     TargetEntry,
 )
 from tcompile.artifact.page import render
+from tcompile.core.decode import encode
 from tcompile.core.errors import ModelError
 from tcompile.core.model_files import FileEntry, describe_source, describe_tensors, is_source
+from tcompile.planning.front import FrontPlan, front_of
+from tcompile.planning.memory import Memory
 from tcompile.planning.options.outcome import Share
 from tcompile.targets.backends.base import FusedAttention
 from tests.support.artifacts import make_artifact, manifest_for
@@ -73,6 +77,9 @@ def full(tmp_path: Path) -> Manifest:
         ),
         fused_attention=FusedAttention(12, 11, ("softmax_3",)),
         batch_sizes=BatchEntry(1, 4, 16),
+        memory=Memory(
+            Need(86_000_000, 9_000_000), Need(86_100_000, 8_000_000), 16, 24 << 30, 86_200_000, None
+        ),
         quantization=Quantization("static", "it is faster", 49, "8 procedural scenes"),
         rival=Rival(
             "dynamic",
@@ -97,6 +104,37 @@ def test_older_fidelity_is_read(full: Manifest) -> None:
     assert (found.kind, found.reminder) == (None, "")
     assert found.outputs[1] == OutputFidelity("map", "all", 0.99, 0.9)
     assert "| map | all | 0.99000 |" in render(replace(full, fidelity=found))
+
+
+def test_memory_is_on_the_page_and_older_manifests_have_none(full: Manifest) -> None:
+    page = render(full)
+    assert "| dense | 86 MB | 9 MB | 95 MB |" in page
+    assert "| reduced | 86.1 MB | 8 MB | 94.1 MB |" in page
+    assert "Predicted, in fp16, of a batch of 16; at least: what the runtime needs" in page
+    assert "Written: model.onnx 86.2 MB. The device has 25.8 GB." in page
+    document = json.loads(json.dumps(full.to_json()))
+    del document["memory"]
+    older = Manifest.from_json(document)
+    assert older.memory is None
+    assert "## Memory" not in render(older)
+
+
+def test_plans_that_were_looked_at_are_on_the_page(full: Manifest) -> None:
+    """As a manifest has them, and with what older ones have: nothing."""
+    front = front_of(
+        [
+            FrontPlan("int8", "tome", 143, 20.0, 0.002, "int8", 32, chosen=True),
+            FrontPlan("int8", "dense", 196, 30.0),
+            FrontPlan("fp32", "dense", 196, 80.0, 0.0),
+        ]
+    )
+    plan = {"losses": "1 - cosine, measured on 32 images", "latency_kind": "measured"}
+    given = replace(full, plan={**plan, "front": encode(front)})
+    page = render(Manifest.from_json(json.loads(json.dumps(given.to_json()))))
+    assert "| int8 | tome | 143 | 20 ms | 0.002 | int8, 32 images | chosen |" in page
+    assert "| int8 | dense | 196 | 30 ms | not run |  |  |" in page
+    assert "Loss: 1 - cosine, measured on 32 images. Of the plans that were looked at" in page
+    assert "Plans by latency" not in render(replace(full, plan=plan))
 
 
 def test_schema_is_one() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tcompile import pipeline
+from tcompile.analysis.memory import Need
 from tcompile.artifact.manifest import Fidelity, Flops, Latency, Manifest
 from tcompile.builder import emit
 from tcompile.builder.attempts import attempt_of
@@ -23,6 +24,7 @@ from tcompile.core.errors import FailedBuildError, TcompileError, UsageError
 from tcompile.core.model_files import SourceFile
 from tcompile.core.schedule import Reduction, Schedule, Shape, Spec
 from tcompile.passes.lower.token_ops import choose_token_ops
+from tcompile.planning.memory import Memory
 from tcompile.planning.optimise.tables import Plan, Step
 from tcompile.planning.options.outcome import Outcome, Share
 from tcompile.planning.request import Request
@@ -156,6 +158,7 @@ class World:
         form: Any,
         folder: Path,
         scratch: Path,
+        memory: Memory,
         plain: Any,
         quantization: Any,
     ) -> Models:
@@ -174,6 +177,7 @@ class World:
             inputs=(),
             outputs=(),
             flops=Flops(2, 1),
+            memory=memory,
             widened=False,
             quantized=self.quantized,
         )
@@ -227,6 +231,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Callable[..., World]:
             "_read_asked": found.read,
             "schedule_for_request": found.solve,
             "apply_schedule": found.reduce,
+            "memory_plan": lambda *_: Memory(Need(4, 3), Need(4, 2), 1),
             "describe_source": lambda path: SourceFile(str(path), 1, "0"),
             "Owners": lambda *_: None,
             "lower": lambda *_, **__: None,
@@ -259,7 +264,7 @@ def test_what_is_faster_stays(world: Any, tmp_path: Path) -> None:
     assert made.plan is not None
     assert "declined" not in made.plan
     assert made.plan["measured_off"] == pytest.approx(0.05)
-    assert "front" not in made.plan
+    assert made.plan["front"] == []
     assert made.notes == ("of the build",)
 
 

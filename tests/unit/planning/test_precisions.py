@@ -58,6 +58,12 @@ def test_int8_that_is_much_faster_keeps_all_tokens(share: float) -> None:
     assert planned.plan.latency_ms <= budget
     assert note.startswith("precision int8 is taken: fp32 with ")
     assert "; int8 with all tokens takes " in note
+    (chosen,) = (p for p in planned.front if p.chosen)
+    assert (chosen.precision, chosen.dense, chosen.seen_in) == ("int8", True, "int8")
+    assert chosen.loss is not None
+    assert 0 < chosen.loss < 0.1
+    fp32 = [p for p in planned.front if p.precision == "fp32"]
+    assert [p.loss for p in fp32 if p.dense] == [0.0]
     assert "measured on 12 procedural scenes (seed 1" in note
 
 
@@ -93,6 +99,7 @@ def test_where_only_one_precision_is_fast_enough() -> None:
     assert precision == "int8"
     assert planned.plan.latency_ms <= budget
     assert "fp32 is out: no plan" in note
+    assert {p.precision for p in planned.front} == {"int8"}
     with pytest.raises(UsageError):
         weigh(Request(latency=budget), FP32)
 

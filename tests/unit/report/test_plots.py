@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tcompile.core.errors import UsageError
+from tcompile.planning.front import FrontPlan, front_of
 from tcompile.planning.optimise.tables import Plan, Step
 from tcompile.profiling.plateaus import Plateau
 from tcompile.report.plots import check_picture, plot_front, plot_latency, plot_schedule
@@ -27,9 +28,14 @@ PLAN = Plan(
     0.6,
     12.0,
 )
-FRONT = tuple(
-    Plan((), (65,) * 3, (65,) * 3, 65, ms, loss, 12.0)
-    for ms, loss in ((6.0, 9.0), (7.5, 0.6), (9.0, 0.3), (12.0, 0.0))
+FRONT = front_of(
+    [
+        FrontPlan("fp32", "tome", 20, 6.0, 9.0, "fp32", 8),
+        FrontPlan("fp32", "tome", 32, 7.5, 0.6, "fp32", 8, chosen=True),
+        FrontPlan("int8", "evit", 40, 9.0, 0.3, "fp32", 8),
+        FrontPlan("fp32", "dense", 64, 12.0, 0.0),
+        FrontPlan("int8", "dense", 64, 8.0),
+    ]
 )
 
 
@@ -52,7 +58,7 @@ def schedule(path: Path) -> Path:
 
 
 def pareto(path: Path) -> Path:
-    return plot_front(FRONT, path, chosen=PLAN, losses="1 - cosine")
+    return plot_front(FRONT, path, losses="1 - cosine")
 
 
 PICTURES = {"latency": latency, "schedule": schedule, "front": pareto}
@@ -81,7 +87,7 @@ def test_svgs_are_alike_and_their_text_is_text(tmp_path: Path, name: str) -> Non
     for word in {
         "latency": ("tokens", "ms", "whole model", "MLP halves", "plateau", "48", "32", "clock"),
         "schedule": ("block", "tokens", "48", "32", "dense: 65", "7.5 of 12"),
-        "front": ("predicted latency", "ms", "1 - cosine", "chosen", "dense"),
+        "front": ("predicted latency", "ms", "1 - cosine", "chosen", "dense fp32", "dense int8"),
     }[name]:
         assert word in words, words
 

@@ -260,10 +260,15 @@ def test_what_the_answer_tells() -> None:
     assert document["budget"] == {"keep": 0.5}
     assert "declined" not in document
     assert document["predicted_ms"] == pytest.approx(PLANTED.latency(given, found.schedule))
-    assert found.front
+    assert [(p.precision, p.dense) for p in found.front][-1] == ("fp32", True)
     for a, b in zip(found.front, found.front[1:], strict=False):
         assert a.latency_ms < b.latency_ms
+        assert a.loss is not None
+        assert b.loss is not None
         assert a.loss > b.loss
+    (chosen,) = (p for p in found.front if p.chosen)
+    assert (chosen.latency_ms, chosen.loss) == (found.plan.latency_ms, found.plan.loss)
+    assert (chosen.method, chosen.patches) == ("tome", found.schedule.final)
     curve = dict(found.curve)
     halves = sum(PLANTED.half(r, 9) for r in ("attn", "mlp")) * 3
     assert curve[9] == pytest.approx(STEM + halves + PLANTED.head(9))
