@@ -2,12 +2,13 @@
 
 Each precision that can be measured here gets a plan of its own, by a profile in that precision:
 where int8 is faster, more tokens are left within a latency, or all of them. The plans are then run,
-each in its precision, on the images that they were made with.
+each in its precision, on the images that they were made with. Who could have the dense model in
+another precision sooner, and hardly anything lost, has no use for fewer tokens in this one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any
@@ -33,6 +34,8 @@ from tcompile.targets import Target
 from tcompile.targets.backends.openvino import check_precision
 
 AUTO_PRECISION = "auto"
+#: What the dense model may lose in a precision so that a slower plan in another is out.
+HARDLY = 0.01
 _NAME = "name the precision, e.g. --precision fp32"
 
 #: Plans a request in a precision.
@@ -46,6 +49,7 @@ class InPrecision:
     Attributes:
         loss: on the images that it was made with, run in that precision.
         ms: predicted.
+        dense_ms, dense_loss: of the dense model in that precision.
     """
 
     precision: str
@@ -53,6 +57,8 @@ class InPrecision:
     planned: PlanReport
     loss: float
     ms: float
+    dense_ms: float
+    dense_loss: float
 
     @property
     def words(self) -> str:
@@ -119,17 +125,34 @@ def best_precision(
         except TcompileError as error:
             failed[precision] = error
             continue
-        loss = summed_up(distance(dense, outputs))
-        found.append(InPrecision(precision, schedule, planned, loss, planned.plan.latency_ms))
+        loss = of_dense = summed_up(distance(dense, outputs))
+        if graph is not model.graph:
+            outputs = run_in(model.graph, samples, target, precision)
+            of_dense = summed_up(distance(dense, outputs))
+        made, whole = planned.plan.latency_ms, planned.plan.dense_ms
+        found.append(InPrecision(precision, schedule, planned, loss, made, whole, of_dense))
     if not found:
         raise next(iter(failed.values()))
-    best = min(found, key=attrgetter("ms" if request.max_drop is not None else "loss"))
+    slower = {one.precision: why for one in found if (why := _beaten(one, found))}
+    weighable = [one for one in found if one.precision not in slower] or found
+    best = min(weighable, key=attrgetter("ms" if request.max_drop is not None else "loss"))
     front = front_of(p for one in found for p in _front(one, len(samples), chosen=one is best))
     best = replace(best, planned=replace(best.planned, front=front))
     weighed = [one.words for one in found]
+    weighed += [f"{precision} is out: {why}" for precision, why in slower.items()]
     weighed += [f"{precision} is out: {error.what}" for precision, error in failed.items()]
     source = f"{unit(dense)}, measured on {samples.source}"
     return best, f"precision {best.precision} is taken: {'; '.join(weighed)} ({source})"
+
+
+def _beaten(one: InPrecision, found: Sequence[InPrecision]) -> str:
+    """Tell which dense model in another precision is faster and loses hardly anything; empty where
+    none is."""
+    for other in found:
+        if other is not one and other.dense_ms < one.ms and other.dense_loss <= HARDLY:
+            lost = f"{other.dense_ms:.4g} ms and loses {other.dense_loss:.3g}"
+            return f"slower than the dense model in {other.precision}, which takes {lost}"
+    return ""
 
 
 def _front(one: InPrecision, images: int, *, chosen: bool) -> Iterator[FrontPlan]:

@@ -10,6 +10,7 @@ import pytest
 from tcompile import pipeline
 from tcompile.core.errors import UsageError
 from tcompile.core.schedule import Schedule
+from tcompile.planning import precisions
 from tcompile.planning.precisions import best_precision, check_weighable
 from tcompile.planning.request import NO_METHOD, Request
 from tcompile.planning.search.evidence import evidence_for
@@ -102,6 +103,22 @@ def test_where_only_one_precision_is_fast_enough() -> None:
     assert {p.precision for p in planned.front} == {"int8"}
     with pytest.raises(UsageError):
         weigh(Request(latency=budget), FP32)
+
+
+def test_a_plan_that_dense_int8_is_faster_than_is_out() -> None:
+    """Within nearly all of the time fp32 loses next to nothing, and is slower all the same."""
+    budget = 0.97 * FP32.dense(model())
+    precision, planned, note = weigh(Request(latency=budget), replace(FP32, rise=FP32.rise / 5))
+    assert precision == "int8"
+    assert not planned.plan.steps
+    assert "fp32 is out: slower than the dense model in int8, which takes" in note
+
+
+def test_one_that_loses_too_much_puts_nothing_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precisions, "HARDLY", 0.0)
+    budget = 0.97 * FP32.dense(model())
+    _, _, note = weigh(Request(latency=budget), replace(FP32, rise=FP32.rise / 5))
+    assert "is out" not in note
 
 
 def test_a_profile_is_of_one_precision() -> None:
