@@ -280,7 +280,7 @@ def _planned(
     level = target.planned_as(precision)
     made, planned = schedule_for_request(model, request, target, level, say)
     if solved := isinstance(planned, PlanReport):
-        planned = planned.labelled(precision)
+        planned = planned.labelled(precision, level)
     else:
         made = with_position_rule(model, request, made, say)
     return with_rule(model, request, made, say, solved=solved), planned

@@ -64,7 +64,8 @@ def front_of(plans: Iterable[FrontPlan]) -> tuple[FrontPlan, ...]:
     """
     known: dict[tuple[object, ...], FrontPlan] = {}
     for plan in plans:
-        key = plan.precision, plan.method, plan.patches, round(plan.latency_ms, 6)
+        which = () if plan.dense else (plan.patches, round(plan.latency_ms, 6))
+        key = (plan.precision, plan.method, *which)
         old = known.get(key, plan)
         better = plan if plan.seen_in == plan.precision or old.loss is None else old
         known[key] = replace(better, chosen=plan.chosen or old.chosen)

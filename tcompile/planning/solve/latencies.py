@@ -170,6 +170,22 @@ def measured(
     return from_json(document)
 
 
+def dense_elsewhere(
+    model: Analysed, target: Target, request: Request, precision: str
+) -> dict[str, float]:
+    """ms of the dense model in the other precisions of a CPU, where they were measured before under
+    the same conditions; nothing is measured for it."""
+    if not target.on_cpu or request.profile is not None:
+        return {}
+    key, found = profile_key(model, target, request, precision), {}
+    for other in MEASURED[target.runtime]:
+        conditions = {**key["conditions"], "precision": other}
+        before = None if other == precision else _kept({**key, "conditions": conditions})
+        if before is not None and before.dense is not None:
+            found[other] = before.dense.ms
+    return found
+
+
 def profile_key(
     model: Analysed, target: Target, request: Request, precision: str | None = None
 ) -> dict[str, Any]:

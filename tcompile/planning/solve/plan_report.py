@@ -108,9 +108,16 @@ class PlanReport:
             "front": list(encode(self.front)),
         }
 
-    def labelled(self, precision: str) -> PlanReport:
-        """A copy whose plans are of the precision that is built, where it is planned as another."""
-        return replace(self, front=tuple(replace(p, precision=precision) for p in self.front))
+    def labelled(self, precision: str, planned_as: str) -> PlanReport:
+        """A copy whose plans are of the precision that is built, where it is planned as another.
+
+        Args:
+            planned_as: that one.
+        """
+        named = (
+            replace(p, precision=precision) if p.precision == planned_as else p for p in self.front
+        )
+        return replace(self, front=tuple(named))
 
     def lines(self) -> list[str]:
         """Lines for people."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -42,7 +42,7 @@ from tcompile.planning.request import AUTO, NO_IMAGES, NO_METHOD, Request
 from tcompile.planning.search.evidence import Evidence, Runs, evidence_for
 from tcompile.planning.search.plans import PlansByLatency, searched
 from tcompile.planning.search.screen import screened
-from tcompile.planning.solve.latencies import profile_for
+from tcompile.planning.solve.latencies import dense_elsewhere, profile_for
 from tcompile.planning.solve.on_images import (
     Rounding,
     Trial,
@@ -107,6 +107,7 @@ def schedule_for_request(
         methods = screened(known, runs, _final(model, request))  # before any of them is timed
     profile = profile_for(model, methods, target, request, precision, say)
     report = solve_request(model, request, methods, profile, say, evidence, runs)
+    report = _with_rivals(report, dense_elsewhere(model, target, request, precision))
     if report.schedule.dense and request.method == AUTO:
         report = replace(report, schedule=replace(report.schedule, method=NO_METHOD))
     return report.schedule, report
@@ -360,6 +361,16 @@ def _report(
         tuple(zip(option.tables.counts, map(float, whole_latency(option.tables)), strict=True)),
         budget_of(request),
     )
+
+
+def _with_rivals(report: PlanReport, ms: Mapping[str, float]) -> PlanReport:
+    """The report with the dense model in other precisions, by ms in each."""
+    shape = report.schedule.model
+    rivals = [
+        FrontPlan(p, DENSE, shape.patches, took, 0.0 if p == "fp32" else None)
+        for p, took in ms.items()
+    ]
+    return replace(report, front=front_of([*report.front, *rivals]))
 
 
 def _front(

@@ -59,6 +59,12 @@ def test_a_loss_in_its_own_precision_counts() -> None:
         assert front_of(order) == (replace(run, chosen=True),)
 
 
+def test_the_dense_model_is_there_once_a_precision() -> None:
+    """Whole, and summed up from its parts, it takes another time."""
+    plans = [of(10 + i, 0.0, method="dense", seen_in=None, patches=196) for i in range(2)]
+    assert [p.latency_ms for p in front_of(plans)] == [10]
+
+
 def test_long_fronts_are_thinned_from_end_to_end() -> None:
     plans = [of(ms, 100 - ms, patches=ms, chosen=ms == 50) for ms in range(1, 101)]
     found = front_of(plans)

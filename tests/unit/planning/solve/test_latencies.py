@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from tcompile.methods.method import Method
 from tcompile.passes.stages import Analysed
 from tcompile.planning.request import Request
 from tcompile.planning.solve import latencies
-from tcompile.planning.solve.latencies import profile_for, profile_key
+from tcompile.planning.solve.latencies import dense_elsewhere, profile_for, profile_key
 from tcompile.profiling import measure, runtimes
+from tcompile.profiling.curve import Figure
 from tcompile.profiling.profile import MeasuredProfile, ModelledProfile, Profile
 from tcompile.targets import load_target
 from tests.support.planted import CONDITIONS, Planted, method, model
@@ -50,8 +51,6 @@ class FakeRuntime:
         self.batch, self.threads = batch, threads
 
     def conditions(self) -> Any:
-        from dataclasses import replace
-
         return replace(CONDITIONS, batch=self.batch, threads=self.threads or 1, date="2001")
 
 
@@ -152,6 +151,27 @@ def test_a_gpu_that_is_not_here_is_modelled(world: World) -> None:
     assert isinstance(found, ModelledProfile)
     assert found.conditions.precision == "fp32"
     assert world.measured == []
+
+
+def test_the_dense_model_is_known_in_a_precision_that_was_measured_before(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def known(precision: str, target: str = "cpu", **asked: Any) -> dict[str, float]:
+        request = Request(keep=0.5, **asked)
+        return dense_elsewhere(world.given, load_target(target), request, precision)
+
+    def whole(*given: Any, **named: Any) -> Profile:
+        return replace(world.measure(*given, **named), dense=Figure(7.5, 7.0, 8.0, 5))
+
+    monkeypatch.setattr(measure, "measure", whole)
+    assert known("int8") == {}
+    world.ask("topk", latency=5.0)
+    assert known("int8") == {"fp32": 7.5}
+    assert known("fp32") == {}, "that is the plan's own"
+    assert known("int8", batch=2) == {}
+    assert known("fp16", target="rtx-4090") == {}
+    assert known("int8", profile="p.json") == {}, "of another machine, or hour"
+    assert len(world.measured) == 1
 
 
 def test_a_gpu_that_is_not_here_is_not_measured() -> None:
