@@ -3,11 +3,11 @@
 `python -m benchmarks.peers --work DIR -o docs/benchmarks`: for each model PyTorch (fp32, eager and
 compiled) runs it dense; ONNX Runtime and OpenVINO run it dense, as it came and as tcompile writes
 it, in every precision that they have, and reduced by one schedule in the same precisions, from one
-plain ONNX file; where a checkout of the official ToMe is given (`--tome DIR`), that runs too. All are open at once and timed in the same
-rounds, in an order drawn anew each round. The last model has trained weights and is judged on
-photos; the others are randomly initialised: their cosines say what rounding and merging do to
-numbers, not to accuracy. One is also planned in int8 within a latency, on 12 of the 20 photos, and
-judged on the other 8.
+plain ONNX file; where a checkout of the official ToMe is given (`--tome DIR`), that runs too. All
+are open at once and timed in the same rounds, in an order drawn anew each round. Models with
+trained weights are judged on photos; the others are randomly initialised: their cosines say what
+rounding and merging do to numbers, not to accuracy. One is also planned in int8 within a latency,
+on 12 of the 20 photos, and judged on the other 8.
 
 What was measured of a model stays in DIR: stopped, the same command goes on; `--fresh` begins
 again.
@@ -358,9 +358,9 @@ def page(found: Mapping[str, Any]) -> str:
         "Made by `python -m benchmarks.peers --work DIR -o docs/benchmarks`. "
         f"{found['machine']} ({found['flags']}); {found['software']}; {found['date']}. One image a "
         f"run, {found['rounds']} rounds in which every row runs, each timed behind a run of its "
-        "own; medians, in brackets the 95 % interval of the speed-up over the first row. *dense* is "
-        f"the export as it came, *{_WRITTEN}* the same as tcompile writes it. *over dense* is over "
-        "the latter in the same runtime and precision, to be held against what fewer FLOPs alone "
+        "own; medians, in brackets the 95 % interval of the speed-up over the first row. *dense* "
+        f"is the export as it came, *{_WRITTEN}* the same as tcompile writes it. *over dense* is "
+        "over the latter in the same runtime and precision, to be held against what fewer FLOPs alone "
         "would give. Cosine of the first output to the first row's, mean and "
         "worst.\n",
     ]
@@ -429,7 +429,12 @@ def main() -> None:
         if model.name not in given.models:
             continue
         conditions = {k: found[k] for k in ("machine", "software", "rounds")}
-        conditions |= {"r": model.r, "keeps": model.keeps, "budgets": model.budgets, "tome": given.tome is not None}
+        conditions |= {
+            "r": model.r,
+            "keeps": model.keeps,
+            "budgets": model.budgets,
+            "tome": given.tome is not None,
+        }
         key = {"what": "peers", "model": digest(model.path(given.work)), "version": __version__}
         make = partial(measured, model, given.work, given.tome, given.rounds)
         found["models"][model.name] = state.get({**key, **conditions}, make)

@@ -57,7 +57,9 @@ def test_the_page(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(peers, "MODELS", (model,))
-    row = peers.Row("OpenVINO, bf16", "dense, as written", 2.0, 1.9, 2.1, (3.0, 2.8, 3.2), 0.99995, 0.9998)
+    row = peers.Row(
+        "OpenVINO, bf16", "dense, as written", 2.0, 1.9, 2.1, (3.0, 2.8, 3.2), 0.99995, 0.9998
+    )
     reduced = "tome:r=10, 136 patches left"
     short = peers.Row("OpenVINO, bf16", reduced, 1.0, 1, 1, (6.0, 5, 7), 0.99, 0.98)
     lost = peers.Row("official ToMe, PyTorch eager", "r=10", why="no checkout was given, --tome")

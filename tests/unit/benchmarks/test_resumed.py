@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import budgets, never_slower, planner, planner_page
+from benchmarks import auto_precision, budgets, never_slower, planner, planner_page
 from benchmarks.state import State
 from tcompile.core.errors import UsageError
 from tcompile.runtime.timing import Speedup
@@ -69,6 +69,35 @@ def test_never_slower(fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert rows[0]["emitted"] == "nothing"
     assert (rows[3]["emitted"], rows[3]["lower"]) == ("reduced", 1.4)
     assert "4 random builds" in (tmp_path / "never_slower.md").read_text()
+
+
+def test_auto_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draws = auto_precision.drawn(20, 0)
+    assert auto_precision.drawn(5, 0) == draws[:5]
+    assert all(0.25 <= d.share <= 1 for d in draws)
+    model = tmp_path / "model.onnx"
+    model.write_bytes(b"model")
+    rows = iter([(0.97, 0.9, 1.1), (0.9, 0.85, 0.99)])
+    monkeypatch.setattr(auto_precision, "export", lambda subject, folder: model)
+
+    def one(draw: auto_precision.Draw, path: Path, rounds: int) -> auto_precision.Row:
+        gain = next(rows)
+        name = draw.subject.name
+        return auto_precision.Row(name, draw.share, "int8, 9 patches", "dense int8", *gain)
+
+    monkeypatch.setattr(auto_precision, "one", one)
+
+    def run(requests: int) -> str:
+        asked = ["x", "--requests", str(requests), "--work", str(tmp_path), "-o", str(tmp_path)]
+        monkeypatch.setattr(sys, "argv", asked)
+        auto_precision.main()
+        return (tmp_path / "auto_precision.md").read_text()
+
+    assert "**0** of what was built are slower" in run(1)
+    with pytest.raises(SystemExit):  # the second one's whole interval is below 1
+        run(2)
+    assert "**1** of what was built are slower" in (tmp_path / "auto_precision.md").read_text()
+    assert next(rows, None) is None
 
 
 def test_budgets(fake: Fake, tmp_path: Path) -> None:
