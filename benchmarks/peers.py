@@ -360,9 +360,8 @@ def page(found: Mapping[str, Any]) -> str:
         f"run, {found['rounds']} rounds in which every row runs, each timed behind a run of its "
         "own; medians, in brackets the 95 % interval of the speed-up over the first row. *dense* "
         f"is the export as it came, *{_WRITTEN}* the same as tcompile writes it. *over dense* is "
-        "over the latter in the same runtime and precision, to be held against what fewer FLOPs alone "
-        "would give. Cosine of the first output to the first row's, mean and "
-        "worst.\n",
+        "over the latter in the same runtime and precision, to be held against what fewer FLOPs "
+        "alone would give. Cosine of the first output to the first row's, mean and worst.\n",
     ]
     for name, one in found["models"].items():
         weights = "trained weights" if one["trained"] else "random weights, cosines are of numbers"
