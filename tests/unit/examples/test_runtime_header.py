@@ -1,4 +1,4 @@
-"""examples/cpp/tcompile_runtime.hpp without a runtime: what it prepares and refuses, as Python does.
+"""examples/cpp/tcompile_runtime.hpp without a runtime: what it prepares and refuses.
 
 It is compiled once, and skipped without a compiler or nlohmann's JSON.
 """
