@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tcompile._version import __version__
-from tcompile.artifact.directory import MODEL, Artifact, load_artifact
+from tcompile.artifact.directory import Artifact, load_artifact
 from tcompile.core.drafts import new_draft
 from tcompile.core.errors import ModelError, UsageError
 from tcompile.deploy.checks import AGAIN, check_fault
@@ -113,9 +113,9 @@ def init_app(artifact: str | Path, output: str | Path, language: str = "cpp") ->
 
 def _check_record(found: Artifact, language: str) -> None:
     """A program that takes images needs to know how they are prepared."""
-    known = found.manifest.preprocess
+    known = bool(found.manifest.preprocess)
     if not known and language == "python" and found.model.is_file():
-        known = signature(found.directory / MODEL).preprocessing  # the manifest may be older
+        known = bool(signature(found.model).preprocessing)  # the manifest may be older
     if not known:
         raise UsageError(
             "does not say how images are prepared for it",
