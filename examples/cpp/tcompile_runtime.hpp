@@ -946,8 +946,7 @@ class OpenVino : public Backend {
       inputs = described(model.inputs(), artifact.inputs, in_);
       outputs = described(model.outputs(), artifact.outputs, out_);
     } catch (ov::Exception const& error) {
-      throw Error(std::string("OpenVINO does not accept the model: ") + error.what(),
-                  path.string());
+      throw Error("OpenVINO does not accept the model: " + reason(error.what()), path.string());
     }
   }
 
@@ -960,7 +959,11 @@ class OpenVino : public Backend {
       request_.set_tensor(in_[i], ov::Tensor(in_[i].get_element_type(), shape,
                                              const_cast<std::uint8_t*>(given.bytes.data())));
     }
-    request_.infer();
+    try {
+      request_.infer();
+    } catch (ov::Exception const& error) {
+      throw Error("OpenVINO cannot run the model: " + reason(error.what()), "openvino", "", 1);
+    }
     Tensors found;
     for (std::size_t i = 0; i < outputs.size(); ++i) {
       ov::Tensor const out = request_.get_tensor(out_[i]);
@@ -978,6 +981,17 @@ class OpenVino : public Backend {
   ov::InferRequest request_;
   Ports in_, out_;
   std::mutex turn_;
+
+  /// What is wrong, of a message that names places in OpenVINO's source line by line.
+  static std::string reason(std::string const& text) {
+    std::istringstream stream(text);
+    std::string last = "it gave no reason";
+    for (std::string line; std::getline(stream, line);)
+      if (line.find_first_not_of(" \t") != std::string::npos &&
+          line.rfind("Exception from", 0) != 0 && line.rfind("Check '", 0) != 0)
+        last = line.substr(0, 300);
+    return last;
+  }
 
   /// One tensor may have several names, and an input that is not read has none.
   static std::vector<TensorInfo> described(Ports const& ports, std::vector<TensorInfo> const& told,
