@@ -26,6 +26,7 @@ _LAZY = {
     **dict.fromkeys(("export", "load_source"), "tcompile.models"),
     **dict.fromkeys(("load_target", "list_targets"), "tcompile.targets"),
     "load": "tcompile.deploy.load",
+    "init_app": "tcompile.deploy.app",
     "profile": "tcompile.api.profile",
     "doctor": "tcompile.api.doctor",
     "Schedule": "tcompile.core.schedule",

@@ -4,10 +4,14 @@ import sys
 
 import tcompile
 
+#: The outputs that this program is written for; an artifact without them is refused.
+NEEDED: tuple[str, ...] = ()
+
 
 def main(artifact: str, *images: str) -> None:
     """Print the best classes of each image."""
     with tcompile.load(artifact) as model:
+        model.require(NEEDED)
         for path, classes in zip(images, model(images).top(3), strict=True):
             print(path)
             for best in classes:

@@ -68,7 +68,7 @@ def check_file(artifact: Artifact, name: str) -> None:
     """Raise ModelError unless a file is there, and as it was written or as the device made it."""
     path = artifact.directory / name
     if not path.is_file():
-        raise ModelError("is missing", where=str(path), hint=_AGAIN)
+        raise ModelError("is missing", where=str(path), hint=AGAIN)
     listed = {entry.path: entry for entry in artifact.manifest.files}
     entry = listed.get(name)
     jetson = artifact.manifest.target.runtime == "jetson"
@@ -76,17 +76,17 @@ def check_file(artifact: Artifact, name: str) -> None:
         return
     if entry is None:
         fault = "is not what the script of this bundle made" if jetson else "is not in the manifest"
-        raise ModelError(fault, where=str(path), hint=_AGAIN)
+        raise ModelError(fault, where=str(path), hint=AGAIN)
     size = path.stat().st_size
     if size < entry.bytes:
         raise ModelError(
-            f"is truncated: {size} of {entry.bytes} bytes", where=str(path), hint=_AGAIN
+            f"is truncated: {size} of {entry.bytes} bytes", where=str(path), hint=AGAIN
         )
     if size > entry.bytes or file_entry(path, artifact.directory) != entry:
         raise ModelError(
             "is not as it was written: its sha256 is not that in the manifest",
             where=str(path),
-            hint=_AGAIN,
+            hint=AGAIN,
         )
 
 
@@ -102,13 +102,14 @@ def check_contract(
         have, want = ({t.name: t.shape for t in tensors} for tensors in (found, told))
         if set(have) != set(want) or any(_differ(have[n], want[n]) for n in have):
             raise ModelError(
-                f"its {kind} are {_shown(have)}, the manifest says {_shown(want)}",
+                f"its {kind} are {shown(found)}, the manifest says {shown(told)}",
                 where=str(path),
-                hint=_AGAIN,
+                hint=AGAIN,
             )
 
 
-_AGAIN = "copy the whole artifact again, or build it anew"
+#: What to do with files that are not as they were written.
+AGAIN = "copy the whole artifact again, or build it anew"
 
 
 def _differ(a: tuple[int | str, ...], b: tuple[int | str, ...]) -> bool:
@@ -119,5 +120,6 @@ def _differ(a: tuple[int | str, ...], b: tuple[int | str, ...]) -> bool:
     )
 
 
-def _shown(tensors: dict[str, tuple[int | str, ...]]) -> str:
-    return ", ".join(f"'{name}' {list(shape)}" for name, shape in tensors.items()) or "none"
+def shown(tensors: Sequence[TensorInfo]) -> str:
+    """Names and shapes, for messages."""
+    return ", ".join(f"'{t.name}' {list(t.shape)}" for t in tensors) or "none"

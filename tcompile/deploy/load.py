@@ -19,6 +19,7 @@ from tcompile.deploy.checks import (
     check_fault,
     check_model_files,
     runtime_of,
+    shown,
 )
 from tcompile.deploy.inputs import Given, samples_of
 from tcompile.deploy.result import Result, Tokens, TopClass
@@ -78,6 +79,18 @@ class Model:
     def signature(self) -> Signature:
         """Inputs, outputs and preprocessing, as `tcompile.runtime.samples` takes them."""
         return self._described
+
+    def require(self, outputs: Sequence[str]) -> None:
+        """Raise UsageError unless it has the outputs that a program is written for."""
+        have = [tensor.name for tensor in self.outputs]
+        for name in outputs:
+            if name not in have:
+                raise UsageError(
+                    f"has no output '{name}', which this program is written for; it has "
+                    f"{shown(self.outputs)}",
+                    where=str(self.path if self.manifest is None else self.path.parent),
+                    hint="`tcompile init-app` writes a program for it",
+                )
 
     def __call__(self, images: Given) -> Result:
         """Run it on one image or several.

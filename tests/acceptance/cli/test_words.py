@@ -150,6 +150,7 @@ def test_messages_name_options_that_there_are() -> None:
 #: Command → ways to use it wrongly; each error must name no option that the command lacks.
 WRONG: dict[str, tuple[tuple[str, ...], ...]] = {
     "run": (("vit.onnx", "--input", "nosuch"), ("nosuch", "--input", "x.npz")),
+    "init-app": (("vit.onnx", "-o", "app"), ("nosuch", "--cpp", "-o", "app")),
     "methods": (("tom",), ("evitt",)),
     "verify": (("nosuch",), ("vit.onnx",), ("out", "--data", "nosuch"), ("out", "--against", "no")),
     "bench": (("nosuch",), ("out", "--against", "nosuch"), ("out", "--rounds", "1")),

@@ -1,0 +1,1628 @@
+// Runs what `tcompile build` wrote in a C++17 program: as `tcompile.load` does in Python.
+//
+//   tcompile::Model model("vit-cpu");
+//   tcompile::Result result = model({image});      // decoded, 8-bit RGB
+//   for (tcompile::TopClass const& best : result.top(0, 5)) ...  // of the first image
+//
+// Everything that can be known of an artifact without its runtime is checked before that is given
+// anything of it. What is wrong is a `tcompile::Error`: what, where, and what to do.
+//
+// One file; it needs nlohmann's json.hpp and the runtimes that it is told of:
+// TCOMPILE_WITH_OPENVINO, TCOMPILE_WITH_ONNXRUNTIME, and TCOMPILE_WITH_TENSORRT or
+// TCOMPILE_WITH_TENSORRT_RTX. CMake's find_package(tcompile_runtime) defines what it finds.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <limits>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <set>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#if defined(TCOMPILE_WITH_OPENVINO)
+#include <openvino/openvino.hpp>
+#endif
+#if defined(TCOMPILE_WITH_ONNXRUNTIME)
+#include <onnxruntime_c_api.h>
+#endif
+#if defined(TCOMPILE_WITH_TENSORRT) && defined(TCOMPILE_WITH_TENSORRT_RTX)
+#error "TensorRT and TensorRT-RTX have the same symbols: one of them in a program"
+#elif defined(TCOMPILE_WITH_TENSORRT) || defined(TCOMPILE_WITH_TENSORRT_RTX)
+#define TCOMPILE_WITH_ENGINES
+#include <NvInferRuntime.h>
+#include <cuda_runtime_api.h>
+#endif
+
+namespace tcompile {
+
+namespace fs = std::filesystem;
+using json = nlohmann::json;
+
+// ---- Errors ------------------------------------------------------------------------------------
+
+/// What went wrong, where, and what to do; `what()` is all of it on one line.
+class Error : public std::runtime_error {
+ public:
+  std::string fault, where, hint;
+  /// For main: 2 where the person can put it right, 1 where a runtime failed.
+  int exit_code;
+
+  explicit Error(std::string fault_, std::string where_ = "", std::string hint_ = "",
+                 int exit_code_ = 2)
+      : std::runtime_error((where_.empty() ? "" : where_ + ": ") + fault_ +
+                           (hint_.empty() ? "" : " (" + hint_ + ")")),
+        fault(std::move(fault_)),
+        where(std::move(where_)),
+        hint(std::move(hint_)),
+        exit_code(exit_code_) {}
+};
+
+inline constexpr char const* again = "copy the whole artifact again, or build it anew";
+inline constexpr char const* on_cpu =
+    "runtime=\"onnxruntime\" or \"openvino\" runs its model.onnx on the CPU";
+
+// ---- Tensors -----------------------------------------------------------------------------------
+
+/// A dimension: a number, or the name of one that is free.
+struct Dim {
+  std::int64_t size = -1;
+  std::string name;
+  bool free() const { return size < 0; }
+};
+
+/// An input or output: name, dtype as numpy calls it, shape.
+struct TensorInfo {
+  std::string name, dtype;
+  std::vector<Dim> shape;
+};
+
+template <class Items, class Show>
+std::string joined(Items const& items, Show show) {
+  std::string text;
+  for (auto const& item : items) text += (text.empty() ? "" : ", ") + show(item);
+  return text;
+}
+inline std::string shown(std::vector<Dim> const& shape) {
+  return "[" +
+         joined(
+             shape,
+             [](Dim const& d) { return d.free() ? "'" + d.name + "'" : std::to_string(d.size); }) +
+         "]";
+}
+inline std::string shown(std::vector<std::int64_t> const& shape) {
+  return "[" + joined(shape, [](std::int64_t d) { return std::to_string(d); }) + "]";
+}
+inline std::string shown(std::vector<TensorInfo> const& tensors) {
+  return tensors.empty() ? "none" : joined(tensors, [](TensorInfo const& t) {
+    return "'" + t.name + "' " + shown(t.shape);
+  });
+}
+
+inline std::size_t item_size(std::string const& dtype) {
+  static std::map<std::string, std::size_t> const sizes{
+      {"float32", 4}, {"float16", 2}, {"bfloat16", 2},     {"float64", 8},
+      {"int64", 8},   {"int32", 4},   {"int16", 2},        {"int8", 1},
+      {"uint8", 1},   {"bool", 1},    {"float8_e4m3fn", 1}};
+  auto const found = sizes.find(dtype);
+  if (found == sizes.end()) throw Error("there is no tensor of '" + dtype + "' here");
+  return found->second;
+}
+
+inline float bits_to_float(std::uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+inline std::uint32_t float_to_bits(float value) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  return bits;
+}
+inline float half_to_float(std::uint16_t half) {
+  std::uint32_t const sign = (half & 0x8000u) << 16, exponent = (half >> 10) & 31u,
+                      fraction = half & 0x3FFu;
+  if (exponent == 31) return bits_to_float(sign | 0x7F800000u | fraction << 13);
+  if (exponent) return bits_to_float(sign | (exponent + 112) << 23 | fraction << 13);
+  float const small = static_cast<float>(fraction) * 0x1p-24f;
+  return sign ? -small : small;
+}
+/// Rounded to the nearest, to the even one of two.
+inline std::uint16_t float_to_half(float value) {
+  std::uint32_t const bits = float_to_bits(value), size = bits & 0x7FFFFFFFu;
+  auto const sign = static_cast<std::uint16_t>(bits >> 16 & 0x8000u);
+  if (size > 0x7F800000u) return sign | 0x7E00u;
+  if (size >= 0x477FF000u) return sign | 0x7C00u;
+  if (size < 0x38800000u)  // what has no leading 1 there: multiples of 2^-24
+    return sign | static_cast<std::uint16_t>(std::nearbyint(bits_to_float(size) * 0x1p24f));
+  return sign | static_cast<std::uint16_t>((size + 0xFFFu + (size >> 13 & 1u) - 0x38000000u) >> 13);
+}
+inline std::uint16_t float_to_bfloat(float value) {
+  std::uint32_t const bits = float_to_bits(value);
+  if (std::isnan(value)) return static_cast<std::uint16_t>(bits >> 16 | 0x40u);
+  return static_cast<std::uint16_t>((bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16);
+}
+
+/// An array, row after row.
+struct Tensor {
+  std::string dtype;
+  std::vector<std::int64_t> shape;
+  std::vector<std::uint8_t> bytes;
+
+  Tensor() = default;
+  Tensor(std::string dtype_, std::vector<std::int64_t> shape_)
+      : dtype(std::move(dtype_)), shape(std::move(shape_)), bytes(count() * item_size(dtype)) {}
+
+  std::size_t count() const {
+    std::size_t total = 1;
+    for (std::int64_t d : shape) total *= static_cast<std::size_t>(d);
+    return total;
+  }
+  template <class T>
+  T* data() {
+    return reinterpret_cast<T*>(bytes.data());
+  }
+  template <class T>
+  T const* data() const {
+    return reinterpret_cast<T const*>(bytes.data());
+  }
+
+  /// Its values as floats, whatever number they are.
+  std::vector<float> floats() const {
+    std::vector<float> out(count());
+    for (std::size_t i = 0; i < out.size(); ++i) out[i] = value(i);
+    return out;
+  }
+  float value(std::size_t i) const {
+    if (dtype == "float32") return data<float>()[i];
+    if (dtype == "float16") return half_to_float(data<std::uint16_t>()[i]);
+    if (dtype == "bfloat16")
+      return bits_to_float(static_cast<std::uint32_t>(data<std::uint16_t>()[i]) << 16);
+    if (dtype == "float64") return static_cast<float>(data<double>()[i]);
+    if (dtype == "int64") return static_cast<float>(data<std::int64_t>()[i]);
+    if (dtype == "int32") return static_cast<float>(data<std::int32_t>()[i]);
+    if (dtype == "int8") return static_cast<float>(data<std::int8_t>()[i]);
+    if (dtype == "uint8" || dtype == "bool") return static_cast<float>(bytes[i]);
+    throw Error("values of " + dtype + " are not read here");
+  }
+
+  /// A float32 tensor in another dtype; images are float32 before a model's input says otherwise.
+  Tensor to(std::string const& wanted) const {
+    if (dtype == wanted) return *this;
+    Tensor out(wanted, shape);
+    float const* in = data<float>();
+    for (std::size_t i = 0; i < count(); ++i) {
+      if (wanted == "float16")
+        out.data<std::uint16_t>()[i] = float_to_half(in[i]);
+      else if (wanted == "bfloat16")
+        out.data<std::uint16_t>()[i] = float_to_bfloat(in[i]);
+      else if (wanted == "float64")
+        out.data<double>()[i] = in[i];
+      else if (wanted == "uint8")
+        out.bytes[i] = static_cast<std::uint8_t>(std::nearbyint(in[i]));
+      else
+        throw Error("images do not become " + wanted);
+    }
+    return out;
+  }
+};
+using Tensors = std::vector<std::pair<std::string, Tensor>>;
+
+// ---- SHA-256 (FIPS 180-4) ----------------------------------------------------------------------
+
+class Sha256 {
+ public:
+  void add(std::uint8_t const* data, std::size_t size) {
+    total_ += size;
+    for (std::size_t i = 0; i < size; ++i) {
+      block_[filled_++] = data[i];
+      if (filled_ == 64) mix();
+    }
+  }
+  std::string hex() {
+    std::uint64_t const bits = total_ * 8;
+    std::uint8_t const one = 0x80, zero = 0;
+    add(&one, 1);
+    while (filled_ != 56) add(&zero, 1);
+    for (int i = 7; i >= 0; --i) block_[filled_++] = static_cast<std::uint8_t>(bits >> 8 * i);
+    mix();
+    std::string text;
+    for (std::uint32_t word : state_)
+      for (int i = 28; i >= 0; i -= 4) text += "0123456789abcdef"[word >> i & 15u];
+    return text;
+  }
+
+ private:
+  static constexpr std::array<std::uint32_t, 64> constants_{
+      0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1, 0x923f82a4,
+      0xab1c5ed5, 0xd807aa98, 0x12835b01, 0x243185be, 0x550c7dc3, 0x72be5d74, 0x80deb1fe,
+      0x9bdc06a7, 0xc19bf174, 0xe49b69c1, 0xefbe4786, 0x0fc19dc6, 0x240ca1cc, 0x2de92c6f,
+      0x4a7484aa, 0x5cb0a9dc, 0x76f988da, 0x983e5152, 0xa831c66d, 0xb00327c8, 0xbf597fc7,
+      0xc6e00bf3, 0xd5a79147, 0x06ca6351, 0x14292967, 0x27b70a85, 0x2e1b2138, 0x4d2c6dfc,
+      0x53380d13, 0x650a7354, 0x766a0abb, 0x81c2c92e, 0x92722c85, 0xa2bfe8a1, 0xa81a664b,
+      0xc24b8b70, 0xc76c51a3, 0xd192e819, 0xd6990624, 0xf40e3585, 0x106aa070, 0x19a4c116,
+      0x1e376c08, 0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f, 0x682e6ff3,
+      0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7,
+      0xc67178f2};
+
+  std::array<std::uint32_t, 8> state_{0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
+                                      0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
+  std::array<std::uint8_t, 64> block_{};
+  std::size_t filled_ = 0;
+  std::uint64_t total_ = 0;
+
+  static std::uint32_t turned(std::uint32_t x, int by) { return x >> by | x << (32 - by); }
+  void mix() {
+    std::array<std::uint32_t, 64> w{};
+    for (int i = 0; i < 16; ++i)
+      w[i] = static_cast<std::uint32_t>(block_[4 * i]) << 24 | block_[4 * i + 1] << 16 |
+             block_[4 * i + 2] << 8 | block_[4 * i + 3];
+    for (int i = 16; i < 64; ++i) {
+      std::uint32_t const a = w[i - 15], b = w[i - 2];
+      w[i] = w[i - 16] + (turned(a, 7) ^ turned(a, 18) ^ a >> 3) + w[i - 7] +
+             (turned(b, 17) ^ turned(b, 19) ^ b >> 10);
+    }
+    auto [a, b, c, d, e, f, g, h] = state_;
+    for (int i = 0; i < 64; ++i) {
+      std::uint32_t const one = h + (turned(e, 6) ^ turned(e, 11) ^ turned(e, 25)) +
+                                ((e & f) ^ (~e & g)) + constants_[i] + w[i];
+      std::uint32_t const two =
+          (turned(a, 2) ^ turned(a, 13) ^ turned(a, 22)) + ((a & b) ^ (a & c) ^ (b & c));
+      h = g, g = f, f = e, e = d + one, d = c, c = b, b = a, a = one + two;
+    }
+    std::array<std::uint32_t, 8> const end{a, b, c, d, e, f, g, h};
+    for (int i = 0; i < 8; ++i) state_[i] += end[i];
+    filled_ = 0;
+  }
+};
+
+/// A file's SHA-256, in hexadecimal.
+inline std::string sha256(fs::path const& path) {
+  std::ifstream stream(path, std::ios::binary);
+  std::vector<char> chunk(1 << 20);
+  Sha256 digest;
+  while (stream) {
+    stream.read(chunk.data(), static_cast<std::streamsize>(chunk.size()));
+    digest.add(reinterpret_cast<std::uint8_t*>(chunk.data()),
+               static_cast<std::size_t>(stream.gcount()));
+  }
+  if (!stream.eof()) throw Error("cannot be read", path.string());
+  return digest.hex();
+}
+
+// ---- Images ------------------------------------------------------------------------------------
+
+/// Decoded pixels, upright: red, green, blue, 8 bits each, row after row.
+struct Image {
+  int width = 0, height = 0;
+  std::vector<std::uint8_t> pixels;
+
+  Image() = default;
+  Image(int width_, int height_)
+      : width(width_), height(height_), pixels(std::size_t{3} * width_ * height_) {}
+  std::uint8_t* row(int y) { return pixels.data() + std::size_t{3} * width * y; }
+  std::uint8_t const* row(int y) const { return pixels.data() + std::size_t{3} * width * y; }
+};
+
+/// Resizing as pillow does it, to the pixel: a filter as wide as the reduction, in fixed point,
+/// rounded to 8 bits between columns and rows.
+namespace resizing {
+
+struct Filter {
+  double support;
+  double (*at)(double);
+};
+
+inline double sinc(double x) { return x == 0 ? 1 : std::sin(M_PI * x) / (M_PI * x); }
+
+/// By the name in the manifest; nothing for nearest, which has no filter.
+inline std::optional<Filter> filter(std::string const& name) {
+  if (name == "nearest") return std::nullopt;
+  if (name == "box") return Filter{.5, [](double x) { return x > -.5 && x <= .5 ? 1. : 0.; }};
+  if (name == "bilinear") return Filter{1, [](double x) { return std::max(0., 1 - std::abs(x)); }};
+  if (name == "hamming")
+    return Filter{1, [](double x) {
+                    return std::abs(x) >= 1 ? 0 : sinc(x) * (.54 + .46 * std::cos(M_PI * x));
+                  }};
+  if (name == "lanczos")
+    return Filter{3, [](double x) { return -3 <= x && x < 3 ? sinc(x) * sinc(x / 3) : 0; }};
+  return Filter{2, [](double x) {  // bicubic, Keys' with a = -1/2
+                  x = std::abs(x);
+                  if (x < 1) return (1.5 * x - 2.5) * x * x + 1;
+                  return x < 2 ? (((x - 5) * x + 8) * x - 4) * -.5 : 0;
+                }};
+}
+
+/// The pixels that one new pixel is made of, and their shares in units of 2^-22.
+struct Window {
+  int first;
+  std::vector<int> shares;
+};
+constexpr int bits = 22;
+
+inline std::vector<Window> windows(int before, int after, Filter const& filter) {
+  double const scale = static_cast<double>(before) / after, wide = std::max(scale, 1.);
+  double const support = filter.support * wide, inverse = 1 / wide;
+  std::vector<Window> found;
+  for (int i = 0; i < after; ++i) {
+    double const middle = (i + .5) * scale;
+    int const first = std::max(0, static_cast<int>(middle - support + .5));
+    int const end = std::min(before, static_cast<int>(middle + support + .5));
+    std::vector<double> shares;
+    double sum = 0;
+    for (int x = first; x < end; ++x) {
+      shares.push_back(filter.at((x - middle + .5) * inverse));
+      sum += shares.back();
+    }
+    Window window{first, {}};
+    for (double share : shares) {
+      double const whole = (sum != 0 ? share / sum : share) * (1 << bits);
+      window.shares.push_back(static_cast<int>(whole < 0 ? whole - .5 : whole + .5));
+    }
+    found.push_back(std::move(window));
+  }
+  return found;
+}
+
+inline std::uint8_t clipped(int sum) {
+  return static_cast<std::uint8_t>(std::clamp(sum >> bits, 0, 255));
+}
+
+inline Image columns(Image const& image, int width, Filter const& filter) {
+  Image out(width, image.height);
+  std::vector<Window> const all = windows(image.width, width, filter);
+  for (int y = 0; y < image.height; ++y) {
+    std::uint8_t* to = out.row(y);
+    for (Window const& window : all) {
+      int sum[3] = {1 << (bits - 1), 1 << (bits - 1), 1 << (bits - 1)};
+      std::uint8_t const* from = image.row(y) + 3 * window.first;
+      for (int share : window.shares)
+        for (int& colour : sum) colour += *from++ * share;
+      for (int colour : sum) *to++ = clipped(colour);
+    }
+  }
+  return out;
+}
+
+inline Image rows(Image const& image, int height, Filter const& filter) {
+  Image out(image.width, height);
+  std::vector<Window> const all = windows(image.height, height, filter);
+  std::vector<int> sums(std::size_t{3} * image.width);
+  for (int y = 0; y < height; ++y) {
+    std::fill(sums.begin(), sums.end(), 1 << (bits - 1));
+    for (std::size_t i = 0; i < all[y].shares.size(); ++i) {
+      std::uint8_t const* from = image.row(all[y].first + static_cast<int>(i));
+      for (int& sum : sums) sum += *from++ * all[y].shares[i];
+    }
+    std::transform(sums.begin(), sums.end(), out.row(y), clipped);
+  }
+  return out;
+}
+
+/// Middles of the new pixels in the old ones, added up as pillow does.
+inline std::vector<int> nearest(int before, int after) {
+  double const scale = static_cast<double>(before) / after;
+  std::vector<int> found;
+  for (double at = scale * .5; static_cast<int>(found.size()) < after; at += scale)
+    found.push_back(std::min(before - 1, static_cast<int>(at)));
+  return found;
+}
+
+}  // namespace resizing
+
+inline Image resized(Image const& image, int width, int height, std::string const& interpolation) {
+  auto const filter = resizing::filter(interpolation);
+  if (filter) {
+    // Rows first where they lose more than twice as many as columns: pillow since 13, which earlier
+    // took columns first always. The difference is one step of 255 here and there.
+    bool const rows_first =
+        height < image.height && image.height - height > 2 * (image.width - width);
+    Image out = image;
+    if (rows_first) out = resizing::rows(out, height, *filter);
+    if (width != out.width) out = resizing::columns(out, width, *filter);
+    return height == out.height ? out : resizing::rows(out, height, *filter);
+  }
+  Image out(width, height);
+  std::vector<int> const xs = resizing::nearest(image.width, width);
+  std::vector<int> const ys = resizing::nearest(image.height, height);
+  for (int y = 0; y < height; ++y)
+    for (int x = 0; x < width; ++x)
+      std::copy_n(image.row(ys[y]) + 3 * xs[x], 3, out.row(y) + 3 * x);
+  return out;
+}
+
+/// A part of an image; what lies outside of it is black.
+inline Image cut(Image const& image, int left, int top, int width, int height) {
+  Image out(width, height);
+  int const begin = std::max(0, -left), end = std::min(width, image.width - left);
+  for (int y = std::max(0, -top); y < std::min(height, image.height - top) && begin < end; ++y)
+    std::copy(image.row(y + top) + 3 * (begin + left), image.row(y + top) + 3 * (end + left),
+              out.row(y) + 3 * begin);
+  return out;
+}
+
+/// How images are prepared for a model, as its manifest records it.
+class Preprocessing {
+ public:
+  /// Throws Error where the record says too little, or its numbers cannot be used.
+  Preprocessing(json const& record, std::string const& where) {
+    try {
+      auto const size = record.at("size").get<std::array<int, 2>>();
+      height_ = size[0], width_ = size[1];
+      mean_ = colours(record.at("mean"));
+      std_ = colours(record.at("std"));
+      if (record.contains("crop_pct") && !record["crop_pct"].is_null())
+        crop_ = record["crop_pct"].get<double>();
+      if (crop_ == 0) crop_ = 1;
+      interpolation_ = record.value("interpolation", "bicubic");
+      resize_ = record.value("resize", "crop");
+      layout_ = record.value("layout", "image");
+      last_ = record.value("channels", "") == "last";
+      if (layout_ == "patches") {
+        patch_ = record.at("patch_size").get<int>();
+        merge_ = record.at("merge_size").get<int>();
+        time_ = record.at("temporal_patch_size").get<int>();
+        if (record.value("frames", time_) != time_) layout_ = "a video";
+      }
+    } catch (json::exception const&) {
+      throw Error("the model does not say how images are prepared for it", where, build_again);
+    }
+    float const least = *std::min_element(std_.begin(), std_.end());
+    bool const positive = width_ > 0 && height_ > 0 && least > 0 && crop_ > 0;
+    if (!positive || !std::isfinite(crop_) || width_ * 1. * height_ / (crop_ * crop_) > most_pixels)
+      throw Error("says how images are prepared, but its numbers cannot be used", where,
+                  build_again);
+    if (layout_ != "image" && layout_ != "patches")
+      throw Error("the model takes " + layout_ + ", not one image", where, "give it as a tensor");
+    if (layout_ == "patches" && (std::min({patch_, merge_, time_}) < 1 ||
+                                 height_ % (patch_ * merge_) || width_ % (patch_ * merge_)))
+      throw Error("the model records images that its patches do not fill", where, build_again);
+  }
+
+  /// One image as the model wants it: float32 [1, 3, H, W], [1, H, W, 3] or packed patches [N, C].
+  Tensor operator()(Image const& image) const {
+    if (image.width < 1 || image.height < 1 ||
+        image.pixels.size() != std::size_t{3} * image.width * image.height)
+      throw Error("an image must have width × height × 3 bytes, red, green, blue", "images");
+    Image const sized = resize_ == "squash" ? resized(image, width_, height_, interpolation_)
+                        : resize_ == "pad"  ? padded(image)
+                                            : middle(image);
+    std::vector<float> normal(sized.pixels.size());
+    for (std::size_t i = 0; i < normal.size(); ++i)
+      normal[i] = (static_cast<float>(sized.pixels[i]) / 255.f - mean_[i % 3]) / std_[i % 3];
+    if (layout_ == "patches") return packed(normal);
+    Tensor out("float32", last_ ? std::vector<std::int64_t>{1, height_, width_, 3}
+                                : std::vector<std::int64_t>{1, 3, height_, width_});
+    std::size_t const area = std::size_t(height_) * width_;
+    for (std::size_t i = 0; i < normal.size(); ++i)
+      out.data<float>()[last_ ? i : i % 3 * area + i / 3] = normal[i];
+    return out;
+  }
+
+ private:
+  static constexpr double most_pixels = 1 << 26;
+  static constexpr char const* build_again = "build it with --preprocess, or give it tensors";
+  int width_ = 0, height_ = 0, patch_ = 1, merge_ = 1, time_ = 1;
+  std::array<float, 3> mean_{}, std_{};
+  double crop_ = 1;
+  std::string interpolation_, resize_, layout_;
+  bool last_ = false;
+
+  static std::array<float, 3> colours(json const& given) {
+    if (given.is_array() && given.size() == 3) return given.get<std::array<float, 3>>();
+    auto const one = (given.is_array() ? given.at(0) : given).get<float>();
+    return {one, one, one};
+  }
+
+  /// The whole image, and black around it. Halves go to the even number, as in Python.
+  Image padded(Image const& image) const {
+    double const scale = std::min(static_cast<double>(height_) / image.height,
+                                  static_cast<double>(width_) / image.width);
+    int const w = std::max(1, static_cast<int>(std::nearbyint(image.width * scale)));
+    int const h = std::max(1, static_cast<int>(std::nearbyint(image.height * scale)));
+    return cut(resized(image, w, h, interpolation_), -((width_ - w) / 2), -((height_ - h) / 2),
+               width_, height_);
+  }
+
+  /// The shorter side to floor(size / crop), and the middle of it, as torchvision does.
+  Image middle(Image const& image) const {
+    double const high = std::floor(height_ / crop_ + 1e-6),
+                 wide = std::floor(width_ / crop_ + 1e-6);
+    double w = wide, h = high;
+    if (image.height / high < image.width / wide)
+      w = std::max<double>(width_, std::floor(high * image.width / image.height));
+    else
+      h = std::max<double>(height_, std::floor(wide * image.height / image.width));
+    if (w * h > 4 * most_pixels)
+      throw Error("is " + std::to_string(image.width) + " × " + std::to_string(image.height) +
+                      " pixels, too narrow to be cut to " + std::to_string(width_) + " × " +
+                      std::to_string(height_),
+                  "the image given");
+    return cut(resized(image, static_cast<int>(w), static_cast<int>(h), interpolation_),
+               static_cast<int>(std::nearbyint((w - width_) / 2)),
+               static_cast<int>(std::nearbyint((h - height_) / 2)), width_, height_);
+  }
+
+  /// As Qwen-VL's processors pack patches: those that become one token lie together, and a still
+  /// image stands in for each frame. [rows, columns, merge, merge, colour, time, patch, patch].
+  Tensor packed(std::vector<float> const& normal) const {
+    int const side = patch_ * merge_, down = height_ / side, across = width_ / side;
+    Tensor out("float32", {std::int64_t(down) * across * merge_ * merge_,
+                           std::int64_t(3) * time_ * patch_ * patch_});
+    float* to = out.data<float>();
+    for (int i = 0; i < down * across * merge_ * merge_; ++i) {
+      int const square = i / (merge_ * merge_), inside = i % (merge_ * merge_);
+      int const top = square / across * side + inside / merge_ * patch_;
+      int const left = square % across * side + inside % merge_ * patch_;
+      for (int colour = 0; colour < 3; ++colour)
+        for (int frame = 0; frame < time_; ++frame)
+          for (int y = top; y < top + patch_; ++y)
+            for (int x = left; x < left + patch_; ++x)
+              *to++ = normal[(std::size_t(y) * width_ + x) * 3 + colour];
+    }
+    return out;
+  }
+};
+
+// ---- The artifact ------------------------------------------------------------------------------
+
+struct FileEntry {
+  std::uint64_t bytes;
+  std::string sha256;
+};
+
+/// What a program needs of `manifest.json`; `document` is all of it.
+struct Artifact {
+  fs::path directory;
+  json document;
+  std::string target, runtime, capability, precision, fault;  // "" where there is none
+  bool plugins = false;                                       // token ops are plugins
+  std::vector<TensorInfo> inputs, outputs;
+  std::map<std::string, std::string> token_index;
+  std::vector<std::string> labels;
+  std::map<std::string, FileEntry> files;
+};
+
+inline std::string text_or_empty(json const& object, char const* key) {
+  return object.contains(key) && !object[key].is_null() ? object[key].get<std::string>() : "";
+}
+
+/// Read the manifest. Throws Error where it is missing, damaged or of another version.
+inline Artifact read_artifact(fs::path const& directory) {
+  constexpr char const* schema = "tcompile.manifest/1";
+  fs::path const path = directory / "manifest.json";
+  std::error_code ignored;
+  if (!fs::is_regular_file(path, ignored))
+    throw Error(std::string(fs::exists(directory, ignored) ? "not a tcompile artifact"
+                                                           : "no such directory") +
+                    ", there is no manifest.json",
+                directory.string(), "tcompile build makes one");
+  Artifact found;
+  found.directory = directory;
+  json& document = found.document;
+  auto const tensors = [](json const& list) {
+    std::vector<TensorInfo> all;
+    for (json const& each : list) {
+      TensorInfo info{each.at("name"), each.at("dtype"), {}};
+      for (json const& dim : each.at("shape"))
+        info.shape.push_back(dim.is_string() ? Dim{-1, dim.get<std::string>()}
+                                             : Dim{dim.get<std::int64_t>(), ""});
+      all.push_back(std::move(info));
+    }
+    return all;
+  };
+  try {
+    std::ifstream stream(path, std::ios::binary);
+    document = json::parse(stream);
+    if (!document.is_object() || document.value("schema", "") != schema)
+      throw std::invalid_argument(std::string("not a ") + schema + " document");
+    json const& target = document.at("target");
+    found.target = target.at("name"), found.runtime = target.at("runtime");
+    if (found.runtime == "jetson") found.runtime = "tensorrt";
+    found.capability = text_or_empty(target, "compute_capability");
+    found.precision = document.at("precision");
+    found.fault = text_or_empty(document, "fault");
+    found.inputs = tensors(document.at("inputs")), found.outputs = tensors(document.at("outputs"));
+    // What older manifests do not have.
+    if (document.contains("token_ops") && !document["token_ops"].is_null())
+      found.plugins = document["token_ops"].value("form", "") == "plugin";
+    found.token_index = document.value("token_index", found.token_index);
+    found.labels = document.value("labels", found.labels);
+    for (json const& file : document.at("files")) {
+      fs::path const name = file.at("path").get<std::string>();
+      if (name.is_absolute() || std::find(name.begin(), name.end(), "..") != name.end())
+        throw std::invalid_argument("files: path '" + name.string() + "' leaves the artifact");
+      found.files[name.generic_string()] = {file.at("bytes"), file.at("sha256")};
+    }
+  } catch (std::exception const& error) {
+    bool const known = document.is_object() && document.contains("tool");
+    throw Error(std::string("damaged manifest: ") + error.what(), path.string(),
+                known ? "written by " + document["tool"].dump() : "");
+  }
+  return found;
+}
+
+/// Whether a file of a Jetson's bundle is an engine that its own script made there, and whole.
+inline bool made_on_device(Artifact const& artifact, std::string const& name) {
+  fs::path const digest = artifact.directory / (name + ".sha256");
+  if (artifact.document["target"]["runtime"] != "jetson" || name.rfind("engine/", 0) != 0)
+    return false;
+  std::ifstream stream(digest);
+  std::string written;
+  if (!(stream >> written)) return !fs::exists(digest) && !artifact.files.count(name);
+  return written == sha256(artifact.directory / name);
+}
+
+/// Throws Error unless a file is there, and as it was written or as the device made it.
+inline void check_file(Artifact const& artifact, std::string const& name) {
+  fs::path const path = artifact.directory / name;
+  if (!fs::is_regular_file(path)) throw Error("is missing", path.string(), again);
+  if (made_on_device(artifact, name)) return;
+  auto const entry = artifact.files.find(name);
+  if (entry == artifact.files.end()) throw Error("is not in the manifest", path.string(), again);
+  std::uint64_t const size = fs::file_size(path);
+  if (size < entry->second.bytes)
+    throw Error("is truncated: " + std::to_string(size) + " of " +
+                    std::to_string(entry->second.bytes) + " bytes",
+                path.string(), again);
+  if (size > entry->second.bytes || sha256(path) != entry->second.sha256)
+    throw Error("is not as it was written: its sha256 is not that in the manifest", path.string(),
+                again);
+}
+
+/// Throws Error where a model has other inputs or outputs than the manifest says.
+inline void check_contract(char const* kind, std::vector<TensorInfo> found,
+                           std::vector<TensorInfo> told, std::string const& where) {
+  auto const by_name = [](TensorInfo const& a, TensorInfo const& b) { return a.name < b.name; };
+  std::sort(found.begin(), found.end(), by_name), std::sort(told.begin(), told.end(), by_name);
+  auto const same_dim = [](Dim const& a, Dim const& b) {
+    return a.free() ? b.free() : a.size == b.size;
+  };
+  bool const same = std::equal(
+      found.begin(), found.end(), told.begin(), told.end(), [&](auto const& a, auto const& b) {
+        return a.name == b.name &&
+               std::equal(a.shape.begin(), a.shape.end(), b.shape.begin(), b.shape.end(), same_dim);
+      });
+  if (!same)
+    throw Error(
+        std::string("its ") + kind + " are " + shown(found) + ", the manifest says " + shown(told),
+        where, again);
+}
+
+inline std::vector<std::string> parts(std::string const& version) {
+  std::vector<std::string> found;
+  std::istringstream stream(version);
+  for (std::string part; std::getline(stream, part, '.');) found.push_back(part);
+  return found;
+}
+
+/// SHA-256 of plugins/cuda/tcompile_spec.h; a test holds it against that.
+inline constexpr char const* plugin_specification =
+    "2652eebb7aa88d5f588a9880dfbef25c66993007bccafa109770fd8517e40738";
+
+/// Machine code runs on the same major version from its minor on; PTX on everything newer.
+inline bool has_code(std::string const& listed, std::string const& capability) {
+  int const wanted =
+      std::atoi(parts(capability)[0].c_str()) * 10 + std::atoi(parts(capability)[1].c_str());
+  std::istringstream stream(listed);
+  for (std::string entry; std::getline(stream, entry, ',');) {
+    if (entry.empty() || !std::isdigit(static_cast<unsigned char>(entry[0]))) return true;
+    std::size_t digits = 0;
+    int const built = std::stoi(entry, &digits);
+    bool const exact = digits < entry.size() && (entry[digits] == 'a' || entry[digits] == 'f');
+    bool const real = entry.find("-real") != std::string::npos;
+    if (exact ? built == wanted : built <= wanted && (!real || built / 10 == wanted / 10))
+      return true;
+  }
+  return false;
+}
+
+/// Throws Error unless a library holds the token ops for this machine, TensorRT and GPU. It is
+/// read, and nothing in it is run: what does not fit may crash the process that loads it.
+inline void check_plugins(fs::path const& library, std::string const& tensorrt,
+                          std::string const& capability) {
+  constexpr char const* make =
+      "`tcompile plugins build` makes one, `tcompile plugins check` says all";
+  if (!fs::is_regular_file(library))
+    throw Error("there is no plugin library at " + library.string(), "",
+                "`tcompile plugins build` makes one; TCOMPILE_PLUGINS names another");
+  auto const wrong = [&](std::string const& problem) {
+    return Error(
+        "the token ops of this engine are plugins, and their library does not fit: " + problem,
+        library.string(), make);
+  };
+  std::ifstream stream(library, std::ios::binary);
+  std::string const data{std::istreambuf_iterator<char>(stream), {}};
+  if (data.size() < 64 || data.compare(0, 4,
+                                       "\x7f"
+                                       "ELF") != 0)
+    throw wrong("it is not an ELF file");
+#if defined(__x86_64__) || defined(__aarch64__)
+#if defined(__x86_64__)
+  constexpr unsigned char machine = 62;
+#else
+  constexpr unsigned char machine = 183;
+#endif
+  if (static_cast<unsigned char>(data[18]) != machine)
+    throw wrong("it is for another machine: build it there");
+#endif
+  // key=value, separated by spaces (plugins/trt/entry.cpp).
+  std::map<std::string, std::string> facts;
+  std::size_t at = data.find("package=");
+  while (at != std::string::npos &&
+         data.substr(at, 400).find(" specification=") == std::string::npos)
+    at = data.find("package=", at + 1);
+  if (at == std::string::npos) throw wrong("it is not a plugin library of tcompile");
+  std::istringstream words(data.substr(at, data.find('\0', at) - at));
+  for (std::string word; words >> word;)
+    facts[word.substr(0, word.find('='))] = word.substr(word.find('=') + 1);
+  if (facts["plugin"] != "1" || facts["api"] != "1" ||
+      facts["specification"] != plugin_specification)
+    throw wrong("it was built from another specification of the ops: build it anew");
+  if (parts(facts["tensorrt"] + ".")[0] != parts(tensorrt)[0])
+    throw wrong("it was built for TensorRT " + facts["tensorrt"] + ", not " + tensorrt);
+  if (!has_code(facts["architectures"], capability))
+    throw wrong("it has no code for GPU architecture " + capability + ", only " +
+                facts["architectures"]);
+}
+
+// ---- Results -----------------------------------------------------------------------------------
+
+/// A class, the model's raw output for it, and its softmax share; `label` is empty where the model
+/// has no name for it.
+struct TopClass {
+  std::size_t index;
+  std::string label;
+  float logit;
+  double probability;
+};
+
+/// The tokens that the rows of an output are.
+struct Tokens {
+  Tensor const* index;            ///< [B, K], positions among the dense model's tokens; -1: fused
+  Tensor const* owner = nullptr;  ///< [B, N], the row that stands for each of them; -1: none
+  Tensor const* size = nullptr;   ///< [B, K], how many tokens a row stands for
+};
+
+/// Every output by name, one row a sample.
+class Result {
+ public:
+  Tensors outputs;
+
+  Result(Tensors outputs_, std::vector<std::string> labels,
+         std::map<std::string, std::string> token_index)
+      : outputs(std::move(outputs_)),
+        labels_(std::move(labels)),
+        token_index_(std::move(token_index)) {}
+
+  Tensor const* find(std::string const& name) const {
+    for (auto const& [key, tensor] : outputs)
+      if (key == name) return &tensor;
+    return nullptr;
+  }
+  /// Of a result that is kept: `model(images)[name]` would refer to what is gone.
+  Tensor const& operator[](std::string const& name) && = delete;
+  Tensor const& operator[](std::string const& name) const& {
+    if (Tensor const* found = find(name)) return *found;
+    throw Error("no output '" + name + "', there are " +
+                joined(outputs, [](auto const& each) { return each.first; }));
+  }
+
+  /// Which tokens of the dense model the rows of an output are; nothing where it has them all.
+  std::optional<Tokens> tokens(std::string const& output) && = delete;
+  std::optional<Tokens> tokens(std::string const& output) const& {
+    (void)(*this)[output];
+    auto const named = token_index_.find(output);
+    Tensor const* index = named == token_index_.end() ? nullptr : find(named->second);
+    if (index == nullptr) return std::nullopt;
+    std::string const suffix = named->second.substr(std::strlen("token_index"));
+    return Tokens{index, find("token_owner" + suffix), find("token_size" + suffix)};
+  }
+
+  /// The best classes of a sample, best first, of an output [B, classes]: by default the first that
+  /// holds classes, by shape and name. Classes that are NaN or Inf have no rank.
+  std::vector<TopClass> top(std::size_t sample, std::size_t count = 5,
+                            std::string output = "") const {
+    if (output.empty()) output = classes();
+    if (output.empty()) throw Error("no output holds classes");
+    Tensor const* logits = find(output);
+    if (logits == nullptr || logits->shape.size() != 2 || sample >= rows(*logits))
+      throw Error("holds no classes [B, classes] of sample " + std::to_string(sample),
+                  "output '" + output + "'");
+    auto const width = static_cast<std::size_t>(logits->shape[1]);
+    std::vector<float> row;
+    for (std::size_t i = 0; i < width; ++i) row.push_back(logits->value(sample * width + i));
+    std::vector<std::size_t> order;
+    for (std::size_t i = 0; i < width; ++i)
+      if (std::isfinite(row[i])) order.push_back(i);
+    std::stable_sort(order.begin(), order.end(),
+                     [&](std::size_t x, std::size_t y) { return row[x] > row[y]; });
+    double sum = 0;
+    for (std::size_t i : order) sum += std::exp(double{row[i]} - row[order[0]]);
+    std::vector<TopClass> best;
+    for (std::size_t i : order) {
+      if (best.size() == count) break;
+      best.push_back({i, labels_.size() == width ? labels_[i] : "", row[i],
+                      std::exp(double{row[i]} - row[order[0]]) / sum});
+    }
+    return best;
+  }
+
+  /// The first output that holds classes; empty where none does.
+  std::string classes() const {
+    for (auto const& [name, tensor] : outputs) {
+      std::string lower;
+      for (unsigned char c : name) lower += static_cast<char>(std::tolower(c));
+      bool other = tensor.shape.size() != 2 || tensor.dtype.find("float") == std::string::npos;
+      for (char const* word : {"pool", "embed", "feature", "hidden", "token"})
+        other = other || lower.find(word) != std::string::npos;
+      if (!other) return name;
+    }
+    return "";
+  }
+
+ private:
+  std::vector<std::string> labels_;
+  std::map<std::string, std::string> token_index_;
+
+  static std::size_t rows(Tensor const& tensor) {
+    return static_cast<std::size_t>(tensor.shape[0]);
+  }
+};
+
+// ---- Runtimes ----------------------------------------------------------------------------------
+
+struct Options {
+  std::string runtime;        ///< one of `runtimes()`; "": that of the artifact's target
+  int threads = 0;            ///< of a CPU's operators; 0: the runtime decides
+  int device = 0;             ///< the GPU that an engine runs on, as CUDA counts them
+  bool allow_failed = false;  ///< load also a build that failed and was kept
+};
+
+/// A model that is open in a runtime. Several threads may call `run`.
+class Backend {
+ public:
+  std::vector<TensorInfo> inputs, outputs;
+  /// The smallest and largest batch of an engine; nothing: fixed, or any.
+  std::optional<std::pair<std::int64_t, std::int64_t>> batches;
+
+  virtual ~Backend() = default;
+  /// Every output, of one run; inputs have been checked.
+  virtual Tensors run(std::map<std::string, Tensor> const& feed) = 0;
+};
+
+/// What this program was built with.
+inline std::vector<std::string> runtimes() {
+  return {
+#if defined(TCOMPILE_WITH_ONNXRUNTIME)
+      "onnxruntime",
+#endif
+#if defined(TCOMPILE_WITH_OPENVINO)
+      "openvino",
+#endif
+#if defined(TCOMPILE_WITH_TENSORRT)
+      "tensorrt",
+#endif
+#if defined(TCOMPILE_WITH_TENSORRT_RTX)
+      "tensorrt-rtx",
+#endif
+  };
+}
+
+template <class Kind, std::size_t N>
+std::string dtype_of(std::array<std::pair<Kind, char const*>, N> const& known, Kind kind,
+                     std::string const& name) {
+  for (auto const& [each, dtype] : known)
+    if (each == kind) return dtype;
+  throw Error("tensor '" + name + "' is of a type that is not read here");
+}
+
+#if defined(TCOMPILE_WITH_OPENVINO)
+class OpenVino : public Backend {
+ public:
+  OpenVino(Artifact const& artifact, fs::path const& path, Options const& options) {
+    bool const bf16 = artifact.runtime == "openvino" && artifact.precision == "bf16";
+    ov::AnyMap settings{ov::hint::inference_precision(bf16 ? ov::element::bf16 : ov::element::f32),
+                        ov::hint::performance_mode(ov::hint::PerformanceMode::LATENCY)};
+    if (options.threads > 0) settings.insert(ov::inference_num_threads(options.threads));
+    try {
+      ov::CompiledModel model = core_.compile_model(path.string(), "CPU", settings);
+      request_ = model.create_infer_request();
+      inputs = described(model.inputs(), artifact.inputs, in_);
+      outputs = described(model.outputs(), artifact.outputs, out_);
+    } catch (ov::Exception const& error) {
+      throw Error("OpenVINO does not accept the model: " + reason(error.what()), path.string());
+    }
+  }
+
+  Tensors run(std::map<std::string, Tensor> const& feed) override {
+    std::lock_guard<std::mutex> const turn(turn_);
+    for (std::size_t i = 0; i < inputs.size(); ++i) {
+      Tensor const& given = feed.at(inputs[i].name);
+      ov::Shape const shape(given.shape.begin(), given.shape.end());
+      // OpenVINO reads it only.
+      request_.set_tensor(in_[i], ov::Tensor(in_[i].get_element_type(), shape,
+                                             const_cast<std::uint8_t*>(given.bytes.data())));
+    }
+    try {
+      request_.infer();
+    } catch (ov::Exception const& error) {
+      throw Error("OpenVINO cannot run the model: " + reason(error.what()), "openvino", "", 1);
+    }
+    Tensors found;
+    for (std::size_t i = 0; i < outputs.size(); ++i) {
+      ov::Tensor const out = request_.get_tensor(out_[i]);
+      ov::Shape const shape = out.get_shape();
+      Tensor copy(outputs[i].dtype, {shape.begin(), shape.end()});
+      std::memcpy(copy.bytes.data(), out.data(), copy.bytes.size());
+      found.emplace_back(outputs[i].name, std::move(copy));
+    }
+    return found;
+  }
+
+ private:
+  using Ports = std::vector<ov::Output<ov::Node const>>;
+  ov::Core core_;
+  ov::InferRequest request_;
+  Ports in_, out_;
+  std::mutex turn_;
+
+  /// What is wrong, of a message that names places in OpenVINO's source line by line.
+  static std::string reason(std::string const& text) {
+    std::istringstream stream(text);
+    std::string last = "it gave no reason";
+    for (std::string line; std::getline(stream, line);)
+      if (line.find_first_not_of(" \t") != std::string::npos &&
+          line.rfind("Exception from", 0) != 0 && line.rfind("Check '", 0) != 0)
+        last = line.substr(0, 300);
+    return last;
+  }
+
+  /// One tensor may have several names, and an input that is not read has none.
+  static std::vector<TensorInfo> described(Ports const& ports, std::vector<TensorInfo> const& told,
+                                           Ports& kept) {
+    static std::array<std::pair<ov::element::Type_t, char const*>, 9> const known{
+        {{ov::element::f32, "float32"},
+         {ov::element::f16, "float16"},
+         {ov::element::bf16, "bfloat16"},
+         {ov::element::f64, "float64"},
+         {ov::element::i64, "int64"},
+         {ov::element::i32, "int32"},
+         {ov::element::i8, "int8"},
+         {ov::element::u8, "uint8"},
+         {ov::element::boolean, "bool"}}};
+    std::vector<TensorInfo> found;
+    for (std::size_t i = 0; i < ports.size(); ++i) {
+      auto const& names = ports[i].get_names();
+      auto const own = std::find_if(told.begin(), told.end(),
+                                    [&](TensorInfo const& t) { return names.count(t.name) > 0; });
+      TensorInfo info;
+      if (own != told.end())
+        info.name = own->name;
+      else
+        info.name = !names.empty() ? *names.begin() : i < told.size() ? told[i].name : "";
+      info.dtype = dtype_of<ov::element::Type_t>(known, ports[i].get_element_type(), info.name);
+      for (ov::Dimension const& dim : ports[i].get_partial_shape())
+        info.shape.push_back(dim.is_static() ? Dim{dim.get_length(), ""} : Dim{-1, "?"});
+      found.push_back(info);
+    }
+    kept = ports;
+    return found;
+  }
+};
+#endif
+
+#if defined(TCOMPILE_WITH_ONNXRUNTIME)
+class OnnxRuntime : public Backend {
+ public:
+  OnnxRuntime(Artifact const& artifact, fs::path const& path, Options const& options) {
+    if (api_ == nullptr)
+      throw Error(std::string("the ONNX Runtime that is installed, ") +
+                      OrtGetApiBase()->GetVersionString() + ", is older than this program's",
+                  path.string(), "install a newer one");
+    try {
+      open(artifact.precision, path, options);
+    } catch (Error const& error) {
+      close();
+      throw Error("ONNX Runtime does not accept the model: " + error.fault, path.string());
+    }
+  }
+  ~OnnxRuntime() override { close(); }
+
+  Tensors run(std::map<std::string, Tensor> const& feed) override {
+    using Value = std::unique_ptr<OrtValue, void (*)(OrtValue*)>;
+    OrtMemoryInfo* memory = nullptr;
+    check(api_->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &memory));
+    std::unique_ptr<OrtMemoryInfo, void (*)(OrtMemoryInfo*)> const cpu(memory,
+                                                                       api_->ReleaseMemoryInfo);
+    std::vector<char const*> in, out;
+    std::vector<Value> owned;
+    std::vector<OrtValue const*> given;
+    for (TensorInfo const& info : inputs) {
+      Tensor const& tensor = feed.at(info.name);
+      OrtValue* value = nullptr;  // which reads the tensor's own memory
+      check(api_->CreateTensorWithDataAsOrtValue(
+          memory, const_cast<std::uint8_t*>(tensor.bytes.data()), tensor.bytes.size(),
+          tensor.shape.data(), tensor.shape.size(), kind_of(info.dtype), &value));
+      in.push_back(info.name.c_str());
+      given.push_back(value);
+      owned.emplace_back(value, api_->ReleaseValue);
+    }
+    for (TensorInfo const& info : outputs) out.push_back(info.name.c_str());
+    std::vector<OrtValue*> made(out.size(), nullptr);
+    check(api_->Run(session_, nullptr, in.data(), given.data(), in.size(), out.data(), out.size(),
+                    made.data()));
+    for (OrtValue* value : made) owned.emplace_back(value, api_->ReleaseValue);
+    Tensors found;
+    for (std::size_t i = 0; i < made.size(); ++i) {
+      OrtTensorTypeAndShapeInfo* shape = nullptr;
+      check(api_->GetTensorTypeAndShape(made[i], &shape));
+      TensorInfo const info = read(shape, outputs[i].name);
+      api_->ReleaseTensorTypeAndShapeInfo(shape);
+      std::vector<std::int64_t> dims;
+      for (Dim const& dim : info.shape) dims.push_back(dim.size);
+      Tensor copy(info.dtype, dims);
+      void* data = nullptr;
+      check(api_->GetTensorMutableData(made[i], &data));
+      std::memcpy(copy.bytes.data(), data, copy.bytes.size());
+      found.emplace_back(info.name, std::move(copy));
+    }
+    return found;
+  }
+
+ private:
+  OrtApi const* api_ = OrtGetApiBase()->GetApi(ORT_API_VERSION);
+  OrtEnv* env_ = nullptr;
+  OrtSession* session_ = nullptr;
+
+  void open(std::string const& precision, fs::path const& path, Options const& options) {
+    check(api_->CreateEnv(ORT_LOGGING_LEVEL_ERROR, "tcompile", &env_));
+    OrtSessionOptions* settings = nullptr;
+    check(api_->CreateSessionOptions(&settings));
+    std::unique_ptr<OrtSessionOptions, void (*)(OrtSessionOptions*)> const owned(
+        settings, api_->ReleaseSessionOptions);
+    if (options.threads > 0) check(api_->SetIntraOpNumThreads(settings, options.threads));
+    if (precision != "fp32" && precision != "int8") {
+      // On a CPU its fusions of fp16 are not sound, and some leave nodes without a kernel.
+      check(api_->SetSessionGraphOptimizationLevel(settings, ORT_ENABLE_BASIC));
+      check(api_->DisableMemPattern(settings));
+    }
+    check(api_->CreateSession(env_, path.c_str(), settings, &session_));
+    std::size_t count = 0;
+    check(api_->SessionGetInputCount(session_, &count));
+    for (std::size_t i = 0; i < count; ++i)
+      inputs.push_back(described(i, api_->SessionGetInputName, api_->SessionGetInputTypeInfo));
+    check(api_->SessionGetOutputCount(session_, &count));
+    for (std::size_t i = 0; i < count; ++i)
+      outputs.push_back(described(i, api_->SessionGetOutputName, api_->SessionGetOutputTypeInfo));
+  }
+  void close() {
+    if (session_ != nullptr) api_->ReleaseSession(session_);
+    if (env_ != nullptr) api_->ReleaseEnv(env_);
+  }
+
+  static constexpr std::array<std::pair<ONNXTensorElementDataType, char const*>, 9> known_{
+      {{ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, "float32"},
+       {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16, "float16"},
+       {ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16, "bfloat16"},
+       {ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE, "float64"},
+       {ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64, "int64"},
+       {ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32, "int32"},
+       {ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8, "int8"},
+       {ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8, "uint8"},
+       {ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL, "bool"}}};
+
+  static ONNXTensorElementDataType kind_of(std::string const& dtype) {
+    for (auto const& [kind, name] : known_)
+      if (dtype == name) return kind;
+    throw Error("there is no tensor of '" + dtype + "' in ONNX Runtime");
+  }
+  void check(OrtStatus* status) const {
+    if (status == nullptr) return;
+    std::string const text = api_->GetErrorMessage(status);
+    api_->ReleaseStatus(status);
+    throw Error(text, "ONNX Runtime", "", 1);
+  }
+  TensorInfo read(OrtTensorTypeAndShapeInfo const* shape, std::string const& name) const {
+    ONNXTensorElementDataType kind;
+    std::size_t count = 0;
+    check(api_->GetTensorElementType(shape, &kind));
+    check(api_->GetDimensionsCount(shape, &count));
+    std::vector<std::int64_t> dims(count);
+    check(api_->GetDimensions(shape, dims.data(), count));
+    TensorInfo info{name, dtype_of(known_, kind, name), {}};
+    for (std::int64_t dim : dims) info.shape.push_back({dim, dim < 0 ? "?" : ""});
+    return info;
+  }
+  template <class Name, class Type>
+  TensorInfo described(std::size_t i, Name get_name, Type get_type) const {
+    OrtAllocator* allocator = nullptr;
+    check(api_->GetAllocatorWithDefaultOptions(&allocator));
+    char* text = nullptr;
+    check(get_name(session_, i, allocator, &text));
+    std::string const name = text;
+    check(api_->AllocatorFree(allocator, text));
+    OrtTypeInfo* type = nullptr;
+    check(get_type(session_, i, &type));
+    std::unique_ptr<OrtTypeInfo, void (*)(OrtTypeInfo*)> const owned(type, api_->ReleaseTypeInfo);
+    OrtTensorTypeAndShapeInfo const* shape = nullptr;
+    check(api_->CastTypeInfoToTensorInfo(type, &shape));
+    if (shape == nullptr) throw Error("'" + name + "' is not a tensor");
+    return read(shape, name);
+  }
+};
+#endif
+
+#if defined(TCOMPILE_WITH_ENGINES)
+/// TensorRT 10.3 to 11.x, and TensorRT-RTX: their API is the same for this.
+class Engine : public Backend {
+ public:
+#if defined(TCOMPILE_WITH_TENSORRT_RTX)
+  static constexpr char const* title = "TensorRT-RTX";
+  static constexpr char const* package = "tensorrt-rtx";
+#else
+  static constexpr char const* title = "TensorRT";
+  static constexpr char const* package = "tensorrt";
+#endif
+
+  Engine(Artifact const& artifact, fs::path const& path, Options const& options)
+      : path_(path.string()), device_(options.device) {
+    check_version(artifact, path);
+    check_gpu(artifact);
+    if (artifact.plugins) load_plugins(artifact);
+    call(cudaSetDevice(device_), "cudaSetDevice");
+    std::ifstream stream(path, std::ios::binary);
+    std::string const plan{std::istreambuf_iterator<char>(stream), {}};
+    runtime_.reset(nvinfer1::createInferRuntime(log_));
+    if (runtime_) engine_.reset(runtime_->deserializeCudaEngine(plan.data(), plan.size()));
+    if (!engine_)
+      throw Error(std::string(title) + " does not load the engine: " + log_.last, path_,
+                  "build it again with this version, on this machine or for its GPU");
+    context_.reset(engine_->createExecutionContext());
+    if (!context_) throw Error(std::string(title) + " has no memory for the engine", path_, "", 1);
+    call(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate");
+    try {
+      describe();
+    } catch (...) {
+      close();
+      throw;
+    }
+  }
+  ~Engine() override { close(); }
+
+  Tensors run(std::map<std::string, Tensor> const& feed) override {
+    std::lock_guard<std::mutex> const turn(turn_);
+    call(cudaSetDevice(device_), "cudaSetDevice");  // what a thread uses is its own matter
+    for (TensorInfo const& info : inputs) {
+      Tensor const& given = feed.at(info.name);
+      if (!context_->setInputShape(info.name.c_str(), dims(given.shape)))
+        throw Error("the engine does not take " + shown(given.shape) + " for input '" + info.name +
+                        "'" +
+                        (batches ? ", for batches of " + std::to_string(batches->first) + " to " +
+                                       std::to_string(batches->second)
+                                 : ""),
+                    path_);
+      call(cudaMemcpyAsync(buffers_.at(info.name), given.bytes.data(), given.bytes.size(),
+                           cudaMemcpyHostToDevice, stream_),
+           "cudaMemcpyAsync");
+    }
+    if (!context_->enqueueV3(stream_))
+      throw Error(std::string(title) + " cannot run the engine: " + log_.last, path_, "", 1);
+    Tensors found;
+    for (TensorInfo const& info : outputs) {
+      nvinfer1::Dims const shape = context_->getTensorShape(info.name.c_str());
+      Tensor out(info.dtype, {shape.d, shape.d + shape.nbDims});
+      call(cudaMemcpyAsync(out.bytes.data(), buffers_.at(info.name), out.bytes.size(),
+                           cudaMemcpyDeviceToHost, stream_),
+           "cudaMemcpyAsync");
+      found.emplace_back(info.name, std::move(out));
+    }
+    call(cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
+    return found;
+  }
+
+ private:
+  struct Log : nvinfer1::ILogger {
+    std::string last = "it gave no reason";
+    void log(Severity severity, char const* text) noexcept override {
+      if (severity <= Severity::kERROR) last = text;
+    }
+  };
+
+  std::string path_;
+  int device_;
+  Log log_;
+  // In this order: each needs the one before it.
+  std::unique_ptr<nvinfer1::IRuntime> runtime_;
+  std::unique_ptr<nvinfer1::ICudaEngine> engine_;
+  std::unique_ptr<nvinfer1::IExecutionContext> context_;
+  cudaStream_t stream_ = nullptr;
+  std::map<std::string, void*> buffers_;
+  std::mutex turn_;
+
+  void call(cudaError_t status, char const* name) const {
+    if (status != cudaSuccess)
+      throw Error(std::string(name) + " failed: " + cudaGetErrorString(status),
+                  "GPU " + std::to_string(device_), "", 1);
+  }
+
+  static std::string installed() {
+    int const number = getInferLibVersion();
+    return std::to_string(number / 10000) + "." + std::to_string(number / 100 % 100) + "." +
+           std::to_string(number % 100);
+  }
+
+  /// Engines are for one version, to the third number.
+  static void check_version(Artifact const& artifact, fs::path const& path) {
+    std::string const name = fs::relative(path, artifact.directory).generic_string();
+    std::string built;
+    if (artifact.files.count(name)) built = artifact.document.at("versions").value(package, "");
+    if (built.empty() &&
+        name.find(".trt") != std::string::npos) {  // as the device's script names it
+      built = name.substr(name.rfind(".trt") + 4);
+      built = built.substr(0, built.find(".engine"));
+    }
+    std::vector<std::string> want = parts(built), have = parts(installed());
+    want.resize(std::min(want.size(), have.size())), have.resize(want.size());
+    if (want != have)
+      throw Error(std::string("the engine was built by ") + title + " " + built +
+                      ", installed is " + installed(),
+                  path.string(),
+                  "install that, or build it again with " + installed() + "; " + on_cpu);
+  }
+
+  void check_gpu(Artifact const& artifact) const {
+    std::string const where = artifact.directory.string();
+    std::string const whose = "its engine is for a GPU (" + artifact.target + "), and ";
+    int count = 0, driver = 0, own = 0;
+    cudaError_t const status = cudaGetDeviceCount(&count);
+    if (status != cudaSuccess || count == 0) {
+      cudaDriverGetVersion(&driver), cudaRuntimeGetVersion(&own);
+      auto const version = [](int number) {
+        return std::to_string(number / 1000) + "." + std::to_string(number % 1000 / 10);
+      };
+      if (driver == 0) throw Error(whose + "this machine has no NVIDIA driver", where, on_cpu);
+      if (status == cudaErrorInsufficientDriver)
+        throw Error(whose + "the NVIDIA driver is for CUDA " + version(driver) +
+                        ", this program for " + version(own),
+                    where, std::string("update the driver; ") + on_cpu);
+      throw Error(whose + "this machine has an NVIDIA driver, but no GPU that this process may use",
+                  where, on_cpu);
+    }
+    if (device_ < 0 || device_ >= count)
+      throw Error(
+          "there is no GPU " + std::to_string(device_) + ", only 0 to " + std::to_string(count - 1),
+          "device=" + std::to_string(device_));
+    std::string const capability = gpu_capability();
+    if (!artifact.capability.empty() && artifact.capability != capability)
+      throw Error("is for compute capability " + artifact.capability + " (" + artifact.target +
+                      "), this GPU has " + capability,
+                  where, std::string("build it for this GPU; ") + on_cpu);
+  }
+
+  std::string gpu_capability() const {
+    int major = 0, minor = 0;
+    call(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device_),
+         "cudaDeviceGetAttribute");
+    call(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device_),
+         "cudaDeviceGetAttribute");
+    return std::to_string(major) + "." + std::to_string(minor);
+  }
+
+  void load_plugins(Artifact const& artifact) const {
+    fs::path library = artifact.directory / "plugins" / "libtcompile_plugins.so";
+    char const* named = std::getenv("TCOMPILE_PLUGINS");
+    if (!fs::is_regular_file(library) && named != nullptr) library = named;
+    check_plugins(library, installed(), gpu_capability());
+    if (getPluginRegistry()->loadLibrary(library.c_str()) == nullptr)
+      throw Error("TensorRT does not load the plugin library", library.string());
+  }
+
+  void describe() {
+    static std::array<std::pair<nvinfer1::DataType, char const*>, 9> const known{
+        {{nvinfer1::DataType::kFLOAT, "float32"},
+         {nvinfer1::DataType::kHALF, "float16"},
+         {nvinfer1::DataType::kBF16, "bfloat16"},
+         {nvinfer1::DataType::kFP8, "float8_e4m3fn"},
+         {nvinfer1::DataType::kINT64, "int64"},
+         {nvinfer1::DataType::kINT32, "int32"},
+         {nvinfer1::DataType::kINT8, "int8"},
+         {nvinfer1::DataType::kUINT8, "uint8"},
+         {nvinfer1::DataType::kBOOL, "bool"}}};
+    for (int i = 0; i < engine_->getNbIOTensors(); ++i) {
+      char const* name = engine_->getIOTensorName(i);
+      nvinfer1::Dims const shape = engine_->getTensorShape(name);
+      TensorInfo info{name, dtype_of(known, engine_->getTensorDataType(name), name), {}};
+      for (int d = 0; d < shape.nbDims; ++d)
+        info.shape.push_back({shape.d[d], shape.d[d] < 0 ? "batch" : ""});
+      bool const input = engine_->getTensorIOMode(name) == nvinfer1::TensorIOMode::kINPUT;
+      if (input && std::any_of(info.shape.begin(), info.shape.end(),
+                               [](Dim const& d) { return d.free(); })) {
+        auto const size = [&](nvinfer1::OptProfileSelector which) {
+          return engine_->getProfileShape(name, 0, which);
+        };
+        nvinfer1::Dims const largest = size(nvinfer1::OptProfileSelector::kMAX);
+        if (info.shape[0].free())
+          batches = {size(nvinfer1::OptProfileSelector::kMIN).d[0], largest.d[0]};
+        context_->setInputShape(name, largest);
+      }
+      (input ? inputs : outputs).push_back(std::move(info));
+    }
+    // Buffers of the largest size, whose addresses stay.
+    for (auto const* side : {&inputs, &outputs})
+      for (TensorInfo const& info : *side) {
+        nvinfer1::Dims const shape = context_->getTensorShape(info.name.c_str());
+        std::size_t bytes = item_size(info.dtype);
+        for (int d = 0; d < shape.nbDims; ++d) bytes *= static_cast<std::size_t>(shape.d[d]);
+        void* buffer = nullptr;
+        call(cudaMalloc(&buffer, std::max<std::size_t>(bytes, 1)), "cudaMalloc");
+        buffers_[info.name] = buffer;
+        context_->setTensorAddress(info.name.c_str(), buffer);
+      }
+  }
+
+  static nvinfer1::Dims dims(std::vector<std::int64_t> const& shape) {
+    nvinfer1::Dims found{};
+    found.nbDims = static_cast<std::int32_t>(shape.size());
+    std::copy(shape.begin(), shape.end(), found.d);
+    return found;
+  }
+
+  void close() {
+    for (auto const& named : buffers_) cudaFree(named.second);
+    if (stream_ != nullptr) cudaStreamDestroy(stream_);
+  }
+};
+#endif
+
+// ---- The model ---------------------------------------------------------------------------------
+
+/// A loaded artifact: call it with images. Several threads may call one model; on OpenVINO and GPUs
+/// each call waits for the one before it.
+class Model {
+ public:
+  Artifact artifact;
+  std::string runtime;
+  fs::path path;  ///< the file that runs
+
+  /// Check an artifact, and load it. Throws Error.
+  explicit Model(fs::path const& directory, Options const& options = {})
+      : artifact(read_artifact(directory)), runtime(chosen(artifact, options.runtime)) {
+    if (!artifact.fault.empty() && !options.allow_failed)
+      throw Error("this build failed and was kept for debugging: " + artifact.fault,
+                  directory.string(), "build it again; allow_failed loads it all the same");
+    if (runtime == "onnxruntime" || runtime == "openvino") {
+      check_file(artifact, "model.onnx");
+      for (auto const& file : artifact.files)  // weights beside it
+        if (file.first.rfind("model.onnx.", 0) == 0) check_file(artifact, file.first);
+      path = directory / "model.onnx";
+    } else {
+      std::string const engine = engine_file();
+      check_file(artifact, engine);
+      path = directory / engine;
+    }
+    if (artifact.document.contains("preprocess") && !artifact.document["preprocess"].is_null())
+      preprocessing_.emplace(artifact.document["preprocess"], directory.string());
+#if defined(TCOMPILE_WITH_OPENVINO)
+    if (runtime == "openvino") backend_ = std::make_unique<OpenVino>(artifact, path, options);
+#endif
+#if defined(TCOMPILE_WITH_ONNXRUNTIME)
+    if (runtime == "onnxruntime") backend_ = std::make_unique<OnnxRuntime>(artifact, path, options);
+#endif
+#if defined(TCOMPILE_WITH_ENGINES)
+    if (runtime == Engine::package) backend_ = std::make_unique<Engine>(artifact, path, options);
+#endif
+    check_contract("inputs", backend_->inputs, artifact.inputs, path.string());
+    check_contract("outputs", backend_->outputs, artifact.outputs, path.string());
+  }
+
+  std::vector<TensorInfo> const& inputs() const { return backend_->inputs; }
+  std::vector<TensorInfo> const& outputs() const { return backend_->outputs; }
+  std::vector<std::string> const& labels() const { return artifact.labels; }
+
+  /// Throw Error unless the artifact has the outputs that a program was written for.
+  void require(std::vector<std::string> const& names) const {
+    for (std::string const& name : names) {
+      auto const& all = artifact.outputs;
+      if (std::none_of(all.begin(), all.end(), [&](auto const& t) { return t.name == name; }))
+        throw Error(
+            "has no output '" + name + "', which this program is written for; it has " + shown(all),
+            artifact.directory.string(), "`tcompile init-app` writes a program for it");
+    }
+  }
+
+  /// Prepare images as the artifact records, and run it: one row of every output for each of them.
+  /// Where the batch is fixed, or an engine's largest is exceeded, they are cut into batches, and
+  /// the last one is filled up.
+  Result operator()(std::vector<Image> const& images) const {
+    if (images.empty()) throw Error("an empty list", "images");
+    if (inputs().size() != 1)
+      throw Error("the model takes " + shown(inputs()), "images",
+                  "give a tensor for each input, by its name");
+    TensorInfo const& input = inputs()[0];
+    std::vector<Tensor> rows;
+    for (Image const& image : images) rows.push_back(prepare(image));
+    if (input.shape.size() != rows[0].shape.size())
+      throw Error("the model takes no images", "input '" + input.name + "'");
+    bool const packed = input.shape.size() == 2;  // patches: one image a run
+    std::size_t const count = images.size();
+    std::size_t size = packed                   ? 1
+                       : !input.shape[0].free() ? static_cast<std::size_t>(input.shape[0].size)
+                                                : count;
+    if (backend_->batches)
+      size = std::clamp<std::size_t>(count, backend_->batches->first, backend_->batches->second);
+    Tensors all;
+    for (std::size_t start = 0; start < count; start += size) {
+      Tensor batch(input.dtype, rows[0].shape);
+      if (!packed) batch.shape[0] = static_cast<std::int64_t>(size);
+      batch.bytes.clear();
+      for (std::size_t i = start; i < start + size; ++i) {
+        Tensor const& row = rows[std::min(i, count - 1)];
+        batch.bytes.insert(batch.bytes.end(), row.bytes.begin(), row.bytes.end());
+      }
+      Tensors made = run({{input.name, std::move(batch)}}).outputs;
+      for (std::size_t i = 0; i < made.size(); ++i) {
+        bool const whole = packed && !is_bookkeeping(made[i].first);
+        Tensor part =
+            by_sample(std::move(made[i].second), whole ? 0 : static_cast<std::int64_t>(size));
+        std::size_t const of_one = part.bytes.size() / size;
+        part.bytes.resize(std::min(size, count - start) * of_one);
+        if (start == 0) all.emplace_back(made[i].first, Tensor{part}), all[i].second.bytes.clear();
+        all[i].second.bytes.insert(all[i].second.bytes.end(), part.bytes.begin(), part.bytes.end());
+        all[i].second.shape[0] = static_cast<std::int64_t>(std::min(count, start + size));
+      }
+    }
+    return {std::move(all), artifact.labels, artifact.token_index};
+  }
+
+  /// Run it once on tensors that are prepared, one for each input, as it takes them.
+  Result run(std::map<std::string, Tensor> const& feed) const {
+    for (auto const& [name, tensor] : feed)
+      if (std::none_of(inputs().begin(), inputs().end(),
+                       [&, &key = name](TensorInfo const& t) { return t.name == key; }))
+        throw Error("has '" + name + "'; the model takes " + shown(inputs()), "inputs");
+    for (TensorInfo const& info : inputs()) {
+      auto const given = feed.find(info.name);
+      if (given == feed.end())
+        throw Error("has no '" + info.name + "'; the model takes " + shown(inputs()), "inputs");
+      Tensor const& tensor = given->second;
+      bool const same = tensor.dtype == info.dtype &&
+                        tensor.bytes.size() == tensor.count() * item_size(tensor.dtype) &&
+                        std::equal(info.shape.begin(), info.shape.end(), tensor.shape.begin(),
+                                   tensor.shape.end(), [](Dim const& want, std::int64_t got) {
+                                     return want.free() || want.size == got;
+                                   });
+      if (!same)
+        throw Error("input '" + info.name + "' is " + tensor.dtype + " " + shown(tensor.shape) +
+                        ", the model wants " + info.dtype + " " + shown(info.shape),
+                    path.string());
+      if (tensor.dtype == "float32" &&
+          !std::all_of(tensor.data<float>(), tensor.data<float>() + tensor.count(),
+                       [](float x) { return std::isfinite(x); }))
+        throw Error("has NaN or Inf", "input '" + info.name + "'");
+    }
+    return {backend_->run(feed), artifact.labels, artifact.token_index};
+  }
+
+  /// One image as a row of the input, in the input's dtype.
+  Tensor prepare(Image const& image) const {
+    if (!preprocessing_)
+      throw Error("does not say how images are prepared for it", artifact.directory.string(),
+                  "build it again with --preprocess, or give it tensors");
+    return (*preprocessing_)(image).to(inputs()[0].dtype);
+  }
+
+ private:
+  std::optional<Preprocessing> preprocessing_;
+  std::unique_ptr<Backend> backend_;
+
+  /// The runtime asked for, or the target's; what is built for one CPU runtime runs in the other.
+  static std::string chosen(Artifact const& artifact, std::string const& asked) {
+    auto const listed = [](auto const& names) {
+      return joined(names, [](std::string const& n) { return n; });
+    };
+    auto const is_engine = [](std::string const& name) { return name.rfind("tensorrt", 0) == 0; };
+    std::set<std::string> const known{"onnxruntime", "openvino", "tensorrt-rtx", "tensorrt"};
+    std::vector<std::string> const here = runtimes();
+    auto const built_in = [&](std::string const& name) {
+      return std::find(here.begin(), here.end(), name) != here.end();
+    };
+    std::string const where = artifact.directory.string(), &own = artifact.runtime;
+    std::string runtime = asked.empty() ? own : asked;
+    if (!known.count(runtime))
+      throw Error("there is no runtime '" + runtime + "'", "runtime", "one of " + listed(known));
+    if (is_engine(runtime) && runtime != own)
+      throw Error(
+          "was built for " + artifact.target + ", there is no engine for " + runtime + " in it",
+          where, "build it for a target that runs it there");
+    if (asked.empty() && !is_engine(runtime) && !built_in(runtime))
+      runtime = runtime == "openvino" ? "onnxruntime" : "openvino";
+    if (!built_in(runtime))
+      throw Error(
+          "is for " + artifact.target + " and runs in " + own + ", this program was built with " +
+              (here.empty() ? "no runtime" : listed(here)),
+          where,
+          is_engine(own) && !is_engine(runtime)
+              ? "build the program with " + runtime
+              : "build the program with " + runtime + ", or build the artifact for its runtime");
+    return runtime;
+  }
+
+  /// The engine that the manifest lists, or the newest that was built on the device.
+  std::string engine_file() const {
+    std::string found;
+    for (auto const& file : artifact.files)
+      if (fs::path(file.first).extension() == ".engine") found = file.first;
+    bool const jetson = artifact.document["target"]["runtime"] == "jetson";
+    std::pair<int, int> newest{-1, -1};
+    std::error_code ignored;
+    if (jetson)
+      for (auto const& file : fs::directory_iterator(artifact.directory / "engine", ignored)) {
+        std::string const name = file.path().filename().string();
+        std::pair<int, int> version{};
+        if (std::sscanf(name.c_str(), "model.trt%d.%d.engine", &version.first, &version.second) ==
+                2 &&
+            file.path().extension() == ".engine" && version > newest)
+          newest = version, found = "engine/" + name;
+      }
+    if (found.empty())
+      throw Error(
+          "there is no engine for " + artifact.target + " in it", artifact.directory.string(),
+          (jetson ? "run `sh build_engine.sh` in it, on the device; " : "build it again; ") +
+              std::string(on_cpu));
+    return found;
+  }
+
+  static bool is_bookkeeping(std::string const& name) {
+    for (char const* kind : {"token_index", "token_owner", "token_size", "tcompile."})
+      if (name.rfind(kind, 0) == 0) return true;
+    return false;
+  }
+
+  /// An output of a run of `batch` samples (0: of one, without its axis), samples first: some
+  /// models give [N, B, C], some merge the batch with another axis, and what has none is every
+  /// sample's.
+  static Tensor by_sample(Tensor out, std::int64_t batch) {
+    auto& shape = out.shape;
+    if (batch == 0) {
+      shape.insert(shape.begin(), 1);
+    } else if (!shape.empty() && shape[0] == batch) {
+    } else if (shape.size() > 1 && shape[1] == batch) {
+      std::size_t const rows = static_cast<std::size_t>(shape[0]),
+                        samples = static_cast<std::size_t>(batch),
+                        bytes = rows ? out.bytes.size() / rows / samples : 0;
+      Tensor const old = out;
+      std::swap(shape[0], shape[1]);
+      for (std::size_t r = 0; r < rows; ++r)
+        for (std::size_t s = 0; s < samples; ++s)
+          std::memcpy(out.bytes.data() + (s * rows + r) * bytes,
+                      old.bytes.data() + (r * samples + s) * bytes, bytes);
+    } else if (!shape.empty() && shape[0] && shape[0] % batch == 0) {
+      shape[0] /= batch;
+      shape.insert(shape.begin(), batch);
+    } else {
+      std::vector<std::uint8_t> const one = out.bytes;
+      shape.insert(shape.begin(), batch);
+      for (std::int64_t i = 1; i < batch; ++i)
+        out.bytes.insert(out.bytes.end(), one.begin(), one.end());
+    }
+    return out;
+  }
+};
+
+}  // namespace tcompile
