@@ -38,7 +38,7 @@ def ask(model: Any, inputs: Any, encoder: Any, **how: Any) -> torch.Tensor:
     given = vlm.hand_off(model, inputs, result)
     before, after = inputs["input_ids"].shape[1], given["attention_mask"].shape[1]
     print(f"the language model reads {after} tokens in place of {before}")
-    answer = model.generate(**given, **how)
+    answer: torch.Tensor = model.generate(**given, **how)
     return answer[:, given["input_ids"].shape[1] :] if "input_ids" in given else answer
 
 

@@ -117,7 +117,8 @@ def _mean_over_heads(graph: gs.Graph, metric: gs.Tensor, name: str) -> gs.Tensor
         return metric
     shape = [keys.shape[i] for i in wanted]
     made = gs.Variable(f"{name}/mean", metric.dtype, shape)
-    inputs, attrs = [keys], {"keepdims": 0}
+    inputs: list[gs.Tensor] = [keys]
+    attrs: dict[str, Any] = {"keepdims": 0}
     if len(mean.inputs) > 1:
         inputs.append(gs.Constant(f"{name}/over", np.array([place[over]], np.int64)))
     else:
