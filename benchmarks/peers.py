@@ -38,7 +38,7 @@ from tcompile import __version__
 from tcompile.analysis.flops import graph_flops
 from tcompile.core.machine import usable_cores
 from tcompile.core.save import save
-from tcompile.passes.lower import lower
+from tcompile.passes.lower import REVISION, lower
 from tcompile.passes.lower.int8 import Kind, quantized
 from tcompile.passes.stages import Reduced
 from tcompile.pipeline import plan, read, reduce
@@ -433,6 +433,7 @@ def main() -> None:
             "keeps": model.keeps,
             "budgets": model.budgets,
             "tome": given.tome is not None,
+            "lowering": REVISION,
         }
         key = {"what": "peers", "model": digest(model.path(given.work)), "version": __version__}
         make = partial(measured, model, given.work, given.tome, given.rounds)

@@ -213,7 +213,11 @@ PASSES: tuple[Pass[Lowering], ...] = (
     Pass(
         "spell-rms-norm", lambda s: s.replaced(decompose_rms_norm(s.graph)), when=lambda s: s.jetson
     ),
-    Pass("fold-scales", lambda s: fold_scales(s.graph), when=lambda s: not s.tensorrt),
+    Pass(
+        "fold-scales",  # in fp16 a small scale would make the weights subnormal
+        lambda s: fold_scales(s.graph),
+        when=lambda s: not s.tensorrt and s.half is None,
+    ),
     Pass("merge-turns", lambda s: merge_turns(s.graph), when=lambda s: not s.tensorrt),
     Pass("cast-pixels-first", lambda s: cast_pixels_first(s.graph), when=lambda s: s.tensorrt),
     Pass("complete-shapes", lambda s: complete(s.graph)),

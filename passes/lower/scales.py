@@ -47,6 +47,9 @@ def _fold(node: gs.Node, scale: np.ndarray, x: gs.Tensor, outputs: set[int]) -> 
             return False
     if product.op != "MatMul" or product.domain or not is_const(product.inputs[1]):
         return False
+    # A matrix that several read, of blocks that share weights, stays one.
+    if len(product.inputs[1].outputs) != 1 or x.shape is None or scale.ndim > len(x.shape):
+        return False
     weight = value(product.inputs[1])
     channels = weight.shape[-1]
     row = scale.reshape(-1)

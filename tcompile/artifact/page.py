@@ -232,7 +232,9 @@ def _prediction(m: Manifest) -> str:
 def _front(m: Manifest) -> str:
     """The plans that were looked at, and the dense model, by predicted latency and loss."""
     plan = m.plan or {}
-    found = [FrontPlan(**point) for point in plan.get("front") or ()]
+    # Manifests written before had pairs here.
+    points = [point for point in plan.get("front") or () if isinstance(point, Mapping)]
+    found = [FrontPlan(**point) for point in points]
     if not found:
         return ""
     head, rows = front_table(found)

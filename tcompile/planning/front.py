@@ -52,6 +52,9 @@ class FrontPlan:
         """Tell whether it is better in one of latency and loss, and in the other no worse."""
         if self.loss is None or other.loss is None:
             return False
+        # A loss that was seen in fp32 lacks that of rounding.
+        if self.seen_in != self.precision and self.seen_in != other.seen_in:
+            return False
         mine, theirs = (self.latency_ms, self.loss), (other.latency_ms, other.loss)
         return mine != theirs and mine[0] <= theirs[0] and mine[1] <= theirs[1]
 

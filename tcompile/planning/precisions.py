@@ -147,7 +147,9 @@ def best_precision(
 
 def _beaten(one: InPrecision, found: Sequence[InPrecision]) -> str:
     """Tell which dense model in another precision is faster and loses hardly anything; empty where
-    none is."""
+    none is, or the plan keeps all tokens: in fp32 that loses nothing."""
+    if not one.planned.plan.steps and one.schedule.resized is None:
+        return ""
     for other in found:
         if other is not one and other.dense_ms < one.ms and other.dense_loss <= HARDLY:
             lost = f"{other.dense_ms:.4g} ms and loses {other.dense_loss:.3g}"

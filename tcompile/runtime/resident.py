@@ -68,6 +68,7 @@ def measure_resident(path: Path, how: OnCpu, *, threads: int, batch: int = 1) ->
             capture_output=True,
             text=True,
             check=False,
+            cwd=folder,  # `-m` looks there for modules first, and a person's folder may hold any
         )
     if done.returncode:
         return None

@@ -195,6 +195,8 @@ class _Prompt:
 
 
 def _merged(model: Any, prompt: _Prompt, padding: str) -> Merged:
+    if padding not in ("left", "right"):
+        raise UsageError(f"no padding '{padding}'", where="padding", hint="left or right")
     torch = require("torch", "export", _WHAT)
     keep, family = prompt.keep, prompt.family
     with torch.no_grad():

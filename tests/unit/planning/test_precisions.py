@@ -114,6 +114,15 @@ def test_a_plan_that_dense_int8_is_faster_than_is_out() -> None:
     assert "fp32 is out: slower than the dense model in int8, which takes" in note
 
 
+def test_dense_fp32_within_the_latency_is_taken() -> None:
+    """It loses nothing, and that is what was asked for."""
+    budget = 1.5 * FP32.dense(model())
+    precision, planned, note = weigh(Request(latency=budget), replace(FP32, rise=FP32.rise / 5))
+    assert precision == "fp32"
+    assert not planned.plan.steps
+    assert "is out" not in note
+
+
 def test_one_that_loses_too_much_puts_nothing_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precisions, "HARDLY", 0.0)
     budget = 0.97 * FP32.dense(model())
