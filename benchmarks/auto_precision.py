@@ -154,7 +154,8 @@ def page(found: dict[str, Any]) -> str:
         "dense model takes in fp32. In "
         f"{sum(r.built.startswith('dense') for r in rows)} of them the dense model was built; in "
         f"{len(beside)} fewer tokens, and a dense model (fp32, int8) was within the latency and "
-        f"lost at most {HARDLY:g} on scenes: timed beside the fastest of these in {found['rounds']} rounds, "
+        f"lost at most {HARDLY:g} on scenes: timed beside the fastest of these in "
+        f"{found['rounds']} rounds, "
         f"**{sum(map(slower, rows))}** of what was built are slower (the whole 95 % interval of "
         f"the speed-up below 1); the least speed-up is {worst:.2f} ×, the median "
         f"{np.median([r.ratio for r in beside] or [1]):.2f} ×.\n",
