@@ -150,6 +150,8 @@ def test_what_a_person_reads_and_what_is_refused(app: tuple[Path, str], tmp_path
         (("app/artifact", "app/README.md"), "is not an image"),
         (("app/artifact", f"0.{KIND}", "--runtime", "tensorrt"), "there is no engine for tensorrt"),
         (("app/artifact", f"0.{KIND}", "--odd"), "--odd: is not understood"),
+        (("app/artifact", f"0.{KIND}", "--runtime"), "--runtime: needs a value"),
+        (("app/artifact", f"0.{KIND}", "--top", "abc"), "--top abc: is not a whole number"),
         (("app/artifact",), "classify ARTIFACT IMAGE"),
     ]
     for arguments, words in cases:
