@@ -692,8 +692,9 @@ inline bool made_on_device(Artifact const& artifact, std::string const& name) {
     return false;
   std::ifstream stream(digest);
   std::string written;
-  std::error_code ignored;
-  if (!(stream >> written)) return !fs::exists(digest, ignored) && !artifact.files.count(name);
+  std::error_code failed;  // a digest that cannot be read is not one that is not there
+  if (!(stream >> written))
+    return !fs::exists(digest, failed) && !failed && !artifact.files.count(name);
   return written == sha256(artifact.directory / name);
 }
 

@@ -283,6 +283,9 @@ def test_engines_made_on_a_device(probe: Probe, built: Path) -> None:
     assert "ok" in probe([ask])[0]
     (built / name).write_bytes(b"other")
     assert "error" in probe([ask])[0]
+    (built / f"{name}.sha256").unlink()
+    (built / f"{name}.sha256").symlink_to(f"{Path(name).name}.sha256")  # round and round
+    assert "error" in probe([ask])[0]
 
 
 def _library(path: Path, machine: int = 62, **changes: str) -> str:
