@@ -21,7 +21,8 @@
 
 /// Read an image. Throws tcompile::Error where it cannot be read.
 inline tcompile::Image read_image(std::string const& path) {
-  if (!std::filesystem::is_regular_file(path)) throw tcompile::Error("no such file", path);
+  std::error_code ignored;
+  if (!std::filesystem::is_regular_file(path, ignored)) throw tcompile::Error("no such file", path);
 #if defined(TCOMPILE_WITH_STB)
   int width = 0, height = 0, channels = 0;
   std::unique_ptr<unsigned char, void (*)(void*)> const read(

@@ -14,8 +14,10 @@
 
 #include <algorithm>
 #include <array>
+#include <cctype>
 #include <cmath>
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
@@ -214,7 +216,9 @@ struct Tensor {
       else if (wanted == "float64")
         out.data<double>()[i] = in[i];
       else if (wanted == "uint8")
-        out.bytes[i] = static_cast<std::uint8_t>(std::nearbyint(in[i]));
+        out.bytes[i] = std::isnan(in[i]) ? std::uint8_t{0}
+                                         : static_cast<std::uint8_t>(
+                                               std::nearbyint(std::clamp(in[i], 0.f, 255.f)));
       else
         throw Error("images do not become " + wanted);
     }
@@ -305,6 +309,21 @@ inline std::string sha256(fs::path const& path) {
   return digest.hex();
 }
 
+// ---- Numbers and words of a manifest -----------------------------------------------------------
+
+/// A count. Throws std::invalid_argument; json's own conversion cuts off what follows the point, and
+/// wraps around.
+inline std::int64_t counted(json const& number) {
+  std::int64_t const value = number.is_number_integer() ? number.get<std::int64_t>() : -1;
+  if (value < 0) throw std::invalid_argument(number.dump() + " is not a count");
+  return value;
+}
+
+inline std::string text_or(json const& object, char const* key, char const* otherwise) {
+  return object.contains(key) && !object[key].is_null() ? object[key].get<std::string>()
+                                                        : otherwise;
+}
+
 // ---- Images ------------------------------------------------------------------------------------
 
 /// Decoded pixels, upright: red, green, blue, 8 bits each, row after row.
@@ -328,7 +347,9 @@ struct Filter {
   double (*at)(double);
 };
 
-inline double sinc(double x) { return x == 0 ? 1 : std::sin(M_PI * x) / (M_PI * x); }
+constexpr double pi = 3.14159265358979323846;
+
+inline double sinc(double x) { return x == 0 ? 1 : std::sin(pi * x) / (pi * x); }
 
 /// By the name in the manifest; nothing for nearest, which has no filter.
 inline std::optional<Filter> filter(std::string const& name) {
@@ -337,7 +358,7 @@ inline std::optional<Filter> filter(std::string const& name) {
   if (name == "bilinear") return Filter{1, [](double x) { return std::max(0., 1 - std::abs(x)); }};
   if (name == "hamming")
     return Filter{1, [](double x) {
-                    return std::abs(x) >= 1 ? 0 : sinc(x) * (.54 + .46 * std::cos(M_PI * x));
+                    return std::abs(x) >= 1 ? 0 : sinc(x) * (.54 + .46 * std::cos(pi * x));
                   }};
   if (name == "lanczos")
     return Filter{3, [](double x) { return -3 <= x && x < 3 ? sinc(x) * sinc(x / 3) : 0; }};
@@ -462,33 +483,36 @@ class Preprocessing {
   /// Throws Error where the record says too little, or its numbers cannot be used.
   Preprocessing(json const& record, std::string const& where) {
     try {
-      auto const size = record.at("size").get<std::array<int, 2>>();
-      height_ = size[0], width_ = size[1];
+      json const& size = record.at("size");
+      height_ = number(size.at(0), most_pixels), width_ = number(size.at(1), most_pixels);
       mean_ = colours(record.at("mean"));
       std_ = colours(record.at("std"));
       if (record.contains("crop_pct") && !record["crop_pct"].is_null())
         crop_ = record["crop_pct"].get<double>();
       if (crop_ == 0) crop_ = 1;
-      interpolation_ = record.value("interpolation", "bicubic");
-      resize_ = record.value("resize", "crop");
-      layout_ = record.value("layout", "image");
-      last_ = record.value("channels", "") == "last";
+      interpolation_ = text_or(record, "interpolation", "bicubic");
+      resize_ = text_or(record, "resize", "crop");
+      layout_ = text_or(record, "layout", "image");
+      last_ = text_or(record, "channels", "") == "last";
       if (layout_ == "patches") {
-        patch_ = record.at("patch_size").get<int>();
-        merge_ = record.at("merge_size").get<int>();
-        time_ = record.at("temporal_patch_size").get<int>();
-        if (record.value("frames", time_) != time_) layout_ = "a video";
+        patch_ = number(record.at("patch_size"), most_patch);
+        merge_ = number(record.at("merge_size"), most_patch);
+        time_ = number(record.at("temporal_patch_size"), most_patch);
+        if (record.value("frames", double(time_)) != time_) layout_ = "a video";
       }
     } catch (json::exception const&) {
       throw Error("the model does not say how images are prepared for it", where, build_again);
     }
     float const least = *std::min_element(std_.begin(), std_.end());
     bool const positive = width_ > 0 && height_ > 0 && least > 0 && crop_ > 0;
-    if (!positive || !std::isfinite(crop_) || width_ * 1. * height_ / (crop_ * crop_) > most_pixels)
+    double const area = width_ * 1. * height_;
+    if (!positive || !std::isfinite(crop_) || area / (crop_ * crop_) > most_pixels ||
+        area * time_ > 4. * most_pixels)
       throw Error("says how images are prepared, but its numbers cannot be used", where,
                   build_again);
     if (layout_ != "image" && layout_ != "patches")
       throw Error("the model takes " + layout_ + ", not one image", where, "give it as a tensor");
+    // No overflow: neither is above 4096.
     if (layout_ == "patches" && (std::min({patch_, merge_, time_}) < 1 ||
                                  height_ % (patch_ * merge_) || width_ % (patch_ * merge_)))
       throw Error("the model records images that its patches do not fill", where, build_again);
@@ -515,7 +539,7 @@ class Preprocessing {
   }
 
  private:
-  static constexpr double most_pixels = 1 << 26;
+  static constexpr int most_pixels = 1 << 26, most_patch = 4096;
   static constexpr char const* build_again = "build it with --preprocess, or give it tensors";
   int width_ = 0, height_ = 0, patch_ = 1, merge_ = 1, time_ = 1;
   std::array<float, 3> mean_{}, std_{};
@@ -523,6 +547,11 @@ class Preprocessing {
   std::string interpolation_, resize_, layout_;
   bool last_ = false;
 
+  /// A number, as Python's int() takes it; what is out of bounds is 0, which is refused.
+  static int number(json const& given, int most) {
+    double const value = given.get<double>();
+    return value >= 1 && value <= most ? static_cast<int>(value) : 0;
+  }
   static std::array<float, 3> colours(json const& given) {
     if (given.is_array() && given.size() == 3) return given.get<std::array<float, 3>>();
     auto const one = (given.is_array() ? given.at(0) : given).get<float>();
@@ -548,7 +577,7 @@ class Preprocessing {
       w = std::max<double>(width_, std::floor(high * image.width / image.height));
     else
       h = std::max<double>(height_, std::floor(wide * image.height / image.width));
-    if (w * h > 4 * most_pixels)
+    if (w * h > 4. * most_pixels)
       throw Error("is " + std::to_string(image.width) + " × " + std::to_string(image.height) +
                       " pixels, too narrow to be cut to " + std::to_string(width_) + " × " +
                       std::to_string(height_),
@@ -595,12 +624,9 @@ struct Artifact {
   std::vector<TensorInfo> inputs, outputs;
   std::map<std::string, std::string> token_index;
   std::vector<std::string> labels;
+  std::map<std::string, std::string> versions;  // package → what built it
   std::map<std::string, FileEntry> files;
 };
-
-inline std::string text_or_empty(json const& object, char const* key) {
-  return object.contains(key) && !object[key].is_null() ? object[key].get<std::string>() : "";
-}
 
 /// Read the manifest. Throws Error where it is missing, damaged or of another version.
 inline Artifact read_artifact(fs::path const& directory) {
@@ -621,7 +647,7 @@ inline Artifact read_artifact(fs::path const& directory) {
       TensorInfo info{each.at("name"), each.at("dtype"), {}};
       for (json const& dim : each.at("shape"))
         info.shape.push_back(dim.is_string() ? Dim{-1, dim.get<std::string>()}
-                                             : Dim{dim.get<std::int64_t>(), ""});
+                                             : Dim{counted(dim), ""});
       all.push_back(std::move(info));
     }
     return all;
@@ -634,9 +660,10 @@ inline Artifact read_artifact(fs::path const& directory) {
     json const& target = document.at("target");
     found.target = target.at("name"), found.runtime = target.at("runtime");
     if (found.runtime == "jetson") found.runtime = "tensorrt";
-    found.capability = text_or_empty(target, "compute_capability");
+    found.capability = text_or(target, "compute_capability", "");
     found.precision = document.at("precision");
-    found.fault = text_or_empty(document, "fault");
+    found.versions = document.at("versions").get<std::map<std::string, std::string>>();
+    found.fault = text_or(document, "fault", "");
     found.inputs = tensors(document.at("inputs")), found.outputs = tensors(document.at("outputs"));
     // What older manifests do not have.
     if (document.contains("token_ops") && !document["token_ops"].is_null())
@@ -647,7 +674,8 @@ inline Artifact read_artifact(fs::path const& directory) {
       fs::path const name = file.at("path").get<std::string>();
       if (name.is_absolute() || std::find(name.begin(), name.end(), "..") != name.end())
         throw std::invalid_argument("files: path '" + name.string() + "' leaves the artifact");
-      found.files[name.generic_string()] = {file.at("bytes"), file.at("sha256")};
+      found.files[name.generic_string()] = {static_cast<std::uint64_t>(counted(file.at("bytes"))),
+                                            file.at("sha256")};
     }
   } catch (std::exception const& error) {
     bool const known = document.is_object() && document.contains("tool");
@@ -664,18 +692,22 @@ inline bool made_on_device(Artifact const& artifact, std::string const& name) {
     return false;
   std::ifstream stream(digest);
   std::string written;
-  if (!(stream >> written)) return !fs::exists(digest) && !artifact.files.count(name);
+  std::error_code failed;  // a digest that cannot be read is not one that is not there
+  if (!(stream >> written))
+    return !fs::exists(digest, failed) && !failed && !artifact.files.count(name);
   return written == sha256(artifact.directory / name);
 }
 
 /// Throws Error unless a file is there, and as it was written or as the device made it.
 inline void check_file(Artifact const& artifact, std::string const& name) {
   fs::path const path = artifact.directory / name;
-  if (!fs::is_regular_file(path)) throw Error("is missing", path.string(), again);
+  std::error_code failed;
+  if (!fs::is_regular_file(path, failed)) throw Error("is missing", path.string(), again);
   if (made_on_device(artifact, name)) return;
   auto const entry = artifact.files.find(name);
   if (entry == artifact.files.end()) throw Error("is not in the manifest", path.string(), again);
-  std::uint64_t const size = fs::file_size(path);
+  std::uint64_t const size = fs::file_size(path, failed);
+  if (failed) throw Error("cannot be read: " + failed.message(), path.string());
   if (size < entry->second.bytes)
     throw Error("is truncated: " + std::to_string(size) + " of " +
                     std::to_string(entry->second.bytes) + " bytes",
@@ -722,9 +754,9 @@ inline bool has_code(std::string const& listed, std::string const& capability) {
   std::istringstream stream(listed);
   for (std::string entry; std::getline(stream, entry, ',');) {
     if (entry.empty() || !std::isdigit(static_cast<unsigned char>(entry[0]))) return true;
-    std::size_t digits = 0;
-    int const built = std::stoi(entry, &digits);
-    bool const exact = digits < entry.size() && (entry[digits] == 'a' || entry[digits] == 'f');
+    char* end = nullptr;
+    long const built = std::strtol(entry.c_str(), &end, 10);  // of too many digits the largest
+    bool const exact = *end == 'a' || *end == 'f';
     bool const real = entry.find("-real") != std::string::npos;
     if (exact ? built == wanted : built <= wanted && (!real || built / 10 == wanted / 10))
       return true;
@@ -738,7 +770,8 @@ inline void check_plugins(fs::path const& library, std::string const& tensorrt,
                           std::string const& capability) {
   constexpr char const* make =
       "`tcompile plugins build` makes one, `tcompile plugins check` says all";
-  if (!fs::is_regular_file(library))
+  std::error_code ignored;
+  if (!fs::is_regular_file(library, ignored))
     throw Error("there is no plugin library at " + library.string(), "",
                 "`tcompile plugins build` makes one; TCOMPILE_PLUGINS names another");
   auto const wrong = [&](std::string const& problem) {
@@ -935,44 +968,42 @@ std::string dtype_of(std::array<std::pair<Kind, char const*>, N> const& known, K
 #if defined(TCOMPILE_WITH_OPENVINO)
 class OpenVino : public Backend {
  public:
-  OpenVino(Artifact const& artifact, fs::path const& path, Options const& options) {
+  OpenVino(Artifact const& artifact, fs::path const& path, Options const& options) try {
     bool const bf16 = artifact.runtime == "openvino" && artifact.precision == "bf16";
     ov::AnyMap settings{ov::hint::inference_precision(bf16 ? ov::element::bf16 : ov::element::f32),
                         ov::hint::performance_mode(ov::hint::PerformanceMode::LATENCY)};
     if (options.threads > 0) settings.insert(ov::inference_num_threads(options.threads));
-    try {
-      ov::CompiledModel model = core_.compile_model(path.string(), "CPU", settings);
-      request_ = model.create_infer_request();
-      inputs = described(model.inputs(), artifact.inputs, in_);
-      outputs = described(model.outputs(), artifact.outputs, out_);
-    } catch (ov::Exception const& error) {
-      throw Error("OpenVINO does not accept the model: " + reason(error.what()), path.string());
-    }
+    ov::CompiledModel model = core_.compile_model(path.string(), "CPU", settings);
+    request_ = model.create_infer_request();
+    inputs = described(model.inputs(), artifact.inputs, in_);
+    outputs = described(model.outputs(), artifact.outputs, out_);
+  } catch (ov::Exception const& error) {  // of core_, too
+    throw Error("OpenVINO does not accept the model: " + reason(error.what()), path.string());
   }
 
   Tensors run(std::map<std::string, Tensor> const& feed) override {
     std::lock_guard<std::mutex> const turn(turn_);
-    for (std::size_t i = 0; i < inputs.size(); ++i) {
-      Tensor const& given = feed.at(inputs[i].name);
-      ov::Shape const shape(given.shape.begin(), given.shape.end());
-      // OpenVINO reads it only.
-      request_.set_tensor(in_[i], ov::Tensor(in_[i].get_element_type(), shape,
-                                             const_cast<std::uint8_t*>(given.bytes.data())));
-    }
     try {
+      for (std::size_t i = 0; i < inputs.size(); ++i) {
+        Tensor const& given = feed.at(inputs[i].name);
+        ov::Shape const shape(given.shape.begin(), given.shape.end());
+        // OpenVINO reads it only.
+        request_.set_tensor(in_[i], ov::Tensor(in_[i].get_element_type(), shape,
+                                               const_cast<std::uint8_t*>(given.bytes.data())));
+      }
       request_.infer();
+      Tensors found;
+      for (std::size_t i = 0; i < outputs.size(); ++i) {
+        ov::Tensor const out = request_.get_tensor(out_[i]);
+        ov::Shape const shape = out.get_shape();
+        Tensor copy(outputs[i].dtype, {shape.begin(), shape.end()});
+        std::memcpy(copy.bytes.data(), out.data(), copy.bytes.size());
+        found.emplace_back(outputs[i].name, std::move(copy));
+      }
+      return found;
     } catch (ov::Exception const& error) {
       throw Error("OpenVINO cannot run the model: " + reason(error.what()), "openvino", "", 1);
     }
-    Tensors found;
-    for (std::size_t i = 0; i < outputs.size(); ++i) {
-      ov::Tensor const out = request_.get_tensor(out_[i]);
-      ov::Shape const shape = out.get_shape();
-      Tensor copy(outputs[i].dtype, {shape.begin(), shape.end()});
-      std::memcpy(copy.bytes.data(), out.data(), copy.bytes.size());
-      found.emplace_back(outputs[i].name, std::move(copy));
-    }
-    return found;
   }
 
  private:
@@ -1072,8 +1103,9 @@ class OnnxRuntime : public Backend {
     for (std::size_t i = 0; i < made.size(); ++i) {
       OrtTensorTypeAndShapeInfo* shape = nullptr;
       check(api_->GetTensorTypeAndShape(made[i], &shape));
+      std::unique_ptr<OrtTensorTypeAndShapeInfo, void (*)(OrtTensorTypeAndShapeInfo*)> const freed(
+          shape, api_->ReleaseTensorTypeAndShapeInfo);
       TensorInfo const info = read(shape, outputs[i].name);
-      api_->ReleaseTensorTypeAndShapeInfo(shape);
       std::vector<std::int64_t> dims;
       for (Dim const& dim : info.shape) dims.push_back(dim.size);
       Tensor copy(info.dtype, dims);
@@ -1188,10 +1220,10 @@ class Engine : public Backend {
     call(cudaSetDevice(device_), "cudaSetDevice");
     std::ifstream stream(path, std::ios::binary);
     std::string const plan{std::istreambuf_iterator<char>(stream), {}};
-    runtime_.reset(nvinfer1::createInferRuntime(log_));
+    runtime_.reset(nvinfer1::createInferRuntime(Log::one()));
     if (runtime_) engine_.reset(runtime_->deserializeCudaEngine(plan.data(), plan.size()));
     if (!engine_)
-      throw Error(std::string(title) + " does not load the engine: " + log_.last, path_,
+      throw Error(std::string(title) + " does not load the engine: " + Log::one().last(), path_,
                   "build it again with this version, on this machine or for its GPU");
     context_.reset(engine_->createExecutionContext());
     if (!context_) throw Error(std::string(title) + " has no memory for the engine", path_, "", 1);
@@ -1208,6 +1240,12 @@ class Engine : public Backend {
   Tensors run(std::map<std::string, Tensor> const& feed) override {
     std::lock_guard<std::mutex> const turn(turn_);
     call(cudaSetDevice(device_), "cudaSetDevice");  // what a thread uses is its own matter
+    Tensors found;
+    // Where this throws, copies may be under way: they end before what they read and write is gone.
+    struct Wait {
+      cudaStream_t stream;
+      ~Wait() { cudaStreamSynchronize(stream); }
+    } const wait{stream_};
     for (TensorInfo const& info : inputs) {
       Tensor const& given = feed.at(info.name);
       if (!context_->setInputShape(info.name.c_str(), dims(given.shape)))
@@ -1222,31 +1260,50 @@ class Engine : public Backend {
            "cudaMemcpyAsync");
     }
     if (!context_->enqueueV3(stream_))
-      throw Error(std::string(title) + " cannot run the engine: " + log_.last, path_, "", 1);
-    Tensors found;
+      throw Error(std::string(title) + " cannot run the engine: " + Log::one().last(), path_, "",
+                  1);
     for (TensorInfo const& info : outputs) {
       nvinfer1::Dims const shape = context_->getTensorShape(info.name.c_str());
-      Tensor out(info.dtype, {shape.d, shape.d + shape.nbDims});
-      call(cudaMemcpyAsync(out.bytes.data(), buffers_.at(info.name), out.bytes.size(),
+      found.emplace_back(info.name, Tensor(info.dtype, {shape.d, shape.d + shape.nbDims}));
+      std::vector<std::uint8_t>& bytes = found.back().second.bytes;
+      call(cudaMemcpyAsync(bytes.data(), buffers_.at(info.name), bytes.size(),
                            cudaMemcpyDeviceToHost, stream_),
            "cudaMemcpyAsync");
-      found.emplace_back(info.name, std::move(out));
     }
     call(cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
     return found;
   }
 
  private:
-  struct Log : nvinfer1::ILogger {
-    std::string last = "it gave no reason";
-    void log(Severity severity, char const* text) noexcept override {
-      if (severity <= Severity::kERROR) last = text;
+  /// TensorRT keeps the first logger that it is given, and calls it from any thread: there is one,
+  /// which is never destroyed.
+  class Log : public nvinfer1::ILogger {
+   public:
+    static Log& one() {
+      static Log* const log = new Log;
+      return *log;
     }
+    void log(Severity severity, char const* text) noexcept override {
+      if (severity > Severity::kERROR) return;
+      try {
+        std::lock_guard<std::mutex> const turn(turn_);
+        last_ = text;
+      } catch (...) {  // no memory for the text
+      }
+    }
+    /// The last error, once.
+    std::string last() {
+      std::lock_guard<std::mutex> const turn(turn_);
+      return std::exchange(last_, "it gave no reason");
+    }
+
+   private:
+    std::string last_ = "it gave no reason";
+    std::mutex turn_;
   };
 
   std::string path_;
   int device_;
-  Log log_;
   // In this order: each needs the one before it.
   std::unique_ptr<nvinfer1::IRuntime> runtime_;
   std::unique_ptr<nvinfer1::ICudaEngine> engine_;
@@ -1269,14 +1326,19 @@ class Engine : public Backend {
 
   /// Engines are for one version, to the third number.
   static void check_version(Artifact const& artifact, fs::path const& path) {
-    std::string const name = fs::relative(path, artifact.directory).generic_string();
+    // As it is named: the engine may be a link.
+    std::string const name = path.lexically_relative(artifact.directory).generic_string();
     std::string built;
-    if (artifact.files.count(name)) built = artifact.document.at("versions").value(package, "");
+    auto const version = artifact.versions.find(package);
+    if (artifact.files.count(name) && version != artifact.versions.end()) built = version->second;
     if (built.empty() &&
         name.find(".trt") != std::string::npos) {  // as the device's script names it
       built = name.substr(name.rfind(".trt") + 4);
       built = built.substr(0, built.find(".engine"));
     }
+    if (built.empty())
+      throw Error(std::string("does not say which ") + title + " built the engine", path.string(),
+                  std::string("build it again; ") + on_cpu);
     std::vector<std::string> want = parts(built), have = parts(installed());
     want.resize(std::min(want.size(), have.size())), have.resize(want.size());
     if (want != have)
@@ -1327,7 +1389,8 @@ class Engine : public Backend {
   void load_plugins(Artifact const& artifact) const {
     fs::path library = artifact.directory / "plugins" / "libtcompile_plugins.so";
     char const* named = std::getenv("TCOMPILE_PLUGINS");
-    if (!fs::is_regular_file(library) && named != nullptr) library = named;
+    std::error_code ignored;
+    if (!fs::is_regular_file(library, ignored) && named != nullptr) library = named;
     check_plugins(library, installed(), gpu_capability());
     if (getPluginRegistry()->loadLibrary(library.c_str()) == nullptr)
       throw Error("TensorRT does not load the plugin library", library.string());

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -127,7 +128,10 @@ def _check_record(found: Artifact, language: str) -> None:
 def _check_empty(final: Path, inside: Path | None, where: str) -> None:
     if final.exists() and (not final.is_dir() or any(final.iterdir())):
         raise UsageError("exists and is not empty", where=where, hint="choose another -o")
-    if inside is not None and final.is_relative_to(inside):
+    # realpath: by a link, too; Path.resolve raises for links that go round before Python 3.13.
+    if inside is not None and Path(os.path.realpath(final)).is_relative_to(
+        os.path.realpath(inside)
+    ):
         raise UsageError("lies within the artifact", where=where, hint="choose another -o")
 
 
@@ -137,7 +141,7 @@ def _write_cpp(folder: Path, found: Artifact, names: tuple[str, ...]) -> None:
     runtime.mkdir()
     for path in (*source.glob("*.hpp"), *source.glob("*.cmake")):
         shutil.copyfile(path, runtime / path.name)
-    needed = ", ".join(map(json.dumps, names))
+    needed = ", ".join(map(_literal, names))
     _copy(source / "classify" / "main.cpp", folder, "needed = {}", f"needed = {{{needed}}}")
     component = _COMPONENTS.get(found.manifest.target.runtime)
     asked = f"REQUIRED COMPONENTS {component}" if component else "REQUIRED"
@@ -146,11 +150,16 @@ def _write_cpp(folder: Path, found: Artifact, names: tuple[str, ...]) -> None:
 
 def _write_python(folder: Path, found: Artifact, names: tuple[str, ...]) -> None:
     tail = "," if len(names) == 1 else ""
-    needed = f"= ({', '.join(map(json.dumps, names))}{tail})"
+    needed = f"= ({', '.join(map(_literal, names))}{tail})"
     _copy(FOLDER / "python" / "classify.py", folder, "= ()", needed)
     extras = _EXTRAS.get(found.manifest.target.runtime, "cpu")
     text = f"tcompile[{extras}]=={__version__}\n"
     (folder / "requirements.txt").write_text(text, encoding="utf-8")
+
+
+def _literal(name: str) -> str:
+    """As JSON, C++ and Python write it: beyond U+FFFF JSON's escapes are none of the others."""
+    return json.dumps(name, ensure_ascii=False)
 
 
 def _copy(source: Path, folder: Path, old: str, new: str) -> None:

@@ -150,6 +150,8 @@ def test_what_a_person_reads_and_what_is_refused(app: tuple[Path, str], tmp_path
         (("app/artifact", "app/README.md"), "is not an image"),
         (("app/artifact", f"0.{KIND}", "--runtime", "tensorrt"), "there is no engine for tensorrt"),
         (("app/artifact", f"0.{KIND}", "--odd"), "--odd: is not understood"),
+        (("app/artifact", f"0.{KIND}", "--runtime"), "--runtime: needs a value"),
+        (("app/artifact", f"0.{KIND}", "--top", "abc"), "--top abc: is not a whole number"),
         (("app/artifact",), "classify ARTIFACT IMAGE"),
     ]
     for arguments, words in cases:
@@ -253,3 +255,11 @@ def test_an_engine_without_a_driver_ends_with_our_message(
         "error: app/artifact: its engine is for a GPU (rtx-4090), and this machine has no NVIDIA "
         "driver (runtime="
     )
+    written = tmp_path / "app" / "artifact"
+    (written / "engine" / "model.engine").rename(tmp_path / "kept")
+    (written / "engine" / "model.engine").symlink_to(tmp_path / "kept")
+    manifest = json.loads((written / "manifest.json").read_text())
+    for version, words in (("0.9", "was built by TensorRT-RTX 0.9"), ("", "does not say which")):
+        manifest["versions"]["tensorrt-rtx"] = version
+        (written / "manifest.json").write_text(json.dumps(manifest))
+        assert words in _run(tmp_path, "app/artifact/", f"0.{KIND}").stderr

@@ -63,22 +63,33 @@ static void show(std::vector<double> times) {
                 std::string(counts[i] * 50 / most, '#').c_str());
 }
 
+/// A whole number that an option was given.
+static std::size_t number(std::string const& option, std::string const& text) {
+  if (text.empty() || text.find_first_not_of("0123456789") != std::string::npos)
+    throw tcompile::Error("is not a whole number", option + " " + text);
+  return std::strtoul(text.c_str(), nullptr, 10);
+}
+
 static int run(std::vector<std::string> const& arguments) {
   tcompile::Options options;
   std::string artifact, folder, raw;
   std::size_t most = 0;
   for (std::size_t i = 0; i < arguments.size(); ++i) {
     std::string const& each = arguments[i];
-    bool const more = i + 1 < arguments.size();
-    if (each == "--raw" && more) raw = arguments[++i];
-    else if (each == "--frames" && more) most = std::strtoul(arguments[++i].c_str(), nullptr, 10);
-    else if (each == "--runtime" && more) options.runtime = arguments[++i];
+    auto const value = [&] {
+      if (i + 1 == arguments.size()) throw tcompile::Error("needs a value", arguments[i]);
+      return arguments[++i];
+    };
+    if (each == "--raw") raw = value();
+    else if (each == "--frames") most = number(each, value());
+    else if (each == "--runtime") options.runtime = value();
     else if (each.rfind("--", 0) == 0) throw tcompile::Error("is not understood", each);
     else (artifact.empty() ? artifact : folder) = each;
   }
   if (artifact.empty() || folder.empty() == raw.empty())
     throw tcompile::Error("camera_loop ARTIFACT FOLDER | --raw WxH [--frames N] [--runtime NAME]");
-  if (!folder.empty() && !std::filesystem::is_directory(folder))
+  std::error_code ignored;
+  if (!folder.empty() && !std::filesystem::is_directory(folder, ignored))
     throw tcompile::Error("no such folder", folder);
   Frames const frames = raw.empty() ? from_folder(folder) : from_stdin(raw);
   if (raw.empty() && most == 0) most = 100;

@@ -41,6 +41,13 @@ static void show(tcompile::Result const& result, std::vector<std::string> const&
   if (as_json) std::cout << tcompile::json{{"images", rows}, {"outputs", outputs}} << "\n";
 }
 
+/// A whole number that an option was given.
+static std::size_t number(std::string const& option, std::string const& text) {
+  if (text.empty() || text.find_first_not_of("0123456789") != std::string::npos)
+    throw tcompile::Error("is not a whole number", option + " " + text);
+  return std::strtoul(text.c_str(), nullptr, 10);
+}
+
 static int run(std::vector<std::string> const& arguments) {
   tcompile::Options options;
   std::vector<std::string> given;
@@ -48,10 +55,13 @@ static int run(std::vector<std::string> const& arguments) {
   bool as_json = false;
   for (std::size_t i = 0; i < arguments.size(); ++i) {
     std::string const& each = arguments[i];
-    bool const more = i + 1 < arguments.size();
+    auto const value = [&] {
+      if (i + 1 == arguments.size()) throw tcompile::Error("needs a value", arguments[i]);
+      return arguments[++i];
+    };
     if (each == "--json") as_json = true;
-    else if (each == "--runtime" && more) options.runtime = arguments[++i];
-    else if (each == "--top" && more) top = std::strtoul(arguments[++i].c_str(), nullptr, 10);
+    else if (each == "--runtime") options.runtime = value();
+    else if (each == "--top") top = number(each, value());
     else if (each.rfind("--", 0) == 0) throw tcompile::Error("is not understood", each);
     else given.push_back(each);
   }

@@ -99,6 +99,18 @@ def test_a_project_asks_for_its_runtime(
         )
 
 
+def test_names_of_outputs_are_written_as_they_are(tmp_path: Path) -> None:
+    artifact(tmp_path)
+    model = onnx.load(str(tmp_path / "m.onnx"))
+    model.graph.output[0].name = model.graph.node[-1].output[0] = 'größe "😀"'
+    onnx.save(model, str(tmp_path / "other.onnx"))
+    built = make_artifact(tmp_path / "other", tmp_path / "other.onnx", preprocess=RECORD)
+    for language, file in (("cpp", "main.cpp"), ("python", "classify.py")):
+        tcompile.init_app(built, tmp_path / language, language)
+        text = (tmp_path / language / file).read_text(encoding="utf-8")
+        assert '"größe \\"😀\\""' in text
+
+
 def test_what_is_refused_leaves_nothing(tcompile_command: Command, tmp_path: Path) -> None:
     full = tmp_path / "full"
     full.mkdir()
@@ -108,10 +120,13 @@ def test_what_is_refused_leaves_nothing(tcompile_command: Command, tmp_path: Pat
     built = artifact(tmp_path)
     save_tiny_vit(tmp_path / "plain.onnx", VitSpec(depth=1))
     silent = make_artifact(tmp_path / "silent", tmp_path / "plain.onnx")
+    (tmp_path / "link").symlink_to(built)
     before = sorted(tmp_path.rglob("*"))
     cases: list[tuple[Path, str, Path, str]] = [
         (built, "--cpp", full, "exists and is not empty (choose another -o)"),
         (built, "--cpp", built / "app", "lies within the artifact (choose another -o)"),
+        (built, "--cpp", tmp_path / "link" / "app", "lies within the artifact"),
+        (tmp_path / "link", "--cpp", built / "app", "lies within the artifact"),
         (built, "--cpp", tmp_path / "m.onnx" / "app", "cannot be written"),
         (altered, "--cpp", tmp_path / "new", "'model.onnx' was changed or added since"),
         (tmp_path / "none", "--python", tmp_path / "new", "no such directory"),

@@ -68,6 +68,7 @@ RECORDS: list[dict[str, Any]] = [
     ),
     {**IMAGENET, "size": [24, 40]},  # what is not said: bicubic, the middle
     {**IMAGENET, "size": [24, 40], "resize": "pad", "channels": "last"},
+    {**IMAGENET, "interpolation": None, "resize": None},
     {**IMAGENET, "mean": 0.5, "std": [0.5], "crop_pct": 384 / 438},
     {**IMAGENET, "crop_pct": 1.25},  # what is cut out is larger than the image
     {
@@ -143,6 +144,14 @@ def test_rounding_to_halves_and_back(dtype: str, probe: Probe, tmp_path: Path) -
     np.testing.assert_array_equal(np.fromfile(tmp_path / "out", np.float32), want)
 
 
+def test_what_a_byte_cannot_hold_is_cut_off(probe: Probe, tmp_path: Path) -> None:
+    values = np.array([-1e9, -1, -0.4, 1.5, 254.6, 256, np.inf, np.nan], np.float32)
+    values.tofile(tmp_path / "in")
+    files = {"in": str(tmp_path / "in"), "out": str(tmp_path / "out")}
+    probe([{"do": "cast", "dtype": "uint8", "count": len(values), **files}])
+    assert np.fromfile(tmp_path / "out", np.float32).tolist() == [0, 0, 0, 2, 255, 255, 255, 0]
+
+
 def test_digests(probe: Probe, tmp_path: Path) -> None:
     jobs = []
     for size in (0, 3, 55, 56, 63, 64, 65, (1 << 20) + 1):
@@ -156,6 +165,8 @@ def test_digests(probe: Probe, tmp_path: Path) -> None:
 def test_records_that_cannot_be_used(probe: Probe, tmp_path: Path) -> None:
     (tmp_path / "a.rgb").write_bytes(bytes(3))
     record: dict[str, Any]
+    patches = {"patch_size": 4, "merge_size": 1, "temporal_patch_size": 1, "layout": "patches"}
+    unfilled = "records images that"
     cases = [
         ({"size": [32, 32]}, "does not say how images are prepared"),
         ({**IMAGENET, "std": [0, 1, 1]}, "its numbers cannot be used"),
@@ -163,12 +174,22 @@ def test_records_that_cannot_be_used(probe: Probe, tmp_path: Path) -> None:
         ({**IMAGENET, "size": [0, 32]}, "its numbers cannot be used"),
         ({**IMAGENET, "layout": "video"}, "takes video, not one image"),
         ({**IMAGENET, "layout": "patches"}, "does not say how images are prepared"),
+        ({**IMAGENET, **patches, "patch_size": 1 << 16, "merge_size": 1 << 16}, unfilled),
+        ({**IMAGENET, **patches, "merge_size": 1e30}, unfilled),
+        ({**IMAGENET, "size": [1e30, 32]}, "its numbers cannot be used"),
+        ({**IMAGENET, **patches, "temporal_patch_size": 10**9}, unfilled),
+        (
+            {**IMAGENET, **patches, "size": [8192, 8192], "temporal_patch_size": 4096},
+            "its numbers cannot be used",
+        ),
     ]
     job = {"do": "prepare", "width": 1, "height": 1, "dtype": "float32", "out": ""}
     given = [{**job, "record": record, "pixels": str(tmp_path / "a.rgb")} for record, _ in cases]
     for (record, words), answer in zip(cases, probe(given), strict=True):
         assert words in answer["error"], record
         assert answer["code"] == 2
+        if record.get("temporal_patch_size", 1) > 1:
+            continue  # Python has it tried, and ends for want of memory
         with pytest.raises(UsageError):
             load_image(Image.new("RGB", (1, 1)), record)
 
@@ -191,6 +212,11 @@ def _short(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-5])
 
 
+def _loop(folder: Path) -> None:
+    (folder / "model.onnx").unlink()
+    (folder / "model.onnx").symlink_to("model.onnx")
+
+
 def _other(folder: Path) -> None:
     path = folder / "model.onnx"
     path.write_bytes(path.read_bytes()[:-1] + b"?")
@@ -200,9 +226,15 @@ DAMAGE: list[tuple[Callable[[Path], object], bool]] = [
     (_short, True),
     (_other, True),
     (lambda folder: (folder / "model.onnx").unlink(), True),
+    (_loop, True),
     (lambda folder: (folder / "manifest.json").unlink(), True),
     (lambda folder: _edit(folder, lambda d: d.update(schema="tcompile.manifest/9")), False),
     (lambda folder: _edit(folder, lambda d: d.pop("target")), False),
+    (lambda folder: _edit(folder, lambda d: d.pop("versions")), False),
+    (lambda folder: _edit(folder, lambda d: d["inputs"][0].update(shape=[1e30])), False),
+    (lambda folder: _edit(folder, lambda d: d["inputs"][0].update(shape=[1.5])), False),
+    (lambda folder: _edit(folder, lambda d: d["inputs"][0].update(shape=[-7])), False),
+    (lambda folder: _edit(folder, lambda d: d["files"][0].update(bytes=-7)), False),
     (lambda folder: _edit(folder, lambda d: d.update(files=[{"path": 3}])), False),
     (lambda folder: _edit(folder, lambda d: d["files"][0].update(path="../x")), False),
     (lambda folder: (folder / "manifest.json").write_text("{"), False),
@@ -251,6 +283,9 @@ def test_engines_made_on_a_device(probe: Probe, built: Path) -> None:
     assert "ok" in probe([ask])[0]
     (built / name).write_bytes(b"other")
     assert "error" in probe([ask])[0]
+    (built / f"{name}.sha256").unlink()
+    (built / f"{name}.sha256").symlink_to(f"{Path(name).name}.sha256")  # round and round
+    assert "error" in probe([ask])[0]
 
 
 def _library(path: Path, machine: int = 62, **changes: str) -> str:
@@ -273,6 +308,7 @@ def test_plugin_libraries_are_read_before_they_are_loaded(probe: Probe, tmp_path
         (_library(tmp_path / "c", machine, tensorrt="11.1.0"), "8.7", "TensorRT 11.1.0, not 10.3"),
         (_library(tmp_path / "d", machine, specification="0"), "8.7", "another specification"),
         (_library(tmp_path / "e", machine, api="2"), "8.7", "another specification"),
+        (_library(tmp_path / "f", machine, architectures="9" * 30), "8.7", "no code for GPU"),
         (str(tmp_path / "none"), "8.7", "there is no plugin library"),
         (str(HEADER), "8.7", "not an ELF file"),
     ]
