@@ -66,7 +66,7 @@ def measure_resident(path: Path, how: OnCpu, *, threads: int, batch: int = 1) ->
             [sys.executable, "-m", "tcompile.runtime.resident"],
             input=json.dumps(asked),
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             check=False,
             cwd=folder,  # `-m` looks there for modules first, and a person's folder may hold any
         )
