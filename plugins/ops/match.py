@@ -99,17 +99,8 @@ _EDGES = (
   edge, partner = TopK <axis: int = -1, largest: int = 1, sorted: int = 1> (edges, one)"""
 )
 
-MATCH = TokenOp(
-    "TcMatchTokens",
-    ("metric [B,T,D] data: what tokens are compared by",),
-    (
-        "keep [B,rest] index: even positions that stay, ascending, as numbers among the even ones",
-        "source [B,r] index: even positions that merge, best pair first, numbered likewise",
-        "target [B,r] index: whom each merges into, as a number among the odd positions",
-    ),
-    ("r: pairs to merge", "half: number of even positions", "rest: half - r, at least 1"),
-    _EDGES
-    + """
+#: The r best pairs of `edge` and `partner`; `others` are the even positions that stay, unsorted.
+BEST_PAIRS = """
   count = Constant <value: tensor = @half> ()
   merged = Constant <value: tensor = @r> ()
   left = Constant <value: tensor = @rest> ()
@@ -120,6 +111,18 @@ MATCH = TokenOp(
   others = Slice (order, merged, end, one)
   target = GatherElements <axis: int = 1> (match, source)
 """
+
+MATCH = TokenOp(
+    "TcMatchTokens",
+    ("metric [B,T,D] data: what tokens are compared by",),
+    (
+        "keep [B,rest] index: even positions that stay, ascending, as numbers among the even ones",
+        "source [B,r] index: even positions that merge, best pair first, numbered likewise",
+        "target [B,r] index: whom each merges into, as a number among the odd positions",
+    ),
+    ("r: pairs to merge", "half: number of even positions", "rest: half - r, at least 1"),
+    _EDGES
+    + BEST_PAIRS
     + SORT.format("others", "left", "keep"),
     _match,
     doc="""ToMe's bipartite soft matching: every even position finds its best odd one, the r best

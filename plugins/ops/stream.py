@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from tcompile.plugins.ops.common import HALVES
-from tcompile.plugins.ops.match import MATCH
+from tcompile.plugins.ops.match import BEST_PAIRS, MATCH
 from tcompile.plugins.ops.merge import MERGE
 from tcompile.plugins.spec import Array, TokenOp
 
@@ -40,17 +40,9 @@ MATCH_STREAM = TokenOp(
   b = Slice (unit, second, end, one, two)
   b_t = Transpose <perm: ints = [0, 2, 1]> (b)
   edges = MatMul (a, b_t)
-  edge, partner = TopK <axis: int = -1, largest: int = 1, sorted: int = 1> (edges, one)
-  count = Constant <value: tensor = @half> ()
-  merged = Constant <value: tensor = @r> ()
-  left = Constant <value: tensor = @rest> ()
-  best = Squeeze (edge, last)
-  match = Squeeze (partner, last)
-  sorted_edges, order = TopK <axis: int = -1, largest: int = 1, sorted: int = 1> (best, count)
-  source = Slice (order, zero, merged, one)
-  others = Slice (order, merged, end, one)
-  target = GatherElements <axis: int = 1> (match, source)
-  keep, unused = TopK <axis: int = -1, largest: int = 0, sorted: int = 1> (others, left)""",
+  edge, partner = TopK <axis: int = -1, largest: int = 1, sorted: int = 1> (edges, one)"""
+    + BEST_PAIRS
+    + "  keep, unused = TopK <axis: int = -1, largest: int = 0, sorted: int = 1> (others, left)",
     _match,
     doc=MATCH.doc,
     limits=("rest==half-r", "1<=r", "1<=rest"),
