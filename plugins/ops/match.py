@@ -121,9 +121,7 @@ MATCH = TokenOp(
         "target [B,r] index: whom each merges into, as a number among the odd positions",
     ),
     ("r: pairs to merge", "half: number of even positions", "rest: half - r, at least 1"),
-    _EDGES
-    + BEST_PAIRS
-    + SORT.format("others", "left", "keep"),
+    _EDGES + BEST_PAIRS + SORT.format("others", "left", "keep"),
     _match,
     doc="""ToMe's bipartite soft matching: every even position finds its best odd one, the r best
 pairs merge. `merge` with split=alternate uses it.""",
