@@ -251,6 +251,8 @@ class Quantization:
         products: products of activations and weights that are in 8 bits; all else is fp32, for
             TensorRT fp16.
         data: the samples that static ranges are from.
+        smoothed: how many norms had their outliers put into the weights that read them
+            (SmoothQuant), and on which samples these were found; empty: none.
         same_tokens: share of the tokens that are chosen as in fp32, on the samples that fidelity is
             shown on; null: nothing is chosen by what is in the image.
     """
@@ -259,6 +261,7 @@ class Quantization:
     reason: str
     products: Count
     data: str = ""
+    smoothed: str = ""
     same_tokens: UnitInterval | None = None
 
 

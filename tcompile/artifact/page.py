@@ -189,7 +189,8 @@ def quantization_words(how: Quantization) -> str:
     data = f", ranges from {how.data}" if how.data else ""
     same = how.same_tokens
     tokens = "" if same is None else f"; {same:.1%} of the tokens are chosen as in fp32"
-    return f"{how.kind}{data}, of {how.products} matrix products; {how.reason}{tokens}"
+    smoothed = f"; outliers behind norms are in the weights: {how.smoothed}" if how.smoothed else ""
+    return f"{how.kind}{data}, of {how.products} matrix products; {how.reason}{tokens}{smoothed}"
 
 
 def _memory(m: Manifest, memory: Memory) -> str:

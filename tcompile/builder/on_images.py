@@ -72,7 +72,9 @@ class Looking:
         if found is None:
             return None
         reason = f"the kernels of TensorRT take scales that are known when it builds ({found.kind})"
-        return Quantization("static", reason, found.products, self.images.source)
+        source = self.images.source
+        smoothed = f"{_many(found.smoothed, 'norm')}, weighed on {source}" if found.smoothed else ""
+        return Quantization("static", reason, found.products, source, smoothed)
 
 
 def looking_at(

@@ -26,7 +26,7 @@ from tcompile.passes.lower.int8 import Kind, nothing_to_quantize, quantizable, q
 from tcompile.runtime.metrics import not_finite
 from tcompile.runtime.samples import Samples, feeds, run_all
 from tcompile.runtime.signature import signature
-from tcompile.runtime.smoothing import smooth_file
+from tcompile.runtime.smoothing import WEIGHED_ON, smooth_file
 from tcompile.runtime.timing import speedup, time_models
 from tcompile.runtime.token_outputs import showing_choice, token_overlap
 from tcompile.targets.backends.cpu import OnCpu, on_cpu
@@ -166,7 +166,7 @@ def round_models(
         plans["dense"] = models.dense
     made: dict[str, dict[RivalKind, Path]] = {}
     notes: list[str] = []
-    products, ranges = 0, ""
+    products, ranges, smoothed = 0, "", 0
     if int8:
         say("quantising to int8")
         ranged = calibration_of(signature(models.shipped).whole, job.request, models.flops.dense)
@@ -178,7 +178,10 @@ def round_models(
             continue
         # A drop was shown on dynamic int8: the model that ships must be that one.
         kinds = kinds[:1] if job.request.max_drop is not None and name == "reduced" else kinds
-        made[name], failed = _make(path, ranged, folder / f"int8-{name}", str(job.path), kinds)
+        made[name], norms, failed = _make(
+            path, ranged, folder / f"int8-{name}", str(job.path), kinds
+        )
+        smoothed = norms if name == "reduced" else smoothed
         notes += [f"the {name} model in static int8 could not be made: {failed}"] if failed else []
     say(f"running it on images in {precision}")
     want, schedule = run_all(job.path, samples), models.schedule.to_json()
@@ -210,7 +213,8 @@ def round_models(
     _ship(chosen, models.shipped)
     data = ranges if chosen.kind == "static" else ""
     kind = cast("Kind", chosen.kind)
-    entry = Quantization(kind, why, products, data, chosen.same_tokens)
+    weighed = f"{smoothed} norms, weighed on {WEIGHED_ON}" if smoothed else ""
+    entry = Quantization(kind, why, products, data, weighed, chosen.same_tokens)
     notes.insert(0, f"int8 is {kind}: {why}")
     return Rounded(entry, chosen.fidelity, rival, tuple(notes), fault)
 
@@ -245,15 +249,16 @@ def _ship(chosen: Candidate, place: Path) -> None:
 
 def _make(
     path: Path, ranges: Samples, folder: Path, source: str, kinds: Sequence[RivalKind]
-) -> tuple[dict[RivalKind, Path], str]:
-    """The files of a model in each kind of int8, and why static could not be had; empty: it was."""
+) -> tuple[dict[RivalKind, Path], int, str]:
+    """The files of a model in each kind of int8, how many norms were smoothed for it, and why static
+    could not be had; empty: it was."""
     folder.mkdir()
-    feed, model = list(feeds(signature(path), ranges)), None
+    feed, model, smoothed = list(feeds(signature(path), ranges)), None, 0
     made: dict[RivalKind, Path] = {}
     for kind in kinds:
         try:
             if model is None:
-                smooth_file(path, folder / "smoothed.onnx")
+                smoothed = smooth_file(path, folder / "smoothed.onnx")
                 model = onnx.load(folder / "smoothed.onnx")
             result = quantized(model, cast("Kind", kind), feed)
         except ModelError as error:
@@ -261,10 +266,10 @@ def _make(
                 error.where = source
                 error.args = (error.one_line(),)
                 raise
-            return made, error.what
+            return made, smoothed, error.what
         made[kind] = folder / f"{kind}.onnx"
         onnx.save(result, made[kind])
-    return made, ""
+    return made, smoothed, ""
 
 
 def _candidate(

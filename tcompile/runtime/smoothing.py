@@ -22,6 +22,8 @@ from tcompile.targets.backends.ort import OrtRunner
 #: Scenes that channels are weighed on, and their seed: none that anything is judged on. Always the
 #: same ones, so that what a plan was made with is what is built.
 _SCENES, _SEED = 8, 7
+#: The same in words.
+WEIGHED_ON = f"{_SCENES} procedural scenes (seed {_SEED})"
 
 
 def smooth_file(source: Path, made: Path) -> int:

@@ -80,7 +80,9 @@ def full(tmp_path: Path) -> Manifest:
         memory=Memory(
             Need(86_000_000, 9_000_000), Need(86_100_000, 8_000_000), 16, 24 << 30, 86_200_000, None
         ),
-        quantization=Quantization("static", "it is faster", 49, "8 procedural scenes"),
+        quantization=Quantization(
+            "static", "it is faster", 49, "8 procedural scenes", "4 norms, weighed on 8 scenes"
+        ),
         rival=Rival(
             "dynamic",
             Fidelity("8 images", 8, (OutputFidelity("logits", "all", 0.99, 0.98),)),

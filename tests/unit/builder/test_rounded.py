@@ -157,6 +157,7 @@ def test_a_build(build: Build, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert m.quantization is not None
     assert (m.quantization.kind, m.quantization.products) == ("dynamic", 4 * SPEC.depth + 1)
     assert "dynamic takes 5 ms and loses" in m.quantization.reason
+    assert m.quantization.smoothed == "4 norms, weighed on 8 procedural scenes (seed 7)"
     assert m.quantization.same_tokens is not None
     assert 0.7 < m.quantization.same_tokens <= 1
     assert any(n.startswith("int8 is dynamic: dynamic takes 5 ms") for n in m.notes)
