@@ -40,7 +40,7 @@ from tcompile.core.machine import usable_cores
 from tcompile.core.save import save
 from tcompile.methods.method import method_for
 from tcompile.passes.lower import REVISION, lower
-from tcompile.passes.lower.int8 import Kind, quantized
+from tcompile.passes.lower.int8 import Kind, by_quantizer, quantized
 from tcompile.passes.stages import Reduced
 from tcompile.pipeline import plan, read, reduce
 from tcompile.planning.constraints import site_constraints
@@ -260,15 +260,16 @@ def _answer(path: Path, on: OnCpu, samples: Samples) -> Array:
 
 
 def _int8(path: Path, kind: Kind, folder: Path, tokens: str) -> Path:
-    """The file in int8, ranges from procedural scenes; smoothed, as a build is, but as it came."""
+    """The file in int8, ranges from procedural scenes: as a build writes it, but what came as one
+    call of the quantizer makes it."""
     made = folder / f"{path.stem}-{kind}.onnx"
     described = signature(path)
     ranges = list(feeds(described, calibration_for(described, count=_IMAGES)))
-    source = path
-    if tokens != "dense":
-        source = folder / "smoothed.onnx"
-        smooth_file(path, source)
-    onnx.save(quantized(onnx.load(source), kind, ranges), made)
+    if tokens == "dense":
+        onnx.save(by_quantizer(onnx.load(path), kind, ranges), made)
+        return made
+    smooth_file(path, folder / "smoothed.onnx")
+    onnx.save(quantized(onnx.load(folder / "smoothed.onnx"), kind, ranges), made)
     return made
 
 
