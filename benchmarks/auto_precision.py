@@ -15,6 +15,7 @@ import argparse
 import json
 import sys
 import tempfile
+from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -147,18 +148,26 @@ def page(found: dict[str, Any]) -> str:
     rows = [Row(**r) for r in found["rows"]]
     beside = [r for r in rows if r.beside]
     worst = min((r.ratio for r in beside), default=1)
+    built = Counter(r.built for r in rows if r.built.startswith("dense"))
+    nothing = sum(r.built.startswith("nothing") for r in rows)
+    dense, fewer = sum(built.values()), len(rows) - sum(built.values()) - nothing
+    slow = sum(map(slower, rows))
+    verdict = (
+        f"timed beside the fastest of these in {found['rounds']} rounds, **{slow}** of what was "
+        "built are slower (the whole 95 % interval of the speed-up below 1); the least speed-up is "
+        f"{worst:.2f} ×, the median {np.median([r.ratio for r in beside] or [1]):.2f} ×."
+        if beside
+        else "so that **0** of what was built are slower."
+    )
     lines = [
         "# Precision by itself\n",
         f"Made by `python -m benchmarks.auto_precision -o docs/benchmarks`. {found['machine']}. "
         f"{len(rows)} requests of `--precision auto` with a random latency, as a share of what the "
-        "dense model takes in fp32. In "
-        f"{sum(r.built.startswith('dense') for r in rows)} of them the dense model was built; in "
-        f"{len(beside)} fewer tokens, and a dense model (fp32, int8) was within the latency and "
-        f"lost at most {HARDLY:g} on scenes: timed beside the fastest of these in "
-        f"{found['rounds']} rounds, "
-        f"**{sum(map(slower, rows))}** of what was built are slower (the whole 95 % interval of "
-        f"the speed-up below 1); the least speed-up is {worst:.2f} ×, the median "
-        f"{np.median([r.ratio for r in beside] or [1]):.2f} ×.\n",
+        f"dense model takes in fp32. Built were: in {dense} the dense model, of them in "
+        f"{built['dense fp32']} in fp32, which was within the latency and loses nothing; in "
+        f"{fewer} fewer tokens; in {nothing} nothing, since no plan is so fast. In "
+        f"{len(beside)} of those with fewer tokens a dense model (fp32, int8) was within the "
+        f"latency as well and lost at most {HARDLY:g} on scenes: {verdict}\n",
         "| model | latency | built | beside | speed-up |",
         "|---|---|---|---|---|",
     ]
