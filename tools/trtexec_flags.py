@@ -86,9 +86,7 @@ def _parsers(source: str) -> list[str]:
     ends = [*(h.start() for h in heads[1:]), source.index("::help(")]
     parts = [source[: heads[0].start()]]
     parts += [
-        source[h.start() : end]
-        for h, end in zip(heads, ends, strict=True)
-        if h[1] not in _OTHERS
+        source[h.start() : end] for h, end in zip(heads, ends, strict=True) if h[1] not in _OTHERS
     ]
     return parts
 
@@ -134,9 +132,8 @@ def text(repository: Path) -> str:
     releases = ",\n".join(f"  {json.dumps(row)}" for row in found["releases"])
     rows = ",\n".join(f'  "{name}": {json.dumps(row)}' for name, row in found["flags"].items())
     source = json.dumps(found["source"])
-    return (
-        f'{{\n "source": {source},\n "releases": [\n{releases}\n ],\n "flags": {{\n{rows}\n }}\n}}\n'
-    )
+    parts = f'"source": {source}', f'"releases": [\n{releases}\n ]', f'"flags": {{\n{rows}\n }}'
+    return "{\n " + ",\n ".join(parts) + "\n}\n"
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ def emit(
     precision: Precision,
     batch: Batch | tuple[int, int, int] | None = None,
     token_ops: str = "native",
+    workspace: int | None = None,
 ) -> EmittedFiles:
     """Write what the target needs beside a lowered model.
 
@@ -55,6 +56,7 @@ def emit(
         batch: (smallest, typical, largest) for a model with a symbolic batch; (1, 1, 8) unless
             given. A model with a fixed batch does not use it.
         token_ops: the form that the model's token ops were lowered to.
+        workspace: MiB that an engine's kernels may use while they run; None: all there is.
 
     Raises:
         UsageError: the target does not know the precision, or the sizes are not in order.
@@ -68,8 +70,8 @@ def emit(
     if target.on_cpu:
         return _for_cpu(model_path, on_cpu(target, precision))
     if target.runtime == "tensorrt-rtx":
-        return _for_rtx(model_path, directory, target, precision, sizes)
-    return _for_jetson(model_path, directory, target, sizes, token_ops)
+        return _for_rtx(model_path, directory, target, precision, sizes, workspace)
+    return _for_jetson(model_path, directory, target, sizes, token_ops, workspace)
 
 
 def _for_cpu(model_path: Path, how: OnCpu) -> EmittedFiles:
@@ -80,10 +82,15 @@ def _for_cpu(model_path: Path, how: OnCpu) -> EmittedFiles:
 
 
 def _for_rtx(
-    model_path: Path, directory: Path, target: Target, precision: Precision, batch: Batch
+    model_path: Path,
+    directory: Path,
+    target: Target,
+    precision: Precision,
+    batch: Batch,
+    workspace: int | None,
 ) -> EmittedFiles:
     capability = target.compute_capability or ""
-    plan = rtx.build(model_path, capability, batch=batch)
+    plan = rtx.build(model_path, capability, batch=batch, workspace=workspace)
     name = f"engine/model.{rtx.sm(capability)}.engine"
     _write(directory / name, plan)
     versions = {"tensorrt-rtx": rtx.version()}
@@ -95,19 +102,36 @@ def _for_rtx(
 
 
 def _for_jetson(
-    model_path: Path, directory: Path, target: Target, batch: Batch, token_ops: str
+    model_path: Path,
+    directory: Path,
+    target: Target,
+    batch: Batch,
+    token_ops: str,
+    workspace: int | None,
 ) -> EmittedFiles:
     model = read_structure(model_path)
     name = model_path.resolve().relative_to(directory.resolve()).as_posix()
     plugins = token_ops == "plugin"
     files = jetson.write_bundle(
-        directory, name, describe_tensors(model)[0], target=target, batch=batch, plugins=plugins
+        directory,
+        name,
+        describe_tensors(model)[0],
+        target=target,
+        batch=batch,
+        plugins=plugins,
+        workspace=workspace,
     )
     if not jetson.is_jetson():
-        notes = [f"the engine is built on the device: run {jetson.SCRIPT} there"]
+        notes = [
+            f"the engine is built on the device: run {jetson.SCRIPT} there, then "
+            f"{jetson.CHECK_SCRIPT}, which compares what it gives with the model in fp32"
+        ]
         notes += parse_elsewhere(model_path)
         if plugins:
-            notes.append(f"it needs {jetson.PLUGINS}: `tcompile plugins build` on the device")
+            notes.append(
+                f"it needs {jetson.PLUGINS}: {jetson.PLUGIN_SCRIPT}, or `tcompile plugins build`, "
+                "on the device"
+            )
         elif token_ops == "aot":
             notes.append(
                 "trtexec takes no kernels compiled ahead of time and builds the function bodies; "
@@ -116,7 +140,8 @@ def _for_jetson(
         return EmittedFiles(files, notes=tuple(notes))
     version = tensorrt.version()
     engine = f"engine/model.trt{'.'.join(version.split('.')[:2])}.engine"
-    _write(directory / engine, tensorrt.build(model_path, batch=batch, token_ops=token_ops))
+    plan = tensorrt.build(model_path, batch=batch, token_ops=token_ops, workspace=workspace)
+    _write(directory / engine, plan)
     return EmittedFiles((*files, engine), versions={"tensorrt": version})
 
 

@@ -23,13 +23,20 @@ def sm(compute_capability: str) -> str:
     return "sm" + compute_capability.replace(".", "")
 
 
-def build(model_path: Path, compute_capability: str, *, batch: Batch | None = None) -> memoryview:
+def build(
+    model_path: Path,
+    compute_capability: str,
+    *,
+    batch: Batch | None = None,
+    workspace: int | None = None,
+) -> memoryview:
     """Compile an ONNX file into a serialised engine for a GPU of that compute capability.
 
     Args:
         model_path: the .onnx file; strongly typed, so its tensors say the precision.
         compute_capability: "8.9".
         batch: sizes for a symbolic batch.
+        workspace: see `build_plan`.
 
     Raises:
         MissingExtraError: tensorrt-rtx is not installed.
@@ -51,4 +58,4 @@ def build(model_path: Path, compute_capability: str, *, batch: Batch | None = No
         config.num_compute_capabilities = 1
         config.set_compute_capability(chosen, 0)
 
-    return build_plan(rtx, model_path, batch=batch, configure=configure)
+    return build_plan(rtx, model_path, batch=batch, workspace=workspace, configure=configure)

@@ -24,12 +24,19 @@ def version() -> str:
     return str(require("tensorrt", "tensorrt", _PURPOSE).__version__)
 
 
-def build(model_path: Path, *, batch: Batch | None = None, token_ops: str = "native") -> memoryview:
+def build(
+    model_path: Path,
+    *,
+    batch: Batch | None = None,
+    token_ops: str = "native",
+    workspace: int | None = None,
+) -> memoryview:
     """Compile an ONNX file into a serialised engine for this machine's GPU.
 
     Args:
         token_ops: the form that the model's token ops were lowered to. `plugin` loads the library
             that `tcompile plugins build` made; `aot` registers the kernels with this process.
+        workspace: see `build_plan`.
 
     Raises:
         MissingExtraError: tensorrt is not installed.
@@ -44,10 +51,9 @@ def build(model_path: Path, *, batch: Batch | None = None, token_ops: str = "nat
             hint="on a Jetson, install JetPack 6.1 or newer",
         )
     if token_ops == "plugin":
-        return _with_plugins(trt, version, model_path, batch)
-    if token_ops == "aot":
-        return build_plan(trt, model_path, batch=batch, flags=_register_aot(trt, version))
-    return build_plan(trt, model_path, batch=batch)
+        return _with_plugins(trt, version, model_path, batch, workspace)
+    flags = _register_aot(trt, version) if token_ops == "aot" else 0
+    return build_plan(trt, model_path, batch=batch, workspace=workspace, flags=flags)
 
 
 #: Plugin libraries that this process has loaded, by path, and what TensorRT knows them by.
@@ -74,7 +80,7 @@ def load_plugins(trt: ModuleType, library: Path) -> None:
 
 
 def _with_plugins(
-    trt: ModuleType, version: Version, model_path: Path, batch: Batch | None
+    trt: ModuleType, version: Version, model_path: Path, batch: Batch | None, workspace: int | None
 ) -> memoryview:
     from tcompile.plugins.build import built_library
     from tcompile.plugins.check import require_library
@@ -83,11 +89,11 @@ def _with_plugins(
     require_library(library, tensorrt=version)
     load_plugins(trt, library)
     if not parser_rule(version).takes_body_first:
-        return build_plan(trt, model_path, batch=batch)
+        return build_plan(trt, model_path, batch=batch, workspace=workspace)
     with model_path.open("rb") as whole:
         bare = whole.read(without_bodies(model_path))
     with beside(model_path, bare) as path:
-        return build_plan(trt, path, batch=batch)
+        return build_plan(trt, path, batch=batch, workspace=workspace)
 
 
 def _register_aot(trt: ModuleType, version: Version) -> int:

@@ -29,6 +29,7 @@ def build_plan(
     model_path: Path,
     *,
     batch: Batch | None = None,
+    workspace: int | None = None,
     configure: Callable[[Any], None] = lambda config: None,
     flags: int = 0,
 ) -> memoryview:
@@ -38,6 +39,7 @@ def build_plan(
         trt: `tensorrt` or `tensorrt_rtx`.
         model_path: the .onnx file; external data lies beside it.
         batch: sizes for a symbolic batch; None takes the defaults of `Batch`.
+        workspace: MiB that kernels may use while they run; None: all there is.
         configure: sets what differs between the two on the builder configuration.
         flags: creation flags of the network beside strong typing.
 
@@ -54,6 +56,8 @@ def build_plan(
     config = builder.create_builder_config()
     # Node names in the plan are what tells which attention was fused.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if workspace is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace << 20)
     configure(config)
     profile = _profile(builder, network, batch or Batch(), model_path)
     if profile is not None:

@@ -82,7 +82,7 @@ _FREE = 1e-5
     metavar="FILE",
     help="What others measured of whole models, instead of measuring: a CSV of "
     "tokens,ms[,lower,upper]; or N=FILE for each count N, written by trtexec "
-    "--exportTimes or --exportProfile; and M=FILE, a CSV of before,after,ms for the "
+    "(--exportTimes or --exportProfile); and M=FILE, a CSV of before,after,ms for the "
     "steps of method M.",
 )
 @click.option(

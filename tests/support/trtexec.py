@@ -1,5 +1,5 @@
-"""trtexec by release: which flags each takes (`tensorrt/trtexec_flags.json`), and a program that takes
-the same ones and writes what the real one writes, with no TensorRT in it."""
+"""trtexec by release: which flags each takes (`tensorrt/trtexec_flags.json`), and a program that
+takes the same ones and writes what the real one writes, with no TensorRT in it."""
 
 from __future__ import annotations
 
