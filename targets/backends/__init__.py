@@ -8,7 +8,7 @@ import onnx
 
 from tcompile.core.load import read_structure
 from tcompile.core.model_files import describe_tensors
-from tcompile.targets.backends import jetson, openvino, ort, rtx, tensorrt
+from tcompile.targets.backends import jetson, jetson_texts, openvino, ort, rtx, tensorrt
 from tcompile.targets.backends.base import Batch, EmittedFiles, FusedAttention
 from tcompile.targets.backends.cpu import OnCpu, on_cpu
 from tcompile.targets.backends.fusion import Plan, fused_attention, unfused_notes
@@ -123,13 +123,13 @@ def _for_jetson(
     )
     if not jetson.is_jetson():
         notes = [
-            f"the engine is built on the device: run {jetson.SCRIPT} there, then "
-            f"{jetson.CHECK_SCRIPT}, which compares what it gives with the model in fp32"
+            f"the engine is built on the device: run {jetson_texts.SCRIPT} there, then "
+            f"{jetson_texts.CHECK_SCRIPT}, which compares what it gives with the model in fp32"
         ]
         notes += parse_elsewhere(model_path)
         if plugins:
             notes.append(
-                f"it needs {jetson.PLUGINS}: {jetson.PLUGIN_SCRIPT}, or `tcompile plugins build`, "
+                f"it needs {jetson_texts.PLUGINS}: {jetson_texts.PLUGIN_SCRIPT}, or `tcompile plugins build`, "
                 "on the device"
             )
         elif token_ops == "aot":

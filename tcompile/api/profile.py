@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tcompile.passes.normalize.bind_shapes import Shapes
     from tcompile.passes.stages import Analysed
     from tcompile.profiling.compare import Comparison
+    from tcompile.profiling.kit import Measured
 
 #: Methods whose steps a profile has unless told otherwise, where a model has room for them: those
 #: that a schedule is planned with.
@@ -96,8 +97,9 @@ def profile(
         threads: of a CPU.
         precision: the target's own by default; `int8` is measured on a CPU, modelled on a GPU.
         modelled: do not measure.
-        imports: others' measurements instead: `FILE.csv` of (tokens, ms); `N=FILE` of trtexec, one
-            for each token count; `METHOD=FILE.csv` of (before, after, ms).
+        imports: `measured.json` of a kit (`api.kit`); or others' measurements: `FILE.csv` of
+            (tokens, ms); `N=FILE` of trtexec, one for each token count; `METHOD=FILE.csv` of
+            (before, after, ms).
         against: a profile to compare it with.
         seconds: that all of it may take, reading the model and opening its parts included. What is
             measured in any case (two rounds over the dense model, three token counts and two steps
@@ -114,26 +116,25 @@ def profile(
 
     begun = time.monotonic()
     chosen = load_target(target)
-    level = _precision(chosen, precision, modelled or bool(imports))
+    level = checked_precision(chosen, precision, modelled=modelled or bool(imports))
     other = None if against is None else read_profile(against)
     if modelled and imports:
         raise UsageError(
             "is measured, not modelled", where="--import", hint="give only one of them"
         )
-    given = _imports(imports)
+    measured = _of_kit(imports, chosen, level, batch, outputs)
+    given = None if measured is not None else _imports(imports)
     progress(f"reading {model}")
     found = read(model, shapes=shapes, prefix=prefix, tower=tower)
     notes: list[str] = []
-    planned = _methods(
-        methods,
-        lambda text: method_for(
-            found.analysis, site_constraints(found.analysis, outputs), text, outputs
-        ),
-        notes,
-    )
+    if measured is not None:
+        methods = methods or measured.kit.methods
+    planned = planned_methods(found, methods, outputs, notes)
     layout = layout_of(found.graph, planned[0])
-    if given is not None:
-        made: Profile = _imported(found, planned, chosen, level, batch, given)
+    if measured is not None:
+        made: Profile = _from_kit(found, planned, chosen, layout, measured, notes)
+    elif given is not None:
+        made = _imported(found, planned, chosen, level, batch, given)
     else:
         asked = {
             "batch": batch,
@@ -197,8 +198,12 @@ def draw_profile(profiled: Profiled, path: str | Path) -> Path:
     )
 
 
-def _precision(target: Target, precision: str | None, modelled: bool) -> str:
-    """Raises UsageError for one that the target, or a measurement, does not have."""
+def checked_precision(target: Target, precision: str | None, *, modelled: bool) -> str:
+    """The precision asked for, or the target's own.
+
+    Raises:
+        UsageError: one that the target, or a measurement, does not have.
+    """
     level = precision or target.default_precision
     if target.on_cpu:
         known: tuple[str, ...] = ("fp32",) if modelled else MEASURED[target.runtime]
@@ -215,12 +220,19 @@ def _precision(target: Target, precision: str | None, modelled: bool) -> str:
     return level
 
 
-def _methods(asked: Sequence[str], make: Callable[[str], Method], notes: list[str]) -> list[Method]:
-    """Those asked for; else all usual ones that can be planned, with a note of the others."""
+def planned_methods(
+    model: Analysed, asked: Sequence[str], outputs: str, notes: list[str]
+) -> list[Method]:
+    """Those asked for; else all usual ones that can be planned, with a note of the others.
+
+    Raises:
+        UsageError: one that was asked for cannot be planned on the model, or none of them can.
+    """
+    constraints = site_constraints(model.analysis, outputs)
 
     def planned(text: str) -> Method:
         try:
-            return make(text)
+            return method_for(model.analysis, constraints, text, outputs)
         except UsageError as error:
             # A profile takes no --keep, by which a method goes by its own schedule.
             hint = "" if error.hint == OWN_SCHEDULE else error.hint
@@ -304,6 +316,94 @@ def _imports(given: Sequence[str]) -> tuple[Curve, dict[str, StepCost], str] | N
         )
     curve = whole_curve(runs) if runs else read_csv(tables[0])
     return curve, steps, "TensorRT, trtexec" if runs else "not told"
+
+
+def _of_kit(
+    imports: Sequence[str], target: Target, precision: str, batch: int, outputs: str
+) -> Measured | None:
+    """What the script of a kit measured, where that is imported.
+
+    Raises:
+        UsageError: it is damaged, beside other imports, or of another target, precision or batch.
+    """
+    from tcompile.profiling.kit import is_measured, read_measured
+
+    files = [text for text in imports if is_measured(text)]
+    if not files:
+        return None
+    if len(imports) > 1:
+        raise UsageError("is all that is needed; give it alone", where=f"--import {files[0]}")
+    found = read_measured(files[0])
+    kit = found.kit
+    for option, asked, own in (
+        ("--target", target.name, kit.target),
+        ("--precision", precision, kit.precision),
+        ("--batch", str(batch), str(kit.batch)),
+        ("--outputs", outputs, kit.outputs),
+    ):
+        if asked != own:
+            raise UsageError(
+                f"was measured with {option} {own}, not {asked}",
+                where=files[0],
+                hint=f"give {option} {own}",
+            )
+    return found
+
+
+def _from_kit(
+    model: Analysed,
+    methods: Sequence[Method],
+    target: Target,
+    layout: Layout,
+    measured: Measured,
+    notes: list[str],
+) -> Profile:
+    """A profile from what a kit's models took on the device.
+
+    Raises:
+        UsageError: the kit is of another model, or has no models of a method.
+    """
+    from tcompile.profiling.imported import Work, imported_profile
+    from tcompile.profiling.kit import curve_and_steps, source_digest
+    from tcompile.profiling.sizing import structures
+
+    kit = measured.kit
+    if source_digest(model.source) != kit.sha256 or kit.tokens != model.analysis.shape.tokens:
+        raise UsageError(
+            f"the kit is of another file, {kit.source}",
+            where=model.source,
+            hint="give the model that the kit was written of",
+        )
+    unknown = [m.text for m in methods if m.text not in kit.methods]
+    if unknown:
+        raise UsageError(
+            f"{unknown[0]} was not measured: the kit has {', '.join(kit.methods)}", where="--method"
+        )
+    found = structures(model.graph, model.analysis, methods)
+    work = Work.of_model(model.graph, found, methods[0])
+    curve, steps = curve_and_steps(measured, methods, layout, work)
+    conditions = Conditions(
+        target=target.name,
+        device=measured.board or target.title,
+        runtime="TensorRT, trtexec on the device",
+        software={"tensorrt": measured.version},
+        precision=kit.precision,
+        batch=kit.batch,
+        power_mode=measured.power_mode,
+        date=measured.date,
+    )
+    if measured.drift_note:
+        notes.append(measured.drift_note)
+    return imported_profile(
+        model.graph,
+        model.analysis,
+        methods,
+        curve,
+        conditions,
+        source=Path(model.source).name,
+        steps=steps,
+        found=found,
+    )
 
 
 def _imported(

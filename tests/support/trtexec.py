@@ -11,6 +11,8 @@ from typing import Any
 
 TABLE = Path(__file__).parent / "tensorrt" / "trtexec_flags.json"
 Version = tuple[int, ...]
+#: µs that a step of a kit's models takes.
+STEP = 2
 
 
 def numbers(version: str) -> Version:
@@ -59,12 +61,13 @@ class Flags:
 def fake_trtexec(folder: Path, version: str) -> Path:
     """Write a program into a folder that is trtexec of some version by its command line.
 
-    An engine of it is a copy of the ONNX file; it "measures" 1 ms for each token that the dims of
-    the file's name say (`tokens-99.onnx`), and writes `--exportTimes` as sampleReporting.cpp does.
+    An engine of it is a copy of the ONNX file; it "measures" 1 µs for each token that the file's
+    name says (`topk-99.onnx`) and for `STEP` more, and writes `--exportTimes` as
+    sampleReporting.cpp does.
     Every call is added to `calls` beside it, a list of arguments a line.
     """
+    folder, root = folder.resolve(), Path(__file__).resolve().parents[2]
     program = folder / "trtexec"
-    root = Path(__file__).resolve().parents[2]
     program.write_text(
         f"#!{sys.executable}\nimport sys\nsys.path.insert(0, {str(root)!r})\n"
         f"from tests.support.trtexec import act\nact({version!r}, sys.argv[1:], {str(folder)!r})\n",
@@ -109,14 +112,16 @@ def act(version: str, arguments: Sequence[str], folder: str) -> None:
 
 
 def _export(path: Path, model: Path, version: str, given: Mapping[str, str]) -> None:
-    """Times of ten runs around 1 µs for each token in the file's name; with transfers of 0.5 ms
-    unless they are left out, as trtexec 10 has to be told and 11 does."""
-    tokens = int("".join(c for c in model.name.split(".")[0] if c.isdecimal()) or 100)
+    """Times of ten runs; with transfers of 0.5 ms unless they are left out, as trtexec 10 has to be
+    told and 11 does."""
+    tokens = int("".join(c for c in model.name.split(".")[0] if c.isdecimal()) or 0)
+    if not tokens:  # the dense model of a kit
+        tokens = int(json.loads(Path("kit.json").read_text(encoding="utf-8"))["tokens"]) - STEP
     left_out = "--noDataTransfers" in given or numbers(version) >= (11,)
     moved = 0.0 if left_out else 0.25
     rows = []
     for run in range(10):
-        compute, start = tokens / 1000 * (1 + 0.01 * run), 10.0 * run
+        compute, start = (tokens + STEP) / 1000 * (1 + 0.01 * run), 10.0 * run
         rows.append(
             f'{{ "startEnqMs" : {start}, "endEnqMs" : {start + 0.1}, "startH2dMs" : {start}, '
             f'"endH2dMs" : {start + moved}, "startComputeMs" : {start + moved}, '
