@@ -8,10 +8,11 @@ import onnx
 
 from tcompile.core.load import read_structure
 from tcompile.core.model_files import describe_tensors
+from tcompile.core.progress import Progress, silent
 from tcompile.targets.backends import jetson, jetson_texts, openvino, ort, rtx, tensorrt
 from tcompile.targets.backends.base import Batch, EmittedFiles, FusedAttention
 from tcompile.targets.backends.cpu import OnCpu, on_cpu
-from tcompile.targets.backends.fusion import Plan, fused_attention, unfused_notes
+from tcompile.targets.backends.fusion import Plan, fused_attention, listed_kernels, unfused_notes
 from tcompile.targets.backends.parsing import parse_elsewhere
 from tcompile.targets.devices import Precision, Target
 
@@ -45,6 +46,7 @@ def emit(
     batch: Batch | tuple[int, int, int] | None = None,
     token_ops: str = "native",
     workspace: int | None = None,
+    progress: Progress = silent,
 ) -> EmittedFiles:
     """Write what the target needs beside a lowered model.
 
@@ -57,6 +59,7 @@ def emit(
             given. A model with a fixed batch does not use it.
         token_ops: the form that the model's token ops were lowered to.
         workspace: MiB that an engine's kernels may use while they run; None: all there is.
+        progress: is told how far an engine is.
 
     Raises:
         UsageError: the target does not know the precision, or the sizes are not in order.
@@ -70,8 +73,8 @@ def emit(
     if target.on_cpu:
         return _for_cpu(model_path, on_cpu(target, precision))
     if target.runtime == "tensorrt-rtx":
-        return _for_rtx(model_path, directory, target, precision, sizes, workspace)
-    return _for_jetson(model_path, directory, target, sizes, token_ops, workspace)
+        return _for_rtx(model_path, directory, target, precision, sizes, workspace, progress)
+    return _for_jetson(model_path, directory, target, sizes, token_ops, workspace, progress)
 
 
 def _for_cpu(model_path: Path, how: OnCpu) -> EmittedFiles:
@@ -88,17 +91,22 @@ def _for_rtx(
     precision: Precision,
     batch: Batch,
     workspace: int | None,
+    progress: Progress,
 ) -> EmittedFiles:
     capability = target.compute_capability or ""
-    plan = rtx.build(model_path, capability, batch=batch, workspace=workspace)
+    plan = rtx.build(model_path, capability, batch=batch, workspace=workspace, progress=progress)
     name = f"engine/model.{rtx.sm(capability)}.engine"
     _write(directory / name, plan)
+    layers = f"engine/model.{rtx.sm(capability)}.layers.json"
+    _write(directory / layers, listed_kernels(plan).encode())
     versions = {"tensorrt-rtx": rtx.version()}
     if precision == "fp32":
         note = "TensorRT has no fused attention in fp32: nothing was counted"
-        return EmittedFiles((name,), versions=versions, notes=(note,))
+        return EmittedFiles((name, layers), versions=versions, notes=(note,))
     model = onnx.load(str(model_path), load_external_data=False)
-    return EmittedFiles((name,), fused_attention(plan, model), versions, unfused_notes(model))
+    return EmittedFiles(
+        (name, layers), fused_attention(plan, model), versions, unfused_notes(model)
+    )
 
 
 def _for_jetson(
@@ -108,6 +116,7 @@ def _for_jetson(
     batch: Batch,
     token_ops: str,
     workspace: int | None,
+    progress: Progress,
 ) -> EmittedFiles:
     model = read_structure(model_path)
     name = model_path.resolve().relative_to(directory.resolve()).as_posix()
@@ -129,8 +138,8 @@ def _for_jetson(
         notes += parse_elsewhere(model_path)
         if plugins:
             notes.append(
-                f"it needs {jetson_texts.PLUGINS}: {jetson_texts.PLUGIN_SCRIPT}, or `tcompile plugins build`, "
-                "on the device"
+                f"it needs {jetson_texts.PLUGINS}: {jetson_texts.PLUGIN_SCRIPT}, or "
+                "`tcompile plugins build`, on the device"
             )
         elif token_ops == "aot":
             notes.append(
@@ -140,9 +149,15 @@ def _for_jetson(
         return EmittedFiles(files, notes=tuple(notes))
     version = tensorrt.version()
     engine = f"engine/model.trt{'.'.join(version.split('.')[:2])}.engine"
-    plan = tensorrt.build(model_path, batch=batch, token_ops=token_ops, workspace=workspace)
+    plan = tensorrt.build(
+        model_path, batch=batch, token_ops=token_ops, workspace=workspace, progress=progress
+    )
     _write(directory / engine, plan)
-    return EmittedFiles((*files, engine), versions={"tensorrt": version})
+    files = (*files, engine)
+    if (layers := tensorrt.layers(plan)) is not None:
+        files = (*files, jetson.layers_file(engine))
+        _write(directory / files[-1], layers.encode())
+    return EmittedFiles(files, versions={"tensorrt": version})
 
 
 def _write(path: Path, plan: Plan) -> None:

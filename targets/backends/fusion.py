@@ -7,6 +7,7 @@ the kernel's name (`_gemm_mha_v2`). Seen with TensorRT-RTX 1.7.1 on plans for SM
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 
@@ -45,6 +46,15 @@ def kernels(plan: Plan) -> list[Kernel]:
         layers = _LAYER.findall(bytes(match[2]).decode("utf-8", "replace"))
         found.append(Kernel(bytes(match[1]).decode(), tuple(layers)))
     return found
+
+
+def listed_kernels(plan: Plan) -> str:
+    """The kernels of a plan as JSON, for people: the engine inspector, which would say more, needs
+    the GPU."""
+    rows = [{"name": k.name, "onnx_nodes": k.layers} for k in kernels(plan)]
+    return (
+        json.dumps({"source": "the plan's own list of kernels", "kernels": rows}, indent=1) + "\n"
+    )
 
 
 def attention_layers(model: onnx.ModelProto) -> list[AttentionMatch]:

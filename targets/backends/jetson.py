@@ -125,6 +125,7 @@ def lines(
             f"--onnx={BARE if alone else model}",
             f"--saveEngine=engine/model.trt{major}.{minor}.engine",
             f"--timingCacheFile=engine/timing.trt{major}.{minor}.cache",
+            f"--exportLayerInfo=engine/model.trt{major}.{minor}.layers.json",
             *precision_flags(jetpack.trt_version),
             *same,
             *plugins,
@@ -213,8 +214,14 @@ def _copy_sources(directory: Path) -> Iterator[str]:
 
 #: Files that the script and the commands of the README write into the bundle, on the device.
 _ENGINE = re.compile(r"engine/model\.trt\d+\.\d+\.engine")
+_LAYERS = re.compile(r"engine/model\.trt\d+\.\d+\.layers\.json")
 #: trtexec leaves a lock beside the cache where it is stopped.
 _TIMINGS = re.compile(r"engine/timing\.trt\d+\.\d+\.cache(\.lock)?")
+
+
+def layers_file(engine: str) -> str:
+    """The file of an engine's layers, beside it."""
+    return f"{engine.removesuffix('.engine')}.layers.json"
 
 
 def made_on_device(folder: Path, name: str, *, listed: bool = False) -> bool:
@@ -232,6 +239,8 @@ def made_on_device(folder: Path, name: str, *, listed: bool = False) -> bool:
         return not listed
     if _TIMINGS.fullmatch(name):
         return True
+    if _LAYERS.fullmatch(name):
+        return True  # for people; nothing reads it
     if name.endswith(DIGEST):
         name = name.removesuffix(DIGEST)
         return _ENGINE.fullmatch(name) is not None and (folder / name).is_file()

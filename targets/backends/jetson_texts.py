@@ -79,6 +79,10 @@ for each in "$@"; do
         echo "$each: {0}" >&2
         exit 2
         ;;
+    --hardwareCompatibilityLevel=*)
+        echo "$each: TensorRT has no such engines on JetPack; build on each kind of device" >&2
+        exit 2
+        ;;
     esac
 done
 
@@ -148,6 +152,7 @@ trap 'rm -f "$engine.part"' EXIT
 trap 'exit 130' INT TERM HUP
 "$trtexec" --onnx="$model" {" ".join(shlex.quote(each) for each in arguments)} \\
     --saveEngine="$engine.part" --timingCacheFile="engine/timing.trt$major.$minor.cache" \\
+    --exportLayerInfo="engine/model.trt$major.$minor.layers.json" \\
     $typed{flag} --skipInference "$@"
 mv "$engine.part" "$engine"
 # `tcompile verify` tells by it that the engine is whole, and made here.

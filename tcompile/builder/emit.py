@@ -226,6 +226,7 @@ def emit_model(models: Models, judged: Judgement, job: Job, say: Progress) -> Bu
             batch=job.batches.settled,
             token_ops=models.token_ops.form,
             workspace=job.workspace,
+            progress=say,
         )
     except RefusedError as error:
         fault = fault or blamed(error, models.owners, source)

@@ -41,7 +41,7 @@ def test_each_jetpack_has_its_line(bundle: Path) -> None:
         assert line.startswith("trtexec --onnx=model.onnx ")
         assert SHAPES in line
         assert "--fp16" not in line
-        assert ("--stronglyTyped" in line) == (jetpack != "7.2.2")  # TensorRT 11 has no such flag
+        assert ("--stronglyTyped" in line) == (jetpack != "7.2.2")  # TensorRT 11 ignores it
     readme = (bundle / "README.txt").read_text()
     assert "JetPack 6.1, 6.2, 6.2.1, 6.2.2 (TensorRT 10.3.0)" in readme
     assert all(line in readme for line in lines.values())
@@ -154,9 +154,11 @@ def test_on_a_jetson_the_engine_is_built_too(
     monkeypatch.setattr(jetson, "_BOARD", board)
     monkeypatch.setattr(tensorrt, "version", lambda: "10.3.0")
     monkeypatch.setattr(tensorrt, "build", lambda path, **_: b"plan")
+    monkeypatch.setattr(tensorrt, "layers", lambda plan: '{"Layers": []}')
     path = save(attention_blocks(depth=1), tmp_path)
     emitted = emit(path, tmp_path, target=load_target("jetson-orin"), precision="fp16")
     assert "engine/model.trt10.3.engine" in emitted.files
+    assert "engine/model.trt10.3.layers.json" in emitted.files
     assert (tmp_path / "engine/model.trt10.3.engine").read_bytes() == b"plan"
     assert emitted.versions == {"tensorrt": "10.3.0"}
 

@@ -109,6 +109,7 @@ def test_an_engine_of_the_build_may_be_built_again_by_the_script(
     monkeypatch.setattr(jetson, "is_jetson", lambda: True)
     monkeypatch.setattr(tensorrt, "version", lambda: "10.3.0")
     monkeypatch.setattr(tensorrt, "build", lambda path, **_: b"plan")
+    monkeypatch.setattr(tensorrt, "layers", lambda plan: '{"Layers": []}')
     made = pipeline.build(
         save_tiny_vit(tmp_path / "vit.onnx"),
         target="jetson-orin",
