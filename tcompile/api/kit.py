@@ -181,8 +181,11 @@ def write_kit(
         tuple(plan),
     )
     by_text = {m.text: m for m in methods}
-    final.parent.mkdir(parents=True, exist_ok=True)
-    draft = new_draft(final)
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        draft = new_draft(final)
+    except OSError as error:
+        raise UsageError(f"cannot be written: {error.strerror}", where=str(directory)) from error
     try:
         flags: tuple[str, ...] = ()
         shared = _Weights(draft.folder / WEIGHTS)
@@ -215,6 +218,8 @@ def write_kit(
         script.chmod(0o755)
         size = sum(p.stat().st_size for p in draft.folder.iterdir())
         draft.put_in_place(final, lambda old: None)
+    except OSError as error:
+        raise UsageError(f"cannot be written: {error.strerror}", where=str(directory)) from error
     finally:
         draft.discard()
     return WrittenKit(Path(directory), kit, size)
@@ -249,9 +254,10 @@ def _models(
         if method is carrier:
             asked += counts
         else:
-            least = 0 if rule.most_dropped is None else 1 - rule.most_dropped
-            share = max(_HALF, least)
-            asked += [min(counts, key=lambda n: abs(n - shape.prefix - share * shape.patches))]
+            share = 0.0 if rule.most_dropped is None else 1 - rule.most_dropped
+            able = [n for n in counts if n - shape.prefix >= share * shape.patches]
+            half = _HALF * shape.patches + shape.prefix
+            asked += sorted(able, key=lambda n: abs(n - half))[:1]
         for count in method.reachable(rule, asked):
             name = f"{_plain(method.text)}-{count}"
             yield KitModel(name, count, method.text, str(rule.name))

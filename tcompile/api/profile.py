@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tcompile.api.imports import from_kit, from_tables, of_kit, tables_of
 from tcompile.core.errors import UsageError
 from tcompile.core.files import output_file
 from tcompile.core.progress import Progress, silent
 from tcompile.methods.method import OWN_SCHEDULE, Method, method_for
 from tcompile.methods.portfolio import PORTFOLIO
 from tcompile.planning.constraints import site_constraints
-from tcompile.profiling.curve import Curve, StepCost
-from tcompile.profiling.profile import Conditions, Profile, read_profile
+from tcompile.profiling.profile import Profile, read_profile
 from tcompile.profiling.runtimes import MEASURED
 from tcompile.profiling.structure import Layout, layout_of
 from tcompile.profiling.totals import Totals, totals
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from tcompile.passes.normalize.bind_shapes import Shapes
     from tcompile.passes.stages import Analysed
     from tcompile.profiling.compare import Comparison
-    from tcompile.profiling.kit import Measured
 
 #: Methods whose steps a profile has unless told otherwise, where a model has room for them: those
 #: that a schedule is planned with.
@@ -122,8 +121,8 @@ def profile(
         raise UsageError(
             "is measured, not modelled", where="--import", hint="give only one of them"
         )
-    measured = _of_kit(imports, chosen, level, batch, outputs)
-    given = None if measured is not None else _imports(imports)
+    measured = of_kit(imports, chosen, level, batch, outputs)
+    given = None if measured is not None else tables_of(imports)
     progress(f"reading {model}")
     found = read(model, shapes=shapes, prefix=prefix, tower=tower)
     notes: list[str] = []
@@ -132,9 +131,9 @@ def profile(
     planned = planned_methods(found, methods, outputs, notes)
     layout = layout_of(found.graph, planned[0])
     if measured is not None:
-        made: Profile = _from_kit(found, planned, chosen, layout, measured, notes)
+        made: Profile = from_kit(found, planned, chosen, layout, measured, notes)
     elif given is not None:
-        made = _imported(found, planned, chosen, level, batch, given)
+        made = from_tables(found, planned, chosen, level, batch, given)
     else:
         asked = {
             "batch": batch,
@@ -286,162 +285,6 @@ def _made(
                 raise
             notes.append(f"modelled: {error.what}")
     return latencies.modelled(model, methods, target, request, precision, say)
-
-
-def _imports(given: Sequence[str]) -> tuple[Curve, dict[str, StepCost], str] | None:
-    """A curve of whole models, costs of steps by method, and what they were measured with."""
-    from tcompile.profiling.imported import read_csv, read_steps, whole_curve
-
-    if not given:
-        return None
-    tables: list[str] = []
-    runs: dict[int, str] = {}
-    steps: dict[str, StepCost] = {}
-    for text in given:
-        name, equals, path = text.partition("=")
-        if not equals:
-            tables.append(text)
-        elif name.isdecimal():
-            if int(name) in runs:
-                raise UsageError(f"gives {name} tokens twice", where="--import")
-            runs[int(name)] = path
-        else:
-            name, _, path = text.rpartition("=")
-            steps[name] = read_steps(path)
-    if len(tables) + bool(runs) != 1:
-        raise UsageError(
-            "needs one table of (tokens, ms), or files of trtexec",
-            where="--import",
-            hint="FILE.csv, or 197=times.json 100=times.json",
-        )
-    curve = whole_curve(runs) if runs else read_csv(tables[0])
-    return curve, steps, "TensorRT, trtexec" if runs else "not told"
-
-
-def _of_kit(
-    imports: Sequence[str], target: Target, precision: str, batch: int, outputs: str
-) -> Measured | None:
-    """What the script of a kit measured, where that is imported.
-
-    Raises:
-        UsageError: it is damaged, beside other imports, or of another target, precision or batch.
-    """
-    from tcompile.profiling.kit import is_measured, read_measured
-
-    files = [text for text in imports if is_measured(text)]
-    if not files:
-        return None
-    if len(imports) > 1:
-        raise UsageError("is all that is needed; give it alone", where=f"--import {files[0]}")
-    found = read_measured(files[0])
-    kit = found.kit
-    for option, asked, own in (
-        ("--target", target.name, kit.target),
-        ("--precision", precision, kit.precision),
-        ("--batch", str(batch), str(kit.batch)),
-        ("--outputs", outputs, kit.outputs),
-    ):
-        if asked != own:
-            raise UsageError(
-                f"was measured with {option} {own}, not {asked}",
-                where=files[0],
-                hint=f"give {option} {own}",
-            )
-    return found
-
-
-def _from_kit(
-    model: Analysed,
-    methods: Sequence[Method],
-    target: Target,
-    layout: Layout,
-    measured: Measured,
-    notes: list[str],
-) -> Profile:
-    """A profile from what a kit's models took on the device.
-
-    Raises:
-        UsageError: the kit is of another model, or has no models of a method.
-    """
-    from tcompile.profiling.imported import Work, imported_profile
-    from tcompile.profiling.kit import curve_and_steps, source_digest
-    from tcompile.profiling.sizing import structures
-
-    kit = measured.kit
-    if source_digest(model.source) != kit.sha256 or kit.tokens != model.analysis.shape.tokens:
-        raise UsageError(
-            f"the kit is of another file, {kit.source}",
-            where=model.source,
-            hint="give the model that the kit was written of",
-        )
-    unknown = [m.text for m in methods if m.text not in kit.methods]
-    if unknown:
-        raise UsageError(
-            f"{unknown[0]} was not measured: the kit has {', '.join(kit.methods)}", where="--method"
-        )
-    found = structures(model.graph, model.analysis, methods)
-    work = Work.of_model(model.graph, found, methods[0])
-    curve, steps = curve_and_steps(measured, methods, layout, work)
-    conditions = Conditions(
-        target=target.name,
-        device=measured.board or target.title,
-        runtime="TensorRT, trtexec on the device",
-        software={"tensorrt": measured.version},
-        precision=kit.precision,
-        batch=kit.batch,
-        power_mode=measured.power_mode,
-        date=measured.date,
-    )
-    if measured.drift_note:
-        notes.append(measured.drift_note)
-    return imported_profile(
-        model.graph,
-        model.analysis,
-        methods,
-        curve,
-        conditions,
-        source=Path(model.source).name,
-        steps=steps,
-        found=found,
-    )
-
-
-def _imported(
-    model: Analysed,
-    methods: Sequence[Method],
-    target: Target,
-    precision: str,
-    batch: int,
-    given: tuple[Curve, dict[str, StepCost], str],
-) -> Profile:
-    from tcompile.profiling.imported import imported_profile
-
-    curve, steps, runtime = given
-    keys = {m.text: m.key for m in methods}
-    unknown = sorted(set(steps) - set(keys))
-    if unknown:
-        raise UsageError(
-            f"has steps of {unknown[0]}, which is not in the profile",
-            where="--import",
-            hint=f"add --method {unknown[0]}",
-        )
-    conditions = Conditions(
-        target=target.name,
-        device=target.title,
-        runtime=runtime,
-        software={},
-        precision=precision,
-        batch=batch,
-    )
-    return imported_profile(
-        model.graph,
-        model.analysis,
-        methods,
-        curve,
-        conditions,
-        source=Path(model.source).name,
-        steps={keys[k]: v for k, v in steps.items()},
-    )
 
 
 def _uses(layout: Layout) -> dict[str, int]:

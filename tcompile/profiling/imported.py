@@ -89,7 +89,7 @@ def imported_profile(
 
     Args:
         curve: whole models by token count, prefix included; counts beyond N only help to find t(N).
-        conditions: whose note is filled in.
+        conditions: whose note says where the curve is from, unless it is empty, and is filled in.
         steps: by key of a method; those that are missing cost nothing, and the note says so.
         found: the model's structures under the methods, where they are known already.
 
@@ -132,7 +132,9 @@ def imported_profile(
     given = dict(steps or {})
     free = StepCost(((shape.tokens, shape.prefix + 1, Figure(0.0, 0.0, 0.0)),))
     unknown = [m.key for m in methods if m.key not in given]
-    note = "; ".join([NOTE, *([f"{', '.join(unknown)}: {FREE}"] if unknown else [])])
+    note = "; ".join(
+        [conditions.note or NOTE, *([f"{', '.join(unknown)}: {FREE}"] if unknown else [])]
+    )
     if shape.tokens not in curve.counts:
         note += f"; {shape.tokens} tokens were not measured, but follow from what was"
     return MeasuredProfile(

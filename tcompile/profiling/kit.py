@@ -25,6 +25,10 @@ from tcompile.profiling.imported import Work
 from tcompile.profiling.structure import Layout
 
 FORMAT, VERSION = "tcompile-measured", 1
+NOTE = (
+    "whole models with one early step each; the step and what runs before it were taken out, and "
+    "parts are assumed to take time in proportion to FLOPs"
+)
 DENSE = "dense"
 #: How far apart the dense model's slowest and fastest round may be before it is worth a note.
 _DRIFT = 0.05
