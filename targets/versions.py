@@ -56,11 +56,27 @@ class StronglyTyped:
 
     Attributes:
         since: the first that can; it has to be told.
-        only_since: the first that knows no other way, and refuses to be told.
+        only_since: the first that knows no other way; what tells it is not looked at any more.
     """
 
     since: str
     only_since: str
+
+
+@dataclass(frozen=True)
+class DlaSupport:
+    """Versions of TensorRT that reach a Jetson's DLA.
+
+    Attributes:
+        since, before: the first version, and the first that does not any more; None: none yet.
+        devices: on which, in words.
+        source: where that was read.
+    """
+
+    since: str
+    before: str | None
+    devices: str
+    source: str
 
 
 @dataclass(frozen=True)
@@ -100,6 +116,7 @@ class TensorRTVersions:
     source: str
     strongly_typed: StronglyTyped
     parsers: tuple[ParserRule, ...]
+    dla: tuple[DlaSupport, ...]
     attention: Mapping[str, AttentionKernel]
 
 
@@ -163,6 +180,53 @@ def all_jetpacks() -> tuple[JetPack, ...]:
     """Return the whole matrix, oldest first."""
     document = (DEVICES / "_jetpack.json").read_bytes()
     return msgspec.json.decode(document, type=dict[str, tuple[JetPack, ...]])["matrix"]
+
+
+#: Compute capability → the family of Jetsons that has it.
+_FAMILIES = {"8.7": "orin", "11.0": "thor"}
+
+
+@dataclass(frozen=True)
+class Container:
+    """A container image in which engines can be built and run.
+
+    Attributes:
+        image: with its tag.
+        tensorrt: in it; empty where none is.
+        families: the Jetsons that it was seen on; none: desktop GPUs.
+        jetpacks: of the host.
+        options: of `docker run`, beside those for the folder.
+        confidence: `reported` by others; none of them was run by us.
+        source: where that was read.
+        note: what to know before taking it.
+    """
+
+    image: str
+    tensorrt: str
+    families: tuple[str, ...]
+    jetpacks: tuple[str, ...]
+    options: tuple[str, ...]
+    confidence: str
+    source: str
+    note: str
+
+    def line(self, command: str) -> str:
+        """The command that runs another one in the current folder."""
+        run = ("docker", "run", "--rm", *self.options, '-v "$PWD":/work -w /work', self.image)
+        return " ".join([*run, command])
+
+
+@lru_cache(maxsize=1)
+def all_containers() -> tuple[Container, ...]:
+    """Return every image that is known, Jetsons' first."""
+    document = (DEVICES / "_containers.json").read_bytes()
+    return msgspec.json.decode(document, type=dict[str, tuple[Container, ...]])["images"]
+
+
+def containers_for(target: Target) -> tuple[Container, ...]:
+    """Return the images for a Jetson, or those for a desktop GPU."""
+    family = _FAMILIES.get(target.compute_capability or "") if target.runtime == "jetson" else None
+    return tuple(c for c in all_containers() if family in (c.families or (None,)))
 
 
 def jetpacks_for(target: Target) -> tuple[JetPack, ...]:

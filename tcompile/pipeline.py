@@ -85,7 +85,7 @@ from tcompile.report.inspection_page import Inspection
 from tcompile.runtime.token_outputs import recorded, recorded_choice
 from tcompile.targets import Target, load_target
 from tcompile.targets.backends import check_runtime
-from tcompile.targets.backends.base import BatchSizes
+from tcompile.targets.backends.base import BatchSizes, checked_workspace
 from tcompile.targets.devices import ON_IMAGES
 from tcompile.verify.owners import Owners
 
@@ -372,6 +372,7 @@ def build(
     min_batch: int | None = None,
     opt_batch: int | None = None,
     max_batch: int | None = None,
+    workspace: int | None = None,
     keep_failed: bool = False,
     dump: str | Path | None = None,
     progress: Progress = silent,
@@ -396,6 +397,7 @@ def build(
             more than the latency asked for, and the profile was measured, that is done anyway.
         min_batch, opt_batch, max_batch: what an engine takes and is tuned for, of a model with a
             free batch; by default 1, `batch`, and the larger of 8 and that.
+        workspace: MiB that an engine's kernels may use while they run; by default all there is.
         keep_failed: write also a model that failed a check, with `fault` in its manifest.
         dump: a folder for the graph as ONNX text after every pass, of the model that is written;
             new, empty, or of an earlier dump.
@@ -419,6 +421,7 @@ def build(
         precision=precision or device.default_precision,  # type: ignore[arg-type]
         batches=BatchSizes(min_batch, opt_batch, max_batch, request.batch),
         token_ops=choose_token_ops(device, token_ops),
+        workspace=checked_workspace(device, workspace),
         force=force,
         refine=refine,
         keep_failed=keep_failed,

@@ -8,10 +8,11 @@ import onnx
 
 from tcompile.core.load import read_structure
 from tcompile.core.model_files import describe_tensors
-from tcompile.targets.backends import jetson, openvino, ort, rtx, tensorrt
+from tcompile.core.progress import Progress, silent
+from tcompile.targets.backends import jetson, jetson_texts, openvino, ort, rtx, tensorrt
 from tcompile.targets.backends.base import Batch, EmittedFiles, FusedAttention
 from tcompile.targets.backends.cpu import OnCpu, on_cpu
-from tcompile.targets.backends.fusion import Plan, fused_attention, unfused_notes
+from tcompile.targets.backends.fusion import Plan, fused_attention, listed_kernels, unfused_notes
 from tcompile.targets.backends.parsing import parse_elsewhere
 from tcompile.targets.devices import Precision, Target
 
@@ -44,6 +45,8 @@ def emit(
     precision: Precision,
     batch: Batch | tuple[int, int, int] | None = None,
     token_ops: str = "native",
+    workspace: int | None = None,
+    progress: Progress = silent,
 ) -> EmittedFiles:
     """Write what the target needs beside a lowered model.
 
@@ -55,6 +58,8 @@ def emit(
         batch: (smallest, typical, largest) for a model with a symbolic batch; (1, 1, 8) unless
             given. A model with a fixed batch does not use it.
         token_ops: the form that the model's token ops were lowered to.
+        workspace: MiB that an engine's kernels may use while they run; None: all there is.
+        progress: is told how far an engine is.
 
     Raises:
         UsageError: the target does not know the precision, or the sizes are not in order.
@@ -68,8 +73,8 @@ def emit(
     if target.on_cpu:
         return _for_cpu(model_path, on_cpu(target, precision))
     if target.runtime == "tensorrt-rtx":
-        return _for_rtx(model_path, directory, target, precision, sizes)
-    return _for_jetson(model_path, directory, target, sizes, token_ops)
+        return _for_rtx(model_path, directory, target, precision, sizes, workspace, progress)
+    return _for_jetson(model_path, directory, target, sizes, token_ops, workspace, progress)
 
 
 def _for_cpu(model_path: Path, how: OnCpu) -> EmittedFiles:
@@ -80,34 +85,62 @@ def _for_cpu(model_path: Path, how: OnCpu) -> EmittedFiles:
 
 
 def _for_rtx(
-    model_path: Path, directory: Path, target: Target, precision: Precision, batch: Batch
+    model_path: Path,
+    directory: Path,
+    target: Target,
+    precision: Precision,
+    batch: Batch,
+    workspace: int | None,
+    progress: Progress,
 ) -> EmittedFiles:
     capability = target.compute_capability or ""
-    plan = rtx.build(model_path, capability, batch=batch)
+    plan = rtx.build(model_path, capability, batch=batch, workspace=workspace, progress=progress)
     name = f"engine/model.{rtx.sm(capability)}.engine"
     _write(directory / name, plan)
+    layers = f"engine/model.{rtx.sm(capability)}.layers.json"
+    _write(directory / layers, listed_kernels(plan).encode())
     versions = {"tensorrt-rtx": rtx.version()}
     if precision == "fp32":
         note = "TensorRT has no fused attention in fp32: nothing was counted"
-        return EmittedFiles((name,), versions=versions, notes=(note,))
+        return EmittedFiles((name, layers), versions=versions, notes=(note,))
     model = onnx.load(str(model_path), load_external_data=False)
-    return EmittedFiles((name,), fused_attention(plan, model), versions, unfused_notes(model))
+    return EmittedFiles(
+        (name, layers), fused_attention(plan, model), versions, unfused_notes(model)
+    )
 
 
 def _for_jetson(
-    model_path: Path, directory: Path, target: Target, batch: Batch, token_ops: str
+    model_path: Path,
+    directory: Path,
+    target: Target,
+    batch: Batch,
+    token_ops: str,
+    workspace: int | None,
+    progress: Progress,
 ) -> EmittedFiles:
     model = read_structure(model_path)
     name = model_path.resolve().relative_to(directory.resolve()).as_posix()
     plugins = token_ops == "plugin"
     files = jetson.write_bundle(
-        directory, name, describe_tensors(model)[0], target=target, batch=batch, plugins=plugins
+        directory,
+        name,
+        describe_tensors(model)[0],
+        target=target,
+        batch=batch,
+        plugins=plugins,
+        workspace=workspace,
     )
     if not jetson.is_jetson():
-        notes = [f"the engine is built on the device: run {jetson.SCRIPT} there"]
+        notes = [
+            f"the engine is built on the device: run {jetson_texts.SCRIPT} there, then "
+            f"{jetson_texts.CHECK_SCRIPT}, which compares what it gives with the model in fp32"
+        ]
         notes += parse_elsewhere(model_path)
         if plugins:
-            notes.append(f"it needs {jetson.PLUGINS}: `tcompile plugins build` on the device")
+            notes.append(
+                f"it needs {jetson_texts.PLUGINS}: {jetson_texts.PLUGIN_SCRIPT}, or "
+                "`tcompile plugins build`, on the device"
+            )
         elif token_ops == "aot":
             notes.append(
                 "trtexec takes no kernels compiled ahead of time and builds the function bodies; "
@@ -116,8 +149,15 @@ def _for_jetson(
         return EmittedFiles(files, notes=tuple(notes))
     version = tensorrt.version()
     engine = f"engine/model.trt{'.'.join(version.split('.')[:2])}.engine"
-    _write(directory / engine, tensorrt.build(model_path, batch=batch, token_ops=token_ops))
-    return EmittedFiles((*files, engine), versions={"tensorrt": version})
+    plan = tensorrt.build(
+        model_path, batch=batch, token_ops=token_ops, workspace=workspace, progress=progress
+    )
+    _write(directory / engine, plan)
+    files = (*files, engine)
+    if (layers := tensorrt.layers(plan)) is not None:
+        files = (*files, jetson.layers_file(engine))
+        _write(directory / files[-1], layers.encode())
+    return EmittedFiles(files, versions={"tensorrt": version})
 
 
 def _write(path: Path, plan: Plan) -> None:

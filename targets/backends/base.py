@@ -204,8 +204,23 @@ def first_dims(dim: int | str, batch: Batch) -> tuple[int, int, int]:
     return low, middle, high
 
 
+def checked_workspace(target: Target, mebibytes: int | None) -> int | None:
+    """Return `--workspace`, in MiB. Raises UsageError for a target without engines, or below 1."""
+    if mebibytes is None:
+        return None
+    if target.on_cpu:
+        raise UsageError(
+            f"{target.name} has no engine whose workspace could be bounded", where="--workspace"
+        )
+    if mebibytes < 1:
+        raise UsageError(f"{mebibytes} is not a number of MiB", where="--workspace")
+    return mebibytes
+
+
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
+
+    from tcompile.targets.devices import Target
 
 #: What is said of sizes on a target that takes any.
 UNBOUND = "batch sizes bound nothing on this target, which runs any batch; they are recorded"

@@ -7,13 +7,16 @@ the kernel's name (`_gemm_mha_v2`). Seen with TensorRT-RTX 1.7.1 on plans for SM
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import onnx
 import onnx_graphsurgeon as gs
 
 from tcompile.analysis.attention import AttentionMatch, attentions
+from tcompile.core.decode import parse_json
 from tcompile.core.domain import WRITTEN
 from tcompile.targets.backends.base import FusedAttention
 
@@ -45,6 +48,32 @@ def kernels(plan: Plan) -> list[Kernel]:
         layers = _LAYER.findall(bytes(match[2]).decode("utf-8", "replace"))
         found.append(Kernel(bytes(match[1]).decode(), tuple(layers)))
     return found
+
+
+def layers_of_device(text: str) -> list[Kernel]:
+    """The layers that TensorRT's inspector names: what `build_engine.sh` has trtexec write beside
+    an engine. Nothing where the text is something else, or was written without details.
+
+    `{"Layers": [{"Name": "_gemm_mha_v2_…", "Metadata": "[ONNX Layer: …][ONNX Layer: …]", …}, …]}`
+    """
+    try:
+        layers = parse_json(text).get("Layers", ())
+    except (ValueError, AttributeError):
+        return []
+    rows = [row for row in layers if isinstance(row, dict)] if isinstance(layers, list) else []
+    return [
+        Kernel(str(row.get("Name", "")), tuple(_LAYER.findall(str(row.get("Metadata", "")))))
+        for row in rows
+    ]
+
+
+def listed_kernels(plan: Plan) -> str:
+    """The kernels of a plan as JSON, for people: the engine inspector, which would say more, needs
+    the GPU."""
+    rows = [{"name": k.name, "onnx_nodes": k.layers} for k in kernels(plan)]
+    return (
+        json.dumps({"source": "the plan's own list of kernels", "kernels": rows}, indent=1) + "\n"
+    )
 
 
 def attention_layers(model: onnx.ModelProto) -> list[AttentionMatch]:
@@ -89,9 +118,21 @@ def fused_attention(plan: Plan, model: onnx.ModelProto) -> FusedAttention:
     The result's `missing` holds the layers that no fused kernel names. A plan that names no layers
     at all can only be counted: `missing` is then empty, and `found` tells.
     """
-    expected = expected_fused(model)
-    fused = [kernel for kernel in kernels(plan) if kernel.fused_attention]
     count = sum(b"_mha" in bytes(name) for name in _NAME.findall(plan))
+    return compare_kernels(kernels(plan), model, count)
+
+
+def compare_kernels(
+    found: Sequence[Kernel], model: onnx.ModelProto, count: int = 0
+) -> FusedAttention:
+    """The same of kernels that are listed already.
+
+    Args:
+        count: fused ones, where none of them names its layers.
+    """
+    expected = expected_fused(model)
+    fused = [kernel for kernel in found if kernel.fused_attention]
+    count = count or len(fused)
     if count and not any(kernel.layers for kernel in fused):
         return FusedAttention(len(expected), count)
     named = {layer for kernel in fused for layer in kernel.layers}

@@ -7,6 +7,7 @@ from typing import Any
 
 from tcompile.core.errors import UsageError
 from tcompile.core.packages import require
+from tcompile.core.progress import Progress, silent
 from tcompile.targets.backends.base import Batch
 from tcompile.targets.backends.trt_common import build_plan
 
@@ -23,13 +24,21 @@ def sm(compute_capability: str) -> str:
     return "sm" + compute_capability.replace(".", "")
 
 
-def build(model_path: Path, compute_capability: str, *, batch: Batch | None = None) -> memoryview:
+def build(
+    model_path: Path,
+    compute_capability: str,
+    *,
+    batch: Batch | None = None,
+    workspace: int | None = None,
+    progress: Progress = silent,
+) -> memoryview:
     """Compile an ONNX file into a serialised engine for a GPU of that compute capability.
 
     Args:
         model_path: the .onnx file; strongly typed, so its tensors say the precision.
         compute_capability: "8.9".
         batch: sizes for a symbolic batch.
+        workspace, progress: see `build_plan`.
 
     Raises:
         MissingExtraError: tensorrt-rtx is not installed.
@@ -51,4 +60,6 @@ def build(model_path: Path, compute_capability: str, *, batch: Batch | None = No
         config.num_compute_capabilities = 1
         config.set_compute_capability(chosen, 0)
 
-    return build_plan(rtx, model_path, batch=batch, configure=configure)
+    return build_plan(
+        rtx, model_path, batch=batch, workspace=workspace, progress=progress, configure=configure
+    )

@@ -6,14 +6,18 @@ model gets to a device without this package (`jetson.py`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from tcompile.core.errors import UsageError
 from tcompile.core.packages import require
+from tcompile.core.progress import Progress, silent
 from tcompile.core.save import without_bodies
 from tcompile.targets.backends.base import Batch
-from tcompile.targets.backends.trt_common import beside, build_plan
+from tcompile.targets.backends.build_watch import timing_cache
+from tcompile.targets.backends.trt_common import beside, build_plan, layer_information
 from tcompile.targets.versions import TENSORRT, Version, first_with_aot, parse_version, parser_rule
 
 _PURPOSE = "building a TensorRT engine"
@@ -24,12 +28,20 @@ def version() -> str:
     return str(require("tensorrt", "tensorrt", _PURPOSE).__version__)
 
 
-def build(model_path: Path, *, batch: Batch | None = None, token_ops: str = "native") -> memoryview:
+def build(
+    model_path: Path,
+    *,
+    batch: Batch | None = None,
+    token_ops: str = "native",
+    workspace: int | None = None,
+    progress: Progress = silent,
+) -> memoryview:
     """Compile an ONNX file into a serialised engine for this machine's GPU.
 
     Args:
         token_ops: the form that the model's token ops were lowered to. `plugin` loads the library
             that `tcompile plugins build` made; `aot` registers the kernels with this process.
+        workspace, progress: see `build_plan`.
 
     Raises:
         MissingExtraError: tensorrt is not installed.
@@ -43,11 +55,21 @@ def build(model_path: Path, *, batch: Batch | None = None, token_ops: str = "nat
             f"TensorRT {trt.__version__} is too old: strongly typed networks need {oldest}",
             hint="on a Jetson, install JetPack 6.1 or newer",
         )
+    settings: dict[str, Any] = {
+        "batch": batch,
+        "workspace": workspace,
+        "timings": timing_cache(str(trt.__version__)),
+        "progress": progress,
+    }
     if token_ops == "plugin":
-        return _with_plugins(trt, version, model_path, batch)
-    if token_ops == "aot":
-        return build_plan(trt, model_path, batch=batch, flags=_register_aot(trt, version))
-    return build_plan(trt, model_path, batch=batch)
+        return _with_plugins(trt, version, model_path, settings)
+    flags = _register_aot(trt, version) if token_ops == "aot" else 0
+    return build_plan(trt, model_path, flags=flags, **settings)
+
+
+def layers(plan: memoryview) -> str | None:
+    """What TensorRT's inspector says of an engine's layers, as JSON; see `layer_information`."""
+    return layer_information(require("tensorrt", "tensorrt", _PURPOSE), plan)
 
 
 #: Plugin libraries that this process has loaded, by path, and what TensorRT knows them by.
@@ -74,7 +96,7 @@ def load_plugins(trt: ModuleType, library: Path) -> None:
 
 
 def _with_plugins(
-    trt: ModuleType, version: Version, model_path: Path, batch: Batch | None
+    trt: ModuleType, version: Version, model_path: Path, settings: Mapping[str, Any]
 ) -> memoryview:
     from tcompile.plugins.build import built_library
     from tcompile.plugins.check import require_library
@@ -83,11 +105,11 @@ def _with_plugins(
     require_library(library, tensorrt=version)
     load_plugins(trt, library)
     if not parser_rule(version).takes_body_first:
-        return build_plan(trt, model_path, batch=batch)
+        return build_plan(trt, model_path, **settings)
     with model_path.open("rb") as whole:
         bare = whole.read(without_bodies(model_path))
     with beside(model_path, bare) as path:
-        return build_plan(trt, path, batch=batch)
+        return build_plan(trt, path, **settings)
 
 
 def _register_aot(trt: ModuleType, version: Version) -> int:

@@ -19,7 +19,9 @@ from typing import Any
 from tcompile.core.errors import ModelError, TcompileError
 from tcompile.core.interrupt import checkpoint
 from tcompile.core.load import read_structure
+from tcompile.core.progress import Progress, silent
 from tcompile.targets.backends.base import Batch, EngineError, ParseError, first_dims
+from tcompile.targets.backends.build_watch import BuildWatch, load_timings, save_timings
 
 logger = logging.getLogger("tcompile.tensorrt")
 
@@ -29,6 +31,9 @@ def build_plan(
     model_path: Path,
     *,
     batch: Batch | None = None,
+    workspace: int | None = None,
+    timings: Path | None = None,
+    progress: Progress = silent,
     configure: Callable[[Any], None] = lambda config: None,
     flags: int = 0,
 ) -> memoryview:
@@ -38,6 +43,9 @@ def build_plan(
         trt: `tensorrt` or `tensorrt_rtx`.
         model_path: the .onnx file; external data lies beside it.
         batch: sizes for a symbolic batch; None takes the defaults of `Batch`.
+        workspace: MiB that kernels may use while they run; None: all there is.
+        timings: a file that keeps what kernels took, for the next build.
+        progress: is told how far it is.
         configure: sets what differs between the two on the builder configuration.
         flags: creation flags of the network beside strong typing.
 
@@ -47,6 +55,7 @@ def build_plan(
     Raises:
         ParseError: the parser does not accept the model; names the node.
         EngineError: the parser accepts it, and no engine can be built.
+        KeyboardInterrupt: Ctrl-C ended the build.
     """
     log = _log_of(trt)
     builder, network, _parser = parse(trt, model_path, flags)
@@ -54,14 +63,24 @@ def build_plan(
     config = builder.create_builder_config()
     # Node names in the plan are what tells which attention was fused.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if workspace is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace << 20)
+    if timings is not None:
+        load_timings(config, timings)
+    watch = BuildWatch(trt, progress)
+    config.progress_monitor = watch.native
     configure(config)
     profile = _profile(builder, network, batch or Batch(), model_path)
     if profile is not None:
         config.add_optimization_profile(profile)
     plan = builder.build_serialized_network(network, config)
     checkpoint()
+    if watch.stopped:
+        raise KeyboardInterrupt
     if plan is None:
         raise EngineError(title(trt), _last(log), where=str(model_path))
+    if timings is not None:
+        save_timings(config, timings)
     # A view: an engine holds all weights, and the caller only writes it to a file.
     return memoryview(plan)
 
@@ -83,6 +102,17 @@ def deserialise(trt: ModuleType, path: Path) -> tuple[Any, Any]:
             hint="build it again with this version, on this machine or for its GPU",
         )
     return runtime, engine
+
+
+def layer_information(trt: ModuleType, plan: memoryview) -> str | None:
+    """What the engine inspector says of all layers, as JSON; None where the engine cannot be opened
+    on this machine."""
+    runtime = trt.Runtime(_log_of(trt).native)
+    engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        return None
+    inspector = engine.create_engine_inspector()
+    return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
 
 
 def parse(trt: ModuleType, model_path: Path, flags: int = 0) -> tuple[Any, Any, Any]:
@@ -175,7 +205,7 @@ def _parse_failure(trt: ModuleType, parser: Any, model_path: Path) -> ParseError
 
 
 def _functions(error: Any) -> tuple[str, ...]:
-    # TensorRT 10.3 has no such method.
+    # Not every version of TensorRT-RTX has it.
     stack = getattr(error, "local_function_stack", None)
     return tuple(str(name) for name in stack() or ()) if stack is not None else ()
 

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tcompile.api.imports import from_kit, from_tables, of_kit, tables_of
 from tcompile.core.errors import UsageError
 from tcompile.core.files import output_file
 from tcompile.core.progress import Progress, silent
 from tcompile.methods.method import OWN_SCHEDULE, Method, method_for
 from tcompile.methods.portfolio import PORTFOLIO
 from tcompile.planning.constraints import site_constraints
-from tcompile.profiling.curve import Curve, StepCost
-from tcompile.profiling.profile import Conditions, Profile, read_profile
+from tcompile.profiling.profile import Profile, read_profile
 from tcompile.profiling.runtimes import MEASURED
 from tcompile.profiling.structure import Layout, layout_of
 from tcompile.profiling.totals import Totals, totals
@@ -96,8 +96,9 @@ def profile(
         threads: of a CPU.
         precision: the target's own by default; `int8` is measured on a CPU, modelled on a GPU.
         modelled: do not measure.
-        imports: others' measurements instead: `FILE.csv` of (tokens, ms); `N=FILE` of trtexec, one
-            for each token count; `METHOD=FILE.csv` of (before, after, ms).
+        imports: `measured.json` of a kit (`api.kit`); or others' measurements: `FILE.csv` of
+            (tokens, ms); `N=FILE` of trtexec, one for each token count; `METHOD=FILE.csv` of
+            (before, after, ms).
         against: a profile to compare it with.
         seconds: that all of it may take, reading the model and opening its parts included. What is
             measured in any case (two rounds over the dense model, three token counts and two steps
@@ -114,26 +115,25 @@ def profile(
 
     begun = time.monotonic()
     chosen = load_target(target)
-    level = _precision(chosen, precision, modelled or bool(imports))
+    level = checked_precision(chosen, precision, modelled=modelled or bool(imports))
     other = None if against is None else read_profile(against)
     if modelled and imports:
         raise UsageError(
             "is measured, not modelled", where="--import", hint="give only one of them"
         )
-    given = _imports(imports)
+    measured = of_kit(imports, chosen, level, batch, outputs)
+    given = None if measured is not None else tables_of(imports)
     progress(f"reading {model}")
     found = read(model, shapes=shapes, prefix=prefix, tower=tower)
     notes: list[str] = []
-    planned = _methods(
-        methods,
-        lambda text: method_for(
-            found.analysis, site_constraints(found.analysis, outputs), text, outputs
-        ),
-        notes,
-    )
+    if measured is not None:
+        methods = methods or measured.kit.methods
+    planned = planned_methods(found, methods, outputs, notes)
     layout = layout_of(found.graph, planned[0])
-    if given is not None:
-        made: Profile = _imported(found, planned, chosen, level, batch, given)
+    if measured is not None:
+        made: Profile = from_kit(found, planned, chosen, layout, measured, notes)
+    elif given is not None:
+        made = from_tables(found, planned, chosen, level, batch, given)
     else:
         asked = {
             "batch": batch,
@@ -197,8 +197,12 @@ def draw_profile(profiled: Profiled, path: str | Path) -> Path:
     )
 
 
-def _precision(target: Target, precision: str | None, modelled: bool) -> str:
-    """Raises UsageError for one that the target, or a measurement, does not have."""
+def checked_precision(target: Target, precision: str | None, *, modelled: bool) -> str:
+    """The precision asked for, or the target's own.
+
+    Raises:
+        UsageError: one that the target, or a measurement, does not have.
+    """
     level = precision or target.default_precision
     if target.on_cpu:
         known: tuple[str, ...] = ("fp32",) if modelled else MEASURED[target.runtime]
@@ -215,12 +219,19 @@ def _precision(target: Target, precision: str | None, modelled: bool) -> str:
     return level
 
 
-def _methods(asked: Sequence[str], make: Callable[[str], Method], notes: list[str]) -> list[Method]:
-    """Those asked for; else all usual ones that can be planned, with a note of the others."""
+def planned_methods(
+    model: Analysed, asked: Sequence[str], outputs: str, notes: list[str]
+) -> list[Method]:
+    """Those asked for; else all usual ones that can be planned, with a note of the others.
+
+    Raises:
+        UsageError: one that was asked for cannot be planned on the model, or none of them can.
+    """
+    constraints = site_constraints(model.analysis, outputs)
 
     def planned(text: str) -> Method:
         try:
-            return make(text)
+            return method_for(model.analysis, constraints, text, outputs)
         except UsageError as error:
             # A profile takes no --keep, by which a method goes by its own schedule.
             hint = "" if error.hint == OWN_SCHEDULE else error.hint
@@ -274,74 +285,6 @@ def _made(
                 raise
             notes.append(f"modelled: {error.what}")
     return latencies.modelled(model, methods, target, request, precision, say)
-
-
-def _imports(given: Sequence[str]) -> tuple[Curve, dict[str, StepCost], str] | None:
-    """A curve of whole models, costs of steps by method, and what they were measured with."""
-    from tcompile.profiling.imported import read_csv, read_steps, whole_curve
-
-    if not given:
-        return None
-    tables: list[str] = []
-    runs: dict[int, str] = {}
-    steps: dict[str, StepCost] = {}
-    for text in given:
-        name, equals, path = text.partition("=")
-        if not equals:
-            tables.append(text)
-        elif name.isdecimal():
-            if int(name) in runs:
-                raise UsageError(f"gives {name} tokens twice", where="--import")
-            runs[int(name)] = path
-        else:
-            name, _, path = text.rpartition("=")
-            steps[name] = read_steps(path)
-    if len(tables) + bool(runs) != 1:
-        raise UsageError(
-            "needs one table of (tokens, ms), or files of trtexec",
-            where="--import",
-            hint="FILE.csv, or 197=times.json 100=times.json",
-        )
-    curve = whole_curve(runs) if runs else read_csv(tables[0])
-    return curve, steps, "TensorRT, trtexec" if runs else "not told"
-
-
-def _imported(
-    model: Analysed,
-    methods: Sequence[Method],
-    target: Target,
-    precision: str,
-    batch: int,
-    given: tuple[Curve, dict[str, StepCost], str],
-) -> Profile:
-    from tcompile.profiling.imported import imported_profile
-
-    curve, steps, runtime = given
-    keys = {m.text: m.key for m in methods}
-    unknown = sorted(set(steps) - set(keys))
-    if unknown:
-        raise UsageError(
-            f"has steps of {unknown[0]}, which is not in the profile",
-            where="--import",
-            hint=f"add --method {unknown[0]}",
-        )
-    conditions = Conditions(
-        target=target.name,
-        device=target.title,
-        runtime=runtime,
-        software={},
-        precision=precision,
-        batch=batch,
-    )
-    return imported_profile(
-        model.graph,
-        model.analysis,
-        methods,
-        curve,
-        conditions,
-        source=Path(model.source).name,
-        steps={keys[k]: v for k, v in steps.items()},
-    )
 
 
 def _uses(layout: Layout) -> dict[str, int]:

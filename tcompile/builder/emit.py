@@ -19,6 +19,7 @@ from tcompile.artifact.manifest import (
     installed_versions,
 )
 from tcompile.builder.checks import Evidence, check_normal_form
+from tcompile.builder.device_check import write_device_check
 from tcompile.core.errors import TcompileError
 from tcompile.core.model_files import SourceFile, TensorInfo, describe_tensors
 from tcompile.core.progress import Progress
@@ -26,6 +27,7 @@ from tcompile.core.save import save, without_weights
 from tcompile.core.schedule import Schedule
 from tcompile.passes.lower.token_ops import TokenOpsChoice, is_call
 from tcompile.runtime.signature import signature
+from tcompile.runtime.token_outputs import tower_of_outputs
 from tcompile.targets.backends import EmittedFiles, emit
 from tcompile.targets.backends.base import UNBOUND, RefusedError
 from tcompile.verify.lowered import Judgement, judge
@@ -181,6 +183,16 @@ def judge_models(models: Models, job: Job, samples: Samples, say: Progress) -> J
         samples=samples.first(_JUDGED) if models.quantization is not None else None,
         progress=say,
     )
+    if job.target.runtime == "jetson":
+        say("storing what the engine should give")
+        write_device_check(
+            models.pair.reference,
+            models.shipped,
+            job.precision,
+            reduced=not models.schedule.dense,
+            smallest=job.batches.settled.smallest,
+            towers=tower_of_outputs(models.schedule.to_json()),
+        )
     shutil.rmtree(models.pair.reference.parent)
     if judged.fault is not None and not job.keep_failed:
         raise judged.fault
@@ -213,6 +225,8 @@ def emit_model(models: Models, judged: Judgement, job: Job, say: Progress) -> Bu
             precision=job.precision,
             batch=job.batches.settled,
             token_ops=models.token_ops.form,
+            workspace=job.workspace,
+            progress=say,
         )
     except RefusedError as error:
         fault = fault or blamed(error, models.owners, source)
@@ -225,6 +239,8 @@ def emit_model(models: Models, judged: Judgement, job: Job, say: Progress) -> Bu
             error.args = (error.one_line(),)
         raise
     notes = [*judged.notes, *emitted.notes]
+    if job.workspace is not None:
+        notes.append(f"kernels of the engine may use {job.workspace} MiB while they run")
     if models.free_batch and job.target.on_cpu and job.batches.asked:
         notes.append(f"{', '.join(job.batches.asked)}: {UNBOUND}")
     return Built(emitted, tuple(notes), fault)

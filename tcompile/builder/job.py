@@ -27,6 +27,7 @@ class Job:
         request: what was asked of the tokens.
         target, precision, token_ops: what it is built for.
         batches: that an engine of a free batch takes.
+        workspace: MiB that an engine's kernels may use while they run; None: all there is.
         force: emit also what is not faster than dense.
         refine: plan again from measurements.
         keep_failed: write also what failed a check.
@@ -41,6 +42,7 @@ class Job:
     precision: Precision
     token_ops: TokenOpsChoice
     batches: BatchSizes
+    workspace: int | None = None
     force: bool = False
     refine: bool = False
     keep_failed: bool = False

@@ -45,6 +45,12 @@ if TYPE_CHECKING:
     help="Most images that the engine takes [default: 8, or --batch].",
 )
 @click.option(
+    "--workspace",
+    type=click.IntRange(min=1),
+    metavar="MIB",
+    help="Memory that an engine's kernels may use while they run, in MiB [default: all there is].",
+)
+@click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
@@ -87,6 +93,7 @@ def build(
     min_batch: int | None,
     opt_batch: int | None,
     max_batch: int | None,
+    workspace: int | None,
     output: Path | None,
     refine: bool,
     force: bool,
@@ -123,6 +130,7 @@ def build(
             min_batch=min_batch,
             opt_batch=opt_batch,
             max_batch=max_batch,
+            workspace=workspace,
             output=output,
             force=force,
             refine=refine,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,6 +23,7 @@ from tcompile.cli.common import (
     tower_option,
 )
 from tcompile.cli.schedule_options import runtime_option
+from tcompile.core.errors import UsageError
 from tcompile.methods.portfolio import PORTFOLIO
 
 if TYPE_CHECKING:
@@ -80,10 +82,24 @@ _FREE = 1e-5
     "imports",
     multiple=True,
     metavar="FILE",
-    help="What others measured of whole models, instead of measuring: a CSV of "
+    help="What was measured elsewhere, instead of measuring: measured.json of a --kit; a CSV of "
     "tokens,ms[,lower,upper]; or N=FILE for each count N, written by trtexec "
-    "--exportTimes or --exportProfile; and M=FILE, a CSV of before,after,ms for the "
+    "(--exportTimes or --exportProfile); and M=FILE, a CSV of before,after,ms for the "
     "steps of method M.",
+)
+@click.option(
+    "--kit",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="For a Jetson: write models of several token counts and a script there, instead of "
+    "measuring. On the device the script measures them with trtexec, and writes measured.json "
+    "for --import.",
+)
+@click.option(
+    "--counts",
+    metavar="N,N",
+    help="With --kit: tokens that its models carry, prefix included [default: five, from 85 to "
+    "25 % of the patch tokens].",
 )
 @click.option(
     "--against",
@@ -120,6 +136,8 @@ def profile(
     precision: str | None,
     modelled: bool,
     imports: tuple[str, ...],
+    kit: Path | None,
+    counts: str | None,
     against: Path | None,
     seconds: float,
     fresh: bool,
@@ -138,6 +156,8 @@ def profile(
     Example:
       tcompile profile vit.onnx --target cpu --plot vit.svg
       tcompile profile vit.onnx --target jetson-orin -o orin.json
+      tcompile profile vit.onnx --target jetson-orin --kit kit
+      tcompile profile vit.onnx --target jetson-orin --import kit/measured.json -o orin.json
       tcompile profile vit.onnx --target t4 --import 197=a.json --import 99=b.json -o t4.json
     """
     begun = time.monotonic()  # What is imported here takes its time, too.
@@ -146,6 +166,24 @@ def profile(
     from tcompile.report.plots import check_picture
     from tcompile.targets.devices import in_runtime
 
+    if kit is not None:
+        _write_kit(
+            model,
+            kit,
+            {"--modelled": modelled, "--import": imports, "--against": against, "-o": output},
+            target=in_runtime(target, runtime),
+            methods=methods,
+            counts=_counts(counts),
+            batch=batch,
+            precision=precision,
+            outputs=outputs,
+            shapes=dict(shapes),
+            prefix=prefix,
+            tower=tower,
+        )
+        return
+    if counts is not None:
+        raise UsageError("is for --kit", where="--counts", hint="add --kit DIR, or omit it")
     if output is not None:
         check_output(output)
     if plot is not None:
@@ -182,6 +220,30 @@ def profile(
         click.echo(f"wrote {path}")
 
 
+def _counts(text: str | None) -> tuple[int, ...]:
+    """Token counts as people write them."""
+    try:
+        return tuple(int(part) for part in (text or "").split(",") if part.strip())
+    except ValueError:
+        raise UsageError(
+            f"'{text}' is not a list of numbers", where="--counts", hint="--counts 197,148,99"
+        ) from None
+
+
+def _write_kit(model: Path, kit: Path, others: Mapping[str, object], **options: Any) -> None:
+    """Write a kit and say what to do with it."""
+    from tcompile.api.kit import make_kit
+
+    given = [name for name, value in others.items() if value]
+    if given:
+        raise UsageError(f"and {given[0]} are not for one command", where="--kit")
+    with progress() as say:
+        made, notes = make_kit(model, kit, progress=say, **options)
+    for note in notes:
+        click.echo(f"tcompile: note: {note}", err=True)
+    click.echo(made.words)
+
+
 def print_profile(made: Profiled) -> None:
     """Latency of the whole model at some counts, of the methods' steps, and where it is from."""
     from tcompile.artifact.page import milliseconds
@@ -205,7 +267,11 @@ def print_profile(made: Profiled) -> None:
         click.echo(f"no plateaus are claimed: {made.profile.why_no_plateaus}")
     last = found.counts[-1]
     costs = {k: float(c.at(last, last - last // 4)) for k, c in made.profile.reducers.items()}
-    steps = [(k, milliseconds(ms) if ms > _FREE else "not measured") for k, ms in costs.items()]
+    timed = {k for k, c in made.profile.reducers.items() if any(f.runs for *_, f in c.points)}
+    steps = [
+        (k, milliseconds(ms) if ms > _FREE or k in timed else "not measured")
+        for k, ms in costs.items()
+    ]
     print_table(("one step of", "from all tokens to three quarters"), steps)
     click.echo(made.profile.words)
     if made.profile.conditions.note:

@@ -15,7 +15,7 @@ from tcompile.plugins.build import built_library
 from tcompile.plugins.check import check_library
 from tcompile.targets.backends.cuda import Gpu
 from tcompile.targets.backends.engine import EngineRunner
-from tcompile.targets.backends.jetson import PLUGINS, SCRIPT
+from tcompile.targets.backends.jetson_texts import PLUGINS, SCRIPT
 from tcompile.targets.backends.tensorrt import load_plugins
 from tcompile.targets.backends.trt_common import title
 from tcompile.targets.versions import parse_version

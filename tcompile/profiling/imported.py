@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from tcompile.core.files import read_text
 from tcompile.methods.method import Method
 from tcompile.profiling.curve import Curve, Figure, StepCost
 from tcompile.profiling.profile import Conditions, MeasuredProfile, Subject
-from tcompile.profiling.sizing import Sized, structures
+from tcompile.profiling.sizing import Sized, Structures, structures
 from tcompile.profiling.structure import Layout, layout_of
 
 NOTE = (
@@ -30,6 +30,42 @@ NOTE = (
     "are assumed to take time in proportion to FLOPs"
 )
 FREE = "steps were not measured and are taken to cost nothing"
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """FLOPs of a model's parts by token count.
+
+    Attributes:
+        found: the parts.
+        later: half of the dense model → what it becomes behind a step, where that differs.
+    """
+
+    found: Structures
+    later: Mapping[str, str]
+
+    @classmethod
+    def of_model(cls, dense: gs.Graph, found: Structures, method: Method) -> Work:
+        """Return the work of a model; `method` shows what halves with sides of their own (masks,
+        tables) become behind a step."""
+        return cls(found, _later(layout_of(dense, method)))
+
+    @property
+    def stem(self) -> float:
+        """All before the blocks."""
+        return sum(_flops(g) for g in self.found.stem.values())
+
+    def of(self, signature: str, tokens: int) -> float:
+        """One part; 0 for the stem."""
+        parts = {**self.found.halves, **self.found.heads}
+        if signature not in parts:
+            return 0.0
+        known = tokens in parts[signature].graphs
+        return _at(parts[signature if known else self.later.get(signature, signature)], tokens)
+
+    def total(self, tokens: int) -> float:
+        """All halves and the head of the dense model, were there so many tokens."""
+        return sum(uses * self.of(s, tokens) for s, uses in self.found.uses.items())
 
 
 def imported_profile(
@@ -41,6 +77,7 @@ def imported_profile(
     *,
     source: str,
     steps: Mapping[str, StepCost] | None = None,
+    found: Structures | None = None,
 ) -> MeasuredProfile:
     """A measured profile whose parts add up to a curve of whole models.
 
@@ -52,8 +89,9 @@ def imported_profile(
 
     Args:
         curve: whole models by token count, prefix included; counts beyond N only help to find t(N).
-        conditions: whose note is filled in.
+        conditions: whose note says where the curve is from, unless it is empty, and is filled in.
         steps: by key of a method; those that are missing cost nothing, and the note says so.
+        found: the model's structures under the methods, where they are known already.
 
     Raises:
         UsageError: no method; a curve that lies beyond N.
@@ -65,34 +103,21 @@ def imported_profile(
         raise UsageError(
             f"has no latency below the model's {shape.tokens} tokens", where="--import"
         )
-    found = structures(dense, analysis, methods)
+    found = found or structures(dense, analysis, methods)
     whole = dict(curve.points)
     # A count that was not measured lies on the curve's line, without a spread.
     between = float(curve.at([shape.tokens])[0])
     whole.setdefault(shape.tokens, Figure(between, between, between, 1))
     points = {n: f for n, f in sorted(whole.items()) if shape.prefix < n <= shape.tokens}
-    stem_flops = sum(_flops(g) for g in found.stem.values())
-    parts = {**found.halves, **found.heads}
-
-    # What a half with sides of its own (masks, tables) becomes behind a step, where it is seen.
-    later = _later(layout_of(dense, methods[0]))
-
-    def total(tokens: int) -> float:
-        """FLOPs of all halves and the head of the dense model, were there so many tokens."""
-        return sum(
-            uses * _at(parts[s if tokens in parts[s].graphs else later.get(s, s)], tokens)
-            for s, uses in found.uses.items()
-            if s in parts
-        )
-
-    all_flops = stem_flops + total(shape.tokens)
-    stem_ms = points[shape.tokens].ms * stem_flops / max(all_flops, 1.0)
+    work = Work.of_model(dense, found, methods[0])
+    all_flops = work.stem + work.total(shape.tokens)
+    stem_ms = points[shape.tokens].ms * work.stem / max(all_flops, 1.0)
 
     # The whole is fitted, not its parts: where it is flat, the share of one part falls.
     fitted = Curve.of(points.items()).fit
 
     def spread(part: Sized) -> Curve:
-        shares = [_at(part, n) / max(total(n), 1.0) for n in points]
+        shares = [_at(part, n) / max(work.total(n), 1.0) for n in points]
         return Curve(
             tuple(
                 (n, _scaled(f.minus(stem_ms), share))
@@ -107,7 +132,9 @@ def imported_profile(
     given = dict(steps or {})
     free = StepCost(((shape.tokens, shape.prefix + 1, Figure(0.0, 0.0, 0.0)),))
     unknown = [m.key for m in methods if m.key not in given]
-    note = "; ".join([NOTE, *([f"{', '.join(unknown)}: {FREE}"] if unknown else [])])
+    note = "; ".join(
+        [conditions.note or NOTE, *([f"{', '.join(unknown)}: {FREE}"] if unknown else [])]
+    )
     if shape.tokens not in curve.counts:
         note += f"; {shape.tokens} tokens were not measured, but follow from what was"
     return MeasuredProfile(

@@ -68,9 +68,9 @@ def test_rtx_builds_for_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     seen: list[Batch] = []
     real = rtx.build
 
-    def build(path: Path, capability: str, *, batch: Batch) -> memoryview:
+    def build(path: Path, capability: str, *, batch: Batch, **other: Any) -> memoryview:
         seen.append(batch)
-        return real(path, capability, batch=batch)
+        return real(path, capability, batch=batch, **other)
 
     monkeypatch.setattr(rtx, "build", build)
     folder = built(tmp_path, "rtx-4090", min_batch=2, opt_batch=3, max_batch=5)

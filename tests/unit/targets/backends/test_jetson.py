@@ -24,7 +24,7 @@ def bundle(tmp_path: Path) -> Path:
     emitted = emit(
         path, tmp_path, target=load_target("jetson-orin"), precision="fp16", batch=(1, 2, 4)
     )
-    assert set(emitted.files) == {"build_engine.sh", "trtexec.json", "README.txt"}
+    assert set(emitted.files) == {"build_engine.sh", "check.sh", "trtexec.json", "README.txt"}
     assert emitted.fused is None
     return tmp_path
 
@@ -41,7 +41,7 @@ def test_each_jetpack_has_its_line(bundle: Path) -> None:
         assert line.startswith("trtexec --onnx=model.onnx ")
         assert SHAPES in line
         assert "--fp16" not in line
-        assert ("--stronglyTyped" in line) == (jetpack != "7.2.2")  # TensorRT 11 has no such flag
+        assert ("--stronglyTyped" in line) == (jetpack != "7.2.2")  # TensorRT 11 ignores it
     readme = (bundle / "README.txt").read_text()
     assert "JetPack 6.1, 6.2, 6.2.1, 6.2.2 (TensorRT 10.3.0)" in readme
     assert all(line in readme for line in lines.values())
@@ -55,7 +55,7 @@ def test_a_fixed_batch_needs_no_shapes(tmp_path: Path) -> None:
     assert not any("Shapes" in line for line in lines.values())
 
 
-def fake_trtexec(folder: Path, banner: str) -> Path:
+def program_with(folder: Path, banner: str) -> Path:
     """A trtexec that prints its banner, and writes what it was asked for."""
     program = folder / "trtexec"
     program.write_text(
@@ -89,7 +89,7 @@ def test_the_script_picks_by_version(
     bundle: Path, tmp_path_factory: pytest.TempPathFactory, number: str, engine: str, flag: bool
 ) -> None:
     banner = f"&&&& RUNNING TensorRT.trtexec [TensorRT v{number}] # trtexec --help"
-    done = run_script(bundle, fake_trtexec(tmp_path_factory.mktemp("bin"), banner))
+    done = run_script(bundle, program_with(tmp_path_factory.mktemp("bin"), banner))
     assert done.returncode == 0, done.stderr
     name = f"engine/model.trt{engine}.engine"
     assert done.stdout.splitlines()[-1] == name
@@ -110,7 +110,7 @@ def test_the_script_picks_by_version(
     ],
 )
 def test_the_script_says_what_is_wrong(bundle: Path, banner: str, reason: str) -> None:
-    done = run_script(bundle, fake_trtexec(bundle, banner))
+    done = run_script(bundle, program_with(bundle, banner))
     assert done.returncode == 2
     assert reason in done.stderr
     assert not (bundle / "engine").exists()
@@ -124,7 +124,7 @@ def test_thor_needs_what_its_first_jetpack_has(tmp_path: Path) -> None:
     emit(path, tmp_path, target=load_target("jetson-agx-thor"), precision="fp16")
     readme = (tmp_path / "README.txt").read_text()
     assert "It needs TensorRT 10.13 or newer (JetPack 7.0 or newer)." in readme
-    done = run_script(tmp_path, fake_trtexec(tmp_path, "[TensorRT v100300]"))
+    done = run_script(tmp_path, program_with(tmp_path, "[TensorRT v100300]"))
     assert done.returncode == 2
     assert "TensorRT 10.13 or newer" in done.stderr
 
@@ -153,10 +153,12 @@ def test_on_a_jetson_the_engine_is_built_too(
     board.write_bytes(b"NVIDIA Jetson AGX Orin Developer Kit\x00")
     monkeypatch.setattr(jetson, "_BOARD", board)
     monkeypatch.setattr(tensorrt, "version", lambda: "10.3.0")
-    monkeypatch.setattr(tensorrt, "build", lambda path, batch, token_ops: b"plan")
+    monkeypatch.setattr(tensorrt, "build", lambda path, **_: b"plan")
+    monkeypatch.setattr(tensorrt, "layers", lambda plan: '{"Layers": []}')
     path = save(attention_blocks(depth=1), tmp_path)
     emitted = emit(path, tmp_path, target=load_target("jetson-orin"), precision="fp16")
     assert "engine/model.trt10.3.engine" in emitted.files
+    assert "engine/model.trt10.3.layers.json" in emitted.files
     assert (tmp_path / "engine/model.trt10.3.engine").read_bytes() == b"plan"
     assert emitted.versions == {"tensorrt": "10.3.0"}
 

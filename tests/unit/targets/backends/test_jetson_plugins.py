@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -13,7 +14,9 @@ import pytest
 from tcompile import pipeline
 from tcompile.api.verify import verify
 from tcompile.artifact.directory import check_destination, load_artifact
+from tcompile.plugins.build import SOURCES
 from tcompile.targets.backends import jetson, tensorrt
+from tcompile.targets.backends.fusion import expected_fused
 from tests.support.tiny_vit import save_tiny_vit
 
 
@@ -108,7 +111,8 @@ def test_an_engine_of_the_build_may_be_built_again_by_the_script(
     """On a Jetson the build lists an engine: the script's digest tells another from damage."""
     monkeypatch.setattr(jetson, "is_jetson", lambda: True)
     monkeypatch.setattr(tensorrt, "version", lambda: "10.3.0")
-    monkeypatch.setattr(tensorrt, "build", lambda path, batch, token_ops: b"plan")
+    monkeypatch.setattr(tensorrt, "build", lambda path, **_: b"plan")
+    monkeypatch.setattr(tensorrt, "layers", lambda plan: '{"Layers": []}')
     made = pipeline.build(
         save_tiny_vit(tmp_path / "vit.onnx"),
         target="jetson-orin",
@@ -160,3 +164,74 @@ def test_native_bundles_say_nothing_of_plugins(tmp_path: Path) -> None:
         )
         assert "lugins" not in (made / "build_engine.sh").read_text()
         assert "lugins" not in (made / "README.txt").read_text()
+
+
+def inspected(names: list[str]) -> str:
+    """As trtexec's --exportLayerInfo has it of an engine whose attentions are these."""
+    rows = [
+        {"Name": "__myl_FcAdd_0", "LayerType": "gemm", "Metadata": "[ONNX Layer: qkv]"},
+        *(
+            {"Name": f"_gemm_mha_v2_{i}", "Metadata": f"[ONNX Layer: scale]\x1f[ONNX Layer: {n}]"}
+            for i, n in enumerate(names)
+        ),
+    ]
+    return json.dumps({"Layers": rows, "Bindings": ["image"]})
+
+
+def test_verify_reads_what_trtexec_says_of_the_layers(bundle: Path, tmp_path: Path) -> None:
+    """All attentions fused; one missing, which is TensorRT's matter; and no list at all."""
+    made = tmp_path / "made"
+    shutil.copytree(bundle, made)
+    (made / "engine").mkdir(exist_ok=True)
+    layers = made / "engine" / "model.trt10.3.layers.json"
+    expected = expected_fused(onnx.load(str(made / "model.onnx")))
+    assert len(expected) > 1
+    for text, outcome, says in (
+        (inspected(expected), "passed", f"all {len(expected)} attention layers are fused, says "),
+        (inspected(expected[1:]), "skipped", f"are not fused: {expected[0]}, says engine/"),
+        ('{"Layers": ["a", "b"]}', "skipped", "no engine"),
+        ("cut off {", "skipped", "no engine"),
+    ):
+        layers.write_text(text)
+        found = verify(made, samples=1)
+        (check,) = [c for c in found.checks if c.name == "fused attention"]
+        assert (check.outcome, says in check.detail) == (outcome, True), check
+        assert found.passed
+    (numerics,) = [c for c in found.checks if c.name == "numerics"]
+    assert "check.sh does that on the device" in numerics.detail
+
+
+def test_the_library_is_built_from_the_sources_in_the_bundle(bundle: Path, tmp_path: Path) -> None:
+    """With a CMake that writes what it is given and makes the file that the real one makes."""
+    made = tmp_path / "made"
+    shutil.copytree(bundle, made, ignore=shutil.ignore_patterns("*.so"))
+    sources = made / "plugins" / "source"
+    assert (sources / "CMakeLists.txt").read_bytes() == (SOURCES / "CMakeLists.txt").read_bytes()
+    text = (sources / "CMakeLists.txt").read_text()
+    for name in re.findall(r"(?:cuda|trt|cmake)/[\w.-]+\.\w+", text):
+        assert (sources / name).is_file(), name
+    assert {p.name for p in (sources / "cuda").iterdir()} == {
+        p.name for p in (SOURCES / "cuda").iterdir() if p.is_file()
+    }
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "nvcc").write_text("#!/bin/sh\n")
+    (tools / "cmake").write_text(
+        f'#!/bin/sh\necho "$*" >> {tmp_path}/cmake.log\n'
+        'if [ "$1" = --build ]; then touch "$2/libtcompile_plugins.so"; fi\n'
+    )
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
+    command = ["sh", str(made / "build_plugins.sh"), "-DTENSORRT_ROOT=/opt/trt"]
+    path = {"PATH": f"{tools}:/usr/bin:/bin"}
+    done = subprocess.run(command, env=path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (made / "plugins/libtcompile_plugins.so").is_file()
+    configure, build = (tmp_path / "cmake.log").read_text().splitlines()
+    folder = build.removeprefix("--build ")
+    assert configure == (
+        f"-S plugins/source -B {folder} -DCMAKE_BUILD_TYPE=Release "
+        "-DCMAKE_CUDA_ARCHITECTURES=87 -DTENSORRT_ROOT=/opt/trt"
+    )
+    assert not Path(folder).exists()
+    assert load_artifact(made).changed_files() == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -39,7 +40,8 @@ def test_every_attention_is_fused(tmp_path: Path, target: str) -> None:
     emitted = emit(path, tmp_path, target=load_target(target), precision="fp16", batch=(1, 2, 4))
     assert emitted.fused == FusedAttention(expected=3, found=3)
     assert emitted.versions == {"tensorrt-rtx": version()}
-    (file,) = emitted.files
+    file, layers = emitted.files
+    assert json.loads((tmp_path / layers).read_text())["kernels"]
     assert file.startswith("engine/")
     assert (tmp_path / file).stat().st_size > 0
 

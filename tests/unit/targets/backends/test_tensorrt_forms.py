@@ -41,7 +41,7 @@ class Listener:
         self.loaded.append(path)
         return self.handle
 
-    def build(self, trt: Any, path: Path, *, batch: Any = None, flags: int = 0) -> memoryview:
+    def build(self, trt: Any, path: Path, *, flags: int = 0, **_: Any) -> memoryview:
         self.functions, self.flags = len(onnx.load(str(path)).functions), flags
         return memoryview(b"plan")
 
