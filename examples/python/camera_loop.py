@@ -1,7 +1,8 @@
 """Runs an artifact frame by frame, and shows how long each took:
 
-    python camera_loop.py BUILT FOLDER [--frames N] [--runtime NAME] [--cuda-graphs]
-    ffmpeg -i /dev/video0 -f rawvideo -pix_fmt rgb24 - | python camera_loop.py BUILT --raw 640x480
+    python camera_loop.py ARTIFACT FOLDER [--frames N] [--runtime NAME] [--cuda-graphs]
+    ffmpeg -i /dev/video0 -f rawvideo -pix_fmt rgb24 - \\
+        | python camera_loop.py ARTIFACT --raw 640x480
 
 A frame's time is that of preparing it and running the model; reading it is not counted.
 """
