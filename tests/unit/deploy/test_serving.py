@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import configparser
+import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 
@@ -246,3 +249,31 @@ def test_a_jetsons_artifact_is_configured(built: Path, tmp_path: Path) -> None:
     assert app.commands[1].endswith(f"engine {found['model-engine-file']}")
     assert "config-file-path=config_infer.txt" in app.commands[2]
     assert (tmp_path / "ds" / "artifact" / "manifest.json").is_file()
+
+
+def test_the_lines_of_the_page_put_the_division_into_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[3] / "docs" / "deploy.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"(?s)```python\n(# vit.onnx, which.*?)```", page)
+    record = {**RECORD, "std": [0.229, 0.224, 0.225]}
+    save_tiny_vit(Path("vit.onnx"), VitSpec(depth=1))
+    model = onnx.load("vit.onnx")
+    entry = model.metadata_props.add()
+    entry.key, entry.value = "tcompile.preprocess", json.dumps(record)
+    onnx.save(model, "vit.onnx")
+    exec(compile(code, "deploy.md", "exec"), {})
+    pixels = np.random.default_rng(0).integers(256, size=(32, 32, 3), dtype=np.uint8)
+    with tcompile.load("vit.onnx") as before, tcompile.load("vit-pixels.onnx") as after:
+        want, have = (model(pixels)["logits"] for model in (before, after))
+        np.testing.assert_allclose(have, want, rtol=1e-4, atol=1e-5)
+        manifest = manifest_of(
+            make_artifact(tmp_path / "b", tmp_path / "vit-pixels.onnx"),
+            "jetson",
+            preprocess=dict(after.preprocessing),
+        )
+    found = keys(deepstream_config(manifest, "")[0])
+    assert float(found["net-scale-factor"]) == pytest.approx(1)
+    assert found["offsets"] == "0;0;0"
+    tcompile.inspect("vit-pixels.onnx")
