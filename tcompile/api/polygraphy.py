@@ -61,7 +61,9 @@ def polygraphy_lines(artifact: str | Path, against: str | Path | None = None) ->
     else:
         setup.append(f"export ARTIFACT={shlex.quote(str(folder))}")
         loader = str(FOLDER / "polygraphy" / "polygraphy_data.py")
-        parts = parts_for(without_rows(facts_of(found.manifest, loader), found.manifest))
+        facts = without_rows(facts_of(found.manifest, loader), found.manifest)
+        setup += ["export RUNS=1"] if facts.half else []
+        parts = parts_for(facts)
     if not parts:
         raise UsageError(
             "holds nothing that polygraphy could compare",

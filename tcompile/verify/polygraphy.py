@@ -2,8 +2,9 @@
 `lowered`, by precision.
 
 polygraphy compares outputs place by place and knows nothing of tokens, so outputs with fewer tokens
-are spread first (`postprocess_outputs` in the loader), and are left out where dense and reduced are
-compared. Where values are rounded to 8 bits or bf16, places say nothing: distances are compared.
+are spread first (`postprocess_outputs` in the loader), and against the dense model those that are
+kept are compared (`compare_kept_tokens`). Where values are rounded to 8 bits or bf16, places say
+nothing: distances are compared.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from tcompile.verify.lowered import COSINES, DISTANCES
 from tcompile.verify.numerics import TOLERANCES
 
 _UNBOUND = 1e30
+_GPUS = ("tensorrt-rtx", "jetson")
+#: In half precision ONNX Runtime's further fusions on a CPU are not sound: see `OrtRunner`.
+_BASIC = ("--graph-optimization-level", "ORT_ENABLE_BASIC")
 #: Newest first: there may be several, of more than one JetPack.
 _BUILT_THERE = "$(ls -t engine/*.engine | head -n 1)"
 
@@ -87,6 +91,16 @@ class Facts:
     only: tuple[str, ...] = ()
     loader: str = LOADER
 
+    @property
+    def half(self) -> bool:
+        """Tell whether the graph computes in 16 or 8 bits: all for a GPU but fp32."""
+        return self.runtime in _GPUS and self.precision != "fp32"
+
+    @property
+    def in_ort(self) -> bool:
+        """Tell whether ONNX Runtime runs the graph as it is: a CPU has no kernels for bf16."""
+        return not (self.half and self.precision == "bf16")
+
 
 def facts_of(manifest: Manifest, loader: str = LOADER) -> Facts:
     """What a manifest says: the runtime, the precision, and the distance to the dense model.
@@ -114,15 +128,15 @@ def facts_of(manifest: Manifest, loader: str = LOADER) -> Facts:
 def parts_for(facts: Facts) -> tuple[Part, ...]:
     """The lines, by what they compare."""
     f, found = facts, []
-    if f.stored:
+    if f.stored and f.in_ort:
         about = ["model.onnx in ONNX Runtime here, against what it gave where it was built."]
         if f.runtime == "openvino":
             about.append("polygraphy has no runner for OpenVINO; `tcompile verify` runs it there.")
-        line = _run("model.onnx", "--onnxrt", _loads(f, stored=True), *_spread(f))
+        line = _run("model.onnx", *_ort(f), _loads(f, stored=True), *_spread(f))
         found.append(Part("onnxruntime", tuple(about), (_joined(line, _close(f, False), OUTPUTS),)))
-    if f.runtime in ("tensorrt-rtx", "jetson"):
+    if f.runtime in _GPUS:
         found += _engine_parts(f)
-    if f.distances or f.kept:
+    if f.in_ort and (f.distances or f.kept):
         found.append(_dense_part(f))
     return tuple(found)
 
@@ -165,11 +179,15 @@ def _engine_parts(f: Facts) -> list[Part]:
     close, found = _close(f, True), []
     if f.stored:
         line = f"{switch}{_run(name, *trt, _loads(f, stored=True), *_spread(f))}"
-        about = "The engine against what model.onnx gave in ONNX Runtime where it was built."
-        found.append(Part("engine", (about,), (_joined(line, close, OUTPUTS),)))
+        about = ["The engine against what model.onnx gave in ONNX Runtime where it was built."]
+        if not f.in_ort:
+            about.append("ONNX Runtime has no bf16 on a CPU: every result was rounded to it there.")
+        found.append(Part("engine", tuple(about), (_joined(line, close, OUTPUTS),)))
+    if not f.in_ort:
+        return found
     here = '"$out/onnxruntime.json"'
     only = ["--onnx-outputs", *map(shlex.quote, f.only)] if f.only else []
-    first = _run("model.onnx", "--onnxrt", *only, _loads(f), "--save-outputs", here)
+    first = _run("model.onnx", *_ort(f), *only, _loads(f), "--save-outputs", here)
     line = f"{switch}{_run(name, *trt, _loads(f), *_spread(f))}"
     about = "model.onnx in ONNX Runtime and its engine, both on this machine."
     commands = (first, _joined(line, close, here))
@@ -187,14 +205,15 @@ def _dense_part(f: Facts) -> Part:
     here = '"$out/dense.json"'
     same = [shlex.quote(d.output) for d in f.distances]
     every = [*same, *map(shlex.quote, f.kept)]
-    first = ["--model-type", "onnx", "--onnxrt", "--onnx-outputs", *every, _loads(f)]
+    # It may be a source in fp16.
+    first = ["--model-type", "onnx", "--onnxrt", *_BASIC, "--onnx-outputs", *every, _loads(f)]
     commands = [_run('"$dense"', *first, "--save-outputs", here)]
     if same:
-        line = _run("model.onnx", "--onnxrt", "--onnx-outputs", *same, _loads(f))
+        line = _run("model.onnx", *_ort(f), "--onnx-outputs", *same, _loads(f))
         commands.append(_joined(line, _distance_flags(f.distances), here))
     if f.kept:
         compare = ["--compare-func-script", shlex.quote(f"{f.loader}:compare_kept_tokens")]
-        commands.append(_joined(_run("model.onnx", "--onnxrt", _loads(f)), compare, here))
+        commands.append(_joined(_run("model.onnx", *_ort(f), _loads(f)), compare, here))
     return Part("dense", tuple(about), tuple(commands))
 
 
@@ -236,6 +255,10 @@ def _named(values: Sequence[tuple[str, float]], form: str = ".4g") -> list[str]:
 
 def _run(model: str, *arguments: str) -> str:
     return " ".join(["polygraphy run", model, *arguments])
+
+
+def _ort(f: Facts) -> list[str]:
+    return ["--onnxrt", *(_BASIC if f.half else ())]
 
 
 def _joined(line: str, flags: Sequence[str], outputs: str) -> str:
