@@ -38,6 +38,7 @@ from tcompile.builder.emit import (
 )
 from tcompile.builder.job import Job
 from tcompile.builder.on_images import looking_at
+from tcompile.builder.polygraphy import write_checks
 from tcompile.builder.rounded import round_models
 from tcompile.core.drafts import scratch
 from tcompile.core.errors import FailedBuildError, TcompileError, UsageError
@@ -434,7 +435,10 @@ def build(
         if auto:
             job = _weighed(job, progress)
             gc.collect()
-        draft.finish(_build_best(job, draft, progress))
+        manifest = _build_best(job, draft, progress)
+        if manifest.fault is None:
+            write_checks(draft.folder, job.path, manifest, progress)
+        draft.finish(manifest)
     return draft.directory
 
 

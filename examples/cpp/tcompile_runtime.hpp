@@ -924,6 +924,7 @@ struct Options {
   std::string runtime;        ///< one of `runtimes()`; "": that of the artifact's target
   int threads = 0;            ///< of a CPU's operators; 0: the runtime decides
   int device = 0;             ///< the GPU that an engine runs on, as CUDA counts them
+  bool cuda_graphs = false;   ///< launch an engine as one CUDA graph
   bool allow_failed = false;  ///< load also a build that failed and was kept
 };
 
@@ -1213,7 +1214,7 @@ class Engine : public Backend {
 #endif
 
   Engine(Artifact const& artifact, fs::path const& path, Options const& options)
-      : path_(path.string()), device_(options.device) {
+      : path_(path.string()), device_(options.device), graphs_(options.cuda_graphs) {
     check_version(artifact, path);
     check_gpu(artifact);
     if (artifact.plugins) load_plugins(artifact);
@@ -1225,7 +1226,7 @@ class Engine : public Backend {
     if (!engine_)
       throw Error(std::string(title) + " does not load the engine: " + Log::one().last(), path_,
                   "build it again with this version, on this machine or for its GPU");
-    context_.reset(engine_->createExecutionContext());
+    context_.reset(new_context());
     if (!context_) throw Error(std::string(title) + " has no memory for the engine", path_, "", 1);
     call(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate");
     try {
@@ -1259,9 +1260,7 @@ class Engine : public Backend {
                            cudaMemcpyHostToDevice, stream_),
            "cudaMemcpyAsync");
     }
-    if (!context_->enqueueV3(stream_))
-      throw Error(std::string(title) + " cannot run the engine: " + Log::one().last(), path_, "",
-                  1);
+    launch(feed);
     for (TensorInfo const& info : outputs) {
       nvinfer1::Dims const shape = context_->getTensorShape(info.name.c_str());
       found.emplace_back(info.name, Tensor(info.dtype, {shape.d, shape.d + shape.nbDims}));
@@ -1302,20 +1301,82 @@ class Engine : public Backend {
     std::mutex turn_;
   };
 
+  using Shapes = std::map<std::string, std::vector<std::int64_t>>;
+
   std::string path_;
   int device_;
+  bool graphs_;
   // In this order: each needs the one before it.
   std::unique_ptr<nvinfer1::IRuntime> runtime_;
   std::unique_ptr<nvinfer1::ICudaEngine> engine_;
   std::unique_ptr<nvinfer1::IExecutionContext> context_;
   cudaStream_t stream_ = nullptr;
   std::map<std::string, void*> buffers_;
+  cudaGraphExec_t graph_ = nullptr;
+  Shapes shapes_;  // of the inputs that the graph is for
   std::mutex turn_;
 
   void call(cudaError_t status, char const* name) const {
     if (status != cudaSuccess)
       throw Error(std::string(name) + " failed: " + cudaGetErrorString(status),
                   "GPU " + std::to_string(device_), "", 1);
+  }
+
+  /// TensorRT-RTX compiles kernels as they are first needed: it captures graphs itself, since it
+  /// knows when all of them are there. Those of TensorRT are captured by `launch`.
+  nvinfer1::IExecutionContext* new_context() {
+#if defined(TCOMPILE_WITH_TENSORRT_RTX)
+    if (std::exchange(graphs_, false)) {
+#if defined(TRT_MAJOR_RTX) && (TRT_MAJOR_RTX > 1 || TRT_MINOR_RTX >= 3)
+      std::unique_ptr<nvinfer1::IRuntimeConfig> const config(engine_->createRuntimeConfig());
+      if (!config ||
+          !config->setCudaGraphStrategy(nvinfer1::CudaGraphStrategy::kWHOLE_GRAPH_CAPTURE))
+        throw Error("TensorRT-RTX takes no CUDA graphs: " + Log::one().last(), path_, "", 1);
+      return engine_->createExecutionContext(config.get());
+#else
+      throw Error("TensorRT-RTX has CUDA graphs from 1.3 on", "cuda_graphs",
+                  "build the program with a newer one");
+#endif
+    }
+#endif
+    return engine_->createExecutionContext();
+  }
+
+  void enqueue() {
+    if (!context_->enqueueV3(stream_))
+      throw Error(std::string(title) + " cannot run the engine: " + Log::one().last(), path_, "",
+                  1);
+  }
+
+  /// Run it: by the graph, where there is one of these shapes.
+  void launch(std::map<std::string, Tensor> const& feed) {
+    if (!graphs_) return enqueue();
+    Shapes shapes;
+    for (TensorInfo const& info : inputs) shapes[info.name] = feed.at(info.name).shape;
+    if (graph_ != nullptr && shapes == shapes_)
+      return call(cudaGraphLaunch(graph_, stream_), "cudaGraphLaunch");
+    forget_graph();
+    enqueue();  // the first run of a shape does what no graph may hold
+    call(cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
+    call(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal),
+         "cudaStreamBeginCapture");
+    bool const queued = context_->enqueueV3(stream_);
+    cudaGraph_t graph = nullptr;
+    cudaError_t status = cudaStreamEndCapture(stream_, &graph);
+    if (queued && status == cudaSuccess)
+      status = cudaGraphInstantiateWithFlags(&graph_, graph, 0);
+    if (graph != nullptr) cudaGraphDestroy(graph);
+    if (!queued)
+      throw Error(std::string(title) + " cannot capture the engine: " + Log::one().last(), path_,
+                  "run it without cuda_graphs", 1);
+    call(status, "capturing a CUDA graph");
+    shapes_ = std::move(shapes);
+  }
+
+  /// A graph is for the shapes that it was captured with, and for them alone.
+  void forget_graph() {
+    if (graph_ != nullptr) cudaGraphExecDestroy(graph_);
+    graph_ = nullptr;
   }
 
   static std::string installed() {
@@ -1447,6 +1508,7 @@ class Engine : public Backend {
   }
 
   void close() {
+    forget_graph();
     for (auto const& named : buffers_) cudaFree(named.second);
     if (stream_ != nullptr) cudaStreamDestroy(stream_);
   }

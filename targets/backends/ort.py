@@ -92,7 +92,7 @@ class OrtRunner:
         elif _stored(path, onnx.TensorProto.FLOAT8E4M3FN):
             # 1.32 removes a Relu in front of Q, as if like a byte E4M3 held nothing below zero.
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        elif not lean and tuple(providers) == (_CPU,) and _is_half(path):
+        elif not lean and tuple(providers) == (_CPU,) and is_half(path):
             # In fp16 the CPU's fusions are not sound: 1.32 crashes on a LayerNormalization that is
             # transposed into a MatMul, and others leave nodes without a kernel (issue 32186). Its
             # memory planning spoils the second run of a LayerNormalization (issue 27768).
@@ -182,7 +182,7 @@ def _add_plugin_providers(ort: Any, options: Any, providers: Sequence[str]) -> l
     return None
 
 
-def _is_half(path: str | Path) -> bool:
+def is_half(path: str | Path) -> bool:
     """Return whether a file stores fp16 weights; what is not a model is left to ONNX Runtime."""
     return bool(_stored(path, onnx.TensorProto.FLOAT16))
 

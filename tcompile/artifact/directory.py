@@ -4,6 +4,7 @@ DIR/model.onnx      what ONNX Runtime runs, and what an engine is built from
 DIR/engine/*        where the target can be built for on this machine
 DIR/manifest.json   see tcompile/manifest.schema.json
 DIR/report.md       the manifest, for people
+DIR/polygraphy.sh   checks by polygraphy; DIR/checks/* is what they need
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 from tcompile._version import __version__
 from tcompile.artifact.manifest import SCHEMA, Manifest
 from tcompile.artifact.page import render
+from tcompile.artifact.polygraphy import SCRIPT, page, read_parts
 from tcompile.core.decode import parse_json
 from tcompile.core.drafts import DraftFolder, new_draft, restore
 from tcompile.core.errors import ModelError, TcompileError, UsageError
@@ -84,6 +86,12 @@ class Draft:
     def begun(self) -> bool:
         """Return whether anything was written, or tried to be."""
         return self._draft is not None
+
+    @property
+    def folder(self) -> Path:
+        """Where it is written, after `empty`."""
+        assert self._draft is not None
+        return self._draft.folder
 
     def empty(self) -> Path:
         """The folder to write model, engine and so on into; what an earlier attempt left goes."""
@@ -249,7 +257,9 @@ def is_artifact(path: str | Path) -> bool:
 
 
 def _finish(directory: Path, manifest: Manifest) -> None:
-    (directory / REPORT).write_text(render(manifest), encoding="utf-8")
+    script = directory / SCRIPT
+    checks = page(read_parts(read_text(script))) if script.is_file() else ""
+    (directory / REPORT).write_text(render(manifest) + checks, encoding="utf-8")
     manifest = manifest.with_files(file_entry(p, directory) for p in _files(directory))
     text = json.dumps(manifest.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
     (directory / MANIFEST).write_text(text + "\n", encoding="utf-8")

@@ -10,10 +10,17 @@ from tcompile.cli.common import JSON, common_options, print_json
 from tcompile.core.errors import UsageError
 
 
-@click.command("init-app", short_help="Write a program that runs an artifact.")
+@click.command("init-app", short_help="Write a program, or files of a server, for an artifact.")
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--cpp", "language", flag_value="cpp", help="A C++17 program, built by CMake.")
 @click.option("--python", "language", flag_value="python", help="A Python program.")
+@click.option("--triton", "language", flag_value="triton", help="A model repository of Triton.")
+@click.option(
+    "--deepstream",
+    "language",
+    flag_value="deepstream",
+    help="A configuration of DeepStream's nvinfer, of an artifact for a Jetson.",
+)
 @click.option(
     "-o",
     "--output",
@@ -29,14 +36,18 @@ def init_app(artifact: Path, language: str | None, output: Path, as_json: bool) 
 
     A project of its own: the program, a copy of the artifact, and the header that checks and runs
     it. It prepares images as the artifact records, and refuses an artifact with other outputs.
+    For a server, in place of a program, what it reads, made from the manifest.
 
     \b
-    Example:
+    Examples:
       tcompile init-app vit-cpu --cpp -o app
+      tcompile init-app vit-cpu --triton -o served
     """
     if language is None:
         raise UsageError(
-            "in which language is not said", where="init-app", hint="--cpp or --python"
+            "what to write is not said",
+            where="init-app",
+            hint="--cpp, --python, --triton or --deepstream",
         )
     from tcompile.deploy.app import init_app as write
 

@@ -46,6 +46,9 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Also a table of where the model leaves the reduced fp32 graph, layer by layer.",
 )
+@click.option(
+    "--print-polygraphy", is_flag=True, help="Print the lines of polygraphy.sh, and check nothing."
+)
 @JSON
 @common_options
 def verify(
@@ -56,6 +59,7 @@ def verify(
     samples: int | None,
     seed: int,
     layers: bool,
+    print_polygraphy: bool,
     as_json: bool,
 ) -> None:
     """Check what was built (files, numerics, fused attention), and compare it with the dense model.
@@ -70,6 +74,9 @@ def verify(
       tcompile verify vit-cpu --data photos/
       tcompile verify vit-rtx-4090 --layers
     """
+    if print_polygraphy:
+        _print_polygraphy(artifact, against, as_json)
+        return
     from tcompile.api.verify import verify as verify_artifact
 
     with progress() as say:
@@ -94,6 +101,17 @@ def verify(
         for note in found.notes:
             click.echo(f"note: {note}")
     found.require()
+
+
+def _print_polygraphy(artifact: Path, against: Path | None, as_json: bool) -> None:
+    from tcompile.api.polygraphy import polygraphy_lines
+
+    found = polygraphy_lines(artifact, against)
+    if as_json:
+        print_json(found.to_json())
+        return
+    for line in found.lines:
+        click.echo(line)
 
 
 def _print_layers(layers: Sequence[Layer]) -> None:

@@ -1,4 +1,4 @@
-"""Writing a program that runs an artifact: `tcompile init-app`."""
+"""Writing a program that runs an artifact, or what a server reads of it: `tcompile init-app`."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from tcompile.artifact.directory import Artifact, load_artifact
 from tcompile.core.drafts import new_draft
 from tcompile.core.errors import ModelError, UsageError
 from tcompile.deploy.checks import AGAIN, check_fault
+from tcompile.deploy.serving import write_deepstream, write_triton
 from tcompile.examples import FOLDER
 from tcompile.runtime.signature import signature
 from tcompile.runtime.token_outputs import is_bookkeeping
 
 LANGUAGES = ("cpp", "python")
+SERVERS = ("triton", "deepstream")
 #: Runtime of a target → the extras of tcompile that run it.
 _EXTRAS = {
     "onnxruntime": "cpu",
@@ -32,11 +34,11 @@ _COMPONENTS = {"tensorrt-rtx": "tensorrt-rtx", "jetson": "tensorrt"}
 
 @dataclass(frozen=True)
 class App:
-    """A program that was written.
+    """A program that was written, or the files of a server.
 
     Attributes:
         directory: where it lies.
-        language: cpp or python.
+        language: cpp, python, triton or deepstream.
         outputs: of the artifact that it is written for.
         commands: what builds and runs it, from its directory.
     """
@@ -60,18 +62,19 @@ def init_app(artifact: str | Path, output: str | Path, language: str = "cpp") ->
     Args:
         artifact: the directory that a build wrote.
         output: a new or an empty folder.
-        language: cpp (C++17, CMake) or python.
+        language: cpp (C++17, CMake) or python; or, in place of a program, what a server reads:
+            triton (a model repository) or deepstream (a configuration of nvinfer).
 
     Raises:
-        UsageError: no artifact there, it does not say how images are prepared, or the folder holds
-            something or cannot be written.
+        UsageError: no artifact there, it does not say how images are prepared, the server cannot
+            run it, or the folder holds something or cannot be written.
         ModelError: the artifact is damaged, was altered, or is of a build that failed.
     """
-    if language not in LANGUAGES:
+    if language not in (*LANGUAGES, *SERVERS):
         raise UsageError(
             f"there is no '{language}' program",
             where="language",
-            hint=f"one of {', '.join(LANGUAGES)}",
+            hint=f"one of {', '.join((*LANGUAGES, *SERVERS))}",
         )
     found = load_artifact(artifact)
     check_fault(found, allowed=False)
@@ -82,24 +85,32 @@ def init_app(artifact: str | Path, output: str | Path, language: str = "cpp") ->
             where=str(artifact),
             hint=AGAIN,
         )
-    _check_record(found, language)
+    if language != "triton":
+        _check_record(found, language)
     final = Path(output).absolute()
     _check_empty(final, found.directory.absolute(), str(output))
     manifest = found.manifest
     names = tuple(t.name for t in manifest.outputs if not is_bookkeeping(t.name))
-    commands = _commands(manifest.target.runtime, language)
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         draft = new_draft(final)
         try:
-            shutil.copytree(found.directory, draft.folder / "artifact")
-            (_write_cpp if language == "cpp" else _write_python)(draft.folder, found, names)
-            readme = _README.format(
+            if language in SERVERS:
+                write = write_triton if language == "triton" else write_deepstream
+                commands, more = write(draft.folder, found)
+                page = _SERVED
+            else:
+                shutil.copytree(found.directory, draft.folder / "artifact")
+                (_write_cpp if language == "cpp" else _write_python)(draft.folder, found, names)
+                commands = _commands(manifest.target.runtime, language)
+                page, more = _README, _CPP if language == "cpp" else ""
+            readme = page.format(
                 target=manifest.target.name,
                 version=__version__,
                 outputs=", ".join(f"`{name}`" for name in names),
                 commands="\n".join(commands),
-                more=_CPP if language == "cpp" else "",
+                server=_TITLES.get(language, ""),
+                more=more,
             )
             (draft.folder / "README.md").write_text(readme, encoding="utf-8")
             draft.put_in_place(final, lambda old: _check_empty(old, None, str(output)))
@@ -177,6 +188,17 @@ def _commands(runtime: str, language: str) -> tuple[str, ...]:
     return (*first, *build, "build/classify artifact IMAGE...")
 
 
+_TITLES = {"triton": "Triton", "deepstream": "DeepStream"}
+_SERVED = """\
+# An artifact for {target}, in {server}
+
+Written by tcompile {version}, from the artifact's manifest. It gives the outputs {outputs}.
+
+```sh
+{commands}
+```
+{more}
+"""
 _README = """\
 # An artifact for {target}, as a program
 

@@ -201,9 +201,10 @@ def run_samples(runner: Opened, samples: Samples, at_once: int | None = None) ->
     return {name: np.concatenate(parts) for name, parts in kept.items() if parts}
 
 
-def feeds(model: Signature, samples: Samples) -> Iterator[dict[str, Array]]:
-    """What a model is given for the samples, run after run; one sample a run where it may be."""
-    for arrays, _ in batches(samples, model.batch or 1):
+def feeds(model: Signature, samples: Samples, least: int = 1) -> Iterator[dict[str, Array]]:
+    """What a model is given for the samples, run after run; `least` samples a run where it takes
+    any number."""
+    for arrays, _ in batches(samples, model.batch or least):
         yield feed(model.inputs, arrays if model.host is None else model.host.fed(arrays))
 
 

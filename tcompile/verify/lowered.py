@@ -33,7 +33,7 @@ FLOAT16_MAX = 65504
 #: Least cosine of an output to the fp32 one, on the worst sample.
 COSINES = {"fp16": 0.99, "mixed": 0.99, "bf16": 0.98, "fp32": 0.9999, "int8": FLOOR, "fp8": FLOOR}
 #: Largest distance from it, of its norm: what the angle allows, and a little in length.
-_DISTANCES = {"fp16": 0.15, "mixed": 0.15, "bf16": 0.2, "fp32": 0.015, "int8": 0.5, "fp8": 0.5}
+DISTANCES = {"fp16": 0.15, "mixed": 0.15, "bf16": 0.2, "fp32": 0.015, "int8": 0.5, "fp8": 0.5}
 #: An output of so few values has no direction: its distance counts, of the largest sample's norm.
 _FEW = 4
 #: Share of choices that agree, below which it is worth a note.
@@ -64,7 +64,7 @@ class Difference:
 
     def departs(self, precision: str) -> bool:
         """Tell whether it is not the same tensor any more."""
-        near = self.cosine >= COSINES[precision] and self.distance <= _DISTANCES[precision]
+        near = self.cosine >= COSINES[precision] and self.distance <= DISTANCES[precision]
         return self.not_finite > 0 or not near
 
 

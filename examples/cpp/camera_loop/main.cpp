@@ -1,6 +1,6 @@
 // Runs an artifact frame by frame, and shows how long each took:
 //
-//   camera_loop ARTIFACT FOLDER [--frames N] [--runtime NAME]
+//   camera_loop ARTIFACT FOLDER [--frames N] [--runtime NAME] [--cuda-graphs]
 //   ffmpeg -i /dev/video0 -f rawvideo -pix_fmt rgb24 - | camera_loop ARTIFACT --raw 640x480
 //
 // A frame's time is that of preparing it and running the model; reading it is not counted.
@@ -83,11 +83,13 @@ static int run(std::vector<std::string> const& arguments) {
     if (each == "--raw") raw = value();
     else if (each == "--frames") most = number(each, value());
     else if (each == "--runtime") options.runtime = value();
+    else if (each == "--cuda-graphs") options.cuda_graphs = true;
     else if (each.rfind("--", 0) == 0) throw tcompile::Error("is not understood", each);
     else (artifact.empty() ? artifact : folder) = each;
   }
   if (artifact.empty() || folder.empty() == raw.empty())
-    throw tcompile::Error("camera_loop ARTIFACT FOLDER | --raw WxH [--frames N] [--runtime NAME]");
+    throw tcompile::Error(
+        "camera_loop ARTIFACT FOLDER | --raw WxH [--frames N] [--runtime NAME] [--cuda-graphs]");
   std::error_code ignored;
   if (!folder.empty() && !std::filesystem::is_directory(folder, ignored))
     throw tcompile::Error("no such folder", folder);

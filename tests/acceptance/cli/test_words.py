@@ -137,6 +137,11 @@ def test_messages_name_options_that_there_are() -> None:
         *("--exportProfile", "--verbose", "--force-reinstall", "--upgrade", "--build", "--fresh"),
         *("--parallel", "--query-gpu", "--format", "--data-loader-script"),
         *("--expt-relaxed-constexpr", "--exclude-libs", "--write"),
+        # polygraphy's, in the lines of polygraphy.sh; Triton's; venv's.
+        *("--onnxrt", "--trt", "--model-type", "--plugins", "--onnx-outputs", "--save-outputs"),
+        *("--load-outputs", "--postprocess-func-script", "--compare-func-script", "--compare"),
+        *("--check-error-stat", "--atol", "--rtol", "--cosine-similarity-threshold"),
+        *("--l2-tolerance", "--model-repository", "--system-site-packages"),
     }
     for folder in FOLDERS:
         for path in sorted((ROOT / folder).rglob("*.py")):

@@ -143,7 +143,8 @@ def test_what_is_refused_leaves_nothing(tcompile_command: Command, tmp_path: Pat
         tmp_path / "bad",
         *(tmp_path / "bad").rglob("*"),
     }
-    assert "--cpp or --python" in tcompile_command("init-app", built, "-o", "x").err
+    said = tcompile_command("init-app", built, "-o", "x").err
+    assert "what to write is not said (--cpp, --python, --triton or --deepstream)" in said
     with pytest.raises(UsageError, match="there is no 'rust' program"):
         tcompile.init_app(built, tmp_path / "new", "rust")
     with pytest.raises(ModelError):

@@ -1,0 +1,109 @@
+"""polygraphy.sh of an artifact: checks by NVIDIA's polygraphy, as lines that a person can read.
+
+The script, report.md and `tcompile verify --print-polygraphy` show the same lines.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+SCRIPT = "polygraphy.sh"
+#: Beside the model: the loader, the inputs, and what the model gave for them at build.
+CHECKS = "checks"
+LOADER, INPUTS, OUTPUTS = (
+    f"{CHECKS}/{n}" for n in ("polygraphy_data.py", "scenes.npz", "out.json")
+)
+#: The polygraphy whose options the lines use. 0.50 has all but --graph-optimization-level.
+VERSIONS = "0.53"
+#: Before the lines: a loader must leave no __pycache__ in the artifact, whose files are checked.
+SETUP = ("export PYTHONDONTWRITEBYTECODE=1", "out=$(mktemp -d)")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Lines that answer one question.
+
+    Attributes:
+        name: onnxruntime, engine, both or dense; an argument of the script.
+        about: what is compared, and what must be known of it; sentences, a line each.
+        commands: for a shell in the artifact, after `SETUP`; that of `dense` has the dense model in
+            `$dense`.
+    """
+
+    name: str
+    about: tuple[str, ...]
+    commands: tuple[str, ...]
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """What to type, with comments."""
+        return (*(f"# {line}" for line in self.about), *self.commands)
+
+
+def script_text(parts: Sequence[Part], head: Sequence[str]) -> str:
+    """The script.
+
+    Args:
+        head: what the artifact is, and what the lines need; comments.
+    """
+    bodies = "\n".join(
+        f"{part.name}() {{\n" + "".join(f"    {line}\n" for line in part.lines) + "}\n"
+        for part in parts
+    )
+    names = [part.name for part in parts]
+    usage = " | ".join("dense DENSE.onnx" if name == "dense" else name for name in names)
+    return f"""\
+#!/bin/sh
+# sh {SCRIPT} {usage}
+#
+{"".join(f"# {line}" + chr(10) for line in head)}set -eu
+dense=${{2:-}}
+case "$dense" in '' | /*) ;; *) dense=$PWD/$dense ;; esac
+cd "$(dirname "$0")"
+{chr(10).join(SETUP)}
+trap 'rm -rf "$out"' EXIT
+trap 'exit 130' INT TERM HUP
+
+{bodies}
+if ! command -v polygraphy > /dev/null; then
+    echo "no polygraphy: python3 -m pip install 'polygraphy>={VERSIONS}'" >&2
+    exit 2
+fi
+case "${{1:-}}" in
+{" | ".join(names)})
+    if [ "$1" = dense ] && ! [ -f "$dense" ]; then
+        echo "no dense model at '$dense': sh {SCRIPT} dense DENSE.onnx" >&2
+        exit 2
+    fi
+    "$1"
+    ;;
+*)
+    echo "usage: sh {SCRIPT} {usage}" >&2
+    exit 2
+    ;;
+esac
+"""
+
+
+def read_parts(script: str) -> tuple[Part, ...]:
+    """The parts of a script that `script_text` made."""
+    found = []
+    for name, body in re.findall(r"(?ms)^(\w+)\(\) \{\n(.*?)^\}$", script):
+        lines = [line.strip() for line in body.splitlines()]
+        about = tuple(line[2:] for line in lines if line.startswith("# "))
+        commands = tuple(line for line in lines if not line.startswith("# "))
+        found.append(Part(name, about, commands))
+    return tuple(found)
+
+
+def page(parts: Sequence[Part]) -> str:
+    """The lines as a section of report.md."""
+    lines = "\n".join(line for part in parts for line in ("", *part.lines))
+    setup = "\n".join(SETUP)
+    return (
+        f"\n## Checks by polygraphy\n\nIn this folder, with polygraphy {VERSIONS} and, for `dense`,"
+        f" the model that was compiled; `sh {SCRIPT}` runs the same.\n\n```sh\n{setup}\n"
+        f"dense=DENSE.onnx\n{lines}\n```\n"
+    )
