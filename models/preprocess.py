@@ -49,7 +49,7 @@ def _are_names(value: Any) -> bool:
 
 
 def load_image(
-    source: str | Path | Image.Image, preprocessing: Mapping[str, Any]
+    source: str | Path | bytes | Image.Image, preprocessing: Mapping[str, Any]
 ) -> NDArray[np.float32]:
     """Read an image as the model wants it: [1, 3, H, W] float32, [1, H, W, 3] where its
     `channels` are "last", or the packed patches of it.
@@ -60,7 +60,7 @@ def load_image(
     becomes before that, `read_rgb` says.
 
     Args:
-        source: any image that pillow reads, or has read.
+        source: any image that pillow reads, or has read; or the bytes of a file.
         preprocessing: see `LoadedModel.preprocessing`.
 
     Raises:
