@@ -75,6 +75,29 @@ def read_rgb(source: str | Path | bytes | Image.Image) -> Image.Image:
         raise ImageError(f"is not an image that pillow can read{said}", where=path) from error
 
 
+def decode_plain(path: str | Path) -> Image.Image:
+    """Decode an image as it is: no rotation, its own mode.
+
+    Raises:
+        ImageError, MissingExtraError: as `read_rgb`.
+    """
+    try:
+        from PIL import Image
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("pillow", "cpu", "reading images") from error
+    try:
+        with regular_file(path).open("rb") as stream, Image.open(stream) as opened:
+            opened.load()
+            found: Image.Image = opened.copy()
+            return found
+    except UsageError as error:
+        raise ImageError(error.what, where=error.where) from error
+    except MemoryError:
+        raise
+    except Exception as error:  # Of a damaged file a decoder may raise anything.
+        raise ImageError("is not an image that pillow can read", where=str(path)) from error
+
+
 def _upright(image: Image.Image) -> Image.Image:
     """Turned and mirrored as the EXIF orientation says; as it is where there is none."""
     from PIL import ImageOps

@@ -67,6 +67,58 @@ def load_image(
         UsageError: not an image, the preprocessing says too little, or one image is not enough.
         MissingExtraError: pillow is not installed.
     """
+    _, mean, std, _ = _numbers(preprocessing)
+    layout = preprocessing.get("layout", "image")
+    if layout not in ("image", "patches"):
+        raise UsageError(
+            f"the model takes {layout}, not one image", hint="give the input as .npy or .npz"
+        )
+    image = read_rgb(source)
+    from PIL import Image
+
+    names = {r.name.lower(): r for r in Image.Resampling}
+    resample = names.get(str(preprocessing.get("interpolation", "bicubic")), names["bicubic"])
+    where = str(source) if isinstance(source, (str, Path)) else "the image given"
+    image = _fitted(image, preprocessing, resample, where)
+    pixels = np.asarray(image, dtype=np.float32) / np.float32(255.0)
+    normal = (pixels - mean) / std
+    if preprocessing.get("channels") == "last":
+        return np.ascontiguousarray(normal, dtype=np.float32)[None]
+    planes = np.ascontiguousarray(normal.transpose(2, 0, 1), dtype=np.float32)
+    return planes[None] if layout == "image" else pack_patches(planes, preprocessing)
+
+
+def load_label_map(
+    source: str | Path, preprocessing: Mapping[str, Any], outside: int
+) -> NDArray[np.int64]:
+    """Read a map of class numbers, one a pixel, cut as the image that it belongs to: [H, W].
+
+    Args:
+        preprocessing: of the image; the nearest pixel counts, nothing is interpolated.
+        outside: the number of what "pad" puts around it.
+
+    Raises:
+        UsageError: as `load_image`; also a picture in colours that are not those of a palette.
+    """
+    from PIL import Image
+
+    from tcompile.models.images import decode_plain
+
+    image = decode_plain(source)
+    if image.mode not in ("L", "P", "1", "I", "I;16"):
+        raise ImageError(
+            f"has pixels of {image.mode}, a label map has one whole number a pixel",
+            where=str(source),
+        )
+    whole = Image.fromarray(np.asarray(image).astype(np.int32))
+    cut = _fitted(whole, preprocessing, Image.Resampling.NEAREST, str(source), outside)
+    return np.asarray(cut, dtype=np.int64)
+
+
+def _numbers(
+    preprocessing: Mapping[str, Any],
+) -> tuple[tuple[int, int], NDArray[np.float32], NDArray[np.float32], float]:
+    """Size, mean, deviation and share that is cut out, if they can be used."""
     try:
         height, width = (int(v) for v in preprocessing["size"])
         mean = np.asarray(preprocessing["mean"], dtype=np.float32)
@@ -86,30 +138,24 @@ def load_image(
             f"(size {height} × {width}, mean {mean.tolist()}, std {std.tolist()}, crop_pct {crop})",
             hint="give the input as .npy or .npz",
         )
-    layout = preprocessing.get("layout", "image")
-    if layout not in ("image", "patches"):
-        raise UsageError(
-            f"the model takes {layout}, not one image", hint="give the input as .npy or .npz"
-        )
-    image = read_rgb(source)
-    from PIL import Image
+    return (height, width), mean, std, crop
 
-    names = {r.name.lower(): r for r in Image.Resampling}
-    resample = names.get(str(preprocessing.get("interpolation", "bicubic")), names["bicubic"])
+
+def _fitted(
+    image: Image.Image,
+    preprocessing: Mapping[str, Any],
+    resample: Image.Resampling,
+    where: str,
+    outside: int = 0,
+) -> Image.Image:
+    """The image in the size that the model takes, as `load_image` says."""
+    (height, width), _, _, crop = _numbers(preprocessing)
     resize = preprocessing.get("resize", "crop")
     if resize == "squash":
-        image = image.resize((width, height), resample)
-    elif resize == "pad":
-        image = _padded(image, height, width, resample)
-    else:
-        where = str(source) if isinstance(source, (str, Path)) else "the image given"
-        image = _middle(image, height, width, crop, resample, where)
-    pixels = np.asarray(image, dtype=np.float32) / np.float32(255.0)
-    normal = (pixels - mean) / std
-    if preprocessing.get("channels") == "last":
-        return np.ascontiguousarray(normal, dtype=np.float32)[None]
-    planes = np.ascontiguousarray(normal.transpose(2, 0, 1), dtype=np.float32)
-    return planes[None] if layout == "image" else pack_patches(planes, preprocessing)
+        return image.resize((width, height), resample)
+    if resize == "pad":
+        return _padded(image, height, width, resample, outside)
+    return _middle(image, height, width, crop, resample, where)
 
 
 def pack_patches(
@@ -148,13 +194,15 @@ def pack_patches(
     return np.repeat(packed, time, axis=2).reshape(len(packed), -1)
 
 
-def _padded(image: Image.Image, height: int, width: int, resample: Image.Resampling) -> Image.Image:
-    """Resize until the image just fits, and put it in the middle of a black one."""
+def _padded(
+    image: Image.Image, height: int, width: int, resample: Image.Resampling, outside: int
+) -> Image.Image:
+    """Resize until the image just fits, and put it in the middle of one of a single value."""
     from PIL import Image
 
     scale = min(height / image.height, width / image.width)
     new = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    behind = Image.new("RGB", (width, height))
+    behind = Image.new(image.mode, (width, height), outside)
     behind.paste(image.resize(new, resample), ((width - new[0]) // 2, (height - new[1]) // 2))
     return behind
 

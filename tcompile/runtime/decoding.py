@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 #: Threads that decode, and images that they may be ahead by, each.
-_THREADS, _AHEAD = 8, 4
+_THREADS, _AHEAD = 8, 8
 
 
 @dataclass(frozen=True)
