@@ -177,7 +177,7 @@ def _dense(artifact: str | Path, against: str | Path | None) -> tuple[Path, bool
             raise UsageError(
                 "is an ONNX file, which does not say what it was made from",
                 where=str(artifact),
-                hint="name the dense model as --against",
+                hint="give the dense model as --against",
             )
         return regular_file(against), None
     opened = load_artifact(path)
@@ -186,7 +186,7 @@ def _dense(artifact: str | Path, against: str | Path | None) -> tuple[Path, bool
         raise UsageError(
             "the dense model is not where it was, or was changed since",
             where=opened.manifest.source.file,
-            hint="name it as --against",
+            hint="give it as --against",
         )
     return dense.path, dense.same
 

@@ -57,7 +57,10 @@ def decoded(
                 if isinstance(item, Unreadable):
                     unread.append(Unread(item.id, ImageError(item.fault, where=item.id)))
                     continue
-                job = None if isinstance(item, ArrayItem) else pool.submit(_row, model, item)
+                job = None
+                if isinstance(item, ImageItem):
+                    image_input(model)
+                    job = pool.submit(_row, model, item)
                 waiting.append((item, job))
                 while len(waiting) > threads * _AHEAD or (waiting and waiting[0][1] is None):
                     yield from _done(*waiting.popleft(), unread)
