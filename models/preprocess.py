@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,6 +142,44 @@ def _numbers(
     return (height, width), mean, std, crop
 
 
+@dataclass(frozen=True)
+class Placement:
+    """Where an image lies in that of the model.
+
+    Attributes:
+        size: width and height that it is resized to.
+        offset: of its upper left corner; negative where it is cut.
+        whole: width and height of the model's image.
+    """
+
+    size: tuple[int, int]
+    offset: tuple[int, int]
+    whole: tuple[int, int]
+
+
+def placement(width: int, height: int, preprocessing: Mapping[str, Any]) -> Placement:
+    """Where an image of some width and height comes to lie, as `load_image` says.
+
+    Cut as torchvision does, to the pixel: the shorter side to floor(size / crop).
+    """
+    (rows, columns), _, _, crop = _numbers(preprocessing)
+    whole = columns, rows
+    resize = preprocessing.get("resize", "crop")
+    if resize == "squash":
+        return Placement(whole, (0, 0), whole)
+    if resize == "pad":
+        scale = min(rows / height, columns / width)
+        new = max(1, round(width * scale)), max(1, round(height * scale))
+        return Placement(new, ((columns - new[0]) // 2, (rows - new[1]) // 2), whole)
+    # The small term: 384 / (384 / 438) must give 438, not 437.
+    edges = math.floor(rows / crop + 1e-6), math.floor(columns / crop + 1e-6)
+    if height / edges[0] < width / edges[1]:
+        new = max(columns, int(edges[0] * width / height)), edges[0]
+    else:
+        new = edges[1], max(rows, int(edges[1] * height / width))
+    return Placement(new, (-round((new[0] - columns) / 2), -round((new[1] - rows) / 2)), whole)
+
+
 def _fitted(
     image: Image.Image,
     preprocessing: Mapping[str, Any],
@@ -149,13 +188,19 @@ def _fitted(
     outside: int = 0,
 ) -> Image.Image:
     """The image in the size that the model takes, as `load_image` says."""
-    (height, width), _, _, crop = _numbers(preprocessing)
-    resize = preprocessing.get("resize", "crop")
-    if resize == "squash":
-        return image.resize((width, height), resample)
-    if resize == "pad":
-        return _padded(image, height, width, resample, outside)
-    return _middle(image, height, width, crop, resample, where)
+    place = placement(image.width, image.height, preprocessing)
+    if place.size[0] * place.size[1] > 4 * _MOST_PIXELS:
+        size, wanted = (f"{w} × {h}" for w, h in (image.size, place.whole))
+        raise ImageError(f"is {size} pixels, too narrow to be cut to {wanted}", where=where)
+    (width, height), (left, top) = place.whole, place.offset
+    image = image.resize(place.size, resample)
+    if min(place.offset) >= 0 and place.size != place.whole:
+        from PIL import Image as Images
+
+        behind = Images.new(image.mode, place.whole, outside)
+        behind.paste(image, place.offset)
+        return behind
+    return image.crop((-left, -top, width - left, height - top))
 
 
 def pack_patches(
@@ -192,41 +237,3 @@ def pack_patches(
     split = planes.reshape(channels, rows, merge, patch, columns, merge, patch)
     packed = split.transpose(1, 4, 2, 5, 0, 3, 6).reshape(-1, channels, 1, patch * patch)
     return np.repeat(packed, time, axis=2).reshape(len(packed), -1)
-
-
-def _padded(
-    image: Image.Image, height: int, width: int, resample: Image.Resampling, outside: int
-) -> Image.Image:
-    """Resize until the image just fits, and put it in the middle of one of a single value."""
-    from PIL import Image
-
-    scale = min(height / image.height, width / image.width)
-    new = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    behind = Image.new(image.mode, (width, height), outside)
-    behind.paste(image.resize(new, resample), ((width - new[0]) // 2, (height - new[1]) // 2))
-    return behind
-
-
-def _middle(
-    image: Image.Image,
-    height: int,
-    width: int,
-    crop_pct: float,
-    resample: Image.Resampling,
-    where: str,
-) -> Image.Image:
-    """Resize and cut as torchvision does, to the pixel: the shorter side to floor(size / crop)."""
-    # The small term: 384 / (384 / 438) must give 438, not 437.
-    edges = (math.floor(height / crop_pct + 1e-6), math.floor(width / crop_pct + 1e-6))
-    if image.height / edges[0] < image.width / edges[1]:
-        new = (max(width, int(edges[0] * image.width / image.height)), edges[0])
-    else:
-        new = (edges[1], max(height, int(edges[1] * image.height / image.width)))
-    if new[0] * new[1] > 4 * _MOST_PIXELS:
-        size = f"{image.width} × {image.height}"
-        raise ImageError(
-            f"is {size} pixels, too narrow to be cut to {width} × {height}", where=where
-        )
-    image = image.resize(new, resample)
-    left, top = round((new[0] - width) / 2), round((new[1] - height) / 2)
-    return image.crop((left, top, left + width, top + height))

@@ -20,6 +20,7 @@ from tcompile.data.base import Unreadable
 from tcompile.data.opening import open_source
 from tcompile.deploy.checks import ENGINES, RUNTIMES
 from tcompile.deploy.load import load
+from tcompile.evaluation.boxes import read_boxes
 from tcompile.evaluation.result import Bound, Evaluation, in_order, judged
 from tcompile.evaluation.run import TASKS, Asked, Run, run_over
 from tcompile.evaluation.zero_shot import read_texts
@@ -54,6 +55,7 @@ def evaluate(
     task: str | None = None,
     texts: str | Path | None = None,
     label_maps: str | Path | None = None,
+    boxes: str | Path | None = None,
     also: Sequence[str | Path] = (),
     limit: int | None = None,
     every: int = 1,
@@ -79,6 +81,7 @@ def evaluate(
         task: classes, embedding or features: of outputs whose names do not tell.
         texts: embeddings of a text for each class, for zero-shot: see `zero_shot.read_texts`.
         label_maps: a folder of them, for segmentation: see `label_maps.LabelMaps`.
+        boxes: true boxes in COCO's form, for detection: see `boxes.Boxes`.
         also: other runtimes, or artifacts, with whose kept tokens the artifact's are compared.
         limit: samples at most.
         every: of a video, the distance between two frames.
@@ -106,6 +109,7 @@ def evaluate(
         task=task,
         texts=None if texts is None else read_texts(texts),
         label_maps=None if label_maps is None else _folder(label_maps),
+        boxes=None if boxes is None else read_boxes(boxes),
         worst=worst,
         limit=limit,
         seed=seed,

@@ -87,6 +87,12 @@ class BoundParam(_BoundBase):
     help="Segmentation: NAME.png for each image, a class number a pixel; 255 does not count.",
 )
 @click.option(
+    "--boxes",
+    type=click.Path(path_type=Path),
+    metavar="FILE.json",
+    help="Detection: the true boxes, as COCO has them; of models like DETR and YOLOS.",
+)
+@click.option(
     "--also",
     multiple=True,
     metavar="R|ARTIFACT",
@@ -139,9 +145,10 @@ def evaluate(artifact: Path, data: str, file: Path | None, as_json: bool, **opti
 
     Classes: top1, top5, agreement; with --texts zeroshot1, zeroshot5. Embeddings: cosine,
     neighbours, own, and with labels knn, recall1, map. Features and maps: correlation, cosine,
-    error, error_p95; with --label-maps miou, pixel. Each with an interval of 95 % over images,
-    paired where both models have the figure; what becomes of each class; the images that lose
-    most; how far kept tokens agree with those of other runs and of the next frame of a video.
+    error, error_p95; with --label-maps miou, pixel; with --boxes ap, ap50, ap75. Each with an
+    interval of 95 % over images, paired where both models have the figure; what becomes of each
+    class; the images that lose most; how far kept tokens agree with those of other runs and of the
+    next frame of a video.
 
     \b
     Examples:

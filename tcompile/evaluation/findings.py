@@ -19,7 +19,8 @@ class Measure:
         reduced: of the reduced model, or of the comparison.
         difference: reduced − dense; None where there is no `dense`.
         low, high: 95 % interval of the difference, else of the figure; None of a single image.
-        interval: how it was found: `agresti-min`, `wilson`, `bootstrap`; empty: there is none.
+        interval: how it was found: `agresti-min`, `wilson`, `bootstrap`, `jackknife`; empty: there
+            is none.
         images: that it rests on.
         p_value: McNemar's exact, of a share of right answers: that so many change by chance alone.
         higher_is_better: of errors it is not.

@@ -39,9 +39,9 @@ class ClassNumbers:
         self.rule = "labels are numbers of the model's classes"
         if not source.classes:
             return
-        missing = [name for name in source.classes if _plain(name) not in known]
+        missing = [name for name in source.classes if plain_name(name) not in known]
         if not missing:
-            numbers = [known[_plain(name)] for name in source.classes]
+            numbers = [known[plain_name(name)] for name in source.classes]
             self.rule = "labels are names of the model's classes"
         elif all(name.isdigit() for name in source.classes):
             numbers = [int(name) for name in source.classes]
@@ -80,21 +80,22 @@ class ClassNumbers:
         return found
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """A name without what does not matter: case, `_`, `-`, and spaces at the ends."""
     return " ".join(name.lower().replace("_", " ").replace("-", " ").split())
 
 
 def _by_name(names: Sequence[str]) -> dict[str, int]:
     """Names of classes, and their parts between commas where these mean one class alone."""
-    whole = {_plain(name): i for i, name in enumerate(names)}
+    whole = {plain_name(name): i for i, name in enumerate(names)}
     if len(whole) < len(names):  # two of one name
         seen: dict[str, int] = {}
-        for name in map(_plain, names):
+        for name in map(plain_name, names):
             seen[name] = seen.get(name, 0) + 1
         whole = {name: i for name, i in whole.items() if seen[name] == 1}
     parts: dict[str, set[int]] = {}
     for i, name in enumerate(names):
         for part in name.split(","):
-            parts.setdefault(_plain(part), set()).add(i)
+            parts.setdefault(plain_name(part), set()).add(i)
     single = {name: next(iter(found)) for name, found in parts.items() if len(found) == 1}
     return {**single, **whole}

@@ -24,7 +24,7 @@ MEASURES = {
 }
 INTERVALS = (
     "95 %, over images: Agresti-Min of paired shares (with McNemar's exact p), Wilson of single "
-    "shares, bootstrap with 1000 resamples of everything else"
+    "shares, jackknife of AP over 20 groups, bootstrap with 1000 resamples of everything else"
 )
 #: Which output a reader is told of first.
 _ORDER = ("classes", "boxes", "label map", "embedding", "features", "number")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from tcompile.core.errors import UsageError
 from tcompile.core.progress import Progress, silent
 from tcompile.data.base import Source
+from tcompile.evaluation.boxes import Boxes, TrueBoxes
 from tcompile.evaluation.classes import Classes
 from tcompile.evaluation.collector import Batch, Collector
 from tcompile.evaluation.embeddings import Embeddings
@@ -44,6 +45,7 @@ class Asked:
         task: of outputs [B, X], and of all others `features`; None: by their names and shapes.
         texts: embeddings of classes.
         label_maps: the folder of them.
+        boxes: of the images.
         names: of the classes; empty: not known.
         schedule: of the reduced model, as JSON.
         worst: images to list.
@@ -55,6 +57,7 @@ class Asked:
     task: str | None = None
     texts: TextEmbeddings | None = None
     label_maps: Path | None = None
+    boxes: TrueBoxes | None = None
     names: tuple[str, ...] = ()
     schedule: Mapping[str, Any] | None = None
     worst: int = 10
@@ -189,8 +192,30 @@ def make_collectors(
         else:
             channels = _channels(want, asked.schedule or {})
             found.append(Features(name, asked.worst, asked.seed, towers, channels))
+    if asked.boxes is not None:
+        found.append(_boxes(batch, names, asked, model))
     _check_used(asked, texts, mapped, batch)
     return found
+
+
+def _boxes(batch: Batch, names: Sequence[str], asked: Asked, model: Signature) -> Boxes:
+    """What collects the average precision of boxes [B, Q, 4] with scores [B, Q, C] beside; of
+    several the one that is called so, since there may be four scores."""
+    assert asked.boxes is not None
+    shapes = {n: a.shape for n, a in batch.dense.items() if n in names and a.ndim == 3}
+    fitting = [name for name, shape in shapes.items() if shape[2] == 4]
+    for boxes in sorted(fitting, key=lambda name: "box" not in name.lower()):
+        for scores, shape in shapes.items():
+            same = shape[1] == shapes[boxes][1] == batch.reduced[boxes].shape[1]
+            if scores != boxes and same and batch.reduced[scores].shape == shape:
+                record = model.preprocessing
+                truth, labels, worst = asked.boxes, asked.names, asked.worst
+                return Boxes(scores, boxes, truth, labels, shape[2], record, worst)
+    have = ", ".join(f"'{n}' {list(a.shape[1:])}" for n, a in batch.dense.items())
+    raise UsageError(
+        f"no outputs are scores [queries, classes] and boxes [queries, 4]; there is {have}",
+        where="--boxes",
+    )
 
 
 def _check_used(asked: Asked, texts: bool, mapped: bool, batch: Batch) -> None:

@@ -53,6 +53,30 @@ def save_map(path: Path, gain: Sequence[float], *, output: str = "scores") -> Pa
     return _save(path, body, weights, NAMES)
 
 
+def save_boxes(path: Path, shift: float) -> Path:
+    """Write a model: two boxes [n, 2, 4], the left and the right half moved by a share of the
+    image; scores [n, 2, 4] of red, green, blue and no object, of the whole image's colour."""
+    body = """<ir_version: 9, opset_import: ["" : 18]>
+    g (float[n,3,8,8] image) => (float[n,2,4] logits, float[n,2,4] pred_boxes) {
+        axes = Constant <value_ints = [2, 3]> ()
+        mean = ReduceMean <keepdims = 0> (image, axes)
+        none = ReduceMin <keepdims = 1> (mean, last)
+        four = Concat <axis = 1> (mean, none)
+        one = Unsqueeze (four, last)
+        both = Concat <axis = 2> (one, one)
+        logits = Transpose <perm = [0, 2, 1]> (both)
+        nothing = Mul (logits, zero)
+        pred_boxes = Add (nothing, boxes)
+    }"""
+    boxes = [[0.25 + shift, 0.5, 0.5, 1.0], [0.75 + shift, 0.5, 0.5, 1.0]]
+    weights = {
+        "last": np.asarray([-1], np.int64),
+        "zero": np.zeros(1, np.float32),
+        "boxes": np.asarray([boxes], np.float32),
+    }
+    return _save(path, body, weights, NAMES)
+
+
 def _save(path: Path, body: str, weights: dict[str, np.ndarray], labels: Sequence[str]) -> Path:
     model = onnx.parser.parse_model(body)
     for name, array in weights.items():

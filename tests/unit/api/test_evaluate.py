@@ -16,7 +16,7 @@ from tcompile import pipeline
 from tcompile.api.evaluate import evaluate, write_evaluation
 from tcompile.core.errors import UsageError, VerificationError
 from tests.support.artifacts import make_artifact
-from tests.support.colours import NAMES, save_colours, save_image, save_map
+from tests.support.colours import NAMES, save_boxes, save_colours, save_image, save_map
 from tests.support.tiny_vit import VitSpec, save_tiny_vit
 
 #: The reduced model says green a little too often.
@@ -197,6 +197,27 @@ def test_zero_shot_and_label_maps(folder: Path) -> None:
     assert found.measure("miou").dense == 1
     assert found.measure("miou").reduced == pytest.approx(np.mean(ious))
     assert found.outputs[0].classes[0].label == NAMES[int(np.argmin(ious))]
+
+
+def test_boxes(folder: Path) -> None:
+    """A red image with one box, its left half: found by the dense model, beside one too many; the
+    reduced one's boxes lie a quarter to the right, which overlaps by a third."""
+    pytest.importorskip("pycocotools")
+    save_boxes(Path("d.onnx"), 0.0)
+    save_boxes(Path("r.onnx"), 0.25)
+    document = {
+        "images": [{"id": 5, "file_name": "0.png", "width": 8, "height": 8}],
+        "annotations": [{"image_id": 5, "category_id": 3, "bbox": [0, 0, 4, 8]}],
+        "categories": [{"id": 3, "name": "red"}],
+    }
+    Path("boxes.json").write_text(json.dumps(document), encoding="utf-8")
+    found = evaluate("r.onnx", "photos/red/0.png", against="d.onnx", boxes="boxes.json")
+    ap = found.measure("ap")
+    assert (ap.dense, ap.reduced, ap.low) == (pytest.approx(1.0), 0.0, None)
+    assert (found.outputs[0].task, found.outputs[0].output) == ("boxes", "pred_boxes")
+    assert found.outputs[0].worst[0].id == "0.png"
+    with pytest.raises(UsageError, match="no outputs are scores"):
+        evaluate("out", "photos/red/0.png", boxes="boxes.json")
 
 
 def test_kept_tokens_are_compared_with_another_runtime_and_artifact(
