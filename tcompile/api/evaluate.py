@@ -83,7 +83,8 @@ def evaluate(
         label_maps: a folder of them, for segmentation: see `label_maps.LabelMaps`.
         boxes: true boxes in COCO's form, for detection: see `boxes.Boxes`.
         also: other runtimes, or artifacts, with whose kept tokens the artifact's are compared.
-        limit: samples at most.
+        limit: samples at most, equally far apart in the data where these can be had alone (folders,
+            lists, data sets with an index), else the first.
         every: of a video, the distance between two frames.
         worst: images to list.
         seed: of the bootstrap.
@@ -133,8 +134,9 @@ def evaluate(
             progress=progress,
         )
     notes = list(own.notes)
-    if others and not found.overlaps:
-        notes.append("kept tokens are not compared: the models do not tell them, or not alike")
+    compared = {overlap.between for overlap in found.overlaps}
+    for name in others.keys() - compared:
+        notes.append(f"kept tokens are not compared with {name}: both must tell as many of them")
     outputs = in_order(found.outputs)
     return Evaluation(
         artifact=str(artifact),

@@ -99,7 +99,12 @@ class BoundParam(_BoundBase):
     help="Another runtime, or another artifact (of another precision), with whose kept tokens this "
     "one's are compared. May be given several times.",
 )
-@click.option("--limit", type=click.IntRange(min=1), help="Look at so many samples, at most.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    help="Look at so many samples at most, equally far apart; of arrays, scripts and videos the "
+    "first ones.",
+)
 @click.option(
     "--every",
     type=click.IntRange(min=1),

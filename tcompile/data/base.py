@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -72,6 +72,7 @@ class Source:
         classes: names of the classes, where the source has them: those of labels that are numbers,
             in that order, or all names that labels are.
         labels_file: which must have a label for every image that is read; empty: there is none.
+        item: the sample of a number below `count`, where any of them can be had alone.
     """
 
     name: str
@@ -79,6 +80,23 @@ class Source:
     count: int | None = None
     classes: tuple[str, ...] = ()
     labels_file: str = ""
+    item: Callable[[int], Item] | None = None
+
+    def spread(self, most: int) -> Source:
+        """So many samples, equally far apart: of data that is sorted by class, some of each.
+
+        The same source where it has no more, or where they come one after another alone: then the
+        first ones count.
+        """
+        item, count = self.item, self.count
+        if item is None or count is None or count <= most:
+            return self
+        return replace(
+            self,
+            items=lambda: map(item, (i * count // most for i in range(most))),
+            count=most,
+            item=None,
+        )
 
     def check_label(self, item: ImageItem) -> None:
         """Raise UsageError for an image that its file of labels does not name."""

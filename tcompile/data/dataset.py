@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -75,23 +75,20 @@ def dataset_source(dataset: Any, name: str) -> Source:
     classes = getattr(dataset, "classes", None) or ()
     names = tuple(classes) if all(isinstance(c, str) for c in classes) else ()
 
-    def items() -> Iterator[Item]:
-        fetched = _by_index(dataset) if indexed else enumerate(dataset)
-        for i, sample in fetched:
-            yield sample if isinstance(sample, Unreadable) else _item(f"{i}", sample, name)
+    if not indexed:
+        return Source(
+            name, lambda: (_item(f"{i}", x, name) for i, x in enumerate(dataset)), classes=names
+        )
 
-    return Source(name, items, len(dataset) if indexed else None, names)
-
-
-def _by_index(dataset: Any) -> Iterator[tuple[int, Any]]:
-    for i in range(len(dataset)):
+    def item(i: int) -> Item:
         try:
             sample = dataset[i]
-        except IndexError:
-            return  # a __len__ that says more than there is: as iterating would have it
         except Exception as error:  # of the data set's own code
-            sample = Unreadable(f"{i}", " ".join(f"{type(error).__name__} {error}".split()))
-        yield i, sample
+            return Unreadable(f"{i}", " ".join(f"{type(error).__name__} {error}".split()))
+        return _item(f"{i}", sample, name)
+
+    count = len(dataset)
+    return Source(name, lambda: map(item, range(count)), count, names, item=item)
 
 
 def _item(number: str, sample: Any, name: str) -> Item:
@@ -158,12 +155,13 @@ def hf_source(folder: Path) -> Source:
     columns = [image, *([label] if label else [])]
     raw = dataset.select_columns(columns).cast_column(image, library.Image(decode=False))
 
-    def items() -> Iterator[Item]:
-        for i, row in enumerate(raw):
-            found = None if label is None else plain_label(row[label])
-            yield _hf_item(f"{i}", row[image], found, folder)
+    def item(i: int) -> Item:
+        row = raw[i]
+        found = None if label is None else plain_label(row[label])
+        return _hf_item(f"{i}", row[image], found, folder)
 
-    return Source(str(folder), items, len(dataset), tuple(classes))
+    count = len(dataset)
+    return Source(str(folder), lambda: map(item, range(count)), count, tuple(classes), item=item)
 
 
 def _label_column(features: Mapping[str, Any], library: Any) -> str | None:

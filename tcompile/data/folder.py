@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
 from pathlib import Path
 
 from tcompile.core.errors import UsageError
@@ -39,12 +38,14 @@ def folder_source(folder: Path, *, labels: bool = True) -> Source:
     elif labels and all(len(n.parts) > 1 for n in names) and len({n.parts[0] for n in names}) > 1:
         known = [name.parts[0] for name in names]
 
-    def items() -> Iterator[ImageItem]:
-        for name, path, label in zip(names, files, known, strict=True):
-            yield ImageItem(name.as_posix(), path, label)
+    def item(i: int) -> ImageItem:
+        return ImageItem(names[i].as_posix(), files[i], known[i])
 
     classes = sorted({label for label in known if isinstance(label, str)})
-    return Source(str(folder), items, len(files), tuple(classes), str(file or ""))
+    count, labels_file = len(files), str(file or "")
+    return Source(
+        str(folder), lambda: map(item, range(count)), count, tuple(classes), labels_file, item
+    )
 
 
 def read_labels(path: Path) -> dict[str, Label]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
 from pathlib import Path
 
 from tcompile.core.errors import UsageError
@@ -45,12 +44,13 @@ def list_source(path: Path) -> Source:
         [None] * len(rows) if bare is not None else as_labels([label for _, label in rows])
     )
 
-    def items() -> Iterator[ImageItem]:
-        for (name, _), label in zip(rows, labels, strict=True):
-            yield ImageItem(name, path.parent / name, label)
+    def item(i: int) -> ImageItem:
+        name = rows[i][0]
+        return ImageItem(name, path.parent / name, labels[i])
 
     classes = sorted({label for label in labels if isinstance(label, str)})
-    return Source(str(path), items, len(rows), tuple(classes))
+    count = len(rows)
+    return Source(str(path), lambda: map(item, range(count)), count, tuple(classes), item=item)
 
 
 def _rows(text: str, separator: str) -> list[tuple[str, str]]:

@@ -49,7 +49,7 @@ class Asked:
         names: of the classes; empty: not known.
         schedule: of the reduced model, as JSON.
         worst: images to list.
-        limit: samples to look at, at most.
+        limit: samples to look at, at most; see `Source.spread`.
         seed: of the bootstrap.
     """
 
@@ -100,6 +100,7 @@ def run_over(
     Raises:
         UsageError: data that cannot be used, or nothing in it that can be read.
     """
+    source = source if asked.limit is None else source.spread(asked.limit)
     unread: list[Unread] = []
     overlaps = Overlaps()
     collectors: list[Collector] | None = None

@@ -76,7 +76,9 @@ def _done(
     try:
         yield item, np.empty(0) if job is None else job.result()
     except ImageError as error:
-        unread.append(Unread(item.id if isinstance(item, ImageItem) else "", error))
+        # A new one: that which was raised holds what was decoded by its traceback.
+        plain = ImageError(error.what, where=error.where, hint=error.hint)
+        unread.append(Unread(item.id if isinstance(item, ImageItem) else "", plain))
 
 
 def _row(model: Signature, item: ImageItem) -> Array:

@@ -49,6 +49,23 @@ def test_chunks_are_in_order_and_full(model: Signature) -> None:
     assert values(limited) == [0, 1, 2, 3, 4]
 
 
+def test_a_limit_takes_some_of_everything(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        for i in range(4):
+            save_image(tmp_path / f"d/{name}/{i}.png", (i, i, i))
+    (tmp_path / "l.txt").write_text("".join(f"d/{n}/{i}.png\n" for n in "abc" for i in range(4)))
+    wanted = ["a/0.png", "b/0.png", "c/0.png"]
+    for data in (tmp_path / "d", tmp_path / "l.txt", [(grey(i), i // 4) for i in range(12)]):
+        source = open_source(data).spread(3)
+        items = [item for item in source.items() if isinstance(item, ImageItem)]
+        ids = ["0", "4", "8"] if isinstance(data, list) else wanted
+        assert [item.id.removeprefix("d/") for item in items] == ids
+        assert source.count == 3
+        assert len(list(open_source(data).spread(99).items())) == 12
+    first = open_source(iter([(grey(0), 0)]))
+    assert first.spread(1) is first
+
+
 def test_no_more_is_read_than_is_needed(model: Signature) -> None:
     """Constant memory: a source without end, of which only a little is ahead of what was used."""
     given = 0
