@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ _BITS, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 _ELSE = "save it with 8 or 16 bits a channel, or give the input as .npy or .npz"
 
 
-def read_rgb(source: str | Path | Image.Image) -> Image.Image:
+def read_rgb(source: str | Path | bytes | Image.Image) -> Image.Image:
     """Decode an image: mode RGB, 8 bits a channel, turned as its EXIF orientation says.
 
     16-bit pixels are scaled to 8 bits (65535 is 255), float pixels lie within 0 (black) and 1
@@ -38,7 +39,7 @@ def read_rgb(source: str | Path | Image.Image) -> Image.Image:
     Of an animation or a file of several pages, this is the first.
 
     Args:
-        source: a file, or an image that pillow has opened or made.
+        source: a file, its bytes, or an image that pillow has opened or made.
 
     Raises:
         ImageError: no such file, not an image, or pixels whose range is not known.
@@ -48,14 +49,18 @@ def read_rgb(source: str | Path | Image.Image) -> Image.Image:
         from PIL import Image, UnidentifiedImageError
     except ModuleNotFoundError as error:
         raise MissingExtraError("pillow", "cpu", "reading images") from error
-    path = "the image given" if isinstance(source, Image.Image) else str(source)
+    path = str(source) if isinstance(source, (str, Path)) else "the image given"
     try:
         if isinstance(source, Image.Image):
             return _on_background(_eight_bits(_upright(source), source, path))
-        regular_file(source)
         # By its stream: given a name, pillow maps TIFF files, and mistakes rows for columns in
         # those that are to be turned.
-        with Path(source).open("rb") as stream, Image.open(stream) as opened:
+        with (
+            BytesIO(source)
+            if isinstance(source, bytes)
+            else regular_file(source).open("rb") as stream,
+            Image.open(stream) as opened,
+        ):
             opened.load()
             return _on_background(_eight_bits(_upright(opened), opened, path))
     except ImageError:
@@ -68,6 +73,29 @@ def read_rgb(source: str | Path | Image.Image) -> Image.Image:
         known = isinstance(error, UnidentifiedImageError) or not str(error)
         said = "" if known else f": {' '.join(str(error).split())[:120]}"
         raise ImageError(f"is not an image that pillow can read{said}", where=path) from error
+
+
+def decode_plain(path: str | Path) -> Image.Image:
+    """Decode an image as it is: no rotation, its own mode.
+
+    Raises:
+        ImageError, MissingExtraError: as `read_rgb`.
+    """
+    try:
+        from PIL import Image
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("pillow", "cpu", "reading images") from error
+    try:
+        with regular_file(path).open("rb") as stream, Image.open(stream) as opened:
+            opened.load()
+            found: Image.Image = opened.copy()
+            return found
+    except UsageError as error:
+        raise ImageError(error.what, where=error.where) from error
+    except MemoryError:
+        raise
+    except Exception as error:  # Of a damaged file a decoder may raise anything.
+        raise ImageError("is not an image that pillow can read", where=str(path)) from error
 
 
 def _upright(image: Image.Image) -> Image.Image:

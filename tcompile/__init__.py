@@ -27,6 +27,7 @@ _LAZY = {
     **dict.fromkeys(("load_target", "list_targets"), "tcompile.targets"),
     "load": "tcompile.deploy.load",
     "init_app": "tcompile.deploy.app",
+    "evaluate": "tcompile.api.evaluate",
     "profile": "tcompile.api.profile",
     "doctor": "tcompile.api.doctor",
     "Schedule": "tcompile.core.schedule",

@@ -55,8 +55,8 @@ class RunResult:
 def run(
     model: str | Path, data: str | Path, *, top: int = 5, preprocess: str | None = None
 ) -> RunResult:
-    """Run on an image, a folder of images, .npy or .npz: an artifact for OpenVINO there, all else
-    in ONNX Runtime; a build that failed too, with a note.
+    """Run on data (`tcompile.data.opening.FORMS`): an artifact for OpenVINO there, all else in ONNX
+    Runtime; a build that failed too, with a note.
 
     Args:
         top: classes of each sample.

@@ -90,7 +90,7 @@ def verify(
 
     Args:
         against: the dense model; by default the source, where the manifest says it lies.
-        data: images in a folder, .npy or .npz; by default procedural scenes.
+        data: see `tcompile.data.opening.FORMS`; by default procedural scenes.
         samples, seed: of the scenes; by default those that the build showed fidelity on.
         preprocess: how images are prepared, in place of what the artifact records.
         layers: compare the model with the reduced fp32 graph layer by layer too, on the data or,

@@ -103,9 +103,10 @@ _OPTIONS = (
         type=click.Path(path_type=Path),
         metavar="DATA",
         help="Your own images, to see on them what is lost: a folder (labels.csv beside them: "
-        "file,label), .npz of the model's inputs (and labels), or your own loader.py, which "
-        "defines load_data() and is executed; none: no images, but a prior [default: procedural "
-        "scenes]. Also for methods that learn their counts (fitprune, …).",
+        "file,label), .npz of the model's inputs (and labels), your own loader.py, which "
+        "defines load_data() and is executed, or another form that `tcompile evaluate` takes; "
+        "none: no images, but a prior [default: procedural scenes]. Also for methods that learn "
+        "their counts (fitprune, …).",
     ),
     preprocess_option,
     click.option(

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     "--data",
     type=click.Path(path_type=Path),
     metavar="PATH",
-    help="A folder of images, or .npy or .npz [default: procedural scenes].",
+    help="A folder of images, .npy or .npz, or another form that `tcompile evaluate` takes "
+    "[default: procedural scenes].",
 )
 @preprocess_option
 @click.option(

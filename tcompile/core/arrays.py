@@ -66,6 +66,23 @@ def read_arrays(path: str | Path, *, most: int | None = None) -> dict[str, Array
         ) from error
 
 
+def map_array(path: str | Path) -> Array:
+    """Return the array of an .npy file, which stays on the disk until it is looked at.
+
+    Raises:
+        UsageError: as `read_arrays`.
+    """
+    path = regular_file(path, hint="an .npy or .npz file")
+    try:
+        with path.open("rb") as stream:
+            _check_header(stream, path.stat().st_size)
+        return npy.open_memmap(path, mode="r")
+    except Exception as error:  # Of a damaged file a decoder may raise anything.
+        raise UsageError(
+            f"cannot be read as {path.suffix}, which holds plain arrays", where=str(path)
+        ) from error
+
+
 def _read(stream: IO[bytes], size: int, most: int | None) -> Array:
     if most is not None and size > most:
         raise ValueError("too large")

@@ -56,6 +56,9 @@ OPTIONAL = (
     Package("onnxscript", "onnxscript", "export", "0.3", "exporting models"),
     Package("safetensors", "safetensors", "export", "", "export zoo:glyphs"),
     Package("matplotlib", "matplotlib", "plot", "3.8", "--plot"),
+    Package("av", "av", "data", "12", "evaluating on videos"),
+    Package("datasets", "datasets", "data", "3", "data sets of Hugging Face on disk"),
+    Package("pycocotools", "pycocotools", "data", "2.0.7", "average precision of boxes"),
     Package("pyyaml", "yaml", "yaml", "6", "schedules written as YAML"),
 )
 _NAMES = {package.module: package.name for package in OPTIONAL}

@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from tcompile.core.errors import UsageError
 from tcompile.core.model_files import TensorInfo
-from tcompile.runtime.samples import Samples, image_input, prepared_image, sample_arrays
+from tcompile.runtime.decoding import image_input, prepared_image
+from tcompile.runtime.samples import Samples, sample_arrays
 from tcompile.runtime.signature import Signature
 
 if TYPE_CHECKING:

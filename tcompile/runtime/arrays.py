@@ -9,12 +9,10 @@ import numpy as np
 
 from tcompile.core.arrays import UNNAMED, Array
 from tcompile.core.errors import UsageError
+from tcompile.data.arrays import LABELS
 
 if TYPE_CHECKING:
     from tcompile.runtime.signature import Signature
-
-#: The array that holds classes beside a model's inputs; commands that need none ignore it.
-LABELS = "labels"
 
 
 def check_inputs(model: Signature, arrays: Mapping[str, Array], where: str) -> dict[str, Array]:

@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from tcompile.core.arrays import read_arrays
 from tcompile.core.errors import UsageError
-from tcompile.core.files import regular_file
 from tcompile.core.model_files import TensorInfo
 from tcompile.core.save import saved
-from tcompile.models.images import SUFFIXES, ImageError
+from tcompile.data.base import ArrayItem, Label, Source
+from tcompile.data.opening import open_source
+from tcompile.data.video import SUFFIXES as VIDEOS
 from tcompile.runtime.arrays import check_inputs
+from tcompile.runtime.decoding import Unread, decoded, image_input
 from tcompile.runtime.host_image import read_host_image
 from tcompile.runtime.signature import Signature, fixed_dim, is_packed, leading_input
 from tcompile.runtime.token_outputs import is_bookkeeping
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
-    from PIL import Image
 
     from tcompile.targets.backends.base import Opened
     from tcompile.targets.backends.cpu import OnCpu
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 #: Values of a batch of any size: eight images of 224 × 224, since activations grow with them.
 _AT_ONCE = 8 * 3 * 224 * 224
+#: Frames of a video that are held at a time.
+_FRAMES = 256
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ class Samples:
 
     Attributes:
         real: whether these are real inputs, whose classes mean something.
-        files: of a folder of images, the image of each row.
+        ids: of images, by which a person finds each row's again: its path within the data.
+        labels: a class each, number or name, where they were asked for and are known.
         left_out: how many images could not be read, and why; empty where all were.
         scenes: whether they are procedural scenes, with the statistics of images; where neither
             this nor `real` holds, they are white noise.
@@ -48,7 +51,8 @@ class Samples:
     arrays: Mapping[str, Array]
     source: str
     real: bool
-    files: tuple[Path, ...] = ()
+    ids: tuple[str, ...] = ()
+    labels: tuple[Label, ...] | None = None
     left_out: str = ""
     scenes: bool = False
 
@@ -66,11 +70,12 @@ class Samples:
             return self
         arrays = {name: array[:count] for name, array in self.arrays.items()}
         source = f"{count} of {self.source}"
-        return replace(self, arrays=arrays, source=source, files=self.files[:count])
+        labels = None if self.labels is None else self.labels[:count]
+        return replace(self, arrays=arrays, source=source, ids=self.ids[:count], labels=labels)
 
     def name_of(self, row: int) -> str:
         """A sample by its file's name, or by its number among the others, from 1 on."""
-        return self.files[row].name if self.files else f"sample {row + 1}"
+        return Path(self.ids[row]).name if self.ids else f"sample {row + 1}"
 
 
 def samples_for(
@@ -80,35 +85,67 @@ def samples_for(
     count: int = 8,
     seed: int = 0,
     skip_unreadable: bool = False,
+    labels: bool = False,
 ) -> Samples:
-    """Read `data` (images in a folder, .npy or .npz), or draw `count` random inputs from a seed.
+    """Read all of `data` (see `tcompile.data.opening.FORMS`), or draw `count` random inputs.
+
+    Of a video with more than 256 frames, as many are taken, equally far apart.
 
     Args:
-        skip_unreadable: leave out images of a folder that cannot be read; `source` counts them.
+        seed: of what is drawn.
+        skip_unreadable: leave out images that cannot be read; `source` counts them.
+        labels: read classes too, where the data has them.
 
     Raises `UsageError` for data that does not fit the model.
     """
     if data is None:
         return _random(model, count, seed)
-    path = Path(data)
-    if path.is_dir():
-        return _of_folder(model, path, skip_unreadable)
-    return sample_arrays(model, _read(model, path), path)
-
-
-def _of_folder(model: Signature, folder: Path, skip_unreadable: bool) -> Samples:
-    image_input(model)
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
-    if not files:
-        raise UsageError("no images in this folder", where=str(folder))
-    arrays, read, unreadable = _read_images(model, files)
-    if unreadable and not (skip_unreadable and read):
-        raise unreadable[0]
-    found = sample_arrays(model, arrays, folder)
-    if unreadable:
-        left_out = f"{len(unreadable)} of {len(files)} images left out: {unreadable[0].one_line()}"
+    if Path(data).is_dir():
+        image_input(model)
+    source = open_source(data, labels=labels)
+    sparse = ""
+    if source.count and Path(data).suffix.lower() in VIDEOS and source.count > _FRAMES:
+        every = -(-source.count // _FRAMES)
+        source, sparse = open_source(data, every=every), f" (1 of {every} frames)"
+    unread: list[Unread] = []
+    found = _all_of(model, source, unread)
+    if unread and not (skip_unreadable and found is not None):
+        raise unread[0].error
+    if found is None:
+        raise UsageError("holds no samples", where=source.name)
+    if unread:
+        total = len(unread) + len(found)
+        left_out = f"{len(unread)} of {total} images left out: {unread[0].error.one_line()}"
         found = replace(found, source=f"{found.source} ({left_out})", left_out=left_out)
-    return replace(found, files=tuple(read))
+    return replace(found, source=found.source + sparse)
+
+
+def _all_of(model: Signature, source: Source, unread: list[Unread]) -> Samples | None:
+    """All samples of a source; None: it has none that can be read."""
+    parts: list[Mapping[str, Array]] = []
+    ids: list[str] = []
+    labels: list[Label | None] = []
+    for item, row in decoded(model, source, unread):
+        if isinstance(item, ArrayItem):
+            parts.append(item.arrays)
+            labels += [None] if item.labels is None else np.atleast_1d(item.labels).tolist()
+        else:
+            source.check_label(item)
+            parts.append({image_input(model).name: row})
+            ids.append(item.id)
+            labels.append(item.label)
+    if not parts:
+        return None
+    try:
+        arrays = {
+            n: np.concatenate([p[n] for p in parts]) if len(parts) > 1 else a
+            for n, a in parts[0].items()
+        }
+    except (KeyError, ValueError, TypeError) as error:
+        raise UsageError("gives arrays of different shapes", where=source.name) from error
+    found = sample_arrays(model, arrays, Path(source.name))
+    known = tuple(label for label in labels if label is not None)
+    return replace(found, ids=tuple(ids), labels=known if len(known) == len(labels) else None)
 
 
 def sample_arrays(model: Signature, arrays: Mapping[str, Array], path: Path) -> Samples:
@@ -275,64 +312,3 @@ def _random(model: Signature, count: int, seed: int) -> Samples:
 def _placeholder(model: Signature, tensor: TensorInfo, count: int) -> Array:
     """Ones: right for masks and harmless for ids."""
     return np.ones([count, *(fixed_dim(d) for d in model.rows(tensor))], dtype=tensor.dtype)
-
-
-def _read(model: Signature, path: Path) -> dict[str, Array]:
-    path = regular_file(path, hint="an image, a folder of images, .npy or .npz")
-    if path.suffix.lower() in SUFFIXES:
-        arrays, _, unreadable = _read_images(model, [path])
-        if unreadable:
-            raise unreadable[0]
-        return arrays
-    if path.suffix in (".npy", ".npz"):
-        return read_arrays(path)
-    raise UsageError(
-        "unknown kind of data", where=str(path), hint="an image, a folder of images, .npy or .npz"
-    )
-
-
-def _read_images(
-    model: Signature, files: Sequence[Path]
-) -> tuple[dict[str, Array], list[Path], list[ImageError]]:
-    """The input that images make, the files that were read, and what is wrong with the others."""
-    images: list[Array] = []
-    read: list[Path] = []
-    unreadable: list[ImageError] = []
-    tensor = image_input(model)
-    for file in files:
-        try:
-            images.append(prepared_image(model, file))
-            read.append(file)
-        except ImageError as error:
-            unreadable.append(error)
-    return ({tensor.name: np.concatenate(images)} if images else {}), read, unreadable
-
-
-def prepared_image(model: Signature, image: str | Path | Image.Image) -> Array:
-    """An image as one row of the input that images make. Raises as `load_image`."""
-    from tcompile.models.preprocess import load_image
-
-    found = load_image(image, model.preprocessing)
-    found = found[np.newaxis] if model.packed else found
-    return np.rint(found) if image_input(model).dtype == "uint8" else found
-
-
-def image_input(model: Signature, hint: str = "") -> TensorInfo:
-    """The input for images of a model that says how they are prepared.
-
-    Args:
-        hint: what to do where it does not say; by default the option of commands.
-
-    Raises:
-        UsageError: the model takes no images, or does not say how they are prepared.
-    """
-    if model.image_input is None:
-        raise UsageError("the model takes no images [B, C, H, W]", where=str(model.path))
-    if not model.preprocessing:
-        raise UsageError(
-            "does not say how images are prepared for it",
-            where=str(model.path),
-            hint=hint
-            or "say --preprocess imagenet, clip, siglip, …, or give the input as .npy or .npz",
-        )
-    return model.image_input

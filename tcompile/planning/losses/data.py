@@ -1,13 +1,9 @@
-"""Calibration data: images of a folder, arrays, or what a loader script yields."""
+"""Calibration data: samples of any source, and their classes."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import runpy
-import sys
-from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tcompile.core.arrays import read_arrays
 from tcompile.core.errors import UsageError
-from tcompile.core.files import read_text, regular_file
+from tcompile.data.folder import LABELS_FILE, read_labels
 from tcompile.passes.stages import Analysed
 from tcompile.planning.request import Request
-from tcompile.runtime.arrays import LABELS
-from tcompile.runtime.samples import Samples, sample_arrays, samples_for
+from tcompile.runtime.samples import Samples, samples_for
 from tcompile.runtime.signature import Signature, signature
 
 Array = npt.NDArray[Any]
@@ -31,8 +25,6 @@ Labels = npt.NDArray[np.int64]
 _MOST_CLASSES = 1 << 31
 #: On which rules are weighed.
 _IMAGES = 16
-#: The file of a folder's labels.
-LABELS_FILE = "labels.csv"
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +58,9 @@ class Calibration:
         """Some of the samples."""
         arrays = {name: array[chosen] for name, array in self.samples.arrays.items()}
         labels = None if self.labels is None else self.labels[chosen]
-        return Calibration.of(replace(self.samples, arrays=arrays, source=source, files=()), labels)
+        return Calibration.of(
+            replace(self.samples, arrays=arrays, source=source, ids=(), labels=None), labels
+        )
 
 
 def signature_of(model: Analysed, preprocess: str | None = None) -> Signature:
@@ -87,30 +81,23 @@ def read_calibration(
 ) -> Calibration:
     """Read calibration data for a model.
 
-    A script (`loader.py`) is the user's own program and is executed, with all that it may do: only
-    because it was named here, never because it was found. Everything else is read as data alone.
-
     Args:
         model_path: its file, or its inputs (`signature_of`).
         preprocess: how images are prepared, in place of what the model records.
-        data: a folder of images, prepared as `tcompile export` recorded in the model, with the
-            labels in `labels.csv` (file,label) if there are any; images that cannot be read are
-            left out, and counted; an .npz of arrays by input name and perhaps `labels`; or a .py
-            that defines `load_data()`, which yields dicts of arrays by input name, a batch each,
-            perhaps with `labels` (what polygraphy's `--data-loader-script` takes).
+        data: see `tcompile.data.opening`; a script and a callable are executed. Labels are numbers,
+            or are not looked at; images that cannot be read are left out, and counted.
 
     Raises:
         UsageError: no such file, or data that does not fit the model.
     """
-    path = Path(data)
     if not isinstance(model_path, Signature):
         model_path = signature(model_path).whole
     model = model_path.prepared(preprocess)
-    if path.suffix == ".py" and regular_file(path):
-        arrays, labels = _run_loader(path)
-        return Calibration.of(sample_arrays(model, arrays, path), labels)
-    samples = samples_for(model, path, skip_unreadable=True)
-    return Calibration.of(samples, _labels_of(path, samples))
+    _check_numbers(Path(data))
+    samples = samples_for(model, data, skip_unreadable=True, labels=True)
+    # Folders that are named after classes do not say which numbers these have.
+    named = samples.ids and any(isinstance(label, str) for label in samples.labels or ())
+    return Calibration.of(samples, None if named else samples.labels)
 
 
 def calibration_samples(model: Analysed, request: Request) -> Samples:
@@ -153,61 +140,11 @@ def split(calibration: Calibration, seed: int, *, bound: bool) -> tuple[Calibrat
     return fit, check
 
 
-def _labels_of(path: Path, samples: Samples) -> npt.ArrayLike | None:
-    """The labels that lie in or beside the samples."""
-    if path.is_dir() and (path / LABELS_FILE).exists():
-        return _labels_csv(path, samples.files)
-    return read_arrays(path).get(LABELS) if path.suffix == ".npz" else None
-
-
-def _labels_csv(folder: Path, files: Sequence[Path]) -> list[int]:
-    """Labels of the images of a folder."""
-    where = str(folder / LABELS_FILE)
-    given: dict[str, int] = {}
-    try:
-        for row in csv.reader(read_text(where).splitlines()):
-            if len(row) < 2 or (row[0], row[1]) == ("file", "label"):
-                continue
-            given[Path(row[0]).as_posix()] = int(row[1])
-    except (ValueError, csv.Error) as error:
-        raise UsageError("rows must be file,label with whole numbers", where=where) from error
-    names = [p.relative_to(folder).as_posix() for p in files]
-    missing = [n for n in names if n not in given]
-    if missing:
-        raise UsageError(
-            f"has no label for {missing[0]}",
-            where=where,
-            hint="a row file,label for every image of the folder",
-        )
-    return [given[n] for n in names]
-
-
-def _run_loader(path: Path) -> tuple[dict[str, Array], Array | None]:
-    """The arrays and labels that the script's `load_data()` yields, joined."""
-    where = str(path)
-    try:
-        with redirect_stdout(sys.stderr):  # stdout is for results
-            load = runpy.run_path(where).get("load_data")
-            if not callable(load):
-                raise UsageError("defines no load_data()", where=where)
-            parts = list(load())
-        if not parts or any(not isinstance(p, Mapping) or set(p) != set(parts[0]) for p in parts):
-            raise UsageError(
-                "load_data() must yield dicts of arrays, all with the same names", where=where
-            )
-        names = list(parts[0])
-        arrays = [[np.atleast_1d(np.asarray(p[n])) for p in parts] for n in names]
-    except (UsageError, KeyboardInterrupt, MemoryError):
-        raise
-    except BaseException as error:  # The script, and what it yields, may raise anything.
-        said = " ".join(f"{type(error).__name__} {error}".split())
-        raise UsageError(f"fails: {said}", where=where) from error
-    try:
-        joined = {str(n): np.concatenate(each) for n, each in zip(names, arrays, strict=True)}
-    except (ValueError, TypeError) as error:
-        raise UsageError("load_data() yields arrays of different shapes", where=where) from error
-    labels = joined.pop(LABELS, None)
-    return joined, labels
+def _check_numbers(data: Path) -> None:
+    """Refuse a folder whose labels are names: of these nothing says which class they are."""
+    file = data / LABELS_FILE
+    if file.is_file() and any(isinstance(label, str) for label in read_labels(file).values()):
+        raise UsageError("rows must be file,label with whole numbers", where=str(file))
 
 
 def _labels(labels: npt.ArrayLike, count: int, where: str) -> Labels:

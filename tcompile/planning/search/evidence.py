@@ -103,7 +103,9 @@ def _filled_up(fit: Calibration, most: int, model: Analysed, request: Request) -
         return fit
     arrays = {name: np.concatenate([own[name], more]) for name, more in scenes.arrays.items()}
     words = f"{fit.samples.source} and {scenes.source}"
-    return Calibration.of(replace(fit.samples, arrays=arrays, source=words, files=()), None)
+    return Calibration.of(
+        replace(fit.samples, arrays=arrays, source=words, ids=(), labels=None), None
+    )
 
 
 class Runs:

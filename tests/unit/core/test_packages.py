@@ -34,7 +34,17 @@ def test_the_table_is_that_of_pyproject() -> None:
         assert known[package.extra].get(package.name) == package.least, package
     listed = {
         name
-        for extra in ("cpu", "export", "rtx", "openvino", "tensorrt", "cuda", "plot", "yaml")
+        for extra in (
+            "cpu",
+            "export",
+            "rtx",
+            "openvino",
+            "tensorrt",
+            "cuda",
+            "plot",
+            "yaml",
+            "data",
+        )
         for name in known[extra]
     }
     assert listed == {p.name for p in OPTIONAL}

@@ -1,0 +1,268 @@
+"""`tcompile evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tcompile.cli.common import (
+    AGAINST,
+    JSON,
+    common_options,
+    preprocess_option,
+    print_json,
+    print_table,
+    progress,
+)
+
+if TYPE_CHECKING:
+    from tcompile.evaluation.findings import Measure, OutputFindings
+    from tcompile.evaluation.result import Evaluation
+
+    _BoundBase = click.ParamType[tuple[str, float]]
+else:
+    _BoundBase = click.ParamType
+
+#: Classes, images and unreadable files that a page shows; --json has all.
+_SHOWN = 5
+
+
+class BoundParam(_BoundBase):
+    """A measure and a number, `top1=.75`."""
+
+    name = "MEASURE=X"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, float]:
+        """Text to (measure, bound)."""
+        name, _, text = str(value).partition("=")
+        try:
+            number = float(text)
+        except ValueError:
+            number = float("nan")
+        if not name or not -1e9 < number < 1e9:
+            self.fail(f"{value!r} is not MEASURE=X, such as top1=.75", param, ctx)
+        return name, number
+
+
+@click.command(short_help="The task's own measure on your data, dense and reduced.")
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option(
+    "--data",
+    required=True,
+    metavar="DATA",
+    help="A folder of images (class subfolders, or labels.csv), a list (.txt, .csv), .npy or .npz, "
+    "a data set that Hugging Face's `datasets` saved, MODULE:CALLABLE (a data set as "
+    "torchvision's), a loader script (.py, as polygraphy's) or a video. Scripts and callables are "
+    "executed.",
+)
+@AGAINST
+@preprocess_option
+@click.option(
+    "--runtime",
+    metavar="R",
+    help="What runs the artifact: onnxruntime, openvino, tensorrt-rtx or tensorrt [default: that "
+    "of its target].",
+)
+@click.option("--only", metavar="NAME", help="The one output to look at [default: all].")
+@click.option(
+    "--task",
+    type=click.Choice(["classes", "embedding", "features"]),
+    help="What an output is for [default: by its name and shape].",
+)
+@click.option(
+    "--texts",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Zero-shot: embeddings of a text for each class, [classes, D] in .npy, or in .npz as "
+    "`embeddings`, with `classes`, their names.",
+)
+@click.option(
+    "--label-maps",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Segmentation: NAME.png for each image, a class number a pixel; 255 does not count.",
+)
+@click.option(
+    "--boxes",
+    type=click.Path(path_type=Path),
+    metavar="FILE.json",
+    help="Detection: the true boxes, as COCO has them; of models like DETR and YOLOS.",
+)
+@click.option(
+    "--also",
+    multiple=True,
+    metavar="R|ARTIFACT",
+    help="Another runtime, or another artifact (of another precision), with whose kept tokens this "
+    "one's are compared. May be given several times.",
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    help="Look at so many samples at most, equally far apart; of arrays, scripts and videos the "
+    "first ones.",
+)
+@click.option(
+    "--every",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Of a video: one frame in so many.",
+)
+@click.option(
+    "--worst",
+    type=click.IntRange(min=0),
+    default=10,
+    show_default=True,
+    help="The number of images to list that lose most.",
+)
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the bootstrap."
+)
+@click.option(
+    "--fail-under",
+    type=BoundParam(),
+    multiple=True,
+    help="End with exit code 1 if the reduced model has less than X of a measure. May be given "
+    "several times.",
+)
+@click.option(
+    "--fail-drop",
+    type=BoundParam(),
+    multiple=True,
+    help="The same if it loses more than X of it against the dense model.",
+)
+@click.option(
+    "-o",
+    "--output",
+    "file",
+    type=click.Path(path_type=Path),
+    metavar="FILE.json",
+    help="Write the result as JSON too.",
+)
+@JSON
+@common_options
+def evaluate(artifact: Path, data: str, file: Path | None, as_json: bool, **options: Any) -> None:
+    """Run an artifact and the dense model on data, and print what the task is measured by.
+
+    Classes: top1, top5, agreement; with --texts zeroshot1, zeroshot5. Embeddings: cosine,
+    neighbours, own, and with labels knn, recall1, map. Features and maps: correlation, cosine,
+    error, error_p95; with --label-maps miou, pixel; with --boxes ap, ap50, ap75. Each with an
+    interval of 95 % over images, paired where both models have the figure; what becomes of each
+    class; the images that lose most; how far kept tokens agree with those of other runs and of the
+    next frame of a video.
+
+    \b
+    Examples:
+      tcompile evaluate vit-cpu --data photos/ --fail-under agreement=.95
+      tcompile evaluate vit-cpu --data val/ --fail-drop top1=.01 -o vit.json
+    """
+    from tcompile.api.evaluate import evaluate as evaluate_artifact
+    from tcompile.api.evaluate import write_evaluation
+    from tcompile.core.files import output_file
+
+    if file is not None:
+        output_file(file)  # before minutes are spent
+    with progress() as say:
+        found = evaluate_artifact(artifact, data, progress=say, **options)
+    if file is not None:
+        write_evaluation(found, file)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        _print(found)
+    found.require()
+
+
+def _print(found: Evaluation) -> None:
+    labels = f", {found.labelled} with labels" if found.labelled else ", without labels"
+    click.echo(
+        f"{found.artifact} ({found.runtime}, {found.precision}) against {found.dense}, "
+        f"{found.images:,} images of {found.data}{labels}\n"
+    )
+    for output in found.outputs:
+        _print_output(output)
+    if found.overlaps:
+        rows = [(o.between, f"{o.mean:.4f}", f"{o.least:.4f}", o.images) for o in found.overlaps]
+        print_table(("with", "mean", "least", "images"), rows, title="Kept tokens in common")
+    if found.gates:
+        gates = [
+            (
+                g.measure,
+                g.output,
+                f"{g.found:.4f}",
+                ("at least ", "at most ")[g.kind == "drop"] + f"{g.bound:g}",
+                "passed" if g.passed else "failed",
+            )
+            for g in found.gates
+        ]
+        print_table(("bound", "output", "found", "asked", ""), gates)
+    if found.unreadable:
+        click.echo(f"{len(found.unreadable)} could not be read:")
+        for item in found.unreadable[:_SHOWN]:
+            click.echo(f"  {item.id}: {item.fault}")
+    for note in found.notes:
+        click.echo(f"note: {note}")
+    click.echo("Intervals are of 95 %, over images (docs/evaluate.md); --json has everything.")
+
+
+def _print_output(output: OutputFindings) -> None:
+    over = "" if output.compared == "all" else f", over {output.compared}"
+    head = ("measure", "dense", "reduced", "difference", "95 % interval", "p", "images")
+    rows = [_row(measure) for measure in output.measures]
+    print_table(head, rows, title=f"{output.output}: {output.task}{over}")
+    if output.classes:
+        shown = [
+            (
+                row.label or row.number,
+                row.images,
+                *(
+                    ("", "")
+                    if row.dense is None or row.reduced is None
+                    else (f"{row.dense:.3f}", f"{row.reduced:.3f}")
+                ),
+                "" if row.agreement is None else f"{row.agreement:.3f}",
+            )
+            for row in output.classes[:_SHOWN]
+        ]
+        title = f"Classes that lose most, {len(shown)} of {len(output.classes)}"
+        measure = output.classes[0].measure
+        names = ("class", "images", f"{measure} dense", "reduced", "agreement")
+        print_table(names, shown, title=title)
+    if output.worst:
+        images = [
+            (
+                d.id,
+                d.measure,
+                f"{d.dense:.4f}",
+                f"{d.reduced:.4f}",
+                " → ".join(d.answers) if d.answers and d.answers[0] != d.answers[1] else "",
+            )
+            for d in output.worst[:_SHOWN]
+        ]
+        names = ("image", "by", "dense", "reduced", "answer")
+        print_table(names, images, title="Images that lose most")
+    for remark in output.remarks:
+        click.echo(f"note: {remark}")
+
+
+def _row(measure: Measure) -> tuple[str, ...]:
+    def number(value: float | None, form: str = ".4f") -> str:
+        return "" if value is None else format(value, form)
+
+    sign = "" if measure.difference is None else "+"
+    interval = ""
+    if measure.low is not None and measure.high is not None:
+        interval = f"{measure.low:{sign}.4f} to {measure.high:{sign}.4f}"
+    return (
+        measure.name,
+        number(measure.dense),
+        number(measure.reduced),
+        number(measure.difference, "+.4f"),
+        interval,
+        number(measure.p_value, ".3g"),
+        str(measure.images),
+    )

@@ -1,0 +1,169 @@
+"""The result of an evaluation, as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from tcompile.core.errors import UsageError, VerificationError
+from tcompile.data.base import Unreadable
+from tcompile.evaluation.findings import Gate, Measure, OutputFindings, Overlap
+
+#: Every measure there is, and whether more of it is better.
+MEASURES = {
+    **dict.fromkeys(
+        (
+            *("top1", "top5", "agreement", "zeroshot1", "zeroshot5", "zeroshot_agreement"),
+            *("cosine", "neighbours", "own", "knn", "recall1", "map"),
+            *("correlation", "miou", "pixel", "pixel_agreement", "ap", "ap50", "ap75"),
+        ),
+        True,
+    ),
+    **dict.fromkeys(("error", "error_p95", "absolute_error"), False),
+}
+INTERVALS = (
+    "95 %, over images: Agresti-Min of paired shares (with McNemar's exact p), Wilson of single "
+    "shares, jackknife of AP over 20 groups, bootstrap with 1000 resamples of everything else"
+)
+#: Which output a reader is told of first.
+_ORDER = ("classes", "boxes", "label map", "embedding", "features", "number")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Dense and reduced on the same data.
+
+    Attributes:
+        artifact, dense: what was compared.
+        same_source: whether the dense model is, byte for byte, what the artifact was built from;
+            None: the artifact is a plain ONNX file.
+        runtime, precision: of the artifact; the dense model ran in ONNX Runtime as it is.
+        data: its name; images: how many were evaluated; labelled: those with a label.
+        unreadable: which were not, and why.
+        outputs: the figures, the output that says most first.
+        overlaps: of the sets of kept tokens.
+        gates: bounds that were asked for.
+        notes: a sentence each.
+    """
+
+    artifact: str
+    dense: str
+    same_source: bool | None
+    runtime: str
+    precision: str
+    data: str
+    images: int
+    labelled: int
+    unreadable: tuple[Unreadable, ...]
+    outputs: tuple[OutputFindings, ...]
+    overlaps: tuple[Overlap, ...] = ()
+    gates: tuple[Gate, ...] = ()
+    seed: int = 0
+    notes: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Tell whether no bound was missed."""
+        return all(gate.passed for gate in self.gates)
+
+    def measure(self, name: str, output: str | None = None) -> Measure:
+        """A measure by its name, of an output or of the first that has it.
+
+        Raises:
+            KeyError: there is none.
+        """
+        for found in self.outputs:
+            for measure in found.measures if output in (None, found.output) else ():
+                if measure.name == name:
+                    return measure
+        raise KeyError(f"no measure '{name}'")
+
+    def require(self) -> None:
+        """Raise `VerificationError` with the first bound that is missed, if there is one."""
+        for gate in self.gates:
+            if not gate.passed:
+                raise VerificationError(fault(gate), where=self.artifact)
+
+    def to_json(self) -> dict[str, Any]:
+        """The result as JSON values; `worst` has the images of all outputs."""
+        worst = [{"output": o.output, **asdict(d)} for o in self.outputs for d in o.worst]
+        return {
+            "schema": 1,
+            "passed": self.passed,
+            **asdict(self),
+            "worst": worst,
+            "intervals": INTERVALS,
+        }
+
+
+def in_order(findings: Sequence[OutputFindings]) -> tuple[OutputFindings, ...]:
+    """The output that says most first."""
+    return tuple(sorted(findings, key=lambda found: _ORDER.index(found.task)))
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A bound on a measure of the reduced model (`under`), or on what it loses (`drop`)."""
+
+    measure: str
+    value: float
+    drop: bool = False
+
+    @property
+    def option(self) -> str:
+        """The option that says it."""
+        return "--fail-drop" if self.drop else "--fail-under"
+
+    def check(self) -> None:
+        """Raise UsageError where there is no such measure, or it has no such bound."""
+        if self.measure not in MEASURES:
+            raise UsageError(
+                f"there is no measure '{self.measure}'",
+                where=self.option,
+                hint=f"one of {', '.join(MEASURES)}",
+            )
+        if not self.drop and not MEASURES[self.measure]:
+            raise UsageError(
+                f"'{self.measure}' is an error, less of it is better", where=self.option
+            )
+
+
+def judged(bounds: Sequence[Bound], findings: Sequence[OutputFindings]) -> tuple[Gate, ...]:
+    """Each bound for each output that has its measure.
+
+    Raises:
+        UsageError: no output has it.
+    """
+    gates = []
+    for bound in bounds:
+        rows = [(o.output, m) for o in findings for m in o.measures if m.name == bound.measure]
+        if not rows:
+            have = dict.fromkeys(m.name for o in findings for m in o.measures)
+            raise UsageError(
+                f"'{bound.measure}' was not measured: the data, or the output, is not for it",
+                where=bound.option,
+                hint=f"measured: {', '.join(have)}",
+            )
+        for output, measure in rows:
+            found = _lost(measure, bound) if bound.drop else measure.reduced
+            passed = found <= bound.value if bound.drop else found >= bound.value
+            kind: Literal["drop", "under"] = "drop" if bound.drop else "under"
+            gates.append(Gate(measure.name, output, kind, bound.value, found, passed))
+    return tuple(gates)
+
+
+def _lost(measure: Measure, bound: Bound) -> float:
+    """What the reduced model loses of a measure. What compares the two models would be 1 (errors:
+    0) if nothing were lost."""
+    if measure.difference is not None:
+        return -measure.difference if measure.higher_is_better else measure.difference
+    return 1 - measure.reduced if measure.higher_is_better else measure.reduced
+
+
+def fault(gate: Gate) -> str:
+    """A missed bound in words."""
+    words = f"is {gate.found:.4f}, less than"
+    if gate.kind == "drop":
+        words = f"drops by {gate.found:.4f}, more than"
+    return f"{gate.measure} of '{gate.output}' {words} {gate.bound:g}"

@@ -1,0 +1,268 @@
+"""`evaluate` from files to figures, each worked out here from the images themselves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from PIL import Image
+
+import tcompile
+from tcompile import pipeline
+from tcompile.api.evaluate import evaluate, write_evaluation
+from tcompile.core.errors import UsageError, VerificationError
+from tests.support.artifacts import make_artifact
+from tests.support.colours import NAMES, save_boxes, save_colours, save_image, save_map
+from tests.support.tiny_vit import VitSpec, save_tiny_vit
+
+#: The reduced model says green a little too often.
+BIAS = (0.0, 0.15, 0.0)
+COLOURS = [(200, 180, 0), (200, 100, 0), (40, 60, 0), (0, 90, 100), (0, 0, 250), (30, 20, 10)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Photos by class, a dense and a reduced model, and an artifact of the two."""
+    monkeypatch.chdir(tmp_path)
+    for i, colour in enumerate(COLOURS):
+        save_image(Path(f"photos/{NAMES[int(np.argmax(colour))]}/{i}.png"), colour)
+    save_colours(Path("dense.onnx"))
+    save_colours(Path("reduced.onnx"), BIAS)
+    make_artifact(Path("out"), Path("dense.onnx"), Path("reduced.onnx"))
+    return tmp_path
+
+
+def means(bias: tuple[float, ...] = (0.0, 0.0, 0.0)) -> list[list[float]]:
+    return [[c / 255 + b for c, b in zip(colour, bias, strict=True)] for colour in COLOURS]
+
+
+def test_an_artifact_on_a_folder_of_classes(folder: Path) -> None:
+    found = evaluate("out", "photos", worst=2)
+    truth = [int(np.argmax(colour)) for colour in COLOURS]
+    before = [int(np.argmax(row)) for row in means()]
+    after = [int(np.argmax(row)) for row in means(BIAS)]
+    top1 = found.measure("top1")
+    assert top1.dense == sum(a == b for a, b in zip(before, truth, strict=True)) / 6 == 1
+    assert top1.reduced == sum(a == b for a, b in zip(after, truth, strict=True)) / 6 == 3 / 6
+    assert found.measure("agreement").reduced == 3 / 6
+    assert (found.images, found.labelled, found.same_source) == (6, 6, True)
+    (output,) = found.outputs
+    assert output.remarks == ("labels are names of the model's classes",)
+    assert [(r.label, r.images, r.dense, r.reduced) for r in output.classes] == [
+        ("red", 3, 1.0, pytest.approx(1 / 3)),
+        ("blue", 2, 1.0, 0.5),
+        ("green", 1, 1.0, 1.0),
+    ]
+
+    def share(row: list[float], label: int) -> float:
+        return float(np.exp(row[label]) / sum(np.exp(row)))
+
+    worst = output.worst[0]
+    number = int(worst.id.rpartition("/")[2][0])
+    drops = [share(a, y) - share(b, y) for a, b, y in zip(means(), means(BIAS), truth, strict=True)]
+    assert number == int(np.argmax(drops))
+    assert worst.dense == pytest.approx(share(means()[number], truth[number]))
+    assert worst.reduced == pytest.approx(share(means(BIAS)[number], truth[number]))
+
+
+def test_plain_files_arrays_and_data_sets_say_the_same(folder: Path) -> None:
+    want = evaluate("out", "photos").measure("top1")
+    pixels = np.stack([np.full((3, 8, 8), np.array(c)[:, None, None]) for c in COLOURS]) / 255
+    labels = np.array([int(np.argmax(c)) for c in COLOURS])
+    np.savez("x.npz", image=pixels.astype(np.float32), labels=labels)
+    pairs = [(Image.new("RGB", (8, 8), c), int(y)) for c, y in zip(COLOURS, labels, strict=True)]
+    for data in ("x.npz", pairs, {"image": pixels.astype(np.float32), "labels": labels}):
+        found = evaluate("reduced.onnx", data, against="dense.onnx")
+        assert found.measure("top1") == want
+        assert found.same_source is None
+    assert tcompile.evaluate is evaluate
+
+
+def test_fixed_batches_are_filled_up_and_cut(folder: Path) -> None:
+    save_colours(Path("four.onnx"), BIAS, batch=4)
+    found = evaluate("four.onnx", "photos", against="dense.onnx")
+    assert found.images == 6
+    assert found.measure("top1") == evaluate("out", "photos").measure("top1")
+
+
+def test_images_that_cannot_be_read_are_listed(folder: Path) -> None:
+    Path("photos/red/torn.png").write_bytes(b"no image")
+    found = evaluate("out", "photos")
+    assert found.images == 6
+    assert [(u.id, u.fault) for u in found.unreadable] == [
+        ("red/torn.png", "is not an image that pillow can read")
+    ]
+    Path("torn").mkdir()
+    Path("torn/a.png").write_bytes(b"no image")
+    with pytest.raises(UsageError, match=r"a\.png: is not an image"):
+        evaluate("out", "torn")
+
+
+def test_bounds(folder: Path) -> None:
+    found = evaluate(
+        "out",
+        "photos",
+        fail_under=[("top1", 0.5), ("agreement", 0.6)],
+        fail_drop=[("top1", 0.5), ("top1", 0.4), ("agreement", 0.5)],
+    )
+    assert [(g.measure, g.kind, g.passed) for g in found.gates] == [
+        ("top1", "under", True),
+        ("agreement", "under", False),
+        ("top1", "drop", True),
+        ("top1", "drop", False),
+        ("agreement", "drop", True),
+    ]
+    assert not found.passed
+    with pytest.raises(
+        VerificationError, match=r"agreement of 'logits' is 0\.5000, less than 0\.6"
+    ):
+        found.require()
+    for options, says in (
+        ({"fail_under": [("top2", 1)]}, "there is no measure 'top2'"),
+        ({"fail_under": [("error", 1)]}, "'error' is an error"),
+        ({"fail_under": [("miou", 1)]}, "'miou' was not measured"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            evaluate("out", "photos", **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"only": "none"}, "no output 'none' that can be compared"),
+        ({"task": "boxes"}, "there is no task 'boxes'"),
+        ({"label_maps": "photos"}, r"no output has scores \[classes, height, width\]"),
+        ({"label_maps": "nothing"}, "nothing: no such folder"),
+        ({"texts": "texts.npy"}, r"no output is an embedding of 7 numbers"),
+        ({"also": ["nothing"]}, "nothing"),
+        ({"runtime": "tensorrt"}, "there is no engine for tensorrt"),
+        ({"preprocess": "clip,size=9"}, "size"),
+    ],
+)
+def test_what_cannot_be_asked(folder: Path, options: dict[str, Any], says: str) -> None:
+    np.save("texts.npy", np.ones((2, 7)))
+    with pytest.raises(UsageError, match=says):
+        evaluate("out", "photos", **options)
+
+
+def test_a_source_that_is_gone(folder: Path) -> None:
+    Path("dense.onnx").rename("moved.onnx")
+    with pytest.raises(UsageError, match="is not where it was, or was changed since"):
+        evaluate("out", "photos")
+    found = evaluate("out", "photos", against="moved.onnx")
+    assert found.same_source is True
+    with pytest.raises(UsageError, match="give the dense model as --against"):
+        evaluate("reduced.onnx", "photos")
+
+
+def test_json_is_plain_and_whole(folder: Path) -> None:
+    found = evaluate("out", "photos", worst=3)
+    path = write_evaluation(found, "out.json")
+    document = json.loads(path.read_text(encoding="utf-8"))
+    assert document == json.loads(json.dumps(found.to_json()))
+    assert document["worst"][0] == {"output": "logits", **document["outputs"][0]["worst"][0]}
+    assert {"id", "measure", "dense", "reduced"} <= set(document["worst"][0])
+    with pytest.raises(UsageError, match="folder does not exist"):
+        write_evaluation(found, "no/out.json")
+    assert not list(folder.glob(".*part"))
+
+
+def test_zero_shot_and_label_maps(folder: Path) -> None:
+    save_colours(Path("d.onnx"), output="embedding", labels=())
+    save_colours(Path("r.onnx"), BIAS, output="embedding", labels=())
+    np.savez("texts.npz", embeddings=np.eye(3), classes=np.array(NAMES))
+    found = evaluate("r.onnx", "photos", against="d.onnx", texts="texts.npz")
+    assert found.measure("zeroshot1").dense == 1
+    assert found.measure("zeroshot1").reduced == 3 / 6
+    assert [o.task for o in found.outputs] == ["classes", "embedding"]
+    save_map(Path("md.onnx"), (1, 1, 1))
+    save_map(Path("mr.onnx"), (1, 2, 1))
+    for file in Path("photos").rglob("*.png"):
+        label = NAMES.index(file.parent.name)
+        map_file = Path("maps") / file.parent.name / file.name
+        map_file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), label).save(map_file)
+    found = evaluate("mr.onnx", "photos", against="md.onnx", label_maps="maps")
+    after = [int(np.argmax([r, 2 * g, b])) for r, g, b in COLOURS]
+    truth = [int(np.argmax(c)) for c in COLOURS]
+    ious = []
+    for number in range(3):
+        inter = sum(a == t == number for a, t in zip(after, truth, strict=True))
+        union = sum(number in (a, t) for a, t in zip(after, truth, strict=True))
+        ious.append(inter / union)
+    assert found.measure("miou").dense == 1
+    assert found.measure("miou").reduced == pytest.approx(np.mean(ious))
+    assert found.outputs[0].classes[0].label == NAMES[int(np.argmin(ious))]
+
+
+def test_boxes(folder: Path) -> None:
+    """A red image with one box, its left half: found by the dense model, beside one too many; the
+    reduced one's boxes lie a quarter to the right, which overlaps by a third."""
+    pytest.importorskip("pycocotools")
+    save_boxes(Path("d.onnx"), 0.0)
+    save_boxes(Path("r.onnx"), 0.25)
+    document = {
+        "images": [{"id": 5, "file_name": "0.png", "width": 8, "height": 8}],
+        "annotations": [{"image_id": 5, "category_id": 3, "bbox": [0, 0, 4, 8]}],
+        "categories": [{"id": 3, "name": "red"}],
+    }
+    Path("boxes.json").write_text(json.dumps(document), encoding="utf-8")
+    found = evaluate("r.onnx", "photos/red/0.png", against="d.onnx", boxes="boxes.json")
+    ap = found.measure("ap")
+    assert (ap.dense, ap.reduced, ap.low) == (pytest.approx(1.0), 0.0, None)
+    assert (found.outputs[0].task, found.outputs[0].output) == ("boxes", "pred_boxes")
+    assert found.outputs[0].worst[0].id == "0.png"
+    with pytest.raises(UsageError, match="no outputs are scores"):
+        evaluate("out", "photos/red/0.png", boxes="boxes.json")
+
+
+def test_kept_tokens_are_compared_with_another_runtime_and_artifact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = save_tiny_vit(Path("vit.onnx"), VitSpec(depth=4, image=48), batch=None)
+    pipeline.build(source, target="cpu", keep=0.6, method="topk", force=True, output="a")
+    images = np.random.default_rng(0).normal(size=(5, 3, 48, 48)).astype(np.float32)
+    found = evaluate("a", {"image": images}, also=["openvino", "a"], worst=2)
+    overlaps = {o.between: o for o in found.overlaps}
+    assert overlaps["a"].mean == 1
+    assert overlaps["openvino"].images == 5
+    assert overlaps["openvino"].mean > 0.9
+    logits = [
+        np.concatenate([_run(path, row) for row in images]) for path in ("vit.onnx", "a/model.onnx")
+    ]
+    same = (logits[0].argmax(axis=1) == logits[1].argmax(axis=1)).mean()
+    assert found.measure("agreement").reduced == same
+
+
+def _run(path: str, image: np.ndarray) -> np.ndarray:
+    import onnxruntime as ort
+
+    session = ort.InferenceSession(onnx.load(path).SerializeToString())
+    return np.asarray(session.run(["logits"], {"image": image[None]})[0])
+
+
+def test_tokens_of_neighbouring_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    av = pytest.importorskip("av")
+    monkeypatch.chdir(tmp_path)
+    source = save_tiny_vit(Path("vit.onnx"), VitSpec(depth=4, image=48), batch=None)
+    pipeline.build(
+        source, target="cpu", keep=0.6, method="topk", force=True, output="a", preprocess="clip"
+    )
+    with av.open("still.mp4", "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width = stream.height = 48
+        stream.pix_fmt = "yuv420p"
+        pixels = np.random.default_rng(0).integers(0, 255, (48, 48, 3), dtype=np.uint8)
+        for _ in range(4):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    found = evaluate("a", "still.mp4", preprocess="clip", worst=1)
+    (overlap,) = found.overlaps
+    assert (overlap.between, overlap.images) == ("the next frame", 3)
+    assert overlap.mean > 0.8  # a still picture
+    assert found.images == 4

@@ -1,0 +1,286 @@
+"""Every kind of source gives its samples in order, with ids by which they are found again."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tcompile.core.errors import MissingExtraError, UsageError
+from tcompile.data.base import ArrayItem, ImageItem, Source, Unreadable, plain_label
+from tcompile.data.opening import open_source
+from tests.support.colours import save_image
+
+RED, BLUE = (255, 0, 0), (0, 0, 255)
+
+
+def images(source: Source) -> list[tuple[str, Any]]:
+    found = []
+    for item in source.items():
+        assert isinstance(item, ImageItem)
+        found.append((item.id, item.label))
+    return found
+
+
+def test_subfolders_are_classes(tmp_path: Path) -> None:
+    for name in ("dog/2.png", "cat/x/1.png", "dog/1.png"):
+        save_image(tmp_path / name, RED)
+    source = open_source(tmp_path)
+    assert images(source) == [("cat/x/1.png", "cat"), ("dog/1.png", "dog"), ("dog/2.png", "dog")]
+    assert (source.classes, source.count) == (("cat", "dog"), 3)
+    assert images(source) == images(source)  # a new pass each time
+    assert images(open_source(tmp_path, labels=False))[0][1] is None
+
+
+@pytest.mark.parametrize("name", ["loose.png", "only/a.png"])
+def test_folders_that_are_no_classes(tmp_path: Path, name: str) -> None:
+    """An image beside the subfolders, or one subfolder alone."""
+    save_image(tmp_path / "only/b.png", RED)
+    save_image(tmp_path / name, RED)
+    assert {label for _, label in images(open_source(tmp_path))} == {None}
+
+
+def test_labels_csv_goes_before_subfolders(tmp_path: Path) -> None:
+    for name in ("a/1.png", "b/2.png"):
+        save_image(tmp_path / name, RED)
+    (tmp_path / "labels.csv").write_text("file,label\na/1.png,7\nb/2.png,3\n", encoding="utf-8")
+    source = open_source(tmp_path)
+    assert [label for _, label in images(source)] == [7, 3]
+    (tmp_path / "labels.csv").write_text("a/1.png,cat\nb/2.png,3\n", encoding="utf-8")
+    assert [label for _, label in images(open_source(tmp_path))] == ["cat", "3"]
+    (tmp_path / "labels.csv").write_text("a/1.png,cat\n", encoding="utf-8")
+    source = open_source(tmp_path)
+    items = [item for item in source.items() if isinstance(item, ImageItem)]
+    source.check_label(items[0])
+    with pytest.raises(UsageError, match=r"no label for b/2\.png"):
+        source.check_label(items[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "want"),
+    [
+        ("l.txt", "a.png 3\n\nmy photo.png 12\n", [("a.png", 3), ("my photo.png", 12)]),
+        ("l.txt", "a.png\nmy photo.png\n", [("a.png", None), ("my photo.png", None)]),
+        ("l.lst", "a.png\t1\nb/c d.png\t0\n", [("a.png", 1), ("b/c d.png", 0)]),
+        ("l.csv", "file,label\na.png,cat\nb.png,7\n", [("a.png", "cat"), ("b.png", "7")]),
+        ("l.csv", "file\na.png\n", [("a.png", None)]),
+        ("l.tsv", "a.png\t2\n", [("a.png", 2)]),
+    ],
+)
+def test_lists(tmp_path: Path, name: str, text: str, want: list[tuple[str, Any]]) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    source = open_source(tmp_path / name)
+    assert images(source) == want
+    assert source.count == len(want)
+    (first, *_) = source.items()
+    assert isinstance(first, ImageItem)
+    assert first.image == tmp_path / want[0][0]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"), [("", "names no images"), ("a.png 1\nb.png\n", r"no label for b\.png")]
+)
+def test_lists_that_cannot_be_used(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "l.txt").write_text(text, encoding="utf-8")
+    with pytest.raises(UsageError, match=says):
+        open_source(tmp_path / "l.txt")
+
+
+def test_arrays(tmp_path: Path) -> None:
+    array = np.arange(24, dtype=np.float32).reshape(4, 6)
+    np.save(tmp_path / "x.npy", array)
+    np.savez(tmp_path / "x.npz", image=array, labels=np.arange(4))
+    (item,) = open_source(tmp_path / "x.npy").items()
+    assert isinstance(item, ArrayItem)
+    assert isinstance(item.arrays["arr_0"], np.memmap)  # stays on the disk
+    np.testing.assert_array_equal(item.arrays["arr_0"], array)
+    source = open_source(tmp_path / "x.npz")
+    (item,) = source.items()
+    assert isinstance(item, ArrayItem)
+    assert item.labels is not None
+    assert (source.count, item.labels.tolist(), set(item.arrays)) == (4, [0, 1, 2, 3], {"image"})
+    (item,) = open_source({"image": array}).items()
+    assert isinstance(item, ArrayItem)
+    np.save(tmp_path / "o.npy", np.array([{}], dtype=object), allow_pickle=True)
+    with pytest.raises(UsageError, match=r"cannot be read as \.npy"):
+        open_source(tmp_path / "o.npy")
+
+
+SCRIPT = """
+import numpy as np
+print("noise")
+def load_data():
+    for i in range(3):
+        yield {"image": np.full((2, 3), i), "labels": np.array([i, i])}
+def bad():
+    yield {"image": np.zeros(1)}
+    raise SystemExit("gone")
+"""
+
+
+def test_a_script_is_run_batch_by_batch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "loader.py"
+    path.write_text(SCRIPT, encoding="utf-8")
+    items = open_source(path).items()
+    first = next(items)
+    assert isinstance(first, ArrayItem)
+    assert first.arrays["image"].tolist() == [[0] * 3] * 2
+    assert len(list(items)) == 2
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "noise\n")
+    with pytest.raises(UsageError, match="fails: SystemExit gone"):
+        list(open_source(f"{path}:bad").items())
+    with pytest.raises(UsageError, match=r"defines no other\(\)"):
+        list(open_source(f"{path}:other").items())
+    (tmp_path / "empty.py").write_text("def load_data(): return [1]", encoding="utf-8")
+    with pytest.raises(UsageError, match="must yield dicts"):
+        list(open_source(tmp_path / "empty.py").items())
+
+
+class Dataset:
+    """As torchvision's: an index, a length, classes."""
+
+    classes = ("cat", "dog")
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, i: int) -> Any:
+        image = Image.new("RGB", (4, 4), RED)
+        if i == 1:
+            raise OSError("disk error")
+        return [(image, 0), None, (np.zeros((4, 4, 3), np.uint8), np.int64(1)), (image, None)][i]
+
+
+def test_a_data_set_of_a_program() -> None:
+    source = open_source(Dataset())
+    first, second, third, fourth = source.items()
+    assert isinstance(first, ImageItem)
+    assert (first.id, first.label) == ("0", 0)
+    assert second == Unreadable("1", "OSError disk error")
+    assert isinstance(third, ImageItem)
+    assert isinstance(third.image, Image.Image)
+    assert third.label == 1
+    assert isinstance(fourth, ImageItem)
+    assert fourth.label is None
+    assert (source.count, source.classes) == (4, ("cat", "dog"))
+
+
+def test_an_iterable_of_prepared_tensors() -> None:
+    first, second = open_source(
+        iter([(np.zeros((3, 2, 2)), 5), {"image": np.ones((3, 2, 2))}])
+    ).items()
+    assert isinstance(first, ArrayItem)
+    assert first.arrays["arr_0"].shape == (1, 3, 2, 2)
+    assert first.labels is not None
+    assert first.labels.tolist() == [5]
+    assert isinstance(second, ArrayItem)
+    assert second.labels is None
+
+
+def test_a_callable_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_photos.py").write_text(
+        "from PIL import Image\n"
+        "def val(): return [(Image.new('RGB', (2, 2)), 3)]\n"
+        "def needy(path): return []\n",
+        encoding="utf-8",
+    )
+    assert images(open_source("own_photos:val")) == [("0", 3)]
+    assert str(tmp_path) not in sys.path
+    for spec, says in (
+        ("own_photos:none", "AttributeError"),
+        ("own_photos:needy", "TypeError"),
+        ("no_such_module:val", "ModuleNotFoundError"),
+    ):
+        with pytest.raises(UsageError, match=f"cannot be called: {says}"):
+            open_source(spec)
+    del sys.modules["own_photos"]
+
+
+def test_a_data_set_of_hugging_face(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    files = [str(save_image(tmp_path / f"{i}.png", RED)) for i in range(2)]
+    features = datasets.Features(
+        {"img": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])}
+    )
+    data = datasets.Dataset.from_dict({"img": files, "label": [1, 0]}, features=features)
+    data.save_to_disk(str(tmp_path / "one"))
+    source = open_source(tmp_path / "one")
+    assert images(source) == [("0", 1), ("1", 0)]
+    assert (source.count, source.classes) == (2, ("cat", "dog"))
+    (first, _) = source.items()
+    assert isinstance(first, ImageItem)
+    assert isinstance(first.image, bytes)  # decoded as every image is, not by that library
+    datasets.DatasetDict({"train": data, "val": data}).save_to_disk(str(tmp_path / "two"))
+    with pytest.raises(UsageError, match=r"several splits: train, val \(give the folder of one"):
+        open_source(tmp_path / "two")
+    assert images(open_source(tmp_path / "two/val")) == [("0", 1), ("1", 0)]
+    plain = datasets.Dataset.from_dict({"text": ["a"]})
+    plain.save_to_disk(str(tmp_path / "text"))
+    with pytest.raises(UsageError, match="has no column of images, it has text"):
+        open_source(tmp_path / "text")
+
+
+def test_without_the_package_the_extra_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("dataset_info.json", "state.json"):
+        (tmp_path / name).write_text("{}", encoding="utf-8")
+    (tmp_path / "x.mp4").write_bytes(b"no video")
+    for module in ("datasets", "av"):
+        monkeypatch.setitem(sys.modules, module, None)
+    for path in (tmp_path, tmp_path / "x.mp4"):
+        with pytest.raises(MissingExtraError, match=r"pip install 'tcompile\[data\]'"):
+            open_source(path)
+
+
+def test_frames_of_a_video(tmp_path: Path) -> None:
+    av = pytest.importorskip("av")
+    path = tmp_path / "clip.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width = stream.height = 32
+        stream.pix_fmt = "yuv420p"
+        for i in range(7):
+            pixels = np.full((32, 32, 3), 30 * i, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    source = open_source(path, every=3)
+    items = [item for item in source.items() if isinstance(item, ImageItem)]
+    assert [item.id for item in items] == ["clip.mp4@0", "clip.mp4@3", "clip.mp4@6"]
+    assert source.count == 3
+    assert {item.clip for item in items} == {str(path)}
+    means = [np.asarray(item.image).mean() for item in items]
+    np.testing.assert_allclose(means, [0, 90, 180], atol=8)
+    path.write_bytes(b"no video")
+    with pytest.raises(UsageError, match="not a video that PyAV can read"):
+        open_source(path)
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ("nothing.png", "no such file"),
+        ("nothing", r"no such file \(an image, a folder of images, a list"),
+        ("x.bin", "unknown kind of data"),
+        ("empty", "no images in this folder"),
+        (3, "gives int, which has neither items nor an iterator"),
+    ],
+)
+def test_what_is_no_data(tmp_path: Path, data: Any, says: str) -> None:
+    (tmp_path / "x.bin").write_bytes(b"\0")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match=says):
+        open_source(tmp_path / data if isinstance(data, str) else data)
+
+
+def test_labels_of_other_libraries() -> None:
+    assert [plain_label(x) for x in (3, "cat", np.int32(4), np.array([5]), None, True, 0.5)] == [
+        *(3, "cat", 4, 5),
+        *(None, None, None),
+    ]
