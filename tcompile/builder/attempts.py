@@ -21,6 +21,7 @@ from tcompile.planning.solve.plan_report import (
     budget_words,
     faster_precision,
 )
+from tcompile.report.shown import Shown
 from tcompile.targets.devices import ROUNDED
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Attempt:
         chosen: what was asked and what is given; None as for `request`.
         dense_ms, ms: medians, of the dense model in the same precision; None where nothing was
             measured.
+        shown: what its report shows beside the manifest.
         paced: whether that dense model is what the profile has too, so that it tells the machine's
             pace: not of a source that is quantised, nor of static int8 where parts are dynamic.
     """
@@ -52,6 +54,7 @@ class Attempt:
     dense_ms: float | None = None
     ms: float | None = None
     paced: bool = True
+    shown: Shown = Shown()
 
     @property
     def planned(self) -> PlanReport | None:
@@ -124,18 +127,20 @@ def attempt_of(
     chosen: PlanReport | FixedPlan | None,
     job: Job,
     quantized: bool = False,
+    shown: Shown = Shown(),
 ) -> Attempt:
     """Return what was built for a request: its manifest says how it was planned, too.
 
     Args:
         quantized: whether the source is.
+        shown: what its report shows beside the manifest.
     """
     dense_ms, ms = dense_and_reduced(manifest.latency)
     if not manifest.reduced and job.rounds and manifest.precision in ROUNDED:
         dense_ms = ms  # What ran beside it is the dense model in fp32.
     static = manifest.rival is not None and manifest.rival.kind == "static"
     paced = not quantized and (not static or job.target.runtime == "openvino")
-    made = Attempt(request, manifest, chosen, dense_ms, ms, paced)
+    made = Attempt(request, manifest, chosen, dense_ms, ms, paced, shown)
     return replace(made, manifest=_with_plan(made, job))
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tcompile.artifact.manifest import Fidelity, OutputFidelity
+from tcompile.report.shown import Seen, chosen_rows
 from tcompile.runtime.metrics import (
     correlation,
     cosine,
@@ -102,12 +103,57 @@ def compare(
     return Fidelity(samples.source, len(samples), tuple(found), samples.kind)
 
 
+def look(
+    dense: Mapping[str, Array],
+    reduced: Mapping[str, Array],
+    samples: Samples,
+    schedule: Mapping[str, Any] | None = None,
+) -> Seen | None:
+    """Some samples to look at, by the output that loses most; None where none can be compared.
+    Arguments as `compare`."""
+    towers, found = tower_of_outputs(schedule or {}), []
+    for name, want in dense.items():
+        if name in reduced and want.dtype.kind == "f" and not is_bookkeeping(name):
+            pair = aligned(name, want, reduced[name], reduced, towers)
+            if pair is not None:
+                figure, order = _ranked(*pair)
+                losses = -order if figure == "relative error" else 1 - order
+                found.append((float(np.nan_to_num(losses).mean()), name, figure, losses))
+    if not found:
+        return None
+    _, output, figure, losses = max(found, key=lambda one: one[0])
+    rows, ranks = chosen_rows(losses)
+    kept = list(rows)
+    return Seen(
+        output,
+        figure if figure == "relative error" else f"1 - {figure}",
+        losses,
+        rows,
+        ranks,
+        tuple(map(samples.name_of, rows)),
+        {name: array[kept] for name, array in dense.items()},
+        {name: array[kept] for name, array in reduced.items()},
+    )
+
+
+def _ranked(compared: Compared, want: Array, have: Array) -> tuple[str, Array]:
+    """How alike each sample is, the larger the more, and by which figure: correlation where there
+    is one, cosine of classes and of one vector a sample, the relative error of one number."""
+    if compared == "all" and want.ndim == 2 and want.shape[1] > 1:
+        return "cosine", cosine(want, have)
+    if compared == "all" and want[:1].size == 1:
+        return "relative error", -relative_error(want, have)
+    order = correlation(want, have)
+    return ("cosine", cosine(want, have)) if np.isnan(order).all() else ("correlation", order)
+
+
 def _output(
     name: str, compared: Compared, want: Array, have: Array, samples: Samples, tokens: bool
 ) -> OutputFidelity:
     values, errors = cosine(want, have), relative_error(want, have)
     found = OutputFidelity(name, compared, float(values.mean()), float(values.min()))
-    remarks, order = [], values
+    remarks = []
+    figure, order = _ranked(compared, want, have)
     if np.isfinite(errors).all():
         found = replace(found, error_mean=float(errors.mean()), error_max=float(errors.max()))
     else:
@@ -116,11 +162,8 @@ def _output(
     if compared == "all" and want.ndim == 2 and want.shape[1] > 1:
         if holds_classes(name, want):
             found = replace(found, top1_agreement=top1_agreement(want, have))
-    elif compared == "all" and want[:1].size == 1:
-        order = -errors  # one number has no direction
-    else:
-        order = correlation(want, have)
-        known = order[~np.isnan(order)]
+    elif figure != "relative error":
+        known = order[~np.isnan(order)] if figure == "correlation" else order[:0]
         if len(known):
             found = replace(
                 found, correlation_mean=float(known.mean()), correlation_min=float(known.min())
@@ -129,7 +172,6 @@ def _output(
             remarks.append(
                 f"no correlation: constant in dense, in {len(order) - len(known)} of {len(order)}"
             )
-            order = order if len(known) else values
     if tokens:
         found = replace(found, token_cosine_p05=_low(want, have))
     several = len(samples) > 1 and bool(errors.any())
