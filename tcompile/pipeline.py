@@ -529,7 +529,7 @@ def _build_one(job: Job, request: Request | None, draft: Draft, say: Progress) -
     if rounded is not None:
         manifest = rounded.noted(manifest, evidence.rival)
     manifest = replace(manifest, notes=(*notes, *manifest.notes))
-    return attempt_of(request, manifest, planned, job, models.quantized, shown)
+    return replace(attempt_of(request, manifest, planned, job, models.quantized), shown=shown)
 
 
 def _write_reduced(

@@ -93,9 +93,7 @@ def reduce_graph(
     run(state, TRACED if traced else PASSES, "reduce", dump)
     edits = {n: [type(e).__name__ for e in es] for n, es in found.edits.items()}
     names = dict(state.b.written)
-    return ReducedGraph(
-        graph, frozenset(state.b.fp32), names, edits, state.token_index, state.told
-    )
+    return ReducedGraph(graph, frozenset(state.b.fp32), names, edits, state.token_index, state.told)
 
 
 @dataclass(frozen=True)
@@ -142,8 +140,4 @@ PASSES: tuple[Pass[Rewriter], ...] = (
     Pass("infer-shapes", lambda s: s.infer(), when=lambda s: s.shapes),
 )
 #: Of a graph that is only to tell of its steps.
-TRACED: tuple[Pass[Rewriter], ...] = (
-    PASSES[0],
-    Pass("trace", lambda s: s.tell()),
-    *PASSES[2:5],
-)
+TRACED: tuple[Pass[Rewriter], ...] = (PASSES[0], Pass("trace", lambda s: s.tell()), *PASSES[2:5])

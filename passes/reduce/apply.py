@@ -38,8 +38,8 @@ from tcompile.passes.reduce.restoring import BY_OWNER, owner_by
 from tcompile.passes.reduce.set_shapes import set_gather, set_shape, set_slice, set_split, trim
 from tcompile.passes.reduce.side_inputs import gather_side, regroup_views, reorder, restore
 from tcompile.passes.reduce.steps import Step, Steps
-from tcompile.passes.reduce.traced import TracedStep, tell
 from tcompile.passes.reduce.token_state import Departure, TokenState, index_on_run, owner_on_run
+from tcompile.passes.reduce.traced import TracedStep, tell
 from tcompile.passes.reduce.weigh import bias, pool
 from tcompile.passes.runner import Dump
 

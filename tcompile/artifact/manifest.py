@@ -207,6 +207,13 @@ class OutputFidelity:
     worst: str = ""
     remark: str = ""
 
+    @property
+    def likeness(self) -> tuple[float, str]:
+        """The figure that says most of it, and its name: correlation where there is one."""
+        if self.correlation_mean is not None:
+            return self.correlation_mean, "correlation"
+        return self.cosine_mean, "cosine"
+
 
 @dataclass(frozen=True)
 class Fidelity:

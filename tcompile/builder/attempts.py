@@ -21,7 +21,7 @@ from tcompile.planning.solve.plan_report import (
     budget_words,
     faster_precision,
 )
-from tcompile.report.shown import Shown
+from tcompile.report.shown import NOTHING_SHOWN, Shown
 from tcompile.targets.devices import ROUNDED
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Attempt:
     dense_ms: float | None = None
     ms: float | None = None
     paced: bool = True
-    shown: Shown = Shown()
+    shown: Shown = NOTHING_SHOWN
 
     @property
     def planned(self) -> PlanReport | None:
@@ -127,20 +127,18 @@ def attempt_of(
     chosen: PlanReport | FixedPlan | None,
     job: Job,
     quantized: bool = False,
-    shown: Shown = Shown(),
 ) -> Attempt:
     """Return what was built for a request: its manifest says how it was planned, too.
 
     Args:
         quantized: whether the source is.
-        shown: what its report shows beside the manifest.
     """
     dense_ms, ms = dense_and_reduced(manifest.latency)
     if not manifest.reduced and job.rounds and manifest.precision in ROUNDED:
         dense_ms = ms  # What ran beside it is the dense model in fp32.
     static = manifest.rival is not None and manifest.rival.kind == "static"
     paced = not quantized and (not static or job.target.runtime == "openvino")
-    made = Attempt(request, manifest, chosen, dense_ms, ms, paced, shown)
+    made = Attempt(request, manifest, chosen, dense_ms, ms, paced)
     return replace(made, manifest=_with_plan(made, job))
 
 

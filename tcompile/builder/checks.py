@@ -205,7 +205,8 @@ def measure(
     if fidelity is None:
         samples = samples or evidence_for(signature(reduced).whole, count=2)
         both = run_all(source, samples), run_all(reduced, samples, how)
-        fidelity, seen = (found(*both, samples, schedule) for found in (compare, look))
+        fidelity = compare(*both, samples, schedule)
+        seen = look(*both, samples, schedule)
         del both
     if not target.on_cpu:
         return Evidence(fidelity, (), (), seen=seen)

@@ -28,6 +28,8 @@ from tcompile.runtime.metrics import holds_classes, token_cosine
 
 #: Steps of a schedule that are shown at most, the last one among them.
 _MOST_STEPS = 24
+#: A loss below this is rounding.
+NOTHING = 1e-6
 #: Grey of an image that is not one.
 _NO_IMAGE = np.full((8, 8, 3), 127, np.uint8)
 
@@ -93,7 +95,7 @@ def render_page(manifest: Manifest, shown: Shown) -> str:
         MissingExtraError: jinja2 is not installed.
     """
     m = manifest
-    images = tuple(image_views(shown))
+    images = tuple(image_views(shown, token_counts(m)))
     plan = m.plan or {}
     front = [FrontPlan(**p) for p in plan.get("front") or () if isinstance(p, Mapping)]
     steps = [int(step["after"]) for step in plan.get("steps") or () if "after" in step]
@@ -102,6 +104,7 @@ def render_page(manifest: Manifest, shown: Shown) -> str:
         "build.html.j2",
         m=m,
         headline=headline(m),
+        summary=m.summary[1:] if m.emitted == "dense" else m.summary,
         cards=cards(m),
         images=images,
         steps=images[0].steps if images else (),
@@ -169,24 +172,17 @@ def headline(m: Manifest) -> str:
         if agreed:
             said.append(f"top-1 the same in {agreed[0].top1_agreement:.0%}")
         else:
-            value, figure = likeness(worst)
+            value, figure = worst.likeness
             said.append(f"{figure} {value:.3f} to the dense model")
         said[-1] += f" of {m.fidelity.data}" if agreed else f", on {m.fidelity.data}"
     text = "; ".join(said)
     return f"{text[:1].upper()}{text[1:]}."
 
 
-def likeness(out: OutputFidelity) -> tuple[float, str]:
-    """The figure that says most of an output, and its name: correlation where there is one."""
-    if out.correlation_mean is not None:
-        return out.correlation_mean, "correlation"
-    return out.cosine_mean, "cosine"
-
-
 def most_lost(m: Manifest) -> OutputFidelity | None:
     """The output that loses most."""
     outputs = () if m.fidelity is None else m.fidelity.outputs
-    return min(outputs, key=lambda out: likeness(out)[0], default=None)
+    return min(outputs, key=lambda out: out.likeness[0], default=None)
 
 
 def speed(m: Manifest) -> tuple[float, str] | None:
@@ -194,7 +190,7 @@ def speed(m: Manifest) -> tuple[float, str] | None:
     same precision, and whether that was measured or modelled; None where nothing is known."""
     if m.speedup is not None:
         return m.speedup.ratio, "measured"
-    times = {f.model: f for f in m.latency}
+    times = {str(f.model): f for f in m.latency}
     dense, other = times.get("dense"), times.get("reduced") or times.get(f"dense {m.precision}")
     if dense is None or other is None or not other.milliseconds:
         return None
@@ -206,17 +202,23 @@ def cards(m: Manifest) -> list[Card]:
     return [_speed_card(m), _tokens_card(m), _loss_card(m), _size_card(m)]
 
 
+def loss_text(loss: float) -> str:
+    """Three digits; what rounding alone makes is 0."""
+    return "0" if abs(loss) < NOTHING else f"{loss:.3g}"
+
+
 def _speed_card(m: Manifest) -> Card:
     gain = speed(m)
+    if m.emitted == "dense" and gain is None:
+        lines = [f"{f.model}, {f.kind}: {words.milliseconds(f.milliseconds)}" for f in m.latency]
+        return Card("Speed", "as dense", (*lines, "it is the dense model"))
     if gain is None:
         return Card("Speed", "not measured", ("`tcompile bench` measures it on the device",))
     ratio, kind = gain
-    lines = [
-        f"{f.model} {words.milliseconds(f.milliseconds)}, batch {f.batch}" for f in m.latency
-    ]
+    lines = [f"{f.model} {words.milliseconds(f.milliseconds)}, batch {f.batch}" for f in m.latency]
     if m.speedup is not None:
         s = m.speedup
-        lines.insert(0, f"95 %: {s.lower:.2f} to {s.upper:.2f}, over {s.over}")
+        lines.insert(0, f"95 % interval {s.lower:.2f} to {s.upper:.2f}, over {s.over}")
     if m.rival is not None and m.rival.speedup is not None:
         s = m.rival.speedup
         lines.insert(1, f"{s.ratio:.2f} × ({s.lower:.2f} to {s.upper:.2f}) over {s.over}")
@@ -244,15 +246,15 @@ def _loss_card(m: Manifest) -> Card:
     worst = most_lost(m)
     if worst is None or m.fidelity is None:
         return Card("Loss", "not looked at", ("`tcompile verify` does",))
-    value, figure = likeness(worst)
+    value, figure = worst.likeness
     low = worst.cosine_min if figure == "cosine" else worst.correlation_min
-    lines = [f"1 − {figure} of output {short_names(worst.output)} to the dense model, mean"]
+    lines = [f"1 − {figure} to the dense model, mean; output {short_names(worst.output)}"]
     if low is not None:
-        lines.append(f"worst {1 - low:.3g}" + (f" ({worst.worst})" if worst.worst else ""))
+        lines.append(f"worst {loss_text(1 - low)}" + (f" ({worst.worst})" if worst.worst else ""))
     agreed = [o for o in m.fidelity.outputs if o.top1_agreement is not None]
     lines += [f"top-1 the same in {agreed[0].top1_agreement:.0%}"] if agreed else []
     lines.append(f"on {m.fidelity.data}")
-    return Card("Loss", f"{1 - value:.3g}", tuple(lines))
+    return Card("Loss", loss_text(1 - value), tuple(lines))
 
 
 def _size_card(m: Manifest) -> Card:
@@ -268,10 +270,22 @@ def _size_card(m: Manifest) -> Card:
     return Card("Work", f"{times:.2f} × less", tuple(lines))
 
 
-def image_views(shown: Shown) -> Iterator[ImageView]:
-    """The images of a page, worst first."""
+def token_counts(m: Manifest) -> frozenset[int]:
+    """Lengths that say that the rows of an output [B, N, C] are tokens."""
+    shape = m.schedule.get("model") or {}
+    return frozenset(int(shape[name]) for name in ("tokens", "patches") if name in shape)
+
+
+def image_views(shown: Shown, tokens: frozenset[int] = frozenset()) -> Iterator[ImageView]:
+    """The images of a page, worst first; none where none is an image, or nothing is lost.
+
+    Args:
+        tokens: see `token_counts`.
+    """
     seen = shown.seen
     if seen is None or not any(p is not None for p in shown.pictures):
+        return
+    if not shown.steps and float(np.nan_to_num(seen.losses).max(initial=0)) < NOTHING:
         return
     picked = _picked(len(shown.steps))
     for i, (picture, rank, name) in enumerate(
@@ -286,12 +300,12 @@ def image_views(shown: Shown) -> Iterator[ImageView]:
             steps.append(StepView(step.title, counts_words(step, region), png))
         yield ImageView(
             f"{rank}: {name}",
-            f"{seen.figure} of {short_names(seen.output)}: {seen.losses[seen.rows[i]]:.3g}",
+            f"{seen.figure} of {short_names(seen.output)}: {loss_text(seen.losses[seen.rows[i]])}",
             _uri("jpeg", jpeg(pixels)),
             pixels.shape[1] / pixels.shape[0],
             tuple(steps) if picked else (),
             *_classes(seen, i, shown.labels),
-            tuple(_output_maps(seen, i)),
+            tuple(_output_maps(seen, i, tokens)),
         )
 
 
@@ -319,10 +333,10 @@ def _classes(
 
 
 def _class(one: TopClass) -> str:
-    return f"{one.label or f'class {one.index}'} {one.probability:.0%}"
+    return f"{one.label or f'class {one.index}'} ({one.probability:.0%})"
 
 
-def _output_maps(seen: Seen, row: int) -> Iterator[tuple[str, str, str]]:
+def _output_maps(seen: Seen, row: int, tokens: frozenset[int]) -> Iterator[tuple[str, str, str]]:
     """Pictures of outputs that are maps [B, 1, h, w] or [B, h, w], both on one scale; of those with
     several channels, how alike each place is."""
     for name, want in seen.dense.items():
@@ -331,7 +345,7 @@ def _output_maps(seen: Seen, row: int) -> Iterator[tuple[str, str, str]]:
             continue
         if want.ndim not in (3, 4) or min(want.shape[-2:]) < 8:
             continue
-        if want.ndim == 3 and name != seen.output and want.shape[1] != want.shape[2]:
+        if want.ndim == 3 and tokens & set(want.shape[1:]):
             continue  # rows of tokens
         title = short_names(name)
         if want.ndim == 4 and want.shape[1] > 1:

@@ -16,8 +16,8 @@ from html import escape
 from tcompile.core.schedule import BlockTokens
 from tcompile.planning.front import FrontPlan
 
-_WIDTH, _HEIGHT = 480, 280
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 16, 14, 46
+_WIDTH, _HEIGHT = 400, 270
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 14, 14, 44
 #: Marks by series, in the order in which these are met.
 _SHAPES = ("circle", "triangle", "square", "diamond", "cross")
 
@@ -116,7 +116,9 @@ class _Axes:
         ):
             left = x + dx - {"start": 0.0, "middle": wide / 2, "end": wide}[anchor]
             box = (left, y + dy - 10, left + wide, y + dy + 2)
-            inside = box[0] > _LEFT and box[2] < _WIDTH and box[1] > 0 and box[3] < _HEIGHT - _BOTTOM
+            inside = (
+                box[0] > _LEFT and box[2] < _WIDTH and box[1] > 0 and box[3] < _HEIGHT - _BOTTOM
+            )
             if inside and not any(_overlap(box, other) for other in taken):
                 self.text(x + dx, y + dy, mark.label, anchor, "label")
                 taken.append(box)
@@ -166,12 +168,8 @@ def _ticks(low: float, high: float, count: int = 5) -> list[float]:
     raw = (high - low) / count
     size = 10.0 ** math.floor(math.log10(raw))
     step = next(s * size for s in (1, 2, 2.5, 5, 10) if s * size >= raw * 0.999)
-    first = math.ceil(low / step - 1e-9)
-    found = []
-    while first * step <= high * (1 + 1e-9) + 1e-12:
-        found.append(round(first * step, 10))
-        first += 1
-    return found
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [round(number * step, 10) for number in range(first, last + 1)]
 
 
 def _range(values: Sequence[float], *, zero: bool = False) -> tuple[float, float]:
@@ -187,14 +185,26 @@ def scatter(
     marks: Sequence[Mark],
     labels: tuple[str, str],
     line: Sequence[tuple[float, float]] = (),
+    upright: Sequence[tuple[float, str]] = (),
 ) -> str:
-    """Points by latency and loss, with the line of those that no other beats."""
+    """Points by latency and loss.
+
+    Args:
+        line: through those that no other beats.
+        upright: latencies of which no loss is known, and whose they are.
+    """
     series = list(dict.fromkeys(mark.series for mark in marks))
-    axes = _Axes(_range([m.x for m in marks]), _range([m.y for m in marks], zero=True), labels)
+    across = _range([*(m.x for m in marks), *(x for x, _ in upright)])
+    axes = _Axes(across, _range([m.y for m in marks], zero=True), labels)
+    for i, (x, name_of) in enumerate(upright):
+        at, top = axes.at(x, 0)[0], _TOP
+        axes.parts.append(f'<path class="line dashed" d="M{at} {top}V{_HEIGHT - _BOTTOM}"/>')
+        aside, anchor = (-4, "end") if at > _WIDTH / 2 else (4, "start")
+        axes.text(at + aside, top + 10 + 14 * i, name_of, anchor)
     if len(line) > 1:
         axes.line(line, "line")
     axes.marks(marks, series)
-    told = "; ".join(m.tip or m.label for m in marks)
+    told = "; ".join([*(m.tip or m.label for m in marks), *(f"{n}: {x:.4g}" for x, n in upright)])
     return axes.svg(name, title, told) + f'<p class="legend">{legend(series)}</p>'
 
 
@@ -222,7 +232,8 @@ def front_chart(front: Sequence[FrontPlan]) -> str:
     ]
     best = [(p.latency_ms, loss) for p, loss in known if not p.beaten and loss <= top]
     labels = ("predicted latency of a batch [ms]", "loss")
-    return scatter("front", "Plans by latency and loss", marks, labels, best)
+    unknown = [(p.latency_ms, f"{_name(p)}, loss not run") for p in front if p.loss is None]
+    return scatter("front", "Plans by latency and loss", marks, labels, best, unknown)
 
 
 def _name(plan: FrontPlan) -> str:
@@ -245,7 +256,7 @@ def depth_chart(tokens: Sequence[BlockTokens], dense: int) -> str:
     axes.line(steps, "line strong")
     x, y = axes.at(0, dense)
     axes.text(x + 6, y - 5, f"dense: {dense}", "start", "label")
-    last, before = _WIDTH, dense
+    last, before = float(_WIDTH), dense
     for i in range(len(counts) - 1, -1, -1):
         previous = counts[i - 1] if i else before
         x, y = axes.at((i + 0.5) / 2, counts[i])
@@ -256,9 +267,7 @@ def depth_chart(tokens: Sequence[BlockTokens], dense: int) -> str:
     return axes.svg("depth", "Tokens over depth", f"Of {dense} tokens: {each}")
 
 
-def latency_chart(
-    curve: Sequence[tuple[float, float]], chosen: Sequence[int], kind: str
-) -> str:
+def latency_chart(curve: Sequence[tuple[float, float]], chosen: Sequence[int], kind: str) -> str:
     """Latency against tokens, with the counts of the plan; empty where there is no curve.
 
     Args:
@@ -277,7 +286,7 @@ def latency_chart(
         Mark(n, _between(curve, n), "counts of this plan", str(n), f"{n} tokens") for n in chosen
     ]
     axes.marks(marks, ["counts of this plan"])
-    ends = f"{curve[0][0]:g} tokens {curve[0][1]:.3g} ms, {curve[-1][0]:g} tokens {curve[-1][1]:.3g} ms"
+    ends = ", ".join(f"{n:g} tokens {ms:.3g} ms" for n, ms in (curve[0], curve[-1]))
     named = ", ".join(map(str, chosen))
     says = f"{kind}: {ends}" + (f"; the plan has {named}" if chosen else "")
     return axes.svg("latency", "Latency against tokens", says)

@@ -74,3 +74,7 @@ class Shown:
     why: str = ""
     command: str = ""
     labels: tuple[str, ...] = ()
+
+
+#: No images.
+NOTHING_SHOWN = Shown()

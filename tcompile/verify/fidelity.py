@@ -50,16 +50,9 @@ def measure_fidelity(
     return compare(run_all(dense, samples), run_all(reduced, samples, how), samples, schedule)
 
 
-def likeness(out: OutputFidelity) -> tuple[float, str]:
-    """The figure that says most of an output, and its name: correlation where there is one."""
-    if out.correlation_mean is not None:
-        return out.correlation_mean, "correlation"
-    return out.cosine_mean, "cosine"
-
-
 def loss_of(fidelity: Fidelity) -> float:
-    """1 - `likeness` of the output that loses most."""
-    return max((1 - likeness(out)[0] for out in fidelity.outputs), default=0.0)
+    """1 - likeness of the output that loses most."""
+    return max((1 - out.likeness[0] for out in fidelity.outputs), default=0.0)
 
 
 def rounding_fault(rounded: Fidelity, fp32: Fidelity) -> str:
@@ -68,9 +61,9 @@ def rounding_fault(rounded: Fidelity, fp32: Fidelity) -> str:
     Args:
         rounded, fp32: of the same reduced model as it is shipped and in fp32, to the dense one.
     """
-    known = {out.output: likeness(out)[0] for out in fp32.outputs}
+    known = {out.output: out.likeness[0] for out in fp32.outputs}
     for out in rounded.outputs:
-        have, name = likeness(out)
+        have, name = out.likeness
         want = known.get(out.output, have)
         if not have >= want - (1 - FLOOR):
             return (
