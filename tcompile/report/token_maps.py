@@ -7,7 +7,7 @@ has no position of its own (EViT's fused token) is numbered from the count of pa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -200,10 +200,8 @@ def counts_words(step: MapStep, region: Ints) -> str:
             f"the largest of {c.largest}"
         )
     if c.dropped:
-        said.append(f"{c.dropped} {'pass it by' if step.passing else 'are dropped'}")
+        one = c.dropped == 1
+        verb = ("passes" if one else "pass") if step.passing else ("is" if one else "are")
+        said.append(f"{c.dropped} {verb} {'it by' if step.passing else 'dropped'}")
     return "; ".join(said)
 
-
-def titles(steps: Sequence[MapStep]) -> list[str]:
-    """The titles of the steps, with the count that each leaves."""
-    return [f"{step.title}: {step.keep} left" for step in steps]
