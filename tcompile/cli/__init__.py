@@ -16,11 +16,13 @@ from tcompile._version import __version__
 from tcompile.cli import (
     bench,
     build,
+    compare,
     demo,
     doctor,
     export,
     init_app,
     inspect,
+    maps,
     methods,
     plan,
     plugins,
@@ -28,6 +30,7 @@ from tcompile.cli import (
     run,
     targets,
     verify,
+    view,
 )
 from tcompile.cli.common import State, common_options, help_if_bare
 from tcompile.cli.exit import explain
@@ -41,6 +44,9 @@ COMMANDS = (
     profile.profile,
     plan.plan,
     build.build,
+    view.view,
+    compare.compare,
+    maps.maps,
     verify.verify,
     bench.bench,
     run.run,

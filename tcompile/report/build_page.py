@@ -6,6 +6,7 @@ The words are those of report.md where both say the same.
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -103,6 +104,7 @@ def render_page(manifest: Manifest, shown: Shown) -> str:
     return render(
         "build.html.j2",
         m=m,
+        name=short_names(re.split(r"[/\\]", m.source.file)[-1]),
         headline=headline(m),
         summary=m.summary[1:] if m.emitted == "dense" else m.summary,
         cards=cards(m),
@@ -162,7 +164,7 @@ def headline(m: Manifest) -> str:
     gain = speed(m)
     if gain is not None:
         ratio, kind = gain
-        said.append(f"{ratio:.2f} × as fast ({kind})" if ratio >= 1 else f"slower ({kind})")
+        said.append(f"{ratio:.2f} × as fast ({kind})")
     if m.flops.dense:
         said.append(f"{1 - m.flops.reduced / m.flops.dense:.0%} fewer FLOPs")
     if m.fidelity is not None and m.fidelity.outputs:

@@ -204,4 +204,3 @@ def counts_words(step: MapStep, region: Ints) -> str:
         verb = ("passes" if one else "pass") if step.passing else ("is" if one else "are")
         said.append(f"{c.dropped} {verb} {'it by' if step.passing else 'dropped'}")
     return "; ".join(said)
-

@@ -1,6 +1,6 @@
-"""The ViT of `tcompile.models.onnx_vit` in numpy, with tokens that leave: what maps are held against.
+"""The ViT of `tcompile.models.onnx_vit` in numpy, with tokens that leave: maps are held against it.
 
-One image, no library but numpy. It keeps which patches each token stands for as sets, not as owners.
+One image, no library but numpy. Which patches each token stands for is kept as sets, not as owners.
 """
 
 from __future__ import annotations

@@ -89,10 +89,7 @@ def test_every_step_is_as_the_formula_has_it(
             assert have.keep == len(want)
 
 
-CHAIN = {
-    "name": "chain",
-    "steps": [{"reducer": DROP, "keep": 12}, {"reducer": MERGE, "keep": 9}],
-}
+CHAIN = {"name": "chain", "steps": [{"reducer": DROP, "keep": 12}, {"reducer": MERGE, "keep": 9}]}
 
 
 @pytest.mark.parametrize(
