@@ -76,10 +76,10 @@ def _checked(opened: Artifact) -> Path:
     return page
 
 
-def open_in_browser(page: Path) -> bool:
-    """Open a page in the person's browser; tells whether there is one."""
+def open_in_browser(address: str) -> bool:
+    """Open an address in the person's browser; tells whether there is one."""
     try:
-        return webbrowser.open(page.resolve().as_uri())
+        return webbrowser.open(address)
     except (webbrowser.Error, OSError):
         return False
 

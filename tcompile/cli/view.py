@@ -36,23 +36,25 @@ def view(artifact: Path, serve: bool, port: int, no_open: bool, as_json: bool) -
     Example:
       tcompile view vit-cpu
     """
-    from tcompile.api import view as views
+    from tcompile.api.view import open_in_browser
+    from tcompile.api.view import serve as serve_page
+    from tcompile.api.view import view as find
 
-    found = views.view(artifact)
+    found = find(artifact)
     for note in found.notes:
         click.echo(f"note: {note}", err=True)
 
     def ready(address: str) -> None:
-        opened = not no_open and views.webbrowser.open(address)
+        opened = not no_open and open_in_browser(address)
         if as_json:
             print_json({"report": str(found.page), "address": address, "opened": opened})
         else:
             click.echo(f"{address} (Ctrl-C ends it)")
 
     if serve:
-        views.serve(found.page, port, ready)
+        serve_page(found.page, port, ready)
         return
-    opened = not no_open and views.open_in_browser(found.page)
+    opened = not no_open and open_in_browser(found.page.resolve().as_uri())
     if as_json:
         print_json({"report": str(found.page), "address": None, "opened": opened})
         return
