@@ -36,7 +36,8 @@ class Build:
         file_bytes: of model.onnx.
         flops: of one image.
         data: what losses were seen on.
-        beaten: another one that is as fast or faster and loses no more; empty: none is.
+        beaten: another one that is as fast or faster and loses no more on the same images; empty:
+            none is.
     """
 
     name: str
@@ -223,11 +224,11 @@ def _build(name: str, m: Manifest, output: str, figure: str) -> Build:
 
 
 def _beaten(one: Build, all_of_them: Sequence[Build]) -> str:
-    """A build that is as fast or faster, by the medians, and loses no more."""
+    """A build that is as fast or faster, by the medians, and loses no more on the same images."""
     if one.speed is None or one.loss is None:
         return ""
     for other in all_of_them:
-        if other is one or other.speed is None or other.loss is None:
+        if other is one or other.speed is None or other.loss is None or other.data != one.data:
             continue
         same = (other.speed, other.loss) == (one.speed, one.loss)
         if other.speed >= one.speed and other.loss <= one.loss and not same:
@@ -246,6 +247,11 @@ def _take(builds: Sequence[Build], max_loss: float | None, latency: float | None
     known = [b for b in builds if b.speed is not None and b.loss is not None]
     if not known:
         return ["nothing to choose by: no build has both a speed and a loss"]
+    if len({b.data for b in known}) > 1:
+        return [
+            "which to take cannot be said: losses were not seen on the same images; build all of "
+            "them with the same --calibration, or all without"
+        ]
     if max_loss is not None:
         known = [b for b in known if (b.loss or 0.0) <= max_loss]
         if not known:
@@ -284,8 +290,8 @@ def _notes(manifests: Sequence[Manifest]) -> list[str]:
     data = {m.fidelity.data for m in manifests if m.fidelity is not None}
     if len(data) > 1:
         notes.append(f"losses were not seen on the same images: {'; '.join(sorted(data))}")
-    if any(m.fidelity is not None and m.fidelity.reminder for m in manifests):
-        notes.append(next(m.fidelity.reminder for m in manifests if m.fidelity))
+    reminders = [m.fidelity.reminder for m in manifests if m.fidelity is not None]
+    notes += list(dict.fromkeys(filter(None, reminders)))
     kinds = {f.kind for m in manifests for f in m.latency}
     if len(kinds) > 1:
         notes.append("some latencies are measured, others modelled")

@@ -197,10 +197,10 @@ def scatter(
     across = _range([*(m.x for m in marks), *(x for x, _ in upright)])
     axes = _Axes(across, _range([m.y for m in marks], zero=True), labels)
     for i, (x, name_of) in enumerate(upright):
-        at, top = axes.at(x, 0)[0], _TOP
-        axes.parts.append(f'<path class="line dashed" d="M{at} {top}V{_HEIGHT - _BOTTOM}"/>')
+        at, base = axes.at(x, 0)[0], _HEIGHT - _BOTTOM
+        axes.parts.append(f'<path class="line dashed" d="M{at} {_TOP}V{base}"/>')
         aside, anchor = (-4, "end") if at > _WIDTH / 2 else (4, "start")
-        axes.text(at + aside, top + 10 + 14 * i, name_of, anchor)
+        axes.text(at + aside, base - 8 - 14 * i, name_of, anchor, "label")
     if len(line) > 1:
         axes.line(line, "line")
     axes.marks(marks, series)
