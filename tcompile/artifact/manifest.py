@@ -404,6 +404,12 @@ class Manifest:
         """Return whether it is another model than the dense one."""
         return bool(self.schedule["reductions"] or self.schedule.get("resized"))
 
+    @property
+    def most_lost(self) -> OutputFidelity | None:
+        """Return the output that is least like the dense model's; None: none was looked at."""
+        outputs = () if self.fidelity is None else self.fidelity.outputs
+        return min(outputs, key=lambda out: out.likeness[0], default=None)
+
     def to_json(self) -> dict[str, Any]:
         """The document, as JSON values; `schema` and `tool` come first."""
         document = encode(self)

@@ -16,7 +16,7 @@ import numpy as np
 
 from tcompile.analysis.memory import size_words
 from tcompile.artifact import page as words
-from tcompile.artifact.manifest import Manifest, OutputFidelity
+from tcompile.artifact.manifest import Manifest
 from tcompile.core.errors import MissingExtraError, short_names
 from tcompile.core.packages import require
 from tcompile.deploy.result import TopClass, ranked
@@ -168,7 +168,7 @@ def headline(m: Manifest) -> str:
     if m.flops.dense:
         said.append(f"{1 - m.flops.reduced / m.flops.dense:.0%} fewer FLOPs")
     if m.fidelity is not None and m.fidelity.outputs:
-        worst = most_lost(m)
+        worst = m.most_lost
         assert worst is not None
         agreed = [o for o in m.fidelity.outputs if o.top1_agreement is not None]
         if agreed:
@@ -179,12 +179,6 @@ def headline(m: Manifest) -> str:
         said[-1] += f" of {m.fidelity.data}" if agreed else f", on {m.fidelity.data}"
     text = "; ".join(said)
     return f"{text[:1].upper()}{text[1:]}."
-
-
-def most_lost(m: Manifest) -> OutputFidelity | None:
-    """The output that loses most."""
-    outputs = () if m.fidelity is None else m.fidelity.outputs
-    return min(outputs, key=lambda out: out.likeness[0], default=None)
 
 
 def speed(m: Manifest) -> tuple[float, str] | None:
@@ -245,7 +239,7 @@ def _tokens_card(m: Manifest) -> Card:
 
 
 def _loss_card(m: Manifest) -> Card:
-    worst = most_lost(m)
+    worst = m.most_lost
     if worst is None or m.fidelity is None:
         return Card("Loss", "not looked at", ("`tcompile verify` does",))
     value, figure = worst.likeness
