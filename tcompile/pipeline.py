@@ -38,6 +38,7 @@ from tcompile.builder.emit import (
 )
 from tcompile.builder.job import Job
 from tcompile.builder.on_images import looking_at
+from tcompile.builder.pictures import shown_of
 from tcompile.builder.polygraphy import write_checks
 from tcompile.builder.rounded import round_models
 from tcompile.core.drafts import scratch
@@ -79,10 +80,13 @@ from tcompile.planning.resolution import (
 from tcompile.planning.restoring import with_rule
 from tcompile.planning.solve.plan_report import FixedPlan, PlanReport, PlanWithCost
 from tcompile.planning.solve.solve import schedule_for_request
+from tcompile.report.build_page import page_of
 from tcompile.report.explain import NodeFacts
 from tcompile.report.explain import explain as explain_node
 from tcompile.report.inspection import describe
 from tcompile.report.inspection_page import Inspection
+from tcompile.report.shown import Shown
+from tcompile.report.token_maps import write_trace
 from tcompile.runtime.token_outputs import recorded, recorded_choice
 from tcompile.targets import Target, load_target
 from tcompile.targets.backends import check_runtime
@@ -435,10 +439,13 @@ def build(
         if auto:
             job = _weighed(job, progress)
             gc.collect()
-        manifest = _build_best(job, draft, progress)
+        manifest, shown = _build_best(job, draft, progress)
         if manifest.fault is None:
             write_checks(draft.folder, job.path, manifest, progress)
-        draft.finish(manifest)
+        page, why = page_of(manifest, shown)
+        if why:
+            manifest = replace(manifest, notes=(*manifest.notes, why))
+        draft.finish(manifest, page)
     return draft.directory
 
 
@@ -451,7 +458,7 @@ def _weighed(job: Job, say: Progress) -> Job:
     return replace(job, precision=level, why_precision=note, front=front)  # type: ignore[arg-type]
 
 
-def _build_best(job: Job, draft: Draft, say: Progress) -> Manifest:
+def _build_best(job: Job, draft: Draft, say: Progress) -> tuple[Manifest, Shown]:
     """Build what is asked, again where its latency is off, and the dense model where that is to be
     kept."""
     best = last = _build_one(job, job.request, draft, say)
@@ -475,11 +482,12 @@ def _build_best(job: Job, draft: Draft, say: Progress) -> Manifest:
     if files is not best:
         best = _build_one(job, best.request, draft, say)
     if not best.slower:
-        return best.manifest
+        return best.manifest, best.shown
     if job.force:
-        return kept_by_force(best)
+        return kept_by_force(best), best.shown
     say("the reduced model is not faster: emitting the dense one")
-    return dense_instead(best, _build_one(job, None, draft, say).manifest)
+    dense = _build_one(job, None, draft, say)
+    return dense_instead(best, dense.manifest), dense.shown
 
 
 def _build_one(job: Job, request: Request | None, draft: Draft, say: Progress) -> Attempt:
@@ -519,13 +527,15 @@ def _build_one(job: Job, request: Request | None, draft: Draft, say: Progress) -
             seconds=0.0 if job.request.latency is None else _SECONDS,
             schedule=models.schedule.to_json(),
             fidelity=None if rounded is None else rounded.fidelity,
+            seen=None if rounded is None else rounded.seen,
             rival=None if rounded is None else rounded.rival_path,
         )
+        shown = shown_of(models, job, samples, evidence.seen)
     manifest = manifest_of(models, built, evidence, job)
     if rounded is not None:
         manifest = rounded.noted(manifest, evidence.rival)
     manifest = replace(manifest, notes=(*notes, *manifest.notes))
-    return attempt_of(request, manifest, planned, job, models.quantized)
+    return replace(attempt_of(request, manifest, planned, job, models.quantized), shown=shown)
 
 
 def _write_reduced(
@@ -557,6 +567,7 @@ def _write_reduced(
     largest = job.request.batch if job.target.on_cpu else job.batches.settled.largest
     memory = memory_plan(reduced, job.target, job.precision, largest)
     notes += filter(None, [memory.note(job.target.title)])
+    trace, untraced = write_trace(analysed, reduced.schedule, temporary / "trace.onnx")
     looking = None
     if not job.target.on_cpu and job.precision in ON_IMAGES:
         looking = looking_at(
@@ -589,7 +600,7 @@ def _write_reduced(
         plain=plain,
         quantization=None if looking is None else looking.quantization(),
     )
-    return models, planned, notes
+    return replace(models, trace=trace, untraced=untraced), planned, notes
 
 
 def _without_images(request: Request) -> Request:

@@ -38,6 +38,7 @@ def reduce_graph(
     label: str = "",
     dump: Dump | None = None,
     shared: Shared | None = None,
+    traced: bool = False,
 ) -> ReducedGraph:
     """Apply a schedule to the tower that the analysis describes. The dense graph is left as it is.
 
@@ -46,6 +47,7 @@ def reduce_graph(
         dump: takes the graph after each step of the schedule and after each pass.
         shared: what many schedules of one model share; the graph is then one that is only run:
             the shapes of its tensors are neither inferred nor checked.
+        traced: the graph is to tell the tokens of every step, and nothing else.
 
     Raises:
         UsageError: the schedule does not fit the model, or a site is illegal.
@@ -88,10 +90,10 @@ def reduce_graph(
         dump=dump,
         shapes=shared is None,
     )
-    run(state, PASSES, "reduce", dump)
+    run(state, TRACED if traced else PASSES, "reduce", dump)
     edits = {n: [type(e).__name__ for e in es] for n, es in found.edits.items()}
     names = dict(state.b.written)
-    return ReducedGraph(graph, frozenset(state.b.fp32), names, edits, state.token_index)
+    return ReducedGraph(graph, frozenset(state.b.fp32), names, edits, state.token_index, state.told)
 
 
 @dataclass(frozen=True)
@@ -137,3 +139,5 @@ PASSES: tuple[Pass[Rewriter], ...] = (
     Pass("spell-biased-attention", lambda s: s.spell_biased()),
     Pass("infer-shapes", lambda s: s.infer(), when=lambda s: s.shapes),
 )
+#: Of a graph that is only to tell of its steps.
+TRACED: tuple[Pass[Rewriter], ...] = (PASSES[0], Pass("trace", lambda s: s.tell()), *PASSES[2:5])

@@ -39,6 +39,7 @@ from tcompile.passes.reduce.set_shapes import set_gather, set_shape, set_slice, 
 from tcompile.passes.reduce.side_inputs import gather_side, regroup_views, reorder, restore
 from tcompile.passes.reduce.steps import Step, Steps
 from tcompile.passes.reduce.token_state import Departure, TokenState, index_on_run, owner_on_run
+from tcompile.passes.reduce.traced import TracedStep, tell
 from tcompile.passes.reduce.weigh import bias, pool
 from tcompile.passes.runner import Dump
 
@@ -54,6 +55,7 @@ class ReducedGraph:
             for what follows from several.
         edits: node name → kinds of edits made, for reports.
         token_index: output with fewer tokens → the output that says which tokens its rows are.
+        steps: of a graph that only tells of them, the steps of the schedule.
     """
 
     graph: gs.Graph
@@ -61,6 +63,7 @@ class ReducedGraph:
     written: Mapping[str, str]
     edits: dict[str, list[str]]
     token_index: Mapping[str, str] = field(default_factory=dict)
+    steps: tuple[TracedStep, ...] = ()
 
 
 def returns(step: Step) -> bool:
@@ -114,6 +117,8 @@ class Rewriter:
             self.b, analysis.space, self.batch, facts, inputs, counts, first, current=dict(tensors)
         )
         self.reached: dict[str, TokenState] = {}
+        self.done: list[tuple[Step, TokenState]] = []
+        self.told: tuple[TracedStep, ...] = ()
         self._give_by(rule)
         self.fixed = analysis.space.prefix + analysis.space.suffix
         self.entering = tensors[analysis.blocks[0].stream_in]
@@ -256,6 +261,7 @@ class Rewriter:
             after.before = 0 if stage.whole else len(self.stages) - 1
             traits = traits_of(step.reduction.reducer)
             after.departure = Departure(stage, rows, reduced, traits)
+        self.done.append((step, after))
         new = self._stream(name, reduced, layout, after)
         self.editor.current[name] = new
         redirect(stream, new, readers, self.graph)
@@ -294,6 +300,7 @@ class Rewriter:
         if not merged:
             assert after.index is not None
             self.steps.through[site.block] = after.index
+        self.done.append((step, after))
         new = self._stream(name, reduced, layout, after)
         replace_uses(stream, new, region)
         return Bypass(rows, after, merged)
@@ -330,6 +337,10 @@ class Rewriter:
             if place is not None and not any(c.region for c in self.cuts.values()):
                 wanted[name] = place
         self.token_index = token_outputs(self.editor, self.stages, wanted, self.outputs, self.label)
+
+    def tell(self) -> None:
+        """Let the graph only tell of its steps."""
+        self.told = tell(self.graph, self.b, self.done)
 
     def _infer_shapes(self, *, symbolic: bool = False) -> None:
         """Shapes that contradict each other are the export's fault before this pass, and

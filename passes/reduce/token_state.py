@@ -46,6 +46,7 @@ class TokenState:
         group_owner: [B, T/g] i64, the current group that represents each original one.
         before: the number of the state that it was made from; 0 is the dense model.
         departure: the step that made it; None: the dense model, or all are back.
+        parts: of a chain of reducers, the states that each left, `local` among what came to it.
     """
 
     count: int
@@ -59,6 +60,7 @@ class TokenState:
     group_owner: gs.Tensor | None = None
     before: int = 0
     departure: Departure | None = None
+    parts: tuple[TokenState, ...] = ()
     cache: dict[str, gs.Tensor] = field(default_factory=dict)
 
     @property

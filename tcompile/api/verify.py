@@ -24,7 +24,7 @@ from tcompile.targets.backends.base import FusedAttention
 from tcompile.targets.backends.cpu import ORT, OnCpu, on_cpu
 from tcompile.targets.backends.jetson_texts import CHECK_SCRIPT
 from tcompile.targets.devices import HALF, ROUNDED
-from tcompile.verify.fidelity import compare, likeness, rounding_fault
+from tcompile.verify.fidelity import compare, rounding_fault
 from tcompile.verify.fusion import fused_attention, fused_on_device, fusion_fault
 from tcompile.verify.numerics import TOLERANCES, Numerics, compare_numerics
 
@@ -217,9 +217,9 @@ def _rounding(
         return Check("numerics", "failed", f"in {precision} {fault}; build with --precision fp32")
     tokens = "" if overlap is None else f"{overlap.mean():.1%} of tokens the same as in fp32, "
     figures = ", ".join(
-        f"{name} {have:.4f} of '{out.output}' to the dense model ({likeness(want)[0]:.4f} in fp32)"
+        f"{name} {have:.4f} of '{out.output}' to the dense model ({want.likeness[0]:.4f} in fp32)"
         for out, want in zip(rounded.outputs, fp32.outputs, strict=True)
-        for have, name in [likeness(out)]
+        for have, name in [out.likeness]
     )
     return Check("numerics", "passed", f"{precision}, judged by fidelity: {tokens}{figures}")
 

@@ -4,6 +4,7 @@ DIR/model.onnx      what ONNX Runtime runs, and what an engine is built from
 DIR/engine/*        where the target can be built for on this machine
 DIR/manifest.json   see tcompile/manifest.schema.json
 DIR/report.md       the manifest, for people
+DIR/report.html     the same with pictures
 DIR/polygraphy.sh   checks by polygraphy; DIR/checks/* is what they need
 """
 
@@ -34,7 +35,7 @@ from tcompile.targets.backends.jetson import made_on_device
 
 MODEL = "model.onnx"
 MANIFEST = "manifest.json"
-REPORT = "report.md"
+REPORT, PAGE = "report.md", "report.html"
 
 
 @dataclass(frozen=True)
@@ -108,9 +109,15 @@ class Draft:
             raise cannot_write(final, error) from error
         return self._draft.folder
 
-    def finish(self, manifest: Manifest) -> None:
-        """Put it in place, with its report, the digests of its files and its manifest."""
+    def finish(self, manifest: Manifest, page: str = "") -> None:
+        """Put it in place, with its report, the digests of its files and its manifest.
+
+        Args:
+            page: its report as HTML; empty: there is none.
+        """
         assert self._draft is not None
+        if page:
+            (self._draft.folder / PAGE).write_text(page, encoding="utf-8")
         _finish(self._draft.folder, manifest)
         checkpoint()
         check_destination(self._given, self._force)  # building may have taken hours

@@ -207,6 +207,13 @@ class OutputFidelity:
     worst: str = ""
     remark: str = ""
 
+    @property
+    def likeness(self) -> tuple[float, str]:
+        """The figure that says most of it, and its name: correlation where there is one."""
+        if self.correlation_mean is not None:
+            return self.correlation_mean, "correlation"
+        return self.cosine_mean, "cosine"
+
 
 @dataclass(frozen=True)
 class Fidelity:
@@ -399,6 +406,12 @@ class Manifest:
     def reduced(self) -> bool:
         """Return whether it is another model than the dense one."""
         return bool(self.schedule["reductions"] or self.schedule.get("resized"))
+
+    @property
+    def most_lost(self) -> OutputFidelity | None:
+        """Return the output that is least like the dense model's; None: none was looked at."""
+        outputs = () if self.fidelity is None else self.fidelity.outputs
+        return min(outputs, key=lambda out: out.likeness[0], default=None)
 
     def to_json(self) -> dict[str, Any]:
         """The document, as JSON values; `schema` and `tool` come first."""

@@ -55,7 +55,7 @@ def render(manifest: Manifest) -> str:
         *([_of_rival(m.rival, m.precision)] if m.rival else []),
         *([f"\n{m.precision}: {quantization_words(m.quantization)}."] if m.quantization else []),
         "\n## Fused attention\n",
-        _fused(m.fused_attention),
+        fused_text(m.fused_attention),
         *([f"\nToken ops: {m.token_ops.form}; {m.token_ops.reason}."] if m.token_ops else []),
         *([f"\nBatches of {b.words}."] if (b := m.batch_sizes) else []),
         "\n## Inputs and outputs\n",
@@ -97,9 +97,7 @@ def _latency(figures: Sequence[Latency]) -> str:
 
 def _asked(m: Manifest) -> str:
     """The budgets that were asked for, and the share of the patch tokens that is kept."""
-    budget = (m.plan or {}).get("budget") or {}
-    asked = [_BUDGETS[name](value) for name, value in budget.items() if name in _BUDGETS]
-    head = ("asked", ", ".join(asked) or f"method `{m.schedule.get('method', '?')}`")
+    head = ("asked", asked_words(m) or f"method `{m.schedule.get('method', '?')}`")
     rows = []
     if m.kept is not None:
         kept = f"{m.kept.keep:.1%}: {m.kept.patches} of {m.kept.of} patch tokens"
@@ -107,6 +105,12 @@ def _asked(m: Manifest) -> str:
     if words := given_back(m.schedule):
         rows.append(("row of a dropped token", words))
     return table(head, rows) + "\n"
+
+
+def asked_words(m: Manifest) -> str:
+    """The budgets that were asked for, as options; empty for none."""
+    budget = (m.plan or {}).get("budget") or {}
+    return ", ".join(_BUDGETS[name](value) for name, value in budget.items() if name in _BUDGETS)
 
 
 def given_back(schedule: Mapping[str, Any]) -> str:
@@ -127,23 +131,27 @@ _BUDGETS: dict[str, Callable[[Any], str]] = {
 
 def _steps(schedule: Mapping[str, Any]) -> str:
     """Where tokens leave, by which score, and what happens to them; of every tower."""
-    towers = [(schedule.get("tower") or "", schedule.get("reductions") or ())]
-    towers += [(t["tower"], t["reductions"]) for t in schedule.get("towers") or ()]
-    rows = [
-        (tower, r["site"], _spec(r.get("score")), _spec(r.get("reducer")), r["keep"])
-        for tower, reductions in towers
-        for r in reductions
-    ]
     resized = schedule.get("resized")
     if resized:
         (h, w), (grid_h, grid_w) = resized["size"], resized["grid"]
         whose = "resized in the graph" if resized["image"] == "graph" else "the input has this size"
         return f"The image has {h} x {w} pixels ({whose}): {grid_h} x {grid_w} patches.\n"
-    if not rows:
-        return "No token leaves.\n"
+    head, rows = steps_table(schedule)
+    return table(head, rows) + "\n" if rows else "No token leaves.\n"
+
+
+def steps_table(schedule: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the steps of a schedule; the tower where there are several."""
+    towers = [(schedule.get("tower") or "", schedule.get("reductions") or ())]
+    towers += [(t["tower"], t["reductions"]) for t in schedule.get("towers") or ()]
+    rows = [
+        [tower, r["site"], _spec(r.get("score")), _spec(r.get("reducer")), str(r["keep"])]
+        for tower, reductions in towers
+        for r in reductions
+    ]
     first = 0 if any(tower for tower, *_ in rows) else 1
-    head = ("tower", "site", "score", "reducer", "patch tokens kept")
-    return table(head[first:], (row[first:] for row in rows)) + "\n"
+    head = ["tower", "site", "score", "reducer", "patch tokens kept"]
+    return head[first:], [row[first:] for row in rows]
 
 
 def _spec(document: Mapping[str, Any] | None) -> str:
@@ -312,7 +320,8 @@ def fidelity_words(out: OutputFidelity) -> str:
     return said + (f"; on {out.compared}" if out.compared != "all" else "")
 
 
-def _fused(fused: FusedAttention | None) -> str:
+def fused_text(fused: FusedAttention | None) -> str:
+    """How many attentions of an engine run in a fused kernel, and which do not."""
     if fused is None:
         return "No engine here to look into."
     text = f"{fused.found} of {fused.expected} attention layers run in a fused kernel."

@@ -21,6 +21,7 @@ from tcompile.planning.solve.plan_report import (
     budget_words,
     faster_precision,
 )
+from tcompile.report.shown import NOTHING_SHOWN, Shown
 from tcompile.targets.devices import ROUNDED
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Attempt:
         chosen: what was asked and what is given; None as for `request`.
         dense_ms, ms: medians, of the dense model in the same precision; None where nothing was
             measured.
+        shown: what its report shows beside the manifest.
         paced: whether that dense model is what the profile has too, so that it tells the machine's
             pace: not of a source that is quantised, nor of static int8 where parts are dynamic.
     """
@@ -52,6 +54,7 @@ class Attempt:
     dense_ms: float | None = None
     ms: float | None = None
     paced: bool = True
+    shown: Shown = NOTHING_SHOWN
 
     @property
     def planned(self) -> PlanReport | None:

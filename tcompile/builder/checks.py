@@ -14,13 +14,14 @@ from tcompile.core.errors import InternalError, ModelError
 from tcompile.planning.losses.data import read_calibration, split
 from tcompile.planning.request import NO_IMAGES, Request
 from tcompile.planning.solve.plan_report import PlanReport
+from tcompile.report.shown import Seen
 from tcompile.runtime.metrics import without_equal_nonfinite
 from tcompile.runtime.samples import Samples, run_all, samples_for
 from tcompile.runtime.scenes import calibration_for, evidence_count, evidence_for
 from tcompile.runtime.signature import Signature, signature
 from tcompile.targets import Target
 from tcompile.targets.backends.cpu import on_cpu
-from tcompile.verify.fidelity import measure_fidelity
+from tcompile.verify.fidelity import compare, look
 
 if TYPE_CHECKING:
     from tcompile.runtime.timing import Speedup
@@ -50,6 +51,7 @@ class Evidence:
             None where nothing was measured.
         speedup: over the dense model in fp32; None as above.
         rival: over the dense model in int8 or bf16, of a model that is; None of any other.
+        seen: some of the samples of fidelity, to show; None where no output can be compared.
     """
 
     fidelity: Fidelity
@@ -58,6 +60,7 @@ class Evidence:
     faster: bool | None = None
     speedup: SpeedUp | None = None
     rival: SpeedUp | None = None
+    seen: Seen | None = None
 
 
 def check_normal_form(
@@ -176,6 +179,7 @@ def measure(
     precision: str = "fp32",
     schedule: Mapping[str, Any] | None = None,
     fidelity: Fidelity | None = None,
+    seen: Seen | None = None,
     rival: Path | None = None,
 ) -> Evidence:
     """Fidelity of the reduced model on samples; on a CPU, also how long both take.
@@ -193,16 +197,19 @@ def measure(
         seconds: to measure for at least.
         threads, batch: to measure with; a fixed batch is what it is.
         schedule: of the reduced model, as JSON.
-        fidelity: where it is known already.
+        fidelity, seen: where they are known already.
         rival: the dense model in int8 or bf16, of a reduced one that is too: which of them is
             faster counts then.
     """
     how = on_cpu(target, precision)
     if fidelity is None:
         samples = samples or evidence_for(signature(reduced).whole, count=2)
-        fidelity = measure_fidelity(source, reduced, samples, schedule, how)
+        both = run_all(source, samples), run_all(reduced, samples, how)
+        fidelity = compare(*both, samples, schedule)
+        seen = look(*both, samples, schedule)
+        del both
     if not target.on_cpu:
-        return Evidence(fidelity, (), ())
+        return Evidence(fidelity, (), (), seen=seen)
     from tcompile.runtime.timing import EMULATED, bench_models, dense_in
 
     most = _MOST_ROUNDS if decide else None
@@ -254,7 +261,7 @@ def measure(
     rivals = (
         None if timed.rival_speedup is None else _entry(timed.rival_speedup, dense_in(precision))
     )
-    return Evidence(fidelity, latency, tuple(notes), faster, gain, rivals)
+    return Evidence(fidelity, latency, tuple(notes), faster, gain, rivals, seen)
 
 
 def _entry(found: Speedup, over: str) -> SpeedUp:

@@ -26,6 +26,7 @@ from tcompile.core.progress import Progress
 from tcompile.core.save import save, without_weights
 from tcompile.core.schedule import Schedule
 from tcompile.passes.lower.token_ops import TokenOpsChoice, is_call
+from tcompile.report.token_maps import Trace
 from tcompile.runtime.signature import signature
 from tcompile.runtime.token_outputs import tower_of_outputs
 from tcompile.targets.backends import EmittedFiles, emit
@@ -63,6 +64,7 @@ class Models:
         quantized: whether the source quantises while it runs.
         token_index: output with fewer tokens → the output that says which tokens its rows are.
         quantization: how the lowered graph was put into 8 bits; None: it was not.
+        trace: tells the tokens of every step; None where there is none, and `untraced` says why.
     """
 
     source: SourceFile
@@ -80,6 +82,8 @@ class Models:
     quantized: bool = False
     token_index: Mapping[str, str] = field(default_factory=dict)
     quantization: Quantization | None = None
+    trace: Trace | None = None
+    untraced: str = ""
 
     @property
     def free_batch(self) -> bool:

@@ -23,6 +23,7 @@ from tcompile.builder.checks import calibration_of
 from tcompile.core.errors import FailedBuildError, ModelError
 from tcompile.core.memory import release
 from tcompile.passes.lower.int8 import Kind, nothing_to_quantize, quantizable, quantized
+from tcompile.report.shown import Seen
 from tcompile.runtime.metrics import not_finite
 from tcompile.runtime.samples import Samples, feeds, run_all
 from tcompile.runtime.signature import signature
@@ -30,7 +31,7 @@ from tcompile.runtime.smoothing import WEIGHED_ON, smooth_file
 from tcompile.runtime.timing import speedup, time_models
 from tcompile.runtime.token_outputs import showing_choice, token_overlap
 from tcompile.targets.backends.cpu import OnCpu, on_cpu
-from tcompile.verify.fidelity import compare, loss_of, rounding_fault
+from tcompile.verify.fidelity import compare, look, loss_of, rounding_fault
 
 if TYPE_CHECKING:
     from tcompile.builder.emit import Models
@@ -66,6 +67,7 @@ class Candidate:
         same_tokens: share of the tokens that the same model in fp32 chooses as well; None: it
             chooses none.
         times: milliseconds, a round each; empty where it was not timed.
+        seen: some of the samples, to show.
     """
 
     kind: RivalKind
@@ -74,6 +76,7 @@ class Candidate:
     fault: str = ""
     same_tokens: float | None = None
     times: Sequence[float] = ()
+    seen: Seen | None = None
 
     @property
     def words(self) -> str:
@@ -93,6 +96,7 @@ class Rounded:
             fp32, where it is compared with anyway.
         notes: why these kinds.
         fault: what is wrong with it; None where nothing is.
+        seen: some of the samples of fidelity, to show.
     """
 
     entry: Quantization | None
@@ -100,6 +104,7 @@ class Rounded:
     rival: Candidate | None
     notes: tuple[str, ...]
     fault: FailedBuildError | None
+    seen: Seen | None = None
 
     @property
     def rival_path(self) -> Path | None:
@@ -209,14 +214,15 @@ def round_models(
     if fault is not None and not job.keep_failed:
         raise fault
     if not int8:
-        return Rounded(None, chosen.fidelity, rival, tuple(_of_tokens(chosen, how)), fault)
+        notes = _of_tokens(chosen, how)
+        return Rounded(None, chosen.fidelity, rival, tuple(notes), fault, chosen.seen)
     _ship(chosen, models.shipped)
     data = ranges if chosen.kind == "static" else ""
     kind = cast("Kind", chosen.kind)
     weighed = f"{smoothed} norms, weighed on {WEIGHED_ON}" if smoothed else ""
     entry = Quantization(kind, why, products, data, weighed, chosen.same_tokens)
     notes.insert(0, f"int8 is {kind}: {why}")
-    return Rounded(entry, chosen.fidelity, rival, tuple(notes), fault)
+    return Rounded(entry, chosen.fidelity, rival, tuple(notes), fault, chosen.seen)
 
 
 def _products(path: Path, source: str) -> int:
@@ -291,9 +297,9 @@ def _candidate(
     fidelity, fp32 = (compare(want, outputs, samples, schedule) for outputs in (have, own))
     fault = "; ".join(not_finite(have, own)) or rounding_fault(fidelity, fp32)
     overlap = token_overlap(own, have)
-    return Candidate(
-        kind, path, fidelity, fault, None if overlap is None else float(overlap.mean())
-    )
+    same = None if overlap is None else float(overlap.mean())
+    seen = look(want, have, samples, schedule)
+    return Candidate(kind, path, fidelity, fault, same, seen=seen)
 
 
 def _run(path: Path, samples: Samples, how: OnCpu | None = None) -> dict[str, Array]:

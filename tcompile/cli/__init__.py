@@ -16,12 +16,14 @@ from tcompile._version import __version__
 from tcompile.cli import (
     bench,
     build,
+    compare,
     demo,
     doctor,
     evaluate,
     export,
     init_app,
     inspect,
+    maps,
     methods,
     plan,
     plugins,
@@ -29,6 +31,7 @@ from tcompile.cli import (
     run,
     targets,
     verify,
+    view,
 )
 from tcompile.cli.common import State, common_options, help_if_bare
 from tcompile.cli.exit import explain
@@ -42,6 +45,9 @@ COMMANDS = (
     profile.profile,
     plan.plan,
     build.build,
+    view.view,
+    compare.compare,
+    maps.maps,
     verify.verify,
     evaluate.evaluate,
     bench.bench,

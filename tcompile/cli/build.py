@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from tcompile.cli.common import JSON, common_options, print_json, print_table, progress
+from tcompile.cli.common import JSON, common_options, print_json, progress
 from tcompile.cli.schedule_options import asked_of, precision_option, schedule_options
+from tcompile.cli.summary import print_summary
 from tcompile.core.errors import FailedBuildError
-
-if TYPE_CHECKING:
-    from tcompile.artifact.manifest import Flops
 
 
 @click.command(short_help="Compile a model to carry fewer tokens; write an artifact.")
@@ -157,84 +155,3 @@ def build(
             else manifest.fault,
             where=str(directory),
         )
-
-
-def _flops(flops: Flops) -> str:
-    from tcompile.artifact.page import giga
-
-    times = flops.dense / max(flops.reduced, 1)
-    return f"{giga(flops.dense)} dense, {giga(flops.reduced)} reduced ({times:.2f} x fewer)"
-
-
-def print_summary(directory: Path) -> None:
-    """Print what was asked, what is given and why; then what was built, in a few rows."""
-    from tcompile.artifact.directory import load_artifact
-    from tcompile.artifact.page import (
-        fidelity_notes,
-        fidelity_words,
-        giga,
-        given_back,
-        milliseconds,
-        quantization_words,
-    )
-
-    m = load_artifact(directory).manifest
-    for line in m.summary:
-        click.echo(line)
-    first, last = m.tokens_per_block[0], m.tokens_per_block[-1]
-    rows: list[tuple[str, str]] = [
-        *([("FAILED", m.fault)] if m.fault else []),
-        ("tokens", f"{first.attention} enter the first block, {last.mlp} the last MLP"),
-        ("FLOPs", _flops(m.flops) if m.reduced else giga(m.flops.dense)),
-    ]
-    if m.memory is not None:
-        rows.append(("memory, predicted", m.memory.words(reduced=m.reduced)))
-    if words := given_back(m.schedule):
-        rows.append(("row of a dropped token", words))
-    for figure in m.latency:
-        where = f"{figure.device}, {figure.runtime}"
-        rows.append(
-            (f"{figure.model}, {figure.kind}", f"{milliseconds(figure.milliseconds)} ({where})")
-        )
-    if m.speedup is not None:
-        s = m.speedup
-        gain = f"{s.ratio:.2f} × [{s.lower:.2f}, {s.upper:.2f}] (95 %) over {s.over}"
-        rows.append(("speed-up, measured", gain))
-    if m.rival is not None and m.rival.speedup is not None:
-        s = m.rival.speedup
-        gain = f"{s.ratio:.2f} × [{s.lower:.2f}, {s.upper:.2f}] (95 %) over {s.over}"
-        rows.append(("speed-up, measured", gain))
-    tried = (m.plan or {}).get("tried_schedule")
-    if tried:
-        rows.append(
-            (
-                f"{tried['schedule']['method']}, measured",
-                f"{milliseconds(tried['ms'])}; tried, not emitted",
-            )
-        )
-    if m.fidelity:
-        for out in m.fidelity.outputs:
-            rows.append((f"output {out.output}", f"{fidelity_words(out)}; {m.fidelity.data}"))
-        rows += [("fidelity", note) for note in fidelity_notes(m.fidelity)]
-    if m.rival is not None:
-        rows += [
-            (f"dense {m.precision}, output {out.output}", fidelity_words(out))
-            for out in m.rival.fidelity.outputs
-        ]
-    if m.quantization:
-        rows.append((m.precision, quantization_words(m.quantization)))
-    if m.fused_attention:
-        fused = m.fused_attention
-        rows.append(("fused attention", f"{fused.found} of {fused.expected} layers"))
-    if m.token_ops:
-        rows.append(("token ops", f"{m.token_ops.form}: {m.token_ops.reason}"))
-    if m.batch_sizes:
-        rows.append(("batches", m.batch_sizes.words))
-    rows += [("note", note) for note in m.notes]
-    rows.append(("files", ", ".join(f.path for f in m.files)))
-    print_table(
-        ("", ""),
-        rows,
-        title=f"{directory}: {m.source.file} for {m.target.name}, "
-        f"{m.precision}, {m.schedule.get('method')}",
-    )

@@ -65,12 +65,22 @@ def common_options(command: F) -> F:
 
     for flags, text in (
         (("--debug",), "Show a traceback with an error."),
-        (("-v", "--verbose"), "Say on stderr what is being done."),
+        (
+            ("-v", "--verbose"),
+            "Say on stderr what is being done, and all there is to say of the result.",
+        ),
     ):
         command = click.option(*flags, is_flag=True, expose_value=False, callback=store, help=text)(
             command
         )
     return command
+
+
+def verbose() -> bool:
+    """Tell whether everything is to be said: -v, --debug."""
+    context = click.get_current_context(silent=True)
+    state = context.find_object(State) if context else None
+    return state is not None and (state.verbose or state.debug)
 
 
 def help_if_bare(context: click.Context) -> None:
@@ -195,9 +205,7 @@ def progress() -> Iterator[Progress]:
     Where stderr is not a terminal, a line is written now and then, so that a log of a long job
     shows that it lives, and one of a short job holds errors alone.
     """
-    ctx = click.get_current_context(silent=True)
-    state = ctx.find_object(State) if ctx else None
-    if state is not None and (state.verbose or state.debug):
+    if verbose():
         start = time.perf_counter()
         yield _between_steps(lambda text: _line(start, text))
     elif sys.stderr.isatty():

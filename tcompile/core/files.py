@@ -65,6 +65,27 @@ def output_file(path: str | Path) -> Path:
     return final
 
 
+def write_file(path: Path, text: str) -> None:
+    """Write a text, all of it or nothing.
+
+    Args:
+        path: as `output_file` gives it.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        raise UsageError(
+            f"cannot be written: {error.strerror or error}", where=str(path)
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def read_bytes(path: str | Path, *, most: int = MOST_TEXT, hint: str = "") -> bytes:
     """Return the contents of a file.
 

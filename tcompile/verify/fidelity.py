@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tcompile.artifact.manifest import Fidelity, OutputFidelity
+from tcompile.report.shown import Seen, chosen_rows
 from tcompile.runtime.metrics import (
     correlation,
     cosine,
@@ -49,16 +50,9 @@ def measure_fidelity(
     return compare(run_all(dense, samples), run_all(reduced, samples, how), samples, schedule)
 
 
-def likeness(out: OutputFidelity) -> tuple[float, str]:
-    """The figure that says most of an output, and its name: correlation where there is one."""
-    if out.correlation_mean is not None:
-        return out.correlation_mean, "correlation"
-    return out.cosine_mean, "cosine"
-
-
 def loss_of(fidelity: Fidelity) -> float:
-    """1 - `likeness` of the output that loses most."""
-    return max((1 - likeness(out)[0] for out in fidelity.outputs), default=0.0)
+    """1 - likeness of the output that loses most."""
+    return max((1 - out.likeness[0] for out in fidelity.outputs), default=0.0)
 
 
 def rounding_fault(rounded: Fidelity, fp32: Fidelity) -> str:
@@ -67,9 +61,9 @@ def rounding_fault(rounded: Fidelity, fp32: Fidelity) -> str:
     Args:
         rounded, fp32: of the same reduced model as it is shipped and in fp32, to the dense one.
     """
-    known = {out.output: likeness(out)[0] for out in fp32.outputs}
+    known = {out.output: out.likeness[0] for out in fp32.outputs}
     for out in rounded.outputs:
-        have, name = likeness(out)
+        have, name = out.likeness
         want = known.get(out.output, have)
         if not have >= want - (1 - FLOOR):
             return (
@@ -102,12 +96,57 @@ def compare(
     return Fidelity(samples.source, len(samples), tuple(found), samples.kind)
 
 
+def look(
+    dense: Mapping[str, Array],
+    reduced: Mapping[str, Array],
+    samples: Samples,
+    schedule: Mapping[str, Any] | None = None,
+) -> Seen | None:
+    """Some samples to look at, by the output that loses most; None where none can be compared.
+    Arguments as `compare`."""
+    towers, found = tower_of_outputs(schedule or {}), []
+    for name, want in dense.items():
+        if name in reduced and want.dtype.kind == "f" and not is_bookkeeping(name):
+            pair = aligned(name, want, reduced[name], reduced, towers)
+            if pair is not None:
+                figure, order = _ranked(*pair)
+                losses = -order if figure == "relative error" else 1 - order
+                found.append((float(np.nan_to_num(losses).mean()), name, figure, losses))
+    if not found:
+        return None
+    _, output, figure, losses = max(found, key=lambda one: one[0])
+    rows, ranks = chosen_rows(losses)
+    kept = list(rows)
+    return Seen(
+        output,
+        figure if figure == "relative error" else f"1 - {figure}",
+        losses,
+        rows,
+        ranks,
+        tuple(map(samples.name_of, rows)),
+        {name: array[kept] for name, array in dense.items()},
+        {name: array[kept] for name, array in reduced.items()},
+    )
+
+
+def _ranked(compared: Compared, want: Array, have: Array) -> tuple[str, Array]:
+    """How alike each sample is, the larger the more, and by which figure: correlation where there
+    is one, cosine of classes and of one vector a sample, the relative error of one number."""
+    if compared == "all" and want.ndim == 2 and want.shape[1] > 1:
+        return "cosine", cosine(want, have)
+    if compared == "all" and want[:1].size == 1:
+        return "relative error", -relative_error(want, have)
+    order = correlation(want, have)
+    return ("cosine", cosine(want, have)) if np.isnan(order).all() else ("correlation", order)
+
+
 def _output(
     name: str, compared: Compared, want: Array, have: Array, samples: Samples, tokens: bool
 ) -> OutputFidelity:
     values, errors = cosine(want, have), relative_error(want, have)
     found = OutputFidelity(name, compared, float(values.mean()), float(values.min()))
-    remarks, order = [], values
+    remarks = []
+    figure, order = _ranked(compared, want, have)
     if np.isfinite(errors).all():
         found = replace(found, error_mean=float(errors.mean()), error_max=float(errors.max()))
     else:
@@ -116,11 +155,8 @@ def _output(
     if compared == "all" and want.ndim == 2 and want.shape[1] > 1:
         if holds_classes(name, want):
             found = replace(found, top1_agreement=top1_agreement(want, have))
-    elif compared == "all" and want[:1].size == 1:
-        order = -errors  # one number has no direction
-    else:
-        order = correlation(want, have)
-        known = order[~np.isnan(order)]
+    elif figure != "relative error":
+        known = order[~np.isnan(order)] if figure == "correlation" else order[:0]
         if len(known):
             found = replace(
                 found, correlation_mean=float(known.mean()), correlation_min=float(known.min())
@@ -129,7 +165,6 @@ def _output(
             remarks.append(
                 f"no correlation: constant in dense, in {len(order) - len(known)} of {len(order)}"
             )
-            order = order if len(known) else values
     if tokens:
         found = replace(found, token_cosine_p05=_low(want, have))
     several = len(samples) > 1 and bool(errors.any())

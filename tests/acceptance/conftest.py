@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tcompile import pipeline
+from tcompile.api.demo import write_glyphs
 
 #: The last reading of a file, by the file and what was asked.
 _LAST: dict[str, Any] = {}
@@ -28,3 +29,22 @@ def read_once(monkeypatch: pytest.MonkeyPatch) -> None:
         return _LAST[key]
 
     monkeypatch.setattr(pipeline, "read", remembered)
+
+
+@pytest.fixture(scope="session")
+def glyphs_reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`glyphs.onnx`, and builds of it: `tome`, in which tokens merge, and `topk`, in which they are
+    dropped."""
+    where = tmp_path_factory.mktemp("reports")
+    write_glyphs(where / "glyphs.onnx")
+    for method in ("tome", "topk"):
+        pipeline.build(
+            where / "glyphs.onnx",
+            target="cpu",
+            keep=0.6,
+            method=method,
+            force=True,
+            threads=1,
+            output=where / method,
+        )
+    return where

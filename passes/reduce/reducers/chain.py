@@ -117,6 +117,7 @@ def chain(inputs: ReducerInput) -> tuple[gs.Tensor, TokenState]:
     steps = steps_of(inputs.parameters)
     current, grid = inputs, inputs.grid
     local: gs.Tensor | None = None
+    parts: list[TokenState] = []
     for i, step in enumerate(steps):
         reducer, values = inputs.find(step.reducer.name).bind(step.reducer)
         if step.score is not None:
@@ -127,9 +128,10 @@ def chain(inputs: ReducerInput) -> tuple[gs.Tensor, TokenState]:
         stream, after = reducer.run(current)
         if i == len(steps) - 1:
             whole = None if after.local is None else take(inputs.builder, local, after.local)
-            return stream, replace(after, local=whole)
+            return stream, replace(after, local=whole, parts=(*parts, after))
         if after.local is None:
             raise UsageError(f"'{reducer.name}' can only be the last of a chain", where="schedule")
+        parts.append(after)
         grid = reducer.grid(current.ask)
         local = take(inputs.builder, local, after.local)
         residual = current.residual

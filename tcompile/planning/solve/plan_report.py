@@ -106,6 +106,7 @@ class PlanReport:
             "drop": None if self.drop is None else asdict(self.drop),
             "tried": [vars(t).copy() for t in self.tried],
             "front": list(encode(self.front)),
+            "curve": _thinned(self.curve),
         }
 
     def labelled(self, precision: str, planned_as: str) -> PlanReport:
@@ -238,6 +239,17 @@ class PlanWithCost:
             "memory": encode(self.memory),
             "plan": self.chosen.to_json(),
         }
+
+
+#: Points of a curve in JSON, at most.
+_POINTS = 65
+
+
+def _thinned(curve: Sequence[tuple[int, float]]) -> list[list[float]]:
+    """Some points of a curve, from the first to the last, as lists."""
+    stride = max(1, -(-(len(curve) - 1) // (_POINTS - 1)))
+    kept = [*curve[:-1:stride], *curve[-1:]]
+    return [[count, ms] for count, ms in kept]
 
 
 def prediction_note(kind: str, ms: float, dense_ms: float) -> str:

@@ -243,7 +243,7 @@ ELSEWHERE = {
     "name the architecture: --arch 87 for Jetson Orin": "needs a toolkit",
     "export it with a free batch: tcompile export --batch dynamic": "tests/unit/models",
     "give it as --against": "tests/unit/api/test_verify.py, test_evaluate.py",
-    "give the dense model as --against": "test_evaluate.py",
+    "give the dense model as --against": "test_evaluate.py, test_view.py",
     "`tcompile demo -o DIR` writes the model; `tcompile build` takes --calibration": "test_demo.py",
     "add --method {}": "test_profile.py",
     "--force replaces it all the same": "test_directory.py",

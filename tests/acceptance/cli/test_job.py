@@ -55,7 +55,7 @@ def test_batch_sizes_of_an_engine(tcompile: Command, vit: Path) -> None:
     """Asked with a batch of 16 the bundle once said 8; a fixed batch takes no sizes."""
     save_tiny_vit(Path("free.onnx"), batch=None)
     asked = ("build", "free.onnx", "--target", "jetson-orin", "--method", "topk", "--keep", "0.5")
-    made = tcompile(*asked, "--batch", 16, "--min-batch", 4, "--max-batch", 32, "-o", "out")
+    made = tcompile(*asked, "--batch", 16, "--min-batch", 4, "--max-batch", 32, "-o", "out", "-v")
     assert made.code == 0, made
     assert "4 to 32, tuned for 16" in made.out
     assert "--maxShapes=image:32x3x32x32" in Path("out/trtexec.json").read_text()

@@ -190,7 +190,7 @@ def test_a_declined_build_says_so_first(
     )
     monkeypatch.setattr(pipeline, "measure", lambda *_, **__: slow)
     asked = ("build", vit, "--target", "cpu", "--method", "topk", "--keep", "0.6", "-o", "out")
-    shown = tcompile(*asked)
+    shown = tcompile(*asked, "-v")
     assert shown.code == 0
     assert shown.out.startswith(
         "this is the dense model: the reduced model (topk, 10 of 16 patch "

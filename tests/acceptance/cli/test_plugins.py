@@ -210,5 +210,5 @@ def test_the_manifest_has_the_form_and_why(tcompile: Command, vit: Path) -> None
     assert dense["token_ops"]["form"] == "native"
     assert "plugin was asked for" in dense["token_ops"]["reason"]
     assert not any("plugins/" in note for note in dense["notes"])
-    shown = tcompile("build", vit, "--keep", "0.6", "--target", "jetson-orin", "-o", "c")
+    shown = tcompile("build", vit, "--keep", "0.6", "--target", "jetson-orin", "-o", "c", "-v")
     assert "token ops" in shown.out

@@ -31,6 +31,7 @@ from tcompile.planning.request import Request
 from tcompile.planning.solve import plan_report
 from tcompile.planning.solve.plan_report import FixedPlan, PlanReport
 from tcompile.profiling.plateaus import Plateau
+from tcompile.report.shown import Shown
 from tcompile.targets import load_target
 from tcompile.targets.backends.base import BatchSizes, EmittedFiles
 
@@ -220,7 +221,8 @@ class World:
             force=force,
             refine=refine,
         )
-        return pipeline._build_best(job, Draft(folder), lambda _: None)  # type: ignore[arg-type]
+        made, _ = pipeline._build_best(job, Draft(folder), lambda _: None)  # type: ignore[arg-type]
+        return made
 
 
 @pytest.fixture
@@ -239,6 +241,8 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Callable[..., World]:
             "judge_models": lambda *_: None,
             "emit_model": lambda *_: Built(EmittedFiles(), ("of the build",), None),
             "evidence_of": lambda *_: None,
+            "write_trace": lambda *_: (None, "not here"),
+            "shown_of": lambda *_: Shown(why="not here"),
             "measure": found.measure,
         }.items():
             monkeypatch.setattr(pipeline, stage, stand_in)
