@@ -165,7 +165,7 @@ def check_script() -> str:
     """The script that runs the engine on stored inputs and compares what it gives."""
     return (
         _HEAD.format(
-            what="Runs the engine on the inputs in check/, and compares with what it should give.\n"
+            what="Runs the engine on the inputs in checks/, and compares with what it should give.\n"
             "# sh check.sh --onnx runs model.onnx in ONNX Runtime instead, on any machine.\n"
             "# Exit codes: 0 as it should be; 1 an output is not; 2 it cannot be run."
         )
@@ -175,7 +175,7 @@ if ! command -v "$python" > /dev/null; then
     echo "no $python found: set PYTHON" >&2
     exit 2
 fi
-exec "$python" check/check.py "$@"
+exec "$python" checks/check.py "$@"
 """
     )
 
@@ -254,7 +254,7 @@ Copy this folder to the device and run, in it,
 The first finds trtexec, sees which TensorRT it belongs to, and writes engine/model.trtX.Y.engine.
 It needs {needed}.
 An engine runs only on the TensorRT version and the kind of device that built it.
-The second runs the engine on the inputs in check/ and compares with what the model gives in fp32,
+The second runs the engine on the inputs in checks/ and compares with what the model gives in fp32,
 output by output. It needs python3 with numpy and TensorRT's package: apt install python3-libnvinfer
 {batches}{_README_PLUGINS if plugins else ""}
 Or run trtexec by hand, from this folder, after `mkdir -p engine; rm -f engine/*{DIGEST}`:

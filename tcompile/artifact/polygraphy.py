@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 SCRIPT = "polygraphy.sh"
-#: Beside the model: the loader, the inputs, and what the model gave for them at build.
+#: Beside the model: the loader, the inputs, and what the model gave for them at build; a Jetson's
+#: bundle has what check.sh needs there too.
 CHECKS = "checks"
 LOADER, INPUTS, OUTPUTS = (
     f"{CHECKS}/{n}" for n in ("polygraphy_data.py", "scenes.npz", "out.json")

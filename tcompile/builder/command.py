@@ -40,6 +40,8 @@ def command_of(job: Job) -> str:
         elif value is not None:
             words += [f"--{name}", f"{name.upper()}.json"]
             missing.append(f"{name.upper()}.json: the {name} that was given as an object")
+    if job.workspace is not None:
+        words += ["--workspace", str(job.workspace)]
     for option, size in job.batches.asked.items():
         words += [option, str(size)]
     for name in ("force", "refine", "keep_failed"):

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tcompile.artifact.polygraphy import CHECKS
 from tcompile.core.model_files import TensorInfo
 from tcompile.examples import FOLDER
 from tcompile.runtime.samples import Samples, batches, feed
@@ -29,8 +30,8 @@ from tcompile.verify.lowered import COSINES
 from tcompile.verify.numerics import FLIPPED_COSINE, TOLERANCES
 
 Array = npt.NDArray[Any]
-#: The folder in the bundle, its program, its plan and its arrays.
-CHECK, PROGRAM, PLAN, DATA = "check", "check.py", "check.json", "data.npz"
+#: In that folder of the bundle, the program, its plan and its arrays.
+PROGRAM, PLAN, DATA = "check.py", "check.json", "data.npz"
 _SCENES = 2
 _FLOAT16_MAX = 65504
 
@@ -87,7 +88,7 @@ def write_device_check(
         "outputs": _outputs(outputs, first, model, towers),
         "unseen_choice": reduced and not any(n.startswith((INDEX, OWNER)) for n in outputs),
     }
-    folder = shipped.parent / CHECK
+    folder = shipped.parent / CHECKS
     folder.mkdir()
     shutil.copyfile(FOLDER / "device" / PROGRAM, folder / PROGRAM)
     (folder / PLAN).write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")

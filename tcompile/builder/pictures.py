@@ -47,8 +47,9 @@ def shown_of(models: Models, job: Job, samples: Samples, seen: Seen | None) -> S
 def replace_rows(samples: Samples, rows: list[int]) -> Samples:
     """Some of the samples, in that order."""
     arrays = {name: array[rows] for name, array in samples.arrays.items()}
-    files = tuple(samples.files[row] for row in rows) if samples.files else ()
-    return replace(samples, arrays=arrays, files=files)
+    ids = tuple(samples.ids[row] for row in rows) if samples.ids else ()
+    labels = None if samples.labels is None else tuple(samples.labels[row] for row in rows)
+    return replace(samples, arrays=arrays, ids=ids, labels=labels)
 
 
 def _maps(models: Models, samples: Samples) -> tuple[tuple[MapStep, ...], str]:

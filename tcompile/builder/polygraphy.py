@@ -97,7 +97,7 @@ def _fill_loader(
     folder: Path, rows: Rows, kept: Mapping[str, tuple[float, float]], once: bool
 ) -> None:
     """Copy the loader, with what it must know of the model."""
-    (folder / CHECKS).mkdir()
+    (folder / CHECKS).mkdir(exist_ok=True)
     text = (FOLDER / "polygraphy" / "polygraphy_data.py").read_text(encoding="utf-8")
     for old, new in (
         ("ROWS: dict[str, tuple[str, int, int]] = {}", f"{rows!r}"),

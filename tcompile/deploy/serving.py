@@ -19,7 +19,7 @@ from tcompile.core.errors import UsageError
 from tcompile.core.model_files import TensorInfo
 from tcompile.runtime.token_outputs import is_bookkeeping
 from tcompile.targets.backends.base import Batch
-from tcompile.targets.backends.jetson import SCRIPT
+from tcompile.targets.backends.jetson_texts import SCRIPT
 
 #: dtype → Triton's name.
 _TYPES = {

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from tcompile.artifact.manifest import Manifest
 from tcompile.artifact.polygraphy import INPUTS, LOADER, OUTPUTS, VERSIONS, Part
 from tcompile.runtime.token_outputs import is_bookkeeping
-from tcompile.targets.backends.jetson import PLUGINS
+from tcompile.targets.backends.jetson_texts import PLUGINS
 from tcompile.verify.lowered import COSINES, DISTANCES
 from tcompile.verify.numerics import TOLERANCES
 
@@ -189,9 +189,8 @@ def _engine_parts(f: Facts) -> list[Part]:
     only = ["--onnx-outputs", *map(shlex.quote, f.only)] if f.only else []
     first = _run("model.onnx", *_ort(f), *only, _loads(f), "--save-outputs", here)
     line = f"{switch}{_run(name, *trt, _loads(f), *_spread(f))}"
-    about = "model.onnx in ONNX Runtime and its engine, both on this machine."
-    commands = (first, _joined(line, close, here))
-    return [*found, Part("both", (about,), commands)]
+    both = ("model.onnx in ONNX Runtime and its engine, both on this machine.",)
+    return [*found, Part("both", both, (first, _joined(line, close, here)))]
 
 
 def _dense_part(f: Facts) -> Part:
