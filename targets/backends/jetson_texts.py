@@ -165,7 +165,7 @@ def check_script() -> str:
     """The script that runs the engine on stored inputs and compares what it gives."""
     return (
         _HEAD.format(
-            what="Runs the engine on the inputs in checks/, and compares with what it should give.\n"
+            what="Runs the engine on the inputs in checks/ and compares with what it should give.\n"
             "# sh check.sh --onnx runs model.onnx in ONNX Runtime instead, on any machine.\n"
             "# Exit codes: 0 as it should be; 1 an output is not; 2 it cannot be run."
         )

@@ -256,8 +256,8 @@ def _ship(chosen: Candidate, place: Path) -> None:
 def _make(
     path: Path, ranges: Samples, folder: Path, source: str, kinds: Sequence[RivalKind]
 ) -> tuple[dict[RivalKind, Path], int, str]:
-    """The files of a model in each kind of int8, how many norms were smoothed for it, and why static
-    could not be had; empty: it was."""
+    """The files of a model in each kind of int8, how many norms were smoothed for it, and why
+    static could not be had; empty: it was."""
     folder.mkdir()
     feed, model, smoothed = list(feeds(signature(path), ranges)), None, 0
     made: dict[RivalKind, Path] = {}
