@@ -113,6 +113,9 @@ def test_what_is_missing_is_said(bundle: Path, tmp_path: Path) -> None:
     done = check(bundle, str(engine))
     assert done.returncode == 2
     assert "TensorRT's Python package cannot be imported" in done.stderr
+    done = check(bundle, "nowhere.engine")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
     done = check(bundle, "--onnx", str(engine))
     assert done.returncode == 2
     assert "ONNX Runtime does not run" in done.stderr
