@@ -1,6 +1,7 @@
 """Run this bundle's engine on the inputs that lie here, and compare with what they should give.
 
-python3 check.py [ENGINE]     needs numpy and TensorRT's Python package, as JetPack has them
+python3 check.py [ENGINE]     needs numpy and TensorRT's Python package, as JetPack has them;
+                              ENGINE is a path from the bundle, the newest one by default
 python3 check.py --onnx       runs the bundle's model.onnx in ONNX Runtime instead, on any machine
 
 Nothing of tcompile or PyTorch is needed. check.json says what is compared and how near it must be,
@@ -18,7 +19,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+try:
+    import numpy as np
+except ImportError as missing:
+    print(f"error: {missing}: sudo apt install python3-numpy", file=sys.stderr)
+    sys.exit(2)
 
 HERE = Path(__file__).resolve().parent
 BUNDLE = HERE.parent
@@ -348,6 +353,6 @@ def main(arguments: list[str]) -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
-    except CannotRunError as reason:
+    except (CannotRunError, OSError, KeyError, ValueError) as reason:
         print(f"error: {reason}", file=sys.stderr)
         sys.exit(2)

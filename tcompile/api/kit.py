@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import onnx
 
@@ -69,8 +69,13 @@ class WrittenKit:
         models = len(self.kit.models)
         return (
             f"wrote {self.directory}: {models} models, {self.bytes / 1e6:.0f} MB. Copy it to the "
-            f"device, run `sh {SCRIPT}` there, and bring back {RESULT} for --import"
+            f"device, run `sh {SCRIPT}` there, and bring back {RESULT} for --import. An engine of "
+            "each is built first; --method topk has the fewest"
         )
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return {"directory": str(self.directory), "bytes": self.bytes, **asdict(self.kit)}
 
 
 def make_kit(

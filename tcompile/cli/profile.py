@@ -180,6 +180,7 @@ def profile(
             shapes=dict(shapes),
             prefix=prefix,
             tower=tower,
+            as_json=as_json,
         )
         return
     if counts is not None:
@@ -230,7 +231,9 @@ def _counts(text: str | None) -> tuple[int, ...]:
         ) from None
 
 
-def _write_kit(model: Path, kit: Path, others: Mapping[str, object], **options: Any) -> None:
+def _write_kit(
+    model: Path, kit: Path, others: Mapping[str, object], *, as_json: bool, **options: Any
+) -> None:
     """Write a kit and say what to do with it."""
     from tcompile.api.kit import make_kit
 
@@ -241,7 +244,10 @@ def _write_kit(model: Path, kit: Path, others: Mapping[str, object], **options: 
         made, notes = make_kit(model, kit, progress=say, **options)
     for note in notes:
         click.echo(f"tcompile: note: {note}", err=True)
-    click.echo(made.words)
+    if as_json:
+        print_json(made.to_json())
+    else:
+        click.echo(made.words)
 
 
 def print_profile(made: Profiled) -> None:

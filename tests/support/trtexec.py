@@ -69,7 +69,7 @@ def fake_trtexec(folder: Path, version: str) -> Path:
     folder, root = folder.resolve(), Path(__file__).resolve().parents[2]
     program = folder / "trtexec"
     program.write_text(
-        f"#!{sys.executable}\nimport sys\nsys.path.insert(0, {str(root)!r})\n"
+        f"#!{sys.executable} -SE\nimport sys\nsys.path.insert(0, {str(root)!r})\n"
         f"from tests.support.trtexec import act\nact({version!r}, sys.argv[1:], {str(folder)!r})\n",
         encoding="utf-8",
     )

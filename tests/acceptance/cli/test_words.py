@@ -30,6 +30,7 @@ from tcompile.cli import tcompile as group
 from tcompile.cli.common import print_table
 from tcompile.models import export
 from tests.support.command import Command
+from tests.support.trtexec import Flags
 
 ROOT = Path(__file__).parents[3]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -131,10 +132,9 @@ def test_messages_name_options_that_there_are() -> None:
     """`--data` in a string of the package is an option of some command (or of another program)."""
     known = set().union(*(options(c) for c in _all_commands())) | {"--help", "--version"}
     foreign = {
-        *("--onnx", "--saveEngine", "--stronglyTyped", "--minShapes", "--optShapes", "--maxShapes"),
-        *("--profilingVerbosity", "--skipInference", "--dynamicPlugins", "--loadEngine"),
-        *("--noDataTransfers", "--useSpinWait", "--useCudaGraph", "--exportTimes"),
-        *("--exportProfile", "--verbose", "--force-reinstall", "--upgrade", "--build", "--fresh"),
+        *Flags().names,  # of trtexec: held against its versions in test_trtexec_lines.py
+        *("--rm", "--gpus"),  # of docker: test_containers.py
+        *("--force-reinstall", "--upgrade", "--build", "--fresh"),
         *("--parallel", "--query-gpu", "--format", "--data-loader-script"),
         *("--expt-relaxed-constexpr", "--exclude-libs", "--write"),
         # polygraphy's, in the lines of polygraphy.sh; Triton's; venv's.

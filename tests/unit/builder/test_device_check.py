@@ -78,7 +78,7 @@ def test_the_model_gives_what_it_should(bundle: Path) -> None:
 
 @pytest.mark.parametrize(
     ("batch", "pool", "precision"),
-    [(None, "none", "fp16"), (1, "cls", "fp32"), (4, "cls", "fp16"), (4, "none", "int8")],
+    [(None, "none", "fp16"), (1, "cls", "fp32"), (4, "none", "int8")],
 )
 def test_altered_weights_are_seen(
     tmp_path: Path, batch: int | None, pool: Any, precision: str
@@ -95,15 +95,12 @@ def test_altered_weights_are_seen(
 
 
 def test_restored_outputs_and_other_forms(tmp_path: Path) -> None:
-    for name, options in (
-        ("restored", {"outputs": "restored"}),
-        ("batch", {"min_batch": 3, "max_batch": 4}),
-        ("dense", {"keep": "1.0", "method": "topk"}),
-    ):
-        folder = tmp_path / name
-        folder.mkdir()
-        done = check(built(folder, **options), "--onnx")
-        assert done.returncode == 0, (name, done.stdout, done.stderr)
+    out = built(tmp_path, outputs="restored", min_batch=3, max_batch=4)
+    done = check(out, "--onnx")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "directions are compared alone" in done.stdout
+    data = np.load(out / "check" / "data.npz")
+    assert data["0/in/image"].shape == (2, 3, 32, 32)  # the third row repeats the second
 
 
 def test_what_is_missing_is_said(bundle: Path, tmp_path: Path) -> None:
@@ -116,6 +113,9 @@ def test_what_is_missing_is_said(bundle: Path, tmp_path: Path) -> None:
     done = check(bundle, str(engine))
     assert done.returncode == 2
     assert "TensorRT's Python package cannot be imported" in done.stderr
+    done = check(bundle, "nowhere.engine")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
     done = check(bundle, "--onnx", str(engine))
     assert done.returncode == 2
     assert "ONNX Runtime does not run" in done.stderr
@@ -179,7 +179,7 @@ def test_it_judges_as_verify_does(bundle: Path) -> None:
     own = {k: v for k, v in plan["tolerance"].items() if k != "flipped_cosine"}
     assert own == {k: getattr(known, k) for k in own}
     module, rng, verdicts = program(), np.random.default_rng(0), []
-    for trial in range(60):
+    for trial in range(24):
         index = np.sort(np.stack([rng.permutation(40)[:30] for _ in range(2)]), axis=1)
         owner = rng.integers(0, 30, (2, 40))
         want = {
@@ -202,7 +202,7 @@ def test_it_judges_as_verify_does(bundle: Path) -> None:
         ours = all(near for _, _, near in module.compare(want, have, plan))
         assert ours == theirs, trial
         verdicts.append(ours)
-    assert 10 < sum(verdicts) < 50
+    assert 4 < sum(verdicts) < 20
 
 
 def test_bfloat16_is_rounded_to_the_nearest() -> None:

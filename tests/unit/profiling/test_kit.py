@@ -80,7 +80,7 @@ def measured_of(model: Analysed, methods: list[Method], models: list[KitModel]) 
     return Measured(kit, "100300", "A board", "MAXN", "2026-01-02T03:04:05+00:00", rounds)
 
 
-@pytest.mark.parametrize("site", ["attn:0", "block:0", "attn:1"])
+@pytest.mark.parametrize("site", ["attn:0", "block:0"])
 def test_a_device_whose_parts_are_known(model: Analysed, site: str) -> None:
     """Latency throughout, steps and parts come out as they were put in, whatever lies before."""
     methods = [method(model, text) for text in ("topk", "tome")]
@@ -100,8 +100,8 @@ def test_a_device_whose_parts_are_known(model: Analysed, site: str) -> None:
     curve, steps = curve_and_steps(measured, methods, layout, work)
     for n, figure in curve.points:
         through = PER_FLOP * (work.stem + work.total(n))
-        # The error is scaled up by what lies before: the half of the model, for attn:1.
-        most = 2.2 * saved if n != tokens else 0
+        # The error is scaled up by what lies before: a third of the model, for block:0.
+        most = 1.6 * saved if n != tokens else 0
         assert figure.ms == pytest.approx(through, abs=most + 1e-9)
     assert steps["topk"].points[0][2].ms == pytest.approx(STEPS["topk"] - saved, abs=1e-9)
     assert steps["tome"].points[0][:2] == (tokens, 24)
