@@ -80,8 +80,9 @@ def triton_config(manifest: Manifest, name: str) -> str:
     """The text of config.pbtxt."""
     runtime = manifest.target.runtime
     tensors = (*manifest.inputs, *manifest.outputs)
-    batched = all(_batched(t) for t in tensors)
     sizes = manifest.batch_sizes or Batch()
+    # Where requests are put together, Triton also runs one alone.
+    batched = all(_batched(t) for t in tensors) and sizes.smallest == 1
     lines = [f"name: {json.dumps(name)}", f'backend: "{_BACKENDS[runtime]}"']
     if runtime != "jetson":
         lines.append('default_model_filename: "model.onnx"')
