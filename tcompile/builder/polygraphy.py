@@ -123,11 +123,11 @@ def _narrow(array: Array) -> Array:
 
 def _run(path: Path, given: Sequence[Arrays]) -> list[Arrays]:
     """Every output of each run; the memory that it takes is free afterwards."""
-    try:
-        runner = OrtRunner(path)
-        return [runner.run({t.name: run[t.name] for t in runner.inputs}) for run in given]
-    finally:
-        release()
+    runner = OrtRunner(path)
+    found = [runner.run({t.name: run[t.name] for t in runner.inputs}) for run in given]
+    del runner
+    release()
+    return found
 
 
 def _size(runs: Sequence[Arrays]) -> int:

@@ -80,8 +80,9 @@ def triton_config(manifest: Manifest, name: str) -> str:
     """The text of config.pbtxt."""
     runtime = manifest.target.runtime
     tensors = (*manifest.inputs, *manifest.outputs)
-    batched = all(_batched(t) for t in tensors)
     sizes = manifest.batch_sizes or Batch()
+    # Where requests are put together, Triton also runs one alone.
+    batched = all(_batched(t) for t in tensors) and sizes.smallest == 1
     lines = [f"name: {json.dumps(name)}", f'backend: "{_BACKENDS[runtime]}"']
     if runtime != "jetson":
         lines.append('default_model_filename: "model.onnx"')
@@ -174,9 +175,11 @@ def write_deepstream(folder: Path, found: Artifact) -> tuple[tuple[str, ...], st
     text, notes = deepstream_config(manifest, where)
     shutil.copytree(found.directory, folder / "artifact")
     (folder / "config_infer.txt").write_text(text, encoding="utf-8")
+    built = (f"sh artifact/{SCRIPT}", "ln -sf artifact/engine/model.trt*.engine model.engine")
+    if _FROM_META in text:  # a pipeline needs a library that is not there yet
+        return built, notes
     commands = (
-        f"sh artifact/{SCRIPT}",
-        "ln -sf artifact/engine/model.trt*.engine model.engine",
+        *built,
         "gst-launch-1.0 nvurisrcbin uri=file:///PATH/video.mp4 ! m.sink_0 nvstreammux name=m "
         "batch-size=1 width=1280 height=720 ! nvinfer config-file-path=config_infer.txt ! "
         "fakesink",
@@ -221,7 +224,7 @@ def deepstream_config(manifest: Manifest, where: str) -> tuple[str, str]:
             f"# std {std.tolist()} differs by channel, and net-scale-factor is one number for all:",
             "# nvinfer cannot prepare images for this model. It takes tensors that",
             "# nvdspreprocess prepared (README.md).",
-            "input-tensor-from-meta=1",
+            _FROM_META,
         ]
         notes.append(_BY_CHANNEL.format(mean=mean.tolist(), std=std.tolist()))
     lines += [
@@ -253,6 +256,7 @@ Triton has no backend for TensorRT-RTX: `model.onnx` is served by ONNX Runtime, 
 An engine runs only in the TensorRT that built it, to the third number: that of Triton's release.
 """,
 }
+_FROM_META = "input-tensor-from-meta=1"
 _RAW = """
 Outputs are raw tensors (`NvDsInferTensorMeta`): scores have no softmax, and labels are in the
 artifact's manifest. Where outputs have fewer tokens, `token_index` says which they are."""
@@ -261,7 +265,7 @@ The model was prepared by a resize and a cut-out of the middle; nvinfer scales t
 it out before: `nvvideoconvert src-crop=LEFT:TOP:WIDTH:HEIGHT` in front of nvstreammux."""
 _BY_CHANNEL = """
 This model wants (pixel / 255 - mean) / std with mean {mean} and std {std}. nvinfer and the library
-that comes with nvdspreprocess multiply all channels by one number. Two ways lead there:
+that comes with nvdspreprocess multiply all channels by one number. There are two ways:
 
 - Put the division into the model before it is built, and build it again: docs/deploy.md of tcompile
   (Serving) has the lines. nvinfer then gives it plain pixels.

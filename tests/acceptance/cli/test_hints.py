@@ -261,7 +261,9 @@ ELSEWHERE = {
     "say a smaller --keep, or resolution:grid=HxW": "how much smaller is in `inspect`",
     "--restore nearest": "of a tail with attention: passes/reduce/test_restoring.py",
     "--restore similar": "of patches in no grid: passes/reduce/test_restoring.py",
-    "--cpp or --python": "tests/unit/deploy/test_app.py",
+    "--cpp, --python, --triton or --deepstream": "tests/unit/deploy/test_app.py",
+    "build it again with --token-ops native": "tests/unit/deploy/test_serving.py",
+    "build it for a Jetson: --target jetson-orin, …": "tests/unit/deploy/test_serving.py",
     "build it again with --preprocess imagenet, clip, siglip, …": "tests/unit/deploy/test_app.py",
 }
 

@@ -249,6 +249,13 @@ def test_a_jetsons_artifact_is_configured(built: Path, tmp_path: Path) -> None:
     assert app.commands[1].endswith(f"engine {found['model-engine-file']}")
     assert "config-file-path=config_infer.txt" in app.commands[2]
     assert (tmp_path / "ds" / "artifact" / "manifest.json").is_file()
+    other = make_artifact(
+        tmp_path / "other",
+        tmp_path / "m.onnx",
+        target=TargetEntry("jetson-orin", "jetson", "8.7"),
+        preprocess={**RECORD, "std": [0.229, 0.224, 0.225]},
+    )
+    assert len(tcompile.init_app(other, tmp_path / "by-channel", "deepstream").commands) == 2
 
 
 def test_the_lines_of_the_page_put_the_division_into_the_model(
