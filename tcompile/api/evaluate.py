@@ -134,6 +134,9 @@ def evaluate(
             progress=progress,
         )
     notes = list(own.notes)
+    target = "" if own.manifest is None else own.manifest.target.runtime
+    if target in (*ENGINES, "jetson") and own.runtime not in ENGINES:
+        notes.append(f"its model.onnx ran in {own.runtime} on the CPU; the engine was not run")
     compared = {overlap.between for overlap in found.overlaps}
     for name in others.keys() - compared:
         notes.append(f"kept tokens are not compared with {name}: both must tell as many of them")
