@@ -55,12 +55,8 @@ def read_rgb(source: str | Path | bytes | Image.Image) -> Image.Image:
             return _on_background(_eight_bits(_upright(source), source, path))
         # By its stream: given a name, pillow maps TIFF files, and mistakes rows for columns in
         # those that are to be turned.
-        with (
-            BytesIO(source)
-            if isinstance(source, bytes)
-            else regular_file(source).open("rb") as stream,
-            Image.open(stream) as opened,
-        ):
+        data = BytesIO(source) if isinstance(source, bytes) else regular_file(source).open("rb")
+        with data as stream, Image.open(stream) as opened:
             opened.load()
             return _on_background(_eight_bits(_upright(opened), opened, path))
     except ImageError:

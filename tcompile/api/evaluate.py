@@ -134,8 +134,11 @@ def evaluate(
             progress=progress,
         )
     notes = list(own.notes)
+    target = "" if own.manifest is None else own.manifest.target.runtime
+    if target in (*ENGINES, "jetson") and own.runtime not in ENGINES:
+        notes.append(f"its model.onnx ran in {own.runtime} on the CPU; the engine was not run")
     compared = {overlap.between for overlap in found.overlaps}
-    for name in others.keys() - compared:
+    for name in sorted(others.keys() - compared):
         notes.append(f"kept tokens are not compared with {name}: both must tell as many of them")
     outputs = in_order(found.outputs)
     return Evaluation(

@@ -215,23 +215,20 @@ def _print_output(output: OutputFindings) -> None:
     rows = [_row(measure) for measure in output.measures]
     print_table(head, rows, title=f"{output.output}: {output.task}{over}")
     if output.classes:
+        classes = output.classes[:_SHOWN]
+        labelled = classes[0].dense is not None
+        columns = (f"{classes[0].measure} dense", "reduced") if labelled else ()
         shown = [
             (
                 row.label or row.number,
                 row.images,
-                *(
-                    ("", "")
-                    if row.dense is None or row.reduced is None
-                    else (f"{row.dense:.3f}", f"{row.reduced:.3f}")
-                ),
-                "" if row.agreement is None else f"{row.agreement:.3f}",
+                *((_number(row.dense, ".3f"), _number(row.reduced, ".3f")) if labelled else ()),
+                _number(row.agreement, ".3f"),
             )
-            for row in output.classes[:_SHOWN]
+            for row in classes
         ]
         title = f"Classes that lose most, {len(shown)} of {len(output.classes)}"
-        measure = output.classes[0].measure
-        names = ("class", "images", f"{measure} dense", "reduced", "agreement")
-        print_table(names, shown, title=title)
+        print_table(("class", "images", *columns, "agreement"), shown, title=title)
     if output.worst:
         images = [
             (
@@ -249,20 +246,22 @@ def _print_output(output: OutputFindings) -> None:
         click.echo(f"note: {remark}")
 
 
-def _row(measure: Measure) -> tuple[str, ...]:
-    def number(value: float | None, form: str = ".4f") -> str:
-        return "" if value is None else format(value, form)
+def _number(value: float | None, form: str = ".4f") -> str:
+    """A figure, or nothing where there is none."""
+    return "" if value is None else format(value, form)
 
+
+def _row(measure: Measure) -> tuple[str, ...]:
     sign = "" if measure.difference is None else "+"
     interval = ""
     if measure.low is not None and measure.high is not None:
         interval = f"{measure.low:{sign}.4f} to {measure.high:{sign}.4f}"
     return (
         measure.name,
-        number(measure.dense),
-        number(measure.reduced),
-        number(measure.difference, "+.4f"),
+        _number(measure.dense),
+        _number(measure.reduced),
+        _number(measure.difference, "+.4f"),
         interval,
-        number(measure.p_value, ".3g"),
+        _number(measure.p_value, ".3g"),
         str(measure.images),
     )

@@ -30,7 +30,7 @@ def video_source(path: Path, every: int = 1) -> Source:
     av = require("av", "data", "reading a video")
     path = regular_file(path)
     with _opened(av, path) as container:
-        known = int(container.streams.video[0].frames)
+        known = _frames(container)
     count = -(-known // every) if known else None
 
     def items() -> Iterator[Item]:
@@ -46,6 +46,14 @@ def video_source(path: Path, every: int = 1) -> Source:
                 yield Unreadable(f"{path.name}@{i + 1}", f"cannot be decoded: {error}")
 
     return Source(str(path), items, count)
+
+
+def _frames(container: Any) -> int:
+    """How many frames a video has, by its duration where it does not count them; 0: not known."""
+    stream = container.streams.video[0]
+    if stream.frames or not container.duration or not stream.average_rate:
+        return int(stream.frames)
+    return int(container.duration / 1_000_000 * stream.average_rate)
 
 
 def _opened(av: Any, path: Path) -> Any:

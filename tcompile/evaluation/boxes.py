@@ -182,7 +182,7 @@ class Boxes:
                 continue
             low = high = None
             more = float(after[i] - before[i])
-            if len(drawn) > 1:
+            if len(drawn) > 1 and np.isfinite(drawn[:, i]).all():
                 groups = len(drawn)
                 spread = (groups - 1) / groups * ((drawn[:, i] - drawn[:, i].mean()) ** 2).sum()
                 low, high = more - _T * spread**0.5, more + _T * spread**0.5

@@ -97,7 +97,7 @@ class Classes:
                 right = [(r >= 0) & (r < k) for r in ranks]
                 measures.append(paired_share(f"{top}{k}", *right))
         measures.append(share(f"{plain}agreement", (dense == reduced) & (reduced >= 0)))
-        remarks = () if self._numbers is None else (self._numbers.rule,)
+        remarks = (self._numbers.rule,) if self._numbers is not None and known.any() else ()
         rows = self._rows(dense, reduced, labels)
         return OutputFindings(
             self.output, self._task, "all", tuple(measures), rows, self._worst.found(), remarks

@@ -163,7 +163,8 @@ def make_collectors(
                 hint=f"one of {', '.join(names)}",
             )
         names = [asked.only]
-    has_labels = any(label is not None for label in batch.labels)
+    # Later samples may have a label where the first have none; names alone are not looked up.
+    has_labels = not source.classes or any(label is not None for label in batch.labels)
     found: list[Collector] = []
     towers = tower_of_outputs(asked.schedule or {})
     counted = mapped = texts = False

@@ -42,7 +42,7 @@ class Samples:
     Attributes:
         real: whether these are real inputs, whose classes mean something.
         ids: of images, by which a person finds each row's again: its path within the data.
-        labels: a class each, number or name, where they were asked for and are known.
+        labels: the number of the model's class each, where they were asked for and are known.
         left_out: how many images could not be read, and why; empty where all were.
         scenes: whether they are procedural scenes, with the statistics of images; where neither
             this nor `real` holds, they are white noise.
@@ -144,7 +144,8 @@ def _all_of(model: Signature, source: Source, unread: list[Unread]) -> Samples |
     except (KeyError, ValueError, TypeError) as error:
         raise UsageError("gives arrays of different shapes", where=source.name) from error
     found = sample_arrays(model, arrays, Path(source.name))
-    known = tuple(label for label in labels if label is not None)
+    # Numbers of classes that the data names itself are not those of the model's classes.
+    known = () if source.classes else tuple(label for label in labels if label is not None)
     return replace(found, ids=tuple(ids), labels=known if len(known) == len(labels) else None)
 
 

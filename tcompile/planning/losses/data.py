@@ -84,8 +84,9 @@ def read_calibration(
     Args:
         model_path: its file, or its inputs (`signature_of`).
         preprocess: how images are prepared, in place of what the model records.
-        data: see `tcompile.data.opening`; a script and a callable are executed. Labels are numbers,
-            or are not looked at; images that cannot be read are left out, and counted.
+        data: see `tcompile.data.opening`; a script and a callable are executed. Labels that are
+            numbers of the model's classes are used, others are not; images that cannot be read are
+            left out, and counted.
 
     Raises:
         UsageError: no such file, or data that does not fit the model.
@@ -95,9 +96,7 @@ def read_calibration(
     model = model_path.prepared(preprocess)
     _check_numbers(Path(data))
     samples = samples_for(model, data, skip_unreadable=True, labels=True)
-    # Folders that are named after classes do not say which numbers these have.
-    named = samples.ids and any(isinstance(label, str) for label in samples.labels or ())
-    return Calibration.of(samples, None if named else samples.labels)
+    return Calibration.of(samples, samples.labels)
 
 
 def calibration_samples(model: Analysed, request: Request) -> Samples:

@@ -14,6 +14,7 @@ from PIL import Image
 import tcompile
 from tcompile import pipeline
 from tcompile.api.evaluate import evaluate, write_evaluation
+from tcompile.artifact.manifest import TargetEntry
 from tcompile.core.errors import UsageError, VerificationError
 from tests.support.artifacts import make_artifact
 from tests.support.colours import NAMES, save_boxes, save_colours, save_image, save_map
@@ -157,6 +158,16 @@ def test_a_source_that_is_gone(folder: Path) -> None:
     assert found.same_source is True
     with pytest.raises(UsageError, match="give the dense model as --against"):
         evaluate("reduced.onnx", "photos")
+
+
+def test_an_engine_that_was_not_run_is_said(folder: Path) -> None:
+    target = TargetEntry("rtx-4090", "tensorrt-rtx")
+    make_artifact(Path("rtx"), Path("dense.onnx"), Path("reduced.onnx"), target=target)
+    found = evaluate("rtx", "photos", runtime="onnxruntime", also=["out"])
+    assert found.notes == (
+        "its model.onnx ran in onnxruntime on the CPU; the engine was not run",
+        "kept tokens are not compared with out: both must tell as many of them",
+    )
 
 
 def test_json_is_plain_and_whole(folder: Path) -> None:

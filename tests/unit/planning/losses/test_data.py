@@ -18,6 +18,7 @@ from tcompile.models.preprocess import PREPROCESS_KEY
 from tcompile.planning.losses.data import Calibration, read_calibration, split
 from tcompile.runtime.samples import samples_for
 from tcompile.runtime.signature import signature
+from tests.support.colours import save_colours, save_image
 from tests.support.tiny_vit import VitSpec, save_tiny_vit
 
 SPEC = VitSpec(image=16, patch=8, width=8, heads=2, depth=1)
@@ -234,3 +235,25 @@ def test_a_digest_tells_contents_apart(model: Path, tmp_path: Path) -> None:
 def test_labels_that_do_not_fit(model: Path, tmp_path: Path, labels: np.ndarray) -> None:
     with pytest.raises(UsageError, match="labels"):
         read_calibration(model, save(tmp_path / "x.npz", image=IMAGES, labels=labels))
+
+
+def test_classes_that_the_data_names_itself_are_not_the_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Class 0 of a data set of cats and dogs is not class 0 of ImageNet."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_pets.py").write_text(
+        "from PIL import Image\n"
+        "class Pets(list):\n    classes = ['cat', 'dog']\n"
+        "def numbered(): return [(Image.new('RGB', (8, 8)), 1)] * 2\n"
+        "def named(): return Pets(numbered())\n",
+        encoding="utf-8",
+    )
+    model = save_colours(tmp_path / "colours.onnx")
+    labels = read_calibration(model, "own_pets:numbered").labels
+    assert labels is not None
+    assert labels.tolist() == [1, 1]
+    assert read_calibration(model, "own_pets:named").labels is None
+    for name in ("cat/1.png", "dog/2.png"):
+        save_image(tmp_path / "pets" / name, (9, 9, 9))
+    assert read_calibration(model, tmp_path / "pets").labels is None
