@@ -266,8 +266,8 @@ class _Left:
         self._clock, self._step, self._start, self._first = clock, "", 0.0, 0
 
     def of(self, text: str) -> str:
-        """The text, with the time that is left where it can be told."""
-        found = _SHARE.match(text)
+        """The text, with the time that is left where it does not say that and it can be told."""
+        found = None if " left" in text else _SHARE.match(text)
         if found is None:
             self._step = ""
             return text

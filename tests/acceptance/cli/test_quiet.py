@@ -62,6 +62,7 @@ def test_a_step_that_says_how_far_it_is_says_how_long_it_takes() -> None:
     now[0] = 100.0
     assert left.of("calibrating: 20% (evit)") == "calibrating: 20% (evit), about 7 min left"
     assert left.of("measuring") == "measuring"
+    assert left.of("running: 40%, about 9 s left") == "running: 40%, about 9 s left"
     # Another step begins anew.
     assert left.of("profiling: 50 %") == "profiling: 50 %"
     now[0] = 110.0
