@@ -38,13 +38,15 @@ def shown_of(models: Models, job: Job, samples: Samples, seen: Seen | None) -> S
         return replace(shown, why=shown.why or "the model takes no images")
     array = samples.arrays[image.name][rows]
     shown = replace(shown, pictures=tuple(picture_of(model, one) for one in array))
+    if all(picture is None for picture in shown.pictures):
+        return replace(shown, why=shown.why or "its inputs are no images that can be shown")
     if models.trace is None:
         return shown
-    steps, why = _maps(models, replace_rows(samples, rows))
+    steps, why = _maps(models, _rows(samples, rows))
     return replace(shown, steps=steps, grid=models.trace.grid, why=why)
 
 
-def replace_rows(samples: Samples, rows: list[int]) -> Samples:
+def _rows(samples: Samples, rows: list[int]) -> Samples:
     """Some of the samples, in that order."""
     arrays = {name: array[rows] for name, array in samples.arrays.items()}
     ids = tuple(samples.ids[row] for row in rows) if samples.ids else ()

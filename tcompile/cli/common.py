@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
+import re
 import sys
 import threading
 import time
@@ -13,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import click
 
@@ -43,19 +45,27 @@ LOOK, REPEAT = 10.0, 60.0
 
 @dataclass
 class State:
-    """The choice of -v and --debug; one for a process."""
+    """The choice of -v, --debug and --quiet; one for a process.
+
+    Attributes:
+        results: where the document of --json goes while nothing else is to be printed.
+    """
 
     verbose: bool = False
     debug: bool = False
+    quiet: bool = False
+    results: TextIO | None = None
 
 
 def common_options(command: F) -> F:
-    """Add -v and --debug, which may stand before or after the command's name."""
+    """Add -v, --quiet and --debug, which may stand before or after the command's name."""
 
     def store(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
         state = ctx.ensure_object(State)
         if value and parameter.name:
             setattr(state, parameter.name, True)
+        if state.quiet and state.results is None:
+            ctx.call_on_close(_silenced(state))
         # Libraries below us log and warn a great deal, none of it about what was asked for.
         if state.verbose or state.debug:
             logging.basicConfig(level=logging.INFO, stream=sys.stderr, force=True)
@@ -67,8 +77,9 @@ def common_options(command: F) -> F:
         (("--debug",), "Show a traceback with an error."),
         (
             ("-v", "--verbose"),
-            "Say on stderr what is being done, and all there is to say of the result.",
+            "Say on stderr what is being done, and of a result all there is to say.",
         ),
+        (("-q", "--quiet"), "Print only what is wrong; with --json, that document as well."),
     ):
         command = click.option(*flags, is_flag=True, expose_value=False, callback=store, help=text)(
             command
@@ -76,11 +87,34 @@ def common_options(command: F) -> F:
     return command
 
 
+class _Nowhere(io.StringIO):
+    """Takes texts and forgets them."""
+
+    def write(self, text: str, /) -> int:
+        return len(text)
+
+
+def _silenced(state: State) -> Callable[[], None]:
+    """Let nothing be printed on stdout; returns what undoes it."""
+    results = state.results = sys.stdout
+    sys.stdout = _Nowhere()
+
+    def undo() -> None:
+        sys.stdout, state.results = results, None
+
+    return undo
+
+
+def _state() -> State:
+    context = click.get_current_context(silent=True)
+    found = context.find_object(State) if context else None
+    return found or State()
+
+
 def verbose() -> bool:
     """Tell whether everything is to be said: -v, --debug."""
-    context = click.get_current_context(silent=True)
-    state = context.find_object(State) if context else None
-    return state is not None and (state.verbose or state.debug)
+    state = _state()
+    return state.verbose or state.debug
 
 
 def help_if_bare(context: click.Context) -> None:
@@ -205,17 +239,52 @@ def progress() -> Iterator[Progress]:
     Where stderr is not a terminal, a line is written now and then, so that a log of a long job
     shows that it lives, and one of a short job holds errors alone.
     """
-    if verbose():
+    if _state().quiet:
+        yield _between_steps(lambda text: None)
+    elif verbose():
         start = time.perf_counter()
         yield _between_steps(lambda text: _line(start, text))
     elif sys.stderr.isatty():
         from rich.console import Console
 
         with Console(stderr=True).status("starting") as status:
-            yield _between_steps(lambda text: status.update(text.replace("[", r"\[")))
+            left = _Left()
+            yield _between_steps(lambda text: status.update(left.of(text).replace("[", r"\[")))
     else:
         with _now_and_then() as show:
             yield _between_steps(show)
+
+
+#: How far a step is, in its text.
+_SHARE = re.compile(r"^(.*?)(\d+)\s?%")
+
+
+class _Left:
+    """Adds to the text of a step that says how far it is how long it still takes."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock, self._step, self._start, self._first = clock, "", 0.0, 0
+
+    def of(self, text: str) -> str:
+        """The text, with the time that is left where it does not say that and it can be told."""
+        found = None if " left" in text else _SHARE.match(text)
+        if found is None:
+            self._step = ""
+            return text
+        step, share, now = found[1], int(found[2]), self._clock()
+        if step != self._step or share < self._first:
+            self._step, self._start, self._first = step, now, share
+        done = share - self._first
+        if done < 3 or share >= 100:
+            return text
+        seconds = (now - self._start) * (100 - share) / done
+        return f"{text}, about {_duration(seconds)} left"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(round(seconds), 1)} s"
+    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _line(start: float, text: str) -> None:
@@ -257,8 +326,9 @@ def _between_steps(show: Progress) -> Progress:
 
 def print_json(document: Any) -> None:
     """One JSON document on stdout."""
-    plain = (sys.stdout.encoding or "").lower() not in ("utf-8", "utf8")
-    click.echo(json.dumps(document, indent=2, ensure_ascii=plain, allow_nan=False))
+    out = _state().results or sys.stdout
+    plain = (out.encoding or "").lower() not in ("utf-8", "utf8")
+    click.echo(json.dumps(document, indent=2, ensure_ascii=plain, allow_nan=False), file=out)
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[object]], title: str = "") -> None:

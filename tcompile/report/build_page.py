@@ -79,11 +79,13 @@ class ImageView:
 
 
 def page_of(manifest: Manifest, shown: Shown) -> tuple[str, str]:
-    """The page, and why there is none: a note, where jinja2 is not installed."""
+    """The page, or why there is none: a build that is done does not fail for its report."""
     try:
         return render_page(manifest, shown), ""
     except MissingExtraError as error:
         return "", f"no report.html: {error.one_line()}"
+    except Exception as error:
+        return "", f"no report.html, it could not be made: {type(error).__name__}: {error}"
 
 
 def render_page(manifest: Manifest, shown: Shown) -> str:

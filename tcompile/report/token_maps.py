@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from tcompile.core.errors import TcompileError
 from tcompile.core.save import save
 from tcompile.passes.reduce import Shared, reduce_graph
 from tcompile.passes.reduce.check import dense_grid
@@ -97,9 +98,11 @@ def write_trace(model: Analysed, schedule: Schedule, path: Path) -> tuple[Trace 
     grid = dense_grid(model.analysis)
     if len(grid) != 2:
         return None, "its patches are not the rows and columns of one image"
-    made = reduce_graph(
-        model.graph, model.analysis, schedule, shared=Shared(model.graph), traced=True
-    )
+    shared = Shared(model.graph)
+    try:
+        made = reduce_graph(model.graph, model.analysis, schedule, shared=shared, traced=True)
+    except TcompileError as error:
+        return None, error.what
     save(made.graph, path)
     return Trace(path, made.steps, model.analysis.space.patches, (grid[0], grid[1])), ""
 
