@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -69,8 +68,8 @@ def outputs(want: np.ndarray, have: np.ndarray, **more: object) -> OutputFidelit
 
 
 def images(count: int) -> Samples:
-    names = tuple(Path(f"{name}.jpg") for name in ("ant", "bee", "cat", "dog")[:count])
-    return Samples({"image": np.zeros((count, 3, 4, 4))}, "images", real=True, files=names)
+    names = tuple(f"photos/{name}.jpg" for name in ("ant", "bee", "cat", "dog")[:count])
+    return Samples({"image": np.zeros((count, 3, 4, 4))}, "images", real=True, ids=names)
 
 
 def test_a_hole_in_a_map_is_seen_and_the_image_named() -> None:
