@@ -124,7 +124,9 @@ def _narrow(array: Array) -> Array:
 def _run(path: Path, given: Sequence[Arrays]) -> list[Arrays]:
     """Every output of each run; the memory that it takes is free afterwards."""
     runner = OrtRunner(path)
-    found = [runner.run({t.name: run[t.name] for t in runner.inputs}) for run in given]
+    found: list[Arrays] = [
+        runner.run({t.name: run[t.name] for t in runner.inputs}) for run in given
+    ]
     del runner
     release()
     return found
