@@ -133,7 +133,7 @@ def _is_scores(tensor: TensorInfo, manifest: Manifest) -> bool:
 
 def _name(directory: Path) -> str:
     """The directory's name as one that Triton takes: of a folder."""
-    return re.sub(r"[^\w.-]+", "_", directory.resolve().name) or "model"
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", directory.resolve().name) or "model"
 
 
 def _check_plain(found: Artifact, server: str) -> None:
@@ -197,6 +197,12 @@ def deepstream_config(manifest: Manifest, where: str) -> tuple[str, str]:
             f"nvinfer fills one input [B, 3, H, W] of float32; this model takes "
             f"{', '.join(f'{t.name} {list(t.shape)} {t.dtype}' for t in manifest.inputs)}",
             where=where,
+        )
+    if not {"mean", "std"} <= set(known):
+        raise UsageError(
+            "does not say by which mean and std pixels are scaled",
+            where=where,
+            hint="build it again with --preprocess imagenet, clip, siglip, …",
         )
     sizes = manifest.batch_sizes
     batch = image.shape[0] if isinstance(image.shape[0], int) else sizes.largest if sizes else 1

@@ -189,8 +189,9 @@ def _engine_parts(f: Facts) -> list[Part]:
     only = ["--onnx-outputs", *map(shlex.quote, f.only)] if f.only else []
     first = _run("model.onnx", *_ort(f), *only, _loads(f), "--save-outputs", here)
     line = f"{switch}{_run(name, *trt, _loads(f), *_spread(f))}"
-    both = ("model.onnx in ONNX Runtime and its engine, both on this machine.",)
-    return [*found, Part("both", both, (first, _joined(line, close, here)))]
+    told = "model.onnx in ONNX Runtime and its engine, both on this machine."
+    commands = (first, _joined(line, close, here))
+    return [*found, Part("both", (told,), commands)]
 
 
 def _dense_part(f: Facts) -> Part:

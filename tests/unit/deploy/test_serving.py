@@ -231,6 +231,8 @@ def test_what_a_server_cannot_run_is_refused(
         assert said.code == 2
         assert "its token ops are plugins" in said.err
     assert not (tmp_path / "new").exists()
+    with pytest.raises(UsageError, match="does not say by which mean and std"):
+        deepstream_config(manifest_of(built, "jetson", preprocess={"input": "image"}), "")
     with pytest.raises(UsageError, match="nvinfer fills one input"):
         deepstream_config(
             manifest_of(built, "jetson", inputs=(TensorInfo("x", "float32", (64, 96)),)), ""
