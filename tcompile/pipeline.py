@@ -567,7 +567,9 @@ def _write_reduced(
     largest = job.request.batch if job.target.on_cpu else job.batches.settled.largest
     memory = memory_plan(reduced, job.target, job.precision, largest)
     notes += filter(None, [memory.note(job.target.title)])
-    trace, untraced = write_trace(analysed, reduced.schedule, temporary / "trace.onnx")
+    trace, untraced = write_trace(
+        analysed, reduced.schedule, temporary / "trace.onnx", job.request.outputs
+    )
     looking = None
     if not job.target.on_cpu and job.precision in ON_IMAGES:
         looking = looking_at(

@@ -164,7 +164,8 @@ def _every(
     schedule = Schedule.from_json(opened.manifest.schedule, where)
     with scratch() as folder:
         model = analyse_again(opened, dense)
-        trace, why = write_trace(model, schedule, folder / "trace.onnx")
+        mode = opened.manifest.outputs_mode
+        trace, why = write_trace(model, schedule, folder / "trace.onnx", mode)
         del model
         release()
         if trace is None:

@@ -84,11 +84,14 @@ class MapCounts:
     largest: int
 
 
-def write_trace(model: Analysed, schedule: Schedule, path: Path) -> tuple[Trace | None, str]:
+def write_trace(
+    model: Analysed, schedule: Schedule, path: Path, outputs: str = "reduced"
+) -> tuple[Trace | None, str]:
     """Write what tells the tokens of a schedule's steps; where that is not to be had, say why.
 
     Args:
         schedule: of the model's main tower; the others are not looked at.
+        outputs: `reduced` or `restored`: where tokens may leave depends on it.
     """
     if schedule.resized is not None:
         h, w = schedule.resized.grid
@@ -100,7 +103,9 @@ def write_trace(model: Analysed, schedule: Schedule, path: Path) -> tuple[Trace 
         return None, "its patches are not the rows and columns of one image"
     shared = Shared(model.graph)
     try:
-        made = reduce_graph(model.graph, model.analysis, schedule, shared=shared, traced=True)
+        made = reduce_graph(
+            model.graph, model.analysis, schedule, outputs=outputs, shared=shared, traced=True
+        )
     except TcompileError as error:
         return None, error.what
     save(made.graph, path)

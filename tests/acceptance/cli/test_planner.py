@@ -202,7 +202,7 @@ def test_a_declined_build_says_so_first(
     assert "reduced, measured" not in words
     told = tcompile(*asked, "--json", "--force").json()
     assert told["emitted"] == "reduced"
-    forced = tcompile(*asked, "--force")
+    forced = tcompile(*asked, "--force", "-v")
     assert "the reduced model was measured slower than dense here" in forced.out.splitlines()[1]
     assert "reduced, measured" in forced.out
 

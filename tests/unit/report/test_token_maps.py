@@ -21,6 +21,7 @@ from tcompile.report.token_maps import (
     write_trace,
 )
 from tcompile.runtime.samples import Samples, run_graph
+from tests.acceptance.cli.test_hints import head_of_maps
 from tests.support import numpy_vit
 from tests.support.tiny_vit import VitSpec, build_vit, random_weights, save_tiny_vit
 
@@ -167,6 +168,24 @@ def test_where_there_is_no_map_the_reason_is_said(tmp_path: Path) -> None:
     assert trace is None
     assert why == "the image itself is smaller, 3 x 3 patches: no token leaves"
     assert not (tmp_path / "none.onnx").exists()
+
+
+def test_outputs_that_are_restored_have_the_same_maps(tmp_path: Path) -> None:
+    """Behind a decoder tokens may leave only where every output gets them back."""
+    path, samples = tmp_path / "maps.onnx", images(1)
+    onnx.save(head_of_maps(), path)
+    shape = {"tokens": 16, "prefix": 0, "patches": 16, "blocks": 3}
+    steps = [step("attn:0", MERGE, 10), step("attn:1", MERGE, 6)]
+    document = {"schema": 1, "method": "own", "model": shape, "reductions": steps}
+    found, model = Schedule.from_json(document), pipeline.read(path)
+    trace, why = write_trace(model, found, tmp_path / "reduced.onnx")
+    assert trace is None
+    assert "ConvTranspose" in why
+    trace, why = write_trace(model, found, tmp_path / "restored.onnx", "restored")
+    assert trace is not None, why
+    first, last = run_trace(trace, samples)
+    assert [len(groups(m.region[0])) for m in (first, last)] == [10, 6]
+    assert all(any(a <= b for b in groups(last.region[0])) for a in groups(first.region[0]))
 
 
 def test_a_map_in_words() -> None:
