@@ -293,5 +293,5 @@ def manifest_of(models: Models, built: Built, evidence: Evidence, job: Job) -> M
 def _with_files(memory: Memory, shipped: Path) -> Memory:
     """What a model needs, with the bytes of what was written."""
     file = sum(p.stat().st_size for p in shipped.parent.glob(f"{shipped.name}*"))
-    engine = sum(p.stat().st_size for p in (shipped.parent / "engine").rglob("*") if p.is_file())
+    engine = sum(p.stat().st_size for p in shipped.parent.glob("engine/*.engine"))
     return replace(memory, file=file, engine=engine or None)
