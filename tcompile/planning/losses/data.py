@@ -58,8 +58,9 @@ class Calibration:
         """Some of the samples."""
         arrays = {name: array[chosen] for name, array in self.samples.arrays.items()}
         labels = None if self.labels is None else self.labels[chosen]
+        ids = tuple(self.samples.ids[i] for i in chosen) if self.samples.ids else ()
         return Calibration.of(
-            replace(self.samples, arrays=arrays, source=source, ids=(), labels=None), labels
+            replace(self.samples, arrays=arrays, source=source, ids=ids, labels=None), labels
         )
 
 
