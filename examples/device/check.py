@@ -353,6 +353,9 @@ def main(arguments: list[str]) -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
-    except (CannotRunError, OSError, KeyError, ValueError) as reason:
+    except CannotRunError as reason:
         print(f"error: {reason}", file=sys.stderr)
+        sys.exit(2)
+    except Exception as reason:  # of damaged files, TensorRT and CUDA it may be anything
+        print(f"error: {type(reason).__name__}: {reason}", file=sys.stderr)
         sys.exit(2)

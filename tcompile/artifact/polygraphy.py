@@ -78,6 +78,13 @@ case "${{1:-}}" in
         echo "no dense model at '$dense': sh {SCRIPT} dense DENSE.onnx" >&2
         exit 2
     fi
+    if [ "$1" = engine ] || [ "$1" = both ]; then
+        set -- "$1" engine/*.engine
+        if ! [ -f "$2" ]; then
+            echo "there is no engine in engine/: build it first" >&2
+            exit 2
+        fi
+    fi
     "$1"
     ;;
 *)

@@ -41,6 +41,8 @@ _BACKENDS = {
     "jetson": "tensorrt",
 }
 _ENGINE = "model.plan"
+#: Builds the engine on the device; the last line that the script prints is its name.
+_BUILD = f"engine=$(sh artifact/{SCRIPT} | tail -n 1)"
 
 
 def write_triton(folder: Path, found: Artifact) -> tuple[tuple[str, ...], str]:
@@ -67,13 +69,21 @@ def write_triton(folder: Path, found: Artifact) -> tuple[tuple[str, ...], str]:
 
 
 def _engine(found: Artifact, home: Path, name: str, commands: list[str]) -> list[str]:
-    engines = sorted(found.directory.glob("engine/*.engine"), key=lambda p: p.stat().st_mtime)
-    if engines:
-        shutil.copyfile(engines[-1], home / "1" / _ENGINE)
+    engines = list(found.directory.glob("engine/*.engine"))
+    if len(engines) == 1:  # of several nobody knows which is for the server's TensorRT
+        shutil.copyfile(engines[0], home / "1" / _ENGINE)
         return commands
-    built = f"sh artifact/{SCRIPT}"
-    shutil.copytree(found.directory, home.parents[1] / "artifact")
-    return [built, f"cp artifact/engine/*.engine models/{name}/1/{_ENGINE}", *commands]
+    _copy_unbuilt(found, home.parents[1] / "artifact")
+    return [_BUILD, f'cp "artifact/$engine" models/{name}/1/{_ENGINE}', *commands]
+
+
+def _copy_unbuilt(found: Artifact, place: Path) -> None:
+    """Copy an artifact without the engines that its script made: another machine may have."""
+    shutil.copytree(found.directory, place)
+    listed = {entry.path for entry in found.manifest.files}
+    for path in place.glob("engine/*"):
+        if path.relative_to(place).as_posix() not in listed:
+            path.unlink()
 
 
 def triton_config(manifest: Manifest, name: str) -> str:
@@ -173,9 +183,9 @@ def write_deepstream(folder: Path, found: Artifact) -> tuple[tuple[str, ...], st
         )
     _check_plain(found, "DeepStream")
     text, notes = deepstream_config(manifest, where)
-    shutil.copytree(found.directory, folder / "artifact")
+    _copy_unbuilt(found, folder / "artifact")
     (folder / "config_infer.txt").write_text(text, encoding="utf-8")
-    built = (f"sh artifact/{SCRIPT}", "ln -sf artifact/engine/model.trt*.engine model.engine")
+    built = (_BUILD, 'ln -sf "artifact/$engine" model.engine')
     if _FROM_META in text:  # a pipeline needs a library that is not there yet
         return built, notes
     commands = (
@@ -206,11 +216,18 @@ def deepstream_config(manifest: Manifest, where: str) -> tuple[str, str]:
         )
     sizes = manifest.batch_sizes
     batch = image.shape[0] if isinstance(image.shape[0], int) else sizes.largest if sizes else 1
+    least = image.shape[0] if isinstance(image.shape[0], int) else sizes.smallest if sizes else 1
+    if least > 1:
+        raise UsageError(
+            f"its engine takes {least} images at least, and nvinfer gives it what there is",
+            where=where,
+            hint="build it with --min-batch 1, of an export with --batch dynamic or 1",
+        )
     colours = int(shape[0])
     mean, std = (
         np.broadcast_to(np.asarray(known[key], np.float64), (colours,)) for key in ("mean", "std")
     )
-    notes = [_RAW]
+    notes = [_RAW, _SCALING]
     lines = ["[property]", "gpu-id=0", "model-engine-file=model.engine"]
     lines.append(f"batch-size={batch}")
     lines.append(f"infer-dims={';'.join(map(str, shape))}")
@@ -221,6 +238,8 @@ def deepstream_config(manifest: Manifest, where: str) -> tuple[str, str]:
             f"net-scale-factor={1 / (255 * float(std[0])):.9g}",
             f"offsets={offsets}",
             f"model-color-format={0 if colours == 3 else 2}",
+            "# 1: bilinear; what nvinfer does unasked is the nearest pixel.",
+            "scaling-filter=1",
         ]
         padded = known.get("resize") == "pad"
         lines += [f"maintain-aspect-ratio={int(padded)}", f"symmetric-padding={int(padded)}"]
@@ -266,6 +285,9 @@ _FROM_META = "input-tensor-from-meta=1"
 _RAW = """
 Outputs are raw tensors (`NvDsInferTensorMeta`): scores have no softmax, and labels are in the
 artifact's manifest. Where outputs have fewer tokens, `token_index` says which they are."""
+_SCALING = """
+nvinfer scales frames bilinearly (`scaling-filter=1`), without the smoothing of pillow's filters
+where an image becomes smaller: check on images of yours that answers stay."""
 _CROP = """
 The model was prepared by a resize and a cut-out of the middle; nvinfer scales the whole frame. Cut
 it out before: `nvvideoconvert src-crop=LEFT:TOP:WIDTH:HEIGHT` in front of nvstreammux."""

@@ -99,7 +99,7 @@ def test_restored_outputs_and_other_forms(tmp_path: Path) -> None:
     done = check(out, "--onnx")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "directions are compared alone" in done.stdout
-    data = np.load(out / "check" / "data.npz")
+    data = np.load(out / "checks" / "data.npz")
     assert data["0/in/image"].shape == (2, 3, 32, 32)  # the third row repeats the second
 
 

@@ -167,8 +167,8 @@ def test_an_engine_is_put_where_the_server_looks(built: Path, tmp_path: Path) ->
     without = make_artifact(tmp_path / "bundle", tmp_path / "m.onnx", target=jetson)
     app = tcompile.init_app(without, tmp_path / "a", "triton")
     assert app.commands == (
-        "sh artifact/build_engine.sh",
-        "cp artifact/engine/*.engine models/bundle/1/model.plan",
+        "engine=$(sh artifact/build_engine.sh | tail -n 1)",
+        'cp "artifact/$engine" models/bundle/1/model.plan',
         "tritonserver --model-repository=models",
     )
     assert (tmp_path / "a" / "artifact" / "model.onnx").is_file()
@@ -198,6 +198,17 @@ def test_one_scale_for_all_channels_is_what_nvinfer_computes(built: Path, resize
     assert (found["network-type"], found["output-tensor-meta"]) == ("100", "1")
     assert found["maintain-aspect-ratio"] == found["symmetric-padding"] == str(int(resize == "pad"))
     assert ("src-crop" in notes) == (resize == "crop")
+    assert found["scaling-filter"] == "1"
+
+
+def test_an_engine_of_several_images_is_not_for_nvinfer(built: Path) -> None:
+    manifest = manifest_of(built, "jetson", preprocess=RECORD)
+    free = tuple(replace(t, shape=("batch", *t.shape[1:])) for t in manifest.inputs)
+    ranged = replace(manifest, inputs=free, batch_sizes=BatchEntry(4, 8, 16))
+    with pytest.raises(UsageError, match="takes 4 images at least"):
+        deepstream_config(ranged, "")
+    text, _ = deepstream_config(replace(ranged, batch_sizes=BatchEntry(1, 8, 16)), "")
+    assert keys(text)["batch-size"] == "16"
 
 
 def test_a_scale_for_each_channel_is_not_made_up(built: Path) -> None:
@@ -248,7 +259,7 @@ def test_a_jetsons_artifact_is_configured(built: Path, tmp_path: Path) -> None:
     )
     app = tcompile.init_app(bundle, tmp_path / "ds", "deepstream")
     found = keys((tmp_path / "ds" / "config_infer.txt").read_text())
-    assert app.commands[1].endswith(f"engine {found['model-engine-file']}")
+    assert app.commands[1] == f'ln -sf "artifact/$engine" {found["model-engine-file"]}'
     assert "config-file-path=config_infer.txt" in app.commands[2]
     assert (tmp_path / "ds" / "artifact" / "manifest.json").is_file()
     other = make_artifact(
