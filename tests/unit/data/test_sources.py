@@ -202,6 +202,27 @@ def test_a_callable_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     del sys.modules["own_photos"]
 
 
+def test_what_a_data_set_prints_is_no_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loud_photos.py").write_text(
+        "from PIL import Image\n"
+        "print('import')\n"
+        "class Val:\n"
+        "    def __init__(self): print('call')\n"
+        "    def __len__(self): return 1\n"
+        "    def __getitem__(self, i): print('item'); return Image.new('RGB', (2, 2)), 3\n"
+        "def stream(): print('next'); yield Image.new('RGB', (2, 2)), 3\n",
+        encoding="utf-8",
+    )
+    for spec in ("loud_photos:Val", "loud_photos:stream"):
+        assert images(open_source(spec)) == [("0", 3)]
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err.split()) == ("", ["import", "call", "item", "next"])
+    del sys.modules["loud_photos"]
+
+
 def test_a_data_set_of_hugging_face(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     files = [str(save_image(tmp_path / f"{i}.png", RED)) for i in range(2)]
