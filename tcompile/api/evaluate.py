@@ -51,6 +51,7 @@ def evaluate(
     against: str | Path | None = None,
     preprocess: str | None = None,
     runtime: str | None = None,
+    labels: bool = True,
     only: str | None = None,
     task: str | None = None,
     texts: str | Path | None = None,
@@ -77,6 +78,7 @@ def evaluate(
         against: the dense model; by default the source, where the manifest says it lies.
         preprocess: how images are prepared, in place of what the artifact records.
         runtime: that runs the artifact, as `tcompile.load` has it.
+        labels: whether classes that the data has are used.
         only: the one output to look at; by default all.
         task: classes, embedding or features: of outputs whose names do not tell.
         texts: embeddings of a text for each class, for zero-shot: see `zero_shot.read_texts`.
@@ -104,7 +106,8 @@ def evaluate(
             f"there is no task '{task}'", where="task", hint=f"one of {', '.join(TASKS)}"
         )
     dense, same = _dense(artifact, against)
-    source = open_source(data, every=every)
+    source = open_source(data, labels=labels, every=every)
+    source = source if labels else source.without_labels()
     asked = Asked(
         only=only,
         task=task,

@@ -67,6 +67,11 @@ class BoundParam(_BoundBase):
     help="What runs the artifact: onnxruntime, openvino, tensorrt-rtx or tensorrt [default: that "
     "of its target].",
 )
+@click.option(
+    "--no-labels",
+    is_flag=True,
+    help="Use no labels of the data: of a folder whose subfolders are not classes.",
+)
 @click.option("--only", metavar="NAME", help="The one output to look at [default: all].")
 @click.option(
     "--task",
@@ -145,7 +150,9 @@ class BoundParam(_BoundBase):
 )
 @JSON
 @common_options
-def evaluate(artifact: Path, data: str, file: Path | None, as_json: bool, **options: Any) -> None:
+def evaluate(
+    artifact: Path, data: str, no_labels: bool, file: Path | None, as_json: bool, **options: Any
+) -> None:
     """Run an artifact and the dense model on data, and print what the task is measured by.
 
     Classes: top1, top5, agreement; with --texts zeroshot1, zeroshot5. Embeddings: cosine,
@@ -167,7 +174,7 @@ def evaluate(artifact: Path, data: str, file: Path | None, as_json: bool, **opti
     if file is not None:
         output_file(file)  # before minutes are spent
     with progress() as say:
-        found = evaluate_artifact(artifact, data, progress=say, **options)
+        found = evaluate_artifact(artifact, data, labels=not no_labels, progress=say, **options)
     if file is not None:
         write_evaluation(found, file)
     if as_json:

@@ -98,6 +98,17 @@ class Source:
             item=None,
         )
 
+    def without_labels(self) -> Source:
+        """The same samples, without their classes."""
+        item = self.item
+        return replace(
+            self,
+            items=lambda: map(_unlabelled, self.items()),
+            classes=(),
+            labels_file="",
+            item=None if item is None else lambda i: _unlabelled(item(i)),
+        )
+
     def check_label(self, item: ImageItem) -> None:
         """Raise UsageError for an image that its file of labels does not name."""
         if self.labels_file and item.label is None:
@@ -106,6 +117,12 @@ class Source:
                 where=self.labels_file,
                 hint="a row file,label for every image of the folder",
             )
+
+
+def _unlabelled(item: Item) -> Item:
+    if isinstance(item, ImageItem):
+        return replace(item, label=None)
+    return replace(item, labels=None) if isinstance(item, ArrayItem) else item
 
 
 def plain_label(value: Any) -> Label | None:

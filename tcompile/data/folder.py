@@ -15,7 +15,7 @@ LABELS_FILE = "labels.csv"
 
 
 def folder_source(folder: Path, *, labels: bool = True) -> Source:
-    """All images within a folder, by path.
+    """All images within a folder, by path; what is hidden, by a name with a dot first, is left out.
 
     Labels are those of `labels.csv` (rows file,label; numbers or names); else, where every image
     lies in a subfolder and there are two subfolders at least, the name of that.
@@ -26,7 +26,8 @@ def folder_source(folder: Path, *, labels: bool = True) -> Source:
     Raises:
         UsageError: there are no images, or `labels.csv` is damaged.
     """
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    found = (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    files = sorted(p for p in found if not _hidden(p.relative_to(folder)))
     if not files:
         raise UsageError("no images in this folder", where=str(folder))
     names = [path.relative_to(folder) for path in files]
@@ -46,6 +47,10 @@ def folder_source(folder: Path, *, labels: bool = True) -> Source:
     return Source(
         str(folder), lambda: map(item, range(count)), count, tuple(classes), labels_file, item
     )
+
+
+def _hidden(name: Path) -> bool:
+    return any(part.startswith(".") for part in name.parts)
 
 
 def read_labels(path: Path) -> dict[str, Label]:

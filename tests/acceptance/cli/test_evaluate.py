@@ -58,6 +58,20 @@ def test_exit_codes(tcompile: Command, out: str) -> None:
         assert (refused.code, says in refused.err) == (2, True), refused
 
 
+def test_subfolders_that_are_not_classes(tcompile: Command, out: str) -> None:
+    """The hint is followed."""
+    Path("photos/red").rename("photos/monday")
+    base = ("evaluate", out, "--data", "photos")
+    refused = tcompile(*base)
+    assert refused.code == 2
+    assert "labels 'monday' are none of the classes" in refused.err
+    assert "or do without, --no-labels)" in refused.err
+    found = tcompile(*base, "--no-labels", "--json")
+    assert found.code == 0, found.err
+    assert (found.json()["images"], found.json()["labelled"]) == (2, 0)
+    assert [m["name"] for m in found.json()["outputs"][0]["measures"]] == ["agreement"]
+
+
 def test_a_source_that_is_gone_is_named(tcompile: Command, out: str) -> None:
     """The hint is followed."""
     Path("dense.onnx").rename("moved.onnx")

@@ -36,6 +36,26 @@ def test_subfolders_are_classes(tmp_path: Path) -> None:
     assert images(open_source(tmp_path, labels=False))[0][1] is None
 
 
+def test_what_is_hidden_is_left_out(tmp_path: Path) -> None:
+    for name in ("a/1.png", "b/2.png", ".thumbs/1.png", "a/._1.png", "b/.old/x/2.png"):
+        save_image(tmp_path / ".home" / name, RED)
+    assert images(open_source(tmp_path / ".home")) == [("a/1.png", "a"), ("b/2.png", "b")]
+
+
+def test_without_labels(tmp_path: Path) -> None:
+    for name in ("a/1.png", "b/2.png"):
+        save_image(tmp_path / name, RED)
+    source = open_source(tmp_path).without_labels()
+    assert (images(source), source.classes) == ([("a/1.png", None), ("b/2.png", None)], ())
+    assert images(source.spread(1)) == [("a/1.png", None)]
+    source = open_source({"x": np.zeros((2, 3)), "labels": np.zeros(2)}).without_labels()
+    (item,) = source.items()
+    assert isinstance(item, ArrayItem)
+    assert item.labels is None
+    bad = Unreadable("1", "torn")
+    assert list(Source("x", lambda: iter([bad])).without_labels().items()) == [bad]
+
+
 @pytest.mark.parametrize("name", ["loose.png", "only/a.png"])
 def test_folders_that_are_no_classes(tmp_path: Path, name: str) -> None:
     """An image beside the subfolders, or one subfolder alone."""
