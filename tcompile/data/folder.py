@@ -54,19 +54,21 @@ def _hidden(name: Path) -> bool:
 
 
 def read_labels(path: Path) -> dict[str, Label]:
-    """File → its class, of rows file,label; numbers where all labels are whole numbers.
+    """File → its class, of rows file,label; numbers where all labels are whole numbers. A row with
+    an empty label counts as none.
 
     Raises:
         UsageError: it is not such a file.
     """
+    refusal = UsageError("rows must be file,label, with whole numbers or names", where=str(path))
     try:
-        rows = list(csv.reader(read_text(path).splitlines()))
+        rows = [row for row in csv.reader(read_text(path).splitlines()) if len(row) > 1]
     except csv.Error as error:
-        raise UsageError(
-            "rows must be file,label, with whole numbers or names", where=str(path)
-        ) from error
-    pairs = [(Path(row[0]).as_posix(), row[1].strip()) for row in rows if len(row) > 1]
-    pairs = [pair for pair in pairs if pair != ("file", "label")]
+        raise refusal from error
+    if not rows:
+        raise refusal
+    pairs = [(Path(row[0]).as_posix(), row[1].strip()) for row in rows]
+    pairs = [pair for pair in pairs if pair[1] and pair != ("file", "label")]
     return dict(zip((name for name, _ in pairs), as_labels([x for _, x in pairs]), strict=True))
 
 

@@ -80,6 +80,22 @@ def test_labels_csv_goes_before_subfolders(tmp_path: Path) -> None:
         source.check_label(items[1])
 
 
+def test_a_row_without_a_label(tmp_path: Path) -> None:
+    """The other labels stay numbers; the file is named that has none."""
+    for name in ("1.png", "2.png"):
+        save_image(tmp_path / name, RED)
+    (tmp_path / "labels.csv").write_text("file,label\n1.png,7\n2.png,\n", encoding="utf-8")
+    source = open_source(tmp_path)
+    first, second = (item for item in source.items() if isinstance(item, ImageItem))
+    assert (first.label, second.label, source.classes) == (7, None, ())
+    with pytest.raises(UsageError, match=r"labels\.csv: has no label for 2\.png"):
+        source.check_label(second)
+    for text in ("", "1.png 7\n2.png 3\n", "1.png;7\n"):
+        (tmp_path / "labels.csv").write_text(text, encoding="utf-8")
+        with pytest.raises(UsageError, match=r"labels\.csv: rows must be file,label"):
+            open_source(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "text", "want"),
     [
