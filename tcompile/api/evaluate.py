@@ -13,7 +13,7 @@ from typing import Any
 from tcompile.api.reference import find_dense
 from tcompile.artifact.directory import is_artifact, load_artifact
 from tcompile.artifact.manifest import Manifest
-from tcompile.core.errors import UsageError
+from tcompile.core.errors import TcompileError, UsageError
 from tcompile.core.files import output_file, regular_file
 from tcompile.core.progress import Progress, silent
 from tcompile.data.base import Unreadable
@@ -124,7 +124,8 @@ def evaluate(
         others = {}
         for name in map(str, also):
             path, other = (artifact, name) if name in RUNTIMES else (name, None)
-            others[name] = stack.enter_context(_opened(path, other, preprocess)).run
+            opened = _opened(path, other, preprocess, beside=True)
+            others[name] = stack.enter_context(opened).run
         runner = ORT.open(dense)
         found = run_over(
             source,
@@ -204,10 +205,21 @@ def _dense(artifact: str | Path, against: str | Path | None) -> tuple[Path, bool
 
 
 @contextmanager
-def _opened(artifact: str | Path, runtime: str | None, preprocess: str | None) -> Iterator[_Opened]:
-    """A model, checked as `tcompile.load` does; of an ONNX file one that tells its tokens."""
+def _opened(
+    artifact: str | Path, runtime: str | None, preprocess: str | None, *, beside: bool = False
+) -> Iterator[_Opened]:
+    """A model, checked as `tcompile.load` does; of an ONNX file one that tells its tokens.
+
+    Args:
+        beside: it is one of those whose tokens are compared.
+    """
     with ExitStack() as stack:
-        model = stack.enter_context(load(artifact, runtime, preprocess=preprocess))
+        try:
+            model = stack.enter_context(load(artifact, runtime, preprocess=preprocess))
+        except TcompileError as error:
+            error.hint = _hint_here(error.hint, beside)
+            error.args = (error.one_line(),)
+            raise
         manifest, notes = model.manifest, model.notes
         if model.runtime in ENGINES:
             yield _Opened(model.run, model.signature.whole, model.runtime, manifest, notes)
@@ -220,6 +232,15 @@ def _opened(artifact: str | Path, runtime: str | None, preprocess: str | None) -
         yield _Opened(
             lambda samples: run_samples(runner, samples), described, model.runtime, manifest, notes
         )
+
+
+def _hint_here(hint: str, beside: bool) -> str:
+    """A hint of `tcompile.load` without what cannot be said here."""
+    parts = [part for part in hint.split("; ") if not part.startswith("allow_failed=")]
+    other = 'runtime="onnxruntime"'
+    if beside:  # --runtime is that of the artifact alone
+        parts = [part for part in parts if not part.startswith(other)]
+    return "; ".join(parts).replace(other, "--runtime onnxruntime")
 
 
 def _described(asked: Asked, own: _Opened, dense: Path) -> Asked:

@@ -15,7 +15,7 @@ import tcompile
 from tcompile import pipeline
 from tcompile.api.evaluate import evaluate, write_evaluation
 from tcompile.artifact.manifest import TargetEntry
-from tcompile.core.errors import UsageError, VerificationError
+from tcompile.core.errors import TcompileError, UsageError, VerificationError
 from tests.support.artifacts import make_artifact
 from tests.support.colours import NAMES, save_boxes, save_colours, save_image, save_map
 from tests.support.tiny_vit import VitSpec, save_tiny_vit
@@ -168,6 +168,23 @@ def test_an_engine_that_was_not_run_is_said(folder: Path) -> None:
         "its model.onnx ran in onnxruntime on the CPU; the engine was not run",
         "kept tokens are not compared with out: both must tell as many of them",
     )
+
+
+def test_hints_are_options(folder: Path) -> None:
+    """Not the keywords of `tcompile.load`; of --also, which takes no --runtime, none."""
+    target = TargetEntry("rtx-4090", "tensorrt-rtx")
+    make_artifact(Path("rtx"), Path("dense.onnx"), Path("reduced.onnx"), target=target)
+    with pytest.raises(TcompileError, match="--runtime onnxruntime runs its model.onnx") as caught:
+        evaluate("rtx", "photos")
+    assert "runtime=" not in str(caught.value)
+    assert evaluate("rtx", "photos", runtime="onnxruntime").images == 6
+    with pytest.raises(TcompileError) as caught:
+        evaluate("out", "photos", also=["rtx"])
+    assert "runtime" not in caught.value.hint
+    fault = "logits differ"
+    make_artifact(Path("bad"), Path("dense.onnx"), Path("reduced.onnx"), fault=fault)
+    with pytest.raises(TcompileError, match=r"for debugging: logits differ \(build it again\)$"):
+        evaluate("bad", "photos")
 
 
 def test_json_is_plain_and_whole(folder: Path) -> None:
