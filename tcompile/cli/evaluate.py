@@ -18,7 +18,7 @@ from tcompile.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from tcompile.evaluation.findings import Measure, OutputFindings
+    from tcompile.evaluation.findings import ClassRow, Measure, OutputFindings
     from tcompile.evaluation.result import Evaluation
 
     _BoundBase = click.ParamType[tuple[str, float]]
@@ -221,8 +221,9 @@ def _print_output(output: OutputFindings) -> None:
     head = ("measure", "dense", "reduced", "difference", "95 % interval", "p", "images")
     rows = [_row(measure) for measure in output.measures]
     print_table(head, rows, title=f"{output.output}: {output.task}{over}")
-    if output.classes:
-        classes = output.classes[:_SHOWN]
+    lose = [row for row in output.classes if _loses(row)]
+    if lose:
+        classes = lose[:_SHOWN]
         labelled = classes[0].dense is not None
         columns = (f"{classes[0].measure} dense", "reduced") if labelled else ()
         shown = [
@@ -251,6 +252,11 @@ def _print_output(output: OutputFindings) -> None:
         print_table(names, images, title="Images that lose most")
     for remark in output.remarks:
         click.echo(f"note: {remark}")
+
+
+def _loses(row: ClassRow) -> bool:
+    fewer = row.dense is not None and row.reduced is not None and row.dense > row.reduced
+    return fewer or (row.agreement is not None and row.agreement < 1)
 
 
 def _number(value: float | None, form: str = ".4f") -> str:

@@ -33,6 +33,9 @@ def test_a_page_and_a_document(tcompile: Command, out: str) -> None:
     assert row[:4] == ["top1", "1.0000", "0.5000", "-0.5000"]
     assert "red/0.png" in found.out
     assert "red → green" in found.out
+    assert "Classes that lose most, 1 of 2" in found.out  # blue loses nothing
+    same = tcompile("evaluate", "dense.onnx", "--against", "dense.onnx", "--data", "photos")
+    assert "Classes" not in same.out
     plain = tcompile("evaluate", out, "--data", "photos", "--json", "-o", "r.json")
     assert plain.json() == json.loads(Path("r.json").read_text(encoding="utf-8"))
     assert plain.json()["outputs"][0]["measures"][0]["reduced"] == 0.5
