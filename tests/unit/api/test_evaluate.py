@@ -118,6 +118,8 @@ def test_bounds(folder: Path) -> None:
         ("agreement", "drop", True),
     ]
     assert not found.passed
+    (gate,) = evaluate("dense.onnx", "photos", against="dense.onnx", fail_drop=[("top1", 0)]).gates
+    assert (gate.passed, str(gate.found)) == (True, "0.0")  # not -0.0
     with pytest.raises(
         VerificationError, match=r"agreement of 'logits' is 0\.5000, less than 0\.6"
     ):
