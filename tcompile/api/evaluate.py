@@ -16,7 +16,7 @@ from tcompile.artifact.manifest import Manifest
 from tcompile.core.errors import TcompileError, UsageError
 from tcompile.core.files import output_file, regular_file
 from tcompile.core.progress import Progress, silent
-from tcompile.data.base import Unreadable
+from tcompile.data.base import ImageItem, Item, Unreadable
 from tcompile.data.opening import open_source
 from tcompile.deploy.checks import ENGINES, RUNTIMES
 from tcompile.deploy.load import load
@@ -108,6 +108,12 @@ def evaluate(
     dense, same = _dense(artifact, against)
     source = open_source(data, labels=labels, every=every)
     source = source if labels else source.without_labels()
+    kinds: set[type] = set()
+
+    def seen(item: Item) -> Item:
+        kinds.add(type(item))
+        return item
+
     asked = Asked(
         only=only,
         task=task,
@@ -128,7 +134,7 @@ def evaluate(
             others[name] = stack.enter_context(opened).run
         runner = ORT.open(dense)
         found = run_over(
-            source,
+            source.through(seen),
             own.model,
             lambda samples: run_samples(runner, samples),
             own.run,
@@ -137,7 +143,8 @@ def evaluate(
             others=others,
             progress=progress,
         )
-    notes = list(own.notes)
+    # Arrays are prepared: how images would be is not told of them.
+    notes = [n for n in own.notes if ImageItem in kinds or n not in own.model.notes]
     target = "" if own.manifest is None else own.manifest.target.runtime
     if target in (*ENGINES, "jetson") and own.runtime not in ENGINES:
         notes.append(f"its model.onnx ran in {own.runtime} on the CPU; the engine was not run")

@@ -100,13 +100,15 @@ class Source:
 
     def without_labels(self) -> Source:
         """The same samples, without their classes."""
+        return replace(self.through(_unlabelled), classes=(), labels_file="")
+
+    def through(self, change: Callable[[Item], Item]) -> Source:
+        """The same samples, each as a function gives it back."""
         item = self.item
         return replace(
             self,
-            items=lambda: map(_unlabelled, self.items()),
-            classes=(),
-            labels_file="",
-            item=None if item is None else lambda i: _unlabelled(item(i)),
+            items=lambda: map(change, self.items()),
+            item=None if item is None else lambda i: change(item(i)),
         )
 
     def check_label(self, item: ImageItem) -> None:

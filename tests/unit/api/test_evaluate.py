@@ -176,7 +176,7 @@ def test_hints_are_options(folder: Path) -> None:
     """Not the keywords of `tcompile.load`; of --also, which takes no --runtime, none."""
     target = TargetEntry("rtx-4090", "tensorrt-rtx")
     make_artifact(Path("rtx"), Path("dense.onnx"), Path("reduced.onnx"), target=target)
-    with pytest.raises(TcompileError, match="--runtime onnxruntime runs its model.onnx") as caught:
+    with pytest.raises(TcompileError, match="--runtime onnxruntime runs its model") as caught:
         evaluate("rtx", "photos")
     assert "runtime=" not in str(caught.value)
     assert evaluate("rtx", "photos", runtime="onnxruntime").images == 6
@@ -187,6 +187,13 @@ def test_hints_are_options(folder: Path) -> None:
     make_artifact(Path("bad"), Path("dense.onnx"), Path("reduced.onnx"), fault=fault)
     with pytest.raises(TcompileError, match=r"for debugging: logits differ \(build it again\)$"):
         evaluate("bad", "photos")
+
+
+def test_how_images_are_prepared_is_said_of_images(folder: Path) -> None:
+    (note,) = evaluate("out", "photos", preprocess="imagenet").notes
+    assert note.startswith("images are prepared as --preprocess says")
+    arrays = {"image": np.zeros((2, 3, 8, 8), np.float32)}
+    assert evaluate("out", arrays, preprocess="imagenet").notes == ()
 
 
 def test_json_is_plain_and_whole(folder: Path) -> None:
