@@ -76,7 +76,9 @@ def dataset_source(dataset: Any, name: str) -> Source:
         raise UsageError(
             f"gives {type(dataset).__name__}, which has neither items nor an iterator", where=name
         )
-    classes = getattr(dataset, "classes", None) or ()
+    with redirect_stdout(sys.stderr):
+        classes = getattr(dataset, "classes", None) or ()
+        count = len(dataset) if indexed else 0
     names = tuple(classes) if all(isinstance(c, str) for c in classes) else ()
 
     if not indexed:
@@ -94,7 +96,6 @@ def dataset_source(dataset: Any, name: str) -> Source:
             return Unreadable(f"{i}", " ".join(f"{type(error).__name__} {error}".split()))
         return _item(f"{i}", sample, name)
 
-    count = len(dataset)
     return Source(name, lambda: map(item, range(count)), count, names, item=item)
 
 
