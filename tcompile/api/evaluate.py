@@ -13,10 +13,10 @@ from typing import Any
 from tcompile.api.reference import find_dense
 from tcompile.artifact.directory import is_artifact, load_artifact
 from tcompile.artifact.manifest import Manifest
-from tcompile.core.errors import UsageError
+from tcompile.core.errors import TcompileError, UsageError
 from tcompile.core.files import output_file, regular_file
 from tcompile.core.progress import Progress, silent
-from tcompile.data.base import Unreadable
+from tcompile.data.base import ImageItem, Item, Unreadable
 from tcompile.data.opening import open_source
 from tcompile.deploy.checks import ENGINES, RUNTIMES
 from tcompile.deploy.load import load
@@ -51,6 +51,7 @@ def evaluate(
     against: str | Path | None = None,
     preprocess: str | None = None,
     runtime: str | None = None,
+    labels: bool = True,
     only: str | None = None,
     task: str | None = None,
     texts: str | Path | None = None,
@@ -77,6 +78,7 @@ def evaluate(
         against: the dense model; by default the source, where the manifest says it lies.
         preprocess: how images are prepared, in place of what the artifact records.
         runtime: that runs the artifact, as `tcompile.load` has it.
+        labels: whether classes that the data has are used.
         only: the one output to look at; by default all.
         task: classes, embedding or features: of outputs whose names do not tell.
         texts: embeddings of a text for each class, for zero-shot: see `zero_shot.read_texts`.
@@ -104,7 +106,14 @@ def evaluate(
             f"there is no task '{task}'", where="task", hint=f"one of {', '.join(TASKS)}"
         )
     dense, same = _dense(artifact, against)
-    source = open_source(data, every=every)
+    source = open_source(data, labels=labels, every=every)
+    source = source if labels else source.without_labels()
+    kinds: set[type] = set()
+
+    def seen(item: Item) -> Item:
+        kinds.add(type(item))
+        return item
+
     asked = Asked(
         only=only,
         task=task,
@@ -121,10 +130,11 @@ def evaluate(
         others = {}
         for name in map(str, also):
             path, other = (artifact, name) if name in RUNTIMES else (name, None)
-            others[name] = stack.enter_context(_opened(path, other, preprocess)).run
+            opened = _opened(path, other, preprocess, beside=True)
+            others[name] = stack.enter_context(opened).run
         runner = ORT.open(dense)
         found = run_over(
-            source,
+            source.through(seen),
             own.model,
             lambda samples: run_samples(runner, samples),
             own.run,
@@ -133,7 +143,8 @@ def evaluate(
             others=others,
             progress=progress,
         )
-    notes = list(own.notes)
+    # Arrays are prepared: how images would be is not told of them.
+    notes = [n for n in own.notes if ImageItem in kinds or n not in own.model.notes]
     target = "" if own.manifest is None else own.manifest.target.runtime
     if target in (*ENGINES, "jetson") and own.runtime not in ENGINES:
         notes.append(f"its model.onnx ran in {own.runtime} on the CPU; the engine was not run")
@@ -201,10 +212,21 @@ def _dense(artifact: str | Path, against: str | Path | None) -> tuple[Path, bool
 
 
 @contextmanager
-def _opened(artifact: str | Path, runtime: str | None, preprocess: str | None) -> Iterator[_Opened]:
-    """A model, checked as `tcompile.load` does; of an ONNX file one that tells its tokens."""
+def _opened(
+    artifact: str | Path, runtime: str | None, preprocess: str | None, *, beside: bool = False
+) -> Iterator[_Opened]:
+    """A model, checked as `tcompile.load` does; of an ONNX file one that tells its tokens.
+
+    Args:
+        beside: it is one of those whose tokens are compared.
+    """
     with ExitStack() as stack:
-        model = stack.enter_context(load(artifact, runtime, preprocess=preprocess))
+        try:
+            model = stack.enter_context(load(artifact, runtime, preprocess=preprocess))
+        except TcompileError as error:
+            error.hint = _hint_here(error.hint, beside)
+            error.args = (error.one_line(),)
+            raise
         manifest, notes = model.manifest, model.notes
         if model.runtime in ENGINES:
             yield _Opened(model.run, model.signature.whole, model.runtime, manifest, notes)
@@ -217,6 +239,15 @@ def _opened(artifact: str | Path, runtime: str | None, preprocess: str | None) -
         yield _Opened(
             lambda samples: run_samples(runner, samples), described, model.runtime, manifest, notes
         )
+
+
+def _hint_here(hint: str, beside: bool) -> str:
+    """A hint of `tcompile.load` without what cannot be said here."""
+    parts = [part for part in hint.split("; ") if not part.startswith("allow_failed=")]
+    other = 'runtime="onnxruntime"'
+    if beside:  # --runtime is that of the artifact alone
+        parts = [part for part in parts if not part.startswith(other)]
+    return "; ".join(parts).replace(other, "--runtime onnxruntime")
 
 
 def _described(asked: Asked, own: _Opened, dense: Path) -> Asked:

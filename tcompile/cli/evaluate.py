@@ -18,7 +18,7 @@ from tcompile.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from tcompile.evaluation.findings import Measure, OutputFindings
+    from tcompile.evaluation.findings import ClassRow, Measure, OutputFindings
     from tcompile.evaluation.result import Evaluation
 
     _BoundBase = click.ParamType[tuple[str, float]]
@@ -66,6 +66,11 @@ class BoundParam(_BoundBase):
     metavar="R",
     help="What runs the artifact: onnxruntime, openvino, tensorrt-rtx or tensorrt [default: that "
     "of its target].",
+)
+@click.option(
+    "--no-labels",
+    is_flag=True,
+    help="Use no labels of the data: of a folder whose subfolders are not classes.",
 )
 @click.option("--only", metavar="NAME", help="The one output to look at [default: all].")
 @click.option(
@@ -145,7 +150,9 @@ class BoundParam(_BoundBase):
 )
 @JSON
 @common_options
-def evaluate(artifact: Path, data: str, file: Path | None, as_json: bool, **options: Any) -> None:
+def evaluate(
+    artifact: Path, data: str, no_labels: bool, file: Path | None, as_json: bool, **options: Any
+) -> None:
     """Run an artifact and the dense model on data, and print what the task is measured by.
 
     Classes: top1, top5, agreement; with --texts zeroshot1, zeroshot5. Embeddings: cosine,
@@ -167,7 +174,7 @@ def evaluate(artifact: Path, data: str, file: Path | None, as_json: bool, **opti
     if file is not None:
         output_file(file)  # before minutes are spent
     with progress() as say:
-        found = evaluate_artifact(artifact, data, progress=say, **options)
+        found = evaluate_artifact(artifact, data, labels=not no_labels, progress=say, **options)
     if file is not None:
         write_evaluation(found, file)
     if as_json:
@@ -214,8 +221,9 @@ def _print_output(output: OutputFindings) -> None:
     head = ("measure", "dense", "reduced", "difference", "95 % interval", "p", "images")
     rows = [_row(measure) for measure in output.measures]
     print_table(head, rows, title=f"{output.output}: {output.task}{over}")
-    if output.classes:
-        classes = output.classes[:_SHOWN]
+    lose = [row for row in output.classes if _loses(row)]
+    if lose:
+        classes = lose[:_SHOWN]
         labelled = classes[0].dense is not None
         columns = (f"{classes[0].measure} dense", "reduced") if labelled else ()
         shown = [
@@ -244,6 +252,11 @@ def _print_output(output: OutputFindings) -> None:
         print_table(names, images, title="Images that lose most")
     for remark in output.remarks:
         click.echo(f"note: {remark}")
+
+
+def _loses(row: ClassRow) -> bool:
+    fewer = row.dense is not None and row.reduced is not None and row.dense > row.reduced
+    return fewer or (row.agreement is not None and row.agreement < 1)
 
 
 def _number(value: float | None, form: str = ".4f") -> str:

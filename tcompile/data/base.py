@@ -98,6 +98,19 @@ class Source:
             item=None,
         )
 
+    def without_labels(self) -> Source:
+        """The same samples, without their classes."""
+        return replace(self.through(_unlabelled), classes=(), labels_file="")
+
+    def through(self, change: Callable[[Item], Item]) -> Source:
+        """The same samples, each as a function gives it back."""
+        item = self.item
+        return replace(
+            self,
+            items=lambda: map(change, self.items()),
+            item=None if item is None else lambda i: change(item(i)),
+        )
+
     def check_label(self, item: ImageItem) -> None:
         """Raise UsageError for an image that its file of labels does not name."""
         if self.labels_file and item.label is None:
@@ -106,6 +119,12 @@ class Source:
                 where=self.labels_file,
                 hint="a row file,label for every image of the folder",
             )
+
+
+def _unlabelled(item: Item) -> Item:
+    if isinstance(item, ImageItem):
+        return replace(item, label=None)
+    return replace(item, labels=None) if isinstance(item, ArrayItem) else item
 
 
 def plain_label(value: Any) -> Label | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import redirect_stdout
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from tcompile.data.base import ArrayItem, ImageItem, Item, Source, Unreadable, p
 _IMAGES = ("image", "img", "pixel_values", "picture", "photo")
 _LABELS = ("label", "labels", "fine_label", "class", "target")
 _LABEL_TYPES = ("int64", "int32", "string")
+_END = object()
 #: Files that `datasets` writes into the folder of a data set, and into that of several splits.
 _HF_SET, _HF_SPLITS = ("dataset_info.json", "state.json"), "dataset_dict.json"
 
@@ -28,6 +30,7 @@ def callable_source(spec: str) -> Source:
     torchvision's are, or anything that can be iterated. See `dataset_source`.
 
     The module is imported and the callable run, with all that it may do: only because it was named.
+    What it prints goes to stderr.
 
     Raises:
         UsageError: it cannot be imported or called, or returns something else.
@@ -38,10 +41,11 @@ def callable_source(spec: str) -> Source:
     if added:  # a console script does not have the working directory on its path; people expect it
         sys.path.insert(0, here)
     try:
-        found: Any = import_module(path)
-        for part in name.split("."):
-            found = getattr(found, part)
-        made = found()
+        with redirect_stdout(sys.stderr):
+            found: Any = import_module(path)
+            for part in name.split("."):
+                found = getattr(found, part)
+            made = found()
     except Exception as error:  # it is the caller's code
         said = " ".join(f"{type(error).__name__} {error}".split())
         raise UsageError(
@@ -62,7 +66,7 @@ def dataset_source(dataset: Any, name: str) -> Source:
     is prepared already, such as the tensor [3, H, W] that a transform of torchvision makes. A
     sample may also be a mapping, with the image as `image` or `pixel_values`, the class as `label`.
     A sample that cannot be had is left out like an image that cannot be read. Names of classes are
-    those of its `classes`.
+    those of its `classes`. What its code prints goes to stderr.
 
     Raises:
         UsageError: it cannot be iterated.
@@ -72,23 +76,39 @@ def dataset_source(dataset: Any, name: str) -> Source:
         raise UsageError(
             f"gives {type(dataset).__name__}, which has neither items nor an iterator", where=name
         )
-    classes = getattr(dataset, "classes", None) or ()
+    with redirect_stdout(sys.stderr):
+        classes = getattr(dataset, "classes", None) or ()
+        count = len(dataset) if indexed else 0
     names = tuple(classes) if all(isinstance(c, str) for c in classes) else ()
 
     if not indexed:
         return Source(
-            name, lambda: (_item(f"{i}", x, name) for i, x in enumerate(dataset)), classes=names
+            name,
+            lambda: (_item(f"{i}", x, name) for i, x in enumerate(_samples(dataset))),
+            classes=names,
         )
 
     def item(i: int) -> Item:
         try:
-            sample = dataset[i]
+            with redirect_stdout(sys.stderr):
+                sample = dataset[i]
         except Exception as error:  # of the data set's own code
             return Unreadable(f"{i}", " ".join(f"{type(error).__name__} {error}".split()))
         return _item(f"{i}", sample, name)
 
-    count = len(dataset)
     return Source(name, lambda: map(item, range(count)), count, names, item=item)
+
+
+def _samples(dataset: Any) -> Iterator[Any]:
+    """What can be iterated. stdout is for results: it is the data set's only while that runs."""
+    with redirect_stdout(sys.stderr):
+        samples = iter(dataset)
+    while True:
+        with redirect_stdout(sys.stderr):
+            sample = next(samples, _END)
+        if sample is _END:
+            return
+        yield sample
 
 
 def _item(number: str, sample: Any, name: str) -> Item:

@@ -15,7 +15,7 @@ LABELS_FILE = "labels.csv"
 
 
 def folder_source(folder: Path, *, labels: bool = True) -> Source:
-    """All images within a folder, by path.
+    """All images within a folder, by path; what is hidden, by a name with a dot first, is left out.
 
     Labels are those of `labels.csv` (rows file,label; numbers or names); else, where every image
     lies in a subfolder and there are two subfolders at least, the name of that.
@@ -26,7 +26,8 @@ def folder_source(folder: Path, *, labels: bool = True) -> Source:
     Raises:
         UsageError: there are no images, or `labels.csv` is damaged.
     """
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    found = (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    files = sorted(p for p in found if not _hidden(p.relative_to(folder)))
     if not files:
         raise UsageError("no images in this folder", where=str(folder))
     names = [path.relative_to(folder) for path in files]
@@ -48,20 +49,26 @@ def folder_source(folder: Path, *, labels: bool = True) -> Source:
     )
 
 
+def _hidden(name: Path) -> bool:
+    return any(part.startswith(".") for part in name.parts)
+
+
 def read_labels(path: Path) -> dict[str, Label]:
-    """File → its class, of rows file,label; numbers where all labels are whole numbers.
+    """File → its class, of rows file,label; numbers where all labels are whole numbers. A row with
+    an empty label counts as none.
 
     Raises:
         UsageError: it is not such a file.
     """
+    refusal = UsageError("rows must be file,label, with whole numbers or names", where=str(path))
     try:
-        rows = list(csv.reader(read_text(path).splitlines()))
+        rows = [row for row in csv.reader(read_text(path).splitlines()) if len(row) > 1]
     except csv.Error as error:
-        raise UsageError(
-            "rows must be file,label, with whole numbers or names", where=str(path)
-        ) from error
-    pairs = [(Path(row[0]).as_posix(), row[1].strip()) for row in rows if len(row) > 1]
-    pairs = [pair for pair in pairs if pair != ("file", "label")]
+        raise refusal from error
+    if not rows:
+        raise refusal
+    pairs = [(Path(row[0]).as_posix(), row[1].strip()) for row in rows]
+    pairs = [pair for pair in pairs if pair[1] and pair != ("file", "label")]
     return dict(zip((name for name, _ in pairs), as_labels([x for _, x in pairs]), strict=True))
 
 

@@ -57,7 +57,8 @@ class ClassNumbers:
             raise UsageError(
                 f"labels {shown}{more} are none of the classes of {where}, which has {has}",
                 where=source.name,
-                hint="give their numbers, in labels.csv or a list with rows file,number",
+                hint="give their numbers, in labels.csv or a list with rows file,number; or do "
+                "without, --no-labels",
             )
         self._numbers = dict(zip(source.classes, numbers, strict=True))
         self._numbers.update(enumerate(numbers))

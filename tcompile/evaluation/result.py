@@ -157,7 +157,7 @@ def _lost(measure: Measure, bound: Bound) -> float:
     """What the reduced model loses of a measure. What compares the two models would be 1 (errors:
     0) if nothing were lost."""
     if measure.difference is not None:
-        return -measure.difference if measure.higher_is_better else measure.difference
+        return 0.0 - measure.difference if measure.higher_is_better else measure.difference
     return 1 - measure.reduced if measure.higher_is_better else measure.reduced
 
 

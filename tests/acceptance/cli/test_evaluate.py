@@ -33,6 +33,9 @@ def test_a_page_and_a_document(tcompile: Command, out: str) -> None:
     assert row[:4] == ["top1", "1.0000", "0.5000", "-0.5000"]
     assert "red/0.png" in found.out
     assert "red → green" in found.out
+    assert "Classes that lose most, 1 of 2" in found.out  # blue loses nothing
+    same = tcompile("evaluate", "dense.onnx", "--against", "dense.onnx", "--data", "photos")
+    assert "Classes" not in same.out
     plain = tcompile("evaluate", out, "--data", "photos", "--json", "-o", "r.json")
     assert plain.json() == json.loads(Path("r.json").read_text(encoding="utf-8"))
     assert plain.json()["outputs"][0]["measures"][0]["reduced"] == 0.5
@@ -56,6 +59,20 @@ def test_exit_codes(tcompile: Command, out: str) -> None:
     ):
         refused = tcompile(*base, *arguments)
         assert (refused.code, says in refused.err) == (2, True), refused
+
+
+def test_subfolders_that_are_not_classes(tcompile: Command, out: str) -> None:
+    """The hint is followed."""
+    Path("photos/red").rename("photos/monday")
+    base = ("evaluate", out, "--data", "photos")
+    refused = tcompile(*base)
+    assert refused.code == 2
+    assert "labels 'monday' are none of the classes" in refused.err
+    assert "or do without, --no-labels)" in refused.err
+    found = tcompile(*base, "--no-labels", "--json")
+    assert found.code == 0, found.err
+    assert (found.json()["images"], found.json()["labelled"]) == (2, 0)
+    assert [m["name"] for m in found.json()["outputs"][0]["measures"]] == ["agreement"]
 
 
 def test_a_source_that_is_gone_is_named(tcompile: Command, out: str) -> None:

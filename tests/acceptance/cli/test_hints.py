@@ -242,6 +242,8 @@ ELSEWHERE = {
     "--token-ops native, the default, needs no library": "needs a toolkit",
     "name the architecture: --arch 87 for Jetson Orin": "needs a toolkit",
     "export it with a free batch: tcompile export --batch dynamic": "tests/unit/models",
+    "give their numbers, in labels.csv or a list with rows file,number; or do without, "
+    "--no-labels": "tests/acceptance/cli/test_evaluate.py",
     "give it as --against": "tests/unit/api/test_verify.py, test_evaluate.py",
     "give the dense model as --against": "test_evaluate.py, test_view.py",
     "`tcompile demo -o DIR` writes the model; `tcompile build` takes --calibration": "test_demo.py",

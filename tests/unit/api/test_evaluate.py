@@ -15,7 +15,7 @@ import tcompile
 from tcompile import pipeline
 from tcompile.api.evaluate import evaluate, write_evaluation
 from tcompile.artifact.manifest import TargetEntry
-from tcompile.core.errors import UsageError, VerificationError
+from tcompile.core.errors import TcompileError, UsageError, VerificationError
 from tests.support.artifacts import make_artifact
 from tests.support.colours import NAMES, save_boxes, save_colours, save_image, save_map
 from tests.support.tiny_vit import VitSpec, save_tiny_vit
@@ -118,6 +118,8 @@ def test_bounds(folder: Path) -> None:
         ("agreement", "drop", True),
     ]
     assert not found.passed
+    (gate,) = evaluate("dense.onnx", "photos", against="dense.onnx", fail_drop=[("top1", 0)]).gates
+    assert (gate.passed, str(gate.found)) == (True, "0.0")  # not -0.0
     with pytest.raises(
         VerificationError, match=r"agreement of 'logits' is 0\.5000, less than 0\.6"
     ):
@@ -168,6 +170,30 @@ def test_an_engine_that_was_not_run_is_said(folder: Path) -> None:
         "its model.onnx ran in onnxruntime on the CPU; the engine was not run",
         "kept tokens are not compared with out: both must tell as many of them",
     )
+
+
+def test_hints_are_options(folder: Path) -> None:
+    """Not the keywords of `tcompile.load`; of --also, which takes no --runtime, none."""
+    target = TargetEntry("rtx-4090", "tensorrt-rtx")
+    make_artifact(Path("rtx"), Path("dense.onnx"), Path("reduced.onnx"), target=target)
+    with pytest.raises(TcompileError, match="--runtime onnxruntime runs its model") as caught:
+        evaluate("rtx", "photos")
+    assert "runtime=" not in str(caught.value)
+    assert evaluate("rtx", "photos", runtime="onnxruntime").images == 6
+    with pytest.raises(TcompileError) as caught:
+        evaluate("out", "photos", also=["rtx"])
+    assert "runtime" not in caught.value.hint
+    fault = "logits differ"
+    make_artifact(Path("bad"), Path("dense.onnx"), Path("reduced.onnx"), fault=fault)
+    with pytest.raises(TcompileError, match=r"for debugging: logits differ \(build it again\)$"):
+        evaluate("bad", "photos")
+
+
+def test_how_images_are_prepared_is_said_of_images(folder: Path) -> None:
+    (note,) = evaluate("out", "photos", preprocess="imagenet").notes
+    assert note.startswith("images are prepared as --preprocess says")
+    arrays = {"image": np.zeros((2, 3, 8, 8), np.float32)}
+    assert evaluate("out", arrays, preprocess="imagenet").notes == ()
 
 
 def test_json_is_plain_and_whole(folder: Path) -> None:

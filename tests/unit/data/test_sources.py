@@ -36,6 +36,26 @@ def test_subfolders_are_classes(tmp_path: Path) -> None:
     assert images(open_source(tmp_path, labels=False))[0][1] is None
 
 
+def test_what_is_hidden_is_left_out(tmp_path: Path) -> None:
+    for name in ("a/1.png", "b/2.png", ".thumbs/1.png", "a/._1.png", "b/.old/x/2.png"):
+        save_image(tmp_path / ".home" / name, RED)
+    assert images(open_source(tmp_path / ".home")) == [("a/1.png", "a"), ("b/2.png", "b")]
+
+
+def test_without_labels(tmp_path: Path) -> None:
+    for name in ("a/1.png", "b/2.png"):
+        save_image(tmp_path / name, RED)
+    source = open_source(tmp_path).without_labels()
+    assert (images(source), source.classes) == ([("a/1.png", None), ("b/2.png", None)], ())
+    assert images(source.spread(1)) == [("a/1.png", None)]
+    source = open_source({"x": np.zeros((2, 3)), "labels": np.zeros(2)}).without_labels()
+    (item,) = source.items()
+    assert isinstance(item, ArrayItem)
+    assert item.labels is None
+    bad = Unreadable("1", "torn")
+    assert list(Source("x", lambda: iter([bad])).without_labels().items()) == [bad]
+
+
 @pytest.mark.parametrize("name", ["loose.png", "only/a.png"])
 def test_folders_that_are_no_classes(tmp_path: Path, name: str) -> None:
     """An image beside the subfolders, or one subfolder alone."""
@@ -58,6 +78,22 @@ def test_labels_csv_goes_before_subfolders(tmp_path: Path) -> None:
     source.check_label(items[0])
     with pytest.raises(UsageError, match=r"no label for b/2\.png"):
         source.check_label(items[1])
+
+
+def test_a_row_without_a_label(tmp_path: Path) -> None:
+    """The other labels stay numbers; the file is named that has none."""
+    for name in ("1.png", "2.png"):
+        save_image(tmp_path / name, RED)
+    (tmp_path / "labels.csv").write_text("file,label\n1.png,7\n2.png,\n", encoding="utf-8")
+    source = open_source(tmp_path)
+    first, second = (item for item in source.items() if isinstance(item, ImageItem))
+    assert (first.label, second.label, source.classes) == (7, None, ())
+    with pytest.raises(UsageError, match=r"labels\.csv: has no label for 2\.png"):
+        source.check_label(second)
+    for text in ("", "1.png 7\n2.png 3\n", "1.png;7\n"):
+        (tmp_path / "labels.csv").write_text(text, encoding="utf-8")
+        with pytest.raises(UsageError, match=r"labels\.csv: rows must be file,label"):
+            open_source(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -200,6 +236,27 @@ def test_a_callable_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         with pytest.raises(UsageError, match=f"cannot be called: {says}"):
             open_source(spec)
     del sys.modules["own_photos"]
+
+
+def test_what_a_data_set_prints_is_no_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loud_photos.py").write_text(
+        "from PIL import Image\n"
+        "print('import')\n"
+        "class Val:\n"
+        "    def __init__(self): print('call')\n"
+        "    def __len__(self): return 1\n"
+        "    def __getitem__(self, i): print('item'); return Image.new('RGB', (2, 2)), 3\n"
+        "def stream(): print('next'); yield Image.new('RGB', (2, 2)), 3\n",
+        encoding="utf-8",
+    )
+    for spec in ("loud_photos:Val", "loud_photos:stream"):
+        assert images(open_source(spec)) == [("0", 3)]
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err.split()) == ("", ["import", "call", "item", "next"])
+    del sys.modules["loud_photos"]
 
 
 def test_a_data_set_of_hugging_face(tmp_path: Path) -> None:
