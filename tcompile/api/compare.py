@@ -38,6 +38,8 @@ class Build:
         data: what losses were seen on.
         beaten: another one that is as fast or faster and loses no more on the same images; empty:
             none is.
+        fault: the check that it failed, where it was kept for debugging; it is then never one to
+            take. Empty: none.
     """
 
     name: str
@@ -55,6 +57,14 @@ class Build:
     flops: int
     data: str
     beaten: str = ""
+    fault: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """What is said of it among the others."""
+        if self.fault:
+            return "failed"
+        return f"beaten by {self.beaten}" if self.beaten else "not beaten"
 
 
 @dataclass(frozen=True)
@@ -94,7 +104,7 @@ def compare(
     if len(artifacts) < 2:
         raise UsageError("needs two artifacts or more", where="compare")
     manifests = [load_artifact(path).manifest for path in artifacts]
-    output, figure = _figure(manifests)
+    output, figure = _figure([m for m in manifests if not m.fault] or manifests)
     builds = [
         _build(name, m, output, figure)
         for name, m in zip(_names(artifacts), manifests, strict=True)
@@ -103,7 +113,7 @@ def compare(
     builds.sort(key=lambda b: (-(b.speed or 0.0), b.loss or 0.0))
     shown = f"1 - {figure} of {output}" if output else "not looked at"
     take = _take(builds, max_loss, latency)
-    return Comparison(tuple(builds), shown, tuple(take), tuple(_notes(manifests)))
+    return Comparison(tuple(builds), shown, tuple(take), tuple(_notes(builds, manifests)))
 
 
 def page_of(found: Comparison) -> str:
@@ -118,8 +128,9 @@ def page_of(found: Comparison) -> str:
             b.loss,
             b.precision,
             b.name,
-            f"{b.name}: {b.speed:.2f} times as fast, loss {b.loss:.3g}",
-            not b.beaten,
+            f"{b.name}: {b.speed:.2f} times as fast, loss {b.loss:.3g}"
+            + (", failed" if b.fault else ""),
+            not b.beaten and not b.fault,
         )
         for b in found.builds
         if b.speed is not None and b.loss is not None
@@ -148,7 +159,7 @@ def table_of(found: Comparison) -> tuple[list[str], list[list[str]]]:
         row += ["" if v is None else f"{v:.3g}" for v in (b.loss, b.worst)]
         row += ["" if b.top1 is None else f"{b.top1:.0%}", giga(b.flops)]
         row += ["" if b.file_bytes is None else size_words(b.file_bytes)]
-        rows.append([*row, f"beaten by {b.beaten}" if b.beaten else "not beaten"])
+        rows.append([*row, b.verdict])
     return head, rows
 
 
@@ -198,7 +209,7 @@ def _build(name: str, m: Manifest, output: str, figure: str) -> Build:
     loss = worst = top1 = None
     if m.fidelity is not None:
         known = {o.output: o for o in m.fidelity.outputs}
-        if output:
+        if output in known:
             mean, low = _likeness(known[output], figure)
             loss, worst = 1 - mean, 1 - low
         top1 = next(
@@ -220,15 +231,18 @@ def _build(name: str, m: Manifest, output: str, figure: str) -> Build:
         file_bytes=None if m.memory is None else m.memory.file,
         flops=m.flops.reduced,
         data="" if m.fidelity is None else m.fidelity.data,
+        fault=m.fault or "",
     )
 
 
 def _beaten(one: Build, all_of_them: Sequence[Build]) -> str:
     """A build that is as fast or faster, by the medians, and loses no more on the same images."""
-    if one.speed is None or one.loss is None:
+    if one.fault or one.speed is None or one.loss is None:
         return ""
     for other in all_of_them:
-        if other is one or other.speed is None or other.loss is None or other.data != one.data:
+        if other is one or other.fault or other.data != one.data:
+            continue
+        if other.speed is None or other.loss is None:
             continue
         same = (other.speed, other.loss) == (one.speed, one.loss)
         if other.speed >= one.speed and other.loss <= one.loss and not same:
@@ -244,7 +258,10 @@ def _apart(a: Build, b: Build) -> int:
 
 
 def _take(builds: Sequence[Build], max_loss: float | None, latency: float | None) -> list[str]:
-    known = [b for b in builds if b.speed is not None and b.loss is not None]
+    sound = [b for b in builds if not b.fault]
+    if not sound:
+        return ["none can be taken: all of them failed a check"]
+    known = [b for b in sound if b.speed is not None and b.loss is not None]
     if not known:
         return ["nothing to choose by: no build has both a speed and a loss"]
     if len({b.data for b in known}) > 1:
@@ -280,9 +297,9 @@ def _words(one: Build) -> str:
     return f"{one.name}, {one.speed:.2f} × with a loss of {one.loss:.3g}"
 
 
-def _notes(manifests: Sequence[Manifest]) -> list[str]:
-    """Why figures may not be comparable."""
-    notes = []
+def _notes(builds: Sequence[Build], manifests: Sequence[Manifest]) -> list[str]:
+    """What failed, and why figures may not be comparable."""
+    notes = [f"{b.name} failed and is kept for debugging only: {b.fault}" for b in builds if b.fault]
     if len({m.source.sha256 for m in manifests}) > 1:
         notes.append("they are not builds of one model file")
     if len({m.target.name for m in manifests}) > 1:

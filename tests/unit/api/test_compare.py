@@ -110,6 +110,27 @@ def test_what_is_not_one_model_or_one_target_is_said(source: Path, tmp_path: Pat
     assert "they are not builds of one model file" in found.notes
 
 
+def test_a_build_that_failed_is_never_one_to_take(source: Path) -> None:
+    failed = made(source, "failed", 5.0, 0.0001, fault="output 'logits' differs")
+    found = compare([failed, made(source, "sound", 2.0, 0.01)])
+    first, sound = found.builds
+    assert (first.name, first.verdict, first.fault) == (
+        "failed",
+        "failed",
+        "output 'logits' differs",
+    )
+    assert sound.verdict == "not beaten"
+    assert found.take == (
+        "take sound, 2.00 × with a loss of 0.01: none is faster, and none loses less",
+    )
+    assert "failed failed and is kept for debugging only: output 'logits' differs" in found.notes
+    assert [row[-1] for row in table_of(found)[1]] == ["failed", "not beaten"]
+    assert page_of(found).count('class="ring"') == 1
+    unseen = made(source, "unseen", 5.0, 0.1, fault="it", fidelity=None)
+    assert compare([unseen, made(source, "seen", 2.0, 0.01)]).builds[1].loss == pytest.approx(0.01)
+    assert compare([failed, unseen]).take == ("none can be taken: all of them failed a check",)
+
+
 def test_names_tell_builds_apart(source: Path, tmp_path: Path) -> None:
     a, b = (made(source, f"{one}/out", 2.0, 0.1) for one in ("a", "b"))
     assert [x.name for x in compare([a, b]).builds] == ["a/out", "b/out"]
