@@ -36,8 +36,10 @@ class Build:
         file_bytes: of model.onnx.
         flops: of one image.
         data: what losses were seen on.
-        beaten: another one that is as fast or faster and loses no more on the same images; empty:
-            none is.
+        source: digests of the files of the model that was compiled.
+        target: that it is for.
+        beaten: another one of the same model and target that is as fast or faster and loses no
+            more on the same images; empty: none is.
         fault: the check that it failed, where it was kept for debugging; it is then never one to
             take. Empty: none.
     """
@@ -56,6 +58,8 @@ class Build:
     file_bytes: int | None
     flops: int
     data: str
+    source: tuple[str, ...]
+    target: str
     beaten: str = ""
     fault: str = ""
 
@@ -231,16 +235,21 @@ def _build(name: str, m: Manifest, output: str, figure: str) -> Build:
         file_bytes=None if m.memory is None else m.memory.file,
         flops=m.flops.reduced,
         data="" if m.fidelity is None else m.fidelity.data,
+        source=tuple(m.source.digests),
+        target=m.target.name,
         fault=m.fault or "",
     )
 
 
 def _beaten(one: Build, all_of_them: Sequence[Build]) -> str:
-    """A build that is as fast or faster, by the medians, and loses no more on the same images."""
+    """A build of the same model and target that is as fast or faster, by the medians, and loses no
+    more on the same images."""
     if one.fault or one.speed is None or one.loss is None:
         return ""
     for other in all_of_them:
         if other is one or other.fault or other.data != one.data:
+            continue
+        if (other.source, other.target) != (one.source, one.target):
             continue
         if other.speed is None or other.loss is None:
             continue
@@ -264,11 +273,8 @@ def _take(builds: Sequence[Build], max_loss: float | None, latency: float | None
     known = [b for b in sound if b.speed is not None and b.loss is not None]
     if not known:
         return ["nothing to choose by: no build has both a speed and a loss"]
-    if len({b.data for b in known}) > 1:
-        return [
-            "which to take cannot be said: losses were not seen on the same images; build all of "
-            "them with the same --calibration, or all without"
-        ]
+    if why := _incomparable(known):
+        return [f"which to take cannot be said: {why}"]
     if max_loss is not None:
         known = [b for b in known if (b.loss or 0.0) <= max_loss]
         if not known:
@@ -293,6 +299,20 @@ def _take(builds: Sequence[Build], max_loss: float | None, latency: float | None
     return lines
 
 
+def _incomparable(builds: Sequence[Build]) -> str:
+    """Why builds cannot be ranked against each other; empty where they can."""
+    if len({b.source for b in builds}) > 1:
+        return "they are not builds of one model file"
+    if len({b.target for b in builds}) > 1:
+        return "they are for several targets; compare those of one"
+    if len({b.data for b in builds}) > 1:
+        return (
+            "losses were not seen on the same images; build all of them with the same "
+            "--calibration, or all without"
+        )
+    return ""
+
+
 def _words(one: Build) -> str:
     return f"{one.name}, {one.speed:.2f} × with a loss of {one.loss:.3g}"
 
@@ -300,7 +320,7 @@ def _words(one: Build) -> str:
 def _notes(builds: Sequence[Build], manifests: Sequence[Manifest]) -> list[str]:
     """What failed, and why figures may not be comparable."""
     notes = [f"{b.name} failed and is kept for debugging only: {b.fault}" for b in builds if b.fault]
-    if len({m.source.sha256 for m in manifests}) > 1:
+    if len({tuple(m.source.digests) for m in manifests}) > 1:
         notes.append("they are not builds of one model file")
     if len({m.target.name for m in manifests}) > 1:
         notes.append("they are for several targets, each has the speed of its own")

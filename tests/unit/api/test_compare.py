@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tcompile.api.compare import compare, page_of, table_of
-from tcompile.artifact.manifest import Fidelity, Latency, OutputFidelity, SpeedUp
+from tcompile.artifact.manifest import Fidelity, Latency, OutputFidelity, SpeedUp, TargetEntry
 from tcompile.core.errors import UsageError
 from tests.support.artifacts import make_artifact
 from tests.support.tiny_vit import save_tiny_vit
@@ -108,6 +108,18 @@ def test_what_is_not_one_model_or_one_target_is_said(source: Path, tmp_path: Pat
     other = save_tiny_vit(tmp_path / "other.onnx", seed=1)
     found = compare([made(source, "here", 2.0, 0.1), made(other, "there", 3.0, 0.2)])
     assert "they are not builds of one model file" in found.notes
+    away = made(source, "away", 4.0, 0.01, target=TargetEntry("orin", "jetson"))
+    other_target = compare([made(source, "here", 2.0, 0.1), away])
+    for ranked, why in (
+        (compare([made(source, "here", 2.0, 0.1), made(other, "better", 3.0, 0.01)]), "one model"),
+        (other_target, "several targets"),
+    ):
+        assert [b.beaten for b in ranked.builds] == ["", ""]
+        (line,) = ranked.take
+        assert line.startswith("which to take cannot be said: they are ")
+        assert why in line
+    failed = made(other, "failed", 4.0, 0.01, fault="it")
+    assert compare([made(source, "here", 2.0, 0.1), failed]).take[0].startswith("take here, 2.00 ×")
 
 
 def test_a_build_that_failed_is_never_one_to_take(source: Path) -> None:
