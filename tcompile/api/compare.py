@@ -36,6 +36,7 @@ class Build:
         file_bytes: of model.onnx.
         flops: of one image.
         data: what losses were seen on.
+        images: by which these are known; empty where they are not.
         source: digests of the files of the model that was compiled.
         target: that it is for.
         beaten: another one of the same model and target that is as fast or faster and loses no
@@ -58,6 +59,7 @@ class Build:
     file_bytes: int | None
     flops: int
     data: str
+    images: str
     source: tuple[str, ...]
     target: str
     beaten: str = ""
@@ -235,6 +237,7 @@ def _build(name: str, m: Manifest, output: str, figure: str) -> Build:
         file_bytes=None if m.memory is None else m.memory.file,
         flops=m.flops.reduced,
         data="" if m.fidelity is None else m.fidelity.data,
+        images="" if m.fidelity is None else m.fidelity.known_by,
         source=tuple(m.source.digests),
         target=m.target.name,
         fault=m.fault or "",
@@ -247,7 +250,7 @@ def _beaten(one: Build, all_of_them: Sequence[Build]) -> str:
     if one.fault or one.speed is None or one.loss is None:
         return ""
     for other in all_of_them:
-        if other is one or other.fault or other.data != one.data:
+        if other is one or other.fault or not one.images or other.images != one.images:
             continue
         if (other.source, other.target) != (one.source, one.target):
             continue
@@ -305,12 +308,26 @@ def _incomparable(builds: Sequence[Build]) -> str:
         return "they are not builds of one model file"
     if len({b.target for b in builds}) > 1:
         return "they are for several targets; compare those of one"
-    if len({b.data for b in builds}) > 1:
-        return (
-            "losses were not seen on the same images; build all of them with the same "
-            "--calibration, or all without"
-        )
+    if why := _seen_apart(builds):
+        return f"{why}; build all of them with the same --calibration, or all without"
     return ""
+
+
+def _seen_apart(builds: Sequence[Build]) -> str:
+    """Why losses are not of the same images; empty where they are."""
+    images = {b.images for b in builds}
+    if len(builds) < 2 or (len(images) == 1 and "" not in images):
+        return ""
+    said = "; ".join(sorted({b.data for b in builds}))
+    if "" in images:
+        old = ", ".join(b.name for b in builds if not b.images)
+        return (
+            f"it is not known whether losses were seen on the same images ({said}): no digest of "
+            f"them is in the manifest of {old}"
+        )
+    if len({b.data for b in builds}) == 1:
+        said = f"{said}, but other ones"
+    return f"losses were not seen on the same images: {said}"
 
 
 def _words(one: Build) -> str:
@@ -324,9 +341,8 @@ def _notes(builds: Sequence[Build], manifests: Sequence[Manifest]) -> list[str]:
         notes.append("they are not builds of one model file")
     if len({m.target.name for m in manifests}) > 1:
         notes.append("they are for several targets, each has the speed of its own")
-    data = {m.fidelity.data for m in manifests if m.fidelity is not None}
-    if len(data) > 1:
-        notes.append(f"losses were not seen on the same images: {'; '.join(sorted(data))}")
+    if why := _seen_apart([b for b in builds if b.loss is not None]):
+        notes.append(why)
     reminders = [m.fidelity.reminder for m in manifests if m.fidelity is not None]
     notes += list(dict.fromkeys(filter(None, reminders)))
     kinds = {f.kind for m in manifests for f in m.latency}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tcompile.api.compare import compare, page_of, table_of
+from tcompile.artifact.directory import load_artifact
 from tcompile.artifact.manifest import Fidelity, Latency, OutputFidelity, SpeedUp, TargetEntry
 from tcompile.core.errors import UsageError
 from tests.support.artifacts import make_artifact
@@ -34,7 +37,7 @@ def made(
         "schedule": schedule,
         "latency": latency,
         "speedup": SpeedUp(ratio, 0.9 * ratio, 1.1 * ratio, "the dense model as it came"),
-        "fidelity": Fidelity(data, 8, (output,), "data"),
+        "fidelity": Fidelity(data, 8, (output,), "data", sha256(data.encode()).hexdigest()),
         **more,
     }
     return make_artifact(source.parent / name, source, **changes)
@@ -102,6 +105,38 @@ def test_losses_on_other_images_are_not_compared(source: Path) -> None:
     assert [b.beaten for b in found.builds] == ["", ""]
     assert found.take[0].startswith("which to take cannot be said")
     assert any("not seen on the same images: 8 images; others" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("kind", "digests", "same"),
+    [
+        ("data", ("0" * 64, "0" * 64), True),
+        ("data", ("0" * 64, "1" * 64), False),
+        ("data", ("0" * 64, None), False),
+        ("data", (None, None), False),
+        (None, (None, None), False),
+        ("scenes", (None, None), True),
+        ("scenes", (None, "1" * 64), True),
+    ],
+)
+def test_images_are_the_same_by_their_digest(
+    kind: Any, digests: tuple[str | None, str | None], same: bool, source: Path
+) -> None:
+    """Folders of one name hold other images."""
+    paths = [made(source, "worse", 2.0, 0.1), made(source, "better", 3.0, 0.01)]
+    for path, digest in zip(paths, digests, strict=True):
+        fidelity = load_artifact(path).manifest.fidelity
+        assert fidelity is not None
+        made(
+            source,
+            path.name,
+            *((2.0, 0.1) if path.name == "worse" else (3.0, 0.01)),
+            fidelity=replace(fidelity, kind=kind, digest=digest),
+        )
+    found = compare(paths)
+    assert [b.beaten for b in found.builds] == (["", "better"] if same else ["", ""])
+    assert found.take[0].startswith("take better" if same else "which to take cannot be said")
+    assert any("the same images" in note for note in found.notes) is not same
 
 
 def test_what_is_not_one_model_or_one_target_is_said(source: Path, tmp_path: Path) -> None:
