@@ -336,7 +336,9 @@ def _words(one: Build) -> str:
 
 def _notes(builds: Sequence[Build], manifests: Sequence[Manifest]) -> list[str]:
     """What failed, and why figures may not be comparable."""
-    notes = [f"{b.name} failed and is kept for debugging only: {b.fault}" for b in builds if b.fault]
+    notes = [
+        f"{b.name} failed and is kept for debugging only: {b.fault}" for b in builds if b.fault
+    ]
     if len({tuple(m.source.digests) for m in manifests}) > 1:
         notes.append("they are not builds of one model file")
     if len({m.target.name for m in manifests}) > 1:

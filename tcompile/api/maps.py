@@ -44,8 +44,8 @@ from tcompile.runtime.signature import Signature, signature
 _SCENES = 4
 #: Said where no output tells the rows that patches are in.
 _FUSED = (
-    "patches that left are drawn as one region, that of the fused token: no output tells those that "
-    "were fused from those that were dropped"
+    "patches that left are drawn as one region, that of the fused token: no output tells those "
+    "that were fused from those that were dropped"
 )
 
 
