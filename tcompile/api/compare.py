@@ -36,8 +36,13 @@ class Build:
         file_bytes: of model.onnx.
         flops: of one image.
         data: what losses were seen on.
-        beaten: another one that is as fast or faster and loses no more on the same images; empty:
-            none is.
+        images: by which these are known; empty where they are not.
+        source: digests of the files of the model that was compiled.
+        target: that it is for.
+        beaten: another one of the same model and target that is as fast or faster and loses no
+            more on the same images; empty: none is.
+        fault: the check that it failed, where it was kept for debugging; it is then never one to
+            take. Empty: none.
     """
 
     name: str
@@ -54,7 +59,18 @@ class Build:
     file_bytes: int | None
     flops: int
     data: str
+    images: str
+    source: tuple[str, ...]
+    target: str
     beaten: str = ""
+    fault: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """What is said of it among the others."""
+        if self.fault:
+            return "failed"
+        return f"beaten by {self.beaten}" if self.beaten else "not beaten"
 
 
 @dataclass(frozen=True)
@@ -94,7 +110,7 @@ def compare(
     if len(artifacts) < 2:
         raise UsageError("needs two artifacts or more", where="compare")
     manifests = [load_artifact(path).manifest for path in artifacts]
-    output, figure = _figure(manifests)
+    output, figure = _figure([m for m in manifests if not m.fault] or manifests)
     builds = [
         _build(name, m, output, figure)
         for name, m in zip(_names(artifacts), manifests, strict=True)
@@ -103,7 +119,7 @@ def compare(
     builds.sort(key=lambda b: (-(b.speed or 0.0), b.loss or 0.0))
     shown = f"1 - {figure} of {output}" if output else "not looked at"
     take = _take(builds, max_loss, latency)
-    return Comparison(tuple(builds), shown, tuple(take), tuple(_notes(manifests)))
+    return Comparison(tuple(builds), shown, tuple(take), tuple(_notes(builds, manifests)))
 
 
 def page_of(found: Comparison) -> str:
@@ -118,8 +134,9 @@ def page_of(found: Comparison) -> str:
             b.loss,
             b.precision,
             b.name,
-            f"{b.name}: {b.speed:.2f} times as fast, loss {b.loss:.3g}",
-            not b.beaten,
+            f"{b.name}: {b.speed:.2f} times as fast, loss {b.loss:.3g}"
+            + (", failed" if b.fault else ""),
+            not b.beaten and not b.fault,
         )
         for b in found.builds
         if b.speed is not None and b.loss is not None
@@ -148,7 +165,7 @@ def table_of(found: Comparison) -> tuple[list[str], list[list[str]]]:
         row += ["" if v is None else f"{v:.3g}" for v in (b.loss, b.worst)]
         row += ["" if b.top1 is None else f"{b.top1:.0%}", giga(b.flops)]
         row += ["" if b.file_bytes is None else size_words(b.file_bytes)]
-        rows.append([*row, f"beaten by {b.beaten}" if b.beaten else "not beaten"])
+        rows.append([*row, b.verdict])
     return head, rows
 
 
@@ -198,7 +215,7 @@ def _build(name: str, m: Manifest, output: str, figure: str) -> Build:
     loss = worst = top1 = None
     if m.fidelity is not None:
         known = {o.output: o for o in m.fidelity.outputs}
-        if output:
+        if output in known:
             mean, low = _likeness(known[output], figure)
             loss, worst = 1 - mean, 1 - low
         top1 = next(
@@ -220,15 +237,24 @@ def _build(name: str, m: Manifest, output: str, figure: str) -> Build:
         file_bytes=None if m.memory is None else m.memory.file,
         flops=m.flops.reduced,
         data="" if m.fidelity is None else m.fidelity.data,
+        images="" if m.fidelity is None else m.fidelity.known_by,
+        source=tuple(m.source.digests),
+        target=m.target.name,
+        fault=m.fault or "",
     )
 
 
 def _beaten(one: Build, all_of_them: Sequence[Build]) -> str:
-    """A build that is as fast or faster, by the medians, and loses no more on the same images."""
-    if one.speed is None or one.loss is None:
+    """A build of the same model and target that is as fast or faster, by the medians, and loses no
+    more on the same images."""
+    if one.fault or one.speed is None or one.loss is None:
         return ""
     for other in all_of_them:
-        if other is one or other.speed is None or other.loss is None or other.data != one.data:
+        if other is one or other.fault or not one.images or other.images != one.images:
+            continue
+        if (other.source, other.target) != (one.source, one.target):
+            continue
+        if other.speed is None or other.loss is None:
             continue
         same = (other.speed, other.loss) == (one.speed, one.loss)
         if other.speed >= one.speed and other.loss <= one.loss and not same:
@@ -244,14 +270,14 @@ def _apart(a: Build, b: Build) -> int:
 
 
 def _take(builds: Sequence[Build], max_loss: float | None, latency: float | None) -> list[str]:
-    known = [b for b in builds if b.speed is not None and b.loss is not None]
+    sound = [b for b in builds if not b.fault]
+    if not sound:
+        return ["none can be taken: all of them failed a check"]
+    known = [b for b in sound if b.speed is not None and b.loss is not None]
     if not known:
         return ["nothing to choose by: no build has both a speed and a loss"]
-    if len({b.data for b in known}) > 1:
-        return [
-            "which to take cannot be said: losses were not seen on the same images; build all of "
-            "them with the same --calibration, or all without"
-        ]
+    if why := _incomparable(known):
+        return [f"which to take cannot be said: {why}"]
     if max_loss is not None:
         known = [b for b in known if (b.loss or 0.0) <= max_loss]
         if not known:
@@ -276,20 +302,49 @@ def _take(builds: Sequence[Build], max_loss: float | None, latency: float | None
     return lines
 
 
+def _incomparable(builds: Sequence[Build]) -> str:
+    """Why builds cannot be ranked against each other; empty where they can."""
+    if len({b.source for b in builds}) > 1:
+        return "they are not builds of one model file"
+    if len({b.target for b in builds}) > 1:
+        return "they are for several targets; compare those of one"
+    if why := _seen_apart(builds):
+        return f"{why}; build all of them with the same --calibration, or all without"
+    return ""
+
+
+def _seen_apart(builds: Sequence[Build]) -> str:
+    """Why losses are not of the same images; empty where they are."""
+    images = {b.images for b in builds}
+    if len(builds) < 2 or (len(images) == 1 and "" not in images):
+        return ""
+    said = "; ".join(sorted({b.data for b in builds}))
+    if "" in images:
+        old = ", ".join(b.name for b in builds if not b.images)
+        return (
+            f"it is not known whether losses were seen on the same images ({said}): no digest of "
+            f"them is in the manifest of {old}"
+        )
+    if len({b.data for b in builds}) == 1:
+        said = f"{said}, but other ones"
+    return f"losses were not seen on the same images: {said}"
+
+
 def _words(one: Build) -> str:
     return f"{one.name}, {one.speed:.2f} × with a loss of {one.loss:.3g}"
 
 
-def _notes(manifests: Sequence[Manifest]) -> list[str]:
-    """Why figures may not be comparable."""
-    notes = []
-    if len({m.source.sha256 for m in manifests}) > 1:
+def _notes(builds: Sequence[Build], manifests: Sequence[Manifest]) -> list[str]:
+    """What failed, and why figures may not be comparable."""
+    notes = [
+        f"{b.name} failed and is kept for debugging only: {b.fault}" for b in builds if b.fault
+    ]
+    if len({tuple(m.source.digests) for m in manifests}) > 1:
         notes.append("they are not builds of one model file")
     if len({m.target.name for m in manifests}) > 1:
         notes.append("they are for several targets, each has the speed of its own")
-    data = {m.fidelity.data for m in manifests if m.fidelity is not None}
-    if len(data) > 1:
-        notes.append(f"losses were not seen on the same images: {'; '.join(sorted(data))}")
+    if why := _seen_apart([b for b in builds if b.loss is not None]):
+        notes.append(why)
     reminders = [m.fidelity.reminder for m in manifests if m.fidelity is not None]
     notes += list(dict.fromkeys(filter(None, reminders)))
     kinds = {f.kind for m in manifests for f in m.latency}

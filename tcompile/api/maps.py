@@ -42,6 +42,11 @@ from tcompile.runtime.signature import Signature, signature
 
 #: Scenes that are drawn where no images are given.
 _SCENES = 4
+#: Said where no output tells the rows that patches are in.
+_FUSED = (
+    "patches that left are drawn as one region, that of the fused token: no output tells those "
+    "that were fused from those that were dropped"
+)
 
 
 @dataclass(frozen=True)
@@ -125,11 +130,12 @@ def maps(
     notes: list[str] = list(model.notes)
     dense = find_dense(opened, against)
     if dense is None:
-        steps, grid = _last(opened, model, samples, preprocess, str(artifact))
+        steps, grid, told = _last(opened, model, samples, preprocess, str(artifact))
         notes.append(
             f"'{opened.manifest.source.file}' is gone: this is what the artifact says is left at "
             "the end"
         )
+        notes += told
     else:
         progress(f"reading {dense.path}")
         steps, grid = _every(opened, dense.path, samples, str(artifact), progress)
@@ -176,8 +182,8 @@ def _every(
 
 def _last(
     opened: Artifact, model: Signature, samples: Samples, preprocess: str | None, where: str
-) -> tuple[list[MapStep], tuple[int, int]]:
-    """The last map alone, by what the artifact's own outputs say of their rows."""
+) -> tuple[list[MapStep], tuple[int, int], list[str]]:
+    """The last map alone, by what the artifact's own outputs say of their rows; and its notes."""
     m = opened.manifest
     shape = m.schedule.get("model") or {}
     grid = _grid(model, int(shape.get("patches", 0)))
@@ -195,7 +201,8 @@ def _last(
     keep = Schedule.from_json(m.schedule, where).final
     index, owner = _of_patches(tokens, keep, int(shape["prefix"]), int(shape["patches"]))
     region = last_map(index, owner, int(shape["patches"]))
-    return [MapStep("what is left at the end", keep, False, region)], grid
+    fused = [_FUSED] if owner is None and (region >= int(shape["patches"])).any() else []
+    return [MapStep("what is left at the end", keep, False, region)], grid, fused
 
 
 def _of_patches(

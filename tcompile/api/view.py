@@ -117,7 +117,7 @@ def server_of(page: Path, port: int) -> ThreadingHTTPServer:
 
         def do_GET(self) -> None:
             """Answer a request. A page of another origin, by a name of its own, is refused."""
-            host = (self.headers.get("Host") or "").rpartition(":")[0]
+            host = (self.headers.get("Host") or "").partition(":")[0]
             if host not in ("127.0.0.1", "localhost"):
                 self.send_error(403)
             elif self.path != "/":

@@ -18,7 +18,7 @@ from msgspec import Meta
 from tcompile._version import __version__
 from tcompile.core.decode import Count, NonNegative, Positive, UnitInterval, decode, encode
 from tcompile.core.errors import bounded
-from tcompile.core.model_files import Dims, FileEntry, SourceFile, TensorInfo
+from tcompile.core.model_files import Dims, FileEntry, Sha256, SourceFile, TensorInfo
 from tcompile.core.schedule import RESTORES, BlockTokens
 from tcompile.passes.lower.token_ops import TokenOpsChoice
 from tcompile.planning.memory import Memory
@@ -223,12 +223,21 @@ class Fidelity:
         data: what the models were run on.
         kind: whether that was data that a person gave, procedural scenes, or white noise; null in
             manifests of older versions.
+        digest: SHA-256 of the samples, names and shapes included; null in manifests of older
+            versions.
     """
 
     data: str
     samples: Positive
     outputs: tuple[OutputFidelity, ...]
     kind: Literal["data", "scenes", "noise"] | None = None
+    digest: Sha256 | None = None
+
+    @property
+    def known_by(self) -> str:
+        """What tells these samples from others: scenes and noise are what they are said to be, data
+        is known by its digest; empty where that is missing."""
+        return self.data if self.kind in ("scenes", "noise") else self.digest or ""
 
     @property
     def reminder(self) -> str:

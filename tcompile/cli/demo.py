@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from fractions import Fraction
 from pathlib import Path
 
@@ -85,4 +86,4 @@ def demo(
     click.echo(f"on {b.machine}, {b.runtime}; accuracy on {result.scenes} scenes never trained on")
     if output is not None:
         click.echo(f"written: {result.model} and {result.artifact}")
-        click.echo(f"next: tcompile verify {result.artifact}")
+        click.echo(f"next: tcompile verify {shlex.quote(result.artifact)}")

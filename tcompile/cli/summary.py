@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,7 +59,7 @@ def _few_rows(directory: Path, m: Manifest) -> list[tuple[str, str]]:
         rows.append(("note", "; ".join(notes[:_NOTES]) + more))
     there = {f.path for f in m.files}
     page = PAGE if PAGE in there else REPORT
-    opens = f" (tcompile view {directory})" if page == PAGE else ""
+    opens = f" (tcompile view {shlex.quote(str(directory))})" if page == PAGE else ""
     rows.append(("report", f"{directory / page}{opens}"))
     return rows
 

@@ -1,7 +1,8 @@
 // The viewer of token maps: which image, and how deep. Without this script all maps are shown.
 (() => {
   const root = document.querySelector("#viewer");
-  if (!root) return;
+  const controls = root && root.querySelector(".controls");
+  if (!controls) return; // a page without images
   document.documentElement.classList.add("js");
   const images = [...root.querySelectorAll(".image")];
   const depth = root.querySelector("#depth");
@@ -22,7 +23,7 @@
     depth.setAttribute("aria-valuetext", text);
     told.textContent = text;
   };
-  root.querySelector(".controls").hidden = false;
+  controls.hidden = false;
   root.addEventListener("input", show);
   show();
 })();

@@ -170,13 +170,17 @@ def last_map(index: Ints | None, owner: Ints | None, patches: int) -> Ints:
 
     Args:
         index: [B, K], the patch that each row is; -1: none. None: all are there.
-        owner: [B, T], the row that stands for each patch; None: nothing was merged.
+        owner: [B, T], the row that stands for each patch; None: it is not told. Patches that are
+            missing were then dropped; where an image has a fused row they are all that one's, since
+            which of several they are in, and which were dropped before, is not told.
     """
     if index is None:
         return np.arange(patches)[None]
     everyone = np.tile(np.arange(patches), (len(index), 1))
     if owner is None:
-        return np.where(_among(everyone, index), everyone, DROPPED)
+        none = index < 0
+        gone = np.where(none.any(axis=1), patches + none.argmax(axis=1), DROPPED)
+        return np.where(_among(everyone, index), everyone, gone[:, None])
     place = owner.clip(min=0)
     named = np.take_along_axis(index, place, axis=1)
     return np.where(owner < 0, DROPPED, np.where(named < 0, patches + place, named))

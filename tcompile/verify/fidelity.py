@@ -5,6 +5,7 @@ Nothing here passes or fails: the user decides how much may change.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -93,7 +94,18 @@ def compare(
             pair = aligned(name, want, reduced[name], reduced, towers)
             if pair is not None:
                 found.append(_output(name, *pair, samples, _of_tokens(pair, schedule)))
-    return Fidelity(samples.source, len(samples), tuple(found), samples.kind)
+    digest = _digest(samples.arrays)
+    return Fidelity(samples.source, len(samples), tuple(found), samples.kind, digest)
+
+
+def _digest(arrays: Mapping[str, Array]) -> str:
+    """SHA-256 of arrays, names and shapes included."""
+    found = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        found.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        for row in array:
+            found.update(np.ascontiguousarray(row).tobytes())
+    return found.hexdigest()
 
 
 def look(

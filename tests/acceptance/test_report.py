@@ -19,9 +19,13 @@ from PIL import Image
 from tcompile.api.compare import compare, page_of
 from tcompile.api.view import address_of, server_of
 from tcompile.artifact.directory import PAGE, load_artifact
+from tcompile.report.build_page import render_page
+from tcompile.report.shown import Shown
 from tcompile.runtime.scenes import scenes_for
 from tcompile.runtime.signature import signature
 from tests.support import browser as browsers
+from tests.support.artifacts import manifest_for
+from tests.support.tiny_vit import save_tiny_vit
 
 Array = np.ndarray[Any, Any]
 
@@ -187,6 +191,17 @@ def test_it_asks_for_nothing_and_says_no_error(opened: Any) -> None:
     asked = browsers.asked_for(opened)
     assert asked
     assert all(url.startswith(("file:", "data:")) for url in asked), asked
+
+
+def test_a_page_without_images_says_no_error(chromium: Any, tmp_path: Path) -> None:
+    source = save_tiny_vit(tmp_path / "vit.onnx")
+    file = tmp_path / "report.html"
+    page = render_page(manifest_for(source, source), Shown(why="it takes no images"))
+    file.write_text(page, encoding="utf-8")
+    chromium.get_log("browser")
+    chromium.get(browsers.address(file))
+    assert "it takes no images" in chromium.find_element("id", "viewer").text
+    assert [e for e in chromium.get_log("browser") if e["level"] != "INFO"] == []
 
 
 def test_the_first_screen_holds_what_a_person_wants_to_know(opened: Any) -> None:

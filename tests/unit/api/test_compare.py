@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tcompile.api.compare import compare, page_of, table_of
-from tcompile.artifact.manifest import Fidelity, Latency, OutputFidelity, SpeedUp
+from tcompile.artifact.directory import load_artifact
+from tcompile.artifact.manifest import Fidelity, Latency, OutputFidelity, SpeedUp, TargetEntry
 from tcompile.core.errors import UsageError
 from tests.support.artifacts import make_artifact
 from tests.support.tiny_vit import save_tiny_vit
@@ -34,7 +37,7 @@ def made(
         "schedule": schedule,
         "latency": latency,
         "speedup": SpeedUp(ratio, 0.9 * ratio, 1.1 * ratio, "the dense model as it came"),
-        "fidelity": Fidelity(data, 8, (output,), "data"),
+        "fidelity": Fidelity(data, 8, (output,), "data", sha256(data.encode()).hexdigest()),
         **more,
     }
     return make_artifact(source.parent / name, source, **changes)
@@ -104,10 +107,75 @@ def test_losses_on_other_images_are_not_compared(source: Path) -> None:
     assert any("not seen on the same images: 8 images; others" in note for note in found.notes)
 
 
+@pytest.mark.parametrize(
+    ("kind", "digests", "same"),
+    [
+        ("data", ("0" * 64, "0" * 64), True),
+        ("data", ("0" * 64, "1" * 64), False),
+        ("data", ("0" * 64, None), False),
+        ("data", (None, None), False),
+        (None, (None, None), False),
+        ("scenes", (None, None), True),
+        ("scenes", (None, "1" * 64), True),
+    ],
+)
+def test_images_are_the_same_by_their_digest(
+    kind: Any, digests: tuple[str | None, str | None], same: bool, source: Path
+) -> None:
+    """Folders of one name hold other images."""
+    paths = [made(source, "worse", 2.0, 0.1), made(source, "better", 3.0, 0.01)]
+    for path, digest in zip(paths, digests, strict=True):
+        fidelity = load_artifact(path).manifest.fidelity
+        assert fidelity is not None
+        made(
+            source,
+            path.name,
+            *((2.0, 0.1) if path.name == "worse" else (3.0, 0.01)),
+            fidelity=replace(fidelity, kind=kind, digest=digest),
+        )
+    found = compare(paths)
+    assert [b.beaten for b in found.builds] == (["", "better"] if same else ["", ""])
+    assert found.take[0].startswith("take better" if same else "which to take cannot be said")
+    assert any("the same images" in note for note in found.notes) is not same
+
+
 def test_what_is_not_one_model_or_one_target_is_said(source: Path, tmp_path: Path) -> None:
     other = save_tiny_vit(tmp_path / "other.onnx", seed=1)
     found = compare([made(source, "here", 2.0, 0.1), made(other, "there", 3.0, 0.2)])
     assert "they are not builds of one model file" in found.notes
+    away = made(source, "away", 4.0, 0.01, target=TargetEntry("orin", "jetson"))
+    other_target = compare([made(source, "here", 2.0, 0.1), away])
+    for ranked, why in (
+        (compare([made(source, "here", 2.0, 0.1), made(other, "better", 3.0, 0.01)]), "one model"),
+        (other_target, "several targets"),
+    ):
+        assert [b.beaten for b in ranked.builds] == ["", ""]
+        (line,) = ranked.take
+        assert line.startswith("which to take cannot be said: they are ")
+        assert why in line
+    failed = made(other, "failed", 4.0, 0.01, fault="it")
+    assert compare([made(source, "here", 2.0, 0.1), failed]).take[0].startswith("take here, 2.00 ×")
+
+
+def test_a_build_that_failed_is_never_one_to_take(source: Path) -> None:
+    failed = made(source, "failed", 5.0, 0.0001, fault="output 'logits' differs")
+    found = compare([failed, made(source, "sound", 2.0, 0.01)])
+    first, sound = found.builds
+    assert (first.name, first.verdict, first.fault) == (
+        "failed",
+        "failed",
+        "output 'logits' differs",
+    )
+    assert sound.verdict == "not beaten"
+    assert found.take == (
+        "take sound, 2.00 × with a loss of 0.01: none is faster, and none loses less",
+    )
+    assert "failed failed and is kept for debugging only: output 'logits' differs" in found.notes
+    assert [row[-1] for row in table_of(found)[1]] == ["failed", "not beaten"]
+    assert page_of(found).count('class="ring"') == 1
+    unseen = made(source, "unseen", 5.0, 0.1, fault="it", fidelity=None)
+    assert compare([unseen, made(source, "seen", 2.0, 0.01)]).builds[1].loss == pytest.approx(0.01)
+    assert compare([failed, unseen]).take == ("none can be taken: all of them failed a check",)
 
 
 def test_names_tell_builds_apart(source: Path, tmp_path: Path) -> None:

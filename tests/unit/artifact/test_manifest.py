@@ -74,6 +74,7 @@ def full(tmp_path: Path) -> Manifest:
                 ),
             ),
             "data",
+            "1" * 64,
         ),
         fused_attention=FusedAttention(12, 11, ("softmax_3",)),
         batch_sizes=BatchEntry(1, 4, 16),
@@ -96,14 +97,14 @@ def full(tmp_path: Path) -> Manifest:
 def test_older_fidelity_is_read(full: Manifest) -> None:
     """Figures that came later are missing, and what they rest on is not known."""
     document = json.loads(json.dumps(full.to_json()))
-    del document["fidelity"]["kind"]
+    del document["fidelity"]["kind"], document["fidelity"]["digest"]
     later = ("correlation", "error", "token", "worst", "remark")
     for out in document["fidelity"]["outputs"]:
         for name in [n for n in out if n.startswith(later)]:
             del out[name]
     found = Manifest.from_json(document).fidelity
     assert found is not None
-    assert (found.kind, found.reminder) == (None, "")
+    assert (found.kind, found.reminder, found.known_by) == (None, "", "")
     assert found.outputs[1] == OutputFidelity("map", "all", 0.99, 0.9)
     assert "| map | all | 0.99000 |" in render(replace(full, fidelity=found))
 

@@ -7,17 +7,18 @@ import re
 import sys
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tcompile.artifact.manifest import Manifest
+from tcompile.artifact.manifest import Fidelity, Latency, Manifest, OutputFidelity
 from tcompile.core.schedule import BlockTokens
 from tcompile.planning.front import FrontPlan
 from tcompile.report.build_page import image_views, page_of, render_page
-from tcompile.report.charts import depth_chart, front_chart, latency_chart
+from tcompile.report.charts import Mark, depth_chart, front_chart, latency_chart, scatter
 from tcompile.report.map_pictures import cell_of, composed, overlay, picture_of
 from tcompile.report.shown import Seen, Shown, chosen_rows
 from tcompile.report.token_maps import DROPPED, MapStep
@@ -46,6 +47,82 @@ def test_names_of_a_file_are_text(manifest: Manifest) -> None:
     assert "<script>alert" not in page
     assert "<b>" not in page.partition("<h3>Notes</h3>")[2]
     assert "a" * 301 not in page
+
+
+def test_names_of_images_and_outputs_are_text(manifest: Manifest) -> None:
+    """In texts, in attributes and in charts; none of them opens an element."""
+    bad = "\"'></title></svg><img src=x onerror=alert(1)>&amp;"
+    ramp = np.linspace(0, 1, 256, dtype=np.float32).reshape(1, 1, 16, 16)
+    classes = np.array([[0.9, 0.1]], np.float32)
+    outputs = {bad: ramp, f"logits{bad}": classes}
+    shown = Shown(
+        Seen(
+            bad,
+            "1 - correlation",
+            np.array([0.3]),
+            (0,),
+            ("worst",),
+            (f"{bad}.png",),
+            outputs,
+            {bad: 1 - ramp, f"logits{bad}": classes},
+        ),
+        (np.zeros((8, 8, 3), np.uint8),),
+        (MapStep(bad, 2, False, np.array([[0, DROPPED, DROPPED, 3]])),),
+        (2, 2),
+        command=f"tcompile build {bad}",
+        labels=(f"cat{bad}", f"dog{bad}"),
+    )
+    lost = OutputFidelity(bad, "all", 0.9, 0.8, worst=f"{bad}.png", remark=bad)
+    fidelity = Fidelity(f"8 samples from {bad}", 8, (lost,), "data")
+    latency = (Latency("dense", "measured", 2.0, bad, bad, note=bad),)
+    m = replace(manifest, fidelity=fidelity, latency=latency, notes=(bad,))
+    page = render_page(m, shown)
+    assert "<img src=x" not in page
+    assert page.count("</title>") == page.count("<title")
+    read = Names()
+    read.feed(page)
+    assert not [name for name, _ in read.attributes if name.startswith("on")]
+    told = [value for _, value in read.attributes if value and bad in value]
+    assert any(value == f"worst: {bad}.png" for value in told)  # the image, as it is read out
+    assert any(value == f"{bad}, dense" for value in told)  # an output that is a map
+    said = " ".join("".join(read.texts).split())
+    for words in (
+        f"worst 0.2 ({bad}.png)",
+        f"Worst: {bad}.png.",
+        f"on 8 samples from {bad}",
+        f"cat{bad} (",
+        f"tcompile build {bad}",
+    ):
+        assert words in said
+
+
+class Names(HTMLParser):
+    """Attributes and texts of a page, as a browser reads them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attributes: list[tuple[str, str | None]] = []
+        self.texts: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Keep the attributes of an element."""
+        self.attributes += attrs
+
+    def handle_data(self, data: str) -> None:
+        """Keep a text."""
+        self.texts.append(data)
+
+
+@pytest.mark.parametrize("bad", ["</title><img src=x>", "\"'><img src=x>"])
+def test_names_in_charts_are_text(bad: str) -> None:
+    mark = Mark(1.0, 0.1, f"series{bad}", f"label{bad}", f"tip{bad}", True)
+    svg = scatter("c", f"title{bad}", [mark], (f"x{bad}", f"y{bad}"), upright=[(2.0, f"up{bad}")])
+    root = ElementTree.fromstring(f"<div>{svg}</div>")
+    assert not root.findall(".//img")
+    texts = {element.text for element in root.iter()}
+    for name in ("tip", "title", "x", "y", "up"):
+        assert f"{name}{bad}" in texts
+    assert f"series{bad}" in "".join(root.itertext())
 
 
 def test_without_jinja2_there_is_a_note(

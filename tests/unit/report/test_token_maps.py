@@ -127,6 +127,14 @@ def test_each_step_is_what_a_model_that_ends_there_says(
                 assert sorted(sizes) == sorted(map(len, groups(region)))
 
 
+def test_without_owners_a_fused_row_has_all_that_left() -> None:
+    """Only an image without such a row says that they were dropped."""
+    region = last_map(np.array([[0, -1, 3], [0, 2, 3]]), None, 5)
+    np.testing.assert_array_equal(region, [[0, 6, 6, 3, 6], [0, DROPPED, 2, 3, DROPPED]])
+    counts = counts_of(region[0])
+    assert (counts.alone, counts.merged, counts.dropped, counts.regions) == (2, 3, 0, 1)
+
+
 def test_what_is_dropped_before_a_merge_is_not_merged(tmp_path: Path) -> None:
     """An owner is a stand-in for a dropped token; a map says that it is gone."""
     path = save_tiny_vit(tmp_path / "vit.onnx", SPEC, batch=None)

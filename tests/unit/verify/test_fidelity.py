@@ -31,6 +31,13 @@ def test_same_shape(dense: dict[str, np.ndarray]) -> None:
     assert found.cosine_min < found.cosine_mean < 1
 
 
+def test_samples_have_a_digest(dense: dict[str, np.ndarray]) -> None:
+    others = replace(IMAGES, arrays={"image": np.ones((2, 3, 4, 4))})
+    again = replace(IMAGES, arrays={"image": np.zeros((2, 3, 4, 4))})
+    one, two, three = (compare(dense, dense, s).digest for s in (IMAGES, others, again))
+    assert one == three != two
+
+
 def test_features_have_no_top1(dense: dict[str, np.ndarray]) -> None:
     features = {"pooler_output": dense["logits"]}
     (found,) = compare(features, features, IMAGES).outputs
