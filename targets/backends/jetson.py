@@ -22,6 +22,7 @@ from tcompile.plugins.build import SOURCES as PLUGIN_SOURCES
 from tcompile.targets.backends.base import Batch, first_dims
 from tcompile.targets.backends.jetson_texts import (
     BARE,
+    BOARD_FILE,
     CHECK_SCRIPT,
     DIGEST,
     LINES,
@@ -236,6 +237,8 @@ def made_on_device(folder: Path, name: str, *, listed: bool = False) -> bool:
     if not (folder / name).is_file():
         return False
     if name in (PLUGINS, BARE):
+        return not listed
+    if name == BOARD_FILE:
         return not listed
     if _TIMINGS.fullmatch(name):
         return True

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tcompile.targets.backends.jetson_texts import FIND, MEASURE, number, version_test
+from tcompile.targets.backends.jetson_texts import (
+    BOARD,
+    BOARD_FILE,
+    FIND,
+    MEASURE,
+    number,
+    version_test,
+)
 from tcompile.targets.versions import TENSORRT, parse_version
 
 SCRIPT, RESULT, KIT = "measure.sh", "measured.json", "kit.json"
@@ -42,11 +49,11 @@ fi
 if [ "$major" -lt {only_since} ]; then measure="{" ".join(MEASURE)}"; fi
 
 names="{" ".join(names)}"
-mkdir -p engine times
+{BOARD.format(BOARD_FILE, "engine/*")}mkdir -p times
 trap 'rm -f engine/*.part {RESULT}.part' EXIT
 trap 'exit 130' INT TERM HUP
 
-# Engines that are there stay, so that a run that was stopped goes on.
+# Engines of this kind of board that are there stay, so that a run that was stopped goes on.
 for name in $names; do
     engine=engine/$name.trt$major.$minor.engine
     if [ -f "$engine" ]; then continue; fi

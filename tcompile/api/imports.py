@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -128,6 +129,11 @@ def from_kit(
         date=measured.date,
         note=NOTE,
     )
+    if not fits_board(target.title, measured.board):
+        notes.append(
+            f"measured on '{measured.board}', which does not look like the target, {target.title}: "
+            "the profile is of the device that was measured"
+        )
     if measured.drift_note:
         notes.append(measured.drift_note)
     return imported_profile(
@@ -140,6 +146,13 @@ def from_kit(
         steps=steps,
         found=found,
     )
+
+
+def fits_board(title: str, board: str) -> bool:
+    """Return whether a board, as it tells its model, may be the device of that title: it has the
+    words of the title up to the first number (Jetson Orin NX 16 GB). True where nothing is told."""
+    words = re.findall(r"[A-Za-z]+", re.split(r"[\d(]", title)[0].lower())
+    return not board or set(words) <= {*re.findall(r"[a-z]+", board.lower()), "jetson"}
 
 
 def from_tables(

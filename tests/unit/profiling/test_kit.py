@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tcompile.analysis.flops import node_flops
+from tcompile.api.imports import fits_board
 from tcompile.core.errors import UsageError
 from tcompile.methods.method import Method
 from tcompile.passes.stages import Analysed
@@ -144,6 +145,21 @@ def test_a_file_is_read(model: Analysed, tmp_path: Path) -> None:
     other.write_text("tokens,ms\n")
     assert not is_measured(other)
     assert not is_measured("197=times.json")
+
+
+@pytest.mark.parametrize(
+    ("title", "board", "fits"),
+    [
+        ("Jetson AGX Orin 64 GB", "NVIDIA Jetson AGX Orin Developer Kit", True),
+        ("Jetson AGX Thor (T5000)", "NVIDIA Jetson AGX Thor Developer Kit", True),
+        ("Jetson Orin Nano 8 GB before the Super mode", "NVIDIA Orin Nano Developer Kit", True),
+        ("Jetson Orin NX 16 GB", "NVIDIA Jetson AGX Orin Developer Kit", False),
+        ("Jetson AGX Orin 64 GB", "NVIDIA Jetson Orin NX Engineering Reference", False),
+        ("Jetson Orin NX 16 GB", "", True),
+    ],
+)
+def test_a_board_fits_the_target(title: str, board: str, fits: bool) -> None:
+    assert fits_board(title, board) == fits
 
 
 @pytest.mark.parametrize(
