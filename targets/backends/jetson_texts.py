@@ -241,6 +241,7 @@ def readme(
     *,
     plugins: bool,
     batches: str,
+    shapes: Sequence[str],
 ) -> str:
     """The README of a bundle.
 
@@ -248,6 +249,7 @@ def readme(
         shown: JetPacks with the same command, and it.
         needed: the TensorRT that it needs, in words.
         batches: a line on batch sizes; may be empty.
+        shapes: flags for trtexec where it runs the engine.
     """
     lines = "\n\n".join(
         f"JetPack {', '.join(each.jetpack for each in packs)} (TensorRT {packs[0].tensorrt})\n"
@@ -256,6 +258,7 @@ def readme(
         for packs, text in shown
     )
     library = f" --dynamicPlugins={PLUGINS}" if plugins else ""
+    run = " ".join([f"--loadEngine=ENGINE{library}", *(shlex.quote(each) for each in shapes)])
     return f"""\
 A model for {target.title}, compiled by tcompile.
 
@@ -276,8 +279,8 @@ Or run trtexec by hand, from this folder, after
 
 To measure, with the clocks locked (sudo nvpmodel -m 0; sudo jetson_clocks):
 
-  TensorRT 10:  trtexec --loadEngine=ENGINE{library} {" ".join(MEASURE)} --exportTimes=times.json
-  TensorRT 11:  trtexec --loadEngine=ENGINE{library} --exportTimes=times.json
+  TensorRT 10:  trtexec {run} {" ".join(MEASURE)} --exportTimes=times.json
+  TensorRT 11:  trtexec {run} --exportTimes=times.json
 
 So that tcompile plans with what this device takes, where tcompile is installed:
 

@@ -30,7 +30,7 @@ from tcompile.pipeline import apply_schedule, read
 from tcompile.planning.request import NO_METHOD
 from tcompile.profiling.kit import DENSE, FORMAT, VERSION, Kit, KitModel, source_digest
 from tcompile.targets.backends.base import Batch
-from tcompile.targets.backends.jetson import shape_flags
+from tcompile.targets.backends.jetson import measured_shapes, shape_flags
 from tcompile.targets.backends.measure_script import KIT, RESULT, SCRIPT, measure_script
 from tcompile.targets.devices import ON_IMAGES, Target, load_target
 
@@ -219,7 +219,8 @@ def write_kit(
         names = [each.name for each in plan]
         head = f'{{"format": "{FORMAT}", "version": {VERSION}, "kit": '
         script = draft.folder / SCRIPT
-        script.write_text(measure_script(names, flags, head), encoding="utf-8", newline="\n")
+        text = measure_script(names, flags, measured_shapes(flags), head)
+        script.write_text(text, encoding="utf-8", newline="\n")
         script.chmod(0o755)
         size = sum(p.stat().st_size for p in draft.folder.iterdir())
         draft.put_in_place(final, lambda old: None)

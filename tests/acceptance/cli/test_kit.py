@@ -62,6 +62,7 @@ def test_the_loop(tcompile: Command, vit: Path, version: str, tmp_path: Path) ->
     given = calls(tmp_path / "bin")
     assert len(given) == 4 + 3 * 4  # built once, measured in three rounds
     assert all("--minShapes=image:1x3x32x32" in each for each in given[:4])
+    assert all("--shapes=image:1x3x32x32" in each for each in given[4:])
     assert all(("--useCudaGraph" in each) == version.startswith("10") for each in given[4:])
     document = json.loads(Path("kit/measured.json").read_text())
     assert [len(r) for r in document["rounds"].values()] == [3] * 4

@@ -53,6 +53,7 @@ def test_a_fixed_batch_needs_no_shapes(tmp_path: Path) -> None:
     lines = commands(tmp_path)
     assert list(lines) == ["7.0", "7.1", "7.2", "7.2.1", "7.2.2"]
     assert not any("Shapes" in line for line in lines.values())
+    assert "--shapes" not in (tmp_path / "README.txt").read_text()
 
 
 def program_with(folder: Path, banner: str) -> Path:
