@@ -93,14 +93,18 @@ def from_kit(
     layout: Layout,
     measured: Measured,
     notes: list[str],
+    where: str,
 ) -> Profile:
     """A profile from what a kit's models took on the device.
 
+    Args:
+        where: the file that `measured` was read from.
+
     Raises:
-        UsageError: the kit is of another model, or has no models of a method.
+        UsageError: the kit is of another model, has no models of a method, or is damaged.
     """
     from tcompile.profiling.imported import Work, imported_profile
-    from tcompile.profiling.kit import NOTE, curve_and_steps, source_digest
+    from tcompile.profiling.kit import NOTE, check_sites, curve_and_steps, source_digest
     from tcompile.profiling.sizing import structures
 
     kit = measured.kit
@@ -117,6 +121,7 @@ def from_kit(
         )
     found = structures(model.graph, model.analysis, methods)
     work = Work.of_model(model.graph, found, methods[0])
+    check_sites(measured, layout, work, where)
     curve, steps = curve_and_steps(measured, methods, layout, work)
     conditions = Conditions(
         target=target.name,
