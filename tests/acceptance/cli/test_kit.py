@@ -145,6 +145,7 @@ def test_what_goes_wrong_on_the_device(tcompile: Command, vit: Path, tmp_path: P
         (("--target", "cpu"), "a kit is measured with trtexec, on a Jetson; cpu is not one"),
         (("--precision", "int8"), "jetson-agx-orin is not profiled in int8"),
         (("--counts", "17"), "17 is not between the prefix, 1, and the model's 17 tokens"),
+        (("--method", "topk", "--counts", "16"), "--counts: 16 gives topk one model only, and a"),
         (("--counts", "a"), "'a' is not a list of numbers"),
         (("--modelled",), "and --modelled are not for one command"),
         (("--method", "tome"), "no method here may keep any number of tokens in one step"),
