@@ -44,9 +44,11 @@ if ! [ -x "$trtexec" ]; then
     echo "no trtexec found: install it with 'sudo apt install libnvinfer-bin', or set TRTEXEC" >&2
     exit 2
 fi
-number=$("$trtexec" --help 2>&1 | sed -n 's/.*\\[TensorRT v\\([0-9]*\\)\\].*/\\1/p' | head -n 1)
+told=$("$trtexec" --help 2>&1 || true)
+number=$(printf '%s\\n' "$told" | sed -n 's/.*\\[TensorRT v\\([0-9]*\\)\\].*/\\1/p' | head -n 1)
 if [ -z "$number" ]; then
-    echo "cannot tell the TensorRT version of $trtexec" >&2
+    printf '%s\\n' "$told" | head -n 5 >&2
+    echo "cannot tell the TensorRT version of $trtexec, which says the above" >&2
     exit 2
 fi
 """

@@ -107,7 +107,7 @@ def test_the_script_picks_by_version(
         ("[TensorRT v8602]", "10.3 or newer (JetPack 6.1 or newer)"),
         ("[TensorRT v100000]", "10.3 or newer (JetPack 6.1 or newer)"),
         ("[TensorRT v100200]", "10.3 or newer (JetPack 6.1 or newer)"),
-        ("hello", "cannot tell the TensorRT version"),
+        ("no libnvinfer.so.10", "no libnvinfer.so.10\ncannot tell the TensorRT version"),
     ],
 )
 def test_the_script_says_what_is_wrong(bundle: Path, banner: str, reason: str) -> None:
