@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
@@ -72,12 +73,14 @@ def timing_cache(version: str) -> Path:
 
 
 def load_timings(config: Any, path: Path) -> None:
-    """Let a build start from what an earlier one timed; of another GPU, TensorRT leaves it out."""
+    """Let a build start from what an earlier one timed; from nothing where that is damaged, or of
+    another GPU or version: timings that do not fit give slow or wrong engines."""
     data = b""
     with suppress(OSError):
         data = path.read_bytes()
-    cache = config.create_timing_cache(data) or config.create_timing_cache(b"")
-    config.set_timing_cache(cache, ignore_mismatch=True)
+    cache = config.create_timing_cache(data)
+    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+        config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
 
 
 def save_timings(config: Any, path: Path) -> None:
@@ -85,8 +88,11 @@ def save_timings(config: Any, path: Path) -> None:
     cache = config.get_timing_cache()
     if cache is None:
         return
-    part = path.with_name(f"{path.name}.part")
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(bytes(cache.serialize()))
-        part.replace(path)
+        try:
+            part.write_bytes(bytes(cache.serialize()))
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)

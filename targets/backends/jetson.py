@@ -22,6 +22,7 @@ from tcompile.plugins.build import SOURCES as PLUGIN_SOURCES
 from tcompile.targets.backends.base import Batch, first_dims
 from tcompile.targets.backends.jetson_texts import (
     BARE,
+    BOARD_FILE,
     CHECK_SCRIPT,
     DIGEST,
     LINES,
@@ -93,6 +94,12 @@ def shape_flags(inputs: tuple[TensorInfo, ...], batch: Batch) -> tuple[str, ...]
         return ",".join(f"{name}:{'x'.join(map(str, shape))}" for name, shape in dims)
 
     return (f"--minShapes={shapes(0)}", f"--optShapes={shapes(1)}", f"--maxShapes={shapes(2)}")
+
+
+def measured_shapes(flags: tuple[str, ...]) -> tuple[str, ...]:
+    """`--shapes` for a run with the opt batch, from `shape_flags`: trtexec takes 1 for what is free
+    and not told. Nothing where nothing is free."""
+    return tuple(f.replace("--optShapes=", "--shapes=") for f in flags if "--optShapes=" in f)
 
 
 def precision_flags(version: Version) -> tuple[str, ...]:
@@ -187,11 +194,12 @@ def write_bundle(
         same[line.text] = (*same.get(line.text, ()), line.jetpack)
     shown = [(packs, text) for text, packs in same.items()]
     batches = _batches(inputs, batch)
+    shapes = measured_shapes(shape_flags(inputs, batch))
     files = {
         SCRIPT: build_script(model, arguments, bodies_from, oldest, needed),
         CHECK_SCRIPT: check_script(),
         LINES: json.dumps({"target": target.name, "commands": data}, indent=1) + "\n",
-        README: readme(target, shown, needed, plugins=plugins, batches=batches),
+        README: readme(target, shown, needed, plugins=plugins, batches=batches, shapes=shapes),
     }
     if plugins:
         files[PLUGIN_SCRIPT] = plugin_script(target)
@@ -236,6 +244,8 @@ def made_on_device(folder: Path, name: str, *, listed: bool = False) -> bool:
     if not (folder / name).is_file():
         return False
     if name in (PLUGINS, BARE):
+        return not listed
+    if name == BOARD_FILE:
         return not listed
     if _TIMINGS.fullmatch(name):
         return True

@@ -22,6 +22,8 @@ CHECK_SCRIPT, PLUGIN_SCRIPT = "check.sh", "build_plugins.sh"
 #: the bodies of token ops is called, for a TensorRT whose parser takes those before plugins.
 PLUGINS, SOURCES, BARE = f"plugins/{LIBRARY}", "plugins/source", "model.plugin.onnx"
 DIGEST = ".sha256"
+#: Holds what kind of board filled the folder.
+BOARD_FILE = "engine/board"
 TYPED = "--stronglyTyped"
 #: How trtexec measures the GPU alone, without copies, by a CUDA graph: told so before version 11,
 #: where it is what it does.
@@ -42,10 +44,22 @@ if ! [ -x "$trtexec" ]; then
     echo "no trtexec found: install it with 'sudo apt install libnvinfer-bin', or set TRTEXEC" >&2
     exit 2
 fi
-number=$("$trtexec" --help 2>&1 | sed -n 's/.*\\[TensorRT v\\([0-9]*\\)\\].*/\\1/p' | head -n 1)
+told=$("$trtexec" --help 2>&1 || true)
+number=$(printf '%s\\n' "$told" | sed -n 's/.*\\[TensorRT v\\([0-9]*\\)\\].*/\\1/p' | head -n 1)
 if [ -z "$number" ]; then
-    echo "cannot tell the TensorRT version of $trtexec" >&2
+    printf '%s\\n' "$told" | head -n 5 >&2
+    echo "cannot tell the TensorRT version of $trtexec, which says the above" >&2
     exit 2
+fi
+"""
+#: Sets `board`, empty where the device does not tell, and starts anew where `engine/` was filled on
+#: another kind of board, or not said by which: trtexec itself takes timings of any.
+BOARD = """\
+board=$(cat /proc/device-tree/model 2> /dev/null | tr -cd A-Za-z0-9 || true)
+mkdir -p engine
+if [ "$(cat {0} 2> /dev/null || echo unknown)" != "$board" ]; then
+    rm -f {1}
+    echo "$board" > {0}
 fi
 """
 VERSION = """\
@@ -135,7 +149,8 @@ def build_script(
     head = _HEAD.format(
         what=f"Builds engine/model.trtX.Y.engine from {model} with the TensorRT of this Jetson.\n"
         "# Further arguments go to trtexec as they are. TRTEXEC=/path/to/trtexec chooses another\n"
-        "# one. A second build is faster: what kernels took is kept in engine/timing.trtX.Y.cache."
+        "# one. A second build is faster: what kernels took is in engine/timing.trtX.Y.cache,\n"
+        "# for the kind of board in engine/board."
     )
     return f"""\
 {head}{_NO_DLA.format(why_no_dla())}{FIND}
@@ -146,8 +161,7 @@ if [ "$number" -lt {number(oldest)} ]; then
 fi
 {version_test()}
 model={shlex.quote(model)}
-{cut}mkdir -p engine
-engine=engine/model.trt$major.$minor.engine
+{cut}{BOARD.format(BOARD_FILE, "engine/timing.*")}engine=engine/model.trt$major.$minor.engine
 trap 'rm -f "$engine.part"' EXIT
 trap 'exit 130' INT TERM HUP
 "$trtexec" --onnx="$model" {" ".join(shlex.quote(each) for each in arguments)} \\
@@ -229,6 +243,7 @@ def readme(
     *,
     plugins: bool,
     batches: str,
+    shapes: Sequence[str],
 ) -> str:
     """The README of a bundle.
 
@@ -236,6 +251,7 @@ def readme(
         shown: JetPacks with the same command, and it.
         needed: the TensorRT that it needs, in words.
         batches: a line on batch sizes; may be empty.
+        shapes: flags for trtexec where it runs the engine.
     """
     lines = "\n\n".join(
         f"JetPack {', '.join(each.jetpack for each in packs)} (TensorRT {packs[0].tensorrt})\n"
@@ -244,6 +260,7 @@ def readme(
         for packs, text in shown
     )
     library = f" --dynamicPlugins={PLUGINS}" if plugins else ""
+    run = " ".join([f"--loadEngine=ENGINE{library}", *(shlex.quote(each) for each in shapes)])
     return f"""\
 A model for {target.title}, compiled by tcompile.
 
@@ -257,14 +274,15 @@ An engine runs only on the TensorRT version and the kind of device that built it
 The second runs the engine on the inputs in checks/ and compares with what the model gives in fp32,
 output by output. It needs python3 with numpy and TensorRT's package: apt install python3-libnvinfer
 {batches}{_README_PLUGINS if plugins else ""}
-Or run trtexec by hand, from this folder, after `mkdir -p engine; rm -f engine/*{DIGEST}`:
+Or run trtexec by hand, from this folder, after
+`mkdir -p engine; rm -f engine/*{DIGEST} {BOARD_FILE} engine/timing.*`:
 
 {lines}
 
 To measure, with the clocks locked (sudo nvpmodel -m 0; sudo jetson_clocks):
 
-  TensorRT 10:  trtexec --loadEngine=ENGINE{library} {" ".join(MEASURE)} --exportTimes=times.json
-  TensorRT 11:  trtexec --loadEngine=ENGINE{library} --exportTimes=times.json
+  TensorRT 10:  trtexec {run} {" ".join(MEASURE)} --exportTimes=times.json
+  TensorRT 11:  trtexec {run} --exportTimes=times.json
 
 So that tcompile plans with what this device takes, where tcompile is installed:
 

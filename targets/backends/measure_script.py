@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
-from tcompile.targets.backends.jetson_texts import FIND, MEASURE, number, version_test
+from tcompile.targets.backends.jetson_texts import (
+    BOARD,
+    BOARD_FILE,
+    FIND,
+    MEASURE,
+    number,
+    version_test,
+)
 from tcompile.targets.versions import TENSORRT, parse_version
 
 SCRIPT, RESULT, KIT = "measure.sh", "measured.json", "kit.json"
 ROUNDS = 3
 
 
-def measure_script(names: Sequence[str], arguments: Sequence[str], head: str) -> str:
+def measure_script(
+    names: Sequence[str], arguments: Sequence[str], shapes: Sequence[str], head: str
+) -> str:
     """The script, which needs trtexec and no Python.
 
     Engines are built one after another and measured in turn, round after round, so that a device
@@ -20,10 +30,13 @@ def measure_script(names: Sequence[str], arguments: Sequence[str], head: str) ->
     Args:
         names: of the models' files, without the ending.
         arguments: for trtexec where it builds.
+        shapes: the same where it measures.
         head: the first line of the result: what tells of the kit, as JSON without an end.
     """
     oldest = TENSORRT.strongly_typed.since
     only_since = parse_version(TENSORRT.strongly_typed.only_since)[0]
+    built = " ".join(shlex.quote(each) for each in arguments)
+    run = "".join(f"{shlex.quote(each)} " for each in shapes)
     return f"""\
 #!/bin/sh
 # Builds an engine of each model here with the TensorRT of this Jetson, measures them in {ROUNDS}
@@ -42,16 +55,16 @@ fi
 if [ "$major" -lt {only_since} ]; then measure="{" ".join(MEASURE)}"; fi
 
 names="{" ".join(names)}"
-mkdir -p engine times
+{BOARD.format(BOARD_FILE, "engine/*")}mkdir -p times
 trap 'rm -f engine/*.part {RESULT}.part' EXIT
 trap 'exit 130' INT TERM HUP
 
-# Engines that are there stay, so that a run that was stopped goes on.
+# Engines of this kind of board that are there stay, so that a run that was stopped goes on.
 for name in $names; do
     engine=engine/$name.trt$major.$minor.engine
     if [ -f "$engine" ]; then continue; fi
     echo "building $name"
-    if ! "$trtexec" --onnx=$name.onnx {" ".join(arguments)} --saveEngine="$engine.part" \\
+    if ! "$trtexec" --onnx=$name.onnx {built} --saveEngine="$engine.part" \\
         --timingCacheFile="engine/timing.trt$major.$minor.cache" $typed --skipInference \\
         > times/$name.log 2>&1; then
         tail -n 5 times/$name.log >&2
@@ -65,7 +78,7 @@ while [ $round -le {ROUNDS} ]; do
     for name in $names; do
         echo "measuring $name, round $round of {ROUNDS}"
         if ! "$trtexec" --loadEngine=engine/$name.trt$major.$minor.engine $measure \\
-            --duration=${{SECONDS_EACH:-2}} --exportTimes=times/$name.$round.json \\
+            {run}--duration=${{SECONDS_EACH:-2}} --exportTimes=times/$name.$round.json \\
             > times/$name.log 2>&1; then
             tail -n 5 times/$name.log >&2
             echo "$name cannot be run: all of it is in times/$name.log" >&2

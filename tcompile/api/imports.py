@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -92,14 +93,18 @@ def from_kit(
     layout: Layout,
     measured: Measured,
     notes: list[str],
+    where: str,
 ) -> Profile:
     """A profile from what a kit's models took on the device.
 
+    Args:
+        where: the file that `measured` was read from.
+
     Raises:
-        UsageError: the kit is of another model, or has no models of a method.
+        UsageError: the kit is of another model, has no models of a method, or is damaged.
     """
     from tcompile.profiling.imported import Work, imported_profile
-    from tcompile.profiling.kit import NOTE, curve_and_steps, source_digest
+    from tcompile.profiling.kit import NOTE, check_sites, curve_and_steps, source_digest
     from tcompile.profiling.sizing import structures
 
     kit = measured.kit
@@ -116,6 +121,7 @@ def from_kit(
         )
     found = structures(model.graph, model.analysis, methods)
     work = Work.of_model(model.graph, found, methods[0])
+    check_sites(measured, layout, work, where)
     curve, steps = curve_and_steps(measured, methods, layout, work)
     conditions = Conditions(
         target=target.name,
@@ -128,6 +134,11 @@ def from_kit(
         date=measured.date,
         note=NOTE,
     )
+    if not fits_board(target.title, measured.board):
+        notes.append(
+            f"measured on '{measured.board}', which does not look like the target, {target.title}: "
+            "the profile is of the device that was measured"
+        )
     if measured.drift_note:
         notes.append(measured.drift_note)
     return imported_profile(
@@ -140,6 +151,13 @@ def from_kit(
         steps=steps,
         found=found,
     )
+
+
+def fits_board(title: str, board: str) -> bool:
+    """Return whether a board, as it tells its model, may be the device of that title: it has the
+    words of the title up to the first number (Jetson Orin NX 16 GB). True where nothing is told."""
+    words = re.findall(r"[A-Za-z]+", re.split(r"[\d(]", title)[0].lower())
+    return not board or set(words) <= {*re.findall(r"[a-z]+", board.lower()), "jetson"}
 
 
 def from_tables(

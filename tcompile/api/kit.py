@@ -28,9 +28,17 @@ from tcompile.methods.schedulers import Place
 from tcompile.passes.lower import lower
 from tcompile.pipeline import apply_schedule, read
 from tcompile.planning.request import NO_METHOD
-from tcompile.profiling.kit import DENSE, FORMAT, VERSION, Kit, KitModel, source_digest
+from tcompile.profiling.kit import (
+    DENSE,
+    FORMAT,
+    LEAST_CARRIED,
+    VERSION,
+    Kit,
+    KitModel,
+    source_digest,
+)
 from tcompile.targets.backends.base import Batch
-from tcompile.targets.backends.jetson import shape_flags
+from tcompile.targets.backends.jetson import measured_shapes, shape_flags
 from tcompile.targets.backends.measure_script import KIT, RESULT, SCRIPT, measure_script
 from tcompile.targets.devices import ON_IMAGES, Target, load_target
 
@@ -157,7 +165,7 @@ def write_kit(
 
     Raises:
         UsageError: a precision that needs images, no method with a step to any count, counts that
-            the model does not have.
+            the model does not have, or too few of them for a curve.
     """
     if precision in ON_IMAGES:
         raise UsageError(f"a kit has no models in {precision}", where="--precision")
@@ -173,6 +181,13 @@ def write_kit(
                 where="--counts",
             )
     plan = [KitModel(DENSE, shape.tokens), *_models(methods, carrier, wanted)]
+    if sum(each.method == carrier.text for each in plan) < LEAST_CARRIED:
+        counted = ", ".join(map(str, wanted))
+        raise UsageError(
+            f"{counted} gives {carrier.text} one model only, and a curve needs two",
+            where="--counts",
+            hint="give a smaller one, such as half the model's tokens",
+        )
     kit = Kit(
         Path(model.source).name,
         source_digest(model.source),
@@ -219,7 +234,8 @@ def write_kit(
         names = [each.name for each in plan]
         head = f'{{"format": "{FORMAT}", "version": {VERSION}, "kit": '
         script = draft.folder / SCRIPT
-        script.write_text(measure_script(names, flags, head), encoding="utf-8", newline="\n")
+        text = measure_script(names, flags, measured_shapes(flags), head)
+        script.write_text(text, encoding="utf-8", newline="\n")
         script.chmod(0o755)
         size = sum(p.stat().st_size for p in draft.folder.iterdir())
         draft.put_in_place(final, lambda old: None)

@@ -131,7 +131,7 @@ def profile(
     planned = planned_methods(found, methods, outputs, notes)
     layout = layout_of(found.graph, planned[0])
     if measured is not None:
-        made: Profile = from_kit(found, planned, chosen, layout, measured, notes)
+        made: Profile = from_kit(found, planned, chosen, layout, measured, notes, imports[0])
     elif given is not None:
         made = from_tables(found, planned, chosen, level, batch, given)
     else:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,9 @@ NOTE = (
 DENSE = "dense"
 #: How far apart the dense model's slowest and fastest round may be before it is worth a note.
 _DRIFT = 0.05
+#: Token counts of the carrier that a curve needs: its step is told from one, a point is another.
+LEAST_CARRIED = 2
+_STEP_SITE = re.compile(r"(attn|block|around|inside):[0-9]{1,6}")
 
 
 @dataclass(frozen=True)
@@ -136,8 +140,8 @@ def read_measured(path: str | Path) -> Measured:
     """Read the file.
 
     Raises:
-        UsageError: it cannot be read, is not such a file or of another version, or a model of the
-            kit was not measured; says which.
+        UsageError: it cannot be read, is not such a file or of another version, its kit is none
+            that can be written, or a model of it was not measured; says which.
     """
     document = read_json(path, "what a kit's script writes")
     where = str(path)
@@ -151,6 +155,9 @@ def read_measured(path: str | Path) -> Measured:
         int(found.tensorrt)
     except ValueError as error:
         raise UsageError(f"is damaged: {error}", where=where) from error
+    fault = _fault(found.kit)
+    if fault:
+        raise UsageError(f"is damaged: {fault}", where=where)
     for model in found.kit.models:
         rounds = found.rounds.get(model.name, ())
         times = [ms for each in rounds for ms in each]
@@ -158,9 +165,44 @@ def read_measured(path: str | Path) -> Measured:
             raise UsageError(f"has no times of {model.name}", where=where)
         if not all(math.isfinite(ms) and ms > 0 for ms in times):
             raise UsageError(f"has times of {model.name} that are none", where=where)
-    if not found.kit.models or found.kit.models[0].name != DENSE:
-        raise UsageError("has no dense model", where=where)
     return found
+
+
+def _fault(kit: Kit) -> str:
+    """A sentence where a kit's models do not give a curve; else empty."""
+    first, steps = kit.models[:1], kit.models[1:]
+    if not first or first[0].name != DENSE or first[0].tokens != kit.tokens:
+        return f"its first model is not the dense one, of {kit.tokens} tokens"
+    for model in steps:
+        if not 0 <= kit.prefix < model.tokens < kit.tokens:
+            return (
+                f"{model.name} has {model.tokens} tokens, which is not between the prefix, "
+                f"{kit.prefix}, and the model's {kit.tokens}"
+            )
+        if not model.method or not _STEP_SITE.fullmatch(model.site):
+            return f"{model.name} has its step at '{model.site}', which is not a site"
+    if len({m.tokens for m in steps if m.method == kit.carrier}) < LEAST_CARRIED:
+        return f"it has fewer than two models of {kit.carrier or 'its carrier'} with a step"
+    return ""
+
+
+def check_sites(measured: Measured, layout: Layout, work: Work, where: str) -> None:
+    """Raise UsageError for a step at a block that the model does not have, or behind all of it.
+
+    Args:
+        where: the file that was read.
+        layout, work: of the dense model.
+    """
+    blocks = len(layout.dense)
+    for model in measured.kit.models[1:]:
+        site = SiteName(model.site)
+        if (site.block or 0) >= blocks:
+            fault = f"the model has {blocks} blocks"
+        elif _share_before(layout, work, site, model.tokens) > 1 - 1e-9:
+            fault = "nothing runs behind it"
+        else:
+            continue
+        raise UsageError(f"is damaged: {model.name} has its step at {site}; {fault}", where=where)
 
 
 def source_digest(path: str | Path) -> str:
@@ -193,9 +235,7 @@ def curve_and_steps(
     stem = dense.ms * work.stem / whole
 
     def before(model: KitModel, tokens: int) -> float:
-        """Share of FLOPs before the step."""
-        names = _before(layout, SiteName(model.site))
-        return sum(work.of(s, tokens) for s in names) / max(work.total(tokens), 1.0)
+        return _share_before(layout, work, SiteName(model.site), tokens)
 
     def early(model: KitModel) -> float:
         return stem + (dense.ms - stem) * before(model, kit.tokens)
@@ -220,6 +260,12 @@ def curve_and_steps(
         steps.setdefault(model.method, []).append((kit.tokens, model.tokens, found))
     keys = {m.text: m.key for m in methods}
     return curve, {keys[k]: StepCost(tuple(sorted(v))) for k, v in steps.items() if k in keys}
+
+
+def _share_before(layout: Layout, work: Work, site: SiteName, tokens: int) -> float:
+    """Share of FLOPs before a step, where all carries that many tokens."""
+    names = _before(layout, site)
+    return sum(work.of(s, tokens) for s in names) / max(work.total(tokens), 1.0)
 
 
 def _before(layout: Layout, site: SiteName) -> list[str]:

@@ -62,6 +62,7 @@ def test_the_loop(tcompile: Command, vit: Path, version: str, tmp_path: Path) ->
     given = calls(tmp_path / "bin")
     assert len(given) == 4 + 3 * 4  # built once, measured in three rounds
     assert all("--minShapes=image:1x3x32x32" in each for each in given[:4])
+    assert all("--shapes=image:1x3x32x32" in each for each in given[4:])
     assert all(("--useCudaGraph" in each) == version.startswith("10") for each in given[4:])
     document = json.loads(Path("kit/measured.json").read_text())
     assert [len(r) for r in document["rounds"].values()] == [3] * 4
@@ -89,6 +90,40 @@ def test_the_loop(tcompile: Command, vit: Path, version: str, tmp_path: Path) ->
     assert "from: measured, Jetson AGX Orin 64 GB, TensorRT, trtexec on the device" in report
 
 
+def on_board(folder: Path, name: str, script: str = "kit/measure.sh") -> None:
+    """Let a script take a file for what tells the board."""
+    (folder / "model").write_bytes(name.encode() + b"\0")
+    text = Path(script).read_text()
+    Path(script).write_text(text.replace("/proc/device-tree/model", str(folder / "model")))
+
+
+def test_a_kit_that_was_measured_on_another_board_starts_anew(
+    tcompile: Command, vit: Path, tmp_path: Path
+) -> None:
+    """Engines and timings stay on one kind of board only; a note tells of one that is not the
+    target's."""
+    printed(tcompile(*PROFILE, "--kit", "kit", "--method", "topk", "--counts", "9"))
+    (tmp_path / "bin").mkdir()
+    trtexec = fake_trtexec(tmp_path / "bin", "10.3.0")
+    for board, built in (
+        ("NVIDIA Jetson AGX Orin Developer Kit", True),
+        ("NVIDIA Jetson AGX Orin Developer Kit", False),
+        ("NVIDIA Orin NX Developer Kit", True),
+    ):
+        Path("kit/engine").mkdir(exist_ok=True)
+        stale = Path("kit/engine/timing.trt10.2.cache")
+        if built:
+            stale.touch()
+        on_board(tmp_path, board)
+        done = measure(trtexec)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("building") == (3 if built else 0)
+        assert not stale.exists()
+        assert json.loads(Path("kit/measured.json").read_text())["board"] == board
+        made = tcompile(*PROFILE, "--import", "kit/measured.json", "-o", "orin.json")
+        assert ("does not look like the target" in printed(made) + made.err) == ("NX" in board)
+
+
 def test_what_goes_wrong_on_the_device(tcompile: Command, vit: Path, tmp_path: Path) -> None:
     printed(tcompile(*PROFILE, "--kit", "kit", "--method", "topk", "--counts", "9"))
     (tmp_path / "bin").mkdir()
@@ -110,6 +145,7 @@ def test_what_goes_wrong_on_the_device(tcompile: Command, vit: Path, tmp_path: P
         (("--target", "cpu"), "a kit is measured with trtexec, on a Jetson; cpu is not one"),
         (("--precision", "int8"), "jetson-agx-orin is not profiled in int8"),
         (("--counts", "17"), "17 is not between the prefix, 1, and the model's 17 tokens"),
+        (("--method", "topk", "--counts", "16"), "--counts: 16 gives topk one model only, and a"),
         (("--counts", "a"), "'a' is not a list of numbers"),
         (("--modelled",), "and --modelled are not for one command"),
         (("--method", "tome"), "no method here may keep any number of tokens in one step"),

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tcompile.analysis.flops import node_flops
+from tcompile.api.imports import fits_board
 from tcompile.core.errors import UsageError
 from tcompile.methods.method import Method
 from tcompile.passes.stages import Analysed
@@ -21,6 +22,7 @@ from tcompile.profiling.kit import (
     Kit,
     KitModel,
     Measured,
+    check_sites,
     curve_and_steps,
     is_measured,
     read_measured,
@@ -123,7 +125,11 @@ def test_a_device_whose_parts_are_known(model: Analysed, site: str) -> None:
 
 def document(model: Analysed) -> dict[str, Any]:
     tokens = model.analysis.shape.tokens
-    models = [KitModel(DENSE, tokens), KitModel("topk-20", 20, "topk", "attn:0")]
+    models = [
+        KitModel(DENSE, tokens),
+        KitModel("topk-30", 30, "topk", "attn:0"),
+        KitModel("topk-20", 20, "topk", "attn:0"),
+    ]
     measured = measured_of(model, [method(model, "topk")], models)
     plain = json.loads(json.dumps(asdict(measured)))
     return {"format": FORMAT, "version": VERSION, **plain}
@@ -147,14 +153,29 @@ def test_a_file_is_read(model: Analysed, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("title", "board", "fits"),
+    [
+        ("Jetson AGX Orin 64 GB", "NVIDIA Jetson AGX Orin Developer Kit", True),
+        ("Jetson AGX Thor (T5000)", "NVIDIA Jetson AGX Thor Developer Kit", True),
+        ("Jetson Orin Nano 8 GB before the Super mode", "NVIDIA Orin Nano Developer Kit", True),
+        ("Jetson Orin NX 16 GB", "NVIDIA Jetson AGX Orin Developer Kit", False),
+        ("Jetson AGX Orin 64 GB", "NVIDIA Jetson Orin NX Engineering Reference", False),
+        ("Jetson Orin NX 16 GB", "", True),
+    ],
+)
+def test_a_board_fits_the_target(title: str, board: str, fits: bool) -> None:
+    assert fits_board(title, board) == fits
+
+
+@pytest.mark.parametrize(
     ("change", "says"),
     [
         ({"version": 2}, "is of version 2, this is 1"),
         ({"tensorrt": "ten"}, "is damaged"),
         ({"board": 7}, "is damaged"),
-        ({"rounds": {DENSE: [[1.0]]}}, "has no times of topk-20"),
-        ({"rounds": {DENSE: [[1.0]], "topk-20": [[]]}}, "has no times of topk-20"),
-        ({"rounds": {DENSE: [[1.0]], "topk-20": [[-1.0]]}}, "times of topk-20 that are none"),
+        ({"rounds": {DENSE: [[1.0]]}}, "has no times of topk-30"),
+        ({"rounds": {DENSE: [[1.0]], "topk-30": [[]]}}, "has no times of topk-30"),
+        ({"rounds": {DENSE: [[1.0]], "topk-30": [[-1.0]]}}, "times of topk-30 that are none"),
         ({"format": "other"}, "is not what a kit's script writes"),
     ],
 )
@@ -165,3 +186,49 @@ def test_what_is_damaged_is_refused(
     path.write_text(json.dumps({**document(model), **change}))
     with pytest.raises(UsageError, match=says):
         read_measured(path)
+
+
+@pytest.mark.parametrize(
+    ("kept", "change", "says"),
+    [
+        (0, {}, "its first model is not the dense one, of 37 tokens"),
+        (1, {}, "it has fewer than two models of topk with a step"),
+        (2, {}, "it has fewer than two models of topk with a step"),
+        (3, {"tokens": 30}, "it has fewer than two models of topk with a step"),
+        (3, {"tokens": -5}, "topk-20 has -5 tokens, which is not between the prefix, 1, and"),
+        (3, {"tokens": 37}, "topk-20 has 37 tokens"),
+        (3, {"site": "nonsense"}, "topk-20 has its step at 'nonsense', which is not a site"),
+        (3, {"site": "attn:x"}, "at 'attn:x', which is not a site"),
+        (3, {"site": "attn:-1"}, "at 'attn:-1', which is not a site"),
+        (3, {"site": "output"}, "at 'output', which is not a site"),
+        (3, {"method": ""}, "which is not a site"),
+        (3, {"method": "tome"}, "it has fewer than two models of topk with a step"),
+    ],
+)
+def test_a_kit_that_gives_no_curve_is_refused(
+    model: Analysed, tmp_path: Path, kept: int, change: dict[str, Any], says: str
+) -> None:
+    path = tmp_path / "measured.json"
+    told = document(model)
+    told["kit"]["models"][-1].update(change)
+    del told["kit"]["models"][kept:]
+    path.write_text(json.dumps(told))
+    with pytest.raises(UsageError, match=f"measured.json: is damaged: .*{says}"):
+        read_measured(path)
+
+
+@pytest.mark.parametrize(("site", "says"), [("attn:99", "the model has 3 blocks"), ("block:2", "")])
+def test_a_step_at_a_block_that_is_not_there(model: Analysed, site: str, says: str) -> None:
+    methods = [method(model, "topk")]
+    models = [KitModel(DENSE, 37), KitModel("topk-30", 30, "topk", site)]
+    kit = replace(measured_of(model, methods, models[:1]).kit, models=tuple(models))
+    measured = Measured(kit, "100300", "", "", "", {})
+    found = structures(model.graph, model.analysis, methods)
+    work = Work.of_model(model.graph, found, methods[0])
+    layout = layout_of(model.graph, methods[0])
+    if not says:  # the head is behind it
+        check_sites(measured, layout, work, "m.json")
+        work = replace(work, found=replace(found, heads={}))
+        says = "nothing runs behind it"
+    with pytest.raises(UsageError, match=f"m.json: is damaged: topk-30 .* at {site}; {says}"):
+        check_sites(measured, layout, work, "m.json")

@@ -57,7 +57,12 @@ def test_a_jetson_bundle_has_the_sizes_everywhere(
     for text in texts:
         assert " ".join(shapes) in text
     words = f"batches of {expected[0]} to {expected[2]}, and is tuned for {expected[1]}"
-    assert words in (folder / "README.txt").read_text()
+    readme = (folder / "README.txt").read_text()
+    assert words in readme
+    # trtexec takes 1 for a free dim, unless it is told.
+    measuring = [line for line in readme.splitlines() if "--exportTimes" in line]
+    assert len(measuring) == 2
+    assert all(f" --shapes=image:{expected[1]}x3x32x32 " in line for line in measuring)
     manifest = load_artifact(folder).manifest
     assert manifest.batch_sizes == BatchEntry(*expected)
     assert manifest.batch_sizes.words in render(manifest)

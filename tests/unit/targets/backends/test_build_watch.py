@@ -6,13 +6,19 @@ import os
 import signal
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tcompile.core import interrupt
 from tcompile.targets.backends import rtx, trt_common
-from tcompile.targets.backends.build_watch import BuildWatch, timing_cache
+from tcompile.targets.backends.build_watch import (
+    BuildWatch,
+    load_timings,
+    save_timings,
+    timing_cache,
+)
 from tests.support.tiny_vit import VitSpec, save_tiny_vit
 
 trt = pytest.importorskip("tensorrt_rtx")
@@ -71,6 +77,41 @@ def test_timings_are_kept_for_the_next_build(
     assert list(path.parent.iterdir()) == [path]
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert timing_cache("10.3.0").name == "tensorrt-10.3.0.cache"
+
+
+class Config:
+    """The part of a builder configuration that keeps timings: a cache fits if it says so."""
+
+    def __init__(self) -> None:
+        self.cache: Any = None
+
+    def create_timing_cache(self, data: bytes) -> Any:
+        return None if data == b"damaged" else SimpleNamespace(serialize=lambda: data)
+
+    def set_timing_cache(self, cache: Any, ignore_mismatch: bool) -> bool:
+        fits = ignore_mismatch or cache.serialize() in (b"", b"mine")
+        self.cache = cache if fits else self.cache
+        return fits
+
+    def get_timing_cache(self) -> Any:
+        return self.cache
+
+
+@pytest.mark.parametrize(
+    ("data", "used"), [(b"mine", b"mine"), (b"another GPU's", b""), (b"damaged", b""), (None, b"")]
+)
+def test_timings_of_another_gpu_are_left_out(
+    tmp_path: Path, data: bytes | None, used: bytes
+) -> None:
+    path = tmp_path / "timings"
+    if data is not None:
+        path.write_bytes(data)
+    config = Config()
+    load_timings(config, path)
+    assert config.cache.serialize() == used
+    save_timings(config, path)
+    assert path.read_bytes() == used
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_phase_that_was_never_begun_is_no_fault() -> None:

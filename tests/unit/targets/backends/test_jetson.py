@@ -53,6 +53,7 @@ def test_a_fixed_batch_needs_no_shapes(tmp_path: Path) -> None:
     lines = commands(tmp_path)
     assert list(lines) == ["7.0", "7.1", "7.2", "7.2.1", "7.2.2"]
     assert not any("Shapes" in line for line in lines.values())
+    assert "--shapes" not in (tmp_path / "README.txt").read_text()
 
 
 def program_with(folder: Path, banner: str) -> Path:
@@ -106,7 +107,7 @@ def test_the_script_picks_by_version(
         ("[TensorRT v8602]", "10.3 or newer (JetPack 6.1 or newer)"),
         ("[TensorRT v100000]", "10.3 or newer (JetPack 6.1 or newer)"),
         ("[TensorRT v100200]", "10.3 or newer (JetPack 6.1 or newer)"),
-        ("hello", "cannot tell the TensorRT version"),
+        ("no libnvinfer.so.10", "no libnvinfer.so.10\ncannot tell the TensorRT version"),
     ],
 )
 def test_the_script_says_what_is_wrong(bundle: Path, banner: str, reason: str) -> None:
@@ -138,7 +139,24 @@ def test_a_build_that_fails_leaves_no_half_engine(bundle: Path, tmp_path: Path, 
     )
     trtexec.chmod(0o755)
     assert run_script(bundle, trtexec).returncode != 0
-    assert list((bundle / "engine").iterdir()) == []
+    assert [p.name for p in (bundle / "engine").iterdir()] == ["board"]
+
+
+def test_timings_of_another_board_are_left_out(bundle: Path, tmp_path: Path) -> None:
+    model = tmp_path / "board-model"
+    script = bundle / "build_engine.sh"
+    script.write_text(script.read_text().replace("/proc/device-tree/model", str(model)))
+    trtexec = program_with(tmp_path, "[TensorRT v100300]")
+    timings = bundle / "engine/timing.trt10.3.cache"
+    (bundle / "engine").mkdir()
+    timings.touch()  # not told by which board
+    for board, kept in ((b"Jetson AGX Orin\0", 0), (b"Jetson AGX Orin\0", 1), (b"Orin NX", 0)):
+        model.write_bytes(board)
+        assert run_script(bundle, trtexec).returncode == 0
+        assert timings.exists() == kept
+        timings.touch()
+    assert (bundle / "engine/board").read_text() == "OrinNX\n"
+    assert jetson.made_on_device(bundle, "engine/board")
 
 
 def test_a_free_axis_other_than_the_batch_is_refused() -> None:
