@@ -9,6 +9,7 @@ from tcompile.targets.backends.jetson_texts import (
     BOARD,
     BOARD_FILE,
     FIND,
+    LOCATE,
     MEASURE,
     number,
     version_test,
@@ -44,7 +45,7 @@ def measure_script(
 # Each is measured for SECONDS_EACH=2 in a round. TRTEXEC=/path/to/trtexec chooses another trtexec.
 # Lock the clocks before: sudo nvpmodel -m 0; sudo jetson_clocks
 set -eu
-cd "$(dirname "$0")"
+{LOCATE}cd "$(dirname "$0")"
 
 {FIND}
 if [ "$number" -lt {number(oldest)} ]; then

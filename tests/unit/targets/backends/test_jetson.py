@@ -120,6 +120,29 @@ def test_the_script_says_what_is_wrong(bundle: Path, banner: str, reason: str) -
     assert "no trtexec" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("given", "path"), [("trtexec", "bin"), ("", "bin"), ("bin/trtexec", ""), ("./bin/trtexec", "")]
+)
+def test_trtexec_is_found_from_where_one_stands(
+    bundle: Path, tmp_path_factory: pytest.TempPathFactory, given: str, path: str
+) -> None:
+    """By its name on PATH, and by a path, relative to the folder of the caller."""
+    here = tmp_path_factory.mktemp("here")
+    (here / "bin").mkdir()
+    program_with(here / "bin", "[TensorRT v100300]")
+    (here / "trtexec").mkdir()  # a folder is no program
+    done = subprocess.run(
+        ["sh", str(bundle / "build_engine.sh")],
+        env={"PATH": f"{path}:/usr/bin:/bin" if path else "/usr/bin:/bin", "TRTEXEC": given},
+        cwd=here,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "engine/model.trt10.3.engine"
+
+
 def test_thor_needs_what_its_first_jetpack_has(tmp_path: Path) -> None:
     path = save(attention_blocks(depth=1), tmp_path)
     emit(path, tmp_path, target=load_target("jetson-agx-thor"), precision="fp16")
