@@ -173,6 +173,7 @@ trap 'exit 130' INT TERM HUP
     --saveEngine="$engine.part" --timingCacheFile="engine/timing.trt$major.$minor.cache" \\
     --exportLayerInfo="engine/model.trt$major.$minor.layers.json" \\
     $typed{flag} --skipInference "$@"
+rm -f "$engine{DIGEST}"
 mv "$engine.part" "$engine"
 # `tcompile verify` tells by it that the engine is whole, and made here.
 sha256sum "$engine" > "$engine{DIGEST}" || rm -f "$engine{DIGEST}"

@@ -182,6 +182,28 @@ def test_timings_of_another_board_are_left_out(bundle: Path, tmp_path: Path) -> 
     assert jetson.made_on_device(bundle, "engine/board")
 
 
+def test_a_build_that_is_killed_leaves_nothing_that_is_in_the_way(
+    bundle: Path, tmp_path: Path
+) -> None:
+    """Neither a half engine, nor a digest of another one."""
+    name = "engine/model.trt10.3.engine"
+    trtexec = program_with(tmp_path, "[TensorRT v100300]")
+    assert run_script(bundle, trtexec).returncode == 0
+    text = trtexec.read_text()
+    trtexec.write_text(text + "kill -KILL $PPID\n")
+    assert run_script(bundle, trtexec).returncode != 0
+    assert jetson.made_on_device(bundle, f"{name}.part")
+    assert not jetson.made_on_device(bundle, f"{name}.part", listed=True)
+    assert not jetson.made_on_device(bundle, "engine/other.part")
+    assert jetson.made_on_device(bundle, name)  # still the one before
+    trtexec.write_text(text)
+    script = bundle / "build_engine.sh"
+    script.write_text(script.read_text().replace("sha256sum", "kill -KILL $$; sha256sum"))
+    assert run_script(bundle, trtexec).returncode != 0
+    assert jetson.made_on_device(bundle, name)
+    assert not (bundle / f"{name}.sha256").exists()
+
+
 def test_a_free_axis_other_than_the_batch_is_refused() -> None:
     with pytest.raises(ModelError, match="'x' has a free axis"):
         jetson.shape_flags((TensorInfo("x", "float32", ("b", "n", 4)),), Batch())
