@@ -223,6 +223,8 @@ def _copy_sources(directory: Path) -> Iterator[str]:
 #: Files that the script and the commands of the README write into the bundle, on the device.
 _ENGINE = re.compile(r"engine/model\.trt\d+\.\d+\.engine")
 _LAYERS = re.compile(r"engine/model\.trt\d+\.\d+\.layers\.json")
+#: A build that was killed leaves it; nothing reads it, and the next build removes it.
+_PART = re.compile(rf"{_ENGINE.pattern}\.part")
 #: trtexec leaves a lock beside the cache where it is stopped.
 _TIMINGS = re.compile(r"engine/timing\.trt\d+\.\d+\.cache(\.lock)?")
 
@@ -245,7 +247,7 @@ def made_on_device(folder: Path, name: str, *, listed: bool = False) -> bool:
         return False
     if name in (PLUGINS, BARE):
         return not listed
-    if name == BOARD_FILE:
+    if name == BOARD_FILE or _PART.fullmatch(name):
         return not listed
     if _TIMINGS.fullmatch(name):
         return True

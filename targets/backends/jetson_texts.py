@@ -33,15 +33,19 @@ _HEAD = """\
 #!/bin/sh
 # {what}
 set -eu
-cd "$(dirname "$0")"
+{first}cd "$(dirname "$0")"
 
 """
-#: Finds trtexec and its version. The first line it prints reads '... [TensorRT v100300] ...': two
+#: Finds trtexec, while the folder is still the caller's: TRTEXEC is a path or a name on PATH.
+LOCATE = """\
+trtexec=$(command -v "${TRTEXEC:-trtexec}" || echo "${TRTEXEC:-/usr/src/tensorrt/bin/trtexec}")
+case "$trtexec" in /*) ;; *) trtexec=$PWD/$trtexec ;; esac
+"""
+#: Sees to its version. The first line it prints reads '... [TensorRT v100300] ...': two
 #: digits each from version 10 on.
 FIND = """\
-trtexec=${TRTEXEC:-$(command -v trtexec || echo /usr/src/tensorrt/bin/trtexec)}
-if ! [ -x "$trtexec" ]; then
-    echo "no trtexec found: install it with 'sudo apt install libnvinfer-bin', or set TRTEXEC" >&2
+if ! [ -f "$trtexec" ] || ! [ -x "$trtexec" ]; then
+    echo "no trtexec at $trtexec: sudo apt install libnvinfer-bin, or set TRTEXEC" >&2
     exit 2
 fi
 told=$("$trtexec" --help 2>&1 || true)
@@ -150,7 +154,8 @@ def build_script(
         what=f"Builds engine/model.trtX.Y.engine from {model} with the TensorRT of this Jetson.\n"
         "# Further arguments go to trtexec as they are. TRTEXEC=/path/to/trtexec chooses another\n"
         "# one. A second build is faster: what kernels took is in engine/timing.trtX.Y.cache,\n"
-        "# for the kind of board in engine/board."
+        "# for the kind of board in engine/board.",
+        first=LOCATE,
     )
     return f"""\
 {head}{_NO_DLA.format(why_no_dla())}{FIND}
@@ -168,6 +173,7 @@ trap 'exit 130' INT TERM HUP
     --saveEngine="$engine.part" --timingCacheFile="engine/timing.trt$major.$minor.cache" \\
     --exportLayerInfo="engine/model.trt$major.$minor.layers.json" \\
     $typed{flag} --skipInference "$@"
+rm -f "$engine{DIGEST}"
 mv "$engine.part" "$engine"
 # `tcompile verify` tells by it that the engine is whole, and made here.
 sha256sum "$engine" > "$engine{DIGEST}" || rm -f "$engine{DIGEST}"
@@ -181,7 +187,8 @@ def check_script() -> str:
         _HEAD.format(
             what="Runs the engine on the inputs in checks/ and compares with what it should give.\n"
             "# sh check.sh --onnx runs model.onnx in ONNX Runtime instead, on any machine.\n"
-            "# Exit codes: 0 as it should be; 1 an output is not; 2 it cannot be run."
+            "# Exit codes: 0 as it should be; 1 an output is not; 2 it cannot be run.",
+            first="",
         )
         + """\
 python=${PYTHON:-python3}
@@ -200,7 +207,8 @@ def plugin_script(target: Target) -> str:
     return (
         _HEAD.format(
             what=f"Builds {PLUGINS} from {SOURCES}, with CMake 3.24 or newer and nvcc.\n"
-            "# Further arguments go to cmake: -DTENSORRT_ROOT=DIR names where TensorRT lies."
+            "# Further arguments go to cmake: -DTENSORRT_ROOT=DIR names where TensorRT lies.",
+            first="",
         )
         + f"""\
 PATH=$PATH:/usr/local/cuda/bin

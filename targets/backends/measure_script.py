@@ -9,6 +9,7 @@ from tcompile.targets.backends.jetson_texts import (
     BOARD,
     BOARD_FILE,
     FIND,
+    LOCATE,
     MEASURE,
     number,
     version_test,
@@ -44,7 +45,7 @@ def measure_script(
 # Each is measured for SECONDS_EACH=2 in a round. TRTEXEC=/path/to/trtexec chooses another trtexec.
 # Lock the clocks before: sudo nvpmodel -m 0; sudo jetson_clocks
 set -eu
-cd "$(dirname "$0")"
+{LOCATE}cd "$(dirname "$0")"
 
 {FIND}
 if [ "$number" -lt {number(oldest)} ]; then
@@ -89,13 +90,13 @@ while [ $round -le {ROUNDS} ]; do
 done
 
 plain() {{ tr -d '\\000-\\037"\\\\'; }}
-board=$(plain < /proc/device-tree/model 2> /dev/null || true)
+model=$(cat /proc/device-tree/model 2> /dev/null | plain || true)
 power=$(nvpmodel -q 2> /dev/null | sed -n 's/^NV Power Mode: //p' | plain || true)
 {{
     printf '%s' '{head}'
     cat {KIT}
     printf ', "tensorrt": "%s", "board": "%s", "power_mode": "%s", "date": "%s", "rounds": {{' \\
-        "$number" "$board" "$power" "$(date -u +%Y-%m-%dT%H:%M:%S+00:00)"
+        "$number" "$model" "$power" "$(date -u +%Y-%m-%dT%H:%M:%S+00:00)"
     comma=
     for name in $names; do
         printf '%s\\n"%s": [' "$comma" $name

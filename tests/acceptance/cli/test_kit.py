@@ -59,6 +59,7 @@ def test_the_loop(tcompile: Command, vit: Path, version: str, tmp_path: Path) ->
     trtexec = fake_trtexec(tmp_path / "bin", version)
     done = measure(trtexec)
     assert done.returncode == 0, done.stderr
+    assert done.stderr == ""  # also where nothing tells the board
     given = calls(tmp_path / "bin")
     assert len(given) == 4 + 3 * 4  # built once, measured in three rounds
     assert all("--minShapes=image:1x3x32x32" in each for each in given[:4])

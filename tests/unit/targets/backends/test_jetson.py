@@ -120,6 +120,29 @@ def test_the_script_says_what_is_wrong(bundle: Path, banner: str, reason: str) -
     assert "no trtexec" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("given", "path"), [("trtexec", "bin"), ("", "bin"), ("bin/trtexec", ""), ("./bin/trtexec", "")]
+)
+def test_trtexec_is_found_from_where_one_stands(
+    bundle: Path, tmp_path_factory: pytest.TempPathFactory, given: str, path: str
+) -> None:
+    """By its name on PATH, and by a path, relative to the folder of the caller."""
+    here = tmp_path_factory.mktemp("here")
+    (here / "bin").mkdir()
+    program_with(here / "bin", "[TensorRT v100300]")
+    (here / "trtexec").mkdir()  # a folder is no program
+    done = subprocess.run(
+        ["sh", str(bundle / "build_engine.sh")],
+        env={"PATH": f"{path}:/usr/bin:/bin" if path else "/usr/bin:/bin", "TRTEXEC": given},
+        cwd=here,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "engine/model.trt10.3.engine"
+
+
 def test_thor_needs_what_its_first_jetpack_has(tmp_path: Path) -> None:
     path = save(attention_blocks(depth=1), tmp_path)
     emit(path, tmp_path, target=load_target("jetson-agx-thor"), precision="fp16")
@@ -157,6 +180,28 @@ def test_timings_of_another_board_are_left_out(bundle: Path, tmp_path: Path) -> 
         timings.touch()
     assert (bundle / "engine/board").read_text() == "OrinNX\n"
     assert jetson.made_on_device(bundle, "engine/board")
+
+
+def test_a_build_that_is_killed_leaves_nothing_that_is_in_the_way(
+    bundle: Path, tmp_path: Path
+) -> None:
+    """Neither a half engine, nor a digest of another one."""
+    name = "engine/model.trt10.3.engine"
+    trtexec = program_with(tmp_path, "[TensorRT v100300]")
+    assert run_script(bundle, trtexec).returncode == 0
+    text = trtexec.read_text()
+    trtexec.write_text(text + "kill -KILL $PPID\n")
+    assert run_script(bundle, trtexec).returncode != 0
+    assert jetson.made_on_device(bundle, f"{name}.part")
+    assert not jetson.made_on_device(bundle, f"{name}.part", listed=True)
+    assert not jetson.made_on_device(bundle, "engine/other.part")
+    assert jetson.made_on_device(bundle, name)  # still the one before
+    trtexec.write_text(text)
+    script = bundle / "build_engine.sh"
+    script.write_text(script.read_text().replace("sha256sum", "kill -KILL $$; sha256sum"))
+    assert run_script(bundle, trtexec).returncode != 0
+    assert jetson.made_on_device(bundle, name)
+    assert not (bundle / f"{name}.sha256").exists()
 
 
 def test_a_free_axis_other_than_the_batch_is_refused() -> None:
