@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from html import escape
 from typing import Any
 
 from tcompile.analysis.memory import size_words
@@ -261,6 +262,8 @@ def _fidelity(fidelity: Fidelity | None) -> str:
     if fidelity is None:
         return "Not looked at; `tcompile verify` does."
     head, rows = fidelity_table(fidelity)
+    # A file may be called anything, and Markdown takes HTML as it is.
+    rows = [[escape(cell).replace("|", "&#124;") for cell in row] for row in rows]
     notes = fidelity_notes(fidelity)
     return "\n\n".join(
         [f"On {fidelity.data}.", table(head, rows), *(f"{n[0].upper()}{n[1:]}." for n in notes)]

@@ -310,3 +310,9 @@ def test_a_source_that_is_not_a_model_is_one_line(tmp_path: Path) -> None:
     assert source(text, digest) == DenseModel(Path(text), True)
     with pytest.raises(ModelError, match=r"text: not an ONNX file, or truncated"):
         verify(made)
+
+
+def test_names_of_files_are_text_in_the_report(tmp_path: Path) -> None:
+    found = (OutputFidelity("logits", "all", 0.99, 0.98, worst="<img|x>.png"),)
+    page = render(replace(full(tmp_path), fidelity=Fidelity("8 images", 8, found)))
+    assert "| &lt;img&#124;x&gt;.png |" in page

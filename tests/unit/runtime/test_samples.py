@@ -202,3 +202,8 @@ def test_images_are_prepared_as_the_model_says(tmp_path: Path) -> None:
     empty.mkdir()
     with pytest.raises(UsageError, match="no images"):
         samples_for(described, empty)
+
+
+def test_a_name_that_is_no_text_can_be_shown() -> None:
+    samples = Samples({"x": np.zeros((1, 1))}, "a folder", True, ids=("in/\udcff.png",))
+    assert samples.name_of(0) == "\ufffd.png"
