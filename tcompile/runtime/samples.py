@@ -74,8 +74,8 @@ class Samples:
         return replace(self, arrays=arrays, source=source, ids=self.ids[:count], labels=labels)
 
     def name_of(self, row: int) -> str:
-        """A sample by its file's name, or by its number among the others, from 1 on; bytes of a name
-        that are no UTF-8 are replaced."""
+        """A sample by its file's name, or by its number among the others, from 1 on; bytes of a
+        name that are no UTF-8 are replaced."""
         if not self.ids:
             return f"sample {row + 1}"
         return Path(self.ids[row]).name.encode("utf-8", "surrogateescape").decode(errors="replace")

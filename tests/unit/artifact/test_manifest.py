@@ -312,7 +312,7 @@ def test_a_source_that_is_not_a_model_is_one_line(tmp_path: Path) -> None:
         verify(made)
 
 
-def test_names_of_files_are_text_in_the_report(tmp_path: Path) -> None:
+def test_names_of_files_are_text_in_the_report(full: Manifest) -> None:
     found = (OutputFidelity("logits", "all", 0.99, 0.98, worst="<img|x>.png"),)
-    page = render(replace(full(tmp_path), fidelity=Fidelity("8 images", 8, found)))
+    page = render(replace(full, fidelity=Fidelity("8 images", 8, found)))
     assert "| &lt;img&#124;x&gt;.png |" in page
