@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
@@ -22,14 +23,18 @@ class BuildWatch:
     Args:
         trt: `tensorrt` or `tensorrt_rtx`.
         progress: is told the innermost phase and its steps.
+        interrupted: tells whether Ctrl-C was caught elsewhere, such as in the logger.
 
     Attributes:
         native: for `IBuilderConfig.progress_monitor`. It must live as long as the build.
         stopped: whether Ctrl-C ended the build.
     """
 
-    def __init__(self, trt: ModuleType, progress: Progress) -> None:
+    def __init__(
+        self, trt: ModuleType, progress: Progress, interrupted: Callable[[], bool] = lambda: False
+    ) -> None:
         self.stopped = False
+        self._interrupted = interrupted
         self._steps: dict[str, int] = {}
         self._progress = progress
         watch = self
@@ -58,7 +63,7 @@ class BuildWatch:
             self._progress(f"building the engine: {phase}, {step} of {total}")
         except KeyboardInterrupt:
             self.stopped = True
-        self.stopped = self.stopped or received() is not None
+        self.stopped = self.stopped or self._interrupted() or received() is not None
         return not self.stopped
 
     def finish(self, phase: str) -> None:

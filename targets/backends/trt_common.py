@@ -10,7 +10,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -67,7 +67,8 @@ def build_plan(
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace << 20)
     if timings is not None:
         load_timings(config, timings)
-    watch = BuildWatch(trt, progress)
+    log.interrupted = False
+    watch = BuildWatch(trt, progress, lambda: log.interrupted)
     config.progress_monitor = watch.native
     configure(config)
     profile = _profile(builder, network, batch or Batch(), model_path)
@@ -75,7 +76,7 @@ def build_plan(
         config.add_optimization_profile(profile)
     plan = builder.build_serialized_network(network, config)
     checkpoint()
-    if watch.stopped:
+    if watch.stopped or log.interrupted:
         raise KeyboardInterrupt
     if plan is None:
         raise EngineError(title(trt), _last(log), where=str(model_path))
@@ -215,6 +216,8 @@ class _Log:
 
     def __init__(self, trt: ModuleType) -> None:
         self.recent_errors: list[str] = []
+        self.interrupted = False
+        outer = self
         levels = {
             trt.ILogger.INTERNAL_ERROR: logging.ERROR,
             trt.ILogger.ERROR: logging.ERROR,
@@ -230,14 +233,16 @@ class _Log:
                 trt.ILogger.__init__(self)
 
             def log(self, severity: Any, message: str) -> None:
-                level = levels.get(severity, logging.DEBUG)
-                if level >= logging.ERROR:
-                    remember.append(" ".join(message.split()))
-                    level = logging.DEBUG  # the exception we raise carries it
-                # TensorRT would print an exception from here and go on; Ctrl-C is not lost: our
-                # handler has noted it, and `build_plan` asks.
-                with suppress(KeyboardInterrupt):
+                # TensorRT would print an exception from here and go on; Ctrl-C is noted, and
+                # `build_plan` asks.
+                try:
+                    level = levels.get(severity, logging.DEBUG)
+                    if level >= logging.ERROR:
+                        remember.append(" ".join(message.split()))
+                        level = logging.DEBUG  # the exception we raise carries it
                     logger.log(level, "%s", message)
+                except KeyboardInterrupt:
+                    outer.interrupted = True
 
         self.native = Bridge()
 

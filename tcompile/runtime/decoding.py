@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tcompile.core.errors import UsageError
+from tcompile.core.machine import usable_cores
 from tcompile.core.model_files import TensorInfo
 from tcompile.data.base import ArrayItem, ImageItem, Source, Unreadable
 from tcompile.models.images import ImageError
@@ -49,7 +49,7 @@ def decoded(
     Raises:
         UsageError: the model takes no images, or does not say how they are prepared.
     """
-    threads = min(_THREADS, _cores())
+    threads = min(_THREADS, usable_cores())
     waiting: deque[tuple[ImageItem | ArrayItem, Future[Array] | None]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
         try:
@@ -88,12 +88,6 @@ def _row(model: Signature, item: ImageItem) -> Array:
         if isinstance(item.image, Path):
             raise
         raise ImageError(error.what, where=item.id, hint=error.hint) from error
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # not on Windows and macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def prepared_image(model: Signature, image: str | Path | bytes | Image.Image) -> Array:

@@ -19,7 +19,10 @@ from tcompile.targets import load_target
 from tcompile.targets.backends.base import BatchSizes
 
 #: Options of the command that are no part of a request.
-OTHERS = ("model", "target", "precision", "token_ops", "output", "force", "refine", "keep_failed")
+OTHERS = (
+    *("model", "target", "precision", "token_ops", "output", "force", "refine", "keep_failed"),
+    "workspace",
+)
 SIZES = ("min_batch", "opt_batch", "max_batch", "dump", "as_json")
 
 
@@ -45,7 +48,7 @@ def job(asked: dict[str, Any], target: str = "cpu", **more: Any) -> Job:
         (
             "jetson-orin",
             {"keep": 0.5, "shapes": {"image": ("n", 3, 32, 32)}, "batch": 2},
-            {"batches": BatchSizes(1, 2, 4, 2), "refine": True},
+            {"batches": BatchSizes(1, 2, 4, 2), "refine": True, "workspace": 512},
         ),
     ],
 )
@@ -59,7 +62,7 @@ def test_typed_again_it_asks_for_the_same(
     assert options["model"] == Path("my model.onnx")
     assert load_target(options["target"]) == made.target
     assert (options["precision"] or made.target.default_precision) == made.precision
-    for name in ("force", "refine", "keep_failed"):
+    for name in ("force", "refine", "keep_failed", "workspace"):
         assert options[name] == getattr(made, name)
     sizes = {f"--{n.replace('_', '-')}": options[n] for n in SIZES[:3] if options[n] is not None}
     assert sizes == dict(made.batches.asked)
