@@ -242,6 +242,7 @@ ELSEWHERE = {
     "--token-ops native, the default, needs no library": "needs a toolkit",
     "name the architecture: --arch 87 for Jetson Orin": "needs a toolkit",
     "export it with a free batch: tcompile export --batch dynamic": "tests/unit/models",
+    "build it with --min-batch 1, of an export with --batch dynamic or 1": "test_serving.py",
     "give their numbers, in labels.csv or a list with rows file,number; or do without, "
     "--no-labels": "tests/acceptance/cli/test_evaluate.py",
     "give it as --against": "tests/unit/api/test_verify.py, test_evaluate.py",
