@@ -41,7 +41,9 @@ def lines() -> list[str]:
     for target in list_targets():
         if target.runtime == "jetson":
             texts.append(
-                jetson_texts.readme(target, [], "TensorRT 10.3", plugins=False, batches="")
+                jetson_texts.readme(
+                    target, [], "TensorRT 10.3", plugins=False, batches="", shapes=()
+                )
             )
     return [
         line.strip() for text in texts for line in re.findall(r"^ +(docker run .*)$", text, re.M)

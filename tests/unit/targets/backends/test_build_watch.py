@@ -49,8 +49,12 @@ def test_ctrl_c_ends_a_build(model: Path, how: str) -> None:
             os.kill(os.getpid(), signal.SIGINT)
 
     listening = interrupt.listening() if how == "handler" else nullcontext()
-    with listening, pytest.raises(KeyboardInterrupt):
-        rtx.build(model, "8.9", progress=press)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest-xdist ignores it
+    try:
+        with listening, pytest.raises(KeyboardInterrupt):
+            rtx.build(model, "8.9", progress=press)
+    finally:
+        signal.signal(signal.SIGINT, before)
     interrupt._received = None
     whole: list[str] = []
     assert rtx.build(model, "8.9", progress=whole.append)  # and the next one is whole
