@@ -110,13 +110,9 @@ def _all_rows(m: Manifest) -> list[tuple[str, str]]:
             (f"{figure.model}, {figure.kind}", f"{milliseconds(figure.milliseconds)} ({where})")
         )
     if m.speedup is not None:
-        s = m.speedup
-        gain = f"{s.ratio:.2f} × [{s.lower:.2f}, {s.upper:.2f}] (95 %) over {s.over}"
-        rows.append(("speed-up, measured", gain))
+        rows.append(("speed-up, measured", _gain(m.speedup)))
     if m.rival is not None and m.rival.speedup is not None:
-        s = m.rival.speedup
-        gain = f"{s.ratio:.2f} × [{s.lower:.2f}, {s.upper:.2f}] (95 %) over {s.over}"
-        rows.append(("speed-up, measured", gain))
+        rows.append(("speed-up, measured", _gain(m.rival.speedup)))
     tried = (m.plan or {}).get("tried_schedule")
     if tried:
         rows.append(
