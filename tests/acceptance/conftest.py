@@ -9,6 +9,7 @@ import pytest
 
 from tcompile import pipeline
 from tcompile.api.demo import write_glyphs
+from tcompile.pipeline import reading
 
 #: The last reading of a file, by the file and what was asked.
 _LAST: dict[str, Any] = {}
@@ -28,7 +29,8 @@ def read_once(monkeypatch: pytest.MonkeyPatch) -> None:
             _LAST[key] = read(model, **asked)
         return _LAST[key]
 
-    monkeypatch.setattr(pipeline, "read", remembered)
+    for module in (pipeline, reading):
+        monkeypatch.setattr(module, "read", remembered)
 
 
 @pytest.fixture(scope="session")

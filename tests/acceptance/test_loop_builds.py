@@ -18,6 +18,7 @@ from tcompile.artifact.manifest import Fidelity, Latency
 from tcompile.builder.checks import Evidence
 from tcompile.core.errors import UsageError
 from tcompile.core.schedule import Schedule
+from tcompile.pipeline import building
 from tests.support.planted import Planted, method, model
 from tests.support.tiny_vit import save_tiny_vit
 
@@ -45,7 +46,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> Callable[[float | None], None]:
             latency = tuple(Latency(m, "measured", t, "here", "it") for m, t in times)  # type: ignore[arg-type]
             return replace(found, latency=latency, faster=ms < 2, notes=("timed",))
 
-        monkeypatch.setattr(pipeline, "measure", measure)
+        monkeypatch.setattr(building, "measure", measure)
 
     return plant
 

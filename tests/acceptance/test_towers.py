@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 import tcompile
-from tcompile import pipeline
 from tcompile.core.errors import UsageError
 from tcompile.core.schedule import Reduction, Schedule, Spec, TowerSchedule
 from tcompile.passes.stages import Reduced
 from tcompile.pipeline import explain, read
+from tcompile.pipeline.reducing import with_towers
 from tcompile.planning.solve.plan_report import PlanReport
 from tests.support import many_towers as mt
 from tests.support.many_towers import Arrays, Encoder, One, Pair, export, images_of, run, stirred
@@ -394,7 +394,7 @@ def test_a_prediction_says_whose_tokens_it_counts(file: Callable[..., Path]) -> 
     model = read(file("pair"))
     plan = tcompile.plan(file("pair"), method="topk", keep=0.6)
     said = "the predicted latency has fewer tokens in tower 'left' alone"
-    predicted = pipeline._with_towers(model, plan, "reduced", object.__new__(PlanReport))
+    predicted = with_towers(model, plan, "reduced", object.__new__(PlanReport))
     assert any(said in note for note in predicted.notes)
     assert not any(said in note for note in plan.notes)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tcompile import pipeline
 from tcompile.artifact.manifest import Fidelity, Latency
 from tcompile.builder.checks import Evidence
+from tcompile.pipeline import building
 from tests.acceptance.cli.test_bad_input import listing, refused
 from tests.support.command import Command
 from tests.support.planted import Planted, method, model
@@ -188,7 +188,7 @@ def test_a_declined_build_says_so_first(
         (),
         False,
     )
-    monkeypatch.setattr(pipeline, "measure", lambda *_, **__: slow)
+    monkeypatch.setattr(building, "measure", lambda *_, **__: slow)
     asked = ("build", vit, "--target", "cpu", "--method", "topk", "--keep", "0.6", "-o", "out")
     shown = tcompile(*asked, "-v")
     assert shown.code == 0

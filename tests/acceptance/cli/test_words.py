@@ -29,6 +29,7 @@ from tcompile.cli import COMMANDS, common
 from tcompile.cli import tcompile as group
 from tcompile.cli.common import print_table
 from tcompile.models import export
+from tcompile.pipeline import building
 from tests.support.command import Command
 from tests.support.trtexec import Flags
 
@@ -288,7 +289,7 @@ def test_a_missing_package_is_told_before_the_work(
     monkeypatch.setitem(sys.modules, module, None)
     for name in ("read", "price"):
         monkeypatch.setattr(pipeline, name, lambda *_, **__: pytest.fail("it has begun"))
-    monkeypatch.setattr(pipeline, "_build_best", lambda *_: pytest.fail("it has begun"))
+    monkeypatch.setattr(building, "_build_best", lambda *_: pytest.fail("it has begun"))
     said = tcompile(*arguments)
     assert said.code == 2
     assert f"pip install 'tcompile[{extra}]'" in said.err

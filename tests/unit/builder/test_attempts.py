@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from tcompile import pipeline
 from tcompile.analysis.memory import Need
 from tcompile.artifact.manifest import Fidelity, Flops, Latency, Manifest
 from tcompile.builder import emit
@@ -24,6 +23,7 @@ from tcompile.core.errors import FailedBuildError, TcompileError, UsageError
 from tcompile.core.model_files import SourceFile
 from tcompile.core.schedule import Reduction, Schedule, Shape, Spec
 from tcompile.passes.lower.token_ops import choose_token_ops
+from tcompile.pipeline import building, reducing
 from tcompile.planning.memory import Memory
 from tcompile.planning.optimise.tables import Plan, Step
 from tcompile.planning.options.outcome import Outcome, Share
@@ -221,7 +221,7 @@ class World:
             force=force,
             refine=refine,
         )
-        made, _ = pipeline._build_best(job, Draft(folder), lambda _: None)  # type: ignore[arg-type]
+        made, _ = building._build_best(job, Draft(folder), lambda _: None)  # type: ignore[arg-type]
         return made
 
 
@@ -230,9 +230,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Callable[..., World]:
     def made(ms: Any, **more: Any) -> World:
         found = World(ms if callable(ms) else lambda i, predicted: ms, **more)
         for stage, stand_in in {
-            "_read_asked": found.read,
-            "schedule_for_request": found.solve,
-            "apply_schedule": found.reduce,
+            "read_asked": found.read,
             "memory_plan": lambda *_: Memory(Need(4, 3), Need(4, 2), 1),
             "describe_source": lambda path: SourceFile(str(path), 1, "0"),
             "Owners": lambda *_: None,
@@ -245,7 +243,9 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Callable[..., World]:
             "shown_of": lambda *_: Shown(why="not here"),
             "measure": found.measure,
         }.items():
-            monkeypatch.setattr(pipeline, stage, stand_in)
+            monkeypatch.setattr(building, stage, stand_in)
+        monkeypatch.setattr(reducing, "schedule_for_request", found.solve)
+        monkeypatch.setattr(reducing, "apply_schedule", found.reduce)
         monkeypatch.setattr(plan_report, "whole_ms", found.whole_ms)
         monkeypatch.setattr(emit, "signature", lambda _: SimpleNamespace(preprocessing={}))
         return found
@@ -402,14 +402,14 @@ def test_a_second_plan_that_fails_leaves_the_first(
     world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[TcompileError]
 ) -> None:
     device = world(lambda i, predicted: 12.5)
-    measure = pipeline.measure
+    measure = building.measure
 
     def fails_once(*given: Any, **more: Any) -> Any:
         if len(device.asked) == 2:
             raise error("no")
         return measure(*given, **more)
 
-    monkeypatch.setattr(pipeline, "measure", fails_once)
+    monkeypatch.setattr(building, "measure", fails_once)
     made = device.build(tmp_path, latency=10)
     assert device.asked == [10, 8, 10]
     assert (made.emitted, kept(tmp_path)) == ("reduced", 10)

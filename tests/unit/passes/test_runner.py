@@ -15,6 +15,7 @@ from tcompile.builder.checks import measure
 from tcompile.core.errors import UsageError
 from tcompile.passes import lower, normalize, reduce
 from tcompile.passes.runner import Dump, Pass, run, to_text
+from tcompile.pipeline import building
 from tests.support.command import Command
 from tests.support.tiny_vit import VitSpec, save_tiny_vit
 
@@ -137,7 +138,7 @@ def test_a_dump_is_of_the_model_that_is_written(vit: Path, monkeypatch: pytest.M
         found = measure(*args, **options)  # type: ignore[arg-type]
         return replace(found, faster=False)
 
-    monkeypatch.setattr(pipeline, "measure", slower)
+    monkeypatch.setattr(building, "measure", slower)
     pipeline.build(vit, target="cpu", keep=0.5, method="topk", output="out", dump="dump")
     files = names(Path("dump"))
     assert passes_of(files, "normalize")

@@ -17,6 +17,7 @@ from tcompile.api.verify import verify
 from tcompile.artifact.directory import load_artifact
 from tcompile.core.errors import FailedBuildError, InternalError, UsageError
 from tcompile.passes.lower import lower
+from tcompile.pipeline import building
 from tcompile.runtime.scenes import scenes_and_noise
 from tcompile.runtime.signature import signature
 from tcompile.targets import load_target
@@ -197,7 +198,7 @@ def test_lowering_for_a_cpu_has_to_be_right_too(monkeypatch: pytest.MonkeyPatch)
         node.attrs["axis"] = 1
         return graph
 
-    monkeypatch.setattr(pipeline, "lower", wrong)
+    monkeypatch.setattr(building, "lower", wrong)
     source = save(lambda w: None)
     with pytest.raises(FailedBuildError, match="node 'softmax_18'") as raised:
         pipeline.build(source, target="cpu", keep=0.6, method="topk", output="out")
@@ -362,7 +363,7 @@ def test_a_graph_that_no_runtime_takes_is_our_fault(monkeypatch: pytest.MonkeyPa
         next(n for n in graph.nodes if n.op == "Softmax").op = "Sofmax"
         return graph
 
-    monkeypatch.setattr(pipeline, "lower", wrong)
+    monkeypatch.setattr(building, "lower", wrong)
     with pytest.raises(InternalError, match="Sofmax") as raised:
         pipeline.build(save(lambda w: None), target="cpu", keep=0.6, method="topk", output="out")
     assert raised.value.where == "vit.onnx"

@@ -21,6 +21,7 @@ from tcompile.core import interrupt
 from tcompile.core.errors import InternalError, ModelError, TcompileError
 from tcompile.passes.lower import lower
 from tcompile.passes.normalize import normalize
+from tcompile.pipeline import building
 from tcompile.targets.backends import trt_common
 from tcompile.targets.backends.base import EngineError, ParseError
 from tcompile.targets.backends.ort import OrtRunner
@@ -233,7 +234,7 @@ def test_a_node_of_ours_is_our_fault(target: str, monkeypatch: pytest.MonkeyPatc
         ]
         return graph
 
-    monkeypatch.setattr(pipeline, "lower", wrong)
+    monkeypatch.setattr(building, "lower", wrong)
     monkeypatch.setattr("tcompile.verify.lowered._worst", lambda *a: None)
     onnx.save(build_vit(SPEC, random_weights(SPEC, 0), batch=1), "vit.onnx")
     with pytest.raises(InternalError, match="tcompile/a") as raised:
