@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-import numpy as np
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.logger import G_LOGGER
 from onnx_graphsurgeon.util.exception import OnnxGraphSurgeonException
@@ -19,7 +18,6 @@ from tcompile.analysis import effects as fx
 from tcompile.analysis.count_state import Counts
 from tcompile.analysis.effects import Effects, ReductionPoint
 from tcompile.analysis.model import Analysis, tower_batch
-from tcompile.analysis.structure import Block
 from tcompile.analysis.token_dims import Layout, Run, locate, stream_layout
 from tcompile.core.errors import InternalError, ModelError, UsageError, assert_never
 from tcompile.core.graph import int_to_dim, is_const, replace_uses, shape, tensors_of
@@ -27,6 +25,7 @@ from tcompile.core.node_order import drop_dead, toposort
 from tcompile.passes.lower.spell import decompose_attention
 from tcompile.passes.normalize.infer import infer
 from tcompile.passes.reduce.builder import Builder
+from tcompile.passes.reduce.bypass import Bypass, copies, returned
 from tcompile.passes.reduce.check import dense_grid
 from tcompile.passes.reduce.dense_tail import DenseTail
 from tcompile.passes.reduce.edit_state import Editor
@@ -370,62 +369,6 @@ class Rewriter:
                     f"'{name}' has shape {tensor.shape}, the analysis predicts "
                     f"{self.predicted[name]}"
                 )
-
-
-@dataclass(frozen=True)
-class Bypass:
-    """The tensors that are needed where the tokens return.
-
-    Attributes:
-        rows: [B, N, C], the stream as it entered the block.
-        stage: the tokens that ran through the block.
-        merged: the others are part of these.
-    """
-
-    rows: gs.Tensor
-    stage: TokenState
-    merged: bool = False
-
-
-def copies(b: Builder, region: Sequence[gs.Node], block: Block) -> dict[str, gs.Node]:
-    """Copies of the nodes of a block that lead to softmax·V, by the originals' names.
-
-    They read the whole stream, so that a score can be taken of every token; what the score does not
-    read of them is removed in the end.
-    """
-    made: dict[str, gs.Node] = {}
-    left = {a.context for a in block.attentions}
-    copied: dict[str, gs.Tensor] = {}
-    for node in region:
-        outputs = []
-        for out in node.outputs:
-            copied[out.name] = gs.Variable(b.name(f"all/{out.name}"), out.dtype, out.shape)
-            outputs.append(copied[out.name])
-        inputs = [copied.get(t.name, t) for t in node.inputs]
-        copy = gs.Node(
-            node.op, b.name(f"all/{node.name}"), dict(node.attrs), inputs, outputs, node.domain
-        )
-        made[node.name] = copy
-        b.graph.nodes.append(copy)
-        left -= {str(out.name) for out in node.outputs}
-        if not left:
-            break
-    return made
-
-
-def returned(
-    b: Builder, rows: gs.Tensor, kept: gs.Tensor, index: gs.Tensor, count: int, total: int
-) -> gs.Tensor:
-    """[B, N, C]: `rows` with those at `index` [B, K] replaced by `kept` [B, K, C].
-
-    Args:
-        count, total: K and N.
-    """
-    slots = b.const(np.arange(count))
-    stay = b.const(count + np.arange(total))
-    return b.call(
-        "TcReturnTokens", rows, kept, index, slots, stay, dtypes=[kept.dtype], fp32=False
-    )[0]
 
 
 def apply(

@@ -14,7 +14,8 @@ from tcompile.analysis import axes as ax
 from tcompile.analysis.attention import Attention
 from tcompile.analysis.count_state import Counts
 from tcompile.analysis.counts import find_counts
-from tcompile.analysis.effect_rules import NOT_KNOWN, joins, picks
+from tcompile.analysis.effect_joins import joins
+from tcompile.analysis.effect_rules import NOT_KNOWN, picks
 from tcompile.analysis.effect_state import BarrierError, Walk
 from tcompile.analysis.effects import (
     Barrier,

@@ -14,13 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from tcompile.artifact.manifest import Latency, Manifest, dense_and_reduced
 from tcompile.planning.front import front_of
-from tcompile.planning.solve.plan_report import (
-    FixedPlan,
-    PlanReport,
-    budget_of,
-    budget_words,
-    faster_precision,
-)
+from tcompile.planning.solve.outcomes import budget_of, budget_words
+from tcompile.planning.solve.plan_report import FixedPlan, PlanReport, faster_precision
 from tcompile.report.shown import NOTHING_SHOWN, Shown
 from tcompile.targets.devices import ROUNDED
 

@@ -54,17 +54,14 @@ from tcompile.planning.solve.on_images import (
     pomt_plan,
     whole_latency,
 )
+from tcompile.planning.solve.outcomes import budget_of, fixed_outcome, plateau_claim, solved_outcome
 from tcompile.planning.solve.plan_report import (
     EPS,
     WORTH,
     FixedPlan,
     PlanReport,
     Tried,
-    budget_of,
-    fixed_outcome,
-    plateau_claim,
     prediction_note,
-    solved_outcome,
 )
 from tcompile.profiling.profile import Profile, read_profile
 from tcompile.targets import Target, load_target

@@ -23,13 +23,8 @@ from tcompile.planning.options.method_tables import MethodTables, methods_for
 from tcompile.planning.options.outcome import Outcome, Share, share_text
 from tcompile.planning.request import Request
 from tcompile.planning.solve import plan_report
-from tcompile.planning.solve.plan_report import (
-    FixedPlan,
-    PlanReport,
-    fixed_outcome,
-    prediction_note,
-    solved_outcome,
-)
+from tcompile.planning.solve.outcomes import fixed_outcome, solved_outcome
+from tcompile.planning.solve.plan_report import FixedPlan, PlanReport, prediction_note
 from tcompile.planning.solve.solve import schedule_for_request, solve_request
 from tcompile.profiling.profile import MeasuredProfile, Profile
 from tcompile.targets import list_targets, load_target
