@@ -230,6 +230,7 @@ def emit_model(models: Models, judged: Judgement, job: Job, say: Progress) -> Bu
             batch=job.batches.settled,
             token_ops=models.token_ops.form,
             workspace=job.workspace,
+            compatibility=job.compatibility,
             progress=say,
         )
     except RefusedError as error:
@@ -287,6 +288,7 @@ def manifest_of(models: Models, built: Built, evidence: Evidence, job: Job) -> M
         labels=labels,
         fault=None if built.fault is None else built.fault.what,
         quantization=models.quantization,
+        compatibility=built.emitted.compatibility,
     )
 
 
