@@ -196,6 +196,7 @@ def judge_models(models: Models, job: Job, samples: Samples, say: Progress) -> J
             reduced=not models.schedule.dense,
             smallest=job.batches.settled.smallest,
             towers=tower_of_outputs(models.schedule.to_json()),
+            compatibility=job.compatibility,
         )
     shutil.rmtree(models.pair.reference.parent)
     if judged.fault is not None and not job.keep_failed:
