@@ -85,7 +85,8 @@ def _rows() -> Iterator[Case]:
     yield Case(WITHOUT, "10.3.0", "10.16.2", alone.format("10.3.0", "10.16.2"))
     yield Case(WITHOUT, "10.3.0", "10.16.2", lean=True, asks_lean=True)
     yield Case(WITHOUT, "10.3.0", "11.1.0", lean=True, asks_lean=True)
-    yield Case(WITHOUT, "10.16.2", "10.3.0", "runs in 10.x from 10.16.2 on and 11", lean=True)
+    says = "and runs in 10.x from 10.16.2 on and 11, installed is 10.3.0"
+    yield Case(WITHOUT, "10.16.2", "10.3.0", says, lean=True)
     for made in (PLAIN, WITH, WITHOUT, PLUGINS):
         yield Case(made, "10.3", "10.3.0", on_device=True)
         code = "holds code that would run in this process, and there is no sha256 of it"
@@ -93,7 +94,8 @@ def _rows() -> Iterator[Case]:
         yield Case(made, "10.3", "10.3.0", says, on_device=True, digest=False)
     yield Case(WITH, "10.3", "10.16.2", on_device=True)
     yield Case(PLUGINS, "10.3", "11.1.0", on_device=True)
-    yield Case(WITH, "10.16", "10.3.0", "runs in 10.x from 10.16 on and 11", on_device=True)
+    says = "and runs in 10.x from 10.16 on and 11, installed is 10.3.0"
+    yield Case(WITH, "10.16", "10.3.0", says, on_device=True)
     gpu = "is for compute capability 8.7 (jetson-orin), this GPU has 11.0"
     for made in (PLAIN, WITH):
         yield Case(made, "10.3.0", "10.3.0", gpu, capability="11.0")

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,18 @@ Probe = Callable[[Sequence[dict[str, Any]]], list[dict[str, Any]]]
 
 
 def compiled_probe(folders: pytest.TempPathFactory) -> Probe:
-    """A function that answers jobs; skips without a compiler or nlohmann's JSON."""
+    """A function that answers jobs, compiled once a session; skips without a compiler or nlohmann's
+    JSON."""
+    return _compiled(folders.getbasetemp())
+
+
+@lru_cache(maxsize=1)
+def _compiled(base: Path) -> Probe:
     compiler = shutil.which("c++") or shutil.which("g++")
     if compiler is None:
         pytest.skip("there is no C++ compiler")
-    folder = folders.mktemp("probe")
+    folder = base / "probe"
+    folder.mkdir(exist_ok=True)
     command = [compiler, "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", f"-I{HEADER.parent}"]
     source = ROOT / "tests" / "unit" / "examples" / "probe.cpp"
     done = subprocess.run(

@@ -166,7 +166,7 @@ def test_code_of_an_engine_that_was_altered_is_not_run(
         job |= {"title": "TensorRT", "package": "tensorrt", "installed": "10.16.2"}
         job |= {"capability": "8.7"}
         (built / name).write_bytes((built / name).read_bytes()[:-1] + b"?")
-        with pytest.raises(ModelError, match="is not what the script|its sha256 is not that"):
+        with pytest.raises(ModelError, match=r"is not what the script|its sha256 is not that"):
             tcompile.load(built)
         module = check_program()
         monkeypatch.setattr(module, "BUNDLE", built)
