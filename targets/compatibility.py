@@ -90,8 +90,8 @@ def checked_compatibility(
     precision: str = "fp16",
     token_ops: str = "native",
 ) -> Compatibility | None:
-    """Return what `--version-compatible`, `--exclude-lean-runtime` and `--hardware-compatible` ask
-    of a target's engine; None: nothing.
+    """Return what `--version-compatible`, `--exclude-lean-runtime` and
+    `--hardware-compatibility-level` ask of a target's engine; None: nothing.
 
     Raises:
         UsageError: the target has no such engines.
@@ -105,13 +105,13 @@ def checked_compatibility(
     if hardware is not None and hardware not in LEVELS:
         raise UsageError(
             f"there is no level '{hardware}'",
-            where="--hardware-compatible",
+            where="--hardware-compatibility-level",
             hint=f"one of {', '.join(LEVELS)}",
         )
     if target.on_cpu and (version or hardware):
         raise UsageError(
             f"{target.name} has no engine: model.onnx runs in any version, on any CPU",
-            where="--version-compatible" if version else "--hardware-compatible",
+            where="--version-compatible" if version else "--hardware-compatibility-level",
             hint="omit it",
         )
     if version:
@@ -153,7 +153,7 @@ def _check_hardware(target: Target, level: str, precision: str) -> None:
     if target.runtime == "jetson":
         raise UsageError(
             "TensorRT has no engines for several kinds of GPU on JetPack",
-            where="--hardware-compatible",
+            where="--hardware-compatibility-level",
             hint="omit it, and run build_engine.sh on each kind of device",
         )
     if level != "ampere-plus":
@@ -163,13 +163,13 @@ def _check_hardware(target: Target, level: str, precision: str) -> None:
         raise UsageError(
             f"{target.name} has compute capability {target.compute_capability}, an engine for "
             f"Ampere and newer GPUs starts at {oldest}",
-            where="--hardware-compatible",
+            where="--hardware-compatibility-level",
             hint="build for it by itself",
         )
     if precision == "fp8":
         raise UsageError(
             "GPUs of compute capability 8.0 and 8.6 do not compute in fp8",
-            where="--hardware-compatible ampere-plus",
+            where="--hardware-compatibility-level ampere-plus",
             hint="say --precision fp16, or omit it",
         )
 

@@ -381,7 +381,7 @@ def build(
     workspace: int | None = None,
     version_compatible: bool = False,
     exclude_lean_runtime: bool = False,
-    hardware_compatible: str | None = None,
+    hardware_compatibility_level: str | None = None,
     keep_failed: bool = False,
     dump: str | Path | None = None,
     progress: Progress = silent,
@@ -410,8 +410,8 @@ def build(
         version_compatible: newer versions of TensorRT run the engine too, which is slower: of a
             Jetson. It then holds TensorRT's lean runtime, code that runs where it is loaded, unless
             `exclude_lean_runtime`: a newer TensorRT has to be given that library.
-        hardware_compatible: `ampere-plus` or `same-compute-capability`: other GPUs run the engine
-            too; of an RTX GPU.
+        hardware_compatibility_level: `ampere-plus` or `same-compute-capability`: other GPUs run the
+            engine too; of an RTX GPU.
         keep_failed: write also a model that failed a check, with `fault` in its manifest.
         dump: a folder for the graph as ONNX text after every pass, of the model that is written;
             new, empty, or of an earlier dump.
@@ -441,7 +441,7 @@ def build(
             device,
             version=version_compatible,
             exclude_lean_runtime=exclude_lean_runtime,
-            hardware=hardware_compatible,
+            hardware=hardware_compatibility_level,
             precision=level,
             token_ops=form.form,
         ),

@@ -12,8 +12,8 @@ ASKED_OF_BUILD = (
 )
 _FITS = "An engine runs only on the TensorRT version and the kind of device that built it."
 _VERSION_COMPATIBLE = """\
-An engine is version-compatible: the TensorRT that built it and newer ones run it, {across}, on the
-kind of device that built it."""
+An engine is version-compatible: the TensorRT that built it and newer ones run it ({across}),
+on the kind of device that built it."""
 _HOST_CODE = """\
 It holds code that runs in the process which loads it, TensorRT's lean runtime: load none that you
 do not trust. An application says so by runtime->setEngineHostCodeAllowed(true) before

@@ -90,7 +90,7 @@ def _check_level(trt: ModuleType, wanted: Compatibility) -> None:
         raise UsageError(
             f"TensorRT {trt.__version__} has no engines that are {wanted.hardware}, {since} is the "
             "first that does",
-            where="--hardware-compatible",
+            where="--hardware-compatibility-level",
             hint="ampere-plus is in any",
         )
 

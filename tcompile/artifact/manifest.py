@@ -369,8 +369,8 @@ class Manifest:
         fault: the check that this build failed; it was kept for debugging (--keep-failed); null:
             none.
         compatibility: what the engine was made compatible with, or, of a bundle for a Jetson, is
-            made compatible with there (--version-compatible, --hardware-compatible); null: nothing
-            was asked, there is no engine, or the manifest is older.
+            made compatible with there (--version-compatible, --hardware-compatibility-level);
+            null: nothing was asked, there is no engine, or the manifest is older.
         files: every file of the artifact except manifest.json.
         tool: name and version of the compiler.
     """

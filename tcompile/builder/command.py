@@ -45,7 +45,7 @@ def command_of(job: Job) -> str:
     if (wanted := job.compatibility) is not None:
         words += ["--version-compatible"] if wanted.version else []
         words += ["--exclude-lean-runtime"] if wanted.version and not wanted.lean_runtime else []
-        words += ["--hardware-compatible", wanted.hardware] if wanted.hardware else []
+        words += ["--hardware-compatibility-level", wanted.hardware] if wanted.hardware else []
     for option, size in job.batches.asked.items():
         words += [option, str(size)]
     for name in ("force", "refine", "keep_failed"):

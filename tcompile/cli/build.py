@@ -61,7 +61,7 @@ from tcompile.core.errors import FailedBuildError
     "a newer TensorRT has to be given it as a library.",
 )
 @click.option(
-    "--hardware-compatible",
+    "--hardware-compatibility-level",
     type=click.Choice(["ampere-plus", "same-compute-capability"]),
     help="Other GPUs run the engine too: all from Ampere on, or those of the same compute "
     "capability. Of an RTX GPU; TensorRT has none on a Jetson.",
@@ -112,7 +112,7 @@ def build(
     workspace: int | None,
     version_compatible: bool,
     exclude_lean_runtime: bool,
-    hardware_compatible: str | None,
+    hardware_compatibility_level: str | None,
     output: Path | None,
     refine: bool,
     force: bool,
@@ -152,7 +152,7 @@ def build(
             workspace=workspace,
             version_compatible=version_compatible,
             exclude_lean_runtime=exclude_lean_runtime,
-            hardware_compatible=hardware_compatible,
+            hardware_compatibility_level=hardware_compatibility_level,
             output=output,
             force=force,
             refine=refine,

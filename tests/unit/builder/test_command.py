@@ -24,7 +24,7 @@ OTHERS = (
     *("model", "target", "precision", "token_ops", "output", "force", "refine", "keep_failed"),
     "workspace",
 )
-COMPATIBLE = ("version_compatible", "exclude_lean_runtime", "hardware_compatible")
+COMPATIBLE = ("version_compatible", "exclude_lean_runtime", "hardware_compatibility_level")
 SIZES = ("min_batch", "opt_batch", "max_batch", "dump", "as_json")
 
 

@@ -93,9 +93,19 @@ def test_the_data_names_what_each_version_has() -> None:
     ("target", "asked", "where", "words"),
     [
         ("cpu", {"version": True}, "--version-compatible", "cpu has no engine"),
-        ("cpu-openvino", {"hardware": "ampere-plus"}, "--hardware-compatible", "has no engine"),
-        ("jetson-orin", {"hardware": "ampere-plus"}, "--hardware-compatible", "on JetPack"),
-        ("jetson-orin", {"hardware": LEVELS[1]}, "--hardware-compatible", "on JetPack"),
+        (
+            "cpu-openvino",
+            {"hardware": "ampere-plus"},
+            "--hardware-compatibility-level",
+            "has no engine",
+        ),
+        (
+            "jetson-orin",
+            {"hardware": "ampere-plus"},
+            "--hardware-compatibility-level",
+            "on JetPack",
+        ),
+        ("jetson-orin", {"hardware": LEVELS[1]}, "--hardware-compatibility-level", "on JetPack"),
         ("jetson-orin", {"exclude_lean_runtime": True}, "--exclude-lean-runtime", "only a version"),
         ("jetson-orin", {"version": True, "token_ops": "aot"}, "--version-compatible", "ahead of"),
         (
@@ -105,12 +115,17 @@ def test_the_data_names_what_each_version_has() -> None:
             "together with the lean runtime",
         ),
         ("rtx-4090", {"version": True}, "--version-compatible", "the release that built it"),
-        ("rtx-4090", {"hardware": "any"}, "--hardware-compatible", "no level 'any'"),
-        ("t4", {"hardware": "ampere-plus"}, "--hardware-compatible", "t4 has compute capability 7"),
+        ("rtx-4090", {"hardware": "any"}, "--hardware-compatibility-level", "no level 'any'"),
+        (
+            "t4",
+            {"hardware": "ampere-plus"},
+            "--hardware-compatibility-level",
+            "t4 has compute capability 7",
+        ),
         (
             "rtx-4090",
             {"hardware": "ampere-plus", "precision": "fp8"},
-            "--hardware-compatible ampere-plus",
+            "--hardware-compatibility-level ampere-plus",
             "do not compute in fp8",
         ),
     ],
@@ -240,7 +255,7 @@ def test_an_rtx_engine_for_several_gpus(model: Path, tmp_path: Path) -> None:
         target="rtx-4090",
         method="topk",
         keep="0.5",
-        hardware_compatible="ampere-plus",
+        hardware_compatibility_level="ampere-plus",
         output=tmp_path / "out",
     )
     manifest = load_artifact(built).manifest
