@@ -109,6 +109,59 @@ class AttentionKernel:
 
 
 @dataclass(frozen=True)
+class VersionRule:
+    """Which versions of TensorRT run a version-compatible engine of another one.
+
+    Attributes:
+        source: where that was read.
+        across: pairs of major versions, of the engine and of what runs it. Within a major version
+            newer ones run what older ones built.
+    """
+
+    source: str
+    across: tuple[Version, ...]
+
+
+@dataclass(frozen=True)
+class LevelRule:
+    """A level of hardware compatibility.
+
+    Attributes:
+        member: of TensorRT's `HardwareCompatibilityLevel`.
+        since: the first version that has it.
+        oldest: compute capability that it can be built on.
+    """
+
+    member: str
+    since: str
+    oldest: str
+
+
+@dataclass(frozen=True)
+class HardwareRule:
+    """Levels of hardware compatibility, and where that was read."""
+
+    source: str
+    levels: Mapping[str, LevelRule]
+
+
+@dataclass(frozen=True)
+class RtxRule:
+    """What TensorRT-RTX has in place of both: where that was read."""
+
+    source: str
+
+
+@dataclass(frozen=True)
+class CompatibilityRules:
+    """What engines can be made compatible with; see `compatibility.py`."""
+
+    version: VersionRule
+    hardware: HardwareRule
+    rtx: RtxRule
+
+
+@dataclass(frozen=True)
 class TensorRTVersions:
     """The file `devices/_tensorrt.json`; `source` says where its facts were read, `attention` is by
     precision."""
@@ -117,6 +170,7 @@ class TensorRTVersions:
     strongly_typed: StronglyTyped
     parsers: tuple[ParserRule, ...]
     dla: tuple[DlaSupport, ...]
+    compatibility: CompatibilityRules
     attention: Mapping[str, AttentionKernel]
 
 

@@ -615,12 +615,23 @@ struct FileEntry {
   std::string sha256;
 };
 
+/// What an engine was made compatible with.
+struct Compatibility {
+  bool version = false;       ///< newer versions of TensorRT run it
+  bool lean_runtime = false;  ///< it holds what they run it by: host code
+  bool plugins = false;       ///< it holds the plugin library: host code
+  std::vector<std::string> capabilities;  ///< none: the target's
+
+  bool host_code() const { return lean_runtime || plugins; }
+};
+
 /// What a program needs of `manifest.json`; `document` is all of it.
 struct Artifact {
   fs::path directory;
   json document;
   std::string target, runtime, capability, precision, fault;  // "" where there is none
   bool plugins = false;                                       // token ops are plugins
+  Compatibility compatibility;
   std::vector<TensorInfo> inputs, outputs;
   std::map<std::string, std::string> token_index;
   std::vector<std::string> labels;
@@ -668,6 +679,13 @@ inline Artifact read_artifact(fs::path const& directory) {
     // What older manifests do not have.
     if (document.contains("token_ops") && !document["token_ops"].is_null())
       found.plugins = document["token_ops"].value("form", "") == "plugin";
+    if (document.contains("compatibility") && !document["compatibility"].is_null()) {
+      json const& told = document["compatibility"];
+      Compatibility& known = found.compatibility;
+      known.version = told.at("version"), known.lean_runtime = told.at("lean_runtime");
+      known.plugins = told.at("plugins");
+      known.capabilities = told.at("capabilities").get<std::vector<std::string>>();
+    }
     found.token_index = document.value("token_index", found.token_index);
     found.labels = document.value("labels", found.labels);
     for (json const& file : document.at("files")) {
@@ -717,6 +735,18 @@ inline void check_file(Artifact const& artifact, std::string const& name) {
                 again);
 }
 
+/// Throws Error for an engine that holds code which would run here, where no SHA-256 of it is known;
+/// `check_file` has compared it where one is.
+inline void check_host_code(Artifact const& artifact, std::string const& name) {
+  if (!artifact.compatibility.host_code() || artifact.files.count(name)) return;
+  fs::path const path = artifact.directory / name, digest = path.string() + ".sha256";
+  std::error_code ignored;
+  if (!fs::is_regular_file(digest, ignored))
+    throw Error("holds code that would run in this process, and there is no sha256 of it",
+                path.string(),
+                "`sh build_engine.sh` builds it and writes " + digest.filename().string());
+}
+
 /// Throws Error where a model has other inputs or outputs than the manifest says.
 inline void check_contract(char const* kind, std::vector<TensorInfo> found,
                            std::vector<TensorInfo> told, std::string const& where) {
@@ -741,6 +771,78 @@ inline std::vector<std::string> parts(std::string const& version) {
   std::istringstream stream(version);
   for (std::string part; std::getline(stream, part, '.');) found.push_back(part);
   return found;
+}
+
+/// Major versions of a version-compatible engine and of what runs it, where they differ; a test holds
+/// them against targets/devices/_tensorrt.json.
+inline constexpr std::pair<int, int> across_major_versions[] = {{8, 10}, {10, 11}};
+
+/// Whether a version of TensorRT runs an engine that another one built, to the third number: the
+/// same, or a newer one where the engine is version-compatible.
+inline bool runs_in(std::string const& built, std::string const& installed, bool compatible) {
+  std::vector<std::string> want = parts(built), have = parts(installed);
+  want.resize(std::min({want.size(), have.size(), std::size_t{3}})), have.resize(want.size());
+  if (!compatible) return want == have;
+  auto const numbers = [](std::vector<std::string> const& texts) {
+    std::vector<int> all;
+    for (std::string const& text : texts) all.push_back(std::atoi(text.c_str()));
+    return all;
+  };
+  std::vector<int> const old = numbers(want), now = numbers(have);
+  if (old.empty() || old[0] == now[0]) return old <= now;
+  return std::any_of(std::begin(across_major_versions), std::end(across_major_versions),
+                     [&](auto const& pair) { return pair == std::make_pair(old[0], now[0]); });
+}
+
+/// Throws Error unless a version of TensorRT runs an engine. Returns the lean runtime that it needs;
+/// an empty path: none, or it holds its own.
+inline fs::path check_version(Artifact const& artifact, fs::path const& path,
+                              std::string const& title, std::string const& package,
+                              std::string const& installed) {
+  // As it is named: the engine may be a link.
+  std::string const name = path.lexically_relative(artifact.directory).generic_string();
+  Compatibility const& compatibility = artifact.compatibility;
+  std::string built;
+  auto const version = artifact.versions.find(package);
+  if (artifact.files.count(name) && version != artifact.versions.end()) built = version->second;
+  if (built.empty() && name.find(".trt") != std::string::npos) {  // as the device's script names it
+    built = name.substr(name.rfind(".trt") + 4);
+    built = built.substr(0, built.find(".engine"));
+  }
+  if (built.empty())
+    throw Error("does not say which " + title + " built the engine", path.string(),
+                std::string("build it again; ") + on_cpu);
+  std::string const by = "the engine was built by " + title + " " + built;
+  if (!runs_in(built, installed, compatibility.version)) {
+    std::string rule;
+    if (compatibility.version) {
+      std::string const major = parts(built)[0];
+      rule = " and runs in " + major + ".x from " + built + " on";
+      for (auto const& pair : across_major_versions)
+        if (std::to_string(pair.first) == major) rule += " and " + std::to_string(pair.second);
+    }
+    throw Error(by + rule + ", installed is " + installed, path.string(),
+                "install that, or build it again with " + installed + "; " + on_cpu);
+  }
+  if (!compatibility.version || compatibility.lean_runtime || runs_in(built, installed, false))
+    return {};
+  char const* const named = std::getenv("TCOMPILE_LEAN_RUNTIME");
+  std::error_code ignored;
+  if (named == nullptr || !fs::is_regular_file(named, ignored))
+    throw Error(by + " without its lean runtime, installed is " + installed, path.string(),
+                "TCOMPILE_LEAN_RUNTIME names libnvinfer_lean.so of " + built + "; " + on_cpu);
+  return named;
+}
+
+/// Throws Error for a GPU of another compute capability than the artifact is for.
+inline void check_capability(Artifact const& artifact, std::string const& capability) {
+  std::vector<std::string> known = artifact.compatibility.capabilities;
+  if (known.empty() && !artifact.capability.empty()) known = {artifact.capability};
+  if (!known.empty() && std::find(known.begin(), known.end(), capability) == known.end())
+    throw Error("is for compute capability " +
+                    joined(known, [](std::string const& each) { return each; }) + " (" +
+                    artifact.target + "), this GPU has " + capability,
+                artifact.directory.string(), std::string("build it for this GPU; ") + on_cpu);
 }
 
 /// SHA-256 of plugins/cuda/tcompile_spec.h; a test holds it against that.
@@ -1215,14 +1317,23 @@ class Engine : public Backend {
 
   Engine(Artifact const& artifact, fs::path const& path, Options const& options)
       : path_(path.string()), device_(options.device), graphs_(options.cuda_graphs) {
-    check_version(artifact, path);
+    fs::path const lean = check_version(artifact, path, title, package, installed());
     check_gpu(artifact);
-    if (artifact.plugins) load_plugins(artifact);
+    if (artifact.plugins && !artifact.compatibility.plugins) load_plugins(artifact);
     call(cudaSetDevice(device_), "cudaSetDevice");
     std::ifstream stream(path, std::ios::binary);
     std::string const plan{std::istreambuf_iterator<char>(stream), {}};
     runtime_.reset(nvinfer1::createInferRuntime(Log::one()));
-    if (runtime_) engine_.reset(runtime_->deserializeCudaEngine(plan.data(), plan.size()));
+    // Its sha256 was checked: `check_host_code`.
+    if (runtime_ && artifact.compatibility.host_code()) runtime_->setEngineHostCodeAllowed(true);
+    nvinfer1::IRuntime* reader = runtime_.get();
+    if (runtime_ && !lean.empty()) {
+      lean_.reset(reader = runtime_->loadRuntime(lean.c_str()));
+      if (!lean_)
+        throw Error(std::string(title) + " does not load the lean runtime: " + Log::one().last(),
+                    lean.string(), "it is libnvinfer_lean.so of the TensorRT that built the engine");
+    }
+    if (reader != nullptr) engine_.reset(reader->deserializeCudaEngine(plan.data(), plan.size()));
     if (!engine_)
       throw Error(std::string(title) + " does not load the engine: " + Log::one().last(), path_,
                   "build it again with this version, on this machine or for its GPU");
@@ -1307,7 +1418,7 @@ class Engine : public Backend {
   int device_;
   bool graphs_;
   // In this order: each needs the one before it.
-  std::unique_ptr<nvinfer1::IRuntime> runtime_;
+  std::unique_ptr<nvinfer1::IRuntime> runtime_, lean_;
   std::unique_ptr<nvinfer1::ICudaEngine> engine_;
   std::unique_ptr<nvinfer1::IExecutionContext> context_;
   cudaStream_t stream_ = nullptr;
@@ -1385,30 +1496,6 @@ class Engine : public Backend {
            std::to_string(number % 100);
   }
 
-  /// Engines are for one version, to the third number.
-  static void check_version(Artifact const& artifact, fs::path const& path) {
-    // As it is named: the engine may be a link.
-    std::string const name = path.lexically_relative(artifact.directory).generic_string();
-    std::string built;
-    auto const version = artifact.versions.find(package);
-    if (artifact.files.count(name) && version != artifact.versions.end()) built = version->second;
-    if (built.empty() &&
-        name.find(".trt") != std::string::npos) {  // as the device's script names it
-      built = name.substr(name.rfind(".trt") + 4);
-      built = built.substr(0, built.find(".engine"));
-    }
-    if (built.empty())
-      throw Error(std::string("does not say which ") + title + " built the engine", path.string(),
-                  std::string("build it again; ") + on_cpu);
-    std::vector<std::string> want = parts(built), have = parts(installed());
-    want.resize(std::min(want.size(), have.size())), have.resize(want.size());
-    if (want != have)
-      throw Error(std::string("the engine was built by ") + title + " " + built +
-                      ", installed is " + installed(),
-                  path.string(),
-                  "install that, or build it again with " + installed() + "; " + on_cpu);
-  }
-
   void check_gpu(Artifact const& artifact) const {
     std::string const where = artifact.directory.string();
     std::string const whose = "its engine is for a GPU (" + artifact.target + "), and ";
@@ -1431,11 +1518,7 @@ class Engine : public Backend {
       throw Error(
           "there is no GPU " + std::to_string(device_) + ", only 0 to " + std::to_string(count - 1),
           "device=" + std::to_string(device_));
-    std::string const capability = gpu_capability();
-    if (!artifact.capability.empty() && artifact.capability != capability)
-      throw Error("is for compute capability " + artifact.capability + " (" + artifact.target +
-                      "), this GPU has " + capability,
-                  where, std::string("build it for this GPU; ") + on_cpu);
+    check_capability(artifact, gpu_capability());
   }
 
   std::string gpu_capability() const {
@@ -1539,6 +1622,7 @@ class Model {
     } else {
       std::string const engine = engine_file();
       check_file(artifact, engine);
+      check_host_code(artifact, engine);
       path = directory / engine;
     }
     if (artifact.document.contains("preprocess") && !artifact.document["preprocess"].is_null())

@@ -13,6 +13,7 @@ Exit codes: 0 every output is as it should be; 1 one is not; 2 it cannot be run.
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import json
 import os
 import sys
@@ -93,9 +94,14 @@ class Cuda:
 
 
 class Engine:
-    """The engine, in TensorRT."""
+    """The engine, in TensorRT.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: of it.
+        made: what it was made compatible with, as check.json says.
+    """
+
+    def __init__(self, path: Path, made: dict[str, Any]) -> None:
         try:
             import tensorrt as trt
         except ImportError as error:
@@ -103,10 +109,18 @@ class Engine:
                 f"TensorRT's Python package cannot be imported ({error}): "
                 "sudo apt install python3-libnvinfer, and use the system's python3"
             ) from error
+        lean = check_engine(path, trt.__version__, made)
         self.trt, self.cuda = trt, Cuda()
         self.logger = trt.Logger(trt.Logger.ERROR)
-        self.load_plugins()
-        self.runtime = trt.Runtime(self.logger)
+        if not made["plugins"]:
+            self.load_plugins()
+        runtime = self.owner = self.runtime = trt.Runtime(self.logger)
+        if made["lean_runtime"] or made["plugins"]:  # code in it, whose sha256 was checked
+            runtime.engine_host_code_allowed = True
+        if lean:
+            self.runtime = runtime.load_runtime(lean)
+            if self.runtime is None:
+                raise CannotRunError(f"TensorRT does not load the lean runtime {lean}")
         self.engine = self.runtime.deserialize_cuda_engine(path.read_bytes())
         if self.engine is None:
             raise CannotRunError(
@@ -305,19 +319,83 @@ def as_rows(array: Any, how: dict[str, Any]) -> Any:
     return array[None] if how.get("one_sample") or not np.ndim(array) else array
 
 
-def newest_engine() -> Path:
-    """The engine that the installed TensorRT built; any, where it cannot be asked."""
-    there = sorted((BUNDLE / "engine").glob("*.engine"))
+def numbers(version: str) -> list[int]:
+    """The first three numbers of a version."""
+    return [int("".join(c for c in part if c.isdigit()) or 0) for part in version.split(".")[:3]]
+
+
+def built_by(path: Path) -> str:
+    """The TensorRT that built an engine, by the name that build_engine.sh gives it; else empty."""
+    name = path.name
+    known = name.startswith("model.trt") and name.endswith(".engine")
+    return name[len("model.trt") : -len(".engine")] if known else ""
+
+
+def runs_in(built: str, installed: str, made: dict[str, Any]) -> bool:
+    """Whether that TensorRT runs an engine: the one that built it, or a newer one where the engine
+    is version-compatible."""
+    digits = min(len(built.split(".")), len(installed.split(".")), 3)
+    old, new = numbers(built)[:digits], numbers(installed)[:digits]
+    if not made["version"]:
+        return old == new
+    return old <= new if old[0] == new[0] else [old[0], new[0]] in made["across"]
+
+
+def check_engine(path: Path, installed: str, made: dict[str, Any]) -> str:
+    """Everything that can be known of an engine before TensorRT reads it. Returns the lean runtime
+    that it needs beside itself; empty: none."""
+    built = built_by(path)
+    if built and not runs_in(built, installed, made):
+        raise CannotRunError(
+            f"{path} was built by TensorRT {built}, installed is {installed}: run build_engine.sh"
+        )
+    if made["lean_runtime"] or made["plugins"]:
+        known = digest_of(path)
+        if known is None:
+            raise CannotRunError(
+                f"{path} holds code that would run in this process, and there is no sha256 of it: "
+                "run build_engine.sh"
+            )
+        if known != hashlib.sha256(path.read_bytes()).hexdigest():
+            raise CannotRunError(f"{path} is not as it was written: its sha256 is another")
+    same = not built or runs_in(built, installed, {**made, "version": False})
+    if not made["version"] or made["lean_runtime"] or same:
+        return ""
+    lean = os.environ.get("TCOMPILE_LEAN_RUNTIME", "")
+    if not Path(lean).is_file():
+        raise CannotRunError(
+            f"{path} was built by TensorRT {built} without its lean runtime, installed is "
+            f"{installed}: TCOMPILE_LEAN_RUNTIME names libnvinfer_lean.so of {built}"
+        )
+    return lean
+
+
+def digest_of(path: Path) -> str | None:
+    """The SHA-256 that build_engine.sh, or else the manifest, has of an engine."""
+    beside = path.with_name(f"{path.name}.sha256")
+    if beside.is_file():
+        return (beside.read_text(encoding="utf-8").split() or [""])[0]
+    manifest = json.loads((BUNDLE / "manifest.json").read_text(encoding="utf-8"))
+    listed = {(BUNDLE / each["path"]).resolve(): each["sha256"] for each in manifest["files"]}
+    return listed.get(path.resolve())
+
+
+def newest_engine(made: dict[str, Any]) -> Path:
+    """The newest engine that the installed TensorRT runs; any, where it cannot be asked."""
+    there = sorted(
+        (BUNDLE / "engine").glob("*.engine"), key=lambda p: (numbers(built_by(p)), p.name)
+    )
     try:
         import tensorrt as trt
 
-        own = f"model.trt{'.'.join(trt.__version__.split('.')[:2])}.engine"
-        fits = [path for path in there if path.name == own]
+        fits = [p for p in there if built_by(p) and runs_in(built_by(p), trt.__version__, made)]
     except ImportError:
         fits = there[-1:]
     if not fits:
         others = f"; there is {', '.join(p.name for p in there)}" if there else ""
-        raise CannotRunError(f"there is no engine of this TensorRT{others}: run sh build_engine.sh")
+        raise CannotRunError(
+            f"there is no engine for this TensorRT{others}: run sh build_engine.sh"
+        )
     return fits[-1]
 
 
@@ -330,7 +408,8 @@ def main(arguments: list[str]) -> int:
     if onnx:
         runner: Any = Onnx(paths[0] if paths else BUNDLE / plan["model"])
     else:
-        runner = Engine(paths[0] if paths else newest_engine())
+        made = plan["compatibility"]
+        runner = Engine(paths[0] if paths else newest_engine(made), made)
     print(f"{runner.name}, against {plan['reference']}")
     results: dict[str, tuple[str, bool]] = {}
     for run in range(plan["runs"]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -14,6 +15,7 @@ from tcompile.targets.backends.base import Batch, EmittedFiles, FusedAttention
 from tcompile.targets.backends.cpu import OnCpu, on_cpu
 from tcompile.targets.backends.fusion import Plan, fused_attention, listed_kernels, unfused_notes
 from tcompile.targets.backends.parsing import parse_elsewhere
+from tcompile.targets.compatibility import NONE, Compatibility
 from tcompile.targets.devices import Precision, Target
 
 __all__ = ["Batch", "EmittedFiles", "FusedAttention", "check_runtime", "emit"]
@@ -46,6 +48,7 @@ def emit(
     batch: Batch | tuple[int, int, int] | None = None,
     token_ops: str = "native",
     workspace: int | None = None,
+    compatibility: Compatibility | None = None,
     progress: Progress = silent,
 ) -> EmittedFiles:
     """Write what the target needs beside a lowered model.
@@ -59,6 +62,7 @@ def emit(
             given. A model with a fixed batch does not use it.
         token_ops: the form that the model's token ops were lowered to.
         workspace: MiB that an engine's kernels may use while they run; None: all there is.
+        compatibility: what an engine is to be compatible with, as `checked_compatibility` gives it.
         progress: is told how far an engine is.
 
     Raises:
@@ -73,8 +77,16 @@ def emit(
     if target.on_cpu:
         return _for_cpu(model_path, on_cpu(target, precision))
     if target.runtime == "tensorrt-rtx":
-        return _for_rtx(model_path, directory, target, precision, sizes, workspace, progress)
-    return _for_jetson(model_path, directory, target, sizes, token_ops, workspace, progress)
+        made = _for_rtx(
+            model_path, directory, target, precision, sizes, workspace, compatibility, progress
+        )
+    else:
+        made = _for_jetson(
+            model_path, directory, target, sizes, token_ops, workspace, compatibility, progress
+        )
+    if (found := made.compatibility) is None:
+        return made
+    return replace(made, notes=(*made.notes, found.words))
 
 
 def _for_cpu(model_path: Path, how: OnCpu) -> EmittedFiles:
@@ -91,22 +103,26 @@ def _for_rtx(
     precision: Precision,
     batch: Batch,
     workspace: int | None,
+    compatibility: Compatibility | None,
     progress: Progress,
 ) -> EmittedFiles:
-    capability = target.compute_capability or ""
-    plan = rtx.build(model_path, capability, batch=batch, workspace=workspace, progress=progress)
-    name = f"engine/model.{rtx.sm(capability)}.engine"
+    wanted = compatibility or NONE
+    capabilities = rtx.capabilities(target.compute_capability or "", wanted.hardware)
+    plan = rtx.build(model_path, capabilities, batch=batch, workspace=workspace, progress=progress)
+    fits = rtx.sm(capabilities[0]) if len(capabilities) == 1 else str(wanted.hardware)
+    name, layers = f"engine/model.{fits}.engine", f"engine/model.{fits}.layers.json"
     _write(directory / name, plan)
-    layers = f"engine/model.{rtx.sm(capability)}.layers.json"
     _write(directory / layers, listed_kernels(plan).encode())
-    versions = {"tensorrt-rtx": rtx.version()}
+    made = EmittedFiles(
+        (name, layers),
+        versions={"tensorrt-rtx": rtx.version()},
+        compatibility=compatibility and replace(compatibility, capabilities=capabilities),
+    )
     if precision == "fp32":
         note = "TensorRT has no fused attention in fp32: nothing was counted"
-        return EmittedFiles((name, layers), versions=versions, notes=(note,))
+        return replace(made, notes=(note,))
     model = onnx.load(str(model_path), load_external_data=False)
-    return EmittedFiles(
-        (name, layers), fused_attention(plan, model), versions, unfused_notes(model)
-    )
+    return replace(made, fused=fused_attention(plan, model), notes=unfused_notes(model))
 
 
 def _for_jetson(
@@ -116,6 +132,7 @@ def _for_jetson(
     batch: Batch,
     token_ops: str,
     workspace: int | None,
+    compatibility: Compatibility | None,
     progress: Progress,
 ) -> EmittedFiles:
     model = read_structure(model_path)
@@ -129,6 +146,7 @@ def _for_jetson(
         batch=batch,
         plugins=plugins,
         workspace=workspace,
+        compatibility=compatibility,
     )
     if not jetson.is_jetson():
         notes = [
@@ -146,18 +164,25 @@ def _for_jetson(
                 "trtexec takes no kernels compiled ahead of time and builds the function bodies; "
                 "to have the kernels in the engine, run this build on the device"
             )
-        return EmittedFiles(files, notes=tuple(notes))
+        return EmittedFiles(files, notes=tuple(notes), compatibility=compatibility)
     version = tensorrt.version()
     engine = f"engine/model.trt{'.'.join(version.split('.')[:2])}.engine"
     plan = tensorrt.build(
-        model_path, batch=batch, token_ops=token_ops, workspace=workspace, progress=progress
+        model_path,
+        batch=batch,
+        token_ops=token_ops,
+        workspace=workspace,
+        compatibility=compatibility,
+        progress=progress,
     )
     _write(directory / engine, plan)
     files = (*files, engine)
-    if (layers := tensorrt.layers(plan)) is not None:
+    # The lean runtime, which runs a version-compatible engine, has no inspector.
+    inspected = compatibility is None or not compatibility.version
+    if inspected and (layers := tensorrt.layers(plan)) is not None:
         files = (*files, jetson.layers_file(engine))
         _write(directory / files[-1], layers.encode())
-    return EmittedFiles(files, versions={"tensorrt": version})
+    return EmittedFiles(files, versions={"tensorrt": version}, compatibility=compatibility)
 
 
 def _write(path: Path, plan: Plan) -> None:

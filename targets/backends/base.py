@@ -16,6 +16,7 @@ from tcompile.core.decode import Count
 from tcompile.core.errors import ModelError, TcompileError, UsageError
 from tcompile.core.graph import batch_dim, free_names, settled
 from tcompile.core.model_files import TensorInfo
+from tcompile.targets.compatibility import Compatibility
 
 Array = npt.NDArray[Any]
 
@@ -162,12 +163,14 @@ class EmittedFiles:
         fused: fused attention, where an engine was built and could be looked into.
         versions: version of each backend that took part, by package name.
         notes: sentences for the manifest and for people.
+        compatibility: what an engine was made compatible with; None: nothing was asked.
     """
 
     files: tuple[str, ...] = ()
     fused: FusedAttention | None = None
     versions: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     notes: tuple[str, ...] = ()
+    compatibility: Compatibility | None = None
 
 
 @dataclass(frozen=True)

@@ -72,9 +72,14 @@ class BuildWatch:
             del self._steps[phase]
 
 
-def timing_cache(version: str) -> Path:
-    """The file that keeps what kernels took on this machine, for one version of TensorRT."""
-    return cache_dir() / "timing" / f"tensorrt-{version}.cache"
+def timing_cache(version: str, kind: str = "") -> Path:
+    """The file that keeps what kernels took on this machine, for one version of TensorRT.
+
+    Args:
+        kind: of engines that have other kernels to choose from; they have a file of their own,
+            since a cache holds the best kernel alone.
+    """
+    return cache_dir() / "timing" / f"tensorrt-{version}{kind}.cache"
 
 
 def load_timings(config: Any, path: Path) -> None:

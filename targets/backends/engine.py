@@ -42,22 +42,34 @@ class EngineRunner:
         gpu: to run it on.
         graphs: launch the engine as one CUDA graph. TensorRT-RTX captures it itself; of TensorRT it
             is captured here, for the batch size of the last run.
+        host_code, lean_runtime: of a version-compatible engine; see `deserialise`.
 
     Attributes:
         batches: the smallest and largest batch that the engine takes; None: its batch is fixed.
 
     Raises:
         ModelError: TensorRT does not accept the file.
+        UsageError: it does not load the lean runtime.
         TcompileError: CUDA has no memory for it, say.
     """
 
     metadata: Mapping[str, str] = {}
 
-    def __init__(self, trt: ModuleType, path: Path, gpu: Gpu, *, graphs: bool = False) -> None:
+    def __init__(
+        self,
+        trt: ModuleType,
+        path: Path,
+        gpu: Gpu,
+        *,
+        graphs: bool = False,
+        host_code: bool = False,
+        lean_runtime: Path | None = None,
+    ) -> None:
         self.path = path
         self._gpu, self._turn = gpu, Lock()
         gpu.use()
-        self._runtime, engine = deserialise(trt, path)
+        needed = deserialise(trt, path, host_code=host_code, lean_runtime=lean_runtime)
+        self._runtime, engine = needed
         self._engine: Any = engine
         self._context: Any = _context(trt, engine, graphs)
         if self._context is None:

@@ -37,6 +37,8 @@ from tcompile.targets.backends.jetson_texts import (
     plugin_script,
     readme,
 )
+from tcompile.targets.backends.jetson_versions import layer_flags, plugin_flags, version_flags
+from tcompile.targets.compatibility import NONE, Compatibility
 from tcompile.targets.devices import Target
 from tcompile.targets.versions import (
     TENSORRT,
@@ -114,6 +116,7 @@ def lines(
     batch: Batch,
     bodies_from: int | None = None,
     workspace: int | None = None,
+    compatibility: Compatibility | None = None,
 ) -> tuple[Line, ...]:
     """The trtexec command for each JetPack that the target may run.
 
@@ -121,9 +124,11 @@ def lines(
         workspace: MiB that kernels may use while they run; None: all there is.
         bodies_from: where the bodies of token ops begin in the model's file, for a model whose
             calls name plugins; None for any other.
+        compatibility: what the engine is to be compatible with.
     """
-    same = _of_all_versions(inputs, batch, workspace)
-    plugins = () if bodies_from is None else (f"--dynamicPlugins={PLUGINS}",)
+    wanted = compatibility or NONE
+    same = _of_all_versions(inputs, batch, workspace, wanted)
+    plugins = () if bodies_from is None else plugin_flags(wanted, PLUGINS)
     result = []
     for jetpack in jetpacks_for(target):
         major, minor = jetpack.trt_version
@@ -132,7 +137,7 @@ def lines(
             f"--onnx={BARE if alone else model}",
             f"--saveEngine=engine/model.trt{major}.{minor}.engine",
             f"--timingCacheFile=engine/timing.trt{major}.{minor}.cache",
-            f"--exportLayerInfo=engine/model.trt{major}.{minor}.layers.json",
+            *layer_flags(wanted, f"engine/model.trt{major}.{minor}"),
             *precision_flags(jetpack.trt_version),
             *same,
             *plugins,
@@ -144,11 +149,12 @@ def lines(
 
 
 def _of_all_versions(
-    inputs: tuple[TensorInfo, ...], batch: Batch, workspace: int | None
+    inputs: tuple[TensorInfo, ...], batch: Batch, workspace: int | None, wanted: Compatibility
 ) -> tuple[str, ...]:
     """The flags that do not depend on TensorRT's version."""
     pool = () if workspace is None else (f"--memPoolSize=workspace:{workspace}",)
-    return (*shape_flags(inputs, batch), *pool, "--profilingVerbosity=detailed")
+    shapes = shape_flags(inputs, batch)
+    return (*shapes, *pool, *version_flags(wanted), "--profilingVerbosity=detailed")
 
 
 def write_bundle(
@@ -160,6 +166,7 @@ def write_bundle(
     batch: Batch,
     plugins: bool = False,
     workspace: int | None = None,
+    compatibility: Compatibility | None = None,
 ) -> tuple[str, ...]:
     """Write the scripts, the commands and a README beside the model.
 
@@ -170,14 +177,15 @@ def write_bundle(
         target: a Jetson.
         batch: sizes for a symbolic batch.
         plugins: whether calls of token ops are to become our plugins; their sources are put in.
-        workspace: see `lines`.
+        workspace, compatibility: see `lines`.
 
     Returns:
         The files written, relative to `directory`.
     """
     bodies_from = without_bodies(directory / model) if plugins else None
-    commands = lines(target, model, inputs, batch, bodies_from, workspace)
-    arguments = _of_all_versions(inputs, batch, workspace)
+    wanted = compatibility or NONE
+    commands = lines(target, model, inputs, batch, bodies_from, workspace, wanted)
+    arguments = _of_all_versions(inputs, batch, workspace, wanted)
     oldest, needed = _least(commands)
     data: list[dict[str, Any]] = [
         {
@@ -196,10 +204,18 @@ def write_bundle(
     batches = _batches(inputs, batch)
     shapes = measured_shapes(shape_flags(inputs, batch))
     files = {
-        SCRIPT: build_script(model, arguments, bodies_from, oldest, needed),
+        SCRIPT: build_script(model, arguments, bodies_from, oldest, needed, wanted),
         CHECK_SCRIPT: check_script(),
         LINES: json.dumps({"target": target.name, "commands": data}, indent=1) + "\n",
-        README: readme(target, shown, needed, plugins=plugins, batches=batches, shapes=shapes),
+        README: readme(
+            target,
+            shown,
+            needed,
+            plugins=plugins,
+            batches=batches,
+            shapes=shapes,
+            compatibility=wanted,
+        ),
     }
     if plugins:
         files[PLUGIN_SCRIPT] = plugin_script(target)

@@ -6,6 +6,13 @@ import shlex
 from collections.abc import Sequence
 
 from tcompile.plugins.build import LIBRARY
+from tcompile.targets.backends.jetson_versions import (
+    ASKED_OF_BUILD,
+    fits_words,
+    layer_flags,
+    plugin_flags,
+)
+from tcompile.targets.compatibility import NONE, Compatibility
 from tcompile.targets.devices import Target
 from tcompile.targets.versions import (
     TENSORRT,
@@ -101,6 +108,10 @@ for each in "$@"; do
         echo "$each: TensorRT has no such engines on JetPack; build on each kind of device" >&2
         exit 2
         ;;
+    --versionCompatible | --vc | --excludeLeanRuntime)
+        echo "$each: {1}" >&2
+        exit 2
+        ;;
     esac
 done
 
@@ -135,7 +146,12 @@ def version_test() -> str:
 
 
 def build_script(
-    model: str, arguments: Sequence[str], bodies_from: int | None, oldest: str, needed: str
+    model: str,
+    arguments: Sequence[str],
+    bodies_from: int | None,
+    oldest: str,
+    needed: str,
+    wanted: Compatibility = NONE,
 ) -> str:
     """The script that builds the engine on the device.
 
@@ -143,13 +159,15 @@ def build_script(
         arguments: for trtexec, of all versions.
         bodies_from: see `jetson.lines`.
         oldest, needed: the oldest TensorRT that will do, and the same in words.
+        wanted: what the engine is compatible with; the arguments have its flags.
     """
     plugins = "" if bodies_from is None else _PLUGINS_HERE.format(PLUGINS, PLUGIN_SCRIPT)
     cut, flag = "", ""
     if bodies_from is not None:
         first = first_with_plugins_first()
         cut = _CUT.format(bodies_from, shlex.quote(model), BARE, first, number(first))
-        flag = ' --dynamicPlugins="$plugins"'
+        flag = "".join(f" {name}" for name in plugin_flags(wanted, '"$plugins"'))
+    layers = "".join(f'"{name}" ' for name in layer_flags(wanted, "engine/model.trt$major.$minor"))
     head = _HEAD.format(
         what=f"Builds engine/model.trtX.Y.engine from {model} with the TensorRT of this Jetson.\n"
         "# Further arguments go to trtexec as they are. TRTEXEC=/path/to/trtexec chooses another\n"
@@ -158,7 +176,7 @@ def build_script(
         first=LOCATE,
     )
     return f"""\
-{head}{_NO_DLA.format(why_no_dla())}{FIND}
+{head}{_NO_DLA.format(why_no_dla(), ASKED_OF_BUILD)}{FIND}
 {plugins}\
 if [ "$number" -lt {number(oldest)} ]; then
     echo "this model needs {needed}; $trtexec is of TensorRT v$number" >&2
@@ -171,8 +189,7 @@ trap 'rm -f "$engine.part"' EXIT
 trap 'exit 130' INT TERM HUP
 "$trtexec" --onnx="$model" {" ".join(shlex.quote(each) for each in arguments)} \\
     --saveEngine="$engine.part" --timingCacheFile="engine/timing.trt$major.$minor.cache" \\
-    --exportLayerInfo="engine/model.trt$major.$minor.layers.json" \\
-    $typed{flag} --skipInference "$@"
+    {layers}$typed{flag} --skipInference "$@"
 rm -f "$engine{DIGEST}"
 mv "$engine.part" "$engine"
 # `tcompile verify` tells by it that the engine is whole, and made here.
@@ -230,12 +247,20 @@ echo {PLUGINS}
     )
 
 
+def _plugins_words(compatibility: Compatibility) -> str:
+    return _README_PLUGINS + (_PLUGINS_INSIDE if compatibility.plugins else _PLUGINS_APART)
+
+
 _README_PLUGINS = f"""
 Its token ops are plugins of tcompile. The library that holds them, {PLUGINS}, has to be built once,
 on the device: its sources are here, in {SOURCES}.
 
   sh {PLUGIN_SCRIPT}                     or, with tcompile:  tcompile plugins build -o plugins
-
+"""
+_PLUGINS_INSIDE = """
+The library is put into the engine (--setPluginsToSerialize), which is loaded without it.
+"""
+_PLUGINS_APART = f"""
 The engine needs the library whenever it is loaded:
 trtexec --loadEngine=ENGINE --dynamicPlugins={PLUGINS}, or in an application
 getPluginRegistry()->loadLibrary(PATH) before deserializeCudaEngine.
@@ -252,6 +277,7 @@ def readme(
     plugins: bool,
     batches: str,
     shapes: Sequence[str],
+    compatibility: Compatibility = NONE,
 ) -> str:
     """The README of a bundle.
 
@@ -260,6 +286,7 @@ def readme(
         needed: the TensorRT that it needs, in words.
         batches: a line on batch sizes; may be empty.
         shapes: flags for trtexec where it runs the engine.
+        compatibility: what the engine is compatible with.
     """
     lines = "\n\n".join(
         f"JetPack {', '.join(each.jetpack for each in packs)} (TensorRT {packs[0].tensorrt})\n"
@@ -267,7 +294,9 @@ def readme(
         + f"  {text}"
         for packs, text in shown
     )
-    library = f" --dynamicPlugins={PLUGINS}" if plugins else ""
+    apart = plugins and not compatibility.plugins
+    library = f" --dynamicPlugins={PLUGINS}" if apart else ""
+    library += " --versionCompatible" if compatibility.version else ""
     run = " ".join([f"--loadEngine=ENGINE{library}", *(shlex.quote(each) for each in shapes)])
     return f"""\
 A model for {target.title}, compiled by tcompile.
@@ -278,10 +307,10 @@ Copy this folder to the device and run, in it,
 
 The first finds trtexec, sees which TensorRT it belongs to, and writes engine/model.trtX.Y.engine.
 It needs {needed}.
-An engine runs only on the TensorRT version and the kind of device that built it.
+{fits_words(compatibility)}
 The second runs the engine on the inputs in checks/ and compares with what the model gives in fp32,
 output by output. It needs python3 with numpy and TensorRT's package: apt install python3-libnvinfer
-{batches}{_README_PLUGINS if plugins else ""}
+{batches}{_plugins_words(compatibility) if plugins else ""}
 Or run trtexec by hand, from this folder, after
 `mkdir -p engine; rm -f engine/*{DIGEST} {BOARD_FILE} engine/timing.*`:
 

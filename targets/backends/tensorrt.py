@@ -18,6 +18,7 @@ from tcompile.core.save import without_bodies
 from tcompile.targets.backends.base import Batch
 from tcompile.targets.backends.build_watch import timing_cache
 from tcompile.targets.backends.trt_common import beside, build_plan, layer_information
+from tcompile.targets.compatibility import NONE, Compatibility
 from tcompile.targets.versions import TENSORRT, Version, first_with_aot, parse_version, parser_rule
 
 _PURPOSE = "building a TensorRT engine"
@@ -34,6 +35,7 @@ def build(
     batch: Batch | None = None,
     token_ops: str = "native",
     workspace: int | None = None,
+    compatibility: Compatibility | None = None,
     progress: Progress = silent,
 ) -> memoryview:
     """Compile an ONNX file into a serialised engine for this machine's GPU.
@@ -42,10 +44,12 @@ def build(
         token_ops: the form that the model's token ops were lowered to. `plugin` loads the library
             that `tcompile plugins build` made; `aot` registers the kernels with this process.
         workspace, progress: see `build_plan`.
+        compatibility: what the engine is to be compatible with; `capabilities` are not looked at.
 
     Raises:
         MissingExtraError: tensorrt is not installed.
-        UsageError: it is too old, also for the form; there is no plugin library, or a wrong one.
+        UsageError: it is too old, also for the form or the level of hardware compatibility; there
+            is no plugin library, or a wrong one.
         ModelError, TcompileError: see `build_plan`.
     """
     trt = require("tensorrt", "tensorrt", _PURPOSE)
@@ -55,11 +59,16 @@ def build(
             f"TensorRT {trt.__version__} is too old: strongly typed networks need {oldest}",
             hint="on a Jetson, install JetPack 6.1 or newer",
         )
+    wanted = compatibility or NONE
+    _check_level(trt, wanted)
+    kind = "-version-compatible" if wanted.version else ""
+    kind += f"-{wanted.hardware}" if wanted.hardware else ""
     settings: dict[str, Any] = {
         "batch": batch,
         "workspace": workspace,
-        "timings": timing_cache(str(trt.__version__)),
+        "timings": timing_cache(str(trt.__version__), kind),
         "progress": progress,
+        "configure": lambda config, parser: _make_compatible(trt, config, parser, wanted),
     }
     if token_ops == "plugin":
         return _with_plugins(trt, version, model_path, settings)
@@ -70,6 +79,51 @@ def build(
 def layers(plan: memoryview) -> str | None:
     """What TensorRT's inspector says of an engine's layers, as JSON; see `layer_information`."""
     return layer_information(require("tensorrt", "tensorrt", _PURPOSE), plan)
+
+
+def _check_level(trt: ModuleType, wanted: Compatibility) -> None:
+    """Raise UsageError for a level of hardware compatibility that this TensorRT does not have."""
+    if wanted.hardware is None:
+        return
+    since = TENSORRT.compatibility.hardware.levels[wanted.hardware].since
+    if parse_version(str(trt.__version__)) < parse_version(since):
+        raise UsageError(
+            f"TensorRT {trt.__version__} has no engines that are {wanted.hardware}, {since} is the "
+            "first that does",
+            where="--hardware-compatibility-level",
+            hint="ampere-plus is in any",
+        )
+
+
+def _make_compatible(trt: ModuleType, config: Any, parser: Any, wanted: Compatibility) -> None:
+    """Set what an engine is to be compatible with. InstanceNormalization has to be native in such
+    ones: the parser's default from TensorRT 10 on."""
+    if wanted.hardware is not None:
+        rule = TENSORRT.compatibility.hardware.levels[wanted.hardware]
+        level = getattr(trt.HardwareCompatibilityLevel, rule.member)
+        config.hardware_compatibility_level = level
+    if not wanted.version:
+        return
+    from tcompile.plugins.build import built_library
+
+    config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    # TensorRT's own plugins that the parser took in place of ops.
+    libraries = [str(path) for path in parser.get_used_vc_plugin_libraries()]
+    for path in libraries:
+        load_plugins(trt, Path(path))
+    if wanted.lean_runtime:
+        ours = [str(built_library())] if wanted.plugins else []
+        if libraries or ours:
+            config.plugins_to_serialize = [*libraries, *ours]
+        return
+    if libraries:
+        raise UsageError(
+            f"the model needs plugins of TensorRT ({', '.join(libraries)}), which are put into an "
+            "engine together with the lean runtime",
+            where="--exclude-lean-runtime",
+            hint="omit it",
+        )
+    config.set_flag(trt.BuilderFlag.EXCLUDE_LEAN_RUNTIME)
 
 
 #: Plugin libraries that this process has loaded, by path, and what TensorRT knows them by.

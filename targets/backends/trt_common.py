@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from tcompile.core.errors import ModelError, TcompileError
+from tcompile.core.errors import ModelError, TcompileError, UsageError
 from tcompile.core.interrupt import checkpoint
 from tcompile.core.load import read_structure
 from tcompile.core.progress import Progress, silent
@@ -34,7 +34,7 @@ def build_plan(
     workspace: int | None = None,
     timings: Path | None = None,
     progress: Progress = silent,
-    configure: Callable[[Any], None] = lambda config: None,
+    configure: Callable[[Any, Any], None] = lambda config, parser: None,
     flags: int = 0,
 ) -> memoryview:
     """Compile an ONNX file with one of the two packages.
@@ -46,7 +46,8 @@ def build_plan(
         workspace: MiB that kernels may use while they run; None: all there is.
         timings: a file that keeps what kernels took, for the next build.
         progress: is told how far it is.
-        configure: sets what differs between the two on the builder configuration.
+        configure: sets what differs between the two on the builder configuration, and may ask the
+            parser what it took.
         flags: creation flags of the network beside strong typing.
 
     Returns:
@@ -58,7 +59,7 @@ def build_plan(
         KeyboardInterrupt: Ctrl-C ended the build.
     """
     log = _log_of(trt)
-    builder, network, _parser = parse(trt, model_path, flags)
+    builder, network, parser = parse(trt, model_path, flags)
     checkpoint()
     config = builder.create_builder_config()
     # Node names in the plan are what tells which attention was fused.
@@ -70,7 +71,7 @@ def build_plan(
     log.interrupted = False
     watch = BuildWatch(trt, progress, lambda: log.interrupted)
     config.progress_monitor = watch.native
-    configure(config)
+    configure(config, parser)
     profile = _profile(builder, network, batch or Batch(), model_path)
     if profile is not None:
         config.add_optimization_profile(profile)
@@ -86,15 +87,34 @@ def build_plan(
     return memoryview(plan)
 
 
-def deserialise(trt: ModuleType, path: Path) -> tuple[Any, Any]:
-    """Open an engine file; returns the runtime and the engine, which needs it.
+def deserialise(
+    trt: ModuleType, path: Path, *, host_code: bool = False, lean_runtime: Path | None = None
+) -> tuple[Any, Any]:
+    """Open an engine file; returns what it needs, the runtime first of all, and the engine.
+
+    Args:
+        host_code: whether it may run code out of the file, of which the caller knows the SHA-256.
+        lean_runtime: the library of the TensorRT that built the engine, which then runs it.
 
     Raises:
         ModelError: the package does not accept the file; says why in its words.
+        UsageError: it does not load the lean runtime.
     """
     log = _log_of(trt)
     log.recent_errors.clear()
     runtime = trt.Runtime(log.native)
+    if host_code:
+        runtime.engine_host_code_allowed = True
+    needed = runtime
+    if lean_runtime is not None:
+        runtime = runtime.load_runtime(str(lean_runtime))
+        if runtime is None:
+            raise UsageError(
+                f"{title(trt)} does not load the lean runtime: {_last(log)}",
+                where=str(lean_runtime),
+                hint="it is libnvinfer_lean.so of the TensorRT that built the engine",
+            )
+        needed = (needed, runtime)  # freed from the back
     engine = runtime.deserialize_cuda_engine(path.read_bytes())
     if engine is None:
         raise ModelError(
@@ -102,7 +122,7 @@ def deserialise(trt: ModuleType, path: Path) -> tuple[Any, Any]:
             where=str(path),
             hint="build it again with this version, on this machine or for its GPU",
         )
-    return runtime, engine
+    return needed, engine
 
 
 def layer_information(trt: ModuleType, plan: memoryview) -> str | None:

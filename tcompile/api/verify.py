@@ -12,9 +12,10 @@ from tcompile.api.layers import Layer, layers_of
 from tcompile.api.reference import DenseModel, find_dense, reduced_reference
 from tcompile.artifact.directory import Artifact, load_artifact
 from tcompile.artifact.manifest import Fidelity
-from tcompile.core.errors import UsageError, VerificationError
+from tcompile.core.errors import ModelError, UsageError, VerificationError
 from tcompile.core.memory import release
 from tcompile.core.progress import Progress, silent
+from tcompile.deploy.checks import check_host_code
 from tcompile.runtime.metrics import not_finite
 from tcompile.runtime.samples import Samples, run_all
 from tcompile.runtime.scenes import JUDGED_ON, evidence_count, evidence_for, scenes_and_noise
@@ -167,6 +168,11 @@ def _files(artifact: Artifact) -> Check:
     changed, made = artifact.compare_files()
     if changed:
         return Check("files", "failed", f"not as they were written: {', '.join(changed)}")
+    for name in (each for each in made if each.endswith(".engine")):
+        try:
+            check_host_code(artifact, name)
+        except ModelError as error:
+            return Check("files", "failed", f"{name} {error.what}")
     same = sum(entry.path not in made for entry in artifact.manifest.files)
     detail = f"{same} files are as they were written"
     if made:

@@ -24,6 +24,7 @@ from tcompile.passes.lower.token_ops import TokenOpsChoice
 from tcompile.planning.memory import Memory
 from tcompile.planning.options.outcome import Emitted, Outcome, Reason, Share
 from tcompile.targets.backends.base import FusedAttention
+from tcompile.targets.compatibility import Compatibility
 
 SCHEMA: Final = "tcompile.manifest/1"
 FigureKind = Literal["measured", "modelled"]
@@ -367,6 +368,9 @@ class Manifest:
             empty where the model's file has none, and in manifests of older versions.
         fault: the check that this build failed; it was kept for debugging (--keep-failed); null:
             none.
+        compatibility: what the engine was made compatible with, or, of a bundle for a Jetson, is
+            made compatible with there (--version-compatible, --hardware-compatibility-level);
+            null: nothing was asked, there is no engine, or the manifest is older.
         files: every file of the artifact except manifest.json.
         tool: name and version of the compiler.
     """
@@ -404,6 +408,7 @@ class Manifest:
     preprocess: dict[str, Any] | None = None
     labels: tuple[str, ...] = ()
     fault: str | None = None
+    compatibility: Compatibility | None = None
     files: tuple[FileEntry, ...] = ()
     tool: Annotated[str, Meta(pattern="^tcompile .+$")] = f"tcompile {__version__}"
     schema: Literal["tcompile.manifest/1"] = SCHEMA

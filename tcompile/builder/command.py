@@ -42,6 +42,10 @@ def command_of(job: Job) -> str:
             missing.append(f"{name.upper()}.json: the {name} that was given as an object")
     if job.workspace is not None:
         words += ["--workspace", str(job.workspace)]
+    if (wanted := job.compatibility) is not None:
+        words += ["--version-compatible"] if wanted.version else []
+        words += ["--exclude-lean-runtime"] if wanted.version and not wanted.lean_runtime else []
+        words += ["--hardware-compatibility-level", wanted.hardware] if wanted.hardware else []
     for option, size in job.batches.asked.items():
         words += [option, str(size)]
     for name in ("force", "refine", "keep_failed"):

@@ -25,7 +25,9 @@ from tcompile.runtime.scenes import JUDGED_ON, scenes_for
 from tcompile.runtime.signature import Signature, signature
 from tcompile.runtime.token_outputs import INDEX, OWNER, for_output, is_bookkeeping
 from tcompile.targets.backends import ort
+from tcompile.targets.compatibility import NONE, Compatibility
 from tcompile.targets.devices import HALF
+from tcompile.targets.versions import TENSORRT
 from tcompile.verify.lowered import COSINES
 from tcompile.verify.numerics import FLIPPED_COSINE, TOLERANCES
 
@@ -44,6 +46,7 @@ def write_device_check(
     reduced: bool,
     smallest: int = 1,
     towers: Mapping[str, str] | None = None,
+    compatibility: Compatibility | None = None,
 ) -> None:
     """Write the check beside the model that is shipped.
 
@@ -54,6 +57,7 @@ def write_device_check(
         reduced: whether tokens leave it.
         smallest: images that an engine takes at least, of a model with a free batch.
         towers: output → tower whose tokens it holds.
+        compatibility: what the engine is made compatible with.
     """
     model = signature(shipped)
     samples = _as_half(scenes_for(model.whole, count=_SCENES, seed=JUDGED_ON))
@@ -82,6 +86,7 @@ def write_device_check(
         "schema": 1,
         "model": shipped.name,
         "precision": precision,
+        "compatibility": _compatibility(compatibility or NONE),
         "reference": f"the reduced model in fp32 (ONNX Runtime {ort.version()}), {samples.source}",
         "tolerance": _tolerance(precision),
         "runs": runs,
@@ -134,6 +139,12 @@ def _fits_half(array: Array) -> bool:
 def _numpy(tensor: TensorInfo) -> str:
     """What numpy alone can hold."""
     return "float32" if tensor.dtype == "bfloat16" else tensor.dtype
+
+
+def _compatibility(made: Compatibility) -> dict[str, Any]:
+    """What the program goes by, with the rule in it."""
+    fields = {name: getattr(made, name) for name in ("version", "lean_runtime", "plugins")}
+    return {**fields, "across": TENSORRT.compatibility.version.across}
 
 
 def _tolerance(precision: str) -> dict[str, Any]:

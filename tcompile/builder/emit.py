@@ -196,6 +196,7 @@ def judge_models(models: Models, job: Job, samples: Samples, say: Progress) -> J
             reduced=not models.schedule.dense,
             smallest=job.batches.settled.smallest,
             towers=tower_of_outputs(models.schedule.to_json()),
+            compatibility=job.compatibility,
         )
     shutil.rmtree(models.pair.reference.parent)
     if judged.fault is not None and not job.keep_failed:
@@ -230,6 +231,7 @@ def emit_model(models: Models, judged: Judgement, job: Job, say: Progress) -> Bu
             batch=job.batches.settled,
             token_ops=models.token_ops.form,
             workspace=job.workspace,
+            compatibility=job.compatibility,
             progress=say,
         )
     except RefusedError as error:
@@ -287,6 +289,7 @@ def manifest_of(models: Models, built: Built, evidence: Evidence, job: Job) -> M
         labels=labels,
         fault=None if built.fault is None else built.fault.what,
         quantization=models.quantization,
+        compatibility=built.emitted.compatibility,
     )
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tcompile.planning.request import Request
     from tcompile.targets import Target
     from tcompile.targets.backends.base import BatchSizes
+    from tcompile.targets.compatibility import Compatibility
     from tcompile.targets.devices import Precision
 
 
@@ -28,6 +29,7 @@ class Job:
         target, precision, token_ops: what it is built for.
         batches: that an engine of a free batch takes.
         workspace: MiB that an engine's kernels may use while they run; None: all there is.
+        compatibility: what an engine is to be compatible with; None: nothing was asked.
         force: emit also what is not faster than dense.
         refine: plan again from measurements.
         keep_failed: write also what failed a check.
@@ -43,6 +45,7 @@ class Job:
     token_ops: TokenOpsChoice
     batches: BatchSizes
     workspace: int | None = None
+    compatibility: Compatibility | None = None
     force: bool = False
     refine: bool = False
     keep_failed: bool = False

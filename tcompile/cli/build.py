@@ -49,6 +49,24 @@ from tcompile.core.errors import FailedBuildError
     help="Memory that an engine's kernels may use while they run, in MiB [default: all there is].",
 )
 @click.option(
+    "--version-compatible",
+    is_flag=True,
+    help="Newer versions of TensorRT run the engine too, of a Jetson; it may be slower, and holds "
+    "code that runs where it is loaded. What runs what: docs/deploy.md.",
+)
+@click.option(
+    "--exclude-lean-runtime",
+    is_flag=True,
+    help="With --version-compatible: leave that code (TensorRT's lean runtime) out of the engine; "
+    "a newer TensorRT has to be given it as a library.",
+)
+@click.option(
+    "--hardware-compatibility-level",
+    type=click.Choice(["ampere-plus", "same-compute-capability"]),
+    help="Other GPUs run the engine too: all from Ampere on, or those of the same compute "
+    "capability. Of an RTX GPU; TensorRT has none on a Jetson.",
+)
+@click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
@@ -92,6 +110,9 @@ def build(
     opt_batch: int | None,
     max_batch: int | None,
     workspace: int | None,
+    version_compatible: bool,
+    exclude_lean_runtime: bool,
+    hardware_compatibility_level: str | None,
     output: Path | None,
     refine: bool,
     force: bool,
@@ -129,6 +150,9 @@ def build(
             opt_batch=opt_batch,
             max_batch=max_batch,
             workspace=workspace,
+            version_compatible=version_compatible,
+            exclude_lean_runtime=exclude_lean_runtime,
+            hardware_compatibility_level=hardware_compatibility_level,
             output=output,
             force=force,
             refine=refine,

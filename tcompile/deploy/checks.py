@@ -14,6 +14,7 @@ from tcompile.artifact.manifest import Manifest
 from tcompile.core.errors import ModelError, UsageError
 from tcompile.core.model_files import TensorInfo, file_entry
 from tcompile.targets.backends.jetson import made_on_device
+from tcompile.targets.backends.jetson_texts import DIGEST, SCRIPT
 
 #: What runs an artifact: `runtime=` of `load`.
 RUNTIMES = ("onnxruntime", "openvino", "tensorrt-rtx", "tensorrt")
@@ -87,6 +88,22 @@ def check_file(artifact: Artifact, name: str) -> None:
             "is not as it was written: its sha256 is not that in the manifest",
             where=str(path),
             hint=AGAIN,
+        )
+
+
+def check_host_code(artifact: Artifact, name: str) -> None:
+    """Raise ModelError for an engine that holds code which would run here, where no SHA-256 of it
+    is known; `check_file` has compared it where one is."""
+    compatibility = artifact.manifest.compatibility
+    if compatibility is None or not compatibility.host_code:
+        return
+    listed = {entry.path for entry in artifact.manifest.files}
+    path = artifact.directory / name
+    if name not in listed and not Path(f"{path}{DIGEST}").is_file():
+        raise ModelError(
+            "holds code that would run in this process, and there is no sha256 of it",
+            where=str(path),
+            hint=f"`sh {SCRIPT}` builds it and writes {path.name}{DIGEST}",
         )
 
 

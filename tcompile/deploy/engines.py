@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 from pathlib import Path
@@ -10,7 +11,7 @@ from types import ModuleType
 from tcompile.artifact.directory import Artifact
 from tcompile.core.errors import MissingExtraError, ModelError, UsageError
 from tcompile.core.packages import require
-from tcompile.deploy.checks import check_file
+from tcompile.deploy.checks import check_file, check_host_code
 from tcompile.plugins.build import built_library
 from tcompile.plugins.check import check_library
 from tcompile.targets.backends.cuda import Gpu
@@ -18,6 +19,7 @@ from tcompile.targets.backends.engine import EngineRunner
 from tcompile.targets.backends.jetson_texts import PLUGINS, SCRIPT
 from tcompile.targets.backends.tensorrt import load_plugins
 from tcompile.targets.backends.trt_common import title
+from tcompile.targets.compatibility import LEAN_RUNTIME, NONE, rule_words, runs_in
 from tcompile.targets.versions import parse_version
 
 _PURPOSE = "running the engine of an artifact"
@@ -31,7 +33,8 @@ def open_engine(
     """Open the engine of an artifact on a GPU.
 
     Checked before, in this order: the file and its sha256, the package and its version, driver and
-    GPU, compute capability, and the plugin library where token ops are plugins.
+    GPU, compute capability, and the plugin library where token ops are plugins. Code out of the
+    engine may run only where it is version-compatible and its sha256 is known.
 
     Args:
         runtime: tensorrt or tensorrt-rtx.
@@ -41,29 +44,38 @@ def open_engine(
     Raises:
         MissingExtraError: the package or cuda-python is not installed.
         ModelError: the engine is missing, not as it was written, or not accepted.
-        UsageError: another version, no driver, another GPU, or a plugin library that is missing or
-            does not fit.
+        UsageError: another version, no driver, another GPU, or a plugin library or a lean runtime
+            that is missing or does not fit.
     """
     engine = engine_file(artifact)
-    check_file(artifact, engine.relative_to(artifact.directory).as_posix())
+    name = engine.relative_to(artifact.directory).as_posix()
+    check_file(artifact, name)
+    check_host_code(artifact, name)
     try:
         if runtime == "tensorrt-rtx":
             trt = require("tensorrt_rtx", "rtx", _PURPOSE)
         else:
             trt = require("tensorrt", "tensorrt", _PURPOSE)
-        check_version(artifact, engine, trt)
+        lean_runtime = check_version(artifact, engine, trt)
         gpu = _gpu(artifact, device)
     except MissingExtraError as error:  # on a machine that has no GPU, say
         error.hint = f"{error.hint}; {_ON_CPU}"
         error.args = (error.one_line(),)
         raise
     check_capability(artifact, gpu.compute_capability)
-    choice = artifact.manifest.token_ops
-    if choice is not None and choice.form == "plugin":
+    choice, compatibility = artifact.manifest.token_ops, artifact.manifest.compatibility or NONE
+    if choice is not None and choice.form == "plugin" and not compatibility.plugins:
         library = plugin_library(artifact)
         check_plugins(library, str(trt.__version__), gpu.compute_capability)
         load_plugins(trt, library)
-    return EngineRunner(trt, engine, gpu, graphs=graphs)
+    return EngineRunner(
+        trt,
+        engine,
+        gpu,
+        graphs=graphs,
+        host_code=compatibility.host_code,
+        lean_runtime=lean_runtime,
+    )
 
 
 def engine_file(artifact: Artifact) -> Path:
@@ -86,9 +98,14 @@ def engine_file(artifact: Artifact) -> Path:
     )
 
 
-def check_version(artifact: Artifact, engine: Path, trt: ModuleType) -> None:
-    """Raise UsageError unless the installed package is the one that built the engine: engines are
-    for one version, to the third number."""
+def check_version(artifact: Artifact, engine: Path, trt: ModuleType) -> Path | None:
+    """Raise UsageError unless the installed package runs the engine: the one that built it, to the
+    third number, or a newer one where it is version-compatible.
+
+    Returns:
+        The lean runtime that it needs; None: none, or it holds its own.
+    """
+    compatibility = artifact.manifest.compatibility or NONE
     installed = str(trt.__version__)
     named = _BUILT_BY.search(engine.name)
     listed = engine.relative_to(artifact.directory).as_posix() in {
@@ -99,23 +116,36 @@ def check_version(artifact: Artifact, engine: Path, trt: ModuleType) -> None:
     built = artifact.manifest.versions.get(package, "") if listed else ""
     if not built and named:
         built = named[1]
-    digits = min(len(built.split(".")), 3)
-    if built and built.split(".")[:digits] != installed.split(".")[:digits]:
-        name = title(trt).removesuffix(f" {installed}")
+    name = title(trt).removesuffix(f" {installed}")
+    if built and not runs_in(built, installed, compatible=compatibility.version):
+        rule = f" and runs in {rule_words(built)}" if compatibility.version else ""
         other = f"install {package}=={built}, or build it again with {installed}"
         raise UsageError(
-            f"the engine was built by {name} {built}, installed is {installed}",
+            f"the engine was built by {name} {built}{rule}, installed is {installed}",
             where=str(engine),
             hint=f"{other}; {_ON_CPU}",
         )
+    same = not built or runs_in(built, installed, compatible=False)
+    if not compatibility.version or compatibility.lean_runtime or same:
+        return None
+    library = Path(os.environ.get(LEAN_RUNTIME, ""))
+    if not library.is_file():
+        raise UsageError(
+            f"the engine was built by {name} {built} without its lean runtime, installed is "
+            f"{installed}",
+            where=str(engine),
+            hint=f"{LEAN_RUNTIME} names libnvinfer_lean.so of {built}; {_ON_CPU}",
+        )
+    return library
 
 
 def check_capability(artifact: Artifact, capability: str) -> None:
     """Raise UsageError for a GPU of another compute capability than the artifact is for."""
-    target = artifact.manifest.target
-    if target.compute_capability not in (None, capability):
+    target, compatibility = artifact.manifest.target, artifact.manifest.compatibility or NONE
+    known = compatibility.capabilities or (target.compute_capability,)
+    if capability not in known and known != (None,):
         raise UsageError(
-            f"is for compute capability {target.compute_capability} ({target.name}), this GPU has "
+            f"is for compute capability {', '.join(map(str, known))} ({target.name}), this GPU has "
             f"{capability}",
             where=str(artifact.directory),
             hint=f"build it for this GPU; {_ON_CPU}",

@@ -65,7 +65,12 @@ def write_triton(folder: Path, found: Artifact) -> tuple[tuple[str, ...], str]:
     if manifest.labels:
         (home / "labels.txt").write_text("\n".join(manifest.labels) + "\n", encoding="utf-8")
     (home / "config.pbtxt").write_text(triton_config(manifest, name), encoding="utf-8")
-    return tuple(commands), _TRITON_NOTES.get(manifest.target.runtime, "") + _PREPARED
+    notes = _TRITON_NOTES.get(manifest.target.runtime, "")
+    made = manifest.compatibility
+    if backend == "tensorrt" and made is not None and made.host_code:
+        commands[-1] += " --backend-config=tensorrt,version-compatible=true"
+        notes = _TRITON_COMPATIBLE
+    return tuple(commands), notes + _PREPARED
 
 
 def _engine(found: Artifact, home: Path, name: str, commands: list[str]) -> list[str]:
@@ -182,6 +187,16 @@ def write_deepstream(folder: Path, found: Artifact) -> tuple[tuple[str, ...], st
             hint="build it for a Jetson: --target jetson-orin, …",
         )
     _check_plain(found, "DeepStream")
+    made = manifest.compatibility
+    if made is not None and made.host_code:
+        # "Cannot deserialize engine with lean runtime since IRuntime::getEngineHostCodeAllowed()
+        # is false": issue 563 of marcoslucianops/DeepStream-Yolo.
+        raise UsageError(
+            "its engine holds code, TensorRT's lean runtime, which DeepStream's nvinfer does not "
+            "let run",
+            where=where,
+            hint="build it without --version-compatible: the engine is made where it runs",
+        )
     text, notes = deepstream_config(manifest, where)
     _copy_unbuilt(found, folder / "artifact")
     (folder / "config_infer.txt").write_text(text, encoding="utf-8")
@@ -281,6 +296,11 @@ Triton has no backend for TensorRT-RTX: `model.onnx` is served by ONNX Runtime, 
 An engine runs only in the TensorRT that built it, to the third number: that of Triton's release.
 """,
 }
+_TRITON_COMPATIBLE = """
+The engine is version-compatible: a newer TensorRT than the one that built it runs it too. It holds
+code that runs in the server, which `version-compatible=true` allows: let it serve none that you do
+not trust.
+"""
 _FROM_META = "input-tensor-from-meta=1"
 _RAW = """
 Outputs are raw tensors (`NvDsInferTensorMeta`): scores have no softmax, and labels are in the

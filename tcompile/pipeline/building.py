@@ -58,6 +58,7 @@ from tcompile.report.token_maps import write_trace
 from tcompile.targets import load_target
 from tcompile.targets.backends import check_runtime
 from tcompile.targets.backends.base import BatchSizes, checked_workspace
+from tcompile.targets.compatibility import checked_compatibility
 from tcompile.targets.devices import ON_IMAGES
 from tcompile.verify.owners import Owners
 
@@ -84,6 +85,9 @@ def build(
     opt_batch: int | None = None,
     max_batch: int | None = None,
     workspace: int | None = None,
+    version_compatible: bool = False,
+    exclude_lean_runtime: bool = False,
+    hardware_compatibility_level: str | None = None,
     keep_failed: bool = False,
     dump: str | Path | None = None,
     progress: Progress = silent,
@@ -109,6 +113,11 @@ def build(
         min_batch, opt_batch, max_batch: what an engine takes and is tuned for, of a model with a
             free batch; by default 1, `batch`, and the larger of 8 and that.
         workspace: MiB that an engine's kernels may use while they run; by default all there is.
+        version_compatible: newer versions of TensorRT run the engine too, which is slower: of a
+            Jetson. It then holds TensorRT's lean runtime, code that runs where it is loaded, unless
+            `exclude_lean_runtime`: a newer TensorRT has to be given that library.
+        hardware_compatibility_level: `ampere-plus` or `same-compute-capability`: other GPUs run the
+            engine too; of an RTX GPU.
         keep_failed: write also a model that failed a check, with `fault` in its manifest.
         dump: a folder for the graph as ONNX text after every pass, of the model that is written;
             new, empty, or of an earlier dump.
@@ -125,14 +134,23 @@ def build(
     if auto := precision == AUTO_PRECISION:
         check_weighable(device, request)
         precision = None
+    level, form = precision or device.default_precision, choose_token_ops(device, token_ops)
     job = Job(
         path=path,
         request=request,
         target=device,
-        precision=precision or device.default_precision,  # type: ignore[arg-type]
+        precision=level,  # type: ignore[arg-type]
         batches=BatchSizes(min_batch, opt_batch, max_batch, request.batch),
-        token_ops=choose_token_ops(device, token_ops),
+        token_ops=form,
         workspace=checked_workspace(device, workspace),
+        compatibility=checked_compatibility(
+            device,
+            version=version_compatible,
+            exclude_lean_runtime=exclude_lean_runtime,
+            hardware=hardware_compatibility_level,
+            precision=level,
+            token_ops=form.form,
+        ),
         force=force,
         refine=refine,
         keep_failed=keep_failed,

@@ -18,6 +18,7 @@ from tcompile.artifact.manifest import Manifest
 from tcompile.artifact.polygraphy import INPUTS, LOADER, OUTPUTS, VERSIONS, Part
 from tcompile.runtime.token_outputs import is_bookkeeping
 from tcompile.targets.backends.jetson_texts import PLUGINS
+from tcompile.targets.compatibility import NONE, Compatibility
 from tcompile.verify.lowered import COSINES, DISTANCES
 from tcompile.verify.numerics import TOLERANCES
 
@@ -68,6 +69,7 @@ class Facts:
         runtime: of the target.
         engine: its file; None where there is none, or where it is built on the device.
         plugins: whether the engine needs the plugin library.
+        compatibility: what the engine was made compatible with.
         scales: of the model's outputs on the inputs; empty: not known.
         stored: whether what the model gave for them is in the artifact.
         spread: whether an output has fewer tokens.
@@ -82,6 +84,7 @@ class Facts:
     runtime: str
     engine: str | None = None
     plugins: bool = False
+    compatibility: Compatibility = NONE
     scales: tuple[Scale, ...] = ()
     stored: bool = False
     spread: bool = False
@@ -112,13 +115,15 @@ def facts_of(manifest: Manifest, loader: str = LOADER) -> Facts:
     engines = [entry.path for entry in m.files if entry.path.endswith(".engine")]
     shown = m.fidelity if m.fidelity and m.fidelity.kind == "scenes" else None
     same = [out for out in shown.outputs if out.compared == "all"] if shown else []
+    made = m.compatibility or NONE
     slack, rounds = 1 - COSINES[m.precision], m.precision == "bf16"
     return Facts(
         # OpenVINO rounds to bf16 while it runs: the graph has fp32.
         precision="fp32" if m.target.runtime == "openvino" and rounds else m.precision,
         runtime=m.target.runtime,
         engine=engines[0] if engines else None,
-        plugins=m.token_ops is not None and m.token_ops.form == "plugin",
+        plugins=m.token_ops is not None and m.token_ops.form == "plugin" and not made.plugins,
+        compatibility=made,
         spread=bool(m.token_index),
         distances=tuple(Distance(o.output, o.cosine_min - slack) for o in same),
         loader=loader,
@@ -165,6 +170,17 @@ def head(facts: Facts, what: str) -> tuple[str, ...]:
             "polygraphy there by pip, for the Python that has JetPack's TensorRT (apt install "
             "python3-libnvinfer; a venv needs --system-site-packages). `engine` runs without ONNX "
             "Runtime."
+        )
+    if facts.compatibility.host_code:
+        lines.append(
+            "The engine is version-compatible and holds code, TensorRT's lean runtime, which "
+            "polygraphy lets run without asking: run `tcompile verify` first, which compares its "
+            "sha256."
+        )
+    elif facts.compatibility.version:
+        lines.append(
+            "The engine is version-compatible, without TensorRT's lean runtime: to a newer "
+            "TensorRT than the one that built it, polygraphy gives that by --load-runtime PATH."
         )
     return tuple(part for line in lines for part in textwrap.wrap(line, 98))
 

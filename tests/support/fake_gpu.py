@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -216,15 +217,24 @@ def tensorrt_rtx_config() -> Any:
 
 
 def fake_tensorrt(cuda: FakeCuda, name: str = "tensorrt", version: str = "10.3.0") -> ModuleType:
-    """A module `tensorrt` or `tensorrt_rtx`, whose `opened` lists the engines opened."""
+    """A module `tensorrt` or `tensorrt_rtx`, whose `opened` lists the engines opened; `allowed`
+    whether host code was, for each; `lean` the lean runtimes loaded, none where one is empty."""
     module = ModuleType(name)
     opened: list[FakeEngine] = []
+    allowed: list[bool] = []
+    lean: list[str] = []
 
     class Runtime:
         def __init__(self, logger: Any) -> None:
             self.logger = logger
+            self.engine_host_code_allowed = False
+
+        def load_runtime(self, path: str) -> Runtime | None:
+            lean.append(path)
+            return Runtime(self.logger) if Path(path).stat().st_size else None
 
         def deserialize_cuda_engine(self, plan: bytes) -> FakeEngine | None:
+            allowed.append(self.engine_host_code_allowed)
             try:
                 opened.append(FakeEngine(cuda, plan))
             except Exception:  # whatever ONNX Runtime raises
@@ -236,6 +246,8 @@ def fake_tensorrt(cuda: FakeCuda, name: str = "tensorrt", version: str = "10.3.0
         "__version__": version,
         "Runtime": Runtime,
         "opened": opened,
+        "allowed": allowed,
+        "lean": lean,
         **{n: getattr(tensorrt_rtx, n) for n in ("ILogger", "TensorIOMode", "CudaGraphStrategy")},
     }
     vars(module).update(contents)

@@ -37,6 +37,8 @@ FILLED = {
     "H,W": "32,32",
     "…": "0.5",
 }
+#: Options without a value.
+FLAGS = ("--exact", "--version-compatible", "--exclude-lean-runtime")
 SPEC = VitSpec(depth=3)
 
 
@@ -144,7 +146,7 @@ def followed(arguments: Sequence[str], message: str) -> list[str]:
         """Give an option another value, or take it away."""
         if option in found:
             at = found.index(option)
-            del found[at : at + (1 if option == "--exact" else 2)]
+            del found[at : at + (1 if option in FLAGS else 2)]
         found.extend([] if value is None else [option, FILLED.get(value, value)])
 
     if near := re.search(r"did you mean '(.+?)'|nearest: ([^,]+)|this model has: ([^,]+)", hint):
@@ -168,6 +170,7 @@ def followed(arguments: Sequence[str], message: str) -> list[str]:
     return found
 
 
+BUNDLE = "build vit.onnx --target jetson-orin --method topk --keep 0.5"
 #: A command that is refused, its model first, and words of its hint.
 CASES: list[tuple[str, str]] = [
     ("plan vit.onnx --target cpu --method topk", "say --keep R"),
@@ -213,6 +216,12 @@ CASES: list[tuple[str, str]] = [
     ),
     ("run vit.onnx --input photo.png", "say --preprocess imagenet, clip, siglip, …"),
     ("run vit.onnx --input photo.png --preprocess clip,size=48,48", "omit size=48,48"),
+    (f"{BUNDLE} --exclude-lean-runtime", "omit it, or say --version-compatible"),
+    (f"{BUNDLE} --version-compatible --token-ops aot", "say --token-ops native"),
+    (
+        f"{BUNDLE} --version-compatible --exclude-lean-runtime --token-ops plugin",
+        "omit it, or say --token-ops native",
+    ),
 ]
 
 
@@ -268,6 +277,8 @@ ELSEWHERE = {
     "build it again with --token-ops native": "tests/unit/deploy/test_serving.py",
     "build it for a Jetson: --target jetson-orin, …": "tests/unit/deploy/test_serving.py",
     "build it again with --preprocess imagenet, clip, siglip, …": "tests/unit/deploy/test_app.py",
+    "build it without --version-compatible: the engine is made where it runs": "test_serving.py",
+    "say --precision fp16, or omit it": "of fp8: tests/unit/targets/test_compatibility.py",
 }
 
 

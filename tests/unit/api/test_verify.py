@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from onnx import numpy_helper
 
 from tcompile import pipeline
 from tcompile.api.run import run
-from tcompile.api.verify import Verification, verify
+from tcompile.api.verify import Verification, _files, verify
 from tcompile.artifact.directory import load_artifact
 from tcompile.core.errors import UsageError, VerificationError
 from tcompile.targets import load_target
@@ -45,6 +46,21 @@ def remake(artifact: Path, model: onnx.ModelProto, folder: str = "remade") -> Pa
         target=manifest.target,
         inputs=manifest.inputs,
     )
+
+
+def test_code_in_an_engine_has_a_sha256(source: Path) -> None:
+    built = pipeline.build(
+        source, target="jetson-orin", keep=0.6, method="topk", version_compatible=True
+    )
+    (built / "engine").mkdir()
+    engine = built / "engine" / "model.trt10.3.engine"
+    engine.write_bytes(b"plan")
+    found = _files(load_artifact(built))
+    assert found.outcome == "failed"
+    assert "model.trt10.3.engine holds code that would run in this process" in found.detail
+    digest = hashlib.sha256(b"plan").hexdigest()
+    engine.with_name(f"{engine.name}.sha256").write_text(f"{digest}  {engine.name}\n")
+    assert _files(load_artifact(built)).outcome == "passed"
 
 
 @pytest.mark.parametrize("method", ["topk", "evit", "tome"])

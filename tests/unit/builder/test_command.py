@@ -17,12 +17,14 @@ from tcompile.passes.lower.token_ops import choose_token_ops
 from tcompile.planning.request import Request
 from tcompile.targets import load_target
 from tcompile.targets.backends.base import BatchSizes
+from tcompile.targets.compatibility import Compatibility, checked_compatibility
 
 #: Options of the command that are no part of a request.
 OTHERS = (
     *("model", "target", "precision", "token_ops", "output", "force", "refine", "keep_failed"),
     "workspace",
 )
+COMPATIBLE = ("version_compatible", "exclude_lean_runtime", "hardware_compatibility_level")
 SIZES = ("min_batch", "opt_batch", "max_batch", "dump", "as_json")
 
 
@@ -50,6 +52,9 @@ def job(asked: dict[str, Any], target: str = "cpu", **more: Any) -> Job:
             {"keep": 0.5, "shapes": {"image": ("n", 3, 32, 32)}, "batch": 2},
             {"batches": BatchSizes(1, 2, 4, 2), "refine": True, "workspace": 512},
         ),
+        ("jetson-orin", {}, {"compatibility": Compatibility(version=True, lean_runtime=True)}),
+        ("jetson-orin", {}, {"compatibility": Compatibility(version=True)}),
+        ("rtx-4090", {}, {"compatibility": Compatibility(hardware="ampere-plus")}),
     ],
 )
 def test_typed_again_it_asks_for_the_same(
@@ -64,9 +69,13 @@ def test_typed_again_it_asks_for_the_same(
     assert (options["precision"] or made.target.default_precision) == made.precision
     for name in ("force", "refine", "keep_failed", "workspace"):
         assert options[name] == getattr(made, name)
+    version, exclude, hardware = (options[name] for name in COMPATIBLE)
+    assert made.compatibility == checked_compatibility(
+        made.target, version=version, exclude_lean_runtime=exclude, hardware=hardware
+    )
     sizes = {f"--{n.replace('_', '-')}": options[n] for n in SIZES[:3] if options[n] is not None}
     assert sizes == dict(made.batches.asked)
-    rest = {n: v for n, v in options.items() if n not in (*OTHERS, *SIZES)}
+    rest = {n: v for n, v in options.items() if n not in (*OTHERS, *COMPATIBLE, *SIZES)}
     again, want = Request.of(asked_of(rest)), made.request
     for name in vars(want):
         have, given = getattr(again, name), getattr(want, name)

@@ -3,6 +3,7 @@ none (`tests/support/device`)."""
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -161,6 +162,42 @@ def test_an_engine_is_run(bundle: Path, tmp_path: Path, device: dict[str, str]) 
     (made / "plugins" / "libtcompile_plugins.so").touch()
     done = check(made, **device, FAKE_TENSORRT_REFUSES="1")
     assert "does not load the plugins" in done.stderr
+
+
+@pytest.mark.parametrize("without", [False, True])
+def test_a_version_compatible_engine_is_run_by_a_newer_tensorrt(
+    without: bool, tmp_path: Path, device: dict[str, str]
+) -> None:
+    """Of a build, on the stand-in of the device: its code runs where its sha256 is known, and by
+    the lean runtime that is named where it holds none."""
+    made = built(tmp_path, version_compatible=True, exclude_lean_runtime=without)
+    engine = made / "engine" / "model.trt10.3.engine"
+    engine.parent.mkdir()
+    shutil.copyfile(made / "model.onnx", engine)
+    code = {} if without else {"FAKE_TENSORRT_CODE": "1"}
+    newer = {**device, **code, "FAKE_TENSORRT": "10.16.2.10"}
+    done = check(made, **newer)
+    assert done.returncode == 2
+    if without:
+        assert "TCOMPILE_LEAN_RUNTIME names libnvinfer_lean.so of 10.3" in done.stderr
+        assert check(made, **device).returncode == 0  # the TensorRT that built it needs none
+        library = tmp_path / "libnvinfer_lean.so.10"
+        library.touch()
+        newer["TCOMPILE_LEAN_RUNTIME"] = str(library)
+        refused = check(made, **newer, FAKE_TENSORRT_REFUSES="1")
+        assert f"does not load the lean runtime {library}" in refused.stderr
+    else:
+        assert "there is no sha256 of it" in done.stderr
+        told = f"{hashlib.sha256(engine.read_bytes()).hexdigest()}  {engine.name}\n"
+        engine.with_name(f"{engine.name}.sha256").write_text(told)
+    done = check(made, **newer)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "model.trt10.3.engine in TensorRT 10.16.2.10" in done.stdout
+    assert ("lean runtime libnvinfer_lean.so.10" in done.stdout) == without
+    done = check(made, **{**newer, "FAKE_TENSORRT": "10.0.1"})
+    assert (done.returncode, "there is no engine for this TensorRT" in done.stderr) == (2, True)
+    done = check(made, str(engine), **{**newer, "FAKE_TENSORRT": "10.0.1"})
+    assert (done.returncode, "was built by TensorRT 10.3" in done.stderr) == (2, True)
 
 
 def program() -> ModuleType:

@@ -21,6 +21,7 @@ from tcompile.core.errors import UsageError
 from tcompile.core.model_files import TensorInfo
 from tcompile.deploy.serving import deepstream_config, triton_config
 from tcompile.passes.lower.token_ops import TokenOpsChoice
+from tcompile.targets.compatibility import Compatibility
 from tests.support.artifacts import make_artifact
 from tests.support.command import Command
 from tests.support.tiny_vit import VitSpec, save_tiny_vit
@@ -172,6 +173,21 @@ def test_an_engine_is_put_where_the_server_looks(built: Path, tmp_path: Path) ->
         "tritonserver --model-repository=models",
     )
     assert (tmp_path / "a" / "artifact" / "model.onnx").is_file()
+    for made in (Compatibility(version=True), Compatibility(version=True, lean_runtime=True)):
+        kind = make_artifact(
+            tmp_path / f"vc{made.lean_runtime}",
+            tmp_path / "m.onnx",
+            target=jetson,
+            compatibility=made,
+            preprocess=RECORD,
+        )
+        app = tcompile.init_app(kind, tmp_path / f"t{made.lean_runtime}", "triton")
+        allowed = "--backend-config=tensorrt,version-compatible=true" in app.commands[-1]
+        assert allowed == made.lean_runtime
+        told = (tmp_path / f"t{made.lean_runtime}" / "README.md").read_text()
+        assert ("let it serve none that you do\nnot trust" in told) == allowed
+    with pytest.raises(UsageError, match="nvinfer does not let run"):
+        tcompile.init_app(kind, tmp_path / "d", "deepstream")
     there = make_artifact(tmp_path / "there", tmp_path / "m.onnx", engine=engine, target=jetson)
     tcompile.init_app(there, tmp_path / "b", "triton")
     plan = tmp_path / "b" / "models" / "there" / "1" / "model.plan"

@@ -8,9 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-import shutil
-import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,36 +25,13 @@ from tcompile.models.preprocess import load_image
 from tcompile.plugins.check import specification_digest
 from tcompile.plugins.spec import API_VERSION, PLUGIN_VERSION
 from tests.support.artifacts import make_artifact
+from tests.support.cpp_probe import HEADER, Probe, compiled_probe
 from tests.support.tiny_vit import VitSpec, save_tiny_vit
-
-HEADER = Path(__file__).parents[3] / "examples" / "cpp" / "tcompile_runtime.hpp"
-Probe = Callable[[Sequence[dict[str, Any]]], list[dict[str, Any]]]
 
 
 @pytest.fixture(scope="module")
 def probe(tmp_path_factory: pytest.TempPathFactory) -> Probe:
-    compiler = shutil.which("c++") or shutil.which("g++")
-    if compiler is None:
-        pytest.skip("there is no C++ compiler")
-    folder = tmp_path_factory.mktemp("probe")
-    command = [compiler, "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", f"-I{HEADER.parent}"]
-    source = Path(__file__).with_name("probe.cpp")
-    done = subprocess.run(
-        [*command, str(source), "-o", str(folder / "probe")], capture_output=True, text=True
-    )
-    if "nlohmann/json.hpp" in done.stderr:
-        pytest.skip("nlohmann's JSON is not installed: apt install nlohmann-json3-dev")
-    assert done.returncode == 0, done.stderr
-
-    def run(jobs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        (folder / "jobs.json").write_text(json.dumps(jobs))
-        done = subprocess.run([folder / "probe", folder / "jobs.json"], capture_output=True)
-        assert done.returncode == 0, done.stderr
-        answers: list[dict[str, Any]] = json.loads(done.stdout)
-        assert len(answers) == len(jobs)
-        return answers
-
-    return run
+    return compiled_probe(tmp_path_factory)
 
 
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "size": [32, 32]}

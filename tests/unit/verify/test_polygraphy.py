@@ -7,9 +7,10 @@ import shlex
 import pytest
 
 from tcompile.artifact.polygraphy import Part, read_parts, script_text
+from tcompile.targets.compatibility import NONE, Compatibility
 from tcompile.verify.lowered import COSINES, DISTANCES
 from tcompile.verify.numerics import TOLERANCES
-from tcompile.verify.polygraphy import Distance, Facts, Scale, parts_for
+from tcompile.verify.polygraphy import Distance, Facts, Scale, head, parts_for
 from tests.support.polygraphy import parsed
 
 SCALES = (Scale("logits", 4.0, 8.0), Scale("tokens", 2.0, 16.0, 0.5))
@@ -94,3 +95,21 @@ def test_an_engine_with_plugins_is_given_their_library() -> None:
     assert parsed(line).plugins == ["plugins/libtcompile_plugins.so"]
     words = shlex.split(line)
     assert words[2] == "$(ls -t engine/*.engine | head -n 1)"  # one word, which the shell fills in
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        (NONE, ""),
+        (Compatibility(version=True, lean_runtime=True), "lets run without asking"),
+        (Compatibility(version=True), "by --load-runtime PATH"),
+    ],
+)
+def test_code_in_an_engine_is_told(made: Compatibility, words: str) -> None:
+    """polygraphy itself allows it: `EngineFromBytes` sets engine_host_code_allowed."""
+    told = " ".join(head(Facts("fp16", "jetson", compatibility=made), "two scenes"))
+    assert words in told
+    assert ("version-compatible" in told) == bool(words)
+    lines = parts("fp16", "jetson", compatibility=made, plugins=True)["engine"].commands
+    assert all("--plugins" in line for line in lines)
+    parsed("polygraphy run a.engine --trt --model-type engine --load-runtime libnvinfer_lean.so")

@@ -68,7 +68,7 @@ def test_timings_are_kept_for_the_next_build(
     """The calls are those of TensorRT; what RTX keeps is of no use to it, and does no harm."""
     path = tmp_path / "deep" / "timings"
 
-    def configure(config: Any) -> None:
+    def configure(config: Any, _: Any) -> None:
         config.num_compute_capabilities = 1
         config.set_compute_capability(trt.ComputeCapability.SM89, 0)
 
@@ -81,6 +81,7 @@ def test_timings_are_kept_for_the_next_build(
     assert list(path.parent.iterdir()) == [path]
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert timing_cache("10.3.0").name == "tensorrt-10.3.0.cache"
+    assert timing_cache("10.3.0", "-x").name == "tensorrt-10.3.0-x.cache"
 
 
 class Config:

@@ -13,6 +13,7 @@ from tcompile.core.model_files import TensorInfo
 from tcompile.targets import load_target
 from tcompile.targets.backends import emit, jetson, tensorrt
 from tcompile.targets.backends.base import Batch
+from tcompile.targets.compatibility import Compatibility
 from tests.unit.passes.lower.blocks import attention_blocks, save
 
 SHAPES = "--minShapes=x:1x33x64 --optShapes=x:2x33x64 --maxShapes=x:4x33x64"
@@ -224,6 +225,13 @@ def test_on_a_jetson_the_engine_is_built_too(
     assert "engine/model.trt10.3.layers.json" in emitted.files
     assert (tmp_path / "engine/model.trt10.3.engine").read_bytes() == b"plan"
     assert emitted.versions == {"tensorrt": "10.3.0"}
+    wanted = Compatibility(version=True, lean_runtime=True)
+    (tmp_path / "engine/model.trt10.3.layers.json").unlink()
+    emitted = emit(
+        path, tmp_path, target=load_target("jetson-orin"), precision="fp16", compatibility=wanted
+    )
+    assert emitted.compatibility == wanted
+    assert not any(name.endswith(".layers.json") for name in emitted.files)
 
 
 def test_a_precision_that_a_target_does_not_have(tmp_path: Path) -> None:

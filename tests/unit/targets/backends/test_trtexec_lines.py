@@ -14,6 +14,7 @@ import shlex
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,19 +50,44 @@ def problems(text: str, version: str) -> list[str]:
     return [p for _, given in lines_of(text) for p in FLAGS.problems(given, version)]
 
 
-@pytest.fixture(scope="module", params=["native", "plugin"])
-def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def _built(folder: Path, name: str = "out", **asked: Any) -> Path:
     """A bundle with all flags that one may have: a free batch and a workspace."""
-    folder = tmp_path_factory.mktemp("bundle")
     return tcompile.build(
         save_tiny_vit(folder / "vit.onnx", SPEC, batch=None),
         target="jetson-orin",
         method="topk",
         keep="0.5",
-        token_ops=request.param,
         workspace=512,
-        output=folder / "out",
+        output=folder / name,
+        **asked,
     )
+
+
+@pytest.fixture(scope="module", params=["native", "plugin"])
+def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _built(tmp_path_factory.mktemp("bundle"), token_ops=request.param)
+
+
+#: A version-compatible engine, by what else is asked; flags of trtexec that it takes.
+COMPATIBLE: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "native": ({}, ["--versionCompatible"]),
+    "plugin": (
+        {"token_ops": "plugin"},
+        ["--versionCompatible", "--setPluginsToSerialize=plugins/libtcompile_plugins.so"],
+    ),
+    "without": ({"exclude_lean_runtime": True}, ["--versionCompatible", "--excludeLeanRuntime"]),
+}
+
+
+@pytest.fixture(scope="module", params=list(COMPATIBLE))
+def compatible(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, asked = tmp_path_factory.mktemp("compatible"), COMPATIBLE[request.param][0]
+    return _built(folder, request.param, version_compatible=True, **asked)
+
+
+def of_compatibility(arguments: list[str]) -> list[str]:
+    names = ("--versionCompatible", "--excludeLeanRuntime", "--setPluginsToSerialize")
+    return [a for a in arguments if a.partition("=")[0] in names]
 
 
 def test_the_table_is_of_published_releases() -> None:
@@ -148,6 +174,7 @@ def test_the_script_gives_a_trtexec_what_it_takes(
     name = "{}.{}".format(*parse_version(version))
     assert f"--timingCacheFile=engine/timing.trt{name}.cache" in given[0]
     assert "--memPoolSize=workspace:512" in given[0]
+    assert of_compatibility(given[0]) == []
     assert (bundle / f"engine/model.trt{name}.engine").is_file()
     changed, made = load_artifact(bundle).compare_files()
     assert changed == []
@@ -170,6 +197,73 @@ def test_no_engine_is_built_for_the_dla(bundle: Path, tmp_path: Path, argument: 
     assert done.stderr.startswith(f"{argument}: the DLA is for convolutional networks")
     assert "11.4.1 and newer on Jetson AGX Orin" in done.stderr
     assert not (tmp_path / "calls").exists()
+
+
+@pytest.mark.parametrize("version", [VERSIONS[0], VERSIONS[-1]])
+def test_the_script_builds_what_newer_versions_run(
+    compatible: Path, tmp_path: Path, version: str
+) -> None:
+    (compatible / "plugins").mkdir(exist_ok=True)
+    (compatible / "plugins/libtcompile_plugins.so").touch()
+    done = subprocess.run(
+        ["sh", compatible / "build_engine.sh", "--refit"],  # which goes with it
+        env={**os.environ, "TRTEXEC": str(fake_trtexec(tmp_path, version))},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    (given,) = calls(tmp_path)
+    assert of_compatibility(given) == COMPATIBLE[compatible.name][1]
+    assert "--refit" in given
+    # The lean runtime has no inspector, and trtexec does not ask for one.
+    assert not any(a.startswith("--exportLayerInfo") for a in given)
+    name = "{}.{}".format(*parse_version(version))
+    assert (compatible / f"engine/model.trt{name}.engine.sha256").is_file()
+    assert load_artifact(compatible).compare_files()[0] == []
+
+
+@pytest.mark.parametrize("argument", ["--versionCompatible", "--vc", "--excludeLeanRuntime"])
+def test_what_the_manifest_has_to_say_is_no_argument(
+    bundle: Path, tmp_path: Path, argument: str
+) -> None:
+    done = subprocess.run(
+        ["sh", bundle / "build_engine.sh", argument],
+        env={**os.environ, "TRTEXEC": str(fake_trtexec(tmp_path, "10.3.0"))},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith(f"{argument}: what loads an engine goes by the manifest")
+    assert not (tmp_path / "calls").exists()
+
+
+def _says(folder: Path) -> str:
+    """The README, whose lines are for every version as those of other bundles are."""
+    test_the_lines_of_the_readme(folder)
+    return (folder / "README.txt").read_text()
+
+
+def test_a_readme_says_what_runs_the_engine(compatible: Path, bundle: Path) -> None:
+    for row in json.loads((compatible / "trtexec.json").read_text())["commands"]:
+        given = shlex.split(row["command"])
+        assert of_compatibility(given) == COMPATIBLE[compatible.name][1]
+        assert problems(row["command"], row["tensorrt"]) == []
+    readme, plain = _says(compatible), _says(bundle)
+    without = compatible.name == "without"
+    assert "An engine runs only on the TensorRT version" in plain
+    assert "An engine runs only on the TensorRT version" not in readme
+    assert "10.x also in 11.x" in readme
+    assert ("setEngineHostCodeAllowed(true)" in readme) != without
+    assert ("loadRuntime(PATH)" in readme) == without
+    (measured,) = (line for line in readme.splitlines() if "TensorRT 11:" in line)
+    assert "--versionCompatible" in measured
+    assert "--dynamicPlugins" not in measured
+    assert ("which is loaded without it" in readme) == (compatible.name == "plugin")
+    made = load_artifact(compatible).manifest.compatibility
+    assert made is not None
+    assert (made.version, made.lean_runtime) == (True, not without)
+    assert made.plugins == (compatible.name == "plugin")
+    assert load_artifact(bundle).manifest.compatibility is None
 
 
 def test_a_script_of_another_version_would_be_seen(
