@@ -2055,13 +2055,19 @@ class Model {
     return runtime;
   }
 
-  /// The engine that the manifest lists, or the newest that was built on the device.
+  /// The engine that the manifest lists; of several that were built on the device the one that this
+  /// TensorRT built, else the newest.
   std::string engine_file() const {
     std::string found;
     for (auto const& file : artifact.files)
       if (fs::path(file.first).extension() == ".engine") found = file.first;
     bool const jetson = artifact.document["target"]["runtime"] == "jetson";
-    std::pair<int, int> newest{-1, -1};
+    using Rank = std::pair<bool, std::pair<int, int>>;  // whether it fits, and its version
+    Rank best{false, {-1, -1}};
+    std::pair<int, int> own{-1, -1};
+#if defined(TCOMPILE_WITH_ENGINES)
+    own = {getInferLibVersion() / 10000, getInferLibVersion() / 100 % 100};
+#endif
     std::error_code ignored;
     if (jetson)
       for (auto const& file : fs::directory_iterator(artifact.directory / "engine", ignored)) {
@@ -2069,8 +2075,8 @@ class Model {
         std::pair<int, int> version{};
         if (std::sscanf(name.c_str(), "model.trt%d.%d.engine", &version.first, &version.second) ==
                 2 &&
-            file.path().extension() == ".engine" && version > newest)
-          newest = version, found = "engine/" + name;
+            file.path().extension() == ".engine" && Rank{version == own, version} > best)
+          best = {version == own, version}, found = "engine/" + name;
       }
     if (found.empty())
       throw Error(
