@@ -22,7 +22,7 @@ VERSIONS = "0.53"
 SETUP = ("export PYTHONDONTWRITEBYTECODE=1", "out=$(mktemp -d)")
 #: Of several engines of a Jetson's bundle, the one that the installed TensorRT built, as its script
 #: names it: before lines with `$engine`.
-_ASK = "import tensorrt; print(*tensorrt.__version__.split(\".\")[:2], sep=\".\")"
+_ASK = 'import tensorrt; print(*tensorrt.__version__.split(".")[:2], sep=".")'
 FIND_ENGINE = f"engine=engine/model.trt$(python3 -c '{_ASK}').engine"
 
 #: In the script in place of `FIND_ENGINE`: says which it takes, and what to do where none fits.

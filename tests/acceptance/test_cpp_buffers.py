@@ -1,6 +1,6 @@
-"""Memory of the caller's in C++ (`tests/support/cpp/buffers.cpp`): in OpenVINO and ONNX Runtime, and
-on a GPU, with CUDA and TensorRT that are none. What it gives is what the copying call gives, bit for
-bit; the program is compiled once."""
+"""Memory of the caller's in C++ (`tests/support/cpp/buffers.cpp`): in OpenVINO, in ONNX Runtime, and
+on a GPU, with CUDA and TensorRT that are none. What it gives is what the copying call gives, bit
+for bit; the program is compiled once."""
 
 from __future__ import annotations
 

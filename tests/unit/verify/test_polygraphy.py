@@ -10,14 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tcompile.artifact.polygraphy import (
-    FIND_ENGINE,
-    Part,
-    page,
-    read_parts,
-    script_text,
-    setup,
-)
+from tcompile.artifact.polygraphy import FIND_ENGINE, Part, page, read_parts, script_text, setup
 from tcompile.verify.lowered import COSINES, DISTANCES
 from tcompile.verify.numerics import TOLERANCES
 from tcompile.verify.polygraphy import Distance, Facts, Scale, parts_for
