@@ -217,7 +217,7 @@ def test_engines_compile(tensorrt_root: Path, runtime: str, tmp_path: Path) -> N
     command = ["c++", "-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-Werror"]
     command += [f"-DTCOMPILE_WITH_{runtime}", f"-I{EXAMPLES}"]
     command += ["-isystem", str(tensorrt_root / "include"), "-isystem", str(cuda.parent)]
-    programs = [EXAMPLES / name / "main.cpp" for name in ("classify", "camera_loop")]
+    programs = [EXAMPLES / name / "main.cpp" for name in ("classify", "camera_loop", "gpu_buffers")]
     done = subprocess.run([*command, *programs], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

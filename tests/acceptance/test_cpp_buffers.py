@@ -1,6 +1,6 @@
-"""Memory of the caller's in C++ (`tests/support/cpp/buffers.cpp`): in OpenVINO, in ONNX Runtime, and
-on a GPU, with CUDA and TensorRT that are none. What it gives is what the copying call gives, bit
-for bit; the program is compiled once."""
+"""Memory of the caller's in C++: in OpenVINO, in ONNX Runtime, and on a GPU, with CUDA and TensorRT
+that are none (`tests/support/cpp`). What it gives is what the copying call gives, bit for bit; the
+program is compiled once."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import subprocess
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx.parser
 import pytest
@@ -81,6 +82,23 @@ def test_memory_of_the_callers(
     wrong = [line for line in done.stdout.splitlines() if not line.startswith("ok ")]
     assert (done.returncode, wrong, done.stderr) == (0, [], "")
     assert len(done.stdout.splitlines()) > (200 if kind == "gpu" else 80)
+
+
+def test_the_example_on_the_gpu(program: tuple[Path, list[str]], tmp_path: Path) -> None:
+    onnx.save(onnx.parser.parse_model(MODEL), str(tmp_path / "m.onnx"))
+    jetson = TargetEntry("jetson-orin", "jetson", "8.7")
+    built = make_artifact(tmp_path / "built", tmp_path / "m.onnx", engine=_engine, target=jetson)
+    source = ROOT / "examples" / "cpp" / "gpu_buffers" / "main.cpp"
+    command = [*COMPILE, "-O0", "-DTCOMPILE_WITH_TENSORRT", "-isystem", str(PROGRAM.parent)]
+    command += [str(source), "-o", str(tmp_path / "example"), "-lpthread"]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    told = subprocess.check_output([tmp_path / "example", built, "4"], encoding="utf-8")
+    ramp = np.arange(192) % 255 / np.float32(127) - 1
+    want = [f"{ramp @ ((np.arange(192) + j) % 5 - 2):.3g}" for j in range(3)]
+    shown = told.splitlines()[1].split(": ")
+    assert shown[0] == "logits [1, 3]"
+    assert [f"{float(word):.3g}" for word in shown[1].split()] == want
 
 
 def test_it_compiles_against_the_headers_of_tensorrt() -> None:
