@@ -818,7 +818,11 @@ inline void check_file(Artifact const& artifact, std::string const& name) {
   if (!fs::is_regular_file(path, failed)) throw Error("is missing", path.string(), again);
   if (made_on_device(artifact, name)) return;
   auto const entry = artifact.files.find(name);
-  if (entry == artifact.files.end()) throw Error("is not in the manifest", path.string(), again);
+  if (entry == artifact.files.end())
+    throw Error(artifact.document["target"]["runtime"] == "jetson"
+                    ? "is not what the script of this bundle made"
+                    : "is not in the manifest",
+                path.string(), again);
   std::uint64_t const size = fs::file_size(path, failed);
   if (failed) throw Error("cannot be read: " + failed.message(), path.string());
   if (size < entry->second.bytes)

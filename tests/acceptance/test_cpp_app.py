@@ -114,6 +114,16 @@ def test_what_a_person_reads_and_what_is_refused(app: tuple[Path, str], tmp_path
     wanted = [line.strip().split("%  ") for line in done.stdout.splitlines() if "%" in line]
     best = [b for row in result.top(3) for b in row]
     assert [words[1] for words in wanted] == [b.label for b in best]
+    if Path("/dev/full").exists():  # a disk without room
+        command = [folder / "app" / "build" / "classify", "app/artifact", f"0.{KIND}"]
+        for more in ([], ["--json"]):
+            with Path("/dev/full").open("w") as full:
+                pipe = subprocess.PIPE
+                done = subprocess.run([*command, *more], stdout=full, stderr=pipe, cwd=folder)
+            assert (done.returncode, done.stderr) == (
+                2,
+                b"error: standard output: cannot be written\n",
+            )
     save_tiny_vit(tmp_path / "m.onnx", VitSpec(depth=1))
     record = _record(tmp_path / "m.onnx", [32, 32])
     foreign = make_artifact(tmp_path / "foreign", tmp_path / "m.onnx", preprocess=record)

@@ -1,10 +1,17 @@
-// Memory of the caller's, on a CPU and on a GPU that is none: buffers cpu|gpu ARTIFACT RUNTIME
+// Memory of the caller's, on a CPU and on a GPU that is none: buffers cpu|gpu ARTIFACT RUNTIME; and
+// the example, which is compiled with it: buffers example ARTIFACT RUNS
 //
 // Each check prints a line; the exit code is the number of those that failed.
 #include <cstdio>
 #include <thread>
 
 #include "tcompile_runtime.hpp"
+
+#if defined(TCOMPILE_WITH_ENGINES)
+#define main example
+#include "gpu_buffers/main.cpp"
+#undef main
+#endif
 
 using namespace tcompile;
 
@@ -299,10 +306,11 @@ static void check_cpu(std::string const& artifact, std::string const& runtime) {
           "stream: O");
 }
 
-int main(int, char** arguments) {
+int main(int count, char** arguments) {
   try {
-    std::string const where = arguments[1];
+    std::string const where = count > 1 ? arguments[1] : "";
 #if defined(TCOMPILE_WITH_ENGINES)
+    if (where == "example") return example(count - 1, arguments + 1);
     if (where == "gpu") check_gpu(arguments[2]);
 #endif
     if (where == "cpu") check_cpu(arguments[2], arguments[3]);
