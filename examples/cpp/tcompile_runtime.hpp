@@ -3,6 +3,7 @@
 //   tcompile::Model model("vit-cpu");
 //   tcompile::Result result = model({image});      // decoded, 8-bit RGB
 //   for (tcompile::TopClass const& best : result.top(0, 5)) ...  // of the first image
+//   model.run(inputs, outputs, stream);  // in memory of the caller's, on a GPU too: `Buffer`
 //
 // Everything that can be known of an artifact without its runtime is checked before that is given
 // anything of it. What is wrong is a `tcompile::Error`: what, where, and what to do.
@@ -32,6 +33,7 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -226,6 +228,117 @@ struct Tensor {
   }
 };
 using Tensors = std::vector<std::pair<std::string, Tensor>>;
+
+// ---- Memory of the caller's ----------------------------------------------------------------------
+
+/// Where a buffer lies. `device` is what the engine's GPU reads and writes: cudaMalloc's memory,
+/// managed memory, and pinned memory, which a Jetson's GPU shares with its CPU.
+enum class Memory { host, device };
+
+/// A tensor in memory of the caller's, row after row without gaps: it is neither owned nor copied.
+template <class Pointer>
+struct BasicBuffer {
+  Pointer data = nullptr;
+  std::string dtype;  ///< as numpy calls it: float32, float16, bfloat16, int64, …
+  std::vector<std::int64_t> shape;
+  Memory memory = Memory::host;
+
+  BasicBuffer() = default;
+  BasicBuffer(Pointer data_, std::string dtype_, std::vector<std::int64_t> shape_,
+              Memory memory_ = Memory::host)
+      : data(data_), dtype(std::move(dtype_)), shape(std::move(shape_)), memory(memory_) {}
+  /// That of a tensor, which must outlive it.
+  BasicBuffer(std::conditional_t<std::is_same_v<Pointer, void*>, Tensor&, Tensor const&> tensor)
+      : data(tensor.bytes.data()), dtype(tensor.dtype), shape(tensor.shape) {}
+
+  /// How many bytes it has. Throws Error for a dtype that is not known.
+  std::size_t size() const {
+    std::size_t total = item_size(dtype);
+    for (std::int64_t d : shape) total *= static_cast<std::size_t>(d);
+    return total;
+  }
+};
+using Buffer = BasicBuffer<void*>;
+using ConstBuffer = BasicBuffer<void const*>;
+using Inputs = std::map<std::string, ConstBuffer>;
+using Outputs = std::map<std::string, Buffer>;
+/// A cudaStream_t.
+using Stream = void*;
+
+/// A dim such as 3, `batch` or `batch*3`, with what is known of the free ones in it put in; nothing
+/// where one is not known.
+inline std::optional<std::int64_t> settled(Dim const& dim,
+                                           std::map<std::string, std::int64_t> const& sizes) {
+  if (!dim.free()) return dim.size;
+  std::int64_t product = 1;
+  std::istringstream stream(dim.name);
+  for (std::string factor; std::getline(stream, factor, '*');) {
+    auto const known = sizes.find(factor);
+    if (known != sizes.end())
+      product *= known->second;
+    else if (!factor.empty() && factor.find_first_not_of("0123456789") == std::string::npos)
+      product *= std::atoll(factor.c_str());
+    else
+      return std::nullopt;
+  }
+  return product;
+}
+
+/// What a buffer is called in messages.
+inline std::string named(char const* kind, std::string const& name) {
+  return std::string(kind) + " '" + name + "'";
+}
+
+/// Throw Error unless a tensor is what the model takes or gives: the dtype, and the shape once the
+/// free dims that are known are put in. A free dim that is met first becomes known.
+template <class Given>
+void check_tensor(char const* kind, Given const& given, TensorInfo const& wanted,
+                  std::map<std::string, std::int64_t>& sizes, std::string const& where) {
+  bool same = given.dtype == wanted.dtype && given.shape.size() == wanted.shape.size();
+  for (std::size_t i = 0; same && i < wanted.shape.size(); ++i) {
+    Dim const& dim = wanted.shape[i];
+    if (dim.free()) sizes.emplace(dim.name, given.shape[i]);
+    same = given.shape[i] >= 0 && settled(dim, sizes).value_or(given.shape[i]) == given.shape[i];
+  }
+  if (same) return;
+  std::vector<Dim> want = wanted.shape;
+  for (Dim& dim : want) dim.size = settled(dim, sizes).value_or(-1);
+  throw Error(named(kind, wanted.name) + " is " + given.dtype + " " + shown(given.shape) +
+                  ", the model " + (std::string(kind) == "input" ? "wants " : "gives ") +
+                  wanted.dtype + " " +
+                  shown(given.shape.size() == want.size() ? want : wanted.shape),
+              where);
+}
+
+/// Throw Error unless a buffer is memory that can hold what it says.
+template <class Pointer>
+void check_memory(char const* kind, std::string const& name, BasicBuffer<Pointer> const& buffer) {
+  std::size_t const item = item_size(buffer.dtype);
+  if (buffer.data == nullptr && buffer.size() > 0)
+    throw Error("is a null pointer", named(kind, name));
+  if (reinterpret_cast<std::uintptr_t>(buffer.data) % item != 0)
+    throw Error("lies at an address that is not a multiple of " + std::to_string(item),
+                named(kind, name));
+}
+
+/// Throw Error where an output would be written over an input or another output.
+inline void check_apart(Inputs const& inputs, Outputs const& outputs) {
+  auto const meet = [](auto const& a, auto const& b) {
+    auto const x = reinterpret_cast<std::uintptr_t>(a.data),
+               y = reinterpret_cast<std::uintptr_t>(b.data);
+    return x < y + b.size() && y < x + a.size();
+  };
+  for (auto out = outputs.begin(); out != outputs.end(); ++out) {
+    for (auto const& [name, input] : inputs)
+      if (meet(out->second, input))
+        throw Error("lies over " + named("input", name), named("output", out->first),
+                    "give each its own memory");
+    for (auto other = std::next(out); other != outputs.end(); ++other)
+      if (meet(out->second, other->second))
+        throw Error("lies over " + named("output", other->first), named("output", out->first),
+                    "give each its own memory");
+  }
+}
 
 // ---- SHA-256 (FIPS 180-4) ----------------------------------------------------------------------
 
@@ -723,7 +836,11 @@ inline void check_file(Artifact const& artifact, std::string const& name) {
   if (!fs::is_regular_file(path, failed)) throw Error("is missing", path.string(), again);
   if (made_on_device(artifact, name)) return;
   auto const entry = artifact.files.find(name);
-  if (entry == artifact.files.end()) throw Error("is not in the manifest", path.string(), again);
+  if (entry == artifact.files.end())
+    throw Error(artifact.document["target"]["runtime"] == "jetson"
+                    ? "is not what the script of this bundle made"
+                    : "is not in the manifest",
+                path.string(), again);
   std::uint64_t const size = fs::file_size(path, failed);
   if (failed) throw Error("cannot be read: " + failed.message(), path.string());
   if (size < entry->second.bytes)
@@ -1040,6 +1157,26 @@ class Backend {
   virtual ~Backend() = default;
   /// Every output, of one run; inputs have been checked.
   virtual Tensors run(std::map<std::string, Tensor> const& feed) = 0;
+  /// One run in memory of the caller's: from its inputs to those outputs that it wants. What can be
+  /// known without the runtime has been checked.
+  virtual void run(Inputs const& given, Outputs const& wanted, Stream stream) = 0;
+
+ protected:
+  /// Throw Error for what only a GPU has.
+  static void check_on_cpu(char const* title, Inputs const& given, Outputs const& wanted,
+                           Stream stream) {
+    constexpr char const* hint = "copy it to the CPU's; or build for a GPU: its engine takes both";
+    auto const check = [&](char const* kind, auto const& buffers) {
+      for (auto const& [name, buffer] : buffers)
+        if (buffer.memory == Memory::device)
+          throw Error(std::string("is in the memory of a GPU, and ") + title + " runs on the CPU",
+                      named(kind, name), hint);
+    };
+    check("input", given), check("output", wanted);
+    if (stream != nullptr)
+      throw Error(std::string(title) + " runs on the CPU, which has no streams", "stream",
+                  "give none");
+  }
 };
 
 /// What this program was built with.
@@ -1076,10 +1213,10 @@ class OpenVino : public Backend {
     ov::AnyMap settings{ov::hint::inference_precision(bf16 ? ov::element::bf16 : ov::element::f32),
                         ov::hint::performance_mode(ov::hint::PerformanceMode::LATENCY)};
     if (options.threads > 0) settings.insert(ov::inference_num_threads(options.threads));
-    ov::CompiledModel model = core_.compile_model(path.string(), "CPU", settings);
-    request_ = model.create_infer_request();
-    inputs = described(model.inputs(), artifact.inputs, in_);
-    outputs = described(model.outputs(), artifact.outputs, out_);
+    model_ = core_.compile_model(path.string(), "CPU", settings);
+    request_ = model_.create_infer_request();
+    inputs = described(model_.inputs(), artifact.inputs, in_);
+    outputs = described(model_.outputs(), artifact.outputs, out_);
   } catch (ov::Exception const& error) {  // of core_, too
     throw Error("OpenVINO does not accept the model: " + reason(error.what()), path.string());
   }
@@ -1087,13 +1224,8 @@ class OpenVino : public Backend {
   Tensors run(std::map<std::string, Tensor> const& feed) override {
     std::lock_guard<std::mutex> const turn(turn_);
     try {
-      for (std::size_t i = 0; i < inputs.size(); ++i) {
-        Tensor const& given = feed.at(inputs[i].name);
-        ov::Shape const shape(given.shape.begin(), given.shape.end());
-        // OpenVINO reads it only.
-        request_.set_tensor(in_[i], ov::Tensor(in_[i].get_element_type(), shape,
-                                               const_cast<std::uint8_t*>(given.bytes.data())));
-      }
+      for (std::size_t i = 0; i < inputs.size(); ++i)
+        request_.set_tensor(in_[i], view(in_[i], ConstBuffer(feed.at(inputs[i].name))));
       request_.infer();
       Tensors found;
       for (std::size_t i = 0; i < outputs.size(); ++i) {
@@ -1109,12 +1241,44 @@ class OpenVino : public Backend {
     }
   }
 
+  void run(Inputs const& given, Outputs const& wanted, Stream stream) override {
+    check_on_cpu("OpenVINO", given, wanted, stream);
+    std::set<std::string> names;
+    for (auto const& each : wanted) names.insert(each.first);
+    std::lock_guard<std::mutex> const turn(turn_);
+    try {
+      // A request keeps what it was given. So this is not that of the other `run`, and an output
+      // that is not wanted any more takes a new one.
+      if (!lent_ || names != lent_outputs_)
+        lent_ = model_.create_infer_request(), lent_outputs_ = names;
+      for (std::size_t i = 0; i < inputs.size(); ++i)
+        lent_.set_tensor(in_[i], view(in_[i], given.at(inputs[i].name)));
+      for (std::size_t i = 0; i < outputs.size(); ++i)
+        if (names.count(outputs[i].name))
+          lent_.set_tensor(out_[i], view(out_[i], wanted.at(outputs[i].name)));
+      lent_.infer();
+    } catch (ov::Exception const& error) {
+      lent_ = {};
+      throw Error("OpenVINO cannot run the model: " + reason(error.what()), "openvino", "", 1);
+    }
+  }
+
  private:
-  using Ports = std::vector<ov::Output<ov::Node const>>;
+  using Port = ov::Output<ov::Node const>;
+  using Ports = std::vector<Port>;
   ov::Core core_;
-  ov::InferRequest request_;
+  ov::CompiledModel model_;
+  ov::InferRequest request_, lent_;
+  std::set<std::string> lent_outputs_;
   Ports in_, out_;
   std::mutex turn_;
+
+  /// A buffer as OpenVINO has it, which only reads inputs.
+  template <class Pointer>
+  static ov::Tensor view(Port const& port, BasicBuffer<Pointer> const& buffer) {
+    return {port.get_element_type(), ov::Shape(buffer.shape.begin(), buffer.shape.end()),
+            const_cast<void*>(static_cast<void const*>(buffer.data))};
+  }
 
   /// What is wrong, of a message that names places in OpenVINO's source line by line.
   static std::string reason(std::string const& text) {
@@ -1179,33 +1343,13 @@ class OnnxRuntime : public Backend {
   ~OnnxRuntime() override { close(); }
 
   Tensors run(std::map<std::string, Tensor> const& feed) override {
-    using Value = std::unique_ptr<OrtValue, void (*)(OrtValue*)>;
-    OrtMemoryInfo* memory = nullptr;
-    check(api_->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &memory));
-    std::unique_ptr<OrtMemoryInfo, void (*)(OrtMemoryInfo*)> const cpu(memory,
-                                                                       api_->ReleaseMemoryInfo);
-    std::vector<char const*> in, out;
-    std::vector<Value> owned;
-    std::vector<OrtValue const*> given;
-    for (TensorInfo const& info : inputs) {
-      Tensor const& tensor = feed.at(info.name);
-      OrtValue* value = nullptr;  // which reads the tensor's own memory
-      check(api_->CreateTensorWithDataAsOrtValue(
-          memory, const_cast<std::uint8_t*>(tensor.bytes.data()), tensor.bytes.size(),
-          tensor.shape.data(), tensor.shape.size(), kind_of(info.dtype), &value));
-      in.push_back(info.name.c_str());
-      given.push_back(value);
-      owned.emplace_back(value, api_->ReleaseValue);
-    }
-    for (TensorInfo const& info : outputs) out.push_back(info.name.c_str());
-    std::vector<OrtValue*> made(out.size(), nullptr);
-    check(api_->Run(session_, nullptr, in.data(), given.data(), in.size(), out.data(), out.size(),
-                    made.data()));
-    for (OrtValue* value : made) owned.emplace_back(value, api_->ReleaseValue);
+    std::vector<char const*> names;
+    for (TensorInfo const& info : outputs) names.push_back(info.name.c_str());
+    std::vector<Value> const made = execute({feed.begin(), feed.end()}, names, {});
     Tensors found;
     for (std::size_t i = 0; i < made.size(); ++i) {
       OrtTensorTypeAndShapeInfo* shape = nullptr;
-      check(api_->GetTensorTypeAndShape(made[i], &shape));
+      check(api_->GetTensorTypeAndShape(made[i].get(), &shape));
       std::unique_ptr<OrtTensorTypeAndShapeInfo, void (*)(OrtTensorTypeAndShapeInfo*)> const freed(
           shape, api_->ReleaseTensorTypeAndShapeInfo);
       TensorInfo const info = read(shape, outputs[i].name);
@@ -1213,14 +1357,59 @@ class OnnxRuntime : public Backend {
       for (Dim const& dim : info.shape) dims.push_back(dim.size);
       Tensor copy(info.dtype, dims);
       void* data = nullptr;
-      check(api_->GetTensorMutableData(made[i], &data));
+      check(api_->GetTensorMutableData(made[i].get(), &data));
       std::memcpy(copy.bytes.data(), data, copy.bytes.size());
       found.emplace_back(info.name, std::move(copy));
     }
     return found;
   }
 
+  void run(Inputs const& given, Outputs const& wanted, Stream stream) override {
+    check_on_cpu("ONNX Runtime", given, wanted, stream);
+    std::vector<char const*> names;
+    for (auto const& each : wanted) names.push_back(each.first.c_str());
+    execute(given, names, wanted);
+  }
+
  private:
+  using Value = std::unique_ptr<OrtValue, void (*)(OrtValue*)>;
+
+  /// Run it for the outputs named: into memory that is given for them, else into new memory.
+  std::vector<Value> execute(Inputs const& given, std::vector<char const*> const& names,
+                             Outputs const& into) const {
+    OrtMemoryInfo* memory = nullptr;
+    check(api_->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &memory));
+    std::unique_ptr<OrtMemoryInfo, void (*)(OrtMemoryInfo*)> const cpu(memory,
+                                                                       api_->ReleaseMemoryInfo);
+    auto const view = [&](auto const& buffer) {
+      OrtValue* value = nullptr;
+      check(api_->CreateTensorWithDataAsOrtValue(
+          memory, const_cast<void*>(static_cast<void const*>(buffer.data)), buffer.size(),
+          buffer.shape.data(), buffer.shape.size(), kind_of(buffer.dtype), &value));
+      return Value(value, api_->ReleaseValue);
+    };
+    std::vector<char const*> in;
+    std::vector<Value> fed, made;
+    std::vector<OrtValue const*> read;
+    for (TensorInfo const& info : inputs) {
+      in.push_back(info.name.c_str());
+      fed.push_back(view(given.at(info.name)));
+      read.push_back(fed.back().get());
+    }
+    std::vector<OrtValue*> written(names.size(), nullptr);
+    for (std::size_t i = 0; i < names.size(); ++i)
+      if (auto const place = into.find(names[i]); place != into.end()) {
+        made.push_back(view(place->second));
+        written[i] = made.back().get();
+      }
+    bool const own = made.empty();
+    check(api_->Run(session_, nullptr, in.data(), read.data(), in.size(), names.data(),
+                    names.size(), written.data()));
+    if (own)
+      for (OrtValue* value : written) made.emplace_back(value, api_->ReleaseValue);
+    return made;
+  }
+
   OrtApi const* api_ = OrtGetApiBase()->GetApi(ORT_API_VERSION);
   OrtEnv* env_ = nullptr;
   OrtSession* session_ = nullptr;
@@ -1319,8 +1508,8 @@ class Engine : public Backend {
       : path_(path.string()), device_(options.device), graphs_(options.cuda_graphs) {
     fs::path const lean = check_version(artifact, path, title, package, installed());
     check_gpu(artifact);
+    OnDevice const there(*this);
     if (artifact.plugins && !artifact.compatibility.plugins) load_plugins(artifact);
-    call(cudaSetDevice(device_), "cudaSetDevice");
     std::ifstream stream(path, std::ios::binary);
     std::string const plan{std::istreambuf_iterator<char>(stream), {}};
     runtime_.reset(nvinfer1::createInferRuntime(Log::one()));
@@ -1339,8 +1528,9 @@ class Engine : public Backend {
                   "build it again with this version, on this machine or for its GPU");
     context_.reset(new_context());
     if (!context_) throw Error(std::string(title) + " has no memory for the engine", path_, "", 1);
-    call(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate");
     try {
+      call(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate");
+      call(cudaEventCreateWithFlags(&done_, cudaEventDisableTiming), "cudaEventCreate");
       describe();
     } catch (...) {
       close();
@@ -1351,37 +1541,33 @@ class Engine : public Backend {
 
   Tensors run(std::map<std::string, Tensor> const& feed) override {
     std::lock_guard<std::mutex> const turn(turn_);
-    call(cudaSetDevice(device_), "cudaSetDevice");  // what a thread uses is its own matter
+    OnDevice const there(*this);
+    Inputs const given(feed.begin(), feed.end());
+    set_shapes(given);
     Tensors found;
-    // Where this throws, copies may be under way: they end before what they read and write is gone.
-    struct Wait {
-      cudaStream_t stream;
-      ~Wait() { cudaStreamSynchronize(stream); }
-    } const wait{stream_};
-    for (TensorInfo const& info : inputs) {
-      Tensor const& given = feed.at(info.name);
-      if (!context_->setInputShape(info.name.c_str(), dims(given.shape)))
-        throw Error("the engine does not take " + shown(given.shape) + " for input '" + info.name +
-                        "'" +
-                        (batches ? ", for batches of " + std::to_string(batches->first) + " to " +
-                                       std::to_string(batches->second)
-                                 : ""),
-                    path_);
-      call(cudaMemcpyAsync(buffers_.at(info.name), given.bytes.data(), given.bytes.size(),
-                           cudaMemcpyHostToDevice, stream_),
-           "cudaMemcpyAsync");
-    }
-    launch(feed);
     for (TensorInfo const& info : outputs) {
       nvinfer1::Dims const shape = context_->getTensorShape(info.name.c_str());
       found.emplace_back(info.name, Tensor(info.dtype, {shape.d, shape.d + shape.nbDims}));
-      std::vector<std::uint8_t>& bytes = found.back().second.bytes;
-      call(cudaMemcpyAsync(bytes.data(), buffers_.at(info.name), bytes.size(),
-                           cudaMemcpyDeviceToHost, stream_),
-           "cudaMemcpyAsync");
     }
-    call(cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
+    Outputs wanted;
+    for (auto& [name, tensor] : found) wanted.emplace(name, tensor);
+    execute(given, wanted, nullptr);
     return found;
+  }
+
+  void run(Inputs const& given, Outputs const& wanted, Stream stream) override {
+    std::lock_guard<std::mutex> const turn(turn_);
+    OnDevice const there(*this);
+    set_shapes(given);
+    std::map<std::string, std::int64_t> sizes;
+    for (TensorInfo info : outputs)
+      if (auto const place = wanted.find(info.name); place != wanted.end()) {
+        nvinfer1::Dims const shape = context_->getTensorShape(info.name.c_str());
+        info.shape.clear();
+        for (int d = 0; d < shape.nbDims; ++d) info.shape.push_back({shape.d[d], ""});
+        check_tensor("output", place->second, info, sizes, path_);
+      }
+    execute(given, wanted, static_cast<cudaStream_t>(stream));
   }
 
  private:
@@ -1413,6 +1599,22 @@ class Engine : public Backend {
   };
 
   using Shapes = std::map<std::string, std::vector<std::int64_t>>;
+  using Addresses = std::map<std::string, void*>;
+
+  /// While it lives, the engine's GPU is that of the calling thread.
+  class OnDevice {
+   public:
+    explicit OnDevice(Engine const& engine) {
+      engine.call(cudaGetDevice(&before_), "cudaGetDevice");
+      engine.call(cudaSetDevice(engine.device_), "cudaSetDevice");
+    }
+    ~OnDevice() { cudaSetDevice(before_); }
+    OnDevice(OnDevice const&) = delete;
+    OnDevice& operator=(OnDevice const&) = delete;
+
+   private:
+    int before_ = 0;
+  };
 
   std::string path_;
   int device_;
@@ -1422,9 +1624,12 @@ class Engine : public Backend {
   std::unique_ptr<nvinfer1::ICudaEngine> engine_;
   std::unique_ptr<nvinfer1::IExecutionContext> context_;
   cudaStream_t stream_ = nullptr;
-  std::map<std::string, void*> buffers_;
+  cudaEvent_t done_ = nullptr;  // with the last run: the engine has memory for one at a time
+  Addresses buffers_;
   cudaGraphExec_t graph_ = nullptr;
-  Shapes shapes_;  // of the inputs that the graph is for
+  // Of the last run, and what the graph is for: the shapes of inputs, and where all tensors lie.
+  Shapes shapes_;
+  Addresses addresses_;
   std::mutex turn_;
 
   void call(cudaError_t status, char const* name) const {
@@ -1453,22 +1658,122 @@ class Engine : public Backend {
     return engine_->createExecutionContext();
   }
 
-  void enqueue() {
-    if (!context_->enqueueV3(stream_))
-      throw Error(std::string(title) + " cannot run the engine: " + Log::one().last(), path_, "",
-                  1);
+  /// Tell the engine the shapes of its inputs, from which those of its outputs follow.
+  void set_shapes(Inputs const& given) {
+    Shapes shapes;
+    for (auto const& [name, buffer] : given) shapes[name] = buffer.shape;
+    if (shapes != shapes_) forget();
+    for (auto const& [name, shape] : shapes)
+      if (!context_->setInputShape(name.c_str(), dims(shape))) {
+        forget();
+        throw Error("the engine does not take " + shown(shape) + " for input '" + name + "'" +
+                        (batches ? ", for batches of " + std::to_string(batches->first) + " to " +
+                                       std::to_string(batches->second)
+                                 : ""),
+                    path_);
+      }
+    shapes_ = std::move(shapes);
   }
 
-  /// Run it: by the graph, where there is one of these shapes.
-  void launch(std::map<std::string, Tensor> const& feed) {
-    if (!graphs_) return enqueue();
-    Shapes shapes;
-    for (TensorInfo const& info : inputs) shapes[info.name] = feed.at(info.name).shape;
-    if (graph_ != nullptr && shapes == shapes_)
-      return call(cudaGraphLaunch(graph_, stream_), "cudaGraphLaunch");
-    forget_graph();
-    enqueue();  // the first run of a shape does what no graph may hold
-    call(cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
+  /// Run it once its shapes are set: on the caller's stream, or on its own, which is waited for.
+  /// What lies in the CPU's memory is copied, in the order of the stream.
+  void execute(Inputs const& given, Outputs const& wanted, cudaStream_t callers) {
+    Addresses addresses = buffers_;
+    bool on_gpu = false;
+    auto const place = [&](char const* kind, auto const& tensors) {
+      for (auto const& [name, buffer] : tensors)
+        if (void* const there = device_address(named(kind, name), buffer))
+          addresses[name] = there, on_gpu = true;
+    };
+    place("input", given), place("output", wanted);
+    cudaStream_t const stream = callers != nullptr ? callers : stream_;
+    cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
+    if (callers != nullptr)
+      call(cudaStreamIsCapturing(stream, &capturing), "cudaStreamIsCapturing");
+    else if (on_gpu)  // what made the inputs may be under way: our own stream does not wait for it
+      call(cudaStreamSynchronize(cudaStreamLegacy), "cudaStreamSynchronize");
+    bool const recorded = capturing == cudaStreamCaptureStatusNone;
+    // Where this throws, copies may be under way: they end before what they read and write is gone.
+    struct Wait {
+      cudaStream_t stream;
+      bool wanted;
+      ~Wait() {
+        if (wanted) cudaStreamSynchronize(stream);
+      }
+    } wait{stream, recorded};
+    if (recorded) call(cudaStreamWaitEvent(stream, done_, 0), "cudaStreamWaitEvent");
+    for (auto const& [name, buffer] : given)
+      if (addresses.at(name) == buffers_.at(name))
+        call(cudaMemcpyAsync(buffers_.at(name), buffer.data, buffer.size(), cudaMemcpyHostToDevice,
+                             stream),
+             "cudaMemcpyAsync");
+    launch(addresses, stream, recorded);
+    for (auto const& [name, buffer] : wanted)
+      if (addresses.at(name) == buffers_.at(name))
+        call(cudaMemcpyAsync(buffer.data, buffers_.at(name), buffer.size(), cudaMemcpyDeviceToHost,
+                             stream),
+             "cudaMemcpyAsync");
+    if (recorded) call(cudaEventRecord(done_, stream), "cudaEventRecord");
+    if (callers == nullptr) call(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
+    wait.wanted = false;
+  }
+
+  /// Where the GPU has a buffer; null for what lies in the CPU's memory, to be copied. Throws Error
+  /// where it does not lie where it is said to, or where TensorRT does not take it.
+  template <class Pointer>
+  void* device_address(std::string const& what, BasicBuffer<Pointer> const& buffer) const {
+    cudaPointerAttributes found{};
+    call(cudaPointerGetAttributes(&found, buffer.data), "cudaPointerGetAttributes");
+    if (buffer.memory == Memory::host) {
+      if (found.type == cudaMemoryTypeDevice)
+        throw Error("is said to be in the CPU's memory, and is in that of GPU " +
+                        std::to_string(found.device),
+                    what, "say Memory::device");
+      return nullptr;
+    }
+    if (found.type == cudaMemoryTypeUnregistered || found.devicePointer == nullptr)
+      throw Error("is said to be in the memory of a GPU, and is not", what,
+                  "allocate it with cudaMalloc; Memory::host is copied");
+    if (found.type == cudaMemoryTypeDevice && found.device != device_)
+      throw Error("is in the memory of GPU " + std::to_string(found.device) +
+                      ", the engine runs on GPU " + std::to_string(device_),
+                  what, "copy it there, or load the model with that `device`");
+    if (reinterpret_cast<std::uintptr_t>(found.devicePointer) % 256 != 0)
+      throw Error("lies at an address that is not a multiple of 256, as TensorRT wants it", what,
+                  "cudaMalloc gives such; a later row of a batch may not be one");
+    return found.devicePointer;
+  }
+
+  void enqueue(cudaStream_t stream) {
+    if (context_->enqueueV3(stream)) return;
+    forget();
+    throw Error(std::string(title) + " cannot run the engine: " + Log::one().last(), path_, "", 1);
+  }
+
+  /// Run it on buffers at these addresses. A graph holds shapes and addresses, and TensorRT wants
+  /// its context left alone as long as one is used: there is one, of what comes twice in succession.
+  /// What the first run of a shape does no graph may hold.
+  void launch(Addresses const& addresses, cudaStream_t stream, bool graph) {
+    bool const again = addresses == addresses_;
+    if (!again) {
+      forget_graph();
+      addresses_.clear();
+      for (auto const& [name, address] : addresses)
+        if (!context_->setTensorAddress(name.c_str(), address))
+          throw Error(std::string(title) + " does not take the buffer of '" + name +
+                          "': " + Log::one().last(),
+                      path_, "", 1);
+    }
+    if (graphs_ && graph && again) {
+      if (graph_ == nullptr) capture();
+      return call(cudaGraphLaunch(graph_, stream), "cudaGraphLaunch");
+    }
+    enqueue(stream);
+    addresses_ = addresses;
+  }
+
+  /// On a stream of its own; nothing runs meanwhile.
+  void capture() {
     call(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal),
          "cudaStreamBeginCapture");
     bool const queued = context_->enqueueV3(stream_);
@@ -1481,13 +1786,16 @@ class Engine : public Backend {
       throw Error(std::string(title) + " cannot capture the engine: " + Log::one().last(), path_,
                   "run it without cuda_graphs", 1);
     call(status, "capturing a CUDA graph");
-    shapes_ = std::move(shapes);
   }
 
-  /// A graph is for the shapes that it was captured with, and for them alone.
+  /// A graph is for the shapes and addresses that it was captured with, and for them alone.
   void forget_graph() {
     if (graph_ != nullptr) cudaGraphExecDestroy(graph_);
     graph_ = nullptr;
+  }
+  void forget() {
+    forget_graph();
+    shapes_.clear(), addresses_.clear();
   }
 
   static std::string installed() {
@@ -1579,7 +1887,6 @@ class Engine : public Backend {
         void* buffer = nullptr;
         call(cudaMalloc(&buffer, std::max<std::size_t>(bytes, 1)), "cudaMalloc");
         buffers_[info.name] = buffer;
-        context_->setTensorAddress(info.name.c_str(), buffer);
       }
   }
 
@@ -1591,8 +1898,10 @@ class Engine : public Backend {
   }
 
   void close() {
+    if (done_ != nullptr) cudaEventSynchronize(done_);  // a caller's stream may be at it
     forget_graph();
-    for (auto const& named : buffers_) cudaFree(named.second);
+    for (auto const& each : buffers_) cudaFree(each.second);
+    if (done_ != nullptr) cudaEventDestroy(done_);
     if (stream_ != nullptr) cudaStreamDestroy(stream_);
   }
 };
@@ -1701,31 +2010,66 @@ class Model {
 
   /// Run it once on tensors that are prepared, one for each input, as it takes them.
   Result run(std::map<std::string, Tensor> const& feed) const {
-    for (auto const& [name, tensor] : feed)
-      if (std::none_of(inputs().begin(), inputs().end(),
-                       [&, &key = name](TensorInfo const& t) { return t.name == key; }))
-        throw Error("has '" + name + "'; the model takes " + shown(inputs()), "inputs");
-    for (TensorInfo const& info : inputs()) {
-      auto const given = feed.find(info.name);
-      if (given == feed.end())
-        throw Error("has no '" + info.name + "'; the model takes " + shown(inputs()), "inputs");
-      Tensor const& tensor = given->second;
-      bool const same = tensor.dtype == info.dtype &&
-                        tensor.bytes.size() == tensor.count() * item_size(tensor.dtype) &&
-                        std::equal(info.shape.begin(), info.shape.end(), tensor.shape.begin(),
-                                   tensor.shape.end(), [](Dim const& want, std::int64_t got) {
-                                     return want.free() || want.size == got;
-                                   });
-      if (!same)
-        throw Error("input '" + info.name + "' is " + tensor.dtype + " " + shown(tensor.shape) +
-                        ", the model wants " + info.dtype + " " + shown(info.shape),
-                    path.string());
+    std::map<std::string, std::int64_t> sizes;
+    check_inputs(feed, sizes);
+    for (auto const& [name, tensor] : feed) {
+      if (tensor.bytes.size() != tensor.count() * item_size(tensor.dtype))
+        throw Error("has " + std::to_string(tensor.bytes.size()) + " bytes, its shape " +
+                        std::to_string(tensor.count() * item_size(tensor.dtype)),
+                    named("input", name));
       if (tensor.dtype == "float32" &&
           !std::all_of(tensor.data<float>(), tensor.data<float>() + tensor.count(),
                        [](float x) { return std::isfinite(x); }))
-        throw Error("has NaN or Inf", "input '" + info.name + "'");
+        throw Error("has NaN or Inf", named("input", name));
     }
     return {backend_->run(feed), artifact.labels, artifact.token_index};
+  }
+
+  /// Run it once in memory of the caller's: every input is read where it lies, and outputs, one or
+  /// more of them, are written where they are wanted.
+  ///
+  /// On a CPU buffers are in its memory, and it is done when this returns. An engine takes both
+  /// memories: what is in the CPU's it copies. With a stream (a cudaStream_t of its GPU) the run is
+  /// put into that and this returns: inputs and outputs are the run's until the stream is there.
+  /// Without one, inputs may be what the default stream is making, and it waits until all is done.
+  /// A stream that is being captured is let be captured, once a run with these shapes was made
+  /// before; such a graph and other calls of the model must not run at a time.
+  ///
+  /// Throws Error, before anything runs, for a name, dtype, shape or address that does not fit.
+  /// Values are not looked at.
+  void run(Inputs const& inputs, Outputs const& outputs, Stream stream = nullptr) const {
+    std::map<std::string, std::int64_t> sizes;
+    check_inputs(inputs, sizes);
+    if (outputs.empty())
+      throw Error("none is wanted; the model gives " + shown(artifact.outputs), "outputs");
+    for (auto const& [name, buffer] : outputs) {
+      TensorInfo const* const info = find(backend_->outputs, name);
+      if (info == nullptr)
+        throw Error("has '" + name + "'; the model gives " + shown(artifact.outputs), "outputs");
+      check_tensor("output", buffer, contract(*info, artifact.outputs), sizes, path.string());
+    }
+    for (auto const& [name, buffer] : inputs) check_memory("input", name, buffer);
+    for (auto const& [name, buffer] : outputs) check_memory("output", name, buffer);
+    check_apart(inputs, outputs);
+    backend_->run(inputs, outputs, stream);
+  }
+
+  /// The shape of an input or output, with a number in place of every free dim.
+  std::vector<std::int64_t> shape_of(std::string const& name, std::int64_t batch = 1) const {
+    for (auto const* side : {&artifact.inputs, &artifact.outputs})
+      if (TensorInfo const* const info = find(*side, name)) {
+        std::map<std::string, std::int64_t> sizes;
+        for (auto const& every : {artifact.inputs, artifact.outputs})
+          for (TensorInfo const& each : every)
+            for (Dim const& dim : each.shape)
+              if (dim.free() && dim.name.find('*') == std::string::npos) sizes[dim.name] = batch;
+        std::vector<std::int64_t> shape;
+        for (Dim const& dim : info->shape) shape.push_back(settled(dim, sizes).value_or(batch));
+        return shape;
+      }
+    throw Error("there is no '" + name + "'; the model takes " + shown(artifact.inputs) +
+                    " and gives " + shown(artifact.outputs),
+                "shape_of");
   }
 
   /// One image as a row of the input, in the input's dtype.
@@ -1739,6 +2083,33 @@ class Model {
  private:
   std::optional<Preprocessing> preprocessing_;
   std::unique_ptr<Backend> backend_;
+
+  static TensorInfo const* find(std::vector<TensorInfo> const& all, std::string const& name) {
+    for (TensorInfo const& each : all)
+      if (each.name == name) return &each;
+    return nullptr;
+  }
+
+  /// The runtime's tensor with the manifest's names for what is free in it.
+  static TensorInfo contract(TensorInfo info, std::vector<TensorInfo> const& told) {
+    if (TensorInfo const* const own = find(told, info.name)) info.shape = own->shape;
+    return info;
+  }
+
+  /// Throw Error unless each input is there and as the model takes it, and nothing else is.
+  template <class Given>
+  void check_inputs(std::map<std::string, Given> const& given,
+                    std::map<std::string, std::int64_t>& sizes) const {
+    for (auto const& each : given)
+      if (find(inputs(), each.first) == nullptr)
+        throw Error("has '" + each.first + "'; the model takes " + shown(inputs()), "inputs");
+    for (TensorInfo const& info : inputs()) {
+      auto const found = given.find(info.name);
+      if (found == given.end())
+        throw Error("has no '" + info.name + "'; the model takes " + shown(inputs()), "inputs");
+      check_tensor("input", found->second, contract(info, artifact.inputs), sizes, path.string());
+    }
+  }
 
   /// The runtime asked for, or the target's; what is built for one CPU runtime runs in the other.
   static std::string chosen(Artifact const& artifact, std::string const& asked) {
@@ -1772,13 +2143,19 @@ class Model {
     return runtime;
   }
 
-  /// The engine that the manifest lists, or the newest that was built on the device.
+  /// The engine that the manifest lists; of several that were built on the device the one that this
+  /// TensorRT built, else the newest.
   std::string engine_file() const {
     std::string found;
     for (auto const& file : artifact.files)
       if (fs::path(file.first).extension() == ".engine") found = file.first;
     bool const jetson = artifact.document["target"]["runtime"] == "jetson";
-    std::pair<int, int> newest{-1, -1};
+    using Rank = std::pair<bool, std::pair<int, int>>;  // whether it fits, and its version
+    Rank best{false, {-1, -1}};
+    std::pair<int, int> own{-1, -1};
+#if defined(TCOMPILE_WITH_ENGINES)
+    own = {getInferLibVersion() / 10000, getInferLibVersion() / 100 % 100};
+#endif
     std::error_code ignored;
     if (jetson)
       for (auto const& file : fs::directory_iterator(artifact.directory / "engine", ignored)) {
@@ -1786,8 +2163,8 @@ class Model {
         std::pair<int, int> version{};
         if (std::sscanf(name.c_str(), "model.trt%d.%d.engine", &version.first, &version.second) ==
                 2 &&
-            file.path().extension() == ".engine" && version > newest)
-          newest = version, found = "engine/" + name;
+            file.path().extension() == ".engine" && Rank{version == own, version} > best)
+          best = {version == own, version}, found = "engine/" + name;
       }
     if (found.empty())
       throw Error(

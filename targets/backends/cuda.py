@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from tcompile.core.errors import TcompileError, UsageError
 from tcompile.core.packages import require
-from tcompile.targets.backends.base import Array
+from tcompile.targets.backends.buffers import Buffer
 
 _PURPOSE = "running an engine from Python"
+#: Addresses that TensorRT takes are multiples of it.
+_ALIGNED = 256
 
 
 class Gpu:
@@ -82,19 +82,57 @@ class Gpu:
         """A stream that does not wait for the default one."""
         return self.call("cudaStreamCreateWithFlags", self._cuda.cudaStreamNonBlocking)
 
-    def upload(self, buffer: int, array: Array, stream: Any) -> None:
-        """Copy a contiguous array into a buffer, in the order of the stream."""
-        kind = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
-        self.call("cudaMemcpyAsync", buffer, array.ctypes.data, array.nbytes, kind, stream)
+    def event(self) -> Any:
+        """A mark in a stream, which tells no time."""
+        return self.call("cudaEventCreateWithFlags", self._cuda.cudaEventDisableTiming)
 
-    def download(
-        self, buffer: int, shape: tuple[int, ...], dtype: np.dtype[Any], stream: Any
-    ) -> Array:
-        """Copy a buffer into a new array, in the order of the stream: wait before it is read."""
-        array = np.empty(shape, dtype)
+    def wait_for_default_stream(self) -> None:
+        """Wait for it, and with it for all streams that are not apart from it."""
+        self.call("cudaStreamSynchronize", self._cuda.cudaStreamLegacy)
+
+    def is_capturing(self, stream: Any) -> bool:
+        """Tell whether a graph is made of what is put into the stream."""
+        none = self._cuda.cudaStreamCaptureStatus.cudaStreamCaptureStatusNone
+        return bool(self.call("cudaStreamIsCapturing", stream) != none)
+
+    def upload(self, to: int, buffer: Buffer, stream: Any) -> None:
+        """Copy a buffer in the CPU's memory to the GPU, in the order of the stream."""
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
+        self.call("cudaMemcpyAsync", to, buffer.address, buffer.size, kind, stream)
+
+    def download(self, source: int, buffer: Buffer, stream: Any) -> None:
+        """Copy to a buffer in the CPU's memory, in the order of the stream: wait before it is
+        read."""
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        self.call("cudaMemcpyAsync", array.ctypes.data, buffer, array.nbytes, kind, stream)
-        return array
+        self.call("cudaMemcpyAsync", buffer.address, source, buffer.size, kind, stream)
+
+    def address(self, buffer: Buffer, what: str) -> int | None:
+        """Where the GPU has a buffer; None: in the CPU's memory, to be copied.
+
+        Args:
+            what: it is, for messages.
+
+        Raises:
+            UsageError: it does not lie where it is said to, or where TensorRT does not take it.
+        """
+        found, kinds = (
+            self.call("cudaPointerGetAttributes", buffer.address),
+            self._cuda.cudaMemoryType,
+        )
+        device, there = found.type == kinds.cudaMemoryTypeDevice, int(found.devicePointer or 0)
+        if not buffer.on_gpu and not device:
+            return None
+        if not buffer.on_gpu:
+            fault = f"is said to be in the CPU's memory, and is in that of GPU {found.device}"
+        elif found.type == kinds.cudaMemoryTypeUnregistered or not there:
+            fault = "is said to be in the memory of a GPU, and is not"
+        elif device and found.device != self.index:
+            fault = f"is in the memory of GPU {found.device}, the engine runs on GPU {self.index}"
+        elif there % _ALIGNED:
+            fault = f"lies at an address that is not a multiple of {_ALIGNED}, as TensorRT wants it"
+        else:
+            return there
+        raise UsageError(fault, where=what)
 
     def capture(self, stream: Any, work: Any) -> Any:
         """What `work` puts into the stream, as a graph that can be launched again and again."""

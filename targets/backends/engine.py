@@ -15,6 +15,7 @@ import numpy as np
 from tcompile.core.errors import ModelError, TcompileError, UsageError
 from tcompile.core.model_files import TensorInfo
 from tcompile.targets.backends.base import Array, fitted
+from tcompile.targets.backends.buffers import Buffer, buffer_of
 from tcompile.targets.backends.cuda import Gpu
 from tcompile.targets.backends.trt_common import deserialise, title
 
@@ -76,7 +77,9 @@ class EngineRunner:
             raise TcompileError(f"{title(trt)} has no memory for the engine", where=str(path))
         own = trt.__name__ == "tensorrt_rtx"
         self._graphs, self._graph = graphs and not own, None
-        self._shapes: dict[str, tuple[int, ...]] | None = None
+        # Of the last run, and what the graph is for.
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._addresses: dict[str, int] = {}
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         takes = {n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT}
         self._dtypes = {n: _dtype(engine.get_tensor_dtype(n), n, path) for n in names}
@@ -87,6 +90,7 @@ class EngineRunner:
         self.batches = (int(profile[0][0]), int(profile[2][0])) if profile else None
         self._buffers: dict[str, int] = {}
         self._stream: Any = None
+        self._done: Any = None  # with the last run: the engine has memory for one at a time
         try:
             self._allocate()
         except BaseException:
@@ -106,31 +110,56 @@ class EngineRunner:
             if self._context is None:
                 raise UsageError("the engine is closed", where=str(self.path))
             gpu.use()  # what a thread uses is its own matter
-            for name, array in arrays.items():
-                self._set_shape(name, array.shape)
-                gpu.upload(self._buffers[name], array, self._stream)
-            self._launch({name: array.shape for name, array in arrays.items()})
+            given = {name: buffer_of(array) for name, array in arrays.items()}
+            self._set_shapes(given)
             found = {
-                o.name: gpu.download(
-                    self._buffers[o.name],
-                    tuple(self._context.get_tensor_shape(o.name)),
-                    self._dtypes[o.name],
-                    self._stream,
+                o.name: np.empty(
+                    tuple(self._context.get_tensor_shape(o.name)), self._dtypes[o.name]
                 )
                 for o in self.outputs
             }
-            gpu.call("cudaStreamSynchronize", self._stream)
+            self._execute(given, {name: buffer_of(array) for name, array in found.items()}, 0)
             return found
+
+    def run_buffers(
+        self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer], stream: int
+    ) -> None:
+        """Run it in memory of the caller's; see `InPlace`. What is in the CPU's is copied, in the
+        order of the stream.
+
+        Raises:
+            UsageError: a shape that the engine does not take or give, or memory that is not where
+                it is said to be, on another GPU, or not at a multiple of 256.
+            TcompileError: CUDA or TensorRT fails.
+        """
+        with self._turn:
+            if self._context is None:
+                raise UsageError("the engine is closed", where=str(self.path))
+            self._gpu.use()
+            self._set_shapes(inputs)
+            for name, buffer in outputs.items():
+                gives = tuple(self._context.get_tensor_shape(name))
+                if gives != buffer.shape:
+                    raise UsageError(
+                        f"output '{name}' is {buffer.dtype} {list(buffer.shape)}, the model gives "
+                        f"{self._dtypes[name]} {list(gives)}",
+                        where=str(self.path),
+                    )
+            self._execute(inputs, outputs, stream)
 
     def close(self) -> None:
         """Free what it has on the GPU; it cannot be run any more."""
         with self._turn:
-            self._forget_graph()
+            if self._done is not None:
+                self._gpu.call("cudaEventSynchronize", self._done)  # of a caller's stream
+            self._forget()
             for buffer in self._buffers.values():
                 self._gpu.call("cudaFree", buffer)
+            if self._done is not None:
+                self._gpu.call("cudaEventDestroy", self._done)
             if self._stream is not None:
                 self._gpu.call("cudaStreamDestroy", self._stream)
-            self._buffers, self._stream = {}, None
+            self._buffers, self._stream, self._done = {}, None, None
             # In this order: each needs the one behind it.
             self._context = self._engine = self._runtime = None
 
@@ -141,7 +170,7 @@ class EngineRunner:
 
     def _allocate(self) -> None:
         """Make the stream, and buffers of the largest size, whose addresses then stay."""
-        self._stream = self._gpu.stream()
+        self._stream, self._done = self._gpu.stream(), self._gpu.event()
         for tensor in self.inputs:
             if any(isinstance(dim, str) for dim in tensor.shape):
                 largest = self._engine.get_tensor_profile_shape(tensor.name, 0)[2]
@@ -150,7 +179,6 @@ class EngineRunner:
             shape = tuple(self._context.get_tensor_shape(tensor.name))
             size = math.prod(shape) * self._dtypes[tensor.name].itemsize
             self._buffers[tensor.name] = int(self._gpu.call("cudaMalloc", max(size, 1)))
-            self._context.set_tensor_address(tensor.name, self._buffers[tensor.name])
 
     def _set_shape(self, name: str, shape: tuple[int, ...]) -> None:
         if not self._context.set_input_shape(name, shape):
@@ -161,27 +189,80 @@ class EngineRunner:
                 where=str(self.path),
             )
 
-    def _launch(self, shapes: dict[str, tuple[int, ...]]) -> None:
-        if self._graphs and shapes == self._shapes and self._graph is not None:
-            self._gpu.call("cudaGraphLaunch", self._graph, self._stream)
-            return
-        # Also before it is captured: the first run of a shape does what no graph may hold.
-        self._forget_graph()
-        self._enqueue()
-        if self._graphs:
-            self._gpu.call("cudaStreamSynchronize", self._stream)
-            self._graph = self._gpu.capture(self._stream, self._enqueue)
-            self._shapes = shapes
+    def _set_shapes(self, given: Mapping[str, Buffer]) -> None:
+        shapes = {name: buffer.shape for name, buffer in given.items()}
+        if shapes != self._shapes:
+            self._forget()
+        for name, shape in shapes.items():
+            self._set_shape(name, shape)
+        self._shapes = shapes
 
-    def _enqueue(self) -> None:
-        if not self._context.execute_async_v3(int(self._stream)):
+    def _execute(
+        self, given: Mapping[str, Buffer], wanted: Mapping[str, Buffer], callers: int
+    ) -> None:
+        """Run it once its shapes are set, on the caller's stream or on its own."""
+        gpu, stream = self._gpu, callers or self._stream
+        kinds = (("input", given), ("output", wanted))
+        there = {
+            n: gpu.address(b, f"{kind} '{n}'") for kind, some in kinds for n, b in some.items()
+        }
+        addresses = {n: there.get(n) or own for n, own in self._buffers.items()}
+        recorded = not (callers and gpu.is_capturing(stream))
+        if not callers and any(there.values()):
+            # What made the inputs may be under way: our own stream does not wait for it.
+            gpu.wait_for_default_stream()
+        try:
+            if recorded:
+                gpu.call("cudaStreamWaitEvent", stream, self._done, 0)
+            for name, buffer in given.items():
+                if not there[name]:
+                    gpu.upload(self._buffers[name], buffer, stream)
+            self._launch(addresses, stream, graph=recorded)
+            for name, buffer in wanted.items():
+                if not there[name]:
+                    gpu.download(self._buffers[name], buffer, stream)
+            if recorded:
+                gpu.call("cudaEventRecord", self._done, stream)
+        except BaseException:
+            # Copies may be under way: they end before what they read and write is gone.
+            if recorded:
+                gpu.call("cudaStreamSynchronize", stream)
+            raise
+        if not callers:
+            gpu.call("cudaStreamSynchronize", stream)
+
+    def _launch(self, addresses: dict[str, int], stream: Any, *, graph: bool) -> None:
+        """Run it on buffers at these addresses. A graph holds shapes and addresses, and TensorRT
+        wants its context left alone as long as one is used: there is one, of what comes twice in
+        succession. What the first run of a shape does no graph may hold."""
+        again = addresses == self._addresses
+        if not again:
+            self._forget_graph()
+            self._addresses = {}
+            for name, address in addresses.items():
+                self._context.set_tensor_address(name, address)
+        if self._graphs and graph and again:
+            if self._graph is None:
+                self._graph = self._gpu.capture(self._stream, lambda: self._enqueue(self._stream))
+            self._gpu.call("cudaGraphLaunch", self._graph, stream)
+            return
+        self._enqueue(stream)
+        self._addresses = addresses
+
+    def _enqueue(self, stream: Any) -> None:
+        if not self._context.execute_async_v3(int(stream)):
+            self._forget()
             raise TcompileError("TensorRT cannot run the engine", where=str(self.path))
 
     def _forget_graph(self) -> None:
-        # A graph is for the shapes that it was captured with, and for them alone.
+        # A graph is for the shapes and addresses that it was captured with, and for them alone.
         if self._graph is not None:
             self._gpu.call("cudaGraphExecDestroy", self._graph)
-        self._graph = self._shapes = None
+        self._graph = None
+
+    def _forget(self) -> None:
+        self._forget_graph()
+        self._shapes, self._addresses = {}, {}
 
 
 def _context(trt: ModuleType, engine: Any, graphs: bool) -> Any:

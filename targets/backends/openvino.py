@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from tcompile.core.errors import ModelError, UsageError
+from tcompile.core.errors import ModelError, TcompileError, UsageError
 from tcompile.core.load import read_structure
 from tcompile.core.model_files import describe_tensors
 from tcompile.core.packages import require
 from tcompile.targets.backends.base import Array, fitted
+from tcompile.targets.backends.buffers import Buffer, array_at, check_on_cpu
 
 #: Precision → how OpenVINO calls that of what a file has in fp32. Without being told it takes bf16
 #: wherever the processor has it.
@@ -87,7 +88,9 @@ class OpenVinoRunner:
         self.inputs, self.outputs = describe_tensors(model)
         self.metadata: Mapping[str, str] = {p.key: p.value for p in model.metadata_props}
         self._tensor = _openvino().Tensor
+        self._compiled = compiled
         self._request = compiled.create_infer_request()
+        self._lent: tuple[frozenset[str], Any] | None = None
         self._turn = Lock()
         # One tensor may have several names, and an input that nothing reads none at all.
         self._inputs = {name: port for port in compiled.inputs for name in port.names}
@@ -106,6 +109,36 @@ class OpenVinoRunner:
                 info.name: np.array(self._request.get_tensor(self._outputs[info.name]).data)
                 for info in self.outputs
             }
+
+    def run_buffers(
+        self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer], stream: int
+    ) -> None:
+        """Run it in memory of the caller's; see `InPlace`.
+
+        Raises:
+            UsageError: a buffer of a GPU, or a stream.
+            TcompileError: OpenVINO fails.
+        """
+        check_on_cpu("OpenVINO", inputs, outputs, stream)
+        with self._turn:
+            # A request keeps what it was given. So this is not that of `run`, and an output that is
+            # not wanted any more takes a new one.
+            names = frozenset(outputs)
+            if self._lent is None or self._lent[0] != names:
+                self._lent = (names, self._compiled.create_infer_request())
+            request = self._lent[1]
+            try:
+                for buffers, ports in ((inputs, self._inputs), (outputs, self._outputs)):
+                    for name, buffer in buffers.items():
+                        if name in ports:
+                            view = self._tensor(array_at(buffer), shared_memory=True)
+                            request.set_tensor(ports[name], view)
+                request.infer()
+            except Exception as error:  # whatever it raises, mostly RuntimeError
+                self._lent = None
+                raise TcompileError(
+                    f"OpenVINO cannot run the model: {_reason(error)}", where=str(self.path)
+                ) from error
 
     def prepared(self, feed: Mapping[str, Array]) -> Callable[[], object]:
         """Return what runs the model on these inputs and leaves its outputs where they are.

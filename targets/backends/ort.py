@@ -22,6 +22,7 @@ from tcompile.core.packages import require
 from tcompile.core.rounding import spell_rounding
 from tcompile.core.save import save
 from tcompile.targets.backends.base import Array, fitted
+from tcompile.targets.backends.buffers import Buffer, check_on_cpu, numpy_dtype
 
 _DTYPES = {
     "tensor(float)": "float32",
@@ -135,6 +136,27 @@ class OrtRunner:
         arrays = fitted(feed, self.inputs, self.path)
         values = self._session.run([info.name for info in self.outputs], arrays)
         return {info.name: np.asarray(v) for info, v in zip(self.outputs, values, strict=True)}
+
+    def run_buffers(
+        self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer], stream: int
+    ) -> None:
+        """Run it in memory of the caller's; see `InPlace`.
+
+        Raises:
+            UsageError: a buffer of a GPU, or a stream.
+            TcompileError: ONNX Runtime fails.
+        """
+        check_on_cpu("ONNX Runtime", inputs, outputs, stream)
+        binding = self._session.io_binding()
+        for buffers, bind in ((inputs, binding.bind_input), (outputs, binding.bind_output)):
+            for name, b in buffers.items():
+                bind(name, "cpu", 0, numpy_dtype(b.dtype).type, b.shape, b.address)
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:  # its exceptions share no base class but Exception
+            raise TcompileError(
+                f"ONNX Runtime cannot run the model: {_first_line(error)}", where=str(self.path)
+            ) from error
 
     def prepared(self, feed: Mapping[str, Array]) -> Callable[[], object]:
         """Return what runs the model on these inputs and leaves its outputs where they are.

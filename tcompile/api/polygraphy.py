@@ -9,7 +9,8 @@ from typing import Any
 
 from tcompile.api.reference import find_dense
 from tcompile.artifact.directory import load_artifact
-from tcompile.artifact.polygraphy import SCRIPT, SETUP, VERSIONS, Part, read_parts
+from tcompile.artifact.polygraphy import SCRIPT, VERSIONS, Part, read_parts
+from tcompile.artifact.polygraphy import setup as setup_of
 from tcompile.core.errors import UsageError
 from tcompile.core.files import read_text
 from tcompile.deploy.checks import check_file
@@ -54,7 +55,7 @@ def polygraphy_lines(artifact: str | Path, against: str | Path | None = None) ->
     """
     found = load_artifact(artifact)
     folder = found.directory.absolute()
-    setup = [f"cd {shlex.quote(str(folder))}", *SETUP]
+    setup: list[str] = []
     if any(entry.path == SCRIPT for entry in found.manifest.files):
         check_file(found, SCRIPT)
         parts = read_parts(read_text(folder / SCRIPT))
@@ -70,6 +71,7 @@ def polygraphy_lines(artifact: str | Path, against: str | Path | None = None) ->
             where=str(artifact),
             hint="build it again: its own inputs and outputs are stored then",
         )
+    setup = [f"cd {shlex.quote(str(folder))}", *setup_of(parts), *setup]
     dense = find_dense(found, against)
     if any(part.name == "dense" for part in parts):
         name = found.manifest.source.file if dense is None else str(dense.path.absolute())

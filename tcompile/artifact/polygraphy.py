@@ -20,6 +20,27 @@ LOADER, INPUTS, OUTPUTS = (
 VERSIONS = "0.53"
 #: Before the lines: a loader must leave no __pycache__ in the artifact, whose files are checked.
 SETUP = ("export PYTHONDONTWRITEBYTECODE=1", "out=$(mktemp -d)")
+#: Of several engines of a Jetson's bundle, the one that the installed TensorRT built, as its script
+#: names it: before lines with `$engine`.
+_ASK = 'import tensorrt; print(*tensorrt.__version__.split(".")[:2], sep=".")'
+FIND_ENGINE = f"engine=engine/model.trt$(python3 -c '{_ASK}').engine"
+
+#: In the script in place of `FIND_ENGINE`: says which it takes, and what to do where none fits.
+_CHOOSE = f"""\
+        if ! version=$("${{PYTHON:-python3}}" -c '{_ASK}'); then
+            echo "TensorRT's Python package cannot be imported: sudo apt install" \\
+                "python3-libnvinfer, or set PYTHON to one that has it" >&2
+            exit 2
+        fi
+        engine=engine/model.trt$version.engine
+        if ! [ -f "$engine" ]; then
+            shift
+            echo "there is no engine of TensorRT $version, which is installed, only $*:" \\
+                "run sh build_engine.sh" >&2
+            exit 2
+        fi
+        echo "$engine"
+"""
 
 
 @dataclass(frozen=True)
@@ -43,6 +64,12 @@ class Part:
         return (*(f"# {line}" for line in self.about), *self.commands)
 
 
+def setup(parts: Sequence[Part]) -> tuple[str, ...]:
+    """What comes before the lines, once."""
+    found = any('"$engine"' in line for part in parts for line in part.commands)
+    return (*SETUP, FIND_ENGINE) if found else SETUP
+
+
 def script_text(parts: Sequence[Part], head: Sequence[str]) -> str:
     """The script.
 
@@ -55,6 +82,7 @@ def script_text(parts: Sequence[Part], head: Sequence[str]) -> str:
     )
     names = [part.name for part in parts]
     usage = " | ".join("dense DENSE.onnx" if name == "dense" else name for name in names)
+    found = _CHOOSE if FIND_ENGINE in setup(parts) else ""
     return f"""\
 #!/bin/sh
 # sh {SCRIPT} {usage}
@@ -84,7 +112,7 @@ case "${{1:-}}" in
             echo "there is no engine in engine/: build it first" >&2
             exit 2
         fi
-    fi
+{found}    fi
     "$1"
     ;;
 *)
@@ -109,9 +137,9 @@ def read_parts(script: str) -> tuple[Part, ...]:
 def page(parts: Sequence[Part]) -> str:
     """The lines as a section of report.md."""
     lines = "\n".join(line for part in parts for line in ("", *part.lines))
-    setup = "\n".join(SETUP)
+    before = "\n".join(setup(parts))
     return (
         f"\n## Checks by polygraphy\n\nIn this folder, with polygraphy {VERSIONS} and, for `dense`,"
-        f" the model that was compiled; `sh {SCRIPT}` runs the same.\n\n```sh\n{setup}\n"
+        f" the model that was compiled; `sh {SCRIPT}` runs the same.\n\n```sh\n{before}\n"
         f"dense=DENSE.onnx\n{lines}\n```\n"
     )

@@ -79,7 +79,8 @@ def open_engine(
 
 
 def engine_file(artifact: Artifact) -> Path:
-    """The engine: the one that the manifest lists, or the newest that was built on the device.
+    """The engine: the one that the manifest lists; of several that were built on the device the one
+    that the installed TensorRT built, else the newest.
 
     Raises:
         ModelError: there is none.
@@ -87,6 +88,9 @@ def engine_file(artifact: Artifact) -> Path:
     listed = [e.path for e in artifact.manifest.files if e.path.endswith(".engine")]
     jetson = artifact.manifest.target.runtime == "jetson"
     made = sorted(artifact.directory.glob("engine/*.engine"), key=_age) if jetson else []
+    if len(made) > 1:
+        installed = _installed()
+        made.sort(key=lambda path: _age(path) == installed)  # the order of the others stays
     found = [*(artifact.directory / name for name in listed), *made]
     if found:
         return found[-1]
@@ -193,6 +197,15 @@ def _gpu(artifact: Artifact, device: int) -> Gpu:
 
 
 _ON_CPU = 'runtime="onnxruntime" runs its model.onnx on the CPU'
+
+
+def _installed() -> tuple[int, ...]:
+    """The first two numbers of the TensorRT that is installed; empty where there is none."""
+    try:
+        trt = require("tensorrt", "tensorrt", _PURPOSE)
+    except MissingExtraError:
+        return ()
+    return parse_version(str(trt.__version__))[:2]
 
 
 def _age(path: Path) -> tuple[int, ...]:

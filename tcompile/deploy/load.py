@@ -9,10 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
+from typing import cast
 
 from tcompile.artifact.directory import Artifact, is_artifact, load_artifact
 from tcompile.artifact.manifest import Manifest
 from tcompile.core.errors import ModelError, UsageError
+from tcompile.deploy.buffers import buffers_of, check_buffers, settled
 from tcompile.deploy.checks import (
     ENGINES,
     check_contract,
@@ -26,6 +28,7 @@ from tcompile.deploy.result import Result, Tokens, TopClass
 from tcompile.runtime.samples import Samples, run_samples
 from tcompile.runtime.signature import Signature, signature
 from tcompile.targets.backends.base import Opened
+from tcompile.targets.backends.buffers import InPlace
 from tcompile.targets.backends.cpu import on_cpu
 from tcompile.targets.backends.ort import OrtRunner
 
@@ -72,6 +75,7 @@ class Model:
         self.preprocessing = {k: v for k, v in described.preprocessing.items() if k != "labels"}
         self.token_index: Mapping[str, str] = described.token_index
         self.batch = described.batch
+        self._told = {t.name: t.shape for t in (*self.inputs, *self.outputs)}
         labels = () if manifest is None else manifest.labels
         self.labels = tuple(labels or described.preprocessing.get("labels", ()))
 
@@ -131,6 +135,48 @@ class Model:
             smallest, largest = self._batches
             at_once = max(smallest, min(at_once or len(samples), largest))
         return Result(run_samples(runner, samples, at_once), self.labels, self.token_index)
+
+    def run_buffers(
+        self, inputs: Mapping[str, object], outputs: Mapping[str, object], *, stream: int = 0
+    ) -> None:
+        """Run it once in memory of the caller's, without copies: each input is read where it lies,
+        and outputs, one or more of them, are written where they are wanted.
+
+        An engine takes memory of its GPU and of the CPU, which it copies; ONNX Runtime and OpenVINO
+        take the CPU's. Values are not looked at.
+
+        Args:
+            inputs: all of them, by name, in their dtypes and contiguous: arrays of numpy, or what
+                has `__dlpack__` or `__cuda_array_interface__` (PyTorch, CuPy, JAX, numba).
+            outputs: the same; `shape_of` says their shapes.
+            stream: a cudaStream_t of the engine's GPU (`torch.cuda.current_stream().cuda_stream`)
+                that the run is put into: this returns at once then, and all buffers are the run's
+                until the stream is there. 0: what the default stream makes is waited for, and so
+                is the run.
+
+        Raises:
+            UsageError: before anything runs, for a name, dtype, shape or memory that does not fit,
+                or the model is closed.
+            TcompileError: the runtime fails.
+        """
+        if self._runner is None:
+            raise UsageError("the model is closed", where=str(self.path), hint="load it again")
+        runner = cast(InPlace, self._runner)
+        takes, gives = (
+            [replace(t, shape=self._told.get(t.name, t.shape)) for t in tensors]
+            for tensors in (runner.inputs, runner.outputs)
+        )
+        given = buffers_of("input", inputs, stream)
+        wanted = buffers_of("output", outputs, stream)
+        check_buffers(given, wanted, takes, gives, str(self.path))
+        runner.run_buffers(given, wanted, stream)
+
+    def shape_of(self, name: str, batch: int = 1) -> tuple[int, ...]:
+        """The shape of an input or output, with a number in place of every free dim."""
+        if name not in self._told:
+            known = f"takes {shown(self.inputs)} and gives {shown(self.outputs)}"
+            raise UsageError(f"there is no '{name}'; the model {known}", where="shape_of")
+        return tuple(settled(dim, batch) for dim in self._told[name])
 
     def close(self) -> None:
         """Free what the runtime has of it; it cannot be called any more."""

@@ -26,8 +26,8 @@ _UNBOUND = 1e30
 _GPUS = ("tensorrt-rtx", "jetson")
 #: In half precision ONNX Runtime's further fusions on a CPU are not sound: see `OrtRunner`.
 _BASIC = ("--graph-optimization-level", "ORT_ENABLE_BASIC")
-#: Newest first: there may be several, of more than one JetPack.
-_BUILT_THERE = "$(ls -t engine/*.engine | head -n 1)"
+#: There may be several, of more than one JetPack: `FIND_ENGINE` has the one that fits.
+_BUILT_THERE = '"$engine"'
 
 
 @dataclass(frozen=True)
@@ -186,9 +186,7 @@ def head(facts: Facts, what: str) -> tuple[str, ...]:
 
 
 def _engine_parts(f: Facts) -> list[Part]:
-    engine = f.engine or _BUILT_THERE
-    # A file that the shell is to find is not quoted as a name; it may hold spaces all the same.
-    name = f'"{engine}"' if engine == _BUILT_THERE else shlex.quote(engine)
+    name = shlex.quote(f.engine) if f.engine else _BUILT_THERE
     switch = "POLYGRAPHY_USE_TENSORRT_RTX=1 " if f.runtime == "tensorrt-rtx" else ""
     plugins = ["--plugins", PLUGINS] if f.plugins else []
     trt = ["--trt", "--model-type", "engine", *plugins]

@@ -114,6 +114,16 @@ def test_what_a_person_reads_and_what_is_refused(app: tuple[Path, str], tmp_path
     wanted = [line.strip().split("%  ") for line in done.stdout.splitlines() if "%" in line]
     best = [b for row in result.top(3) for b in row]
     assert [words[1] for words in wanted] == [b.label for b in best]
+    if Path("/dev/full").exists():  # a disk without room
+        command = [folder / "app" / "build" / "classify", "app/artifact", f"0.{KIND}"]
+        for more in ([], ["--json"]):
+            with Path("/dev/full").open("w") as full:
+                pipe = subprocess.PIPE
+                done = subprocess.run([*command, *more], stdout=full, stderr=pipe, cwd=folder)
+            assert (done.returncode, done.stderr) == (
+                2,
+                b"error: standard output: cannot be written\n",
+            )
     save_tiny_vit(tmp_path / "m.onnx", VitSpec(depth=1))
     record = _record(tmp_path / "m.onnx", [32, 32])
     foreign = make_artifact(tmp_path / "foreign", tmp_path / "m.onnx", preprocess=record)
@@ -217,7 +227,7 @@ def test_engines_compile(tensorrt_root: Path, runtime: str, tmp_path: Path) -> N
     command = ["c++", "-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-Werror"]
     command += [f"-DTCOMPILE_WITH_{runtime}", f"-I{EXAMPLES}"]
     command += ["-isystem", str(tensorrt_root / "include"), "-isystem", str(cuda.parent)]
-    programs = [EXAMPLES / name / "main.cpp" for name in ("classify", "camera_loop")]
+    programs = [EXAMPLES / name / "main.cpp" for name in ("classify", "camera_loop", "gpu_buffers")]
     done = subprocess.run([*command, *programs], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

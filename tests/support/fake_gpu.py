@@ -20,13 +20,18 @@ from cuda.bindings import runtime as real
 
 _DTYPES = {"tensor(float)": "FLOAT", "tensor(int64)": "INT64", "tensor(float16)": "HALF"}
 _OK = real.cudaError_t.cudaSuccess
+_SAME = (
+    *("cudaError_t", "cudaDeviceAttr", "cudaMemcpyKind", "cudaMemoryType", "cudaStreamLegacy"),
+    *("cudaStreamCaptureMode", "cudaStreamCaptureStatus", "cudaStreamNonBlocking"),
+    "cudaEventDisableTiming",
+)
 
 
 class FakeCuda(ModuleType):
     """`cuda.bindings.runtime` of a machine with one GPU, or with none.
 
     Attributes:
-        live: addresses of what was allocated and not freed, streams and graphs among them.
+        live: addresses of what was allocated and not freed, streams, events and graphs among them.
         calls: names of the functions called.
     """
 
@@ -38,9 +43,9 @@ class FakeCuda(ModuleType):
         self.calls: list[str] = []
         self.captured: list[Callable[[], None]] | None = None
         self.memory = 1 << 30
-        for name in ("cudaError_t", "cudaDeviceAttr", "cudaMemcpyKind", "cudaStreamCaptureMode"):
+        self.home = 0  # the GPU whose memory all is
+        for name in _SAME:
             setattr(self, name, getattr(real, name))
-        self.cudaStreamNonBlocking = real.cudaStreamNonBlocking
 
     def _new(self, thing: Any, address: int | None = None) -> int:
         key = id(thing) if address is None else address
@@ -73,7 +78,8 @@ class FakeCuda(ModuleType):
     def cudaMalloc(self, size: int) -> tuple[Any, int | None]:
         if size > self.memory:
             return real.cudaError_t.cudaErrorMemoryAllocation, None
-        array = np.zeros(size, np.uint8)
+        array = np.zeros(size + 256, np.uint8)
+        array = array[-array.ctypes.data % 256 :][:size]
         return _OK, self._new(array, array.ctypes.data)
 
     def cudaFree(self, address: int) -> tuple[Any]:
@@ -86,6 +92,7 @@ class FakeCuda(ModuleType):
         assert stream in self.live
         device = to if kind == real.cudaMemcpyKind.cudaMemcpyHostToDevice else source
         assert size <= self.live[device].nbytes
+        self.calls.append("cudaMemcpyAsync")
         ctypes.memmove(to, source, size)
         return (_OK,)
 
@@ -93,11 +100,50 @@ class FakeCuda(ModuleType):
         return _OK, self._new(["stream"])
 
     def cudaStreamSynchronize(self, stream: int) -> tuple[Any]:
-        assert stream in self.live
+        assert stream in (real.cudaStreamLegacy, *self.live)
+        self.calls.append(f"cudaStreamSynchronize {int(stream)}")
         return (_OK,)
 
     def cudaStreamDestroy(self, stream: int) -> tuple[Any]:
         return self.cudaFree(stream)
+
+    def cudaStreamIsCapturing(self, stream: int) -> tuple[Any, Any]:
+        assert stream in self.live
+        kinds = real.cudaStreamCaptureStatus
+        active = self.captured is not None
+        return _OK, (
+            kinds.cudaStreamCaptureStatusActive if active else kinds.cudaStreamCaptureStatusNone
+        )
+
+    def cudaStreamWaitEvent(self, stream: int, event: int, flags: int) -> tuple[Any]:
+        assert stream in self.live
+        assert event in self.live
+        self.calls.append("cudaStreamWaitEvent")
+        return (_OK,)
+
+    def cudaEventCreateWithFlags(self, flags: int) -> tuple[Any, int]:
+        return _OK, self._new(["event"])
+
+    def cudaEventRecord(self, event: int, stream: int) -> tuple[Any]:
+        assert event in self.live
+        self.calls.append("cudaEventRecord")
+        return (_OK,)
+
+    def cudaEventSynchronize(self, event: int) -> tuple[Any]:
+        assert event in self.live
+        return (_OK,)
+
+    def cudaEventDestroy(self, event: int) -> tuple[Any]:
+        return self.cudaFree(event)
+
+    def cudaPointerGetAttributes(self, address: int) -> tuple[Any, Any]:
+        found = real.cudaPointerAttributes()
+        found.type = real.cudaMemoryType.cudaMemoryTypeUnregistered
+        for start, array in self.live.items():
+            if isinstance(array, np.ndarray) and start <= address < start + array.nbytes:
+                found.type, found.device = real.cudaMemoryType.cudaMemoryTypeDevice, self.home
+                found.devicePointer = address
+        return _OK, found
 
     def cudaStreamBeginCapture(self, stream: int, mode: Any) -> tuple[Any]:
         self.captured = []

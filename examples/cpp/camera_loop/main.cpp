@@ -113,7 +113,10 @@ static int run(std::vector<std::string> const& arguments) {
 
 int main(int count, char** arguments) {
   try {
-    return run({arguments + 1, arguments + count});
+    int const code = run({arguments + 1, arguments + count});
+    if (std::ferror(stdout) || std::fflush(stdout) != 0)  // a full disk, say
+      throw tcompile::Error("cannot be written", "standard output");
+    return code;
   } catch (tcompile::Error const& error) {
     std::fprintf(stderr, "error: %s\n", error.what());
     return error.exit_code;

@@ -276,3 +276,16 @@ def test_preprocessing_of_an_older_engine_is_in_its_model(
     (built / "model.onnx").write_bytes(b"another")
     with pytest.raises(ModelError, match=r"model\.onnx: is truncated"):
         tcompile.load(built)
+
+
+def test_of_several_engines_of_a_jetson_the_one_that_fits_is_opened(
+    tmp_path: Path, source: Path, machine: Callable[..., FakeCuda]
+) -> None:
+    built = bundle(tmp_path / "orin", source, ORIN, "model.trt10.3.engine")
+    shutil.copyfile(source, built / "engine" / "model.trt10.16.engine")  # made on the device
+    machine("tensorrt", "10.3.0", capability="8.7")
+    with tcompile.load(built) as model:
+        assert model.path.name == "model.trt10.3.engine"
+    machine("tensorrt", "11.4.1", capability="8.7")
+    with pytest.raises(UsageError, match=r"was built by TensorRT 10\.16, installed is 11\.4\.1"):
+        tcompile.load(built)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from tcompile.artifact.polygraphy import Part, read_parts, script_text
+from tcompile.artifact.polygraphy import FIND_ENGINE, Part, page, read_parts, script_text, setup
 from tcompile.targets.compatibility import NONE, Compatibility
 from tcompile.verify.lowered import COSINES, DISTANCES
 from tcompile.verify.numerics import TOLERANCES
 from tcompile.verify.polygraphy import Distance, Facts, Scale, head, parts_for
 from tests.support.polygraphy import parsed
 
+#: A package `tensorrt` whose version is $FAKE_TENSORRT.
+DEVICE = Path(__file__).parents[2] / "support" / "device"
 SCALES = (Scale("logits", 4.0, 8.0), Scale("tokens", 2.0, 16.0, 0.5))
 
 
@@ -94,7 +100,7 @@ def test_an_engine_with_plugins_is_given_their_library() -> None:
     (line,) = parts("fp16", "jetson", plugins=True)["engine"].commands
     assert parsed(line).plugins == ["plugins/libtcompile_plugins.so"]
     words = shlex.split(line)
-    assert words[2] == "$(ls -t engine/*.engine | head -n 1)"  # one word, which the shell fills in
+    assert words[2] == "$engine"  # one word, which the shell fills in
 
 
 @pytest.mark.parametrize(
@@ -113,3 +119,49 @@ def test_code_in_an_engine_is_told(made: Compatibility, words: str) -> None:
     lines = parts("fp16", "jetson", compatibility=made, plugins=True)["engine"].commands
     assert all("--plugins" in line for line in lines)
     parsed("polygraphy run a.engine --trt --model-type engine --load-runtime libnvinfer_lean.so")
+
+
+@pytest.mark.parametrize("installed", ["10.3.0", "10.16.2.10", "11.4.1", "none"])
+def test_of_several_engines_the_one_that_fits_is_taken(installed: str, tmp_path: Path) -> None:
+    """A polygraphy that says what it is given, and a TensorRT that has a version alone."""
+    found = parts("fp16", "jetson")
+    script = tmp_path / "polygraphy.sh"
+    script.write_text(script_text(tuple(found.values()), ["head"]))
+    (tmp_path / "engine").mkdir()
+    for version in ("10.16", "10.3"):
+        (tmp_path / "engine" / f"model.trt{version}.engine").touch()
+    (tmp_path / "polygraphy").write_text('#!/bin/sh\necho "given $2"\n')
+    (tmp_path / "polygraphy").chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    other = {"PYTHONPATH": str(DEVICE)} if installed != "none" else {}
+    done = subprocess.run(
+        ["sh", str(script), "engine"],
+        env={**os.environ, "PATH": path, "PYTHON": sys.executable, **other}
+        | {"FAKE_TENSORRT": installed},
+        capture_output=True,
+        encoding="utf-8",
+    )
+    if installed == "none":
+        assert done.returncode == 2
+        assert "TensorRT's Python package cannot be imported: sudo apt install" in done.stderr
+    elif installed == "11.4.1":
+        assert done.returncode == 2
+        assert done.stderr == (
+            "there is no engine of TensorRT 11.4, which is installed, only "
+            "engine/model.trt10.16.engine engine/model.trt10.3.engine: run sh build_engine.sh\n"
+        )
+    else:
+        name = f"engine/model.trt{'.'.join(installed.split('.')[:2])}.engine"
+        assert (done.returncode, done.stdout) == (0, f"{name}\ngiven {name}\n"), done.stderr
+    assert FIND_ENGINE in page(tuple(found.values()))
+    rtx = tuple(parts("fp16", "tensorrt-rtx", engine="engine/a.engine").values())
+    assert FIND_ENGINE not in setup(rtx)
+    if installed != "none":  # the line that a person types
+        (tmp_path / "python3").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+        (tmp_path / "python3").chmod(0o755)
+        said = subprocess.check_output(
+            ["sh", "-c", f"{FIND_ENGINE}; echo $engine"],
+            env={**os.environ, **other, "FAKE_TENSORRT": installed, "PATH": path},
+            encoding="utf-8",
+        )
+        assert said == f"engine/model.trt{'.'.join(installed.split('.')[:2])}.engine\n"
