@@ -164,8 +164,8 @@ def dense_and_reduced(figures: Iterable[Latency]) -> tuple[float | None, float |
 
 @dataclass(frozen=True)
 class SpeedUp:
-    """Median of dense over median of reduced latency, both measured in the same rounds, with the 95 %
-    interval of 2000 resamples of those rounds (bootstrap, percentiles).
+    """Median of dense over median of reduced latency, both measured in the same rounds, with the
+    95 % interval of 2000 resamples of those rounds (bootstrap, percentiles).
 
     Attributes:
         over: the dense model in question: the file as it came, or its fp32 normal form.

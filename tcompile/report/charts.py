@@ -245,8 +245,8 @@ def front_chart(front: Sequence[FrontPlan]) -> str:
 
 def _said(plan: FrontPlan, loss: float) -> str:
     return (
-        f"{plan.method} in {plan.precision}, {plan.patches} patch tokens: {plan.latency_ms:.4g} ms, "
-        f"loss {loss:.3g}{', chosen' if plan.chosen else ''}"
+        f"{plan.method} in {plan.precision}, {plan.patches} patch tokens: "
+        f"{plan.latency_ms:.4g} ms, loss {loss:.3g}{', chosen' if plan.chosen else ''}"
     )
 
 
