@@ -74,9 +74,7 @@ def memory_plan(reduced: Reduced, target: Target, precision: str, batch: int) ->
 
 def as_written(memory: Memory, lowered: gs.Graph, target: Target, precision: str) -> Memory:
     """The same of a reduced model that was lowered for a CPU, in fp32: what is in its file."""
-    return replace(
-        memory, reduced=memory_of(lowered, storage_of(target, precision), memory.batch)
-    )
+    return replace(memory, reduced=memory_of(lowered, storage_of(target, precision), memory.batch))
 
 
 def storage_of(target: Target, precision: str, fp32: frozenset[str] = frozenset()) -> Storage:

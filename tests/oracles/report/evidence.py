@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
 from pathlib import Path
+from platform import python_version
 from typing import Any
 
 import numpy as np
@@ -53,12 +57,20 @@ class Given:
     stages: Sequence[Path] = ()
 
 
+@cache
+def version_of(package: str) -> str:
+    """The version that is installed."""
+    return python_version() if package == "python" else metadata.version(package)
+
+
 class Evidence:
     """Everything is run once, here."""
 
     def __init__(self, given: Given) -> None:
         self.given, model = given, given.artifact / "model.onnx"
         self.m: dict[str, Any] = json.loads((given.artifact / "manifest.json").read_text("utf-8"))
+        self.digest = hashlib.sha256(given.source.read_bytes()).hexdigest()
+        self.ends = _ends(model)
         self.labels, self.prefix = self.m["labels"], int(self.m["schedule"]["model"]["prefix"])
         self.dense, self.reduced = recorded(given.normal), recorded(model)
         self.peaks = self.dense.peak(), self.reduced.peak()
@@ -75,6 +87,18 @@ class Evidence:
             self.lost = planning_loss(*both)
         if given.profile is not None:
             self.predicted = predicted(given.profile, given.source, self.m, self.reduced)
+
+
+#: Names of types: of ONNX Runtime, and of numpy.
+_TYPES = {"float": "float32", "int64": "int64", "int32": "int32", "uint8": "uint8"}
+
+
+def _ends(path: Path) -> list[tuple[str, str, str, list[int | str]]]:
+    """Kind, name, type and dims of what a model takes and gives, as ONNX Runtime has them."""
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    ends = [("input", t) for t in session.get_inputs()]
+    ends += [("output", t) for t in session.get_outputs()]
+    return [(kind, t.name, _TYPES[t.type[7:-1]], t.shape) for kind, t in ends]
 
 
 def _run(path: Path, feed: Mapping[str, Array]) -> dict[str, Array]:

@@ -10,7 +10,7 @@ import numpy as np
 from tests.oracles.report.evidence import Evidence
 from tests.oracles.report.likeness import same_class, softmax
 from tests.oracles.report.reading import read_table, text_of
-from tests.oracles.report.shown import Array, Check, Reading, after, near
+from tests.oracles.report.shown import ROUNDING, Array, Check, Reading, after, near
 
 
 def fidelity(e: Evidence, r: Reading) -> Iterator[Check]:
@@ -22,27 +22,28 @@ def fidelity(e: Evidence, r: Reading) -> Iterator[Check]:
     loss = 1 - worst.main
     kind = "cosine" if worst.correlation is None else "correlation"
     lines = r.page.card_lines["Loss"]
-    yield near("card Loss", r.page.cards["Loss"], float(loss.mean()), ".3g", 1e-4)
+    yield near("card Loss", r.page.cards["Loss"], float(loss.mean()), ".3g", ROUNDING)
     yield Check(
         "card Loss: of", lines[0], f"1 − {kind} to the dense model, mean; output {worst.name}"
     )
-    yield near("card Loss: worst", lines[1].removeprefix("worst "), float(loss.max()), ".3g", 1e-4)
+    yield near(
+        "card Loss: worst", lines[1].removeprefix("worst "), float(loss.max()), ".3g", ROUNDING
+    )
     yield Check(
         "card Loss: worst image", lines[1].partition("(")[2].rstrip(")"), names[int(loss.argmax())]
     )
     same = same_class(*e.outputs)
     if same is not None:
         yield near("headline: top-1", after(r.page.lead, r"top-1 the same in (\d+%)"), same, ".0%")
-        yield near(
-            "card Loss: top-1", next(x for x in lines if "top-1" in x).split()[-1], same, ".0%"
-        )
+        told = after("\n".join(lines), r"top-1 the same in (\d+%)")
+        yield near("card Loss: top-1", told, same, ".0%")
     else:
         yield near(
             f"headline: {kind}",
             after(r.page.lead, rf"{kind} ([\d.]+)"),
             float(worst.main.mean()),
             ".3f",
-            1e-6,
+            ROUNDING,
         )
     if r.printed:
         text = f"{kind} {worst.main.mean():.4f} to dense, worst {worst.main.min():.4f} ("
@@ -70,12 +71,15 @@ def _images(e: Evidence, r: Reading, loss: Array, output: str, kind: str) -> Ite
     heads = [text_of(re.findall(r"<h3>.*?</h3>", part)[0]) for part in parts]
     yield Check("images, by loss", str(heads), str([t[0].upper() + t[1:] for t in titles]))
     top = text_of(re.findall(r"<figcaption>.*?</figcaption>", html, re.DOTALL)[0])
+    yield Check(
+        "worst image, on top", after(top, r"^(.*?)\. 1 - "), titles[0][0].upper() + titles[0][1:]
+    )
     for (row, rank), part in zip(places.items(), parts, strict=True):
         name = f"{rank}: {e.given.names[row]}"
         for where, text in ((name, text_of(part)), ("worst image, on top", top)):
             if where == name or rank == "worst":
                 told = after(text, rf"1 - {kind} of {output}: ([-\d.e]+)")
-                yield near(f"loss, {where}", told.rstrip("."), float(loss[row]), ".3g", 1e-3)
+                yield near(f"loss, {where}", told.rstrip("."), float(loss[row]), ".3g", ROUNDING)
         yield from _classes(e, r, row, name, part, top if rank == "worst" else "")
         yield from _maps(e, r, row, name, part, top if rank == "worst" else "")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tests.oracles.report.reading import Table
-from tests.oracles.report.shown import Array, Check, near
+from tests.oracles.report.shown import ROUNDING, Array, Check, near
 
 
 @dataclass(frozen=True)
@@ -34,23 +34,27 @@ class Likeness:
         def cell(title: str, worst: bool = False) -> str:
             return cells[table.head.index(title) + worst]
 
-        yield near(f"{where}, cosine", cell("cosine"), float(self.cosine.mean()), ".5f", 1e-6)
+        yield near(f"{where}, cosine", cell("cosine"), float(self.cosine.mean()), ".5f", ROUNDING)
         yield near(
-            f"{where}, worst cosine", cell("cosine", True), float(self.cosine.min()), ".5f", 3e-6
+            f"{where}, worst cosine",
+            cell("cosine", True),
+            float(self.cosine.min()),
+            ".5f",
+            ROUNDING,
         )
         yield near(
             f"{where}, relative error",
             cell("relative error"),
             float(self.error.mean()),
             ".3g",
-            1e-4,
+            ROUNDING,
         )
         yield near(
             f"{where}, worst error",
             cell("relative error", True),
             float(self.error.max()),
             ".3g",
-            1e-4,
+            ROUNDING,
         )
         if self.correlation is not None:
             yield near(
@@ -58,14 +62,14 @@ class Likeness:
                 cell("correlation"),
                 float(self.correlation.mean()),
                 ".4f",
-                1e-6,
+                ROUNDING,
             )
             yield near(
                 f"{where}, worst correlation",
                 cell("correlation", True),
                 float(self.correlation.min()),
                 ".4f",
-                3e-6,
+                ROUNDING,
             )
         if self.tokens is not None:
             yield near(
@@ -73,7 +77,7 @@ class Likeness:
                 cell("5 % of tokens below"),
                 float(np.percentile(self.tokens, 5)),
                 ".4f",
-                1e-5,
+                ROUNDING,
             )
         if self.same is not None:
             yield near(f"{where}, top-1", cell("top-1 the same"), self.same, ".1%")

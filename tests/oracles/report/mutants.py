@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 
 #: What is not read by people: tags with their attributes, styles, scripts, drawn shapes.
 _HIDDEN = re.compile(r"<(style|script|desc)\b.*?</\1>|<[^>]*>", re.DOTALL)
-_NUMBER = re.compile(r"(?<![\w.])\d[\d.,]*")
+#: Numbers that stand by themselves: not the 1 of `1 - cosine` and of `top-1`.
+_NUMBER = re.compile(r"(?<![\w.])(?<!top-)(?!1 [-\N{MINUS SIGN}] c)\d[\d.,]*")
 
 
 def mutants(text: str, *, html: bool) -> Iterator[tuple[str, str]]:

@@ -18,7 +18,11 @@ def far_off(chart: Chart, drawn: Sequence[Point], meant: Sequence[Point]) -> flo
     if len(drawn) != len(meant):
         return float("inf")
     return max(
-        (abs(p[i] - q[i]) / chart.pixel[i] for p, q in zip(drawn, meant, strict=True) for i in (0, 1)),
+        (
+            abs(p[i] - q[i]) / chart.pixel[i]
+            for p, q in zip(drawn, meant, strict=True)
+            for i in (0, 1)
+        ),
         default=0.0,
     )
 
@@ -31,7 +35,7 @@ def chart_checks(
     dense: int,
     plan: Mapping[str, Any],
 ) -> Iterator[C]:
-    """Tokens over depth against those that ran; plans and latencies against the manifest's points."""
+    """Tokens over depth against those that ran; plans and latencies against the manifest's."""
 
     def told(name: str, chart: Chart, drawn: Sequence[Point], meant: Sequence[Point]) -> C:
         off = far_off(chart, drawn, meant)

@@ -31,13 +31,17 @@ class Check:
         return self.shown == self.found
 
 
+#: What sums in another order may make of a likeness or a relative error.
+ROUNDING = 3e-7
+
+
 def near(figure: str, shown: str, value: float, form: str, slack: float = 0.0) -> Check:
-    """Compare a number as it is shown with a value in the same format; `slack` is the share of the
-    value that sums in another order may make."""
+    """Compare a number as it is shown with a value in the same format, which may be off by
+    `slack`."""
     number = _NUMBER.search(shown)
-    texts = [format(value * (1 + s), form) for s in (0.0, -slack, slack)]
+    texts = [format(value + s, form) for s in (0.0, -slack, slack)]
     have = shown if number is None else number[0] + ("%" if form.endswith("%") else "")
-    return Check(figure, have, next((t for t in texts if t == have), texts[0]))
+    return Check(figure, have, have if have in texts else texts[0])
 
 
 class Reading:
@@ -55,7 +59,9 @@ class Reading:
 
     def md(self, *head: str) -> Table:
         """The first table of report.md whose head begins so."""
-        return next(t for t in self.tables if t.head[: len(head)] == list(head))
+        found = [t for t in self.tables if t.head[: len(head)] == list(head)]
+        assert found, f"no table {head}"
+        return found[0]
 
     def both(self, *head: str) -> list[tuple[str, Table]]:
         """That table, and the one of report.html."""

@@ -63,11 +63,11 @@ def tokens(e: Evidence, r: Reading) -> Iterator[Check]:
     yield Check("card: kept", lines[1], f"kept {both}")
     yield Check("report.md: asked", r.md("asked").head[1], f"--keep {float(e.given.keep):g}")
     yield Check("report.md: kept", r.md("asked").row("kept")[1], f"{share:.1%}: {both}")
-    line = f"asked {float(e.given.keep):.2f} ({asked} of {patches} patch tokens), kept {share:.2f} ({kept})"
+    line = f"sked {float(e.given.keep):.2f} ({asked} of {patches} patch tokens), kept "
+    line += f"{share:.2f} ({kept})"
     for where, text in r.texts:
-        if text:
-            found = re.search(r"[Aa](sked [\d.]+ \(.*?\), kept [\d.]+ \(\d+\))", text)
-            yield Check(f"{where}: first line", "a" + (found[1] if found else ""), line)
+        told = after(text, r"[Aa](sked [\d.]+ \(.*?\), kept [\d.]+ \(\d+\))")
+        yield Check(f"{where}: first line", told, line)
     rows = r.md("block", "tokens into attention").rows
     counted = [
         [str(i), str(a), str(b)] for i, (a, b) in enumerate(zip(attention, mlp, strict=True))
@@ -139,11 +139,8 @@ def speed(e: Evidence, r: Reading) -> Iterator[Check]:
         yield Check("summary: speed-up", after(r.printed, r"speed, measured (.*?\])"), text)
     for name, times in rounds.items():
         ms = ms_text(median(times))
-        yield Check(
-            f"card Speed: {name}",
-            next(x for x in lines if x.startswith(f"{name} ") and "ms" in x).partition(",")[0],
-            f"{name} {ms}",
-        )
+        told = after("\n".join(lines), rf"(?m)^({name} [\d.,]+ ms),")
+        yield Check(f"card Speed: {name}", told, f"{name} {ms}")
         for where, table in r.both("model", "median"):
             yield Check(f"{where}: median of {name}", table.row(name)[1], ms)
             yield near(
