@@ -41,6 +41,9 @@ def node_flops(node: gs.Node) -> int:
         return 2 * prod(sizes.values())
     if node.op == "Conv":
         return 2 * prod(shape(node.outputs[0])) * prod(shape(node.inputs[1])[1:])
+    if node.op == "ConvTranspose":
+        # Weights are [in, out / groups, …], and each value of the input meets all of its row.
+        return 2 * prod(shape(node.inputs[0])) * prod(shape(node.inputs[1])[1:])
     if node.op == "Attention":
         # Q·Kᵀ and probabilities·V, in [B,h,N,d] or [B,N,h·d] form.
         q, k, v = (shape(t) for t in node.inputs[:3])

@@ -133,6 +133,9 @@ class Latency:
         kind: measured on the device named, or modelled from its data sheet.
         milliseconds: median for one batch.
         spread: lower and upper quartile; null for modelled figures.
+        rounds: milliseconds of each round, in their order. All models of a build run once in each,
+            so that the median, the quartiles and the interval of the speed-up follow from them;
+            empty for modelled figures, and in manifests of older versions.
     """
 
     model: Literal["dense", "reduced", "source", "dense int8", "dense bf16"]
@@ -143,6 +146,7 @@ class Latency:
     batch: Positive = 1
     spread: tuple[NonNegative, NonNegative] | None = None
     note: str = ""
+    rounds: tuple[NonNegative, ...] = ()
 
     @property
     def rival(self) -> bool:
@@ -161,7 +165,8 @@ def dense_and_reduced(figures: Iterable[Latency]) -> tuple[float | None, float |
 
 @dataclass(frozen=True)
 class SpeedUp:
-    """Dense over reduced latency, both measured in turn, with its 95 % interval.
+    """Median of dense over median of reduced latency, both measured in the same rounds, with the
+    95 % interval of 2000 resamples of those rounds (bootstrap, percentiles).
 
     Attributes:
         over: the dense model in question: the file as it came, or its fp32 normal form.

@@ -82,8 +82,8 @@ def milliseconds(value: float) -> str:
 
 
 def giga(flops: int) -> str:
-    """FLOPs in the unit that reads best."""
-    return f"{flops / 1e9:.2f} G" if flops >= 1e8 else f"{flops / 1e6:.2f} M"
+    """FLOPs in the unit that reads best, with three digits that count."""
+    return f"{flops / 1e9:.2f} G" if flops >= 1e9 else f"{flops / 1e6:.2f} M"
 
 
 def _latency(figures: Sequence[Latency]) -> str:
@@ -220,23 +220,27 @@ def _memory(m: Manifest, memory: Memory) -> str:
     return f"{text}\n\n{said}"
 
 
-def _prediction(m: Manifest) -> str:
-    """The latency that the plan predicted, beside what was measured of the same two models."""
+def prediction(m: Manifest) -> tuple[tuple[list[str], list[list[str]]], str] | None:
+    """The latency that the plan predicted, beside what was measured of the same two models: head
+    and rows of a table, and where the prediction is from; None where there is none."""
     plan = m.plan or {}
     if "predicted_ms" not in plan or m.emitted == "dense":
-        return ""
+        return None
     rows = [(f"predicted, {plan['latency_kind']} profile", plan["dense_ms"], plan["predicted_ms"])]
     dense, reduced = dense_and_reduced(m.latency)
     if dense is not None and reduced is not None:
         rows.append(("measured", dense, reduced))
-    text = table(
-        ("", "dense", "reduced", "dense / reduced"),
-        (
-            (name, milliseconds(dense), milliseconds(ms), f"{dense / ms:.2f}" if ms > 0 else "")
-            for name, dense, ms in rows
-        ),
-    )
-    return f"\n{text}\n\nPredicted within {plan['band']:.0%}, from: {plan['profile']}."
+    cells = [
+        [name, milliseconds(dense), milliseconds(ms), f"{dense / ms:.2f}" if ms > 0 else ""]
+        for name, dense, ms in rows
+    ]
+    said = f"Predicted within {plan['band']:.0%}, from: {plan['profile']}."
+    return (["latency", "dense", "reduced", "dense / reduced"], cells), said
+
+
+def _prediction(m: Manifest) -> str:
+    found = prediction(m)
+    return "" if found is None else f"\n{table(*found[0])}\n\n{found[1]}"
 
 
 def _front(m: Manifest) -> str:

@@ -37,6 +37,7 @@ _ROUNDS, _MOST_ROUNDS = 5, 60
 #: Least speed-up to call one faster: an interval that is looked at again and again leaves 1 by
 #: chance more often than once in twenty times.
 _LEAST_GAIN = 1.01
+_WIDENED = "the fp32 normal form of an fp16 source; "
 #: Images of a person's own that fidelity is shown on, at most.
 _MOST_IMAGES = 64
 
@@ -236,12 +237,13 @@ def measure(
             timed.batch,
             (timing.lower, timing.upper),
             f"{words}{timed.rounds} interleaved rounds, {timed.threads} threads",
+            timed.times[name],
         )
-        for which, timing, words in (
-            ("dense", timed.dense, "the fp32 normal form of an fp16 source; " if half else ""),
-            ("reduced", timed.reduced, ""),
-            ("source", timed.source, "fp16, as it came; "),
-            (f"dense {precision}", timed.rival, ""),
+        for name, which, timing, words in (
+            ("dense", "dense", timed.dense, _WIDENED if half else ""),
+            ("reduced", "reduced", timed.reduced, ""),
+            ("source", "source", timed.source, "fp16, as it came; "),
+            ("rival", f"dense {precision}", timed.rival, ""),
         )
         if timing is not None
     )

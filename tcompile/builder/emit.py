@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tcompile.analysis.flops import graph_flops
 from tcompile.artifact.directory import MODEL
 from tcompile.artifact.manifest import (
     BatchEntry,
@@ -115,6 +114,7 @@ def write_models(
     folder: Path,
     scratch: Path,
     memory: Memory,
+    flops: Flops,
     plain: gs.Graph | None = None,
     quantization: Quantization | None = None,
 ) -> Models:
@@ -128,6 +128,7 @@ def write_models(
         folder: takes the model to ship.
         scratch: takes the others.
         memory: that the model needs.
+        flops: that it takes.
         plain: the dense graph as the target's runtime takes it, in place of its normal form.
         quantization: see `Models`.
     """
@@ -150,7 +151,7 @@ def write_models(
         token_ops=form,
         inputs=inputs,
         outputs=outputs,
-        flops=Flops(graph_flops(reduced.dense), graph_flops(reduced.graph)),
+        flops=flops,
         memory=memory,
         widened=reduced.widened,
         quantized=reduced.quantized,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import onnx_graphsurgeon as gs
 
 from tcompile.analysis.memory import Need, Storage, memory_of, size_words
 from tcompile.core.decode import Count, Positive
@@ -68,6 +70,11 @@ def memory_plan(reduced: Reduced, target: Target, precision: str, batch: int) ->
     has = target.value("memory")  # in GB, each of which is 2³⁰ bytes of DRAM
     images = settled(batch_dim(reduced.graph), batch)
     return Memory(dense, need, images, None if has is None else int(has * 2**30))
+
+
+def as_written(memory: Memory, lowered: gs.Graph, target: Target, precision: str) -> Memory:
+    """The same of a reduced model that was lowered for a CPU, in fp32: what is in its file."""
+    return replace(memory, reduced=memory_of(lowered, storage_of(target, precision), memory.batch))
 
 
 def storage_of(target: Target, precision: str, fp32: frozenset[str] = frozenset()) -> Storage:

@@ -25,7 +25,7 @@ from tcompile.planning.losses.distance import distance, unit
 from tcompile.planning.request import NO_METHOD, Request
 from tcompile.planning.resolution import resized_model
 from tcompile.planning.search.evidence import evidence_for
-from tcompile.planning.search.search import summed_up
+from tcompile.planning.search.search import SUMMED_UP, summed_up
 from tcompile.planning.solve.plan_report import FixedPlan, PlanReport
 from tcompile.profiling.runtimes import MEASURED
 from tcompile.runtime.rounded import run_in
@@ -141,7 +141,7 @@ def best_precision(
     weighed = [one.words for one in found]
     weighed += [f"{precision} is out: {why}" for precision, why in slower.items()]
     weighed += [f"{precision} is out: {error.what}" for precision, error in failed.items()]
-    source = f"{unit(dense)}, measured on {samples.source}"
+    source = f"{unit(dense)} ({SUMMED_UP}), measured on {samples.source}"
     return best, f"precision {best.precision} is taken: {'; '.join(weighed)} ({source})"
 
 

@@ -127,6 +127,7 @@ def render_page(manifest: Manifest, shown: Shown) -> str:
         ),
         schedule=words.steps_table(m.schedule),
         latencies=m.latency,
+        prediction=words.prediction(m),
         milliseconds=words.milliseconds,
         fidelity=None if m.fidelity is None else words.fidelity_table(m.fidelity),
         fidelity_notes=[] if m.fidelity is None else words.fidelity_notes(m.fidelity),

@@ -42,14 +42,23 @@ class Mark:
 
 
 class _Axes:
-    """A frame with two axes; draws in the units of the data."""
+    """A frame with two axes; draws in the units of the data.
+
+    Args:
+        whole: whether values across are whole numbers, such as blocks.
+    """
 
     def __init__(
-        self, x: tuple[float, float], y: tuple[float, float], labels: tuple[str, str]
+        self,
+        x: tuple[float, float],
+        y: tuple[float, float],
+        labels: tuple[str, str],
+        *,
+        whole: bool = False,
     ) -> None:
         self._x, self._y = x, y
         self.parts: list[str] = []
-        self._frame(*labels)
+        self._frame(*labels, whole)
 
     def at(self, x: float, y: float) -> tuple[float, float]:
         """Pixels of a point."""
@@ -58,14 +67,14 @@ class _Axes:
         wide, high = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
         return round(_LEFT + across * wide, 1), round(_HEIGHT - _BOTTOM - up * high, 1)
 
-    def _frame(self, across: str, up: str) -> None:
+    def _frame(self, across: str, up: str, whole: bool) -> None:
         for tick in _ticks(*self._y):
             x0, y0 = self.at(self._x[0], tick)
             self.parts.append(f'<path class="grid" d="M{x0} {y0}H{_WIDTH - _RIGHT}"/>')
             self.text(x0 - 6, y0 + 4, f"{tick:g}", "end")
         base = _HEIGHT - _BOTTOM
         self.parts.append(f'<path class="axis" d="M{_LEFT} {_TOP}V{base}H{_WIDTH - _RIGHT}"/>')
-        for tick in _ticks(*self._x):
+        for tick in _ticks(*self._x, whole=whole):
             x0, _ = self.at(tick, self._y[0])
             self.parts.append(f'<path class="axis" d="M{x0} {base}v4"/>')
             self.text(x0, base + 17, f"{tick:g}", "middle")
@@ -161,13 +170,16 @@ def legend(series: Sequence[str]) -> str:
     return " ".join(items)
 
 
-def _ticks(low: float, high: float, count: int = 5) -> list[float]:
+def _ticks(low: float, high: float, count: int = 5, *, whole: bool = False) -> list[float]:
     """Round numbers between two, about as many as asked."""
     if not high > low:
         return [low]
     raw = (high - low) / count
+    if whole:
+        raw = max(raw, 1.0)
     size = 10.0 ** math.floor(math.log10(raw))
-    step = next(s * size for s in (1, 2, 2.5, 5, 10) if s * size >= raw * 0.999)
+    steps = (1, 2, 5, 10) if whole else (1, 2, 2.5, 5, 10)
+    step = next(s * size for s in steps if s * size >= raw * 0.999)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [round(number * step, 10) for number in range(first, last + 1)]
 
@@ -209,7 +221,8 @@ def scatter(
 
 
 def front_chart(front: Sequence[FrontPlan]) -> str:
-    """Plans and dense models by predicted latency and loss; empty where no loss is known."""
+    """Plans and dense models by predicted latency and loss, and in words those that are not drawn;
+    empty where no loss is known."""
     known = [(p, p.loss) for p in front if p.loss is not None]
     if not known:
         return ""
@@ -218,34 +231,36 @@ def front_chart(front: Sequence[FrontPlan]) -> str:
     # The far end of a front, where hardly a token stays, would flatten all else.
     top = min(most, 4 * chosen or most)
     marks = [
-        Mark(
-            p.latency_ms,
-            loss,
-            p.precision,
-            _name(p),
-            f"{p.method} in {p.precision}, {p.patches} patch tokens: {p.latency_ms:.4g} ms, "
-            f"loss {loss:.3g}{', chosen' if p.chosen else ''}",
-            p.chosen,
-        )
+        Mark(p.latency_ms, loss, p.precision, _name(p), _said(p, loss), p.chosen)
         for p, loss in known
         if loss <= top
     ]
+    lost = "; ".join(_said(p, loss) for p, loss in known if loss > top)
+    rest = f'<p class="legend">Beyond the top: {escape(lost)}.</p>' if lost else ""
     best = [(p.latency_ms, loss) for p, loss in known if not p.beaten and loss <= top]
     labels = ("predicted latency of a batch [ms]", "loss")
     unknown = [(p.latency_ms, f"{_name(p)}, loss not run") for p in front if p.loss is None]
-    return scatter("front", "Plans by latency and loss", marks, labels, best, unknown)
+    return scatter("front", "Plans by latency and loss", marks, labels, best, unknown) + rest
+
+
+def _said(plan: FrontPlan, loss: float) -> str:
+    return (
+        f"{plan.method} in {plan.precision}, {plan.patches} patch tokens: "
+        f"{plan.latency_ms:.4g} ms, loss {loss:.3g}{', chosen' if plan.chosen else ''}"
+    )
 
 
 def _name(plan: FrontPlan) -> str:
     if plan.dense:
         return f"dense {plan.precision}"
-    return f"chosen: {plan.method} {plan.patches}" if plan.chosen else str(plan.patches)
+    return f"{'chosen: ' if plan.chosen else ''}{plan.method} {plan.patches}"
 
 
 def depth_chart(tokens: Sequence[BlockTokens], dense: int) -> str:
     """Tokens in the attention and in the MLP of each block, those of the dense model dashed."""
     counts = [count for block in tokens for count in (block.attention, block.mlp)]
-    axes = _Axes((0, len(tokens)), (0, dense * 1.1), ("block (attention, then MLP)", "tokens"))
+    names = ("block (attention, then MLP)", "tokens")
+    axes = _Axes((0, len(tokens)), (0, dense * 1.1), names, whole=True)
     axes.line([(0, dense), (len(tokens), dense)], "line dashed")
     steps: list[tuple[float, float]] = []
     for i, count in enumerate(counts):
@@ -280,6 +295,7 @@ def latency_chart(curve: Sequence[tuple[float, float]], chosen: Sequence[int], k
         (min(n for n, _ in curve), max(n for n, _ in curve)),
         (0, 1.08 * highest),
         ("tokens from the first block on", f"latency of a batch [ms], {kind}"),
+        whole=True,
     )
     axes.line(curve, "line strong")
     marks = [

@@ -55,10 +55,10 @@ class Calibration:
         return Calibration(samples, checked, _digest(samples.arrays, checked))
 
     def rows(self, chosen: npt.NDArray[np.int64], source: str) -> Calibration:
-        """Some of the samples."""
+        """Some of the samples; those without a name keep the number that they have here."""
         arrays = {name: array[chosen] for name, array in self.samples.arrays.items()}
         labels = None if self.labels is None else self.labels[chosen]
-        ids = tuple(self.samples.ids[i] for i in chosen) if self.samples.ids else ()
+        ids = tuple(self.samples.ids[i] if self.samples.ids else f"sample {i + 1}" for i in chosen)
         return Calibration.of(
             replace(self.samples, arrays=arrays, source=source, ids=ids, labels=None), labels
         )

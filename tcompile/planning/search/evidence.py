@@ -28,6 +28,7 @@ from tcompile.planning.losses.evaluate import Evaluator
 from tcompile.planning.optimise.tables import Floats
 from tcompile.planning.request import NO_IMAGES, Request
 from tcompile.planning.search.level import LEVELS, Level, level_for
+from tcompile.planning.search.search import SUMMED_UP
 from tcompile.runtime.samples import run_graph
 from tcompile.runtime.scenes import scenes_for
 
@@ -227,9 +228,9 @@ class Runs:
 
     @property
     def words(self) -> str:
-        """The losses, in words."""
+        """The losses, in words: what `search.summed_up` makes of them, too."""
         own = "" if not self.samples.scenes else "; your own images say more (--calibration)"
-        return f"{self.unit}, measured on {self.samples.source}{own}"
+        return f"{self.unit} ({SUMMED_UP}), measured on {self.samples.source}{own}"
 
     def to_json(self) -> dict[str, Any]:
         """What the losses rest on, for the manifest."""

@@ -35,6 +35,10 @@ from tcompile.planning.search.space import Space
 Measure = Callable[[Steps, int], Floats]
 
 
+#: What the loss of a schedule is of its images' losses.
+SUMMED_UP = "half the mean, half that of the worst quarter"
+
+
 def summed_up(losses: Floats) -> float:
     """The loss of a schedule from those of images: their mean, and that of the worst quarter."""
     worst = np.sort(losses)[-max(len(losses) // 4, 1) :]

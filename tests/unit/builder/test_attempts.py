@@ -160,6 +160,7 @@ class World:
         folder: Path,
         scratch: Path,
         memory: Memory,
+        flops: Flops,
         plain: Any,
         quantization: Any,
     ) -> Models:
@@ -177,7 +178,7 @@ class World:
             token_ops=form,
             inputs=(),
             outputs=(),
-            flops=Flops(2, 1),
+            flops=flops,
             memory=memory,
             widened=False,
             quantized=self.quantized,
@@ -232,6 +233,8 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Callable[..., World]:
         for stage, stand_in in {
             "read_asked": found.read,
             "memory_plan": lambda *_: Memory(Need(4, 3), Need(4, 2), 1),
+            "graph_flops": lambda graph: 2 if graph == "dense" else 1,
+            "as_written": lambda memory, *_: memory,
             "describe_source": lambda path: SourceFile(str(path), 1, "0"),
             "Owners": lambda *_: None,
             "lower": lambda *_, **__: None,
