@@ -1555,6 +1555,13 @@ class Engine : public Backend {
     return found;
   }
 
+  /// The version of TensorRT that this program runs with.
+  static std::string installed() {
+    int const number = getInferLibVersion();
+    return std::to_string(number / 10000) + "." + std::to_string(number / 100 % 100) + "." +
+           std::to_string(number % 100);
+  }
+
   void run(Inputs const& given, Outputs const& wanted, Stream stream) override {
     std::lock_guard<std::mutex> const turn(turn_);
     OnDevice const there(*this);
@@ -1796,12 +1803,6 @@ class Engine : public Backend {
   void forget() {
     forget_graph();
     shapes_.clear(), addresses_.clear();
-  }
-
-  static std::string installed() {
-    int const number = getInferLibVersion();
-    return std::to_string(number / 10000) + "." + std::to_string(number / 100 % 100) + "." +
-           std::to_string(number % 100);
   }
 
   void check_gpu(Artifact const& artifact) const {
@@ -2143,8 +2144,8 @@ class Model {
     return runtime;
   }
 
-  /// The engine that the manifest lists; of several that were built on the device the one that this
-  /// TensorRT built, else the newest.
+  /// The engine that the manifest lists; of several that were built on the device the newest that
+  /// this TensorRT runs, else the newest.
   std::string engine_file() const {
     std::string found;
     for (auto const& file : artifact.files)
@@ -2152,19 +2153,24 @@ class Model {
     bool const jetson = artifact.document["target"]["runtime"] == "jetson";
     using Rank = std::pair<bool, std::pair<int, int>>;  // whether it fits, and its version
     Rank best{false, {-1, -1}};
-    std::pair<int, int> own{-1, -1};
+    std::string installed;
 #if defined(TCOMPILE_WITH_ENGINES)
-    own = {getInferLibVersion() / 10000, getInferLibVersion() / 100 % 100};
+    installed = Engine::installed();
 #endif
     std::error_code ignored;
     if (jetson)
       for (auto const& file : fs::directory_iterator(artifact.directory / "engine", ignored)) {
         std::string const name = file.path().filename().string();
         std::pair<int, int> version{};
-        if (std::sscanf(name.c_str(), "model.trt%d.%d.engine", &version.first, &version.second) ==
-                2 &&
-            file.path().extension() == ".engine" && Rank{version == own, version} > best)
-          best = {version == own, version}, found = "engine/" + name;
+        if (std::sscanf(name.c_str(), "model.trt%d.%d.engine", &version.first, &version.second) !=
+                2 ||
+            file.path().extension() != ".engine")
+          continue;
+        std::string const built =
+            std::to_string(version.first) + "." + std::to_string(version.second);
+        bool const fits =
+            !installed.empty() && runs_in(built, installed, artifact.compatibility.version);
+        if (Rank const rank{fits, version}; rank > best) best = rank, found = "engine/" + name;
       }
     if (found.empty())
       throw Error(

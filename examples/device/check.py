@@ -3,6 +3,7 @@
 python3 check.py [ENGINE]     needs numpy and TensorRT's Python package, as JetPack has them;
                               ENGINE is a path from the bundle, the newest one by default
 python3 check.py --onnx       runs the bundle's model.onnx in ONNX Runtime instead, on any machine
+python3 check.py --which      says which engine that is, for other programs
 
 Nothing of tcompile or PyTorch is needed. check.json says what is compared and how near it must be,
 data.npz holds the inputs and the outputs of the reduced model in fp32.
@@ -105,10 +106,7 @@ class Engine:
         try:
             import tensorrt as trt
         except ImportError as error:
-            raise CannotRunError(
-                f"TensorRT's Python package cannot be imported ({error}): "
-                "sudo apt install python3-libnvinfer, and use the system's python3"
-            ) from error
+            raise CannotRunError(no_tensorrt(error)) from error
         lean = check_engine(path, trt.__version__, made)
         self.trt, self.cuda = trt, Cuda()
         self.logger = trt.Logger(trt.Logger.ERROR)
@@ -370,6 +368,14 @@ def check_engine(path: Path, installed: str, made: dict[str, Any]) -> str:
     return lean
 
 
+def no_tensorrt(error: ImportError) -> str:
+    """What to do where it is not there."""
+    return (
+        f"TensorRT's Python package cannot be imported ({error}): "
+        "sudo apt install python3-libnvinfer, and use the system's python3"
+    )
+
+
 def digest_of(path: Path) -> str | None:
     """The SHA-256 that build_engine.sh, or else the manifest, has of an engine."""
     beside = path.with_name(f"{path.name}.sha256")
@@ -381,16 +387,17 @@ def digest_of(path: Path) -> str | None:
 
 
 def newest_engine(made: dict[str, Any]) -> Path:
-    """The newest engine that the installed TensorRT runs; any, where it cannot be asked."""
+    """The newest engine that the installed TensorRT runs."""
     there = sorted(
         (BUNDLE / "engine").glob("*.engine"), key=lambda p: (numbers(built_by(p)), p.name)
     )
-    try:
-        import tensorrt as trt
-
+    fits = []
+    if there:
+        try:
+            import tensorrt as trt
+        except ImportError as error:
+            raise CannotRunError(no_tensorrt(error)) from error
         fits = [p for p in there if built_by(p) and runs_in(built_by(p), trt.__version__, made)]
-    except ImportError:
-        fits = there[-1:]
     if not fits:
         others = f"; there is {', '.join(p.name for p in there)}" if there else ""
         raise CannotRunError(
@@ -402,6 +409,9 @@ def newest_engine(made: dict[str, Any]) -> Path:
 def main(arguments: list[str]) -> int:
     """Run and compare; one line an output. Returns the exit code."""
     plan = json.loads((HERE / "check.json").read_text(encoding="utf-8"))
+    if arguments == ["--which"]:
+        print(newest_engine(plan["compatibility"]).relative_to(BUNDLE).as_posix())
+        return 0
     data = np.load(HERE / "data.npz")
     onnx = "--onnx" in arguments
     paths = [Path(each) for each in arguments if each != "--onnx"]

@@ -9,7 +9,14 @@ from typing import Any
 
 from tcompile.api.reference import find_dense
 from tcompile.artifact.directory import load_artifact
-from tcompile.artifact.polygraphy import SCRIPT, VERSIONS, Part, read_parts
+from tcompile.artifact.polygraphy import (
+    FIND_ENGINE,
+    FIND_NEWEST,
+    SCRIPT,
+    VERSIONS,
+    Part,
+    read_parts,
+)
 from tcompile.artifact.polygraphy import setup as setup_of
 from tcompile.core.errors import UsageError
 from tcompile.core.files import read_text
@@ -56,10 +63,12 @@ def polygraphy_lines(artifact: str | Path, against: str | Path | None = None) ->
     found = load_artifact(artifact)
     folder = found.directory.absolute()
     setup: list[str] = []
+    find = FIND_ENGINE
     if any(entry.path == SCRIPT for entry in found.manifest.files):
         check_file(found, SCRIPT)
         parts = read_parts(read_text(folder / SCRIPT))
     else:
+        find = FIND_NEWEST
         setup.append(f"export ARTIFACT={shlex.quote(str(folder))}")
         loader = str(FOLDER / "polygraphy" / "polygraphy_data.py")
         facts = without_rows(facts_of(found.manifest, loader), found.manifest)
@@ -71,7 +80,7 @@ def polygraphy_lines(artifact: str | Path, against: str | Path | None = None) ->
             where=str(artifact),
             hint="build it again: its own inputs and outputs are stored then",
         )
-    setup = [f"cd {shlex.quote(str(folder))}", *setup_of(parts), *setup]
+    setup = [f"cd {shlex.quote(str(folder))}", *setup_of(parts, find), *setup]
     dense = find_dense(found, against)
     if any(part.name == "dense" for part in parts):
         name = found.manifest.source.file if dense is None else str(dense.path.absolute())

@@ -20,25 +20,15 @@ LOADER, INPUTS, OUTPUTS = (
 VERSIONS = "0.53"
 #: Before the lines: a loader must leave no __pycache__ in the artifact, whose files are checked.
 SETUP = ("export PYTHONDONTWRITEBYTECODE=1", "out=$(mktemp -d)")
-#: Of several engines of a Jetson's bundle, the one that the installed TensorRT built, as its script
-#: names it: before lines with `$engine`.
-_ASK = 'import tensorrt; print(*tensorrt.__version__.split(".")[:2], sep=".")'
-FIND_ENGINE = f"engine=engine/model.trt$(python3 -c '{_ASK}').engine"
+#: Of several engines of a Jetson's bundle, the newest that the installed TensorRT runs, which
+#: check.py says: before lines with `$engine`.
+FIND_ENGINE = f"engine=$(python3 {CHECKS}/check.py --which)"
+#: Of a bundle without check.py, an older one.
+FIND_NEWEST = "engine=$(ls -t engine/*.engine | head -n 1)"
 
-#: In the script in place of `FIND_ENGINE`: says which it takes, and what to do where none fits.
+#: In the script in place of `FIND_ENGINE`: says which it takes. Where none fits, check.py says why.
 _CHOOSE = f"""\
-        if ! version=$("${{PYTHON:-python3}}" -c '{_ASK}'); then
-            echo "TensorRT's Python package cannot be imported: sudo apt install" \\
-                "python3-libnvinfer, or set PYTHON to one that has it" >&2
-            exit 2
-        fi
-        engine=engine/model.trt$version.engine
-        if ! [ -f "$engine" ]; then
-            shift
-            echo "there is no engine of TensorRT $version, which is installed, only $*:" \\
-                "run sh build_engine.sh" >&2
-            exit 2
-        fi
+        engine=$("${{PYTHON:-python3}}" {CHECKS}/check.py --which)
         echo "$engine"
 """
 
@@ -64,10 +54,14 @@ class Part:
         return (*(f"# {line}" for line in self.about), *self.commands)
 
 
-def setup(parts: Sequence[Part]) -> tuple[str, ...]:
-    """What comes before the lines, once."""
+def setup(parts: Sequence[Part], find: str = FIND_ENGINE) -> tuple[str, ...]:
+    """What comes before the lines, once.
+
+    Args:
+        find: the line that sets `$engine`, where lines have it.
+    """
     found = any('"$engine"' in line for part in parts for line in part.commands)
-    return (*SETUP, FIND_ENGINE) if found else SETUP
+    return (*SETUP, find) if found else SETUP
 
 
 def script_text(parts: Sequence[Part], head: Sequence[str]) -> str:

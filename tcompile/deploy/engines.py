@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -79,8 +80,8 @@ def open_engine(
 
 
 def engine_file(artifact: Artifact) -> Path:
-    """The engine: the one that the manifest lists; of several that were built on the device the one
-    that the installed TensorRT built, else the newest.
+    """The engine: the one that the manifest lists; of several that were built on the device the
+    newest that the installed TensorRT runs, else the newest.
 
     Raises:
         ModelError: there is none.
@@ -89,8 +90,8 @@ def engine_file(artifact: Artifact) -> Path:
     jetson = artifact.manifest.target.runtime == "jetson"
     made = sorted(artifact.directory.glob("engine/*.engine"), key=_age) if jetson else []
     if len(made) > 1:
-        installed = _installed()
-        made.sort(key=lambda path: _age(path) == installed)  # the order of the others stays
+        fits = _those_that_run(artifact, made)
+        made.sort(key=fits.__contains__)  # the order of the others stays
     found = [*(artifact.directory / name for name in listed), *made]
     if found:
         return found[-1]
@@ -199,13 +200,15 @@ def _gpu(artifact: Artifact, device: int) -> Gpu:
 _ON_CPU = 'runtime="onnxruntime" runs its model.onnx on the CPU'
 
 
-def _installed() -> tuple[int, ...]:
-    """The first two numbers of the TensorRT that is installed; empty where there is none."""
+def _those_that_run(artifact: Artifact, engines: Sequence[Path]) -> list[Path]:
+    """Those that the installed TensorRT runs by their names; none where there is none."""
     try:
-        trt = require("tensorrt", "tensorrt", _PURPOSE)
+        installed = str(require("tensorrt", "tensorrt", _PURPOSE).__version__)
     except MissingExtraError:
-        return ()
-    return parse_version(str(trt.__version__))[:2]
+        return []
+    compatible = (artifact.manifest.compatibility or NONE).version
+    named = {path: _BUILT_BY.search(path.name) for path in engines}
+    return [p for p, n in named.items() if n and runs_in(n[1], installed, compatible=compatible)]
 
 
 def _age(path: Path) -> tuple[int, ...]:

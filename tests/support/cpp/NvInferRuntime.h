@@ -144,6 +144,8 @@ inline bool IExecutionContext::enqueueV3(cudaStream_t stream) {
 class IRuntime {
  public:
   explicit IRuntime(ILogger& logger) : logger_(logger) {}
+  void setEngineHostCodeAllowed(bool) {}
+  IRuntime* loadRuntime(char const*) { return new IRuntime(logger_); }
   ICudaEngine* deserializeCudaEngine(void const* plan, std::size_t size) {
     std::istringstream lines({static_cast<char const*>(plan), size});
     auto engine = std::make_unique<ICudaEngine>();
