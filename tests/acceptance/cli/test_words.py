@@ -141,8 +141,8 @@ def test_messages_name_options_that_there_are() -> None:
         *("--onnxrt", "--trt", "--model-type", "--plugins", "--onnx-outputs", "--save-outputs"),
         *("--load-outputs", "--postprocess-func-script", "--compare-func-script", "--compare"),
         *("--check-error-stat", "--atol", "--rtol", "--cosine-similarity-threshold"),
-        *("--l2-tolerance", "--graph-optimization-level"),
-        *("--model-repository", "--system-site-packages"),
+        *("--l2-tolerance", "--graph-optimization-level", "--load-runtime"),
+        *("--model-repository", "--backend-config", "--system-site-packages"),
     }
     for folder in FOLDERS:
         for path in sorted((ROOT / folder).rglob("*.py")):
