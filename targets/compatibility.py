@@ -81,6 +81,13 @@ def rule_words(built: str) -> str:
     return " and ".join([f"{major}.x from {built} on", *after])
 
 
+def older_words(installed: str) -> str:
+    """Say of which versions one runs version-compatible engines."""
+    major = _number(installed.split(".")[0])
+    before = [f"{old}.x" for old, new in TENSORRT.compatibility.version.across if new == major]
+    return " and ".join([f"{major}.x up to {installed}", *before])
+
+
 def checked_compatibility(
     target: Target,
     *,

@@ -24,6 +24,7 @@ from tcompile._version import __version__
 from tcompile.core.cache import cache_dir
 from tcompile.core.errors import TcompileError, UsageError
 from tcompile.core.packages import OPTIONAL, Package
+from tcompile.targets.compatibility import LEAN_RUNTIME, older_words
 
 #: `unused`: not here, and nothing on this machine could use it.
 State = Literal["ok", "missing", "too old", "broken", "unused"]
@@ -79,7 +80,7 @@ class Diagnosis:
 
 def doctor() -> Diagnosis:
     """Look for runtimes, GPUs, compilers, optional packages, the plugin library and the cache."""
-    checks: list[Callable[[], Iterator[Finding]]] = [_gpu, _tools, _library, _cache]
+    checks: list[Callable[[], Iterator[Finding]]] = [_gpu, _tools, _library, _engines, _cache]
     with ThreadPoolExecutor() as pool:
         packages = list(pool.map(_package, OPTIONAL))
         others = [f for check in checks for f in _guarded(check)]
@@ -251,6 +252,18 @@ def _library() -> Iterator[Finding]:
         )
     else:
         yield Finding("tcompile", "plugin library", "ok", str(path), use)
+
+
+def _engines() -> Iterator[Finding]:
+    """Engines of other versions that the installed TensorRT runs; nothing without one."""
+    use = "tcompile.load, check.sh of a bundle"
+    if version := _version("tensorrt"):
+        detail = f"those of TensorRT {version}; version-compatible ones of {older_words(version)}"
+        yield Finding("tcompile", "engines", "ok", detail, use)
+    if named := os.environ.get(LEAN_RUNTIME):
+        there = Path(named).is_file()
+        detail = f"{LEAN_RUNTIME}={named}{'' if there else ', which is not there'}"
+        yield Finding("tcompile", "lean runtime", "ok" if there else "broken", detail, use)
 
 
 def _cache() -> Iterator[Finding]:

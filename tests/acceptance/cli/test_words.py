@@ -145,6 +145,8 @@ def test_messages_name_options_that_there_are() -> None:
         *("--l2-tolerance", "--graph-optimization-level"),
         "--which",  # check.py's, of a bundle
         *("--model-repository", "--system-site-packages"),
+        *("--l2-tolerance", "--graph-optimization-level", "--load-runtime"),
+        *("--model-repository", "--backend-config", "--system-site-packages"),
     }
     for folder in FOLDERS:
         for path in sorted((ROOT / folder).rglob("*.py")):

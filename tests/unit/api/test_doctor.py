@@ -11,6 +11,7 @@ import pytest
 
 from tcompile.api import doctor as module
 from tcompile.api.doctor import Finding, doctor
+from tcompile.targets.compatibility import LEAN_RUNTIME
 from tests.support.command import Command
 
 
@@ -108,6 +109,19 @@ def test_what_the_driver_tells(
 
 
 @pytest.mark.usefixtures("nothing_is_loaded")
+@pytest.mark.usefixtures("nothing_is_loaded")
+def test_engines_of_other_versions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(module, "_version", lambda name: {"tensorrt": "11.1.0"}.get(name, ""))
+    monkeypatch.setenv(LEAN_RUNTIME, str(tmp_path / "lean.so"))
+    want = "those of TensorRT 11.1.0; version-compatible ones of 11.x up to 11.1.0 and 10.x"
+    assert row("engines").detail == want
+    assert row("lean runtime").state == "broken"
+    (tmp_path / "lean.so").touch()
+    assert row("lean runtime").state == "ok"
+    monkeypatch.setattr(module, "_version", lambda name: "")
+    assert not [f for f in doctor().findings if f.name == "engines"]
+
+
 def test_a_check_that_fails_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     def _gpu() -> None:
         raise RuntimeError("odd machine")

@@ -140,6 +140,15 @@ def test_enough_is_looked_at() -> None:
         "engine.create_execution_context",
         "context.execute_async_v3",
         "runtime.deserialize_cuda_engine",
+        "runtime.engine_host_code_allowed",
+        "runtime.load_runtime",
+        "config.set_flag",
+        "config.plugins_to_serialize",
+        "config.hardware_compatibility_level",
+        "parser.get_used_vc_plugin_libraries",
+        "trt.BuilderFlag.VERSION_COMPATIBLE",
+        "trt.BuilderFlag.EXCLUDE_LEAN_RUNTIME",
+        "trt.HardwareCompatibilityLevel",
         "error.node_name",
     } <= found
 
@@ -158,6 +167,7 @@ def test_all_files_that_import_it_are_looked_at() -> None:
         ("config.int8_calibrator = 1", ["config.int8_calibrator is not in 11.1.0.106"]),
         ("x = trt.BuilderFlag.FP16", ["trt.BuilderFlag.FP16 is not in 11.4.0.106"]),
         ("network.add_plugin(a)", ["network.add_plugin is not in 10.3.0"]),
+        ("trt.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY", ["not in 10.3.0"]),
         ("self._engine.create_weights_manager()", ["not in 10.3.0"]),
         ("config.no_such_thing", [f"config.no_such_thing is not in {v}" for v in VERSIONS]),
         ("trt.NetworkDefinitionCreationFlag.PREFER_AOT_PYTHON_PLUGINS", []),
