@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import click
 
-from tcompile.core.errors import short_names
+from tcompile.core.errors import bounded, short_names
 from tcompile.core.interrupt import checkpoint
 from tcompile.core.progress import Progress
 from tcompile.core.schedule import RESTORES
@@ -39,8 +40,10 @@ AGAINST = click.option(
 )
 
 
-#: Seconds between two lines of progress in a log: of different steps, and of one step.
-LOOK, REPEAT = 10.0, 60.0
+#: Seconds after which a log says again how far a stage is.
+REPEAT = 60.0
+#: Stages that a log has just named, which are not named again: two that take turns have one line each.
+_NAMED = 4
 
 
 @dataclass
@@ -234,11 +237,8 @@ def restore_option(command: F) -> F:
 
 @contextmanager
 def progress() -> Iterator[Progress]:
-    """A callback for lines of progress, shown on stderr: a spinner for people, lines with -v.
-
-    Where stderr is not a terminal, a line is written now and then, so that a log of a long job
-    shows that it lives, and one of a short job holds errors alone.
-    """
+    """A callback for lines of progress, shown on stderr: a spinner for people, with the time that
+    is left; a line for each stage where stderr is not a terminal; with -v every line."""
     if _state().quiet:
         yield _between_steps(lambda text: None)
     elif verbose():
@@ -251,7 +251,7 @@ def progress() -> Iterator[Progress]:
             left = _Left()
             yield _between_steps(lambda text: status.update(left.of(text).replace("[", r"\[")))
     else:
-        with _now_and_then() as show:
+        with _a_line_a_stage() as show:
             yield _between_steps(show)
 
 
@@ -288,30 +288,48 @@ def _duration(seconds: float) -> str:
 
 
 def _line(start: float, text: str) -> None:
-    click.echo(f"[{time.perf_counter() - start:6.1f} s] {text}", err=True)
+    click.echo(f"[{time.perf_counter() - start:6.1f} s] {bounded(text)}", err=True)
+
+
+#: How far a stage is: what follows the last colon of a text, if it is this.
+_FAR = re.compile(r"(?:\w+ )?\d|.*\d (?:%|of \d)")
+
+
+def _stage(text: str) -> str:
+    """The stage that a text is about, without how far it is."""
+    head, _, far = text.rpartition(": ")
+    return head if head and _FAR.match(far) else text
 
 
 @contextmanager
-def _now_and_then() -> Iterator[Progress]:
-    """A callback whose last text is written every `LOOK` seconds if it is a new one, and else
-    every `REPEAT`: a step that takes minutes is seen to go on."""
-    start, current, done = time.perf_counter(), [""], threading.Event()
+def _a_line_a_stage() -> Iterator[Progress]:
+    """A callback that writes a line where a stage begins; every `REPEAT` seconds one that says how
+    far it is, so that a log of a long job shows that it lives; and one at the end."""
+    start, done = time.perf_counter(), threading.Event()
+    named: deque[str] = deque(maxlen=_NAMED)
+    current, left = [""], _Left()
+
+    def show(text: str) -> None:
+        current[0] = left.of(text)
+        stage = _stage(text)
+        if (key := re.sub(r"\d+", "#", stage)) not in named:
+            named.append(key)
+            _line(start, stage)
 
     def watch() -> None:
-        written, when = "", start
-        while not done.wait(LOOK):
-            text, now = current[0], time.perf_counter()
-            if text and (text != written or now - when >= REPEAT):
-                _line(start, text)
-                written, when = text, now
+        while not done.wait(REPEAT):
+            if current[0]:
+                _line(start, current[0])
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
-        yield lambda text: current.__setitem__(0, text)
+        yield show
     finally:
         done.set()
         thread.join()
+    if named:
+        _line(start, "done")
 
 
 def _between_steps(show: Progress) -> Progress:

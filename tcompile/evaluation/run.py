@@ -106,7 +106,8 @@ def run_over(
     collectors: list[Collector] | None = None
     done = labelled = 0
     total = min(x for x in (source.count, asked.limit, 1 << 62) if x is not None)
-    start = time.monotonic()
+    start, stage = time.monotonic(), f"evaluating {source.name}"
+    progress(stage)
     for chunk in chunks(model, source, size, unread, asked.limit):
         wanted, actual = dense(chunk.samples), reduced(chunk.samples)
         batch = Batch(chunk.ids, chunk.labels, wanted, actual)
@@ -119,7 +120,7 @@ def run_over(
         overlaps.add_frames(chunk.clips, actual)
         done += len(chunk)
         labelled += sum(label is not None for label in chunk.labels)
-        progress(_told(done, total, len(unread), time.monotonic() - start))
+        progress(f"{stage}: " + _told(done, total, len(unread), time.monotonic() - start))
     if collectors is None:
         if unread:
             raise unread[0].error

@@ -320,28 +320,39 @@ def test_names_are_never_broken(
     assert all(len(re.sub(r"\x1b\[[\d;]*m", "", line)) <= width for line in tables)
 
 
-def test_a_log_shows_that_a_long_job_lives(
+def test_a_log_has_a_line_a_stage(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(common, "LOOK", 0.02)
-    monkeypatch.setattr(common, "REPEAT", 0.1)
+    """And more where one takes long."""
+    monkeypatch.setattr(common, "REPEAT", 3600)
     with common.progress() as say:
-        say("measuring part 1")
-        time.sleep(0.5)
-        say("building the engine")
-        time.sleep(0.1)
+        say("reading \x1b[31mvit.onnx")
+        for share in range(30):
+            say(f"calibrating on 8 scenes (as for ImageNet: not known): {share}% (tome)")
+        for number in range(3):
+            say(f"trying {number}.5 ms with tome")
+            say(f"running 32 images at {number} tokens")
+            say("building the engine: tactics, 3 of 7")
     told = capsys.readouterr()
     assert told.out == ""
-    lines = [line.partition("] ")[2] for line in told.err.splitlines()]
-    assert lines[-1] == "building the engine"
-    assert 2 <= lines.count("measuring part 1") <= 8, "once, and now and then while it goes on"
+    assert [line.partition("] ")[2] for line in told.err.splitlines()] == [
+        "reading \\x1b[31mvit.onnx",
+        "calibrating on 8 scenes (as for ImageNet: not known)",
+        "trying 0.5 ms with tome",
+        "running 32 images at 0 tokens",
+        "building the engine",
+        "done",
+    ]
     assert told.err.startswith("[ ")
-
-
-def test_a_short_job_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    with common.progress() as say:
-        say("reading")
-    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr(common, "REPEAT", 0.1)
+    with pytest.raises(ZeroDivisionError), common.progress() as say:
+        say("evaluating photos: 32 of 5,000 images, 2 min left")
+        time.sleep(0.35)
+        raise ZeroDivisionError
+    first, *others = capsys.readouterr().err.splitlines()
+    assert first.endswith("] evaluating photos")
+    assert 1 <= len(others) <= 8
+    assert all(line.endswith("32 of 5,000 images, 2 min left") for line in others), others
 
 
 def test_output_that_is_not_utf_8(vit: Path) -> None:
