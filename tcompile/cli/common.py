@@ -42,7 +42,7 @@ AGAINST = click.option(
 
 #: Seconds after which a log says again how far a stage is.
 REPEAT = 60.0
-#: Stages that a log has just named, which are not named again: two that take turns have one line each.
+#: Stages that a log has just named, which are not named again: two may take turns many times.
 _NAMED = 4
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from tcompile.core.arrays import StoredArray
 from tcompile.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -42,11 +43,11 @@ class ArrayItem:
     """Samples as the model takes them.
 
     Attributes:
-        arrays: by input name, samples first.
+        arrays: by input name, samples first; those of files are read when rows are asked for.
         labels: a class number each, or None.
     """
 
-    arrays: Mapping[str, Array]
+    arrays: Mapping[str, Array | StoredArray]
     labels: Array | None = None
 
 

@@ -130,7 +130,7 @@ def _all_of(model: Signature, source: Source, unread: list[Unread]) -> Samples |
     labels: list[Label | None] = []
     for item, row in decoded(model, source, unread):
         if isinstance(item, ArrayItem):
-            parts.append(item.arrays)
+            parts.append({name: np.asarray(array) for name, array in item.arrays.items()})
             labels += [None] if item.labels is None else np.atleast_1d(item.labels).tolist()
         else:
             source.check_label(item)

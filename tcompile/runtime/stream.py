@@ -111,7 +111,7 @@ def _cut(
     labels = None if item.labels is None else _labels(item.labels, total, where)
     for start in range(0, max(total, 1), size):
         part = {
-            name: array[start : start + size] if rows.get(name) == total else array
+            name: array[start : start + size] if rows.get(name) == total else np.asarray(array)
             for name, array in item.arrays.items()
         }
         yield part, None if labels is None else labels[start : start + size]

@@ -28,6 +28,8 @@ from tcompile.api.verify import verify
 from tcompile.cli import COMMANDS, common
 from tcompile.cli import tcompile as group
 from tcompile.cli.common import print_table
+from tcompile.core.errors import UsageError
+from tcompile.core.progress import Progress
 from tcompile.models import export
 from tests.support.command import Command
 from tests.support.trtexec import Flags
@@ -345,14 +347,22 @@ def test_a_log_has_a_line_a_stage(
     ]
     assert told.err.startswith("[ ")
     monkeypatch.setattr(common, "REPEAT", 0.1)
-    with pytest.raises(ZeroDivisionError), common.progress() as say:
+    with common.progress() as say:
         say("evaluating photos: 32 of 5,000 images, 2 min left")
         time.sleep(0.35)
-        raise ZeroDivisionError
-    first, *others = capsys.readouterr().err.splitlines()
+    first, *others, last = capsys.readouterr().err.splitlines()
     assert first.endswith("] evaluating photos")
+    assert last.endswith("] done")
     assert 1 <= len(others) <= 8
     assert all(line.endswith("32 of 5,000 images, 2 min left") for line in others), others
+    with pytest.raises(UsageError), common.progress() as say:
+        _fail(say)
+    assert "done" not in capsys.readouterr().err
+
+
+def _fail(say: Progress) -> None:
+    say("reading")
+    raise UsageError("damaged")
 
 
 def test_output_that_is_not_utf_8(vit: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -95,6 +96,56 @@ def test_arrays_are_cut_and_small_batches_put_together(model: Signature) -> None
     assert ([len(c) for c in found], values(found)) == ([4, 4, 2], list(range(10)))
     one = list(chunks(model, of([ArrayItem({"image": array[3]})]), 4, []))
     assert values(one) == [3]
+
+
+@pytest.mark.parametrize("kind", ["npy", "npz", "packed npz"])
+def test_arrays_of_files_are_read_a_few_rows_at_a_time(
+    model: Signature, tmp_path: Path, kind: str
+) -> None:
+    """Constant memory: of 15 MB, one chunk of 77 kB is held, and the next one made."""
+    array = np.random.default_rng(0).random((20_000, 3, 8, 8), np.float32)
+    path = tmp_path / f"x.{kind.split()[-1]}"
+    if kind == "npy":
+        np.save(path, array)
+    else:
+        save = np.savez_compressed if kind.startswith("packed") else np.savez
+        save(path, image=array, labels=np.arange(20_000))
+    tracemalloc.start()
+    try:
+        total, first = 0, 0
+        for chunk in chunks(model, open_source(path), 100, []):
+            here = array[first : first + 100]
+            np.testing.assert_array_equal(chunk.samples.arrays["image"], here)
+            if kind != "npy":
+                assert chunk.labels == tuple(range(first, first + 100))
+            first += 100
+            total += len(chunk)
+        assert total == 20_000
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+    assert len(list(chunks(model, open_source(path), 100, [], limit=250))) == 3
+
+
+def test_an_array_by_columns_and_one_that_is_cut_off(model: Signature, tmp_path: Path) -> None:
+    array = np.random.default_rng(0).random((7, 3, 8, 8), np.float32)
+    np.savez(tmp_path / "x.npz", image=np.asfortranarray(array))
+    found = list(chunks(model, open_source(tmp_path / "x.npz"), 3, []))
+    np.testing.assert_array_equal(
+        np.concatenate([chunk.samples.arrays["image"] for chunk in found]), array
+    )
+    np.save(tmp_path / "x.npy", np.asfortranarray(array))
+    np.testing.assert_array_equal(
+        next(chunks(model, open_source(tmp_path / "x.npy"), 9, [])).samples.arrays["image"], array
+    )
+    # Damaged in the middle: known when it is read, and said of the file.
+    path = tmp_path / "torn.npz"
+    np.savez_compressed(path, image=array)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 255
+    path.write_bytes(data)
+    with pytest.raises(UsageError, match=r"torn\.npz: cannot be read as \.npz"):
+        list(chunks(model, open_source(path), 3, []))
 
 
 @pytest.mark.parametrize(
