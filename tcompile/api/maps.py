@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from tcompile.api.reference import analyse_again, find_dense
+from tcompile.api.reference import analyse_again, find_dense, gone
 from tcompile.artifact.directory import Artifact, load_artifact
 from tcompile.core.drafts import new_draft, scratch
 from tcompile.core.errors import UsageError
@@ -132,8 +132,8 @@ def maps(
     if dense is None:
         steps, grid, told = _last(opened, model, samples, preprocess, str(artifact))
         notes.append(
-            f"'{opened.manifest.source.file}' is gone: this is what the artifact says is left at "
-            "the end"
+            f"this is what the artifact says is left at the end: the dense model {gone(artifact)} "
+            "(--against names one)"
         )
         notes += told
     else:
@@ -194,7 +194,7 @@ def _last(
     if tokens is None or grid is None:
         why = "no output says which tokens are left" if tokens is None else "its grid is not known"
         raise UsageError(
-            f"the dense model it came from, '{m.source.file}', is gone, and {why}",
+            f"{why}, and the dense model {gone(opened.directory)}",
             where=where,
             hint="give the dense model as --against",
         )

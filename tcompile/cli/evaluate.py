@@ -160,7 +160,7 @@ def evaluate(
     error, error_p95; with --label-maps miou, pixel; with --boxes ap, ap50, ap75. Each with an
     interval of 95 % over images, paired where both models have the figure; what becomes of each
     class; the images that lose most; how far kept tokens agree with those of other runs and of the
-    next frame of a video.
+    next frame of a video. Where the dense model is gone, figures are those of the artifact alone.
 
     \b
     Examples:
@@ -186,9 +186,10 @@ def evaluate(
 
 def _print(found: Evaluation) -> None:
     labels = f", {found.labelled} with labels" if found.labelled else ", without labels"
+    against = "" if found.dense is None else f" against {found.dense}"
     click.echo(
-        f"{found.artifact} ({found.runtime}, {found.precision}) against {found.dense}, "
-        f"{found.images:,} images of {found.data}{labels}\n"
+        f"{found.artifact} ({found.runtime}, {found.precision})"
+        f"{against}, {found.images:,} images of {found.data}{labels}\n"
     )
     for output in found.outputs:
         _print_output(output)
@@ -220,7 +221,11 @@ def _print_output(output: OutputFindings) -> None:
     over = "" if output.compared == "all" else f", over {output.compared}"
     head = ("measure", "dense", "reduced", "difference", "95 % interval", "p", "images")
     rows = [_row(measure) for measure in output.measures]
-    print_table(head, rows, title=f"{output.output}: {output.task}{over}")
+    title = f"{output.output}: {output.task}{over}"
+    if rows:
+        print_table(head, rows, title=title)
+    else:
+        click.echo(title)
     lose = [row for row in output.classes if _loses(row)]
     if lose:
         classes = lose[:_SHOWN]

@@ -83,7 +83,7 @@ class Pass:
 def run_over(
     source: Source,
     model: Signature,
-    dense: Run,
+    dense: Run | None,
     reduced: Run,
     asked: Asked,
     *,
@@ -95,6 +95,7 @@ def run_over(
 
     Args:
         model: inputs of the models, with images as large as the dense model's.
+        dense: None: there is none, and figures are those of the reduced model alone.
         size: samples at a time.
 
     Raises:
@@ -109,7 +110,8 @@ def run_over(
     start, stage = time.monotonic(), f"evaluating {source.name}"
     progress(stage)
     for chunk in chunks(model, source, size, unread, asked.limit):
-        wanted, actual = dense(chunk.samples), reduced(chunk.samples)
+        actual = reduced(chunk.samples)
+        wanted = actual if dense is None else dense(chunk.samples)
         batch = Batch(chunk.ids, chunk.labels, wanted, actual)
         if collectors is None:
             collectors = make_collectors(batch, source, model, asked)

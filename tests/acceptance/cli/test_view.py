@@ -58,7 +58,8 @@ def test_where_the_source_is_gone_the_artifact_tells_the_last_map(
     assert said.code == 0, said.err
     found = json.loads(said.out)
     assert found["notes"] == [
-        "'gone.onnx' is gone: this is what the artifact says is left at the end"
+        "this is what the artifact says is left at the end: the dense model is not where it was, "
+        "or was changed since: 'gone.onnx' (--against names one)"
     ]
     last = [p for p in whole.pictures if p.step == "merge at attn:5"]
     assert [p["region"] for p in found["pictures"]] == [list(p.region) for p in last]
