@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import re
+import shutil
 import sys
 import threading
 import time
@@ -20,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import click
 
+from tcompile.cli.text import echo
 from tcompile.core.errors import bounded, short_names
 from tcompile.core.interrupt import checkpoint
 from tcompile.core.progress import Progress
@@ -244,6 +247,9 @@ def progress() -> Iterator[Progress]:
     elif verbose():
         start = time.perf_counter()
         yield _between_steps(lambda text: _line(start, text))
+    elif sys.stderr.isatty() and "NO_COLOR" in os.environ:
+        with _one_line() as show:
+            yield _between_steps(show)
     elif sys.stderr.isatty():
         from rich.console import Console
 
@@ -253,6 +259,23 @@ def progress() -> Iterator[Progress]:
     else:
         with _a_line_a_stage() as show:
             yield _between_steps(show)
+
+
+@contextmanager
+def _one_line() -> Iterator[Progress]:
+    """A callback that writes over its last text, with no more than a carriage return."""
+    left, length = _Left(), [0]
+
+    def show(text: str) -> None:
+        line = bounded(left.of(text))[: shutil.get_terminal_size().columns - 1]
+        sys.stderr.write(f"\r{line.ljust(length[0])}")
+        sys.stderr.flush()
+        length[0] = len(line)
+
+    try:
+        yield show
+    finally:
+        sys.stderr.write(f"\r{' ' * length[0]}\r")
 
 
 #: How far a step is, in its text.
@@ -349,6 +372,12 @@ def print_json(document: Any) -> None:
     click.echo(json.dumps(document, indent=2, ensure_ascii=plain, allow_nan=False), file=out)
 
 
+def remark(text: str) -> None:
+    """Print on stderr what is to be known beside the results; nothing with --quiet."""
+    if not _state().quiet:
+        echo(text, err=True)
+
+
 def print_table(head: Sequence[str], rows: Sequence[Sequence[object]], title: str = "") -> None:
     """A table on stdout. Columns whose every cell is a number are set flush right.
 
@@ -360,10 +389,15 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[object]], title: st
 
     texts = [["" if cell is None else short_names(str(cell)) for cell in row] for row in rows]
     # Piped output is for other programs: never cut to the width of a terminal that is not there.
-    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160)
+    # Bold letters are no colour to rich: NO_COLOR takes them as well.
+    console = Console(
+        file=sys.stdout,
+        width=None if sys.stdout.isatty() else 160,
+        color_system=None if "NO_COLOR" in os.environ else "auto",
+    )
     widths = _widths(head, texts, console.width)
     if widths is None:
-        click.echo("\n".join([*filter(None, [title]), *_records(head, texts), ""]))
+        echo("\n".join([*filter(None, [title]), *_records(head, texts), ""]))
         return
     named = any(head)
     table = Table(
@@ -377,11 +411,7 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[object]], title: st
     with console.capture() as drawn:
         console.print(table)
     lines = [line.rstrip() for line in drawn.get().splitlines()]
-    click.echo("\n".join([*filter(None, [title]), *filter(None, lines), ""]))
-
-
-#: Longer words, such as paths, may be broken.
-_LONGEST = 40
+    echo("\n".join([*filter(None, [title]), *filter(None, lines), ""]))
 
 
 def print_fidelity(fidelity: Fidelity) -> None:
@@ -391,16 +421,15 @@ def print_fidelity(fidelity: Fidelity) -> None:
     head, rows = fidelity_table(fidelity)
     print_table(head, rows, title=f"Fidelity to the dense model, {fidelity.data}")
     for note in fidelity_notes(fidelity):
-        click.echo(f"note: {note}")
+        echo(f"note: {note}")
 
 
 def _widths(head: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[int] | None:
     """Widths of the columns of a table, none narrower than its longest word; None: no room."""
     columns = [[name, *(row[i] for row in rows)] for i, name in enumerate(head)]
     whole = [max(map(len, column)) for column in columns]
-    words = [max((len(word) for text in c for word in text.split()), default=0) for c in columns]
-    least = [min(word, _LONGEST) for word in words]
-    least[0] = min(whole[0], _LONGEST)  # A name of two words stays on one line.
+    least = [max((len(word) for text in c for word in text.split()), default=0) for c in columns]
+    least[0] = whole[0]  # A name of two words stays on one line.
     room = width - (3 if any(head) else 2) * (len(head) - 1)  # as rich sets columns apart
     if sum(whole) <= room:
         return whole

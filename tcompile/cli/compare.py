@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from tcompile.cli.common import JSON, common_options, print_json, print_table, progress
+from tcompile.cli.text import echo
 
 
 @click.command(short_help="Put builds of one model side by side.")
@@ -61,10 +62,10 @@ def compare(
         return
     head, rows = table_of(found)
     print_table(head, rows)
-    click.echo(f"loss: {found.figure}")
+    echo(f"loss: {found.figure}")
     for note in found.notes:
-        click.echo(f"note: {note}")
+        echo(f"note: {note}")
     for line in found.take:
-        click.echo(line)
+        echo(line)
     if place is not None:
-        click.echo(f"written: {place}")
+        echo(f"written: {place}")

@@ -16,6 +16,7 @@ from tcompile.cli.common import (
     print_table,
     progress,
 )
+from tcompile.cli.text import echo
 
 if TYPE_CHECKING:
     from tcompile.evaluation.findings import ClassRow, Measure, OutputFindings
@@ -187,7 +188,7 @@ def evaluate(
 def _print(found: Evaluation) -> None:
     labels = f", {found.labelled} with labels" if found.labelled else ", without labels"
     against = "" if found.dense is None else f" against {found.dense}"
-    click.echo(
+    echo(
         f"{found.artifact} ({found.runtime}, {found.precision})"
         f"{against}, {found.images:,} images of {found.data}{labels}\n"
     )
@@ -209,12 +210,12 @@ def _print(found: Evaluation) -> None:
         ]
         print_table(("bound", "output", "found", "asked", ""), gates)
     if found.unreadable:
-        click.echo(f"{len(found.unreadable)} could not be read:")
+        echo(f"{len(found.unreadable)} could not be read:")
         for item in found.unreadable[:_SHOWN]:
-            click.echo(f"  {item.id}: {item.fault}")
+            echo(f"  {item.id}: {item.fault}")
     for note in found.notes:
-        click.echo(f"note: {note}")
-    click.echo("Intervals are of 95 %, over images (docs/evaluate.md); --json has everything.")
+        echo(f"note: {note}")
+    echo("Intervals are of 95 %, over images (docs/evaluate.md); --json has everything.")
 
 
 def _print_output(output: OutputFindings) -> None:
@@ -225,7 +226,7 @@ def _print_output(output: OutputFindings) -> None:
     if rows:
         print_table(head, rows, title=title)
     else:
-        click.echo(title)
+        echo(title)
     lose = [row for row in output.classes if _loses(row)]
     if lose:
         classes = lose[:_SHOWN]
@@ -256,7 +257,7 @@ def _print_output(output: OutputFindings) -> None:
         names = ("image", "by", "dense", "reduced", "answer")
         print_table(names, images, title="Images that lose most")
     for remark in output.remarks:
-        click.echo(f"note: {remark}")
+        echo(f"note: {remark}")
 
 
 def _loses(row: ClassRow) -> bool:
