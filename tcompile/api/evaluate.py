@@ -14,10 +14,11 @@ from typing import Any
 from tcompile.api.reference import find_dense, gone
 from tcompile.artifact.directory import is_artifact, load_artifact
 from tcompile.artifact.manifest import Manifest
+from tcompile.core.arrays import UNNAMED
 from tcompile.core.errors import TcompileError, UsageError
 from tcompile.core.files import output_file, regular_file
 from tcompile.core.progress import Progress, silent
-from tcompile.data.base import ImageItem, Item, Unreadable
+from tcompile.data.base import ArrayItem, ImageItem, Item, Unreadable
 from tcompile.data.opening import open_source
 from tcompile.deploy.checks import ENGINES, RUNTIMES
 from tcompile.deploy.load import load
@@ -119,9 +120,12 @@ def evaluate(
     source = open_source(data, labels=labels, every=every)
     source = source if labels else source.without_labels()
     kinds: set[type] = set()
+    whole: set[str] = set()
 
     def seen(item: Item) -> Item:
         kinds.add(type(item))
+        if isinstance(item, ArrayItem):
+            whole.update(n for n, array in item.arrays.items() if array.dtype.name == "uint8")
         return item
 
     asked = Asked(
@@ -155,6 +159,12 @@ def evaluate(
         )
     # Arrays are prepared: how images would be is not told of them.
     notes = [n for n in own.notes if ImageItem in kinds or n not in own.model.notes]
+    image = own.model.image_input
+    if image is not None and image.dtype != "uint8" and whole & {image.name, UNNAMED}:
+        notes.append(
+            f"the data has whole numbers for '{image.name}', as pixels are: they went in as they "
+            "are, while images are scaled and normalised first"
+        )
     if dense is None:
         notes.append(
             f"figures are those of the artifact alone: the dense model {gone(artifact)} "

@@ -133,7 +133,7 @@ def plain_label(value: Any) -> Label | None:
 
     Numbers in tensors and arrays of one value are taken out of them.
     """
-    if hasattr(value, "item") and np.size(value) == 1:
+    if hasattr(value, "item") and np.size(np.asarray(value)) == 1:  # a tensor's size is a method
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, (int, str)):
         return None

@@ -23,7 +23,7 @@ from tcompile.evaluation.kept import Overlaps
 from tcompile.evaluation.label_maps import LabelMaps
 from tcompile.evaluation.labels import ClassNumbers
 from tcompile.evaluation.zero_shot import TextEmbeddings
-from tcompile.runtime.decoding import Unread
+from tcompile.runtime.decoding import Unread, none_readable
 from tcompile.runtime.metrics import holds_classes
 from tcompile.runtime.samples import Samples
 from tcompile.runtime.signature import Signature
@@ -125,7 +125,7 @@ def run_over(
         progress(f"{stage}: " + _told(done, total, len(unread), time.monotonic() - start))
     if collectors is None:
         if unread:
-            raise unread[0].error
+            raise none_readable(source, unread)
         raise UsageError("holds no samples", where=source.name)
     progress("working out intervals")
     found = tuple(collector.found() for collector in collectors)

@@ -17,7 +17,7 @@ from tcompile.data.base import ArrayItem, Label, Source
 from tcompile.data.opening import open_source
 from tcompile.data.video import SUFFIXES as VIDEOS
 from tcompile.runtime.arrays import check_inputs
-from tcompile.runtime.decoding import Unread, decoded, image_input
+from tcompile.runtime.decoding import Unread, decoded, image_input, none_readable
 from tcompile.runtime.host_image import read_host_image
 from tcompile.runtime.signature import Signature, fixed_dim, is_packed, leading_input
 from tcompile.runtime.token_outputs import is_bookkeeping
@@ -112,7 +112,9 @@ def samples_for(
         source, sparse = open_source(data, every=every), f" (1 of {every} frames)"
     unread: list[Unread] = []
     found = _all_of(model, source, unread)
-    if unread and not (skip_unreadable and found is not None):
+    if found is None and unread:
+        raise none_readable(source, unread)
+    if unread and not skip_unreadable:
         raise unread[0].error
     if found is None:
         raise UsageError("holds no samples", where=source.name)
@@ -159,6 +161,8 @@ def sample_arrays(model: Signature, arrays: Mapping[str, Array], path: Path) -> 
     """
     arrays = _for_each_sample(model, check_inputs(model, arrays, str(path)), path)
     lengths = {len(array) for array in arrays.values()}
+    if lengths == {0}:
+        raise UsageError("holds no samples", where=str(path))
     if len(lengths) != 1 or 0 in lengths:
         raise UsageError("arrays must hold the same number of samples", where=str(path))
     missing = [t for t in model.inputs if t.name not in arrays]

@@ -260,6 +260,55 @@ def test_hints_are_options(folder: Path) -> None:
         evaluate("bad", "photos")
 
 
+def test_pixels_in_an_array_are_told_from_prepared_inputs(folder: Path) -> None:
+    for array, said in ((np.full((2, 3, 8, 8), 200, np.uint8), 1), (np.zeros((2, 3, 8, 8)), 0)):
+        np.save("x.npy", array)
+        notes = evaluate("out", "x.npy").notes
+        assert sum("whole numbers for 'image'" in note for note in notes) == said
+
+
+def test_names_as_labels_of_arrays(folder: Path) -> None:
+    pixels = np.zeros((2, 3, 8, 8), np.float32)
+    np.savez("x.npz", image=pixels, labels=np.array(["Red", "blue"]))
+    found = evaluate("out", "x.npz")
+    assert found.outputs[0].remarks == ("labels are names of the model's classes",)
+    assert {row.label for row in found.outputs[0].classes} == {"red", "blue"}
+    np.savez("x.npz", image=pixels, labels=np.array([1, 3]))
+    says = r"label 3 of sample 2 is none of the classes 0 to 2 of .* \(classes are counted from 0"
+    with pytest.raises(UsageError, match=says):
+        evaluate("out", "x.npz")
+
+
+def test_odd_files_of_a_folder(folder: Path) -> None:
+    """Whatever people's folders have: each is read as viewers show it, or listed."""
+    odd, red = Path("odd"), Image.new("RGB", (40, 30), (200, 30, 20))
+    odd.mkdir()
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    red.save(odd / "turned.jpg", exif=turned)
+    red.convert("CMYK").save(odd / "cmyk.JPG")
+    for mode in ("RGBA", "L", "LA", "P", "1"):
+        red.convert(mode).save(odd / f"ünï {mode}.png")
+    Image.fromarray(np.full((30, 40), 40_000, np.uint16)).save(odd / "16.png")
+    red.save(odd / "moving.gif", save_all=True, append_images=[Image.new("RGB", (40, 30))] * 2)
+    Image.effect_noise((200, 150), 90).save(odd / "whole.jpg")
+    data = (odd / "whole.jpg").read_bytes()
+    (odd / "torn.jpg").write_bytes(data[: len(data) // 2])
+    (odd / "empty.png").touch()
+    (odd / "nested.png").mkdir()
+    for name in (".DS_Store", "Thumbs.db", "._turned.jpg", "notes.txt"):
+        (odd / name).write_bytes(b"no image")
+    found = evaluate("out", "odd")
+    assert found.images == 10
+    assert [u.id for u in found.unreadable] == ["empty.png", "nested.png", "torn.jpg"]
+    assert "is truncated" in found.unreadable[2].fault
+    for name in odd.iterdir():
+        if name.suffix.lower() in (".jpg", ".gif") or "ünï" in name.name or name.name == "16.png":
+            name.unlink()
+    with pytest.raises(UsageError, match="odd: none of the 2 images can be read; the first: odd/e"):
+        evaluate("out", "odd")
+
+
 def test_how_images_are_prepared_is_said_of_images(folder: Path) -> None:
     (note,) = evaluate("out", "photos", preprocess="imagenet").notes
     assert note.startswith("images are prepared as --preprocess says")
