@@ -55,7 +55,7 @@ class Picture:
 
     Attributes:
         file: its name in the folder.
-        image: the image, by its file's name or its number.
+        image: the image, by its path within the data or its number.
         step: what was done, where: `merge at attn:3`.
         keep: patch tokens that are left.
         patches: of the image, by what became of them.
@@ -150,7 +150,7 @@ def maps(
             pixels = picture_of(model, samples.arrays[image.name][row])
             if pixels is None:
                 raise UsageError("its inputs are no single images", where=str(artifact))
-            name = samples.name_of(row)
+            name = samples.ids[row] if samples.ids else samples.name_of(row)
             for number, step in enumerate(steps):
                 region = step.region[row]
                 file = f"{_stem(name, row)}-{number:02}-{_plain(step.title)}.png"

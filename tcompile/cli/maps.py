@@ -67,4 +67,11 @@ def maps(
     for note in found.notes:
         remark(f"note: {note}")
     images = len({picture.image for picture in found.pictures})
-    echo(f"{len(found.pictures)} maps of {images} images ({found.data}): {found.directory}")
+    echo(
+        f"{_counted(len(found.pictures), 'map')} of {_counted(images, 'image')} ({found.data}): "
+        f"{found.directory}"
+    )
+
+
+def _counted(count: int, word: str) -> str:
+    return f"{count} {word}{'' if count == 1 else 's'}"

@@ -30,12 +30,15 @@ class ImageItem:
         image: a file, its bytes, or what pillow has opened.
         label: its class, where the source knows it.
         clip: the video that it is a frame of; empty: it is none.
+        label_fault: why what the source has for a class is none; empty: it is one, or there is
+            nothing.
     """
 
     id: str
     image: Path | bytes | Image.Image
     label: Label | None = None
     clip: str = ""
+    label_fault: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,10 +48,12 @@ class ArrayItem:
     Attributes:
         arrays: by input name, samples first; those of files are read when rows are asked for.
         labels: a class number each, or None.
+        label_fault: as of images.
     """
 
     arrays: Mapping[str, Array | StoredArray]
     labels: Array | None = None
+    label_fault: str = ""
 
 
 @dataclass(frozen=True)
@@ -124,8 +129,8 @@ class Source:
 
 def _unlabelled(item: Item) -> Item:
     if isinstance(item, ImageItem):
-        return replace(item, label=None)
-    return replace(item, labels=None) if isinstance(item, ArrayItem) else item
+        return replace(item, label=None, label_fault="")
+    return replace(item, labels=None, label_fault="") if isinstance(item, ArrayItem) else item
 
 
 def plain_label(value: Any) -> Label | None:

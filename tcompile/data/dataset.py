@@ -25,7 +25,7 @@ _END = object()
 _HF_SET, _HF_SPLITS = ("dataset_info.json", "state.json"), "dataset_dict.json"
 
 
-def callable_source(spec: str, *, labels: bool = True) -> Source:
+def callable_source(spec: str) -> Source:
     """What `pkg.mod:callable` returns when it is called without arguments: a data set as
     torchvision's are, or anything that can be iterated. See `dataset_source`.
 
@@ -56,10 +56,10 @@ def callable_source(spec: str, *, labels: bool = True) -> Source:
     finally:
         if added:
             sys.path.remove(here)
-    return dataset_source(made, spec, labels=labels)
+    return dataset_source(made, spec)
 
 
-def dataset_source(dataset: Any, name: str, *, labels: bool = True) -> Source:
+def dataset_source(dataset: Any, name: str) -> Source:
     """The samples of a data set, each an image or (image, class).
 
     An image is one of pillow's, a path, or uint8 pixels [H, W], [H, W, C] or [C, H, W]. Anything
@@ -69,12 +69,8 @@ def dataset_source(dataset: Any, name: str, *, labels: bool = True) -> Source:
     is left out like an image that cannot be read. Names of classes are those of its `classes`. What
     its code prints goes to stderr.
 
-    Args:
-        labels: whether classes are wanted.
-
     Raises:
-        UsageError: it cannot be iterated; (in the pass) a sample has no image, or for a class
-            something that is no number or name.
+        UsageError: it cannot be iterated; (in the pass) a sample has no image.
     """
     indexed = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
     if not indexed and not hasattr(dataset, "__iter__"):
@@ -91,7 +87,7 @@ def dataset_source(dataset: Any, name: str, *, labels: bool = True) -> Source:
         make = _batch if batched else _item
         return Source(
             name,
-            lambda: (make(f"{i}", x, name, labels) for i, x in enumerate(_samples(dataset))),
+            lambda: (make(f"{i}", x, name) for i, x in enumerate(_samples(dataset))),
             classes=names,
         )
 
@@ -101,7 +97,7 @@ def dataset_source(dataset: Any, name: str, *, labels: bool = True) -> Source:
                 sample = dataset[i]
         except Exception as error:  # of the data set's own code
             return Unreadable(f"{i}", " ".join(f"{type(error).__name__} {error}".split()))
-        return _item(f"{i}", sample, name, labels)
+        return _item(f"{i}", sample, name)
 
     return Source(name, lambda: map(item, range(count)), count, names, item=item)
 
@@ -118,30 +114,27 @@ def _samples(dataset: Any) -> Iterator[Any]:
         yield sample
 
 
-def _item(number: str, sample: Any, name: str, labels: bool) -> Item:
+def _item(number: str, sample: Any, name: str) -> Item:
     image, label = _parts(number, sample, name)
-    found = plain_label(label) if labels else None
-    if labels and found is None and (count := _several(label)) > 1:
-        raise UsageError(
-            f"sample {number} has {count} numbers for a class, not one, or a name",
-            where=name,
-            hint="(image, class); or do without, --no-labels",
-        )
+    found, fault = plain_label(label), ""
+    if found is None and (count := _several(label)) > 1:
+        fault = f"sample {number} has {count} numbers for a class, not one, or a name"
     if isinstance(image, str):
         image = Path(image)
     if isinstance(image, Path) or _is_pil(image):
-        return ImageItem(number, image, found)
+        return ImageItem(number, image, found, label_fault=fault)
     array = np.asarray(image)
     if (pixels := _pixels(array)) is not None:
         pillow = require("PIL.Image", "cpu", "preparing images")
-        return ImageItem(number, pillow.fromarray(pixels), found)
-    return ArrayItem({UNNAMED: array[np.newaxis]}, None if found is None else np.asarray([found]))
+        return ImageItem(number, pillow.fromarray(pixels), found, label_fault=fault)
+    labels = None if found is None else np.asarray([found])
+    return ArrayItem({UNNAMED: array[np.newaxis]}, labels, label_fault=fault)
 
 
-def _batch(number: str, sample: Any, name: str, labels: bool) -> ArrayItem:
+def _batch(number: str, sample: Any, name: str) -> ArrayItem:
     """Prepared inputs, and their classes, as a DataLoader collates them."""
     image, label = _parts(number, sample, name)
-    found = None if label is None or not labels else np.asarray(label)
+    found = None if label is None else np.asarray(label)
     return ArrayItem({UNNAMED: np.asarray(image)}, found)
 
 

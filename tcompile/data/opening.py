@@ -34,7 +34,7 @@ def open_source(data: Any, *, labels: bool = True, every: int = 1) -> Source:
     program. Scripts and callables are executed; everything else is read as data alone.
 
     Args:
-        labels: whether classes are wanted; else those of folders and data sets are not read.
+        labels: whether classes are wanted; else a folder's `labels.csv` is not read.
         every: of a video, the distance between two frames.
 
     Raises:
@@ -45,7 +45,7 @@ def open_source(data: Any, *, labels: bool = True, every: int = 1) -> Source:
         arrays = {str(name): np.asarray(array) for name, array in data.items()}
         return arrays_source("the arrays given", arrays)
     if not isinstance(data, (str, Path)):
-        return dataset_source(data, f"the {type(data).__name__} given", labels=labels)
+        return dataset_source(data, f"the {type(data).__name__} given")
     path, text = Path(data), str(data)
     if path.is_dir():
         return hf_source(path) if is_hf_folder(path) else folder_source(path, labels=labels)
@@ -53,7 +53,7 @@ def open_source(data: Any, *, labels: bool = True, every: int = 1) -> Source:
         if script := _SCRIPT.fullmatch(text):
             return script_source(Path(script["path"]), script["function"])
         if _CALLABLE.fullmatch(text):
-            return callable_source(text, labels=labels)
+            return callable_source(text)
     path = regular_file(path, hint=FORMS)
     suffix = path.suffix.lower()
     if suffix in SUFFIXES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 #: Values of a batch of any size: eight images of 224 × 224, since activations grow with them.
 _AT_ONCE = 8 * 3 * 224 * 224
-#: Frames of a video that are held at a time.
-_FRAMES = 256
+#: Frames of a video that are held at a time, and bytes of images.
+_FRAMES, _HELD = 256, 2 << 30
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,8 @@ def samples_for(
 ) -> Samples:
     """Read all of `data` (see `tcompile.data.opening.FORMS`), or draw `count` random inputs.
 
-    Of a video with more than 256 frames, as many are taken, equally far apart.
+    Of a video with more than 256 frames, as many are taken, equally far apart; of more images than
+    fit into 2 GiB, so many.
 
     Args:
         seed: of what is drawn.
@@ -110,6 +112,11 @@ def samples_for(
     if source.count and Path(data).suffix.lower() in VIDEOS and source.count > _FRAMES:
         every = -(-source.count // _FRAMES)
         source, sparse = open_source(data, every=every), f" (1 of {every} frames)"
+    image = model.image_input
+    size = 4 * math.prod(map(fixed_dim, image.shape[1:])) if image is not None else 1
+    most, total = max(_HELD // max(size, 1), 1), source.count or 0
+    if source.item is not None and total > most:
+        source, sparse = source.spread(most), f" ({most:,} of {total:,}, equally far apart)"
     unread: list[Unread] = []
     found = _all_of(model, source, unread)
     if found is None and unread:

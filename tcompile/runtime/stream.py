@@ -85,6 +85,12 @@ def _pieces(
 ) -> Generator[Chunk, None, None]:
     where, number = Path(source.name), counting(1)
     for item, row in decoded(model, source, unread):
+        if item.label_fault:
+            raise UsageError(
+                item.label_fault,
+                where=source.name,
+                hint="a sample is (image, class); or do without, --no-labels",
+            )
         if isinstance(item, ArrayItem):
             for arrays, labels in _cut(model, item, size, source.name):
                 samples = sample_arrays(model, arrays, where)

@@ -279,6 +279,13 @@ def test_names_as_labels_of_arrays(folder: Path) -> None:
         evaluate("out", "x.npz")
 
 
+def test_classes_that_are_several_numbers_are_refused(folder: Path) -> None:
+    hot = [(Image.new("RGB", (8, 8)), np.eye(3)[0])]
+    with pytest.raises(UsageError, match=r"3 numbers for a class, .*or do without, --no-labels"):
+        evaluate("out", hot)
+    assert evaluate("out", hot, labels=False).labelled == 0
+
+
 def test_odd_files_of_a_folder(folder: Path) -> None:
     """Whatever people's folders have: each is read as viewers show it, or listed."""
     odd, red = Path("odd"), Image.new("RGB", (40, 30), (200, 30, 20))

@@ -288,23 +288,27 @@ def test_batches_of_a_loader() -> None:
     assert first.labels is not None
     assert second.labels is not None
     assert (first.labels.tolist(), second.labels.tolist()) == ([0, 1], [2])
-    (bare, _) = open_source(Loader(), labels=False).items()
+    (bare, _) = open_source(Loader()).without_labels().items()
     assert isinstance(bare, ArrayItem)
     assert bare.labels is None
 
 
-def test_several_numbers_for_a_class_are_refused() -> None:
-    """One-hot, say; boxes and maps are no classes."""
+def test_several_numbers_are_no_class() -> None:
+    """One-hot, say, which is told; boxes and maps are something else."""
     picture = Image.new("RGB", (2, 2))
-    for label in (np.eye(3)[0], [0, 1, 0]):
-        with pytest.raises(UsageError, match=r"sample 0 has 3 numbers for a class, .*--no-labels"):
-            list(open_source([(picture, label)]).items())
-        (item,) = open_source([(picture, label)], labels=False).items()
-        assert isinstance(item, ImageItem)
+    for image in (picture, np.zeros((3, 2, 2))):
+        for label in (np.eye(3)[0], [0, 1, 0]):
+            source = open_source([(image, label)])
+            (item,) = source.items()
+            assert isinstance(item, (ImageItem, ArrayItem))
+            assert item.label_fault == "sample 0 has 3 numbers for a class, not one, or a name"
+            (item,) = source.without_labels().items()
+            assert isinstance(item, (ImageItem, ArrayItem))
+            assert item.label_fault == ""
     for label in ({"boxes": []}, [{"bbox": []}, {"bbox": []}], np.zeros((2, 2)), picture, None):
         (item,) = open_source([(picture, label)]).items()
         assert isinstance(item, ImageItem)
-        assert item.label is None
+        assert (item.label, item.label_fault) == (None, "")
     with pytest.raises(UsageError, match=r"has no image: it has x, y \(a pair"):
         list(open_source([{"x": picture, "y": 1}]).items())
 

@@ -166,6 +166,18 @@ def test_a_damaged_image_is_named_by_its_id(model: Signature, tmp_path: Path) ->
     assert unread[0].error.one_line() == "7: is not an image that pillow can read"
 
 
+def test_other_commands_hold_no_more_than_fits(
+    model: Signature, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a large folder some images, equally far apart, and it is said."""
+    for i in range(10):
+        save_image(tmp_path / f"photos/{i}.png", (i, i, i))
+    monkeypatch.setattr("tcompile.runtime.samples._HELD", 5 * 3 * 8 * 8 * 4)
+    found = samples_for(model, tmp_path / "photos")
+    assert found.ids == ("0.png", "2.png", "4.png", "6.png", "8.png")
+    assert found.source == "5 samples from photos (5 of 10, equally far apart)"
+
+
 def test_other_commands_take_the_same_forms(model: Signature, tmp_path: Path) -> None:
     """`samples_for` is what verify --data, --calibration and run --input read with."""
     for i, colour in enumerate(((255, 0, 0), (0, 0, 255))):
