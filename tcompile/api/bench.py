@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from tcompile.api.reference import dense_rival, find_dense, normal_form, reduced_reference
+from tcompile.api.reference import dense_rival, find_dense, gone, normal_form, reduced_reference
 from tcompile.artifact.directory import Artifact, load_artifact
 from tcompile.core.errors import UsageError
 from tcompile.core.progress import Progress, silent
@@ -39,7 +39,7 @@ def bench(
     dense = find_dense(opened, against)
     if dense is None:
         raise UsageError(
-            f"the dense model it came from, '{opened.manifest.source.file}', no longer exists",
+            f"the dense model {gone(artifact)}; without it there is nothing to compare with",
             where=str(artifact),
             hint="give it as --against",
         )

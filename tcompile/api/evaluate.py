@@ -7,21 +7,23 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tcompile.api.reference import find_dense
+from tcompile.api.reference import find_dense, gone
 from tcompile.artifact.directory import is_artifact, load_artifact
 from tcompile.artifact.manifest import Manifest
+from tcompile.core.arrays import UNNAMED
 from tcompile.core.errors import TcompileError, UsageError
 from tcompile.core.files import output_file, regular_file
 from tcompile.core.progress import Progress, silent
-from tcompile.data.base import ImageItem, Item, Unreadable
+from tcompile.data.base import ArrayItem, ImageItem, Item, Unreadable
 from tcompile.data.opening import open_source
 from tcompile.deploy.checks import ENGINES, RUNTIMES
 from tcompile.deploy.load import load
 from tcompile.evaluation.boxes import read_boxes
-from tcompile.evaluation.result import Bound, Evaluation, in_order, judged
+from tcompile.evaluation.result import COMPARED, Bound, Evaluation, in_order, judged
 from tcompile.evaluation.run import TASKS, Asked, Run, run_over
 from tcompile.evaluation.zero_shot import read_texts
 from tcompile.runtime.samples import run_samples
@@ -68,6 +70,8 @@ def evaluate(
 ) -> Evaluation:
     """Run an artifact and the dense model on data, and measure what the task is about.
 
+    Where the dense model is gone, figures are those of the artifact alone, and a note says so.
+
     Samples are read, decoded in parallel and run some at a time, so that memory does not grow with
     their number, but for embeddings, of which 20,000 are held.
 
@@ -94,7 +98,8 @@ def evaluate(
             see `Evaluation.require`.
 
     Raises:
-        UsageError: something given cannot be used, or the dense model is not to be found.
+        UsageError: something given cannot be used; the dense model is gone, and a bound is on a
+            comparison with it.
         ModelError: the artifact is damaged.
         MissingExtraError: what reads the data, or runs the artifact, is not installed.
     """
@@ -106,12 +111,21 @@ def evaluate(
             f"there is no task '{task}'", where="task", hint=f"one of {', '.join(TASKS)}"
         )
     dense, same = _dense(artifact, against)
+    if dense is None and (lacking := [b for b in bounds if b.drop or b.measure in COMPARED]):
+        raise UsageError(
+            f"'{lacking[0].measure}' compares with the dense model, which {gone(artifact)}",
+            where=lacking[0].option,
+            hint="give it as --against",
+        )
     source = open_source(data, labels=labels, every=every)
     source = source if labels else source.without_labels()
     kinds: set[type] = set()
+    whole: set[str] = set()
 
     def seen(item: Item) -> Item:
         kinds.add(type(item))
+        if isinstance(item, ArrayItem):
+            whole.update(n for n, array in item.arrays.items() if array.dtype.name == "uint8")
         return item
 
     asked = Asked(
@@ -125,26 +139,37 @@ def evaluate(
         seed=seed,
     )
     with ExitStack() as stack:
-        progress(f"opening {artifact} and {dense}")
+        progress(f"opening {artifact}" + ("" if dense is None else f" and {dense}"))
         own = stack.enter_context(_opened(artifact, runtime, preprocess))
         others = {}
         for name in map(str, also):
             path, other = (artifact, name) if name in RUNTIMES else (name, None)
             opened = _opened(path, other, preprocess, beside=True)
             others[name] = stack.enter_context(opened).run
-        runner = ORT.open(dense)
+        runner = None if dense is None else ORT.open(dense)
         found = run_over(
             source.through(seen),
             own.model,
-            lambda samples: run_samples(runner, samples),
+            None if runner is None else partial(run_samples, runner),
             own.run,
             _described(asked, own, dense),
-            size=_size(own.model, signature(dense)),
+            size=_size(own.model, None if dense is None else signature(dense)),
             others=others,
             progress=progress,
         )
     # Arrays are prepared: how images would be is not told of them.
     notes = [n for n in own.notes if ImageItem in kinds or n not in own.model.notes]
+    image = own.model.image_input
+    if image is not None and image.dtype != "uint8" and whole & {image.name, UNNAMED}:
+        notes.append(
+            f"the data has whole numbers for '{image.name}', as pixels are: they went in as they "
+            "are, while images are scaled and normalised first"
+        )
+    if dense is None:
+        notes.append(
+            f"figures are those of the artifact alone: the dense model {gone(artifact)} "
+            "(--against names one)"
+        )
     target = "" if own.manifest is None else own.manifest.target.runtime
     if target in (*ENGINES, "jetson") and own.runtime not in ENGINES:
         notes.append(f"its model.onnx ran in {own.runtime} on the CPU; the engine was not run")
@@ -154,7 +179,7 @@ def evaluate(
     outputs = in_order(found.outputs)
     return Evaluation(
         artifact=str(artifact),
-        dense=str(dense),
+        dense=None if dense is None else str(dense),
         same_source=same,
         runtime=own.runtime,
         precision="as it is" if own.manifest is None else own.manifest.precision,
@@ -189,8 +214,8 @@ def write_evaluation(found: Evaluation, path: str | Path) -> Path:
     return Path(path)
 
 
-def _dense(artifact: str | Path, against: str | Path | None) -> tuple[Path, bool | None]:
-    """The dense model, and whether it is what the artifact was built from."""
+def _dense(artifact: str | Path, against: str | Path | None) -> tuple[Path | None, bool | None]:
+    """The dense model, and whether it is what the artifact was built from; None: it is gone."""
     path = Path(artifact)
     if path.is_file() or (path.suffix == ".onnx" and not is_artifact(path)):
         if against is None:
@@ -200,15 +225,8 @@ def _dense(artifact: str | Path, against: str | Path | None) -> tuple[Path, bool
                 hint="give the dense model as --against",
             )
         return regular_file(against), None
-    opened = load_artifact(path)
-    dense = find_dense(opened, against)
-    if dense is None:
-        raise UsageError(
-            "the dense model is not where it was, or was changed since",
-            where=opened.manifest.source.file,
-            hint="give it as --against",
-        )
-    return dense.path, dense.same
+    dense = find_dense(load_artifact(path), against)
+    return (None, None) if dense is None else (dense.path, dense.same)
 
 
 @contextmanager
@@ -250,11 +268,12 @@ def _hint_here(hint: str, beside: bool) -> str:
     return "; ".join(parts).replace(other, "--runtime onnxruntime")
 
 
-def _described(asked: Asked, own: _Opened, dense: Path) -> Asked:
+def _described(asked: Asked, own: _Opened, dense: Path | None) -> Asked:
     """What is asked, with what the model's own files say of its classes and tokens."""
     labels: Sequence[str] = () if own.manifest is None else own.manifest.labels
     labels = labels or own.model.preprocessing.get("labels", ())
-    labels = labels or signature(dense).preprocessing.get("labels", ())
+    if not labels and dense is not None:
+        labels = signature(dense).preprocessing.get("labels", ())
     schedule = None if own.manifest is None else own.manifest.schedule
     return replace(asked, names=tuple(labels), schedule=schedule)
 
@@ -265,9 +284,9 @@ def _folder(path: str | Path) -> Path:
     return Path(path)
 
 
-def _size(own: Signature, dense: Signature) -> int:
+def _size(own: Signature, dense: Signature | None) -> int:
     """Samples at a time: whole batches, whose outputs are not too large."""
-    tensors = (*own.outputs, *dense.outputs)
+    tensors = (*own.outputs, *(() if dense is None else dense.outputs))
     values = sum(math.prod(map(fixed_dim, tensor.shape[1:])) for tensor in tensors)
     most = max(min(_OUTPUTS // (4 * max(values, 1)), _MOST), 1)
     batch = own.batch or 1

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from tcompile.api.reference import analyse_again, find_dense
+from tcompile.api.reference import analyse_again, find_dense, gone
 from tcompile.artifact.directory import Artifact, load_artifact
 from tcompile.core.drafts import new_draft, scratch
 from tcompile.core.errors import UsageError
@@ -55,7 +55,7 @@ class Picture:
 
     Attributes:
         file: its name in the folder.
-        image: the image, by its file's name or its number.
+        image: the image, by its path within the data or its number.
         step: what was done, where: `merge at attn:3`.
         keep: patch tokens that are left.
         patches: of the image, by what became of them.
@@ -132,8 +132,8 @@ def maps(
     if dense is None:
         steps, grid, told = _last(opened, model, samples, preprocess, str(artifact))
         notes.append(
-            f"'{opened.manifest.source.file}' is gone: this is what the artifact says is left at "
-            "the end"
+            f"this is what the artifact says is left at the end: the dense model {gone(artifact)} "
+            "(--against names one)"
         )
         notes += told
     else:
@@ -150,7 +150,7 @@ def maps(
             pixels = picture_of(model, samples.arrays[image.name][row])
             if pixels is None:
                 raise UsageError("its inputs are no single images", where=str(artifact))
-            name = samples.name_of(row)
+            name = samples.ids[row] if samples.ids else samples.name_of(row)
             for number, step in enumerate(steps):
                 region = step.region[row]
                 file = f"{_stem(name, row)}-{number:02}-{_plain(step.title)}.png"
@@ -194,7 +194,7 @@ def _last(
     if tokens is None or grid is None:
         why = "no output says which tokens are left" if tokens is None else "its grid is not known"
         raise UsageError(
-            f"the dense model it came from, '{m.source.file}', is gone, and {why}",
+            f"{why}, and the dense model {gone(opened.directory)}",
             where=where,
             hint="give the dense model as --against",
         )

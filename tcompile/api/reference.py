@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tcompile.artifact.directory import Artifact
+from tcompile.artifact.directory import Artifact, load_artifact
 from tcompile.core.drafts import scratch
 from tcompile.core.files import regular_file
 from tcompile.core.load import read_structure
@@ -41,6 +41,12 @@ def find_dense(artifact: Artifact, against: str | Path | None) -> DenseModel | N
         if is_source(path, source):
             return DenseModel(path, True)
     return None
+
+
+def gone(artifact: str | Path) -> str:
+    """Say of the dense model of an artifact that it is not to be found."""
+    source = load_artifact(artifact).manifest.source
+    return f"is not where it was, or was changed since: '{source.file}'"
 
 
 def analyse_again(artifact: Artifact, dense: Path) -> Analysed:

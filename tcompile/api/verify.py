@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy.typing as npt
 
 from tcompile.api.layers import Layer, layers_of
-from tcompile.api.reference import DenseModel, find_dense, reduced_reference
+from tcompile.api.reference import DenseModel, find_dense, gone, reduced_reference
 from tcompile.artifact.directory import Artifact, load_artifact
 from tcompile.artifact.manifest import Fidelity
 from tcompile.core.errors import ModelError, UsageError, VerificationError
@@ -109,8 +109,8 @@ def verify(
     dense = find_dense(opened, against)
     if layers and (dense is None or not dense.same):
         raise UsageError(
-            "layers are compared with the source, which is not there",
-            where=opened.manifest.source.file,
+            f"layers are compared with the source, which {gone(artifact)}",
+            where="--layers",
             hint="give it as --against",
         )
     schedule = opened.manifest.schedule
@@ -153,7 +153,12 @@ def verify(
         if own.host is not None:
             seen = replace(seen, arrays=own.host.fed(seen.arrays))
         rows = layers_of(opened, dense.path, seen)
-    return Verification(str(artifact), tuple(checks), numerics, fidelity, fused, rows, model.notes)
+    notes = list(model.notes)
+    if dense is None:
+        notes.append(
+            f"fidelity is not known: the dense model {gone(artifact)} (--against names one)"
+        )
+    return Verification(str(artifact), tuple(checks), numerics, fidelity, fused, rows, tuple(notes))
 
 
 def _run(path: Path, inputs: Samples, how: OnCpu = ORT) -> dict[str, Any]:

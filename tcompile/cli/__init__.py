@@ -35,6 +35,7 @@ from tcompile.cli import (
 )
 from tcompile.cli.common import State, common_options, help_if_bare
 from tcompile.cli.exit import explain
+from tcompile.cli.text import keep_words_whole
 from tcompile.core.interrupt import listening
 
 COMMANDS = (
@@ -90,6 +91,7 @@ def tcompile(context: click.Context) -> None:
 
 for _command in COMMANDS:
     tcompile.add_command(_command)
+keep_words_whole(tcompile)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

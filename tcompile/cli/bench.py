@@ -17,6 +17,7 @@ from tcompile.cli.common import (
     print_table,
     progress,
 )
+from tcompile.cli.text import echo
 
 if TYPE_CHECKING:
     from tcompile.planning.memory import Memory
@@ -117,20 +118,20 @@ def print_benchmark(result: Benchmark) -> None:
     print_table(("model", "median", "quartiles"), rows)
     s = result.speedup
     ideal = f"; by FLOPs alone {result.flop_ideal:.2f}" if result.flop_ideal else ""
-    click.echo(
+    echo(
         f"speed-up {s.ratio:.2f} [{s.lower:.2f}, {s.upper:.2f}] (95 %) of the reduced model "
         f"over {result.compared}{ideal}"
     )
     if result.source_speedup is not None:
         s = result.source_speedup
-        click.echo(f"speed-up {s.ratio:.2f} [{s.lower:.2f}, {s.upper:.2f}] (95 %) over {EMULATED}")
+        echo(f"speed-up {s.ratio:.2f} [{s.lower:.2f}, {s.upper:.2f}] (95 %) over {EMULATED}")
     if result.rival_speedup is not None:
         s = result.rival_speedup
         over = dense_in(result.precision)
-        click.echo(f"speed-up {s.ratio:.2f} [{s.lower:.2f}, {s.upper:.2f}] (95 %) over {over}")
-    click.echo(
+        echo(f"speed-up {s.ratio:.2f} [{s.lower:.2f}, {s.upper:.2f}] (95 %) over {over}")
+    echo(
         f"measured: batch {result.batch}, {result.rounds} interleaved rounds, "
         f"{result.threads} threads, {result.runtime}, {result.machine}"
     )
     if result.note:
-        click.echo(f"note: {result.note}")
+        echo(f"note: {result.note}")

@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import re
+import shutil
 import sys
 import threading
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +22,8 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import click
 
-from tcompile.core.errors import short_names
+from tcompile.cli.text import echo
+from tcompile.core.errors import bounded, short_names
 from tcompile.core.interrupt import checkpoint
 from tcompile.core.progress import Progress
 from tcompile.core.schedule import RESTORES
@@ -39,8 +43,10 @@ AGAINST = click.option(
 )
 
 
-#: Seconds between two lines of progress in a log: of different steps, and of one step.
-LOOK, REPEAT = 10.0, 60.0
+#: Seconds after which a log says again how far a stage is.
+REPEAT = 60.0
+#: Stages that a log has just named, which are not named again: two may take turns many times.
+_NAMED = 4
 
 
 @dataclass
@@ -234,16 +240,16 @@ def restore_option(command: F) -> F:
 
 @contextmanager
 def progress() -> Iterator[Progress]:
-    """A callback for lines of progress, shown on stderr: a spinner for people, lines with -v.
-
-    Where stderr is not a terminal, a line is written now and then, so that a log of a long job
-    shows that it lives, and one of a short job holds errors alone.
-    """
+    """A callback for lines of progress, shown on stderr: a spinner for people, with the time that
+    is left; a line for each stage where stderr is not a terminal; with -v every line."""
     if _state().quiet:
         yield _between_steps(lambda text: None)
     elif verbose():
         start = time.perf_counter()
         yield _between_steps(lambda text: _line(start, text))
+    elif sys.stderr.isatty() and "NO_COLOR" in os.environ:
+        with _one_line() as show:
+            yield _between_steps(show)
     elif sys.stderr.isatty():
         from rich.console import Console
 
@@ -251,8 +257,25 @@ def progress() -> Iterator[Progress]:
             left = _Left()
             yield _between_steps(lambda text: status.update(left.of(text).replace("[", r"\[")))
     else:
-        with _now_and_then() as show:
+        with _a_line_a_stage() as show:
             yield _between_steps(show)
+
+
+@contextmanager
+def _one_line() -> Iterator[Progress]:
+    """A callback that writes over its last text, with no more than a carriage return."""
+    left, length = _Left(), [0]
+
+    def show(text: str) -> None:
+        line = bounded(left.of(text))[: shutil.get_terminal_size().columns - 1]
+        sys.stderr.write(f"\r{line.ljust(length[0])}")
+        sys.stderr.flush()
+        length[0] = len(line)
+
+    try:
+        yield show
+    finally:
+        sys.stderr.write(f"\r{' ' * length[0]}\r")
 
 
 #: How far a step is, in its text.
@@ -288,30 +311,48 @@ def _duration(seconds: float) -> str:
 
 
 def _line(start: float, text: str) -> None:
-    click.echo(f"[{time.perf_counter() - start:6.1f} s] {text}", err=True)
+    click.echo(f"[{time.perf_counter() - start:6.1f} s] {bounded(text)}", err=True)
+
+
+#: How far a stage is: what follows the last colon of a text, if it is this.
+_FAR = re.compile(r"(?:\w+ )?\d|.*\d (?:%|of \d)")
+
+
+def _stage(text: str) -> str:
+    """The stage that a text is about, without how far it is."""
+    head, _, far = text.rpartition(": ")
+    return head if head and _FAR.match(far) else text
 
 
 @contextmanager
-def _now_and_then() -> Iterator[Progress]:
-    """A callback whose last text is written every `LOOK` seconds if it is a new one, and else
-    every `REPEAT`: a step that takes minutes is seen to go on."""
-    start, current, done = time.perf_counter(), [""], threading.Event()
+def _a_line_a_stage() -> Iterator[Progress]:
+    """A callback that writes a line where a stage begins; every `REPEAT` seconds one that says how
+    far it is, so that a log of a long job shows that it lives; and one at the end."""
+    start, done = time.perf_counter(), threading.Event()
+    named: deque[str] = deque(maxlen=_NAMED)
+    current, left = [""], _Left()
+
+    def show(text: str) -> None:
+        current[0] = left.of(text)
+        stage = _stage(text)
+        if (key := re.sub(r"\d+", "#", stage)) not in named:
+            named.append(key)
+            _line(start, stage)
 
     def watch() -> None:
-        written, when = "", start
-        while not done.wait(LOOK):
-            text, now = current[0], time.perf_counter()
-            if text and (text != written or now - when >= REPEAT):
-                _line(start, text)
-                written, when = text, now
+        while not done.wait(REPEAT):
+            if current[0]:
+                _line(start, current[0])
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
-        yield lambda text: current.__setitem__(0, text)
+        yield show
     finally:
         done.set()
         thread.join()
+    if named:
+        _line(start, "done")
 
 
 def _between_steps(show: Progress) -> Progress:
@@ -331,6 +372,12 @@ def print_json(document: Any) -> None:
     click.echo(json.dumps(document, indent=2, ensure_ascii=plain, allow_nan=False), file=out)
 
 
+def remark(text: str) -> None:
+    """Print on stderr what is to be known beside the results; nothing with --quiet."""
+    if not _state().quiet:
+        echo(text, err=True)
+
+
 def print_table(head: Sequence[str], rows: Sequence[Sequence[object]], title: str = "") -> None:
     """A table on stdout. Columns whose every cell is a number are set flush right.
 
@@ -342,10 +389,15 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[object]], title: st
 
     texts = [["" if cell is None else short_names(str(cell)) for cell in row] for row in rows]
     # Piped output is for other programs: never cut to the width of a terminal that is not there.
-    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160)
+    # Bold letters are no colour to rich: NO_COLOR takes them as well.
+    console = Console(
+        file=sys.stdout,
+        width=None if sys.stdout.isatty() else 160,
+        color_system=None if "NO_COLOR" in os.environ else "auto",
+    )
     widths = _widths(head, texts, console.width)
     if widths is None:
-        click.echo("\n".join([*filter(None, [title]), *_records(head, texts), ""]))
+        echo("\n".join([*filter(None, [title]), *_records(head, texts), ""]))
         return
     named = any(head)
     table = Table(
@@ -359,11 +411,7 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[object]], title: st
     with console.capture() as drawn:
         console.print(table)
     lines = [line.rstrip() for line in drawn.get().splitlines()]
-    click.echo("\n".join([*filter(None, [title]), *filter(None, lines), ""]))
-
-
-#: Longer words, such as paths, may be broken.
-_LONGEST = 40
+    echo("\n".join([*filter(None, [title]), *filter(None, lines), ""]))
 
 
 def print_fidelity(fidelity: Fidelity) -> None:
@@ -373,16 +421,15 @@ def print_fidelity(fidelity: Fidelity) -> None:
     head, rows = fidelity_table(fidelity)
     print_table(head, rows, title=f"Fidelity to the dense model, {fidelity.data}")
     for note in fidelity_notes(fidelity):
-        click.echo(f"note: {note}")
+        echo(f"note: {note}")
 
 
 def _widths(head: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[int] | None:
     """Widths of the columns of a table, none narrower than its longest word; None: no room."""
     columns = [[name, *(row[i] for row in rows)] for i, name in enumerate(head)]
     whole = [max(map(len, column)) for column in columns]
-    words = [max((len(word) for text in c for word in text.split()), default=0) for c in columns]
-    least = [min(word, _LONGEST) for word in words]
-    least[0] = min(whole[0], _LONGEST)  # A name of two words stays on one line.
+    least = [max((len(word) for text in c for word in text.split()), default=0) for c in columns]
+    least[0] = whole[0]  # A name of two words stays on one line.
     room = width - (3 if any(head) else 2) * (len(head) - 1)  # as rich sets columns apart
     if sum(whole) <= room:
         return whole

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from tcompile.cli.common import JSON, common_options, print_json, print_table
+from tcompile.cli.common import JSON, common_options, print_json, print_table, progress
+from tcompile.cli.text import echo
 
 
 @click.command(short_help="Put builds of one model side by side.")
@@ -51,7 +52,9 @@ def compare(
     from tcompile.core.files import output_file, write_file
 
     place = None if output is None else output_file(output)
-    found = compare_builds(artifacts, max_loss=max_loss, latency=latency)
+    with progress() as say:
+        say(f"reading {len(artifacts)} manifests")
+        found = compare_builds(artifacts, max_loss=max_loss, latency=latency)
     if place is not None:
         write_file(place, page_of(found))
     if as_json:
@@ -59,10 +62,10 @@ def compare(
         return
     head, rows = table_of(found)
     print_table(head, rows)
-    click.echo(f"loss: {found.figure}")
+    echo(f"loss: {found.figure}")
     for note in found.notes:
-        click.echo(f"note: {note}")
+        echo(f"note: {note}")
     for line in found.take:
-        click.echo(line)
+        echo(line)
     if place is not None:
-        click.echo(f"written: {place}")
+        echo(f"written: {place}")

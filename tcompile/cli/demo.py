@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from tcompile.cli.common import JSON, KeepParam, common_options, print_json, print_table, progress
+from tcompile.cli.text import echo
 
 
 @click.command(short_help="Run the whole job on a small model that is included.")
@@ -61,7 +62,7 @@ def demo(
         print_json(result.to_json())
         return
     for line in result.summary:
-        click.echo(line)
+        echo(line)
     b = result.benchmark
     print_table(
         ("model", "tokens", "right sums", "median, ms"),
@@ -77,13 +78,13 @@ def demo(
         title=f"zoo:glyphs, {result.method}",
     )
     s = b.speedup
-    click.echo(
+    echo(
         f"speed-up {s.ratio:.2f} [{s.lower:.2f}, {s.upper:.2f}] of reduced over dense (95 %, "
         f"{b.rounds} interleaved rounds, batch {b.batch}, {b.threads} threads)"
     )
     for note in result.notes:
-        click.echo(f"note: {note}")
-    click.echo(f"on {b.machine}, {b.runtime}; accuracy on {result.scenes} scenes never trained on")
+        echo(f"note: {note}")
+    echo(f"on {b.machine}, {b.runtime}; accuracy on {result.scenes} scenes never trained on")
     if output is not None:
-        click.echo(f"written: {result.model} and {result.artifact}")
-        click.echo(f"next: tcompile verify {shlex.quote(result.artifact)}")
+        echo(f"written: {result.model} and {result.artifact}")
+        echo(f"next: tcompile verify {shlex.quote(result.artifact)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from tcompile.cli.common import JSON, common_options, print_json, print_table, progress
+from tcompile.cli.text import echo
 
 
 @click.command(short_help="Show what is on this machine, what it enables, what is missing.")
@@ -28,7 +29,7 @@ def doctor(as_json: bool) -> None:
     if as_json:
         print_json(found.to_json())
         return
-    click.echo(f"tcompile {found.tcompile}, Python {found.python}, {found.system}")
+    echo(f"tcompile {found.tcompile}, Python {found.python}, {found.system}")
     for group in dict.fromkeys(finding.group for finding in found.findings):
         rows = [
             (f.name, f.state, f.detail, f.enables, f.remedy)
@@ -38,4 +39,4 @@ def doctor(as_json: bool) -> None:
         head = (group, "", "", "for", "to add it")
         shown = [i for i, _ in enumerate(head) if any(row[i] for row in rows)]
         print_table([head[i] for i in shown], [[row[i] for i in shown] for row in rows])
-    click.echo("docs/support.md says what runs on which system.")
+    echo("docs/support.md says what runs on which system.")

@@ -16,6 +16,7 @@ from tcompile.cli.common import (
     print_table,
     progress,
 )
+from tcompile.cli.text import echo
 
 if TYPE_CHECKING:
     from tcompile.evaluation.findings import ClassRow, Measure, OutputFindings
@@ -160,7 +161,7 @@ def evaluate(
     error, error_p95; with --label-maps miou, pixel; with --boxes ap, ap50, ap75. Each with an
     interval of 95 % over images, paired where both models have the figure; what becomes of each
     class; the images that lose most; how far kept tokens agree with those of other runs and of the
-    next frame of a video.
+    next frame of a video. Where the dense model is gone, figures are those of the artifact alone.
 
     \b
     Examples:
@@ -186,9 +187,10 @@ def evaluate(
 
 def _print(found: Evaluation) -> None:
     labels = f", {found.labelled} with labels" if found.labelled else ", without labels"
-    click.echo(
-        f"{found.artifact} ({found.runtime}, {found.precision}) against {found.dense}, "
-        f"{found.images:,} images of {found.data}{labels}\n"
+    against = "" if found.dense is None else f" against {found.dense}"
+    echo(
+        f"{found.artifact} ({found.runtime}, {found.precision})"
+        f"{against}, {found.images:,} images of {found.data}{labels}\n"
     )
     for output in found.outputs:
         _print_output(output)
@@ -208,19 +210,23 @@ def _print(found: Evaluation) -> None:
         ]
         print_table(("bound", "output", "found", "asked", ""), gates)
     if found.unreadable:
-        click.echo(f"{len(found.unreadable)} could not be read:")
+        echo(f"{len(found.unreadable)} could not be read:")
         for item in found.unreadable[:_SHOWN]:
-            click.echo(f"  {item.id}: {item.fault}")
+            echo(f"  {item.id}: {item.fault}")
     for note in found.notes:
-        click.echo(f"note: {note}")
-    click.echo("Intervals are of 95 %, over images (docs/evaluate.md); --json has everything.")
+        echo(f"note: {note}")
+    echo("Intervals are of 95 %, over images (docs/evaluate.md); --json has everything.")
 
 
 def _print_output(output: OutputFindings) -> None:
     over = "" if output.compared == "all" else f", over {output.compared}"
     head = ("measure", "dense", "reduced", "difference", "95 % interval", "p", "images")
     rows = [_row(measure) for measure in output.measures]
-    print_table(head, rows, title=f"{output.output}: {output.task}{over}")
+    title = f"{output.output}: {output.task}{over}"
+    if rows:
+        print_table(head, rows, title=title)
+    else:
+        echo(title)
     lose = [row for row in output.classes if _loses(row)]
     if lose:
         classes = lose[:_SHOWN]
@@ -251,7 +257,7 @@ def _print_output(output: OutputFindings) -> None:
         names = ("image", "by", "dense", "reduced", "answer")
         print_table(names, images, title="Images that lose most")
     for remark in output.remarks:
-        click.echo(f"note: {remark}")
+        echo(f"note: {remark}")
 
 
 def _loses(row: ClassRow) -> bool:

@@ -11,6 +11,7 @@ import traceback
 
 import click
 
+from tcompile.cli.text import echo
 from tcompile.core.errors import TcompileError, bounded
 from tcompile.core.interrupt import received
 
@@ -41,10 +42,10 @@ def explain(error: BaseException, *, debug: bool) -> int:
     if debug and not interrupted:
         traceback.print_exception(error)
     if interrupted:
-        click.echo("tcompile: interrupted", err=True)
+        echo("tcompile: interrupted", err=True)
         return 128 + (number or signal.SIGINT)
     text, code = _describe(error)
-    click.echo(f"tcompile: error: {bounded(text)}", err=True)
+    echo(f"tcompile: error: {bounded(text)}", err=True)
     return code
 
 

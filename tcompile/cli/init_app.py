@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from tcompile.cli.common import JSON, common_options, print_json
+from tcompile.cli.text import echo
 from tcompile.core.errors import UsageError
 
 
@@ -55,7 +56,7 @@ def init_app(artifact: Path, language: str | None, output: Path, as_json: bool) 
     if as_json:
         print_json(app.to_json())
         return
-    click.echo(f"written: {app.directory}")
-    click.echo("in it:")
+    echo(f"written: {app.directory}")
+    echo("in it:")
     for command in app.commands:
-        click.echo(f"  {command}")
+        click.echo(f"  {command}")  # whole, for a shell

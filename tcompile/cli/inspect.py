@@ -21,6 +21,7 @@ from tcompile.cli.common import (
     shape_option,
     tower_option,
 )
+from tcompile.cli.text import echo
 
 
 @click.command(short_help="Show the transformer in a model, and where tokens may leave.")
@@ -69,4 +70,4 @@ def inspect(
     if as_json:
         print_json(found.to_json())
     else:
-        click.echo(found.to_text())
+        echo(found.to_text())

@@ -13,7 +13,9 @@ from tcompile.cli.common import (
     preprocess_option,
     print_json,
     progress,
+    remark,
 )
+from tcompile.cli.text import echo
 
 
 @click.command(short_help="Draw what became of the tokens of images.")
@@ -63,6 +65,13 @@ def maps(
         print_json(found.to_json())
         return
     for note in found.notes:
-        click.echo(f"note: {note}", err=True)
+        remark(f"note: {note}")
     images = len({picture.image for picture in found.pictures})
-    click.echo(f"{len(found.pictures)} maps of {images} images ({found.data}): {found.directory}")
+    echo(
+        f"{_counted(len(found.pictures), 'map')} of {_counted(images, 'image')} ({found.data}): "
+        f"{found.directory}"
+    )
+
+
+def _counted(count: int, word: str) -> str:
+    return f"{count} {word}{'' if count == 1 else 's'}"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tcompile.cli.common import JSON, common_options, print_json, print_table
+from tcompile.cli.text import echo
 
 if TYPE_CHECKING:
     from tcompile.methods.method_page import MethodPage
@@ -44,15 +45,15 @@ def methods(name: str | None, as_json: bool) -> None:
         return
     rows = [(p.name, p.family, ", ".join([*p.required, *p.needs]), p.summary) for p in presets]
     print_table(("method", "kind", "needs", "what it does"), rows)
-    click.echo("`tcompile methods NAME` explains one; docs/methods.md explains all.")
+    echo("`tcompile methods NAME` explains one; docs/methods.md explains all.")
 
 
 def _print(found: MethodPage) -> None:
     preset = found.preset
-    click.echo(f"{preset.name}: {preset.summary}")
-    click.echo(f"  {preset.reference}\n")
-    click.echo(f"Formula: {preset.formula}")
-    click.echo(f"Schedule: {preset.scheduler.words}\n")
+    echo(f"{preset.name}: {preset.summary}")
+    echo(f"  {preset.reference}\n")
+    echo(f"Formula: {preset.formula}")
+    echo(f"Schedule: {preset.scheduler.words}\n")
     if found.rows:
         print_table(
             ("site", "score", "reducer", "patch tokens left"),
@@ -62,13 +63,13 @@ def _print(found: MethodPage) -> None:
     for name, parameter in preset.parameters.items():
         shown = "" if parameter.default is None else f" [default: {parameter.default}]"
         budget = "; sets the budget without --keep" if name in preset.budget else ""
-        click.echo(f"  {name}: {parameter.meaning}{shown}{budget}")
+        echo(f"  {name}: {parameter.meaning}{shown}{budget}")
     if preset.published:
-        click.echo(f"Published: {preset.published}")
-    click.echo(f"Needs: {'; '.join(found.needs) or 'nothing in particular'}")
+        echo(f"Published: {preset.published}")
+    echo(f"Needs: {'; '.join(found.needs) or 'nothing in particular'}")
     fused = "stays fused" if found.fused else "is not fused where the score reads it"
-    click.echo(
+    echo(
         f"Attention {fused}. What it adds on a model: tcompile plan MODEL --method {preset.name} …"
     )
     if preset.note:
-        click.echo(f"Note: {preset.note}")
+        echo(f"Note: {preset.note}")

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tcompile.cli.common import JSON, common_options, print_json, print_table, progress
+from tcompile.cli.common import JSON, common_options, print_json, print_table, progress, remark
 from tcompile.cli.schedule_options import asked_of, precision_option, schedule_options
+from tcompile.cli.text import echo
 
 if TYPE_CHECKING:
     from tcompile.planning.solve.plan_report import PlanReport
@@ -63,22 +64,22 @@ def plan(
         from tcompile.report.plots import draw
 
         for path in draw(made.planned, plot):
-            click.echo(f"wrote {path}", err=True)
+            remark(f"wrote {path}")
     document = made.to_json()
     if as_json:
         print_json(document)
         return
     for line in made.chosen.outcome.summary():
-        click.echo(line)
+        echo(line)
     print_schedule(document)
     if made.planned is not None:
         print_planned(made.planned)
     else:
         for line in made.chosen.lines():
-            click.echo(line)
+            echo(line)
     for line in made.cost.lines() if not made.schedule.dense else ():
-        click.echo(line)
-    click.echo(f"memory, predicted: {made.memory.words(reduced=not made.schedule.dense)}")
+        echo(line)
+    echo(f"memory, predicted: {made.memory.words(reduced=not made.schedule.dense)}")
 
 
 def print_planned(planned: PlanReport) -> None:
@@ -89,7 +90,7 @@ def print_planned(planned: PlanReport) -> None:
     if rows := planned.rows():
         print_table(("site", "tokens before", "after", "plateau of as many tokens"), rows)
     for line in planned.lines():
-        click.echo(line)
+        echo(line)
     if len(planned.front) > 1:
         print_table(*front_table(planned.front), title="Plans by latency and loss")
 
@@ -106,18 +107,18 @@ def print_schedule(document: dict[str, object]) -> None:
         (r["site"], r["score"]["name"] if r.get("score") else "", r["reducer"]["name"], r["keep"])
         for r in reductions
     ]
-    click.echo(f"method {document['method']}")
+    echo(f"method {document['method']}")
     resized = document.get("resized")
     if rows:
         print_table(("site", "score", "reducer", "patch tokens kept"), rows)
     elif isinstance(resized, dict):
         (h, w), (rows_, columns) = resized["size"], resized["grid"]
-        click.echo(f"The image has {h} x {w} pixels: {rows_} x {columns} patches.")
+        echo(f"The image has {h} x {w} pixels: {rows_} x {columns} patches.")
     else:
-        click.echo("No token leaves: this is the dense model.")
+        echo("No token leaves: this is the dense model.")
     if words := given_back(document):
-        click.echo(f"row of a dropped token: {words}")
+        echo(f"row of a dropped token: {words}")
     for note in document.get("notes") or ():  # type: ignore[attr-defined]
-        click.echo(f"note: {note}")
+        echo(f"note: {note}")
     tokens = [(b["block"], b["attention"], b["mlp"]) for b in blocks]
     print_table(("block", "tokens into attention", "tokens into MLP"), tokens)

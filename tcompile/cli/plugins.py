@@ -14,6 +14,7 @@ from tcompile.cli.common import (
     print_table,
     progress,
 )
+from tcompile.cli.text import echo
 
 
 @click.group(
@@ -59,7 +60,7 @@ def list_ops(as_json: bool) -> None:
         for op in OPS
     ]
     print_table(("op", "version", "namespace", "fields", "takes", "gives"), rows)
-    click.echo("docs/token-ops.md says what each does.")
+    echo("docs/token-ops.md says what each does.")
 
 
 @plugins.command(short_help="Build the plugin library.")
@@ -100,7 +101,7 @@ def _print_place(library: Path, as_json: bool) -> None:
     if as_json:
         print_json({"library": str(library)})
     else:
-        click.echo(str(library))
+        echo(str(library))
 
 
 @plugins.command(short_help="Check a plugin library before anything loads it.")
@@ -119,7 +120,7 @@ def check(library: Path, as_json: bool) -> None:
     if as_json:
         print_json(report.to_json())
     else:
-        click.echo(report.text())
+        echo(report.text())
     if report.problems:
         raise VerificationError(report.problems[0], where=str(library))
 

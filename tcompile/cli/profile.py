@@ -19,10 +19,12 @@ from tcompile.cli.common import (
     print_json,
     print_table,
     progress,
+    remark,
     shape_option,
     tower_option,
 )
 from tcompile.cli.schedule_options import runtime_option
+from tcompile.cli.text import echo
 from tcompile.core.errors import UsageError
 from tcompile.methods.portfolio import PORTFOLIO
 
@@ -209,7 +211,7 @@ def profile(
             progress=say,
         )
     for note in made.notes:
-        click.echo(f"tcompile: note: {note}", err=True)
+        remark(f"tcompile: note: {note}")
     written = [write_profile(made, output)] if output is not None else []
     if plot is not None:
         written.append(draw_profile(made, plot))
@@ -218,7 +220,7 @@ def profile(
         return
     print_profile(made)
     for path in written:
-        click.echo(f"wrote {path}")
+        echo(f"wrote {path}")
 
 
 def _counts(text: str | None) -> tuple[int, ...]:
@@ -243,11 +245,11 @@ def _write_kit(
     with progress() as say:
         made, notes = make_kit(model, kit, progress=say, **options)
     for note in notes:
-        click.echo(f"tcompile: note: {note}", err=True)
+        remark(f"tcompile: note: {note}")
     if as_json:
         print_json(made.to_json())
     else:
-        click.echo(made.words)
+        echo(made.words)
 
 
 def print_profile(made: Profiled) -> None:
@@ -270,7 +272,7 @@ def print_profile(made: Profiled) -> None:
     heads = ("tokens throughout", "latency", "of dense", "plateau")
     print_table(heads if found.plateaus else heads[:3], rows)
     if made.profile.why_no_plateaus:
-        click.echo(f"no plateaus are claimed: {made.profile.why_no_plateaus}")
+        echo(f"no plateaus are claimed: {made.profile.why_no_plateaus}")
     last = found.counts[-1]
     costs = {k: float(c.at(last, last - last // 4)) for k, c in made.profile.reducers.items()}
     timed = {k for k, c in made.profile.reducers.items() if any(f.runs for *_, f in c.points)}
@@ -279,8 +281,8 @@ def print_profile(made: Profiled) -> None:
         for k, ms in costs.items()
     ]
     print_table(("one step of", "from all tokens to three quarters"), steps)
-    click.echo(made.profile.words)
+    echo(made.profile.words)
     if made.profile.conditions.note:
-        click.echo(f"note: {made.profile.conditions.note}")
+        echo(f"note: {made.profile.conditions.note}")
     for line in made.against.lines() if made.against is not None else ():
-        click.echo(line)
+        echo(line)

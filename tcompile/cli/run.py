@@ -13,7 +13,9 @@ from tcompile.cli.common import (
     print_json,
     print_table,
     progress,
+    remark,
 )
+from tcompile.cli.text import echo
 from tcompile.core.errors import short_names
 
 
@@ -57,13 +59,13 @@ def run(artifact: Path, data: Path, preprocess: str | None, top: int, as_json: b
         print_json(result.to_json())
         return
     for note in result.notes:
-        click.echo(f"note: {note}", err=True)
+        remark(f"note: {note}")
     for out in result.outputs:
         shape = " × ".join(map(str, out.shape))
         stats = f"min {out.minimum:.4g}, mean {out.mean:.4g}, max {out.maximum:.4g}"
         stats += f", {out.not_finite} NaN or Inf" if out.not_finite else ""
         stats += f"; its tokens are those of {out.token_index}" if out.token_index else ""
-        click.echo(f"{short_names(out.name)}: {out.dtype} {shape}, {stats}")
+        echo(f"{short_names(out.name)}: {out.dtype} {shape}, {stats}")
         for number, ranked in enumerate(out.top):
             title = f"sample {number}" if len(out.top) > 1 else ""
             rows = [(c.index, c.label, f"{c.probability:.1%}", f"{c.logit:.3f}") for c in ranked]

@@ -6,9 +6,8 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
-
 from tcompile.cli.common import print_table, verbose
+from tcompile.cli.text import echo
 
 if TYPE_CHECKING:
     from tcompile.artifact.manifest import Flops, Manifest, SpeedUp
@@ -23,7 +22,7 @@ def print_summary(directory: Path) -> None:
 
     m = load_artifact(directory).manifest
     for line in m.summary:
-        click.echo(line)
+        echo(line)
     failed = [("FAILED", m.fault)] if m.fault else []
     rows = _all_rows(m) if verbose() else _few_rows(directory, m)
     method = m.schedule.get("method")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from tcompile.cli.common import JSON, common_options, print_json, print_table
+from tcompile.cli.text import echo
 
 
 @click.command(short_help="List the devices, or show one.")
@@ -29,9 +30,9 @@ def targets(name: str | None, as_json: bool) -> None:
         if as_json:
             print_json(target.to_json())
             return
-        click.echo(f"{target.name}: {target.title}")
+        echo(f"{target.name}: {target.title}")
         for note in target.notes:
-            click.echo(f"  {note}")
+            echo(f"  {note}")
         rows = [
             (figure, f"{f.value:g}", f.unit, f.confidence, f.source)
             for figure, f in target.figures.items()

@@ -18,6 +18,7 @@ from tcompile.cli.common import (
     print_table,
     progress,
 )
+from tcompile.cli.text import echo
 
 if TYPE_CHECKING:
     from tcompile.api.verify import Layer
@@ -100,7 +101,7 @@ def verify(
         if found.fidelity:
             print_fidelity(found.fidelity)
         for note in found.notes:
-            click.echo(f"note: {note}")
+            echo(f"note: {note}")
     found.require()
 
 
@@ -112,7 +113,7 @@ def _print_polygraphy(artifact: Path, against: Path | None, as_json: bool) -> No
         print_json(found.to_json())
         return
     for line in found.lines:
-        click.echo(line)
+        click.echo(line)  # whole, for a shell
 
 
 def _print_layers(layers: Sequence[Layer]) -> None:

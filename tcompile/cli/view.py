@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from tcompile.cli.common import JSON, common_options, print_json
+from tcompile.cli.common import JSON, common_options, print_json, remark
+from tcompile.cli.text import echo
 
 
 @click.command(short_help="Open the report of an artifact.")
@@ -42,14 +43,14 @@ def view(artifact: Path, serve: bool, port: int, no_open: bool, as_json: bool) -
 
     found = find(artifact)
     for note in found.notes:
-        click.echo(f"note: {note}", err=True)
+        remark(f"note: {note}")
 
     def ready(address: str) -> None:
         opened = not no_open and open_in_browser(address)
         if as_json:
             print_json({"report": str(found.page), "address": address, "opened": opened})
         else:
-            click.echo(f"{address} (Ctrl-C ends it)")
+            echo(f"{address} (Ctrl-C ends it)")
 
     if serve:
         serve_page(found.page, port, ready)
@@ -58,6 +59,6 @@ def view(artifact: Path, serve: bool, port: int, no_open: bool, as_json: bool) -
     if as_json:
         print_json({"report": str(found.page), "address": None, "opened": opened})
         return
-    click.echo(str(found.page))
+    echo(str(found.page))
     if not opened and not no_open:
-        click.echo("no browser was found here; open that file, or see --serve", err=True)
+        remark("no browser was found here; open that file, or see --serve")

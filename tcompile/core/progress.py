@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-#: Is given one line at a time.
+#: Is given one line at a time: the name of a stage, or `STAGE: how far it is`, the latter a number
+#: or a share. Logs have a line for each stage.
 Progress = Callable[[str], None]
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from tcompile.core.arrays import UNNAMED, map_array, read_arrays
+import numpy as np
+
+from tcompile.core.arrays import StoredArray, stored_arrays
 from tcompile.data.base import Array, ArrayItem, Source
 
 #: The array that holds classes beside a model's inputs.
@@ -13,24 +15,31 @@ LABELS = "labels"
 
 
 def file_source(path: Path) -> Source:
-    """The arrays of a file, `labels` apart. An .npz is held in memory as a whole, an .npy stays on
-    the disk.
+    """The arrays of a file, `labels` apart, which stay in it until rows are asked for.
 
     Raises:
         UsageError: not such a file, or one that holds more than plain arrays.
     """
-    if path.suffix == ".npy":
-        return arrays_source(str(path), {UNNAMED: map_array(path)})
-    return arrays_source(str(path), read_arrays(path))
+
+    def items() -> Iterator[ArrayItem]:
+        with stored_arrays(path) as arrays:
+            yield _item(arrays)
+
+    with stored_arrays(path) as arrays:
+        return Source(str(path), items, _count(arrays))
 
 
 def arrays_source(name: str, arrays: Mapping[str, Array]) -> Source:
     """Arrays by input name, `labels` apart."""
-    rest = dict(arrays)
-    labels = rest.pop(LABELS, None)
-    count = max((len(array) for array in rest.values() if array.ndim), default=0)
+    return Source(name, lambda: iter([_item(arrays)]), _count(arrays))
 
-    def items() -> Iterator[ArrayItem]:
-        yield ArrayItem(rest, labels)
 
-    return Source(name, items, count)
+def _item(arrays: Mapping[str, Array | StoredArray]) -> ArrayItem:
+    labels = arrays.get(LABELS)
+    rest = {name: array for name, array in arrays.items() if name != LABELS}
+    return ArrayItem(rest, None if labels is None else np.asarray(labels))
+
+
+def _count(arrays: Mapping[str, Array | StoredArray]) -> int:
+    inputs = (array for name, array in arrays.items() if name != LABELS)
+    return max((len(array) for array in inputs if array.ndim), default=0)

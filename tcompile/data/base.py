@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from tcompile.core.arrays import StoredArray
 from tcompile.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,12 +30,15 @@ class ImageItem:
         image: a file, its bytes, or what pillow has opened.
         label: its class, where the source knows it.
         clip: the video that it is a frame of; empty: it is none.
+        label_fault: why what the source has for a class is none; empty: it is one, or there is
+            nothing.
     """
 
     id: str
     image: Path | bytes | Image.Image
     label: Label | None = None
     clip: str = ""
+    label_fault: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,12 +46,14 @@ class ArrayItem:
     """Samples as the model takes them.
 
     Attributes:
-        arrays: by input name, samples first.
+        arrays: by input name, samples first; those of files are read when rows are asked for.
         labels: a class number each, or None.
+        label_fault: as of images.
     """
 
-    arrays: Mapping[str, Array]
+    arrays: Mapping[str, Array | StoredArray]
     labels: Array | None = None
+    label_fault: str = ""
 
 
 @dataclass(frozen=True)
@@ -123,8 +129,8 @@ class Source:
 
 def _unlabelled(item: Item) -> Item:
     if isinstance(item, ImageItem):
-        return replace(item, label=None)
-    return replace(item, labels=None) if isinstance(item, ArrayItem) else item
+        return replace(item, label=None, label_fault="")
+    return replace(item, labels=None, label_fault="") if isinstance(item, ArrayItem) else item
 
 
 def plain_label(value: Any) -> Label | None:
@@ -132,7 +138,7 @@ def plain_label(value: Any) -> Label | None:
 
     Numbers in tensors and arrays of one value are taken out of them.
     """
-    if hasattr(value, "item") and np.size(value) == 1:
+    if hasattr(value, "item") and np.size(np.asarray(value)) == 1:  # a tensor's size is a method
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, (int, str)):
         return None

@@ -14,7 +14,7 @@ import numpy as np
 from tcompile.core.arrays import UNNAMED
 from tcompile.core.errors import UsageError
 from tcompile.core.packages import require
-from tcompile.data.base import ArrayItem, ImageItem, Item, Source, Unreadable, plain_label
+from tcompile.data.base import Array, ArrayItem, ImageItem, Item, Source, Unreadable, plain_label
 
 #: Columns that hold images and classes, the likeliest first.
 _IMAGES = ("image", "img", "pixel_values", "picture", "photo")
@@ -62,14 +62,15 @@ def callable_source(spec: str) -> Source:
 def dataset_source(dataset: Any, name: str) -> Source:
     """The samples of a data set, each an image or (image, class).
 
-    An image is one of pillow's, a path, or uint8 pixels [H, W, 3]. Anything else is an input that
-    is prepared already, such as the tensor [3, H, W] that a transform of torchvision makes. A
-    sample may also be a mapping, with the image as `image` or `pixel_values`, the class as `label`.
-    A sample that cannot be had is left out like an image that cannot be read. Names of classes are
-    those of its `classes`. What its code prints goes to stderr.
+    An image is one of pillow's, a path, or uint8 pixels [H, W], [H, W, C] or [C, H, W]. Anything
+    else is an input that is prepared already, such as the tensor [3, H, W] that a transform of
+    torchvision makes; of a DataLoader of PyTorch a batch of them. A sample may also be a mapping,
+    with the image as `image` or `pixel_values`, the class as `label`. A sample that cannot be had
+    is left out like an image that cannot be read. Names of classes are those of its `classes`. What
+    its code prints goes to stderr.
 
     Raises:
-        UsageError: it cannot be iterated.
+        UsageError: it cannot be iterated; (in the pass) a sample has no image.
     """
     indexed = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
     if not indexed and not hasattr(dataset, "__iter__"):
@@ -82,9 +83,11 @@ def dataset_source(dataset: Any, name: str) -> Source:
     names = tuple(classes) if all(isinstance(c, str) for c in classes) else ()
 
     if not indexed:
+        batched = getattr(dataset, "batch_size", None) is not None
+        make = _batch if batched else _item
         return Source(
             name,
-            lambda: (_item(f"{i}", x, name) for i, x in enumerate(_samples(dataset))),
+            lambda: (make(f"{i}", x, name) for i, x in enumerate(_samples(dataset))),
             classes=names,
         )
 
@@ -112,25 +115,65 @@ def _samples(dataset: Any) -> Iterator[Any]:
 
 
 def _item(number: str, sample: Any, name: str) -> Item:
-    image, label = sample, None
-    if isinstance(sample, Mapping):
-        image = next((sample[key] for key in _IMAGES if key in sample), None)
-        label = next((sample[key] for key in _LABELS if key in sample), None)
-    elif isinstance(sample, (tuple, list)) and sample:
-        image, label = sample[0], sample[1] if len(sample) > 1 else None
-    if image is None:
-        raise UsageError(f"sample {number} has no image", where=name, hint="(image, class)")
-    found = plain_label(label)
+    image, label = _parts(number, sample, name)
+    found, fault = plain_label(label), ""
+    if found is None and (count := _several(label)) > 1:
+        fault = f"sample {number} has {count} numbers for a class, not one, or a name"
     if isinstance(image, str):
         image = Path(image)
     if isinstance(image, Path) or _is_pil(image):
-        return ImageItem(number, image, found)
+        return ImageItem(number, image, found, label_fault=fault)
     array = np.asarray(image)
-    if array.dtype == np.uint8 and array.ndim == 3 and array.shape[-1] == 3:
+    if (pixels := _pixels(array)) is not None:
         pillow = require("PIL.Image", "cpu", "preparing images")
-        return ImageItem(number, pillow.fromarray(array), found)
+        return ImageItem(number, pillow.fromarray(pixels), found, label_fault=fault)
     labels = None if found is None else np.asarray([found])
-    return ArrayItem({UNNAMED: array[np.newaxis]}, labels)
+    return ArrayItem({UNNAMED: array[np.newaxis]}, labels, label_fault=fault)
+
+
+def _batch(number: str, sample: Any, name: str) -> ArrayItem:
+    """Prepared inputs, and their classes, as a DataLoader collates them."""
+    image, label = _parts(number, sample, name)
+    found = None if label is None else np.asarray(label)
+    return ArrayItem({UNNAMED: np.asarray(image)}, found)
+
+
+def _parts(number: str, sample: Any, name: str) -> tuple[Any, Any]:
+    """Image and class of a sample."""
+    image, label, has = sample, None, ""
+    if isinstance(sample, Mapping):
+        image = next((sample[key] for key in _IMAGES if key in sample), None)
+        label = next((sample[key] for key in _LABELS if key in sample), None)
+        has = f": it has {', '.join(map(str, sample))}"
+    elif isinstance(sample, (tuple, list)) and sample:
+        image, label = sample[0], sample[1] if len(sample) > 1 else None
+    if image is None:
+        raise UsageError(
+            f"sample {number} has no image{has}",
+            where=name,
+            hint="a pair of image and class, or a mapping with 'image' and 'label'",
+        )
+    return image, label
+
+
+def _several(label: Any) -> int:
+    """How many numbers there are in place of one; 0 for anything else, such as boxes or a map."""
+    if isinstance(label, (list, tuple)):
+        return len(label) if all(isinstance(each, (int, float)) for each in label) else 0
+    array = np.asarray(label) if hasattr(label, "__array__") else np.empty(0)
+    return len(array) if array.ndim == 1 and array.dtype.kind in "biuf" else 0
+
+
+def _pixels(array: Array) -> Array | None:
+    """Whole pixels of one image as pillow takes them; None of anything else."""
+    if array.dtype != np.uint8 or array.ndim not in (2, 3):
+        return None
+    if array.ndim == 3 and array.shape[0] in (1, 3, 4) and array.shape[2] not in (1, 3, 4):
+        array = np.moveaxis(array, 0, -1)
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    fits = array.ndim == 2 or array.shape[2] in (3, 4)
+    return np.ascontiguousarray(array) if fits else None
 
 
 def _is_pil(value: Any) -> bool:
@@ -156,7 +199,7 @@ def hf_source(folder: Path) -> Source:
         raise UsageError(
             f"holds several splits: {', '.join(splits)}",
             where=str(folder),
-            hint=f"give the folder of one, such as {folder.name}/{splits[-1]}",
+            hint=f"give the folder of one, such as {folder / splits[-1]}",
         )
     library = require("datasets", "data", "reading a data set of Hugging Face")
     try:

@@ -24,18 +24,29 @@ def folder_source(folder: Path, *, labels: bool = True) -> Source:
         labels: whether they are wanted; else `labels.csv` is not read.
 
     Raises:
-        UsageError: there are no images, or `labels.csv` is damaged.
+        UsageError: there are no images, or `labels.csv` is damaged or names none of them.
     """
     found = (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
     files = sorted(p for p in found if not _hidden(p.relative_to(folder)))
     if not files:
-        raise UsageError("no images in this folder", where=str(folder))
+        raise UsageError(
+            "no images in this folder",
+            where=str(folder),
+            hint=f"files that end in {', '.join(sorted(SUFFIXES))}",
+        )
     names = [path.relative_to(folder) for path in files]
     known: list[Label | None] = [None] * len(files)
     file = folder / LABELS_FILE if labels and (folder / LABELS_FILE).exists() else None
     if file is not None:
         given = read_labels(file)
         known = [given.get(name.as_posix()) for name in names]
+        if not any(name.as_posix() in given for name in names):
+            raise UsageError(
+                f"names none of the images: its first row is of '{next(iter(given), '')}', the "
+                f"first image is '{names[0].as_posix()}'",
+                where=str(file),
+                hint="rows file,label: the path within the folder, with its suffix",
+            )
     elif labels and all(len(n.parts) > 1 for n in names) and len({n.parts[0] for n in names}) > 1:
         known = [name.parts[0] for name in names]
 
@@ -58,23 +69,57 @@ def read_labels(path: Path) -> dict[str, Label]:
     an empty label counts as none.
 
     Raises:
+        UsageError: it is not such a file, or has two labels for a file.
+    """
+    rows = [row for row in table_rows(path, ",") if row[1] or is_image(row[0])]
+    if not any(label for _, label in rows):
+        raise UsageError("rows must be file,label, with whole numbers or names", where=str(path))
+    labelled = [(Path(name).as_posix(), label) for name, label in rows if label]
+    found: dict[str, Label] = {}
+    for (name, _), label in zip(labelled, as_labels([x for _, x in labelled]), strict=True):
+        if found.setdefault(name, label) != label:
+            raise UsageError(
+                f"has two labels for {name}: {found[name]} and {label}", where=str(path)
+            )
+    return found
+
+
+def table_rows(path: Path, separator: str) -> list[tuple[str, str]]:
+    """Rows file, label of a table, the label empty where there is none; without a first row of
+    headings, where others name images.
+
+    Raises:
         UsageError: it is not such a file.
     """
-    refusal = UsageError("rows must be file,label, with whole numbers or names", where=str(path))
+    lines = read_text(path).splitlines()
+    first = next((line for line in lines if line.strip()), "")
+    if separator == "," and ";" in first and "," not in first:
+        separator = ";"  # as spreadsheets write it where the comma is a decimal point
     try:
-        rows = [row for row in csv.reader(read_text(path).splitlines()) if len(row) > 1]
+        read = [row for row in csv.reader(lines, delimiter=separator) if row and row[0].strip()]
     except csv.Error as error:
-        raise refusal from error
-    if not rows:
-        raise refusal
-    pairs = [(Path(row[0]).as_posix(), row[1].strip()) for row in rows]
-    pairs = [pair for pair in pairs if pair[1] and pair != ("file", "label")]
-    return dict(zip((name for name, _ in pairs), as_labels([x for _, x in pairs]), strict=True))
+        raise UsageError("rows must be file,label", where=str(path)) from error
+    rows = [(plain_path(row[0]), row[1].strip() if len(row) > 1 else "") for row in read]
+    headed = rows and not Path(rows[0][0]).suffix and any(is_image(name) for name, _ in rows[1:])
+    return rows[1:] if headed or rows[:1] in ([("file", "label")], [("file", "")]) else rows
+
+
+def plain_path(text: str) -> str:
+    """A path as a file gives it, of Windows too."""
+    return text.strip().replace("\\", "/")
+
+
+def is_image(name: str) -> bool:
+    """Tell whether a file is an image, by its suffix."""
+    return Path(name).suffix.lower() in SUFFIXES
 
 
 def as_labels(texts: list[str]) -> list[Label]:
-    """Numbers if all of the texts are whole numbers, else the texts."""
+    """Numbers if all of the texts are whole numbers (7, 7.0), else the texts."""
     try:
-        return [int(text) for text in texts]
+        numbers = [float(text) for text in texts]
+        return (
+            [int(number) for number in numbers] if all(map(float.is_integer, numbers)) else [*texts]
+        )
     except ValueError:
         return list(texts)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 from tcompile.core.errors import UsageError
 from tcompile.core.files import read_text
 from tcompile.data.base import ImageItem, Label, Source
-from tcompile.data.folder import as_labels
+from tcompile.data.folder import as_labels, is_image, plain_path, table_rows
 
 #: What separates path and label, by suffix.
 _SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": "", ".lst": ""}
@@ -19,18 +18,15 @@ def list_source(path: Path) -> Source:
     """The images that a list names, in its order; paths are relative to the list's folder.
 
     `.csv` and `.tsv` have rows file,label, the label may be left out, and so may a first row
-    `file,label`. In `.txt` and `.lst` a class number may follow the path, after a space or a tab.
-    A file that is not there is one that cannot be read: it is counted like any other.
+    of headings. In `.txt` and `.lst` a class may follow the path, after a space or a tab; lines
+    with a # first are left out. A file that is not there is one that cannot be read: it is counted
+    like any other.
 
     Raises:
-        UsageError: it names nothing, or has labels for some of the images alone.
+        UsageError: it names nothing, nothing that is there, or has labels for some images alone.
     """
-    text, separator = read_text(path), _SEPARATORS[path.suffix.lower()]
-    try:
-        rows = _rows(text, separator) if separator else [_words(r) for r in text.splitlines()]
-    except csv.Error as error:
-        raise UsageError("rows must be file,label", where=str(path)) from error
-    rows = [row for row in rows if row[0] and row != ("file", "label") and row != ("file", "")]
+    separator = _SEPARATORS[path.suffix.lower()]
+    rows = table_rows(path, separator) if separator else _lines(path)
     if not rows:
         raise UsageError("names no images", where=str(path))
     bare = next((name for name, label in rows if not label), None)
@@ -39,6 +35,12 @@ def list_source(path: Path) -> Source:
             f"has no label for {bare}, and has labels for others",
             where=str(path),
             hint="all, or none",
+        )
+    if not any((path.parent / name).exists() for name, _ in rows):
+        raise UsageError(
+            f"names no image that is there: {rows[0][0]}",
+            where=str(path),
+            hint=f"paths are relative to the folder of the list, {path.parent}",
         )
     labels: list[Label] | list[None] = (
         [None] * len(rows) if bare is not None else as_labels([label for _, label in rows])
@@ -53,13 +55,14 @@ def list_source(path: Path) -> Source:
     return Source(str(path), lambda: map(item, range(count)), count, tuple(classes), item=item)
 
 
-def _rows(text: str, separator: str) -> list[tuple[str, str]]:
-    read = csv.reader(text.splitlines(), delimiter=separator)
-    return [(row[0].strip(), row[1].strip() if len(row) > 1 else "") for row in read if row]
+def _lines(path: Path) -> list[tuple[str, str]]:
+    lines = (line.strip() for line in read_text(path).splitlines())
+    return [_words(line) for line in lines if line and not line.startswith("#")]
 
 
 def _words(line: str) -> tuple[str, str]:
-    """Path and class number; a path may have spaces, and a number behind it is its class."""
-    line = line.strip()
+    """Path and class: what follows a path, which may have spaces, if it is a number, or if the path
+    is that of an image without it."""
     name, _, last = line.rpartition("\t" if "\t" in line else " ")
-    return (name.strip(), last) if name and last.isdigit() else (line, "")
+    labelled = last.isdigit() or (is_image(name) and not is_image(last))
+    return (plain_path(name), last) if name and last and labelled else (plain_path(line), "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -125,9 +125,11 @@ class Boxes:
         self._categories = _categories(truth, names, count)
         self._found: tuple[list[list[float]], list[list[float]]] = ([], [])
         self._ids: dict[int, str] = {}
+        self._alone = False
 
     def add(self, batch: Batch) -> None:
         """Take the outputs of some samples."""
+        self._alone = batch.alone
         for i, name in enumerate(batch.ids):
             entry = self._truth.images.get(name)
             entry = entry or self._truth.images.get(PurePosixPath(name).name)
@@ -173,7 +175,11 @@ class Boxes:
             pair = [_precisions(e, np.arange(len(images))) for e in (dense, reduced)]
             kept = _left_out(len(images))
             drawn = np.asarray(
-                [_summary(_precisions(reduced, k)) - _summary(_precisions(dense, k)) for k in kept]
+                [
+                    _summary(_precisions(reduced, k))
+                    - (0 if self._alone else _summary(_precisions(dense, k)))
+                    for k in kept
+                ]
             )
         before, after = map(_summary, pair)
         measures = []
@@ -181,16 +187,20 @@ class Boxes:
             if not np.isfinite(before[i]) or not np.isfinite(after[i]):
                 continue
             low = high = None
-            more = float(after[i] - before[i])
+            more = float(after[i] - (0 if self._alone else before[i]))
             if len(drawn) > 1 and np.isfinite(drawn[:, i]).all():
                 groups = len(drawn)
                 spread = (groups - 1) / groups * ((drawn[:, i] - drawn[:, i].mean()) ** 2).sum()
                 low, high = more - _T * spread**0.5, more + _T * spread**0.5
             kind = "jackknife" if low is not None else ""
-            figures = float(before[i]), float(after[i])
-            measures.append(Measure(name, *figures, more, low, high, kind, len(images)))
+            was, apart = (None, None) if self._alone else (float(before[i]), more)
+            measures.append(
+                Measure(name, was, float(after[i]), apart, low, high, kind, len(images))
+            )
         remarks = () if measures else ("none of the images has a box",)
         rows = _rows(self._truth, pair, self._ids)
+        if self._alone:
+            rows = tuple(replace(row, dense=None) for row in rows)
         worst = self._worst(dense, reduced, images)
         return OutputFindings(self.output, "boxes", "all", tuple(measures), rows, worst, remarks)
 

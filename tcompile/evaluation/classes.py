@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tcompile.evaluation.collector import Batch, Column
+from tcompile.evaluation.collector import NO_DENSE, Batch, Column
 from tcompile.evaluation.findings import ClassRow, Damage, Measure, OutputFindings, Task
 from tcompile.evaluation.intervals import paired_share, share
 from tcompile.evaluation.labels import ClassNumbers
@@ -49,14 +49,14 @@ class Classes:
         self._answers = Column(np.int32), Column(np.int32)
         self._labels = Column(np.int32)
         self._ranks = Column(np.int32), Column(np.int32)
-        self._count = 0
+        self._count, self._alone = 0, False
 
     def add(self, batch: Batch) -> None:
         """Take the scores of some samples."""
         dense, reduced = (
             _finite(self._scores(o[self.output])) for o in (batch.dense, batch.reduced)
         )
-        self._count = dense.shape[1]
+        self._count, self._alone = dense.shape[1], batch.alone
         labels = np.full(len(dense), -1)
         if self._numbers is not None:
             pairs = zip(batch.labels, batch.ids, strict=True)
@@ -95,9 +95,13 @@ class Classes:
             most = (1, 5) if self._count > 5 else (1,)
             for k in most:
                 right = [(r >= 0) & (r < k) for r in ranks]
-                measures.append(paired_share(f"{top}{k}", *right))
-        measures.append(share(f"{plain}agreement", (dense == reduced) & (reduced >= 0)))
+                measures.append(
+                    paired_share(f"{top}{k}", None if self._alone else right[0], right[1])
+                )
+        if not self._alone:
+            measures.append(share(f"{plain}agreement", (dense == reduced) & (reduced >= 0)))
         remarks = (self._numbers.rule,) if self._numbers is not None and known.any() else ()
+        remarks = remarks if measures else (f"without labels {NO_DENSE}",)
         rows = self._rows(dense, reduced, labels)
         return OutputFindings(
             self.output, self._task, "all", tuple(measures), rows, self._worst.found(), remarks
@@ -111,10 +115,11 @@ class Classes:
         for number in np.unique(group[group >= 0]).tolist():
             here = group == number
             before, after, count = dense[here], reduced[here], int(here.sum())
-            same = float(((before == after) & (after >= 0)).mean())
+            same = None if self._alone else float(((before == after) & (after >= 0)).mean())
             right: tuple[float | None, float | None] = (None, None)
             if known.any():
-                right = (float((before == number).mean()), float((after == number).mean()))
+                was = None if self._alone else float((before == number).mean())
+                right = (was, float((after == number).mean()))
             measure = f"{self._prefix[0]}1" if known.any() else f"{self._prefix[1]}agreement"
             rows.append(ClassRow(number, self._label(number), count, measure, *right, same))
         return tuple(sorted(rows, key=_damage, reverse=True))

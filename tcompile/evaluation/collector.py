@@ -22,13 +22,22 @@ class Batch:
     Attributes:
         ids, labels: of the samples; None: no label.
         dense, reduced: outputs by name, samples first; of the reduced model also what tells of its
-            tokens.
+            tokens. Where there is no dense model, both are the same.
     """
 
     ids: Sequence[str]
     labels: Sequence[Label | None]
     dense: Mapping[str, Array]
     reduced: Mapping[str, Array]
+
+    @property
+    def alone(self) -> bool:
+        """Tell whether there is no dense model to compare with."""
+        return self.dense is self.reduced
+
+
+#: Said of an output whose figures are all of a comparison.
+NO_DENSE = "its figures are distances to the dense model's, which is not there"
 
 
 class Collector(Protocol):

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tcompile.data.base import Label
-from tcompile.evaluation.collector import Batch, Column
+from tcompile.evaluation.collector import NO_DENSE, Batch, Column
 from tcompile.evaluation.findings import ClassRow, Damage, Measure, OutputFindings
 from tcompile.evaluation.intervals import mean, paired_share, share
 from tcompile.evaluation.worst import Worst
@@ -47,13 +47,15 @@ class Embeddings:
         self._worst, self._cosine = Worst(worst), Column()
         self._held: tuple[list[Array], list[Array]] = ([], [])
         self._labels: list[Label | None] = []
+        self._alone = False
 
     def add(self, batch: Batch) -> None:
         """Take the embeddings of some samples."""
         dense, reduced = batch.dense[self.output], batch.reduced[self.output]
+        self._alone = batch.alone
         near = cosine(dense, reduced)
         self._cosine.add(near)
-        for name, value in zip(batch.ids, near.tolist(), strict=True):
+        for name, value in zip(batch.ids, near.tolist(), strict=True) if not self._alone else ():
             self._worst.add(1 - value, Damage(name, "cosine to dense", 1.0, value))
         room = GALLERY - len(self._labels)
         if room > 0:
@@ -63,28 +65,37 @@ class Embeddings:
 
     def found(self) -> OutputFindings:
         """The figures of all samples so far."""
-        measures: list[Measure | None] = [mean("cosine", self._cosine.values, seed=self._seed)]
+        measures: list[Measure | None] = []
+        if not self._alone:
+            measures.append(mean("cosine", self._cosine.values, seed=self._seed))
         dense, reduced = (np.concatenate(held) for held in self._held)
         classes: tuple[ClassRow, ...] = ()
         remarks = []
         if len(self._cosine.values) > len(dense):
             remarks.append(f"neighbours are those among the first {len(dense)} images")
         if len(dense) > 1:
-            nearest, own = _compared(dense, reduced)
-            measures.append(mean("neighbours", nearest, seed=self._seed))
-            measures.append(share("own", own))
+            if not self._alone:
+                nearest, own = _compared(dense, reduced)
+                measures.append(mean("neighbours", nearest, seed=self._seed))
+                measures.append(share("own", own))
             numbers = {n: i for i, n in enumerate(dict.fromkeys(self._labels)) if n is not None}
             labels = np.asarray([numbers.get(n, -1) if n is not None else -1 for n in self._labels])
             known = labels >= 0
             if known.sum() > 1:
-                pair = [_asked(x[known], labels[known], len(numbers)) for x in (dense, reduced)]
-                (voted, first, precision), (voted_r, first_r, precision_r) = pair
-                right, right_r = voted == labels[known], voted_r == labels[known]
+                sides = (reduced,) if self._alone else (reduced, dense)
+                found = [_asked(x[known], labels[known], len(numbers)) for x in sides]
+                voted_r, first_r, precision_r = found[0]
+                voted, first, precision = found[-1] if not self._alone else (None, None, None)
+                right_r = voted_r == labels[known]
+                right = None if voted is None else voted == labels[known]
                 measures.append(paired_share("knn", right, right_r))
                 measures.append(paired_share("recall1", first, first_r))
                 measures.append(mean("map", precision_r, precision, seed=self._seed))
                 names = {i: n for n, i in numbers.items()}
-                classes = tuple(_rows(labels[known], names, right, right_r, voted == voted_r))
+                same = None if voted is None else voted == voted_r
+                classes = tuple(_rows(labels[known], names, right, right_r, same))
+        if not measures:
+            remarks.append(f"without labels {NO_DENSE}")
         shown = tuple(m for m in measures if m is not None)
         return OutputFindings(
             self.output, "embedding", "all", shown, classes, self._worst.found(), tuple(remarks)
@@ -142,15 +153,16 @@ def _without_self(near: Array, rows: Array) -> Array:
 
 
 def _rows(
-    labels: Array, names: dict[int, Label], dense: Array, reduced: Array, same: Array
+    labels: Array, names: dict[int, Label], dense: Array | None, reduced: Array, same: Array | None
 ) -> Iterator[ClassRow]:
     """One row a class, the most damaged first."""
     found = []
     for number in np.unique(labels).tolist():
         here, name = labels == number, names[number]
-        before, after = float(dense[here].mean()), float(reduced[here].mean())
+        before = None if dense is None else float(dense[here].mean())
+        after = float(reduced[here].mean())
         index, label = (name, "") if isinstance(name, int) else (number, name)
-        agree = float(same[here].mean())
+        agree = None if same is None else float(same[here].mean())
         found.append(ClassRow(index, label, int(here.sum()), "knn", before, after, agree))
     yield from sorted(
         found, key=lambda r: ((r.dense or 0) - (r.reduced or 0), r.images), reverse=True

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tcompile.evaluation.collector import Batch, Column
+from tcompile.evaluation.collector import NO_DENSE, Batch, Column
 from tcompile.evaluation.findings import Damage, Measure, OutputFindings
 from tcompile.evaluation.intervals import mean
 from tcompile.evaluation.worst import Worst
@@ -46,11 +46,14 @@ class Features:
     ) -> None:
         self.output, self._seed, self._towers, self._channels = output, seed, towers, channels
         self._worst = Worst(worst)
-        self._compared = "all"
+        self._compared, self._alone = "all", False
         self._columns = {name: Column() for name in ("correlation", "cosine", "error", "error_p95")}
 
     def add(self, batch: Batch) -> None:
         """Take the outputs of some samples."""
+        if batch.alone:
+            self._alone = True
+            return
         pair = aligned(
             self.output,
             batch.dense[self.output],
@@ -114,7 +117,9 @@ class Features:
         values = self._columns["error"].values
         if bad := int((~np.isfinite(values)).sum()):
             remarks.append(f"NaN, Inf or nothing to compare in {bad} of {len(values)} images")
-        if not len(values):
+        if self._alone:
+            remarks.append(NO_DENSE)
+        elif not len(values):
             remarks.append("cannot be compared with the dense model's: other shapes")
         return OutputFindings(
             self.output,
@@ -131,10 +136,13 @@ class Numbers:
 
     def __init__(self, output: str, worst: int, seed: int) -> None:
         self.output, self._seed = output, seed
-        self._worst, self._error = Worst(worst), Column()
+        self._worst, self._error, self._alone = Worst(worst), Column(), False
 
     def add(self, batch: Batch) -> None:
         """Take the numbers of some samples."""
+        if batch.alone:
+            self._alone = True
+            return
         pair = (batch.dense[self.output], batch.reduced[self.output])
         want, have = (x.reshape(len(x), -1)[:, 0].astype(np.float64) for x in pair)
         error = np.abs(have - want)
@@ -148,4 +156,6 @@ class Numbers:
         values = self._error.values
         measure = mean("absolute_error", values, seed=self._seed, higher_is_better=False)
         measures = () if measure is None else (measure,)
-        return OutputFindings(self.output, "number", "all", measures, worst=self._worst.found())
+        remarks = (NO_DENSE,) if self._alone else ()
+        worst = self._worst.found()
+        return OutputFindings(self.output, "number", "all", measures, (), worst, remarks)

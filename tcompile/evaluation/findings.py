@@ -15,7 +15,8 @@ class Measure:
 
     Attributes:
         name: as `--fail-under` knows it.
-        dense: None for what compares the two models, such as `agreement`.
+        dense: None for what compares the two models, such as `agreement`, and where there is no
+            dense model.
         reduced: of the reduced model, or of the comparison.
         difference: reduced − dense; None where there is no `dense`.
         low, high: 95 % interval of the difference, else of the figure; None of a single image.
@@ -46,7 +47,7 @@ class ClassRow:
         number: of the class; label: its name, where the model's file has one.
         images: of this class; without labels, those that the dense model takes for it.
         measure: what dense and reduced are: `top1`, `iou`, `knn`.
-        dense, reduced: None without labels.
+        dense, reduced: None without labels; dense also where there is no dense model.
         agreement: share of the images (or pixels) to which both give the same class.
     """
 

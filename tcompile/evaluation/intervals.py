@@ -29,11 +29,13 @@ def share(name: str, right: npt.NDArray[np.bool_]) -> Measure:
 
 
 def paired_share(
-    name: str, dense: npt.NDArray[np.bool_], reduced: npt.NDArray[np.bool_]
+    name: str, dense: npt.NDArray[np.bool_] | None, reduced: npt.NDArray[np.bool_]
 ) -> Measure:
     """The share of right answers of both models, with Agresti and Min's interval of the difference
     (2005: half an image is added to each of the four cells, so that it has a width where no answer
-    changed) and McNemar's exact test."""
+    changed) and McNemar's exact test. Of the reduced model alone as `share`."""
+    if dense is None:
+        return share(name, reduced)
     stats = require("scipy.stats", "cpu", "confidence intervals")
     count = len(dense)
     lost, won = int((dense & ~reduced).sum()), int((~dense & reduced).sum())

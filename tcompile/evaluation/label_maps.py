@@ -58,10 +58,11 @@ class LabelMaps:
         self._sums = WeightedSums(6 * classes, seed)
         self._images = np.zeros(classes, np.int64)
         self._right = Column(), Column()
-        self._same = Column()
+        self._same, self._alone = Column(), False
 
     def add(self, batch: Batch) -> None:
         """Take the scores of some samples."""
+        self._alone = batch.alone
         for i, name in enumerate(batch.ids):
             truth = self._truth(name)
             dense, reduced = (
@@ -121,21 +122,24 @@ class LabelMaps:
         low = high = None
         if count > 1:
             drawn = [_miou(row) for row in self._sums.sums.reshape(-1, 6, self._classes)[:, :5]]
-            apart = np.asarray([after - before for before, after in drawn])
+            apart = np.asarray([after - (0 if self._alone else before) for before, after in drawn])
             low, high = (float(q) for q in np.nanquantile(apart, (0.025, 0.975)))
         kind = "bootstrap" if count > 1 else ""
+        was, more = (None, None) if self._alone else (dense, reduced - dense)
+        right = None if self._alone else self._right[0].values
         measures = [
-            Measure("miou", dense, reduced, reduced - dense, low, high, kind, count),
-            mean("pixel", self._right[1].values, self._right[0].values, seed=self._seed),
-            mean("pixel_agreement", self._same.values, seed=self._seed),
+            Measure("miou", was, reduced, more, low, high, kind, count),
+            mean("pixel", self._right[1].values, right, seed=self._seed),
         ]
+        if not self._alone:
+            measures.append(mean("pixel_agreement", self._same.values, seed=self._seed))
         rows = []
         for number in np.flatnonzero(total[4]).tolist():
             hits, union, hits_r, union_r, pixels, same = total[:, number]
             label = self._names[number] if self._names else ""
-            before, after = float(hits / union), float(hits_r / union_r)
-            images = int(self._images[number])
-            rows.append(ClassRow(number, label, images, "iou", before, after, float(same / pixels)))
+            after, images = float(hits_r / union_r), int(self._images[number])
+            before, agree = (None, None) if self._alone else (hits / union, float(same / pixels))
+            rows.append(ClassRow(number, label, images, "iou", before, after, agree))
         rows.sort(key=lambda row: (row.dense or 0) - (row.reduced or 0), reverse=True)
         return OutputFindings(
             self.output,

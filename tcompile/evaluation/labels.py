@@ -34,7 +34,7 @@ class ClassNumbers:
 
     def __init__(self, source: Source, names: Sequence[str], count: int, where: str) -> None:
         self._count, self._where, self._data = count, where, source.name
-        known = _by_name(names) if len(names) == count else {}
+        known = self._known = _by_name(names) if len(names) == count else {}
         self._numbers: dict[Label, int] = {}
         self.rule = "labels are numbers of the model's classes"
         if not source.classes:
@@ -72,11 +72,15 @@ class ClassNumbers:
         if label is None:
             return -1
         found = self._numbers.get(label, label)
+        if isinstance(found, str) and plain_name(found) in self._known:
+            self.rule = "labels are names of the model's classes"
+            found = self._known[plain_name(found)]
         if not isinstance(found, int) or not 0 <= found < self._count:
             raise UsageError(
                 f"label {label!r} of {sample} is none of the classes 0 to {self._count - 1} of "
                 f"{self._where}",
                 where=self._data,
+                hint="classes are counted from 0; --no-labels does without",
             )
         return found
 

@@ -22,6 +22,13 @@ MEASURES = {
     ),
     **dict.fromkeys(("error", "error_p95", "absolute_error"), False),
 }
+#: Those that compare the two models: there is none of the reduced model alone.
+COMPARED = frozenset(
+    (
+        *("agreement", "zeroshot_agreement", "pixel_agreement", "cosine", "neighbours", "own"),
+        *("correlation", "error", "error_p95", "absolute_error"),
+    )
+)
 INTERVALS = (
     "95 %, over images: Agresti-Min of paired shares (with McNemar's exact p), Wilson of single "
     "shares, jackknife of AP over 20 groups, bootstrap with 1000 resamples of everything else"
@@ -35,9 +42,9 @@ class Evaluation:
     """Dense and reduced on the same data.
 
     Attributes:
-        artifact, dense: what was compared.
+        artifact, dense: what was compared; dense None: the artifact alone.
         same_source: whether the dense model is, byte for byte, what the artifact was built from;
-            None: the artifact is a plain ONNX file.
+            None: the artifact is a plain ONNX file, or there is no dense model.
         runtime, precision: of the artifact; the dense model ran in ONNX Runtime as it is.
         data: its name; images: how many were evaluated; labelled: those with a label.
         unreadable: which were not, and why.
@@ -48,7 +55,7 @@ class Evaluation:
     """
 
     artifact: str
-    dense: str
+    dense: str | None
     same_source: bool | None
     runtime: str
     precision: str
@@ -139,11 +146,11 @@ def judged(bounds: Sequence[Bound], findings: Sequence[OutputFindings]) -> tuple
     for bound in bounds:
         rows = [(o.output, m) for o in findings for m in o.measures if m.name == bound.measure]
         if not rows:
-            have = dict.fromkeys(m.name for o in findings for m in o.measures)
+            have = ", ".join(dict.fromkeys(m.name for o in findings for m in o.measures))
             raise UsageError(
                 f"'{bound.measure}' was not measured: the data, or the output, is not for it",
                 where=bound.option,
-                hint=f"measured: {', '.join(have)}",
+                hint=f"measured: {have or 'nothing'}",
             )
         for output, measure in rows:
             found = _lost(measure, bound) if bound.drop else measure.reduced

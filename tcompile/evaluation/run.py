@@ -23,7 +23,7 @@ from tcompile.evaluation.kept import Overlaps
 from tcompile.evaluation.label_maps import LabelMaps
 from tcompile.evaluation.labels import ClassNumbers
 from tcompile.evaluation.zero_shot import TextEmbeddings
-from tcompile.runtime.decoding import Unread
+from tcompile.runtime.decoding import Unread, none_readable
 from tcompile.runtime.metrics import holds_classes
 from tcompile.runtime.samples import Samples
 from tcompile.runtime.signature import Signature
@@ -83,7 +83,7 @@ class Pass:
 def run_over(
     source: Source,
     model: Signature,
-    dense: Run,
+    dense: Run | None,
     reduced: Run,
     asked: Asked,
     *,
@@ -95,6 +95,7 @@ def run_over(
 
     Args:
         model: inputs of the models, with images as large as the dense model's.
+        dense: None: there is none, and figures are those of the reduced model alone.
         size: samples at a time.
 
     Raises:
@@ -106,9 +107,11 @@ def run_over(
     collectors: list[Collector] | None = None
     done = labelled = 0
     total = min(x for x in (source.count, asked.limit, 1 << 62) if x is not None)
-    start = time.monotonic()
+    start, stage = time.monotonic(), f"evaluating {source.name}"
+    progress(stage)
     for chunk in chunks(model, source, size, unread, asked.limit):
-        wanted, actual = dense(chunk.samples), reduced(chunk.samples)
+        actual = reduced(chunk.samples)
+        wanted = actual if dense is None else dense(chunk.samples)
         batch = Batch(chunk.ids, chunk.labels, wanted, actual)
         if collectors is None:
             collectors = make_collectors(batch, source, model, asked)
@@ -119,10 +122,10 @@ def run_over(
         overlaps.add_frames(chunk.clips, actual)
         done += len(chunk)
         labelled += sum(label is not None for label in chunk.labels)
-        progress(_told(done, total, len(unread), time.monotonic() - start))
+        progress(f"{stage}: " + _told(done, total, len(unread), time.monotonic() - start))
     if collectors is None:
         if unread:
-            raise unread[0].error
+            raise none_readable(source, unread)
         raise UsageError("holds no samples", where=source.name)
     progress("working out intervals")
     found = tuple(collector.found() for collector in collectors)

@@ -212,7 +212,7 @@ class ProfileRun:
             if not always and not self._room():
                 self.left_out += len(set(counts[i:]) - set(self.halves))
                 break
-            self.say(f"opening the parts at {tokens} tokens")
+            self.say(f"opening the parts: {tokens} tokens")
             partitioned = [c for c in (self._cut(m, tokens) for m in self.methods) if c is not None]
             if partitioned:
                 made = partial(self._at, tokens, partitioned)

@@ -170,7 +170,7 @@ def rounds(
         if number >= needed and time.monotonic() + longest > deadline:
             break
         if number < count:
-            say(f"round {number + 1} of {count}, {len(sessions)} token counts and steps")
+            say(f"timing {len(sessions)} token counts and steps: round {number + 1} of {count}")
         start = time.monotonic()
         for which in rng.permutation(len(sessions)):
             sessions[which].round()

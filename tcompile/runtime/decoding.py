@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,17 @@ class Unread:
 
     id: str
     error: ImageError
+
+
+def none_readable(source: Source, unread: Sequence[Unread]) -> UsageError:
+    """The error about data of which nothing can be read."""
+    first = unread[0].error
+    if len(unread) == 1:
+        return first
+    return UsageError(
+        f"none of the {len(unread)} images can be read; the first: {first.one_line()}",
+        where=source.name,
+    )
 
 
 def decoded(

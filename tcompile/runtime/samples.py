@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from tcompile.data.base import ArrayItem, Label, Source
 from tcompile.data.opening import open_source
 from tcompile.data.video import SUFFIXES as VIDEOS
 from tcompile.runtime.arrays import check_inputs
-from tcompile.runtime.decoding import Unread, decoded, image_input
+from tcompile.runtime.decoding import Unread, decoded, image_input, none_readable
 from tcompile.runtime.host_image import read_host_image
 from tcompile.runtime.signature import Signature, fixed_dim, is_packed, leading_input
 from tcompile.runtime.token_outputs import is_bookkeeping
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 #: Values of a batch of any size: eight images of 224 × 224, since activations grow with them.
 _AT_ONCE = 8 * 3 * 224 * 224
-#: Frames of a video that are held at a time.
-_FRAMES = 256
+#: Frames of a video that are held at a time, and bytes of images.
+_FRAMES, _HELD = 256, 2 << 30
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,8 @@ def samples_for(
 ) -> Samples:
     """Read all of `data` (see `tcompile.data.opening.FORMS`), or draw `count` random inputs.
 
-    Of a video with more than 256 frames, as many are taken, equally far apart.
+    Of a video with more than 256 frames, as many are taken, equally far apart; of more images than
+    fit into 2 GiB, so many.
 
     Args:
         seed: of what is drawn.
@@ -110,9 +112,16 @@ def samples_for(
     if source.count and Path(data).suffix.lower() in VIDEOS and source.count > _FRAMES:
         every = -(-source.count // _FRAMES)
         source, sparse = open_source(data, every=every), f" (1 of {every} frames)"
+    image = model.image_input
+    size = 4 * math.prod(map(fixed_dim, image.shape[1:])) if image is not None else 1
+    most, total = max(_HELD // max(size, 1), 1), source.count or 0
+    if source.item is not None and total > most:
+        source, sparse = source.spread(most), f" ({most:,} of {total:,}, equally far apart)"
     unread: list[Unread] = []
     found = _all_of(model, source, unread)
-    if unread and not (skip_unreadable and found is not None):
+    if found is None and unread:
+        raise none_readable(source, unread)
+    if unread and not skip_unreadable:
         raise unread[0].error
     if found is None:
         raise UsageError("holds no samples", where=source.name)
@@ -130,7 +139,7 @@ def _all_of(model: Signature, source: Source, unread: list[Unread]) -> Samples |
     labels: list[Label | None] = []
     for item, row in decoded(model, source, unread):
         if isinstance(item, ArrayItem):
-            parts.append(item.arrays)
+            parts.append({name: np.asarray(array) for name, array in item.arrays.items()})
             labels += [None] if item.labels is None else np.atleast_1d(item.labels).tolist()
         else:
             source.check_label(item)
@@ -159,6 +168,8 @@ def sample_arrays(model: Signature, arrays: Mapping[str, Array], path: Path) -> 
     """
     arrays = _for_each_sample(model, check_inputs(model, arrays, str(path)), path)
     lengths = {len(array) for array in arrays.values()}
+    if lengths == {0}:
+        raise UsageError("holds no samples", where=str(path))
     if len(lengths) != 1 or 0 in lengths:
         raise UsageError("arrays must hold the same number of samples", where=str(path))
     missing = [t for t in model.inputs if t.name not in arrays]

@@ -85,6 +85,12 @@ def _pieces(
 ) -> Generator[Chunk, None, None]:
     where, number = Path(source.name), counting(1)
     for item, row in decoded(model, source, unread):
+        if item.label_fault:
+            raise UsageError(
+                item.label_fault,
+                where=source.name,
+                hint="a sample is (image, class); or do without, --no-labels",
+            )
         if isinstance(item, ArrayItem):
             for arrays, labels in _cut(model, item, size, source.name):
                 samples = sample_arrays(model, arrays, where)
@@ -111,7 +117,7 @@ def _cut(
     labels = None if item.labels is None else _labels(item.labels, total, where)
     for start in range(0, max(total, 1), size):
         part = {
-            name: array[start : start + size] if rows.get(name) == total else array
+            name: array[start : start + size] if rows.get(name) == total else np.asarray(array)
             for name, array in item.arrays.items()
         }
         yield part, None if labels is None else labels[start : start + size]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,18 +14,24 @@ from tcompile.cli import common, main
 #: A method's own schedule: what the planner does is tests/acceptance/cli/test_planner.py's matter.
 TOPK = ("--target", "cpu", "--method", "topk")
 
-
 #: What a command writes must not depend on how busy the machine is.
-common.LOOK = 3600.0
+common.REPEAT = 3600.0
+#: A line that says what is being done, on stderr.
+_STAGE = re.compile(r"\[ *\d+\.\d s\] ")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Result of a command."""
+    """Result of a command.
+
+    Attributes:
+        err: stderr without the lines of progress, which are `log`.
+    """
 
     code: int
     out: str
     err: str
+    log: str = ""
 
     def json(self) -> Any:
         """Stdout as the one JSON document it should be."""
@@ -41,4 +48,7 @@ class Command:
         self.capsys.readouterr()
         code = main([str(a) for a in arguments])
         captured = self.capsys.readouterr()
-        return Outcome(code, captured.out, captured.err)
+        log, err = [], []
+        for line in captured.err.splitlines(keepends=True):
+            (log if _STAGE.match(line) else err).append(line)
+        return Outcome(code, captured.out, "".join(err), "".join(log))

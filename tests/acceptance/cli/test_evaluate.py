@@ -75,13 +75,22 @@ def test_subfolders_that_are_not_classes(tcompile: Command, out: str) -> None:
     assert [m["name"] for m in found.json()["outputs"][0]["measures"]] == ["agreement"]
 
 
-def test_a_source_that_is_gone_is_named(tcompile: Command, out: str) -> None:
-    """The hint is followed."""
+def test_a_source_that_is_gone(tcompile: Command, out: str) -> None:
+    """Figures are the artifact's alone; the hint is followed."""
     Path("dense.onnx").rename("moved.onnx")
-    refused = tcompile("evaluate", out, "--data", "photos")
-    assert refused.code == 2
-    assert "dense.onnx: the dense model is not where it was" in refused.err
-    assert "(give it as --against)" in refused.err
-    assert tcompile("evaluate", out, "--data", "photos", "--against", "moved.onnx").code == 0
+    base = ("evaluate", out, "--data", "photos")
+    alone = tcompile(*base, "--fail-under", "top1=.5")
+    assert (alone.code, alone.err) == (0, "")
+    assert "out (onnxruntime, fp32), 2 images of photos, 2 with labels" in alone.out
+    row = next(line.split() for line in alone.out.splitlines() if line.startswith("top1"))
+    assert row[:2] == ["top1", "0.5000"]
+    assert "note: figures are those of the artifact alone: the dense model is not" in alone.out
+    missed = tcompile(*base, "--fail-under", "top1=.75", "--json")
+    assert (missed.code, missed.json()["dense"]) == (1, None)
+    refused = tcompile(*base, "--fail-drop", "top1=.6")
+    assert (refused.code, refused.out) == (2, "")
+    assert "--fail-drop: 'top1' compares with the dense model, which is not where" in refused.err
+    assert "'dense.onnx' (give it as --against)" in refused.err
+    assert tcompile(*base, "--fail-drop", "top1=.6", "--against", "moved.onnx").code == 0
     bare = tcompile("evaluate", "reduced.onnx", "--data", "photos")
     assert "(give the dense model as --against)" in bare.err

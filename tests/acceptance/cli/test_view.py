@@ -24,17 +24,19 @@ from tests.support.command import Command
 
 def test_maps_of_other_images(glyphs_reports: Path, tmp_path: Path) -> None:
     photos = tmp_path / "photos"
-    photos.mkdir()
+    (photos / "two").mkdir(parents=True)
     rng = np.random.default_rng(0)
-    for name in ("one.png", "two.png"):
+    names = ("one.png", "two/one.png")
+    for name in names:
         Image.fromarray(rng.integers(0, 256, (90, 70, 3), dtype=np.uint8)).save(photos / name)
     found = maps(glyphs_reports / "topk", tmp_path / "maps", photos)
     assert [p.file for p in found.pictures] == [
         "000-one-00-topk-at-attn-1.png",
-        "001-two-00-topk-at-attn-1.png",
+        "001-one-00-topk-at-attn-1.png",
     ]
+    assert tuple(p.image for p in found.pictures) == names
     session = ort.InferenceSession(glyphs_reports / "topk" / "model.onnx")
-    for picture, name in zip(found.pictures, ("one.png", "two.png"), strict=True):
+    for picture, name in zip(found.pictures, names, strict=True):
         pixels = load_image(
             photos / name, signature(glyphs_reports / "topk" / "model.onnx").preprocessing
         )
@@ -58,7 +60,8 @@ def test_where_the_source_is_gone_the_artifact_tells_the_last_map(
     assert said.code == 0, said.err
     found = json.loads(said.out)
     assert found["notes"] == [
-        "'gone.onnx' is gone: this is what the artifact says is left at the end"
+        "this is what the artifact says is left at the end: the dense model is not where it was, "
+        "or was changed since: 'gone.onnx' (--against names one)"
     ]
     last = [p for p in whole.pictures if p.step == "merge at attn:5"]
     assert [p["region"] for p in found["pictures"]] == [list(p.region) for p in last]

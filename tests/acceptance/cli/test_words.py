@@ -28,6 +28,8 @@ from tcompile.api.verify import verify
 from tcompile.cli import COMMANDS, common
 from tcompile.cli import tcompile as group
 from tcompile.cli.common import print_table
+from tcompile.core.errors import UsageError
+from tcompile.core.progress import Progress
 from tcompile.models import export
 from tcompile.pipeline import building
 from tests.support.command import Command
@@ -324,28 +326,47 @@ def test_names_are_never_broken(
     assert all(len(re.sub(r"\x1b\[[\d;]*m", "", line)) <= width for line in tables)
 
 
-def test_a_log_shows_that_a_long_job_lives(
+def test_a_log_has_a_line_a_stage(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(common, "LOOK", 0.02)
-    monkeypatch.setattr(common, "REPEAT", 0.1)
+    """And more where one takes long."""
+    monkeypatch.setattr(common, "REPEAT", 3600)
     with common.progress() as say:
-        say("measuring part 1")
-        time.sleep(0.5)
-        say("building the engine")
-        time.sleep(0.1)
+        say("reading \x1b[31mvit.onnx")
+        for share in range(30):
+            say(f"calibrating on 8 scenes (as for ImageNet: not known): {share}% (tome)")
+        for number in range(3):
+            say(f"trying {number}.5 ms with tome")
+            say(f"running 32 images at {number} tokens")
+            say("building the engine: tactics, 3 of 7")
     told = capsys.readouterr()
     assert told.out == ""
-    lines = [line.partition("] ")[2] for line in told.err.splitlines()]
-    assert lines[-1] == "building the engine"
-    assert 2 <= lines.count("measuring part 1") <= 8, "once, and now and then while it goes on"
+    assert [line.partition("] ")[2] for line in told.err.splitlines()] == [
+        "reading \\x1b[31mvit.onnx",
+        "calibrating on 8 scenes (as for ImageNet: not known)",
+        "trying 0.5 ms with tome",
+        "running 32 images at 0 tokens",
+        "building the engine",
+        "done",
+    ]
     assert told.err.startswith("[ ")
-
-
-def test_a_short_job_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(common, "REPEAT", 0.1)
     with common.progress() as say:
-        say("reading")
-    assert capsys.readouterr() == ("", "")
+        say("evaluating photos: 32 of 5,000 images, 2 min left")
+        time.sleep(0.35)
+    first, *others, last = capsys.readouterr().err.splitlines()
+    assert first.endswith("] evaluating photos")
+    assert last.endswith("] done")
+    assert 1 <= len(others) <= 8
+    assert all(line.endswith("32 of 5,000 images, 2 min left") for line in others), others
+    with pytest.raises(UsageError), common.progress() as say:
+        _fail(say)
+    assert "done" not in capsys.readouterr().err
+
+
+def _fail(say: Progress) -> None:
+    say("reading")
+    raise UsageError("damaged")
 
 
 def test_output_that_is_not_utf_8(vit: Path) -> None:

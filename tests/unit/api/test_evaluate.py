@@ -153,13 +153,84 @@ def test_what_cannot_be_asked(folder: Path, options: dict[str, Any], says: str) 
 
 
 def test_a_source_that_is_gone(folder: Path) -> None:
+    with_dense = evaluate("out", "photos")
     Path("dense.onnx").rename("moved.onnx")
-    with pytest.raises(UsageError, match="is not where it was, or was changed since"):
-        evaluate("out", "photos")
+    found = evaluate("out", "photos", fail_under=[("top1", 0.5)])
+    assert (found.dense, found.same_source, found.passed) == (None, None, True)
+    assert found.notes == (
+        "figures are those of the artifact alone: the dense model is not where it was, or was "
+        "changed since: 'dense.onnx' (--against names one)",
+    )
+    (top1,) = found.outputs[0].measures
+    assert (top1.dense, top1.difference, top1.interval) == (None, None, "wilson")
+    assert top1.reduced == with_dense.measure("top1").reduced == 0.5
+    assert top1.low is not None
+    assert 0 < top1.low < 0.5
+    rows = {row.label: row for row in found.outputs[0].classes}
+    assert (rows["blue"].dense, rows["blue"].reduced, rows["blue"].agreement) == (None, 0.5, None)
+    assert found.outputs[0].worst == ()
+    json.dumps(found.to_json(), allow_nan=False)
+    bare = evaluate("out", "photos", labels=False)
+    assert bare.outputs[0].measures == ()
+    assert "without labels its figures are distances to the dense" in bare.outputs[0].remarks[0]
+    for options, says in (
+        ({"fail_drop": [("top1", 0.5)]}, r"--fail-drop: 'top1' compares with the dense model, .*"),
+        ({"fail_under": [("agreement", 0.5)]}, r"--fail-under: 'agreement' compares with the .*"),
+        ({"fail_under": [("miou", 0.5)]}, r"'miou' was not measured: .* \(measured: top1\)"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            evaluate("out", "photos", **options)  # type: ignore[arg-type]
     found = evaluate("out", "photos", against="moved.onnx")
     assert found.same_source is True
     with pytest.raises(UsageError, match="give the dense model as --against"):
         evaluate("reduced.onnx", "photos")
+
+
+def alone(reduced: Path, data: object, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Measures of an artifact with its dense model, a copy of it, and without."""
+    Path("d.onnx").write_bytes(reduced.read_bytes())
+    make_artifact(Path("alone"), Path("d.onnx"), reduced)
+    both = evaluate("alone", data, **options)
+    Path("d.onnx").unlink()
+    found = evaluate("alone", data, **options)
+    assert len(found.notes) == 1
+    assert not any(output.worst for output in found.outputs)
+    return tuple(  # type: ignore[return-value]
+        {(o.task, m.name): m for o in e.outputs for m in o.measures} for e in (both, found)
+    )
+
+
+def test_each_task_without_the_dense_model(folder: Path) -> None:
+    """Figures of the reduced model are what they are beside a dense one; comparisons are out."""
+    pytest.importorskip("pycocotools")
+    save_colours(Path("e.onnx"), BIAS, output="embedding", labels=())
+    np.savez("texts.npz", embeddings=np.eye(3), classes=np.array(NAMES))
+    for file in Path("photos").rglob("*.png"):
+        Path("maps", file.parent.name).mkdir(parents=True, exist_ok=True)
+        label = Image.new("L", (8, 8), NAMES.index(file.parent.name))
+        label.save(Path("maps", file.parent.name, file.name))
+    document = {
+        "images": [{"id": 5, "file_name": "0.png", "width": 8, "height": 8}],
+        "annotations": [{"image_id": 5, "category_id": 3, "bbox": [0, 0, 4, 8]}],
+        "categories": [{"id": 3, "name": "red"}],
+    }
+    Path("boxes.json").write_text(json.dumps(document), encoding="utf-8")
+    m, e, b = save_map(Path("m.onnx"), (1, 2, 1)), Path("e.onnx"), save_boxes(Path("b.onnx"), 0.25)
+    maps, photo = {"label_maps": "maps"}, "photos/red/0.png"
+    for model, data, options, task, names in (
+        (Path("reduced.onnx"), "photos", {}, "classes", ["top1"]),
+        (e, "photos", {"texts": "texts.npz"}, "classes", ["zeroshot1"]),
+        (e, "photos", {}, "embedding", ["knn", "recall1", "map"]),
+        (m, "photos", maps, "label map", ["miou", "pixel"]),
+        (b, photo, {"boxes": "boxes.json"}, "boxes", ["ap", "ap50", "ap75"]),
+        (m, "photos", {}, "features", []),
+    ):
+        both, found = alone(model, data, **options)
+        assert [n for t, n in found if t == task] == names, task
+        for key, measure in found.items():
+            assert measure.reduced == both[key].reduced
+            assert (measure.dense, measure.difference, measure.p_value) == (None, None, None)
+            assert measure.low is None or measure.low <= measure.reduced <= measure.high
 
 
 def test_an_engine_that_was_not_run_is_said(folder: Path) -> None:
@@ -187,6 +258,62 @@ def test_hints_are_options(folder: Path) -> None:
     make_artifact(Path("bad"), Path("dense.onnx"), Path("reduced.onnx"), fault=fault)
     with pytest.raises(TcompileError, match=r"for debugging: logits differ \(build it again\)$"):
         evaluate("bad", "photos")
+
+
+def test_pixels_in_an_array_are_told_from_prepared_inputs(folder: Path) -> None:
+    for array, said in ((np.full((2, 3, 8, 8), 200, np.uint8), 1), (np.zeros((2, 3, 8, 8)), 0)):
+        np.save("x.npy", array)
+        notes = evaluate("out", "x.npy").notes
+        assert sum("whole numbers for 'image'" in note for note in notes) == said
+
+
+def test_names_as_labels_of_arrays(folder: Path) -> None:
+    pixels = np.zeros((2, 3, 8, 8), np.float32)
+    np.savez("x.npz", image=pixels, labels=np.array(["Red", "blue"]))
+    found = evaluate("out", "x.npz")
+    assert found.outputs[0].remarks == ("labels are names of the model's classes",)
+    assert {row.label for row in found.outputs[0].classes} == {"red", "blue"}
+    np.savez("x.npz", image=pixels, labels=np.array([1, 3]))
+    says = r"label 3 of sample 2 is none of the classes 0 to 2 of .* \(classes are counted from 0"
+    with pytest.raises(UsageError, match=says):
+        evaluate("out", "x.npz")
+
+
+def test_classes_that_are_several_numbers_are_refused(folder: Path) -> None:
+    hot = [(Image.new("RGB", (8, 8)), np.eye(3)[0])]
+    with pytest.raises(UsageError, match=r"3 numbers for a class, .*or do without, --no-labels"):
+        evaluate("out", hot)
+    assert evaluate("out", hot, labels=False).labelled == 0
+
+
+def test_odd_files_of_a_folder(folder: Path) -> None:
+    """Whatever people's folders have: each is read as viewers show it, or listed."""
+    odd, red = Path("odd"), Image.new("RGB", (40, 30), (200, 30, 20))
+    odd.mkdir()
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    red.save(odd / "turned.jpg", exif=turned)
+    red.convert("CMYK").save(odd / "cmyk.JPG")
+    for mode in ("RGBA", "L", "LA", "P", "1"):
+        red.convert(mode).save(odd / f"ünï {mode}.png")
+    Image.fromarray(np.full((30, 40), 40_000, np.uint16)).save(odd / "16.png")
+    red.save(odd / "moving.gif", save_all=True, append_images=[Image.new("RGB", (40, 30))] * 2)
+    Image.effect_noise((200, 150), 90).save(odd / "whole.jpg")
+    data = (odd / "whole.jpg").read_bytes()
+    (odd / "torn.jpg").write_bytes(data[: len(data) // 2])
+    (odd / "empty.png").touch()
+    (odd / "nested.png").mkdir()
+    for name in (".DS_Store", "Thumbs.db", "._turned.jpg", "notes.txt"):
+        (odd / name).write_bytes(b"no image")
+    found = evaluate("out", "odd")
+    assert found.images == 10
+    assert [u.id for u in found.unreadable] == ["empty.png", "nested.png", "torn.jpg"]
+    assert "is truncated" in found.unreadable[2].fault
+    for name in odd.iterdir():
+        if name.suffix.lower() in (".jpg", ".gif") or "ünï" in name.name or name.name == "16.png":
+            name.unlink()
+    with pytest.raises(UsageError, match="odd: none of the 2 images can be read; the first: odd/e"):
+        evaluate("out", "odd")
 
 
 def test_how_images_are_prepared_is_said_of_images(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,10 +91,45 @@ def test_a_row_without_a_label(tmp_path: Path) -> None:
     assert (first.label, second.label, source.classes) == (7, None, ())
     with pytest.raises(UsageError, match=r"labels\.csv: has no label for 2\.png"):
         source.check_label(second)
-    for text in ("", "1.png 7\n2.png 3\n", "1.png;7\n"):
+    for text, says in (
+        ("", "rows must be file,label"),
+        ("1.png 7\n2.png 3\n", "rows must be file,label"),
+        (
+            "3.png,7\n",
+            r"names none of the images: its first row is of '3.png', the first image is ",
+        ),
+        ("id,file,label\n1,1.png,7\n", ".*its first row is of 'id', the first image is '1.png'"),
+        ("1.png,7\n2.png,3\n1.png,8\n", r"has two labels for 1\.png: 7 and 8"),
+    ):
         (tmp_path / "labels.csv").write_text(text, encoding="utf-8")
-        with pytest.raises(UsageError, match=r"labels\.csv: rows must be file,label"):
+        with pytest.raises(UsageError, match=rf"labels\.csv: {says}"):
             open_source(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "filename,class\n{1},7\n{2},3\n",
+        "\ufeffimage_id,label\r\n{1},7\r\n{2},3\r\n",
+        "{1};7\n{2};3\n",
+        "{1},7.0\n{2},3.0\n",
+        '"{1}","7"\n"./{2}","3"\n',
+    ],
+)
+def test_tables_as_programs_write_them(tmp_path: Path, text: str) -> None:
+    """Headings of any name, semicolons, numbers with a point, Windows' paths: numbers stay numbers,
+    since names in alphabetical order would be other classes."""
+    for name in ("a/1.png", "ü b.png"):
+        save_image(tmp_path / name, RED)
+    text = text.replace("{1}", "a\\1.png").replace("{2}", "ü b.png")
+    for file in ("labels.csv", "list.csv"):
+        (tmp_path / file).write_text(text, encoding="utf-8")
+    assert images(open_source(tmp_path)) == [("a/1.png", 7), ("ü b.png", 3)]
+    found = images(open_source(tmp_path / "list.csv"))
+    assert [(name.removeprefix("./"), label) for name, label in found] == [
+        ("a/1.png", 7),
+        ("ü b.png", 3),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -104,11 +140,19 @@ def test_a_row_without_a_label(tmp_path: Path) -> None:
         ("l.lst", "a.png\t1\nb/c d.png\t0\n", [("a.png", 1), ("b/c d.png", 0)]),
         ("l.csv", "file,label\na.png,cat\nb.png,7\n", [("a.png", "cat"), ("b.png", "7")]),
         ("l.csv", "file\na.png\n", [("a.png", None)]),
+        ("l.csv", "path,class\na.png,0\n", [("a.png", 0)]),
         ("l.tsv", "a.png\t2\n", [("a.png", 2)]),
+        (
+            "l.txt",
+            "# mine\nmy photo.png cat\nb.png dog\n",
+            [("my photo.png", "cat"), ("b.png", "dog")],
+        ),
+        ("l.txt", "sub\\a.png 1\n", [("sub/a.png", 1)]),
     ],
 )
 def test_lists(tmp_path: Path, name: str, text: str, want: list[tuple[str, Any]]) -> None:
     (tmp_path / name).write_text(text, encoding="utf-8")
+    save_image(tmp_path / want[-1][0], RED)  # one that is there; the others are counted when read
     source = open_source(tmp_path / name)
     assert images(source) == want
     assert source.count == len(want)
@@ -118,7 +162,15 @@ def test_lists(tmp_path: Path, name: str, text: str, want: list[tuple[str, Any]]
 
 
 @pytest.mark.parametrize(
-    ("text", "says"), [("", "names no images"), ("a.png 1\nb.png\n", r"no label for b\.png")]
+    ("text", "says"),
+    [
+        ("", "names no images"),
+        ("a.png 1\nb.png\n", r"no label for b\.png"),
+        (
+            "c/a.png\nb.png\n",
+            r"no image that is there: c/a\.png \(paths are relative to the folder",
+        ),
+    ],
 )
 def test_lists_that_cannot_be_used(tmp_path: Path, text: str, says: str) -> None:
     (tmp_path / "l.txt").write_text(text, encoding="utf-8")
@@ -130,10 +182,10 @@ def test_arrays(tmp_path: Path) -> None:
     array = np.arange(24, dtype=np.float32).reshape(4, 6)
     np.save(tmp_path / "x.npy", array)
     np.savez(tmp_path / "x.npz", image=array, labels=np.arange(4))
-    (item,) = open_source(tmp_path / "x.npy").items()
+    item = next(iter(items := open_source(tmp_path / "x.npy").items()))
     assert isinstance(item, ArrayItem)
-    assert isinstance(item.arrays["arr_0"], np.memmap)  # stays on the disk
     np.testing.assert_array_equal(item.arrays["arr_0"], array)
+    assert not list(items)
     source = open_source(tmp_path / "x.npz")
     (item,) = source.items()
     assert isinstance(item, ArrayItem)
@@ -204,6 +256,61 @@ def test_a_data_set_of_a_program() -> None:
     assert isinstance(fourth, ImageItem)
     assert fourth.label is None
     assert (source.count, source.classes) == (4, ("cat", "dog"))
+
+
+@pytest.mark.parametrize("shape", [(5, 6), (5, 6, 1), (5, 6, 3), (5, 6, 4), (3, 5, 6), (1, 5, 6)])
+def test_whole_pixels_are_images_in_any_layout(shape: tuple[int, ...]) -> None:
+    """As OpenCV, MNIST and `torchvision.io` give them, which are not prepared for a model."""
+    (item,) = open_source([(np.full(shape, 200, np.uint8), 1)]).items()
+    assert isinstance(item, ImageItem)
+    assert isinstance(item.image, Image.Image)
+    assert item.image.size == (6, 5)
+    assert item.image.convert("RGB").getpixel((0, 0)) == (200, 200, 200)
+
+
+def test_batches_of_a_loader() -> None:
+    """What PyTorch's DataLoader gives: inputs and classes, collated."""
+
+    class Loader:
+        batch_size = 2
+
+        def __len__(self) -> int:
+            return 2
+
+        def __iter__(self) -> Iterator[Any]:
+            yield np.zeros((2, 3, 4, 4)), np.array([0, 1])
+            yield np.zeros((1, 3, 4, 4)), np.array([2])
+
+    first, second = open_source(Loader()).items()
+    assert isinstance(first, ArrayItem)
+    assert isinstance(second, ArrayItem)
+    assert first.arrays["arr_0"].shape == (2, 3, 4, 4)
+    assert first.labels is not None
+    assert second.labels is not None
+    assert (first.labels.tolist(), second.labels.tolist()) == ([0, 1], [2])
+    (bare, _) = open_source(Loader()).without_labels().items()
+    assert isinstance(bare, ArrayItem)
+    assert bare.labels is None
+
+
+def test_several_numbers_are_no_class() -> None:
+    """One-hot, say, which is told; boxes and maps are something else."""
+    picture = Image.new("RGB", (2, 2))
+    for image in (picture, np.zeros((3, 2, 2))):
+        for label in (np.eye(3)[0], [0, 1, 0]):
+            source = open_source([(image, label)])
+            (item,) = source.items()
+            assert isinstance(item, (ImageItem, ArrayItem))
+            assert item.label_fault == "sample 0 has 3 numbers for a class, not one, or a name"
+            (item,) = source.without_labels().items()
+            assert isinstance(item, (ImageItem, ArrayItem))
+            assert item.label_fault == ""
+    for label in ({"boxes": []}, [{"bbox": []}, {"bbox": []}], np.zeros((2, 2)), picture, None):
+        (item,) = open_source([(picture, label)]).items()
+        assert isinstance(item, ImageItem)
+        assert (item.label, item.label_fault) == (None, "")
+    with pytest.raises(UsageError, match=r"has no image: it has x, y \(a pair"):
+        list(open_source([{"x": picture, "y": 1}]).items())
 
 
 def test_an_iterable_of_prepared_tensors() -> None:
@@ -337,7 +444,6 @@ def test_what_is_no_data(tmp_path: Path, data: Any, says: str) -> None:
 
 
 def test_labels_of_other_libraries() -> None:
-    assert [plain_label(x) for x in (3, "cat", np.int32(4), np.array([5]), None, True, 0.5)] == [
-        *(3, "cat", 4, 5),
-        *(None, None, None),
-    ]
+    torch = pytest.importorskip("torch")
+    given = (3, "cat", np.int32(4), np.array([5]), torch.tensor(6), None, True, 0.5)
+    assert [plain_label(x) for x in given] == [*(3, "cat", 4, 5, 6), *(None, None, None)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -97,6 +98,56 @@ def test_arrays_are_cut_and_small_batches_put_together(model: Signature) -> None
     assert values(one) == [3]
 
 
+@pytest.mark.parametrize("kind", ["npy", "npz", "packed npz"])
+def test_arrays_of_files_are_read_a_few_rows_at_a_time(
+    model: Signature, tmp_path: Path, kind: str
+) -> None:
+    """Constant memory: of 15 MB, one chunk of 77 kB is held, and the next one made."""
+    array = np.random.default_rng(0).random((20_000, 3, 8, 8), np.float32)
+    path = tmp_path / f"x.{kind.split()[-1]}"
+    if kind == "npy":
+        np.save(path, array)
+    else:
+        save = np.savez_compressed if kind.startswith("packed") else np.savez
+        save(path, image=array, labels=np.arange(20_000))
+    tracemalloc.start()
+    try:
+        total, first = 0, 0
+        for chunk in chunks(model, open_source(path), 100, []):
+            here = array[first : first + 100]
+            np.testing.assert_array_equal(chunk.samples.arrays["image"], here)
+            if kind != "npy":
+                assert chunk.labels == tuple(range(first, first + 100))
+            first += 100
+            total += len(chunk)
+        assert total == 20_000
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+    assert len(list(chunks(model, open_source(path), 100, [], limit=250))) == 3
+
+
+def test_an_array_by_columns_and_one_that_is_cut_off(model: Signature, tmp_path: Path) -> None:
+    array = np.random.default_rng(0).random((7, 3, 8, 8), np.float32)
+    np.savez(tmp_path / "x.npz", image=np.asfortranarray(array))
+    found = list(chunks(model, open_source(tmp_path / "x.npz"), 3, []))
+    np.testing.assert_array_equal(
+        np.concatenate([chunk.samples.arrays["image"] for chunk in found]), array
+    )
+    np.save(tmp_path / "x.npy", np.asfortranarray(array))
+    np.testing.assert_array_equal(
+        next(chunks(model, open_source(tmp_path / "x.npy"), 9, [])).samples.arrays["image"], array
+    )
+    # Damaged in the middle: known when it is read, and said of the file.
+    path = tmp_path / "torn.npz"
+    np.savez_compressed(path, image=array)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 255
+    path.write_bytes(data)
+    with pytest.raises(UsageError, match=r"torn\.npz: cannot be read as \.npz"):
+        list(chunks(model, open_source(path), 3, []))
+
+
 @pytest.mark.parametrize(
     ("labels", "says"),
     [(np.arange(3), "labels must be 2 class numbers"), (np.array([0.5, 1]), "class numbers")],
@@ -113,6 +164,18 @@ def test_a_damaged_image_is_named_by_its_id(model: Signature, tmp_path: Path) ->
     assert values(list(chunks(model, of(items), 4, unread))) == [3]
     assert unread[0].id == "7"
     assert unread[0].error.one_line() == "7: is not an image that pillow can read"
+
+
+def test_other_commands_hold_no_more_than_fits(
+    model: Signature, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a large folder some images, equally far apart, and it is said."""
+    for i in range(10):
+        save_image(tmp_path / f"photos/{i}.png", (i, i, i))
+    monkeypatch.setattr("tcompile.runtime.samples._HELD", 5 * 3 * 8 * 8 * 4)
+    found = samples_for(model, tmp_path / "photos")
+    assert found.ids == ("0.png", "2.png", "4.png", "6.png", "8.png")
+    assert found.source == "5 samples from photos (5 of 10, equally far apart)"
 
 
 def test_other_commands_take_the_same_forms(model: Signature, tmp_path: Path) -> None:
