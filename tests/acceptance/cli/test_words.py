@@ -144,9 +144,7 @@ def test_messages_name_options_that_there_are() -> None:
         *("--onnxrt", "--trt", "--model-type", "--plugins", "--onnx-outputs", "--save-outputs"),
         *("--load-outputs", "--postprocess-func-script", "--compare-func-script", "--compare"),
         *("--check-error-stat", "--atol", "--rtol", "--cosine-similarity-threshold"),
-        *("--l2-tolerance", "--graph-optimization-level"),
         "--which",  # check.py's, of a bundle
-        *("--model-repository", "--system-site-packages"),
         *("--l2-tolerance", "--graph-optimization-level", "--load-runtime"),
         *("--model-repository", "--backend-config", "--system-site-packages"),
     }
