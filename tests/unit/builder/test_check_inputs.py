@@ -1,4 +1,4 @@
-"""Inputs of an artifact's checks: what is stored is what was run, in types that numpy alone reads."""
+"""Inputs of an artifact's checks: stored as they are run, in types that numpy alone reads."""
 
 from __future__ import annotations
 
