@@ -270,6 +270,7 @@ using Stream = void*;
 inline std::optional<std::int64_t> settled(Dim const& dim,
                                            std::map<std::string, std::int64_t> const& sizes) {
   if (!dim.free()) return dim.size;
+  if (dim.name.empty()) return std::nullopt;
   std::int64_t product = 1;
   std::istringstream stream(dim.name);
   for (std::string factor; std::getline(stream, factor, '*');) {
@@ -297,7 +298,7 @@ void check_tensor(char const* kind, Given const& given, TensorInfo const& wanted
   bool same = given.dtype == wanted.dtype && given.shape.size() == wanted.shape.size();
   for (std::size_t i = 0; same && i < wanted.shape.size(); ++i) {
     Dim const& dim = wanted.shape[i];
-    if (dim.free()) sizes.emplace(dim.name, given.shape[i]);
+    if (dim.free() && dim.name != "?") sizes.emplace(dim.name, given.shape[i]);
     same = given.shape[i] >= 0 && settled(dim, sizes).value_or(given.shape[i]) == given.shape[i];
   }
   if (same) return;
@@ -1611,16 +1612,18 @@ class Engine : public Backend {
   /// While it lives, the engine's GPU is that of the calling thread.
   class OnDevice {
    public:
-    explicit OnDevice(Engine const& engine) {
+    explicit OnDevice(Engine const& engine) : own_(engine.device_) {
       engine.call(cudaGetDevice(&before_), "cudaGetDevice");
-      engine.call(cudaSetDevice(engine.device_), "cudaSetDevice");
+      engine.call(cudaSetDevice(own_), "cudaSetDevice");
     }
-    ~OnDevice() { cudaSetDevice(before_); }
+    ~OnDevice() {
+      if (before_ != own_) cudaSetDevice(before_);
+    }
     OnDevice(OnDevice const&) = delete;
     OnDevice& operator=(OnDevice const&) = delete;
 
    private:
-    int before_ = 0;
+    int own_, before_ = 0;
   };
 
   std::string path_;
@@ -1779,7 +1782,8 @@ class Engine : public Backend {
     addresses_ = addresses;
   }
 
-  /// On a stream of its own; nothing runs meanwhile.
+  /// On the engine's own stream, since another thread may put work into the caller's. Nothing of
+  /// it is run.
   void capture() {
     call(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal),
          "cudaStreamBeginCapture");

@@ -1,12 +1,13 @@
 """Run this bundle's engine on the inputs that lie here, and compare with what they should give.
 
 python3 check.py [ENGINE]     needs numpy and TensorRT's Python package, as JetPack has them;
-                              ENGINE is a path from the bundle, the newest one by default
+                              ENGINE is a path from the bundle, by default the newest one that the
+                              installed TensorRT runs
 python3 check.py --onnx       runs the bundle's model.onnx in ONNX Runtime instead, on any machine
 python3 check.py --which      says which engine that is, for other programs
 
 Nothing of tcompile or PyTorch is needed. check.json says what is compared and how near it must be,
-data.npz holds the inputs and the outputs of the reduced model in fp32.
+scenes.npz holds the inputs, data.npz what the reduced model gave for them in fp32.
 
 Exit codes: 0 every output is as it should be; 1 one is not; 2 it cannot be run.
 """
@@ -307,11 +308,6 @@ def compare(
     return found
 
 
-def filled(array: Any, rows: int | None) -> Any:
-    """An input with its last row repeated up to a fixed batch."""
-    return array if rows is None else array[np.minimum(np.arange(rows), len(array) - 1)]
-
-
 def as_rows(array: Any, how: dict[str, Any]) -> Any:
     """An output with its samples first; of packed patches there is one sample."""
     return array[None] if how.get("one_sample") or not np.ndim(array) else array
@@ -412,7 +408,7 @@ def main(arguments: list[str]) -> int:
     if arguments == ["--which"]:
         print(newest_engine(plan["compatibility"]).relative_to(BUNDLE).as_posix())
         return 0
-    data = np.load(HERE / "data.npz")
+    data, scenes = np.load(HERE / "data.npz"), np.load(HERE / "scenes.npz")
     onnx = "--onnx" in arguments
     paths = [Path(each) for each in arguments if each != "--onnx"]
     if onnx:
@@ -424,7 +420,7 @@ def main(arguments: list[str]) -> int:
     results: dict[str, tuple[str, bool]] = {}
     for run in range(plan["runs"]):
         feed = {
-            name: filled(data[f"{run}/in/{name}"].astype(how["dtype"]), how["rows"])
+            name: scenes[f"{run}|{how['dtype']}|{name}"].astype(how["dtype"])
             for name, how in plan["inputs"].items()
         }
         want = {name: data[f"{run}/out/{name}"] for name in plan["outputs"]}

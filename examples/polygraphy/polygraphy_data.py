@@ -16,6 +16,8 @@ HERE = Path(__file__).resolve().parent
 ARTIFACT = Path(os.environ.get("ARTIFACT", HERE.parent))
 #: Runs at most; 0: any. In fp16 ONNX Runtime's second run on a CPU may be wrong (its issue 27768).
 RUNS = int(os.environ.get("RUNS", "0"))
+#: Runs of scenes.npz that out.json has outputs of; 0: all.
+STORED = 0
 #: Output with fewer tokens → the output that says which tokens its rows are, the axis of its rows,
 #: and the tokens of the dense model.
 ROWS: dict[str, tuple[str, int, int]] = {}
@@ -36,7 +38,7 @@ def load_scenes() -> Iterator[dict[str, np.ndarray]]:
         for key in stored.files:
             run, dtype, name = key.split("|", 2)
             names.append((int(run), dtype, name))
-        for run in range(1 + max(each[0] for each in names)):
+        for run in range(STORED or 1 + max(each[0] for each in names)):
             yield {
                 name: stored[f"{number}|{dtype}|{name}"].astype(dtype)
                 for number, dtype, name in names

@@ -1,16 +1,16 @@
 """What `check.sh` of a Jetson bundle needs: inputs, what they should give, how near it must be.
 
-An engine is built and run where tcompile is not. So the bundle carries two scenes and the outputs
-of the reduced model in fp32 on them, by ONNX Runtime, and a program of numpy that compares
-(`examples/device/check.py`). Inputs are rounded to fp16 before they are run, so that nothing is
-lost by storing them so; outputs are stored as fp16 where the model's own precision is no finer.
+An engine is built and run where tcompile is not. So the bundle carries scenes (`check_inputs`) and
+the outputs of the reduced model in fp32 on them, by ONNX Runtime, and a program of numpy that
+compares (`examples/device/check.py`). Outputs are stored as fp16 where the model's own precision is
+no finer.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tcompile.artifact.polygraphy import CHECKS
-from tcompile.core.model_files import TensorInfo
+from tcompile.builder.check_inputs import check_inputs, stored_dtype, write_inputs
 from tcompile.examples import FOLDER
-from tcompile.runtime.samples import Samples, batches, feed
-from tcompile.runtime.scenes import JUDGED_ON, scenes_for
 from tcompile.runtime.signature import Signature, signature
 from tcompile.runtime.token_outputs import INDEX, OWNER, for_output, is_bookkeeping
 from tcompile.targets.backends import ort
@@ -32,9 +30,8 @@ from tcompile.verify.lowered import COSINES
 from tcompile.verify.numerics import FLIPPED_COSINE, TOLERANCES
 
 Array = npt.NDArray[Any]
-#: In that folder of the bundle, the program, its plan and its arrays.
+#: In that folder of the bundle, the program, its plan and its outputs.
 PROGRAM, PLAN, DATA = "check.py", "check.json", "data.npz"
-_SCENES = 2
 _FLOAT16_MAX = 65504
 
 
@@ -60,67 +57,40 @@ def write_device_check(
         compatibility: what the engine is made compatible with.
     """
     model = signature(shipped)
-    samples = _as_half(scenes_for(model.whole, count=_SCENES, seed=JUDGED_ON))
+    runs, scenes = check_inputs(model, smallest)
     runner = ort.OrtRunner(reference)
     outputs = [t.name for t in model.outputs]
     arrays: dict[str, Array] = {}
-    runs, rows = 0, dict[str, int | None]()
-    for given, size, true_rows in _runs(model, samples, smallest):
+    size = model.batch or smallest
+    for i, given in enumerate(runs):
         found = runner.run(given)
         # A fixed batch is filled up with its last sample: those rows need not be stored.
         by_rows = all(found[n].ndim and len(found[n]) == size for n in outputs)
-        kept = true_rows if by_rows and true_rows < size and not model.packed else None
-        for name, array in given.items():
-            cut = kept is not None and array.ndim > 0 and len(array) == size > kept
-            rows[name] = size if cut else None
-            arrays[f"{runs}/in/{name}"] = _stored(array[:kept] if cut else array, half=True)
+        kept = len(scenes) - i * size if by_rows and not model.packed else None
         for name in outputs:
             array = np.atleast_1d(found[name])
             if model.packed and not is_bookkeeping(name):
                 array = array[np.newaxis]
             array = array if kept is None else array[:kept]
-            arrays[f"{runs}/out/{name}"] = _stored(array, half=precision != "fp32")
-        runs += 1
+            arrays[f"{i}/out/{name}"] = _stored(array, half=precision != "fp32")
     first = {name: arrays[f"0/out/{name}"] for name in outputs}
     plan = {
         "schema": 1,
         "model": shipped.name,
         "precision": precision,
         "compatibility": _compatibility(compatibility or NONE),
-        "reference": f"the reduced model in fp32 (ONNX Runtime {ort.version()}), {samples.source}",
+        "reference": f"the reduced model in fp32 (ONNX Runtime {ort.version()}), {scenes.source}",
         "tolerance": _tolerance(precision),
-        "runs": runs,
-        "inputs": {t.name: {"dtype": _numpy(t), "rows": rows[t.name]} for t in model.inputs},
+        "runs": len(runs),
+        "inputs": {t.name: {"dtype": stored_dtype(t.dtype)} for t in model.inputs},
         "outputs": _outputs(outputs, first, model, towers),
         "unseen_choice": reduced and not any(n.startswith((INDEX, OWNER)) for n in outputs),
     }
     folder = shipped.parent / CHECKS
-    folder.mkdir()
+    write_inputs(shipped.parent, runs)
     shutil.copyfile(FOLDER / "device" / PROGRAM, folder / PROGRAM)
     (folder / PLAN).write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
     np.savez_compressed(folder / DATA, **arrays)  # type: ignore[arg-type]
-
-
-def _runs(
-    model: Signature, samples: Samples, smallest: int
-) -> Iterator[tuple[dict[str, Array], int, int]]:
-    """Feeds of whole runs, their batch and true rows: one sample a run where that may be."""
-    size = 1 if model.packed else model.batch or smallest
-    for arrays, true_rows in batches(samples, size):
-        fed = arrays if model.host is None else model.host.fed(arrays)
-        yield _rounded(feed(model.inputs, fed)), size, true_rows
-
-
-def _as_half(samples: Samples) -> Samples:
-    """Samples that fp16 holds without loss."""
-    arrays = _rounded(samples.arrays)
-    return Samples(arrays, samples.source, samples.real, scenes=samples.scenes)
-
-
-def _rounded(arrays: Mapping[str, Array]) -> dict[str, Array]:
-    return {
-        n: a.astype(np.float16).astype(a.dtype) if _fits_half(a) else a for n, a in arrays.items()
-    }
 
 
 def _stored(array: Array, *, half: bool) -> Array:
@@ -134,11 +104,6 @@ def _stored(array: Array, *, half: bool) -> Array:
 def _fits_half(array: Array) -> bool:
     finite = array[np.isfinite(array)] if array.dtype.kind == "f" else array[:0]
     return array.dtype.kind == "f" and float(abs(finite).max(initial=0)) <= _FLOAT16_MAX
-
-
-def _numpy(tensor: TensorInfo) -> str:
-    """What numpy alone can hold."""
-    return "float32" if tensor.dtype == "bfloat16" else tensor.dtype
 
 
 def _compatibility(made: Compatibility) -> dict[str, Any]:

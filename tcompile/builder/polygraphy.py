@@ -13,13 +13,12 @@ import numpy.typing as npt
 
 from tcompile.artifact.directory import MODEL
 from tcompile.artifact.manifest import Manifest
-from tcompile.artifact.polygraphy import CHECKS, INPUTS, LOADER, OUTPUTS, SCRIPT, script_text
+from tcompile.artifact.polygraphy import CHECKS, LOADER, OUTPUTS, SCRIPT, script_text
+from tcompile.builder.check_inputs import check_inputs, write_inputs
 from tcompile.core.memory import release
 from tcompile.core.progress import Progress
 from tcompile.examples import FOLDER
 from tcompile.runtime.metrics import cosine
-from tcompile.runtime.samples import feeds
-from tcompile.runtime.scenes import JUDGED_ON, scenes_for
 from tcompile.runtime.signature import signature
 from tcompile.runtime.token_outputs import is_bookkeeping
 from tcompile.targets.backends.ort import OrtRunner, is_half
@@ -30,8 +29,8 @@ Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
 #: Output with fewer tokens → its index, the axis of its rows, the dense model's tokens.
 Rows = dict[str, tuple[str, int, int]]
-#: Runs that are stored, and bytes of inputs and of outputs at most: of more, one run is, or none.
-_RUNS, _MOST = 2, 8 << 20
+#: Bytes of inputs and of outputs that are stored at most: of more, one run is, or none.
+_MOST = 8 << 20
 
 
 def write_checks(folder: Path, dense: Path, manifest: Manifest, say: Progress) -> None:
@@ -48,9 +47,7 @@ def write_checks(folder: Path, dense: Path, manifest: Manifest, say: Progress) -
     say("writing checks for polygraphy")
     model = signature(folder / MODEL)
     least = manifest.batch_sizes.smallest if manifest.batch_sizes else 1
-    count = max(_RUNS, least) if model.batch is None else _RUNS
-    scenes = scenes_for(model.whole, count=count, seed=JUDGED_ON)
-    facts, every = facts_of(manifest), [_storable(run) for run in feeds(model, scenes, least)]
+    facts, (every, scenes) = facts_of(manifest), check_inputs(model, least)
     # In fp16 ONNX Runtime's second run may be wrong, and polygraphy cannot tell it what helps.
     once = facts.half or is_half(dense)
     given = every[:1] if once else every
@@ -71,7 +68,7 @@ def write_checks(folder: Path, dense: Path, manifest: Manifest, say: Progress) -
     )
     if max(_size(given), _size(outputs) if facts.stored else 0) > _MOST:
         given, outputs = given[:1], outputs[:1]
-    _fill_loader(folder, rows, kept, once)
+    _fill_loader(folder, rows, kept, runs=int(once), stored=len(given))
     shown = scenes.first(len(given) * (model.batch or least))
     _write(folder, given, outputs, facts, shown.source)
 
@@ -79,12 +76,7 @@ def write_checks(folder: Path, dense: Path, manifest: Manifest, say: Progress) -
 def _write(
     folder: Path, given: Sequence[Arrays], outputs: Sequence[Arrays], facts: Facts, source: str
 ) -> None:
-    stored = {
-        f"{i}|{array.dtype.name}|{name}": _narrow(array)
-        for i, run in enumerate(given)
-        for name, array in run.items()
-    }
-    np.savez_compressed(folder / INPUTS, **stored)  # type: ignore[arg-type]
+    write_inputs(folder, given)
     if facts.stored:
         _store_outputs(folder / OUTPUTS, outputs)
     script = folder / SCRIPT
@@ -94,31 +86,25 @@ def _write(
 
 
 def _fill_loader(
-    folder: Path, rows: Rows, kept: Mapping[str, tuple[float, float]], once: bool
+    folder: Path, rows: Rows, kept: Mapping[str, tuple[float, float]], *, runs: int, stored: int
 ) -> None:
-    """Copy the loader, with what it must know of the model."""
+    """Copy the loader, with what it must know of the model.
+
+    Args:
+        runs: at most, of any inputs; 0: any number.
+        stored: runs that outputs are stored for.
+    """
     (folder / CHECKS).mkdir(exist_ok=True)
     text = (FOLDER / "polygraphy" / "polygraphy_data.py").read_text(encoding="utf-8")
     for old, new in (
         ("ROWS: dict[str, tuple[str, int, int]] = {}", f"{rows!r}"),
         ("KEPT: dict[str, tuple[float, float]] = {}", f"{kept!r}"),
-        ('os.environ.get("RUNS", "0")', f'os.environ.get("RUNS", "{int(once)}")'),
+        ('os.environ.get("RUNS", "0")', f'os.environ.get("RUNS", "{runs}")'),
+        ("STORED = 0", f"STORED = {stored}"),
     ):
         assert text.count(old) == 1
         text = text.replace(old, old.removesuffix("{}") + new if old.endswith("{}") else new)
     (folder / LOADER).write_text(text, encoding="utf-8", newline="\n")
-
-
-def _storable(run: Arrays) -> Arrays:
-    """Inputs as they are once they were stored."""
-    return {name: _narrow(array).astype(array.dtype) for name, array in run.items()}
-
-
-def _narrow(array: Array) -> Array:
-    """In fp16 where that has all values: images have 8 bits."""
-    if array.dtype != np.float32 or np.abs(array).max(initial=0) > np.finfo(np.float16).max:
-        return array
-    return array.astype(np.float16)
 
 
 def _run(path: Path, given: Sequence[Arrays]) -> list[Arrays]:

@@ -113,6 +113,18 @@ static void check_host(Model const& model) {
     }
 }
 
+/// Free dims, of which one may have no name.
+static void check_dims() {
+  std::map<std::string, std::int64_t> sizes{{"batch", 2}};
+  check(settled({-1, "batch*3"}, sizes) == 6, "a product");
+  check(!settled({-1, ""}, sizes) && !settled({-1, "?"}, sizes) && !settled({-1, "n*2"}, sizes),
+        "what is not known");
+  TensorInfo const info{"x", "float32", {{-1, "?"}, {-1, "?"}, {-1, "batch"}, {-1, "batch*2"}}};
+  check_tensor("input", Tensor("float32", {5, 7, 2, 4}), info, sizes, "m");
+  refused([&] { check_tensor("input", Tensor("float32", {5, 7, 2, 6}), info, sizes, "m"); },
+          "m: input 'x' is float32 [5, 7, 2, 6], the model wants float32 ['?', '?', 2, 4]");
+}
+
 static void check_threads(Model const& model) {
   std::vector<std::thread> threads;
   std::vector<int> wrong(8, 0);
@@ -295,6 +307,7 @@ static void check_cpu(std::string const& artifact, std::string const& runtime) {
   Options options;
   options.runtime = runtime;
   Model const model(artifact, options);
+  check_dims();
   check_refusals(model);
   check_host(model);
   check_threads(model);

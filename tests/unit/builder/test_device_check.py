@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -75,6 +76,13 @@ def test_the_model_gives_what_it_should(bundle: Path) -> None:
         "ok   tokens",
     }
     assert sum(p.stat().st_size for p in (bundle / "checks").iterdir()) < 200_000
+    # One set of scenes, for polygraphy.sh too, which in fp16 takes the first.
+    assert [name for name in np.load(bundle / "checks" / "data.npz") if "/in/" in name] == []
+    scenes = np.load(bundle / "checks" / "scenes.npz")
+    assert list(scenes) == ["0|float32|image", "1|float32|image"]
+    loader = runpy.run_path(str(bundle / "checks" / "polygraphy_data.py"))
+    (given,) = loader["load_scenes"]()
+    assert np.array_equal(given["image"], scenes["0|float32|image"].astype(np.float32))
 
 
 @pytest.mark.parametrize(
@@ -100,8 +108,8 @@ def test_restored_outputs_and_other_forms(tmp_path: Path) -> None:
     done = check(out, "--onnx")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "directions are compared alone" in done.stdout
-    data = np.load(out / "checks" / "data.npz")
-    assert data["0/in/image"].shape == (2, 3, 32, 32)  # the third row repeats the second
+    scenes = np.load(out / "checks" / "scenes.npz")
+    assert [(name, scenes[name].shape) for name in scenes] == [("0|float32|image", (3, 3, 32, 32))]
 
 
 def test_what_is_missing_is_said(bundle: Path, tmp_path: Path) -> None:

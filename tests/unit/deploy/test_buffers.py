@@ -129,6 +129,19 @@ def test_a_graph_is_of_addresses_too(engine: Path, cuda: FakeCuda) -> None:
             np.testing.assert_allclose(ends[which].array, images(1).mean((2, 3)), rtol=1e-5)
             counts.append(cuda.calls.count("cudaGraphLaunch"))
         assert counts == [0, 1, 2, 2, 2, 2, 3]  # of what comes twice in succession
+        # A stream that is being captured is let be: the run is part of the caller's graph.
+        ends[0].array[...] = 0
+        _, stream = cuda.cudaStreamCreateWithFlags(0)
+        model.run_buffers({"image": given}, {"logits": ends[0]}, stream=stream)
+        ends[0].array[...] = 0
+        cuda.calls.clear()
+        cuda.cudaStreamBeginCapture(stream, None)
+        model.run_buffers({"image": given}, {"logits": ends[0]}, stream=stream)
+        _, graph = cuda.cudaStreamEndCapture(stream)
+        assert (cuda.calls, ends[0].array.any()) == (["cudaSetDevice"], False)
+        _, made = cuda.cudaGraphInstantiate(graph, 0)
+        cuda.cudaGraphLaunch(made, stream)
+        np.testing.assert_allclose(ends[0].array, images(1).mean((2, 3)), rtol=1e-5)
 
 
 def test_what_does_not_fit_is_refused_before_anything_runs(engine: Path, cuda: FakeCuda) -> None:
