@@ -307,8 +307,8 @@ def test_odd_files_of_a_folder(folder: Path) -> None:
         (odd / name).write_bytes(b"no image")
     found = evaluate("out", "odd")
     assert found.images == 10
-    assert [u.id for u in found.unreadable] == ["empty.png", "nested.png", "torn.jpg"]
-    assert "is truncated" in found.unreadable[2].fault
+    assert [u.id for u in found.unreadable] == ["empty.png", "torn.jpg"]
+    assert "is truncated" in found.unreadable[1].fault
     for name in odd.iterdir():
         if name.suffix.lower() in (".jpg", ".gif") or "ünï" in name.name or name.name == "16.png":
             name.unlink()
