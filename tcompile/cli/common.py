@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 import click
 
 from tcompile.cli.text import echo
-from tcompile.core.errors import bounded, short_names
+from tcompile.core.errors import bounded, short_names, visible
 from tcompile.core.interrupt import checkpoint
 from tcompile.core.progress import Progress
 from tcompile.core.schedule import RESTORES
@@ -387,7 +387,9 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[object]], title: st
     from rich.console import Console
     from rich.table import Table
 
-    texts = [["" if cell is None else short_names(str(cell)) for cell in row] for row in rows]
+    texts = [
+        ["" if cell is None else short_names(visible(str(cell))) for cell in row] for row in rows
+    ]
     # Piped output is for other programs: never cut to the width of a terminal that is not there.
     # Bold letters are no colour to rich: NO_COLOR takes them as well.
     console = Console(
@@ -411,7 +413,10 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[object]], title: st
     with console.capture() as drawn:
         console.print(table)
     lines = [line.rstrip() for line in drawn.get().splitlines()]
-    echo("\n".join([*filter(None, [title]), *filter(None, lines), ""]))
+    if title:
+        echo(title)
+    # These fit; what makes letters bold would count as letters.
+    click.echo("\n".join([*filter(None, lines), ""]))
 
 
 def print_fidelity(fidelity: Fidelity) -> None:

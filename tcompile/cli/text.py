@@ -10,12 +10,16 @@ from typing import Any
 
 import click
 
+from tcompile.core.errors import visible
+
 #: Stands for a hyphen while click breaks lines, which it does after hyphens: `--max-` is no option.
 _HYPHEN = "\u2011"
 
 
 def echo(text: str = "", *, err: bool = False) -> None:
-    """Print a text on stdout, or stderr; on a terminal no word of it is broken."""
+    """Print a text on stdout, or stderr; on a terminal no word of it is broken. Control characters
+    are spelled out."""
+    text = visible(text)
     if (sys.stderr if err else sys.stdout).isatty():
         text = wrapped(text, shutil.get_terminal_size().columns)
     click.echo(text, err=err)

@@ -28,9 +28,17 @@ def short_names(text: str) -> str:
 def _shortened(text: str, most: int) -> str:
     if len(text) > most:
         text = f"{text[: most // 2]}…{text[-(most // 2) :]}"
+    return visible(text)
+
+
+def visible(text: str) -> str:
+    """Return a text whose control characters are spelled out, but for the ends of lines: names of
+    files may hold what moves a terminal's cursor."""
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(
+        c if c == "\n" or c.isprintable() else c.encode("unicode_escape").decode() for c in text
+    )
 
 
 class TcompileError(Exception):

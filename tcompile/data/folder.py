@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from tcompile.core.errors import UsageError
@@ -15,7 +17,8 @@ LABELS_FILE = "labels.csv"
 
 
 def folder_source(folder: Path, *, labels: bool = True) -> Source:
-    """All images within a folder, by path; what is hidden, by a name with a dot first, is left out.
+    """All images within a folder, by path; links are followed, and what is hidden, by a name with a
+    dot first, is left out.
 
     Labels are those of `labels.csv` (rows file,label; numbers or names); else, where every image
     lies in a subfolder and there are two subfolders at least, the name of that.
@@ -26,8 +29,7 @@ def folder_source(folder: Path, *, labels: bool = True) -> Source:
     Raises:
         UsageError: there are no images, or `labels.csv` is damaged or names none of them.
     """
-    found = (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
-    files = sorted(p for p in found if not _hidden(p.relative_to(folder)))
+    files = sorted(_images(folder))
     if not files:
         raise UsageError(
             "no images in this folder",
@@ -60,8 +62,16 @@ def folder_source(folder: Path, *, labels: bool = True) -> Source:
     )
 
 
-def _hidden(name: Path) -> bool:
-    return any(part.startswith(".") for part in name.parts)
+def _images(folder: Path) -> Iterator[Path]:
+    """Images in any depth, in folders that links lead to as well, each once."""
+    seen = set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(root)
+        folders[:] = [] if real in seen else [n for n in folders if not n.startswith(".")]
+        for name in () if real in seen else names:
+            if not name.startswith(".") and is_image(name):
+                yield Path(root, name)
+        seen.add(real)
 
 
 def read_labels(path: Path) -> dict[str, Label]:

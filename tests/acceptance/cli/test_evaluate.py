@@ -41,6 +41,16 @@ def test_a_page_and_a_document(tcompile: Command, out: str) -> None:
     assert plain.json()["outputs"][0]["measures"][0]["reduced"] == 0.5
 
 
+def test_names_that_would_move_the_cursor(tcompile: Command, out: str) -> None:
+    Path("photos/red/0.png").rename("photos/red/a\x1b[2J.png")
+    Path("photos/red/b\x1b[31m.png").write_bytes(b"no image")
+    found = tcompile("evaluate", out, "--data", "photos")
+    assert "\x1b" not in found.out
+    assert r"red/a\x1b[2J.png" in found.out
+    assert r"red/b\x1b[31m.png: is not an image" in found.out
+    assert tcompile("evaluate", out, "--data", "photos", "--json").json()["images"] == 2
+
+
 def test_exit_codes(tcompile: Command, out: str) -> None:
     base = ("evaluate", out, "--data", "photos")
     assert tcompile(*base, "--fail-under", "top1=.5", "--fail-drop", "top1=.5").code == 0

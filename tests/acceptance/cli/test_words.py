@@ -324,6 +324,21 @@ def test_names_are_never_broken(
     assert all(len(re.sub(r"\x1b\[[\d;]*m", "", line)) <= width for line in tables)
 
 
+def test_bold_headings_stay_on_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What makes them bold has no width."""
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    print_table(("image", "by", "dense", "reduced"), [("a.png", "cosine", 0.5, 0.25)], title="Some")
+    title, head, _, row = capsys.readouterr().out.splitlines()[:4]
+    assert "\x1b[1m" in head
+    assert re.sub(r"\x1b\[\d*m", "", head).split() == ["image", "by", "dense", "reduced"]
+    assert (title, row.split()) == ("Some", ["a.png", "cosine", "0.5", "0.25"])
+
+
 def test_a_log_has_a_line_a_stage(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -307,11 +307,11 @@ def test_odd_files_of_a_folder(folder: Path) -> None:
         (odd / name).write_bytes(b"no image")
     found = evaluate("out", "odd")
     assert found.images == 10
-    assert [u.id for u in found.unreadable] == ["empty.png", "nested.png", "torn.jpg"]
-    assert "is truncated" in found.unreadable[2].fault
-    for name in odd.iterdir():
-        if name.suffix.lower() in (".jpg", ".gif") or "ünï" in name.name or name.name == "16.png":
-            name.unlink()
+    assert [u.id for u in found.unreadable] == ["empty.png", "torn.jpg"]
+    assert "is truncated" in found.unreadable[1].fault
+    for path in odd.iterdir():
+        if path.is_file() and path.name not in ("torn.jpg", "empty.png"):
+            path.unlink()
     with pytest.raises(UsageError, match="odd: none of the 2 images can be read; the first: odd/e"):
         evaluate("out", "odd")
 

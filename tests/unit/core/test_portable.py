@@ -104,6 +104,8 @@ def test_every_text_has_an_encoding() -> None:
         for node in ast.walk(tree):
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
                 continue
+            if ast.unparse(node.func.value) == "super()":  # of click's help
+                continue
             given, name = {k.arg: k.value for k in node.keywords}, node.func.attr
             modes = [a.value for a in node.args if isinstance(a, ast.Constant)]
             opened = name in ("open", "fdopen", "NamedTemporaryFile") and (

@@ -43,6 +43,16 @@ def test_what_is_hidden_is_left_out(tmp_path: Path) -> None:
     assert images(open_source(tmp_path / ".home")) == [("a/1.png", "a"), ("b/2.png", "b")]
 
 
+def test_links_are_followed_and_not_in_circles(tmp_path: Path) -> None:
+    """Class folders are often links to where a data set lies."""
+    for name in ("cat", "dog"):
+        save_image(tmp_path / f"all/{name}s/1.png", RED)
+        (tmp_path / "some").mkdir(exist_ok=True)
+        (tmp_path / "some" / name).symlink_to(tmp_path / "all" / f"{name}s")
+    (tmp_path / "all/dogs/back").symlink_to(tmp_path / "some")
+    assert images(open_source(tmp_path / "some")) == [("cat/1.png", "cat"), ("dog/1.png", "dog")]
+
+
 def test_without_labels(tmp_path: Path) -> None:
     for name in ("a/1.png", "b/2.png"):
         save_image(tmp_path / name, RED)
