@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tcompile.analysis.flops import graph_flops
 from tcompile.analysis.model import analyse
 from tcompile.artifact.directory import Draft, new_artifact
-from tcompile.artifact.manifest import Flops, Manifest
+from tcompile.artifact.manifest import Manifest
 from tcompile.builder.attempts import (
     ATTEMPTS,
     Attempt,
@@ -62,7 +61,7 @@ from tcompile.passes.reduce.towers import reduce_towers
 from tcompile.passes.runner import Dump
 from tcompile.passes.stages import Analysed, Reduced
 from tcompile.planning.cost import cost_of
-from tcompile.planning.memory import as_written, memory_plan
+from tcompile.planning.memory import memory_plan
 from tcompile.planning.method_schedule import for_towers, given_schedule, tower_notes
 from tcompile.planning.precisions import (
     AUTO_PRECISION,
@@ -588,10 +587,6 @@ def _write_reduced(
     )
     if looking is not None:
         notes += looking.notes()
-    flops = Flops(graph_flops(reduced.dense), graph_flops(reduced.graph))
-    if job.target.on_cpu:  # this file is what runs there, and lowering may count otherwise
-        flops = replace(flops, reduced=graph_flops(lowered))
-        memory = as_written(memory, lowered, job.target, job.precision)
     plain = None
     if job.target.runtime == "openvino":
         plain = lower(reduced.dense, target=job.target, precision=job.precision)
@@ -600,11 +595,10 @@ def _write_reduced(
         lowered,
         source,
         owners,
-        job.token_ops,
+        job,
         folder,
         temporary,
         memory,
-        flops,
         plain=plain,
         quantization=None if looking is None else looking.quantization(),
     )

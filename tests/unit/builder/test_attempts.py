@@ -156,7 +156,7 @@ class World:
         lowered: Any,
         source: Any,
         owners: Any,
-        form: Any,
+        job: Job,
         folder: Path,
         scratch: Path,
         memory: Memory,
@@ -174,7 +174,7 @@ class World:
             pair=None,  # type: ignore[arg-type]
             owners=owners,
             schedule=made.schedule,
-            token_ops=form,
+            token_ops=job.token_ops,
             inputs=(),
             outputs=(),
             flops=Flops(2, 1),
