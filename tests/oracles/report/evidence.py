@@ -90,6 +90,13 @@ class Evidence:
         if given.profile is not None:
             self.predicted = predicted(given.profile, given.source, self.m, self.reduced)
 
+    @property
+    def chosen_loss(self) -> float:
+        """Half the mean over the images that were planned with, half that of the worst quarter."""
+        assert self.lost is not None
+        quarter = np.sort(self.lost)[-max(len(self.lost) // 4, 1) :]
+        return float(self.lost.mean() + quarter.mean()) / 2
+
 
 #: Names of types: of ONNX Runtime, and of numpy.
 _TYPES = {"float": "float32", "int64": "int64", "int32": "int32", "uint8": "uint8"}

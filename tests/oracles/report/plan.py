@@ -98,6 +98,10 @@ def _noted(e: Evidence) -> dict[str, str]:
         rf"faster than dense here: {number} × \[{number}, {number}\]": "faster than dense here: "
         f"{gain:.2f} × [{low:.2f}, {high:.2f}]",
     }
+    if e.lost is not None:
+        others = f"and {len(e.lost) - e.given.own} procedural scenes (seed 1)"
+        notes[r"and \d+ procedural scenes \(seed \d+\)"] = others
+        notes[rf"lost instead of {number} with"] = f"lost instead of {e.chosen_loss:.3g} with"
     if e.predicted is not None:
         notes[
             rf"measured {number} of {number} ms where {number} of {number} ms were \S+: .*? off"
