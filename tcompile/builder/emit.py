@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tcompile.analysis.flops import graph_flops
 from tcompile.artifact.directory import MODEL
 from tcompile.artifact.manifest import (
     BatchEntry,
@@ -25,6 +26,7 @@ from tcompile.core.progress import Progress
 from tcompile.core.save import save, without_weights
 from tcompile.core.schedule import Schedule
 from tcompile.passes.lower.token_ops import TokenOpsChoice, is_call
+from tcompile.planning.memory import Memory, as_written
 from tcompile.report.token_maps import Trace
 from tcompile.runtime.signature import signature
 from tcompile.runtime.token_outputs import tower_of_outputs
@@ -39,7 +41,6 @@ if TYPE_CHECKING:
 
     from tcompile.builder.job import Job
     from tcompile.passes.stages import Reduced
-    from tcompile.planning.memory import Memory
     from tcompile.runtime.samples import Samples
 
 #: Images that a model of 8 bits is judged on.
@@ -110,11 +111,10 @@ def write_models(
     lowered: gs.Graph,
     source: SourceFile,
     owners: Owners,
-    form: TokenOpsChoice,
+    job: Job,
     folder: Path,
     scratch: Path,
     memory: Memory,
-    flops: Flops,
     plain: gs.Graph | None = None,
     quantization: Quantization | None = None,
 ) -> Models:
@@ -124,17 +124,21 @@ def write_models(
         lowered: what became of the reduced graph. It is changed, and of no use afterwards.
         source, owners: of the user's file. They were made before lowering, since that file is read
             for them, and there is memory for one more model only.
-        form: the form of the token ops, as it was asked for.
+        job: says what it was lowered for, and the form of the token ops that was asked for.
         folder: takes the model to ship.
         scratch: takes the others.
-        memory: that the model needs.
-        flops: that it takes.
+        memory: that the model needs, by the reduced graph.
         plain: the dense graph as the target's runtime takes it, in place of its normal form.
         quantization: see `Models`.
     """
+    form = job.token_ops
     if form.form != "native" and not any(is_call(node) for node in lowered.nodes):
         # The dense model where a plan declined, say: the device then needs no library for it.
         form = TokenOpsChoice("native", f"{form.form} was asked for, and there are no token ops")
+    flops = Flops(graph_flops(reduced.dense), graph_flops(reduced.graph))
+    if job.target.on_cpu:  # this file is what runs there, and lowering may change what it takes
+        flops = replace(flops, reduced=graph_flops(lowered))
+        memory = as_written(memory, lowered, job.target, job.precision)
     inputs, outputs = describe_tensors(without_weights(lowered))
     shipped, dense, compared = folder / MODEL, scratch / "dense" / MODEL, scratch / "pair"
     dense.parent.mkdir()

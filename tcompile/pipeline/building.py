@@ -10,9 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tcompile.analysis.flops import graph_flops
 from tcompile.artifact.directory import Draft, new_artifact
-from tcompile.artifact.manifest import Flops, Manifest
+from tcompile.artifact.manifest import Manifest
 from tcompile.builder.attempts import (
     ATTEMPTS,
     Attempt,
@@ -49,7 +48,7 @@ from tcompile.passes.lower.token_ops import choose_token_ops
 from tcompile.passes.runner import Dump
 from tcompile.pipeline.reading import read_asked
 from tcompile.pipeline.reducing import apply_asked, planned_for, weigh_precisions, without_images
-from tcompile.planning.memory import as_written, memory_plan
+from tcompile.planning.memory import memory_plan
 from tcompile.planning.precisions import AUTO_PRECISION, check_weighable
 from tcompile.planning.request import NO_METHOD, Request
 from tcompile.planning.solve.plan_report import FixedPlan, PlanReport
@@ -312,10 +311,6 @@ def _write_reduced(
     )
     if looking is not None:
         notes += looking.notes()
-    flops = Flops(graph_flops(reduced.dense), graph_flops(reduced.graph))
-    if job.target.on_cpu:  # this file is what runs there, and lowering may count otherwise
-        flops = replace(flops, reduced=graph_flops(lowered))
-        memory = as_written(memory, lowered, job.target, job.precision)
     plain = None
     if job.target.runtime == "openvino":
         plain = lower(reduced.dense, target=job.target, precision=job.precision)
@@ -324,11 +319,10 @@ def _write_reduced(
         lowered,
         source,
         owners,
-        job.token_ops,
+        job,
         folder,
         temporary,
         memory,
-        flops,
         plain=plain,
         quantization=None if looking is None else looking.quantization(),
     )

@@ -130,7 +130,7 @@ def report(folder: Path) -> Report:
         printed=Path("printed.txt").read_text(encoding="utf-8"),
         command=_COMMAND,
         total=(_SCENES, "scenes.npz"),
-        stages=True,
+        own=_PLANNED,
     )
     return Report(given)
 

@@ -38,8 +38,9 @@ class Given:
         command: that was typed, as the report should repeat it.
         threads: that latency was measured with.
         total: samples of the data that it was given, and its name.
-        stages: models that do the first steps of the schedule only: one, two, …; none: maps but the
-            last are not looked at.
+        own: of those that were planned with, how many are of the data.
+        stages: models that do the first steps of the schedule only: one, two, …, and all of them
+            where the artifact does not say which tokens it keeps.
     """
 
     artifact: Path
@@ -54,6 +55,7 @@ class Given:
     command: str = ""
     threads: int = 1
     total: tuple[int, str] = (0, "")
+    own: int = 0
     stages: Sequence[Path] = ()
 
 
@@ -78,7 +80,7 @@ class Evidence:
         self.likenesses = likenesses(*self.outputs)
         stages = [_run(path, given.seen)["token_owner"] for path in given.stages]
         last = self.outputs[1].get("token_owner")
-        self.owners = [*stages, last] if last is not None else []
+        self.owners = [*stages, *([] if last is None else [last])]
         self.rounds = {f["model"]: f["rounds"] for f in self.m["latency"]}
         self.intervals = {n: interval(r, self.rounds["reduced"]) for n, r in self.rounds.items()}
         self.lost = self.predicted = None
@@ -87,6 +89,13 @@ class Evidence:
             self.lost = planning_loss(*both)
         if given.profile is not None:
             self.predicted = predicted(given.profile, given.source, self.m, self.reduced)
+
+    @property
+    def chosen_loss(self) -> float:
+        """Half the mean over the images that were planned with, half that of the worst quarter."""
+        assert self.lost is not None
+        quarter = np.sort(self.lost)[-max(len(self.lost) // 4, 1) :]
+        return float(self.lost.mean() + quarter.mean()) / 2
 
 
 #: Names of types: of ONNX Runtime, and of numpy.
@@ -102,8 +111,10 @@ def _ends(path: Path) -> list[tuple[str, str, str, list[int | str]]]:
 
 
 def _run(path: Path, feed: Mapping[str, Array]) -> dict[str, Array]:
-    """Outputs by name, a sample at a time: a fixed batch of 1 is taken too."""
+    """Outputs by name, a sample at a time: a fixed batch of 1 is taken too. Inputs go by their
+    order, since models of one encoder may call them otherwise."""
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    feed = dict(zip((i.name for i in session.get_inputs()), feed.values(), strict=True))
     names, count = [o.name for o in session.get_outputs()], len(next(iter(feed.values())))
     rows = [session.run(names, {n: a[i : i + 1] for n, a in feed.items()}) for i in range(count)]
     return {

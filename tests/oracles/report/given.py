@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import numpy as np
 from tcompile import pipeline
 from tcompile.core.save import save
 from tests.oracles.report.evidence import Given
-from tests.oracles.report.shown import Array
 
 
 def halves(total: int, seed: int = 0) -> tuple[list[int], list[int]]:
@@ -23,27 +21,23 @@ def halves(total: int, seed: int = 0) -> tuple[list[int], list[int]]:
 
 
 def given_of(
-    artifact: Path,
-    source: Path,
-    folder: Path,
-    *,
-    seen: Mapping[str, Array],
-    stages: bool,
-    **more: Any,
+    artifact: Path, source: Path, folder: Path, *, stages_of: Path | None = None, **more: Any
 ) -> Given:
     """The same, with what is derived from the source in a folder: its normal form, which is what
     FLOPs and memory of the dense model are of, and models that do some steps of the schedule only.
 
     Args:
-        stages: whether to write these.
+        stages_of: another model with the same encoder, whose tokens tell what becomes of them;
+            for an artifact that gives all of them back.
         more: see `Given`.
     """
     normal = folder / "normal.onnx"
     save(pipeline.read(source).graph, normal)
     schedule = json.loads((artifact / "manifest.json").read_text("utf-8"))["schedule"]
-    paths = []
-    for count in range(1, len(schedule["reductions"]) if stages else 1):
-        some = {**schedule, "reductions": schedule["reductions"][:count]}
+    steps, paths = schedule["reductions"], []
+    schedule.pop("restore", None)
+    for count in range(1, len(steps) + (stages_of is not None)):
+        some = {**schedule, "reductions": steps[:count]}
         paths.append(folder / f"step{count}.onnx")
-        save(pipeline.reduce(source, schedule=some).graph, paths[-1])
-    return Given(artifact, source, normal, seen=seen, stages=paths, **more)
+        save(pipeline.reduce(stages_of or source, schedule=some).graph, paths[-1])
+    return Given(artifact, source, normal, stages=paths, **more)

@@ -13,7 +13,7 @@ _NUMBER = re.compile(r"(?<![\w.])(?<!top-)(?!1 [-\N{MINUS SIGN}] c)\d[\d.,]*")
 
 def mutants(text: str, *, html: bool) -> Iterator[tuple[str, str]]:
     """Each number that is shown, with what stands around it, and the text in which it is another:
-    its last digit is one more."""
+    its last digit is five more, which is beyond what sums in another order make of it."""
     hidden = [m.span() for m in _HIDDEN.finditer(text)] if html else []
     for number in _NUMBER.finditer(text):
         at = number.end() - 1
@@ -21,7 +21,7 @@ def mutants(text: str, *, html: bool) -> Iterator[tuple[str, str]]:
             at -= 1
         if any(first <= at < last for first, last in hidden):
             continue
-        changed = f"{text[:at]}{(int(text[at]) + 1) % 10}{text[at + 1 :]}"
+        changed = f"{text[:at]}{(int(text[at]) + 5) % 10}{text[at + 1 :]}"
         around = text[max(number.start() - 60, 0) : number.end() + 30]
         if html:
             around = re.sub(r"^[^<]*>|<[^>]*>|<[^>]*$", " ", around)

@@ -153,17 +153,3 @@ def speed(e: Evidence, r: Reading) -> Iterator[Check]:
             yield Check(
                 f"summary: {name}", after(r.printed, rf"[,;] ({name} [\d.,]+ ms)"), f"{name} {ms}"
             )
-    rival = next((n for n in rounds if n not in ("dense", "reduced", "source")), None)
-    if rival is not None:
-        gain = median(rounds[rival]) / median(rounds["reduced"])
-        low, high = e.intervals[rival]
-        yield Check(
-            "card Speed: over the rival",
-            lines[1].partition(") over")[0] + ")",
-            f"{gain:.2f} × ({low:.2f} to {high:.2f})",
-        )
-        yield Check(
-            "report.md: over the rival",
-            after(r.words, r"\nOver the dense .*?: (.*?\])"),
-            f"{gain:.2f} × [{low:.2f}, {high:.2f}]",
-        )

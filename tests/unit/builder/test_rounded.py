@@ -149,6 +149,8 @@ def test_a_build(build: Build, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert onnx.TensorProto.INT8 in kinds_of(folder)
     took = {f.model: f.milliseconds for f in m.latency}
     assert took == {"dense": 10.0, "reduced": 5.0, "dense int8": 7.0}
+    rounds = {f.model: set(f.rounds) for f in m.latency}
+    assert rounds == {"dense": {10}, "reduced": {5}, "dense int8": {7}}
     assert m.speedup is not None
     assert m.rival is not None
     assert m.rival.speedup is not None

@@ -50,6 +50,10 @@ def test_a_deeper_model_takes_longer(tmp_path: Path) -> None:
     flat = save_tiny_vit(tmp_path / "flat.onnx", VitSpec(depth=1, width=64))
     found = bench_models(deep, flat, rounds=15, threads=1, flop_ideal=8.0)
     assert found.speedup.ratio > 1.5
+    assert {name: len(times) for name, times in found.times.items()} == {"dense": 15, "reduced": 15}
+    assert summarise(found.times["dense"]) == found.dense
+    assert summarise(found.times["reduced"]) == found.reduced
+    assert speedup(found.times["dense"], found.times["reduced"]) == found.speedup
     assert (found.threads, found.batch, found.rounds) == (1, 1, 15)
     document = found.to_json()
     assert document["kind"] == "measured"
