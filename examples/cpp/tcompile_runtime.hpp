@@ -1764,8 +1764,8 @@ class Engine : public Backend {
   /// its context left alone as long as one is used: there is one, of what comes twice in succession.
   /// What the first run of a shape does no graph may hold.
   void launch(Addresses const& addresses, cudaStream_t stream, bool graph) {
-    bool const again = addresses == addresses_;
-    if (!again) {
+    bool const unchanged = addresses == addresses_;
+    if (!unchanged) {
       forget_graph();
       addresses_.clear();
       for (auto const& [name, address] : addresses)
@@ -1774,7 +1774,7 @@ class Engine : public Backend {
                           "': " + Log::one().last(),
                       path_, "", 1);
     }
-    if (graphs_ && graph && again) {
+    if (graphs_ && graph && unchanged) {
       if (graph_ == nullptr) capture();
       return call(cudaGraphLaunch(graph_, stream), "cudaGraphLaunch");
     }

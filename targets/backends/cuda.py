@@ -115,10 +115,8 @@ class Gpu:
         Raises:
             UsageError: it does not lie where it is said to, or where TensorRT does not take it.
         """
-        found, kinds = (
-            self.call("cudaPointerGetAttributes", buffer.address),
-            self._cuda.cudaMemoryType,
-        )
+        kinds = self._cuda.cudaMemoryType
+        found = self.call("cudaPointerGetAttributes", buffer.address)
         device, there = found.type == kinds.cudaMemoryTypeDevice, int(found.devicePointer or 0)
         if not buffer.on_gpu and not device:
             return None
