@@ -163,7 +163,7 @@ def test_tensors_of_pytorch_are_arrays(free: Path) -> None:
         (np.zeros((3, 32, 32), np.uint8), r"uint8 \[3, 32, 32\] is neither pixels"),
         (np.full((3, 32, 32), np.nan), "9|not finite"),
         (np.array(["text"]), "not real numbers"),
-        (np.zeros((0, 3, 32, 32), np.float32), "same number of samples"),
+        (np.zeros((0, 3, 32, 32), np.float32), "holds no samples"),
         ([np.zeros((3, 32, 32)), np.zeros((3, 16, 16))], "several shapes"),
         ([np.zeros((9, 9, 3), np.uint8), np.zeros((3, 32, 32))], "images and ndarray in one list"),
         ({"pixels": np.zeros((1, 3, 32, 32))}, "has no 'image'; the model takes image"),
