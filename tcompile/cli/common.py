@@ -255,7 +255,9 @@ def progress() -> Iterator[Progress]:
 
         with Console(stderr=True).status("starting") as status:
             left = _Left()
-            yield _between_steps(lambda text: status.update(left.of(text).replace("[", r"\[")))
+            yield _between_steps(
+                lambda text: status.update(bounded(left.of(text)).replace("[", r"\["))
+            )
     else:
         with _a_line_a_stage() as show:
             yield _between_steps(show)

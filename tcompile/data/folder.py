@@ -14,6 +14,7 @@ from tcompile.models.images import SUFFIXES
 
 #: The file of a folder's labels.
 LABELS_FILE = "labels.csv"
+_ROWS = "rows must be file,label, with whole numbers or names"
 
 
 def folder_source(folder: Path, *, labels: bool = True) -> Source:
@@ -83,7 +84,7 @@ def read_labels(path: Path) -> dict[str, Label]:
     """
     rows = [row for row in table_rows(path, ",") if row[1] or is_image(row[0])]
     if not any(label for _, label in rows):
-        raise UsageError("rows must be file,label, with whole numbers or names", where=str(path))
+        raise UsageError(_ROWS, where=str(path))
     labelled = [(Path(name).as_posix(), label) for name, label in rows if label]
     found: dict[str, Label] = {}
     for (name, _), label in zip(labelled, as_labels([x for _, x in labelled]), strict=True):
@@ -108,7 +109,7 @@ def table_rows(path: Path, separator: str) -> list[tuple[str, str]]:
     try:
         read = [row for row in csv.reader(lines, delimiter=separator) if row and row[0].strip()]
     except csv.Error as error:
-        raise UsageError("rows must be file,label", where=str(path)) from error
+        raise UsageError(_ROWS, where=str(path)) from error
     rows = [(plain_path(row[0]), row[1].strip() if len(row) > 1 else "") for row in read]
     headed = rows and not Path(rows[0][0]).suffix and any(is_image(name) for name, _ in rows[1:])
     return rows[1:] if headed or rows[:1] in ([("file", "label")], [("file", "")]) else rows

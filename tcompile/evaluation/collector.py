@@ -37,7 +37,7 @@ class Batch:
 
 
 #: Said of an output whose figures are all of a comparison.
-NO_DENSE = "its figures are distances to the dense model's, which is not there"
+NO_DENSE = "its figures are comparisons with the dense model, which is not there"
 
 
 class Collector(Protocol):

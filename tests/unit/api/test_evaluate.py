@@ -172,7 +172,7 @@ def test_a_source_that_is_gone(folder: Path) -> None:
     json.dumps(found.to_json(), allow_nan=False)
     bare = evaluate("out", "photos", labels=False)
     assert bare.outputs[0].measures == ()
-    assert "without labels its figures are distances to the dense" in bare.outputs[0].remarks[0]
+    assert "without labels its figures are comparisons with the dense" in bare.outputs[0].remarks[0]
     for options, says in (
         ({"fail_drop": [("top1", 0.5)]}, r"--fail-drop: 'top1' compares with the dense model, .*"),
         ({"fail_under": [("agreement", 0.5)]}, r"--fail-under: 'agreement' compares with the .*"),
@@ -277,6 +277,7 @@ def test_names_as_labels_of_arrays(folder: Path) -> None:
     says = r"label 3 of sample 2 is none of the classes 0 to 2 of .* \(classes are counted from 0"
     with pytest.raises(UsageError, match=says):
         evaluate("out", "x.npz")
+    assert evaluate("out", "x.npz", labels=False).labelled == 0  # the hint is followed
 
 
 def test_classes_that_are_several_numbers_are_refused(folder: Path) -> None:

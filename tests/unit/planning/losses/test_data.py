@@ -103,7 +103,10 @@ def test_images_that_cannot_be_read_are_left_out_and_counted(model: Path, tmp_pa
         samples_for(signature(model), folder)
     for name in ("1.png", "3.png"):
         (folder / name).unlink()
-    with pytest.raises(UsageError, match=r"0\.png: is not an image"):
+    with pytest.raises(UsageError, match=r"labels\.csv: names none of the images"):
+        read_calibration(model, folder)
+    (folder / "labels.csv").unlink()
+    with pytest.raises(UsageError, match=r"none of the 3 images .*0\.png: is not an image"):
         read_calibration(model, folder)
 
 
