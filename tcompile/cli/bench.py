@@ -7,16 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tcompile.cli.common import (
-    AGAINST,
-    JSON,
-    THREADS,
-    common_options,
-    print_fidelity,
-    print_json,
-    print_table,
-    progress,
-)
+from tcompile.cli.common import AGAINST, JSON, THREADS, common_options, print_json
+from tcompile.cli.progress import progress
+from tcompile.cli.tables import print_fidelity, print_table
 from tcompile.cli.text import echo
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from tcompile.cli.common import JSON, common_options, print_json, progress
+from tcompile.cli.common import JSON, common_options, print_json
+from tcompile.cli.progress import progress
 from tcompile.cli.schedule_options import asked_of, precision_option, schedule_options
 from tcompile.cli.summary import print_summary
 from tcompile.core.errors import FailedBuildError

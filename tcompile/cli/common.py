@@ -1,20 +1,13 @@
-"""Things that the commands share: options, output, progress."""
+"""Things that the commands share: options, and what -v, --quiet and --json do to output."""
 
 from __future__ import annotations
 
 import io
 import json
 import logging
-import os
-import re
-import shutil
 import sys
-import threading
-import time
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -23,9 +16,6 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 import click
 
 from tcompile.cli.text import echo
-from tcompile.core.errors import bounded, short_names, visible
-from tcompile.core.interrupt import checkpoint
-from tcompile.core.progress import Progress
 from tcompile.core.schedule import RESTORES
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -41,12 +31,6 @@ AGAINST = click.option(
     metavar="MODEL",
     help="The dense ONNX model [default: the source, if it still is where it was].",
 )
-
-
-#: Seconds after which a log says again how far a stage is.
-REPEAT = 60.0
-#: Stages that a log has just named, which are not named again: two may take turns many times.
-_NAMED = 4
 
 
 @dataclass
@@ -123,6 +107,11 @@ def verbose() -> bool:
     return state.verbose or state.debug
 
 
+def quiet() -> bool:
+    """Whether -q was given: nothing but results and errors."""
+    return _state().quiet
+
+
 def help_if_bare(context: click.Context) -> None:
     """Show the help of a group of commands that was called without any of them."""
     if context.invoked_subcommand is None:
@@ -130,8 +119,6 @@ def help_if_bare(context: click.Context) -> None:
 
 
 if TYPE_CHECKING:
-    from tcompile.artifact.manifest import Fidelity
-
     # Generic to type checkers from click 8.2 on; older ones cannot be subscripted when running.
     _KeepBase = click.ParamType[Fraction]
     _ShapeBase = click.ParamType[tuple[str, tuple[int | str, ...]]]
@@ -238,135 +225,6 @@ def restore_option(command: F) -> F:
     )(command)
 
 
-@contextmanager
-def progress() -> Iterator[Progress]:
-    """A callback for lines of progress, shown on stderr: a spinner for people, with the time that
-    is left; a line for each stage where stderr is not a terminal; with -v every line."""
-    if _state().quiet:
-        yield _between_steps(lambda text: None)
-    elif verbose():
-        start = time.perf_counter()
-        yield _between_steps(lambda text: _line(start, text))
-    elif sys.stderr.isatty() and "NO_COLOR" in os.environ:
-        with _one_line() as show:
-            yield _between_steps(show)
-    elif sys.stderr.isatty():
-        from rich.console import Console
-
-        with Console(stderr=True).status("starting") as status:
-            left = _Left()
-            yield _between_steps(
-                lambda text: status.update(bounded(left.of(text)).replace("[", r"\["))
-            )
-    else:
-        with _a_line_a_stage() as show:
-            yield _between_steps(show)
-
-
-@contextmanager
-def _one_line() -> Iterator[Progress]:
-    """A callback that writes over its last text, with no more than a carriage return."""
-    left, length = _Left(), [0]
-
-    def show(text: str) -> None:
-        line = bounded(left.of(text))[: shutil.get_terminal_size().columns - 1]
-        sys.stderr.write(f"\r{line.ljust(length[0])}")
-        sys.stderr.flush()
-        length[0] = len(line)
-
-    try:
-        yield show
-    finally:
-        sys.stderr.write(f"\r{' ' * length[0]}\r")
-
-
-#: How far a step is, in its text.
-_SHARE = re.compile(r"^(.*?)(\d+)\s?%")
-
-
-class _Left:
-    """Adds to the text of a step that says how far it is how long it still takes."""
-
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._clock, self._step, self._start, self._first = clock, "", 0.0, 0
-
-    def of(self, text: str) -> str:
-        """The text, with the time that is left where it does not say that and it can be told."""
-        found = None if " left" in text else _SHARE.match(text)
-        if found is None:
-            self._step = ""
-            return text
-        step, share, now = found[1], int(found[2]), self._clock()
-        if step != self._step or share < self._first:
-            self._step, self._start, self._first = step, now, share
-        done = share - self._first
-        if done < 3 or share >= 100:
-            return text
-        seconds = (now - self._start) * (100 - share) / done
-        return f"{text}, about {_duration(seconds)} left"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{max(round(seconds), 1)} s"
-    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _line(start: float, text: str) -> None:
-    click.echo(f"[{time.perf_counter() - start:6.1f} s] {bounded(text)}", err=True)
-
-
-#: How far a stage is: what follows the last colon of a text, if it is this.
-_FAR = re.compile(r"(?:\w+ )?\d|.*\d (?:%|of \d)")
-
-
-def _stage(text: str) -> str:
-    """The stage that a text is about, without how far it is."""
-    head, _, far = text.rpartition(": ")
-    return head if head and _FAR.match(far) else text
-
-
-@contextmanager
-def _a_line_a_stage() -> Iterator[Progress]:
-    """A callback that writes a line where a stage begins; every `REPEAT` seconds one that says how
-    far it is, so that a log of a long job shows that it lives; and one at the end."""
-    start, done = time.perf_counter(), threading.Event()
-    named: deque[str] = deque(maxlen=_NAMED)
-    current, left = [""], _Left()
-
-    def show(text: str) -> None:
-        current[0] = left.of(text)
-        stage = _stage(text)
-        if (key := re.sub(r"\d+", "#", stage)) not in named:
-            named.append(key)
-            _line(start, stage)
-
-    def watch() -> None:
-        while not done.wait(REPEAT):
-            if current[0]:
-                _line(start, current[0])
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield show
-    finally:
-        done.set()
-        thread.join()
-    if named:
-        _line(start, "done")
-
-
-def _between_steps(show: Progress) -> Progress:
-    """Stop there if Ctrl-C was pressed while no one listened."""
-
-    def step(text: str) -> None:
-        checkpoint()
-        show(text)
-
-    return step
-
-
 def print_json(document: Any) -> None:
     """One JSON document on stdout."""
     out = _state().results or sys.stdout
@@ -376,86 +234,5 @@ def print_json(document: Any) -> None:
 
 def remark(text: str) -> None:
     """Print on stderr what is to be known beside the results; nothing with --quiet."""
-    if not _state().quiet:
+    if not quiet():
         echo(text, err=True)
-
-
-def print_table(head: Sequence[str], rows: Sequence[Sequence[object]], title: str = "") -> None:
-    """A table on stdout. Columns whose every cell is a number are set flush right.
-
-    No word is broken: where a terminal is too narrow for that, each row becomes a few lines.
-    """
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    texts = [
-        ["" if cell is None else short_names(visible(str(cell))) for cell in row] for row in rows
-    ]
-    # Piped output is for other programs: never cut to the width of a terminal that is not there.
-    # Bold letters are no colour to rich: NO_COLOR takes them as well.
-    console = Console(
-        file=sys.stdout,
-        width=None if sys.stdout.isatty() else 160,
-        color_system=None if "NO_COLOR" in os.environ else "auto",
-    )
-    widths = _widths(head, texts, console.width)
-    if widths is None:
-        echo("\n".join([*filter(None, [title]), *_records(head, texts), ""]))
-        return
-    named = any(head)
-    table = Table(
-        box=box.SIMPLE_HEAD if named else None, show_header=named, pad_edge=False, show_edge=False
-    )
-    for i, (name, width) in enumerate(zip(head, widths, strict=True)):
-        numbers = bool(texts) and all(_is_number(row[i]) for row in texts)
-        table.add_column(name, justify="right" if numbers else "left", overflow="fold", width=width)
-    for row in texts:
-        table.add_row(*(cell.replace("[", r"\[") for cell in row))
-    with console.capture() as drawn:
-        console.print(table)
-    lines = [line.rstrip() for line in drawn.get().splitlines()]
-    if title:
-        echo(title)
-    # These fit; what makes letters bold would count as letters.
-    click.echo("\n".join([*filter(None, lines), ""]))
-
-
-def print_fidelity(fidelity: Fidelity) -> None:
-    """Print the figures of every output, what they rest on, and what to know of them."""
-    from tcompile.artifact.page import fidelity_notes, fidelity_table
-
-    head, rows = fidelity_table(fidelity)
-    print_table(head, rows, title=f"Fidelity to the dense model, {fidelity.data}")
-    for note in fidelity_notes(fidelity):
-        echo(f"note: {note}")
-
-
-def _widths(head: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[int] | None:
-    """Widths of the columns of a table, none narrower than its longest word; None: no room."""
-    columns = [[name, *(row[i] for row in rows)] for i, name in enumerate(head)]
-    whole = [max(map(len, column)) for column in columns]
-    least = [max((len(word) for text in c for word in text.split()), default=0) for c in columns]
-    least[0] = whole[0]  # A name of two words stays on one line.
-    room = width - (3 if any(head) else 2) * (len(head) - 1)  # as rich sets columns apart
-    if sum(whole) <= room:
-        return whole
-    spare = room - sum(least)
-    if spare < 0:
-        return None
-    wanted = [most - few for most, few in zip(whole, least, strict=True)]
-    return [few + spare * more // sum(wanted) for few, more in zip(least, wanted, strict=True)]
-
-
-def _records(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """The rows of a table, each as its first cell and a line for every other one that says
-    something."""
-    for first, *rest in rows:
-        yield first
-        for name, cell in zip(head[1:], rest, strict=True):
-            if cell:
-                yield f"  {name}: {cell}" if name else f"  {cell}"
-
-
-def _is_number(text: str) -> bool:
-    return not text or text[0].isdigit() or (text[0] in "+-~" and text[1:2].isdigit())

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import click
 
-from tcompile.cli.common import JSON, KeepParam, common_options, print_json, print_table, progress
+from tcompile.cli.common import JSON, KeepParam, common_options, print_json
+from tcompile.cli.progress import progress
+from tcompile.cli.tables import print_table
 from tcompile.cli.text import echo
 
 

@@ -7,15 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tcompile.cli.common import (
-    AGAINST,
-    JSON,
-    common_options,
-    preprocess_option,
-    print_json,
-    print_table,
-    progress,
-)
+from tcompile.cli.common import AGAINST, JSON, common_options, preprocess_option, print_json
+from tcompile.cli.progress import progress
+from tcompile.cli.tables import print_table
 from tcompile.cli.text import echo
 
 if TYPE_CHECKING:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import click
 
-from tcompile.cli.common import JSON, common_options, print_json, print_table, progress
+from tcompile.cli.common import JSON, common_options, print_json
+from tcompile.cli.progress import progress
+from tcompile.cli.tables import print_table
 
 
 @click.command(short_help="Write a PyTorch model as ONNX.")

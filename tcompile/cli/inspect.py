@@ -17,10 +17,10 @@ from tcompile.cli.common import (
     common_options,
     prefix_option,
     print_json,
-    progress,
     shape_option,
     tower_option,
 )
+from tcompile.cli.progress import progress
 from tcompile.cli.text import echo
 
 

@@ -6,15 +6,8 @@ from pathlib import Path
 
 import click
 
-from tcompile.cli.common import (
-    AGAINST,
-    JSON,
-    common_options,
-    preprocess_option,
-    print_json,
-    progress,
-    remark,
-)
+from tcompile.cli.common import AGAINST, JSON, common_options, preprocess_option, print_json, remark
+from tcompile.cli.progress import progress
 from tcompile.cli.text import echo
 
 

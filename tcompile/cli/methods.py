@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tcompile.cli.common import JSON, common_options, print_json, print_table
+from tcompile.cli.common import JSON, common_options, print_json
+from tcompile.cli.tables import print_table
 from tcompile.cli.text import echo
 
 if TYPE_CHECKING:

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tcompile.cli.common import JSON, common_options, print_json, print_table, progress, remark
+from tcompile.cli.common import JSON, common_options, print_json, remark
+from tcompile.cli.progress import progress
 from tcompile.cli.schedule_options import asked_of, precision_option, schedule_options
+from tcompile.cli.tables import print_table
 from tcompile.cli.text import echo
 
 if TYPE_CHECKING:

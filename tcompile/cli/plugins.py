@@ -6,14 +6,9 @@ from pathlib import Path
 
 import click
 
-from tcompile.cli.common import (
-    JSON,
-    common_options,
-    help_if_bare,
-    print_json,
-    print_table,
-    progress,
-)
+from tcompile.cli.common import JSON, common_options, help_if_bare, print_json
+from tcompile.cli.progress import progress
+from tcompile.cli.tables import print_table
 from tcompile.cli.text import echo
 
 

@@ -17,13 +17,13 @@ from tcompile.cli.common import (
     outputs_option,
     prefix_option,
     print_json,
-    print_table,
-    progress,
     remark,
     shape_option,
     tower_option,
 )
+from tcompile.cli.progress import progress
 from tcompile.cli.schedule_options import runtime_option
+from tcompile.cli.tables import print_table
 from tcompile.cli.text import echo
 from tcompile.core.errors import UsageError
 from tcompile.methods.portfolio import PORTFOLIO

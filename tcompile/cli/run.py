@@ -6,15 +6,9 @@ from pathlib import Path
 
 import click
 
-from tcompile.cli.common import (
-    JSON,
-    common_options,
-    preprocess_option,
-    print_json,
-    print_table,
-    progress,
-    remark,
-)
+from tcompile.cli.common import JSON, common_options, preprocess_option, print_json, remark
+from tcompile.cli.progress import progress
+from tcompile.cli.tables import print_table
 from tcompile.cli.text import echo
 from tcompile.core.errors import short_names
 

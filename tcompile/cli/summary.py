@@ -6,7 +6,8 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tcompile.cli.common import print_table, verbose
+from tcompile.cli.common import verbose
+from tcompile.cli.tables import print_table
 from tcompile.cli.text import echo
 
 if TYPE_CHECKING:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from tcompile.cli.common import JSON, common_options, print_json, print_table
+from tcompile.cli.common import JSON, common_options, print_json
+from tcompile.cli.tables import print_table
 from tcompile.cli.text import echo
 
 

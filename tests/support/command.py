@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from tcompile.cli import common, main
+from tcompile.cli import main, progress
 
 #: A method's own schedule: what the planner does is tests/acceptance/cli/test_planner.py's matter.
 TOPK = ("--target", "cpu", "--method", "topk")
 
 #: What a command writes must not depend on how busy the machine is.
-common.REPEAT = 3600.0
+progress.REPEAT = 3600.0
 #: A line that says what is being done, on stderr.
 _STAGE = re.compile(r"\[ *\d+\.\d s\] ")
 

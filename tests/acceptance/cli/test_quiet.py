@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tcompile.cli.common import _Left
+from tcompile.cli.progress import _Left
 from tests.support.command import Command
 
 ASKED = ("--target", "cpu", "--method", "topk", "--keep", "0.5", "--force", "--threads", "1")

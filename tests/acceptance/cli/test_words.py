@@ -25,9 +25,10 @@ from tcompile.api.demo import KEEP, demo
 from tcompile.api.profile import profile
 from tcompile.api.run import run
 from tcompile.api.verify import verify
-from tcompile.cli import COMMANDS, common
+from tcompile.cli import COMMANDS
+from tcompile.cli import progress as on_stderr
 from tcompile.cli import tcompile as group
-from tcompile.cli.common import print_table
+from tcompile.cli.tables import print_table
 from tcompile.core.errors import UsageError
 from tcompile.core.progress import Progress
 from tcompile.models import export
@@ -343,8 +344,8 @@ def test_a_log_has_a_line_a_stage(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And more where one takes long."""
-    monkeypatch.setattr(common, "REPEAT", 3600)
-    with common.progress() as say:
+    monkeypatch.setattr(on_stderr, "REPEAT", 3600)
+    with on_stderr.progress() as say:
         say("reading \x1b[31mvit.onnx")
         for share in range(30):
             say(f"calibrating on 8 scenes (as for ImageNet: not known): {share}% (tome)")
@@ -363,8 +364,8 @@ def test_a_log_has_a_line_a_stage(
         "done",
     ]
     assert told.err.startswith("[ ")
-    monkeypatch.setattr(common, "REPEAT", 0.1)
-    with common.progress() as say:
+    monkeypatch.setattr(on_stderr, "REPEAT", 0.1)
+    with on_stderr.progress() as say:
         say("evaluating photos: 32 of 5,000 images, 2 min left")
         time.sleep(0.35)
     first, *others, last = capsys.readouterr().err.splitlines()
@@ -372,7 +373,7 @@ def test_a_log_has_a_line_a_stage(
     assert last.endswith("] done")
     assert 1 <= len(others) <= 8
     assert all(line.endswith("32 of 5,000 images, 2 min left") for line in others), others
-    with pytest.raises(UsageError), common.progress() as say:
+    with pytest.raises(UsageError), on_stderr.progress() as say:
         _fail(say)
     assert "done" not in capsys.readouterr().err
 
