@@ -116,7 +116,9 @@ def _said(e: Evidence, r: Reading) -> Iterator[Check]:
     """What stands in many places: on which samples, on what machine, of what batch."""
     total, name = e.given.total
     seen, own = len(e.given.names), e.given.own
-    cores, runtime = len(os.sched_getaffinity(0)), version_of("onnxruntime")
+    cores, runtime = os.cpu_count(), version_of("onnxruntime")
+    if hasattr(os, "sched_getaffinity"):  # not on Windows and macOS
+        cores = len(os.sched_getaffinity(0))
     threads, batch = e.given.threads, e.reduced.batch
     phrases = {
         r"\d+ of \d+ samples from \S+ that the plan was not made with \(seed \d+\)": f"{seen} of "
