@@ -98,6 +98,7 @@ def _noted(e: Evidence) -> dict[str, str]:
         rf"faster than dense here: {number} × \[{number}, {number}\]": "faster than dense here: "
         f"{gain:.2f} × [{low:.2f}, {high:.2f}]",
     }
+    notes[r"and \d+ more \(-v\)"] = f"and {len(e.m['notes']) - 2} more (-v)"  # two are printed
     if e.lost is not None:
         others = f"and {len(e.lost) - e.given.own} procedural scenes (seed 1)"
         notes[r"and \d+ procedural scenes \(seed \d+\)"] = others
