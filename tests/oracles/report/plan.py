@@ -98,6 +98,7 @@ def _noted(e: Evidence) -> dict[str, str]:
         rf"faster than dense here: {number} × \[{number}, {number}\]": "faster than dense here: "
         f"{gain:.2f} × [{low:.2f}, {high:.2f}]",
     }
+    notes[r"and \d+ more \(-v\)"] = f"and {len(e.m['notes']) - 2} more (-v)"  # two are printed
     if e.lost is not None:
         others = f"and {len(e.lost) - e.given.own} procedural scenes (seed 1)"
         notes[r"and \d+ procedural scenes \(seed \d+\)"] = others
@@ -116,7 +117,9 @@ def _said(e: Evidence, r: Reading) -> Iterator[Check]:
     """What stands in many places: on which samples, on what machine, of what batch."""
     total, name = e.given.total
     seen, own = len(e.given.names), e.given.own
-    cores, runtime = len(os.sched_getaffinity(0)), version_of("onnxruntime")
+    cores, runtime = os.cpu_count(), version_of("onnxruntime")
+    if hasattr(os, "sched_getaffinity"):  # not on Windows and macOS
+        cores = len(os.sched_getaffinity(0))
     threads, batch = e.given.threads, e.reduced.batch
     phrases = {
         r"\d+ of \d+ samples from \S+ that the plan was not made with \(seed \d+\)": f"{seen} of "

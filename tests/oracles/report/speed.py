@@ -102,7 +102,7 @@ def _curve(rows: list[list[float]]) -> Callable[[int], float]:
     assert not any(r[4] for r in rows) or (np.diff(ms) > 0).all()
 
     def at(count: int) -> float:
-        if count < n[0]:
+        if count < n[0] and len(n) > 1:
             return float(max(ms[0] + (count - n[0]) * (ms[1] - ms[0]) / (n[1] - n[0]), 0))
         return float(np.interp(count, n, ms))
 
