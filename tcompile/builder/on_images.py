@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 import onnx_graphsurgeon as gs
 
-from tcompile.analysis.flops import batch_size, graph_flops
+from tcompile.analysis.flops import graph_flops
 from tcompile.artifact.manifest import Quantization
 from tcompile.builder.checks import calibration_of
 from tcompile.core.drafts import scratch
@@ -95,7 +95,7 @@ def looking_at(
     Raises:
         UsageError: images that cannot be read.
     """
-    flops = graph_flops(model.graph) // batch_size(model.graph)
+    flops = graph_flops(model.graph)
     images = calibration_of(signature_of(model, request.preprocess), request, flops)
     eight = None
     if precision in FORMATS:

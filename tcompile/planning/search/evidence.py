@@ -15,7 +15,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from tcompile._version import __version__
-from tcompile.analysis.flops import batch_size, graph_flops
+from tcompile.analysis.flops import graph_flops
 from tcompile.core.cache import digest_of, keep, kept
 from tcompile.core.errors import TcompileError, UsageError
 from tcompile.core.model_files import describe_source
@@ -68,7 +68,7 @@ def evidence_for(model: Analysed, request: Request) -> Evidence | None:
     if request.calibration == NO_IMAGES:
         return None
     named = request.calibration_level
-    flops = graph_flops(model.graph) / batch_size(model.graph)
+    flops = graph_flops(model.graph)
     level = level_for(flops) if named is None else LEVELS[named]
     most = level.last if request.images is None else request.images
     if request.calibration is None:

@@ -16,6 +16,7 @@ from tcompile.planning.losses.evaluate import Evaluator
 from tcompile.planning.request import Request
 from tcompile.planning.search import evidence
 from tcompile.planning.search.evidence import evidence_for
+from tcompile.planning.search.level import LEVELS
 from tests.support.planted import Planted, method
 from tests.support.tiny_vit import VitSpec, save_tiny_vit
 
@@ -61,6 +62,17 @@ def test_scenes_where_there_are_no_images(model: Path, tmp_path: Path) -> None:
     few = evidence_for(given, Request(keep=0.5, calibration=images, images=4))
     assert few is not None
     assert len(few.fit) == 4
+
+
+def test_a_level_is_by_the_work_for_one_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[float] = []
+    monkeypatch.setattr(evidence, "level_for", lambda flops: seen.append(flops) or LEVELS["coarse"])
+    for batch in (1, 4):
+        path = save_tiny_vit(tmp_path / f"{batch}.onnx", SPEC, batch=batch)
+        evidence_for(read(path), Request(keep=0.5))
+    assert seen[0] == seen[1] > 0
 
 
 def test_a_plan_says_what_it_rests_on(model: Path) -> None:
