@@ -39,7 +39,8 @@ class EngineRunner:
 
     Args:
         trt: `tensorrt` or `tensorrt_rtx`.
-        path: the engine, checked before: TensorRT reads what it is given.
+        path: the engine's file, for messages.
+        plan: what it holds, checked before: TensorRT reads what it is given.
         gpu: to run it on.
         graphs: launch the engine as one CUDA graph. TensorRT-RTX captures it itself; of TensorRT it
             is captured here, for the batch size of the last run.
@@ -60,6 +61,7 @@ class EngineRunner:
         self,
         trt: ModuleType,
         path: Path,
+        plan: bytes,
         gpu: Gpu,
         *,
         graphs: bool = False,
@@ -69,7 +71,7 @@ class EngineRunner:
         self.path = path
         self._gpu, self._turn = gpu, Lock()
         gpu.use()
-        needed = deserialise(trt, path, host_code=host_code, lean_runtime=lean_runtime)
+        needed = deserialise(trt, path, plan, host_code=host_code, lean_runtime=lean_runtime)
         self._runtime, engine = needed
         self._engine: Any = engine
         self._context: Any = _context(trt, engine, graphs)

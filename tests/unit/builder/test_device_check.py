@@ -160,7 +160,13 @@ def test_an_engine_is_run(bundle: Path, tmp_path: Path, device: dict[str, str]) 
     done = check(made, **device, FAKE_TENSORRT="10.16.2.10")
     assert done.returncode == 2
     assert "there is model.trt10.3.engine" in done.stderr
+    digest = engine.with_name(f"{engine.name}.sha256")
+    digest.write_text(f"{hashlib.sha256(engine.read_bytes()).hexdigest()}  {engine.name}\n")
+    assert check(made, **device).returncode == 0
     altered(engine, -3.0)
+    done = check(made, **device)
+    assert (done.returncode, "its sha256 is another" in done.stderr) == (2, True)
+    digest.unlink()
     assert check(made, **device).returncode == 1
     engine.write_bytes(b"damaged")
     done = check(made, **device)
