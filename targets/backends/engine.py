@@ -70,8 +70,12 @@ class EngineRunner:
     ) -> None:
         self.path = path
         self._gpu, self._turn = gpu, Lock()
-        gpu.use()
-        needed = deserialise(trt, path, plan, host_code=host_code, lean_runtime=lean_runtime)
+        with gpu.used():
+            needed = deserialise(trt, path, plan, host_code=host_code, lean_runtime=lean_runtime)
+            self._open(trt, needed, graphs)
+
+    def _open(self, trt: ModuleType, needed: tuple[Any, Any], graphs: bool) -> None:
+        path = self.path
         self._runtime, engine = needed
         self._engine: Any = engine
         self._context: Any = _context(trt, engine, graphs)
@@ -107,11 +111,9 @@ class EngineRunner:
             TcompileError: CUDA or TensorRT fails.
         """
         arrays = fitted(feed, self.inputs, self.path)
-        gpu = self._gpu
-        with self._turn:
+        with self._turn, self._gpu.used():
             if self._context is None:
                 raise UsageError("the engine is closed", where=str(self.path))
-            gpu.use()  # what a thread uses is its own matter
             given = {name: buffer_of(array) for name, array in arrays.items()}
             self._set_shapes(given)
             found = {
@@ -134,10 +136,9 @@ class EngineRunner:
                 it is said to be, on another GPU, or not at a multiple of 256.
             TcompileError: CUDA or TensorRT fails.
         """
-        with self._turn:
+        with self._turn, self._gpu.used():
             if self._context is None:
                 raise UsageError("the engine is closed", where=str(self.path))
-            self._gpu.use()
             self._set_shapes(inputs)
             for name, buffer in outputs.items():
                 gives = tuple(self._context.get_tensor_shape(name))
@@ -151,7 +152,7 @@ class EngineRunner:
 
     def close(self) -> None:
         """Free what it has on the GPU; it cannot be run any more."""
-        with self._turn:
+        with self._turn, self._gpu.used():
             if self._done is not None:
                 self._gpu.call("cudaEventSynchronize", self._done)  # of a caller's stream
             self._forget()
@@ -242,7 +243,10 @@ class EngineRunner:
             self._forget_graph()
             self._addresses = {}
             for name, address in addresses.items():
-                self._context.set_tensor_address(name, address)
+                if not self._context.set_tensor_address(name, address):
+                    raise TcompileError(
+                        f"TensorRT does not take the buffer of '{name}'", where=str(self.path)
+                    )
         if self._graphs and graph and again:
             if self._graph is None:
                 self._graph = self._gpu.capture(self._stream, lambda: self._enqueue(self._stream))

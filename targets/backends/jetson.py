@@ -251,8 +251,8 @@ def layers_file(engine: str) -> str:
 
 
 def digest_beside(engine: Path) -> str | None:
-    """The SHA-256 that the script wrote beside an engine; None: it wrote none. What is not one is as
-    it is, and no engine's."""
+    """The SHA-256 that the script wrote beside an engine; None: it wrote none. Of a file that holds
+    or is something else, that, or nothing: it is no engine's."""
     try:
         text = Path(f"{engine}{DIGEST}").read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:

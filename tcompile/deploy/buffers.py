@@ -86,6 +86,11 @@ def _check_one(
         )
     if buffer.address == 0 and buffer.size:
         raise UsageError("is a null pointer", where=f"{kind} '{tensor.name}'")
+    item = numpy_dtype(buffer.dtype).itemsize
+    if buffer.address % item:
+        raise UsageError(
+            f"lies at an address that is not a multiple of {item}", where=f"{kind} '{tensor.name}'"
+        )
 
 
 def _settled(dim: int | str, sizes: Mapping[str, int]) -> int | None:
@@ -117,6 +122,12 @@ def _check_apart(inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) ->
 
 def _buffer(where: str, value: Any, stream: int, *, written: bool) -> Buffer:
     if isinstance(value, np.ndarray):
+        if not value.dtype.isnative:
+            raise UsageError(
+                f"is {value.dtype.str}, in another byte order than this machine's",
+                where=where,
+                hint="astype the model's dtype",
+            )
         if written and not value.flags.writeable:
             raise UsageError("cannot be written to", where=where)
         return _whole(where, value.ctypes.data, value.dtype.name, value.shape, value.strides)

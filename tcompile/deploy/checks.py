@@ -97,9 +97,7 @@ def check_file(artifact: Artifact, name: str, read: FileEntry | None = None) -> 
     entry = listed.get(name)
     jetson = artifact.manifest.target.runtime == "jetson"
     digest = None if read is None else read.sha256
-    if jetson and made_on_device(
-        artifact.directory, name, listed=entry is not None, digest=digest
-    ):
+    if jetson and made_on_device(artifact.directory, name, listed=entry is not None, digest=digest):
         return
     if entry is None:
         fault = "is not what the script of this bundle made" if jetson else "is not in the manifest"

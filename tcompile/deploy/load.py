@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import cast
+from typing import SupportsInt, cast
 
 from tcompile.artifact.directory import Artifact, is_artifact, load_artifact
 from tcompile.artifact.manifest import Manifest
@@ -161,6 +161,13 @@ class Model:
         """
         if self._runner is None:
             raise UsageError("the model is closed", where=str(self.path), hint="load it again")
+        if not isinstance(stream, SupportsInt):
+            raise UsageError(
+                f"is {type(stream).__name__}, not the address of a cudaStream_t",
+                where="stream",
+                hint="PyTorch's has .cuda_stream, CuPy's .ptr; 0 for none",
+            )
+        stream = int(stream)  # cuda-python's is an object
         runner = cast(InPlace, self._runner)
         takes, gives = (
             [replace(t, shape=self._told.get(t.name, t.shape)) for t in tensors]

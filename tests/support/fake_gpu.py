@@ -33,6 +33,7 @@ class FakeCuda(ModuleType):
     Attributes:
         live: addresses of what was allocated and not freed, streams, events and graphs among them.
         calls: names of the functions called.
+        used: GPUs that something was done on.
     """
 
     def __init__(self, capability: str = "8.9", driver: int = 13000, count: int = 1) -> None:
@@ -41,9 +42,11 @@ class FakeCuda(ModuleType):
         self.capability = [int(part) for part in capability.split(".")]
         self.live: dict[int, Any] = {}
         self.calls: list[str] = []
+        self.used: set[int] = set()
         self.captured: list[Callable[[], None]] | None = None
         self.memory = 1 << 30
         self.home = 0  # the GPU whose memory all is
+        self.device = 0  # of the thread
         for name in _SAME:
             setattr(self, name, getattr(real, name))
 
@@ -65,8 +68,11 @@ class FakeCuda(ModuleType):
         return _OK, 13010
 
     def cudaSetDevice(self, index: int) -> tuple[Any]:
-        self.calls.append("cudaSetDevice")
+        self.device = index
         return (_OK,)
+
+    def cudaGetDevice(self) -> tuple[Any, int]:
+        return _OK, self.device
 
     def cudaDeviceGetAttribute(self, kind: Any, index: int) -> tuple[Any, int]:
         minor = kind == real.cudaDeviceAttr.cudaDevAttrComputeCapabilityMinor
@@ -76,6 +82,7 @@ class FakeCuda(ModuleType):
         return _OK, str(error.name).encode()
 
     def cudaMalloc(self, size: int) -> tuple[Any, int | None]:
+        self.used.add(self.device)
         if size > self.memory:
             return real.cudaError_t.cudaErrorMemoryAllocation, None
         array = np.zeros(size + 256, np.uint8)
@@ -194,6 +201,7 @@ class FakeContext:
 
     def execute_async_v3(self, stream: int) -> bool:
         cuda = self._engine.cuda
+        cuda.used.add(cuda.device)
         if cuda.captured is not None:
             cuda.captured.append(self._run)
         else:

@@ -77,6 +77,20 @@ def test_an_engine_gives_what_its_model_gives(
         runner.run({"image": images(1)})
 
 
+def test_the_gpu_of_the_thread_stays_what_it_is(
+    engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuda = FakeCuda(count=2)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cuda)
+    runner = EngineRunner(fake_tensorrt(cuda), engine, engine.read_bytes(), Gpu(1))
+    assert (cuda.device, cuda.used) == (0, {1})
+    runner.run({"image": images(1)})
+    with pytest.raises(UsageError, match="for batches of 1 to 4"):
+        runner.run({"image": images(5)})
+    runner.close()
+    assert (cuda.device, cuda.used) == (0, {1})
+
+
 def test_what_an_engine_does_not_take(cuda: FakeCuda, engine: Path) -> None:
     runner = EngineRunner(fake_tensorrt(cuda), engine, engine.read_bytes(), Gpu())
     with pytest.raises(UsageError, match="for batches of 1 to 4"):
