@@ -186,9 +186,13 @@ class Onnx:
             raise CannotRunError(
                 "ONNX Runtime is not installed: pip install onnxruntime"
             ) from error
-        cpu = ["CPUExecutionProvider"]
+        cpu, options = ["CPUExecutionProvider"], onnxruntime.SessionOptions()
+        # In fp16 its further fusions are not sound on a CPU, nor is what it plans of memory.
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.enable_mem_pattern = False
+        options.log_severity_level = 3
         try:
-            self.session = onnxruntime.InferenceSession(str(path), providers=cpu)
+            self.session = onnxruntime.InferenceSession(str(path), options, providers=cpu)
         except Exception as error:  # ONNX Runtime has an exception for each reason
             reason = str(error).splitlines()[0]
             raise CannotRunError(f"ONNX Runtime does not run {path}: {reason}") from error

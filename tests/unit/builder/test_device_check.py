@@ -69,7 +69,11 @@ def test_the_model_gives_what_it_should(bundle: Path) -> None:
     done = check(bundle, "--onnx")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
+    assert done.stderr == ""
     assert "in ONNX Runtime" in lines[0]
+    options = program().Onnx(bundle / "model.onnx").session.get_session_options()
+    assert "BASIC" in str(options.graph_optimization_level)  # in fp16: see OrtRunner
+    assert not options.enable_mem_pattern
     assert {line.split(":")[0] for line in lines[1:]} == {
         "ok   token_index",
         "ok   token_owner",
