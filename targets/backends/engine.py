@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from threading import Lock
 from types import ModuleType
@@ -124,6 +125,10 @@ class EngineRunner:
             }
             self._execute(given, {name: buffer_of(array) for name, array in found.items()}, 0)
             return found
+
+    def used(self) -> AbstractContextManager[None]:
+        """Its GPU, as the calling thread's: PyTorch shows no tensors of another than that."""
+        return self._gpu.used()
 
     def run_buffers(
         self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer], stream: int

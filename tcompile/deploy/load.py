@@ -6,6 +6,7 @@ Nothing of PyTorch or of the compiler's passes runs here.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -173,8 +174,10 @@ class Model:
             [replace(t, shape=self._told.get(t.name, t.shape)) for t in tensors]
             for tensors in (runner.inputs, runner.outputs)
         )
-        given = buffers_of("input", inputs, stream)
-        wanted = buffers_of("output", outputs, stream)
+        on_cpu = self.runtime not in ENGINES
+        with getattr(runner, "used", nullcontext)():
+            given = buffers_of("input", inputs, stream, on_cpu=on_cpu)
+            wanted = buffers_of("output", outputs, stream, on_cpu=on_cpu)
         check_buffers(given, wanted, takes, gives, str(self.path))
         runner.run_buffers(given, wanted, stream)
 

@@ -218,6 +218,20 @@ def test_what_does_not_fit_is_refused_before_anything_runs(engine: Path, cuda: F
         model.run_buffers({"image": pair}, {"logits": np.zeros((2, 3), np.float32)})
 
 
+def test_objects_are_asked_on_the_gpu_of_the_engine(
+    engine: Path, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch shows no tensors of another GPU than the thread's."""
+    cuda.count, asked = 2, []
+    monkeypatch.setattr(
+        "tcompile.deploy.load.buffers_of", lambda *_, on_cpu: (asked.append(cuda.device), {})[1]
+    )
+    with tcompile.load(engine, device=1) as model:
+        with pytest.raises(UsageError, match="inputs: has no 'image'"):
+            model.run_buffers({}, {})
+        assert (asked, cuda.device) == ([1, 1], 0)
+
+
 class Stream:
     """As PyTorch's and CuPy's, an object."""
 
@@ -227,15 +241,17 @@ class Stream:
 class Exported:
     """What PyTorch shows of a tensor on the CPU, said to be on a GPU."""
 
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self.tensor = tensor
-        self.streams: list[int] = []
+    def __init__(self, tensor: torch.Tensor, kind: int = 2) -> None:
+        self.tensor, self.kind = tensor, kind
+        self.streams: list[int | None] = []
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        return 2, 0
+        return self.kind, 0
 
-    def __dlpack__(self, stream: int) -> Any:
+    def __dlpack__(self, stream: int | None = None) -> Any:
         self.streams.append(stream)
+        if self.kind == 3:  # as PyTorch does of pinned tensors, whose device is the CPU
+            return self.tensor.__dlpack__(stream=stream)
         return self.tensor.__dlpack__()
 
 
@@ -251,6 +267,11 @@ def test_dlpack_is_read_as_numpy_reads_it() -> None:
     assert (found.dtype, found.size, found.on_gpu) == ("bfloat16", 8, True)
     buffers_of("input", {"x": exported}, 0)
     assert exported.streams == [7, 1]  # it waits on the stream of the run, or on the default one
+    pinned = Exported(torch.zeros(2, 2), kind=3)
+    (found_pinned,) = buffers_of("output", {"x": pinned}, 7).values()
+    assert (pinned.streams, found_pinned.on_gpu) == ([None], True)
+    (found_pinned,) = buffers_of("output", {"x": pinned}, 0, on_cpu=True).values()
+    assert not found_pinned.on_gpu
     (same,) = buffers_of("input", {"x": np.zeros((2, 2), ml_dtypes.bfloat16)}, 0).values()
     assert (same.dtype, same.size) == (found.dtype, found.size)
     with pytest.raises(UsageError, match=r"has gaps between its rows"):
