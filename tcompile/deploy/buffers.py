@@ -182,8 +182,8 @@ def _of_dlpack(where: str, value: Any, stream: int, on_cpu: bool) -> Buffer:
     if device not in (*_ON_GPU, *_PINNED, *_ON_CPU):
         raise UsageError(f"is on a device of DLPack's kind {device}", where=where, hint=_TAKEN)
     on_gpu = device in _ON_GPU or (device in _PINNED and not on_cpu)
-    # PyTorch's pinned tensors are the CPU's, and take no stream. It is looked at and not taken: what
-    # it holds is freed with the capsule, the memory is not.
+    # PyTorch's pinned tensors are the CPU's, and take no stream. It is looked at and not taken:
+    # what it holds is freed with the capsule, the memory is not.
     order = {"stream": stream or _DEFAULT_STREAM} if device in _ON_GPU else {}
     capsule = value.__dlpack__(**order)
     get = ctypes.pythonapi.PyCapsule_GetPointer

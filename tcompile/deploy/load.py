@@ -148,8 +148,8 @@ class Model:
 
         Args:
             inputs: all of them, by name, in their dtypes and contiguous: arrays of numpy, or what
-                has `__dlpack__` or `__cuda_array_interface__` (PyTorch, CuPy, JAX, numba).
-            outputs: the same; `shape_of` says their shapes.
+                has `__dlpack__` or `__cuda_array_interface__` (PyTorch, CuPy, numba, JAX).
+            outputs: the same, what can be written to; `shape_of` says their shapes.
             stream: a cudaStream_t of the engine's GPU (`torch.cuda.current_stream().cuda_stream`)
                 that the run is put into: this returns at once then, and all buffers are the run's
                 until the stream is there. 0: what the default stream makes is waited for, and so
