@@ -1705,11 +1705,13 @@ class Engine : public Backend {
     return engine_->createExecutionContext();
   }
 
-  /// Tell the engine the shapes of its inputs, from which those of its outputs follow.
+  /// Tell the engine the shapes of its inputs, from which those of its outputs follow. Not again
+  /// those that it knows: what it does after it was told a shape no graph may hold.
   void set_shapes(Inputs const& given) {
     Shapes shapes;
     for (auto const& [name, buffer] : given) shapes[name] = buffer.shape;
-    if (shapes != shapes_) forget();
+    if (shapes == shapes_) return;
+    forget();
     for (auto const& [name, shape] : shapes)
       if (!context_->setInputShape(name.c_str(), dims(shape))) {
         forget();
@@ -2076,7 +2078,7 @@ class Model {
   /// put into that and this returns: inputs and outputs are the run's until the stream is there.
   /// Without one, inputs may be what the default stream is making, and it waits until all is done.
   /// A stream that is being captured is let be captured, once a run with these shapes was made
-  /// before; such a graph and other calls of the model must not run at a time.
+  /// before; as long as such a graph is used the model is not to be called in another way.
   ///
   /// Throws Error, before anything runs, for a name, dtype, shape or address that does not fit.
   /// Values are not looked at.

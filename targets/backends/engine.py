@@ -199,8 +199,9 @@ class EngineRunner:
 
     def _set_shapes(self, given: Mapping[str, Buffer]) -> None:
         shapes = {name: buffer.shape for name, buffer in given.items()}
-        if shapes != self._shapes:
-            self._forget()
+        if shapes == self._shapes:
+            return  # what TensorRT does after it was told a shape no graph may hold
+        self._forget()
         for name, shape in shapes.items():
             self._set_shape(name, shape)
         self._shapes = shapes

@@ -183,8 +183,10 @@ class FakeContext:
         self._engine = engine
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
+        self._changes = 0
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self._changes += 1
         dims = self._engine.get_tensor_shape(name)
         if -1 in dims and not 1 <= shape[0] <= self._engine.largest:
             return False
@@ -196,6 +198,7 @@ class FakeContext:
         return tuple(batch if d < 0 else d for d in self._engine.get_tensor_shape(name))
 
     def set_tensor_address(self, name: str, address: int) -> bool:
+        self._changes += 1
         self._addresses[name] = address
         return True
 
@@ -203,12 +206,14 @@ class FakeContext:
         cuda = self._engine.cuda
         cuda.used.add(cuda.device)
         if cuda.captured is not None:
-            cuda.captured.append(self._run)
+            changes = self._changes
+            cuda.captured.append(lambda: self._run(changes))
         else:
-            self._run()
+            self._run(self._changes)
         return True
 
-    def _run(self) -> None:
+    def _run(self, changes: int) -> None:
+        assert changes == self._changes, "a graph runs after its context changed"
         names = [value.name for value in self._engine.session.get_outputs()]
         feed = {i.name: self._view(i.name) for i in self._engine.session.get_inputs()}
         for name, array in zip(names, self._engine.session.run(names, feed), strict=True):

@@ -94,7 +94,7 @@ class ICudaEngine {
 inline bool IExecutionContext::setInputShape(char const* name, Dims const& shape) {
   Dims const& own = engine_.find(name).dims;
   if (own.d[0] < 0 && (shape.d[0] < 1 || shape.d[0] > 4)) return false;
-  changes_ += batch_ != shape.d[0];
+  ++changes_;
   batch_ = shape.d[0];
   return true;
 }
