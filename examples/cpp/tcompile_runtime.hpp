@@ -409,6 +409,12 @@ class Sha256 {
   }
 };
 
+inline std::string sha256_of_bytes(std::string const& bytes) {
+  Sha256 digest;
+  digest.add(reinterpret_cast<std::uint8_t const*>(bytes.data()), bytes.size());
+  return digest.hex();
+}
+
 /// A file's SHA-256, in hexadecimal.
 inline std::string sha256(fs::path const& path) {
   std::ifstream stream(path, std::ios::binary);
@@ -818,7 +824,9 @@ inline Artifact read_artifact(fs::path const& directory) {
 }
 
 /// Whether a file of a Jetson's bundle is an engine that its own script made there, and whole.
-inline bool made_on_device(Artifact const& artifact, std::string const& name) {
+/// `read`: what was read of it; null: it is read here.
+inline bool made_on_device(Artifact const& artifact, std::string const& name,
+                           FileEntry const* read = nullptr) {
   fs::path const digest = artifact.directory / (name + ".sha256");
   if (artifact.document["target"]["runtime"] != "jetson" || name.rfind("engine/", 0) != 0)
     return false;
@@ -827,42 +835,63 @@ inline bool made_on_device(Artifact const& artifact, std::string const& name) {
   std::error_code failed;  // a digest that cannot be read is not one that is not there
   if (!(stream >> written))
     return !fs::exists(digest, failed) && !failed && !artifact.files.count(name);
-  return written == sha256(artifact.directory / name);
+  return written == (read ? read->sha256 : sha256(artifact.directory / name));
 }
 
 /// Throws Error unless a file is there, and as it was written or as the device made it.
-inline void check_file(Artifact const& artifact, std::string const& name) {
+/// `read`: what was read of it; null: it is read here.
+inline void check_file(Artifact const& artifact, std::string const& name,
+                       FileEntry const* read = nullptr) {
   fs::path const path = artifact.directory / name;
   std::error_code failed;
   if (!fs::is_regular_file(path, failed)) throw Error("is missing", path.string(), again);
-  if (made_on_device(artifact, name)) return;
+  if (made_on_device(artifact, name, read)) return;
   auto const entry = artifact.files.find(name);
   if (entry == artifact.files.end())
     throw Error(artifact.document["target"]["runtime"] == "jetson"
                     ? "is not what the script of this bundle made"
                     : "is not in the manifest",
                 path.string(), again);
-  std::uint64_t const size = fs::file_size(path, failed);
+  std::uint64_t const size = read ? read->bytes : fs::file_size(path, failed);
   if (failed) throw Error("cannot be read: " + failed.message(), path.string());
   if (size < entry->second.bytes)
     throw Error("is truncated: " + std::to_string(size) + " of " +
                     std::to_string(entry->second.bytes) + " bytes",
                 path.string(), again);
-  if (size > entry->second.bytes || sha256(path) != entry->second.sha256)
+  if (size > entry->second.bytes || (read ? read->sha256 : sha256(path)) != entry->second.sha256)
     throw Error("is not as it was written: its sha256 is not that in the manifest", path.string(),
                 again);
 }
 
 /// Throws Error for an engine that holds code which would run here, where no SHA-256 of it is known;
 /// `check_file` has compared it where one is.
-inline void check_host_code(Artifact const& artifact, std::string const& name) {
+inline void check_host_code(Artifact const& artifact, std::string const& name,
+                            FileEntry const& read) {
   if (!artifact.compatibility.host_code() || artifact.files.count(name)) return;
   fs::path const path = artifact.directory / name, digest = path.string() + ".sha256";
-  std::error_code ignored;
-  if (!fs::is_regular_file(digest, ignored))
+  std::ifstream stream(digest);
+  std::string written;
+  if (!(stream >> written) || written != read.sha256)
     throw Error("holds code that would run in this process, and there is no sha256 of it",
                 path.string(),
                 "`sh build_engine.sh` builds it and writes " + digest.filename().string());
+}
+
+/// An engine, read once and checked as it was read: a file may be another by the time that TensorRT
+/// opens it. Throws Error.
+inline std::string read_engine(Artifact const& artifact, std::string const& name) {
+  fs::path const path = artifact.directory / name;
+  std::error_code ignored;
+  std::string plan;
+  if (fs::is_regular_file(path, ignored)) {
+    std::ifstream stream(path, std::ios::binary);
+    plan.assign(std::istreambuf_iterator<char>(stream), {});
+    if (!stream) throw Error("cannot be read", path.string());
+  }
+  FileEntry const read{plan.size(), sha256_of_bytes(plan)};
+  check_file(artifact, name, &read);
+  check_host_code(artifact, name, read);
+  return plan;
 }
 
 /// Throws Error where a model has other inputs or outputs than the manifest says.
@@ -1505,14 +1534,13 @@ class Engine : public Backend {
   static constexpr char const* package = "tensorrt";
 #endif
 
-  Engine(Artifact const& artifact, fs::path const& path, Options const& options)
+  /// `plan`: what the file at `path` held when it was checked.
+  Engine(Artifact const& artifact, fs::path const& path, std::string plan, Options const& options)
       : path_(path.string()), device_(options.device), graphs_(options.cuda_graphs) {
     fs::path const lean = check_version(artifact, path, title, package, installed());
     check_gpu(artifact);
     OnDevice const there(*this);
     if (artifact.plugins && !artifact.compatibility.plugins) load_plugins(artifact);
-    std::ifstream stream(path, std::ios::binary);
-    std::string const plan{std::istreambuf_iterator<char>(stream), {}};
     runtime_.reset(nvinfer1::createInferRuntime(Log::one()));
     // Its sha256 was checked: `check_host_code`.
     if (runtime_ && artifact.compatibility.host_code()) runtime_->setEngineHostCodeAllowed(true);
@@ -1524,6 +1552,7 @@ class Engine : public Backend {
                     lean.string(), "it is libnvinfer_lean.so of the TensorRT that built the engine");
     }
     if (reader != nullptr) engine_.reset(reader->deserializeCudaEngine(plan.data(), plan.size()));
+    std::string().swap(plan);  // an engine holds all weights
     if (!engine_)
       throw Error(std::string(title) + " does not load the engine: " + Log::one().last(), path_,
                   "build it again with this version, on this machine or for its GPU");
@@ -1538,7 +1567,15 @@ class Engine : public Backend {
       throw;
     }
   }
-  ~Engine() override { close(); }
+  ~Engine() override {
+    // On its GPU, which that of the thread need not be. At the end of a process CUDA may be gone.
+    int before = 0;
+    bool const there = cudaGetDevice(&before) == cudaSuccess && before != device_;
+    if (there) cudaSetDevice(device_);
+    close();
+    context_.reset(), engine_.reset(), lean_.reset(), runtime_.reset();
+    if (there) cudaSetDevice(before);
+  }
 
   Tensors run(std::map<std::string, Tensor> const& feed) override {
     std::lock_guard<std::mutex> const turn(turn_);
@@ -1668,11 +1705,13 @@ class Engine : public Backend {
     return engine_->createExecutionContext();
   }
 
-  /// Tell the engine the shapes of its inputs, from which those of its outputs follow.
+  /// Tell the engine the shapes of its inputs, from which those of its outputs follow. Not again
+  /// those that it knows: what it does after it was told a shape no graph may hold.
   void set_shapes(Inputs const& given) {
     Shapes shapes;
     for (auto const& [name, buffer] : given) shapes[name] = buffer.shape;
-    if (shapes != shapes_) forget();
+    if (shapes == shapes_) return;
+    forget();
     for (auto const& [name, shape] : shapes)
       if (!context_->setInputShape(name.c_str(), dims(shape))) {
         forget();
@@ -1928,6 +1967,7 @@ class Model {
     if (!artifact.fault.empty() && !options.allow_failed)
       throw Error("this build failed and was kept for debugging: " + artifact.fault,
                   directory.string(), "build it again; allow_failed loads it all the same");
+    std::string plan;  // of an engine
     if (runtime == "onnxruntime" || runtime == "openvino") {
       check_file(artifact, "model.onnx");
       for (auto const& file : artifact.files)  // weights beside it
@@ -1935,8 +1975,7 @@ class Model {
       path = directory / "model.onnx";
     } else {
       std::string const engine = engine_file();
-      check_file(artifact, engine);
-      check_host_code(artifact, engine);
+      plan = read_engine(artifact, engine);
       path = directory / engine;
     }
     if (artifact.document.contains("preprocess") && !artifact.document["preprocess"].is_null())
@@ -1948,7 +1987,8 @@ class Model {
     if (runtime == "onnxruntime") backend_ = std::make_unique<OnnxRuntime>(artifact, path, options);
 #endif
 #if defined(TCOMPILE_WITH_ENGINES)
-    if (runtime == Engine::package) backend_ = std::make_unique<Engine>(artifact, path, options);
+    if (runtime == Engine::package)
+      backend_ = std::make_unique<Engine>(artifact, path, std::move(plan), options);
 #endif
     check_contract("inputs", backend_->inputs, artifact.inputs, path.string());
     check_contract("outputs", backend_->outputs, artifact.outputs, path.string());
@@ -2038,7 +2078,7 @@ class Model {
   /// put into that and this returns: inputs and outputs are the run's until the stream is there.
   /// Without one, inputs may be what the default stream is making, and it waits until all is done.
   /// A stream that is being captured is let be captured, once a run with these shapes was made
-  /// before; such a graph and other calls of the model must not run at a time.
+  /// before; as long as such a graph is used the model is not to be called in another way.
   ///
   /// Throws Error, before anything runs, for a name, dtype, shape or address that does not fit.
   /// Values are not looked at.
@@ -2166,12 +2206,11 @@ class Model {
       for (auto const& file : fs::directory_iterator(artifact.directory / "engine", ignored)) {
         std::string const name = file.path().filename().string();
         std::pair<int, int> version{};
-        if (std::sscanf(name.c_str(), "model.trt%d.%d.engine", &version.first, &version.second) !=
-                2 ||
-            file.path().extension() != ".engine")
-          continue;
+        std::sscanf(name.c_str(), "model.trt%d.%d", &version.first, &version.second);
         std::string const built =
             std::to_string(version.first) + "." + std::to_string(version.second);
+        // Others are copies that somebody keeps: `model.trt10.3.old.engine`.
+        if (name != "model.trt" + built + ".engine") continue;
         bool const fits =
             !installed.empty() && runs_in(built, installed, artifact.compatibility.version);
         if (Rank const rank{fits, version}; rank > best) best = rank, found = "engine/" + name;

@@ -18,6 +18,7 @@ import ctypes
 import hashlib
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,8 @@ class Engine:
             import tensorrt as trt
         except ImportError as error:
             raise CannotRunError(no_tensorrt(error)) from error
-        lean = check_engine(path, trt.__version__, made)
+        content = path.read_bytes()  # once: what is checked is what TensorRT is given
+        lean = check_engine(path, content, trt.__version__, made)
         self.trt, self.cuda = trt, Cuda()
         self.logger = trt.Logger(trt.Logger.ERROR)
         if not made["plugins"]:
@@ -120,7 +122,7 @@ class Engine:
             self.runtime = runtime.load_runtime(lean)
             if self.runtime is None:
                 raise CannotRunError(f"TensorRT does not load the lean runtime {lean}")
-        self.engine = self.runtime.deserialize_cuda_engine(path.read_bytes())
+        self.engine = self.runtime.deserialize_cuda_engine(content)
         if self.engine is None:
             raise CannotRunError(
                 f"TensorRT {trt.__version__} does not load {path}: build it again with "
@@ -184,9 +186,13 @@ class Onnx:
             raise CannotRunError(
                 "ONNX Runtime is not installed: pip install onnxruntime"
             ) from error
-        cpu = ["CPUExecutionProvider"]
+        cpu, options = ["CPUExecutionProvider"], onnxruntime.SessionOptions()
+        # In fp16 its further fusions are not sound on a CPU, nor is what it plans of memory.
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.enable_mem_pattern = False
+        options.log_severity_level = 3
         try:
-            self.session = onnxruntime.InferenceSession(str(path), providers=cpu)
+            self.session = onnxruntime.InferenceSession(str(path), options, providers=cpu)
         except Exception as error:  # ONNX Runtime has an exception for each reason
             reason = str(error).splitlines()[0]
             raise CannotRunError(f"ONNX Runtime does not run {path}: {reason}") from error
@@ -320,9 +326,8 @@ def numbers(version: str) -> list[int]:
 
 def built_by(path: Path) -> str:
     """The TensorRT that built an engine, by the name that build_engine.sh gives it; else empty."""
-    name = path.name
-    known = name.startswith("model.trt") and name.endswith(".engine")
-    return name[len("model.trt") : -len(".engine")] if known else ""
+    known = re.fullmatch(r"model\.trt(\d+(?:\.\d+)+)\.engine", path.name)
+    return known[1] if known else ""
 
 
 def runs_in(built: str, installed: str, made: dict[str, Any]) -> bool:
@@ -335,23 +340,22 @@ def runs_in(built: str, installed: str, made: dict[str, Any]) -> bool:
     return old <= new if old[0] == new[0] else [old[0], new[0]] in made["across"]
 
 
-def check_engine(path: Path, installed: str, made: dict[str, Any]) -> str:
-    """Everything that can be known of an engine before TensorRT reads it. Returns the lean runtime
-    that it needs beside itself; empty: none."""
+def check_engine(path: Path, content: bytes, installed: str, made: dict[str, Any]) -> str:
+    """Everything that can be known of an engine before TensorRT reads it, of its file's name and
+    content. Returns the lean runtime that it needs beside itself; empty: none."""
     built = built_by(path)
     if built and not runs_in(built, installed, made):
         raise CannotRunError(
             f"{path} was built by TensorRT {built}, installed is {installed}: run build_engine.sh"
         )
-    if made["lean_runtime"] or made["plugins"]:
-        known = digest_of(path)
-        if known is None:
-            raise CannotRunError(
-                f"{path} holds code that would run in this process, and there is no sha256 of it: "
-                "run build_engine.sh"
-            )
-        if known != hashlib.sha256(path.read_bytes()).hexdigest():
-            raise CannotRunError(f"{path} is not as it was written: its sha256 is another")
+    known = digest_of(path)
+    if known is None and (made["lean_runtime"] or made["plugins"]):
+        raise CannotRunError(
+            f"{path} holds code that would run in this process, and there is no sha256 of it: "
+            "run build_engine.sh"
+        )
+    if known not in (None, hashlib.sha256(content).hexdigest()):
+        raise CannotRunError(f"{path} is not as it was written: its sha256 is another")
     same = not built or runs_in(built, installed, {**made, "version": False})
     if not made["version"] or made["lean_runtime"] or same:
         return ""
@@ -377,7 +381,10 @@ def digest_of(path: Path) -> str | None:
     beside = path.with_name(f"{path.name}.sha256")
     if beside.is_file():
         return (beside.read_text(encoding="utf-8").split() or [""])[0]
-    manifest = json.loads((BUNDLE / "manifest.json").read_text(encoding="utf-8"))
+    file = BUNDLE / "manifest.json"
+    if not file.is_file():
+        return None
+    manifest = json.loads(file.read_text(encoding="utf-8"))
     listed = {(BUNDLE / each["path"]).resolve(): each["sha256"] for each in manifest["files"]}
     return listed.get(path.resolve())
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tcompile.core.errors import TcompileError, UsageError
@@ -35,7 +37,6 @@ class Gpu:
             raise UsageError(
                 f"there is no GPU {index}, only 0 to {count - 1}", where=f"device={index}"
             )
-        self.use()
         kinds = self._cuda.cudaDeviceAttr
         major, minor = (
             self.call("cudaDeviceGetAttribute", kind, index)
@@ -74,9 +75,17 @@ class Gpu:
             raise TcompileError(f"{name} failed: {text}", where=f"GPU {self.index}")
         return values[0] if values else None
 
-    def use(self) -> None:
-        """Make it the GPU of the calling thread."""
-        self.call("cudaSetDevice", self.index)
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """Make it the GPU of the calling thread, for a while: PyTorch, say, goes by that too."""
+        before = int(self.call("cudaGetDevice"))
+        if before != self.index:
+            self.call("cudaSetDevice", self.index)
+        try:
+            yield
+        finally:
+            if before != self.index:
+                self.call("cudaSetDevice", before)
 
     def stream(self) -> Any:
         """A stream that does not wait for the default one."""

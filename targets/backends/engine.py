@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from threading import Lock
 from types import ModuleType
@@ -39,7 +40,8 @@ class EngineRunner:
 
     Args:
         trt: `tensorrt` or `tensorrt_rtx`.
-        path: the engine, checked before: TensorRT reads what it is given.
+        path: the engine's file, for messages.
+        plan: what it holds, checked before: TensorRT reads what it is given.
         gpu: to run it on.
         graphs: launch the engine as one CUDA graph. TensorRT-RTX captures it itself; of TensorRT it
             is captured here, for the batch size of the last run.
@@ -60,6 +62,7 @@ class EngineRunner:
         self,
         trt: ModuleType,
         path: Path,
+        plan: bytes,
         gpu: Gpu,
         *,
         graphs: bool = False,
@@ -68,8 +71,12 @@ class EngineRunner:
     ) -> None:
         self.path = path
         self._gpu, self._turn = gpu, Lock()
-        gpu.use()
-        needed = deserialise(trt, path, host_code=host_code, lean_runtime=lean_runtime)
+        with gpu.used():
+            needed = deserialise(trt, path, plan, host_code=host_code, lean_runtime=lean_runtime)
+            self._open(trt, needed, graphs)
+
+    def _open(self, trt: ModuleType, needed: tuple[Any, Any], graphs: bool) -> None:
+        path = self.path
         self._runtime, engine = needed
         self._engine: Any = engine
         self._context: Any = _context(trt, engine, graphs)
@@ -105,11 +112,9 @@ class EngineRunner:
             TcompileError: CUDA or TensorRT fails.
         """
         arrays = fitted(feed, self.inputs, self.path)
-        gpu = self._gpu
-        with self._turn:
+        with self._turn, self._gpu.used():
             if self._context is None:
                 raise UsageError("the engine is closed", where=str(self.path))
-            gpu.use()  # what a thread uses is its own matter
             given = {name: buffer_of(array) for name, array in arrays.items()}
             self._set_shapes(given)
             found = {
@@ -120,6 +125,10 @@ class EngineRunner:
             }
             self._execute(given, {name: buffer_of(array) for name, array in found.items()}, 0)
             return found
+
+    def used(self) -> AbstractContextManager[None]:
+        """Its GPU, as the calling thread's: PyTorch shows no tensors of another than that."""
+        return self._gpu.used()
 
     def run_buffers(
         self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer], stream: int
@@ -132,10 +141,9 @@ class EngineRunner:
                 it is said to be, on another GPU, or not at a multiple of 256.
             TcompileError: CUDA or TensorRT fails.
         """
-        with self._turn:
+        with self._turn, self._gpu.used():
             if self._context is None:
                 raise UsageError("the engine is closed", where=str(self.path))
-            self._gpu.use()
             self._set_shapes(inputs)
             for name, buffer in outputs.items():
                 gives = tuple(self._context.get_tensor_shape(name))
@@ -149,7 +157,7 @@ class EngineRunner:
 
     def close(self) -> None:
         """Free what it has on the GPU; it cannot be run any more."""
-        with self._turn:
+        with self._turn, self._gpu.used():
             if self._done is not None:
                 self._gpu.call("cudaEventSynchronize", self._done)  # of a caller's stream
             self._forget()
@@ -191,8 +199,9 @@ class EngineRunner:
 
     def _set_shapes(self, given: Mapping[str, Buffer]) -> None:
         shapes = {name: buffer.shape for name, buffer in given.items()}
-        if shapes != self._shapes:
-            self._forget()
+        if shapes == self._shapes:
+            return  # what TensorRT does after it was told a shape no graph may hold
+        self._forget()
         for name, shape in shapes.items():
             self._set_shape(name, shape)
         self._shapes = shapes
@@ -240,7 +249,10 @@ class EngineRunner:
             self._forget_graph()
             self._addresses = {}
             for name, address in addresses.items():
-                self._context.set_tensor_address(name, address)
+                if not self._context.set_tensor_address(name, address):
+                    raise TcompileError(
+                        f"TensorRT does not take the buffer of '{name}'", where=str(self.path)
+                    )
         if self._graphs and graph and again:
             if self._graph is None:
                 self._graph = self._gpu.capture(self._stream, lambda: self._enqueue(self._stream))

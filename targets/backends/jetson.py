@@ -250,7 +250,21 @@ def layers_file(engine: str) -> str:
     return f"{engine.removesuffix('.engine')}.layers.json"
 
 
-def made_on_device(folder: Path, name: str, *, listed: bool = False) -> bool:
+def digest_beside(engine: Path) -> str | None:
+    """The SHA-256 that the script wrote beside an engine; None: it wrote none. Of a file that holds
+    or is something else, that, or nothing: it is no engine's."""
+    try:
+        text = Path(f"{engine}{DIGEST}").read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return None
+    except OSError:
+        return ""
+    return (text.split() or [""])[0]
+
+
+def made_on_device(
+    folder: Path, name: str, *, listed: bool = False, digest: str | None = None
+) -> bool:
     """Return whether a file of a bundle is one that its own script made there, and is whole.
 
     Args:
@@ -258,6 +272,7 @@ def made_on_device(folder: Path, name: str, *, listed: bool = False) -> bool:
         name: relative to it.
         listed: the build wrote a file of that name, so that only the script's digest of it tells
             an engine that was built again from one that was altered.
+        digest: SHA-256 of an engine that was read; None: it is read here.
     """
     if not (folder / name).is_file():
         return False
@@ -274,11 +289,10 @@ def made_on_device(folder: Path, name: str, *, listed: bool = False) -> bool:
         return _ENGINE.fullmatch(name) is not None and (folder / name).is_file()
     if not _ENGINE.fullmatch(name):
         return False
-    digest = folder / f"{name}{DIGEST}"
-    if not digest.is_file():
+    written = digest_beside(folder / name)
+    if written is None:
         return not listed
-    written = digest.read_text(encoding="utf-8", errors="replace").split()[:1]
-    return written == [file_entry(folder / name, folder).sha256]
+    return written == (digest or file_entry(folder / name, folder).sha256)
 
 
 def _least(commands: tuple[Line, ...]) -> tuple[str, str]:

@@ -88,11 +88,18 @@ def build_plan(
 
 
 def deserialise(
-    trt: ModuleType, path: Path, *, host_code: bool = False, lean_runtime: Path | None = None
+    trt: ModuleType,
+    path: Path,
+    plan: bytes,
+    *,
+    host_code: bool = False,
+    lean_runtime: Path | None = None,
 ) -> tuple[Any, Any]:
-    """Open an engine file; returns what it needs, the runtime first of all, and the engine.
+    """Open an engine; returns what it needs, the runtime first of all, and the engine.
 
     Args:
+        path: its file, for messages.
+        plan: what was read of that.
         host_code: whether it may run code out of the file, of which the caller knows the SHA-256.
         lean_runtime: the library of the TensorRT that built the engine, which then runs it.
 
@@ -115,7 +122,7 @@ def deserialise(
                 hint="it is libnvinfer_lean.so of the TensorRT that built the engine",
             )
         needed = (needed, runtime)  # freed from the back
-    engine = runtime.deserialize_cuda_engine(path.read_bytes())
+    engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         raise ModelError(
             f"{title(trt)} does not load the engine: {_last(log)}",

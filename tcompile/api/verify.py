@@ -14,6 +14,7 @@ from tcompile.artifact.directory import Artifact, load_artifact
 from tcompile.artifact.manifest import Fidelity
 from tcompile.core.errors import ModelError, UsageError, VerificationError
 from tcompile.core.memory import release
+from tcompile.core.model_files import file_entry
 from tcompile.core.progress import Progress, silent
 from tcompile.deploy.checks import check_host_code
 from tcompile.runtime.metrics import not_finite
@@ -175,7 +176,7 @@ def _files(artifact: Artifact) -> Check:
         return Check("files", "failed", f"not as they were written: {', '.join(changed)}")
     for name in (each for each in made if each.endswith(".engine")):
         try:
-            check_host_code(artifact, name)
+            check_host_code(artifact, file_entry(artifact.directory / name, artifact.directory))
         except ModelError as error:
             return Check("files", "failed", f"{name} {error.what}")
     same = sum(entry.path not in made for entry in artifact.manifest.files)

@@ -18,23 +18,26 @@ _TAKEN = "give an array of numpy, or an object with __dlpack__ or __cuda_array_i
 #: The default stream, as DLPack names it.
 _DEFAULT_STREAM = 1
 #: DLPack: kinds of memory that a GPU reads, and kinds of numbers.
-_ON_GPU, _ON_CPU = (2, 3, 13), (1,)
+_ON_GPU, _PINNED, _ON_CPU = (2, 13), (3,), (1,)
 _KINDS = {0: "int", 1: "uint", 2: "float", 4: "bfloat", 6: "bool"}
 _FLOAT8 = {10: "float8_e4m3fn", 12: "float8_e5m2"}
 
 
-def buffers_of(kind: str, given: Mapping[str, object], stream: int) -> dict[str, Buffer]:
+def buffers_of(
+    kind: str, given: Mapping[str, object], stream: int, *, on_cpu: bool = False
+) -> dict[str, Buffer]:
     """The memory of each object, which stays where it is.
 
     Args:
         kind: input or output, for messages; outputs must be writable.
         stream: that the run is put into; what makes an object is waited for there.
+        on_cpu: it runs there, where pinned memory is like any other of the CPU's.
 
     Raises:
         UsageError: an object that has no memory of a kind that is known, or with gaps in it.
     """
     return {
-        name: _buffer(f"{kind} '{name}'", value, stream, written=kind == "output")
+        name: _buffer(f"{kind} '{name}'", value, stream, on_cpu, written=kind == "output")
         for name, value in given.items()
     }
 
@@ -86,6 +89,11 @@ def _check_one(
         )
     if buffer.address == 0 and buffer.size:
         raise UsageError("is a null pointer", where=f"{kind} '{tensor.name}'")
+    item = numpy_dtype(buffer.dtype).itemsize
+    if buffer.address % item:
+        raise UsageError(
+            f"lies at an address that is not a multiple of {item}", where=f"{kind} '{tensor.name}'"
+        )
 
 
 def _settled(dim: int | str, sizes: Mapping[str, int]) -> int | None:
@@ -115,14 +123,20 @@ def _check_apart(inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) ->
         others.append((f"output '{name}'", buffer))
 
 
-def _buffer(where: str, value: Any, stream: int, *, written: bool) -> Buffer:
+def _buffer(where: str, value: Any, stream: int, on_cpu: bool, *, written: bool) -> Buffer:
     if isinstance(value, np.ndarray):
+        if not value.dtype.isnative:
+            raise UsageError(
+                f"is {value.dtype.str}, in another byte order than this machine's",
+                where=where,
+                hint="astype the model's dtype",
+            )
         if written and not value.flags.writeable:
             raise UsageError("cannot be written to", where=where)
         return _whole(where, value.ctypes.data, value.dtype.name, value.shape, value.strides)
     try:
         if hasattr(value, "__dlpack__"):
-            return _of_dlpack(where, value, stream)
+            return _of_dlpack(where, value, stream, on_cpu)
         found = getattr(value, "__cuda_array_interface__", None)
     except UsageError:
         raise
@@ -163,13 +177,15 @@ class _Tensor(ctypes.Structure):
     )
 
 
-def _of_dlpack(where: str, value: Any, stream: int) -> Buffer:
+def _of_dlpack(where: str, value: Any, stream: int, on_cpu: bool) -> Buffer:
     device = int(value.__dlpack_device__()[0])
-    if device not in (*_ON_GPU, *_ON_CPU):
+    if device not in (*_ON_GPU, *_PINNED, *_ON_CPU):
         raise UsageError(f"is on a device of DLPack's kind {device}", where=where, hint=_TAKEN)
-    on_gpu = device in _ON_GPU
-    # It is looked at and not taken: what it holds is freed with the capsule, the memory is not.
-    capsule = value.__dlpack__(stream=stream or _DEFAULT_STREAM) if on_gpu else value.__dlpack__()
+    on_gpu = device in _ON_GPU or (device in _PINNED and not on_cpu)
+    # PyTorch's pinned tensors are the CPU's, and take no stream. It is looked at and not taken:
+    # what it holds is freed with the capsule, the memory is not.
+    order = {"stream": stream or _DEFAULT_STREAM} if device in _ON_GPU else {}
+    capsule = value.__dlpack__(**order)
     get = ctypes.pythonapi.PyCapsule_GetPointer
     get.restype, get.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
     tensor = _Tensor.from_address(get(capsule, b"dltensor"))

@@ -6,14 +6,15 @@ A manifest of another version or with an unknown field is refused where it is re
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from tcompile.artifact.directory import MODEL, Artifact
 from tcompile.artifact.manifest import Manifest
 from tcompile.core.errors import ModelError, UsageError
-from tcompile.core.model_files import TensorInfo, file_entry
-from tcompile.targets.backends.jetson import made_on_device
+from tcompile.core.model_files import FileEntry, TensorInfo, file_entry
+from tcompile.targets.backends.jetson import digest_beside, made_on_device
 from tcompile.targets.backends.jetson_texts import DIGEST, SCRIPT
 
 #: What runs an artifact: `runtime=` of `load`.
@@ -65,25 +66,48 @@ def check_model_files(artifact: Artifact) -> None:
         check_file(artifact, name)
 
 
-def check_file(artifact: Artifact, name: str) -> None:
-    """Raise ModelError unless a file is there, and as it was written or as the device made it."""
+def read_engine(artifact: Artifact, name: str) -> bytes:
+    """Read an engine once, and check what was read: a file may be another by the time that TensorRT
+    opens it.
+
+    Raises:
+        ModelError: as `check_file` and `check_host_code`, or it cannot be read.
+    """
+    path = artifact.directory / name
+    try:
+        content = path.read_bytes() if path.is_file() else b""
+    except OSError as error:
+        raise ModelError(f"cannot be read: {error.strerror}", where=str(path)) from error
+    read = FileEntry(name, len(content), hashlib.sha256(content).hexdigest())
+    check_file(artifact, name, read)
+    check_host_code(artifact, read)
+    return content
+
+
+def check_file(artifact: Artifact, name: str, read: FileEntry | None = None) -> None:
+    """Raise ModelError unless a file is there, and as it was written or as the device made it.
+
+    Args:
+        read: what was read of it; None: it is read here.
+    """
     path = artifact.directory / name
     if not path.is_file():
         raise ModelError("is missing", where=str(path), hint=AGAIN)
     listed = {entry.path: entry for entry in artifact.manifest.files}
     entry = listed.get(name)
     jetson = artifact.manifest.target.runtime == "jetson"
-    if jetson and made_on_device(artifact.directory, name, listed=entry is not None):
+    digest = None if read is None else read.sha256
+    if jetson and made_on_device(artifact.directory, name, listed=entry is not None, digest=digest):
         return
     if entry is None:
         fault = "is not what the script of this bundle made" if jetson else "is not in the manifest"
         raise ModelError(fault, where=str(path), hint=AGAIN)
-    size = path.stat().st_size
+    size = path.stat().st_size if read is None else read.bytes
     if size < entry.bytes:
         raise ModelError(
             f"is truncated: {size} of {entry.bytes} bytes", where=str(path), hint=AGAIN
         )
-    if size > entry.bytes or file_entry(path, artifact.directory) != entry:
+    if size > entry.bytes or (read or file_entry(path, artifact.directory)) != entry:
         raise ModelError(
             "is not as it was written: its sha256 is not that in the manifest",
             where=str(path),
@@ -91,15 +115,15 @@ def check_file(artifact: Artifact, name: str) -> None:
         )
 
 
-def check_host_code(artifact: Artifact, name: str) -> None:
+def check_host_code(artifact: Artifact, read: FileEntry) -> None:
     """Raise ModelError for an engine that holds code which would run here, where no SHA-256 of it
     is known; `check_file` has compared it where one is."""
     compatibility = artifact.manifest.compatibility
     if compatibility is None or not compatibility.host_code:
         return
     listed = {entry.path for entry in artifact.manifest.files}
-    path = artifact.directory / name
-    if name not in listed and not Path(f"{path}{DIGEST}").is_file():
+    path = artifact.directory / read.path
+    if read.path not in listed and digest_beside(path) != read.sha256:
         raise ModelError(
             "holds code that would run in this process, and there is no sha256 of it",
             where=str(path),

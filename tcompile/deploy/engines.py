@@ -12,7 +12,7 @@ from types import ModuleType
 from tcompile.artifact.directory import Artifact
 from tcompile.core.errors import MissingExtraError, ModelError, UsageError
 from tcompile.core.packages import require
-from tcompile.deploy.checks import check_file, check_host_code
+from tcompile.deploy.checks import read_engine
 from tcompile.plugins.build import built_library
 from tcompile.plugins.check import check_library
 from tcompile.targets.backends.cuda import Gpu
@@ -25,7 +25,7 @@ from tcompile.targets.versions import parse_version
 
 _PURPOSE = "running the engine of an artifact"
 #: The TensorRT that built an engine on its device, in the name that the script gives it.
-_BUILT_BY = re.compile(r"\.trt(\d+\.\d+)\.engine$")
+_BUILT_BY = re.compile(r"model\.trt(\d+\.\d+)\.engine")
 
 
 def open_engine(
@@ -49,9 +49,7 @@ def open_engine(
             that is missing or does not fit.
     """
     engine = engine_file(artifact)
-    name = engine.relative_to(artifact.directory).as_posix()
-    check_file(artifact, name)
-    check_host_code(artifact, name)
+    plan = read_engine(artifact, engine.relative_to(artifact.directory).as_posix())
     try:
         if runtime == "tensorrt-rtx":
             trt = require("tensorrt_rtx", "rtx", _PURPOSE)
@@ -72,6 +70,7 @@ def open_engine(
     return EngineRunner(
         trt,
         engine,
+        plan,
         gpu,
         graphs=graphs,
         host_code=compatibility.host_code,
@@ -88,7 +87,9 @@ def engine_file(artifact: Artifact) -> Path:
     """
     listed = [e.path for e in artifact.manifest.files if e.path.endswith(".engine")]
     jetson = artifact.manifest.target.runtime == "jetson"
-    made = sorted(artifact.directory.glob("engine/*.engine"), key=_age) if jetson else []
+    there = artifact.directory.glob("engine/*.engine") if jetson else ()
+    # Others are copies that somebody keeps: `model.trt10.3.old.engine`.
+    made = sorted((p for p in there if _BUILT_BY.fullmatch(p.name)), key=_age)
     if len(made) > 1:
         fits = _those_that_run(artifact, made)
         made.sort(key=fits.__contains__)  # the order of the others stays
@@ -112,7 +113,7 @@ def check_version(artifact: Artifact, engine: Path, trt: ModuleType) -> Path | N
     """
     compatibility = artifact.manifest.compatibility or NONE
     installed = str(trt.__version__)
-    named = _BUILT_BY.search(engine.name)
+    named = _BUILT_BY.fullmatch(engine.name)
     listed = engine.relative_to(artifact.directory).as_posix() in {
         entry.path for entry in artifact.manifest.files
     }
@@ -207,11 +208,11 @@ def _those_that_run(artifact: Artifact, engines: Sequence[Path]) -> list[Path]:
     except MissingExtraError:
         return []
     compatible = (artifact.manifest.compatibility or NONE).version
-    named = {path: _BUILT_BY.search(path.name) for path in engines}
+    named = {path: _BUILT_BY.fullmatch(path.name) for path in engines}
     return [p for p, n in named.items() if n and runs_in(n[1], installed, compatible=compatible)]
 
 
 def _age(path: Path) -> tuple[int, ...]:
     """A key that sorts engines by the TensorRT that built them."""
-    found = _BUILT_BY.search(path.name)
+    found = _BUILT_BY.fullmatch(path.name)
     return tuple(int(part) for part in found[1].split(".")) if found else ()

@@ -6,10 +6,11 @@ Nothing of PyTorch or of the compiler's passes runs here.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import cast
+from typing import SupportsInt, cast
 
 from tcompile.artifact.directory import Artifact, is_artifact, load_artifact
 from tcompile.artifact.manifest import Manifest
@@ -147,8 +148,8 @@ class Model:
 
         Args:
             inputs: all of them, by name, in their dtypes and contiguous: arrays of numpy, or what
-                has `__dlpack__` or `__cuda_array_interface__` (PyTorch, CuPy, JAX, numba).
-            outputs: the same; `shape_of` says their shapes.
+                has `__dlpack__` or `__cuda_array_interface__` (PyTorch, CuPy, numba, JAX).
+            outputs: the same, what can be written to; `shape_of` says their shapes.
             stream: a cudaStream_t of the engine's GPU (`torch.cuda.current_stream().cuda_stream`)
                 that the run is put into: this returns at once then, and all buffers are the run's
                 until the stream is there. 0: what the default stream makes is waited for, and so
@@ -161,13 +162,22 @@ class Model:
         """
         if self._runner is None:
             raise UsageError("the model is closed", where=str(self.path), hint="load it again")
+        if not isinstance(stream, SupportsInt):
+            raise UsageError(
+                f"is {type(stream).__name__}, not the address of a cudaStream_t",
+                where="stream",
+                hint="PyTorch's has .cuda_stream, CuPy's .ptr; 0 for none",
+            )
+        stream = int(stream)  # cuda-python's is an object
         runner = cast(InPlace, self._runner)
         takes, gives = (
             [replace(t, shape=self._told.get(t.name, t.shape)) for t in tensors]
             for tensors in (runner.inputs, runner.outputs)
         )
-        given = buffers_of("input", inputs, stream)
-        wanted = buffers_of("output", outputs, stream)
+        on_cpu = self.runtime not in ENGINES
+        with getattr(runner, "used", nullcontext)():
+            given = buffers_of("input", inputs, stream, on_cpu=on_cpu)
+            wanted = buffers_of("output", outputs, stream, on_cpu=on_cpu)
         check_buffers(given, wanted, takes, gives, str(self.path))
         runner.run_buffers(given, wanted, stream)
 

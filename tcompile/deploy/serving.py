@@ -16,7 +16,8 @@ import numpy as np
 from tcompile.artifact.directory import Artifact
 from tcompile.artifact.manifest import Manifest
 from tcompile.core.errors import UsageError
-from tcompile.core.model_files import TensorInfo
+from tcompile.core.model_files import TensorInfo, file_entry
+from tcompile.deploy.checks import check_host_code
 from tcompile.runtime.token_outputs import is_bookkeeping
 from tcompile.targets.backends.base import Batch
 from tcompile.targets.backends.jetson_texts import SCRIPT
@@ -76,6 +77,7 @@ def write_triton(folder: Path, found: Artifact) -> tuple[tuple[str, ...], str]:
 def _engine(found: Artifact, home: Path, name: str, commands: list[str]) -> list[str]:
     engines = list(found.directory.glob("engine/*.engine"))
     if len(engines) == 1:  # of several nobody knows which is for the server's TensorRT
+        check_host_code(found, file_entry(engines[0], found.directory))
         shutil.copyfile(engines[0], home / "1" / _ENGINE)
         return commands
     _copy_unbuilt(found, home.parents[1] / "artifact")

@@ -174,7 +174,7 @@ def head(facts: Facts, what: str) -> tuple[str, ...]:
     if facts.compatibility.host_code:
         lines.append(
             "The engine is version-compatible and holds code, TensorRT's lean runtime, which "
-            "polygraphy lets run without asking: run `tcompile verify` first, which compares its "
+            "polygraphy lets run without asking: run `sh check.sh` first, which compares its "
             "sha256."
         )
     elif facts.compatibility.version:

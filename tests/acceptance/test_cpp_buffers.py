@@ -145,7 +145,9 @@ def _refusals(program: Path, built: Path, broken: Path) -> None:
         ),
     ]
     fitting = {plugins: elf + facts.format("87-real", "10.3.0").encode() + b"\0"}
-    several = {"engine/model.trt10.16.engine": b"junk"}
+    several = {
+        f"engine/model.trt{kind}.engine": b"junk" for kind in ("10.16", "10.3.old", "10.3.0", "10.")
+    }
     fine = [(with_plugins, fitting, ""), (unlisted, several, "")]
     for change, files, words in [*cases, *fine]:
         shutil.rmtree(broken, ignore_errors=True)
@@ -170,6 +172,11 @@ def test_the_example_on_the_gpu(program: tuple[Path, list[str]], tmp_path: Path)
     jetson = TargetEntry("jetson-orin", "jetson", "8.7")
     built = make_artifact(tmp_path / "built", tmp_path / "m.onnx", engine=_engine, target=jetson)
     _refusals(program[0], built, tmp_path / "broken")
+    # What was checked is what TensorRT is given, whatever becomes of the file.
+    spoilt = shutil.copytree(built, tmp_path / "spoilt") / "engine" / "model.trt10.3.engine"
+    env = {**os.environ, "STAND_IN_SPOILS": str(spoilt)}
+    subprocess.check_output([program[0], "example", tmp_path / "spoilt"], env=env)
+    assert spoilt.read_text() == "another"
     told = subprocess.check_output([program[0], "example", built, "4"], encoding="utf-8")
     ramp = np.arange(192) % 255 / np.float32(127) - 1
     want = [f"{ramp @ ((np.arange(192) + j) % 5 - 2):.3g}" for j in range(3)]

@@ -33,6 +33,7 @@ class FakeCuda(ModuleType):
     Attributes:
         live: addresses of what was allocated and not freed, streams, events and graphs among them.
         calls: names of the functions called.
+        used: GPUs that something was done on.
     """
 
     def __init__(self, capability: str = "8.9", driver: int = 13000, count: int = 1) -> None:
@@ -41,9 +42,11 @@ class FakeCuda(ModuleType):
         self.capability = [int(part) for part in capability.split(".")]
         self.live: dict[int, Any] = {}
         self.calls: list[str] = []
+        self.used: set[int] = set()
         self.captured: list[Callable[[], None]] | None = None
         self.memory = 1 << 30
         self.home = 0  # the GPU whose memory all is
+        self.device = 0  # of the thread
         for name in _SAME:
             setattr(self, name, getattr(real, name))
 
@@ -65,8 +68,11 @@ class FakeCuda(ModuleType):
         return _OK, 13010
 
     def cudaSetDevice(self, index: int) -> tuple[Any]:
-        self.calls.append("cudaSetDevice")
+        self.device = index
         return (_OK,)
+
+    def cudaGetDevice(self) -> tuple[Any, int]:
+        return _OK, self.device
 
     def cudaDeviceGetAttribute(self, kind: Any, index: int) -> tuple[Any, int]:
         minor = kind == real.cudaDeviceAttr.cudaDevAttrComputeCapabilityMinor
@@ -76,6 +82,7 @@ class FakeCuda(ModuleType):
         return _OK, str(error.name).encode()
 
     def cudaMalloc(self, size: int) -> tuple[Any, int | None]:
+        self.used.add(self.device)
         if size > self.memory:
             return real.cudaError_t.cudaErrorMemoryAllocation, None
         array = np.zeros(size + 256, np.uint8)
@@ -176,8 +183,10 @@ class FakeContext:
         self._engine = engine
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
+        self._changes = 0
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self._changes += 1
         dims = self._engine.get_tensor_shape(name)
         if -1 in dims and not 1 <= shape[0] <= self._engine.largest:
             return False
@@ -189,18 +198,22 @@ class FakeContext:
         return tuple(batch if d < 0 else d for d in self._engine.get_tensor_shape(name))
 
     def set_tensor_address(self, name: str, address: int) -> bool:
+        self._changes += 1
         self._addresses[name] = address
         return True
 
     def execute_async_v3(self, stream: int) -> bool:
         cuda = self._engine.cuda
+        cuda.used.add(cuda.device)
         if cuda.captured is not None:
-            cuda.captured.append(self._run)
+            changes = self._changes
+            cuda.captured.append(lambda: self._run(changes))
         else:
-            self._run()
+            self._run(self._changes)
         return True
 
-    def _run(self) -> None:
+    def _run(self, changes: int) -> None:
+        assert changes == self._changes, "a graph runs after its context changed"
         names = [value.name for value in self._engine.session.get_outputs()]
         feed = {i.name: self._view(i.name) for i in self._engine.session.get_inputs()}
         for name, array in zip(names, self._engine.session.run(names, feed), strict=True):

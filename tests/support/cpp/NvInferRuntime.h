@@ -37,6 +37,9 @@ class ICudaEngine;
 class IExecutionContext {
  public:
   explicit IExecutionContext(ICudaEngine const& engine) : engine_(engine) {}
+  ~IExecutionContext() {
+    stand_in::ensure(stand_in::device == device_, "a context ends on another GPU than its own");
+  }
   bool setInputShape(char const* name, Dims const& shape);
   Dims getTensorShape(char const* name) const;
   bool setTensorAddress(char const* name, void* address) {
@@ -50,6 +53,7 @@ class IExecutionContext {
 
  private:
   ICudaEngine const& engine_;
+  int const device_ = stand_in::device;
   std::int64_t batch_ = -1;
   std::map<std::string, float*> addresses_;
   int changes_ = 0, queued_ = 0, begun_ = 0;
@@ -90,7 +94,7 @@ class ICudaEngine {
 inline bool IExecutionContext::setInputShape(char const* name, Dims const& shape) {
   Dims const& own = engine_.find(name).dims;
   if (own.d[0] < 0 && (shape.d[0] < 1 || shape.d[0] > 4)) return false;
-  changes_ += batch_ != shape.d[0];
+  ++changes_;
   batch_ = shape.d[0];
   return true;
 }

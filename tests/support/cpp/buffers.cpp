@@ -246,6 +246,22 @@ static void check_device_refusals(Model const& model) {
   cuda(cudaFreeHost(pinned));
 }
 
+#if defined(STAND_IN)
+/// On another GPU than the thread's, which stays what it is; a real machine may have one alone.
+static void check_second_gpu(std::string const& artifact) {
+  Options options;
+  options.device = 1;
+  {
+    Model const model(artifact, options);
+    Tensor const given = image(model, 2, 4);
+    same(copied(model, given), copied(Model(artifact), given), "the second GPU");
+  }
+  int now = -1;
+  cuda(cudaGetDevice(&now));
+  check(now == 0, "the thread's GPU is what it was before a model on another");
+}
+#endif
+
 /// The counts are those of the stand-in; a real runtime has none.
 static void check_graphs(Model const& model, bool graphs) {
   OnGpu in(image(model, 1, 3)), out(empty(model, "logits", 1)), more(empty(model, "logits", 1));
@@ -298,6 +314,7 @@ static void check_gpu(std::string const& artifact) {
     check_threads(model);
   }
 #if defined(STAND_IN)
+  check_second_gpu(artifact);
   check(stand_in::live == 0 && stand_in::allocations.empty(), "nothing is left on the GPU");
 #endif
 }

@@ -10,6 +10,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
 #include <functional>
 #include <map>
 #include <vector>
@@ -114,7 +115,11 @@ struct cudaPointerAttributes {
 inline char const* cudaGetErrorString(cudaError_t error) {
   return error == cudaErrorMemoryAllocation ? "out of memory" : "an error";
 }
-inline cudaError_t cudaGetDeviceCount(int* count) { return *count = 2, cudaSuccess; }
+/// Asked for once an engine was checked: STAND_IN_SPOILS names a file that is another then.
+inline cudaError_t cudaGetDeviceCount(int* count) {
+  if (char const* const path = std::getenv("STAND_IN_SPOILS")) std::ofstream(path) << "another";
+  return *count = 2, cudaSuccess;
+}
 inline cudaError_t cudaDriverGetVersion(int* version) { return *version = 13000, cudaSuccess; }
 inline cudaError_t cudaRuntimeGetVersion(int* version) { return *version = 13000, cudaSuccess; }
 inline cudaError_t cudaGetDevice(int* device) { return *device = stand_in::device, cudaSuccess; }

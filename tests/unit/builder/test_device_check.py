@@ -69,7 +69,11 @@ def test_the_model_gives_what_it_should(bundle: Path) -> None:
     done = check(bundle, "--onnx")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
+    assert done.stderr == ""
     assert "in ONNX Runtime" in lines[0]
+    options = program().Onnx(bundle / "model.onnx").session.get_session_options()
+    assert "BASIC" in str(options.graph_optimization_level)  # in fp16: see OrtRunner
+    assert not options.enable_mem_pattern
     assert {line.split(":")[0] for line in lines[1:]} == {
         "ok   token_index",
         "ok   token_owner",
@@ -160,7 +164,13 @@ def test_an_engine_is_run(bundle: Path, tmp_path: Path, device: dict[str, str]) 
     done = check(made, **device, FAKE_TENSORRT="10.16.2.10")
     assert done.returncode == 2
     assert "there is model.trt10.3.engine" in done.stderr
+    digest = engine.with_name(f"{engine.name}.sha256")
+    digest.write_text(f"{hashlib.sha256(engine.read_bytes()).hexdigest()}  {engine.name}\n")
+    assert check(made, **device).returncode == 0
     altered(engine, -3.0)
+    done = check(made, **device)
+    assert (done.returncode, "its sha256 is another" in done.stderr) == (2, True)
+    digest.unlink()
     assert check(made, **device).returncode == 1
     engine.write_bytes(b"damaged")
     done = check(made, **device)

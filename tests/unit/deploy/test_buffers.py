@@ -104,12 +104,12 @@ def test_on_a_gpu_nothing_is_copied_and_the_callers_stream_is_used(
             _, stream = cuda.cudaStreamCreateWithFlags(0)
             cuda.calls.clear()
             model.run_buffers({"image": given}, {"logits": logits}, stream=stream)
-            assert cuda.calls == ["cudaSetDevice", "cudaStreamWaitEvent", "cudaEventRecord"]
+            assert cuda.calls == ["cudaStreamWaitEvent", "cudaEventRecord"]
             assert np.array_equal(logits.array, want["logits"])
             host = np.zeros_like(want["features"])  # of the CPU's memory both ways
             cuda.calls.clear()
             model.run_buffers({"image": given}, {"features": host})
-            assert cuda.calls[1] == f"cudaStreamSynchronize {real.cudaStreamLegacy}"
+            assert cuda.calls[0] == f"cudaStreamSynchronize {real.cudaStreamLegacy}"
             assert cuda.calls.count("cudaMemcpyAsync") == 1
             assert cuda.calls[-1].startswith("cudaStreamSynchronize")
             assert np.array_equal(host, want["features"])
@@ -138,7 +138,7 @@ def test_a_graph_is_of_addresses_too(engine: Path, cuda: FakeCuda) -> None:
         cuda.cudaStreamBeginCapture(stream, None)
         model.run_buffers({"image": given}, {"logits": ends[0]}, stream=stream)
         _, graph = cuda.cudaStreamEndCapture(stream)
-        assert (cuda.calls, ends[0].array.any()) == (["cudaSetDevice"], False)
+        assert (cuda.calls, ends[0].array.any()) == ([], False)
         _, made = cuda.cudaGraphInstantiate(graph, 0)
         cuda.cudaGraphLaunch(made, stream)
         np.testing.assert_allclose(ends[0].array, images(1).mean((2, 3)), rtol=1e-5)
@@ -182,6 +182,16 @@ def test_what_does_not_fit_is_refused_before_anything_runs(engine: Path, cuda: F
             ),
             ({"image": [1]}, {"logits": logits}, "input 'image': list is not understood"),
             (
+                {"image": image.astype(">f4")},
+                {"logits": logits},
+                "input 'image': is >f4, in another byte order than this machine's",
+            ),
+            (
+                {"image": np.zeros(769, np.uint8)[1:].view(np.float32).reshape(1, 3, 8, 8)},
+                {"logits": logits},
+                "input 'image': lies at an address that is not a multiple of 4",
+            ),
+            (
                 {"image": torch.zeros(1, 3, 8, 8, requires_grad=True)},
                 {"logits": logits},
                 "input 'image': Tensor gives no buffer",
@@ -193,6 +203,8 @@ def test_what_does_not_fit_is_refused_before_anything_runs(engine: Path, cuda: F
             with pytest.raises(UsageError) as caught:
                 model.run_buffers(inputs, outputs)
             assert words in caught.value.one_line()
+        with pytest.raises(UsageError, match=r"stream: is Stream, not the address of a cudaStr"):
+            model.run_buffers({"image": image}, {"logits": logits}, stream=Stream())
         cuda.home = 1
         with pytest.raises(UsageError, match="is in the memory of GPU 1, the engine runs on GPU 0"):
             model.run_buffers({"image": OnGpu(cuda, image)}, {"logits": logits})
@@ -206,18 +218,40 @@ def test_what_does_not_fit_is_refused_before_anything_runs(engine: Path, cuda: F
         model.run_buffers({"image": pair}, {"logits": np.zeros((2, 3), np.float32)})
 
 
+def test_objects_are_asked_on_the_gpu_of_the_engine(
+    engine: Path, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch shows no tensors of another GPU than the thread's."""
+    cuda.count, asked = 2, []
+    monkeypatch.setattr(
+        "tcompile.deploy.load.buffers_of", lambda *_, on_cpu: (asked.append(cuda.device), {})[1]
+    )
+    with tcompile.load(engine, device=1) as model:
+        with pytest.raises(UsageError, match="inputs: has no 'image'"):
+            model.run_buffers({}, {})
+        assert (asked, cuda.device) == ([1, 1], 0)
+
+
+class Stream:
+    """As PyTorch's and CuPy's, an object."""
+
+    cuda_stream = 4096
+
+
 class Exported:
     """What PyTorch shows of a tensor on the CPU, said to be on a GPU."""
 
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self.tensor = tensor
-        self.streams: list[int] = []
+    def __init__(self, tensor: torch.Tensor, kind: int = 2) -> None:
+        self.tensor, self.kind = tensor, kind
+        self.streams: list[int | None] = []
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        return 2, 0
+        return self.kind, 0
 
-    def __dlpack__(self, stream: int) -> Any:
+    def __dlpack__(self, stream: int | None = None) -> Any:
         self.streams.append(stream)
+        if self.kind == 3:  # as PyTorch does of pinned tensors, whose device is the CPU
+            return self.tensor.__dlpack__(stream=stream)
         return self.tensor.__dlpack__()
 
 
@@ -233,6 +267,11 @@ def test_dlpack_is_read_as_numpy_reads_it() -> None:
     assert (found.dtype, found.size, found.on_gpu) == ("bfloat16", 8, True)
     buffers_of("input", {"x": exported}, 0)
     assert exported.streams == [7, 1]  # it waits on the stream of the run, or on the default one
+    pinned = Exported(torch.zeros(2, 2), kind=3)
+    (found_pinned,) = buffers_of("output", {"x": pinned}, 7).values()
+    assert (pinned.streams, found_pinned.on_gpu) == ([None], True)
+    (found_pinned,) = buffers_of("output", {"x": pinned}, 0, on_cpu=True).values()
+    assert not found_pinned.on_gpu
     (same,) = buffers_of("input", {"x": np.zeros((2, 2), ml_dtypes.bfloat16)}, 0).values()
     assert (same.dtype, same.size) == (found.dtype, found.size)
     with pytest.raises(UsageError, match=r"has gaps between its rows"):

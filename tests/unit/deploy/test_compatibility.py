@@ -8,6 +8,7 @@ import importlib.util
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 import tcompile
 from tcompile.artifact.manifest import TargetEntry
 from tcompile.core.errors import ModelError, TcompileError, UsageError
+from tcompile.deploy import engines
 from tcompile.passes.lower.token_ops import TokenOpsChoice
 from tcompile.targets.compatibility import LEAN_RUNTIME
 from tcompile.targets.versions import TENSORRT
@@ -137,10 +139,10 @@ def test_the_check_of_a_bundle_goes_by_the_same_rules(
             hashlib.sha256(source.read_bytes()).hexdigest()
         )
     if not case.says:
-        assert module.check_engine(engine, case.installed, made) == lean
+        assert module.check_engine(engine, engine.read_bytes(), case.installed, made) == lean
         return
     with pytest.raises(module.CannotRunError) as caught:
-        module.check_engine(engine, case.installed, made)
+        module.check_engine(engine, engine.read_bytes(), case.installed, made)
     kind = "holds code" if "sha256" in case.says else f"was built by TensorRT {case.built}"
     assert kind in str(caught.value)
 
@@ -172,9 +174,49 @@ def test_code_of_an_engine_that_was_altered_is_not_run(
         monkeypatch.setattr(module, "BUNDLE", built)
         made = {"version": True, "lean_runtime": True, "plugins": False, "across": []}
         with pytest.raises(module.CannotRunError, match="its sha256 is another"):
-            module.check_engine(built / name, "10.16.2", made)
+            module.check_engine(built / name, (built / name).read_bytes(), "10.16.2", made)
         assert "error" in probe([job])[0]
         assert trt.allowed == []
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+def test_what_was_checked_is_what_tensorrt_is_given(
+    on_device: bool, tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine whose file becomes another behind the checks."""
+    case = Case(WITH, "10.3" if on_device else "10.3.0", "10.16.2", on_device=on_device)
+    built, name = made_by(case, tmp_path / "a", source)
+    trt = machine(monkeypatch, case)
+
+    def exchange(*given: Any) -> None:
+        (built / name).write_bytes(b"another file")
+
+    monkeypatch.setattr(engines, "check_capability", exchange)
+    with tcompile.load(built) as model:
+        assert len(model(IMAGE)) == 1
+    assert (built / name).read_bytes() == b"another file"
+    assert trt.allowed == [True]
+
+
+def test_copies_of_engines_that_somebody_keeps_are_let_be(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = Case(WITH, "10.3", "10.3.0", on_device=True)
+    built, name = made_by(case, tmp_path / "a", source)
+    for copy in ("model.trt10.3.old.engine", "model.trt10.3.0-good.engine", "x.trt10.3.engine"):
+        (built / "engine" / copy).write_bytes(b"a copy")
+    machine(monkeypatch, case)
+    assert tcompile.load(built).path == built / name
+    module = check_program()
+    monkeypatch.setattr(module, "BUNDLE", built)
+    monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="10.3.0"))
+    made = {"version": False, "across": []}
+    assert module.newest_engine(made) == built / name
+    (built / name).unlink()
+    with pytest.raises(ModelError, match="there is no engine for jetson-orin in it"):
+        tcompile.load(built)
+    with pytest.raises(module.CannotRunError, match="no engine for this TensorRT; there is model"):
+        module.newest_engine(made)
 
 
 def test_a_lean_runtime_that_tensorrt_does_not_load(

@@ -17,7 +17,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, te
 import tcompile
 from tcompile.artifact.directory import load_artifact
 from tcompile.artifact.manifest import BatchEntry, Manifest, TargetEntry
-from tcompile.core.errors import UsageError
+from tcompile.core.errors import ModelError, UsageError
 from tcompile.core.model_files import TensorInfo
 from tcompile.deploy.serving import deepstream_config, triton_config
 from tcompile.passes.lower.token_ops import TokenOpsChoice
@@ -188,6 +188,11 @@ def test_an_engine_is_put_where_the_server_looks(built: Path, tmp_path: Path) ->
         assert ("let it serve none that you do\nnot trust" in told) == allowed
     with pytest.raises(UsageError, match="nvinfer does not let run"):
         tcompile.init_app(kind, tmp_path / "d", "deepstream")
+    (kind / "engine").mkdir()
+    (kind / "engine" / "model.trt10.3.engine").write_bytes(b"an engine")
+    with pytest.raises(ModelError, match="and there is no sha256 of it"):
+        tcompile.init_app(kind, tmp_path / "d", "triton")
+    assert not (tmp_path / "d").exists()
     there = make_artifact(tmp_path / "there", tmp_path / "m.onnx", engine=engine, target=jetson)
     tcompile.init_app(there, tmp_path / "b", "triton")
     plan = tmp_path / "b" / "models" / "there" / "1" / "model.plan"

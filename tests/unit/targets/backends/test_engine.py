@@ -54,7 +54,7 @@ def test_an_engine_gives_what_its_model_gives(
     cuda: FakeCuda, engine: Path, package: str, graphs: bool
 ) -> None:
     trt = fake_tensorrt(cuda, package)
-    runner = EngineRunner(trt, engine, Gpu(), graphs=graphs)
+    runner = EngineRunner(trt, engine, engine.read_bytes(), Gpu(), graphs=graphs)
     assert runner.batches == (1, 4)
     assert [(t.name, t.dtype, t.shape) for t in runner.inputs] == [
         ("image", "float32", ("batch", 3, 32, 32))
@@ -77,8 +77,22 @@ def test_an_engine_gives_what_its_model_gives(
         runner.run({"image": images(1)})
 
 
+def test_the_gpu_of_the_thread_stays_what_it_is(
+    engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuda = FakeCuda(count=2)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cuda)
+    runner = EngineRunner(fake_tensorrt(cuda), engine, engine.read_bytes(), Gpu(1))
+    assert (cuda.device, cuda.used) == (0, {1})
+    runner.run({"image": images(1)})
+    with pytest.raises(UsageError, match="for batches of 1 to 4"):
+        runner.run({"image": images(5)})
+    runner.close()
+    assert (cuda.device, cuda.used) == (0, {1})
+
+
 def test_what_an_engine_does_not_take(cuda: FakeCuda, engine: Path) -> None:
-    runner = EngineRunner(fake_tensorrt(cuda), engine, Gpu())
+    runner = EngineRunner(fake_tensorrt(cuda), engine, engine.read_bytes(), Gpu())
     with pytest.raises(UsageError, match="for batches of 1 to 4"):
         runner.run({"image": images(5)})
     with pytest.raises(UsageError, match="has shape"):
@@ -86,16 +100,15 @@ def test_what_an_engine_does_not_take(cuda: FakeCuda, engine: Path) -> None:
 
 
 def test_a_file_that_tensorrt_refuses_is_one_error(cuda: FakeCuda, tmp_path: Path) -> None:
-    (tmp_path / "no.engine").write_bytes(b"no engine")
     with pytest.raises(ModelError, match=r"TensorRT 10\.3\.0 does not load the engine: the magic"):
-        EngineRunner(fake_tensorrt(cuda), tmp_path / "no.engine", Gpu())
+        EngineRunner(fake_tensorrt(cuda), tmp_path / "no.engine", b"no engine", Gpu())
     assert cuda.live == {}
 
 
 def test_where_memory_ends_nothing_is_kept(cuda: FakeCuda, engine: Path) -> None:
     cuda.memory = 1000  # the outputs, and not the images
     with pytest.raises(TcompileError, match="cudaMalloc failed: cudaErrorMemoryAllocation"):
-        EngineRunner(fake_tensorrt(cuda), engine, Gpu())
+        EngineRunner(fake_tensorrt(cuda), engine, engine.read_bytes(), Gpu())
     assert cuda.live == {}
 
 
