@@ -29,7 +29,8 @@ class Features:
     - `error_p95`: the error that 5 % of an image's tokens or places exceed.
 
     An image whose reduced output has NaN or Inf of its own has a correlation and a cosine of 0, and
-    no error. Tokens for which the reduced model has nothing (`token_owner` −1, fused ones) do not count.
+    no error. Tokens for which the reduced model has nothing (`token_owner` −1, fused ones) do not
+    count.
 
     Args:
         towers: see `tower_of_outputs`.
