@@ -33,6 +33,8 @@ INTERVALS = (
     "95 %, over images: Agresti-Min of paired shares (with McNemar's exact p), Wilson of single "
     "shares, jackknife of AP over 20 groups, bootstrap with 1000 resamples of everything else"
 )
+#: 1 − 0.95 is not 0.05 to a computer.
+_ROUNDING = 1e-9
 #: Which output a reader is told of first.
 _ORDER = ("classes", "boxes", "label map", "embedding", "features", "number")
 
@@ -134,6 +136,13 @@ class Bound:
             raise UsageError(
                 f"'{self.measure}' is an error, less of it is better", where=self.option
             )
+        if MEASURES[self.measure] and (self.value >= 1 if self.drop else self.value > 1):
+            raise UsageError(
+                f"'{self.measure}' is 1 at most: a bound of {self.value:g} "
+                + ("always holds" if self.drop else "never holds"),
+                where=self.option,
+                hint=f"of {self.value:g} %: {self.measure}={self.value / 100:g}",
+            )
 
 
 def judged(bounds: Sequence[Bound], findings: Sequence[OutputFindings]) -> tuple[Gate, ...]:
@@ -162,10 +171,10 @@ def judged(bounds: Sequence[Bound], findings: Sequence[OutputFindings]) -> tuple
             )
         for output, measure in rows:
             found = _lost(measure, bound) if bound.drop else measure.reduced
-            passed = found <= bound.value if bound.drop else found >= bound.value
+            over = found - bound.value if bound.drop else bound.value - found
             bad = output.not_finite
             kind: Literal["drop", "under"] = "drop" if bound.drop else "under"
-            passed = passed and not bad
+            passed = over <= _ROUNDING and not bad
             gates.append(Gate(measure.name, output.output, kind, bound.value, found, passed, bad))
     return tuple(gates)
 

@@ -310,6 +310,16 @@ def test_a_model_that_gives_nan_is_near_nothing_and_holds_no_bound(tmp_path: Pat
         judged(bounds[1:], [collect(Numbers("x", 1, 0), dense, reduced)])
 
 
+def test_what_is_lost_is_compared_as_it_is_written() -> None:
+    """19 of 20 are alike: 0.05 is lost, where 1 - 0.95 is a little more."""
+    dense = np.eye(2, dtype=np.float32)[[0] * 20]
+    reduced = np.eye(2, dtype=np.float32)[[0] * 19 + [1]]
+    found = [collect(Classes("x", (), None, 0), dense, reduced)]
+    bounds = [Bound("agreement", 0.05, drop=True), Bound("agreement", 0.95)]
+    assert [gate.passed for gate in judged(bounds, found)] == [True, True]
+    assert not judged([Bound("agreement", 0.0499, drop=True)], found)[0].passed
+
+
 def test_numbers() -> None:
     dense, reduced = noisy((9, 1), 0.3)
     found = collect(Numbers("x", 1, 0), dense, reduced)
