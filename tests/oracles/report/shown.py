@@ -72,6 +72,11 @@ class Reading:
         return [("report.md", self.md(*head)), ("report.html", found)]
 
 
+def not_all(share: float, most: float) -> float:
+    """A share that is not called 100 % where it is less."""
+    return share if share == 1 else min(share, most)
+
+
 def after(text: str, pattern: str) -> str:
     found = re.search(pattern, text)
     return found[1] if found else "not there"
