@@ -151,7 +151,7 @@ def page_of(found: Comparison) -> str:
 def table_of(found: Comparison) -> tuple[list[str], list[list[str]]]:
     """Head and rows of a table for people."""
     from tcompile.analysis.memory import size_words
-    from tcompile.artifact.page import giga, milliseconds
+    from tcompile.artifact.page import giga, milliseconds, share
 
     head = ["build", "method", "precision", "tokens", "latency", "speed", "95 %"]
     head += ["loss", "worst", "top-1 same", "FLOPs", "file", ""]
@@ -163,7 +163,7 @@ def table_of(found: Comparison) -> tuple[list[str], list[list[str]]]:
         row += ["" if b.milliseconds is None else f"{milliseconds(b.milliseconds)}, {b.kind}"]
         row += ["" if b.speed is None else f"{b.speed:.2f} ×", spread]
         row += ["" if v is None else f"{v:.3g}" for v in (b.loss, b.worst)]
-        row += ["" if b.top1 is None else f"{b.top1:.0%}", giga(b.flops)]
+        row += ["" if b.top1 is None else share(b.top1), giga(b.flops)]
         row += ["" if b.file_bytes is None else size_words(b.file_bytes)]
         rows.append([*row, b.verdict])
     return head, rows

@@ -81,6 +81,12 @@ def milliseconds(value: float) -> str:
     return f"{value:,.0f} ms" if value >= 1000 else f"{value:.3g} ms"
 
 
+def share(value: float, digits: int = 0) -> str:
+    """A share in percent; 100 % where it is all, and not where it is nearly all."""
+    below = 1 - 10.0 ** -(digits + 2)
+    return f"{value if value >= 1 else min(value, below):.{digits}%}"
+
+
 def giga(flops: int) -> str:
     """FLOPs in the unit that reads best, with three digits that count."""
     return f"{flops / 1e9:.2f} G" if flops >= 1e9 else f"{flops / 1e6:.2f} M"
@@ -301,7 +307,10 @@ _FIGURES: tuple[tuple[str, Callable[[OutputFidelity], str]], ...] = (
     ("relative error", _number("error_mean", ".3g")),
     ("its worst", _number("error_max", ".3g")),
     ("5 % of tokens below", _number("token_cosine_p05", ".4f")),
-    ("top-1 the same", _number("top1_agreement", ".1%")),
+    (
+        "top-1 the same",
+        lambda out: "" if out.top1_agreement is None else share(out.top1_agreement, 1),
+    ),
     ("worst sample", lambda out: out.worst),
 )
 
@@ -323,7 +332,7 @@ def fidelity_words(out: OutputFidelity) -> str:
     if out.error_mean is not None:
         said += f", relative error {out.error_mean:.2g}"
     if out.top1_agreement is not None:
-        said += f", top-1 {out.top1_agreement:.0%} the same"
+        said += f", top-1 {share(out.top1_agreement)} the same"
     return said + (f"; on {out.compared}" if out.compared != "all" else "")
 
 

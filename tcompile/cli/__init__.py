@@ -96,7 +96,7 @@ keep_words_whole(tcompile)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
-    state = State()
+    state, out = State(), sys.stdout
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # A code page of Windows may lack a sign.
             stream.reconfigure(errors="replace")
@@ -110,6 +110,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
             sys.stdout.flush()
         except SystemExit as stop:
+            if sys.stdout is not out:  # click wraps it where no one reads on, and ends with 1
+                sys.stdout = out
+                return explain(BrokenPipeError(), debug=state.debug)
             code = stop.code
         except BaseException as error:  # every way out ends in one line and an exit code
             return explain(error, debug=state.debug)

@@ -123,7 +123,7 @@ class Boxes:
             )
         self._softmax = classes == count + 1
         self._categories = _categories(truth, names, count)
-        self._found: tuple[list[list[float]], list[list[float]]] = ([], [])
+        self._found: tuple[list[Array], list[Array]] = ([], [])
         self._ids: dict[int, str] = {}
         self._alone = False
 
@@ -135,13 +135,19 @@ class Boxes:
             entry = entry or self._truth.images.get(PurePosixPath(name).name)
             if entry is None:
                 raise UsageError(f"there are no boxes for image {name}", where="--boxes")
-            self._ids[int(entry["id"])] = name
+            first = self._ids.setdefault(int(entry["id"]), name)
+            if first != name or len(self._ids) <= len(self._found[0]):
+                raise UsageError(
+                    f"images {first} and {name} have the same entry, {entry['file_name']}",
+                    where="--boxes",
+                    hint="each image once; file_name may have its folders",
+                )
             for outputs, rows in zip((batch.dense, batch.reduced), self._found, strict=True):
-                rows += self._detections(outputs[self._scores][i], outputs[self.output][i], entry)
+                rows.append(
+                    self._detections(outputs[self._scores][i], outputs[self.output][i], entry)
+                )
 
-    def _detections(
-        self, scores: Array, boxes: Array, entry: Mapping[str, Any]
-    ) -> list[list[float]]:
+    def _detections(self, scores: Array, boxes: Array, entry: Mapping[str, Any]) -> Array:
         """Rows image, x, y, width, height, score, category, in pixels of the file."""
         wide = np.nan_to_num(scores.astype(np.float64), nan=-1e9, posinf=1e9, neginf=-1e9)
         if self._softmax:
@@ -161,17 +167,18 @@ class Boxes:
         scale = np.asarray([int(entry["width"]), int(entry["height"])]) / size
         corner = ((picked[:, :2] - picked[:, 2:] / 2) * whole - offset) * scale
         extent = picked[:, 2:] * whole * scale
-        image = int(entry["id"])
-        return [
-            [image, *corner[j], *extent[j], best[k], self._categories[int(classes[k])]]
-            for j, k in enumerate(order)
-        ]
+        image = np.full((len(order), 1), int(entry["id"]))
+        categories = [[self._categories[int(classes[k])]] for k in order]
+        category = np.asarray(categories, np.float64).reshape(-1, 1)
+        return np.hstack([image, corner, extent, best[order, np.newaxis], category])
 
     def found(self) -> OutputFindings:
         """The figures of all samples so far."""
         images = sorted(self._ids)
         with redirect_stdout(StringIO()):  # pycocotools prints
-            dense, reduced = (_evaluated(self._truth, rows, images) for rows in self._found)
+            dense, reduced = (
+                _evaluated(self._truth, np.concatenate(rows), images) for rows in self._found
+            )
             pair = [_precisions(e, np.arange(len(images))) for e in (dense, reduced)]
             kept = _left_out(len(images))
             drawn = np.asarray(
@@ -228,15 +235,15 @@ def _categories(truth: TrueBoxes, names: Sequence[str], count: int) -> dict[int,
     return {number: number for number in truth.categories}
 
 
-def _evaluated(truth: TrueBoxes, rows: list[list[float]], images: Sequence[int]) -> Any:
+def _evaluated(truth: TrueBoxes, rows: Array, images: Sequence[int]) -> Any:
     """Detections matched to boxes, image by image."""
     coco = require("pycocotools.coco", "data", "average precision of boxes")
     cocoeval = require("pycocotools.cocoeval", "data", "average precision of boxes")
     boxes = coco.COCO()
     boxes.dataset = truth.document
     boxes.createIndex()
-    if rows:
-        detections = boxes.loadRes(np.asarray(rows, float))
+    if len(rows):
+        detections = boxes.loadRes(rows)
     else:
         detections = coco.COCO()
         detections.dataset = {**truth.document, "annotations": []}

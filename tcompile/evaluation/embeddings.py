@@ -38,6 +38,9 @@ class Embeddings:
       (weights exp(cosine / 0.07), as DINO's evaluation); `recall1`, whether the nearest is of its
       class; `map`, the mean average precision of the images of its class.
 
+    An embedding that has NaN or Inf, or is 0, is near nothing: it has no neighbours and is of no
+    class.
+
     Args:
         seed: of the bootstrap.
     """
@@ -61,7 +64,8 @@ class Embeddings:
         if room > 0:
             self._labels += batch.labels[:room]
             for held, rows in zip(self._held, (dense, reduced), strict=True):
-                held.append(normalized(np.nan_to_num(rows[:room], posinf=0.0, neginf=0.0)))
+                sound = np.isfinite(rows[:room]).all(axis=1, keepdims=True)
+                held.append(normalized(np.where(sound, rows[:room], 0)))
 
     def found(self) -> OutputFindings:
         """The figures of all samples so far."""
@@ -116,7 +120,8 @@ def _compared(dense: Array, reduced: Array) -> tuple[Array, npt.NDArray[np.bool_
         cross = reduced[rows] @ dense.T
         mine = cross[np.arange(len(rows)), rows]
         own[rows] = mine >= cross.max(axis=1)
-    return common, own
+    there = dense.any(axis=1) & reduced.any(axis=1)
+    return np.where(there, common, 0.0), own & there
 
 
 def _asked(rows: Array, labels: Array, classes: int) -> tuple[Array, npt.NDArray[np.bool_], Array]:
@@ -138,7 +143,9 @@ def _asked(rows: Array, labels: Array, classes: int) -> tuple[Array, npt.NDArray
         relevant = same.sum(axis=1)
         total = (ranks * same).sum(axis=1)
         precision[at] = np.divide(total, relevant, out=np.full(len(at), np.nan), where=relevant > 0)
-    return voted, first, precision
+    there = rows.any(axis=1)
+    missed = np.where(np.isnan(precision), np.nan, 0.0)
+    return np.where(there, voted, -1), first & there, np.where(there, precision, missed)
 
 
 def _queries(count: int) -> Iterator[npt.NDArray[np.int64]]:

@@ -28,7 +28,9 @@ class Features:
       of the dense model's in this image; the mean of an image's.
     - `error_p95`: the error that 5 % of an image's tokens or places exceed.
 
-    Tokens for which the reduced model has nothing (`token_owner` −1, fused ones) do not count.
+    An image whose reduced output has NaN or Inf of its own has a correlation and a cosine of 0, and
+    no error. Tokens for which the reduced model has nothing (`token_owner` −1, fused ones) do not
+    count.
 
     Args:
         towers: see `tower_of_outputs`.
@@ -46,7 +48,7 @@ class Features:
     ) -> None:
         self.output, self._seed, self._towers, self._channels = output, seed, towers, channels
         self._worst = Worst(worst)
-        self._compared, self._alone = "all", False
+        self._compared, self._alone, self._not_finite = "all", False, 0
         self._columns = {name: Column() for name in ("correlation", "cosine", "error", "error_p95")}
 
     def add(self, batch: Batch) -> None:
@@ -93,7 +95,11 @@ class Features:
         if self._compared != "all":
             there = (want != 0).any(axis=1) | (have != 0).any(axis=1)
             want, have = want[there], have[there]
-        if not want.size or not np.isfinite(want).all() or not np.isfinite(have).all():
+        if not np.isfinite(have).all() and np.isfinite(want).all():
+            self._not_finite += 1
+            cosines = 0.0 if want.shape[1] > 1 else np.nan
+            return {"cosine": cosines, "error": np.nan, "error_p95": np.nan}
+        if not want.size or not np.isfinite(want).all():
             return {"cosine": np.nan, "error": np.nan, "error_p95": np.nan}
         size = float(np.sqrt((want**2).sum(axis=1).mean()))
         apart = np.linalg.norm(have - want, axis=1)
@@ -128,6 +134,7 @@ class Features:
             tuple(measures),
             worst=self._worst.found(),
             remarks=tuple(remarks),
+            not_finite=self._not_finite,
         )
 
 
@@ -137,6 +144,7 @@ class Numbers:
     def __init__(self, output: str, worst: int, seed: int) -> None:
         self.output, self._seed = output, seed
         self._worst, self._error, self._alone = Worst(worst), Column(), False
+        self._not_finite = 0
 
     def add(self, batch: Batch) -> None:
         """Take the numbers of some samples."""
@@ -145,7 +153,9 @@ class Numbers:
             return
         pair = (batch.dense[self.output], batch.reduced[self.output])
         want, have = (x.reshape(len(x), -1)[:, 0].astype(np.float64) for x in pair)
+        want, have = without_equal_nonfinite(want, have)
         error = np.abs(have - want)
+        self._not_finite += int((np.isfinite(want) & ~np.isfinite(have)).sum())
         self._error.add(error)
         for name, x, y, e in zip(batch.ids, want, have, error, strict=True):
             if np.isfinite(e):
@@ -157,5 +167,7 @@ class Numbers:
         measure = mean("absolute_error", values, seed=self._seed, higher_is_better=False)
         measures = () if measure is None else (measure,)
         remarks = (NO_DENSE,) if self._alone else ()
-        worst = self._worst.found()
-        return OutputFindings(self.output, "number", "all", measures, (), worst, remarks)
+        if bad := int((~np.isfinite(values)).sum()):
+            remarks = (f"NaN or Inf in {bad} of {len(values)} images",)
+        worst, lacking = self._worst.found(), self._not_finite
+        return OutputFindings(self.output, "number", "all", measures, (), worst, remarks, lacking)

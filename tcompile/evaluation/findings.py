@@ -88,6 +88,8 @@ class OutputFindings:
         classes: the most damaged first.
         worst: the most damaged first, as many as were asked for.
         remarks: a sentence each.
+        not_finite: images of which the reduced model has NaN or Inf where the dense model has not,
+            so that figures leave them out; no bound holds then.
     """
 
     output: str
@@ -97,6 +99,7 @@ class OutputFindings:
     classes: tuple[ClassRow, ...] = ()
     worst: tuple[Damage, ...] = ()
     remarks: tuple[str, ...] = ()
+    not_finite: int = 0
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ class Overlap:
 
 @dataclass(frozen=True)
 class Gate:
-    """A bound that was asked for, and whether it holds."""
+    """A bound that was asked for, and whether it holds; `not_finite` as in `OutputFindings`."""
 
     measure: str
     output: str
@@ -125,3 +128,4 @@ class Gate:
     bound: float
     found: float
     passed: bool
+    not_finite: int = 0

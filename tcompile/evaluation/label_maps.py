@@ -19,6 +19,8 @@ from tcompile.models.preprocess import load_label_map
 Array = npt.NDArray[Any]
 #: Pixels that have no class.
 IGNORED = 255
+#: The answer where no score is finite.
+_NONE = -1
 
 
 class LabelMaps:
@@ -79,17 +81,19 @@ class LabelMaps:
         pixels = np.bincount(truth, minlength=count)
         parts, ious = [], []
         for said in (dense, reduced):
+            answered = said[said != _NONE]
             hits = np.bincount(truth[truth == said], minlength=count)
-            union = pixels + np.bincount(said, minlength=count) - hits
+            union = pixels + np.bincount(answered, minlength=count) - hits
             parts += [hits, union]
             here = pixels > 0
             ious.append(float((hits[here] / union[here]).mean()))
-        same = np.bincount(truth[dense == reduced], minlength=count)
+        agreed = (dense == reduced) & (reduced != _NONE)
+        same = np.bincount(truth[agreed], minlength=count)
         self._sums.add(np.concatenate([*parts, pixels, same]))
         self._images += pixels > 0
         for column, said in zip(self._right, (dense, reduced), strict=True):
             column.add(np.asarray([(said == truth).mean()]))
-        self._same.add(np.asarray([(dense == reduced).mean()]))
+        self._same.add(np.asarray([agreed.mean()]))
         self._worst.add(ious[0] - ious[1], Damage(name, "mIoU of the image", ious[0], ious[1]))
 
     def _truth(self, name: str) -> npt.NDArray[np.int64]:
@@ -162,7 +166,8 @@ def _miou(sums: Array) -> tuple[float, float]:
 
 
 def _answers(scores: Array, size: tuple[int, int]) -> npt.NDArray[np.int64]:
-    """The class of each pixel of the image [H, W], of scores [classes, h, w]."""
+    """The class of each pixel of the image [H, W], of scores [classes, h, w]; −1 where none of its
+    scores is finite."""
     from PIL import Image
 
     if scores.shape[1:] != size:
@@ -171,4 +176,6 @@ def _answers(scores: Array, size: tuple[int, int]) -> npt.NDArray[np.int64]:
             for plane in scores.astype(np.float32)
         ]
         scores = np.stack([np.asarray(plane) for plane in resized])
-    return np.asarray(np.nan_to_num(scores, nan=-np.inf, neginf=-np.inf).argmax(axis=0))
+    finite = np.isfinite(scores)
+    answers = np.where(finite, scores, -np.inf).argmax(axis=0)
+    return np.where(finite.any(axis=0), answers, _NONE)

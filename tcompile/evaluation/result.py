@@ -33,6 +33,8 @@ INTERVALS = (
     "95 %, over images: Agresti-Min of paired shares (with McNemar's exact p), Wilson of single "
     "shares, jackknife of AP over 20 groups, bootstrap with 1000 resamples of everything else"
 )
+#: 1 − 0.95 is not 0.05 to a computer.
+_ROUNDING = 1e-9
 #: Which output a reader is told of first.
 _ORDER = ("classes", "boxes", "label map", "embedding", "features", "number")
 
@@ -134,6 +136,13 @@ class Bound:
             raise UsageError(
                 f"'{self.measure}' is an error, less of it is better", where=self.option
             )
+        if MEASURES[self.measure] and (self.value >= 1 if self.drop else self.value > 1):
+            raise UsageError(
+                f"'{self.measure}' is 1 at most: a bound of {self.value:g} "
+                + ("always holds" if self.drop else "never holds"),
+                where=self.option,
+                hint=f"of {self.value:g} %: {self.measure}={self.value / 100:g}",
+            )
 
 
 def judged(bounds: Sequence[Bound], findings: Sequence[OutputFindings]) -> tuple[Gate, ...]:
@@ -141,10 +150,18 @@ def judged(bounds: Sequence[Bound], findings: Sequence[OutputFindings]) -> tuple
 
     Raises:
         UsageError: no output has it.
+        VerificationError: none can have it, since an output is NaN or Inf.
     """
     gates = []
     for bound in bounds:
-        rows = [(o.output, m) for o in findings for m in o.measures if m.name == bound.measure]
+        rows = [(o, m) for o in findings for m in o.measures if m.name == bound.measure]
+        broken = next((o for o in findings if o.not_finite), None)
+        if not rows and broken is not None:
+            raise VerificationError(
+                f"'{bound.measure}' cannot be told: '{broken.output}' has NaN or Inf in "
+                f"{broken.not_finite} images",
+                where=bound.option,
+            )
         if not rows:
             have = ", ".join(dict.fromkeys(m.name for o in findings for m in o.measures))
             raise UsageError(
@@ -154,9 +171,11 @@ def judged(bounds: Sequence[Bound], findings: Sequence[OutputFindings]) -> tuple
             )
         for output, measure in rows:
             found = _lost(measure, bound) if bound.drop else measure.reduced
-            passed = found <= bound.value if bound.drop else found >= bound.value
+            over = found - bound.value if bound.drop else bound.value - found
+            bad = output.not_finite
             kind: Literal["drop", "under"] = "drop" if bound.drop else "under"
-            gates.append(Gate(measure.name, output, kind, bound.value, found, passed))
+            passed = over <= _ROUNDING and not bad
+            gates.append(Gate(measure.name, output.output, kind, bound.value, found, passed, bad))
     return tuple(gates)
 
 
@@ -170,6 +189,10 @@ def _lost(measure: Measure, bound: Bound) -> float:
 
 def fault(gate: Gate) -> str:
     """A missed bound in words."""
+    if gate.not_finite:
+        count = gate.not_finite
+        many = "1 image has" if count == 1 else f"{count} images have"
+        return f"no bound on {gate.measure} holds: {many} NaN or Inf in '{gate.output}'"
     words = f"is {gate.found:.4f}, less than"
     if gate.kind == "drop":
         words = f"drops by {gate.found:.4f}, more than"

@@ -33,8 +33,14 @@ class TextEmbeddings:
     names: tuple[str, ...]
 
     def scores(self) -> Callable[[Array], Array]:
-        """What makes scores [B, classes] of embeddings [B, D]."""
-        return lambda embeddings: _SCALE * normalized(embeddings) @ self.rows.T
+        """What makes scores [B, classes] of embeddings [B, D]; NaN of what is near no text: an
+        embedding with NaN or Inf, or of zeros."""
+
+        def scores(embeddings: Array) -> Array:
+            sound = np.isfinite(embeddings).all(axis=1) & embeddings.any(axis=1)
+            return np.where(sound[:, None], _SCALE * normalized(embeddings) @ self.rows.T, np.nan)
+
+        return scores
 
 
 def read_texts(path: str | Path) -> TextEmbeddings:

@@ -175,13 +175,17 @@ def headline(m: Manifest) -> str:
         assert worst is not None
         agreed = [o for o in m.fidelity.outputs if o.top1_agreement is not None]
         if agreed:
-            said.append(f"top-1 the same in {agreed[0].top1_agreement:.0%}")
+            said.append(_same_class(agreed[0].top1_agreement))
         else:
             value, figure = worst.likeness
             said.append(f"{figure} {value:.3f} to the dense model")
         said[-1] += f" of {m.fidelity.data}" if agreed else f", on {m.fidelity.data}"
     text = "; ".join(said)
     return f"{text[:1].upper()}{text[1:]}."
+
+
+def _same_class(share: float | None) -> str:
+    return f"top-1 the same in {words.share(share or 0.0)}"
 
 
 def speed(m: Manifest) -> tuple[float, str] | None:
@@ -251,7 +255,7 @@ def _loss_card(m: Manifest) -> Card:
     if low is not None:
         lines.append(f"worst {loss_text(1 - low)}" + (f" ({worst.worst})" if worst.worst else ""))
     agreed = [o for o in m.fidelity.outputs if o.top1_agreement is not None]
-    lines += [f"top-1 the same in {agreed[0].top1_agreement:.0%}"] if agreed else []
+    lines += [_same_class(agreed[0].top1_agreement)] if agreed else []
     lines.append(f"on {m.fidelity.data}")
     return Card("Loss", loss_text(1 - value), tuple(lines))
 

@@ -89,8 +89,11 @@ def holds_classes(name: str, array: Array) -> bool:
 
 
 def top1_agreement(a: Array, b: Array) -> float:
-    """Share of samples whose largest class is the same in both [B, classes] arrays."""
-    return float((a.argmax(axis=-1) == b.argmax(axis=-1)).mean())
+    """Share of samples whose largest class is the same in both [B, classes] arrays; what is not
+    finite is no answer."""
+    first, second = (np.where(np.isfinite(x), x, -np.inf) for x in (a, b))
+    answered = np.isfinite(second).any(axis=-1)
+    return float(((first.argmax(axis=-1) == second.argmax(axis=-1)) & answered).mean())
 
 
 def jaccard(a: Array, b: Array) -> Array:

@@ -14,6 +14,7 @@ Of report.html, report.md and the lines that the build prints (tests/oracles/rep
 | predicted latencies, the curve | the formula of docs/planner.md on a profile in closed form |
 | loss of the plan that was taken | outputs on the images that were planned with |
 | plots | places of points, lines, labels, tips through the axes' ticks |
+| pictures | whose they are: the sample whose values go with their pixels most |
 | losses of other plans | table, plot and manifest agree; which is beaten (their models are gone) |
 | bounds for polygraphy | tests/acceptance/test_polygraphy.py |
 | the command | typed again, elsewhere: the same model, byte by byte |

@@ -112,6 +112,18 @@ def test_a_closed_pipe_is_quiet() -> None:
         check=False,
     )
     assert shell.stderr == ""
+    # 1 would be a bound that was missed, or our fault.
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as gone:
+        process = subprocess.run(
+            [sys.executable, "-m", "tcompile", "targets", "--json"],
+            stdout=gone,
+            stderr=subprocess.PIPE,
+            cwd=ROOT,
+            check=False,
+        )
+    assert (process.returncode, process.stderr) == (128 + 13, b"")
 
 
 def test_targets_and_methods(tcompile: Command) -> None:

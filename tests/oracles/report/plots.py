@@ -68,6 +68,9 @@ def chart_checks(
         yield check(
             "chart: labels of plans", str([t for t, _ in front.labels if t not in names]), "[]"
         )
+        yield check(
+            "chart: labels beside plans", _astray(front, list(map(_name, drawn))), "none astray"
+        )
         beyond = "; ".join(_tip(p) for p in known if p not in drawn)
         text = f"Beyond the top: {beyond}." if beyond else ""
         rest = text if not beyond or text in page.text else "not there"
@@ -91,6 +94,23 @@ def chart_checks(
         yield check("chart: tips of counts", str(tips), str([f"{k} tokens" for k in chosen]))
         others = [t for t, _ in latency.labels if t not in map(str, chosen)]
         yield check("chart: labels of counts", str(others), "[]")
+        yield check(
+            "chart: labels beside counts", _astray(latency, list(map(str, chosen))), "none astray"
+        )
+
+
+def _astray(chart: Chart, names: Sequence[str]) -> str:
+    """Labels that are not beside the mark they are of; a mark each of `names`, in their order."""
+    places = [(name, at) for name, (_, at) in zip(names, chart.marks, strict=True)]
+
+    def beside(text: str, at: Point) -> bool:
+        near = (
+            [abs(at[i] - p[i]) / chart.pixel[i] for i in (0, 1)] for t, p in places if t == text
+        )
+        return any(across < 120 and up < 230 for across, up in near)
+
+    wrong = [text for text, at in chart.labels if text in names and not beside(text, at)]
+    return ", ".join(wrong) or "none astray"
 
 
 def _tip(p: Mapping[str, Any]) -> str:

@@ -22,6 +22,7 @@ class Report:
     def __init__(self, given: Given) -> None:
         self.evidence, self.printed = Evidence(given), given.printed
         html = (given.artifact / "report.html").read_text("utf-8")
+        self.pictures = fidelity.pictures(html, self.evidence)
         self.html = re.sub(r"base64,[A-Za-z0-9+/=]+", "base64,", html)  # pictures are no figures
         self.markdown = (given.artifact / "report.md").read_text("utf-8")
 
@@ -30,7 +31,7 @@ class Report:
     ) -> list[Check]:
         """All figures; of other texts than the artifact's, where these are given."""
         texts = (html, self.html), (markdown, self.markdown), (printed, self.printed)
-        read = Reading(*(own if other is None else other for other, own in texts))
+        read = Reading(*(own if other is None else other for other, own in texts), self.pictures)
         parts = (
             work.work,
             work.tokens,

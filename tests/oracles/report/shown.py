@@ -45,9 +45,11 @@ def near(figure: str, shown: str, value: float, form: str, slack: float = 0.0) -
 
 
 class Reading:
-    """The texts of a report."""
+    """The texts of a report, and the names of the samples that its pictures are of, by the class of
+    each."""
 
-    def __init__(self, html: str, markdown: str, printed: str) -> None:
+    def __init__(self, html: str, markdown: str, printed: str, pictures: Mapping[str, str]) -> None:
+        self.pictures = pictures
         self.page, self.words, self.printed = Page(html), markdown, " ".join(printed.split())
         self.tables = markdown_tables(markdown)
         texts = (
@@ -68,6 +70,11 @@ class Reading:
         found = self.page.table(*head)
         assert found is not None
         return [("report.md", self.md(*head)), ("report.html", found)]
+
+
+def not_all(share: float, most: float) -> float:
+    """A share that is not called 100 % where it is less."""
+    return share if share == 1 else min(share, most)
 
 
 def after(text: str, pattern: str) -> str:

@@ -128,6 +128,8 @@ def test_bounds(folder: Path) -> None:
         ({"fail_under": [("top2", 1)]}, "there is no measure 'top2'"),
         ({"fail_under": [("error", 1)]}, "'error' is an error"),
         ({"fail_under": [("miou", 1)]}, "'miou' was not measured"),
+        ({"fail_under": [("top1", 95)]}, r"of 95 never holds \(of 95 %: top1=0\.95\)"),
+        ({"fail_drop": [("top1", 1)]}, r"of 1 always holds \(of 1 %: top1=0\.01\)"),
     ):
         with pytest.raises(UsageError, match=says):
             evaluate("out", "photos", **options)  # type: ignore[arg-type]

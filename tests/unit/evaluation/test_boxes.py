@@ -227,3 +227,15 @@ def test_what_cannot_be_used(tmp_path: Path, change: dict[str, Any], says: str) 
     truth = read_boxes(path)
     with pytest.raises(UsageError, match="has 5 classes, of which there are 2 or one more"):
         Boxes("logits", "boxes", truth, ("cat", "dog"), 5, RECORD, 2)
+
+
+@pytest.mark.parametrize("ids", [["a/0.png", "b/0.png"], ["0.png", "0.png"]])
+def test_two_images_of_one_entry(ids: list[str], tmp_path: Path) -> None:
+    document = scene(6)
+    logits, boxes = answers(document, 0.5, 1)
+    path = tmp_path / "b.json"
+    path.write_text(json.dumps(document), encoding="utf-8")
+    outputs = {"logits": logits, "boxes": boxes}
+    collector = Boxes("logits", "boxes", read_boxes(path), ("cat", "dog"), 3, RECORD, 2)
+    with pytest.raises(UsageError, match=f"{ids[0]} and {ids[1]} have the same entry, 0.png"):
+        collector.add(Batch(ids, [None] * 2, outputs, outputs))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tcompile.core.errors import UsageError
+from tcompile.core.errors import UsageError, VerificationError
 from tcompile.data.base import Label, Source
 from tcompile.evaluation.classes import Classes
 from tcompile.evaluation.collector import Batch, Collector
@@ -20,6 +20,7 @@ from tcompile.evaluation.findings import Damage, Measure, OutputFindings
 from tcompile.evaluation.kept import NEXT_FRAME, Overlaps
 from tcompile.evaluation.label_maps import LabelMaps
 from tcompile.evaluation.labels import ClassNumbers
+from tcompile.evaluation.result import Bound, fault, judged
 from tcompile.evaluation.worst import Worst
 from tcompile.evaluation.zero_shot import read_texts
 from tests.support.colours import RECORD
@@ -277,6 +278,48 @@ def test_a_map_that_is_constant_has_an_error_and_no_correlation() -> None:
     assert found.remarks == ("NaN, Inf or nothing to compare in 1 of 2 images",)
 
 
+def test_a_model_that_gives_nan_is_near_nothing_and_holds_no_bound(tmp_path: Path) -> None:
+    """What overflows in 16 bits must not look good by being left out, or by being class 0."""
+    dense, reduced = noisy((40, 6), 0.0)
+    reduced[:] = np.nan
+    labels = [i % 2 for i in range(40)]
+    found = measures(collect(Embeddings("x", 1, 0), dense, reduced, labels))
+    assert {n: m.reduced for n, m in found.items()} == dict.fromkeys(
+        ("cosine", "neighbours", "own", "knn", "recall1", "map"), 0
+    )
+    np.save(tmp_path / "texts.npy", np.eye(6, dtype=np.float32))
+    scores = read_texts(tmp_path / "texts.npy").scores()
+    assert np.isnan(scores(reduced)).all()
+    assert not np.isnan(scores(dense)).any()
+
+    dense, reduced = noisy((8, 3, 6), 0.1)
+    reduced[2:6] = np.nan
+    features = collect(Features("x", 1, 0, {}), dense, reduced)
+    dense, reduced = noisy((8, 1), 0.1)
+    reduced[2:6] = np.inf
+    numbers = collect(Numbers("x", 1, 0), dense, reduced)
+    assert measures(features)["cosine"].images == 8
+    assert measures(features)["cosine"].reduced < 0.51
+    assert numbers.remarks == ("NaN or Inf in 4 of 8 images",)
+    bounds = [Bound("error", 9, drop=True), Bound("absolute_error", 9, drop=True)]
+    for gate in judged(bounds, (features, numbers)):
+        assert not gate.passed
+        assert "4 images have NaN or Inf" in fault(gate)
+    reduced[:] = np.nan
+    with pytest.raises(VerificationError, match="cannot be told: 'x' has NaN or Inf in 8 images"):
+        judged(bounds[1:], [collect(Numbers("x", 1, 0), dense, reduced)])
+
+
+def test_what_is_lost_is_compared_as_it_is_written() -> None:
+    """19 of 20 are alike: 0.05 is lost, where 1 - 0.95 is a little more."""
+    dense = np.eye(2, dtype=np.float32)[[0] * 20]
+    reduced = np.eye(2, dtype=np.float32)[[0] * 19 + [1]]
+    found = [collect(Classes("x", (), None, 0), dense, reduced)]
+    bounds = [Bound("agreement", 0.05, drop=True), Bound("agreement", 0.95)]
+    assert [gate.passed for gate in judged(bounds, found)] == [True, True]
+    assert not judged([Bound("agreement", 0.0499, drop=True)], found)[0].passed
+
+
 def test_numbers() -> None:
     dense, reduced = noisy((9, 1), 0.3)
     found = collect(Numbers("x", 1, 0), dense, reduced)
@@ -347,6 +390,17 @@ def test_label_maps(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
     with pytest.raises(UsageError, match="one whole number a pixel"):
         collect(LabelMaps("x", tmp_path, RECORD, (), 3, 2, 0), dense, reduced)
+
+
+def test_where_no_score_is_finite_a_map_has_no_answer(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "0.png")
+    dense = np.zeros((1, 3, 8, 8), np.float32)
+    dense[:, 0] = 1
+    reduced = np.full_like(dense, np.nan)
+    collector = LabelMaps("x", tmp_path, RECORD, ("a", "b", "c"), 3, 2, 0)
+    found = measures(collect(collector, dense, reduced))
+    assert [found[n].reduced for n in ("miou", "pixel", "pixel_agreement")] == [0, 0, 0]
+    assert (found["miou"].dense, found["pixel"].dense) == (1, 1)
 
 
 def test_overlaps_with_other_runs_and_with_the_next_frame() -> None:

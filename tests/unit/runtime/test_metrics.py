@@ -62,6 +62,7 @@ def test_top1() -> None:
     a = np.array([[0.1, 0.9], [0.8, 0.2], [0.6, 0.4], [0.0, 1.0]])
     b = np.array([[0.4, 0.6], [0.1, 0.9], [0.9, 0.1], [0.2, 0.3]])
     assert top1_agreement(a, b) == 0.75
+    assert top1_agreement(a, np.full_like(b, np.nan)) == 0  # no answer, not class 0
 
 
 def test_jaccard_ignores_order_and_padding() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tcompile.artifact.manifest import OutputFidelity
-from tcompile.artifact.page import fidelity_notes, fidelity_table, fidelity_words
+from tcompile.artifact.page import fidelity_notes, fidelity_table, fidelity_words, share
 from tcompile.runtime.samples import Samples
 from tcompile.verify.fidelity import compare
 
@@ -156,3 +156,15 @@ def test_what_figures_rest_on_is_said(kind: str) -> None:
     head, _ = fidelity_table(found)
     assert head[:4] == ["output", "compared on", "correlation", "its worst"]
     assert "top-1 the same" not in head
+
+
+def test_nearly_all_is_not_all() -> None:
+    """One image of 1000 has another class: 100 % would be read as none."""
+    dense = np.eye(2, dtype=np.float32)[[0] * 1000]
+    reduced = np.eye(2, dtype=np.float32)[[0] * 999 + [1]]
+    samples = replace(IMAGES, arrays={"image": np.zeros((1000, 1))}, ids=())
+    (found,) = compare({"logits": dense}, {"logits": reduced}, samples).outputs
+    assert found.top1_agreement == 0.999
+    assert "top-1 99% the same" in fidelity_words(found)
+    assert share(0.9996, 1) == "99.9%"
+    assert (share(0.5), share(1.0), share(1.0, 1)) == ("50%", "100%", "100.0%")
