@@ -254,6 +254,8 @@ ELSEWHERE = {
     "build it with --min-batch 1, of an export with --batch dynamic or 1": "test_serving.py",
     "give their numbers, in labels.csv or a list with rows file,number; or do without, "
     "--no-labels": "tests/acceptance/cli/test_evaluate.py",
+    "a sample is (image, class); or do without, --no-labels": "tests/unit/api/test_evaluate.py",
+    "classes are counted from 0; --no-labels does without": "tests/unit/api/test_evaluate.py",
     "give it as --against": "tests/unit/api/test_verify.py, test_evaluate.py",
     "give the dense model as --against": "test_evaluate.py, test_view.py",
     "`tcompile demo -o DIR` writes the model; `tcompile build` takes --calibration": "test_demo.py",

@@ -279,6 +279,7 @@ def test_names_as_labels_of_arrays(folder: Path) -> None:
     says = r"label 3 of sample 2 is none of the classes 0 to 2 of .* \(classes are counted from 0"
     with pytest.raises(UsageError, match=says):
         evaluate("out", "x.npz")
+    assert evaluate("out", "x.npz", labels=False).labelled == 0
 
 
 def test_classes_that_are_several_numbers_are_refused(folder: Path) -> None:
