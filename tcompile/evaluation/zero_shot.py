@@ -37,7 +37,7 @@ class TextEmbeddings:
         embedding with NaN or Inf, or of zeros."""
 
         def scores(embeddings: Array) -> Array:
-            sound = np.isfinite(embeddings).all(axis=1) & embeddings.any(axis=1)
+            sound = np.asarray(np.isfinite(embeddings).all(axis=1) & embeddings.any(axis=1))
             return np.where(sound[:, None], _SCALE * normalized(embeddings) @ self.rows.T, np.nan)
 
         return scores

@@ -202,6 +202,7 @@ def test_its_first_screen_and_its_tables_in_a_browser(folder: Path, report: Repo
         shown: list[Any] = chromium.find_elements("css selector", ".card, .top .pic")
         assert len(shown) == 5
         assert max(each.rect["y"] + each.rect["height"] for each in shown) <= 800
+        assert browsers.pages_in_print(chromium) == 2
         for details in chromium.find_elements("css selector", "details"):
             chromium.execute_script("arguments[0].open = true", details)
         for dark in (False, True):
