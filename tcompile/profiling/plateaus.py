@@ -116,13 +116,18 @@ class StepEvidence:
     step: float
 
     @property
+    def busy(self) -> bool:
+        """Tell whether the machine was likely doing something else while it was measured."""
+        return self.spread > _BUSY
+
+    @property
     def why_none(self) -> str:
         """Return why no plateau can be told from noise; empty where one can."""
         if self.counts < 3:
             return f"measured at {self.counts} token counts, and three show a step at least"
         if self.spread < self.step:
             return ""
-        busy = ": measured on a busy machine?" if self.spread > _BUSY else ""
+        busy = ": measured on a busy machine?" if self.busy else ""
         return (
             f"spread {_percent(self.spread)} exceeds the largest step {_percent(self.step)}{busy}"
         )

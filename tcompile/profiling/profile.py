@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 from tcompile.core.decode import Count, Positive, decode, read_json
 from tcompile.core.errors import UsageError
 from tcompile.profiling.curve import Curve, Figure, StepCost, combined
-from tcompile.profiling.plateaus import step_evidence
+from tcompile.profiling.plateaus import StepEvidence, step_evidence
 from tcompile.targets.devices import ROUNDED, list_targets
 
 FORMAT, VERSION = "tcompile-profile", 1
@@ -104,7 +104,16 @@ class Profile:
         """
         if self.kind == "modelled":
             return ""  # A model has no noise: its steps are those of tiles.
-        return step_evidence([*self.halves.values(), *self.heads.values()]).why_none
+        return self._evidence.why_none
+
+    @property
+    def busy(self) -> bool:
+        """Tell whether it was measured, likely on a machine that did something else as well."""
+        return self.kind == "measured" and self._evidence.busy
+
+    @cached_property
+    def _evidence(self) -> StepEvidence:
+        return step_evidence([*self.halves.values(), *self.heads.values()])
 
     @property
     def claims_plateaus(self) -> bool:

@@ -36,9 +36,9 @@ def profile_for(
     """The profile that a request is planned by.
 
     A file, or `measure` or `model`, where the request says so. Otherwise what was measured before
-    under the same conditions; else, where there is a budget of latency or of what may be lost and
-    the target can be measured from here, a measurement (which is kept); else the model of the
-    device. A CPU's int8 and OpenVINO are always measured.
+    under the same conditions, on a machine that did nothing else; else, where there is a budget of
+    latency or of what may be lost and the target can be measured from here, a measurement (which is
+    kept); else the model of the device. A CPU's int8 and OpenVINO are always measured.
 
     Raises:
         UsageError: a file that is not a profile, or one of another precision; a target that cannot
@@ -57,7 +57,9 @@ def profile_for(
         exact = request.latency is not None or request.max_drop is not None
         exact = exact or not _has_roofline(target, precision)
         before = None if exact else _kept(profile_key(model, target, request, precision))
-        known = before is not None and all(m.key in before.reducers for m in methods)
+        # One of a busy machine is no better than the model: see `docs/planner.md`.
+        sound = before is not None and not before.busy
+        known = sound and all(m.key in before.reducers for m in methods)
         if exact or known:
             return measured(model, methods, target, request, say, precision=precision)
     return modelled(model, methods, target, request, precision, say)

@@ -18,7 +18,7 @@ from tcompile.planning.request import Request
 from tcompile.planning.solve import latencies
 from tcompile.planning.solve.latencies import dense_elsewhere, profile_for, profile_key
 from tcompile.profiling import measure, runtimes
-from tcompile.profiling.curve import Figure
+from tcompile.profiling.curve import Curve, Figure
 from tcompile.profiling.profile import MeasuredProfile, ModelledProfile, Profile
 from tcompile.targets import load_target
 from tests.support.planted import CONDITIONS, Planted, method, model
@@ -82,6 +82,26 @@ def test_what_has_to_be_exact_is_measured_and_kept(world: World, asked: dict[str
     assert world.ask("topk", keep=0.5) == first, "measured before: better than the model"
     assert world.measured == [["topk"]]
     assert world.ask("topk", profile="model", latency=5).kind == "modelled"
+
+
+def test_what_a_busy_machine_measured_is_not_taken_unasked(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def noisy(*given: Any, **more: Any) -> Profile:
+        made = world.measure(*given, **more)
+        curves = {
+            part: Curve(
+                tuple((n, replace(f, lower=0.8 * f.ms, upper=1.2 * f.ms)) for n, f in curve.points)
+            )
+            for part, curve in made.halves.items()
+        }
+        return replace(made, halves=curves)
+
+    monkeypatch.setattr(measure, "measure", noisy)
+    asked = world.ask("topk", latency=5)
+    assert asked.busy
+    assert world.ask("topk", latency=5) == asked, "asked for, it is"
+    assert world.ask("topk", keep=0.5).kind == "modelled"
 
 
 def test_a_method_that_lacks_is_measured_and_added(world: World) -> None:
