@@ -57,9 +57,9 @@ def profile_for(
         exact = request.latency is not None or request.max_drop is not None
         exact = exact or not _has_roofline(target, precision)
         before = None if exact else _kept(profile_key(model, target, request, precision))
-        # One of a busy machine is no better than the model: see `docs/planner.md`.
-        sound = before is not None and not before.busy
-        known = sound and all(m.key in before.reducers for m in methods)
+        if before is not None and before.busy:  # no better than the model
+            before = None
+        known = before is not None and all(m.key in before.reducers for m in methods)
         if exact or known:
             return measured(model, methods, target, request, say, precision=precision)
     return modelled(model, methods, target, request, precision, say)
