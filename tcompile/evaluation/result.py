@@ -35,6 +35,8 @@ INTERVALS = (
 )
 #: 1 − 0.95 is not 0.05 to a computer.
 _ROUNDING = 1e-9
+#: Share of the images that cannot be read, beyond which the others show nothing of all.
+_UNREADABLE = 0.1
 #: Which output a reader is told of first.
 _ORDER = ("classes", "boxes", "label map", "embedding", "features", "number")
 
@@ -73,8 +75,14 @@ class Evaluation:
 
     @property
     def passed(self) -> bool:
-        """Tell whether no bound was missed."""
-        return all(gate.passed for gate in self.gates)
+        """Tell whether no bound was missed; one that rests on too few of the images is."""
+        return all(gate.passed for gate in self.gates) and not (self.gates and self.too_few)
+
+    @property
+    def too_few(self) -> bool:
+        """Tell whether more than a tenth of the images could not be read."""
+        unread = len(self.unreadable)
+        return unread > _UNREADABLE * (self.images + unread)
 
     def measure(self, name: str, output: str | None = None) -> Measure:
         """A measure by its name, of an output or of the first that has it.
@@ -90,6 +98,12 @@ class Evaluation:
 
     def require(self) -> None:
         """Raise `VerificationError` with the first bound that is missed, if there is one."""
+        if self.gates and self.too_few:
+            unread = len(self.unreadable)
+            raise VerificationError(
+                f"no bound holds: {unread} of {self.images + unread} images could not be read",
+                where=self.data,
+            )
         for gate in self.gates:
             if not gate.passed:
                 raise VerificationError(fault(gate), where=self.artifact)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,15 @@ def test_images_that_cannot_be_read_are_listed(folder: Path) -> None:
     assert [(u.id, u.fault) for u in found.unreadable] == [
         ("red/torn.png", "is not an image that pillow can read")
     ]
+    assert found.passed
+    bounded = evaluate("out", "photos", fail_under=[("top1", 0.1)])
+    assert bounded.gates[0].passed
+    assert not bounded.passed  # on six of seven
+    with pytest.raises(VerificationError, match="no bound holds: 1 of 7 images could not be read"):
+        bounded.require()
+    for i in range(4):
+        shutil.copy("photos/red/0.png", f"photos/red/more{i}.png")
+    assert evaluate("out", "photos", fail_under=[("top1", 0.1)]).passed  # ten of eleven
     Path("torn").mkdir()
     Path("torn/a.png").write_bytes(b"no image")
     with pytest.raises(UsageError, match=r"a\.png: is not an image"):
